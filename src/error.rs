@@ -1,0 +1,382 @@
+//! The crate's one error type: a kind, what happened to whom, and the facts of the kind.
+#![forbid(unsafe_code)]
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::fmt;
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+
+/// The result of this crate's operations.
+///
+/// ```
+/// fn half(n: u32) -> multiprocess::Result<u32> {
+///     if n % 2 == 0 { Ok(n / 2) } else { Err(multiprocess::Error::other("odd")) }
+/// }
+/// assert_eq!(half(4)?, 2);
+/// # Ok::<(), multiprocess::Error>(())
+/// ```
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What kind of thing went wrong; match on it to decide what to do.
+///
+/// ```
+/// use multiprocess::{Error, ErrorKind};
+/// assert_eq!(Error::other("no luck").kind(), ErrorKind::Other);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The queue, pipe or pool was closed, or the other end is gone.
+    Closed,
+    /// A `try_put` found no room.
+    Full,
+    /// A `try_get` found nothing.
+    Empty,
+    /// The deadline passed first.
+    Timeout,
+    /// A `try_*` call would have had to wait.
+    WouldBlock,
+    /// The operation was cancelled.
+    Cancelled,
+    /// The function panicked; [`Error::panic`] tells where.
+    Panicked,
+    /// The process ended before its function returned; [`Error::exit_status`] tells how.
+    ProcessDied,
+    /// The last holder of a lock was killed.
+    OwnerDied,
+    /// A barrier was broken.
+    BrokenBarrier,
+    /// The other side did not prove that it knows the key.
+    Authentication,
+    /// A value could not be serialised.
+    Encode,
+    /// Bytes could not be turned back into a value.
+    Decode,
+    /// A process could not be started.
+    Spawn,
+    /// The operating system refused.
+    Io,
+    /// Neither `run`, `init` nor `test_support!` was called.
+    NotInitialized,
+    /// Anything else, and what user code makes with [`Error::other`].
+    Other,
+}
+
+/// Where and why a function panicked in another process.
+///
+/// ```
+/// # fn show(error: &multiprocess::Error) {
+/// if let Some(panic) = error.panic() {
+///     eprintln!("{} at {:?}", panic.message(), panic.location());
+/// }
+/// # }
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PanicInfo {
+    message: String,
+    location: Option<String>,
+    backtrace: String,
+}
+
+impl PanicInfo {
+    pub(crate) fn new(message: String, location: Option<String>, backtrace: String) -> Self {
+        Self { message, location, backtrace }
+    }
+
+    /// The panic's message, for `&str` and `String` payloads alike.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// `file:line:column`, where it is known.
+    pub fn location(&self) -> Option<&str> {
+        self.location.as_deref()
+    }
+
+    /// The stack at the panic. Symbols need debug information in the binary.
+    pub fn backtrace(&self) -> &str {
+        &self.backtrace
+    }
+}
+
+/// What went wrong, to whom, and what to do about it.
+///
+/// It is a serde value, so a function that runs in another process may return
+/// `mp::Result<T>`; its source chain then travels as text.
+///
+/// ```
+/// use multiprocess::Error;
+/// let error = Error::other(std::io::Error::other("disk on fire"));
+/// assert_eq!(error.to_string(), "disk on fire");
+/// ```
+pub struct Error(Box<Inner>);
+
+struct Inner {
+    kind: ErrorKind,
+    message: String,
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    panic: Option<PanicInfo>,
+    exit_status: Option<ExitStatus>,
+}
+
+impl Error {
+    pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self(Box::new(Inner { kind, message: message.into(), source: None, panic: None, exit_status: None }))
+    }
+
+    pub(crate) fn io(doing: impl fmt::Display, source: impl Into<std::io::Error>) -> Self {
+        let source = source.into();
+        Self::new(ErrorKind::Io, format!("{doing}: {source}")).with_source(source)
+    }
+
+    pub(crate) fn closed(what: &str) -> Self {
+        Self::new(ErrorKind::Closed, format!("the {what} is closed"))
+    }
+
+    pub(crate) fn with_source(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        self.0.source = Some(source.into());
+        self
+    }
+
+    pub(crate) fn with_panic(mut self, panic: PanicInfo) -> Self {
+        self.0.panic = Some(panic);
+        self
+    }
+
+    pub(crate) fn with_exit_status(mut self, status: Option<ExitStatus>) -> Self {
+        self.0.exit_status = status;
+        self
+    }
+
+    /// Wraps any error (or text) as kind `Other`.
+    ///
+    /// ```
+    /// let error = multiprocess::Error::other("the cat is on the keyboard");
+    /// assert_eq!(error.kind(), multiprocess::ErrorKind::Other);
+    /// ```
+    pub fn other(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        let error = error.into();
+        Self::new(ErrorKind::Other, error.to_string()).with_source(error)
+    }
+
+    /// What kind of thing went wrong.
+    pub fn kind(&self) -> ErrorKind {
+        self.0.kind
+    }
+
+    /// The panic, if the kind is `Panicked`.
+    pub fn panic(&self) -> Option<&PanicInfo> {
+        self.0.panic.as_ref()
+    }
+
+    /// How the process ended, if the kind is `ProcessDied` and the status is known.
+    pub fn exit_status(&self) -> Option<ExitStatus> {
+        self.0.exit_status
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.message)
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut debug = f.debug_struct("Error");
+        debug.field("kind", &self.0.kind).field("message", &self.0.message);
+        self.0.source.iter().for_each(|source| drop(debug.field("source", source)));
+        self.0.panic.iter().for_each(|panic| drop(debug.field("panic", panic)));
+        self.0.exit_status.iter().for_each(|status| drop(debug.field("exit_status", status)));
+        debug.finish()
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(self.0.source.as_deref()?)
+    }
+}
+
+impl From<std::io::Error> for Error {
+    fn from(error: std::io::Error) -> Self {
+        Self::new(ErrorKind::Io, error.to_string()).with_source(error)
+    }
+}
+
+/// An error's source chain as it looks after a journey: text.
+#[derive(Debug)]
+struct Told {
+    message: String,
+    source: Option<Box<Told>>,
+}
+
+impl Told {
+    fn chain(messages: Vec<String>) -> Option<Box<Self>> {
+        messages.into_iter().rev().fold(None, |source, message| Some(Box::new(Self { message, source })))
+    }
+}
+
+impl fmt::Display for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Told {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.as_deref().map(|told| told as _)
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Portable {
+    kind: ErrorKind,
+    message: String,
+    sources: Vec<String>,
+    panic: Option<PanicInfo>,
+    raw_status: Option<i32>,
+}
+
+impl Serialize for Error {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        let sources = std::iter::successors(std::error::Error::source(self), |error| error.source());
+        Portable {
+            kind: self.0.kind,
+            message: self.0.message.clone(),
+            sources: sources.map(|error| error.to_string()).collect(),
+            panic: self.0.panic.clone(),
+            raw_status: self.0.exit_status.map(ExitStatusExt::into_raw),
+        }
+        .serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Error {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        let told = Portable::deserialize(deserializer)?;
+        Ok(Self(Box::new(Inner {
+            kind: told.kind,
+            message: told.message,
+            source: Told::chain(told.sources).map(|told| told as _),
+            panic: told.panic,
+            exit_status: told.raw_status.map(ExitStatusExt::from_raw),
+        })))
+    }
+}
+
+macro_rules! returns_value {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        pub struct $name<T> {
+            error: Error,
+            value: T,
+        }
+
+        impl<T> $name<T> {
+            pub(crate) fn new(error: Error, value: T) -> Self {
+                Self { error, value }
+            }
+
+            /// What kind of thing went wrong.
+            pub fn kind(&self) -> ErrorKind {
+                self.error.kind()
+            }
+
+            /// The value that was not taken.
+            pub fn into_inner(self) -> T {
+                self.value
+            }
+
+            /// The error without the value.
+            pub fn into_error(self) -> Error {
+                self.error
+            }
+        }
+
+        impl<T> fmt::Debug for $name<T> {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.debug_struct(stringify!($name)).field("error", &self.error).finish_non_exhaustive()
+            }
+        }
+
+        impl<T> fmt::Display for $name<T> {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.error.fmt(f)
+            }
+        }
+
+        impl<T> std::error::Error for $name<T> {
+            fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+                std::error::Error::source(&self.error)
+            }
+        }
+
+        impl<T> From<$name<T>> for Error {
+            fn from(error: $name<T>) -> Self {
+                error.error
+            }
+        }
+    };
+}
+
+returns_value! {
+    /// A `put` that failed, with the value it did not take.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// let queue = multiprocess::Queue::unbounded()?;
+    /// queue.close();
+    /// let error = queue.put(5).await.unwrap_err();
+    /// assert_eq!(error.into_inner(), 5);
+    /// # multiprocess::Result::Ok(()) }).unwrap();
+    /// ```
+    PutError
+}
+returns_value! {
+    /// A `try_put` that failed, with the value it did not take.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// let queue = multiprocess::Queue::bounded(1)?;
+    /// queue.try_put("first".to_string())?;
+    /// let error = queue.try_put("second".to_string()).unwrap_err();
+    /// assert_eq!(error.kind(), multiprocess::ErrorKind::Full);
+    /// assert_eq!(error.into_inner(), "second");
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
+    TryPutError
+}
+returns_value! {
+    /// A `send` that failed, with the value it did not take.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// let (mut sender, receiver) = multiprocess::simplex::<String>()?;
+    /// drop(receiver);
+    /// let error = sender.send("hello".into()).await.unwrap_err();
+    /// assert_eq!(error.into_inner(), "hello");
+    /// # multiprocess::Result::Ok(()) }).unwrap();
+    /// ```
+    SendError
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::error::Error as _;
+
+    #[test]
+    fn an_error_that_travels_keeps_its_facts_and_its_source_chain_as_text() {
+        let inner = std::io::Error::other("inner");
+        let sent = Error::other(Error::io("outer", inner)).with_exit_status(Some(ExitStatus::from_raw(9)));
+        let bytes = rmp_serde::to_vec(&sent).unwrap();
+        let back: Error = rmp_serde::from_slice(&bytes).unwrap();
+        assert_eq!((back.kind(), back.to_string()), (ErrorKind::Other, "outer: inner".to_string()));
+        assert_eq!(back.exit_status().unwrap().signal(), Some(9));
+        let deepest = std::iter::successors(back.source(), |error| error.source()).last().unwrap();
+        assert_eq!(deepest.to_string(), "inner");
+    }
+}

@@ -1,0 +1,15 @@
+//! [eventfd(2)](https://man7.org/linux/man-pages/man2/eventfd.2.html): a doorbell that any holder of the descriptor can ring.
+
+use rustix::event::EventfdFlags;
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+pub(crate) fn create() -> io::Result<OwnedFd> {
+    Ok(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)
+}
+
+/// Makes a new edge for every epoll that watches `eventfd`, read or not.
+/// The counter cannot fill up: that takes 2^64 rings.
+pub(crate) fn ring(eventfd: BorrowedFd<'_>) {
+    let _ = rustix::io::retry_on_intr(|| rustix::io::write(eventfd, &1u64.to_ne_bytes()));
+}

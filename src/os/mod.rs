@@ -1,0 +1,9 @@
+//! One thin safe function per kernel service; errno in, `io::Error` out.
+//!
+//! `unsafe` lives here for calls that the safe wrappers of nix and rustix lack.
+
+pub(crate) mod eventfd;
+pub(crate) mod memfd;
+pub(crate) mod mmap;
+pub(crate) mod pidfd;
+pub(crate) mod socket;

@@ -1,0 +1,83 @@
+//! [unix(7)](https://man7.org/linux/man-pages/man7/unix.7.html) sockets that carry descriptors.
+//!
+//! Packets keep their borders, so a packet is sent whole or not at all, whoever dies. Through rustix: nix's
+//! `recvmsg` gives up on a truncated control message and so leaks the descriptors that did arrive.
+
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+/// What one packet can carry (SCM_MAX_FD).
+pub(crate) const MAX_FDS: usize = 253;
+
+/// Two connected packet sockets, close-on-exec.
+pub(crate) fn packet_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
+}
+
+/// How a call behaves when it would have to wait.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wait {
+    Yes,
+    No,
+}
+
+/// Sends one packet of at most [`MAX_FDS`] descriptors; never raises SIGPIPE.
+pub(crate) fn send(
+    socket: BorrowedFd<'_>,
+    bytes: &[IoSlice<'_>],
+    fds: &[BorrowedFd<'_>],
+    wait: Wait,
+) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let flags = SendFlags::NOSIGNAL | if wait == Wait::No { SendFlags::DONTWAIT } else { SendFlags::empty() };
+    rustix::io::retry_on_intr(|| rustix::net::sendmsg(socket, bytes, &mut control, flags))?;
+    Ok(())
+}
+
+/// One packet as it arrived.
+pub(crate) struct Packet {
+    /// Bytes received; 0 when the other end is gone.
+    pub(crate) len: usize,
+    pub(crate) fds: Vec<OwnedFd>,
+    /// Descriptors were dropped on the way, because this process is at its limit.
+    pub(crate) fds_lost: bool,
+    /// The packet was longer than the buffer.
+    pub(crate) bytes_lost: bool,
+}
+
+/// Receives one packet. Its descriptors are owned before anything else can fail.
+pub(crate) fn recv(socket: BorrowedFd<'_>, buffer: &mut [u8], wait: Wait) -> io::Result<Packet> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::CMSG_CLOEXEC | if wait == Wait::No { RecvFlags::DONTWAIT } else { RecvFlags::empty() };
+    let mut slices = [IoSliceMut::new(buffer)];
+    let message = rustix::io::retry_on_intr(|| rustix::net::recvmsg(socket, &mut slices, &mut control, flags))?;
+    let rights = control.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+        _ => None,
+    });
+    Ok(Packet {
+        len: message.bytes,
+        fds: rights.flatten().collect(),
+        fds_lost: message.flags.contains(ReturnFlags::CTRUNC),
+        bytes_lost: message.flags.contains(ReturnFlags::TRUNC),
+    })
+}
+
+/// Whether every holder of the other end has closed it or died.
+pub(crate) fn is_hung_up(socket: BorrowedFd<'_>) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut fds = [PollFd::new(&socket, PollFlags::empty())];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let found = rustix::io::retry_on_intr(|| poll(&mut fds, Some(&now)));
+    found.is_ok_and(|n| n > 0) && fds[0].revents().contains(PollFlags::HUP)
+}

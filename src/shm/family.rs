@@ -1,0 +1,260 @@
+//! The family: a root process and all its descendants, and who of them is alive.
+//!
+//! # State
+//! A table of [`SLOTS`] words in one sealed memfd, and [`BELLS`] eventfds; every member has them from its birth.
+//! A slot word is `epoch << 32 | pid`; pid 0 is a free slot. A member claims a slot when it first waits or locks;
+//! most children never do. `hints` is a bit set of what its bell was rung for.
+//!
+//! # Moves
+//! | from -> to | who | ordering | wakes |
+//! |---|---|---|---|
+//! | free(e) -> (e+1, pid) | the member | AcqRel CAS | - |
+//! | (e, pid) -> free(e) | the member at its exit, or who saw it die | AcqRel CAS | who buries a dead one rings every bell |
+//!
+//! # Invariants
+//! 1. A [`Member`] (slot, epoch) is alive only while the slot's word has that epoch and a pid.
+//! 2. Whoever buries a member rings all bells afterwards, so whoever waited for it looks again.
+//!
+//! # Death
+//! Killed with a claimed slot: the fork server (its parent) buries it within one wake-up; a waiter that looks
+//! at the owner itself may find out earlier ([`Family::is_alive`]). Killed at any move: a move is one CAS.
+//!
+//! # Cancel
+//! Nothing here waits.
+
+use crate::os::{eventfd, memfd, mmap::Map, pidfd};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering::*};
+
+/// Members that can wait or hold locks at the same time.
+pub(crate) const SLOTS: usize = 4096;
+/// Doorbells; slots beyond share by modulo, and a shared bell only means a spurious look.
+pub(crate) const BELLS: usize = 64;
+
+const WORDS: usize = 2;
+const LEN: usize = SLOTS * WORDS * 8;
+
+/// A process of the family, never confused with a later one in the same slot. Never 0.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Member {
+    pub(crate) slot: u16,
+    pub(crate) epoch: u32,
+}
+
+impl Member {
+    /// 48 bits, never 0.
+    pub(crate) fn to_bits(self) -> u64 {
+        u64::from(self.epoch) << 16 | u64::from(self.slot)
+    }
+
+    pub(crate) fn from_bits(bits: u64) -> Self {
+        Self { slot: bits as u16, epoch: (bits >> 16) as u32 }
+    }
+}
+
+/// The table and the bells.
+pub(crate) struct Family {
+    memory: OwnedFd,
+    map: Map,
+    bells: Vec<OwnedFd>,
+}
+
+static FAMILY: OnceLock<Family> = OnceLock::new();
+static SELF: AtomicU64 = AtomicU64::new(0);
+
+impl Family {
+    /// The family of this process; the root founds one at its first need.
+    pub(crate) fn get() -> io::Result<&'static Family> {
+        if let Some(family) = FAMILY.get() {
+            return Ok(family);
+        }
+        let founded = Self::found()?;
+        Ok(FAMILY.get_or_init(|| founded))
+    }
+
+    fn found() -> io::Result<Self> {
+        let memory = memfd::create("multiprocess-family", LEN as u64, false)?;
+        let bells = (0..BELLS).map(|_| eventfd::create()).collect::<io::Result<_>>()?;
+        Self::of(memory, bells)
+    }
+
+    fn of(memory: OwnedFd, bells: Vec<OwnedFd>) -> io::Result<Self> {
+        let map = Map::shared(memory.as_fd(), 0, LEN)?;
+        Ok(Self { memory, map, bells })
+    }
+
+    /// Joins the family whose [`Family::descriptors`] these are: once, at birth, before any other call.
+    pub(crate) fn join(mut descriptors: Vec<OwnedFd>) -> io::Result<()> {
+        let invalid = || io::Error::new(io::ErrorKind::InvalidData, "not the descriptors of a family");
+        if descriptors.len() != 1 + BELLS {
+            return Err(invalid());
+        }
+        let bells = descriptors.split_off(1);
+        let memory = descriptors.pop().ok_or_else(invalid)?;
+        if memfd::sealed_len(memory.as_fd()).is_none_or(|len| len < LEN as u64) {
+            return Err(invalid());
+        }
+        FAMILY.set(Self::of(memory, bells)?).map_err(|_| invalid())
+    }
+
+    /// What a new member that does not inherit by fork must be given.
+    pub(crate) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        std::iter::once(self.memory.as_fd()).chain(self.bells.iter().map(|bell| bell.as_fd()))
+    }
+
+    fn word(&self, slot: u16, index: usize) -> &AtomicU64 {
+        let at = (slot as usize % SLOTS) * WORDS + index;
+        // SAFETY: the map is LEN bytes long, page-aligned and lives as long as `self`; these words are only
+        // ever accessed as atomics, by every process.
+        unsafe { &*self.map.start().as_ptr().cast::<AtomicU64>().add(at) }
+    }
+
+    fn state(&self, slot: u16) -> &AtomicU64 {
+        self.word(slot, 0)
+    }
+
+    /// What the bell of `slot` was last rung for.
+    pub(crate) fn hints(&self, slot: u16) -> &AtomicU64 {
+        self.word(slot, 1)
+    }
+
+    pub(crate) fn bell(&self, slot: u16) -> BorrowedFd<'_> {
+        self.bells[slot as usize % BELLS].as_fd()
+    }
+
+    /// Who this process is; claims a slot the first time.
+    #[inline]
+    pub(crate) fn me(&self) -> io::Result<Member> {
+        match SELF.load(Acquire) {
+            0 => self.claim(),
+            bits => Ok(Member::from_bits(bits)),
+        }
+    }
+
+    #[cold]
+    fn claim(&self) -> io::Result<Member> {
+        let pid = std::process::id();
+        for slot in 0..SLOTS as u16 {
+            let word = self.state(slot);
+            let seen = word.load(Acquire);
+            if seen as u32 != 0 {
+                continue;
+            }
+            let epoch = ((seen >> 32) as u32).wrapping_add(1).max(1);
+            if word.compare_exchange(seen, u64::from(epoch) << 32 | u64::from(pid), AcqRel, Relaxed).is_err() {
+                continue;
+            }
+            let member = Member { slot, epoch };
+            return match SELF.compare_exchange(0, member.to_bits(), AcqRel, Acquire) {
+                Ok(_) => Ok(member),
+                Err(other) => {
+                    self.release(member, pid);
+                    Ok(Member::from_bits(other))
+                }
+            };
+        }
+        Err(io::Error::other(format!("more than {SLOTS} processes of one program wait at the same time")))
+    }
+
+    fn release(&self, member: Member, pid: u32) -> bool {
+        let claimed = u64::from(member.epoch) << 32 | u64::from(pid);
+        let free = u64::from(member.epoch) << 32;
+        self.state(member.slot).compare_exchange(claimed, free, AcqRel, Relaxed).is_ok()
+    }
+
+    /// Gives this process's slot back: the last thing before a regular exit. It must hold and wait for nothing.
+    pub(crate) fn leave() {
+        if let (Some(family), bits @ 1..) = (FAMILY.get(), SELF.swap(0, AcqRel)) {
+            family.release(Member::from_bits(bits), std::process::id());
+        }
+    }
+
+    /// Whether `member` still runs, as far as the table knows.
+    pub(crate) fn is_listed(&self, member: Member) -> bool {
+        let word = self.state(member.slot).load(Acquire);
+        (word >> 32) as u32 == member.epoch && word as u32 != 0
+    }
+
+    /// Whether `member` still runs, by asking the kernel; buries it if not.
+    #[cold]
+    pub(crate) fn is_alive(&self, member: Member) -> bool {
+        let word = self.state(member.slot).load(Acquire);
+        if (word >> 32) as u32 != member.epoch || word as u32 == 0 {
+            return false;
+        }
+        let gone = pidfd::is_gone(word as u32);
+        if gone && self.release(member, word as u32) {
+            self.ring_all();
+        }
+        !gone
+    }
+
+    /// Frees the slots of a process that has ended and makes everybody look again. Called by its parent.
+    pub(crate) fn bury(&self, pid: u32) {
+        let mut buried = false;
+        for slot in 0..SLOTS as u16 {
+            let word = self.state(slot).load(Acquire);
+            if word == 0 {
+                break; // Slots are claimed from the bottom: nobody ever was above a virgin one.
+            }
+            if word as u32 == pid {
+                buried |= self.release(Member { slot, epoch: (word >> 32) as u32 }, pid);
+            }
+        }
+        if buried {
+            self.ring_all();
+        }
+    }
+
+    /// The pids of all members that hold a slot.
+    pub(crate) fn pids(&self) -> Vec<u32> {
+        let words = (0..SLOTS as u16).map(|slot| self.state(slot).load(Acquire)).take_while(|word| *word != 0);
+        words.map(|word| word as u32).filter(|pid| *pid != 0).collect()
+    }
+
+    /// Rings `slot`'s bell for the events that `hint` stands for.
+    pub(crate) fn ring(&self, slot: u16, hint: u64) {
+        self.hints(slot).fetch_or(hint, AcqRel);
+        eventfd::ring(self.bell(slot));
+    }
+
+    /// Makes every member look at everything it waits for.
+    pub(crate) fn ring_all(&self) {
+        let slots = (0..SLOTS as u16).take_while(|slot| self.state(*slot).load(Acquire) != 0);
+        let highest = slots.inspect(|slot| drop(self.hints(*slot).fetch_or(u64::MAX, AcqRel))).count();
+        self.bells[..highest.min(BELLS)].iter().for_each(|bell| eventfd::ring(bell.as_fd()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_is_listed_until_it_leaves_or_is_buried_and_never_confused_with_its_successor() {
+        let family = Family::found().unwrap();
+        let put = |epoch: u64, pid: u64| family.state(0).store(epoch << 32 | pid, Release);
+        put(1, u64::from(std::process::id()));
+        let first = Member { slot: 0, epoch: 1 };
+        assert!(family.is_listed(first) && family.is_alive(first));
+        family.bury(std::process::id());
+        assert!(!family.is_listed(first) && !family.is_alive(first));
+        put(2, u64::from(std::process::id()));
+        assert!(!family.is_listed(first) && family.is_listed(Member { slot: 0, epoch: 2 }));
+        assert_eq!(family.hints(0).load(Acquire), u64::MAX);
+    }
+
+    #[test]
+    fn a_dead_pid_is_found_out_by_asking_the_kernel() {
+        let family = Family::found().unwrap();
+        let mut child = std::process::Command::new("/bin/true").spawn().unwrap();
+        let member = Member { slot: 0, epoch: 7 };
+        family.state(0).store(7 << 32 | u64::from(child.id()), Release);
+        child.wait().unwrap();
+        assert!(family.is_listed(member));
+        assert!(!family.is_alive(member));
+        assert!(!family.is_listed(member));
+    }
+}

@@ -1,0 +1,6 @@
+//! Memory that several processes see.
+//!
+//! `unsafe` lives here: a shared byte is reached only through atomics and copies, never by reference.
+
+pub(crate) mod family;
+pub(crate) mod view;

@@ -1,0 +1,177 @@
+//! Descriptors that ride along with a value.
+//!
+//! serde has no place for a descriptor, so encoding and decoding open a context on this thread; a handle's
+//! serde impl leaves its descriptors there and writes their index. Outside a context a handle refuses to be
+//! serialised. A value that fails to encode drops the context and with it everything attached.
+
+use serde::de::{DeserializeOwned, Error as _};
+use serde::ser::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::cell::RefCell;
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+/// A descriptor on its way: the sender's own, or one that it goes on using.
+#[derive(Clone)]
+pub(crate) enum Attachment {
+    Shared(Arc<OwnedFd>),
+}
+
+impl Attachment {
+    pub(crate) fn owned(fd: OwnedFd) -> Self {
+        Self::Shared(Arc::new(fd))
+    }
+}
+
+impl AsFd for Attachment {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        let Self::Shared(fd) = self;
+        fd.as_fd()
+    }
+}
+
+thread_local! {
+    static LEAVING: RefCell<Option<Vec<Attachment>>> = const { RefCell::new(None) };
+    static ARRIVED: RefCell<Option<Vec<Option<OwnedFd>>>> = const { RefCell::new(None) };
+}
+
+/// Runs `encode` and returns what the handles in it attached.
+pub(crate) fn collect<R>(encode: impl FnOnce() -> R) -> (R, Vec<Attachment>) {
+    let outer = LEAVING.replace(Some(Vec::new()));
+    let result = encode();
+    let attachments = LEAVING.replace(outer);
+    (result, attachments.unwrap_or_default())
+}
+
+/// Runs `decode` with these descriptors to take; what it does not take is closed.
+pub(crate) fn supply<R>(fds: Vec<OwnedFd>, decode: impl FnOnce() -> R) -> R {
+    let outer = ARRIVED.replace(Some(fds.into_iter().map(Some).collect()));
+    let result = decode();
+    ARRIVED.set(outer);
+    result
+}
+
+/// Attaches a descriptor to the value being encoded on this thread.
+pub(crate) fn leave<E: serde::ser::Error>(attachment: Attachment) -> Result<u32, E> {
+    LEAVING.with_borrow_mut(|leaving| {
+        let leaving = leaving.as_mut().ok_or_else(|| {
+            E::custom("a handle can only be serialised on its way to another process: as an argument, a result, or through a queue or pipe")
+        })?;
+        leaving.push(attachment);
+        Ok(leaving.len() as u32 - 1)
+    })
+}
+
+/// Takes a descriptor that arrived with the value being decoded on this thread.
+pub(crate) fn take<E: serde::de::Error>(index: u32) -> Result<OwnedFd, E> {
+    ARRIVED.with_borrow_mut(|arrived| {
+        let arrived = arrived.as_mut().ok_or_else(|| {
+            E::custom("a handle can only be deserialised as it arrives from another process of the same family")
+        })?;
+        let slot = arrived.get_mut(index as usize).ok_or_else(|| E::custom("no descriptor of this index arrived"))?;
+        slot.take().ok_or_else(|| E::custom("this descriptor was already taken"))
+    })
+}
+
+/// Lets anything made of one descriptor travel: `OwnedFd`, `File`, `TcpStream`, `UnixStream` and their like.
+///
+/// The receiver gets a descriptor of its own for the same open file. The sender's stays open until dropped;
+/// a value that is moved away (an argument, a `put`) drops it once it is sent. tokio's types travel as their
+/// std twins (`into_std`, `from_std`); both processes then share one file status, such as O_NONBLOCK.
+///
+/// ```
+/// use multiprocess::{self as mp, Fd, Process};
+/// use std::io::Read;
+///
+/// fn read(mut file: Fd<std::fs::File>) -> String {
+///     let mut text = String::new();
+///     file.read_to_string(&mut text).expect("readable");
+///     text
+/// }
+///
+/// fn main() -> mp::Result<()> {
+///     mp::run(async {
+///         let file = std::fs::File::open("/proc/self/comm")?;
+///         let mut child = Process::spawn(read, (Fd::new(file),))?;
+///         assert!(!child.join().await?.is_empty());
+///         Ok(())
+///     })
+/// }
+/// ```
+#[derive(Debug)]
+pub struct Fd<T>(T);
+
+impl<T> Fd<T> {
+    /// Wraps `inner` for its journey.
+    pub fn new(inner: T) -> Self {
+        Self(inner)
+    }
+
+    /// The wrapped value.
+    pub fn into_inner(self) -> T {
+        self.0
+    }
+}
+
+impl<T> From<T> for Fd<T> {
+    fn from(inner: T) -> Self {
+        Self(inner)
+    }
+}
+
+impl<T> std::ops::Deref for Fd<T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
+impl<T> std::ops::DerefMut for Fd<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.0
+    }
+}
+
+impl<T: AsFd> Serialize for Fd<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let copy = self
+            .0
+            .as_fd()
+            .try_clone_to_owned()
+            .map_err(|error| S::Error::custom(format_args!("a descriptor cannot be attached: {error}")))?;
+        leave::<S::Error>(Attachment::owned(copy))?.serialize(serializer)
+    }
+}
+
+impl<'de, T: From<OwnedFd>> Deserialize<'de> for Fd<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self(take::<D::Error>(u32::deserialize(deserializer)?)?.into()))
+    }
+}
+
+/// Serde for a handle made of `N` descriptors and some plain `facts`.
+pub(crate) fn serialize_handle<S: Serializer, F: Serialize>(
+    serializer: S,
+    attachments: impl IntoIterator<Item = Attachment>,
+    facts: F,
+) -> Result<S::Ok, S::Error> {
+    let indices = attachments.into_iter().map(leave::<S::Error>).collect::<Result<Vec<u32>, _>>()?;
+    (indices, facts).serialize(serializer)
+}
+
+/// The other half of [`serialize_handle`].
+pub(crate) fn deserialize_handle<'de, D: Deserializer<'de>, F: DeserializeOwned, const N: usize>(
+    deserializer: D,
+) -> Result<([OwnedFd; N], F), D::Error> {
+    let (indices, facts) = <(Vec<u32>, F)>::deserialize(deserializer)?;
+    let fds = indices.into_iter().map(take::<D::Error>).collect::<Result<Vec<OwnedFd>, _>>()?;
+    let fds = fds.try_into().map_err(|_| D::Error::custom("a handle of another kind"))?;
+    Ok((fds, facts))
+}
+
+impl fmt::Debug for Attachment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.as_fd().fmt(f)
+    }
+}

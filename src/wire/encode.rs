@@ -1,0 +1,138 @@
+//! MessagePack by rmp-serde, and byte payloads whole.
+//!
+//! serde walks a `Vec<u8>` byte by byte, so a message that *is* bytes (by its type) skips serde: its payload
+//! is copied once, straight from the value.
+
+use super::attach::{self, Attachment};
+use crate::error::{Error, ErrorKind, Result};
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::any::Any;
+use std::os::fd::OwnedFd;
+
+/// A value made ready to leave, which goes on borrowing its payload where that is plain bytes.
+pub(crate) struct Message {
+    encoded: Option<Vec<u8>>,
+    pub(crate) attachments: Vec<Attachment>,
+}
+
+/// A value as it arrived.
+pub(crate) struct Parcel {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) fds: Vec<OwnedFd>,
+}
+
+/// The payload of a value that is nothing but bytes.
+fn plain_bytes<T: 'static>(value: &T) -> Option<&[u8]> {
+    let value: &dyn Any = value;
+    if let Some(bytes) = value.downcast_ref::<Vec<u8>>() {
+        Some(bytes)
+    } else if let Some(bytes) = value.downcast_ref::<Bytes>() {
+        Some(bytes)
+    } else if let Some(bytes) = value.downcast_ref::<Box<[u8]>>() {
+        Some(bytes)
+    } else if let Some((bytes,)) = value.downcast_ref::<(Vec<u8>,)>() {
+        Some(bytes)
+    } else if let Some((bytes,)) = value.downcast_ref::<(Bytes,)>() {
+        Some(bytes)
+    } else {
+        None
+    }
+}
+
+/// Makes a `T` of a payload that [`plain_bytes`] wrote, or gives the payload back.
+fn from_plain_bytes<T: 'static>(bytes: Vec<u8>) -> Result<T, Vec<u8>> {
+    fn fill<T: 'static, B: 'static>(bytes: Vec<u8>, make: impl FnOnce(Vec<u8>) -> B) -> Result<T, Vec<u8>> {
+        let mut made = Some(make(bytes));
+        // The two types are one, as `from_plain_bytes` has checked.
+        (&mut made as &mut dyn Any).downcast_mut::<Option<T>>().and_then(Option::take).ok_or_else(Vec::new)
+    }
+    let wanted = std::any::TypeId::of::<T>();
+    let is = |other| wanted == other;
+    if is(std::any::TypeId::of::<Vec<u8>>()) {
+        fill(bytes, |bytes| bytes)
+    } else if is(std::any::TypeId::of::<Bytes>()) {
+        fill(bytes, Bytes::from)
+    } else if is(std::any::TypeId::of::<Box<[u8]>>()) {
+        fill(bytes, Vec::into_boxed_slice)
+    } else if is(std::any::TypeId::of::<(Vec<u8>,)>()) {
+        fill(bytes, |bytes| (bytes,))
+    } else if is(std::any::TypeId::of::<(Bytes,)>()) {
+        fill(bytes, |bytes| (Bytes::from(bytes),))
+    } else {
+        Err(bytes)
+    }
+}
+
+/// Encodes `value`. An error attaches nothing and leaks nothing.
+pub(crate) fn encode<T: Serialize + 'static>(value: &T) -> Result<Message> {
+    if plain_bytes(value).is_some() {
+        return Ok(Message { encoded: None, attachments: Vec::new() });
+    }
+    let (result, attachments) = attach::collect(|| rmp_serde::to_vec(value));
+    let encoded = result.map_err(|error| {
+        let what = std::any::type_name::<T>();
+        Error::new(ErrorKind::Encode, format!("cannot serialise {what}: {error}")).with_source(error)
+    })?;
+    Ok(Message { encoded: Some(encoded), attachments })
+}
+
+impl Message {
+    /// The bytes to send: those encoded, or those of `value`, which must be the value that was encoded.
+    pub(crate) fn payload<'a, T: 'static>(&'a self, value: &'a T) -> &'a [u8] {
+        match &self.encoded {
+            Some(encoded) => encoded,
+            None => plain_bytes(value).unwrap_or_default(),
+        }
+    }
+}
+
+/// The reverse of [`encode`]. Descriptors that `T` does not take are closed.
+pub(crate) fn decode<T: DeserializeOwned + 'static>(parcel: Parcel) -> Result<T> {
+    let Parcel { bytes, fds } = parcel;
+    let bytes = match from_plain_bytes(bytes) {
+        Ok(value) => return Ok(value),
+        Err(bytes) => bytes,
+    };
+    attach::supply(fds, || decode_slice(&bytes))
+}
+
+fn decode_slice<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
+    let failed = |why: String| {
+        let what = std::any::type_name::<T>();
+        Error::new(ErrorKind::Decode, format!("cannot read the message as {what}: {why}"))
+    };
+    let mut reader = rmp_serde::Deserializer::from_read_ref(bytes);
+    let value =
+        serde::Deserialize::deserialize(&mut reader).map_err(|error| failed(error.to_string()).with_source(error))?;
+    Ok(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn round_trip<T: Serialize + DeserializeOwned + 'static>(value: T) -> T {
+        let message = encode(&value).unwrap();
+        decode(Parcel { bytes: message.payload(&value).to_vec(), fds: Vec::new() }).unwrap()
+    }
+
+    #[test]
+    fn byte_payloads_skip_serde_and_come_back() {
+        let bytes: Vec<u8> = (0..=255).collect();
+        assert!(encode(&bytes).unwrap().encoded.is_none());
+        assert_eq!(round_trip(bytes.clone()), bytes);
+        assert_eq!(round_trip(Bytes::from(bytes.clone())), bytes);
+        assert_eq!(round_trip(bytes.clone().into_boxed_slice())[..], bytes);
+        assert_eq!(round_trip((bytes.clone(),)).0, bytes);
+        assert_eq!(round_trip((7u8, bytes.clone())), (7, bytes));
+    }
+
+    #[test]
+    fn a_handle_outside_a_message_refuses() {
+        let (fd, _) = crate::os::socket::packet_pair().unwrap();
+        let error = rmp_serde::to_vec(&super::super::Fd::new(fd)).unwrap_err();
+        assert!(error.to_string().contains("on its way to another process"));
+    }
+}

@@ -1,0 +1,120 @@
+//! One message over a packet socket, whatever its size and number of descriptors.
+//!
+//! Small ones are inline; large ones ride as a sealed memfd; more descriptors than one packet carries follow
+//! in further packets. Everything is sent in order, and the last packet completes the message.
+
+use super::Parcel;
+use crate::os::socket::{self, MAX_FDS, Wait};
+use crate::os::{memfd, mmap};
+use crate::shm::view;
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// From here on a memfd costs less than the socket's copies.
+pub(crate) const INLINE: usize = 16 << 10;
+
+const HEADER: usize = 16;
+
+struct Header {
+    len: u64,
+    fds: u32,
+    in_memfd: bool,
+}
+
+impl Header {
+    fn to_bytes(&self) -> [u8; HEADER] {
+        let mut bytes = [0; HEADER];
+        bytes[..8].copy_from_slice(&self.len.to_le_bytes());
+        bytes[8..12].copy_from_slice(&self.fds.to_le_bytes());
+        bytes[12] = self.in_memfd.into();
+        bytes
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        Some(Self {
+            len: u64::from_le_bytes(bytes.get(..8)?.try_into().ok()?),
+            fds: u32::from_le_bytes(bytes.get(8..12)?.try_into().ok()?),
+            in_memfd: *bytes.get(12)? != 0,
+        })
+    }
+}
+
+/// Sends one message made of `parts`.
+pub(crate) fn send(to: BorrowedFd<'_>, parts: &[&[u8]], fds: &[BorrowedFd<'_>], wait: Wait) -> io::Result<()> {
+    let len: usize = parts.iter().map(|part| part.len()).sum();
+    let memory = if len > INLINE { Some(in_memfd(parts, len)?) } else { None };
+    let all: Vec<BorrowedFd<'_>> = memory.iter().map(|fd| fd.as_fd()).chain(fds.iter().copied()).collect();
+    let header = Header { len: len as u64, fds: all.len() as u32, in_memfd: memory.is_some() }.to_bytes();
+    let mut slices = vec![IoSlice::new(&header)];
+    if memory.is_none() {
+        slices.extend(parts.iter().map(|part| IoSlice::new(part)));
+    }
+    let (first, rest) = all.split_at(all.len().min(MAX_FDS));
+    socket::send(to, &slices, first, wait)?;
+    rest.chunks(MAX_FDS).try_for_each(|chunk| socket::send(to, &[IoSlice::new(&[0])], chunk, wait))
+}
+
+fn in_memfd(parts: &[&[u8]], len: usize) -> io::Result<OwnedFd> {
+    let fd = memfd::create("multiprocess-message", len as u64, false)?;
+    let map = mmap::Map::shared(fd.as_fd(), 0, len)?;
+    let mut at = 0;
+    for part in parts {
+        view::copy_in(&map, at, part);
+        at += part.len();
+    }
+    Ok(fd)
+}
+
+/// Receives one message, or `None` when the other end is gone.
+pub(crate) fn recv(from: BorrowedFd<'_>, wait: Wait) -> io::Result<Option<Parcel>> {
+    let mut buffer = vec![0; HEADER + INLINE];
+    let packet = socket::recv(from, &mut buffer, wait)?;
+    if packet.len == 0 {
+        return Ok(None);
+    }
+    let torn = |why: &str| io::Error::new(io::ErrorKind::InvalidData, why.to_string());
+    let header = Header::from_bytes(&buffer[..packet.len]).ok_or_else(|| torn("a packet without a header"))?;
+    let (mut fds, mut lost) = (packet.fds, packet.fds_lost);
+    let mut expected = (header.fds as usize).saturating_sub(MAX_FDS);
+    while expected > 0 {
+        let more = socket::recv(from, &mut [0], wait)?;
+        if more.len == 0 {
+            return Err(torn("the sender died in the middle of its descriptors"));
+        }
+        lost |= more.fds_lost;
+        fds.extend(more.fds);
+        expected = expected.saturating_sub(MAX_FDS);
+    }
+    if lost || fds.len() != header.fds as usize {
+        return Err(too_many_fds(header.fds as usize, fds.len()));
+    }
+    let bytes = if header.in_memfd {
+        if fds.is_empty() {
+            return Err(torn("a large message without its memory"));
+        }
+        out_of_memfd(fds.remove(0), header.len)?
+    } else {
+        buffer.truncate(packet.len);
+        buffer.drain(..HEADER);
+        buffer
+    };
+    if bytes.len() as u64 != header.len {
+        return Err(torn("a message of another length than it says"));
+    }
+    Ok(Some(Parcel { bytes, fds }))
+}
+
+/// The error of a receiver at its descriptor limit.
+pub(crate) fn too_many_fds(sent: usize, arrived: usize) -> io::Error {
+    io::Error::other(format!(
+        "{sent} descriptors were sent, {arrived} fit: this process is at its descriptor limit (RLIMIT_NOFILE)"
+    ))
+}
+
+fn out_of_memfd(fd: OwnedFd, len: u64) -> io::Result<Vec<u8>> {
+    if memfd::sealed_len(fd.as_fd()).is_none_or(|actual| actual < len) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "a large message whose memory is too small"));
+    }
+    let map = mmap::Map::shared(fd.as_fd(), 0, len as usize)?;
+    Ok(view::copy_out(&map, 0, len as usize))
+}

@@ -1,0 +1,10 @@
+//! Values <-> bytes, and what rides along with them.
+#![forbid(unsafe_code)]
+
+pub(crate) mod attach;
+mod encode;
+pub(crate) mod frame;
+
+pub(crate) use attach::Attachment;
+pub use attach::Fd;
+pub(crate) use encode::{Message, Parcel, decode, encode};
