@@ -1,5 +1,5 @@
 //! Twin of 'Daemon Processes (Background Tasks)' in 'What is multiprocessing?'.
-//! 
+//!
 //! A daemon is not waited for: it ends when the main process does, in the middle of whatever it does.
 
 use multiprocess::{self as mp, Process};

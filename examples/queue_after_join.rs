@@ -1,5 +1,5 @@
 //! Twin of 'Using Queue' in 'Python multiprocessing Package'.
-//! 
+//!
 //! The queue lives in memory that both share, so the message outlives the process that put it.
 
 use multiprocess::{self as mp, Process, Queue};
