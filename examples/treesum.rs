@@ -25,6 +25,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 
 const USAGE: &str = "\
 usage: treesum [-j N] [-q] [--] DIR..
@@ -59,18 +60,19 @@ fn main() -> ExitCode {
 
 async fn treesum(options: Options) -> mp::Result<ExitCode> {
     let pool = Pool::builder().workers(options.workers).initializer(leave_ctrl_c_to_the_parent, ()).build()?;
-    let progress = Progress::new(options.quiet);
+    let (news, found) = walk(options.roots);
+    let progress = Progress::new(options.quiet, found);
     let mut digests = Vec::new();
     let mut busy = Duration::ZERO;
 
-    // The walk runs ahead of the sums, so the progress soon knows how much there is. Three batches per
-    // worker keep it busy while answers are on their way.
-    let answers = walk(options.roots)
-        .filter_map(|found| ready(progress.take_in(found)))
+    // Three batches per worker keep it busy while answers are on their way.
+    let answers = news
+        .filter_map(|batch| ready(batch.map_err(|(path, error)| progress.complain(&path, error)).ok()))
         .map(async |batch| (pool.apply(sum_files, (batch.paths.clone(),)).retries(1).await, batch))
         .buffer_unordered(3 * options.workers);
     let mut answers = std::pin::pin!(answers);
     let mut tick = tokio::time::interval(progress.period());
+    tick.tick().await; // the first comes at once, when there is nothing to show
     loop {
         let (answer, batch) = tokio::select! {
             answer = answers.next() => match answer {
@@ -157,27 +159,43 @@ struct Batch {
     bytes: u64,
 }
 
-type Found = Result<Batch, (OsString, io::Error)>;
+type News = Result<Batch, (OsString, io::Error)>;
+
+#[derive(Clone, Copy, Default)]
+struct Count {
+    files: u64,
+    bytes: u64,
+}
+
+impl Count {
+    /// To open a file costs about as much as to sum this many bytes.
+    fn work(self) -> u64 {
+        self.bytes + self.files * (16 << 10)
+    }
+}
 
 /// Every regular file below `roots`, in batches that grow with what was found so far: the first ones are
 /// small so that all workers start at once, later ones large enough to make dispatch cheap.
-fn walk(roots: Vec<PathBuf>) -> impl Stream<Item = Found> {
-    let (news, found) = unbounded();
-    let mut walker = Walker { news, batch: Batch::default(), files: 0, bytes: 0 };
+///
+/// The walk runs ahead of whoever takes the batches, and the count with it: so the time left is soon known.
+fn walk(roots: Vec<PathBuf>) -> (impl Stream<Item = News>, watch::Receiver<Count>) {
+    let (news, batches) = unbounded();
+    let (count, found) = watch::channel(Count::default());
+    let mut walker = Walker { news, count, batch: Batch::default(), found: Count::default() };
     // Not `spawn_blocking`: the runtime waits for those when it ends, and a dead file server may take forever.
     thread::spawn(move || {
         if roots.into_iter().all(|root| walker.root(root)) {
             walker.flush();
         }
     });
-    found
+    (batches, found)
 }
 
 struct Walker {
-    news: UnboundedSender<Found>,
+    news: UnboundedSender<News>,
+    count: watch::Sender<Count>,
     batch: Batch,
-    files: u64,
-    bytes: u64,
+    found: Count,
 }
 
 /// Each move says whether somebody still listens.
@@ -194,12 +212,12 @@ impl Walker {
     fn tree(&mut self, root: PathBuf) -> bool {
         let mut directories = vec![root];
         while let Some(directory) = directories.pop() {
-            let entries = match fs::read_dir(&directory) {
-                Ok(entries) => entries,
-                Err(error) if self.complain(directory, error) => continue,
-                Err(_) => return false,
+            // A directory that cannot be opened counts as one that holds this error.
+            let (entries, unopened) = match fs::read_dir(&directory) {
+                Ok(entries) => (Some(entries), None),
+                Err(error) => (None, Some(Err(error))),
             };
-            for entry in entries {
+            for entry in entries.into_iter().flatten().chain(unopened) {
                 let goes_on = match entry.and_then(|entry| Ok((entry.path(), entry.metadata()?))) {
                     Ok((path, metadata)) if metadata.is_file() => self.file(path, metadata.len()),
                     Ok((path, metadata)) if metadata.is_dir() => {
@@ -220,15 +238,16 @@ impl Walker {
     fn file(&mut self, path: PathBuf, bytes: u64) -> bool {
         self.batch.paths.push(path.into());
         self.batch.bytes += bytes;
-        self.files += 1;
-        self.bytes += bytes;
-        let full = self.batch.paths.len() as u64 >= (self.files / 32).clamp(1, 256)
-            || self.batch.bytes >= (self.bytes / 32).clamp(64 << 10, 4 << 20);
+        self.found.files += 1;
+        self.found.bytes += bytes;
+        let full = self.batch.paths.len() as u64 >= (self.found.files / 32).clamp(1, 256)
+            || self.batch.bytes >= (self.found.bytes / 32).clamp(64 << 10, 4 << 20);
         !full || self.flush()
     }
 
     fn flush(&mut self) -> bool {
         let batch = std::mem::take(&mut self.batch);
+        self.count.send_replace(self.found);
         batch.paths.is_empty() || self.news.unbounded_send(Ok(batch)).is_ok()
     }
 
@@ -244,36 +263,19 @@ struct Progress {
     bar: ProgressBar,
     quiet: bool,
     started: Instant,
-    found: Cell<Count>,
+    found: watch::Receiver<Count>,
     done: Cell<Count>,
     failures: Cell<u64>,
 }
 
-#[derive(Clone, Copy, Default)]
-struct Count {
-    files: u64,
-    bytes: u64,
-}
-
-impl Count {
-    fn plus(self, batch: &Batch) -> Self {
-        Self { files: self.files + batch.paths.len() as u64, bytes: self.bytes + batch.bytes }
-    }
-
-    /// To open a file costs about as much as to sum this many bytes.
-    fn work(self) -> u64 {
-        self.bytes + self.files * (16 << 10)
-    }
-}
-
 impl Progress {
-    fn new(quiet: bool) -> Self {
+    fn new(quiet: bool, found: watch::Receiver<Count>) -> Self {
         let target = if quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
         let bar = ProgressBar::with_draw_target(Some(0), target);
-        if let Ok(style) = ProgressStyle::with_template("{bar:24} {wide_msg}") {
+        if let Ok(style) = ProgressStyle::with_template("{bar:12} {wide_msg}") {
             bar.set_style(style);
         }
-        let (found, done, failures) = Default::default();
+        let (done, failures) = Default::default();
         Self { bar, quiet, started: Instant::now(), found, done, failures }
     }
 
@@ -281,21 +283,9 @@ impl Progress {
         if self.bar.is_hidden() { Duration::from_secs(2) } else { Duration::from_millis(100) }
     }
 
-    fn take_in(&self, found: Found) -> Option<Batch> {
-        match found {
-            Ok(batch) => {
-                self.found.set(self.found.get().plus(&batch));
-                Some(batch)
-            }
-            Err((path, error)) => {
-                self.complain(&path, error);
-                None
-            }
-        }
-    }
-
     fn done(&self, batch: &Batch) {
-        self.done.set(self.done.get().plus(batch));
+        let Count { files, bytes } = self.done.get();
+        self.done.set(Count { files: files + batch.paths.len() as u64, bytes: bytes + batch.bytes });
     }
 
     /// The path comes with its odd characters escaped, for the terminal's sake.
@@ -305,13 +295,14 @@ impl Progress {
     }
 
     fn show(&self) {
-        let (found, done, elapsed) = (self.found.get(), self.done.get(), self.started.elapsed());
+        let (found, done, elapsed) = (*self.found.borrow(), self.done.get(), self.started.elapsed());
         if self.quiet || done.files == 0 {
             return;
         }
         let share = done.work() as f64 / found.work() as f64;
+        let at_least = if self.found.has_changed().is_ok() { "at least " } else { "" };
         let text = format!(
-            "{} of {} files, {} of {}, {}/s, {} left",
+            "{}/{} files, {}/{}, {}/s, {at_least}{:#} left",
             HumanCount(done.files),
             HumanCount(found.files),
             HumanBytes(done.bytes),
