@@ -4,7 +4,10 @@
 
 pub(crate) mod epoll;
 pub(crate) mod eventfd;
+pub(crate) mod image;
 pub(crate) mod memfd;
 pub(crate) mod mmap;
 pub(crate) mod pidfd;
+pub(crate) mod signal;
 pub(crate) mod socket;
+pub(crate) mod spawn;
