@@ -7,10 +7,11 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-/// Longer than this is never worth it: it nears the price of the wake that it saves.
-const LONGEST_NS: u32 = 10_000;
-const SHORTEST_NS: u32 = 500;
-const FIRST_NS: u32 = 4_000;
+/// Longer than this is never worth it: it is the price of the wake that it saves. It is also long enough for a
+/// sleeping peer to wake up and answer, which is how two sleepers get into step again.
+const LONGEST_NS: u32 = 20_000;
+/// A shorter while is none.
+const SHORTEST_NS: u32 = 1_000;
 /// The part spent without letting other tasks run.
 const IN_PLACE: Duration = Duration::from_micros(2);
 /// Of so many waits that go straight to sleep, one tries whether looking pays again.
@@ -23,7 +24,7 @@ pub(super) struct Look {
 
 impl Default for Look {
     fn default() -> Self {
-        let window = if has_spare_cpu() { FIRST_NS } else { 0 };
+        let window = if has_spare_cpu() { LONGEST_NS } else { 0 };
         Self { window_ns: AtomicU32::new(window), skipped: AtomicU32::new(0) }
     }
 }
@@ -48,7 +49,7 @@ impl Look {
             if skipped % TRY_ONE_IN != TRY_ONE_IN - 1 || !has_spare_cpu() {
                 return None;
             }
-            window = 2 * SHORTEST_NS;
+            window = LONGEST_NS;
         }
         Some(Looking { started: Instant::now(), window: Duration::from_nanos(window.into()) })
     }
@@ -82,7 +83,8 @@ impl Look {
 
     pub(super) fn paid(&self, looking: &Looking) {
         let took = looking.started.elapsed().as_nanos().min(LONGEST_NS.into()) as u32;
-        let window = self.window_ns.load(Relaxed).max(4 * took).clamp(SHORTEST_NS, LONGEST_NS);
+        let faded = self.window_ns.load(Relaxed) / 16 * 15;
+        let window = faded.max(8 * took).clamp(2 * SHORTEST_NS, LONGEST_NS);
         self.window_ns.store(window, Relaxed);
     }
 }
@@ -93,7 +95,7 @@ mod tests {
 
     #[test]
     fn looking_that_never_pays_stops_and_is_tried_again_now_and_then() {
-        let look = Look { window_ns: AtomicU32::new(FIRST_NS), skipped: AtomicU32::new(0) };
+        let look = Look { window_ns: AtomicU32::new(LONGEST_NS), skipped: AtomicU32::new(0) };
         for _ in 0..8 {
             if let Some(looking) = look.begin() {
                 while !look.is_over(&looking) {}
