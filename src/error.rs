@@ -376,7 +376,7 @@ mod tests {
         let back: Error = rmp_serde::from_slice(&bytes).unwrap();
         assert_eq!((back.kind(), back.to_string()), (ErrorKind::Other, "outer: inner".to_string()));
         assert_eq!(back.exit_status().unwrap().signal(), Some(9));
-        let deepest = std::iter::successors(back.source(), |error| error.source()).last().unwrap();
+        let deepest = std::iter::successors(back.source(), |error| (*error).source()).last().unwrap();
         assert_eq!(deepest.to_string(), "inner");
     }
 }

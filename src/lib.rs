@@ -1,10 +1,24 @@
 //! Process-based parallelism for async Rust.
 #![allow(dead_code)]
 
+mod channel;
 mod error;
 mod os;
+mod process;
 mod shm;
+mod wait;
 mod wire;
 
+pub use channel::{Connection, JoinableQueue, Queue, QueueSink, QueueStream, Receiver, Sender, pipe, simplex};
 pub use error::{Error, ErrorKind, PanicInfo, PutError, Result, SendError, TryPutError};
+pub use process::{
+    Function, ParentProcess, Process, ProcessBuilder, ProcessInfo, StartMethod, Stdio, active_children, cpu_count,
+    current_process, init, parent_process, preload, run,
+};
 pub use wire::Fd;
+
+#[doc(hidden)]
+pub use process::private;
+
+#[cfg(test)]
+test_support!();

@@ -2,8 +2,12 @@
 //!
 //! `unsafe` lives here for calls that the safe wrappers of nix and rustix lack.
 
+pub(crate) mod epoll;
 pub(crate) mod eventfd;
+pub(crate) mod image;
 pub(crate) mod memfd;
 pub(crate) mod mmap;
 pub(crate) mod pidfd;
+pub(crate) mod signal;
 pub(crate) mod socket;
+pub(crate) mod spawn;

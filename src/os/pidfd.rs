@@ -1,8 +1,12 @@
 //! [pidfd_open(2)](https://man7.org/linux/man-pages/man2/pidfd_open.2.html): a process by descriptor, immune to pid reuse.
 
-use rustix::process::{Pid, PidfdFlags};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::time::Duration;
 
 pub(crate) fn open(pid: u32) -> io::Result<OwnedFd> {
     let pid = Pid::from_raw(pid as i32).ok_or(io::ErrorKind::InvalidInput)?;
@@ -11,7 +15,6 @@ pub(crate) fn open(pid: u32) -> io::Result<OwnedFd> {
 
 /// Whether the process has ended, reaped or not.
 pub(crate) fn has_exited(pidfd: BorrowedFd<'_>) -> bool {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
     let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
     rustix::io::retry_on_intr(|| poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))).is_ok_and(|n| n > 0)
 }
@@ -21,5 +24,53 @@ pub(crate) fn is_gone(pid: u32) -> bool {
     match open(pid) {
         Ok(pidfd) => has_exited(pidfd.as_fd()),
         Err(error) => error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()),
+    }
+}
+
+/// Blocks this thread until the process has ended, or been reaped too (newer kernels tell that), or `limit` passed.
+pub(crate) fn wait(pidfd: BorrowedFd<'_>, reaped: bool, limit: Option<Duration>) -> bool {
+    let mut fds = [PollFd::new(&pidfd, if reaped { PollFlags::empty() } else { PollFlags::IN })];
+    let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
+    rustix::io::retry_on_intr(|| poll(&mut fds, limit.as_ref())).is_ok_and(|n| n > 0)
+}
+
+/// Sends `signal`, never to another process that got the same pid. One that has ended is no error.
+pub(crate) fn signal(pidfd: BorrowedFd<'_>, signal: Signal) -> io::Result<()> {
+    match rustix::process::pidfd_send_signal(pidfd, signal) {
+        Err(rustix::io::Errno::SRCH) => Ok(()),
+        done => Ok(done?),
+    }
+}
+
+/// What the kernel knows about the exit of a process that is not our child.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Exit {
+    /// It runs, or nobody has reaped it yet.
+    NotReaped,
+    Known(ExitStatus),
+    /// This kernel does not tell (before 6.15).
+    Unknown,
+}
+
+/// [ioctl_pidfd(2)](https://man7.org/linux/man-pages/man2/PIDFD_GET_INFO.2const.html).
+pub(crate) fn exit(pidfd: BorrowedFd<'_>) -> Exit {
+    /// `struct pidfd_info`, first version.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Info {
+        mask: u64,
+        cgroup: u64,
+        ids: [u32; 11],
+        exit_code: i32,
+    }
+    const EXIT: u64 = 1 << 3;
+    const GET_INFO: libc::Ioctl = (3 << 30 | size_of::<Info>() << 16 | 0xff << 8 | 11) as libc::Ioctl;
+    let mut info = Info { mask: EXIT, ..Info::default() };
+    // SAFETY: the request's size field is that of `info`, so the kernel writes nothing beyond it.
+    let done = unsafe { libc::ioctl(pidfd.as_raw_fd(), GET_INFO, &raw mut info) };
+    match done {
+        0 if info.mask & EXIT != 0 => Exit::Known(ExitStatus::from_raw(info.exit_code)),
+        0 => Exit::NotReaped,
+        _ => Exit::Unknown,
     }
 }

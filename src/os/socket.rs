@@ -73,6 +73,12 @@ pub(crate) fn recv(socket: BorrowedFd<'_>, buffer: &mut [u8], wait: Wait) -> io:
     })
 }
 
+/// The bytes of the next packet, which stays where it is, without its descriptors.
+pub(crate) fn peek(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    Ok(rustix::io::retry_on_intr(|| rustix::net::recv(socket, &mut *buffer, flags))?.0)
+}
+
 /// Whether every holder of the other end has closed it or died.
 pub(crate) fn is_hung_up(socket: BorrowedFd<'_>) -> bool {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};

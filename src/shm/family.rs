@@ -164,10 +164,38 @@ impl Family {
         self.state(member.slot).compare_exchange(claimed, free, AcqRel, Relaxed).is_ok()
     }
 
-    /// Gives this process's slot back: the last thing before a regular exit. It must hold and wait for nothing.
+    /// Gives this process's slot back: the last thing before a regular exit. Whatever it still waited for or
+    /// held is then as after a death, so everybody looks again.
     pub(crate) fn leave() {
         if let (Some(family), bits @ 1..) = (FAMILY.get(), SELF.swap(0, AcqRel)) {
             family.release(Member::from_bits(bits), std::process::id());
+            family.ring_all();
+        }
+    }
+
+    /// Who this process is, if it ever had to be someone.
+    #[inline]
+    pub(crate) fn me_if_claimed(&self) -> Option<Member> {
+        match SELF.load(Acquire) {
+            0 => None,
+            bits => Some(Member::from_bits(bits)),
+        }
+    }
+
+    /// The epoch of `slot`, if somebody has it.
+    pub(crate) fn epoch_of(&self, slot: u16) -> Option<u32> {
+        let word = self.state(slot).load(Acquire);
+        (word as u32 != 0).then_some((word >> 32) as u32)
+    }
+
+    /// Rings these bells for the events that `hint` stands for.
+    pub(crate) fn ring_bells(&self, bells: u64, hint: u64) {
+        for bell in (0..BELLS as u16).filter(|bell| bells & 1 << bell != 0) {
+            let slots = (bell..SLOTS as u16).step_by(BELLS).take_while(|slot| self.state(*slot).load(Acquire) != 0);
+            for slot in slots {
+                self.hints(slot).fetch_or(hint, AcqRel);
+            }
+            eventfd::ring(self.bell(bell));
         }
     }
 
@@ -222,9 +250,12 @@ impl Family {
 
     /// Makes every member look at everything it waits for.
     pub(crate) fn ring_all(&self) {
-        let slots = (0..SLOTS as u16).take_while(|slot| self.state(*slot).load(Acquire) != 0);
-        let highest = slots.inspect(|slot| drop(self.hints(*slot).fetch_or(u64::MAX, AcqRel))).count();
-        self.bells[..highest.min(BELLS)].iter().for_each(|bell| eventfd::ring(bell.as_fd()));
+        let mut used = 0;
+        for slot in (0..SLOTS as u16).take_while(|slot| self.state(*slot).load(Acquire) != 0) {
+            self.hints(slot).fetch_or(u64::MAX, AcqRel);
+            used += 1;
+        }
+        self.bells[..used.min(BELLS)].iter().for_each(|bell| eventfd::ring(bell.as_fd()));
     }
 }
 

@@ -2,5 +2,7 @@
 //!
 //! `unsafe` lives here: a shared byte is reached only through atomics and copies, never by reference.
 
+pub(crate) mod atomic;
 pub(crate) mod family;
+pub(crate) mod region;
 pub(crate) mod view;

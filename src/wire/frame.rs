@@ -54,7 +54,8 @@ pub(crate) fn send(to: BorrowedFd<'_>, parts: &[&[u8]], fds: &[BorrowedFd<'_>], 
     rest.chunks(MAX_FDS).try_for_each(|chunk| socket::send(to, &[IoSlice::new(&[0])], chunk, wait))
 }
 
-fn in_memfd(parts: &[&[u8]], len: usize) -> io::Result<OwnedFd> {
+/// A payload as memory that travels by descriptor.
+pub(crate) fn in_memfd(parts: &[&[u8]], len: usize) -> io::Result<OwnedFd> {
     let fd = memfd::create("multiprocess-message", len as u64, false)?;
     let map = mmap::Map::shared(fd.as_fd(), 0, len)?;
     let mut at = 0;
@@ -111,7 +112,8 @@ pub(crate) fn too_many_fds(sent: usize, arrived: usize) -> io::Error {
     ))
 }
 
-fn out_of_memfd(fd: OwnedFd, len: u64) -> io::Result<Vec<u8>> {
+/// The reverse of [`in_memfd`].
+pub(crate) fn out_of_memfd(fd: OwnedFd, len: u64) -> io::Result<Vec<u8>> {
     if memfd::sealed_len(fd.as_fd()).is_none_or(|actual| actual < len) {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "a large message whose memory is too small"));
     }

@@ -1,0 +1,308 @@
+//! multiprocess: the crate whose benches these are, through its public face only.
+//! The caller is a current-thread runtime, as in `limits`; in the `_run` variants
+//! it is the multi-thread runtime that `multiprocess::run` would build.
+
+use bytes::Bytes;
+use futures::TryStreamExt;
+use mpbench::cli::{Metrics, case, serve};
+use mpbench::stats::{FirstToLast, latency, per_second, quantile};
+use mpbench::work::{burn, increment, increment_total, stamp, touch, with_heap};
+use mpbench::{size, stats, sys};
+use multiprocess::{Connection, ErrorKind, Pool, Process, Queue, StartMethod, pipe};
+use serde::{Serialize, de::DeserializeOwned};
+use std::collections::BTreeSet;
+use std::fmt::Debug;
+use std::ops::{Deref, Range};
+use std::time::{Duration, Instant};
+use tokio::runtime::{Builder, Runtime};
+
+type Message = [u64; 8];
+
+const CAPACITY: usize = 4096;
+const LARGE_CAPACITY: usize = 4;
+/// Runs of W5, and maps of W3 and W3b: the median counts.
+const RUNS: usize = 5;
+const MAPS: usize = 11;
+
+fn block_on<F: Future>(future: F) -> F::Output {
+    build(Builder::new_current_thread()).block_on(future)
+}
+
+fn block_on_run<F: Future>(future: F) -> F::Output {
+    build(Builder::new_multi_thread()).block_on(future)
+}
+
+fn build(mut builder: Builder) -> Runtime {
+    builder.enable_all().build().unwrap()
+}
+
+fn with_rate(samples: &[Duration]) -> Metrics {
+    let mut metrics = latency(samples);
+    metrics.push(("per_s", per_second(samples.len(), samples.iter().sum())));
+    metrics
+}
+
+// W1
+
+fn noop() {}
+
+fn fork_server() -> Process<()> {
+    Process::builder().start_method(StartMethod::ForkServer).spawn(noop, ()).unwrap()
+}
+
+fn spawn() -> Process<()> {
+    Process::builder().start_method(StartMethod::Spawn).spawn(noop, ()).unwrap()
+}
+
+/// Awaits the result and then the exit, whichever of them `join` stands for.
+async fn finish(mut child: Process<()>) {
+    child.join().await.unwrap();
+    assert!(child.wait().await.unwrap().success());
+}
+
+async fn spawn_join(start: fn() -> Process<()>) -> Metrics {
+    for _ in 0..size::SPAWN_SEQUENTIAL / 10 {
+        finish(start()).await;
+    }
+    let mut us = Vec::new();
+    for _ in 0..size::SPAWN_SEQUENTIAL {
+        let at = Instant::now();
+        finish(start()).await;
+        us.push(at.elapsed().as_secs_f64() * 1e6);
+    }
+    let at = Instant::now();
+    let children: Vec<_> = (0..size::SPAWN_BURST).map(|_| start()).collect();
+    for child in children {
+        finish(child).await;
+    }
+    let burst = at.elapsed().as_secs_f64() * 1e6 / size::SPAWN_BURST as f64;
+    vec![("seq_p50_us", quantile(&us, 0.5)), ("seq_p99_us", quantile(&us, 0.99)), ("burst_us", burst)]
+}
+
+// W2, W3, W3b, W4, W12, W13
+
+/// Blocks its worker, so that the others get the next of these.
+fn hold(milliseconds: u64) -> u32 {
+    std::thread::sleep(Duration::from_millis(milliseconds));
+    std::process::id()
+}
+
+/// A pool of which every worker has run a task, and their pids.
+async fn warm_pool(workers: usize) -> (Pool, Vec<i32>) {
+    let (pool, mut pids) = (Pool::new(workers).unwrap(), BTreeSet::new());
+    while pids.len() < workers {
+        pids.extend(pool.map(hold, vec![50; workers]).chunksize(1).await.unwrap());
+    }
+    (pool, pids.into_iter().map(|pid| pid as i32).collect())
+}
+
+async fn pool_call() -> Metrics {
+    let (pool, _) = warm_pool(size::WORKERS).await;
+    let (warm_up, mut samples) = (size::CALLS / 10, Vec::new());
+    for i in 0..(warm_up + size::CALLS) as i64 {
+        let start = Instant::now();
+        assert_eq!(pool.apply(increment, (i,)).await.unwrap(), i + 1);
+        samples.push(start.elapsed());
+    }
+    with_rate(&samples[warm_up..])
+}
+
+fn inputs() -> impl Iterator<Item = i64> + Send + 'static {
+    (0..size::MAP_TASKS as i64).map(std::hint::black_box)
+}
+
+async fn maps(map: impl AsyncFn(&Pool) -> i64) -> Metrics {
+    let ((pool, _), mut rates) = (warm_pool(size::WORKERS).await, Vec::new());
+    for _ in 0..MAPS {
+        let start = Instant::now();
+        let total = map(&pool).await;
+        rates.push(per_second(size::MAP_TASKS, start.elapsed()));
+        assert_eq!(total, increment_total(size::MAP_TASKS));
+    }
+    vec![("tasks_per_s", quantile(&rates, 0.5))]
+}
+
+/// Automatic with a chunk size of 0.
+async fn map(chunk: usize) -> Metrics {
+    maps(async |pool| pool.map(increment, inputs()).chunksize(chunk).await.unwrap().into_iter().sum()).await
+}
+
+async fn stream(chunk: usize) -> Metrics {
+    let add = async |total, result| Ok(total + result);
+    maps(async |pool| pool.imap_unordered(increment, inputs()).chunksize(chunk).try_fold(0, add).await.unwrap()).await
+}
+
+async fn cpu_bound(chunk: usize) -> Metrics {
+    let (pool, _) = warm_pool(size::WORKERS).await;
+    let (serial, ()) = stats::timed(|| (0..size::CPU_TASKS).for_each(|_| _ = burn(size::CPU_STEPS)));
+    let start = Instant::now();
+    let results = pool.map(burn, [size::CPU_STEPS; size::CPU_TASKS]).chunksize(chunk).await.unwrap();
+    let parallel = start.elapsed();
+    assert_eq!(results, [burn(size::CPU_STEPS); size::CPU_TASKS]);
+    vec![
+        ("task_ms", serial.as_secs_f64() * 1e3 / size::CPU_TASKS as f64),
+        ("speedup", serial.as_secs_f64() / parallel.as_secs_f64()),
+    ]
+}
+
+async fn idle_workers() -> Metrics {
+    let (_pool, workers) = warm_pool(size::IDLE_WORKERS).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    sys::idle_memory(&workers)
+}
+
+fn say_pid_and_sleep(pids: Queue<u32>) {
+    pids.blocking_put(std::process::id()).unwrap();
+    std::thread::sleep(Duration::from_secs(30));
+}
+
+async fn killed_worker() -> Metrics {
+    let (pool, _) = warm_pool(size::WORKERS).await;
+    let pids = Queue::unbounded().unwrap();
+    let task = pool.apply_async(say_pid_and_sleep, (pids.clone(),));
+    let pid = pids.get().await.unwrap();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let start = Instant::now();
+    sys::kill(pid as i32);
+    assert_eq!(task.await.unwrap_err().kind(), ErrorKind::ProcessDied);
+    let error_ms = start.elapsed().as_secs_f64() * 1e3;
+    assert_eq!(pool.apply(increment, (1,)).await.unwrap(), 2);
+    vec![("error_ms", error_ms), ("next_task_ms", start.elapsed().as_secs_f64() * 1e3)]
+}
+
+// W5, W6
+
+async fn produce_small(queue: Queue<Message>, numbers: Range<u64>) {
+    for n in numbers {
+        queue.put([n; 8]).await.unwrap();
+    }
+}
+
+fn bounded() -> Queue<Message> {
+    Queue::bounded(CAPACITY).unwrap()
+}
+
+fn unbounded() -> Queue<Message> {
+    Queue::unbounded().unwrap()
+}
+
+async fn small(queue: fn() -> Queue<Message>, producers: u64) -> Metrics {
+    let mut rates = Vec::new();
+    for _ in 0..RUNS {
+        rates.push(small_rate(queue(), producers).await);
+    }
+    vec![("msgs_per_s", quantile(&rates, 0.5))]
+}
+
+async fn small_rate(queue: Queue<Message>, producers: u64) -> f64 {
+    let messages = size::SMALL_MESSAGES as u64;
+    let share = messages / producers;
+    let start = |p| Process::spawn(produce_small, (queue.clone(), p * share..(p + 1) * share)).unwrap();
+    let children: Vec<_> = (0..producers).map(start).collect();
+    let (mut clock, mut total) = (FirstToLast::new(), 0);
+    for _ in 0..messages {
+        total += queue.get().await.unwrap()[0];
+        clock.message();
+    }
+    let rate = clock.per_second();
+    assert_eq!(total, messages * (messages - 1) / 2);
+    for child in children {
+        finish(child).await;
+    }
+    rate
+}
+
+trait Large: From<Vec<u8>> + Deref<Target = [u8]> + Serialize + DeserializeOwned + Debug + Send + Sync + 'static {}
+impl Large for Bytes {}
+impl Large for Vec<u8> {}
+
+/// A queue takes its messages, so each is made anew: less work than a copy of a stamped one.
+async fn produce_large<T: Large>(queue: Queue<T>) {
+    for n in 0..size::LARGE_MESSAGES {
+        let mut message = vec![7; size::LARGE_MESSAGE];
+        stamp(&mut message, n as u64);
+        queue.put(message.into()).await.unwrap();
+    }
+}
+
+async fn large<T: Large>() -> Metrics {
+    let queue = Queue::<T>::bounded(LARGE_CAPACITY).unwrap();
+    let child = Process::spawn(produce_large::<T>, (queue.clone(),)).unwrap();
+    let (mut clock, mut total) = (FirstToLast::new(), 0);
+    for _ in 0..size::LARGE_MESSAGES {
+        total += touch(&queue.get().await.unwrap());
+        clock.message();
+    }
+    let rate = clock.per_second() * (size::LARGE_MESSAGE as f64 / (1 << 20) as f64);
+    let pages = (size::LARGE_MESSAGE / 4096 * 7) as u64;
+    assert_eq!(total, (0..size::LARGE_MESSAGES as u64).map(|n| n + pages).sum::<u64>());
+    finish(child).await;
+    vec![("mib_per_s", rate)]
+}
+
+// W7
+
+/// Returns the CPU time of its process, which need not be a child of the caller's.
+async fn echo(mut connection: Connection<Message, Message>, rounds: usize) -> Duration {
+    for _ in 0..rounds {
+        let [n, ..] = connection.recv().await.unwrap();
+        connection.send([n + 1; 8]).await.unwrap();
+    }
+    sys::own_cpu_time()
+}
+
+async fn pingpong() -> Metrics {
+    let (mut connection, theirs) = pipe::<Message, Message>().unwrap();
+    let rounds = stats::round_trips();
+    let mut child = Process::spawn(echo, (theirs, rounds)).unwrap();
+    let mut samples = Vec::with_capacity(rounds);
+    for n in 0..rounds as u64 {
+        if let Some(pause) = stats::pause() {
+            tokio::time::sleep(pause).await;
+        }
+        let start = Instant::now();
+        connection.send([n; 8]).await.unwrap();
+        assert_eq!(connection.recv().await.unwrap(), [n + 1; 8]);
+        samples.push(start.elapsed());
+    }
+    let cpu = child.join().await.unwrap() + sys::own_cpu_time();
+    let mut metrics = with_rate(&samples[rounds / 10..]);
+    metrics.push(("cpu_us", cpu.as_secs_f64() * 1e6 / rounds as f64));
+    metrics
+}
+
+fn main() {
+    const P: u64 = size::PRODUCERS as u64;
+    multiprocess::init();
+    serve(
+        &[
+            case("W1", "forkserver", || block_on(spawn_join(fork_server))),
+            case("W1", "forkserver_run", || block_on_run(spawn_join(fork_server))),
+            case("W1", "spawn", || block_on(spawn_join(spawn))),
+            case("W1h", "forkserver", || with_heap(|| block_on(spawn_join(fork_server)))),
+            case("W1h", "spawn", || with_heap(|| block_on(spawn_join(spawn)))),
+            case("W2", "pool", || block_on(pool_call())),
+            case("W2", "pool_run", || block_on_run(pool_call())),
+            case("W3", "chunk_default", || block_on(map(0))),
+            case("W3", "chunk_1", || block_on(map(1))),
+            case("W3b", "chunk_default", || block_on(stream(0))),
+            case("W3b", "chunk_1", || block_on(stream(1))),
+            case("W4", "chunk_default", || block_on(cpu_bound(0))),
+            case("W4", "chunk_1", || block_on(cpu_bound(1))),
+            case("W5", "bounded", || block_on(small(bounded, 1))),
+            case("W5", "unbounded", || block_on(small(unbounded, 1))),
+            case("W5", "bounded_run", || block_on_run(small(bounded, 1))),
+            case("W5x4", "bounded", || block_on(small(bounded, P))),
+            case("W5x4", "unbounded", || block_on(small(unbounded, P))),
+            case("W6", "bytes", || block_on(large::<Bytes>())),
+            case("W6", "vec", || block_on(large::<Vec<u8>>())),
+            case("W7", "pipe", || block_on(pingpong())),
+            case("W7", "pipe_run", || block_on_run(pingpong())),
+            case("W7s", "pipe", || stats::paused(|| block_on(pingpong()))),
+            case("W7s", "pipe_run", || stats::paused(|| block_on_run(pingpong()))),
+            case("W12", "pool", || block_on(idle_workers())),
+            case("W13", "pool", || block_on(killed_worker())),
+        ],
+        &[],
+    );
+}

@@ -1,0 +1,138 @@
+//! The short lock around one side of a ring, which outlives its holder.
+//!
+//! # State
+//! One word: 0 is free, else the [`Member`] that holds it (48 bits) and `CONTENDED` (the top bit).
+//!
+//! # Moves
+//! | from -> to | who | ordering | wakes |
+//! |---|---|---|---|
+//! | 0 -> me | a taker | Acquire CAS | - |
+//! | M -> M with CONTENDED | a taker that will sleep | AcqRel | - |
+//! | dead M -> me, CONTENDED kept | a taker that finds M dead | Acquire CAS | - |
+//! | me -> 0 | the holder | Release swap | if CONTENDED, all that wait on this side |
+//!
+//! # Invariants
+//! 1. What a latch guards is whole after each single store, so a latch taken from the dead guards whole data.
+//! 2. A holder never waits: it holds the latch for a copy and a few stores.
+//!
+//! # Death
+//! | killed | survivors see | repaired by |
+//! |---|---|---|
+//! | holding | a word of an unlisted member | the next taker: it takes the latch over |
+//! | between the swap and the wake | a free latch, sleepers not woken | its burial rings every bell |
+//!
+//! # Cancel
+//! A holder has no await point; a taker that is dropped while it waits leaves CONTENDED behind: one wake too many.
+
+use crate::shm::atomic::AtomicU64;
+use crate::shm::family::Member;
+use std::sync::atomic::Ordering::*;
+
+const CONTENDED: u64 = 1 << 63;
+const SPINS: u32 = 100;
+
+#[derive(Clone, Copy)]
+pub(super) struct Latch<'a>(pub(super) &'a AtomicU64);
+
+/// How a latch was taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Taken {
+    Free,
+    /// Its holder died; what it was about may be half done, each store whole.
+    FromTheDead,
+}
+
+/// What a taker can find out about a holder.
+pub(super) trait Lives {
+    /// By the table: a few loads.
+    fn is_listed(&self, member: Member) -> bool;
+    /// By the kernel: a few system calls.
+    fn is_alive(&self, member: Member) -> bool;
+}
+
+impl Latch<'_> {
+    #[inline]
+    pub(super) fn try_take(self, me: Member, lives: &impl Lives) -> Option<Taken> {
+        match self.0.compare_exchange(0, me.to_bits(), Acquire, Relaxed) {
+            Ok(_) => Some(Taken::Free),
+            Err(_) => self.try_take_held(me, lives),
+        }
+    }
+
+    #[cold]
+    fn try_take_held(self, me: Member, lives: &impl Lives) -> Option<Taken> {
+        for _ in 0..SPINS {
+            std::hint::spin_loop();
+            let seen = self.0.load(Relaxed);
+            if seen & !CONTENDED != 0 {
+                continue;
+            }
+            if self.0.compare_exchange(seen, me.to_bits() | seen, Acquire, Relaxed).is_ok() {
+                return Some(Taken::Free);
+            }
+        }
+        let seen = self.0.load(Relaxed);
+        let holder = Member::from_bits(seen & !CONTENDED);
+        if seen & !CONTENDED == 0 || (lives.is_listed(holder) && (holder == me || lives.is_alive(holder))) {
+            return None;
+        }
+        let mine = me.to_bits() | seen & CONTENDED;
+        self.0.compare_exchange(seen, mine, Acquire, Relaxed).is_ok().then_some(Taken::FromTheDead)
+    }
+
+    /// Asks the holder for a wake; false if there is no holder any more.
+    pub(super) fn contend(self) -> bool {
+        let held = |seen: u64| (seen & !CONTENDED != 0).then_some(seen | CONTENDED);
+        self.0.fetch_update(AcqRel, Relaxed, held).is_ok()
+    }
+
+    /// Lets go; true if somebody asked for a wake.
+    #[must_use]
+    #[inline]
+    pub(super) fn release(self) -> bool {
+        self.0.swap(0, Release) & CONTENDED != 0
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    struct Dead(Vec<u16>);
+
+    impl Lives for Dead {
+        fn is_listed(&self, member: Member) -> bool {
+            self.is_alive(member)
+        }
+        fn is_alive(&self, member: Member) -> bool {
+            !self.0.contains(&member.slot)
+        }
+    }
+
+    const A: Member = Member { slot: 1, epoch: 1 };
+    const B: Member = Member { slot: 2, epoch: 1 };
+
+    #[test]
+    fn a_latch_is_held_by_one_and_a_contender_gets_a_wake() {
+        let word = AtomicU64::new(0);
+        let latch = Latch(&word);
+        let nobody = Dead(vec![]);
+        assert!(!latch.contend());
+        assert_eq!(latch.try_take(A, &nobody), Some(Taken::Free));
+        assert_eq!(latch.try_take(B, &nobody), None);
+        assert!(latch.contend());
+        assert!(latch.release());
+        assert_eq!(latch.try_take(B, &nobody), Some(Taken::Free));
+        assert!(!latch.release());
+    }
+
+    #[test]
+    fn death_holding_the_next_taker_takes_over_and_keeps_the_promise_of_a_wake() {
+        let word = AtomicU64::new(0);
+        let latch = Latch(&word);
+        assert_eq!(latch.try_take(A, &Dead(vec![])), Some(Taken::Free));
+        assert!(latch.contend());
+        assert_eq!(latch.try_take(B, &Dead(vec![1])), Some(Taken::FromTheDead));
+        assert!(latch.release());
+    }
+}

@@ -1,0 +1,432 @@
+//! A ring joined with those who wait for it, and with the socket that its descriptors take.
+//!
+//! # State
+//! The ring's region; two lines (and a third for `join`); a packet socket per direction. A joinable queue also
+//! has `HOLDERS`: pairs of a [`Member`] and how many items it took and has not called `task_done` for.
+//!
+//! # Moves
+//! | move | then |
+//! |---|---|
+//! | push done | the longest waiting taker is notified |
+//! | pop done | the longest waiting putter is notified |
+//! | side found busy | the holder is asked for a wake, then as if full or empty |
+//! | closed | everybody is notified |
+//! | descriptors sent ahead under a number, then the push | - |
+//!
+//! # Invariants
+//! 1. Descriptors are sent under the put latch, so their order in the socket is that of their records.
+//! 2. A taker takes exactly the packets of its record's number; lower numbers are orphans of the dead.
+//!
+//! # Death
+//! | killed | survivors see |
+//! |---|---|
+//! | between the descriptors and the push | orphans in the socket, dropped by the next taker of descriptors |
+//! | between taking descriptors and the pop | a record without descriptors: an error for the next taker, once |
+//! | between the pop and `task_done` | a holder that is not listed: its items count as done |
+//!
+//! # Cancel
+//! A dropped put has not put, a dropped get has not taken; neither has an await point after its commit.
+
+use super::ring::{Asked, Pop, Push, Ring, word};
+use crate::error::{Error, ErrorKind, Result};
+use crate::os::socket::{self, MAX_FDS, Wait};
+use crate::shm::atomic::AtomicU64;
+use crate::shm::family::Member;
+use crate::wait::{Hangup, Line, until, until_blocking};
+use crate::wire::{self, Attachment, Message, Parcel};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::*;
+use std::time::{Duration, Instant};
+
+const HOLDERS: usize = 64;
+
+pub(super) struct Link {
+    ring: Ring,
+    room: Arc<Line>,
+    items: Arc<Line>,
+    joined: Arc<Line>,
+    tx: Arc<OwnedFd>,
+    rx: Arc<OwnedFd>,
+    /// For a pipe: hangs up when the other end is gone.
+    hangup: Option<Arc<Hangup>>,
+    is_joinable: bool,
+    what: &'static str,
+}
+
+/// Why a put, or a try of one, took nothing.
+pub(super) type Refused<T> = (Error, T);
+
+impl Link {
+    pub(super) fn new(
+        ring: Ring,
+        (tx, rx): (Arc<OwnedFd>, Arc<OwnedFd>),
+        hangup: Option<Arc<Hangup>>,
+        is_joinable: bool,
+        what: &'static str,
+    ) -> io::Result<Arc<Self>> {
+        let line = |first| Line::new(ring.region().clone(), first, hangup.clone());
+        let (room, items, joined) = (line(word::ROOM)?, line(word::ITEMS)?, line(word::JOINED)?);
+        Ok(Arc::new(Self { ring, room, items, joined, tx, rx, hangup, is_joinable, what }))
+    }
+
+    pub(super) fn lines(&self) -> [&Arc<Line>; 2] {
+        [&self.room, &self.items]
+    }
+
+    pub(super) fn ring(&self) -> &Ring {
+        &self.ring
+    }
+
+    /// The descriptors that make this link up elsewhere: its memory and its sockets.
+    pub(super) fn attachments(&self) -> [Attachment; 3] {
+        [self.ring.region().fd(), &self.tx, &self.rx].map(|fd| Attachment::Shared(fd.clone()))
+    }
+
+    pub(super) fn is_joinable(&self) -> bool {
+        self.is_joinable
+    }
+
+    fn closed(&self) -> Error {
+        match self.hangup {
+            None => Error::new(ErrorKind::Closed, format!("the {} is closed", self.what)),
+            Some(_) => Error::new(ErrorKind::Closed, format!("the other end of the {} is gone", self.what)),
+        }
+    }
+
+    fn failed(&self, doing: &str, error: io::Error) -> Error {
+        let kind = match error.kind() {
+            io::ErrorKind::InvalidInput => ErrorKind::Encode,
+            io::ErrorKind::InvalidData => ErrorKind::Decode,
+            _ => ErrorKind::Io,
+        };
+        Error::new(kind, format!("cannot {doing} a {}: {error}", self.what)).with_source(error)
+    }
+
+    fn is_hung_up(&self) -> bool {
+        self.hangup.as_ref().is_some_and(|hangup| socket::is_hung_up(hangup.fd().as_fd()))
+    }
+
+    fn notify(&self, asked: Asked) {
+        if asked.putters {
+            self.room.notify_all();
+        }
+        if asked.takers {
+            self.items.notify_all();
+        }
+    }
+
+    /// One push, with its notices.
+    fn push(&self, payload: &[u8], attachments: &[Attachment]) -> Result<Tried<()>> {
+        if self.is_hung_up() {
+            return Err(self.closed());
+        }
+        loop {
+            let send = |number| send_fds(self.tx.as_fd(), number, attachments);
+            let (result, asked) = self.ring.push(payload, attachments.len(), send);
+            self.notify(asked);
+            match result.map_err(|error| self.failed("put into", error))? {
+                Push::Done => {
+                    self.items.notify_one();
+                    return Ok(Tried::Done(()));
+                }
+                Push::Full => return Ok(Tried::NotNow),
+                Push::Closed => return Err(self.closed()),
+                // Asking fails if it has become free: then it is worth trying at once.
+                Push::Busy if self.ring.contend_put() => return Ok(Tried::Busy),
+                Push::Busy => {}
+            }
+        }
+    }
+
+    /// One pop, with its notices.
+    fn pop(&self) -> Result<Tried<Parcel>> {
+        let mut was_hung_up = false;
+        loop {
+            let take = |number, count| take_fds(self.rx.as_fd(), number, count);
+            let commit = |me| {
+                if self.is_joinable {
+                    self.hold(me);
+                }
+            };
+            let (result, asked) = self.ring.pop(take, commit);
+            self.notify(asked);
+            if !matches!(result, Ok(Pop::Empty | Pop::Closed | Pop::Busy)) {
+                self.room.notify_one();
+            }
+            match result.map_err(|error| self.failed("take from", error))? {
+                Pop::Got(bytes, fds) => return Ok(Tried::Done(Parcel { bytes, fds })),
+                Pop::Closed => return Err(self.closed()),
+                Pop::Empty if was_hung_up => return Err(self.closed()),
+                // What was put before the hang-up comes first: look once more.
+                Pop::Empty if self.is_hung_up() => was_hung_up = true,
+                Pop::Empty => return Ok(Tried::NotNow),
+                Pop::Busy if self.ring.contend_get() => return Ok(Tried::Busy),
+                Pop::Busy => {}
+            }
+        }
+    }
+
+    pub(super) async fn put<T: Serialize + 'static>(&self, mut value: T) -> Result<(), Refused<T>> {
+        let put = match wire::encode(&value) {
+            Ok(message) => self.put_held(&message, Held(&mut value)).await,
+            Err(error) => Err(error),
+        };
+        put.map_err(|error| (error, value))
+    }
+
+    pub(super) async fn put_timeout<T: Serialize + 'static>(
+        &self,
+        mut value: T,
+        timeout: Duration,
+    ) -> Result<(), Refused<T>> {
+        let put = match wire::encode(&value) {
+            Ok(message) => tokio::time::timeout(timeout, self.put_held(&message, Held(&mut value)))
+                .await
+                .unwrap_or_else(|_| Err(self.timed_out())),
+            Err(error) => Err(error),
+        };
+        put.map_err(|error| (error, value))
+    }
+
+    async fn put_held<T: 'static>(&self, message: &Message, mut value: Held<'_, T>) -> Result<()> {
+        let attempt = || self.push(value.payload(message), &message.attachments).later();
+        flatten(until(&self.room, attempt).await.map_err(|error| self.failed("wait for", error)))
+    }
+
+    pub(super) async fn get<T: DeserializeOwned + 'static>(&self) -> Result<T> {
+        let waited = until(&self.items, || self.pop().later()).await;
+        wire::decode(flatten(waited.map_err(|error| self.failed("wait for", error)))?)
+    }
+
+    pub(super) fn try_put<T: Serialize + 'static>(&self, value: T) -> Result<(), Refused<T>> {
+        let tried = wire::encode(&value).and_then(|message| {
+            let pushed = when_not_busy(|| self.push(message.payload(&value), &message.attachments))?;
+            pushed.ok_or_else(|| Error::new(ErrorKind::Full, format!("the {} is full", self.what)))
+        });
+        tried.map_err(|error| (error, value))
+    }
+
+    pub(super) fn try_get<T: DeserializeOwned + 'static>(&self) -> Result<T> {
+        match when_not_busy(|| self.pop())? {
+            Some(parcel) => wire::decode(parcel),
+            None => Err(Error::new(ErrorKind::Empty, format!("the {} is empty", self.what))),
+        }
+    }
+
+    pub(super) fn blocking_put<T: Serialize + 'static>(&self, value: T) -> Result<(), Refused<T>> {
+        refuse_inside_async();
+        let tried = wire::encode(&value).and_then(|message| {
+            let attempt = || self.push(message.payload(&value), &message.attachments).later();
+            self.block(&self.room, None, attempt)
+        });
+        tried.map_err(|error| (error, value))
+    }
+
+    pub(super) fn blocking_get<T: DeserializeOwned + 'static>(&self) -> Result<T> {
+        refuse_inside_async();
+        wire::decode(self.block(&self.items, None, || self.pop().later())?)
+    }
+
+    fn block<T>(
+        &self,
+        line: &Arc<Line>,
+        deadline: Option<Instant>,
+        attempt: impl FnMut() -> Option<Result<T>>,
+    ) -> Result<T> {
+        let waited = until_blocking(line, deadline, attempt).map_err(|error| self.failed("wait for", error))?;
+        waited.unwrap_or_else(|| Err(self.timed_out()))
+    }
+
+    pub(super) fn timed_out(&self) -> Error {
+        Error::new(ErrorKind::Timeout, format!("the {} was not ready in time", self.what))
+    }
+
+    /// Waits until a get would not have to; true also if it would then say `Closed`.
+    pub(super) async fn poll(&self, timeout: Duration) -> Result<bool> {
+        let ready = || match self.ring.len() {
+            Ok(0) => (self.ring.is_closed() || self.is_hung_up()).then_some(Ok(())),
+            Ok(_) => Some(Ok(())),
+            Err(error) => Some(Err(error)),
+        };
+        if let Some(ready) = ready() {
+            return ready.map(|()| true).map_err(|error| self.failed("look into", error));
+        }
+        match tokio::time::timeout(timeout, until(&self.items, ready)).await {
+            Err(_) => Ok(false),
+            Ok(waited) => waited.and_then(|ready| ready).map(|()| true).map_err(|error| self.failed("wait for", error)),
+        }
+    }
+
+    /// Lets nothing more in and wakes everybody.
+    pub(super) fn close(&self) {
+        // Without a slot nobody could have put anything either; all later puts fail the same way.
+        let _ = self.ring.close();
+        self.lines().into_iter().chain([&self.joined]).for_each(|line| line.notify_all());
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.ring.len().unwrap_or(0)
+    }
+
+    fn holders(&self) -> impl Iterator<Item = (&AtomicU64, &AtomicU64)> {
+        let words = &self.ring.region().words()[word::HOLDERS..word::HOLDERS + 2 * HOLDERS];
+        words.chunks_exact(2).map(|row| (&row[0], &row[1]))
+    }
+
+    fn is_listed(&self, holder: u64) -> bool {
+        holder == ANYBODY || holder != 0 && self.ring.family().is_listed(Member::from_bits(holder))
+    }
+
+    /// Notes that `me` has one more unfinished item. Under the get latch, before the commit.
+    fn hold(&self, me: Member) {
+        if let Some((_, count)) = self.holders().find(|(holder, _)| holder.load(Acquire) == me.to_bits()) {
+            count.fetch_add(1, AcqRel);
+            return;
+        }
+        let mut rows = self.holders().take(HOLDERS - 1);
+        match rows.find(|(holder, _)| !self.is_listed(holder.load(Acquire))) {
+            Some((holder, count)) => {
+                holder.store(0, Release);
+                count.store(1, Release);
+                holder.store(me.to_bits(), Release);
+            }
+            // More consumers than rows: the last row is everybody's and outlives its processes.
+            None => self.holders().skip(HOLDERS - 1).for_each(|(holder, count)| {
+                count.fetch_add(1, AcqRel);
+                holder.store(ANYBODY, Release);
+            }),
+        }
+    }
+
+    pub(super) fn task_done(&self) -> Result<()> {
+        let me = self.ring.family().me()?.to_bits();
+        let finish = |count: &AtomicU64| count.fetch_update(AcqRel, Acquire, |count| count.checked_sub(1)).is_ok();
+        let mine =
+            self.holders().find(|(holder, _)| holder.load(Acquire) == me).is_some_and(|(_, count)| finish(count));
+        let mut others = self.holders().filter(|(holder, _)| self.is_listed(holder.load(Acquire)));
+        if !mine && !others.any(|(_, count)| finish(count)) {
+            return Err(Error::other("task_done was called more often than items were taken from the queue"));
+        }
+        if self.is_finished() {
+            self.joined.notify_all();
+        }
+        Ok(())
+    }
+
+    fn is_finished(&self) -> bool {
+        // In this order: a taker notes what it holds before it commits.
+        self.len() == 0
+            && self.holders().all(|(holder, count)| count.load(Acquire) == 0 || !self.is_listed(holder.load(Acquire)))
+    }
+
+    pub(super) async fn join(&self) -> Result<()> {
+        let finished = || self.is_finished().then_some(());
+        until(&self.joined, finished).await.map_err(|error| self.failed("wait for", error))
+    }
+
+    pub(super) fn blocking_join(&self) -> Result<()> {
+        refuse_inside_async();
+        self.block(&self.joined, None, || self.is_finished().then_some(Ok(())))
+    }
+}
+
+/// The holder of what nobody else has a row for.
+const ANYBODY: u64 = u64::MAX;
+
+/// A value that waits to be put, held exclusively so that a future that holds it is `Send` without `T: Sync`.
+struct Held<'a, T>(&'a mut T);
+
+impl<T: 'static> Held<'_, T> {
+    fn payload<'a>(&'a mut self, message: &'a Message) -> &'a [u8] {
+        message.payload(self.0)
+    }
+}
+
+/// What a try came to.
+enum Tried<T> {
+    Done(T),
+    NotNow,
+    /// Another process is at it, for the length of a copy.
+    Busy,
+}
+
+trait Later<T> {
+    /// As an attempt for `until`: `None` is to be tried again when notified.
+    fn later(self) -> Option<Result<T>>;
+}
+
+impl<T> Later<T> for Result<Tried<T>> {
+    fn later(self) -> Option<Result<T>> {
+        match self {
+            Ok(Tried::Done(value)) => Some(Ok(value)),
+            Ok(Tried::NotNow | Tried::Busy) => None,
+            Err(error) => Some(Err(error)),
+        }
+    }
+}
+
+fn flatten<T>(result: Result<Result<T>>) -> Result<T> {
+    result.and_then(|result| result)
+}
+
+/// For calls that do not wait: gives a process that is at it the CPU until it is done.
+fn when_not_busy<T>(mut attempt: impl FnMut() -> Result<Tried<T>>) -> Result<Option<T>> {
+    for round in 0.. {
+        match attempt()? {
+            Tried::Done(value) => return Ok(Some(value)),
+            Tried::NotNow => return Ok(None),
+            Tried::Busy if round < 100 => std::thread::yield_now(),
+            // It copies something huge, or is stopped.
+            Tried::Busy => std::thread::sleep(Duration::from_micros(100)),
+        }
+    }
+    Ok(None)
+}
+
+/// Panics inside async code, as tokio's own blocking calls do.
+fn refuse_inside_async() {
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    let _ = sender.send(());
+    let _ = receiver.blocking_recv();
+}
+
+/// Sends descriptors ahead of their record; false if the socket is full, and then nothing was sent of the last
+/// packet: the ones before are orphans of their number, which the taker drops.
+fn send_fds(socket: BorrowedFd<'_>, number: u64, attachments: &[Attachment]) -> io::Result<bool> {
+    let fds: Vec<BorrowedFd<'_>> = attachments.iter().map(|attachment| attachment.as_fd()).collect();
+    for chunk in fds.chunks(MAX_FDS) {
+        match socket::send(socket, &[IoSlice::new(&number.to_ne_bytes())], chunk, Wait::No) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            result => result?,
+        }
+    }
+    Ok(true)
+}
+
+/// Takes the `count` descriptors of record `number` and drops those of earlier numbers: their senders died.
+fn take_fds(socket: BorrowedFd<'_>, number: u64, count: usize) -> io::Result<Vec<OwnedFd>> {
+    let mut fds = Vec::new();
+    let mut lost = false;
+    let mut arrived = 0;
+    while arrived < count {
+        let mut bytes = [0; 8];
+        let next = socket::peek(socket, &mut bytes).is_ok_and(|len| len == 8).then(|| u64::from_ne_bytes(bytes));
+        if next.is_none_or(|next| next > number) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the descriptors of this item were lost: the process that was taking it died",
+            ));
+        }
+        let packet = socket::recv(socket, &mut bytes, Wait::No)?;
+        if next == Some(number) {
+            lost |= packet.fds_lost;
+            arrived += if packet.fds_lost { MAX_FDS.min(count - arrived) } else { packet.fds.len() };
+            fds.extend(packet.fds);
+        }
+    }
+    if lost { Err(crate::wire::frame::too_many_fds(count, fds.len())) } else { Ok(fds) }
+}

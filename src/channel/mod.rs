@@ -1,0 +1,15 @@
+//! Values between processes: queues and pipes.
+//!
+//! The faces ([`queue`], [`pipe`]) know `T`; [`link`] joins a ring, its lines and its side socket; [`ring`],
+//! [`segment`] and [`latch`] know bytes and words, have no async and wait for nobody.
+#![forbid(unsafe_code)]
+
+mod latch;
+mod link;
+mod pipe;
+mod queue;
+mod ring;
+mod segment;
+
+pub use pipe::{Connection, Receiver, Sender, pipe, simplex};
+pub use queue::{JoinableQueue, Queue, QueueSink, QueueStream};

@@ -1,0 +1,469 @@
+//! Queues: many producers, many consumers, in order, across processes.
+
+use super::link::{Link, Refused};
+use super::ring::Ring;
+use crate::error::{Error, ErrorKind, PutError, Result, TryPutError};
+use crate::os::memfd;
+use crate::os::socket;
+use crate::wire::attach;
+use futures::{Sink, Stream, StreamExt};
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, OwnedFd};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+/// What a queue of `T` needs of `T`.
+pub trait Item: Serialize + DeserializeOwned + Send + 'static {}
+impl<T: Serialize + DeserializeOwned + Send + 'static> Item for T {}
+
+/// A queue across processes: many producers, many consumers, first in, first out.
+///
+/// A handle is cheap to clone and is itself a serde value: it travels as an argument, in a result, inside other
+/// values, through other queues. The queue lives as long as any process has a handle, or one is on its way.
+///
+/// **Waiting.** [`put`](Queue::put) waits only if the queue is bounded and full, [`get`](Queue::get) while it is
+/// empty. Both are cancel-safe: a dropped future has put or taken nothing. A future takes its place in line at its
+/// first poll. **Death.** A process killed in the middle of an operation harms nobody else: its put has happened
+/// whole or not at all. **Cost.** An operation that need not wait is a copy and a few atomics, with no system call
+/// unless it wakes somebody; a queue is three descriptors and 72 KiB, and a backlog is given back when it is drained.
+/// **Limits.** A message is smaller than 4 GiB. Some 270 undelivered messages that carry descriptors fill the
+/// kernel's socket; then a put of one more such message waits, in an unbounded queue too.
+///
+/// ```
+/// use multiprocess::{self as mp, Process, Queue};
+///
+/// async fn producer(queue: Queue<u32>) -> mp::Result<()> {
+///     for n in 0..3 {
+///         queue.put(n).await?;
+///     }
+///     queue.close();
+///     Ok(())
+/// }
+///
+/// fn main() -> mp::Result<()> {
+///     mp::run(async {
+///         let queue = Queue::bounded(2)?;
+///         let child = Process::spawn(producer, (queue.clone(),))?;
+///         let mut sum = 0;
+///         while let Ok(n) = queue.get().await {
+///             sum += n;
+///         }
+///         child.await??;
+///         assert_eq!(sum, 3);
+///         Ok(())
+///     })
+/// }
+/// ```
+pub struct Queue<T> {
+    link: Arc<Link>,
+    item: PhantomData<fn(T) -> T>,
+}
+
+/// The queues that this process has mapped, so that one received twice is mapped once.
+static MAPPED: Mutex<Option<HashMap<(u64, u64), Weak<Link>>>> = Mutex::new(None);
+
+fn mapped(identity: (u64, u64), make: impl FnOnce() -> io::Result<Arc<Link>>) -> io::Result<Arc<Link>> {
+    let mut mapped = MAPPED.lock().unwrap_or_else(PoisonError::into_inner);
+    let mapped = mapped.get_or_insert_default();
+    if let Some(link) = mapped.get(&identity).and_then(Weak::upgrade) {
+        return Ok(link);
+    }
+    let link = make()?;
+    mapped.retain(|_, link| link.strong_count() > 0);
+    mapped.insert(identity, Arc::downgrade(&link));
+    Ok(link)
+}
+
+fn create(item_limit: u64, is_joinable: bool) -> Result<Arc<Link>> {
+    let create = || {
+        let ring = Ring::create(item_limit, 0)?;
+        let (tx, rx) = socket::packet_pair()?;
+        let link = Link::new(ring, (Arc::new(tx), Arc::new(rx)), None, is_joinable, "queue")?;
+        mapped(link.ring().region().identity(), || Ok(link.clone()))
+    };
+    create().map_err(|error: io::Error| Error::io("cannot create a queue", error))
+}
+
+fn serialize_link<S: Serializer>(link: &Link, serializer: S) -> Result<S::Ok, S::Error> {
+    attach::serialize_handle(serializer, link.attachments(), link.is_joinable())
+}
+
+fn deserialize_link<'de, D: Deserializer<'de>>(deserializer: D, joinable: bool) -> Result<Arc<Link>, D::Error> {
+    let ([memory, tx, rx], is_joinable): ([OwnedFd; 3], bool) = attach::deserialize_handle(deserializer)?;
+    if joinable != is_joinable {
+        return Err(D::Error::custom("a queue of another kind"));
+    }
+    let open = || {
+        mapped(memfd::identity(memory.as_fd())?, || {
+            Link::new(Ring::open(memory)?, (Arc::new(tx), Arc::new(rx)), None, joinable, "queue")
+        })
+    };
+    open().map_err(|error| D::Error::custom(format_args!("a queue cannot be opened: {error}")))
+}
+
+fn put_error<T>((error, value): Refused<T>) -> PutError<T> {
+    PutError::new(error, value)
+}
+
+impl<T: Item> Queue<T> {
+    /// A queue without a limit: `put` never waits for room. Costs about 20 us.
+    ///
+    /// # Errors
+    /// `Io` if there is no memory or descriptor left.
+    pub fn unbounded() -> Result<Self> {
+        Ok(Self { link: create(0, false)?, item: PhantomData })
+    }
+
+    /// A queue of at most `capacity` items, of any size each.
+    ///
+    /// # Errors
+    /// `Other` for a capacity of 0 or beyond 2^31, `Io` if there is no memory or descriptor left.
+    pub fn bounded(capacity: usize) -> Result<Self> {
+        Ok(Self { link: create(check_capacity(capacity)?, false)?, item: PhantomData })
+    }
+}
+
+fn check_capacity(capacity: usize) -> Result<u64> {
+    match capacity {
+        1..=0x7fff_ffff => Ok(capacity as u64),
+        0 => {
+            Err(Error::other("a queue of capacity 0 could hold nothing: use Queue::unbounded() or a positive capacity"))
+        }
+        _ => Err(Error::other(format!("a queue of capacity {capacity} is beyond 2^31 - 1: use Queue::unbounded()"))),
+    }
+}
+
+macro_rules! queue_methods {
+    ($name:ident) => {
+        impl<T: Item> $name<T> {
+            /// Puts `value` at the end; waits while the queue is full. Cancel-safe: dropped, it has put nothing.
+            ///
+            /// # Errors
+            /// `Closed`, `Encode` if `value` cannot be serialised, `Io` if memory runs out; the value comes back.
+            pub async fn put(&self, value: T) -> Result<(), PutError<T>> {
+                self.link.put(value).await.map_err(put_error)
+            }
+
+            /// Takes the first item; waits while there is none. Cancel-safe: dropped, it has taken nothing.
+            ///
+            /// # Errors
+            /// `Closed` once the queue is closed and drained; `Decode` if the item cannot be read as `T`, or its
+            /// descriptors do not fit into this process: that item is then gone, the queue goes on.
+            pub async fn get(&self) -> Result<T> {
+                self.link.get().await
+            }
+
+            /// Puts `value` if there is room now.
+            ///
+            /// # Errors
+            /// `Full`, else as [`put`](Self::put); the value comes back.
+            pub fn try_put(&self, value: T) -> Result<(), TryPutError<T>> {
+                self.link.try_put(value).map_err(|(error, value)| TryPutError::new(error, value))
+            }
+
+            /// Takes the first item if there is one now.
+            ///
+            /// # Errors
+            /// `Empty`, else as [`get`](Self::get).
+            pub fn try_get(&self) -> Result<T> {
+                self.link.try_get()
+            }
+
+            /// [`put`](Self::put) for plain functions: blocks this thread.
+            ///
+            /// # Panics
+            /// Inside async code, as tokio's blocking calls do.
+            ///
+            /// # Errors
+            /// As [`put`](Self::put).
+            pub fn blocking_put(&self, value: T) -> Result<(), PutError<T>> {
+                self.link.blocking_put(value).map_err(put_error)
+            }
+
+            /// [`get`](Self::get) for plain functions: blocks this thread.
+            ///
+            /// # Panics
+            /// Inside async code, as tokio's blocking calls do.
+            ///
+            /// # Errors
+            /// As [`get`](Self::get).
+            pub fn blocking_get(&self) -> Result<T> {
+                self.link.blocking_get()
+            }
+
+            /// [`put`](Self::put) that gives up after `timeout`.
+            ///
+            /// # Errors
+            /// `Timeout`, else as [`put`](Self::put); the value comes back.
+            pub async fn put_timeout(&self, value: T, timeout: Duration) -> Result<(), PutError<T>> {
+                self.link.put_timeout(value, timeout).await.map_err(put_error)
+            }
+
+            /// [`get`](Self::get) that gives up after `timeout`, and then has taken nothing.
+            ///
+            /// # Errors
+            /// `Timeout`, else as [`get`](Self::get).
+            pub async fn get_timeout(&self, timeout: Duration) -> Result<T> {
+                let got = tokio::time::timeout(timeout, self.link.get()).await;
+                got.unwrap_or_else(|_| Err(self.link.timed_out()))
+            }
+
+            /// How many items there are: exact while nobody puts or takes.
+            pub fn len(&self) -> usize {
+                self.link.len()
+            }
+
+            /// Whether there is no item.
+            pub fn is_empty(&self) -> bool {
+                self.len() == 0
+            }
+
+            /// Whether a bounded queue has no room.
+            pub fn is_full(&self) -> bool {
+                self.capacity().is_some_and(|capacity| self.len() >= capacity)
+            }
+
+            /// How many items fit, or `None` if the queue is unbounded.
+            pub fn capacity(&self) -> Option<usize> {
+                self.link.ring().item_limit()
+            }
+
+            /// Closes the queue for everybody: puts fail from now on, gets drain it and then say `Closed`. Wakes
+            /// all who wait, in every process. Closing twice is fine.
+            pub fn close(&self) {
+                self.link.close();
+            }
+
+            /// Whether the queue is closed.
+            pub fn is_closed(&self) -> bool {
+                self.link.ring().is_closed()
+            }
+
+            /// The items as a stream that ends when the queue is closed and drained. Dropping it loses nothing.
+            pub fn stream(&self) -> QueueStream<T> {
+                QueueStream::new(self.link.clone())
+            }
+
+            /// A sink that puts what it is sent.
+            pub fn sink(&self) -> QueueSink<T> {
+                QueueSink::new(self.link.clone())
+            }
+        }
+
+        impl<T> Clone for $name<T> {
+            fn clone(&self) -> Self {
+                Self { link: self.link.clone(), item: PhantomData }
+            }
+        }
+
+        impl<T> fmt::Debug for $name<T> {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                let mut debug = f.debug_struct(stringify!($name));
+                debug.field("len", &self.link.len()).field("capacity", &self.link.ring().item_limit());
+                debug.field("is_closed", &self.link.ring().is_closed()).finish()
+            }
+        }
+    };
+}
+
+queue_methods!(Queue);
+queue_methods!(JoinableQueue);
+
+/// A [`Queue`] that knows when everything taken from it has been dealt with.
+///
+/// Each `get` is to be followed by one [`task_done`](JoinableQueue::task_done); [`join`](JoinableQueue::join) waits
+/// until nothing is left to take or to finish. What a process took and did not finish before it died or exited
+/// counts as finished, so a killed consumer makes nobody wait for ever.
+///
+/// ```
+/// use multiprocess::{self as mp, JoinableQueue, Process};
+///
+/// fn worker(queue: JoinableQueue<u32>) -> mp::Result<()> {
+///     while let Ok(_n) = queue.blocking_get() {
+///         queue.task_done()?;
+///     }
+///     Ok(())
+/// }
+///
+/// fn main() -> mp::Result<()> {
+///     mp::run(async {
+///         let queue = JoinableQueue::unbounded()?;
+///         let worker = Process::spawn(worker, (queue.clone(),))?;
+///         for n in 0..10 {
+///             queue.put(n).await?;
+///         }
+///         queue.join().await?;
+///         queue.close();
+///         worker.await?
+///     })
+/// }
+/// ```
+pub struct JoinableQueue<T> {
+    link: Arc<Link>,
+    item: PhantomData<fn(T) -> T>,
+}
+
+impl<T: Item> JoinableQueue<T> {
+    /// As [`Queue::unbounded`].
+    ///
+    /// # Errors
+    /// `Io` if there is no memory or descriptor left.
+    pub fn unbounded() -> Result<Self> {
+        Ok(Self { link: create(0, true)?, item: PhantomData })
+    }
+
+    /// As [`Queue::bounded`].
+    ///
+    /// # Errors
+    /// `Other` for a capacity of 0 or beyond 2^31, `Io` if there is no memory or descriptor left.
+    pub fn bounded(capacity: usize) -> Result<Self> {
+        Ok(Self { link: create(check_capacity(capacity)?, true)?, item: PhantomData })
+    }
+
+    /// Says that one item taken from this queue has been dealt with: by this process, or else by another.
+    ///
+    /// # Errors
+    /// `Other` if no taken item is unfinished.
+    pub fn task_done(&self) -> Result<()> {
+        self.link.task_done()
+    }
+
+    /// Waits until the queue is empty and every item taken is done. Cancel-safe.
+    ///
+    /// # Errors
+    /// `Io` outside a tokio runtime.
+    pub async fn join(&self) -> Result<()> {
+        self.link.join().await
+    }
+
+    /// [`join`](Self::join) for plain functions: blocks this thread.
+    ///
+    /// # Panics
+    /// Inside async code, as tokio's blocking calls do.
+    ///
+    /// # Errors
+    /// `Io` if this process cannot wait.
+    pub fn blocking_join(&self) -> Result<()> {
+        self.link.blocking_join()
+    }
+}
+
+impl<T> Serialize for Queue<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serialize_link(&self.link, serializer)
+    }
+}
+
+impl<'de, T> Deserialize<'de> for Queue<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self { link: deserialize_link(deserializer, false)?, item: PhantomData })
+    }
+}
+
+impl<T> Serialize for JoinableQueue<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serialize_link(&self.link, serializer)
+    }
+}
+
+impl<'de, T> Deserialize<'de> for JoinableQueue<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self { link: deserialize_link(deserializer, true)?, item: PhantomData })
+    }
+}
+
+/// The items of a queue as they come; made by [`Queue::stream`].
+///
+/// ```
+/// use futures::StreamExt;
+/// # multiprocess::init();
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// let queue = multiprocess::Queue::unbounded()?;
+/// queue.put(1).await?;
+/// queue.close();
+/// assert_eq!(queue.stream().next().await.unwrap()?, 1);
+/// # multiprocess::Result::Ok(()) }).unwrap();
+/// ```
+pub struct QueueStream<T>(Pin<Box<dyn Stream<Item = Result<T>> + Send>>);
+
+impl<T: Item> QueueStream<T> {
+    pub(super) fn new(link: Arc<Link>) -> Self {
+        Self(Box::pin(futures::stream::unfold(link, |link| async {
+            match link.get().await {
+                Err(error) if error.kind() == ErrorKind::Closed => None,
+                item => Some((item, link)),
+            }
+        })))
+    }
+}
+
+impl<T> Stream for QueueStream<T> {
+    type Item = Result<T>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<T>>> {
+        self.0.poll_next_unpin(cx)
+    }
+}
+
+/// Puts what it is sent into a queue; made by [`Queue::sink`]. Dropping it drops an item that was not yet put.
+///
+/// ```
+/// use futures::SinkExt;
+/// # multiprocess::init();
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// let queue = multiprocess::Queue::unbounded()?;
+/// queue.sink().send("hello".to_string()).await?;
+/// assert_eq!(queue.get().await?, "hello");
+/// # multiprocess::Result::Ok(()) }).unwrap();
+/// ```
+pub struct QueueSink<T> {
+    link: Arc<Link>,
+    putting: Option<Pin<Box<dyn Future<Output = Result<()>> + Send>>>,
+    item: PhantomData<fn(T)>,
+}
+
+impl<T: Item> QueueSink<T> {
+    pub(super) fn new(link: Arc<Link>) -> Self {
+        Self { link, putting: None, item: PhantomData }
+    }
+}
+
+impl<T: Item> Sink<T> for QueueSink<T> {
+    type Error = Error;
+
+    fn poll_ready(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        if let Some(putting) = &mut self.putting {
+            let result = ready!(putting.as_mut().poll(cx));
+            self.putting = None;
+            return Poll::Ready(result);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn start_send(mut self: Pin<&mut Self>, item: T) -> Result<()> {
+        match self.link.try_put(item) {
+            Ok(()) => Ok(()),
+            Err((error, item)) if error.kind() == ErrorKind::Full => {
+                let link = self.link.clone();
+                self.putting = Some(Box::pin(async move { link.put(item).await.map_err(|(error, _)| error) }));
+                Ok(())
+            }
+            Err((error, _)) => Err(error),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        self.poll_ready(cx)
+    }
+
+    fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        self.poll_ready(cx)
+    }
+}

@@ -1,0 +1,706 @@
+//! A queue of byte records in one region: segments that grow and are given back, a latch for either side.
+//!
+//! # State
+//! The words of the region's head, by name in [`word`]; then the base segment. The chain runs from
+//! `GET_SEGMENT` over `next` to `PUT_SEGMENT`; both hold `generation:24 | offset:40`. `EXTENTS` lists every
+//! extent that was ever made: its offset, and `capacity | state`.
+//!
+//! # Moves
+//! | from -> to | who | commits by | wakes |
+//! |---|---|---|---|
+//! | a record is put | put latch | the store of `tail` | a taker |
+//! | a record is got | get latch | the store of `head` | a putter |
+//! | the chain grows: extent made, begun, linked, `PUT_SEGMENT` moved | put latch | the store of `next` | - |
+//! | a drained segment is left: `GET_SEGMENT` moved, extent given back | get latch | the store of `GET_SEGMENT` | - |
+//! | a drained large segment is replaced by the base | both latches | the store of `next` | - |
+//! | closed | put latch | the store of `CLOSED` | all |
+//!
+//! # Invariants
+//! 1. Each move is committed by one store; before it nothing has happened, after it the rest can be redone.
+//! 2. `PUT_SEGMENT` may lag behind a linked `next`; a putter follows `next` first.
+//! 3. An extent is reused only after its segment left the chain; the generation tells the two lives apart.
+//! 4. After `CLOSED` no tail moves: it is stored under the put latch.
+//!
+//! # Death
+//! | killed | survivors see | repaired by |
+//! |---|---|---|
+//! | putting, before `tail` | nothing; descriptors sent ahead are orphans | the taker of the next descriptors drops them by number |
+//! | getting, before `head` | the record, still there, perhaps without its descriptors | the next taker: an error if they are gone |
+//! | growing, before `next` | an extent in use that is in no chain | who takes the latch over ([`Ring::repair`]) |
+//! | growing, after `next` | `PUT_SEGMENT` lags | the next putter |
+//! | leaving, after `GET_SEGMENT` | an extent in use that is in no chain | who takes the latch over |
+//!
+//! # Cancel
+//! No move awaits: a dropped future has moved nothing, or everything.
+
+use super::latch::{Latch, Lives, Taken};
+use super::segment::{self, Bytes, Mark, RecordHead, Segment};
+use crate::os::mmap::Map;
+use crate::shm::family::{Family, Member};
+use crate::shm::region::{PAGE, Region};
+use crate::shm::view;
+use crate::wait::event;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering::*;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Where things are in the head of the region.
+pub(super) mod word {
+    use super::event;
+    pub(super) const MAGIC: usize = 0;
+    pub(super) const ITEM_LIMIT: usize = 1;
+    pub(super) const BYTE_LIMIT: usize = 2;
+    pub(super) const CLOSED: usize = 8;
+    pub(super) const PUT_LATCH: usize = 16;
+    pub(super) const PUT_SEGMENT: usize = 17;
+    pub(super) const NUMBER: usize = 18;
+    pub(super) const GENERATION: usize = 19;
+    pub(super) const GET_LATCH: usize = 32;
+    pub(super) const GET_SEGMENT: usize = 33;
+    pub(super) const END: usize = 48;
+    pub(super) const EXTENTS: usize = 64;
+    /// The events are for `link`.
+    pub(in crate::channel) const ITEMS: usize = 128;
+    pub(in crate::channel) const ROOM: usize = ITEMS + event::LEN;
+    pub(in crate::channel) const JOINED: usize = ROOM + event::LEN;
+    /// Who holds how many unfinished items of a joinable queue.
+    pub(in crate::channel) const HOLDERS: usize = JOINED + event::LEN;
+}
+
+const MAGIC: u64 = u64::from_be_bytes(*b"mpRing01");
+const HEAD_LEN: usize = 4096;
+const EXTENTS: usize = 32;
+/// Bytes of the base segment.
+const BASE: u64 = 64 << 10;
+/// A drained segment larger than this is given back at once.
+const KEEP: u64 = 8 << 20;
+/// A segment made for one large message has room for some more of its kind, up to this.
+const SEVERAL: u64 = 16 << 20;
+
+const OFFSET_MASK: u64 = (1 << 40) - 1;
+
+const EMPTY: u64 = 0;
+const IN_USE: u64 = 1;
+const FREE: u64 = 2;
+
+/// What a putter finds.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Push {
+    Done,
+    Full,
+    Closed,
+    /// Somebody else is putting.
+    Busy,
+}
+
+/// What a taker finds.
+#[derive(Debug)]
+pub(super) enum Pop {
+    Got(Vec<u8>, Vec<OwnedFd>),
+    Empty,
+    Closed,
+    /// Somebody else is taking.
+    Busy,
+}
+
+/// Who asked for a wake while we held a latch, and is to get one.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+#[must_use]
+pub(super) struct Asked {
+    pub(super) putters: bool,
+    pub(super) takers: bool,
+}
+
+pub(super) struct Ring {
+    family: &'static Family,
+    region: Arc<Region>,
+    item_limit: u64,
+    byte_limit: u64,
+    put: Mutex<Side>,
+    get: Mutex<Side>,
+}
+
+/// What one side of this process remembers of the segment it works on.
+#[derive(Default)]
+struct Side {
+    name: u64,
+    extent: Option<Extent>,
+    /// The other side's mark in this segment, as last seen.
+    other: Mark,
+    /// The count of the true head, as last seen.
+    taken: u32,
+}
+
+#[derive(Clone)]
+struct Extent {
+    map: Arc<Map>,
+    capacity: u32,
+}
+
+impl Bytes for Extent {
+    #[inline]
+    fn write(&self, at: usize, from: &[u8]) {
+        view::copy_in(&self.map, segment::HEAD_LEN as usize + at, from);
+    }
+
+    #[inline]
+    fn word(&self, at: usize) -> u64 {
+        view::word(&self.map, segment::HEAD_LEN as usize + at)
+    }
+
+    #[inline]
+    fn read(&self, at: usize, len: usize, to: &mut Vec<u8>) {
+        view::append(&self.map, segment::HEAD_LEN as usize + at, len, to);
+    }
+}
+
+impl Extent {
+    fn segment(&self) -> Segment<'_, Self> {
+        Segment { words: view::words(&self.map), bytes: self, capacity: self.capacity }
+    }
+
+    fn size(&self) -> u64 {
+        u64::from(self.capacity) * 8
+    }
+}
+
+impl Lives for Family {
+    fn is_listed(&self, member: Member) -> bool {
+        Family::is_listed(self, member)
+    }
+
+    fn is_alive(&self, member: Member) -> bool {
+        Family::is_alive(self, member)
+    }
+}
+
+fn lock(side: &Mutex<Side>) -> MutexGuard<'_, Side> {
+    side.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn corrupt(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("the memory of a queue or pipe is corrupt: {what}"))
+}
+
+impl Ring {
+    /// A new ring of at most `item_limit` records and, when it is not empty, about `byte_limit` bytes; 0 is no limit.
+    pub(super) fn create(item_limit: u64, byte_limit: u64) -> io::Result<Self> {
+        let len = HEAD_LEN as u64 + segment::HEAD_LEN + BASE;
+        let region = Region::create("multiprocess-ring", HEAD_LEN, len)?;
+        let words = region.words();
+        words[word::ITEM_LIMIT].store(item_limit, Relaxed);
+        words[word::BYTE_LIMIT].store(byte_limit, Relaxed);
+        words[word::END].store(len, Relaxed);
+        words[word::PUT_SEGMENT].store(HEAD_LEN as u64, Relaxed);
+        words[word::GET_SEGMENT].store(HEAD_LEN as u64, Relaxed);
+        words[word::EXTENTS].store(HEAD_LEN as u64, Relaxed);
+        words[word::EXTENTS + 1].store((BASE / 8) << 8 | IN_USE, Relaxed);
+        words[word::MAGIC].store(MAGIC, Release);
+        Self::of(region)
+    }
+
+    /// The ring in a region that arrived from another process.
+    pub(super) fn open(fd: OwnedFd) -> io::Result<Self> {
+        Self::of(Region::open(fd, HEAD_LEN)?)
+    }
+
+    fn of(region: Region) -> io::Result<Self> {
+        let words = region.words();
+        if words[word::MAGIC].load(Acquire) != MAGIC {
+            return Err(corrupt("it is no ring"));
+        }
+        let (item_limit, byte_limit) = (words[word::ITEM_LIMIT].load(Relaxed), words[word::BYTE_LIMIT].load(Relaxed));
+        let (put, get) = (Mutex::default(), Mutex::default());
+        Ok(Self { family: Family::get()?, region: Arc::new(region), item_limit, byte_limit, put, get })
+    }
+
+    pub(super) fn region(&self) -> &Arc<Region> {
+        &self.region
+    }
+
+    pub(super) fn family(&self) -> &'static Family {
+        self.family
+    }
+
+    pub(super) fn item_limit(&self) -> Option<usize> {
+        (self.item_limit != 0).then_some(self.item_limit as usize)
+    }
+
+    #[inline]
+    fn word(&self, index: usize) -> &crate::shm::atomic::AtomicU64 {
+        &self.region.words()[index]
+    }
+
+    fn put_latch(&self) -> Latch<'_> {
+        Latch(self.word(word::PUT_LATCH))
+    }
+
+    fn get_latch(&self) -> Latch<'_> {
+        Latch(self.word(word::GET_LATCH))
+    }
+
+    /// Asks who is putting for a wake; false if nobody is, so that it is worth trying at once.
+    pub(super) fn contend_put(&self) -> bool {
+        self.put_latch().contend()
+    }
+
+    /// Asks who is taking for a wake; false if nobody is, so that it is worth trying at once.
+    pub(super) fn contend_get(&self) -> bool {
+        self.get_latch().contend()
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.word(word::CLOSED).load(Acquire) != 0
+    }
+
+    /// Puts one record, whole. `send_fds` gets its number just before the commit and says whether they fit.
+    pub(super) fn push(
+        &self,
+        payload: &[u8],
+        fds: usize,
+        send_fds: impl FnOnce(u64) -> io::Result<bool>,
+    ) -> (io::Result<Push>, Asked) {
+        let mut asked = Asked::default();
+        let me = match self.family.me() {
+            Ok(me) => me,
+            Err(error) => return (Err(error), asked),
+        };
+        let mut side = lock(&self.put);
+        let latch = self.put_latch();
+        match latch.try_take(me, self.family) {
+            None => return (Ok(Push::Busy), asked),
+            Some(Taken::Free) => {}
+            Some(Taken::FromTheDead) => asked.takers = self.repair_beside(self.get_latch(), me),
+        }
+        let result = self.push_latched(&mut side, payload, fds, send_fds);
+        asked.putters = latch.release();
+        (result, asked)
+    }
+
+    fn push_latched(
+        &self,
+        side: &mut Side,
+        payload: &[u8],
+        fds: usize,
+        send_fds: impl FnOnce(u64) -> io::Result<bool>,
+    ) -> io::Result<Push> {
+        if self.is_closed() {
+            return Ok(Push::Closed);
+        }
+        let Ok(len) = u32::try_from(payload.len()) else {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "a message is larger than 4 GiB"));
+        };
+        let mut extent = self.settle_putter(side)?;
+        let mut tail = extent.segment().tail();
+        if self.item_limit != 0 && u64::from(tail.count.wrapping_sub(side.taken)) >= self.item_limit {
+            side.taken = self.head()?.count;
+            if u64::from(tail.count.wrapping_sub(side.taken)) >= self.item_limit {
+                return Ok(Push::Full);
+            }
+        }
+        let mut record = RecordHead { len, fds: fds as u32, number: 0 };
+        if record.units() > extent.segment().room(tail, side.other) {
+            side.other = extent.segment().head();
+            if record.units() > extent.segment().room(tail, side.other) {
+                let Some(grown) = self.grow(side, &extent, tail, record.units())? else { return Ok(Push::Full) };
+                extent = grown;
+                tail = extent.segment().tail();
+            }
+        }
+        if fds > 0 {
+            record.number = self.word(word::NUMBER).fetch_add(1, Relaxed) + 1;
+            if !send_fds(record.number)? {
+                return Ok(Push::Full);
+            }
+        }
+        let segment = extent.segment();
+        segment.write_record(tail, record, payload);
+        segment.publish(tail, record);
+        Ok(Push::Done)
+    }
+
+    /// The segment to put into.
+    fn settle_putter(&self, side: &mut Side) -> io::Result<Extent> {
+        if side.extent.is_none() {
+            side.taken = self.head()?.count;
+        }
+        loop {
+            let extent = self.settle(side, self.word(word::PUT_SEGMENT).load(Acquire))?;
+            match extent.segment().next() {
+                0 => return Ok(extent),
+                // Somebody died after the link: invariant 2.
+                next => self.word(word::PUT_SEGMENT).store(next, Release),
+            }
+        }
+    }
+
+    fn settle(&self, side: &mut Side, name: u64) -> io::Result<Extent> {
+        if side.name == name {
+            if let Some(extent) = &side.extent {
+                return Ok(extent.clone());
+            }
+        }
+        let extent = self.extent(name)?;
+        *side = Side { name, extent: Some(extent.clone()), other: Mark::default(), taken: side.taken };
+        side.other = extent.segment().head();
+        Ok(extent)
+    }
+
+    fn extent(&self, name: u64) -> io::Result<Extent> {
+        let offset = name & OFFSET_MASK;
+        let mut rows = (0..EXTENTS).map(|row| word::EXTENTS + 2 * row);
+        let row = rows.find(|row| self.word(*row).load(Acquire) == offset).ok_or_else(|| corrupt("no such extent"))?;
+        let capacity = self.word(row + 1).load(Acquire) >> 8;
+        if !capacity.is_power_of_two() || capacity > 1 << 31 || offset % PAGE != 0 {
+            return Err(corrupt("an impossible extent"));
+        }
+        let map = self.region.extent(offset, segment::HEAD_LEN + capacity * 8)?;
+        Ok(Extent { map, capacity: capacity as u32 })
+    }
+
+    /// Links a segment with room for `units`; `None` if the limit in bytes forbids it.
+    fn grow(&self, side: &mut Side, old: &Extent, tail: Mark, units: u32) -> io::Result<Option<Extent>> {
+        let is_empty = self.head()?.count == tail.count;
+        if self.byte_limit != 0 && !is_empty && old.size() >= self.byte_limit {
+            return Ok(None);
+        }
+        let alone = u64::from(units).next_power_of_two();
+        let several = (u64::from(units) * 4).next_power_of_two().min(SEVERAL / 8).max(alone);
+        let doubled = if is_empty { 0 } else { u64::from(old.capacity) * 2 };
+        let capacity = several.max(doubled);
+        if capacity > 1 << 31 {
+            return Err(io::Error::new(io::ErrorKind::OutOfMemory, "a queue of more than 16 GiB"));
+        }
+        let name = self.allocate(capacity)?;
+        self.link(side, old, name, tail.count).map(Some)
+    }
+
+    /// Begins the segment `name` and makes it the one to put into.
+    fn link(&self, side: &mut Side, old: &Extent, name: u64, count: u32) -> io::Result<Extent> {
+        let extent = self.extent(name)?;
+        extent.segment().begin(count);
+        old.segment().link(name);
+        self.word(word::PUT_SEGMENT).store(name, Release);
+        self.settle(side, name)
+    }
+
+    /// An extent of this capacity, in use and in no chain. Only under the put latch.
+    fn allocate(&self, capacity: u64) -> io::Result<u64> {
+        let len = segment::HEAD_LEN + capacity * 8;
+        let generation = self.word(word::GENERATION).fetch_add(1, Relaxed).wrapping_add(1) & ((1 << 24) - 1);
+        let rows = || (0..EXTENTS).map(|row| word::EXTENTS + 2 * row);
+        let reusable = rows().find(|row| self.word(row + 1).load(Acquire) == capacity << 8 | FREE);
+        let row = match reusable.or_else(|| rows().find(|row| self.word(row + 1).load(Acquire) == EMPTY)) {
+            Some(row) => row,
+            None => return Err(io::Error::new(io::ErrorKind::OutOfMemory, "a queue of more extents than it can list")),
+        };
+        let offset = match reusable {
+            Some(row) => self.word(row).load(Acquire),
+            None => self.word(word::END).fetch_add(len, AcqRel),
+        };
+        self.region.reserve(offset, len)?;
+        self.word(row).store(offset, Release);
+        self.word(row + 1).store(capacity << 8 | IN_USE, Release);
+        Ok(generation << 40 | offset)
+    }
+
+    /// Gives the memory of a segment that left the chain back.
+    fn retire(&self, name: u64) {
+        let offset = name & OFFSET_MASK;
+        let mut rows = (0..EXTENTS).map(|row| word::EXTENTS + 2 * row);
+        let Some(row) = rows.find(|row| self.word(*row).load(Acquire) == offset) else { return };
+        let capacity = self.word(row + 1).load(Acquire) >> 8;
+        if offset != HEAD_LEN as u64 {
+            // Failing to give memory back costs memory, nothing else.
+            let _ = self.region.give_back(offset, segment::HEAD_LEN + capacity * 8);
+        }
+        self.word(row + 1).store(capacity << 8 | FREE, Release);
+    }
+
+    /// Takes one record, whole. `take_fds` gets its number and how many, just before the commit; `commit` is called
+    /// at the very last.
+    pub(super) fn pop(
+        &self,
+        take_fds: impl FnOnce(u64, usize) -> io::Result<Vec<OwnedFd>>,
+        commit: impl FnOnce(Member),
+    ) -> (io::Result<Pop>, Asked) {
+        let mut asked = Asked::default();
+        let me = match self.family.me() {
+            Ok(me) => me,
+            Err(error) => return (Err(error), asked),
+        };
+        let mut side = lock(&self.get);
+        let latch = self.get_latch();
+        match latch.try_take(me, self.family) {
+            None => return (Ok(Pop::Busy), asked),
+            Some(Taken::Free) => {}
+            Some(Taken::FromTheDead) => asked.putters = self.repair_beside(self.put_latch(), me),
+        }
+        let result = self.pop_latched(&mut side, &mut asked, take_fds, || commit(me));
+        asked.takers = latch.release();
+        (result, asked)
+    }
+
+    fn pop_latched(
+        &self,
+        side: &mut Side,
+        asked: &mut Asked,
+        take_fds: impl FnOnce(u64, usize) -> io::Result<Vec<OwnedFd>>,
+        commit: impl FnOnce(),
+    ) -> io::Result<Pop> {
+        let Some((extent, head)) = self.settle_taker(side)? else {
+            return Ok(if self.is_closed() && self.settle_taker(side)?.is_none() { Pop::Closed } else { Pop::Empty });
+        };
+        let segment = extent.segment();
+        let Some(record) = segment.record(head, side.other) else {
+            return Err(corrupt("no record where one should be"));
+        };
+        let mut payload = Vec::with_capacity(record.len as usize);
+        segment.read_payload(head, record, &mut payload);
+        let fds = if record.fds > 0 { take_fds(record.number, record.fds as usize) } else { Ok(Vec::new()) };
+        commit();
+        segment.consume(head, record);
+        if extent.size() > KEEP && head.position.wrapping_add(record.units()) == side.other.position {
+            asked.putters |= self.give_back(side, &extent);
+        }
+        Ok(Pop::Got(payload, fds?))
+    }
+
+    /// The segment and the head to take from, if there is anything.
+    fn settle_taker(&self, side: &mut Side) -> io::Result<Option<(Extent, Mark)>> {
+        loop {
+            let name = self.word(word::GET_SEGMENT).load(Acquire);
+            if side.name != name {
+                self.settle(side, name)?;
+            }
+            let Some(extent) = side.extent.clone() else { return Ok(None) };
+            let segment = extent.segment();
+            let head = segment.head();
+            if side.other.count.wrapping_sub(head.count) as i32 > 0 {
+                return Ok(Some((extent, head)));
+            }
+            // Order matters: once `next` is seen, `tail` is final (segment invariant 2).
+            let next = segment.next();
+            side.other = segment.tail();
+            if side.other != head {
+                return Ok(Some((extent, head)));
+            }
+            if next == 0 {
+                return Ok(None);
+            }
+            self.word(word::GET_SEGMENT).store(next, Release);
+            self.retire(name);
+        }
+    }
+
+    /// Replaces a large segment that has just been drained by the base, if no putter is at work.
+    /// True if a putter asked for a wake meanwhile.
+    #[cold]
+    fn give_back(&self, side: &mut Side, large: &Extent) -> bool {
+        let (Ok(me), Ok(mut put)) = (self.family.me(), self.put.try_lock()) else { return false };
+        let latch = self.put_latch();
+        if latch.try_take(me, self.family).is_none() {
+            return false;
+        }
+        let name = self.word(word::GET_SEGMENT).load(Acquire);
+        let (head, tail) = (large.segment().head(), large.segment().tail());
+        let base_state = self.word(word::EXTENTS + 1);
+        let is_last = self.word(word::PUT_SEGMENT).load(Acquire) == name && large.segment().next() == 0;
+        if is_last && head == tail && base_state.load(Acquire) & 0xff == FREE {
+            base_state.store((BASE / 8) << 8 | IN_USE, Release);
+            let generation = self.word(word::GENERATION).fetch_add(1, Relaxed).wrapping_add(1) & ((1 << 24) - 1);
+            let base = generation << 40 | HEAD_LEN as u64;
+            if self.link(&mut put, large, base, tail.count).is_ok() {
+                self.word(word::GET_SEGMENT).store(base, Release);
+                self.retire(name);
+                *side = Side::default();
+            }
+        }
+        latch.release()
+    }
+
+    /// With one latch taken from the dead: frees what is in no chain, if nobody holds the `other`.
+    /// True if somebody asked for that one meanwhile.
+    #[cold]
+    fn repair_beside(&self, other: Latch<'_>, me: Member) -> bool {
+        other.try_take(me, self.family).is_some() && {
+            self.repair();
+            other.release()
+        }
+    }
+
+    /// Gives back every extent that a death left in use and in no chain. Under both latches.
+    fn repair(&self) {
+        let mut chain = Vec::new();
+        let mut name = self.word(word::GET_SEGMENT).load(Acquire);
+        while name != 0 && chain.len() < EXTENTS {
+            chain.push(name & OFFSET_MASK);
+            name = self.extent(name).map_or(0, |extent| extent.segment().next());
+        }
+        let rows = (0..EXTENTS).map(|row| word::EXTENTS + 2 * row);
+        let lost = rows.filter(|row| self.word(row + 1).load(Acquire) & 0xff == IN_USE);
+        lost.map(|row| self.word(row).load(Acquire))
+            .filter(|offset| !chain.contains(offset))
+            .for_each(|offset| self.retire(offset));
+    }
+
+    /// Lets no further record in. Waits only for a putter at work.
+    pub(super) fn close(&self) -> io::Result<()> {
+        let me = self.family.me()?;
+        let _side = lock(&self.put);
+        while self.put_latch().try_take(me, self.family).is_none() {
+            std::thread::yield_now();
+        }
+        self.word(word::CLOSED).store(1, Release);
+        // Whoever asked is woken with everybody else: closing concerns all.
+        let _ = self.put_latch().release();
+        Ok(())
+    }
+
+    /// The mark up to which records were taken.
+    fn head(&self) -> io::Result<Mark> {
+        self.stable(word::GET_SEGMENT, |segment| segment.head())
+    }
+
+    fn stable(&self, index: usize, read: impl Fn(Segment<'_, Extent>) -> Mark) -> io::Result<Mark> {
+        loop {
+            let name = self.word(index).load(Acquire);
+            let mark = self.extent(name).map(|extent| read(extent.segment()));
+            // If the segment is still the one, it was it when we read.
+            if self.word(index).load(Acquire) == name {
+                return mark;
+            }
+        }
+    }
+
+    /// How many records there are.
+    pub(super) fn len(&self) -> io::Result<usize> {
+        loop {
+            let head = self.head()?;
+            let tail = self.stable(word::PUT_SEGMENT, |segment| segment.tail())?;
+            if self.head()? == head {
+                return Ok(tail.count.wrapping_sub(head.count) as usize);
+            }
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    fn ring(items: u64, bytes: u64) -> Ring {
+        Ring::create(items, bytes).unwrap()
+    }
+
+    fn push(ring: &Ring, payload: &[u8]) -> Push {
+        ring.push(payload, 0, |_| Ok(true)).0.unwrap()
+    }
+
+    fn pop(ring: &Ring) -> Option<Vec<u8>> {
+        match ring.pop(|_, _| Ok(Vec::new()), |_| ()).0.unwrap() {
+            Pop::Got(bytes, _) => Some(bytes),
+            Pop::Empty => None,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn records_of_all_sizes_come_out_whole_and_in_order() {
+        let ring = ring(0, 0);
+        let sizes = [0, 1, 7, 8, 9, 4095, 65_000, 65_536, 200_000, 3 << 20, 5, 40 << 20, 17];
+        let payload = |n: usize, size: usize| -> Vec<u8> { (0..size).map(|i| (i * 31 + n) as u8).collect() };
+        for round in 0..3 {
+            for (n, size) in sizes.iter().enumerate() {
+                assert_eq!(push(&ring, &payload(n + round, *size)), Push::Done);
+            }
+            assert_eq!(ring.len().unwrap(), sizes.len());
+            for (n, size) in sizes.iter().enumerate() {
+                assert_eq!(pop(&ring).unwrap(), payload(n + round, *size), "record {n} of {size} bytes");
+            }
+            assert_eq!((pop(&ring), ring.len().unwrap()), (None, 0));
+        }
+    }
+
+    #[test]
+    fn memory_of_a_large_backlog_is_given_back() {
+        let ring = ring(0, 0);
+        let blocks = || rustix::fs::fstat(ring.region.fd()).unwrap().st_blocks as u64 * 512;
+        (0..100).for_each(|_| assert_eq!(push(&ring, &[1; 1 << 20]), Push::Done));
+        assert!(blocks() > 100 << 20);
+        (0..100).for_each(|_| assert_eq!(pop(&ring).unwrap().len(), 1 << 20));
+        assert!(blocks() < KEEP, "{} bytes kept", blocks());
+        assert_eq!(push(&ring, b"and it goes on"), Push::Done);
+        assert_eq!(pop(&ring).unwrap(), b"and it goes on");
+    }
+
+    #[test]
+    fn limits_in_items_and_in_bytes() {
+        let items = ring(2, 0);
+        assert_eq!([push(&items, b"a"), push(&items, b"b"), push(&items, b"c")], [Push::Done, Push::Done, Push::Full]);
+        assert_eq!(pop(&items).unwrap(), b"a");
+        assert_eq!(push(&items, &[0; 1 << 20]), Push::Done);
+        let bytes = ring(0, 1 << 20);
+        let fitting = (0..).take_while(|_| push(&bytes, &[0; 1000]) == Push::Done).count();
+        assert!((1000..3000).contains(&fitting), "{fitting}");
+        (0..fitting).for_each(|_| drop(pop(&bytes).unwrap()));
+        assert_eq!(push(&bytes, &[0; 5 << 20]), Push::Done, "one message always fits an empty pipe");
+    }
+
+    #[test]
+    fn closed_lets_nothing_in_and_everything_out() {
+        let ring = ring(0, 0);
+        push(&ring, b"last");
+        ring.close().unwrap();
+        assert_eq!(push(&ring, b"late"), Push::Closed);
+        assert_eq!(pop(&ring).unwrap(), b"last");
+        assert!(matches!(ring.pop(|_, _| Ok(Vec::new()), |_| ()).0.unwrap(), Pop::Closed));
+    }
+
+    #[test]
+    fn death_growing_before_the_link_the_lost_extent_is_given_back() {
+        let ring = ring(0, 0);
+        push(&ring, b"kept");
+        ring.allocate(1 << 20).unwrap();
+        let blocks = || rustix::fs::fstat(ring.region.fd()).unwrap().st_blocks as u64 * 512;
+        assert!(blocks() > 8 << 20);
+        // The putter that did this has died holding the latch, and its slot is free.
+        ring.word(word::PUT_LATCH).store(Member { slot: 4000, epoch: 9 }.to_bits(), Release);
+        assert_eq!(push(&ring, b"next"), Push::Done);
+        assert!(blocks() < 1 << 20);
+        assert_eq!((pop(&ring).unwrap(), pop(&ring).unwrap()), (b"kept".to_vec(), b"next".to_vec()));
+    }
+
+    #[test]
+    fn death_growing_after_the_link_the_next_putter_follows_it() {
+        let ring = ring(0, 0);
+        push(&ring, b"before");
+        let name = ring.allocate(1 << 14).unwrap();
+        let base = ring.extent(HEAD_LEN as u64).unwrap();
+        ring.extent(name).unwrap().segment().begin(base.segment().tail().count);
+        base.segment().link(name);
+        assert_eq!(push(&ring, b"after"), Push::Done);
+        assert_eq!(
+            (pop(&ring).unwrap(), pop(&ring).unwrap(), ring.len().unwrap()),
+            (b"before".to_vec(), b"after".to_vec(), 0)
+        );
+    }
+
+    #[test]
+    fn death_holding_the_get_latch_the_record_is_still_there() {
+        let ring = ring(0, 0);
+        push(&ring, b"still");
+        ring.word(word::GET_LATCH).store(Member { slot: 4000, epoch: 9 }.to_bits(), Release);
+        assert_eq!(pop(&ring).unwrap(), b"still");
+    }
+
+    #[test]
+    fn corrupt_bytes_are_an_error() {
+        let ring = ring(0, 0);
+        push(&ring, b"x");
+        let base = ring.extent(HEAD_LEN as u64).unwrap();
+        base.write(0, &u64::MAX.to_ne_bytes());
+        assert!(ring.pop(|_, _| Ok(Vec::new()), |_| ()).0.is_err());
+    }
+}

@@ -1,0 +1,192 @@
+//! One ring of bytes: records are written, and then published by a single store.
+//!
+//! # State
+//! `tail` and `head`: `count:32 | position:32`, positions in units of 8 bytes, free-running. Counts go on from
+//! segment to segment, so that the difference of any tail and any head is a number of records. `next`: the
+//! offset of the segment that follows, 0 while this is the last.
+//!
+//! # Moves
+//! | from -> to | who | ordering | wakes |
+//! |---|---|---|---|
+//! | bytes beyond tail | the holder of the put latch | plain, nobody reads them yet | - |
+//! | tail -> tail + record | the holder of the put latch | Release: publishes the bytes | a taker |
+//! | head -> head + record | the holder of the get latch, after copying out | Release: gives the room back | a putter |
+//! | next 0 -> offset | the holder of the put latch | Release: no record follows here | - |
+//!
+//! # Invariants
+//! 1. Bytes from head to tail are whole records and change for nobody.
+//! 2. Once `next` is set, tail does not change.
+//!
+//! # Death
+//! | killed | survivors see |
+//! |---|---|
+//! | before tail is stored | nothing: the bytes beyond tail are garbage |
+//! | after tail is stored | the record |
+//! | before head is stored | the record, still there |
+//!
+//! # Cancel
+//! No move awaits.
+
+use crate::shm::atomic::AtomicU64;
+use std::sync::atomic::Ordering::*;
+
+/// Words of a segment's head, apart so that the two sides share no cache line.
+pub(super) const TAIL: usize = 0;
+pub(super) const HEAD: usize = 16;
+pub(super) const NEXT: usize = 32;
+/// Bytes of a segment's head.
+pub(super) const HEAD_LEN: u64 = 4096;
+
+const UNIT: usize = 8;
+
+/// A position in the stream of records.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Mark {
+    pub(super) count: u32,
+    pub(super) position: u32,
+}
+
+impl Mark {
+    pub(super) fn from_bits(bits: u64) -> Self {
+        Self { count: (bits >> 32) as u32, position: bits as u32 }
+    }
+
+    pub(super) fn to_bits(self) -> u64 {
+        u64::from(self.count) << 32 | u64::from(self.position)
+    }
+
+    fn after_record(self, units: u32) -> Self {
+        Self { count: self.count.wrapping_add(1), position: self.position.wrapping_add(units) }
+    }
+}
+
+/// Where the bytes of a segment are: mapped memory in life, a vector in models.
+pub(super) trait Bytes {
+    fn write(&self, at: usize, from: &[u8]);
+    /// The 8 bytes at `at`, a multiple of 8.
+    fn word(&self, at: usize) -> u64;
+    /// Appends `len` bytes to `to`.
+    fn read(&self, at: usize, len: usize, to: &mut Vec<u8>);
+}
+
+/// What precedes each record: its length, how many descriptors ride along, and under which number.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct RecordHead {
+    pub(super) len: u32,
+    pub(super) fds: u32,
+    pub(super) number: u64,
+}
+
+impl RecordHead {
+    const LEN: usize = 8;
+    const LEN_WITH_FDS: usize = 16;
+
+    fn len(&self) -> usize {
+        if self.fds == 0 { Self::LEN } else { Self::LEN_WITH_FDS }
+    }
+
+    /// Units that the whole record takes.
+    pub(super) fn units(&self) -> u32 {
+        (self.len() + self.len as usize).div_ceil(UNIT) as u32
+    }
+}
+
+pub(super) struct Segment<'a, B> {
+    pub(super) words: &'a [AtomicU64],
+    pub(super) bytes: &'a B,
+    /// Units of room; a power of two.
+    pub(super) capacity: u32,
+}
+
+impl<B: Bytes> Segment<'_, B> {
+    pub(super) fn tail(&self) -> Mark {
+        Mark::from_bits(self.words[TAIL].load(Acquire))
+    }
+
+    pub(super) fn head(&self) -> Mark {
+        Mark::from_bits(self.words[HEAD].load(Acquire))
+    }
+
+    pub(super) fn next(&self) -> u64 {
+        self.words[NEXT].load(Acquire)
+    }
+
+    /// Units free between `tail` and `head`, never more than the capacity whatever they say.
+    pub(super) fn room(&self, tail: Mark, head: Mark) -> u32 {
+        self.capacity.saturating_sub(tail.position.wrapping_sub(head.position))
+    }
+
+    fn write(&self, position: u32, skip: usize, from: &[u8]) {
+        let size = self.capacity as usize * UNIT;
+        let at = ((position & (self.capacity - 1)) as usize * UNIT + skip) & (size - 1);
+        let (first, rest) = from.split_at(from.len().min(size - at));
+        self.bytes.write(at, first);
+        if !rest.is_empty() {
+            self.bytes.write(0, rest);
+        }
+    }
+
+    fn read(&self, position: u32, skip: usize, len: usize, to: &mut Vec<u8>) {
+        let size = self.capacity as usize * UNIT;
+        let at = ((position & (self.capacity - 1)) as usize * UNIT + skip) & (size - 1);
+        let first = len.min(size - at);
+        self.bytes.read(at, first, to);
+        if first < len {
+            self.bytes.read(0, len - first, to);
+        }
+    }
+
+    /// Writes a record beyond `tail`, where [`Segment::room`] has said that it fits.
+    pub(super) fn write_record(&self, tail: Mark, record: RecordHead, payload: &[u8]) {
+        let mut head = [0; RecordHead::LEN_WITH_FDS];
+        head[..8].copy_from_slice(&(u64::from(record.fds) << 32 | u64::from(record.len)).to_ne_bytes());
+        head[8..].copy_from_slice(&record.number.to_ne_bytes());
+        self.write(tail.position, 0, &head[..record.len()]);
+        self.write(tail.position, record.len(), payload);
+    }
+
+    /// The commit of a put.
+    pub(super) fn publish(&self, tail: Mark, record: RecordHead) -> Mark {
+        let after = tail.after_record(record.units());
+        self.words[TAIL].store(after.to_bits(), Release);
+        after
+    }
+
+    /// The record at `head`, which is before `tail`; `None` if the bytes there make no record.
+    pub(super) fn record(&self, head: Mark, tail: Mark) -> Option<RecordHead> {
+        let available = tail.position.wrapping_sub(head.position);
+        let word = |position: u32| self.bytes.word((position & (self.capacity - 1)) as usize * UNIT);
+        let first = word(head.position);
+        let mut record = RecordHead { len: first as u32, fds: (first >> 32) as u32, number: 0 };
+        if available > self.capacity || record.units() > available {
+            return None;
+        }
+        if record.fds > 0 {
+            record.number = word(head.position.wrapping_add(1));
+        }
+        Some(record)
+    }
+
+    /// The payload of the record at `head`.
+    pub(super) fn read_payload(&self, head: Mark, record: RecordHead, to: &mut Vec<u8>) {
+        self.read(head.position, record.len(), record.len as usize, to);
+    }
+
+    /// The commit of a get.
+    pub(super) fn consume(&self, head: Mark, record: RecordHead) {
+        self.words[HEAD].store(head.after_record(record.units()).to_bits(), Release);
+    }
+
+    /// Says that `next` follows, which nobody may write to before.
+    pub(super) fn link(&self, next: u64) {
+        self.words[NEXT].store(next, Release);
+    }
+
+    /// Makes this an empty segment whose counts go on from `count`.
+    pub(super) fn begin(&self, count: u32) {
+        let start = Mark { count, position: 0 }.to_bits();
+        self.words[TAIL].store(start, Relaxed);
+        self.words[HEAD].store(start, Relaxed);
+        self.words[NEXT].store(0, Release);
+    }
+}

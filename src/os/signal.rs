@@ -1,0 +1,86 @@
+//! Signals: what a process of ours blocks, inherits and dies of.
+
+use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rustix::fs::{Mode, OFlags};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+/// Blocks every signal for this process and makes SIGCHLD readable instead.
+pub(crate) fn block_all_but_children() -> io::Result<OwnedFd> {
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None)?;
+    let mut child = SigSet::empty();
+    child.add(nix::sys::signal::Signal::SIGCHLD);
+    let signals = SignalFd::with_flags(&child, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+    signals.as_fd().try_clone_to_owned()
+}
+
+/// Empties what [`block_all_but_children`] made, so that the next signal makes it readable again.
+pub(crate) fn drain(signals: BorrowedFd<'_>) {
+    let mut buffer = [0; 128];
+    while rustix::io::read(signals, &mut buffer).is_ok_and(|n| n > 0) {}
+}
+
+pub(crate) fn unblock_all() {
+    // Cannot fail: the arguments are constants.
+    let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
+}
+
+/// Undoes what an exec inherited: ignored signals get their default action again, except SIGPIPE, which Rust
+/// programs ignore. Handlers that this process has set since stay.
+pub(crate) fn reset_ignored() {
+    for signal in 1..=64 {
+        let wanted = if signal == libc::SIGPIPE { libc::SIG_IGN } else { libc::SIG_DFL };
+        // SAFETY: both structures live on this stack; SIG_IGN and SIG_DFL are no handlers that could run. Numbers
+        // that the C library keeps for itself are refused with EINVAL.
+        unsafe {
+            let mut now: libc::sigaction = std::mem::zeroed();
+            if libc::sigaction(signal, std::ptr::null(), &mut now) != 0 {
+                continue;
+            }
+            let is_default_pipe = signal == libc::SIGPIPE && now.sa_sigaction == libc::SIG_DFL;
+            let is_ignored = signal != libc::SIGPIPE && now.sa_sigaction == libc::SIG_IGN;
+            if is_default_pipe || is_ignored {
+                now.sa_sigaction = wanted;
+                libc::sigaction(signal, &now, std::ptr::null_mut());
+            }
+        }
+    }
+}
+
+/// Ties this process to the holder of the write end of `pipe`: when that closes, the kernel kills us, whatever we
+/// are doing. Returns the description that carries the tie, or `None` if the holder is gone already.
+/// See [fcntl(2)](https://man7.org/linux/man-pages/man2/fcntl.2.html), F_SETSIG.
+pub(crate) fn die_with(pipe: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
+    const F_SETSIG: libc::c_int = 10;
+    // The tie belongs to the open file description, so each process opens its own.
+    let path = format!("/proc/self/fd/{}", pipe.as_raw_fd());
+    let own = rustix::fs::open(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?;
+    let fcntl = |command, argument: libc::c_int| {
+        // SAFETY: the descriptor is open, and none of the three commands takes a pointer.
+        match unsafe { libc::fcntl(own.as_raw_fd(), command, argument) } {
+            -1 => Err(io::Error::last_os_error()),
+            _ => Ok(()),
+        }
+    };
+    fcntl(F_SETSIG, libc::SIGKILL)?;
+    fcntl(libc::F_SETOWN, std::process::id() as libc::c_int)?;
+    fcntl(libc::F_SETFL, libc::O_ASYNC | libc::O_NONBLOCK)?;
+    Ok((!super::socket::is_hung_up(own.as_fd())).then_some(own))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_comes_too_late_is_told() {
+        let (read, write) = std::io::pipe().unwrap();
+        let tied = die_with(read.as_fd()).unwrap();
+        assert!(tied.is_some());
+        drop(tied);
+        drop(write);
+        // SIGKILL would come only to a description that was armed before; this one is armed after.
+        assert!(crate::os::socket::is_hung_up(read.as_fd()));
+    }
+}

@@ -1,0 +1,126 @@
+//! [fork(2)](https://man7.org/linux/man-pages/man2/fork.2.html) and what a new process does with what it inherited.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
+
+/// Proof that this process had one thread when it looked. Who holds it starts none.
+#[derive(Clone, Copy)]
+pub(crate) struct SingleThreaded(());
+
+impl SingleThreaded {
+    pub(crate) fn check() -> Option<Self> {
+        // The link count of the directory is two more than the threads in it.
+        let task = std::fs::metadata("/proc/self/task").ok()?;
+        (std::os::unix::fs::MetadataExt::nlink(&task) == 3).then_some(Self(()))
+    }
+}
+
+/// Which side of a fork this is.
+pub(crate) enum Fork {
+    Child,
+    Parent(u32),
+}
+
+/// Forks by the C library, so that its own state (thread id, robust list, malloc, atfork handlers) is right.
+pub(crate) fn fork(_: SingleThreaded) -> io::Result<Fork> {
+    // SAFETY: this process has one thread, so no other can hold a lock that would stay locked in the child.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(Fork::Child),
+        pid => Ok(Fork::Parent(pid as u32)),
+    }
+}
+
+/// Ends the process without running exit handlers that it inherited from the process it was forked from.
+pub(crate) fn exit_now(code: i32) -> ! {
+    // SAFETY: `_exit` takes no pointer and does not return.
+    unsafe { libc::_exit(code) }
+}
+
+/// Writes out what C code of this process has printed and not yet flushed.
+pub(crate) fn flush_c_stdio() {
+    // SAFETY: null means every open stream.
+    unsafe { libc::fflush(std::ptr::null_mut()) };
+}
+
+/// Closes many descriptors in as few calls as their numbers have gaps.
+pub(crate) fn close_all(fds: Vec<OwnedFd>) {
+    let mut fds: Vec<RawFd> = fds.into_iter().map(IntoRawFd::into_raw_fd).collect();
+    fds.sort_unstable();
+    for run in fds.chunk_by(|a, b| a + 1 == *b) {
+        if let (Some(first), Some(last)) = (run.first(), run.last()) {
+            // SAFETY: we own every descriptor of the run, and nothing else lies in it.
+            unsafe { libc::syscall(libc::SYS_close_range, *first, *last, 0) };
+        }
+    }
+}
+
+/// The standard stream `fd`, unless it is closed or not meant for children.
+pub(crate) fn standard(fd: RawFd) -> Option<BorrowedFd<'static>> {
+    // SAFETY: `fcntl` answers for any number.
+    let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
+    if flags == -1 || flags & libc::FD_CLOEXEC != 0 {
+        return None;
+    }
+    // SAFETY: 0, 1 and 2 stay open for the life of a program; one that closes them all the same gives us
+    // whatever opens there next, which is what any use of a standard stream would get.
+    Some(unsafe { BorrowedFd::borrow_raw(fd) })
+}
+
+/// Closes what another program left open for us by mistake: descriptors beyond the standard streams that are not
+/// close-on-exec, and so were not opened here by Rust code.
+pub(crate) fn close_leaked() -> io::Result<()> {
+    let listed: Vec<RawFd> = std::fs::read_dir("/proc/self/fd")?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|fd| *fd > 2)
+        .collect();
+    for fd in listed {
+        // SAFETY: `fcntl` answers for any number.
+        if unsafe { libc::fcntl(fd, libc::F_GETFD) } == 0 {
+            // SAFETY: everything that this process opened itself is close-on-exec; nobody here knows this one.
+            unsafe { libc::close(fd) };
+        }
+    }
+    Ok(())
+}
+
+/// Puts `fd` out of the way of the standard streams' numbers.
+pub(crate) fn above_standard(fd: OwnedFd) -> io::Result<OwnedFd> {
+    if fd.as_raw_fd() > 2 { Ok(fd) } else { Ok(rustix::io::fcntl_dupfd_cloexec(fd.as_fd(), 3)?) }
+}
+
+/// Whether the C library takes this as a variable.
+pub(crate) fn is_variable(key: &OsStr, value: &OsStr) -> bool {
+    use std::os::unix::ffi::OsStrExt;
+    let (key, value) = (key.as_bytes(), value.as_bytes());
+    !key.is_empty() && !key.iter().any(|byte| matches!(byte, 0 | b'=')) && !value.contains(&0)
+}
+
+/// Sets an environment variable of this process, if it can be one.
+pub(crate) fn set_variable(_: SingleThreaded, key: &OsStr, value: &OsStr) {
+    if !is_variable(key, value) {
+        return;
+    }
+    // SAFETY: no other thread exists that could read the environment meanwhile.
+    unsafe { std::env::set_var(key, value) }
+}
+
+/// Removes an environment variable of this process.
+pub(crate) fn remove_variable(_: SingleThreaded, key: &OsStr) {
+    if !is_variable(key, OsStr::new("")) {
+        return;
+    }
+    // SAFETY: no other thread exists that could read the environment meanwhile.
+    unsafe { std::env::remove_var(key) }
+}
+
+/// A child of this process that ended, now reaped; `None` if there is none.
+pub(crate) fn reap() -> Option<(u32, i32)> {
+    let mut status = 0;
+    // SAFETY: `status` is ours to write.
+    match unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG) } {
+        pid @ 1.. => Some((pid as u32, status)),
+        _ => None,
+    }
+}

@@ -1,0 +1,301 @@
+//! What a fresh process finds out about itself before `main` goes on: root, fork server or child.
+//!
+//! A process that is started to take a role finds `MULTIPROCESS_BOOT` in its environment and a packet socket as its
+//! standard input, with a [`Hello`] already waiting there. It takes the role and never returns to `main`.
+#![forbid(unsafe_code)]
+
+use super::entry::{self, Call, Function};
+use super::protocol::{self, Answer, Hello, Ready, Role};
+use super::{child, info, server};
+use crate::error::{Error, ErrorKind, Result};
+use crate::os::spawn::{self, SingleThreaded};
+use crate::os::{image, signal};
+use crate::shm::family::Family;
+use rustix::fs::{Mode, OFlags};
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+pub(super) const BOOT: &str = "MULTIPROCESS_BOOT";
+
+/// What a process that can spawn has from its start.
+pub(super) struct Origin {
+    /// The program's file, which stays the running one when another takes its name.
+    pub(super) program: OwnedFd,
+    /// Closed when the root ends. `None` in the root itself.
+    pub(super) root_lifeline: Option<OwnedFd>,
+    /// Where the fork server takes new connections. `None` in the root.
+    pub(super) intake: Option<OwnedFd>,
+}
+
+static ORIGIN: OnceLock<io::Result<Origin>> = OnceLock::new();
+
+pub(super) fn set_origin(origin: Origin) {
+    // A process boots once.
+    let _ = ORIGIN.set(Ok(origin));
+}
+
+/// This process's origin, or why it cannot spawn.
+pub(super) fn origin() -> Result<&'static Origin> {
+    match ORIGIN.get() {
+        Some(Ok(origin)) => Ok(origin),
+        Some(Err(error)) => {
+            let why = format!("cannot open this program by /proc/self/exe, which children start from: {error}");
+            Err(Error::new(ErrorKind::Spawn, why))
+        }
+        None => Err(Error::new(
+            ErrorKind::NotInitialized,
+            "this program cannot start processes yet: wrap its main in `multiprocess::run(async { .. })`, or call \
+             `multiprocess::init()` as the first line of main, or, in a test or bench crate, put \
+             `multiprocess::test_support!();` at the top of the file",
+        )),
+    }
+}
+
+/// The door for programs that build their own runtime: the first line of `main`.
+///
+/// It returns only in the program itself. A process that was started to run a function, or to be the fork server,
+/// recognises that here, does its work and ends: `main` never runs twice.
+///
+/// Children that still run when such a `main` returns are ended with it; [`run`] waits for them.
+///
+/// ```
+/// fn main() {
+///     multiprocess::init();
+///     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+///     let sum = runtime.block_on(async {
+///         multiprocess::Process::spawn(|a: u32, b: u32| a + b, (2, 3)).unwrap().await.unwrap()
+///     });
+///     assert_eq!(sum, 5);
+/// }
+/// ```
+pub fn init() {
+    if let Some(socket) = role_socket() {
+        take_role(socket);
+    }
+    ORIGIN.get_or_init(|| {
+        raise_descriptor_limit();
+        let program = open_program("/proc/self/exe".as_ref())?;
+        Ok(Origin { program, root_lifeline: None, intake: None })
+    });
+}
+
+/// The first call of `main`: drives `future` on a multi-thread tokio runtime and returns its output.
+///
+/// In a child it never returns; see [`init`]. Before it returns it waits for the children that are not daemons, then
+/// ends the daemons.
+///
+/// ```
+/// use multiprocess::{self as mp, Process};
+///
+/// async fn shout(text: String) -> String {
+///     text.to_uppercase()
+/// }
+///
+/// fn main() -> mp::Result<()> {
+///     mp::run(async {
+///         assert_eq!(Process::spawn(shout, ("hello".into(),))?.await?, "HELLO");
+///         Ok(())
+///     })
+/// }
+/// ```
+///
+/// # Panics
+/// If the runtime cannot be built, as `#[tokio::main]` does.
+pub fn run<F: Future>(future: F) -> F::Output {
+    init();
+    let built = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = built.unwrap_or_else(|error| panic!("multiprocess::run cannot build a tokio runtime: {error}"));
+    runtime.block_on(async {
+        let output = future.await;
+        if let Err(error) = info::see_children_off().await {
+            tracing::warn!(%error, "cannot wait for the children that still run; they end with this process");
+        }
+        output
+    })
+}
+
+#[doc(hidden)]
+pub fn start_of_test() {
+    init();
+}
+
+/// Starts children from another file: a copy of this program. Anything else is refused when it answers.
+#[doc(hidden)]
+pub fn use_program(path: impl Into<PathBuf>) {
+    *PROGRAM.lock().unwrap_or_else(PoisonError::into_inner) = Some(path.into());
+}
+
+static PROGRAM: Mutex<Option<PathBuf>> = Mutex::new(None);
+
+/// What fork server and exec'd children are started from.
+pub(super) fn program() -> Result<OwnedFd> {
+    let origin = origin()?;
+    let other = PROGRAM.lock().unwrap_or_else(PoisonError::into_inner);
+    Ok(match &*other {
+        Some(path) => open_program(path).map_err(|error| protocol::spawn_error(path.display(), error))?,
+        None => origin.program.try_clone()?,
+    })
+}
+
+fn open_program(path: &std::path::Path) -> io::Result<OwnedFd> {
+    spawn::above_standard(rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+/// A handle that waits or travels is a descriptor, so there should be many.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    // Refused in some sandboxes; then there are fewer.
+    let _ = setrlimit(Resource::Nofile, limit);
+}
+
+static PRELOAD: Mutex<Vec<Call>> = Mutex::new(Vec::new());
+
+/// Before the first spawn: has the fork server run `f` once before it makes children, so that what `f` loads (into a
+/// `static`, say) is shared copy-on-write by all of them.
+///
+/// A server that must be restarted, because it was killed, runs it again. `f` must leave no thread behind: forking
+/// would then be unsafe, and every child would be exec'd instead, at some ten times the cost.
+///
+/// ```
+/// use multiprocess::{self as mp, Process};
+/// use std::sync::OnceLock;
+///
+/// static TABLE: OnceLock<Vec<u64>> = OnceLock::new();
+/// fn load() { TABLE.get_or_init(|| (0..1000).map(|n| n * n).collect()); }
+/// fn look_up(n: usize) -> Option<u64> { Some(TABLE.get()?[n]) }
+///
+/// fn main() -> mp::Result<()> {
+///     mp::run(async {
+///         mp::preload(load)?;
+///         assert_eq!(Process::spawn(look_up, (12,))?.await?, Some(144));
+///         assert_eq!(look_up(12), None); // It was loaded in the fork server, not here.
+///         Ok(())
+///     })
+/// }
+/// ```
+pub fn preload<F, M>(f: F) -> Result<()>
+where
+    F: Function<(), M, Output = ()>,
+{
+    origin()?;
+    if super::client::is_connected() {
+        let why = "preload must be called before the first spawn: the fork server already runs";
+        return Err(Error::other(why));
+    }
+    PRELOAD.lock().unwrap_or_else(PoisonError::into_inner).push(Call::of(f));
+    Ok(())
+}
+
+pub(super) fn preloads() -> Vec<Call> {
+    PRELOAD.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+/// The socket on which this process is told its role, if it was started to take one.
+fn role_socket() -> Option<OwnedFd> {
+    std::env::var_os(BOOT)?;
+    let socket = spawn::standard(0)?;
+    if rustix::net::sockopt::socket_type(socket).ok()? != rustix::net::SocketType::SEQPACKET {
+        return None;
+    }
+    let own = rustix::io::fcntl_dupfd_cloexec(socket, 3).ok()?;
+    rustix::stdio::dup2_stdin(null_device().ok()?).ok()?;
+    Some(own)
+}
+
+/// `/dev/null`, in place of a standard stream.
+pub(super) fn null_device() -> io::Result<OwnedFd> {
+    spawn::above_standard(rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+fn take_role(socket: OwnedFd) -> ! {
+    let single = SingleThreaded::check();
+    if let Some(single) = single {
+        spawn::remove_variable(single, OsStr::new(BOOT));
+    }
+    signal::reset_ignored();
+    let taken = spawn::close_leaked().and_then(|()| protocol::recv::<Hello>(socket.as_fd()));
+    let Ok(Some((hello, parcel))) = taken else {
+        spawn::exit_now(1); // Who started us is gone.
+    };
+    entry::note_panics();
+    let refusal = (hello.image != image::fingerprint()).then(other_image);
+    match hello.role {
+        Role::Server { preload, adopt } => match refusal {
+            Some(error) => refuse(socket.as_fd(), error),
+            None => match settle(parcel.fds, false) {
+                Ok(()) => server::serve(socket, &preload, &adopt, single),
+                Err(error) => refuse(socket.as_fd(), protocol::spawn_error("the fork server cannot start", error)),
+            },
+        },
+        Role::Child => {
+            let settled = match refusal {
+                Some(error) => Err(error),
+                None => settle(parcel.fds, true).map_err(|error| protocol::spawn_error("cannot start", error)),
+            };
+            child::after_exec(socket, settled)
+        }
+    }
+}
+
+fn other_image() -> Error {
+    Error::new(
+        ErrorKind::Spawn,
+        "the program that was started is not the same build as the one that started it, so no function can run \
+         there: was the executable replaced while it ran?",
+    )
+}
+
+fn refuse(socket: BorrowedFd<'_>, error: Error) -> ! {
+    // If the starter is gone, nobody needs to know.
+    let _ = protocol::send(socket, &Answer::<Ready>::Err(error), &[], &[]);
+    spawn::exit_now(1)
+}
+
+/// Takes over what every member of the family has: the program, the root's lifeline, the intake (children only; the
+/// server makes its own) and the family.
+fn settle(fds: Vec<OwnedFd>, has_intake: bool) -> io::Result<()> {
+    let mut fds = fds.into_iter();
+    let missing = || io::Error::new(io::ErrorKind::InvalidData, "the descriptors of the first message are missing");
+    let program = fds.next().ok_or_else(missing)?;
+    let root_lifeline = fds.next().ok_or_else(missing)?;
+    let intake = if has_intake { Some(fds.next().ok_or_else(missing)?) } else { None };
+    Family::join(fds.collect())?;
+    if has_intake {
+        set_origin(Origin { program, root_lifeline: Some(root_lifeline), intake });
+    } else {
+        server::prepare_origin(program, root_lifeline)?;
+    }
+    Ok(())
+}
+
+/// Once in a test or bench crate: its tests can then spawn processes, whatever runs them.
+///
+/// ```
+/// multiprocess::test_support!();
+///
+/// #[tokio::test]
+/// async fn adds() {
+///     let sum = multiprocess::Process::spawn(|a: u8, b: u8| a + b, (1, 2)).unwrap().await;
+///     assert_eq!(sum.unwrap(), 3);
+/// }
+/// # fn main() {}
+/// ```
+#[macro_export]
+macro_rules! test_support {
+    () => {
+        const _: () = {
+            extern "C" fn start() {
+                $crate::private::start_of_test();
+            }
+            // Runs before main, and so before the test harness looks at its arguments or starts a thread.
+            #[used]
+            #[unsafe(link_section = ".init_array")]
+            static START: extern "C" fn() = start;
+        };
+    };
+}

@@ -1,0 +1,143 @@
+//! A child from its fork (or exec) to its exit.
+#![forbid(unsafe_code)]
+
+use super::boot;
+use super::entry::{Executor, Outcome};
+use super::info::{self, ProcessInfo};
+use super::protocol::{self, Descriptors, Order, Report, Variables};
+use crate::error::{Error, ErrorKind, Result};
+use crate::os::signal;
+use crate::os::spawn::{self, SingleThreaded};
+use crate::shm::family::Family;
+use crate::wire::{Parcel, frame};
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+
+/// How a child leaves.
+#[derive(Clone, Copy)]
+enum Exit {
+    /// Nothing that belongs to the fork server is run.
+    Forked,
+    Regular,
+}
+
+/// The life of a forked child. `private` is what it inherited and must not keep.
+pub(super) fn after_fork(
+    order: Order,
+    arguments: Vec<u8>,
+    fds: Descriptors,
+    private: Vec<OwnedFd>,
+    single: SingleThreaded,
+) -> ! {
+    // First of all: from here on the starter knows that it is born.
+    let told = Report::send_born(fds.report.as_fd(), std::process::id());
+    spawn::close_all(private);
+    apply_variables(&order.variables, single);
+    live(order, arguments, fds, told.map_err(Error::from), Exit::Forked)
+}
+
+/// The life of an exec'd child, told by the fork server what to do.
+pub(super) fn after_exec(socket: OwnedFd, settled: Result<()>) -> ! {
+    let Ok(Some((order, Parcel { bytes, fds }))) = protocol::recv::<Order>(socket.as_fd()) else {
+        spawn::exit_now(1); // The server died while it asked.
+    };
+    drop(socket);
+    let Ok(fds) = order.split(fds) else { spawn::exit_now(1) };
+    live(order, bytes, fds, settled, Exit::Regular)
+}
+
+fn live(order: Order, arguments: Vec<u8>, fds: Descriptors, ready: Result<()>, exit: Exit) -> ! {
+    let Descriptors { report, lifeline, streams, directory, own_directory, arguments: memory, attachments } = fds;
+    let ready = ready.and_then(|()| {
+        replace_streams(streams)?;
+        for directory in [directory, own_directory].into_iter().flatten() {
+            rustix::process::fchdir(directory).map_err(io::Error::from)?;
+        }
+        Ok(signal::die_with(lifeline.as_fd())?)
+    });
+    drop(lifeline);
+    let tie = match ready {
+        Ok(Some(tie)) => tie,
+        Ok(None) => spawn::exit_now(1), // The starter is gone.
+        Err(error) => {
+            let why = format!("process {} cannot start: {error}", order.name);
+            finish(&report, &Outcome::error(Error::new(ErrorKind::Spawn, why).with_source(error)), exit)
+        }
+    };
+    signal::unblock_all();
+    let (name, daemon, start_method) = (order.name, order.daemon, Some(order.start_method));
+    info::born(ProcessInfo { name, pid: std::process::id(), daemon, start_method }, order.parent);
+    let bytes = match (memory, order.arguments_in_memfd) {
+        (Some(memory), Some(len)) => frame::out_of_memfd(memory, len),
+        _ => Ok(arguments),
+    };
+    let mut executor = Executor::default();
+    let outcome = match bytes {
+        Ok(bytes) => order.call.run(Parcel { bytes, fds: attachments }, &mut executor),
+        Err(error) => Outcome::error(Error::io("cannot read the arguments", error)),
+    };
+    send(&report, &outcome);
+    drop(executor); // Waits for its blocking tasks.
+    info::blocking_see_children_off();
+    drop(tie);
+    leave(exit)
+}
+
+fn finish(report: &OwnedFd, outcome: &Outcome, exit: Exit) -> ! {
+    send(report, outcome);
+    leave(exit)
+}
+
+/// Sends the outcome, or why it could not be sent. If the starter has let go, nobody reads it.
+fn send(report: &OwnedFd, outcome: &Outcome) {
+    if let Err(error) = Report::send_outcome(report.as_fd(), outcome) {
+        let who = info::current_process();
+        let why = format!("{} (pid {}) cannot send its result", who.name(), who.pid());
+        let _ = Report::send_outcome(report.as_fd(), &Outcome::error(Error::io(why, error)));
+    }
+}
+
+fn leave(exit: Exit) -> ! {
+    Family::leave();
+    // A closed stream is no reason to fail at the end.
+    let _ = io::stdout().flush();
+    match exit {
+        Exit::Forked => {
+            spawn::flush_c_stdio();
+            spawn::exit_now(0)
+        }
+        Exit::Regular => std::process::exit(0),
+    }
+}
+
+/// A stream that is missing stays what it is: `/dev/null`.
+fn replace_streams([stdin, stdout, stderr]: [Option<OwnedFd>; 3]) -> io::Result<()> {
+    stdin.map(rustix::stdio::dup2_stdin).transpose()?;
+    stdout.map(rustix::stdio::dup2_stdout).transpose()?;
+    stderr.map(rustix::stdio::dup2_stderr).transpose()?;
+    Ok(())
+}
+
+fn apply_variables(variables: &Variables, single: SingleThreaded) {
+    variables.iter().for_each(|(key, value)| spawn::set_variable(single, key, value));
+}
+
+/// Asks a child that was just exec'd to do `order`.
+pub(super) fn tell_exec(
+    socket: &OwnedFd,
+    hello: &protocol::Hello,
+    order: &Order,
+    arguments: &[u8],
+    fds: &Descriptors,
+) -> io::Result<()> {
+    let origin = boot::origin().map_err(io::Error::other)?;
+    let family = Family::get()?;
+    let settle = [Some(&origin.program), origin.root_lifeline.as_ref(), origin.intake.as_ref()];
+    let settle: Vec<_> = settle.into_iter().flatten().map(AsFd::as_fd).chain(family.descriptors()).collect();
+    protocol::send(socket.as_fd(), hello, &[], &settle)?;
+    let Descriptors { report, lifeline, streams, directory, own_directory, arguments: memory, attachments } = fds;
+    let first = [Some(report), Some(lifeline)].into_iter().chain(streams.iter().map(Option::as_ref));
+    let then = [directory, own_directory, memory].into_iter().map(Option::as_ref);
+    let all: Vec<_> = first.chain(then).flatten().chain(attachments).map(AsFd::as_fd).collect();
+    protocol::send(socket.as_fd(), order, arguments, &all)
+}

@@ -1,0 +1,400 @@
+//! This process's connection to the fork server.
+//!
+//! # State
+//! One connection, made at the first spawn and again when the server is gone, with what was last sent over it.
+//! One pipe, the lifeline, whose write end only this process ever holds.
+//!
+//! # Moves
+//! An order goes out and its answer comes in under one lock, so answers need no numbers.
+//!
+//! # Invariants
+//! 1. A function runs exactly once: an order is repeated only if the report socket says that no child was born.
+//! 2. The write end of the lifeline is close-on-exec and never sent, so it closes exactly when this process ends.
+//!
+//! # Death
+//! The server dies before it answers: the report socket tells which ([`Report::Born`], or hung up). This process
+//! dies: the server sees the connection hang up, and the children's lifeline closes.
+//!
+//! # Cancel
+//! Nothing here is a future, but for the task that restarts a server that died: without it the next spawn does.
+#![forbid(unsafe_code)]
+
+use super::entry::Call;
+use super::info::{self, ProcessInfo};
+use super::protocol::{self, Answer, Born, Hello, Order, Ready, Report, Role, Variables};
+use super::{StartMethod, boot, server};
+use crate::error::{Error, ErrorKind, Result};
+use crate::os::{image, pidfd, socket, socket::Wait, spawn};
+use crate::shm::family::Family;
+use crate::wire::frame;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, OFlags};
+use rustix::process::Signal;
+use std::io::{self, PipeReader, PipeWriter};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+use tokio::io::{Interest, unix::AsyncFd};
+
+/// A child of this process.
+pub(super) struct Child {
+    pub(super) info: ProcessInfo,
+    pub(super) pidfd: OwnedFd,
+    /// Its exit comes as a report, not by the kernel.
+    pub(super) tells_exit: bool,
+    /// The connection it was ordered over: it hangs up when the server, which reaps the child, is gone.
+    server: Arc<OwnedFd>,
+    status: OnceLock<ExitStatus>,
+}
+
+impl Child {
+    pub(super) fn is_alive(&self) -> bool {
+        !pidfd::has_exited(self.pidfd.as_fd())
+    }
+
+    pub(super) fn signal(&self, signal: Signal) -> io::Result<()> {
+        pidfd::signal(self.pidfd.as_fd(), signal)
+    }
+
+    pub(super) fn has_server(&self) -> bool {
+        !socket::is_hung_up(self.server.as_fd())
+    }
+
+    pub(super) fn status(&self) -> Option<ExitStatus> {
+        self.status.get().copied()
+    }
+
+    pub(super) fn learn_status(&self, status: ExitStatus) {
+        // Known once; the second teller says the same.
+        let _ = self.status.set(status);
+    }
+}
+
+/// What a new child shall be.
+pub(super) struct Start<'a> {
+    pub(super) call: Call,
+    pub(super) name: &'a str,
+    pub(super) daemon: bool,
+    pub(super) start_method: StartMethod,
+    pub(super) variables: Variables,
+    pub(super) directory: Option<OwnedFd>,
+    pub(super) streams: [Option<BorrowedFd<'a>>; 3],
+    pub(super) arguments: &'a [u8],
+    pub(super) attachments: Vec<BorrowedFd<'a>>,
+}
+
+/// The child, and the socket that its outcome comes over.
+pub(super) type Started = (Arc<Child>, OwnedFd);
+
+static CLIENT: Mutex<Client> = Mutex::new(Client { connection: None, watcher: None });
+
+struct Client {
+    connection: Option<Connection>,
+    /// The task that restarts the server when it dies.
+    watcher: Option<tokio::task::JoinHandle<()>>,
+}
+
+struct Connection {
+    socket: Arc<OwnedFd>,
+    /// The server, if it was this process that started it.
+    server: Option<std::process::Child>,
+    environment: Option<Variables>,
+    /// Device and inode of the working directory as last sent.
+    directory: Option<(u64, u64)>,
+}
+
+/// What came of an order.
+enum Ordered {
+    Started(Started),
+    /// No child was born, because the server is gone.
+    ServerGone(io::Error),
+}
+
+pub(super) fn is_connected() -> bool {
+    Client::get().connection.is_some()
+}
+
+/// Has the fork server start a child.
+pub(super) fn start(start: &Start<'_>) -> Result<Started> {
+    boot::origin()?;
+    let mut client = Client::get();
+    let mut last = None;
+    for _ in 0..8 {
+        match client.connected()?.order(start)? {
+            Ordered::Started(started) => {
+                client.watch();
+                drop(client);
+                info::list_child(started.0.clone());
+                return Ok(started);
+            }
+            Ordered::ServerGone(error) => last = Some(error),
+        }
+        client.lose();
+    }
+    let why = last.unwrap_or_else(|| io::Error::other("it did not stay"));
+    Err(protocol::spawn_error("the fork server ends again and again before it can start a child", why))
+}
+
+impl Client {
+    fn get() -> MutexGuard<'static, Self> {
+        CLIENT.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn connected(&mut self) -> Result<&mut Connection> {
+        match &mut self.connection {
+            Some(connection) => Ok(connection),
+            none => {
+                let made = match connect_to_running()? {
+                    Some(connection) => connection,
+                    None => start_server()?,
+                };
+                Ok(none.insert(made))
+            }
+        }
+    }
+
+    fn lose(&mut self) {
+        if let Some(mut server) = self.connection.take().and_then(|connection| connection.server) {
+            // It has closed its socket, so it is ending; someone else may have reaped it.
+            let _ = server.kill();
+            let _ = server.wait();
+        }
+    }
+
+    /// Sees to it that the server is restarted when it dies, if there is a runtime to wait in: somebody must bury
+    /// the children that die holding a lock.
+    fn watch(&mut self) {
+        if self.watcher.as_ref().is_some_and(|task| !task.is_finished()) {
+            return;
+        }
+        let Some(connection) = &self.connection else { return };
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let Ok(socket) = connection.socket.try_clone() else { return };
+        // `PRIORITY` never comes; a hang-up is always told.
+        let watched = std::panic::catch_unwind(|| AsyncFd::with_interest(socket, Interest::PRIORITY));
+        let Ok(Ok(watched)) = watched else { return }; // A runtime without I/O.
+        self.watcher = Some(runtime.spawn(async move {
+            while let Ok(mut event) = watched.ready(Interest::PRIORITY).await {
+                if socket::is_hung_up(watched.get_ref().as_fd()) {
+                    tokio::task::spawn_blocking(restart);
+                    return;
+                }
+                event.clear_ready();
+            }
+        }));
+    }
+}
+
+/// Starts another server if this process's is gone.
+fn restart() {
+    let mut client = Client::get();
+    if client.connection.as_ref().is_some_and(|connection| socket::is_hung_up(connection.socket.as_fd())) {
+        tracing::warn!("the fork server was killed; starting another one");
+        client.lose();
+        if let Err(error) = client.connected() {
+            tracing::warn!(%error, "cannot restart the fork server; the next spawn tries again");
+        }
+    }
+}
+
+/// A new connection to the server that this process descends from, if it still runs.
+fn connect_to_running() -> Result<Option<Connection>> {
+    let Some(intake) = &boot::origin()?.intake else { return Ok(None) };
+    let (ours, theirs) = socket_pair()?;
+    match frame::send(intake.as_fd(), &[], &[theirs.as_fd()], Wait::Yes) {
+        Ok(()) => Ok(Some(Connection::new(ours, None))),
+        Err(_) => Ok(None),
+    }
+}
+
+fn socket_pair() -> Result<(OwnedFd, OwnedFd)> {
+    socket::packet_pair().map_err(|error| protocol::spawn_error("cannot make a socket for a new process", error))
+}
+
+/// How long a server may take until it has run `init` and what was preloaded.
+const START_LIMIT: Duration = Duration::from_secs(60);
+
+fn start_server() -> Result<Connection> {
+    let failed = |error| protocol::spawn_error("the fork server cannot be started", error);
+    let program = boot::program()?;
+    let (ours, theirs) = socket_pair()?;
+    let adopt = info::live_children().iter().map(|child| child.info.pid).collect();
+    let hello = Hello { image: image::fingerprint(), role: Role::Server { preload: boot::preloads(), adopt } };
+    let family = Family::get().map_err(failed)?;
+    let root_lifeline = match &boot::origin()?.root_lifeline {
+        Some(root) => root.as_fd(),
+        None => lifeline()?,
+    };
+    let fds: Vec<_> = [program.as_fd(), root_lifeline].into_iter().chain(family.descriptors()).collect();
+    protocol::send(ours.as_fd(), &hello, &[], &fds).map_err(failed)?;
+    let mut command = server::program_again(&program).map_err(failed)?;
+    // It gets its environment by order; its streams are closed once it has preloaded.
+    let mut process = command.env(boot::BOOT, "0").stdin(theirs).spawn().map_err(failed)?;
+    drop(command); // And with it our copy of the server's end.
+    match hear_ready(&ours) {
+        Ok(ready) => {
+            if ready.must_exec {
+                tracing::warn!(
+                    "the fork server has threads, from before `init` or from a preload, so it cannot fork safely: \
+                     every child is exec'd instead, at some ten times the cost; call `multiprocess::run` or `init` \
+                     first in main"
+                );
+            }
+            Ok(Connection::new(ours, Some(process)))
+        }
+        Err(error) => {
+            let _ = process.kill();
+            let status = process.wait();
+            let how = status.map(|status| status.to_string()).unwrap_or_default();
+            Err(error.unwrap_or_else(|| {
+                Error::new(
+                    ErrorKind::Spawn,
+                    format!("the fork server ended before it was ready ({how}): does the program reach `init`?"),
+                )
+            }))
+        }
+    }
+}
+
+/// The server's first answer: `Err(None)` if it ended without one.
+fn hear_ready(from: &OwnedFd) -> Result<Ready, Option<Error>> {
+    let failed = |error| Some(protocol::spawn_error("the fork server does not answer", error));
+    let mut fds = [PollFd::new(from, PollFlags::IN)];
+    let limit = Timespec::try_from(START_LIMIT).ok();
+    if rustix::io::retry_on_intr(|| poll(&mut fds, limit.as_ref())) == Ok(0) {
+        return Err(failed(io::ErrorKind::TimedOut.into()));
+    }
+    match protocol::recv::<Answer<Ready>>(from.as_fd()) {
+        Ok(Some((answer, _))) => answer.map_err(Some),
+        Ok(None) => Err(None),
+        Err(error) if is_gone(&error) => Err(None),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+/// The read end of the pipe that closes when this process ends.
+fn lifeline() -> Result<BorrowedFd<'static>> {
+    static LIFELINE: OnceLock<io::Result<(PipeReader, PipeWriter)>> = OnceLock::new();
+    match LIFELINE.get_or_init(io::pipe) {
+        Ok((read, _)) => Ok(read.as_fd()),
+        Err(error) => Err(Error::new(ErrorKind::Spawn, format!("cannot make a pipe for new processes: {error}"))),
+    }
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::BrokenPipe
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::NotConnected
+            | io::ErrorKind::ConnectionRefused
+    )
+}
+
+/// From here on arguments travel as memory, which the server passes on unread.
+const INLINE: usize = 8 << 10;
+
+impl Connection {
+    fn new(socket: OwnedFd, server: Option<std::process::Child>) -> Self {
+        Self { socket: Arc::new(socket), server, environment: None, directory: None }
+    }
+
+    fn order(&mut self, start: &Start<'_>) -> Result<Ordered> {
+        let failed = |error| protocol::spawn_error(format!("process {} cannot be started", start.name), error);
+        let (report, theirs) = socket_pair()?;
+        let environment = Variables::of_this_process();
+        let is_new = self.environment.as_ref() != Some(&environment);
+        let directory = self.new_directory().map_err(failed)?;
+        let memory = match start.arguments {
+            arguments if arguments.len() > INLINE => {
+                Some(frame::in_memfd(&[arguments], arguments.len()).map_err(failed)?)
+            }
+            _ => None,
+        };
+        let order = Order {
+            call: start.call,
+            name: start.name.to_string(),
+            daemon: start.daemon,
+            start_method: start.start_method,
+            parent: info::current_process(),
+            environment: is_new.then(|| environment.clone()),
+            has_directory: directory.is_some(),
+            has_own_directory: start.directory.is_some(),
+            variables: start.variables.clone(),
+            streams: start.streams.map(|stream| stream.is_some()),
+            arguments_in_memfd: memory.as_ref().map(|_| start.arguments.len() as u64),
+        };
+        let inline = if memory.is_some() { &[][..] } else { start.arguments };
+        let mut fds = vec![theirs.as_fd(), lifeline()?];
+        fds.extend(start.streams.into_iter().flatten());
+        fds.extend(directory.iter().map(|(fd, _)| fd.as_fd()));
+        fds.extend(start.directory.iter().map(AsFd::as_fd));
+        fds.extend(memory.iter().map(AsFd::as_fd));
+        fds.extend(&start.attachments);
+        if let Err(error) = protocol::send(self.socket.as_fd(), &order, inline, &fds) {
+            return if is_gone(&error) { Ok(Ordered::ServerGone(error)) } else { Err(failed(error)) };
+        }
+        drop(theirs); // From here on this end hangs up if no child has the other.
+        drop(memory);
+        let answer = match protocol::recv::<Answer<Born>>(self.socket.as_fd()) {
+            Ok(Some((answer, parcel))) => Ok((answer?, parcel.fds.into_iter().next())),
+            Ok(None) => Err(io::ErrorKind::ConnectionReset.into()),
+            Err(error) => Err(error),
+        };
+        let (born, pidfd) = match answer {
+            Ok((born, Some(pidfd))) => (born, pidfd),
+            Ok((born, None)) => return Err(self.abandon(born.pid, failed(io::Error::other("it came without a pidfd")))),
+            Err(error) => match Report::recv(report.as_fd(), Wait::Yes) {
+                // It lives, though nobody told us.
+                Ok(Some(Report::Born(pid))) => match pidfd::open(pid) {
+                    Ok(pidfd) => (Born { pid, tells_exit: false }, pidfd),
+                    Err(error) => return Err(self.abandon(pid, failed(error))),
+                },
+                _ if is_gone(&error) => return Ok(Ordered::ServerGone(error)),
+                _ => return Err(failed(error)),
+            },
+        };
+        if is_new {
+            self.environment = Some(environment);
+        }
+        if let Some((_, identity)) = directory {
+            self.directory = Some(identity);
+        }
+        let (name, daemon, start_method) = (start.name.to_string(), start.daemon, Some(start.start_method));
+        let child = Child {
+            info: ProcessInfo { name, pid: born.pid, daemon, start_method },
+            pidfd,
+            tells_exit: born.tells_exit,
+            server: self.socket.clone(),
+            status: OnceLock::new(),
+        };
+        Ok(Ordered::Started((Arc::new(child), report)))
+    }
+
+    /// Ends a child that this process cannot hold, because it is out of descriptors.
+    fn abandon(&self, pid: u32, why: Error) -> Error {
+        if let Some(pid) = rustix::process::Pid::from_raw(pid as i32) {
+            // Born just now; the server has hardly had the time to reap it.
+            let _ = rustix::process::kill_process(pid, Signal::KILL);
+        }
+        why
+    }
+
+    /// The working directory, if it is not the one last sent. One that was removed is still a directory.
+    fn new_directory(&self) -> io::Result<Option<(OwnedFd, (u64, u64))>> {
+        let stat = rustix::fs::stat(".")?;
+        let identity = (stat.st_dev, stat.st_ino);
+        if self.directory == Some(identity) {
+            return Ok(None);
+        }
+        let directory = rustix::fs::open(".", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        Ok(Some((spawn::above_standard(directory)?, identity)))
+    }
+}
+
+/// A wait status as it came in a report.
+pub(super) fn status_of(raw: i32) -> ExitStatus {
+    ExitStatus::from_raw(raw)
+}

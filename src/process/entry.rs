@@ -1,0 +1,368 @@
+//! A function <-> its address, and how it is run where it arrives.
+//!
+//! A function travels as the place of its entry in the image plus a fingerprint of its types. The receiver enters
+//! only what the image's own table lists, and the entry runs only what was encoded for exactly these types.
+#![forbid(unsafe_code)]
+
+use crate::error::{Error, ErrorKind, PanicInfo, Result};
+use crate::os::image::{self, Enter};
+use crate::wire::{self, Attachment, Message, Parcel};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::any::{Any, TypeId};
+use std::cell::RefCell;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::marker::PhantomData;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// What can run in another process: `fn`, `async fn`, and closures (`async` or not) that capture nothing, with up
+/// to 12 arguments. `Args` is their tuple. Implemented for all of them; not to be implemented by hand.
+///
+/// ```
+/// fn runs_elsewhere<F, Args, Marker>(_: F) where F: multiprocess::Function<Args, Marker> {}
+///
+/// async fn greet(name: String) -> String { format!("hello {name}") }
+/// runs_elsewhere(greet);
+/// runs_elsewhere(|x: i32, y: i32| x + y);
+/// runs_elsewhere(async |x: f64| x.sqrt());
+/// runs_elsewhere(std::process::id);
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot run in another process with the arguments `{Args}`",
+    label = "not a function of `{Args}` that can run in another process",
+    note = "it must be a `fn`, an `async fn` or a closure that captures nothing, called with one tuple of all arguments: `(a, b)`, `(a,)` or `()`",
+    note = "its arguments and its result must be `Serialize + DeserializeOwned + Send + 'static`"
+)]
+pub trait Function<Args, Marker>: Copy + Send + 'static {
+    /// What it returns; for an `async fn`, what its future resolves to.
+    type Output: Serialize + DeserializeOwned + Send + 'static;
+
+    #[doc(hidden)]
+    fn call(self, args: Args, executor: &mut Executor) -> Result<Self::Output>;
+}
+
+/// Marks a function that returns its result.
+#[doc(hidden)]
+pub enum Plain {}
+
+/// Marks a function that returns a future of its result.
+#[doc(hidden)]
+pub enum Async {}
+
+macro_rules! functions {
+    ($($arg:ident)*) => {
+        impl<F, R, $($arg),*> Function<($($arg,)*), Plain> for F
+        where
+            F: Fn($($arg),*) -> R + Copy + Send + 'static,
+            R: Serialize + DeserializeOwned + Send + 'static,
+        {
+            type Output = R;
+
+            #[allow(non_snake_case)]
+            fn call(self, ($($arg,)*): ($($arg,)*), _: &mut Executor) -> Result<R> {
+                Ok(self($($arg),*))
+            }
+        }
+
+        impl<F, Fut, R, $($arg),*> Function<($($arg,)*), Async> for F
+        where
+            F: Fn($($arg),*) -> Fut + Copy + Send + 'static,
+            Fut: Future<Output = R>,
+            R: Serialize + DeserializeOwned + Send + 'static,
+        {
+            type Output = R;
+
+            #[allow(non_snake_case)]
+            fn call(self, ($($arg,)*): ($($arg,)*), executor: &mut Executor) -> Result<R> {
+                executor.run(async move { self($($arg),*).await })
+            }
+        }
+    };
+}
+
+functions!();
+functions!(A);
+functions!(A B);
+functions!(A B C);
+functions!(A B C D);
+functions!(A B C D E);
+functions!(A B C D E G);
+functions!(A B C D E G H);
+functions!(A B C D E G H I);
+functions!(A B C D E G H I J);
+functions!(A B C D E G H I J K);
+functions!(A B C D E G H I J K L);
+functions!(A B C D E G H I J K L M);
+
+/// The runtime that async functions run on: made at the first one, so that plain functions never pay for it, and
+/// kept for the next.
+#[doc(hidden)]
+#[derive(Default)]
+pub struct Executor(Option<tokio::runtime::Runtime>);
+
+impl Executor {
+    fn run<R>(&mut self, future: impl Future<Output = R>) -> Result<R> {
+        Ok(self.runtime()?.block_on(future))
+    }
+
+    /// The current-thread runtime itself.
+    pub(crate) fn runtime(&mut self) -> Result<&tokio::runtime::Runtime> {
+        match &mut self.0 {
+            Some(runtime) => Ok(runtime),
+            none => {
+                let built = tokio::runtime::Builder::new_current_thread().enable_all().build();
+                Ok(none.insert(built.map_err(|error| Error::io("cannot build a tokio runtime in the child", error))?))
+            }
+        }
+    }
+}
+
+/// A function as it travels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Call {
+    offset: u64,
+    fingerprint: u64,
+}
+
+impl Call {
+    pub(crate) fn of<F, A, M>(function: F) -> Self
+    where
+        F: Function<A, M>,
+        A: DeserializeOwned + 'static,
+    {
+        let offset = image::offset_of::<Door<F, A, M>>(function);
+        Self { offset, fingerprint: fingerprint::<F, A, F::Output>() }
+    }
+
+    /// Decodes the arguments, runs the function and encodes what came of it, a panic included.
+    pub(crate) fn run(self, arguments: Parcel, executor: &mut Executor) -> Outcome {
+        let Some(enter) = image::entry_at(self.offset) else {
+            let why = "a call names a function that this program does not have; both sides must be the same build";
+            return Outcome::error(Error::new(ErrorKind::Decode, why));
+        };
+        let executor_here = std::mem::take(executor);
+        let fingerprint = self.fingerprint;
+        let mut frame = Frame { fingerprint, arguments: Some(arguments), executor: executor_here, outcome: None };
+        enter(&mut frame);
+        *executor = frame.executor;
+        frame.outcome.unwrap_or_else(|| {
+            let why = "a call names something that is not a function for other processes";
+            Outcome::error(Error::new(ErrorKind::Decode, why))
+        })
+    }
+}
+
+/// Equal on both sides exactly if function, arguments and result are of the same types.
+fn fingerprint<F: 'static, A: 'static, R: 'static>() -> u64 {
+    let mut hasher = DefaultHasher::new();
+    TypeId::of::<(F, A, R)>().hash(&mut hasher);
+    hasher.finish()
+}
+
+/// What a door is entered with, and what is found there afterwards.
+struct Frame {
+    fingerprint: u64,
+    arguments: Option<Parcel>,
+    executor: Executor,
+    outcome: Option<Outcome>,
+}
+
+struct Door<F, A, M>(PhantomData<(F, A, M)>);
+
+impl<F, A, M> Enter for Door<F, A, M>
+where
+    F: Function<A, M>,
+    A: DeserializeOwned + 'static,
+{
+    type Function = F;
+
+    fn enter(function: F, frame: &mut dyn Any) {
+        let Some(frame) = frame.downcast_mut::<Frame>() else { return };
+        let Some(arguments) = frame.arguments.take() else { return };
+        if frame.fingerprint != fingerprint::<F, A, F::Output>() {
+            let what = std::any::type_name::<F>();
+            let why = format!("the arguments were encoded for another function than {what}: not the same build");
+            frame.outcome = Some(Outcome::error(Error::new(ErrorKind::Decode, why)));
+            return;
+        }
+        let outcome = catch_panic(|| Outcome::value(function.call(wire::decode(arguments)?, &mut frame.executor)?));
+        frame.outcome = Some(outcome.unwrap_or_else(Outcome::error));
+    }
+}
+
+/// What came of a call, encoded, on its way back.
+pub(crate) struct Outcome(Box<dyn Encoded>);
+
+/// The first byte of an outcome's payload.
+const VALUE: &[u8] = &[0];
+const ERROR: &[u8] = &[1];
+
+impl Outcome {
+    fn value<R: Serialize + 'static>(value: R) -> Result<Self> {
+        let message = wire::encode(&value)?;
+        Ok(Self(Box::new(Told { tag: VALUE, value, message })))
+    }
+
+    pub(crate) fn error(error: Error) -> Self {
+        match wire::encode(&error) {
+            Ok(message) => Self(Box::new(Told { tag: ERROR, value: error, message })),
+            // An error is made of texts and numbers; if even that fails, its text still travels.
+            Err(_) => Self(Box::new(error.to_string().into_bytes())),
+        }
+    }
+
+    /// The payload, in two parts to be sent one after the other.
+    pub(crate) fn parts(&self) -> [&[u8]; 2] {
+        self.0.parts()
+    }
+
+    pub(crate) fn attachments(&self) -> &[Attachment] {
+        self.0.attachments()
+    }
+
+    /// The result that `parts` and `attachments` brought here.
+    pub(crate) fn read<R: DeserializeOwned + 'static>(mut parcel: Parcel) -> Result<R> {
+        let tag = parcel.bytes.first().copied();
+        if !parcel.bytes.is_empty() {
+            parcel.bytes.remove(0);
+        }
+        match tag {
+            Some(0) => wire::decode(parcel),
+            Some(1) => Err(wire::decode(parcel)?),
+            Some(_) => Err(Error::other(String::from_utf8_lossy(&parcel.bytes).into_owned())),
+            None => Err(Error::new(ErrorKind::Decode, "an outcome without content")),
+        }
+    }
+}
+
+trait Encoded {
+    fn parts(&self) -> [&[u8]; 2];
+    fn attachments(&self) -> &[Attachment];
+}
+
+struct Told<R> {
+    tag: &'static [u8],
+    value: R,
+    message: Message,
+}
+
+impl<R: 'static> Encoded for Told<R> {
+    fn parts(&self) -> [&[u8]; 2] {
+        [self.tag, self.message.payload(&self.value)]
+    }
+
+    fn attachments(&self) -> &[Attachment] {
+        &self.message.attachments
+    }
+}
+
+impl Encoded for Vec<u8> {
+    fn parts(&self) -> [&[u8]; 2] {
+        [&[2], self]
+    }
+
+    fn attachments(&self) -> &[Attachment] {
+        &[]
+    }
+}
+
+thread_local! {
+    /// The last panic of this thread, as the hook saw it.
+    static LAST_PANIC: RefCell<Option<PanicInfo>> = const { RefCell::new(None) };
+}
+
+/// From now on panics of this process are noted where they happen, and printed as before.
+pub(crate) fn note_panics() {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        print(panic);
+        let message = panic.payload_as_str().unwrap_or("a panic without a text").to_string();
+        let backtrace = std::backtrace::Backtrace::force_capture().to_string();
+        let noted = PanicInfo::new(message, panic.location().map(ToString::to_string), backtrace);
+        // A panic while the thread ends, or inside this very hook, is printed and not noted.
+        let _ = LAST_PANIC.try_with(|last| last.try_borrow_mut().map(|mut last| *last = Some(noted)));
+    }));
+}
+
+/// Runs `work`; a panic becomes an error that tells where and why.
+pub(crate) fn catch_panic<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    LAST_PANIC.set(None);
+    // The state that a panic may have left half done is the function's own, or goes with the process.
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| {
+        let noted = LAST_PANIC.take().unwrap_or_else(|| {
+            let text = payload.downcast_ref::<&str>().map(ToString::to_string);
+            let text = text.or_else(|| payload.downcast_ref::<String>().cloned());
+            PanicInfo::new(text.unwrap_or_else(|| "a panic without a text".into()), None, String::new())
+        });
+        let who = super::info::current_process();
+        let place = noted.location().map(|place| format!(" at {place}")).unwrap_or_default();
+        let (name, pid) = (who.name(), who.pid());
+        let message = format!("{name} (pid {pid}) panicked{place}: {}", noted.message());
+        Err(Error::new(ErrorKind::Panicked, message).with_panic(noted))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parcel<T: Serialize + 'static>(value: T) -> Parcel {
+        let bytes = wire::encode(&value).unwrap().payload(&value).to_vec();
+        Parcel { bytes, fds: Vec::new() }
+    }
+
+    fn run<F, A, M>(function: F, args: A) -> Result<F::Output>
+    where
+        F: Function<A, M>,
+        A: Serialize + DeserializeOwned + Send + 'static,
+    {
+        let outcome = Call::of(function).run(parcel(args), &mut Executor::default());
+        Outcome::read(Parcel { bytes: outcome.parts().concat(), fds: Vec::new() })
+    }
+
+    fn twice(x: i64) -> i64 {
+        2 * x
+    }
+    async fn later(x: i64, y: String) -> String {
+        tokio::task::yield_now().await;
+        format!("{x}{y}")
+    }
+    fn zero<T: Default>() -> T {
+        T::default()
+    }
+
+    #[test]
+    fn every_kind_of_function_is_entered_by_its_address() {
+        assert_eq!(run(twice, (4,)).unwrap(), 8);
+        assert_eq!(run(later, (4, "x".into())).unwrap(), "4x");
+        assert_eq!(run(|a: i32, b: i32| a - b, (5, 3)).unwrap(), 2);
+        assert_eq!(run(async |a: i32| a + 1, (5,)).unwrap(), 6);
+        assert_eq!(run(zero::<f64>, ()).unwrap(), 0.0);
+        assert_eq!(run(zero::<u8>, ()).unwrap(), 0);
+        assert_eq!(run(std::process::id, ()).unwrap(), std::process::id());
+    }
+
+    #[test]
+    fn an_address_that_is_not_listed_is_refused() {
+        let call = Call { offset: Call::of(twice).offset + 1, fingerprint: 0 };
+        let outcome = call.run(parcel((4i64,)), &mut Executor::default());
+        let error = Outcome::read::<i64>(Parcel { bytes: outcome.parts().concat(), fds: Vec::new() }).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Decode);
+    }
+
+    #[test]
+    fn a_wrong_fingerprint_is_refused() {
+        let call = Call { fingerprint: Call::of(zero::<u8>).fingerprint, ..Call::of(twice) };
+        let outcome = call.run(parcel((4i64,)), &mut Executor::default());
+        let error = Outcome::read::<i64>(Parcel { bytes: outcome.parts().concat(), fds: Vec::new() }).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Decode);
+    }
+
+    #[test]
+    fn a_panic_is_an_error_and_the_next_call_is_unharmed() {
+        let fails = |x: i32| -> i32 { std::panic::panic_any(format!("no {x}")) };
+        let error = run(fails, (7,)).unwrap_err();
+        assert_eq!((error.kind(), error.panic().unwrap().message()), (ErrorKind::Panicked, "no 7"));
+        assert_eq!(run(twice, (1,)).unwrap(), 2);
+    }
+}

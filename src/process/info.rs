@@ -1,0 +1,245 @@
+//! Who this process is, who started it, and whom it has started.
+#![forbid(unsafe_code)]
+
+use super::StartMethod;
+use super::client::Child;
+use crate::error::{Error, Result};
+use crate::os::pidfd;
+use serde::{Deserialize, Serialize};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use tokio::io::unix::AsyncFd;
+
+/// Name, pid and kind of a process.
+///
+/// ```
+/// let me = multiprocess::current_process();
+/// assert_eq!(me.pid(), std::process::id());
+/// assert!(!me.is_daemon());
+/// println!("{} runs", me.name());
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessInfo {
+    pub(super) name: String,
+    pub(super) pid: u32,
+    pub(super) daemon: bool,
+    pub(super) start_method: Option<StartMethod>,
+}
+
+impl ProcessInfo {
+    /// What its starter called it; `MainProcess` at the root.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Whether its starter ends it, rather than waits for it, at its own end.
+    pub fn is_daemon(&self) -> bool {
+        self.daemon
+    }
+
+    /// How it was started; `None` at the root.
+    pub fn start_method(&self) -> Option<StartMethod> {
+        self.start_method
+    }
+}
+
+/// The process that started this one.
+///
+/// When it ends, this process ends too, so code of a child sees it alive for all practical purposes.
+///
+/// ```
+/// use multiprocess as mp;
+///
+/// fn orphaned() -> bool {
+///     mp::parent_process().is_none_or(|parent| !parent.is_alive())
+/// }
+///
+/// fn main() -> mp::Result<()> {
+///     mp::run(async {
+///         assert!(mp::parent_process().is_none());
+///         assert!(!mp::Process::spawn(orphaned, ())?.await?);
+///         Ok(())
+///     })
+/// }
+/// ```
+#[derive(Clone, Debug)]
+pub struct ParentProcess {
+    info: ProcessInfo,
+    pidfd: Option<Arc<OwnedFd>>,
+}
+
+impl ParentProcess {
+    /// See [`ProcessInfo::name`].
+    pub fn name(&self) -> &str {
+        self.info.name()
+    }
+
+    /// See [`ProcessInfo::pid`].
+    pub fn pid(&self) -> u32 {
+        self.info.pid()
+    }
+
+    /// See [`ProcessInfo::is_daemon`].
+    pub fn is_daemon(&self) -> bool {
+        self.info.is_daemon()
+    }
+
+    /// Whether it still runs.
+    pub fn is_alive(&self) -> bool {
+        self.pidfd.as_ref().is_some_and(|pidfd| !pidfd::has_exited(pidfd.as_fd()))
+    }
+
+    /// Resolves when it has ended.
+    pub async fn wait(&self) -> Result<()> {
+        match &self.pidfd {
+            Some(pidfd) => until_exit(pidfd.as_fd().try_clone_to_owned()?).await,
+            None => Ok(()),
+        }
+    }
+}
+
+/// Resolves when the process behind `pidfd` has ended.
+pub(super) async fn until_exit(pidfd: OwnedFd) -> Result<()> {
+    if tokio::runtime::Handle::try_current().is_err() {
+        return Err(needs_runtime("waiting for a process"));
+    }
+    let watch = AsyncFd::with_interest(pidfd, tokio::io::Interest::READABLE)?;
+    while !pidfd::has_exited(watch.get_ref().as_fd()) {
+        watch.readable().await?.clear_ready();
+    }
+    Ok(())
+}
+
+/// What a child knows from birth.
+struct Birth {
+    info: ProcessInfo,
+    parent: ParentProcess,
+}
+
+static BIRTH: OnceLock<Birth> = OnceLock::new();
+
+/// Once, in a new child whose parent was alive a moment ago.
+pub(super) fn born(info: ProcessInfo, parent: ProcessInfo) {
+    let pidfd = pidfd::open(parent.pid).ok().map(Arc::new);
+    // A process is born once; a second call would be ignored.
+    let _ = BIRTH.set(Birth { info, parent: ParentProcess { info: parent, pidfd } });
+}
+
+/// This process.
+///
+/// ```
+/// assert_eq!(multiprocess::current_process().pid(), std::process::id());
+/// ```
+pub fn current_process() -> ProcessInfo {
+    match BIRTH.get() {
+        Some(birth) => birth.info.clone(),
+        None => {
+            let name = "MainProcess".to_string();
+            ProcessInfo { name, pid: std::process::id(), daemon: false, start_method: None }
+        }
+    }
+}
+
+/// The process that started this one, or `None` at the root.
+///
+/// ```
+/// assert!(multiprocess::parent_process().is_none());
+/// ```
+pub fn parent_process() -> Option<ParentProcess> {
+    Some(BIRTH.get()?.parent.clone())
+}
+
+static CHILDREN: Mutex<Children> = Mutex::new(Children { listed: Vec::new(), sweep_at: 0 });
+
+struct Children {
+    listed: Vec<Arc<Child>>,
+    /// The length at which the ended ones are thrown out: twice what was left the last time.
+    sweep_at: usize,
+}
+
+impl Children {
+    fn get() -> MutexGuard<'static, Self> {
+        CHILDREN.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn sweep(&mut self) {
+        self.listed.retain(|child| child.is_alive());
+        self.sweep_at = 2 * self.listed.len() + 16;
+    }
+}
+
+pub(super) fn list_child(child: Arc<Child>) {
+    let mut children = Children::get();
+    if children.listed.len() >= children.sweep_at {
+        children.sweep();
+    }
+    children.listed.push(child);
+}
+
+pub(super) fn unlist_child(child: &Arc<Child>) {
+    let mut children = Children::get();
+    if let Some(at) = children.listed.iter().position(|listed| Arc::ptr_eq(listed, child)) {
+        children.listed.swap_remove(at);
+    }
+}
+
+pub(super) fn live_children() -> Vec<Arc<Child>> {
+    let mut children = Children::get();
+    children.sweep();
+    children.listed.clone()
+}
+
+/// The children of this process that still run.
+///
+/// ```
+/// assert!(multiprocess::active_children().is_empty());
+/// ```
+pub fn active_children() -> Vec<ProcessInfo> {
+    live_children().iter().map(|child| child.info.clone()).collect()
+}
+
+/// Waits for the children that are not daemons, then ends the daemons: what a process does before it goes.
+pub(super) async fn see_children_off() -> Result<()> {
+    while let Some(child) = live_children().into_iter().find(|child| !child.info.daemon) {
+        until_exit(child.pidfd.as_fd().try_clone_to_owned()?).await?;
+    }
+    for child in live_children() {
+        child.signal(rustix::process::Signal::KILL)?;
+        until_exit(child.pidfd.as_fd().try_clone_to_owned()?).await?;
+    }
+    Ok(())
+}
+
+/// [`see_children_off`] for a process without a runtime.
+pub(super) fn blocking_see_children_off() {
+    if Children::get().listed.is_empty() {
+        return;
+    }
+    while let Some(child) = live_children().into_iter().find(|child| !child.info.daemon) {
+        pidfd::wait(child.pidfd.as_fd(), false, None);
+    }
+    for child in live_children() {
+        // It fails only for one that has ended.
+        let _ = child.signal(rustix::process::Signal::KILL);
+        pidfd::wait(child.pidfd.as_fd(), false, None);
+    }
+}
+
+/// The CPUs that this process may use: what affinity and the cgroup's quota leave of the machine.
+///
+/// ```
+/// assert!(multiprocess::cpu_count() >= 1);
+/// ```
+pub fn cpu_count() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// The error of a call that needs a tokio runtime around it.
+pub(super) fn needs_runtime(what: &str) -> Error {
+    Error::other(format!("{what} needs a tokio runtime with I/O enabled around it (multiprocess::run makes one)"))
+}

@@ -1,0 +1,31 @@
+//! One child process: how it is started, what it runs, how it ends.
+//!
+//! ```text
+//! process.rs   Process, ProcessBuilder: the public face        boot.rs    what `init` finds: root, server or child
+//! client.rs    this process's connection to the fork server    server.rs  the fork server's loop
+//! entry.rs     function <-> address                            child.rs   from fork to exit
+//! info.rs      who is who                                      protocol.rs  what they say to each other
+//! ```
+
+mod boot;
+mod child;
+mod client;
+pub(crate) mod entry;
+mod info;
+#[allow(clippy::module_inception)] // STYLE: the room's face carries the room's name.
+mod process;
+mod protocol;
+mod server;
+mod stdio;
+
+pub use boot::{init, preload, run};
+pub use entry::Function;
+pub use info::{ParentProcess, ProcessInfo, active_children, cpu_count, current_process, parent_process};
+pub use process::{Process, ProcessBuilder, StartMethod};
+pub use stdio::Stdio;
+
+#[doc(hidden)]
+pub mod private {
+    pub use super::boot::{start_of_test, use_program};
+    pub use super::entry::{Async, Executor, Plain};
+}

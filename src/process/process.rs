@@ -1,0 +1,519 @@
+//! The face: start a process, await what its function returns.
+#![forbid(unsafe_code)]
+
+use super::client::{self, Child, Start};
+use super::entry::{Call, Function, Outcome};
+use super::info;
+use super::protocol::{self, Report, Variables};
+use super::stdio::{Stdio, Streams};
+use crate::error::{Error, ErrorKind, Result};
+use crate::os::{pidfd, socket::Wait, spawn};
+use crate::wire::{self, Parcel};
+use rustix::fs::{Mode, OFlags};
+use rustix::process::Signal;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::ffi::{OsStr, OsString};
+use std::io::{self, PipeReader, PipeWriter};
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::process::ExitStatus;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+use tokio::io::{Interest, unix::AsyncFd};
+use tokio::runtime::{Handle, Id};
+
+/// How a child comes to be.
+///
+/// ```
+/// use multiprocess::{Process, StartMethod, current_process};
+/// # fn main() -> multiprocess::Result<()> { multiprocess::run(async {
+/// let method = || current_process().start_method();
+/// let mut child = Process::builder().start_method(StartMethod::Spawn).spawn(method, ())?;
+/// assert_eq!(child.join().await?, Some(StartMethod::Spawn));
+/// # Ok(()) }) }
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum StartMethod {
+    /// Forked from a small process that has loaded the program and what [`preload`](crate::preload) loaded: fast.
+    #[default]
+    ForkServer,
+    /// The program is loaded afresh: its own memory layout, nothing preloaded, some ten times the cost.
+    Spawn,
+}
+
+/// A child process that runs a function: a handle, and a future of what the function returns.
+///
+/// Awaiting it is the same as [`join`](Self::join). Dropping it lets the child go on, like tokio's `JoinHandle`; no
+/// zombie is left, and the child still ends with the process that spawned it, however that ends.
+///
+/// ```
+/// use multiprocess::{self as mp, Process};
+///
+/// fn fibonacci(n: u32) -> u64 {
+///     if n < 2 { n.into() } else { fibonacci(n - 1) + fibonacci(n - 2) }
+/// }
+///
+/// fn main() -> mp::Result<()> {
+///     mp::run(async {
+///         let one = Process::spawn(fibonacci, (20,))?;
+///         let other = Process::spawn(fibonacci, (21,))?;
+///         assert_eq!(one.await? + other.await?, fibonacci(22));
+///         Ok(())
+///     })
+/// }
+/// ```
+///
+/// # Errors of the awaited result
+/// `Panicked` if the function panicked; `ProcessDied`, with the exit status, if the process ended before the function
+/// returned; `Decode` if the arguments or the result could not be read; `Spawn` if the program would not start.
+pub struct Process<R> {
+    child: Arc<Child>,
+    reports: Mutex<Reports>,
+    watch: Watch<Watched>,
+    report_watch: Watch<OwnedFd>,
+    streams: Streams,
+    result: PhantomData<fn() -> R>,
+}
+
+/// What has come over the report socket.
+struct Reports {
+    socket: Option<OwnedFd>,
+    outcome: Inbox,
+}
+
+enum Inbox {
+    Empty,
+    Arrived(Parcel),
+    Failed(io::Error),
+    Taken,
+}
+
+impl<R: DeserializeOwned + 'static> Process<R> {
+    /// Starts a process that runs `f(args..)`. Returns as soon as it exists; it does not wait for the function.
+    ///
+    /// # Errors
+    /// `NotInitialized` without [`run`](crate::run), [`init`](crate::init) or `test_support!`; `Encode` if an
+    /// argument cannot be serialised; `Spawn` if the process cannot be started.
+    pub fn spawn<F, A, M>(f: F, args: A) -> Result<Self>
+    where
+        F: Function<A, M, Output = R>,
+        A: Serialize + DeserializeOwned + Send + 'static,
+    {
+        ProcessBuilder::default().spawn(f, args)
+    }
+
+    /// What the function returns, once the process has ended.
+    ///
+    /// Cancel safe: dropped, or overrun by a timeout, it has changed nothing and may be called again. A result can be
+    /// had once.
+    pub async fn join(&mut self) -> Result<R> {
+        std::future::poll_fn(|context| self.poll_join(context)).await
+    }
+
+    fn poll_join(&mut self, context: &mut Context<'_>) -> Poll<Result<R>> {
+        ready!(self.poll_exit(context))?;
+        let inbox = {
+            let mut reports = self.reports();
+            reports.read();
+            match reports.outcome {
+                Inbox::Empty => Inbox::Empty,
+                _ => std::mem::replace(&mut reports.outcome, Inbox::Taken),
+            }
+        };
+        Poll::Ready(match inbox {
+            Inbox::Arrived(parcel) => {
+                info::unlist_child(&self.child);
+                Outcome::read(parcel)
+            }
+            Inbox::Failed(error) => Err(Error::io(format!("cannot receive the result of {}", self.who()), error)),
+            Inbox::Taken => Err(Error::other(format!("the result of {} was already taken", self.who()))),
+            Inbox::Empty => {
+                let status = ready!(self.poll_status(context))?;
+                info::unlist_child(&self.child);
+                Err(self.died(status))
+            }
+        })
+    }
+}
+
+impl Process<()> {
+    /// The options of a new process.
+    ///
+    /// ```
+    /// use multiprocess::{self as mp, Process};
+    /// # fn main() -> mp::Result<()> { mp::run(async {
+    /// let variable = || std::env::var("COLOR").unwrap_or_default();
+    /// let mut child = Process::builder().name("painter").env("COLOR", "blue").spawn(variable, ())?;
+    /// assert_eq!((child.name(), child.join().await?.as_str()), ("painter", "blue"));
+    /// # Ok(()) }) }
+    /// ```
+    pub fn builder() -> ProcessBuilder {
+        ProcessBuilder::default()
+    }
+}
+
+impl<R> Process<R> {
+    /// The process id.
+    pub fn pid(&self) -> u32 {
+        self.child.info.pid
+    }
+
+    /// The name it was given, or `Process-` and a number.
+    pub fn name(&self) -> &str {
+        &self.child.info.name
+    }
+
+    /// Whether it is ended, rather than waited for, when the process that spawned it ends.
+    pub fn is_daemon(&self) -> bool {
+        self.child.info.daemon
+    }
+
+    /// Whether it still runs.
+    pub fn is_alive(&self) -> bool {
+        self.child.is_alive()
+    }
+
+    /// How it ended; `None` while it runs, and if nobody can tell because the fork server was killed first.
+    pub fn exit_status(&self) -> Option<ExitStatus> {
+        if self.child.status().is_some() || self.is_alive() {
+            return self.child.status();
+        }
+        if self.child.tells_exit {
+            self.reports().read_exit(&self.child);
+        } else {
+            self.ask_kernel(REAPED_SOON);
+        }
+        self.child.status()
+    }
+
+    /// Sends SIGINT. To one that has ended: nothing.
+    pub fn interrupt(&self) -> Result<()> {
+        self.signal(Signal::INT)
+    }
+
+    /// Sends SIGTERM. To one that has ended: nothing.
+    pub fn terminate(&self) -> Result<()> {
+        self.signal(Signal::TERM)
+    }
+
+    /// Sends SIGKILL. To one that has ended: nothing.
+    pub fn kill(&self) -> Result<()> {
+        self.signal(Signal::KILL)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        self.child.signal(signal).map_err(|error| Error::io(format!("cannot signal {}", self.who()), error))
+    }
+
+    /// Waits for the bare exit: any number of times, before or after [`join`](Self::join). Cancel safe.
+    pub async fn wait(&mut self) -> Result<ExitStatus> {
+        std::future::poll_fn(|context| {
+            ready!(self.poll_exit(context))?;
+            let status = ready!(self.poll_status(context))?;
+            info::unlist_child(&self.child);
+            Poll::Ready(status.ok_or_else(|| self.died(None)))
+        })
+        .await
+    }
+
+    /// Our end of the child's standard input, if it is piped. `tokio::net::unix::pipe::Sender::from_owned_fd`
+    /// makes it a tokio writer.
+    pub fn take_stdin(&mut self) -> Option<PipeWriter> {
+        self.streams.stdin.take()
+    }
+
+    /// Our end of the child's standard output, if it is piped. `tokio::net::unix::pipe::Receiver::from_owned_fd`
+    /// makes it a tokio reader:
+    ///
+    /// ```
+    /// use multiprocess::{self as mp, Process, Stdio};
+    /// use tokio::{io::AsyncReadExt, net::unix::pipe};
+    /// # fn main() -> mp::Result<()> { mp::run(async {
+    /// let mut child = Process::builder().stdout(Stdio::piped()).spawn(|| println!("hi"), ())?;
+    /// let mut stdout = pipe::Receiver::from_owned_fd(child.take_stdout().expect("piped").into())?;
+    /// let mut text = String::new();
+    /// stdout.read_to_string(&mut text).await?;
+    /// assert_eq!(text, "hi\n");
+    /// # Ok(()) }) }
+    /// ```
+    pub fn take_stdout(&mut self) -> Option<PipeReader> {
+        self.streams.stdout.take()
+    }
+
+    /// The same of its standard error.
+    pub fn take_stderr(&mut self) -> Option<PipeReader> {
+        self.streams.stderr.take()
+    }
+
+    fn who(&self) -> String {
+        format!("process {} (pid {})", self.name(), self.pid())
+    }
+
+    fn died(&self, status: Option<ExitStatus>) -> Error {
+        let how = match status {
+            Some(status) => status.to_string(),
+            None => "its exit status is not known, because the fork server was killed before it could tell".into(),
+        };
+        let message = format!("{} ended before its function returned: {how}", self.who());
+        Error::new(ErrorKind::ProcessDied, message).with_exit_status(status)
+    }
+
+    fn reports(&self) -> MutexGuard<'_, Reports> {
+        self.reports.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ready when the process has ended.
+    fn poll_exit(&mut self, context: &mut Context<'_>) -> Poll<Result<()>> {
+        while self.child.is_alive() {
+            ready!(self.watch.poll(context, || Ok(Watched(self.child.clone()))))?;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Ready when the status of a process that has ended is known, or known to be lost.
+    fn poll_status(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<ExitStatus>>> {
+        loop {
+            if self.child.status().is_some() {
+                return Poll::Ready(Ok(self.child.status()));
+            }
+            if self.child.tells_exit {
+                let is_over = self.reports().read_exit(&self.child);
+                if is_over {
+                    return Poll::Ready(Ok(self.child.status()));
+                }
+                let reports = self.reports.get_mut().unwrap_or_else(PoisonError::into_inner);
+                let Some(socket) = &reports.socket else { return Poll::Ready(Ok(None)) };
+                ready!(self.report_watch.poll(context, || socket.try_clone()))?;
+            } else {
+                // Only who reaps it makes the kernel tell; if that was the server and it is gone, init does it now.
+                let patience = if self.child.has_server() { Duration::ZERO } else { REAPED_SOON };
+                if self.ask_kernel(patience) {
+                    return Poll::Ready(Ok(self.child.status()));
+                }
+                ready!(self.watch.poll(context, || Ok(Watched(self.child.clone()))))?;
+            }
+        }
+    }
+
+    /// Asks for the status of an ended process, and gives whoever reaps it `patience`. `true`: there is no more to ask.
+    fn ask_kernel(&self, patience: Duration) -> bool {
+        let pidfd = self.child.pidfd.as_fd();
+        let mut exit = pidfd::exit(pidfd);
+        if exit == pidfd::Exit::NotReaped && !patience.is_zero() {
+            pidfd::wait(pidfd, true, Some(patience));
+            exit = pidfd::exit(pidfd);
+            if exit == pidfd::Exit::NotReaped {
+                return true;
+            }
+        }
+        match exit {
+            pidfd::Exit::Known(status) => {
+                self.child.learn_status(status);
+                true
+            }
+            pidfd::Exit::Unknown => true,
+            pidfd::Exit::NotReaped => false,
+        }
+    }
+}
+
+/// Far longer than a reaper needs, and short enough for who has none.
+const REAPED_SOON: Duration = Duration::from_millis(50);
+
+impl Reports {
+    /// Reads what is there of a process that has ended.
+    fn read(&mut self) -> Option<i32> {
+        while let Some(socket) = &self.socket {
+            match Report::recv(socket.as_fd(), Wait::No) {
+                Ok(Some(Report::Born(_))) => {}
+                Ok(Some(Report::Outcome(parcel))) => self.outcome = Inbox::Arrived(parcel),
+                Ok(Some(Report::Exited(status))) => {
+                    self.socket = None;
+                    return Some(status);
+                }
+                Ok(None) => self.socket = None,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
+                Err(error) => {
+                    // A child killed halfway has sent nothing; what else it may be is told.
+                    let is_reset = error.kind() == io::ErrorKind::ConnectionReset;
+                    self.socket = None;
+                    if !is_reset && error.kind() != io::ErrorKind::InvalidData {
+                        self.outcome = Inbox::Failed(error);
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    /// Reads on for the exit status; `true` if there is nothing more to come.
+    fn read_exit(&mut self, child: &Child) -> bool {
+        if let Some(status) = self.read() {
+            child.learn_status(client::status_of(status));
+        }
+        self.socket.is_none()
+    }
+}
+
+/// A descriptor watched by the reactor of the runtime that polls, whichever that is at the moment.
+struct Watch<T: AsRawFd>(Option<(Id, AsyncFd<T>)>);
+
+impl<T: AsRawFd> Watch<T> {
+    /// Ready after each event; the caller then looks for itself.
+    fn poll(&mut self, context: &mut Context<'_>, make: impl Fn() -> io::Result<T>) -> Poll<Result<()>> {
+        let here = Handle::try_current().map_err(|_| info::needs_runtime("awaiting a process"))?.id();
+        if self.0.as_ref().is_some_and(|(id, _)| *id != here) {
+            self.0 = None;
+        }
+        loop {
+            let (_, watched) = match &mut self.0 {
+                Some(watched) => watched,
+                none => none.insert((here, AsyncFd::with_interest(make()?, Interest::READABLE)?)),
+            };
+            match ready!(watched.poll_read_ready(context)) {
+                Ok(mut event) => {
+                    event.clear_ready();
+                    return Poll::Ready(Ok(()));
+                }
+                // The runtime it was registered with is gone, and this one has got its id.
+                Err(_) => self.0 = None,
+            }
+        }
+    }
+}
+
+/// The child's pidfd, as the reactor sees it.
+struct Watched(Arc<Child>);
+
+impl AsRawFd for Watched {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.pidfd.as_raw_fd()
+    }
+}
+
+impl<R: DeserializeOwned + 'static> Future for Process<R> {
+    type Output = Result<R>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        self.poll_join(context)
+    }
+}
+
+impl<R> std::fmt::Debug for Process<R> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Process").field("name", &self.name()).field("pid", &self.pid()).finish_non_exhaustive()
+    }
+}
+
+/// The options of a new process; see [`Process::builder`].
+#[derive(Debug, Default)]
+#[must_use = "nothing starts before `spawn`"]
+pub struct ProcessBuilder {
+    name: Option<String>,
+    daemon: Option<bool>,
+    start_method: StartMethod,
+    variables: Vec<(OsString, OsString)>,
+    directory: Option<PathBuf>,
+    stdio: [Stdio; 3],
+}
+
+impl ProcessBuilder {
+    /// What it is called in errors and by `current_process`. Default, also for an empty name: `Process-` and a number.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into()).filter(|name: &String| !name.is_empty());
+        self
+    }
+
+    /// Whether it is ended (true) or waited for (false) when the process that spawns it ends. Default: what that
+    /// process is itself; the root is none.
+    pub fn daemon(mut self, daemon: bool) -> Self {
+        self.daemon = Some(daemon);
+        self
+    }
+
+    /// How it comes to be. Default: [`StartMethod::ForkServer`].
+    pub fn start_method(mut self, method: StartMethod) -> Self {
+        self.start_method = method;
+        self
+    }
+
+    /// Sets an environment variable, beyond those that this process has at the spawn.
+    pub fn env(mut self, key: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
+        self.variables.push((key.as_ref().into(), value.as_ref().into()));
+        self
+    }
+
+    /// Its working directory. Default: that of this process at the spawn.
+    pub fn current_dir(mut self, directory: impl AsRef<Path>) -> Self {
+        self.directory = Some(directory.as_ref().into());
+        self
+    }
+
+    /// Its standard input. Default: that of this process at the spawn.
+    pub fn stdin(mut self, stdin: Stdio) -> Self {
+        self.stdio[0] = stdin;
+        self
+    }
+
+    /// Its standard output. Default: that of this process at the spawn.
+    pub fn stdout(mut self, stdout: Stdio) -> Self {
+        self.stdio[1] = stdout;
+        self
+    }
+
+    /// Its standard error. Default: that of this process at the spawn.
+    pub fn stderr(mut self, stderr: Stdio) -> Self {
+        self.stdio[2] = stderr;
+        self
+    }
+
+    /// Starts it; see [`Process::spawn`].
+    pub fn spawn<F, A, M>(self, f: F, args: A) -> Result<Process<F::Output>>
+    where
+        F: Function<A, M>,
+        A: Serialize + DeserializeOwned + Send + 'static,
+    {
+        static COUNT: AtomicU64 = AtomicU64::new(1);
+        let call = Call::of(f);
+        let message = wire::encode(&args)?;
+        let name = self.name.unwrap_or_else(|| format!("Process-{}", COUNT.fetch_add(1, Relaxed)));
+        if let Some((key, _)) = self.variables.iter().find(|(key, value)| !spawn::is_variable(key, value)) {
+            let why = format!("process {name} cannot be started: {key:?} cannot be an environment variable");
+            return Err(Error::new(ErrorKind::Spawn, why));
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = self.directory.as_deref().map(|path| {
+            rustix::fs::open(path, flags, Mode::empty()).map_err(|error| {
+                protocol::spawn_error(format!("directory {} of process {name}", path.display()), error.into())
+            })
+        });
+        let mut streams = Streams::open(self.stdio)
+            .map_err(|error| protocol::spawn_error(format!("the standard streams of process {name}"), error))?;
+        let (child, socket) = client::start(&Start {
+            call,
+            name: &name,
+            daemon: self.daemon.unwrap_or_else(|| info::current_process().daemon),
+            start_method: self.start_method,
+            variables: self.variables.into_iter().collect::<Variables>(),
+            directory: directory.transpose()?,
+            streams: streams.theirs(),
+            arguments: message.payload(&args),
+            attachments: message.attachments.iter().map(AsFd::as_fd).collect(),
+        })?;
+        streams.let_go();
+        Ok(Process {
+            child,
+            reports: Mutex::new(Reports { socket: Some(socket), outcome: Inbox::Empty }),
+            watch: Watch(None),
+            report_watch: Watch(None),
+            streams,
+            result: PhantomData,
+        })
+    }
+}

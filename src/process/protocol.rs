@@ -1,0 +1,228 @@
+//! What a process, the fork server and a child say to each other. All over packet sockets, one frame each.
+//!
+//! ```text
+//! starter -> server   Hello::Server, answered by Ready           over the socket the server was started with
+//! anyone  -> server   one empty frame with a socket in it        over the intake: a new connection
+//! anyone  -> server   Order + arguments, answered by Answer      over its connection
+//! server  -> child    Hello::Child, then the Order as it came    over the socket the child was exec'd with
+//! child   -> starter  Report::Born, then Report::Outcome         over a socket that only these two have
+//! server  -> starter  Report::Exited, on older kernels           over the same
+//! ```
+#![forbid(unsafe_code)]
+
+use super::StartMethod;
+use super::entry::Call;
+use super::info::ProcessInfo;
+use crate::error::{Error, Result};
+use crate::os::socket::Wait;
+use crate::wire::{Parcel, frame};
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+/// The first message to a process that was exec'd to take a role.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Hello {
+    /// [`crate::os::image::fingerprint`] of the sender.
+    pub(super) image: u64,
+    pub(super) role: Role,
+}
+
+#[derive(Serialize, Deserialize)]
+pub(super) enum Role {
+    /// With the program, the root's lifeline and the family.
+    Server {
+        preload: Vec<Call>,
+        /// Children that lost their server: to be buried when they end.
+        adopt: Vec<u32>,
+    },
+    /// With the program, the root's lifeline, the intake and the family.
+    Child,
+}
+
+/// The server's answer to its Hello.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Ready {
+    /// It had threads before `init`, and so must exec every child.
+    pub(super) must_exec: bool,
+}
+
+/// One child, please. Its descriptors come in the order of [`Order::split`].
+#[derive(Serialize, Deserialize)]
+pub(super) struct Order {
+    pub(super) call: Call,
+    pub(super) name: String,
+    pub(super) daemon: bool,
+    pub(super) start_method: StartMethod,
+    pub(super) parent: ProcessInfo,
+    /// The starter's environment, if it has changed since its last order.
+    pub(super) environment: Option<Variables>,
+    /// The starter's working directory comes along, because it has changed since its last order.
+    pub(super) has_directory: bool,
+    /// A directory for this child comes along.
+    pub(super) has_own_directory: bool,
+    /// Variables for this child.
+    pub(super) variables: Variables,
+    /// Which standard streams come along.
+    pub(super) streams: [bool; 3],
+    /// The length of arguments that come as memory; otherwise they follow the order.
+    pub(super) arguments_in_memfd: Option<u64>,
+}
+
+/// The descriptors of an order, by purpose.
+pub(super) struct Descriptors {
+    pub(super) report: OwnedFd,
+    pub(super) lifeline: OwnedFd,
+    pub(super) streams: [Option<OwnedFd>; 3],
+    pub(super) directory: Option<OwnedFd>,
+    pub(super) own_directory: Option<OwnedFd>,
+    pub(super) arguments: Option<OwnedFd>,
+    pub(super) attachments: Vec<OwnedFd>,
+}
+
+impl Order {
+    /// Tells the descriptors of an order apart: report, lifeline, streams, directories, arguments, attachments.
+    pub(super) fn split(&self, fds: Vec<OwnedFd>) -> io::Result<Descriptors> {
+        let mut fds = fds.into_iter();
+        let missing = || io::Error::new(io::ErrorKind::InvalidData, "an order without its descriptors");
+        let mut take = |wanted: bool| if wanted { fds.next().map(Some).ok_or_else(missing) } else { Ok(None) };
+        Ok(Descriptors {
+            report: take(true)?.ok_or_else(missing)?,
+            lifeline: take(true)?.ok_or_else(missing)?,
+            streams: [take(self.streams[0])?, take(self.streams[1])?, take(self.streams[2])?],
+            directory: take(self.has_directory)?,
+            own_directory: take(self.has_own_directory)?,
+            arguments: take(self.arguments_in_memfd.is_some())?,
+            attachments: fds.collect(),
+        })
+    }
+}
+
+/// The server's answer to an order; the pidfd comes along.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Born {
+    pub(super) pid: u32,
+    /// The server will send [`Report::Exited`], because this kernel tells an exit only to the parent.
+    pub(super) tells_exit: bool,
+}
+
+/// What a starter reads about one child, after the first byte that names it.
+pub(super) enum Report {
+    /// The child's pid.
+    Born(u32),
+    /// An [`super::entry::Outcome`].
+    Outcome(Parcel),
+    /// The wait status.
+    Exited(i32),
+}
+
+const BORN: u8 = 0;
+const OUTCOME: u8 = 1;
+const EXITED: u8 = 2;
+
+impl Report {
+    pub(super) fn send_born(to: BorrowedFd<'_>, pid: u32) -> io::Result<()> {
+        frame::send(to, &[&[BORN], &pid.to_le_bytes()], &[], Wait::Yes)
+    }
+
+    pub(super) fn send_exited(to: BorrowedFd<'_>, status: i32) -> io::Result<()> {
+        frame::send(to, &[&[EXITED], &status.to_le_bytes()], &[], Wait::No)
+    }
+
+    pub(super) fn send_outcome(to: BorrowedFd<'_>, outcome: &super::entry::Outcome) -> io::Result<()> {
+        use std::os::fd::AsFd;
+        let fds: Vec<BorrowedFd<'_>> = outcome.attachments().iter().map(|attachment| attachment.as_fd()).collect();
+        let [tag, payload] = outcome.parts();
+        frame::send(to, &[&[OUTCOME], tag, payload], &fds, Wait::Yes)
+    }
+
+    /// The next report, or `None` when there will be no more.
+    pub(super) fn recv(from: BorrowedFd<'_>, wait: Wait) -> io::Result<Option<Self>> {
+        let Some(mut parcel) = frame::recv(from, wait)? else { return Ok(None) };
+        let torn = || io::Error::new(io::ErrorKind::InvalidData, "a report that says nothing");
+        let kind = *parcel.bytes.first().ok_or_else(torn)?;
+        let number = || Some(u32::from_le_bytes(parcel.bytes.get(1..5)?.try_into().ok()?));
+        match kind {
+            BORN => Ok(Some(Self::Born(number().ok_or_else(torn)?))),
+            EXITED => Ok(Some(Self::Exited(number().ok_or_else(torn)? as i32))),
+            _ => {
+                parcel.bytes.remove(0);
+                Ok(Some(Self::Outcome(parcel)))
+            }
+        }
+    }
+}
+
+/// Sends a value of the protocol, then raw bytes in the same frame.
+pub(super) fn send<T: Serialize>(to: BorrowedFd<'_>, value: &T, tail: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let head = rmp_serde::to_vec(value).map_err(io::Error::other)?;
+    let len = (head.len() as u32).to_le_bytes();
+    frame::send(to, &[&len, &head, tail], fds, Wait::Yes)
+}
+
+/// Receives what [`send`] sent: the value, and a parcel of the raw bytes and the descriptors.
+pub(super) fn recv<T: DeserializeOwned>(from: BorrowedFd<'_>) -> io::Result<Option<(T, Parcel)>> {
+    let Some(mut parcel) = frame::recv(from, Wait::Yes)? else { return Ok(None) };
+    let torn = || io::Error::new(io::ErrorKind::InvalidData, "a message that is not of this protocol");
+    let len: [u8; 4] = parcel.bytes.get(..4).and_then(|len| len.try_into().ok()).ok_or_else(torn)?;
+    let end = 4 + u32::from_le_bytes(len) as usize;
+    let head = parcel.bytes.get(4..end).ok_or_else(torn)?;
+    let value = rmp_serde::from_slice(head).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+    parcel.bytes.drain(..end);
+    Ok(Some((value, parcel)))
+}
+
+/// Environment variables, as one run of bytes: cheap to compare, to send and to keep.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Variables(Bytes);
+
+impl Variables {
+    pub(super) fn of_this_process() -> Self {
+        std::env::vars_os().collect()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&OsStr, &OsStr)> {
+        self.0.split(|byte| *byte == 0).filter_map(|pair| {
+            // A name may begin with `=`; the first one after that ends it.
+            let at = 1 + pair.get(1..)?.iter().position(|byte| *byte == b'=')?;
+            Some((OsStr::from_bytes(&pair[..at]), OsStr::from_bytes(&pair[at + 1..])))
+        })
+    }
+}
+
+impl FromIterator<(OsString, OsString)> for Variables {
+    fn from_iter<I: IntoIterator<Item = (OsString, OsString)>>(variables: I) -> Self {
+        let mut bytes = Vec::new();
+        for (key, value) in variables {
+            bytes.extend(key.into_vec());
+            bytes.push(b'=');
+            bytes.extend(value.into_vec());
+            bytes.push(0);
+        }
+        Self(bytes.into())
+    }
+}
+
+/// An error of the protocol as the caller of `spawn` sees it.
+pub(super) fn spawn_error(what: impl std::fmt::Display, error: io::Error) -> Error {
+    Error::new(crate::ErrorKind::Spawn, format!("{what}: {error}")).with_source(error)
+}
+
+pub(super) type Answer<T> = Result<T, Error>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_keep_odd_names_and_values() {
+        let pairs = [("A", "1=2"), ("EMPTY", ""), ("=C:", "x")].map(|(k, v)| (OsString::from(k), OsString::from(v)));
+        let variables: Variables = pairs.clone().into_iter().collect();
+        let back: Vec<_> = variables.iter().map(|(k, v)| (k.to_os_string(), v.to_os_string())).collect();
+        assert_eq!(back, pairs);
+    }
+}

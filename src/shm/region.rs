@@ -1,0 +1,96 @@
+//! A sealed memfd that several processes map: a head of atomic words, and extents that are mapped when needed.
+//!
+//! # State
+//! The head is mapped as long as the region; an extent is mapped once per process and kept until it is let go.
+//!
+//! # Moves, Invariants
+//! 1. The file never shrinks (sealed), and every byte is reserved before it is touched: no SIGBUS.
+//! 2. Words are only ever accessed as atomics; other bytes only by copies in and out.
+//!
+//! # Death
+//! A descriptor and a mapping die with their process; the memory lives as long as anyone holds it.
+//!
+//! # Cancel
+//! Nothing here waits.
+
+use super::atomic::AtomicU64;
+use super::view;
+use crate::os::memfd;
+use crate::os::mmap::Map;
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// The granularity of maps and reservations.
+pub(crate) const PAGE: u64 = 4096;
+
+pub(crate) struct Region {
+    fd: Arc<OwnedFd>,
+    identity: (u64, u64),
+    head: Map,
+    extents: Mutex<HashMap<u64, Arc<Map>>>,
+}
+
+impl Region {
+    /// `len` bytes of zeros, of which the first `head_len` are the head.
+    pub(crate) fn create(name: &str, head_len: usize, len: u64) -> io::Result<Self> {
+        Self::of(memfd::create(name, len, true)?, head_len)
+    }
+
+    /// Maps what somebody else created. A descriptor of anything else is an error.
+    pub(crate) fn open(fd: OwnedFd, head_len: usize) -> io::Result<Self> {
+        if memfd::sealed_len(fd.as_fd()).is_none_or(|len| len < head_len as u64) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "not a shared object of this crate"));
+        }
+        Self::of(fd, head_len)
+    }
+
+    fn of(fd: OwnedFd, head_len: usize) -> io::Result<Self> {
+        let head = Map::shared(fd.as_fd(), 0, head_len)?;
+        let identity = memfd::identity(fd.as_fd())?;
+        Ok(Self { fd: Arc::new(fd), identity, head, extents: Mutex::default() })
+    }
+
+    pub(crate) fn fd(&self) -> &Arc<OwnedFd> {
+        &self.fd
+    }
+
+    /// Which memory this is: equal for all descriptors of it, in all processes.
+    pub(crate) fn identity(&self) -> (u64, u64) {
+        self.identity
+    }
+
+    /// The head.
+    #[inline]
+    pub(crate) fn words(&self) -> &[AtomicU64] {
+        view::words(&self.head)
+    }
+
+    /// The map of an extent, made at the first call.
+    pub(crate) fn extent(&self, offset: u64, len: u64) -> io::Result<Arc<Map>> {
+        let mut extents = self.extents.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(map) = extents.get(&offset).filter(|map| map.len() as u64 == len) {
+            return Ok(map.clone());
+        }
+        if memfd::sealed_len(self.fd.as_fd())
+            .is_none_or(|actual| offset.checked_add(len).is_none_or(|end| end > actual))
+        {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a shared object of another shape"));
+        }
+        let map = Arc::new(Map::shared(self.fd.as_fd(), offset, len as usize)?);
+        extents.insert(offset, map.clone());
+        Ok(map)
+    }
+
+    /// Backs `offset..offset + len` with memory, growing the file where needed.
+    pub(crate) fn reserve(&self, offset: u64, len: u64) -> io::Result<()> {
+        memfd::reserve(self.fd.as_fd(), offset, len)
+    }
+
+    /// Unmaps an extent here and gives its memory back, for all processes.
+    pub(crate) fn give_back(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.extents.lock().unwrap_or_else(PoisonError::into_inner).remove(&offset);
+        memfd::give_back(self.fd.as_fd(), offset, len)
+    }
+}

@@ -1,0 +1,171 @@
+//! How a sleeping process is reached: its eventfd, watched by every runtime in it that has a sleeper.
+//!
+//! An eventfd under EPOLLET fires on each write without being read. Tokio wakes our own waker right inside its
+//! driver, which looks up who is concerned (`hints`) and wakes those tasks: no task of ours, no extra hop.
+
+use super::line::Line;
+use crate::os::epoll::{self, Epoll};
+use crate::os::eventfd;
+use crate::shm::family::Family;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::pin::pin;
+use std::sync::atomic::Ordering::*;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::Instant;
+use tokio::io::unix::AsyncFd;
+use tokio::runtime::{Handle, Id};
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing panics while it holds one of our locks, so what a poisoned one guards is whole.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Calls `react` in tokio's driver at each edge of a descriptor, until dropped.
+pub(crate) struct Watch<F: AsFd + AsRawFd> {
+    fd: AsyncFd<F>,
+    react: Box<dyn Fn() + Send + Sync>,
+}
+
+struct Rearm<F: AsFd + AsRawFd>(Weak<Watch<F>>);
+
+impl<F: AsFd + AsRawFd + Send + Sync + 'static> Watch<F> {
+    /// Watches `fd` on the current runtime; an edge that came before counts.
+    pub(crate) fn start(fd: F, react: impl Fn() + Send + Sync + 'static) -> io::Result<Arc<Self>> {
+        let fd = epoll::register(fd)?;
+        let watch = Arc::new(Self { fd, react: Box::new(react) });
+        watch.turn();
+        Ok(watch)
+    }
+
+    /// Reacts to what has happened and arms itself for the next edge.
+    fn turn(self: &Arc<Self>) {
+        let waker = Waker::from(Arc::new(Rearm(Arc::downgrade(self))));
+        let step = std::future::poll_fn(|cx| {
+            // An error is the end of the runtime: its tasks sleep no more.
+            while let Poll::Ready(Ok(mut guard)) = self.fd.poll_read_ready(cx) {
+                // A hang-up is for ever: readiness that cannot be cleared is not waited for again.
+                let is_last = guard.ready().is_read_closed();
+                guard.clear_ready();
+                (self.react)();
+                if is_last {
+                    break;
+                }
+            }
+            Poll::Ready(())
+        });
+        // Without a budget: this runs in the driver, or on behalf of all tasks of the runtime.
+        let step = pin!(tokio::task::coop::unconstrained(step));
+        let _ = step.poll(&mut Context::from_waker(&waker));
+    }
+}
+
+impl<F: AsFd + AsRawFd + Send + Sync + 'static> Wake for Rearm<F> {
+    fn wake(self: Arc<Self>) {
+        if let Some(watch) = self.0.upgrade() {
+            watch.turn();
+        }
+    }
+}
+
+/// The bell of this process; it is never closed.
+type OwnBell = BorrowedFd<'static>;
+
+/// The watches of the runtimes that have had a sleeper.
+static RUNTIMES: Mutex<Vec<(Id, Arc<Watch<OwnBell>>)>> = Mutex::new(Vec::new());
+/// The lines that have had a sleeper, by their hint.
+static SLEEPING: [Mutex<Vec<Weak<Line>>>; 64] = [const { Mutex::new(Vec::new()) }; 64];
+
+/// Which runtime polls us.
+pub(super) fn runtime() -> io::Result<Id> {
+    let outside = |_| io::Error::other("a future of this crate must be polled inside a tokio runtime");
+    Ok(Handle::try_current().map_err(outside)?.id())
+}
+
+/// Makes the current runtime listen to this process's bell.
+pub(super) fn listen(family: &'static Family) -> io::Result<()> {
+    let runtime = runtime()?;
+    let mut runtimes = lock(&RUNTIMES);
+    if runtimes.iter().any(|(id, _)| *id == runtime) {
+        return Ok(());
+    }
+    runtimes.retain(|(_, watch)| !watch.has_ended());
+    let bell = family.bell(family.me()?.slot);
+    runtimes.push((runtime, Watch::start(bell, || answer(family))?));
+    Ok(())
+}
+
+impl Watch<OwnBell> {
+    /// Whether the runtime has ended. Asks for the write side, so that the armed read side stays as it is.
+    fn has_ended(&self) -> bool {
+        let ask = std::future::poll_fn(|cx| Poll::Ready(matches!(self.fd.poll_write_ready(cx), Poll::Ready(Err(_)))));
+        let ask = pin!(tokio::task::coop::unconstrained(ask));
+        matches!(ask.poll(&mut Context::from_waker(Waker::noop())), Poll::Ready(true))
+    }
+}
+
+/// Looks after everybody whom the bell may have been rung for.
+fn answer(family: &Family) {
+    let Ok(me) = family.me() else { return };
+    let hints = family.hints(me.slot);
+    if hints.load(Relaxed) == 0 {
+        return;
+    }
+    let rung = hints.swap(0, AcqRel);
+    for (_, bucket) in SLEEPING.iter().enumerate().filter(|(bit, _)| rung & 1 << bit != 0) {
+        let lines: Vec<_> = lock(bucket).iter().filter_map(Weak::upgrade).collect();
+        lines.iter().for_each(|line| line.look(rung == u64::MAX));
+    }
+}
+
+/// Does what the bell would do, for a notice that this process gave to itself.
+pub(super) fn answer_here(bit: u32) {
+    let lines: Vec<_> = lock(&SLEEPING[bit as usize]).iter().filter_map(Weak::upgrade).collect();
+    lines.iter().for_each(|line| line.look(false));
+}
+
+/// From now on the bell of this process is answered for `line`.
+pub(super) fn list(line: &Arc<Line>, bit: u32) {
+    lock(&SLEEPING[bit as usize]).push(Arc::downgrade(line));
+}
+
+/// The reverse of [`list`].
+pub(super) fn unlist(line: &Line, bit: u32) {
+    lock(&SLEEPING[bit as usize]).retain(|other| !std::ptr::eq(other.as_ptr(), line));
+}
+
+/// Wakes a thread in [`Nap::until`] by ringing the bell of its own process.
+struct RingMyself(&'static Family);
+
+impl Wake for RingMyself {
+    fn wake(self: Arc<Self>) {
+        if let Ok(me) = self.0.me() {
+            eventfd::ring(self.0.bell(me.slot));
+        }
+    }
+}
+
+/// How a thread without a runtime sleeps: on an epoll of its own that watches the bell of its process.
+pub(super) struct Nap {
+    family: &'static Family,
+    epoll: Epoll,
+    pub(super) waker: Waker,
+}
+
+impl Nap {
+    /// `hangup` is a second thing that ends a nap.
+    pub(super) fn new(family: &'static Family, hangup: Option<BorrowedFd<'_>>) -> io::Result<Self> {
+        let epoll = Epoll::new()?;
+        epoll.watch_edges(family.bell(family.me()?.slot).as_fd())?;
+        hangup.map_or(Ok(()), |fd| epoll.watch_edges(fd))?;
+        Ok(Self { family, epoll, waker: Waker::from(Arc::new(RingMyself(family))) })
+    }
+
+    /// Sleeps until something may have changed; false at the deadline.
+    pub(super) fn until(&self, deadline: Option<Instant>) -> io::Result<bool> {
+        let woken = self.epoll.wait(deadline)?;
+        answer(self.family);
+        Ok(woken)
+    }
+}

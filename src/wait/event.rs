@@ -1,0 +1,352 @@
+//! Who sleeps until a shared word changes: one small list of processes, in shared memory, in order.
+//!
+//! # State
+//! [`LEN`] words. `MARKS`: bit i says that entry i may hold a sleeper, the top bit that `OVERFLOW` is not empty.
+//! `TICKET`: the next place in line. `OVERFLOW`: bells of those who found no free entry. Then the entries:
+//! 0 is free, else `NOTIFIED:1 | ticket:31 | slot:12 | epoch:20` of the process that sleeps.
+//!
+//! # Moves
+//! | from -> to | who | ordering | wakes |
+//! |---|---|---|---|
+//! | entry 0 -> mine, then mark i set | the sleeper | SeqCst, then looks again | - |
+//! | entry E -> E with NOTIFIED | a notifier, oldest ticket first | AcqRel CAS | the sleeper's bell |
+//! | mark i cleared, then entry -> 0 | the sleeper, on notice or when it leaves | Release | - |
+//! | entry of a dead process -> mine with NOTIFIED, then as above | any notifier or sleeper | AcqRel CAS | - |
+//! | overflow bell set, then the top mark | the sleeper | SeqCst, then looks again | - |
+//! | top mark cleared, then OVERFLOW -> 0 | a notifier | AcqRel | all bells taken |
+//!
+//! # Invariants
+//! 1. Mark i changes only at the hand of the process that owns entry i, so it never hides a later sleeper.
+//! 2. A sleeper publishes its entry and its mark, and then looks again before it sleeps; a notifier publishes
+//!    its change, and then reads the marks. Sequential consistency between the two: one of them sees the other.
+//! 3. An entry is notified at most once; a notice is used by one success or passed on (`wait::line`).
+//!
+//! # Death
+//! | killed | survivors see | repaired by |
+//! |---|---|---|
+//! | sleeper between entry and mark | an entry without a mark: never chosen, never waited for | the next sleeper that needs the entry |
+//! | sleeper asleep | an entry of an unlisted member | the notifier that meets it takes it over and goes on |
+//! | sleeper after NOTIFIED | the notice died with it | its burial rings every bell: all look again |
+//! | notifier between NOTIFIED and the bell, or between top mark and OVERFLOW | a sleeper that nobody wakes | its burial rings every bell |
+//! | who takes a dead entry over | an entry of a dead member with NOTIFIED | the next that needs the entry |
+//!
+//! # Cancel
+//! Leaving returns whether a notice had come; `wait::line` then passes it on.
+
+use crate::shm::atomic::{AtomicU64, fence};
+use crate::shm::family::Member;
+use std::sync::atomic::Ordering::*;
+
+#[cfg(not(loom))]
+const ENTRIES: usize = 61;
+#[cfg(loom)]
+const ENTRIES: usize = 2;
+
+const MARKS: usize = 0;
+const TICKET: usize = 1;
+const OVERFLOW: usize = 2;
+const FIRST: usize = 3;
+
+/// Words that an event takes up; zeros are a fresh one.
+pub(crate) const LEN: usize = FIRST + ENTRIES;
+
+const CROWD: u64 = 1 << 63;
+const NOTIFIED: u64 = 1 << 63;
+const TICKET_MASK: u64 = (1 << 31) - 1;
+const MEMBER_MASK: u64 = (1 << 32) - 1;
+const EPOCH_BITS: u32 = 20;
+
+/// As much of a [`Member`] as an entry has room for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Sleeper {
+    pub(crate) slot: u16,
+    epoch: u32,
+}
+
+impl Sleeper {
+    pub(crate) fn is(self, member: Member) -> bool {
+        self == Self::from(member)
+    }
+
+    /// Whether a slot's epoch is this sleeper's.
+    pub(crate) fn has_epoch(self, epoch: u32) -> bool {
+        epoch & ((1 << EPOCH_BITS) - 1) == self.epoch
+    }
+
+    fn of_entry(entry: u64) -> Self {
+        Self { slot: (entry >> EPOCH_BITS & 0xfff) as u16, epoch: entry as u32 & ((1 << EPOCH_BITS) - 1) }
+    }
+
+    fn to_entry(self, ticket: u64) -> u64 {
+        (ticket & TICKET_MASK) << 32 | u64::from(self.slot) << EPOCH_BITS | u64::from(self.epoch)
+    }
+}
+
+impl From<Member> for Sleeper {
+    fn from(member: Member) -> Self {
+        Self { slot: member.slot, epoch: member.epoch & ((1 << EPOCH_BITS) - 1) }
+    }
+}
+
+/// Where a process sleeps.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Place {
+    Entry { index: usize, ticket: u64 },
+    Crowd,
+}
+
+/// Whom a notifier must wake.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Wake {
+    Sleeper(Sleeper),
+    /// Everybody who listens to these bells.
+    Bells(u64),
+}
+
+/// The list, wherever its words are.
+#[derive(Clone, Copy)]
+pub(crate) struct Event<'a> {
+    words: &'a [AtomicU64],
+}
+
+impl<'a> Event<'a> {
+    pub(crate) fn new(words: &'a [AtomicU64]) -> Self {
+        debug_assert_eq!(words.len(), LEN);
+        Self { words }
+    }
+
+    fn entry(&self, index: usize) -> &'a AtomicU64 {
+        &self.words[FIRST + index]
+    }
+
+    /// Takes a place at the end of the line, or the place that `ticket` still gives.
+    /// The caller must look at its condition again before it sleeps.
+    pub(crate) fn join(
+        &self,
+        me: Sleeper,
+        bell: u32,
+        ticket: Option<u64>,
+        is_listed: impl Fn(Sleeper) -> bool,
+    ) -> Place {
+        let ticket = ticket.unwrap_or_else(|| self.words[TICKET].fetch_add(1, Relaxed) & TICKET_MASK);
+        for index in 0..ENTRIES {
+            let entry = self.entry(index);
+            let seen = entry.load(Relaxed);
+            let free = seen == 0 || (!is_listed(Sleeper::of_entry(seen)) && self.take_over(index, seen, me));
+            if free && entry.compare_exchange(0, me.to_entry(ticket), AcqRel, Relaxed).is_ok() {
+                self.words[MARKS].fetch_or(1 << index, SeqCst);
+                fence(SeqCst);
+                return Place::Entry { index, ticket };
+            }
+        }
+        self.words[OVERFLOW].fetch_or(1 << bell, SeqCst);
+        self.words[MARKS].fetch_or(CROWD, SeqCst);
+        fence(SeqCst);
+        Place::Crowd
+    }
+
+    /// Frees an entry whose owner is dead; false if someone else is at it.
+    #[cold]
+    fn take_over(&self, index: usize, seen: u64, me: Sleeper) -> bool {
+        let mine = me.to_entry(0) | NOTIFIED;
+        let taken = self.entry(index).compare_exchange(seen, mine, AcqRel, Relaxed).is_ok();
+        if taken {
+            self.free(index);
+        }
+        taken
+    }
+
+    fn free(&self, index: usize) {
+        self.words[MARKS].fetch_and(!(1 << index), AcqRel);
+        self.entry(index).store(0, Release);
+    }
+
+    /// Whether the notice for `place` has come; if so the place is gone.
+    pub(crate) fn take_notice(&self, place: Place) -> bool {
+        match place {
+            Place::Entry { index, .. } => {
+                let noticed = self.entry(index).load(Acquire) & NOTIFIED != 0;
+                if noticed {
+                    self.free(index);
+                }
+                noticed
+            }
+            Place::Crowd => true,
+        }
+    }
+
+    /// Leaves `place`; true if a notice had come, which the caller must use or pass on.
+    #[must_use]
+    pub(crate) fn leave(&self, place: Place) -> bool {
+        match place {
+            Place::Entry { index, .. } => {
+                let before = self.entry(index).fetch_or(NOTIFIED, AcqRel);
+                self.free(index);
+                before & NOTIFIED != 0
+            }
+            Place::Crowd => false,
+        }
+    }
+
+    /// Notifies the process that has waited longest. To be called after the change that it waits for.
+    #[inline]
+    pub(crate) fn notify_one(&self, me: Option<Sleeper>, is_listed: impl Fn(Sleeper) -> bool, wake: impl FnMut(Wake)) {
+        fence(SeqCst);
+        if self.words[MARKS].load(Relaxed) != 0 {
+            self.notify(me, false, is_listed, wake);
+        }
+    }
+
+    /// Notifies every process that waits.
+    #[inline]
+    pub(crate) fn notify_all(&self, me: Option<Sleeper>, is_listed: impl Fn(Sleeper) -> bool, wake: impl FnMut(Wake)) {
+        fence(SeqCst);
+        if self.words[MARKS].load(Relaxed) != 0 {
+            self.notify(me, true, is_listed, wake);
+        }
+    }
+
+    #[cold]
+    fn notify(&self, me: Option<Sleeper>, all: bool, is_listed: impl Fn(Sleeper) -> bool, mut wake: impl FnMut(Wake)) {
+        if self.words[MARKS].load(Acquire) & CROWD != 0 {
+            self.words[MARKS].fetch_and(!CROWD, SeqCst);
+            let bells = self.words[OVERFLOW].swap(0, SeqCst);
+            if bells != 0 {
+                wake(Wake::Bells(bells));
+            }
+        }
+        while let Some((index, entry)) = self.oldest() {
+            let sleeper = Sleeper::of_entry(entry);
+            if !is_listed(sleeper) {
+                // Without a name of our own we cannot take it over; marking it is enough to get past it.
+                match me {
+                    Some(me) => drop(self.take_over(index, entry, me)),
+                    None => drop(self.entry(index).compare_exchange(entry, entry | NOTIFIED, AcqRel, Relaxed)),
+                }
+                continue;
+            }
+            if self.entry(index).compare_exchange(entry, entry | NOTIFIED, AcqRel, Relaxed).is_ok() {
+                wake(Wake::Sleeper(sleeper));
+                if !all {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// The entry with the oldest ticket that has not been notified.
+    fn oldest(&self) -> Option<(usize, u64)> {
+        let now = self.words[TICKET].load(Relaxed);
+        let age = |entry: u64| now.wrapping_sub(entry >> 32) & TICKET_MASK;
+        let mut marks = self.words[MARKS].load(Acquire) & !CROWD;
+        let mut oldest: Option<(usize, u64)> = None;
+        while marks != 0 {
+            let index = marks.trailing_zeros() as usize;
+            marks &= marks - 1;
+            let entry = self.entry(index).load(Acquire);
+            let sleeps = entry & MEMBER_MASK != 0 && entry & NOTIFIED == 0;
+            if sleeps && oldest.is_none_or(|(_, best)| age(entry) > age(best)) {
+                oldest = Some((index, entry));
+            }
+        }
+        oldest
+    }
+
+    /// Whether nobody is in the list: what every test wants to see at its end.
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.words[FIRST..].iter().all(|entry| entry.load(Acquire) == 0) && self.words[OVERFLOW].load(Acquire) == 0
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    fn sleeper(slot: u16) -> Sleeper {
+        Sleeper { slot, epoch: 1 }
+    }
+
+    fn words() -> Vec<AtomicU64> {
+        (0..LEN).map(|_| AtomicU64::new(0)).collect()
+    }
+
+    fn woken(event: Event<'_>, all: bool, dead: &[u16]) -> Vec<Wake> {
+        let mut woken = Vec::new();
+        let listed = |sleeper: Sleeper| !dead.contains(&sleeper.slot);
+        match all {
+            false => event.notify_one(Some(sleeper(99)), listed, |wake| woken.push(wake)),
+            true => event.notify_all(Some(sleeper(99)), listed, |wake| woken.push(wake)),
+        }
+        woken
+    }
+
+    #[test]
+    fn sleepers_are_notified_in_the_order_they_came_each_once() {
+        let words = words();
+        let event = Event::new(&words);
+        let places: Vec<_> = [5, 3, 4].map(|slot| event.join(sleeper(slot), 0, None, |_| true)).into();
+        for slot in [5, 3, 4] {
+            assert_eq!(woken(event, false, &[]), [Wake::Sleeper(sleeper(slot))]);
+        }
+        assert_eq!(woken(event, false, &[]), []);
+        assert!(places.into_iter().all(|place| event.take_notice(place)));
+        assert!(event.is_empty());
+    }
+
+    #[test]
+    fn a_sleeper_that_looked_in_vain_keeps_its_ticket() {
+        let words = words();
+        let event = Event::new(&words);
+        let first = event.join(sleeper(1), 0, None, |_| true);
+        let _second = event.join(sleeper(2), 0, None, |_| true);
+        assert_eq!(woken(event, false, &[]), [Wake::Sleeper(sleeper(1))]);
+        assert!(event.take_notice(first));
+        let Place::Entry { ticket, .. } = first else { panic!("no entry") };
+        event.join(sleeper(1), 0, Some(ticket), |_| true);
+        assert_eq!(woken(event, false, &[]), [Wake::Sleeper(sleeper(1))]);
+    }
+
+    #[test]
+    fn death_asleep_the_notifier_goes_on_to_the_next() {
+        let words = words();
+        let event = Event::new(&words);
+        for slot in [1, 2, 3] {
+            event.join(sleeper(slot), 0, None, |_| true);
+        }
+        assert_eq!(woken(event, false, &[1, 2]), [Wake::Sleeper(sleeper(3))]);
+    }
+
+    #[test]
+    fn death_between_entry_and_mark_the_entry_is_reused() {
+        let words = words();
+        let event = Event::new(&words);
+        for index in 0..ENTRIES {
+            words[FIRST + index].store(sleeper(7).to_entry(0), Release);
+        }
+        assert_eq!(event.join(sleeper(8), 0, None, |other| other.slot != 7), Place::Entry { index: 0, ticket: 0 });
+        assert_eq!(woken(event, false, &[7]), [Wake::Sleeper(sleeper(8))]);
+    }
+
+    #[test]
+    fn those_who_find_no_entry_are_woken_by_their_bells_at_the_next_notice() {
+        let words = words();
+        let event = Event::new(&words);
+        let places: Vec<_> =
+            (0..ENTRIES as u16 + 2).map(|n| event.join(sleeper(n), n as u32 % 64, None, |_| true)).collect();
+        assert_eq!(places[ENTRIES..], [Place::Crowd, Place::Crowd]);
+        assert_eq!(woken(event, false, &[]), [Wake::Bells(3 << ENTRIES), Wake::Sleeper(sleeper(0))]);
+        assert_eq!(woken(event, true, &[]).len(), ENTRIES - 1);
+    }
+
+    #[test]
+    fn cancel_tells_whether_a_notice_had_come() {
+        let words = words();
+        let event = Event::new(&words);
+        let (first, second) = (event.join(sleeper(1), 0, None, |_| true), event.join(sleeper(2), 0, None, |_| true));
+        assert_eq!(woken(event, false, &[]), [Wake::Sleeper(sleeper(1))]);
+        assert!(event.leave(first));
+        assert!(!event.leave(second));
+        assert!(event.is_empty());
+    }
+}

@@ -1,0 +1,294 @@
+//! The tasks of this process that wait for one event: a local line behind one entry of the shared list.
+//!
+//! # State
+//! `queue`: who waits here, first come first served; only the front may try. `place`: this process's entry in
+//! the shared list while its front sleeps. `granted`: a notice has been taken from the list and not yet used.
+//!
+//! # Moves
+//! | move | who | then |
+//! |---|---|---|
+//! | join the queue | a future at its first poll | if in front, it tries |
+//! | take a place | the front, before it sleeps | it tries once more |
+//! | place -> granted, front woken | the bell ([`Line::look`]) | the front tries |
+//! | leave with success | the front | the notice is used up; the next one is woken to try |
+//! | leave without | anyone whose future is dropped | below |
+//!
+//! # Invariants
+//! 1. Only the front tries, so tasks of one process are served in the order of their first poll.
+//! 2. While the queue is not empty, the front is awake (polled, or its waker called), or `place` is set.
+//! 3. No lock of ours is held while a waker runs: it may drop other futures.
+//!
+//! # Death
+//! All of it dies with the process; see `event` for the shared part.
+//!
+//! # Cancel
+//! | dropped | what happens |
+//! |---|---|
+//! | not in front | it is gone from the queue |
+//! | in front, others behind | the next one is woken and tries; the notice stays for it |
+//! | in front, nobody behind | the place is given up; a notice that had come goes to another process |
+
+use super::bell::{self, Watch, lock};
+use super::event::{self, Event, Place, Sleeper, Wake};
+use super::look::Look;
+use crate::shm::atomic::AtomicU64;
+use crate::shm::family::Family;
+use crate::shm::region::Region;
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicUsize, Ordering::*};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::task::Waker;
+use tokio::runtime::Id;
+
+/// One event of one mapped object, as this process sees it.
+pub(crate) struct Line {
+    family: &'static Family,
+    region: Arc<Region>,
+    first_word: usize,
+    /// Which of the 64 hints stands for this event: the same in every process.
+    hint: u32,
+    hangup: Option<Arc<Hangup>>,
+    waiting: AtomicUsize,
+    local: Mutex<Local>,
+    pub(super) look: Look,
+}
+
+#[derive(Default)]
+struct Local {
+    queue: VecDeque<Waiting>,
+    next_id: u64,
+    place: Option<Place>,
+    ticket: Option<u64>,
+    granted: bool,
+    is_listed: bool,
+}
+
+struct Waiting {
+    id: u64,
+    waker: Option<Waker>,
+}
+
+impl Line {
+    pub(crate) fn new(region: Arc<Region>, first_word: usize, hangup: Option<Arc<Hangup>>) -> io::Result<Arc<Self>> {
+        let family = Family::get()?;
+        let (_, inode) = region.identity();
+        let hint =
+            (inode as u32).wrapping_mul(0x9e37_79b9).wrapping_add(first_word as u32 / event::LEN as u32) >> 3 & 63;
+        let (waiting, local, look) = (AtomicUsize::new(0), Mutex::default(), Look::default());
+        Ok(Arc::new(Self { family, region, first_word, hint, hangup, waiting, local, look }))
+    }
+
+    pub(super) fn family(&self) -> &'static Family {
+        self.family
+    }
+
+    fn event(&self) -> Event<'_> {
+        let words: &[AtomicU64] = self.region.words();
+        Event::new(&words[self.first_word..self.first_word + event::LEN])
+    }
+
+    fn is_listed(&self, sleeper: Sleeper) -> bool {
+        self.family.epoch_of(sleeper.slot).is_some_and(|epoch| sleeper.has_epoch(epoch))
+    }
+
+    fn wake(&self, wake: Wake, mine: Option<Sleeper>) -> bool {
+        match wake {
+            Wake::Sleeper(sleeper) if Some(sleeper) == mine => return true,
+            Wake::Sleeper(sleeper) => self.family.ring(sleeper.slot, 1 << self.hint),
+            Wake::Bells(bells) => self.family.ring_bells(bells, 1 << self.hint),
+        }
+        false
+    }
+
+    /// Wakes the process that has waited longest, if any. To be called after the change that it waits for.
+    #[inline]
+    pub(crate) fn notify_one(&self) {
+        let (mine, mut is_mine) = (self.family.me_if_claimed().map(Sleeper::from), false);
+        self.event().notify_one(mine, |sleeper| self.is_listed(sleeper), |wake| is_mine |= self.wake(wake, mine));
+        if is_mine {
+            bell::answer_here(self.hint);
+        }
+    }
+
+    /// Wakes every process that waits.
+    pub(crate) fn notify_all(&self) {
+        let (mine, mut is_mine) = (self.family.me_if_claimed().map(Sleeper::from), false);
+        self.event().notify_all(mine, |sleeper| self.is_listed(sleeper), |wake| is_mine |= self.wake(wake, mine));
+        if is_mine {
+            bell::answer_here(self.hint);
+        }
+    }
+
+    /// The bell was rung: lets the front try if its notice has come, or whatever has come if `anyway`.
+    pub(super) fn look(&self, anyway: bool) {
+        let mut local = lock(&self.local);
+        let noticed = local.place.is_some_and(|place| self.event().take_notice(place));
+        if noticed {
+            local.place = None;
+            local.granted = true;
+        }
+        let waker = if noticed || anyway { local.queue.front_mut().and_then(|front| front.waker.take()) } else { None };
+        drop(local);
+        waker.into_iter().for_each(Waker::wake);
+    }
+
+    /// Makes sure that the current runtime wakes the front when there is something to try for.
+    pub(super) fn listen(&self) -> io::Result<()> {
+        bell::listen(self.family)?;
+        self.hangup.as_ref().map_or(Ok(()), |hangup| hangup.listen())
+    }
+
+    pub(super) fn hangup(&self) -> Option<BorrowedFd<'_>> {
+        self.hangup.as_ref().map(|hangup| hangup.fd.as_fd())
+    }
+
+    /// Whether someone in this process already waits, so that a newcomer must queue.
+    #[inline]
+    pub(super) fn has_waiters(&self) -> bool {
+        self.waiting.load(Acquire) != 0
+    }
+
+    pub(super) fn join(self: &Arc<Self>) -> Turn {
+        let mut local = lock(&self.local);
+        let id = local.next_id;
+        local.next_id += 1;
+        local.queue.push_back(Waiting { id, waker: None });
+        self.waiting.store(local.queue.len(), Release);
+        Turn { line: self.clone(), id, has_left: false }
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        bell::unlist(self, self.hint);
+    }
+}
+
+/// A socket whose hang-up the lines of a pipe end have to hear of.
+pub(crate) struct Hangup {
+    fd: Arc<OwnedFd>,
+    lines: OnceLock<Vec<Weak<Line>>>,
+    watch: Mutex<Option<(Id, Arc<Watch<Arc<OwnedFd>>>)>>,
+}
+
+impl Hangup {
+    pub(crate) fn new(fd: Arc<OwnedFd>) -> Arc<Self> {
+        Arc::new(Self { fd, lines: OnceLock::new(), watch: Mutex::new(None) })
+    }
+
+    /// Says once whom a hang-up concerns.
+    pub(crate) fn concerns(&self, lines: &[&Arc<Line>]) {
+        let _ = self.lines.set(lines.iter().map(|line| Arc::downgrade(line)).collect());
+    }
+
+    pub(crate) fn fd(&self) -> &Arc<OwnedFd> {
+        &self.fd
+    }
+
+    fn listen(&self) -> io::Result<()> {
+        let runtime = bell::runtime()?;
+        let mut watch = lock(&self.watch);
+        if watch.as_ref().is_some_and(|(id, _)| *id == runtime) {
+            return Ok(());
+        }
+        *watch = None;
+        let lines = self.lines.get().cloned().unwrap_or_default();
+        let nudge = move || lines.iter().filter_map(Weak::upgrade).for_each(|line| line.look(true));
+        *watch = Some((runtime, Watch::start(self.fd.clone(), nudge)?));
+        Ok(())
+    }
+}
+
+/// A place in the local line; dropping it is leaving without success.
+pub(super) struct Turn {
+    line: Arc<Line>,
+    id: u64,
+    has_left: bool,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if !self.has_left {
+            self.leave(false);
+        }
+    }
+}
+
+impl Turn {
+    /// Whether it is this one's turn to try; if not, `waker` is called when it is.
+    pub(super) fn is_front(&self, waker: &Waker) -> bool {
+        let mut local = lock(&self.line.local);
+        if local.queue.front().is_some_and(|front| front.id == self.id) {
+            return true;
+        }
+        self.store_waker(&mut local, waker);
+        false
+    }
+
+    fn store_waker(&self, local: &mut Local, waker: &Waker) {
+        if let Ok(at) = local.queue.binary_search_by_key(&self.id, |waiting| waiting.id) {
+            match &mut local.queue[at].waker {
+                Some(old) => old.clone_from(waker),
+                none => *none = Some(waker.clone()),
+            }
+        }
+    }
+
+    /// Prepares the front for sleep; it must try once more afterwards.
+    /// `listen` makes sure that somebody in this process answers its bell.
+    pub(super) fn prepare_sleep(&self, waker: &Waker, listen: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        let line = &self.line;
+        let me = line.family.me()?;
+        let mut local = lock(&line.local);
+        self.store_waker(&mut local, waker);
+        local.granted = false;
+        if local.place.is_some() {
+            return Ok(());
+        }
+        if !local.is_listed {
+            bell::list(line, line.hint);
+            local.is_listed = true;
+        }
+        listen()?;
+        let ticket = local.ticket;
+        let bell = u32::from(me.slot) % crate::shm::family::BELLS as u32;
+        let place = line.event().join(me.into(), bell, ticket, |sleeper| line.is_listed(sleeper));
+        if let Place::Entry { ticket, .. } = place {
+            local.ticket = Some(ticket);
+        }
+        local.place = Some(place);
+        Ok(())
+    }
+
+    /// Leaves with success: the notice, if one came, is used up, and the next one tries.
+    pub(super) fn succeed(mut self) {
+        self.leave(true);
+        self.has_left = true;
+    }
+
+    fn leave(&self, succeeded: bool) {
+        let line = &self.line;
+        let mut local = lock(&line.local);
+        let Ok(at) = local.queue.binary_search_by_key(&self.id, |waiting| waiting.id) else { return };
+        local.queue.remove(at);
+        line.waiting.store(local.queue.len(), Release);
+        if at != 0 {
+            return;
+        }
+        local.ticket = None;
+        if let Some(next) = local.queue.front_mut() {
+            let waker = next.waker.take();
+            drop(local);
+            waker.into_iter().for_each(Waker::wake);
+            return;
+        }
+        let noticed = local.place.take().is_some_and(|place| line.event().leave(place));
+        let granted = std::mem::take(&mut local.granted) || noticed;
+        drop(local);
+        if granted && !succeeded {
+            line.notify_one();
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! From "a shared word changed" to "a task runs".
+//!
+//! [`event`] is the list in shared memory, [`line`] the queue of this process behind it, [`bell`] how a sleeping
+//! process is reached, and [`until`] the one loop that suspends.
+#![forbid(unsafe_code)]
+
+pub(crate) mod bell;
+pub(crate) mod event;
+mod line;
+mod look;
+mod until;
+
+pub(crate) use line::{Hangup, Line};
+pub(crate) use until::{until, until_blocking};

@@ -1,0 +1,119 @@
+//! The one loop that suspends: try, look again for a while, take a place, try once more, sleep.
+
+use super::bell::Nap;
+use super::line::{Line, Turn};
+use super::look::Looking;
+use std::future::poll_fn;
+use std::io;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+/// Resolves to what `attempt` yields, trying whenever `line` is notified.
+///
+/// Takes its place in line at the first poll. Dropped: it has not succeeded, so whatever `attempt` does has not
+/// happened, and a notice that was meant for it goes on to the next.
+pub(crate) async fn until<T>(line: &Arc<Line>, mut attempt: impl FnMut() -> Option<T>) -> io::Result<T> {
+    let mut waiting = Waiting::default();
+    poll_fn(|cx| waiting.poll(line, &mut attempt, cx)).await
+}
+
+#[derive(Default)]
+struct Waiting {
+    turn: Option<Turn>,
+    looking: Option<Looking>,
+    has_looked: bool,
+}
+
+impl Waiting {
+    fn poll<T>(
+        &mut self,
+        line: &Arc<Line>,
+        attempt: &mut impl FnMut() -> Option<T>,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<T>> {
+        let coop = ready!(tokio::task::coop::poll_proceed(cx));
+        if self.turn.is_none() {
+            if !line.has_waiters() {
+                if let Some(value) = attempt() {
+                    coop.made_progress();
+                    return Poll::Ready(Ok(value));
+                }
+            }
+            self.turn = Some(line.join());
+        }
+        let result = ready!(self.poll_in_line(line, attempt, cx));
+        coop.made_progress();
+        if let (Ok(_), Some(turn)) = (&result, self.turn.take()) {
+            turn.succeed();
+        }
+        Poll::Ready(result)
+    }
+
+    fn poll_in_line<T>(
+        &mut self,
+        line: &Arc<Line>,
+        attempt: &mut impl FnMut() -> Option<T>,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<T>> {
+        let Some(turn) = &self.turn else { return Poll::Pending };
+        if !turn.is_front(cx.waker()) {
+            return Poll::Pending;
+        }
+        if let Some(value) = attempt() {
+            if let Some(looking) = &self.looking {
+                line.look.paid(looking);
+            }
+            return Poll::Ready(Ok(value));
+        }
+        if !self.has_looked {
+            self.has_looked = true;
+            self.looking = line.look.begin();
+            let found = self.looking.as_ref().and_then(|looking| line.look.in_place(looking, attempt));
+            if let Some(value) = found {
+                return Poll::Ready(Ok(value));
+            }
+        }
+        if self.looking.as_ref().is_some_and(|looking| !line.look.is_over(looking)) {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        self.looking = None;
+        turn.prepare_sleep(cx.waker(), || line.listen())?;
+        attempt().map_or(Poll::Pending, |value| Poll::Ready(Ok(value)))
+    }
+}
+
+/// [`until`] for a thread without a runtime; `None` at the deadline.
+pub(crate) fn until_blocking<T>(
+    line: &Arc<Line>,
+    deadline: Option<Instant>,
+    mut attempt: impl FnMut() -> Option<T>,
+) -> io::Result<Option<T>> {
+    if !line.has_waiters() {
+        if let Some(value) = attempt() {
+            return Ok(Some(value));
+        }
+        let looking = line.look.begin();
+        if let Some(value) = looking.as_ref().and_then(|looking| line.look.in_place(looking, &mut attempt)) {
+            return Ok(Some(value));
+        }
+        if let Some(looking) = looking {
+            line.look.is_over(&looking);
+        }
+    }
+    let turn = line.join();
+    let nap = Nap::new(line.family(), line.hangup())?;
+    loop {
+        if turn.is_front(&nap.waker) {
+            turn.prepare_sleep(&nap.waker, || Ok(()))?;
+            if let Some(value) = attempt() {
+                turn.succeed();
+                return Ok(Some(value));
+            }
+        }
+        if !nap.until(deadline)? {
+            return Ok(None);
+        }
+    }
+}
