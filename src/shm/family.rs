@@ -223,7 +223,10 @@ impl Family {
     /// Makes every member look at everything it waits for.
     pub(crate) fn ring_all(&self) {
         let slots = (0..SLOTS as u16).take_while(|slot| self.state(*slot).load(Acquire) != 0);
-        let highest = slots.inspect(|slot| drop(self.hints(*slot).fetch_or(u64::MAX, AcqRel))).count();
+        let highest = slots.inspect(|slot| {
+            self.hints(*slot).fetch_or(u64::MAX, AcqRel);
+        });
+        let highest = highest.count();
         self.bells[..highest.min(BELLS)].iter().for_each(|bell| eventfd::ring(bell.as_fd()));
     }
 }
