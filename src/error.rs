@@ -185,9 +185,15 @@ impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut debug = f.debug_struct("Error");
         debug.field("kind", &self.0.kind).field("message", &self.0.message);
-        self.0.source.iter().for_each(|source| drop(debug.field("source", source)));
-        self.0.panic.iter().for_each(|panic| drop(debug.field("panic", panic)));
-        self.0.exit_status.iter().for_each(|status| drop(debug.field("exit_status", status)));
+        self.0.source.iter().for_each(|source| {
+            debug.field("source", source);
+        });
+        self.0.panic.iter().for_each(|panic| {
+            debug.field("panic", panic);
+        });
+        self.0.exit_status.iter().for_each(|status| {
+            debug.field("exit_status", status);
+        });
         debug.finish()
     }
 }
@@ -376,7 +382,10 @@ mod tests {
         let back: Error = rmp_serde::from_slice(&bytes).unwrap();
         assert_eq!((back.kind(), back.to_string()), (ErrorKind::Other, "outer: inner".to_string()));
         assert_eq!(back.exit_status().unwrap().signal(), Some(9));
-        let deepest = std::iter::successors(back.source(), |error| (*error).source()).last().unwrap();
+        let mut deepest = back.source().unwrap();
+        while let Some(deeper) = deepest.source() {
+            deepest = deeper;
+        }
         assert_eq!(deepest.to_string(), "inner");
     }
 }

@@ -8,6 +8,7 @@ pub(crate) mod image;
 pub(crate) mod memfd;
 pub(crate) mod mmap;
 pub(crate) mod pidfd;
+pub(crate) mod reactor;
 pub(crate) mod signal;
 pub(crate) mod socket;
 pub(crate) mod spawn;

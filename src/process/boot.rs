@@ -299,3 +299,8 @@ macro_rules! test_support {
         };
     };
 }
+
+/// Whether this process can start others.
+pub(crate) fn check_initialized() -> Result<()> {
+    origin().map(drop)
+}

@@ -29,8 +29,11 @@ pub(super) fn after_fork(
     private: Vec<OwnedFd>,
     single: SingleThreaded,
 ) -> ! {
-    // First of all: from here on the starter knows that it is born.
-    let told = Report::send_born(fds.report.as_fd(), std::process::id());
+    // First of all: from here on the starter knows that it is born. It may have let go already.
+    let told = match Report::send_born(fds.report.as_fd(), std::process::id()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        told => told,
+    };
     spawn::close_all(private);
     apply_variables(&order.variables, single);
     live(order, arguments, fds, told.map_err(Error::from), Exit::Forked)

@@ -24,7 +24,7 @@ use super::info::{self, ProcessInfo};
 use super::protocol::{self, Answer, Born, Hello, Order, Ready, Report, Role, Variables};
 use super::{StartMethod, boot, server};
 use crate::error::{Error, ErrorKind, Result};
-use crate::os::{image, pidfd, socket, socket::Wait, spawn};
+use crate::os::{image, pidfd, reactor, socket, socket::Wait, spawn};
 use crate::shm::family::Family;
 use crate::wire::frame;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -36,12 +36,12 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
-use tokio::io::{Interest, unix::AsyncFd};
+use tokio::io::Interest;
 
 /// A child of this process.
 pub(super) struct Child {
     pub(super) info: ProcessInfo,
-    pub(super) pidfd: OwnedFd,
+    pub(super) pidfd: Arc<OwnedFd>,
     /// Its exit comes as a report, not by the kernel.
     pub(super) tells_exit: bool,
     /// The connection it was ordered over: it hangs up when the server, which reaps the child, is gone.
@@ -124,7 +124,6 @@ pub(super) fn start(start: &Start<'_>) -> Result<Started> {
     for _ in 0..8 {
         match client.connected()?.order(start)? {
             Ordered::Started(started) => {
-                client.watch();
                 drop(client);
                 info::list_child(started.0.clone());
                 return Ok(started);
@@ -163,19 +162,14 @@ impl Client {
         }
     }
 
-    /// Sees to it that the server is restarted when it dies, if there is a runtime to wait in: somebody must bury
-    /// the children that die holding a lock.
     fn watch(&mut self) {
         if self.watcher.as_ref().is_some_and(|task| !task.is_finished()) {
             return;
         }
         let Some(connection) = &self.connection else { return };
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        let Ok(socket) = connection.socket.try_clone() else { return };
         // `PRIORITY` never comes; a hang-up is always told.
-        let watched = std::panic::catch_unwind(|| AsyncFd::with_interest(socket, Interest::PRIORITY));
-        let Ok(Ok(watched)) = watched else { return }; // A runtime without I/O.
-        self.watcher = Some(runtime.spawn(async move {
+        let Ok(watched) = reactor::watch(connection.socket.clone(), Interest::PRIORITY) else { return };
+        self.watcher = Some(tokio::spawn(async move {
             while let Ok(mut event) = watched.ready(Interest::PRIORITY).await {
                 if socket::is_hung_up(watched.get_ref().as_fd()) {
                     tokio::task::spawn_blocking(restart);
@@ -185,6 +179,12 @@ impl Client {
             }
         }));
     }
+}
+
+/// Called on a runtime: sees to it that the server is restarted when it dies, rather than at the next spawn, because
+/// somebody must bury the children that die holding a lock.
+pub(super) fn watch_server() {
+    Client::get().watch();
 }
 
 /// Starts another server if this process's is gone.
@@ -365,7 +365,7 @@ impl Connection {
         let (name, daemon, start_method) = (start.name.to_string(), start.daemon, Some(start.start_method));
         let child = Child {
             info: ProcessInfo { name, pid: born.pid, daemon, start_method },
-            pidfd,
+            pidfd: Arc::new(pidfd),
             tells_exit: born.tells_exit,
             server: self.socket.clone(),
             status: OnceLock::new(),

@@ -4,11 +4,10 @@
 use super::StartMethod;
 use super::client::Child;
 use crate::error::{Error, Result};
-use crate::os::pidfd;
+use crate::os::{pidfd, reactor};
 use serde::{Deserialize, Serialize};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use tokio::io::unix::AsyncFd;
 
 /// Name, pid and kind of a process.
 ///
@@ -108,7 +107,7 @@ pub(super) async fn until_exit(pidfd: OwnedFd) -> Result<()> {
     if tokio::runtime::Handle::try_current().is_err() {
         return Err(needs_runtime("waiting for a process"));
     }
-    let watch = AsyncFd::with_interest(pidfd, tokio::io::Interest::READABLE)?;
+    let watch = reactor::watch(Arc::new(pidfd), tokio::io::Interest::READABLE)?;
     while !pidfd::has_exited(watch.get_ref().as_fd()) {
         watch.readable().await?.clear_ready();
     }

@@ -19,6 +19,7 @@ mod protocol;
 mod server;
 mod stdio;
 
+pub(crate) use boot::check_initialized;
 pub use boot::{init, preload, run};
 pub use entry::Function;
 pub use info::{ParentProcess, ProcessInfo, active_children, cpu_count, current_process, parent_process};

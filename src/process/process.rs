@@ -7,7 +7,7 @@ use super::info;
 use super::protocol::{self, Report, Variables};
 use super::stdio::{Stdio, Streams};
 use crate::error::{Error, ErrorKind, Result};
-use crate::os::{pidfd, socket::Wait, spawn};
+use crate::os::{pidfd, reactor, socket::Wait, spawn};
 use crate::wire::{self, Parcel};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::Signal;
@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use std::ffi::{OsStr, OsString};
 use std::io::{self, PipeReader, PipeWriter};
 use std::marker::PhantomData;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::process::ExitStatus;
@@ -75,15 +75,15 @@ pub enum StartMethod {
 pub struct Process<R> {
     child: Arc<Child>,
     reports: Mutex<Reports>,
-    watch: Watch<Watched>,
-    report_watch: Watch<OwnedFd>,
+    watch: Watch,
+    report_watch: Watch,
     streams: Streams,
     result: PhantomData<fn() -> R>,
 }
 
 /// What has come over the report socket.
 struct Reports {
-    socket: Option<OwnedFd>,
+    socket: Option<Arc<OwnedFd>>,
     outcome: Inbox,
 }
 
@@ -271,7 +271,7 @@ impl<R> Process<R> {
     /// Ready when the process has ended.
     fn poll_exit(&mut self, context: &mut Context<'_>) -> Poll<Result<()>> {
         while self.child.is_alive() {
-            ready!(self.watch.poll(context, || Ok(Watched(self.child.clone()))))?;
+            ready!(self.watch.poll(context, &self.child.pidfd))?;
         }
         Poll::Ready(Ok(()))
     }
@@ -289,14 +289,14 @@ impl<R> Process<R> {
                 }
                 let reports = self.reports.get_mut().unwrap_or_else(PoisonError::into_inner);
                 let Some(socket) = &reports.socket else { return Poll::Ready(Ok(None)) };
-                ready!(self.report_watch.poll(context, || socket.try_clone()))?;
+                ready!(self.report_watch.poll(context, socket))?;
             } else {
                 // Only who reaps it makes the kernel tell; if that was the server and it is gone, init does it now.
                 let patience = if self.child.has_server() { Duration::ZERO } else { REAPED_SOON };
                 if self.ask_kernel(patience) {
                     return Poll::Ready(Ok(self.child.status()));
                 }
-                ready!(self.watch.poll(context, || Ok(Watched(self.child.clone()))))?;
+                ready!(self.watch.poll(context, &self.child.pidfd))?;
             }
         }
     }
@@ -362,11 +362,11 @@ impl Reports {
 }
 
 /// A descriptor watched by the reactor of the runtime that polls, whichever that is at the moment.
-struct Watch<T: AsRawFd>(Option<(Id, AsyncFd<T>)>);
+struct Watch(Option<(Id, AsyncFd<Arc<OwnedFd>>)>);
 
-impl<T: AsRawFd> Watch<T> {
+impl Watch {
     /// Ready after each event; the caller then looks for itself.
-    fn poll(&mut self, context: &mut Context<'_>, make: impl Fn() -> io::Result<T>) -> Poll<Result<()>> {
+    fn poll(&mut self, context: &mut Context<'_>, fd: &Arc<OwnedFd>) -> Poll<Result<()>> {
         let here = Handle::try_current().map_err(|_| info::needs_runtime("awaiting a process"))?.id();
         if self.0.as_ref().is_some_and(|(id, _)| *id != here) {
             self.0 = None;
@@ -374,7 +374,10 @@ impl<T: AsRawFd> Watch<T> {
         loop {
             let (_, watched) = match &mut self.0 {
                 Some(watched) => watched,
-                none => none.insert((here, AsyncFd::with_interest(make()?, Interest::READABLE)?)),
+                none => {
+                    client::watch_server();
+                    none.insert((here, reactor::watch(fd.clone(), Interest::READABLE)?))
+                }
             };
             match ready!(watched.poll_read_ready(context)) {
                 Ok(mut event) => {
@@ -385,15 +388,6 @@ impl<T: AsRawFd> Watch<T> {
                 Err(_) => self.0 = None,
             }
         }
-    }
-}
-
-/// The child's pidfd, as the reactor sees it.
-struct Watched(Arc<Child>);
-
-impl AsRawFd for Watched {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.pidfd.as_raw_fd()
     }
 }
 
@@ -509,7 +503,7 @@ impl ProcessBuilder {
         streams.let_go();
         Ok(Process {
             child,
-            reports: Mutex::new(Reports { socket: Some(socket), outcome: Inbox::Empty }),
+            reports: Mutex::new(Reports { socket: Some(Arc::new(socket)), outcome: Inbox::Empty }),
             watch: Watch(None),
             report_watch: Watch(None),
             streams,

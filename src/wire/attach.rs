@@ -22,6 +22,12 @@ impl Attachment {
     pub(crate) fn owned(fd: OwnedFd) -> Self {
         Self::Shared(Arc::new(fd))
     }
+
+    /// The descriptor itself, or a copy if somebody else has it too.
+    pub(crate) fn into_owned(self) -> std::io::Result<OwnedFd> {
+        let Self::Shared(fd) = self;
+        Arc::try_unwrap(fd).or_else(|shared| shared.try_clone())
+    }
 }
 
 impl AsFd for Attachment {

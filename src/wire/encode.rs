@@ -88,6 +88,53 @@ impl Message {
     }
 }
 
+/// An encoded value that is itself a value: what somebody else's message carries along unread.
+#[derive(Clone, Debug)]
+pub(crate) struct Sealed {
+    bytes: Bytes,
+    attachments: Vec<Attachment>,
+}
+
+impl Sealed {
+    pub(crate) fn new(bytes: impl Into<Bytes>, attachments: Vec<Attachment>) -> Self {
+        Self { bytes: bytes.into(), attachments }
+    }
+
+    /// Encodes `value`; see [`encode`].
+    pub(crate) fn of<T: Serialize + 'static>(value: &T) -> Result<Self> {
+        let Message { encoded, attachments } = encode(value)?;
+        let bytes = encoded.unwrap_or_else(|| plain_bytes(value).unwrap_or_default().to_vec());
+        Ok(Self { bytes: bytes.into(), attachments })
+    }
+
+    /// How many bytes it carries.
+    pub(crate) fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Ready to be decoded.
+    pub(crate) fn open(self) -> Result<Parcel> {
+        let fds = self.attachments.into_iter().map(Attachment::into_owned).collect::<std::io::Result<_>>();
+        let fds = fds.map_err(|error| Error::io("cannot take over a descriptor that came with a message", error))?;
+        Ok(Parcel { bytes: self.bytes.into(), fds })
+    }
+}
+
+impl Serialize for Sealed {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let indices = self.attachments.iter().cloned().map(attach::leave::<S::Error>);
+        (&self.bytes, indices.collect::<Result<Vec<u32>, _>>()?).serialize(serializer)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for Sealed {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let (bytes, indices) = <(Bytes, Vec<u32>)>::deserialize(deserializer)?;
+        let attachments = indices.into_iter().map(|index| attach::take::<D::Error>(index).map(Attachment::owned));
+        Ok(Self { bytes, attachments: attachments.collect::<Result<_, _>>()? })
+    }
+}
+
 /// The reverse of [`encode`]. Descriptors that `T` does not take are closed.
 pub(crate) fn decode<T: DeserializeOwned + 'static>(parcel: Parcel) -> Result<T> {
     let Parcel { bytes, fds } = parcel;

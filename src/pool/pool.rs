@@ -1,0 +1,335 @@
+//! The face: `apply`, `map`, `imap` on a fixed set of worker processes.
+
+use super::dispatcher::{self, Settings, Shared};
+use super::handle::{AsyncResult, Call, Map, MapAsync, Results, Source, Target};
+use super::protocol::Task;
+use crate::error::{Error, Result};
+use crate::process::entry::{self, Outcome};
+use crate::process::{Function, StartMethod, cpu_count};
+use crate::wire::{Parcel, Sealed};
+use futures::{Stream, StreamExt};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::any::Any;
+use std::fmt;
+use std::sync::Arc;
+use tokio::runtime;
+
+/// Worker processes that run functions: a handle, cheap to clone.
+///
+/// Workers are started with the pool and live until it is closed, terminated or dropped with its last result. A
+/// function that panics, a worker that is killed and a task that overruns touch their own item and no other; a
+/// worker that is gone is replaced. Must be made inside a tokio runtime, which then runs its dispatchers.
+///
+/// ```
+/// use futures::TryStreamExt;
+/// use multiprocess::{self as mp, Pool};
+///
+/// fn square(n: u64) -> u64 {
+///     n * n
+/// }
+///
+/// fn main() -> mp::Result<()> {
+///     mp::run(async {
+///         let pool = Pool::new(2)?;
+///         assert_eq!(pool.apply(square, (7,)).await?, 49);
+///         let sum = pool.imap_unordered(square, 0..100).try_fold(0, async |sum, n| Ok(sum + n)).await?;
+///         assert_eq!(sum, 328_350);
+///         Ok(())
+///     })
+/// }
+/// ```
+#[derive(Clone)]
+pub struct Pool {
+    handle: Arc<Handle>,
+}
+
+/// Ends the pool with its last holder: `Pool`s and what they returned.
+pub(super) struct Handle {
+    shared: Arc<Shared>,
+    runtime: runtime::Handle,
+}
+
+impl Handle {
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    pub(super) fn runtime(&self) -> &runtime::Handle {
+        &self.runtime
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        if !self.shared.is_closed() {
+            self.shared.terminate();
+        }
+    }
+}
+
+/// How a [`Pool`] is to be.
+///
+/// ```
+/// use multiprocess::{self as mp, Pool};
+/// # fn main() -> mp::Result<()> { mp::run(async {
+/// let pool = Pool::builder().workers(2).max_tasks_per_worker(100).build()?;
+/// assert_eq!(pool.apply(|| 1, ()).await?, 1);
+/// # Ok(()) }) }
+/// ```
+#[derive(Default)]
+pub struct PoolBuilder {
+    workers: Option<usize>,
+    start_method: StartMethod,
+    initializer: Option<Result<Task>>,
+    read_initialized: Option<fn(Parcel) -> Result<()>>,
+    max_tasks_per_worker: Option<usize>,
+}
+
+impl PoolBuilder {
+    /// How many workers; by default [`cpu_count`].
+    #[must_use]
+    pub fn workers(mut self, workers: usize) -> Self {
+        self.workers = Some(workers);
+        self
+    }
+
+    /// How workers are started; by default through the fork server.
+    #[must_use]
+    pub fn start_method(mut self, method: StartMethod) -> Self {
+        self.start_method = method;
+        self
+    }
+
+    /// Runs `f(args..)` first in every worker. If it panics or returns `Err`, the pool is of no use, and everything
+    /// asked of it fails and says why.
+    #[must_use]
+    pub fn initializer<F, A, M>(mut self, f: F, args: A) -> Self
+    where
+        F: Function<A, M>,
+        A: Serialize + DeserializeOwned + Send + 'static,
+    {
+        let call = entry::Call::of(f);
+        self.initializer = Some(Sealed::of(&args).map(|arguments| Task { call, arguments }));
+        self.read_initialized = Some(read_initialized::<F::Output>);
+        self
+    }
+
+    /// Replaces a worker after so many tasks; by default never.
+    #[must_use]
+    pub fn max_tasks_per_worker(mut self, tasks: usize) -> Self {
+        self.max_tasks_per_worker = Some(tasks);
+        self
+    }
+
+    /// Starts the pool; its workers come up in parallel.
+    ///
+    /// # Errors
+    /// `Other` for 0 workers or tasks, or outside a tokio runtime; `Encode` if an argument of the initializer cannot be
+    /// serialised; `NotInitialized` as for processes.
+    pub fn build(self) -> Result<Pool> {
+        let workers = self.workers.unwrap_or_else(cpu_count);
+        if workers == 0 || self.max_tasks_per_worker == Some(0) {
+            return Err(Error::other("a pool needs at least one worker, and at least one task per worker"));
+        }
+        let outside = |error| Error::other(format!("a pool must be made inside a tokio runtime: {error}"));
+        let runtime = runtime::Handle::try_current().map_err(outside)?;
+        crate::process::check_initialized()?;
+        let shared = Shared::new(Settings {
+            workers,
+            start_method: self.start_method,
+            initializer: self.initializer.transpose()?,
+            read_initialized: self.read_initialized.unwrap_or(read_initialized::<()>),
+            max_tasks_per_worker: self.max_tasks_per_worker,
+        });
+        for number in 0..workers {
+            runtime.spawn(dispatcher::dispatch(shared.clone(), number));
+        }
+        Ok(Pool { handle: Arc::new(Handle { shared, runtime }) })
+    }
+}
+
+/// Whether an initializer that returns `R` has worked.
+fn read_initialized<R: DeserializeOwned + 'static>(parcel: Parcel) -> Result<()> {
+    let returned: R = Outcome::read(parcel)?;
+    match (&mut Some(returned) as &mut dyn Any).downcast_mut::<Option<Result<()>>>() {
+        Some(result) => result.take().unwrap_or(Ok(())),
+        None => Ok(()),
+    }
+}
+
+fn target<F, A, M>(f: F) -> Target
+where
+    F: Function<A, M>,
+    A: DeserializeOwned + 'static,
+{
+    Target { call: entry::Call::of(f), label: std::any::type_name::<F>() }
+}
+
+fn tuples<A: Serialize + 'static>(mut tuples: impl Iterator<Item = A> + Send + 'static) -> Source {
+    Source::Iterator(Box::new(move || tuples.next().map(|arguments| Sealed::of(&arguments))))
+}
+
+impl Pool {
+    /// A pool of `workers` processes.
+    ///
+    /// # Errors
+    /// As [`PoolBuilder::build`].
+    pub fn new(workers: usize) -> Result<Self> {
+        Self::builder().workers(workers).build()
+    }
+
+    /// A pool with options.
+    pub fn builder() -> PoolBuilder {
+        PoolBuilder::default()
+    }
+
+    /// Runs `f(args..)` on a worker when awaited. Dropping the call cancels it.
+    ///
+    /// # Errors
+    /// When awaited: `Panicked`, `ProcessDied`, `Timeout`, `Encode`, `Decode`, or `Closed` after [`close`](Self::close).
+    pub fn apply<F, A, M>(&self, f: F, args: A) -> Call<F::Output>
+    where
+        F: Function<A, M>,
+        A: Serialize + DeserializeOwned + Send + 'static,
+    {
+        Call::new(self.handle.clone(), target(f), Sealed::of(&args))
+    }
+
+    /// Runs `f(args..)` on a worker from now on. Dropping the result lets it go on.
+    ///
+    /// # Errors
+    /// When awaited, as [`apply`](Self::apply).
+    pub fn apply_async<F, A, M>(&self, f: F, args: A) -> AsyncResult<F::Output>
+    where
+        F: Function<A, M>,
+        A: Serialize + DeserializeOwned + Send + 'static,
+    {
+        AsyncResult::start(self.handle.clone(), target(f), Sealed::of(&args))
+    }
+
+    /// Runs `f` on each item when awaited; the results are in order.
+    ///
+    /// # Errors
+    /// When awaited: that of the first item that fails.
+    pub fn map<F, T, M, I>(&self, f: F, items: I) -> Map<F::Output>
+    where
+        F: Function<(T,), M>,
+        T: Serialize + DeserializeOwned + Send + 'static,
+        I: IntoIterator<Item = T>,
+        I::IntoIter: Send + 'static,
+    {
+        Map::new(self.handle.clone(), target(f), tuples(items.into_iter().map(|item| (item,))))
+    }
+
+    /// [`map`](Self::map) for functions of several arguments: each item is a tuple of them.
+    ///
+    /// # Errors
+    /// When awaited: that of the first item that fails.
+    pub fn starmap<F, A, M, I>(&self, f: F, items: I) -> Map<F::Output>
+    where
+        F: Function<A, M>,
+        A: Serialize + DeserializeOwned + Send + 'static,
+        I: IntoIterator<Item = A>,
+        I::IntoIter: Send + 'static,
+    {
+        Map::new(self.handle.clone(), target(f), tuples(items.into_iter()))
+    }
+
+    /// [`map`](Self::map) that begins now. Dropping the result lets it go on.
+    ///
+    /// # Errors
+    /// When awaited: that of the first item that fails.
+    pub fn map_async<F, T, M, I>(&self, f: F, items: I) -> MapAsync<F::Output>
+    where
+        F: Function<(T,), M>,
+        F::Output: Unpin,
+        T: Serialize + DeserializeOwned + Send + 'static,
+        I: IntoIterator<Item = T>,
+        I::IntoIter: Send + 'static,
+    {
+        MapAsync::start(self.map(f, items))
+    }
+
+    /// [`starmap`](Self::starmap) that begins now. Dropping the result lets it go on.
+    ///
+    /// # Errors
+    /// When awaited: that of the first item that fails.
+    pub fn starmap_async<F, A, M, I>(&self, f: F, items: I) -> MapAsync<F::Output>
+    where
+        F: Function<A, M>,
+        F::Output: Unpin,
+        A: Serialize + DeserializeOwned + Send + 'static,
+        I: IntoIterator<Item = A>,
+        I::IntoIter: Send + 'static,
+    {
+        MapAsync::start(self.starmap(f, items))
+    }
+
+    /// Runs `f` on each item and yields the results in order, as they come.
+    pub fn imap<F, T, M, I>(&self, f: F, items: I) -> Results<F::Output>
+    where
+        F: Function<(T,), M>,
+        T: Serialize + DeserializeOwned + Send + 'static,
+        I: IntoIterator<Item = T>,
+        I::IntoIter: Send + 'static,
+    {
+        let source = tuples(items.into_iter().map(|item| (item,)));
+        Results::new(self.handle.clone(), target(f), source, true)
+    }
+
+    /// Runs `f` on each item and yields the results in any order, each as soon as it is made.
+    pub fn imap_unordered<F, T, M, I>(&self, f: F, items: I) -> Results<F::Output>
+    where
+        F: Function<(T,), M>,
+        T: Serialize + DeserializeOwned + Send + 'static,
+        I: IntoIterator<Item = T>,
+        I::IntoIter: Send + 'static,
+    {
+        let source = tuples(items.into_iter().map(|item| (item,)));
+        Results::new(self.handle.clone(), target(f), source, false)
+    }
+
+    /// [`imap`](Self::imap) with a stream as its input.
+    pub fn imap_stream<F, T, M, S>(&self, f: F, items: S) -> Results<F::Output>
+    where
+        F: Function<(T,), M>,
+        T: Serialize + DeserializeOwned + Send + 'static,
+        S: Stream<Item = T> + Send + 'static,
+    {
+        let source = Source::Stream(Box::pin(items.map(|item| Sealed::of(&(item,)))));
+        Results::new(self.handle.clone(), target(f), source, true)
+    }
+
+    /// Takes nothing more. What was begun completes; then the workers end.
+    pub fn close(&self) {
+        self.handle.shared.close();
+    }
+
+    /// Stops everything: workers are killed, and what is not done fails with kind `Cancelled`.
+    pub fn terminate(&self) {
+        self.handle.shared.terminate();
+    }
+
+    /// Waits until all workers have ended, after [`close`](Self::close) or [`terminate`](Self::terminate). Cancel-safe.
+    ///
+    /// # Errors
+    /// `Other` if the pool is neither closed nor terminated: it would wait for ever.
+    pub async fn join(&self) -> Result<()> {
+        if !self.handle.shared.is_closed() {
+            return Err(Error::other("close or terminate a pool before joining it"));
+        }
+        let mut running = self.handle.shared.running.subscribe();
+        // The sender lives in what we hold.
+        let _ = running.wait_for(|running| *running == 0).await;
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shared = &self.handle.shared;
+        let mut debug = f.debug_struct("Pool");
+        debug.field("workers", &shared.settings.workers).field("is_closed", &shared.is_closed()).finish()
+    }
+}
