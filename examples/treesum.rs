@@ -110,7 +110,7 @@ async fn treesum(options: Options) -> mp::Result<ExitCode> {
 #[derive(Serialize, Deserialize)]
 struct Sums {
     outcomes: Vec<Result<[u8; 32], String>>,
-    /// What it took, without the time spent waiting for a CPU: what one process alone would need.
+    /// What it took without waiting for a CPU: one process alone would need at least as long.
     busy: Duration,
 }
 
@@ -119,7 +119,7 @@ fn sum_files(paths: Vec<OsString>) -> Sums {
     let mut buffer = vec![0; 64 << 10];
     let outcomes = paths.iter().map(|path| sum_file(path, &mut buffer).map_err(|error| error.to_string()));
     let outcomes = outcomes.collect();
-    Sums { outcomes, busy: started.elapsed().saturating_sub(waited_for_a_cpu() - waited) }
+    Sums { outcomes, busy: started.elapsed().saturating_sub(waited_for_a_cpu().saturating_sub(waited)) }
 }
 
 fn sum_file(path: &OsStr, buffer: &mut [u8]) -> io::Result<[u8; 32]> {
@@ -333,8 +333,8 @@ impl Progress {
             HumanCount(self.failures.get()),
         );
         eprintln!(
-            "treesum: {:.2} times as fast as one process: {workers} workers did {busy:.2?} of work, \
-             waiting for a CPU not counted, in that time",
+            "treesum: at least {:.2} times as fast as one process (workers: {workers}; their work: {busy:.2?}, \
+             waits for a CPU left out)",
             busy.as_secs_f64() / wall.as_secs_f64(),
         );
     }

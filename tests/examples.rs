@@ -40,6 +40,7 @@ const EXPECTED: &[(&str, &[&str], Prints)] = &[
     ("queue_before_join", &[], Exactly("Hello from Process!\n")),
     ("queue_between_children", &[], Exactly("Hello from Process\n")),
     ("queue_hello", &[], Exactly("Hello from process\n")),
+    ("spawn_cost", &[], Each(5, 5, |line| line.contains(" us"))),
     ("squares", &[], Exactly("[1, 4, 9, 16, 25]\n")),
     ("three_tasks", &[], Lines(&["Task 0 is running", "Task 1 is running", "Task 2 is running"])),
     ("treesum", &["LICENSE-APACHE"], Exactly(
