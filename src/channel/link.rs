@@ -142,8 +142,9 @@ impl Link {
         }
     }
 
-    /// One pop, with its notices.
-    fn pop(&self) -> Result<Tried<Parcel>> {
+    /// One pop of a `T`, with its notices.
+    fn pop<T: 'static>(&self) -> Result<Tried<Parcel>> {
+        let buffer = || if wire::is_plain_bytes::<T>() { Vec::new() } else { wire::spare() };
         let mut was_hung_up = false;
         loop {
             let take = |number, count| take_fds(self.rx.as_fd(), number, count);
@@ -152,7 +153,7 @@ impl Link {
                     self.hold(me);
                 }
             };
-            let (result, asked) = self.ring.pop(take, commit);
+            let (result, asked) = self.ring.pop(buffer, take, commit);
             self.notify(asked);
             if !matches!(result, Ok(Pop::Empty | Pop::Closed | Pop::Busy)) {
                 self.room.notify_one();
@@ -198,7 +199,7 @@ impl Link {
     }
 
     pub(super) async fn get<T: DeserializeOwned + 'static>(&self) -> Result<T> {
-        let waited = until(&self.items, || self.pop().later()).await;
+        let waited = until(&self.items, || self.pop::<T>().later()).await;
         wire::decode(flatten(waited.map_err(|error| self.failed("wait for", error)))?)
     }
 
@@ -211,7 +212,7 @@ impl Link {
     }
 
     pub(super) fn try_get<T: DeserializeOwned + 'static>(&self) -> Result<T> {
-        match when_not_busy(|| self.pop())? {
+        match when_not_busy(|| self.pop::<T>())? {
             Some(parcel) => wire::decode(parcel),
             None => Err(Error::new(ErrorKind::Empty, format!("the {} is empty", self.what))),
         }
@@ -228,7 +229,7 @@ impl Link {
 
     pub(super) fn blocking_get<T: DeserializeOwned + 'static>(&self) -> Result<T> {
         refuse_inside_async();
-        wire::decode(self.block(&self.items, None, || self.pop().later())?)
+        wire::decode(self.block(&self.items, None, || self.pop::<T>().later())?)
     }
 
     fn block<T>(

@@ -291,8 +291,7 @@ impl Ring {
         let Ok(len) = u32::try_from(payload.len()) else {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "a message is larger than 4 GiB"));
         };
-        let mut extent = self.settle_putter(side)?;
-        let mut tail = extent.segment().tail();
+        let mut tail = self.settle_putter(side)?;
         if self.item_limit != 0 && u64::from(tail.count.wrapping_sub(side.taken)) >= self.item_limit {
             side.taken = self.head()?.count;
             if u64::from(tail.count.wrapping_sub(side.taken)) >= self.item_limit {
@@ -300,12 +299,13 @@ impl Ring {
             }
         }
         let mut record = RecordHead { len, fds: fds as u32, number: 0 };
+        let Some(extent) = &side.extent else { return Ok(Push::Full) };
         if record.units() > extent.segment().room(tail, side.other) {
             side.other = extent.segment().head();
             if record.units() > extent.segment().room(tail, side.other) {
-                let Some(grown) = self.grow(side, &extent, tail, record.units())? else { return Ok(Push::Full) };
-                extent = grown;
-                tail = extent.segment().tail();
+                let old = extent.clone();
+                let Some(grown) = self.grow(side, &old, tail, record.units())? else { return Ok(Push::Full) };
+                tail = grown;
             }
         }
         if fds > 0 {
@@ -314,37 +314,36 @@ impl Ring {
                 return Ok(Push::Full);
             }
         }
+        let Some(extent) = &side.extent else { return Ok(Push::Full) };
         let segment = extent.segment();
         segment.write_record(tail, record, payload);
         segment.publish(tail, record);
         Ok(Push::Done)
     }
 
-    /// The segment to put into.
-    fn settle_putter(&self, side: &mut Side) -> io::Result<Extent> {
+    /// Finds the segment to put into, and where.
+    fn settle_putter(&self, side: &mut Side) -> io::Result<Mark> {
         if side.extent.is_none() {
             side.taken = self.head()?.count;
         }
         loop {
-            let extent = self.settle(side, self.word(word::PUT_SEGMENT).load(Acquire))?;
-            match extent.segment().next() {
-                0 => return Ok(extent),
+            let segment = self.settle(side, self.word(word::PUT_SEGMENT).load(Acquire))?.segment();
+            match segment.next() {
+                0 => return Ok(segment.tail()),
                 // Somebody died after the link: invariant 2.
                 next => self.word(word::PUT_SEGMENT).store(next, Release),
             }
         }
     }
 
-    fn settle(&self, side: &mut Side, name: u64) -> io::Result<Extent> {
-        if side.name == name {
-            if let Some(extent) = &side.extent {
-                return Ok(extent.clone());
-            }
+    /// Makes `side` be about the segment `name`.
+    #[inline]
+    fn settle<'s>(&self, side: &'s mut Side, name: u64) -> io::Result<&'s Extent> {
+        if side.name != name || side.extent.is_none() {
+            let extent = self.extent(name)?;
+            *side = Side { name, other: extent.segment().head(), extent: Some(extent), taken: side.taken };
         }
-        let extent = self.extent(name)?;
-        *side = Side { name, extent: Some(extent.clone()), other: Mark::default(), taken: side.taken };
-        side.other = extent.segment().head();
-        Ok(extent)
+        side.extent.as_ref().ok_or_else(|| corrupt("no segment"))
     }
 
     fn extent(&self, name: u64) -> io::Result<Extent> {
@@ -360,7 +359,7 @@ impl Ring {
     }
 
     /// Links a segment with room for `units`; `None` if the limit in bytes forbids it.
-    fn grow(&self, side: &mut Side, old: &Extent, tail: Mark, units: u32) -> io::Result<Option<Extent>> {
+    fn grow(&self, side: &mut Side, old: &Extent, tail: Mark, units: u32) -> io::Result<Option<Mark>> {
         let is_empty = self.head()?.count == tail.count;
         if self.byte_limit != 0 && !is_empty && old.size() >= self.byte_limit {
             return Ok(None);
@@ -377,12 +376,12 @@ impl Ring {
     }
 
     /// Begins the segment `name` and makes it the one to put into.
-    fn link(&self, side: &mut Side, old: &Extent, name: u64, count: u32) -> io::Result<Extent> {
+    fn link(&self, side: &mut Side, old: &Extent, name: u64, count: u32) -> io::Result<Mark> {
         let extent = self.extent(name)?;
         extent.segment().begin(count);
         old.segment().link(name);
         self.word(word::PUT_SEGMENT).store(name, Release);
-        self.settle(side, name)
+        Ok(self.settle(side, name)?.segment().tail())
     }
 
     /// An extent of this capacity, in use and in no chain. Only under the put latch.
@@ -422,6 +421,7 @@ impl Ring {
     /// at the very last.
     pub(super) fn pop(
         &self,
+        payload: impl FnOnce() -> Vec<u8>,
         take_fds: impl FnOnce(u64, usize) -> io::Result<Vec<OwnedFd>>,
         commit: impl FnOnce(Member),
     ) -> (io::Result<Pop>, Asked) {
@@ -437,7 +437,7 @@ impl Ring {
             Some(Taken::Free) => {}
             Some(Taken::FromTheDead) => asked.putters = self.repair_beside(self.put_latch(), me),
         }
-        let result = self.pop_latched(&mut side, &mut asked, take_fds, || commit(me));
+        let result = self.pop_latched(&mut side, &mut asked, payload, take_fds, || commit(me));
         asked.takers = latch.release();
         (result, asked)
     }
@@ -446,45 +446,54 @@ impl Ring {
         &self,
         side: &mut Side,
         asked: &mut Asked,
+        payload: impl FnOnce() -> Vec<u8>,
         take_fds: impl FnOnce(u64, usize) -> io::Result<Vec<OwnedFd>>,
         commit: impl FnOnce(),
     ) -> io::Result<Pop> {
-        let Some((extent, head)) = self.settle_taker(side)? else {
-            return Ok(if self.is_closed() && self.settle_taker(side)?.is_none() { Pop::Closed } else { Pop::Empty });
+        let head = match self.settle_taker(side)? {
+            Some(head) => head,
+            None if !self.is_closed() => return Ok(Pop::Empty),
+            // Closed is said after the last put: look once more.
+            None => match self.settle_taker(side)? {
+                Some(head) => head,
+                None => return Ok(Pop::Closed),
+            },
         };
+        let Some(extent) = &side.extent else { return Ok(Pop::Empty) };
         let segment = extent.segment();
+        let mut payload = payload();
         let Some(record) = segment.record(head, side.other) else {
             return Err(corrupt("no record where one should be"));
         };
-        let mut payload = Vec::with_capacity(record.len as usize);
         segment.read_payload(head, record, &mut payload);
         let fds = if record.fds > 0 { take_fds(record.number, record.fds as usize) } else { Ok(Vec::new()) };
         commit();
         segment.consume(head, record);
         if extent.size() > KEEP && head.position.wrapping_add(record.units()) == side.other.position {
-            asked.putters |= self.give_back(side, &extent);
+            let large = extent.clone();
+            asked.putters |= self.give_back(side, &large);
         }
         Ok(Pop::Got(payload, fds?))
     }
 
     /// The segment and the head to take from, if there is anything.
-    fn settle_taker(&self, side: &mut Side) -> io::Result<Option<(Extent, Mark)>> {
+    fn settle_taker(&self, side: &mut Side) -> io::Result<Option<Mark>> {
         loop {
             let name = self.word(word::GET_SEGMENT).load(Acquire);
             if side.name != name {
                 self.settle(side, name)?;
             }
-            let Some(extent) = side.extent.clone() else { return Ok(None) };
+            let Some(extent) = &side.extent else { return Ok(None) };
             let segment = extent.segment();
             let head = segment.head();
             if side.other.count.wrapping_sub(head.count) as i32 > 0 {
-                return Ok(Some((extent, head)));
+                return Ok(Some(head));
             }
             // Order matters: once `next` is seen, `tail` is final (segment invariant 2).
             let next = segment.next();
             side.other = segment.tail();
             if side.other != head {
-                return Ok(Some((extent, head)));
+                return Ok(Some(head));
             }
             if next == 0 {
                 return Ok(None);
@@ -599,7 +608,7 @@ mod tests {
     }
 
     fn pop(ring: &Ring) -> Option<Vec<u8>> {
-        match ring.pop(|_, _| Ok(Vec::new()), |_| ()).0.unwrap() {
+        match ring.pop(Vec::new, |_, _| Ok(Vec::new()), |_| ()).0.unwrap() {
             Pop::Got(bytes, _) => Some(bytes),
             Pop::Empty => None,
             other => panic!("{other:?}"),
@@ -655,7 +664,7 @@ mod tests {
         ring.close().unwrap();
         assert_eq!(push(&ring, b"late"), Push::Closed);
         assert_eq!(pop(&ring).unwrap(), b"last");
-        assert!(matches!(ring.pop(|_, _| Ok(Vec::new()), |_| ()).0.unwrap(), Pop::Closed));
+        assert!(matches!(ring.pop(Vec::new, |_, _| Ok(Vec::new()), |_| ()).0.unwrap(), Pop::Closed));
     }
 
     #[test]
@@ -701,6 +710,6 @@ mod tests {
         push(&ring, b"x");
         let base = ring.extent(HEAD_LEN as u64).unwrap();
         base.write(0, &u64::MAX.to_ne_bytes());
-        assert!(ring.pop(|_, _| Ok(Vec::new()), |_| ()).0.is_err());
+        assert!(ring.pop(Vec::new, |_, _| Ok(Vec::new()), |_| ()).0.is_err());
     }
 }
