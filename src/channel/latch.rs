@@ -94,7 +94,7 @@ impl Latch<'_> {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(multiprocess_loom)))]
 mod tests {
     use super::*;
 

@@ -586,7 +586,7 @@ impl Ring {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(multiprocess_loom)))]
 mod tests {
     use super::*;
 

@@ -37,9 +37,9 @@ use crate::shm::atomic::{AtomicU64, fence};
 use crate::shm::family::Member;
 use std::sync::atomic::Ordering::*;
 
-#[cfg(not(loom))]
+#[cfg(not(multiprocess_loom))]
 const ENTRIES: usize = 61;
-#[cfg(loom)]
+#[cfg(multiprocess_loom)]
 const ENTRIES: usize = 2;
 
 const MARKS: usize = 0;
@@ -259,7 +259,7 @@ impl<'a> Event<'a> {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(multiprocess_loom)))]
 mod tests {
     use super::*;
 
