@@ -20,6 +20,8 @@
 //! 2. `PUT_SEGMENT` may lag behind a linked `next`; a putter follows `next` first.
 //! 3. An extent is reused only after its segment left the chain; the generation tells the two lives apart.
 //! 4. After `CLOSED` no tail moves: it is stored under the put latch.
+//! 5. A segment that left the chain keeps its tail and its `next` until it is begun anew, which takes the put latch:
+//!    so a putter finds the chain again from a `PUT_SEGMENT` that lags.
 //!
 //! # Death
 //! | killed | survivors see | repaired by |
@@ -56,6 +58,8 @@ pub(super) mod word {
     pub(super) const PUT_SEGMENT: usize = 17;
     pub(super) const NUMBER: usize = 18;
     pub(super) const GENERATION: usize = 19;
+    /// How many records had been taken when a putter last looked.
+    pub(super) const KNOWN_TAKEN: usize = 20;
     pub(super) const GET_LATCH: usize = 32;
     pub(super) const GET_SEGMENT: usize = 33;
     pub(super) const END: usize = 48;
@@ -126,10 +130,6 @@ pub(super) struct Ring {
 struct Side {
     name: u64,
     extent: Option<Extent>,
-    /// The other side's mark in this segment, as last seen.
-    other: Mark,
-    /// The count of the true head, as last seen.
-    taken: u32,
 }
 
 #[derive(Clone)]
@@ -293,20 +293,14 @@ impl Ring {
         };
         let mut extent = self.settle_putter(side)?;
         let mut tail = extent.segment().tail();
-        if self.item_limit != 0 && u64::from(tail.count.wrapping_sub(side.taken)) >= self.item_limit {
-            side.taken = self.head()?.count;
-            if u64::from(tail.count.wrapping_sub(side.taken)) >= self.item_limit {
-                return Ok(Push::Full);
-            }
+        if self.item_limit != 0 && !self.has_room_for_one(tail)? {
+            return Ok(Push::Full);
         }
         let mut record = RecordHead { len, fds: fds as u32, number: 0 };
-        if record.units() > extent.segment().room(tail, side.other) {
-            side.other = extent.segment().head();
-            if record.units() > extent.segment().room(tail, side.other) {
-                let Some(grown) = self.grow(side, &extent, tail, record.units())? else { return Ok(Push::Full) };
-                extent = grown;
-                tail = extent.segment().tail();
-            }
+        if !extent.segment().has_room(tail, record.units()) {
+            let Some(grown) = self.grow(side, &extent, tail, record.units())? else { return Ok(Push::Full) };
+            extent = grown;
+            tail = extent.segment().tail();
         }
         if fds > 0 {
             record.number = self.word(word::NUMBER).fetch_add(1, Relaxed) + 1;
@@ -320,12 +314,22 @@ impl Ring {
         Ok(Push::Done)
     }
 
+    /// Whether the limit in items allows for one more.
+    #[inline]
+    fn has_room_for_one(&self, tail: Mark) -> io::Result<bool> {
+        let known = self.word(word::KNOWN_TAKEN);
+        let fits = |taken: u32| u64::from(tail.count.wrapping_sub(taken)) < self.item_limit;
+        if fits(known.load(Acquire) as u32) {
+            return Ok(true);
+        }
+        let taken = self.head()?.count;
+        known.store(taken.into(), Release);
+        Ok(fits(taken))
+    }
+
     /// The segment to put into.
     fn settle_putter(&self, side: &mut Side) -> io::Result<Extent> {
-        if side.extent.is_none() {
-            side.taken = self.head()?.count;
-        }
-        loop {
+        for _ in 0..=EXTENTS {
             let extent = self.settle(side, self.word(word::PUT_SEGMENT).load(Acquire))?;
             match extent.segment().next() {
                 0 => return Ok(extent),
@@ -333,18 +337,18 @@ impl Ring {
                 next => self.word(word::PUT_SEGMENT).store(next, Release),
             }
         }
+        Err(corrupt("a chain without an end"))
     }
 
     fn settle(&self, side: &mut Side, name: u64) -> io::Result<Extent> {
-        if side.name == name {
-            if let Some(extent) = &side.extent {
-                return Ok(extent.clone());
+        match &side.extent {
+            Some(extent) if side.name == name => Ok(extent.clone()),
+            _ => {
+                let extent = self.extent(name)?;
+                *side = Side { name, extent: Some(extent.clone()) };
+                Ok(extent)
             }
         }
-        let extent = self.extent(name)?;
-        *side = Side { name, extent: Some(extent.clone()), other: Mark::default(), taken: side.taken };
-        side.other = extent.segment().head();
-        Ok(extent)
     }
 
     fn extent(&self, name: u64) -> io::Result<Extent> {
@@ -373,16 +377,18 @@ impl Ring {
             return Err(io::Error::new(io::ErrorKind::OutOfMemory, "a queue of more than 16 GiB"));
         }
         let name = self.allocate(capacity)?;
-        self.link(side, old, name, tail.count).map(Some)
+        let linked = self.link(side, old, name, tail.count);
+        linked.inspect_err(|_| self.retire(name)).map(Some)
     }
 
-    /// Begins the segment `name` and makes it the one to put into.
+    /// Begins the segment `name` and makes it the one to put into. If this fails, nothing has happened.
     fn link(&self, side: &mut Side, old: &Extent, name: u64, count: u32) -> io::Result<Extent> {
         let extent = self.extent(name)?;
         extent.segment().begin(count);
         old.segment().link(name);
         self.word(word::PUT_SEGMENT).store(name, Release);
-        self.settle(side, name)
+        *side = Side { name, extent: Some(extent.clone()) };
+        Ok(extent)
     }
 
     /// An extent of this capacity, in use and in no chain. Only under the put latch.
@@ -399,13 +405,14 @@ impl Ring {
             Some(row) => self.word(row).load(Acquire),
             None => self.word(word::END).fetch_add(len, AcqRel),
         };
-        self.region.reserve(offset, len)?;
+        // Listed first, so that no death leaves memory behind that is in no list.
         self.word(row).store(offset, Release);
         self.word(row + 1).store(capacity << 8 | IN_USE, Release);
+        self.region.reserve(offset, len).inspect_err(|_| self.retire(offset))?;
         Ok(generation << 40 | offset)
     }
 
-    /// Gives the memory of a segment that left the chain back.
+    /// Gives the memory of a segment that left the chain back. All but its head: invariant 5.
     fn retire(&self, name: u64) {
         let offset = name & OFFSET_MASK;
         let mut rows = (0..EXTENTS).map(|row| word::EXTENTS + 2 * row);
@@ -413,7 +420,7 @@ impl Ring {
         let capacity = self.word(row + 1).load(Acquire) >> 8;
         if offset != HEAD_LEN as u64 {
             // Failing to give memory back costs memory, nothing else.
-            let _ = self.region.give_back(offset, segment::HEAD_LEN + capacity * 8);
+            let _ = self.region.give_back(offset, segment::HEAD_LEN, capacity * 8);
         }
         self.word(row + 1).store(capacity << 8 | FREE, Release);
     }
@@ -449,11 +456,11 @@ impl Ring {
         take_fds: impl FnOnce(u64, usize) -> io::Result<Vec<OwnedFd>>,
         commit: impl FnOnce(),
     ) -> io::Result<Pop> {
-        let Some((extent, head)) = self.settle_taker(side)? else {
+        let Some((extent, head, tail)) = self.settle_taker(side)? else {
             return Ok(if self.is_closed() && self.settle_taker(side)?.is_none() { Pop::Closed } else { Pop::Empty });
         };
         let segment = extent.segment();
-        let Some(record) = segment.record(head, side.other) else {
+        let Some(record) = segment.record(head, tail) else {
             return Err(corrupt("no record where one should be"));
         };
         let mut payload = Vec::with_capacity(record.len as usize);
@@ -461,30 +468,23 @@ impl Ring {
         let fds = if record.fds > 0 { take_fds(record.number, record.fds as usize) } else { Ok(Vec::new()) };
         commit();
         segment.consume(head, record);
-        if extent.size() > KEEP && head.position.wrapping_add(record.units()) == side.other.position {
+        if extent.size() > KEEP && head.position.wrapping_add(record.units()) == tail.position {
             asked.putters |= self.give_back(side, &extent);
         }
         Ok(Pop::Got(payload, fds?))
     }
 
-    /// The segment and the head to take from, if there is anything.
-    fn settle_taker(&self, side: &mut Side) -> io::Result<Option<(Extent, Mark)>> {
-        loop {
+    /// The segment to take from, its head and a tail beyond it, if there is anything.
+    fn settle_taker(&self, side: &mut Side) -> io::Result<Option<(Extent, Mark, Mark)>> {
+        for _ in 0..=EXTENTS {
             let name = self.word(word::GET_SEGMENT).load(Acquire);
-            if side.name != name {
-                self.settle(side, name)?;
-            }
-            let Some(extent) = side.extent.clone() else { return Ok(None) };
+            let extent = self.settle(side, name)?;
             let segment = extent.segment();
             let head = segment.head();
-            if side.other.count.wrapping_sub(head.count) as i32 > 0 {
-                return Ok(Some((extent, head)));
-            }
             // Order matters: once `next` is seen, `tail` is final (segment invariant 2).
             let next = segment.next();
-            side.other = segment.tail();
-            if side.other != head {
-                return Ok(Some((extent, head)));
+            if let Some(tail) = segment.tail_beyond(head) {
+                return Ok(Some((extent, head, tail)));
             }
             if next == 0 {
                 return Ok(None);
@@ -492,6 +492,7 @@ impl Ring {
             self.word(word::GET_SEGMENT).store(next, Release);
             self.retire(name);
         }
+        Err(corrupt("a chain without an end"))
     }
 
     /// Replaces a large segment that has just been drained by the base, if no putter is at work.
@@ -500,8 +501,10 @@ impl Ring {
     fn give_back(&self, side: &mut Side, large: &Extent) -> bool {
         let (Ok(me), Ok(mut put)) = (self.family.me(), self.put.try_lock()) else { return false };
         let latch = self.put_latch();
-        if latch.try_take(me, self.family).is_none() {
-            return false;
+        match latch.try_take(me, self.family) {
+            None => return false,
+            Some(Taken::Free) => {}
+            Some(Taken::FromTheDead) => self.repair(),
         }
         let name = self.word(word::GET_SEGMENT).load(Acquire);
         let (head, tail) = (large.segment().head(), large.segment().tail());
@@ -536,7 +539,9 @@ impl Ring {
         let mut name = self.word(word::GET_SEGMENT).load(Acquire);
         while name != 0 && chain.len() < EXTENTS {
             chain.push(name & OFFSET_MASK);
-            name = self.extent(name).map_or(0, |extent| extent.segment().next());
+            // What follows an extent that cannot be mapped now is not lost; better to free nothing.
+            let Ok(extent) = self.extent(name) else { return };
+            name = extent.segment().next();
         }
         let rows = (0..EXTENTS).map(|row| word::EXTENTS + 2 * row);
         let lost = rows.filter(|row| self.word(row + 1).load(Acquire) & 0xff == IN_USE);
@@ -549,11 +554,17 @@ impl Ring {
     pub(super) fn close(&self) -> io::Result<()> {
         let me = self.family.me()?;
         let _side = lock(&self.put);
-        while self.put_latch().try_take(me, self.family).is_none() {
-            std::thread::yield_now();
-        }
+        let taken = loop {
+            match self.put_latch().try_take(me, self.family) {
+                Some(taken) => break taken,
+                None => std::thread::yield_now(),
+            }
+        };
         self.word(word::CLOSED).store(1, Release);
-        // Whoever asked is woken with everybody else: closing concerns all.
+        if taken == Taken::FromTheDead {
+            // Whoever asked for either latch is woken with everybody else: closing concerns all.
+            let _ = self.repair_beside(self.get_latch(), me);
+        }
         let _ = self.put_latch().release();
         Ok(())
     }
@@ -685,6 +696,45 @@ mod tests {
             (pop(&ring).unwrap(), pop(&ring).unwrap(), ring.len().unwrap()),
             (b"before".to_vec(), b"after".to_vec(), 0)
         );
+    }
+
+    #[test]
+    fn death_growing_after_the_link_a_drained_segment_leads_the_next_putter_on() {
+        let ring = ring(0, 0);
+        let name = ring.allocate(1 << 14).unwrap();
+        let next = ring.allocate(1 << 15).unwrap();
+        // A putter died twice between a link and the move of `PUT_SEGMENT`, and a taker has left both segments.
+        for (name, next) in [(HEAD_LEN as u64, name), (name, next)] {
+            ring.extent(next).unwrap().segment().begin(0);
+            ring.extent(name).unwrap().segment().link(next);
+        }
+        assert_eq!((pop(&ring), ring.len().unwrap()), (None, 0));
+        assert_eq!(push(&ring, b"found"), Push::Done);
+        assert_eq!((ring.len().unwrap(), pop(&ring).unwrap()), (1, b"found".to_vec()));
+    }
+
+    #[test]
+    fn counts_and_positions_wrap_around() {
+        let ring = ring(3, 0);
+        let base = ring.extent(HEAD_LEN as u64).unwrap();
+        let start = Mark { count: u32::MAX - 5, position: u32::MAX - 4000 };
+        base.segment().begin_at(start);
+        ring.word(word::KNOWN_TAKEN).store(start.count.into(), Relaxed);
+        for n in 0..200u8 {
+            let payloads = [vec![n; 1000], vec![n; 1], vec![!n; 333]];
+            payloads.iter().for_each(|payload| assert_eq!(push(&ring, payload), Push::Done));
+            assert_eq!((push(&ring, b"one more"), ring.len().unwrap()), (Push::Full, 3));
+            payloads.iter().for_each(|payload| assert_eq!(&pop(&ring).unwrap(), payload));
+            assert_eq!((pop(&ring), ring.len().unwrap()), (None, 0));
+        }
+    }
+
+    #[test]
+    fn a_chain_that_bites_its_tail_is_an_error() {
+        let ring = ring(0, 0);
+        ring.extent(HEAD_LEN as u64).unwrap().segment().link(HEAD_LEN as u64);
+        assert!(ring.push(b"x", 0, |_| Ok(true)).0.is_err());
+        assert!(ring.pop(|_, _| Ok(Vec::new()), |_| ()).0.is_err());
     }
 
     #[test]
