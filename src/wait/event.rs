@@ -215,7 +215,9 @@ impl<'a> Event<'a> {
                 wake(Wake::Bells(bells));
             }
         }
-        while let Some((index, entry)) = self.oldest() {
+        // Who comes later has seen the change. So this ends, however often those who were woken come back.
+        let mut marks = self.words[MARKS].load(Acquire) & !CROWD;
+        while let Some((index, entry)) = self.oldest(marks) {
             let sleeper = Sleeper::of_entry(entry);
             if !is_listed(sleeper) {
                 // Without a name of our own we cannot take it over; marking it is enough to get past it.
@@ -227,6 +229,7 @@ impl<'a> Event<'a> {
             }
             if self.entry(index).compare_exchange(entry, entry | NOTIFIED, AcqRel, Relaxed).is_ok() {
                 wake(Wake::Sleeper(sleeper));
+                marks &= !(1 << index);
                 if !all {
                     return;
                 }
@@ -234,18 +237,17 @@ impl<'a> Event<'a> {
         }
     }
 
-    /// The entry with the oldest ticket that has not been notified.
-    fn oldest(&self) -> Option<(usize, u64)> {
-        let now = self.words[TICKET].load(Relaxed);
-        let age = |entry: u64| now.wrapping_sub(entry >> 32) & TICKET_MASK;
-        let mut marks = self.words[MARKS].load(Acquire) & !CROWD;
+    /// The entry among these with the oldest ticket that has not been notified.
+    fn oldest(&self, mut marks: u64) -> Option<(usize, u64)> {
+        let is_older = |entry: u64, other: u64| (entry >> 32).wrapping_sub(other >> 32) & TICKET_MASK > TICKET_MASK / 2;
         let mut oldest: Option<(usize, u64)> = None;
         while marks != 0 {
             let index = marks.trailing_zeros() as usize;
             marks &= marks - 1;
-            let entry = self.entry(index).load(Acquire);
+            let Some(word) = self.words.get(FIRST + index) else { break };
+            let entry = word.load(Acquire);
             let sleeps = entry & MEMBER_MASK != 0 && entry & NOTIFIED == 0;
-            if sleeps && oldest.is_none_or(|(_, best)| age(entry) > age(best)) {
+            if sleeps && oldest.is_none_or(|(_, best)| is_older(entry, best)) {
                 oldest = Some((index, entry));
             }
         }
