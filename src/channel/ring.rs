@@ -37,9 +37,14 @@
 
 use super::latch::{Latch, Lives, Taken};
 use super::segment::{self, Bytes, Mark, RecordHead, Segment};
-use crate::os::mmap::Map;
-use crate::shm::family::{Family, Member};
-use crate::shm::region::{PAGE, Region};
+use crate::os::fault;
+#[cfg(not(multiprocess_loom))]
+use crate::shm::family::Family;
+use crate::shm::family::Member;
+#[cfg(multiprocess_loom)]
+use crate::shm::region::{self as view, Members as Family};
+use crate::shm::region::{Map, PAGE, Region};
+#[cfg(not(multiprocess_loom))]
 use crate::shm::view;
 use crate::wait::event;
 use std::io;
@@ -74,13 +79,16 @@ pub(super) mod word {
 
 const MAGIC: u64 = u64::from_be_bytes(*b"mpRing01");
 const HEAD_LEN: usize = 4096;
-const EXTENTS: usize = 32;
+const EXTENTS: usize = if IS_MODEL { 4 } else { 32 };
 /// Bytes of the base segment.
-const BASE: u64 = 64 << 10;
+const BASE: u64 = if IS_MODEL { 32 } else { 64 << 10 };
 /// A drained segment larger than this is given back at once.
-const KEEP: u64 = 8 << 20;
+const KEEP: u64 = if IS_MODEL { 64 } else { 8 << 20 };
 /// A segment made for one large message has room for some more of its kind, up to this.
-const SEVERAL: u64 = 16 << 20;
+const SEVERAL: u64 = if IS_MODEL { 64 } else { 16 << 20 };
+
+/// Models have small rings: what matters happens at their ends.
+const IS_MODEL: bool = cfg!(multiprocess_loom);
 
 const OFFSET_MASK: u64 = (1 << 40) - 1;
 
@@ -188,6 +196,11 @@ impl Ring {
     pub(super) fn create(item_limit: u64, byte_limit: u64) -> io::Result<Self> {
         let len = HEAD_LEN as u64 + segment::HEAD_LEN + BASE;
         let region = Region::create("multiprocess-ring", HEAD_LEN, len)?;
+        Self::begin(&region, item_limit, byte_limit, len);
+        Self::of(Arc::new(region))
+    }
+
+    fn begin(region: &Region, item_limit: u64, byte_limit: u64, len: u64) {
         let words = region.words();
         words[word::ITEM_LIMIT].store(item_limit, Relaxed);
         words[word::BYTE_LIMIT].store(byte_limit, Relaxed);
@@ -197,22 +210,21 @@ impl Ring {
         words[word::EXTENTS].store(HEAD_LEN as u64, Relaxed);
         words[word::EXTENTS + 1].store((BASE / 8) << 8 | IN_USE, Relaxed);
         words[word::MAGIC].store(MAGIC, Release);
-        Self::of(region)
     }
 
     /// The ring in a region that arrived from another process.
     pub(super) fn open(fd: OwnedFd) -> io::Result<Self> {
-        Self::of(Region::open(fd, HEAD_LEN)?)
+        Self::of(Arc::new(Region::open(fd, HEAD_LEN)?))
     }
 
-    fn of(region: Region) -> io::Result<Self> {
+    fn of(region: Arc<Region>) -> io::Result<Self> {
         let words = region.words();
         if words[word::MAGIC].load(Acquire) != MAGIC {
             return Err(corrupt("it is no ring"));
         }
         let (item_limit, byte_limit) = (words[word::ITEM_LIMIT].load(Relaxed), words[word::BYTE_LIMIT].load(Relaxed));
         let (put, get) = (Mutex::default(), Mutex::default());
-        Ok(Self { family: Family::get()?, region: Arc::new(region), item_limit, byte_limit, put, get })
+        Ok(Self { family: Family::get()?, region, item_limit, byte_limit, put, get })
     }
 
     pub(super) fn region(&self) -> &Arc<Region> {
@@ -273,8 +285,10 @@ impl Ring {
             Some(Taken::Free) => {}
             Some(Taken::FromTheDead) => asked.takers = self.repair_beside(self.get_latch(), me),
         }
+        fault::point("put.taken");
         let result = self.push_latched(&mut side, payload, fds, send_fds);
         asked.putters = latch.release();
+        fault::point("put.released");
         (result, asked)
     }
 
@@ -307,10 +321,13 @@ impl Ring {
             if !send_fds(record.number)? {
                 return Ok(Push::Full);
             }
+            fault::point("put.sent");
         }
         let segment = extent.segment();
         segment.write_record(tail, record, payload);
+        fault::point("put.written");
         segment.publish(tail, record);
+        fault::point("put.published");
         Ok(Push::Done)
     }
 
@@ -385,7 +402,9 @@ impl Ring {
     fn link(&self, side: &mut Side, old: &Extent, name: u64, count: u32) -> io::Result<Extent> {
         let extent = self.extent(name)?;
         extent.segment().begin(count);
+        fault::point("grow.begun");
         old.segment().link(name);
+        fault::point("grow.linked");
         self.word(word::PUT_SEGMENT).store(name, Release);
         *side = Side { name, extent: Some(extent.clone()) };
         Ok(extent)
@@ -444,8 +463,10 @@ impl Ring {
             Some(Taken::Free) => {}
             Some(Taken::FromTheDead) => asked.putters = self.repair_beside(self.put_latch(), me),
         }
+        fault::point("get.taken");
         let result = self.pop_latched(&mut side, &mut asked, take_fds, || commit(me));
         asked.takers = latch.release();
+        fault::point("get.released");
         (result, asked)
     }
 
@@ -466,8 +487,11 @@ impl Ring {
         let mut payload = Vec::with_capacity(record.len as usize);
         segment.read_payload(head, record, &mut payload);
         let fds = if record.fds > 0 { take_fds(record.number, record.fds as usize) } else { Ok(Vec::new()) };
+        fault::point("get.read");
         commit();
+        fault::point("get.noted");
         segment.consume(head, record);
+        fault::point("get.consumed");
         if extent.size() > KEEP && head.position.wrapping_add(record.units()) == tail.position {
             asked.putters |= self.give_back(side, &extent);
         }
@@ -490,6 +514,7 @@ impl Ring {
                 return Ok(None);
             }
             self.word(word::GET_SEGMENT).store(next, Release);
+            fault::point("leave.moved");
             self.retire(name);
         }
         Err(corrupt("a chain without an end"))
@@ -552,21 +577,24 @@ impl Ring {
 
     /// Lets no further record in. Waits only for a putter at work.
     pub(super) fn close(&self) -> io::Result<()> {
+        while !self.try_close()? {
+            std::thread::yield_now();
+        }
+        Ok(())
+    }
+
+    /// False if a putter is at work.
+    pub(super) fn try_close(&self) -> io::Result<bool> {
         let me = self.family.me()?;
         let _side = lock(&self.put);
-        let taken = loop {
-            match self.put_latch().try_take(me, self.family) {
-                Some(taken) => break taken,
-                None => std::thread::yield_now(),
-            }
-        };
+        let Some(taken) = self.put_latch().try_take(me, self.family) else { return Ok(false) };
         self.word(word::CLOSED).store(1, Release);
         if taken == Taken::FromTheDead {
             // Whoever asked for either latch is woken with everybody else: closing concerns all.
             let _ = self.repair_beside(self.get_latch(), me);
         }
         let _ = self.put_latch().release();
-        Ok(())
+        Ok(true)
     }
 
     /// The mark up to which records were taken.
@@ -594,6 +622,34 @@ impl Ring {
                 return Ok(tail.count.wrapping_sub(head.count) as usize);
             }
         }
+    }
+}
+
+#[cfg(all(test, multiprocess_loom))]
+impl Ring {
+    pub(super) fn create_model() -> io::Result<Arc<Region>> {
+        Self::create_model_of(0)
+    }
+
+    pub(super) fn create_model_of(item_limit: u64) -> io::Result<Arc<Region>> {
+        let len = HEAD_LEN as u64 + segment::HEAD_LEN + BASE;
+        let region = Region::create("", HEAD_LEN, len)?;
+        Self::begin(&region, item_limit, 0, len);
+        Ok(Arc::new(region))
+    }
+
+    /// This ring as another process has it.
+    pub(super) fn of_model(region: Arc<Region>) -> io::Result<Self> {
+        Self::of(region)
+    }
+
+    /// With everything taken, the chain is one segment, and all other extents are free.
+    pub(super) fn check_that_nothing_is_lost(&self) {
+        let rows = (0..EXTENTS).map(|row| word::EXTENTS + 2 * row);
+        let used: Vec<_> = rows.filter(|row| self.word(row + 1).load(Acquire) & 0xff == IN_USE).collect();
+        let get = self.word(word::GET_SEGMENT).load(Acquire);
+        let offsets: Vec<_> = used.iter().map(|row| self.word(*row).load(Acquire)).collect();
+        assert_eq!(offsets, [get & OFFSET_MASK], "extents in use");
     }
 }
 

@@ -16,7 +16,7 @@
 use super::atomic::AtomicU64;
 use super::view;
 use crate::os::memfd;
-use crate::os::mmap::Map;
+pub(crate) use crate::os::mmap::Map;
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};

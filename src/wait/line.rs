@@ -10,7 +10,7 @@
 //! | join the queue | a future at its first poll | if in front, it tries |
 //! | take a place | the front, before it sleeps | it tries once more |
 //! | place -> granted, front woken | the bell ([`Line::look`]) | the front tries |
-//! | leave with success | the front | the notice is used up; the next one is woken to try |
+//! | leave with success | the front | a granted notice is used up, one that is still in the list passed on; the next one is woken to try |
 //! | leave without | anyone whose future is dropped | below |
 //!
 //! # Invariants
@@ -256,7 +256,7 @@ impl Turn {
         Ok(())
     }
 
-    /// Leaves with success: the notice, if one came, is used up, and the next one tries.
+    /// Leaves with success: the notice that led to it is used up, and the next one tries.
     pub(super) fn succeed(mut self) {
         self.leave(true);
         self.has_left = true;
@@ -278,10 +278,11 @@ impl Turn {
             waker.into_iter().for_each(Waker::wake);
             return;
         }
+        let granted = std::mem::take(&mut local.granted);
+        // A notice that comes while we succeed may be for another change than the one we used.
         let noticed = local.place.take().is_some_and(|place| line.event().leave(place));
-        let granted = std::mem::take(&mut local.granted) || noticed;
         drop(local);
-        if granted && !succeeded {
+        if noticed || granted && !succeeded {
             line.notify_one();
         }
     }
