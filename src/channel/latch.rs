@@ -29,7 +29,7 @@ use crate::shm::family::Member;
 use std::sync::atomic::Ordering::*;
 
 const CONTENDED: u64 = 1 << 63;
-const SPINS: u32 = 100;
+const SPINS: u32 = if cfg!(multiprocess_loom) { 1 } else { 100 };
 
 #[derive(Clone, Copy)]
 pub(super) struct Latch<'a>(pub(super) &'a AtomicU64);
@@ -94,7 +94,7 @@ impl Latch<'_> {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(multiprocess_loom)))]
 mod tests {
     use super::*;
 

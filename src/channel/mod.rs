@@ -6,6 +6,8 @@
 
 mod latch;
 mod link;
+#[cfg(all(test, multiprocess_loom))]
+mod models;
 mod pipe;
 mod queue;
 mod ring;

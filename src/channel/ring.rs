@@ -20,6 +20,8 @@
 //! 2. `PUT_SEGMENT` may lag behind a linked `next`; a putter follows `next` first.
 //! 3. An extent is reused only after its segment left the chain; the generation tells the two lives apart.
 //! 4. After `CLOSED` no tail moves: it is stored under the put latch.
+//! 5. A segment that left the chain keeps its tail and its `next` until it is begun anew, which takes the put latch:
+//!    so a putter finds the chain again from a `PUT_SEGMENT` that lags.
 //!
 //! # Death
 //! | killed | survivors see | repaired by |
@@ -35,9 +37,14 @@
 
 use super::latch::{Latch, Lives, Taken};
 use super::segment::{self, Bytes, Mark, RecordHead, Segment};
-use crate::os::mmap::Map;
-use crate::shm::family::{Family, Member};
-use crate::shm::region::{PAGE, Region};
+use crate::os::fault;
+#[cfg(not(multiprocess_loom))]
+use crate::shm::family::Family;
+use crate::shm::family::Member;
+#[cfg(multiprocess_loom)]
+use crate::shm::region::{self as view, Members as Family};
+use crate::shm::region::{Map, PAGE, Region};
+#[cfg(not(multiprocess_loom))]
 use crate::shm::view;
 use crate::wait::event;
 use std::io;
@@ -56,6 +63,8 @@ pub(super) mod word {
     pub(super) const PUT_SEGMENT: usize = 17;
     pub(super) const NUMBER: usize = 18;
     pub(super) const GENERATION: usize = 19;
+    /// How many records had been taken when a putter last looked.
+    pub(super) const KNOWN_TAKEN: usize = 20;
     pub(super) const GET_LATCH: usize = 32;
     pub(super) const GET_SEGMENT: usize = 33;
     pub(super) const END: usize = 48;
@@ -70,13 +79,16 @@ pub(super) mod word {
 
 const MAGIC: u64 = u64::from_be_bytes(*b"mpRing01");
 const HEAD_LEN: usize = 4096;
-const EXTENTS: usize = 32;
+const EXTENTS: usize = if IS_MODEL { 4 } else { 32 };
 /// Bytes of the base segment.
-const BASE: u64 = 64 << 10;
+const BASE: u64 = if IS_MODEL { 32 } else { 64 << 10 };
 /// A drained segment larger than this is given back at once.
-const KEEP: u64 = 8 << 20;
+const KEEP: u64 = if IS_MODEL { 64 } else { 8 << 20 };
 /// A segment made for one large message has room for some more of its kind, up to this.
-const SEVERAL: u64 = 16 << 20;
+const SEVERAL: u64 = if IS_MODEL { 64 } else { 16 << 20 };
+
+/// Models have small rings: what matters happens at their ends.
+const IS_MODEL: bool = cfg!(multiprocess_loom);
 
 const OFFSET_MASK: u64 = (1 << 40) - 1;
 
@@ -126,10 +138,13 @@ pub(super) struct Ring {
 struct Side {
     name: u64,
     extent: Option<Extent>,
-    /// The other side's mark in this segment, as last seen.
-    other: Mark,
-    /// The count of the true head, as last seen.
-    taken: u32,
+}
+
+impl Side {
+    #[inline]
+    fn segment(&self) -> io::Result<Segment<'_, Extent>> {
+        self.extent.as_ref().map(Extent::segment).ok_or_else(|| corrupt("no segment"))
+    }
 }
 
 #[derive(Clone)]
@@ -188,6 +203,11 @@ impl Ring {
     pub(super) fn create(item_limit: u64, byte_limit: u64) -> io::Result<Self> {
         let len = HEAD_LEN as u64 + segment::HEAD_LEN + BASE;
         let region = Region::create("multiprocess-ring", HEAD_LEN, len)?;
+        Self::begin(&region, item_limit, byte_limit, len);
+        Self::of(Arc::new(region))
+    }
+
+    fn begin(region: &Region, item_limit: u64, byte_limit: u64, len: u64) {
         let words = region.words();
         words[word::ITEM_LIMIT].store(item_limit, Relaxed);
         words[word::BYTE_LIMIT].store(byte_limit, Relaxed);
@@ -197,22 +217,21 @@ impl Ring {
         words[word::EXTENTS].store(HEAD_LEN as u64, Relaxed);
         words[word::EXTENTS + 1].store((BASE / 8) << 8 | IN_USE, Relaxed);
         words[word::MAGIC].store(MAGIC, Release);
-        Self::of(region)
     }
 
     /// The ring in a region that arrived from another process.
     pub(super) fn open(fd: OwnedFd) -> io::Result<Self> {
-        Self::of(Region::open(fd, HEAD_LEN)?)
+        Self::of(Arc::new(Region::open(fd, HEAD_LEN)?))
     }
 
-    fn of(region: Region) -> io::Result<Self> {
+    fn of(region: Arc<Region>) -> io::Result<Self> {
         let words = region.words();
         if words[word::MAGIC].load(Acquire) != MAGIC {
             return Err(corrupt("it is no ring"));
         }
         let (item_limit, byte_limit) = (words[word::ITEM_LIMIT].load(Relaxed), words[word::BYTE_LIMIT].load(Relaxed));
         let (put, get) = (Mutex::default(), Mutex::default());
-        Ok(Self { family: Family::get()?, region: Arc::new(region), item_limit, byte_limit, put, get })
+        Ok(Self { family: Family::get()?, region, item_limit, byte_limit, put, get })
     }
 
     pub(super) fn region(&self) -> &Arc<Region> {
@@ -273,8 +292,10 @@ impl Ring {
             Some(Taken::Free) => {}
             Some(Taken::FromTheDead) => asked.takers = self.repair_beside(self.get_latch(), me),
         }
+        fault::point("put.taken");
         let result = self.push_latched(&mut side, payload, fds, send_fds);
         asked.putters = latch.release();
+        fault::point("put.released");
         (result, asked)
     }
 
@@ -292,58 +313,63 @@ impl Ring {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "a message is larger than 4 GiB"));
         };
         let mut tail = self.settle_putter(side)?;
-        if self.item_limit != 0 && u64::from(tail.count.wrapping_sub(side.taken)) >= self.item_limit {
-            side.taken = self.head()?.count;
-            if u64::from(tail.count.wrapping_sub(side.taken)) >= self.item_limit {
-                return Ok(Push::Full);
-            }
+        if self.item_limit != 0 && !self.has_room_for_one(tail)? {
+            return Ok(Push::Full);
         }
         let mut record = RecordHead { len, fds: fds as u32, number: 0 };
-        let Some(extent) = &side.extent else { return Ok(Push::Full) };
-        if record.units() > extent.segment().room(tail, side.other) {
-            side.other = extent.segment().head();
-            if record.units() > extent.segment().room(tail, side.other) {
-                let old = extent.clone();
-                let Some(grown) = self.grow(side, &old, tail, record.units())? else { return Ok(Push::Full) };
-                tail = grown;
-            }
+        if !side.segment()?.has_room(tail, record.units()) {
+            let Some(grown) = self.grow(side, tail, record.units())? else { return Ok(Push::Full) };
+            tail = grown;
         }
         if fds > 0 {
             record.number = self.word(word::NUMBER).fetch_add(1, Relaxed) + 1;
             if !send_fds(record.number)? {
                 return Ok(Push::Full);
             }
+            fault::point("put.sent");
         }
-        let Some(extent) = &side.extent else { return Ok(Push::Full) };
-        let segment = extent.segment();
+        let segment = side.segment()?;
         segment.write_record(tail, record, payload);
+        fault::point("put.written");
         segment.publish(tail, record);
+        fault::point("put.published");
         Ok(Push::Done)
+    }
+
+    /// Whether the limit in items allows for one more.
+    #[inline]
+    fn has_room_for_one(&self, tail: Mark) -> io::Result<bool> {
+        let known = self.word(word::KNOWN_TAKEN);
+        let fits = |taken: u32| u64::from(tail.count.wrapping_sub(taken)) < self.item_limit;
+        if fits(known.load(Acquire) as u32) {
+            return Ok(true);
+        }
+        let taken = self.head()?.count;
+        known.store(taken.into(), Release);
+        Ok(fits(taken))
     }
 
     /// Finds the segment to put into, and where.
     fn settle_putter(&self, side: &mut Side) -> io::Result<Mark> {
-        if side.extent.is_none() {
-            side.taken = self.head()?.count;
-        }
-        loop {
-            let segment = self.settle(side, self.word(word::PUT_SEGMENT).load(Acquire))?.segment();
+        for _ in 0..=EXTENTS {
+            self.settle(side, self.word(word::PUT_SEGMENT).load(Acquire))?;
+            let segment = side.segment()?;
             match segment.next() {
                 0 => return Ok(segment.tail()),
                 // Somebody died after the link: invariant 2.
                 next => self.word(word::PUT_SEGMENT).store(next, Release),
             }
         }
+        Err(corrupt("a chain without an end"))
     }
 
     /// Makes `side` be about the segment `name`.
     #[inline]
-    fn settle<'s>(&self, side: &'s mut Side, name: u64) -> io::Result<&'s Extent> {
+    fn settle(&self, side: &mut Side, name: u64) -> io::Result<()> {
         if side.name != name || side.extent.is_none() {
-            let extent = self.extent(name)?;
-            *side = Side { name, other: extent.segment().head(), extent: Some(extent), taken: side.taken };
+            *side = Side { name, extent: Some(self.extent(name)?) };
         }
-        side.extent.as_ref().ok_or_else(|| corrupt("no segment"))
+        Ok(())
     }
 
     fn extent(&self, name: u64) -> io::Result<Extent> {
@@ -359,7 +385,8 @@ impl Ring {
     }
 
     /// Links a segment with room for `units`; `None` if the limit in bytes forbids it.
-    fn grow(&self, side: &mut Side, old: &Extent, tail: Mark, units: u32) -> io::Result<Option<Mark>> {
+    fn grow(&self, side: &mut Side, tail: Mark, units: u32) -> io::Result<Option<Mark>> {
+        let Some(old) = side.extent.clone() else { return Ok(None) };
         let is_empty = self.head()?.count == tail.count;
         if self.byte_limit != 0 && !is_empty && old.size() >= self.byte_limit {
             return Ok(None);
@@ -372,16 +399,21 @@ impl Ring {
             return Err(io::Error::new(io::ErrorKind::OutOfMemory, "a queue of more than 16 GiB"));
         }
         let name = self.allocate(capacity)?;
-        self.link(side, old, name, tail.count).map(Some)
+        let linked = self.link(side, &old, name, tail.count);
+        linked.inspect_err(|_| self.retire(name)).map(Some)
     }
 
-    /// Begins the segment `name` and makes it the one to put into.
+    /// Begins the segment `name` and makes it the one to put into. If this fails, nothing has happened.
     fn link(&self, side: &mut Side, old: &Extent, name: u64, count: u32) -> io::Result<Mark> {
         let extent = self.extent(name)?;
         extent.segment().begin(count);
+        fault::point("grow.begun");
         old.segment().link(name);
+        fault::point("grow.linked");
         self.word(word::PUT_SEGMENT).store(name, Release);
-        Ok(self.settle(side, name)?.segment().tail())
+        let tail = extent.segment().tail();
+        *side = Side { name, extent: Some(extent) };
+        Ok(tail)
     }
 
     /// An extent of this capacity, in use and in no chain. Only under the put latch.
@@ -398,13 +430,14 @@ impl Ring {
             Some(row) => self.word(row).load(Acquire),
             None => self.word(word::END).fetch_add(len, AcqRel),
         };
-        self.region.reserve(offset, len)?;
+        // Listed first, so that no death leaves memory behind that is in no list.
         self.word(row).store(offset, Release);
         self.word(row + 1).store(capacity << 8 | IN_USE, Release);
+        self.region.reserve(offset, len).inspect_err(|_| self.retire(offset))?;
         Ok(generation << 40 | offset)
     }
 
-    /// Gives the memory of a segment that left the chain back.
+    /// Gives the memory of a segment that left the chain back. All but its head: invariant 5.
     fn retire(&self, name: u64) {
         let offset = name & OFFSET_MASK;
         let mut rows = (0..EXTENTS).map(|row| word::EXTENTS + 2 * row);
@@ -412,7 +445,7 @@ impl Ring {
         let capacity = self.word(row + 1).load(Acquire) >> 8;
         if offset != HEAD_LEN as u64 {
             // Failing to give memory back costs memory, nothing else.
-            let _ = self.region.give_back(offset, segment::HEAD_LEN + capacity * 8);
+            let _ = self.region.give_back(offset, segment::HEAD_LEN, capacity * 8);
         }
         self.word(row + 1).store(capacity << 8 | FREE, Release);
     }
@@ -437,8 +470,10 @@ impl Ring {
             Some(Taken::Free) => {}
             Some(Taken::FromTheDead) => asked.putters = self.repair_beside(self.put_latch(), me),
         }
+        fault::point("get.taken");
         let result = self.pop_latched(&mut side, &mut asked, payload, take_fds, || commit(me));
         asked.takers = latch.release();
+        fault::point("get.released");
         (result, asked)
     }
 
@@ -450,57 +485,55 @@ impl Ring {
         take_fds: impl FnOnce(u64, usize) -> io::Result<Vec<OwnedFd>>,
         commit: impl FnOnce(),
     ) -> io::Result<Pop> {
-        let head = match self.settle_taker(side)? {
-            Some(head) => head,
+        let (head, tail) = match self.settle_taker(side)? {
+            Some(found) => found,
             None if !self.is_closed() => return Ok(Pop::Empty),
             // Closed is said after the last put: look once more.
             None => match self.settle_taker(side)? {
-                Some(head) => head,
+                Some(found) => found,
                 None => return Ok(Pop::Closed),
             },
         };
-        let Some(extent) = &side.extent else { return Ok(Pop::Empty) };
-        let segment = extent.segment();
-        let mut payload = payload();
-        let Some(record) = segment.record(head, side.other) else {
+        let segment = side.segment()?;
+        let Some(record) = segment.record(head, tail) else {
             return Err(corrupt("no record where one should be"));
         };
+        let mut payload = payload();
         segment.read_payload(head, record, &mut payload);
         let fds = if record.fds > 0 { take_fds(record.number, record.fds as usize) } else { Ok(Vec::new()) };
+        fault::point("get.read");
         commit();
+        fault::point("get.noted");
         segment.consume(head, record);
-        if extent.size() > KEEP && head.position.wrapping_add(record.units()) == side.other.position {
-            let large = extent.clone();
+        fault::point("get.consumed");
+        let is_drained = head.position.wrapping_add(record.units()) == tail.position;
+        let large = side.extent.as_ref().filter(|extent| is_drained && extent.size() > KEEP).cloned();
+        if let Some(large) = large {
             asked.putters |= self.give_back(side, &large);
         }
         Ok(Pop::Got(payload, fds?))
     }
 
-    /// The segment and the head to take from, if there is anything.
-    fn settle_taker(&self, side: &mut Side) -> io::Result<Option<Mark>> {
-        loop {
+    /// Finds the segment to take from: its head and a tail beyond it, if there is anything.
+    fn settle_taker(&self, side: &mut Side) -> io::Result<Option<(Mark, Mark)>> {
+        for _ in 0..=EXTENTS {
             let name = self.word(word::GET_SEGMENT).load(Acquire);
-            if side.name != name {
-                self.settle(side, name)?;
-            }
-            let Some(extent) = &side.extent else { return Ok(None) };
-            let segment = extent.segment();
+            self.settle(side, name)?;
+            let segment = side.segment()?;
             let head = segment.head();
-            if side.other.count.wrapping_sub(head.count) as i32 > 0 {
-                return Ok(Some(head));
-            }
             // Order matters: once `next` is seen, `tail` is final (segment invariant 2).
             let next = segment.next();
-            side.other = segment.tail();
-            if side.other != head {
-                return Ok(Some(head));
+            if let Some(tail) = segment.tail_beyond(head) {
+                return Ok(Some((head, tail)));
             }
             if next == 0 {
                 return Ok(None);
             }
             self.word(word::GET_SEGMENT).store(next, Release);
+            fault::point("leave.moved");
             self.retire(name);
         }
+        Err(corrupt("a chain without an end"))
     }
 
     /// Replaces a large segment that has just been drained by the base, if no putter is at work.
@@ -509,8 +542,10 @@ impl Ring {
     fn give_back(&self, side: &mut Side, large: &Extent) -> bool {
         let (Ok(me), Ok(mut put)) = (self.family.me(), self.put.try_lock()) else { return false };
         let latch = self.put_latch();
-        if latch.try_take(me, self.family).is_none() {
-            return false;
+        match latch.try_take(me, self.family) {
+            None => return false,
+            Some(Taken::Free) => {}
+            Some(Taken::FromTheDead) => self.repair(),
         }
         let name = self.word(word::GET_SEGMENT).load(Acquire);
         let (head, tail) = (large.segment().head(), large.segment().tail());
@@ -545,7 +580,9 @@ impl Ring {
         let mut name = self.word(word::GET_SEGMENT).load(Acquire);
         while name != 0 && chain.len() < EXTENTS {
             chain.push(name & OFFSET_MASK);
-            name = self.extent(name).map_or(0, |extent| extent.segment().next());
+            // What follows an extent that cannot be mapped now is not lost; better to free nothing.
+            let Ok(extent) = self.extent(name) else { return };
+            name = extent.segment().next();
         }
         let rows = (0..EXTENTS).map(|row| word::EXTENTS + 2 * row);
         let lost = rows.filter(|row| self.word(row + 1).load(Acquire) & 0xff == IN_USE);
@@ -556,15 +593,24 @@ impl Ring {
 
     /// Lets no further record in. Waits only for a putter at work.
     pub(super) fn close(&self) -> io::Result<()> {
-        let me = self.family.me()?;
-        let _side = lock(&self.put);
-        while self.put_latch().try_take(me, self.family).is_none() {
+        while !self.try_close()? {
             std::thread::yield_now();
         }
-        self.word(word::CLOSED).store(1, Release);
-        // Whoever asked is woken with everybody else: closing concerns all.
-        let _ = self.put_latch().release();
         Ok(())
+    }
+
+    /// False if a putter is at work.
+    pub(super) fn try_close(&self) -> io::Result<bool> {
+        let me = self.family.me()?;
+        let _side = lock(&self.put);
+        let Some(taken) = self.put_latch().try_take(me, self.family) else { return Ok(false) };
+        self.word(word::CLOSED).store(1, Release);
+        if taken == Taken::FromTheDead {
+            // Whoever asked for either latch is woken with everybody else: closing concerns all.
+            let _ = self.repair_beside(self.get_latch(), me);
+        }
+        let _ = self.put_latch().release();
+        Ok(true)
     }
 
     /// The mark up to which records were taken.
@@ -595,7 +641,35 @@ impl Ring {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, multiprocess_loom))]
+impl Ring {
+    pub(super) fn create_model() -> io::Result<Arc<Region>> {
+        Self::create_model_of(0)
+    }
+
+    pub(super) fn create_model_of(item_limit: u64) -> io::Result<Arc<Region>> {
+        let len = HEAD_LEN as u64 + segment::HEAD_LEN + BASE;
+        let region = Region::create("", HEAD_LEN, len)?;
+        Self::begin(&region, item_limit, 0, len);
+        Ok(Arc::new(region))
+    }
+
+    /// This ring as another process has it.
+    pub(super) fn of_model(region: Arc<Region>) -> io::Result<Self> {
+        Self::of(region)
+    }
+
+    /// With everything taken, the chain is one segment, and all other extents are free.
+    pub(super) fn check_that_nothing_is_lost(&self) {
+        let rows = (0..EXTENTS).map(|row| word::EXTENTS + 2 * row);
+        let used: Vec<_> = rows.filter(|row| self.word(row + 1).load(Acquire) & 0xff == IN_USE).collect();
+        let get = self.word(word::GET_SEGMENT).load(Acquire);
+        let offsets: Vec<_> = used.iter().map(|row| self.word(*row).load(Acquire)).collect();
+        assert_eq!(offsets, [get & OFFSET_MASK], "extents in use");
+    }
+}
+
+#[cfg(all(test, not(multiprocess_loom)))]
 mod tests {
     use super::*;
 
@@ -694,6 +768,45 @@ mod tests {
             (pop(&ring).unwrap(), pop(&ring).unwrap(), ring.len().unwrap()),
             (b"before".to_vec(), b"after".to_vec(), 0)
         );
+    }
+
+    #[test]
+    fn death_growing_after_the_link_a_drained_segment_leads_the_next_putter_on() {
+        let ring = ring(0, 0);
+        let name = ring.allocate(1 << 14).unwrap();
+        let next = ring.allocate(1 << 15).unwrap();
+        // A putter died twice between a link and the move of `PUT_SEGMENT`, and a taker has left both segments.
+        for (name, next) in [(HEAD_LEN as u64, name), (name, next)] {
+            ring.extent(next).unwrap().segment().begin(0);
+            ring.extent(name).unwrap().segment().link(next);
+        }
+        assert_eq!((pop(&ring), ring.len().unwrap()), (None, 0));
+        assert_eq!(push(&ring, b"found"), Push::Done);
+        assert_eq!((ring.len().unwrap(), pop(&ring).unwrap()), (1, b"found".to_vec()));
+    }
+
+    #[test]
+    fn counts_and_positions_wrap_around() {
+        let ring = ring(3, 0);
+        let base = ring.extent(HEAD_LEN as u64).unwrap();
+        let start = Mark { count: u32::MAX - 5, position: u32::MAX - 4000 };
+        base.segment().begin_at(start);
+        ring.word(word::KNOWN_TAKEN).store(start.count.into(), Relaxed);
+        for n in 0..200u8 {
+            let payloads = [vec![n; 1000], vec![n; 1], vec![!n; 333]];
+            payloads.iter().for_each(|payload| assert_eq!(push(&ring, payload), Push::Done));
+            assert_eq!((push(&ring, b"one more"), ring.len().unwrap()), (Push::Full, 3));
+            payloads.iter().for_each(|payload| assert_eq!(&pop(&ring).unwrap(), payload));
+            assert_eq!((pop(&ring), ring.len().unwrap()), (None, 0));
+        }
+    }
+
+    #[test]
+    fn a_chain_that_bites_its_tail_is_an_error() {
+        let ring = ring(0, 0);
+        ring.extent(HEAD_LEN as u64).unwrap().segment().link(HEAD_LEN as u64);
+        assert!(ring.push(b"x", 0, |_| Ok(true)).0.is_err());
+        assert!(ring.pop(Vec::new, |_, _| Ok(Vec::new()), |_| ()).0.is_err());
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //! # State
 //! `tail` and `head`: `count:32 | position:32`, positions in units of 8 bytes, free-running. Counts go on from
 //! segment to segment, so that the difference of any tail and any head is a number of records. `next`: the
-//! offset of the segment that follows, 0 while this is the last.
+//! offset of the segment that follows, 0 while this is the last. `known_head` and `known_tail`: the other side's
+//! mark as the holders of a latch last saw it, beside their own.
 //!
 //! # Moves
 //! | from -> to | who | ordering | wakes |
@@ -12,10 +13,13 @@
 //! | tail -> tail + record | the holder of the put latch | Release: publishes the bytes | a taker |
 //! | head -> head + record | the holder of the get latch, after copying out | Release: gives the room back | a putter |
 //! | next 0 -> offset | the holder of the put latch | Release: no record follows here | - |
+//! | known_head, known_tail -> the other's mark | the holder of the latch of that side | Release: hands on what it saw | - |
 //!
 //! # Invariants
 //! 1. Bytes from head to tail are whole records and change for nobody.
 //! 2. Once `next` is set, tail does not change.
+//! 3. A known mark is at most one round behind, for whoever would pass it looks anew. It is shared because what one
+//!    process remembers may be any number of rounds old, and marks wrap around.
 //!
 //! # Death
 //! | killed | survivors see |
@@ -32,7 +36,9 @@ use std::sync::atomic::Ordering::*;
 
 /// Words of a segment's head, apart so that the two sides share no cache line.
 pub(super) const TAIL: usize = 0;
+const KNOWN_HEAD: usize = 1;
 pub(super) const HEAD: usize = 16;
+const KNOWN_TAIL: usize = 17;
 pub(super) const NEXT: usize = 32;
 /// Bytes of a segment's head.
 pub(super) const HEAD_LEN: u64 = 4096;
@@ -111,9 +117,33 @@ impl<B: Bytes> Segment<'_, B> {
         self.words[NEXT].load(Acquire)
     }
 
+    /// Whether `units` beyond `tail` are free. Under the put latch.
+    #[inline]
+    pub(super) fn has_room(&self, tail: Mark, units: u32) -> bool {
+        units <= self.room(tail, Mark::from_bits(self.words[KNOWN_HEAD].load(Acquire))) || {
+            let head = self.head();
+            self.words[KNOWN_HEAD].store(head.to_bits(), Release);
+            units <= self.room(tail, head)
+        }
+    }
+
     /// Units free between `tail` and `head`, never more than the capacity whatever they say.
-    pub(super) fn room(&self, tail: Mark, head: Mark) -> u32 {
+    fn room(&self, tail: Mark, head: Mark) -> u32 {
         self.capacity.saturating_sub(tail.position.wrapping_sub(head.position))
+    }
+
+    /// A tail beyond `head`, if there is one. Under the get latch.
+    #[inline]
+    pub(super) fn tail_beyond(&self, head: Mark) -> Option<Mark> {
+        let known = Mark::from_bits(self.words[KNOWN_TAIL].load(Acquire));
+        if known != head {
+            return Some(known);
+        }
+        let tail = self.tail();
+        (tail != head).then(|| {
+            self.words[KNOWN_TAIL].store(tail.to_bits(), Release);
+            tail
+        })
     }
 
     fn write(&self, position: u32, skip: usize, from: &[u8]) {
@@ -184,9 +214,14 @@ impl<B: Bytes> Segment<'_, B> {
 
     /// Makes this an empty segment whose counts go on from `count`.
     pub(super) fn begin(&self, count: u32) {
-        let start = Mark { count, position: 0 }.to_bits();
-        self.words[TAIL].store(start, Relaxed);
-        self.words[HEAD].store(start, Relaxed);
+        self.begin_at(Mark { count, position: 0 });
+    }
+
+    pub(super) fn begin_at(&self, start: Mark) {
+        let start = start.to_bits();
+        for word in [TAIL, KNOWN_HEAD, HEAD, KNOWN_TAIL] {
+            self.words[word].store(start, Relaxed);
+        }
         self.words[NEXT].store(0, Release);
     }
 }

@@ -4,6 +4,7 @@
 
 pub(crate) mod epoll;
 pub(crate) mod eventfd;
+pub(crate) mod fault;
 pub(crate) mod image;
 pub(crate) mod memfd;
 pub(crate) mod mmap;

@@ -138,6 +138,8 @@ impl Server {
                 Err(_) => family.bury(pid),
             }
         }
+        // The earlier server may have died between a burial and its bells.
+        family.ring_all();
         self
     }
 

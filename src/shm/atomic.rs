@@ -1,6 +1,6 @@
-//! The atomics of everything shared: std's, or the model checker's under `cfg(loom)`.
+//! The atomics of everything shared: std's, or the model checker's under `cfg(multiprocess_loom)`.
 
-#[cfg(loom)]
+#[cfg(multiprocess_loom)]
 pub(crate) use loom::sync::atomic::{AtomicU64, fence};
-#[cfg(not(loom))]
+#[cfg(not(multiprocess_loom))]
 pub(crate) use std::sync::atomic::{AtomicU64, fence};

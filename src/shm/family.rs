@@ -9,15 +9,17 @@
 //! | from -> to | who | ordering | wakes |
 //! |---|---|---|---|
 //! | free(e) -> (e+1, pid) | the member | AcqRel CAS | - |
-//! | (e, pid) -> free(e) | the member at its exit, or who saw it die | AcqRel CAS | who buries a dead one rings every bell |
+//! | (e, pid) -> free(e) | who saw it die, also after a regular exit | AcqRel CAS | it rings every bell |
 //!
 //! # Invariants
 //! 1. A [`Member`] (slot, epoch) is alive only while the slot's word has that epoch and a pid.
 //! 2. Whoever buries a member rings all bells afterwards, so whoever waited for it looks again.
+//! 3. No member gives its slot up while it runs: its threads may hold latches until the kernel stops them.
 //!
 //! # Death
 //! Killed with a claimed slot: the fork server (its parent) buries it within one wake-up; a waiter that looks
-//! at the owner itself may find out earlier ([`Family::is_alive`]). Killed at any move: a move is one CAS.
+//! at the owner itself may find out earlier ([`Family::is_alive`]). Killed at any move: a move is one CAS. Killed
+//! after burying, before the bells: a member's own burial rings them; the successor of a fork server does too.
 //!
 //! # Cancel
 //! Nothing here waits.
@@ -26,7 +28,7 @@ use crate::os::{eventfd, memfd, mmap::Map, pidfd};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering::*};
+use std::sync::atomic::{AtomicU64, Ordering::*, fence};
 
 /// Members that can wait or hold locks at the same time.
 pub(crate) const SLOTS: usize = 4096;
@@ -164,15 +166,6 @@ impl Family {
         self.state(member.slot).compare_exchange(claimed, free, AcqRel, Relaxed).is_ok()
     }
 
-    /// Gives this process's slot back: the last thing before a regular exit. Whatever it still waited for or
-    /// held is then as after a death, so everybody looks again.
-    pub(crate) fn leave() {
-        if let (Some(family), bits @ 1..) = (FAMILY.get(), SELF.swap(0, AcqRel)) {
-            family.release(Member::from_bits(bits), std::process::id());
-            family.ring_all();
-        }
-    }
-
     /// Who this process is, if it ever had to be someone.
     #[inline]
     pub(crate) fn me_if_claimed(&self) -> Option<Member> {
@@ -250,6 +243,8 @@ impl Family {
 
     /// Makes every member look at everything it waits for.
     pub(crate) fn ring_all(&self) {
+        // Whoever saw a member still listed had published its change before: those whom we ring see that change.
+        fence(SeqCst);
         let mut used = 0;
         for slot in (0..SLOTS as u16).take_while(|slot| self.state(*slot).load(Acquire) != 0) {
             self.hints(slot).fetch_or(u64::MAX, AcqRel);

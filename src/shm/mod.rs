@@ -4,5 +4,7 @@
 
 pub(crate) mod atomic;
 pub(crate) mod family;
+// Models run the same algorithms on memory of the model checker.
+#[cfg_attr(multiprocess_loom, path = "model.rs")]
 pub(crate) mod region;
 pub(crate) mod view;

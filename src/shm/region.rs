@@ -16,7 +16,7 @@
 use super::atomic::AtomicU64;
 use super::view;
 use crate::os::memfd;
-use crate::os::mmap::Map;
+pub(crate) use crate::os::mmap::Map;
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -88,9 +88,9 @@ impl Region {
         memfd::reserve(self.fd.as_fd(), offset, len)
     }
 
-    /// Unmaps an extent here and gives its memory back, for all processes.
-    pub(crate) fn give_back(&self, offset: u64, len: u64) -> io::Result<()> {
+    /// Unmaps the extent at `offset` here and gives `len` bytes of it, from `skip` on, back, for all processes.
+    pub(crate) fn give_back(&self, offset: u64, skip: u64, len: u64) -> io::Result<()> {
         self.extents.lock().unwrap_or_else(PoisonError::into_inner).remove(&offset);
-        memfd::give_back(self.fd.as_fd(), offset, len)
+        memfd::give_back(self.fd.as_fd(), offset + skip, len)
     }
 }

@@ -31,12 +31,8 @@ pub(crate) struct Watch<F: AsFd + AsRawFd> {
 struct Rearm<F: AsFd + AsRawFd>(Weak<Watch<F>>);
 
 impl<F: AsFd + AsRawFd + Send + Sync + 'static> Watch<F> {
-    /// Watches `fd` on the current runtime; an edge that came before counts.
-    pub(crate) fn start(fd: F, react: impl Fn() + Send + Sync + 'static) -> io::Result<Arc<Self>> {
-        let fd = epoll::register(fd)?;
-        let watch = Arc::new(Self { fd, react: Box::new(react) });
-        watch.turn();
-        Ok(watch)
+    fn new(fd: F, react: impl Fn() + Send + Sync + 'static) -> io::Result<Arc<Self>> {
+        Ok(Arc::new(Self { fd: epoll::register(fd)?, react: Box::new(react) }))
     }
 
     /// Reacts to what has happened and arms itself for the next edge.
@@ -69,34 +65,45 @@ impl<F: AsFd + AsRawFd + Send + Sync + 'static> Wake for Rearm<F> {
     }
 }
 
+/// A descriptor's watches, one on each runtime that has had a sleeper: any runtime may end while others go on.
+pub(super) struct Watches<F: AsFd + AsRawFd>(Mutex<Vec<(Id, Arc<Watch<F>>)>>);
+
+impl<F: AsFd + AsRawFd + Send + Sync + 'static> Watches<F> {
+    pub(super) const fn new() -> Self {
+        Self(Mutex::new(Vec::new()))
+    }
+
+    /// Watches `fd` on the current runtime too; an edge that came before counts. May react at once, so the caller
+    /// holds no lock that `react` takes.
+    pub(super) fn listen(&self, fd: F, react: impl Fn() + Send + Sync + 'static) -> io::Result<()> {
+        let outside = |_| io::Error::other("a future of this crate must be polled inside a tokio runtime");
+        let runtime = Handle::try_current().map_err(outside)?.id();
+        let mut watches = lock(&self.0);
+        if watches.iter().any(|(id, _)| *id == runtime) {
+            return Ok(());
+        }
+        watches.retain(|(_, watch)| !watch.has_ended());
+        let watch = Watch::new(fd, react)?;
+        watches.push((runtime, watch.clone()));
+        drop(watches);
+        watch.turn();
+        Ok(())
+    }
+}
+
 /// The bell of this process; it is never closed.
 type OwnBell = BorrowedFd<'static>;
 
-/// The watches of the runtimes that have had a sleeper.
-static RUNTIMES: Mutex<Vec<(Id, Arc<Watch<OwnBell>>)>> = Mutex::new(Vec::new());
+static BELL: Watches<OwnBell> = Watches::new();
 /// The lines that have had a sleeper, by their hint.
 static SLEEPING: [Mutex<Vec<Weak<Line>>>; 64] = [const { Mutex::new(Vec::new()) }; 64];
 
-/// Which runtime polls us.
-pub(super) fn runtime() -> io::Result<Id> {
-    let outside = |_| io::Error::other("a future of this crate must be polled inside a tokio runtime");
-    Ok(Handle::try_current().map_err(outside)?.id())
-}
-
 /// Makes the current runtime listen to this process's bell.
 pub(super) fn listen(family: &'static Family) -> io::Result<()> {
-    let runtime = runtime()?;
-    let mut runtimes = lock(&RUNTIMES);
-    if runtimes.iter().any(|(id, _)| *id == runtime) {
-        return Ok(());
-    }
-    runtimes.retain(|(_, watch)| !watch.has_ended());
-    let bell = family.bell(family.me()?.slot);
-    runtimes.push((runtime, Watch::start(bell, || answer(family))?));
-    Ok(())
+    BELL.listen(family.bell(family.me()?.slot), || answer(family))
 }
 
-impl Watch<OwnBell> {
+impl<F: AsFd + AsRawFd> Watch<F> {
     /// Whether the runtime has ended. Asks for the write side, so that the armed read side stays as it is.
     fn has_ended(&self) -> bool {
         let ask = std::future::poll_fn(|cx| Poll::Ready(matches!(self.fd.poll_write_ready(cx), Poll::Ready(Err(_)))));

@@ -19,7 +19,8 @@
 //! 1. Mark i changes only at the hand of the process that owns entry i, so it never hides a later sleeper.
 //! 2. A sleeper publishes its entry and its mark, and then looks again before it sleeps; a notifier publishes
 //!    its change, and then reads the marks. Sequential consistency between the two: one of them sees the other.
-//! 3. An entry is notified at most once; a notice is used by one success or passed on (`wait::line`).
+//! 3. An entry is notified at most once. A notice that was taken is used by one success or passed on; one that is
+//!    found at leaving is always passed on, for it may have come after the change that made for the success.
 //!
 //! # Death
 //! | killed | survivors see | repaired by |
@@ -33,13 +34,14 @@
 //! # Cancel
 //! Leaving returns whether a notice had come; `wait::line` then passes it on.
 
+use crate::os::fault;
 use crate::shm::atomic::{AtomicU64, fence};
 use crate::shm::family::Member;
 use std::sync::atomic::Ordering::*;
 
-#[cfg(not(loom))]
+#[cfg(not(multiprocess_loom))]
 const ENTRIES: usize = 61;
-#[cfg(loom)]
+#[cfg(multiprocess_loom)]
 const ENTRIES: usize = 2;
 
 const MARKS: usize = 0;
@@ -134,12 +136,14 @@ impl<'a> Event<'a> {
             let seen = entry.load(Relaxed);
             let free = seen == 0 || (!is_listed(Sleeper::of_entry(seen)) && self.take_over(index, seen, me));
             if free && entry.compare_exchange(0, me.to_entry(ticket), AcqRel, Relaxed).is_ok() {
+                fault::point("sleep.entered");
                 self.words[MARKS].fetch_or(1 << index, SeqCst);
                 fence(SeqCst);
                 return Place::Entry { index, ticket };
             }
         }
         self.words[OVERFLOW].fetch_or(1 << bell, SeqCst);
+        fault::point("sleep.crowded");
         self.words[MARKS].fetch_or(CROWD, SeqCst);
         fence(SeqCst);
         Place::Crowd
@@ -151,6 +155,7 @@ impl<'a> Event<'a> {
         let mine = me.to_entry(0) | NOTIFIED;
         let taken = self.entry(index).compare_exchange(seen, mine, AcqRel, Relaxed).is_ok();
         if taken {
+            fault::point("bury.entry");
             self.free(index);
         }
         taken
@@ -158,6 +163,7 @@ impl<'a> Event<'a> {
 
     fn free(&self, index: usize) {
         self.words[MARKS].fetch_and(!(1 << index), AcqRel);
+        fault::point("sleep.unmarked");
         self.entry(index).store(0, Release);
     }
 
@@ -167,6 +173,7 @@ impl<'a> Event<'a> {
             Place::Entry { index, .. } => {
                 let noticed = self.entry(index).load(Acquire) & NOTIFIED != 0;
                 if noticed {
+                    fault::point("sleep.noticed");
                     self.free(index);
                 }
                 noticed
@@ -175,7 +182,7 @@ impl<'a> Event<'a> {
         }
     }
 
-    /// Leaves `place`; true if a notice had come, which the caller must use or pass on.
+    /// Leaves `place`; true if a notice had come, which the caller must pass on.
     #[must_use]
     pub(crate) fn leave(&self, place: Place) -> bool {
         match place {
@@ -210,12 +217,15 @@ impl<'a> Event<'a> {
     fn notify(&self, me: Option<Sleeper>, all: bool, is_listed: impl Fn(Sleeper) -> bool, mut wake: impl FnMut(Wake)) {
         if self.words[MARKS].load(Acquire) & CROWD != 0 {
             self.words[MARKS].fetch_and(!CROWD, SeqCst);
+            fault::point("notify.crowd");
             let bells = self.words[OVERFLOW].swap(0, SeqCst);
             if bells != 0 {
                 wake(Wake::Bells(bells));
             }
         }
-        while let Some((index, entry)) = self.oldest() {
+        // Who comes later has seen the change. So this ends, however often those who were woken come back.
+        let mut marks = self.words[MARKS].load(Acquire) & !CROWD;
+        while let Some((index, entry)) = self.oldest(marks) {
             let sleeper = Sleeper::of_entry(entry);
             if !is_listed(sleeper) {
                 // Without a name of our own we cannot take it over; marking it is enough to get past it.
@@ -226,7 +236,9 @@ impl<'a> Event<'a> {
                 continue;
             }
             if self.entry(index).compare_exchange(entry, entry | NOTIFIED, AcqRel, Relaxed).is_ok() {
+                fault::point("notify.marked");
                 wake(Wake::Sleeper(sleeper));
+                marks &= !(1 << index);
                 if !all {
                     return;
                 }
@@ -234,18 +246,17 @@ impl<'a> Event<'a> {
         }
     }
 
-    /// The entry with the oldest ticket that has not been notified.
-    fn oldest(&self) -> Option<(usize, u64)> {
-        let now = self.words[TICKET].load(Relaxed);
-        let age = |entry: u64| now.wrapping_sub(entry >> 32) & TICKET_MASK;
-        let mut marks = self.words[MARKS].load(Acquire) & !CROWD;
+    /// The entry among these with the oldest ticket that has not been notified.
+    fn oldest(&self, mut marks: u64) -> Option<(usize, u64)> {
+        let is_older = |entry: u64, other: u64| (entry >> 32).wrapping_sub(other >> 32) & TICKET_MASK > TICKET_MASK / 2;
         let mut oldest: Option<(usize, u64)> = None;
         while marks != 0 {
             let index = marks.trailing_zeros() as usize;
             marks &= marks - 1;
-            let entry = self.entry(index).load(Acquire);
+            let Some(word) = self.words.get(FIRST + index) else { break };
+            let entry = word.load(Acquire);
             let sleeps = entry & MEMBER_MASK != 0 && entry & NOTIFIED == 0;
-            if sleeps && oldest.is_none_or(|(_, best)| age(entry) > age(best)) {
+            if sleeps && oldest.is_none_or(|(_, best)| is_older(entry, best)) {
                 oldest = Some((index, entry));
             }
         }
@@ -259,7 +270,7 @@ impl<'a> Event<'a> {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(multiprocess_loom)))]
 mod tests {
     use super::*;
 

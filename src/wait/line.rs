@@ -10,13 +10,14 @@
 //! | join the queue | a future at its first poll | if in front, it tries |
 //! | take a place | the front, before it sleeps | it tries once more |
 //! | place -> granted, front woken | the bell ([`Line::look`]) | the front tries |
-//! | leave with success | the front | the notice is used up; the next one is woken to try |
+//! | leave with success | the front | a granted notice is used up, one that is still in the list passed on; the next one is woken to try |
 //! | leave without | anyone whose future is dropped | below |
 //!
 //! # Invariants
 //! 1. Only the front tries, so tasks of one process are served in the order of their first poll.
 //! 2. While the queue is not empty, the front is awake (polled, or its waker called), or `place` is set.
 //! 3. No lock of ours is held while a waker runs: it may drop other futures.
+//! 4. Whoever is in front and asleep has a runtime, or a nap, of its own that answers the bell.
 //!
 //! # Death
 //! All of it dies with the process; see `event` for the shared part.
@@ -28,7 +29,7 @@
 //! | in front, others behind | the next one is woken and tries; the notice stays for it |
 //! | in front, nobody behind | the place is given up; a notice that had come goes to another process |
 
-use super::bell::{self, Watch, lock};
+use super::bell::{self, Watches, lock};
 use super::event::{self, Event, Place, Sleeper, Wake};
 use super::look::Look;
 use crate::shm::atomic::AtomicU64;
@@ -40,7 +41,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering::*};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::task::Waker;
-use tokio::runtime::Id;
 
 /// One event of one mapped object, as this process sees it.
 pub(crate) struct Line {
@@ -170,12 +170,12 @@ impl Drop for Line {
 pub(crate) struct Hangup {
     fd: Arc<OwnedFd>,
     lines: OnceLock<Vec<Weak<Line>>>,
-    watch: Mutex<Option<(Id, Arc<Watch<Arc<OwnedFd>>>)>>,
+    watches: Watches<Arc<OwnedFd>>,
 }
 
 impl Hangup {
     pub(crate) fn new(fd: Arc<OwnedFd>) -> Arc<Self> {
-        Arc::new(Self { fd, lines: OnceLock::new(), watch: Mutex::new(None) })
+        Arc::new(Self { fd, lines: OnceLock::new(), watches: Watches::new() })
     }
 
     /// Says once whom a hang-up concerns.
@@ -188,16 +188,9 @@ impl Hangup {
     }
 
     fn listen(&self) -> io::Result<()> {
-        let runtime = bell::runtime()?;
-        let mut watch = lock(&self.watch);
-        if watch.as_ref().is_some_and(|(id, _)| *id == runtime) {
-            return Ok(());
-        }
-        *watch = None;
         let lines = self.lines.get().cloned().unwrap_or_default();
         let nudge = move || lines.iter().filter_map(Weak::upgrade).for_each(|line| line.look(true));
-        *watch = Some((runtime, Watch::start(self.fd.clone(), nudge)?));
-        Ok(())
+        self.watches.listen(self.fd.clone(), nudge)
     }
 }
 
@@ -241,6 +234,8 @@ impl Turn {
     pub(super) fn prepare_sleep(&self, waker: &Waker, listen: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         let line = &self.line;
         let me = line.family.me()?;
+        // Also with a place already taken: who took it may have been on another runtime, which need not run any more.
+        listen()?;
         let mut local = lock(&line.local);
         self.store_waker(&mut local, waker);
         local.granted = false;
@@ -251,7 +246,6 @@ impl Turn {
             bell::list(line, line.hint);
             local.is_listed = true;
         }
-        listen()?;
         let ticket = local.ticket;
         let bell = u32::from(me.slot) % crate::shm::family::BELLS as u32;
         let place = line.event().join(me.into(), bell, ticket, |sleeper| line.is_listed(sleeper));
@@ -262,7 +256,7 @@ impl Turn {
         Ok(())
     }
 
-    /// Leaves with success: the notice, if one came, is used up, and the next one tries.
+    /// Leaves with success: the notice that led to it is used up, and the next one tries.
     pub(super) fn succeed(mut self) {
         self.leave(true);
         self.has_left = true;
@@ -284,10 +278,11 @@ impl Turn {
             waker.into_iter().for_each(Waker::wake);
             return;
         }
+        let granted = std::mem::take(&mut local.granted);
+        // A notice that comes while we succeed may be for another change than the one we used.
         let noticed = local.place.take().is_some_and(|place| line.event().leave(place));
-        let granted = std::mem::take(&mut local.granted) || noticed;
         drop(local);
-        if granted && !succeeded {
+        if noticed || granted && !succeeded {
             line.notify_one();
         }
     }

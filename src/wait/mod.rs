@@ -8,6 +8,8 @@ pub(crate) mod bell;
 pub(crate) mod event;
 mod line;
 mod look;
+#[cfg(all(test, multiprocess_loom))]
+mod models;
 mod until;
 
 pub(crate) use line::{Hangup, Line};

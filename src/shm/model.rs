@@ -1,0 +1,207 @@
+//! A region for models: heap memory of the model checker, where every unsynchronised access is an error, and processes
+//! that are threads and die at named points.
+
+use super::atomic::{AtomicU64, fence};
+use super::family::Member;
+use loom::cell::UnsafeCell;
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::Ordering::*;
+use std::sync::{Arc, Mutex};
+
+pub(crate) const PAGE: u64 = 8;
+/// What precedes the bytes of an extent; of these only the first words exist.
+const HEAD: usize = 4096;
+const HEAD_WORDS: usize = 33;
+const REGION_WORDS: usize = 512;
+
+fn zeros(len: usize) -> Vec<AtomicU64> {
+    (0..len).map(|_| AtomicU64::new(0)).collect()
+}
+
+/// Plain memory: loom reports every access that is not ordered with the others.
+pub(crate) struct Plain<T>(UnsafeCell<T>);
+
+// SAFETY: an unordered access ends the model, with a report.
+unsafe impl<T: Send> Send for Plain<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for Plain<T> {}
+
+impl<T: Copy> Plain<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Self(UnsafeCell::new(value))
+    }
+
+    pub(crate) fn read(&self) -> T {
+        // SAFETY: as above; nothing refers to it, it is copied.
+        self.0.with(|value| unsafe { *value })
+    }
+
+    pub(crate) fn change(&self, change: impl FnOnce(&mut T)) {
+        // SAFETY: as above; `change` calls nothing of the model.
+        self.0.with_mut(|value| change(unsafe { &mut *value }));
+    }
+}
+
+/// An extent: words at its head, then bytes, in units of 8 as they are never shared by two records.
+pub(crate) struct Map {
+    words: Vec<AtomicU64>,
+    units: Vec<Plain<[u8; 8]>>,
+    len: u64,
+}
+
+impl Map {
+    fn of(len: u64) -> Arc<Self> {
+        let units = (0..(len as usize - HEAD) / 8).map(|_| Plain::new([0; 8])).collect();
+        Arc::new(Self { words: zeros(HEAD_WORDS), units, len })
+    }
+
+    fn unit(&self, at: usize) -> &Plain<[u8; 8]> {
+        &self.units[(at - HEAD) / 8]
+    }
+}
+
+pub(crate) fn words(map: &Map) -> &[AtomicU64] {
+    &map.words
+}
+
+pub(crate) fn copy_in(map: &Map, at: usize, from: &[u8]) {
+    for (n, bytes) in from.chunks(8).enumerate() {
+        map.unit(at + 8 * n).change(|unit| unit[..bytes.len()].copy_from_slice(bytes));
+    }
+}
+
+pub(crate) fn word(map: &Map, at: usize) -> u64 {
+    u64::from_ne_bytes(map.unit(at).read())
+}
+
+pub(crate) fn append(map: &Map, at: usize, len: usize, to: &mut Vec<u8>) {
+    for n in (0..len).step_by(8) {
+        to.extend(&map.unit(at + n).read()[..8.min(len - n)]);
+    }
+}
+
+pub(crate) struct Region {
+    words: Vec<AtomicU64>,
+    extents: Mutex<HashMap<u64, Arc<Map>>>,
+}
+
+impl Region {
+    pub(crate) fn create(_name: &str, head_len: usize, len: u64) -> io::Result<Self> {
+        let base = head_len as u64;
+        let extents = Mutex::new(HashMap::from([(base, Map::of(len - base))]));
+        Ok(Self { words: zeros(REGION_WORDS), extents })
+    }
+
+    pub(crate) fn open(_fd: OwnedFd, _head_len: usize) -> io::Result<Self> {
+        unimplemented!("a model has no descriptors")
+    }
+
+    pub(crate) fn fd(&self) -> &Arc<OwnedFd> {
+        unimplemented!("a model has no descriptors")
+    }
+
+    pub(crate) fn identity(&self) -> (u64, u64) {
+        (0, 0)
+    }
+
+    pub(crate) fn words(&self) -> &[AtomicU64] {
+        &self.words
+    }
+
+    pub(crate) fn extent(&self, offset: u64, len: u64) -> io::Result<Arc<Map>> {
+        let map = self.extents.lock().unwrap()[&offset].clone();
+        assert_eq!(map.len, len, "an extent keeps its size");
+        Ok(map)
+    }
+
+    pub(crate) fn reserve(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.extents.lock().unwrap().entry(offset).or_insert_with(|| Map::of(len));
+        Ok(())
+    }
+
+    /// Zeros the memory, which is a race with everybody who still uses it.
+    pub(crate) fn give_back(&self, offset: u64, skip: u64, len: u64) -> io::Result<()> {
+        let Some(map) = self.extents.lock().unwrap().get(&offset).cloned() else { return Ok(()) };
+        if skip == 0 {
+            map.words.iter().for_each(|word| word.store(0, Relaxed));
+        }
+        (HEAD..map.len as usize).step_by(8).take(len as usize / 8).for_each(|at| map.unit(at).change(|unit| *unit = [0; 8]));
+        Ok(())
+    }
+}
+
+/// Who plays in a model, in place of the family's table.
+pub(crate) struct Members;
+
+loom::lazy_static! {
+    static ref DEAD: Vec<AtomicU64> = zeros(4);
+}
+
+loom::thread_local! {
+    static SLOT: Cell<u16> = Cell::new(0);
+    static DIES_AT: Cell<Option<&'static str>> = Cell::new(None);
+}
+
+impl Members {
+    pub(crate) fn get() -> io::Result<&'static Self> {
+        Ok(&Self)
+    }
+
+    pub(crate) fn me(&self) -> io::Result<Member> {
+        Ok(Member { slot: SLOT.with(Cell::get), epoch: 1 })
+    }
+
+    pub(crate) fn is_listed(&self, member: Member) -> bool {
+        DEAD[member.slot as usize].load(Acquire) == 0
+    }
+
+    pub(crate) fn is_alive(&self, member: Member) -> bool {
+        self.is_listed(member)
+    }
+}
+
+/// Plays process `slot` until it is done or gets to the point where it dies, and is buried. `None` if it died.
+pub(crate) fn play<T>(slot: u16, dies_at: Option<&'static str>, part: impl FnOnce() -> T) -> Option<T> {
+    SLOT.with(|own| own.set(slot));
+    DIES_AT.with(|at| at.set(dies_at));
+    let played = catch_unwind(AssertUnwindSafe(part));
+    DIES_AT.with(|at| at.set(None));
+    match played {
+        Ok(value) => Some(value),
+        Err(death) if death.is::<Death>() => {
+            DEAD[slot as usize].store(1, Release);
+            fence(SeqCst);
+            None
+        }
+        Err(panic) => resume_unwind(panic),
+    }
+}
+
+struct Death;
+
+pub(crate) fn point(name: &'static str) {
+    if DIES_AT.with(Cell::get) == Some(name) {
+        resume_unwind(Box::new(Death));
+    }
+}
+
+/// Runs `model` in every schedule with at most `preemptions` of them, and says how many those were.
+#[cfg(test)]
+pub(crate) fn explore(what: &str, preemptions: usize, model: impl Fn() + Send + Sync + 'static) {
+    static ALL: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+    let schedules = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let counted = schedules.clone();
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = builder.preemption_bound.or(Some(preemptions));
+    builder.max_branches = 20_000;
+    builder.check(move || {
+        counted.fetch_add(1, Relaxed);
+        model();
+    });
+    let schedules = schedules.load(Relaxed);
+    println!("{what}: {schedules} schedules, {} so far", ALL.fetch_add(schedules, Relaxed) + schedules);
+}
