@@ -244,6 +244,8 @@ impl Turn {
         let mut local = lock(&line.local);
         self.store_waker(&mut local, waker);
         local.granted = false;
+        // Also with a place: it may be from a front of another runtime, which is gone.
+        listen()?;
         if local.place.is_some() {
             return Ok(());
         }
@@ -251,7 +253,6 @@ impl Turn {
             bell::list(line, line.hint);
             local.is_listed = true;
         }
-        listen()?;
         let ticket = local.ticket;
         let bell = u32::from(me.slot) % crate::shm::family::BELLS as u32;
         let place = line.event().join(me.into(), bell, ticket, |sleeper| line.is_listed(sleeper));
