@@ -9,7 +9,7 @@
 //! | from -> to | who | ordering | wakes |
 //! |---|---|---|---|
 //! | free(e) -> (e+1, pid) | the member | AcqRel CAS | - |
-//! | (e, pid) -> free(e) | the member at its exit, or who saw it die | AcqRel CAS | who buries a dead one rings every bell |
+//! | (e, pid) -> free(e) | the member at its exit if it has one thread, or who saw it die | AcqRel CAS | who buries a dead one rings every bell |
 //!
 //! # Invariants
 //! 1. A [`Member`] (slot, epoch) is alive only while the slot's word has that epoch and a pid.
@@ -22,7 +22,7 @@
 //! # Cancel
 //! Nothing here waits.
 
-use crate::os::{eventfd, memfd, mmap::Map, pidfd};
+use crate::os::{eventfd, memfd, mmap::Map, pidfd, spawn::SingleThreaded};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
@@ -165,8 +165,12 @@ impl Family {
     }
 
     /// Gives this process's slot back: the last thing before a regular exit. Whatever it still waited for or
-    /// held is then as after a death, so everybody looks again.
+    /// held is then as after a death, so everybody looks again. With other threads it is not the last thing: they
+    /// may be in the middle of a move, which nobody may take over before they have ended; so they are buried.
     pub(crate) fn leave() {
+        if SingleThreaded::check().is_none() {
+            return;
+        }
         if let (Some(family), bits @ 1..) = (FAMILY.get(), SELF.swap(0, AcqRel)) {
             family.release(Member::from_bits(bits), std::process::id());
             family.ring_all();
