@@ -9,11 +9,15 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 /// Longer than anything here takes on a machine that is busy with other things.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Nothing here may hang.
-pub async fn within<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, future).await.expect("done in time")
+#[track_caller]
+pub fn within<T>(future: impl Future<Output = T>) -> impl Future<Output = T> {
+    let place = std::panic::Location::caller();
+    async move {
+        tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("not done in time: {place}"))
+    }
 }
 
 /// Ends the whole test program if it is not dropped in time: for tests that block.
@@ -24,7 +28,7 @@ impl Deadline {
         let (sender, receiver) = mpsc::channel();
         let name = std::thread::current().name().unwrap_or("a test").to_string();
         std::thread::spawn(move || {
-            if receiver.recv_timeout(PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout) {
+            if receiver.recv_timeout(2 * PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout) {
                 eprintln!("{name} was not done in time");
                 std::process::abort();
             }
@@ -48,7 +52,7 @@ where
     F: Function<A, M>,
     A: Serialize + DeserializeOwned + Send + 'static,
 {
-    within(Process::spawn(f, args).unwrap()).await.unwrap()
+    tokio::time::timeout(4 * PATIENCE, Process::spawn(f, args).unwrap()).await.expect("a child done in time").unwrap()
 }
 
 /// What a process holds.
