@@ -21,6 +21,17 @@ pub(crate) fn drain(signals: BorrowedFd<'_>) {
     while rustix::io::read(signals, &mut buffer).is_ok_and(|n| n > 0) {}
 }
 
+/// For a process with several threads, where blocking is not enough: ignores what a terminal or a shell sends to a
+/// whole group. Programs that it execs must [`reset_ignored`].
+pub(crate) fn ignore_group_signals() {
+    for signal in
+        [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGTSTP, libc::SIGUSR1, libc::SIGUSR2]
+    {
+        // SAFETY: SIG_IGN is no handler that could run.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
+}
+
 pub(crate) fn unblock_all() {
     // Cannot fail: the arguments are constants.
     let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);

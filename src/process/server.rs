@@ -44,7 +44,7 @@ struct Server {
     /// Signals, intake, and what kills this process when the root ends.
     own: Vec<OwnedFd>,
     connections: Vec<Connection>,
-    /// Children of a server that is gone.
+    /// Watched by pidfd: children of a server that is gone, and our own where threads could take SIGCHLD from us.
     orphans: Vec<(u32, OwnedFd)>,
     /// Where to report exits, if the kernel does not tell them to our children's starters.
     exits: Option<BTreeMap<u32, OwnedFd>>,
@@ -108,6 +108,9 @@ impl Server {
         rustix::stdio::dup2_stdout(&null)
             .and_then(|()| rustix::stdio::dup2_stderr(&null))
             .map_err(|e| failed(e.into()))?;
+        if single.is_none() {
+            signal::ignore_group_signals();
+        }
         let signals = signal::block_all_but_children().map_err(failed)?;
         let intake = PREPARED.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take().ok_or_else(gone)?;
         let tells_exit = !kernel_tells_exits(single);
@@ -169,6 +172,9 @@ impl Server {
             let mut ended = orphans.iter();
             let (gone, left) = std::mem::take(&mut self.orphans).into_iter().partition(|_| ended.next() == Some(&true));
             self.orphans = left;
+            if !gone.is_empty() {
+                self.reap();
+            }
             gone.iter().for_each(|(pid, _): &(u32, OwnedFd)| bury(*pid));
         }
     }
@@ -239,6 +245,9 @@ impl Server {
         };
         // It is our child and not reaped yet, so the pid is its own.
         let pidfd = pidfd::open(pid).map_err(failed)?;
+        if self.single.is_none() {
+            self.orphans.push((pid, pidfd.try_clone().map_err(failed)?));
+        }
         if let (Some(exits), Some(report)) = (&mut self.exits, report) {
             exits.insert(pid, report);
         }
