@@ -30,6 +30,7 @@ pub(super) fn after_fork(
     private: Vec<OwnedFd>,
     single: SingleThreaded,
 ) -> ! {
+    spawn::set_name(c"mp-child");
     // First of all: from here on the starter knows that it is born. It may have let go already.
     let told = match Report::send_born(fds.report.as_fd(), std::process::id()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -43,6 +44,7 @@ pub(super) fn after_fork(
 /// The life of a child that was forked ahead: it gets everything ready, down to the pages that it will touch, and
 /// waits for its order. Without one it ends with the server.
 pub(super) fn spare(socket: OwnedFd, private: Vec<OwnedFd>, group: Pid, single: SingleThreaded) -> ! {
+    spawn::set_name(c"mp-spare");
     spawn::close_all(private);
     // What is sent to the group of the server is not for a process that nobody has started yet.
     let alone = rustix::process::setpgid(None, None);
@@ -60,8 +62,9 @@ pub(super) fn spare(socket: OwnedFd, private: Vec<OwnedFd>, group: Pid, single: 
     after_fork(order, bytes, fds, Vec::new(), single)
 }
 
-/// Goes once through what an order will make it do, so that memory shared with the server is copied before it counts.
-fn rehearse() -> Result<()> {
+/// Goes once through what an order will make it do, so that memory shared with the server is copied before it
+/// counts. In the server: so that what is made at the first use, such as the linker's lazy bindings, is made once.
+pub(super) fn rehearse() -> Result<()> {
     let (ours, theirs) = socket::packet_pair()?;
     let nobody = ProcessInfo { name: String::new(), pid: 0, daemon: false, start_method: None };
     let order = Order {
@@ -82,9 +85,6 @@ fn rehearse() -> Result<()> {
         let outcome = order.call.run(arguments, &mut Executor::default());
         Report::send_outcome(ours.as_fd(), &outcome)?;
     }
-    let (pipe, write) = io::pipe()?;
-    drop(signal::die_with(pipe.as_fd())?); // Untied again before the other end closes.
-    drop(write);
     io::stdout().flush()?;
     spawn::flush_c_stdio();
     Ok(())
@@ -107,9 +107,8 @@ fn live(order: Order, arguments: Vec<u8>, fds: Descriptors, ready: Result<()>, e
         for directory in [directory, own_directory].into_iter().flatten() {
             rustix::process::fchdir(directory).map_err(io::Error::from)?;
         }
-        Ok(signal::die_with(lifeline.as_fd())?)
+        Ok(signal::die_with(lifeline)?)
     });
-    drop(lifeline);
     let tie = match ready {
         Ok(Some(tie)) => tie,
         Ok(None) => spawn::exit_now(1), // The starter is gone.

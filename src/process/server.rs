@@ -112,11 +112,12 @@ impl Server {
         let failed = |error| protocol::spawn_error("the fork server cannot start", error);
         let gone = || Error::new(ErrorKind::Spawn, "the root process is gone");
         let lifeline = boot::origin()?.root_lifeline.as_ref().ok_or_else(gone)?;
-        let tie = signal::die_with(lifeline.as_fd()).map_err(failed)?.ok_or_else(gone)?;
+        let tie = signal::reopen(lifeline.as_fd()).and_then(signal::die_with).map_err(failed)?.ok_or_else(gone)?;
         run_preloads(preload)?;
         // Only a preload could have started a thread since.
         let single = if preload.is_empty() { single } else { single.and(SingleThreaded::check()) };
         let _ = std::io::stdout(); // Made here once rather than in every child.
+        child::rehearse()?;
         let null = boot::null_device().map_err(failed)?;
         rustix::stdio::dup2_stdout(&null)
             .and_then(|()| rustix::stdio::dup2_stderr(&null))
@@ -124,6 +125,7 @@ impl Server {
         if single.is_none() {
             signal::ignore_group_signals();
         }
+        spawn::set_name(c"mp-server");
         let signals = signal::block_all_but_children().map_err(failed)?;
         let intake = PREPARED.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take().ok_or_else(gone)?;
         let tells_exit = !kernel_tells_exits(single);
