@@ -145,7 +145,7 @@ impl Link {
 
     /// One pop of a `T`, with its notices.
     fn pop<T: 'static>(&self) -> Result<Tried<Parcel>> {
-        let buffer = || if wire::is_plain_bytes::<T>() { Vec::new() } else { wire::spare() };
+        let buffer = || if wire::takes_buffer::<T>() { Vec::new() } else { wire::spare() };
         let mut was_hung_up = false;
         loop {
             let take = |number, count| take_fds(self.rx.as_fd(), number, count);

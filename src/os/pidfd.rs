@@ -73,7 +73,9 @@ pub(crate) fn exit(pidfd: BorrowedFd<'_>) -> Exit {
         match done {
             0 if info.mask & EXIT != 0 => return Exit::Known(ExitStatus::from_raw(info.exit_code)),
             0 => return Exit::NotReaped,
-            _ if rustix::io::Errno::from_io_error(&io::Error::last_os_error()) != Some(rustix::io::Errno::SRCH) => break,
+            _ if rustix::io::Errno::from_io_error(&io::Error::last_os_error()) != Some(rustix::io::Errno::SRCH) => {
+                break;
+            }
             _ => {}
         }
     }

@@ -1,14 +1,11 @@
-//! MessagePack by rmp-serde, and byte payloads whole.
-//!
-//! serde walks a `Vec<u8>` byte by byte, so a message that *is* bytes (by its type) skips serde: its payload
-//! is copied once, straight from the value.
+//! MessagePack by rmp-serde; bytes and numbers as they lie in memory (`plain`), copied once, straight from the value.
 
 use super::attach::{self, Attachment};
+use super::plain::{self, Read};
 use crate::error::{Error, ErrorKind, Result};
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::any::Any;
 use std::cell::Cell;
 use std::os::fd::OwnedFd;
 
@@ -24,59 +21,9 @@ pub(crate) struct Parcel {
     pub(crate) fds: Vec<OwnedFd>,
 }
 
-/// The payload of a value that is nothing but bytes.
-fn plain_bytes<T: 'static>(value: &T) -> Option<&[u8]> {
-    let value: &dyn Any = value;
-    if let Some(bytes) = value.downcast_ref::<Vec<u8>>() {
-        Some(bytes)
-    } else if let Some(bytes) = value.downcast_ref::<Bytes>() {
-        Some(bytes)
-    } else if let Some(bytes) = value.downcast_ref::<Box<[u8]>>() {
-        Some(bytes)
-    } else if let Some((bytes,)) = value.downcast_ref::<(Vec<u8>,)>() {
-        Some(bytes)
-    } else if let Some((bytes,)) = value.downcast_ref::<(Bytes,)>() {
-        Some(bytes)
-    } else {
-        None
-    }
-}
-
-/// Whether `T` is nothing but bytes: its payload becomes the value, so it should have a buffer of its own.
-pub(crate) fn is_plain_bytes<T: 'static>() -> bool {
-    use std::any::TypeId;
-    let wanted = TypeId::of::<T>();
-    let plain = [TypeId::of::<Vec<u8>>(), TypeId::of::<Bytes>(), TypeId::of::<Box<[u8]>>()];
-    plain.contains(&wanted) || [TypeId::of::<(Vec<u8>,)>(), TypeId::of::<(Bytes,)>()].contains(&wanted)
-}
-
-/// Makes a `T` of a payload that [`plain_bytes`] wrote, or gives the payload back.
-fn from_plain_bytes<T: 'static>(bytes: Vec<u8>) -> Result<T, Vec<u8>> {
-    fn fill<T: 'static, B: 'static>(bytes: Vec<u8>, make: impl FnOnce(Vec<u8>) -> B) -> Result<T, Vec<u8>> {
-        let mut made = Some(make(bytes));
-        // The two types are one, as `from_plain_bytes` has checked.
-        (&mut made as &mut dyn Any).downcast_mut::<Option<T>>().and_then(Option::take).ok_or_else(Vec::new)
-    }
-    let wanted = std::any::TypeId::of::<T>();
-    let is = |other| wanted == other;
-    if is(std::any::TypeId::of::<Vec<u8>>()) {
-        fill(bytes, |bytes| bytes)
-    } else if is(std::any::TypeId::of::<Bytes>()) {
-        fill(bytes, Bytes::from)
-    } else if is(std::any::TypeId::of::<Box<[u8]>>()) {
-        fill(bytes, Vec::into_boxed_slice)
-    } else if is(std::any::TypeId::of::<(Vec<u8>,)>()) {
-        fill(bytes, |bytes| (bytes,))
-    } else if is(std::any::TypeId::of::<(Bytes,)>()) {
-        fill(bytes, |bytes| (Bytes::from(bytes),))
-    } else {
-        Err(bytes)
-    }
-}
-
 /// Encodes `value`. An error attaches nothing and leaks nothing.
 pub(crate) fn encode<T: Serialize + 'static>(value: &T) -> Result<Message> {
-    if plain_bytes(value).is_some() {
+    if plain::bytes(value).is_some() {
         return Ok(Message { encoded: None, attachments: Vec::new() });
     }
     let mut encoded = spare();
@@ -119,7 +66,7 @@ impl Message {
     pub(crate) fn payload<'a, T: 'static>(&'a self, value: &'a T) -> &'a [u8] {
         match &self.encoded {
             Some(encoded) => encoded,
-            None => plain_bytes(value).unwrap_or_default(),
+            None => plain::bytes(value).unwrap_or_default(),
         }
     }
 }
@@ -175,9 +122,13 @@ impl<'de> serde::Deserialize<'de> for Sealed {
 /// The reverse of [`encode`]. Descriptors that `T` does not take are closed.
 pub(crate) fn decode<T: DeserializeOwned + 'static>(parcel: Parcel) -> Result<T> {
     let Parcel { bytes, fds } = parcel;
-    let bytes = match from_plain_bytes(bytes) {
-        Ok(value) => return Ok(value),
-        Err(bytes) => bytes,
+    let bytes = match plain::read(bytes) {
+        Read::Value(value, buffer) => {
+            buffer.into_iter().for_each(keep);
+            return Ok(value);
+        }
+        Read::Invalid => return Err(unreadable::<T>("it is of another length")),
+        Read::NotPlain(bytes) => bytes,
     };
     let value = attach::supply(fds, || decode_slice(&bytes));
     keep(bytes);
@@ -185,14 +136,13 @@ pub(crate) fn decode<T: DeserializeOwned + 'static>(parcel: Parcel) -> Result<T>
 }
 
 fn decode_slice<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
-    let failed = |why: String| {
-        let what = std::any::type_name::<T>();
-        Error::new(ErrorKind::Decode, format!("cannot read the message as {what}: {why}"))
-    };
     let mut reader = rmp_serde::Deserializer::from_read_ref(bytes);
-    let value =
-        serde::Deserialize::deserialize(&mut reader).map_err(|error| failed(error.to_string()).with_source(error))?;
-    Ok(value)
+    serde::Deserialize::deserialize(&mut reader).map_err(|error| unreadable::<T>(&error.to_string()).with_source(error))
+}
+
+fn unreadable<T>(why: &str) -> Error {
+    let what = std::any::type_name::<T>();
+    Error::new(ErrorKind::Decode, format!("cannot read the message as {what}: {why}"))
 }
 
 #[cfg(test)]
@@ -213,6 +163,17 @@ mod tests {
         assert_eq!(round_trip(bytes.clone().into_boxed_slice())[..], bytes);
         assert_eq!(round_trip((bytes.clone(),)).0, bytes);
         assert_eq!(round_trip((7u8, bytes.clone())), (7, bytes));
+    }
+
+    #[test]
+    fn numbers_skip_serde_and_come_back() {
+        assert!(encode(&[1u64; 8]).unwrap().encoded.is_none());
+        assert_eq!(round_trip([1u64, 2, 3, 4, 5, 6, 7, u64::MAX]), [1, 2, 3, 4, 5, 6, 7, u64::MAX]);
+        assert_eq!(round_trip([1i16; 5]), [1; 5]);
+        assert_eq!(round_trip((-7i64,)), (-7,));
+        assert_eq!(round_trip(vec![0.5f64, f64::INFINITY]), [0.5, f64::INFINITY]);
+        let torn = decode::<Vec<u32>>(Parcel { bytes: vec![0; 7], fds: Vec::new() });
+        assert_eq!(torn.unwrap_err().kind(), ErrorKind::Decode);
     }
 
     #[test]

@@ -4,7 +4,9 @@
 pub(crate) mod attach;
 mod encode;
 pub(crate) mod frame;
+mod plain;
 
 pub(crate) use attach::Attachment;
 pub use attach::Fd;
-pub(crate) use encode::{Message, Parcel, Sealed, decode, encode, is_plain_bytes, spare};
+pub(crate) use encode::{Message, Parcel, Sealed, decode, encode, spare};
+pub(crate) use plain::takes_buffer;

@@ -1,0 +1,177 @@
+//! Messages that are nothing but bytes or numbers skip serde: they travel as they lie in memory, for both sides are
+//! the same program on the same machine.
+//!
+//! serde walks a `Vec<u8>` or `[f64; 8]` element by element. What a message is can be told by its type alone, and the
+//! comparisons of types below are settled when the program is compiled.
+
+use bytes::Bytes;
+use std::any::{Any, TypeId};
+
+/// A type that travels as it lies in memory.
+trait Plain: Sized {
+    /// Whether the value takes the buffer over, so that it should not be a shared one.
+    const TAKES_BUFFER: bool;
+    fn bytes(&self) -> &[u8];
+    /// The value, and the buffer if it was not taken over; `None` if these bytes are none.
+    fn from_buffer(buffer: Vec<u8>) -> Option<(Self, Option<Vec<u8>>)>;
+}
+
+macro_rules! numbers {
+    ($($number:ty)*) => {$(
+        impl Plain for $number {
+            const TAKES_BUFFER: bool = false;
+            fn bytes(&self) -> &[u8] {
+                bytemuck::bytes_of(self)
+            }
+            fn from_buffer(buffer: Vec<u8>) -> Option<(Self, Option<Vec<u8>>)> {
+                Some((bytemuck::try_pod_read_unaligned(&buffer).ok()?, Some(buffer)))
+            }
+        }
+
+        impl<const N: usize> Plain for [$number; N] {
+            const TAKES_BUFFER: bool = false;
+            fn bytes(&self) -> &[u8] {
+                bytemuck::bytes_of(self)
+            }
+            fn from_buffer(buffer: Vec<u8>) -> Option<(Self, Option<Vec<u8>>)> {
+                Some((bytemuck::try_pod_read_unaligned(&buffer).ok()?, Some(buffer)))
+            }
+        }
+    )*};
+}
+
+macro_rules! lists {
+    ($($number:ty)*) => {$(
+        impl Plain for Vec<$number> {
+            const TAKES_BUFFER: bool = false;
+            fn bytes(&self) -> &[u8] {
+                bytemuck::cast_slice(self)
+            }
+            fn from_buffer(buffer: Vec<u8>) -> Option<(Self, Option<Vec<u8>>)> {
+                let is_whole = buffer.len().is_multiple_of(size_of::<$number>());
+                is_whole.then(|| (bytemuck::pod_collect_to_vec(&buffer), Some(buffer)))
+            }
+        }
+    )*};
+}
+
+numbers!(u8 i8 u16 i16 u32 i32 u64 i64 usize isize f32 f64);
+lists!(i8 u16 i16 u32 i32 u64 i64 usize isize f32 f64);
+
+macro_rules! buffers {
+    ($($buffer:ty)*) => {$(
+        impl Plain for $buffer {
+            const TAKES_BUFFER: bool = true;
+            fn bytes(&self) -> &[u8] {
+                self
+            }
+            fn from_buffer(buffer: Vec<u8>) -> Option<(Self, Option<Vec<u8>>)> {
+                Some((buffer.into(), None))
+            }
+        }
+    )*};
+}
+
+buffers!(Vec<u8> Bytes Box<[u8]>);
+
+/// The arguments of a function of one.
+impl<P: Plain> Plain for (P,) {
+    const TAKES_BUFFER: bool = P::TAKES_BUFFER;
+    fn bytes(&self) -> &[u8] {
+        self.0.bytes()
+    }
+    fn from_buffer(buffer: Vec<u8>) -> Option<(Self, Option<Vec<u8>>)> {
+        P::from_buffer(buffer).map(|(value, buffer)| ((value,), buffer))
+    }
+}
+
+/// Does `$case!(type)` for every type that is recognised.
+macro_rules! each_plain {
+    ($case:ident) => {
+        $case!(Vec<u8>);
+        $case!(Bytes);
+        $case!(Box<[u8]>);
+        each_plain!($case: u8 i8 u16 i16 u32 i32 u64 i64 usize isize f32 f64);
+        each_plain!($case in i8 u16 i16 u32 i32 u64 i64 usize isize f32 f64);
+    };
+    ($case:ident: $($number:ty)*) => {$(
+        $case!($number);
+        $case!([$number; 2]);
+        $case!([$number; 3]);
+        $case!([$number; 4]);
+        $case!([$number; 8]);
+        $case!([$number; 16]);
+        $case!([$number; 32]);
+    )*};
+    ($case:ident in $($number:ty)*) => {$(
+        $case!(Vec<$number>);
+    )*};
+}
+
+/// The bytes of `value`, if its type is plain.
+#[inline]
+pub(super) fn bytes<T: 'static>(value: &T) -> Option<&[u8]> {
+    let value: &dyn Any = value;
+    macro_rules! case {
+        ($plain:ty) => {
+            if TypeId::of::<T>() == TypeId::of::<$plain>() {
+                return value.downcast_ref::<$plain>().map(Plain::bytes);
+            }
+            if TypeId::of::<T>() == TypeId::of::<($plain,)>() {
+                return value.downcast_ref::<($plain,)>().map(Plain::bytes);
+            }
+        };
+    }
+    each_plain!(case);
+    None
+}
+
+/// Whether values of `T` take over the buffer they arrive in.
+#[inline]
+pub(crate) fn takes_buffer<T: 'static>() -> bool {
+    macro_rules! case {
+        ($plain:ty) => {
+            if TypeId::of::<T>() == TypeId::of::<$plain>() || TypeId::of::<T>() == TypeId::of::<($plain,)>() {
+                return <$plain as Plain>::TAKES_BUFFER;
+            }
+        };
+    }
+    each_plain!(case);
+    false
+}
+
+/// What became of a buffer.
+pub(super) enum Read<T> {
+    /// The value, and the buffer if it is free again.
+    Value(T, Option<Vec<u8>>),
+    /// The type is plain, but these bytes are none of its values.
+    Invalid,
+    /// The type is not plain.
+    NotPlain(Vec<u8>),
+}
+
+/// The reverse of [`bytes`].
+#[inline]
+pub(super) fn read<T: 'static>(buffer: Vec<u8>) -> Read<T> {
+    fn make<T: 'static, P: Plain + 'static>(buffer: Vec<u8>) -> Read<T> {
+        let Some((value, buffer)) = P::from_buffer(buffer) else { return Read::Invalid };
+        let mut value = Some(value);
+        // `T` is `P`, as the caller has found.
+        match (&mut value as &mut dyn Any).downcast_mut::<Option<T>>().and_then(Option::take) {
+            Some(value) => Read::Value(value, buffer),
+            None => Read::Invalid,
+        }
+    }
+    macro_rules! case {
+        ($plain:ty) => {
+            if TypeId::of::<T>() == TypeId::of::<$plain>() {
+                return make::<T, $plain>(buffer);
+            }
+            if TypeId::of::<T>() == TypeId::of::<($plain,)>() {
+                return make::<T, ($plain,)>(buffer);
+            }
+        };
+    }
+    each_plain!(case);
+    Read::NotPlain(buffer)
+}
