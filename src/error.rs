@@ -336,7 +336,7 @@ returns_value! {
     /// queue.close();
     /// let error = queue.put(5).await.unwrap_err();
     /// assert_eq!(error.into_inner(), 5);
-    /// # multiprocess::Result::Ok(()) }).unwrap();
+    /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
     /// ```
     PutError
 }
@@ -364,7 +364,7 @@ returns_value! {
     /// drop(receiver);
     /// let error = sender.send("hello".into()).await.unwrap_err();
     /// assert_eq!(error.into_inner(), "hello");
-    /// # multiprocess::Result::Ok(()) }).unwrap();
+    /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
     /// ```
     SendError
 }

@@ -15,7 +15,8 @@
 //!
 //! # Invariants
 //! 1. Descriptors are sent under the put latch, so their order in the socket is that of their records.
-//! 2. A taker takes exactly the packets of its record's number; lower numbers are orphans of the dead.
+//! 2. A record has one packet at most, so a socket full of packets has records that make takers clear it.
+//! 3. A taker takes exactly the packet of its record's number; lower numbers are orphans of the dead.
 //!
 //! # Death
 //! | killed | survivors see |
@@ -29,7 +30,7 @@
 
 use super::ring::{Asked, Pop, Push, Ring, word};
 use crate::error::{Error, ErrorKind, Result};
-use crate::os::socket::{self, MAX_FDS, Wait};
+use crate::os::socket::{self, MAX_FDS, Packet, Wait};
 use crate::shm::atomic::AtomicU64;
 use crate::shm::family::Member;
 use crate::wait::{Hangup, Line, until, until_blocking};
@@ -142,8 +143,9 @@ impl Link {
         }
     }
 
-    /// One pop, with its notices.
-    fn pop(&self) -> Result<Tried<Parcel>> {
+    /// One pop of a `T`, with its notices.
+    fn pop<T: 'static>(&self) -> Result<Tried<Parcel>> {
+        let buffer = || if wire::is_plain_bytes::<T>() { Vec::new() } else { wire::spare() };
         let mut was_hung_up = false;
         loop {
             let take = |number, count| take_fds(self.rx.as_fd(), number, count);
@@ -152,7 +154,7 @@ impl Link {
                     self.hold(me);
                 }
             };
-            let (result, asked) = self.ring.pop(take, commit);
+            let (result, asked) = self.ring.pop(buffer, take, commit);
             self.notify(asked);
             if !matches!(result, Ok(Pop::Empty | Pop::Closed | Pop::Busy)) {
                 self.room.notify_one();
@@ -198,7 +200,7 @@ impl Link {
     }
 
     pub(super) async fn get<T: DeserializeOwned + 'static>(&self) -> Result<T> {
-        let waited = until(&self.items, || self.pop().later()).await;
+        let waited = until(&self.items, || self.pop::<T>().later()).await;
         wire::decode(flatten(waited.map_err(|error| self.failed("wait for", error)))?)
     }
 
@@ -211,7 +213,7 @@ impl Link {
     }
 
     pub(super) fn try_get<T: DeserializeOwned + 'static>(&self) -> Result<T> {
-        match when_not_busy(|| self.pop())? {
+        match when_not_busy(|| self.pop::<T>())? {
             Some(parcel) => wire::decode(parcel),
             None => Err(Error::new(ErrorKind::Empty, format!("the {} is empty", self.what))),
         }
@@ -228,7 +230,7 @@ impl Link {
 
     pub(super) fn blocking_get<T: DeserializeOwned + 'static>(&self) -> Result<T> {
         refuse_inside_async();
-        wire::decode(self.block(&self.items, None, || self.pop().later())?)
+        wire::decode(self.block(&self.items, None, || self.pop::<T>().later())?)
     }
 
     fn block<T>(
@@ -394,25 +396,36 @@ fn refuse_inside_async() {
     let _ = receiver.blocking_recv();
 }
 
-/// Sends descriptors ahead of their record; false if the socket is full, and then nothing was sent of the last
-/// packet: the ones before are orphans of their number, which the taker drops.
+/// Sends descriptors ahead of their record, whole or not at all; false if the socket is full.
 fn send_fds(socket: BorrowedFd<'_>, number: u64, attachments: &[Attachment]) -> io::Result<bool> {
     let fds: Vec<BorrowedFd<'_>> = attachments.iter().map(|attachment| attachment.as_fd()).collect();
-    for chunk in fds.chunks(MAX_FDS) {
-        match socket::send(socket, &[IoSlice::new(&number.to_ne_bytes())], chunk, Wait::No) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
-            result => result?,
-        }
+    let bundle = if fds.len() > MAX_FDS { Some(bundle(&fds)?) } else { None };
+    let bundle = bundle.as_ref().map(|bundle| [bundle.as_fd()]);
+    let sent = bundle.as_ref().map_or(&fds[..], |bundle| bundle);
+    match socket::send(socket, &[IoSlice::new(&number.to_ne_bytes())], sent, Wait::No) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+        result => result.map(|()| true),
     }
-    Ok(true)
+}
+
+/// More descriptors than one packet takes, as one: a socket that holds them. Sent one packet after the other they
+/// could fill the socket halfway, and no record would ever make a taker clear it.
+fn bundle(fds: &[BorrowedFd<'_>]) -> io::Result<OwnedFd> {
+    let (inlet, outlet) = socket::packet_pair()?;
+    for chunk in fds.chunks(MAX_FDS) {
+        socket::send(inlet.as_fd(), &[IoSlice::new(&[0])], chunk, Wait::No).map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => {
+                io::Error::new(io::ErrorKind::InvalidInput, format!("{} descriptors are too many", fds.len()))
+            }
+            _ => error,
+        })?;
+    }
+    Ok(outlet)
 }
 
 /// Takes the `count` descriptors of record `number` and drops those of earlier numbers: their senders died.
 fn take_fds(socket: BorrowedFd<'_>, number: u64, count: usize) -> io::Result<Vec<OwnedFd>> {
-    let mut fds = Vec::new();
-    let mut lost = false;
-    let mut arrived = 0;
-    while arrived < count {
+    loop {
         let mut bytes = [0; 8];
         let next = socket::peek(socket, &mut bytes).is_ok_and(|len| len == 8).then(|| u64::from_ne_bytes(bytes));
         if next.is_none_or(|next| next > number) {
@@ -423,10 +436,27 @@ fn take_fds(socket: BorrowedFd<'_>, number: u64, count: usize) -> io::Result<Vec
         }
         let packet = socket::recv(socket, &mut bytes, Wait::No)?;
         if next == Some(number) {
-            lost |= packet.fds_lost;
-            arrived += if packet.fds_lost { MAX_FDS.min(count - arrived) } else { packet.fds.len() };
+            return if count > MAX_FDS { unbundle(packet, count) } else { all_of(count, packet.fds) };
+        }
+    }
+}
+
+/// The reverse of [`bundle`].
+fn unbundle(packet: Packet, count: usize) -> io::Result<Vec<OwnedFd>> {
+    let mut fds = Vec::new();
+    for bundle in &packet.fds {
+        while fds.len() < count {
+            let packet = socket::recv(bundle.as_fd(), &mut [0], Wait::No)?;
+            if packet.len == 0 || packet.fds_lost {
+                break;
+            }
             fds.extend(packet.fds);
         }
     }
-    if lost { Err(crate::wire::frame::too_many_fds(count, fds.len())) } else { Ok(fds) }
+    all_of(count, fds)
+}
+
+/// The kernel drops what does not fit into this process.
+fn all_of(count: usize, fds: Vec<OwnedFd>) -> io::Result<Vec<OwnedFd>> {
+    if fds.len() == count { Ok(fds) } else { Err(crate::wire::frame::too_many_fds(count, fds.len())) }
 }

@@ -38,7 +38,7 @@ const BYTES: u64 = 1 << 20;
 /// right.send(right_len(&right.recv().await?)).await?;
 /// assert_eq!(left.recv().await?, 5);
 /// # fn right_len(text: &str) -> usize { text.len() }
-/// # multiprocess::Result::Ok(()) }).unwrap();
+/// # Ok::<_, multiprocess::Error>(()) }).unwrap();
 /// ```
 pub fn pipe<S: Item, R: Item>() -> Result<(Connection<S, R>, Connection<R, S>)> {
     let create = || {

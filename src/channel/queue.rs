@@ -389,18 +389,20 @@ impl<'de, T> Deserialize<'de> for JoinableQueue<T> {
 /// queue.put(1).await?;
 /// queue.close();
 /// assert_eq!(queue.stream().next().await.unwrap()?, 1);
-/// # multiprocess::Result::Ok(()) }).unwrap();
+/// # Ok::<_, multiprocess::Error>(()) }).unwrap();
 /// ```
 pub struct QueueStream<T>(Pin<Box<dyn Stream<Item = Result<T>> + Send>>);
 
 impl<T: Item> QueueStream<T> {
     pub(super) fn new(link: Arc<Link>) -> Self {
-        Self(Box::pin(futures::stream::unfold(link, |link| async {
+        let items = futures::stream::unfold(link, |link| async {
             match link.get().await {
                 Err(error) if error.kind() == ErrorKind::Closed => None,
                 item => Some((item, link)),
             }
-        })))
+        });
+        // Whoever asks again after the end hears again that it is the end.
+        Self(Box::pin(items.fuse()))
     }
 }
 
@@ -421,7 +423,7 @@ impl<T> Stream for QueueStream<T> {
 /// let queue = multiprocess::Queue::unbounded()?;
 /// queue.sink().send("hello".to_string()).await?;
 /// assert_eq!(queue.get().await?, "hello");
-/// # multiprocess::Result::Ok(()) }).unwrap();
+/// # Ok::<_, multiprocess::Error>(()) }).unwrap();
 /// ```
 pub struct QueueSink<T> {
     link: Arc<Link>,

@@ -140,6 +140,13 @@ struct Side {
     extent: Option<Extent>,
 }
 
+impl Side {
+    #[inline]
+    fn segment(&self) -> io::Result<Segment<'_, Extent>> {
+        self.extent.as_ref().map(Extent::segment).ok_or_else(|| corrupt("no segment"))
+    }
+}
+
 #[derive(Clone)]
 struct Extent {
     map: Arc<Map>,
@@ -305,16 +312,14 @@ impl Ring {
         let Ok(len) = u32::try_from(payload.len()) else {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "a message is larger than 4 GiB"));
         };
-        let mut extent = self.settle_putter(side)?;
-        let mut tail = extent.segment().tail();
+        let mut tail = self.settle_putter(side)?;
         if self.item_limit != 0 && !self.has_room_for_one(tail)? {
             return Ok(Push::Full);
         }
         let mut record = RecordHead { len, fds: fds as u32, number: 0 };
-        if !extent.segment().has_room(tail, record.units()) {
-            let Some(grown) = self.grow(side, &extent, tail, record.units())? else { return Ok(Push::Full) };
-            extent = grown;
-            tail = extent.segment().tail();
+        if !side.segment()?.has_room(tail, record.units()) {
+            let Some(grown) = self.grow(side, tail, record.units())? else { return Ok(Push::Full) };
+            tail = grown;
         }
         if fds > 0 {
             record.number = self.word(word::NUMBER).fetch_add(1, Relaxed) + 1;
@@ -323,7 +328,7 @@ impl Ring {
             }
             fault::point("put.sent");
         }
-        let segment = extent.segment();
+        let segment = side.segment()?;
         segment.write_record(tail, record, payload);
         fault::point("put.written");
         segment.publish(tail, record);
@@ -344,12 +349,13 @@ impl Ring {
         Ok(fits(taken))
     }
 
-    /// The segment to put into.
-    fn settle_putter(&self, side: &mut Side) -> io::Result<Extent> {
+    /// Finds the segment to put into, and where.
+    fn settle_putter(&self, side: &mut Side) -> io::Result<Mark> {
         for _ in 0..=EXTENTS {
-            let extent = self.settle(side, self.word(word::PUT_SEGMENT).load(Acquire))?;
-            match extent.segment().next() {
-                0 => return Ok(extent),
+            self.settle(side, self.word(word::PUT_SEGMENT).load(Acquire))?;
+            let segment = side.segment()?;
+            match segment.next() {
+                0 => return Ok(segment.tail()),
                 // Somebody died after the link: invariant 2.
                 next => self.word(word::PUT_SEGMENT).store(next, Release),
             }
@@ -357,15 +363,13 @@ impl Ring {
         Err(corrupt("a chain without an end"))
     }
 
-    fn settle(&self, side: &mut Side, name: u64) -> io::Result<Extent> {
-        match &side.extent {
-            Some(extent) if side.name == name => Ok(extent.clone()),
-            _ => {
-                let extent = self.extent(name)?;
-                *side = Side { name, extent: Some(extent.clone()) };
-                Ok(extent)
-            }
+    /// Makes `side` be about the segment `name`.
+    #[inline]
+    fn settle(&self, side: &mut Side, name: u64) -> io::Result<()> {
+        if side.name != name || side.extent.is_none() {
+            *side = Side { name, extent: Some(self.extent(name)?) };
         }
+        Ok(())
     }
 
     fn extent(&self, name: u64) -> io::Result<Extent> {
@@ -381,7 +385,8 @@ impl Ring {
     }
 
     /// Links a segment with room for `units`; `None` if the limit in bytes forbids it.
-    fn grow(&self, side: &mut Side, old: &Extent, tail: Mark, units: u32) -> io::Result<Option<Extent>> {
+    fn grow(&self, side: &mut Side, tail: Mark, units: u32) -> io::Result<Option<Mark>> {
+        let Some(old) = side.extent.clone() else { return Ok(None) };
         let is_empty = self.head()?.count == tail.count;
         if self.byte_limit != 0 && !is_empty && old.size() >= self.byte_limit {
             return Ok(None);
@@ -394,20 +399,21 @@ impl Ring {
             return Err(io::Error::new(io::ErrorKind::OutOfMemory, "a queue of more than 16 GiB"));
         }
         let name = self.allocate(capacity)?;
-        let linked = self.link(side, old, name, tail.count);
+        let linked = self.link(side, &old, name, tail.count);
         linked.inspect_err(|_| self.retire(name)).map(Some)
     }
 
     /// Begins the segment `name` and makes it the one to put into. If this fails, nothing has happened.
-    fn link(&self, side: &mut Side, old: &Extent, name: u64, count: u32) -> io::Result<Extent> {
+    fn link(&self, side: &mut Side, old: &Extent, name: u64, count: u32) -> io::Result<Mark> {
         let extent = self.extent(name)?;
         extent.segment().begin(count);
         fault::point("grow.begun");
         old.segment().link(name);
         fault::point("grow.linked");
         self.word(word::PUT_SEGMENT).store(name, Release);
-        *side = Side { name, extent: Some(extent.clone()) };
-        Ok(extent)
+        let tail = extent.segment().tail();
+        *side = Side { name, extent: Some(extent) };
+        Ok(tail)
     }
 
     /// An extent of this capacity, in use and in no chain. Only under the put latch.
@@ -448,6 +454,7 @@ impl Ring {
     /// at the very last.
     pub(super) fn pop(
         &self,
+        payload: impl FnOnce() -> Vec<u8>,
         take_fds: impl FnOnce(u64, usize) -> io::Result<Vec<OwnedFd>>,
         commit: impl FnOnce(Member),
     ) -> (io::Result<Pop>, Asked) {
@@ -464,7 +471,7 @@ impl Ring {
             Some(Taken::FromTheDead) => asked.putters = self.repair_beside(self.put_latch(), me),
         }
         fault::point("get.taken");
-        let result = self.pop_latched(&mut side, &mut asked, take_fds, || commit(me));
+        let result = self.pop_latched(&mut side, &mut asked, payload, take_fds, || commit(me));
         asked.takers = latch.release();
         fault::point("get.released");
         (result, asked)
@@ -474,17 +481,24 @@ impl Ring {
         &self,
         side: &mut Side,
         asked: &mut Asked,
+        payload: impl FnOnce() -> Vec<u8>,
         take_fds: impl FnOnce(u64, usize) -> io::Result<Vec<OwnedFd>>,
         commit: impl FnOnce(),
     ) -> io::Result<Pop> {
-        let Some((extent, head, tail)) = self.settle_taker(side)? else {
-            return Ok(if self.is_closed() && self.settle_taker(side)?.is_none() { Pop::Closed } else { Pop::Empty });
+        let (head, tail) = match self.settle_taker(side)? {
+            Some(found) => found,
+            None if !self.is_closed() => return Ok(Pop::Empty),
+            // Closed is said after the last put: look once more.
+            None => match self.settle_taker(side)? {
+                Some(found) => found,
+                None => return Ok(Pop::Closed),
+            },
         };
-        let segment = extent.segment();
+        let segment = side.segment()?;
         let Some(record) = segment.record(head, tail) else {
             return Err(corrupt("no record where one should be"));
         };
-        let mut payload = Vec::with_capacity(record.len as usize);
+        let mut payload = payload();
         segment.read_payload(head, record, &mut payload);
         let fds = if record.fds > 0 { take_fds(record.number, record.fds as usize) } else { Ok(Vec::new()) };
         fault::point("get.read");
@@ -492,23 +506,25 @@ impl Ring {
         fault::point("get.noted");
         segment.consume(head, record);
         fault::point("get.consumed");
-        if extent.size() > KEEP && head.position.wrapping_add(record.units()) == tail.position {
-            asked.putters |= self.give_back(side, &extent);
+        let is_drained = head.position.wrapping_add(record.units()) == tail.position;
+        let large = side.extent.as_ref().filter(|extent| is_drained && extent.size() > KEEP).cloned();
+        if let Some(large) = large {
+            asked.putters |= self.give_back(side, &large);
         }
         Ok(Pop::Got(payload, fds?))
     }
 
-    /// The segment to take from, its head and a tail beyond it, if there is anything.
-    fn settle_taker(&self, side: &mut Side) -> io::Result<Option<(Extent, Mark, Mark)>> {
+    /// Finds the segment to take from: its head and a tail beyond it, if there is anything.
+    fn settle_taker(&self, side: &mut Side) -> io::Result<Option<(Mark, Mark)>> {
         for _ in 0..=EXTENTS {
             let name = self.word(word::GET_SEGMENT).load(Acquire);
-            let extent = self.settle(side, name)?;
-            let segment = extent.segment();
+            self.settle(side, name)?;
+            let segment = side.segment()?;
             let head = segment.head();
             // Order matters: once `next` is seen, `tail` is final (segment invariant 2).
             let next = segment.next();
             if let Some(tail) = segment.tail_beyond(head) {
-                return Ok(Some((extent, head, tail)));
+                return Ok(Some((head, tail)));
             }
             if next == 0 {
                 return Ok(None);
@@ -666,7 +682,7 @@ mod tests {
     }
 
     fn pop(ring: &Ring) -> Option<Vec<u8>> {
-        match ring.pop(|_, _| Ok(Vec::new()), |_| ()).0.unwrap() {
+        match ring.pop(Vec::new, |_, _| Ok(Vec::new()), |_| ()).0.unwrap() {
             Pop::Got(bytes, _) => Some(bytes),
             Pop::Empty => None,
             other => panic!("{other:?}"),
@@ -722,7 +738,7 @@ mod tests {
         ring.close().unwrap();
         assert_eq!(push(&ring, b"late"), Push::Closed);
         assert_eq!(pop(&ring).unwrap(), b"last");
-        assert!(matches!(ring.pop(|_, _| Ok(Vec::new()), |_| ()).0.unwrap(), Pop::Closed));
+        assert!(matches!(ring.pop(Vec::new, |_, _| Ok(Vec::new()), |_| ()).0.unwrap(), Pop::Closed));
     }
 
     #[test]
@@ -790,7 +806,7 @@ mod tests {
         let ring = ring(0, 0);
         ring.extent(HEAD_LEN as u64).unwrap().segment().link(HEAD_LEN as u64);
         assert!(ring.push(b"x", 0, |_| Ok(true)).0.is_err());
-        assert!(ring.pop(|_, _| Ok(Vec::new()), |_| ()).0.is_err());
+        assert!(ring.pop(Vec::new, |_, _| Ok(Vec::new()), |_| ()).0.is_err());
     }
 
     #[test]
@@ -807,6 +823,6 @@ mod tests {
         push(&ring, b"x");
         let base = ring.extent(HEAD_LEN as u64).unwrap();
         base.write(0, &u64::MAX.to_ne_bytes());
-        assert!(ring.pop(|_, _| Ok(Vec::new()), |_| ()).0.is_err());
+        assert!(ring.pop(Vec::new, |_, _| Ok(Vec::new()), |_| ()).0.is_err());
     }
 }

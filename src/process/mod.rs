@@ -6,6 +6,7 @@
 //! entry.rs     function <-> address                            child.rs   from fork to exit
 //! info.rs      who is who                                      protocol.rs  what they say to each other
 //! ```
+#![forbid(unsafe_code)]
 
 mod boot;
 mod child;

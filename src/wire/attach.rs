@@ -7,7 +7,7 @@
 use serde::de::{DeserializeOwned, Error as _};
 use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -37,47 +37,93 @@ impl AsFd for Attachment {
     }
 }
 
+/// What encoding and decoding on this thread is about. Kept apart from the lists, so that the usual value, without
+/// a handle in it, touches two plain words.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Context {
+    None,
+    /// Attachments of the value being encoded begin here in `LEAVING`.
+    Encoding(usize),
+    /// Whether anything arrived in `ARRIVED`.
+    Decoding(bool),
+}
+
 thread_local! {
-    static LEAVING: RefCell<Option<Vec<Attachment>>> = const { RefCell::new(None) };
-    static ARRIVED: RefCell<Option<Vec<Option<OwnedFd>>>> = const { RefCell::new(None) };
+    static CONTEXT: Cell<Context> = const { Cell::new(Context::None) };
+    static ATTACHED: Cell<usize> = const { Cell::new(0) };
+    static LEAVING: RefCell<Vec<Attachment>> = const { RefCell::new(Vec::new()) };
+    static ARRIVED: RefCell<Vec<Option<OwnedFd>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Restores the outer context, also when user code panics.
+struct Inside(Context);
+
+impl Inside {
+    fn enter(context: Context) -> Self {
+        Self(CONTEXT.replace(context))
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        if let Context::Encoding(from) = CONTEXT.replace(self.0) {
+            if ATTACHED.replace(from) > from {
+                LEAVING.with_borrow_mut(|leaving| leaving.truncate(from));
+            }
+        }
+    }
 }
 
 /// Runs `encode` and returns what the handles in it attached.
 pub(crate) fn collect<R>(encode: impl FnOnce() -> R) -> (R, Vec<Attachment>) {
-    let outer = LEAVING.replace(Some(Vec::new()));
+    let from = ATTACHED.get();
+    let _inside = Inside::enter(Context::Encoding(from));
     let result = encode();
-    let attachments = LEAVING.replace(outer);
-    (result, attachments.unwrap_or_default())
+    if ATTACHED.get() == from {
+        return (result, Vec::new());
+    }
+    ATTACHED.set(from);
+    (result, LEAVING.with_borrow_mut(|leaving| leaving.split_off(from)))
 }
 
 /// Runs `decode` with these descriptors to take; what it does not take is closed.
 pub(crate) fn supply<R>(fds: Vec<OwnedFd>, decode: impl FnOnce() -> R) -> R {
-    let outer = ARRIVED.replace(Some(fds.into_iter().map(Some).collect()));
+    let _inside = Inside::enter(Context::Decoding(!fds.is_empty()));
+    if fds.is_empty() {
+        return decode();
+    }
+    let outer = ARRIVED.replace(fds.into_iter().map(Some).collect());
     let result = decode();
-    ARRIVED.set(outer);
+    drop(ARRIVED.replace(outer));
     result
 }
 
 /// Attaches a descriptor to the value being encoded on this thread.
 pub(crate) fn leave<E: serde::ser::Error>(attachment: Attachment) -> Result<u32, E> {
+    let Context::Encoding(from) = CONTEXT.get() else {
+        return Err(E::custom(
+            "a handle can only be serialised on its way to another process: as an argument, a result, or through a \
+             queue or pipe",
+        ));
+    };
     LEAVING.with_borrow_mut(|leaving| {
-        let leaving = leaving.as_mut().ok_or_else(|| {
-            E::custom("a handle can only be serialised on its way to another process: as an argument, a result, or through a queue or pipe")
-        })?;
         leaving.push(attachment);
-        Ok(leaving.len() as u32 - 1)
+        ATTACHED.set(leaving.len());
+        Ok((leaving.len() - from) as u32 - 1)
     })
 }
 
 /// Takes a descriptor that arrived with the value being decoded on this thread.
 pub(crate) fn take<E: serde::de::Error>(index: u32) -> Result<OwnedFd, E> {
-    ARRIVED.with_borrow_mut(|arrived| {
-        let arrived = arrived.as_mut().ok_or_else(|| {
-            E::custom("a handle can only be deserialised as it arrives from another process of the same family")
-        })?;
-        let slot = arrived.get_mut(index as usize).ok_or_else(|| E::custom("no descriptor of this index arrived"))?;
-        slot.take().ok_or_else(|| E::custom("this descriptor was already taken"))
-    })
+    match CONTEXT.get() {
+        Context::Decoding(true) => ARRIVED.with_borrow_mut(|arrived| {
+            let missing = || E::custom("no descriptor of this index arrived");
+            let slot = arrived.get_mut(index as usize).ok_or_else(missing)?;
+            slot.take().ok_or_else(|| E::custom("this descriptor was already taken"))
+        }),
+        Context::Decoding(false) => Err(E::custom("no descriptor of this index arrived")),
+        _ => Err(E::custom("a handle can only be deserialised as it arrives from another process of the same family")),
+    }
 }
 
 /// Lets anything made of one descriptor travel: `OwnedFd`, `File`, `TcpStream`, `UnixStream` and their like.

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::any::Any;
+use std::cell::Cell;
 use std::os::fd::OwnedFd;
 
 /// A value made ready to leave, which goes on borrowing its payload where that is plain bytes.
@@ -41,6 +42,14 @@ fn plain_bytes<T: 'static>(value: &T) -> Option<&[u8]> {
     }
 }
 
+/// Whether `T` is nothing but bytes: its payload becomes the value, so it should have a buffer of its own.
+pub(crate) fn is_plain_bytes<T: 'static>() -> bool {
+    use std::any::TypeId;
+    let wanted = TypeId::of::<T>();
+    let plain = [TypeId::of::<Vec<u8>>(), TypeId::of::<Bytes>(), TypeId::of::<Box<[u8]>>()];
+    plain.contains(&wanted) || [TypeId::of::<(Vec<u8>,)>(), TypeId::of::<(Bytes,)>()].contains(&wanted)
+}
+
 /// Makes a `T` of a payload that [`plain_bytes`] wrote, or gives the payload back.
 fn from_plain_bytes<T: 'static>(bytes: Vec<u8>) -> Result<T, Vec<u8>> {
     fn fill<T: 'static, B: 'static>(bytes: Vec<u8>, make: impl FnOnce(Vec<u8>) -> B) -> Result<T, Vec<u8>> {
@@ -70,12 +79,39 @@ pub(crate) fn encode<T: Serialize + 'static>(value: &T) -> Result<Message> {
     if plain_bytes(value).is_some() {
         return Ok(Message { encoded: None, attachments: Vec::new() });
     }
-    let (result, attachments) = attach::collect(|| rmp_serde::to_vec(value));
-    let encoded = result.map_err(|error| {
+    let mut encoded = spare();
+    let (result, attachments) = attach::collect(|| value.serialize(&mut rmp_serde::Serializer::new(&mut encoded)));
+    result.map_err(|error| {
         let what = std::any::type_name::<T>();
         Error::new(ErrorKind::Encode, format!("cannot serialise {what}: {error}")).with_source(error)
     })?;
     Ok(Message { encoded: Some(encoded), attachments })
+}
+
+thread_local! {
+    /// A buffer to write the next message into.
+    static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+/// Buffers that have grown beyond this are not kept.
+const SPARE_LIMIT: usize = 64 << 10;
+
+/// An empty buffer, perhaps with room.
+pub(crate) fn spare() -> Vec<u8> {
+    SPARE.take()
+}
+
+fn keep(mut buffer: Vec<u8>) {
+    if buffer.capacity() <= SPARE_LIMIT {
+        buffer.clear();
+        SPARE.set(buffer);
+    }
+}
+
+impl Drop for Message {
+    fn drop(&mut self) {
+        self.encoded.take().into_iter().for_each(keep);
+    }
 }
 
 impl Message {
@@ -102,9 +138,10 @@ impl Sealed {
 
     /// Encodes `value`; see [`encode`].
     pub(crate) fn of<T: Serialize + 'static>(value: &T) -> Result<Self> {
-        let Message { encoded, attachments } = encode(value)?;
-        let bytes = encoded.unwrap_or_else(|| plain_bytes(value).unwrap_or_default().to_vec());
-        Ok(Self { bytes: bytes.into(), attachments })
+        let mut message = encode(value)?;
+        let attachments = std::mem::take(&mut message.attachments);
+        let bytes = Bytes::copy_from_slice(message.payload(value));
+        Ok(Self { bytes, attachments })
     }
 
     /// How many bytes it carries.
@@ -142,7 +179,9 @@ pub(crate) fn decode<T: DeserializeOwned + 'static>(parcel: Parcel) -> Result<T>
         Ok(value) => return Ok(value),
         Err(bytes) => bytes,
     };
-    attach::supply(fds, || decode_slice(&bytes))
+    let value = attach::supply(fds, || decode_slice(&bytes));
+    keep(bytes);
+    value
 }
 
 fn decode_slice<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {

@@ -7,4 +7,4 @@ pub(crate) mod frame;
 
 pub(crate) use attach::Attachment;
 pub use attach::Fd;
-pub(crate) use encode::{Message, Parcel, Sealed, decode, encode};
+pub(crate) use encode::{Message, Parcel, Sealed, decode, encode, is_plain_bytes, spare};

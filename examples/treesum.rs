@@ -1,0 +1,406 @@
+//! SHA-256 of every file below some directories, in the format of `sha256sum`, on all CPUs.
+//!
+//! A thread walks the trees, a pool of processes does the sums, and the answers stream back as they come:
+//!
+//! ```text
+//! walk: a stream of batches --> pool.apply, a few per worker at once --> sort --> stdout
+//! ```
+//!
+//! Whoever drops that stream cancels what runs in the workers. Ctrl-C does nothing else here.
+
+use futures::channel::mpsc::{UnboundedSender, unbounded};
+use futures::channel::oneshot;
+use futures::{Stream, StreamExt};
+use indicatif::{HumanBytes, HumanCount, HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use multiprocess::{self as mp, Pool};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::cell::Cell;
+use std::ffi::{OsStr, OsString};
+use std::future::ready;
+use std::io::{self, BufWriter, ErrorKind, Read, Write};
+use std::os::unix::{ffi::OsStrExt, fs::OpenOptionsExt};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+use std::{fs, thread};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+const USAGE: &str = "\
+usage: treesum [-j N] [-q] [--] DIR..
+
+Prints a line like sha256sum's for every regular file below each DIR, sorted by path.
+Symbolic links are not followed, unless a DIR itself is one.
+
+  -j N  that many worker processes (default: one per CPU)
+  -q    no progress and no summary
+
+Exit status: 0 every file was read, 1 some were not, 2 wrong usage, 130 interrupted.";
+
+fn main() -> ExitCode {
+    mp::run(async {
+        let options = match Options::parse(std::env::args_os().skip(1)) {
+            Ok(options) => options,
+            Err(complaint) => {
+                eprintln!("{complaint}{USAGE}");
+                return ExitCode::from(2);
+            }
+        };
+        tokio::select! {
+            biased;
+            _ = tokio::signal::ctrl_c() => ExitCode::from(130),
+            outcome = treesum(options) => outcome.unwrap_or_else(|error| {
+                eprintln!("treesum: {error}");
+                ExitCode::FAILURE
+            }),
+        }
+    })
+}
+
+async fn treesum(options: Options) -> mp::Result<ExitCode> {
+    let pool = Pool::builder().workers(options.workers).initializer(leave_ctrl_c_to_the_parent, ()).build()?;
+    let (news, found) = walk(options.roots);
+    let progress = Progress::new(options.quiet, found);
+    let mut digests = Vec::new();
+    let mut busy = Duration::ZERO;
+
+    // Three batches per worker keep it busy while answers are on their way.
+    let answers = news
+        .filter_map(|batch| ready(batch.map_err(|(path, error)| progress.complain(&path, error)).ok()))
+        .map(async |batch| (pool.apply(sum_files, (batch.paths.clone(),)).retries(1).await, batch))
+        .buffer_unordered(3 * options.workers);
+    let mut answers = std::pin::pin!(answers);
+    let mut tick = tokio::time::interval(progress.period());
+    tick.tick().await; // the first comes at once, when there is nothing to show
+    loop {
+        let (answer, batch) = tokio::select! {
+            answer = answers.next() => match answer {
+                Some(answer) => answer,
+                None => break,
+            },
+            _ = tick.tick() => {
+                progress.show();
+                continue;
+            }
+        };
+        progress.done(&batch);
+        match answer {
+            Ok(sums) => {
+                busy += sums.busy;
+                for (path, outcome) in batch.paths.into_iter().zip(sums.outcomes) {
+                    match outcome {
+                        Ok(digest) => digests.push((path, digest)),
+                        Err(error) => progress.complain(&path, error),
+                    }
+                }
+            }
+            Err(error) => batch.paths.iter().for_each(|path| progress.complain(path, &error)),
+        }
+    }
+
+    digests.sort_unstable();
+    progress.summarise(digests.len(), busy, options.workers);
+    on_a_thread(move || print(&digests)).await?;
+    Ok(if progress.failures.get() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+// ---- what runs in the workers
+
+#[derive(Serialize, Deserialize)]
+struct Sums {
+    outcomes: Vec<Result<[u8; 32], String>>,
+    /// What it took without waiting for a CPU: one process alone would need at least as long.
+    busy: Duration,
+}
+
+fn sum_files(paths: Vec<OsString>) -> Sums {
+    let (started, waited) = (Instant::now(), waited_for_a_cpu());
+    let mut buffer = vec![0; 64 << 10];
+    let outcomes = paths.iter().map(|path| sum_file(path, &mut buffer).map_err(|error| error.to_string()));
+    let outcomes = outcomes.collect();
+    Sums { outcomes, busy: started.elapsed().saturating_sub(waited_for_a_cpu().saturating_sub(waited)) }
+}
+
+fn sum_file(path: &OsStr, buffer: &mut [u8]) -> io::Result<[u8; 32]> {
+    // The walk saw a regular file. If a FIFO has taken its place, opening it must not wait for a writer.
+    let mut file = fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("no longer a regular file"));
+    }
+    let mut hasher = Sha256::new();
+    loop {
+        match file.read(buffer) {
+            Ok(0) => return Ok(hasher.finalize().into()),
+            Ok(n) => hasher.update(&buffer[..n]),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// The kernel's second number about this thread: nanoseconds it was ready to run and did not.
+fn waited_for_a_cpu() -> Duration {
+    let numbers = fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    Duration::from_nanos(numbers.split(' ').nth(1).and_then(|n| n.parse().ok()).unwrap_or(0))
+}
+
+/// The terminal sends its SIGINT to the workers too; a handler, once installed, keeps it from killing them.
+async fn leave_ctrl_c_to_the_parent() {
+    let _ = signal(SignalKind::interrupt());
+}
+
+// ---- the walk
+
+/// Some files for one worker.
+#[derive(Default)]
+struct Batch {
+    paths: Vec<OsString>,
+    bytes: u64,
+}
+
+type News = Result<Batch, (OsString, io::Error)>;
+
+#[derive(Clone, Copy, Default)]
+struct Count {
+    files: u64,
+    bytes: u64,
+}
+
+impl Count {
+    /// To open a file costs about as much as to sum this many bytes.
+    fn work(self) -> u64 {
+        self.bytes + self.files * (16 << 10)
+    }
+}
+
+/// Every regular file below `roots`, in batches that grow with what was found so far: the first ones are
+/// small so that all workers start at once, later ones large enough to make dispatch cheap.
+///
+/// The walk runs ahead of whoever takes the batches, and the count with it: so the time left is soon known.
+fn walk(roots: Vec<PathBuf>) -> (impl Stream<Item = News>, watch::Receiver<Count>) {
+    let (news, batches) = unbounded();
+    let (count, found) = watch::channel(Count::default());
+    let mut walker = Walker { news, count, batch: Batch::default(), found: Count::default() };
+    // Not `spawn_blocking`: the runtime waits for those when it ends, and a dead file server may take forever.
+    thread::spawn(move || {
+        if roots.into_iter().all(|root| walker.root(root)) {
+            walker.flush();
+        }
+    });
+    (batches, found)
+}
+
+struct Walker {
+    news: UnboundedSender<News>,
+    count: watch::Sender<Count>,
+    batch: Batch,
+    found: Count,
+}
+
+/// Each move says whether somebody still listens.
+impl Walker {
+    fn root(&mut self, root: PathBuf) -> bool {
+        match fs::metadata(&root) {
+            Ok(metadata) if metadata.is_dir() => self.tree(root),
+            Ok(metadata) if metadata.is_file() => self.file(root, metadata.len()),
+            Ok(_) => self.complain(root, io::Error::other("neither a directory nor a regular file")),
+            Err(error) => self.complain(root, error),
+        }
+    }
+
+    fn tree(&mut self, root: PathBuf) -> bool {
+        let mut directories = vec![root];
+        while let Some(directory) = directories.pop() {
+            // A directory that cannot be opened counts as one that holds this error.
+            let (entries, unopened) = match fs::read_dir(&directory) {
+                Ok(entries) => (Some(entries), None),
+                Err(error) => (None, Some(Err(error))),
+            };
+            for entry in entries.into_iter().flatten().chain(unopened) {
+                let goes_on = match entry.and_then(|entry| Ok((entry.path(), entry.metadata()?))) {
+                    Ok((path, metadata)) if metadata.is_file() => self.file(path, metadata.len()),
+                    Ok((path, metadata)) if metadata.is_dir() => {
+                        directories.push(path);
+                        true
+                    }
+                    Ok(_) => true,
+                    Err(error) => self.complain(directory.clone(), error),
+                };
+                if !goes_on {
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    fn file(&mut self, path: PathBuf, bytes: u64) -> bool {
+        self.batch.paths.push(path.into());
+        self.batch.bytes += bytes;
+        self.found.files += 1;
+        self.found.bytes += bytes;
+        let full = self.batch.paths.len() as u64 >= (self.found.files / 32).clamp(1, 256)
+            || self.batch.bytes >= (self.found.bytes / 32).clamp(64 << 10, 4 << 20);
+        !full || self.flush()
+    }
+
+    fn flush(&mut self) -> bool {
+        let batch = std::mem::take(&mut self.batch);
+        self.count.send_replace(self.found);
+        batch.paths.is_empty() || self.news.unbounded_send(Ok(batch)).is_ok()
+    }
+
+    fn complain(&mut self, path: PathBuf, error: io::Error) -> bool {
+        self.news.unbounded_send(Err((path.into(), error))).is_ok()
+    }
+}
+
+// ---- what the user sees
+
+/// A bar if stderr is a terminal, a line now and then if not; and what went wrong.
+struct Progress {
+    bar: ProgressBar,
+    quiet: bool,
+    started: Instant,
+    found: watch::Receiver<Count>,
+    done: Cell<Count>,
+    failures: Cell<u64>,
+}
+
+impl Progress {
+    fn new(quiet: bool, found: watch::Receiver<Count>) -> Self {
+        let target = if quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+        let bar = ProgressBar::with_draw_target(Some(0), target);
+        if let Ok(style) = ProgressStyle::with_template("{bar:12} {wide_msg}") {
+            bar.set_style(style);
+        }
+        let (done, failures) = Default::default();
+        Self { bar, quiet, started: Instant::now(), found, done, failures }
+    }
+
+    fn period(&self) -> Duration {
+        if self.bar.is_hidden() { Duration::from_secs(2) } else { Duration::from_millis(100) }
+    }
+
+    fn done(&self, batch: &Batch) {
+        let Count { files, bytes } = self.done.get();
+        self.done.set(Count { files: files + batch.paths.len() as u64, bytes: bytes + batch.bytes });
+    }
+
+    /// The path comes with its odd characters escaped, for the terminal's sake.
+    fn complain(&self, path: &OsStr, error: impl std::fmt::Display) {
+        self.failures.set(self.failures.get() + 1);
+        self.bar.suspend(|| eprintln!("treesum: {path:?}: {error}"));
+    }
+
+    fn show(&self) {
+        let (found, done, elapsed) = (*self.found.borrow(), self.done.get(), self.started.elapsed());
+        if self.quiet || done.files == 0 {
+            return;
+        }
+        let share = done.work() as f64 / found.work() as f64;
+        let at_least = if self.found.has_changed().is_ok() { "at least " } else { "" };
+        let text = format!(
+            "{}/{} files, {}/{}, {}/s, {at_least}{:#} left",
+            HumanCount(done.files),
+            HumanCount(found.files),
+            HumanBytes(done.bytes),
+            HumanBytes(found.bytes),
+            rate(done.bytes, elapsed),
+            HumanDuration(elapsed.mul_f64(1.0 / share - 1.0)),
+        );
+        if self.bar.is_hidden() {
+            eprintln!("treesum: {text}");
+        } else {
+            self.bar.set_length(found.work());
+            self.bar.set_position(done.work());
+            self.bar.set_message(text);
+        }
+    }
+
+    fn summarise(&self, files: usize, busy: Duration, workers: usize) {
+        self.bar.finish_and_clear();
+        if self.quiet {
+            return;
+        }
+        let (bytes, wall) = (self.done.get().bytes, self.started.elapsed());
+        eprintln!(
+            "treesum: {} files, {} in {wall:.2?} ({}/s), {} not read",
+            HumanCount(files as u64),
+            HumanBytes(bytes),
+            rate(bytes, wall),
+            HumanCount(self.failures.get()),
+        );
+        eprintln!(
+            "treesum: at least {:.2} times as fast as one process (workers: {workers}; their work: {busy:.2?}, \
+             waits for a CPU left out)",
+            busy.as_secs_f64() / wall.as_secs_f64(),
+        );
+    }
+}
+
+fn rate(bytes: u64, time: Duration) -> HumanBytes {
+    HumanBytes((bytes as f64 / time.as_secs_f64()) as u64)
+}
+
+/// As `sha256sum` does it: a name with a newline, carriage return or backslash is escaped, and its line then
+/// starts with a backslash. Other bytes stay as they are, text or not.
+fn print(digests: &[(OsString, [u8; 32])]) -> io::Result<()> {
+    let mut out = BufWriter::with_capacity(64 << 10, io::stdout().lock());
+    for (path, digest) in digests {
+        let path = path.as_bytes();
+        if path.iter().any(|byte| b"\\\n\r".contains(byte)) {
+            out.write_all(b"\\")?;
+        }
+        digest.iter().try_for_each(|byte| write!(out, "{byte:02x}"))?;
+        out.write_all(b"  ")?;
+        for byte in path {
+            match byte {
+                b'\\' => out.write_all(b"\\\\")?,
+                b'\n' => out.write_all(b"\\n")?,
+                b'\r' => out.write_all(b"\\r")?,
+                _ => out.write_all(&[*byte])?,
+            }
+        }
+        out.write_all(b"\n")?;
+    }
+    out.flush()
+}
+
+/// Runs a call that may block for as long as it likes, on a thread that nobody waits for at the end.
+async fn on_a_thread<T: Send + 'static>(f: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    let (done, result) = oneshot::channel();
+    thread::spawn(move || done.send(f()));
+    result.await.unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))
+}
+
+// ---- the command line
+
+struct Options {
+    workers: usize,
+    quiet: bool,
+    roots: Vec<PathBuf>,
+}
+
+impl Options {
+    fn parse(mut arguments: impl Iterator<Item = OsString>) -> Result<Self, String> {
+        let mut options = Self { workers: mp::cpu_count(), quiet: false, roots: Vec::new() };
+        while let Some(argument) = arguments.next() {
+            match argument.to_str() {
+                Some("--") => options.roots.extend(arguments.by_ref().map(PathBuf::from)),
+                Some("-q") => options.quiet = true,
+                Some(option) if option.starts_with("-j") => {
+                    let attached = Some(OsString::from(&option[2..])).filter(|rest| !rest.is_empty());
+                    let number = attached.or_else(|| arguments.next()).and_then(|n| n.to_str()?.parse().ok());
+                    options.workers = number.filter(|n| *n > 0).ok_or("treesum: -j needs a number above 0\n\n")?;
+                }
+                Some(option) if option.starts_with('-') => {
+                    return Err(format!("treesum: there is no option {option}\n\n"));
+                }
+                _ => options.roots.push(argument.into()),
+            }
+        }
+        if options.roots.is_empty() { Err(String::new()) } else { Ok(options) }
+    }
+}

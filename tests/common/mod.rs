@@ -1,0 +1,148 @@
+//! What the tests of queues and pipes share: deadlines, counts of what a process holds, random numbers.
+#![allow(dead_code)]
+
+use multiprocess::{Function, Process};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::future::Future;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+/// Longer than anything here takes on a machine that is busy with other things.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Nothing here may hang.
+#[track_caller]
+pub fn within<T>(future: impl Future<Output = T>) -> impl Future<Output = T> {
+    let place = std::panic::Location::caller();
+    async move {
+        tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("not done in time: {place}"))
+    }
+}
+
+/// Ends the whole test program if it is not dropped in time: for tests that block.
+pub struct Deadline(#[expect(dead_code, reason = "its drop tells")] mpsc::Sender<()>);
+
+impl Deadline {
+    pub fn start() -> Self {
+        let (sender, receiver) = mpsc::channel();
+        let name = std::thread::current().name().unwrap_or("a test").to_string();
+        std::thread::spawn(move || {
+            if receiver.recv_timeout(2 * PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout) {
+                eprintln!("{name} was not done in time");
+                std::process::abort();
+            }
+        });
+        Self(sender)
+    }
+}
+
+/// Waits until `condition` holds.
+pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < PATIENCE, "never: {what}");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// Runs `f` in a child of its own, where nobody else opens or maps anything, and fails as it fails.
+pub async fn in_child<F, A, M>(f: F, args: A) -> F::Output
+where
+    F: Function<A, M>,
+    A: Serialize + DeserializeOwned + Send + 'static,
+{
+    tokio::time::timeout(4 * PATIENCE, Process::spawn(f, args).unwrap()).await.expect("a child done in time").unwrap()
+}
+
+/// What a process holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Holdings {
+    pub descriptors: usize,
+    /// Of shared memory; what the allocator maps is its own business.
+    pub mappings: usize,
+}
+
+pub fn holdings() -> Holdings {
+    holdings_of(std::process::id())
+}
+
+pub fn holdings_of(pid: u32) -> Holdings {
+    // Listing one's own directory takes a descriptor for itself.
+    let own = usize::from(pid == std::process::id());
+    let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count() - own;
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    Holdings { descriptors, mappings: maps.lines().filter(|line| line.contains("memfd:")).count() }
+}
+
+/// Not one descriptor more; a backlog that grew may have left the few segments that a ring keeps mapped.
+pub fn assert_no_growth(before: Holdings, after: Holdings) {
+    assert_eq!(before.descriptors, after.descriptors);
+    assert!(after.mappings <= before.mappings + 10, "{before:?} {after:?}");
+}
+
+/// Lets this process have `more` descriptors than it has now.
+pub fn limit_descriptors(more: usize) {
+    let names = std::fs::read_dir("/proc/self/fd").unwrap().map(|entry| entry.unwrap().file_name());
+    let open: Vec<u64> = names.filter_map(|name| name.to_str()?.parse().ok()).collect();
+    // Listing took one that is free by now.
+    let listing = open.iter().max().copied();
+    let limit = (0..).filter(|n| !open.contains(n) || Some(*n) == listing).nth(more);
+    let old = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let limits = rustix::process::Rlimit { current: limit, maximum: old.maximum };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, limits).unwrap();
+}
+
+/// Whether the process sleeps in the kernel: what one looks for when it must wait.
+pub fn is_asleep(pid: u32) -> bool {
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
+    stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('S'))
+}
+
+/// xorshift: the same numbers in each run of one seed.
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    pub fn below(&mut self, end: u64) -> u64 {
+        self.next() % end
+    }
+
+    /// Mostly small, some large.
+    pub fn size(&mut self, largest: usize) -> usize {
+        let bits = u64::from(usize::BITS - largest.leading_zeros());
+        let class = self.below(bits + 1).min(self.below(bits + 1));
+        (self.below(1 << class) as usize).min(largest)
+    }
+}
+
+/// `size` bytes that tell which message they are, so that a torn one shows.
+pub fn payload(producer: u32, number: u64, size: usize) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(size + 20);
+    bytes.extend(producer.to_le_bytes());
+    bytes.extend(number.to_le_bytes());
+    bytes.extend((size as u64).to_le_bytes());
+    bytes.resize(20 + size, number as u8 ^ producer as u8);
+    bytes
+}
+
+/// The producer and number of a [`payload`]; panics if it is not whole.
+pub fn read_payload(bytes: &[u8]) -> (u32, u64) {
+    let producer = u32::from_le_bytes(bytes[..4].try_into().unwrap());
+    let number = u64::from_le_bytes(bytes[4..12].try_into().unwrap());
+    let size = u64::from_le_bytes(bytes[12..20].try_into().unwrap()) as usize;
+    assert_eq!(bytes.len(), 20 + size, "message {number} of {producer} has the size it was sent with");
+    let filler = number as u8 ^ producer as u8;
+    assert!(bytes[20..] == vec![filler; size][..], "message {number} of {producer} is torn");
+    (producer, number)
+}

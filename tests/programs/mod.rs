@@ -1,0 +1,36 @@
+//! Running example programs with a deadline.
+#![allow(dead_code, reason = "each test file uses a part of this")]
+
+use rustix::process::{Pid, Signal, kill_process_group};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::channel;
+use std::time::Duration;
+
+/// An example's binary: `target/debug/examples/name` beside this test's `target/debug/deps/test-hash`.
+pub fn example(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("a test knows its own path");
+    let binary = test.ancestors().nth(2).expect("tests live in target/*/deps").join("examples").join(name);
+    assert!(binary.exists(), "{} is not built; plain `cargo test` builds it", binary.display());
+    binary
+}
+
+/// Starts a program in a process group of its own, with its output captured.
+pub fn start(program: &Path, arguments: impl IntoIterator<Item = impl AsRef<std::ffi::OsStr>>) -> Child {
+    let mut command = Command::new(program);
+    command.args(arguments).process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().expect("the program starts")
+}
+
+/// Waits until the program has ended and whoever inherited its output has closed it.
+pub fn finish(child: Child, deadline: Duration) -> Output {
+    let (name, group) = (format!("{child:?}"), Pid::from_child(&child));
+    let (done, output) = channel();
+    std::thread::spawn(move || done.send(child.wait_with_output()));
+    let output = output.recv_timeout(deadline).unwrap_or_else(|_| {
+        let _ = kill_process_group(group, Signal::KILL);
+        panic!("it or a child of it still runs after {deadline:?}: {name}")
+    });
+    output.expect("its output can be read")
+}
