@@ -1,5 +1,4 @@
 //! Process-based parallelism for async Rust.
-#![allow(dead_code)]
 
 mod channel;
 mod error;
@@ -24,3 +23,8 @@ pub use process::private;
 
 #[cfg(test)]
 test_support!();
+
+/// The README's program, compiled and run with the other documentation tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

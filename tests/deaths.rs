@@ -32,7 +32,8 @@ impl Message {
 }
 
 fn zombies() -> usize {
-    let is_zombie = |stat: String| stat.contains("(deaths-") && stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" Z"));
+    let is_zombie =
+        |stat: String| stat.contains("(deaths-") && stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" Z"));
     let stats = std::fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().path().join("stat"));
     stats.filter(|path| std::fs::read_to_string(path).is_ok_and(is_zombie)).count()
 }
@@ -91,7 +92,11 @@ async fn queue_30_producers_killed_at_any_moment_harm_nobody() {
         for victim in 0..KILLS / 2 {
             let process = spawn(100 + victim);
             {
-                let consume = async { loop { seen(within(queue.get()).await.unwrap()) } };
+                let consume = async {
+                    loop {
+                        seen(within(queue.get()).await.unwrap())
+                    }
+                };
                 tokio::select! { _ = consume => {} () = random_nap(&mut random) => {} }
             }
             process.kill().unwrap();

@@ -183,7 +183,14 @@ fn models_two_putters_and_a_close() {
         let region = Ring::create_model().unwrap();
         let (one, two, closer) = (ring(&region), ring(&region), ring(&region));
         let putting = thread::spawn(move || play(1, None, || push(&one, 1, 8) == Some(Push::Done)).unwrap());
-        let closing = thread::spawn(move || play(2, None, || while !closer.try_close().unwrap() { thread::yield_now() }).unwrap());
+        let closing = thread::spawn(move || {
+            play(2, None, || {
+                while !closer.try_close().unwrap() {
+                    thread::yield_now()
+                }
+            })
+            .unwrap()
+        });
         let mine = play(3, None, || push(&two, 2, 8) == Some(Push::Done)).unwrap();
         let theirs = putting.join().unwrap();
         closing.join().unwrap();
@@ -210,10 +217,8 @@ fn models_a_ring_that_wraps_around() {
         let taking = thread::spawn(move || {
             play(1, None, || (0..2).filter_map(|_| pop(&takes)).flatten().collect::<Vec<_>>()).unwrap()
         });
-        let mut put = play(2, None, || {
-            (3..=4).filter(|n| push(&puts, *n, 8) == Some(Push::Done)).collect::<Vec<_>>()
-        })
-        .unwrap();
+        let mut put =
+            play(2, None, || (3..=4).filter(|n| push(&puts, *n, 8) == Some(Push::Done)).collect::<Vec<_>>()).unwrap();
         let mut got = taking.join().unwrap();
         got.extend(play(2, None, || drain(&puts)).unwrap());
         put.splice(0..0, [1, 2]);

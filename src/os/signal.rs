@@ -21,6 +21,17 @@ pub(crate) fn drain(signals: BorrowedFd<'_>) {
     while rustix::io::read(signals, &mut buffer).is_ok_and(|n| n > 0) {}
 }
 
+/// For a process with several threads, where blocking is not enough: ignores what a terminal or a shell sends to a
+/// whole group. Programs that it execs must [`reset_ignored`].
+pub(crate) fn ignore_group_signals() {
+    for signal in
+        [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGTSTP, libc::SIGUSR1, libc::SIGUSR2]
+    {
+        // SAFETY: SIG_IGN is no handler that could run.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
+}
+
 pub(crate) fn unblock_all() {
     // Cannot fail: the arguments are constants.
     let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
@@ -48,14 +59,18 @@ pub(crate) fn reset_ignored() {
     }
 }
 
-/// Ties this process to the holder of the write end of `pipe`: when that closes, the kernel kills us, whatever we
-/// are doing. Returns the description that carries the tie, or `None` if the holder is gone already.
-/// See [fcntl(2)](https://man7.org/linux/man-pages/man2/fcntl.2.html), F_SETSIG.
-pub(crate) fn die_with(pipe: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
-    const F_SETSIG: libc::c_int = 10;
-    // The tie belongs to the open file description, so each process opens its own.
+/// A second description of the read end of `pipe`, for one process to [`die_with`].
+pub(crate) fn reopen(pipe: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let path = format!("/proc/self/fd/{}", pipe.as_raw_fd());
-    let own = rustix::fs::open(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?;
+    Ok(rustix::fs::open(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+/// Ties this process to the holder of the write end of a pipe: when that closes, the kernel kills us, whatever we
+/// are doing. `own` is a description that only this process uses, because the tie belongs to the description.
+/// Gives it back, to be kept, or `None` if the holder is gone already.
+/// See [fcntl(2)](https://man7.org/linux/man-pages/man2/fcntl.2.html), F_SETSIG.
+pub(crate) fn die_with(own: OwnedFd) -> io::Result<Option<OwnedFd>> {
+    const F_SETSIG: libc::c_int = 10;
     let fcntl = |command, argument: libc::c_int| {
         // SAFETY: the descriptor is open, and none of the three commands takes a pointer.
         match unsafe { libc::fcntl(own.as_raw_fd(), command, argument) } {
@@ -76,7 +91,7 @@ mod tests {
     #[test]
     fn who_comes_too_late_is_told() {
         let (read, write) = std::io::pipe().unwrap();
-        let tied = die_with(read.as_fd()).unwrap();
+        let tied = die_with(reopen(read.as_fd()).unwrap()).unwrap();
         assert!(tied.is_some());
         drop(tied);
         drop(write);

@@ -38,6 +38,12 @@ pub(crate) fn exit_now(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
+/// What `ps` and `top` call this thread, and so a process of one thread; cut at 15 bytes.
+pub(crate) fn set_name(name: &std::ffi::CStr) {
+    // A name is only for people.
+    let _ = rustix::thread::set_name(name);
+}
+
 /// Writes out what C code of this process has printed and not yet flushed.
 pub(crate) fn flush_c_stdio() {
     // SAFETY: null means every open stream.

@@ -239,7 +239,8 @@ impl Worker {
         let (worker_reports, reports) = channel::simplex()?;
         let name = format!("PoolWorker-{}", number + 1);
         let builder = Process::<()>::builder().name(&name).daemon(true).start_method(shared.settings.start_method);
-        let process = builder.spawn(worker::work, (worker_batches, worker_reports, shared.settings.initializer.clone()))?;
+        let process =
+            builder.spawn(worker::work, (worker_batches, worker_reports, shared.settings.initializer.clone()))?;
         let name = format!("{name} (pid {})", process.pid());
         Ok(Self { process, batches, reports, name, tasks: 0 })
     }

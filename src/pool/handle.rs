@@ -69,7 +69,10 @@ impl Flight {
                 Source::Iterator(next) => catch_unwind(AssertUnwindSafe(next)).unwrap_or_else(|payload| {
                     let text = payload.downcast_ref::<&str>().map(ToString::to_string);
                     let text = text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_default();
-                    self.failed = Some((self.pulled, Error::new(ErrorKind::Panicked, format!("the source of items panicked: {text}"))));
+                    self.failed = Some((
+                        self.pulled,
+                        Error::new(ErrorKind::Panicked, format!("the source of items panicked: {text}")),
+                    ));
                     None
                 }),
                 Source::Stream(stream) => match stream.as_mut().poll_next(cx) {

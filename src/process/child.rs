@@ -1,15 +1,16 @@
 //! A child from its fork (or exec) to its exit.
 #![forbid(unsafe_code)]
 
-use super::boot;
-use super::entry::{Executor, Outcome};
+use super::entry::{Call, Executor, Outcome};
 use super::info::{self, ProcessInfo};
 use super::protocol::{self, Descriptors, Order, Report, Variables};
+use super::{StartMethod, boot};
 use crate::error::{Error, ErrorKind, Result};
-use crate::os::signal;
 use crate::os::spawn::{self, SingleThreaded};
+use crate::os::{signal, socket};
 use crate::shm::family::Family;
-use crate::wire::{Parcel, frame};
+use crate::wire::{self, Parcel, frame};
+use rustix::process::Pid;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -29,6 +30,7 @@ pub(super) fn after_fork(
     private: Vec<OwnedFd>,
     single: SingleThreaded,
 ) -> ! {
+    spawn::set_name(c"mp-child");
     // First of all: from here on the starter knows that it is born. It may have let go already.
     let told = match Report::send_born(fds.report.as_fd(), std::process::id()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -37,6 +39,55 @@ pub(super) fn after_fork(
     spawn::close_all(private);
     apply_variables(&order.variables, single);
     live(order, arguments, fds, told.map_err(Error::from), Exit::Forked)
+}
+
+/// The life of a child that was forked ahead: it gets everything ready, down to the pages that it will touch, and
+/// waits for its order. Without one it ends with the server.
+pub(super) fn spare(socket: OwnedFd, private: Vec<OwnedFd>, group: Pid, single: SingleThreaded) -> ! {
+    spawn::set_name(c"mp-spare");
+    spawn::close_all(private);
+    // What is sent to the group of the server is not for a process that nobody has started yet.
+    let alone = rustix::process::setpgid(None, None);
+    // Only time is lost if this fails.
+    let _ = rehearse();
+    let Ok(Some((order, Parcel { bytes, fds }))) = protocol::recv::<Order>(socket.as_fd()) else {
+        spawn::exit_now(0);
+    };
+    drop(socket);
+    let Ok(fds) = order.split(fds) else { spawn::exit_now(1) };
+    if alone.is_ok() {
+        // The group exists as long as the server does; after that there is nothing to rejoin.
+        let _ = rustix::process::setpgid(None, Some(group));
+    }
+    after_fork(order, bytes, fds, Vec::new(), single)
+}
+
+/// Goes once through what an order will make it do, so that memory shared with the server is copied before it
+/// counts. In the server: so that what is made at the first use, such as the linker's lazy bindings, is made once.
+pub(super) fn rehearse() -> Result<()> {
+    let (ours, theirs) = socket::packet_pair()?;
+    let nobody = ProcessInfo { name: String::new(), pid: 0, daemon: false, start_method: None };
+    let order = Order {
+        call: Call::of(|| ()),
+        name: String::new(),
+        daemon: false,
+        start_method: StartMethod::ForkServer,
+        parent: nobody,
+        environment: None,
+        has_directory: false,
+        has_own_directory: false,
+        variables: Variables::default(),
+        streams: [false; 3],
+        arguments_in_memfd: None,
+    };
+    protocol::send(ours.as_fd(), &order, wire::encode(&())?.payload(&()), &[theirs.as_fd()])?;
+    if let Some((order, arguments)) = protocol::recv::<Order>(theirs.as_fd())? {
+        let outcome = order.call.run(arguments, &mut Executor::default());
+        Report::send_outcome(ours.as_fd(), &outcome)?;
+    }
+    io::stdout().flush()?;
+    spawn::flush_c_stdio();
+    Ok(())
 }
 
 /// The life of an exec'd child, told by the fork server what to do.
@@ -56,9 +107,8 @@ fn live(order: Order, arguments: Vec<u8>, fds: Descriptors, ready: Result<()>, e
         for directory in [directory, own_directory].into_iter().flatten() {
             rustix::process::fchdir(directory).map_err(io::Error::from)?;
         }
-        Ok(signal::die_with(lifeline.as_fd())?)
+        Ok(signal::die_with(lifeline)?)
     });
-    drop(lifeline);
     let tie = match ready {
         Ok(Some(tie)) => tie,
         Ok(None) => spawn::exit_now(1), // The starter is gone.
@@ -137,6 +187,11 @@ pub(super) fn tell_exec(
     let settle = [Some(&origin.program), origin.root_lifeline.as_ref(), origin.intake.as_ref()];
     let settle: Vec<_> = settle.into_iter().flatten().map(AsFd::as_fd).chain(family.descriptors()).collect();
     protocol::send(socket.as_fd(), hello, &[], &settle)?;
+    tell(socket, order, arguments, fds)
+}
+
+/// Passes an order on.
+pub(super) fn tell(socket: &OwnedFd, order: &Order, arguments: &[u8], fds: &Descriptors) -> io::Result<()> {
     let Descriptors { report, lifeline, streams, directory, own_directory, arguments: memory, attachments } = fds;
     let first = [Some(report), Some(lifeline)].into_iter().chain(streams.iter().map(Option::as_ref));
     let then = [directory, own_directory, memory].into_iter().map(Option::as_ref);

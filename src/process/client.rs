@@ -24,7 +24,7 @@ use super::info::{self, ProcessInfo};
 use super::protocol::{self, Answer, Born, Hello, Order, Ready, Report, Role, Variables};
 use super::{StartMethod, boot, server};
 use crate::error::{Error, ErrorKind, Result};
-use crate::os::{image, pidfd, reactor, socket, socket::Wait, spawn};
+use crate::os::{image, pidfd, reactor, signal, socket, socket::Wait, spawn};
 use crate::shm::family::Family;
 use crate::wire::frame;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -327,7 +327,9 @@ impl Connection {
             arguments_in_memfd: memory.as_ref().map(|_| start.arguments.len() as u64),
         };
         let inline = if memory.is_some() { &[][..] } else { start.arguments };
-        let mut fds = vec![theirs.as_fd(), lifeline()?];
+        // Opened here, where /proc is warm, rather than in the child.
+        let tie = signal::reopen(lifeline()?).map_err(failed)?;
+        let mut fds = vec![theirs.as_fd(), tie.as_fd()];
         fds.extend(start.streams.into_iter().flatten());
         fds.extend(directory.iter().map(|(fd, _)| fd.as_fd()));
         fds.extend(start.directory.iter().map(AsFd::as_fd));

@@ -5,7 +5,8 @@
 //! shall have. All of it belongs to this one thread.
 //!
 //! # Moves
-//! An order comes: fork (or exec), answer with pid and pidfd. A child ends: reap it, bury it in the family table. A
+//! An order comes: hand it to a spare child, or fork (or exec) one; answer with pid and pidfd. Nothing to do: fork
+//! spares, which wait for an order with their pages already touched, so that the next order need not wait for that. A child ends: reap it, bury it in the family table. A
 //! connection hangs up: forget it. The root ends: the kernel kills us by the root's lifeline.
 //!
 //! # Invariants
@@ -15,7 +16,7 @@
 //! # Death
 //! Killed before the fork: the order's report socket hangs up, so the starter knows that no child was born, starts
 //! another server and orders again. Killed after it: the child has said so over that socket, and its starter adopts
-//! it. Its children go on; the next server watches them by pidfd and buries them, and init reaps them.
+//! it. A spare without an order ends; one with an order queued does it. Its children go on; the next server watches them by pidfd and buries them, and init reaps them.
 //!
 //! # Cancel
 //! Nothing here is a future.
@@ -30,7 +31,7 @@ use crate::os::spawn::{self, Fork, SingleThreaded};
 use crate::os::{image, pidfd, signal, socket, socket::Wait};
 use crate::shm::family::Family;
 use crate::wire::{self, Parcel, frame};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -44,7 +45,9 @@ struct Server {
     /// Signals, intake, and what kills this process when the root ends.
     own: Vec<OwnedFd>,
     connections: Vec<Connection>,
-    /// Children of a server that is gone.
+    /// Forked ahead, like this process in environment and directory.
+    spares: Vec<Spare>,
+    /// Watched by pidfd: children of a server that is gone, and our own where threads could take SIGCHLD from us.
     orphans: Vec<(u32, OwnedFd)>,
     /// Where to report exits, if the kernel does not tell them to our children's starters.
     exits: Option<BTreeMap<u32, OwnedFd>>,
@@ -52,6 +55,16 @@ struct Server {
     environment: Option<Variables>,
     directory: Option<Rc<OwnedFd>>,
 }
+
+/// A child that waits for its order at the other end of `socket`.
+struct Spare {
+    pid: u32,
+    pidfd: OwnedFd,
+    socket: OwnedFd,
+}
+
+/// How many spares there are when nothing else is to be done; each costs some 300 KiB.
+const SPARES: usize = 2;
 
 const SIGNALS: usize = 0;
 const INTAKE: usize = 1;
@@ -99,15 +112,20 @@ impl Server {
         let failed = |error| protocol::spawn_error("the fork server cannot start", error);
         let gone = || Error::new(ErrorKind::Spawn, "the root process is gone");
         let lifeline = boot::origin()?.root_lifeline.as_ref().ok_or_else(gone)?;
-        let tie = signal::die_with(lifeline.as_fd()).map_err(failed)?.ok_or_else(gone)?;
+        let tie = signal::reopen(lifeline.as_fd()).and_then(signal::die_with).map_err(failed)?.ok_or_else(gone)?;
         run_preloads(preload)?;
         // Only a preload could have started a thread since.
         let single = if preload.is_empty() { single } else { single.and(SingleThreaded::check()) };
         let _ = std::io::stdout(); // Made here once rather than in every child.
+        child::rehearse()?;
         let null = boot::null_device().map_err(failed)?;
         rustix::stdio::dup2_stdout(&null)
             .and_then(|()| rustix::stdio::dup2_stderr(&null))
             .map_err(|e| failed(e.into()))?;
+        if single.is_none() {
+            signal::ignore_group_signals();
+        }
+        spawn::set_name(c"mp-server");
         let signals = signal::block_all_but_children().map_err(failed)?;
         let intake = PREPARED.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take().ok_or_else(gone)?;
         let tells_exit = !kernel_tells_exits(single);
@@ -115,6 +133,7 @@ impl Server {
             single,
             own: vec![signals, intake, tie],
             connections: Vec::new(),
+            spares: Vec::new(),
             orphans: Vec::new(),
             exits: tells_exit.then(BTreeMap::new),
             environment: None,
@@ -149,7 +168,13 @@ impl Server {
 
     fn run(&mut self) -> ! {
         loop {
-            let ready = self.wait();
+            let ready = match self.wait(self.lacks_spare()) {
+                Some(ready) => ready,
+                None => {
+                    self.make_spare();
+                    continue;
+                }
+            };
             let (first, rest) = ready.split_at(2);
             let (connections, orphans) = rest.split_at(self.connections.len());
             // Orders first: somebody waits for each.
@@ -171,19 +196,63 @@ impl Server {
             let mut ended = orphans.iter();
             let (gone, left) = std::mem::take(&mut self.orphans).into_iter().partition(|_| ended.next() == Some(&true));
             self.orphans = left;
+            if !gone.is_empty() {
+                self.reap();
+            }
             gone.iter().for_each(|(pid, _): &(u32, OwnedFd)| bury(*pid));
         }
     }
 
-    /// Sleeps until something is ready: signals, intake, connections, orphans, in this order.
-    fn wait(&self) -> Vec<bool> {
+    /// Sleeps until something is ready: signals, intake, connections, orphans, in this order. In a `hurry` it does not
+    /// sleep: `None` if nothing is ready.
+    fn wait(&self, hurry: bool) -> Option<Vec<bool>> {
         let connections = self.connections.iter().map(|connection| &connection.socket);
         let orphans = self.orphans.iter().map(|(_, pidfd)| pidfd);
         let all = self.own[..=INTAKE].iter().chain(connections).chain(orphans);
         let mut fds: Vec<PollFd<'_>> = all.map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
         // Out of kernel memory: look at everything, which is slow and right.
-        let polled = rustix::io::retry_on_intr(|| poll(&mut fds, None)).is_ok();
-        fds.iter().map(|fd| !polled || !fd.revents().is_empty()).collect()
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let polled = rustix::io::retry_on_intr(|| poll(&mut fds, hurry.then_some(&now)));
+        (polled != Ok(0)).then(|| fds.iter().map(|fd| polled.is_err() || !fd.revents().is_empty()).collect())
+    }
+
+    /// Once somebody has shown that there will be orders, and how its children shall be.
+    fn lacks_spare(&self) -> bool {
+        self.single.is_some() && self.environment.is_some() && self.spares.len() < SPARES
+    }
+
+    /// If it cannot be had, the next order is done without it, and says why that fails too.
+    fn make_spare(&mut self) {
+        let Some(single) = self.single else { return };
+        let Ok((ours, theirs)) = socket::packet_pair() else { return self.give_up_spares() };
+        let group = rustix::process::getpgrp();
+        match spawn::fork(single) {
+            Ok(Fork::Parent(pid)) => match pidfd::open(pid) {
+                Ok(pidfd) => self.spares.push(Spare { pid, pidfd, socket: ours }),
+                Err(_) => self.give_up_spares(),
+            },
+            Ok(Fork::Child) => {
+                let private = self.private(Some(ours));
+                child::spare(theirs, private, group, single)
+            }
+            Err(_) => self.give_up_spares(),
+        }
+    }
+
+    /// Until the next order changes `environment`.
+    fn give_up_spares(&mut self) {
+        self.environment = None;
+    }
+
+    /// Hands an order to a spare; gives it back if there is none.
+    fn use_spare(&mut self, order: &Order, arguments: &[u8], fds: &Descriptors) -> Option<(u32, OwnedFd)> {
+        while let Some(spare) = self.spares.pop() {
+            // One that was killed is no loss: its socket refuses the order.
+            if child::tell(&spare.socket, order, arguments, fds).is_ok() {
+                return Some((spare.pid, spare.pidfd));
+            }
+        }
+        None
     }
 
     fn take_connection(&mut self) {
@@ -221,36 +290,50 @@ impl Server {
         }
         if let Some(directory) = fds.directory.take() {
             connection.directory = Some(Rc::new(directory));
+            order.has_directory = false; // Ours now; a child inherits it.
         }
         let report = match &self.exits {
             Some(_) => Some(fds.report.try_clone().map_err(failed)?),
             None => None,
         };
-        let pid = match (order.start_method, self.single) {
+        let (pid, pidfd) = match (order.start_method, self.single) {
             (StartMethod::ForkServer, Some(single)) => {
                 self.become_like(at, single).map_err(failed)?;
+                if let Some(spare) = self.use_spare(&order, &arguments, &fds) {
+                    return Ok(self.born(spare.0, spare.1, report));
+                }
                 match spawn::fork(single).map_err(failed)? {
-                    Fork::Parent(pid) => pid,
+                    // It is our child and not reaped yet, so the pid is its own.
+                    Fork::Parent(pid) => (pid, pidfd::open(pid).map_err(failed)?),
                     Fork::Child => {
                         let private = self.private(report);
                         child::after_fork(order, arguments, fds, private, single)
                     }
                 }
             }
-            _ => self.exec(at, order, &arguments, fds).map_err(failed)?,
+            _ => {
+                let pid = self.exec(at, order, &arguments, fds).map_err(failed)?;
+                (pid, pidfd::open(pid).map_err(failed)?)
+            }
         };
-        // It is our child and not reaped yet, so the pid is its own.
-        let pidfd = pidfd::open(pid).map_err(failed)?;
+        if self.single.is_none() {
+            self.orphans.push((pid, pidfd.try_clone().map_err(failed)?));
+        }
+        Ok(self.born(pid, pidfd, report))
+    }
+
+    fn born(&mut self, pid: u32, pidfd: OwnedFd, report: Option<OwnedFd>) -> (Born, OwnedFd) {
         if let (Some(exits), Some(report)) = (&mut self.exits, report) {
             exits.insert(pid, report);
         }
-        Ok((Born { pid, tells_exit: self.exits.is_some() }, pidfd))
+        (Born { pid, tells_exit: self.exits.is_some() }, pidfd)
     }
 
     /// Takes on the environment and directory of a starter, for its children to inherit.
     fn become_like(&mut self, at: usize, single: SingleThreaded) -> io::Result<()> {
         let connection = &self.connections[at];
         if self.environment.as_ref() != Some(&connection.environment) {
+            self.spares.clear(); // They were like someone else; without their socket they end.
             let wanted = &connection.environment;
             for (key, _) in std::env::vars_os() {
                 if !wanted.iter().any(|(other, _)| other == key) {
@@ -263,6 +346,7 @@ impl Server {
         match (&connection.directory, &self.directory) {
             (Some(wanted), Some(now)) if Rc::ptr_eq(wanted, now) => Ok(()),
             (Some(wanted), _) => {
+                self.spares.clear();
                 rustix::process::fchdir(wanted)?;
                 self.directory = Some(wanted.clone());
                 Ok(())
@@ -275,6 +359,7 @@ impl Server {
     fn private(&mut self, report: Option<OwnedFd>) -> Vec<OwnedFd> {
         let mut all: Vec<OwnedFd> = report.into_iter().collect();
         self.directory = None;
+        all.extend(std::mem::take(&mut self.spares).into_iter().flat_map(|spare| [spare.pidfd, spare.socket]));
         for connection in std::mem::take(&mut self.connections) {
             all.push(connection.socket);
             all.extend(connection.directory.and_then(Rc::into_inner));
@@ -304,6 +389,7 @@ impl Server {
     fn reap(&mut self) {
         while let Some((pid, status)) = spawn::reap() {
             bury(pid);
+            self.spares.retain(|spare| spare.pid != pid);
             if let Some(report) = self.exits.as_mut().and_then(|exits| exits.remove(&pid)) {
                 // If the starter has let go, nobody wants to know.
                 let _ = Report::send_exited(report.as_fd(), status);

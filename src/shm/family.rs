@@ -24,7 +24,7 @@
 //! # Cancel
 //! Nothing here waits.
 
-use crate::os::{eventfd, memfd, mmap::Map, pidfd, spawn::SingleThreaded};
+use crate::os::{eventfd, memfd, mmap::Map, pidfd};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;

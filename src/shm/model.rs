@@ -185,7 +185,10 @@ impl Region {
         if skip == 0 {
             map.words.iter().for_each(|word| word.store(0, Relaxed));
         }
-        (HEAD..map.len as usize).step_by(8).take(len as usize / 8).for_each(|at| map.unit(at).change(|unit| *unit = [0; 8]));
+        (HEAD..map.len as usize)
+            .step_by(8)
+            .take(len as usize / 8)
+            .for_each(|at| map.unit(at).change(|unit| *unit = [0; 8]));
         Ok(())
     }
 }

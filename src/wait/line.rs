@@ -239,8 +239,6 @@ impl Turn {
         let mut local = lock(&line.local);
         self.store_waker(&mut local, waker);
         local.granted = false;
-        // Also with a place: it may be from a front of another runtime, which is gone.
-        listen()?;
         if local.place.is_some() {
             return Ok(());
         }

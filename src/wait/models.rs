@@ -137,7 +137,10 @@ impl World {
     /// Lets everybody who was rung for look, and checks that nobody else should have been.
     fn settle(&self, parts: Vec<(u16, Part)>) {
         let mut parts: Vec<_> = parts.into_iter().map(|(me, part)| (me, self.look(me, part))).collect();
-        while parts.iter().any(|(me, part)| matches!(part, Part::Asleep(_)) && self.bells[usize::from(*me)].load(Acquire) != 0) {
+        while parts
+            .iter()
+            .any(|(me, part)| matches!(part, Part::Asleep(_)) && self.bells[usize::from(*me)].load(Acquire) != 0)
+        {
             parts = parts.into_iter().map(|(me, part)| (me, self.look(me, part))).collect();
         }
         let sleeps = parts.iter().any(|(_, part)| matches!(part, Part::Asleep(_)));

@@ -68,7 +68,8 @@ pub(crate) fn in_memfd(parts: &[&[u8]], len: usize) -> io::Result<OwnedFd> {
 
 /// Receives one message, or `None` when the other end is gone.
 pub(crate) fn recv(from: BorrowedFd<'_>, wait: Wait) -> io::Result<Option<Parcel>> {
-    let mut buffer = vec![0; HEADER + INLINE];
+    // Asking first costs less than clearing room for the largest message.
+    let mut buffer = vec![0; socket::next_len(from, wait)?.clamp(1, HEADER + INLINE)];
     let packet = socket::recv(from, &mut buffer, wait)?;
     if packet.len == 0 {
         return Ok(None);

@@ -1,0 +1,706 @@
+//! What a test cannot do to the process that runs the other tests: kill its fork server, close its streams, delete
+//! its program. Each scenario runs in a process of its own, started by a harness that is as small as it can be.
+
+use multiprocess::{self as mp, ErrorKind, Fd, Process, StartMethod, Stdio};
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+/// Name, whether `main` calls `init` first, and what happens then.
+type Scenario = (&'static str, bool, fn());
+
+macro_rules! scenarios {
+    ($($(#[$late:ident])? $name:ident)*) => {
+        &[$((stringify!($name), scenarios!(@ $($late)?), $name as fn())),*]
+    };
+    (@) => { true };
+    (@ late) => { false };
+}
+
+const SCENARIOS: &[Scenario] = scenarios! {
+    #[late] flags_03_without_init_spawning_is_an_error_and_main_never_runs_again
+    #[late] init_after_threads_started_works_slowly_and_warns
+    proc_02_a_copy_of_the_program_will_do
+    proc_27_start_works_when_streams_are_closed
+    proc_29_a_signal_to_the_group_does_not_hurt_the_server
+    proc_30_a_killed_server_harms_nobody
+    proc_30_a_function_runs_exactly_once_whenever_the_server_is_killed
+    a_killed_server_is_replaced_without_a_spawn
+    p16_a_killed_parent_takes_its_whole_tree
+    p7_start_from_a_busy_runtime
+    fds_01_a_high_inheritable_descriptor_is_not_in_the_child
+    mainh_01_a_renamed_or_deleted_program_goes_on
+    another_image_is_refused
+    sm_06_preloaded_state_is_in_every_child
+    a_preload_that_panics_is_an_error
+    environment_directory_and_streams_are_those_at_the_spawn
+    rt_01_nothing_is_left_behind
+    proc_21_handles_and_children_leave_no_descriptor
+    a_ticker_goes_on_during_a_thousand_spawns
+    at_the_descriptor_limit_there_are_errors_and_no_hang
+    run_waits_for_children_and_ends_daemons
+    run_ends_quickly_with_a_daemon_that_ignores_sigterm
+};
+
+fn main() -> ExitCode {
+    if let Some(name) = std::env::var_os("SCENARIO") {
+        let scenario = SCENARIOS.iter().find(|(other, ..)| *other == name).expect("a scenario of this name");
+        if scenario.1 {
+            mp::init();
+        }
+        scenario.2();
+        return ExitCode::SUCCESS;
+    }
+    mp::init(); // Only the copies that a late scenario starts come by here in a role.
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if arguments.iter().any(|argument| argument == "--list") {
+        if !arguments.iter().any(|argument| argument == "--ignored") {
+            SCENARIOS.iter().for_each(|(name, ..)| println!("{name}: test"));
+        }
+        return ExitCode::SUCCESS;
+    }
+    let filters: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
+    let chosen = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()));
+    let mut failed = 0;
+    for (name, ..) in SCENARIOS.iter().filter(|(name, ..)| chosen(name)) {
+        for old_kernel in [false, true] {
+            let way = if old_kernel { " (exits by message)" } else { "" };
+            match run_scenario(name, old_kernel) {
+                Ok(()) => println!("test {name}{way} ... ok"),
+                Err(why) => {
+                    println!("test {name}{way} ... FAILED\n{why}");
+                    failed += 1;
+                }
+            }
+        }
+    }
+    println!("{failed} failed");
+    ExitCode::from((failed > 0) as u8)
+}
+
+fn run_scenario(name: &str, old_kernel: bool) -> Result<(), String> {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.env("SCENARIO", name).env("RUST_BACKTRACE", "0");
+    if old_kernel {
+        command.env("MULTIPROCESS_OLD_KERNEL", "1");
+    }
+    let (mut read, write) = std::io::pipe().unwrap();
+    let mut process = command.stdout(write.try_clone().unwrap()).stderr(write).spawn().unwrap();
+    drop(command);
+    let text = std::thread::spawn(move || {
+        let mut text = String::new();
+        read.read_to_string(&mut text).map(|_| text).unwrap_or_default()
+    });
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let status = loop {
+        if let Some(status) = process.try_wait().unwrap() {
+            break Some(status);
+        }
+        if Instant::now() > deadline {
+            process.kill().unwrap();
+            process.wait().unwrap();
+            break None;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    match status {
+        Some(status) if status.success() => Ok(()),
+        // The output ends when the last descendant has ended; it is in the report for that.
+        Some(status) => Err(format!("{status}\n{}", text.join().unwrap())),
+        None => Err(format!("not done after 60 s\n{}", text.join().unwrap())),
+    }
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+}
+
+fn add(a: u64, b: u64) -> u64 {
+    a + b
+}
+
+async fn hang() {
+    std::future::pending().await
+}
+
+/// Waits until `done`, looking often.
+fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !done() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Parent, state and name of every process there is.
+fn processes() -> Vec<(u32, u32, char)> {
+    let all = std::fs::read_dir("/proc").unwrap().filter_map(|entry| {
+        let pid: u32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let mut rest = stat[stat.rfind(')')? + 2..].split(' ');
+        let state = rest.next()?.chars().next()?;
+        Some((pid, rest.next()?.parse().ok()?, state))
+    });
+    all.collect()
+}
+
+fn children_of(parent: u32) -> Vec<(u32, char)> {
+    processes().into_iter().filter(|(_, of, _)| *of == parent).map(|(pid, _, state)| (pid, state)).collect()
+}
+
+fn runs(pid: u32) -> bool {
+    processes().iter().any(|(other, _, state)| *other == pid && *state != 'Z')
+}
+
+/// The fork server: the one child of this process.
+fn server() -> u32 {
+    let children: Vec<_> = children_of(std::process::id()).into_iter().filter(|(_, state)| *state != 'Z').collect();
+    assert_eq!(children.len(), 1, "{children:?}");
+    children[0].0
+}
+
+fn kill(pid: u32, signal: rustix::process::Signal) {
+    let _ = rustix::process::kill_process(rustix::process::Pid::from_raw(pid as i32).unwrap(), signal);
+}
+
+/// Whether the fork server has no child left but the spare ones.
+fn is_idle(server: u32) -> bool {
+    let children = children_of(server);
+    children.len() <= 2 && children.iter().all(|(_, state)| *state == 'S')
+}
+
+fn open_descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+fn flags_03_without_init_spawning_is_an_error_and_main_never_runs_again() {
+    let error = Process::spawn(add, (1, 2)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotInitialized);
+    for word in ["multiprocess::run", "multiprocess::init()", "test_support!"] {
+        assert!(error.to_string().contains(word), "{error}");
+    }
+    assert_eq!(mp::preload(|| ()).unwrap_err().kind(), ErrorKind::NotInitialized);
+    assert!(children_of(std::process::id()).is_empty());
+}
+
+/// Counts warnings, as an application's subscriber would see them.
+struct Warnings;
+static WARNINGS: AtomicU64 = AtomicU64::new(0);
+
+impl tracing::Subscriber for Warnings {
+    fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+        true
+    }
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn event(&self, event: &tracing::Event<'_>) {
+        if *event.metadata().level() == tracing::Level::WARN {
+            WARNINGS.fetch_add(1, SeqCst);
+        }
+    }
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+fn init_after_threads_started_works_slowly_and_warns() {
+    let (park, go) = std::sync::mpsc::channel::<()>();
+    let thread = std::thread::spawn(move || go.recv());
+    mp::init();
+    tracing::subscriber::set_global_default(Warnings).unwrap();
+    block_on(async {
+        assert_eq!(Process::spawn(add, (1, 2)).unwrap().await.unwrap(), 3);
+        let mut killed = Process::spawn(hang, ()).unwrap();
+        killed.kill().unwrap();
+        assert_eq!(killed.wait().await.unwrap().signal(), Some(9));
+    });
+    assert_eq!(WARNINGS.load(SeqCst), 1);
+    drop(park);
+    let _ = thread.join();
+}
+
+fn temporary(name: &str) -> PathBuf {
+    let directory = std::env::temp_dir().join(format!("multiprocess-test-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).unwrap();
+    directory.join(name)
+}
+
+fn proc_02_a_copy_of_the_program_will_do() {
+    let copy = temporary("copy");
+    std::fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
+    mp::private::use_program(&copy);
+    block_on(async {
+        let program = || std::fs::read_link("/proc/self/exe").unwrap();
+        assert_eq!(Process::spawn(program, ()).unwrap().await.unwrap(), copy);
+    });
+    std::fs::remove_file(copy).unwrap();
+}
+
+fn another_image_is_refused() {
+    let other = temporary("other");
+    let mut bytes = std::fs::read(std::env::current_exe().unwrap()).unwrap();
+    // Another build: one byte of its build id differs.
+    let at = bytes.windows(8).position(|bytes| bytes == b"\x03\0\0\0GNU\0").expect("a build id");
+    bytes[at + 8] ^= 1;
+    std::fs::write(&other, bytes).unwrap();
+    std::fs::set_permissions(&other, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    mp::private::use_program(&other);
+    let error = Process::spawn(add, (1, 2)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Spawn);
+    assert!(error.to_string().contains("not the same build"), "{error}");
+    std::fs::remove_file(other).unwrap();
+    // Programs that are none of ours.
+    for (path, why) in [("/bin/true", "ended before it was ready"), ("/etc/hostname", ""), ("/does/not/exist", "exist")]
+    {
+        mp::private::use_program(path);
+        let error = Process::spawn(add, (1, 2)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Spawn, "{error}");
+        assert!(error.to_string().contains(why), "{error}");
+    }
+    assert!(children_of(std::process::id()).is_empty());
+}
+
+fn proc_27_start_works_when_streams_are_closed() {
+    // What a daemon does that closes its streams the hard way.
+    let script = "exec 0<&- 1>&- 2>&-; exec \"$0\"";
+    if std::env::var_os("INNER").is_none() {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", script]).arg(std::env::current_exe().unwrap()).env("INNER", "1");
+        assert!(shell.status().unwrap().success());
+        return;
+    }
+    // std opens /dev/null for what is closed at the start; close it again.
+    rustix::io::fcntl_setfd(std::io::stdout(), rustix::io::FdFlags::CLOEXEC).unwrap();
+    block_on(async {
+        let prints = || {
+            println!("nobody sees this");
+            std::fs::read_link("/proc/self/fd/1").unwrap()
+        };
+        for method in [StartMethod::ForkServer, StartMethod::Spawn] {
+            let child = Process::builder().start_method(method).spawn(prints, ()).unwrap();
+            assert_eq!(child.await.unwrap().to_str(), Some("/dev/null"));
+        }
+    });
+}
+
+fn proc_29_a_signal_to_the_group_does_not_hurt_the_server() {
+    use rustix::process::Signal;
+    block_on(async {
+        let mut running = Process::spawn(hang, ()).unwrap();
+        let before = server();
+        for signal in [Signal::INT, Signal::TERM, Signal::HUP, Signal::QUIT, Signal::TSTP, Signal::USR1] {
+            kill(before, signal);
+        }
+        assert_eq!(Process::spawn(add, (1, 2)).unwrap().await.unwrap(), 3);
+        assert_eq!(server(), before);
+        assert!(running.is_alive());
+        running.kill().unwrap();
+        assert_eq!(running.wait().await.unwrap().signal(), Some(9));
+    });
+}
+
+fn proc_30_a_killed_server_harms_nobody() {
+    block_on(async {
+        let (read, write) = std::io::pipe().unwrap();
+        let waits = |mut read: Fd<std::io::PipeReader>| read.read_to_end(&mut Vec::new()).unwrap();
+        let mut old = Process::spawn(waits, (Fd::new(read),)).unwrap();
+        kill(server(), rustix::process::Signal::KILL);
+        assert_eq!(Process::spawn(add, (1, 2)).unwrap().await.unwrap(), 3);
+        assert!(old.is_alive() && old.exit_status().is_none());
+        drop(write);
+        assert_eq!(old.join().await.unwrap(), 0);
+        assert!(!old.is_alive());
+        // The status is the truth or unknown, never invented.
+        assert!(old.exit_status().is_none_or(|status| status.success()));
+    });
+}
+
+fn a_killed_server_is_replaced_without_a_spawn() {
+    block_on(async {
+        let mut running = Process::spawn(hang, ()).unwrap();
+        assert!(tokio::time::timeout(Duration::from_millis(1), running.wait()).await.is_err());
+        let before = server();
+        kill(before, rustix::process::Signal::KILL);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let now: Vec<_> = children_of(std::process::id());
+            if now.iter().any(|(pid, state)| *pid != before && *state != 'Z') {
+                break;
+            }
+            assert!(Instant::now() < deadline);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        running.kill().unwrap();
+        let error = running.join().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ProcessDied);
+    });
+}
+
+fn proc_30_a_function_runs_exactly_once_whenever_the_server_is_killed() {
+    let (read, write) = std::io::pipe().unwrap();
+    let stop = std::sync::Arc::new(AtomicU64::new(0));
+    let killer = {
+        let stop = stop.clone();
+        std::thread::spawn(move || {
+            let (mut random, mut killed) = (0x9e37_79b9_7f4a_7c15_u64, 0);
+            while stop.load(SeqCst) == 0 {
+                random ^= random << 13;
+                random ^= random >> 7;
+                random ^= random << 17;
+                std::thread::sleep(Duration::from_micros(random % 9000));
+                for (pid, _) in children_of(std::process::id()) {
+                    kill(pid, rustix::process::Signal::KILL);
+                    killed += 1;
+                }
+            }
+            killed
+        })
+    };
+    let notes = |mut write: Fd<std::io::PipeWriter>, n: u32| write.write_all(&n.to_le_bytes()).unwrap();
+    let started = block_on(async {
+        let mut started = 0u32;
+        for round in 0..40 {
+            let mut children = Vec::new();
+            for _ in 0..10 {
+                let write = Fd::new(write.try_clone().unwrap());
+                match Process::spawn(notes, (write, started)) {
+                    Ok(child) => children.push((started, child)),
+                    // Killed so often while it started that spawn gave up, and says so.
+                    Err(error) => assert_eq!(error.kind(), ErrorKind::Spawn, "{error}"),
+                }
+                started += 1;
+            }
+            for (_, child) in children {
+                tokio::time::timeout(Duration::from_secs(10), child).await.expect("no hang").expect("it ran");
+            }
+            let _ = round;
+        }
+        started
+    });
+    stop.store(1, SeqCst);
+    let killed = killer.join().unwrap();
+    drop(write);
+    let mut seen = BTreeSet::new();
+    let mut read = BufReader::new(read);
+    let mut number = [0; 4];
+    // The lifeline of the last server's children is ours: only those that were let go can hold the pipe.
+    while read.read_exact(&mut number).is_ok() {
+        let number = u32::from_le_bytes(number);
+        assert!(seen.insert(number), "{number} ran twice");
+    }
+    assert!(killed > 10, "{killed} kills");
+    assert!(seen.len() as u32 > started / 2, "{} of {started}", seen.len());
+    assert!(mp::active_children().is_empty());
+}
+
+fn p16_a_killed_parent_takes_its_whole_tree() {
+    if std::env::var_os("INNER").is_some() {
+        fn spin(mut write: Fd<std::io::PipeWriter>) {
+            write.write_all(&std::process::id().to_le_bytes()).unwrap();
+            loop {
+                std::hint::spin_loop();
+            }
+        }
+        async fn middle(write: Fd<std::io::PipeWriter>) {
+            let copy = Fd::new(write.try_clone().unwrap());
+            let _below = Process::builder().start_method(StartMethod::Spawn).spawn(spin, (copy,)).unwrap();
+            tokio::task::spawn_blocking(|| spin(write));
+            hang().await
+        }
+        let stdout = std::io::stdout();
+        let copy = || Fd::new(std::os::fd::AsFd::as_fd(&stdout).try_clone_to_owned().unwrap().into());
+        block_on(async {
+            let _middle = Process::spawn(middle, (copy(),)).unwrap();
+            let _daemon = Process::builder().daemon(true).spawn(spin, (copy(),)).unwrap();
+            hang().await
+        });
+        return;
+    }
+    for victim in ["root", "by SIGTERM"] {
+        let mut root = Command::new(std::env::current_exe().unwrap());
+        let root = root.env("INNER", "1").stdout(std::process::Stdio::piped());
+        let mut root = root.spawn().unwrap();
+        let mut stdout = root.stdout.take().unwrap();
+        let mut pids = Vec::new();
+        for _ in 0..3 {
+            let mut pid = [0; 4];
+            stdout.read_exact(&mut pid).unwrap();
+            pids.push(u32::from_le_bytes(pid));
+        }
+        pids.extend(children_of(root.id()).into_iter().map(|(pid, _)| pid));
+        assert_eq!(pids.len(), 4);
+        let start = Instant::now();
+        let signal = if victim == "root" { rustix::process::Signal::KILL } else { rustix::process::Signal::TERM };
+        kill(root.id(), signal);
+        root.wait().unwrap();
+        assert_eq!(stdout.read(&mut [0]).unwrap(), 0);
+        until("the tree is gone", || !pids.iter().any(|pid| runs(*pid)));
+        assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    }
+}
+
+fn p7_start_from_a_busy_runtime() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let stop = std::sync::Arc::new(AtomicU64::new(0));
+        for _ in 0..4 {
+            let stop = stop.clone();
+            tokio::spawn(async move {
+                while stop.load(SeqCst) == 0 {
+                    std::hint::black_box(vec![0u8; 100_000]); // Holds malloc's locks much of the time.
+                    tokio::task::yield_now().await;
+                }
+            });
+        }
+        for n in 0..500 {
+            assert_eq!(Process::spawn(add, (n, 1)).unwrap().await.unwrap(), n + 1);
+        }
+        stop.store(1, SeqCst);
+    });
+}
+
+fn fds_01_a_high_inheritable_descriptor_is_not_in_the_child() {
+    let (read, _write) = std::io::pipe().unwrap();
+    let high = rustix::io::fcntl_dupfd_cloexec(&read, 777).unwrap();
+    rustix::io::fcntl_setfd(&high, rustix::io::FdFlags::empty()).unwrap();
+    assert_eq!(high.as_raw_fd(), 777);
+    block_on(async {
+        for method in [StartMethod::ForkServer, StartMethod::Spawn] {
+            let is_open = || std::fs::symlink_metadata("/proc/self/fd/777").is_ok();
+            assert!(!Process::builder().start_method(method).spawn(is_open, ()).unwrap().await.unwrap());
+        }
+    });
+}
+
+fn mainh_01_a_renamed_or_deleted_program_goes_on() {
+    if std::env::var_os("INNER").is_none() {
+        let copy = temporary("odd name.not-py");
+        std::fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
+        let status = Command::new(&copy).arg("--odd").arg("arguments").env("INNER", "1").status().unwrap();
+        assert!(status.success());
+        return;
+    }
+    let program = std::env::current_exe().unwrap();
+    let renamed = program.with_extension("renamed");
+    std::fs::rename(&program, &renamed).unwrap();
+    std::fs::write(&program, "another file under the old name").unwrap();
+    block_on(async {
+        let arguments = || std::env::args().skip(1).collect::<Vec<_>>();
+        assert_eq!(Process::spawn(arguments, ()).unwrap().await.unwrap(), ["--odd", "arguments"]);
+        std::fs::remove_file(&renamed).unwrap();
+        std::fs::remove_file(&program).unwrap();
+        let exec = Process::builder().start_method(StartMethod::Spawn).spawn(add, (1, 2)).unwrap();
+        assert_eq!(exec.await.unwrap(), 3);
+        kill(server(), rustix::process::Signal::KILL);
+        assert_eq!(Process::spawn(add, (1, 2)).unwrap().await.unwrap(), 3);
+    });
+}
+
+static LOADED: AtomicU64 = AtomicU64::new(0);
+
+fn sm_06_preloaded_state_is_in_every_child() {
+    fn load() {
+        LOADED.fetch_add(7, SeqCst);
+    }
+    mp::preload(load).unwrap();
+    mp::preload(load).unwrap();
+    block_on(async {
+        let loaded = || LOADED.load(SeqCst);
+        assert_eq!(Process::spawn(loaded, ()).unwrap().await.unwrap(), 14);
+        let fresh = Process::builder().start_method(StartMethod::Spawn).spawn(loaded, ()).unwrap();
+        assert_eq!(fresh.await.unwrap(), 0);
+        assert!(mp::preload(load).unwrap_err().to_string().contains("before the first spawn"));
+        kill(server(), rustix::process::Signal::KILL);
+        assert_eq!(Process::spawn(loaded, ()).unwrap().await.unwrap(), 14);
+    });
+    assert_eq!(LOADED.load(SeqCst), 0);
+}
+
+fn a_preload_that_panics_is_an_error() {
+    fn fails() {
+        panic!("no model here")
+    }
+    mp::preload(fails).unwrap();
+    let error = Process::spawn(add, (1, 2)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Spawn);
+    assert!(error.to_string().contains("no model here"), "{error}");
+}
+
+fn environment_directory_and_streams_are_those_at_the_spawn() {
+    fn look() -> (Option<String>, Option<String>, PathBuf) {
+        println!("out");
+        (std::env::var("ONE").ok(), std::env::var("TWO").ok(), std::env::current_dir().unwrap())
+    }
+    // SAFETY: this process has one thread.
+    let set = |key, value: Option<&str>| unsafe {
+        match value {
+            Some(value) => std::env::set_var(key, value),
+            None => std::env::remove_var(key),
+        }
+    };
+    block_on(async {
+        for method in [StartMethod::ForkServer, StartMethod::Spawn] {
+            set("ONE", Some("1"));
+            set("TWO", None);
+            std::env::set_current_dir("/proc").unwrap();
+            let seen = Process::builder().start_method(method).spawn(look, ()).unwrap().await.unwrap();
+            assert_eq!(seen, (Some("1".into()), None, "/proc".into()));
+            set("ONE", None);
+            set("TWO", Some("2=2"));
+            std::env::set_current_dir("/proc/sys").unwrap();
+            let (mut read, write) = std::io::pipe().unwrap();
+            let saved = rustix::io::dup(std::io::stdout()).unwrap();
+            rustix::stdio::dup2_stdout(&write).unwrap();
+            drop(write);
+            let child = Process::builder().start_method(method).env("ONE", "own").spawn(look, ()).unwrap();
+            rustix::stdio::dup2_stdout(saved).unwrap();
+            assert_eq!(child.await.unwrap(), (Some("own".into()), Some("2=2".into()), "/proc/sys".into()));
+            let mut text = String::new();
+            read.read_to_string(&mut text).unwrap();
+            assert_eq!(text, "out\n");
+            let seen = Process::builder().start_method(method).spawn(look, ()).unwrap().await.unwrap();
+            assert_eq!(seen.0, None, "what one child was given is not in the next");
+        }
+    });
+}
+
+fn rt_01_nothing_is_left_behind() {
+    let shm = || std::fs::read_dir("/dev/shm").map(|dir| dir.count()).unwrap_or(0);
+    let before = shm();
+    block_on(async {
+        let children: Vec<_> = (0..50).map(|n| Process::spawn(add, (n, n)).unwrap()).collect();
+        for child in &children[..25] {
+            child.kill().unwrap();
+        }
+        drop(children); // Nobody asks how they ended.
+        let server = server();
+        until("all are reaped", || is_idle(server));
+    });
+    assert_eq!(shm(), before);
+}
+
+fn proc_21_handles_and_children_leave_no_descriptor() {
+    block_on(async {
+        Process::spawn(add, (1, 1)).unwrap().await.unwrap();
+        let round = async || {
+            for n in 0..100 {
+                let mut child = Process::spawn(add, (n, 1)).unwrap();
+                match n % 3 {
+                    0 => drop(child.join().await),
+                    1 => drop(tokio::time::timeout(Duration::ZERO, child.join()).await),
+                    _ => child.kill().unwrap(),
+                }
+            }
+            let server = server();
+            until("all are reaped", || is_idle(server));
+            assert!(mp::active_children().is_empty());
+        };
+        round().await;
+        let ours = open_descriptors();
+        let count = |pid: u32| std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+        let theirs = count(server());
+        round().await;
+        round().await;
+        assert_eq!((open_descriptors(), count(server())), (ours, theirs));
+    });
+}
+
+fn a_ticker_goes_on_during_a_thousand_spawns() {
+    block_on(async {
+        Process::spawn(add, (1, 1)).unwrap().await.unwrap();
+        let ticker = tokio::spawn(async {
+            let (mut ticks, mut slow, mut last) = (0u32, 0u32, Instant::now());
+            loop {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                ticks += 1;
+                slow += (last.elapsed() > Duration::from_millis(50)) as u32;
+                last = Instant::now();
+                TICKS.store(u64::from(ticks) << 32 | u64::from(slow), SeqCst);
+            }
+        });
+        static TICKS: AtomicU64 = AtomicU64::new(0);
+        let start = Instant::now();
+        for n in 0..1000 {
+            assert_eq!(Process::spawn(add, (n, 1)).unwrap().await.unwrap(), n + 1);
+        }
+        let (elapsed, seen) = (start.elapsed(), TICKS.load(SeqCst));
+        let (ticks, slow) = (seen >> 32, seen & 0xffff_ffff);
+        ticker.abort();
+        // At least one tick in 5 ms on average, and hardly a longer silence, on a machine that others use too.
+        assert!(u128::from(ticks) > elapsed.as_millis() / 5, "{ticks} ticks in {elapsed:?}");
+        assert!(slow < 10, "{slow} slow ticks");
+    });
+}
+
+fn at_the_descriptor_limit_there_are_errors_and_no_hang() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    block_on(async {
+        Process::spawn(add, (1, 1)).unwrap().await.unwrap();
+        let limit = getrlimit(Resource::Nofile);
+        setrlimit(Resource::Nofile, Rlimit { current: Some(open_descriptors() as u64 + 12), ..limit }).unwrap();
+        let mut running = Vec::new();
+        let error = loop {
+            match Process::spawn(add, (1, 2)) {
+                Ok(child) => running.push(child),
+                Err(error) => break error,
+            }
+            assert!(running.len() < 50);
+        };
+        assert_eq!(error.kind(), ErrorKind::Spawn, "{error}");
+        setrlimit(Resource::Nofile, limit).unwrap();
+        for child in running {
+            assert_eq!(tokio::time::timeout(Duration::from_secs(10), child).await.unwrap().unwrap(), 3);
+        }
+        assert_eq!(Process::spawn(add, (1, 2)).unwrap().await.unwrap(), 3);
+    });
+}
+
+fn run_waits_for_children_and_ends_daemons() {
+    let (read, write) = std::io::pipe().unwrap();
+    let daemon = mp::run(async {
+        let slow = |mut write: Fd<std::io::PipeWriter>| {
+            std::thread::sleep(Duration::from_millis(30));
+            write.write_all(b"done\n").unwrap();
+        };
+        let nested = async |write: Fd<std::io::PipeWriter>| {
+            // Not awaited: the end of this function waits for it.
+            let late = |mut write: Fd<std::io::PipeWriter>| {
+                std::thread::sleep(Duration::from_millis(60));
+                write.write_all(b"below\n").unwrap();
+            };
+            drop(Process::spawn(late, (write,)).unwrap());
+        };
+        drop(Process::spawn(slow, (Fd::new(write.try_clone().unwrap()),)).unwrap());
+        drop(Process::spawn(nested, (Fd::new(write),)).unwrap());
+        Process::builder().daemon(true).spawn(hang, ()).unwrap()
+    });
+    assert!(!daemon.is_alive());
+    assert!(mp::active_children().is_empty());
+    let lines: BTreeSet<String> = BufReader::new(read).lines().map(Result::unwrap).collect();
+    assert_eq!(lines.into_iter().collect::<Vec<_>>(), ["below", "done"]);
+}
+
+fn run_ends_quickly_with_a_daemon_that_ignores_sigterm() {
+    let start = Instant::now();
+    mp::run(async {
+        async fn stubborn() {
+            let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).unwrap();
+            println!("ready");
+            while terminate.recv().await.is_some() {}
+        }
+        let builder = Process::builder().daemon(true).stdout(Stdio::piped());
+        let mut child = builder.spawn(stubborn, ()).unwrap();
+        let mut line = String::new();
+        BufReader::new(child.take_stdout().unwrap()).read_line(&mut line).unwrap();
+        child.terminate().unwrap();
+        assert!(child.is_alive());
+    });
+    assert!(start.elapsed() < Duration::from_secs(10));
+}

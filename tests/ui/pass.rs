@@ -1,0 +1,30 @@
+//! Everything that captures nothing can run elsewhere. (It also makes trybuild build rather than check: the size
+//! of a closure is asserted when code is generated.)
+use multiprocess::Process;
+
+fn plain(a: i32) -> i32 {
+    a
+}
+async fn later() {}
+fn generic<T: Default>() -> T {
+    T::default()
+}
+struct Counter;
+impl Counter {
+    fn associated(text: String) -> usize {
+        text.len()
+    }
+}
+
+fn main() {
+    multiprocess::init();
+    if std::env::args().count() > 100 {
+        let _ = Process::spawn(plain, (1,));
+        let _ = Process::spawn(later, ());
+        let _ = Process::spawn(generic::<f64>, ());
+        let _ = Process::spawn(Counter::associated, (String::new(),));
+        let _ = Process::spawn(|x: i32| x + 1, (1,));
+        let _ = Process::spawn(async |x: i32| x + 1, (1,));
+        let _ = Process::spawn(std::process::id, ());
+    }
+}
