@@ -122,14 +122,14 @@ async fn killed_while_growing_the_memory_is_given_back() {
     // In a process of its own: other tests have rings too.
     let alone = async || {
         let queue = Queue::unbounded().unwrap();
-        death(doomed!("grow.begun", put, (queue.clone(), 1, 32 << 20, 0)), "grow.begun").await;
+        death(doomed!("grow.begun", put, (queue.clone(), 1, 9 << 20, 0)), "grow.begun").await;
         let lost = ring_memory();
         within(queue.put(Item::new(2, 10, 0))).await.unwrap();
         let left = ring_memory();
         (lost, left, drain(&queue).await)
     };
     let (lost, left, all) = within(Process::spawn(alone, ()).unwrap()).await.unwrap();
-    assert!(lost > 32 << 20 && left < 1 << 20, "{lost} bytes, then {left}");
+    assert!(lost > 9 << 20 && left < 1 << 20, "{lost} bytes, then {left}");
     assert_eq!(all, [2]);
 }
 
@@ -196,7 +196,7 @@ async fn killed_while_leaving_a_segment() {
 async fn killed_while_giving_a_large_segment_back() {
     for point in ["grow.begun", "grow.linked"] {
         let queue = Queue::unbounded().unwrap();
-        queue.put(Item::new(1, 20 << 20, 0)).await.unwrap();
+        queue.put(Item::new(1, 9 << 20, 0)).await.unwrap();
         death(doomed!(point, get, (queue.clone(), 1)), point).await;
         assert_eq!(queue.len(), 0, "{point}");
         for number in 2..=3 {
