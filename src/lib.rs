@@ -1,5 +1,8 @@
 //! Process-based parallelism for async Rust.
 
+// A panic outside tests needs the proof that it cannot happen.
+#![cfg_attr(not(test), deny(clippy::unwrap_used))]
+
 mod channel;
 mod error;
 mod os;

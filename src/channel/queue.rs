@@ -67,7 +67,10 @@ pub struct Queue<T> {
 }
 
 /// The queues that this process has mapped, so that one received twice is mapped once.
-static MAPPED: Mutex<Option<HashMap<(u64, u64), Weak<Link>>>> = Mutex::new(None);
+static MAPPED: Mutex<Option<Mapped>> = Mutex::new(None);
+
+/// Links by the identity of their memory.
+type Mapped = HashMap<(u64, u64), Weak<Link>>;
 
 fn mapped(identity: (u64, u64), make: impl FnOnce() -> io::Result<Arc<Link>>) -> io::Result<Arc<Link>> {
     let mut mapped = MAPPED.lock().unwrap_or_else(PoisonError::into_inner);

@@ -377,7 +377,7 @@ impl Ring {
         let mut rows = (0..EXTENTS).map(|row| word::EXTENTS + 2 * row);
         let row = rows.find(|row| self.word(*row).load(Acquire) == offset).ok_or_else(|| corrupt("no such extent"))?;
         let capacity = self.word(row + 1).load(Acquire) >> 8;
-        if !capacity.is_power_of_two() || capacity > 1 << 31 || offset % PAGE != 0 {
+        if !capacity.is_power_of_two() || capacity > 1 << 31 || !offset.is_multiple_of(PAGE) {
             return Err(corrupt("an impossible extent"));
         }
         let map = self.region.extent(offset, segment::HEAD_LEN + capacity * 8)?;

@@ -65,12 +65,17 @@ pub(crate) fn exit(pidfd: BorrowedFd<'_>) -> Exit {
     }
     const EXIT: u64 = 1 << 3;
     const GET_INFO: libc::Ioctl = (3 << 30 | size_of::<Info>() << 16 | 0xff << 8 | 11) as libc::Ioctl;
-    let mut info = Info { mask: EXIT, ..Info::default() };
-    // SAFETY: the request's size field is that of `info`, so the kernel writes nothing beyond it.
-    let done = unsafe { libc::ioctl(pidfd.as_raw_fd(), GET_INFO, &raw mut info) };
-    match done {
-        0 if info.mask & EXIT != 0 => Exit::Known(ExitStatus::from_raw(info.exit_code)),
-        0 => Exit::NotReaped,
-        _ => Exit::Unknown,
+    // The kernel looks for the status first and for the process second: reaped in between, it finds neither.
+    for _ in 0..2 {
+        let mut info = Info { mask: EXIT, ..Info::default() };
+        // SAFETY: the request's size field is that of `info`, so the kernel writes nothing beyond it.
+        let done = unsafe { libc::ioctl(pidfd.as_raw_fd(), GET_INFO, &raw mut info) };
+        match done {
+            0 if info.mask & EXIT != 0 => return Exit::Known(ExitStatus::from_raw(info.exit_code)),
+            0 => return Exit::NotReaped,
+            _ if rustix::io::Errno::from_io_error(&io::Error::last_os_error()) != Some(rustix::io::Errno::SRCH) => break,
+            _ => {}
+        }
     }
+    Exit::Unknown
 }

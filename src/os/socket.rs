@@ -50,8 +50,6 @@ pub(crate) struct Packet {
     pub(crate) fds: Vec<OwnedFd>,
     /// Descriptors were dropped on the way, because this process is at its limit.
     pub(crate) fds_lost: bool,
-    /// The packet was longer than the buffer.
-    pub(crate) bytes_lost: bool,
 }
 
 /// Receives one packet. Its descriptors are owned before anything else can fail.
@@ -69,7 +67,6 @@ pub(crate) fn recv(socket: BorrowedFd<'_>, buffer: &mut [u8], wait: Wait) -> io:
         len: message.bytes,
         fds: rights.flatten().collect(),
         fds_lost: message.flags.contains(ReturnFlags::CTRUNC),
-        bytes_lost: message.flags.contains(ReturnFlags::TRUNC),
     })
 }
 

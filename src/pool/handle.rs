@@ -67,8 +67,7 @@ impl Flight {
             let Some(source) = &mut self.source else { return };
             let next = match source {
                 Source::Iterator(next) => catch_unwind(AssertUnwindSafe(next)).unwrap_or_else(|payload| {
-                    let text = payload.downcast_ref::<&str>().map(ToString::to_string);
-                    let text = text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_default();
+                    let text = entry::text_of(&*payload);
                     self.failed = Some((
                         self.pulled,
                         Error::new(ErrorKind::Panicked, format!("the source of items panicked: {text}")),
@@ -169,14 +168,12 @@ macro_rules! options {
         impl<R> $name<R> {
             /// Kills the worker of an item that runs longer than `timeout`, counted from the item's start, and
             /// replaces it; the item fails with kind `Timeout`, others are not touched. Items then travel one by one.
-            #[must_use]
             pub fn timeout(mut self, timeout: Duration) -> Self {
                 self.stage.options().into_iter().for_each(|options| options.timeout = Some(timeout));
                 self
             }
 
             /// Tries an item again, up to `retries` times, whose worker died or that overran its time.
-            #[must_use]
             pub fn retries(mut self, retries: u32) -> Self {
                 self.stage.options().into_iter().for_each(|options| options.retries = retries);
                 self
@@ -189,7 +186,6 @@ macro_rules! chunksize {
     ($name:ident) => {
         impl<R> $name<R> {
             /// How many items travel to a worker together; 0, the default, aims at about a millisecond of work.
-            #[must_use]
             pub fn chunksize(mut self, items: usize) -> Self {
                 self.stage.options().into_iter().for_each(|options| options.chunk = items);
                 self
@@ -286,12 +282,11 @@ impl<R> AsyncResult<R> {
     /// Cancels the call: if it has not begun it never does; if it runs its worker is stopped and replaced. The
     /// result is then of kind `Cancelled`, unless it was there already.
     pub fn cancel(&self) {
-        if let Stage::Flying(flight) = &self.stage {
-            if !flight.group.has_done() {
-                let group = &flight.group;
-                group.fail_pending(|| group.was_cancelled());
-                group.cancel();
-            }
+        if let Stage::Flying(Flight { group, .. }) = &self.stage
+            && !group.has_done()
+        {
+            group.fail_pending(|| group.was_cancelled());
+            group.cancel();
         }
     }
 }

@@ -62,6 +62,7 @@ pub(super) fn origin() -> Result<&'static Origin> {
 /// Children that still run when such a `main` returns are ended with it; [`run`] waits for them.
 ///
 /// ```
+/// # #[allow(clippy::needless_doctest_main)]
 /// fn main() {
 ///     multiprocess::init();
 ///     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -27,7 +27,7 @@ pub(crate) fn copy_in(map: &Map, at: usize, from: &[u8]) {
 /// If the word is not inside the map, or `at` is not a multiple of 8: a mistake of ours.
 #[inline]
 pub(crate) fn word(map: &Map, at: usize) -> u64 {
-    assert!(at % 8 == 0);
+    assert!(at.is_multiple_of(8));
     words(map)[at / 8].load(std::sync::atomic::Ordering::Relaxed)
 }
 

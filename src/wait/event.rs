@@ -66,10 +66,6 @@ pub(crate) struct Sleeper {
 }
 
 impl Sleeper {
-    pub(crate) fn is(self, member: Member) -> bool {
-        self == Self::from(member)
-    }
-
     /// Whether a slot's epoch is this sleeper's.
     pub(crate) fn has_epoch(self, epoch: u32) -> bool {
         epoch & ((1 << EPOCH_BITS) - 1) == self.epoch

@@ -34,11 +34,11 @@ impl Waiting {
     ) -> Poll<io::Result<T>> {
         let coop = ready!(tokio::task::coop::poll_proceed(cx));
         if self.turn.is_none() {
-            if !line.has_waiters() {
-                if let Some(value) = attempt() {
-                    coop.made_progress();
-                    return Poll::Ready(Ok(value));
-                }
+            if !line.has_waiters()
+                && let Some(value) = attempt()
+            {
+                coop.made_progress();
+                return Poll::Ready(Ok(value));
             }
             self.turn = Some(line.join());
         }

@@ -66,10 +66,10 @@ impl Inside {
 
 impl Drop for Inside {
     fn drop(&mut self) {
-        if let Context::Encoding(from) = CONTEXT.replace(self.0) {
-            if ATTACHED.replace(from) > from {
-                LEAVING.with_borrow_mut(|leaving| leaving.truncate(from));
-            }
+        if let Context::Encoding(from) = CONTEXT.replace(self.0)
+            && ATTACHED.replace(from) > from
+        {
+            LEAVING.with_borrow_mut(|leaving| leaving.truncate(from));
         }
     }
 }
