@@ -2,6 +2,7 @@
 //! that are threads and die at named points.
 
 use super::family::Member;
+use crate::os::fault::{DIES_AT, Death};
 use loom::cell::UnsafeCell;
 use loom::sync::atomic::{self, fence};
 use std::cell::Cell;
@@ -202,7 +203,6 @@ loom::lazy_static! {
 
 loom::thread_local! {
     static SLOT: Cell<u16> = Cell::new(0);
-    static DIES_AT: Cell<Option<&'static str>> = Cell::new(None);
 }
 
 impl Members {
@@ -240,14 +240,8 @@ pub(crate) fn play<T>(slot: u16, dies_at: Option<&'static str>, part: impl FnOnc
     }
 }
 
-struct Death;
-
-pub(crate) fn point(name: &'static str) {
-    if DIES_AT.with(Cell::get) == Some(name) {
-        resume_unwind(Box::new(Death));
-    }
-}
-
+/// `RUSTFLAGS="--cfg multiprocess_loom" cargo test --release --lib models` runs them all.
+///
 /// Runs `model` in every schedule with at most `preemptions` of them, and says how many those were.
 #[cfg(test)]
 pub(crate) fn explore(what: &str, preemptions: usize, model: impl Fn() + Send + Sync + 'static) {
