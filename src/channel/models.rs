@@ -81,7 +81,7 @@ fn push(ring: &Ring, n: u8, len: usize) -> Option<Push> {
 
 /// `None` if somebody else is taking.
 fn pop(ring: &Ring) -> Option<Result<u8, Pop>> {
-    match ring.pop(|_, _| Ok(Vec::new()), |_| ()).0.unwrap() {
+    match ring.pop(Vec::new, |_, _| Ok(Vec::new()), |_| ()).0.unwrap() {
         Pop::Got(bytes, _) => {
             assert!(bytes.iter().all(|byte| *byte == bytes[0]) && bytes.len() >= 8, "a torn record: {bytes:?}");
             Some(Ok(bytes[0]))

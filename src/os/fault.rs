@@ -9,7 +9,20 @@
 pub(crate) fn point(_name: &'static str) {}
 
 #[cfg(multiprocess_loom)]
-pub(crate) use crate::shm::region::point;
+loom::thread_local! {
+    pub(crate) static DIES_AT: std::cell::Cell<Option<&'static str>> = std::cell::Cell::new(None);
+}
+
+/// What a process of a model unwinds with.
+#[cfg(multiprocess_loom)]
+pub(crate) struct Death;
+
+#[cfg(multiprocess_loom)]
+pub(crate) fn point(name: &'static str) {
+    if DIES_AT.with(std::cell::Cell::get) == Some(name) {
+        std::panic::resume_unwind(Box::new(Death));
+    }
+}
 
 #[cfg(all(debug_assertions, not(multiprocess_loom)))]
 pub(crate) fn point(name: &'static str) {

@@ -1,6 +1,8 @@
 //! The atomics of everything shared: std's, or the model checker's under `cfg(multiprocess_loom)`.
 
 #[cfg(multiprocess_loom)]
-pub(crate) use loom::sync::atomic::{AtomicU64, fence};
+pub(crate) use super::region::AtomicU64;
+#[cfg(multiprocess_loom)]
+pub(crate) use loom::sync::atomic::fence;
 #[cfg(not(multiprocess_loom))]
 pub(crate) use std::sync::atomic::{AtomicU64, fence};

@@ -1,15 +1,16 @@
 //! A region for models: heap memory of the model checker, where every unsynchronised access is an error, and processes
 //! that are threads and die at named points.
 
-use super::atomic::{AtomicU64, fence};
 use super::family::Member;
+use crate::os::fault::{DIES_AT, Death};
 use loom::cell::UnsafeCell;
+use loom::sync::atomic::{self, fence};
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::Ordering::*;
+use std::sync::atomic::Ordering::{self, *};
 use std::sync::{Arc, Mutex};
 
 pub(crate) const PAGE: u64 = 8;
@@ -20,6 +21,62 @@ const REGION_WORDS: usize = 512;
 
 fn zeros(len: usize) -> Vec<AtomicU64> {
     (0..len).map(|_| AtomicU64::new(0)).collect()
+}
+
+/// An atomic whose every access is a point where another process may come first. Loom alone remembers only the last
+/// access to an atomic, and so overlooks that a store comes after another thread's load if a load of its own is between.
+pub(crate) struct AtomicU64 {
+    value: atomic::AtomicU64,
+    /// Changed in passing by each access, without ordering anything.
+    turn: atomic::AtomicU64,
+}
+
+impl AtomicU64 {
+    pub(crate) fn new(value: u64) -> Self {
+        Self { value: atomic::AtomicU64::new(value), turn: atomic::AtomicU64::new(0) }
+    }
+
+    fn value(&self) -> &atomic::AtomicU64 {
+        self.turn.fetch_add(1, Relaxed);
+        &self.value
+    }
+
+    pub(crate) fn load(&self, order: Ordering) -> u64 {
+        self.value().load(order)
+    }
+
+    pub(crate) fn store(&self, value: u64, order: Ordering) {
+        self.value().store(value, order);
+    }
+
+    pub(crate) fn swap(&self, value: u64, order: Ordering) -> u64 {
+        self.value().swap(value, order)
+    }
+
+    pub(crate) fn compare_exchange(&self, old: u64, new: u64, yes: Ordering, no: Ordering) -> Result<u64, u64> {
+        self.value().compare_exchange(old, new, yes, no)
+    }
+
+    pub(crate) fn fetch_update(
+        &self,
+        yes: Ordering,
+        no: Ordering,
+        change: impl FnMut(u64) -> Option<u64>,
+    ) -> Result<u64, u64> {
+        self.value().fetch_update(yes, no, change)
+    }
+
+    pub(crate) fn fetch_add(&self, value: u64, order: Ordering) -> u64 {
+        self.value().fetch_add(value, order)
+    }
+
+    pub(crate) fn fetch_or(&self, value: u64, order: Ordering) -> u64 {
+        self.value().fetch_or(value, order)
+    }
+
+    pub(crate) fn fetch_and(&self, value: u64, order: Ordering) -> u64 {
+        self.value().fetch_and(value, order)
+    }
 }
 
 /// Plain memory: loom reports every access that is not ordered with the others.
@@ -146,7 +203,6 @@ loom::lazy_static! {
 
 loom::thread_local! {
     static SLOT: Cell<u16> = Cell::new(0);
-    static DIES_AT: Cell<Option<&'static str>> = Cell::new(None);
 }
 
 impl Members {
@@ -184,14 +240,8 @@ pub(crate) fn play<T>(slot: u16, dies_at: Option<&'static str>, part: impl FnOnc
     }
 }
 
-struct Death;
-
-pub(crate) fn point(name: &'static str) {
-    if DIES_AT.with(Cell::get) == Some(name) {
-        resume_unwind(Box::new(Death));
-    }
-}
-
+/// `RUSTFLAGS="--cfg multiprocess_loom" cargo test --release --lib models` runs them all.
+///
 /// Runs `model` in every schedule with at most `preemptions` of them, and says how many those were.
 #[cfg(test)]
 pub(crate) fn explore(what: &str, preemptions: usize, model: impl Fn() + Send + Sync + 'static) {

@@ -1,0 +1,379 @@
+//! Each row of the Death and Cancel tables: a child dies exactly there, or a future is dropped exactly there, and
+//! what the row promises holds.
+#![cfg(debug_assertions)] // The points are there in debug builds only.
+
+mod common;
+
+use common::{eventually, is_asleep, within};
+use futures::poll;
+use multiprocess::{self as mp, ErrorKind, Fd, JoinableQueue, Process, Queue};
+use serde::{Deserialize, Serialize};
+use std::os::linux::fs::MetadataExt;
+use std::os::unix::process::ExitStatusExt;
+use std::pin::pin;
+use std::time::Duration;
+
+mp::test_support!();
+
+#[derive(Serialize, Deserialize)]
+struct Item {
+    number: u32,
+    bytes: Vec<u8>,
+    files: Vec<Fd<std::fs::File>>,
+}
+
+impl Item {
+    fn new(number: u32, size: usize, files: usize) -> Self {
+        let open = |_| Fd::new(std::fs::File::open("/dev/null").unwrap());
+        Self { number, bytes: vec![number as u8; size], files: (0..files).map(open).collect() }
+    }
+
+    /// Its number, if it is whole.
+    fn check(&self) -> u32 {
+        assert!(self.bytes.iter().all(|byte| *byte == self.number as u8));
+        self.number
+    }
+}
+
+async fn put(queue: Queue<Item>, number: u32, size: usize, files: usize) {
+    queue.put(Item::new(number, size, files)).await.map_err(|error| error.to_string()).unwrap();
+}
+
+async fn get(queue: Queue<Item>, count: usize) -> Vec<u32> {
+    let mut got = Vec::new();
+    for _ in 0..count {
+        got.push(queue.get().await.unwrap().check());
+    }
+    got
+}
+
+/// Starts `f` in a process that will be killed at `point`.
+macro_rules! doomed {
+    ($point:expr, $f:expr, $args:expr) => {
+        Process::builder().env("MULTIPROCESS_KILL_AT", $point).spawn($f, $args).unwrap()
+    };
+}
+
+/// Waits until `victim` has been killed, by its own hand.
+async fn death<R: serde::de::DeserializeOwned + 'static>(mut victim: Process<R>, point: &str) {
+    let Err(error) = within(victim.join()).await else { panic!("it never got to {point}") };
+    assert_eq!(error.exit_status().and_then(|status| status.signal()), Some(9), "{point}: {error}");
+}
+
+/// A child that has nothing to do and is asleep.
+async fn asleep<R: serde::de::DeserializeOwned + 'static>(process: Process<R>) -> Process<R> {
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    eventually("it sleeps", || is_asleep(process.pid())).await;
+    process
+}
+
+async fn drain(queue: &Queue<Item>) -> Vec<u32> {
+    queue.close();
+    let mut got = Vec::new();
+    loop {
+        match within(queue.get()).await {
+            Ok(item) => got.push(item.check()),
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::Closed);
+                return got;
+            }
+        }
+    }
+}
+
+/// The bytes of memory behind all rings that this process has open.
+fn ring_memory() -> u64 {
+    let links = std::fs::read_dir("/proc/self/fd").unwrap().map(|entry| entry.unwrap().path());
+    let rings = links.filter(|path| {
+        std::fs::read_link(path).is_ok_and(|target| target.to_string_lossy().contains("memfd:multiprocess-ring"))
+    });
+    rings.map(|path| std::fs::metadata(path).unwrap().st_blocks() * 512).sum()
+}
+
+/// `ring`, `segment` and `latch`: killed while putting. The record is there if it was published, and nothing else changed.
+#[tokio::test]
+async fn killed_while_putting() {
+    for (point, size, files, is_there) in [
+        ("put.taken", 10, 0, false),
+        ("put.written", 10, 0, false),
+        ("put.written", 300_000, 0, false),
+        ("put.sent", 10, 2, false),
+        ("put.written", 10, 2, false),
+        ("put.published", 10, 2, true),
+        ("put.released", 10, 0, true),
+        ("grow.begun", 300_000, 0, false),
+        ("grow.linked", 300_000, 0, false),
+        ("grow.linked", 300_000, 3, false),
+    ] {
+        let queue = Queue::unbounded().unwrap();
+        queue.put(Item::new(1, 100, 1)).await.unwrap();
+        death(doomed!(point, put, (queue.clone(), 2, size, files)), point).await;
+        assert_eq!(queue.len(), 1 + usize::from(is_there), "{point}");
+        within(queue.put(Item::new(3, 100_000, 1))).await.unwrap();
+        assert_eq!(queue.len(), 2 + usize::from(is_there), "{point}");
+        let all = if is_there { vec![1, 2, 3] } else { vec![1, 3] };
+        assert_eq!(drain(&queue).await, all, "{point}");
+    }
+}
+
+/// `ring`: what a putter had made and not linked is given back by who takes its latch over.
+#[tokio::test]
+async fn killed_while_growing_the_memory_is_given_back() {
+    // In a process of its own: other tests have rings too.
+    let alone = async || {
+        let queue = Queue::unbounded().unwrap();
+        death(doomed!("grow.begun", put, (queue.clone(), 1, 9 << 20, 0)), "grow.begun").await;
+        let lost = ring_memory();
+        within(queue.put(Item::new(2, 10, 0))).await.unwrap();
+        let left = ring_memory();
+        (lost, left, drain(&queue).await)
+    };
+    let (lost, left, all) = within(Process::spawn(alone, ()).unwrap()).await.unwrap();
+    assert!(lost > 9 << 20 && left < 1 << 20, "{lost} bytes, then {left}");
+    assert_eq!(all, [2]);
+}
+
+/// `ring`: a putter died between link and `PUT_SEGMENT`; the taker leaves the old segment before the next putter comes.
+#[tokio::test]
+async fn killed_after_the_link_and_the_old_segment_is_left() {
+    let queue = Queue::unbounded().unwrap();
+    queue.put(Item::new(1, 100_000, 0)).await.unwrap();
+    death(doomed!("grow.linked", put, (queue.clone(), 2, 3 << 20, 0)), "grow.linked").await;
+    assert_eq!(within(queue.get()).await.unwrap().check(), 1);
+    assert_eq!(queue.try_get().err().unwrap().kind(), ErrorKind::Empty);
+    assert_eq!(queue.len(), 0);
+    within(queue.put(Item::new(3, 10, 0))).await.unwrap();
+    assert_eq!(queue.len(), 1);
+    assert_eq!(drain(&queue).await, [3]);
+}
+
+/// `ring` and `segment`: killed while getting. The record is still there until its head is stored.
+#[tokio::test]
+async fn killed_while_getting() {
+    for (point, is_there) in
+        [("get.taken", true), ("get.read", true), ("get.consumed", false), ("get.released", false)]
+    {
+        let queue = Queue::unbounded().unwrap();
+        for number in 1..=2 {
+            queue.put(Item::new(number, 1000, 0)).await.unwrap();
+        }
+        death(doomed!(point, get, (queue.clone(), 1)), point).await;
+        assert_eq!(queue.len(), 1 + usize::from(is_there), "{point}");
+        assert_eq!(drain(&queue).await, if is_there { vec![1, 2] } else { vec![2] }, "{point}");
+    }
+}
+
+/// `link`: the descriptors died with who took them; the item is an error, once, and the next one is whole.
+#[tokio::test]
+async fn killed_after_taking_the_descriptors() {
+    let queue = Queue::unbounded().unwrap();
+    for number in 1..=2 {
+        queue.put(Item::new(number, 10, 3)).await.unwrap();
+    }
+    death(doomed!("get.read", get, (queue.clone(), 1)), "get.read").await;
+    assert_eq!(queue.len(), 2);
+    assert_eq!(within(queue.get()).await.err().unwrap().kind(), ErrorKind::Decode);
+    let second = within(queue.get()).await.unwrap();
+    assert_eq!((second.check(), second.files.len(), queue.len()), (2, 3, 0));
+}
+
+/// `ring`: killed between leaving a drained segment and giving it back.
+#[tokio::test]
+async fn killed_while_leaving_a_segment() {
+    let queue = Queue::unbounded().unwrap();
+    for number in 1..=20 {
+        queue.put(Item::new(number, 20_000, 0)).await.unwrap();
+    }
+    death(doomed!("leave.moved", get, (queue.clone(), 20)), "leave.moved").await;
+    let left = queue.len() as u32;
+    assert!((1..20).contains(&left), "{left}");
+    within(queue.put(Item::new(21, 200_000, 0))).await.unwrap();
+    assert_eq!(drain(&queue).await, (21 - left..=21).collect::<Vec<_>>());
+}
+
+/// `ring`: killed while a large drained segment is replaced by the base.
+#[tokio::test]
+async fn killed_while_giving_a_large_segment_back() {
+    for point in ["grow.begun", "grow.linked"] {
+        let queue = Queue::unbounded().unwrap();
+        queue.put(Item::new(1, 9 << 20, 0)).await.unwrap();
+        death(doomed!(point, get, (queue.clone(), 1)), point).await;
+        assert_eq!(queue.len(), 0, "{point}");
+        for number in 2..=3 {
+            within(queue.put(Item::new(number, 100_000, 0))).await.unwrap();
+        }
+        assert_eq!(drain(&queue).await, [2, 3], "{point}");
+    }
+}
+
+/// `link`: what a dead consumer had taken and not finished counts as done, and what it had not taken is still to do.
+#[tokio::test]
+async fn killed_holding_an_item_of_a_joinable_queue() {
+    for (point, is_there) in [("get.noted", true), ("get.consumed", false)] {
+        let queue = JoinableQueue::<u32>::unbounded().unwrap();
+        queue.put(1).await.unwrap();
+        let take = async |queue: JoinableQueue<u32>| queue.get().await.unwrap();
+        death(doomed!(point, take, (queue.clone(),)), point).await;
+        assert_eq!(queue.len(), usize::from(is_there), "{point}");
+        if is_there {
+            assert!(tokio::time::timeout(Duration::from_millis(50), queue.join()).await.is_err());
+            assert_eq!(within(queue.get()).await.unwrap(), 1);
+            queue.task_done().unwrap();
+        }
+        within(queue.join()).await.unwrap();
+    }
+}
+
+/// `event` and `latch`: whoever dies with somebody's wake in its hands, a sleeper is woken.
+#[tokio::test]
+async fn killed_before_the_wake_a_getter_sleeps() {
+    for point in ["put.published", "put.released", "notify.marked"] {
+        let queue = Queue::unbounded().unwrap();
+        let getter = asleep(Process::spawn(get, (queue.clone(), 1)).unwrap()).await;
+        death(doomed!(point, put, (queue.clone(), 5, 10, 0)), point).await;
+        assert_eq!(within(getter).await.unwrap(), [5], "{point}");
+    }
+}
+
+#[tokio::test]
+async fn killed_before_the_wake_a_putter_sleeps() {
+    for point in ["get.consumed", "get.released", "notify.marked"] {
+        let queue = Queue::bounded(1).unwrap();
+        queue.put(Item::new(1, 10, 0)).await.unwrap();
+        let putter = asleep(Process::spawn(put, (queue.clone(), 2, 10, 0)).unwrap()).await;
+        death(doomed!(point, get, (queue.clone(), 1)), point).await;
+        within(putter).await.unwrap();
+        assert_eq!(drain(&queue).await, [2], "{point}");
+    }
+}
+
+/// `event`: a sleeper dies before, at and after its notice; the one behind it gets the item.
+#[tokio::test]
+async fn killed_asleep() {
+    for point in ["sleep.entered", "asleep", "sleep.noticed", "sleep.unmarked"] {
+        let queue = Queue::unbounded().unwrap();
+        let mut victim = doomed!(point, get, (queue.clone(), 1));
+        match point {
+            "sleep.entered" => death(victim, point).await,
+            "asleep" => {
+                victim = asleep(victim).await;
+                let other = asleep(Process::spawn(get, (queue.clone(), 1)).unwrap()).await;
+                victim.kill().unwrap();
+                within(queue.put(Item::new(1, 10, 0))).await.unwrap();
+                assert_eq!(within(other).await.unwrap(), [1]);
+                continue;
+            }
+            _ => {
+                victim = asleep(victim).await;
+                let other = asleep(Process::spawn(get, (queue.clone(), 1)).unwrap()).await;
+                within(queue.put(Item::new(1, 10, 0))).await.unwrap();
+                death(victim, point).await;
+                assert_eq!(within(other).await.unwrap(), [1], "{point}");
+                continue;
+            }
+        }
+        // Its entry has no mark: whoever comes next is notified all the same.
+        let other = asleep(Process::spawn(get, (queue.clone(), 1)).unwrap()).await;
+        within(queue.put(Item::new(1, 10, 0))).await.unwrap();
+        assert_eq!(within(other).await.unwrap(), [1]);
+    }
+}
+
+/// `event`: who takes a dead entry over dies on the way.
+#[tokio::test]
+async fn killed_burying_an_entry() {
+    let queue = Queue::unbounded().unwrap();
+    death(doomed!("sleep.entered", get, (queue.clone(), 1)), "sleep.entered").await;
+    // The next sleeper finds the dead entry first.
+    death(doomed!("bury.entry", get, (queue.clone(), 1)), "bury.entry").await;
+    let other = asleep(Process::spawn(get, (queue.clone(), 1)).unwrap()).await;
+    within(queue.put(Item::new(1, 10, 0))).await.unwrap();
+    assert_eq!(within(other).await.unwrap(), [1]);
+}
+
+/// `latch`: a holder that is stopped is waited for; when it is killed, whoever waits takes the latch over.
+#[tokio::test]
+async fn stopped_holding_the_latch_and_then_killed() {
+    let queue = Queue::unbounded().unwrap();
+    let victim = Process::builder()
+        .env("MULTIPROCESS_STOP_AT", "put.written")
+        .spawn(put, (queue.clone(), 1, 10, 0))
+        .unwrap();
+    let is_stopped = || std::fs::read_to_string(format!("/proc/{}/stat", victim.pid())).is_ok_and(|stat| stat.contains(") T "));
+    eventually("it is stopped", is_stopped).await;
+    let mut waiting = pin!(queue.put(Item::new(2, 10, 0)));
+    assert!(tokio::time::timeout(Duration::from_millis(100), &mut waiting).await.is_err(), "held");
+    victim.kill().unwrap();
+    within(waiting).await.unwrap();
+    assert_eq!(drain(&queue).await, [2]);
+}
+
+/// `ring` and `link`: a dropped put has not put, a dropped get has not taken.
+#[tokio::test]
+async fn dropped_while_waiting() {
+    let queue = Queue::bounded(1).unwrap();
+    {
+        let mut getting = pin!(queue.get());
+        assert!(poll!(&mut getting).is_pending());
+    }
+    queue.put(Item::new(1, 10, 0)).await.unwrap();
+    {
+        let mut putting = pin!(queue.put(Item::new(2, 10, 2)));
+        assert!(poll!(&mut putting).is_pending());
+    }
+    assert_eq!(queue.len(), 1);
+    assert_eq!(drain(&queue).await, [1]);
+}
+
+/// `line`: dropped in front with others behind, and not in front.
+#[tokio::test]
+async fn dropped_in_line() {
+    for dropped in 0..3 {
+        let queue = Queue::unbounded().unwrap();
+        let mut waiting: Vec<_> = (0..3).map(|_| Some(Box::pin(queue.get()))).collect();
+        for getting in waiting.iter_mut().flatten() {
+            assert!(tokio::time::timeout(Duration::from_millis(5), getting).await.is_err());
+        }
+        queue.put(Item::new(1, 10, 0)).await.unwrap();
+        waiting[dropped] = None;
+        queue.put(Item::new(2, 10, 0)).await.unwrap();
+        let mut got = Vec::new();
+        for getting in waiting.into_iter().flatten() {
+            got.push(within(getting).await.unwrap().check());
+        }
+        assert_eq!(got, [1, 2], "without {dropped}");
+    }
+}
+
+/// `line` and `event`: dropped after the notice had come, with nobody behind: another process gets it.
+#[tokio::test]
+async fn dropped_with_a_notice() {
+    let queue = Queue::unbounded().unwrap();
+    let mut getting = Box::pin(queue.get());
+    assert!(tokio::time::timeout(Duration::from_millis(50), &mut getting).await.is_err());
+    let other = asleep(Process::spawn(get, (queue.clone(), 1)).unwrap()).await;
+    let putter = Process::spawn(put, (queue.clone(), 1, 10, 0)).unwrap();
+    within(putter).await.unwrap();
+    drop(getting);
+    assert_eq!(within(other).await.unwrap(), [1]);
+}
+
+/// `line`: the runtime of who took the process's place ends while others wait on another.
+#[test]
+fn dropped_with_its_runtime() {
+    let queue = Queue::<Item>::unbounded().unwrap();
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let first = runtime();
+    let mut in_front = Box::pin(queue.get());
+    first.block_on(async { assert!(tokio::time::timeout(Duration::from_millis(20), &mut in_front).await.is_err()) });
+    let waiting = std::thread::spawn({
+        let queue = queue.clone();
+        move || runtime().block_on(within(queue.get())).unwrap().check()
+    });
+    std::thread::sleep(Duration::from_millis(100));
+    drop(in_front);
+    drop(first);
+    std::thread::sleep(Duration::from_millis(100));
+    runtime().block_on(async { within(Process::spawn(put, (queue.clone(), 7, 10, 0)).unwrap()).await.unwrap() });
+    assert_eq!(waiting.join().unwrap(), 7);
+}
