@@ -276,12 +276,17 @@ pub(crate) fn note_panics() {
     let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         print(panic);
-        let message = panic.payload_as_str().unwrap_or("a panic without a text").to_string();
+        let message = text_of(panic.payload());
         let backtrace = std::backtrace::Backtrace::force_capture().to_string();
         let noted = PanicInfo::new(message, panic.location().map(ToString::to_string), backtrace);
         // A panic while the thread ends, or inside this very hook, is printed and not noted.
         let _ = LAST_PANIC.try_with(|last| last.try_borrow_mut().map(|mut last| *last = Some(noted)));
     }));
+}
+
+fn text_of(payload: &(dyn Any + Send)) -> String {
+    let text = payload.downcast_ref::<&str>().map(ToString::to_string);
+    text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic without a text".into())
 }
 
 /// Runs `work`; a panic becomes an error that tells where and why.
@@ -290,9 +295,8 @@ pub(crate) fn catch_panic<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     // The state that a panic may have left half done is the function's own, or goes with the process.
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| {
         let noted = LAST_PANIC.take().unwrap_or_else(|| {
-            let text = payload.downcast_ref::<&str>().map(ToString::to_string);
-            let text = text.or_else(|| payload.downcast_ref::<String>().cloned());
-            PanicInfo::new(text.unwrap_or_else(|| "a panic without a text".into()), None, String::new())
+            // The function has set a hook of its own.
+            PanicInfo::new(text_of(&*payload), None, String::new())
         });
         let who = super::info::current_process();
         let place = noted.location().map(|place| format!(" at {place}")).unwrap_or_default();
