@@ -1,4 +1,5 @@
 //! Processes: start, join, exit, signals, streams. Names begin with the row of CPython's behaviour they restate.
+#![allow(clippy::unwrap_used)] // Tests, though clippy does not see it in the functions that run elsewhere.
 
 use multiprocess::{self as mp, ErrorKind, Fd, Process, ProcessInfo, StartMethod, Stdio};
 use std::future::Future;

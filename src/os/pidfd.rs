@@ -54,6 +54,14 @@ pub(crate) enum Exit {
 
 /// [ioctl_pidfd(2)](https://man7.org/linux/man-pages/man2/PIDFD_GET_INFO.2const.html).
 pub(crate) fn exit(pidfd: BorrowedFd<'_>) -> Exit {
+    match ask(pidfd) {
+        // Reaped while the kernel looked: it first found no status, then no process. Now there is one.
+        Exit::Unknown => ask(pidfd),
+        exit => exit,
+    }
+}
+
+fn ask(pidfd: BorrowedFd<'_>) -> Exit {
     /// `struct pidfd_info`, first version.
     #[repr(C)]
     #[derive(Default)]

@@ -72,6 +72,7 @@ pub(super) fn origin() -> Result<&'static Origin> {
 ///     assert_eq!(sum, 5);
 /// }
 /// ```
+#[allow(clippy::needless_doctest_main)] // Where in `main` it stands is what the example shows.
 pub fn init() {
     if let Some(socket) = role_socket() {
         take_role(socket);

@@ -296,7 +296,10 @@ pub(crate) fn catch_panic<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     LAST_PANIC.set(None);
     // The state that a panic may have left half done is the function's own, or goes with the process.
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| {
-        let noted = LAST_PANIC.take().unwrap_or_else(|| PanicInfo::new(text_of(&*payload), None, String::new()));
+        let noted = LAST_PANIC.take().unwrap_or_else(|| {
+            // The function has set a hook of its own.
+            PanicInfo::new(text_of(&*payload), None, String::new())
+        });
         let who = super::info::current_process();
         let place = noted.location().map(|place| format!(" at {place}")).unwrap_or_default();
         let (name, pid) = (who.name(), who.pid());
