@@ -129,7 +129,12 @@ impl Link {
             let send = |number| send_fds(self.tx.as_fd(), number, attachments);
             let (result, asked) = self.ring.push(payload, attachments.len(), send);
             self.notify(asked);
-            match result.map_err(|error| self.failed("put into", error))? {
+            let failed = |error: io::Error| match error.kind() {
+                // The other end went between our look and the send of the descriptors.
+                io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => self.closed(),
+                _ => self.failed("put into", error),
+            };
+            match result.map_err(failed)? {
                 Push::Done => {
                     self.items.notify_one();
                     return Ok(Tried::Done(()));
