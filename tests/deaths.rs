@@ -15,7 +15,8 @@ const KILLS: u32 = 300;
 /// A message of any size, now and then with descriptors.
 #[derive(Serialize, Deserialize)]
 struct Message {
-    payload: Vec<u8>,
+    // Not a `Vec`, which serde walks byte by byte.
+    payload: bytes::Bytes,
     files: Vec<Fd<std::fs::File>>,
 }
 
@@ -23,7 +24,7 @@ impl Message {
     fn new(producer: u32, number: u64, random: &mut Random) -> Self {
         let count = if random.below(4) == 0 { 1 + random.below(3) } else { 0 };
         let files = (0..count).map(|_| Fd::new(std::fs::File::open("/dev/null").unwrap())).collect();
-        Self { payload: payload(producer, number, random.size(100_000)), files }
+        Self { payload: payload(producer, number, random.size(100_000)).into(), files }
     }
 
     fn read(&self) -> (u32, u64) {

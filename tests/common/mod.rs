@@ -128,11 +128,10 @@ impl Random {
 
 /// `size` bytes that tell which message they are, so that a torn one shows.
 pub fn payload(producer: u32, number: u64, size: usize) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(size + 20);
-    bytes.extend(producer.to_le_bytes());
-    bytes.extend(number.to_le_bytes());
-    bytes.extend((size as u64).to_le_bytes());
-    bytes.resize(20 + size, number as u8 ^ producer as u8);
+    let mut bytes = vec![number as u8 ^ producer as u8; 20 + size];
+    bytes[..4].copy_from_slice(&producer.to_le_bytes());
+    bytes[4..12].copy_from_slice(&number.to_le_bytes());
+    bytes[12..20].copy_from_slice(&(size as u64).to_le_bytes());
     bytes
 }
 
