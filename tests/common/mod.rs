@@ -86,8 +86,8 @@ pub fn limit_descriptors(more: usize) {
     let names = std::fs::read_dir("/proc/self/fd").unwrap().map(|entry| entry.unwrap().file_name());
     let open: Vec<u64> = names.filter_map(|name| name.to_str()?.parse().ok()).collect();
     // Listing took one that is free by now.
-    let listing = open.iter().max().copied();
-    let limit = (0..).filter(|n| !open.contains(n) || Some(*n) == listing).nth(more);
+    let is_open = |n: &u64| open.contains(n) && std::fs::symlink_metadata(format!("/proc/self/fd/{n}")).is_ok();
+    let limit = (0..).filter(|n| !is_open(n)).nth(more);
     let old = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     let limits = rustix::process::Rlimit { current: limit, maximum: old.maximum };
     rustix::process::setrlimit(rustix::process::Resource::Nofile, limits).unwrap();
