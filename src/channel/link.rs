@@ -11,6 +11,7 @@
 //! | pop done | the longest waiting putter is notified |
 //! | side found busy | the holder is asked for a wake, then as if full or empty |
 //! | closed | everybody is notified |
+//! | popped, but not readable | of a joinable queue: done at once |
 //! | descriptors sent ahead under a number, then the push | - |
 //!
 //! # Invariants
@@ -31,7 +32,7 @@
 use super::ring::{Asked, Pop, Push, Ring, word};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::socket::{self, MAX_FDS, Packet, Wait};
-use crate::shm::atomic::AtomicU64;
+use crate::shm::atomic::{AtomicU64, fence};
 use crate::shm::family::Member;
 use crate::wait::{Hangup, Line, until, until_blocking};
 use crate::wire::{self, Attachment, Message, Parcel};
@@ -153,13 +154,18 @@ impl Link {
         let mut was_hung_up = false;
         loop {
             let take = |number, count| take_fds(self.rx.as_fd(), number, count);
+            let mut is_held = false;
             let commit = |me| {
                 if self.is_joinable {
                     self.hold(me);
+                    is_held = true;
                 }
             };
             let (result, asked) = self.ring.pop(take, commit);
             self.notify(asked);
+            if is_held && result.is_err() {
+                self.forget();
+            }
             if !matches!(result, Ok(Pop::Empty | Pop::Closed | Pop::Busy)) {
                 self.room.notify_one();
             }
@@ -205,7 +211,7 @@ impl Link {
 
     pub(super) async fn get<T: DeserializeOwned + 'static>(&self) -> Result<T> {
         let waited = until(&self.items, || self.pop().later()).await;
-        wire::decode(flatten(waited.map_err(|error| self.failed("wait for", error)))?)
+        self.decode(flatten(waited.map_err(|error| self.failed("wait for", error)))?)
     }
 
     pub(super) fn try_put<T: Serialize + 'static>(&self, value: T) -> Result<(), Refused<T>> {
@@ -218,7 +224,7 @@ impl Link {
 
     pub(super) fn try_get<T: DeserializeOwned + 'static>(&self) -> Result<T> {
         match when_not_busy(|| self.pop())? {
-            Some(parcel) => wire::decode(parcel),
+            Some(parcel) => self.decode(parcel),
             None => Err(Error::new(ErrorKind::Empty, format!("the {} is empty", self.what))),
         }
     }
@@ -234,7 +240,7 @@ impl Link {
 
     pub(super) fn blocking_get<T: DeserializeOwned + 'static>(&self) -> Result<T> {
         refuse_inside_async();
-        wire::decode(self.block(&self.items, None, || self.pop().later())?)
+        self.decode(self.block(&self.items, None, || self.pop().later())?)
     }
 
     fn block<T>(
@@ -249,6 +255,21 @@ impl Link {
 
     pub(super) fn timed_out(&self) -> Error {
         Error::new(ErrorKind::Timeout, format!("the {} was not ready in time", self.what))
+    }
+
+    fn decode<T: DeserializeOwned + 'static>(&self, parcel: Parcel) -> Result<T> {
+        wire::decode(parcel).inspect_err(|_| {
+            if self.is_joinable {
+                self.forget();
+            }
+        })
+    }
+
+    /// An item that was taken and that nobody got is done.
+    #[cold]
+    fn forget(&self) {
+        // It fails only if somebody has said so already.
+        let _ = self.task_done();
     }
 
     /// Waits until a get would not have to; true also if it would then say `Closed`.
@@ -317,6 +338,8 @@ impl Link {
         if !mine && !others.any(|(_, count)| finish(count)) {
             return Err(Error::other("task_done was called more often than items were taken from the queue"));
         }
+        // Of two that finish the last two items at once, one sees both done.
+        fence(SeqCst);
         if self.is_finished() {
             self.joined.notify_all();
         }
