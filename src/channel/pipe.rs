@@ -146,10 +146,10 @@ impl<T: Item> Sender<T> {
     /// `Closed` if the other end is gone, `Encode` if `value` cannot be serialised; the value comes back.
     pub async fn send(&mut self, value: T) -> Result<(), SendError<T>> {
         // What the sink was given comes first.
-        if let Some(sink) = &mut self.sink {
-            if let Err(error) = sink.flush().await {
-                return Err(SendError::new(error, value));
-            }
+        if let Some(sink) = &mut self.sink
+            && let Err(error) = sink.flush().await
+        {
+            return Err(SendError::new(error, value));
         }
         self.half.link.put(value).await.map_err(|(error, value)| SendError::new(error, value))
     }
