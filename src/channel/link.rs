@@ -402,14 +402,14 @@ fn flatten<T>(result: Result<Result<T>>) -> Result<T> {
     result.and_then(|result| result)
 }
 
-/// For calls that do not wait: gives a process that is at it the CPU until it is done.
+/// For calls that do not wait: gives a process that is at it the CPU until it is done, within reason.
 fn when_not_busy<T>(mut attempt: impl FnMut() -> Result<Tried<T>>) -> Result<Option<T>> {
-    for round in 0.. {
+    for round in 0..1000 {
         match attempt()? {
             Tried::Done(value) => return Ok(Some(value)),
             Tried::NotNow => return Ok(None),
             Tried::Busy if round < 100 => std::thread::yield_now(),
-            // It copies something huge, or is stopped.
+            // It copies something huge, or is stopped, perhaps for good.
             Tried::Busy => std::thread::sleep(Duration::from_micros(100)),
         }
     }
