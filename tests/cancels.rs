@@ -1,4 +1,5 @@
 //! Futures dropped at random moments, in two processes at once: nothing is lost, doubled, torn or out of order.
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
 mod common;
 
@@ -151,11 +152,13 @@ async fn both_ways(queue: bool, child_puts: bool) {
             let (put, got, gave_up) = if queue {
                 let queue = Queue::bounded(3).unwrap();
                 if child_puts {
-                    let child = Process::spawn(put_with_cancels::<Queue<Vec<u8>>>, (queue.clone(), 1 + round, cancels)).unwrap();
+                    let child = Process::spawn(put_with_cancels::<Queue<Vec<u8>>>, (queue.clone(), 1 + round, cancels))
+                        .unwrap();
                     let (got, gave_up) = get_with_cancels(queue, 11 + round).await;
                     (child.await.unwrap(), got, gave_up)
                 } else {
-                    let child = Process::spawn(get_with_cancels::<Queue<Vec<u8>>>, (queue.clone(), 21 + round)).unwrap();
+                    let child =
+                        Process::spawn(get_with_cancels::<Queue<Vec<u8>>>, (queue.clone(), 21 + round)).unwrap();
                     let put = put_with_cancels(queue, 31 + round, cancels).await;
                     let (got, gave_up) = child.await.unwrap();
                     (put, got, gave_up)

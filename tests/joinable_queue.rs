@@ -1,4 +1,5 @@
 //! Joinable queues: when everything taken is done.
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
 mod common;
 
@@ -91,8 +92,7 @@ async fn several_join_at_once_in_several_processes() {
         ready.blocking_put(()).unwrap();
         queue.blocking_join().unwrap();
     };
-    let joiners: Vec<_> =
-        (0..3).map(|_| Process::spawn(join, (queue.clone(), ready.clone())).unwrap()).collect();
+    let joiners: Vec<_> = (0..3).map(|_| Process::spawn(join, (queue.clone(), ready.clone())).unwrap()).collect();
     for _ in 0..3 {
         within(ready.get()).await.unwrap();
     }

@@ -1,9 +1,13 @@
 //! Pipes: what the reference suite asks of connections, and what only an async, typed pipe can promise.
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
 mod common;
 
 use bytes::Bytes;
-use common::{Deadline, assert_no_growth, eventually, holdings, in_child, is_asleep, limit_descriptors, payload, read_payload, within};
+use common::{
+    Deadline, assert_no_growth, eventually, holdings, in_child, is_asleep, limit_descriptors, payload, read_payload,
+    within,
+};
 use futures::{FutureExt, SinkExt, StreamExt};
 use multiprocess::{self as mp, Connection, ErrorKind, Fd, Process, Queue, Receiver, Sender};
 use serde::{Deserialize, Serialize};
@@ -411,7 +415,10 @@ async fn pestered<R: serde::de::DeserializeOwned + 'static>(child: Process<R>) -
             tokio::time::sleep(Duration::from_micros(500)).await;
         }
     };
-    within(async { tokio::select! { result = child => result.unwrap(), () = pester => unreachable!() } }).await
+    within(async {
+        tokio::select! { result = child => result.unwrap(), () = pester => unreachable!() }
+    })
+    .await
 }
 
 fn handle_signals() {

@@ -1,9 +1,13 @@
 //! Queues: what the reference suite asks of them, and what only an async, crash-proof queue can promise.
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
 mod common;
 
 use bytes::Bytes;
-use common::{Deadline, Random, assert_no_growth, eventually, holdings, in_child, limit_descriptors, payload, read_payload, within};
+use common::{
+    Deadline, Random, assert_no_growth, eventually, holdings, in_child, limit_descriptors, payload, read_payload,
+    within,
+};
 use futures::{FutureExt, SinkExt, StreamExt};
 use multiprocess::{self as mp, ErrorKind, Fd, JoinableQueue, Process, Queue};
 use serde::{Deserialize, Serialize};
@@ -109,7 +113,15 @@ async fn queue_10_items_of_a_process_that_exits_are_kept_and_order_holds_across_
     for n in 0..10 {
         queue.put(n).await.unwrap();
     }
-    in_child(async |queue: Queue<u32>| for n in 10..20 { queue.put(n).await.unwrap() }, (queue.clone(),)).await;
+    in_child(
+        async |queue: Queue<u32>| {
+            for n in 10..20 {
+                queue.put(n).await.unwrap()
+            }
+        },
+        (queue.clone(),),
+    )
+    .await;
     for n in 0..20 {
         assert_eq!(within(queue.get()).await.unwrap(), n);
     }
@@ -252,8 +264,9 @@ async fn queue_23_close_wakes_every_waiter_in_every_process() {
     let ready = Queue::unbounded().unwrap();
     let waiters = async |empty: Queue<u8>, full: Queue<u8>, ready: Queue<u8>| {
         let blocking = (empty.clone(), full.clone());
-        let blocking =
-            std::thread::spawn(move || (blocking.0.blocking_get().unwrap_err(), blocking.1.blocking_put(2).unwrap_err().kind()));
+        let blocking = std::thread::spawn(move || {
+            (blocking.0.blocking_get().unwrap_err(), blocking.1.blocking_put(2).unwrap_err().kind())
+        });
         let gets = futures::future::join_all((0..3).map(|_| empty.get()));
         let puts = futures::future::join_all((0..3).map(|n| full.put(n)));
         let (mut gets, mut puts) = (gets.fuse(), puts.fuse());

@@ -1,4 +1,5 @@
 //! Waiting for several things at once: with futures it is `select`, and nothing is lost by it.
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
 mod common;
 
@@ -71,11 +72,15 @@ async fn wait_03_a_timeout_is_not_early_and_then_the_ready_one_is_found() {
     let (_keep, mut b) = mp::simplex::<u32>().unwrap();
     let start = Instant::now();
     let timeout = Duration::from_millis(50);
-    let either = async { tokio::select! { n = a.recv() => n.unwrap(), n = b.recv() => n.unwrap() } };
+    let either = async {
+        tokio::select! { n = a.recv() => n.unwrap(), n = b.recv() => n.unwrap() }
+    };
     assert!(tokio::time::timeout(timeout, either).await.is_err());
     assert!(start.elapsed() >= timeout);
     tx.send(4).await.unwrap();
-    let either = async { tokio::select! { n = a.recv() => n.unwrap(), n = b.recv() => n.unwrap() } };
+    let either = async {
+        tokio::select! { n = a.recv() => n.unwrap(), n = b.recv() => n.unwrap() }
+    };
     assert_eq!(within(either).await, 4);
 }
 
@@ -87,10 +92,14 @@ async fn wait_04_pipes_and_processes_together() {
     let mut process = Process::spawn(wait, (go_there,)).unwrap();
     assert!(rx.recv().now_or_never().is_none());
     tx.send(1).await.unwrap();
-    let first = within(async { tokio::select! { n = rx.recv() => Some(n.unwrap()), _ = process.wait() => None } });
+    let first = within(async {
+        tokio::select! { n = rx.recv() => Some(n.unwrap()), _ = process.wait() => None }
+    });
     assert_eq!(first.await, Some(1));
     drop(go);
-    let second = within(async { tokio::select! { n = rx.recv() => Some(n.unwrap()), _ = process.wait() => None } });
+    let second = within(async {
+        tokio::select! { n = rx.recv() => Some(n.unwrap()), _ = process.wait() => None }
+    });
     assert_eq!(second.await, None);
     // Both: an ended process stays ended.
     tx.send(2).await.unwrap();

@@ -15,9 +15,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 #[track_caller]
 pub fn within<T>(future: impl Future<Output = T>) -> impl Future<Output = T> {
     let place = std::panic::Location::caller();
-    async move {
-        tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("not done in time: {place}"))
-    }
+    async move { tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("not done in time: {place}")) }
 }
 
 /// Ends the whole test program if it is not dropped in time: for tests that block.
