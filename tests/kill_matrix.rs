@@ -150,8 +150,7 @@ async fn killed_after_the_link_and_the_old_segment_is_left() {
 /// `ring` and `segment`: killed while getting. The record is still there until its head is stored.
 #[tokio::test]
 async fn killed_while_getting() {
-    for (point, is_there) in
-        [("get.taken", true), ("get.read", true), ("get.consumed", false), ("get.released", false)]
+    for (point, is_there) in [("get.taken", true), ("get.read", true), ("get.consumed", false), ("get.released", false)]
     {
         let queue = Queue::unbounded().unwrap();
         for number in 1..=2 {
@@ -295,11 +294,10 @@ async fn killed_burying_an_entry() {
 #[tokio::test]
 async fn stopped_holding_the_latch_and_then_killed() {
     let queue = Queue::unbounded().unwrap();
-    let victim = Process::builder()
-        .env("MULTIPROCESS_STOP_AT", "put.written")
-        .spawn(put, (queue.clone(), 1, 10, 0))
-        .unwrap();
-    let is_stopped = || std::fs::read_to_string(format!("/proc/{}/stat", victim.pid())).is_ok_and(|stat| stat.contains(") T "));
+    let victim =
+        Process::builder().env("MULTIPROCESS_STOP_AT", "put.written").spawn(put, (queue.clone(), 1, 10, 0)).unwrap();
+    let is_stopped =
+        || std::fs::read_to_string(format!("/proc/{}/stat", victim.pid())).is_ok_and(|stat| stat.contains(") T "));
     eventually("it is stopped", is_stopped).await;
     let mut waiting = pin!(queue.put(Item::new(2, 10, 0)));
     assert!(tokio::time::timeout(Duration::from_millis(100), &mut waiting).await.is_err(), "held");

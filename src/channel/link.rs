@@ -11,6 +11,7 @@
 //! | pop done | the longest waiting putter is notified |
 //! | side found busy | the holder is asked for a wake, then as if full or empty |
 //! | closed | everybody is notified |
+//! | popped, but not readable | of a joinable queue: done at once |
 //! | descriptors sent ahead under a number, then the push | - |
 //!
 //! # Invariants
@@ -31,7 +32,7 @@
 use super::ring::{Asked, Pop, Push, Ring, word};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::socket::{self, MAX_FDS, Packet, Wait};
-use crate::shm::atomic::AtomicU64;
+use crate::shm::atomic::{AtomicU64, fence};
 use crate::shm::family::Member;
 use crate::wait::{Hangup, Line, until, until_blocking};
 use crate::wire::{self, Attachment, Message, Parcel};
@@ -129,7 +130,12 @@ impl Link {
             let send = |number| send_fds(self.tx.as_fd(), number, attachments);
             let (result, asked) = self.ring.push(payload, attachments.len(), send);
             self.notify(asked);
-            match result.map_err(|error| self.failed("put into", error))? {
+            let failed = |error: io::Error| match error.kind() {
+                // The other end went between our look and the send of the descriptors.
+                io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => self.closed(),
+                _ => self.failed("put into", error),
+            };
+            match result.map_err(failed)? {
                 Push::Done => {
                     self.items.notify_one();
                     return Ok(Tried::Done(()));
@@ -149,13 +155,18 @@ impl Link {
         let mut was_hung_up = false;
         loop {
             let take = |number, count| take_fds(self.rx.as_fd(), number, count);
+            let mut is_held = false;
             let commit = |me| {
                 if self.is_joinable {
                     self.hold(me);
+                    is_held = true;
                 }
             };
             let (result, asked) = self.ring.pop(buffer, take, commit);
             self.notify(asked);
+            if is_held && result.is_err() {
+                self.forget();
+            }
             if !matches!(result, Ok(Pop::Empty | Pop::Closed | Pop::Busy)) {
                 self.room.notify_one();
             }
@@ -201,7 +212,7 @@ impl Link {
 
     pub(super) async fn get<T: DeserializeOwned + 'static>(&self) -> Result<T> {
         let waited = until(&self.items, || self.pop::<T>().later()).await;
-        wire::decode(flatten(waited.map_err(|error| self.failed("wait for", error)))?)
+        self.decode(flatten(waited.map_err(|error| self.failed("wait for", error)))?)
     }
 
     pub(super) fn try_put<T: Serialize + 'static>(&self, value: T) -> Result<(), Refused<T>> {
@@ -214,7 +225,7 @@ impl Link {
 
     pub(super) fn try_get<T: DeserializeOwned + 'static>(&self) -> Result<T> {
         match when_not_busy(|| self.pop::<T>())? {
-            Some(parcel) => wire::decode(parcel),
+            Some(parcel) => self.decode(parcel),
             None => Err(Error::new(ErrorKind::Empty, format!("the {} is empty", self.what))),
         }
     }
@@ -230,7 +241,7 @@ impl Link {
 
     pub(super) fn blocking_get<T: DeserializeOwned + 'static>(&self) -> Result<T> {
         refuse_inside_async();
-        wire::decode(self.block(&self.items, None, || self.pop::<T>().later())?)
+        self.decode(self.block(&self.items, None, || self.pop::<T>().later())?)
     }
 
     fn block<T>(
@@ -245,6 +256,21 @@ impl Link {
 
     pub(super) fn timed_out(&self) -> Error {
         Error::new(ErrorKind::Timeout, format!("the {} was not ready in time", self.what))
+    }
+
+    fn decode<T: DeserializeOwned + 'static>(&self, parcel: Parcel) -> Result<T> {
+        wire::decode(parcel).inspect_err(|_| {
+            if self.is_joinable {
+                self.forget();
+            }
+        })
+    }
+
+    /// An item that was taken and that nobody got is done.
+    #[cold]
+    fn forget(&self) {
+        // It fails only if somebody has said so already.
+        let _ = self.task_done();
     }
 
     /// Waits until a get would not have to; true also if it would then say `Closed`.
@@ -313,6 +339,8 @@ impl Link {
         if !mine && !others.any(|(_, count)| finish(count)) {
             return Err(Error::other("task_done was called more often than items were taken from the queue"));
         }
+        // Of two that finish the last two items at once, one sees both done.
+        fence(SeqCst);
         if self.is_finished() {
             self.joined.notify_all();
         }
@@ -375,14 +403,14 @@ fn flatten<T>(result: Result<Result<T>>) -> Result<T> {
     result.and_then(|result| result)
 }
 
-/// For calls that do not wait: gives a process that is at it the CPU until it is done.
+/// For calls that do not wait: gives a process that is at it the CPU until it is done, within reason.
 fn when_not_busy<T>(mut attempt: impl FnMut() -> Result<Tried<T>>) -> Result<Option<T>> {
-    for round in 0.. {
+    for round in 0..1000 {
         match attempt()? {
             Tried::Done(value) => return Ok(Some(value)),
             Tried::NotNow => return Ok(None),
             Tried::Busy if round < 100 => std::thread::yield_now(),
-            // It copies something huge, or is stopped.
+            // It copies something huge, or is stopped, perhaps for good.
             Tried::Busy => std::thread::sleep(Duration::from_micros(100)),
         }
     }

@@ -281,7 +281,7 @@ queue_methods!(JoinableQueue);
 
 /// A [`Queue`] that knows when everything taken from it has been dealt with.
 ///
-/// Each `get` is to be followed by one [`task_done`](JoinableQueue::task_done); [`join`](JoinableQueue::join) waits
+/// Each `get` that yields an item is to be followed by one [`task_done`](JoinableQueue::task_done); [`join`](JoinableQueue::join) waits
 /// until nothing is left to take or to finish. What a process took and did not finish before it died or exited
 /// counts as finished, so a killed consumer makes nobody wait for ever.
 ///

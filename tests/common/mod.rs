@@ -84,8 +84,8 @@ pub fn limit_descriptors(more: usize) {
     let names = std::fs::read_dir("/proc/self/fd").unwrap().map(|entry| entry.unwrap().file_name());
     let open: Vec<u64> = names.filter_map(|name| name.to_str()?.parse().ok()).collect();
     // Listing took one that is free by now.
-    let listing = open.iter().max().copied();
-    let limit = (0..).filter(|n| !open.contains(n) || Some(*n) == listing).nth(more);
+    let is_open = |n: &u64| open.contains(n) && std::fs::symlink_metadata(format!("/proc/self/fd/{n}")).is_ok();
+    let limit = (0..).filter(|n| !is_open(n)).nth(more);
     let old = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     let limits = rustix::process::Rlimit { current: limit, maximum: old.maximum };
     rustix::process::setrlimit(rustix::process::Resource::Nofile, limits).unwrap();
@@ -126,11 +126,10 @@ impl Random {
 
 /// `size` bytes that tell which message they are, so that a torn one shows.
 pub fn payload(producer: u32, number: u64, size: usize) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(size + 20);
-    bytes.extend(producer.to_le_bytes());
-    bytes.extend(number.to_le_bytes());
-    bytes.extend((size as u64).to_le_bytes());
-    bytes.resize(20 + size, number as u8 ^ producer as u8);
+    let mut bytes = vec![number as u8 ^ producer as u8; 20 + size];
+    bytes[..4].copy_from_slice(&producer.to_le_bytes());
+    bytes[4..12].copy_from_slice(&number.to_le_bytes());
+    bytes[12..20].copy_from_slice(&(size as u64).to_le_bytes());
     bytes
 }
 

@@ -1,0 +1,278 @@
+//! Futures dropped at random moments, in two processes at once: nothing is lost, doubled, torn or out of order.
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
+mod common;
+
+use common::{Random, assert_no_growth, holdings, in_child, payload, read_payload, within};
+use futures::FutureExt;
+use multiprocess::{self as mp, ErrorKind, Process, Queue};
+use std::pin::pin;
+use std::time::Duration;
+
+mp::test_support!();
+
+const CANCELS: u32 = 10_000;
+
+/// Mostly small, now and then large.
+fn size(random: &mut Random) -> usize {
+    if random.below(200) == 0 { random.below(8 << 20) as usize } else { random.size(4096) }
+}
+
+/// Polls `future` for a random while, in one of three ways, and then drops it: `None`.
+async fn cancelled<T>(random: &mut Random, future: impl Future<Output = T>) -> Option<T> {
+    let while_ = Duration::from_micros(random.below(300));
+    match random.below(3) {
+        0 => tokio::time::timeout(while_, future).await.ok(),
+        1 => {
+            let other = async {
+                for _ in 0..random.below(10) {
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::select! { biased; value = future => Some(value), () = other => None }
+        }
+        _ => {
+            let mut future = pin!(future);
+            for _ in 0..random.below(4) {
+                if let Some(value) = future.as_mut().now_or_never() {
+                    return Some(value);
+                }
+                tokio::task::yield_now().await;
+            }
+            None
+        }
+    }
+}
+
+/// Either a queue or a pipe.
+trait Way {
+    async fn put(&mut self, value: Vec<u8>) -> Result<(), (ErrorKind, Vec<u8>)>;
+    async fn put_timeout(&mut self, value: Vec<u8>, timeout: Duration) -> Result<(), (ErrorKind, Vec<u8>)>;
+    async fn get(&mut self) -> mp::Result<Vec<u8>>;
+    async fn get_timeout(&mut self, timeout: Duration) -> mp::Result<Vec<u8>>;
+}
+
+impl Way for Queue<Vec<u8>> {
+    async fn put(&mut self, value: Vec<u8>) -> Result<(), (ErrorKind, Vec<u8>)> {
+        Queue::put(self, value).await.map_err(|error| (error.kind(), error.into_inner()))
+    }
+    async fn put_timeout(&mut self, value: Vec<u8>, timeout: Duration) -> Result<(), (ErrorKind, Vec<u8>)> {
+        Queue::put_timeout(self, value, timeout).await.map_err(|error| (error.kind(), error.into_inner()))
+    }
+    async fn get(&mut self) -> mp::Result<Vec<u8>> {
+        Queue::get(self).await
+    }
+    async fn get_timeout(&mut self, timeout: Duration) -> mp::Result<Vec<u8>> {
+        Queue::get_timeout(self, timeout).await
+    }
+}
+
+impl Way for mp::Connection<Vec<u8>, Vec<u8>> {
+    async fn put(&mut self, value: Vec<u8>) -> Result<(), (ErrorKind, Vec<u8>)> {
+        self.send(value).await.map_err(|error| (error.kind(), error.into_inner()))
+    }
+    async fn put_timeout(&mut self, value: Vec<u8>, timeout: Duration) -> Result<(), (ErrorKind, Vec<u8>)> {
+        // A pipe has no such form: a timeout around a clone is how one writes it.
+        let sent = tokio::time::timeout(timeout, self.send(value.clone())).await;
+        sent.map_err(|_| (ErrorKind::Timeout, value))?.map_err(|error| (error.kind(), error.into_inner()))
+    }
+    async fn get(&mut self) -> mp::Result<Vec<u8>> {
+        self.recv().await
+    }
+    async fn get_timeout(&mut self, timeout: Duration) -> mp::Result<Vec<u8>> {
+        self.recv_timeout(timeout).await
+    }
+}
+
+/// Puts numbers 0, 1, 2.. until so many puts were cancelled. A cancelled put has put nothing, so it is tried again.
+async fn put_with_cancels<W: Way>(mut way: W, seed: u64, cancels: u32) -> u64 {
+    let mut random = Random::new(seed);
+    let (mut cancelled_puts, mut number) = (0, 0);
+    while cancelled_puts < cancels {
+        let bytes = payload(0, number, size(&mut random));
+        let put = match random.below(3) {
+            0 => {
+                let timeout = Duration::from_micros(random.below(300));
+                match way.put_timeout(bytes.clone(), timeout).await {
+                    Ok(()) => true,
+                    Err((kind, value)) => {
+                        assert_eq!((kind, value == bytes), (ErrorKind::Timeout, true));
+                        false
+                    }
+                }
+            }
+            _ => match cancelled(&mut random, way.put(bytes)).await {
+                Some(result) => result.is_ok(),
+                None => false,
+            },
+        };
+        if put {
+            number += 1;
+        } else {
+            cancelled_puts += 1;
+        }
+    }
+    // The last word.
+    way.put(Vec::new()).await.unwrap();
+    number
+}
+
+/// Gets until the last word, giving up at random; returns how many it got, and how often it gave up.
+async fn get_with_cancels<W: Way>(mut way: W, seed: u64) -> (u64, u32) {
+    let mut random = Random::new(seed);
+    let (mut cancelled_gets, mut number) = (0, 0);
+    loop {
+        let got = match random.below(3) {
+            0 => match way.get_timeout(Duration::from_micros(random.below(300))).await {
+                Err(error) if error.kind() == ErrorKind::Timeout => None,
+                got => Some(got.unwrap()),
+            },
+            _ => cancelled(&mut random, way.get()).await.map(|got| got.unwrap()),
+        };
+        match got {
+            None => cancelled_gets += 1,
+            Some(bytes) if bytes.is_empty() => return (number, cancelled_gets),
+            Some(bytes) => {
+                assert_eq!(read_payload(&bytes), (0, number));
+                number += 1;
+            }
+        }
+        // Now slower, now faster than the other side.
+        if random.below(2000) == 0 {
+            tokio::time::sleep(Duration::from_millis(random.below(40))).await;
+        }
+    }
+}
+
+async fn both_ways(queue: bool, child_puts: bool) {
+    let whole = async |queue: bool, child_puts: bool| {
+        let mut warm_up = None;
+        for round in 0..2u64 {
+            let cancels = if round == 0 { 200 } else { CANCELS };
+            let (put, got, gave_up) = if queue {
+                let queue = Queue::bounded(3).unwrap();
+                if child_puts {
+                    let child = Process::spawn(put_with_cancels::<Queue<Vec<u8>>>, (queue.clone(), 1 + round, cancels))
+                        .unwrap();
+                    let (got, gave_up) = get_with_cancels(queue, 11 + round).await;
+                    (child.await.unwrap(), got, gave_up)
+                } else {
+                    let child =
+                        Process::spawn(get_with_cancels::<Queue<Vec<u8>>>, (queue.clone(), 21 + round)).unwrap();
+                    let put = put_with_cancels(queue, 31 + round, cancels).await;
+                    let (got, gave_up) = child.await.unwrap();
+                    (put, got, gave_up)
+                }
+            } else {
+                let (here, there) = mp::pipe::<Vec<u8>, Vec<u8>>().unwrap();
+                if child_puts {
+                    type End = mp::Connection<Vec<u8>, Vec<u8>>;
+                    let child = Process::spawn(put_with_cancels::<End>, (there, 41 + round, cancels)).unwrap();
+                    let (got, gave_up) = get_with_cancels(here, 51 + round).await;
+                    (child.await.unwrap(), got, gave_up)
+                } else {
+                    type End = mp::Connection<Vec<u8>, Vec<u8>>;
+                    let child = Process::spawn(get_with_cancels::<End>, (there, 61 + round)).unwrap();
+                    let put = put_with_cancels(here, 71 + round, cancels).await;
+                    let (got, gave_up) = child.await.unwrap();
+                    (put, got, gave_up)
+                }
+            };
+            assert_eq!(put, got);
+            assert!(put > 50 && gave_up > 10, "{put} arrived, {gave_up} gets were given up");
+            warm_up.get_or_insert_with(holdings);
+        }
+        (warm_up.unwrap(), holdings())
+    };
+    let (before, after) = in_child(whole, (queue, child_puts)).await;
+    assert_no_growth(before, after);
+}
+
+#[tokio::test]
+async fn puts_into_a_queue_in_a_child() {
+    both_ways(true, true).await;
+}
+
+#[tokio::test]
+async fn puts_into_a_queue_here() {
+    both_ways(true, false).await;
+}
+
+#[tokio::test]
+async fn sends_into_a_pipe_in_a_child() {
+    both_ways(false, true).await;
+}
+
+#[tokio::test]
+async fn sends_into_a_pipe_here() {
+    both_ways(false, false).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn gets_of_many_tasks_in_two_processes_lose_nothing() {
+    const ITEMS: u64 = 5000;
+    let (queue, took) = (Queue::<u64>::unbounded().unwrap(), Queue::<u64>::unbounded().unwrap());
+    let take = async |queue: Queue<u64>, took: Queue<u64>, seed: u64| {
+        let take = |seed| {
+            let (queue, took) = (queue.clone(), took.clone());
+            async move {
+                let mut random = Random::new(seed);
+                loop {
+                    match cancelled(&mut random, queue.get()).await {
+                        None => {}
+                        Some(Ok(item)) => took.put(item).await.unwrap(),
+                        Some(Err(error)) => return assert_eq!(error.kind(), ErrorKind::Closed),
+                    }
+                }
+            }
+        };
+        futures::future::join_all((0..4).map(|n| take(seed + n))).await;
+    };
+    let child = Process::spawn(take, (queue.clone(), took.clone(), 100)).unwrap();
+    let here = tokio::spawn({
+        let (queue, took) = (queue.clone(), took.clone());
+        async move { take(queue, took, 200).await }
+    });
+    let mut random = Random::new(300);
+    for item in 0..ITEMS {
+        queue.put(item).await.unwrap();
+        if random.below(10) == 0 {
+            tokio::time::sleep(Duration::from_micros(random.below(200))).await;
+        }
+    }
+    let mut seen = vec![false; ITEMS as usize];
+    for _ in 0..ITEMS {
+        let item = within(took.get()).await.unwrap() as usize;
+        assert!(!std::mem::replace(&mut seen[item], true), "{item} was taken twice");
+    }
+    queue.close();
+    within(child).await.unwrap();
+    within(here).await.unwrap();
+    assert!(took.is_empty());
+}
+
+#[tokio::test]
+async fn a_notice_of_a_dropped_future_wakes_the_next_in_another_process() {
+    let (queue, took) = (Queue::<u32>::unbounded().unwrap(), Queue::<u32>::unbounded().unwrap());
+    let forward = async |queue: Queue<u32>, took: Queue<u32>| {
+        while let Ok(item) = queue.get().await {
+            took.put(item).await.unwrap();
+        }
+    };
+    let child = Process::spawn(forward, (queue.clone(), took.clone())).unwrap();
+    for n in 0..500 {
+        {
+            // Asleep, maybe first in line, and gone at the moment the item comes.
+            let mut get = pin!(queue.get());
+            if get.as_mut().now_or_never().is_some() {
+                panic!("the queue is empty");
+            }
+            tokio::task::yield_now().await;
+            assert!(futures::poll!(&mut get).is_pending());
+            queue.put(n).await.unwrap();
+        }
+        assert_eq!(within(took.get()).await.unwrap(), n);
+    }
+    queue.close();
+    within(child).await.unwrap();
+}
