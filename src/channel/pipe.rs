@@ -34,9 +34,9 @@ const BYTES: u64 = 1 << 20;
 /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
 /// let (mut left, mut right) = multiprocess::pipe::<String, usize>()?;
 /// left.send("hello".into()).await?;
-/// right.send(right_len(&right.recv().await?)).await?;
+/// let text = right.recv().await?;
+/// right.send(text.len()).await?;
 /// assert_eq!(left.recv().await?, 5);
-/// # fn right_len(text: &str) -> usize { text.len() }
 /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
 /// ```
 pub fn pipe<S: Item, R: Item>() -> Result<(Connection<S, R>, Connection<R, S>)> {
