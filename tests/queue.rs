@@ -891,7 +891,7 @@ fn several_runtimes_one_after_another() {
     let (to, from) = (Queue::unbounded().unwrap(), Queue::unbounded().unwrap());
     let _child = Process::spawn(echo, (to.clone(), from.clone())).unwrap();
     for n in 0..20 {
-        let runtime = if n.is_multiple_of(2) { current_thread() } else { tokio::runtime::Runtime::new().unwrap() };
+        let runtime = if n & 1 == 0 { current_thread() } else { tokio::runtime::Runtime::new().unwrap() };
         let answer = runtime.block_on(async {
             let mut get = Box::pin(from.get());
             assert!(futures::poll!(&mut get).is_pending());
@@ -1001,7 +1001,7 @@ async fn threads_that_still_put_when_their_process_returns_tear_nothing() {
     // A child's function returns while another thread of it is in the middle of a large put.
     let queue = Queue::bounded(20).unwrap();
     let child = |queue: Queue<Vec<u8>>, me: u32| {
-        std::thread::spawn(move || (0..u32::MAX).for_each(|n| queue.blocking_put(payload(me, n, 300_000)).unwrap()));
+        std::thread::spawn(move || (0..=u64::MAX).for_each(|n| queue.blocking_put(payload(me, n, 300_000)).unwrap()));
         std::thread::sleep(Duration::from_micros(u64::from(me) * 37 % 4000));
     };
     for me in 0..20 {
