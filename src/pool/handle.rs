@@ -202,7 +202,11 @@ macro_rules! chunksize {
 /// use std::time::Duration;
 /// # fn main() -> mp::Result<()> { mp::run(async {
 /// let pool = Pool::new(1)?;
-/// let stuck = || loop { std::hint::spin_loop() };
+/// fn stuck() {
+///     loop {
+///         std::hint::spin_loop();
+///     }
+/// }
 /// let error = pool.apply(stuck, ()).timeout(Duration::from_millis(50)).await.unwrap_err();
 /// assert_eq!(error.kind(), mp::ErrorKind::Timeout);
 /// # Ok(()) }) }
