@@ -31,11 +31,7 @@ pub(super) fn after_fork(
     single: SingleThreaded,
 ) -> ! {
     spawn::set_name(c"mp-child");
-    // First of all: from here on the starter knows that it is born. It may have let go already.
-    let told = match Report::send_born(fds.report.as_fd(), std::process::id()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        told => told,
-    };
+    let told = tell_birth(&fds.report); // First of all.
     spawn::close_all(private);
     apply_variables(&order.variables, single);
     live(order, arguments, fds, told.map_err(Error::from), Exit::Forked)
@@ -97,7 +93,16 @@ pub(super) fn after_exec(socket: OwnedFd, settled: Result<()>) -> ! {
     };
     drop(socket);
     let Ok(fds) = order.split(fds) else { spawn::exit_now(1) };
-    live(order, bytes, fds, settled, Exit::Regular)
+    let told = tell_birth(&fds.report).map_err(Error::from);
+    live(order, bytes, fds, settled.and(told), Exit::Regular)
+}
+
+/// From here on the starter knows that this child is born, whether or not the server can tell. It may have let go.
+fn tell_birth(report: &OwnedFd) -> io::Result<()> {
+    match Report::send_born(report.as_fd(), std::process::id()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        told => told,
+    }
 }
 
 fn live(order: Order, arguments: Vec<u8>, fds: Descriptors, ready: Result<()>, exit: Exit) -> ! {
