@@ -195,7 +195,7 @@ async fn init_03_a_failing_initializer_is_an_error_and_no_fork_storm() -> mp::Re
     let pool = Pool::builder().workers(2).initializer(fail, (started.clone(),)).build()?;
     let error = pool.apply(square, (1,)).await.unwrap_err();
     assert!(error.to_string().contains("no model"), "{error}");
-    let panics = Pool::builder().workers(1).initializer(|| panic!("no luck"), ()).build()?;
+    let panics = Pool::builder().workers(1).initializer(|| -> u8 { panic!("no luck") }, ()).build()?;
     let error = panics.apply(square, (1,)).await.unwrap_err();
     assert!(error.to_string().contains("no luck"), "{error}");
     assert!(started.len() <= 2, "{} workers were started", started.len());
