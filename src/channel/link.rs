@@ -109,7 +109,12 @@ impl Link {
     }
 
     fn is_hung_up(&self) -> bool {
-        self.hangup.as_ref().is_some_and(|hangup| socket::is_hung_up(hangup.fd().as_fd()))
+        self.hangup.as_ref().is_some_and(|hangup| hangup.has_happened())
+    }
+
+    /// For an attempt that is made again when the other end hangs up.
+    fn is_known_hung_up(&self) -> bool {
+        self.hangup.as_ref().is_some_and(|hangup| hangup.is_known())
     }
 
     fn notify(&self, asked: Asked) {
@@ -149,8 +154,8 @@ impl Link {
         }
     }
 
-    /// One pop of a `T`, with its notices.
-    fn pop<T: 'static>(&self) -> Result<Tried<Parcel>> {
+    /// One pop of a `T`, with its notices. `is_hung_up`: asked now, or told when it happens.
+    fn pop<T: 'static>(&self, is_hung_up: fn(&Self) -> bool) -> Result<Tried<Parcel>> {
         let buffer = || if wire::takes_buffer::<T>() { Vec::new() } else { wire::spare() };
         let mut was_hung_up = false;
         loop {
@@ -175,7 +180,7 @@ impl Link {
                 Pop::Closed => return Err(self.closed()),
                 Pop::Empty if was_hung_up => return Err(self.closed()),
                 // What was put before the hang-up comes first: look once more.
-                Pop::Empty if self.is_hung_up() => was_hung_up = true,
+                Pop::Empty if is_hung_up(self) => was_hung_up = true,
                 Pop::Empty => return Ok(Tried::NotNow),
                 Pop::Busy if self.ring.contend_get() => return Ok(Tried::Busy),
                 Pop::Busy => {}
@@ -211,7 +216,7 @@ impl Link {
     }
 
     pub(super) async fn get<T: DeserializeOwned + 'static>(&self) -> Result<T> {
-        let waited = until(&self.items, || self.pop::<T>().later()).await;
+        let waited = until(&self.items, || self.pop::<T>(Self::is_known_hung_up).later()).await;
         self.decode(flatten(waited.map_err(|error| self.failed("wait for", error)))?)
     }
 
@@ -224,7 +229,7 @@ impl Link {
     }
 
     pub(super) fn try_get<T: DeserializeOwned + 'static>(&self) -> Result<T> {
-        match when_not_busy(|| self.pop::<T>())? {
+        match when_not_busy(|| self.pop::<T>(Self::is_hung_up))? {
             Some(parcel) => self.decode(parcel),
             None => Err(Error::new(ErrorKind::Empty, format!("the {} is empty", self.what))),
         }
@@ -241,7 +246,7 @@ impl Link {
 
     pub(super) fn blocking_get<T: DeserializeOwned + 'static>(&self) -> Result<T> {
         refuse_inside_async();
-        self.decode(self.block(&self.items, None, || self.pop::<T>().later())?)
+        self.decode(self.block(&self.items, None, || self.pop::<T>(Self::is_hung_up).later())?)
     }
 
     fn block<T>(

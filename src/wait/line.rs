@@ -32,13 +32,14 @@
 use super::bell::{self, Watches, lock};
 use super::event::{self, Event, Place, Sleeper, Wake};
 use super::look::Look;
+use crate::os::socket;
 use crate::shm::atomic::AtomicU64;
 use crate::shm::family::Family;
 use crate::shm::region::Region;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicUsize, Ordering::*};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::*};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::task::Waker;
 
@@ -171,11 +172,16 @@ pub(crate) struct Hangup {
     fd: Arc<OwnedFd>,
     lines: OnceLock<Vec<Weak<Line>>>,
     watches: Watches<Arc<OwnedFd>>,
+    /// Once it is known it is for ever.
+    is_gone: Arc<AtomicBool>,
+    /// Some runtime tells when it happens, so that nobody need ask.
+    is_watched: AtomicBool,
 }
 
 impl Hangup {
     pub(crate) fn new(fd: Arc<OwnedFd>) -> Arc<Self> {
-        Arc::new(Self { fd, lines: OnceLock::new(), watches: Watches::new() })
+        let (lines, watches, is_gone) = (OnceLock::new(), Watches::new(), Arc::default());
+        Arc::new(Self { fd, lines, watches, is_gone, is_watched: AtomicBool::new(false) })
     }
 
     /// Says once whom a hang-up concerns.
@@ -183,14 +189,31 @@ impl Hangup {
         let _ = self.lines.set(lines.iter().map(|line| Arc::downgrade(line)).collect());
     }
 
-    pub(crate) fn fd(&self) -> &Arc<OwnedFd> {
-        &self.fd
+    /// Whether the other end is gone, as of now: a system call unless it is known.
+    pub(crate) fn has_happened(&self) -> bool {
+        let gone = self.is_gone.load(Acquire) || socket::is_hung_up(self.fd.as_fd());
+        if gone {
+            self.is_gone.store(true, Release);
+        }
+        gone
+    }
+
+    /// The same for who will be told when it happens, and then looks again: no system call.
+    pub(crate) fn is_known(&self) -> bool {
+        if self.is_watched.load(Acquire) { self.is_gone.load(Acquire) } else { self.has_happened() }
     }
 
     fn listen(&self) -> io::Result<()> {
-        let lines = self.lines.get().cloned().unwrap_or_default();
-        let nudge = move || lines.iter().filter_map(Weak::upgrade).for_each(|line| line.look(true));
-        self.watches.listen(self.fd.clone(), nudge)
+        let (fd, lines, is_gone) = (self.fd.clone(), self.lines.get().cloned().unwrap_or_default(), self.is_gone.clone());
+        let nudge = move || {
+            if socket::is_hung_up(fd.as_fd()) {
+                is_gone.store(true, Release);
+            }
+            lines.iter().filter_map(Weak::upgrade).for_each(|line| line.look(true));
+        };
+        self.watches.listen(self.fd.clone(), nudge)?;
+        self.is_watched.store(true, Release);
+        Ok(())
     }
 }
 

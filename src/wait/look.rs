@@ -1,10 +1,11 @@
 //! Looking again for a short while before sleeping, for a wake costs 20 us and the answer often comes sooner.
 //!
 //! The while is learned per event: it grows when looking paid, halves when it did not, down to none, and is tried
-//! anew now and then. So waits that are long, or that need the CPU we look with, stop being looked for.
+//! anew now and then. So waits that are long, or that need the CPU we look with, stop being looked for. An answer that
+//! took as long as a wake pays once, for the peer may be in step from now on; twice in a row it is asleep each time.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 /// Longer than this is never worth it: it is the price of the wake that it saves. It is also long enough for a
@@ -12,20 +13,24 @@ use std::time::{Duration, Instant};
 const LONGEST_NS: u32 = 20_000;
 /// A shorter while is none.
 const SHORTEST_NS: u32 = 1_000;
+/// An answer from a peer that is awake comes sooner.
+const AWAKE_NS: u32 = 4_000;
 /// The part spent without letting other tasks run.
-const IN_PLACE: Duration = Duration::from_micros(2);
+const IN_PLACE: Duration = Duration::from_micros(4);
 /// Of so many waits that go straight to sleep, one tries whether looking pays again.
 const TRY_ONE_IN: u32 = 32;
 
 pub(super) struct Look {
     window_ns: AtomicU32,
     skipped: AtomicU32,
+    /// The last answer that looking found came from a peer that had been asleep.
+    was_asleep: AtomicBool,
 }
 
 impl Default for Look {
     fn default() -> Self {
         let window = if has_spare_cpu() { LONGEST_NS } else { 0 };
-        Self { window_ns: AtomicU32::new(window), skipped: AtomicU32::new(0) }
+        Self { window_ns: AtomicU32::new(window), skipped: AtomicU32::new(0), was_asleep: AtomicBool::new(false) }
     }
 }
 
@@ -84,7 +89,14 @@ impl Look {
     pub(super) fn paid(&self, looking: &Looking) {
         let took = looking.started.elapsed().as_nanos().min(LONGEST_NS.into()) as u32;
         let faded = self.window_ns.load(Relaxed) / 16 * 15;
-        let window = faded.max(8 * took).clamp(2 * SHORTEST_NS, LONGEST_NS);
+        let window = match took > AWAKE_NS {
+            true if self.was_asleep.swap(true, Relaxed) => 0,
+            true => LONGEST_NS,
+            false => {
+                self.was_asleep.store(false, Relaxed);
+                faded.max(8 * took).clamp(2 * SHORTEST_NS, LONGEST_NS)
+            }
+        };
         self.window_ns.store(window, Relaxed);
     }
 }
@@ -95,7 +107,7 @@ mod tests {
 
     #[test]
     fn looking_that_never_pays_stops_and_is_tried_again_now_and_then() {
-        let look = Look { window_ns: AtomicU32::new(LONGEST_NS), skipped: AtomicU32::new(0) };
+        let look = Look { window_ns: AtomicU32::new(LONGEST_NS), ..Look::default() };
         for _ in 0..8 {
             if let Some(looking) = look.begin() {
                 while !look.is_over(&looking) {}

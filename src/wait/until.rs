@@ -33,6 +33,7 @@ impl Waiting {
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<T>> {
         let coop = ready!(tokio::task::coop::poll_proceed(cx));
+        let mut has_tried = false;
         if self.turn.is_none() {
             if !line.has_waiters()
                 && let Some(value) = attempt()
@@ -41,8 +42,9 @@ impl Waiting {
                 return Poll::Ready(Ok(value));
             }
             self.turn = Some(line.join());
+            has_tried = true;
         }
-        let result = ready!(self.poll_in_line(line, attempt, cx));
+        let result = ready!(self.poll_in_line(line, attempt, has_tried, cx));
         coop.made_progress();
         if let (Ok(_), Some(turn)) = (&result, self.turn.take()) {
             turn.succeed();
@@ -54,13 +56,14 @@ impl Waiting {
         &mut self,
         line: &Arc<Line>,
         attempt: &mut impl FnMut() -> Option<T>,
+        has_tried: bool,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<T>> {
         let Some(turn) = &self.turn else { return Poll::Pending };
         if !turn.is_front(cx.waker()) {
             return Poll::Pending;
         }
-        if let Some(value) = attempt() {
+        if !has_tried && let Some(value) = attempt() {
             if let Some(looking) = &self.looking {
                 line.look.paid(looking);
             }
