@@ -204,7 +204,8 @@ impl Hangup {
     }
 
     fn listen(&self) -> io::Result<()> {
-        let (fd, lines, is_gone) = (self.fd.clone(), self.lines.get().cloned().unwrap_or_default(), self.is_gone.clone());
+        let (fd, lines, is_gone) =
+            (self.fd.clone(), self.lines.get().cloned().unwrap_or_default(), self.is_gone.clone());
         let nudge = move || {
             if socket::is_hung_up(fd.as_fd()) {
                 is_gone.store(true, Release);
