@@ -40,10 +40,13 @@ fn zombies() -> usize {
     stats.filter(|path| std::fs::read_to_string(path).is_ok_and(is_zombie)).count()
 }
 
-/// Whether this process has anything mapped that has a name: nothing has, so a death leaves nothing behind.
+/// Whether this process has memory mapped that has a name: nothing has, so a death leaves nothing behind.
+/// The program itself may well be somewhere in /tmp.
 fn maps_named_memory() -> bool {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
-    maps.lines().any(|line| line.contains("/dev/shm") || line.contains("/tmp/"))
+    let program = std::env::current_exe().unwrap();
+    let named = |line: &str| line.contains("/dev/shm") || line.contains("/tmp/");
+    maps.lines().any(|line| named(line) && !line.contains(program.to_str().unwrap()))
 }
 
 async fn kill<R: serde::de::DeserializeOwned + 'static>(mut process: Process<R>) {

@@ -172,7 +172,13 @@ impl Link {
             if is_held && result.is_err() {
                 self.forget();
             }
-            if !matches!(result, Ok(Pop::Empty | Pop::Closed | Pop::Busy)) {
+            let made_room = match &result {
+                Ok(Pop::Empty | Pop::Closed | Pop::Busy) => false,
+                // Without a limit only the socket can be full.
+                Ok(Pop::Got(_, fds)) => self.ring.is_limited() || !fds.is_empty(),
+                Err(_) => true,
+            };
+            if made_room {
                 self.room.notify_one();
             }
             match result.map_err(|error| self.failed("take from", error))? {

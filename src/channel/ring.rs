@@ -242,6 +242,12 @@ impl Ring {
         self.family
     }
 
+    /// Whether a put may have to wait for records to be taken.
+    #[inline]
+    pub(super) fn is_limited(&self) -> bool {
+        self.item_limit != 0 || self.byte_limit != 0
+    }
+
     pub(super) fn item_limit(&self) -> Option<usize> {
         (self.item_limit != 0).then_some(self.item_limit as usize)
     }
@@ -400,6 +406,10 @@ impl Ring {
         }
         let name = self.allocate(capacity)?;
         let linked = self.link(side, &old, name, tail.count);
+        if let (Ok(_), Some(extent)) = (&linked, &side.extent) {
+            // All of it is about to be written: one call costs less than a fault per page.
+            extent.map.populate();
+        }
         linked.inspect_err(|_| self.retire(name)).map(Some)
     }
 

@@ -42,6 +42,14 @@ impl Map {
     pub(crate) fn len(&self) -> usize {
         self.len
     }
+
+    /// Faults all pages in for writing, where the kernel can (5.14); else they are when they are touched.
+    pub(crate) fn populate(&self) {
+        // SAFETY: the range is our own mapping; populating changes no byte of it.
+        let _ = unsafe {
+            rustix::mm::madvise(self.start.as_ptr().cast(), self.len, rustix::mm::Advice::LinuxPopulateWrite)
+        };
+    }
 }
 
 impl Drop for Map {

@@ -227,10 +227,22 @@ struct Worker {
 /// How one item ended.
 enum Ended {
     Reported(Report),
+    /// Its report came and could not be read: too many descriptors for this process, say. The worker is fine.
+    Unreadable(Error),
     Overran,
     Cancelled,
     Terminated,
     Died,
+}
+
+impl Ended {
+    fn of(report: Result<Report>) -> Self {
+        match report {
+            Ok(report) => Self::Reported(report),
+            Err(error) if error.kind() == ErrorKind::Closed => Self::Died,
+            Err(error) => Self::Unreadable(error),
+        }
+    }
 }
 
 impl Worker {
@@ -257,7 +269,10 @@ impl Worker {
                         return End::Broken(Error::other(format!("the initializer of {} failed: {error}", self.name)));
                     }
                 }
-                Err(_) => return End::Failed(self.death("its initializer").await),
+                Err(_) => {
+                    let _ = self.process.kill();
+                    return End::Failed(self.death("its initializer").await);
+                }
             }
         }
         loop {
@@ -271,10 +286,12 @@ impl Worker {
                 biased;
                 () = shared.terminated.cancelled() => return self.stop().await,
                 next = shared.next(quota) => next,
-                _ = self.reports.recv() => return match self.tasks {
-                    0 => End::Failed(self.death("nothing").await),
-                    _ => { let _ = self.process.wait().await; End::Gone }
-                },
+                // Nothing was asked, so whatever this is, the worker is of no use any more.
+                _ = self.reports.recv() => {
+                    let _ = self.process.kill();
+                    let died = self.death("nothing").await;
+                    return if self.tasks == 0 { End::Failed(died) } else { End::Gone };
+                }
             };
             match next {
                 Next::Batch(group, jobs) => {
@@ -310,17 +327,25 @@ impl Worker {
         }
         while let Some(mut job) = jobs.next() {
             let ended = self.item(shared, &group).await;
-            if let Ended::Reported(report) = ended {
-                self.tasks += 1;
-                group.settle(job.index, Ok(report));
-                continue;
-            }
+            let ended = match ended {
+                Ended::Reported(report) => {
+                    self.tasks += 1;
+                    group.settle(job.index, Ok(report));
+                    continue;
+                }
+                Ended::Unreadable(error) => {
+                    self.tasks += 1;
+                    group.settle(job.index, Err(error));
+                    continue;
+                }
+                ended => ended,
+            };
             // The worker is not to be used again; what it had not begun goes to others.
             let error = match ended {
                 Ended::Died => self.death(group.label).await,
                 Ended::Overran => group.timed_out(&self.name),
                 Ended::Terminated => terminated(),
-                Ended::Cancelled | Ended::Reported(_) => group.was_cancelled(),
+                _ => group.was_cancelled(),
             };
             let _ = self.process.kill();
             let may_retry = matches!(error.kind(), ErrorKind::ProcessDied | ErrorKind::Timeout);
@@ -347,13 +372,13 @@ impl Worker {
         };
         tokio::select! {
             biased;
-            report = self.reports.recv() => return report.map_or(Ended::Died, Ended::Reported),
+            report = self.reports.recv() => return Ended::of(report),
             () = shared.terminated.cancelled() => return Ended::Terminated,
             () = overrun => return Ended::Overran,
             () = group.cancelled.cancelled() => {}
         }
         let finished = tokio::time::timeout(GRACE, self.reports.recv()).await;
-        finished.map_or(Ended::Cancelled, |report| report.map_or(Ended::Died, Ended::Reported))
+        finished.map_or(Ended::Cancelled, Ended::of)
     }
 
     /// What to tell about a worker that is gone.

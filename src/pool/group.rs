@@ -97,10 +97,10 @@ impl Group {
     /// The next jobs for one worker; true if there are more, and the group stays listed.
     /// Workers share what is there: a batch is at most half of it, for somebody else may be free.
     pub(super) fn take(&self, at_most: usize) -> (Vec<Job>, bool) {
-        let mut items = self.items();
         if self.cancelled.is_cancelled() {
-            items.pending.clear();
+            self.fail_pending(|| self.was_cancelled());
         }
+        let mut items = self.items();
         let fair = if self.options.chunk == 0 { items.pending.len().div_ceil(2) } else { usize::MAX };
         let count = self.batch_size().min(at_most).min(fair).min(items.pending.len());
         let jobs = items.pending.drain(..count).collect();

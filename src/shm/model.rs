@@ -116,6 +116,8 @@ impl Map {
         Arc::new(Self { words: zeros(HEAD_WORDS), units, len })
     }
 
+    pub(crate) fn populate(&self) {}
+
     fn unit(&self, at: usize) -> &Plain<[u8; 8]> {
         &self.units[(at - HEAD) / 8]
     }
