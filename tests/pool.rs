@@ -124,7 +124,9 @@ async fn input_is_pulled_as_results_are_taken() -> mp::Result<()> {
     let pool = Pool::new(2)?;
     let pulled = Arc::new(AtomicUsize::new(0));
     let count = pulled.clone();
-    let endless = (0i64..).inspect(move |_| drop(count.fetch_add(1, SeqCst)));
+    let endless = (0i64..).inspect(move |_| {
+        count.fetch_add(1, SeqCst);
+    });
     let mut results = pool.imap_unordered(square, endless).chunksize(1);
     for _ in 0..10 {
         results.next().await.unwrap()?;
