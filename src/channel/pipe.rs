@@ -24,7 +24,7 @@ const BYTES: u64 = 1 << 20;
 
 /// A duplex pipe: what one end sends, the other receives.
 ///
-/// Costs about 50 us, eight descriptors and 150 KiB.
+/// Costs eight descriptors and about 150 KiB of shared memory.
 ///
 /// # Errors
 /// `Io` if there is no memory or descriptor left.

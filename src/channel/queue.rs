@@ -116,7 +116,7 @@ fn put_error<T>((error, value): Refused<T>) -> PutError<T> {
 }
 
 impl<T: Item> Queue<T> {
-    /// A queue without a limit: `put` never waits for room. Costs about 20 us.
+    /// A queue without a limit: `put` never waits for room.
     ///
     /// # Errors
     /// `Io` if there is no memory or descriptor left.
