@@ -9,6 +9,7 @@ mod os;
 mod pool;
 mod process;
 mod shm;
+mod sync;
 mod wait;
 mod wire;
 

@@ -1,10 +1,9 @@
 //! Values between processes: queues and pipes.
 //!
-//! The faces ([`queue`], [`pipe`]) know `T`; [`link`] joins a ring, its lines and its side socket; [`ring`],
-//! [`segment`] and [`latch`] know bytes and words, have no async and wait for nobody.
+//! The faces ([`queue`], [`pipe`]) know `T`; [`link`] joins a ring, its lines and its side socket; [`ring`] and
+//! [`segment`] know bytes and words, have no async and wait for nobody.
 #![forbid(unsafe_code)]
 
-mod latch;
 mod link;
 #[cfg(all(test, multiprocess_loom))]
 mod models;

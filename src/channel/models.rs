@@ -1,9 +1,9 @@
 //! Latch and ring in every schedule, on memory where an unsynchronised access is an error, by processes that die.
 
-use super::latch::Latch;
 use super::ring::{Pop, Push, Ring};
 use crate::os::fault;
 use crate::shm::atomic::AtomicU64;
+use crate::shm::latch::Latch;
 use crate::shm::region::{Members, Plain, Region, explore, play};
 use loom::thread;
 use std::sync::Arc;

@@ -5,17 +5,17 @@ use super::ring::Ring;
 use crate::error::{Error, ErrorKind, PutError, Result, TryPutError};
 use crate::os::memfd;
 use crate::os::socket;
+use crate::shm::mapped::Mapped;
 use crate::wire::attach;
 use futures::{Sink, Stream, StreamExt};
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -67,29 +67,14 @@ pub struct Queue<T> {
 }
 
 /// The queues that this process has mapped, so that one received twice is mapped once.
-static MAPPED: Mutex<Option<Mapped>> = Mutex::new(None);
-
-/// Links by the identity of their memory.
-type Mapped = HashMap<(u64, u64), Weak<Link>>;
-
-fn mapped(identity: (u64, u64), make: impl FnOnce() -> io::Result<Arc<Link>>) -> io::Result<Arc<Link>> {
-    let mut mapped = MAPPED.lock().unwrap_or_else(PoisonError::into_inner);
-    let mapped = mapped.get_or_insert_default();
-    if let Some(link) = mapped.get(&identity).and_then(Weak::upgrade) {
-        return Ok(link);
-    }
-    let link = make()?;
-    mapped.retain(|_, link| link.strong_count() > 0);
-    mapped.insert(identity, Arc::downgrade(&link));
-    Ok(link)
-}
+static MAPPED: Mapped<Link> = Mapped::new();
 
 fn create(item_limit: u64, is_joinable: bool) -> Result<Arc<Link>> {
     let create = || {
         let ring = Ring::create(item_limit, 0)?;
         let (tx, rx) = socket::packet_pair()?;
         let link = Link::new(ring, (Arc::new(tx), Arc::new(rx)), None, is_joinable, "queue")?;
-        mapped(link.ring().region().identity(), || Ok(link.clone()))
+        MAPPED.or_make(link.ring().region().identity(), || Ok(link.clone()))
     };
     create().map_err(|error: io::Error| Error::io("cannot create a queue", error))
 }
@@ -104,7 +89,7 @@ fn deserialize_link<'de, D: Deserializer<'de>>(deserializer: D, joinable: bool) 
         return Err(D::Error::custom("a queue of another kind"));
     }
     let open = || {
-        mapped(memfd::identity(memory.as_fd())?, || {
+        MAPPED.or_make(memfd::identity(memory.as_fd())?, || {
             Link::new(Ring::open(memory)?, (Arc::new(tx), Arc::new(rx)), None, joinable, "queue")
         })
     };

@@ -35,12 +35,12 @@
 //! # Cancel
 //! No move awaits: a dropped future has moved nothing, or everything.
 
-use super::latch::{Latch, Lives, Taken};
 use super::segment::{self, Bytes, Mark, RecordHead, Segment};
 use crate::os::fault;
 #[cfg(not(multiprocess_loom))]
 use crate::shm::family::Family;
 use crate::shm::family::Member;
+use crate::shm::latch::{Latch, Taken};
 #[cfg(multiprocess_loom)]
 use crate::shm::region::{self as view, Members as Family};
 use crate::shm::region::{Map, PAGE, Region};
@@ -177,16 +177,6 @@ impl Extent {
 
     fn size(&self) -> u64 {
         u64::from(self.capacity) * 8
-    }
-}
-
-impl Lives for Family {
-    fn is_listed(&self, member: Member) -> bool {
-        Family::is_listed(self, member)
-    }
-
-    fn is_alive(&self, member: Member) -> bool {
-        Family::is_alive(self, member)
     }
 }
 

@@ -4,6 +4,8 @@
 
 pub(crate) mod atomic;
 pub(crate) mod family;
+pub(crate) mod latch;
+pub(crate) mod mapped;
 // Models run the same algorithms on memory of the model checker.
 #[cfg_attr(multiprocess_loom, path = "model.rs")]
 pub(crate) mod region;

@@ -24,35 +24,49 @@
 //! # Cancel
 //! A holder has no await point; a taker that is dropped while it waits leaves CONTENDED behind: one wake too many.
 
-use crate::shm::atomic::AtomicU64;
-use crate::shm::family::Member;
+use super::atomic::AtomicU64;
+#[cfg(not(multiprocess_loom))]
+use super::family::Family;
+use super::family::Member;
+#[cfg(multiprocess_loom)]
+use super::region::Members as Family;
 use std::sync::atomic::Ordering::*;
 
 const CONTENDED: u64 = 1 << 63;
 const SPINS: u32 = if cfg!(multiprocess_loom) { 1 } else { 100 };
 
 #[derive(Clone, Copy)]
-pub(super) struct Latch<'a>(pub(super) &'a AtomicU64);
+pub(crate) struct Latch<'a>(pub(crate) &'a AtomicU64);
 
 /// How a latch was taken.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Taken {
+pub(crate) enum Taken {
     Free,
     /// Its holder died; what it was about may be half done, each store whole.
     FromTheDead,
 }
 
 /// What a taker can find out about a holder.
-pub(super) trait Lives {
+pub(crate) trait Lives {
     /// By the table: a few loads.
     fn is_listed(&self, member: Member) -> bool;
     /// By the kernel: a few system calls.
     fn is_alive(&self, member: Member) -> bool;
 }
 
+impl Lives for Family {
+    fn is_listed(&self, member: Member) -> bool {
+        Family::is_listed(self, member)
+    }
+
+    fn is_alive(&self, member: Member) -> bool {
+        Family::is_alive(self, member)
+    }
+}
+
 impl Latch<'_> {
     #[inline]
-    pub(super) fn try_take(self, me: Member, lives: &impl Lives) -> Option<Taken> {
+    pub(crate) fn try_take(self, me: Member, lives: &impl Lives) -> Option<Taken> {
         match self.0.compare_exchange(0, me.to_bits(), Acquire, Relaxed) {
             Ok(_) => Some(Taken::Free),
             Err(_) => self.try_take_held(me, lives),
@@ -81,7 +95,7 @@ impl Latch<'_> {
     }
 
     /// Asks the holder for a wake; false if there is no holder any more.
-    pub(super) fn contend(self) -> bool {
+    pub(crate) fn contend(self) -> bool {
         let held = |seen: u64| (seen & !CONTENDED != 0).then_some(seen | CONTENDED);
         self.0.fetch_update(AcqRel, Relaxed, held).is_ok()
     }
@@ -89,7 +103,7 @@ impl Latch<'_> {
     /// Lets go; true if somebody asked for a wake.
     #[must_use]
     #[inline]
-    pub(super) fn release(self) -> bool {
+    pub(crate) fn release(self) -> bool {
         self.0.swap(0, Release) & CONTENDED != 0
     }
 }

@@ -1,0 +1,6 @@
+//! Locks and signals that live in shared memory.
+//!
+//! One file per primitive: its state word, its table of moves, its `try_*`. Waiting is [`crate::wait::until`].
+#![forbid(unsafe_code)]
+
+mod object;

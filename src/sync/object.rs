@@ -1,0 +1,73 @@
+//! What all shared objects have in common: one memfd whose first word says what it is, mapped once per process, and
+//! handles that travel as its descriptor.
+
+use crate::error::{Error, Result};
+use crate::os::memfd;
+use crate::shm::atomic::AtomicU64;
+use crate::shm::mapped::Mapped;
+use crate::shm::region::Region;
+use crate::wire::attach::{self, Attachment};
+use serde::de::Error as _;
+use serde::{Deserializer, Serializer};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::*;
+
+/// The word that says what an object is; its own words begin after it.
+const KIND: usize = 0;
+pub(super) const FIRST: usize = 1;
+
+/// One kind of object, as this process sees one of them.
+pub(super) trait Core: Send + Sync + Sized + 'static {
+    /// What the first word says: of this kind, and of this layout.
+    const KIND: u64;
+    /// What errors and listings call it; a memfd of this name.
+    const NAME: &'static str;
+    /// How many words it has, the first included.
+    const WORDS: usize;
+
+    fn mapped() -> &'static Mapped<Self>;
+    fn region(&self) -> &Arc<Region>;
+    /// This process's view of an object that is there.
+    fn view(region: Arc<Region>) -> io::Result<Self>;
+}
+
+fn head_len<C: Core>() -> usize {
+    C::WORDS * size_of::<u64>()
+}
+
+/// A new object; `fill` sets its words before anybody else can see it.
+pub(super) fn create<C: Core>(fill: impl FnOnce(&[AtomicU64])) -> Result<Arc<C>> {
+    let create = || {
+        let region = Region::create(C::NAME, head_len::<C>(), head_len::<C>() as u64)?;
+        region.words()[KIND].store(C::KIND, Release);
+        fill(region.words());
+        let core = Arc::new(C::view(Arc::new(region))?);
+        C::mapped().or_make(core.region().identity(), || Ok(core.clone()))
+    };
+    create().map_err(|error| Error::io(format_args!("cannot create a {}", C::NAME), error))
+}
+
+fn open<C: Core>(fd: OwnedFd) -> io::Result<Arc<C>> {
+    C::mapped().or_make(memfd::identity(fd.as_fd())?, || {
+        let region = Region::open(fd, head_len::<C>())?;
+        if region.words()[KIND].load(Acquire) != C::KIND {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("not a {}", C::NAME)));
+        }
+        Ok(Arc::new(C::view(Arc::new(region))?))
+    })
+}
+
+/// A handle travels as its descriptor.
+pub(super) fn serialize<C: Core, S: Serializer>(core: &C, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    attach::serialize_handle(serializer, [Attachment::Shared(core.region().fd().clone())], ())
+}
+
+/// One that this process already has is found again: its second descriptor is closed.
+pub(super) fn deserialize<'de, C: Core, D: Deserializer<'de>>(
+    deserializer: D,
+) -> std::result::Result<Arc<C>, D::Error> {
+    let ([fd], ()) = attach::deserialize_handle(deserializer)?;
+    open(fd).map_err(|error| D::Error::custom(format_args!("a {} cannot be opened: {error}", C::NAME)))
+}
