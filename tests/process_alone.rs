@@ -172,7 +172,7 @@ fn kill(pid: u32, signal: rustix::process::Signal) {
 /// Whether the fork server has no child left but the spare ones.
 fn is_idle(server: u32) -> bool {
     let children = children_of(server);
-    children.len() <= 2 && children.iter().all(|(_, state)| *state == 'S')
+    children.len() <= 4 && children.iter().all(|(_, state)| *state == 'S')
 }
 
 fn open_descriptors() -> usize {

@@ -8,6 +8,12 @@ pub(crate) fn create() -> io::Result<OwnedFd> {
     Ok(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)
 }
 
+/// Takes what was rung so far, so that the next ring makes it readable again.
+pub(crate) fn drain(eventfd: BorrowedFd<'_>) {
+    // It fails if somebody else has taken it.
+    let _ = rustix::io::retry_on_intr(|| rustix::io::read(eventfd, &mut [0; 8]));
+}
+
 /// Makes a new edge for every epoll that watches `eventfd`, read or not.
 /// The counter cannot fill up: that takes 2^64 rings.
 pub(crate) fn ring(eventfd: BorrowedFd<'_>) {

@@ -32,6 +32,12 @@ pub(crate) fn ignore_group_signals() {
     }
 }
 
+/// Whether the kernel reaps the children of this process as they end. One that has ended before stays to be reaped.
+pub(crate) fn reap_by_kernel(yes: bool) {
+    // SAFETY: SIG_IGN and SIG_DFL are no handlers that could run.
+    unsafe { libc::signal(libc::SIGCHLD, if yes { libc::SIG_IGN } else { libc::SIG_DFL }) };
+}
+
 pub(crate) fn unblock_all() {
     // Cannot fail: the arguments are constants.
     let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);

@@ -84,6 +84,20 @@ pub(crate) fn next_len(socket: BorrowedFd<'_>, wait: Wait) -> io::Result<usize> 
     Ok(len)
 }
 
+/// Waits at most `limit` for something to read, an end included.
+pub(crate) fn is_readable_within(socket: BorrowedFd<'_>, limit: std::time::Duration) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut fds = [PollFd::new(&socket, PollFlags::IN)];
+    let limit = Timespec::try_from(limit).ok();
+    rustix::io::retry_on_intr(|| poll(&mut fds, limit.as_ref())).is_ok_and(|n| n > 0)
+}
+
+/// From now on the other end cannot send any more; what it has sent can still be received.
+pub(crate) fn refuse_more(socket: BorrowedFd<'_>) {
+    // Fails only if the other end is gone, and then nothing more comes either.
+    let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Read);
+}
+
 /// Whether every holder of the other end has closed it or died.
 pub(crate) fn is_hung_up(socket: BorrowedFd<'_>) -> bool {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};

@@ -227,10 +227,10 @@ fn take_role(socket: OwnedFd) -> ! {
     entry::note_panics();
     let refusal = (hello.image != image::fingerprint()).then(other_image);
     match hello.role {
-        Role::Server { preload, adopt } => match refusal {
+        Role::Server { preload } => match refusal {
             Some(error) => refuse(socket.as_fd(), error),
             None => match settle(parcel.fds, false) {
-                Ok(()) => server::serve(socket, &preload, &adopt, single),
+                Ok(()) => server::serve(socket, &preload, single),
                 Err(error) => refuse(socket.as_fd(), protocol::spawn_error("the fork server cannot start", error)),
             },
         },

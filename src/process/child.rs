@@ -13,6 +13,7 @@ use crate::wire::{self, Parcel, frame};
 use rustix::process::Pid;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 /// How a child leaves.
 #[derive(Clone, Copy)]
@@ -22,41 +23,46 @@ enum Exit {
     Regular,
 }
 
-/// The life of a forked child. `private` is what it inherited and must not keep.
+/// The life of a forked child. `private` is what it inherited and must not keep. If its order is not on its way yet, it
+/// gets everything ready meanwhile, down to the pages that it will touch. Without one it ends with who would send it,
+/// or when it has not come for so long that none may come.
 pub(super) fn after_fork(
-    order: Order,
-    arguments: Vec<u8>,
-    fds: Descriptors,
+    socket: OwnedFd,
     private: Vec<OwnedFd>,
+    is_ordered: bool,
+    group: Pid,
     single: SingleThreaded,
 ) -> ! {
-    spawn::set_name(c"mp-child");
-    let told = tell_birth(&fds.report); // First of all.
     spawn::close_all(private);
-    apply_variables(&order.variables, single);
-    live(order, arguments, fds, told.map_err(Error::from), Exit::Forked)
-}
-
-/// The life of a child that was forked ahead: it gets everything ready, down to the pages that it will touch, and
-/// waits for its order. Without one it ends with the server.
-pub(super) fn spare(socket: OwnedFd, private: Vec<OwnedFd>, group: Pid, single: SingleThreaded) -> ! {
-    spawn::set_name(c"mp-spare");
-    spawn::close_all(private);
-    // What is sent to the group of the server is not for a process that nobody has started yet.
-    let alone = rustix::process::setpgid(None, None);
-    // Only time is lost if this fails.
-    let _ = rehearse();
+    if !is_ordered && !socket::is_readable_within(socket.as_fd(), Duration::ZERO) {
+        spawn::set_name(c"mp-spare");
+        // What is sent to the group of the server is not for a process that nobody has started yet.
+        let alone = rustix::process::setpgid(None, None);
+        // Only time is lost if this fails.
+        let _ = rehearse();
+        if !socket::is_readable_within(socket.as_fd(), SPARE_TIME) {
+            // From here on no order can come; one that came just before is done.
+            socket::refuse_more(socket.as_fd());
+        }
+        if alone.is_ok() && socket::is_readable_within(socket.as_fd(), Duration::ZERO) {
+            // The group exists as long as the server does; after that there is nothing to rejoin.
+            let _ = rustix::process::setpgid(None, Some(group));
+        }
+    }
     let Ok(Some((order, Parcel { bytes, fds }))) = protocol::recv::<Order>(socket.as_fd()) else {
         spawn::exit_now(0);
     };
     drop(socket);
     let Ok(fds) = order.split(fds) else { spawn::exit_now(1) };
-    if alone.is_ok() {
-        // The group exists as long as the server does; after that there is nothing to rejoin.
-        let _ = rustix::process::setpgid(None, Some(group));
-    }
-    after_fork(order, bytes, fds, Vec::new(), single)
+    let told = if order.is_passed_on { tell_birth(&fds.report) } else { Ok(()) };
+    spawn::set_name(c"mp-child");
+    signal::reap_by_kernel(false);
+    apply_variables(&order.variables, single);
+    live(order, bytes, fds, told.map_err(Error::from), Exit::Forked)
 }
+
+/// A spare child that is not asked for this long is not kept.
+const SPARE_TIME: Duration = Duration::from_secs(5);
 
 /// Goes once through what an order will make it do, so that memory shared with the server is copied before it
 /// counts. In the server: so that what is made at the first use, such as the linker's lazy bindings, is made once.
@@ -69,6 +75,7 @@ pub(super) fn rehearse() -> Result<()> {
         daemon: false,
         start_method: StartMethod::ForkServer,
         parent: nobody,
+        is_passed_on: false,
         environment: None,
         has_directory: false,
         has_own_directory: false,

@@ -1,18 +1,22 @@
 //! This process's connection to the fork server.
 //!
 //! # State
-//! One connection, made at the first spawn and again when the server is gone, with what was last sent over it.
+//! One connection, made at the first spawn and again when the server is gone, with what was last sent over it, and the
+//! spare children that have come over it. Spares are asked for when spawns follow each other closely.
 //! One pipe, the lifeline, whose write end only this process ever holds.
 //!
 //! # Moves
-//! An order goes out and its answer comes in under one lock, so answers need no numbers.
+//! An order goes straight to a spare child. Without one it goes to the server, and its answer comes in under the same
+//! lock, so answers need no numbers.
 //!
 //! # Invariants
-//! 1. A function runs exactly once: an order is repeated only if the report socket says that no child was born.
+//! 1. A function runs exactly once: an order is repeated only if the report socket says that no child was born, or if
+//!    a spare could not be told all of it.
 //! 2. The write end of the lifeline is close-on-exec and never sent, so it closes exactly when this process ends.
 //!
 //! # Death
-//! The server dies before it answers: the report socket tells which ([`Report::Born`], or hung up). This process
+//! A spare dies, or has waited too long: it cannot be told, and the next one is. The server dies before it answers: the
+//! report socket tells which ([`Report::Born`], or hung up). This process
 //! dies: the server sees the connection hang up, and the children's lifeline closes.
 //!
 //! # Cancel
@@ -21,7 +25,7 @@
 
 use super::entry::Call;
 use super::info::{self, ProcessInfo};
-use super::protocol::{self, Answer, Born, Hello, Order, Ready, Report, Role, Variables};
+use super::protocol::{self, Answer, Born, Hello, Order, Ready, Reply, Report, Request, Role, Variables};
 use super::{StartMethod, boot, server};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::{image, pidfd, reactor, signal, socket, socket::Wait, spawn};
@@ -30,12 +34,13 @@ use crate::wire::frame;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::Signal;
+use std::collections::VecDeque;
 use std::io::{self, PipeReader, PipeWriter};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::Interest;
 
 /// A child of this process.
@@ -103,6 +108,68 @@ struct Connection {
     environment: Option<Variables>,
     /// Device and inode of the working directory as last sent.
     directory: Option<(u64, u64)>,
+    /// Of the last order: an answer that comes after we gave up waiting for it is not the next one's.
+    number: u64,
+    spares: Spares,
+}
+
+/// Children that wait for an order of ours.
+#[derive(Default)]
+struct Spares {
+    here: VecDeque<Spare>,
+    /// Asked for and not here yet.
+    coming: u32,
+    /// Changes with the environment or the directory, which those of before do not have.
+    generation: u64,
+    /// How many there shall be.
+    wanted: u32,
+    last_spawn: Option<Instant>,
+    /// The server has none to give.
+    are_refused: bool,
+}
+
+struct Spare {
+    pid: u32,
+    pidfd: OwnedFd,
+    socket: OwnedFd,
+}
+
+/// Spawns that follow each other within this time are worth a spare.
+const SPARES_PAY: Duration = Duration::from_secs(1);
+/// More would only wait longer, and each costs some 300 KiB.
+const MOST_SPARES: u32 = 4;
+
+impl Spares {
+    /// Learns from a spawn that begins now.
+    fn learn(&mut self) {
+        let now = Instant::now();
+        let pays = self.last_spawn.is_some_and(|last| now - last < SPARES_PAY);
+        self.last_spawn = Some(now);
+        self.wanted = match self.wanted {
+            _ if !pays => 0,
+            0 => 1,
+            wanted if self.here.is_empty() => (2 * wanted).min(MOST_SPARES),
+            wanted => wanted,
+        };
+    }
+
+    /// None of those that are here or coming will do any more.
+    fn renew(&mut self) {
+        self.here.clear();
+        self.coming = 0;
+        self.generation += 1;
+    }
+
+    fn take_in(&mut self, pid: Option<u32>, generation: u64, fds: Vec<OwnedFd>) {
+        if generation != self.generation {
+            return;
+        }
+        self.coming = self.coming.saturating_sub(1);
+        self.are_refused |= pid.is_none();
+        if let (Some(pid), Ok([pidfd, socket])) = (pid, <[OwnedFd; 2]>::try_from(fds)) {
+            self.here.push_back(Spare { pid, pidfd, socket });
+        }
+    }
 }
 
 /// What came of an order.
@@ -220,8 +287,7 @@ fn start_server() -> Result<Connection> {
     let failed = |error| protocol::spawn_error("the fork server cannot be started", error);
     let program = boot::program()?;
     let (ours, theirs) = socket_pair()?;
-    let adopt = info::live_children().iter().map(|child| child.info.pid).collect();
-    let hello = Hello { image: image::fingerprint(), role: Role::Server { preload: boot::preloads(), adopt } };
+    let hello = Hello { image: image::fingerprint(), role: Role::Server { preload: boot::preloads() } };
     let family = Family::get().map_err(failed)?;
     let root_lifeline = match &boot::origin()?.root_lifeline {
         Some(root) => root.as_fd(),
@@ -298,7 +364,8 @@ const INLINE: usize = 8 << 10;
 
 impl Connection {
     fn new(socket: OwnedFd, server: Option<std::process::Child>) -> Self {
-        Self { socket: Arc::new(socket), server, environment: None, directory: None }
+        let (environment, directory, number, spares) = (None, None, 0, Spares::default());
+        Self { socket: Arc::new(socket), server, environment, directory, number, spares }
     }
 
     fn order(&mut self, start: &Start<'_>) -> Result<Ordered> {
@@ -319,6 +386,7 @@ impl Connection {
             daemon: start.daemon,
             start_method: start.start_method,
             parent: info::current_process(),
+            is_passed_on: false,
             environment: is_new.then(|| environment.clone()),
             has_directory: directory.is_some(),
             has_own_directory: start.directory.is_some(),
@@ -335,15 +403,31 @@ impl Connection {
         fds.extend(start.directory.iter().map(AsFd::as_fd));
         fds.extend(memory.iter().map(AsFd::as_fd));
         fds.extend(&start.attachments);
-        if let Err(error) = protocol::send(self.socket.as_fd(), &order, inline, &fds) {
+        self.take_spares_in();
+        self.spares.learn();
+        if is_new || directory.is_some() {
+            self.spares.renew();
+        } else if start.start_method == StartMethod::ForkServer
+            && let Some((pid, pidfd)) = self.tell_spare(&order, inline, &fds).map_err(failed)?
+        {
+            drop(fds);
+            self.ask_for_spares();
+            return Ok(Ordered::Started(self.started(start, Born { pid, tells_exit: false }, pidfd, report)));
+        }
+        self.number += 1;
+        let request = Request::Child { number: self.number, order };
+        if let Err(error) = protocol::send(self.socket.as_fd(), &request, inline, &fds) {
             return if is_gone(&error) { Ok(Ordered::ServerGone(error)) } else { Err(failed(error)) };
         }
+        drop(fds);
         drop(theirs); // From here on this end hangs up if no child has the other.
         drop(memory);
-        let answer = match protocol::recv::<Answer<Born>>(self.socket.as_fd()) {
-            Ok(Some((answer, parcel))) => Ok((answer?, parcel.fds.into_iter().next())),
-            Ok(None) => Err(io::ErrorKind::ConnectionReset.into()),
-            Err(error) => Err(error),
+        let answer = loop {
+            match self.hear() {
+                Ok(Some((answer, pidfd))) => break Ok((answer?, pidfd)),
+                Ok(None) => {}
+                Err(error) => break Err(error),
+            }
         };
         let (born, pidfd) = match answer {
             Ok((born, Some(pidfd))) => (born, pidfd),
@@ -364,6 +448,11 @@ impl Connection {
         if let Some((_, identity)) = directory {
             self.directory = Some(identity);
         }
+        self.ask_for_spares();
+        Ok(Ordered::Started(self.started(start, born, pidfd, report)))
+    }
+
+    fn started(&self, start: &Start<'_>, born: Born, pidfd: OwnedFd, report: OwnedFd) -> Started {
         let (name, daemon, start_method) = (start.name.to_string(), start.daemon, Some(start.start_method));
         let child = Child {
             info: ProcessInfo { name, pid: born.pid, daemon, start_method },
@@ -372,7 +461,67 @@ impl Connection {
             server: self.socket.clone(),
             status: OnceLock::new(),
         };
-        Ok(Ordered::Started((Arc::new(child), report)))
+        (Arc::new(child), report)
+    }
+
+    /// Hands an order to a spare child, the one that has waited longest; `None` if there is none.
+    fn tell_spare(
+        &mut self,
+        order: &Order,
+        arguments: &[u8],
+        fds: &[BorrowedFd<'_>],
+    ) -> io::Result<Option<(u32, OwnedFd)>> {
+        while self.spares.here.is_empty() && self.spares.coming > 0 {
+            self.hear_spare();
+        }
+        while let Some(spare) = self.spares.here.pop_front() {
+            match protocol::send(spare.socket.as_fd(), order, arguments, fds) {
+                Ok(()) => return Ok(Some((spare.pid, spare.pidfd))),
+                // It was killed, or has waited too long.
+                Err(error) if is_gone(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Takes those that have come.
+    fn take_spares_in(&mut self) {
+        while self.spares.coming > 0 && socket::is_readable_within(self.socket.as_fd(), Duration::ZERO) {
+            self.hear_spare();
+        }
+    }
+
+    fn hear_spare(&mut self) {
+        if self.hear().is_err() {
+            // The server is gone, or one came that this process has no descriptors left for.
+            self.spares.renew();
+        }
+    }
+
+    /// Sees to it that the next spawn finds a spare. If that fails, the next spawn finds none.
+    fn ask_for_spares(&mut self) {
+        let Spares { here, coming, generation, wanted, are_refused, .. } = &mut self.spares;
+        let count = wanted.saturating_sub(here.len() as u32 + *coming);
+        if count > 0 && !*are_refused {
+            let request = Request::Spares { count, generation: *generation };
+            if protocol::send(self.socket.as_fd(), &request, &[], &[]).is_ok() {
+                *coming += count;
+            }
+        }
+    }
+
+    /// The answer to the last order; `None` if something else came.
+    fn hear(&mut self) -> io::Result<Option<(Answer<Born>, Option<OwnedFd>)>> {
+        match protocol::recv::<Reply>(self.socket.as_fd())? {
+            Some((Reply::Child { number, .. }, _)) if number != 0 && number != self.number => Ok(None),
+            Some((Reply::Child { answer, .. }, parcel)) => Ok(Some((answer, parcel.fds.into_iter().next()))),
+            Some((Reply::Spare { pid, generation }, parcel)) => {
+                self.spares.take_in(pid, generation, parcel.fds);
+                Ok(None)
+            }
+            None => Err(io::ErrorKind::ConnectionReset.into()),
+        }
     }
 
     /// Ends a child that this process cannot hold, because it is out of descriptors.

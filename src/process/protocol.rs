@@ -3,7 +3,9 @@
 //! ```text
 //! starter -> server   Hello::Server, answered by Ready           over the socket the server was started with
 //! anyone  -> server   one empty frame with a socket in it        over the intake: a new connection
-//! anyone  -> server   Order + arguments, answered by Answer      over its connection
+//! anyone  -> server   Request::Child + Order + arguments, answered by Reply::Child      over its connection
+//! anyone  -> server   Request::Spares, answered by a Reply::Spare for each              over its connection
+//! anyone  -> child    the Order                                  over the socket that came with a spare
 //! server  -> child    Hello::Child, then the Order as it came    over the socket the child was exec'd with
 //! child   -> starter  Report::Born, then Report::Outcome         over a socket that only these two have
 //! server  -> starter  Report::Exited, on older kernels           over the same
@@ -35,11 +37,7 @@ pub(super) struct Hello {
 #[derive(Serialize, Deserialize)]
 pub(super) enum Role {
     /// With the program, the root's lifeline and the family.
-    Server {
-        preload: Vec<Call>,
-        /// Children that lost their server: to be buried when they end.
-        adopt: Vec<u32>,
-    },
+    Server { preload: Vec<Call> },
     /// With the program, the root's lifeline, the intake and the family.
     Child,
 }
@@ -51,7 +49,25 @@ pub(super) struct Ready {
     pub(super) must_exec: bool,
 }
 
-/// One child, please. Its descriptors come in the order of [`Order::split`].
+/// What a process asks the server for.
+#[derive(Serialize, Deserialize)]
+pub(super) enum Request {
+    /// A child that does this order, by a number that is not 0.
+    Child { number: u64, order: Order },
+    /// So many children that wait for their order, like those of the last one in environment and directory.
+    Spares { count: u32, generation: u64 },
+}
+
+/// What the server answers.
+#[derive(Serialize, Deserialize)]
+pub(super) enum Reply {
+    /// The pidfd comes along. Number 0 stands for an order that could not be read.
+    Child { number: u64, answer: Answer<Born> },
+    /// A pidfd and the socket that takes the order come along, unless it could not be had.
+    Spare { pid: Option<u32>, generation: u64 },
+}
+
+/// What a child is to do. Its descriptors come in the order of [`Order::split`].
 #[derive(Serialize, Deserialize)]
 pub(super) struct Order {
     pub(super) call: Call,
@@ -59,6 +75,8 @@ pub(super) struct Order {
     pub(super) daemon: bool,
     pub(super) start_method: StartMethod,
     pub(super) parent: ProcessInfo,
+    /// The server passes this on, and may die before it has told the starter whose order it is.
+    pub(super) is_passed_on: bool,
     /// The starter's environment, if it has changed since its last order.
     pub(super) environment: Option<Variables>,
     /// The starter's working directory comes along, because it has changed since its last order.
@@ -84,6 +102,15 @@ pub(super) struct Descriptors {
     pub(super) attachments: Vec<OwnedFd>,
 }
 
+impl Descriptors {
+    pub(super) fn into_all(self) -> Vec<OwnedFd> {
+        let Self { report, lifeline, streams, directory, own_directory, arguments, mut attachments } = self;
+        attachments.extend([report, lifeline]);
+        attachments.extend(streams.into_iter().chain([directory, own_directory, arguments]).flatten());
+        attachments
+    }
+}
+
 impl Order {
     /// Tells the descriptors of an order apart: report, lifeline, streams, directories, arguments, attachments.
     pub(super) fn split(&self, fds: Vec<OwnedFd>) -> io::Result<Descriptors> {
@@ -102,7 +129,7 @@ impl Order {
     }
 }
 
-/// The server's answer to an order; the pidfd comes along.
+/// The server's answer to an order.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Born {
     pub(super) pid: u32,

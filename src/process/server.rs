@@ -5,9 +5,10 @@
 //! shall have. All of it belongs to this one thread.
 //!
 //! # Moves
-//! An order comes: hand it to a spare child, or fork (or exec) one; answer with pid and pidfd. Nothing to do: fork
-//! spares, which wait for an order with their pages already touched, so that the next order need not wait for that. A child ends: reap it, bury it in the family table. A
-//! connection hangs up: forget it. The root ends: the kernel kills us by the root's lifeline.
+//! An order comes: fork (or exec) a child, hand it on, answer with pid and pidfd. Spares are asked for: fork them and
+//! send them home, each with the socket that takes its order. A child ends: the kernel reaps it, or we do. Somebody
+//! claims a slot of the family table: watch it, and bury it when it ends. A connection hangs up: forget it. The root
+//! ends: the kernel kills us by the root's lifeline.
 //!
 //! # Invariants
 //! 1. There is one thread, or (`single` is `None`) no fork without exec.
@@ -15,8 +16,9 @@
 //!
 //! # Death
 //! Killed before the fork: the order's report socket hangs up, so the starter knows that no child was born, starts
-//! another server and orders again. Killed after it: the child has said so over that socket, and its starter adopts
-//! it. A spare without an order ends; one with an order queued does it. Its children go on; the next server watches them by pidfd and buries them, and init reaps them.
+//! another server and orders again. Killed after it: the child says so over that socket, and its starter adopts
+//! it. Spares that have gone home stay good. Its children go on; the next server watches those with a slot and buries
+//! them, and init reaps them.
 //!
 //! # Cancel
 //! Nothing here is a future.
@@ -24,17 +26,17 @@
 
 use super::boot::{self, Origin};
 use super::entry::{Call, Executor, Outcome};
-use super::protocol::{self, Answer, Born, Descriptors, Hello, Order, Ready, Report, Role, Variables};
+use super::protocol::{self, Answer, Born, Descriptors, Hello, Order, Ready, Reply, Report, Request, Role, Variables};
 use super::{StartMethod, child};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::spawn::{self, Fork, SingleThreaded};
-use crate::os::{image, pidfd, signal, socket, socket::Wait};
+use crate::os::{eventfd, image, pidfd, signal, socket, socket::Wait};
 use crate::shm::family::Family;
 use crate::wire::{self, Parcel, frame};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, poll};
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::rc::Rc;
@@ -44,12 +46,12 @@ struct Server {
     single: Option<SingleThreaded>,
     /// Signals, intake, and what kills this process when the root ends.
     own: Vec<OwnedFd>,
+    /// Rung when somebody has claimed a slot in the family table.
+    claims: BorrowedFd<'static>,
     connections: Vec<Connection>,
-    /// Forked ahead, like this process in environment and directory.
-    spares: Vec<Spare>,
-    /// Watched by pidfd: children of a server that is gone, and our own where threads could take SIGCHLD from us.
-    orphans: Vec<(u32, OwnedFd)>,
-    /// Where to report exits, if the kernel does not tell them to our children's starters.
+    /// By pid and pidfd: who has a slot in the family table, and our children where threads could take SIGCHLD from us.
+    watched: Vec<(u32, OwnedFd)>,
+    /// Where to report exits, if the kernel does not tell them to our children's starters. If it does, it reaps too.
     exits: Option<BTreeMap<u32, OwnedFd>>,
     /// Whose environment and directory this process has at the moment.
     environment: Option<Variables>,
@@ -57,17 +59,15 @@ struct Server {
 }
 
 /// A child that waits for its order at the other end of `socket`.
-struct Spare {
+struct Unordered {
     pid: u32,
     pidfd: OwnedFd,
     socket: OwnedFd,
 }
 
-/// How many spares there are when nothing else is to be done; each costs some 300 KiB.
-const SPARES: usize = 2;
-
 const SIGNALS: usize = 0;
 const INTAKE: usize = 1;
+const CLAIMS: usize = 2;
 
 struct Connection {
     socket: OwnedFd,
@@ -87,8 +87,8 @@ pub(super) fn prepare_origin(program: OwnedFd, root_lifeline: OwnedFd) -> io::Re
 }
 
 /// The whole life of the fork server.
-pub(super) fn serve(starter: OwnedFd, preload: &[Call], adopt: &[u32], single: Option<SingleThreaded>) -> ! {
-    let started = Server::start(starter.as_fd(), preload, adopt, single);
+pub(super) fn serve(starter: OwnedFd, preload: &[Call], single: Option<SingleThreaded>) -> ! {
+    let started = Server::start(starter.as_fd(), preload, single);
     match started {
         Ok(mut server) => {
             server.connect(starter);
@@ -103,12 +103,7 @@ pub(super) fn serve(starter: OwnedFd, preload: &[Call], adopt: &[u32], single: O
 }
 
 impl Server {
-    fn start(
-        starter: std::os::fd::BorrowedFd<'_>,
-        preload: &[Call],
-        adopt: &[u32],
-        single: Option<SingleThreaded>,
-    ) -> Result<Self> {
+    fn start(starter: std::os::fd::BorrowedFd<'_>, preload: &[Call], single: Option<SingleThreaded>) -> Result<Self> {
         let failed = |error| protocol::spawn_error("the fork server cannot start", error);
         let gone = || Error::new(ErrorKind::Spawn, "the root process is gone");
         let lifeline = boot::origin()?.root_lifeline.as_ref().ok_or_else(gone)?;
@@ -129,37 +124,38 @@ impl Server {
         let signals = signal::block_all_but_children().map_err(failed)?;
         let intake = PREPARED.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take().ok_or_else(gone)?;
         let tells_exit = !kernel_tells_exits(single);
-        let server = Self {
+        signal::reap_by_kernel(!tells_exit);
+        let mut server = Self {
             single,
             own: vec![signals, intake, tie],
+            claims: Family::get().map_err(failed)?.claims(),
             connections: Vec::new(),
-            spares: Vec::new(),
-            orphans: Vec::new(),
+            watched: Vec::new(),
             exits: tells_exit.then(BTreeMap::new),
             environment: None,
             directory: None,
         };
         let ready = Answer::<Ready>::Ok(Ready { must_exec: single.is_none() });
         protocol::send(starter, &ready, &[], &[]).map_err(failed)?;
-        Ok(server.adopting(adopt))
+        server.watch_family();
+        // An earlier server may have died between a burial and its bells.
+        Family::get().map_err(failed)?.ring_all();
+        Ok(server)
     }
 
-    /// Watches those that an earlier server has left.
-    fn adopting(mut self, children: &[u32]) -> Self {
-        let Ok(family) = Family::get() else { return self };
-        let mut pids = family.pids();
-        pids.extend(children);
-        pids.sort_unstable();
-        pids.dedup();
-        for pid in pids {
+    /// Watches those in the family table that it does not watch yet.
+    fn watch_family(&mut self) {
+        let Ok(family) = Family::get() else { return };
+        eventfd::drain(family.claims());
+        for pid in family.pids() {
+            if self.watched.iter().any(|(watched, _)| *watched == pid) {
+                continue;
+            }
             match pidfd::open(pid) {
-                Ok(pidfd) => self.orphans.push((pid, pidfd)),
+                Ok(pidfd) => self.watched.push((pid, pidfd)),
                 Err(_) => family.bury(pid),
             }
         }
-        // The earlier server may have died between a burial and its bells.
-        family.ring_all();
-        self
     }
 
     fn connect(&mut self, socket: OwnedFd) {
@@ -168,91 +164,65 @@ impl Server {
 
     fn run(&mut self) -> ! {
         loop {
-            let ready = match self.wait(self.lacks_spare()) {
-                Some(ready) => ready,
-                None => {
-                    self.make_spare();
-                    continue;
-                }
-            };
-            let (first, rest) = ready.split_at(2);
-            let (connections, orphans) = rest.split_at(self.connections.len());
-            // Orders first: somebody waits for each.
+            let ready = self.wait();
+            let (own, rest) = ready.split_at(3);
+            let (connections, watched) = rest.split_at(self.connections.len());
+            // Requests first: somebody waits for each.
             let mut at = 0;
             for is_ready in connections {
-                if !is_ready || self.take_order(at) {
+                if !is_ready || self.take_request(at) {
                     at += 1;
                 } else {
                     self.connections.remove(at);
                 }
             }
-            if first[INTAKE] {
+            let mut ended = watched.iter();
+            let (gone, left) = std::mem::take(&mut self.watched).into_iter().partition(|_| ended.next() == Some(&true));
+            self.watched = left;
+            if own[INTAKE] {
                 self.take_connection();
             }
-            if first[SIGNALS] {
+            if own[SIGNALS] {
                 signal::drain(self.own[SIGNALS].as_fd());
-                self.reap();
             }
-            let mut ended = orphans.iter();
-            let (gone, left) = std::mem::take(&mut self.orphans).into_iter().partition(|_| ended.next() == Some(&true));
-            self.orphans = left;
-            if !gone.is_empty() {
+            if own[SIGNALS] || !gone.is_empty() {
                 self.reap();
             }
             gone.iter().for_each(|(pid, _): &(u32, OwnedFd)| bury(*pid));
+            if own[CLAIMS] {
+                self.watch_family();
+            }
         }
     }
 
-    /// Sleeps until something is ready: signals, intake, connections, orphans, in this order. In a `hurry` it does not
-    /// sleep: `None` if nothing is ready.
-    fn wait(&self, hurry: bool) -> Option<Vec<bool>> {
-        let connections = self.connections.iter().map(|connection| &connection.socket);
-        let orphans = self.orphans.iter().map(|(_, pidfd)| pidfd);
-        let all = self.own[..=INTAKE].iter().chain(connections).chain(orphans);
-        let mut fds: Vec<PollFd<'_>> = all.map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
+    /// Sleeps until something is ready: signals, intake, claims, connections, the watched, in this order.
+    fn wait(&self) -> Vec<bool> {
+        let connections = self.connections.iter().map(|connection| connection.socket.as_fd());
+        let watched = self.watched.iter().map(|(_, pidfd)| pidfd.as_fd());
+        let own = self.own[..=INTAKE].iter().map(AsFd::as_fd).chain([self.claims]);
+        let all: Vec<_> = own.chain(connections).chain(watched).collect();
+        let mut fds: Vec<PollFd<'_>> = all.iter().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
         // Out of kernel memory: look at everything, which is slow and right.
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        let polled = rustix::io::retry_on_intr(|| poll(&mut fds, hurry.then_some(&now)));
-        (polled != Ok(0)).then(|| fds.iter().map(|fd| polled.is_err() || !fd.revents().is_empty()).collect())
+        let polled = rustix::io::retry_on_intr(|| poll(&mut fds, None));
+        fds.iter().map(|fd| polled.is_err() || !fd.revents().is_empty()).collect()
     }
 
-    /// Once somebody has shown that there will be orders, and how its children shall be.
-    fn lacks_spare(&self) -> bool {
-        self.single.is_some() && self.environment.is_some() && self.spares.len() < SPARES
-    }
-
-    /// If it cannot be had, the next order is done without it, and says why that fails too.
-    fn make_spare(&mut self) {
-        let Some(single) = self.single else { return };
-        let Ok((ours, theirs)) = socket::packet_pair() else { return self.give_up_spares() };
+    /// A child that waits for its order, like this process in environment and directory. `order` is what this process
+    /// holds of an order that it will pass on at once.
+    fn fork(&mut self, single: SingleThreaded, order: Option<&mut Option<Descriptors>>) -> io::Result<Unordered> {
+        let (ours, theirs) = socket::packet_pair()?;
         let group = rustix::process::getpgrp();
-        match spawn::fork(single) {
-            Ok(Fork::Parent(pid)) => match pidfd::open(pid) {
-                Ok(pidfd) => self.spares.push(Spare { pid, pidfd, socket: ours }),
-                Err(_) => self.give_up_spares(),
-            },
-            Ok(Fork::Child) => {
-                let private = self.private(Some(ours));
-                child::spare(theirs, private, group, single)
-            }
-            Err(_) => self.give_up_spares(),
-        }
-    }
-
-    /// Until the next order changes `environment`.
-    fn give_up_spares(&mut self) {
-        self.environment = None;
-    }
-
-    /// Hands an order to a spare; gives it back if there is none.
-    fn use_spare(&mut self, order: &Order, arguments: &[u8], fds: &Descriptors) -> Option<(u32, OwnedFd)> {
-        while let Some(spare) = self.spares.pop() {
-            // One that was killed is no loss: its socket refuses the order.
-            if child::tell(&spare.socket, order, arguments, fds).is_ok() {
-                return Some((spare.pid, spare.pidfd));
+        match spawn::fork(single)? {
+            // It has no order, so it ends only if somebody kills it; the pid is hardly ever another's by now.
+            Fork::Parent(pid) => Ok(Unordered { pid, pidfd: pidfd::open(pid)?, socket: ours }),
+            Fork::Child => {
+                let mut private = self.private();
+                private.push(ours);
+                let is_ordered = order.is_some();
+                private.extend(order.and_then(Option::take).into_iter().flat_map(Descriptors::into_all));
+                child::after_fork(theirs, private, is_ordered, group, single)
             }
         }
-        None
     }
 
     fn take_connection(&mut self) {
@@ -262,22 +232,37 @@ impl Server {
         }
     }
 
-    /// Does one order of the connection at `at`; `false` if the connection is over.
-    fn take_order(&mut self, at: usize) -> bool {
-        if socket::is_hung_up(self.connections[at].socket.as_fd()) {
-            return false;
-        }
-        let answer = match protocol::recv::<Order>(self.connections[at].socket.as_fd()) {
-            Ok(Some((order, parcel))) => self.start_child(at, order, parcel),
+    /// Does one request of the connection at `at`; `false` if the connection is over.
+    fn take_request(&mut self, at: usize) -> bool {
+        let (number, answer) = match protocol::recv::<Request>(self.connections[at].socket.as_fd()) {
+            Ok(Some((Request::Child { number, order }, parcel))) => (number, self.start_child(at, order, parcel)),
+            Ok(Some((Request::Spares { count, generation }, _))) => {
+                return (0..count).all(|_| self.send_spare(at, generation));
+            }
             Ok(None) => return false,
-            Err(error) => Err(protocol::spawn_error("the fork server cannot take the order", error)),
+            Err(error) => (0, Err(protocol::spawn_error("the fork server cannot take the order", error))),
         };
         let (answer, pidfd) = match answer {
             Ok((born, pidfd)) => (Ok(born), Some(pidfd)),
             Err(error) => (Err(error), None),
         };
-        let fds: Vec<_> = pidfd.iter().map(AsFd::as_fd).collect();
-        protocol::send(self.connections[at].socket.as_fd(), &answer, &[], &fds).is_ok()
+        self.reply(at, &Reply::Child { number, answer }, &pidfd.iter().map(AsFd::as_fd).collect::<Vec<_>>())
+    }
+
+    /// `false` if nobody is there to hear it.
+    fn reply(&self, at: usize, reply: &Reply, fds: &[BorrowedFd<'_>]) -> bool {
+        protocol::send(self.connections[at].socket.as_fd(), reply, &[], fds).is_ok()
+    }
+
+    fn send_spare(&mut self, at: usize, generation: u64) -> bool {
+        let spare = match self.single {
+            Some(single) if self.exits.is_none() => {
+                self.become_like(at, single).and_then(|()| self.fork(single, None)).ok()
+            }
+            _ => None,
+        };
+        let fds: Vec<_> = spare.iter().flat_map(|spare| [spare.pidfd.as_fd(), spare.socket.as_fd()]).collect();
+        self.reply(at, &Reply::Spare { pid: spare.as_ref().map(|spare| spare.pid), generation }, &fds)
     }
 
     fn start_child(&mut self, at: usize, mut order: Order, parcel: Parcel) -> Result<(Born, OwnedFd)> {
@@ -292,48 +277,32 @@ impl Server {
             connection.directory = Some(Rc::new(directory));
             order.has_directory = false; // Ours now; a child inherits it.
         }
-        let report = match &self.exits {
-            Some(_) => Some(fds.report.try_clone().map_err(failed)?),
-            None => None,
-        };
-        let (pid, pidfd) = match (order.start_method, self.single) {
+        order.is_passed_on = true;
+        let (pid, pidfd, report) = match (order.start_method, self.single) {
             (StartMethod::ForkServer, Some(single)) => {
                 self.become_like(at, single).map_err(failed)?;
-                if let Some(spare) = self.use_spare(&order, &arguments, &fds) {
-                    return Ok(self.born(spare.0, spare.1, report));
-                }
-                match spawn::fork(single).map_err(failed)? {
-                    // It is our child and not reaped yet, so the pid is its own.
-                    Fork::Parent(pid) => (pid, pidfd::open(pid).map_err(failed)?),
-                    Fork::Child => {
-                        let private = self.private(report);
-                        child::after_fork(order, arguments, fds, private, single)
-                    }
-                }
+                let mut held = Some(fds);
+                let child = self.fork(single, Some(&mut held)).map_err(failed)?;
+                let Some(held) = held else { return Err(failed(io::ErrorKind::InvalidData.into())) };
+                child::tell(&child.socket, &order, &arguments, &held).map_err(failed)?;
+                (child.pid, child.pidfd, held.report)
             }
-            _ => {
-                let pid = self.exec(at, order, &arguments, fds).map_err(failed)?;
-                (pid, pidfd::open(pid).map_err(failed)?)
-            }
+            _ => self.exec(at, order, &arguments, fds).map_err(failed)?,
         };
         if self.single.is_none() {
-            self.orphans.push((pid, pidfd.try_clone().map_err(failed)?));
+            self.watched.push((pid, pidfd.try_clone().map_err(failed)?));
         }
-        Ok(self.born(pid, pidfd, report))
-    }
-
-    fn born(&mut self, pid: u32, pidfd: OwnedFd, report: Option<OwnedFd>) -> (Born, OwnedFd) {
-        if let (Some(exits), Some(report)) = (&mut self.exits, report) {
+        let tells_exit = self.exits.is_some();
+        if let Some(exits) = &mut self.exits {
             exits.insert(pid, report);
         }
-        (Born { pid, tells_exit: self.exits.is_some() }, pidfd)
+        Ok((Born { pid, tells_exit }, pidfd))
     }
 
     /// Takes on the environment and directory of a starter, for its children to inherit.
     fn become_like(&mut self, at: usize, single: SingleThreaded) -> io::Result<()> {
         let connection = &self.connections[at];
         if self.environment.as_ref() != Some(&connection.environment) {
-            self.spares.clear(); // They were like someone else; without their socket they end.
             let wanted = &connection.environment;
             for (key, _) in std::env::vars_os() {
                 if !wanted.iter().any(|(other, _)| other == key) {
@@ -346,7 +315,6 @@ impl Server {
         match (&connection.directory, &self.directory) {
             (Some(wanted), Some(now)) if Rc::ptr_eq(wanted, now) => Ok(()),
             (Some(wanted), _) => {
-                self.spares.clear();
                 rustix::process::fchdir(wanted)?;
                 self.directory = Some(wanted.clone());
                 Ok(())
@@ -356,22 +324,27 @@ impl Server {
     }
 
     /// Everything of the server that a forked child must not keep.
-    fn private(&mut self, report: Option<OwnedFd>) -> Vec<OwnedFd> {
-        let mut all: Vec<OwnedFd> = report.into_iter().collect();
+    fn private(&mut self) -> Vec<OwnedFd> {
+        let mut all = Vec::new();
         self.directory = None;
-        all.extend(std::mem::take(&mut self.spares).into_iter().flat_map(|spare| [spare.pidfd, spare.socket]));
         for connection in std::mem::take(&mut self.connections) {
             all.push(connection.socket);
             all.extend(connection.directory.and_then(Rc::into_inner));
         }
-        all.extend(std::mem::take(&mut self.orphans).into_iter().map(|(_, pidfd)| pidfd));
+        all.extend(std::mem::take(&mut self.watched).into_iter().map(|(_, pidfd)| pidfd));
         all.extend(self.exits.take().into_iter().flat_map(BTreeMap::into_values));
         all.append(&mut self.own);
         all
     }
 
     /// Starts the program afresh and tells it the order.
-    fn exec(&self, at: usize, mut order: Order, arguments: &[u8], mut fds: Descriptors) -> io::Result<u32> {
+    fn exec(
+        &self,
+        at: usize,
+        mut order: Order,
+        arguments: &[u8],
+        mut fds: Descriptors,
+    ) -> io::Result<(u32, OwnedFd, OwnedFd)> {
         let connection = &self.connections[at];
         let origin = boot::origin().map_err(io::Error::other)?;
         let (ours, theirs) = socket::packet_pair()?;
@@ -382,14 +355,15 @@ impl Server {
         let variables = connection.environment.iter().chain(order.variables.iter());
         let mut command = program_again(&origin.program)?;
         command.env_clear().envs(variables).env(boot::BOOT, "0").stdin(theirs);
-        // Reaped with all others.
-        Ok(command.spawn()?.id())
+        // An ignored SIGCHLD would be inherited; and the pid is its own until it is reaped.
+        signal::reap_by_kernel(false);
+        let started = command.spawn().and_then(|child| Ok((child.id(), pidfd::open(child.id())?, fds.report)));
+        signal::reap_by_kernel(self.exits.is_none());
+        started
     }
 
     fn reap(&mut self) {
         while let Some((pid, status)) = spawn::reap() {
-            bury(pid);
-            self.spares.retain(|spare| spare.pid != pid);
             if let Some(report) = self.exits.as_mut().and_then(|exits| exits.remove(&pid)) {
                 // If the starter has let go, nobody wants to know.
                 let _ = Report::send_exited(report.as_fd(), status);

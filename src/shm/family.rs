@@ -1,14 +1,15 @@
 //! The family: a root process and all its descendants, and who of them is alive.
 //!
 //! # State
-//! A table of [`SLOTS`] words in one sealed memfd, and [`BELLS`] eventfds; every member has them from its birth.
+//! A table of [`SLOTS`] words in one sealed memfd, and eventfds: [`BELLS`], and one that tells the guardian (the fork
+//! server) that somebody has claimed a slot and is to be watched. Every member has them from its birth.
 //! A slot word is `epoch << 32 | pid`; pid 0 is a free slot. A member claims a slot when it first waits or locks;
 //! most children never do. `hints` is a bit set of what its bell was rung for.
 //!
 //! # Moves
 //! | from -> to | who | ordering | wakes |
 //! |---|---|---|---|
-//! | free(e) -> (e+1, pid) | the member | AcqRel CAS | - |
+//! | free(e) -> (e+1, pid) | the member | AcqRel CAS | the guardian |
 //! | (e, pid) -> free(e) | who saw it die, also after a regular exit | AcqRel CAS | it rings every bell |
 //!
 //! # Invariants
@@ -17,7 +18,8 @@
 //! 3. No member gives its slot up while it runs: its threads may hold latches until the kernel stops them.
 //!
 //! # Death
-//! Killed with a claimed slot: the fork server (its parent) buries it within one wake-up; a waiter that looks
+//! Killed before it has told the guardian of its claim: the next claim does, or who looks at the owner. Killed with a
+//! claimed slot: the guardian, who watches its pidfd, buries it within one wake-up; a waiter that looks
 //! at the owner itself may find out earlier ([`Family::is_alive`]). Killed at any move: a move is one CAS. Killed
 //! after burying, before the bells: a member's own burial rings them; the successor of a fork server does too.
 //!
@@ -61,6 +63,7 @@ pub(crate) struct Family {
     memory: OwnedFd,
     map: Map,
     bells: Vec<OwnedFd>,
+    claims: OwnedFd,
 }
 
 static FAMILY: OnceLock<Family> = OnceLock::new();
@@ -79,31 +82,32 @@ impl Family {
     fn found() -> io::Result<Self> {
         let memory = memfd::create("multiprocess-family", LEN as u64, false)?;
         let bells = (0..BELLS).map(|_| eventfd::create()).collect::<io::Result<_>>()?;
-        Self::of(memory, bells)
+        Self::of(memory, bells, eventfd::create()?)
     }
 
-    fn of(memory: OwnedFd, bells: Vec<OwnedFd>) -> io::Result<Self> {
+    fn of(memory: OwnedFd, bells: Vec<OwnedFd>, claims: OwnedFd) -> io::Result<Self> {
         let map = Map::shared(memory.as_fd(), 0, LEN)?;
-        Ok(Self { memory, map, bells })
+        Ok(Self { memory, map, bells, claims })
     }
 
     /// Joins the family whose [`Family::descriptors`] these are: once, at birth, before any other call.
     pub(crate) fn join(mut descriptors: Vec<OwnedFd>) -> io::Result<()> {
         let invalid = || io::Error::new(io::ErrorKind::InvalidData, "not the descriptors of a family");
-        if descriptors.len() != 1 + BELLS {
+        if descriptors.len() != 2 + BELLS {
             return Err(invalid());
         }
-        let bells = descriptors.split_off(1);
+        let bells = descriptors.split_off(2);
+        let claims = descriptors.pop().ok_or_else(invalid)?;
         let memory = descriptors.pop().ok_or_else(invalid)?;
         if memfd::sealed_len(memory.as_fd()).is_none_or(|len| len < LEN as u64) {
             return Err(invalid());
         }
-        FAMILY.set(Self::of(memory, bells)?).map_err(|_| invalid())
+        FAMILY.set(Self::of(memory, bells, claims)?).map_err(|_| invalid())
     }
 
     /// What a new member that does not inherit by fork must be given.
     pub(crate) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        std::iter::once(self.memory.as_fd()).chain(self.bells.iter().map(|bell| bell.as_fd()))
+        [&self.memory, &self.claims].into_iter().chain(&self.bells).map(AsFd::as_fd)
     }
 
     fn word(&self, slot: u16, index: usize) -> &AtomicU64 {
@@ -150,7 +154,10 @@ impl Family {
             }
             let member = Member { slot, epoch };
             return match SELF.compare_exchange(0, member.to_bits(), AcqRel, Acquire) {
-                Ok(_) => Ok(member),
+                Ok(_) => {
+                    eventfd::ring(self.claims.as_fd());
+                    Ok(member)
+                }
                 Err(other) => {
                     self.release(member, pid);
                     Ok(Member::from_bits(other))
@@ -158,6 +165,11 @@ impl Family {
             };
         }
         Err(io::Error::other(format!("more than {SLOTS} processes of one program wait at the same time")))
+    }
+
+    /// What tells the guardian that somebody has claimed a slot.
+    pub(crate) fn claims(&self) -> BorrowedFd<'_> {
+        self.claims.as_fd()
     }
 
     fn release(&self, member: Member, pid: u32) -> bool {
@@ -212,7 +224,7 @@ impl Family {
         !gone
     }
 
-    /// Frees the slots of a process that has ended and makes everybody look again. Called by its parent.
+    /// Frees the slots of a process that has ended and makes everybody look again. Called by the guardian.
     pub(crate) fn bury(&self, pid: u32) {
         let mut buried = false;
         for slot in 0..SLOTS as u16 {
