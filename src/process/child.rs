@@ -39,7 +39,7 @@ pub(super) fn after_fork(
         // What is sent to the group of the server is not for a process that nobody has started yet.
         let alone = rustix::process::setpgid(None, None);
         // Only time is lost if this fails.
-        let _ = rehearse();
+        let _ = rehearse(None);
         if !socket::is_readable_within(socket.as_fd(), SPARE_TIME) {
             // From here on no order can come; one that came just before is done.
             socket::refuse_more(socket.as_fd());
@@ -65,9 +65,9 @@ pub(super) fn after_fork(
 const SPARE_TIME: Duration = Duration::from_secs(5);
 
 /// Goes once through what an order will make it do, so that memory shared with the server is copied before it
-/// counts. In the server: so that what is made at the first use, such as the linker's lazy bindings, is made once.
-pub(super) fn rehearse() -> Result<()> {
-    let (ours, theirs) = socket::packet_pair()?;
+/// counts. In the server, with a pair of sockets: so that what is made at the first use, such as the linker's lazy
+/// bindings, is made once.
+pub(super) fn rehearse(sockets: Option<(OwnedFd, OwnedFd)>) -> Result<()> {
     let nobody = ProcessInfo { name: String::new(), pid: 0, daemon: false, start_method: None };
     let order = Order {
         call: Call::of(|| ()),
@@ -83,10 +83,20 @@ pub(super) fn rehearse() -> Result<()> {
         streams: [false; 3],
         arguments_in_memfd: None,
     };
-    protocol::send(ours.as_fd(), &order, wire::encode(&())?.payload(&()), &[theirs.as_fd()])?;
-    if let Some((order, arguments)) = protocol::recv::<Order>(theirs.as_fd())? {
-        let outcome = order.call.run(arguments, &mut Executor::default());
-        Report::send_outcome(ours.as_fd(), &outcome)?;
+    let nothing = wire::encode(&())?;
+    match sockets {
+        Some((ours, theirs)) => {
+            protocol::send(ours.as_fd(), &order, nothing.payload(&()), &[theirs.as_fd()])?;
+            if let Some((order, arguments)) = protocol::recv::<Order>(theirs.as_fd())? {
+                let outcome = order.call.run(arguments, &mut Executor::default());
+                Report::send_outcome(ours.as_fd(), &outcome)?;
+            }
+        }
+        None => {
+            let order: Order = protocol::there_and_back(&order)?;
+            let arguments = Parcel { bytes: nothing.payload(&()).to_vec(), fds: Vec::new() };
+            drop(order.call.run(arguments, &mut Executor::default()));
+        }
     }
     io::stdout().flush()?;
     spawn::flush_c_stdio();

@@ -1,8 +1,8 @@
 //! This process's connection to the fork server.
 //!
 //! # State
-//! One connection, made at the first spawn and again when the server is gone, with what was last sent over it, and the
-//! spare children that have come over it. Spares are asked for when spawns follow each other closely.
+//! One connection, made at the first spawn and again when the server is gone, with what was last sent over it. Spare
+//! children come over it if spawns follow each other closely, and wait in it.
 //! One pipe, the lifeline, whose write end only this process ever holds.
 //!
 //! # Moves
@@ -34,7 +34,6 @@ use crate::wire::frame;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::Signal;
-use std::collections::VecDeque;
 use std::io::{self, PipeReader, PipeWriter};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
@@ -113,11 +112,10 @@ struct Connection {
     spares: Spares,
 }
 
-/// Children that wait for an order of ours.
+/// Children that wait for an order of ours, not yet received: so they take up none of our descriptors.
 #[derive(Default)]
 struct Spares {
-    here: VecDeque<Spare>,
-    /// Asked for and not here yet.
+    /// Asked for and not received.
     coming: u32,
     /// Changes with the environment or the directory, which those of before do not have.
     generation: u64,
@@ -128,48 +126,42 @@ struct Spares {
     are_refused: bool,
 }
 
-struct Spare {
-    pid: u32,
-    pidfd: OwnedFd,
-    socket: OwnedFd,
-}
-
 /// Spawns that follow each other within this time are worth a spare.
 const SPARES_PAY: Duration = Duration::from_secs(1);
 /// More would only wait longer, and each costs some 300 KiB.
 const MOST_SPARES: u32 = 4;
 
 impl Spares {
-    /// Learns from a spawn that begins now.
-    fn learn(&mut self) {
+    /// Learns from a spawn that begins now and may find a spare.
+    fn learn(&mut self, finds_one: bool) {
         let now = Instant::now();
         let pays = self.last_spawn.is_some_and(|last| now - last < SPARES_PAY);
         self.last_spawn = Some(now);
         self.wanted = match self.wanted {
             _ if !pays => 0,
             0 => 1,
-            wanted if self.here.is_empty() => (2 * wanted).min(MOST_SPARES),
+            wanted if !finds_one => (2 * wanted).min(MOST_SPARES),
             wanted => wanted,
         };
     }
 
-    /// None of those that are here or coming will do any more.
+    /// None of those that are coming will do any more.
     fn renew(&mut self) {
-        self.here.clear();
         self.coming = 0;
         self.generation += 1;
     }
+}
 
-    fn take_in(&mut self, pid: Option<u32>, generation: u64, fds: Vec<OwnedFd>) {
-        if generation != self.generation {
-            return;
-        }
-        self.coming = self.coming.saturating_sub(1);
-        self.are_refused |= pid.is_none();
-        if let (Some(pid), Ok([pidfd, socket])) = (pid, <[OwnedFd; 2]>::try_from(fds)) {
-            self.here.push_back(Spare { pid, pidfd, socket });
-        }
-    }
+/// What the server has to say.
+enum Heard {
+    Answer(Answer<Born>, Option<OwnedFd>),
+    Spare {
+        pid: u32,
+        pidfd: OwnedFd,
+        socket: OwnedFd,
+    },
+    /// It is of no use any more.
+    Nothing,
 }
 
 /// What came of an order.
@@ -403,8 +395,8 @@ impl Connection {
         fds.extend(start.directory.iter().map(AsFd::as_fd));
         fds.extend(memory.iter().map(AsFd::as_fd));
         fds.extend(&start.attachments);
-        self.take_spares_in();
-        self.spares.learn();
+        let socket = self.socket.as_fd();
+        self.spares.learn(self.spares.coming > 0 && socket::is_readable_within(socket, Duration::ZERO));
         if is_new || directory.is_some() {
             self.spares.renew();
         } else if start.start_method == StartMethod::ForkServer
@@ -424,8 +416,9 @@ impl Connection {
         drop(memory);
         let answer = loop {
             match self.hear() {
-                Ok(Some((answer, pidfd))) => break Ok((answer?, pidfd)),
-                Ok(None) => {}
+                Ok(Heard::Answer(answer, pidfd)) => break Ok((answer?, pidfd)),
+                // A spare that comes now was meant for this order.
+                Ok(Heard::Spare { .. } | Heard::Nothing) => {}
                 Err(error) => break Err(error),
             }
         };
@@ -464,19 +457,25 @@ impl Connection {
         (Arc::new(child), report)
     }
 
-    /// Hands an order to a spare child, the one that has waited longest; `None` if there is none.
+    /// Hands an order to the spare child that has waited longest; `None` if there is none.
     fn tell_spare(
         &mut self,
         order: &Order,
         arguments: &[u8],
         fds: &[BorrowedFd<'_>],
     ) -> io::Result<Option<(u32, OwnedFd)>> {
-        while self.spares.here.is_empty() && self.spares.coming > 0 {
-            self.hear_spare();
-        }
-        while let Some(spare) = self.spares.here.pop_front() {
-            match protocol::send(spare.socket.as_fd(), order, arguments, fds) {
-                Ok(()) => return Ok(Some((spare.pid, spare.pidfd))),
+        while self.spares.coming > 0 {
+            let (pid, pidfd, socket) = match self.hear() {
+                Ok(Heard::Spare { pid, pidfd, socket }) => (pid, pidfd, socket),
+                Ok(_) => continue,
+                // The server is gone, or one came that this process has no descriptors left for.
+                Err(_) => {
+                    self.spares.renew();
+                    break;
+                }
+            };
+            match protocol::send(socket.as_fd(), order, arguments, fds) {
+                Ok(()) => return Ok(Some((pid, pidfd))),
                 // It was killed, or has waited too long.
                 Err(error) if is_gone(&error) => {}
                 Err(error) => return Err(error),
@@ -485,24 +484,10 @@ impl Connection {
         Ok(None)
     }
 
-    /// Takes those that have come.
-    fn take_spares_in(&mut self) {
-        while self.spares.coming > 0 && socket::is_readable_within(self.socket.as_fd(), Duration::ZERO) {
-            self.hear_spare();
-        }
-    }
-
-    fn hear_spare(&mut self) {
-        if self.hear().is_err() {
-            // The server is gone, or one came that this process has no descriptors left for.
-            self.spares.renew();
-        }
-    }
-
     /// Sees to it that the next spawn finds a spare. If that fails, the next spawn finds none.
     fn ask_for_spares(&mut self) {
-        let Spares { here, coming, generation, wanted, are_refused, .. } = &mut self.spares;
-        let count = wanted.saturating_sub(here.len() as u32 + *coming);
+        let Spares { coming, generation, wanted, are_refused, .. } = &mut self.spares;
+        let count = wanted.saturating_sub(*coming);
         if count > 0 && !*are_refused {
             let request = Request::Spares { count, generation: *generation };
             if protocol::send(self.socket.as_fd(), &request, &[], &[]).is_ok() {
@@ -511,16 +496,24 @@ impl Connection {
         }
     }
 
-    /// The answer to the last order; `None` if something else came.
-    fn hear(&mut self) -> io::Result<Option<(Answer<Born>, Option<OwnedFd>)>> {
-        match protocol::recv::<Reply>(self.socket.as_fd())? {
-            Some((Reply::Child { number, .. }, _)) if number != 0 && number != self.number => Ok(None),
-            Some((Reply::Child { answer, .. }, parcel)) => Ok(Some((answer, parcel.fds.into_iter().next()))),
-            Some((Reply::Spare { pid, generation }, parcel)) => {
-                self.spares.take_in(pid, generation, parcel.fds);
-                Ok(None)
+    fn hear(&mut self) -> io::Result<Heard> {
+        let Some((reply, parcel)) = protocol::recv::<Reply>(self.socket.as_fd())? else {
+            return Err(io::ErrorKind::ConnectionReset.into());
+        };
+        let mut fds = parcel.fds.into_iter();
+        match reply {
+            Reply::Child { number, answer } if number == 0 || number == self.number => {
+                Ok(Heard::Answer(answer, fds.next()))
             }
-            None => Err(io::ErrorKind::ConnectionReset.into()),
+            Reply::Spare { pid, generation } if generation == self.spares.generation => {
+                self.spares.coming = self.spares.coming.saturating_sub(1);
+                self.spares.are_refused |= pid.is_none();
+                match (pid, fds.next(), fds.next()) {
+                    (Some(pid), Some(pidfd), Some(socket)) => Ok(Heard::Spare { pid, pidfd, socket }),
+                    _ => Ok(Heard::Nothing),
+                }
+            }
+            _ => Ok(Heard::Nothing),
         }
     }
 

@@ -117,16 +117,15 @@ pub(super) async fn until_exit(pidfd: OwnedFd) -> Result<()> {
 /// What a child knows from birth.
 struct Birth {
     info: ProcessInfo,
-    parent: ParentProcess,
+    parent: ProcessInfo,
 }
 
 static BIRTH: OnceLock<Birth> = OnceLock::new();
 
 /// Once, in a new child whose parent was alive a moment ago.
 pub(super) fn born(info: ProcessInfo, parent: ProcessInfo) {
-    let pidfd = pidfd::open(parent.pid).ok().map(Arc::new);
     // A process is born once; a second call would be ignored.
-    let _ = BIRTH.set(Birth { info, parent: ParentProcess { info: parent, pidfd } });
+    let _ = BIRTH.set(Birth { info, parent });
 }
 
 /// This process.
@@ -150,7 +149,10 @@ pub fn current_process() -> ProcessInfo {
 /// assert!(multiprocess::parent_process().is_none());
 /// ```
 pub fn parent_process() -> Option<ParentProcess> {
-    Some(BIRTH.get()?.parent.clone())
+    let info = BIRTH.get()?.parent.clone();
+    // As long as we live the parent does, so its pid is its own.
+    let pidfd = pidfd::open(info.pid).ok().map(Arc::new);
+    Some(ParentProcess { info, pidfd })
 }
 
 static CHILDREN: Mutex<Children> = Mutex::new(Children { listed: Vec::new(), sweep_at: 0 });

@@ -203,6 +203,12 @@ pub(super) fn recv<T: DeserializeOwned>(from: BorrowedFd<'_>) -> io::Result<Opti
     Ok(Some((value, parcel)))
 }
 
+/// What [`send`] and [`recv`] do to a value.
+pub(super) fn there_and_back<T: Serialize + DeserializeOwned>(value: &T) -> io::Result<T> {
+    let bytes = rmp_serde::to_vec(value).map_err(io::Error::other)?;
+    rmp_serde::from_slice(&bytes).map_err(io::Error::other)
+}
+
 /// Environment variables, as one run of bytes: cheap to compare, to send and to keep.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Variables(Bytes);

@@ -112,7 +112,7 @@ impl Server {
         // Only a preload could have started a thread since.
         let single = if preload.is_empty() { single } else { single.and(SingleThreaded::check()) };
         let _ = std::io::stdout(); // Made here once rather than in every child.
-        child::rehearse()?;
+        child::rehearse(Some(socket::packet_pair().map_err(failed)?))?;
         let null = boot::null_device().map_err(failed)?;
         rustix::stdio::dup2_stdout(&null)
             .and_then(|()| rustix::stdio::dup2_stderr(&null))
