@@ -42,6 +42,8 @@ const SCENARIOS: &[Scenario] = scenarios! {
     environment_directory_and_streams_are_those_at_the_spawn
     rt_01_nothing_is_left_behind
     proc_21_handles_and_children_leave_no_descriptor
+    spare_children_are_like_their_parent_at_the_spawn
+    spare_children_that_are_killed_or_not_wanted_are_no_loss
     a_ticker_goes_on_during_a_thousand_spawns
     at_the_descriptor_limit_there_are_errors_and_no_hang
     run_waits_for_children_and_ends_daemons
@@ -610,6 +612,60 @@ fn proc_21_handles_and_children_leave_no_descriptor() {
         round().await;
         round().await;
         assert_eq!((open_descriptors(), count(server())), (ours, theirs));
+    });
+}
+
+/// The children of the fork server that wait for an order.
+fn spares() -> Vec<u32> {
+    let children = children_of(server()).into_iter().map(|(pid, _)| pid);
+    let is_spare =
+        |pid: &u32| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "mp-spare\n");
+    children.filter(is_spare).collect()
+}
+
+/// Spawns until there are spares, if this kernel allows for them.
+async fn have_spares() -> Vec<u32> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    assert_eq!(Process::spawn(add, (1, 2)).unwrap().await.unwrap(), 3);
+    while spares().is_empty() && Instant::now() < deadline && std::env::var_os("MULTIPROCESS_OLD_KERNEL").is_none() {
+        assert_eq!(Process::spawn(add, (1, 2)).unwrap().await.unwrap(), 3);
+    }
+    spares()
+}
+
+fn spare_children_are_like_their_parent_at_the_spawn() {
+    fn seen() -> (Option<String>, PathBuf, u32) {
+        (std::env::var("COLOR").ok(), std::env::current_dir().unwrap(), std::process::id())
+    }
+    block_on(async {
+        for (color, directory) in [("blue", "/"), ("green", "/"), ("green", "/proc"), ("red", "/usr")] {
+            let old = have_spares().await;
+            // SAFETY: this program has one thread.
+            unsafe { std::env::set_var("COLOR", color) };
+            std::env::set_current_dir(directory).unwrap();
+            for _ in 0..6 {
+                let (saw, was_in, pid) = Process::spawn(seen, ()).unwrap().await.unwrap();
+                assert_eq!((saw.as_deref(), was_in.to_str().unwrap()), (Some(color), directory));
+                assert!(!old.contains(&pid));
+            }
+        }
+    });
+}
+
+fn spare_children_that_are_killed_or_not_wanted_are_no_loss() {
+    block_on(async {
+        for _ in 0..10 {
+            for spare in have_spares().await {
+                kill(spare, rustix::process::Signal::KILL);
+                until("it is dead", || !runs(spare));
+            }
+            for _ in 0..3 {
+                assert_eq!(Process::spawn(add, (1, 2)).unwrap().await.unwrap(), 3);
+            }
+        }
+        have_spares().await;
+        until("spares that nobody wants end", || spares().is_empty());
+        assert_eq!(Process::spawn(add, (1, 2)).unwrap().await.unwrap(), 3);
     });
 }
 
