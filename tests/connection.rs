@@ -199,14 +199,15 @@ async fn auth_09_every_cpython_here_connects_to_our_listener() {
 async fn auth_09_our_client_connects_to_every_cpython_here() {
     for (version, python) in pythons() {
         for (address, key) in families().into_iter().zip([Some(KEY), None, Some(KEY)]) {
-            let (mut child, mut lines, address) = python_listener(&python, &address, key).await;
+            let (child, mut lines, address) = python_listener(&python, &address, key).await;
             let connection = within(connect(&address, key).into_future()).await.expect(&format!("{version:?}"));
             is_echoed(&connection).await;
             drop(connection);
             for expected in ["accepted", "closed"] {
                 assert_eq!(within(lines.next_line()).await.unwrap().unwrap(), expected, "{version:?}");
             }
-            assert!(within(child.wait()).await.unwrap().success());
+            let output = within(child.wait_with_output()).await.unwrap();
+            assert!(output.status.success(), "{version:?} {output:?}");
         }
     }
 }
@@ -622,28 +623,34 @@ async fn p25_a_thousand_silent_peers_delay_nobody() {
 async fn more_than_there_are_descriptors() {
     let listener = Listener::bind(&path()).authkey(KEY).await.unwrap();
     let address = listener.local_addr();
-    let flood = Process::spawn(flood_and_stay, (address.clone(),)).unwrap();
-    // Failures come as the oldest make room; a good client gets in among them.
+    let (mut go, told) = mp::simplex().unwrap();
+    let client = Process::spawn(hear_hello, (address.clone(), told)).unwrap();
+    let flood = Process::spawn(flood_and_stay, (address,)).unwrap();
     allow_descriptors(200);
-    within(async { while listener.accept().await.unwrap_err().kind() != ErrorKind::Authentication {} }).await;
-    let client = tokio::spawn(async move { connect(&address, Some(KEY)).await });
+    // Failures come as the oldest make room; a good client gets in among them.
+    within(listener.accept()).await.unwrap_err();
+    go.send(()).await.unwrap();
     let here = within(async {
         loop {
-            if let Ok(connection) = listener.accept().await {
-                break connection;
+            match listener.accept().await {
+                Ok(connection) => break connection,
+                Err(error) => assert_eq!(error.kind(), ErrorKind::Authentication),
             }
         }
     });
-    let here = here.await;
-    let there = within(client).await.unwrap().unwrap();
-    here.send_bytes(b"hello").await.unwrap();
-    assert_eq!(within(there.recv_bytes()).await.unwrap(), b"hello");
+    here.await.send_bytes(b"hello").await.unwrap();
+    assert_eq!(within(client).await.unwrap().unwrap(), b"hello");
     flood.kill().unwrap();
+}
+
+async fn hear_hello(address: String, mut told: mp::Receiver<()>) -> mp::Result<Vec<u8>> {
+    told.recv().await?;
+    connect(&address, Some(KEY)).await?.recv_bytes().await
 }
 
 async fn flood_and_stay(address: String) {
     allow_descriptors(4096);
-    let _peers = silent(&address, 1000).await;
+    let _peers = silent(&address, 400).await;
     std::future::pending::<()>().await;
 }
 
@@ -1028,13 +1035,14 @@ async fn a_dropped_accept_takes_nobody() {
 #[tokio::test]
 async fn a_sink_sends_what_it_was_fed_also_when_it_is_dropped_unflushed() {
     let (here, mut there) = pair().await;
-    for n in 0..1_000 {
-        there.feed(payload(0, n, 500)).await.unwrap();
-    }
-    there.send_bytes(&payload(0, 1_000, 0)).await.unwrap();
-    there.feed(payload(0, 1_001, 0)).await.unwrap();
-    drop(there);
-    let messages: Vec<_> = within(here.collect()).await;
+    let feed = async move {
+        for n in 0..1_000 {
+            there.feed(payload(0, n, 500)).await.unwrap();
+        }
+        there.send_bytes(&payload(0, 1_000, 0)).await.unwrap();
+        there.feed(payload(0, 1_001, 0)).await.unwrap();
+    };
+    let (messages, ()) = within(async { tokio::join!(here.collect::<Vec<_>>(), feed) }).await;
     let numbers: Vec<_> = messages.into_iter().map(|message| read_payload(&message.unwrap()).1).collect();
     assert_eq!(numbers, (0..1_002).collect::<Vec<_>>());
 }

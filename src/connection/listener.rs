@@ -5,8 +5,7 @@
 //!
 //! # Floods
 //! A peer costs a descriptor and some KiB until its deadline. At [`MOST`] handshakes, or when the process has no
-//! descriptor left, the oldest handshake makes room: honest peers need milliseconds, silent ones are the old ones. Of
-//! failures only [`FAILURES`] wait for an `accept`, of the rest nobody hears.
+//! descriptor left, the oldest handshake makes room once it has had [`GRACE`]: silent peers grow old. Of failures only [`FAILURES`] wait for an `accept`, of the rest nobody hears.
 
 use super::address::Address;
 use super::auth::{Key, Role};
@@ -14,7 +13,6 @@ use super::stream::{ByteConnection, Raw};
 use super::{MAX_MESSAGE, PATIENCE};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::listen::{self, Made};
-use futures::FutureExt;
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::{Future, IntoFuture, poll_fn};
@@ -27,6 +25,7 @@ use std::time::Duration;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::Instant;
 
 /// Handshakes at a time.
 const MOST: usize = 4096;
@@ -34,6 +33,8 @@ const MOST: usize = 4096;
 const BACKLOG: usize = 128;
 /// Failures that wait for an `accept`.
 const FAILURES: usize = 256;
+/// What a handshake has at least, however many others come: an honest peer needs three ways there and back.
+const GRACE: Duration = Duration::from_millis(500);
 /// What the listener waits when the kernel cannot give it a connection.
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -323,14 +324,15 @@ async fn drive(shared: Arc<Shared>, terms: Arc<Terms>) {
     let mut handshakes = Handshakes { tasks: JoinSet::new(), by_age: VecDeque::new(), shared: shared.clone() };
     loop {
         shared.has_room().await;
+        while handshakes.count() >= MOST {
+            handshakes.make_room().await;
+        }
         match poll_fn(|cx| shared.poll_accept(cx)).await {
             Ok(peer) => handshakes.begin(peer, terms.clone()),
+            Err(error) if is_of_one_peer(&error) => {}
             Err(error) => {
                 tracing::debug!(%error, "a listener cannot accept");
-                let is_out_of_descriptors = error.raw_os_error().is_some_and(|code| {
-                    code == rustix::io::Errno::MFILE.raw_os_error() || code == rustix::io::Errno::NFILE.raw_os_error()
-                });
-                if !(is_out_of_descriptors && handshakes.end_oldest().await) && !is_of_one_peer(&error) {
+                if !(is_out_of_descriptors(&error) && handshakes.make_room().await) {
                     tokio::time::sleep(PAUSE).await;
                 }
             }
@@ -344,50 +346,58 @@ fn is_of_one_peer(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
 }
 
+fn is_out_of_descriptors(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    [Errno::MFILE, Errno::NFILE].iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
+
 struct Handshakes {
     tasks: JoinSet<()>,
-    /// The oldest first; some of them done.
-    by_age: VecDeque<AbortHandle>,
+    /// When each began, the oldest first; some of them done.
+    by_age: VecDeque<(Instant, AbortHandle)>,
     shared: Arc<Shared>,
 }
 
 impl Handshakes {
     fn begin(&mut self, peer: Peer, terms: Arc<Terms>) {
-        while self.tasks.try_join_next().is_some() {}
-        while self.by_age.front().is_some_and(AbortHandle::is_finished) {
-            self.by_age.pop_front();
-        }
-        if self.tasks.len() >= MOST {
-            self.abort_oldest();
-        }
-        if self.by_age.len() >= 2 * MOST {
-            self.by_age.retain(|task| !task.is_finished());
-        }
         let shared = self.shared.clone();
         let task = self.tasks.spawn(async move {
             let outcome = peer.open(&terms).await;
             shared.settle(outcome);
         });
-        self.by_age.push_back(task);
+        self.by_age.push_back((Instant::now(), task));
     }
 
-    fn abort_oldest(&mut self) -> bool {
-        let oldest = std::iter::from_fn(|| self.by_age.pop_front()).find(|task| !task.is_finished());
-        let Some(oldest) = oldest else { return false };
-        oldest.abort();
-        let why = "authentication failed: the other end was too slow while too many others came";
-        self.shared.settle(Err(Error::new(ErrorKind::Authentication, why)));
-        true
+    /// How many are going on.
+    fn count(&mut self) -> usize {
+        while self.tasks.try_join_next().is_some() {}
+        while self.by_age.front().is_some_and(|(_, task)| task.is_finished()) {
+            self.by_age.pop_front();
+        }
+        if self.by_age.len() >= 2 * MOST {
+            self.by_age.retain(|(_, task)| !task.is_finished());
+        }
+        self.tasks.len()
     }
 
-    /// Waits until its descriptor is free. False if there is none to end.
-    async fn end_oldest(&mut self) -> bool {
-        while self.tasks.join_next().now_or_never().flatten().is_some() {}
-        let there_was_one = self.abort_oldest();
-        if there_was_one {
+    /// Waits until one has ended, the oldest if need be. False if there is none.
+    async fn make_room(&mut self) -> bool {
+        self.count();
+        let Some((began, _)) = self.by_age.front() else { return false };
+        tokio::select! {
+            _ = self.tasks.join_next() => return true,
+            () = tokio::time::sleep_until(*began + GRACE) => {}
+        }
+        if let Some((_, oldest)) = self.by_age.pop_front()
+            && !oldest.is_finished()
+        {
+            oldest.abort();
+            let why = "authentication failed: the other end was slow while too many others came";
+            self.shared.settle(Err(Error::new(ErrorKind::Authentication, why)));
+            // Its descriptor is free once its task is gone.
             self.tasks.join_next().await;
         }
-        there_was_one
+        true
     }
 }
 

@@ -44,7 +44,10 @@ def listen(family, address, key):
             connection.send_bytes(connection.recv_bytes())
     except EOFError:
         say("closed")
-    listener.close()
+    try:
+        listener.close()
+    except (TypeError, ValueError):
+        pass  # Old ones want to remove an abstract name, which is no file
 
 
 def connect(family, address, key):
