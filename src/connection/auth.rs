@@ -236,3 +236,83 @@ impl Drop for Asked {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(allow_md5: bool) -> Key {
+        Key { bytes: b"a key of both ends".as_slice().into(), allow_md5 }
+    }
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    #[test]
+    fn proofs_are_those_that_cpython_makes() {
+        // hmac.new(b"a key of both ends", challenge, name).hexdigest() of CPython 3.13.0
+        let challenge = b"{sha256}0123456789012345678901234567890123456789";
+        let made =
+            [Digest::Md5, Digest::Sha256, Digest::Sha384].map(|digest| hex(&digest.of(&key(true).bytes, challenge)));
+        assert_eq!(
+            made,
+            [
+                "32510458246db963b597c03aa221853c",
+                "a1c1f70b5660a98487126b6739ba23f2d0fdfd4c26f222f23ae5789eff4ecd16",
+                "1df57b2b6f5049702d3e0399ccf4568138cd4154c67950be3d41299bd08bcbfe3ec9461f9bdc7ff176493bb5ccf76d71",
+            ]
+        );
+    }
+
+    #[test]
+    fn who_passes_and_who_does_not() {
+        let challenge = [PREFIX, &[5; RANDOM]].concat();
+        let (with, without) = (key(true), key(false));
+        for (digest, name) in
+            [(Digest::Md5, &b"{md5}"[..]), (Digest::Sha256, b"{sha256}"), (Digest::Sha384, b"{sha384}")]
+        {
+            let proof = digest.of(&with.bytes, &challenge);
+            assert!(verify(&with, &challenge, &[name, &proof].concat()).is_ok());
+            assert_eq!(verify(&without, &challenge, &[name, &proof].concat()).is_ok(), digest != Digest::Md5);
+            assert_eq!(verify(&with, &challenge, &proof).is_ok(), digest == Digest::Md5, "bare");
+            for cut in 0..proof.len() {
+                assert!(verify(&with, &challenge, &[name, &proof[..cut]].concat()).is_err());
+                let mut wrong = [name, &proof].concat();
+                wrong[name.len() + cut] ^= 1;
+                assert!(verify(&with, &challenge, &wrong).is_err());
+            }
+        }
+    }
+
+    #[test]
+    fn a_challenge_is_not_answered_in_the_role_that_asked_it_and_only_while_it_is_open() {
+        let asked = Asked::at_random(Role::Client).unwrap();
+        let received = [CHALLENGE, PREFIX, &asked.random].concat();
+        assert!(respond(&key(true), Role::Client, &received).is_err());
+        assert!(respond(&key(true), Role::Listener, &received).is_ok());
+        drop(asked);
+        assert!(respond(&key(true), Role::Client, &received).is_ok());
+    }
+
+    #[test]
+    fn any_bytes_are_answered_or_refused() {
+        let state = &mut 88_172_645_463_325_252u64;
+        let mut random = || {
+            *state ^= *state << 13;
+            *state ^= *state >> 7;
+            *state ^= *state << 17;
+            *state
+        };
+        let starts: [&[u8]; 6] = [b"", CHALLENGE, b"#CHALLENGE#{sha256}", b"#CHALLENGE#{md5}", b"{sha384}", b"{md5}"];
+        let mut answered = 0;
+        for _ in 0..20_000 {
+            let mut bytes = starts[random() as usize % starts.len()].to_vec();
+            bytes.extend((0..random() % 60).map(|_| 32 + (random() % 96) as u8));
+            answered += usize::from(respond(&key(true), Role::Client, &bytes).is_ok());
+            assert!(verify(&key(true), b"{sha256}of another", &bytes).is_err());
+            is_challenge(&bytes);
+        }
+        assert!(answered > 0);
+    }
+}

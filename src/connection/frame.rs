@@ -384,3 +384,120 @@ fn rest<'a>(header: &'a Header, message: &'a [u8], done: usize) -> [&'a [u8]; 2]
         Some(done) => [&[], &message[done..]],
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::VecDeque;
+    use tokio::io::ReadBuf;
+
+    #[test]
+    fn a_header_is_short_up_to_two_gib_and_long_from_there() {
+        let cases: [(usize, &[u8]); 4] = [
+            (0, &[0, 0, 0, 0]),
+            (16_385, &[0, 0, 0x40, 1]),
+            (0x7fff_ffff, &[0x7f, 0xff, 0xff, 0xff]),
+            (0x8000_0000, &[0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 0x80, 0, 0, 0]),
+        ];
+        for (len, bytes) in cases {
+            assert_eq!(Header::of(len).bytes(), bytes);
+            assert_eq!(parse(bytes).unwrap(), Some((len as u64, bytes.len())));
+            for cut in 0..bytes.len() {
+                assert_eq!(parse(&bytes[..cut]).unwrap(), None);
+            }
+        }
+        assert!(parse(&(-2i32).to_be_bytes()).is_err());
+    }
+
+    /// A stream that comes in the pieces given, with a pause after each.
+    struct Pieces(VecDeque<Vec<u8>>, bool);
+
+    impl AsyncRead for Pieces {
+        fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            self.1 = !self.1;
+            if self.1 {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            if let Some(mut piece) = self.0.pop_front() {
+                let rest = piece.split_off(piece.len().min(into.remaining()));
+                into.put_slice(&piece);
+                if !rest.is_empty() {
+                    self.0.push_front(rest);
+                }
+            }
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    /// xorshift
+    fn random(state: &mut u64) -> u64 {
+        *state ^= *state << 13;
+        *state ^= *state >> 7;
+        *state ^= *state << 17;
+        *state
+    }
+
+    fn pieces(mut bytes: Vec<u8>, state: &mut u64) -> Pieces {
+        let mut pieces = VecDeque::new();
+        while !bytes.is_empty() {
+            let at = (1 + random(state) as usize % 40_000 % (1 << (random(state) % 17))).min(bytes.len());
+            let rest = bytes.split_off(at);
+            pieces.push_back(std::mem::replace(&mut bytes, rest));
+        }
+        Pieces(pieces, false)
+    }
+
+    #[tokio::test]
+    async fn messages_are_the_same_in_whatever_pieces_they_come() {
+        let state = &mut 88_172_645_463_325_252;
+        for _ in 0..100 {
+            let sizes: Vec<_> = (0..20).map(|_| random(state) as usize % (1 << (random(state) % 18))).collect();
+            let messages: Vec<_> = sizes.into_iter().map(|size| vec![random(state) as u8; size]).collect();
+            let bytes = messages.iter().flat_map(|m| [Header::of(m.len()).bytes(), m].concat()).collect();
+            let mut reader = FrameReader::new(pieces(bytes, state), 1 << 20);
+            for message in &messages {
+                assert!(reader.recv().await.unwrap() == *message);
+            }
+            assert_eq!(reader.recv().await.unwrap_err().kind(), ErrorKind::Closed);
+        }
+    }
+
+    #[tokio::test]
+    async fn any_bytes_are_messages_within_the_limit_and_then_one_error() {
+        let state = &mut 2_463_534_242;
+        for _ in 0..2_000 {
+            let len = random(state) as usize % 300;
+            let mut bytes: Vec<_> = (0..len).map(|_| random(state) as u8).collect();
+            // Lengths that random bytes hardly ever are.
+            for header in bytes.chunks_mut(20) {
+                let (keeps, byte) = (random(state).is_multiple_of(3), [0, 0, 0, 0, 0xff][random(state) as usize % 5]);
+                let high = header.len().min(if keeps { 0 } else { 3 });
+                header[..high].fill(byte);
+            }
+            let mut reader = FrameReader::new(pieces(bytes, state), 100);
+            let error = loop {
+                match reader.recv().await {
+                    Ok(message) => assert!(message.len() <= 100 && message.capacity() <= 100),
+                    Err(error) => break error,
+                }
+            };
+            assert!(matches!(error.kind(), ErrorKind::Closed | ErrorKind::Decode | ErrorKind::Io), "{error}");
+            assert_eq!(reader.recv().await.unwrap_err().kind(), ErrorKind::Closed);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_message_that_nobody_takes_is_given_up_some_time_after_its_connection() {
+        let (near, mut far) = tokio::io::duplex(100);
+        let mut writer = FrameWriter::new(near);
+        let sent = tokio::time::timeout(Duration::from_secs(1), writer.send(&[7; 1_000])).await;
+        assert!(sent.is_err(), "it waits for a reader");
+        tokio::time::sleep(10 * LINGER).await;
+        drop(writer);
+        tokio::time::sleep(LINGER + Duration::from_secs(1)).await;
+        let mut arrived = Vec::new();
+        far.read_to_end(&mut arrived).await.unwrap();
+        assert_eq!(arrived.len(), 100, "what the stream had room for, and then the end");
+    }
+}
