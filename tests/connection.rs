@@ -200,7 +200,8 @@ async fn auth_09_our_client_connects_to_every_cpython_here() {
     for (version, python) in pythons() {
         for (address, key) in families().into_iter().zip([Some(KEY), None, Some(KEY)]) {
             let (child, mut lines, address) = python_listener(&python, &address, key).await;
-            let connection = within(connect(&address, key).into_future()).await.expect(&format!("{version:?}"));
+            let connection = within(connect(&address, key).into_future()).await;
+            let connection = connection.unwrap_or_else(|error| panic!("{version:?} {error}"));
             is_echoed(&connection).await;
             drop(connection);
             for expected in ["accepted", "closed"] {

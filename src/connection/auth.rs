@@ -210,7 +210,9 @@ struct Asked {
     random: [u8; RANDOM],
 }
 
-static OPEN: Mutex<Option<HashSet<(Role, [u8; RANDOM])>>> = Mutex::new(None);
+type Open = HashSet<(Role, [u8; RANDOM])>;
+
+static OPEN: Mutex<Option<Open>> = Mutex::new(None);
 
 impl Asked {
     fn at_random(role: Role) -> Result<Self> {

@@ -138,7 +138,7 @@ pub(crate) struct Raw {
 
 impl Raw {
     /// Any other stream.
-    #[cfg_attr(not(any(test, feature = "tls")), expect(dead_code, reason = "for streams of other kinds"))]
+    #[cfg_attr(not(feature = "tls"), allow(dead_code, reason = "TLS is the only other kind so far"))]
     pub(crate) fn of<S: AsyncRead + AsyncWrite + Send + 'static>(stream: S, peer: String) -> Self
     where
         tokio::io::ReadHalf<S>: Sync + Unpin,
