@@ -4,6 +4,7 @@
 #![cfg_attr(not(test), deny(clippy::unwrap_used))]
 
 mod channel;
+pub mod connection;
 mod error;
 mod os;
 mod pool;

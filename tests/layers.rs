@@ -7,6 +7,7 @@ use std::{collections::HashMap, fs};
 /// Each room and what it may use. `error` is used by all and uses none; `lib` may use everything.
 const ROOMS: &[(&str, &[&str])] = &[
     ("pool", &["process", "channel", "wait", "wire", "shm", "os"]),
+    ("connection", &["wire", "os"]),
     ("process", &["wait", "wire", "shm", "os"]),
     ("channel", &["wait", "wire", "shm", "os"]),
     ("sync", &["wait", "wire", "shm", "os"]),

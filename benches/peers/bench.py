@@ -153,6 +153,8 @@ WORKLOADS = {
         "procspawn/pool",
         5,
     ),
+    "W14": Workload("64-byte messages over an authenticated Unix socket", [Metric("msgs_per_s", "messages/s", MORE)], "mp/connection"),
+    "W15": Workload("1 MiB messages over an authenticated Unix socket", [Metric("mib_per_s", "MiB/s", MORE)], "mp/connection"),
 }
 
 
@@ -318,7 +320,7 @@ def render(result, against=None):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("workload", nargs="?", help="W0 ... W13, or all")
+    parser.add_argument("workload", nargs="?", help="W0 ... W15, or all")
     parser.add_argument("--rounds", type=int, help="interleaved repeats")
     parser.add_argument("--only", default=",".join(PROGRAMS), help="programs, comma-separated")
     parser.add_argument("--against", help="the contender that ratios refer to")

@@ -51,6 +51,8 @@ GOALS = [
     Goal("W7s", "cpu_us", ["pipe"], 1.3, ["limits/eventfd_tokio"]),
     Goal("W7b", "per_s", ["pipe"], 1.0, ["limits/stream_tokio"]),
     Goal("W7b", "p50_us", ["pipe"], 1.0, ["limits/stream_tokio"]),
+    Goal("W14", "msgs_per_s", ["send"], 2.0, ["mp/connection"]),
+    Goal("W15", "mib_per_s", ["send"], 1.3, ["mp/connection"]),
 ]
 
 

@@ -3,12 +3,13 @@
 //! it is the multi-thread runtime that `multiprocess::run` would build.
 
 use bytes::Bytes;
-use futures::TryStreamExt;
+use futures::{SinkExt, TryStreamExt};
 use mpbench::cli::{Metrics, case, serve};
 use mpbench::stats::{FirstToLast, latency, per_second, quantile};
 use mpbench::work::{burn, increment, increment_total, stamp, touch, with_heap};
 use mpbench::{size, stats, sys};
-use multiprocess::{Connection, ErrorKind, Pool, Process, Queue, StartMethod, pipe};
+use multiprocess::connection::{ByteConnection, Listener, connect};
+use multiprocess::{Connection, ErrorKind, Function, Pool, Process, Queue, StartMethod, pipe};
 use serde::{Serialize, de::DeserializeOwned};
 use std::collections::BTreeSet;
 use std::fmt::Debug;
@@ -271,6 +272,84 @@ async fn pingpong() -> Metrics {
     metrics
 }
 
+// W14, W15
+
+const KEY: &[u8] = b"a key of both ends";
+
+/// A client process that runs `send`, and this end of its connection.
+async fn connected<F, M>(send: F) -> (Process<()>, ByteConnection)
+where
+    F: Function<(String,), M, Output = ()>,
+{
+    let path = std::env::temp_dir().join(format!("mpbench-connection-{}", std::process::id()));
+    let listener = Listener::bind(path.to_str().unwrap()).authkey(KEY).await.unwrap();
+    let child = Process::spawn(send, (listener.local_addr(),)).unwrap();
+    (child, listener.accept().await.unwrap())
+}
+
+async fn send_small(address: String) {
+    let connection = connect(&address, Some(KEY)).await.unwrap();
+    for n in 0..size::SMALL_MESSAGES as u64 {
+        let mut message = [0; size::SMALL_MESSAGE];
+        message[..8].copy_from_slice(&n.to_le_bytes());
+        connection.send_bytes(&message).await.unwrap();
+    }
+}
+
+async fn feed_small(address: String) {
+    let mut connection = connect(&address, Some(KEY)).await.unwrap();
+    for n in 0..size::SMALL_MESSAGES as u64 {
+        let mut message = vec![0; size::SMALL_MESSAGE];
+        message[..8].copy_from_slice(&n.to_le_bytes());
+        connection.feed(message).await.unwrap();
+    }
+    SinkExt::<Vec<u8>>::flush(&mut connection).await.unwrap();
+}
+
+async fn small_over<F, M>(send: F) -> Metrics
+where
+    F: Function<(String,), M, Output = ()> + Copy,
+{
+    let mut rates = Vec::new();
+    for _ in 0..RUNS {
+        let (child, connection) = connected(send).await;
+        let (mut clock, mut total) = (FirstToLast::new(), 0);
+        for _ in 0..size::SMALL_MESSAGES {
+            let message = connection.recv_bytes().await.unwrap();
+            total += u64::from_le_bytes(message[..8].try_into().unwrap());
+            clock.message();
+        }
+        rates.push(clock.per_second());
+        let messages = size::SMALL_MESSAGES as u64;
+        assert_eq!(total, messages * (messages - 1) / 2);
+        finish(child).await;
+    }
+    vec![("msgs_per_s", quantile(&rates, 0.5))]
+}
+
+/// Each message is made anew, as those of W6 are.
+async fn send_large(address: String) {
+    let connection = connect(&address, Some(KEY)).await.unwrap();
+    for n in 0..size::LARGE_MESSAGES {
+        let mut message = vec![7; size::LARGE_MESSAGE];
+        stamp(&mut message, n as u64);
+        connection.send_bytes(&message).await.unwrap();
+    }
+}
+
+async fn large_over() -> Metrics {
+    let (child, connection) = connected(send_large).await;
+    let (mut clock, mut total) = (FirstToLast::new(), 0);
+    for _ in 0..size::LARGE_MESSAGES {
+        total += touch(&connection.recv_bytes().await.unwrap());
+        clock.message();
+    }
+    let rate = clock.per_second() * (size::LARGE_MESSAGE as f64 / (1 << 20) as f64);
+    assert!(total > 0);
+    finish(child).await;
+    vec![("mib_per_s", rate)]
+}
+
 fn main() {
     const P: u64 = size::PRODUCERS as u64;
     multiprocess::init();
@@ -300,6 +379,11 @@ fn main() {
             case("W7", "pipe_run", || block_on_run(pingpong())),
             case("W7s", "pipe", || stats::paused(|| block_on(pingpong()))),
             case("W7s", "pipe_run", || stats::paused(|| block_on_run(pingpong()))),
+            case("W14", "send", || block_on(small_over(send_small))),
+            case("W14", "send_run", || block_on_run(small_over(send_small))),
+            case("W14", "sink", || block_on(small_over(feed_small))),
+            case("W15", "send", || block_on(large_over())),
+            case("W15", "send_run", || block_on_run(large_over())),
             case("W12", "pool", || block_on(idle_workers())),
             case("W13", "pool", || block_on(killed_worker())),
         ],

@@ -1,0 +1,181 @@
+//! Connecting to a listener.
+
+use super::address::Address;
+use super::auth::{Key, Role};
+use super::stream::{ByteConnection, Raw};
+use super::{MAX_MESSAGE, PATIENCE};
+use crate::error::{Error, ErrorKind, Result};
+use std::fmt;
+use std::future::{Future, IntoFuture};
+use std::io;
+use std::path::Path;
+use std::pin::Pin;
+use std::time::Duration;
+use tokio::net::{TcpStream, UnixStream};
+
+/// Connects to the [`Listener`](super::Listener) at `address`, or to one of CPython's; with a key, both ends prove
+/// that they know it.
+///
+/// Await it, or set options first. An empty key is a key. Dropped, it has not connected; the listener
+/// may see a failed handshake.
+///
+/// # Errors
+/// `Io` if nobody listens there (no such path, refused, not allowed), `Authentication` if the other end has
+/// another key, none, or does not answer in time; `Timeout` if there is no connection in time; `Other` if
+/// `address` is none.
+///
+/// ```
+/// use multiprocess::{self as mp, connection::connect};
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// let error = connect("/nobody/is/here", None).await.unwrap_err();
+/// assert_eq!(error.kind(), mp::ErrorKind::Io);
+/// # });
+/// ```
+pub fn connect(address: &str, key: Option<&[u8]>) -> Connect {
+    let key = key.map(|bytes| Key { bytes: bytes.into(), allow_md5: true });
+    Connect {
+        address: address.to_string(),
+        key,
+        allow_md5: true,
+        patience: PATIENCE,
+        max_message: MAX_MESSAGE,
+        #[cfg(feature = "tls")]
+        tls: None,
+    }
+}
+
+/// What [`connect`] does once it is awaited, and its options.
+///
+/// ```
+/// use multiprocess::{self as mp, connection::{Listener, connect}};
+/// use std::time::Duration;
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// let listener = Listener::bind("[::1]:0").authkey(b"key").await?;
+/// let there = connect(&listener.local_addr(), Some(b"key"))
+///     .allow_md5(false)
+///     .handshake_timeout(Duration::from_secs(2))
+///     .max_message(1 << 20)
+///     .await?;
+/// # drop(there);
+/// # Ok::<_, mp::Error>(()) }).unwrap();
+/// ```
+#[must_use = "it does nothing unless awaited"]
+pub struct Connect {
+    address: String,
+    key: Option<Key>,
+    allow_md5: bool,
+    patience: Duration,
+    max_message: usize,
+    #[cfg(feature = "tls")]
+    tls: Option<(tokio_rustls::TlsConnector, String)>,
+}
+
+impl Connect {
+    /// What connecting may take, and then the handshake; 10 seconds unless set.
+    pub fn handshake_timeout(mut self, timeout: Duration) -> Self {
+        self.patience = timeout;
+        self
+    }
+
+    /// The longest message that is received, in bytes; 256 MiB unless set. Sending has no limit.
+    pub fn max_message(mut self, bytes: usize) -> Self {
+        self.max_message = bytes;
+        self
+    }
+
+    /// Whether HMAC-MD5, all that CPython up to 3.11 knows, is proof enough, and given as proof; true unless set.
+    pub fn allow_md5(mut self, allow: bool) -> Self {
+        self.allow_md5 = allow;
+        self
+    }
+
+    /// Encrypts the connection, which must be TCP; `name` is whom the listener's certificate must be for.
+    ///
+    /// ```
+    /// use multiprocess::connection::{Connect, connect, rustls};
+    /// use std::sync::Arc;
+    ///
+    /// fn secure(trusted: rustls::RootCertStore) -> Connect {
+    ///     let config = rustls::ClientConfig::builder().with_root_certificates(trusted).with_no_client_auth();
+    ///     connect("example.org:7000", Some(b"secret")).tls(Arc::new(config), "example.org")
+    /// }
+    /// ```
+    #[cfg(feature = "tls")]
+    pub fn tls(mut self, config: std::sync::Arc<tokio_rustls::rustls::ClientConfig>, name: &str) -> Self {
+        self.tls = Some((config.into(), name.to_string()));
+        self
+    }
+
+    async fn run(self) -> Result<ByteConnection> {
+        let address = Address::parse(&self.address)?;
+        let raw = tokio::time::timeout(self.patience, self.reach(&address)).await.unwrap_or_else(|_| {
+            let why = format!("no connection to {address} within {:?}", self.patience);
+            Err(Error::new(ErrorKind::Timeout, why))
+        })?;
+        let key = self.key.map(|key| Key { allow_md5: self.allow_md5, ..key });
+        raw.open(Role::Client, key.as_ref(), self.patience, self.max_message).await
+    }
+
+    async fn reach(&self, address: &Address) -> Result<Raw> {
+        let failed = |error| Error::io(format_args!("cannot connect to {address}"), error);
+        match address {
+            Address::Tcp(text) => {
+                let stream = TcpStream::connect(&Address::resolve(text).await?[..]).await.map_err(failed)?;
+                self.over(stream, text).await
+            }
+            #[cfg(feature = "tls")]
+            _ if self.tls.is_some() => Err(Error::new(ErrorKind::Other, "TLS is for TCP, and this is a Unix socket")),
+            Address::Path(path) => {
+                unix(path).await.map(|stream| ByteConnection::of_unix(stream, address.to_string())).map_err(failed)
+            }
+            Address::Abstract(name) => {
+                use std::os::unix::ffi::OsStrExt;
+                let path = [b"\0", &name[..]].concat();
+                let stream = unix(Path::new(std::ffi::OsStr::from_bytes(&path))).await.map_err(failed)?;
+                Ok(ByteConnection::of_unix(stream, address.to_string()))
+            }
+        }
+    }
+
+    async fn over(&self, stream: TcpStream, text: &str) -> Result<Raw> {
+        let failed = |error| Error::io(format_args!("cannot connect to {text}"), error);
+        let peer = stream.peer_addr().map_err(failed)?.to_string();
+        #[cfg(feature = "tls")]
+        if let Some((connector, name)) = &self.tls {
+            let name = tokio_rustls::rustls::pki_types::ServerName::try_from(name.clone()).map_err(Error::other)?;
+            stream.set_nodelay(true).map_err(failed)?;
+            return Ok(Raw::of(connector.connect(name, stream).await.map_err(super::insecure)?, peer));
+        }
+        ByteConnection::of_tcp(stream, peer).map_err(failed)
+    }
+}
+
+/// A path that begins with a zero byte is an abstract name, as tokio has it.
+async fn unix(path: &Path) -> io::Result<UnixStream> {
+    let mut pause = Duration::from_millis(1);
+    loop {
+        match UnixStream::connect(path).await {
+            // The listener's queue is full. TCP would wait in the kernel; a Unix socket that must not block says this.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                tokio::time::sleep(pause).await;
+                pause = (2 * pause).min(Duration::from_millis(20));
+            }
+            other => return other,
+        }
+    }
+}
+
+impl IntoFuture for Connect {
+    type Output = Result<ByteConnection>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(self.run())
+    }
+}
+
+impl fmt::Debug for Connect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connect").field("address", &self.address).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,489 @@
+//! Accepting connections: many handshakes at a time, none of which anybody waits for.
+//!
+//! A task of the listener's takes peers from the kernel and gives each a task for its handshake. What comes of it
+//! waits in a queue for `accept`. While [`BACKLOG`] connections wait there, further peers wait in the kernel.
+//!
+//! # Floods
+//! A peer costs a descriptor and some KiB until its deadline. At [`MOST`] handshakes, or when the process has no
+//! descriptor left, the oldest handshake makes room once it has had [`GRACE`]: silent peers grow old. Of failures only [`FAILURES`] wait for an `accept`, of the rest nobody hears.
+
+use super::address::Address;
+use super::auth::{Key, Role};
+use super::stream::{ByteConnection, Raw};
+use super::{MAX_MESSAGE, PATIENCE};
+use crate::error::{Error, ErrorKind, Result};
+use crate::os::listen::{self, Made};
+use std::collections::VecDeque;
+use std::fmt;
+use std::future::{Future, IntoFuture, poll_fn};
+use std::io;
+use std::path::PathBuf;
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::Notify;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::Instant;
+
+/// Handshakes at a time.
+const MOST: usize = 4096;
+/// Connections that wait for an `accept`.
+const BACKLOG: usize = 128;
+/// Failures that wait for an `accept`.
+const FAILURES: usize = 256;
+/// What a handshake has at least, however many others come: an honest peer needs three ways there and back.
+const GRACE: Duration = Duration::from_millis(500);
+/// What the listener waits when the kernel cannot give it a connection.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// Accepts connections from other programs, CPython's `multiprocessing.connection.Client` among them.
+///
+/// It works in the background, in the runtime it was bound in. Dropping it closes it, and removes its socket file; peers
+/// that no `accept` has taken are let go, connections stay.
+///
+/// ```
+/// use multiprocess::{self as mp, connection::{Listener, connect}};
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// let path = std::env::temp_dir().join(format!("listener-{}", std::process::id()));
+/// let listener = Listener::bind(path.to_str().unwrap()).authkey(b"key").await?;
+///
+/// let stranger = connect(&listener.local_addr(), Some(b"guess")).await;
+/// assert_eq!(stranger.unwrap_err().kind(), mp::ErrorKind::Authentication);
+/// assert_eq!(listener.accept().await.unwrap_err().kind(), mp::ErrorKind::Authentication);
+///
+/// let friend = connect(&listener.local_addr(), Some(b"key")).await?;
+/// let here = listener.accept().await?;
+/// here.send_bytes(b"welcome").await?;
+/// assert_eq!(friend.recv_bytes().await?, b"welcome");
+///
+/// drop(listener);
+/// assert!(!path.exists());
+/// # Ok::<_, mp::Error>(()) }).unwrap();
+/// ```
+pub struct Listener {
+    shared: Arc<Shared>,
+    local: String,
+    driver: AbortHandle,
+}
+
+impl Listener {
+    /// Listens at `address`; see the [module](super) for what it may be. Await it, or set options first.
+    ///
+    /// A socket file has mode 0600 from the start. One that nobody listens at any more is replaced.
+    ///
+    /// # Errors
+    /// `Io` if another listens there, or the system does not let us; `Other` if `address` is none.
+    pub fn bind(address: &str) -> Bind {
+        Bind {
+            address: address.to_string(),
+            key: None,
+            allow_md5: true,
+            patience: PATIENCE,
+            max_message: MAX_MESSAGE,
+            #[cfg(feature = "tls")]
+            tls: None,
+        }
+    }
+
+    /// The next peer, once its handshake is done. Cancel-safe: dropped, it has taken nobody.
+    ///
+    /// # Errors
+    /// `Authentication` if a peer did not prove in time that it knows the key: one peer, one error, and the
+    /// listener goes on. `Closed` after [`close`](Self::close).
+    pub async fn accept(&self) -> Result<ByteConnection> {
+        loop {
+            let mut arrived = pin!(self.shared.arrived.notified());
+            arrived.as_mut().enable();
+            {
+                let mut state = self.shared.state();
+                if state.socket.is_none() {
+                    return Err(Error::closed("listener"));
+                }
+                if let Some(outcome) = state.outcomes.pop_front() {
+                    let is_more = !state.outcomes.is_empty();
+                    *state.count_of(&outcome) -= 1;
+                    drop(state);
+                    self.shared.taken.notify_one();
+                    if is_more {
+                        self.shared.arrived.notify_one();
+                    }
+                    return outcome;
+                }
+            }
+            arrived.await;
+        }
+    }
+
+    /// Where it listens, as `connect` wants it: with the port, if port 0 was asked for.
+    pub fn local_addr(&self) -> String {
+        self.local.clone()
+    }
+
+    /// Stops listening, removes the socket file, and lets go of the peers that no `accept` has taken.
+    ///
+    /// ```
+    /// # use multiprocess::{self as mp, connection::Listener};
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// let listener = Listener::bind("127.0.0.1:0").await?;
+    /// listener.close();
+    /// assert_eq!(listener.accept().await.unwrap_err().kind(), mp::ErrorKind::Closed);
+    /// # Ok::<_, mp::Error>(()) }).unwrap();
+    /// ```
+    pub fn close(&self) {
+        self.driver.abort();
+        let mut state = self.shared.state();
+        let (socket, outcomes) = (state.socket.take(), std::mem::take(&mut state.outcomes));
+        drop(state);
+        drop((socket, outcomes));
+        self.shared.arrived.notify_waiters();
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl fmt::Debug for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Listener").field("local_addr", &self.local).finish_non_exhaustive()
+    }
+}
+
+/// What [`Listener::bind`] does once it is awaited, and its options.
+///
+/// ```
+/// use multiprocess::{self as mp, connection::Listener};
+/// use std::time::Duration;
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// let listener = Listener::bind("127.0.0.1:0")
+///     .authkey(b"key")
+///     .allow_md5(false)
+///     .handshake_timeout(Duration::from_secs(2))
+///     .max_message(1 << 20)
+///     .await?;
+/// # Ok::<_, mp::Error>(()) }).unwrap();
+/// ```
+#[must_use = "it does nothing unless awaited"]
+pub struct Bind {
+    address: String,
+    key: Option<Box<[u8]>>,
+    allow_md5: bool,
+    patience: Duration,
+    max_message: usize,
+    #[cfg(feature = "tls")]
+    tls: Option<tokio_rustls::TlsAcceptor>,
+}
+
+impl Bind {
+    /// Peers must prove that they know this key, and this end proves it to them. An empty key is a key.
+    pub fn authkey(mut self, key: impl AsRef<[u8]>) -> Self {
+        self.key = Some(key.as_ref().into());
+        self
+    }
+
+    /// What a peer's handshake may take; 10 seconds unless set.
+    pub fn handshake_timeout(mut self, timeout: Duration) -> Self {
+        self.patience = timeout;
+        self
+    }
+
+    /// The longest message that is received, in bytes; 256 MiB unless set. Sending has no limit.
+    pub fn max_message(mut self, bytes: usize) -> Self {
+        self.max_message = bytes;
+        self
+    }
+
+    /// Whether HMAC-MD5, all that CPython up to 3.11 knows, is proof enough, and given as proof; true unless set.
+    pub fn allow_md5(mut self, allow: bool) -> Self {
+        self.allow_md5 = allow;
+        self
+    }
+
+    /// Encrypts the connections, which must be TCP, with the certificate in `config`.
+    ///
+    /// ```
+    /// use multiprocess::connection::{Bind, Listener, rustls};
+    /// use std::sync::Arc;
+    ///
+    /// fn secure(config: rustls::ServerConfig) -> Bind {
+    ///     Listener::bind("0.0.0.0:7000").authkey(b"secret").tls(Arc::new(config))
+    /// }
+    /// ```
+    #[cfg(feature = "tls")]
+    pub fn tls(mut self, config: Arc<tokio_rustls::rustls::ServerConfig>) -> Self {
+        self.tls = Some(config.into());
+        self
+    }
+
+    async fn run(self) -> Result<Listener> {
+        let address = Address::parse(&self.address)?;
+        let failed = |error| Error::io(format_args!("cannot listen at {address}"), error);
+        let (socket, local) = Socket::bind(&address).await.map_err(failed)?;
+        #[cfg(feature = "tls")]
+        if self.tls.is_some() && !matches!(socket, Socket::Tcp(_)) {
+            return Err(Error::new(ErrorKind::Other, "TLS is for TCP, and this is a Unix socket"));
+        }
+        let state = State { socket: Some(socket), outcomes: VecDeque::new(), connections: 0, failures: 0 };
+        let shared = Arc::new(Shared { state: Mutex::new(state), arrived: Notify::new(), taken: Notify::new() });
+        let terms = Terms {
+            key: self.key.map(|bytes| Key { bytes, allow_md5: self.allow_md5 }),
+            patience: self.patience,
+            max_message: self.max_message,
+            #[cfg(feature = "tls")]
+            tls: self.tls,
+        };
+        let driver = tokio::spawn(drive(shared.clone(), Arc::new(terms))).abort_handle();
+        Ok(Listener { shared, local, driver })
+    }
+}
+
+impl IntoFuture for Bind {
+    type Output = Result<Listener>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(self.run())
+    }
+}
+
+impl fmt::Debug for Bind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Bind").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+/// What is asked of each peer.
+struct Terms {
+    key: Option<Key>,
+    patience: Duration,
+    max_message: usize,
+    #[cfg(feature = "tls")]
+    tls: Option<tokio_rustls::TlsAcceptor>,
+}
+
+/// What the listener and its driver share.
+struct Shared {
+    state: Mutex<State>,
+    /// Tells one `accept` of an outcome.
+    arrived: Notify,
+    /// Tells the driver of room.
+    taken: Notify,
+}
+
+struct State {
+    /// Here and not with the driver, so that closing the listener closes it at once. None once closed.
+    socket: Option<Socket>,
+    outcomes: VecDeque<Result<ByteConnection>>,
+    /// Of each kind among the outcomes.
+    connections: usize,
+    failures: usize,
+}
+
+impl State {
+    fn count_of(&mut self, outcome: &Result<ByteConnection>) -> &mut usize {
+        if outcome.is_ok() { &mut self.connections } else { &mut self.failures }
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn settle(&self, outcome: Result<ByteConnection>) {
+        let mut state = self.state();
+        if state.socket.is_none() || (outcome.is_err() && state.failures >= FAILURES) {
+            return;
+        }
+        *state.count_of(&outcome) += 1;
+        state.outcomes.push_back(outcome);
+        drop(state);
+        self.arrived.notify_one();
+    }
+
+    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Peer>> {
+        match &self.state().socket {
+            Some(socket) => socket.poll_accept(cx),
+            None => Poll::Pending,
+        }
+    }
+
+    async fn has_room(&self) {
+        while self.state().connections >= BACKLOG {
+            self.taken.notified().await;
+        }
+    }
+}
+
+/// Runs until it is aborted.
+async fn drive(shared: Arc<Shared>, terms: Arc<Terms>) {
+    let mut handshakes = Handshakes { tasks: JoinSet::new(), by_age: VecDeque::new(), shared: shared.clone() };
+    loop {
+        shared.has_room().await;
+        while handshakes.count() >= MOST {
+            handshakes.make_room().await;
+        }
+        match poll_fn(|cx| shared.poll_accept(cx)).await {
+            Ok(peer) => handshakes.begin(peer, terms.clone()),
+            Err(error) if is_of_one_peer(&error) => {}
+            Err(error) => {
+                tracing::debug!(%error, "a listener cannot accept");
+                if !(is_out_of_descriptors(&error) && handshakes.make_room().await) {
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+/// Whether the next peer may fare better.
+fn is_of_one_peer(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+}
+
+fn is_out_of_descriptors(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    [Errno::MFILE, Errno::NFILE].iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
+
+struct Handshakes {
+    tasks: JoinSet<()>,
+    /// When each began, the oldest first; some of them done.
+    by_age: VecDeque<(Instant, AbortHandle)>,
+    shared: Arc<Shared>,
+}
+
+impl Handshakes {
+    fn begin(&mut self, peer: Peer, terms: Arc<Terms>) {
+        let shared = self.shared.clone();
+        let task = self.tasks.spawn(async move {
+            let outcome = peer.open(&terms).await;
+            shared.settle(outcome);
+        });
+        self.by_age.push_back((Instant::now(), task));
+    }
+
+    /// How many are going on.
+    fn count(&mut self) -> usize {
+        while self.tasks.try_join_next().is_some() {}
+        while self.by_age.front().is_some_and(|(_, task)| task.is_finished()) {
+            self.by_age.pop_front();
+        }
+        if self.by_age.len() >= 2 * MOST {
+            self.by_age.retain(|(_, task)| !task.is_finished());
+        }
+        self.tasks.len()
+    }
+
+    /// Waits until one has ended, the oldest if need be. False if there is none.
+    async fn make_room(&mut self) -> bool {
+        self.count();
+        let Some((began, _)) = self.by_age.front() else { return false };
+        tokio::select! {
+            _ = self.tasks.join_next() => return true,
+            () = tokio::time::sleep_until(*began + GRACE) => {}
+        }
+        if let Some((_, oldest)) = self.by_age.pop_front()
+            && !oldest.is_finished()
+        {
+            oldest.abort();
+            let why = "authentication failed: the other end was slow while too many others came";
+            self.shared.settle(Err(Error::new(ErrorKind::Authentication, why)));
+            // Its descriptor is free once its task is gone.
+            self.tasks.join_next().await;
+        }
+        true
+    }
+}
+
+/// What listens.
+enum Socket {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+    Path(UnixListener, PathBuf, Made),
+}
+
+/// Who came.
+enum Peer {
+    Tcp(tokio::net::TcpStream, String),
+    Unix(tokio::net::UnixStream),
+}
+
+impl Socket {
+    async fn bind(address: &Address) -> io::Result<(Self, String)> {
+        match address {
+            Address::Tcp(text) => {
+                let addresses = Address::resolve(text).await.map_err(io::Error::other)?;
+                let socket = TcpListener::bind(&addresses[..]).await?;
+                let local = socket.local_addr()?.to_string();
+                Ok((Self::Tcp(socket), local))
+            }
+            Address::Path(path) => {
+                let (socket, made) = listen::at_path(path)?;
+                let socket = match UnixListener::from_std(socket) {
+                    Ok(socket) => socket,
+                    Err(error) => {
+                        listen::remove(path, made);
+                        return Err(error);
+                    }
+                };
+                Ok((Self::Path(socket, path.clone(), made), address.to_string()))
+            }
+            Address::Abstract(name) => {
+                let socket = std::os::unix::net::UnixListener::bind_addr(&Address::abstract_name(name)?)?;
+                socket.set_nonblocking(true)?;
+                Ok((Self::Unix(UnixListener::from_std(socket)?), address.to_string()))
+            }
+        }
+    }
+
+    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Peer>> {
+        match self {
+            Self::Tcp(socket) => {
+                let (stream, from) = ready!(socket.poll_accept(cx))?;
+                Poll::Ready(Ok(Peer::Tcp(stream, from.to_string())))
+            }
+            Self::Unix(socket) | Self::Path(socket, ..) => {
+                Poll::Ready(Ok(Peer::Unix(ready!(socket.poll_accept(cx))?.0)))
+            }
+        }
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        if let Self::Path(_, path, made) = self {
+            listen::remove(path, *made);
+        }
+    }
+}
+
+impl Peer {
+    async fn open(self, terms: &Terms) -> Result<ByteConnection> {
+        let raw = self.into_raw(terms).await?;
+        raw.open(Role::Listener, terms.key.as_ref(), terms.patience, terms.max_message).await
+    }
+
+    async fn into_raw(self, terms: &Terms) -> Result<Raw> {
+        #[cfg(not(feature = "tls"))]
+        let _ = terms;
+        match self {
+            Self::Unix(stream) => Ok(ByteConnection::of_unix(stream, String::new())),
+            Self::Tcp(stream, from) => {
+                #[cfg(feature = "tls")]
+                if let Some(tls) = &terms.tls {
+                    stream.set_nodelay(true).map_err(|error| Error::io("a peer is gone already", error))?;
+                    let accepted = tokio::time::timeout(terms.patience, tls.accept(stream)).await;
+                    let accepted = accepted.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+                    return Ok(Raw::of(accepted.map_err(super::insecure)?, from));
+                }
+                ByteConnection::of_tcp(stream, from).map_err(|error| Error::io("a peer is gone already", error))
+            }
+        }
+    }
+}

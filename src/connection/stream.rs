@@ -1,0 +1,310 @@
+//! A connection and its two halves, over whatever stream carries them.
+
+use super::auth::{self, Key, Role};
+use super::frame::{FrameReader, FrameWriter};
+use crate::error::{Error, ErrorKind, Result};
+use futures::{Sink, Stream};
+use std::fmt;
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::Mutex;
+
+type Reader = Box<dyn AsyncRead + Send + Sync + Unpin>;
+type Writer = Box<dyn AsyncWrite + Send + Sync + Unpin>;
+
+/// A connection to another program: messages of bytes, both ways, each whole.
+///
+/// Made by [`connect`](super::connect) and [`Listener::accept`](super::Listener::accept). All methods take `&self`, so
+/// that tasks can share one; messages sent at the same time go one after the other, each message is received by one.
+/// It is a `Stream` of the messages received, which ends where the other end closes, and a `Sink` of messages to send.
+/// Dropping it closes it: the other end receives what was sent, then the end.
+///
+/// ```
+/// use futures::{SinkExt, StreamExt};
+/// use multiprocess::{self as mp, connection::{Listener, connect}};
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// let listener = Listener::bind("\0multiprocess-doc-stream").await?;
+/// let mut there = connect(&listener.local_addr(), None).await?;
+/// let here = listener.accept().await?;
+/// there.feed(b"one".to_vec()).await?;
+/// there.send(b"two".to_vec()).await?;
+/// drop(there);
+/// let messages: Vec<_> = here.map(|message| message.unwrap()).collect().await;
+/// assert_eq!(messages, [b"one", b"two"]);
+/// # Ok::<_, mp::Error>(()) }).unwrap();
+/// ```
+pub struct ByteConnection {
+    sender: ByteSender,
+    receiver: ByteReceiver,
+}
+
+/// The sending half of a [`ByteConnection`]. Dropping it, the other end sees the end of what it receives.
+///
+/// ```
+/// # use multiprocess::{self as mp, connection::{Listener, connect}};
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// let listener = Listener::bind("\0multiprocess-doc-sender").await?;
+/// let (sender, receiver) = connect(&listener.local_addr(), None).await?.split();
+/// let here = listener.accept().await?;
+/// sender.send_bytes(b"the last one").await?;
+/// drop(sender);
+/// assert_eq!(here.recv_bytes().await?, b"the last one");
+/// assert_eq!(here.recv_bytes().await.unwrap_err().kind(), mp::ErrorKind::Closed);
+/// here.send_bytes(b"still heard").await?;
+/// assert_eq!(receiver.recv_bytes().await?, b"still heard");
+/// # Ok::<_, mp::Error>(()) }).unwrap();
+/// ```
+pub struct ByteSender {
+    writer: Mutex<FrameWriter<Writer>>,
+    peer: Arc<str>,
+}
+
+/// The receiving half of a [`ByteConnection`]. See [`ByteSender`] for an example.
+pub struct ByteReceiver {
+    reader: Mutex<FrameReader<Reader>>,
+    /// The other end may be a listener that wants a key, which this end has not got; its first message tells.
+    expects_challenge: std::sync::atomic::AtomicBool,
+    peer: Arc<str>,
+}
+
+impl ByteConnection {
+    /// Sends one message, of any length; waits while the other end has no room for it.
+    ///
+    /// Cancel-safe: dropped, it has sent nothing, or the rest of the message is sent in the background, before
+    /// anything else. If the connection is dropped as well, the background has 30 seconds.
+    ///
+    /// # Errors
+    /// `Closed` if the other end is gone.
+    pub async fn send_bytes(&self, message: &[u8]) -> Result<()> {
+        self.sender.send_bytes(message).await
+    }
+
+    /// Receives one message; waits while there is none. Cancel-safe at any length: dropped, it has taken nothing.
+    ///
+    /// Costs one allocation; small messages that arrive together share a system call.
+    ///
+    /// # Errors
+    /// `Closed` once everything that the other end sent is received; `Decode` if a message is longer than
+    /// `max_message`, or none at all; `Io` if the other end is gone in the middle of a message. After an error
+    /// the connection only sends, and receiving is `Closed`.
+    pub async fn recv_bytes(&self) -> Result<Vec<u8>> {
+        self.receiver.recv_bytes().await
+    }
+
+    /// Waits up to `timeout` until there is a whole message to receive, which it leaves where it is. True also where
+    /// `recv_bytes` has an error at once.
+    ///
+    /// # Errors
+    /// None so far.
+    pub async fn poll(&self, timeout: Duration) -> Result<bool> {
+        self.receiver.poll(timeout).await
+    }
+
+    /// Where the other end is: of TCP its address and port, of a Unix socket the address that was connected to, and
+    /// nothing for who connected here.
+    pub fn peer_addr(&self) -> &str {
+        &self.sender.peer
+    }
+
+    /// The two directions, for two tasks.
+    pub fn split(self) -> (ByteSender, ByteReceiver) {
+        (self.sender, self.receiver)
+    }
+
+    pub(crate) fn of_tcp(stream: TcpStream, peer: String) -> io::Result<Raw> {
+        stream.set_nodelay(true)?;
+        let (read, write) = stream.into_split();
+        Ok(Raw { reader: Box::new(read), writer: Box::new(write), peer })
+    }
+
+    pub(crate) fn of_unix(stream: UnixStream, peer: String) -> Raw {
+        let (read, write) = stream.into_split();
+        Raw { reader: Box::new(read), writer: Box::new(write), peer }
+    }
+}
+
+/// A stream of which nothing is known yet.
+pub(crate) struct Raw {
+    reader: Reader,
+    writer: Writer,
+    peer: String,
+}
+
+impl Raw {
+    /// Any other stream.
+    #[cfg_attr(not(feature = "tls"), allow(dead_code, reason = "TLS is the only other kind so far"))]
+    pub(crate) fn of<S: AsyncRead + AsyncWrite + Send + 'static>(stream: S, peer: String) -> Self
+    where
+        tokio::io::ReadHalf<S>: Sync + Unpin,
+        tokio::io::WriteHalf<S>: Sync + Unpin,
+    {
+        let (read, write) = tokio::io::split(stream);
+        Self { reader: Box::new(read), writer: Box::new(write), peer }
+    }
+
+    /// The handshake, if there is a key, within `patience`.
+    pub(crate) async fn open(
+        self,
+        role: Role,
+        key: Option<&Key>,
+        patience: Duration,
+        max_message: usize,
+    ) -> Result<ByteConnection> {
+        let mut writer = FrameWriter::new(self.writer);
+        let mut reader = FrameReader::new(self.reader, auth::LONGEST);
+        if let Some(key) = key {
+            let handshake = auth::authenticate(&mut reader, &mut writer, key, role);
+            tokio::time::timeout(patience, handshake).await.unwrap_or_else(|_| {
+                let why = format!("authentication failed: the other end did not do its part within {patience:?}");
+                Err(Error::new(ErrorKind::Authentication, why))
+            })?;
+        }
+        reader.set_limit(max_message as u64);
+        let peer: Arc<str> = self.peer.into();
+        Ok(ByteConnection {
+            sender: ByteSender { writer: Mutex::new(writer), peer: peer.clone() },
+            receiver: ByteReceiver {
+                reader: Mutex::new(reader),
+                expects_challenge: (role == Role::Client && key.is_none()).into(),
+                peer,
+            },
+        })
+    }
+}
+
+impl ByteSender {
+    /// As [`ByteConnection::send_bytes`].
+    ///
+    /// # Errors
+    /// As [`ByteConnection::send_bytes`].
+    pub async fn send_bytes(&self, message: &[u8]) -> Result<()> {
+        self.writer.lock().await.send(message).await
+    }
+
+    /// As [`ByteConnection::peer_addr`].
+    pub fn peer_addr(&self) -> &str {
+        &self.peer
+    }
+}
+
+impl ByteReceiver {
+    /// As [`ByteConnection::recv_bytes`].
+    ///
+    /// # Errors
+    /// As [`ByteConnection::recv_bytes`].
+    pub async fn recv_bytes(&self) -> Result<Vec<u8>> {
+        let received = self.reader.lock().await.recv().await;
+        self.refuse_challenge(received)
+    }
+
+    /// As [`ByteConnection::poll`].
+    ///
+    /// # Errors
+    /// None so far.
+    pub async fn poll(&self, timeout: Duration) -> Result<bool> {
+        let ready = async {
+            let mut reader = self.reader.lock().await;
+            poll_fn(|cx| reader.poll_ready(cx)).await;
+        };
+        // The future is polled before the clock is, so that a timeout of nothing still looks.
+        Ok(tokio::time::timeout(timeout, ready).await.is_ok())
+    }
+
+    /// As [`ByteConnection::peer_addr`].
+    pub fn peer_addr(&self) -> &str {
+        &self.peer
+    }
+
+    /// A listener with a key and a client without one is no message but a mistake.
+    fn refuse_challenge(&self, received: Result<Vec<u8>>) -> Result<Vec<u8>> {
+        use std::sync::atomic::Ordering::Relaxed;
+        if self.expects_challenge.load(Relaxed)
+            && self.expects_challenge.swap(false, Relaxed)
+            && received.as_ref().is_ok_and(|message| auth::is_challenge(message))
+        {
+            let why = "the other end wants authentication, and this one was connected without a key";
+            return Err(Error::new(ErrorKind::Authentication, why));
+        }
+        received
+    }
+}
+
+impl Stream for ByteReceiver {
+    type Item = Result<Vec<u8>>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        let received = ready!(this.reader.get_mut().poll_recv(cx));
+        Poll::Ready(match this.refuse_challenge(received) {
+            Err(error) if error.kind() == ErrorKind::Closed => None,
+            received => Some(received),
+        })
+    }
+}
+
+impl Sink<Vec<u8>> for ByteSender {
+    type Error = Error;
+
+    fn poll_ready(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        self.get_mut().writer.get_mut().poll_ready(cx)
+    }
+
+    fn start_send(self: Pin<&mut Self>, message: Vec<u8>) -> Result<()> {
+        self.get_mut().writer.get_mut().buffer(&message);
+        Ok(())
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        self.get_mut().writer.get_mut().poll_flush(cx)
+    }
+
+    fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        self.get_mut().writer.get_mut().poll_close(cx)
+    }
+}
+
+impl Stream for ByteConnection {
+    type Item = Result<Vec<u8>>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        Pin::new(&mut self.get_mut().receiver).poll_next(cx)
+    }
+}
+
+impl Sink<Vec<u8>> for ByteConnection {
+    type Error = Error;
+
+    fn poll_ready(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        Pin::new(&mut self.get_mut().sender).poll_ready(cx)
+    }
+
+    fn start_send(self: Pin<&mut Self>, message: Vec<u8>) -> Result<()> {
+        Pin::new(&mut self.get_mut().sender).start_send(message)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        Pin::new(&mut self.get_mut().sender).poll_flush(cx)
+    }
+
+    fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        Pin::new(&mut self.get_mut().sender).poll_close(cx)
+    }
+}
+
+macro_rules! names_its_peer {
+    ($($name:ident)*) => {$(
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.debug_struct(stringify!($name)).field("peer", &self.peer_addr()).finish_non_exhaustive()
+            }
+        }
+    )*};
+}
+
+names_its_peer!(ByteConnection ByteSender ByteReceiver);

@@ -1,0 +1,87 @@
+//! Listening [unix(7)](https://man7.org/linux/man-pages/man7/unix.7.html) sockets with a path.
+
+use rustix::fs::{FileType, FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+
+/// As many as the kernel allows (net.core.somaxconn).
+const BACKLOG: i32 = 4096;
+
+/// A socket file as it was made: another one of the same name is another's.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Made {
+    device: u64,
+    inode: u64,
+}
+
+/// Listens at `path`, which only this user can connect to. Replaces a socket file that nobody serves any more.
+pub(crate) fn at_path(path: &Path) -> io::Result<(UnixListener, Made)> {
+    match bind(path) {
+        Err(Errno::ADDRINUSE) => {}
+        other => return Ok(other?),
+    }
+    // Two that find the same stale file must not remove each other's new one: who replaces holds the directory.
+    let _directory = lock(path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))?;
+    if !is_stale(path)? {
+        return Err(Errno::ADDRINUSE.into());
+    }
+    rustix::fs::unlink(path)?;
+    Ok(bind(path)?)
+}
+
+/// Removes the socket file, if it still is the one that was made here.
+pub(crate) fn remove(path: &Path, made: Made) {
+    if found(path).is_ok_and(|there| there == made) {
+        let _ = rustix::fs::unlink(path);
+    }
+}
+
+fn bind(path: &Path) -> rustix::io::Result<(UnixListener, Made)> {
+    let address = SocketAddrUnix::new(path)?;
+    let socket = socket(SocketType::STREAM)?;
+    // Before there is a file: on Linux the file takes the mode of its socket, so at no time others can connect.
+    rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    rustix::net::bind(&socket, &address)?;
+    let listening = rustix::net::listen(&socket, BACKLOG).and_then(|()| found(path));
+    match listening {
+        Ok(made) => Ok((socket.into(), made)),
+        Err(error) => {
+            let _ = rustix::fs::unlink(path);
+            Err(error)
+        }
+    }
+}
+
+fn socket(kind: SocketType) -> rustix::io::Result<OwnedFd> {
+    rustix::net::socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)
+}
+
+fn found(path: &Path) -> rustix::io::Result<Made> {
+    let stat = rustix::fs::lstat(path)?;
+    Ok(Made { device: stat.st_dev, inode: stat.st_ino })
+}
+
+/// Whether `path` is a socket file that no socket is bound to.
+///
+/// Asked with a socket of another type: a live one answers that the type is wrong, and never hears of it.
+fn is_stale(path: &Path) -> io::Result<bool> {
+    if FileType::from_raw_mode(rustix::fs::lstat(path)?.st_mode) != FileType::Socket {
+        return Ok(false);
+    }
+    let answer = rustix::net::connect(socket(SocketType::DGRAM)?, &SocketAddrUnix::new(path)?);
+    Ok(answer == Err(Errno::CONNREFUSED))
+}
+
+/// Holds the directory for as long as the result lives; gives up at once if another does.
+fn lock(directory: &Path) -> io::Result<OwnedFd> {
+    let directory = rustix::fs::open(directory, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
+        Errno::WOULDBLOCK => Errno::ADDRINUSE,
+        error => error,
+    })?;
+    Ok(directory)
+}
