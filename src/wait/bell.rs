@@ -26,18 +26,20 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(crate) struct Watch<F: AsFd + AsRawFd> {
     fd: AsyncFd<F>,
     react: Box<dyn Fn() + Send + Sync>,
+    /// Turns this very watch.
+    waker: Waker,
 }
 
 struct Rearm<F: AsFd + AsRawFd>(Weak<Watch<F>>);
 
 impl<F: AsFd + AsRawFd + Send + Sync + 'static> Watch<F> {
     fn new(fd: F, react: impl Fn() + Send + Sync + 'static) -> io::Result<Arc<Self>> {
-        Ok(Arc::new(Self { fd: epoll::register(fd)?, react: Box::new(react) }))
+        let (fd, react) = (epoll::register(fd)?, Box::new(react));
+        Ok(Arc::new_cyclic(|me: &Weak<Self>| Self { fd, react, waker: Waker::from(Arc::new(Rearm(me.clone()))) }))
     }
 
     /// Reacts to what has happened and arms itself for the next edge.
     fn turn(self: &Arc<Self>) {
-        let waker = Waker::from(Arc::new(Rearm(Arc::downgrade(self))));
         let step = std::future::poll_fn(|cx| {
             // An error is the end of the runtime: its tasks sleep no more.
             while let Poll::Ready(Ok(mut guard)) = self.fd.poll_read_ready(cx) {
@@ -53,7 +55,7 @@ impl<F: AsFd + AsRawFd + Send + Sync + 'static> Watch<F> {
         });
         // Without a budget: this runs in the driver, or on behalf of all tasks of the runtime.
         let step = pin!(tokio::task::coop::unconstrained(step));
-        let _ = step.poll(&mut Context::from_waker(&waker));
+        let _ = step.poll(&mut Context::from_waker(&self.waker));
     }
 }
 
@@ -73,15 +75,18 @@ impl<F: AsFd + AsRawFd + Send + Sync + 'static> Watches<F> {
         Self(Mutex::new(Vec::new()))
     }
 
-    /// Watches `fd` on the current runtime too; an edge that came before counts. May react at once, so the caller
-    /// holds no lock that `react` takes.
-    pub(super) fn listen(&self, fd: F, react: impl Fn() + Send + Sync + 'static) -> io::Result<()> {
-        let outside = |_| io::Error::other("a future of this crate must be polled inside a tokio runtime");
-        let runtime = Handle::try_current().map_err(outside)?.id();
+    /// Watches what `make` says on the runtime that polls too; an edge that came before counts. May react at once, so
+    /// the caller holds no lock that the reaction takes.
+    pub(super) fn listen<R: Fn() + Send + Sync + 'static>(
+        &self,
+        runtime: Id,
+        make: impl FnOnce() -> (F, R),
+    ) -> io::Result<()> {
         let mut watches = lock(&self.0);
         if watches.iter().any(|(id, _)| *id == runtime) {
             return Ok(());
         }
+        let (fd, react) = make();
         watches.retain(|(_, watch)| !watch.has_ended());
         let watch = Watch::new(fd, react)?;
         watches.push((runtime, watch.clone()));
@@ -98,9 +103,16 @@ static BELL: Watches<OwnBell> = Watches::new();
 /// The lines that have had a sleeper, by their hint.
 static SLEEPING: [Mutex<Vec<Weak<Line>>>; 64] = [const { Mutex::new(Vec::new()) }; 64];
 
-/// Makes the current runtime listen to this process's bell.
-pub(super) fn listen(family: &'static Family) -> io::Result<()> {
-    BELL.listen(family.bell(family.me()?.slot), || answer(family))
+/// The runtime that polls.
+pub(super) fn runtime() -> io::Result<Id> {
+    let outside = |_| io::Error::other("a future of this crate must be polled inside a tokio runtime");
+    Ok(Handle::try_current().map_err(outside)?.id())
+}
+
+/// Makes a runtime listen to this process's bell.
+pub(super) fn listen(family: &'static Family, runtime: Id) -> io::Result<()> {
+    let bell = family.bell(family.me()?.slot);
+    BELL.listen(runtime, || (bell, || answer(family)))
 }
 
 impl<F: AsFd + AsRawFd> Watch<F> {
@@ -120,16 +132,26 @@ fn answer(family: &Family) {
         return;
     }
     let rung = hints.swap(0, AcqRel);
-    for (_, bucket) in SLEEPING.iter().enumerate().filter(|(bit, _)| rung & 1 << bit != 0) {
-        let lines: Vec<_> = lock(bucket).iter().filter_map(Weak::upgrade).collect();
-        lines.iter().for_each(|line| line.look(rung == u64::MAX));
+    let mut bits = rung;
+    while bits != 0 {
+        look_at(bits.trailing_zeros(), rung == u64::MAX);
+        bits &= bits - 1;
     }
+}
+
+/// Makes the lines of one hint look. They are many only if they share it by chance.
+fn look_at(bit: u32, anyway: bool) {
+    let bucket = lock(&SLEEPING[bit as usize]);
+    let mut lines = bucket.iter().filter_map(Weak::upgrade);
+    let first = lines.next();
+    let others: Vec<_> = lines.collect();
+    drop(bucket);
+    first.iter().chain(&others).for_each(|line| line.look(anyway));
 }
 
 /// Does what the bell would do, for a notice that this process gave to itself.
 pub(super) fn answer_here(bit: u32) {
-    let lines: Vec<_> = lock(&SLEEPING[bit as usize]).iter().filter_map(Weak::upgrade).collect();
-    lines.iter().for_each(|line| line.look(false));
+    look_at(bit, false);
 }
 
 /// From now on the bell of this process is answered for `line`.

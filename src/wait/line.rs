@@ -42,6 +42,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::*};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::task::Waker;
+use tokio::runtime::Id;
 
 /// One event of one mapped object, as this process sees it.
 pub(crate) struct Line {
@@ -137,8 +138,9 @@ impl Line {
 
     /// Makes sure that the current runtime wakes the front when there is something to try for.
     pub(super) fn listen(&self) -> io::Result<()> {
-        bell::listen(self.family)?;
-        self.hangup.as_ref().map_or(Ok(()), |hangup| hangup.listen())
+        let runtime = bell::runtime()?;
+        bell::listen(self.family, runtime)?;
+        self.hangup.as_ref().map_or(Ok(()), |hangup| hangup.listen(runtime))
     }
 
     pub(super) fn hangup(&self) -> Option<BorrowedFd<'_>> {
@@ -203,16 +205,18 @@ impl Hangup {
         if self.is_watched.load(Acquire) { self.is_gone.load(Acquire) } else { self.has_happened() }
     }
 
-    fn listen(&self) -> io::Result<()> {
-        let (fd, lines, is_gone) =
-            (self.fd.clone(), self.lines.get().cloned().unwrap_or_default(), self.is_gone.clone());
-        let nudge = move || {
-            if socket::is_hung_up(fd.as_fd()) {
-                is_gone.store(true, Release);
-            }
-            lines.iter().filter_map(Weak::upgrade).for_each(|line| line.look(true));
-        };
-        self.watches.listen(self.fd.clone(), nudge)?;
+    fn listen(&self, runtime: Id) -> io::Result<()> {
+        self.watches.listen(runtime, || {
+            let (fd, lines, is_gone) =
+                (self.fd.clone(), self.lines.get().cloned().unwrap_or_default(), self.is_gone.clone());
+            let nudge = move || {
+                if socket::is_hung_up(fd.as_fd()) {
+                    is_gone.store(true, Release);
+                }
+                lines.iter().filter_map(Weak::upgrade).for_each(|line| line.look(true));
+            };
+            (self.fd.clone(), nudge)
+        })?;
         self.is_watched.store(true, Release);
         Ok(())
     }
