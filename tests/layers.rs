@@ -25,6 +25,7 @@ const SHARED: &[&str] = &[
     "channel/segment.rs",
     "shm/family.rs",
     "shm/latch.rs",
+    "sync/mutex.rs",
     "wait/event.rs",
     "wait/line.rs",
 ];

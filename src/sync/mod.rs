@@ -3,4 +3,10 @@
 //! One file per primitive: its state word, its table of moves, its `try_*`. Waiting is [`crate::wait::until`].
 #![forbid(unsafe_code)]
 
+mod lock;
+mod mutex;
 mod object;
+mod rlock;
+
+pub use lock::{Lock, LockGuard};
+pub use rlock::{RLock, RLockGuard};
