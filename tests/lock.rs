@@ -5,8 +5,6 @@ mod common;
 use common::{Deadline, in_child, within};
 use futures::poll;
 use multiprocess::{self as mp, ErrorKind, Lock, Process, Queue, RLock};
-use serde::Deserialize as _;
-use serde::Serialize as _;
 use std::pin::pin;
 use std::time::{Duration, Instant};
 

@@ -141,9 +141,10 @@ pub(crate) fn until_blocking_in_turn<T>(
     }
 }
 
-/// Panics inside async code, as tokio's own blocking calls do.
+/// Panics inside async code, as tokio's own blocking calls do, by one of them.
+#[inline]
 pub(crate) fn refuse_inside_async() {
-    let (sender, receiver) = tokio::sync::oneshot::channel();
-    let _ = sender.send(());
-    let _ = receiver.blocking_recv();
+    if tokio::runtime::Handle::try_current().is_ok() {
+        drop(tokio::sync::Mutex::const_new(()).blocking_lock());
+    }
 }
