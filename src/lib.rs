@@ -21,7 +21,7 @@ pub use process::{
     Function, ParentProcess, Process, ProcessBuilder, ProcessInfo, StartMethod, Stdio, active_children, cpu_count,
     current_process, init, parent_process, preload, run,
 };
-pub use sync::{Lock, LockGuard, RLock, RLockGuard};
+pub use sync::{Condition, ConditionGuard, Lock, LockGuard, RLock, RLockGuard, debug};
 pub use wire::Fd;
 
 #[doc(hidden)]

@@ -12,6 +12,7 @@ pub(crate) mod memfd;
 pub(crate) mod mmap;
 pub(crate) mod pidfd;
 pub(crate) mod random;
+pub(crate) mod proc;
 pub(crate) mod reactor;
 pub(crate) mod signal;
 pub(crate) mod socket;

@@ -1,8 +1,10 @@
 //! Mutual exclusion across processes; the protocol is in [`super::mutex`].
 
-use super::mutex::{self, Mutex, outcome};
+use super::debug::Report;
+use super::mutex::{self, Mutex, Words, outcome};
 use super::object::{self, Core, FIRST};
 use crate::error::{ErrorKind, LockError, Result};
+use crate::shm::atomic::AtomicU64;
 use crate::shm::mapped::Mapped;
 use crate::shm::region::Region;
 use crate::wait::refuse_inside_async;
@@ -45,7 +47,7 @@ use std::time::{Duration, Instant};
 #[derive(Clone)]
 pub struct Lock(Arc<LockCore>);
 
-struct LockCore {
+pub(super) struct LockCore {
     region: Arc<Region>,
     mutex: Mutex,
 }
@@ -63,6 +65,10 @@ impl Core for LockCore {
 
     fn region(&self) -> &Arc<Region> {
         &self.region
+    }
+
+    fn report(words: &[AtomicU64]) -> Report {
+        Words(&words[FIRST..FIRST + mutex::LEN]).report()
     }
 
     fn view(region: Arc<Region>) -> io::Result<Self> {

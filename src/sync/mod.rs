@@ -3,10 +3,13 @@
 //! One file per primitive: its state word, its table of moves, its `try_*`. Waiting is [`crate::wait::until`].
 #![forbid(unsafe_code)]
 
+mod condition;
+pub mod debug;
 mod lock;
 mod mutex;
 mod object;
 mod rlock;
 
+pub use condition::{Condition, ConditionGuard};
 pub use lock::{Lock, LockGuard};
 pub use rlock::{RLock, RLockGuard};

@@ -38,6 +38,7 @@
 //! # Cancel
 //! A dropped waiter leaves the line, which passes a notice on; as heir it says so first, as if it had released.
 
+use super::debug::Report;
 use crate::error::{Error, ErrorKind, LockError};
 use crate::os::{clock, fault};
 use crate::shm::atomic::AtomicU64;
@@ -222,12 +223,16 @@ impl Words<'_> {
         }
     }
 
-    pub(super) fn event(&self) -> event::Event<'_> {
+    fn event(&self) -> event::Event<'_> {
         event::Event::new(&self.0[EVENT..EVENT + event::LEN])
     }
 
-    /// Who holds it and since when, as far as can be told without stopping anybody.
-    pub(super) fn holder(&self) -> Option<(Member, u64)> {
+    /// Who is at it, as far as can be told without stopping anybody.
+    pub(super) fn report(self) -> Report {
+        Report { holder: self.holder(), waiting: self.event().sleepers() }
+    }
+
+    fn holder(&self) -> Option<(Member, u64)> {
         let holder = self.0[STATE].load(Acquire) & MEMBER;
         (holder != 0).then(|| (Member::from_bits(holder), self.0[SINCE].load(Relaxed)))
     }

@@ -1,6 +1,7 @@
 //! What all shared objects have in common: one memfd whose first word says what it is, mapped once per process, and
 //! handles that travel as its descriptor.
 
+use super::debug::Report;
 use crate::error::{Error, Result};
 use crate::os::memfd;
 use crate::shm::atomic::AtomicU64;
@@ -15,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::*;
 
 /// The word that says what an object is; its own words begin after it.
-const KIND: usize = 0;
+pub(super) const KIND: usize = 0;
 pub(super) const FIRST: usize = 1;
 
 /// How the names of all objects' memfds begin.
@@ -32,6 +33,11 @@ pub(super) trait Core: Send + Sync + Sized + 'static {
 
     fn mapped() -> &'static Mapped<Self>;
     fn region(&self) -> &Arc<Region>;
+    /// Who is at an object whose words these are, for listings.
+    fn report(_words: &[AtomicU64]) -> Report {
+        Report::default()
+    }
+
     /// This process's view of an object that is there.
     fn view(region: Arc<Region>) -> io::Result<Self>;
 }

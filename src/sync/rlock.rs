@@ -1,8 +1,10 @@
 //! A lock that its owner may take again: the depth is this process's own affair, the rest is [`super::mutex`].
 
-use super::mutex::{self, Mutex, Taken, outcome};
+use super::debug::Report;
+use super::mutex::{self, Mutex, Taken, Words, outcome};
 use super::object::{self, Core, FIRST};
 use crate::error::{ErrorKind, LockError, Result};
+use crate::shm::atomic::AtomicU64;
 use crate::shm::mapped::Mapped;
 use crate::shm::region::Region;
 use crate::wait::refuse_inside_async;
@@ -36,7 +38,7 @@ use std::time::{Duration, Instant};
 #[derive(Clone)]
 pub struct RLock(Arc<RLockCore>);
 
-struct RLockCore {
+pub(super) struct RLockCore {
     region: Arc<Region>,
     mutex: Mutex,
     /// Who in this process has it, and how often.
@@ -68,6 +70,10 @@ impl Core for RLockCore {
 
     fn region(&self) -> &Arc<Region> {
         &self.region
+    }
+
+    fn report(words: &[AtomicU64]) -> Report {
+        Words(&words[FIRST..FIRST + mutex::LEN]).report()
     }
 
     fn view(region: Arc<Region>) -> io::Result<Self> {

@@ -290,6 +290,12 @@ impl<'a> Event<'a> {
         oldest
     }
 
+    /// Who is in the list, dead or alive, but for the crowd.
+    pub(crate) fn sleepers(&self) -> Vec<Sleeper> {
+        let entries = self.words[FIRST..].iter().map(|entry| entry.load(Acquire));
+        entries.filter(|entry| entry & MEMBER_MASK != 0).map(Sleeper::of_entry).collect()
+    }
+
     /// Whether nobody is in the list: what every test wants to see at its end.
     #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
