@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Deadline, eventually, within};
+use common::{Deadline, eventually, in_child, within};
 use futures::{FutureExt, StreamExt, poll};
 use multiprocess::{self as mp, Condition, ErrorKind, Lock, Process, Queue, debug};
 use std::pin::pin;
@@ -392,41 +392,39 @@ async fn cond_01_the_holder_is_killed_while_others_come_back_from_waiting() {
     assert_eq!(within(child).await.unwrap(), Err((ErrorKind::OwnerDied, true)));
 }
 
-/// `dump` says what is needed to find a deadlock.
+/// `dump` says what is needed to find a deadlock, in any process of the family.
 #[tokio::test]
 async fn a_deadlock_can_be_read_from_the_dump() {
-    {
-        {
-            let (one, two, told) = (Lock::new().unwrap(), Lock::new().unwrap(), Queue::unbounded().unwrap());
-            let both = async |first: Lock, second: Lock, told: Queue<u32>| {
-                let _first = first.acquire().await.unwrap();
-                told.put(std::process::id()).await.unwrap();
-                let _second = second.acquire().await.unwrap();
-            };
-            let start = |name: &str, args| Process::builder().name(name).spawn(both, args).unwrap();
-            let anna = start("anna", (one.clone(), two.clone(), told.clone()));
-            told.get().await.unwrap();
-            let bert = start("bert", (two.clone(), one.clone(), told.clone()));
-            told.get().await.unwrap();
-            let is_ours = |lock: &&debug::Object| {
-                lock.kind() == "lock" && lock.holder().is_some_and(|holder| ["anna", "bert"].contains(&holder.name()))
-            };
-            let (locks, name) = (
-                || debug::dump().objects().iter().filter(is_ours).cloned().collect::<Vec<_>>(),
-                |who: &debug::Participant| (who.name().to_string(), who.pid().unwrap()),
-            );
-            println!("{}", debug::dump());
-            eventually("both wait", || locks().iter().filter(|lock| lock.waiting().len() == 1).count() == 2).await;
-            let mut facts: Vec<_> =
-                locks().iter().map(|lock| (name(lock.holder().unwrap()), name(&lock.waiting()[0]))).collect();
-            facts.sort();
-            let (a, b) = (("anna".to_string(), anna.pid()), ("bert".to_string(), bert.pid()));
-            assert_eq!(facts, [(a.clone(), b.clone()), (b, a)]);
-            assert!(locks().iter().all(|lock| lock.held_for().unwrap() < Duration::from_secs(60)));
-            tokio::time::sleep(MOMENT).await;
-            assert!(locks().iter().all(|lock| lock.held_for().unwrap() >= MOMENT / 2));
-            let dump = debug::dump().to_string();
-            assert!(dump.contains("held by anna (pid ") && dump.contains("waiting: bert (pid "), "{dump}");
-        }
+    let (one, two) = (Lock::new().unwrap(), Lock::new().unwrap());
+    let (told, go) = (Queue::unbounded().unwrap(), Queue::unbounded().unwrap());
+    let both = async |first: Lock, second: Lock, told: Queue<()>, go: Queue<()>| {
+        let _first = first.acquire().await.unwrap();
+        told.put(()).await.unwrap();
+        go.get().await.unwrap();
+        let _second = second.acquire().await.unwrap();
+    };
+    let start = |name: &str, args| Process::builder().name(name).spawn(both, args).unwrap();
+    let anna = start("anna", (one.clone(), two.clone(), told.clone(), go.clone()));
+    within(told.get()).await.unwrap();
+    let bert = start("bert", (two.clone(), one.clone(), told.clone(), go.clone()));
+    within(told.get()).await.unwrap();
+    go.put(()).await.unwrap();
+    go.put(()).await.unwrap();
+    let is_ours = |lock: &debug::Object| lock.holder().is_some_and(|holder| ["anna", "bert"].contains(&holder.name()));
+    let locks = || {
+        let objects = debug::dump().objects().to_vec();
+        objects.into_iter().filter(|object| object.kind() == "lock" && is_ours(object)).collect::<Vec<_>>()
+    };
+    eventually("both wait", || locks().iter().filter(|lock| lock.waiting().len() == 1).count() == 2).await;
+    let facts = |who: &debug::Participant| (who.name().to_string(), who.pid().unwrap());
+    let mut found: Vec<_> =
+        locks().iter().map(|lock| (facts(lock.holder().unwrap()), facts(&lock.waiting()[0]))).collect();
+    found.sort();
+    let (a, b) = (("anna".to_string(), anna.pid()), ("bert".to_string(), bert.pid()));
+    assert_eq!(found, [(a.clone(), b.clone()), (b, a)]);
+    let held_for = locks()[0].held_for().unwrap();
+    eventually("time goes on", || locks()[0].held_for().unwrap() >= held_for + MOMENT).await;
+    for dump in [debug::dump().to_string(), within(in_child(|| debug::dump().to_string(), ())).await] {
+        assert!(dump.contains("held by anna (pid ") && dump.contains("waiting: bert (pid "), "{dump}");
     }
 }
