@@ -104,8 +104,8 @@ const TICKET: usize = 0;
 const HEALER: usize = 1;
 /// Rows from here on were never used.
 const USED: usize = 2;
-const EVENT: usize = 8;
-const TABLE: usize = EVENT + event::LEN;
+pub(super) const EVENT: usize = 8;
+pub(super) const TABLE: usize = EVENT + event::LEN;
 const ORDER: usize = TABLE + ROWS;
 /// Words that a room of waiters takes up; zeros are an empty one.
 pub(super) const LEN: usize = ORDER + ROWS;
@@ -115,6 +115,9 @@ const COUNT: u64 = (1 << COUNT_BITS) - 1;
 const ONE_GIVEN: u64 = 1 << COUNT_BITS;
 const NOTIFYING: u64 = 1 << 42;
 const EPOCH_SHIFT: u32 = 44;
+/// What a row counts, without whose it is.
+#[cfg(all(test, multiprocess_loom))]
+pub(super) const COUNTS: u64 = ONE_GIVEN * ONE_GIVEN - 1;
 const EPOCH: u64 = !0 << EPOCH_SHIFT;
 
 fn waiting(row: u64) -> u64 {

@@ -6,6 +6,8 @@
 mod condition;
 pub mod debug;
 mod lock;
+#[cfg(all(test, multiprocess_loom))]
+mod models;
 mod mutex;
 mod object;
 mod rlock;

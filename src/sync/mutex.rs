@@ -57,7 +57,7 @@ const HEIR: usize = 2;
 const HEIR_SINCE: usize = 3;
 const SINCE: usize = 4;
 /// On a cache line of its own: the holder reads it, waiters write it.
-const EVENT: usize = 8;
+pub(super) const EVENT: usize = 8;
 
 /// Words that a mutex takes up; zeros are a free one.
 pub(super) const LEN: usize = EVENT + event::LEN;
@@ -66,7 +66,7 @@ const IS_HEIR: u64 = 1 << 63;
 const MEMBER: u64 = (1 << 48) - 1;
 
 /// Who has waited for so long may become heir; there is one heir in such a time at most, for each hand-over costs a wake.
-const PATIENCE_NS: u64 = 1_000_000;
+pub(super) const PATIENCE_NS: u64 = 1_000_000;
 /// An heir, or one that was woken, that has not tried for so long is stopped or busy, and waited for no more.
 const LATE_NS: u64 = 5_000_000;
 
