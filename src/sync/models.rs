@@ -259,7 +259,8 @@ fn dies(at: &'static str) -> Role {
     Role { dies_at: Some(at), ..PATIENT }
 }
 
-fn exclusion(what: &str, preemptions: usize, roles: &'static [Role]) {
+fn exclusion(what: &str, preemptions: usize, roles: &[Role]) {
+    let roles = roles.to_vec();
     explore(what, preemptions, move || {
         let bells = Bells(zeros(4));
         let world = Arc::new(Guarded { words: zeros(mutex::LEN), bells, value: Plain::new(0) });
@@ -399,11 +400,12 @@ enum Notify {
 fn notices(
     what: &str,
     preemptions: usize,
-    roles: &'static [Role],
-    notify: &'static [Notify],
+    roles: &[Role],
+    notify: &[Notify],
     dies_at: Option<&'static str>,
     (at_least, at_most): (usize, usize),
 ) {
+    let (roles, notify) = (roles.to_vec(), notify.to_vec());
     explore(what, preemptions, move || {
         let world = Arc::new(Waited { words: zeros(condition::LEN), bells: Bells(zeros(4)) });
         let entered: Vec<_> = (0..roles.len() as u16)
@@ -416,7 +418,7 @@ fn notices(
             .collect();
         let playing: Vec<_> = entered
             .into_iter()
-            .zip(roles)
+            .zip(&roles)
             .map(|(waiter, role)| {
                 let bury = {
                     let world = world.clone();
@@ -426,7 +428,7 @@ fn notices(
             })
             .collect();
         let notifier = play(3, dies_at, || {
-            for notify in notify {
+            for notify in &notify {
                 world.with_room(|room| match notify {
                     Notify::One => room.notify(1),
                     Notify::All => room.notify_all(Some(member(3))),
