@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Deadline, in_child, within};
-use futures::poll;
+use futures::{FutureExt, poll};
 use multiprocess::{self as mp, ErrorKind, Lock, Process, Queue, RLock};
 use std::pin::pin;
 use std::time::{Duration, Instant};
@@ -234,4 +234,121 @@ async fn lock_07_another_kind_of_object_is_refused_and_so_is_another_way_to_trav
     assert!(error.to_string().contains("lock"), "{error}");
     let bytes = rmp_serde::to_vec(&Lock::new().unwrap());
     assert!(bytes.unwrap_err().to_string().contains("on its way to another process"));
+}
+
+#[test]
+fn an_operation_that_need_not_wait_makes_no_system_call_and_no_allocation() {
+    let _deadline = Deadline::start();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let operate = |rounds: u32| {
+        let (lock, rlock, condition) = (Lock::new().unwrap(), RLock::new().unwrap(), mp::Condition::new().unwrap());
+        let work = || {
+            drop(lock.try_acquire().unwrap());
+            drop(lock.blocking_acquire().unwrap());
+            drop(rlock.try_acquire().unwrap());
+            drop(condition.try_lock().unwrap());
+            condition.notify_one();
+            condition.notify_all();
+            let waited = lock.acquire().now_or_never().unwrap();
+            drop(waited.unwrap());
+        };
+        work();
+        let before = ALLOCATED.get();
+        // Strict mode lets a thread read, write and exit: any other system call kills it.
+        rustix::thread::set_secure_computing_mode(rustix::thread::SecureComputingMode::Strict).unwrap();
+        (0..rounds).for_each(|_| work());
+        let allocated = ALLOCATED.get() - before;
+        // SAFETY: `exit`, the one call that is left to this thread; its process has nothing more to do.
+        unsafe { libc::syscall(libc::SYS_exit, i64::from(u8::from(allocated > 0))) };
+    };
+    let child = runtime.block_on(async { Process::spawn(operate, (100,)).unwrap().wait().await });
+    assert_eq!(within_code(child), Some(0), "9 for a system call, 1 for an allocation");
+}
+
+fn within_code(status: mp::Result<std::process::ExitStatus>) -> Option<i32> {
+    use std::os::unix::process::ExitStatusExt;
+    let status = status.unwrap();
+    status.code().or(status.signal())
+}
+
+thread_local! {
+    static ALLOCATED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
+/// Counts what each thread allocates.
+struct Counting;
+
+// SAFETY: the system's allocator does the work.
+unsafe impl std::alloc::GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: std::alloc::Layout) -> *mut u8 {
+        ALLOCATED.set(ALLOCATED.get() + 1);
+        // SAFETY: as promised to us.
+        unsafe { std::alloc::System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: std::alloc::Layout) {
+        // SAFETY: as promised to us.
+        unsafe { std::alloc::System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+/// A child that has the lock is sent it again: nothing more is open or mapped there.
+#[tokio::test]
+async fn sent_again_it_is_the_same_descriptor_and_the_same_mapping() {
+    let lock = Lock::new().unwrap();
+    let (to, counts) = (Queue::<Lock>::unbounded().unwrap(), Queue::<common::Holdings>::unbounded().unwrap());
+    let keep = async |to: Queue<Lock>, counts: Queue<common::Holdings>| {
+        let mut kept = Vec::new();
+        while let Ok(lock) = to.get().await {
+            kept.push(lock);
+            counts.put(common::holdings()).await.unwrap();
+        }
+    };
+    let child = Process::spawn(keep, (to.clone(), counts.clone())).unwrap();
+    let mut seen = Vec::new();
+    for _ in 0..5 {
+        to.put(lock.clone()).await.unwrap();
+        seen.push(within(counts.get()).await.unwrap());
+    }
+    assert!(seen[1..].iter().all(|holdings| *holdings == seen[1]), "{seen:?}");
+    to.close();
+    within(child).await.unwrap();
+}
+
+/// Many processes on one lock: everybody gets its turns.
+#[tokio::test]
+async fn nobody_starves_however_many_contend() {
+    let contend = |lock: Lock, go: Queue<()>, turns: u32| {
+        go.blocking_get().unwrap();
+        let mut longest = Duration::ZERO;
+        for _ in 0..turns {
+            let start = Instant::now();
+            let _guard = lock.blocking_acquire().unwrap();
+            longest = longest.max(start.elapsed());
+            let start = Instant::now();
+            while start.elapsed() < Duration::from_micros(5) {}
+        }
+        longest.as_millis() as u64
+    };
+    let mut costs = Vec::new();
+    for count in [2, 8, 32] {
+        let (lock, go) = (Lock::new().unwrap(), Queue::unbounded().unwrap());
+        let turns = 16_000 / count;
+        let children: Vec<_> =
+            (0..count).map(|_| Process::spawn(contend, (lock.clone(), go.clone(), turns)).unwrap()).collect();
+        for _ in 0..count {
+            go.put(()).await.unwrap();
+        }
+        let start = Instant::now();
+        let mut longest = 0;
+        for child in children {
+            longest = longest.max(within(child).await.unwrap());
+        }
+        costs.push((count, start.elapsed(), longest));
+    }
+    println!("{costs:?}");
+    assert!(costs.iter().all(|(_, _, longest)| *longest < 5000), "{costs:?}");
 }
