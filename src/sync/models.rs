@@ -456,17 +456,17 @@ fn notices(
 #[test]
 fn models_a_notice_wakes_exactly_one() {
     notices("one waiter, one notice", 4, &[LIVES], &[Notify::One], None, (1, 1));
-    notices("two waiters, one notice", 2, &[LIVES, LIVES], &[Notify::One], None, (1, 1));
-    notices("two waiters, two notices", 2, &[LIVES, LIVES], &[Notify::One, Notify::One], None, (2, 2));
-    notices("two waiters, all", 2, &[LIVES, LIVES], &[Notify::All], None, (2, 2));
+    notices("two waiters, one notice", 1, &[LIVES, LIVES], &[Notify::One], None, (1, 1));
+    notices("two waiters, two notices", 1, &[LIVES, LIVES], &[Notify::One, Notify::One], None, (2, 2));
+    notices("two waiters, all", 1, &[LIVES, LIVES], &[Notify::All], None, (2, 2));
 }
 
 #[test]
 fn models_a_waiter_cancels_and_its_notice_is_passed_on() {
     // One that leaves may have been woken first, and then stays.
-    notices("one of two cancels", 2, &[CANCELS, LIVES], &[Notify::One], None, (1, 1));
-    notices("the other of two cancels", 2, &[LIVES, CANCELS], &[Notify::One], None, (1, 1));
-    notices("one of two cancels, two notices", 2, &[CANCELS, LIVES], &[Notify::One, Notify::One], None, (1, 2));
+    notices("one of two cancels", 1, &[CANCELS, LIVES], &[Notify::One], None, (1, 1));
+    notices("the other of two cancels", 1, &[LIVES, CANCELS], &[Notify::One], None, (1, 1));
+    notices("one of two cancels, two notices", 1, &[CANCELS, LIVES], &[Notify::One, Notify::One], None, (1, 2));
 }
 
 #[test]
@@ -479,7 +479,7 @@ fn models_a_waiter_dies_and_its_notice_is_passed_on() {
         [Role { dies_at: Some(AT[3]), ..LIVES }, LIVES],
     ];
     for (at, roles) in AT.iter().zip(&DYING) {
-        notices(at, 2, roles, &[Notify::One], None, (0, 1));
+        notices(at, 1, roles, &[Notify::One], None, (0, 1));
         notices(&format!("{at}, all"), 1, roles, &[Notify::All], None, (1, 2));
     }
 }
@@ -487,10 +487,10 @@ fn models_a_waiter_dies_and_its_notice_is_passed_on() {
 #[test]
 fn models_a_notifier_dies() {
     for at in ["condition.given", "condition.notifying", "notify.marked"] {
-        notices(&format!("{at}, all"), 2, &[LIVES, LIVES], &[Notify::All], Some(at), (2, 2));
+        notices(&format!("{at}, all"), 1, &[LIVES, LIVES], &[Notify::All], Some(at), (2, 2));
     }
     for at in ["condition.given", "notify.marked"] {
-        notices(at, 2, &[LIVES, LIVES], &[Notify::One], Some(at), (1, 1));
+        notices(at, 1, &[LIVES, LIVES], &[Notify::One], Some(at), (1, 1));
     }
 }
 
@@ -501,6 +501,6 @@ fn models_who_heals_dies() {
         [Role { dies_at: Some("heal.given"), ..LIVES }, LIVES],
     ];
     for roles in &ROLES {
-        notices("healer", 2, roles, &[Notify::All], Some("condition.notifying"), (1, 2));
+        notices("healer", 1, roles, &[Notify::All], Some("condition.notifying"), (1, 2));
     }
 }
