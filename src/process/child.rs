@@ -33,8 +33,6 @@ pub(super) fn after_fork(
     group: Pid,
     single: SingleThreaded,
 ) -> ! {
-    set_name(&order.name);
-    let told = tell_birth(&fds.report); // First of all.
     spawn::close_all(private);
     if !is_ordered && !socket::is_readable_within(socket.as_fd(), Duration::ZERO) {
         spawn::set_name(c"mp-spare");
@@ -57,7 +55,7 @@ pub(super) fn after_fork(
     drop(socket);
     let Ok(fds) = order.split(fds) else { spawn::exit_now(1) };
     let told = if order.is_passed_on { tell_birth(&fds.report) } else { Ok(()) };
-    spawn::set_name(c"mp-child");
+    set_name(&order.name);
     signal::reap_by_kernel(false);
     apply_variables(&order.variables, single);
     live(order, bytes, fds, told.map_err(Error::from), Exit::Forked)
