@@ -369,6 +369,96 @@ returns_value! {
     SendError
 }
 
+/// An acquisition that did not simply succeed; if the lock was taken all the same, its guard is inside.
+///
+/// Kinds: `OwnerDied`, the last holder ended without letting go (killed, or its guard forgotten): the lock is yours,
+/// [`into_guard`](LockError::into_guard) hands the guard over, and what the lock protects may be half changed.
+/// `WouldBlock` and `Timeout`: it is held by somebody else. `Io`: the process cannot wait, having no descriptor left.
+/// With `?` it becomes an [`Error`], and a guard inside is let go.
+///
+/// ```
+/// # multiprocess::init();
+/// let lock = multiprocess::Lock::new()?;
+/// let guard = lock.try_acquire()?;
+/// let error = lock.try_acquire().unwrap_err();
+/// assert_eq!(error.kind(), multiprocess::ErrorKind::WouldBlock);
+/// assert!(!error.has_guard());
+/// # Ok::<(), multiprocess::Error>(())
+/// ```
+pub struct LockError<G> {
+    error: Error,
+    guard: Option<G>,
+}
+
+impl<G> LockError<G> {
+    pub(crate) fn new(error: Error, guard: Option<G>) -> Self {
+        Self { error, guard }
+    }
+
+    /// What kind of thing went wrong.
+    pub fn kind(&self) -> ErrorKind {
+        self.error.kind()
+    }
+
+    /// Whether the lock was taken all the same: always for `OwnerDied`, never for `WouldBlock`.
+    pub fn has_guard(&self) -> bool {
+        self.guard.is_some()
+    }
+
+    /// The guard of the lock that was taken all the same.
+    ///
+    /// ```no_run
+    /// # async fn f() -> multiprocess::Result<()> {
+    /// use multiprocess::{ErrorKind, Lock};
+    /// let lock = Lock::new()?;
+    /// let guard = match lock.acquire().await {
+    ///     Ok(guard) => guard,
+    ///     Err(error) if error.kind() == ErrorKind::OwnerDied => error.into_guard(), // and mend what it protects
+    ///     Err(error) => return Err(error.into()),
+    /// };
+    /// # drop(guard); Ok(()) }
+    /// ```
+    ///
+    /// # Panics
+    /// If there is none ([`has_guard`](LockError::has_guard)), as `unwrap` does, with this error as its message.
+    #[track_caller]
+    pub fn into_guard(self) -> G {
+        match self.guard {
+            Some(guard) => guard,
+            None => panic!("there is no guard in this error: {}", self.error),
+        }
+    }
+
+    /// The error without the guard, which is let go.
+    pub fn into_error(self) -> Error {
+        self.error
+    }
+}
+
+impl<G> fmt::Debug for LockError<G> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LockError").field("error", &self.error).field("has_guard", &self.has_guard()).finish()
+    }
+}
+
+impl<G> fmt::Display for LockError<G> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl<G> std::error::Error for LockError<G> {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        std::error::Error::source(&self.error)
+    }
+}
+
+impl<G> From<LockError<G>> for Error {
+    fn from(error: LockError<G>) -> Self {
+        error.error
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -15,12 +15,13 @@ mod wait;
 mod wire;
 
 pub use channel::{Connection, JoinableQueue, Queue, QueueSink, QueueStream, Receiver, Sender, pipe, simplex};
-pub use error::{Error, ErrorKind, PanicInfo, PutError, Result, SendError, TryPutError};
+pub use error::{Error, ErrorKind, LockError, PanicInfo, PutError, Result, SendError, TryPutError};
 pub use pool::{AsyncResult, Call, Map, MapAsync, Pool, PoolBuilder, Results};
 pub use process::{
     Function, ParentProcess, Process, ProcessBuilder, ProcessInfo, StartMethod, Stdio, active_children, cpu_count,
     current_process, init, parent_process, preload, run,
 };
+pub use sync::{Condition, ConditionGuard, Lock, LockGuard, RLock, RLockGuard, debug};
 pub use wire::Fd;
 
 #[doc(hidden)]

@@ -6,7 +6,7 @@ mod common;
 
 use common::{eventually, is_asleep, within};
 use futures::poll;
-use multiprocess::{self as mp, ErrorKind, Fd, JoinableQueue, Process, Queue};
+use multiprocess::{self as mp, Condition, ErrorKind, Fd, JoinableQueue, Lock, Process, Queue};
 use serde::{Deserialize, Serialize};
 use std::os::linux::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
@@ -374,4 +374,199 @@ fn dropped_with_its_runtime() {
     std::thread::sleep(Duration::from_millis(100));
     runtime().block_on(async { within(Process::spawn(put, (queue.clone(), 7, 10, 0)).unwrap()).await.unwrap() });
     assert_eq!(waiting.join().unwrap(), 7);
+}
+
+async fn lock_once(lock: Lock) -> Result<(), ErrorKind> {
+    lock.acquire().await.map(drop).map_err(|error| error.kind())
+}
+
+/// `mutex`: killed holding, and between release and notice. Whoever waits gets it, and is told if it was held.
+#[tokio::test]
+async fn killed_with_a_lock() {
+    for (point, is_told) in [("lock.taken", true), ("lock.released", false), ("lock.woken", false)] {
+        let lock = Lock::new().unwrap();
+        let guard = lock.acquire().await.unwrap();
+        let victim = asleep(doomed!(point, lock_once, (lock.clone(),))).await;
+        let other = asleep(Process::spawn(lock_once, (lock.clone(),)).unwrap()).await;
+        drop(guard);
+        death(victim, point).await;
+        assert_eq!(within(other).await.unwrap(), if is_told { Err(ErrorKind::OwnerDied) } else { Ok(()) }, "{point}");
+        drop(within(lock.acquire()).await.unwrap());
+    }
+}
+
+/// `mutex`: the one that was woken dies before it has tried, and a barger's release wakes nobody for its sake.
+#[tokio::test]
+async fn killed_woken_by_a_lock() {
+    for point in ["sleep.noticed", "sleep.unmarked"] {
+        let lock = Lock::new().unwrap();
+        let guard = lock.acquire().await.unwrap();
+        let victim = asleep(doomed!(point, lock_once, (lock.clone(),))).await;
+        let other = asleep(Process::spawn(lock_once, (lock.clone(),)).unwrap()).await;
+        drop(guard);
+        for _ in 0..1000 {
+            drop(lock.try_acquire());
+        }
+        death(victim, point).await;
+        assert_eq!(within(other).await.unwrap(), Ok(()), "{point}");
+    }
+}
+
+/// `mutex`: a waiter dies as it becomes heir, or as heir; nobody waits for a dead heir.
+#[tokio::test]
+async fn killed_as_heir_of_a_lock() {
+    for point in ["heir.named", "heir.marked", "asleep"] {
+        let lock = Lock::new().unwrap();
+        let guard = lock.acquire().await.unwrap();
+        let mut victim = match point {
+            "asleep" => Process::spawn(lock_once, (lock.clone(),)).unwrap(),
+            _ => doomed!(point, lock_once, (lock.clone(),)),
+        };
+        victim = asleep(victim).await;
+        // Woken in vain after a long wait, it becomes heir: the burial of a bystander makes it look.
+        let mut bystander = Process::spawn(lock_once, (Lock::new().unwrap(),)).unwrap();
+        within(bystander.wait()).await.unwrap();
+        match point {
+            "asleep" => {
+                asleep_again(&victim).await;
+                victim.kill().unwrap();
+                drop(within(victim.wait()).await);
+            }
+            _ => death(victim, point).await,
+        }
+        let other = asleep(Process::spawn(lock_once, (lock.clone(),)).unwrap()).await;
+        drop(guard);
+        assert_eq!(within(other).await.unwrap(), Ok(()), "{point}");
+        assert_eq!(within(lock_once(lock)).await, Ok(()), "{point}");
+    }
+}
+
+async fn asleep_again<R: serde::de::DeserializeOwned + 'static>(process: &Process<R>) {
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    eventually("it sleeps", || is_asleep(process.pid())).await;
+}
+
+/// `mutex`: a dropped heir says so, and the lock is anybody's.
+#[tokio::test]
+async fn dropped_as_heir_of_a_lock() {
+    let lock = Lock::new().unwrap();
+    let guard = lock.acquire().await.unwrap();
+    let mut waiting = Box::pin(lock.acquire());
+    assert!(tokio::time::timeout(Duration::from_millis(50), &mut waiting).await.is_err());
+    assert!(poll!(&mut waiting).is_pending(), "and has looked once more: it is heir");
+    drop(guard);
+    assert_eq!(lock.try_acquire().err().map(|error| error.kind()), Some(ErrorKind::WouldBlock), "it is for the heir");
+    drop(waiting);
+    drop(lock.try_acquire().unwrap());
+}
+
+async fn wait_once(condition: Condition, told: Queue<u32>) -> u32 {
+    let guard = condition.lock().await.unwrap();
+    told.put(1).await.unwrap();
+    condition.wait(guard).await.map(drop).unwrap();
+    1
+}
+
+async fn waits(point: Option<&str>, condition: &Condition, told: &Queue<u32>) -> Process<u32> {
+    let process = match point {
+        Some(point) => doomed!(point, wait_once, (condition.clone(), told.clone())),
+        None => Process::spawn(wait_once, (condition.clone(), told.clone())).unwrap(),
+    };
+    within(told.get()).await.unwrap();
+    process
+}
+
+/// `condition`: killed on the way into it: it is not there, and who held the lock is told.
+#[tokio::test]
+async fn killed_entering_a_condition() {
+    for (point, held) in [("condition.entered", true), ("condition.released", false)] {
+        let (condition, told) = (Condition::new().unwrap(), Queue::unbounded().unwrap());
+        death(waits(Some(point), &condition, &told).await, point).await;
+        let kind = within(condition.lock()).await.err().map(|error| error.kind());
+        assert_eq!(kind, held.then_some(ErrorKind::OwnerDied), "{point}");
+        assert_eq!(condition.waiting(), 0);
+        let other = waits(None, &condition, &told).await;
+        drop(within(condition.lock()).await.unwrap());
+        condition.notify_one();
+        assert_eq!(within(other).await.unwrap(), 1, "{point}");
+    }
+}
+
+/// `condition`: killed with its notice, at each step of its way back; the next one gets it.
+#[tokio::test]
+async fn killed_with_a_notice_of_a_condition() {
+    for point in ["sleep.noticed", "sleep.unmarked", "condition.taken"] {
+        let (condition, told) = (Condition::new().unwrap(), Queue::unbounded().unwrap());
+        let victim = waits(Some(point), &condition, &told).await;
+        let other = waits(None, &condition, &told).await;
+        let guard = within(condition.lock()).await.unwrap();
+        let (victim, other) = (asleep(victim).await, asleep(other).await);
+        condition.notify_one();
+        drop(guard);
+        death(victim, point).await;
+        assert_eq!(within(other).await.unwrap(), 1, "{point}");
+    }
+}
+
+/// `condition`: a notifier of all is killed after its first notice, or before it: all wake, and so after it healed half.
+#[tokio::test]
+async fn killed_notifying_all() {
+    let notify = async |condition: Condition| condition.notify_all();
+    for (point, healer) in [
+        ("condition.notifying", None),
+        ("condition.given", None),
+        ("notify.marked", None),
+        ("condition.notifying", Some("heal.begun")),
+        ("condition.notifying", Some("heal.given")),
+    ] {
+        let (condition, told) = (Condition::new().unwrap(), Queue::unbounded().unwrap());
+        let dying = match healer {
+            Some(at) => Some((waits(Some(at), &condition, &told).await, at)),
+            None => None,
+        };
+        let mut others = Vec::new();
+        for _ in 0..3 {
+            others.push(waits(None, &condition, &told).await);
+        }
+        drop(within(condition.lock()).await.unwrap());
+        death(doomed!(point, notify, (condition.clone(),)), point).await;
+        for other in others {
+            assert_eq!(within(other).await.unwrap(), 1, "{point}, {healer:?}");
+        }
+        // Whether it was the one that healed is a matter of who looked first.
+        if let Some((mut dying, at)) = dying {
+            let ended = within(dying.join()).await;
+            assert!(ended.is_err_and(|e| e.exit_status().and_then(|s| s.signal()) == Some(9)) || healer == Some(at));
+        }
+    }
+}
+
+/// `condition`: a notifier of one is killed before the wake.
+#[tokio::test]
+async fn killed_notifying_one() {
+    let notify = async |condition: Condition| condition.notify_one();
+    for point in ["condition.given", "notify.marked"] {
+        let (condition, told) = (Condition::new().unwrap(), Queue::unbounded().unwrap());
+        let waiter = asleep(waits(None, &condition, &told).await).await;
+        death(doomed!(point, notify, (condition.clone(),)), point).await;
+        assert_eq!(within(waiter).await.unwrap(), 1, "{point}");
+    }
+}
+
+/// `condition`: who leaves with a notice is killed when it has passed it on: one wakes, at worst one more.
+#[tokio::test]
+async fn killed_passing_a_notice_on() {
+    let (condition, told) = (Condition::new().unwrap(), Queue::unbounded().unwrap());
+    let leave = async |condition: Condition, told: Queue<u32>| {
+        let guard = condition.lock().await.unwrap();
+        let mut waiting = Box::pin(condition.wait(guard));
+        assert!(poll!(&mut waiting).is_pending());
+        told.put(1).await.unwrap();
+        condition.notify_one();
+        drop(waiting);
+    };
+    let victim = doomed!("condition.passed", leave, (condition.clone(), told.clone()));
+    within(told.get()).await.unwrap();
+    death(victim, "condition.passed").await;
+    assert_eq!(condition.waiting(), 0);
 }

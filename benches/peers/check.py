@@ -53,6 +53,11 @@ GOALS = [
     Goal("W7b", "p50_us", ["pipe"], 1.0, ["limits/stream_tokio"]),
     Goal("W14", "msgs_per_s", ["send"], 2.0, ["mp/connection"]),
     Goal("W15", "mib_per_s", ["send"], 1.3, ["mp/connection"]),
+    Goal("W8", "uncontended_ns", ["async"], 1.2, ["inprocess/tokio_mutex"]),
+    Goal("W8", "uncontended_ns", ["try"], 3.0, ["limits/futex"]),
+    Goal("W8", "contended_ops_per_s", ["blocking"], 0.5, ["limits/pthread_robust"]),
+    Goal("W8", "contended_ops_per_s", ["blocking"], 20.0, ["mp/lock"]),
+    Goal("W9", "increments_per_s", ["lock"], 0.4, ["limits/pthread_robust"]),
 ]
 
 

@@ -34,7 +34,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::os::socket::{self, MAX_FDS, Packet, Wait};
 use crate::shm::atomic::{AtomicU64, fence};
 use crate::shm::family::Member;
-use crate::wait::{Hangup, Line, until, until_blocking};
+use crate::wait::{Hangup, Line, refuse_inside_async, until, until_blocking};
 use crate::wire::{self, Attachment, Message, Parcel};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -426,13 +426,6 @@ fn when_not_busy<T>(mut attempt: impl FnMut() -> Result<Tried<T>>) -> Result<Opt
         }
     }
     Ok(None)
-}
-
-/// Panics inside async code, as tokio's own blocking calls do.
-fn refuse_inside_async() {
-    let (sender, receiver) = tokio::sync::oneshot::channel();
-    let _ = sender.send(());
-    let _ = receiver.blocking_recv();
 }
 
 /// Sends descriptors ahead of their record, whole or not at all; false if the socket is full.

@@ -2,6 +2,7 @@
 //!
 //! `unsafe` lives here for calls that the safe wrappers of nix and rustix lack.
 
+pub(crate) mod clock;
 pub(crate) mod epoll;
 pub(crate) mod eventfd;
 pub(crate) mod fault;
@@ -10,6 +11,7 @@ pub(crate) mod listen;
 pub(crate) mod memfd;
 pub(crate) mod mmap;
 pub(crate) mod pidfd;
+pub(crate) mod proc;
 pub(crate) mod random;
 pub(crate) mod reactor;
 pub(crate) mod signal;

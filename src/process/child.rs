@@ -55,7 +55,7 @@ pub(super) fn after_fork(
     drop(socket);
     let Ok(fds) = order.split(fds) else { spawn::exit_now(1) };
     let told = if order.is_passed_on { tell_birth(&fds.report) } else { Ok(()) };
-    spawn::set_name(c"mp-child");
+    set_name(&order.name);
     signal::reap_by_kernel(false);
     apply_variables(&order.variables, single);
     live(order, bytes, fds, told.map_err(Error::from), Exit::Forked)
@@ -103,6 +103,14 @@ pub(super) fn rehearse(sockets: Option<(OwnedFd, OwnedFd)>) -> Result<()> {
     Ok(())
 }
 
+/// For `ps`, and for listings of who holds a lock.
+fn set_name(name: &str) {
+    match std::ffi::CString::new(name) {
+        Ok(name) if !name.is_empty() => spawn::set_name(&name),
+        _ => spawn::set_name(c"mp-child"),
+    }
+}
+
 /// The life of an exec'd child, told by the fork server what to do.
 pub(super) fn after_exec(socket: OwnedFd, settled: Result<()>) -> ! {
     let Ok(Some((order, Parcel { bytes, fds }))) = protocol::recv::<Order>(socket.as_fd()) else {
@@ -110,6 +118,7 @@ pub(super) fn after_exec(socket: OwnedFd, settled: Result<()>) -> ! {
     };
     drop(socket);
     let Ok(fds) = order.split(fds) else { spawn::exit_now(1) };
+    set_name(&order.name);
     let told = tell_birth(&fds.report).map_err(Error::from);
     live(order, bytes, fds, settled.and(told), Exit::Regular)
 }

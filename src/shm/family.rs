@@ -193,6 +193,12 @@ impl Family {
         (word as u32 != 0).then_some((word >> 32) as u32)
     }
 
+    /// The pid and epoch of who has `slot`, if somebody has it.
+    pub(crate) fn pid_of(&self, slot: u16) -> Option<(u32, u32)> {
+        let word = self.state(slot).load(Acquire);
+        (word as u32 != 0).then_some((word as u32, (word >> 32) as u32))
+    }
+
     /// Rings these bells for the events that `hint` stands for.
     pub(crate) fn ring_bells(&self, bells: u64, hint: u64) {
         for bell in (0..BELLS as u16).filter(|bell| bells & 1 << bell != 0) {

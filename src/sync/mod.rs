@@ -3,4 +3,15 @@
 //! One file per primitive: its state word, its table of moves, its `try_*`. Waiting is [`crate::wait::until`].
 #![forbid(unsafe_code)]
 
+mod condition;
+pub mod debug;
+mod lock;
+#[cfg(all(test, multiprocess_loom))]
+mod models;
+mod mutex;
 mod object;
+mod rlock;
+
+pub use condition::{Condition, ConditionGuard};
+pub use lock::{Lock, LockGuard};
+pub use rlock::{RLock, RLockGuard};

@@ -1,6 +1,7 @@
 //! What all shared objects have in common: one memfd whose first word says what it is, mapped once per process, and
 //! handles that travel as its descriptor.
 
+use super::debug::Report;
 use crate::error::{Error, Result};
 use crate::os::memfd;
 use crate::shm::atomic::AtomicU64;
@@ -15,20 +16,28 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::*;
 
 /// The word that says what an object is; its own words begin after it.
-const KIND: usize = 0;
+pub(super) const KIND: usize = 0;
 pub(super) const FIRST: usize = 1;
+
+/// How the names of all objects' memfds begin.
+pub(super) const MEMFD: &str = "multiprocess-";
 
 /// One kind of object, as this process sees one of them.
 pub(super) trait Core: Send + Sync + Sized + 'static {
     /// What the first word says: of this kind, and of this layout.
     const KIND: u64;
-    /// What errors and listings call it; a memfd of this name.
+    /// What errors and listings call it; its memfd is called `multiprocess-` and this.
     const NAME: &'static str;
     /// How many words it has, the first included.
     const WORDS: usize;
 
     fn mapped() -> &'static Mapped<Self>;
     fn region(&self) -> &Arc<Region>;
+    /// Who is at an object whose words these are, for listings.
+    fn report(_words: &[AtomicU64]) -> Report {
+        Report::default()
+    }
+
     /// This process's view of an object that is there.
     fn view(region: Arc<Region>) -> io::Result<Self>;
 }
@@ -40,7 +49,7 @@ fn head_len<C: Core>() -> usize {
 /// A new object; `fill` sets its words before anybody else can see it.
 pub(super) fn create<C: Core>(fill: impl FnOnce(&[AtomicU64])) -> Result<Arc<C>> {
     let create = || {
-        let region = Region::create(C::NAME, head_len::<C>(), head_len::<C>() as u64)?;
+        let region = Region::create(&format!("{MEMFD}{}", C::NAME), head_len::<C>(), head_len::<C>() as u64)?;
         region.words()[KIND].store(C::KIND, Release);
         fill(region.words());
         let core = Arc::new(C::view(Arc::new(region))?);

@@ -209,8 +209,34 @@ impl<'a> Event<'a> {
         }
     }
 
+    /// Whether anybody may sleep here, for who has just published its change by a SeqCst read-modify-write: between
+    /// that and a SeqCst load there is no need of a fence. The model checker knows only fences.
+    #[inline]
+    pub(crate) fn has_sleepers_after_rmw(&self) -> bool {
+        #[cfg(multiprocess_loom)]
+        fence(SeqCst);
+        self.words[MARKS].load(SeqCst) != 0
+    }
+
+    /// Notifies this process, if it is in the list; whoever is in the crowd looks too.
     #[cold]
-    fn notify(&self, me: Option<Sleeper>, all: bool, is_listed: impl Fn(Sleeper) -> bool, mut wake: impl FnMut(Wake)) {
+    pub(crate) fn notify_sleeper(&self, who: Sleeper, mut wake: impl FnMut(Wake)) {
+        fence(SeqCst);
+        self.notify_crowd(&mut wake);
+        let mut marks = self.words[MARKS].load(Acquire) & !CROWD;
+        while marks != 0 {
+            let index = marks.trailing_zeros() as usize;
+            marks &= marks - 1;
+            let entry = self.entry(index).load(Acquire);
+            let is_it = entry & NOTIFIED == 0 && Sleeper::of_entry(entry) == who;
+            if is_it && self.entry(index).compare_exchange(entry, entry | NOTIFIED, AcqRel, Relaxed).is_ok() {
+                fault::point("notify.marked");
+                return wake(Wake::Sleeper(who));
+            }
+        }
+    }
+
+    fn notify_crowd(&self, wake: &mut impl FnMut(Wake)) {
         if self.words[MARKS].load(Acquire) & CROWD != 0 {
             self.words[MARKS].fetch_and(!CROWD, SeqCst);
             fault::point("notify.crowd");
@@ -219,6 +245,11 @@ impl<'a> Event<'a> {
                 wake(Wake::Bells(bells));
             }
         }
+    }
+
+    #[cold]
+    fn notify(&self, me: Option<Sleeper>, all: bool, is_listed: impl Fn(Sleeper) -> bool, mut wake: impl FnMut(Wake)) {
+        self.notify_crowd(&mut wake);
         // Who comes later has seen the change. So this ends, however often those who were woken come back.
         let mut marks = self.words[MARKS].load(Acquire) & !CROWD;
         while let Some((index, entry)) = self.oldest(marks) {
@@ -257,6 +288,12 @@ impl<'a> Event<'a> {
             }
         }
         oldest
+    }
+
+    /// Who is in the list, dead or alive, but for the crowd.
+    pub(crate) fn sleepers(&self) -> Vec<Sleeper> {
+        let entries = self.words[FIRST..].iter().map(|entry| entry.load(Acquire));
+        entries.filter(|entry| entry & MEMBER_MASK != 0).map(Sleeper::of_entry).collect()
     }
 
     /// Whether nobody is in the list: what every test wants to see at its end.
@@ -299,6 +336,19 @@ mod tests {
         assert_eq!(woken(event, false, &[]), []);
         assert!(places.into_iter().all(|place| event.take_notice(place)));
         assert!(event.is_empty());
+    }
+
+    #[test]
+    fn one_sleeper_is_notified_by_name_and_once() {
+        let words = words();
+        let event = Event::new(&words);
+        let places: Vec<_> = [5, 3, 4].map(|slot| event.join(sleeper(slot), 0, None, |_| true)).into();
+        let mut woken = Vec::new();
+        for slot in [3, 3, 9] {
+            event.notify_sleeper(sleeper(slot), |wake| woken.push(wake));
+        }
+        assert_eq!(woken, [Wake::Sleeper(sleeper(3))]);
+        assert_eq!(places.into_iter().map(|place| event.take_notice(place)).collect::<Vec<_>>(), [false, true, false]);
     }
 
     #[test]

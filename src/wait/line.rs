@@ -34,7 +34,7 @@ use super::event::{self, Event, Place, Sleeper, Wake};
 use super::look::Look;
 use crate::os::socket;
 use crate::shm::atomic::AtomicU64;
-use crate::shm::family::Family;
+use crate::shm::family::{Family, Member};
 use crate::shm::region::Region;
 use std::collections::VecDeque;
 use std::io;
@@ -114,6 +114,21 @@ impl Line {
         }
     }
 
+    /// Whether any process may sleep here, for who has just made its change by a SeqCst read-modify-write.
+    #[inline]
+    pub(crate) fn has_sleepers_after_rmw(&self) -> bool {
+        self.event().has_sleepers_after_rmw()
+    }
+
+    /// Wakes this process, if it sleeps here. To be called after the change that it waits for.
+    pub(crate) fn notify_member(&self, member: Member) {
+        let (mine, mut is_mine) = (self.family.me_if_claimed().map(Sleeper::from), false);
+        self.event().notify_sleeper(member.into(), |wake| is_mine |= self.wake(wake, mine));
+        if is_mine {
+            bell::answer_here(self.hint);
+        }
+    }
+
     /// Wakes every process that waits.
     pub(crate) fn notify_all(&self) {
         let (mine, mut is_mine) = (self.family.me_if_claimed().map(Sleeper::from), false);
@@ -153,7 +168,8 @@ impl Line {
         self.waiting.load(Acquire) != 0
     }
 
-    pub(super) fn join(self: &Arc<Self>) -> Turn {
+    /// Takes a place in the local line, to wait from there.
+    pub(crate) fn join(self: &Arc<Self>) -> Turn {
         let mut local = lock(&self.local);
         let id = local.next_id;
         local.next_id += 1;
@@ -223,7 +239,7 @@ impl Hangup {
 }
 
 /// A place in the local line; dropping it is leaving without success.
-pub(super) struct Turn {
+pub(crate) struct Turn {
     line: Arc<Line>,
     id: u64,
     has_left: bool,

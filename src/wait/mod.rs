@@ -12,5 +12,5 @@ mod look;
 mod models;
 mod until;
 
-pub(crate) use line::{Hangup, Line};
-pub(crate) use until::{until, until_blocking};
+pub(crate) use line::{Hangup, Line, Turn};
+pub(crate) use until::{refuse_inside_async, until, until_blocking, until_blocking_in_turn, until_in_turn};

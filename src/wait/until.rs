@@ -14,7 +14,17 @@ use std::time::Instant;
 /// Takes its place in line at the first poll. Dropped: it has not succeeded, so whatever `attempt` does has not
 /// happened, and a notice that was meant for it goes on to the next.
 pub(crate) async fn until<T>(line: &Arc<Line>, mut attempt: impl FnMut() -> Option<T>) -> io::Result<T> {
-    let mut waiting = Waiting::default();
+    until_in_turn(line, None, |_| attempt()).await
+}
+
+/// [`until`] for an attempt that is told whether it is made from the line, or ahead of it. With a `turn` it is in line
+/// already and never tries ahead.
+pub(crate) async fn until_in_turn<T>(
+    line: &Arc<Line>,
+    turn: Option<Turn>,
+    mut attempt: impl FnMut(bool) -> Option<T>,
+) -> io::Result<T> {
+    let mut waiting = Waiting { turn, ..Waiting::default() };
     poll_fn(|cx| waiting.poll(line, &mut attempt, cx)).await
 }
 
@@ -29,14 +39,14 @@ impl Waiting {
     fn poll<T>(
         &mut self,
         line: &Arc<Line>,
-        attempt: &mut impl FnMut() -> Option<T>,
+        attempt: &mut impl FnMut(bool) -> Option<T>,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<T>> {
         let coop = ready!(tokio::task::coop::poll_proceed(cx));
         let mut has_tried = false;
         if self.turn.is_none() {
             if !line.has_waiters()
-                && let Some(value) = attempt()
+                && let Some(value) = attempt(false)
             {
                 coop.made_progress();
                 return Poll::Ready(Ok(value));
@@ -55,7 +65,7 @@ impl Waiting {
     fn poll_in_line<T>(
         &mut self,
         line: &Arc<Line>,
-        attempt: &mut impl FnMut() -> Option<T>,
+        attempt: &mut impl FnMut(bool) -> Option<T>,
         has_tried: bool,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<T>> {
@@ -63,7 +73,7 @@ impl Waiting {
         if !turn.is_front(cx.waker()) {
             return Poll::Pending;
         }
-        if !has_tried && let Some(value) = attempt() {
+        if !has_tried && let Some(value) = attempt(true) {
             if let Some(looking) = &self.looking {
                 line.look.paid(looking);
             }
@@ -72,7 +82,7 @@ impl Waiting {
         if !self.has_looked {
             self.has_looked = true;
             self.looking = line.look.begin();
-            let found = self.looking.as_ref().and_then(|looking| line.look.in_place(looking, attempt));
+            let found = self.looking.as_ref().and_then(|looking| line.look.in_place(looking, &mut || attempt(true)));
             if let Some(value) = found {
                 return Poll::Ready(Ok(value));
             }
@@ -83,7 +93,7 @@ impl Waiting {
         }
         self.looking = None;
         turn.prepare_sleep(cx.waker(), || line.listen())?;
-        attempt().map_or(Poll::Pending, |value| Poll::Ready(Ok(value)))
+        attempt(true).map_or(Poll::Pending, |value| Poll::Ready(Ok(value)))
     }
 }
 
@@ -93,24 +103,34 @@ pub(crate) fn until_blocking<T>(
     deadline: Option<Instant>,
     mut attempt: impl FnMut() -> Option<T>,
 ) -> io::Result<Option<T>> {
-    if !line.has_waiters() {
-        if let Some(value) = attempt() {
+    until_blocking_in_turn(line, None, deadline, |_| attempt())
+}
+
+/// [`until_in_turn`] for a thread without a runtime; `None` at the deadline.
+pub(crate) fn until_blocking_in_turn<T>(
+    line: &Arc<Line>,
+    turn: Option<Turn>,
+    deadline: Option<Instant>,
+    mut attempt: impl FnMut(bool) -> Option<T>,
+) -> io::Result<Option<T>> {
+    if turn.is_none() && !line.has_waiters() {
+        if let Some(value) = attempt(false) {
             return Ok(Some(value));
         }
         let looking = line.look.begin();
-        if let Some(value) = looking.as_ref().and_then(|looking| line.look.in_place(looking, &mut attempt)) {
+        if let Some(value) = looking.as_ref().and_then(|looking| line.look.in_place(looking, &mut || attempt(false))) {
             return Ok(Some(value));
         }
         if let Some(looking) = looking {
             line.look.is_over(&looking);
         }
     }
-    let turn = line.join();
+    let turn = turn.unwrap_or_else(|| line.join());
     let nap = Nap::new(line.family(), line.hangup())?;
     loop {
         if turn.is_front(&nap.waker) {
             turn.prepare_sleep(&nap.waker, || Ok(()))?;
-            if let Some(value) = attempt() {
+            if let Some(value) = attempt(true) {
                 turn.succeed();
                 return Ok(Some(value));
             }
@@ -118,5 +138,13 @@ pub(crate) fn until_blocking<T>(
         if !nap.until(deadline)? {
             return Ok(None);
         }
+    }
+}
+
+/// Panics inside async code, as tokio's own blocking calls do, by one of them.
+#[inline]
+pub(crate) fn refuse_inside_async() {
+    if tokio::runtime::Handle::try_current().is_ok() {
+        drop(tokio::sync::Mutex::const_new(()).blocking_lock());
     }
 }

@@ -9,11 +9,14 @@ use mpbench::stats::{FirstToLast, latency, per_second, quantile};
 use mpbench::work::{burn, increment, increment_total, stamp, touch, with_heap};
 use mpbench::{size, stats, sys};
 use multiprocess::connection::{ByteConnection, Listener, connect};
-use multiprocess::{Connection, ErrorKind, Function, Pool, Process, Queue, StartMethod, pipe};
+use multiprocess::{Connection, ErrorKind, Fd, Function, Lock, Pool, Process, Queue, StartMethod, pipe};
+use mpbench::shm::{self, Shared};
 use serde::{Serialize, de::DeserializeOwned};
 use std::collections::BTreeSet;
 use std::fmt::Debug;
+use std::fs::File;
 use std::ops::{Deref, Range};
+use std::sync::atomic::{AtomicU64, Ordering::*};
 use std::time::{Duration, Instant};
 use tokio::runtime::{Builder, Runtime};
 
@@ -348,6 +351,100 @@ async fn large_over() -> Metrics {
     assert!(total > 0);
     finish(child).await;
     vec![("mib_per_s", rate)]
+// W8, W9
+
+fn uncontended(mut run: impl FnMut()) -> (&'static str, f64) {
+    let ns = stats::median_of(5, || stats::timed(&mut run).0.as_nanos() as f64 / size::LOCK_OPS as f64);
+    ("uncontended_ns", ns)
+}
+
+fn lock_tried() -> Metrics {
+    let lock = Lock::new().unwrap();
+    let mut metrics = contended(false);
+    metrics.push(uncontended(|| (0..size::LOCK_OPS).for_each(|_| drop(lock.try_acquire().unwrap()))));
+    metrics
+}
+
+fn lock_blocking() -> Metrics {
+    let lock = Lock::new().unwrap();
+    let mut metrics = contended(false);
+    metrics.push(uncontended(|| (0..size::LOCK_OPS).for_each(|_| drop(lock.blocking_acquire().unwrap()))));
+    metrics
+}
+
+fn lock_awaited() -> Metrics {
+    let lock = Lock::new().unwrap();
+    let runtime = build(Builder::new_current_thread());
+    let acquire = async || {
+        for _ in 0..size::LOCK_OPS {
+            drop(lock.acquire().await.unwrap());
+        }
+    };
+    let mut metrics = contended(true);
+    metrics.push(uncontended(|| runtime.block_on(acquire())));
+    metrics
+}
+
+struct Contended {
+    arrived: AtomicU64,
+    counter: AtomicU64,
+}
+
+impl Contended {
+    fn start(page: &Fd<File>, cpu: usize) -> Shared<Self> {
+        let shared: Shared<Self> = unsafe { Shared::in_file(page) };
+        sys::pin_to_cpu(cpu);
+        shared.arrived.fetch_add(1, AcqRel);
+        while shared.arrived.load(Acquire) < 2 {
+            std::hint::spin_loop();
+        }
+        shared
+    }
+
+    fn increment(&self) {
+        self.counter.store(self.counter.load(Relaxed) + 1, Relaxed);
+    }
+}
+
+fn contend(lock: Lock, page: Fd<File>, cpu: usize) {
+    let shared = Contended::start(&page, cpu);
+    for _ in 0..size::CONTENDED_OPS {
+        let _guard = lock.blocking_acquire().unwrap();
+        shared.increment();
+    }
+}
+
+async fn contend_async(lock: Lock, page: Fd<File>, cpu: usize) {
+    let shared = Contended::start(&page, cpu);
+    for _ in 0..size::CONTENDED_OPS {
+        let _guard = lock.acquire().await.unwrap();
+        shared.increment();
+    }
+}
+
+/// Two processes, a CPU each, that start together.
+fn contended(is_async: bool) -> Metrics {
+    let (lock, page) = (Lock::new().unwrap(), shm::page());
+    let file = || Fd::new(page.try_clone().unwrap());
+    let run = |lock: Lock, page: Fd<File>, cpu: usize, is_async: bool| match is_async {
+        true => block_on(contend_async(lock, page, cpu)),
+        false => contend(lock, page, cpu),
+    };
+    let child = Process::spawn(run, (lock.clone(), file(), 1, is_async)).unwrap();
+    let shared: Shared<Contended> = unsafe { Shared::in_file(&page) };
+    while shared.arrived.load(Acquire) < 1 {
+        std::hint::spin_loop();
+    }
+    let (elapsed, ()) = stats::timed(|| {
+        run(lock, file(), 0, is_async);
+        block_on(finish(child));
+    });
+    assert_eq!(shared.counter.load(Relaxed), 2 * size::CONTENDED_OPS as u64);
+    vec![("contended_ops_per_s", per_second(2 * size::CONTENDED_OPS, elapsed))]
+}
+
+fn increments() -> Metrics {
+    contended(false).into_iter().map(|(_, rate)| ("increments_per_s", rate)).collect()
 }
 
 fn main() {
@@ -384,6 +481,10 @@ fn main() {
             case("W14", "sink", || block_on(small_over(feed_small))),
             case("W15", "send", || block_on(large_over())),
             case("W15", "send_run", || block_on_run(large_over())),
+            case("W8", "try", lock_tried),
+            case("W8", "blocking", lock_blocking),
+            case("W8", "async", lock_awaited),
+            case("W9", "lock", increments),
             case("W12", "pool", || block_on(idle_workers())),
             case("W13", "pool", || block_on(killed_worker())),
         ],

@@ -1,0 +1,39 @@
+//! [proc(5)](https://man7.org/linux/man-pages/man5/proc.5.html): what other processes have open, and their names.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::linux::fs::MetadataExt;
+use std::path::PathBuf;
+
+/// A memfd that some process has open.
+pub(crate) struct Memfd {
+    path: PathBuf,
+    pub(crate) name: String,
+    /// Equal for all descriptors of one memfd.
+    pub(crate) identity: (u64, u64),
+}
+
+impl Memfd {
+    /// Opens it here too.
+    pub(crate) fn open(&self) -> io::Result<OwnedFd> {
+        Ok(File::options().read(true).write(true).open(&self.path)?.into())
+    }
+}
+
+/// The memfds of a process whose names begin with `prefix`; none if it is gone or not ours to look at.
+pub(crate) fn memfds(pid: u32, prefix: &str) -> Vec<Memfd> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let of_entry = |path: PathBuf| {
+        let target = fs::read_link(&path).ok()?;
+        let name = target.to_str()?.strip_prefix("/memfd:")?.trim_end_matches(" (deleted)").to_string();
+        let metadata = name.starts_with(prefix).then(|| fs::metadata(&path).ok())??;
+        Some(Memfd { path, name, identity: (metadata.st_dev(), metadata.st_ino()) })
+    };
+    entries.filter_map(|entry| of_entry(entry.path())).collect()
+}
+
+/// What `ps` calls a process: at most 15 bytes.
+pub(crate) fn name(pid: u32) -> Option<String> {
+    Some(fs::read_to_string(format!("/proc/{pid}/comm")).ok()?.trim_end().to_string())
+}

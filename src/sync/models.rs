@@ -1,0 +1,506 @@
+//! The hand-off of a mutex and the notices of a condition in every schedule, by processes that die and cancel.
+
+use super::condition::{self, Local, Room};
+use super::mutex::{self, Next, PATIENCE_NS, Tried, Words};
+use crate::os::fault;
+use crate::shm::atomic::{AtomicU64, fence};
+use crate::shm::family::Member;
+use crate::shm::region::{Members, Plain, explore, play};
+use crate::wait::event::{Event, Place, Sleeper, Wake};
+use loom::thread;
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::*;
+
+/// A bell that was rung for one event, and one that was rung for all.
+const RUNG: u64 = 1;
+const FOR_ALL: u64 = 2;
+
+/// Late enough that whoever is patient may become heir; time stands still.
+const NOW: u64 = 10 * PATIENCE_NS;
+
+fn member(slot: u16) -> Member {
+    Member { slot, epoch: 1 }
+}
+
+fn is_listed(sleeper: Sleeper) -> bool {
+    Members.is_listed(member(sleeper.slot))
+}
+
+fn zeros(len: usize) -> Vec<AtomicU64> {
+    (0..len).map(|_| AtomicU64::new(0)).collect()
+}
+
+struct Bells(Vec<AtomicU64>);
+
+impl Bells {
+    fn ring(&self, wake: Wake) {
+        match wake {
+            Wake::Sleeper(sleeper) => drop(self.0[usize::from(sleeper.slot)].fetch_or(RUNG, AcqRel)),
+            Wake::Bells(bells) => (0..4).filter(|bell| bells >> bell & 1 == 1).for_each(|bell| {
+                self.0[bell].fetch_or(RUNG, AcqRel);
+            }),
+        }
+    }
+
+    /// What burying does after the slot is free.
+    fn ring_all(&self) {
+        fence(SeqCst);
+        for bell in &self.0 {
+            bell.fetch_or(FOR_ALL, AcqRel);
+        }
+    }
+
+    fn rung(&self, me: u16) -> u64 {
+        self.0[usize::from(me)].swap(0, AcqRel)
+    }
+
+    fn is_rung(&self, me: u16) -> bool {
+        self.0[usize::from(me)].load(Acquire) != 0
+    }
+}
+
+/// How a process's part ended.
+#[derive(Debug)]
+enum Part {
+    Done,
+    Asleep(Place),
+    Left,
+}
+
+/// What a process does that waits for something: as `until` and `line` do it.
+trait Waits {
+    fn event(&self) -> Event<'_>;
+    fn bells(&self) -> &Bells;
+    /// Tries, from the line or ahead of it, and does its work if that succeeds.
+    fn attempt(&mut self, in_line: bool) -> bool;
+    /// Gives up for good.
+    fn give_up(&mut self);
+    fn me(&self) -> u16;
+
+    fn pass_on(&self) {
+        self.event().notify_one(Some(member(self.me()).into()), is_listed, |wake| self.bells().ring(wake));
+    }
+
+    fn done(&self, place: Place) -> Part {
+        if self.event().leave(place) {
+            self.pass_on();
+        }
+        Part::Done
+    }
+
+    fn sleep(&mut self, keeps: Option<u64>) -> Part {
+        let me = self.me();
+        let place = self.event().join(member(me).into(), me.into(), keeps, is_listed);
+        if self.attempt(true) { self.done(place) } else { Part::Asleep(place) }
+    }
+
+    fn start(&mut self) -> Part {
+        if self.attempt(false) { Part::Done } else { self.sleep(None) }
+    }
+
+    fn look(&mut self, mut part: Part) -> Part {
+        while let Part::Asleep(place) = part {
+            let rung = self.bells().rung(self.me());
+            if rung == 0 {
+                break;
+            }
+            let ticket = match place {
+                Place::Entry { ticket, .. } => Some(ticket),
+                Place::Crowd => None,
+            };
+            part = match self.event().take_notice(place) {
+                true if self.attempt(true) => Part::Done,
+                true => self.sleep(ticket),
+                false if rung & FOR_ALL != 0 && self.attempt(true) => self.done(place),
+                false => Part::Asleep(place),
+            };
+        }
+        part
+    }
+
+    fn cancel(&mut self, part: Part) -> Part {
+        let Part::Asleep(place) = part else { return part };
+        if self.event().leave(place) {
+            self.pass_on();
+        }
+        self.give_up();
+        Part::Left
+    }
+}
+
+type Played<W> = Option<(W, Part)>;
+
+fn spawn<W: Waits + 'static>(
+    mut waits: W,
+    dies_at: Option<&'static str>,
+    cancels: bool,
+    bury: impl Fn() + 'static,
+) -> thread::JoinHandle<Played<W>> {
+    thread::spawn(move || {
+        let me = waits.me();
+        let played = play(me, dies_at, move || {
+            let part = waits.start();
+            let part = waits.look(part);
+            let part = if cancels { waits.cancel(part) } else { part };
+            (waits, part)
+        });
+        if played.is_none() {
+            bury();
+        }
+        played
+    })
+}
+
+/// Lets everybody who was rung for look, until nobody is.
+fn settle<W: Waits>(mut parts: Vec<(W, Part)>) -> Vec<(W, Part)> {
+    while parts.iter().any(|(waits, part)| matches!(part, Part::Asleep(_)) && waits.bells().is_rung(waits.me())) {
+        parts = parts
+            .into_iter()
+            .map(|(mut waits, part)| {
+                let me = waits.me();
+                // The thread that plays here has died elsewhere, perhaps; this one has not.
+                let part = play(me, None, || waits.look(part)).expect("nobody dies any more");
+                (waits, part)
+            })
+            .collect();
+    }
+    parts
+}
+
+struct Guarded {
+    words: Vec<AtomicU64>,
+    bells: Bells,
+    /// What the mutex guards.
+    value: Plain<u64>,
+}
+
+struct Taker {
+    world: Arc<Guarded>,
+    me: u16,
+    waited: u64,
+    is_heir: bool,
+}
+
+impl Taker {
+    fn words(&self) -> Words<'_> {
+        Words(&self.world.words)
+    }
+
+    fn wake(&self, next: Next) {
+        match next {
+            Next::Nobody => {}
+            Next::Longest => self.pass_on(),
+            Next::Heir(heir) => self.event().notify_sleeper(heir.into(), |wake| self.world.bells.ring(wake)),
+        }
+    }
+
+    fn work(&mut self) {
+        self.world.value.change(|value| *value += 1);
+        fault::point("changed");
+        let me = member(self.me);
+        if self.words().release(me) | self.event().has_sleepers_after_rmw() {
+            self.wake(self.words().hand_on(|other| Members.is_listed(other), || NOW));
+        }
+        self.give_up();
+    }
+}
+
+impl Waits for Taker {
+    fn event(&self) -> Event<'_> {
+        Event::new(&self.world.words[mutex::EVENT..])
+    }
+
+    fn bells(&self) -> &Bells {
+        &self.world.bells
+    }
+
+    fn me(&self) -> u16 {
+        self.me
+    }
+
+    fn attempt(&mut self, in_line: bool) -> bool {
+        let me = member(self.me);
+        let taken = !in_line && self.words().take_free(me) || {
+            let waited = in_line.then_some(self.waited);
+            match self.words().take(me, waited, |other| Members.is_listed(other), || NOW) {
+                Tried::Taken(_) => true,
+                Tried::Refused { is_heir } => {
+                    self.is_heir |= is_heir;
+                    false
+                }
+            }
+        };
+        if taken {
+            self.work();
+        }
+        taken
+    }
+
+    fn give_up(&mut self) {
+        if std::mem::take(&mut self.is_heir) && self.words().renounce(member(self.me)) {
+            self.pass_on();
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Role {
+    dies_at: Option<&'static str>,
+    cancels: bool,
+    is_patient: bool,
+}
+
+const LIVES: Role = Role { dies_at: None, cancels: false, is_patient: false };
+const PATIENT: Role = Role { is_patient: true, ..LIVES };
+const CANCELS: Role = Role { cancels: true, ..PATIENT };
+
+fn dies(at: &'static str) -> Role {
+    Role { dies_at: Some(at), ..PATIENT }
+}
+
+fn exclusion(what: &str, preemptions: usize, roles: &[Role]) {
+    let roles = roles.to_vec();
+    explore(what, preemptions, move || {
+        let bells = Bells(zeros(4));
+        let world = Arc::new(Guarded { words: zeros(mutex::LEN), bells, value: Plain::new(0) });
+        let taker = |n: usize| {
+            let waited = if roles[n].is_patient { PATIENCE_NS } else { 0 };
+            Taker { world: world.clone(), me: n as u16, waited, is_heir: false }
+        };
+        let playing = |n: usize| {
+            let bury = {
+                let world = world.clone();
+                move || world.bells.ring_all()
+            };
+            spawn(taker(n), roles[n].dies_at, roles[n].cancels, bury)
+        };
+        let others: Vec<_> = (1..roles.len()).map(playing).collect();
+        let mut first = taker(0);
+        let mine = play(0, roles[0].dies_at, || {
+            let part = first.start();
+            let part = first.look(part);
+            if roles[0].cancels { first.cancel(part) } else { part }
+        });
+        if mine.is_none() {
+            world.bells.ring_all();
+        }
+        let mut parts: Vec<_> = mine.map(|part| (first, part)).into_iter().collect();
+        parts.extend(others.into_iter().filter_map(|other| other.join().unwrap()));
+        let parts = settle(parts);
+        let asleep: Vec<_> =
+            parts.iter().filter(|(_, part)| matches!(part, Part::Asleep(_))).map(|(taker, _)| taker.me).collect();
+        assert!(asleep.is_empty(), "{asleep:?} asleep, the holder is {:x}", world.words[0].load(Acquire));
+        let done = parts.iter().filter(|(_, part)| matches!(part, Part::Done)).count() as u64;
+        let dead = (roles.len() - parts.len()) as u64;
+        let value = world.value.read();
+        assert!((done..=done + dead).contains(&value), "{value} changes by {done} and {dead} dead");
+        // Whoever comes now gets it.
+        let mut last = Taker { world: world.clone(), me: 3, waited: 0, is_heir: false };
+        assert!(play(3, None, || last.attempt(false)).unwrap());
+    });
+}
+
+#[test]
+fn models_a_mutex_excludes_and_nobody_sleeps_beside_a_free_one() {
+    exclusion("two takers", 4, &[LIVES, LIVES]);
+    exclusion("two takers, patient", 4, &[PATIENT, PATIENT]);
+    exclusion("three takers", 2, &[LIVES, LIVES, LIVES]);
+    exclusion("three takers, patient", 2, &[PATIENT, PATIENT, PATIENT]);
+    exclusion("three takers, one patient", 2, &[LIVES, PATIENT, LIVES]);
+}
+
+#[test]
+fn models_a_taker_cancels() {
+    exclusion("two takers, one cancels", 3, &[PATIENT, CANCELS]);
+    exclusion("three takers, one cancels", 2, &[PATIENT, CANCELS, PATIENT]);
+    exclusion("three takers, two cancel", 2, &[LIVES, CANCELS, CANCELS]);
+}
+
+macro_rules! deaths {
+    ($preemptions:expr, $($at:expr),* $(,)?) => {
+        $(
+            exclusion(concat!($at, ", two"), $preemptions, &[PATIENT, Role { dies_at: Some($at), ..PATIENT }]);
+            exclusion(concat!($at, ", three"), 1, &[PATIENT, Role { dies_at: Some($at), ..PATIENT }, PATIENT]);
+        )*
+    };
+}
+
+#[test]
+fn models_a_taker_dies() {
+    deaths!(3, "lock.taken", "changed", "lock.released", "lock.woken", "heir.named", "heir.marked", "heir.unmarked");
+    deaths!(3, "sleep.entered", "sleep.noticed", "notify.marked");
+    exclusion("two die", 2, &[PATIENT, dies("lock.taken"), dies("heir.marked")]);
+}
+
+struct Waited {
+    words: Vec<AtomicU64>,
+    bells: Bells,
+}
+
+impl Waited {
+    fn with_room<R>(&self, act: impl FnOnce(&Room<'_, fn(u16) -> Option<u32>, &dyn Fn(Member)>) -> R) -> R {
+        let woken = RefCell::new(Vec::new());
+        let epoch_of = |slot| Members.is_listed(member(slot)).then_some(1);
+        let wake = |member| woken.borrow_mut().push(member);
+        let result = act(&Room { words: &self.words, epoch_of, wake: &wake });
+        for woken in woken.into_inner() {
+            let event = Event::new(&self.words[condition::EVENT..condition::TABLE]);
+            event.notify_sleeper(woken.into(), |wake| self.bells.ring(wake));
+        }
+        result
+    }
+}
+
+/// One process with one task that waits for a condition; its lock is always free.
+struct Waiter {
+    world: Arc<Waited>,
+    me: u16,
+    local: Local,
+    ticket: u64,
+}
+
+impl Waits for Waiter {
+    fn event(&self) -> Event<'_> {
+        Event::new(&self.world.words[condition::EVENT..condition::TABLE])
+    }
+
+    fn bells(&self) -> &Bells {
+        &self.world.bells
+    }
+
+    fn me(&self) -> u16 {
+        self.me
+    }
+
+    fn attempt(&mut self, _in_line: bool) -> bool {
+        let me = member(self.me);
+        self.world.with_room(|room| room.heal(me));
+        let taken = self.world.with_room(|room| self.local.take(room, me, self.ticket));
+        if taken {
+            self.world.with_room(|room| self.local.finish(room, me));
+        }
+        taken
+    }
+
+    fn give_up(&mut self) {
+        self.world.with_room(|room| self.local.leave(room, member(self.me), self.ticket, false));
+    }
+}
+
+/// Who wakes how many, and how many wake if nobody dies.
+#[derive(Clone, Copy)]
+enum Notify {
+    One,
+    All,
+}
+
+/// Waiters that all wait when the notifier begins; each may die or cancel. `at_least` of the living are woken, and at
+/// most `at_most`.
+fn notices(
+    what: &str,
+    preemptions: usize,
+    roles: &[Role],
+    notify: &[Notify],
+    dies_at: Option<&'static str>,
+    (at_least, at_most): (usize, usize),
+) {
+    let (roles, notify) = (roles.to_vec(), notify.to_vec());
+    explore(what, preemptions, move || {
+        let world = Arc::new(Waited { words: zeros(condition::LEN), bells: Bells(zeros(4)) });
+        let entered: Vec<_> = (0..roles.len() as u16)
+            .map(|me| {
+                let mut local = Local::default();
+                let enter = || world.with_room(|room| local.enter(room, member(me))).expect("room");
+                let ticket = play(me, None, enter).expect("alive");
+                Waiter { world: world.clone(), me, local, ticket }
+            })
+            .collect();
+        let playing: Vec<_> = entered
+            .into_iter()
+            .zip(&roles)
+            .map(|(waiter, role)| {
+                let bury = {
+                    let world = world.clone();
+                    move || world.bells.ring_all()
+                };
+                spawn(waiter, role.dies_at, role.cancels, bury)
+            })
+            .collect();
+        let notifier = play(3, dies_at, || {
+            for notify in &notify {
+                world.with_room(|room| match notify {
+                    Notify::One => room.notify(1),
+                    Notify::All => room.notify_all(Some(member(3))),
+                });
+            }
+        });
+        if notifier.is_none() {
+            world.bells.ring_all();
+        }
+        let parts = settle(playing.into_iter().filter_map(|part| part.join().unwrap()).collect());
+        let done = parts.iter().filter(|(_, part)| matches!(part, Part::Done)).count();
+        assert!(
+            (at_least..=at_most).contains(&done),
+            "{done} woken: {:?}",
+            parts.iter().map(|p| &p.1).collect::<Vec<_>>()
+        );
+        for (waiter, part) in &parts {
+            let asleep = matches!(part, Part::Asleep(_));
+            let row = world.words[condition::TABLE + usize::from(waiter.me)].load(Acquire);
+            assert_eq!(row & condition::COUNTS, u64::from(asleep), "a row of who sleeps, or of nobody");
+        }
+    });
+}
+
+#[test]
+fn models_a_notice_wakes_exactly_one() {
+    notices("one waiter, one notice", 4, &[LIVES], &[Notify::One], None, (1, 1));
+    notices("two waiters, one notice", 1, &[LIVES, LIVES], &[Notify::One], None, (1, 1));
+    notices("two waiters, two notices", 1, &[LIVES, LIVES], &[Notify::One, Notify::One], None, (2, 2));
+    notices("two waiters, all", 1, &[LIVES, LIVES], &[Notify::All], None, (2, 2));
+}
+
+#[test]
+fn models_a_waiter_cancels_and_its_notice_is_passed_on() {
+    // One that leaves may have been woken first, and then stays.
+    notices("one of two cancels", 1, &[CANCELS, LIVES], &[Notify::One], None, (1, 1));
+    notices("the other of two cancels", 1, &[LIVES, CANCELS], &[Notify::One], None, (1, 1));
+    notices("one of two cancels, two notices", 1, &[CANCELS, LIVES], &[Notify::One, Notify::One], None, (1, 2));
+}
+
+#[test]
+fn models_a_waiter_dies_and_its_notice_is_passed_on() {
+    static AT: [&str; 4] = ["condition.taken", "sleep.entered", "sleep.noticed", "sleep.unmarked"];
+    static DYING: [[Role; 2]; 4] = [
+        [Role { dies_at: Some(AT[0]), ..LIVES }, LIVES],
+        [Role { dies_at: Some(AT[1]), ..LIVES }, LIVES],
+        [Role { dies_at: Some(AT[2]), ..LIVES }, LIVES],
+        [Role { dies_at: Some(AT[3]), ..LIVES }, LIVES],
+    ];
+    for (at, roles) in AT.iter().zip(&DYING) {
+        notices(at, 1, roles, &[Notify::One], None, (0, 1));
+        notices(&format!("{at}, all"), 1, roles, &[Notify::All], None, (1, 2));
+    }
+}
+
+#[test]
+fn models_a_notifier_dies() {
+    for at in ["condition.given", "condition.notifying", "notify.marked"] {
+        notices(&format!("{at}, all"), 1, &[LIVES, LIVES], &[Notify::All], Some(at), (2, 2));
+    }
+    for at in ["condition.given", "notify.marked"] {
+        notices(at, 1, &[LIVES, LIVES], &[Notify::One], Some(at), (1, 1));
+    }
+}
+
+#[test]
+fn models_who_heals_dies() {
+    static ROLES: [[Role; 2]; 2] = [
+        [Role { dies_at: Some("heal.begun"), ..LIVES }, LIVES],
+        [Role { dies_at: Some("heal.given"), ..LIVES }, LIVES],
+    ];
+    for roles in &ROLES {
+        notices("healer", 1, roles, &[Notify::All], Some("condition.notifying"), (1, 2));
+    }
+}

@@ -1,0 +1,424 @@
+//! One holder at a time, whoever dies: what locks, conditions and guarded values have in common.
+//!
+//! # State
+//! [`LEN`] words at any place in an object's region. `STATE`: 0 is free, else the [`Member`] that holds it (48 bits),
+//! and `HEIR`, the top bit: when it is released it is only for the member in the word `HEIR`. `WOKEN`: when a sleeper
+//! was last notified, 0 once it has tried. `HEIR` and `HEIR_SINCE`: who is to have it next, and when that was said
+//! last. `SINCE`: when it was taken, to a tick of the kernel's. Then the [`event`] of those who wait.
+//!
+//! # Moves
+//! | from -> to | who | ordering | wakes |
+//! |---|---|---|---|
+//! | STATE 0 -> me | anybody, ahead of those who sleep | Acquire CAS | - |
+//! | STATE dead M -> me | who finds M dead | Acquire CAS | - |
+//! | STATE me -> 0, HEIR kept | the holder | SeqCst subtraction, then reads the event's marks | see below |
+//! | WOKEN 0 -> now | a releaser that will notify | SeqCst CAS | the longest sleeper; nobody if it was fresh |
+//! | WOKEN -> 0 | whoever tries from the line | AcqRel swap | - |
+//! | word HEIR 0 or dead -> me, then STATE with HEIR | who has waited [`PATIENCE_NS`] and finds it held | AcqRel CAS | - |
+//! | HEIR_SINCE -> now | a releaser that finds HEIR | Relaxed | the heir |
+//! | STATE HEIR -> me, then word HEIR -> 0 | the heir; anybody if the heir is dead or late | Acquire CAS | - |
+//! | STATE without HEIR, then word HEIR -> 0 | an heir that gives up | AcqRel | the longest sleeper, if it was free |
+//!
+//! # Invariants
+//! 1. Only the holder, or who has found it dead, changes the member in STATE.
+//! 2. A sleeper is in the event, then clears WOKEN, then tries, then sleeps; a releaser frees STATE, then sets WOKEN,
+//!    then notifies. So if WOKEN keeps a releaser from notifying, somebody is yet to try who will see its release.
+//! 3. HEIR in STATE is set by the member in the word HEIR only; if it is lost to a race, that member sets it again.
+//! 4. Whoever passes over an heir or a woken one because it is late (stopped, or its runtime busy) harms nobody:
+//!    it only looked first.
+//!
+//! # Death
+//! | killed | survivors see | repaired by |
+//! |---|---|---|
+//! | holding | STATE of an unlisted member | whoever tries next takes it, and is told; its burial makes all sleepers try |
+//! | between release and notice, or between WOKEN and the notice | sleepers beside a free lock | its burial: all try, which clears WOKEN |
+//! | woken, before it tried | WOKEN set | likewise |
+//! | heir, at any move | the word HEIR of an unlisted member | its burial: all try; whoever tries passes over it |
+//!
+//! # Cancel
+//! A dropped waiter leaves the line, which passes a notice on; as heir it says so first, as if it had released.
+
+use super::debug::Report;
+use crate::error::{Error, ErrorKind, LockError};
+use crate::os::{clock, fault};
+use crate::shm::atomic::AtomicU64;
+use crate::shm::family::{Family, Member};
+use crate::shm::region::Region;
+use crate::wait::event;
+use crate::wait::{Line, until_blocking_in_turn, until_in_turn};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::*;
+use std::time::{Duration, Instant};
+
+const STATE: usize = 0;
+const WOKEN: usize = 1;
+const HEIR: usize = 2;
+const HEIR_SINCE: usize = 3;
+const SINCE: usize = 4;
+/// On a cache line of its own: the holder reads it, waiters write it.
+pub(super) const EVENT: usize = 8;
+
+/// Words that a mutex takes up; zeros are a free one.
+pub(super) const LEN: usize = EVENT + event::LEN;
+
+const IS_HEIR: u64 = 1 << 63;
+const MEMBER: u64 = (1 << 48) - 1;
+
+/// Who has waited for so long may become heir; there is one heir in such a time at most, for each hand-over costs a wake.
+pub(super) const PATIENCE_NS: u64 = 1_000_000;
+/// An heir, or one that was woken, that has not tried for so long is stopped or busy, and waited for no more.
+const LATE_NS: u64 = 5_000_000;
+
+/// How it was taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Taken {
+    Free,
+    /// Its holder died, or ended without letting go; what it guards may be half changed.
+    FromTheDead,
+}
+
+/// What a release has to do for those who wait.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Next {
+    Nobody,
+    Longest,
+    Heir(Member),
+}
+
+/// What a try came to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Tried {
+    Taken(Taken),
+    Refused { is_heir: bool },
+}
+
+/// The words, wherever they are.
+#[derive(Clone, Copy)]
+pub(super) struct Words<'a>(pub(super) &'a [AtomicU64]);
+
+impl Words<'_> {
+    #[inline]
+    pub(super) fn take_free(self, me: Member) -> bool {
+        let taken = self.0[STATE].compare_exchange(0, me.to_bits(), Acquire, Relaxed).is_ok();
+        if taken {
+            fault::point("lock.taken");
+        }
+        taken
+    }
+
+    /// The whole of a try. `waited`: for how long, if it is made from the line.
+    #[cold]
+    pub(super) fn take(
+        self,
+        me: Member,
+        waited: Option<u64>,
+        is_listed: impl Fn(Member) -> bool,
+        now: impl Fn() -> u64,
+    ) -> Tried {
+        if waited.is_some() && self.0[WOKEN].load(Relaxed) != 0 {
+            self.0[WOKEN].swap(0, AcqRel);
+        }
+        loop {
+            let seen = self.0[STATE].load(Acquire);
+            let holder = Member::from_bits(seen & MEMBER);
+            let is_free = seen & MEMBER == 0;
+            if !is_free && is_listed(holder) {
+                let patient = waited.is_some_and(|waited| waited >= PATIENCE_NS);
+                match patient && self.become_heir(me, &is_listed, &now) {
+                    true if !self.mark_heir(seen) => continue,
+                    is_heir => return Tried::Refused { is_heir },
+                }
+            }
+            let heir = self.0[HEIR].load(Acquire);
+            let is_mine = waited.is_some() && heir == me.to_bits();
+            if seen & IS_HEIR != 0 && !is_mine && self.is_awaited(heir, is_free, &is_listed, &now) {
+                return Tried::Refused { is_heir: false };
+            }
+            if self.0[STATE].compare_exchange(seen, me.to_bits(), AcqRel, Relaxed).is_ok() {
+                fault::point("lock.taken");
+                if seen & IS_HEIR != 0 {
+                    let _ = self.0[HEIR].compare_exchange(heir, 0, AcqRel, Relaxed);
+                }
+                return Tried::Taken(if is_free { Taken::Free } else { Taken::FromTheDead });
+            }
+        }
+    }
+
+    fn is_awaited(self, heir: u64, is_free: bool, is_listed: &impl Fn(Member) -> bool, now: &impl Fn() -> u64) -> bool {
+        let is_late = || is_free && now().saturating_sub(self.0[HEIR_SINCE].load(Relaxed)) > LATE_NS;
+        heir != 0 && is_listed(Member::from_bits(heir)) && !is_late()
+    }
+
+    fn become_heir(self, me: Member, is_listed: &impl Fn(Member) -> bool, now: &impl Fn() -> u64) -> bool {
+        let heir = self.0[HEIR].load(Acquire);
+        if heir == me.to_bits() {
+            return true;
+        }
+        let (now, since) = (now(), self.0[HEIR_SINCE].load(Relaxed));
+        if heir != 0 && is_listed(Member::from_bits(heir)) || now.saturating_sub(since) < PATIENCE_NS {
+            return false;
+        }
+        let named = self.0[HEIR].compare_exchange(heir, me.to_bits(), AcqRel, Relaxed).is_ok();
+        if named {
+            self.0[HEIR_SINCE].store(now, Relaxed);
+            fault::point("heir.named");
+        }
+        named
+    }
+
+    /// False if what was seen is so no more.
+    fn mark_heir(self, seen: u64) -> bool {
+        let marked =
+            seen & IS_HEIR != 0 || self.0[STATE].compare_exchange(seen, seen | IS_HEIR, AcqRel, Relaxed).is_ok();
+        if marked {
+            fault::point("heir.marked");
+        }
+        marked
+    }
+
+    /// Who was named heir is it no more, because it has the lock or gives up; true if somebody else is to be woken.
+    #[must_use]
+    pub(super) fn renounce(self, me: Member) -> bool {
+        if self.0[HEIR].load(Acquire) != me.to_bits() {
+            return false;
+        }
+        let before = self.0[STATE].fetch_and(!IS_HEIR, SeqCst);
+        fault::point("heir.unmarked");
+        let _ = self.0[HEIR].compare_exchange(me.to_bits(), 0, AcqRel, Relaxed);
+        before == IS_HEIR
+    }
+
+    /// Lets go; true if [`Words::hand_on`] has to see to somebody.
+    #[must_use]
+    #[inline]
+    pub(super) fn release(self, me: Member) -> bool {
+        // A subtraction, which keeps the flag and is one instruction, unlike an `and` that yields what was there.
+        let before = self.0[STATE].fetch_add(me.to_bits().wrapping_neg(), SeqCst);
+        debug_assert_eq!(before & MEMBER, me.to_bits(), "released by another than its holder");
+        fault::point("lock.released");
+        before & IS_HEIR != 0
+    }
+
+    /// Whom a release, after it, has to wake.
+    #[cold]
+    pub(super) fn hand_on(self, is_listed: impl Fn(Member) -> bool, now: impl Fn() -> u64) -> Next {
+        let now = now().max(1);
+        if self.0[STATE].load(Relaxed) & IS_HEIR != 0 {
+            let heir = Member::from_bits(self.0[HEIR].load(Acquire));
+            if heir.to_bits() != 0 && is_listed(heir) {
+                self.0[HEIR_SINCE].store(now, Relaxed);
+                return Next::Heir(heir);
+            }
+        }
+        loop {
+            let woken = self.0[WOKEN].load(Relaxed);
+            let is_fresh = woken != 0 && now.saturating_sub(woken) <= LATE_NS;
+            let next = if is_fresh { woken } else { now };
+            // Also if it stays as it is: who clears it later must see our release.
+            if self.0[WOKEN].compare_exchange(woken, next, SeqCst, Relaxed).is_ok() {
+                fault::point("lock.woken");
+                return if is_fresh { Next::Nobody } else { Next::Longest };
+            }
+        }
+    }
+
+    fn event(&self) -> event::Event<'_> {
+        event::Event::new(&self.0[EVENT..EVENT + event::LEN])
+    }
+
+    /// Who is at it, as far as can be told without stopping anybody.
+    pub(super) fn report(self) -> Report {
+        Report { holder: self.holder(), waiting: self.event().sleepers() }
+    }
+
+    fn holder(&self) -> Option<(Member, u64)> {
+        let holder = self.0[STATE].load(Acquire) & MEMBER;
+        (holder != 0).then(|| (Member::from_bits(holder), self.0[SINCE].load(Relaxed)))
+    }
+}
+
+/// What a try to take it comes to for the user. `missed`: what it means that it was not taken.
+#[inline]
+pub(super) fn outcome<G>(
+    what: &'static str,
+    taken: io::Result<Option<Taken>>,
+    missed: ErrorKind,
+    guard: impl FnOnce() -> G,
+) -> Result<G, LockError<G>> {
+    match taken {
+        Ok(Some(Taken::Free)) => Ok(guard()),
+        taken => Err(failure(what, taken, missed, guard)),
+    }
+}
+
+#[cold]
+fn failure<G>(
+    what: &'static str,
+    taken: io::Result<Option<Taken>>,
+    missed: ErrorKind,
+    guard: impl FnOnce() -> G,
+) -> LockError<G> {
+    match taken {
+        Ok(Some(_)) => {
+            let message = format!(
+                "the last holder of the {what} ended without releasing it, and may have left half changed what it \
+                 protects: the guard in this error (into_guard) holds the {what} now"
+            );
+            LockError::new(Error::new(ErrorKind::OwnerDied, message), Some(guard()))
+        }
+        Ok(None) if missed == ErrorKind::Timeout => {
+            LockError::new(Error::new(missed, format!("the {what} was not released in time")), None)
+        }
+        Ok(None) => LockError::new(Error::new(missed, format!("the {what} is held by another")), None),
+        Err(error) => LockError::new(Error::io(format_args!("cannot wait for a {what}"), error), None),
+    }
+}
+
+/// A mutex in a mapped object.
+pub(super) struct Mutex {
+    family: &'static Family,
+    region: Arc<Region>,
+    first: usize,
+    line: Arc<Line>,
+}
+
+impl Mutex {
+    /// The mutex whose words begin at `first`.
+    pub(super) fn view(region: &Arc<Region>, first: usize) -> io::Result<Self> {
+        let line = Line::new(region.clone(), first + EVENT, None)?;
+        Ok(Self { family: Family::get()?, region: region.clone(), first, line })
+    }
+
+    #[inline]
+    fn words(&self) -> Words<'_> {
+        Words(&self.region.words()[self.first..self.first + LEN])
+    }
+
+    #[inline]
+    fn is_listed(&self) -> impl Fn(Member) -> bool + use<> {
+        let family = self.family;
+        move |member| family.is_listed(member)
+    }
+
+    #[inline]
+    fn stamp(&self) {
+        self.words().0[SINCE].store(clock::coarse_ns(), Relaxed);
+    }
+
+    /// Takes it if that needs no waiting.
+    #[inline]
+    pub(super) fn try_take(&self) -> io::Result<Option<Taken>> {
+        let me = self.family.me()?;
+        let taken = if self.words().take_free(me) { Some(Taken::Free) } else { self.try_take_slowly(me) };
+        if taken.is_some() {
+            self.stamp();
+        }
+        Ok(taken)
+    }
+
+    #[cold]
+    fn try_take_slowly(&self, me: Member) -> Option<Taken> {
+        match self.words().take(me, None, self.is_listed(), clock::now_ns) {
+            Tried::Taken(taken) => Some(taken),
+            Tried::Refused { .. } => None,
+        }
+    }
+
+    /// Takes it when it is free. Dropped, it has not taken it.
+    #[inline]
+    pub(super) async fn take(&self) -> io::Result<Taken> {
+        let me = self.family.me()?;
+        let mut claim = Claim { mutex: self, me, since: None, is_heir: false };
+        until_in_turn(&self.line, None, |in_line| claim.attempt(in_line)).await
+    }
+
+    /// [`Mutex::take`] that gives up after `timeout`, which a last try precedes.
+    pub(super) async fn take_within(&self, timeout: Duration) -> io::Result<Option<Taken>> {
+        match tokio::time::timeout(timeout, self.take()).await {
+            Ok(taken) => taken.map(Some),
+            Err(_) => self.try_take(),
+        }
+    }
+
+    /// [`Mutex::take`] for a thread without a runtime; `None` at the deadline, which a last try precedes.
+    pub(super) fn take_blocking(&self, deadline: Option<Instant>) -> io::Result<Option<Taken>> {
+        let me = self.family.me()?;
+        let mut claim = Claim { mutex: self, me, since: None, is_heir: false };
+        match until_blocking_in_turn(&self.line, None, deadline, |in_line| claim.attempt(in_line))? {
+            None => self.try_take(),
+            taken => Ok(taken),
+        }
+    }
+
+    /// Whether a live process holds it, which may have changed by now.
+    pub(super) fn is_held(&self) -> bool {
+        self.words().holder().is_some_and(|(holder, _)| self.family.is_listed(holder))
+    }
+
+    /// Lets go of what this process holds.
+    #[inline]
+    pub(super) fn release(&self) {
+        // Who holds it has a slot.
+        if let Some(me) = self.family.me_if_claimed()
+            && (self.words().release(me) | self.line.has_sleepers_after_rmw())
+        {
+            self.hand_on();
+        }
+    }
+
+    #[cold]
+    fn hand_on(&self) {
+        match self.words().hand_on(self.is_listed(), clock::now_ns) {
+            Next::Nobody => {}
+            Next::Longest => self.line.notify_one(),
+            Next::Heir(heir) => self.line.notify_member(heir),
+        }
+    }
+}
+
+/// One wait for a mutex.
+struct Claim<'a> {
+    mutex: &'a Mutex,
+    me: Member,
+    since: Option<u64>,
+    is_heir: bool,
+}
+
+impl Claim<'_> {
+    #[inline]
+    fn attempt(&mut self, in_line: bool) -> Option<Taken> {
+        // From the line the whole try is due, which says that who was woken has tried.
+        let taken = if !in_line && self.mutex.words().take_free(self.me) {
+            Some(Taken::Free)
+        } else {
+            self.attempt_slowly(in_line)
+        };
+        if taken.is_some() {
+            self.mutex.stamp();
+        }
+        taken
+    }
+
+    #[cold]
+    fn attempt_slowly(&mut self, in_line: bool) -> Option<Taken> {
+        let now = clock::now_ns();
+        let waited = now - *self.since.get_or_insert(now);
+        let words = self.mutex.words();
+        match words.take(self.me, in_line.then_some(waited), self.mutex.is_listed(), || now) {
+            Tried::Taken(taken) => Some(taken),
+            Tried::Refused { is_heir } => {
+                self.is_heir |= is_heir;
+                None
+            }
+        }
+    }
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        if self.is_heir && self.mutex.words().renounce(self.me) {
+            self.mutex.line.notify_one();
+        }
+    }
+}

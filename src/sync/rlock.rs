@@ -1,0 +1,250 @@
+//! A lock that its owner may take again: the depth is this process's own affair, the rest is [`super::mutex`].
+
+use super::debug::Report;
+use super::mutex::{self, Mutex, Taken, Words, outcome};
+use super::object::{self, Core, FIRST};
+use crate::error::{ErrorKind, LockError, Result};
+use crate::shm::atomic::AtomicU64;
+use crate::shm::mapped::Mapped;
+use crate::shm::region::Region;
+use crate::wait::refuse_inside_async;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::fmt;
+use std::io;
+use std::sync::{Arc, PoisonError};
+use std::thread::ThreadId;
+use std::time::{Duration, Instant};
+
+/// A lock across processes that its owner may take again.
+///
+/// The owner is the tokio task, or outside of tasks the thread. (The future that a runtime's `block_on` drives is
+/// outside; so a future that holds the lock and moves into another task is another owner.) Each acquisition has its
+/// guard; when the last of them is dropped, wherever, the lock is free.
+///
+/// In all else it is a [`Lock`](crate::Lock): waiting, cancelling, death, cost (and a mutex of this process).
+///
+/// ```
+/// # multiprocess::init();
+/// let lock = multiprocess::RLock::new()?;
+/// let outer = lock.try_acquire()?;
+/// let inner = lock.try_acquire()?;
+/// let of_another_thread = || std::thread::scope(|scope| scope.spawn(|| lock.try_acquire().is_ok()).join().unwrap());
+/// drop(outer);
+/// assert!(!of_another_thread());
+/// drop(inner);
+/// assert!(of_another_thread());
+/// # Ok::<(), multiprocess::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct RLock(Arc<RLockCore>);
+
+pub(super) struct RLockCore {
+    region: Arc<Region>,
+    mutex: Mutex,
+    /// Who in this process has it, and how often.
+    held: std::sync::Mutex<Option<(Owner, usize)>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Owner {
+    Task(tokio::task::Id),
+    Thread(ThreadId),
+}
+
+impl Owner {
+    fn here() -> Self {
+        tokio::task::try_id().map_or_else(|| Self::Thread(std::thread::current().id()), Self::Task)
+    }
+}
+
+static MAPPED: Mapped<RLockCore> = Mapped::new();
+
+impl Core for RLockCore {
+    const KIND: u64 = 0x6d70_726c_6f63_0001;
+    const NAME: &'static str = "rlock";
+    const WORDS: usize = FIRST + mutex::LEN;
+
+    fn mapped() -> &'static Mapped<Self> {
+        &MAPPED
+    }
+
+    fn region(&self) -> &Arc<Region> {
+        &self.region
+    }
+
+    fn report(words: &[AtomicU64]) -> Report {
+        Words(&words[FIRST..FIRST + mutex::LEN]).report()
+    }
+
+    fn view(region: Arc<Region>) -> io::Result<Self> {
+        Ok(Self { mutex: Mutex::view(&region, FIRST)?, region, held: std::sync::Mutex::new(None) })
+    }
+}
+
+impl RLockCore {
+    fn held(&self) -> std::sync::MutexGuard<'_, Option<(Owner, usize)>> {
+        // Nothing panics while it is locked.
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes it once more if the caller has it.
+    fn take_again(&self) -> bool {
+        match &mut *self.held() {
+            Some((owner, depth)) if *owner == Owner::here() => {
+                *depth += 1;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn is_mine_now(&self) {
+        *self.held() = Some((Owner::here(), 1));
+    }
+
+    fn release(&self) {
+        let mut held = self.held();
+        match &mut *held {
+            Some((_, depth)) if *depth > 1 => *depth -= 1,
+            _ => {
+                *held = None;
+                drop(held);
+                self.mutex.release();
+            }
+        }
+    }
+}
+
+impl RLock {
+    /// A lock that nobody holds.
+    ///
+    /// # Errors
+    /// `Io` if there is no memory or descriptor left.
+    pub fn new() -> Result<Self> {
+        object::create(|_| ()).map(Self)
+    }
+
+    fn outcome(
+        &self,
+        taken: io::Result<Option<Taken>>,
+        missed: ErrorKind,
+    ) -> Result<RLockGuard, LockError<RLockGuard>> {
+        let guard = || {
+            self.0.is_mine_now();
+            RLockGuard(self.0.clone())
+        };
+        outcome(RLockCore::NAME, taken, missed, guard)
+    }
+
+    fn again(&self) -> Option<RLockGuard> {
+        self.0.take_again().then(|| RLockGuard(self.0.clone()))
+    }
+
+    /// Takes the lock; waits while another owner holds it. Cancel-safe: dropped, it has not taken it.
+    ///
+    /// # Errors
+    /// `OwnerDied`, and then the lock is taken: the guard is inside. `Io` if this process has no descriptor left to
+    /// wait with.
+    pub async fn acquire(&self) -> Result<RLockGuard, LockError<RLockGuard>> {
+        match self.again() {
+            Some(guard) => Ok(guard),
+            None => self.outcome(self.0.mutex.take().await.map(Some), ErrorKind::Timeout),
+        }
+    }
+
+    /// Takes the lock if that needs no waiting.
+    ///
+    /// # Errors
+    /// `WouldBlock` if another owner holds it, or has waited for long and gets it next; else as
+    /// [`acquire`](Self::acquire).
+    pub fn try_acquire(&self) -> Result<RLockGuard, LockError<RLockGuard>> {
+        match self.again() {
+            Some(guard) => Ok(guard),
+            None => self.outcome(self.0.mutex.try_take(), ErrorKind::WouldBlock),
+        }
+    }
+
+    /// [`acquire`](Self::acquire) that gives up after `timeout`.
+    ///
+    /// # Errors
+    /// `Timeout`, else as [`acquire`](Self::acquire).
+    pub async fn acquire_timeout(&self, timeout: Duration) -> Result<RLockGuard, LockError<RLockGuard>> {
+        match self.again() {
+            Some(guard) => Ok(guard),
+            None => self.outcome(self.0.mutex.take_within(timeout).await, ErrorKind::Timeout),
+        }
+    }
+
+    /// [`acquire`](Self::acquire) for plain functions: blocks this thread.
+    ///
+    /// # Panics
+    /// Inside async code, as tokio's blocking calls do.
+    ///
+    /// # Errors
+    /// As [`acquire`](Self::acquire).
+    pub fn blocking_acquire(&self) -> Result<RLockGuard, LockError<RLockGuard>> {
+        refuse_inside_async();
+        match self.again() {
+            Some(guard) => Ok(guard),
+            None => self.outcome(self.0.mutex.take_blocking(None), ErrorKind::Timeout),
+        }
+    }
+
+    /// [`blocking_acquire`](Self::blocking_acquire) that gives up after `timeout`.
+    ///
+    /// # Panics
+    /// Inside async code, as tokio's blocking calls do.
+    ///
+    /// # Errors
+    /// `Timeout`, else as [`acquire`](Self::acquire).
+    pub fn blocking_acquire_timeout(&self, timeout: Duration) -> Result<RLockGuard, LockError<RLockGuard>> {
+        refuse_inside_async();
+        let deadline = Instant::now().checked_add(timeout);
+        match self.again() {
+            Some(guard) => Ok(guard),
+            None => self.outcome(self.0.mutex.take_blocking(deadline), ErrorKind::Timeout),
+        }
+    }
+}
+
+impl fmt::Debug for RLock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RLock").field("is_held", &self.0.mutex.is_held()).finish()
+    }
+}
+
+impl Serialize for RLock {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        object::serialize(&*self.0, serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for RLock {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        object::deserialize(deserializer).map(Self)
+    }
+}
+
+/// One acquisition of an [`RLock`], until it is dropped, in whichever task or thread of its process.
+///
+/// ```
+/// # multiprocess::init();
+/// let lock = multiprocess::RLock::new()?;
+/// let guards = [lock.try_acquire()?, lock.try_acquire()?, lock.try_acquire()?];
+/// drop(guards); // and the lock is free
+/// # Ok::<(), multiprocess::Error>(())
+/// ```
+#[must_use = "a guard that is dropped at once protects nothing"]
+pub struct RLockGuard(Arc<RLockCore>);
+
+impl Drop for RLockGuard {
+    fn drop(&mut self) {
+        self.0.release();
+    }
+}
+
+impl fmt::Debug for RLockGuard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RLockGuard").finish_non_exhaustive()
+    }
+}

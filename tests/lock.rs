@@ -1,0 +1,360 @@
+//! `Lock` and `RLock`: exclusion across tasks, threads and processes, fairness, death, cost.
+
+mod common;
+
+use common::{Deadline, in_child, within};
+use futures::{FutureExt, poll};
+use multiprocess::{self as mp, ErrorKind, Lock, Process, Queue, RLock};
+use std::pin::pin;
+use std::time::{Duration, Instant};
+
+mp::test_support!();
+
+fn is_send<T: Send>(value: T) -> T {
+    value
+}
+
+/// Starts a child that holds `lock` until it is killed, and waits until it does.
+async fn held_by_child(lock: &Lock) -> Process<()> {
+    let told = Queue::unbounded().unwrap();
+    let hold = async |lock: Lock, told: Queue<()>| {
+        let _guard = lock.acquire().await.unwrap();
+        told.put(()).await.unwrap();
+        std::future::pending::<()>().await
+    };
+    let child = Process::spawn(hold, (lock.clone(), told.clone())).unwrap();
+    within(told.get()).await.unwrap();
+    child
+}
+
+#[tokio::test]
+async fn lock_01_held_once_and_free_after_the_guard() {
+    let lock = Lock::new().unwrap();
+    let guard = within(is_send(lock.acquire())).await.unwrap();
+    assert_eq!(lock.try_acquire().unwrap_err().kind(), ErrorKind::WouldBlock);
+    let timed = within(lock.acquire_timeout(Duration::from_millis(20))).await;
+    assert_eq!(timed.unwrap_err().kind(), ErrorKind::Timeout);
+    drop(is_send(guard));
+    drop(lock.try_acquire().unwrap());
+    drop(within(lock.acquire_timeout(Duration::from_millis(20))).await.unwrap());
+}
+
+#[test]
+fn lock_01_for_plain_functions() {
+    let _deadline = Deadline::start();
+    let lock = Lock::new().unwrap();
+    let guard = lock.blocking_acquire().unwrap();
+    let start = Instant::now();
+    let timed = lock.blocking_acquire_timeout(Duration::from_millis(20));
+    assert_eq!(timed.unwrap_err().kind(), ErrorKind::Timeout);
+    assert!(start.elapsed() >= Duration::from_millis(20));
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| drop(lock.blocking_acquire().unwrap()));
+        std::thread::sleep(Duration::from_millis(20));
+        drop(guard);
+        waiting.join().unwrap();
+    });
+}
+
+#[tokio::test]
+#[should_panic(expected = "block")]
+async fn lock_01_blocking_inside_async_code_panics() {
+    let _ = Lock::new().unwrap().blocking_acquire();
+}
+
+#[tokio::test]
+async fn lock_01_excludes_across_processes() {
+    let lock = Lock::new().unwrap();
+    let child = held_by_child(&lock).await;
+    assert_eq!(lock.try_acquire().unwrap_err().kind(), ErrorKind::WouldBlock);
+    let mut waiting = pin!(lock.acquire());
+    assert!(poll!(&mut waiting).is_pending());
+    child.kill().unwrap();
+    assert_eq!(within(waiting).await.unwrap_err().kind(), ErrorKind::OwnerDied);
+}
+
+#[tokio::test]
+async fn lock_02_an_owner_takes_it_again_and_must_let_go_as_often() {
+    let lock = RLock::new().unwrap();
+    let (one, two, three) = (lock.acquire().await.unwrap(), lock.try_acquire().unwrap(), lock.acquire().await.unwrap());
+    let other = async |lock: RLock| lock.try_acquire().map(drop).map_err(|error| error.kind());
+    for guard in [one, three, two] {
+        let here = tokio::spawn({
+            let lock = lock.clone();
+            async move { other(lock).await }
+        });
+        assert_eq!(within(here).await.unwrap(), Err(ErrorKind::WouldBlock));
+        assert!(in_child(async |lock: RLock| lock.try_acquire().is_err(), (lock.clone(),)).await);
+        drop(guard);
+    }
+    assert_eq!(tokio::spawn(other(lock.clone())).await.unwrap(), Ok(()));
+    assert!(in_child(async |lock: RLock| lock.try_acquire().is_ok(), (lock.clone(),)).await);
+}
+
+#[tokio::test]
+async fn lock_02_the_owner_is_the_task_also_when_it_moves_between_threads() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let lock = RLock::new().unwrap();
+    let task = runtime.spawn({
+        let lock = lock.clone();
+        async move {
+            let _outer = lock.acquire().await.unwrap();
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+                let _inner = lock.try_acquire().unwrap();
+            }
+        }
+    });
+    within(task).await.unwrap();
+    drop(lock.try_acquire().unwrap());
+    runtime.shutdown_background();
+}
+
+#[tokio::test]
+async fn lock_03_the_guard_is_its_scope() {
+    let lock = Lock::new().unwrap();
+    {
+        let _guard = lock.acquire().await.unwrap();
+        tokio::task::yield_now().await;
+        assert!(lock.try_acquire().is_err());
+    }
+    assert!(lock.try_acquire().is_ok());
+}
+
+#[tokio::test]
+async fn lock_04_a_guard_may_be_dropped_in_another_task_or_thread() {
+    let lock = Lock::new().unwrap();
+    let guard = lock.acquire().await.unwrap();
+    let dropped = tokio::spawn(async move { drop(guard) });
+    within(lock.acquire()).await.map(drop).unwrap();
+    within(dropped).await.unwrap();
+    let guard = lock.acquire().await.unwrap();
+    std::thread::spawn(move || drop(guard));
+    within(lock.acquire()).await.map(drop).unwrap();
+}
+
+#[tokio::test]
+async fn lock_06_the_holder_is_killed() {
+    let lock = Lock::new().unwrap();
+    let child = held_by_child(&lock).await;
+    let waiting = tokio::spawn({
+        let lock = lock.clone();
+        async move { (lock.acquire().await, Instant::now()) }
+    });
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    let killed_at = Instant::now();
+    child.kill().unwrap();
+    let (waited, at) = within(waiting).await.unwrap();
+    let error = waited.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::OwnerDied);
+    assert!(at - killed_at < Duration::from_millis(50), "{:?}", at - killed_at);
+    let guard = error.into_guard();
+    assert_eq!(lock.try_acquire().unwrap_err().kind(), ErrorKind::WouldBlock);
+    drop(guard);
+    drop(lock.try_acquire().unwrap());
+}
+
+#[tokio::test]
+async fn lock_06_the_error_of_a_dead_holder_lets_go_when_dropped() {
+    let lock = Lock::new().unwrap();
+    let child = held_by_child(&lock).await;
+    child.kill().unwrap();
+    let error: mp::Error = within(lock.acquire()).await.unwrap_err().into();
+    assert_eq!(error.kind(), ErrorKind::OwnerDied);
+    drop(lock.try_acquire().unwrap());
+}
+
+#[tokio::test]
+async fn lock_06_a_holder_that_ends_with_its_guard_forgotten_counts_as_dead() {
+    let lock = Lock::new().unwrap();
+    let forget = async |lock: Lock| std::mem::forget(lock.acquire().await.unwrap());
+    within(Process::spawn(forget, (lock.clone(),)).unwrap()).await.unwrap();
+    assert_eq!(within(lock.acquire()).await.unwrap_err().kind(), ErrorKind::OwnerDied);
+}
+
+#[test]
+fn lock_06_for_plain_functions() {
+    let _deadline = Deadline::start();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let lock = Lock::new().unwrap();
+    let child = runtime.block_on(held_by_child(&lock));
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| lock.blocking_acquire().map(drop).map_err(|error| error.kind()));
+        std::thread::sleep(Duration::from_millis(20));
+        child.kill().unwrap();
+        assert_eq!(waiting.join().unwrap(), Err(ErrorKind::OwnerDied));
+    });
+}
+
+/// Each of these is a lock of its own: nothing is shared that a death could break.
+#[tokio::test]
+async fn lock_07_travels_in_any_value_at_any_time() {
+    let (to, from) = (Queue::<Vec<Lock>>::unbounded().unwrap(), Queue::<Lock>::unbounded().unwrap());
+    let take = async |to: Queue<Vec<Lock>>, from: Queue<Lock>| {
+        let locks = to.get().await.unwrap();
+        from.put(locks[1].clone()).await.unwrap();
+        locks.iter().map(|lock| lock.try_acquire().is_ok()).collect::<Vec<_>>()
+    };
+    let child = Process::spawn(take, (to.clone(), from.clone())).unwrap();
+    let locks = [Lock::new().unwrap(), Lock::new().unwrap()];
+    let guard = locks[0].acquire().await.unwrap();
+    to.put(locks.to_vec()).await.unwrap();
+    let back = within(from.get()).await.unwrap();
+    assert_eq!(within(child).await.unwrap(), [false, true]);
+    let _same = back.acquire().await.unwrap();
+    assert!(locks[1].try_acquire().is_err());
+    drop(guard);
+}
+
+/// An `RLock` to its sender, a `Lock` to its receiver.
+enum Disguised {
+    Sent(RLock),
+    Received,
+}
+
+impl serde::Serialize for Disguised {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self::Sent(lock) = self else { panic!("sent on") };
+        lock.serialize(serializer)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for Disguised {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Lock::deserialize(deserializer).map(|_| Self::Received)
+    }
+}
+
+#[tokio::test]
+async fn lock_07_another_kind_of_object_is_refused_and_so_is_another_way_to_travel() {
+    let queue = Queue::unbounded().unwrap();
+    queue.put(Disguised::Sent(RLock::new().unwrap())).await.unwrap();
+    let Err(error) = within(queue.get()).await else { panic!("taken for a lock") };
+    assert_eq!(error.kind(), ErrorKind::Decode);
+    assert!(error.to_string().contains("lock"), "{error}");
+    let bytes = rmp_serde::to_vec(&Lock::new().unwrap());
+    assert!(bytes.unwrap_err().to_string().contains("on its way to another process"));
+}
+
+#[test]
+fn an_operation_that_need_not_wait_makes_no_system_call_and_no_allocation() {
+    let _deadline = Deadline::start();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let operate = |rounds: u32| {
+        let (lock, rlock, condition) = (Lock::new().unwrap(), RLock::new().unwrap(), mp::Condition::new().unwrap());
+        let work = || {
+            drop(lock.try_acquire().unwrap());
+            drop(lock.blocking_acquire().unwrap());
+            drop(rlock.try_acquire().unwrap());
+            drop(condition.try_lock().unwrap());
+            condition.notify_one();
+            condition.notify_all();
+            let waited = lock.acquire().now_or_never().unwrap();
+            drop(waited.unwrap());
+        };
+        work();
+        let before = ALLOCATED.get();
+        // Strict mode lets a thread read, write and exit: any other system call kills it.
+        rustix::thread::set_secure_computing_mode(rustix::thread::SecureComputingMode::Strict).unwrap();
+        (0..rounds).for_each(|_| work());
+        let allocated = ALLOCATED.get() - before;
+        // SAFETY: `exit`, the one call that is left to this thread; its process has nothing more to do.
+        unsafe { libc::syscall(libc::SYS_exit, i64::from(u8::from(allocated > 0))) };
+    };
+    let child = runtime.block_on(async { Process::spawn(operate, (100,)).unwrap().wait().await });
+    assert_eq!(within_code(child), Some(0), "9 for a system call, 1 for an allocation");
+}
+
+fn within_code(status: mp::Result<std::process::ExitStatus>) -> Option<i32> {
+    use std::os::unix::process::ExitStatusExt;
+    let status = status.unwrap();
+    status.code().or(status.signal())
+}
+
+thread_local! {
+    static ALLOCATED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
+/// Counts what each thread allocates.
+struct Counting;
+
+// SAFETY: the system's allocator does the work.
+unsafe impl std::alloc::GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: std::alloc::Layout) -> *mut u8 {
+        ALLOCATED.set(ALLOCATED.get() + 1);
+        // SAFETY: as promised to us.
+        unsafe { std::alloc::System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: std::alloc::Layout) {
+        // SAFETY: as promised to us.
+        unsafe { std::alloc::System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+/// A child that has the lock is sent it again: nothing more is open or mapped there.
+#[tokio::test]
+async fn sent_again_it_is_the_same_descriptor_and_the_same_mapping() {
+    let lock = Lock::new().unwrap();
+    let (to, counts) = (Queue::<Lock>::unbounded().unwrap(), Queue::<common::Holdings>::unbounded().unwrap());
+    let keep = async |to: Queue<Lock>, counts: Queue<common::Holdings>| {
+        let mut kept = Vec::new();
+        while let Ok(lock) = to.get().await {
+            kept.push(lock);
+            counts.put(common::holdings()).await.unwrap();
+        }
+    };
+    let child = Process::spawn(keep, (to.clone(), counts.clone())).unwrap();
+    let mut seen = Vec::new();
+    for _ in 0..5 {
+        to.put(lock.clone()).await.unwrap();
+        seen.push(within(counts.get()).await.unwrap());
+    }
+    assert!(seen[1..].iter().all(|holdings| *holdings == seen[1]), "{seen:?}");
+    to.close();
+    within(child).await.unwrap();
+}
+
+fn cpu_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// Many processes on one lock: everybody gets its turns, and each costs no more than twice what it does with two.
+#[tokio::test]
+async fn nobody_starves_however_many_contend() {
+    let contend = |lock: Lock, go: Queue<()>, turns: u32| {
+        go.blocking_get().unwrap();
+        let (before, mut longest) = (cpu_time(), Duration::ZERO);
+        for _ in 0..turns {
+            let start = Instant::now();
+            let _guard = lock.blocking_acquire().unwrap();
+            longest = longest.max(start.elapsed());
+            let start = Instant::now();
+            while start.elapsed() < Duration::from_micros(5) {}
+        }
+        (longest, cpu_time() - before)
+    };
+    let mut costs = Vec::new();
+    for count in [2, 8, 32] {
+        let (lock, go) = (Lock::new().unwrap(), Queue::unbounded().unwrap());
+        let turns = 16_000 / count;
+        let children: Vec<_> =
+            (0..count).map(|_| Process::spawn(contend, (lock.clone(), go.clone(), turns)).unwrap()).collect();
+        for _ in 0..count {
+            go.put(()).await.unwrap();
+        }
+        let mut cpu = Duration::ZERO;
+        for child in children {
+            let (longest, own) = within(child).await.unwrap();
+            assert!(longest < Duration::from_secs(5), "one of {count} waited for {longest:?}");
+            cpu += own;
+        }
+        costs.push(cpu / 16_000);
+    }
+    println!("CPU time of an acquisition, by 2, 8 and 32 processes: {costs:?}");
+    assert!(costs[1..].iter().all(|cost| *cost < 2 * costs[0]), "{costs:?}");
+}
