@@ -117,7 +117,15 @@ impl Link {
         self.hangup.as_ref().is_some_and(|hangup| hangup.is_known())
     }
 
+    #[inline]
     fn notify(&self, asked: Asked) {
+        if asked != Asked::default() {
+            self.notify_askers(asked);
+        }
+    }
+
+    #[cold]
+    fn notify_askers(&self, asked: Asked) {
         if asked.putters {
             self.room.notify_all();
         }
@@ -130,6 +138,14 @@ impl Link {
     fn push(&self, payload: &[u8], attachments: &[Attachment]) -> Result<Tried<()>> {
         if self.is_hung_up() {
             return Err(self.closed());
+        }
+        if attachments.is_empty() {
+            let (done, asked) = self.ring.push_here(payload);
+            self.notify(asked);
+            if done {
+                self.items.notify_one_after_rmw();
+                return Ok(Tried::Done(()));
+            }
         }
         loop {
             let send = |number| send_fds(self.tx.as_fd(), number, attachments);
@@ -157,6 +173,18 @@ impl Link {
     /// One pop of a `T`, with its notices. `is_hung_up`: asked now, or told when it happens.
     fn pop<T: 'static>(&self, is_hung_up: fn(&Self) -> bool) -> Result<Tried<Parcel>> {
         let buffer = || if wire::takes_buffer::<T>() { Vec::new() } else { wire::spare() };
+        if !self.is_joinable {
+            let mut bytes = buffer();
+            let (done, asked) = self.ring.pop_here(&mut bytes);
+            self.notify(asked);
+            if done {
+                if self.ring.is_limited() {
+                    self.room.notify_one_after_rmw();
+                }
+                return Ok(Tried::Done(Parcel { bytes, fds: Vec::new() }));
+            }
+            wire::keep(bytes);
+        }
         let mut was_hung_up = false;
         loop {
             let take = |number, count| take_fds(self.rx.as_fd(), number, count);

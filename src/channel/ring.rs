@@ -269,6 +269,42 @@ impl Ring {
         self.word(word::CLOSED).load(Acquire) != 0
     }
 
+    /// The usual put: no descriptors, nobody else at it, and room at hand. False: nothing was done, and [`Ring::push`]
+    /// finds out why.
+    #[inline]
+    pub(super) fn push_here(&self, payload: &[u8]) -> (bool, Asked) {
+        let (Some(me), Ok(side)) = (self.family.me_if_claimed(), self.put.try_lock()) else {
+            return (false, Asked::default());
+        };
+        let Some(extent) = &side.extent else { return (false, Asked::default()) };
+        let latch = self.put_latch();
+        if !latch.try_take_free(me) {
+            return (false, Asked::default());
+        }
+        fault::point("put.taken");
+        let done = self.push_latched_here(side.name, extent, payload);
+        let putters = latch.release();
+        fault::point("put.released");
+        (done, Asked { putters, takers: false })
+    }
+
+    #[inline]
+    fn push_latched_here(&self, name: u64, extent: &Extent, payload: &[u8]) -> bool {
+        let segment = extent.segment();
+        let is_here = self.word(word::PUT_SEGMENT).load(Acquire) == name && segment.next() == 0;
+        let Ok(len) = u32::try_from(payload.len()) else { return false };
+        let (tail, record) = (segment.tail(), RecordHead { len, fds: 0, number: 0 });
+        let taken = self.word(word::KNOWN_TAKEN).load(Acquire) as u32;
+        let is_full = self.item_limit != 0 && u64::from(tail.count.wrapping_sub(taken)) >= self.item_limit;
+        if !is_here || is_full || self.is_closed() || !segment.write_here(tail, record, payload) {
+            return false;
+        }
+        fault::point("put.written");
+        segment.publish(tail, record);
+        fault::point("put.published");
+        true
+    }
+
     /// Puts one record, whole. `send_fds` gets its number just before the commit and says whether they fit.
     pub(super) fn push(
         &self,
@@ -448,6 +484,41 @@ impl Ring {
             let _ = self.region.give_back(offset, segment::HEAD_LEN, capacity * 8);
         }
         self.word(row + 1).store(capacity << 8 | FREE, Release);
+    }
+
+    /// The usual get: no descriptors, nobody else at it, and a record at hand, which is appended to `to`. False: nothing
+    /// was done, and [`Ring::pop`] finds out why.
+    #[inline]
+    pub(super) fn pop_here(&self, to: &mut Vec<u8>) -> (bool, Asked) {
+        let (Some(me), Ok(side)) = (self.family.me_if_claimed(), self.get.try_lock()) else {
+            return (false, Asked::default());
+        };
+        let Some(extent) = &side.extent else { return (false, Asked::default()) };
+        let latch = self.get_latch();
+        if extent.size() > KEEP || !latch.try_take_free(me) {
+            return (false, Asked::default());
+        }
+        fault::point("get.taken");
+        let done = self.pop_latched_here(side.name, extent, to);
+        let takers = latch.release();
+        fault::point("get.released");
+        (done, Asked { putters: false, takers })
+    }
+
+    #[inline]
+    fn pop_latched_here(&self, name: u64, extent: &Extent, to: &mut Vec<u8>) -> bool {
+        if self.word(word::GET_SEGMENT).load(Acquire) != name {
+            return false;
+        }
+        let segment = extent.segment();
+        let head = segment.head();
+        let Some(tail) = segment.tail_beyond(head) else { return false };
+        let Some(record) = segment.read_here(head, tail, to) else { return false };
+        fault::point("get.read");
+        fault::point("get.noted");
+        segment.consume(head, record);
+        fault::point("get.consumed");
+        true
     }
 
     /// Takes one record, whole. `take_fds` gets its number and how many, just before the commit; `commit` is called

@@ -175,6 +175,32 @@ impl<B: Bytes> Segment<'_, B> {
         self.write(tail.position, record.len(), payload);
     }
 
+    /// Writes a record beyond `tail`, if it is known that it fits, in one piece. Under the put latch.
+    #[inline]
+    pub(super) fn write_here(&self, tail: Mark, record: RecordHead, payload: &[u8]) -> bool {
+        let known = Mark::from_bits(self.words[KNOWN_HEAD].load(Acquire));
+        let at = (tail.position & (self.capacity - 1)) as usize * UNIT;
+        let end = at + RecordHead::LEN + payload.len();
+        let fits = record.units() <= self.room(tail, known) && end <= self.capacity as usize * UNIT;
+        if fits {
+            self.bytes.write(at, &u64::from(record.len).to_ne_bytes());
+            self.bytes.write(at + RecordHead::LEN, payload);
+        }
+        fits
+    }
+
+    /// The record without descriptors at `head`, which is before `tail`, if it lies there in one piece; its payload is
+    /// appended to `to`. Under the get latch.
+    #[inline]
+    pub(super) fn read_here(&self, head: Mark, tail: Mark, to: &mut Vec<u8>) -> Option<RecordHead> {
+        let record = self.record(head, tail).filter(|record| record.fds == 0)?;
+        let at = (head.position & (self.capacity - 1)) as usize * UNIT + RecordHead::LEN;
+        (at + record.len as usize <= self.capacity as usize * UNIT).then(|| {
+            self.bytes.read(at, record.len as usize, to);
+            record
+        })
+    }
+
     /// The commit of a put.
     pub(super) fn publish(&self, tail: Mark, record: RecordHead) -> Mark {
         let after = tail.after_record(record.units());

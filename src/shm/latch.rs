@@ -9,7 +9,7 @@
 //! | 0 -> me | a taker | Acquire CAS | - |
 //! | M -> M with CONTENDED | a taker that will sleep | AcqRel | - |
 //! | dead M -> me, CONTENDED kept | a taker that finds M dead | Acquire CAS | - |
-//! | me -> 0 | the holder | Release swap | if CONTENDED, all that wait on this side |
+//! | me -> 0 | the holder | SeqCst swap | if CONTENDED, all that wait on this side |
 //!
 //! # Invariants
 //! 1. What a latch guards is whole after each single store, so a latch taken from the dead guards whole data.
@@ -65,12 +65,15 @@ impl Lives for Family {
 }
 
 impl Latch<'_> {
+    /// Takes a latch that nobody has or asks for.
+    #[inline]
+    pub(crate) fn try_take_free(self, me: Member) -> bool {
+        self.0.compare_exchange(0, me.to_bits(), Acquire, Relaxed).is_ok()
+    }
+
     #[inline]
     pub(crate) fn try_take(self, me: Member, lives: &impl Lives) -> Option<Taken> {
-        match self.0.compare_exchange(0, me.to_bits(), Acquire, Relaxed) {
-            Ok(_) => Some(Taken::Free),
-            Err(_) => self.try_take_held(me, lives),
-        }
+        if self.try_take_free(me) { Some(Taken::Free) } else { self.try_take_held(me, lives) }
     }
 
     #[cold]
@@ -100,11 +103,11 @@ impl Latch<'_> {
         self.0.fetch_update(AcqRel, Relaxed, held).is_ok()
     }
 
-    /// Lets go; true if somebody asked for a wake.
+    /// Lets go; true if somebody asked for a wake. SeqCst: who then looks for sleepers needs no fence.
     #[must_use]
     #[inline]
     pub(crate) fn release(self) -> bool {
-        self.0.swap(0, Release) & CONTENDED != 0
+        self.0.swap(0, SeqCst) & CONTENDED != 0
     }
 }
 

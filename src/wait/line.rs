@@ -120,6 +120,15 @@ impl Line {
         self.event().has_sleepers_after_rmw()
     }
 
+    /// [`Line::notify_one`] for who has just made its change, and after it a SeqCst read-modify-write. The change itself
+    /// may be a store with Release: no CPU lets such a read-modify-write pass it, or a load pass that.
+    #[inline]
+    pub(crate) fn notify_one_after_rmw(&self) {
+        if self.has_sleepers_after_rmw() {
+            self.notify_one();
+        }
+    }
+
     /// Wakes this process, if it sleeps here. To be called after the change that it waits for.
     pub(crate) fn notify_member(&self, member: Member) {
         let (mine, mut is_mine) = (self.family.me_if_claimed().map(Sleeper::from), false);

@@ -13,8 +13,11 @@ use std::time::Instant;
 ///
 /// Takes its place in line at the first poll. Dropped: it has not succeeded, so whatever `attempt` does has not
 /// happened, and a notice that was meant for it goes on to the next.
-pub(crate) async fn until<T>(line: &Arc<Line>, mut attempt: impl FnMut() -> Option<T>) -> io::Result<T> {
-    until_in_turn(line, None, |_| attempt()).await
+pub(crate) fn until<T>(
+    line: &Arc<Line>,
+    mut attempt: impl FnMut() -> Option<T>,
+) -> impl Future<Output = io::Result<T>> {
+    until_in_turn(line, None, move |_| attempt())
 }
 
 /// [`until`] for an attempt that is told whether it is made from the line, or ahead of it. With a `turn` it is in line

@@ -48,7 +48,8 @@ pub(crate) fn spare() -> Vec<u8> {
     SPARE.take()
 }
 
-fn keep(mut buffer: Vec<u8>) {
+/// Gives a buffer back for the next message.
+pub(crate) fn keep(mut buffer: Vec<u8>) {
     if buffer.capacity() <= SPARE_LIMIT {
         buffer.clear();
         SPARE.set(buffer);
