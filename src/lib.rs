@@ -6,6 +6,7 @@
 mod channel;
 pub mod connection;
 mod error;
+mod memory;
 mod os;
 mod pool;
 mod process;
@@ -16,6 +17,7 @@ mod wire;
 
 pub use channel::{Connection, JoinableQueue, Queue, QueueSink, QueueStream, Receiver, Sender, pipe, simplex};
 pub use error::{Error, ErrorKind, LockError, PanicInfo, PutError, Result, SendError, TryPutError};
+pub use memory::SharedMemory;
 pub use pool::{AsyncResult, Call, Map, MapAsync, Pool, PoolBuilder, Results};
 pub use process::{
     Function, ParentProcess, Process, ProcessBuilder, ProcessInfo, StartMethod, Stdio, active_children, cpu_count,

@@ -8,6 +8,7 @@ use std::{collections::HashMap, fs};
 const ROOMS: &[(&str, &[&str])] = &[
     ("pool", &["process", "channel", "wait", "wire", "shm", "os"]),
     ("connection", &["wire", "os"]),
+    ("memory", &["process", "wire", "shm", "os"]),
     ("process", &["wait", "wire", "shm", "os"]),
     ("channel", &["wait", "wire", "shm", "os"]),
     ("sync", &["wait", "wire", "shm", "os"]),

@@ -33,6 +33,7 @@ const SCENARIOS: &[Scenario] = scenarios! {
     proc_30_a_function_runs_exactly_once_whenever_the_server_is_killed
     a_killed_server_is_replaced_without_a_spawn
     p16_a_killed_parent_takes_its_whole_tree
+    shm_16_a_killed_program_leaves_no_name
     p7_start_from_a_busy_runtime
     fds_01_a_high_inheritable_descriptor_is_not_in_the_child
     mainh_01_a_renamed_or_deleted_program_goes_on
@@ -449,6 +450,61 @@ fn p16_a_killed_parent_takes_its_whole_tree() {
     }
 }
 
+/// Killed alone, after the fork server, after the process that takes names away, and together with its whole group.
+fn shm_16_a_killed_program_leaves_no_name() {
+    let named = |pid: u32, what: &str| format!("test-{pid}-{what}");
+    if let Some(how) = std::env::var_os("INNER") {
+        let heir = || {
+            let children = children_of(std::process::id());
+            children.into_iter().find(|(_, name)| name == "mp-heir").map(|(pid, _)| pid)
+        };
+        block_on(async {
+            let _first = mp::SharedMemory::create(&named(std::process::id(), "first"), 100).unwrap();
+            Process::spawn(add, (1, 1)).unwrap().await.unwrap();
+            match how.to_str() {
+                Some("server") => kill(server(), rustix::process::Signal::KILL),
+                Some("heir") => {
+                    let heir = heir().unwrap();
+                    kill(heir, rustix::process::Signal::KILL);
+                    until("it is gone", || std::fs::read(format!("/proc/{heir}/cmdline")).is_ok_and(|l| l.is_empty()));
+                }
+                _ => {}
+            }
+            let _second = mp::SharedMemory::create(&named(std::process::id(), "second"), 100).unwrap();
+            let third = mp::SharedMemory::create(&named(std::process::id(), "third"), 100).unwrap();
+            third.persist().unwrap();
+            println!("{}", heir().unwrap());
+            hang().await
+        });
+        return;
+    }
+    for how in ["alone", "server", "heir", "group", "exit"] {
+        let mut root = Command::new(std::env::current_exe().unwrap());
+        let root = std::os::unix::process::CommandExt::process_group(&mut root, 0);
+        let mut root = root.env("INNER", how).stdout(std::process::Stdio::piped()).spawn().unwrap();
+        let mut heir = String::new();
+        BufReader::new(root.stdout.as_mut().unwrap()).read_line(&mut heir).unwrap();
+        let heir: u32 = heir.trim().parse().unwrap();
+        let there = |what| std::fs::exists(format!("/dev/shm/{}", named(root.id(), what))).unwrap();
+        assert!(there("first") && there("second") && there("third"), "{how}");
+        let start = Instant::now();
+        match how {
+            "group" => {
+                let group = rustix::process::Pid::from_raw(root.id() as i32).unwrap();
+                rustix::process::kill_process_group(group, rustix::process::Signal::KILL).unwrap();
+            }
+            "exit" => kill(root.id(), rustix::process::Signal::TERM),
+            _ => kill(root.id(), rustix::process::Signal::KILL),
+        }
+        until("the names are gone", || !there("first") && !there("second"));
+        assert!(start.elapsed() < Duration::from_secs(1), "{how}: {:?}", start.elapsed());
+        assert!(there("third"), "{how}: what shall persist does");
+        mp::SharedMemory::open(&named(root.id(), "third")).unwrap().unlink().unwrap();
+        until("no process is left", || !runs(heir));
+        root.wait().unwrap();
+    }
+}
+
 fn p7_start_from_a_busy_runtime() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build().unwrap();
     runtime.block_on(async {
@@ -575,7 +631,10 @@ fn environment_directory_and_streams_are_those_at_the_spawn() {
 }
 
 fn rt_01_nothing_is_left_behind() {
-    let shm = || std::fs::read_dir("/dev/shm").map(|dir| dir.count()).unwrap_or(0);
+    // Tests of shared memory may run at the same time.
+    let is_ours = |name: &str| !name.starts_with("test-") && !name.starts_with("psm_");
+    let names = || std::fs::read_dir("/dev/shm").unwrap().map(|entry| entry.unwrap().file_name());
+    let shm = || names().filter(|name| is_ours(&name.to_string_lossy())).count();
     let before = shm();
     block_on(async {
         let children: Vec<_> = (0..50).map(|n| Process::spawn(add, (n, n)).unwrap()).collect();

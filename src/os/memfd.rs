@@ -7,6 +7,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 /// `len` bytes of zeros, reserved now, so that touching them later cannot raise SIGBUS.
 /// Nobody can shrink it; only a growable one can grow.
 pub(crate) fn create(name: &str, len: u64, growable: bool) -> io::Result<OwnedFd> {
+    check_room(len)?;
     let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
     reserve(rustix::fd::AsFd::as_fd(&fd), 0, len)?;
     let seals = if growable { SealFlags::SHRINK } else { SealFlags::SHRINK | SealFlags::GROW };
@@ -17,6 +18,47 @@ pub(crate) fn create(name: &str, len: u64, growable: bool) -> io::Result<OwnedFd
 /// Backs `offset..offset + len` with memory, growing the file where needed.
 pub(crate) fn reserve(fd: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<()> {
     Ok(rustix::io::retry_on_intr(|| rustix::fs::fallocate(fd, FallocateFlags::empty(), offset, len))?)
+}
+
+/// From this size on, reserving is worth a look at what there is first.
+const LARGE: u64 = 16 << 20;
+
+/// Refuses what the machine or the control group cannot have: the kernel would look for it page by page, and kill
+/// somebody on the way, before it said so.
+pub(crate) fn check_room(len: u64) -> io::Result<()> {
+    if len > i64::MAX as u64 || len >= LARGE && available().is_some_and(|available| len > available) {
+        return Err(rustix::io::Errno::NOMEM.into());
+    }
+    Ok(())
+}
+
+/// The bytes of memory that can be had, where the kernel tells.
+fn available() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let kib = |name: &str| -> Option<u64> {
+        text.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().nth(1)?.parse().ok())
+    };
+    let machine: u64 = kib("MemAvailable")? + kib("SwapFree").unwrap_or(0_u64);
+    Some(groups().filter_map(|group| room_of(&group)).fold(machine << 10, u64::min))
+}
+
+/// This process's control group (of version 2) and those it is in.
+fn groups() -> impl Iterator<Item = std::path::PathBuf> {
+    let text = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let own = text.lines().find_map(|line| Some(line.strip_prefix("0::/")?.to_owned())).unwrap_or_default();
+    let root = std::path::Path::new("/sys/fs/cgroup");
+    let all: Vec<_> =
+        root.join(own).ancestors().take_while(|at| at.starts_with(root)).map(|at| at.to_owned()).collect();
+    all.into_iter()
+}
+
+fn room_of(group: &std::path::Path) -> Option<u64> {
+    let number = |file| std::fs::read_to_string(group.join(file)).ok()?.trim().parse::<u64>().ok();
+    let limit = number("memory.max")?;
+    let stat = std::fs::read_to_string(group.join("memory.stat")).unwrap_or_default();
+    let cached = |name: &str| stat.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
+    let cache = cached("inactive_file ").unwrap_or(0) + cached("active_file ").unwrap_or(0);
+    Some(limit.saturating_sub(number("memory.current")?.saturating_sub(cache)))
 }
 
 /// Gives the memory of `offset..offset + len` back; it reads as zeros afterwards.
@@ -36,4 +78,16 @@ pub(crate) fn sealed_len(fd: BorrowedFd<'_>) -> Option<u64> {
 pub(crate) fn identity(fd: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
     let stat = rustix::fs::fstat(fd)?;
     Ok((stat.st_dev, stat.st_ino))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_than_there_is_is_refused_before_any_of_it_is_taken() {
+        let all = available().unwrap();
+        assert!(all > LARGE && check_room(all + (1 << 30)).is_err() && check_room(u64::MAX).is_err());
+        check_room(1 << 20).unwrap();
+    }
 }

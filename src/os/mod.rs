@@ -10,6 +10,7 @@ pub(crate) mod image;
 pub(crate) mod listen;
 pub(crate) mod memfd;
 pub(crate) mod mmap;
+pub(crate) mod named;
 pub(crate) mod pidfd;
 pub(crate) mod proc;
 pub(crate) mod random;

@@ -6,7 +6,7 @@
 
 use super::entry::{self, Call, Function};
 use super::protocol::{self, Answer, Hello, Ready, Role};
-use super::{child, info, server};
+use super::{child, info, names, server};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::spawn::{self, SingleThreaded};
 use crate::os::{image, signal};
@@ -233,6 +233,10 @@ fn take_role(socket: OwnedFd) -> ! {
                 Ok(()) => server::serve(socket, &preload, single),
                 Err(error) => refuse(socket.as_fd(), protocol::spawn_error("the fork server cannot start", error)),
             },
+        },
+        Role::Heir => match refusal {
+            Some(error) => refuse(socket.as_fd(), error),
+            None => names::serve(socket),
         },
         Role::Child => {
             let settled = match refusal {

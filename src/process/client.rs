@@ -317,7 +317,7 @@ fn start_server() -> Result<Connection> {
 }
 
 /// The server's first answer: `Err(None)` if it ended without one.
-fn hear_ready(from: &OwnedFd) -> Result<Ready, Option<Error>> {
+pub(super) fn hear_ready(from: &OwnedFd) -> Result<Ready, Option<Error>> {
     let failed = |error| Some(protocol::spawn_error("the fork server does not answer", error));
     let mut fds = [PollFd::new(from, PollFlags::IN)];
     let limit = Timespec::try_from(START_LIMIT).ok();

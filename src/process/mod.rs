@@ -5,6 +5,7 @@
 //! client.rs    this process's connection to the fork server    server.rs  the fork server's loop
 //! entry.rs     function <-> address                            child.rs   from fork to exit
 //! info.rs      who is who                                      protocol.rs  what they say to each other
+//! names.rs     the names in /dev/shm that go with this process
 //! ```
 #![forbid(unsafe_code)]
 
@@ -13,6 +14,7 @@ mod child;
 mod client;
 pub(crate) mod entry;
 mod info;
+pub(crate) mod names;
 #[allow(clippy::module_inception)] // STYLE: the room's face carries the room's name.
 mod process;
 mod protocol;

@@ -9,6 +9,7 @@
 //! server  -> child    Hello::Child, then the Order as it came    over the socket the child was exec'd with
 //! child   -> starter  Report::Born, then Report::Outcome         over a socket that only these two have
 //! server  -> starter  Report::Exited, on older kernels           over the same
+//! anyone  -> its heir Hello::Heir, answered by Ready, then Will  over the socket the heir was started with
 //! ```
 #![forbid(unsafe_code)]
 
@@ -16,7 +17,7 @@ use super::StartMethod;
 use super::entry::Call;
 use super::info::ProcessInfo;
 use crate::error::{Error, Result};
-use crate::os::socket::Wait;
+use crate::os::{named, socket::Wait};
 use crate::wire::{Parcel, frame};
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
@@ -40,6 +41,24 @@ pub(super) enum Role {
     Server { preload: Vec<Call> },
     /// With the program, the root's lifeline, the intake and the family.
     Child,
+    /// With nothing: it only takes names away.
+    Heir,
+}
+
+/// What a process has its heir know.
+#[derive(Serialize, Deserialize)]
+pub(super) enum Will {
+    /// When I end, this name goes, if it is still that of this file.
+    Remove(Named),
+    /// Not that one any more.
+    Leave(Named),
+}
+
+/// A name in /dev/shm.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Named {
+    pub(super) name: String,
+    pub(super) identity: named::Identity,
 }
 
 /// The server's answer to its Hello.

@@ -1,0 +1,119 @@
+//! Memory with a name: files of the tmpfs that [shm_open(3)](https://man7.org/linux/man-pages/man3/shm_open.3.html)
+//! opens, and so every program that knows the name.
+
+use super::memfd;
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+const DIRECTORY: &str = "/dev/shm";
+
+/// Device and inode.
+pub(crate) type Identity = (u64, u64);
+
+fn path(name: &str) -> io::Result<String> {
+    let refuse = |why| Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+    match name {
+        "" | "." | ".." => refuse("not a name"),
+        name if name.contains('\0') => refuse("a name cannot have a NUL in it"),
+        name if name.contains('/') => refuse("a name cannot have a slash in it, but for one at its beginning"),
+        name => Ok(format!("{DIRECTORY}/{name}")),
+    }
+}
+
+/// Whether `name` can be one.
+pub(crate) fn check(name: &str) -> io::Result<()> {
+    path(name).map(drop)
+}
+
+/// `len` bytes of zeros, reserved now, that have no name yet.
+pub(crate) fn create(len: u64) -> io::Result<OwnedFd> {
+    memfd::check_room(len)?;
+    let fd = rustix::fs::open(DIRECTORY, OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR)?;
+    memfd::reserve(fd.as_fd(), 0, len)?;
+    Ok(fd)
+}
+
+/// Gives a file its name, whole as it is; an error if something has that name.
+pub(crate) fn link(fd: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+    let own = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    Ok(rustix::fs::linkat(CWD, own, CWD, path(name)?, AtFlags::SYMLINK_FOLLOW)?)
+}
+
+/// What has this name, and its length.
+pub(crate) fn open(name: &str) -> io::Result<(OwnedFd, u64)> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let fd = rustix::fs::open(path(name)?, flags, Mode::empty())?;
+    let len = len(fd.as_fd())?;
+    Ok((fd, len))
+}
+
+/// The length of a block; anything but a plain file is an error.
+pub(crate) fn len(fd: BorrowedFd<'_>) -> io::Result<u64> {
+    let stat = rustix::fs::fstat(fd)?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "not shared memory"));
+    }
+    Ok(stat.st_size as u64)
+}
+
+/// Takes the name away from the file that `identity` is; one that has come to be called so meanwhile keeps it.
+pub(crate) fn unlink(name: &str, identity: Identity) -> io::Result<()> {
+    let path = path(name)?;
+    let stat = rustix::fs::lstat(&path)?;
+    if (stat.st_dev, stat.st_ino) != identity {
+        return Err(io::Error::new(io::ErrorKind::NotFound, "other memory has this name by now"));
+    }
+    Ok(rustix::fs::unlink(path)?)
+}
+
+/// Reads at `offset` without mapping: a file that somebody else has cut short is an error, not SIGBUS.
+pub(crate) fn read(fd: BorrowedFd<'_>, mut offset: u64, mut to: &mut [u8]) -> io::Result<()> {
+    while !to.is_empty() {
+        match rustix::io::retry_on_intr(|| rustix::io::pread(fd, &mut *to, offset))? {
+            0 => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "somebody has made it shorter")),
+            n => (to, offset) = (&mut to[n..], offset + n as u64),
+        }
+    }
+    Ok(())
+}
+
+/// Writes at `offset` without mapping.
+pub(crate) fn write(fd: BorrowedFd<'_>, mut offset: u64, mut from: &[u8]) -> io::Result<()> {
+    while !from.is_empty() {
+        match rustix::io::retry_on_intr(|| rustix::io::pwrite(fd, from, offset))? {
+            0 => return Err(io::ErrorKind::WriteZero.into()),
+            n => (from, offset) = (&from[n..], offset + n as u64),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_goes_only_with_the_file_it_was_given_to() {
+        let name = format!("multiprocess-test-{}", std::process::id());
+        let (one, two) = (create(10).unwrap(), create(20).unwrap());
+        link(one.as_fd(), &name).unwrap();
+        assert_eq!(link(two.as_fd(), &name).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(open(&name).unwrap().1, 10);
+        let identity = |fd: &OwnedFd| memfd::identity(fd.as_fd()).unwrap();
+        assert_eq!(unlink(&name, identity(&two)).unwrap_err().kind(), io::ErrorKind::NotFound);
+        unlink(&name, identity(&one)).unwrap();
+        assert_eq!(open(&name).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn memory_that_was_cut_short_is_an_error() {
+        let fd = create(8192).unwrap();
+        rustix::fs::ftruncate(&fd, 100).unwrap();
+        assert_eq!(read(fd.as_fd(), 90, &mut [0; 20]).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        write(fd.as_fd(), 90, &[1; 20]).unwrap();
+        let mut back = [0; 20];
+        read(fd.as_fd(), 90, &mut back).unwrap();
+        assert_eq!(back, [1; 20]);
+    }
+}

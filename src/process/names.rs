@@ -1,0 +1,119 @@
+//! Names in /dev/shm that go with the process that gave them, however it ends.
+//!
+//! The kernel takes memory away from the dead, but not a name. So a process that gives names has an heir: a process of
+//! the same program that does nothing but wait for it to end and then remove what it left. The heir belongs to no
+//! group, holds no stream, and is started with the first name. Killed itself, it is replaced with the next name; a
+//! process whose heir was killed last, and then itself, leaves its names behind.
+#![forbid(unsafe_code)]
+
+use super::protocol::{self, Answer, Hello, Named, Ready, Role, Will};
+use super::{boot, client, server};
+use crate::error::{Error, Result};
+use crate::os::{image, named, signal, socket, spawn};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::Stdio;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+struct Heir {
+    /// Of this process: one that was forked from it has no heir yet.
+    testator: u32,
+    socket: OwnedFd,
+    process: std::process::Child,
+}
+
+struct Estate {
+    heir: Option<Heir>,
+    names: Vec<Named>,
+}
+
+static ESTATE: Mutex<Estate> = Mutex::new(Estate { heir: None, names: Vec::new() });
+
+/// From now on `name` goes when this process ends, if it is still that of the file that `identity` is.
+/// The file may get its name later.
+pub(crate) fn remove_at_end(name: &str, identity: named::Identity) -> Result<()> {
+    let mut estate = Estate::get();
+    let named = Named { name: name.to_string(), identity };
+    let is_told = estate.tell(&Will::Remove(named.clone()));
+    estate.names.push(named);
+    if !is_told && let Err(error) = estate.appoint() {
+        estate.names.pop();
+        return Err(error);
+    }
+    Ok(())
+}
+
+/// Not any more.
+pub(crate) fn leave(name: &str, identity: named::Identity) {
+    let mut estate = Estate::get();
+    let named = Named { name: name.to_string(), identity };
+    estate.names.retain(|other| *other != named);
+    // An heir that is gone removes nothing.
+    estate.tell(&Will::Leave(named));
+}
+
+impl Estate {
+    fn get() -> MutexGuard<'static, Self> {
+        let mut estate = ESTATE.lock().unwrap_or_else(PoisonError::into_inner);
+        if estate.heir.as_ref().is_some_and(|heir| heir.testator != std::process::id()) {
+            *estate = Self { heir: None, names: Vec::new() };
+        }
+        estate
+    }
+
+    /// False if there is no heir.
+    fn tell(&self, will: &Will) -> bool {
+        self.heir.as_ref().is_some_and(|heir| protocol::send(heir.socket.as_fd(), will, &[], &[]).is_ok())
+    }
+
+    /// Starts an heir and tells it all names.
+    fn appoint(&mut self) -> Result<()> {
+        if let Some(mut gone) = self.heir.take() {
+            // It has closed its socket, so it is ending; someone else may have reaped it.
+            let _ = gone.process.kill();
+            let _ = gone.process.wait();
+        }
+        let failed = |error| Error::io("cannot start the process that removes names when this one is killed", error);
+        let program = boot::program()?;
+        let (ours, theirs) = socket::packet_pair().map_err(failed)?;
+        let hello = Hello { image: image::fingerprint(), role: Role::Heir };
+        protocol::send(ours.as_fd(), &hello, &[], &[]).map_err(failed)?;
+        let mut command = server::program_again(&program).map_err(failed)?;
+        command.env(boot::BOOT, "0").stdin(theirs).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut process = command.current_dir("/").spawn().map_err(failed)?;
+        drop(command); // And with it our copy of its end.
+        if let Err(error) = client::hear_ready(&ours) {
+            let _ = process.kill();
+            let _ = process.wait();
+            return Err(error.unwrap_or_else(|| failed(io::Error::other("it ended: does the program reach `init`?"))));
+        }
+        self.heir = Some(Heir { testator: std::process::id(), socket: ours, process });
+        let untold = self.names.iter().any(|named| !self.tell(&Will::Remove(named.clone())));
+        if untold { Err(failed(io::ErrorKind::BrokenPipe.into())) } else { Ok(()) }
+    }
+}
+
+/// The whole life of an heir.
+pub(super) fn serve(testator: OwnedFd) -> ! {
+    // What is sent to the group of the program, or to its terminal, is not for this process.
+    let _ = rustix::process::setsid();
+    signal::ignore_group_signals();
+    spawn::set_name(c"mp-heir");
+    // Who is gone needs no answer, but may have left names.
+    let _ = protocol::send(testator.as_fd(), &Answer::<Ready>::Ok(Ready { must_exec: false }), &[], &[]);
+    let (mut names, mut errors) = (Vec::new(), 0);
+    loop {
+        match protocol::recv::<Will>(testator.as_fd()) {
+            Ok(Some((Will::Remove(named), _))) => names.push(named),
+            Ok(Some((Will::Leave(named), _))) => names.retain(|other| *other != named),
+            Ok(None) => break,
+            // That it did not read our answer is told as an error, before what it has sent.
+            Err(_) if errors < 10 => errors += 1,
+            Err(_) => break,
+        }
+    }
+    for Named { name, identity } in names {
+        let _ = named::unlink(&name, identity);
+    }
+    spawn::exit_now(0)
+}
