@@ -454,17 +454,18 @@ fn p16_a_killed_parent_takes_its_whole_tree() {
 fn shm_16_a_killed_program_leaves_no_name() {
     let named = |pid: u32, what: &str| format!("test-{pid}-{what}");
     if let Some(how) = std::env::var_os("INNER") {
-        let heir = || {
-            let children = children_of(std::process::id());
-            children.into_iter().find(|(_, name)| name == "mp-heir").map(|(pid, _)| pid)
+        let find = |what: &str| {
+            let name = |pid: u32| std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            let mut children = children_of(std::process::id()).into_iter().map(|(pid, _)| pid);
+            children.rfind(|pid| name(*pid).trim() == what).unwrap()
         };
         block_on(async {
             let _first = mp::SharedMemory::create(&named(std::process::id(), "first"), 100).unwrap();
             Process::spawn(add, (1, 1)).unwrap().await.unwrap();
             match how.to_str() {
-                Some("server") => kill(server(), rustix::process::Signal::KILL),
+                Some("server") => kill(find("mp-server"), rustix::process::Signal::KILL),
                 Some("heir") => {
-                    let heir = heir().unwrap();
+                    let heir = find("mp-heir");
                     kill(heir, rustix::process::Signal::KILL);
                     until("it is gone", || std::fs::read(format!("/proc/{heir}/cmdline")).is_ok_and(|l| l.is_empty()));
                 }
@@ -473,7 +474,7 @@ fn shm_16_a_killed_program_leaves_no_name() {
             let _second = mp::SharedMemory::create(&named(std::process::id(), "second"), 100).unwrap();
             let third = mp::SharedMemory::create(&named(std::process::id(), "third"), 100).unwrap();
             third.persist().unwrap();
-            println!("{}", heir().unwrap());
+            println!("{}", find("mp-heir"));
             hang().await
         });
         return;
