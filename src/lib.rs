@@ -24,6 +24,7 @@ pub use process::{
     current_process, init, parent_process, preload, run,
 };
 pub use sync::{Condition, ConditionGuard, Lock, LockGuard, RLock, RLockGuard, debug};
+pub use sync::{Integer, Value, ValueGuard};
 pub use wire::Fd;
 
 #[doc(hidden)]

@@ -27,6 +27,8 @@ const SHARED: &[&str] = &[
     "shm/family.rs",
     "shm/latch.rs",
     "sync/condition.rs",
+    "sync/register.rs",
+    "sync/value.rs",
     "sync/mutex.rs",
     "wait/event.rs",
     "wait/line.rs",

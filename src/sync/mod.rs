@@ -10,8 +10,11 @@ mod lock;
 mod models;
 mod mutex;
 mod object;
+mod register;
 mod rlock;
+mod value;
 
 pub use condition::{Condition, ConditionGuard};
 pub use lock::{Lock, LockGuard};
 pub use rlock::{RLock, RLockGuard};
+pub use value::{Integer, Value, ValueGuard};

@@ -48,8 +48,13 @@ fn head_len<C: Core>() -> usize {
 
 /// A new object; `fill` sets its words before anybody else can see it.
 pub(super) fn create<C: Core>(fill: impl FnOnce(&[AtomicU64])) -> Result<Arc<C>> {
+    create_of_len(head_len::<C>() as u64, fill)
+}
+
+/// A new object of `len` bytes, of which its words are the first.
+pub(super) fn create_of_len<C: Core>(len: u64, fill: impl FnOnce(&[AtomicU64])) -> Result<Arc<C>> {
     let create = || {
-        let region = Region::create(&format!("{MEMFD}{}", C::NAME), head_len::<C>(), head_len::<C>() as u64)?;
+        let region = Region::create(&format!("{MEMFD}{}", C::NAME), head_len::<C>(), len)?;
         region.words()[KIND].store(C::KIND, Release);
         fill(region.words());
         let core = Arc::new(C::view(Arc::new(region))?);

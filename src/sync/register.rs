@@ -1,0 +1,188 @@
+//! Bytes that are read and replaced as a whole: what a [`super::Value`] too large for one word is.
+//!
+//! # State
+//! `VERSION`: how often it was replaced; its lowest bit says which of the two buffers is it. `LATCH`: who is replacing
+//! it, a [`Latch`]. The buffers are atomic words, of which the last may have unused bytes.
+//!
+//! # Moves
+//! | from -> to | who | ordering | wakes |
+//! |---|---|---|---|
+//! | latch 0 or dead M -> me | a writer | Acquire CAS | - |
+//! | words of the buffer that is not it | the latch's holder | fence(Release), Relaxed | - |
+//! | VERSION v -> v + 1 | the latch's holder | Release | - |
+//! | latch me -> 0 | its holder | Release | - |
+//!
+//! # Invariants
+//! 1. Only the latch's holder writes, and only to the buffer that is not it: version v's is untouched until v + 1 is out.
+//! 2. A reader copies words, and then sees whether the version is the one it began with; if so, nobody has written
+//!    to what it copied. (A seqlock, after Boehm's "Can seqlocks get along with programming language memory models?",
+//!    with two buffers, so that a writer that is stopped or killed holds no reader up.)
+//! 3. The two fences: who copies a word of a write sees the version that the write began with, which is another.
+//!
+//! # Death
+//! | killed | survivors see | repaired by |
+//! |---|---|---|
+//! | holding the latch, before VERSION | what was there before | the next writer takes the latch and writes over it |
+//! | after VERSION | what was written | the next writer takes the latch |
+//!
+//! # Cancel
+//! Nothing here waits; a writer that finds the latch held is told so.
+
+use crate::os::fault;
+use crate::shm::atomic::{AtomicU64, fence};
+use crate::shm::family::Member;
+use crate::shm::latch::{Latch, Lives};
+use std::sync::atomic::Ordering::*;
+
+const LATCH: usize = 0;
+const VERSION: usize = 1;
+/// Words beside the buffers.
+pub(super) const CONTROL: usize = 2;
+
+/// The words, wherever they are.
+#[derive(Clone, Copy)]
+pub(super) struct Register<'a> {
+    pub(super) control: &'a [AtomicU64],
+    /// Both, one after the other.
+    pub(super) buffers: &'a [AtomicU64],
+}
+
+/// Words in both buffers of a register of `len` bytes.
+pub(super) const fn buffer_words(len: usize) -> usize {
+    2 * len.div_ceil(8)
+}
+
+impl<'a> Register<'a> {
+    fn buffer(self, version: u64) -> &'a [AtomicU64] {
+        let (even, odd) = self.buffers.split_at(self.buffers.len() / 2);
+        if version.is_multiple_of(2) { even } else { odd }
+    }
+
+    /// Copies what it is to `to`.
+    #[inline]
+    pub(super) fn read(self, to: &mut [u8]) {
+        let mut version = self.control[VERSION].load(Acquire);
+        loop {
+            for (chunk, word) in to.chunks_mut(8).zip(self.buffer(version)) {
+                chunk.copy_from_slice(&word.load(Relaxed).to_ne_bytes()[..chunk.len()]);
+            }
+            fence(Acquire);
+            let now = self.control[VERSION].load(Acquire);
+            if now == version {
+                return;
+            }
+            version = now;
+        }
+    }
+
+    /// Replaces it by `from`; false if somebody else is at it.
+    #[inline]
+    pub(super) fn try_write(self, from: &[u8], me: Member, lives: &impl Lives) -> bool {
+        let latch = Latch(&self.control[LATCH]);
+        if latch.try_take(me, lives).is_none() {
+            return false;
+        }
+        fault::point("set.taken");
+        let version = self.control[VERSION].load(Acquire);
+        fence(Release);
+        for (chunk, word) in from.chunks(8).zip(self.buffer(version + 1)) {
+            let mut bytes = [0; 8];
+            bytes[..chunk.len()].copy_from_slice(chunk);
+            word.store(u64::from_ne_bytes(bytes), Relaxed);
+        }
+        fault::point("set.written");
+        self.control[VERSION].store(version + 1, Release);
+        fault::point("set.published");
+        // Nobody asks for a wake: who finds it held tries again.
+        let _ = latch.release();
+        true
+    }
+}
+
+#[cfg(all(test, multiprocess_loom))]
+mod models {
+    use super::*;
+    use crate::shm::region::{Members, explore, play};
+    use loom::thread;
+    use std::sync::Arc;
+
+    struct Memory {
+        control: Vec<AtomicU64>,
+        buffers: Vec<AtomicU64>,
+    }
+
+    impl Memory {
+        fn new() -> Arc<Self> {
+            let zeros = |len| (0..len).map(|_| AtomicU64::new(0)).collect();
+            Arc::new(Self { control: zeros(CONTROL), buffers: zeros(4) })
+        }
+
+        fn register(&self) -> Register<'_> {
+            Register { control: &self.control, buffers: &self.buffers }
+        }
+
+        fn write(&self, number: u64) -> bool {
+            let word = number.to_ne_bytes();
+            self.register().try_write(&[word, word].concat(), Members.me().unwrap(), &Members)
+        }
+
+        /// What it is, which must be one whole write.
+        fn read(&self) -> u64 {
+            let mut bytes = [0; 16];
+            self.register().read(&mut bytes);
+            assert_eq!(bytes[..8], bytes[8..], "torn");
+            u64::from_ne_bytes(bytes[..8].try_into().unwrap())
+        }
+    }
+
+    #[test]
+    fn models_a_register_is_never_torn_and_never_goes_back() {
+        explore("register, two writers and a reader", 2, || {
+            let memory = Memory::new();
+            let writer = |slot, number| {
+                let memory = memory.clone();
+                thread::spawn(move || play(slot, None, || memory.write(number)).unwrap())
+            };
+            let (one, two) = (writer(1, 1), writer(2, 2));
+            let (first, second) = play(3, None, || (memory.read(), memory.read())).unwrap();
+            let written = (one.join().unwrap(), two.join().unwrap());
+            let last = play(3, None, || memory.read()).unwrap();
+            assert!(first == 0 || second != 0, "a write that was seen is seen from then on");
+            assert!(written != (false, false) && last != 0, "one of two has the latch");
+            assert!(written.0 || last == 2);
+            assert!(written.1 || last == 1);
+        });
+        explore("register, one writes three times", 2, || {
+            let memory = Memory::new();
+            let writer = {
+                let memory = memory.clone();
+                thread::spawn(move || play(1, None, || (1..=3).for_each(|n| assert!(memory.write(n)))).unwrap())
+            };
+            let (first, second) = play(3, None, || (memory.read(), memory.read())).unwrap();
+            assert!(first <= second);
+            writer.join().unwrap();
+            assert_eq!(play(3, None, || memory.read()).unwrap(), 3);
+        });
+    }
+
+    #[test]
+    fn models_death_while_writing_leaves_what_was_or_what_is_to_be() {
+        for (at, after) in [("set.taken", 5), ("set.written", 5), ("set.published", 7)] {
+            explore(at, 2, move || {
+                let memory = Memory::new();
+                assert!(play(2, None, || memory.write(5)).unwrap());
+                let victim = {
+                    let memory = memory.clone();
+                    thread::spawn(move || play(1, Some(at), || memory.write(7)))
+                };
+                let (seen, mine) = play(2, None, || (memory.read(), memory.write(9))).unwrap();
+                assert!(seen == 5 || seen == after);
+                assert!(victim.join().unwrap().is_none_or(|written| !written));
+                let last = play(3, None, || memory.read()).unwrap();
+                assert!(last == after || mine && last == 9, "{last}");
+                assert!(play(3, None, || memory.write(11)).unwrap(), "the next writer takes the latch over");
+                assert_eq!(play(3, None, || memory.read()).unwrap(), 11);
+            });
+        }
+    }
+}

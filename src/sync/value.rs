@@ -1,0 +1,550 @@
+//! One value that several processes see.
+//!
+//! # State
+//! `SIZE`: how many bytes a value has. Up to 8 of them are the lower end of `WORD`, whose other bytes mean nothing; more
+//! are a [`register`]. Then a [`mutex`], which guards nothing but the turns of those who lock.
+//!
+//! # Moves
+//! | from -> to | who | ordering | wakes |
+//! |---|---|---|---|
+//! | WORD, or the register, replaced | `set`, at any time; a guard that was written to, as it is dropped | SeqCst | - |
+//! | WORD changed | `fetch_*`, `swap`, `compare_exchange`, at any time | SeqCst | - |
+//!
+//! # Invariants
+//! 1. A value is replaced as a whole, by one store, so who reads it finds one that somebody has written.
+//! 2. A guard has a copy, made when it had the mutex, and puts it back before it lets the mutex go.
+//!
+//! # Death
+//! | killed | survivors see | repaired by |
+//! |---|---|---|
+//! | with a guard, before it is dropped | the old value | who locks next takes the mutex over |
+//! | dropping a guard, before the value is replaced | the old value | likewise |
+//! | dropping a guard, after that | the new value | likewise |
+//! | in `set` | the old value or the new one | see [`register`] |
+//!
+//! # Cancel
+//! A dropped `lock` has not locked, and changed nothing; see [`mutex`].
+
+use super::mutex::{self, Mutex, Taken, outcome};
+use super::object::{self, Core};
+use super::register::{self, Register};
+use crate::error::{ErrorKind, LockError, Result};
+use crate::os::fault;
+use crate::shm::atomic::AtomicU64;
+#[cfg(not(multiprocess_loom))]
+use crate::shm::family::Family;
+use crate::shm::family::Member;
+use crate::shm::mapped::Mapped;
+#[cfg(multiprocess_loom)]
+use crate::shm::region::{self as view, Members as Family};
+use crate::shm::region::{Map, PAGE, Region};
+#[cfg(not(multiprocess_loom))]
+use crate::shm::view;
+use crate::wait::refuse_inside_async;
+use bytemuck::Pod;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::fmt;
+use std::io;
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::*;
+use std::time::{Duration, Instant};
+
+/// One value that several processes see: an integer, a float, or any plain struct (`T: bytemuck::Pod`) of any size.
+///
+/// A handle is cheap to clone and is itself a serde value: it travels as an argument, in a result, inside other
+/// values, through queues and pipes.
+///
+/// **Access.** [`get`](Value::get) and [`set`](Value::set) copy the whole value, never a part of an old one and a part of a new one.
+/// Integers have [`fetch_add`](Value::fetch_add) and its like, which nobody comes between. Anything else that reads and then writes, such as
+/// `+=`, goes through a guard: [`lock`](Value::lock) waits for its turn and derefs to a copy of the value, which is put back
+/// when the guard is dropped, if it was written to. `get`, `set` and `fetch_*` do not wait for guards: what they
+/// change while somebody holds one is lost when that guard is put back.
+///
+/// **Death.** A process killed with a guard leaves the old value, and the next `lock` simply succeeds.
+/// **Cost.** Up to 8 bytes: one atomic operation, without a system call. More: a copy and a few atomics; `set` waits
+/// for another `set` in the middle of its copy, `get` for nobody. A value is one descriptor and a page of memory.
+/// All operations on values of up to 8 bytes have one order, the same for all processes (`SeqCst`).
+///
+/// A value is copied on the stack: for megabytes take an [`Array`](crate::Array).
+///
+/// ```
+/// use multiprocess::{self as mp, Process, Value};
+///
+/// #[derive(Clone, Copy, bytemuck::Zeroable, bytemuck::Pod)]
+/// #[repr(C)]
+/// struct Account { euros: i64, bookings: u64 }
+///
+/// async fn deposit(account: Value<Account>, calls: Value<u32>) -> mp::Result<()> {
+///     calls.fetch_add(1);
+///     let mut account = account.lock().await?;
+///     account.euros += 10;
+///     account.bookings += 1;
+///     Ok(())
+/// }
+///
+/// fn main() -> mp::Result<()> {
+///     mp::run(async {
+///         let account = Value::new(Account { euros: 0, bookings: 0 })?;
+///         let calls = Value::new(0)?;
+///         let children: Vec<_> =
+///             (0..4).map(|_| Process::spawn(deposit, (account.clone(), calls.clone()))).collect::<mp::Result<_>>()?;
+///         for child in children {
+///             child.await??;
+///         }
+///         assert_eq!((account.get().euros, account.get().bookings, calls.get()), (40, 4, 4));
+///         Ok(())
+///     })
+/// }
+/// ```
+pub struct Value<T>(Arc<ValueCore>, PhantomData<T>);
+
+const SIZE: usize = 1;
+const REGISTER: usize = 2;
+/// On cache lines of their own: who counts does not disturb who waits.
+const WORD: usize = 8;
+const MUTEX: usize = 16;
+const BUFFERS: usize = MUTEX + mutex::LEN;
+const WORDS: usize = PAGE as usize / size_of::<u64>();
+
+struct ValueCore {
+    region: Arc<Region>,
+    family: &'static Family,
+    size: usize,
+    /// Who writes, if it takes more than one store.
+    writer: Option<Member>,
+    /// The buffers that do not fit into the first page.
+    map: Option<Arc<Map>>,
+    mutex: Mutex,
+}
+
+static MAPPED: Mapped<ValueCore> = Mapped::new();
+
+impl Core for ValueCore {
+    const KIND: u64 = 0x6d70_7661_6c75_0001;
+    const NAME: &'static str = "shared value";
+    const WORDS: usize = WORDS;
+
+    fn mapped() -> &'static Mapped<Self> {
+        &MAPPED
+    }
+
+    fn region(&self) -> &Arc<Region> {
+        &self.region
+    }
+
+    fn view(region: Arc<Region>) -> io::Result<Self> {
+        let size = region.words()[SIZE].load(Acquire) as usize;
+        let family = Family::get()?;
+        let writer = if is_word(size) { None } else { Some(family.me()?) };
+        let map = match outside(size) {
+            0 => None,
+            len => Some(region.extent(PAGE, len)?),
+        };
+        Ok(Self { mutex: Mutex::view(&region, MUTEX)?, region, family, size, writer, map })
+    }
+}
+
+fn is_word(size: usize) -> bool {
+    size <= size_of::<u64>()
+}
+
+/// The bytes of the buffers, if they need pages of their own.
+fn outside(size: usize) -> u64 {
+    let words = if is_word(size) { 0 } else { register::buffer_words(size) };
+    if words <= WORDS - BUFFERS { 0 } else { (words as u64 * 8).next_multiple_of(PAGE) }
+}
+
+impl ValueCore {
+    #[inline]
+    fn word(&self) -> &AtomicU64 {
+        &self.region.words()[WORD]
+    }
+
+    fn register(&self) -> Register<'_> {
+        let (words, len) = (self.region.words(), register::buffer_words(self.size));
+        let buffers = match &self.map {
+            Some(map) => &view::words(map)[..len],
+            None => &words[BUFFERS..BUFFERS + len],
+        };
+        Register { control: &words[REGISTER..REGISTER + register::CONTROL], buffers }
+    }
+
+    #[inline]
+    fn load<T: Pod>(&self) -> T {
+        if is_word(size_of::<T>()) {
+            return of_word(self.word().load(SeqCst));
+        }
+        let mut value = T::zeroed();
+        self.register().read(bytemuck::bytes_of_mut(&mut value));
+        value
+    }
+
+    #[inline]
+    fn store<T: Pod>(&self, value: &T) {
+        match self.writer {
+            Some(me) if !is_word(size_of::<T>()) => self.write(bytemuck::bytes_of(value), me),
+            _ => self.word().store(to_word(value), SeqCst),
+        }
+    }
+
+    fn write(&self, bytes: &[u8], me: Member) {
+        let register = self.register();
+        let mut tries = 0_u32;
+        while !register.try_write(bytes, me, self.family) {
+            tries += 1;
+            if tries < 100 {
+                std::thread::yield_now();
+            } else {
+                // Who is at it does not run; it is not worth a CPU to wait for that.
+                std::thread::sleep(Duration::from_micros(100));
+            }
+        }
+    }
+}
+
+/// A value of up to 8 bytes, where an integer has its lower end.
+#[inline]
+fn to_word<T: Pod>(value: &T) -> u64 {
+    let mut bytes = [0; 8];
+    bytes[place::<T>()].copy_from_slice(bytemuck::bytes_of(value));
+    u64::from_ne_bytes(bytes)
+}
+
+/// The other way; whatever the other bytes are.
+#[inline]
+fn of_word<T: Pod>(word: u64) -> T {
+    bytemuck::pod_read_unaligned(&word.to_ne_bytes()[place::<T>()])
+}
+
+#[inline]
+fn place<T>() -> std::ops::Range<usize> {
+    if cfg!(target_endian = "big") { 8 - size_of::<T>()..8 } else { 0..size_of::<T>() }
+}
+
+impl<T: Pod> Value<T> {
+    /// A value that is `value`.
+    ///
+    /// # Errors
+    /// `Io` if there is no memory or descriptor left.
+    pub fn new(value: T) -> Result<Self> {
+        let core = object::create_of_len::<ValueCore>(PAGE + outside(size_of::<T>()), |words| {
+            words[SIZE].store(size_of::<T>() as u64, Release);
+        })?;
+        core.store(&value);
+        Ok(Self(core, PhantomData))
+    }
+
+    /// The value as it is now. Never waits.
+    #[inline]
+    pub fn get(&self) -> T {
+        self.0.load()
+    }
+
+    /// Replaces the value, whether or not somebody has locked it.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// let point = multiprocess::Value::new([0.0, 0.0, 0.0])?;
+    /// point.set([1.0, 2.0, 3.0]);
+    /// assert_eq!(point.get(), [1.0, 2.0, 3.0]);
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
+    #[inline]
+    pub fn set(&self, value: T) {
+        self.0.store(&value);
+    }
+
+    /// Who held it before is no matter: what it had not put back is gone with it.
+    #[inline]
+    fn locked(
+        &self,
+        taken: io::Result<Option<Taken>>,
+        missed: ErrorKind,
+    ) -> Result<ValueGuard<T>, LockError<ValueGuard<T>>> {
+        let taken = taken.map(|taken| taken.map(|_| Taken::Free));
+        let guard = || ValueGuard { core: self.0.clone(), value: self.0.load(), is_changed: false };
+        outcome(ValueCore::NAME, taken, missed, guard)
+    }
+
+    /// Waits for its turn, and derefs to a copy of the value that is put back at the end. Cancel-safe: dropped, it has
+    /// not locked.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// let value = multiprocess::Value::new(20)?;
+    /// *value.lock().await? *= 2;
+    /// let guard = value.lock().await?;
+    /// assert_eq!(*guard, 40);
+    /// assert_eq!(value.try_lock().unwrap_err().kind(), multiprocess::ErrorKind::WouldBlock);
+    /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+    /// ```
+    ///
+    /// # Errors
+    /// `Io` if this process has no descriptor left to wait with. Never `OwnerDied`.
+    pub async fn lock(&self) -> Result<ValueGuard<T>, LockError<ValueGuard<T>>> {
+        self.locked(self.0.mutex.take().await.map(Some), ErrorKind::Timeout)
+    }
+
+    /// [`lock`](Self::lock) if that needs no waiting.
+    ///
+    /// # Errors
+    /// `WouldBlock` if somebody has locked it.
+    #[inline]
+    pub fn try_lock(&self) -> Result<ValueGuard<T>, LockError<ValueGuard<T>>> {
+        self.locked(self.0.mutex.try_take(), ErrorKind::WouldBlock)
+    }
+
+    /// [`lock`](Self::lock) that gives up after `timeout`.
+    ///
+    /// # Errors
+    /// `Timeout`, else as [`lock`](Self::lock).
+    pub async fn lock_timeout(&self, timeout: Duration) -> Result<ValueGuard<T>, LockError<ValueGuard<T>>> {
+        self.locked(self.0.mutex.take_within(timeout).await, ErrorKind::Timeout)
+    }
+
+    /// [`lock`](Self::lock) for plain functions: blocks this thread.
+    ///
+    /// # Panics
+    /// Inside async code, as tokio's blocking calls do.
+    ///
+    /// # Errors
+    /// As [`lock`](Self::lock).
+    pub fn blocking_lock(&self) -> Result<ValueGuard<T>, LockError<ValueGuard<T>>> {
+        refuse_inside_async();
+        self.locked(self.0.mutex.take_blocking(None), ErrorKind::Timeout)
+    }
+
+    /// [`blocking_lock`](Self::blocking_lock) that gives up after `timeout`.
+    ///
+    /// # Panics
+    /// Inside async code, as tokio's blocking calls do.
+    ///
+    /// # Errors
+    /// `Timeout`, else as [`lock`](Self::lock).
+    pub fn blocking_lock_timeout(&self, timeout: Duration) -> Result<ValueGuard<T>, LockError<ValueGuard<T>>> {
+        refuse_inside_async();
+        self.locked(self.0.mutex.take_blocking(Instant::now().checked_add(timeout)), ErrorKind::Timeout)
+    }
+}
+
+/// The integers of up to 64 bits, which a [`Value`] changes without a lock.
+///
+/// ```
+/// fn count<T: multiprocess::Integer>(value: &multiprocess::Value<T>, one: T) -> T {
+///     value.fetch_add(one)
+/// }
+/// # multiprocess::init();
+/// assert_eq!(count(&multiprocess::Value::new(7_u8)?, 1), 7);
+/// # Ok::<(), multiprocess::Error>(())
+/// ```
+pub trait Integer: Pod + Ord + sealed::Sealed {}
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+macro_rules! integers {
+    ($($integer:ty)*) => {
+        $(impl Integer for $integer {}
+        impl sealed::Sealed for $integer {})*
+    };
+}
+integers!(u8 u16 u32 u64 usize i8 i16 i32 i64 isize);
+
+/// Integers: read, changed and written as one, by one atomic operation. All wrap around at their ends, as std's
+/// atomics do, and return the value from before.
+impl<T: Integer> Value<T> {
+    /// Adds, and returns the value from before.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// let counter = multiprocess::Value::new(250_u8)?;
+    /// assert_eq!(counter.fetch_add(10), 250);
+    /// assert_eq!(counter.get(), 4);
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
+    #[inline]
+    pub fn fetch_add(&self, more: T) -> T {
+        // What is carried beyond the integer's own bytes means nothing there.
+        of_word(self.0.word().fetch_add(to_word(&more), SeqCst))
+    }
+
+    /// Subtracts, and returns the value from before.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// let counter = multiprocess::Value::new(-3_i16)?;
+    /// assert_eq!(counter.fetch_sub(4), -3);
+    /// assert_eq!(counter.get(), -7);
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
+    #[inline]
+    pub fn fetch_sub(&self, less: T) -> T {
+        of_word(self.0.word().fetch_add(to_word(&less).wrapping_neg(), SeqCst))
+    }
+
+    /// Makes it the larger of the two, and returns the value from before.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// let largest = multiprocess::Value::new(-3)?;
+    /// assert_eq!((largest.fetch_max(5), largest.fetch_max(4), largest.get()), (-3, 5, 5));
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
+    #[inline]
+    pub fn fetch_max(&self, other: T) -> T {
+        self.update(|value| (other > value).then_some(other)).unwrap_or_else(|value| value)
+    }
+
+    /// Makes it the smaller of the two, and returns the value from before.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// let smallest = multiprocess::Value::new(3)?;
+    /// assert_eq!((smallest.fetch_min(-5), smallest.fetch_min(4), smallest.get()), (3, -5, -5));
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
+    #[inline]
+    pub fn fetch_min(&self, other: T) -> T {
+        self.update(|value| (other < value).then_some(other)).unwrap_or_else(|value| value)
+    }
+
+    /// Replaces it, and returns the value from before.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// let value = multiprocess::Value::new(1)?;
+    /// assert_eq!((value.swap(2), value.get()), (1, 2));
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
+    #[inline]
+    pub fn swap(&self, new: T) -> T {
+        of_word(self.0.word().swap(to_word(&new), SeqCst))
+    }
+
+    /// Replaces it by `new` if it is `current`. The value from before, as an error if it was another.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// let value = multiprocess::Value::new(1)?;
+    /// assert_eq!((value.compare_exchange(1, 2), value.compare_exchange(1, 3)), (Ok(1), Err(2)));
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
+    #[inline]
+    pub fn compare_exchange(&self, current: T, new: T) -> std::result::Result<T, T> {
+        self.update(|value| (value == current).then_some(new))
+    }
+
+    /// Looks at the integer only, whatever the word's other bytes are.
+    #[inline]
+    fn update(&self, change: impl Fn(T) -> Option<T>) -> std::result::Result<T, T> {
+        let change = |word| change(of_word(word)).map(|new| to_word(&new));
+        self.0.word().fetch_update(SeqCst, SeqCst, change).map(of_word).map_err(of_word)
+    }
+}
+
+impl<T> Clone for Value<T> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone(), PhantomData)
+    }
+}
+
+impl<T: Pod + fmt::Debug> fmt::Debug for Value<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Value").field(&self.get()).finish()
+    }
+}
+
+impl<T: Pod> Serialize for Value<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        object::serialize(&*self.0, serializer)
+    }
+}
+
+impl<'de, T: Pod> Deserialize<'de> for Value<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let core: Arc<ValueCore> = object::deserialize(deserializer)?;
+        if core.size != size_of::<T>() {
+            let (is, wanted) = (core.size, size_of::<T>());
+            return Err(D::Error::custom(format_args!("a shared value of {is} bytes where one of {wanted} is wanted")));
+        }
+        Ok(Self(core, PhantomData))
+    }
+}
+
+/// A turn at a [`Value`]: derefs to a copy, which is put back when this is dropped, if it was written to.
+///
+/// It may cross `.await` and threads. Leaked, it keeps the value locked as long as its process lives.
+///
+/// ```
+/// # multiprocess::init();
+/// let value = multiprocess::Value::new([1, 2, 3])?;
+/// let mut guard = value.try_lock()?;
+/// guard[0] = 10;
+/// assert_eq!(value.get(), [1, 2, 3]);
+/// drop(guard);
+/// assert_eq!(value.get(), [10, 2, 3]);
+/// # Ok::<(), multiprocess::Error>(())
+/// ```
+#[must_use = "a guard that is dropped at once protects nothing"]
+pub struct ValueGuard<T: Pod> {
+    core: Arc<ValueCore>,
+    value: T,
+    is_changed: bool,
+}
+
+impl<T: Pod> Deref for ValueGuard<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.value
+    }
+}
+
+impl<T: Pod> DerefMut for ValueGuard<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        self.is_changed = true;
+        &mut self.value
+    }
+}
+
+impl<T: Pod> Drop for ValueGuard<T> {
+    #[inline]
+    fn drop(&mut self) {
+        if self.is_changed {
+            fault::point("value.changed");
+            self.core.store(&self.value);
+            fault::point("value.stored");
+        }
+        self.core.mutex.release();
+    }
+}
+
+impl<T: Pod + fmt::Debug> fmt::Debug for ValueGuard<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ValueGuard").field(&self.value).finish()
+    }
+}
+
+#[cfg(all(test, not(multiprocess_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_carried_out_of_a_small_integer_is_nobodys_business() {
+        let value = Value::new(u8::MAX).unwrap();
+        for n in 0..=255 {
+            assert_eq!(value.fetch_add(1), n_after(n));
+        }
+        assert_eq!(value.compare_exchange(255, 7), Ok(255));
+        assert_eq!((value.fetch_sub(8), value.get()), (7, 255));
+        assert_eq!((value.fetch_max(200), value.fetch_min(200), value.get()), (255, 255, 200));
+        fn n_after(n: u16) -> u8 {
+            (n as u8).wrapping_sub(1)
+        }
+    }
+}
