@@ -23,6 +23,8 @@ pub use process::{
     Function, ParentProcess, Process, ProcessBuilder, ProcessInfo, StartMethod, Stdio, active_children, cpu_count,
     current_process, init, parent_process, preload, run,
 };
+#[cfg(not(multiprocess_loom))]
+pub use sync::{Array, ArrayGuard};
 pub use sync::{Condition, ConditionGuard, Lock, LockGuard, RLock, RLockGuard, debug};
 pub use sync::{Integer, Value, ValueGuard};
 pub use wire::Fd;

@@ -27,6 +27,7 @@ const SHARED: &[&str] = &[
     "shm/family.rs",
     "shm/latch.rs",
     "sync/condition.rs",
+    "sync/array.rs",
     "sync/register.rs",
     "sync/value.rs",
     "sync/mutex.rs",
@@ -43,6 +44,8 @@ const ALONE: &[&str] = &[
     "sync/lock.rs",
     "sync/object.rs",
     "sync/rlock.rs",
+    "memory/shared_memory.rs",
+    "shm/lent.rs",
     "wait/look.rs",
 ];
 const PAGE: [&str; 5] = ["//! # State", "//! # Moves", "//! # Invariants", "//! # Death", "//! # Cancel"];

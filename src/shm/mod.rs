@@ -1,10 +1,12 @@
 //! Memory that several processes see.
 //!
-//! `unsafe` lives here: a shared byte is reached only through atomics and copies, never by reference.
+//! `unsafe` lives here: a shared byte is reached only through atomics and copies, and by reference only as [`lent`].
 
 pub(crate) mod atomic;
 pub(crate) mod family;
 pub(crate) mod latch;
+#[cfg(not(multiprocess_loom))] // A model has no bytes to refer to.
+pub(crate) mod lent;
 pub(crate) mod mapped;
 // Models run the same algorithms on memory of the model checker.
 #[cfg_attr(multiprocess_loom, path = "model.rs")]

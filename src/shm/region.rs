@@ -73,14 +73,19 @@ impl Region {
         if let Some(map) = extents.get(&offset).filter(|map| map.len() as u64 == len) {
             return Ok(map.clone());
         }
-        if memfd::sealed_len(self.fd.as_fd())
-            .is_none_or(|actual| offset.checked_add(len).is_none_or(|end| end > actual))
-        {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "a shared object of another shape"));
-        }
+        self.check_extent(offset, len)?;
         let map = Arc::new(Map::shared(self.fd.as_fd(), offset, len as usize)?);
         extents.insert(offset, map.clone());
         Ok(map)
+    }
+
+    /// Whether the file has such an extent.
+    pub(crate) fn check_extent(&self, offset: u64, len: u64) -> io::Result<()> {
+        let end = offset.checked_add(len);
+        if memfd::sealed_len(self.fd.as_fd()).is_none_or(|actual| end.is_none_or(|end| end > actual)) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a shared object of another shape"));
+        }
+        Ok(())
     }
 
     /// Backs `offset..offset + len` with memory, growing the file where needed.

@@ -3,6 +3,8 @@
 //! One file per primitive: its state word, its table of moves, its `try_*`. Waiting is [`crate::wait::until`].
 #![forbid(unsafe_code)]
 
+#[cfg(not(multiprocess_loom))] // A model has no bytes to refer to.
+mod array;
 mod condition;
 pub mod debug;
 mod lock;
@@ -14,6 +16,8 @@ mod register;
 mod rlock;
 mod value;
 
+#[cfg(not(multiprocess_loom))]
+pub use array::{Array, ArrayGuard};
 pub use condition::{Condition, ConditionGuard};
 pub use lock::{Lock, LockGuard};
 pub use rlock::{RLock, RLockGuard};

@@ -1,0 +1,558 @@
+//! A row of values that several processes use in place.
+//!
+//! # State
+//! `LEN` and `SIZE`: how many elements, of how many bytes. `MUTEX`, which guards the elements. `DIED`: somebody died
+//! holding it, and who locked it has not been told. Behind the first page, the elements.
+//! In this process: two mappings of them, one for references and one for single elements, and who has the guard.
+//!
+//! # Moves
+//! | from -> to | who | ordering | wakes |
+//! |---|---|---|---|
+//! | any element, any number of times | who has the mutex by a guard | between those of the mutex | - |
+//! | an element -> another value | `set`, which has the mutex for that; or whose task has the guard | Release | - |
+//! | DIED 0 -> 1 | `set` that took the mutex from the dead | between those of the mutex | - |
+//! | DIED 1 -> 0 | a guard, which then says so | likewise | - |
+//!
+//! # Invariants
+//! 1. Elements change only at the hand of who has the mutex, so what a guard's slice refers to changes for nobody else.
+//! 2. In this process, the mapping for references is used by the guard alone ([`crate::shm::lent`]); `get`, `set` and
+//!    `to_vec` use the other one, by atomics.
+//! 3. `set` beside a guard of the same task writes only if no reference was taken from that guard yet, and none can be
+//!    while it writes: both happen under `local`.
+//!
+//! # Death
+//! | killed | survivors see | repaired by |
+//! |---|---|---|
+//! | with a guard | elements changed so far | who locks next is told, and has the guard |
+//! | in `set` | the element of before, or the new one, or a part of it if it has more than 8 bytes | likewise |
+//! | after `set` took the mutex from the dead | likewise | likewise: it died holding it |
+//! | as DIED was taken | likewise | likewise |
+//!
+//! # Cancel
+//! A dropped `lock` has not locked; see [`mutex`].
+
+use super::mutex::{self, Mutex, Taken, outcome};
+use super::object::{self, Core};
+use crate::error::{Error, ErrorKind, LockError, Result};
+use crate::os::fault;
+use crate::os::mmap::Map;
+use crate::shm::family::Family;
+use crate::shm::lent::{Lendable, Lent};
+use crate::shm::mapped::Mapped;
+use crate::shm::region::{PAGE, Region};
+use crate::shm::view;
+use crate::wait::refuse_inside_async;
+use bytemuck::Pod;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::fmt;
+use std::io;
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering::*};
+use std::sync::{Arc, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::runtime::{Handle, RuntimeFlavor};
+
+/// A row of plain values (`T: bytemuck::Pod`) that several processes use in place: no copy crosses processes.
+///
+/// A handle is cheap to clone and is itself a serde value: it travels as an argument, in a result, inside other
+/// values, through queues and pipes. The elements stay where they are.
+///
+/// **Access.** [`lock`](Array::lock) waits for its turn and derefs to the elements themselves, a `[T]`. For single
+/// elements there are [`get`](Array::get), which never waits, and [`set`](Array::set), which has the lock for as long as it takes.
+///
+/// **What is sound.** A guard's slice is an ordinary Rust slice: nobody else writes to it, in this process or in
+/// another, because every way to write has the lock. `get` and [`to_vec`](Array::to_vec) read while somebody may be writing: by
+/// atomics, on a mapping of their own. An element of 1, 2, 4 or 8 bytes is then always whole; of another size it may be half of
+/// one `set` and half of another, and what a guard is at is seen half done.
+///
+/// **Death.** A process killed with a guard leaves what it had changed so far. Who locks next is told: it gets [`OwnerDied`](ErrorKind::OwnerDied) with the guard inside.
+/// **Cost.** An array is one descriptor; all its memory is reserved when it is created, so that too little of it is an
+/// error there and never later. A lock that is free costs a few atomics.
+///
+/// ```
+/// use multiprocess::{self as mp, Array, Process};
+///
+/// async fn double(numbers: Array<u64>) -> mp::Result<()> {
+///     let mut numbers = numbers.lock().await?;
+///     numbers.iter_mut().for_each(|number| *number *= 2);
+///     Ok(())
+/// }
+///
+/// fn main() -> mp::Result<()> {
+///     mp::run(async {
+///         let numbers = Array::from_slice(&[1, 2, 3])?;
+///         Process::spawn(double, (numbers.clone(),))?.await??;
+///         assert_eq!(numbers.to_vec(), [2, 4, 6]);
+///         assert_eq!(numbers.lock().await?.iter().sum::<u64>(), 12);
+///         Ok(())
+///     })
+/// }
+/// ```
+pub struct Array<T>(Arc<ArrayCore>, PhantomData<T>);
+
+const LEN: usize = 1;
+const SIZE: usize = 2;
+const DIED: usize = 3;
+const MUTEX: usize = 8;
+
+struct ArrayCore {
+    region: Arc<Region>,
+    len: usize,
+    size: usize,
+    mutex: Mutex,
+    /// The elements, for the guard.
+    whole: Arc<Lendable>,
+    /// The elements, one by one; mapped when first needed.
+    single: OnceLock<Map>,
+    local: std::sync::Mutex<Option<Who>>,
+    /// References have been taken from the guard that this process has. Set under `local`.
+    is_open: AtomicBool,
+}
+
+/// Who took the guard that this process has.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Who {
+    Task(tokio::task::Id),
+    Thread(std::thread::ThreadId),
+}
+
+impl Who {
+    fn is_here() -> Self {
+        tokio::task::try_id().map_or_else(|| Self::Thread(std::thread::current().id()), Self::Task)
+    }
+}
+
+static MAPPED: Mapped<ArrayCore> = Mapped::new();
+
+impl Core for ArrayCore {
+    const KIND: u64 = 0x6d70_6172_7261_0001;
+    const NAME: &'static str = "shared array";
+    const WORDS: usize = MUTEX + mutex::LEN;
+
+    fn mapped() -> &'static Mapped<Self> {
+        &MAPPED
+    }
+
+    fn region(&self) -> &Arc<Region> {
+        &self.region
+    }
+
+    fn view(region: Arc<Region>) -> io::Result<Self> {
+        let [len, size] = [LEN, SIZE].map(|word| region.words()[word].load(Acquire) as usize);
+        let bytes = bytes(len, size).ok_or(io::ErrorKind::InvalidData)?;
+        region.check_extent(PAGE, bytes)?;
+        Family::get()?.me()?; // So that `set` cannot fail for want of a place in the family.
+        let mutex = Mutex::view(&region, MUTEX)?;
+        let whole = Lendable::new(Map::shared(region.fd().as_fd(), PAGE, bytes as usize)?);
+        let (single, local, is_open) = Default::default();
+        Ok(Self { region, len, size, mutex, whole, single, local, is_open })
+    }
+}
+
+/// What the elements take up: whole pages, at least one.
+fn bytes(len: usize, size: usize) -> Option<u64> {
+    let bytes = (len as u64).checked_mul(size as u64)?.max(1).checked_next_multiple_of(PAGE)?;
+    bytes.checked_add(PAGE).filter(|all| *all <= isize::MAX as u64)?;
+    Some(bytes)
+}
+
+impl ArrayCore {
+    fn died(&self) -> &crate::shm::atomic::AtomicU64 {
+        &self.region.words()[DIED]
+    }
+
+    fn local(&self) -> MutexGuard<'_, Option<Who>> {
+        // Nothing panics while it is held, but for `set`, which changes nothing then.
+        self.local.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn single(&self) -> io::Result<&Map> {
+        if let Some(map) = self.single.get() {
+            return Ok(map);
+        }
+        // `view` has found these to be right.
+        let bytes = bytes(self.len, self.size).ok_or(io::ErrorKind::InvalidData)?;
+        let map = Map::shared(self.region.fd().as_fd(), PAGE, bytes as usize)?;
+        Ok(self.single.get_or_init(|| map))
+    }
+
+    /// The mutex for a moment; it must be released. `None`: not needed, the guard of this task will do, and `write` has run.
+    #[cold]
+    fn take_to_write(&self, write: &impl Fn()) -> Option<Taken> {
+        let local = self.local();
+        let flavor = Handle::try_current().map(|runtime| runtime.runtime_flavor());
+        match *local {
+            Some(who) if who == Who::is_here() => {
+                assert!(
+                    !self.is_open.load(Relaxed),
+                    "this task has the array's guard and has used it: write by the guard"
+                );
+                write();
+                return None;
+            }
+            Some(_) if matches!(flavor, Ok(RuntimeFlavor::CurrentThread)) => {
+                panic!("another task of this thread has the array's guard: lock the array, or wait for that task")
+            }
+            _ => drop(local),
+        }
+        let wait = || loop {
+            match self.mutex.take_blocking(None) {
+                Ok(Some(taken)) => return taken,
+                // No descriptor is left to sleep with.
+                _ => std::thread::sleep(Duration::from_millis(1)),
+            }
+        };
+        Some(match flavor {
+            Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(wait),
+            _ => wait(),
+        })
+    }
+}
+
+impl<T: Pod> Array<T> {
+    const GRAIN: usize = view::grain(size_of::<T>());
+
+    /// An array of these elements; none is fine.
+    ///
+    /// # Errors
+    /// `Io` if there is not enough memory, or no descriptor left.
+    pub fn from_slice(elements: &[T]) -> Result<Self> {
+        let array = Self::zeroed(elements.len())?;
+        // Nobody else has it yet, so nobody has lent it.
+        if let Some(mut lent) = array.0.whole.lend().filter(|_| !elements.is_empty()) {
+            lent.populate();
+            lent.slice_mut(elements.len()).copy_from_slice(elements);
+        }
+        Ok(array)
+    }
+
+    /// An array of `len` elements whose bytes are 0.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// use multiprocess::Array;
+    /// assert_eq!(Array::<f32>::zeroed(2)?.to_vec(), [0.0, 0.0]);
+    /// assert!(Array::<f32>::zeroed(usize::MAX).is_err());
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`from_slice`](Self::from_slice).
+    pub fn zeroed(len: usize) -> Result<Self> {
+        let size = size_of::<T>();
+        let refuse = || {
+            Error::io(
+                format_args!("cannot create a shared array of {len} elements"),
+                io::Error::from(io::ErrorKind::OutOfMemory),
+            )
+        };
+        let bytes = bytes(len, size).filter(|_| align_of::<T>() as u64 <= PAGE).ok_or_else(refuse)?;
+        let core = object::create_of_len(PAGE + bytes, |words| {
+            words[LEN].store(len as u64, Release);
+            words[SIZE].store(size as u64, Release);
+        })?;
+        Ok(Self(core, PhantomData))
+    }
+
+    /// How many elements there are.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.0.len
+    }
+
+    /// Whether there are none.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.0.len == 0
+    }
+
+    #[inline]
+    fn single(&self) -> &Map {
+        self.0.single().unwrap_or_else(|error| panic!("an array cannot be mapped for access to its elements: {error}"))
+    }
+
+    /// The element at `index`, if there is one; never waits, not even for who has the guard.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// let array = multiprocess::Array::from_slice(&[1, 2])?;
+    /// assert_eq!((array.get(1), array.get(2)), (Some(2), None));
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
+    ///
+    /// # Panics
+    /// If this process has no address space left for its first access.
+    #[inline]
+    pub fn get(&self, index: usize) -> Option<T> {
+        if index >= self.0.len {
+            return None;
+        }
+        let mut element = T::zeroed();
+        view::load(self.single(), index * size_of::<T>(), bytemuck::bytes_of_mut(&mut element), Self::GRAIN);
+        Some(element)
+    }
+
+    /// Replaces the element at `index`. Waits while somebody else has the guard: blocks this thread then, so in async
+    /// code rather lock what others lock for long. The task that has the guard may use it too, as long as it has not
+    /// used the guard.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// let array = multiprocess::Array::from_slice(&[1, 2])?;
+    /// array.set(1, 20);
+    /// assert_eq!(array.to_vec(), [1, 20]);
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
+    ///
+    /// # Panics
+    /// If there is no such element, as a slice does. If it could never return: this task has the guard and has used
+    /// it, or another task of the same current-thread runtime has it.
+    #[inline]
+    #[track_caller]
+    pub fn set(&self, index: usize, value: T) {
+        let core = &*self.0;
+        assert!(index < core.len, "index out of bounds: the len is {} but the index is {index}", core.len);
+        let map = self.single();
+        let write = || view::store(map, index * size_of::<T>(), bytemuck::bytes_of(&value), Self::GRAIN);
+        let taken = match core.mutex.try_take() {
+            Ok(Some(taken)) => Some(taken),
+            _ => core.take_to_write(&write),
+        };
+        let Some(taken) = taken else { return };
+        if taken == Taken::FromTheDead {
+            core.died().store(1, Relaxed);
+        }
+        write();
+        fault::point("element.written");
+        core.mutex.release();
+    }
+
+    /// A copy of all elements, each as [`get`](Self::get) would give it.
+    ///
+    /// # Panics
+    /// As [`get`](Self::get).
+    pub fn to_vec(&self) -> Vec<T> {
+        let mut all = bytemuck::zeroed_vec(self.0.len);
+        view::load(self.single(), 0, bytemuck::cast_slice_mut(&mut all), Self::GRAIN);
+        all
+    }
+
+    #[inline]
+    fn locked(
+        &self,
+        taken: io::Result<Option<Taken>>,
+        missed: ErrorKind,
+    ) -> Result<ArrayGuard<T>, LockError<ArrayGuard<T>>> {
+        let core = &self.0;
+        let mut lent = None;
+        let taken = taken.and_then(|taken| {
+            let Some(mut taken) = taken else { return Ok(None) };
+            if core.died().load(Relaxed) != 0 {
+                core.died().store(0, Relaxed);
+                taken = Taken::FromTheDead;
+            }
+            fault::point("array.taken");
+            // Whoever had it in this process gave it back before it let the mutex go.
+            lent = core.whole.lend();
+            if lent.is_none() {
+                core.mutex.release();
+                return Err(io::Error::other("it is lent and not locked"));
+            }
+            core.is_open.store(false, Relaxed);
+            *core.local() = Some(Who::is_here());
+            Ok(Some(taken))
+        });
+        outcome(ArrayCore::NAME, taken, missed, || ArrayGuard { core: core.clone(), lent, marker: PhantomData })
+    }
+
+    /// Waits for its turn, and derefs to the elements themselves. Cancel-safe: dropped, it has not locked.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// let array = multiprocess::Array::from_slice(&[3, 1, 2])?;
+    /// array.lock().await?.sort();
+    /// assert_eq!(array.to_vec(), [1, 2, 3]);
+    /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+    /// ```
+    ///
+    /// # Errors
+    /// `OwnerDied`, and then it is locked: the guard is inside. `Io` if this process has no descriptor left to wait
+    /// with.
+    pub async fn lock(&self) -> Result<ArrayGuard<T>, LockError<ArrayGuard<T>>> {
+        self.locked(self.0.mutex.take().await.map(Some), ErrorKind::Timeout)
+    }
+
+    /// [`lock`](Self::lock) if that needs no waiting.
+    ///
+    /// # Errors
+    /// `WouldBlock` if somebody has locked it, else as [`lock`](Self::lock).
+    pub fn try_lock(&self) -> Result<ArrayGuard<T>, LockError<ArrayGuard<T>>> {
+        self.locked(self.0.mutex.try_take(), ErrorKind::WouldBlock)
+    }
+
+    /// [`lock`](Self::lock) that gives up after `timeout`.
+    ///
+    /// # Errors
+    /// `Timeout`, else as [`lock`](Self::lock).
+    pub async fn lock_timeout(&self, timeout: Duration) -> Result<ArrayGuard<T>, LockError<ArrayGuard<T>>> {
+        self.locked(self.0.mutex.take_within(timeout).await, ErrorKind::Timeout)
+    }
+
+    /// [`lock`](Self::lock) for plain functions: blocks this thread.
+    ///
+    /// # Panics
+    /// Inside async code, as tokio's blocking calls do.
+    ///
+    /// # Errors
+    /// As [`lock`](Self::lock).
+    pub fn blocking_lock(&self) -> Result<ArrayGuard<T>, LockError<ArrayGuard<T>>> {
+        refuse_inside_async();
+        self.locked(self.0.mutex.take_blocking(None), ErrorKind::Timeout)
+    }
+
+    /// [`blocking_lock`](Self::blocking_lock) that gives up after `timeout`.
+    ///
+    /// # Panics
+    /// Inside async code, as tokio's blocking calls do.
+    ///
+    /// # Errors
+    /// `Timeout`, else as [`lock`](Self::lock).
+    pub fn blocking_lock_timeout(&self, timeout: Duration) -> Result<ArrayGuard<T>, LockError<ArrayGuard<T>>> {
+        refuse_inside_async();
+        self.locked(self.0.mutex.take_blocking(Instant::now().checked_add(timeout)), ErrorKind::Timeout)
+    }
+
+    /// Where the elements are in this process, for access without the lock; as long as any handle in this process
+    /// lives.
+    ///
+    /// To have the pointer is safe, to use it is not: whoever has a guard, here or in another process, takes it that
+    /// nobody else writes, and `get` reads by atomics. Sound is, for instance, that processes which never lock write to
+    /// parts that they have agreed upon.
+    ///
+    /// ```
+    /// use multiprocess::{self as mp, Array, Process};
+    ///
+    /// fn fill(array: Array<u32>, from: usize, to: usize) -> mp::Result<()> {
+    ///     // SAFETY: each process has a part of its own, and nobody reads or locks before all are done.
+    ///     let part = unsafe { std::slice::from_raw_parts_mut(array.as_ptr()?.as_ptr().add(from), to - from) };
+    ///     (from..to).zip(part).for_each(|(n, element)| *element = n as u32);
+    ///     Ok(())
+    /// }
+    ///
+    /// fn main() -> mp::Result<()> {
+    ///     mp::run(async {
+    ///         let array = Array::zeroed(100)?;
+    ///         let parts = [(0, 50), (50, 100)].map(|(from, to)| Process::spawn(fill, (array.clone(), from, to)));
+    ///         for part in parts {
+    ///             part?.await??;
+    ///         }
+    ///         assert_eq!(array.to_vec(), (0..100).collect::<Vec<u32>>());
+    ///         Ok(())
+    ///     })
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// `Io` if this process has no address space left for its first access.
+    pub fn as_ptr(&self) -> Result<std::ptr::NonNull<T>> {
+        let map = self.0.single().map_err(|error| Error::io("cannot map a shared array", error))?;
+        Ok(map.start().cast())
+    }
+}
+
+impl<T> Clone for Array<T> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone(), PhantomData)
+    }
+}
+
+impl<T> fmt::Debug for Array<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Array").field("len", &self.0.len).finish_non_exhaustive()
+    }
+}
+
+impl<T: Pod> Serialize for Array<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        object::serialize(&*self.0, serializer)
+    }
+}
+
+impl<'de, T: Pod> Deserialize<'de> for Array<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let core: Arc<ArrayCore> = object::deserialize(deserializer)?;
+        if core.size != size_of::<T>() {
+            let (is, wanted) = (core.size, size_of::<T>());
+            let why = format_args!("an array of elements of {is} bytes where ones of {wanted} are wanted");
+            return Err(D::Error::custom(why));
+        }
+        Ok(Self(core, PhantomData))
+    }
+}
+
+/// A turn at an [`Array`]: derefs to its elements, in place, until it is dropped.
+///
+/// It may cross `.await` and threads. Leaked, it keeps the array locked as long as its process lives.
+///
+/// ```
+/// # multiprocess::init();
+/// let array = multiprocess::Array::from_slice(&[1, 2, 3])?;
+/// let mut guard = array.try_lock()?;
+/// guard.reverse();
+/// assert_eq!(guard[0], 3);
+/// # Ok::<(), multiprocess::Error>(())
+/// ```
+#[must_use = "a guard that is dropped at once protects nothing"]
+pub struct ArrayGuard<T> {
+    core: Arc<ArrayCore>,
+    /// Until it is dropped.
+    lent: Option<Lent>,
+    marker: PhantomData<T>,
+}
+
+impl<T> ArrayGuard<T> {
+    #[inline]
+    fn open(&self) {
+        if !self.core.is_open.load(Relaxed) {
+            let _local = self.core.local();
+            self.core.is_open.store(true, Relaxed);
+        }
+    }
+}
+
+impl<T: Pod> Deref for ArrayGuard<T> {
+    type Target = [T];
+
+    #[inline]
+    fn deref(&self) -> &[T] {
+        self.open();
+        self.lent.as_ref().map_or(&[], |lent| lent.slice(self.core.len))
+    }
+}
+
+impl<T: Pod> DerefMut for ArrayGuard<T> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut [T] {
+        self.open();
+        self.lent.as_mut().map_or(&mut [], |lent| lent.slice_mut(self.core.len))
+    }
+}
+
+impl<T> Drop for ArrayGuard<T> {
+    fn drop(&mut self) {
+        fault::point("array.releasing");
+        *self.core.local() = None;
+        self.lent = None;
+        self.core.mutex.release();
+    }
+}
+
+impl<T: Pod + fmt::Debug> fmt::Debug for ArrayGuard<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
+}
