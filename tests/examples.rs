@@ -16,8 +16,12 @@ enum Prints {
 }
 use Prints::*;
 
+/// What `mandelbrot` writes.
+const PICTURE: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/mandelbrot.png");
+
 #[rustfmt::skip]
 const EXPECTED: &[(&str, &[&str], Prints)] = &[
+    ("array_update", &[], Exactly("[100, 2, 3]\n")),
     ("cpu_count", &[], Each(1, 1, |line| line.parse().is_ok_and(|n: usize| n > 0))),
     ("cube", &[], Exactly("27\n")),
     ("daemon", &[], Each(1, 1_000, |line| line == "Running in background...")),
@@ -27,6 +31,11 @@ const EXPECTED: &[(&str, &[&str], Prints)] = &[
                                   "Worker 3 is running", "Worker 4 is running"])),
     ("four_squares", &[], Exactly("[1, 4, 9, 16]\n")),
     ("hello_by_name", &[], Exactly("Hello from Process-1\n")),
+    ("lock_acquired", &[], Lines(&["Process 0 acquired lock", "Process 1 acquired lock", "Process 2 acquired lock"])),
+    ("lock_and_value", &[], Exactly("Final value: 5\n")),
+    ("lock_counter", &[], Exactly("Final Counter: 5\n")),
+    ("lock_execution", &[], Exactly("Locked execution\nLocked execution\nLocked execution\n")),
+    ("mandelbrot", &[PICTURE], Each(1, 1, |line| line.starts_with("24 tiles of 480 x 320 pixels by "))),
     ("one_process", &[], Exactly("Worker process is running\n")),
     ("pids", &[], Each(3, 3, |line| line.strip_prefix("Process ID: ").is_some_and(|pid| pid.parse::<u32>().is_ok()))),
     ("pipe_before_join", &[], Exactly("Hello from sender!\n")),
@@ -35,6 +44,7 @@ const EXPECTED: &[(&str, &[&str], Prints)] = &[
     ("power", &[], Exactly("25\n")),
     ("practice_factorials", &[], Exactly("1! = 1\n2! = 2\n3! = 6\n4! = 24\n5! = 120\n6! = 720\n7! = 5040\n8! = 40320\n\
                                           9! = 362880\n10! = 3628800\n")),
+    ("practice_list", &[], Exactly("[10, 20, 30]\n")),
     ("producer_consumer", &[], Exactly("Consumer received: Hello from producer\n")),
     ("python_peer", &[], Exactly("Rust heard: {\"mean\": 3, \"median\": 2}\nRust heard: {\"mean\": 3.0, \"median\": 3.0}\n\
                                   Python heard: 4 primes below 10\nPython heard: 168 primes below 1000\n\
@@ -48,6 +58,11 @@ const EXPECTED: &[(&str, &[&str], Prints)] = &[
     ("three_tasks", &[], Lines(&["Task 0 is running", "Task 1 is running", "Task 2 is running"])),
     ("treesum", &["LICENSE-APACHE"], Exactly(
         "c71d239df91726fc519c6eb72d318ec65820627232b2f796219e87dcf35d0ab4  LICENSE-APACHE\n")),
+    ("value_and_array", &[], Exactly("1 [2, 2, 3]\n")),
+    ("value_final", &[], Exactly("Final value: 5\n")),
+    ("value_five", &[], Exactly("5\n")),
+    ("value_from_ten", &[], Exactly("11\n")),
+    ("value_one", &[], Exactly("1\n")),
     ("worker_process", &[], Exactly("Worker process\n")),
 ];
 
@@ -64,6 +79,29 @@ fn every_example_prints_what_it_promises() {
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success() && as_promised, "{name}: {}\n{stdout}\n{stderr}", output.status);
     }
+}
+
+#[test]
+fn the_mandelbrot_picture_is_what_it_should_be() {
+    let path = concat!(env!("CARGO_TARGET_TMPDIR"), "/mandelbrot-checked.png");
+    let output = programs::finish(programs::start(&programs::example("mandelbrot"), [path]), Duration::from_secs(30));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let file = std::io::BufReader::new(std::fs::File::open(path).unwrap());
+    let mut reader = png::Decoder::new(file).read_info().unwrap();
+    let mut bytes = vec![0; reader.output_buffer_size().unwrap()];
+    let info = reader.next_frame(&mut bytes).unwrap();
+    assert_eq!((info.width, info.height, info.color_type), (480, 320, png::ColorType::Rgb));
+    let rows: Vec<_> = bytes.as_chunks::<3>().0.chunks(480).collect();
+    // 0 and -1 are in the set, the corners leave at once, and what is above the real axis is below it too.
+    let at = |re: f64, im: f64| rows[((im + 1.0) * 160.0) as usize][((re + 2.1) * 160.0) as usize];
+    assert_eq!((at(0.0, 0.0), at(-1.0, 0.0)), ([0; 3], [0; 3]));
+    assert!([rows[0][0], rows[319][0], rows[0][479], rows[319][479]].iter().all(|corner| *corner != [0; 3]));
+    assert!((0..160).all(|row| rows[row] == rows[319 - row]));
+    let colours: BTreeSet<_> = rows.iter().copied().flatten().collect();
+    assert!(colours.len() > 30, "{} colours", colours.len());
+    let inside = rows.iter().copied().flatten().filter(|pixel| **pixel == [0; 3]).count();
+    // Its area is 1.507, of a picture of 3 by 2.
+    assert!((0.24..0.27).contains(&(inside as f64 / (480.0 * 320.0))), "{inside} pixels are inside");
 }
 
 #[test]

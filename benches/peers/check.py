@@ -58,6 +58,9 @@ GOALS = [
     Goal("W8", "contended_ops_per_s", ["blocking"], 0.5, ["limits/pthread_robust"]),
     Goal("W8", "contended_ops_per_s", ["blocking"], 20.0, ["mp/lock"]),
     Goal("W9", "increments_per_s", ["lock"], 0.4, ["limits/pthread_robust"]),
+    Goal("W9", "increments_per_s", ["fetch_add"], 0.8, ["limits/fetch_add"]),
+    Goal("W10", "first_ms", ["array"], 1.1, ["limits/child"]),
+    Goal("W10", "again_ms", ["array"], 1.1, ["limits/child"]),
 ]
 
 

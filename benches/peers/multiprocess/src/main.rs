@@ -2,6 +2,8 @@
 //! The caller is a current-thread runtime, as in `limits`; in the `_run` variants
 //! it is the multi-thread runtime that `multiprocess::run` would build.
 
+mod memory;
+
 use bytes::Bytes;
 use futures::{SinkExt, TryStreamExt};
 use mpbench::cli::{Metrics, case, serve};
@@ -485,6 +487,8 @@ fn main() {
             case("W8", "blocking", lock_blocking),
             case("W8", "async", lock_awaited),
             case("W9", "lock", increments),
+            case("W9", "fetch_add", memory::fetch_add),
+            case("W10", "array", || block_on(memory::array())),
             case("W12", "pool", || block_on(idle_workers())),
             case("W13", "pool", || block_on(killed_worker())),
         ],
