@@ -5,7 +5,6 @@ use crate::os::mmap::Map;
 use crate::os::{fault, memfd, named};
 use crate::process::names;
 use crate::shm::mapped::Mapped;
-use crate::shm::view;
 use crate::wire::attach::{self, Attachment};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -38,9 +37,10 @@ use std::sync::{Arc, OnceLock};
 ///
 /// **Death.** A process killed in the middle of a `write` has written a part of it.
 ///
-/// **Cost.** An anonymous block is one descriptor and one mapping; a copy is a memcpy. A named one is a descriptor,
-/// and a copy is a system call: strangers may cut it short, which is then an error rather than a crash. The first
-/// name that a process gives starts a small process that removes its names if it is killed.
+/// **Cost.** A block is one descriptor. A copy is a system call and a memcpy: the bytes are not mapped, so two threads
+/// that copy at once are no data race, and a named block that a stranger cuts short is an error rather than a crash. For
+/// many small accesses there is [`as_ptr`](Self::as_ptr). The first name that a process gives starts a small process
+/// that removes its names if it is killed.
 ///
 /// ```
 /// use multiprocess::{self as mp, Process, SharedMemory};
@@ -94,9 +94,7 @@ impl SharedMemory {
     pub fn anonymous(len: usize) -> Result<Self> {
         let create = || {
             let fd = memfd::create("multiprocess-memory", check_len(len)?, false)?;
-            let block = Block::of(fd, len, String::new(), 0)?;
-            block.map()?;
-            block.listed()
+            Block::of(fd, len, String::new(), 0)?.listed()
         };
         create().map(Self).map_err(|error| failed(format_args!("cannot create {len} bytes of shared memory"), error))
     }
@@ -262,14 +260,8 @@ impl SharedMemory {
     pub fn read(&self, offset: usize, to: &mut [u8]) -> Result<()> {
         let block = &*self.0;
         block.check_range(offset, to.len())?;
-        match block.map.get().filter(|_| block.name.is_empty()) {
-            Some(map) => {
-                view::read(map, offset, to);
-                Ok(())
-            }
-            None => named::read(block.fd.as_fd(), offset as u64, to)
-                .map_err(|error| failed(format_args!("cannot read shared memory {:?}", block.name), error)),
-        }
+        named::read(block.fd.as_fd(), offset as u64, to)
+            .map_err(|error| failed(format_args!("cannot read shared memory {:?}", block.name), error))
     }
 
     /// Copies `from` to `offset`. An error, with nothing written, if it does not fit in.
@@ -284,14 +276,8 @@ impl SharedMemory {
     pub fn write(&self, offset: usize, from: &[u8]) -> Result<()> {
         let block = &*self.0;
         block.check_range(offset, from.len())?;
-        match block.map.get().filter(|_| block.name.is_empty()) {
-            Some(map) => {
-                view::copy_in(map, offset, from);
-                Ok(())
-            }
-            None => named::write(block.fd.as_fd(), offset as u64, from)
-                .map_err(|error| failed(format_args!("cannot write to shared memory {:?}", block.name), error)),
-        }
+        named::write(block.fd.as_fd(), offset as u64, from)
+            .map_err(|error| failed(format_args!("cannot write to shared memory {:?}", block.name), error))
     }
 
     /// Where the bytes are in this process, for access without a copy; mapped at the first call, as long as any handle
@@ -454,12 +440,7 @@ impl<'de> Deserialize<'de> for SharedMemory {
                 } else {
                     named::len(fd.as_fd())?
                 };
-                let is_anonymous = name.is_empty();
-                let block = Block::of(fd, usize::try_from(len).map_err(io::Error::other)?, name, 0)?;
-                if is_anonymous {
-                    block.map()?;
-                }
-                Ok(Arc::new(block))
+                Ok(Arc::new(Block::of(fd, usize::try_from(len).map_err(io::Error::other)?, name, 0)?))
             })
         };
         open().map(Self).map_err(|error| D::Error::custom(format_args!("shared memory cannot be opened: {error}")))

@@ -22,16 +22,6 @@ pub(crate) fn copy_in(map: &Map, at: usize, from: &[u8]) {
     unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), map.start().as_ptr().add(at), from.len()) }
 }
 
-/// Copies what is at `at` to `to`.
-///
-/// # Panics
-/// If the range is not inside the map: a mistake of ours, never of bytes that arrived.
-pub(crate) fn read(map: &Map, at: usize, to: &mut [u8]) {
-    assert!(at.checked_add(to.len()).is_some_and(|end| end <= map.len()));
-    // SAFETY: the range lies in the map, as just checked, and our slice cannot overlap a mapping.
-    unsafe { std::ptr::copy_nonoverlapping(map.start().as_ptr().add(at), to.as_mut_ptr(), to.len()) }
-}
-
 /// The 8 bytes at `at`, which may be changing: a caller that cares has synchronised.
 ///
 /// # Panics
