@@ -39,6 +39,7 @@ const SCENARIOS: &[Scenario] = scenarios! {
     mainh_01_a_renamed_or_deleted_program_goes_on
     another_image_is_refused
     sm_06_preloaded_state_is_in_every_child
+    what_was_preloaded_is_locked_by_children_each_as_itself
     a_preload_that_panics_is_an_error
     environment_directory_and_streams_are_those_at_the_spawn
     rt_01_nothing_is_left_behind
@@ -581,6 +582,40 @@ fn sm_06_preloaded_state_is_in_every_child() {
         assert_eq!(Process::spawn(loaded, ()).unwrap().await.unwrap(), 14);
     });
     assert_eq!(LOADED.load(SeqCst), 0);
+}
+
+fn what_was_preloaded_is_locked_by_children_each_as_itself() {
+    use std::sync::OnceLock;
+    static SHARED: OnceLock<(mp::Array<u32>, mp::Value<[u64; 4]>)> = OnceLock::new();
+    fn load() {
+        SHARED.get_or_init(|| (mp::Array::from_slice(&[1, 2, 3]).unwrap(), mp::Value::new([5; 4]).unwrap()));
+    }
+    async fn hold(locked: mp::Queue<()>) {
+        let (array, value) = SHARED.get().unwrap();
+        let _array = array.lock().await.unwrap();
+        let mut value = value.lock().await.unwrap();
+        value[0] = 6;
+        locked.put(()).await.unwrap();
+        hang().await
+    }
+    async fn follow() -> (bool, ErrorKind, u64) {
+        let (array, value) = SHARED.get().unwrap();
+        let refused = array.try_lock().is_err() && value.try_lock().is_err();
+        let told = array.lock().await.unwrap_err().kind();
+        value.set([7; 4]);
+        (refused, told, value.lock().await.unwrap()[0])
+    }
+    mp::preload(load).unwrap();
+    block_on(async {
+        let locked = mp::Queue::unbounded().unwrap();
+        let holder = Process::spawn(hold, (locked.clone(),)).unwrap();
+        locked.get().await.unwrap();
+        let follower = Process::spawn(follow, ()).unwrap();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        holder.kill().unwrap();
+        let followed = tokio::time::timeout(Duration::from_secs(20), follower).await.unwrap().unwrap();
+        assert_eq!(followed, (true, ErrorKind::OwnerDied, 7));
+    });
 }
 
 fn a_preload_that_panics_is_an_error() {

@@ -33,6 +33,7 @@ pub(super) fn after_fork(
     group: Pid,
     single: SingleThreaded,
 ) -> ! {
+    Family::forget_me();
     spawn::close_all(private);
     if !is_ordered && !socket::is_readable_within(socket.as_fd(), Duration::ZERO) {
         spawn::set_name(c"mp-spare");

@@ -178,6 +178,11 @@ impl Family {
         self.state(member.slot).compare_exchange(claimed, free, AcqRel, Relaxed).is_ok()
     }
 
+    /// In a process that was just forked: whoever the other one is, this one is someone else.
+    pub(crate) fn forget_me() {
+        SELF.store(0, Release);
+    }
+
     /// Who this process is, if it ever had to be someone.
     #[inline]
     pub(crate) fn me_if_claimed(&self) -> Option<Member> {

@@ -31,11 +31,13 @@
 //! # Cancel
 //! A dropped `lock` has not locked; see [`mutex`].
 
-use super::mutex::{self, Mutex, Taken, outcome};
+use super::debug::Report;
+use super::mutex::{self, Mutex, Taken, Words, outcome};
 use super::object::{self, Core};
 use crate::error::{Error, ErrorKind, LockError, Result};
 use crate::os::fault;
 use crate::os::mmap::Map;
+use crate::shm::atomic::AtomicU64;
 use crate::shm::family::Family;
 use crate::shm::lent::{Lendable, Lent};
 use crate::shm::mapped::Mapped;
@@ -98,7 +100,7 @@ const SIZE: usize = 2;
 const DIED: usize = 3;
 const MUTEX: usize = 8;
 
-struct ArrayCore {
+pub(super) struct ArrayCore {
     region: Arc<Region>,
     len: usize,
     size: usize,
@@ -140,11 +142,15 @@ impl Core for ArrayCore {
         &self.region
     }
 
+    fn report(words: &[AtomicU64]) -> Report {
+        Words(&words[MUTEX..MUTEX + mutex::LEN]).report()
+    }
+
     fn view(region: Arc<Region>) -> io::Result<Self> {
         let [len, size] = [LEN, SIZE].map(|word| region.words()[word].load(Acquire) as usize);
         let bytes = bytes(len, size).ok_or(io::ErrorKind::InvalidData)?;
         region.check_extent(PAGE, bytes)?;
-        Family::get()?.me()?; // So that `set` cannot fail for want of a place in the family.
+        Family::get()?.me()?; // So that `set` does not fail for want of a place in the family.
         let mutex = Mutex::view(&region, MUTEX)?;
         let whole = Lendable::new(Map::shared(region.fd().as_fd(), PAGE, bytes as usize)?);
         let (single, local, is_open) = Default::default();
@@ -160,7 +166,7 @@ fn bytes(len: usize, size: usize) -> Option<u64> {
 }
 
 impl ArrayCore {
-    fn died(&self) -> &crate::shm::atomic::AtomicU64 {
+    fn died(&self) -> &AtomicU64 {
         &self.region.words()[DIED]
     }
 

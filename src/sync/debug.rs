@@ -4,6 +4,7 @@ use super::condition::ConditionCore;
 use super::lock::LockCore;
 use super::object::{Core, KIND, MEMFD};
 use super::rlock::RLockCore;
+use super::value::ValueCore;
 use crate::os::{clock, proc};
 use crate::shm::atomic::AtomicU64;
 use crate::shm::family::{Family, Member};
@@ -26,7 +27,14 @@ const fn kind<C: Core>() -> Kind {
     Kind { name: C::NAME, number: C::KIND, words: C::WORDS, report: C::report }
 }
 
-const KINDS: &[Kind] = &[kind::<LockCore>(), kind::<RLockCore>(), kind::<ConditionCore>()];
+const KINDS: &[Kind] = &[
+    kind::<LockCore>(),
+    kind::<RLockCore>(),
+    kind::<ConditionCore>(),
+    kind::<ValueCore>(),
+    #[cfg(not(multiprocess_loom))]
+    kind::<super::array::ArrayCore>(),
+];
 
 /// What an object's words say about who is at it.
 #[derive(Default)]

@@ -25,7 +25,8 @@
 //! # Cancel
 //! A dropped `lock` has not locked, and changed nothing; see [`mutex`].
 
-use super::mutex::{self, Mutex, Taken, outcome};
+use super::debug::Report;
+use super::mutex::{self, Mutex, Taken, Words, outcome};
 use super::object::{self, Core};
 use super::register::{self, Register};
 use crate::error::{ErrorKind, LockError, Result};
@@ -33,7 +34,6 @@ use crate::os::fault;
 use crate::shm::atomic::AtomicU64;
 #[cfg(not(multiprocess_loom))]
 use crate::shm::family::Family;
-use crate::shm::family::Member;
 use crate::shm::mapped::Mapped;
 #[cfg(multiprocess_loom)]
 use crate::shm::region::{self as view, Members as Family};
@@ -109,12 +109,10 @@ const MUTEX: usize = 16;
 const BUFFERS: usize = MUTEX + mutex::LEN;
 const WORDS: usize = PAGE as usize / size_of::<u64>();
 
-struct ValueCore {
+pub(super) struct ValueCore {
     region: Arc<Region>,
     family: &'static Family,
     size: usize,
-    /// Who writes, if it takes more than one store.
-    writer: Option<Member>,
     /// The buffers that do not fit into the first page.
     map: Option<Arc<Map>>,
     mutex: Mutex,
@@ -135,15 +133,21 @@ impl Core for ValueCore {
         &self.region
     }
 
+    fn report(words: &[AtomicU64]) -> Report {
+        Words(&words[MUTEX..MUTEX + mutex::LEN]).report()
+    }
+
     fn view(region: Arc<Region>) -> io::Result<Self> {
         let size = region.words()[SIZE].load(Acquire) as usize;
         let family = Family::get()?;
-        let writer = if is_word(size) { None } else { Some(family.me()?) };
+        if !is_word(size) {
+            family.me()?; // So that `set` does not fail for want of a place in the family.
+        }
         let map = match outside(size) {
             0 => None,
             len => Some(region.extent(PAGE, len)?),
         };
-        Ok(Self { mutex: Mutex::view(&region, MUTEX)?, region, family, size, writer, map })
+        Ok(Self { mutex: Mutex::view(&region, MUTEX)?, region, family, size, map })
     }
 }
 
@@ -184,13 +188,15 @@ impl ValueCore {
 
     #[inline]
     fn store<T: Pod>(&self, value: &T) {
-        match self.writer {
-            Some(me) if !is_word(size_of::<T>()) => self.write(bytemuck::bytes_of(value), me),
-            _ => self.word().store(to_word(value), SeqCst),
+        if is_word(size_of::<T>()) {
+            return self.word().store(to_word(value), SeqCst);
         }
+        self.write(bytemuck::bytes_of(value));
     }
 
-    fn write(&self, bytes: &[u8], me: Member) {
+    fn write(&self, bytes: &[u8]) {
+        // Only a process that was forked with this value in it has no place yet.
+        let me = self.family.me().unwrap_or_else(|error| panic!("a value cannot be set: {error}"));
         let register = self.register();
         let mut tries = 0_u32;
         while !register.try_write(bytes, me, self.family) {
