@@ -107,7 +107,8 @@ const REGISTER: usize = 2;
 const WORD: usize = 8;
 const MUTEX: usize = 16;
 const BUFFERS: usize = MUTEX + mutex::LEN;
-const WORDS: usize = PAGE as usize / size_of::<u64>();
+/// A page, which a memfd takes up anyway.
+const WORDS: usize = 4096 / size_of::<u64>();
 
 pub(super) struct ValueCore {
     region: Arc<Region>,
