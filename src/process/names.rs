@@ -34,7 +34,7 @@ static ESTATE: Mutex<Estate> = Mutex::new(Estate { heir: None, names: Vec::new()
 pub(crate) fn remove_at_end(name: &str, identity: named::Identity) -> Result<()> {
     let mut estate = Estate::get();
     let named = Named { name: name.to_string(), identity };
-    let is_told = estate.tell(&Will::Remove(named.clone()));
+    let is_told = estate.promise(&named);
     estate.names.push(named);
     if !is_told && let Err(error) = estate.appoint() {
         estate.names.pop();
@@ -66,6 +66,12 @@ impl Estate {
         self.heir.as_ref().is_some_and(|heir| protocol::send(heir.socket.as_fd(), will, &[], &[]).is_ok())
     }
 
+    /// False if there is no heir that has taken note: one that is being killed still takes what it is sent.
+    fn promise(&self, named: &Named) -> bool {
+        let heard = |heir: &Heir| matches!(protocol::recv::<Answer<Ready>>(heir.socket.as_fd()), Ok(Some(_)));
+        self.tell(&Will::Remove(named.clone())) && self.heir.as_ref().is_some_and(heard)
+    }
+
     /// Starts an heir and tells it all names.
     fn appoint(&mut self) -> Result<()> {
         if let Some(mut gone) = self.heir.take() {
@@ -88,7 +94,7 @@ impl Estate {
             return Err(error.unwrap_or_else(|| failed(io::Error::other("it ended: does the program reach `init`?"))));
         }
         self.heir = Some(Heir { testator: std::process::id(), socket: ours, process });
-        let untold = self.names.iter().any(|named| !self.tell(&Will::Remove(named.clone())));
+        let untold = self.names.iter().any(|named| !self.promise(named));
         if untold { Err(failed(io::ErrorKind::BrokenPipe.into())) } else { Ok(()) }
     }
 }
@@ -100,11 +106,15 @@ pub(super) fn serve(testator: OwnedFd) -> ! {
     signal::ignore_group_signals();
     spawn::set_name(c"mp-heir");
     // Who is gone needs no answer, but may have left names.
-    let _ = protocol::send(testator.as_fd(), &Answer::<Ready>::Ok(Ready { must_exec: false }), &[], &[]);
+    let answer = || _ = protocol::send(testator.as_fd(), &Answer::<Ready>::Ok(Ready { must_exec: false }), &[], &[]);
+    answer();
     let (mut names, mut errors) = (Vec::new(), 0);
     loop {
         match protocol::recv::<Will>(testator.as_fd()) {
-            Ok(Some((Will::Remove(named), _))) => names.push(named),
+            Ok(Some((Will::Remove(named), _))) => {
+                names.push(named);
+                answer();
+            }
             Ok(Some((Will::Leave(named), _))) => names.retain(|other| *other != named),
             Ok(None) => break,
             // That it did not read our answer is told as an error, before what it has sent.

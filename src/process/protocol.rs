@@ -9,7 +9,7 @@
 //! server  -> child    Hello::Child, then the Order as it came    over the socket the child was exec'd with
 //! child   -> starter  Report::Born, then Report::Outcome         over a socket that only these two have
 //! server  -> starter  Report::Exited, on older kernels           over the same
-//! anyone  -> its heir Hello::Heir, answered by Ready, then Will  over the socket the heir was started with
+//! anyone  -> its heir Hello::Heir and Will, answered by Ready     over the socket the heir was started with
 //! ```
 #![forbid(unsafe_code)]
 
@@ -48,7 +48,7 @@ pub(super) enum Role {
 /// What a process has its heir know.
 #[derive(Serialize, Deserialize)]
 pub(super) enum Will {
-    /// When I end, this name goes, if it is still that of this file.
+    /// When I end, this name goes, if it is still that of this file. Answered by [`Ready`].
     Remove(Named),
     /// Not that one any more.
     Leave(Named),
