@@ -27,6 +27,10 @@ pub use process::{
 pub use sync::{Array, ArrayGuard};
 pub use sync::{Condition, ConditionGuard, Lock, LockGuard, RLock, RLockGuard, debug};
 pub use sync::{Integer, Value, ValueGuard};
+pub use sync::{
+    Barrier, BarrierWaitResult, BoundedSemaphore, Condition, ConditionGuard, Event, Lock, LockGuard, Permit, RLock,
+    RLockGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, Semaphore, debug,
+};
 pub use wire::Fd;
 
 #[doc(hidden)]

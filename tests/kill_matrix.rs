@@ -6,7 +6,9 @@ mod common;
 
 use common::{eventually, is_asleep, within};
 use futures::poll;
-use multiprocess::{self as mp, Condition, ErrorKind, Fd, JoinableQueue, Lock, Process, Queue};
+use multiprocess::{
+    self as mp, Barrier, Condition, ErrorKind, Event, Fd, JoinableQueue, Lock, Process, Queue, RwLock, Semaphore,
+};
 use serde::{Deserialize, Serialize};
 use std::os::linux::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
@@ -304,6 +306,240 @@ async fn stopped_holding_the_latch_and_then_killed() {
     victim.kill().unwrap();
     within(waiting).await.unwrap();
     assert_eq!(drain(&queue).await, [2]);
+}
+
+/// Takes `count` permits, and gives them back one by one.
+async fn take_turns(semaphore: Semaphore, count: usize) {
+    let mut held = Vec::new();
+    for _ in 0..count {
+        held.push(semaphore.acquire().await.unwrap());
+    }
+    held.clear();
+}
+
+/// `ledger`: killed at any move of a take or of a give, no permit is lost and none is made.
+#[tokio::test]
+async fn killed_at_the_moves_of_a_semaphore() {
+    // The takes are passages 1 and 2, the gives 3 and 4.
+    let counted = (1..=4).flat_map(|n| [format!("ledger.counted:{n}"), format!("ledger.written:{n}")]);
+    for point in counted.chain(["ledger.entered".to_string()]) {
+        let semaphore = Semaphore::new(2).unwrap();
+        death(doomed!(&point, take_turns, (semaphore.clone(), 2)), &point).await;
+        eventually(&point, || semaphore.available() == 2).await;
+        let both = (semaphore.try_acquire().unwrap(), semaphore.try_acquire().unwrap());
+        assert!(semaphore.try_acquire().is_err(), "{point}");
+        drop(both);
+    }
+}
+
+/// `ledger` and `event`: whoever dies with a permit, or with the wake for one, a sleeper is woken.
+#[tokio::test]
+async fn killed_before_the_wake_an_acquirer_sleeps() {
+    let release = async |semaphore: Semaphore| semaphore.release().unwrap();
+    for point in ["ledger.counted", "ledger.written", "notify.marked"] {
+        let semaphore = Semaphore::new(0).unwrap();
+        let sleeper = asleep(Process::spawn(take_turns, (semaphore.clone(), 1)).unwrap()).await;
+        death(doomed!(point, release, (semaphore.clone(),)), point).await;
+        within(sleeper).await.unwrap();
+        assert_eq!(semaphore.available(), 1, "{point}");
+    }
+    // Stopped while it holds, then killed: what it held wakes the sleeper.
+    let semaphore = Semaphore::new(1).unwrap();
+    let mut victim = Process::builder()
+        .env("MULTIPROCESS_STOP_AT", "ledger.written")
+        .spawn(take_turns, (semaphore.clone(), 1))
+        .unwrap();
+    eventually("it holds the permit", || semaphore.available() == 0).await;
+    let sleeper = asleep(Process::spawn(take_turns, (semaphore.clone(), 1)).unwrap()).await;
+    victim.kill().unwrap();
+    within(sleeper).await.unwrap();
+    within(victim.wait()).await.unwrap();
+    assert_eq!(semaphore.available(), 1);
+}
+
+/// `ledger`: the row of a process that died with its move half done is used by the next one.
+#[tokio::test]
+async fn killed_and_the_row_is_used_again() {
+    let semaphore = Semaphore::new(3).unwrap();
+    for round in 0..20 {
+        let point = ["ledger.entered", "ledger.counted", "ledger.written"][round % 3];
+        death(doomed!(point, take_turns, (semaphore.clone(), 1)), point).await;
+    }
+    eventually("all are back", || semaphore.available() == 3).await;
+    within(Process::spawn(take_turns, (semaphore.clone(), 3)).unwrap()).await.unwrap();
+    assert_eq!(semaphore.available(), 3);
+}
+
+/// `rwlock`: killed at the moves of a writer. It is told of if the writer had the lock and had not let go.
+#[tokio::test]
+async fn killed_while_writing() {
+    let write = async |lock: RwLock| drop(lock.write().await.unwrap());
+    for (point, is_told) in [
+        ("ledger.entered", false),
+        ("ledger.counted:1", true),
+        ("ledger.written:1", true),
+        ("write.phase", true),
+        ("ledger.counted:2", false),
+        ("ledger.written:2", false),
+    ] {
+        let lock = RwLock::new().unwrap();
+        death(doomed!(point, write, (lock.clone(),)), point).await;
+        let got = within(lock.write()).await;
+        assert_eq!(got.as_ref().err().map(|error| error.kind()), is_told.then_some(ErrorKind::OwnerDied), "{point}");
+        drop(got);
+        drop(lock.try_read().unwrap());
+        drop(lock.try_write().unwrap());
+    }
+}
+
+/// `rwlock`: killed at the moves of a reader, nobody is told.
+#[tokio::test]
+async fn killed_while_reading() {
+    let read = async |lock: RwLock| drop(lock.read().await.unwrap());
+    for point in ["ledger.entered", "ledger.counted:1", "ledger.written:1", "ledger.counted:2", "ledger.written:2"] {
+        let lock = RwLock::new().unwrap();
+        let writer = Process::spawn(async |lock: RwLock| drop(lock.write().await.unwrap()), (lock.clone(),));
+        death(doomed!(point, read, (lock.clone(),)), point).await;
+        within(writer.unwrap()).await.unwrap();
+        drop(lock.try_write().unwrap());
+        drop(lock.try_read().unwrap());
+    }
+}
+
+/// `rwlock`: a writer dies waiting, at its wish and after taking it back; readers that stood back go on.
+#[tokio::test]
+async fn killed_while_wanting_to_write() {
+    let write = async |lock: RwLock| drop(lock.write().await.unwrap());
+    let give_up = async |lock: RwLock| drop(lock.write_timeout(Duration::from_millis(300)).await);
+    let read = async |lock: RwLock| drop(lock.read().await.unwrap());
+    let lock = RwLock::new().unwrap();
+    let reading = lock.read().await.unwrap();
+    death(doomed!("write.wanted", write, (lock.clone(),)), "write.wanted").await;
+    within(Process::spawn(read, (lock.clone(),)).unwrap()).await.unwrap();
+    let victim = doomed!("write.unwanted", give_up, (lock.clone(),));
+    eventually("it wants to write", || lock.try_read().is_err()).await;
+    let sleeper = Process::spawn(read, (lock.clone(),)).unwrap();
+    death(victim, "write.unwanted").await;
+    within(sleeper).await.unwrap();
+    drop(reading);
+    drop(lock.try_write().unwrap());
+}
+
+/// `rwlock` and `event`: who lets go dies before the wake.
+#[tokio::test]
+async fn killed_before_the_wake_readers_and_writers_sleep() {
+    let hold = async |lock: RwLock, held: Event, go: Event| {
+        let guard = lock.write().await.unwrap();
+        held.set();
+        go.wait().await.unwrap();
+        drop(guard);
+    };
+    let all_the_same = async |lock: RwLock, writes: bool| {
+        let kind = if writes {
+            lock.write().await.err().map(|error| error.kind())
+        } else {
+            lock.read().await.err().map(|error| error.kind())
+        };
+        assert!(kind.is_none_or(|kind| kind == ErrorKind::OwnerDied));
+    };
+    for point in ["write.phase", "ledger.counted:2", "ledger.written:2", "notify.marked:2"] {
+        let (lock, held, go) = (RwLock::new().unwrap(), Event::new().unwrap(), Event::new().unwrap());
+        let victim = doomed!(point, hold, (lock.clone(), held.clone(), go.clone()));
+        within(held.wait()).await.unwrap();
+        let mut sleepers = Vec::new();
+        for writes in [false, true, false] {
+            sleepers.push(asleep(Process::spawn(all_the_same, (lock.clone(), writes)).unwrap()).await);
+        }
+        go.set();
+        death(victim, point).await;
+        for sleeper in sleepers {
+            within(sleeper).await.unwrap();
+        }
+        drop(within(lock.write()).await);
+        drop(lock.try_write().unwrap());
+    }
+}
+
+/// `event` of `sync`: the setter dies before the wake, or in the middle of the waking.
+#[tokio::test]
+async fn killed_while_setting() {
+    let set = async |event: Event| event.set();
+    let wait = async |event: Event| event.wait().await.unwrap();
+    for point in ["event.set", "notify.marked:1", "notify.marked:2"] {
+        let event = Event::new().unwrap();
+        let mut sleepers = Vec::new();
+        for _ in 0..3 {
+            sleepers.push(asleep(Process::spawn(wait, (event.clone(),)).unwrap()).await);
+        }
+        death(doomed!(point, set, (event.clone(),)), point).await;
+        for sleeper in sleepers {
+            within(sleeper).await.unwrap();
+        }
+        assert!(event.is_set(), "{point}");
+    }
+}
+
+/// `barrier`: a party dies in its place, not the last one: it is broken. In the last place: all pass.
+#[tokio::test]
+async fn killed_at_a_barrier() {
+    let wait = async |barrier: Barrier| barrier.wait().await.map(|result| result.index()).map_err(|error| error.kind());
+    let act = async |barrier: Barrier| barrier.wait_then(async || Ok(())).await.map(drop);
+    // As the first of three.
+    let barrier = Barrier::new(3).unwrap();
+    let other = Process::spawn(wait, (barrier.clone(),)).unwrap();
+    eventually("one waits", || barrier.waiting() == 1).await;
+    death(doomed!("barrier.arrived", wait, (barrier.clone(),)), "barrier.arrived").await;
+    assert_eq!(within(other).await.unwrap(), Err(ErrorKind::BrokenBarrier));
+    assert!(barrier.is_broken());
+    barrier.reset();
+    // As the last of three: after the place all pass, while it acts nobody does.
+    for (point, acts, passes) in [
+        ("barrier.arrived", false, true),
+        ("barrier.ended", false, true),
+        ("notify.marked", false, true),
+        ("barrier.arrived", true, false),
+        ("barrier.acted", true, false),
+        ("barrier.ended", true, true),
+    ] {
+        let mut others = Vec::new();
+        for n in 0..2 {
+            others.push(Process::spawn(wait, (barrier.clone(),)).unwrap());
+            eventually("they wait", || barrier.waiting() == n + 1).await;
+        }
+        match acts {
+            false => death(doomed!(point, wait, (barrier.clone(),)), point).await,
+            true => death(doomed!(point, act, (barrier.clone(),)), point).await,
+        }
+        for (index, other) in others.into_iter().enumerate() {
+            let expected = if passes { Ok(index) } else { Err(ErrorKind::BrokenBarrier) };
+            assert_eq!(within(other).await.unwrap(), expected, "{point} {acts}");
+        }
+        assert_eq!(barrier.is_broken(), !passes, "{point} {acts}");
+        barrier.reset();
+    }
+    // Who aborts dies before the wake.
+    let others: Vec<_> = (0..2).map(|_| Process::spawn(wait, (barrier.clone(),)).unwrap()).collect();
+    eventually("they wait", || barrier.waiting() == 2).await;
+    let abort = async |barrier: Barrier| barrier.abort();
+    death(doomed!("barrier.ended", abort, (barrier.clone(),)), "barrier.ended").await;
+    for other in others {
+        assert_eq!(within(other).await.unwrap(), Err(ErrorKind::BrokenBarrier));
+    }
+}
+
+/// `semaphore`: dropped with its notice, the permit goes to another process.
+#[tokio::test]
+async fn dropped_with_the_notice_of_a_permit() {
+    let semaphore = Semaphore::new(0).unwrap();
+    let mut acquiring = Box::pin(semaphore.acquire());
+    assert!(tokio::time::timeout(Duration::from_millis(50), &mut acquiring).await.is_err());
+    let other = asleep(Process::spawn(take_turns, (semaphore.clone(), 1)).unwrap()).await;
+    within(Process::spawn(async |semaphore: Semaphore| semaphore.release().unwrap(), (semaphore.clone(),)).unwrap())
+        .await
+        .unwrap();
+    drop(acquiring);
+    within(other).await.unwrap();
+    assert_eq!(semaphore.available(), 1);
 }
 
 /// `ring` and `link`: a dropped put has not put, a dropped get has not taken.

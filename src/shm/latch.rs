@@ -25,11 +25,7 @@
 //! A holder has no await point; a taker that is dropped while it waits leaves CONTENDED behind: one wake too many.
 
 use super::atomic::AtomicU64;
-#[cfg(not(multiprocess_loom))]
-use super::family::Family;
-use super::family::Member;
-#[cfg(multiprocess_loom)]
-use super::region::Members as Family;
+use super::family::{Family, Member};
 use std::sync::atomic::Ordering::*;
 
 const CONTENDED: u64 = 1 << 63;
@@ -54,15 +50,23 @@ pub(crate) trait Lives {
     fn is_alive(&self, member: Member) -> bool;
 }
 
-impl Lives for Family {
-    fn is_listed(&self, member: Member) -> bool {
-        Family::is_listed(self, member)
-    }
+macro_rules! lives {
+    ($family:ty) => {
+        impl Lives for $family {
+            fn is_listed(&self, member: Member) -> bool {
+                <$family>::is_listed(self, member)
+            }
 
-    fn is_alive(&self, member: Member) -> bool {
-        Family::is_alive(self, member)
-    }
+            fn is_alive(&self, member: Member) -> bool {
+                <$family>::is_alive(self, member)
+            }
+        }
+    };
 }
+
+lives!(Family);
+#[cfg(multiprocess_loom)]
+lives!(super::region::Members);
 
 impl Latch<'_> {
     /// Takes a latch that nobody has or asks for.

@@ -1,10 +1,14 @@
 //! Who holds what, and who waits for it: for finding deadlocks.
 
+use super::barrier::Gate;
 use super::condition::ConditionCore;
+use super::event::Flag;
 use super::lock::LockCore;
 use super::object::{Core, KIND, MEMFD};
 use super::rlock::RLockCore;
 use super::value::ValueCore;
+use super::rwlock::Shares;
+use super::semaphore::Permits;
 use crate::os::{clock, proc};
 use crate::shm::atomic::AtomicU64;
 use crate::shm::family::{Family, Member};
@@ -34,6 +38,10 @@ const KINDS: &[Kind] = &[
     kind::<ValueCore>(),
     #[cfg(not(multiprocess_loom))]
     kind::<super::array::ArrayCore>(),
+    kind::<Permits>(),
+    kind::<Shares>(),
+    kind::<Flag>(),
+    kind::<Gate>(),
 ];
 
 /// What an object's words say about who is at it.

@@ -5,8 +5,13 @@
 
 #[cfg(not(multiprocess_loom))] // A model has no bytes to refer to.
 mod array;
+mod barrier;
 mod condition;
 pub mod debug;
+mod event;
+mod ledger;
+#[cfg(all(test, multiprocess_loom))]
+mod ledger_models;
 mod lock;
 #[cfg(all(test, multiprocess_loom))]
 mod models;
@@ -18,7 +23,16 @@ mod value;
 
 #[cfg(not(multiprocess_loom))]
 pub use array::{Array, ArrayGuard};
+mod patience;
+mod rlock;
+mod rwlock;
+mod semaphore;
+
+pub use barrier::{Barrier, BarrierWaitResult};
 pub use condition::{Condition, ConditionGuard};
+pub use event::Event;
 pub use lock::{Lock, LockGuard};
 pub use rlock::{RLock, RLockGuard};
 pub use value::{Integer, Value, ValueGuard};
+pub use rwlock::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+pub use semaphore::{BoundedSemaphore, Permit, Semaphore};

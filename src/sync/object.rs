@@ -28,8 +28,10 @@ pub(super) trait Core: Send + Sync + Sized + 'static {
     const KIND: u64;
     /// What errors and listings call it; its memfd is called `multiprocess-` and this.
     const NAME: &'static str;
-    /// How many words it has, the first included.
+    /// How many words it has at least, the first included.
     const WORDS: usize;
+    /// Whether an object may have more than these, each its own number.
+    const IS_ALL_WORDS: bool = false;
 
     fn mapped() -> &'static Mapped<Self>;
     fn region(&self) -> &Arc<Region>;
@@ -46,15 +48,20 @@ fn head_len<C: Core>() -> usize {
     C::WORDS * size_of::<u64>()
 }
 
+/// What is mapped for good of an object of `len` bytes.
+fn head_of<C: Core>(len: u64) -> usize {
+    if C::IS_ALL_WORDS { head_len::<C>().max(len as usize) } else { head_len::<C>() }
+}
+
 /// A new object; `fill` sets its words before anybody else can see it.
 pub(super) fn create<C: Core>(fill: impl FnOnce(&[AtomicU64])) -> Result<Arc<C>> {
     create_of_len(head_len::<C>() as u64, fill)
 }
 
-/// A new object of `len` bytes, of which its words are the first.
+/// A new object of `len` bytes, of which its words are the first, or all.
 pub(super) fn create_of_len<C: Core>(len: u64, fill: impl FnOnce(&[AtomicU64])) -> Result<Arc<C>> {
     let create = || {
-        let region = Region::create(&format!("{MEMFD}{}", C::NAME), head_len::<C>(), len)?;
+        let region = Region::create(&format!("{MEMFD}{}", C::NAME), head_of::<C>(len), len)?;
         region.words()[KIND].store(C::KIND, Release);
         fill(region.words());
         let core = Arc::new(C::view(Arc::new(region))?);
@@ -65,7 +72,8 @@ pub(super) fn create_of_len<C: Core>(len: u64, fill: impl FnOnce(&[AtomicU64])) 
 
 fn open<C: Core>(fd: OwnedFd) -> io::Result<Arc<C>> {
     C::mapped().or_make(memfd::identity(fd.as_fd())?, || {
-        let region = Region::open(fd, head_len::<C>())?;
+        let len = memfd::sealed_len(fd.as_fd()).unwrap_or_default();
+        let region = Region::open(fd, head_of::<C>(len))?;
         if region.words()[KIND].load(Acquire) != C::KIND {
             return Err(io::Error::new(io::ErrorKind::InvalidData, format!("not a {}", C::NAME)));
         }

@@ -71,12 +71,18 @@ impl Sleeper {
         epoch & ((1 << EPOCH_BITS) - 1) == self.epoch
     }
 
-    fn of_entry(entry: u64) -> Self {
-        Self { slot: (entry >> EPOCH_BITS & 0xfff) as u16, epoch: entry as u32 & ((1 << EPOCH_BITS) - 1) }
+    /// The low 32 bits.
+    pub(crate) fn from_bits(bits: u64) -> Self {
+        Self { slot: (bits >> EPOCH_BITS & 0xfff) as u16, epoch: bits as u32 & ((1 << EPOCH_BITS) - 1) }
+    }
+
+    /// 32 bits.
+    pub(crate) fn to_bits(self) -> u64 {
+        u64::from(self.slot) << EPOCH_BITS | u64::from(self.epoch)
     }
 
     fn to_entry(self, ticket: u64) -> u64 {
-        (ticket & TICKET_MASK) << 32 | u64::from(self.slot) << EPOCH_BITS | u64::from(self.epoch)
+        (ticket & TICKET_MASK) << 32 | self.to_bits()
     }
 }
 
@@ -130,7 +136,7 @@ impl<'a> Event<'a> {
         for index in 0..ENTRIES {
             let entry = self.entry(index);
             let seen = entry.load(Relaxed);
-            let free = seen == 0 || (!is_listed(Sleeper::of_entry(seen)) && self.take_over(index, seen, me));
+            let free = seen == 0 || (!is_listed(Sleeper::from_bits(seen)) && self.take_over(index, seen, me));
             if free && entry.compare_exchange(0, me.to_entry(ticket), AcqRel, Relaxed).is_ok() {
                 fault::point("sleep.entered");
                 self.words[MARKS].fetch_or(1 << index, SeqCst);
@@ -228,7 +234,7 @@ impl<'a> Event<'a> {
             let index = marks.trailing_zeros() as usize;
             marks &= marks - 1;
             let entry = self.entry(index).load(Acquire);
-            let is_it = entry & NOTIFIED == 0 && Sleeper::of_entry(entry) == who;
+            let is_it = entry & NOTIFIED == 0 && Sleeper::from_bits(entry) == who;
             if is_it && self.entry(index).compare_exchange(entry, entry | NOTIFIED, AcqRel, Relaxed).is_ok() {
                 fault::point("notify.marked");
                 return wake(Wake::Sleeper(who));
@@ -253,7 +259,7 @@ impl<'a> Event<'a> {
         // Who comes later has seen the change. So this ends, however often those who were woken come back.
         let mut marks = self.words[MARKS].load(Acquire) & !CROWD;
         while let Some((index, entry)) = self.oldest(marks) {
-            let sleeper = Sleeper::of_entry(entry);
+            let sleeper = Sleeper::from_bits(entry);
             if !is_listed(sleeper) {
                 // Without a name of our own we cannot take it over; marking it is enough to get past it.
                 match me {
@@ -293,7 +299,7 @@ impl<'a> Event<'a> {
     /// Who is in the list, dead or alive, but for the crowd.
     pub(crate) fn sleepers(&self) -> Vec<Sleeper> {
         let entries = self.words[FIRST..].iter().map(|entry| entry.load(Acquire));
-        entries.filter(|entry| entry & MEMBER_MASK != 0).map(Sleeper::of_entry).collect()
+        entries.filter(|entry| entry & MEMBER_MASK != 0).map(Sleeper::from_bits).collect()
     }
 
     /// Whether nobody is in the list: what every test wants to see at its end.

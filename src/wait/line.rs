@@ -173,7 +173,7 @@ impl Line {
 
     /// Whether someone in this process already waits, so that a newcomer must queue.
     #[inline]
-    pub(super) fn has_waiters(&self) -> bool {
+    pub(crate) fn has_waiters(&self) -> bool {
         self.waiting.load(Acquire) != 0
     }
 

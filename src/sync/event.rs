@@ -1,0 +1,237 @@
+//! An event across processes: a flag that everybody can wait for.
+//!
+//! # State
+//! [`FLAG`]: `times set:63 | is set:1`. The line of those who wait.
+//!
+//! # Moves
+//! | from -> to | who | ordering | wakes |
+//! |---|---|---|---|
+//! | (n, unset) -> (n + 1, set) | `set` | AcqRel CAS | all |
+//! | (n, set) -> (n, unset) | `clear` | AcqRel CAS | - |
+//!
+//! # Invariants
+//! 1. Who waits is done when the flag is set, or has been set once more than when it began: a `clear` that follows
+//!    at once takes nothing from those who waited.
+//!
+//! # Death
+//! | killed | survivors see |
+//! |---|---|
+//! | after `set`, before the wake | the flag set; its burial makes all who sleep look |
+//! | waiting, or with its notice | see `wait::event`: `set` is a store and goes past the dead |
+//!
+//! # Cancel
+//! A dropped wait has changed nothing.
+
+use super::debug::Report;
+use super::object::{self, Core, FIRST};
+use crate::error::{Error, ErrorKind, Result};
+use crate::os::fault;
+use crate::shm::atomic::AtomicU64;
+use crate::shm::family::Family;
+use crate::shm::mapped::Mapped;
+use crate::shm::region::Region;
+use crate::wait::{self, Line, event, until, until_blocking};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::*;
+use std::time::{Duration, Instant};
+
+const FLAG: usize = FIRST;
+const LINE: usize = FLAG + 1;
+
+const SET: u64 = 1;
+
+/// An event as this process sees it.
+pub(super) struct Flag {
+    region: Arc<Region>,
+    line: Arc<Line>,
+    family: &'static Family,
+}
+
+static MAPPED: Mapped<Flag> = Mapped::new();
+
+impl Core for Flag {
+    const KIND: u64 = u64::from_le_bytes(*b"mpevnt01");
+    const NAME: &'static str = "event";
+    const WORDS: usize = LINE + event::LEN;
+
+    fn mapped() -> &'static Mapped<Self> {
+        &MAPPED
+    }
+
+    fn region(&self) -> &Arc<Region> {
+        &self.region
+    }
+
+    fn report(words: &[AtomicU64]) -> Report {
+        Report { waiting: event::Event::new(&words[LINE..LINE + event::LEN]).sleepers(), ..Report::default() }
+    }
+
+    fn view(region: Arc<Region>) -> io::Result<Self> {
+        let line = Line::new(region.clone(), LINE, None)?;
+        Ok(Self { region, line, family: Family::get()? })
+    }
+}
+
+impl Flag {
+    fn word(&self) -> &AtomicU64 {
+        &self.region.words()[FLAG]
+    }
+
+    fn set(&self) {
+        // Who sets must be known, so that its death is: without a slot left it goes on as if nobody could kill it.
+        let _ = self.family.me();
+        let set = |seen: u64| (seen & SET == 0).then(|| seen.wrapping_add(2) | SET);
+        let _ = self.word().fetch_update(AcqRel, Acquire, set);
+        fault::point("event.set");
+        // Also if it was set: who set it may have died before it told anybody.
+        self.line.notify_all();
+    }
+
+    /// What is tried while one waits, from now on.
+    fn attempt(&self) -> impl FnMut() -> Option<()> + '_ {
+        let since = self.word().load(Acquire);
+        move || {
+            let now = self.word().load(Acquire);
+            (now & SET != 0 || now >> 1 != since >> 1).then_some(())
+        }
+    }
+
+    fn block(&self, timeout: Option<Duration>) -> Result<()> {
+        wait::refuse_inside_async();
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        until_blocking(&self.line, deadline, self.attempt()).map_err(failed)?.ok_or_else(timed_out)
+    }
+}
+
+fn failed(error: io::Error) -> Error {
+    Error::io("cannot wait for an event", error)
+}
+
+fn timed_out() -> Error {
+    Error::new(ErrorKind::Timeout, "the event was not set in time")
+}
+
+/// A flag that processes set, clear and wait for.
+///
+/// A handle is cheap to clone and is itself a serde value: it travels as an argument, in a result, inside other
+/// values, through queues.
+///
+/// **Waiting.** [`wait`](Event::wait) waits until the flag is set, in any process; all who waited when it was set go
+/// on, also if it is cleared at once. It is cancel-safe. [`set`](Event::set), [`clear`](Event::clear) and
+/// [`is_set`](Event::is_set) never wait. **Death.** Whoever is killed, waiting or setting, harms nobody else.
+/// **Cost.** Without waiting a few atomics, no system call unless `set` wakes somebody; an event is one descriptor
+/// and 4 KiB.
+///
+/// ```
+/// use multiprocess::{self as mp, Event, Process};
+///
+/// async fn starter(ready: Event) {
+///     ready.set();
+/// }
+///
+/// fn main() -> mp::Result<()> {
+///     mp::run(async {
+///         let ready = Event::new()?;
+///         let child = Process::spawn(starter, (ready.clone(),))?;
+///         ready.wait().await?;
+///         child.await
+///     })
+/// }
+/// ```
+#[derive(Clone)]
+pub struct Event {
+    flag: Arc<Flag>,
+}
+
+impl Event {
+    /// An event that is not set.
+    ///
+    /// # Errors
+    /// `Io` if there is no memory or descriptor left.
+    pub fn new() -> Result<Self> {
+        Ok(Self { flag: object::create(|_| ())? })
+    }
+
+    /// Sets the flag and wakes all who wait. Setting it twice is fine.
+    pub fn set(&self) {
+        self.flag.set();
+    }
+
+    /// Clears the flag; who was waiting when it was set goes on all the same.
+    pub fn clear(&self) {
+        self.flag.word().fetch_and(!SET, AcqRel);
+    }
+
+    /// Whether the flag is set.
+    pub fn is_set(&self) -> bool {
+        self.flag.word().load(Acquire) & SET != 0
+    }
+
+    /// Waits until the flag is set. Cancel-safe.
+    ///
+    /// # Errors
+    /// `Io` if the system refuses what waiting needs.
+    pub async fn wait(&self) -> Result<()> {
+        until(&self.flag.line, self.flag.attempt()).await.map_err(failed)
+    }
+
+    /// [`wait`](Self::wait) that gives up after `timeout`.
+    ///
+    /// # Errors
+    /// `Timeout`, else as [`wait`](Self::wait).
+    pub async fn wait_timeout(&self, timeout: Duration) -> Result<()> {
+        tokio::time::timeout(timeout, self.wait()).await.unwrap_or_else(|_| Err(timed_out()))
+    }
+
+    /// [`is_set`](Self::is_set) as a wait that does not wait.
+    ///
+    /// # Errors
+    /// `WouldBlock` if it is not set.
+    pub fn try_wait(&self) -> Result<()> {
+        let unset = || Error::new(ErrorKind::WouldBlock, "the event is not set");
+        if self.is_set() { Ok(()) } else { Err(unset()) }
+    }
+
+    /// [`wait`](Self::wait) for plain functions: blocks this thread.
+    ///
+    /// # Panics
+    /// Inside async code, as tokio's blocking calls do.
+    ///
+    /// # Errors
+    /// As [`wait`](Self::wait).
+    pub fn blocking_wait(&self) -> Result<()> {
+        self.flag.block(None)
+    }
+
+    /// [`wait_timeout`](Self::wait_timeout) for plain functions: blocks this thread.
+    ///
+    /// # Panics
+    /// Inside async code, as tokio's blocking calls do.
+    ///
+    /// # Errors
+    /// As [`wait_timeout`](Self::wait_timeout).
+    pub fn blocking_wait_timeout(&self, timeout: Duration) -> Result<()> {
+        self.flag.block(Some(timeout))
+    }
+}
+
+impl fmt::Debug for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Event").field("is_set", &self.is_set()).finish_non_exhaustive()
+    }
+}
+
+impl Serialize for Event {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        object::serialize(&*self.flag, serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Event {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self { flag: object::deserialize(deserializer)? })
+    }
+}

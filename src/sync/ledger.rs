@@ -1,0 +1,368 @@
+//! Who holds how much of what there is so much of: the permits of a semaphore, the shares of a read-write lock.
+//!
+//! Nobody ever waits for anybody here. The count says what its last move was, and whoever makes the next one first
+//! writes that move down in its mover's row: a move is one compare-exchange, and each later step of it anyone can do.
+//!
+//! # State
+//! `COUNT`: `seq:20 | odd:1 | kind:2 | row:9 | poisoned:1 | free:31`, the free permits, and the last move: what was
+//! done, by which row, and whether it was that row's odd or even move. Then [`ROWS`] rows of two words: the
+//! [`Member`] it belongs to (0: never used; the last row may be everybody's), and `moves:33 | held:31`.
+//!
+//! # Moves
+//! | from -> to | who | ordering | wakes |
+//! |---|---|---|---|
+//! | owner 0 -> me, or a dead member with nothing held -> me | a process at its first take | AcqRel CAS | - |
+//! | COUNT: free-1, take one by row r | a taker, if any is free | AcqRel CAS | - |
+//! | COUNT: free MAX -> 0, take all by row r; not poisoned | a writer, if all are free | AcqRel CAS | - |
+//! | COUNT: free+1, give one by row r | who drops a permit | AcqRel CAS | its caller, one |
+//! | COUNT: free as it was, give one by row r | who forgets a permit | AcqRel CAS | - |
+//! | COUNT: free+held, empty row r; poisoned if it held all | who drops all; anyone, if the owner of r is dead | AcqRel CAS | its caller; the burial did |
+//! | COUNT: free+1 by nobody | who adds a permit | AcqRel CAS | its caller, one |
+//! | row r: the last move done, moves+1 | whoever meets it in COUNT and not in the row | AcqRel CAS | - |
+//!
+//! # Invariants
+//! 1. COUNT moves on only from a move that is in its row. So at most one is not, and `odd` tells whether it is:
+//!    a row that has not had it differs by one in its number of moves.
+//! 2. A row that was read is changed only if its 33 bits of moves are still the same, so a process that was stopped
+//!    in between changes nothing. One stopped between reading COUNT and changing it would have to miss a multiple of
+//!    2^20 moves that left everything else as it was.
+//! 3. free + all that is held + all that was forgotten is what was created and added. It is at most [`MAX`].
+//! 4. A row has a new owner only when its last one is dead and it holds nothing; who empties the row of a dead
+//!    member finds it still the owner after reading the row.
+//!
+//! # Death
+//! | killed | survivors see | repaired by |
+//! |---|---|---|
+//! | after it got a row | a row of nobody alive, with nothing held | the next process that needs one |
+//! | holding | a row of an unlisted member | the next that finds too little free, or asks; its burial makes all waiters look |
+//! | holding all | the same, and from then on `poisoned`, until the next who takes all | as above |
+//! | between COUNT and its row | a move that is not in its row | the next to move: it writes it down first |
+//! | after a give, before the wake | a free permit, sleepers not woken | its burial rings every bell |
+//!
+//! # Cancel
+//! Nothing here waits.
+
+use crate::os::fault;
+use crate::shm::atomic::AtomicU64;
+use crate::shm::family::Member;
+use crate::shm::latch::Lives;
+use std::sync::atomic::{AtomicUsize, Ordering::*};
+
+/// The most permits there can be.
+pub(super) const MAX: u32 = (1 << 31) - 1;
+
+/// Processes that can have held something and be alive at the same time, and be told apart.
+#[cfg(not(multiprocess_loom))]
+const ROWS: usize = 440;
+#[cfg(multiprocess_loom)]
+const ROWS: usize = 5;
+
+const COUNT: usize = 0;
+const FIRST: usize = 1;
+pub(super) const LEN: usize = FIRST + 2 * ROWS;
+
+/// The owner of the last row, when there are no others left: what it holds never comes back by itself.
+const EVERYBODY: u64 = u64::MAX;
+/// A move that concerns no row.
+const NO_ROW: usize = 511;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Kind {
+    TakeOne,
+    TakeAll,
+    GiveOne,
+    Empty,
+}
+
+/// The word `COUNT`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Count(u64);
+
+impl Count {
+    const POISONED: u64 = 1 << 31;
+
+    fn first(free: u32) -> Self {
+        Self((NO_ROW as u64) << 32 | u64::from(free))
+    }
+
+    /// The move after this one.
+    fn next(self, plan: Plan, row: usize, line: Row) -> Self {
+        let odd = line.0 >> 31 & 1 ^ 1;
+        let poisoned = if plan.is_poisoned { Self::POISONED } else { 0 };
+        let seq = self.0 >> 44;
+        let last = seq.wrapping_add(1) << 44 | odd << 43 | (plan.kind as u64) << 41 | (row as u64) << 32;
+        Self(last | poisoned | u64::from(plan.free))
+    }
+
+    fn free(self) -> u32 {
+        self.0 as u32 & MAX
+    }
+
+    fn is_poisoned(self) -> bool {
+        self.0 & Self::POISONED != 0
+    }
+
+    fn row(self) -> usize {
+        (self.0 >> 32 & 511) as usize
+    }
+
+    fn kind(self) -> Kind {
+        [Kind::TakeOne, Kind::TakeAll, Kind::GiveOne, Kind::Empty][(self.0 >> 41 & 3) as usize]
+    }
+
+    /// Whether a row has had this move, given that it can lack no other.
+    fn is_in(self, line: Row) -> bool {
+        self.0 >> 43 & 1 == line.0 >> 31 & 1
+    }
+}
+
+/// The second word of a row.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Row(u64);
+
+impl Row {
+    fn held(self) -> u32 {
+        self.0 as u32 & MAX
+    }
+
+    fn after(self, kind: Kind) -> Self {
+        let held = match kind {
+            Kind::TakeOne => self.held() + 1,
+            Kind::TakeAll => MAX,
+            Kind::GiveOne => self.held().saturating_sub(1),
+            Kind::Empty => 0,
+        };
+        Self((self.0 >> 31).wrapping_add(1) << 31 | u64::from(held))
+    }
+}
+
+/// What a move makes of the count.
+#[derive(Clone, Copy)]
+struct Plan {
+    kind: Kind,
+    free: u32,
+    is_poisoned: bool,
+}
+
+/// What was taken, and must be given back to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Taken {
+    pub(super) row: usize,
+    /// Somebody died holding all, and nobody has taken all since.
+    pub(super) is_poisoned: bool,
+}
+
+/// The ledger, wherever its words are.
+pub(super) struct Ledger<'a, L> {
+    words: &'a [AtomicU64],
+    lives: &'a L,
+}
+
+impl<'a, L: Lives> Ledger<'a, L> {
+    pub(super) fn new(words: &'a [AtomicU64], lives: &'a L) -> Self {
+        debug_assert_eq!(words.len(), LEN);
+        Self { words, lives }
+    }
+
+    /// A ledger of `free` permits, before anybody else can see it.
+    pub(super) fn fill(words: &[AtomicU64], free: u32) {
+        words[COUNT].store(Count::first(free).0, Release);
+    }
+
+    #[inline]
+    fn count(&self) -> Count {
+        Count(self.words[COUNT].load(Acquire))
+    }
+
+    fn owner(&self, row: usize) -> &'a AtomicU64 {
+        &self.words[FIRST + 2 * row]
+    }
+
+    fn line(&self, row: usize) -> &'a AtomicU64 {
+        &self.words[FIRST + 2 * row + 1]
+    }
+
+    /// What is free, with what the dead have left.
+    pub(super) fn free(&self) -> u32 {
+        self.take_back();
+        self.count().free()
+    }
+
+    /// One permit for `me`, whose row is remembered in `mine`.
+    #[inline]
+    pub(super) fn take_one(&self, me: Member, mine: &AtomicUsize) -> Option<Taken> {
+        let row = self.row_of(me, mine);
+        let plan = |count: Count, _| {
+            let free = count.free().checked_sub(1)?;
+            Some(Plan { kind: Kind::TakeOne, free, is_poisoned: count.is_poisoned() })
+        };
+        let before = self.change(row, plan).or_else(|| self.change_after_deaths(row, plan))?;
+        Some(Taken { row, is_poisoned: before.is_poisoned() })
+    }
+
+    /// Everything for `me`, if there are [`MAX`] permits and all are free.
+    #[inline]
+    pub(super) fn take_all(&self, me: Member, mine: &AtomicUsize) -> Option<Taken> {
+        let row = self.row_of(me, mine);
+        let plan = |count: Count, _| {
+            (count.free() == MAX).then_some(Plan { kind: Kind::TakeAll, free: 0, is_poisoned: false })
+        };
+        let before = self.change(row, plan).or_else(|| self.change_after_deaths(row, plan))?;
+        Some(Taken { row, is_poisoned: before.is_poisoned() })
+    }
+
+    /// Gives back one permit of `row`; returns how many are free then.
+    #[inline]
+    pub(super) fn give_one(&self, row: usize) -> u32 {
+        let give = |count: Count, _| {
+            Some(Plan { kind: Kind::GiveOne, free: count.free() + 1, is_poisoned: count.is_poisoned() })
+        };
+        self.change(row, give).map_or(0, |before| before.free() + 1)
+    }
+
+    /// Gives back all that `row` holds.
+    #[inline]
+    pub(super) fn give_all(&self, row: usize) {
+        let give = |count: Count, held| {
+            Some(Plan { kind: Kind::Empty, free: count.free() + held, is_poisoned: count.is_poisoned() })
+        };
+        self.change(row, give);
+    }
+
+    /// Takes one permit of `row` off the books: it belongs to nobody, and is not free.
+    pub(super) fn forget_one(&self, row: usize) {
+        let forget =
+            |count: Count, _| Some(Plan { kind: Kind::GiveOne, free: count.free(), is_poisoned: count.is_poisoned() });
+        self.change(row, forget);
+    }
+
+    /// Adds a permit; false if there are `limit` already, free or held.
+    pub(super) fn add_one(&self, limit: u32) -> bool {
+        let add = |count: Count, _| {
+            let held: u64 = self.used().map(|row| u64::from(Row(self.line(row).load(Acquire)).held())).sum();
+            let is_room = u64::from(count.free()) + held < u64::from(limit);
+            is_room.then_some(Plan { kind: Kind::Empty, free: count.free() + 1, is_poisoned: count.is_poisoned() })
+        };
+        self.change(NO_ROW, add).is_some()
+    }
+
+    /// Makes one move by `row`, unless `plan` finds that it cannot be made. Returns what was before.
+    #[inline]
+    fn change(&self, row: usize, mut plan: impl FnMut(Count, u32) -> Option<Plan>) -> Option<Count> {
+        let mut seen = self.count();
+        loop {
+            self.write_down(seen);
+            // It has all moves up to `seen`; if it has later ones, `seen` is no longer the count.
+            let line = if row == NO_ROW { Row(0) } else { Row(self.line(row).load(Acquire)) };
+            let next = seen.next(plan(seen, line.held())?, row, line);
+            match self.words[COUNT].compare_exchange(seen.0, next.0, AcqRel, Acquire) {
+                Ok(_) => {
+                    fault::point("ledger.counted");
+                    self.write_down(next);
+                    fault::point("ledger.written");
+                    return Some(seen);
+                }
+                Err(now) => seen = Count(now),
+            }
+        }
+    }
+
+    /// Makes sure that the move that `count` tells of is in its row.
+    #[inline]
+    fn write_down(&self, count: Count) {
+        if count.row() == NO_ROW {
+            return;
+        }
+        let word = self.line(count.row());
+        let line = Row(word.load(Acquire));
+        // In this order: a row that has gone past this move was read from someone who saw the count go past it too.
+        if !count.is_in(line) && self.count() == count {
+            // If it fails somebody else has done it.
+            let _ = word.compare_exchange(line.0, line.after(count.kind()).0, AcqRel, Acquire);
+        }
+    }
+
+    /// The rows that ever had an owner: they are taken from the bottom.
+    fn used(&self) -> impl Iterator<Item = usize> {
+        (0..ROWS).take_while(|row| self.owner(*row).load(Acquire) != 0)
+    }
+
+    fn is_dead(&self, owner: u64) -> bool {
+        owner != 0 && owner != EVERYBODY && !self.lives.is_listed(Member::from_bits(owner))
+    }
+
+    #[cold]
+    fn change_after_deaths(&self, row: usize, plan: impl FnMut(Count, u32) -> Option<Plan>) -> Option<Count> {
+        self.take_back();
+        // Also if that was nothing: somebody else may have taken it back since we looked, and tells nobody.
+        self.change(row, plan)
+    }
+
+    /// Takes back what the dead hold.
+    fn take_back(&self) {
+        self.used().for_each(|row| self.take_back_from(row));
+    }
+
+    fn take_back_from(&self, row: usize) {
+        let owner = self.owner(row).load(Acquire);
+        if !self.is_dead(owner) {
+            return;
+        }
+        let empty = |count: Count, held: u32| {
+            // A new owner would be there by now if the row that was read is its row.
+            let is_his = held > 0 && self.owner(row).load(Acquire) == owner;
+            let is_poisoned = count.is_poisoned() || held == MAX;
+            is_his.then(|| Plan { kind: Kind::Empty, free: count.free() + held, is_poisoned })
+        };
+        self.change(row, empty);
+    }
+
+    #[inline]
+    fn row_of(&self, me: Member, mine: &AtomicUsize) -> usize {
+        let row = mine.load(Relaxed);
+        if row < ROWS && self.owner(row).load(Relaxed) == me.to_bits() { row } else { self.find_row(me, mine) }
+    }
+
+    #[cold]
+    fn find_row(&self, me: Member, mine: &AtomicUsize) -> usize {
+        let is_mine = |row: &usize| self.owner(*row).load(Acquire) == me.to_bits();
+        let row = self.used().find(is_mine).or_else(|| (0..ROWS - 1).find(|row| self.get_row(*row, me)));
+        match row {
+            Some(row) => {
+                fault::point("ledger.entered");
+                mine.store(row, Relaxed);
+                row
+            }
+            None => {
+                self.owner(ROWS - 1).store(EVERYBODY, Release);
+                ROWS - 1
+            }
+        }
+    }
+
+    /// Makes `row` mine, if it never was anybody's or its owner is dead.
+    fn get_row(&self, row: usize, me: Member) -> bool {
+        let owner = self.owner(row).load(Acquire);
+        if owner == me.to_bits() {
+            return true; // Another thread of ours was faster.
+        }
+        if owner != 0 && !self.is_dead(owner) {
+            return false;
+        }
+        if owner != 0 {
+            self.take_back_from(row);
+        }
+        match self.owner(row).compare_exchange(owner, me.to_bits(), AcqRel, Acquire) {
+            Ok(_) => true,
+            Err(now) => now == me.to_bits(),
+        }
+    }
+
+    /// What each row holds, and the sum of it all: for tests, while nobody moves.
+    #[cfg(test)]
+    pub(super) fn sum(&self) -> u64 {
+        self.write_down(self.count());
+        let held: u64 = self.used().map(|row| u64::from(Row(self.line(row).load(Acquire)).held())).sum();
+        held + u64::from(self.count().free())
+    }
+}

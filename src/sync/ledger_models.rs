@@ -1,0 +1,523 @@
+//! The ledger with those who wait for it, and the rounds of a barrier, in every schedule, by processes that die.
+
+use super::barrier::{Arrival, Outcome, Round, Rounds};
+use super::ledger::{self, Ledger, MAX, Taken};
+use crate::os::fault;
+use crate::shm::atomic::{AtomicU64, fence};
+use crate::shm::family::Member;
+use crate::shm::region::{Members, explore, play};
+use crate::wait::event::{self, Event, Place, Sleeper, Wake};
+use loom::thread;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::*};
+
+const RUNG: u64 = 1;
+const FOR_ALL: u64 = 2;
+
+fn zeros(len: usize) -> Vec<AtomicU64> {
+    (0..len).map(|_| AtomicU64::new(0)).collect()
+}
+
+fn member(slot: u16) -> Member {
+    Member { slot, epoch: 1 }
+}
+
+fn is_listed(sleeper: Sleeper) -> bool {
+    Members.is_listed(member(sleeper.slot))
+}
+
+/// Events and the bells of up to four processes.
+struct Bells {
+    bells: Vec<AtomicU64>,
+}
+
+impl Bells {
+    fn wake(&self, wake: Wake) {
+        match wake {
+            Wake::Sleeper(sleeper) => drop(self.bells[usize::from(sleeper.slot)].fetch_or(RUNG, AcqRel)),
+            Wake::Bells(bells) => (0..4).filter(|bell| bells >> bell & 1 == 1).for_each(|bell| {
+                self.bells[bell].fetch_or(RUNG, AcqRel);
+            }),
+        }
+    }
+
+    fn notify(&self, me: u16, event: Event<'_>, all: bool) {
+        let (me, wake) = (Some(member(me).into()), |wake| self.wake(wake));
+        if all { event.notify_all(me, is_listed, wake) } else { event.notify_one(me, is_listed, wake) }
+    }
+
+    fn bury(&self) {
+        fence(SeqCst);
+        for bell in &self.bells {
+            bell.fetch_or(FOR_ALL, AcqRel);
+        }
+    }
+}
+
+/// One who waits: what it has got, or where it sleeps.
+#[derive(Debug)]
+enum Part<T> {
+    Got(T),
+    Asleep(Place),
+    Left,
+}
+
+/// One try, a place, one more try: what `wait::until` does before it sleeps.
+fn wait<T>(bells: &Bells, me: u16, event: Event<'_>, attempt: &dyn Fn() -> Option<T>) -> Part<T> {
+    match attempt() {
+        Some(got) => Part::Got(got),
+        None => join(bells, me, event, attempt, None),
+    }
+}
+
+fn join<T>(bells: &Bells, me: u16, event: Event<'_>, attempt: &dyn Fn() -> Option<T>, ticket: Option<u64>) -> Part<T> {
+    let place = event.join(member(me).into(), me.into(), ticket, is_listed);
+    match attempt() {
+        Some(got) => {
+            if event.leave(place) {
+                bells.notify(me, event, false);
+            }
+            Part::Got(got)
+        }
+        None => Part::Asleep(place),
+    }
+}
+
+/// What a sleeper does when its bell has been rung, until it is not.
+fn look<T>(bells: &Bells, me: u16, event: Event<'_>, attempt: &dyn Fn() -> Option<T>, mut part: Part<T>) -> Part<T> {
+    while let Part::Asleep(place) = part {
+        let rung = bells.bells[usize::from(me)].swap(0, AcqRel);
+        if rung == 0 {
+            break;
+        }
+        let ticket = match place {
+            Place::Entry { ticket, .. } => Some(ticket),
+            Place::Crowd => None,
+        };
+        let noticed = event.take_notice(place);
+        part = match (noticed, if noticed || rung & FOR_ALL != 0 { attempt() } else { None }) {
+            (_, None) if noticed => join(bells, me, event, attempt, ticket),
+            (true, Some(got)) => Part::Got(got),
+            (false, Some(got)) => {
+                if event.leave(place) {
+                    bells.notify(me, event, false);
+                }
+                Part::Got(got)
+            }
+            _ => Part::Asleep(place),
+        };
+    }
+    part
+}
+
+fn cancel<T>(bells: &Bells, me: u16, event: Event<'_>, part: Part<T>) -> Part<T> {
+    let Part::Asleep(place) = part else { return part };
+    if event.leave(place) {
+        bells.notify(me, event, false);
+    }
+    Part::Left
+}
+
+/// A semaphore, or a read-write lock without courtesy, with its waiters.
+struct Permits {
+    ledger: Vec<AtomicU64>,
+    event: Vec<AtomicU64>,
+    bells: Bells,
+}
+
+impl Permits {
+    fn new(free: u32) -> Arc<Self> {
+        let permits = Self { ledger: zeros(ledger::LEN), event: zeros(event::LEN), bells: Bells { bells: zeros(4) } };
+        Ledger::<Members>::fill(&permits.ledger, free);
+        Arc::new(permits)
+    }
+
+    fn ledger(&self) -> Ledger<'_, Members> {
+        Ledger::new(&self.ledger, &Members)
+    }
+
+    fn event(&self) -> Event<'_> {
+        Event::new(&self.event)
+    }
+
+    fn take(&self, me: u16) -> Option<Taken> {
+        self.ledger().take_one(member(me), &AtomicUsize::new(usize::MAX))
+    }
+
+    fn take_all(&self, me: u16) -> Option<Taken> {
+        self.ledger().take_all(member(me), &AtomicUsize::new(usize::MAX))
+    }
+
+    fn give(&self, me: u16, taken: Taken) {
+        self.ledger().give_one(taken.row);
+        fault::point("given");
+        self.bells.notify(me, self.event(), false);
+    }
+
+    fn give_all(&self, me: u16, taken: Taken) {
+        self.ledger().give_all(taken.row);
+        fault::point("given");
+        self.bells.notify(me, self.event(), true);
+    }
+
+    fn wait(&self, me: u16) -> Part<Taken> {
+        wait(&self.bells, me, self.event(), &|| self.take(me))
+    }
+
+    fn look(&self, me: u16, part: Part<Taken>) -> Part<Taken> {
+        look(&self.bells, me, self.event(), &|| self.take(me), part)
+    }
+
+    /// Lets everybody who was rung for look; what they got they give back.
+    fn settle(&self, parts: Vec<(u16, Part<Taken>)>) {
+        let mut parts = parts;
+        loop {
+            let mut moved = false;
+            for (me, part) in &mut parts {
+                let is_rung = self.bells.bells[usize::from(*me)].load(Acquire) != 0;
+                *part = match std::mem::replace(part, Part::Left) {
+                    Part::Asleep(place) if is_rung => {
+                        moved = true;
+                        self.look(*me, Part::Asleep(place))
+                    }
+                    Part::Got(taken) => {
+                        moved = true;
+                        self.give(*me, taken);
+                        Part::Left
+                    }
+                    other => other,
+                };
+            }
+            if !moved {
+                break;
+            }
+        }
+        let sleeps = parts.iter().any(|(_, part)| matches!(part, Part::Asleep(_)));
+        assert!(!sleeps || self.ledger().free() == 0, "asleep with a permit free: {parts:?}");
+    }
+}
+
+fn spawn<T: 'static>(
+    permits: &Arc<Permits>,
+    slot: u16,
+    dies_at: Option<&'static str>,
+    part: impl FnOnce(&Permits) -> T + 'static,
+) -> thread::JoinHandle<Option<T>> {
+    let permits = permits.clone();
+    thread::spawn(move || {
+        let played = play(slot, dies_at, || part(&permits));
+        if played.is_none() {
+            permits.bells.bury();
+        }
+        played
+    })
+}
+
+/// One takes and gives and may die at it, one may cancel its wait, one only waits.
+fn semaphore(what: &str, preemptions: usize, free: u32, dies_at: Option<&'static str>, cancels: bool) {
+    explore(what, preemptions, move || {
+        let permits = Permits::new(free);
+        let turn = |permits: &Permits, me: u16| {
+            let Some(taken) = permits.take(me) else { return };
+            fault::point("held");
+            permits.give(me, taken);
+        };
+        let victim = spawn(&permits, 0, dies_at, move |permits| turn(permits, 0));
+        let waiter = spawn(&permits, 1, None, move |permits| {
+            let part = permits.wait(1);
+            if cancels { cancel(&permits.bells, 1, permits.event(), part) } else { part }
+        });
+        let mine = play(2, None, || permits.wait(2)).unwrap();
+        let mine = match mine {
+            Part::Got(taken) => {
+                play(2, None, || permits.give(2, taken));
+                Part::Left
+            }
+            asleep => asleep,
+        };
+        victim.join().unwrap();
+        let theirs = waiter.join().unwrap().unwrap();
+        play(3, None, || {
+            permits.settle(vec![(1, theirs), (2, mine)]);
+            assert_eq!(permits.ledger().free(), free, "permits are lost or made");
+            assert_eq!(permits.ledger().sum(), u64::from(free));
+        });
+    });
+}
+
+#[test]
+fn models_a_permit_goes_from_hand_to_hand() {
+    semaphore("hand to hand", 1, 1, None, false);
+    semaphore("hand to hand, cancel", 1, 1, None, true);
+    semaphore("two permits", 1, 2, None, false);
+}
+
+#[test]
+fn models_a_permit_whose_holder_dies_comes_back() {
+    for at in ["ledger.entered", "ledger.counted", "ledger.written", "held", "given", "notify.marked"] {
+        semaphore(at, 1, 1, Some(at), false);
+    }
+    semaphore("held, cancel", 1, 1, Some("held"), true);
+    semaphore("ledger.counted, cancel", 1, 1, Some("ledger.counted"), true);
+}
+
+/// The second move of a process dies: what it gave.
+#[test]
+fn models_a_holder_dies_giving() {
+    for at in ["ledger.counted", "ledger.written"] {
+        explore(&format!("giving, {at}"), 3, move || {
+            let permits = Permits::new(1);
+            let taken = play(0, None, || permits.take(0)).unwrap().unwrap();
+            let victim = spawn(&permits, 0, Some(at), move |permits| permits.give(0, taken));
+            let part = play(1, None, || permits.wait(1)).unwrap();
+            victim.join().unwrap();
+            play(1, None, || permits.settle(vec![(1, part)]));
+            play(3, None, || assert_eq!((permits.ledger().free(), permits.ledger().sum()), (1, 1)));
+        });
+    }
+}
+
+/// Rows of the dead are taken over while others take back what they held.
+#[test]
+fn models_rows_of_the_dead_are_used_again() {
+    explore("rows of the dead", 2, || {
+        let permits = Permits::new(2);
+        for victim in 0..2 {
+            play(victim, Some("held"), || {
+                permits.take(victim);
+                fault::point("held");
+            });
+        }
+        let other = spawn(&permits, 2, None, |permits| permits.take(2).is_some());
+        let mine = play(3, None, || permits.take(3)).unwrap();
+        let theirs = other.join().unwrap().unwrap();
+        assert!(mine.is_some() && theirs, "there is one for each");
+        play(3, None, || assert_eq!((permits.ledger().free(), permits.ledger().sum()), (0, 2)));
+    });
+}
+
+/// Somebody who only asks takes back what the dead held, while a waiter looks for it.
+#[test]
+fn models_who_asks_takes_back_for_who_waits() {
+    explore("asking", 2, || {
+        let permits = Permits::new(1);
+        let victim = spawn(&permits, 0, Some("held"), |permits| {
+            permits.take(0);
+            fault::point("held");
+        });
+        let asking = spawn(&permits, 1, None, |permits| permits.ledger().free());
+        let part = play(2, None, || permits.wait(2)).unwrap();
+        victim.join().unwrap();
+        assert!(asking.join().unwrap().unwrap() <= 1);
+        play(2, None, || permits.settle(vec![(2, part)]));
+        play(3, None, || assert_eq!((permits.ledger().free(), permits.ledger().sum()), (1, 1)));
+    });
+}
+
+/// Releases beyond what is held never make more than the limit.
+#[test]
+fn models_a_bounded_ledger_has_its_limit() {
+    explore("limit", 2, || {
+        let permits = Permits::new(1);
+        let taken = play(0, None, || permits.take(0)).unwrap().unwrap();
+        let giving = spawn(&permits, 0, None, move |permits| permits.give(0, taken));
+        let other = spawn(&permits, 1, None, |permits| permits.ledger().add_one(2));
+        let mine = play(2, None, || permits.ledger().add_one(2)).unwrap();
+        giving.join().unwrap();
+        let theirs = other.join().unwrap().unwrap();
+        assert!(mine != theirs, "room for one more");
+        play(3, None, || assert_eq!((permits.ledger().free(), permits.ledger().sum()), (2, 2)));
+    });
+}
+
+/// A writer that may die writing, and two readers: never both inside, and told of a death until a writer comes.
+fn rwlock(what: &str, dies_at: Option<&'static str>) {
+    explore(what, 2, move || {
+        let lock = Permits::new(MAX);
+        let writing = Arc::new(AtomicU64::new(0));
+        let writer = spawn(&lock, 0, dies_at, {
+            let writing = writing.clone();
+            move |lock| {
+                let taken = lock.take_all(0)?;
+                writing.store(1, Relaxed);
+                fault::point("held");
+                writing.store(0, Relaxed);
+                lock.give_all(0, taken);
+                Some(())
+            }
+        });
+        let read = move |lock: &Permits, me: u16| {
+            lock.take(me).map(|taken| {
+                assert!(taken.is_poisoned || writing.load(Relaxed) == 0, "a reader beside a writer");
+                lock.ledger().give_one(taken.row);
+                taken.is_poisoned
+            })
+        };
+        let theirs = spawn(&lock, 1, None, {
+            let read = read.clone();
+            move |lock| read(lock, 1)
+        });
+        let mine = play(2, None, || read(&lock, 2)).unwrap();
+        let wrote = writer.join().unwrap();
+        let theirs = theirs.join().unwrap().unwrap();
+        assert!(wrote.is_none() || mine != Some(true) && theirs != Some(true), "nobody died");
+        play(3, None, || {
+            let reading = lock.take(3).expect("free");
+            assert!(
+                reading.is_poisoned || mine != Some(true) && theirs != Some(true),
+                "forgotten before a writer came"
+            );
+            assert!(!reading.is_poisoned || wrote.is_none());
+            lock.ledger().give_one(reading.row);
+            let writing = lock.take_all(3).expect("free");
+            assert_eq!(writing.is_poisoned, reading.is_poisoned);
+            lock.ledger().give_all(writing.row);
+            assert!(!lock.take(3).expect("free").is_poisoned, "a writer has come");
+        });
+    });
+}
+
+#[test]
+fn models_a_writer_is_alone_and_its_death_is_told() {
+    rwlock("writer", None);
+    for at in ["ledger.counted", "held", "ledger.written"] {
+        rwlock(&format!("writer, {at}"), Some(at));
+    }
+}
+
+/// A barrier and those who wait at it.
+struct Gate {
+    round: AtomicU64,
+    places: Vec<AtomicU64>,
+    event: Vec<AtomicU64>,
+    bells: Bells,
+}
+
+impl Gate {
+    fn new(parties: usize) -> Arc<Self> {
+        let round = AtomicU64::new(Round::FIRST.0);
+        Arc::new(Self { round, places: zeros(parties), event: zeros(event::LEN), bells: Bells { bells: zeros(4) } })
+    }
+
+    fn event(&self) -> Event<'_> {
+        Event::new(&self.event)
+    }
+
+    fn rounds(&self, me: u16) -> Rounds<'_, fn(Sleeper) -> bool, impl Fn() + '_> {
+        Rounds::new(&self.round, &self.places, is_listed as fn(Sleeper) -> bool, move || {
+            self.bells.notify(me, self.event(), true);
+        })
+    }
+
+    fn attempt(&self, me: u16, generation: u64) -> Option<Outcome> {
+        Some(self.rounds(me).settle(generation)).filter(|outcome| *outcome != Outcome::Open)
+    }
+
+    /// Comes and waits; the generation and index with what became of it.
+    fn wait(&self, me: u16, acting: bool) -> (u64, usize, Part<Outcome>) {
+        match self.rounds(me).arrive(member(me).into(), false, acting) {
+            Arrival::At { generation, index } if acting && index + 1 == self.places.len() => {
+                fault::point("acting");
+                (generation, index, Part::Got(self.rounds(me).end(generation, false)))
+            }
+            Arrival::At { generation, index } => {
+                let part = wait(&self.bells, me, self.event(), &|| self.attempt(me, generation));
+                (generation, index, part)
+            }
+            Arrival::Broken => (0, usize::MAX, Part::Got(Outcome::Broken)),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn settle(&self, parts: Vec<(u16, (u64, usize, Part<Outcome>))>) -> Vec<(usize, Outcome)> {
+        let outcomes = parts.into_iter().map(|(me, (generation, index, part))| {
+            let part = play(me, None, || look(&self.bells, me, self.event(), &|| self.attempt(me, generation), part));
+            match part.unwrap() {
+                Part::Got(outcome) => (index, outcome),
+                other => panic!("{other:?} though all have come, or somebody is dead"),
+            }
+        });
+        outcomes.collect()
+    }
+}
+
+fn spawn_at_gate<T: 'static>(
+    gate: &Arc<Gate>,
+    slot: u16,
+    dies_at: Option<&'static str>,
+    part: impl FnOnce(&Gate) -> T + 'static,
+) -> thread::JoinHandle<Option<T>> {
+    let gate = gate.clone();
+    thread::spawn(move || {
+        let played = play(slot, dies_at, || part(&gate));
+        if played.is_none() {
+            gate.bells.bury();
+        }
+        played
+    })
+}
+
+/// Two parties, of whom one may die, or give up.
+fn barrier(what: &str, dies_at: Option<&'static str>, gives_up: bool, acting: bool) {
+    explore(what, 3, move || {
+        let gate = Gate::new(2);
+        let other = spawn_at_gate(&gate, 0, dies_at, move |gate| {
+            let (generation, index, part) = gate.wait(0, acting);
+            fault::point("asleep");
+            if gives_up && matches!(part, Part::Asleep(_)) {
+                cancel(&gate.bells, 0, gate.event(), part);
+                return (generation, index, Part::Got(gate.rounds(0).end(generation, true)));
+            }
+            (generation, index, part)
+        });
+        let mine = play(1, None, || gate.wait(1, acting)).unwrap();
+        let theirs = other.join().unwrap();
+        let mut parts = vec![(1, mine)];
+        let lives = theirs.is_some();
+        parts.extend(theirs.map(|part| (0, part)));
+        let mut outcomes = gate.settle(parts);
+        outcomes.sort_by_key(|(index, _)| *index);
+        let passed = outcomes.iter().filter(|(_, outcome)| *outcome == Outcome::Passed).count();
+        assert!(passed == 0 || passed == outcomes.len(), "all alike: {outcomes:?}");
+        if lives && !gives_up {
+            assert_eq!(outcomes, [(0, Outcome::Passed), (1, Outcome::Passed)]);
+        }
+    });
+}
+
+#[test]
+fn models_two_parties_pass_or_neither() {
+    barrier("barrier", None, false, false);
+    barrier("barrier, one gives up", None, true, false);
+    barrier("barrier, acting", None, false, true);
+    for at in ["barrier.arrived", "asleep", "barrier.ended", "notify.marked"] {
+        barrier(&format!("barrier, {at}"), Some(at), false, false);
+    }
+    for at in ["acting", "barrier.ended"] {
+        barrier(&format!("barrier, acting, {at}"), Some(at), false, true);
+    }
+}
+
+/// A party that waits learns how its own generation ended, whatever comes after.
+#[test]
+fn models_a_reset_is_for_one_generation() {
+    explore("reset", 2, || {
+        let gate = Gate::new(2);
+        let other = spawn_at_gate(&gate, 0, None, |gate| gate.wait(0, false));
+        let resetting = spawn_at_gate(&gate, 2, None, |gate| gate.rounds(2).reset());
+        let mine = play(1, None, || gate.wait(1, false)).unwrap();
+        let theirs = other.join().unwrap().unwrap();
+        resetting.join().unwrap();
+        if mine.0 == theirs.0 {
+            let outcomes = gate.settle(vec![(1, mine), (0, theirs)]);
+            assert!(outcomes[0].1 == outcomes[1].1, "{outcomes:?}");
+            return;
+        }
+        // One was sent away by the reset; the other waits for the next.
+        let (first, second) = if mine.0 < theirs.0 { ((1, mine), (0, theirs)) } else { ((0, theirs), (1, mine)) };
+        assert_eq!(gate.settle(vec![first])[0].1, Outcome::Broken);
+        let third = play(3, None, || gate.wait(3, false)).unwrap();
+        let outcomes = gate.settle(vec![second, (3, third)]);
+        assert!(outcomes.iter().all(|(_, outcome)| *outcome == Outcome::Passed), "{outcomes:?}");
+    });
+}

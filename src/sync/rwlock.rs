@@ -1,0 +1,532 @@
+//! A read-write lock across processes: many readers, or one writer, and neither starves.
+//!
+//! # State
+//! A [`Ledger`] of [`MAX`](super::ledger::MAX) shares: a reader holds one, a writer all. [`WANTED`]: a [`Member`] in
+//! which a writer waits, or 0; new readers stand back for it. [`PHASE`]: how often a writer has let go; a reader that
+//! has seen one come and go since it began to wait stands back no more. A [`Patience`]. Two lines.
+//!
+//! # Moves
+//! | from -> to | who | ordering | wakes |
+//! |---|---|---|---|
+//! | one share taken (`ledger`) | a reader, unless it stands back | - | - |
+//! | WANTED 0, or of a dead member -> me | a writer that finds the lock held | SeqCst CAS | - |
+//! | all shares taken (`ledger`) | a writer | - | - |
+//! | WANTED me -> 0 | the last waiting writer of this process, as it stops waiting | SeqCst CAS | unless it got the lock: all readers, one writer |
+//! | one share given (`ledger`) | a reader | - | the last: one writer |
+//! | PHASE + 1, then all shares given (`ledger`) | the writer | Release | all readers, one writer |
+//!
+//! # Invariants
+//! 1. A reader that sleeps does so because of a writer that holds the lock, or of one that waits; either wakes it.
+//! 2. A writer that sleeps has seen a share held; whoever gives the last one wakes a writer.
+//! 3. A reader waits for one writer that came after it at most, a writer for the readers that were there or waited
+//!    when the last writer let go; and for newcomers of its own kind no longer than `patience` allows.
+//!
+//! # Death
+//! | killed | survivors see |
+//! |---|---|
+//! | reading | its share is free again: nobody is told, for it changed nothing |
+//! | writing | `OwnerDied`, with the guard: each reader, until the first writer, that one included |
+//! | waiting to write, or after WANTED, before the wake | WANTED of an unlisted member, which counts as 0 |
+//! | between PHASE and the give | a phase too many: readers that waited go first, as they would anyway |
+//! | at any move of the ledger; waiting, or with its notice | see there, and `wait::event` |
+//!
+//! # Cancel
+//! | dropped | what happens |
+//! |---|---|
+//! | a read that waits | nothing has been taken |
+//! | a write that waits | nothing has been taken; WANTED is cleared, and those who stood back for it are woken |
+
+use super::debug::Report;
+use super::ledger::{self, Ledger, MAX, Taken};
+use super::object::{self, Core, FIRST};
+use super::patience::Patience;
+use crate::error::{Error, ErrorKind, LockError, Result};
+use crate::os::fault;
+use crate::shm::atomic::AtomicU64;
+use crate::shm::family::{Family, Member};
+use crate::shm::mapped::Mapped;
+use crate::shm::region::Region;
+use crate::wait::event::{self, Event};
+use crate::wait::{self, Line, until, until_blocking};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::*, fence};
+use std::time::{Duration, Instant};
+
+const PATIENCE: usize = FIRST;
+const WANTED: usize = PATIENCE + 1;
+const PHASE: usize = WANTED + 1;
+const LEDGER: usize = PHASE + 1;
+const READERS: usize = LEDGER + ledger::LEN;
+const WRITERS: usize = READERS + event::LEN;
+
+/// A read-write lock as this process sees it.
+pub(super) struct Shares {
+    region: Arc<Region>,
+    readers: Arc<Line>,
+    writers: Arc<Line>,
+    family: &'static Family,
+    /// Which row of the ledger is ours.
+    mine: AtomicUsize,
+    /// Writers of this process that have found the lock held and wait.
+    waiting_writers: AtomicUsize,
+}
+
+static MAPPED: Mapped<Shares> = Mapped::new();
+
+impl Core for Shares {
+    const KIND: u64 = u64::from_le_bytes(*b"mprwlo01");
+    const NAME: &'static str = "read-write lock";
+    const WORDS: usize = WRITERS + event::LEN;
+
+    fn mapped() -> &'static Mapped<Self> {
+        &MAPPED
+    }
+
+    fn region(&self) -> &Arc<Region> {
+        &self.region
+    }
+
+    fn report(words: &[AtomicU64]) -> Report {
+        Report {
+            waiting: [READERS, WRITERS]
+                .iter()
+                .flat_map(|line| Event::new(&words[*line..line + event::LEN]).sleepers())
+                .collect(),
+            ..Report::default()
+        }
+    }
+
+    fn view(region: Arc<Region>) -> io::Result<Self> {
+        let line = |first| Line::new(region.clone(), first, None);
+        let (readers, writers) = (line(READERS)?, line(WRITERS)?);
+        let (mine, waiting_writers) = (AtomicUsize::new(usize::MAX), AtomicUsize::new(0));
+        Ok(Self { region, readers, writers, family: Family::get()?, mine, waiting_writers })
+    }
+}
+
+/// What a guard holds: given back when it is dropped.
+struct Share {
+    lock: Arc<Shares>,
+    row: usize,
+}
+
+/// Something taken, and whether the last writer died.
+type Got<G> = (G, bool);
+
+impl Shares {
+    fn words(&self) -> &[AtomicU64] {
+        self.region.words()
+    }
+
+    #[inline]
+    fn ledger(&self) -> Ledger<'_, Family> {
+        Ledger::new(&self.words()[LEDGER..READERS], self.family)
+    }
+
+    fn patience(&self) -> Patience<'_> {
+        Patience(&self.words()[PATIENCE])
+    }
+
+    fn wanted(&self) -> &AtomicU64 {
+        &self.words()[WANTED]
+    }
+
+    fn phase(&self) -> u64 {
+        self.words()[PHASE].load(Acquire)
+    }
+
+    fn is_listed(&self, wanted: u64) -> bool {
+        wanted != 0 && self.family.is_listed(Member::from_bits(wanted))
+    }
+
+    /// Whether a reader that came in phase `since` lets a waiting writer go first.
+    #[inline]
+    fn reader_stands_back(&self, since: u64) -> bool {
+        let wanted = self.wanted().load(SeqCst);
+        wanted != 0 && self.phase() == since && self.is_listed(wanted)
+    }
+
+    #[inline]
+    fn take_read(self: &Arc<Self>, since: u64) -> io::Result<Option<Got<RwLockReadGuard>>> {
+        if self.reader_stands_back(since) {
+            return Ok(None);
+        }
+        let taken = self.ledger().take_one(self.family.me()?, &self.mine);
+        Ok(taken.map(|Taken { row, is_poisoned }| {
+            (RwLockReadGuard { share: Share { lock: self.clone(), row } }, is_poisoned)
+        }))
+    }
+
+    #[inline]
+    fn take_write(self: &Arc<Self>) -> io::Result<Option<Got<RwLockWriteGuard>>> {
+        let taken = self.ledger().take_all(self.family.me()?, &self.mine);
+        Ok(taken.map(|Taken { row, is_poisoned }| {
+            (RwLockWriteGuard { share: Share { lock: self.clone(), row } }, is_poisoned)
+        }))
+    }
+
+    fn read_attempt(self: &Arc<Self>) -> impl FnMut() -> Option<io::Result<Got<RwLockReadGuard>>> + '_ {
+        let (phase, mut since) = (self.phase(), None);
+        move || {
+            let got = self.take_read(phase).transpose();
+            match since {
+                _ if got.is_none() => self.patience().complain(*since.get_or_insert_with(Instant::now)),
+                Some(_) => self.patience().served(),
+                None => {}
+            }
+            got
+        }
+    }
+
+    fn write_attempt(self: &Arc<Self>) -> impl FnMut() -> Option<io::Result<Got<RwLockWriteGuard>>> + '_ {
+        let mut wanting: Option<(Wanting<'_>, Instant)> = None;
+        move || {
+            let got = self.take_write().transpose().or_else(|| {
+                let (wanting, since) = wanting.get_or_insert_with(|| (Wanting::begin(self), Instant::now()));
+                self.patience().complain(*since);
+                // Between our look and our wish the last share may have been given: look once more.
+                wanting.wish().map(Err).or_else(|| self.take_write().transpose())
+            });
+            if let (Some(Ok(_)), Some((wanting, _))) = (&got, &mut wanting) {
+                wanting.got_it = true;
+                self.patience().served();
+            }
+            got
+        }
+    }
+
+    async fn stand_back(&self, line: &Line) {
+        while self.patience().asks_to_stand_back() && !line.has_waiters() {
+            std::thread::yield_now();
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn blocking_stand_back(&self, line: &Line) {
+        wait::refuse_inside_async();
+        while self.patience().asks_to_stand_back() && !line.has_waiters() {
+            std::thread::yield_now();
+        }
+    }
+}
+
+/// A writer that waits. As long as one does, new readers stand back.
+struct Wanting<'a> {
+    lock: &'a Shares,
+    got_it: bool,
+}
+
+impl<'a> Wanting<'a> {
+    fn begin(lock: &'a Shares) -> Self {
+        lock.waiting_writers.fetch_add(1, SeqCst);
+        Self { lock, got_it: false }
+    }
+
+    /// Makes sure that new readers stand back: for us, or for another writer.
+    fn wish(&self) -> Option<io::Error> {
+        let me = match self.lock.family.me() {
+            Ok(me) => me.to_bits(),
+            Err(error) => return Some(error),
+        };
+        let seen = self.lock.wanted().load(SeqCst);
+        if !self.lock.is_listed(seen) {
+            // If it fails somebody else's wish is there.
+            let _ = self.lock.wanted().compare_exchange(seen, me, SeqCst, Relaxed);
+            fault::point("write.wanted");
+        }
+        None
+    }
+}
+
+impl Drop for Wanting<'_> {
+    fn drop(&mut self) {
+        let (lock, me) = (self.lock, self.lock.family.me_if_claimed().map_or(0, Member::to_bits));
+        if lock.waiting_writers.fetch_sub(1, SeqCst) != 1 {
+            return;
+        }
+        if lock.wanted().compare_exchange(me, 0, SeqCst, Relaxed).is_err() {
+            return;
+        }
+        fence(SeqCst);
+        if lock.waiting_writers.load(SeqCst) > 0 {
+            // One has just begun, and may have found our wish there.
+            let _ = lock.wanted().compare_exchange(0, me, SeqCst, Relaxed);
+        }
+        fault::point("write.unwanted");
+        if !self.got_it {
+            lock.readers.notify_all();
+            lock.writers.notify_one();
+        }
+    }
+}
+
+/// The right to read, shared with other readers. Dropping it gives it back, and never waits.
+///
+/// It may cross `.await` and threads. If its process is killed, its share is free again within milliseconds.
+///
+/// ```
+/// # multiprocess::init();
+/// let lock = multiprocess::RwLock::new()?;
+/// let (one, two) = (lock.try_read()?, lock.try_read()?);
+/// assert!(lock.try_write().is_err());
+/// drop((one, two));
+/// assert!(lock.try_write().is_ok());
+/// # Ok::<(), multiprocess::Error>(())
+/// ```
+#[must_use = "a guard that is dropped gives the lock back at once"]
+pub struct RwLockReadGuard {
+    share: Share,
+}
+
+/// The right to write, alone. Dropping it gives it back, and never waits.
+///
+/// It may cross `.await` and threads. If its process is killed, those who come next are told `OwnerDied`.
+///
+/// ```
+/// # multiprocess::init();
+/// let lock = multiprocess::RwLock::new()?;
+/// let guard = lock.try_write()?;
+/// assert!(lock.try_read().is_err());
+/// drop(guard);
+/// assert!(lock.try_read().is_ok());
+/// # Ok::<(), multiprocess::Error>(())
+/// ```
+#[must_use = "a guard that is dropped gives the lock back at once"]
+pub struct RwLockWriteGuard {
+    share: Share,
+}
+
+impl Drop for RwLockReadGuard {
+    #[inline]
+    fn drop(&mut self) {
+        let Share { lock, row } = &self.share;
+        if lock.ledger().give_one(*row) == MAX {
+            lock.patience().give_way();
+            lock.writers.notify_one();
+        }
+    }
+}
+
+impl Drop for RwLockWriteGuard {
+    #[inline]
+    fn drop(&mut self) {
+        let Share { lock, row } = &self.share;
+        lock.words()[PHASE].fetch_add(1, Release);
+        fault::point("write.phase");
+        lock.ledger().give_all(*row);
+        lock.patience().give_way();
+        lock.readers.notify_all();
+        lock.writers.notify_one();
+    }
+}
+
+/// A read-write lock across processes: many readers at a time, or one writer.
+///
+/// It guards what you say it guards: a file, an [`Array`](crate::SharedMemory), anything that processes share. A handle
+/// is cheap to clone and is itself a serde value: it travels as an argument, in a result, inside other values,
+/// through queues.
+///
+/// **Waiting.** [`read`](RwLock::read) waits while somebody writes, or waits to write; [`write`](RwLock::write) while
+/// anybody reads or writes. Both wait in line from their first poll and are cancel-safe: a dropped one has taken
+/// nothing. Nobody starves: new readers let a waiting writer go first, and readers that have waited for a writer go
+/// before the next one. So a task that reads and then reads again may wait for a writer that waits for its first
+/// guard: hold one guard at a time. Giving back and the `try_` forms never wait. **Death.** If a process is killed
+/// while it writes, all who read from then on, and the next who writes, get their guard inside an error of kind
+/// `OwnerDied`: what the lock guards may be half changed, and that writer is the one to put it right. One that is
+/// killed while it reads or waits harms nobody. **Cost.** Without waiting a few atomics, no system call and no
+/// allocation; a lock is one descriptor and 8 KiB.
+///
+/// ```
+/// use multiprocess::{self as mp, ErrorKind, Process, RwLock};
+///
+/// async fn writer(lock: RwLock) -> mp::Result<()> {
+///     let _guard = match lock.write().await {
+///         Err(error) if error.kind() == ErrorKind::OwnerDied => error.into_guard(), // Time to repair.
+///         guard => guard?,
+///     };
+///     Ok(()) // Alone until here.
+/// }
+///
+/// fn main() -> mp::Result<()> {
+///     mp::run(async {
+///         let lock = RwLock::new()?;
+///         let guard = lock.read().await?;
+///         let child = Process::spawn(writer, (lock.clone(),))?;
+///         drop(guard);
+///         child.await??;
+///         Ok(())
+///     })
+/// }
+/// ```
+#[derive(Clone)]
+pub struct RwLock {
+    shares: Arc<Shares>,
+}
+
+impl RwLock {
+    /// A free lock.
+    ///
+    /// # Errors
+    /// `Io` if there is no memory or descriptor left.
+    pub fn new() -> Result<Self> {
+        let fill = |words: &[AtomicU64]| Ledger::<Family>::fill(&words[LEDGER..READERS], MAX);
+        Ok(Self { shares: object::create(fill)? })
+    }
+
+    /// Takes the lock for reading; waits while somebody writes or waits to. Cancel-safe: dropped, it has taken nothing.
+    ///
+    /// # Errors
+    /// `OwnerDied`, with the guard, if a writer was killed and no writer has come since; `Io` if the system refuses
+    /// what waiting needs.
+    pub async fn read(&self) -> Result<RwLockReadGuard, LockError<RwLockReadGuard>> {
+        let attempt = self.shares.read_attempt();
+        self.shares.stand_back(&self.shares.readers).await;
+        finish(until(&self.shares.readers, attempt).await)
+    }
+
+    /// Takes the lock for writing; waits while anybody reads or writes. Cancel-safe: dropped, it has taken nothing.
+    ///
+    /// # Errors
+    /// `OwnerDied`, with the guard, if the last writer was killed; `Io` if the system refuses what waiting needs.
+    pub async fn write(&self) -> Result<RwLockWriteGuard, LockError<RwLockWriteGuard>> {
+        let attempt = self.shares.write_attempt();
+        self.shares.stand_back(&self.shares.writers).await;
+        finish(until(&self.shares.writers, attempt).await)
+    }
+
+    /// Takes the lock for reading if that is possible now, and no writer waits.
+    ///
+    /// # Errors
+    /// `WouldBlock`, else as [`read`](Self::read).
+    pub fn try_read(&self) -> Result<RwLockReadGuard, LockError<RwLockReadGuard>> {
+        finish_try(self.shares.take_read(self.shares.phase()))
+    }
+
+    /// Takes the lock for writing if that is possible now.
+    ///
+    /// # Errors
+    /// `WouldBlock`, else as [`write`](Self::write).
+    pub fn try_write(&self) -> Result<RwLockWriteGuard, LockError<RwLockWriteGuard>> {
+        finish_try(self.shares.take_write())
+    }
+
+    /// [`read`](Self::read) that gives up after `timeout`, and then has taken nothing.
+    ///
+    /// # Errors
+    /// `Timeout`, else as [`read`](Self::read).
+    pub async fn read_timeout(&self, timeout: Duration) -> Result<RwLockReadGuard, LockError<RwLockReadGuard>> {
+        tokio::time::timeout(timeout, self.read()).await.unwrap_or_else(|_| Err(timed_out()))
+    }
+
+    /// [`write`](Self::write) that gives up after `timeout`, and then has taken nothing.
+    ///
+    /// # Errors
+    /// `Timeout`, else as [`write`](Self::write).
+    pub async fn write_timeout(&self, timeout: Duration) -> Result<RwLockWriteGuard, LockError<RwLockWriteGuard>> {
+        tokio::time::timeout(timeout, self.write()).await.unwrap_or_else(|_| Err(timed_out()))
+    }
+
+    /// [`read`](Self::read) for plain functions: blocks this thread.
+    ///
+    /// # Panics
+    /// Inside async code, as tokio's blocking calls do.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn blocking_read(&self) -> Result<RwLockReadGuard, LockError<RwLockReadGuard>> {
+        let attempt = self.shares.read_attempt();
+        self.shares.blocking_stand_back(&self.shares.readers);
+        finish_blocking(until_blocking(&self.shares.readers, None, attempt))
+    }
+
+    /// [`write`](Self::write) for plain functions: blocks this thread.
+    ///
+    /// # Panics
+    /// Inside async code, as tokio's blocking calls do.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub fn blocking_write(&self) -> Result<RwLockWriteGuard, LockError<RwLockWriteGuard>> {
+        let attempt = self.shares.write_attempt();
+        self.shares.blocking_stand_back(&self.shares.writers);
+        finish_blocking(until_blocking(&self.shares.writers, None, attempt))
+    }
+
+    /// [`read_timeout`](Self::read_timeout) for plain functions: blocks this thread.
+    ///
+    /// # Panics
+    /// Inside async code, as tokio's blocking calls do.
+    ///
+    /// # Errors
+    /// As [`read_timeout`](Self::read_timeout).
+    pub fn blocking_read_timeout(&self, timeout: Duration) -> Result<RwLockReadGuard, LockError<RwLockReadGuard>> {
+        let (attempt, deadline) = (self.shares.read_attempt(), Instant::now().checked_add(timeout));
+        self.shares.blocking_stand_back(&self.shares.readers);
+        finish_blocking(until_blocking(&self.shares.readers, deadline, attempt))
+    }
+
+    /// [`write_timeout`](Self::write_timeout) for plain functions: blocks this thread.
+    ///
+    /// # Panics
+    /// Inside async code, as tokio's blocking calls do.
+    ///
+    /// # Errors
+    /// As [`write_timeout`](Self::write_timeout).
+    pub fn blocking_write_timeout(&self, timeout: Duration) -> Result<RwLockWriteGuard, LockError<RwLockWriteGuard>> {
+        let (attempt, deadline) = (self.shares.write_attempt(), Instant::now().checked_add(timeout));
+        self.shares.blocking_stand_back(&self.shares.writers);
+        finish_blocking(until_blocking(&self.shares.writers, deadline, attempt))
+    }
+}
+
+fn finish<G>(got: io::Result<io::Result<Got<G>>>) -> Result<G, LockError<G>> {
+    match got.and_then(|got| got) {
+        Ok((guard, false)) => Ok(guard),
+        Ok((guard, true)) => {
+            let died = "a process was killed while it held the read-write lock for writing: \
+                        what the lock guards may be half changed";
+            Err(LockError::new(Error::new(ErrorKind::OwnerDied, died), Some(guard)))
+        }
+        Err(error) => Err(LockError::new(Error::io("cannot acquire a read-write lock", error), None)),
+    }
+}
+
+fn finish_try<G>(got: io::Result<Option<Got<G>>>) -> Result<G, LockError<G>> {
+    let held = || LockError::new(Error::new(ErrorKind::WouldBlock, "the read-write lock is held or waited for"), None);
+    got.transpose().map_or_else(|| Err(held()), |got| finish(Ok(got)))
+}
+
+fn finish_blocking<G>(got: io::Result<Option<io::Result<Got<G>>>>) -> Result<G, LockError<G>> {
+    got.transpose().map_or_else(|| Err(timed_out()), finish)
+}
+
+fn timed_out<G>() -> LockError<G> {
+    LockError::new(Error::new(ErrorKind::Timeout, "the read-write lock was not free in time"), None)
+}
+
+macro_rules! opaque {
+    ($($name:ident)*) => {$(
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.debug_struct(stringify!($name)).finish_non_exhaustive()
+            }
+        }
+    )*};
+}
+
+opaque!(RwLock RwLockReadGuard RwLockWriteGuard);
+
+impl Serialize for RwLock {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        object::serialize(&*self.shares, serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for RwLock {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self { shares: object::deserialize(deserializer)? })
+    }
+}

@@ -1,0 +1,408 @@
+//! Semaphores: so many at a time, across processes.
+//!
+//! # State
+//! [`LIMIT`]: one more than how many permits there may be, 0 for as many as can be counted. A [`Patience`], a [`Ledger`] of the
+//! permits, and the line of those who wait for one.
+//!
+//! # Moves
+//! | move | then |
+//! |---|---|
+//! | a permit taken (`ledger`) | - |
+//! | a permit given back or added (`ledger`) | a complaint makes newcomers stand back; the longest waiting is notified |
+//! | a permit forgotten (`ledger`) | - |
+//!
+//! # Invariants
+//! 1. A permit that becomes free notifies one waiter, or is one of the dead: their burial makes all look.
+//! 2. A bounded semaphore never has more permits, free and held and forgotten, than it was made with.
+//!
+//! # Death
+//! | killed | survivors see |
+//! |---|---|
+//! | holding permits | they are free again once it is buried; no error, for a permit guards nothing |
+//! | at any move of the ledger | see there |
+//! | waiting, or with its notice | see `wait::event`: the next is notified |
+//!
+//! # Cancel
+//! A dropped acquire has taken nothing: there is no await point after the take.
+
+use super::debug::Report;
+use super::ledger::{self, Ledger, MAX};
+use super::object::{self, Core, FIRST};
+use super::patience::Patience;
+use crate::error::{Error, ErrorKind, LockError, Result};
+use crate::shm::atomic::AtomicU64;
+use crate::shm::family::Family;
+use crate::shm::mapped::Mapped;
+use crate::shm::region::Region;
+use crate::wait::event::{self, Event};
+use crate::wait::{self, Line, until, until_blocking};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::*};
+use std::time::{Duration, Instant};
+
+const LIMIT: usize = FIRST;
+const PATIENCE: usize = LIMIT + 1;
+const LEDGER: usize = PATIENCE + 1;
+const LINE: usize = LEDGER + ledger::LEN;
+
+/// A semaphore as this process sees it.
+pub(super) struct Permits {
+    region: Arc<Region>,
+    line: Arc<Line>,
+    family: &'static Family,
+    /// Which row of the ledger is ours.
+    mine: AtomicUsize,
+}
+
+static MAPPED: Mapped<Permits> = Mapped::new();
+
+impl Core for Permits {
+    const KIND: u64 = u64::from_le_bytes(*b"mpsema01");
+    const NAME: &'static str = "semaphore";
+    const WORDS: usize = LINE + event::LEN;
+
+    fn mapped() -> &'static Mapped<Self> {
+        &MAPPED
+    }
+
+    fn region(&self) -> &Arc<Region> {
+        &self.region
+    }
+
+    fn report(words: &[AtomicU64]) -> Report {
+        Report { waiting: Event::new(&words[LINE..LINE + event::LEN]).sleepers(), ..Report::default() }
+    }
+
+    fn view(region: Arc<Region>) -> io::Result<Self> {
+        let line = Line::new(region.clone(), LINE, None)?;
+        Ok(Self { region, line, family: Family::get()?, mine: AtomicUsize::new(usize::MAX) })
+    }
+}
+
+impl Permits {
+    fn create(permits: usize, is_bounded: bool) -> Result<Arc<Self>> {
+        let Ok(permits @ 0..=MAX) = u32::try_from(permits) else {
+            return Err(Error::other(format!("{permits} permits are more than a semaphore can count, {MAX}")));
+        };
+        object::create(|words| {
+            words[LIMIT].store(if is_bounded { u64::from(permits) + 1 } else { 0 }, Release);
+            Ledger::<Family>::fill(&words[LEDGER..LINE], permits);
+        })
+    }
+
+    fn words(&self) -> &[AtomicU64] {
+        self.region.words()
+    }
+
+    #[inline]
+    fn ledger(&self) -> Ledger<'_, Family> {
+        Ledger::new(&self.words()[LEDGER..LINE], self.family)
+    }
+
+    fn patience(&self) -> Patience<'_> {
+        Patience(&self.words()[PATIENCE])
+    }
+
+    fn limit(&self) -> Option<u32> {
+        self.words()[LIMIT].load(Acquire).checked_sub(1).map(|limit| limit as u32)
+    }
+
+    #[inline]
+    fn take(self: &Arc<Self>) -> io::Result<Option<Permit>> {
+        let taken = self.ledger().take_one(self.family.me()?, &self.mine);
+        Ok(taken.map(|taken| Permit { permits: self.clone(), row: Some(taken.row) }))
+    }
+
+    /// [`Self::take`] for who waits if there is none.
+    fn attempt(self: &Arc<Self>) -> impl FnMut() -> Option<io::Result<Permit>> + '_ {
+        let mut since = None;
+        move || {
+            let taken = self.take().transpose();
+            match since {
+                _ if taken.is_none() => self.patience().complain(*since.get_or_insert_with(Instant::now)),
+                Some(_) => self.patience().served(),
+                None => {}
+            }
+            taken
+        }
+    }
+
+    async fn acquire(self: &Arc<Self>) -> Result<Permit, LockError<Permit>> {
+        while self.patience().asks_to_stand_back() && !self.line.has_waiters() {
+            std::thread::yield_now();
+            tokio::task::yield_now().await;
+        }
+        until(&self.line, self.attempt()).await.and_then(|taken| taken).map_err(failed)
+    }
+
+    async fn acquire_timeout(self: &Arc<Self>, timeout: Duration) -> Result<Permit, LockError<Permit>> {
+        tokio::time::timeout(timeout, self.acquire()).await.unwrap_or_else(|_| Err(timed_out()))
+    }
+
+    fn try_acquire(self: &Arc<Self>) -> Result<Permit, LockError<Permit>> {
+        self.take().map_err(failed)?.ok_or_else(|| {
+            LockError::new(Error::new(ErrorKind::WouldBlock, "no permit of the semaphore is free"), None)
+        })
+    }
+
+    fn blocking_acquire(self: &Arc<Self>, timeout: Option<Duration>) -> Result<Permit, LockError<Permit>> {
+        wait::refuse_inside_async();
+        while self.patience().asks_to_stand_back() && !self.line.has_waiters() {
+            std::thread::yield_now();
+        }
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        match until_blocking(&self.line, deadline, self.attempt()) {
+            Ok(taken) => taken.unwrap_or_else(|| Err(io::ErrorKind::TimedOut.into())),
+            Err(error) => Err(error),
+        }
+        .map_err(|error| if error.kind() == io::ErrorKind::TimedOut { timed_out() } else { failed(error) })
+    }
+
+    fn release(&self) -> Result<()> {
+        self.family.me().map_err(|error| Error::io("cannot release a semaphore", error))?;
+        if !self.ledger().add_one(self.limit().unwrap_or(MAX)) {
+            return Err(Error::other(match self.limit() {
+                Some(limit) => format!("the bounded semaphore has all its {limit} permits: none is missing to release"),
+                None => format!("the semaphore has {MAX} permits and cannot count more"),
+            }));
+        }
+        self.tell();
+        Ok(())
+    }
+
+    /// After a permit has become free.
+    #[inline]
+    fn tell(&self) {
+        self.patience().give_way();
+        self.line.notify_one();
+    }
+}
+
+fn failed(error: io::Error) -> LockError<Permit> {
+    LockError::new(Error::io("cannot acquire a semaphore", error), None)
+}
+
+fn timed_out() -> LockError<Permit> {
+    LockError::new(Error::new(ErrorKind::Timeout, "no permit of the semaphore became free in time"), None)
+}
+
+/// One permit of a [`Semaphore`] or [`BoundedSemaphore`]. Dropping it gives it back, and never waits.
+///
+/// It may cross `.await` and threads. If its process is killed, the permit is free again within milliseconds.
+///
+/// ```
+/// # multiprocess::init();
+/// let semaphore = multiprocess::Semaphore::new(1)?;
+/// let permit = semaphore.try_acquire()?;
+/// assert_eq!(semaphore.available(), 0);
+/// drop(permit);
+/// assert_eq!(semaphore.available(), 1);
+/// # Ok::<(), multiprocess::Error>(())
+/// ```
+#[must_use = "a permit that is dropped is given back at once"]
+pub struct Permit {
+    permits: Arc<Permits>,
+    /// Where it is booked, unless it is forgotten.
+    row: Option<usize>,
+}
+
+impl Permit {
+    /// Keeps the permit taken for good: it is nobody's, and does not come back when this process dies. Somebody, in
+    /// any process, may call `release` for it.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// let semaphore = multiprocess::BoundedSemaphore::new(1)?;
+    /// semaphore.try_acquire()?.forget();
+    /// assert_eq!(semaphore.available(), 0);
+    /// semaphore.release()?;
+    /// assert_eq!(semaphore.available(), 1);
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
+    pub fn forget(mut self) {
+        if let Some(row) = self.row.take() {
+            self.permits.ledger().forget_one(row);
+        }
+    }
+}
+
+impl Drop for Permit {
+    #[inline]
+    fn drop(&mut self) {
+        if let Some(row) = self.row {
+            self.permits.ledger().give_one(row);
+            self.permits.tell();
+        }
+    }
+}
+
+impl fmt::Debug for Permit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Permit").finish_non_exhaustive()
+    }
+}
+
+/// A semaphore across processes: as many holders at a time as it has permits.
+///
+/// A handle is cheap to clone and is itself a serde value: it travels as an argument, in a result, inside other
+/// values, through queues. The semaphore lives as long as any process has a handle, or one is on its way.
+///
+/// **Waiting.** [`acquire`](Semaphore::acquire) waits while no permit is free, in line from its first poll; it is
+/// cancel-safe: a dropped one has taken nothing. Who runs may be ahead of who sleeps, but nobody who has waited for a
+/// millisecond is overtaken for long. Giving back, [`release`](Semaphore::release) and the `try_` forms never wait,
+/// not even for a process that is stopped in the middle of one. **Death.** What a killed process held is free again
+/// within milliseconds, and those who wait for it are woken. A permit guards nothing, so nobody is told `OwnerDied`.
+/// **Cost.** Without waiting a few atomics, no system call and no allocation; a semaphore is one descriptor and 8 KiB.
+/// **Limits.** 2^31 - 1 permits. Beyond 440 processes that have held one, permits of the dead do not come back.
+///
+/// ```
+/// use multiprocess::{self as mp, Process, Semaphore};
+///
+/// async fn work(semaphore: Semaphore) -> mp::Result<()> {
+///     let _permit = semaphore.acquire().await?; // At most two of us are here.
+///     Ok(())
+/// }
+///
+/// fn main() -> mp::Result<()> {
+///     mp::run(async {
+///         let semaphore = Semaphore::new(2)?;
+///         let children: mp::Result<Vec<_>> =
+///             (0..4).map(|_| Process::spawn(work, (semaphore.clone(),))).collect();
+///         for child in children? {
+///             child.await??;
+///         }
+///         assert_eq!(semaphore.available(), 2);
+///         Ok(())
+///     })
+/// }
+/// ```
+#[derive(Clone)]
+pub struct Semaphore {
+    permits: Arc<Permits>,
+}
+
+/// A [`Semaphore`] that never has more permits than it was made with: releasing one that is not missing is an error.
+///
+/// Dropping a [`Permit`] is how one is given back; [`release`](BoundedSemaphore::release) is for one that was
+/// [forgotten](Permit::forget). All else is as with [`Semaphore`].
+///
+/// ```
+/// # multiprocess::init();
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// let semaphore = multiprocess::BoundedSemaphore::new(1)?;
+/// let permit = semaphore.acquire().await?;
+/// drop(permit);
+/// assert!(semaphore.release().is_err());
+/// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+/// ```
+#[derive(Clone)]
+pub struct BoundedSemaphore {
+    permits: Arc<Permits>,
+}
+
+macro_rules! semaphore {
+    ($name:ident, $is_bounded:literal) => {
+        impl $name {
+            /// One with `permits` free permits; 0 is fine.
+            ///
+            /// # Errors
+            /// `Other` beyond 2^31 - 1 permits, `Io` if there is no memory or descriptor left.
+            pub fn new(permits: usize) -> Result<Self> {
+                Ok(Self { permits: Permits::create(permits, $is_bounded)? })
+            }
+
+            /// Takes a permit; waits while none is free. Cancel-safe: dropped, it has taken nothing.
+            ///
+            /// # Errors
+            /// `Io` if the system refuses what waiting needs.
+            pub async fn acquire(&self) -> Result<Permit, LockError<Permit>> {
+                self.permits.acquire().await
+            }
+
+            /// Takes a permit if one is free now.
+            ///
+            /// # Errors
+            /// `WouldBlock`.
+            pub fn try_acquire(&self) -> Result<Permit, LockError<Permit>> {
+                self.permits.try_acquire()
+            }
+
+            /// [`acquire`](Self::acquire) that gives up after `timeout`, and then has taken nothing.
+            ///
+            /// # Errors
+            /// `Timeout`, else as [`acquire`](Self::acquire).
+            pub async fn acquire_timeout(&self, timeout: Duration) -> Result<Permit, LockError<Permit>> {
+                self.permits.acquire_timeout(timeout).await
+            }
+
+            /// [`acquire`](Self::acquire) for plain functions: blocks this thread.
+            ///
+            /// # Panics
+            /// Inside async code, as tokio's blocking calls do.
+            ///
+            /// # Errors
+            /// As [`acquire`](Self::acquire).
+            pub fn blocking_acquire(&self) -> Result<Permit, LockError<Permit>> {
+                self.permits.blocking_acquire(None)
+            }
+
+            /// [`acquire_timeout`](Self::acquire_timeout) for plain functions: blocks this thread.
+            ///
+            /// # Panics
+            /// Inside async code, as tokio's blocking calls do.
+            ///
+            /// # Errors
+            /// As [`acquire_timeout`](Self::acquire_timeout).
+            pub fn blocking_acquire_timeout(&self, timeout: Duration) -> Result<Permit, LockError<Permit>> {
+                self.permits.blocking_acquire(Some(timeout))
+            }
+
+            /// Adds a permit beyond any that is held, and wakes one who waits. Any process may. Never waits.
+            ///
+            /// # Errors
+            /// `Other` if there are as many permits as there can be, free or held; then nothing has changed.
+            pub fn release(&self) -> Result<()> {
+                self.permits.release()
+            }
+
+            /// How many permits are free, with those that the dead have left: exact while nobody moves.
+            pub fn available(&self) -> usize {
+                self.permits.ledger().free() as usize
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                let mut debug = f.debug_struct(stringify!($name));
+                debug.field("available", &self.available());
+                self.permits.limit().iter().for_each(|limit| {
+                    debug.field("limit", limit);
+                });
+                debug.finish_non_exhaustive()
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                object::serialize(&*self.permits, serializer)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let permits: Arc<Permits> = object::deserialize(deserializer)?;
+                match permits.limit().is_some() {
+                    $is_bounded => Ok(Self { permits }),
+                    _ => Err(D::Error::custom("a semaphore of another kind")),
+                }
+            }
+        }
+    };
+}
+
+semaphore!(Semaphore, false);
+semaphore!(BoundedSemaphore, true);
