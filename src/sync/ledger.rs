@@ -358,8 +358,8 @@ impl<'a, L: Lives> Ledger<'a, L> {
         }
     }
 
-    /// What each row holds, and the sum of it all: for tests, while nobody moves.
-    #[cfg(test)]
+    /// What each row holds, and the sum of it all: for models, while nobody moves.
+    #[cfg(all(test, multiprocess_loom))]
     pub(super) fn sum(&self) -> u64 {
         self.write_down(self.count());
         let held: u64 = self.used().map(|row| u64::from(Row(self.line(row).load(Acquire)).held())).sum();
