@@ -25,11 +25,9 @@ pub use process::{
 };
 #[cfg(not(multiprocess_loom))]
 pub use sync::{Array, ArrayGuard};
-pub use sync::{Condition, ConditionGuard, Lock, LockGuard, RLock, RLockGuard, debug};
-pub use sync::{Integer, Value, ValueGuard};
 pub use sync::{
-    Barrier, BarrierWaitResult, BoundedSemaphore, Condition, ConditionGuard, Event, Lock, LockGuard, Permit, RLock,
-    RLockGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, Semaphore, debug,
+    Barrier, BarrierWaitResult, BoundedSemaphore, Condition, ConditionGuard, Event, Integer, Lock, LockGuard, Permit,
+    RLock, RLockGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, Semaphore, Value, ValueGuard, debug,
 };
 pub use wire::Fd;
 

@@ -17,22 +17,20 @@ mod lock;
 mod models;
 mod mutex;
 mod object;
+mod patience;
 mod register;
 mod rlock;
+mod rwlock;
+mod semaphore;
 mod value;
 
 #[cfg(not(multiprocess_loom))]
 pub use array::{Array, ArrayGuard};
-mod patience;
-mod rlock;
-mod rwlock;
-mod semaphore;
-
 pub use barrier::{Barrier, BarrierWaitResult};
 pub use condition::{Condition, ConditionGuard};
 pub use event::Event;
 pub use lock::{Lock, LockGuard};
 pub use rlock::{RLock, RLockGuard};
-pub use value::{Integer, Value, ValueGuard};
 pub use rwlock::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 pub use semaphore::{BoundedSemaphore, Permit, Semaphore};
+pub use value::{Integer, Value, ValueGuard};
