@@ -5,7 +5,7 @@ use super::queue::{Item, QueueSink, QueueStream};
 use super::ring::Ring;
 use crate::error::{Error, Result, SendError};
 use crate::os::socket;
-use crate::wait::Hangup;
+use crate::wait::{Hangup, Line};
 use crate::wire::{Attachment, attach};
 use futures::{Sink, SinkExt, Stream, StreamExt};
 use serde::de::Error as _;
@@ -191,6 +191,16 @@ impl<T: Item> Receiver<T> {
     /// `Empty`, else as [`recv`](Self::recv).
     pub fn try_recv(&mut self) -> Result<T> {
         self.half.link.try_get()
+    }
+
+    /// What there is to receive, for somebody who is told by [`line`](Self::line) when that changes.
+    pub(crate) fn next_told(&self) -> Option<Result<T>> {
+        self.half.link.next_told()
+    }
+
+    /// Who waits for something to receive.
+    pub(crate) fn line(&self) -> &Arc<Line> {
+        self.half.link.lines()[1]
     }
 
     /// [`recv`](Self::recv) for plain functions: blocks this thread.
