@@ -5,6 +5,7 @@
 
 mod channel;
 mod error;
+mod manager;
 mod os;
 mod pool;
 mod process;
@@ -15,6 +16,9 @@ mod wire;
 
 pub use channel::{Connection, JoinableQueue, Queue, QueueSink, QueueStream, Receiver, Sender, pipe, simplex};
 pub use error::{Error, ErrorKind, PanicInfo, PutError, Result, SendError, TryPutError};
+pub use manager::{
+    Batch, DictProxy, Exposed, ListProxy, Maker, Manager, ManagerBuilder, Method, Namespace, Proxy, Replies, Ticket,
+};
 pub use pool::{AsyncResult, Call, Map, MapAsync, Pool, PoolBuilder, Results};
 pub use process::{
     Function, ParentProcess, Process, ProcessBuilder, ProcessInfo, StartMethod, Stdio, active_children, cpu_count,

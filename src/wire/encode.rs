@@ -104,6 +104,11 @@ impl Sealed {
         self.bytes.len()
     }
 
+    /// The bytes that it carries.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// Ready to be decoded.
     pub(crate) fn open(self) -> Result<Parcel> {
         let fds = self.attachments.into_iter().map(Attachment::into_owned).collect::<std::io::Result<_>>();
