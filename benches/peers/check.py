@@ -51,6 +51,10 @@ GOALS = [
     Goal("W7s", "cpu_us", ["pipe"], 1.3, ["limits/eventfd_tokio"]),
     Goal("W7b", "per_s", ["pipe"], 1.0, ["limits/stream_tokio"]),
     Goal("W7b", "p50_us", ["pipe"], 1.0, ["limits/stream_tokio"]),
+    Goal("W11", "one_client_ops_per_s", ["manager"], 8.0, ["mp/manager_dict"]),
+    Goal("W11", "four_clients_ops_per_s", ["manager"], 4.0, ["mp/manager_dict"]),
+    Goal("W11", "one_client_ops_per_s", ["manager_batches"], 27.0, ["mp/manager_dict"]),
+    Goal("W11s", "p50_us", ["manager"], 1.2, ["limits/stream_tokio"]),
 ]
 
 

@@ -174,11 +174,6 @@ impl Reader {
         Ok(Op { object: self.number()?, entry: self.number()?, fingerprint: self.number()? })
     }
 
-    /// The function of the operation that comes next.
-    pub(super) fn peek_entry(&self) -> Option<u64> {
-        id_of(self.bytes.get(self.at..)?.get(8..)?)
-    }
-
     /// A value, still encoded.
     pub(super) fn value(&mut self) -> Result<Parcel> {
         let (len, count) = (self.number()?, self.number()?);

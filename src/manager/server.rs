@@ -104,6 +104,7 @@ pub(super) fn owner_of_new_handles() -> u64 {
 
 pub(super) struct Server {
     id: Id,
+    intake: Arc<OwnedFd>,
     door: Arc<OwnedFd>,
     exposed: Option<HashSet<u64>>,
     pub(super) objects: Objects<Job>,
@@ -183,6 +184,7 @@ pub(super) fn serve(setup: Setup) -> Result<()> {
     let runtime = built.map_err(|error| Error::io("cannot build a tokio runtime in the manager", error))?;
     let server = Arc::new(Server {
         id: setup.id,
+        intake: Arc::new(setup.intake.into_inner()),
         door: Arc::new(setup.door.into_inner()),
         exposed: setup.exposed,
         objects: Objects::new(),
@@ -204,11 +206,12 @@ pub(super) fn serve(setup: Setup) -> Result<()> {
     let _ = HERE.set(server.clone());
     let intake = {
         let _inside = server.runtime.enter();
-        reactor::watch(Arc::new(setup.intake.into_inner()), Interest::READABLE)?
+        reactor::watch(server.intake.clone(), Interest::READABLE)?
     };
     server.read(until_hello(intake));
     server.read(server.clone().until_arrival());
-    server.helpers.run(&server, Task::Lead(Arc::default()));
+    let pulse = lock(&server.pulse).clone();
+    server.helpers.run(&server, Task::Lead(pulse));
     server.watch();
     Ok(())
 }
@@ -317,14 +320,15 @@ impl Server {
 
 /// The leader's part.
 impl Server {
+    /// Waits for `event` too from now on. If another thread leads meanwhile, it is told.
     fn read(&self, event: impl Future<Output = Event> + Send + 'static) {
-        lock(&self.readers).push(Box::pin(event));
-    }
-
-    /// As [`read`](Self::read), from a thread that may not lead.
-    fn read_later(&self, event: impl Future<Output = Event> + Send + 'static) {
-        lock(&self.arrivals).push(Box::pin(event));
-        self.arrived.notify_one();
+        match self.readers.try_lock() {
+            Ok(readers) => readers.push(Box::pin(event)),
+            Err(_) => {
+                lock(&self.arrivals).push(Box::pin(event));
+                self.arrived.notify_one();
+            }
+        }
     }
 
     async fn until_arrival(self: Arc<Self>) -> Event {
@@ -345,6 +349,7 @@ impl Server {
                 self.runtime.block_on(readers.next())
             };
             self.begin(pulse);
+            LAST_ENTRY.set(None);
             if let Some(event) = event {
                 survive(|| self.react(event));
             }
@@ -364,22 +369,25 @@ impl Server {
     fn react(self: &Arc<Self>, event: Event) {
         match event {
             Event::Intake(intake) => {
-                self.take_hellos(intake.get_ref());
+                self.take_hellos();
                 self.read(until_hello(intake));
             }
             Event::Request(connection, receiver, Ok(request)) => {
+                // What is next is taken only when this one has its place, for another thread may take it.
+                let job = self.take_request(&connection, request).unwrap_or_else(|error| {
+                    tracing::warn!(%error, "a client of the manager is cut off");
+                    let _gone = lock(&connection.out).sender.take();
+                    None
+                });
                 let mut out = lock(&connection.out);
                 if out.backlog.is_empty() {
                     drop(out);
-                    self.read(next_request(connection.clone(), receiver));
+                    self.read(next_request(connection, receiver));
                 } else {
                     out.parked = Some(receiver);
                     drop(out);
                 }
-                if let Err(error) = self.take_request(&connection, request) {
-                    tracing::warn!(%error, "a client of the manager is cut off");
-                    let _gone = lock(&connection.out).sender.take();
-                }
+                job.into_iter().for_each(|job| self.work(job));
             }
             Event::Request(connection, receiver, Err(_)) => {
                 // Closed; or a request was lost, and then so is whoever waits for its answer: better they know.
@@ -407,8 +415,8 @@ impl Server {
         }
     }
 
-    fn take_hellos(self: &Arc<Self>, intake: &Arc<OwnedFd>) {
-        while let Ok(Some(parcel)) = frame::recv(intake.as_fd(), Wait::No) {
+    fn take_hellos(self: &Arc<Self>) {
+        while let Ok(Some(parcel)) = frame::recv(self.intake.as_fd(), Wait::No) {
             match wire::decode::<(Receiver<Sealed>, Sender<Sealed>)>(parcel) {
                 Ok((receiver, sender)) => {
                     self.connections.fetch_add(1, SeqCst);
@@ -426,6 +434,7 @@ impl Server {
 
     /// Nobody is connected and no handle is on its way: nobody will ever ask again.
     fn end_if_forgotten(self: &Arc<Self>) {
+        self.take_hellos();
         if self.connections.load(SeqCst) == 0 && !self.objects.has_leases() {
             self.finish();
         }
@@ -436,13 +445,15 @@ impl Server {
         self.watcher.unpark();
     }
 
-    fn take_request(self: &Arc<Self>, connection: &Arc<Connection>, request: Sealed) -> Result<()> {
+    /// Does what a request says. A call is returned if it can go on, and waits in line at its object if not.
+    fn take_request(self: &Arc<Self>, connection: &Arc<Connection>, request: Sealed) -> Result<Option<Job>> {
         let mut reader = Reader::new(request)?;
         match reader.byte()? {
             protocol::CALL => {
                 let (id, left) = (reader.number()?, reader.number()?);
                 let reply_to = ReplyTo::Client(connection.clone());
-                self.work(Job { reader, left, answer: Writer::answer(id), reply_to, next: None, object: None });
+                let answer = Writer::answer(id);
+                return Ok(self.prepare(Job { reader, left, answer, reply_to, next: None, object: None }));
             }
             protocol::LEASE_OPEN => {
                 let lease = (connection.number, reader.number()?);
@@ -483,7 +494,7 @@ impl Server {
             }
             _ => return Err(protocol::torn()),
         }
-        Ok(())
+        Ok(None)
     }
 }
 
@@ -496,7 +507,9 @@ impl Server {
         let (sender, answer) = oneshot::channel();
         let reply_to = ReplyTo::Here(sender);
         let job = Job { reader, left, answer: Writer::answer(id), reply_to, next: None, object: None };
-        self.helpers.run(self, Task::Work(job));
+        if let Some(job) = self.prepare(job) {
+            self.helpers.run(self, Task::Work(job));
+        }
         Ok(answer)
     }
 
@@ -510,8 +523,7 @@ impl Server {
     }
 
     fn is_slow(&self, job: &Job) -> bool {
-        let slow = lock(&self.slow);
-        job.reader.peek_entry().is_some_and(|entry| slow.contains(&entry))
+        job.next.as_ref().is_some_and(|(op, _)| lock(&self.slow).contains(&op.entry))
     }
 
     fn work_here(self: &Arc<Self>, job: Job) {
@@ -522,51 +534,48 @@ impl Server {
     }
 
     /// Runs the operations of a job until it is done or waits for an object. Jobs whose turn has come join `todo`.
-    fn advance(self: &Arc<Self>, mut job: Job, todo: &mut VecDeque<Job>) {
-        loop {
-            if job.next.is_none() {
-                if job.left == 0 {
-                    return job.finish();
+    fn advance(self: &Arc<Self>, job: Job, todo: &mut VecDeque<Job>) {
+        let mut prepared = Some(job);
+        while let Some(mut job) = prepared {
+            prepared = match (job.next.take(), job.object.take()) {
+                (Some((op, arguments)), Some(object)) => {
+                    run(&object, &op, arguments, &mut job.answer);
+                    todo.extend(object.pass_on());
+                    self.prepare(job)
                 }
-                job.left -= 1;
-                match job.reader.op().and_then(|op| Ok((op, job.reader.value()?))) {
-                    Ok(next) => job.next = Some(next),
-                    Err(error) => {
-                        job.left = 0;
-                        job.answer.error(&error);
-                        continue;
-                    }
+                (Some((op, arguments)), None) => {
+                    self.make(&mut job, &op, arguments);
+                    self.prepare(job)
                 }
-            }
-            let Some((op, arguments)) = job.next.take() else { continue };
-            if let Some(exposed) = &self.exposed
-                && !exposed.contains(&op.entry)
-            {
-                job.answer.error(&Error::other("this function is not exposed by the manager"));
-                continue;
-            }
-            if op.object == protocol::MAKER {
-                self.make(&mut job, &op, arguments);
-                continue;
-            }
-            let object = match job.object.take() {
-                Some(object) => object,
-                None => {
-                    let Some(object) = self.objects.find(op.object) else {
-                        job.answer.error(&Error::closed("object of this proxy"));
-                        continue;
-                    };
-                    (job.next, job.object) = (Some((op, arguments)), Some(object.clone()));
-                    match object.take_turn(job) {
-                        Some(mine) => job = mine,
-                        None => return,
-                    }
-                    continue;
+                (None, _) => return job.finish(),
+            };
+        }
+    }
+
+    /// Gets a job ready for its next operation, or for its end. `None`: it waits in line at its object.
+    fn prepare(&self, mut job: Job) -> Option<Job> {
+        while job.next.is_none() && job.left > 0 {
+            job.left -= 1;
+            let (op, arguments) = match job.reader.op().and_then(|op| Ok((op, job.reader.value()?))) {
+                Ok(next) => next,
+                Err(error) => {
+                    job.left = 0;
+                    job.answer.error(&error);
+                    return Some(job);
                 }
             };
-            run(&object, &op, arguments, &mut job.answer);
-            todo.extend(object.pass_on());
+            if self.exposed.as_ref().is_some_and(|exposed| !exposed.contains(&op.entry)) {
+                job.answer.error(&Error::other("this function is not exposed by the manager"));
+            } else if op.object == protocol::MAKER {
+                job.next = Some((op, arguments));
+            } else if let Some(object) = self.objects.find(op.object) {
+                (job.next, job.object) = (Some((op, arguments)), Some(object.clone()));
+                return object.take_turn(job);
+            } else {
+                job.answer.error(&Error::closed("object of this proxy"));
+            }
         }
+        Some(job)
     }
 
     fn make(&self, job: &mut Job, op: &Op, arguments: Parcel) {
@@ -646,7 +655,7 @@ impl Connection {
         {
             out.is_flushing = true;
             drop(out);
-            self.server.read_later(flush(self.clone(), sender));
+            self.server.read(flush(self.clone(), sender));
         }
     }
 }
@@ -661,7 +670,7 @@ impl Server {
     pub(super) fn open_lease(self: &Arc<Self>, reader: OwnedFd) -> Lease {
         let lease = (0, self.last_lease.fetch_add(1, Relaxed));
         self.objects.open_lease(lease);
-        self.read_later(until_ended(lease, Arc::new(reader)));
+        self.read(until_ended(lease, Arc::new(reader)));
         lease
     }
 }
@@ -709,7 +718,7 @@ impl Server {
             match task {
                 Task::Lead(pulse) => self.lead(&pulse),
                 Task::Work(job) => {
-                    let entry = job.reader.peek_entry();
+                    let entry = job.next.as_ref().map(|(op, _)| op.entry);
                     let start = Instant::now();
                     survive(|| self.work_here(job));
                     if start.elapsed() < LOOK

@@ -2,6 +2,8 @@
 //! The caller is a current-thread runtime, as in `limits`; in the `_run` variants
 //! it is the multi-thread runtime that `multiprocess::run` would build.
 
+mod dict;
+
 use bytes::Bytes;
 use futures::TryStreamExt;
 use mpbench::cli::{Metrics, case, serve};
@@ -300,6 +302,10 @@ fn main() {
             case("W7", "pipe_run", || block_on_run(pingpong())),
             case("W7s", "pipe", || stats::paused(|| block_on(pingpong()))),
             case("W7s", "pipe_run", || stats::paused(|| block_on_run(pingpong()))),
+            case("W11", "manager", dict::manager),
+            case("W11", "manager_run", dict::manager_run),
+            case("W11", "manager_batches", dict::batches),
+            case("W11s", "manager", dict::from_sleep),
             case("W12", "pool", || block_on(idle_workers())),
             case("W13", "pool", || block_on(killed_worker())),
         ],
