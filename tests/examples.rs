@@ -27,6 +27,8 @@ const EXPECTED: &[(&str, &[&str], Prints)] = &[
                                   "Worker 3 is running", "Worker 4 is running"])),
     ("four_squares", &[], Exactly("[1, 4, 9, 16]\n")),
     ("hello_by_name", &[], Exactly("Hello from Process-1\n")),
+    ("manager_list", &[], Exactly("[\"Hello\"]\n")),
+    ("manager_three_workers", &[], Exactly("[\"data\", \"data\", \"data\"]\n")),
     ("one_process", &[], Exactly("Worker process is running\n")),
     ("pids", &[], Each(3, 3, |line| line.strip_prefix("Process ID: ").is_some_and(|pid| pid.parse::<u32>().is_ok()))),
     ("pipe_before_join", &[], Exactly("Hello from sender!\n")),

@@ -551,9 +551,8 @@ async fn p26_a_client_killed_with_ten_thousand_proxies_leaves_no_object() {
     within(async {
         let manager = Manager::start().await.unwrap();
         let (outer, ready) = (manager.list().await.unwrap(), Queue::unbounded().unwrap());
-        for _ in 0..10_000 {
-            outer.push(manager.list().await.unwrap()).await.unwrap();
-        }
+        let lists = futures::stream::iter(0..10_000).map(|_| manager.list()).buffer_unordered(100);
+        outer.extend(lists.try_collect().await.unwrap()).await.unwrap();
         let child = Process::spawn(hold_many, (outer.clone(), ready.clone())).unwrap();
         assert_eq!(ready.get().await.unwrap(), 10_000);
         assert_eq!(manager.object_count().await.unwrap(), 10_001);
@@ -621,8 +620,7 @@ async fn calls_on_one_object_are_serial_whoever_makes_them() {
     within(async {
         let manager = Manager::start().await.unwrap();
         let tally = manager.create(Tally::new, (0,)).await.unwrap();
-        let children: Vec<_> =
-            (0..4).map(|_| Process::spawn(add_many, (tally.clone(), 500)).unwrap()).collect();
+        let children: Vec<_> = (0..4).map(|_| Process::spawn(add_many, (tally.clone(), 500)).unwrap()).collect();
         // Slow ones too, which other threads run.
         for _ in 0..20 {
             tally.call(Tally::add_slowly, (1, Duration::from_millis(4))).await.unwrap();

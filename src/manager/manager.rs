@@ -106,7 +106,11 @@ impl ManagerBuilder {
         let manager = Manager { link, pid: process.pid(), process: Mutex::new(None) };
         if let Err(error) = manager.object_count().await {
             // Why it ended says more than that it is gone.
-            return Err(if process.is_alive() { error } else { process.join().await.and_then(|ended| ended).err().unwrap_or(error) });
+            return Err(if process.is_alive() {
+                error
+            } else {
+                process.join().await.and_then(|ended| ended).err().unwrap_or(error)
+            });
         }
         *manager.process.lock().await = Some(process);
         Ok(manager)

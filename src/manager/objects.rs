@@ -109,8 +109,7 @@ impl<J: Send + 'static> Objects<J> {
     /// `count` holders outside fewer.
     pub(super) fn release(&self, numbers: impl IntoIterator<Item = (u64, u64)>) {
         let mut state = lock(&self.0);
-        let dead: Dead<J> =
-            numbers.into_iter().filter_map(|(number, count)| state.release(number, count)).collect();
+        let dead: Dead<J> = numbers.into_iter().filter_map(|(number, count)| state.release(number, count)).collect();
         drop(state);
         bury(dead);
     }
@@ -185,8 +184,7 @@ impl<J: Send + 'static> Objects<J> {
             }
         }
         let dead: Vec<u64> = state.entries.keys().filter(|number| !reached.contains_key(number)).copied().collect();
-        let dead: Dead<J> =
-            dead.iter().filter_map(|number| Some(state.entries.remove(number)?.object)).collect();
+        let dead: Dead<J> = dead.iter().filter_map(|number| Some(state.entries.remove(number)?.object)).collect();
         drop(state);
         bury(dead);
     }

@@ -420,8 +420,7 @@ impl Server {
             match wire::decode::<(Receiver<Sealed>, Sender<Sealed>)>(parcel) {
                 Ok((receiver, sender)) => {
                     self.connections.fetch_add(1, SeqCst);
-                    let out =
-                        Out { sender: Some(sender), backlog: VecDeque::new(), is_flushing: false, parked: None };
+                    let out = Out { sender: Some(sender), backlog: VecDeque::new(), is_flushing: false, parked: None };
                     let number = self.last_connection.fetch_add(1, Relaxed) + 1;
                     let (server, held, out) = (self.clone(), Mutex::default(), Mutex::new(out));
                     self.read(next_request(Arc::new(Connection { number, server, held, out }), receiver));
