@@ -507,7 +507,7 @@ impl Server {
         let reply_to = ReplyTo::Here(sender);
         let job = Job { reader, left, answer: Writer::answer(id), reply_to, next: None, object: None };
         if let Some(job) = self.prepare(job) {
-            self.helpers.run(self, Task::Work(job));
+            self.helpers.run(self, Task::Work(Box::new(job)));
         }
         Ok(answer)
     }
@@ -515,7 +515,7 @@ impl Server {
     /// Works off `job` and all that this lets go on, unless it has to wait, or is better left to a helper.
     fn work(self: &Arc<Self>, job: Job) {
         if self.has_slow.load(Relaxed) && self.is_slow(&job) {
-            self.helpers.run(self, Task::Work(job));
+            self.helpers.run(self, Task::Work(Box::new(job)));
         } else {
             self.work_here(job);
         }
@@ -676,7 +676,7 @@ impl Server {
 
 enum Task {
     Lead(Arc<AtomicU64>),
-    Work(Job),
+    Work(Box<Job>),
 }
 
 /// Threads that take over: from a leader that was left behind, or a call that is known to be slow.
@@ -719,7 +719,7 @@ impl Server {
                 Task::Work(job) => {
                     let entry = job.next.as_ref().map(|(op, _)| op.entry);
                     let start = Instant::now();
-                    survive(|| self.work_here(job));
+                    survive(|| self.work_here(*job));
                     if start.elapsed() < LOOK
                         && let Some(entry) = entry
                     {
