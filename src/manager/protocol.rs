@@ -8,7 +8,6 @@
 //! ```
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::os::image;
 use crate::wire::{self, Attachment, Message, Parcel, Sealed};
 use serde::de::DeserializeOwned;
 use std::os::fd::OwnedFd;
@@ -238,10 +237,4 @@ pub(super) fn made_in(answer: &[u8]) -> Option<u64> {
 /// Both sides are the same program, so this is a defect, or somebody else's bytes.
 pub(super) fn torn() -> Error {
     Error::new(ErrorKind::Decode, "a message between a manager and its client cannot be read")
-}
-
-/// What both sides must have in common to call each other's functions.
-#[expect(dead_code, reason = "for clients on other machines")]
-pub(super) fn build() -> u64 {
-    image::fingerprint()
 }
