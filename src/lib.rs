@@ -6,6 +6,7 @@
 mod channel;
 pub mod connection;
 mod error;
+mod manager;
 mod memory;
 mod os;
 mod pool;
@@ -17,6 +18,9 @@ mod wire;
 
 pub use channel::{Connection, JoinableQueue, Queue, QueueSink, QueueStream, Receiver, Sender, pipe, simplex};
 pub use error::{Error, ErrorKind, LockError, PanicInfo, PutError, Result, SendError, TryPutError};
+pub use manager::{
+    Batch, DictProxy, Exposed, ListProxy, Maker, Manager, ManagerBuilder, Method, Namespace, Proxy, Replies, Ticket,
+};
 pub use memory::SharedMemory;
 pub use pool::{AsyncResult, Call, Map, MapAsync, Pool, PoolBuilder, Results};
 pub use process::{

@@ -141,6 +141,11 @@ WORKLOADS = {
         [Metric("one_client_ops_per_s", "1 client, ops/s", MORE), Metric("four_clients_ops_per_s", "4 clients, ops/s", MORE)],
         "mp/manager_dict",
     ),
+    "W11s": Workload(
+        "Manager dict set with a pause of 1 ms before each, so that the other side sleeps",
+        [Metric("p50_us", "p50 µs", LESS)],
+        "limits/stream_tokio",
+    ),
     "W12": Workload(
         "Memory of an idle worker in a pool of 8",
         [Metric("pss_kib", "PSS KiB", LESS), Metric("private_kib", "private KiB", LESS)],

@@ -61,6 +61,10 @@ GOALS = [
     Goal("W9", "increments_per_s", ["fetch_add"], 0.8, ["limits/fetch_add"]),
     Goal("W10", "first_ms", ["array"], 1.1, ["limits/child"]),
     Goal("W10", "again_ms", ["array"], 1.1, ["limits/child"]),
+    Goal("W11", "one_client_ops_per_s", ["manager"], 8.0, ["mp/manager_dict"]),
+    Goal("W11", "four_clients_ops_per_s", ["manager"], 4.0, ["mp/manager_dict"]),
+    Goal("W11", "one_client_ops_per_s", ["manager_batches"], 27.0, ["mp/manager_dict"]),
+    Goal("W11s", "p50_us", ["manager"], 1.2, ["limits/stream_tokio"]),
 ]
 
 

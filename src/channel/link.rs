@@ -269,6 +269,12 @@ impl Link {
         }
     }
 
+    /// The next item for somebody who is told when there may be one.
+    pub(super) fn next_told<T: DeserializeOwned + 'static>(&self) -> Option<Result<T>> {
+        let popped = self.pop::<T>(Self::is_known_hung_up).later()?;
+        Some(popped.and_then(|parcel| self.decode(parcel)))
+    }
+
     pub(super) fn blocking_put<T: Serialize + 'static>(&self, value: T) -> Result<(), Refused<T>> {
         refuse_inside_async();
         let tried = wire::encode(&value).and_then(|message| {

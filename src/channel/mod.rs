@@ -12,5 +12,6 @@ mod queue;
 mod ring;
 mod segment;
 
+pub(crate) use pipe::Inbox;
 pub use pipe::{Connection, Receiver, Sender, pipe, simplex};
 pub use queue::{JoinableQueue, Queue, QueueSink, QueueStream};

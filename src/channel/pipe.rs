@@ -5,7 +5,7 @@ use super::queue::{Item, QueueSink, QueueStream};
 use super::ring::Ring;
 use crate::error::{Error, Result, SendError};
 use crate::os::socket;
-use crate::wait::Hangup;
+use crate::wait::{Hangup, Line};
 use crate::wire::{Attachment, attach};
 use futures::{Sink, SinkExt, Stream, StreamExt};
 use serde::de::Error as _;
@@ -221,6 +221,28 @@ impl<T: Item> Receiver<T> {
     pub async fn poll(&mut self, timeout: Duration) -> Result<bool> {
         self.stream = None;
         self.half.link.poll(timeout).await
+    }
+}
+
+impl<T: Item> Receiver<T> {
+    /// This end for many who read it at once.
+    pub(crate) fn into_inbox(self) -> Inbox<T> {
+        Inbox(self.half)
+    }
+}
+
+/// A receiving end that is read by whoever looks, and by its line's reader.
+pub(crate) struct Inbox<T>(Half<T>);
+
+impl<T: Item> Inbox<T> {
+    /// What there is to receive, for somebody who is told by [`line`](Self::line) when that changes.
+    pub(crate) fn next(&self) -> Option<Result<T>> {
+        self.0.link.next_told()
+    }
+
+    /// Who waits for something to receive.
+    pub(crate) fn line(&self) -> &Arc<Line> {
+        self.0.link.lines()[1]
     }
 }
 

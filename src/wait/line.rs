@@ -12,6 +12,7 @@
 //! | place -> granted, front woken | the bell ([`Line::look`]) | the front tries |
 //! | leave with success | the front | a granted notice is used up, one that is still in the list passed on; the next one is woken to try |
 //! | leave without | anyone whose future is dropped | below |
+//! | place -> none, all there is read | the bell, if the line has a reader instead of a queue | who is read for is woken |
 //!
 //! # Invariants
 //! 1. Only the front tries, so tasks of one process are served in the order of their first poll.
@@ -55,6 +56,7 @@ pub(crate) struct Line {
     waiting: AtomicUsize,
     local: Mutex<Local>,
     pub(super) look: Look,
+    reader: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 #[derive(Default)]
@@ -79,7 +81,8 @@ impl Line {
         let hint =
             (inode as u32).wrapping_mul(0x9e37_79b9).wrapping_add(first_word as u32 / event::LEN as u32) >> 3 & 63;
         let (waiting, local, look) = (AtomicUsize::new(0), Mutex::default(), Look::default());
-        Ok(Arc::new(Self { family, region, first_word, hint, hangup, waiting, local, look }))
+        let reader = OnceLock::new();
+        Ok(Arc::new(Self { family, region, first_word, hint, hangup, waiting, local, look, reader }))
     }
 
     pub(super) fn family(&self) -> &'static Family {
@@ -158,6 +161,42 @@ impl Line {
         let waker = if noticed || anyway { local.queue.front_mut().and_then(|front| front.waker.take()) } else { None };
         drop(local);
         waker.into_iter().for_each(Waker::wake);
+        if (noticed || anyway)
+            && let Some(read) = self.reader.get()
+        {
+            read();
+        }
+    }
+
+    /// Says once who reads on behalf of all who sleep by [`until_read`](super::until_read): `read` is called at each
+    /// notice, in the driver of a runtime. It takes all there is, and [`arm`](Self::arm)s again if somebody goes on
+    /// waiting.
+    pub(crate) fn set_reader(&self, read: impl Fn() + Send + Sync + 'static) {
+        let _ = self.reader.set(Box::new(read));
+    }
+
+    /// Asks for the next notice; whoever waits must look once more afterwards.
+    pub(crate) fn arm(self: &Arc<Self>) -> io::Result<()> {
+        let me = self.family.me()?;
+        self.take_place(&mut lock(&self.local), me);
+        Ok(())
+    }
+
+    /// Puts this process on the shared list, unless it is there.
+    fn take_place(self: &Arc<Self>, local: &mut Local, me: Member) {
+        if local.place.is_some() {
+            return;
+        }
+        if !local.is_listed {
+            bell::list(self, self.hint);
+            local.is_listed = true;
+        }
+        let bell = u32::from(me.slot) % crate::shm::family::BELLS as u32;
+        let place = self.event().join(me.into(), bell, local.ticket, |sleeper| self.is_listed(sleeper));
+        if let Place::Entry { ticket, .. } = place {
+            local.ticket = Some(ticket);
+        }
+        local.place = Some(place);
     }
 
     /// Makes sure that the current runtime wakes the front when there is something to try for.
@@ -292,20 +331,7 @@ impl Turn {
         let mut local = lock(&line.local);
         self.store_waker(&mut local, waker);
         local.granted = false;
-        if local.place.is_some() {
-            return Ok(());
-        }
-        if !local.is_listed {
-            bell::list(line, line.hint);
-            local.is_listed = true;
-        }
-        let ticket = local.ticket;
-        let bell = u32::from(me.slot) % crate::shm::family::BELLS as u32;
-        let place = line.event().join(me.into(), bell, ticket, |sleeper| line.is_listed(sleeper));
-        if let Place::Entry { ticket, .. } = place {
-            local.ticket = Some(ticket);
-        }
-        local.place = Some(place);
+        line.take_place(&mut local, me);
         Ok(())
     }
 

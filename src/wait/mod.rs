@@ -13,4 +13,4 @@ mod models;
 mod until;
 
 pub(crate) use line::{Hangup, Line, Turn};
-pub(crate) use until::{refuse_inside_async, until, until_blocking, until_blocking_in_turn, until_in_turn};
+pub(crate) use until::{refuse_inside_async, until, until_blocking, until_blocking_in_turn, until_in_turn, until_read};

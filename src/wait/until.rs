@@ -6,7 +6,7 @@ use super::look::Looking;
 use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Instant;
 
 /// Resolves to what `attempt` yields, trying whenever `line` is notified.
@@ -98,6 +98,52 @@ impl Waiting {
         turn.prepare_sleep(cx.waker(), || line.listen())?;
         attempt(true).map_or(Poll::Pending, |value| Poll::Ready(Ok(value)))
     }
+}
+
+/// [`until`] for those who wait for different things that come by one line, which has a reader: each tries for itself
+/// while it looks, and the reader wakes by name who sleeps. So nobody need be polled for others to go on.
+///
+/// `sleep` leaves a waker with the reader; `attempt` reads what has come, for others too.
+pub(crate) async fn until_read<T>(
+    line: &Arc<Line>,
+    mut attempt: impl FnMut() -> Option<T>,
+    mut sleep: impl FnMut(&Waker),
+) -> io::Result<T> {
+    let (mut looking, mut has_looked) = (None, false);
+    poll_fn(|cx| {
+        let coop = ready!(tokio::task::coop::poll_proceed(cx));
+        let mut poll = || {
+            if let Some(value) = attempt() {
+                if let Some(looking) = &looking {
+                    line.look.paid(looking);
+                }
+                return Poll::Ready(Ok(value));
+            }
+            if !has_looked {
+                has_looked = true;
+                looking = line.look.begin();
+                let found = looking.as_ref().and_then(|looking| line.look.in_place(looking, &mut attempt));
+                if let Some(value) = found {
+                    return Poll::Ready(Ok(value));
+                }
+            }
+            if looking.as_ref().is_some_and(|looking| !line.look.is_over(looking)) {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            looking = None;
+            sleep(cx.waker());
+            line.listen()?;
+            line.arm()?;
+            attempt().map_or(Poll::Pending, |value| Poll::Ready(Ok(value)))
+        };
+        let polled = poll();
+        if polled.is_ready() {
+            coop.made_progress();
+        }
+        polled
+    })
+    .await
 }
 
 /// [`until`] for a thread without a runtime; `None` at the deadline.

@@ -7,6 +7,7 @@
 use serde::de::{DeserializeOwned, Error as _};
 use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -53,25 +54,60 @@ thread_local! {
     static ATTACHED: Cell<usize> = const { Cell::new(0) };
     static LEAVING: RefCell<Vec<Attachment>> = const { RefCell::new(Vec::new()) };
     static ARRIVED: RefCell<Vec<Option<OwnedFd>>> = const { RefCell::new(Vec::new()) };
+    /// What handles of one value have in common; those of the current value begin at `SHARED_FROM`.
+    static SHARED: RefCell<Vec<Box<dyn Any>>> = const { RefCell::new(Vec::new()) };
+    static SHARED_LEN: Cell<usize> = const { Cell::new(0) };
+    static SHARED_FROM: Cell<usize> = const { Cell::new(0) };
 }
 
 /// Restores the outer context, also when user code panics.
-struct Inside(Context);
+struct Inside {
+    outer: Context,
+    outer_shared: usize,
+}
 
 impl Inside {
     fn enter(context: Context) -> Self {
-        Self(CONTEXT.replace(context))
+        Self { outer: CONTEXT.replace(context), outer_shared: SHARED_FROM.replace(SHARED_LEN.get()) }
     }
 }
 
 impl Drop for Inside {
     fn drop(&mut self) {
-        if let Context::Encoding(from) = CONTEXT.replace(self.0)
+        if let Context::Encoding(from) = CONTEXT.replace(self.outer)
             && ATTACHED.replace(from) > from
         {
             LEAVING.with_borrow_mut(|leaving| leaving.truncate(from));
         }
+        let from = SHARED_FROM.replace(self.outer_shared);
+        if SHARED_LEN.replace(from) > from {
+            // Dropped when the list is free again: what goes may encode messages of its own.
+            drop(SHARED.with_borrow_mut(|shared| shared.split_off(from)));
+        }
     }
+}
+
+/// What handles of the value being encoded or decoded on this thread have in common: made by the first of them,
+/// dropped after the last.
+pub(crate) fn in_common<S: Any, E>(
+    is_it: impl Fn(&S) -> bool,
+    make: impl FnOnce() -> Result<S, E>,
+) -> Result<Arc<S>, E> {
+    let found = SHARED.with_borrow(|shared| {
+        let ours = shared[SHARED_FROM.get()..].iter();
+        ours.filter_map(|any| any.downcast_ref::<Arc<S>>()).find(|common| is_it(common)).cloned()
+    });
+    if let Some(found) = found {
+        return Ok(found);
+    }
+    let made = Arc::new(make()?);
+    if CONTEXT.get() != Context::None {
+        SHARED_LEN.set(SHARED.with_borrow_mut(|shared| {
+            shared.push(Box::new(made.clone()));
+            shared.len()
+        }));
+    }
+    Ok(made)
 }
 
 /// Runs `encode` and returns what the handles in it attached.

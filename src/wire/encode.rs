@@ -26,6 +26,11 @@ pub(crate) fn encode<T: Serialize + 'static>(value: &T) -> Result<Message> {
     if plain::bytes(value).is_some() {
         return Ok(Message { encoded: None, attachments: Vec::new() });
     }
+    encode_by_serde(value)
+}
+
+/// Encodes a value that borrows, to be decoded as the owned twin of its type, which must not be bytes or numbers.
+pub(crate) fn encode_by_serde<T: Serialize>(value: &T) -> Result<Message> {
     let mut encoded = spare();
     let (result, attachments) = attach::collect(|| value.serialize(&mut rmp_serde::Serializer::new(&mut encoded)));
     result.map_err(|error| {
@@ -70,6 +75,12 @@ impl Message {
             None => plain::bytes(value).unwrap_or_default(),
         }
     }
+
+    /// The bytes and what is attached to them.
+    pub(crate) fn seal<T: 'static>(mut self, value: &T) -> Sealed {
+        let attachments = std::mem::take(&mut self.attachments);
+        Sealed { bytes: Bytes::copy_from_slice(self.payload(value)), attachments }
+    }
 }
 
 /// An encoded value that is itself a value: what somebody else's message carries along unread.
@@ -86,15 +97,17 @@ impl Sealed {
 
     /// Encodes `value`; see [`encode`].
     pub(crate) fn of<T: Serialize + 'static>(value: &T) -> Result<Self> {
-        let mut message = encode(value)?;
-        let attachments = std::mem::take(&mut message.attachments);
-        let bytes = Bytes::copy_from_slice(message.payload(value));
-        Ok(Self { bytes, attachments })
+        Ok(encode(value)?.seal(value))
     }
 
     /// How many bytes it carries.
     pub(crate) fn len(&self) -> usize {
         self.bytes.len()
+    }
+
+    /// The bytes that it carries.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
     }
 
     /// Ready to be decoded.

@@ -3,6 +3,7 @@
 //! it is the multi-thread runtime that `multiprocess::run` would build.
 
 mod memory;
+mod dict;
 
 use bytes::Bytes;
 use futures::{SinkExt, TryStreamExt};
@@ -489,6 +490,10 @@ fn main() {
             case("W9", "lock", increments),
             case("W9", "fetch_add", memory::fetch_add),
             case("W10", "array", || block_on(memory::array())),
+            case("W11", "manager", dict::manager),
+            case("W11", "manager_run", dict::manager_run),
+            case("W11", "manager_batches", dict::batches),
+            case("W11s", "manager", dict::from_sleep),
             case("W12", "pool", || block_on(idle_workers())),
             case("W13", "pool", || block_on(killed_worker())),
         ],

@@ -1,0 +1,206 @@
+//! A dictionary in a manager.
+
+use super::proxy::{Lend, Proxy};
+use crate::error::Result;
+use crate::wire;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::borrow::Borrow;
+use std::collections::HashMap;
+use std::fmt;
+use std::hash::Hash;
+
+/// A dictionary that lives in a manager's process; made by [`Manager::dict`](super::Manager::dict).
+///
+/// Its values are values: what comes out is a copy, and changing it changes nothing here. To change one in place, say
+/// how with [`update`](Self::update), or let the value be a proxy itself. The order of its items is any. See
+/// [`Proxy`] for what a handle promises: a call waits for its answer, is made whole or not at all, and fails with
+/// `Closed` once the manager is gone.
+///
+/// ```
+/// use multiprocess::{self as mp, DictProxy, Manager, Process};
+///
+/// async fn count(words: DictProxy<String, u32>, word: String) -> mp::Result<()> {
+///     words.insert(word, 1).await?;
+///     Ok(())
+/// }
+///
+/// fn main() -> mp::Result<()> {
+///     mp::run(async {
+///         let manager = Manager::start().await?;
+///         let words = manager.dict().await?;
+///         Process::spawn(count, (words.clone(), "hello".into()))?.await??;
+///         assert_eq!(words.get("hello").await?, Some(1));
+///         manager.shutdown().await
+///     })
+/// }
+/// ```
+#[derive(Serialize, Deserialize)]
+#[serde(bound = "")]
+pub struct DictProxy<K, V>(pub(super) Proxy<HashMap<K, V>>);
+
+impl<K, V> Clone for DictProxy<K, V> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<K, V> fmt::Debug for DictProxy<K, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl<K, V> DictProxy<K, V>
+where
+    K: Eq + Hash + Serialize + DeserializeOwned + Send + 'static,
+    V: Serialize + DeserializeOwned + Send + 'static,
+{
+    /// The dictionary as an object, for [`Proxy::call`] and [`Batch`](super::Batch).
+    pub fn proxy(&self) -> &Proxy<HashMap<K, V>> {
+        &self.0
+    }
+
+    /// Sets a key and returns what it was before.
+    ///
+    /// # Errors
+    /// As [`Proxy::call`].
+    pub async fn insert(&self, key: K, value: V) -> Result<Option<V>> {
+        self.0.call(HashMap::insert, (key, value)).await
+    }
+
+    /// A copy of a key's value.
+    ///
+    /// # Errors
+    /// As [`Proxy::call`].
+    pub async fn get<Q>(&self, key: &Q) -> Result<Option<V>>
+    where
+        K: Borrow<Q>,
+        Q: Serialize + ?Sized,
+    {
+        self.0.lend(|dict, Lend(key): Lend<K>| wire::encode_by_serde(&dict.get::<K>(&key)), key).await
+    }
+
+    /// Takes a key out and returns its value.
+    ///
+    /// # Errors
+    /// As [`Proxy::call`].
+    pub async fn remove<Q>(&self, key: &Q) -> Result<Option<V>>
+    where
+        K: Borrow<Q>,
+        Q: Serialize + ?Sized,
+    {
+        self.0.lend(|dict, Lend(key): Lend<K>| wire::encode_by_serde(&dict.remove::<K>(&key)), key).await
+    }
+
+    /// Whether there is such a key.
+    ///
+    /// # Errors
+    /// As [`Proxy::call`].
+    pub async fn contains_key<Q>(&self, key: &Q) -> Result<bool>
+    where
+        K: Borrow<Q>,
+        Q: Serialize + ?Sized,
+    {
+        let contains =
+            |dict: &mut HashMap<K, V>, Lend(key): Lend<K>| wire::encode_by_serde(&Lend(dict.contains_key::<K>(&key)));
+        let Lend(contains) = self.0.lend(contains, key).await?;
+        Ok(contains)
+    }
+
+    /// How many keys there are.
+    ///
+    /// # Errors
+    /// As [`Proxy::call`].
+    pub async fn len(&self) -> Result<usize> {
+        self.0.call(|dict: &mut HashMap<K, V>| dict.len(), ()).await
+    }
+
+    /// Whether there is no key.
+    ///
+    /// # Errors
+    /// As [`Proxy::call`].
+    pub async fn is_empty(&self) -> Result<bool> {
+        Ok(self.len().await? == 0)
+    }
+
+    /// A copy of all keys, as they are at one moment.
+    ///
+    /// # Errors
+    /// As [`Proxy::call`].
+    pub async fn keys(&self) -> Result<Vec<K>> {
+        let keys = |dict: &mut HashMap<K, V>, Lend(()): Lend<()>| {
+            wire::encode_by_serde(&Lend(dict.keys().collect::<Vec<_>>()))
+        };
+        let Lend(keys) = self.0.lend(keys, &()).await?;
+        Ok(keys)
+    }
+
+    /// A copy of all values, as they are at one moment.
+    ///
+    /// # Errors
+    /// As [`Proxy::call`].
+    pub async fn values(&self) -> Result<Vec<V>> {
+        let values = |dict: &mut HashMap<K, V>, Lend(()): Lend<()>| {
+            wire::encode_by_serde(&Lend(dict.values().collect::<Vec<_>>()))
+        };
+        let Lend(values) = self.0.lend(values, &()).await?;
+        Ok(values)
+    }
+
+    /// A copy of all keys and values, as they are at one moment.
+    ///
+    /// # Errors
+    /// As [`Proxy::call`].
+    pub async fn items(&self) -> Result<Vec<(K, V)>> {
+        let items = |dict: &mut HashMap<K, V>, Lend(()): Lend<()>| {
+            wire::encode_by_serde(&Lend(dict.iter().collect::<Vec<_>>()))
+        };
+        let Lend(items) = self.0.lend(items, &()).await?;
+        Ok(items)
+    }
+
+    /// Drops all keys and values.
+    ///
+    /// # Errors
+    /// As [`Proxy::call`].
+    pub async fn clear(&self) -> Result<()> {
+        self.0.call(HashMap::clear, ()).await
+    }
+
+    /// Sets many keys in one step.
+    ///
+    /// # Errors
+    /// As [`Proxy::call`].
+    pub async fn extend(&self, items: Vec<(K, V)>) -> Result<()> {
+        self.0.call(|dict: &mut HashMap<K, V>, items: Vec<(K, V)>| dict.extend(items), (items,)).await
+    }
+
+    /// Runs `f` on the dictionary, in the manager's process, as one step that no other call comes into. For a function
+    /// that needs arguments, [`proxy`](Self::proxy) and [`Proxy::call`].
+    ///
+    /// # Errors
+    /// As [`Proxy::call`].
+    ///
+    /// ```
+    /// use multiprocess::{self as mp, Manager};
+    /// use std::collections::HashMap;
+    /// # fn main() -> mp::Result<()> { mp::run(async {
+    /// let manager = Manager::start().await?;
+    /// let stock = manager.dict::<String, u32>().await?;
+    /// stock.insert("apples".into(), 3).await?;
+    /// let left = stock.update(|stock| stock.get_mut("apples").map(|n| { *n -= 1; *n })).await?;
+    /// assert_eq!(left, Some(2));
+    /// let add = |stock: &mut HashMap<String, u32>, n: u32| stock.values_mut().for_each(|count| *count += n);
+    /// stock.proxy().call(add, (5,)).await?;
+    /// assert_eq!(stock.get("apples").await?, Some(7));
+    /// # manager.shutdown().await }) }
+    /// ```
+    pub async fn update<F, R>(&self, f: F) -> Result<R>
+    where
+        F: Fn(&mut HashMap<K, V>) -> R + Copy + Send + 'static,
+        R: Serialize + DeserializeOwned + Send + 'static,
+    {
+        self.0.call(f, ()).await
+    }
+}

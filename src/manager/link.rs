@@ -1,0 +1,523 @@
+//! This process's connection to a manager, shared by all its handles and tasks.
+//!
+//! Requests go out by one pipe and answers come back by another, each under a number. Whoever waits reads the answers
+//! of others too while it looks; who sleeps is woken by name, by the reader that runs in the runtime's driver.
+//!
+//! # Cancel
+//! A call dropped before its request is in the pipe was never made; after that it is done, and its answer is thrown
+//! away. If that answer made an object, the object goes.
+
+use super::objects::{Lease, lock};
+use super::protocol::{self, Reader, Writer};
+use super::server::{self, Id, Server};
+use crate::channel::{self, Inbox, Sender};
+use crate::error::{Error, ErrorKind, Result};
+use crate::os::socket::Wait;
+use crate::wait::until_read;
+use crate::wire::{self, Attachment, Sealed, attach, frame};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::task::Waker;
+use std::time::{Duration, Instant};
+
+/// How long a handle that leaves waits for a pipe that is full.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// The managers that this process has handles of.
+static LINKS: Mutex<Option<HashMap<Id, Weak<Link>>>> = Mutex::new(None);
+
+pub(super) struct Link {
+    id: Id,
+    pid: u32,
+    end: End,
+    last_lease: AtomicU64,
+}
+
+enum End {
+    /// A client's: its door, and its pipes from the first use on.
+    Client { door: Arc<OwnedFd>, wire: OnceLock<Arc<Wire>>, connecting: Mutex<()> },
+    /// The manager is this very process.
+    Here(&'static Arc<Server>),
+}
+
+impl Link {
+    /// The link to the manager of this name, which has its door at `door`.
+    fn to(id: Id, pid: u32, door: impl FnOnce() -> Result<OwnedFd>) -> Result<Arc<Self>> {
+        let mut links = lock(&LINKS);
+        let links = links.get_or_insert_default();
+        if let Some(link) = links.get(&id).and_then(Weak::upgrade) {
+            return Ok(link);
+        }
+        let end = match server::here(id) {
+            Some(server) => End::Here(server),
+            None => {
+                let (wire, connecting) = (OnceLock::new(), Mutex::default());
+                End::Client { door: Arc::new(door()?), wire, connecting }
+            }
+        };
+        let link = Arc::new(Self { id, pid, end, last_lease: AtomicU64::new(0) });
+        links.retain(|_, link| link.strong_count() > 0);
+        links.insert(id, Arc::downgrade(&link));
+        Ok(link)
+    }
+
+    pub(super) fn new(id: Id, pid: u32, door: OwnedFd) -> Result<Arc<Self>> {
+        Self::to(id, pid, || Ok(door))
+    }
+
+    fn is_gone(&self) -> Error {
+        let why = format!("the manager (pid {}) is gone: it was shut down, or its process was killed", self.pid);
+        Error::new(ErrorKind::Closed, why)
+    }
+
+    fn wire(&self) -> Result<&Arc<Wire>> {
+        let End::Client { door, wire, connecting } = &self.end else { return Err(protocol::torn()) };
+        if let Some(wire) = wire.get() {
+            return Ok(wire);
+        }
+        let _one = lock(connecting);
+        match wire.get() {
+            Some(wire) => Ok(wire),
+            None => {
+                let made = Wire::connect(door).map_err(|error| match error.kind() {
+                    ErrorKind::Closed => self.is_gone(),
+                    _ => error,
+                })?;
+                Ok(wire.get_or_init(|| made))
+            }
+        }
+    }
+
+    /// Sends a request whose number is at `at`, and reads its answer. `makes` an object, or not.
+    pub(super) async fn ask(self: &Arc<Self>, mut request: Writer, at: usize, makes: bool) -> Result<Reader> {
+        let answer = match &self.end {
+            End::Here(server) => server.submit(request.seal())?.await.map_err(|_| self.is_gone())?,
+            End::Client { .. } => {
+                let wire = self.wire()?;
+                let mut pending = Pending::new(self, wire, makes);
+                request.amend(at, pending.id);
+                let asked = async {
+                    wire.send(request.seal()).await?;
+                    pending.is_sent = true;
+                    wire.answer(pending.id).await
+                };
+                asked.await.map_err(|error| match error.kind() {
+                    ErrorKind::Closed => self.is_gone(),
+                    _ => error,
+                })?
+            }
+        };
+        let mut reader = Reader::new(answer)?;
+        reader.number()?;
+        Ok(reader)
+    }
+
+    /// Tells the manager something that has no answer. If it is gone, it need not know.
+    fn tell(&self, request: Writer) {
+        if let End::Client { wire, .. } = &self.end
+            && let Some(wire) = wire.get()
+        {
+            wire.tell(request.seal());
+        }
+    }
+
+    fn release(&self, object: u64) {
+        let mut request = Writer::request(protocol::RELEASE);
+        request.number(object);
+        self.tell(request);
+    }
+}
+
+/// The pipes.
+struct Wire {
+    tx: tokio::sync::Mutex<Sender<Sealed>>,
+    /// What goes out before anything else: said by those who cannot wait.
+    outbox: Mutex<VecDeque<Sealed>>,
+    rx: Inbox<Sealed>,
+    slots: Mutex<Slots>,
+}
+
+#[derive(Default)]
+struct Slots {
+    last: u64,
+    slots: HashMap<u64, Slot>,
+    is_gone: bool,
+}
+
+enum Slot {
+    Awake,
+    Asleep(Waker),
+    Answered(Sealed),
+    /// Nobody waits any more, but the answer must be looked at.
+    Abandoned(Weak<Link>),
+}
+
+impl Wire {
+    fn connect(door: &Arc<OwnedFd>) -> Result<Arc<Self>> {
+        let ((tx, theirs), (back, rx)) = (channel::simplex::<Sealed>()?, channel::simplex::<Sealed>()?);
+        let hello = (theirs, back);
+        let message = wire::encode(&hello)?;
+        let fds: Vec<_> = message.attachments.iter().map(AsFd::as_fd).collect();
+        frame::send(door.as_fd(), &[message.payload(&hello)], &fds, Wait::Yes).map_err(|error| match error.kind() {
+            std::io::ErrorKind::BrokenPipe | std::io::ErrorKind::ConnectionReset => Error::closed("manager"),
+            _ => Error::io("cannot connect to the manager", error),
+        })?;
+        let (rx, outbox, slots) = (rx.into_inbox(), Mutex::default(), Mutex::default());
+        let tx = tokio::sync::Mutex::new(tx);
+        let wire = Arc::new(Self { tx, outbox, rx, slots });
+        let reader = Arc::downgrade(&wire);
+        wire.rx.line().set_reader(move || {
+            if let Some(wire) = reader.upgrade() {
+                wire.read_for_sleepers();
+            }
+        });
+        Ok(wire)
+    }
+
+    /// Takes all answers there are to those who wait for them.
+    fn read(&self) {
+        while let Some(next) = self.rx.next() {
+            match next {
+                Ok(answer) => self.deliver(answer),
+                Err(_) => {
+                    // Closed; or an answer was lost, and nobody can say whose.
+                    let mut slots = lock(&self.slots);
+                    slots.is_gone = true;
+                    let wakers: Vec<_> = slots.slots.values_mut().filter_map(Slot::wake).collect();
+                    drop(slots);
+                    wakers.into_iter().for_each(Waker::wake);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn read_for_sleepers(&self) {
+        self.read();
+        let someone_sleeps = lock(&self.slots).slots.values().any(|slot| matches!(slot, Slot::Asleep(_)));
+        if someone_sleeps && self.rx.line().arm().is_ok() {
+            self.read();
+        }
+    }
+
+    fn deliver(&self, answer: Sealed) {
+        let Some(id) = protocol::id_of(answer.bytes()) else { return };
+        let mut slots = lock(&self.slots);
+        match slots.slots.get_mut(&id) {
+            // Its caller was dropped.
+            None => {}
+            Some(Slot::Abandoned(link)) => {
+                let link = link.upgrade();
+                slots.slots.remove(&id);
+                drop(slots);
+                if let (Some(link), Some(object)) = (link, protocol::made_in(answer.bytes())) {
+                    link.release(object);
+                }
+            }
+            Some(slot) => {
+                let waker = slot.wake();
+                *slot = Slot::Answered(answer);
+                drop(slots);
+                waker.into_iter().for_each(Waker::wake);
+            }
+        }
+    }
+
+    async fn answer(&self, id: u64) -> Result<Sealed> {
+        let take = || {
+            let mut slots = lock(&self.slots);
+            match slots.slots.get_mut(&id) {
+                Some(Slot::Answered(_)) => match slots.slots.remove(&id) {
+                    Some(Slot::Answered(answer)) => Some(Ok(answer)),
+                    _ => None,
+                },
+                _ => slots.is_gone.then(|| Err(Error::closed("manager"))),
+            }
+        };
+        let attempt = || {
+            self.read();
+            take()
+        };
+        let sleep = |waker: &Waker| {
+            if let Some(slot) = lock(&self.slots).slots.get_mut(&id)
+                && !matches!(slot, Slot::Answered(_))
+            {
+                *slot = Slot::Asleep(waker.clone());
+            }
+        };
+        let waited = until_read(self.rx.line(), attempt, sleep).await;
+        waited.map_err(|error| Error::io("cannot wait for a manager's answer", error))?
+    }
+
+    /// Sends a request after everything that was told before it.
+    async fn send(&self, mut request: Sealed) -> Result<()> {
+        if let Ok(mut tx) = self.tx.try_lock()
+            && self.send_told(&mut tx)?
+        {
+            match tx.try_send(request) {
+                Ok(()) => {
+                    drop(tx);
+                    self.send_what_was_told_meanwhile();
+                    return Ok(());
+                }
+                Err(refused) if refused.kind() == ErrorKind::Full => request = refused.into_inner(),
+                Err(refused) => return Err(refused.into_error()),
+            }
+        }
+        let mut tx = self.tx.lock().await;
+        // What waits stays in its place until it is sent, for this future may be dropped.
+        loop {
+            let first = lock(&self.outbox).front().cloned();
+            let Some(first) = first else { break };
+            tx.send(first).await?;
+            lock(&self.outbox).pop_front();
+        }
+        tx.send(request).await?;
+        drop(tx);
+        self.send_what_was_told_meanwhile();
+        Ok(())
+    }
+
+    fn tell(&self, request: Sealed) {
+        lock(&self.outbox).push_back(request);
+        self.send_what_was_told_meanwhile();
+    }
+
+    fn send_what_was_told_meanwhile(&self) {
+        while !lock(&self.outbox).is_empty() {
+            let Ok(mut tx) = self.tx.try_lock() else { return };
+            if !matches!(self.send_told(&mut tx), Ok(true)) {
+                return;
+            }
+        }
+    }
+
+    /// Sends from the outbox what need not wait; true if that is all.
+    fn send_told(&self, tx: &mut Sender<Sealed>) -> Result<bool> {
+        loop {
+            let Some(first) = lock(&self.outbox).pop_front() else { return Ok(true) };
+            match tx.try_send(first) {
+                Ok(()) => {}
+                Err(refused) if refused.kind() == ErrorKind::Full => {
+                    lock(&self.outbox).push_front(refused.into_inner());
+                    return Ok(false);
+                }
+                Err(refused) => return Err(refused.into_error()),
+            }
+        }
+    }
+
+    /// Waits a little, without a runtime's help, until what was told is in the pipe.
+    fn press(&self) {
+        let start = Instant::now();
+        while !lock(&self.outbox).is_empty() && start.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_micros(50));
+            self.send_what_was_told_meanwhile();
+        }
+    }
+}
+
+impl Slot {
+    /// The waker to call, if its caller sleeps.
+    fn wake(&mut self) -> Option<Waker> {
+        match std::mem::replace(self, Self::Awake) {
+            Self::Asleep(waker) => Some(waker),
+            other => {
+                *self = other;
+                None
+            }
+        }
+    }
+}
+
+/// A call that waits for its answer; dropped, nobody does.
+struct Pending<'a> {
+    link: &'a Arc<Link>,
+    wire: &'a Wire,
+    id: u64,
+    makes: bool,
+    is_sent: bool,
+}
+
+impl<'a> Pending<'a> {
+    fn new(link: &'a Arc<Link>, wire: &'a Wire, makes: bool) -> Self {
+        let mut slots = lock(&wire.slots);
+        slots.last += 1;
+        let id = slots.last;
+        slots.slots.insert(id, Slot::Awake);
+        Self { link, wire, id, makes, is_sent: false }
+    }
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        let mut slots = lock(&self.wire.slots);
+        let Some(slot) = slots.slots.remove(&self.id) else { return };
+        match slot {
+            _ if !self.makes => {}
+            Slot::Answered(answer) => {
+                drop(slots);
+                if let Some(object) = protocol::made_in(answer.bytes()) {
+                    self.link.release(object);
+                }
+            }
+            _ if self.is_sent && !slots.is_gone => {
+                slots.slots.insert(self.id, Slot::Abandoned(Arc::downgrade(self.link)));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// One hold on an object, given back when dropped. It is a serde value; on its way a lease holds the object.
+pub(super) struct Handle {
+    pub(super) link: Arc<Link>,
+    pub(super) object: u64,
+    /// The object that this handle is part of, in the manager itself.
+    owner: u64,
+}
+
+impl Handle {
+    /// A handle of an object that the manager already counts for this process.
+    pub(super) fn counted(link: &Arc<Link>, object: u64) -> Self {
+        let owner = server::owner_of_new_handles();
+        if let End::Here(server) = &link.end {
+            server.objects.hold_inside(owner, object);
+            server.objects.release([(object, 1)]);
+        }
+        Self { link: link.clone(), object, owner }
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        match &self.link.end {
+            End::Client { .. } => self.link.release(self.object),
+            End::Here(server) => server.objects.release_inside(self.owner, self.object),
+        }
+    }
+}
+
+/// What the handles in one message have in common when they leave.
+struct Leaving {
+    manager: Id,
+    door: u32,
+    end: u32,
+    lease: Lease,
+}
+
+impl Link {
+    fn open_lease<E: serde::ser::Error>(&self) -> Result<Leaving, E> {
+        let failed = |error| E::custom(format_args!("a handle cannot leave: {error}"));
+        let (reader, writer) = std::io::pipe().map_err(failed)?;
+        let end = attach::leave::<E>(Attachment::owned(writer.into()))?;
+        let (door, lease) = match &self.end {
+            End::Here(server) => (server.door(), server.open_lease(reader.into())),
+            End::Client { door, .. } => {
+                let lease = (0, self.last_lease.fetch_add(1, Relaxed));
+                self.be_connected().map_err(|error| E::custom(format_args!("a handle cannot leave: {error}")))?;
+                let mut request = Writer::request(protocol::LEASE_OPEN);
+                request.number(lease.1).attach(Attachment::owned(reader.into()));
+                self.tell(request);
+                (door, lease)
+            }
+        };
+        let door = attach::leave::<E>(Attachment::Shared(door.clone()))?;
+        Ok(Leaving { manager: self.id, door, end, lease })
+    }
+
+    fn lease(&self, lease: Lease, object: u64) {
+        match &self.end {
+            End::Here(server) => server.objects.lease(lease, object),
+            End::Client { wire, .. } => {
+                let mut request = Writer::request(protocol::LEASE);
+                request.number(lease.1).number(object);
+                self.tell(request);
+                // Should this process die at once, the manager must know of the handle that has left.
+                if let Some(wire) = wire.get() {
+                    wire.press();
+                }
+            }
+        }
+    }
+
+    fn claim(&self, object: u64) -> Result<u64> {
+        let owner = server::owner_of_new_handles();
+        match &self.end {
+            End::Here(server) => server.objects.hold_inside(owner, object),
+            End::Client { .. } => {
+                self.be_connected()?;
+                let mut request = Writer::request(protocol::CLAIM);
+                request.number(object);
+                self.tell(request);
+            }
+        }
+        Ok(owner)
+    }
+
+    /// If the manager is gone, handles of it still travel, and are of no use here or elsewhere.
+    fn be_connected(&self) -> Result<()> {
+        match self.wire() {
+            Err(error) if error.kind() != ErrorKind::Closed => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What the handles in one message have in common when they arrive.
+struct Arriving {
+    manager: Id,
+    link: Arc<Link>,
+    end: Option<OwnedFd>,
+}
+
+impl Drop for Arriving {
+    /// After the last claim: the end of the lease follows it, by the same pipe.
+    fn drop(&mut self) {
+        if let (End::Client { .. }, Some(end)) = (&self.link.end, self.end.take()) {
+            let mut request = Writer::request(protocol::CLAIMED);
+            request.attach(Attachment::owned(end));
+            self.link.tell(request);
+        }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Told {
+    manager: Id,
+    pid: u32,
+    object: u64,
+    door: u32,
+    end: u32,
+}
+
+impl Serialize for Handle {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let is_it = |leaving: &Leaving| leaving.manager == self.link.id;
+        let leaving = attach::in_common(is_it, || self.link.open_lease::<S::Error>())?;
+        self.link.lease(leaving.lease, self.object);
+        let (manager, pid, object) = (self.link.id, self.link.pid, self.object);
+        Told { manager, pid, object, door: leaving.door, end: leaving.end }.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Handle {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let told = Told::deserialize(deserializer)?;
+        let arriving = attach::in_common(
+            |arriving: &Arriving| arriving.manager == told.manager,
+            || {
+                let end = attach::take::<D::Error>(told.end)?;
+                let door = attach::take::<D::Error>(told.door)?;
+                let link = Link::to(told.manager, told.pid, || Ok(door)).map_err(D::Error::custom)?;
+                Ok::<_, D::Error>(Arriving { manager: told.manager, link, end: Some(end) })
+            },
+        )?;
+        let owner = arriving.link.claim(told.object).map_err(D::Error::custom)?;
+        Ok(Self { link: arriving.link.clone(), object: told.object, owner })
+    }
+}

@@ -1,0 +1,300 @@
+//! Functions that make an object or work on one, and how they are entered where the object is.
+
+use super::protocol::{Op, Writer};
+use crate::error::{Error, ErrorKind, Result};
+use crate::os::image::{self, Enter};
+use crate::process::entry::catch_panic;
+use crate::wire::{self, Message, Parcel};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::any::{Any, TypeId, type_name};
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::marker::PhantomData;
+
+/// What can make an object: a function (or a closure that captures nothing) of up to 11 arguments. `Args` is their
+/// tuple. Implemented for all of them; not to be implemented by hand.
+///
+/// ```
+/// fn makes<F: multiprocess::Maker<Args>, Args>(_: F) {}
+///
+/// fn open(path: String, mode: u32) -> (String, u32) { (path, mode) }
+/// makes(open);
+/// makes(|n: usize| vec![0u8; n]);
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot make an object of a manager from the arguments `{Args}`",
+    note = "it must be a `fn` or a closure that captures nothing, called with one tuple of all arguments"
+)]
+pub trait Maker<Args>: Copy + Send + 'static {
+    /// What it makes. It stays in the manager's process, so it need not be a serde value.
+    type Object: Send + 'static;
+
+    #[doc(hidden)]
+    fn make(self, args: Args) -> Self::Object;
+}
+
+/// What can work on an object of type `T`: a function of `&mut T` and up to 11 more arguments, whose tuple is `Args`.
+/// Implemented for all of them; not to be implemented by hand.
+///
+/// ```
+/// fn works_on<T, F: multiprocess::Method<T, Args>, Args>(_: F) {}
+///
+/// struct Tally(u64);
+/// impl Tally {
+///     fn add(&mut self, n: u64) -> u64 { self.0 += n; self.0 }
+/// }
+/// works_on::<Tally, _, _>(Tally::add);
+/// works_on::<Tally, _, _>(|tally: &mut Tally| tally.0);
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be called on a `{T}` with the arguments `{Args}`",
+    note = "it must be a `fn(&mut {T}, ..)` or a closure that captures nothing, called with one tuple of the other arguments",
+    note = "its arguments and its result must be `Serialize + DeserializeOwned + Send + 'static`"
+)]
+pub trait Method<T, Args>: Copy + Send + 'static {
+    /// What it returns.
+    type Output: Serialize + DeserializeOwned + Send + 'static;
+
+    #[doc(hidden)]
+    fn call(self, object: &mut T, args: Args) -> Self::Output;
+}
+
+macro_rules! methods {
+    ($($arg:ident)*) => {
+        impl<F, R, $($arg),*> Maker<($($arg,)*)> for F
+        where
+            F: Fn($($arg),*) -> R + Copy + Send + 'static,
+            R: Send + 'static,
+        {
+            type Object = R;
+
+            #[allow(non_snake_case)]
+            fn make(self, ($($arg,)*): ($($arg,)*)) -> R {
+                self($($arg),*)
+            }
+        }
+
+        impl<F, T, R, $($arg),*> Method<T, ($($arg,)*)> for F
+        where
+            F: Fn(&mut T, $($arg),*) -> R + Copy + Send + 'static,
+            R: Serialize + DeserializeOwned + Send + 'static,
+        {
+            type Output = R;
+
+            #[allow(non_snake_case)]
+            fn call(self, object: &mut T, ($($arg,)*): ($($arg,)*)) -> R {
+                self(object, $($arg),*)
+            }
+        }
+    };
+}
+
+methods!();
+methods!(A);
+methods!(A B);
+methods!(A B C);
+methods!(A B C D);
+methods!(A B C D E);
+methods!(A B C D E G);
+methods!(A B C D E G H);
+methods!(A B C D E G H I);
+methods!(A B C D E G H I J);
+methods!(A B C D E G H I J K);
+methods!(A B C D E G H I J K L);
+
+/// A method and how its result is encoded.
+pub(super) trait Invoke<T, A, M>: Copy + 'static {
+    fn invoke(self, object: &mut T, args: A, out: &mut Writer) -> Result<()>;
+}
+
+/// Marks a method that returns a value.
+pub(super) enum Owned {}
+
+/// Marks a method of ours that encodes what it lends.
+pub(super) enum Lent {}
+
+impl<F: Method<T, A>, T, A> Invoke<T, A, Owned> for F {
+    fn invoke(self, object: &mut T, args: A, out: &mut Writer) -> Result<()> {
+        let value = self.call(object, args);
+        out.part(&wire::encode(&value)?, &value);
+        Ok(())
+    }
+}
+
+impl<F, T, A> Invoke<T, A, Lent> for F
+where
+    F: Fn(&mut T, A) -> Result<Message> + Copy + 'static,
+{
+    fn invoke(self, object: &mut T, args: A, out: &mut Writer) -> Result<()> {
+        out.part(&self(object, args)?, &());
+        Ok(())
+    }
+}
+
+/// The operation that makes an object by `f`.
+pub(super) fn make_op<F, A>(f: F) -> Op
+where
+    F: Maker<A>,
+    A: DeserializeOwned + 'static,
+{
+    let entry = image::offset_of::<MakerDoor<F, A>>(f);
+    Op { object: super::protocol::MAKER, entry, fingerprint: fingerprint::<F, A, F::Object>() }
+}
+
+/// The operation that calls `f` on `object`, which is a `T`.
+pub(super) fn call_op<F, T, A, M>(object: u64, f: F) -> Op
+where
+    F: Invoke<T, A, M>,
+    T: Send + 'static,
+    A: DeserializeOwned + 'static,
+    M: 'static,
+{
+    let entry = image::offset_of::<MethodDoor<F, T, A, M>>(f);
+    Op { object, entry, fingerprint: fingerprint::<F, A, T>() }
+}
+
+/// Equal on both sides exactly if these types are.
+fn fingerprint<F: 'static, A: 'static, T: 'static>() -> u64 {
+    let mut hasher = DefaultHasher::new();
+    TypeId::of::<(F, A, T)>().hash(&mut hasher);
+    hasher.finish()
+}
+
+/// What a door is entered with, and what is found there afterwards.
+pub(super) struct Frame {
+    fingerprint: u64,
+    object: Option<Box<dyn Any + Send>>,
+    arguments: Option<Parcel>,
+    out: Writer,
+    result: Result<()>,
+}
+
+struct MakerDoor<F, A>(PhantomData<(F, A)>);
+struct MethodDoor<F, T, A, M>(PhantomData<(F, T, A, M)>);
+
+impl<F, A> Enter for MakerDoor<F, A>
+where
+    F: Maker<A>,
+    A: DeserializeOwned + 'static,
+{
+    type Function = F;
+
+    fn enter(f: F, frame: &mut dyn Any) {
+        let Some(frame) = frame.downcast_mut::<Frame>() else { return };
+        frame.result = frame.arguments::<F, A, F::Object>().and_then(|args| {
+            frame.object = Some(Box::new(catch_panic(|| Ok(f.make(args)))?));
+            Ok(())
+        });
+    }
+}
+
+impl<F, T, A, M> Enter for MethodDoor<F, T, A, M>
+where
+    F: Invoke<T, A, M>,
+    T: Send + 'static,
+    A: DeserializeOwned + 'static,
+    M: 'static,
+{
+    type Function = F;
+
+    fn enter(f: F, frame: &mut dyn Any) {
+        let Some(frame) = frame.downcast_mut::<Frame>() else { return };
+        frame.result = frame.arguments::<F, A, T>().and_then(|args| {
+            let object = frame.object.as_mut().and_then(|object| object.downcast_mut::<T>()).ok_or_else(|| {
+                Error::new(ErrorKind::Decode, format!("the object of this proxy is no {}", type_name::<T>()))
+            })?;
+            let start = frame.out.len();
+            catch_panic(|| f.invoke(object, args, &mut frame.out)).inspect_err(|_| frame.out.truncate(start))
+        });
+    }
+}
+
+impl Frame {
+    /// The arguments, if they were encoded for exactly these types.
+    fn arguments<F: 'static, A: DeserializeOwned + 'static, T: 'static>(&mut self) -> Result<A> {
+        if self.fingerprint != fingerprint::<F, A, T>() {
+            let what = type_name::<F>();
+            let why = format!("the arguments were encoded for another function than {what}: not the same build");
+            return Err(Error::new(ErrorKind::Decode, why));
+        }
+        wire::decode(self.arguments.take().ok_or_else(super::protocol::torn)?)
+    }
+}
+
+/// Finds entries by their place, and remembers those it has found.
+#[derive(Default)]
+pub(super) struct Doors(HashMap<u64, image::Entry>);
+
+impl Doors {
+    /// Calls a method on `object`, or makes one where there is none. What it returned is appended to `out`.
+    pub(super) fn enter(
+        &mut self,
+        op: &Op,
+        arguments: Parcel,
+        object: &mut Option<Box<dyn Any + Send>>,
+        out: &mut Writer,
+    ) -> Result<()> {
+        let unknown = |why| Error::new(ErrorKind::Decode, why);
+        let entry = match self.0.get(&op.entry) {
+            Some(entry) => *entry,
+            None => {
+                let entry = image::entry_at(op.entry);
+                let why = "a call names a function that this program does not have; both sides must be the same build";
+                let entry = entry.ok_or_else(|| unknown(why))?;
+                self.0.insert(op.entry, entry);
+                entry
+            }
+        };
+        let why = "a call names something that is not a function for objects of a manager";
+        let mut frame = Frame {
+            fingerprint: op.fingerprint,
+            object: object.take(),
+            arguments: Some(arguments),
+            out: std::mem::take(out),
+            result: Err(unknown(why)),
+        };
+        entry(&mut frame);
+        (*object, *out) = (frame.object, frame.out);
+        frame.result
+    }
+}
+
+/// Functions that clients may call, for [`ManagerBuilder::expose`](super::ManagerBuilder::expose).
+///
+/// ```
+/// use multiprocess::{self as mp, ErrorKind, Exposed, Manager};
+///
+/// fn main() -> mp::Result<()> {
+///     mp::run(async {
+///         let exposed = [Exposed::maker(|| 0u32), Exposed::method(|n: &mut u32| *n)];
+///         let manager = Manager::builder().expose(exposed).start().await?;
+///         let error = manager.list::<u32>().await.unwrap_err();
+///         assert!(error.to_string().contains("not exposed"));
+///         manager.shutdown().await
+///     })
+/// }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Exposed(pub(super) Vec<u64>);
+
+impl Exposed {
+    /// A function that makes objects.
+    pub fn maker<F, A>(f: F) -> Self
+    where
+        F: Maker<A>,
+        A: DeserializeOwned + 'static,
+    {
+        Self(vec![make_op(f).entry])
+    }
+
+    /// A function that works on objects.
+    pub fn method<F, T, A>(f: F) -> Self
+    where
+        F: Method<T, A>,
+        T: Send + 'static,
+        A: DeserializeOwned + 'static,
+    {
+        Self(vec![call_op::<F, T, A, Owned>(0, f).entry])
+    }
+}

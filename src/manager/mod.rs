@@ -1,0 +1,28 @@
+//! Objects that live in one process and are used from many.
+//!
+//! ```text
+//! manager.rs   Manager, ManagerBuilder: the public face     server.rs   who runs the calls, and how a slow one is left behind
+//! proxy.rs     the typed handle a client holds              objects.rs  the objects and who holds them
+//! list.rs dict.rs namespace.rs   its forms for collections  method.rs   function <-> address, with an object in its hand
+//! link.rs      this process's connection to a server        protocol.rs what they say to each other
+//! ```
+#![forbid(unsafe_code)]
+
+mod dict;
+mod link;
+mod list;
+#[allow(clippy::module_inception)] // STYLE: the room's face carries the room's name.
+mod manager;
+mod method;
+mod namespace;
+mod objects;
+mod protocol;
+mod proxy;
+mod server;
+
+pub use dict::DictProxy;
+pub use list::ListProxy;
+pub use manager::{Manager, ManagerBuilder};
+pub use method::{Exposed, Maker, Method};
+pub use namespace::Namespace;
+pub use proxy::{Batch, Proxy, Replies, Ticket};

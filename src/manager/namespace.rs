@@ -1,0 +1,102 @@
+//! Named values of different types in a manager.
+
+use super::proxy::{Lend, Proxy};
+use crate::error::{Error, ErrorKind, Result};
+use crate::wire::{self, Message};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::any::{Any, type_name};
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// Names and values, of any types, in a manager's process; made by [`Manager::namespace`](super::Manager::namespace).
+///
+/// See [`Proxy`] for what a handle promises: a call waits for its answer, is made whole or not at all, and fails with
+/// `Closed` once the manager is gone.
+///
+/// ```
+/// use multiprocess::{self as mp, Manager, Namespace, Process};
+///
+/// async fn configure(settings: Namespace) -> mp::Result<()> {
+///     settings.set("name", "Rita".to_string()).await?;
+///     settings.set("size", 42u32).await
+/// }
+///
+/// fn main() -> mp::Result<()> {
+///     mp::run(async {
+///         let manager = Manager::start().await?;
+///         let settings = manager.namespace().await?;
+///         Process::spawn(configure, (settings.clone(),))?.await??;
+///         assert_eq!(settings.get::<u32>("size").await?, Some(42));
+///         assert_eq!(settings.names().await?, ["name", "size"]);
+///         manager.shutdown().await
+///     })
+/// }
+/// ```
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Namespace(pub(super) Proxy<Names>);
+
+/// What the manager keeps of a namespace.
+pub(super) type Names = BTreeMap<String, Named>;
+
+pub(super) struct Named {
+    value: Box<dyn Any + Send>,
+    type_name: &'static str,
+}
+
+impl fmt::Debug for Namespace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Namespace").field(&self.0.handle.object).finish()
+    }
+}
+
+impl Namespace {
+    /// Gives a name a value, whatever it was before.
+    ///
+    /// # Errors
+    /// As [`Proxy::call`].
+    pub async fn set<T>(&self, name: &str, value: T) -> Result<()>
+    where
+        T: Serialize + DeserializeOwned + Send + 'static,
+    {
+        let set = |names: &mut Names, name: String, value: T| {
+            names.insert(name, Named { value: Box::new(value), type_name: type_name::<T>() });
+        };
+        self.0.call(set, (name.to_string(), value)).await
+    }
+
+    /// A copy of the value of a name.
+    ///
+    /// # Errors
+    /// `Decode` if the value is of another type; else as [`Proxy::call`].
+    pub async fn get<T>(&self, name: &str) -> Result<Option<T>>
+    where
+        T: Serialize + DeserializeOwned + Send + 'static,
+    {
+        let get = |names: &mut Names, Lend(name): Lend<String>| -> Result<Message> {
+            let Some(named) = names.get(&name) else { return wire::encode_by_serde(&None::<&T>) };
+            let value = named.value.downcast_ref::<T>().ok_or_else(|| {
+                let why = format!("{name} is a {}, not a {}", named.type_name, type_name::<T>());
+                Error::new(ErrorKind::Decode, why)
+            })?;
+            wire::encode_by_serde(&Some(value))
+        };
+        self.0.lend(get, name).await
+    }
+
+    /// Drops a name; true if there was such a one.
+    ///
+    /// # Errors
+    /// As [`Proxy::call`].
+    pub async fn remove(&self, name: &str) -> Result<bool> {
+        self.0.call(|names: &mut Names, name: String| names.remove(&name).is_some(), (name.to_string(),)).await
+    }
+
+    /// All names, in the order of the alphabet.
+    ///
+    /// # Errors
+    /// As [`Proxy::call`].
+    pub async fn names(&self) -> Result<Vec<String>> {
+        self.0.call(|names: &mut Names| names.keys().cloned().collect::<Vec<_>>(), ()).await
+    }
+}

@@ -1,0 +1,291 @@
+//! The objects of a manager and who holds them.
+//!
+//! An object is held from *outside* by connections and by leases (handles on their way), and from *inside* by handles
+//! that are part of objects themselves. It goes when nobody holds it. Objects that hold each other in a circle, and
+//! that nobody outside leads to, are found by [`Objects::collect`].
+
+use std::any::Any;
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// One object: its value, and whose turn it is.
+pub(super) struct Object<J> {
+    pub(super) number: u64,
+    /// `None` only while a call has it in its hand.
+    pub(super) value: Mutex<Option<Box<dyn Any + Send>>>,
+    turn: Mutex<Turn<J>>,
+}
+
+struct Turn<J> {
+    is_taken: bool,
+    waiting: VecDeque<J>,
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // User code runs under none of our locks but an object's own, and its value is put back whatever happens.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<J> Object<J> {
+    /// Takes the turn for `job`, or lets it wait in line until [`pass_on`](Self::pass_on) hands it out.
+    pub(super) fn take_turn(&self, job: J) -> Option<J> {
+        let mut turn = lock(&self.turn);
+        if turn.is_taken {
+            turn.waiting.push_back(job);
+            return None;
+        }
+        turn.is_taken = true;
+        Some(job)
+    }
+
+    /// Ends a turn. The job that is returned has the next one.
+    #[must_use]
+    pub(super) fn pass_on(&self) -> Option<J> {
+        let mut turn = lock(&self.turn);
+        let next = turn.waiting.pop_front();
+        turn.is_taken = next.is_some();
+        next
+    }
+}
+
+pub(super) struct Objects<J>(Mutex<State<J>>);
+
+struct State<J> {
+    entries: HashMap<u64, Entry<J>>,
+    leases: HashMap<Lease, Vec<u64>>,
+    last: u64,
+    /// Some object is held from inside only.
+    may_have_circles: bool,
+}
+
+struct Entry<J> {
+    object: Arc<Object<J>>,
+    outside: u64,
+    /// Who holds it from inside, and how often. 0 is nobody's: a handle that is part of no object.
+    inside: Vec<(u64, u64)>,
+}
+
+/// Who gave a lease and its number there.
+pub(super) type Lease = (u64, u64);
+
+type Dead<J> = Vec<Arc<Object<J>>>;
+
+impl<J: Send + 'static> Objects<J> {
+    pub(super) fn new() -> Self {
+        let (entries, leases) = (HashMap::new(), HashMap::new());
+        Self(Mutex::new(State { entries, leases, last: 0, may_have_circles: false }))
+    }
+
+    pub(super) fn len(&self) -> usize {
+        lock(&self.0).entries.len()
+    }
+
+    pub(super) fn has_leases(&self) -> bool {
+        !lock(&self.0).leases.is_empty()
+    }
+
+    /// Adds an object that is held once from outside.
+    pub(super) fn add(&self, value: Box<dyn Any + Send>) -> u64 {
+        let mut state = lock(&self.0);
+        state.last += 1;
+        let number = state.last;
+        let turn = Mutex::new(Turn { is_taken: false, waiting: VecDeque::new() });
+        let object = Arc::new(Object { number, value: Mutex::new(Some(value)), turn });
+        state.entries.insert(number, Entry { object, outside: 1, inside: Vec::new() });
+        number
+    }
+
+    pub(super) fn find(&self, number: u64) -> Option<Arc<Object<J>>> {
+        lock(&self.0).entries.get(&number).map(|entry| entry.object.clone())
+    }
+
+    /// One more holder outside; false if there is no such object.
+    pub(super) fn hold(&self, number: u64) -> bool {
+        lock(&self.0).entries.get_mut(&number).map(|entry| entry.outside += 1).is_some()
+    }
+
+    /// `count` holders outside fewer.
+    pub(super) fn release(&self, numbers: impl IntoIterator<Item = (u64, u64)>) {
+        let mut state = lock(&self.0);
+        let dead: Dead<J> = numbers.into_iter().filter_map(|(number, count)| state.release(number, count)).collect();
+        drop(state);
+        bury(dead);
+    }
+
+    /// One more handle inside `owner`.
+    pub(super) fn hold_inside(&self, owner: u64, number: u64) {
+        if let Some(entry) = lock(&self.0).entries.get_mut(&number) {
+            match entry.inside.iter_mut().find(|(who, _)| *who == owner) {
+                Some((_, count)) => *count += 1,
+                None => entry.inside.push((owner, 1)),
+            }
+        }
+    }
+
+    /// One handle inside `owner` less.
+    pub(super) fn release_inside(&self, owner: u64, number: u64) {
+        let mut state = lock(&self.0);
+        let Some(entry) = state.entries.get_mut(&number) else { return };
+        if let Some(at) = entry.inside.iter().position(|(who, _)| *who == owner) {
+            entry.inside[at].1 -= 1;
+            if entry.inside[at].1 == 0 {
+                entry.inside.swap_remove(at);
+            }
+        }
+        let dead: Dead<J> = state.remove_unheld(number).into_iter().collect();
+        drop(state);
+        bury(dead);
+    }
+
+    pub(super) fn open_lease(&self, lease: Lease) {
+        lock(&self.0).leases.insert(lease, Vec::new());
+    }
+
+    /// The lease holds the object, unless it has ended already.
+    pub(super) fn lease(&self, lease: Lease, number: u64) {
+        let state = &mut *lock(&self.0);
+        if let (Some(held), Some(entry)) = (state.leases.get_mut(&lease), state.entries.get_mut(&number)) {
+            entry.outside += 1;
+            held.push(number);
+        }
+    }
+
+    pub(super) fn end_lease(&self, lease: Lease) {
+        let held = lock(&self.0).leases.remove(&lease);
+        self.release(held.into_iter().flatten().map(|number| (number, 1)));
+    }
+
+    /// Whether [`collect`](Self::collect) might find something.
+    pub(super) fn may_have_circles(&self) -> bool {
+        lock(&self.0).may_have_circles
+    }
+
+    /// Lets go of objects that only hold each other. One that a call has in its hand counts as held.
+    pub(super) fn collect(&self) {
+        let mut state = lock(&self.0);
+        state.may_have_circles = false;
+        let mut leads_to: HashMap<u64, Vec<u64>> = HashMap::new();
+        let mut reached: HashMap<u64, ()> = HashMap::new();
+        let mut todo = Vec::new();
+        for (number, entry) in &state.entries {
+            let is_root = |(owner, _): &(u64, u64)| !state.entries.contains_key(owner);
+            if entry.outside > 0 || Arc::strong_count(&entry.object) > 1 || entry.inside.iter().any(is_root) {
+                todo.push(*number);
+            }
+            for (owner, _) in &entry.inside {
+                leads_to.entry(*owner).or_default().push(*number);
+            }
+        }
+        while let Some(number) = todo.pop() {
+            if reached.insert(number, ()).is_none() {
+                todo.extend(leads_to.get(&number).into_iter().flatten());
+            }
+        }
+        let dead: Vec<u64> = state.entries.keys().filter(|number| !reached.contains_key(number)).copied().collect();
+        let dead: Dead<J> = dead.iter().filter_map(|number| Some(state.entries.remove(number)?.object)).collect();
+        drop(state);
+        bury(dead);
+    }
+}
+
+impl<J> State<J> {
+    fn release(&mut self, number: u64, count: u64) -> Option<Arc<Object<J>>> {
+        let entry = self.entries.get_mut(&number)?;
+        entry.outside = entry.outside.saturating_sub(count);
+        self.remove_unheld(number)
+    }
+
+    fn remove_unheld(&mut self, number: u64) -> Option<Arc<Object<J>>> {
+        let entry = self.entries.get(&number)?;
+        if entry.outside > 0 || !entry.inside.is_empty() {
+            self.may_have_circles |= entry.outside == 0;
+            return None;
+        }
+        Some(self.entries.remove(&number)?.object)
+    }
+}
+
+thread_local! {
+    static BURYING: Cell<bool> = const { Cell::new(false) };
+    static GRAVES: RefCell<VecDeque<Box<dyn Any>>> = const { RefCell::new(VecDeque::new()) };
+}
+
+/// Drops objects one after the other: each may hold the last handle of the next, a thousand deep.
+fn bury<J: Send + 'static>(dead: Dead<J>) {
+    if dead.is_empty() {
+        return;
+    }
+    GRAVES.with_borrow_mut(|graves| graves.extend(dead.into_iter().map(|object| Box::new(object) as Box<dyn Any>)));
+    if BURYING.replace(true) {
+        return;
+    }
+    while let Some(object) = GRAVES.with_borrow_mut(VecDeque::pop_front) {
+        // A value whose drop panics has been reported by the hook, and is gone all the same.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(object)));
+    }
+    BURYING.set(false);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A value that holds another object.
+    struct Holds(Arc<Objects<()>>, u64, u64);
+
+    impl Drop for Holds {
+        fn drop(&mut self) {
+            self.0.release_inside(self.1, self.2);
+        }
+    }
+
+    fn put_into(objects: &Arc<Objects<()>>, owner: u64, held: u64) {
+        objects.hold_inside(owner, held);
+        let holds = Holds(objects.clone(), owner, held);
+        *objects.find(owner).unwrap().value.lock().unwrap() = Some(Box::new(holds));
+    }
+
+    #[test]
+    fn an_object_lives_as_long_as_somebody_holds_it() {
+        let objects = Arc::new(Objects::<()>::new());
+        let one = objects.add(Box::new(()));
+        assert!(objects.hold(one));
+        objects.open_lease((1, 1));
+        objects.lease((1, 1), one);
+        objects.release([(one, 2)]);
+        assert_eq!(objects.len(), 1);
+        objects.end_lease((1, 1));
+        assert_eq!((objects.len(), objects.hold(one), objects.has_leases()), (0, false, false));
+    }
+
+    #[test]
+    fn a_long_chain_goes_from_its_first_link_on_without_a_deep_stack() {
+        let objects = Arc::new(Objects::<()>::new());
+        let chain: Vec<u64> = (0..100_000).map(|_| objects.add(Box::new(()))).collect();
+        for pair in chain.windows(2) {
+            put_into(&objects, pair[0], pair[1]);
+        }
+        objects.release(chain[1..].iter().map(|number| (*number, 1)));
+        assert_eq!(objects.len(), chain.len());
+        objects.release([(chain[0], 1)]);
+        assert_eq!(objects.len(), 0);
+    }
+
+    #[test]
+    fn cont_04_a_circle_goes_once_nothing_outside_leads_to_it() {
+        let objects = Arc::new(Objects::<()>::new());
+        let [a, b, c] = [(); 3].map(|()| objects.add(Box::new(())));
+        put_into(&objects, a, b);
+        put_into(&objects, b, a);
+        put_into(&objects, c, a);
+        objects.release([(a, 1), (b, 1)]);
+        assert!(objects.may_have_circles());
+        objects.collect();
+        assert_eq!(objects.len(), 3, "c leads to them");
+        objects.release([(c, 1)]);
+        objects.collect();
+        assert_eq!(objects.len(), 0);
+    }
+}

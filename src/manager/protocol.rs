@@ -1,0 +1,240 @@
+//! What a client and the server of a manager say to each other: flat bytes, and descriptors that ride along.
+//!
+//! ```text
+//! request   CALL id count (object entry fingerprint len fds bytes)*     object 0: make one
+//!           LEASE_OPEN lease +fd | LEASE lease object | CLAIM object | CLAIMED +fd | RELEASE object
+//!           COUNT id | END id
+//! answer    id (status len fds bytes)*
+//! ```
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::wire::{self, Attachment, Message, Parcel, Sealed};
+use serde::de::DeserializeOwned;
+use std::os::fd::OwnedFd;
+
+/// Request: run these.
+pub(super) const CALL: u8 = 0;
+/// Request: a lease begins; it ends when the other end of this descriptor is closed everywhere.
+pub(super) const LEASE_OPEN: u8 = 1;
+/// Request: the lease holds this object.
+pub(super) const LEASE: u8 = 2;
+/// Request: a handle of this object has arrived here.
+pub(super) const CLAIM: u8 = 3;
+/// Request: everything under the lease of this descriptor has been claimed.
+pub(super) const CLAIMED: u8 = 4;
+/// Request: a handle has gone.
+pub(super) const RELEASE: u8 = 5;
+/// Request: how many objects are there?
+pub(super) const COUNT: u8 = 6;
+/// Request: end.
+pub(super) const END: u8 = 7;
+
+/// An answer's part: a value.
+pub(super) const VALUE: u8 = 0;
+/// An answer's part: an error.
+pub(super) const ERROR: u8 = 1;
+/// An answer's part: the number of an object that was made, and that the client holds from now on.
+pub(super) const MADE: u8 = 2;
+
+/// The object that makes objects.
+pub(super) const MAKER: u64 = 0;
+
+/// One operation of a call.
+pub(super) struct Op {
+    pub(super) object: u64,
+    pub(super) entry: u64,
+    pub(super) fingerprint: u64,
+}
+
+/// A message that is being written.
+#[derive(Default)]
+pub(super) struct Writer {
+    bytes: Vec<u8>,
+    attachments: Vec<Attachment>,
+}
+
+impl Writer {
+    pub(super) fn request(kind: u8) -> Self {
+        let mut bytes = Vec::with_capacity(96);
+        bytes.push(kind);
+        Self { bytes, attachments: Vec::new() }
+    }
+
+    pub(super) fn answer(id: u64) -> Self {
+        let mut writer = Self { bytes: Vec::with_capacity(64), attachments: Vec::new() };
+        writer.number(id);
+        writer
+    }
+
+    pub(super) fn number(&mut self, number: u64) -> &mut Self {
+        self.bytes.extend_from_slice(&number.to_le_bytes());
+        self
+    }
+
+    pub(super) fn attach(&mut self, fd: Attachment) -> &mut Self {
+        self.attachments.push(fd);
+        self
+    }
+
+    /// Overwrites the number at `at`.
+    pub(super) fn amend(&mut self, at: usize, number: u64) {
+        self.bytes[at..at + 8].copy_from_slice(&number.to_le_bytes());
+    }
+
+    pub(super) fn op(&mut self, op: &Op) -> &mut Self {
+        self.number(op.object).number(op.entry).number(op.fingerprint)
+    }
+
+    /// Appends a value that was encoded as `message`.
+    pub(super) fn value<T: 'static>(&mut self, message: &Message, value: &T) {
+        self.run(message.payload(value), &message.attachments);
+    }
+
+    fn run(&mut self, payload: &[u8], attachments: &[Attachment]) {
+        self.number(payload.len() as u64).number(attachments.len() as u64);
+        self.bytes.extend_from_slice(payload);
+        self.attachments.extend_from_slice(attachments);
+    }
+
+    pub(super) fn part<T: 'static>(&mut self, message: &Message, value: &T) {
+        self.bytes.push(VALUE);
+        self.value(message, value);
+    }
+
+    pub(super) fn made(&mut self, object: u64) {
+        self.bytes.push(MADE);
+        self.run(&object.to_le_bytes(), &[]);
+    }
+
+    pub(super) fn error(&mut self, error: &Error) {
+        self.bytes.push(ERROR);
+        match wire::encode_by_serde(error) {
+            Ok(message) => self.value(&message, &()),
+            // An error is made of texts and numbers, so this does not happen.
+            Err(_) => self.run(&[], &[]),
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    pub(super) fn truncate(&mut self, len: usize) {
+        self.bytes.truncate(len);
+    }
+
+    pub(super) fn seal(self) -> Sealed {
+        Sealed::new(self.bytes, self.attachments)
+    }
+}
+
+/// A message that is being read. Everything is checked: it may come from another machine.
+pub(super) struct Reader {
+    bytes: Vec<u8>,
+    at: usize,
+    fds: Vec<Option<OwnedFd>>,
+    fds_at: usize,
+}
+
+/// Where a part of an answer begins.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    at: usize,
+    fds_at: usize,
+}
+
+impl Reader {
+    pub(super) fn new(sealed: Sealed) -> Result<Self> {
+        let Parcel { bytes, fds } = sealed.open()?;
+        Ok(Self { bytes, at: 0, fds: fds.into_iter().map(Some).collect(), fds_at: 0 })
+    }
+
+    fn take(&mut self, len: usize) -> Result<&[u8]> {
+        let end = self.at.checked_add(len).filter(|end| *end <= self.bytes.len()).ok_or_else(torn)?;
+        let taken = &self.bytes[self.at..end];
+        self.at = end;
+        Ok(taken)
+    }
+
+    pub(super) fn byte(&mut self) -> Result<u8> {
+        Ok(self.take(1)?[0])
+    }
+
+    pub(super) fn number(&mut self) -> Result<u64> {
+        Ok(u64::from_le_bytes(self.take(8)?.try_into().map_err(|_| torn())?))
+    }
+
+    pub(super) fn fd(&mut self) -> Result<OwnedFd> {
+        self.fds_at += 1;
+        self.fds.get_mut(self.fds_at - 1).and_then(Option::take).ok_or_else(torn)
+    }
+
+    pub(super) fn op(&mut self) -> Result<Op> {
+        Ok(Op { object: self.number()?, entry: self.number()?, fingerprint: self.number()? })
+    }
+
+    /// A value, still encoded.
+    pub(super) fn value(&mut self) -> Result<Parcel> {
+        let (len, count) = (self.number()?, self.number()?);
+        let mut bytes = wire::spare();
+        bytes.extend_from_slice(self.take(usize::try_from(len).map_err(|_| torn())?)?);
+        let fds = (0..count).map(|_| self.fd()).collect::<Result<_>>()?;
+        Ok(Parcel { bytes, fds })
+    }
+
+    /// The part of an answer with the number `n`; `places` keeps where the parts begin that were passed.
+    pub(super) fn part_at<R: DeserializeOwned + 'static>(&mut self, n: usize, places: &mut Vec<Place>) -> Result<R> {
+        while places.len() <= n {
+            places.push(Place { at: self.at, fds_at: self.fds_at });
+            self.byte()?;
+            let (len, count) = (self.number()?, self.number()?);
+            self.take(usize::try_from(len).map_err(|_| torn())?)?;
+            self.fds_at = usize::try_from(count).ok().and_then(|n| self.fds_at.checked_add(n)).ok_or_else(torn)?;
+        }
+        let next = Place { at: self.at, fds_at: self.fds_at };
+        Place { at: self.at, fds_at: self.fds_at } = places[n];
+        let part = self.part();
+        Place { at: self.at, fds_at: self.fds_at } = next;
+        part
+    }
+
+    /// One part of an answer, which is a value or an error.
+    pub(super) fn part<R: DeserializeOwned + 'static>(&mut self) -> Result<R> {
+        match self.byte()? {
+            VALUE => wire::decode(self.value()?),
+            ERROR => Err(self.error()?),
+            _ => Err(torn()),
+        }
+    }
+
+    /// One part of an answer, which is a made object or an error.
+    pub(super) fn made(&mut self) -> Result<u64> {
+        match self.byte()? {
+            MADE => {
+                self.take(16)?;
+                self.number()
+            }
+            ERROR => Err(self.error()?),
+            _ => Err(torn()),
+        }
+    }
+
+    fn error(&mut self) -> Result<Error> {
+        wire::decode(self.value()?)
+    }
+}
+
+/// The request or answer that an answer's first number names.
+pub(super) fn id_of(answer: &[u8]) -> Option<u64> {
+    Some(u64::from_le_bytes(answer.get(..8)?.try_into().ok()?))
+}
+
+/// The object that an answer of one part says was made.
+pub(super) fn made_in(answer: &[u8]) -> Option<u64> {
+    (*answer.get(8)? == MADE).then(|| id_of(answer.get(25..)?)).flatten()
+}
+
+/// Both sides are the same program, so this is a defect, or somebody else's bytes.
+pub(super) fn torn() -> Error {
+    Error::new(ErrorKind::Decode, "a message between a manager and its client cannot be read")
+}

@@ -1,0 +1,292 @@
+//! The typed handle a client holds, and several calls in one message.
+
+use super::link::{Handle, Link};
+use super::method::{self, Invoke, Lent, Maker, Method, Owned};
+use super::protocol::{self, Place, Reader, Writer};
+use crate::error::{Error, Result};
+use crate::wire::{self, Message};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// Where the number of a request stands.
+const ID_AT: usize = 1;
+/// Where a batch says how many operations it has.
+const COUNT_AT: usize = 9;
+
+/// A handle of an object that lives in a manager's process.
+///
+/// Calls on one object run there one at a time, each whole, in the order in which they arrive; a slow object delays no
+/// other. The handle is a serde value: it travels to other processes, in arguments, results, queues and inside other
+/// objects of the manager. The object lives as long as any handle does, or one is on its way; it goes with the
+/// last, also when that one's process is killed. An object must not wait for a call on itself.
+///
+/// **Waiting.** A call waits for its answer; if the pipe to the manager is full, first for room. **Cancel.** A
+/// dropped call was made whole or not at all. **Death.** If the manager's process ends, every pending call fails
+/// with kind `Closed` at once.
+///
+/// ```
+/// use multiprocess::{self as mp, Manager, Process, Proxy};
+///
+/// struct Tally(u64);
+/// impl Tally {
+///     fn new(start: u64) -> Self { Self(start) }
+///     fn add(&mut self, n: u64) -> u64 { self.0 += n; self.0 }
+/// }
+///
+/// async fn count(tally: Proxy<Tally>) -> mp::Result<u64> {
+///     tally.call(Tally::add, (5,)).await
+/// }
+///
+/// fn main() -> mp::Result<()> {
+///     mp::run(async {
+///         let manager = Manager::start().await?;
+///         let tally = manager.create(Tally::new, (10,)).await?;
+///         assert_eq!(Process::spawn(count, (tally.clone(),))?.await??, 15);
+///         assert_eq!(tally.call(Tally::add, (1,)).await?, 16);
+///         manager.shutdown().await
+///     })
+/// }
+/// ```
+pub struct Proxy<T> {
+    pub(super) handle: Arc<Handle>,
+    object: PhantomData<fn(T) -> T>,
+}
+
+impl<T: Send + 'static> Proxy<T> {
+    /// Calls `g` on the object, with `args` after it. Cancel-safe: dropped, the call was made whole or not at all.
+    ///
+    /// # Errors
+    /// `Panicked` if `g` panicked: the object stays, as `g` left it. `Closed` if the manager is gone. `Encode` and
+    /// `Decode` if an argument or the result cannot travel, or this build is not the manager's. `Other` if the
+    /// manager does not expose `g`.
+    pub async fn call<F, A>(&self, g: F, args: A) -> Result<F::Output>
+    where
+        F: Method<T, A>,
+        A: Serialize + DeserializeOwned + Send + 'static,
+    {
+        let mut request = Writer::request(protocol::CALL);
+        request.number(0).number(1);
+        append::<F, T, A, Owned>(&mut request, &self.handle, g, &args)?;
+        drop(args);
+        self.handle.link.ask(request, ID_AT, false).await?.part()
+    }
+
+    /// Calls a function of ours whose result is lent by the object and read here as an `R`. `args` are those of `A` as
+    /// the caller has them, borrowed.
+    pub(super) fn lend<R, F, A>(&self, g: F, args: &(impl Serialize + ?Sized)) -> impl Future<Output = Result<R>>
+    where
+        R: DeserializeOwned + 'static,
+        F: Fn(&mut T, Lend<A>) -> Result<Message> + Copy + 'static,
+        A: DeserializeOwned + 'static,
+    {
+        let request = wire::encode_by_serde(&Lend(args)).map(|message| {
+            let mut request = Writer::request(protocol::CALL);
+            request.number(0).number(1);
+            request.op(&method::call_op::<F, T, Lend<A>, Lent>(self.handle.object, g)).value(&message, &());
+            request
+        });
+        async move { self.handle.link.ask(request?, ID_AT, false).await?.part() }
+    }
+}
+
+impl<T> Proxy<T> {
+    pub(super) fn new(handle: Handle) -> Self {
+        Self { handle: Arc::new(handle), object: PhantomData }
+    }
+
+    /// Several calls that go to this object's manager in one message. See [`Batch`].
+    pub fn batch(&self) -> Batch {
+        Batch::new(self.handle.link.clone())
+    }
+
+    /// Whether both are handles of one object.
+    pub fn is_same_object(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.handle.link, &other.handle.link) && self.handle.object == other.handle.object
+    }
+}
+
+/// What travels as serde has it, whatever its type, so that a borrowed value can be read as an owned one.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Lend<A: ?Sized>(pub(super) A);
+
+/// Makes an object by `f` in the manager behind `link`.
+pub(super) async fn create<F, A>(link: &Arc<Link>, f: F, args: A) -> Result<Proxy<F::Object>>
+where
+    F: Maker<A>,
+    A: Serialize + DeserializeOwned + Send + 'static,
+{
+    let message = wire::encode(&args)?;
+    let mut request = Writer::request(protocol::CALL);
+    request.number(0).number(1);
+    request.op(&method::make_op(f)).value(&message, &args);
+    drop((message, args));
+    let object = link.ask(request, ID_AT, true).await?.made()?;
+    Ok(Proxy::new(Handle::counted(link, object)))
+}
+
+fn append<F, T, A, M>(request: &mut Writer, handle: &Handle, g: F, args: &A) -> Result<()>
+where
+    F: Invoke<T, A, M>,
+    T: Send + 'static,
+    A: Serialize + DeserializeOwned + 'static,
+    M: 'static,
+{
+    let message = wire::encode(args)?;
+    request.op(&method::call_op::<F, T, A, M>(handle.object, g)).value(&message, args);
+    Ok(())
+}
+
+impl<T> Clone for Proxy<T> {
+    fn clone(&self) -> Self {
+        Self { handle: self.handle.clone(), object: PhantomData }
+    }
+}
+
+impl<T> fmt::Debug for Proxy<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = std::any::type_name::<T>();
+        f.debug_struct("Proxy").field("of", &what).field("object", &self.handle.object).finish()
+    }
+}
+
+impl<T> Serialize for Proxy<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.handle.serialize(serializer)
+    }
+}
+
+impl<'de, T> Deserialize<'de> for Proxy<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self::new(Handle::deserialize(deserializer)?))
+    }
+}
+
+/// Several calls in one message, so that they cost one round trip together.
+///
+/// They are made in order, each on its own as [`Proxy::call`] would; other clients' calls may come between them. One
+/// that fails does not keep the next from being made. Dropped before [`send`](Self::send), nothing is made.
+///
+/// ```
+/// use multiprocess::{self as mp, Manager};
+/// use std::collections::HashMap;
+///
+/// fn main() -> mp::Result<()> {
+///     mp::run(async {
+///         let manager = Manager::start().await?;
+///         let dict = manager.dict::<String, u32>().await?;
+///         let mut batch = dict.proxy().batch();
+///         for n in 0..100 {
+///             batch.call(dict.proxy(), HashMap::insert, (n.to_string(), n))?;
+///         }
+///         let len = batch.call(dict.proxy(), |map: &mut HashMap<String, u32>| map.len(), ())?;
+///         let mut replies = batch.send().await?;
+///         assert_eq!(replies.take(len)?, 100);
+///         manager.shutdown().await
+///     })
+/// }
+/// ```
+#[must_use = "nothing is called before `send`"]
+pub struct Batch {
+    link: Arc<Link>,
+    request: Writer,
+    number: u64,
+    count: usize,
+    /// The objects stay until the answer is there.
+    handles: Vec<Arc<Handle>>,
+}
+
+static BATCHES: AtomicU64 = AtomicU64::new(0);
+
+/// Which reply of a batch is meant, and of what type it is.
+#[derive(Debug)]
+pub struct Ticket<R> {
+    batch: u64,
+    at: usize,
+    result: PhantomData<fn() -> R>,
+}
+
+impl Batch {
+    fn new(link: Arc<Link>) -> Self {
+        let mut request = Writer::request(protocol::CALL);
+        request.number(0).number(0);
+        Self { link, request, number: BATCHES.fetch_add(1, Relaxed), count: 0, handles: Vec::new() }
+    }
+
+    /// Adds a call of `g` on the object of `proxy`.
+    ///
+    /// # Errors
+    /// `Encode` if an argument cannot be serialised, `Other` if the object is another manager's; the batch is as before.
+    pub fn call<T, F, A>(&mut self, proxy: &Proxy<T>, g: F, args: A) -> Result<Ticket<F::Output>>
+    where
+        T: Send + 'static,
+        F: Method<T, A>,
+        A: Serialize + DeserializeOwned + Send + 'static,
+    {
+        if !Arc::ptr_eq(&proxy.handle.link, &self.link) {
+            return Err(Error::other("a batch goes to one manager, and this object lives in another"));
+        }
+        append::<F, T, A, Owned>(&mut self.request, &proxy.handle, g, &args)?;
+        if self.handles.last().is_none_or(|last| !Arc::ptr_eq(last, &proxy.handle)) {
+            self.handles.push(proxy.handle.clone());
+        }
+        self.count += 1;
+        Ok(Ticket { batch: self.number, at: self.count - 1, result: PhantomData })
+    }
+
+    /// How many calls it has.
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Whether it has no call.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Makes the calls and waits for all replies. Cancel-safe: dropped, all calls were made, or none.
+    ///
+    /// # Errors
+    /// `Closed` if the manager is gone. What became of each call is in the replies.
+    pub async fn send(mut self) -> Result<Replies> {
+        self.request.amend(COUNT_AT, self.count as u64);
+        let reader = self.link.ask(self.request, ID_AT, false).await?;
+        Ok(Replies { reader, places: Vec::with_capacity(self.count), number: self.number })
+    }
+}
+
+impl fmt::Debug for Batch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Batch").field("len", &self.count).finish_non_exhaustive()
+    }
+}
+
+/// What came of the calls of a [`Batch`].
+pub struct Replies {
+    reader: Reader,
+    /// Where the replies begin that have been passed.
+    places: Vec<Place>,
+    number: u64,
+}
+
+impl Replies {
+    /// The result of one call. Taken in the order of the calls it costs least.
+    ///
+    /// # Errors
+    /// As the call by itself; `Other` if the ticket is of another batch.
+    pub fn take<R: DeserializeOwned + 'static>(&mut self, ticket: Ticket<R>) -> Result<R> {
+        if ticket.batch != self.number {
+            return Err(Error::other("this ticket is of another batch"));
+        }
+        self.reader.part_at(ticket.at, &mut self.places)
+    }
+}
+
+impl fmt::Debug for Replies {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Replies").finish_non_exhaustive()
+    }
+}

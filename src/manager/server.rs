@@ -1,0 +1,751 @@
+//! The process that owns the objects, and how it runs calls.
+//!
+//! One thread leads: it waits for requests on the runtime and runs them in place, so that a quick call meets no other
+//! thread. The main thread watches it: a leader that is still in the same call after a while is left behind with it,
+//! and another thread leads on. So a slow object delays nobody but its own callers, who wait in line at it.
+//!
+//! # State
+//! `pulse`, of the present leader: how many calls it has begun, `RUNNING` while it is outside of the runtime, and
+//! `LEFT_BEHIND`. `is_dozing`: the watcher sleeps until it is called.
+//!
+//! # Moves
+//! | move | who | then |
+//! |---|---|---|
+//! | idle -> RUNNING | the leader, with a request | it calls a dozing watcher |
+//! | RUNNING -> idle | the leader, done | it waits for the next request |
+//! | RUNNING -> RUNNING, LEFT_BEHIND | the watcher, after two looks at the same call | another thread leads |
+//! | the leader finds LEFT_BEHIND when it is done | itself | it becomes a helper |
+//!
+//! # Invariants
+//! 1. At most one thread waits on the runtime, and it is the leader.
+//! 2. A call that holds an object's turn is in one thread's hand; others for that object wait in its line.
+//! 3. What a client sent is taken in order; what it releases is released after everything it sent before.
+//!
+//! # Death
+//! | killed | what happens |
+//! |---|---|
+//! | a client | its pipes hang up; what it had sent is done, then what it held is released |
+//! | who carried a handle | the kernel closes its lease's other end |
+//! | the server | every client's pipe hangs up: all its calls fail |
+//!
+//! # Cancel
+//! A call whose future is dropped is done if it was sent; its answer is thrown away by the client.
+
+use super::method::Doors;
+use super::objects::{Lease, Object, Objects, lock};
+use super::protocol::{self, Op, Reader, Writer};
+use crate::channel::{Receiver, Sender};
+use crate::error::{Error, ErrorKind, Result};
+use crate::os::reactor;
+use crate::os::socket::Wait;
+use crate::wire::{self, Fd, Parcel, Sealed, frame};
+use futures::stream::{FuturesUnordered, StreamExt};
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::os::fd::{AsFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::*};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
+use std::thread::Thread;
+use std::time::{Duration, Instant};
+use tokio::io::Interest;
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::{Notify, oneshot};
+
+/// Between two looks at the leader. A call is left behind after one to two of them.
+const LOOK: Duration = Duration::from_millis(1);
+/// So many looks without a call, and the watcher dozes.
+const DOZE_AFTER: u32 = 50;
+/// A helper without work ends after this.
+const HELPER_IDLE: Duration = Duration::from_secs(10);
+/// Requests taken in place before the runtime looks around.
+const TURN: u32 = 32;
+
+const RUNNING: u64 = 1;
+const LEFT_BEHIND: u64 = 2;
+const ONE_CALL: u64 = 4;
+
+/// Names one server in the world.
+pub(super) type Id = (u64, u64);
+
+/// What a server is started with.
+#[derive(serde::Serialize, serde::Deserialize)]
+pub(super) struct Setup {
+    pub(super) id: Id,
+    /// Where clients say hello.
+    pub(super) intake: Fd<OwnedFd>,
+    /// The clients' end, for handles that leave from here.
+    pub(super) door: Fd<OwnedFd>,
+    /// The entries that may be called; `None` is all.
+    pub(super) exposed: Option<HashSet<u64>>,
+}
+
+/// The server of this process, if it is one.
+static HERE: OnceLock<Arc<Server>> = OnceLock::new();
+
+/// The server of this process, if it is the one of this name.
+pub(super) fn here(id: Id) -> Option<&'static Arc<Server>> {
+    HERE.get().filter(|server| server.id == id)
+}
+
+thread_local! {
+    /// The object that a call on this thread works on; 0 is none.
+    static AT_WORK_ON: Cell<u64> = const { Cell::new(0) };
+    /// The function that this thread called last.
+    static LAST_ENTRY: Cell<Option<u64>> = const { Cell::new(None) };
+    static DOORS: RefCell<Doors> = RefCell::default();
+}
+
+/// The object that handles decoded on this thread become part of.
+pub(super) fn owner_of_new_handles() -> u64 {
+    AT_WORK_ON.get()
+}
+
+pub(super) struct Server {
+    id: Id,
+    intake: Arc<OwnedFd>,
+    door: Arc<OwnedFd>,
+    exposed: Option<HashSet<u64>>,
+    pub(super) objects: Objects<Job>,
+    runtime: Runtime,
+    readers: Mutex<FuturesUnordered<Pin<Box<dyn Future<Output = Event> + Send>>>>,
+    /// To be read from now on, said by threads that do not lead.
+    arrivals: Mutex<Vec<Pin<Box<dyn Future<Output = Event> + Send>>>>,
+    arrived: Notify,
+    pulse: Mutex<Arc<AtomicU64>>,
+    is_dozing: AtomicBool,
+    watcher: Thread,
+    helpers: Helpers,
+    /// Functions that have kept a leader too long.
+    slow: Mutex<HashSet<u64>>,
+    has_slow: AtomicBool,
+    connections: AtomicUsize,
+    last_connection: AtomicU64,
+    last_lease: AtomicU64,
+    has_ended: AtomicBool,
+}
+
+enum Event {
+    /// A client may have said hello.
+    Intake(tokio::io::unix::AsyncFd<Arc<OwnedFd>>),
+    Request(Arc<Connection>, Receiver<Sealed>, Result<Sealed>),
+    LeaseEnded(Lease),
+    Flushed(Arc<Connection>),
+    /// There are arrivals.
+    Arrived,
+}
+
+/// One client.
+pub(super) struct Connection {
+    number: u64,
+    server: Arc<Server>,
+    held: Mutex<HashMap<u64, u64>>,
+    out: Mutex<Out>,
+}
+
+/// The way back to a client.
+struct Out {
+    /// `None` while a flush has it.
+    sender: Option<Sender<Sealed>>,
+    backlog: VecDeque<Sealed>,
+    is_flushing: bool,
+    /// Read again when the backlog is gone: a client that does not read is not read either.
+    parked: Option<Receiver<Sealed>>,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.server.objects.release(std::mem::take(&mut *lock(&self.held)));
+    }
+}
+
+/// A call that is being worked off, operation by operation.
+pub(super) struct Job {
+    reader: Reader,
+    left: u64,
+    answer: Writer,
+    reply_to: ReplyTo,
+    /// The operation that is next, if it has been read.
+    next: Option<(Op, Parcel)>,
+    /// It has the turn of its next object.
+    object: Option<Arc<Object<Job>>>,
+}
+
+enum ReplyTo {
+    Client(Arc<Connection>),
+    /// A task of this process.
+    Here(oneshot::Sender<Sealed>),
+}
+
+/// Runs the server until it is told to end or nobody holds anything of it.
+pub(super) fn serve(setup: Setup) -> Result<()> {
+    let built = Builder::new_current_thread().enable_all().build();
+    let runtime = built.map_err(|error| Error::io("cannot build a tokio runtime in the manager", error))?;
+    let server = Arc::new(Server {
+        id: setup.id,
+        intake: Arc::new(setup.intake.into_inner()),
+        door: Arc::new(setup.door.into_inner()),
+        exposed: setup.exposed,
+        objects: Objects::new(),
+        runtime,
+        readers: Mutex::default(),
+        arrivals: Mutex::default(),
+        arrived: Notify::new(),
+        pulse: Mutex::default(),
+        is_dozing: AtomicBool::new(false),
+        watcher: std::thread::current(),
+        helpers: Helpers::default(),
+        slow: Mutex::default(),
+        has_slow: AtomicBool::new(false),
+        connections: AtomicUsize::new(0),
+        last_connection: AtomicU64::new(0),
+        last_lease: AtomicU64::new(0),
+        has_ended: AtomicBool::new(false),
+    });
+    let _ = HERE.set(server.clone());
+    let intake = {
+        let _inside = server.runtime.enter();
+        reactor::watch(server.intake.clone(), Interest::READABLE)?
+    };
+    server.read(until_hello(intake));
+    server.read(server.clone().until_arrival());
+    let pulse = lock(&server.pulse).clone();
+    server.helpers.run(&server, Task::Lead(pulse));
+    server.watch();
+    Ok(())
+}
+
+async fn until_hello(intake: tokio::io::unix::AsyncFd<Arc<OwnedFd>>) -> Event {
+    if let Ok(mut ready) = intake.readable().await {
+        ready.clear_ready();
+    }
+    Event::Intake(intake)
+}
+
+async fn until_ended(lease: Lease, reader: Arc<OwnedFd>) -> Event {
+    match reactor::watch(reader, Interest::READABLE) {
+        Ok(watch) => drop(watch.readable().await.map(|mut ready| ready.clear_ready())),
+        // Without a way to learn of its end it must not end.
+        Err(error) => {
+            tracing::warn!(%error, "a handle on its way cannot be watched; its object stays");
+            std::future::pending::<()>().await;
+        }
+    }
+    Event::LeaseEnded(lease)
+}
+
+async fn next_request(connection: Arc<Connection>, mut receiver: Receiver<Sealed>) -> Event {
+    let request = receiver.recv().await;
+    Event::Request(connection, receiver, request)
+}
+
+async fn flush(connection: Arc<Connection>, mut sender: Sender<Sealed>) -> Event {
+    loop {
+        let next = {
+            let mut out = lock(&connection.out);
+            let next = out.backlog.pop_front();
+            if next.is_none() {
+                out.sender = Some(sender);
+                out.is_flushing = false;
+                break;
+            }
+            next
+        };
+        if let Some(answer) = next
+            && sender.send(answer).await.is_err()
+        {
+            // The client is gone, as its other pipe will tell.
+            lock(&connection.out).backlog.clear();
+        }
+    }
+    Event::Flushed(connection)
+}
+
+/// The watcher's part: the main thread.
+impl Server {
+    fn watch(self: &Arc<Self>) {
+        let (mut last, mut calm, mut next_collection) = (0, 0, Instant::now());
+        while !self.has_ended.load(SeqCst) {
+            std::thread::park_timeout(LOOK);
+            let pulse = lock(&self.pulse).clone();
+            let seen = pulse.load(SeqCst);
+            if seen & RUNNING != 0 && seen == last {
+                self.leave_behind(&pulse, seen);
+            }
+            calm = if seen & RUNNING == 0 && seen == last { calm + 1 } else { 0 };
+            last = seen;
+            if self.objects.may_have_circles() && Instant::now() >= next_collection {
+                let start = Instant::now();
+                self.objects.collect();
+                // A twentieth of the time at most.
+                next_collection = Instant::now() + 20 * start.elapsed() + LOOK;
+            } else if calm >= DOZE_AFTER {
+                self.doze(&pulse, seen);
+                calm = 0;
+            }
+        }
+    }
+
+    fn leave_behind(self: &Arc<Self>, pulse: &AtomicU64, seen: u64) {
+        if pulse.compare_exchange(seen, seen | LEFT_BEHIND, SeqCst, SeqCst).is_ok() {
+            let new = Arc::<AtomicU64>::default();
+            *lock(&self.pulse) = new.clone();
+            self.helpers.run(self, Task::Lead(new));
+        }
+    }
+
+    fn doze(&self, pulse: &AtomicU64, seen: u64) {
+        self.is_dozing.store(true, SeqCst);
+        // A leader that began just before has not seen it.
+        while self.is_dozing.load(SeqCst) && pulse.load(SeqCst) == seen && !self.has_ended.load(SeqCst) {
+            std::thread::park();
+        }
+        self.is_dozing.store(false, SeqCst);
+    }
+
+    fn begin(&self, pulse: &AtomicU64) {
+        pulse.fetch_add(ONE_CALL | RUNNING, SeqCst);
+        if self.is_dozing.load(SeqCst) {
+            self.is_dozing.store(false, SeqCst);
+            self.watcher.unpark();
+        }
+    }
+
+    /// False if this thread leads no more.
+    fn end(&self, pulse: &AtomicU64) -> bool {
+        pulse.fetch_and(!RUNNING, SeqCst) & LEFT_BEHIND == 0
+    }
+}
+
+/// The leader's part.
+impl Server {
+    /// Waits for `event` too from now on. If another thread leads meanwhile, it is told.
+    fn read(&self, event: impl Future<Output = Event> + Send + 'static) {
+        match self.readers.try_lock() {
+            Ok(readers) => readers.push(Box::pin(event)),
+            Err(_) => {
+                lock(&self.arrivals).push(Box::pin(event));
+                self.arrived.notify_one();
+            }
+        }
+    }
+
+    async fn until_arrival(self: Arc<Self>) -> Event {
+        self.arrived.notified().await;
+        Event::Arrived
+    }
+
+    fn lead(self: &Arc<Self>, pulse: &AtomicU64) {
+        let mut taken = 0;
+        loop {
+            let event = {
+                let mut readers = lock(&self.readers);
+                taken += 1;
+                if taken % TURN == 0 {
+                    // A request that is always there already would keep the runtime from looking at others.
+                    self.runtime.block_on(tokio::task::yield_now());
+                }
+                self.runtime.block_on(readers.next())
+            };
+            self.begin(pulse);
+            LAST_ENTRY.set(None);
+            if let Some(event) = event {
+                survive(|| self.react(event));
+            }
+            if !self.end(pulse) {
+                if let Some(entry) = LAST_ENTRY.get() {
+                    lock(&self.slow).insert(entry);
+                    self.has_slow.store(true, Relaxed);
+                }
+                return;
+            }
+            if self.has_ended.load(SeqCst) {
+                return;
+            }
+        }
+    }
+
+    fn react(self: &Arc<Self>, event: Event) {
+        match event {
+            Event::Intake(intake) => {
+                self.take_hellos();
+                self.read(until_hello(intake));
+            }
+            Event::Request(connection, receiver, Ok(request)) => {
+                // What is next is taken only when this one has its place, for another thread may take it.
+                let job = self.take_request(&connection, request).unwrap_or_else(|error| {
+                    tracing::warn!(%error, "a client of the manager is cut off");
+                    let _gone = lock(&connection.out).sender.take();
+                    None
+                });
+                let mut out = lock(&connection.out);
+                if out.backlog.is_empty() {
+                    drop(out);
+                    self.read(next_request(connection, receiver));
+                } else {
+                    out.parked = Some(receiver);
+                    drop(out);
+                }
+                job.into_iter().for_each(|job| self.work(job));
+            }
+            Event::Request(connection, receiver, Err(_)) => {
+                // Closed; or a request was lost, and then so is whoever waits for its answer: better they know.
+                drop(receiver);
+                let _gone = lock(&connection.out).sender.take();
+                drop(connection);
+                self.connections.fetch_sub(1, SeqCst);
+                self.end_if_forgotten();
+            }
+            Event::LeaseEnded(lease) => {
+                self.objects.end_lease(lease);
+                self.end_if_forgotten();
+            }
+            Event::Flushed(connection) => {
+                let parked = lock(&connection.out).parked.take();
+                if let Some(receiver) = parked {
+                    self.read(next_request(connection, receiver));
+                }
+            }
+            Event::Arrived => {
+                let arrivals = std::mem::take(&mut *lock(&self.arrivals));
+                lock(&self.readers).extend(arrivals);
+                self.read(self.clone().until_arrival());
+            }
+        }
+    }
+
+    fn take_hellos(self: &Arc<Self>) {
+        while let Ok(Some(parcel)) = frame::recv(self.intake.as_fd(), Wait::No) {
+            match wire::decode::<(Receiver<Sealed>, Sender<Sealed>)>(parcel) {
+                Ok((receiver, sender)) => {
+                    self.connections.fetch_add(1, SeqCst);
+                    let out = Out { sender: Some(sender), backlog: VecDeque::new(), is_flushing: false, parked: None };
+                    let number = self.last_connection.fetch_add(1, Relaxed) + 1;
+                    let (server, held, out) = (self.clone(), Mutex::default(), Mutex::new(out));
+                    self.read(next_request(Arc::new(Connection { number, server, held, out }), receiver));
+                }
+                // Its pipes are closed by now, which tells the client.
+                Err(error) => tracing::warn!(%error, "a client of the manager could not be taken in"),
+            }
+        }
+    }
+
+    /// Nobody is connected and no handle is on its way: nobody will ever ask again.
+    fn end_if_forgotten(self: &Arc<Self>) {
+        self.take_hellos();
+        if self.connections.load(SeqCst) == 0 && !self.objects.has_leases() {
+            self.finish();
+        }
+    }
+
+    fn finish(&self) {
+        self.has_ended.store(true, SeqCst);
+        self.watcher.unpark();
+    }
+
+    /// Does what a request says. A call is returned if it can go on, and waits in line at its object if not.
+    fn take_request(self: &Arc<Self>, connection: &Arc<Connection>, request: Sealed) -> Result<Option<Job>> {
+        let mut reader = Reader::new(request)?;
+        match reader.byte()? {
+            protocol::CALL => {
+                let (id, left) = (reader.number()?, reader.number()?);
+                let reply_to = ReplyTo::Client(connection.clone());
+                let answer = Writer::answer(id);
+                return Ok(self.prepare(Job { reader, left, answer, reply_to, next: None, object: None }));
+            }
+            protocol::LEASE_OPEN => {
+                let lease = (connection.number, reader.number()?);
+                self.objects.open_lease(lease);
+                self.read(until_ended(lease, Arc::new(reader.fd()?)));
+            }
+            protocol::LEASE => self.objects.lease((connection.number, reader.number()?), reader.number()?),
+            protocol::CLAIM => {
+                let object = reader.number()?;
+                if self.objects.hold(object) {
+                    *lock(&connection.held).entry(object).or_default() += 1;
+                }
+            }
+            // The descriptor closes as the reader drops.
+            protocol::CLAIMED => {}
+            protocol::RELEASE => {
+                let object = reader.number()?;
+                let mut held = lock(&connection.held);
+                if let Some(count) = held.get_mut(&object) {
+                    *count -= 1;
+                    if *count == 0 {
+                        held.remove(&object);
+                    }
+                    drop(held);
+                    self.objects.release([(object, 1)]);
+                }
+            }
+            protocol::COUNT => {
+                let (mut answer, count) = (Writer::answer(reader.number()?), self.objects.len() as u64);
+                answer.part(&wire::encode(&count)?, &count);
+                connection.reply(answer.seal());
+            }
+            protocol::END => {
+                let mut answer = Writer::answer(reader.number()?);
+                answer.part(&wire::encode(&())?, &());
+                connection.reply(answer.seal());
+                self.finish();
+            }
+            _ => return Err(protocol::torn()),
+        }
+        Ok(None)
+    }
+}
+
+/// Calls.
+impl Server {
+    /// Runs a call of this process's own.
+    pub(super) fn submit(self: &Arc<Self>, call: Sealed) -> Result<oneshot::Receiver<Sealed>> {
+        let mut reader = Reader::new(call)?;
+        let (_, id, left) = (reader.byte()?, reader.number()?, reader.number()?);
+        let (sender, answer) = oneshot::channel();
+        let reply_to = ReplyTo::Here(sender);
+        let job = Job { reader, left, answer: Writer::answer(id), reply_to, next: None, object: None };
+        if let Some(job) = self.prepare(job) {
+            self.helpers.run(self, Task::Work(Box::new(job)));
+        }
+        Ok(answer)
+    }
+
+    /// Works off `job` and all that this lets go on, unless it has to wait, or is better left to a helper.
+    fn work(self: &Arc<Self>, job: Job) {
+        if self.has_slow.load(Relaxed) && self.is_slow(&job) {
+            self.helpers.run(self, Task::Work(Box::new(job)));
+        } else {
+            self.work_here(job);
+        }
+    }
+
+    fn is_slow(&self, job: &Job) -> bool {
+        job.next.as_ref().is_some_and(|(op, _)| lock(&self.slow).contains(&op.entry))
+    }
+
+    fn work_here(self: &Arc<Self>, job: Job) {
+        let mut todo = VecDeque::from([job]);
+        while let Some(job) = todo.pop_front() {
+            self.advance(job, &mut todo);
+        }
+    }
+
+    /// Runs the operations of a job until it is done or waits for an object. Jobs whose turn has come join `todo`.
+    fn advance(self: &Arc<Self>, job: Job, todo: &mut VecDeque<Job>) {
+        let mut prepared = Some(job);
+        while let Some(mut job) = prepared {
+            prepared = match (job.next.take(), job.object.take()) {
+                (Some((op, arguments)), Some(object)) => {
+                    run(&object, &op, arguments, &mut job.answer);
+                    todo.extend(object.pass_on());
+                    self.prepare(job)
+                }
+                (Some((op, arguments)), None) => {
+                    self.make(&mut job, &op, arguments);
+                    self.prepare(job)
+                }
+                (None, _) => return job.finish(),
+            };
+        }
+    }
+
+    /// Gets a job ready for its next operation, or for its end. `None`: it waits in line at its object.
+    fn prepare(&self, mut job: Job) -> Option<Job> {
+        while job.next.is_none() && job.left > 0 {
+            job.left -= 1;
+            let (op, arguments) = match job.reader.op().and_then(|op| Ok((op, job.reader.value()?))) {
+                Ok(next) => next,
+                Err(error) => {
+                    job.left = 0;
+                    job.answer.error(&error);
+                    return Some(job);
+                }
+            };
+            if self.exposed.as_ref().is_some_and(|exposed| !exposed.contains(&op.entry)) {
+                job.answer.error(&Error::other("this function is not exposed by the manager"));
+            } else if op.object == protocol::MAKER {
+                job.next = Some((op, arguments));
+            } else if let Some(object) = self.objects.find(op.object) {
+                (job.next, job.object) = (Some((op, arguments)), Some(object.clone()));
+                return object.take_turn(job);
+            } else {
+                job.answer.error(&Error::closed("object of this proxy"));
+            }
+        }
+        Some(job)
+    }
+
+    fn make(&self, job: &mut Job, op: &Op, arguments: Parcel) {
+        let mut value = None;
+        let mut doors = DOORS.with_borrow_mut(std::mem::take);
+        let result = doors.enter(op, arguments, &mut value, &mut job.answer);
+        DOORS.set(doors);
+        match (result, value) {
+            (Ok(()), Some(value)) => {
+                let number = self.objects.add(value);
+                if let ReplyTo::Client(connection) = &job.reply_to {
+                    *lock(&connection.held).entry(number).or_default() += 1;
+                }
+                job.answer.made(number);
+            }
+            (Ok(()), None) => job.answer.error(&protocol::torn()),
+            (Err(error), _) => job.answer.error(&error),
+        }
+    }
+}
+
+/// The drop of an object is user code too. Its panic has been reported by the hook.
+fn survive(work: impl FnOnce()) {
+    let _ = catch_unwind(AssertUnwindSafe(work));
+}
+
+/// Runs one operation on an object whose turn is held.
+fn run(object: &Object<Job>, op: &Op, arguments: Parcel, answer: &mut Writer) {
+    LAST_ENTRY.set(Some(op.entry));
+    let outer = AT_WORK_ON.replace(object.number);
+    let mut value = lock(&object.value).take();
+    // User code in it may come back here, on another object.
+    let mut doors = DOORS.with_borrow_mut(std::mem::take);
+    let result = doors.enter(op, arguments, &mut value, answer);
+    DOORS.set(doors);
+    *lock(&object.value) = value;
+    AT_WORK_ON.set(outer);
+    if let Err(error) = result {
+        answer.error(&error);
+    }
+}
+
+impl Job {
+    fn finish(self) {
+        let answer = self.answer.seal();
+        match self.reply_to {
+            ReplyTo::Client(connection) => connection.reply(answer),
+            // Who asked may have gone.
+            ReplyTo::Here(sender) => drop(sender.send(answer)),
+        }
+    }
+}
+
+impl Connection {
+    /// Sends an answer, or keeps it until the client reads again.
+    fn reply(self: &Arc<Self>, answer: Sealed) {
+        let id = protocol::id_of(answer.bytes()).unwrap_or_default();
+        let mut out = lock(&self.out);
+        let Out { sender, backlog, is_flushing, .. } = &mut *out;
+        let refused = match sender {
+            Some(sender) if backlog.is_empty() => sender.try_send(answer).err(),
+            None if !*is_flushing => return, // The client is gone.
+            _ => return backlog.push_back(answer),
+        };
+        let Some(refused) = refused else { return };
+        match refused.kind() {
+            ErrorKind::Closed => {}
+            ErrorKind::Full => out.backlog.push_back(refused.into_inner()),
+            _ => {
+                let mut answer = Writer::answer(id);
+                answer.error(&refused.into_error());
+                out.backlog.push_back(answer.seal());
+            }
+        }
+        if !out.backlog.is_empty()
+            && let Some(sender) = out.sender.take()
+        {
+            out.is_flushing = true;
+            drop(out);
+            self.server.read(flush(self.clone(), sender));
+        }
+    }
+}
+
+/// Handles that leave from here.
+impl Server {
+    pub(super) fn door(&self) -> &Arc<OwnedFd> {
+        &self.door
+    }
+
+    /// A lease that ends when the other end of `reader` is closed everywhere.
+    pub(super) fn open_lease(self: &Arc<Self>, reader: OwnedFd) -> Lease {
+        let lease = (0, self.last_lease.fetch_add(1, Relaxed));
+        self.objects.open_lease(lease);
+        self.read(until_ended(lease, Arc::new(reader)));
+        lease
+    }
+}
+
+enum Task {
+    Lead(Arc<AtomicU64>),
+    Work(Box<Job>),
+}
+
+/// Threads that take over: from a leader that was left behind, or a call that is known to be slow.
+#[derive(Default)]
+struct Helpers {
+    state: Mutex<HelpersState>,
+    called: Condvar,
+}
+
+#[derive(Default)]
+struct HelpersState {
+    tasks: VecDeque<Task>,
+    idle: usize,
+}
+
+impl Helpers {
+    fn run(&self, server: &Arc<Server>, task: Task) {
+        let mut state = lock(&self.state);
+        state.tasks.push_back(task);
+        if state.idle >= state.tasks.len() {
+            drop(state);
+            self.called.notify_one();
+            return;
+        }
+        drop(state);
+        let helper = server.clone();
+        let spawned = std::thread::Builder::new().name("mp-manager".into()).spawn(move || helper.help());
+        if let Err(error) = spawned {
+            // One of those that are at work takes it when it is done.
+            tracing::warn!(%error, "the manager cannot start another thread");
+        }
+    }
+}
+
+impl Server {
+    fn help(self: Arc<Self>) {
+        while let Some(task) = self.next_task() {
+            match task {
+                Task::Lead(pulse) => self.lead(&pulse),
+                Task::Work(job) => {
+                    let entry = job.next.as_ref().map(|(op, _)| op.entry);
+                    let start = Instant::now();
+                    survive(|| self.work_here(*job));
+                    if start.elapsed() < LOOK
+                        && let Some(entry) = entry
+                    {
+                        let mut slow = lock(&self.slow);
+                        slow.remove(&entry);
+                        self.has_slow.store(!slow.is_empty(), Relaxed);
+                    }
+                }
+            }
+        }
+    }
+
+    fn next_task(&self) -> Option<Task> {
+        let mut state = lock(&self.helpers.state);
+        loop {
+            if let Some(task) = state.tasks.pop_front() {
+                return Some(task);
+            }
+            state.idle += 1;
+            let waited = self.helpers.called.wait_timeout(state, HELPER_IDLE);
+            let (guard, timeout) = waited.unwrap_or_else(std::sync::PoisonError::into_inner);
+            state = guard;
+            state.idle -= 1;
+            if timeout.timed_out() && state.tasks.is_empty() {
+                return None;
+            }
+        }
+    }
+}
