@@ -1,7 +1,9 @@
 //! The face: `apply`, `map`, `imap` on a fixed set of worker processes.
 
-use super::dispatcher::{self, Settings, Shared};
-use super::handle::{AsyncResult, Call, Map, MapAsync, Results, Source, Target};
+use super::driver;
+use super::engine::{Settings, Shared};
+use super::feed::{Feed, OfIterator, OfStream, One, Packer};
+use super::handle::{AsyncResult, Call, Map, MapAsync, Results, Target};
 use super::protocol::Task;
 use crate::error::{Error, Result};
 use crate::process::entry::{self, Outcome};
@@ -13,6 +15,7 @@ use serde::de::DeserializeOwned;
 use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::runtime;
 
 /// Worker processes that run functions: a handle, cheap to clone.
@@ -83,8 +86,13 @@ pub struct PoolBuilder {
     start_method: StartMethod,
     initializer: Option<Result<Task>>,
     read_initialized: Option<fn(Parcel) -> Result<()>>,
+    finalizer: Option<Result<Task>>,
     max_tasks_per_worker: Option<usize>,
+    grace: Option<Duration>,
 }
+
+/// What a task that was asked to stop may take by default.
+const GRACE: Duration = Duration::from_millis(10);
 
 impl PoolBuilder {
     /// How many workers; by default [`cpu_count`].
@@ -115,6 +123,27 @@ impl PoolBuilder {
         self
     }
 
+    /// Runs `f(args..)` last in every worker that ends in order: at the end of the pool, or when it is replaced after
+    /// its share. What it returns goes nowhere. One that is killed does not run it.
+    #[must_use]
+    pub fn finalizer<F, A, M>(mut self, f: F, args: A) -> Self
+    where
+        F: Function<A, M>,
+        A: Serialize + DeserializeOwned + Send + 'static,
+    {
+        let call = entry::Call::of(f);
+        self.finalizer = Some(Sealed::of(&args).map(|arguments| Task { call, arguments }));
+        self
+    }
+
+    /// How long a task may go on that was asked to stop, because it was cancelled or overran its time, before its
+    /// worker is killed; by default 10 ms.
+    #[must_use]
+    pub fn grace(mut self, grace: Duration) -> Self {
+        self.grace = Some(grace);
+        self
+    }
+
     /// Replaces a worker after so many tasks; by default never.
     #[must_use]
     pub fn max_tasks_per_worker(mut self, tasks: usize) -> Self {
@@ -140,11 +169,11 @@ impl PoolBuilder {
             start_method: self.start_method,
             initializer: self.initializer.transpose()?,
             read_initialized: self.read_initialized.unwrap_or(read_initialized::<()>),
+            finalizer: self.finalizer.transpose()?,
             max_tasks_per_worker: self.max_tasks_per_worker,
-        });
-        for number in 0..workers {
-            runtime.spawn(dispatcher::dispatch(shared.clone(), number));
-        }
+            grace: self.grace.unwrap_or(GRACE),
+        })?;
+        runtime.spawn(driver::drive(shared.clone()));
         Ok(Pool { handle: Arc::new(Handle { shared, runtime }) })
     }
 }
@@ -166,8 +195,12 @@ where
     Target { call: entry::Call::of(f), label: std::any::type_name::<F>() }
 }
 
-fn tuples<A: Serialize + 'static>(mut tuples: impl Iterator<Item = A> + Send + 'static) -> Source {
-    Source::Iterator(Box::new(move || tuples.next().map(|arguments| Sealed::of(&arguments))))
+fn tuples<A: Serialize + 'static>(tuples: impl Iterator<Item = A> + Send + 'static) -> Box<dyn Feed> {
+    Box::new(OfIterator(Packer::new(tuples)))
+}
+
+fn one<A: Serialize + 'static>(args: &A) -> Result<Box<dyn Feed>> {
+    Ok(Box::new(One::of(args)?))
 }
 
 impl Pool {
@@ -193,7 +226,7 @@ impl Pool {
         F: Function<A, M>,
         A: Serialize + DeserializeOwned + Send + 'static,
     {
-        Call::new(self.handle.clone(), target(f), Sealed::of(&args))
+        Call::new(self.handle.clone(), target(f), one(&args))
     }
 
     /// Runs `f(args..)` on a worker from now on. Dropping the result lets it go on.
@@ -205,7 +238,7 @@ impl Pool {
         F: Function<A, M>,
         A: Serialize + DeserializeOwned + Send + 'static,
     {
-        AsyncResult::start(self.handle.clone(), target(f), Sealed::of(&args))
+        AsyncResult::start(self.handle.clone(), target(f), one(&args))
     }
 
     /// Runs `f` on each item when awaited; the results are in order.
@@ -297,7 +330,7 @@ impl Pool {
         T: Serialize + DeserializeOwned + Send + 'static,
         S: Stream<Item = T> + Send + 'static,
     {
-        let source = Source::Stream(Box::pin(items.map(|item| Sealed::of(&(item,)))));
+        let source = Box::new(OfStream(Packer::new(Box::pin(items.map(|item| (item,))))));
         Results::new(self.handle.clone(), target(f), source, true)
     }
 
@@ -309,6 +342,17 @@ impl Pool {
     /// Stops everything: workers are killed, and what is not done fails with kind `Cancelled`.
     pub fn terminate(&self) {
         self.handle.shared.terminate();
+    }
+
+    /// Why no worker can be had any more, if that is so: they died one after the other without having done anything, or
+    /// the initializer failed. Everything asked of the pool then fails and says so.
+    pub fn broken(&self) -> Option<String> {
+        self.handle.shared.is_broken()
+    }
+
+    /// Gives a [`broken`](Self::broken) pool another chance: workers are started again.
+    pub fn revive(&self) {
+        self.handle.shared.revive();
     }
 
     /// Waits until all workers have ended, after [`close`](Self::close) or [`terminate`](Self::terminate). Cancel-safe.

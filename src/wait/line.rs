@@ -34,7 +34,7 @@ use super::event::{self, Event, Place, Sleeper, Wake};
 use super::look::Look;
 use crate::os::socket;
 use crate::shm::atomic::AtomicU64;
-use crate::shm::family::Family;
+use crate::shm::family::{Family, Member};
 use crate::shm::region::Region;
 use std::collections::VecDeque;
 use std::io;
@@ -51,6 +51,8 @@ pub(crate) struct Line {
     /// Which of the 64 hints stands for this event: the same in every process.
     hint: u32,
     hangup: Option<Arc<Hangup>>,
+    /// What the bell does instead of waking the front.
+    react: Option<Box<dyn Fn() + Send + Sync>>,
     waiting: AtomicUsize,
     local: Mutex<Local>,
     pub(super) look: Look,
@@ -73,12 +75,31 @@ struct Waiting {
 
 impl Line {
     pub(crate) fn new(region: Arc<Region>, first_word: usize, hangup: Option<Arc<Hangup>>) -> io::Result<Arc<Self>> {
+        Self::of(region, first_word, hangup, None)
+    }
+
+    /// A line without a queue: while it is armed, a notice calls `react` from within the runtime's driver, or from
+    /// whoever arms it. It may come more often than it was asked for.
+    pub(crate) fn alarm(
+        region: Arc<Region>,
+        first_word: usize,
+        react: impl Fn() + Send + Sync + 'static,
+    ) -> io::Result<Arc<Self>> {
+        Self::of(region, first_word, None, Some(Box::new(react)))
+    }
+
+    fn of(
+        region: Arc<Region>,
+        first_word: usize,
+        hangup: Option<Arc<Hangup>>,
+        react: Option<Box<dyn Fn() + Send + Sync>>,
+    ) -> io::Result<Arc<Self>> {
         let family = Family::get()?;
         let (_, inode) = region.identity();
         let hint =
             (inode as u32).wrapping_mul(0x9e37_79b9).wrapping_add(first_word as u32 / event::LEN as u32) >> 3 & 63;
         let (waiting, local, look) = (AtomicUsize::new(0), Mutex::default(), Look::default());
-        Ok(Arc::new(Self { family, region, first_word, hint, hangup, waiting, local, look }))
+        Ok(Arc::new(Self { family, region, first_word, hint, hangup, react, waiting, local, look }))
     }
 
     pub(super) fn family(&self) -> &'static Family {
@@ -130,9 +151,52 @@ impl Line {
             local.place = None;
             local.granted = true;
         }
+        if let Some(react) = &self.react {
+            drop(local);
+            return react();
+        }
         let waker = if noticed || anyway { local.queue.front_mut().and_then(|front| front.waker.take()) } else { None };
         drop(local);
         waker.into_iter().for_each(Waker::wake);
+    }
+
+    /// Has the next notice call an alarm's reaction; the caller must look once more afterwards. It holds no lock that
+    /// the reaction takes. Cheap if it is armed already.
+    pub(crate) fn arm(self: &Arc<Self>) -> io::Result<()> {
+        if lock(&self.local).place.is_some() {
+            return Ok(());
+        }
+        let me = self.family.me()?;
+        // Outside a runtime the bell is answered by those runtimes that have listened before.
+        let heard = self.listen();
+        let mut local = lock(&self.local);
+        if local.place.is_none() {
+            self.take_place(&mut local, me);
+        }
+        heard
+    }
+
+    /// The reverse of [`Line::arm`], by someone who looks from now on.
+    pub(crate) fn disarm(&self) {
+        let mut local = lock(&self.local);
+        if let Some(place) = local.place.take() {
+            // A notice is for whoever looks, and that is the caller.
+            let _ = self.event().leave(place);
+        }
+    }
+
+    /// Enters the shared list, and sees to it that the bell is answered.
+    fn take_place(self: &Arc<Self>, local: &mut Local, me: Member) {
+        if !local.is_listed {
+            bell::list(self, self.hint);
+            local.is_listed = true;
+        }
+        let bell = u32::from(me.slot) % crate::shm::family::BELLS as u32;
+        let place = self.event().join(me.into(), bell, local.ticket, |sleeper| self.is_listed(sleeper));
+        if let Place::Entry { ticket, .. } = place {
+            local.ticket = Some(ticket);
+        }
+        local.place = Some(place);
     }
 
     /// Makes sure that the current runtime wakes the front when there is something to try for.
@@ -266,17 +330,7 @@ impl Turn {
         if local.place.is_some() {
             return Ok(());
         }
-        if !local.is_listed {
-            bell::list(line, line.hint);
-            local.is_listed = true;
-        }
-        let ticket = local.ticket;
-        let bell = u32::from(me.slot) % crate::shm::family::BELLS as u32;
-        let place = line.event().join(me.into(), bell, ticket, |sleeper| line.is_listed(sleeper));
-        if let Place::Entry { ticket, .. } = place {
-            local.ticket = Some(ticket);
-        }
-        local.place = Some(place);
+        line.take_place(&mut local, me);
         Ok(())
     }
 

@@ -13,4 +13,4 @@ mod models;
 mod until;
 
 pub(crate) use line::{Hangup, Line};
-pub(crate) use until::{until, until_blocking};
+pub(crate) use until::{Seen, Watchful, until, until_blocking};

@@ -87,6 +87,43 @@ impl Waiting {
     }
 }
 
+/// The look before the sleep, for who waits for an alarm.
+#[derive(Default)]
+pub(crate) struct Watchful {
+    looking: Option<Looking>,
+    has_looked: bool,
+}
+
+/// What looking came to.
+pub(crate) enum Seen<T> {
+    Found(T),
+    /// Nothing yet: look again once other tasks had their turn.
+    Again,
+    /// It is time to sleep.
+    Over,
+}
+
+impl Watchful {
+    pub(crate) fn look<T>(&mut self, line: &Line, attempt: &mut impl FnMut() -> Option<T>) -> Seen<T> {
+        if !self.has_looked {
+            self.has_looked = true;
+            self.looking = line.look.begin();
+            let found = self.looking.as_ref().and_then(|looking| line.look.in_place(looking, attempt));
+            if let Some(value) = found {
+                return Seen::Found(value);
+            }
+        } else if let Some(value) = attempt() {
+            self.looking.iter().for_each(|looking| line.look.paid(looking));
+            return Seen::Found(value);
+        }
+        if self.looking.as_ref().is_some_and(|looking| !line.look.is_over(looking)) {
+            return Seen::Again;
+        }
+        self.looking = None;
+        Seen::Over
+    }
+}
+
 /// [`until`] for a thread without a runtime; `None` at the deadline.
 pub(crate) fn until_blocking<T>(
     line: &Arc<Line>,
