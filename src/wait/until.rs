@@ -138,12 +138,16 @@ pub(crate) fn until_blocking<T>(
         if let Some(value) = looking.as_ref().and_then(|looking| line.look.in_place(looking, &mut attempt)) {
             return Ok(Some(value));
         }
-        if let Some(looking) = looking {
-            line.look.is_over(&looking);
+        while let Some(looking) = looking.as_ref().filter(|looking| !line.look.is_over(looking)) {
+            std::thread::yield_now();
+            if let Some(value) = attempt() {
+                line.look.paid(looking);
+                return Ok(Some(value));
+            }
         }
     }
     let turn = line.join();
-    let nap = Nap::new(line.family(), line.hangup())?;
+    let nap = Nap::of_thread(line.family(), line.hangup())?;
     loop {
         if turn.is_front(&nap.waker) {
             turn.prepare_sleep(&nap.waker, || Ok(()))?;
