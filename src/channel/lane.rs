@@ -17,6 +17,7 @@
 //! | an order is given up, after its last item | the worker | Release, by the ring | - |
 //! | `ASKED` -> an item that should stop | the pool | Release | who waits for it in the worker |
 //! | `CLOSED` | the pool | Release | the worker |
+//! | `PAST`, `RESIDENT`, `PEAK` | the worker | Release | those of its threads that wait for `ASKED` |
 //!
 //! # Invariants
 //! 1. An item is started by the worker or taken back by the pool, never both: both change one word.
@@ -60,6 +61,9 @@ mod word {
     pub(super) const ASKED: usize = 81;
     /// The number of the first order that is not done, for threads of the worker that wait for `ASKED`.
     pub(super) const PAST: usize = 82;
+    /// Bytes of memory that the worker had when it last looked, now and at most.
+    pub(super) const RESIDENT: usize = 83;
+    pub(super) const PEAK: usize = 84;
     /// Rows of [`super::ROW`] words, so that no two share a cache line.
     pub(super) const CLAIMS: usize = 96;
     pub(super) const WORK: usize = CLAIMS + super::ROW * super::AHEAD as usize;
@@ -245,6 +249,12 @@ impl PoolEnd {
         self.stop.notify_all();
     }
 
+    /// Bytes of memory that the worker had when it last looked: now, and at most.
+    pub(crate) fn memory(&self) -> (u64, u64) {
+        let words = self.region.words();
+        (words[word::RESIDENT].load(Relaxed), words[word::PEAK].load(Relaxed))
+    }
+
     /// No order will follow.
     pub(crate) fn close(&self) {
         self.region.words()[word::CLOSED].store(1, Release);
@@ -383,6 +393,13 @@ impl WorkerEnd {
     /// Gives an order up: all its items are done, or were taken back.
     pub(crate) fn finish(&mut self, order: Order) {
         self.orders.consume(orders(&self.region), order.len);
+    }
+
+    /// Tells how much memory this process has.
+    pub(crate) fn note_memory(&self, resident: u64, peak: u64) {
+        let words = self.region.words();
+        words[word::RESIDENT].store(resident, Release);
+        words[word::PEAK].store(peak, Release);
     }
 
     pub(crate) fn stop_sign(&self, order: &Order, index: u32) -> StopSign {

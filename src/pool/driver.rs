@@ -2,13 +2,16 @@
 //! nothing of this to do, and results do not pass through it.
 
 use super::engine::{Hire, Shared};
-use super::protocol::Contract;
+use super::protocol::{Conditions, Contract};
 use super::worker;
 use crate::channel::{self, lane};
 use crate::error::{Error, Result};
+use crate::os::memory;
 use crate::process::Process;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use rustix::process::Signal;
+use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::sync::Arc;
 
@@ -25,6 +28,7 @@ pub(super) async fn drive(shared: Arc<Shared>) {
     let driving = Driving(shared);
     let shared = &driving.0;
     let mut exits = FuturesUnordered::new();
+    let mut starved = memory::oom_kills();
     loop {
         let step = shared.step();
         for (seat, generation, report) in step.begun {
@@ -48,7 +52,11 @@ pub(super) async fn drive(shared: Arc<Shared>) {
         };
         tokio::select! {
             biased;
-            Some((seat, generation, status)) = exits.next() => shared.died(seat, generation, status),
+            Some((seat, generation, status)) = exits.next() => {
+                let is_kill = status.as_ref().is_ok_and(|status| status.signal() == Some(Signal::KILL.as_raw()));
+                let was_starved = is_kill && std::mem::replace(&mut starved, memory::oom_kills()) < starved;
+                shared.died(seat, generation, status, was_starved);
+            }
             () = shared.nudge.notified() => {}
             () = alarm => {}
         }
@@ -73,8 +81,15 @@ fn start(shared: &Shared, hire: &Hire) -> Result<Process<Result<()>>> {
         results: worker_results,
         initializer: settings.initializer.clone(),
         finalizer: settings.finalizer.clone(),
+        conditions: Conditions {
+            cpu: settings.cpus.get(hire.seat % settings.cpus.len().max(1)).copied(),
+            ..settings.conditions.clone()
+        },
     };
-    let builder = Process::<()>::builder().name(&name).daemon(true).start_method(settings.start_method);
+    let mut builder = Process::<()>::builder().name(&name).daemon(true).start_method(settings.start_method);
+    for (key, value) in &settings.variables {
+        builder = builder.env(key, value);
+    }
     let process = builder.spawn(worker::work, (contract,))?;
     let name = format!("{name} (pid {})", process.pid());
     shared.hired(hire, name, process.killer(), lane, orders, results);

@@ -6,7 +6,7 @@
 //! what happened to its worker.
 
 use super::group::{Block, Chunk, Group};
-use super::protocol::{Header, IN_PIPE, Task};
+use super::protocol::{Conditions, Header, IN_PIPE, Task};
 use crate::channel::lane::{self, Board, PoolEnd};
 use crate::channel::{Receiver, Sender, spsc};
 use crate::error::{Error, ErrorKind, Result};
@@ -15,6 +15,9 @@ use crate::wait::Line;
 use crate::wire::{Parcel, Sealed};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
+use std::ffi::OsString;
+use std::fmt::Write;
+use std::ops::RangeInclusive;
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicUsize, Ordering::*};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -31,7 +34,17 @@ const PREFETCH: usize = 3;
 const SHARE_AFTER: Duration = Duration::from_millis(2);
 
 pub(super) struct Settings {
-    pub(super) workers: usize,
+    pub(super) workers: RangeInclusive<usize>,
+    /// Workers beyond the least end when they have idled for this.
+    pub(super) idle_timeout: Duration,
+    pub(super) conditions: Conditions,
+    /// The seats' CPUs, taken in turn; empty is any.
+    pub(super) cpus: Vec<usize>,
+    pub(super) variables: Vec<(OsString, OsString)>,
+    /// A worker's share is up to this much smaller than the most.
+    pub(super) tasks_jitter: usize,
+    pub(super) max_age: Option<Duration>,
+    pub(super) recycle_above: Option<u64>,
     pub(super) start_method: StartMethod,
     pub(super) initializer: Option<Task>,
     pub(super) finalizer: Option<Task>,
@@ -67,13 +80,27 @@ struct State {
     open: usize,
     /// Items handed in and not settled.
     out: usize,
-    max_tasks: usize,
-    grace: Duration,
+    rules: Rules,
     is_closed: bool,
     is_terminated: bool,
+    is_shut: bool,
     is_share_planned: bool,
+    is_idle_planned: bool,
     broken: Option<String>,
     generation: u64,
+}
+
+/// What the state needs of the settings, and what changes of them.
+#[derive(Clone, Default)]
+struct Rules {
+    least: usize,
+    most: usize,
+    idle_timeout: Duration,
+    max_tasks: usize,
+    tasks_jitter: usize,
+    max_age: Option<Duration>,
+    recycle_above: Option<u64>,
+    grace: Duration,
 }
 
 /// The place of one worker after the other.
@@ -113,11 +140,16 @@ struct Worker {
     results: Receiver<Sealed>,
     phase: Phase,
     running: VecDeque<Running>,
-    /// Items it was given.
+    /// Items it was given, and may be given.
     given: usize,
+    share: usize,
+    born: Instant,
+    idle_since: Option<Instant>,
     has_worked: bool,
     /// The initializer's report, until the driver has read it.
     begun: Option<Result<Sealed>>,
+    /// The kernel killed it for its memory.
+    was_starved: bool,
     /// Why it was killed, for the item that it was at.
     doom: Option<Error>,
 }
@@ -158,6 +190,10 @@ enum Event {
     Share,
     /// A seat's back-off is over.
     Hire,
+    /// A worker is old enough.
+    Age(usize, u64),
+    /// Somebody may have idled for long enough.
+    Idle,
 }
 
 struct Timer {
@@ -221,11 +257,19 @@ impl Shared {
     pub(super) fn new(settings: Settings) -> Result<Arc<Self>> {
         let failed = |error| Error::io("cannot create a pool", error);
         let board = Board::create().map_err(failed)?;
-        let (max_tasks, grace) = (settings.max_tasks_per_worker.unwrap_or(usize::MAX), settings.grace);
-        let mut state = State { max_tasks, grace, ..State::default() };
-        let now = Instant::now();
-        state.seats.extend((0..settings.workers).map(|_| Seat { vacant: Some(now), ..Seat::default() }));
-        let running = watch::Sender::new(settings.workers);
+        let rules = Rules {
+            least: *settings.workers.start(),
+            most: *settings.workers.end(),
+            idle_timeout: settings.idle_timeout,
+            max_tasks: settings.max_tasks_per_worker.unwrap_or(usize::MAX),
+            tasks_jitter: settings.tasks_jitter,
+            max_age: settings.max_age,
+            recycle_above: settings.recycle_above,
+            grace: settings.grace,
+        };
+        let running = watch::Sender::new(rules.least);
+        let mut state = State { rules, ..State::default() };
+        state.open_seats();
         let (state, alarm, nudge) = (Mutex::new(state), OnceLock::new(), Notify::new());
         let shared = Arc::new(Self { settings, state, board, alarm, out: AtomicUsize::new(0), nudge, running });
         let weak = Arc::downgrade(&shared);
@@ -333,8 +377,8 @@ impl Shared {
                 chunk.queued = Some(now);
                 state.at(now + limit, Event::Queued(group.clone()), after);
             }
-            if state.is_terminated {
-                return after.fail(group, &chunk, (0, chunk.count), terminated);
+            if state.is_terminated || state.is_shut {
+                return after.fail(group, &chunk, (0, chunk.count), if state.is_shut { shut } else { terminated });
             }
             if let Some(why) = &state.broken {
                 return after.fail(group, &chunk, (0, chunk.count), || broken(why));
@@ -411,6 +455,46 @@ impl Shared {
         });
     }
 
+    /// From now on there are so many workers.
+    pub(super) fn resize(&self, workers: RangeInclusive<usize>) {
+        self.with(|state, after| {
+            (state.rules.least, state.rules.most) = (*workers.start(), *workers.end());
+            if state.needs_workers(after) {
+                state.open_seats();
+            }
+            for seat in state.rules.most..state.seats.len() {
+                state.seats[seat].vacant = None;
+                state.retire(seat, after);
+            }
+            state.dispatch(after);
+            after.nudge = true;
+        });
+    }
+
+    pub(super) fn most_workers(&self) -> usize {
+        self.state().rules.most
+    }
+
+    /// Takes nothing more and gives up what has not started: how many items that is.
+    pub(super) fn shut(&self) -> usize {
+        self.with(|state, after| {
+            (state.is_closed, state.is_shut) = (true, true);
+            let before = after.settled;
+            for seat in 0..state.seats.len() {
+                state.reclaim(seat, 1, after);
+            }
+            state.fail_waiting(after, shut);
+            let lost = after.settled - before;
+            state.end_if_done(after);
+            lost
+        })
+    }
+
+    /// Items that are not settled.
+    pub(super) fn unsettled(&self) -> usize {
+        self.state().out
+    }
+
     /// What the driver has to do now.
     pub(super) fn step(&self) -> Step {
         self.with(|state, after| {
@@ -431,6 +515,7 @@ impl Shared {
             let begun = begun.collect();
             state.alert = state.timers.peek().map(|Reverse(timer)| timer.at);
             let alive = state.seats.iter().filter(|seat| seat.is_taken()).count();
+            self.running.send_if_modified(|running| std::mem::replace(running, alive) != alive);
             after.nudge = false;
             Step { hires, begun, until: state.alert, is_over: state.is_closed && alive == 0 }
         })
@@ -475,6 +560,16 @@ impl Shared {
                 (false, true) => Phase::Beginning,
                 (false, false) => Phase::Serving,
             };
+            let now = Instant::now();
+            // Any number will do that differs from worker to worker.
+            let spread = |most: u64| (generation.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) % (most + 1);
+            let jitter = (spread(state.rules.tasks_jitter as u64) as usize).min(state.rules.max_tasks - 1);
+            let share = state.rules.max_tasks - jitter;
+            if let Some(age) = state.rules.max_age {
+                // Up to a tenth earlier, so that they do not all go at once.
+                let age = age - age / 1000 * spread(100) as u32;
+                state.at(now + age, Event::Age(*seat, *generation), after);
+            }
             let worker = Worker {
                 generation: *generation,
                 name,
@@ -485,8 +580,12 @@ impl Shared {
                 phase,
                 running: VecDeque::new(),
                 given: 0,
+                share,
+                born: now,
+                idle_since: Some(now),
                 has_worked: false,
                 begun: None,
+                was_starved: false,
                 doom: None,
             };
             if let Some(seat) = state.seats.get_mut(*seat) {
@@ -504,9 +603,12 @@ impl Shared {
     }
 
     /// A worker has ended.
-    pub(super) fn died(&self, seat: usize, generation: u64, status: Result<ExitStatus>) {
+    pub(super) fn died(&self, seat: usize, generation: u64, status: Result<ExitStatus>, was_starved: bool) {
         self.with(|state, after| {
             state.collect(after);
+            if let Some(worker) = state.worker(seat, generation) {
+                worker.was_starved = was_starved;
+            }
             state.bury(seat, generation, &status, after);
             state.dispatch(after);
             state.end_if_done(after);
@@ -524,6 +626,10 @@ impl Shared {
 
 fn terminated() -> Error {
     Error::new(ErrorKind::Cancelled, "the pool was terminated before this item was done")
+}
+
+fn shut() -> Error {
+    Error::new(ErrorKind::Cancelled, "the pool was shut down before this item was begun")
 }
 
 fn broken(why: &str) -> Error {
@@ -587,6 +693,11 @@ impl State {
         for (seat, report) in initialized {
             self.initialized(seat, report, after);
         }
+        if let Some(limit) = self.rules.recycle_above.filter(|_| any) {
+            let is_large = |worker: &Worker| worker.phase == Phase::Serving && worker.lane.memory().0 > limit;
+            let large: Vec<_> = self.workers().filter_map(|(seat, worker)| is_large(worker).then_some(seat)).collect();
+            large.into_iter().for_each(|seat| self.retire(seat, after));
+        }
         any
     }
 
@@ -611,9 +722,12 @@ impl State {
                 self.queue.pop_front();
                 continue;
             };
-            let max_tasks = self.max_tasks;
-            let free = self.workers().filter_map(|(seat, worker)| worker.takes(depth, len, max_tasks).then_some((seat, worker)));
-            let Some((seat, _)) = free.min_by_key(|(_, worker)| worker.running.len()) else { break };
+            let free = self.workers().filter_map(|(seat, worker)| worker.takes(depth, len).then_some((seat, worker)));
+            let best = free.map(|(seat, worker)| (seat, worker.running.len())).min_by_key(|(_, running)| *running);
+            if best.is_none_or(|(_, running)| running > 0) {
+                self.call_in(after);
+            }
+            let Some((seat, _)) = best else { break };
             let Some(chunk) = group.items().pending.pop_front() else { continue };
             // Calls take turns.
             self.queue.pop_front();
@@ -631,9 +745,8 @@ impl State {
     }
 
     fn give(&mut self, seat: usize, group: Arc<Group>, mut chunk: Chunk, after: &mut After) {
-        let max_tasks = self.max_tasks;
         let Some(worker) = self.seats.get_mut(seat).and_then(|seat| seat.worker.as_mut()) else { return };
-        let quota = max_tasks - worker.given;
+        let quota = worker.share - worker.given;
         let mut rest = None;
         if chunk.count as usize > quota {
             group.forget(&chunk);
@@ -644,11 +757,12 @@ impl State {
         match worker.give(&group, &mut chunk) {
             Ok(Some(number)) => {
                 worker.given += chunk.count as usize;
+                worker.idle_since = None;
                 let generation = worker.generation;
                 let now = Instant::now();
                 let (done, end) = (0, chunk.count);
                 worker.running.push_back(Running { group: group.clone(), chunk, number, done, end, since: now });
-                if worker.given >= max_tasks {
+                if worker.given >= worker.share {
                     worker.phase = Phase::Leaving;
                     worker.lane.close();
                 }
@@ -667,7 +781,7 @@ impl State {
 
     /// Takes back what of `group` has not started, and asks what runs to stop.
     fn revoke(&mut self, group: &Arc<Group>, after: &mut After) {
-        let grace = group.options.grace.unwrap_or(self.grace);
+        let grace = group.options.grace.unwrap_or(self.rules.grace);
         let mut asked = Vec::new();
         for (seat, worker) in self.workers() {
             let generation = worker.generation;
@@ -722,6 +836,15 @@ impl State {
             Event::Queued(group) => self.queued_out(&group, now, after),
             Event::Share => self.share(now, after),
             Event::Hire => {}
+            Event::Age(seat, generation) => {
+                if self.worker(seat, generation).is_some() {
+                    self.retire(seat, after);
+                }
+            }
+            Event::Idle => {
+                self.is_idle_planned = false;
+                self.send_home(now, after);
+            }
         }
     }
 
@@ -742,7 +865,7 @@ impl State {
     }
 
     fn overrun(&mut self, place: Place, now: Instant, after: &mut After) {
-        let default_grace = self.grace;
+        let default_grace = self.rules.grace;
         let Some((worker, at)) = self.find(place) else { return };
         let running = &worker.running[at];
         let Some(timeout) = running.group.options.timeout else { return };
@@ -846,6 +969,67 @@ impl State {
         self.dispatch(after);
     }
 
+    /// Has the least number of workers come.
+    fn open_seats(&mut self) {
+        let Rules { least, most, .. } = self.rules;
+        self.seats.resize_with(self.seats.len().max(most), Seat::default);
+        let now = Instant::now();
+        for seat in self.seats[..least].iter_mut().filter(|seat| !seat.is_taken()) {
+            seat.vacant = Some(now);
+        }
+    }
+
+    /// Has one more worker come, if there may be more; they all come at once if that many are wanted.
+    fn call_in(&mut self, after: &mut After) {
+        if self.rules.least == self.rules.most || !self.needs_workers(after) {
+            return;
+        }
+        let wanted: usize = self.queue.iter().map(|group| group.items().pending.len()).sum();
+        let coming = self.seats.iter().filter(|seat| seat.vacant.is_some() || seat.is_hiring || seat.is_beginning());
+        let wanted = wanted.saturating_sub(coming.count());
+        let now = Instant::now();
+        let free = self.seats[..self.rules.most].iter_mut().filter(|seat| !seat.is_taken());
+        for seat in free.take(wanted) {
+            seat.vacant = Some(now);
+            after.nudge = true;
+        }
+    }
+
+    /// Lets a worker go when it is done with what it has begun.
+    fn retire(&mut self, seat: usize, after: &mut After) {
+        self.reclaim(seat, 1, after);
+        if let Some(worker) = self.seats.get_mut(seat).and_then(|seat| seat.worker.as_mut())
+            && matches!(worker.phase, Phase::Serving | Phase::Beginning)
+        {
+            worker.phase = Phase::Leaving;
+            worker.lane.close();
+        }
+        self.dispatch(after);
+    }
+
+    /// Lets those go who have idled for long enough, or have grown too large.
+    fn send_home(&mut self, now: Instant, after: &mut After) {
+        let Rules { least, most, idle_timeout, .. } = self.rules;
+        if least == most {
+            return;
+        }
+        let mut spare = self.seats.iter().filter(|seat| seat.is_taken()).count().saturating_sub(least);
+        let (mut gone, mut next) = (Vec::new(), None);
+        for (seat, worker) in self.workers().filter(|(_, worker)| worker.phase == Phase::Serving) {
+            let Some(since) = worker.idle_since else { continue };
+            if spare > 0 && now >= since + idle_timeout {
+                spare -= 1;
+                gone.push(seat);
+            } else if spare > 0 {
+                next = Some(next.map_or(since + idle_timeout, |next: Instant| next.min(since + idle_timeout)));
+            }
+        }
+        gone.into_iter().for_each(|seat| self.retire(seat, after));
+        if let Some(next) = next.filter(|_| !std::mem::replace(&mut self.is_idle_planned, true)) {
+            self.at(next, Event::Idle, after);
+        }
+    }
+
     /// Which seats are to get a worker now.
     fn hires(&mut self, now: Instant, after: &mut After) -> Vec<Hire> {
         let (mut hires, mut later) = (Vec::new(), None);
@@ -880,7 +1064,7 @@ impl State {
     }
 
     fn needs_workers(&self, after: &After) -> bool {
-        let is_done = self.is_closed && self.open == 0 && self.out == after.settled;
+        let is_done = self.is_closed && (self.open == 0 || self.is_shut) && self.out == after.settled;
         !self.is_terminated && self.broken.is_none() && !is_done
     }
 
@@ -894,21 +1078,7 @@ impl State {
 
     /// Settles everything there is.
     fn fail_all(&mut self, after: &mut After, error: impl Fn() -> Error) {
-        for group in std::mem::take(&mut self.queue) {
-            let pending = {
-                let mut items = group.items();
-                items.is_queued = false;
-                std::mem::take(&mut items.pending)
-            };
-            pending.iter().for_each(|chunk| after.fail_pending(&group, chunk, &error));
-        }
-        for Reverse(timer) in std::mem::take(&mut self.timers) {
-            if let Event::Retry(group, chunk) = timer.event {
-                after.fail(&group, &chunk, (0, chunk.count), &error);
-            }
-        }
-        self.is_share_planned = false;
-        after.nudge = true;
+        self.fail_waiting(after, &error);
         for (_, worker) in self.workers() {
             for running in worker.running.drain(..) {
                 let Running { group, chunk, done, end, number, .. } = running;
@@ -919,6 +1089,26 @@ impl State {
             // Whatever it still says is nobody's.
             worker.kill(None);
         }
+    }
+
+    /// Settles everything that no worker has.
+    fn fail_waiting(&mut self, after: &mut After, error: impl Fn() -> Error) {
+        for group in std::mem::take(&mut self.queue) {
+            let pending = {
+                let mut items = group.items();
+                items.is_queued = false;
+                std::mem::take(&mut items.pending)
+            };
+            pending.iter().for_each(|chunk| after.fail_pending(&group, chunk, &error));
+        }
+        for Reverse(timer) in std::mem::take(&mut self.timers) {
+            match timer.event {
+                Event::Retry(group, chunk) => after.fail(&group, &chunk, (0, chunk.count), &error),
+                // What is over needs no deadline, and what runs on keeps its own.
+                _ => self.timers.push(Reverse(timer)),
+            }
+        }
+        after.nudge = true;
     }
 
     /// A worker has ended: what it had goes to others, but for the item that it was at.
@@ -937,7 +1127,13 @@ impl State {
             for item in done..end {
                 let error = match worker.doom.take() {
                     Some(doom) => doom,
-                    None => worker.death(status, group.label),
+                    None => {
+                        let doing = match chunk.attempt {
+                            0 => format!("item {} of {}", chunk.first + u64::from(item), group.label),
+                            n => format!("item {} of {} (attempt {})", chunk.first + u64::from(item), group.label, n + 1),
+                        };
+                        worker.death(status, &doing)
+                    }
                 };
                 let may_retry = matches!(error.kind(), ErrorKind::ProcessDied | ErrorKind::Timeout);
                 if !may_retry || chunk.attempt >= group.options.retries || group.items().is_cancelled {
@@ -953,7 +1149,8 @@ impl State {
                 }
             }
         }
-        if !self.needs_workers(after) {
+        let is_wanted = seat < self.rules.least || seat < self.rules.most && !self.queue.is_empty();
+        if !self.needs_workers(after) || !is_wanted {
             return;
         }
         let has_worked = worker.has_worked || was_planned || worker.phase == Phase::Doomed;
@@ -972,7 +1169,10 @@ impl State {
     /// Sends the workers home when nothing is left and nothing can come.
     fn end_if_done(&mut self, after: &mut After) {
         self.plan_to_share(after);
-        if !self.is_closed || self.open > 0 || self.out > after.settled {
+        if self.rules.least < self.rules.most && !self.is_idle_planned {
+            self.send_home(Instant::now(), after);
+        }
+        if !self.is_closed || self.open > 0 && !self.is_shut || self.out > after.settled {
             return;
         }
         for seat in &mut self.seats {
@@ -999,11 +1199,11 @@ impl Seat {
 
 impl Worker {
     /// Whether it may have an order of `len` bytes, with at most `depth` under way.
-    fn takes(&mut self, depth: usize, len: usize, max_tasks: usize) -> bool {
+    fn takes(&mut self, depth: usize, len: usize) -> bool {
         let carried = if self.lane.can_carry(len + Header::LEN) { len } else { 0 };
         self.phase == Phase::Serving
             && self.running.len() < depth
-            && self.given < max_tasks
+            && self.given < self.share
             && self.lane.takes(carried + Header::LEN)
     }
 
@@ -1084,6 +1284,9 @@ impl Worker {
                 }
                 self.running.front_mut().into_iter().for_each(|next| next.since = now);
             }
+            if self.running.is_empty() {
+                self.idle_since = Some(now.unwrap_or_else(Instant::now));
+            }
         }
     }
 
@@ -1101,7 +1304,15 @@ impl Worker {
             Ok(status) => status.to_string(),
             Err(error) => error.to_string(),
         };
-        let text = format!("{} died while it ran {doing}: {how}", self.name);
+        let mut text = format!("{} died while it ran {doing}: {how}", self.name);
+        let (age, (_, peak)) = (self.born.elapsed(), self.lane.memory());
+        let _ = write!(text, "; it was {age:.1?} old");
+        if peak > 0 {
+            let _ = write!(text, " and had used {} MiB at most when it last looked", peak >> 20);
+        }
+        if self.was_starved {
+            text.push_str("; the kernel killed it because memory ran out");
+        }
         Error::new(ErrorKind::ProcessDied, text).with_exit_status(status.as_ref().ok().copied())
     }
 }

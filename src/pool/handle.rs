@@ -31,6 +31,8 @@ struct Flight {
     failed: Option<(u64, Error)>,
     pulled: u64,
     returned: u64,
+    /// How many workers there were at the start.
+    workers: usize,
     watchful: Watchful,
 }
 
@@ -43,8 +45,9 @@ impl Flight {
     fn start(pool: Arc<Handle>, target: Target, options: Options, feed: Box<dyn Feed>) -> Result<Self> {
         pool.shared().open()?;
         let group = Arc::new(Group::new(target.call, target.label, options));
+        let workers = pool.shared().most_workers().max(1);
         let (feed, watchful) = (Some(feed), Watchful::default());
-        Ok(Self { pool, group, feed, failed: None, pulled: 0, returned: 0, watchful })
+        Ok(Self { pool, group, feed, failed: None, pulled: 0, returned: 0, workers, watchful })
     }
 
     fn in_flight(&self) -> usize {
@@ -53,7 +56,7 @@ impl Flight {
 
     /// Pulls until enough is in flight, or the source ends or is not ready.
     fn refill(&mut self, held: usize, cx: &mut Context<'_>) {
-        let workers = self.pool.shared().settings.workers;
+        let workers = self.workers;
         while let Some(feed) = &mut self.feed {
             let size = self.group.chunk_size().max(1);
             let in_flight = (self.pulled - self.returned) as usize;

@@ -20,5 +20,5 @@ mod task;
 mod worker;
 
 pub use handle::{AsyncResult, Call, Map, MapAsync, Results};
-pub use pool::{Pool, PoolBuilder};
+pub use pool::{Pool, PoolBuilder, Shutdown, Workers};
 pub use task::{CurrentTask, current_task};

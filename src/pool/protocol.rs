@@ -56,4 +56,16 @@ pub(super) struct Contract {
     /// Its outcome is the first result, if there is one.
     pub(super) initializer: Option<Task>,
     pub(super) finalizer: Option<Task>,
+    pub(super) conditions: Conditions,
+}
+
+/// Under which a worker works.
+#[derive(Clone, Default, Serialize, Deserialize)]
+pub(super) struct Conditions {
+    pub(super) nice: Option<i32>,
+    pub(super) cpu: Option<usize>,
+    /// Bytes of address space.
+    pub(super) memory: Option<u64>,
+    /// Descriptors.
+    pub(super) descriptors: Option<u64>,
 }

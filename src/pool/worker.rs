@@ -1,23 +1,26 @@
 //! The loop that a worker runs: on its main thread, one item at a time.
 
-use super::protocol::{Contract, Header, IN_PIPE, Task};
+use super::protocol::{Conditions, Contract, Header, IN_PIPE, Task};
 use super::task;
 use crate::channel::lane::{Order, WorkerEnd};
 use crate::channel::{Receiver, Sender, spsc};
 use crate::error::{Error, ErrorKind, Result};
-use crate::os::signal;
+use crate::os::{memory, signal};
 use crate::process::entry::{Arguments, Batch, Executor, IS_VALUE, report_error};
 use crate::wire::{Attachment, Sealed};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::any::Any;
 use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
 
 /// Runs orders until the pool closes the lane. The first result is the initializer's, if there is one.
 pub(super) fn work(contract: Contract) -> Result<()> {
     // What a terminal sends to everybody is for the pool's own process to answer.
     signal::ignore_interrupt();
-    let Contract { lane, orders, results, initializer, finalizer } = contract;
+    let Contract { lane, orders, results, initializer, finalizer, conditions } = contract;
+    conditions.apply()?;
     let mut executor = Executor::default();
-    let mut desk = Desk { lane, orders, results, bytes: Vec::new(), at: 0, fds: Vec::new(), order: None, header: None };
+    let mut desk = Desk { lane, orders, results, bytes: Vec::new(), at: 0, fds: Vec::new(), order: None, header: None, looked: None };
     if let Some(Task { call, arguments }) = initializer {
         let outcome = call.run(arguments.open()?, &mut executor);
         desk.put(IN_PIPE, &outcome.parts().concat(), outcome.attachments());
@@ -52,9 +55,46 @@ struct Desk {
     fds: Vec<OwnedFd>,
     order: Option<Order>,
     header: Option<Header>,
+    /// When it last looked at its memory.
+    looked: Option<Instant>,
+}
+
+/// How often a worker looks at its memory at most.
+const LOOK: Duration = Duration::from_millis(5);
+
+impl Conditions {
+    fn apply(&self) -> Result<()> {
+        let failed = |what: &str, error: rustix::io::Errno| Error::io(format!("a worker cannot have its {what}"), error);
+        if let Some(nice) = self.nice {
+            rustix::process::setpriority_process(None, nice).map_err(|error| failed("priority", error))?;
+        }
+        if let Some(cpu) = self.cpu {
+            let mut cpus = rustix::thread::CpuSet::new();
+            cpus.set(cpu);
+            rustix::thread::sched_setaffinity(None, &cpus).map_err(|error| failed("CPU", error))?;
+        }
+        for (resource, limit) in [(Resource::As, self.memory), (Resource::Nofile, self.descriptors)] {
+            if let Some(limit) = limit {
+                let maximum = getrlimit(resource).maximum.map_or(limit, |maximum| maximum.min(limit));
+                let limits = Rlimit { current: Some(maximum), maximum: Some(maximum) };
+                setrlimit(resource, limits).map_err(|error| failed("limits", error))?;
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Desk {
+    /// Tells how much memory it has, if an order has taken a while.
+    fn look(&mut self) {
+        let now = Instant::now();
+        if self.looked.is_none_or(|looked| now.duration_since(looked) >= LOOK) {
+            self.looked = Some(now);
+            let (resident, peak) = memory::resident();
+            self.lane.note_memory(resident, peak);
+        }
+    }
+
     /// Waits for the next order; `None` after the last.
     fn take_order(&mut self) -> Result<Option<Header>> {
         let next = self.lane.next(&mut self.bytes).map_err(|error| Error::io("cannot take an order", error))?;
@@ -83,6 +123,7 @@ impl Desk {
 
     fn finish(&mut self) {
         task::end();
+        self.look();
         if let Some(order) = self.order.take() {
             self.lane.finish(order);
         }

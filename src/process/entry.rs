@@ -262,6 +262,7 @@ where
         match work {
             Work::Many(batch) => {
                 batch.begin(std::any::type_name::<F>());
+                LAST_PANIC.set(None);
                 while each::<F, A, M>(function, &mut **batch, executor) {}
             }
             Work::One(_) => {
@@ -283,7 +284,7 @@ where
 {
     // One piece of code at a time runs in a batch, and what a panic leaves half done is the function's own.
     let mut goes_on = None;
-    let done = catch_panic(|| {
+    let done = catch_next_panic(|| {
         let Some(arguments) = batch.next() else {
             goes_on = Some(false);
             return Ok(());
@@ -423,6 +424,12 @@ pub(crate) fn text_of(payload: &(dyn Any + Send)) -> String {
 /// Runs `work`; a panic becomes an error that tells where and why.
 pub(crate) fn catch_panic<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     LAST_PANIC.set(None);
+    catch_next_panic(work)
+}
+
+/// The same where no panic was noted since the last one became an error.
+#[inline]
+fn catch_next_panic<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     // The state that a panic may have left half done is the function's own, or goes with the process.
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| {
         let noted = LAST_PANIC.take().unwrap_or_else(|| {

@@ -109,11 +109,6 @@ impl Sealed {
         Ok(Self { bytes, attachments })
     }
 
-    /// How many bytes it carries.
-    pub(crate) fn len(&self) -> usize {
-        self.bytes.len()
-    }
-
     /// Ready to be decoded.
     pub(crate) fn open(self) -> Result<Parcel> {
         let fds = self.attachments.into_iter().map(Attachment::into_owned).collect::<std::io::Result<_>>();
