@@ -16,7 +16,9 @@ mod wire;
 
 pub use channel::{Connection, JoinableQueue, Queue, QueueSink, QueueStream, Receiver, Sender, pipe, simplex};
 pub use error::{Error, ErrorKind, PanicInfo, PutError, Result, SendError, TryPutError};
-pub use pool::{AsyncResult, Call, CurrentTask, Map, MapAsync, Pool, PoolBuilder, Results, Shutdown, Workers, current_task};
+pub use pool::{
+    AsyncResult, Call, CurrentTask, Map, MapAsync, Pool, PoolBuilder, Results, Shutdown, Workers, current_task,
+};
 pub use process::{
     Function, ParentProcess, Process, ProcessBuilder, ProcessInfo, StartMethod, Stdio, active_children, cpu_count,
     current_process, init, parent_process, preload, run,

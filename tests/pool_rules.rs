@@ -444,7 +444,7 @@ async fn perr_02_what_cannot_travel_fails_its_item_only() -> mp::Result<()> {
 async fn large_values_and_descriptors_travel_among_small_ones_in_order() -> mp::Result<()> {
     let _deadline = Deadline::start();
     let pool = Pool::new(2)?;
-    let size = |n: usize| if n % 5 == 0 { 300_000 + n } else { n };
+    let size = |n: usize| if n.is_multiple_of(5) { 300_000 + n } else { n };
     let same = |bytes: Vec<u8>| bytes;
     let results: Vec<_> = pool.imap(same, (0..60).map(move |n| vec![n as u8; size(n)])).try_collect().await?;
     for (n, bytes) in results.iter().enumerate() {

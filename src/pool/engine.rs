@@ -509,9 +509,9 @@ impl Shared {
             state.dispatch(after);
             state.end_if_done(after);
             let hires = state.hires(now, after);
-            let begun = state.workers().filter_map(|(seat, worker)| {
-                worker.begun.take().map(|report| (seat, worker.generation, report))
-            });
+            let begun = state
+                .workers()
+                .filter_map(|(seat, worker)| worker.begun.take().map(|report| (seat, worker.generation, report)));
             let begun = begun.collect();
             state.alert = state.timers.peek().map(|Reverse(timer)| timer.at);
             let alive = state.seats.iter().filter(|seat| seat.is_taken()).count();
@@ -812,8 +812,7 @@ impl State {
             worker.given -= (running.end - claim.end) as usize;
             let size = (running.end - claim.end).div_ceil(pieces.max(1));
             let starts = (claim.end..running.end).step_by(size as usize);
-            let parts: Vec<_> =
-                starts.map(|from| running.chunk.part(from, (from + size).min(running.end))).collect();
+            let parts: Vec<_> = starts.map(|from| running.chunk.part(from, (from + size).min(running.end))).collect();
             back.push((running.group.clone(), parts));
             running.end = claim.end;
         }
@@ -1130,7 +1129,9 @@ impl State {
                     None => {
                         let doing = match chunk.attempt {
                             0 => format!("item {} of {}", chunk.first + u64::from(item), group.label),
-                            n => format!("item {} of {} (attempt {})", chunk.first + u64::from(item), group.label, n + 1),
+                            n => {
+                                format!("item {} of {} (attempt {})", chunk.first + u64::from(item), group.label, n + 1)
+                            }
                         };
                         worker.death(status, &doing)
                     }
@@ -1241,10 +1242,12 @@ impl Worker {
                 // What was given up, such as by a termination, may still be answered.
                 return if self.phase == Phase::Doomed { Ok(None) } else { Err(corrupt(&self.name)) };
             };
-            let (start, first, most) = (at, running.chunk.first + u64::from(running.done), left.min(running.end - running.done));
+            let (start, first, most) =
+                (at, running.chunk.first + u64::from(running.done), left.min(running.end - running.done));
             let (mut plain, mut in_pipe) = (0, None);
             while plain < most {
-                let (tag, _, len) = spsc::first(bytes.get(at..).unwrap_or_default()).ok_or_else(|| corrupt(&self.name))?;
+                let (tag, _, len) =
+                    spsc::first(bytes.get(at..).unwrap_or_default()).ok_or_else(|| corrupt(&self.name))?;
                 if tag & IN_PIPE != 0 {
                     in_pipe = Some((tag & !IN_PIPE, len));
                     break;

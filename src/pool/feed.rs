@@ -105,9 +105,8 @@ impl<N> Packer<N> {
 fn guarded(chunk: &mut Chunk, fill: impl FnOnce(&mut Chunk) -> Stop) -> Stop {
     // A source that panicked is not asked again.
     catch_unwind(AssertUnwindSafe(|| fill(chunk))).unwrap_or_else(|payload| {
-        let whole = (0..chunk.count).try_fold(0, |at, _| {
-            spsc::first(chunk.body.get(at..)?).map(|(_, _, len)| at + len)
-        });
+        let whole =
+            (0..chunk.count).try_fold(0, |at, _| spsc::first(chunk.body.get(at..)?).map(|(_, _, len)| at + len));
         chunk.body.truncate(whole.unwrap_or_default());
         let text = entry::text_of(&*payload);
         Stop::Panicked(Error::new(ErrorKind::Panicked, format!("the source of items panicked: {text}")))

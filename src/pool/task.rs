@@ -96,7 +96,10 @@ impl CurrentTask {
 
 impl std::fmt::Debug for CurrentTask {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("CurrentTask").field("label", &self.label).field("attempt", &self.attempt).finish_non_exhaustive()
+        f.debug_struct("CurrentTask")
+            .field("label", &self.label)
+            .field("attempt", &self.attempt)
+            .finish_non_exhaustive()
     }
 }
 

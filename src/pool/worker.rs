@@ -20,7 +20,17 @@ pub(super) fn work(contract: Contract) -> Result<()> {
     let Contract { lane, orders, results, initializer, finalizer, conditions } = contract;
     conditions.apply()?;
     let mut executor = Executor::default();
-    let mut desk = Desk { lane, orders, results, bytes: Vec::new(), at: 0, fds: Vec::new(), order: None, header: None, looked: None };
+    let mut desk = Desk {
+        lane,
+        orders,
+        results,
+        bytes: Vec::new(),
+        at: 0,
+        fds: Vec::new(),
+        order: None,
+        header: None,
+        looked: None,
+    };
     if let Some(Task { call, arguments }) = initializer {
         let outcome = call.run(arguments.open()?, &mut executor);
         desk.put(IN_PIPE, &outcome.parts().concat(), outcome.attachments());
@@ -64,7 +74,8 @@ const LOOK: Duration = Duration::from_millis(5);
 
 impl Conditions {
     fn apply(&self) -> Result<()> {
-        let failed = |what: &str, error: rustix::io::Errno| Error::io(format!("a worker cannot have its {what}"), error);
+        let failed =
+            |what: &str, error: rustix::io::Errno| Error::io(format!("a worker cannot have its {what}"), error);
         if let Some(nice) = self.nice {
             rustix::process::setpriority_process(None, nice).map_err(|error| failed("priority", error))?;
         }
@@ -174,4 +185,3 @@ impl Batch for Desk {
 }
 
 const _: () = assert!(IS_VALUE == 0, "a block of values is told by its tags");
-

@@ -138,10 +138,9 @@ pub(crate) fn until_blocking<T>(
         if let Some(value) = looking.as_ref().and_then(|looking| line.look.in_place(looking, &mut attempt)) {
             return Ok(Some(value));
         }
+        // This thread has no other tasks; and who yields the CPU while somebody else wants it loses a time slice.
         while let Some(looking) = looking.as_ref().filter(|looking| !line.look.is_over(looking)) {
-            std::thread::yield_now();
-            if let Some(value) = attempt() {
-                line.look.paid(looking);
+            if let Some(value) = line.look.in_place(looking, &mut attempt) {
                 return Ok(Some(value));
             }
         }
