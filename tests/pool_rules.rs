@@ -538,14 +538,25 @@ async fn many_tasks_share_one_pool() -> mp::Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_caller_that_is_not_polled_holds_up_nobody() -> mp::Result<()> {
     let _deadline = Deadline::start();
-    let pool = Pool::new(1)?;
-    let mut first = pool.apply(nap, (50,)).boxed();
-    while futures::poll!(&mut first).is_pending() && pool.apply(square, (0,)).now_or_never().is_some() {}
-    // `first` waits, and from here on is not polled; the others are served.
+    let pool = Pool::new(2)?;
+    pool.map(nap, [1, 1]).await?;
+    // It sleeps until its result comes.
+    let asleep = tokio::spawn(pool.apply(nap, (50,)));
+    tokio::time::sleep(10 * MS).await;
+    // These are polled once or twice, at whatever they are then, and for long not again.
+    let mut left = Vec::new();
+    for polls in 1..4 {
+        let mut call = pool.apply(nap, (1,)).boxed();
+        for _ in 0..polls {
+            let _ = futures::poll!(&mut call);
+        }
+        left.push(call);
+    }
+    assert_eq!(within(asleep).await.expect("no panic")?, 50);
     for n in 0..20 {
         assert_eq!(within(pool.apply(square, (n,))).await?, n * n);
     }
-    assert_eq!(first.await?, 50);
+    drop(left);
     Ok(())
 }
 

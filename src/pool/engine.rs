@@ -468,7 +468,15 @@ impl Shared {
             }
             state.dispatch(after);
             after.nudge = true;
+            self.count(state);
         });
+    }
+
+    /// Tells those who want to know how many workers there are.
+    fn count(&self, state: &State) -> usize {
+        let alive = state.seats.iter().filter(|seat| seat.is_taken()).count();
+        self.running.send_if_modified(|running| std::mem::replace(running, alive) != alive);
+        alive
     }
 
     pub(super) fn most_workers(&self) -> usize {
@@ -514,8 +522,7 @@ impl Shared {
                 .filter_map(|(seat, worker)| worker.begun.take().map(|report| (seat, worker.generation, report)));
             let begun = begun.collect();
             state.alert = state.timers.peek().map(|Reverse(timer)| timer.at);
-            let alive = state.seats.iter().filter(|seat| seat.is_taken()).count();
-            self.running.send_if_modified(|running| std::mem::replace(running, alive) != alive);
+            let alive = self.count(state);
             after.nudge = false;
             Step { hires, begun, until: state.alert, is_over: state.is_closed && alive == 0 }
         })
@@ -944,7 +951,8 @@ impl State {
         }
         let is_idle = |worker: &Worker| worker.phase == Phase::Serving && worker.running.is_empty();
         let has_more = |worker: &Worker| {
-            worker.running.len() > 1 || worker.running.front().is_some_and(|running| running.end > running.done + 1)
+            let mut unbegun = worker.running.iter().enumerate();
+            unbegun.any(|(at, running)| running.end > running.done + u32::from(at == 0))
         };
         let mut workers = self.seats.iter().filter_map(|seat| seat.worker.as_ref());
         let has_idle = workers.clone().any(is_idle);
@@ -966,6 +974,7 @@ impl State {
             slow.into_iter().for_each(|seat| self.reclaim(seat, idle + 1, after));
         }
         self.dispatch(after);
+        self.plan_to_share(after);
     }
 
     /// Has the least number of workers come.

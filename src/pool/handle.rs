@@ -140,7 +140,10 @@ impl Flight {
         if let Some(block) = attempt() {
             return Poll::Ready(Some(block));
         }
-        alarm.disarm();
+        // Who looks need not be woken. But others must not depend on our being polled.
+        if shared.out() <= group.items().out {
+            alarm.disarm();
+        }
         match self.watchful.look(alarm, &mut attempt) {
             Seen::Found(block) => Poll::Ready(Some(block)),
             Seen::Again => {
