@@ -7,6 +7,7 @@ use crate::channel::{Receiver, Sender, spsc};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::{memory, signal};
 use crate::process::entry::{Arguments, Batch, Executor, IS_VALUE, report_error};
+use crate::wait::bell;
 use crate::wire::{Attachment, Sealed};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::any::Any;
@@ -17,6 +18,7 @@ use std::time::{Duration, Instant};
 pub(super) fn work(contract: Contract) -> Result<()> {
     // What a terminal sends to everybody is for the pool's own process to answer.
     signal::ignore_interrupt();
+    bell::keep_naps();
     let Contract { lane, orders, results, initializer, finalizer, conditions } = contract;
     conditions.apply()?;
     let mut executor = Executor::default();

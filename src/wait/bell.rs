@@ -165,6 +165,12 @@ pub(super) struct Nap {
 thread_local! {
     /// What the last nap slept on, if it was the bell alone: a thread that waits often makes it once.
     static KEPT: Cell<Option<Epoll>> = const { Cell::new(None) };
+    static KEEPS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// From now on this thread keeps what it naps on, which is one descriptor: for those who wait again and again.
+pub(crate) fn keep_naps() {
+    KEEPS.set(true);
 }
 
 impl Drop for Nap {
@@ -179,7 +185,7 @@ impl Drop for Nap {
 impl Nap {
     /// `hangup` is a second thing that ends a nap.
     pub(super) fn of_thread(family: &'static Family, hangup: Option<BorrowedFd<'_>>) -> io::Result<Self> {
-        let is_kept = hangup.is_none();
+        let is_kept = hangup.is_none() && KEEPS.get();
         let kept = if is_kept { KEPT.try_with(Cell::take).ok().flatten() } else { None };
         let epoll = match kept {
             // An edge that came meanwhile ends the nap at once, and then it is looked again.
