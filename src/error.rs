@@ -124,6 +124,13 @@ impl Error {
         Self(Box::new(Inner { kind, message: message.into(), source: None, panic: None, exit_status: None }))
     }
 
+    /// The same to tell to one more: everything but the source, whose text is kept.
+    pub(crate) fn copy(other: &Self) -> Self {
+        let Inner { kind, message, panic, exit_status, .. } = &*other.0;
+        let (message, panic) = (message.clone(), panic.clone());
+        Self(Box::new(Inner { kind: *kind, message, source: None, panic, exit_status: *exit_status }))
+    }
+
     pub(crate) fn io(doing: impl fmt::Display, source: impl Into<std::io::Error>) -> Self {
         let source = source.into();
         Self::new(ErrorKind::Io, format!("{doing}: {source}")).with_source(source)

@@ -22,7 +22,9 @@ pub use manager::{
     Batch, DictProxy, Exposed, ListProxy, Maker, Manager, ManagerBuilder, Method, Namespace, Proxy, Replies, Ticket,
 };
 pub use memory::SharedMemory;
-pub use pool::{AsyncResult, Call, Map, MapAsync, Pool, PoolBuilder, Results};
+pub use pool::{
+    AsyncResult, Call, CurrentTask, Map, MapAsync, Pool, PoolBuilder, Results, Shutdown, Workers, current_task,
+};
 pub use process::{
     Function, ParentProcess, Process, ProcessBuilder, ProcessInfo, StartMethod, Stdio, active_children, cpu_count,
     current_process, init, parent_process, preload, run,

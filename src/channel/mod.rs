@@ -4,6 +4,7 @@
 //! [`segment`] know bytes and words, have no async and wait for nobody.
 #![forbid(unsafe_code)]
 
+pub(crate) mod lane;
 mod link;
 #[cfg(all(test, multiprocess_loom))]
 mod models;
@@ -11,6 +12,7 @@ mod pipe;
 mod queue;
 mod ring;
 mod segment;
+pub(crate) mod spsc;
 
 pub(crate) use pipe::Inbox;
 pub use pipe::{Connection, Receiver, Sender, pipe, simplex};

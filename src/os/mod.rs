@@ -9,6 +9,7 @@ pub(crate) mod fault;
 pub(crate) mod image;
 pub(crate) mod listen;
 pub(crate) mod memfd;
+pub(crate) mod memory;
 pub(crate) mod mmap;
 pub(crate) mod named;
 pub(crate) mod pidfd;

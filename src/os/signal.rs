@@ -38,6 +38,12 @@ pub(crate) fn reap_by_kernel(yes: bool) {
     unsafe { libc::signal(libc::SIGCHLD, if yes { libc::SIG_IGN } else { libc::SIG_DFL }) };
 }
 
+/// Ignores what Ctrl-C sends to everybody in the foreground.
+pub(crate) fn ignore_interrupt() {
+    // SAFETY: SIG_IGN is no handler that could run.
+    unsafe { libc::signal(libc::SIGINT, libc::SIG_IGN) };
+}
+
 pub(crate) fn unblock_all() {
     // Cannot fail: the arguments are constants.
     let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);

@@ -1,160 +1,303 @@
-//! The items of one call to the pool: what is to do, what is being done, what is done.
+//! The items of one call: packed into chunks on their way out, in blocks of results on their way back.
 
-use super::protocol::Report;
+use super::protocol::Header;
+use crate::channel::spsc;
 use crate::error::{Error, ErrorKind, Result};
-use crate::process::entry;
-use crate::wire::Sealed;
+use crate::process::entry::{self, IS_VALUE, Outcome};
+use crate::wire::{Attachment, Sealed};
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
-use std::time::Duration;
-use tokio_util::sync::CancellationToken;
+use std::task::{Context, Waker};
+use std::time::{Duration, Instant};
 
 /// What a caller may ask of each of its items.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 pub(super) struct Options {
-    /// From an item's start; whoever overruns is killed.
+    /// From an item's start; whoever overruns is asked to stop, and killed after the grace.
     pub(super) timeout: Option<Duration>,
+    /// From the submission to the start.
+    pub(super) queue_timeout: Option<Duration>,
     /// How often an item that killed its worker, or was killed for its time, is tried again.
     pub(super) retries: u32,
-    /// Items in a batch; 0 is by measured time.
+    /// How long the first retry waits; each further one twice as long.
+    pub(super) back_off: Duration,
+    /// What was asked to stop may finish within this; then its worker is killed. `None` is the pool's own.
+    pub(super) grace: Option<Duration>,
+    /// Items in a chunk; 0 is by measured time.
     pub(super) chunk: usize,
 }
 
-/// One item on its way to a worker.
-pub(super) struct Job {
-    pub(super) index: u64,
-    pub(super) arguments: Sealed,
-    pub(super) attempts: u32,
+impl Default for Options {
+    fn default() -> Self {
+        let back_off = Duration::ZERO;
+        Self { timeout: None, queue_timeout: None, retries: 0, back_off, grace: None, chunk: 0 }
+    }
+}
+
+/// Items that travel together: their arguments back to back.
+pub(super) struct Chunk {
+    pub(super) first: u64,
+    pub(super) count: u32,
+    pub(super) attempt: u32,
+    pub(super) body: Vec<u8>,
+    /// The body, once it went through a pipe.
+    sent: Option<Bytes>,
+    /// Of the only item.
+    pub(super) attachments: Vec<Attachment>,
+    /// Since when it waits, if that matters.
+    pub(super) queued: Option<Instant>,
+}
+
+impl Chunk {
+    pub(super) fn new(first: u64) -> Self {
+        Self { first, count: 0, attempt: 0, body: Vec::new(), sent: None, attachments: Vec::new(), queued: None }
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        self.sent.as_deref().unwrap_or(&self.body)
+    }
+
+    /// As it goes through a pipe; not copied.
+    pub(super) fn seal(&mut self) -> Sealed {
+        let body = &mut self.body;
+        let bytes = self.sent.get_or_insert_with(|| std::mem::take(body).into()).clone();
+        Sealed::new(bytes, self.attachments.clone())
+    }
+
+    pub(super) fn header(&self, group: &Group) -> [u8; Header::LEN] {
+        Header { call: group.call, attempt: self.attempt, is_timed: group.options.timeout.is_some() }.to_bytes()
+    }
+
+    /// The items from `from` on, before `to`, as a chunk of their own.
+    pub(super) fn part(&self, from: u32, to: u32) -> Self {
+        let skip = |mut at: usize, items: u32| {
+            for _ in 0..items {
+                at += spsc::first(self.bytes().get(at..).unwrap_or_default()).map_or(0, |(_, _, len)| len);
+            }
+            at
+        };
+        let start = skip(0, from);
+        let end = skip(start, to - from);
+        let (body, attachments) = (self.bytes()[start..end].to_vec(), self.attachments.clone());
+        let first = self.first + u64::from(from);
+        Self { first, count: to - from, attempt: self.attempt, body, sent: None, attachments, queued: self.queued }
+    }
+}
+
+/// Results as they came from a worker, one after the other.
+pub(super) struct Told {
+    first: u64,
+    count: u32,
+    bytes: Vec<u8>,
+    at: usize,
+}
+
+/// What came of some items with consecutive numbers.
+pub(super) enum Block {
+    Told(Told),
+    /// One that did not come through the ring: it is large, brings descriptors, or failed here.
+    Single(u64, Option<Result<(u8, Sealed)>>),
+}
+
+impl Block {
+    pub(super) fn told(first: u64, count: u32, bytes: Vec<u8>) -> Self {
+        Self::Told(Told { first, count, bytes, at: 0 })
+    }
+
+    pub(super) fn failed(index: u64, error: Error) -> Self {
+        Self::Single(index, Some(Err(error)))
+    }
+
+    pub(super) fn first(&self) -> u64 {
+        match self {
+            Block::Told(told) => told.first,
+            Block::Single(index, _) => *index,
+        }
+    }
+
+    pub(super) fn count(&self) -> u32 {
+        match self {
+            Block::Told(told) => told.count,
+            Block::Single(..) => 1,
+        }
+    }
+
+    /// Whether some item in it failed, as far as can be told without decoding.
+    pub(super) fn has_failed(&self) -> bool {
+        match self {
+            Block::Single(_, outcome) => !matches!(outcome, Some(Ok((IS_VALUE, _)))),
+            Block::Told(told) => {
+                let mut rest = told.bytes.get(told.at..).unwrap_or_default();
+                std::iter::from_fn(|| {
+                    let (tag, _, len) = spsc::first(rest)?;
+                    rest = &rest[len..];
+                    Some(tag)
+                })
+                .any(|tag| tag != IS_VALUE)
+            }
+        }
+    }
+
+    /// The next result, if there is one left.
+    #[inline]
+    pub(super) fn next<R: DeserializeOwned + 'static>(&mut self) -> Option<Result<R>> {
+        match self {
+            Block::Told(told) => told.next(),
+            Block::Single(_, outcome) => outcome.take().map(|outcome| outcome.and_then(read_sealed)),
+        }
+    }
+
+    /// Gives all results to `take`, until that fails.
+    pub(super) fn drain<R: DeserializeOwned + 'static>(
+        &mut self,
+        mut take: impl FnMut(Result<R>) -> Result<()>,
+    ) -> Result<()> {
+        std::iter::from_fn(|| self.next()).try_for_each(&mut take)
+    }
+}
+
+impl Told {
+    /// The next result, if there is one.
+    #[inline]
+    pub(super) fn next<R: DeserializeOwned + 'static>(&mut self) -> Option<Result<R>> {
+        if self.count == 0 {
+            return None;
+        }
+        self.count -= 1;
+        let Some((tag, payload, len)) = spsc::first(self.bytes.get(self.at..).unwrap_or_default()) else {
+            return Some(Err(Error::new(ErrorKind::Decode, "a result is missing")));
+        };
+        self.at += len;
+        Some(Outcome::read_told(tag, payload, Vec::new()))
+    }
+}
+
+fn read_sealed<R: DeserializeOwned + 'static>((tag, sealed): (u8, Sealed)) -> Result<R> {
+    let parcel = sealed.open()?;
+    Outcome::read_told(tag, &parcel.bytes, parcel.fds)
 }
 
 pub(super) struct Group {
     pub(super) call: entry::Call,
     pub(super) label: &'static str,
     pub(super) options: Options,
-    /// Nobody waits for the rest any more.
-    pub(super) cancelled: CancellationToken,
     items: Mutex<Items>,
     /// How long an item takes, smoothed; 0 while unknown.
     item_ns: AtomicU64,
 }
 
 #[derive(Default)]
-struct Items {
-    pending: VecDeque<Job>,
-    done: VecDeque<(u64, Result<Report>)>,
+pub(super) struct Items {
+    pub(super) pending: VecDeque<Chunk>,
+    done: VecDeque<Block>,
     waker: Option<Waker>,
     /// Whether the pool's queue lists this group.
-    is_queued: bool,
+    pub(super) is_queued: bool,
+    /// Nobody waits for the rest any more.
+    pub(super) is_cancelled: bool,
+    /// Items handed in and not settled.
+    pub(super) out: usize,
+    /// Bytes of the arguments of items handed in and not settled.
+    pub(super) bytes: usize,
 }
 
-/// Aim for so much work in one batch.
-const BATCH: Duration = Duration::from_millis(1);
-const LARGEST_BATCH: u64 = 1024;
+/// Aim for so much work in one chunk.
+pub(super) const CHUNK: Duration = Duration::from_millis(1);
+const LARGEST_CHUNK: u64 = 1024;
+/// Bytes after which a chunk is full.
+pub(super) const CHUNK_BYTES: usize = 12 << 10;
 
 impl Group {
     pub(super) fn new(call: entry::Call, label: &'static str, options: Options) -> Self {
-        let (cancelled, items) = (CancellationToken::new(), Mutex::default());
-        Self { call, label, options, cancelled, items, item_ns: AtomicU64::new(0) }
+        Self { call, label, options, items: Mutex::default(), item_ns: AtomicU64::new(0) }
     }
 
-    fn items(&self) -> MutexGuard<'_, Items> {
+    /// Locked after the pool's state, never before.
+    pub(super) fn items(&self) -> MutexGuard<'_, Items> {
         self.items.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a job; true if the pool is to list the group.
-    #[must_use]
-    pub(super) fn add(&self, job: Job) -> bool {
-        let mut items = self.items();
-        items.pending.push_back(job);
-        !std::mem::replace(&mut items.is_queued, true)
-    }
-
-    /// Puts jobs that were not run back to the front; true if the pool is to list the group.
-    #[must_use]
-    pub(super) fn put_back(&self, jobs: impl DoubleEndedIterator<Item = Job>) -> bool {
-        let mut items = self.items();
-        jobs.rev().for_each(|job| items.pending.push_front(job));
-        let is_new = !items.pending.is_empty() && !items.is_queued;
-        items.is_queued |= is_new;
-        is_new
-    }
-
-    /// How many items a batch should have now.
-    pub(super) fn batch_size(&self) -> usize {
-        if self.options.timeout.is_some() {
-            // The clock of an item starts when it does, so nothing may wait in front of it.
-            return 1;
-        }
+    /// How many items a chunk should have now.
+    pub(super) fn chunk_size(&self) -> usize {
         match (self.options.chunk, self.item_ns.load(Relaxed)) {
             (0, 0) => 1,
-            (0, ns) => (BATCH.as_nanos() as u64 / ns).clamp(1, LARGEST_BATCH) as usize,
-            (chunk, _) => chunk,
+            (0, ns) => (CHUNK.as_nanos() as u64 / ns).clamp(1, LARGEST_CHUNK) as usize,
+            (chunk, _) => chunk.min(crate::channel::lane::MOST_ITEMS),
         }
     }
 
-    /// The next jobs for one worker; true if there are more, and the group stays listed.
-    /// Workers share what is there: a batch is at most half of it, for somebody else may be free.
-    pub(super) fn take(&self, at_most: usize) -> (Vec<Job>, bool) {
-        if self.cancelled.is_cancelled() {
-            self.fail_pending(|| self.was_cancelled());
-        }
-        let mut items = self.items();
-        let fair = if self.options.chunk == 0 { items.pending.len().div_ceil(2) } else { usize::MAX };
-        let count = self.batch_size().min(at_most).min(fair).min(items.pending.len());
-        let jobs = items.pending.drain(..count).collect();
-        items.is_queued = !items.pending.is_empty();
-        (jobs, items.is_queued)
+    /// Whether an item is known to be over soon, so that others may wait behind it.
+    pub(super) fn is_quick(&self) -> bool {
+        (1..=200_000).contains(&self.item_ns.load(Relaxed))
     }
 
-    /// A batch of `count` items took `time`.
-    pub(super) fn learn(&self, time: Duration, count: usize) {
-        let ns = (time.as_nanos() as u64 / count.max(1) as u64).max(1);
+    /// A chunk of `count` items took `time`.
+    pub(super) fn learn(&self, time: Duration, count: u32) {
+        let ns = (time.as_nanos() as u64 / u64::from(count.max(1))).max(1);
         let old = self.item_ns.load(Relaxed);
-        // Batches grow by halves at most: the first items may be the cheap ones.
-        self.item_ns.store(if old == 0 { ns.max(BATCH.as_nanos() as u64 / 16) } else { ns.max(old / 4) }, Relaxed);
+        // Chunks grow by a factor at most: the first items may be the cheap ones.
+        self.item_ns.store(if old == 0 { ns.max(CHUNK.as_nanos() as u64 / 16) } else { ns.max(old / 4) }, Relaxed);
     }
 
-    pub(super) fn settle(&self, index: u64, outcome: Result<Report>) {
+    /// Hands a block to whoever waits; the waker is called without any lock held. What was cancelled is dropped.
+    #[must_use]
+    pub(super) fn deliver(&self, block: Block) -> Option<Waker> {
         let mut items = self.items();
-        items.done.push_back((index, outcome));
+        items.out = items.out.saturating_sub(block.count() as usize);
+        if items.is_cancelled {
+            return None;
+        }
+        items.done.push_back(block);
+        items.waker.take()
+    }
+
+    /// The same for an outcome that never was the pool's business.
+    pub(super) fn settle_here(&self, index: u64, error: Error) {
+        let mut items = self.items();
+        items.done.push_back(Block::failed(index, error));
         let waker = items.waker.take();
         drop(items);
         waker.into_iter().for_each(Waker::wake);
     }
 
-    /// Settles everything that has not started.
-    pub(super) fn fail_pending(&self, error: impl Fn() -> Error) {
-        let pending = std::mem::take(&mut self.items().pending);
-        pending.into_iter().for_each(|job| self.settle(job.index, Err(error())));
-    }
-
-    /// Gives the caller up: nothing more starts, what runs is stopped.
-    pub(super) fn cancel(&self) {
-        self.items().pending.clear();
-        self.cancelled.cancel();
+    /// A chunk's bytes are kept no longer.
+    pub(super) fn forget(&self, chunk: &Chunk) {
+        let mut items = self.items();
+        items.bytes = items.bytes.saturating_sub(chunk.bytes().len());
     }
 
     pub(super) fn has_done(&self) -> bool {
         !self.items().done.is_empty()
     }
 
-    pub(super) fn poll_done(&self, cx: &mut Context<'_>) -> Poll<(u64, Result<Report>)> {
+    pub(super) fn take_done(&self) -> Option<Block> {
+        self.items().done.pop_front()
+    }
+
+    /// Takes what is done, or has `cx` woken when something is.
+    pub(super) fn take_done_or_wait(&self, cx: &Context<'_>) -> Option<Block> {
         let mut items = self.items();
-        if let Some(done) = items.done.pop_front() {
-            return Poll::Ready(done);
+        let block = items.done.pop_front();
+        if block.is_none() {
+            match &mut items.waker {
+                Some(waker) => waker.clone_from(cx.waker()),
+                none => *none = Some(cx.waker().clone()),
+            }
         }
-        match &mut items.waker {
-            Some(waker) => waker.clone_from(cx.waker()),
-            none => *none = Some(cx.waker().clone()),
-        }
-        Poll::Pending
+        block
     }
 
     pub(super) fn timed_out(&self, who: &str) -> Error {
         let (label, limit) = (self.label, self.options.timeout.unwrap_or_default());
-        Error::new(ErrorKind::Timeout, format!("{label} took longer than {limit:?}; {who} was killed and is replaced"))
+        Error::new(ErrorKind::Timeout, format!("{label} ran longer than {limit:?}; {who} was killed and is replaced"))
+    }
+
+    pub(super) fn queued_out(&self) -> Error {
+        let (label, limit) = (self.label, self.options.queue_timeout.unwrap_or_default());
+        Error::new(ErrorKind::Timeout, format!("{label} did not start within {limit:?}: no worker was free"))
     }
 
     pub(super) fn was_cancelled(&self) -> Error {

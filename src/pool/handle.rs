@@ -1,26 +1,19 @@
 //! What a caller awaits. Encoding and decoding happen here, in the caller's task.
 
-use super::group::{Group, Job, Options};
+use super::feed::{Feed, Stop};
+use super::group::{Block, CHUNK_BYTES, Chunk, Group, Options};
 use super::pool::Handle;
-use super::protocol::Report;
-use crate::error::{Error, ErrorKind, Result};
-use crate::process::entry::{self, Outcome};
-use crate::wire::Sealed;
+use crate::error::{Error, Result};
+use crate::process::entry;
+use crate::wait::{Seen, Watchful};
 use futures::Stream;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
-
-/// Where the encoded arguments of the items come from.
-pub(super) enum Source {
-    Iterator(Box<dyn FnMut() -> Option<Result<Sealed>> + Send>),
-    Stream(Pin<Box<dyn Stream<Item = Result<Sealed>> + Send>>),
-}
 
 /// What is to be called.
 #[derive(Clone, Copy)]
@@ -33,98 +26,163 @@ pub(super) struct Target {
 struct Flight {
     pool: Arc<Handle>,
     group: Arc<Group>,
-    source: Option<Source>,
+    feed: Option<Box<dyn Feed>>,
     /// What the source itself had to say, in the place of an item.
     failed: Option<(u64, Error)>,
     pulled: u64,
     returned: u64,
+    /// How many workers there were at the start.
+    workers: usize,
+    watchful: Watchful,
 }
 
-/// Items in flight per worker, in batches.
-const BATCHES_AHEAD: usize = 4;
-/// Bytes of arguments in flight, beyond which only one item per worker is pulled.
+/// Items in flight per worker, in chunks.
+const CHUNKS_AHEAD: usize = 4;
+/// Bytes of arguments in flight, beyond which only one item is pulled.
 const BYTES_AHEAD: usize = 64 << 20;
 
 impl Flight {
-    fn start(pool: Arc<Handle>, target: Target, options: Options, source: Source) -> Result<Self> {
+    fn start(pool: Arc<Handle>, target: Target, options: Options, feed: Box<dyn Feed>) -> Result<Self> {
         pool.shared().open()?;
         let group = Arc::new(Group::new(target.call, target.label, options));
-        Ok(Self { pool, group, source: Some(source), failed: None, pulled: 0, returned: 0 })
+        let workers = pool.shared().most_workers().max(1);
+        let (feed, watchful) = (Some(feed), Watchful::default());
+        Ok(Self { pool, group, feed, failed: None, pulled: 0, returned: 0, workers, watchful })
     }
 
     fn in_flight(&self) -> usize {
         (self.pulled - self.returned) as usize
     }
 
-    fn window(&self) -> usize {
-        self.pool.shared().settings.workers * self.group.batch_size().max(1) * BATCHES_AHEAD
-    }
-
     /// Pulls until enough is in flight, or the source ends or is not ready.
     fn refill(&mut self, held: usize, cx: &mut Context<'_>) {
-        let mut bytes = 0;
-        while self.in_flight() + held < self.window() && (bytes < BYTES_AHEAD || self.in_flight() == 0) {
-            let Some(source) = &mut self.source else { return };
-            let next = match source {
-                Source::Iterator(next) => catch_unwind(AssertUnwindSafe(next)).unwrap_or_else(|payload| {
-                    let text = entry::text_of(&*payload);
-                    self.failed = Some((
-                        self.pulled,
-                        Error::new(ErrorKind::Panicked, format!("the source of items panicked: {text}")),
-                    ));
-                    None
-                }),
-                Source::Stream(stream) => match stream.as_mut().poll_next(cx) {
-                    Poll::Ready(next) => next,
-                    Poll::Pending => return,
-                },
-            };
-            match next {
-                Some(Ok(arguments)) => {
-                    bytes += arguments.len();
-                    self.pool.shared().submit(&self.group, Job { index: self.pulled, arguments, attempts: 0 });
-                }
-                Some(Err(error)) => self.group.settle(self.pulled, Err(error)),
-                None => {
-                    self.source = None;
-                    self.pool.shared().finish();
-                    return;
-                }
+        let workers = self.workers;
+        while let Some(feed) = &mut self.feed {
+            let size = self.group.chunk_size().max(1);
+            let in_flight = (self.pulled - self.returned) as usize;
+            if in_flight + held >= workers * size * CHUNKS_AHEAD {
+                return;
             }
-            self.pulled += 1;
+            if in_flight > 0 && self.group.items().bytes >= BYTES_AHEAD {
+                return;
+            }
+            // Towards the end chunks become smaller, so that all workers end at about the same time.
+            let most = match (self.group.options.chunk, feed.remaining()) {
+                (0, remaining) if remaining > 0 => size.min((remaining / (2 * workers)).max(1)),
+                _ => size,
+            };
+            let mut chunk = Chunk::new(self.pulled);
+            if most > 1 {
+                chunk.body.reserve((most * 16).min(CHUNK_BYTES));
+            }
+            let stop = feed.fill(&mut chunk, most, cx);
+            self.pulled += u64::from(chunk.count);
+            if chunk.count > 0 {
+                self.pool.shared().submit(&self.group, chunk);
+            }
+            match stop {
+                Stop::Full => {}
+                Stop::NotYet => return,
+                Stop::Failed(error) => {
+                    self.group.settle_here(self.pulled, error);
+                    self.pulled += 1;
+                }
+                Stop::Panicked(error) => {
+                    self.failed = Some((self.pulled, error));
+                    self.end();
+                }
+                Stop::End => self.end(),
+            }
         }
     }
 
-    /// The next outcome in whatever order; `None` after the last. `held` outcomes are waiting for their turn.
-    fn poll_next(&mut self, held: usize, cx: &mut Context<'_>) -> Poll<Option<(u64, Result<Report>)>> {
+    fn end(&mut self) {
+        self.feed = None;
+        self.pool.shared().finish();
+    }
+
+    /// The next outcomes in whatever order; `None` after the last. `held` outcomes are waiting for their turn.
+    fn poll_next(&mut self, held: usize, cx: &mut Context<'_>) -> Poll<Option<Block>> {
+        let coop = ready!(tokio::task::coop::poll_proceed(cx));
         self.refill(held, cx);
-        if self.in_flight() == 0 && self.source.is_none() {
-            return Poll::Ready(self.failed.take().map(|(index, error)| (index, Err(error))));
+        let next = ready!(self.poll_block(cx));
+        coop.made_progress();
+        self.watchful = Watchful::default();
+        if let Some(block) = &next {
+            // What the source had to say counts for no item.
+            self.returned = (self.returned + u64::from(block.count())).min(self.pulled);
+            // Who takes its time with slow items may leave others waiting for what comes meanwhile.
+            let others = self.pool.shared().out() > self.group.items().out;
+            if others || self.in_flight() > 0 && !self.group.is_quick() {
+                self.pool.shared().stir();
+            }
         }
-        let done = ready!(self.group.poll_done(cx));
-        self.returned += 1;
-        Poll::Ready(Some(done))
+        Poll::Ready(next)
+    }
+
+    fn poll_block(&mut self, cx: &mut Context<'_>) -> Poll<Option<Block>> {
+        if let Some(block) = self.group.take_done() {
+            return Poll::Ready(Some(block));
+        }
+        if self.in_flight() == 0 {
+            // Without a source this is the end; with one, it wakes us.
+            return match &self.feed {
+                Some(_) => Poll::Pending,
+                None => Poll::Ready(self.failed.take().map(|(index, error)| Block::failed(index, error))),
+            };
+        }
+        let (shared, group) = (self.pool.shared(), &self.group);
+        let Some(alarm) = shared.alarm() else { return Poll::Pending };
+        let mut attempt = || {
+            shared.try_pump();
+            group.take_done()
+        };
+        if let Some(block) = attempt() {
+            return Poll::Ready(Some(block));
+        }
+        // Who looks need not be woken. But others must not depend on our being polled.
+        if shared.out() <= group.items().out {
+            alarm.disarm();
+        }
+        match self.watchful.look(alarm, &mut attempt) {
+            Seen::Found(block) => Poll::Ready(Some(block)),
+            Seen::Again => {
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            Seen::Over => {
+                if let Some(block) = group.take_done_or_wait(cx) {
+                    return Poll::Ready(Some(block));
+                }
+                shared.stir();
+                // It may have been delivered to the waker just left there, by ourselves.
+                group.take_done().map_or(Poll::Pending, |block| Poll::Ready(Some(block)))
+            }
+        }
+    }
+
+    /// Lets go of what was handed in.
+    fn detach(&mut self) {
+        self.returned = self.pulled;
     }
 }
 
 impl Drop for Flight {
     fn drop(&mut self) {
-        if self.source.take().is_some() {
+        if self.feed.take().is_some() {
             self.pool.shared().finish();
         }
         if self.in_flight() > 0 {
-            self.group.cancel();
+            self.pool.shared().cancel(&self.group);
         }
+        // Others may have relied on our looking.
+        self.pool.shared().stir();
     }
-}
-
-fn read<R: DeserializeOwned + 'static>(outcome: Result<Report>) -> Result<R> {
-    Outcome::read(outcome?.open()?)
 }
 
 /// A call that has not begun, or a flight.
 enum Stage {
-    Planned { pool: Arc<Handle>, target: Target, options: Options, source: Source },
+    Planned { pool: Arc<Handle>, target: Target, options: Options, feed: Box<dyn Feed> },
     Flying(Flight),
     Failed(Error),
     Over,
@@ -141,8 +199,8 @@ impl Stage {
     fn flight(&mut self) -> Result<Option<&mut Flight>> {
         if matches!(self, Stage::Planned { .. } | Stage::Failed(_)) {
             match std::mem::replace(self, Stage::Over) {
-                Stage::Planned { pool, target, options, source } => {
-                    *self = Stage::Flying(Flight::start(pool, target, options, source)?);
+                Stage::Planned { pool, target, options, feed } => {
+                    *self = Stage::Flying(Flight::start(pool, target, options, feed)?);
                 }
                 Stage::Failed(error) => return Err(error),
                 Stage::Flying(_) | Stage::Over => {}
@@ -154,11 +212,11 @@ impl Stage {
         })
     }
 
-    fn poll_next(&mut self, held: usize, cx: &mut Context<'_>) -> Poll<Option<(u64, Result<Report>)>> {
+    fn poll_next(&mut self, held: usize, cx: &mut Context<'_>) -> Poll<Option<Block>> {
         match self.flight() {
             Ok(Some(flight)) => flight.poll_next(held, cx),
             Ok(None) => Poll::Ready(None),
-            Err(error) => Poll::Ready(Some((0, Err(error)))),
+            Err(error) => Poll::Ready(Some(Block::failed(0, error))),
         }
     }
 }
@@ -166,8 +224,9 @@ impl Stage {
 macro_rules! options {
     ($name:ident) => {
         impl<R> $name<R> {
-            /// Kills the worker of an item that runs longer than `timeout`, counted from the item's start, and
-            /// replaces it; the item fails with kind `Timeout`, others are not touched. Items then travel one by one.
+            /// Asks an item that runs longer than `timeout`, counted from its start, to stop, and kills and replaces
+            /// its worker after the [`grace`](Self::grace); the item then fails with kind `Timeout`, others are not
+            /// touched.
             pub fn timeout(mut self, timeout: Duration) -> Self {
                 self.stage.options().into_iter().for_each(|options| options.timeout = Some(timeout));
                 self
@@ -176,6 +235,27 @@ macro_rules! options {
             /// Tries an item again, up to `retries` times, whose worker died or that overran its time.
             pub fn retries(mut self, retries: u32) -> Self {
                 self.stage.options().into_iter().for_each(|options| options.retries = retries);
+                self
+            }
+
+            /// Waits `first` before the first retry of an item, and twice as long before each further one; by default
+            /// not at all.
+            pub fn back_off(mut self, first: Duration) -> Self {
+                self.stage.options().into_iter().for_each(|options| options.back_off = first);
+                self
+            }
+
+            /// Fails an item with kind `Timeout` that has not started within `timeout`, counted from when it was handed
+            /// to the pool.
+            pub fn queue_timeout(mut self, timeout: Duration) -> Self {
+                self.stage.options().into_iter().for_each(|options| options.queue_timeout = Some(timeout));
+                self
+            }
+
+            /// How long an item may go on that was asked to stop; see [`current_task`](crate::current_task). By default
+            /// that of the pool.
+            pub fn grace(mut self, grace: Duration) -> Self {
+                self.stage.options().into_iter().for_each(|options| options.grace = Some(grace));
                 self
             }
         }
@@ -220,18 +300,14 @@ pub struct Call<R> {
 options!(Call);
 
 impl<R> Call<R> {
-    pub(super) fn new(pool: Arc<Handle>, target: Target, arguments: Result<Sealed>) -> Self {
-        Self { stage: planned_one(pool, target, arguments), result: PhantomData }
+    pub(super) fn new(pool: Arc<Handle>, target: Target, feed: Result<Box<dyn Feed>>) -> Self {
+        Self { stage: planned_one(pool, target, feed), result: PhantomData }
     }
 }
 
-fn planned_one(pool: Arc<Handle>, target: Target, arguments: Result<Sealed>) -> Stage {
-    match arguments {
-        Ok(arguments) => {
-            let mut arguments = Some(Ok(arguments));
-            let source = Source::Iterator(Box::new(move || arguments.take()));
-            Stage::Planned { pool, target, options: Options::default(), source }
-        }
+fn planned_one(pool: Arc<Handle>, target: Target, feed: Result<Box<dyn Feed>>) -> Stage {
+    match feed {
+        Ok(feed) => Stage::Planned { pool, target, options: Options::default(), feed },
         Err(error) => Stage::Failed(error),
     }
 }
@@ -240,7 +316,7 @@ fn poll_one<R: DeserializeOwned + 'static>(stage: &mut Stage, cx: &mut Context<'
     let done = ready!(stage.poll_next(0, cx));
     *stage = Stage::Over;
     Poll::Ready(match done {
-        Some((_, outcome)) => read(outcome),
+        Some(mut block) => block.next().unwrap_or_else(|| Err(Error::other("a result is missing"))),
         None => Err(Error::other("the result of this call has already been taken")),
     })
 }
@@ -270,8 +346,8 @@ pub struct AsyncResult<R> {
 }
 
 impl<R> AsyncResult<R> {
-    pub(super) fn start(pool: Arc<Handle>, target: Target, arguments: Result<Sealed>) -> Self {
-        Self { stage: started(planned_one(pool, target, arguments)), result: PhantomData }
+    pub(super) fn start(pool: Arc<Handle>, target: Target, feed: Result<Box<dyn Feed>>) -> Self {
+        Self { stage: started(planned_one(pool, target, feed)), result: PhantomData }
     }
 
     /// Whether the result is there.
@@ -286,11 +362,14 @@ impl<R> AsyncResult<R> {
     /// Cancels the call: if it has not begun it never does; if it runs its worker is stopped and replaced. The
     /// result is then of kind `Cancelled`, unless it was there already.
     pub fn cancel(&self) {
-        if let Stage::Flying(Flight { group, .. }) = &self.stage
+        if let Stage::Flying(Flight { pool, group, .. }) = &self.stage
             && !group.has_done()
         {
-            group.fail_pending(|| group.was_cancelled());
-            group.cancel();
+            pool.shared().cancel(group);
+            // From here on nothing is delivered any more; what came before counts.
+            if !group.has_done() {
+                group.settle_here(0, group.was_cancelled());
+            }
         }
     }
 }
@@ -298,7 +377,10 @@ impl<R> AsyncResult<R> {
 /// Hands everything the source has to the pool now.
 fn started(mut stage: Stage) -> Stage {
     match stage.flight() {
-        Ok(Some(flight)) => flight.refill(0, &mut Context::from_waker(std::task::Waker::noop())),
+        Ok(Some(flight)) => {
+            flight.refill(0, &mut Context::from_waker(std::task::Waker::noop()));
+            flight.pool.shared().stir();
+        }
         Ok(None) => {}
         Err(error) => return Stage::Failed(error),
     }
@@ -308,8 +390,7 @@ fn started(mut stage: Stage) -> Stage {
 impl<R> Drop for AsyncResult<R> {
     fn drop(&mut self) {
         if let Stage::Flying(flight) = &mut self.stage {
-            // Nothing is in flight any more as far as dropping the flight is concerned: it is not cancelled.
-            flight.returned = flight.pulled;
+            flight.detach();
         }
     }
 }
@@ -336,16 +417,33 @@ impl<R: DeserializeOwned + 'static> Future for AsyncResult<R> {
 #[must_use = "a map runs when it is awaited"]
 pub struct Map<R> {
     stage: Stage,
-    results: BTreeMap<u64, R>,
+    results: Vec<R>,
+    early: Early,
 }
 
 options!(Map);
 chunksize!(Map);
 
 impl<R> Map<R> {
-    pub(super) fn new(pool: Arc<Handle>, target: Target, source: Source) -> Self {
-        let stage = Stage::Planned { pool, target, options: Options::default(), source };
-        Self { stage, results: BTreeMap::new() }
+    pub(super) fn new(pool: Arc<Handle>, target: Target, feed: Box<dyn Feed>) -> Self {
+        let stage = Stage::Planned { pool, target, options: Options::default(), feed };
+        Self { stage, results: Vec::new(), early: Early::default() }
+    }
+}
+
+impl<R: DeserializeOwned + Unpin + 'static> Map<R> {
+    /// Adds what is in order; an error is that of an item.
+    fn take(&mut self, mut block: Block) -> Result<()> {
+        if block.has_failed() {
+            // Its error now, rather than when its turn comes.
+            return block.drain(|result: Result<R>| result.map(drop));
+        }
+        self.early.insert(block);
+        while let Some(mut block) = self.early.take(self.results.len() as u64) {
+            self.results.reserve(block.count() as usize);
+            block.drain(|result| result.map(|result| self.results.push(result)))?;
+        }
+        Ok(())
     }
 }
 
@@ -355,20 +453,44 @@ impl<R: DeserializeOwned + Unpin + 'static> Future for Map<R> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
         loop {
-            match ready!(this.stage.poll_next(0, cx)) {
-                Some((index, outcome)) => match read(outcome) {
-                    Ok(result) => drop(this.results.insert(index, result)),
-                    Err(error) => {
-                        this.stage = Stage::Over;
-                        return Poll::Ready(Err(error));
-                    }
-                },
+            // What waits for its turn does not hold up others: all of it is wanted.
+            let taken = match ready!(this.stage.poll_next(0, cx)) {
+                Some(block) => this.take(block),
                 None => {
                     this.stage = Stage::Over;
-                    return Poll::Ready(Ok(std::mem::take(&mut this.results).into_values().collect()));
+                    return Poll::Ready(Ok(std::mem::take(&mut this.results)));
                 }
+            };
+            if let Err(error) = taken {
+                this.stage = Stage::Over;
+                return Poll::Ready(Err(error));
             }
         }
+    }
+}
+
+/// Blocks whose turn has not come.
+#[derive(Default)]
+struct Early {
+    blocks: BTreeMap<u64, Block>,
+    held: usize,
+}
+
+impl Early {
+    fn insert(&mut self, block: Block) {
+        self.held += block.count() as usize;
+        self.blocks.insert(block.first(), block);
+    }
+
+    /// The block that begins with item `next`.
+    fn take(&mut self, next: u64) -> Option<Block> {
+        let block = self.blocks.remove(&next)?;
+        self.held -= block.count() as usize;
+        Some(block)
+    }
+
+    fn held(&self) -> usize {
+        self.held
     }
 }
 
@@ -427,7 +549,8 @@ pub struct Results<R> {
     stage: Stage,
     is_ordered: bool,
     next: u64,
-    early: BTreeMap<u64, Result<Report>>,
+    current: Option<Block>,
+    early: Early,
     result: PhantomData<fn() -> R>,
 }
 
@@ -435,9 +558,10 @@ options!(Results);
 chunksize!(Results);
 
 impl<R> Results<R> {
-    pub(super) fn new(pool: Arc<Handle>, target: Target, source: Source, is_ordered: bool) -> Self {
-        let stage = Stage::Planned { pool, target, options: Options::default(), source };
-        Self { stage, is_ordered, next: 0, early: BTreeMap::new(), result: PhantomData }
+    pub(super) fn new(pool: Arc<Handle>, target: Target, feed: Box<dyn Feed>, is_ordered: bool) -> Self {
+        let stage = Stage::Planned { pool, target, options: Options::default(), feed };
+        let (current, early) = (None, Early::default());
+        Self { stage, is_ordered, next: 0, current, early, result: PhantomData }
     }
 }
 
@@ -447,13 +571,22 @@ impl<R: DeserializeOwned + 'static> Stream for Results<R> {
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<R>>> {
         let this = &mut *self;
         loop {
-            if let Some(outcome) = this.early.remove(&this.next) {
-                this.next += 1;
-                return Poll::Ready(Some(read(outcome)));
+            if let Some(block) = &mut this.current {
+                if let Some(result) = block.next() {
+                    this.next += 1;
+                    return Poll::Ready(Some(result));
+                }
+                this.current = None;
             }
-            match ready!(this.stage.poll_next(this.early.len(), cx)) {
-                Some((_, outcome)) if !this.is_ordered => return Poll::Ready(Some(read(outcome))),
-                Some((index, outcome)) => drop(this.early.insert(index, outcome)),
+            if this.is_ordered {
+                this.current = this.early.take(this.next);
+                if this.current.is_some() {
+                    continue;
+                }
+            }
+            match ready!(this.stage.poll_next(this.early.held(), cx)) {
+                Some(block) if this.is_ordered => this.early.insert(block),
+                Some(block) => this.current = Some(block),
                 None => {
                     this.stage = Stage::Over;
                     return Poll::Ready(None);

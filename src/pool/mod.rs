@@ -1,21 +1,24 @@
 //! Many workers, one task queue.
 //!
 //! ```text
-//! pool.rs        Pool, PoolBuilder: apply, map, imap (public face)
-//! handle.rs      Call, AsyncResult, Map, Results: what a caller awaits
-//! group.rs       the items of one call: what is to do, what is done
-//! dispatcher.rs  one task per worker: hands it batches, settles their items, replaces it
-//! worker.rs      the loop a child runs          protocol.rs  what they say to each other
+//! pool.rs    Pool, PoolBuilder: apply, map, imap (public face)    feed.rs    items on their way in, packed into chunks
+//! handle.rs  Call, AsyncResult, Map, Results: what callers await  group.rs   the items of one call
+//! engine.rs  the scheduler: who does what, who is to be killed    driver.rs  the task that starts workers and keeps time
+//! worker.rs  the loop a child runs    task.rs  what a task can ask    protocol.rs  what they say to each other
 //! ```
 #![forbid(unsafe_code)]
 
-mod dispatcher;
+mod driver;
+mod engine;
+mod feed;
 mod group;
 mod handle;
 #[allow(clippy::module_inception)] // The room's face carries the room's name.
 mod pool;
 mod protocol;
+mod task;
 mod worker;
 
 pub use handle::{AsyncResult, Call, Map, MapAsync, Results};
-pub use pool::{Pool, PoolBuilder};
+pub use pool::{Pool, PoolBuilder, Shutdown, Workers};
+pub use task::{CurrentTask, current_task};

@@ -1,8 +1,10 @@
 //! The face: `apply`, `map`, `imap` on a fixed set of worker processes.
 
-use super::dispatcher::{self, Settings, Shared};
-use super::handle::{AsyncResult, Call, Map, MapAsync, Results, Source, Target};
-use super::protocol::Task;
+use super::driver;
+use super::engine::{Settings, Shared};
+use super::feed::{Feed, OfIterator, OfStream, One, Packer};
+use super::handle::{AsyncResult, Call, Map, MapAsync, Results, Target};
+use super::protocol::{Conditions, Task};
 use crate::error::{Error, Result};
 use crate::process::entry::{self, Outcome};
 use crate::process::{Function, StartMethod, cpu_count};
@@ -11,8 +13,11 @@ use futures::{Stream, StreamExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::any::Any;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::runtime;
 
 /// Worker processes that run functions: a handle, cheap to clone.
@@ -79,18 +84,135 @@ impl Drop for Handle {
 /// ```
 #[derive(Default)]
 pub struct PoolBuilder {
-    workers: Option<usize>,
+    workers: Option<RangeInclusive<usize>>,
+    idle_timeout: Option<Duration>,
     start_method: StartMethod,
     initializer: Option<Result<Task>>,
     read_initialized: Option<fn(Parcel) -> Result<()>>,
+    finalizer: Option<Result<Task>>,
     max_tasks_per_worker: Option<usize>,
+    tasks_jitter: usize,
+    max_age: Option<Duration>,
+    recycle_above: Option<u64>,
+    conditions: Conditions,
+    cpus: Vec<usize>,
+    variables: Vec<(OsString, OsString)>,
+    grace: Option<Duration>,
 }
 
+/// How many workers a pool has: a number, or a range from the least to the most.
+///
+/// ```
+/// use multiprocess::{self as mp, Pool};
+/// # fn main() -> mp::Result<()> { mp::run(async {
+/// let fixed = Pool::builder().workers(2).build()?;
+/// let elastic = Pool::builder().workers(0..=4).build()?;
+/// assert_eq!(fixed.apply(|| 1, ()).await? + elastic.apply(|| 1, ()).await?, 2);
+/// # Ok(()) }) }
+/// ```
+pub trait Workers {
+    /// From the least to the most.
+    fn range(self) -> RangeInclusive<usize>;
+}
+
+impl Workers for usize {
+    fn range(self) -> RangeInclusive<usize> {
+        self..=self
+    }
+}
+
+impl Workers for RangeInclusive<usize> {
+    fn range(self) -> RangeInclusive<usize> {
+        self
+    }
+}
+
+/// A number that a pool can have.
+fn checked(workers: impl Workers) -> Result<RangeInclusive<usize>> {
+    let range = workers.range();
+    match *range.end() == 0 || range.is_empty() {
+        true => Err(Error::other(format!("a pool needs at least one worker, not {range:?}"))),
+        false => Ok(range),
+    }
+}
+
+/// Workers beyond the least end after this, by default.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What a task that was asked to stop may take by default.
+const GRACE: Duration = Duration::from_millis(10);
+
 impl PoolBuilder {
-    /// How many workers; by default [`cpu_count`].
+    /// How many workers; by default [`cpu_count`]. With a range, such as `1..=8`, they come as they are needed, all
+    /// at once if need be, and go when they have idled for the [`idle_timeout`](Self::idle_timeout).
     #[must_use]
-    pub fn workers(mut self, workers: usize) -> Self {
-        self.workers = Some(workers);
+    pub fn workers(mut self, workers: impl Workers) -> Self {
+        self.workers = Some(workers.range());
+        self
+    }
+
+    /// How long a worker beyond the least number may idle before it ends; by default 30 s.
+    #[must_use]
+    pub fn idle_timeout(mut self, timeout: Duration) -> Self {
+        self.idle_timeout = Some(timeout);
+        self
+    }
+
+    /// Makes the share of [`max_tasks_per_worker`](Self::max_tasks_per_worker) of each worker up to `tasks` smaller, so
+    /// that they are not all replaced at once; by default 0.
+    #[must_use]
+    pub fn tasks_jitter(mut self, tasks: usize) -> Self {
+        self.tasks_jitter = tasks;
+        self
+    }
+
+    /// Replaces a worker that is older than `age`, between two tasks; up to a tenth earlier, so that they do not all
+    /// go at once. By default never.
+    #[must_use]
+    pub fn max_age(mut self, age: Duration) -> Self {
+        self.max_age = Some(age);
+        self
+    }
+
+    /// Replaces a worker that has more than `bytes` in memory after a task. By default never.
+    #[must_use]
+    pub fn recycle_above(mut self, bytes: u64) -> Self {
+        self.recycle_above = Some(bytes);
+        self
+    }
+
+    /// Limits the address space of each worker to `bytes`: an allocation beyond fails there, and usually aborts it.
+    #[must_use]
+    pub fn memory_limit(mut self, bytes: u64) -> Self {
+        self.conditions.memory = Some(bytes);
+        self
+    }
+
+    /// Limits how many descriptors each worker may have.
+    #[must_use]
+    pub fn descriptor_limit(mut self, descriptors: u64) -> Self {
+        self.conditions.descriptors = Some(descriptors);
+        self
+    }
+
+    /// The nice value of the workers, from -20 to 19; less than this process's needs a privilege.
+    #[must_use]
+    pub fn nice(mut self, nice: i32) -> Self {
+        self.conditions.nice = Some(nice);
+        self
+    }
+
+    /// Ties the workers to these CPUs, in turn.
+    #[must_use]
+    pub fn cpus(mut self, cpus: impl IntoIterator<Item = usize>) -> Self {
+        self.cpus = cpus.into_iter().collect();
+        self
+    }
+
+    /// Sets an environment variable in the workers.
+    #[must_use]
+    pub fn env(mut self, key: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
+        self.variables.push((key.as_ref().into(), value.as_ref().into()));
         self
     }
 
@@ -115,6 +237,27 @@ impl PoolBuilder {
         self
     }
 
+    /// Runs `f(args..)` last in every worker that ends in order: at the end of the pool, or when it is replaced after
+    /// its share. What it returns goes nowhere. One that is killed does not run it.
+    #[must_use]
+    pub fn finalizer<F, A, M>(mut self, f: F, args: A) -> Self
+    where
+        F: Function<A, M>,
+        A: Serialize + DeserializeOwned + Send + 'static,
+    {
+        let call = entry::Call::of(f);
+        self.finalizer = Some(Sealed::of(&args).map(|arguments| Task { call, arguments }));
+        self
+    }
+
+    /// How long a task may go on that was asked to stop, because it was cancelled or overran its time, before its
+    /// worker is killed; by default 10 ms.
+    #[must_use]
+    pub fn grace(mut self, grace: Duration) -> Self {
+        self.grace = Some(grace);
+        self
+    }
+
     /// Replaces a worker after so many tasks; by default never.
     #[must_use]
     pub fn max_tasks_per_worker(mut self, tasks: usize) -> Self {
@@ -128,23 +271,30 @@ impl PoolBuilder {
     /// `Other` for 0 workers or tasks, or outside a tokio runtime; `Encode` if an argument of the initializer cannot be
     /// serialised; `NotInitialized` as for processes.
     pub fn build(self) -> Result<Pool> {
-        let workers = self.workers.unwrap_or_else(cpu_count);
-        if workers == 0 || self.max_tasks_per_worker == Some(0) {
-            return Err(Error::other("a pool needs at least one worker, and at least one task per worker"));
+        let workers = checked(self.workers.unwrap_or_else(|| cpu_count().range()))?;
+        if self.max_tasks_per_worker == Some(0) {
+            return Err(Error::other("the workers of a pool need to have at least one task each"));
         }
         let outside = |error| Error::other(format!("a pool must be made inside a tokio runtime: {error}"));
         let runtime = runtime::Handle::try_current().map_err(outside)?;
         crate::process::check_initialized()?;
         let shared = Shared::new(Settings {
             workers,
+            idle_timeout: self.idle_timeout.unwrap_or(IDLE_TIMEOUT),
+            conditions: self.conditions,
+            cpus: self.cpus,
+            variables: self.variables,
+            tasks_jitter: self.tasks_jitter,
+            max_age: self.max_age,
+            recycle_above: self.recycle_above,
             start_method: self.start_method,
             initializer: self.initializer.transpose()?,
             read_initialized: self.read_initialized.unwrap_or(read_initialized::<()>),
+            finalizer: self.finalizer.transpose()?,
             max_tasks_per_worker: self.max_tasks_per_worker,
-        });
-        for number in 0..workers {
-            runtime.spawn(dispatcher::dispatch(shared.clone(), number));
-        }
+            grace: self.grace.unwrap_or(GRACE),
+        })?;
+        runtime.spawn(driver::drive(shared.clone()));
         Ok(Pool { handle: Arc::new(Handle { shared, runtime }) })
     }
 }
@@ -166,16 +316,20 @@ where
     Target { call: entry::Call::of(f), label: std::any::type_name::<F>() }
 }
 
-fn tuples<A: Serialize + 'static>(mut tuples: impl Iterator<Item = A> + Send + 'static) -> Source {
-    Source::Iterator(Box::new(move || tuples.next().map(|arguments| Sealed::of(&arguments))))
+fn tuples<A: Serialize + 'static>(tuples: impl Iterator<Item = A> + Send + 'static) -> Box<dyn Feed> {
+    Box::new(OfIterator(Packer::new(tuples)))
+}
+
+fn one<A: Serialize + 'static>(args: &A) -> Result<Box<dyn Feed>> {
+    Ok(Box::new(One::of(args)?))
 }
 
 impl Pool {
-    /// A pool of `workers` processes.
+    /// A pool of `workers` processes: a number, or a range as for [`PoolBuilder::workers`].
     ///
     /// # Errors
     /// As [`PoolBuilder::build`].
-    pub fn new(workers: usize) -> Result<Self> {
+    pub fn new(workers: impl Workers) -> Result<Self> {
         Self::builder().workers(workers).build()
     }
 
@@ -193,7 +347,7 @@ impl Pool {
         F: Function<A, M>,
         A: Serialize + DeserializeOwned + Send + 'static,
     {
-        Call::new(self.handle.clone(), target(f), Sealed::of(&args))
+        Call::new(self.handle.clone(), target(f), one(&args))
     }
 
     /// Runs `f(args..)` on a worker from now on. Dropping the result lets it go on.
@@ -205,7 +359,7 @@ impl Pool {
         F: Function<A, M>,
         A: Serialize + DeserializeOwned + Send + 'static,
     {
-        AsyncResult::start(self.handle.clone(), target(f), Sealed::of(&args))
+        AsyncResult::start(self.handle.clone(), target(f), one(&args))
     }
 
     /// Runs `f` on each item when awaited; the results are in order.
@@ -297,7 +451,7 @@ impl Pool {
         T: Serialize + DeserializeOwned + Send + 'static,
         S: Stream<Item = T> + Send + 'static,
     {
-        let source = Source::Stream(Box::pin(items.map(|item| Sealed::of(&(item,)))));
+        let source = Box::new(OfStream(Packer::new(Box::pin(items.map(|item| (item,))))));
         Results::new(self.handle.clone(), target(f), source, true)
     }
 
@@ -309,6 +463,75 @@ impl Pool {
     /// Stops everything: workers are killed, and what is not done fails with kind `Cancelled`.
     pub fn terminate(&self) {
         self.handle.shared.terminate();
+    }
+
+    /// Changes how many workers there are. Those too many end when they are done with their task, which this waits
+    /// for; new ones are on their way. Cancel-safe: dropped, it goes on all the same.
+    ///
+    /// ```
+    /// use multiprocess::{self as mp, Pool};
+    /// # fn main() -> mp::Result<()> { mp::run(async {
+    /// let pool = Pool::new(1)?;
+    /// pool.resize(3).await?;
+    /// assert_eq!(pool.workers(), 3);
+    /// # Ok(()) }) }
+    /// ```
+    ///
+    /// # Errors
+    /// `Other` for 0 workers.
+    pub async fn resize(&self, workers: impl Workers) -> Result<()> {
+        let range = checked(workers)?;
+        let mut running = self.handle.shared.running.subscribe();
+        self.handle.shared.resize(range.clone());
+        let _ = running.wait_for(|running| *running <= *range.end()).await;
+        Ok(())
+    }
+
+    /// How many workers there are, those included that are being started or are about to end.
+    pub fn workers(&self) -> usize {
+        *self.handle.shared.running.borrow()
+    }
+
+    /// Takes nothing more, gives up what has not begun, and lets what runs go on for at most `grace`; then workers are
+    /// killed. What is given up fails with kind `Cancelled`. Dropped, the pool goes on ending, without the kill.
+    ///
+    /// ```
+    /// use multiprocess::{self as mp, Pool};
+    /// use std::time::Duration;
+    /// # fn main() -> mp::Result<()> { mp::run(async {
+    /// let pool = Pool::new(1)?;
+    /// let result = pool.apply_async(|| 7, ());
+    /// result.await?;
+    /// let report = pool.shutdown(Duration::from_secs(5)).await;
+    /// assert_eq!((report.not_begun(), report.killed()), (0, 0));
+    /// # Ok(()) }) }
+    /// ```
+    pub async fn shutdown(&self, grace: Duration) -> Shutdown {
+        let shared = &self.handle.shared;
+        let not_begun = shared.shut();
+        let mut running = shared.running.subscribe();
+        let ended = async |running: &mut tokio::sync::watch::Receiver<usize>| {
+            // The sender lives in what we hold.
+            let _ = running.wait_for(|running| *running == 0).await;
+        };
+        let mut killed = 0;
+        if tokio::time::timeout(grace, ended(&mut running)).await.is_err() {
+            killed = shared.unsettled();
+            shared.terminate();
+            ended(&mut running).await;
+        }
+        Shutdown { not_begun, killed }
+    }
+
+    /// Why no worker can be had any more, if that is so: they died one after the other without having done anything, or
+    /// the initializer failed. Everything asked of the pool then fails and says so.
+    pub fn broken(&self) -> Option<String> {
+        self.handle.shared.is_broken()
+    }
+
+    /// Gives a [`broken`](Self::broken) pool another chance: workers are started again.
+    pub fn revive(&self) {
+        self.handle.shared.revive();
     }
 
     /// Waits until all workers have ended, after [`close`](Self::close) or [`terminate`](Self::terminate). Cancel-safe.
@@ -326,10 +549,29 @@ impl Pool {
     }
 }
 
+/// What a [`Pool::shutdown`] lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shutdown {
+    not_begun: usize,
+    killed: usize,
+}
+
+impl Shutdown {
+    /// Items that were handed to the pool and never started.
+    pub fn not_begun(&self) -> usize {
+        self.not_begun
+    }
+
+    /// Items that ran, and were killed when the grace was over.
+    pub fn killed(&self) -> usize {
+        self.killed
+    }
+}
+
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let shared = &self.handle.shared;
         let mut debug = f.debug_struct("Pool");
-        debug.field("workers", &shared.settings.workers).field("is_closed", &shared.is_closed()).finish()
+        debug.field("workers", &*shared.running.borrow()).field("is_closed", &shared.is_closed()).finish()
     }
 }

@@ -1,5 +1,6 @@
-//! What the parent and a worker say to each other.
+//! What the pool and a worker say to each other.
 
+use crate::channel::lane;
 use crate::process::entry;
 use crate::wire::Sealed;
 use serde::{Deserialize, Serialize};
@@ -11,12 +12,60 @@ pub(super) struct Task {
     pub(super) arguments: Sealed,
 }
 
-/// Parent to worker: one function and the arguments of each item, to be run in order.
-#[derive(Serialize, Deserialize)]
-pub(super) struct Batch {
+/// What comes first in an order; then the arguments of each item, as a ring of records would hold them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Header {
     pub(super) call: entry::Call,
-    pub(super) items: Vec<Sealed>,
+    pub(super) attempt: u32,
+    /// The start of each item is to be noted.
+    pub(super) is_timed: bool,
 }
 
-/// Worker to parent: the outcome of the next item in order.
-pub(super) type Report = Sealed;
+impl Header {
+    pub(super) const LEN: usize = 24;
+
+    pub(super) fn to_bytes(self) -> [u8; Self::LEN] {
+        let [offset, fingerprint] = self.call.to_words();
+        let rest = u64::from(self.attempt) << 32 | u64::from(self.is_timed);
+        let mut bytes = [0; Self::LEN];
+        for (at, word) in bytes.chunks_exact_mut(8).zip([offset, fingerprint, rest]) {
+            at.copy_from_slice(&word.to_ne_bytes());
+        }
+        bytes
+    }
+
+    pub(super) fn read(bytes: &[u8]) -> Option<Self> {
+        let (head, _) = bytes.split_first_chunk::<{ Self::LEN }>()?;
+        let mut words = head.chunks_exact(8).map(|word| word.try_into().map_or(0, u64::from_ne_bytes));
+        let (offset, fingerprint, rest) = (words.next()?, words.next()?, words.next()?);
+        let call = entry::Call::from_words([offset, fingerprint]);
+        Some(Self { call, attempt: (rest >> 32) as u32, is_timed: rest & 1 != 0 })
+    }
+}
+
+/// An order, or a result of this kind plus that of its outcome, lies in the pipe beside the lane: it is large, or
+/// brings descriptors.
+pub(super) const IN_PIPE: u8 = 8;
+
+/// What a worker is given at its birth.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Contract {
+    pub(super) lane: lane::WorkerEnd,
+    pub(super) orders: crate::channel::Receiver<Sealed>,
+    pub(super) results: crate::channel::Sender<Sealed>,
+    /// Its outcome is the first result, if there is one.
+    pub(super) initializer: Option<Task>,
+    pub(super) finalizer: Option<Task>,
+    pub(super) conditions: Conditions,
+}
+
+/// Under which a worker works.
+#[derive(Clone, Default, Serialize, Deserialize)]
+pub(super) struct Conditions {
+    pub(super) nice: Option<i32>,
+    pub(super) cpu: Option<usize>,
+    /// Bytes of address space.
+    pub(super) memory: Option<u64>,
+    /// Descriptors.
+    pub(super) descriptors: Option<u64>,
+}

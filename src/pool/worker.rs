@@ -1,31 +1,189 @@
 //! The loop that a worker runs: on its main thread, one item at a time.
 
-use super::protocol::{Batch, Report, Task};
-use crate::channel::{Receiver, Sender};
-use crate::error::Result;
-use crate::process::entry::{Executor, Outcome};
-use crate::wire::Sealed;
+use super::protocol::{Conditions, Contract, Header, IN_PIPE, Task};
+use super::task;
+use crate::channel::lane::{Order, WorkerEnd};
+use crate::channel::{Receiver, Sender, spsc};
+use crate::error::{Error, ErrorKind, Result};
+use crate::os::{memory, signal};
+use crate::process::entry::{Arguments, Batch, Executor, IS_VALUE, report_error};
+use crate::wait::bell;
+use crate::wire::{Attachment, Sealed};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use std::any::Any;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
 
-/// Runs batches until the parent closes the pipe. The first report is the initializer's, if there is one.
-pub(super) fn work(mut batches: Receiver<Batch>, mut reports: Sender<Report>, initializer: Option<Task>) -> Result<()> {
+/// Runs orders until the pool closes the lane. The first result is the initializer's, if there is one.
+pub(super) fn work(contract: Contract) -> Result<()> {
+    // What a terminal sends to everybody is for the pool's own process to answer.
+    signal::ignore_interrupt();
+    bell::keep_naps();
+    let Contract { lane, orders, results, initializer, finalizer, conditions } = contract;
+    conditions.apply()?;
     let mut executor = Executor::default();
+    let mut desk = Desk {
+        lane,
+        orders,
+        results,
+        bytes: Vec::new(),
+        at: 0,
+        fds: Vec::new(),
+        order: None,
+        header: None,
+        looked: None,
+    };
     if let Some(Task { call, arguments }) = initializer {
         let outcome = call.run(arguments.open()?, &mut executor);
-        reports.blocking_send(report(&outcome))?;
+        desk.put(IN_PIPE, &outcome.parts().concat(), outcome.attachments());
     }
-    // An error is the end of the pipe, or a batch of another build: either way there is no next one.
-    while let Ok(Batch { call, items }) = batches.blocking_recv() {
-        for item in items {
-            let outcome = match item.open() {
-                Ok(arguments) => call.run(arguments, &mut executor),
-                Err(error) => Outcome::error(error),
-            };
-            reports.blocking_send(report(&outcome))?;
+    let mut desk = Box::new(desk);
+    while let Some(header) = desk.take_order()? {
+        let (batch, entered) = header.call.run_batch(desk, &mut executor);
+        desk = (batch as Box<dyn Any>).downcast().map_err(|_| Error::other("a batch did not come back"))?;
+        if let Err(error) = entered {
+            while desk.next().is_some() {
+                let again = Error::new(error.kind(), error.to_string());
+                report_error(&mut *desk, again);
+            }
         }
+        desk.finish();
+    }
+    if let Some(Task { call, arguments }) = finalizer {
+        let outcome = call.run(arguments.open()?, &mut executor);
+        drop(outcome);
     }
     Ok(())
 }
 
-fn report(outcome: &Outcome) -> Report {
-    Sealed::new(outcome.parts().concat(), outcome.attachments().to_vec())
+/// One order at a time, and where its results go.
+struct Desk {
+    lane: WorkerEnd,
+    orders: Receiver<Sealed>,
+    results: Sender<Sealed>,
+    /// The order's bytes, and where the next item begins in them.
+    bytes: Vec<u8>,
+    at: usize,
+    fds: Vec<OwnedFd>,
+    order: Option<Order>,
+    header: Option<Header>,
+    /// When it last looked at its memory.
+    looked: Option<Instant>,
 }
+
+/// How often a worker looks at its memory at most.
+const LOOK: Duration = Duration::from_millis(5);
+
+impl Conditions {
+    fn apply(&self) -> Result<()> {
+        let failed =
+            |what: &str, error: rustix::io::Errno| Error::io(format!("a worker cannot have its {what}"), error);
+        if let Some(nice) = self.nice {
+            rustix::process::setpriority_process(None, nice).map_err(|error| failed("priority", error))?;
+        }
+        if let Some(cpu) = self.cpu {
+            let mut cpus = rustix::thread::CpuSet::new();
+            cpus.set(cpu);
+            rustix::thread::sched_setaffinity(None, &cpus).map_err(|error| failed("CPU", error))?;
+        }
+        for (resource, limit) in [(Resource::As, self.memory), (Resource::Nofile, self.descriptors)] {
+            if let Some(limit) = limit {
+                let maximum = getrlimit(resource).maximum.map_or(limit, |maximum| maximum.min(limit));
+                let limits = Rlimit { current: Some(maximum), maximum: Some(maximum) };
+                setrlimit(resource, limits).map_err(|error| failed("limits", error))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Desk {
+    /// Tells how much memory it has, if an order has taken a while.
+    fn look(&mut self) {
+        let now = Instant::now();
+        if self.looked.is_none_or(|looked| now.duration_since(looked) >= LOOK) {
+            self.looked = Some(now);
+            let (resident, peak) = memory::resident();
+            self.lane.note_memory(resident, peak);
+        }
+    }
+
+    /// Waits for the next order; `None` after the last.
+    fn take_order(&mut self) -> Result<Option<Header>> {
+        let next = self.lane.next(&mut self.bytes).map_err(|error| Error::io("cannot take an order", error))?;
+        let Some(order) = next else { return Ok(None) };
+        let corrupt = || Error::new(ErrorKind::Decode, "an order without a head");
+        let header = Header::read(&self.bytes).ok_or_else(corrupt)?;
+        self.at = Header::LEN;
+        if order.kind == IN_PIPE {
+            // An order that cannot be read is one whose items cannot.
+            let parcel = self.orders.blocking_recv().and_then(Sealed::open);
+            match parcel {
+                Ok(parcel) => (self.bytes, self.fds, self.at) = (parcel.bytes, parcel.fds, 0),
+                Err(error) if error.kind() == ErrorKind::Closed => return Ok(None),
+                Err(error) => {
+                    while self.lane.start(&order).is_some() {
+                        report_error(self, Error::new(error.kind(), error.to_string()));
+                    }
+                    self.lane.finish(order);
+                    return self.take_order();
+                }
+            }
+        }
+        (self.order, self.header) = (Some(order), Some(header));
+        Ok(Some(header))
+    }
+
+    fn finish(&mut self) {
+        task::end();
+        self.look();
+        if let Some(order) = self.order.take() {
+            self.lane.finish(order);
+        }
+    }
+
+    fn put(&mut self, tag: u8, payload: &[u8], attachments: &[Attachment]) -> bool {
+        if tag < IN_PIPE && attachments.is_empty() && self.lane.can_carry(payload.len()) {
+            return self.lane.report(tag, [payload, &[]]).is_ok();
+        }
+        match self.results.blocking_send(Sealed::new(payload.to_vec(), attachments.to_vec())) {
+            Ok(()) => self.lane.report(tag | IN_PIPE, [&[], &[]]).is_ok(),
+            Err(error) if error.kind() == ErrorKind::Closed => false,
+            Err(error) => {
+                let error = Error::new(error.kind(), format!("a result cannot be sent: {}", error.into_error()));
+                report_error(self, error)
+            }
+        }
+    }
+}
+
+impl Batch for Desk {
+    fn begin(&mut self, label: &'static str) {
+        if let (Some(order), Some(header)) = (&self.order, &self.header) {
+            task::begin(label, header.attempt, self.lane.stop_sign(order, 0));
+        }
+    }
+
+    #[inline]
+    fn next(&mut self) -> Option<Result<Arguments<'_>>> {
+        let order = self.order.as_ref()?;
+        let index = self.lane.start(order)?;
+        if self.header.is_some_and(|header| header.is_timed) {
+            self.lane.note_start(order);
+        }
+        task::starts(index);
+        let rest = self.bytes.get(self.at..).unwrap_or_default();
+        let Some((_, bytes, len)) = spsc::first(rest) else {
+            return Some(Err(Error::new(ErrorKind::Decode, "an order with fewer items than it says")));
+        };
+        self.at += len;
+        Some(Ok(Arguments { bytes, fds: std::mem::take(&mut self.fds) }))
+    }
+
+    #[inline]
+    fn report(&mut self, tag: u8, payload: &[u8], attachments: &[Attachment]) -> bool {
+        self.put(tag, payload, attachments)
+    }
+}
+
+const _: () = assert!(IS_VALUE == 0, "a block of values is told by its tags");

@@ -142,13 +142,45 @@ impl Call {
         };
         let executor_here = std::mem::take(executor);
         let fingerprint = self.fingerprint;
-        let mut frame = Frame { fingerprint, arguments: Some(arguments), executor: executor_here, outcome: None };
+        let work = Work::One(arguments);
+        let mut frame = Frame { fingerprint, work, executor: executor_here, outcome: None };
         enter(&mut frame);
         *executor = frame.executor;
         frame.outcome.unwrap_or_else(|| {
             let why = "a call names something that is not a function for other processes";
             Outcome::error(Error::new(ErrorKind::Decode, why))
         })
+    }
+
+    /// Runs the function for each item that `batch` has, which comes back. An error: the function could not be
+    /// entered, and the items are still there.
+    pub(crate) fn run_batch(self, batch: Box<dyn Batch>, executor: &mut Executor) -> (Box<dyn Batch>, Result<()>) {
+        let Some(enter) = image::entry_at(self.offset) else {
+            let why = "a call names a function that this program does not have; both sides must be the same build";
+            return (batch, Err(Error::new(ErrorKind::Decode, why)));
+        };
+        let (fingerprint, executor_here) = (self.fingerprint, std::mem::take(executor));
+        let mut frame = Frame { fingerprint, work: Work::Many(batch), executor: executor_here, outcome: None };
+        enter(&mut frame);
+        *executor = frame.executor;
+        let entered = match frame.outcome {
+            None => Ok(()),
+            Some(outcome) => Outcome::read(Parcel { bytes: outcome.parts().concat(), fds: Vec::new() }),
+        };
+        match frame.work {
+            Work::Many(batch) => (batch, entered),
+            // A door takes one piece of work only.
+            Work::One(_) | Work::Taken => (Box::new(NoItems), entered),
+        }
+    }
+
+    /// As two words, for a head that is not encoded.
+    pub(crate) fn to_words(self) -> [u64; 2] {
+        [self.offset, self.fingerprint]
+    }
+
+    pub(crate) fn from_words([offset, fingerprint]: [u64; 2]) -> Self {
+        Self { offset, fingerprint }
     }
 }
 
@@ -162,9 +194,51 @@ fn fingerprint<F: 'static, A: 'static, R: 'static>() -> u64 {
 /// What a door is entered with, and what is found there afterwards.
 struct Frame {
     fingerprint: u64,
-    arguments: Option<Parcel>,
+    work: Work,
     executor: Executor,
     outcome: Option<Outcome>,
+}
+
+enum Work {
+    One(Parcel),
+    Many(Box<dyn Batch>),
+    Taken,
+}
+
+/// Items that one function is to be run for, and where their outcomes go.
+pub(crate) trait Batch: Any {
+    /// What the function is called, before anything else.
+    fn begin(&mut self, label: &'static str);
+    /// Starts the next item: its arguments.
+    fn next(&mut self) -> Option<Result<Arguments<'_>>>;
+    /// Tells what came of the item that was started last; false if nobody wants to know any more.
+    fn report(&mut self, tag: u8, payload: &[u8], attachments: &[Attachment]) -> bool;
+}
+
+/// The arguments of one item.
+pub(crate) struct Arguments<'a> {
+    pub(crate) bytes: &'a [u8],
+    pub(crate) fds: Vec<std::os::fd::OwnedFd>,
+}
+
+struct NoItems;
+
+impl Batch for NoItems {
+    fn begin(&mut self, _: &'static str) {}
+    fn next(&mut self) -> Option<Result<Arguments<'_>>> {
+        None
+    }
+    fn report(&mut self, _: u8, _: &[u8], _: &[Attachment]) -> bool {
+        false
+    }
+}
+
+/// Reports an error as what came of an item.
+pub(crate) fn report_error(batch: &mut dyn Batch, error: Error) -> bool {
+    match wire::encode(&error) {
+        Ok(message) => batch.report(ERROR[0], message.payload(&error), &message.attachments),
+        Err(_) => batch.report(TEXT, error.to_string().as_bytes(), &[]),
+    }
 }
 
 struct Door<F, A, M>(PhantomData<(F, A, M)>);
@@ -178,15 +252,53 @@ where
 
     fn enter(function: F, frame: &mut dyn Any) {
         let Some(frame) = frame.downcast_mut::<Frame>() else { return };
-        let Some(arguments) = frame.arguments.take() else { return };
         if frame.fingerprint != fingerprint::<F, A, F::Output>() {
             let what = std::any::type_name::<F>();
             let why = format!("the arguments were encoded for another function than {what}: not the same build");
             frame.outcome = Some(Outcome::error(Error::new(ErrorKind::Decode, why)));
             return;
         }
-        let outcome = catch_panic(|| Outcome::value(function.call(wire::decode(arguments)?, &mut frame.executor)?));
-        frame.outcome = Some(outcome.unwrap_or_else(Outcome::error));
+        let Frame { work, executor, .. } = frame;
+        match work {
+            Work::Many(batch) => {
+                batch.begin(std::any::type_name::<F>());
+                LAST_PANIC.set(None);
+                while each::<F, A, M>(function, &mut **batch, executor) {}
+            }
+            Work::One(_) => {
+                let Work::One(arguments) = std::mem::replace(work, Work::Taken) else { return };
+                let outcome = catch_panic(|| Outcome::value(function.call(wire::decode(arguments)?, executor)?));
+                frame.outcome = Some(outcome.unwrap_or_else(Outcome::error));
+            }
+            Work::Taken => {}
+        }
+    }
+}
+
+/// Runs the next item of a batch; false if it was the last.
+#[inline]
+fn each<F, A, M>(function: F, batch: &mut dyn Batch, executor: &mut Executor) -> bool
+where
+    F: Function<A, M>,
+    A: DeserializeOwned + 'static,
+{
+    // One piece of code at a time runs in a batch, and what a panic leaves half done is the function's own.
+    let mut goes_on = None;
+    let done = catch_next_panic(|| {
+        let Some(arguments) = batch.next() else {
+            goes_on = Some(false);
+            return Ok(());
+        };
+        let Arguments { bytes, fds } = arguments?;
+        let value = function.call(wire::decode_bytes(bytes, fds)?, executor)?;
+        let message = wire::encode(&value)?;
+        goes_on = Some(batch.report(VALUE[0], message.payload(&value), &message.attachments));
+        Ok(())
+    });
+    match (goes_on, done) {
+        (Some(goes_on), _) => goes_on,
+        (None, Err(error)) => report_error(batch, error),
+        (None, Ok(())) => false,
     }
 }
 
@@ -196,6 +308,9 @@ pub(crate) struct Outcome(Box<dyn Encoded>);
 /// The first byte of an outcome's payload.
 const VALUE: &[u8] = &[0];
 const ERROR: &[u8] = &[1];
+const TEXT: u8 = 2;
+/// The tag of an outcome that is a value.
+pub(crate) const IS_VALUE: u8 = VALUE[0];
 
 impl Outcome {
     fn value<R: Serialize + 'static>(value: R) -> Result<Self> {
@@ -235,6 +350,21 @@ impl Outcome {
     }
 }
 
+impl Outcome {
+    /// The result that a [`Batch`] was told.
+    #[inline]
+    pub(crate) fn read_told<R>(tag: u8, bytes: &[u8], fds: Vec<std::os::fd::OwnedFd>) -> Result<R>
+    where
+        R: DeserializeOwned + 'static,
+    {
+        match tag {
+            IS_VALUE => wire::decode_bytes(bytes, fds),
+            1 => Err(wire::decode_bytes(bytes, fds)?),
+            _ => Err(Error::other(String::from_utf8_lossy(bytes).into_owned())),
+        }
+    }
+}
+
 trait Encoded {
     fn parts(&self) -> [&[u8]; 2];
     fn attachments(&self) -> &[Attachment];
@@ -258,7 +388,7 @@ impl<R: 'static> Encoded for Told<R> {
 
 impl Encoded for Vec<u8> {
     fn parts(&self) -> [&[u8]; 2] {
-        [&[2], self]
+        [&[TEXT], self]
     }
 
     fn attachments(&self) -> &[Attachment] {
@@ -294,6 +424,12 @@ pub(crate) fn text_of(payload: &(dyn Any + Send)) -> String {
 /// Runs `work`; a panic becomes an error that tells where and why.
 pub(crate) fn catch_panic<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     LAST_PANIC.set(None);
+    catch_next_panic(work)
+}
+
+/// The same where no panic was noted since the last one became an error.
+#[inline]
+fn catch_next_panic<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     // The state that a panic may have left half done is the function's own, or goes with the process.
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| {
         let noted = LAST_PANIC.take().unwrap_or_else(|| {

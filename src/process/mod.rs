@@ -25,6 +25,7 @@ pub(crate) use boot::check_initialized;
 pub use boot::{init, preload, run};
 pub use entry::Function;
 pub use info::{ParentProcess, ProcessInfo, active_children, cpu_count, current_process, parent_process};
+pub(crate) use process::Killer;
 pub use process::{Process, ProcessBuilder, StartMethod};
 pub use stdio::Stdio;
 

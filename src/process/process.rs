@@ -159,7 +159,21 @@ impl Process<()> {
     }
 }
 
+/// Kills a process, for those who do not hold its handle.
+#[derive(Clone)]
+pub(crate) struct Killer(Arc<Child>);
+
+impl Killer {
+    pub(crate) fn kill(&self) -> io::Result<()> {
+        self.0.signal(Signal::KILL)
+    }
+}
+
 impl<R> Process<R> {
+    pub(crate) fn killer(&self) -> Killer {
+        Killer(self.child.clone())
+    }
+
     /// The process id.
     pub fn pid(&self) -> u32 {
         self.child.info.pid

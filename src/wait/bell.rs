@@ -7,6 +7,7 @@ use super::line::Line;
 use crate::os::epoll::{self, Epoll};
 use crate::os::eventfd;
 use crate::shm::family::Family;
+use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::pin::pin;
@@ -178,22 +179,52 @@ impl Wake for RingMyself {
 /// How a thread without a runtime sleeps: on an epoll of its own that watches the bell of its process.
 pub(super) struct Nap {
     family: &'static Family,
-    epoll: Epoll,
+    epoll: Option<Epoll>,
     pub(super) waker: Waker,
+    is_kept: bool,
+}
+
+thread_local! {
+    /// What the last nap slept on, if it was the bell alone: a thread that waits often makes it once.
+    static KEPT: Cell<Option<Epoll>> = const { Cell::new(None) };
+    static KEEPS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// From now on this thread keeps what it naps on, which is one descriptor: for those who wait again and again.
+pub(crate) fn keep_naps() {
+    KEEPS.set(true);
+}
+
+impl Drop for Nap {
+    fn drop(&mut self) {
+        if self.is_kept {
+            // At the thread's end there is nothing to keep it for.
+            let _ = KEPT.try_with(|kept| kept.set(self.epoll.take()));
+        }
+    }
 }
 
 impl Nap {
     /// `hangup` is a second thing that ends a nap.
-    pub(super) fn new(family: &'static Family, hangup: Option<BorrowedFd<'_>>) -> io::Result<Self> {
-        let epoll = Epoll::new()?;
-        epoll.watch_edges(family.bell(family.me()?.slot).as_fd())?;
-        hangup.map_or(Ok(()), |fd| epoll.watch_edges(fd))?;
-        Ok(Self { family, epoll, waker: Waker::from(Arc::new(RingMyself(family))) })
+    pub(super) fn of_thread(family: &'static Family, hangup: Option<BorrowedFd<'_>>) -> io::Result<Self> {
+        let is_kept = hangup.is_none() && KEEPS.get();
+        let kept = if is_kept { KEPT.try_with(Cell::take).ok().flatten() } else { None };
+        let epoll = match kept {
+            // An edge that came meanwhile ends the nap at once, and then it is looked again.
+            Some(epoll) => epoll,
+            None => {
+                let epoll = Epoll::new()?;
+                epoll.watch_edges(family.bell(family.me()?.slot).as_fd())?;
+                hangup.map_or(Ok(()), |fd| epoll.watch_edges(fd))?;
+                epoll
+            }
+        };
+        Ok(Self { family, epoll: Some(epoll), waker: Waker::from(Arc::new(RingMyself(family))), is_kept })
     }
 
     /// Sleeps until something may have changed; false at the deadline.
     pub(super) fn until(&self, deadline: Option<Instant>) -> io::Result<bool> {
-        let woken = self.epoll.wait(deadline)?;
+        let woken = self.epoll.as_ref().map_or(Ok(false), |epoll| epoll.wait(deadline))?;
         answer(self.family);
         Ok(woken)
     }

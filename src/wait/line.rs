@@ -53,10 +53,11 @@ pub(crate) struct Line {
     /// Which of the 64 hints stands for this event: the same in every process.
     hint: u32,
     hangup: Option<Arc<Hangup>>,
+    /// What the bell does instead of waking the front.
+    react: OnceLock<Box<dyn Fn() + Send + Sync>>,
     waiting: AtomicUsize,
     local: Mutex<Local>,
     pub(super) look: Look,
-    reader: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 #[derive(Default)]
@@ -80,9 +81,20 @@ impl Line {
         let (_, inode) = region.identity();
         let hint =
             (inode as u32).wrapping_mul(0x9e37_79b9).wrapping_add(first_word as u32 / event::LEN as u32) >> 3 & 63;
-        let (waiting, local, look) = (AtomicUsize::new(0), Mutex::default(), Look::default());
-        let reader = OnceLock::new();
-        Ok(Arc::new(Self { family, region, first_word, hint, hangup, waiting, local, look, reader }))
+        let (react, waiting, local, look) = (OnceLock::new(), AtomicUsize::new(0), Mutex::default(), Look::default());
+        Ok(Arc::new(Self { family, region, first_word, hint, hangup, react, waiting, local, look }))
+    }
+
+    /// A line without a queue: while it is armed, a notice calls `react` from within the runtime's driver, or from
+    /// whoever arms it. It may come more often than it was asked for.
+    pub(crate) fn alarm(
+        region: Arc<Region>,
+        first_word: usize,
+        react: impl Fn() + Send + Sync + 'static,
+    ) -> io::Result<Arc<Self>> {
+        let line = Self::new(region, first_word, None)?;
+        line.set_reader(react);
+        Ok(line)
     }
 
     pub(super) fn family(&self) -> &'static Family {
@@ -161,10 +173,8 @@ impl Line {
         let waker = if noticed || anyway { local.queue.front_mut().and_then(|front| front.waker.take()) } else { None };
         drop(local);
         waker.into_iter().for_each(Waker::wake);
-        if (noticed || anyway)
-            && let Some(read) = self.reader.get()
-        {
-            read();
+        if let Some(react) = self.react.get() {
+            react();
         }
     }
 
@@ -172,17 +182,32 @@ impl Line {
     /// notice, in the driver of a runtime. It takes all there is, and [`arm`](Self::arm)s again if somebody goes on
     /// waiting.
     pub(crate) fn set_reader(&self, read: impl Fn() + Send + Sync + 'static) {
-        let _ = self.reader.set(Box::new(read));
+        let _ = self.react.set(Box::new(read));
     }
 
-    /// Asks for the next notice; whoever waits must look once more afterwards.
+    /// Has the next notice call an alarm's reaction; the caller must look once more afterwards. It holds no lock that
+    /// the reaction takes. Cheap if it is armed already.
     pub(crate) fn arm(self: &Arc<Self>) -> io::Result<()> {
+        if lock(&self.local).place.is_some() {
+            return Ok(());
+        }
         let me = self.family.me()?;
+        // Outside a runtime the bell is answered by those runtimes that have listened before.
+        let heard = self.listen();
         self.take_place(&mut lock(&self.local), me);
-        Ok(())
+        heard
     }
 
-    /// Puts this process on the shared list, unless it is there.
+    /// The reverse of [`Line::arm`], by someone who looks from now on.
+    pub(crate) fn disarm(&self) {
+        let mut local = lock(&self.local);
+        if let Some(place) = local.place.take() {
+            // A notice is for whoever looks, and that is the caller.
+            let _ = self.event().leave(place);
+        }
+    }
+
+    /// Enters the shared list, unless this process is there, and sees to it that the bell is answered.
     fn take_place(self: &Arc<Self>, local: &mut Local, me: Member) {
         if local.place.is_some() {
             return;

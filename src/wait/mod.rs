@@ -13,4 +13,6 @@ mod models;
 mod until;
 
 pub(crate) use line::{Hangup, Line, Turn};
-pub(crate) use until::{refuse_inside_async, until, until_blocking, until_blocking_in_turn, until_in_turn, until_read};
+pub(crate) use until::{
+    Seen, Watchful, refuse_inside_async, until, until_blocking, until_blocking_in_turn, until_in_turn, until_read,
+};

@@ -146,6 +146,43 @@ pub(crate) async fn until_read<T>(
     .await
 }
 
+/// The look before the sleep, for who waits for an alarm.
+#[derive(Default)]
+pub(crate) struct Watchful {
+    looking: Option<Looking>,
+    has_looked: bool,
+}
+
+/// What looking came to.
+pub(crate) enum Seen<T> {
+    Found(T),
+    /// Nothing yet: look again once other tasks had their turn.
+    Again,
+    /// It is time to sleep.
+    Over,
+}
+
+impl Watchful {
+    pub(crate) fn look<T>(&mut self, line: &Line, attempt: &mut impl FnMut() -> Option<T>) -> Seen<T> {
+        if !self.has_looked {
+            self.has_looked = true;
+            self.looking = line.look.begin();
+            let found = self.looking.as_ref().and_then(|looking| line.look.in_place(looking, attempt));
+            if let Some(value) = found {
+                return Seen::Found(value);
+            }
+        } else if let Some(value) = attempt() {
+            self.looking.iter().for_each(|looking| line.look.paid(looking));
+            return Seen::Found(value);
+        }
+        if self.looking.as_ref().is_some_and(|looking| !line.look.is_over(looking)) {
+            return Seen::Again;
+        }
+        self.looking = None;
+        Seen::Over
+    }
+}
+
 /// [`until`] for a thread without a runtime; `None` at the deadline.
 pub(crate) fn until_blocking<T>(
     line: &Arc<Line>,
@@ -170,12 +207,15 @@ pub(crate) fn until_blocking_in_turn<T>(
         if let Some(value) = looking.as_ref().and_then(|looking| line.look.in_place(looking, &mut || attempt(false))) {
             return Ok(Some(value));
         }
-        if let Some(looking) = looking {
-            line.look.is_over(&looking);
+        // This thread has no other tasks; and who yields the CPU while somebody else wants it loses a time slice.
+        while let Some(looking) = looking.as_ref().filter(|looking| !line.look.is_over(looking)) {
+            if let Some(value) = line.look.in_place(looking, &mut || attempt(false)) {
+                return Ok(Some(value));
+            }
         }
     }
     let turn = turn.unwrap_or_else(|| line.join());
-    let nap = Nap::new(line.family(), line.hangup())?;
+    let nap = Nap::of_thread(line.family(), line.hangup())?;
     loop {
         if turn.is_front(&nap.waker) {
             turn.prepare_sleep(&nap.waker, || Ok(()))?;

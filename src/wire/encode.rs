@@ -1,7 +1,7 @@
 //! MessagePack by rmp-serde; bytes and numbers as they lie in memory (`plain`), copied once, straight from the value.
 
 use super::attach::{self, Attachment};
-use super::plain::{self, Read};
+use super::plain::{self, Read, Seen};
 use crate::error::{Error, ErrorKind, Result};
 use bytes::Bytes;
 use serde::Serialize;
@@ -33,11 +33,29 @@ pub(crate) fn encode<T: Serialize + 'static>(value: &T) -> Result<Message> {
 pub(crate) fn encode_by_serde<T: Serialize>(value: &T) -> Result<Message> {
     let mut encoded = spare();
     let (result, attachments) = attach::collect(|| value.serialize(&mut rmp_serde::Serializer::new(&mut encoded)));
-    result.map_err(|error| {
-        let what = std::any::type_name::<T>();
-        Error::new(ErrorKind::Encode, format!("cannot serialise {what}: {error}")).with_source(error)
-    })?;
+    result.map_err(unwritable::<T>)?;
     Ok(Message { encoded: Some(encoded), attachments })
+}
+
+/// Appends the encoded `value` to `to`, which an error leaves as it was; what rides along is returned.
+#[inline]
+pub(crate) fn append<T: Serialize + 'static>(value: &T, to: &mut Vec<u8>) -> Result<Vec<Attachment>> {
+    if let Some(bytes) = plain::bytes(value) {
+        to.extend_from_slice(bytes);
+        return Ok(Vec::new());
+    }
+    let start = to.len();
+    let (result, attachments) = attach::collect(|| value.serialize(&mut rmp_serde::Serializer::new(&mut *to)));
+    result.map(|()| attachments).map_err(|error| {
+        to.truncate(start);
+        unwritable::<T>(error)
+    })
+}
+
+#[cold]
+fn unwritable<T>(error: rmp_serde::encode::Error) -> Error {
+    let what = std::any::type_name::<T>();
+    Error::new(ErrorKind::Encode, format!("cannot serialise {what}: {error}")).with_source(error)
 }
 
 thread_local! {
@@ -100,11 +118,6 @@ impl Sealed {
         Ok(encode(value)?.seal(value))
     }
 
-    /// How many bytes it carries.
-    pub(crate) fn len(&self) -> usize {
-        self.bytes.len()
-    }
-
     /// The bytes that it carries.
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.bytes
@@ -147,6 +160,16 @@ pub(crate) fn decode<T: DeserializeOwned + 'static>(parcel: Parcel) -> Result<T>
     let value = attach::supply(fds, || decode_slice(&bytes));
     keep(bytes);
     value
+}
+
+/// [`decode`] of bytes that belong to somebody else.
+#[inline]
+pub(crate) fn decode_bytes<T: DeserializeOwned + 'static>(bytes: &[u8], fds: Vec<OwnedFd>) -> Result<T> {
+    match plain::see(bytes) {
+        Seen::Value(value) => Ok(value),
+        Seen::Invalid => Err(unreadable::<T>("it is of another length")),
+        Seen::NotPlain => attach::supply(fds, || decode_slice(bytes)),
+    }
 }
 
 fn decode_slice<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {

@@ -14,6 +14,8 @@ trait Plain: Sized {
     fn bytes(&self) -> &[u8];
     /// The value, and the buffer if it was not taken over; `None` if these bytes are none.
     fn from_buffer(buffer: Vec<u8>) -> Option<(Self, Option<Vec<u8>>)>;
+    /// The value that these bytes are a copy of.
+    fn from_slice(bytes: &[u8]) -> Option<Self>;
 }
 
 macro_rules! numbers {
@@ -26,6 +28,10 @@ macro_rules! numbers {
             fn from_buffer(buffer: Vec<u8>) -> Option<(Self, Option<Vec<u8>>)> {
                 Some((bytemuck::try_pod_read_unaligned(&buffer).ok()?, Some(buffer)))
             }
+            #[inline]
+            fn from_slice(bytes: &[u8]) -> Option<Self> {
+                bytemuck::try_pod_read_unaligned(bytes).ok()
+            }
         }
 
         impl<const N: usize> Plain for [$number; N] {
@@ -35,6 +41,10 @@ macro_rules! numbers {
             }
             fn from_buffer(buffer: Vec<u8>) -> Option<(Self, Option<Vec<u8>>)> {
                 Some((bytemuck::try_pod_read_unaligned(&buffer).ok()?, Some(buffer)))
+            }
+            #[inline]
+            fn from_slice(bytes: &[u8]) -> Option<Self> {
+                bytemuck::try_pod_read_unaligned(bytes).ok()
             }
         }
     )*};
@@ -50,6 +60,9 @@ macro_rules! lists {
             fn from_buffer(buffer: Vec<u8>) -> Option<(Self, Option<Vec<u8>>)> {
                 let is_whole = buffer.len().is_multiple_of(size_of::<$number>());
                 is_whole.then(|| (bytemuck::pod_collect_to_vec(&buffer), Some(buffer)))
+            }
+            fn from_slice(bytes: &[u8]) -> Option<Self> {
+                bytes.len().is_multiple_of(size_of::<$number>()).then(|| bytemuck::pod_collect_to_vec(bytes))
             }
         }
     )*};
@@ -68,6 +81,9 @@ macro_rules! buffers {
             fn from_buffer(buffer: Vec<u8>) -> Option<(Self, Option<Vec<u8>>)> {
                 Some((buffer.into(), None))
             }
+            fn from_slice(bytes: &[u8]) -> Option<Self> {
+                Some(bytes.to_vec().into())
+            }
         }
     )*};
 }
@@ -82,6 +98,10 @@ impl<P: Plain> Plain for (P,) {
     }
     fn from_buffer(buffer: Vec<u8>) -> Option<(Self, Option<Vec<u8>>)> {
         P::from_buffer(buffer).map(|(value, buffer)| ((value,), buffer))
+    }
+    #[inline]
+    fn from_slice(bytes: &[u8]) -> Option<Self> {
+        P::from_slice(bytes).map(|value| (value,))
     }
 }
 
@@ -174,4 +194,38 @@ pub(super) fn read<T: 'static>(buffer: Vec<u8>) -> Read<T> {
     }
     each_plain!(case);
     Read::NotPlain(buffer)
+}
+
+/// What bytes are that stay where they are.
+pub(super) enum Seen<T> {
+    Value(T),
+    /// The type is plain, but these bytes are none of its values.
+    Invalid,
+    NotPlain,
+}
+
+/// [`read`] of bytes that belong to somebody else.
+#[inline]
+pub(super) fn see<T: 'static>(bytes: &[u8]) -> Seen<T> {
+    #[inline]
+    fn make<T: 'static, P: Plain + 'static>(bytes: &[u8]) -> Seen<T> {
+        let mut value = P::from_slice(bytes);
+        // `T` is `P`, as the caller has found.
+        match (&mut value as &mut dyn Any).downcast_mut::<Option<T>>().and_then(Option::take) {
+            Some(value) => Seen::Value(value),
+            None => Seen::Invalid,
+        }
+    }
+    macro_rules! case {
+        ($plain:ty) => {
+            if TypeId::of::<T>() == TypeId::of::<$plain>() {
+                return make::<T, $plain>(bytes);
+            }
+            if TypeId::of::<T>() == TypeId::of::<($plain,)>() {
+                return make::<T, ($plain,)>(bytes);
+            }
+        };
+    }
+    each_plain!(case);
+    Seen::NotPlain
 }

@@ -1,0 +1,426 @@
+//! What a pool and one of its workers share: a ring of orders, a ring of results, and who may start which item.
+//!
+//! # State
+//! The words of the region's head, by name in [`word`]; then the two rings. An order has a number, which is its place in
+//! the ring, and some items. `CLAIMS` has a row for each order that may be under way: `number:32 | next:16 | end:16`,
+//! and when its last item started. The board is a second region that all workers of a pool have: one event, for
+//! the pool to sleep on.
+//!
+//! # Moves
+//! | from -> to | who | ordering | wakes |
+//! |---|---|---|---|
+//! | a row is made, then the order put | the pool | Release, by the ring | the worker, if it sleeps |
+//! | next -> next + 1: an item starts, if next was below end | the worker | AcqRel | - |
+//! | end -> lower, never below next: items are taken back | the pool | AcqRel CAS | - |
+//! | a result is put | the worker | Release, by the ring | the pool, if it sleeps |
+//! | results are taken | the pool | Release, by the ring | the worker, if it waits for room |
+//! | an order is given up, after its last item | the worker | Release, by the ring | - |
+//! | `ASKED` -> an item that should stop | the pool | Release | who waits for it in the worker |
+//! | `CLOSED` | the pool | Release | the worker |
+//! | `PAST`, `RESIDENT`, `PEAK` | the worker | Release | those of its threads that wait for `ASKED` |
+//!
+//! # Invariants
+//! 1. An item is started by the worker or taken back by the pool, never both: both change one word.
+//! 2. Results come in the order of starts, one for each item that was started, so counting them tells whose they are.
+//! 3. A row is used again only after the order that had it was given up.
+//!
+//! # Death
+//! | the worker is killed | the pool sees |
+//! |---|---|
+//! | before it starts an item | all items of the order may go to somebody else |
+//! | between an item's start and its result | one item started beyond the results: that one, and no other, was running |
+//! | after the result | the result, which counts |
+//! | between a result and its notice | the burial rings the bell |
+//!
+//! # Cancel
+//! No move awaits.
+
+use super::segment::Bytes;
+use super::spsc::{Corrupt, Reader, Words, Writer};
+use crate::os::fault;
+use crate::shm::atomic::AtomicU64;
+use crate::shm::region::{Map, Region};
+use crate::shm::view;
+use crate::wait::{Line, event, until_blocking};
+use crate::wire::{Attachment, attach};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::*;
+
+mod word {
+    use super::event;
+    pub(super) const MAGIC: usize = 0;
+    pub(super) const ORDERS_TAIL: usize = 16;
+    pub(super) const ORDERS_HEAD: usize = 32;
+    pub(super) const RESULTS_TAIL: usize = 48;
+    pub(super) const RESULTS_HEAD: usize = 64;
+    pub(super) const CLOSED: usize = 80;
+    pub(super) const ASKED: usize = 81;
+    /// The number of the first order that is not done, for threads of the worker that wait for `ASKED`.
+    pub(super) const PAST: usize = 82;
+    /// Bytes of memory that the worker had when it last looked, now and at most.
+    pub(super) const RESIDENT: usize = 83;
+    pub(super) const PEAK: usize = 84;
+    /// Rows of [`super::ROW`] words, so that no two share a cache line.
+    pub(super) const CLAIMS: usize = 96;
+    pub(super) const WORK: usize = CLAIMS + super::ROW * super::AHEAD as usize;
+    pub(super) const ROOM: usize = WORK + event::LEN;
+    pub(super) const STOP: usize = ROOM + event::LEN;
+}
+
+const MAGIC: u64 = u64::from_be_bytes(*b"mpLane01");
+const ROW: usize = 16;
+/// Orders that may be under way.
+pub(crate) const AHEAD: u32 = 8;
+/// Items that one order may have.
+pub(crate) const MOST_ITEMS: usize = 1 << 15;
+const HEAD_LEN: usize = 4096;
+const ORDERS: u32 = 64 << 10;
+const RESULTS: u32 = 64 << 10;
+const BOARD_LEN: usize = 4096;
+
+/// Where the pool sleeps; shared by all its workers.
+pub(crate) struct Board(Arc<Region>);
+
+impl Board {
+    pub(crate) fn create() -> io::Result<Self> {
+        Ok(Self(Arc::new(Region::create("multiprocess-board", BOARD_LEN, BOARD_LEN as u64)?)))
+    }
+
+    /// Calls `react` when a result has come while it is armed.
+    pub(crate) fn alarm(&self, react: impl Fn() + Send + Sync + 'static) -> io::Result<Arc<Line>> {
+        Line::alarm(self.0.clone(), 0, react)
+    }
+}
+
+#[derive(Clone)]
+struct Ring(Arc<Map>);
+
+impl Bytes for Ring {
+    #[inline]
+    fn write(&self, at: usize, from: &[u8]) {
+        view::copy_in(&self.0, at, from);
+    }
+
+    fn word(&self, at: usize) -> u64 {
+        view::word(&self.0, at)
+    }
+
+    #[inline]
+    fn read(&self, at: usize, len: usize, to: &mut Vec<u8>) {
+        view::append(&self.0, at, len, to);
+    }
+}
+
+fn orders(region: &Region) -> Words<'_> {
+    let words = region.words();
+    Words { tail: &words[word::ORDERS_TAIL], head: &words[word::ORDERS_HEAD] }
+}
+
+fn results(region: &Region) -> Words<'_> {
+    let words = region.words();
+    Words { tail: &words[word::RESULTS_TAIL], head: &words[word::RESULTS_HEAD] }
+}
+
+fn rings(region: &Region) -> io::Result<[Ring; 2]> {
+    let orders = region.extent(HEAD_LEN as u64, ORDERS.into())?;
+    Ok([Ring(orders), Ring(region.extent(HEAD_LEN as u64 + u64::from(ORDERS), RESULTS.into())?)])
+}
+
+/// The row of order `number`: its claim, and when its last item started.
+fn row(region: &Region, number: u32) -> (&AtomicU64, &AtomicU64) {
+    let at = word::CLAIMS + (number % AHEAD) as usize * ROW;
+    (&region.words()[at], &region.words()[at + 1])
+}
+
+/// Which items of an order have been started, and which may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Claim {
+    pub(crate) started: u32,
+    pub(crate) end: u32,
+}
+
+impl Claim {
+    fn of(bits: u64) -> Self {
+        let end = bits as u32 & 0xffff;
+        // The worker's last look for an item finds none and counts all the same.
+        Self { started: (bits as u32 >> 16).min(end), end }
+    }
+}
+
+/// Nanoseconds of the clock that all processes share.
+pub(crate) fn now_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// The pool's end.
+pub(crate) struct PoolEnd {
+    region: Arc<Region>,
+    work: Arc<Line>,
+    room: Arc<Line>,
+    stop: Arc<Line>,
+    orders: Writer<Ring>,
+    results: Reader<Ring>,
+    given: u32,
+}
+
+/// A new lane: the pool's end, and the worker's to be sent there.
+pub(crate) fn create(board: &Board) -> io::Result<(PoolEnd, WorkerEnd)> {
+    let len = HEAD_LEN as u64 + u64::from(ORDERS) + u64::from(RESULTS);
+    let region = Arc::new(Region::create("multiprocess-lane", HEAD_LEN, len)?);
+    region.words()[word::MAGIC].store(MAGIC, Release);
+    let line = |first| Line::new(region.clone(), first, None);
+    let (work, room, stop) = (line(word::WORK)?, line(word::ROOM)?, line(word::STOP)?);
+    let [orders, results] = rings(&region)?;
+    let worker = WorkerEnd::of(region.clone(), board.0.clone())?;
+    let (orders, results) = (Writer::new(orders, ORDERS), Reader::new(results, RESULTS));
+    Ok((PoolEnd { region, work, room, stop, orders, results, given: 0 }, worker))
+}
+
+impl PoolEnd {
+    /// Whether an order of `len` bytes can travel through the ring at all.
+    pub(crate) fn can_carry(&self, len: usize) -> bool {
+        // A quarter, so that prefetched ones find room.
+        len <= ORDERS as usize / 4
+    }
+
+    /// Whether an order of `len` bytes may be given now.
+    pub(crate) fn takes(&mut self, len: usize) -> bool {
+        let words = orders(&self.region);
+        self.orders.under_way(words) < AHEAD && self.orders.has_room_for(words, len)
+    }
+
+    /// Gives an order of `items` items; its number, or `None` if there is no room now.
+    pub(crate) fn give(&mut self, kind: u8, parts: [&[u8]; 2], items: usize) -> Option<u32> {
+        if !self.takes(parts[0].len() + parts[1].len()) {
+            return None;
+        }
+        let number = self.given;
+        row(&self.region, number).0.store(u64::from(number) << 32 | items as u64, Relaxed);
+        if !self.orders.push(orders(&self.region), kind, parts) {
+            return None;
+        }
+        self.given = number.wrapping_add(1);
+        self.work.notify_one();
+        Some(number)
+    }
+
+    /// How far an order is that was given and is not complete.
+    pub(crate) fn claim(&self, number: u32) -> Claim {
+        Claim::of(row(&self.region, number).0.load(Acquire))
+    }
+
+    /// When the last item of an order started, if its start is noted.
+    pub(crate) fn started_at(&self, number: u32) -> u64 {
+        row(&self.region, number).1.load(Acquire)
+    }
+
+    /// Takes items back that have not started, all from `keep` on; how far the order goes now.
+    pub(crate) fn take_back(&self, number: u32, keep: u32) -> Claim {
+        let (claim, _) = row(&self.region, number);
+        let shorten = |bits: u64| {
+            let Claim { started, end } = Claim::of(bits);
+            Some(bits & !0xffff | u64::from(end.min(started.max(keep))))
+        };
+        let _ = claim.fetch_update(AcqRel, Acquire, shorten);
+        Claim::of(claim.load(Acquire))
+    }
+
+    /// Whether results have come. No system call, no wake.
+    #[inline]
+    pub(crate) fn has_results(&self) -> bool {
+        self.results.has_any(results(&self.region))
+    }
+
+    /// Appends the records of all results that have come; how many.
+    pub(crate) fn take_results(&mut self, to: &mut Vec<u8>) -> Result<u32, Corrupt> {
+        let count = self.results.take_all(results(&self.region), to)?;
+        self.room.notify_one();
+        Ok(count)
+    }
+
+    /// Asks the item that runs as `index` of an order to stop.
+    pub(crate) fn ask_to_stop(&self, number: u32, index: u32) {
+        self.region.words()[word::ASKED].store(asked(number, index), Release);
+        self.stop.notify_all();
+    }
+
+    /// Bytes of memory that the worker had when it last looked: now, and at most.
+    pub(crate) fn memory(&self) -> (u64, u64) {
+        let words = self.region.words();
+        (words[word::RESIDENT].load(Relaxed), words[word::PEAK].load(Relaxed))
+    }
+
+    /// No order will follow.
+    pub(crate) fn close(&self) {
+        self.region.words()[word::CLOSED].store(1, Release);
+        self.work.notify_all();
+    }
+}
+
+/// Never 0.
+fn asked(number: u32, index: u32) -> u64 {
+    u64::from(number) << 32 | u64::from(index) << 1 | 1
+}
+
+/// The worker's end; it travels there.
+pub(crate) struct WorkerEnd {
+    region: Arc<Region>,
+    board: Arc<Region>,
+    work: Arc<Line>,
+    room: Arc<Line>,
+    done: Arc<Line>,
+    orders: Reader<Ring>,
+    results: Writer<Ring>,
+    next: u32,
+}
+
+/// Where a task looks whether it has been asked to stop.
+#[derive(Clone)]
+pub(crate) struct StopSign {
+    region: Arc<Region>,
+    number: u32,
+    index: u32,
+}
+
+impl StopSign {
+    /// The same for another item of the order.
+    pub(crate) fn of_item(&self, index: u32) -> Self {
+        Self { index, ..self.clone() }
+    }
+
+    pub(crate) fn index(&self) -> u32 {
+        self.index
+    }
+
+    pub(crate) fn is_shown(&self) -> bool {
+        self.region.words()[word::ASKED].load(Acquire) == asked(self.number, self.index)
+    }
+
+    /// Blocks until it is shown (true) or the order is done.
+    pub(crate) fn blocking_wait(&self) -> io::Result<bool> {
+        let line = Line::new(self.region.clone(), word::STOP, None)?;
+        let is_past = || self.region.words()[word::PAST].load(Acquire) > u64::from(self.number);
+        let shown = until_blocking(&line, None, || match self.is_shown() {
+            false if is_past() => Some(false),
+            shown => shown.then_some(true),
+        })?;
+        Ok(shown == Some(true))
+    }
+
+    /// The order is done: whoever waits need not any more.
+    pub(crate) fn dismiss(&self) {
+        self.region.words()[word::PAST].store(u64::from(self.number) + 1, Release);
+        if let Ok(line) = Line::new(self.region.clone(), word::STOP, None) {
+            line.notify_all();
+        }
+    }
+}
+
+/// An order as the worker finds it.
+pub(crate) struct Order {
+    pub(crate) number: u32,
+    pub(crate) kind: u8,
+    len: usize,
+}
+
+impl WorkerEnd {
+    fn of(region: Arc<Region>, board: Arc<Region>) -> io::Result<Self> {
+        let corrupt = || io::Error::new(io::ErrorKind::InvalidData, "it is no lane");
+        if region.words()[word::MAGIC].load(Acquire) != MAGIC {
+            return Err(corrupt());
+        }
+        let line = |first| Line::new(region.clone(), first, None);
+        let (work, room) = (line(word::WORK)?, line(word::ROOM)?);
+        let done = Line::new(board.clone(), 0, None)?;
+        let [orders, results] = rings(&region)?;
+        let (orders, results) = (Reader::new(orders, ORDERS), Writer::new(results, RESULTS));
+        Ok(Self { region, board, work, room, done, orders, results, next: 0 })
+    }
+
+    /// Blocks until there is an order, whose bytes go to `to`; `None` after the last.
+    pub(crate) fn next(&mut self, to: &mut Vec<u8>) -> io::Result<Option<Order>> {
+        let Self { region, work, orders: reader, .. } = self;
+        let attempt = || match reader.peek(orders(region), to) {
+            Ok(Some(kind)) => Some(Ok(Some(kind))),
+            Ok(None) if region.words()[word::CLOSED].load(Acquire) == 0 => None,
+            // What was given before the close comes first.
+            Ok(None) if reader.has_any(orders(region)) => None,
+            Ok(None) => Some(Ok(None)),
+            Err(Corrupt) => Some(Err(io::Error::new(io::ErrorKind::InvalidData, "the ring of orders is corrupt"))),
+        };
+        let Some(kind) = until_blocking(work, None, attempt)?.transpose()?.flatten() else { return Ok(None) };
+        let number = self.next;
+        self.next = number.wrapping_add(1);
+        Ok(Some(Order { number, kind, len: to.len() }))
+    }
+
+    /// Starts the next item of `order`, if there is one.
+    #[inline]
+    pub(crate) fn start(&self, order: &Order) -> Option<u32> {
+        let before = row(&self.region, order.number).0.fetch_add(1 << 16, AcqRel);
+        let (next, end) = (before as u32 >> 16, before as u32 & 0xffff);
+        fault::point("lane.started");
+        (next < end).then_some(next)
+    }
+
+    /// Notes that an item starts now, for who counts its time.
+    pub(crate) fn note_start(&self, order: &Order) {
+        row(&self.region, order.number).1.store(now_ns(), Release);
+    }
+
+    /// Whether a result of `len` bytes can travel through the ring at all.
+    #[inline]
+    pub(crate) fn can_carry(&self, len: usize) -> bool {
+        len <= RESULTS as usize / 4 && self.results.can_hold(len)
+    }
+
+    /// Puts the result of the item that was started last; waits for room.
+    #[inline]
+    pub(crate) fn report(&mut self, kind: u8, parts: [&[u8]; 2]) -> io::Result<()> {
+        if !self.results.push(results(&self.region), kind, parts) {
+            let Self { region, room, results: writer, .. } = self;
+            until_blocking(room, None, || writer.push(results(region), kind, parts).then_some(()))?;
+        }
+        self.done.notify_one();
+        Ok(())
+    }
+
+    /// Gives an order up: all its items are done, or were taken back.
+    pub(crate) fn finish(&mut self, order: Order) {
+        self.orders.consume(orders(&self.region), order.len);
+    }
+
+    /// Tells how much memory this process has.
+    pub(crate) fn note_memory(&self, resident: u64, peak: u64) {
+        let words = self.region.words();
+        words[word::RESIDENT].store(resident, Release);
+        words[word::PEAK].store(peak, Release);
+    }
+
+    pub(crate) fn stop_sign(&self, order: &Order, index: u32) -> StopSign {
+        StopSign { region: self.region.clone(), number: order.number, index }
+    }
+}
+
+impl Serialize for WorkerEnd {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let fds = [&self.region, &self.board].map(|region| Attachment::Shared(region.fd().clone()));
+        attach::serialize_handle(serializer, fds, ())
+    }
+}
+
+impl<'de> Deserialize<'de> for WorkerEnd {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let ([lane, board], ()): ([OwnedFd; 2], ()) = attach::deserialize_handle(deserializer)?;
+        let open = || {
+            let (lane, board) = (Region::open(lane, HEAD_LEN)?, Region::open(board, BOARD_LEN)?);
+            Self::of(Arc::new(lane), Arc::new(board))
+        };
+        open().map_err(|error| D::Error::custom(format_args!("a lane cannot be opened: {error}")))
+    }
+}

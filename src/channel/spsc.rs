@@ -1,0 +1,336 @@
+//! A ring of byte records for one writer and one reader, each of which lives in one place: no latch.
+//!
+//! # State
+//! `tail` and `head`: `count:32 | position:32`, positions in bytes, free-running. A record is `kind:4 | len:28` and its
+//! payload, padded to 4 bytes.
+//!
+//! # Moves
+//! | from -> to | who | ordering | wakes |
+//! |---|---|---|---|
+//! | bytes beyond tail | the writer | plain, nobody reads them yet | - |
+//! | tail -> tail + record | the writer | Release: publishes the bytes | the owner of the ring says whom |
+//! | head -> head + records | the reader, after copying out | Release: gives the room back | the owner of the ring says whom |
+//!
+//! # Invariants
+//! 1. Bytes from head to tail are whole records and change for nobody.
+//! 2. Only the writer stores `tail`, only the reader stores `head`; each remembers its own.
+//! 3. What the other side stored is checked before it is used as a length.
+//!
+//! # Death
+//! | killed | survivors see |
+//! |---|---|
+//! | writing, before `tail` | nothing: the bytes beyond tail are garbage |
+//! | writing, after `tail` | the record |
+//! | reading, before `head` | the records, still there |
+//!
+//! # Cancel
+//! No move awaits.
+
+use super::segment::{Bytes, Mark};
+use crate::error::{Error, ErrorKind, Result};
+use crate::os::fault;
+use crate::shm::atomic::AtomicU64;
+use std::sync::atomic::Ordering::*;
+
+const ALIGN: u32 = 4;
+/// Bytes before each record's payload.
+pub(crate) const HEAD: usize = 4;
+const LEN_BITS: u32 = 28;
+
+/// The head of a record as it is written.
+fn head_of(kind: u8, len: usize) -> [u8; HEAD] {
+    (u32::from(kind) << LEN_BITS | len as u32).to_ne_bytes()
+}
+
+/// Bytes a record takes.
+fn room_for(len: usize) -> u32 {
+    (HEAD + len).next_multiple_of(ALIGN as usize) as u32
+}
+
+/// Takes the first record off `bytes`: its kind, where its payload lies, and how many bytes it takes; `None` if these
+/// bytes make no record.
+#[inline]
+pub(crate) fn first(bytes: &[u8]) -> Option<(u8, &[u8], usize)> {
+    let (head, rest) = bytes.split_first_chunk::<HEAD>()?;
+    let head = u32::from_ne_bytes(*head);
+    let len = (head & ((1 << LEN_BITS) - 1)) as usize;
+    let payload = rest.get(..len)?;
+    Some(((head >> LEN_BITS) as u8, payload, (room_for(len) as usize).min(bytes.len())))
+}
+
+/// Completes the record that begins at `start` of `bytes`, [`HEAD`] bytes before its payload, which goes to their end.
+///
+/// # Errors
+/// `Encode` if it is too large for a record.
+pub(crate) fn close_record(bytes: &mut Vec<u8>, start: usize) -> Result<()> {
+    let len = bytes.len() - start - HEAD;
+    if len >= 1 << LEN_BITS {
+        bytes.truncate(start);
+        return Err(Error::new(ErrorKind::Encode, format!("{len} bytes of arguments are more than 256 MiB")));
+    }
+    if let Some(head) = bytes.get_mut(start..start + HEAD) {
+        head.copy_from_slice(&head_of(0, len));
+    }
+    bytes.resize(bytes.len().next_multiple_of(ALIGN as usize), 0);
+    Ok(())
+}
+
+/// The words that the two sides share.
+#[derive(Clone, Copy)]
+pub(super) struct Words<'a> {
+    pub(super) tail: &'a AtomicU64,
+    pub(super) head: &'a AtomicU64,
+}
+
+fn write_at<B: Bytes>(bytes: &B, size: u32, position: u32, from: &[u8]) {
+    let at = (position & (size - 1)) as usize;
+    let (first, rest) = from.split_at(from.len().min(size as usize - at));
+    bytes.write(at, first);
+    if !rest.is_empty() {
+        bytes.write(0, rest);
+    }
+}
+
+fn read_at<B: Bytes>(bytes: &B, size: u32, position: u32, len: usize, to: &mut Vec<u8>) {
+    let at = (position & (size - 1)) as usize;
+    let first = len.min(size as usize - at);
+    bytes.read(at, first, to);
+    if first < len {
+        bytes.read(0, len - first, to);
+    }
+}
+
+pub(super) struct Writer<B> {
+    bytes: B,
+    /// Bytes of room; a power of two.
+    size: u32,
+    tail: Mark,
+    known_head: Mark,
+}
+
+impl<B: Bytes> Writer<B> {
+    /// The writer of a ring in which nothing has happened yet.
+    pub(super) fn new(bytes: B, size: u32) -> Self {
+        Self { bytes, size, tail: Mark::default(), known_head: Mark::default() }
+    }
+
+    /// Whether a record of `len` bytes fits into the ring when that is empty.
+    #[inline]
+    pub(super) fn can_hold(&self, len: usize) -> bool {
+        len <= self.size as usize - HEAD - ALIGN as usize
+    }
+
+    #[inline]
+    fn has_room(&mut self, words: Words<'_>, need: u32) -> bool {
+        let room = |head: Mark| self.size.saturating_sub(self.tail.position.wrapping_sub(head.position));
+        if need <= room(self.known_head) {
+            return true;
+        }
+        let head = Mark::from_bits(words.head.load(Acquire));
+        let fits = need <= room(head);
+        self.known_head = head;
+        fits
+    }
+
+    /// Whether a record of `len` bytes fits now.
+    pub(super) fn has_room_for(&mut self, words: Words<'_>, len: usize) -> bool {
+        self.has_room(words, room_for(len))
+    }
+
+    /// Writes one record whose payload is `parts` one after the other; false if there is no room now.
+    #[inline]
+    pub(super) fn push(&mut self, words: Words<'_>, kind: u8, parts: [&[u8]; 2]) -> bool {
+        let len = parts[0].len() + parts[1].len();
+        let need = room_for(len);
+        if !self.has_room(words, need) {
+            return false;
+        }
+        let start = self.tail.position;
+        write_at(&self.bytes, self.size, start, &head_of(kind, len));
+        write_at(&self.bytes, self.size, start.wrapping_add(HEAD as u32), parts[0]);
+        if !parts[1].is_empty() {
+            write_at(&self.bytes, self.size, start.wrapping_add((HEAD + parts[0].len()) as u32), parts[1]);
+        }
+        fault::point("lane.written");
+        self.tail = Mark { count: self.tail.count.wrapping_add(1), position: start.wrapping_add(need) };
+        words.tail.store(self.tail.to_bits(), Release);
+        fault::point("lane.published");
+        true
+    }
+
+    /// Records written and not yet taken by the reader.
+    pub(super) fn under_way(&self, words: Words<'_>) -> u32 {
+        self.tail.count.wrapping_sub(Mark::from_bits(words.head.load(Acquire)).count)
+    }
+}
+
+pub(super) struct Reader<B> {
+    bytes: B,
+    size: u32,
+    head: Mark,
+}
+
+/// The other side has written what no writer writes.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Corrupt;
+
+impl<B: Bytes> Reader<B> {
+    /// The reader of a ring of which nothing has been read yet.
+    pub(super) fn new(bytes: B, size: u32) -> Self {
+        Self { bytes, size, head: Mark::default() }
+    }
+
+    /// Whether there is anything to read.
+    #[inline]
+    pub(super) fn has_any(&self, words: Words<'_>) -> bool {
+        words.tail.load(Acquire) != self.head.to_bits()
+    }
+
+    /// Appends everything that is there to `to`; how many records that is.
+    pub(super) fn take_all(&mut self, words: Words<'_>, to: &mut Vec<u8>) -> Result<u32, Corrupt> {
+        let tail = Mark::from_bits(words.tail.load(Acquire));
+        let (count, len) = (tail.count.wrapping_sub(self.head.count), tail.position.wrapping_sub(self.head.position));
+        if len > self.size || count > len / HEAD as u32 {
+            return Err(Corrupt);
+        }
+        read_at(&self.bytes, self.size, self.head.position, len as usize, to);
+        fault::point("lane.read");
+        self.head = tail;
+        words.head.store(tail.to_bits(), Release);
+        Ok(count)
+    }
+
+    /// Copies the first record to `to`, which it empties, and leaves it in the ring; its kind.
+    pub(super) fn peek(&self, words: Words<'_>, to: &mut Vec<u8>) -> Result<Option<u8>, Corrupt> {
+        let tail = Mark::from_bits(words.tail.load(Acquire));
+        let available = tail.position.wrapping_sub(self.head.position);
+        if tail == self.head {
+            return Ok(None);
+        }
+        if available > self.size || available < HEAD as u32 {
+            return Err(Corrupt);
+        }
+        to.clear();
+        read_at(&self.bytes, self.size, self.head.position, HEAD, to);
+        let Some(head) = to.first_chunk::<HEAD>().map(|head| u32::from_ne_bytes(*head)) else { return Err(Corrupt) };
+        let len = (head & ((1 << LEN_BITS) - 1)) as usize;
+        if HEAD + len > available as usize {
+            return Err(Corrupt);
+        }
+        to.clear();
+        read_at(&self.bytes, self.size, self.head.position.wrapping_add(HEAD as u32), len, to);
+        Ok(Some((head >> LEN_BITS) as u8))
+    }
+
+    /// Gives up the record that was peeked at, whose payload is `len` bytes long.
+    pub(super) fn consume(&mut self, words: Words<'_>, len: usize) {
+        let Mark { count, position } = self.head;
+        self.head = Mark { count: count.wrapping_add(1), position: position.wrapping_add(room_for(len)) };
+        words.head.store(self.head.to_bits(), Release);
+    }
+}
+
+#[cfg(all(test, not(multiprocess_loom)))]
+mod tests {
+    use super::*;
+    use std::cell::RefCell;
+    use std::rc::Rc;
+
+    #[derive(Clone)]
+    struct Heap(Rc<RefCell<Vec<u8>>>);
+
+    impl Bytes for Heap {
+        fn write(&self, at: usize, from: &[u8]) {
+            self.0.borrow_mut()[at..at + from.len()].copy_from_slice(from);
+        }
+        fn word(&self, _: usize) -> u64 {
+            0
+        }
+        fn read(&self, at: usize, len: usize, to: &mut Vec<u8>) {
+            to.extend_from_slice(&self.0.borrow()[at..at + len]);
+        }
+    }
+
+    struct Both {
+        words: [AtomicU64; 2],
+        writer: Writer<Heap>,
+        reader: Reader<Heap>,
+    }
+
+    impl Both {
+        fn new(size: u32) -> Self {
+            let heap = Heap(Rc::new(RefCell::new(vec![0; size as usize])));
+            let (writer, reader) = (Writer::new(heap.clone(), size), Reader::new(heap, size));
+            Self { words: [AtomicU64::new(0), AtomicU64::new(0)], writer, reader }
+        }
+
+        fn words(words: &[AtomicU64; 2]) -> Words<'_> {
+            Words { tail: &words[0], head: &words[1] }
+        }
+
+        fn push(&mut self, kind: u8, payload: &[u8]) -> bool {
+            let (first, second) = payload.split_at(payload.len() / 2);
+            self.writer.push(Self::words(&self.words), kind, [first, second])
+        }
+
+        fn take(&mut self) -> Vec<(u8, Vec<u8>)> {
+            let (mut bytes, mut records) = (Vec::new(), Vec::new());
+            let count = self.reader.take_all(Self::words(&self.words), &mut bytes).unwrap();
+            let mut rest = &bytes[..];
+            while let Some((kind, payload, len)) = first(rest) {
+                records.push((kind, payload.to_vec()));
+                rest = &rest[len..];
+            }
+            assert_eq!((records.len(), rest.len()), (count as usize, 0));
+            records
+        }
+    }
+
+    #[test]
+    fn records_come_out_whole_and_in_order_across_the_end_of_the_ring() {
+        let mut both = Both::new(64);
+        for round in 0..1000u32 {
+            let records: Vec<_> = [3usize, 0, 9].map(|len| (round as u8 % 16, vec![round as u8; len])).into();
+            records.iter().for_each(|(kind, payload)| assert!(both.push(*kind, payload)));
+            assert_eq!(both.take(), records);
+        }
+    }
+
+    #[test]
+    fn a_full_ring_takes_nothing_until_there_is_room() {
+        let mut both = Both::new(64);
+        let fitting = (0..).take_while(|n| both.push(0, &[*n as u8; 8])).count();
+        assert_eq!(fitting, 64 / 12);
+        assert_eq!(both.take().len(), fitting);
+        assert!(both.push(0, &[7; 8]));
+        assert!(both.writer.can_hold(56) && !both.writer.can_hold(57));
+    }
+
+    #[test]
+    fn a_record_that_was_peeked_at_stays_until_it_is_consumed() {
+        let mut both = Both::new(64);
+        for n in 0..40u8 {
+            both.push(1, &[n; 5]);
+            let mut payload = Vec::new();
+            for _ in 0..2 {
+                assert_eq!(both.reader.peek(Both::words(&both.words), &mut payload), Ok(Some(1)));
+                assert_eq!(payload, [n; 5]);
+            }
+            both.reader.consume(Both::words(&both.words), payload.len());
+            assert_eq!(both.reader.peek(Both::words(&both.words), &mut payload), Ok(None));
+            assert_eq!(both.writer.under_way(Both::words(&both.words)), 0);
+        }
+    }
+
+    #[test]
+    fn corrupt_marks_and_lengths_are_an_error() {
+        let mut both = Both::new(64);
+        both.push(0, &[1; 8]);
+        both.words[0].store(u64::MAX, Relaxed);
+        assert_eq!(both.reader.take_all(Both::words(&both.words), &mut Vec::new()), Err(Corrupt));
+        let mut both = Both::new(64);
+        both.push(0, &[1; 8]);
+        both.reader.bytes.write(0, &u32::MAX.to_ne_bytes());
+        assert_eq!(both.reader.peek(Both::words(&both.words), &mut Vec::new()), Err(Corrupt));
+    }
+}

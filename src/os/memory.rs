@@ -1,0 +1,35 @@
+//! [proc(5)](https://man7.org/linux/man-pages/man5/proc_pid_status.5.html) and
+//! [cgroup v2](https://docs.kernel.org/admin-guide/cgroup-v2.html): how much memory a process has, and who ran out of it.
+
+use std::fs::read_to_string;
+
+/// Bytes of this process that are in memory, now and at most; 0 where the kernel does not tell.
+pub(crate) fn resident() -> (u64, u64) {
+    let status = read_to_string("/proc/self/status").unwrap_or_default();
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        line.trim_start_matches(':').trim().trim_end_matches(" kB").parse::<u64>().ok()
+    };
+    (field("VmRSS").unwrap_or(0) << 10, field("VmHWM").unwrap_or(0) << 10)
+}
+
+/// How many processes of our control group the kernel has killed because memory ran out; `None` if it does not tell.
+pub(crate) fn oom_kills() -> Option<u64> {
+    let groups = read_to_string("/proc/self/cgroup").ok()?;
+    let group = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
+    let events = read_to_string(format!("/sys/fs/cgroup{}/memory.events", group.trim_end_matches('/'))).ok()?;
+    events.lines().find_map(|line| line.strip_prefix("oom_kill "))?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_knows_how_large_it_is() {
+        let (before, _) = resident();
+        let block = std::hint::black_box(vec![1u8; 32 << 20]);
+        let (after, peak) = resident();
+        assert!(after >= before + (30 << 20) && peak >= after, "{before} {after} {peak} {}", block.len());
+    }
+}

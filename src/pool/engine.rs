@@ -1,0 +1,1330 @@
+//! The scheduler: one state behind one short lock. Events go in, orders and kills go out.
+//!
+//! No user code runs under the lock and nothing is decoded there. Whoever has a reason to drives it: a caller that
+//! submits gives the order itself, a caller that waits collects results itself, the bell collects them when nobody
+//! looks, and the driver does the rest: exits, deadlines, replacements. Each item is settled once: by its result, or by
+//! what happened to its worker.
+
+use super::group::{Block, Chunk, Group};
+use super::protocol::{Conditions, Header, IN_PIPE, Task};
+use crate::channel::lane::{self, Board, PoolEnd};
+use crate::channel::{Receiver, Sender, spsc};
+use crate::error::{Error, ErrorKind, Result};
+use crate::process::{Killer, StartMethod};
+use crate::wait::Line;
+use crate::wire::{Parcel, Sealed};
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+use std::ffi::OsString;
+use std::fmt::Write;
+use std::ops::RangeInclusive;
+use std::process::ExitStatus;
+use std::sync::atomic::{AtomicUsize, Ordering::*};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::Waker;
+use std::time::{Duration, Instant};
+use tokio::sync::{Notify, watch};
+
+/// Workers that end this soon, so often in a row, without having done anything, are a crash loop.
+const CRASH_LOOP: u32 = 5;
+const BACK_OFF: Duration = Duration::from_millis(20);
+/// Orders that wait at a worker behind the one it runs, if they are known to be over soon.
+const PREFETCH: usize = 3;
+/// A chunk with items that have not started is shared with an idle worker after this.
+const SHARE_AFTER: Duration = Duration::from_millis(2);
+
+pub(super) struct Settings {
+    pub(super) workers: RangeInclusive<usize>,
+    /// Workers beyond the least end when they have idled for this.
+    pub(super) idle_timeout: Duration,
+    pub(super) conditions: Conditions,
+    /// The seats' CPUs, taken in turn; empty is any.
+    pub(super) cpus: Vec<usize>,
+    pub(super) variables: Vec<(OsString, OsString)>,
+    /// A worker's share is up to this much smaller than the most.
+    pub(super) tasks_jitter: usize,
+    pub(super) max_age: Option<Duration>,
+    pub(super) recycle_above: Option<u64>,
+    pub(super) start_method: StartMethod,
+    pub(super) initializer: Option<Task>,
+    pub(super) finalizer: Option<Task>,
+    /// What the initializer's report says.
+    pub(super) read_initialized: fn(Parcel) -> Result<()>,
+    pub(super) max_tasks_per_worker: Option<usize>,
+    /// What was asked to stop may finish within this; then its worker is killed.
+    pub(super) grace: Duration,
+}
+
+/// What all who drive a pool share.
+pub(super) struct Shared {
+    pub(super) settings: Settings,
+    state: Mutex<State>,
+    pub(super) board: Board,
+    alarm: OnceLock<Arc<Line>>,
+    /// Items handed in and not settled.
+    out: AtomicUsize,
+    /// The driver has something to do.
+    pub(super) nudge: Notify,
+    /// Workers that run or are to run.
+    pub(super) running: watch::Sender<usize>,
+}
+
+#[derive(Default)]
+struct State {
+    seats: Vec<Seat>,
+    queue: VecDeque<Arc<Group>>,
+    timers: BinaryHeap<Reverse<Timer>>,
+    /// When the driver looks at the timers next.
+    alert: Option<Instant>,
+    /// Calls that may still add items.
+    open: usize,
+    /// Items handed in and not settled.
+    out: usize,
+    rules: Rules,
+    is_closed: bool,
+    is_terminated: bool,
+    is_shut: bool,
+    is_share_planned: bool,
+    is_idle_planned: bool,
+    broken: Option<String>,
+    generation: u64,
+}
+
+/// What the state needs of the settings, and what changes of them.
+#[derive(Clone, Default)]
+struct Rules {
+    least: usize,
+    most: usize,
+    idle_timeout: Duration,
+    max_tasks: usize,
+    tasks_jitter: usize,
+    max_age: Option<Duration>,
+    recycle_above: Option<u64>,
+    grace: Duration,
+}
+
+/// The place of one worker after the other.
+#[derive(Default)]
+struct Seat {
+    worker: Option<Worker>,
+    /// When the next one may start, if there is to be one.
+    vacant: Option<Instant>,
+    /// The driver is starting it.
+    is_hiring: bool,
+    failures: u32,
+}
+
+impl Seat {
+    fn is_taken(&self) -> bool {
+        self.worker.is_some() || self.vacant.is_some() || self.is_hiring
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Phase {
+    /// Its initializer runs.
+    Beginning,
+    Serving,
+    /// It has all the orders it will get, and ends after them.
+    Leaving,
+    /// It was killed, or cannot be reached any more.
+    Doomed,
+}
+
+struct Worker {
+    generation: u64,
+    name: String,
+    killer: Killer,
+    lane: PoolEnd,
+    orders: Sender<Sealed>,
+    results: Receiver<Sealed>,
+    phase: Phase,
+    running: VecDeque<Running>,
+    /// Items it was given, and may be given.
+    given: usize,
+    share: usize,
+    born: Instant,
+    idle_since: Option<Instant>,
+    has_worked: bool,
+    /// The initializer's report, until the driver has read it.
+    begun: Option<Result<Sealed>>,
+    /// The kernel killed it for its memory.
+    was_starved: bool,
+    /// Why it was killed, for the item that it was at.
+    doom: Option<Error>,
+}
+
+/// An order at a worker.
+struct Running {
+    group: Arc<Group>,
+    chunk: Chunk,
+    number: u32,
+    done: u32,
+    end: u32,
+    since: Instant,
+}
+
+/// A worker that is to be started.
+pub(super) struct Hire {
+    pub(super) seat: usize,
+    pub(super) generation: u64,
+}
+
+/// Which order, of which worker.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Place {
+    seat: usize,
+    generation: u64,
+    number: u32,
+}
+
+enum Event {
+    /// An item may have run for its time.
+    Overrun(Place),
+    /// What was asked to stop has had its grace.
+    Kill(Place, u32),
+    Retry(Arc<Group>, Chunk),
+    /// Something may have waited too long for its start.
+    Queued(Arc<Group>),
+    /// Somebody idles while somebody else has more than enough.
+    Share,
+    /// A seat's back-off is over.
+    Hire,
+    /// A worker is old enough.
+    Age(usize, u64),
+    /// Somebody may have idled for long enough.
+    Idle,
+}
+
+struct Timer {
+    at: Instant,
+    event: Event,
+}
+
+impl PartialEq for Timer {
+    fn eq(&self, other: &Self) -> bool {
+        self.at == other.at
+    }
+}
+impl Eq for Timer {}
+impl PartialOrd for Timer {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Timer {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.at.cmp(&other.at)
+    }
+}
+
+/// What is left to do once the lock is free.
+#[derive(Default)]
+struct After {
+    wakers: Vec<Waker>,
+    settled: usize,
+    nudge: bool,
+}
+
+impl After {
+    fn deliver(&mut self, group: &Group, block: Block) {
+        self.settled += block.count() as usize;
+        self.wakers.extend(group.deliver(block));
+    }
+
+    /// Settles the items of `chunk` from `from` on, before `to`.
+    fn fail(&mut self, group: &Group, chunk: &Chunk, (from, to): (u32, u32), error: impl Fn() -> Error) {
+        (from..to).for_each(|at| self.deliver(group, Block::failed(chunk.first + u64::from(at), error())));
+    }
+
+    /// The same for all of a chunk that was never given out.
+    fn fail_pending(&mut self, group: &Group, chunk: &Chunk, error: impl Fn() -> Error) {
+        self.fail(group, chunk, (0, chunk.count), error);
+        group.forget(chunk);
+    }
+}
+
+/// What the driver is to do.
+pub(super) struct Step {
+    pub(super) hires: Vec<Hire>,
+    /// What initializers had to say.
+    pub(super) begun: Vec<(usize, u64, Result<Sealed>)>,
+    pub(super) until: Option<Instant>,
+    pub(super) is_over: bool,
+}
+
+impl Shared {
+    pub(super) fn new(settings: Settings) -> Result<Arc<Self>> {
+        let failed = |error| Error::io("cannot create a pool", error);
+        let board = Board::create().map_err(failed)?;
+        let rules = Rules {
+            least: *settings.workers.start(),
+            most: *settings.workers.end(),
+            idle_timeout: settings.idle_timeout,
+            max_tasks: settings.max_tasks_per_worker.unwrap_or(usize::MAX),
+            tasks_jitter: settings.tasks_jitter,
+            max_age: settings.max_age,
+            recycle_above: settings.recycle_above,
+            grace: settings.grace,
+        };
+        let running = watch::Sender::new(rules.least);
+        let mut state = State { rules, ..State::default() };
+        state.open_seats();
+        let (state, alarm, nudge) = (Mutex::new(state), OnceLock::new(), Notify::new());
+        let shared = Arc::new(Self { settings, state, board, alarm, out: AtomicUsize::new(0), nudge, running });
+        let weak = Arc::downgrade(&shared);
+        let react = move || weak.upgrade().into_iter().for_each(|shared| shared.answer());
+        let alarm = shared.board.alarm(react).map_err(failed)?;
+        // From now on this runtime answers the bell, also for callers who have none.
+        alarm.arm().map_err(failed)?;
+        alarm.disarm();
+        let _ = shared.alarm.set(alarm);
+        Ok(shared)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn alarm(&self) -> Option<&Arc<Line>> {
+        self.alarm.get()
+    }
+
+    /// Ends a change of the state.
+    fn leave(&self, mut state: MutexGuard<'_, State>, after: After) {
+        state.out -= after.settled;
+        let beginning = state.seats.iter().filter(|seat| seat.is_beginning()).count();
+        self.out.store(state.out + beginning, Release);
+        drop(state);
+        if after.nudge {
+            self.nudge.notify_one();
+        }
+        after.wakers.into_iter().for_each(Waker::wake);
+    }
+
+    fn with<T>(&self, change: impl FnOnce(&mut State, &mut After) -> T) -> T {
+        let (mut state, mut after) = (self.state(), After::default());
+        let result = change(&mut state, &mut after);
+        self.leave(state, after);
+        result
+    }
+
+    /// A call begins to add items.
+    pub(super) fn open(&self) -> Result<()> {
+        let mut state = self.state();
+        if state.is_closed {
+            return Err(Error::closed("pool"));
+        }
+        if let Some(why) = &state.broken {
+            return Err(broken(why));
+        }
+        state.open += 1;
+        Ok(())
+    }
+
+    /// A call adds no more.
+    pub(super) fn finish(&self) {
+        self.with(|state, after| {
+            state.open -= 1;
+            state.end_if_done(after);
+        });
+    }
+
+    pub(super) fn close(&self) {
+        self.with(|state, after| {
+            state.is_closed = true;
+            state.end_if_done(after);
+        });
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.state().is_closed
+    }
+
+    pub(super) fn is_broken(&self) -> Option<String> {
+        self.state().broken.clone()
+    }
+
+    /// Gives a broken pool another chance.
+    pub(super) fn revive(&self) {
+        self.with(|state, after| {
+            if state.broken.take().is_some() {
+                let now = Instant::now();
+                for seat in state.seats.iter_mut().filter(|seat| seat.worker.is_none()) {
+                    (seat.failures, seat.vacant) = (0, Some(now));
+                }
+                after.nudge = true;
+            }
+        });
+    }
+
+    pub(super) fn terminate(&self) {
+        self.with(|state, after| {
+            (state.is_closed, state.is_terminated) = (true, true);
+            state.fail_all(after, terminated);
+            state.seats.iter_mut().for_each(|seat| seat.vacant = None);
+        });
+    }
+
+    /// Hands a chunk in, and on to a worker if one is free.
+    pub(super) fn submit(&self, group: &Arc<Group>, mut chunk: Chunk) {
+        self.with(|state, after| {
+            let items = chunk.count as usize;
+            group.items().out += items;
+            state.out += items;
+            if let Some(limit) = group.options.queue_timeout {
+                let now = Instant::now();
+                chunk.queued = Some(now);
+                state.at(now + limit, Event::Queued(group.clone()), after);
+            }
+            if state.is_terminated || state.is_shut {
+                return after.fail(group, &chunk, (0, chunk.count), if state.is_shut { shut } else { terminated });
+            }
+            if let Some(why) = &state.broken {
+                return after.fail(group, &chunk, (0, chunk.count), || broken(why));
+            }
+            state.enqueue(group, [chunk].into_iter(), false);
+            state.dispatch(after);
+        });
+    }
+
+    /// Collects what has come from the workers and gives out what waits for them.
+    pub(super) fn pump(&self) {
+        self.with(|state, after| {
+            if state.collect(after) {
+                state.dispatch(after);
+                state.end_if_done(after);
+            }
+        });
+    }
+
+    /// The same for who does so again and again: not if somebody else is at it.
+    #[inline]
+    pub(super) fn try_pump(&self) {
+        let Ok(mut state) = self.state.try_lock() else { return };
+        if !state.has_results() {
+            return;
+        }
+        let mut after = After::default();
+        if state.collect(&mut after) {
+            state.dispatch(&mut after);
+            state.end_if_done(&mut after);
+        }
+        self.leave(state, after);
+    }
+
+    /// The bell has rung, or may have.
+    fn answer(&self) {
+        self.pump();
+        self.stir();
+    }
+
+    /// Sees to it that results which nobody looks for are heard of.
+    pub(super) fn stir(&self) {
+        while self.out.load(Acquire) > 0 {
+            if let Some(alarm) = self.alarm.get() {
+                // Without a runtime here that of the pool answers.
+                let _ = alarm.arm();
+            }
+            if !self.state().has_results() {
+                return;
+            }
+            self.pump();
+        }
+    }
+
+    pub(super) fn out(&self) -> usize {
+        self.out.load(Acquire)
+    }
+
+    /// Nobody waits for the rest of these items: what has not started never does, what runs is asked, then killed.
+    pub(super) fn cancel(&self, group: &Arc<Group>) {
+        self.with(|state, after| {
+            let (pending, was_cancelled) = {
+                let mut items = group.items();
+                let was = std::mem::replace(&mut items.is_cancelled, true);
+                (std::mem::take(&mut items.pending), was)
+            };
+            if was_cancelled {
+                return;
+            }
+            pending.iter().for_each(|chunk| after.fail_pending(group, chunk, || group.was_cancelled()));
+            state.revoke(group, after);
+            state.dispatch(after);
+            state.end_if_done(after);
+        });
+    }
+
+    /// From now on there are so many workers.
+    pub(super) fn resize(&self, workers: RangeInclusive<usize>) {
+        self.with(|state, after| {
+            (state.rules.least, state.rules.most) = (*workers.start(), *workers.end());
+            if state.needs_workers(after) {
+                state.open_seats();
+            }
+            for seat in state.rules.most..state.seats.len() {
+                state.seats[seat].vacant = None;
+                state.retire(seat, after);
+            }
+            state.dispatch(after);
+            after.nudge = true;
+            self.count(state);
+        });
+    }
+
+    /// Tells those who want to know how many workers there are.
+    fn count(&self, state: &State) -> usize {
+        let alive = state.seats.iter().filter(|seat| seat.is_taken()).count();
+        self.running.send_if_modified(|running| std::mem::replace(running, alive) != alive);
+        alive
+    }
+
+    pub(super) fn most_workers(&self) -> usize {
+        self.state().rules.most
+    }
+
+    /// Takes nothing more and gives up what has not started: how many items that is.
+    pub(super) fn shut(&self) -> usize {
+        self.with(|state, after| {
+            (state.is_closed, state.is_shut) = (true, true);
+            let before = after.settled;
+            for seat in 0..state.seats.len() {
+                state.reclaim(seat, 1, after);
+            }
+            state.fail_waiting(after, shut);
+            let lost = after.settled - before;
+            state.end_if_done(after);
+            lost
+        })
+    }
+
+    /// Items that are not settled.
+    pub(super) fn unsettled(&self) -> usize {
+        self.state().out
+    }
+
+    /// What the driver has to do now.
+    pub(super) fn step(&self) -> Step {
+        self.with(|state, after| {
+            let now = Instant::now();
+            if state.collect(after) {
+                state.dispatch(after);
+            }
+            while state.timers.peek().is_some_and(|Reverse(timer)| timer.at <= now) {
+                let Some(Reverse(timer)) = state.timers.pop() else { break };
+                state.on(timer.event, now, after);
+            }
+            state.dispatch(after);
+            state.end_if_done(after);
+            let hires = state.hires(now, after);
+            let begun = state
+                .workers()
+                .filter_map(|(seat, worker)| worker.begun.take().map(|report| (seat, worker.generation, report)));
+            let begun = begun.collect();
+            state.alert = state.timers.peek().map(|Reverse(timer)| timer.at);
+            let alive = self.count(state);
+            after.nudge = false;
+            Step { hires, begun, until: state.alert, is_over: state.is_closed && alive == 0 }
+        })
+    }
+
+    /// An initializer's report was read.
+    pub(super) fn began(&self, seat: usize, generation: u64, outcome: Result<()>) {
+        self.with(|state, after| {
+            let Some(worker) = state.worker(seat, generation) else { return };
+            match outcome {
+                Ok(()) if worker.phase == Phase::Beginning => worker.phase = Phase::Serving,
+                Ok(()) => {}
+                Err(error) => {
+                    let why = Error::other(format!("the initializer of {} failed: {error}", worker.name));
+                    worker.kill(None);
+                    state.break_down(&why, after);
+                }
+            }
+            state.dispatch(after);
+            state.end_if_done(after);
+        });
+    }
+
+    /// A worker was started.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn hired(
+        &self,
+        Hire { seat, generation }: &Hire,
+        name: String,
+        killer: Killer,
+        lane: PoolEnd,
+        orders: Sender<Sealed>,
+        results: Receiver<Sealed>,
+    ) {
+        let has_initializer = self.settings.initializer.is_some();
+        self.with(|state, after| {
+            let phase = match (state.is_terminated, has_initializer) {
+                (true, _) => {
+                    let _ = killer.kill();
+                    Phase::Doomed
+                }
+                (false, true) => Phase::Beginning,
+                (false, false) => Phase::Serving,
+            };
+            let now = Instant::now();
+            // Any number will do that differs from worker to worker.
+            let spread = |most: u64| (generation.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) % (most + 1);
+            let jitter = (spread(state.rules.tasks_jitter as u64) as usize).min(state.rules.max_tasks - 1);
+            let share = state.rules.max_tasks - jitter;
+            if let Some(age) = state.rules.max_age {
+                // Up to a tenth earlier, so that they do not all go at once.
+                let age = age - age / 1000 * spread(100) as u32;
+                state.at(now + age, Event::Age(*seat, *generation), after);
+            }
+            let worker = Worker {
+                generation: *generation,
+                name,
+                killer,
+                lane,
+                orders,
+                results,
+                phase,
+                running: VecDeque::new(),
+                given: 0,
+                share,
+                born: now,
+                idle_since: Some(now),
+                has_worked: false,
+                begun: None,
+                was_starved: false,
+                doom: None,
+            };
+            if let Some(seat) = state.seats.get_mut(*seat) {
+                (seat.worker, seat.is_hiring) = (Some(worker), false);
+            }
+            state.dispatch(after);
+            state.end_if_done(after);
+        });
+        self.stir();
+    }
+
+    /// A worker could not be started.
+    pub(super) fn not_hired(&self, hire: &Hire, error: &Error) {
+        self.with(|state, after| state.failed(hire.seat, error, after));
+    }
+
+    /// A worker has ended.
+    pub(super) fn died(&self, seat: usize, generation: u64, status: Result<ExitStatus>, was_starved: bool) {
+        self.with(|state, after| {
+            state.collect(after);
+            if let Some(worker) = state.worker(seat, generation) {
+                worker.was_starved = was_starved;
+            }
+            state.bury(seat, generation, &status, after);
+            state.dispatch(after);
+            state.end_if_done(after);
+        });
+    }
+
+    /// Nobody drives any more.
+    pub(super) fn abandon(&self) {
+        if !self.state().is_terminated {
+            self.terminate();
+        }
+        self.running.send_replace(0);
+    }
+}
+
+fn terminated() -> Error {
+    Error::new(ErrorKind::Cancelled, "the pool was terminated before this item was done")
+}
+
+fn shut() -> Error {
+    Error::new(ErrorKind::Cancelled, "the pool was shut down before this item was begun")
+}
+
+fn broken(why: &str) -> Error {
+    Error::other(format!("the pool has no working worker: {why}"))
+}
+
+impl State {
+    /// Has `event` happen at `at`.
+    fn at(&mut self, at: Instant, event: Event, after: &mut After) {
+        self.timers.push(Reverse(Timer { at, event }));
+        if self.alert.is_none_or(|alert| at < alert) {
+            self.alert = Some(at);
+            after.nudge = true;
+        }
+    }
+
+    fn enqueue(&mut self, group: &Arc<Group>, chunks: impl DoubleEndedIterator<Item = Chunk>, in_front: bool) {
+        let mut items = group.items();
+        match in_front {
+            true => chunks.rev().for_each(|chunk| {
+                items.bytes += chunk.bytes().len();
+                items.pending.push_front(chunk);
+            }),
+            false => chunks.for_each(|chunk| {
+                items.bytes += chunk.bytes().len();
+                items.pending.push_back(chunk);
+            }),
+        }
+        if !items.pending.is_empty() && !std::mem::replace(&mut items.is_queued, true) {
+            self.queue.push_back(group.clone());
+        }
+    }
+
+    fn workers(&mut self) -> impl Iterator<Item = (usize, &mut Worker)> {
+        self.seats.iter_mut().enumerate().filter_map(|(seat, place)| Some((seat, place.worker.as_mut()?)))
+    }
+
+    #[inline]
+    fn has_results(&self) -> bool {
+        self.seats.iter().filter_map(|seat| seat.worker.as_ref()).any(|worker| worker.lane.has_results())
+    }
+
+    /// Takes in what has come; whether anything has.
+    fn collect(&mut self, after: &mut After) -> bool {
+        let mut any = false;
+        let mut initialized = Vec::new();
+        for (seat, worker) in self.workers() {
+            if !worker.lane.has_results() {
+                continue;
+            }
+            any = true;
+            let mut bytes = Vec::new();
+            let taken = worker.lane.take_results(&mut bytes).map_err(|_| corrupt(&worker.name));
+            let delivered = taken.and_then(|count| worker.deliver(bytes, count, after));
+            match delivered {
+                Ok(None) => {}
+                Ok(Some(report)) => initialized.push((seat, report)),
+                Err(error) => worker.kill(Some(error)),
+            }
+        }
+        for (seat, report) in initialized {
+            self.initialized(seat, report, after);
+        }
+        if let Some(limit) = self.rules.recycle_above.filter(|_| any) {
+            let is_large = |worker: &Worker| worker.phase == Phase::Serving && worker.lane.memory().0 > limit;
+            let large: Vec<_> = self.workers().filter_map(|(seat, worker)| is_large(worker).then_some(seat)).collect();
+            large.into_iter().for_each(|seat| self.retire(seat, after));
+        }
+        any
+    }
+
+    /// What a worker's initializer had to say; decoded by the driver, as it is the user's.
+    fn initialized(&mut self, seat: usize, report: Result<Sealed>, after: &mut After) {
+        after.nudge = true;
+        if let Some(worker) = self.seats.get_mut(seat).and_then(|seat| seat.worker.as_mut()) {
+            worker.begun = Some(report);
+        }
+    }
+
+    /// Gives out what waits, as long as there is a worker for it.
+    fn dispatch(&mut self, after: &mut After) {
+        while let Some(group) = self.queue.front().cloned() {
+            let depth = if group.is_quick() { 1 + PREFETCH } else { 1 };
+            let (has_more, next_len) = {
+                let items = group.items();
+                (items.pending.len() > 1, items.pending.front().map(|chunk| chunk.bytes().len()))
+            };
+            let Some(len) = next_len else {
+                group.items().is_queued = false;
+                self.queue.pop_front();
+                continue;
+            };
+            let free = self.workers().filter_map(|(seat, worker)| worker.takes(depth, len).then_some((seat, worker)));
+            let best = free.map(|(seat, worker)| (seat, worker.running.len())).min_by_key(|(_, running)| *running);
+            if best.is_none_or(|(_, running)| running > 0) {
+                self.call_in(after);
+            }
+            let Some((seat, _)) = best else { break };
+            let Some(chunk) = group.items().pending.pop_front() else { continue };
+            // Calls take turns.
+            self.queue.pop_front();
+            match has_more {
+                true => self.queue.push_back(group.clone()),
+                false => group.items().is_queued = false,
+            }
+            self.give(seat, group, chunk, after);
+        }
+    }
+
+    fn worker(&mut self, seat: usize, generation: u64) -> Option<&mut Worker> {
+        let worker = self.seats.get_mut(seat)?.worker.as_mut()?;
+        (worker.generation == generation).then_some(worker)
+    }
+
+    fn give(&mut self, seat: usize, group: Arc<Group>, mut chunk: Chunk, after: &mut After) {
+        let Some(worker) = self.seats.get_mut(seat).and_then(|seat| seat.worker.as_mut()) else { return };
+        let quota = worker.share - worker.given;
+        let mut rest = None;
+        if chunk.count as usize > quota {
+            group.forget(&chunk);
+            rest = Some(chunk.part(quota as u32, chunk.count));
+            chunk = chunk.part(0, quota as u32);
+            group.items().bytes += chunk.bytes().len();
+        }
+        match worker.give(&group, &mut chunk) {
+            Ok(Some(number)) => {
+                worker.given += chunk.count as usize;
+                worker.idle_since = None;
+                let generation = worker.generation;
+                let now = Instant::now();
+                let (done, end) = (0, chunk.count);
+                worker.running.push_back(Running { group: group.clone(), chunk, number, done, end, since: now });
+                if worker.given >= worker.share {
+                    worker.phase = Phase::Leaving;
+                    worker.lane.close();
+                }
+                if let Some(timeout) = group.options.timeout {
+                    self.at(now + timeout, Event::Overrun(Place { seat, generation, number }), after);
+                }
+            }
+            Ok(None) => {
+                group.forget(&chunk);
+                self.enqueue(&group, [chunk].into_iter(), true);
+            }
+            Err(error) => after.fail_pending(&group, &chunk, || Error::new(error.kind(), error.to_string())),
+        }
+        self.enqueue(&group, rest.into_iter(), true);
+    }
+
+    /// Takes back what of `group` has not started, and asks what runs to stop.
+    fn revoke(&mut self, group: &Arc<Group>, after: &mut After) {
+        let grace = group.options.grace.unwrap_or(self.rules.grace);
+        let mut asked = Vec::new();
+        for (seat, worker) in self.workers() {
+            let generation = worker.generation;
+            for running in worker.running.iter_mut().filter(|running| Arc::ptr_eq(&running.group, group)) {
+                let claim = worker.lane.take_back(running.number, 0);
+                after.fail(group, &running.chunk, (claim.end, running.end), || group.was_cancelled());
+                running.end = claim.end;
+                if claim.started > running.done {
+                    worker.lane.ask_to_stop(running.number, claim.started - 1);
+                    asked.push((Place { seat, generation, number: running.number }, claim.started - 1));
+                }
+            }
+            worker.pop_complete(None);
+        }
+        let at = Instant::now() + grace;
+        asked.into_iter().for_each(|(place, item)| self.at(at, Event::Kill(place, item), after));
+    }
+
+    /// Takes back what has not started at a worker, in `pieces` for whoever is free.
+    fn reclaim(&mut self, seat: usize, pieces: u32, after: &mut After) {
+        let Some(worker) = self.seats.get_mut(seat).and_then(|seat| seat.worker.as_mut()) else { return };
+        let mut back = Vec::new();
+        for running in worker.running.iter_mut().rev() {
+            let claim = worker.lane.take_back(running.number, 0);
+            if claim.end == running.end {
+                continue;
+            }
+            worker.given -= (running.end - claim.end) as usize;
+            let size = (running.end - claim.end).div_ceil(pieces.max(1));
+            let starts = (claim.end..running.end).step_by(size as usize);
+            let parts: Vec<_> = starts.map(|from| running.chunk.part(from, (from + size).min(running.end))).collect();
+            back.push((running.group.clone(), parts));
+            running.end = claim.end;
+        }
+        worker.pop_complete(None);
+        for (group, parts) in back {
+            let is_cancelled = group.items().is_cancelled;
+            if !is_cancelled {
+                self.enqueue(&group, parts.into_iter(), true);
+                continue;
+            }
+            parts.iter().for_each(|part| after.fail(&group, part, (0, part.count), || group.was_cancelled()));
+        }
+    }
+
+    fn on(&mut self, event: Event, now: Instant, after: &mut After) {
+        match event {
+            Event::Overrun(place) => self.overrun(place, now, after),
+            Event::Kill(place, item) => self.kill(place, item, after),
+            Event::Retry(group, chunk) => self.again(&group, chunk, after),
+            Event::Queued(group) => self.queued_out(&group, now, after),
+            Event::Share => self.share(now, after),
+            Event::Hire => {}
+            Event::Age(seat, generation) => {
+                if self.worker(seat, generation).is_some() {
+                    self.retire(seat, after);
+                }
+            }
+            Event::Idle => {
+                self.is_idle_planned = false;
+                self.send_home(now, after);
+            }
+        }
+    }
+
+    /// Runs an item again, unless nobody waits for it any more.
+    fn again(&mut self, group: &Arc<Group>, chunk: Chunk, after: &mut After) {
+        let is_cancelled = group.items().is_cancelled;
+        match is_cancelled {
+            true => after.fail(group, &chunk, (0, chunk.count), || group.was_cancelled()),
+            false => self.enqueue(group, [chunk].into_iter(), true),
+        }
+    }
+
+    /// Where an order is, if it is not complete: its worker's seat, and how far it is.
+    fn find(&mut self, place: Place) -> Option<(&mut Worker, usize)> {
+        let worker = self.worker(place.seat, place.generation)?;
+        let at = worker.running.iter().position(|running| running.number == place.number)?;
+        Some((worker, at))
+    }
+
+    fn overrun(&mut self, place: Place, now: Instant, after: &mut After) {
+        let default_grace = self.rules.grace;
+        let Some((worker, at)) = self.find(place) else { return };
+        let running = &worker.running[at];
+        let Some(timeout) = running.group.options.timeout else { return };
+        let grace = running.group.options.grace.unwrap_or(default_grace);
+        let claim = worker.lane.claim(place.number);
+        let has_run = match claim.started > running.done {
+            true => {
+                let started = worker.lane.started_at(place.number);
+                Duration::from_nanos(lane::now_ns().saturating_sub(started))
+            }
+            // It waits behind another, or is between two items.
+            false => Duration::ZERO,
+        };
+        if has_run < timeout {
+            return self.at(now + (timeout - has_run), Event::Overrun(place), after);
+        }
+        let item = claim.started - 1;
+        worker.lane.ask_to_stop(place.number, item);
+        self.at(now + grace, Event::Kill(place, item), after);
+        // What waits behind it need not wait for its end. The rest of its order is timed by the next timer.
+        self.reclaim(place.seat, 1, after);
+        self.at(now + timeout + grace, Event::Overrun(place), after);
+    }
+
+    /// Kills the worker, if it is still at that very item.
+    fn kill(&mut self, place: Place, item: u32, after: &mut After) {
+        // From here on nothing else can start there, so the kill hits this item or none.
+        if self.find(place).is_none() {
+            return;
+        }
+        self.reclaim(place.seat, 1, after);
+        self.collect(after);
+        let Some((worker, at)) = self.find(place) else { return };
+        let running = &worker.running[at];
+        if at > 0 || running.done > item || worker.lane.claim(place.number).started != item + 1 {
+            return;
+        }
+        let is_cancelled = running.group.items().is_cancelled;
+        let doom = match is_cancelled {
+            true => running.group.was_cancelled(),
+            false => running.group.timed_out(&worker.name),
+        };
+        worker.kill(Some(doom));
+    }
+
+    fn queued_out(&mut self, group: &Arc<Group>, now: Instant, after: &mut After) {
+        let Some(limit) = group.options.queue_timeout else { return };
+        let is_late = |chunk: &Chunk| chunk.queued.is_some_and(|queued| now >= queued + limit);
+        let (late, next) = {
+            let mut items = group.items();
+            let (late, rest): (Vec<_>, Vec<_>) = items.pending.drain(..).partition(is_late);
+            items.pending = rest.into();
+            (late, items.pending.iter().filter_map(|chunk| chunk.queued).min())
+        };
+        late.iter().for_each(|chunk| after.fail_pending(group, chunk, || group.queued_out()));
+        // What a worker has and has not begun waits as well.
+        for (_, worker) in self.workers() {
+            for running in worker.running.iter_mut() {
+                if Arc::ptr_eq(&running.group, group) && is_late(&running.chunk) {
+                    let claim = worker.lane.take_back(running.number, 0);
+                    worker.given -= (running.end - claim.end) as usize;
+                    after.fail(group, &running.chunk, (claim.end, running.end), || group.queued_out());
+                    running.end = claim.end;
+                }
+            }
+            worker.pop_complete(None);
+        }
+        if let Some(next) = next {
+            self.at(next + limit, Event::Queued(group.clone()), after);
+        }
+    }
+
+    /// Sees to it that nobody idles for long while another has what it has not begun.
+    fn plan_to_share(&mut self, after: &mut After) {
+        if self.is_share_planned || !self.queue.is_empty() {
+            return;
+        }
+        let is_idle = |worker: &Worker| worker.phase == Phase::Serving && worker.running.is_empty();
+        let has_more = |worker: &Worker| {
+            let mut unbegun = worker.running.iter().enumerate();
+            unbegun.any(|(at, running)| running.end > running.done + u32::from(at == 0))
+        };
+        let mut workers = self.seats.iter().filter_map(|seat| seat.worker.as_ref());
+        let has_idle = workers.clone().any(is_idle);
+        if has_idle && workers.any(has_more) {
+            self.is_share_planned = true;
+            self.at(Instant::now() + SHARE_AFTER, Event::Share, after);
+        }
+    }
+
+    fn share(&mut self, now: Instant, after: &mut After) {
+        self.is_share_planned = false;
+        let is_idle = |worker: &Worker| worker.phase == Phase::Serving && worker.running.is_empty();
+        let idle = self.workers().filter(|(_, worker)| is_idle(worker)).count() as u32;
+        let is_slow = |worker: &Worker| {
+            worker.running.front().is_some_and(|running| now.duration_since(running.since) >= SHARE_AFTER)
+        };
+        let slow: Vec<usize> = self.workers().filter_map(|(seat, worker)| is_slow(worker).then_some(seat)).collect();
+        if idle > 0 {
+            slow.into_iter().for_each(|seat| self.reclaim(seat, idle + 1, after));
+        }
+        self.dispatch(after);
+        self.plan_to_share(after);
+    }
+
+    /// Has the least number of workers come.
+    fn open_seats(&mut self) {
+        let Rules { least, most, .. } = self.rules;
+        self.seats.resize_with(self.seats.len().max(most), Seat::default);
+        let now = Instant::now();
+        for seat in self.seats[..least].iter_mut().filter(|seat| !seat.is_taken()) {
+            seat.vacant = Some(now);
+        }
+    }
+
+    /// Has one more worker come, if there may be more; they all come at once if that many are wanted.
+    fn call_in(&mut self, after: &mut After) {
+        if self.rules.least == self.rules.most || !self.needs_workers(after) {
+            return;
+        }
+        let wanted: usize = self.queue.iter().map(|group| group.items().pending.len()).sum();
+        let coming = self.seats.iter().filter(|seat| seat.vacant.is_some() || seat.is_hiring || seat.is_beginning());
+        let wanted = wanted.saturating_sub(coming.count());
+        let now = Instant::now();
+        let free = self.seats[..self.rules.most].iter_mut().filter(|seat| !seat.is_taken());
+        for seat in free.take(wanted) {
+            seat.vacant = Some(now);
+            after.nudge = true;
+        }
+    }
+
+    /// Lets a worker go when it is done with what it has begun.
+    fn retire(&mut self, seat: usize, after: &mut After) {
+        self.reclaim(seat, 1, after);
+        if let Some(worker) = self.seats.get_mut(seat).and_then(|seat| seat.worker.as_mut())
+            && matches!(worker.phase, Phase::Serving | Phase::Beginning)
+        {
+            worker.phase = Phase::Leaving;
+            worker.lane.close();
+        }
+        self.dispatch(after);
+    }
+
+    /// Lets those go who have idled for long enough, or have grown too large.
+    fn send_home(&mut self, now: Instant, after: &mut After) {
+        let Rules { least, most, idle_timeout, .. } = self.rules;
+        if least == most {
+            return;
+        }
+        let mut spare = self.seats.iter().filter(|seat| seat.is_taken()).count().saturating_sub(least);
+        let (mut gone, mut next) = (Vec::new(), None);
+        for (seat, worker) in self.workers().filter(|(_, worker)| worker.phase == Phase::Serving) {
+            let Some(since) = worker.idle_since else { continue };
+            if spare > 0 && now >= since + idle_timeout {
+                spare -= 1;
+                gone.push(seat);
+            } else if spare > 0 {
+                next = Some(next.map_or(since + idle_timeout, |next: Instant| next.min(since + idle_timeout)));
+            }
+        }
+        gone.into_iter().for_each(|seat| self.retire(seat, after));
+        if let Some(next) = next.filter(|_| !std::mem::replace(&mut self.is_idle_planned, true)) {
+            self.at(next, Event::Idle, after);
+        }
+    }
+
+    /// Which seats are to get a worker now.
+    fn hires(&mut self, now: Instant, after: &mut After) -> Vec<Hire> {
+        let (mut hires, mut later) = (Vec::new(), None);
+        for (number, seat) in self.seats.iter_mut().enumerate() {
+            match seat.vacant {
+                Some(at) if at <= now => {
+                    (seat.vacant, seat.is_hiring) = (None, true);
+                    self.generation += 1;
+                    hires.push(Hire { seat: number, generation: self.generation });
+                }
+                Some(at) => later = Some(later.map_or(at, |later: Instant| later.min(at))),
+                None => {}
+            }
+        }
+        if let Some(at) = later {
+            self.at(at, Event::Hire, after);
+        }
+        hires
+    }
+
+    /// A seat's worker did not come to anything.
+    fn failed(&mut self, seat: usize, error: &Error, after: &mut After) {
+        after.nudge = true;
+        let needs = self.needs_workers(after);
+        let Some(place) = self.seats.get_mut(seat) else { return };
+        place.is_hiring = false;
+        place.failures += 1;
+        if place.failures >= CRASH_LOOP || error.kind() == ErrorKind::NotInitialized {
+            return self.break_down(error, after);
+        }
+        place.vacant = needs.then(|| Instant::now() + BACK_OFF * (1 << place.failures.min(8)) / 2);
+    }
+
+    fn needs_workers(&self, after: &After) -> bool {
+        let is_done = self.is_closed && (self.open == 0 || self.is_shut) && self.out == after.settled;
+        !self.is_terminated && self.broken.is_none() && !is_done
+    }
+
+    /// No worker can be had: everybody is told why.
+    fn break_down(&mut self, why: &Error, after: &mut After) {
+        let why = why.to_string();
+        self.broken = Some(why.clone());
+        self.fail_all(after, || broken(&why));
+        self.seats.iter_mut().for_each(|seat| seat.vacant = None);
+    }
+
+    /// Settles everything there is.
+    fn fail_all(&mut self, after: &mut After, error: impl Fn() -> Error) {
+        self.fail_waiting(after, &error);
+        for (_, worker) in self.workers() {
+            for running in worker.running.drain(..) {
+                let Running { group, chunk, done, end, number, .. } = running;
+                worker.lane.take_back(number, 0);
+                after.fail(&group, &chunk, (done, end), &error);
+                group.forget(&chunk);
+            }
+            // Whatever it still says is nobody's.
+            worker.kill(None);
+        }
+    }
+
+    /// Settles everything that no worker has.
+    fn fail_waiting(&mut self, after: &mut After, error: impl Fn() -> Error) {
+        for group in std::mem::take(&mut self.queue) {
+            let pending = {
+                let mut items = group.items();
+                items.is_queued = false;
+                std::mem::take(&mut items.pending)
+            };
+            pending.iter().for_each(|chunk| after.fail_pending(&group, chunk, &error));
+        }
+        for Reverse(timer) in std::mem::take(&mut self.timers) {
+            match timer.event {
+                Event::Retry(group, chunk) => after.fail(&group, &chunk, (0, chunk.count), &error),
+                // What is over needs no deadline, and what runs on keeps its own.
+                _ => self.timers.push(Reverse(timer)),
+            }
+        }
+        after.nudge = true;
+    }
+
+    /// A worker has ended: what it had goes to others, but for the item that it was at.
+    fn bury(&mut self, seat: usize, generation: u64, status: &Result<ExitStatus>, after: &mut After) {
+        after.nudge = true;
+        if self.worker(seat, generation).is_none() {
+            return;
+        }
+        self.reclaim(seat, 1, after);
+        let Some(mut worker) = self.seats.get_mut(seat).and_then(|seat| seat.worker.take()) else { return };
+        let was_planned = worker.phase == Phase::Leaving;
+        for running in std::mem::take(&mut worker.running) {
+            let Running { group, chunk, done, end, .. } = running;
+            group.forget(&chunk);
+            // At most one item was at work; more would be a worker that lies.
+            for item in done..end {
+                let error = match worker.doom.take() {
+                    Some(doom) => doom,
+                    None => {
+                        let doing = match chunk.attempt {
+                            0 => format!("item {} of {}", chunk.first + u64::from(item), group.label),
+                            n => {
+                                format!("item {} of {} (attempt {})", chunk.first + u64::from(item), group.label, n + 1)
+                            }
+                        };
+                        worker.death(status, &doing)
+                    }
+                };
+                let may_retry = matches!(error.kind(), ErrorKind::ProcessDied | ErrorKind::Timeout);
+                if !may_retry || chunk.attempt >= group.options.retries || group.items().is_cancelled {
+                    after.fail(&group, &chunk, (item, item + 1), || Error::copy(&error));
+                    continue;
+                }
+                let mut again = chunk.part(item, item + 1);
+                again.attempt += 1;
+                let wait = group.options.back_off * (1 << chunk.attempt.min(16));
+                match wait.is_zero() {
+                    true => self.again(&group, again, after),
+                    false => self.at(Instant::now() + wait, Event::Retry(group.clone(), again), after),
+                }
+            }
+        }
+        let is_wanted = seat < self.rules.least || seat < self.rules.most && !self.queue.is_empty();
+        if !self.needs_workers(after) || !is_wanted {
+            return;
+        }
+        let has_worked = worker.has_worked || was_planned || worker.phase == Phase::Doomed;
+        match has_worked {
+            true => {
+                let place = &mut self.seats[seat];
+                (place.failures, place.vacant) = (0, Some(Instant::now()));
+            }
+            false => {
+                let doing = if worker.phase == Phase::Beginning { "its initializer" } else { "nothing" };
+                self.failed(seat, &worker.death(status, doing), after);
+            }
+        }
+    }
+
+    /// Sends the workers home when nothing is left and nothing can come.
+    fn end_if_done(&mut self, after: &mut After) {
+        self.plan_to_share(after);
+        if self.rules.least < self.rules.most && !self.is_idle_planned {
+            self.send_home(Instant::now(), after);
+        }
+        if !self.is_closed || self.open > 0 && !self.is_shut || self.out > after.settled {
+            return;
+        }
+        for seat in &mut self.seats {
+            after.nudge |= seat.vacant.take().is_some();
+            if let Some(worker) = seat.worker.as_mut().filter(|worker| worker.phase != Phase::Doomed) {
+                worker.phase = Phase::Leaving;
+                worker.lane.close();
+            }
+        }
+        // A pool whose workers never came has nobody whose end would tell the driver.
+        after.nudge |= self.seats.iter().all(|seat| !seat.is_taken());
+    }
+}
+
+fn corrupt(who: &str) -> Error {
+    Error::new(ErrorKind::Decode, format!("{who} wrote into the memory that its results come through; it was killed"))
+}
+
+impl Seat {
+    fn is_beginning(&self) -> bool {
+        self.worker.as_ref().is_some_and(|worker| worker.phase == Phase::Beginning && worker.begun.is_none())
+    }
+}
+
+impl Worker {
+    /// Whether it may have an order of `len` bytes, with at most `depth` under way.
+    fn takes(&mut self, depth: usize, len: usize) -> bool {
+        let carried = if self.lane.can_carry(len + Header::LEN) { len } else { 0 };
+        self.phase == Phase::Serving
+            && self.running.len() < depth
+            && self.given < self.share
+            && self.lane.takes(carried + Header::LEN)
+    }
+
+    /// Sends an order; `None` if there is no room now.
+    fn give(&mut self, group: &Group, chunk: &mut Chunk) -> Result<Option<u32>> {
+        let (header, items) = (chunk.header(group), chunk.count as usize);
+        if chunk.attachments.is_empty() && self.lane.can_carry(chunk.bytes().len() + Header::LEN) {
+            return Ok(self.lane.give(0, [&header, chunk.bytes()], items));
+        }
+        match self.orders.try_send(chunk.seal()) {
+            Ok(()) => Ok(self.lane.give(IN_PIPE, [&header, &[]], items)),
+            Err(error) if error.kind() == ErrorKind::Full => Ok(None),
+            Err(error) if error.kind() == ErrorKind::Closed => {
+                // It is gone; its exit will be told.
+                self.phase = Phase::Doomed;
+                Ok(None)
+            }
+            Err(error) => Err(error.into_error()),
+        }
+    }
+
+    /// Takes in `count` results. The first of a worker with an initializer is that one's.
+    fn deliver(&mut self, mut bytes: Vec<u8>, count: u32, after: &mut After) -> Result<Option<Result<Sealed>>> {
+        let (now, mut begun) = (Instant::now(), None);
+        let (mut at, mut left) = (0, count);
+        self.has_worked |= count > 0 && self.phase != Phase::Beginning;
+        if self.phase == Phase::Beginning && self.begun.is_none() && left > 0 {
+            let (_, _, len) = spsc::first(&bytes).ok_or_else(|| corrupt(&self.name))?;
+            begun = Some(self.results.try_recv());
+            (at, left) = (len, left - 1);
+        }
+        while left > 0 {
+            self.pop_complete(Some(now));
+            let Some(running) = self.running.front_mut() else {
+                // What was given up, such as by a termination, may still be answered.
+                return if self.phase == Phase::Doomed { Ok(None) } else { Err(corrupt(&self.name)) };
+            };
+            let (start, first, most) =
+                (at, running.chunk.first + u64::from(running.done), left.min(running.end - running.done));
+            let (mut plain, mut in_pipe) = (0, None);
+            while plain < most {
+                let (tag, _, len) =
+                    spsc::first(bytes.get(at..).unwrap_or_default()).ok_or_else(|| corrupt(&self.name))?;
+                if tag & IN_PIPE != 0 {
+                    in_pipe = Some((tag & !IN_PIPE, len));
+                    break;
+                }
+                at += len;
+                plain += 1;
+            }
+            if plain > 0 {
+                let told = match start == 0 && at == bytes.len() {
+                    true => std::mem::take(&mut bytes),
+                    false => bytes[start..at].to_vec(),
+                };
+                running.done += plain;
+                left -= plain;
+                after.deliver(&running.group, Block::told(first, plain, told));
+            }
+            if let Some((tag, len)) = in_pipe {
+                let sealed = self.results.try_recv().map(|sealed| (tag, sealed));
+                at += len;
+                running.done += 1;
+                left -= 1;
+                after.deliver(&running.group, Block::Single(first + u64::from(plain), Some(sealed)));
+            }
+        }
+        self.pop_complete(Some(now));
+        Ok(begun)
+    }
+
+    /// Lets go of orders that are done; `now` if this is to teach how long items take.
+    fn pop_complete(&mut self, now: Option<Instant>) {
+        while self.running.front().is_some_and(|running| running.done >= running.end) {
+            let Some(running) = self.running.pop_front() else { return };
+            running.group.forget(&running.chunk);
+            if let Some(now) = now {
+                if running.done > 0 {
+                    running.group.learn(now.duration_since(running.since), running.done);
+                }
+                self.running.front_mut().into_iter().for_each(|next| next.since = now);
+            }
+            if self.running.is_empty() {
+                self.idle_since = Some(now.unwrap_or_else(Instant::now));
+            }
+        }
+    }
+
+    /// Ends it; `doom` is what to tell about the item that it is at.
+    fn kill(&mut self, doom: Option<Error>) {
+        self.phase = Phase::Doomed;
+        self.doom = doom;
+        // Whoever cannot be killed has ended.
+        let _ = self.killer.kill();
+    }
+
+    /// What to tell about one that is gone.
+    fn death(&self, status: &Result<ExitStatus>, doing: &str) -> Error {
+        let how = match status {
+            Ok(status) => status.to_string(),
+            Err(error) => error.to_string(),
+        };
+        let mut text = format!("{} died while it ran {doing}: {how}", self.name);
+        let (age, (_, peak)) = (self.born.elapsed(), self.lane.memory());
+        let _ = write!(text, "; it was {age:.1?} old");
+        if peak > 0 {
+            let _ = write!(text, " and had used {} MiB at most when it last looked", peak >> 20);
+        }
+        if self.was_starved {
+            text.push_str("; the kernel killed it because memory ran out");
+        }
+        Error::new(ErrorKind::ProcessDied, text).with_exit_status(status.as_ref().ok().copied())
+    }
+}

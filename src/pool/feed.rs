@@ -1,0 +1,169 @@
+//! Where the items of a call come from: packed in the caller's task, as they will travel.
+
+use super::group::{CHUNK_BYTES, Chunk};
+use crate::channel::spsc;
+use crate::error::{Error, ErrorKind, Result};
+use crate::process::entry;
+use crate::wire::{self, Attachment};
+use futures::Stream;
+use serde::Serialize;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+/// What stopped a feed from packing more.
+pub(super) enum Stop {
+    /// The chunk is full.
+    Full,
+    /// The next item is not there yet; whoever polls is woken when it is.
+    NotYet,
+    End,
+    /// The item after those packed could not be encoded.
+    Failed(Error),
+    /// The source itself gave up.
+    Panicked(Error),
+}
+
+/// A source of items, whatever their type.
+pub(super) trait Feed: Send {
+    /// Packs up to `most` items into `chunk`.
+    fn fill(&mut self, chunk: &mut Chunk, most: usize, cx: &mut Context<'_>) -> Stop;
+
+    /// At least so many items are to come, says the source.
+    fn remaining(&self) -> usize;
+}
+
+/// Packs one item. An item that brings descriptors travels alone.
+fn pack<A: Serialize + 'static>(chunk: &mut Chunk, arguments: &A) -> Result<Vec<Attachment>> {
+    let start = chunk.body.len();
+    chunk.body.extend_from_slice(&[0; spsc::HEAD]);
+    let encoded = wire::append(arguments, &mut chunk.body);
+    if encoded.is_ok() {
+        spsc::close_record(&mut chunk.body, start)?;
+    }
+    if encoded.is_err() {
+        chunk.body.truncate(start);
+    }
+    encoded
+}
+
+/// An item that found no place in the chunk it was made for: it travels in the next, alone.
+struct Alone {
+    record: Vec<u8>,
+    attachments: Vec<Attachment>,
+}
+
+/// Items made by `next`.
+pub(super) struct Packer<N> {
+    next: N,
+    alone: Option<Alone>,
+}
+
+impl<N> Packer<N> {
+    pub(super) fn new(next: N) -> Self {
+        Self { next, alone: None }
+    }
+
+    fn fill<A: Serialize + 'static>(
+        &mut self,
+        chunk: &mut Chunk,
+        most: usize,
+        mut next: impl FnMut(&mut N) -> Poll<Option<A>>,
+    ) -> Stop {
+        if let Some(Alone { record, attachments }) = self.alone.take() {
+            chunk.body.extend_from_slice(&record);
+            chunk.attachments = attachments;
+            chunk.count = 1;
+            return Stop::Full;
+        }
+        while (chunk.count as usize) < most && (chunk.count == 0 || chunk.body.len() < CHUNK_BYTES) {
+            let item = match next(&mut self.next) {
+                Poll::Ready(Some(item)) => item,
+                Poll::Ready(None) => return Stop::End,
+                Poll::Pending => return Stop::NotYet,
+            };
+            let start = chunk.body.len();
+            match pack(chunk, &item) {
+                Ok(attachments) if attachments.is_empty() => chunk.count += 1,
+                Ok(attachments) if chunk.count == 0 => {
+                    chunk.attachments = attachments;
+                    chunk.count = 1;
+                    return Stop::Full;
+                }
+                Ok(attachments) => {
+                    self.alone = Some(Alone { record: chunk.body.split_off(start), attachments });
+                    return Stop::Full;
+                }
+                Err(error) => return Stop::Failed(error),
+            }
+        }
+        Stop::Full
+    }
+}
+
+/// Runs a source's own code; what was packed before it panicked is kept.
+fn guarded(chunk: &mut Chunk, fill: impl FnOnce(&mut Chunk) -> Stop) -> Stop {
+    // A source that panicked is not asked again.
+    catch_unwind(AssertUnwindSafe(|| fill(chunk))).unwrap_or_else(|payload| {
+        let whole =
+            (0..chunk.count).try_fold(0, |at, _| spsc::first(chunk.body.get(at..)?).map(|(_, _, len)| at + len));
+        chunk.body.truncate(whole.unwrap_or_default());
+        let text = entry::text_of(&*payload);
+        Stop::Panicked(Error::new(ErrorKind::Panicked, format!("the source of items panicked: {text}")))
+    })
+}
+
+pub(super) struct OfIterator<I>(pub(super) Packer<I>);
+
+impl<I> Feed for OfIterator<I>
+where
+    I: Iterator<Item: Serialize + 'static> + Send,
+{
+    fn fill(&mut self, chunk: &mut Chunk, most: usize, _: &mut Context<'_>) -> Stop {
+        guarded(chunk, |chunk| self.0.fill(chunk, most, |items| Poll::Ready(items.next())))
+    }
+
+    fn remaining(&self) -> usize {
+        catch_unwind(AssertUnwindSafe(|| self.0.next.size_hint().0)).unwrap_or(0)
+    }
+}
+
+pub(super) struct OfStream<S>(pub(super) Packer<Pin<Box<S>>>);
+
+impl<S> Feed for OfStream<S>
+where
+    S: Stream<Item: Serialize + 'static> + Send,
+{
+    fn fill(&mut self, chunk: &mut Chunk, most: usize, cx: &mut Context<'_>) -> Stop {
+        guarded(chunk, |chunk| self.0.fill(chunk, most, |items| items.as_mut().poll_next(cx)))
+    }
+
+    fn remaining(&self) -> usize {
+        0
+    }
+}
+
+/// The one item of a call, encoded already.
+pub(super) struct One(Option<Alone>);
+
+impl One {
+    pub(super) fn of<A: Serialize + 'static>(arguments: &A) -> Result<Self> {
+        let mut chunk = Chunk::new(0);
+        let attachments = pack(&mut chunk, arguments)?;
+        let record = std::mem::take(&mut chunk.body);
+        Ok(Self(Some(Alone { record, attachments })))
+    }
+}
+
+impl Feed for One {
+    fn fill(&mut self, chunk: &mut Chunk, _: usize, _: &mut Context<'_>) -> Stop {
+        if let Some(Alone { record, attachments }) = self.0.take() {
+            (chunk.body, chunk.attachments, chunk.count) = (record, attachments, 1);
+        }
+        Stop::End
+    }
+
+    fn remaining(&self) -> usize {
+        usize::from(self.0.is_some())
+    }
+}

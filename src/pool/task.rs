@@ -1,0 +1,122 @@
+//! What a task can ask about itself, inside its worker.
+
+use crate::channel::lane::StopSign;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use tokio_util::sync::CancellationToken;
+
+/// The task that runs in this worker; see [`current_task`].
+#[derive(Clone)]
+pub struct CurrentTask {
+    label: &'static str,
+    attempt: u32,
+    stop: StopSign,
+}
+
+struct Running {
+    task: CurrentTask,
+    token: Option<(u32, CancellationToken)>,
+}
+
+static RUNNING: Mutex<Option<Running>> = Mutex::new(None);
+static INDEX: AtomicU32 = AtomicU32::new(0);
+
+fn running() -> MutexGuard<'static, Option<Running>> {
+    RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The pool's task that this worker process runs now; `None` in any other process, and between tasks.
+///
+/// ```
+/// use multiprocess::{self as mp, Pool};
+/// use std::time::Duration;
+///
+/// fn patient() -> u32 {
+///     let task = mp::current_task().expect("inside a worker");
+///     while !task.is_cancelled() {
+///         std::thread::sleep(Duration::from_millis(1));
+///     }
+///     task.attempt()
+/// }
+///
+/// # fn main() -> mp::Result<()> { mp::run(async {
+/// assert!(mp::current_task().is_none());
+/// let pool = Pool::new(1)?;
+/// let call = pool.apply(patient, ()).timeout(Duration::from_millis(50)).grace(Duration::from_secs(5));
+/// // It was asked to stop, and did so in time: its worker lives on.
+/// assert_eq!(call.await?, 0);
+/// # Ok(()) }) }
+/// ```
+pub fn current_task() -> Option<CurrentTask> {
+    let running = running();
+    let task = &running.as_ref()?.task;
+    Some(CurrentTask { stop: task.stop.of_item(INDEX.load(Relaxed)), ..task.clone() })
+}
+
+impl CurrentTask {
+    /// The function's name, as the compiler spells it.
+    pub fn label(&self) -> &str {
+        self.label
+    }
+
+    /// 0 at the first attempt, then the number of the retry.
+    pub fn attempt(&self) -> u32 {
+        self.attempt
+    }
+
+    /// Whether it is to stop: it was cancelled, or its time is over. If it does not, its worker is killed after the
+    /// grace. One load; no system call.
+    pub fn is_cancelled(&self) -> bool {
+        self.stop.is_shown()
+    }
+
+    /// A token that is cancelled when the task is to stop. The first of a task takes a thread, which sleeps until then.
+    pub fn cancellation(&self) -> CancellationToken {
+        let index = self.stop.index();
+        let mut running = running();
+        let mine = |of: &u32| *of == index;
+        match running.as_mut().map(|running| &mut running.token) {
+            Some(Some((of, token))) if mine(of) => token.clone(),
+            slot => {
+                let token = CancellationToken::new();
+                slot.into_iter().for_each(|slot| *slot = Some((index, token.clone())));
+                let (stop, shown) = (self.stop.clone(), token.clone());
+                let watch = move || {
+                    if stop.blocking_wait().is_ok_and(|shown| shown) {
+                        shown.cancel();
+                    }
+                };
+                // Without a thread it still can ask.
+                let _ = std::thread::Builder::new().name("mp-stop".into()).spawn(watch);
+                token
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for CurrentTask {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CurrentTask")
+            .field("label", &self.label)
+            .field("attempt", &self.attempt)
+            .finish_non_exhaustive()
+    }
+}
+
+/// An order begins.
+pub(super) fn begin(label: &'static str, attempt: u32, stop: StopSign) {
+    *running() = Some(Running { task: CurrentTask { label, attempt, stop }, token: None });
+}
+
+/// An item of it starts.
+#[inline]
+pub(super) fn starts(index: u32) {
+    INDEX.store(index, Relaxed);
+}
+
+/// The order is done. Threads that wait for a stop sign of it go.
+pub(super) fn end() {
+    if let Some(Running { task, token: Some(_) }) = running().take() {
+        task.stop.dismiss();
+    }
+}

@@ -1,0 +1,623 @@
+//! What a pool promises when things go wrong: deaths, deadlines, cancellations, lifetimes.
+
+use futures::{FutureExt, StreamExt, TryStreamExt};
+use multiprocess::{self as mp, ErrorKind, Pool, Process, Queue};
+use std::collections::HashSet;
+use std::os::unix::process::ExitStatusExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
+
+mod common;
+use common::{Deadline, Random, eventually, holdings, within};
+
+multiprocess::test_support!();
+
+const MS: Duration = Duration::from_millis(1);
+
+fn square(n: i64) -> i64 {
+    n * n
+}
+
+fn nap(ms: u64) -> u64 {
+    std::thread::sleep(Duration::from_millis(ms));
+    ms
+}
+
+fn stuck() {
+    std::thread::sleep(Duration::from_secs(600));
+}
+
+fn pid() -> u32 {
+    std::process::id()
+}
+
+fn kill(pid: u32, signal: rustix::process::Signal) {
+    let pid = rustix::process::Pid::from_raw(pid as i32).expect("a pid");
+    let _ = rustix::process::kill_process(pid, signal);
+}
+
+fn is_gone(pid: u32) -> bool {
+    !std::path::Path::new(&format!("/proc/{pid}/exe")).exists()
+}
+
+/// Rule 1, 4: the steps at which a worker can be killed, by its own hand, at the third item it comes to.
+#[cfg(debug_assertions)]
+#[tokio::test]
+async fn a_worker_killed_at_any_step_costs_at_most_the_item_it_was_at() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    for (point, loses) in [("lane.started:3", true), ("lane.written:3", true), ("lane.published:3", false)] {
+        let pool = Pool::builder().workers(1).env("MULTIPROCESS_KILL_AT", point).build()?;
+        let results: Vec<_> = pool.imap(square, 0..12).chunksize(4).collect().await;
+        assert_eq!(results.len(), 12, "{point}");
+        for (n, result) in results.iter().enumerate() {
+            match result {
+                Ok(value) => assert_eq!(*value, square(n as i64), "{point}"),
+                Err(error) => {
+                    assert!(loses, "{point}: a result that was written counts: {error}");
+                    assert_eq!(error.kind(), ErrorKind::ProcessDied);
+                    assert_eq!(error.exit_status().and_then(|status| status.signal()), Some(9));
+                }
+            }
+        }
+        let lost = results.iter().filter(|result| result.is_err()).count();
+        assert_eq!(lost, if loses { 4 } else { 0 }, "{point}: one of three, each time");
+        let again: Vec<_> = pool.imap(square, 0..12).chunksize(4).retries(1).try_collect().await?;
+        assert_eq!(again, (0..12).map(square).collect::<Vec<_>>(), "{point}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn pool_34_a_busy_worker_killed_fails_its_item_at_once_and_an_idle_one_costs_nothing() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::new(2)?;
+    let pids = Queue::unbounded()?;
+    fn say_and_sleep(pids: Queue<u32>) {
+        pids.blocking_put(pid()).expect("put");
+        stuck();
+    }
+    let busy = pool.apply_async(say_and_sleep, (pids.clone(),));
+    let victim = pids.get().await?;
+    let start = Instant::now();
+    kill(victim, rustix::process::Signal::KILL);
+    let error = busy.await.unwrap_err();
+    assert!(start.elapsed() < 100 * MS, "{:?}", start.elapsed());
+    // Rule 5: who, what, how, how old.
+    let text = error.to_string();
+    for part in ["PoolWorker-", &format!("pid {victim}"), "say_and_sleep", "SIGKILL", "old"] {
+        assert!(text.contains(part), "{text} says {part}");
+    }
+    let idle = pool.apply(pid, ()).await?;
+    kill(idle, rustix::process::Signal::KILL);
+    for n in 0..50 {
+        // Whoever is handed to it before its death is known is handed on.
+        assert_eq!(pool.apply(square, (n,)).await?, n * n);
+    }
+    eventually("the pool is back to size", || pool.workers() == 2).await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_item_overruns_alone_also_in_the_middle_of_a_chunk() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::new(2)?;
+    let slow = |n: u64| nap(if n == 5 { 60_000 } else { 1 });
+    let start = Instant::now();
+    let results: Vec<_> = pool.imap(slow, 0..20).chunksize(10).timeout(100 * MS).collect().await;
+    for (n, result) in results.iter().enumerate() {
+        match n {
+            5 => assert_eq!(result.as_ref().unwrap_err().kind(), ErrorKind::Timeout),
+            _ => assert_eq!(*result.as_ref().unwrap(), 1, "{n}"),
+        }
+    }
+    assert!(start.elapsed() < Duration::from_secs(5));
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_clock_starts_with_the_item_and_waiting_has_its_own() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::new(1)?;
+    let first = pool.apply_async(nap, (300,));
+    // It waits longer than it may run.
+    let second = pool.apply(nap, (1,)).timeout(150 * MS);
+    let third = pool.apply(nap, (1,)).queue_timeout(100 * MS);
+    let (second, third) = futures::join!(second, third);
+    assert_eq!(second?, 1);
+    let error = third.unwrap_err();
+    assert!(error.kind() == ErrorKind::Timeout && error.to_string().contains("did not start"), "{error}");
+    assert_eq!(first.await?, 300);
+    assert_eq!(pool.apply(nap, (2,)).queue_timeout(Duration::from_secs(10)).await?, 2);
+    Ok(())
+}
+
+#[tokio::test]
+async fn who_is_asked_to_stop_and_does_keeps_its_worker() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::new(1)?;
+    let before = pool.apply(pid, ()).await?;
+    let patient = || {
+        let task = mp::current_task().expect("in a worker");
+        assert!(task.label().contains("who_is_asked") && task.attempt() == 0);
+        while !task.is_cancelled() {
+            std::thread::sleep(MS);
+        }
+        7
+    };
+    assert_eq!(pool.apply(patient, ()).timeout(20 * MS).grace(Duration::from_secs(10)).await?, 7);
+    let by_token = async || {
+        mp::current_task().expect("in a worker").cancellation().cancelled().await;
+        8
+    };
+    assert_eq!(pool.apply(by_token, ()).timeout(20 * MS).grace(Duration::from_secs(10)).await?, 8);
+    let running = pool.apply(by_token, ()).grace(Duration::from_secs(10));
+    assert!(tokio::time::timeout(50 * MS, running).await.is_err());
+    assert_eq!(pool.apply(pid, ()).await?, before, "the worker was not killed");
+    assert!(mp::current_task().is_none());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_retry_backs_off_and_knows_which_attempt_it_is() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::new(1)?;
+    let third_time = || match mp::current_task().map(|task| task.attempt()) {
+        Some(2) => 2,
+        _ => std::process::abort(),
+    };
+    let start = Instant::now();
+    assert_eq!(pool.apply(third_time, ()).retries(2).back_off(20 * MS).await?, 2);
+    assert!(start.elapsed() >= 60 * MS, "20 and 40 ms between the attempts");
+    let error = pool.apply(third_time, ()).retries(1).await.unwrap_err();
+    assert!(error.to_string().contains("attempt 2"), "{error}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_was_cancelled_never_starts_and_its_slot_is_free_again() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::new(1)?;
+    let begun = Queue::unbounded()?;
+    let count = |begun: Queue<u32>, ms: u64| {
+        begun.blocking_put(0).expect("put");
+        nap(ms)
+    };
+    let running = pool.apply_async(count, (begun.clone(), 60_000));
+    begun.get().await?;
+    let waiting: Vec<_> = (0..20).map(|_| pool.apply_async(count, (begun.clone(), 1))).collect();
+    waiting.iter().for_each(|result| result.cancel());
+    let start = Instant::now();
+    running.cancel();
+    assert_eq!(pool.apply(square, (3,)).await?, 9);
+    assert!(start.elapsed() < 150 * MS, "{:?}", start.elapsed());
+    for result in waiting {
+        assert_eq!(result.await.unwrap_err().kind(), ErrorKind::Cancelled);
+    }
+    assert_eq!(running.await.unwrap_err().kind(), ErrorKind::Cancelled);
+    assert_eq!(begun.len(), 0, "something began that was cancelled");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_future_dropped_at_any_poll_leaks_no_slot() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::new(2)?;
+    for polls in 0..40 {
+        let mut call = pool.apply(square, (2,)).boxed();
+        let mut stream = pool.imap_unordered(square, 0..1000).chunksize(3).boxed();
+        for _ in 0..polls {
+            if futures::poll!(&mut call).is_ready() {
+                call = pool.apply(square, (2,)).boxed();
+            }
+            let _ = futures::poll!(stream.next());
+        }
+        drop((call, stream));
+        assert_eq!(within(pool.map(square, 0..10)).await?, (0..10).map(square).collect::<Vec<_>>());
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_idle_worker_takes_over_what_waits_behind_a_slow_item() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::new(2)?;
+    // All in one chunk, of which the first item takes long.
+    let start = Instant::now();
+    let slow_first = |n: u64| nap(if n == 0 { 500 } else { 20 });
+    let results: Vec<_> = pool.imap_unordered(slow_first, 0..10).chunksize(10).try_collect().await?;
+    assert_eq!(results.last(), Some(&500), "{results:?}: the others did not wait for it");
+    assert!(start.elapsed() < 650 * MS, "{:?}", start.elapsed());
+    Ok(())
+}
+
+#[tokio::test]
+async fn plife_01_shares_of_one_task_strand_nothing_and_are_no_error() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::builder().workers(2).max_tasks_per_worker(1).build()?;
+    let pids = pool.map(|_: u32| pid(), 0..200).await?;
+    assert_eq!(pids.iter().collect::<HashSet<_>>().len(), 200);
+    Ok(())
+}
+
+#[tokio::test]
+async fn plife_02_closed_right_after_submitting_everything_comes() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::builder().workers(2).max_tasks_per_worker(1).build()?;
+    let results: Vec<_> = (0..6).map(|n| pool.apply_async(square, (n,))).collect();
+    pool.close();
+    within(pool.join()).await?;
+    for (n, result) in results.into_iter().enumerate() {
+        assert_eq!(result.await?, square(n as i64));
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn workers_go_when_they_are_old_or_large_between_two_tasks() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::builder().workers(1).max_age(30 * MS).build()?;
+    let first = pool.apply(pid, ()).await?;
+    assert_eq!(pool.apply(nap, (60,)).await?, 60, "nobody is killed for his age");
+    assert_ne!(pool.apply(pid, ()).await?, first);
+
+    let pool = Pool::builder().workers(1).recycle_above(256 << 20).build()?;
+    let grow = |mib: usize| {
+        let block = std::hint::black_box(vec![1u8; mib << 20]);
+        std::thread::sleep(10 * MS);
+        std::mem::forget(block);
+        pid()
+    };
+    let small = pool.apply(grow, (1,)).await?;
+    assert_eq!(pool.apply(grow, (300,)).await?, small);
+    let pids = pool.clone();
+    let mut replaced = false;
+    for _ in 0..100 {
+        replaced |= pids.apply(pid, ()).await? != small;
+        tokio::time::sleep(MS).await;
+    }
+    assert!(replaced);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_elastic_pool_grows_with_its_work_and_shrinks_when_idle() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::builder().workers(0..=4).idle_timeout(50 * MS).build()?;
+    eventually("nobody is there without work", || pool.workers() == 0).await;
+    let pids: HashSet<_> = pool.map(|_: u32| (nap(50), pid()).1, 0..8).chunksize(1).await?.into_iter().collect();
+    assert!(pids.len() > 2, "{pids:?}");
+    eventually("all went home", || pool.workers() == 0).await;
+    assert_eq!(pool.apply(square, (3,)).await?, 9);
+    Ok(())
+}
+
+#[tokio::test]
+async fn resize_lets_what_runs_go_on() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::new(3)?;
+    let begun = Queue::unbounded()?;
+    let say_and_nap = |begun: Queue<u32>| {
+        begun.blocking_put(0).expect("put");
+        nap(100)
+    };
+    let running: Vec<_> = (0..3).map(|_| pool.apply_async(say_and_nap, (begun.clone(),))).collect();
+    for _ in 0..3 {
+        begun.get().await?;
+    }
+    within(pool.resize(1)).await?;
+    for result in running {
+        assert_eq!(result.await?, 100);
+    }
+    let pids: HashSet<_> = pool.map(|_: u32| (nap(5), pid()).1, 0..8).chunksize(1).await?.into_iter().collect();
+    assert_eq!(pids.len(), 1);
+    within(pool.resize(3)).await?;
+    let pids: HashSet<_> = pool.map(|_: u32| (nap(50), pid()).1, 0..12).chunksize(1).await?.into_iter().collect();
+    assert!(pids.len() > 1 && pool.resize(0).await.is_err());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_crash_loop_stops_says_why_and_can_be_revived() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let healthy = Queue::<u32>::unbounded()?;
+    let crash = |healthy: Queue<u32>| {
+        if healthy.is_empty() {
+            std::process::abort();
+        }
+    };
+    let pool = Pool::builder().workers(1).initializer(crash, (healthy.clone(),)).build()?;
+    let error = within(pool.apply(square, (1,))).await.unwrap_err();
+    assert!(error.to_string().contains("SIGABRT") && error.to_string().contains("initializer"), "{error}");
+    assert!(pool.broken().is_some_and(|why| why.contains("SIGABRT")));
+    assert!(pool.apply(square, (1,)).await.is_err(), "asked again it says so at once");
+    healthy.try_put(1)?;
+    pool.revive();
+    assert_eq!(within(pool.apply(square, (5,))).await?, 25);
+    assert_eq!(pool.broken(), None);
+    Ok(())
+}
+
+#[tokio::test]
+async fn shutdown_tells_what_was_lost() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let begun = Queue::unbounded()?;
+    let say_and_nap = |begun: Queue<u32>, ms: u64| {
+        begun.blocking_put(0).expect("put");
+        nap(ms)
+    };
+    let pool = Pool::new(1)?;
+    let running = pool.apply_async(say_and_nap, (begun.clone(), 100));
+    begun.get().await?;
+    let waiting: Vec<_> = (0..5).map(|_| pool.apply_async(nap, (1,))).collect();
+    let report = within(pool.shutdown(Duration::from_secs(10))).await;
+    assert_eq!((report.not_begun(), report.killed()), (5, 0));
+    assert_eq!(running.await?, 100);
+    for result in waiting {
+        assert_eq!(result.await.unwrap_err().kind(), ErrorKind::Cancelled);
+    }
+    assert_eq!(pool.apply(square, (1,)).await.unwrap_err().kind(), ErrorKind::Closed);
+
+    let pool = Pool::new(1)?;
+    let running = pool.apply_async(say_and_nap, (begun.clone(), 600_000));
+    begun.get().await?;
+    let report = within(pool.shutdown(20 * MS)).await;
+    assert_eq!((report.not_begun(), report.killed()), (0, 1));
+    assert_eq!(running.await.unwrap_err().kind(), ErrorKind::Cancelled);
+    Ok(())
+}
+
+#[tokio::test]
+async fn workers_work_under_their_conditions_and_ctrl_c_does_not_reach_them() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let done = Queue::unbounded()?;
+    let last = |done: Queue<u32>| done.blocking_put(pid()).is_ok();
+    let pool = Pool::builder().workers(1).nice(5).cpus([0]).env("COLOR", "blue").descriptor_limit(200);
+    let pool = pool.finalizer(last, (done.clone(),)).build()?;
+    let conditions = || {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let cpus = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap().trim().to_string();
+        let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+        let nice = rustix::process::getpriority_process(None).unwrap();
+        (nice, cpus, std::env::var("COLOR").unwrap(), descriptors)
+    };
+    assert_eq!(pool.apply(conditions, ()).await?, (5, "0".into(), "blue".into(), Some(200)));
+    let worker = pool.apply(pid, ()).await?;
+    kill(worker, rustix::process::Signal::INT);
+    assert_eq!(pool.apply(pid, ()).await?, worker);
+    pool.close();
+    within(pool.join()).await?;
+    assert_eq!(done.try_get()?, worker, "the finalizer ran");
+    assert!(is_gone(worker));
+    Ok(())
+}
+
+/// Refuses to be written, or to be read, or does worse, when it is told to.
+#[derive(Debug)]
+struct Odd(u8);
+
+impl serde::Serialize for Odd {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0 {
+            1 => Err(serde::ser::Error::custom("not this one")),
+            2 => std::process::abort(),
+            n => serializer.serialize_u8(n),
+        }
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for Odd {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match <u8 as serde::Deserialize>::deserialize(deserializer)? {
+            3 => Err(serde::de::Error::custom("not to be read")),
+            4 if mp::current_task().is_some() || mp::parent_process().is_some() => std::process::abort(),
+            n => Ok(Self(n)),
+        }
+    }
+}
+
+#[tokio::test]
+async fn perr_02_what_cannot_travel_fails_its_item_only() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::new(1)?;
+    // POOL-06, DEAD-01: an argument that cannot be written.
+    assert_eq!(pool.apply(|_: Odd| (), (Odd(1),)).await.unwrap_err().kind(), ErrorKind::Encode);
+    let results: Vec<_> = pool.imap(|odd: Odd| odd.0, [0, 1, 9].map(Odd)).collect().await;
+    let kinds: Vec<_> = results.into_iter().map(|result| result.map_err(|error| error.kind())).collect();
+    assert_eq!(kinds, [Ok(0), Err(ErrorKind::Encode), Ok(9)]);
+    // DEAD-03, DEAD-04: one that the worker cannot read, and one that kills it.
+    assert_eq!(pool.apply(|_: Odd| (), (Odd(3),)).await.unwrap_err().kind(), ErrorKind::Decode);
+    assert_eq!(pool.apply(|_: Odd| (), (Odd(4),)).await.unwrap_err().kind(), ErrorKind::ProcessDied);
+    // PERR-02, DEAD-10, DEAD-08: results.
+    for _ in 0..20 {
+        assert_eq!(pool.apply(|| Odd(1), ()).await.unwrap_err().kind(), ErrorKind::Encode);
+    }
+    assert_eq!(pool.apply(|| Odd(2), ()).await.unwrap_err().kind(), ErrorKind::ProcessDied);
+    // POOL-37, DEAD-11: a result that we cannot read.
+    assert_eq!(pool.apply(|| Odd(3), ()).await.unwrap_err().kind(), ErrorKind::Decode);
+    assert_eq!(pool.apply(square, (4,)).await?, 16);
+    Ok(())
+}
+
+#[tokio::test]
+async fn large_values_and_descriptors_travel_among_small_ones_in_order() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::new(2)?;
+    let size = |n: usize| if n.is_multiple_of(5) { 300_000 + n } else { n };
+    let same = |bytes: Vec<u8>| bytes;
+    let results: Vec<_> = pool.imap(same, (0..60).map(move |n| vec![n as u8; size(n)])).try_collect().await?;
+    for (n, bytes) in results.iter().enumerate() {
+        assert!(bytes.len() == size(n) && bytes.iter().all(|byte| *byte == n as u8), "{n}");
+    }
+    let big = pool.map(|n: usize| vec![7u8; n << 20], [1, 9, 3]).chunksize(3).await?;
+    assert_eq!(big.iter().map(Vec::len).collect::<Vec<_>>(), [1 << 20, 9 << 20, 3 << 20]);
+    let before = holdings().descriptors;
+    let open = |n: u32| (n, mp::Fd::new(std::fs::File::open("/dev/null").unwrap()));
+    let back = |(n, file): (u32, mp::Fd<std::fs::File>)| (n, file);
+    let files: Vec<_> = pool.imap(back, (0..30).map(open)).chunksize(4).try_collect().await?;
+    assert!(files.iter().enumerate().all(|(n, (m, _))| n as u32 == *m));
+    drop(files);
+    eventually("no descriptor is left", || holdings().descriptors == before).await;
+    Ok(())
+}
+
+/// Voluntary and involuntary context switches of all threads of a process.
+fn switches(pid: u32) -> u64 {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    let statuses = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("status")).ok());
+    let counts = |status: String| -> u64 {
+        let lines = status.lines().filter(|line| line.contains("ctxt_switches"));
+        lines.filter_map(|line| line.rsplit(char::is_whitespace).next()?.parse::<u64>().ok()).sum()
+    };
+    statuses.map(counts).sum()
+}
+
+#[tokio::test]
+async fn an_idle_pool_does_not_wake_up() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let in_a_child = async || -> mp::Result<u64> {
+        let pool = Pool::new(2)?;
+        let pids: HashSet<_> = pool.map(|_: u32| (nap(20), pid()).1, 0..8).chunksize(1).await?.into_iter().collect();
+        tokio::time::sleep(100 * MS).await;
+        let all = || pids.iter().map(|pid| switches(*pid)).sum::<u64>() + switches(pid());
+        let before = all();
+        // One sleep of ours is one wake-up of this process, and one or two switches.
+        tokio::time::sleep(2000 * MS).await;
+        Ok(all() - before)
+    };
+    let switches = Process::spawn(in_a_child, ())?.await??;
+    assert!(switches <= 6, "{switches} context switches while nothing happened");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_endless_source_takes_flat_memory() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::new(2)?;
+    let resident = || {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap().trim().to_string();
+        line.trim_end_matches(" kB").parse::<usize>().unwrap()
+    };
+    let mut results = pool.imap_unordered(square, 0..);
+    let mut take = async |count: usize| -> mp::Result<()> {
+        for _ in 0..count {
+            results.next().await.expect("endless")?;
+        }
+        Ok(())
+    };
+    take(20_000).await?;
+    let before = resident();
+    take(200_000).await?;
+    assert!(resident() < before + (16 << 10), "{before} {} KiB", resident());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_tasks_share_one_pool() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::new(2)?;
+    let callers = (0..16).map(|n| {
+        let pool = pool.clone();
+        tokio::spawn(async move {
+            for i in 0..50 {
+                assert_eq!(pool.apply(square, (n * i,)).await?, square(n * i));
+            }
+            let sum: i64 = pool.imap_unordered(square, 0..300).try_fold(0, async |sum, x| Ok(sum + x)).await?;
+            assert_eq!(sum, (0..300).map(square).sum());
+            Ok::<_, mp::Error>(())
+        })
+    });
+    for caller in callers.collect::<Vec<_>>() {
+        within(caller).await.expect("no panic")?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_that_is_not_polled_holds_up_nobody() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::new(2)?;
+    pool.map(nap, [1, 1]).await?;
+    // It sleeps until its result comes.
+    let asleep = tokio::spawn(pool.apply(nap, (50,)));
+    tokio::time::sleep(10 * MS).await;
+    // These are polled once or twice, at whatever they are then, and for long not again.
+    let mut left = Vec::new();
+    for polls in 1..4 {
+        let mut call = pool.apply(nap, (1,)).boxed();
+        for _ in 0..polls {
+            let _ = futures::poll!(&mut call);
+        }
+        left.push(call);
+    }
+    assert_eq!(within(asleep).await.expect("no panic")?, 50);
+    for n in 0..20 {
+        assert_eq!(within(pool.apply(square, (n,))).await?, n * n);
+    }
+    drop(left);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn chaos_of_kills_cancellations_and_timeouts_each_item_is_answered_once() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::new(3)?;
+    let work = |n: u64| {
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_micros(50 * (n % 7)) {
+            std::hint::spin_loop();
+        }
+        if n % 101 == 100 {
+            stuck();
+        }
+        (n, pid())
+    };
+    within(pool.map(work, 0..50)).await?;
+    let (before, last) = (holdings(), Arc::new(AtomicU32::new(0)));
+    let stop = CancellationToken::new();
+    let killer = tokio::spawn({
+        let (last, stop) = (last.clone(), stop.clone());
+        async move {
+            let (mut random, mut kills) = (Random::new(7), 0);
+            while !stop.is_cancelled() {
+                tokio::time::sleep(Duration::from_micros(500 + random.below(8000))).await;
+                let victim = last.swap(0, Relaxed);
+                if victim != 0 {
+                    kill(victim, rustix::process::Signal::KILL);
+                    kills += 1;
+                }
+            }
+            kills
+        }
+    });
+    let (start, mut random) = (Instant::now(), Random::new(3));
+    while start.elapsed() < Duration::from_secs(4) {
+        let chunk = random.below(9) as usize;
+        let mut results = pool.imap(work, 0..300).chunksize(chunk).timeout(30 * MS).retries(1);
+        let dropped_after = if random.below(3) == 0 { random.below(300) } else { u64::MAX };
+        let mut n = 0;
+        while let Some(result) = within(results.next()).await {
+            match result {
+                Ok((value, worker)) => {
+                    assert_eq!(value, n, "each item once, in its place");
+                    last.store(worker, Relaxed);
+                }
+                Err(error) => assert!(matches!(error.kind(), ErrorKind::ProcessDied | ErrorKind::Timeout), "{error}"),
+            }
+            n += 1;
+            if n == dropped_after {
+                break;
+            }
+        }
+        assert!(n == 300 || n == dropped_after, "{n} results");
+    }
+    stop.cancel();
+    let kills = killer.await.expect("no panic");
+    assert!(kills > 10, "{kills} kills");
+    assert_eq!(within(pool.map(square, 0..100)).await?.len(), 100);
+    eventually("the pool is back to size", || pool.workers() == 3).await;
+    eventually("no descriptor is left", || holdings().descriptors <= before.descriptors + 2).await;
+    Ok(())
+}
