@@ -752,11 +752,13 @@ impl Condition {
 
     /// Wakes one of those who wait now, if any. Never waits.
     pub fn notify_one(&self) {
-        self.0.with_room(|room| room.notify(1));
+        self.notify(1);
     }
 
     /// Wakes `count` of those who wait now, or all if they are fewer. Never waits.
     pub fn notify(&self, count: usize) {
+        // Killed halfway it is healed by its burial, and only who has a slot is buried.
+        let _ = self.0.family.me();
         self.0.with_room(|room| room.notify(count));
     }
 
