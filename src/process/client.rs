@@ -62,6 +62,13 @@ impl Child {
         pidfd::signal(self.pidfd.as_fd(), signal)
     }
 
+    /// Makes sure that whoever hears from us that it has ended finds nothing held by it.
+    pub(super) fn bury(&self) {
+        if let Ok(family) = Family::get() {
+            family.bury_if_gone(self.info.pid);
+        }
+    }
+
     pub(super) fn has_server(&self) -> bool {
         !socket::is_hung_up(self.server.as_fd())
     }

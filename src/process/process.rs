@@ -199,6 +199,7 @@ impl<R> Process<R> {
         if self.child.status().is_some() || self.is_alive() {
             return self.child.status();
         }
+        self.child.bury();
         if self.child.tells_exit {
             self.reports().read_exit(&self.child);
         } else {
@@ -288,6 +289,7 @@ impl<R> Process<R> {
         while self.child.is_alive() {
             ready!(self.watch.poll(context, &self.child.pidfd))?;
         }
+        self.child.bury();
         Poll::Ready(Ok(()))
     }
 

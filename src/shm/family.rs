@@ -252,6 +252,14 @@ impl Family {
         }
     }
 
+    /// [`Family::bury`] by somebody who has seen this process end, perhaps long ago: nobody else got its pid.
+    pub(crate) fn bury_if_gone(&self, pid: u32) {
+        let mut words = (0..SLOTS as u16).map(|slot| self.state(slot).load(Acquire)).take_while(|word| *word != 0);
+        if words.any(|word| word as u32 == pid) && pidfd::is_gone(pid) {
+            self.bury(pid);
+        }
+    }
+
     /// The pids of all members that hold a slot.
     pub(crate) fn pids(&self) -> Vec<u32> {
         let words = (0..SLOTS as u16).map(|slot| self.state(slot).load(Acquire)).take_while(|word| *word != 0);
