@@ -2,18 +2,18 @@
 //! The caller is a current-thread runtime, as in `limits`; in the `_run` variants
 //! it is the multi-thread runtime that `multiprocess::run` would build.
 
-mod memory;
 mod dict;
+mod memory;
 
 use bytes::Bytes;
 use futures::{SinkExt, TryStreamExt};
 use mpbench::cli::{Metrics, case, serve};
+use mpbench::shm::{self, Shared};
 use mpbench::stats::{FirstToLast, latency, per_second, quantile};
 use mpbench::work::{burn, increment, increment_total, stamp, touch, with_heap};
 use mpbench::{size, stats, sys};
 use multiprocess::connection::{ByteConnection, Listener, connect};
 use multiprocess::{Connection, ErrorKind, Fd, Function, Lock, Pool, Process, Queue, StartMethod, pipe};
-use mpbench::shm::{self, Shared};
 use serde::{Serialize, de::DeserializeOwned};
 use std::collections::BTreeSet;
 use std::fmt::Debug;
@@ -354,6 +354,8 @@ async fn large_over() -> Metrics {
     assert!(total > 0);
     finish(child).await;
     vec![("mib_per_s", rate)]
+}
+
 // W8, W9
 
 fn uncontended(mut run: impl FnMut()) -> (&'static str, f64) {
