@@ -19,7 +19,8 @@ mod wire;
 pub use channel::{Connection, JoinableQueue, Queue, QueueSink, QueueStream, Receiver, Sender, pipe, simplex};
 pub use error::{Error, ErrorKind, LockError, PanicInfo, PutError, Result, SendError, TryPutError};
 pub use manager::{
-    Batch, DictProxy, Exposed, ListProxy, Maker, Manager, ManagerBuilder, Method, Namespace, Proxy, Replies, Ticket,
+    Batch, DictProxy, Exposed, ListProxy, Maker, Manager, ManagerBuilder, ManagerConnect, Method, Namespace, Proxy,
+    Replies, Ticket,
 };
 pub use memory::SharedMemory;
 pub use pool::{

@@ -7,22 +7,28 @@
 //! A call dropped before its request is in the pipe was never made; after that it is done, and its answer is thrown
 //! away. If that answer made an object, the object goes.
 
+use super::abroad::{self, Abroad};
 use super::objects::{Lease, lock};
 use super::protocol::{self, Reader, Writer};
 use super::server::{self, Id, Server};
 use crate::channel::{self, Inbox, Sender};
+use crate::connection::ByteConnection;
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::socket::Wait;
 use crate::wait::until_read;
 use crate::wire::{self, Attachment, Sealed, attach, frame};
+use futures::SinkExt;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::collections::{HashMap, VecDeque};
+use std::future::poll_fn;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
-use std::task::Waker;
+use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
 
 /// How long a handle that leaves waits for a pipe that is full.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -31,8 +37,8 @@ const PATIENCE: Duration = Duration::from_millis(100);
 static LINKS: Mutex<Option<HashMap<Id, Weak<Link>>>> = Mutex::new(None);
 
 pub(super) struct Link {
-    id: Id,
-    pid: u32,
+    pub(super) id: Id,
+    pub(super) pid: u32,
     end: End,
     last_lease: AtomicU64,
 }
@@ -42,11 +48,13 @@ enum End {
     Client { door: Arc<OwnedFd>, wire: OnceLock<Arc<Wire>>, connecting: Mutex<()> },
     /// The manager is this very process.
     Here(&'static Arc<Server>),
+    /// A client's that shares no memory with the manager.
+    Far(Arc<Far>),
 }
 
 impl Link {
     /// The link to the manager of this name, which has its door at `door`.
-    fn to(id: Id, pid: u32, door: impl FnOnce() -> Result<OwnedFd>) -> Result<Arc<Self>> {
+    pub(super) fn to(id: Id, pid: u32, door: impl FnOnce() -> Result<OwnedFd>) -> Result<Arc<Self>> {
         let mut links = lock(&LINKS);
         let links = links.get_or_insert_default();
         if let Some(link) = links.get(&id).and_then(Weak::upgrade) {
@@ -69,7 +77,27 @@ impl Link {
         Self::to(id, pid, || Ok(door))
     }
 
+    /// The link to the manager at the other end of `connection`, which this one keeps to itself.
+    pub(super) fn far(id: Id, pid: u32, connection: ByteConnection) -> Arc<Self> {
+        let end = End::Far(Far::open(connection));
+        Arc::new(Self { id, pid, end, last_lease: AtomicU64::new(0) })
+    }
+
+    /// What a request through here is written for, if that is another host.
+    pub(super) fn abroad(self: &Arc<Self>) -> Option<Abroad> {
+        matches!(self.end, End::Far(_)).then(|| Abroad::Client(self.clone()))
+    }
+
+    /// A request that goes through here.
+    pub(super) fn request(self: &Arc<Self>, kind: u8) -> Writer {
+        Writer::request(kind).to(self.abroad())
+    }
+
     fn is_gone(&self) -> Error {
+        if let End::Far(far) = &self.end {
+            let why = format!("the connection to the manager at {} is lost: connect again", far.peer);
+            return Error::new(ErrorKind::Closed, why);
+        }
         let why = format!("the manager (pid {}) is gone: it was shut down, or its process was killed", self.pid);
         Error::new(ErrorKind::Closed, why)
     }
@@ -96,9 +124,17 @@ impl Link {
     pub(super) async fn ask(self: &Arc<Self>, mut request: Writer, at: usize, makes: bool) -> Result<Reader> {
         let answer = match &self.end {
             End::Here(server) => server.submit(request.seal())?.await.map_err(|_| self.is_gone())?,
+            End::Far(far) => {
+                let mut pending = Pending::new(self, &far.slots, makes);
+                request.amend(at, pending.id);
+                pending.kept = request.take_kept();
+                pending.is_sent = true;
+                far.tell(request.seal());
+                far.slots.answered(pending.id).await.map_err(|_| self.is_gone())?
+            }
             End::Client { .. } => {
                 let wire = self.wire()?;
-                let mut pending = Pending::new(self, wire, makes);
+                let mut pending = Pending::new(self, &wire.slots, makes);
                 request.amend(at, pending.id);
                 let asked = async {
                     wire.send(request.seal()).await?;
@@ -111,21 +147,25 @@ impl Link {
                 })?
             }
         };
-        let mut reader = Reader::new(answer)?;
+        let mut reader = Reader::from(answer, self.abroad())?;
         reader.number()?;
         Ok(reader)
     }
 
     /// Tells the manager something that has no answer. If it is gone, it need not know.
     fn tell(&self, request: Writer) {
-        if let End::Client { wire, .. } = &self.end
-            && let Some(wire) = wire.get()
-        {
-            wire.tell(request.seal());
+        match &self.end {
+            End::Client { wire, .. } => {
+                if let Some(wire) = wire.get() {
+                    wire.tell(request.seal());
+                }
+            }
+            End::Far(far) => far.tell(request.seal()),
+            End::Here(_) => {}
         }
     }
 
-    fn release(&self, object: u64) {
+    pub(super) fn release(&self, object: u64) {
         let mut request = Writer::request(protocol::RELEASE);
         request.number(object);
         self.tell(request);
@@ -138,11 +178,15 @@ struct Wire {
     /// What goes out before anything else: said by those who cannot wait.
     outbox: Mutex<VecDeque<Sealed>>,
     rx: Inbox<Sealed>,
-    slots: Mutex<Slots>,
+    slots: Slots,
 }
 
+/// Who waits for which answer.
 #[derive(Default)]
-struct Slots {
+struct Slots(Mutex<SlotsState>);
+
+#[derive(Default)]
+struct SlotsState {
     last: u64,
     slots: HashMap<u64, Slot>,
     is_gone: bool,
@@ -153,7 +197,7 @@ enum Slot {
     Asleep(Waker),
     Answered(Sealed),
     /// Nobody waits any more, but the answer must be looked at.
-    Abandoned(Weak<Link>),
+    Abandoned(Weak<Link>, #[expect(dead_code, reason = "kept, not used")] Vec<Arc<Handle>>),
 }
 
 impl Wire {
@@ -166,7 +210,7 @@ impl Wire {
             std::io::ErrorKind::BrokenPipe | std::io::ErrorKind::ConnectionReset => Error::closed("manager"),
             _ => Error::io("cannot connect to the manager", error),
         })?;
-        let (rx, outbox, slots) = (rx.into_inbox(), Mutex::default(), Mutex::default());
+        let (rx, outbox, slots) = (rx.into_inbox(), Mutex::default(), Slots::default());
         let tx = tokio::sync::Mutex::new(tx);
         let wire = Arc::new(Self { tx, outbox, rx, slots });
         let reader = Arc::downgrade(&wire);
@@ -182,23 +226,16 @@ impl Wire {
     fn read(&self) {
         while let Some(next) = self.rx.next() {
             match next {
-                Ok(answer) => self.deliver(answer),
-                Err(_) => {
-                    // Closed; or an answer was lost, and nobody can say whose.
-                    let mut slots = lock(&self.slots);
-                    slots.is_gone = true;
-                    let wakers: Vec<_> = slots.slots.values_mut().filter_map(Slot::wake).collect();
-                    drop(slots);
-                    wakers.into_iter().for_each(Waker::wake);
-                    return;
-                }
+                Ok(answer) => self.slots.deliver(answer),
+                // Closed; or an answer was lost, and nobody can say whose.
+                Err(_) => return self.slots.fail(),
             }
         }
     }
 
     fn read_for_sleepers(&self) {
         self.read();
-        let someone_sleeps = lock(&self.slots).slots.values().any(|slot| matches!(slot, Slot::Asleep(_)));
+        let someone_sleeps = self.slots.has_sleepers();
         if someone_sleeps {
             // It fails outside a runtime, where those that have listened before go on.
             let _ = self.rx.line().arm();
@@ -206,51 +243,12 @@ impl Wire {
         }
     }
 
-    fn deliver(&self, answer: Sealed) {
-        let Some(id) = protocol::id_of(answer.bytes()) else { return };
-        let mut slots = lock(&self.slots);
-        match slots.slots.get_mut(&id) {
-            // Its caller was dropped.
-            None => {}
-            Some(Slot::Abandoned(link)) => {
-                let link = link.upgrade();
-                slots.slots.remove(&id);
-                drop(slots);
-                if let (Some(link), Some(object)) = (link, protocol::made_in(answer.bytes())) {
-                    link.release(object);
-                }
-            }
-            Some(slot) => {
-                let waker = slot.wake();
-                *slot = Slot::Answered(answer);
-                drop(slots);
-                waker.into_iter().for_each(Waker::wake);
-            }
-        }
-    }
-
     async fn answer(&self, id: u64) -> Result<Sealed> {
-        let take = || {
-            let mut slots = lock(&self.slots);
-            match slots.slots.get_mut(&id) {
-                Some(Slot::Answered(_)) => match slots.slots.remove(&id) {
-                    Some(Slot::Answered(answer)) => Some(Ok(answer)),
-                    _ => None,
-                },
-                _ => slots.is_gone.then(|| Err(Error::closed("manager"))),
-            }
-        };
         let attempt = || {
             self.read();
-            take()
+            self.slots.take(id)
         };
-        let sleep = |waker: &Waker| {
-            if let Some(slot) = lock(&self.slots).slots.get_mut(&id)
-                && !matches!(slot, Slot::Answered(_))
-            {
-                *slot = Slot::Asleep(waker.clone());
-            }
-        };
+        let sleep = |waker: &Waker| self.slots.sleep(id, waker);
         let waited = until_read(self.rx.line(), attempt, sleep).await;
         waited.map_err(|error| Error::io("cannot wait for a manager's answer", error))?
     }
@@ -323,6 +321,146 @@ impl Wire {
     }
 }
 
+impl Slots {
+    fn has_sleepers(&self) -> bool {
+        lock(&self.0).slots.values().any(|slot| matches!(slot, Slot::Asleep(_)))
+    }
+
+    /// There will be no answer any more.
+    fn fail(&self) {
+        let mut slots = lock(&self.0);
+        slots.is_gone = true;
+        let wakers: Vec<_> = slots.slots.values_mut().filter_map(Slot::wake).collect();
+        let abandoned: Vec<_> = slots.slots.extract_if(|_, slot| matches!(slot, Slot::Abandoned(..))).collect();
+        drop(slots);
+        drop(abandoned);
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    fn take(&self, id: u64) -> Option<Result<Sealed>> {
+        let mut slots = lock(&self.0);
+        match slots.slots.get_mut(&id) {
+            Some(Slot::Answered(_)) => match slots.slots.remove(&id) {
+                Some(Slot::Answered(answer)) => Some(Ok(answer)),
+                _ => None,
+            },
+            _ => slots.is_gone.then(|| Err(Error::closed("manager"))),
+        }
+    }
+
+    fn sleep(&self, id: u64, waker: &Waker) {
+        if let Some(slot) = lock(&self.0).slots.get_mut(&id)
+            && !matches!(slot, Slot::Answered(_))
+        {
+            *slot = Slot::Asleep(waker.clone());
+        }
+    }
+
+    /// Waits for an answer that another task brings.
+    async fn answered(&self, id: u64) -> Result<Sealed> {
+        poll_fn(|cx| {
+            if let Some(answer) = self.take(id) {
+                return Poll::Ready(answer);
+            }
+            self.sleep(id, cx.waker());
+            // It may have come in between.
+            self.take(id).map_or(Poll::Pending, Poll::Ready)
+        })
+        .await
+    }
+
+    fn deliver(&self, answer: Sealed) {
+        let Some(id) = protocol::id_of(answer.bytes()) else { return };
+        let mut slots = lock(&self.0);
+        match slots.slots.get_mut(&id) {
+            // Its caller was dropped.
+            None => {}
+            Some(Slot::Abandoned(link, _)) => {
+                let link = link.upgrade();
+                let kept = slots.slots.remove(&id);
+                drop(slots);
+                drop(kept);
+                link.into_iter().for_each(|link| link.discard(answer.clone()));
+            }
+            Some(slot) => {
+                let waker = slot.wake();
+                *slot = Slot::Answered(answer);
+                drop(slots);
+                waker.into_iter().for_each(Waker::wake);
+            }
+        }
+    }
+}
+
+/// The connection to a manager on another host. Two tasks move the bytes, in the runtime that it was made in.
+struct Far {
+    outbox: Mutex<VecDeque<Sealed>>,
+    told: Arc<Notify>,
+    slots: Slots,
+    peer: String,
+    tasks: Mutex<Vec<AbortHandle>>,
+}
+
+impl Far {
+    fn open(connection: ByteConnection) -> Arc<Self> {
+        let peer = connection.peer_addr().to_string();
+        let (mut sender, receiver) = connection.split();
+        let far = Arc::new(Self {
+            outbox: Mutex::default(),
+            told: Arc::default(),
+            slots: Slots::default(),
+            peer,
+            tasks: Mutex::default(),
+        });
+        let (reads, writes) = (Arc::downgrade(&far), Arc::downgrade(&far));
+        let reader = tokio::spawn(async move {
+            loop {
+                let answer = receiver.recv_bytes().await;
+                let Some(far) = reads.upgrade() else { return };
+                match answer {
+                    Ok(answer) => far.slots.deliver(Sealed::new(answer, Vec::new())),
+                    Err(error) => {
+                        tracing::debug!(%error, "the connection to a manager is lost");
+                        return far.slots.fail();
+                    }
+                }
+            }
+        });
+        let told = far.told.clone();
+        let writer = tokio::spawn(async move {
+            loop {
+                told.notified().await;
+                let Some(requests) = writes.upgrade().map(|far| std::mem::take(&mut *lock(&far.outbox))) else {
+                    return;
+                };
+                let send = async {
+                    for request in requests {
+                        sender.feed(request.bytes().to_vec()).await?;
+                    }
+                    sender.flush().await
+                };
+                if let Err(error) = send.await {
+                    tracing::debug!(%error, "the connection to a manager is lost");
+                    return writes.upgrade().into_iter().for_each(|far| far.slots.fail());
+                }
+            }
+        });
+        lock(&far.tasks).extend([reader.abort_handle(), writer.abort_handle()]);
+        far
+    }
+
+    fn tell(&self, request: Sealed) {
+        lock(&self.outbox).push_back(request);
+        self.told.notify_one();
+    }
+}
+
+impl Drop for Far {
+    fn drop(&mut self) {
+        lock(&self.tasks).drain(..).for_each(|task| task.abort());
+    }
+}
+
 impl Slot {
     /// The waker to call, if its caller sleeps.
     fn wake(&mut self) -> Option<Waker> {
@@ -339,39 +477,50 @@ impl Slot {
 /// A call that waits for its answer; dropped, nobody does.
 struct Pending<'a> {
     link: &'a Arc<Link>,
-    wire: &'a Wire,
+    slots: &'a Slots,
     id: u64,
     makes: bool,
     is_sent: bool,
+    kept: Vec<Arc<Handle>>,
 }
 
 impl<'a> Pending<'a> {
-    fn new(link: &'a Arc<Link>, wire: &'a Wire, makes: bool) -> Self {
-        let mut slots = lock(&wire.slots);
-        slots.last += 1;
-        let id = slots.last;
-        slots.slots.insert(id, Slot::Awake);
-        Self { link, wire, id, makes, is_sent: false }
+    fn new(link: &'a Arc<Link>, slots: &'a Slots, makes: bool) -> Self {
+        let mut state = lock(&slots.0);
+        state.last += 1;
+        let id = state.last;
+        state.slots.insert(id, Slot::Awake);
+        Self { link, slots, id, makes, is_sent: false, kept: Vec::new() }
     }
 }
 
 impl Drop for Pending<'_> {
     fn drop(&mut self) {
-        let mut slots = lock(&self.wire.slots);
+        let mut slots = lock(&self.slots.0);
         let Some(slot) = slots.slots.remove(&self.id) else { return };
+        let is_looked_at = self.makes || matches!(self.link.end, End::Far(_));
         match slot {
-            _ if !self.makes => {}
+            _ if !is_looked_at => {}
             Slot::Answered(answer) => {
                 drop(slots);
-                if let Some(object) = protocol::made_in(answer.bytes()) {
-                    self.link.release(object);
-                }
+                self.link.discard(answer);
             }
             _ if self.is_sent && !slots.is_gone => {
-                slots.slots.insert(self.id, Slot::Abandoned(Arc::downgrade(self.link)));
+                let kept = std::mem::take(&mut self.kept);
+                slots.slots.insert(self.id, Slot::Abandoned(Arc::downgrade(self.link), kept));
             }
             _ => {}
         }
+    }
+}
+
+impl Link {
+    /// Lets go of what an answer brings that nobody reads.
+    fn discard(self: &Arc<Self>, answer: Sealed) {
+        if let Some(object) = protocol::made_in(answer.bytes()) {
+            self.release(object);
+        }
+        drop(Reader::from(answer, self.abroad()));
     }
 }
 
@@ -393,12 +542,30 @@ impl Handle {
         }
         Self { link: link.clone(), object, owner }
     }
+
+    /// A handle that a client counts already.
+    pub(super) fn held(link: &Arc<Link>, object: u64) -> Self {
+        Self { link: link.clone(), object, owner: 0 }
+    }
+
+    /// One more handle of an object that is there anyway.
+    pub(super) fn claimed(link: &Arc<Link>, object: u64) -> Self {
+        // Without a pipe to the manager the handle is of no use, as the first call on it says.
+        let owner = link.claim(object).unwrap_or_default();
+        Self { link: link.clone(), object, owner }
+    }
+
+    /// One more handle, in the manager itself.
+    pub(super) fn inside(link: Arc<Link>, object: u64) -> Result<Self> {
+        let owner = link.claim(object)?;
+        Ok(Self { link, object, owner })
+    }
 }
 
 impl Drop for Handle {
     fn drop(&mut self) {
         match &self.link.end {
-            End::Client { .. } => self.link.release(self.object),
+            End::Client { .. } | End::Far(_) => self.link.release(self.object),
             End::Here(server) => server.objects.release_inside(self.owner, self.object),
         }
     }
@@ -414,8 +581,11 @@ struct Leaving {
 
 impl Link {
     fn open_lease<E: serde::ser::Error>(&self) -> Result<Leaving, E> {
-        let failed = |error| E::custom(format_args!("a handle cannot leave: {error}"));
-        let (reader, writer) = std::io::pipe().map_err(failed)?;
+        let failed = |why: &str| E::custom(format_args!("a handle cannot leave: {why}"));
+        if let End::Far(_) = self.end {
+            return Err(failed("it is of a manager on another host, to which its receiver must connect itself"));
+        }
+        let (reader, writer) = std::io::pipe().map_err(|error| failed(&error.to_string()))?;
         let end = attach::leave::<E>(Attachment::owned(writer.into()))?;
         let (door, lease) = match &self.end {
             End::Here(server) => (server.door(), server.open_lease(reader.into())),
@@ -427,6 +597,7 @@ impl Link {
                 self.tell(request);
                 (door, lease)
             }
+            End::Far(_) => return Err(failed("it is of a manager on another host")),
         };
         let door = attach::leave::<E>(Attachment::Shared(door.clone()))?;
         Ok(Leaving { manager: self.id, door, end, lease })
@@ -444,6 +615,7 @@ impl Link {
                     wire.press();
                 }
             }
+            End::Far(_) => {}
         }
     }
 
@@ -451,7 +623,7 @@ impl Link {
         let owner = server::owner_of_new_handles();
         match &self.end {
             End::Here(server) => server.objects.hold_inside(owner, object),
-            End::Client { .. } => {
+            End::Client { .. } | End::Far(_) => {
                 self.be_connected()?;
                 let mut request = Writer::request(protocol::CLAIM);
                 request.number(object);
@@ -463,6 +635,9 @@ impl Link {
 
     /// If the manager is gone, handles of it still travel, and are of no use here or elsewhere.
     fn be_connected(&self) -> Result<()> {
+        if let End::Far(_) = self.end {
+            return Ok(());
+        }
         match self.wire() {
             Err(error) if error.kind() != ErrorKind::Closed => Err(error),
             _ => Ok(()),
@@ -497,7 +672,16 @@ struct Told {
     end: u32,
 }
 
-impl Serialize for Handle {
+/// The serde form of a handle that others may have too.
+pub(super) fn serialize<S: Serializer>(handle: &Arc<Handle>, serializer: S) -> Result<S::Ok, S::Error> {
+    match abroad::leave(handle) {
+        Some(Ok(object)) => object.serialize(serializer),
+        Some(Err(why)) => Err(serde::ser::Error::custom(why)),
+        None => handle.serialize(serializer),
+    }
+}
+
+impl Handle {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let is_it = |leaving: &Leaving| leaving.manager == self.link.id;
         let leaving = attach::in_common(is_it, || self.link.open_lease::<S::Error>())?;
@@ -509,6 +693,10 @@ impl Serialize for Handle {
 
 impl<'de> Deserialize<'de> for Handle {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        if abroad::is_arriving() {
+            let object = u64::deserialize(deserializer)?;
+            return abroad::take(object).ok_or_else(|| D::Error::custom("a handle of an object that was not given"));
+        }
         let told = Told::deserialize(deserializer)?;
         let arriving = attach::in_common(
             |arriving: &Arriving| arriving.manager == told.manager,

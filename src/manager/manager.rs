@@ -1,22 +1,25 @@
 //! The face: start a manager, make objects in it.
 
 use super::dict::DictProxy;
-use super::link::Link;
+use super::link::{Handle, Link};
 use super::list::ListProxy;
 use super::method::{Exposed, Maker};
 use super::namespace::{Names, Namespace};
 use super::protocol::{self, Writer};
 use super::proxy::{self, Proxy};
-use super::server::{self, Setup};
+use super::server::{self, Bind, Setup, Welcome};
+use crate::connection::{self, ByteConnection, Connect};
 use crate::error::{Error, ErrorKind, Result};
-use crate::os::socket;
+use crate::os::{image, socket};
 use crate::process::Process;
-use crate::wire::Fd;
+use crate::wire::{self, Fd, Parcel};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
+use std::future::{Future, IntoFuture};
 use std::hash::{BuildHasher, Hash, RandomState};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Mutex;
@@ -55,6 +58,7 @@ pub struct Manager {
     link: Arc<Link>,
     pid: u32,
     process: Mutex<Option<Process<Result<()>>>>,
+    is_far: bool,
 }
 
 /// How a [`Manager`] is to be.
@@ -67,11 +71,15 @@ pub struct Manager {
 /// assert_eq!(numbers.len().await?, 0);
 /// # manager.shutdown().await }) }
 /// ```
-#[derive(Debug, Default)]
+#[derive(Default)]
 #[must_use = "nothing starts before `start`"]
 pub struct ManagerBuilder {
     name: Option<String>,
     exposed: Option<HashSet<u64>>,
+    address: Option<String>,
+    key: Option<Vec<u8>>,
+    #[cfg(feature = "tls")]
+    tls: Option<(Vec<Vec<u8>>, Vec<u8>)>,
 }
 
 impl ManagerBuilder {
@@ -89,28 +97,77 @@ impl ManagerBuilder {
         self
     }
 
+    /// Lets programs of the same build that share no memory with this one [connect](Manager::connect), also from other
+    /// hosts, at `address`: see [`connection`](crate::connection#addresses) for what that may be. It needs an
+    /// [`authkey`](Self::authkey).
+    pub fn bind(mut self, address: impl Into<String>) -> Self {
+        self.address = Some(address.into());
+        self
+    }
+
+    /// The key that who connects must know, and that the manager proves to know.
+    ///
+    /// **It is full trust.** Who knows it can call, with any arguments, every function that this program calls on a
+    /// manager anywhere, on any object; nothing else, whatever bytes it sends. [`expose`](Self::expose) narrows this.
+    /// The key does not travel, and without [`tls`](Self::tls) nothing is encrypted.
+    pub fn authkey(mut self, key: impl AsRef<[u8]>) -> Self {
+        self.key = Some(key.as_ref().into());
+        self
+    }
+
+    /// Encrypts connections, which must be TCP, with these certificates and the key to the first, all in DER.
+    ///
+    /// ```no_run
+    /// # use multiprocess::{self as mp, Manager};
+    /// # async fn f() -> mp::Result<()> {
+    /// let (certificate, key) = (std::fs::read("me.der")?, std::fs::read("me.key.der")?);
+    /// let manager = Manager::builder().bind("0.0.0.0:7000").authkey(b"secret").tls(vec![certificate], key).start().await?;
+    /// # Ok(()) }
+    /// ```
+    #[cfg(feature = "tls")]
+    pub fn tls(mut self, certificates: Vec<Vec<u8>>, key: Vec<u8>) -> Self {
+        self.tls = Some((certificates, key));
+        self
+    }
+
+    fn bound(&mut self) -> Result<Option<Bind>> {
+        match (self.address.take(), self.key.take()) {
+            (None, None) => Ok(None),
+            (Some(address), Some(key)) => Ok(Some(Bind {
+                address,
+                key,
+                #[cfg(feature = "tls")]
+                tls: self.tls.take(),
+            })),
+            (Some(_), None) => Err(Error::other("a manager that others connect to needs an authkey")),
+            (None, Some(_)) => Err(Error::other("an authkey is for a manager that others connect to: bind it")),
+        }
+    }
+
     /// Starts the process, and returns when it answers.
     ///
     /// # Errors
     /// `NotInitialized` if neither `run` nor `init` was called, `Spawn` if the process cannot be started, `Io` if
-    /// there is no memory or descriptor left.
-    pub async fn start(self) -> Result<Manager> {
+    /// there is no memory or descriptor left, or the address is not to be had; `Other` for an address that is none, or
+    /// without a key.
+    pub async fn start(mut self) -> Result<Manager> {
+        let bind = self.bound()?;
         let failed = |error| Error::io("cannot start a manager", error);
         let (intake, door) = socket::packet_pair().map_err(failed)?;
         let id = (RandomState::new().hash_one(std::process::id()), RandomState::new().hash_one(&self.name));
         let theirs = Fd::new(door.try_clone().map_err(failed)?);
-        let setup = Setup { id, intake: Fd::new(intake), door: theirs, exposed: self.exposed };
+        let setup = Setup { id, intake: Fd::new(intake), door: theirs, exposed: self.exposed, bind };
         let name = self.name.unwrap_or_else(|| "Manager".into());
         let mut process = Process::builder().name(name).daemon(true).spawn(server::serve, (setup,))?;
         let link = Link::new(id, process.pid(), door)?;
-        let manager = Manager { link, pid: process.pid(), process: Mutex::new(None) };
+        let manager = Manager { link, pid: process.pid(), process: Mutex::new(None), is_far: false };
         if let Err(error) = manager.object_count().await {
             // Why it ended says more than that it is gone.
-            return Err(if process.is_alive() {
-                error
-            } else {
-                process.join().await.and_then(|ended| ended).err().unwrap_or(error)
-            });
+            let ended = match error.kind() {
+                ErrorKind::Closed => tokio::time::timeout(GRACE, process.join()).await.ok(),
+                _ => None,
+            };
+            return Err(ended.and_then(|ended| ended.and_then(|ended| ended).err()).unwrap_or(error));
         }
         *manager.process.lock().await = Some(process);
         Ok(manager)
@@ -129,6 +186,63 @@ impl Manager {
     /// The options.
     pub fn builder() -> ManagerBuilder {
         ManagerBuilder::default()
+    }
+
+    /// Connects to a manager that was started with [`bind`](ManagerBuilder::bind), on this host or another, by a
+    /// program of the same build; `key` is its [`authkey`](ManagerBuilder::authkey). Await it, or set options first.
+    ///
+    /// What there is to be found, others have put into [`names`](Self::names). Handles are references that this
+    /// connection counts: they travel to the manager and back, and not to other processes, which connect themselves.
+    /// If the connection is lost, every pending call fails with `Closed` at once, and its handles are of no use any
+    /// more; the manager lets go of what they held. Connecting again is up to you.
+    ///
+    /// The connection lives in the runtime it was made in. Dropped, it has not connected.
+    ///
+    /// # Errors
+    /// `Io` if nobody listens there, `Authentication` if the other end has another key or does not answer in time,
+    /// `Decode` if it is another build of this program, or no manager; `Timeout` if there is no connection in
+    /// time; `Other` if `address` is none.
+    ///
+    /// ```
+    /// use multiprocess::{self as mp, ListProxy, Manager};
+    ///
+    /// fn main() -> mp::Result<()> {
+    ///     mp::run(async {
+    ///         let manager = Manager::builder().bind("127.0.0.1:0").authkey(b"secret").start().await?;
+    ///         let list = manager.list::<u32>().await?;
+    ///         manager.names().set("primes", list.clone()).await?;
+    ///
+    ///         // In another process, perhaps on another host:
+    ///         let there = Manager::connect(manager.address().await?.as_deref().unwrap(), b"secret").await?;
+    ///         let primes: ListProxy<u32> = there.names().get("primes").await?.unwrap();
+    ///         primes.extend(vec![2, 3, 5]).await?;
+    ///
+    ///         assert_eq!(list.to_vec().await?, [2, 3, 5]);
+    ///         manager.shutdown().await
+    ///     })
+    /// }
+    /// ```
+    pub fn connect(address: &str, key: &[u8]) -> ManagerConnect {
+        ManagerConnect(connection::connect(address, Some(key)).allow_md5(false))
+    }
+
+    /// Where programs that share no memory with the manager connect, as [`connect`](Self::connect) wants it: with the
+    /// port, if port 0 was asked for. `None` if it was started without [`bind`](ManagerBuilder::bind).
+    ///
+    /// # Errors
+    /// `Closed` if the manager is gone.
+    pub async fn address(&self) -> Result<Option<String>> {
+        let mut request = Writer::request(protocol::WHERE);
+        request.number(0);
+        self.link.ask(request, 1, false).await?.part()
+    }
+
+    /// The namespace that every manager has from the start: where those who connect find what others have put there.
+    /// What it holds stays until it is removed, or the manager ends.
+    pub fn names(&self) -> Namespace {
+        // It is there as long as the manager, so it does not matter when the claim arrives.
+        let handle = Handle::claimed(&self.link, protocol::NAMES);
+        Namespace(Proxy::new(handle))
     }
 
     /// The id of the manager's process.
@@ -196,8 +310,12 @@ impl Manager {
     /// fail with kind `Closed`. A second time is fine. Cancel-safe: called again, it goes on.
     ///
     /// # Errors
-    /// `Io` if its exit cannot be seen.
+    /// `Io` if its exit cannot be seen. `Other` on a handle that was made by [`connect`](Self::connect): ending a
+    /// manager is for the process that started it.
     pub async fn shutdown(&self) -> Result<()> {
+        if self.is_far {
+            return Err(Error::other("only the process that started a manager can shut it down"));
+        }
         let mut process = self.process.lock().await;
         let Some(running) = process.as_mut() else { return Ok(()) };
         let mut request = Writer::request(protocol::END);
@@ -212,6 +330,84 @@ impl Manager {
         }
         *process = None;
         Ok(())
+    }
+}
+
+/// What [`Manager::connect`] does once it is awaited, and its options. See there for an example.
+#[must_use = "it does nothing unless awaited"]
+pub struct ManagerConnect(Connect);
+
+impl ManagerConnect {
+    /// What connecting may take, and then the handshake; 10 seconds unless set.
+    pub fn handshake_timeout(self, timeout: Duration) -> Self {
+        Self(self.0.handshake_timeout(timeout))
+    }
+
+    /// The longest answer that is received, in bytes; 256 MiB unless set.
+    pub fn max_message(self, bytes: usize) -> Self {
+        Self(self.0.max_message(bytes))
+    }
+
+    /// Encrypts the connection, which must be TCP; `name` is whom the manager's certificate must be for.
+    ///
+    /// ```no_run
+    /// # use multiprocess::{self as mp, Manager, connection::rustls};
+    /// # async fn f(config: rustls::ClientConfig) -> mp::Result<()> {
+    /// let manager = Manager::connect("example.org:7000", b"secret").tls(config.into(), "example.org").await?;
+    /// # Ok(()) }
+    /// ```
+    #[cfg(feature = "tls")]
+    pub fn tls(self, config: Arc<connection::rustls::ClientConfig>, name: &str) -> Self {
+        Self(self.0.tls(config, name))
+    }
+
+    async fn run(self) -> Result<Manager> {
+        let connection = self.0.await?;
+        let greeted = tokio::time::timeout(server::GREETING_TIME, Self::greet(&connection)).await;
+        let welcome = greeted.unwrap_or_else(|_| Err(Error::new(ErrorKind::Timeout, "no word from the manager")))?;
+        let link = Link::far(welcome.id, welcome.pid, connection);
+        Ok(Manager { link, pid: welcome.pid, process: Mutex::new(None), is_far: true })
+    }
+
+    async fn greet(connection: &ByteConnection) -> Result<Welcome> {
+        let build = image::fingerprint();
+        connection.send_bytes(&[&server::GREETING[..], &build.to_le_bytes()].concat()).await?;
+        let answer = connection.recv_bytes().await?;
+        let stranger = || Error::new(ErrorKind::Decode, format!("at {} is no manager", connection.peer_addr()));
+        let bytes = answer.strip_prefix(server::GREETING).ok_or_else(stranger)?.to_vec();
+        let welcome: Welcome = wire::decode(Parcel { bytes, fds: Vec::new() }).map_err(|_| stranger())?;
+        if welcome.build != build {
+            let (peer, theirs) = (connection.peer_addr(), welcome.build);
+            let why = format!(
+                "the manager at {peer} is another build of this program, or another program ({theirs:016x}, and this is \
+                 {build:016x}): run the same executable at both ends"
+            );
+            return Err(Error::new(ErrorKind::Decode, why));
+        }
+        Ok(welcome)
+    }
+}
+
+impl IntoFuture for ManagerConnect {
+    type Output = Result<Manager>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(self.run())
+    }
+}
+
+impl fmt::Debug for ManagerConnect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Debug for ManagerBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Neither the key nor what TLS has.
+        let address = &self.address;
+        f.debug_struct("ManagerBuilder").field("name", &self.name).field("address", address).finish_non_exhaustive()
     }
 }
 

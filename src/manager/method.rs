@@ -117,7 +117,8 @@ pub(super) enum Lent {}
 impl<F: Method<T, A>, T, A> Invoke<T, A, Owned> for F {
     fn invoke(self, object: &mut T, args: A, out: &mut Writer) -> Result<()> {
         let value = self.call(object, args);
-        out.part(&wire::encode(&value)?, &value);
+        let message = out.encode(|| wire::encode(&value))?;
+        out.part(&message, &value);
         Ok(())
     }
 }
@@ -127,7 +128,8 @@ where
     F: Fn(&mut T, A) -> Result<Message> + Copy + 'static,
 {
     fn invoke(self, object: &mut T, args: A, out: &mut Writer) -> Result<()> {
-        out.part(&self(object, args)?, &());
+        let message = out.encode(|| self(object, args))?;
+        out.part(&message, &());
         Ok(())
     }
 }
@@ -218,7 +220,8 @@ impl Frame {
             let why = format!("the arguments were encoded for another function than {what}: not the same build");
             return Err(Error::new(ErrorKind::Decode, why));
         }
-        wire::decode(self.arguments.take().ok_or_else(super::protocol::torn)?)
+        let arguments = self.arguments.take().ok_or_else(super::protocol::torn)?;
+        self.out.decode(|| wire::decode(arguments))
     }
 }
 

@@ -5,9 +5,11 @@
 //! proxy.rs     the typed handle a client holds              objects.rs  the objects and who holds them
 //! list.rs dict.rs namespace.rs   its forms for collections  method.rs   function <-> address, with an object in its hand
 //! link.rs      this process's connection to a server        protocol.rs what they say to each other
+//! abroad.rs    handles that go to another host and come from there
 //! ```
 #![forbid(unsafe_code)]
 
+mod abroad;
 mod dict;
 mod link;
 mod list;
@@ -22,7 +24,7 @@ mod server;
 
 pub use dict::DictProxy;
 pub use list::ListProxy;
-pub use manager::{Manager, ManagerBuilder};
+pub use manager::{Manager, ManagerBuilder, ManagerConnect};
 pub use method::{Exposed, Maker, Method};
 pub use namespace::Namespace;
 pub use proxy::{Batch, Proxy, Replies, Ticket};

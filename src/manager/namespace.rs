@@ -1,5 +1,6 @@
 //! Named values of different types in a manager.
 
+use super::method::{Exposed, Lent, call_op, make_op};
 use super::proxy::{Lend, Proxy};
 use crate::error::{Error, ErrorKind, Result};
 use crate::wire::{self, Message};
@@ -59,10 +60,7 @@ impl Namespace {
     where
         T: Serialize + DeserializeOwned + Send + 'static,
     {
-        let set = |names: &mut Names, name: String, value: T| {
-            names.insert(name, Named { value: Box::new(value), type_name: type_name::<T>() });
-        };
-        self.0.call(set, (name.to_string(), value)).await
+        self.0.call(set::<T>, (name.to_string(), value)).await
     }
 
     /// A copy of the value of a name.
@@ -73,15 +71,7 @@ impl Namespace {
     where
         T: Serialize + DeserializeOwned + Send + 'static,
     {
-        let get = |names: &mut Names, Lend(name): Lend<String>| -> Result<Message> {
-            let Some(named) = names.get(&name) else { return wire::encode_by_serde(&None::<&T>) };
-            let value = named.value.downcast_ref::<T>().ok_or_else(|| {
-                let why = format!("{name} is a {}, not a {}", named.type_name, type_name::<T>());
-                Error::new(ErrorKind::Decode, why)
-            })?;
-            wire::encode_by_serde(&Some(value))
-        };
-        self.0.lend(get, name).await
+        self.0.lend(get::<T>, name).await
     }
 
     /// Drops a name; true if there was such a one.
@@ -89,7 +79,7 @@ impl Namespace {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn remove(&self, name: &str) -> Result<bool> {
-        self.0.call(|names: &mut Names, name: String| names.remove(&name).is_some(), (name.to_string(),)).await
+        self.0.call(remove, (name.to_string(),)).await
     }
 
     /// All names, in the order of the alphabet.
@@ -97,6 +87,39 @@ impl Namespace {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn names(&self) -> Result<Vec<String>> {
-        self.0.call(|names: &mut Names| names.keys().cloned().collect::<Vec<_>>(), ()).await
+        self.0.call(list, ()).await
+    }
+}
+
+fn set<T: Send + 'static>(names: &mut Names, name: String, value: T) {
+    names.insert(name, Named { value: Box::new(value), type_name: type_name::<T>() });
+}
+
+fn get<T: Serialize + 'static>(names: &mut Names, Lend(name): Lend<String>) -> Result<Message> {
+    let Some(named) = names.get(&name) else { return wire::encode_by_serde(&None::<&T>) };
+    let value = named.value.downcast_ref::<T>().ok_or_else(|| {
+        let why = format!("{name} is a {}, not a {}", named.type_name, type_name::<T>());
+        Error::new(ErrorKind::Decode, why)
+    })?;
+    wire::encode_by_serde(&Some(value))
+}
+
+fn remove(names: &mut Names, name: String) -> bool {
+    names.remove(&name).is_some()
+}
+
+fn list(names: &mut Names) -> Vec<String> {
+    names.keys().cloned().collect()
+}
+
+impl Exposed {
+    /// What a [`Namespace`] does with values of type `T`.
+    pub fn namespace<T>() -> Self
+    where
+        T: Serialize + DeserializeOwned + Send + 'static,
+    {
+        let lent = call_op::<_, Names, Lend<String>, Lent>(0, get::<T>).entry;
+        let owned = [Self::method(set::<T>), Self::method(remove), Self::method(list)];
+        Self(owned.into_iter().flat_map(|Self(entries)| entries).chain([lent, make_op(Names::new).entry]).collect())
     }
 }

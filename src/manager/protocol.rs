@@ -2,15 +2,22 @@
 //!
 //! ```text
 //! request   CALL id count (object entry fingerprint len fds bytes)*     object 0: make one
+//!           WAIT id object entry fingerprint len fds bytes | TOOK id | GIVE_BACK id
 //!           LEASE_OPEN lease +fd | LEASE lease object | CLAIM object | CLAIMED +fd | RELEASE object
-//!           COUNT id | END id
+//!           COUNT id | END id | WHERE id
 //! answer    id (status len fds bytes)*
 //! ```
+//!
+//! Between hosts there are no descriptors and no leases. There an answer ends with the references that it gives: what
+//! the client holds from now on, `object* count`.
 
+use super::abroad::{self, Abroad};
+use super::link::Handle;
 use crate::error::{Error, ErrorKind, Result};
 use crate::wire::{self, Attachment, Message, Parcel, Sealed};
 use serde::de::DeserializeOwned;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 /// Request: run these.
 pub(super) const CALL: u8 = 0;
@@ -28,6 +35,14 @@ pub(super) const RELEASE: u8 = 5;
 pub(super) const COUNT: u8 = 6;
 /// Request: end.
 pub(super) const END: u8 = 7;
+/// Request: run this, which may have to wait.
+pub(super) const WAIT: u8 = 8;
+/// Request: what the answer to this request brought is the client's for good.
+pub(super) const TOOK: u8 = 9;
+/// Request: what this request asks for, or got, is not wanted any more.
+pub(super) const GIVE_BACK: u8 = 10;
+/// Request: where do clients from elsewhere connect?
+pub(super) const WHERE: u8 = 11;
 
 /// An answer's part: a value.
 pub(super) const VALUE: u8 = 0;
@@ -38,6 +53,8 @@ pub(super) const MADE: u8 = 2;
 
 /// The object that makes objects.
 pub(super) const MAKER: u64 = 0;
+/// The namespace that is always there.
+pub(super) const NAMES: u64 = 1;
 
 /// One operation of a call.
 pub(super) struct Op {
@@ -51,19 +68,54 @@ pub(super) struct Op {
 pub(super) struct Writer {
     bytes: Vec<u8>,
     attachments: Vec<Attachment>,
+    abroad: Option<Abroad>,
+    references: Vec<u64>,
+    kept: Vec<Arc<Handle>>,
 }
 
 impl Writer {
     pub(super) fn request(kind: u8) -> Self {
         let mut bytes = Vec::with_capacity(96);
         bytes.push(kind);
-        Self { bytes, attachments: Vec::new() }
+        Self { bytes, ..Self::default() }
     }
 
     pub(super) fn answer(id: u64) -> Self {
-        let mut writer = Self { bytes: Vec::with_capacity(64), attachments: Vec::new() };
+        let mut writer = Self { bytes: Vec::with_capacity(64), ..Self::default() };
         writer.number(id);
         writer
+    }
+
+    /// What it is written for, if that is another host.
+    pub(super) fn to(mut self, abroad: Option<Abroad>) -> Self {
+        self.abroad = abroad;
+        self
+    }
+
+    /// Encodes what becomes part of it.
+    pub(super) fn encode(&mut self, encode: impl FnOnce() -> Result<Message>) -> Result<Message> {
+        let Some(abroad) = &self.abroad else { return encode() };
+        let message = abroad::leaving(abroad, &mut self.references, &mut self.kept, encode)?;
+        match message.attachments.is_empty() {
+            true => Ok(message),
+            false => {
+                Err(Error::new(ErrorKind::Encode, "what shares memory or a descriptor cannot leave for another host"))
+            }
+        }
+    }
+
+    /// Decodes what came with the request that this answers.
+    pub(super) fn decode<T>(&mut self, decode: impl FnOnce() -> Result<T>) -> Result<T> {
+        match &self.abroad {
+            None => decode(),
+            // Its references are those given so far, which nothing in a request can take.
+            Some(abroad) => abroad::arriving(abroad, &mut Vec::new(), decode),
+        }
+    }
+
+    /// Handles that must live until the request is answered.
+    pub(super) fn take_kept(&mut self) -> Vec<Arc<Handle>> {
+        std::mem::take(&mut self.kept)
     }
 
     pub(super) fn number(&mut self, number: u64) -> &mut Self {
@@ -123,7 +175,14 @@ impl Writer {
         self.bytes.truncate(len);
     }
 
-    pub(super) fn seal(self) -> Sealed {
+    pub(super) fn seal(mut self) -> Sealed {
+        if matches!(self.abroad, Some(Abroad::Server(_))) {
+            let references = std::mem::take(&mut self.references);
+            for object in &references {
+                self.number(*object);
+            }
+            self.number(references.len() as u64);
+        }
         Sealed::new(self.bytes, self.attachments)
     }
 }
@@ -134,6 +193,17 @@ pub(super) struct Reader {
     at: usize,
     fds: Vec<Option<OwnedFd>>,
     fds_at: usize,
+    abroad: Option<Abroad>,
+    /// Given with an answer, and not taken yet.
+    references: Vec<u64>,
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        if let Some(Abroad::Client(link)) = &self.abroad {
+            self.references.drain(..).for_each(|object| link.release(object));
+        }
+    }
 }
 
 /// Where a part of an answer begins.
@@ -146,7 +216,34 @@ pub(super) struct Place {
 impl Reader {
     pub(super) fn new(sealed: Sealed) -> Result<Self> {
         let Parcel { bytes, fds } = sealed.open()?;
-        Ok(Self { bytes, at: 0, fds: fds.into_iter().map(Some).collect(), fds_at: 0 })
+        let fds = fds.into_iter().map(Some).collect();
+        Ok(Self { bytes, at: 0, fds, fds_at: 0, abroad: None, references: Vec::new() })
+    }
+
+    /// A message of another host's.
+    pub(super) fn from(sealed: Sealed, abroad: Option<Abroad>) -> Result<Self> {
+        let mut reader = Self::new(sealed)?;
+        if matches!(abroad, Some(Abroad::Client(_))) {
+            let mut last = || {
+                Some(u64::from_le_bytes(*reader.bytes.last_chunk()?)).inspect(|_| {
+                    reader.bytes.truncate(reader.bytes.len() - 8);
+                })
+            };
+            for _ in 0..last().ok_or_else(torn)? {
+                let object = last().ok_or_else(torn)?;
+                reader.references.push(object);
+            }
+        }
+        reader.abroad = abroad;
+        Ok(reader)
+    }
+
+    /// Decodes a value that was part of it.
+    pub(super) fn decode<T: DeserializeOwned + 'static>(&mut self, parcel: Parcel) -> Result<T> {
+        match &self.abroad {
+            None => wire::decode(parcel),
+            Some(abroad) => abroad::arriving(abroad, &mut self.references, || wire::decode(parcel)),
+        }
     }
 
     fn take(&mut self, len: usize) -> Result<&[u8]> {
@@ -201,7 +298,10 @@ impl Reader {
     /// One part of an answer, which is a value or an error.
     pub(super) fn part<R: DeserializeOwned + 'static>(&mut self) -> Result<R> {
         match self.byte()? {
-            VALUE => wire::decode(self.value()?),
+            VALUE => {
+                let value = self.value()?;
+                self.decode(value)
+            }
             ERROR => Err(self.error()?),
             _ => Err(torn()),
         }

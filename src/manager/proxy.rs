@@ -1,6 +1,6 @@
 //! The typed handle a client holds, and several calls in one message.
 
-use super::link::{Handle, Link};
+use super::link::{self, Handle, Link};
 use super::method::{self, Invoke, Lent, Maker, Method, Owned};
 use super::protocol::{self, Place, Reader, Writer};
 use crate::error::{Error, Result};
@@ -68,7 +68,7 @@ impl<T: Send + 'static> Proxy<T> {
         F: Method<T, A>,
         A: Serialize + DeserializeOwned + Send + 'static,
     {
-        let mut request = Writer::request(protocol::CALL);
+        let mut request = self.handle.link.request(protocol::CALL);
         request.number(0).number(1);
         append::<F, T, A, Owned>(&mut request, &self.handle, g, &args)?;
         drop(args);
@@ -83,8 +83,8 @@ impl<T: Send + 'static> Proxy<T> {
         F: Fn(&mut T, Lend<A>) -> Result<Message> + Copy + 'static,
         A: DeserializeOwned + 'static,
     {
-        let request = wire::encode_by_serde(&Lend(args)).map(|message| {
-            let mut request = Writer::request(protocol::CALL);
+        let mut request = self.handle.link.request(protocol::CALL);
+        let request = request.encode(|| wire::encode_by_serde(&Lend(args))).map(|message| {
             request.number(0).number(1);
             request.op(&method::call_op::<F, T, Lend<A>, Lent>(self.handle.object, g)).value(&message, &());
             request
@@ -119,8 +119,8 @@ where
     F: Maker<A>,
     A: Serialize + DeserializeOwned + Send + 'static,
 {
-    let message = wire::encode(&args)?;
-    let mut request = Writer::request(protocol::CALL);
+    let mut request = link.request(protocol::CALL);
+    let message = request.encode(|| wire::encode(&args))?;
     request.number(0).number(1);
     request.op(&method::make_op(f)).value(&message, &args);
     drop((message, args));
@@ -135,7 +135,7 @@ where
     A: Serialize + DeserializeOwned + 'static,
     M: 'static,
 {
-    let message = wire::encode(args)?;
+    let message = request.encode(|| wire::encode(args))?;
     request.op(&method::call_op::<F, T, A, M>(handle.object, g)).value(&message, args);
     Ok(())
 }
@@ -155,7 +155,7 @@ impl<T> fmt::Debug for Proxy<T> {
 
 impl<T> Serialize for Proxy<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.handle.serialize(serializer)
+        link::serialize(&self.handle, serializer)
     }
 }
 
@@ -211,7 +211,7 @@ pub struct Ticket<R> {
 
 impl Batch {
     fn new(link: Arc<Link>) -> Self {
-        let mut request = Writer::request(protocol::CALL);
+        let mut request = link.request(protocol::CALL);
         request.number(0).number(0);
         Self { link, request, number: BATCHES.fetch_add(1, Relaxed), count: 0, handles: Vec::new() }
     }

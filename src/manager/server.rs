@@ -31,14 +31,20 @@
 //! # Cancel
 //! A call whose future is dropped is done if it was sent; its answer is thrown away by the client.
 
+use super::abroad::Abroad;
+use super::link::{Handle, Link};
 use super::method::Doors;
 use super::objects::{Lease, Object, Objects, lock};
 use super::protocol::{self, Op, Reader, Writer};
 use crate::channel::{Receiver, Sender};
+#[cfg(feature = "tls")]
+use crate::connection::rustls;
+use crate::connection::{ByteConnection, ByteReceiver, ByteSender, Listener};
 use crate::error::{Error, ErrorKind, Result};
-use crate::os::reactor;
 use crate::os::socket::Wait;
+use crate::os::{fault, image, reactor};
 use crate::wire::{self, Fd, Parcel, Sealed, frame};
+use futures::SinkExt;
 use futures::stream::{FuturesUnordered, StreamExt};
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -47,6 +53,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::*};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
+use std::task::{Context, Waker};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 use tokio::io::Interest;
@@ -61,6 +68,9 @@ const DOZE_AFTER: u32 = 50;
 const HELPER_IDLE: Duration = Duration::from_secs(10);
 /// Requests taken in place before the runtime looks around.
 const TURN: u32 = 32;
+
+/// In which a client from elsewhere must have said who it is.
+pub(super) const GREETING_TIME: Duration = Duration::from_secs(10);
 
 const RUNNING: u64 = 1;
 const LEFT_BEHIND: u64 = 2;
@@ -79,6 +89,47 @@ pub(super) struct Setup {
     pub(super) door: Fd<OwnedFd>,
     /// The entries that may be called; `None` is all.
     pub(super) exposed: Option<HashSet<u64>>,
+    /// Where clients from elsewhere connect.
+    pub(super) bind: Option<Bind>,
+}
+
+/// Where and how clients from elsewhere connect.
+#[derive(serde::Serialize, serde::Deserialize)]
+pub(super) struct Bind {
+    pub(super) address: String,
+    pub(super) key: Vec<u8>,
+    /// Certificates and the key to them, in DER.
+    #[cfg(feature = "tls")]
+    pub(super) tls: Option<(Vec<Vec<u8>>, Vec<u8>)>,
+}
+
+impl Bind {
+    async fn listen(self) -> Result<Listener> {
+        let bind = Listener::bind(&self.address).authkey(self.key).allow_md5(false);
+        #[cfg(feature = "tls")]
+        let bind = match self.tls {
+            Some((certificates, key)) => bind.tls(tls(certificates, key)?),
+            None => bind,
+        };
+        bind.await
+    }
+}
+
+#[cfg(feature = "tls")]
+fn tls(certificates: Vec<Vec<u8>>, key: Vec<u8>) -> Result<Arc<rustls::ServerConfig>> {
+    let unfit = |why: String| Error::new(ErrorKind::Other, format!("this certificate cannot be used: {why}"));
+    let key = rustls::pki_types::PrivateKeyDer::try_from(key).map_err(|why| unfit(why.into()))?;
+    let certificates = certificates.into_iter().map(Into::into).collect();
+    let config = rustls::ServerConfig::builder().with_no_client_auth().with_single_cert(certificates, key);
+    config.map(Arc::new).map_err(|why| unfit(why.to_string()))
+}
+
+/// What a client from elsewhere is told.
+#[derive(serde::Serialize, serde::Deserialize)]
+pub(super) struct Welcome {
+    pub(super) id: Id,
+    pub(super) pid: u32,
+    pub(super) build: u64,
 }
 
 /// The server of this process, if it is one.
@@ -107,6 +158,8 @@ pub(super) struct Server {
     intake: Arc<OwnedFd>,
     door: Arc<OwnedFd>,
     exposed: Option<HashSet<u64>>,
+    /// Where clients from elsewhere connect.
+    address: Option<String>,
     pub(super) objects: Objects<Job>,
     runtime: Runtime,
     readers: Mutex<FuturesUnordered<Pin<Box<dyn Future<Output = Event> + Send>>>>,
@@ -129,7 +182,11 @@ pub(super) struct Server {
 enum Event {
     /// A client may have said hello.
     Intake(tokio::io::unix::AsyncFd<Arc<OwnedFd>>),
-    Request(Arc<Connection>, Receiver<Sealed>, Result<Sealed>),
+    Request(Arc<Connection>, Incoming, Result<Sealed>),
+    /// Somebody from elsewhere has connected, or could not.
+    Peer(Arc<Listener>, Result<ByteConnection>),
+    /// And has said who it is.
+    Hello(Result<(ByteSender, ByteReceiver)>),
     LeaseEnded(Lease),
     Flushed(Arc<Connection>),
     /// There are arrivals.
@@ -140,6 +197,8 @@ enum Event {
 pub(super) struct Connection {
     number: u64,
     server: Arc<Server>,
+    /// It shares no memory with this process: handles go as references that it holds.
+    is_far: bool,
     held: Mutex<HashMap<u64, u64>>,
     out: Mutex<Out>,
 }
@@ -147,11 +206,70 @@ pub(super) struct Connection {
 /// The way back to a client.
 struct Out {
     /// `None` while a flush has it.
-    sender: Option<Sender<Sealed>>,
+    sender: Option<Outgoing>,
     backlog: VecDeque<Sealed>,
     is_flushing: bool,
+    is_gone: bool,
     /// Read again when the backlog is gone: a client that does not read is not read either.
-    parked: Option<Receiver<Sealed>>,
+    parked: Option<Incoming>,
+}
+
+enum Incoming {
+    Near(Receiver<Sealed>),
+    Far(ByteReceiver),
+}
+
+enum Outgoing {
+    Near(Sender<Sealed>),
+    Far(ByteSender),
+}
+
+impl Incoming {
+    async fn recv(&mut self) -> Result<Sealed> {
+        match self {
+            Self::Near(receiver) => receiver.recv().await,
+            Self::Far(receiver) => receiver.recv_bytes().await.map(|bytes| Sealed::new(bytes, Vec::new())),
+        }
+    }
+}
+
+impl Outgoing {
+    async fn send(&mut self, answer: Sealed) -> Result<()> {
+        match self {
+            Self::Near(sender) => sender.send(answer).await.map_err(Into::into),
+            Self::Far(sender) => sender.feed(answer.bytes().to_vec()).await,
+        }
+    }
+
+    async fn flush(&mut self) -> Result<()> {
+        match self {
+            Self::Near(_) => Ok(()),
+            Self::Far(sender) => sender.flush().await,
+        }
+    }
+}
+
+impl Connection {
+    fn abroad(self: &Arc<Self>) -> Option<Abroad> {
+        self.is_far.then(|| Abroad::Server(self.clone()))
+    }
+
+    /// Holds the object of a handle that leaves this way; false if it is no object of this manager.
+    pub(super) fn give(&self, handle: &Handle) -> bool {
+        let is_ours = handle.link.id == self.server.id && self.server.objects.hold(handle.object);
+        if is_ours {
+            *lock(&self.held).entry(handle.object).or_default() += 1;
+        }
+        is_ours
+    }
+
+    /// A handle of an object that it holds.
+    pub(super) fn receive(&self, object: u64) -> Option<Handle> {
+        if object != protocol::NAMES && !lock(&self.held).contains_key(&object) {
+            return None;
+        }
+        Handle::inside(self.server.link().ok()?, object).ok()
+    }
 }
 
 impl Drop for Connection {
@@ -182,11 +300,13 @@ enum ReplyTo {
 pub(super) fn serve(setup: Setup) -> Result<()> {
     let built = Builder::new_current_thread().enable_all().build();
     let runtime = built.map_err(|error| Error::io("cannot build a tokio runtime in the manager", error))?;
+    let listener = setup.bind.map(|bind| runtime.block_on(bind.listen())).transpose()?.map(Arc::new);
     let server = Arc::new(Server {
         id: setup.id,
         intake: Arc::new(setup.intake.into_inner()),
         door: Arc::new(setup.door.into_inner()),
         exposed: setup.exposed,
+        address: listener.as_ref().map(|listener| listener.local_addr()),
         objects: Objects::new(),
         runtime,
         readers: Mutex::default(),
@@ -204,6 +324,12 @@ pub(super) fn serve(setup: Setup) -> Result<()> {
         has_ended: AtomicBool::new(false),
     });
     let _ = HERE.set(server.clone());
+    // It has the number that clients know, and is held for ever.
+    let names = server.objects.add(Box::new(super::namespace::Names::new()));
+    debug_assert_eq!(names, protocol::NAMES);
+    if let Some(listener) = &listener {
+        server.read(until_peer(listener.clone()));
+    }
     let intake = {
         let _inside = server.runtime.enter();
         reactor::watch(server.intake.clone(), Interest::READABLE)?
@@ -213,6 +339,8 @@ pub(super) fn serve(setup: Setup) -> Result<()> {
     let pulse = lock(&server.pulse).clone();
     server.helpers.run(&server, Task::Lead(pulse));
     server.watch();
+    // Its socket file goes.
+    listener.iter().for_each(|listener| listener.close());
     Ok(())
 }
 
@@ -235,28 +363,57 @@ async fn until_ended(lease: Lease, reader: Arc<OwnedFd>) -> Event {
     Event::LeaseEnded(lease)
 }
 
-async fn next_request(connection: Arc<Connection>, mut receiver: Receiver<Sealed>) -> Event {
+/// The first words of a client from elsewhere, and of the manager to it.
+pub(super) const GREETING: &[u8; 16] = b"multiprocess mgr";
+
+/// Lets in who runs the same build.
+async fn greet(id: Id, peer: ByteConnection) -> Event {
+    let greeted = async {
+        let build = image::fingerprint();
+        let theirs = peer.recv_bytes().await?;
+        let Some(theirs) = theirs.strip_prefix(GREETING).and_then(|rest| <[u8; 8]>::try_from(rest).ok()) else {
+            return Err(Error::new(ErrorKind::Decode, "the other end is no client of a manager"));
+        };
+        let welcome = Welcome { id, pid: std::process::id(), build };
+        let message = wire::encode(&welcome)?;
+        peer.send_bytes(&[GREETING, message.payload(&welcome)].concat()).await?;
+        match u64::from_le_bytes(theirs) == build {
+            true => Ok(()),
+            false => Err(Error::new(ErrorKind::Decode, "it is another build of this program, or another program")),
+        }
+    };
+    let greeted = tokio::time::timeout(GREETING_TIME, greeted).await;
+    let greeted = greeted.unwrap_or_else(|_| Err(Error::new(ErrorKind::Timeout, "it did not say who it is")));
+    Event::Hello(greeted.map(|()| peer.split()))
+}
+
+async fn until_peer(listener: Arc<Listener>) -> Event {
+    let peer = listener.accept().await;
+    Event::Peer(listener, peer)
+}
+
+async fn next_request(connection: Arc<Connection>, mut receiver: Incoming) -> Event {
     let request = receiver.recv().await;
     Event::Request(connection, receiver, request)
 }
 
-async fn flush(connection: Arc<Connection>, mut sender: Sender<Sealed>) -> Event {
+async fn flush(connection: Arc<Connection>, mut sender: Outgoing) -> Event {
     loop {
-        let next = {
-            let mut out = lock(&connection.out);
-            let next = out.backlog.pop_front();
-            if next.is_none() {
-                out.sender = Some(sender);
-                out.is_flushing = false;
-                break;
-            }
-            next
+        let next = lock(&connection.out).backlog.pop_front();
+        let is_flushed = next.is_none();
+        let sent = match next {
+            Some(answer) => sender.send(answer).await,
+            None => sender.flush().await,
         };
-        if let Some(answer) = next
-            && sender.send(answer).await.is_err()
-        {
+        let mut out = lock(&connection.out);
+        if sent.is_err() {
             // The client is gone, as its other pipe will tell.
-            lock(&connection.out).backlog.clear();
+            out.backlog.clear();
+        }
+        if out.backlog.is_empty() && (is_flushed || sent.is_err()) {
+            out.sender = (!out.is_gone).then_some(sender);
+            out.is_flushing = false;
+            break;
         }
     }
     Event::Flushed(connection)
@@ -374,11 +531,14 @@ impl Server {
             }
             Event::Request(connection, receiver, Ok(request)) => {
                 // What is next is taken only when this one has its place, for another thread may take it.
-                let job = self.take_request(&connection, request).unwrap_or_else(|error| {
-                    tracing::warn!(%error, "a client of the manager is cut off");
-                    let _gone = lock(&connection.out).sender.take();
-                    None
-                });
+                let job = match self.take_request(&connection, request) {
+                    Ok(job) => job,
+                    Err(error) => {
+                        tracing::warn!(%error, "a client of the manager is cut off");
+                        drop(receiver);
+                        return self.lose(connection);
+                    }
+                };
                 let mut out = lock(&connection.out);
                 if out.backlog.is_empty() {
                     drop(out);
@@ -392,11 +552,17 @@ impl Server {
             Event::Request(connection, receiver, Err(_)) => {
                 // Closed; or a request was lost, and then so is whoever waits for its answer: better they know.
                 drop(receiver);
-                let _gone = lock(&connection.out).sender.take();
-                drop(connection);
-                self.connections.fetch_sub(1, SeqCst);
-                self.end_if_forgotten();
+                self.lose(connection);
             }
+            Event::Peer(listener, peer) => {
+                match peer {
+                    Ok(peer) => self.read(greet(self.id, peer)),
+                    Err(error) => tracing::debug!(%error, "a stranger was not let in to the manager"),
+                }
+                self.read(until_peer(listener));
+            }
+            Event::Hello(Ok((sender, receiver))) => self.admit(Incoming::Far(receiver), Outgoing::Far(sender)),
+            Event::Hello(Err(error)) => tracing::warn!(%error, "a client from elsewhere was not let in"),
             Event::LeaseEnded(lease) => {
                 self.objects.end_lease(lease);
                 self.end_if_forgotten();
@@ -415,16 +581,31 @@ impl Server {
         }
     }
 
+    fn lose(self: &Arc<Self>, connection: Arc<Connection>) {
+        let mut out = lock(&connection.out);
+        out.is_gone = true;
+        let gone = (out.sender.take(), out.parked.take(), std::mem::take(&mut out.backlog));
+        drop(out);
+        drop(gone);
+        drop(connection);
+        self.connections.fetch_sub(1, SeqCst);
+        self.end_if_forgotten();
+    }
+
+    fn admit(self: &Arc<Self>, receiver: Incoming, sender: Outgoing) {
+        self.connections.fetch_add(1, SeqCst);
+        let is_far = matches!(sender, Outgoing::Far(_));
+        let out =
+            Out { sender: Some(sender), backlog: VecDeque::new(), is_flushing: false, is_gone: false, parked: None };
+        let number = self.last_connection.fetch_add(1, Relaxed) + 1;
+        let (server, held, out) = (self.clone(), Mutex::default(), Mutex::new(out));
+        self.read(next_request(Arc::new(Connection { number, server, is_far, held, out }), receiver));
+    }
+
     fn take_hellos(self: &Arc<Self>) {
         while let Ok(Some(parcel)) = frame::recv(self.intake.as_fd(), Wait::No) {
             match wire::decode::<(Receiver<Sealed>, Sender<Sealed>)>(parcel) {
-                Ok((receiver, sender)) => {
-                    self.connections.fetch_add(1, SeqCst);
-                    let out = Out { sender: Some(sender), backlog: VecDeque::new(), is_flushing: false, parked: None };
-                    let number = self.last_connection.fetch_add(1, Relaxed) + 1;
-                    let (server, held, out) = (self.clone(), Mutex::default(), Mutex::new(out));
-                    self.read(next_request(Arc::new(Connection { number, server, held, out }), receiver));
-                }
+                Ok((receiver, sender)) => self.admit(Incoming::Near(receiver), Outgoing::Near(sender)),
                 // Its pipes are closed by now, which tells the client.
                 Err(error) => tracing::warn!(%error, "a client of the manager could not be taken in"),
             }
@@ -447,12 +628,17 @@ impl Server {
     /// Does what a request says. A call is returned if it can go on, and waits in line at its object if not.
     fn take_request(self: &Arc<Self>, connection: &Arc<Connection>, request: Sealed) -> Result<Option<Job>> {
         let mut reader = Reader::new(request)?;
+        fault::point("manager.request");
         match reader.byte()? {
             protocol::CALL => {
                 let (id, left) = (reader.number()?, reader.number()?);
                 let reply_to = ReplyTo::Client(connection.clone());
-                let answer = Writer::answer(id);
+                let answer = Writer::answer(id).to(connection.abroad());
                 return Ok(self.prepare(Job { reader, left, answer, reply_to, next: None, object: None }));
+            }
+            // Leases are for families, and ending the manager is for who started it.
+            protocol::LEASE_OPEN | protocol::LEASE | protocol::CLAIMED | protocol::END if connection.is_far => {
+                return Err(protocol::torn());
             }
             protocol::LEASE_OPEN => {
                 let lease = (connection.number, reader.number()?);
@@ -481,8 +667,15 @@ impl Server {
                 }
             }
             protocol::COUNT => {
-                let (mut answer, count) = (Writer::answer(reader.number()?), self.objects.len() as u64);
+                // Without the namespace that is always there.
+                let count = self.objects.len().saturating_sub(1) as u64;
+                let mut answer = Writer::answer(reader.number()?).to(connection.abroad());
                 answer.part(&wire::encode(&count)?, &count);
+                connection.reply(answer.seal());
+            }
+            protocol::WHERE => {
+                let mut answer = Writer::answer(reader.number()?).to(connection.abroad());
+                answer.part(&wire::encode(&self.address)?, &self.address);
                 connection.reply(answer.seal());
             }
             protocol::END => {
@@ -619,6 +812,7 @@ fn run(object: &Object<Job>, op: &Op, arguments: Parcel, answer: &mut Writer) {
 
 impl Job {
     fn finish(self) {
+        fault::point("manager.answer");
         let answer = self.answer.seal();
         match self.reply_to {
             ReplyTo::Client(connection) => connection.reply(answer),
@@ -635,23 +829,34 @@ impl Connection {
         let mut out = lock(&self.out);
         let Out { sender, backlog, is_flushing, .. } = &mut *out;
         let refused = match sender {
-            Some(sender) if backlog.is_empty() => sender.try_send(answer).err(),
+            Some(Outgoing::Near(sender)) if backlog.is_empty() => sender.try_send(answer).err(),
+            Some(Outgoing::Far(sender)) if backlog.is_empty() => {
+                let mut now = Context::from_waker(Waker::noop());
+                let sent = sender.start_send_unpin(answer.bytes().to_vec());
+                match sent.is_ok() && sender.poll_flush_unpin(&mut now).is_pending() {
+                    true => None,
+                    // An error is the end of the connection, which its other half tells of.
+                    false => return,
+                }
+            }
             None if !*is_flushing => return, // The client is gone.
             _ => return backlog.push_back(answer),
         };
-        let Some(refused) = refused else { return };
-        match refused.kind() {
-            ErrorKind::Closed => {}
-            ErrorKind::Full => out.backlog.push_back(refused.into_inner()),
-            _ => {
-                let mut answer = Writer::answer(id);
-                answer.error(&refused.into_error());
-                out.backlog.push_back(answer.seal());
-            }
+        let is_near = matches!(sender, Some(Outgoing::Near(_)));
+        match refused {
+            None if is_near => return,
+            None => {}
+            Some(refused) => match refused.kind() {
+                ErrorKind::Closed => return,
+                ErrorKind::Full => out.backlog.push_back(refused.into_inner()),
+                _ => {
+                    let mut answer = Writer::answer(id);
+                    answer.error(&refused.into_error());
+                    out.backlog.push_back(answer.seal());
+                }
+            },
         }
-        if !out.backlog.is_empty()
-            && let Some(sender) = out.sender.take()
-        {
+        if let Some(sender) = out.sender.take() {
             out.is_flushing = true;
             drop(out);
             self.server.read(flush(self.clone(), sender));
@@ -661,6 +866,11 @@ impl Connection {
 
 /// Handles that leave from here.
 impl Server {
+    /// The link of handles that are made in this process.
+    fn link(&self) -> Result<Arc<Link>> {
+        Link::to(self.id, std::process::id(), || Err(protocol::torn()))
+    }
+
     pub(super) fn door(&self) -> &Arc<OwnedFd> {
         &self.door
     }

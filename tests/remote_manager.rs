@@ -1,0 +1,494 @@
+//! Managers that are reached through a socket. Names begin with the row of the reference suite.
+
+mod common;
+
+use common::{Random, eventually, in_child, within};
+use futures::{FutureExt, StreamExt};
+use multiprocess::connection::{Listener, connect};
+use multiprocess::{self as mp, DictProxy, ErrorKind, Exposed, Fd, ListProxy, Manager, Process, Proxy, Queue};
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+mp::test_support!();
+
+const KEY: &[u8] = b"a key of both ends";
+
+struct Tally(i64);
+
+impl Tally {
+    fn new(total: i64) -> Self {
+        Self(total)
+    }
+
+    fn add(&mut self, n: i64) -> i64 {
+        self.0 += n;
+        self.0
+    }
+
+    fn add_slowly(&mut self, n: i64, pause: Duration) -> i64 {
+        std::thread::sleep(pause);
+        self.add(n)
+    }
+}
+
+async fn start() -> (Manager, String) {
+    start_at("127.0.0.1:0").await
+}
+
+async fn start_at(address: &str) -> (Manager, String) {
+    let manager = Manager::builder().bind(address).authkey(KEY).start().await.unwrap();
+    let address = manager.address().await.unwrap().unwrap();
+    (manager, address)
+}
+
+async fn objects_go(manager: &Manager, left: usize) {
+    let start = Instant::now();
+    while manager.object_count().await.unwrap() != left {
+        assert!(start.elapsed() < Duration::from_secs(10), "{:?} objects", manager.object_count().await);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+type Mixed = (Option<u8>, bool, f64, String, Vec<u8>);
+
+fn mixed() -> Vec<Mixed> {
+    vec![(None, true, 2.25, "häß".into(), vec![0, 255]), (Some(3), false, -0.5, String::new(), vec![])]
+}
+
+async fn put_all(address: String) -> mp::Result<()> {
+    let manager = Manager::connect(&address, KEY).await?;
+    let list: ListProxy<Mixed> = manager.names().get("list").await?.ok_or_else(|| mp::Error::other("no list"))?;
+    for value in mixed() {
+        list.push(value).await?;
+    }
+    list.push((Some(9), true, 0.0, manager.pid().to_string(), vec![])).await
+}
+
+#[tokio::test]
+async fn rmgr_01_a_second_process_connects_and_what_it_puts_arrives_as_it_was() {
+    let path = std::env::temp_dir().join(format!("manager-{}", std::process::id()));
+    for address in ["127.0.0.1:0", "[::1]:0", path.to_str().unwrap(), "\0multiprocess-manager-test"] {
+        within(async {
+            let (manager, address) = start_at(address).await;
+            let list = manager.list::<Mixed>().await.unwrap();
+            manager.names().set("list", list.clone()).await.unwrap();
+            in_child(put_all, (address,)).await.unwrap();
+            let mut expected = mixed();
+            expected.push((Some(9), true, 0.0, manager.pid().to_string(), vec![]));
+            assert_eq!(list.to_vec().await.unwrap(), expected);
+            manager.shutdown().await.unwrap();
+        })
+        .await;
+    }
+    assert!(!path.exists(), "the socket file went with the manager");
+}
+
+#[tokio::test]
+async fn rmgr_03_a_new_manager_on_the_address_of_one_just_closed() {
+    let path = std::env::temp_dir().join(format!("manager-again-{}", std::process::id()));
+    within(async {
+        for first in ["127.0.0.1:0", path.to_str().unwrap()] {
+            let (manager, address) = start_at(first).await;
+            let there = Manager::connect(&address, KEY).await.unwrap();
+            there.list::<u32>().await.unwrap();
+            manager.shutdown().await.unwrap();
+            let (manager, again) = start_at(&address).await;
+            assert_eq!(again, address);
+            Manager::connect(&address, KEY).await.unwrap().list::<u32>().await.unwrap();
+            let busy = Manager::builder().bind(&address).authkey(KEY).start().await.unwrap_err();
+            assert!(busy.kind() == ErrorKind::Io && busy.to_string().contains(&address), "{busy}");
+            // Killed, it leaves its socket file behind.
+            kill(&manager);
+            eventually("it is gone", || mp::active_children().iter().all(|child| child.pid() != manager.pid())).await;
+            let (manager, _) = start_at(&address).await;
+            manager.shutdown().await.unwrap();
+        }
+    })
+    .await;
+}
+
+fn kill(manager: &Manager) {
+    let pid = rustix::process::Pid::from_raw(manager.pid() as i32).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+}
+
+#[tokio::test]
+async fn rmgr_05_another_key_nobody_there_and_a_killed_manager() {
+    within(async {
+        let (manager, address) = start().await;
+        let error = Manager::connect(&address, b"another").await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Authentication, "{error}");
+        let error = Manager::connect("/nobody/is/here", KEY).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Io, "{error}");
+        let there = Manager::connect(&address, KEY).await.unwrap();
+        let list = there.list::<u32>().await.unwrap();
+        kill(&manager);
+        let error = list.push(1).await.unwrap_err();
+        assert!(error.kind() == ErrorKind::Closed && error.to_string().contains(&address), "{error}");
+        // Its socket may be a moment behind its connections.
+        let refused = async || Manager::connect(&address, KEY).await.err().map(|error| error.kind());
+        while refused().await != Some(ErrorKind::Io) {
+            tokio::task::yield_now().await;
+        }
+        assert!(Manager::builder().bind("127.0.0.1:0").start().await.unwrap_err().to_string().contains("authkey"));
+        assert!(Manager::builder().authkey(KEY).start().await.unwrap_err().to_string().contains("bind"));
+        let error = Manager::builder().bind("nonsense").authkey(KEY).start().await.unwrap_err();
+        assert!(error.to_string().contains("nonsense"), "{error}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn p25_strangers_and_silent_peers_delay_nobody() {
+    within(async {
+        let (manager, address) = start().await;
+        let mut silent = Vec::new();
+        for _ in 0..400 {
+            silent.push(tokio::net::TcpStream::connect(&address).await.unwrap());
+        }
+        // Some that know the key, and then say nothing.
+        let mut mute = Vec::new();
+        for _ in 0..10 {
+            mute.push(connect(&address, Some(KEY)).await.unwrap());
+        }
+        let start = Instant::now();
+        let there = Manager::connect(&address, KEY).await.unwrap();
+        let took = start.elapsed();
+        assert!(took < Duration::from_millis(500), "{took:?}");
+        let tally = there.create(Tally::new, (1,)).await.unwrap();
+        assert_eq!(tally.call(Tally::add, (1,)).await.unwrap(), 2);
+        drop((silent, mute));
+        manager.shutdown().await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn another_build_is_refused_by_both_ends() {
+    within(async {
+        let (manager, address) = start().await;
+        // A client of another build: its number differs.
+        let other = connect(&address, Some(KEY)).await.unwrap();
+        other.send_bytes(&[&b"multiprocess mgr"[..], &7u64.to_le_bytes()].concat()).await.unwrap();
+        assert!(other.recv_bytes().await.unwrap().starts_with(b"multiprocess mgr"));
+        assert_eq!(other.recv_bytes().await.unwrap_err().kind(), ErrorKind::Closed);
+        // One that is no client of a manager at all.
+        let other = connect(&address, Some(KEY)).await.unwrap();
+        other.send_bytes(b"hello").await.unwrap();
+        assert_eq!(other.recv_bytes().await.unwrap_err().kind(), ErrorKind::Closed);
+        // A manager of another build: what a true one says, with another number in it.
+        let mirror = Listener::bind("127.0.0.1:0").authkey(KEY).await.unwrap();
+        let (there, answered) = (mirror.local_addr(), async {
+            let peer = mirror.accept().await.unwrap();
+            let hello = peer.recv_bytes().await.unwrap();
+            let true_one = connect(&address, Some(KEY)).await.unwrap();
+            true_one.send_bytes(&hello).await.unwrap();
+            let mut welcome = true_one.recv_bytes().await.unwrap();
+            *welcome.last_mut().unwrap() ^= 1;
+            peer.send_bytes(&welcome).await.unwrap();
+        });
+        let (connected, ()) = tokio::join!(Manager::connect(&there, KEY).into_future(), answered);
+        let error = connected.unwrap_err();
+        assert!(error.kind() == ErrorKind::Decode && error.to_string().contains("another build"), "{error}");
+        // And what is no manager.
+        let answered = async {
+            let peer = mirror.accept().await.unwrap();
+            peer.recv_bytes().await.unwrap();
+            peer.send_bytes(b"hello").await.unwrap();
+        };
+        let (connected, ()) = tokio::join!(Manager::connect(&there, KEY).into_future(), answered);
+        assert!(connected.unwrap_err().to_string().contains("no manager"));
+        manager.shutdown().await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn cont_03_cont_07_handles_go_as_references_that_nest_and_are_counted() {
+    within(async {
+        let (manager, address) = start().await;
+        let there = Manager::connect(&address, KEY).await.unwrap();
+        let outer = there.dict::<String, ListProxy<u32>>().await.unwrap();
+        {
+            let inner = there.list().await.unwrap();
+            inner.push(1).await.unwrap();
+            // The handle goes before its request does.
+            outer.insert("inner".into(), inner).await.unwrap();
+        }
+        let inner = outer.get("inner").await.unwrap().unwrap();
+        outer.clear().await.unwrap();
+        assert_eq!(inner.to_vec().await.unwrap(), [1]);
+        assert_eq!(manager.object_count().await.unwrap(), 2);
+        drop(inner);
+        objects_go(&manager, 1).await;
+        // Through the family to one from elsewhere, and back.
+        let list = manager.list::<u32>().await.unwrap();
+        manager.names().set("list", list.clone()).await.unwrap();
+        let far: ListProxy<u32> = there.names().get("list").await.unwrap().unwrap();
+        far.push(5).await.unwrap();
+        outer.insert("list".into(), far).await.unwrap();
+        there.names().set("dict", outer.clone()).await.unwrap();
+        let dict: DictProxy<String, ListProxy<u32>> = manager.names().get("dict").await.unwrap().unwrap();
+        assert!(dict.get("list").await.unwrap().unwrap().proxy().is_same_object(list.proxy()));
+        // In a batch, where one reply is not looked at and one fails.
+        let mut batch = outer.proxy().batch();
+        batch.call(outer.proxy(), |dict: &mut HashMap<String, ListProxy<u32>>| dict.get("list").cloned(), ()).unwrap();
+        let got = batch.call(outer.proxy(), |dict: &mut HashMap<String, ListProxy<u32>>| dict.remove("list"), ());
+        let mut replies = batch.send().await.unwrap();
+        let list_again = replies.take(got.unwrap()).unwrap().unwrap();
+        assert_eq!(list_again.to_vec().await.unwrap(), [5]);
+        drop((replies, list_again, list, dict));
+        assert!(there.names().remove("list").await.unwrap() && there.names().remove("dict").await.unwrap());
+        drop(outer);
+        objects_go(&manager, 0).await;
+        manager.shutdown().await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn cont_08_what_shares_memory_does_not_go_to_another_host() {
+    within(async {
+        let (manager, address) = start().await;
+        let there = Manager::connect(&address, KEY).await.unwrap();
+        let list = there.list::<Queue<u32>>().await.unwrap();
+        let error = list.push(Queue::unbounded().unwrap()).await.unwrap_err();
+        assert!(error.kind() == ErrorKind::Encode && error.to_string().contains("another host"), "{error}");
+        manager.names().set("queue", Queue::<u32>::unbounded().unwrap()).await.unwrap();
+        let error = there.names().get::<Queue<u32>>("queue").await.unwrap_err();
+        assert!(error.kind() == ErrorKind::Encode && error.to_string().contains("another host"), "{error}");
+        manager.names().set("file", Fd::new(std::fs::File::open("/dev/null").unwrap())).await.unwrap();
+        assert!(there.names().get::<Fd<std::fs::File>>("file").await.is_err());
+        // Nor does a handle go anywhere but to its manager.
+        let other = Manager::start().await.unwrap();
+        let nest = there.list::<ListProxy<u32>>().await.unwrap();
+        let error = nest.push(other.list().await.unwrap()).await.unwrap_err();
+        assert!(error.kind() == ErrorKind::Encode && error.to_string().contains("handle"), "{error}");
+        let queue = Queue::unbounded().unwrap();
+        let error = queue.put(there.list::<u32>().await.unwrap()).await.unwrap_err();
+        assert!(error.kind() == ErrorKind::Encode && error.to_string().contains("connect"), "{error:?}");
+        // And all of them still work.
+        assert_eq!((nest.len().await.unwrap(), list.len().await.unwrap()), (0, 0));
+        assert!(there.shutdown().await.unwrap_err().to_string().contains("started"));
+        manager.shutdown().await.unwrap();
+        other.shutdown().await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn mgr_03_expose_narrows_what_a_client_from_elsewhere_can_call() {
+    within(async {
+        let exposed = [Exposed::method(Tally::add), Exposed::namespace::<Proxy<Tally>>(), Exposed::maker(Tally::new)];
+        let builder = Manager::builder().bind("127.0.0.1:0").authkey(KEY).expose(exposed);
+        let manager = builder.start().await.unwrap();
+        let tally = manager.create(Tally::new, (1,)).await.unwrap();
+        manager.names().set("tally", tally).await.unwrap();
+        let there = Manager::connect(&manager.address().await.unwrap().unwrap(), KEY).await.unwrap();
+        let tally: Proxy<Tally> = there.names().get("tally").await.unwrap().unwrap();
+        assert_eq!(tally.call(Tally::add, (1,)).await.unwrap(), 2);
+        let error = tally.call(|tally: &mut Tally| tally.0, ()).await.unwrap_err();
+        assert!(error.to_string().contains("not exposed"), "{error}");
+        assert!(there.list::<u32>().await.unwrap_err().to_string().contains("not exposed"));
+        assert!(there.names().get::<u32>("tally").await.unwrap_err().to_string().contains("not exposed"));
+        manager.shutdown().await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn rmgr_05_a_killed_manager_fails_every_pending_call_at_once() {
+    within(async {
+        let (manager, address) = start().await;
+        let there = Manager::connect(&address, KEY).await.unwrap();
+        let tally = there.create(Tally::new, (0,)).await.unwrap();
+        let calls = (0..100).map(|_| tally.call(Tally::add_slowly, (1, Duration::from_secs(100))));
+        let mut calls = calls.collect::<futures::stream::FuturesUnordered<_>>();
+        assert!(calls.next().now_or_never().is_none());
+        there.object_count().await.unwrap();
+        let start = Instant::now();
+        kill(&manager);
+        let mut failed = 0;
+        while let Some(result) = calls.next().await {
+            assert_eq!(result.unwrap_err().kind(), ErrorKind::Closed);
+            failed += 1;
+        }
+        assert_eq!(failed, 100);
+        assert!(start.elapsed() < Duration::from_millis(100), "{:?}", start.elapsed());
+        assert_eq!(tally.call(Tally::add, (1,)).await.unwrap_err().kind(), ErrorKind::Closed);
+        assert_eq!(there.list::<u32>().await.unwrap_err().kind(), ErrorKind::Closed);
+    })
+    .await;
+}
+
+async fn hold_and_wait(address: String, count: usize, ready: Queue<usize>) {
+    let manager = Manager::connect(&address, KEY).await.unwrap();
+    let mut held = Vec::new();
+    for _ in 0..count {
+        held.push(manager.list::<u32>().await.unwrap());
+    }
+    ready.put(held.len()).await.unwrap();
+    std::future::pending::<()>().await;
+}
+
+#[tokio::test]
+async fn p26_references_die_with_their_connection() {
+    within(async {
+        let (manager, address) = start().await;
+        let ready = Queue::unbounded().unwrap();
+        let child = Process::spawn(hold_and_wait, (address.clone(), 1000, ready.clone())).unwrap();
+        assert_eq!(ready.get().await.unwrap(), 1000);
+        assert_eq!(manager.object_count().await.unwrap(), 1000);
+        child.kill().unwrap();
+        objects_go(&manager, 0).await;
+        let there = Manager::connect(&address, KEY).await.unwrap();
+        let list = there.list::<u32>().await.unwrap();
+        drop(there);
+        list.push(1).await.unwrap();
+        drop(list);
+        objects_go(&manager, 0).await;
+        manager.shutdown().await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_dropped_call_is_made_and_what_its_answer_brings_goes() {
+    within(async {
+        let (manager, address) = start().await;
+        let there = Manager::connect(&address, KEY).await.unwrap();
+        let tally = there.create(Tally::new, (0,)).await.unwrap();
+        let lists = there.list::<ListProxy<u32>>().await.unwrap();
+        lists.push(there.list().await.unwrap()).await.unwrap();
+        for n in 0..500i64 {
+            assert!(tally.call(Tally::add, (1,)).now_or_never().is_none());
+            assert!(lists.to_vec().now_or_never().is_none());
+            assert!(there.list::<u32>().now_or_never().is_none());
+            assert_eq!(tally.call(|_: &mut Tally, n: i64| n, (n,)).await.unwrap(), n);
+        }
+        assert_eq!(tally.call(Tally::add, (0,)).await.unwrap(), 500);
+        objects_go(&manager, 3).await;
+        drop(lists);
+        objects_go(&manager, 1).await;
+        manager.shutdown().await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn large_values_and_a_client_from_elsewhere_that_does_not_read() {
+    within(async {
+        let (manager, address) = start().await;
+        let there = Manager::connect(&address, KEY).await.unwrap();
+        let list = there.list::<Vec<u8>>().await.unwrap();
+        let pushes = (0..40u8).map(|n| list.push(vec![n; 300_000]));
+        futures::future::try_join_all(pushes).await.unwrap();
+        let mut gets: Vec<_> = (0..40).map(|at| Box::pin(list.get(at))).collect();
+        for get in &mut gets {
+            let _ = get.now_or_never();
+        }
+        // The writer writes, and nobody reads for a while.
+        tokio::task::yield_now().await;
+        std::thread::sleep(Duration::from_millis(50));
+        assert_eq!(manager.object_count().await.unwrap(), 1);
+        for (n, get) in gets.into_iter().enumerate() {
+            assert!(get.await.unwrap().unwrap() == vec![n as u8; 300_000]);
+        }
+        manager.shutdown().await.unwrap();
+    })
+    .await;
+}
+
+/// Forwards what a client says to the manager, with each message past the greeting changed by `change`.
+async fn relay(listener: tokio::net::TcpListener, to: String, seed: u64) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let (client, _) = listener.accept().await.unwrap();
+    let manager = tokio::net::TcpStream::connect(to).await.unwrap();
+    let ((mut from_client, mut to_client), (mut from_manager, mut to_manager)) =
+        (client.into_split(), manager.into_split());
+    let back = async move { tokio::io::copy(&mut from_manager, &mut to_client).await.map(drop) };
+    let there = async move {
+        let mut random = Random::new(seed);
+        // Of the handshake: a response, a challenge, a verdict; then the greeting and two true requests.
+        for number in 0.. {
+            let mut message = vec![0; from_client.read_u32().await? as usize];
+            from_client.read_exact(&mut message).await?;
+            if number >= 6 {
+                for _ in 0..random.below(4) {
+                    let at = random.below(message.len() as u64) as usize;
+                    match random.below(6) {
+                        0 => message[at] = random.next() as u8,
+                        1 => message[at] ^= 1 << random.below(8),
+                        2 => message.truncate(at.max(1)),
+                        3 => message.extend_from_slice(&random.next().to_le_bytes()),
+                        4 => message[0] = random.below(14) as u8,
+                        _ => {
+                            let number = [0, 1, u64::MAX, 1 << 40, random.next()][random.below(5) as usize];
+                            let end = (at + 8).min(message.len());
+                            message[at..end].copy_from_slice(&number.to_le_bytes()[..end - at]);
+                        }
+                    }
+                }
+            }
+            to_manager.write_u32(message.len() as u32).await?;
+            to_manager.write_all(&message).await?;
+        }
+        Ok::<_, std::io::Error>(())
+    };
+    // Whichever end is gone, both go.
+    tokio::select! {
+        _ = back => {}
+        _ = there => {}
+    }
+}
+
+/// What each round does through a relay that changes requests at random; whether it succeeds is chance.
+async fn attack(address: &str, seed: u64) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let through = listener.local_addr().unwrap().to_string();
+    let relay = tokio::spawn(relay(listener, address.to_string(), seed));
+    let there = Manager::connect(&through, KEY).await.unwrap();
+    let tally = there.create(Tally::new, (0,)).await.unwrap();
+    let lists = there.list::<ListProxy<u32>>().await.unwrap();
+    let patience = Duration::from_millis(20);
+    for n in 0..30 {
+        let _ = tokio::time::timeout(patience, tally.call(Tally::add, (n,))).await;
+        let made = tokio::time::timeout(patience, there.list::<u32>()).await;
+        if let Ok(Ok(list)) = made {
+            let _ = tokio::time::timeout(patience, lists.push(list)).await;
+        }
+        let _ = tokio::time::timeout(patience, lists.to_vec()).await;
+        let _ = tokio::time::timeout(patience, there.names().set("victim", n)).await;
+        if tally.call(Tally::add, (0,)).now_or_never().is_some() {
+            break; // The connection is lost: its calls fail at once.
+        }
+    }
+    drop((lists, tally, there));
+    relay.await.unwrap();
+}
+
+#[tokio::test]
+async fn requests_changed_at_random_harm_nobody_else() {
+    within(async {
+        let (manager, address) = start().await;
+        let witness = Manager::connect(&address, KEY).await.unwrap();
+        let tally = witness.create(Tally::new, (0,)).await.unwrap();
+        let start = Instant::now();
+        let mut seed = 0;
+        while start.elapsed() < Duration::from_secs(4) {
+            let attacks = (0..4).map(|n| attack(&address, seed + n));
+            futures::future::join_all(attacks).await;
+            seed += 4;
+            let total = tally.call(|_: &mut Tally| 77, ()).await.unwrap();
+            assert_eq!(total, 77);
+        }
+        assert!(seed >= 8, "{seed} attacks only");
+        assert!(mp::active_children().iter().any(|child| child.pid() == manager.pid()));
+        let _ = witness.names().remove("victim").await;
+        drop((tally, witness));
+        // Whatever was claimed under false numbers went with its connection.
+        objects_go(&manager, 0).await;
+        manager.shutdown().await.unwrap();
+    })
+    .await;
+}
