@@ -19,8 +19,9 @@ mod wire;
 pub use channel::{Connection, JoinableQueue, Queue, QueueSink, QueueStream, Receiver, Sender, pipe, simplex};
 pub use error::{Error, ErrorKind, LockError, PanicInfo, PutError, Result, SendError, TryPutError};
 pub use manager::{
-    Batch, DictProxy, Exposed, ListProxy, Maker, Manager, ManagerBuilder, ManagerConnect, Method, Namespace, Proxy,
-    Replies, Ticket,
+    ArrayProxy, BarrierProxy, Batch, ConditionProxy, DictProxy, EventProxy, Exposed, Grant, ListProxy, LockProxy,
+    Maker, Manager, ManagerBuilder, ManagerConnect, Method, Namespace, Proxy, QueueProxy, Replies, SemaphoreProxy,
+    Ticket, ValueProxy,
 };
 pub use memory::SharedMemory;
 pub use pool::{

@@ -492,3 +492,324 @@ async fn requests_changed_at_random_harm_nobody_else() {
     })
     .await;
 }
+
+/// A manager, a connection to it, and the names of it for children.
+async fn connected() -> (Manager, String, Manager) {
+    let (manager, address) = start().await;
+    let there = Manager::connect(&address, KEY).await.unwrap();
+    (manager, address, there)
+}
+
+/// What a child finds under `name`.
+async fn found<T>(address: &str, name: &str) -> (Manager, T)
+where
+    T: serde::Serialize + serde::de::DeserializeOwned + Send + 'static,
+{
+    let manager = Manager::connect(address, KEY).await.unwrap();
+    let thing = manager.names().get(name).await.unwrap().unwrap();
+    (manager, thing)
+}
+
+async fn see_and_clear(address: String) {
+    let (_manager, event) = found::<mp::EventProxy>(&address, "event").await;
+    event.wait().await.unwrap();
+    event.clear().await.unwrap();
+}
+
+#[tokio::test]
+async fn smtypes_01_an_event_set_here_is_seen_and_cleared_by_a_child() {
+    within(async {
+        let (manager, address, there) = connected().await;
+        let event = there.event().await.unwrap();
+        there.names().set("event", event.clone()).await.unwrap();
+        let child = Process::spawn(see_and_clear, (address,)).unwrap();
+        // Set and cleared at once it wakes who waits.
+        let waits = event.wait();
+        let mut waits = Box::pin(waits);
+        assert!((&mut waits).now_or_never().is_none());
+        there.object_count().await.unwrap();
+        event.set().await.unwrap();
+        waits.await.unwrap();
+        child.await.unwrap();
+        assert!(!event.is_set().await.unwrap());
+        // A dropped wait leaves nothing behind.
+        assert!(tokio::time::timeout(Duration::from_millis(5), event.wait()).await.is_err());
+        manager.shutdown().await.unwrap();
+    })
+    .await;
+}
+
+async fn hold_lock(address: String, ready: Queue<()>, go_on: Queue<()>) {
+    let (_manager, lock) = found::<mp::LockProxy>(&address, "lock").await;
+    let held = lock.acquire().await.unwrap();
+    ready.put(()).await.unwrap();
+    go_on.get().await.unwrap();
+    drop(held);
+}
+
+#[tokio::test]
+async fn smtypes_02_a_lock_held_by_a_child_is_free_when_it_lets_go_or_is_killed() {
+    within(async {
+        let (manager, address, there) = connected().await;
+        let lock = there.lock().await.unwrap();
+        there.names().set("lock", lock.clone()).await.unwrap();
+        let (ready, go_on) = (Queue::unbounded().unwrap(), Queue::unbounded().unwrap());
+        let child = Process::spawn(hold_lock, (address.clone(), ready.clone(), go_on.clone())).unwrap();
+        ready.get().await.unwrap();
+        assert_eq!(lock.try_acquire().await.unwrap_err().kind(), ErrorKind::WouldBlock);
+        // A dropped acquire does not get it.
+        assert!(tokio::time::timeout(Duration::from_millis(5), lock.acquire()).await.is_err());
+        let mut waits = Box::pin(lock.acquire());
+        assert!((&mut waits).now_or_never().is_none());
+        go_on.put(()).await.unwrap();
+        drop(waits.await.unwrap());
+        child.await.unwrap();
+        drop(lock.acquire().await.unwrap());
+        let child = Process::spawn(hold_lock, (address, ready.clone(), go_on)).unwrap();
+        ready.get().await.unwrap();
+        let mut waits = Box::pin(lock.acquire());
+        assert!((&mut waits).now_or_never().is_none());
+        there.object_count().await.unwrap();
+        child.kill().unwrap();
+        let error = waits.await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::OwnerDied);
+        let held = error.into_guard();
+        assert_eq!(lock.try_acquire().await.unwrap_err().kind(), ErrorKind::WouldBlock);
+        drop(held);
+        drop(lock.try_acquire().await.unwrap());
+        manager.shutdown().await.unwrap();
+    })
+    .await;
+}
+
+async fn take_permit(address: String, ready: Queue<()>) {
+    let (_manager, seats) = found::<mp::SemaphoreProxy>(&address, "seats").await;
+    let _permit = seats.acquire().await.unwrap();
+    ready.put(()).await.unwrap();
+    std::future::pending::<()>().await;
+}
+
+async fn notice(address: String) {
+    let (_manager, condition) = found::<mp::ConditionProxy>(&address, "condition").await;
+    let _held = condition.lock().await.unwrap();
+    condition.notify_one().await.unwrap();
+}
+
+#[tokio::test]
+async fn smtypes_03_semaphores_and_conditions_are_usable_from_a_child() {
+    within(async {
+        let (manager, address, there) = connected().await;
+        let (seats, ready) = (there.semaphore(2).await.unwrap(), Queue::unbounded().unwrap());
+        there.names().set("seats", seats.clone()).await.unwrap();
+        let child = Process::spawn(take_permit, (address.clone(), ready.clone())).unwrap();
+        ready.get().await.unwrap();
+        let one = seats.acquire().await.unwrap();
+        assert_eq!(seats.try_acquire().await.unwrap_err().kind(), ErrorKind::WouldBlock);
+        // Dropped at every point of its way, an acquire loses no permit.
+        for _ in 0..200 {
+            let mut waits = Box::pin(seats.acquire());
+            assert!((&mut waits).now_or_never().is_none());
+            drop(waits);
+        }
+        let mut waits = Box::pin(seats.acquire());
+        assert!((&mut waits).now_or_never().is_none());
+        there.object_count().await.unwrap();
+        child.kill().unwrap();
+        let two = waits.await.unwrap();
+        assert_eq!(seats.available().await.unwrap(), 0);
+        two.forget();
+        drop(one);
+        assert_eq!(seats.available().await.unwrap(), 1);
+        seats.release().await.unwrap();
+        assert_eq!(seats.available().await.unwrap(), 2);
+
+        let condition = there.condition().await.unwrap();
+        there.names().set("condition", condition.clone()).await.unwrap();
+        let held = condition.lock().await.unwrap();
+        let child = Process::spawn(notice, (address,)).unwrap();
+        let held = condition.wait(held).await.unwrap();
+        child.await.unwrap();
+        // A wait that is dropped leaves the lock free and no waiter behind.
+        assert!(tokio::time::timeout(Duration::from_millis(5), condition.wait(held)).await.is_err());
+        let held = condition.lock().await.unwrap();
+        assert_eq!(condition.waiting().await.unwrap(), 0);
+        let other = there.condition().await.unwrap();
+        assert!(other.wait(held).await.is_err(), "another condition's lock is none");
+        drop(condition.lock().await.unwrap());
+        manager.shutdown().await.unwrap();
+    })
+    .await;
+}
+
+async fn reset_and_wait(address: String) -> usize {
+    let (_manager, barrier) = found::<mp::BarrierProxy>(&address, "barrier").await;
+    assert!(barrier.is_broken().await.unwrap());
+    barrier.reset().await.unwrap();
+    barrier.wait().await.unwrap()
+}
+
+#[tokio::test]
+async fn smtypes_04_a_barrier_is_reset_by_a_child_and_breaks_when_a_wait_is_dropped() {
+    within(async {
+        let (manager, address, there) = connected().await;
+        let barrier = there.barrier(2).await.unwrap();
+        there.names().set("barrier", barrier.clone()).await.unwrap();
+        assert_eq!(barrier.parties().await.unwrap(), 2);
+        assert!(tokio::time::timeout(Duration::from_millis(5), barrier.wait()).await.is_err());
+        assert_eq!(barrier.wait().await.unwrap_err().kind(), ErrorKind::BrokenBarrier);
+        let child = Process::spawn(reset_and_wait, (address,)).unwrap();
+        while barrier.is_broken().await.unwrap() {
+            tokio::task::yield_now().await;
+        }
+        let index = barrier.wait().await.unwrap();
+        assert_eq!(index + child.await.unwrap(), 1);
+        let mut waits = Box::pin(barrier.wait());
+        assert!((&mut waits).now_or_never().is_none());
+        while barrier.waiting().await.unwrap() == 0 {}
+        barrier.abort().await.unwrap();
+        assert_eq!(waits.await.unwrap_err().kind(), ErrorKind::BrokenBarrier);
+        manager.shutdown().await.unwrap();
+    })
+    .await;
+}
+
+async fn agree_on_the_queue(address: String) {
+    let (_manager, queue) = found::<mp::QueueProxy<String>>(&address, "queue").await;
+    assert!(queue.is_full().await.unwrap());
+    assert_eq!(queue.len().await.unwrap(), 2);
+    for item in ["one", "two", "three"] {
+        assert_eq!(queue.get().await.unwrap(), item);
+        queue.task_done().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn smtypes_06_a_queue_is_the_same_to_all_and_can_be_joined() {
+    within(async {
+        let (manager, address, there) = connected().await;
+        let queue = there.queue::<String>(2).await.unwrap();
+        there.names().set("queue", queue.clone()).await.unwrap();
+        assert_eq!(queue.try_get().await.unwrap_err().kind(), ErrorKind::Empty);
+        queue.put("one".into()).await.unwrap();
+        queue.put("two".into()).await.unwrap();
+        assert_eq!(queue.try_put("three".into()).await.unwrap_err().kind(), ErrorKind::Full);
+        // Dropped while it waits, it has not put.
+        assert!(tokio::time::timeout(Duration::from_millis(5), queue.put("never".into())).await.is_err());
+        let child = Process::spawn(agree_on_the_queue, (address,));
+        let mut put = Box::pin(queue.put("three".into()));
+        put.as_mut().await.unwrap();
+        queue.join().await.unwrap();
+        child.unwrap().await.unwrap();
+        assert!(queue.is_empty().await.unwrap() && queue.task_done().await.is_err());
+        let mut waits = Box::pin(queue.get());
+        assert!((&mut waits).now_or_never().is_none());
+        queue.close().await.unwrap();
+        assert_eq!(waits.await.unwrap_err().kind(), ErrorKind::Closed);
+        assert_eq!(queue.put("late".into()).await.unwrap_err().kind(), ErrorKind::Closed);
+        manager.shutdown().await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn smtypes_07_values_and_arrays() {
+    within(async {
+        let (manager, _, there) = connected().await;
+        let value = there.value("a".to_string()).await.unwrap();
+        value.update(|text| text.push('b')).await.unwrap();
+        assert_eq!(value.swap("c".into()).await.unwrap(), "ab");
+        value.set("d".into()).await.unwrap();
+        assert_eq!(value.get().await.unwrap(), "d");
+        let array = there.array(vec![0.5f64, 1.5]).await.unwrap();
+        array.set(1, 2.5).await.unwrap();
+        assert!(array.set(2, 0.0).await.unwrap_err().to_string().contains("2 elements"));
+        assert_eq!((array.get(1).await.unwrap(), array.get(2).await.unwrap()), (Some(2.5), None));
+        assert_eq!((array.len().await.unwrap(), array.to_vec().await.unwrap()), (2, vec![0.5, 2.5]));
+        manager.shutdown().await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_dropped_get_loses_no_item_and_keeps_the_order() {
+    within(async {
+        let (manager, _, there) = connected().await;
+        // Through pipes and through a socket.
+        for queue in [manager.queue::<u32>(None).await.unwrap(), there.queue::<u32>(None).await.unwrap()] {
+            let (mut random, mut next, mut expected) = (Random::new(3), 0, 0);
+            for _ in 0..1_000 {
+                if random.below(2) == 0 {
+                    queue.put(next).await.unwrap();
+                    next += 1;
+                }
+                let get = queue.get();
+                let patience = Duration::from_micros(random.below(300));
+                if let Ok(got) = tokio::time::timeout(patience, get).await {
+                    assert_eq!(got.unwrap(), expected);
+                    expected += 1;
+                }
+            }
+            queue.close().await.unwrap();
+            while let Ok(got) = queue.get().await {
+                assert_eq!(got, expected);
+                expected += 1;
+            }
+            assert_eq!(expected, next);
+        }
+        manager.shutdown().await.unwrap();
+    })
+    .await;
+}
+
+async fn get_without_end(address: String) {
+    let (_manager, queue) = found::<mp::QueueProxy<u32>>(&address, "queue").await;
+    let gets = (0..10).map(|_| queue.get());
+    futures::future::join_all(gets).await;
+}
+
+#[tokio::test]
+async fn a_killed_getter_takes_no_item_along_and_many_waiters_need_no_thread() {
+    within(async {
+        let (manager, address, there) = connected().await;
+        let queue = there.queue::<u32>(None).await.unwrap();
+        there.names().set("queue", queue.clone()).await.unwrap();
+        let child = Process::spawn(get_without_end, (address,)).unwrap();
+        let mut gets: Vec<_> = (0..200).map(|_| Box::pin(queue.get())).collect();
+        gets.iter_mut().for_each(|get| assert!(get.now_or_never().is_none()));
+        there.object_count().await.unwrap();
+        let threads = std::fs::read_dir(format!("/proc/{}/task", manager.pid())).unwrap().count();
+        assert!(threads < 10, "{threads} threads");
+        child.kill().unwrap();
+        eventually("it is gone", || mp::active_children().iter().all(|one| one.pid() == manager.pid())).await;
+        // The manager hears of its end by its socket; asked often enough, it has.
+        for _ in 0..100 {
+            there.object_count().await.unwrap();
+        }
+        for n in 0..200 {
+            queue.put(n).await.unwrap();
+        }
+        for (n, get) in gets.into_iter().enumerate() {
+            assert_eq!(get.await.unwrap(), n as u32);
+        }
+        manager.shutdown().await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_lost_connection_fails_those_who_wait() {
+    within(async {
+        let (manager, _, there) = connected().await;
+        let (queue, lock) = (there.queue::<u32>(None).await.unwrap(), there.lock().await.unwrap());
+        let held = lock.acquire().await.unwrap();
+        let waits = async { tokio::join!(queue.get(), lock.acquire()) };
+        let killed = async {
+            there.object_count().await.unwrap();
+            kill(&manager);
+        };
+        let ((item, again), ()) = tokio::join!(waits, killed);
+        assert_eq!((item.unwrap_err().kind(), again.unwrap_err().kind()), (ErrorKind::Closed, ErrorKind::Closed));
+        drop(held);
+    })
+    .await;
+}

@@ -12,7 +12,7 @@ use super::objects::{Lease, lock};
 use super::protocol::{self, Reader, Writer};
 use super::server::{self, Id, Server};
 use crate::channel::{self, Inbox, Sender};
-use crate::connection::ByteConnection;
+use crate::connection::{ByteConnection, ByteSender};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::socket::Wait;
 use crate::wait::until_read;
@@ -25,7 +25,7 @@ use std::future::poll_fn;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
-use std::task::{Poll, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
@@ -121,12 +121,18 @@ impl Link {
     }
 
     /// Sends a request whose number is at `at`, and reads its answer. `makes` an object, or not.
-    pub(super) async fn ask(self: &Arc<Self>, mut request: Writer, at: usize, makes: bool) -> Result<Reader> {
+    pub(super) async fn ask(self: &Arc<Self>, request: Writer, at: usize, makes: bool) -> Result<Reader> {
+        self.ask_as(request, at, makes, &mut 0).await
+    }
+
+    /// As [`ask`](Self::ask), and tells the request's number once it has one.
+    async fn ask_as(self: &Arc<Self>, mut request: Writer, at: usize, makes: bool, id: &mut u64) -> Result<Reader> {
         let answer = match &self.end {
             End::Here(server) => server.submit(request.seal())?.await.map_err(|_| self.is_gone())?,
             End::Far(far) => {
                 let mut pending = Pending::new(self, &far.slots, makes);
                 request.amend(at, pending.id);
+                *id = pending.id;
                 pending.kept = request.take_kept();
                 pending.is_sent = true;
                 far.tell(request.seal());
@@ -136,6 +142,7 @@ impl Link {
                 let wire = self.wire()?;
                 let mut pending = Pending::new(self, &wire.slots, makes);
                 request.amend(at, pending.id);
+                *id = pending.id;
                 let asked = async {
                     wire.send(request.seal()).await?;
                     pending.is_sent = true;
@@ -392,22 +399,30 @@ impl Slots {
     }
 }
 
-/// The connection to a manager on another host. Two tasks move the bytes, in the runtime that it was made in.
+/// The connection to a manager on another host. What can go out at once does; the rest, and all that comes in, is
+/// moved by two tasks, in the runtime that the connection was made in.
 struct Far {
-    outbox: Mutex<VecDeque<Sealed>>,
-    told: Arc<Notify>,
+    sender: Mutex<FarSender>,
+    /// There is a rest.
+    is_pressed: Arc<Notify>,
     slots: Slots,
     peer: String,
     tasks: Mutex<Vec<AbortHandle>>,
 }
 
+struct FarSender {
+    sender: ByteSender,
+    /// The writing task is at it, and must be the one that the socket wakes.
+    is_flushing: bool,
+}
+
 impl Far {
     fn open(connection: ByteConnection) -> Arc<Self> {
         let peer = connection.peer_addr().to_string();
-        let (mut sender, receiver) = connection.split();
+        let (sender, receiver) = connection.split();
         let far = Arc::new(Self {
-            outbox: Mutex::default(),
-            told: Arc::default(),
+            sender: Mutex::new(FarSender { sender, is_flushing: false }),
+            is_pressed: Arc::default(),
             slots: Slots::default(),
             peer,
             tasks: Mutex::default(),
@@ -426,23 +441,12 @@ impl Far {
                 }
             }
         });
-        let told = far.told.clone();
+        let is_pressed = far.is_pressed.clone();
         let writer = tokio::spawn(async move {
             loop {
-                told.notified().await;
-                let Some(requests) = writes.upgrade().map(|far| std::mem::take(&mut *lock(&far.outbox))) else {
-                    return;
-                };
-                let send = async {
-                    for request in requests {
-                        sender.feed(request.bytes().to_vec()).await?;
-                    }
-                    sender.flush().await
-                };
-                if let Err(error) = send.await {
-                    tracing::debug!(%error, "the connection to a manager is lost");
-                    return writes.upgrade().into_iter().for_each(|far| far.slots.fail());
-                }
+                is_pressed.notified().await;
+                let flush = |cx: &mut Context<'_>| writes.upgrade().map_or(Poll::Ready(()), |far| far.poll_flush(cx));
+                poll_fn(flush).await;
             }
         });
         lock(&far.tasks).extend([reader.abort_handle(), writer.abort_handle()]);
@@ -450,8 +454,27 @@ impl Far {
     }
 
     fn tell(&self, request: Sealed) {
-        lock(&self.outbox).push_back(request);
-        self.told.notify_one();
+        let out = &mut *lock(&self.sender);
+        let told = out.sender.start_send_unpin(request.bytes().to_vec());
+        if !out.is_flushing && told.is_ok() {
+            let mut now = Context::from_waker(Waker::noop());
+            out.is_flushing = out.sender.poll_flush_unpin(&mut now).is_pending();
+            if out.is_flushing {
+                self.is_pressed.notify_one();
+            }
+        }
+    }
+
+    fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let out = &mut *lock(&self.sender);
+        out.sender.poll_flush_unpin(cx).map(|flushed| {
+            out.is_flushing = false;
+            if let Err(error) = flushed {
+                // The reading task learns of it, too.
+                tracing::debug!(%error, "the connection to a manager is lost");
+                self.slots.fail();
+            }
+        })
     }
 }
 
@@ -521,6 +544,50 @@ impl Link {
             self.release(object);
         }
         drop(Reader::from(answer, self.abroad()));
+    }
+}
+
+/// Something that was asked for, and must be taken or given back. Dropped, it is given back.
+pub(super) struct Asked {
+    handle: Arc<Handle>,
+    id: u64,
+}
+
+impl Asked {
+    /// Asks by a request that may have to wait.
+    pub(super) async fn ask(handle: Arc<Handle>, request: Writer) -> Result<(Reader, Self)> {
+        if let End::Here(_) = handle.link.end {
+            return Err(Error::other("an object of a manager cannot wait in there for another one"));
+        }
+        let mut asked = Self { handle, id: 0 };
+        let link = asked.handle.link.clone();
+        let reader = link.ask_as(request, 1, false, &mut asked.id).await?;
+        Ok((reader, asked))
+    }
+
+    /// The number of the request that asked.
+    pub(super) fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// What it brought is taken for good.
+    pub(super) fn take(mut self) {
+        self.settle(protocol::TOOK);
+    }
+
+    fn settle(&mut self, how: u8) {
+        let id = std::mem::take(&mut self.id);
+        if id != 0 {
+            let mut request = Writer::request(how);
+            request.number(id);
+            self.handle.link.tell(request);
+        }
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        self.settle(protocol::GIVE_BACK);
     }
 }
 

@@ -5,9 +5,14 @@ use super::link::{Handle, Link};
 use super::list::ListProxy;
 use super::method::{Exposed, Maker};
 use super::namespace::{Names, Namespace};
+use super::primitives::{
+    BarrierProxy, ConditionProxy, EventProxy, Flag, Held, LockProxy, Parties, Permits, SemaphoreProxy, Waiters,
+};
 use super::protocol::{self, Writer};
 use super::proxy::{self, Proxy};
+use super::queue::{Items, QueueProxy};
 use super::server::{self, Bind, Setup, Welcome};
+use super::value::{ArrayProxy, One, Row, ValueProxy};
 use crate::connection::{self, ByteConnection, Connect};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::{image, socket};
@@ -279,6 +284,80 @@ impl Manager {
     /// `Closed` if the manager is gone.
     pub async fn namespace(&self) -> Result<Namespace> {
         Ok(Namespace(self.create(Names::new, ()).await?))
+    }
+
+    /// A new queue of so many items at most, at least one; `None` is as many as come.
+    ///
+    /// # Errors
+    /// `Closed` if the manager is gone.
+    pub async fn queue<T>(&self, capacity: impl Into<Option<usize>>) -> Result<QueueProxy<T>>
+    where
+        T: Serialize + DeserializeOwned + Send + 'static,
+    {
+        let capacity = capacity.into().map(|capacity| capacity.max(1));
+        Ok(QueueProxy(self.create(Items::<T>::new, (capacity,)).await?))
+    }
+
+    /// A new lock.
+    ///
+    /// # Errors
+    /// `Closed` if the manager is gone.
+    pub async fn lock(&self) -> Result<LockProxy> {
+        Ok(LockProxy(self.create(Held::default, ()).await?))
+    }
+
+    /// A new semaphore with so many permits.
+    ///
+    /// # Errors
+    /// `Closed` if the manager is gone.
+    pub async fn semaphore(&self, permits: usize) -> Result<SemaphoreProxy> {
+        Ok(SemaphoreProxy(self.create(Permits::new, (permits,)).await?))
+    }
+
+    /// A new event, which is not set.
+    ///
+    /// # Errors
+    /// `Closed` if the manager is gone.
+    pub async fn event(&self) -> Result<EventProxy> {
+        Ok(EventProxy(self.create(Flag::default, ()).await?))
+    }
+
+    /// A new barrier for so many.
+    ///
+    /// # Errors
+    /// `Closed` if the manager is gone.
+    pub async fn barrier(&self, parties: usize) -> Result<BarrierProxy> {
+        Ok(BarrierProxy(self.create(Parties::new, (parties,)).await?))
+    }
+
+    /// A new condition and its lock.
+    ///
+    /// # Errors
+    /// `Closed` if the manager is gone.
+    pub async fn condition(&self) -> Result<ConditionProxy> {
+        Ok(ConditionProxy(self.create(Waiters::default, ()).await?))
+    }
+
+    /// A new value.
+    ///
+    /// # Errors
+    /// `Closed` if the manager is gone.
+    pub async fn value<T>(&self, value: T) -> Result<ValueProxy<T>>
+    where
+        T: Serialize + DeserializeOwned + Send + 'static,
+    {
+        Ok(ValueProxy(self.create(One::<T>, (value,)).await?))
+    }
+
+    /// New values in a row.
+    ///
+    /// # Errors
+    /// `Closed` if the manager is gone.
+    pub async fn array<T>(&self, values: Vec<T>) -> Result<ArrayProxy<T>>
+    where
+        T: Serialize + DeserializeOwned + Send + 'static,
+    {
+        Ok(ArrayProxy(self.create(|values: Vec<T>| Row(values.into()), (values,)).await?))
     }
 
     /// Makes an object by `f` in the manager's process. Cancel-safe: dropped, no object is left behind. See [`Proxy`]

@@ -1,6 +1,7 @@
 //! Functions that make an object or work on one, and how they are entered where the object is.
 
-use super::protocol::{Op, Writer};
+use super::protocol::{Op, Writer, torn};
+use super::waits::{self, Settle, Ticket, Waits};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::image::{self, Enter};
 use crate::process::entry::catch_panic;
@@ -11,6 +12,7 @@ use std::any::{Any, TypeId, type_name};
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::marker::PhantomData;
+use std::task::Poll;
 
 /// What can make an object: a function (or a closure that captures nothing) of up to 11 arguments. `Args` is their
 /// tuple. Implemented for all of them; not to be implemented by hand.
@@ -105,7 +107,11 @@ methods!(A B C D E G H I J K L);
 
 /// A method and how its result is encoded.
 pub(super) trait Invoke<T, A, M>: Copy + 'static {
-    fn invoke(self, object: &mut T, args: A, out: &mut Writer) -> Result<()>;
+    /// How what it brings is settled, if it may have to wait.
+    const SETTLE: Option<Settle> = None;
+
+    /// Takes the arguments, unless it has to wait.
+    fn invoke(self, object: &mut T, args: &mut Option<A>, wait: &mut Option<Attempt>, out: &mut Writer) -> Result<()>;
 }
 
 /// Marks a method that returns a value.
@@ -114,9 +120,12 @@ pub(super) enum Owned {}
 /// Marks a method of ours that encodes what it lends.
 pub(super) enum Lent {}
 
+/// Marks a method of ours that may have to wait.
+pub(super) enum Waiting {}
+
 impl<F: Method<T, A>, T, A> Invoke<T, A, Owned> for F {
-    fn invoke(self, object: &mut T, args: A, out: &mut Writer) -> Result<()> {
-        let value = self.call(object, args);
+    fn invoke(self, object: &mut T, args: &mut Option<A>, _: &mut Option<Attempt>, out: &mut Writer) -> Result<()> {
+        let value = self.call(object, args.take().ok_or_else(torn)?);
         let message = out.encode(|| wire::encode(&value))?;
         out.part(&message, &value);
         Ok(())
@@ -127,10 +136,50 @@ impl<F, T, A> Invoke<T, A, Lent> for F
 where
     F: Fn(&mut T, A) -> Result<Message> + Copy + 'static,
 {
-    fn invoke(self, object: &mut T, args: A, out: &mut Writer) -> Result<()> {
+    fn invoke(self, object: &mut T, args: &mut Option<A>, _: &mut Option<Attempt>, out: &mut Writer) -> Result<()> {
+        let args = args.take().ok_or_else(torn)?;
         let message = out.encode(|| self(object, args))?;
         out.part(&message, &());
         Ok(())
+    }
+}
+
+impl<F, T: Waits, A> Invoke<T, A, Waiting> for F
+where
+    F: Fn(&mut T, &mut Option<A>, Ticket) -> Poll<Result<Message>> + Copy + 'static,
+{
+    const SETTLE: Option<Settle> = Some(waits::settle::<T>);
+
+    fn invoke(self, object: &mut T, args: &mut Option<A>, wait: &mut Option<Attempt>, out: &mut Writer) -> Result<()> {
+        let wait = wait.as_mut().ok_or_else(torn)?;
+        let message = out.encode(|| match self(object, args, wait.ticket) {
+            Poll::Ready(message) => message,
+            Poll::Pending => {
+                wait.has_to_wait = true;
+                wire::encode(&())
+            }
+        })?;
+        if !wait.has_to_wait {
+            out.part(&message, &());
+        }
+        Ok(())
+    }
+}
+
+/// An operation that may have to wait.
+pub(super) struct Attempt {
+    pub(super) ticket: Ticket,
+    /// It is to be tried again.
+    pub(super) has_to_wait: bool,
+    /// How what it brings is settled.
+    pub(super) settle: Option<Settle>,
+    /// What is left of its arguments, since the first try.
+    kept: Option<Box<dyn Any + Send>>,
+}
+
+impl Attempt {
+    pub(super) fn new(ticket: Ticket) -> Self {
+        Self { ticket, has_to_wait: false, settle: None, kept: None }
     }
 }
 
@@ -149,7 +198,7 @@ pub(super) fn call_op<F, T, A, M>(object: u64, f: F) -> Op
 where
     F: Invoke<T, A, M>,
     T: Send + 'static,
-    A: DeserializeOwned + 'static,
+    A: DeserializeOwned + Send + 'static,
     M: 'static,
 {
     let entry = image::offset_of::<MethodDoor<F, T, A, M>>(f);
@@ -169,6 +218,7 @@ pub(super) struct Frame {
     object: Option<Box<dyn Any + Send>>,
     arguments: Option<Parcel>,
     out: Writer,
+    wait: Option<Attempt>,
     result: Result<()>,
 }
 
@@ -195,19 +245,35 @@ impl<F, T, A, M> Enter for MethodDoor<F, T, A, M>
 where
     F: Invoke<T, A, M>,
     T: Send + 'static,
-    A: DeserializeOwned + 'static,
+    A: DeserializeOwned + Send + 'static,
     M: 'static,
 {
     type Function = F;
 
     fn enter(f: F, frame: &mut dyn Any) {
         let Some(frame) = frame.downcast_mut::<Frame>() else { return };
-        frame.result = frame.arguments::<F, A, T>().and_then(|args| {
+        if frame.wait.is_some() != F::SETTLE.is_some() {
+            return;
+        }
+        let kept = frame.wait.as_mut().and_then(|wait| {
+            (wait.settle, wait.has_to_wait) = (F::SETTLE, false);
+            wait.kept.take()
+        });
+        let args = match kept {
+            None => frame.arguments::<F, A, T>().map(Some),
+            Some(kept) => kept.downcast::<Option<A>>().map(|args| *args).map_err(|_| torn()),
+        };
+        frame.result = args.and_then(|mut args| {
             let object = frame.object.as_mut().and_then(|object| object.downcast_mut::<T>()).ok_or_else(|| {
                 Error::new(ErrorKind::Decode, format!("the object of this proxy is no {}", type_name::<T>()))
             })?;
-            let start = frame.out.len();
-            catch_panic(|| f.invoke(object, args, &mut frame.out)).inspect_err(|_| frame.out.truncate(start))
+            let (start, wait) = (frame.out.len(), &mut frame.wait);
+            let invoked = catch_panic(|| f.invoke(object, &mut args, wait, &mut frame.out));
+            invoked.inspect_err(|_| frame.out.truncate(start))?;
+            if let Some(wait) = wait {
+                wait.kept = Some(Box::new(args));
+            }
+            Ok(())
         });
     }
 }
@@ -220,7 +286,7 @@ impl Frame {
             let why = format!("the arguments were encoded for another function than {what}: not the same build");
             return Err(Error::new(ErrorKind::Decode, why));
         }
-        let arguments = self.arguments.take().ok_or_else(super::protocol::torn)?;
+        let arguments = self.arguments.take().ok_or_else(torn)?;
         self.out.decode(|| wire::decode(arguments))
     }
 }
@@ -234,8 +300,9 @@ impl Doors {
     pub(super) fn enter(
         &mut self,
         op: &Op,
-        arguments: Parcel,
+        arguments: Option<Parcel>,
         object: &mut Option<Box<dyn Any + Send>>,
+        wait: &mut Option<Attempt>,
         out: &mut Writer,
     ) -> Result<()> {
         let unknown = |why| Error::new(ErrorKind::Decode, why);
@@ -253,12 +320,13 @@ impl Doors {
         let mut frame = Frame {
             fingerprint: op.fingerprint,
             object: object.take(),
-            arguments: Some(arguments),
+            arguments,
             out: std::mem::take(out),
+            wait: wait.take(),
             result: Err(unknown(why)),
         };
         entry(&mut frame);
-        (*object, *out) = (frame.object, frame.out);
+        (*object, *out, *wait) = (frame.object, frame.out, frame.wait);
         frame.result
     }
 }
@@ -296,7 +364,7 @@ impl Exposed {
     where
         F: Method<T, A>,
         T: Send + 'static,
-        A: DeserializeOwned + 'static,
+        A: DeserializeOwned + Send + 'static,
     {
         Self(vec![call_op::<F, T, A, Owned>(0, f).entry])
     }

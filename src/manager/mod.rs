@@ -5,6 +5,8 @@
 //! proxy.rs     the typed handle a client holds              objects.rs  the objects and who holds them
 //! list.rs dict.rs namespace.rs   its forms for collections  method.rs   function <-> address, with an object in its hand
 //! link.rs      this process's connection to a server        protocol.rs what they say to each other
+//! queue.rs primitives.rs value.rs  its forms for what else    waits.rs    operations that may have to wait
+//!                                  shares memory
 //! abroad.rs    handles that go to another host and come from there
 //! ```
 #![forbid(unsafe_code)]
@@ -18,13 +20,20 @@ mod manager;
 mod method;
 mod namespace;
 mod objects;
+mod primitives;
 mod protocol;
 mod proxy;
+mod queue;
 mod server;
+mod value;
+mod waits;
 
 pub use dict::DictProxy;
 pub use list::ListProxy;
 pub use manager::{Manager, ManagerBuilder, ManagerConnect};
 pub use method::{Exposed, Maker, Method};
 pub use namespace::Namespace;
+pub use primitives::{BarrierProxy, ConditionProxy, EventProxy, Grant, LockProxy, SemaphoreProxy};
 pub use proxy::{Batch, Proxy, Replies, Ticket};
+pub use queue::QueueProxy;
+pub use value::{ArrayProxy, ValueProxy};

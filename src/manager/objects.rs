@@ -4,11 +4,12 @@
 //! that are part of objects themselves. It goes when nobody holds it. Objects that hold each other in a circle, and
 //! that nobody outside leads to, are found by [`Objects::collect`].
 
+use super::waits::Settle;
 use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// One object: its value, and whose turn it is.
 pub(super) struct Object<J> {
@@ -16,6 +17,10 @@ pub(super) struct Object<J> {
     /// `None` only while a call has it in its hand.
     pub(super) value: Mutex<Option<Box<dyn Any + Send>>>,
     turn: Mutex<Turn<J>>,
+    /// Jobs that had their turn and wait for a change. Only who has the turn looks here.
+    pub(super) parked: Mutex<Vec<J>>,
+    /// How its waiting operations are ended; known once there was one.
+    pub(super) settle: OnceLock<Settle>,
 }
 
 struct Turn<J> {
@@ -92,7 +97,8 @@ impl<J: Send + 'static> Objects<J> {
         state.last += 1;
         let number = state.last;
         let turn = Mutex::new(Turn { is_taken: false, waiting: VecDeque::new() });
-        let object = Arc::new(Object { number, value: Mutex::new(Some(value)), turn });
+        let (parked, settle) = (Mutex::default(), OnceLock::new());
+        let object = Arc::new(Object { number, value: Mutex::new(Some(value)), turn, parked, settle });
         state.entries.insert(number, Entry { object, outside: 1, inside: Vec::new() });
         number
     }

@@ -188,6 +188,7 @@ impl Writer {
 }
 
 /// A message that is being read. Everything is checked: it may come from another machine.
+#[derive(Default)]
 pub(super) struct Reader {
     bytes: Vec<u8>,
     at: usize,

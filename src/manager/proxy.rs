@@ -81,7 +81,7 @@ impl<T: Send + 'static> Proxy<T> {
     where
         R: DeserializeOwned + 'static,
         F: Fn(&mut T, Lend<A>) -> Result<Message> + Copy + 'static,
-        A: DeserializeOwned + 'static,
+        A: DeserializeOwned + Send + 'static,
     {
         let mut request = self.handle.link.request(protocol::CALL);
         let request = request.encode(|| wire::encode_by_serde(&Lend(args))).map(|message| {
@@ -132,7 +132,7 @@ fn append<F, T, A, M>(request: &mut Writer, handle: &Handle, g: F, args: &A) -> 
 where
     F: Invoke<T, A, M>,
     T: Send + 'static,
-    A: Serialize + DeserializeOwned + 'static,
+    A: Serialize + DeserializeOwned + Send + 'static,
     M: 'static,
 {
     let message = request.encode(|| wire::encode(args))?;

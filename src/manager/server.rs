@@ -33,9 +33,10 @@
 
 use super::abroad::Abroad;
 use super::link::{Handle, Link};
-use super::method::Doors;
+use super::method::{Attempt, Doors};
 use super::objects::{Lease, Object, Objects, lock};
 use super::protocol::{self, Op, Reader, Writer};
+use super::waits::{End, Ticket};
 use crate::channel::{Receiver, Sender};
 #[cfg(feature = "tls")]
 use crate::connection::rustls;
@@ -200,6 +201,8 @@ pub(super) struct Connection {
     /// It shares no memory with this process: handles go as references that it holds.
     is_far: bool,
     held: Mutex<HashMap<u64, u64>>,
+    /// Where requests that may wait were made, and what they brought may be held.
+    asked: Mutex<HashMap<u64, Arc<Object<Job>>>>,
     out: Mutex<Out>,
 }
 
@@ -285,13 +288,36 @@ pub(super) struct Job {
     answer: Writer,
     reply_to: ReplyTo,
     /// The operation that is next, if it has been read.
-    next: Option<(Op, Parcel)>,
+    next: Option<Next>,
+    /// If that may have to wait.
+    wait: Option<Attempt>,
     /// It has the turn of its next object.
     object: Option<Arc<Object<Job>>>,
 }
 
+enum Next {
+    /// With its arguments, unless it was tried before.
+    Run(Op, Option<Parcel>),
+    /// What a waiting operation brought, or still waits for, is taken or given back.
+    Settle(Ticket, End),
+}
+
+impl Job {
+    fn new(reader: Reader, left: u64, answer: Writer, reply_to: ReplyTo) -> Self {
+        Self { reader, left, answer, reply_to, next: None, wait: None, object: None }
+    }
+
+    fn entry(&self) -> Option<u64> {
+        match &self.next {
+            Some(Next::Run(op, _)) => Some(op.entry),
+            _ => None,
+        }
+    }
+}
+
 enum ReplyTo {
     Client(Arc<Connection>),
+    Nobody,
     /// A task of this process.
     Here(oneshot::Sender<Sealed>),
 }
@@ -587,6 +613,10 @@ impl Server {
         let gone = (out.sender.take(), out.parked.take(), std::mem::take(&mut out.backlog));
         drop(out);
         drop(gone);
+        let asked = std::mem::take(&mut *lock(&connection.asked));
+        for (id, object) in asked {
+            self.settle((connection.number, id), object, End::Lost);
+        }
         drop(connection);
         self.connections.fetch_sub(1, SeqCst);
         self.end_if_forgotten();
@@ -599,7 +629,10 @@ impl Server {
             Out { sender: Some(sender), backlog: VecDeque::new(), is_flushing: false, is_gone: false, parked: None };
         let number = self.last_connection.fetch_add(1, Relaxed) + 1;
         let (server, held, out) = (self.clone(), Mutex::default(), Mutex::new(out));
-        self.read(next_request(Arc::new(Connection { number, server, is_far, held, out }), receiver));
+        self.read(next_request(
+            Arc::new(Connection { number, server, is_far, held, asked: Mutex::default(), out }),
+            receiver,
+        ));
     }
 
     fn take_hellos(self: &Arc<Self>) {
@@ -634,7 +667,25 @@ impl Server {
                 let (id, left) = (reader.number()?, reader.number()?);
                 let reply_to = ReplyTo::Client(connection.clone());
                 let answer = Writer::answer(id).to(connection.abroad());
-                return Ok(self.prepare(Job { reader, left, answer, reply_to, next: None, object: None }));
+                return Ok(self.prepare(Job::new(reader, left, answer, reply_to)));
+            }
+            protocol::WAIT => {
+                let id = reader.number()?;
+                if lock(&connection.asked).contains_key(&id) {
+                    return Err(protocol::torn());
+                }
+                let reply_to = ReplyTo::Client(connection.clone());
+                let mut job = Job::new(reader, 1, Writer::answer(id).to(connection.abroad()), reply_to);
+                job.wait = Some(Attempt::new((connection.number, id)));
+                return Ok(self.prepare(job));
+            }
+            kind @ (protocol::TOOK | protocol::GIVE_BACK) => {
+                let id = reader.number()?;
+                let object = lock(&connection.asked).remove(&id);
+                if let Some(object) = object {
+                    let end = if kind == protocol::TOOK { End::Took } else { End::GaveBack };
+                    self.settle((connection.number, id), object, end);
+                }
             }
             // Leases are for families, and ending the manager is for who started it.
             protocol::LEASE_OPEN | protocol::LEASE | protocol::CLAIMED | protocol::END if connection.is_far => {
@@ -698,7 +749,7 @@ impl Server {
         let (_, id, left) = (reader.byte()?, reader.number()?, reader.number()?);
         let (sender, answer) = oneshot::channel();
         let reply_to = ReplyTo::Here(sender);
-        let job = Job { reader, left, answer: Writer::answer(id), reply_to, next: None, object: None };
+        let job = Job::new(reader, left, Writer::answer(id), reply_to);
         if let Some(job) = self.prepare(job) {
             self.helpers.run(self, Task::Work(Box::new(job)));
         }
@@ -715,7 +766,16 @@ impl Server {
     }
 
     fn is_slow(&self, job: &Job) -> bool {
-        job.next.as_ref().is_some_and(|(op, _)| lock(&self.slow).contains(&op.entry))
+        job.entry().is_some_and(|entry| lock(&self.slow).contains(&entry))
+    }
+
+    /// Ends a request that may wait, after everything that came to its object before.
+    fn settle(self: &Arc<Self>, ticket: Ticket, object: Arc<Object<Job>>, end: End) {
+        let mut job = Job::new(Reader::default(), 0, Writer::default(), ReplyTo::Nobody);
+        (job.next, job.object) = (Some(Next::Settle(ticket, end)), Some(object.clone()));
+        if let Some(job) = object.take_turn(job) {
+            self.work_here(job);
+        }
     }
 
     fn work_here(self: &Arc<Self>, job: Job) {
@@ -730,17 +790,51 @@ impl Server {
         let mut prepared = Some(job);
         while let Some(mut job) = prepared {
             prepared = match (job.next.take(), job.object.take()) {
-                (Some((op, arguments)), Some(object)) => {
-                    run(&object, &op, arguments, &mut job.answer);
+                (Some(next), Some(object)) => {
+                    let has_to_wait = run(&object, next, &mut job);
+                    self.retry(&object, todo);
+                    let job = match has_to_wait {
+                        Some(next) => {
+                            job.next = Some(next);
+                            lock(&object.parked).push(job);
+                            None
+                        }
+                        None => self.prepare(job),
+                    };
                     todo.extend(object.pass_on());
-                    self.prepare(job)
+                    job
                 }
-                (Some((op, arguments)), None) => {
+                (Some(Next::Run(op, arguments)), None) => {
                     self.make(&mut job, &op, arguments);
                     self.prepare(job)
                 }
+                (Some(Next::Settle(..)), None) => return,
                 (None, _) => return job.finish(),
             };
+        }
+    }
+
+    /// Tries what is parked at an object whose turn is held; the first to come is the first to go.
+    fn retry(&self, object: &Object<Job>, todo: &mut VecDeque<Job>) {
+        loop {
+            let parked = std::mem::take(&mut *lock(&object.parked));
+            let (count, mut left) = (parked.len(), Vec::new());
+            for mut job in parked {
+                let Some(next) = job.next.take() else { continue };
+                match run(object, next, &mut job) {
+                    Some(next) => {
+                        job.next = Some(next);
+                        left.push(job);
+                    }
+                    // It has only one operation, so it is done.
+                    None => todo.push_back(job),
+                }
+            }
+            let is_settled = left.len() == count;
+            *lock(&object.parked) = left;
+            if is_settled {
+                return;
+            }
         }
     }
 
@@ -759,9 +853,12 @@ impl Server {
             if self.exposed.as_ref().is_some_and(|exposed| !exposed.contains(&op.entry)) {
                 job.answer.error(&Error::other("this function is not exposed by the manager"));
             } else if op.object == protocol::MAKER {
-                job.next = Some((op, arguments));
+                job.next = Some(Next::Run(op, Some(arguments)));
             } else if let Some(object) = self.objects.find(op.object) {
-                (job.next, job.object) = (Some((op, arguments)), Some(object.clone()));
+                if let (Some(wait), ReplyTo::Client(connection)) = (&job.wait, &job.reply_to) {
+                    lock(&connection.asked).insert(wait.ticket.1, object.clone());
+                }
+                (job.next, job.object) = (Some(Next::Run(op, Some(arguments))), Some(object.clone()));
                 return object.take_turn(job);
             } else {
                 job.answer.error(&Error::closed("object of this proxy"));
@@ -770,10 +867,10 @@ impl Server {
         Some(job)
     }
 
-    fn make(&self, job: &mut Job, op: &Op, arguments: Parcel) {
+    fn make(&self, job: &mut Job, op: &Op, arguments: Option<Parcel>) {
         let mut value = None;
         let mut doors = DOORS.with_borrow_mut(std::mem::take);
-        let result = doors.enter(op, arguments, &mut value, &mut job.answer);
+        let result = doors.enter(op, arguments, &mut value, &mut job.wait, &mut job.answer);
         DOORS.set(doors);
         match (result, value) {
             (Ok(()), Some(value)) => {
@@ -794,20 +891,39 @@ fn survive(work: impl FnOnce()) {
     let _ = catch_unwind(AssertUnwindSafe(work));
 }
 
-/// Runs one operation on an object whose turn is held.
-fn run(object: &Object<Job>, op: &Op, arguments: Parcel, answer: &mut Writer) {
-    LAST_ENTRY.set(Some(op.entry));
+/// Runs one operation of a job on an object whose turn is held, and returns it if it has to wait.
+fn run(object: &Object<Job>, next: Next, job: &mut Job) -> Option<Next> {
     let outer = AT_WORK_ON.replace(object.number);
     let mut value = lock(&object.value).take();
-    // User code in it may come back here, on another object.
-    let mut doors = DOORS.with_borrow_mut(std::mem::take);
-    let result = doors.enter(op, arguments, &mut value, answer);
-    DOORS.set(doors);
+    let again = match next {
+        Next::Run(op, arguments) => {
+            LAST_ENTRY.set(Some(op.entry));
+            // User code in it may come back here, on another object.
+            let mut doors = DOORS.with_borrow_mut(std::mem::take);
+            let result = doors.enter(&op, arguments, &mut value, &mut job.wait, &mut job.answer);
+            DOORS.set(doors);
+            if let Some(settle) = job.wait.as_ref().and_then(|wait| wait.settle) {
+                object.settle.get_or_init(|| settle);
+            }
+            let has_to_wait = result.is_ok() && job.wait.as_ref().is_some_and(|wait| wait.has_to_wait);
+            if let Err(error) = result {
+                job.answer.error(&error);
+            }
+            has_to_wait.then_some(Next::Run(op, None))
+        }
+        Next::Settle(ticket, end) => {
+            let is_its = |job: &mut Job| job.wait.as_ref().is_some_and(|wait| wait.ticket == ticket);
+            let waited: Vec<_> = lock(&object.parked).extract_if(.., is_its).collect();
+            if let (Some(settle), Some(value)) = (object.settle.get(), &mut value) {
+                survive(|| settle(&mut **value, ticket, end));
+            }
+            survive(|| drop(waited));
+            None
+        }
+    };
     *lock(&object.value) = value;
     AT_WORK_ON.set(outer);
-    if let Err(error) = result {
-        answer.error(&error);
-    }
+    again
 }
 
 impl Job {
@@ -815,6 +931,7 @@ impl Job {
         fault::point("manager.answer");
         let answer = self.answer.seal();
         match self.reply_to {
+            ReplyTo::Nobody => {}
             ReplyTo::Client(connection) => connection.reply(answer),
             // Who asked may have gone.
             ReplyTo::Here(sender) => drop(sender.send(answer)),
@@ -927,7 +1044,7 @@ impl Server {
             match task {
                 Task::Lead(pulse) => self.lead(&pulse),
                 Task::Work(job) => {
-                    let entry = job.next.as_ref().map(|(op, _)| op.entry);
+                    let entry = job.entry();
                     let start = Instant::now();
                     survive(|| self.work_here(*job));
                     if start.elapsed() < LOOK

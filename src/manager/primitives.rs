@@ -1,0 +1,551 @@
+//! Locks, semaphores, events, barriers, conditions in a manager, for those who share no memory.
+
+use super::link::Asked;
+use super::proxy::Proxy;
+use super::waits::{End, Ticket, Waits, ready};
+use crate::error::{Error, ErrorKind, LockError, Result};
+use crate::wire::Message;
+use serde::{Deserialize, Serialize};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::fmt;
+use std::task::Poll;
+
+macro_rules! handles {
+    ($($name:ident)*) => {$(
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.debug_tuple(stringify!($name)).field(&self.0.handle.object).finish()
+            }
+        }
+    )*};
+}
+
+handles!(LockProxy SemaphoreProxy EventProxy BarrierProxy ConditionProxy);
+
+/// Who holds a lock.
+#[derive(Default)]
+pub(super) struct Held {
+    holder: Option<Ticket>,
+    /// The last holder was lost with it.
+    is_orphaned: bool,
+}
+
+impl Held {
+    /// True if the last holder was lost.
+    fn take(&mut self, ticket: Ticket) -> Option<bool> {
+        if self.holder.is_some() {
+            return None;
+        }
+        self.holder = Some(ticket);
+        Some(std::mem::take(&mut self.is_orphaned))
+    }
+
+    fn acquire(&mut self, may_wait: &mut Option<(bool,)>, ticket: Ticket) -> Poll<Result<Message>> {
+        match (self.take(ticket), *may_wait) {
+            (Some(is_orphaned), _) => ready(&is_orphaned),
+            (None, Some((false,))) => Poll::Ready(Err(Error::new(ErrorKind::WouldBlock, "the lock is held"))),
+            (None, _) => Poll::Pending,
+        }
+    }
+}
+
+impl Waits for Held {
+    fn settle(&mut self, ticket: Ticket, end: End) {
+        if self.holder == Some(ticket) {
+            (self.holder, self.is_orphaned) = (None, end == End::Lost);
+        }
+    }
+}
+
+/// A lock, or a permit, of a manager; given back when dropped, or when the connection it came through is lost.
+///
+/// See [`LockProxy`] and [`SemaphoreProxy`] for examples.
+#[must_use = "what is dropped at once protects nothing"]
+pub struct Grant(Asked);
+
+impl Grant {
+    /// Keeps the permit of a semaphore for good: it is not given back by anybody. A lock cannot be kept like this.
+    pub fn forget(self) {
+        self.0.take();
+    }
+}
+
+impl fmt::Debug for Grant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Grant").field("request", &self.0.id()).finish_non_exhaustive()
+    }
+}
+
+fn granted<G>(answer: Result<(bool, Asked)>, grant: impl FnOnce(Asked) -> G) -> Result<G, LockError<G>> {
+    match answer {
+        Ok((false, asked)) => Ok(grant(asked)),
+        Ok((true, asked)) => {
+            let why = "who held the lock last is gone, killed or cut off: what it protects may be half changed";
+            Err(LockError::new(Error::new(ErrorKind::OwnerDied, why), Some(grant(asked))))
+        }
+        Err(error) => Err(LockError::new(error, None)),
+    }
+}
+
+/// A lock that lives in a manager's process, for those who share no memory; made by
+/// [`Manager::lock`](super::Manager::lock). Within a family [`Lock`](crate::Lock) is faster.
+///
+/// **Order.** First come, first served. **Cancel.** A dropped `acquire` has not acquired it.
+/// **Death.** The lock of a process that is killed or cut off is free at once; the next holder gets `OwnerDied` with the
+/// lock inside. Who is cut off from the manager may not know of it until its next call: what must not be done by
+/// two at a time is done through the manager itself.
+///
+/// ```
+/// use multiprocess::{self as mp, Manager};
+///
+/// fn main() -> mp::Result<()> {
+///     mp::run(async {
+///         let manager = Manager::start().await?;
+///         let lock = manager.lock().await?;
+///         let held = lock.acquire().await?;
+///         assert_eq!(lock.try_acquire().await.unwrap_err().kind(), mp::ErrorKind::WouldBlock);
+///         drop(held);
+///         let _again = lock.acquire().await?;
+///         manager.shutdown().await
+///     })
+/// }
+/// ```
+#[derive(Clone, Serialize, Deserialize)]
+pub struct LockProxy(pub(super) Proxy<Held>);
+
+impl LockProxy {
+    /// Waits until the lock is this caller's.
+    ///
+    /// # Errors
+    /// `OwnerDied`, and then the lock is taken: the grant is inside. Else as [`Proxy::call`].
+    pub async fn acquire(&self) -> Result<Grant, LockError<Grant>> {
+        granted(self.0.wait(Held::acquire, (true,)).await, Grant)
+    }
+
+    /// Takes the lock if it is free.
+    ///
+    /// # Errors
+    /// `WouldBlock` if it is held; else as [`acquire`](Self::acquire).
+    pub async fn try_acquire(&self) -> Result<Grant, LockError<Grant>> {
+        granted(self.0.wait(Held::acquire, (false,)).await, Grant)
+    }
+}
+
+/// What the manager keeps of a semaphore.
+pub(super) struct Permits {
+    available: usize,
+    held: HashSet<Ticket>,
+}
+
+impl Permits {
+    pub(super) fn new(available: usize) -> Self {
+        Self { available, held: HashSet::new() }
+    }
+
+    fn acquire(&mut self, may_wait: &mut Option<(bool,)>, ticket: Ticket) -> Poll<Result<Message>> {
+        match (self.available.checked_sub(1), *may_wait) {
+            (Some(left), _) => {
+                self.available = left;
+                self.held.insert(ticket);
+                ready(&())
+            }
+            (None, Some((false,))) => Poll::Ready(Err(Error::new(ErrorKind::WouldBlock, "there is no permit"))),
+            (None, _) => Poll::Pending,
+        }
+    }
+}
+
+impl Waits for Permits {
+    fn settle(&mut self, ticket: Ticket, end: End) {
+        if self.held.remove(&ticket) && end != End::Took {
+            self.available = self.available.saturating_add(1);
+        }
+    }
+}
+
+/// A semaphore that lives in a manager's process, for those who share no memory; made by
+/// [`Manager::semaphore`](super::Manager::semaphore). Within a family [`Semaphore`](crate::Semaphore) is faster.
+///
+/// **Order.** First come, first served. **Cancel.** A dropped `acquire` has no permit, and loses none. **Death.** The
+/// permits of a process that is killed or cut off are available again at once.
+///
+/// ```
+/// use multiprocess::{self as mp, Manager};
+///
+/// fn main() -> mp::Result<()> {
+///     mp::run(async {
+///         let manager = Manager::start().await?;
+///         let seats = manager.semaphore(2).await?;
+///         let (_one, two) = (seats.acquire().await?, seats.acquire().await?);
+///         assert_eq!(seats.try_acquire().await.unwrap_err().kind(), mp::ErrorKind::WouldBlock);
+///         drop(two);
+///         assert_eq!(seats.available().await?, 1);
+///         manager.shutdown().await
+///     })
+/// }
+/// ```
+#[derive(Clone, Serialize, Deserialize)]
+pub struct SemaphoreProxy(pub(super) Proxy<Permits>);
+
+impl SemaphoreProxy {
+    /// Waits for a permit.
+    ///
+    /// # Errors
+    /// As [`Proxy::call`].
+    pub async fn acquire(&self) -> Result<Grant> {
+        let ((), asked) = self.0.wait(Permits::acquire, (true,)).await?;
+        Ok(Grant(asked))
+    }
+
+    /// Takes a permit if there is one.
+    ///
+    /// # Errors
+    /// `WouldBlock` if there is none; else as [`Proxy::call`].
+    pub async fn try_acquire(&self) -> Result<Grant> {
+        let ((), asked) = self.0.wait(Permits::acquire, (false,)).await?;
+        Ok(Grant(asked))
+    }
+
+    /// Adds a permit, beyond those that are held.
+    ///
+    /// # Errors
+    /// As [`Proxy::call`].
+    pub async fn release(&self) -> Result<()> {
+        let release = |permits: &mut Permits| permits.available = permits.available.saturating_add(1);
+        self.0.call(release, ()).await
+    }
+
+    /// How many permits there are to be had.
+    ///
+    /// # Errors
+    /// As [`Proxy::call`].
+    pub async fn available(&self) -> Result<usize> {
+        self.0.call(|permits: &mut Permits| permits.available, ()).await
+    }
+}
+
+/// What the manager keeps of an event.
+#[derive(Default)]
+pub(super) struct Flag(bool);
+
+impl Waits for Flag {
+    fn settle(&mut self, _: Ticket, _: End) {}
+}
+
+/// An event that lives in a manager's process, for those who share no memory; made by
+/// [`Manager::event`](super::Manager::event). Within a family [`Event`](crate::Event) is faster.
+///
+/// **Order.** Setting wakes everybody who waits, also if it is cleared at once. **Cancel.** A dropped `wait` leaves
+/// nothing behind. **Death.** Nobody holds anything; if the manager ends, every call fails with kind `Closed`.
+///
+/// ```
+/// use multiprocess::{self as mp, Manager};
+///
+/// fn main() -> mp::Result<()> {
+///     mp::run(async {
+///         let manager = Manager::start().await?;
+///         let ready = manager.event().await?;
+///         futures::try_join!(ready.wait(), ready.set())?;
+///         assert!(ready.is_set().await?);
+///         manager.shutdown().await
+///     })
+/// }
+/// ```
+#[derive(Clone, Serialize, Deserialize)]
+pub struct EventProxy(pub(super) Proxy<Flag>);
+
+impl EventProxy {
+    /// Sets it, and wakes all who wait.
+    ///
+    /// # Errors
+    /// As [`Proxy::call`].
+    pub async fn set(&self) -> Result<()> {
+        self.0.call(|flag: &mut Flag| flag.0 = true, ()).await
+    }
+
+    /// Clears it.
+    ///
+    /// # Errors
+    /// As [`Proxy::call`].
+    pub async fn clear(&self) -> Result<()> {
+        self.0.call(|flag: &mut Flag| flag.0 = false, ()).await
+    }
+
+    /// Whether it is set.
+    ///
+    /// # Errors
+    /// As [`Proxy::call`].
+    pub async fn is_set(&self) -> Result<bool> {
+        self.0.call(|flag: &mut Flag| flag.0, ()).await
+    }
+
+    /// Waits until it is set.
+    ///
+    /// # Errors
+    /// As [`Proxy::call`].
+    pub async fn wait(&self) -> Result<()> {
+        let wait = |flag: &mut Flag, _: &mut Option<()>, _: Ticket| if flag.0 { ready(&()) } else { Poll::Pending };
+        self.0.wait_and_take(wait, ()).await
+    }
+}
+
+/// What the manager keeps of a barrier.
+pub(super) struct Parties {
+    count: usize,
+    waiting: Vec<Ticket>,
+    /// Who may go on, and as which; or may not.
+    released: HashMap<Ticket, Option<usize>>,
+    is_broken: bool,
+}
+
+impl Parties {
+    pub(super) fn new(count: usize) -> Self {
+        Self { count, waiting: Vec::new(), released: HashMap::new(), is_broken: false }
+    }
+
+    fn wait(&mut self, args: &mut Option<()>, ticket: Ticket) -> Poll<Result<Message>> {
+        if args.take().is_some() {
+            if self.is_broken {
+                return Poll::Ready(Err(broken()));
+            }
+            self.waiting.push(ticket);
+            if self.waiting.len() >= self.count {
+                let all = self.waiting.drain(..).enumerate();
+                self.released.extend(all.map(|(index, ticket)| (ticket, Some(index))));
+            }
+        }
+        match self.released.remove(&ticket) {
+            Some(Some(index)) => ready(&index),
+            Some(None) => Poll::Ready(Err(broken())),
+            None => Poll::Pending,
+        }
+    }
+
+    fn dismiss(&mut self) {
+        self.released.extend(self.waiting.drain(..).map(|ticket| (ticket, None)));
+    }
+}
+
+fn broken() -> Error {
+    Error::new(ErrorKind::BrokenBarrier, "the barrier is broken: somebody left it, or broke it; reset it")
+}
+
+impl Waits for Parties {
+    fn settle(&mut self, ticket: Ticket, _: End) {
+        if let Some(at) = self.waiting.iter().position(|waiting| *waiting == ticket) {
+            self.waiting.swap_remove(at);
+            self.is_broken = true;
+            self.dismiss();
+        }
+        self.released.remove(&ticket);
+    }
+}
+
+/// A barrier that lives in a manager's process, for those who share no memory; made by
+/// [`Manager::barrier`](super::Manager::barrier). Within a family [`Barrier`](crate::Barrier) is faster.
+///
+/// **Cancel.** A `wait` that is dropped breaks it: those who wait fail with kind `BrokenBarrier`, and those who come,
+/// until it is reset. **Death.** So does one of a process that is killed or cut off.
+///
+/// ```
+/// use multiprocess::{self as mp, Manager};
+///
+/// fn main() -> mp::Result<()> {
+///     mp::run(async {
+///         let manager = Manager::start().await?;
+///         let barrier = manager.barrier(2).await?;
+///         let (one, two) = futures::try_join!(barrier.wait(), barrier.wait())?;
+///         assert_eq!(one + two, 0 + 1);
+///         manager.shutdown().await
+///     })
+/// }
+/// ```
+#[derive(Clone, Serialize, Deserialize)]
+pub struct BarrierProxy(pub(super) Proxy<Parties>);
+
+impl BarrierProxy {
+    /// Waits until all parties wait, and returns which of them this is: 0 is one of them.
+    ///
+    /// # Errors
+    /// `BrokenBarrier` if it is broken, or breaks or is reset meanwhile; else as [`Proxy::call`].
+    pub async fn wait(&self) -> Result<usize> {
+        self.0.wait_and_take(Parties::wait, ()).await
+    }
+
+    /// Breaks it.
+    ///
+    /// # Errors
+    /// As [`Proxy::call`].
+    pub async fn abort(&self) -> Result<()> {
+        let abort = |parties: &mut Parties| {
+            parties.is_broken = true;
+            parties.dismiss();
+        };
+        self.0.call(abort, ()).await
+    }
+
+    /// Makes it whole; those who wait fail with kind `BrokenBarrier`.
+    ///
+    /// # Errors
+    /// As [`Proxy::call`].
+    pub async fn reset(&self) -> Result<()> {
+        let reset = |parties: &mut Parties| {
+            parties.is_broken = false;
+            parties.dismiss();
+        };
+        self.0.call(reset, ()).await
+    }
+
+    /// How many it waits for.
+    ///
+    /// # Errors
+    /// As [`Proxy::call`].
+    pub async fn parties(&self) -> Result<usize> {
+        self.0.call(|parties: &mut Parties| parties.count, ()).await
+    }
+
+    /// How many wait.
+    ///
+    /// # Errors
+    /// As [`Proxy::call`].
+    pub async fn waiting(&self) -> Result<usize> {
+        self.0.call(|parties: &mut Parties| parties.waiting.len(), ()).await
+    }
+
+    /// Whether it is broken.
+    ///
+    /// # Errors
+    /// As [`Proxy::call`].
+    pub async fn is_broken(&self) -> Result<bool> {
+        self.0.call(|parties: &mut Parties| parties.is_broken, ()).await
+    }
+}
+
+/// What the manager keeps of a condition.
+#[derive(Default)]
+pub(super) struct Waiters {
+    lock: Held,
+    waiting: VecDeque<Ticket>,
+    notified: HashSet<Ticket>,
+}
+
+impl Waiters {
+    fn lock(&mut self, args: &mut Option<()>, ticket: Ticket) -> Poll<Result<Message>> {
+        let _ = args;
+        self.lock.take(ticket).map_or(Poll::Pending, |is_orphaned| ready(&is_orphaned))
+    }
+
+    /// `guard` is the request that the asker got the lock by.
+    fn wait(&mut self, guard: &mut Option<(u64,)>, ticket: Ticket) -> Poll<Result<Message>> {
+        if let Some((guard,)) = guard.take() {
+            if self.lock.holder != Some((ticket.0, guard)) {
+                return Poll::Ready(Err(Error::other("who waits at a condition must hold its lock")));
+            }
+            self.lock.holder = None;
+            self.waiting.push_back(ticket);
+        }
+        if !self.notified.contains(&ticket) {
+            return Poll::Pending;
+        }
+        match self.lock.take(ticket) {
+            Some(is_orphaned) => {
+                self.notified.remove(&ticket);
+                ready(&is_orphaned)
+            }
+            None => Poll::Pending,
+        }
+    }
+
+    fn notify(&mut self, count: usize) {
+        let count = count.min(self.waiting.len());
+        self.notified.extend(self.waiting.drain(..count));
+    }
+}
+
+impl Waits for Waiters {
+    fn settle(&mut self, ticket: Ticket, end: End) {
+        self.lock.settle(ticket, end);
+        self.waiting.retain(|waiting| *waiting != ticket);
+        if self.notified.remove(&ticket) {
+            // It never came of it.
+            self.notify(1);
+        }
+    }
+}
+
+/// A condition, with the lock that belongs to it, that lives in a manager's process, for those who share no memory; made
+/// by [`Manager::condition`](super::Manager::condition). Within a family [`Condition`](crate::Condition) is faster.
+///
+/// **Order.** Those who wait are noticed in the order they came in. **Cancel.** A dropped `wait` leaves the lock free and
+/// no waiter behind; a notice it had not used goes to the next. **Death.** As for [`LockProxy`].
+///
+/// ```
+/// use multiprocess::{self as mp, Manager};
+///
+/// fn main() -> mp::Result<()> {
+///     mp::run(async {
+///         let manager = Manager::start().await?;
+///         let condition = manager.condition().await?;
+///         let held = condition.lock().await?;
+///         let notify = async {
+///             let _held = condition.lock().await?; // Once the other waits.
+///             condition.notify_one().await
+///         };
+///         let (held, notified) = futures::join!(condition.wait(held), notify);
+///         drop((held?, notified?));
+///         manager.shutdown().await
+///     })
+/// }
+/// ```
+#[derive(Clone, Serialize, Deserialize)]
+pub struct ConditionProxy(pub(super) Proxy<Waiters>);
+
+impl ConditionProxy {
+    /// Waits until the lock is this caller's.
+    ///
+    /// # Errors
+    /// As [`LockProxy::acquire`].
+    pub async fn lock(&self) -> Result<Grant, LockError<Grant>> {
+        granted(self.0.wait(Waiters::lock, ()).await, Grant)
+    }
+
+    /// Lets the lock go, waits for a notice, and takes the lock again.
+    ///
+    /// # Errors
+    /// `Other` if `held` is not this condition's lock; else as [`LockProxy::acquire`].
+    pub async fn wait(&self, held: Grant) -> Result<Grant, LockError<Grant>> {
+        granted(self.0.wait(Waiters::wait, (held.0.id(),)).await, Grant)
+    }
+
+    /// Wakes who has waited longest.
+    ///
+    /// # Errors
+    /// As [`Proxy::call`].
+    pub async fn notify_one(&self) -> Result<()> {
+        self.notify(1).await
+    }
+
+    /// Wakes up to `count` who have waited longest.
+    ///
+    /// # Errors
+    /// As [`Proxy::call`].
+    pub async fn notify(&self, count: usize) -> Result<()> {
+        self.0.call(Waiters::notify, (count,)).await
+    }
+
+    /// Wakes all who wait.
+    ///
+    /// # Errors
+    /// As [`Proxy::call`].
+    pub async fn notify_all(&self) -> Result<()> {
+        self.notify(usize::MAX).await
+    }
+
+    /// How many wait for a notice.
+    ///
+    /// # Errors
+    /// As [`Proxy::call`].
+    pub async fn waiting(&self) -> Result<usize> {
+        self.0.call(|waiters: &mut Waiters| waiters.waiting.len(), ()).await
+    }
+}

@@ -1,0 +1,234 @@
+//! A queue in a manager.
+
+use super::proxy::Proxy;
+use super::waits::{End, Ticket, Waits, ready};
+use crate::error::{Error, ErrorKind, Result};
+use crate::wire::Message;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::task::Poll;
+
+/// A queue that lives in a manager's process, for those who share no memory; made by
+/// [`Manager::queue`](super::Manager::queue). Within a family [`Queue`](crate::Queue) is faster.
+///
+/// **Order.** First in, first out, and those who wait are served in the order they came in.
+/// **Cancel.** A dropped `get` loses no item: one that was on its way is the first again. A dropped `put` has put its
+/// item or not. **Death.** An item is its receiver's once `get` returned; one on its way to a process that is
+/// killed goes back to its place, and so could be seen twice only by who was killed. If the manager ends, every
+/// call fails with kind `Closed`.
+///
+/// ```
+/// use multiprocess::{self as mp, Manager, QueueProxy};
+///
+/// fn main() -> mp::Result<()> {
+///     mp::run(async {
+///         let manager = Manager::builder().bind("127.0.0.1:0").authkey(b"secret").start().await?;
+///         let jobs = manager.queue::<String>(None).await?;
+///         manager.names().set("jobs", jobs.clone()).await?;
+///
+///         // In another process, perhaps on another host:
+///         let there = Manager::connect(&manager.address().await?.unwrap(), b"secret").await?;
+///         let theirs: QueueProxy<String> = there.names().get("jobs").await?.unwrap();
+///         let (job, ()) = futures::try_join!(theirs.get(), jobs.put("sweep".into()))?;
+///         assert_eq!(job, "sweep");
+///         manager.shutdown().await
+///     })
+/// }
+/// ```
+#[derive(Serialize, Deserialize)]
+#[serde(bound = "")]
+pub struct QueueProxy<T>(pub(super) Proxy<Items<T>>);
+
+/// What the manager keeps of a queue.
+pub(super) struct Items<T> {
+    /// Each with its place in the order.
+    items: VecDeque<(u64, T)>,
+    /// On their way to who got them.
+    taken: HashMap<Ticket, (u64, T)>,
+    last: u64,
+    capacity: Option<usize>,
+    unfinished: u64,
+    is_closed: bool,
+}
+
+impl<T> Items<T> {
+    pub(super) fn new(capacity: Option<usize>) -> Self {
+        let (items, taken) = (VecDeque::new(), HashMap::new());
+        Self { items, taken, last: 0, capacity, unfinished: 0, is_closed: false }
+    }
+
+    fn is_full(&self) -> bool {
+        self.capacity.is_some_and(|capacity| self.items.len() + self.taken.len() >= capacity)
+    }
+
+    /// Nothing is there, and nothing can come back.
+    fn is_over(&self) -> bool {
+        self.is_closed && self.items.is_empty() && self.taken.is_empty()
+    }
+}
+
+impl<T: Send + 'static> Waits for Items<T> {
+    fn settle(&mut self, ticket: Ticket, end: End) {
+        if let Some(item) = self.taken.remove(&ticket)
+            && end != End::Took
+        {
+            let at = self.items.partition_point(|(place, _)| *place < item.0);
+            self.items.insert(at, item);
+        }
+    }
+}
+
+fn put<T>(queue: &mut Items<T>, item: &mut Option<(T,)>, _: Ticket) -> Poll<Result<Message>> {
+    if queue.is_closed {
+        return Poll::Ready(Err(Error::closed("queue")));
+    }
+    if queue.is_full() {
+        return Poll::Pending;
+    }
+    try_put(queue, item);
+    ready(&())
+}
+
+fn try_put<T>(queue: &mut Items<T>, item: &mut Option<(T,)>) {
+    if let Some((item,)) = item.take() {
+        queue.last += 1;
+        queue.unfinished += 1;
+        queue.items.push_back((queue.last, item));
+    }
+}
+
+fn get<T: Serialize>(queue: &mut Items<T>, may_wait: &mut Option<(bool,)>, ticket: Ticket) -> Poll<Result<Message>> {
+    let Some(item) = queue.items.pop_front() else {
+        return match (queue.is_over(), *may_wait) {
+            (true, _) => Poll::Ready(Err(Error::closed("queue"))),
+            (false, Some((false,))) => Poll::Ready(Err(Error::new(ErrorKind::Empty, "the queue is empty"))),
+            (false, _) => Poll::Pending,
+        };
+    };
+    *may_wait = None;
+    let answer = ready(&item.1);
+    // Also if it could not be written: then it is given back.
+    queue.taken.insert(ticket, item);
+    answer
+}
+
+fn join<T>(queue: &mut Items<T>, _: &mut Option<()>, _: Ticket) -> Poll<Result<Message>> {
+    if queue.unfinished == 0 { ready(&()) } else { Poll::Pending }
+}
+
+impl<T> QueueProxy<T>
+where
+    T: Serialize + DeserializeOwned + Send + 'static,
+{
+    /// Appends an item; waits while the queue is full.
+    ///
+    /// # Errors
+    /// `Closed` if the queue was closed; else as [`Proxy::call`].
+    pub async fn put(&self, item: T) -> Result<()> {
+        self.0.wait_and_take(put::<T>, (item,)).await
+    }
+
+    /// Appends an item if there is room.
+    ///
+    /// # Errors
+    /// `Full`; `Closed` if the queue was closed; else as [`Proxy::call`].
+    pub async fn try_put(&self, item: T) -> Result<()> {
+        let put = |queue: &mut Items<T>, item: T| {
+            if queue.is_closed {
+                return Err(Error::closed("queue"));
+            }
+            if queue.is_full() {
+                return Err(Error::new(ErrorKind::Full, "the queue is full"));
+            }
+            try_put(queue, &mut Some((item,)));
+            Ok(())
+        };
+        self.0.call(put, (item,)).await?
+    }
+
+    /// Takes the first item; waits while there is none.
+    ///
+    /// # Errors
+    /// `Closed` if the queue was closed and is empty; `Decode` if the item cannot be read, which is the first again
+    /// then; else as [`Proxy::call`].
+    pub async fn get(&self) -> Result<T> {
+        self.0.wait_and_take(get::<T>, (true,)).await
+    }
+
+    /// Takes the first item if there is one.
+    ///
+    /// # Errors
+    /// `Empty`; else as [`get`](Self::get).
+    pub async fn try_get(&self) -> Result<T> {
+        self.0.wait_and_take(get::<T>, (false,)).await
+    }
+
+    /// How many items there are.
+    ///
+    /// # Errors
+    /// As [`Proxy::call`].
+    pub async fn len(&self) -> Result<usize> {
+        self.0.call(|queue: &mut Items<T>| queue.items.len(), ()).await
+    }
+
+    /// Whether there is no item.
+    ///
+    /// # Errors
+    /// As [`Proxy::call`].
+    pub async fn is_empty(&self) -> Result<bool> {
+        Ok(self.len().await? == 0)
+    }
+
+    /// Whether a `put` would wait.
+    ///
+    /// # Errors
+    /// As [`Proxy::call`].
+    pub async fn is_full(&self) -> Result<bool> {
+        self.0.call(|queue: &mut Items<T>| queue.is_full(), ()).await
+    }
+
+    /// Ends putting: every `put` fails from now on, and every `get` once the queue is empty.
+    ///
+    /// # Errors
+    /// As [`Proxy::call`].
+    pub async fn close(&self) -> Result<()> {
+        self.0.call(|queue: &mut Items<T>| queue.is_closed = true, ()).await
+    }
+
+    /// Says that an item is worked off, for [`join`](Self::join).
+    ///
+    /// # Errors
+    /// `Other` if that was said for every item already; else as [`Proxy::call`].
+    pub async fn task_done(&self) -> Result<()> {
+        let done = |queue: &mut Items<T>| match queue.unfinished.checked_sub(1) {
+            Some(left) => {
+                queue.unfinished = left;
+                Ok(())
+            }
+            None => Err(Error::other("task_done was called more often than there were items")),
+        };
+        self.0.call(done, ()).await?
+    }
+
+    /// Waits until [`task_done`](Self::task_done) was said for every item that was ever put.
+    ///
+    /// # Errors
+    /// As [`Proxy::call`].
+    pub async fn join(&self) -> Result<()> {
+        self.0.wait_and_take(join::<T>, ()).await
+    }
+}
+
+impl<T> Clone for QueueProxy<T> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<T> fmt::Debug for QueueProxy<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("QueueProxy").field(&self.0.handle.object).finish()
+    }
+}

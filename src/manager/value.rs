@@ -1,0 +1,190 @@
+//! One value, and a row of values, in a manager.
+
+use super::proxy::{Lend, Proxy};
+use crate::error::{Error, Result};
+use crate::wire;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// A value that lives in a manager's process, for those who share no memory; made by
+/// [`Manager::value`](super::Manager::value). Within a family [`Value`](crate::Value) is faster.
+///
+/// See [`Proxy`] for what a handle promises: a call waits for its answer, is made whole or not at all, and fails with
+/// `Closed` once the manager is gone.
+///
+/// ```
+/// use multiprocess::{self as mp, Manager};
+///
+/// fn main() -> mp::Result<()> {
+///     mp::run(async {
+///         let manager = Manager::start().await?;
+///         let total = manager.value(40u32).await?;
+///         assert_eq!(total.update(|total| { *total += 2; *total }).await?, 42);
+///         assert_eq!(total.swap(0).await?, 42);
+///         manager.shutdown().await
+///     })
+/// }
+/// ```
+#[derive(Serialize, Deserialize)]
+#[serde(bound = "")]
+pub struct ValueProxy<T>(pub(super) Proxy<One<T>>);
+
+/// What the manager keeps of a value.
+pub(super) struct One<T>(pub(super) T);
+
+impl<T> ValueProxy<T>
+where
+    T: Serialize + DeserializeOwned + Send + 'static,
+{
+    /// A copy of it.
+    ///
+    /// # Errors
+    /// As [`Proxy::call`].
+    pub async fn get(&self) -> Result<T> {
+        let get = |one: &mut One<T>, Lend(()): Lend<()>| wire::encode_by_serde(&Lend(&one.0));
+        let Lend(value) = self.0.lend(get, &()).await?;
+        Ok(value)
+    }
+
+    /// Replaces it.
+    ///
+    /// # Errors
+    /// As [`Proxy::call`].
+    pub async fn set(&self, value: T) -> Result<()> {
+        self.0.call(|one: &mut One<T>, value: T| one.0 = value, (value,)).await
+    }
+
+    /// Replaces it, and returns what it was.
+    ///
+    /// # Errors
+    /// As [`Proxy::call`].
+    pub async fn swap(&self, value: T) -> Result<T> {
+        self.0.call(|one: &mut One<T>, value: T| std::mem::replace(&mut one.0, value), (value,)).await
+    }
+
+    /// Runs `f` on it, in the manager's process, as one step that no other call comes into.
+    ///
+    /// # Errors
+    /// As [`Proxy::call`].
+    pub async fn update<F, R>(&self, f: F) -> Result<R>
+    where
+        F: Fn(&mut T) -> R + Copy + Send + 'static,
+        R: Serialize + DeserializeOwned + Send + 'static,
+    {
+        self.0.call(move |one: &mut One<T>| f(&mut one.0), ()).await
+    }
+}
+
+/// Values in a row, as many as there were at first, that live in a manager's process, for those who share no memory; made
+/// by [`Manager::array`](super::Manager::array). Within a family [`Array`](crate::Array) is faster.
+///
+/// See [`Proxy`] for what a handle promises: a call waits for its answer, is made whole or not at all, and fails with
+/// `Closed` once the manager is gone.
+///
+/// ```
+/// use multiprocess::{self as mp, Manager};
+///
+/// fn main() -> mp::Result<()> {
+///     mp::run(async {
+///         let manager = Manager::start().await?;
+///         let row = manager.array(vec![0u32; 3]).await?;
+///         row.set(1, 7).await?;
+///         row.update(|row| row.iter_mut().for_each(|n| *n += 1)).await?;
+///         assert_eq!(row.to_vec().await?, [1, 8, 1]);
+///         assert!(row.set(3, 0).await.is_err());
+///         manager.shutdown().await
+///     })
+/// }
+/// ```
+#[derive(Serialize, Deserialize)]
+#[serde(bound = "")]
+pub struct ArrayProxy<T>(pub(super) Proxy<Row<T>>);
+
+/// What the manager keeps of an array.
+pub(super) struct Row<T>(pub(super) Box<[T]>);
+
+impl<T> ArrayProxy<T>
+where
+    T: Serialize + DeserializeOwned + Send + 'static,
+{
+    /// A copy of an element; `None` beyond the end.
+    ///
+    /// # Errors
+    /// As [`Proxy::call`].
+    pub async fn get(&self, index: usize) -> Result<Option<T>> {
+        let get = |row: &mut Row<T>, Lend(index): Lend<usize>| wire::encode_by_serde(&Lend(row.0.get(index)));
+        let Lend(value) = self.0.lend(get, &index).await?;
+        Ok(value)
+    }
+
+    /// Replaces an element.
+    ///
+    /// # Errors
+    /// `Other` beyond the end; else as [`Proxy::call`].
+    pub async fn set(&self, index: usize, value: T) -> Result<()> {
+        let set = |row: &mut Row<T>, index: usize, value: T| {
+            let len = row.0.len();
+            let element = row.0.get_mut(index);
+            *element.ok_or_else(|| Error::other(format!("no element {index}: there are {len} elements")))? = value;
+            Ok(())
+        };
+        self.0.call(set, (index, value)).await?
+    }
+
+    /// How many elements there are.
+    ///
+    /// # Errors
+    /// As [`Proxy::call`].
+    pub async fn len(&self) -> Result<usize> {
+        self.0.call(|row: &mut Row<T>| row.0.len(), ()).await
+    }
+
+    /// Whether there is no element.
+    ///
+    /// # Errors
+    /// As [`Proxy::call`].
+    pub async fn is_empty(&self) -> Result<bool> {
+        Ok(self.len().await? == 0)
+    }
+
+    /// A copy of all elements, as they are at one moment.
+    ///
+    /// # Errors
+    /// As [`Proxy::call`].
+    pub async fn to_vec(&self) -> Result<Vec<T>> {
+        let all = |row: &mut Row<T>, Lend(()): Lend<()>| wire::encode_by_serde(&Lend(&row.0));
+        let Lend(values) = self.0.lend(all, &()).await?;
+        Ok(values)
+    }
+
+    /// Runs `f` on all elements, in the manager's process, as one step that no other call comes into.
+    ///
+    /// # Errors
+    /// As [`Proxy::call`].
+    pub async fn update<F, R>(&self, f: F) -> Result<R>
+    where
+        F: Fn(&mut [T]) -> R + Copy + Send + 'static,
+        R: Serialize + DeserializeOwned + Send + 'static,
+    {
+        self.0.call(move |row: &mut Row<T>| f(&mut row.0), ()).await
+    }
+}
+
+macro_rules! handles {
+    ($($name:ident)*) => {$(
+        impl<T> Clone for $name<T> {
+            fn clone(&self) -> Self {
+                Self(self.0.clone())
+            }
+        }
+
+        impl<T> fmt::Debug for $name<T> {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.debug_tuple(stringify!($name)).field(&self.0.handle.object).finish()
+            }
+        }
+    )*};
+}
+
+handles!(ValueProxy ArrayProxy);
