@@ -7,7 +7,8 @@ use common::within;
 use multiprocess::connection::rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use multiprocess::connection::rustls::{ClientConfig, RootCertStore, ServerConfig};
 use multiprocess::connection::{Listener, connect};
-use multiprocess::{self as mp, ErrorKind};
+use multiprocess::{self as mp, ErrorKind, Manager};
+use std::future::IntoFuture;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -69,4 +70,30 @@ async fn who_is_not_trusted_or_speaks_no_tls_or_has_another_key_is_refused() {
     }
     let on_a_path = Listener::bind("\0multiprocess-tls-test").tls(server()).await;
     assert_eq!(on_a_path.unwrap_err().kind(), ErrorKind::Other);
+}
+
+#[tokio::test]
+async fn a_manager_is_reached_through_tls() {
+    let key = include_bytes!("tls/key.der").to_vec();
+    let builder = Manager::builder().bind("127.0.0.1:0").authkey(KEY);
+    let manager = within(builder.tls(vec![certificate().to_vec()], key.clone()).start()).await.unwrap();
+    let address = within(manager.address()).await.unwrap().unwrap();
+    let there = within(Manager::connect(&address, KEY).tls(client(true), "localhost").into_future()).await.unwrap();
+    let list = within(there.list::<Vec<u8>>()).await.unwrap();
+    within(list.push(vec![7; 1 << 20])).await.unwrap();
+    assert!(within(list.pop()).await.unwrap().unwrap() == vec![7; 1 << 20]);
+    for refused in [
+        Manager::connect(&address, KEY).tls(client(false), "localhost"),
+        Manager::connect(&address, KEY).handshake_timeout(Duration::from_millis(200)),
+    ] {
+        let error = within(refused.into_future()).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Authentication, "{error}");
+    }
+    within(manager.shutdown()).await.unwrap();
+    let unfit = Manager::builder().bind("127.0.0.1:0").authkey(KEY).tls(vec![vec![1, 2, 3]], key);
+    let error = within(unfit.start()).await.unwrap_err();
+    assert!(error.to_string().contains("certificate"), "{error}");
+    let on_a_path = Manager::builder().bind("\0multiprocess-tls-manager").authkey(KEY);
+    let on_a_path = on_a_path.tls(vec![certificate().to_vec()], include_bytes!("tls/key.der").to_vec());
+    assert_eq!(within(on_a_path.start()).await.unwrap_err().kind(), ErrorKind::Other);
 }

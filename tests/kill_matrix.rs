@@ -7,7 +7,8 @@ mod common;
 use common::{eventually, is_asleep, within};
 use futures::poll;
 use multiprocess::{
-    self as mp, Barrier, Condition, ErrorKind, Event, Fd, JoinableQueue, Lock, Process, Queue, RwLock, Semaphore,
+    self as mp, Barrier, Condition, ErrorKind, Event, Fd, JoinableQueue, ListProxy, Lock, Manager, Process, Queue,
+    RwLock, Semaphore,
 };
 use serde::{Deserialize, Serialize};
 use std::os::linux::fs::MetadataExt;
@@ -806,4 +807,85 @@ async fn killed_passing_a_notice_on() {
     within(told.get()).await.unwrap();
     death(victim, "condition.passed").await;
     assert_eq!(condition.waiting(), 0);
+}
+
+/// Uses a manager that is killed at some point, through pipes or a socket, until it is gone.
+async fn use_a_doomed_manager(far: bool) -> Result<usize, String> {
+    let start = Manager::builder().bind("127.0.0.1:0").authkey(b"key").start();
+    let manager = start.await.map_err(|error| error.to_string())?;
+    let there = match far {
+        true => {
+            let address = manager.address().await.map_err(|error| error.to_string())?.ok_or("no address")?;
+            Manager::connect(&address, b"key").await.map_err(|error| error.to_string())?
+        }
+        false => manager,
+    };
+    let list: ListProxy<u32> = there.list().await.map_err(|error| error.to_string())?;
+    let queue = there.queue::<u32>(None).await.map_err(|error| error.to_string())?;
+    let mut waits = pin!(queue.get());
+    assert!(poll!(waits.as_mut()).is_pending());
+    for n in 0..1_000 {
+        let pushes = futures::future::join_all((0..10).map(|n| list.push(n))).await;
+        if let Some(error) = pushes.into_iter().find_map(Result::err) {
+            assert_eq!(error.kind(), ErrorKind::Closed);
+            assert_eq!(waits.await.unwrap_err().kind(), ErrorKind::Closed);
+            return Ok(n);
+        }
+    }
+    Err("it was not killed".to_string())
+}
+
+/// `manager/server`: every pending call fails.
+#[tokio::test]
+async fn a_manager_killed_at_any_step_fails_all_who_call() {
+    for point in ["manager.request:60", "manager.ran:60", "manager.answer:60"] {
+        for far in [false, true] {
+            let mut client = doomed!(point, use_a_doomed_manager, (far,));
+            let outcome = within(client.join()).await.unwrap();
+            assert!(outcome.is_ok(), "{point}: {outcome:?}");
+        }
+    }
+}
+
+async fn get_of_manager(address: String, name: String) {
+    let manager = Manager::connect(&address, b"key").await.unwrap();
+    match name.as_str() {
+        "queue" => {
+            let queue: mp::QueueProxy<u32> = manager.names().get(&name).await.unwrap().unwrap();
+            queue.get().await.unwrap();
+        }
+        "seats" => {
+            let seats: mp::SemaphoreProxy = manager.names().get(&name).await.unwrap().unwrap();
+            std::mem::forget(seats.acquire().await.unwrap());
+        }
+        _ => {
+            let lock: mp::LockProxy = manager.names().get(&name).await.unwrap().unwrap();
+            std::mem::forget(lock.acquire().await.unwrap());
+        }
+    }
+}
+
+/// `manager/server`, `manager/waits`: what a killed client had got and not taken goes back, what it held is free.
+#[tokio::test]
+async fn what_a_killed_client_got_of_a_manager_goes_back() {
+    let manager = Manager::builder().bind("127.0.0.1:0").authkey(b"key").start().await.unwrap();
+    let address = manager.address().await.unwrap().unwrap();
+    let queue = manager.queue::<u32>(None).await.unwrap();
+    let (seats, lock) = (manager.semaphore(1).await.unwrap(), manager.lock().await.unwrap());
+    manager.names().set("queue", queue.clone()).await.unwrap();
+    manager.names().set("seats", seats.clone()).await.unwrap();
+    manager.names().set("lock", lock.clone()).await.unwrap();
+    queue.put(1).await.unwrap();
+    queue.put(2).await.unwrap();
+    for name in ["queue", "seats", "lock"] {
+        death(doomed!("manager.got", get_of_manager, (address.clone(), name.into())), name).await;
+    }
+    assert_eq!(within(queue.get()).await.unwrap(), 1);
+    assert_eq!(within(queue.get()).await.unwrap(), 2);
+    drop(within(seats.acquire()).await.unwrap());
+    let error = within(lock.acquire()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::OwnerDied);
+    drop(error);
+    drop(within(lock.acquire()).await.unwrap());
+    manager.shutdown().await.unwrap();
 }

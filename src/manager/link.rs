@@ -14,6 +14,7 @@ use super::server::{self, Id, Server};
 use crate::channel::{self, Inbox, Sender};
 use crate::connection::{ByteConnection, ByteSender};
 use crate::error::{Error, ErrorKind, Result};
+use crate::os::fault;
 use crate::os::socket::Wait;
 use crate::wait::until_read;
 use crate::wire::{self, Attachment, Sealed, attach, frame};
@@ -562,6 +563,7 @@ impl Asked {
         let mut asked = Self { handle, id: 0 };
         let link = asked.handle.link.clone();
         let reader = link.ask_as(request, 1, false, &mut asked.id).await?;
+        fault::point("manager.got");
         Ok((reader, asked))
     }
 

@@ -24,12 +24,15 @@
 //! # Death
 //! | killed | what happens |
 //! |---|---|
-//! | a client | its pipes hang up; what it had sent is done, then what it held is released |
+//! | a client | its pipes or its socket hang up; what it had sent is done, then what it held is released |
+//! | a client that waits, or has got something and not said that it took it | its place goes, the item goes back |
+//! | a client that holds a lock or a permit | it is free for the next, who is told if it is a lock |
 //! | who carried a handle | the kernel closes its lease's other end |
 //! | the server | every client's pipe hangs up: all its calls fail |
 //!
 //! # Cancel
-//! A call whose future is dropped is done if it was sent; its answer is thrown away by the client.
+//! A call whose future is dropped is done if it was sent; its answer is thrown away by the client. Of one that waits
+//! see `waits.rs`.
 
 use super::abroad::Abroad;
 use super::link::{Handle, Link};
@@ -792,6 +795,7 @@ impl Server {
             prepared = match (job.next.take(), job.object.take()) {
                 (Some(next), Some(object)) => {
                     let has_to_wait = run(&object, next, &mut job);
+                    fault::point("manager.ran");
                     self.retry(&object, todo);
                     let job = match has_to_wait {
                         Some(next) => {
