@@ -37,6 +37,9 @@ const GRACE: Duration = Duration::from_secs(5);
 /// It ends with [`shutdown`](Self::shutdown), with the process that started it, or when nobody has this handle or a
 /// proxy any more. Dropping this handle while there are proxies leaves the manager to them.
 ///
+/// Programs that share no memory with it, also on other hosts, reach one that is [bound](ManagerBuilder::bind) to an
+/// address by [`connect`](Self::connect).
+///
 /// Costs one process with two threads, of which one wakes every millisecond while there are calls, and none when there
 /// are not; and two pipes for each process that uses it.
 ///
@@ -114,7 +117,7 @@ impl ManagerBuilder {
     ///
     /// **It is full trust.** Who knows it can call, with any arguments, every function that this program calls on a
     /// manager anywhere, on any object; nothing else, whatever bytes it sends. [`expose`](Self::expose) narrows this.
-    /// The key does not travel, and without [`tls`](Self::tls) nothing is encrypted.
+    /// The key does not travel, and nothing is encrypted, except by `tls` (of the feature `tls`).
     pub fn authkey(mut self, key: impl AsRef<[u8]>) -> Self {
         self.key = Some(key.as_ref().into());
         self

@@ -22,7 +22,8 @@ const COUNT_AT: usize = 9;
 /// Calls on one object run there one at a time, each whole, in the order in which they arrive; a slow object delays no
 /// other. The handle is a serde value: it travels to other processes, in arguments, results, queues and inside other
 /// objects of the manager. The object lives as long as any handle does, or one is on its way; it goes with the
-/// last, also when that one's process is killed. An object must not wait for a call on itself.
+/// last, also when that one's process is killed. An object must not wait for a call on itself. A handle that came through
+/// [`Manager::connect`](super::Manager::connect) travels to that manager and back only, and goes with its connection.
 ///
 /// **Waiting.** A call waits for its answer; if the pipe to the manager is full, first for room. **Cancel.** A
 /// dropped call was made whole or not at all. **Death.** If the manager's process ends, every pending call fails
