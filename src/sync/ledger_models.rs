@@ -498,7 +498,7 @@ fn models_two_parties_pass_or_neither() {
     }
 }
 
-/// A party that waits learns how its own generation ended, whatever comes after.
+/// A party that waits learns how its own generation ended, whatever comes after; who comes is of the next.
 #[test]
 fn models_a_reset_is_for_one_generation() {
     explore("reset", 2, || {
@@ -508,6 +508,7 @@ fn models_a_reset_is_for_one_generation() {
         let mine = play(1, None, || gate.wait(1, false)).unwrap();
         let theirs = other.join().unwrap().unwrap();
         resetting.join().unwrap();
+        assert!(mine.1 < 2 && theirs.1 < 2, "sent away without having come");
         if mine.0 == theirs.0 {
             let outcomes = gate.settle(vec![(1, mine), (0, theirs)]);
             assert!(outcomes[0].1 == outcomes[1].1, "{outcomes:?}");
@@ -519,5 +520,28 @@ fn models_a_reset_is_for_one_generation() {
         let third = play(3, None, || gate.wait(3, false)).unwrap();
         let outcomes = gate.settle(vec![second, (3, third)]);
         assert!(outcomes.iter().all(|(_, outcome)| *outcome == Outcome::Passed), "{outcomes:?}");
+    });
+}
+
+/// Who is late for a generation takes no place from those of the next.
+#[test]
+fn models_a_late_party_displaces_nobody() {
+    explore("late for a reset", 3, || {
+        let gate = Gate::new(3);
+        let arrive = |gate: &Gate, me| match gate.rounds(me).arrive(member(me).into(), false, false) {
+            Arrival::At { generation, .. } => generation,
+            other => panic!("{other:?}"),
+        };
+        let first = play(0, None, || arrive(&gate, 0)).unwrap();
+        let late = spawn_at_gate(&gate, 1, None, move |gate| arrive(gate, 1));
+        play(2, None, || gate.rounds(2).reset());
+        let next = play(2, None, || arrive(&gate, 2)).unwrap();
+        assert_eq!(play(3, None, || arrive(&gate, 3)).unwrap(), next);
+        let late = late.join().unwrap().unwrap();
+        play(3, None, || {
+            let outcome = if late == next { Outcome::Passed } else { Outcome::Open };
+            assert_eq!(gate.rounds(3).settle(next), outcome, "two have come, and one that was late for {first} or not");
+            assert_eq!(gate.rounds(3).waiting(), if late == next { 0 } else { 2 });
+        });
     });
 }
