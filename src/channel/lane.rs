@@ -39,7 +39,10 @@ use super::segment::Bytes;
 use super::spsc::{Corrupt, Reader, Words, Writer};
 use crate::os::fault;
 use crate::shm::atomic::AtomicU64;
+#[cfg(multiprocess_loom)]
+use crate::shm::region as view;
 use crate::shm::region::{Map, Region};
+#[cfg(not(multiprocess_loom))]
 use crate::shm::view;
 use crate::wait::{Line, event, until_blocking};
 use crate::wire::{Attachment, attach};

@@ -17,7 +17,9 @@
 //! # Invariants
 //! 1. Places are taken in order and never left, so those of this generation are a prefix: an index is had once.
 //! 2. How a generation ended is decided by the one change of ROUND that ends or breaks it, for all its parties alike.
-//! 3. Who waited and was kept from looking while 32 generations came and went is told that it was broken, unless
+//! 3. A place is taken by who saw the round unchanged after reading it, so a party that is late for its generation
+//!    displaces nobody of a later one.
+//! 4. Who waited and was kept from looking while 32 generations came and went is told that it was broken, unless
 //!    none of them was.
 //!
 //! # Death
@@ -181,8 +183,11 @@ impl<'a, L: Fn(Sleeper) -> bool, T: Fn()> Rounds<'a, L, T> {
         loop {
             let round = self.now();
             let generation = round.generation();
-            if self.settle(generation) == Outcome::Broken {
-                return Arrival::Broken;
+            match self.settle(generation) {
+                Outcome::Open => {}
+                Outcome::Broken if self.now().is_broken() => return Arrival::Broken,
+                // A generation that ended before we came, however it did, was not ours.
+                Outcome::Broken | Outcome::Passed => continue,
             }
             let index = self.come(generation);
             let Some(word) = self.places.get(index) else {
@@ -196,6 +201,9 @@ impl<'a, L: Fn(Sleeper) -> bool, T: Fn()> Rounds<'a, L, T> {
                 return Arrival::NotLast;
             }
             let seen = word.load(Acquire);
+            if self.now() != round {
+                continue; // The place may be one of the next generation.
+            }
             let mine = Place::of(generation, me, acting && is_last);
             let is_taken =
                 Place(seen).is_of(generation) || word.compare_exchange(seen, mine.0, AcqRel, Acquire).is_err();
@@ -261,7 +269,7 @@ impl<'a, L: Fn(Sleeper) -> bool, T: Fn()> Rounds<'a, L, T> {
         self.settle(self.now().generation()) == Outcome::Broken
     }
 
-    fn waiting(&self) -> usize {
+    pub(super) fn waiting(&self) -> usize {
         let generation = self.now().generation();
         if self.settle(generation) == Outcome::Open { self.come(generation) } else { 0 }
     }

@@ -49,6 +49,10 @@ const KINDS: &[Kind] = &[
 pub(super) struct Report {
     /// And since when, in [`clock`]'s nanoseconds.
     pub(super) holder: Option<(Member, u64)>,
+    /// Who holds all of it, where nobody notes since when.
+    pub(super) writer: Option<Member>,
+    /// Who holds how much of what many can hold.
+    pub(super) shares: Vec<(Member, u32)>,
     pub(super) waiting: Vec<Sleeper>,
 }
 
@@ -114,6 +118,7 @@ pub struct Object {
     identity: (u64, u64),
     holder: Option<Participant>,
     held_for: Option<Duration>,
+    shares: Vec<(Participant, u32)>,
     waiting: Vec<Participant>,
 }
 
@@ -123,14 +128,29 @@ impl Object {
         self.kind
     }
 
-    /// Who holds it, where an object has one holder.
+    /// Who holds it, where an object has one holder: of a read-write lock, the writer.
     pub fn holder(&self) -> Option<&Participant> {
         self.holder.as_ref()
     }
 
-    /// For how long, to a tick of the kernel's clock (1 to 10 ms).
+    /// For how long, to a tick of the kernel's clock (1 to 10 ms); not known of a writer.
     pub fn held_for(&self) -> Option<Duration> {
         self.held_for
+    }
+
+    /// Who holds how much of it, where many can: permits of a semaphore, read guards of a read-write lock.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// let semaphore = multiprocess::Semaphore::new(3)?;
+    /// let _permits = (semaphore.try_acquire()?, semaphore.try_acquire()?);
+    /// let dump = multiprocess::debug::dump();
+    /// let (who, permits) = &dump.objects()[0].shares()[0];
+    /// assert_eq!((who.pid(), *permits), (Some(std::process::id()), 2));
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
+    pub fn shares(&self) -> &[(Participant, u32)] {
+        &self.shares
     }
 
     /// The processes that wait for it, one for all its tasks. Those that look again before they sleep, for
@@ -145,6 +165,11 @@ impl fmt::Display for Object {
         write!(f, "{} {}:{}: ", self.kind, self.identity.0, self.identity.1)?;
         match (&self.holder, self.held_for) {
             (Some(holder), Some(time)) => write!(f, "held by {holder} for {time:?}")?,
+            (Some(holder), None) => write!(f, "held by {holder}, writing")?,
+            _ if !self.shares.is_empty() => {
+                let shares: Vec<_> = self.shares.iter().map(|(who, held)| format!("{held} by {who}")).collect();
+                write!(f, "held: {}", shares.join(", "))?;
+            }
             _ => f.write_str("held by nobody")?,
         }
         match &self.waiting[..] {
@@ -186,8 +211,8 @@ impl fmt::Display for Dump {
     }
 }
 
-/// Each lock of this program's processes that somebody holds or waits for: what it is, who holds it and for how long,
-/// and who waits. For finding deadlocks: it may be called anywhere, stops nobody, takes nothing, and waits for nothing.
+/// Each lock of this program's processes that somebody holds or waits for: what it is, who holds it and for how long
+/// or how much of it, and who waits. For finding deadlocks: it may be called anywhere, stops nobody, takes nothing, and waits for nothing.
 ///
 /// It looks through the descriptors of all processes of the family in /proc, so it takes about as long as `lsof`; what
 /// it says of objects that are in use meanwhile is out of date when it is read.
@@ -226,13 +251,17 @@ fn look(family: &Family, kind: &Kind, memfd: &proc::Memfd) -> Option<Object> {
     }
     let report = (kind.report)(words);
     let pid = |slot| family.pid_of(slot);
-    let holder = report.holder.map(|(member, _)| {
+    let who = |member: Member| {
         Participant::of(pid(member.slot).filter(|(_, epoch)| *epoch == member.epoch).map(|(pid, _)| pid))
-    });
+    };
+    let holder = report.holder.map(|(member, _)| member).or(report.writer).map(who);
+    let shares: Vec<_> = report.shares.iter().map(|(member, held)| (who(*member), *held)).collect();
     let held_for = report.holder.map(|(_, since)| Duration::from_nanos(clock::coarse_ns().saturating_sub(since)));
     let alive = report.waiting.iter().filter_map(|sleeper| {
         pid(sleeper.slot).filter(|(_, epoch)| sleeper.has_epoch(*epoch)).map(|(pid, _)| Participant::of(Some(pid)))
     });
-    let object = Object { kind: kind.name, identity: memfd.identity, holder, held_for, waiting: alive.collect() };
-    (object.holder.is_some() || !object.waiting.is_empty()).then_some(object)
+    let (identity, waiting) = (memfd.identity, alive.collect());
+    let object = Object { kind: kind.name, identity, holder, held_for, shares, waiting };
+    let is_used = object.holder.is_some() || !object.shares.is_empty() || !object.waiting.is_empty();
+    is_used.then_some(object)
 }

@@ -358,6 +358,13 @@ impl<'a, L: Lives> Ledger<'a, L> {
         }
     }
 
+    /// Who holds how much, as the rows say; the last move may be missing. All, for a writer, is [`MAX`].
+    pub(super) fn holders(words: &[AtomicU64]) -> Vec<(Member, u32)> {
+        let rows = words[FIRST..].chunks_exact(2).map(|row| (row[0].load(Acquire), Row(row[1].load(Acquire)).held()));
+        let rows = rows.take_while(|(owner, _)| *owner != 0).filter(|(owner, held)| *held > 0 && *owner != EVERYBODY);
+        rows.map(|(owner, held)| (Member::from_bits(owner), held)).collect()
+    }
+
     /// What each row holds, and the sum of it all: for models, while nobody moves.
     #[cfg(all(test, multiprocess_loom))]
     pub(super) fn sum(&self) -> u64 {

@@ -168,6 +168,28 @@ impl Permits {
         look(&self.bells, me, self.event(), &|| self.take(me), part)
     }
 
+    /// Waits, as process `me`, and gives back what it got, or gives up.
+    fn wait_or_cancel(&self, me: u16, cancels: bool) -> Part<Taken> {
+        let part = || match self.wait(me) {
+            Part::Got(taken) => {
+                self.give(me, taken);
+                Part::Left
+            }
+            part if cancels => cancel(&self.bells, me, self.event(), part),
+            part => part,
+        };
+        play(me, None, part).expect("it lives")
+    }
+
+    /// When nobody moves any more: nobody sleeps beside a free permit, and all are there.
+    fn end(&self, free: u32, parts: Vec<(u16, Part<Taken>)>) {
+        play(3, None, || {
+            self.settle(parts);
+            assert_eq!(self.ledger().free(), free, "permits are lost or made");
+            assert_eq!(self.ledger().sum(), u64::from(free));
+        });
+    }
+
     /// Lets everybody who was rung for look; what they got they give back.
     fn settle(&self, parts: Vec<(u16, Part<Taken>)>) {
         let mut parts = parts;
@@ -213,52 +235,55 @@ fn spawn<T: 'static>(
     })
 }
 
-/// One takes and gives and may die at it, one may cancel its wait, one only waits.
-fn semaphore(what: &str, preemptions: usize, free: u32, dies_at: Option<&'static str>, cancels: bool) {
-    explore(what, preemptions, move || {
+/// One takes and gives and may die at it; the other waits, and may cancel that.
+fn semaphore(what: &str, free: u32, dies_at: Option<&'static str>, cancels: bool) {
+    explore(what, 2, move || {
         let permits = Permits::new(free);
-        let turn = |permits: &Permits, me: u16| {
-            let Some(taken) = permits.take(me) else { return };
+        let victim = spawn(&permits, 0, dies_at, move |permits| {
+            let Some(taken) = permits.take(0) else { return };
             fault::point("held");
-            permits.give(me, taken);
-        };
-        let victim = spawn(&permits, 0, dies_at, move |permits| turn(permits, 0));
-        let waiter = spawn(&permits, 1, None, move |permits| {
-            let part = permits.wait(1);
-            if cancels { cancel(&permits.bells, 1, permits.event(), part) } else { part }
+            permits.give(0, taken);
         });
-        let mine = play(2, None, || permits.wait(2)).unwrap();
-        let mine = match mine {
-            Part::Got(taken) => {
-                play(2, None, || permits.give(2, taken));
-                Part::Left
-            }
-            asleep => asleep,
-        };
+        let mine = permits.wait_or_cancel(2, cancels);
         victim.join().unwrap();
-        let theirs = waiter.join().unwrap().unwrap();
-        play(3, None, || {
-            permits.settle(vec![(1, theirs), (2, mine)]);
-            assert_eq!(permits.ledger().free(), free, "permits are lost or made");
-            assert_eq!(permits.ledger().sum(), u64::from(free));
+        permits.end(free, vec![(2, mine)]);
+    });
+}
+
+/// As [`semaphore`], but the permit is held and somebody is in line for it when they begin.
+fn line(what: &str, dies_at: Option<&'static str>, cancels: bool) {
+    explore(what, 2, move || {
+        let permits = Permits::new(1);
+        let held = play(0, None, || permits.take(0)).unwrap().unwrap();
+        let first = play(1, None, || permits.wait(1)).unwrap();
+        let victim = spawn(&permits, 0, dies_at, move |permits| {
+            fault::point("held");
+            permits.give(0, held);
         });
+        let mine = permits.wait_or_cancel(2, cancels);
+        victim.join().unwrap();
+        permits.end(1, vec![(1, first), (2, mine)]);
     });
 }
 
 #[test]
 fn models_a_permit_goes_from_hand_to_hand() {
-    semaphore("hand to hand", 1, 1, None, false);
-    semaphore("hand to hand, cancel", 1, 1, None, true);
-    semaphore("two permits", 1, 2, None, false);
+    for (what, cancels) in [("hand to hand", false), ("hand to hand, cancel", true)] {
+        semaphore(what, 1, None, cancels);
+        line(&format!("{what}, in line"), None, cancels);
+    }
+    semaphore("two permits", 2, None, false);
 }
 
 #[test]
 fn models_a_permit_whose_holder_dies_comes_back() {
     for at in ["ledger.entered", "ledger.counted", "ledger.written", "held", "given", "notify.marked"] {
-        semaphore(at, 1, 1, Some(at), false);
+        semaphore(at, 1, Some(at), false);
     }
-    semaphore("held, cancel", 1, 1, Some("held"), true);
-    semaphore("ledger.counted, cancel", 1, 1, Some("ledger.counted"), true);
+    for at in ["held", "ledger.counted", "ledger.written", "given", "notify.marked"] {
+        line(&format!("{at}, in line"), Some(at), false);
+        line(&format!("{at}, in line, cancel"), Some(at), true);
+    }
 }
 
 /// The second move of a process dies: what it gave.
@@ -271,8 +296,7 @@ fn models_a_holder_dies_giving() {
             let victim = spawn(&permits, 0, Some(at), move |permits| permits.give(0, taken));
             let part = play(1, None, || permits.wait(1)).unwrap();
             victim.join().unwrap();
-            play(1, None, || permits.settle(vec![(1, part)]));
-            play(3, None, || assert_eq!((permits.ledger().free(), permits.ledger().sum()), (1, 1)));
+            permits.end(1, vec![(1, part)]);
         });
     }
 }
@@ -301,16 +325,16 @@ fn models_rows_of_the_dead_are_used_again() {
 fn models_who_asks_takes_back_for_who_waits() {
     explore("asking", 2, || {
         let permits = Permits::new(1);
-        let victim = spawn(&permits, 0, Some("held"), |permits| {
+        let dead = play(0, Some("held"), || {
             permits.take(0);
             fault::point("held");
         });
+        assert!(dead.is_none());
         let asking = spawn(&permits, 1, None, |permits| permits.ledger().free());
         let part = play(2, None, || permits.wait(2)).unwrap();
-        victim.join().unwrap();
         assert!(asking.join().unwrap().unwrap() <= 1);
-        play(2, None, || permits.settle(vec![(2, part)]));
-        play(3, None, || assert_eq!((permits.ledger().free(), permits.ledger().sum()), (1, 1)));
+        permits.bells.bury();
+        permits.end(1, vec![(2, part)]);
     });
 }
 
@@ -330,9 +354,9 @@ fn models_a_bounded_ledger_has_its_limit() {
     });
 }
 
-/// A writer that may die writing, and two readers: never both inside, and told of a death until a writer comes.
+/// A writer that may die writing, and a reader, twice: never both inside, and told of a death until a writer comes.
 fn rwlock(what: &str, dies_at: Option<&'static str>) {
-    explore(what, 2, move || {
+    explore(what, 1, move || {
         let lock = Permits::new(MAX);
         let writing = Arc::new(AtomicU64::new(0));
         let writer = spawn(&lock, 0, dies_at, {
@@ -353,13 +377,8 @@ fn rwlock(what: &str, dies_at: Option<&'static str>) {
                 taken.is_poisoned
             })
         };
-        let theirs = spawn(&lock, 1, None, {
-            let read = read.clone();
-            move |lock| read(lock, 1)
-        });
-        let mine = play(2, None, || read(&lock, 2)).unwrap();
+        let (mine, theirs) = play(2, None, || (read(&lock, 2), read(&lock, 2))).unwrap();
         let wrote = writer.join().unwrap();
-        let theirs = theirs.join().unwrap().unwrap();
         assert!(wrote.is_none() || mine != Some(true) && theirs != Some(true), "nobody died");
         play(3, None, || {
             let reading = lock.take(3).expect("free");
@@ -459,7 +478,7 @@ fn spawn_at_gate<T: 'static>(
 
 /// Two parties, of whom one may die, or give up.
 fn barrier(what: &str, dies_at: Option<&'static str>, gives_up: bool, acting: bool) {
-    explore(what, 3, move || {
+    explore(what, 2, move || {
         let gate = Gate::new(2);
         let other = spawn_at_gate(&gate, 0, dies_at, move |gate| {
             let (generation, index, part) = gate.wait(0, acting);
@@ -498,16 +517,16 @@ fn models_two_parties_pass_or_neither() {
     }
 }
 
-/// A party that waits learns how its own generation ended, whatever comes after.
+/// A party that waits learns how its own generation ended, whatever comes after; who comes is of the next.
 #[test]
 fn models_a_reset_is_for_one_generation() {
     explore("reset", 2, || {
         let gate = Gate::new(2);
-        let other = spawn_at_gate(&gate, 0, None, |gate| gate.wait(0, false));
-        let resetting = spawn_at_gate(&gate, 2, None, |gate| gate.rounds(2).reset());
         let mine = play(1, None, || gate.wait(1, false)).unwrap();
+        let other = spawn_at_gate(&gate, 0, None, |gate| gate.wait(0, false));
+        play(2, None, || gate.rounds(2).reset());
         let theirs = other.join().unwrap().unwrap();
-        resetting.join().unwrap();
+        assert!(mine.1 < 2 && theirs.1 < 2, "sent away without having come");
         if mine.0 == theirs.0 {
             let outcomes = gate.settle(vec![(1, mine), (0, theirs)]);
             assert!(outcomes[0].1 == outcomes[1].1, "{outcomes:?}");
@@ -519,5 +538,28 @@ fn models_a_reset_is_for_one_generation() {
         let third = play(3, None, || gate.wait(3, false)).unwrap();
         let outcomes = gate.settle(vec![second, (3, third)]);
         assert!(outcomes.iter().all(|(_, outcome)| *outcome == Outcome::Passed), "{outcomes:?}");
+    });
+}
+
+/// Who is late for a generation takes no place from those of the next.
+#[test]
+fn models_a_late_party_displaces_nobody() {
+    explore("late for a reset", 2, || {
+        let gate = Gate::new(3);
+        let arrive = |gate: &Gate, me| match gate.rounds(me).arrive(member(me).into(), false, false) {
+            Arrival::At { generation, .. } => generation,
+            other => panic!("{other:?}"),
+        };
+        let first = play(0, None, || arrive(&gate, 0)).unwrap();
+        let late = spawn_at_gate(&gate, 1, None, move |gate| arrive(gate, 1));
+        play(2, None, || gate.rounds(2).reset());
+        let next = play(2, None, || arrive(&gate, 2)).unwrap();
+        assert_eq!(play(3, None, || arrive(&gate, 3)).unwrap(), next);
+        let late = late.join().unwrap().unwrap();
+        play(3, None, || {
+            let outcome = if late == next { Outcome::Passed } else { Outcome::Open };
+            assert_eq!(gate.rounds(3).settle(next), outcome, "two have come, and one that was late for {first} or not");
+            assert_eq!(gate.rounds(3).waiting(), if late == next { 0 } else { 2 });
+        });
     });
 }

@@ -416,17 +416,19 @@ fn notices(
                 Waiter { world: world.clone(), me, local, ticket }
             })
             .collect();
-        let playing: Vec<_> = entered
-            .into_iter()
-            .zip(&roles)
-            .map(|(waiter, role)| {
-                let bury = {
-                    let world = world.clone();
-                    move || world.bells.ring_all()
-                };
-                spawn(waiter, role.dies_at, role.cancels, bury)
-            })
-            .collect();
+        // Who lives and stays sleeps when the others begin, but for the first.
+        let moves = |(waiter, role): &(Waiter, &Role)| waiter.me == 0 || role.cancels || role.dies_at.is_some();
+        let (moving, asleep): (Vec<_>, Vec<_>) = entered.into_iter().zip(&roles).partition(moves);
+        let start = |(mut waiter, _): (Waiter, _)| {
+            let part = play(waiter.me, None, || waiter.start()).expect("it lives");
+            (waiter, part)
+        };
+        let asleep: Vec<_> = asleep.into_iter().map(start).collect();
+        let play_role = |(waiter, role): (Waiter, &Role)| {
+            let world = world.clone();
+            spawn(waiter, role.dies_at, role.cancels, move || world.bells.ring_all())
+        };
+        let playing: Vec<_> = moving.into_iter().map(play_role).collect();
         let notifier = play(3, dies_at, || {
             for notify in &notify {
                 world.with_room(|room| match notify {
@@ -438,7 +440,8 @@ fn notices(
         if notifier.is_none() {
             world.bells.ring_all();
         }
-        let parts = settle(playing.into_iter().filter_map(|part| part.join().unwrap()).collect());
+        let moved = playing.into_iter().filter_map(|part| part.join().unwrap());
+        let parts = settle(moved.chain(asleep).collect());
         let done = parts.iter().filter(|(_, part)| matches!(part, Part::Done)).count();
         assert!(
             (at_least..=at_most).contains(&done),
@@ -456,17 +459,17 @@ fn notices(
 #[test]
 fn models_a_notice_wakes_exactly_one() {
     notices("one waiter, one notice", 4, &[LIVES], &[Notify::One], None, (1, 1));
-    notices("two waiters, one notice", 1, &[LIVES, LIVES], &[Notify::One], None, (1, 1));
-    notices("two waiters, two notices", 1, &[LIVES, LIVES], &[Notify::One, Notify::One], None, (2, 2));
-    notices("two waiters, all", 1, &[LIVES, LIVES], &[Notify::All], None, (2, 2));
+    notices("two waiters, one notice", 2, &[LIVES, LIVES], &[Notify::One], None, (1, 1));
+    notices("two waiters, two notices", 2, &[LIVES, LIVES], &[Notify::One, Notify::One], None, (2, 2));
+    notices("two waiters, all", 2, &[LIVES, LIVES], &[Notify::All], None, (2, 2));
 }
 
 #[test]
 fn models_a_waiter_cancels_and_its_notice_is_passed_on() {
     // One that leaves may have been woken first, and then stays.
-    notices("one of two cancels", 1, &[CANCELS, LIVES], &[Notify::One], None, (1, 1));
+    notices("one of two cancels", 2, &[CANCELS, LIVES], &[Notify::One], None, (1, 1));
     notices("the other of two cancels", 1, &[LIVES, CANCELS], &[Notify::One], None, (1, 1));
-    notices("one of two cancels, two notices", 1, &[CANCELS, LIVES], &[Notify::One, Notify::One], None, (1, 2));
+    notices("one of two cancels, two notices", 2, &[CANCELS, LIVES], &[Notify::One, Notify::One], None, (1, 2));
 }
 
 #[test]
@@ -479,18 +482,18 @@ fn models_a_waiter_dies_and_its_notice_is_passed_on() {
         [Role { dies_at: Some(AT[3]), ..LIVES }, LIVES],
     ];
     for (at, roles) in AT.iter().zip(&DYING) {
-        notices(at, 1, roles, &[Notify::One], None, (0, 1));
-        notices(&format!("{at}, all"), 1, roles, &[Notify::All], None, (1, 2));
+        notices(at, 2, roles, &[Notify::One], None, (0, 1));
+        notices(&format!("{at}, all"), 2, roles, &[Notify::All], None, (1, 2));
     }
 }
 
 #[test]
 fn models_a_notifier_dies() {
     for at in ["condition.given", "condition.notifying", "notify.marked"] {
-        notices(&format!("{at}, all"), 1, &[LIVES, LIVES], &[Notify::All], Some(at), (2, 2));
+        notices(&format!("{at}, all"), 2, &[LIVES, LIVES], &[Notify::All], Some(at), (2, 2));
     }
     for at in ["condition.given", "notify.marked"] {
-        notices(at, 1, &[LIVES, LIVES], &[Notify::One], Some(at), (1, 1));
+        notices(at, 2, &[LIVES, LIVES], &[Notify::One], Some(at), (1, 1));
     }
 }
 
@@ -501,6 +504,6 @@ fn models_who_heals_dies() {
         [Role { dies_at: Some("heal.given"), ..LIVES }, LIVES],
     ];
     for roles in &ROLES {
-        notices("healer", 1, roles, &[Notify::All], Some("condition.notifying"), (1, 2));
+        notices("healer", 2, roles, &[Notify::All], Some("condition.notifying"), (1, 2));
     }
 }

@@ -229,7 +229,7 @@ impl Words<'_> {
 
     /// Who is at it, as far as can be told without stopping anybody.
     pub(super) fn report(self) -> Report {
-        Report { holder: self.holder(), waiting: self.event().sleepers() }
+        Report { holder: self.holder(), waiting: self.event().sleepers(), ..Report::default() }
     }
 
     fn holder(&self) -> Option<(Member, u64)> {

@@ -90,13 +90,11 @@ impl Core for Shares {
     }
 
     fn report(words: &[AtomicU64]) -> Report {
-        Report {
-            waiting: [READERS, WRITERS]
-                .iter()
-                .flat_map(|line| Event::new(&words[*line..line + event::LEN]).sleepers())
-                .collect(),
-            ..Report::default()
-        }
+        let lines = [READERS, WRITERS].map(|line| Event::new(&words[line..line + event::LEN]).sleepers());
+        let (writer, shares): (Vec<_>, Vec<_>) =
+            Ledger::<Family>::holders(&words[LEDGER..READERS]).into_iter().partition(|(_, held)| *held == MAX);
+        let writer = writer.first().map(|(member, _)| *member);
+        Report { writer, shares, waiting: lines.concat(), ..Report::default() }
     }
 
     fn view(region: Arc<Region>) -> io::Result<Self> {

@@ -74,7 +74,8 @@ impl Core for Permits {
     }
 
     fn report(words: &[AtomicU64]) -> Report {
-        Report { waiting: Event::new(&words[LINE..LINE + event::LEN]).sleepers(), ..Report::default() }
+        let shares = Ledger::<Family>::holders(&words[LEDGER..LINE]);
+        Report { shares, waiting: Event::new(&words[LINE..LINE + event::LEN]).sleepers(), ..Report::default() }
     }
 
     fn view(region: Arc<Region>) -> io::Result<Self> {
