@@ -23,7 +23,8 @@ pub use manager::{
 };
 pub use memory::SharedMemory;
 pub use pool::{
-    AsyncResult, Call, CurrentTask, Map, MapAsync, Pool, PoolBuilder, Results, Shutdown, Workers, current_task,
+    AsyncResult, Call, CurrentTask, Histogram, Map, MapAsync, Pool, PoolBuilder, PoolStats, Results, Shutdown,
+    WorkerStats, Workers, current_task,
 };
 pub use process::{
     Function, ParentProcess, Process, ProcessBuilder, ProcessInfo, StartMethod, Stdio, active_children, cpu_count,

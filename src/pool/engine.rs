@@ -7,6 +7,7 @@
 
 use super::group::{Block, Chunk, Group};
 use super::protocol::{Conditions, Header, IN_PIPE, Task};
+use super::stats::{Histogram, PoolStats, WorkerStats};
 use crate::channel::lane::{self, Board, PoolEnd};
 use crate::channel::{Receiver, Sender, spsc};
 use crate::error::{Error, ErrorKind, Result};
@@ -51,6 +52,8 @@ pub(super) struct Settings {
     /// What the initializer's report says.
     pub(super) read_initialized: fn(Parcel) -> Result<()>,
     pub(super) max_tasks_per_worker: Option<usize>,
+    /// How much of a dead worker's stderr its error quotes; with 0 the stream is not touched.
+    pub(super) stderr_lines: usize,
     /// What was asked to stop may finish within this; then its worker is killed.
     pub(super) grace: Duration,
 }
@@ -88,6 +91,8 @@ struct State {
     is_idle_planned: bool,
     broken: Option<String>,
     generation: u64,
+    waits: Histogram,
+    runs: Histogram,
 }
 
 /// What the state needs of the settings, and what changes of them.
@@ -134,6 +139,7 @@ enum Phase {
 struct Worker {
     generation: u64,
     name: String,
+    pid: u32,
     killer: Killer,
     lane: PoolEnd,
     orders: Sender<Sealed>,
@@ -143,15 +149,25 @@ struct Worker {
     /// Items it was given, and may be given.
     given: usize,
     share: usize,
+    /// Items that it has answered.
+    answered: u64,
     born: Instant,
     idle_since: Option<Instant>,
     has_worked: bool,
     /// The initializer's report, until the driver has read it.
     begun: Option<Result<Sealed>>,
-    /// The kernel killed it for its memory.
-    was_starved: bool,
+    /// What is known of its end.
+    end: Circumstances,
     /// Why it was killed, for the item that it was at.
     doom: Option<Error>,
+}
+
+/// What the driver has learned of a worker's end, beyond its status.
+#[derive(Default)]
+pub(super) struct Circumstances {
+    /// The kernel killed it for its memory.
+    pub(super) was_starved: bool,
+    pub(super) last_words: Option<String>,
 }
 
 /// An order at a worker.
@@ -224,6 +240,8 @@ struct After {
     wakers: Vec<Waker>,
     settled: usize,
     nudge: bool,
+    /// How long items of orders that are done have run, and how many those are.
+    ran: Vec<(Duration, u32)>,
 }
 
 impl After {
@@ -293,6 +311,7 @@ impl Shared {
     /// Ends a change of the state.
     fn leave(&self, mut state: MutexGuard<'_, State>, after: After) {
         state.out -= after.settled;
+        after.ran.iter().for_each(|(time, count)| state.runs.add(*time, u64::from(*count)));
         let beginning = state.seats.iter().filter(|seat| seat.is_beginning()).count();
         self.out.store(state.out + beginning, Release);
         drop(state);
@@ -385,6 +404,10 @@ impl Shared {
             }
             state.enqueue(group, [chunk].into_iter(), false);
             state.dispatch(after);
+            // What found a worker at once needs no clock to tell how long it waited.
+            if let Some(waits) = group.items().pending.back_mut() {
+                waits.handed.get_or_insert_with(Instant::now);
+            }
         });
     }
 
@@ -498,6 +521,29 @@ impl Shared {
         })
     }
 
+    /// What the pool is doing.
+    pub(super) fn stats(&self) -> PoolStats {
+        let mut state = self.state();
+        let mut stats = PoolStats { waits: state.waits.clone(), runs: state.runs.clone(), ..PoolStats::default() };
+        for (_, worker) in state.workers() {
+            let front = worker.running.front();
+            // Only the first order can have an item at work.
+            let at_work = front.filter(|order| worker.lane.claim(order.number).started > order.done);
+            stats.workers.push(WorkerStats {
+                pid: worker.pid,
+                age: worker.born.elapsed(),
+                tasks: worker.answered,
+                is_busy: at_work.is_some(),
+                task: at_work.map(|order| order.group.label),
+                resident: 0,
+                peak: worker.lane.memory().1,
+            });
+        }
+        stats.running = stats.workers.iter().filter(|worker| worker.is_busy).count();
+        stats.queued = state.out.saturating_sub(stats.running);
+        stats
+    }
+
     /// Items that are not settled.
     pub(super) fn unsettled(&self) -> usize {
         self.state().out
@@ -551,7 +597,7 @@ impl Shared {
     pub(super) fn hired(
         &self,
         Hire { seat, generation }: &Hire,
-        name: String,
+        (name, pid): (String, u32),
         killer: Killer,
         lane: PoolEnd,
         orders: Sender<Sealed>,
@@ -580,6 +626,7 @@ impl Shared {
             let worker = Worker {
                 generation: *generation,
                 name,
+                pid,
                 killer,
                 lane,
                 orders,
@@ -588,11 +635,12 @@ impl Shared {
                 running: VecDeque::new(),
                 given: 0,
                 share,
+                answered: 0,
                 born: now,
                 idle_since: Some(now),
                 has_worked: false,
                 begun: None,
-                was_starved: false,
+                end: Circumstances::default(),
                 doom: None,
             };
             if let Some(seat) = state.seats.get_mut(*seat) {
@@ -610,11 +658,11 @@ impl Shared {
     }
 
     /// A worker has ended.
-    pub(super) fn died(&self, seat: usize, generation: u64, status: Result<ExitStatus>, was_starved: bool) {
+    pub(super) fn died(&self, seat: usize, generation: u64, status: Result<ExitStatus>, end: Circumstances) {
         self.with(|state, after| {
             state.collect(after);
             if let Some(worker) = state.worker(seat, generation) {
-                worker.was_starved = was_starved;
+                worker.end = end;
             }
             state.bury(seat, generation, &status, after);
             state.dispatch(after);
@@ -767,6 +815,8 @@ impl State {
                 worker.idle_since = None;
                 let generation = worker.generation;
                 let now = Instant::now();
+                let waited = chunk.handed.map_or(Duration::ZERO, |handed| now.duration_since(handed));
+                self.waits.add(waited, u64::from(chunk.count));
                 let (done, end) = (0, chunk.count);
                 worker.running.push_back(Running { group: group.clone(), chunk, number, done, end, since: now });
                 if worker.given >= worker.share {
@@ -801,7 +851,7 @@ impl State {
                     asked.push((Place { seat, generation, number: running.number }, claim.started - 1));
                 }
             }
-            worker.pop_complete(None);
+            worker.pop_complete(None, None);
         }
         let at = Instant::now() + grace;
         asked.into_iter().for_each(|(place, item)| self.at(at, Event::Kill(place, item), after));
@@ -823,7 +873,7 @@ impl State {
             back.push((running.group.clone(), parts));
             running.end = claim.end;
         }
-        worker.pop_complete(None);
+        worker.pop_complete(None, None);
         for (group, parts) in back {
             let is_cancelled = group.items().is_cancelled;
             if !is_cancelled {
@@ -937,7 +987,7 @@ impl State {
                     running.end = claim.end;
                 }
             }
-            worker.pop_complete(None);
+            worker.pop_complete(None, None);
         }
         if let Some(next) = next {
             self.at(next + limit, Event::Queued(group.clone()), after);
@@ -1246,7 +1296,7 @@ impl Worker {
             (at, left) = (len, left - 1);
         }
         while left > 0 {
-            self.pop_complete(Some(now));
+            self.pop_complete(Some(now), Some(&mut after.ran));
             let Some(running) = self.running.front_mut() else {
                 // What was given up, such as by a termination, may still be answered.
                 return if self.phase == Phase::Doomed { Ok(None) } else { Err(corrupt(&self.name)) };
@@ -1270,6 +1320,7 @@ impl Worker {
                     false => bytes[start..at].to_vec(),
                 };
                 running.done += plain;
+                self.answered += u64::from(plain);
                 left -= plain;
                 after.deliver(&running.group, Block::told(first, plain, told));
             }
@@ -1277,22 +1328,25 @@ impl Worker {
                 let sealed = self.results.try_recv().map(|sealed| (tag, sealed));
                 at += len;
                 running.done += 1;
+                self.answered += 1;
                 left -= 1;
                 after.deliver(&running.group, Block::Single(first + u64::from(plain), Some(sealed)));
             }
         }
-        self.pop_complete(Some(now));
+        self.pop_complete(Some(now), Some(&mut after.ran));
         Ok(begun)
     }
 
-    /// Lets go of orders that are done; `now` if this is to teach how long items take.
-    fn pop_complete(&mut self, now: Option<Instant>) {
+    /// Lets go of orders that are done; `now` if this is to teach how long items take, which goes to `ran` too.
+    fn pop_complete(&mut self, now: Option<Instant>, mut ran: Option<&mut Vec<(Duration, u32)>>) {
         while self.running.front().is_some_and(|running| running.done >= running.end) {
             let Some(running) = self.running.pop_front() else { return };
             running.group.forget(&running.chunk);
             if let Some(now) = now {
                 if running.done > 0 {
-                    running.group.learn(now.duration_since(running.since), running.done);
+                    let time = now.duration_since(running.since);
+                    running.group.learn(time, running.done);
+                    ran.iter_mut().for_each(|ran| ran.push((time / running.done, running.done)));
                 }
                 self.running.front_mut().into_iter().for_each(|next| next.since = now);
             }
@@ -1322,8 +1376,11 @@ impl Worker {
         if peak > 0 {
             let _ = write!(text, " and had used {} MiB at most when it last looked", peak >> 20);
         }
-        if self.was_starved {
+        if self.end.was_starved {
             text.push_str("; the kernel killed it because memory ran out");
+        }
+        if let Some(words) = &self.end.last_words {
+            let _ = write!(text, "; it last wrote:\n{words}");
         }
         Error::new(ErrorKind::ProcessDied, text).with_exit_status(status.as_ref().ok().copied())
     }

@@ -49,11 +49,13 @@ pub(super) struct Chunk {
     pub(super) attachments: Vec<Attachment>,
     /// Since when it waits, if that matters.
     pub(super) queued: Option<Instant>,
+    /// Since when it waits, if it has not found a worker at once.
+    pub(super) handed: Option<Instant>,
 }
 
 impl Chunk {
     pub(super) fn new(first: u64) -> Self {
-        Self { first, count: 0, attempt: 0, body: Vec::new(), sent: None, attachments: Vec::new(), queued: None }
+        Self { first, count: 0, attempt: 0, body: Vec::new(), sent: None, attachments: Vec::new(), queued: None, handed: None }
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
@@ -83,7 +85,8 @@ impl Chunk {
         let end = skip(start, to - from);
         let (body, attachments) = (self.bytes()[start..end].to_vec(), self.attachments.clone());
         let first = self.first + u64::from(from);
-        Self { first, count: to - from, attempt: self.attempt, body, sent: None, attachments, queued: self.queued }
+        let Self { attempt, queued, handed, .. } = *self;
+        Self { first, count: to - from, attempt, body, sent: None, attachments, queued, handed }
     }
 }
 

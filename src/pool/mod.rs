@@ -5,6 +5,7 @@
 //! handle.rs  Call, AsyncResult, Map, Results: what callers await  group.rs   the items of one call
 //! engine.rs  the scheduler: who does what, who is to be killed    driver.rs  the task that starts workers and keeps time
 //! worker.rs  the loop a child runs    task.rs  what a task can ask    protocol.rs  what they say to each other
+//! stats.rs   what a pool tells about itself
 //! ```
 #![forbid(unsafe_code)]
 
@@ -16,9 +17,11 @@ mod handle;
 #[allow(clippy::module_inception)] // The room's face carries the room's name.
 mod pool;
 mod protocol;
+mod stats;
 mod task;
 mod worker;
 
 pub use handle::{AsyncResult, Call, Map, MapAsync, Results};
 pub use pool::{Pool, PoolBuilder, Shutdown, Workers};
+pub use stats::{Histogram, PoolStats, WorkerStats};
 pub use task::{CurrentTask, current_task};

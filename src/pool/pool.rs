@@ -5,7 +5,9 @@ use super::engine::{Settings, Shared};
 use super::feed::{Feed, OfIterator, OfStream, One, Packer};
 use super::handle::{AsyncResult, Call, Map, MapAsync, Results, Target};
 use super::protocol::{Conditions, Task};
+use super::stats::PoolStats;
 use crate::error::{Error, Result};
+use crate::os::memory;
 use crate::process::entry::{self, Outcome};
 use crate::process::{Function, StartMethod, cpu_count};
 use crate::wire::{Parcel, Sealed};
@@ -98,6 +100,7 @@ pub struct PoolBuilder {
     cpus: Vec<usize>,
     variables: Vec<(OsString, OsString)>,
     grace: Option<Duration>,
+    stderr_lines: usize,
 }
 
 /// How many workers a pool has: a number, or a range from the least to the most.
@@ -258,6 +261,31 @@ impl PoolBuilder {
         self
     }
 
+    /// Has the error of a worker that died quote the last `lines` that it wrote to its stderr, up to 4 KiB.
+    ///
+    /// By default, and with 0, workers write to this process's own stderr, and nobody reads along. With this they
+    /// write into a pipe each, and the pool hands it on: one wake-up of this process per write, and what was written
+    /// appears here as soon as the pool's runtime gets to run. A worker that writes 64 KiB ahead of that waits. Its
+    /// stderr is then no terminal, so programs that ask leave out colours.
+    ///
+    /// ```
+    /// use multiprocess::{self as mp, Pool};
+    /// # fn main() -> mp::Result<()> { mp::run(async {
+    /// fn fails() {
+    ///     eprintln!("the disk is on fire");
+    ///     std::process::abort();
+    /// }
+    /// let pool = Pool::builder().workers(1).keep_stderr(5).build()?;
+    /// let error = pool.apply(fails, ()).await.unwrap_err();
+    /// assert!(error.to_string().ends_with("it last wrote:\nthe disk is on fire"));
+    /// # Ok(()) }) }
+    /// ```
+    #[must_use]
+    pub fn keep_stderr(mut self, lines: usize) -> Self {
+        self.stderr_lines = lines;
+        self
+    }
+
     /// Replaces a worker after so many tasks; by default never.
     #[must_use]
     pub fn max_tasks_per_worker(mut self, tasks: usize) -> Self {
@@ -293,6 +321,7 @@ impl PoolBuilder {
             finalizer: self.finalizer.transpose()?,
             max_tasks_per_worker: self.max_tasks_per_worker,
             grace: self.grace.unwrap_or(GRACE),
+            stderr_lines: self.stderr_lines,
         })?;
         runtime.spawn(driver::drive(shared.clone()));
         Ok(Pool { handle: Arc::new(Handle { shared, runtime }) })
@@ -521,6 +550,33 @@ impl Pool {
             ended(&mut running).await;
         }
         Shutdown { not_begun, killed }
+    }
+
+    /// What the pool is doing now, and how long items have waited and run.
+    ///
+    /// Costs the pool's lock for a moment, and one small file of /proc per worker for its memory. The figures are
+    /// kept all the time: a few additions per order.
+    ///
+    /// ```
+    /// use multiprocess::{self as mp, Pool};
+    /// # fn main() -> mp::Result<()> { mp::run(async {
+    /// let pool = Pool::new(2)?;
+    /// pool.map(|x: u64| x + 1, 0..100).await?;
+    /// let stats = pool.stats();
+    /// assert_eq!((stats.queued, stats.running), (0, 0));
+    /// assert_eq!(stats.workers.iter().map(|worker| worker.tasks).sum::<u64>(), 100);
+    /// assert!(stats.runs.quantile(0.5) <= stats.runs.quantile(0.99));
+    /// # Ok(()) }) }
+    /// ```
+    pub fn stats(&self) -> PoolStats {
+        let mut stats = self.handle.shared.stats();
+        for worker in &mut stats.workers {
+            (worker.resident, worker.peak) = match memory::resident_of(worker.pid) {
+                (0, _) => (0, worker.peak),
+                now => now,
+            };
+        }
+        stats
     }
 
     /// Why no worker can be had any more, if that is so: they died one after the other without having done anything, or
