@@ -6,8 +6,9 @@
 //! what happened to its worker.
 
 use super::group::{Block, Chunk, Group};
-use super::protocol::{Conditions, Header, IN_PIPE, Task};
+use super::protocol::{Conditions, Header, IN_PIPE, TOLD, Task};
 use super::stats::{Histogram, PoolStats, WorkerStats};
+use super::trace::Ear;
 use crate::channel::lane::{self, Board, PoolEnd};
 use crate::channel::{Receiver, Sender, spsc};
 use crate::error::{Error, ErrorKind, Result};
@@ -144,6 +145,7 @@ struct Worker {
     lane: PoolEnd,
     orders: Sender<Sealed>,
     results: Receiver<Sealed>,
+    ear: Arc<Ear>,
     phase: Phase,
     running: VecDeque<Running>,
     /// Items it was given, and may be given.
@@ -242,6 +244,8 @@ struct After {
     nudge: bool,
     /// How long items of orders that are done have run, and how many those are.
     ran: Vec<(Duration, u32)>,
+    /// Who has heard something.
+    ears: Vec<Arc<Ear>>,
 }
 
 impl After {
@@ -315,6 +319,7 @@ impl Shared {
         let beginning = state.seats.iter().filter(|seat| seat.is_beginning()).count();
         self.out.store(state.out + beginning, Release);
         drop(state);
+        after.ears.iter().for_each(|ear| ear.pass_on());
         if after.nudge {
             self.nudge.notify_one();
         }
@@ -631,6 +636,7 @@ impl Shared {
                 lane,
                 orders,
                 results,
+                ear: Ear::new(pid),
                 phase,
                 running: VecDeque::new(),
                 given: 0,
@@ -1303,10 +1309,14 @@ impl Worker {
             };
             let (start, first, most) =
                 (at, running.chunk.first + u64::from(running.done), left.min(running.end - running.done));
-            let (mut plain, mut in_pipe) = (0, None);
+            let (mut plain, mut in_pipe, mut told) = (0, None, false);
             while plain < most {
                 let (tag, _, len) =
                     spsc::first(bytes.get(at..).unwrap_or_default()).ok_or_else(|| corrupt(&self.name))?;
+                if tag == TOLD {
+                    told = true;
+                    break;
+                }
                 if tag & IN_PIPE != 0 {
                     in_pipe = Some((tag & !IN_PIPE, len));
                     break;
@@ -1315,14 +1325,24 @@ impl Worker {
                 plain += 1;
             }
             if plain > 0 {
-                let told = match start == 0 && at == bytes.len() {
+                let block = match start == 0 && at == bytes.len() {
                     true => std::mem::take(&mut bytes),
                     false => bytes[start..at].to_vec(),
                 };
                 running.done += plain;
                 self.answered += u64::from(plain);
                 left -= plain;
-                after.deliver(&running.group, Block::told(first, plain, told));
+                after.deliver(&running.group, Block::told(first, plain, block));
+            }
+            if told {
+                let (_, said, len) =
+                    spsc::first(bytes.get(at..).unwrap_or_default()).ok_or_else(|| corrupt(&self.name))?;
+                if let Some(caller) = &running.group.caller {
+                    self.ear.hear(caller, said);
+                    after.ears.push(self.ear.clone());
+                }
+                at += len;
+                left -= 1;
             }
             if let Some((tag, len)) = in_pipe {
                 let sealed = self.results.try_recv().map(|sealed| (tag, sealed));

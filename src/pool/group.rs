@@ -1,6 +1,7 @@
 //! The items of one call: packed into chunks on their way out, in blocks of results on their way back.
 
 use super::protocol::Header;
+use super::trace::Caller;
 use crate::channel::spsc;
 use crate::error::{Error, ErrorKind, Result};
 use crate::process::entry::{self, IS_VALUE, Outcome};
@@ -9,7 +10,7 @@ use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
@@ -55,7 +56,16 @@ pub(super) struct Chunk {
 
 impl Chunk {
     pub(super) fn new(first: u64) -> Self {
-        Self { first, count: 0, attempt: 0, body: Vec::new(), sent: None, attachments: Vec::new(), queued: None, handed: None }
+        Self {
+            first,
+            count: 0,
+            attempt: 0,
+            body: Vec::new(),
+            sent: None,
+            attachments: Vec::new(),
+            queued: None,
+            handed: None,
+        }
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
@@ -70,7 +80,9 @@ impl Chunk {
     }
 
     pub(super) fn header(&self, group: &Group) -> [u8; Header::LEN] {
-        Header { call: group.call, attempt: self.attempt, is_timed: group.options.timeout.is_some() }.to_bytes()
+        let (call, attempt, is_timed) = (group.call, self.attempt, group.options.timeout.is_some());
+        let level = if group.caller.is_some() { Caller::level() } else { 0 };
+        Header { call, attempt, is_timed, level }.to_bytes()
     }
 
     /// The items from `from` on, before `to`, as a chunk of their own.
@@ -187,6 +199,8 @@ pub(super) struct Group {
     pub(super) call: entry::Call,
     pub(super) label: &'static str,
     pub(super) options: Options,
+    /// Who hears what the items tell `tracing`.
+    pub(super) caller: Option<Arc<Caller>>,
     items: Mutex<Items>,
     /// How long an item takes, smoothed; 0 while unknown.
     item_ns: AtomicU64,
@@ -215,7 +229,8 @@ pub(super) const CHUNK_BYTES: usize = 12 << 10;
 
 impl Group {
     pub(super) fn new(call: entry::Call, label: &'static str, options: Options) -> Self {
-        Self { call, label, options, items: Mutex::default(), item_ns: AtomicU64::new(0) }
+        let (caller, items) = (Caller::here(), Mutex::default());
+        Self { call, label, options, caller, items, item_ns: AtomicU64::new(0) }
     }
 
     /// Locked after the pool's state, never before.

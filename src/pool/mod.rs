@@ -5,7 +5,7 @@
 //! handle.rs  Call, AsyncResult, Map, Results: what callers await  group.rs   the items of one call
 //! engine.rs  the scheduler: who does what, who is to be killed    driver.rs  the task that starts workers and keeps time
 //! worker.rs  the loop a child runs    task.rs  what a task can ask    protocol.rs  what they say to each other
-//! stats.rs   what a pool tells about itself
+//! stats.rs   what a pool tells about itself    trace.rs  what tasks tell `tracing`
 //! ```
 #![forbid(unsafe_code)]
 
@@ -19,6 +19,7 @@ mod pool;
 mod protocol;
 mod stats;
 mod task;
+mod trace;
 mod worker;
 
 pub use handle::{AsyncResult, Call, Map, MapAsync, Results};
