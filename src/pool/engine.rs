@@ -6,6 +6,7 @@
 //! what happened to its worker.
 
 use super::group::{Block, Chunk, Group};
+use super::local;
 use super::protocol::{Conditions, Header, IN_PIPE, TOLD, Task};
 use super::stats::{Histogram, PoolStats, WorkerStats};
 use super::trace::Ear;
@@ -22,7 +23,7 @@ use std::fmt::Write;
 use std::ops::RangeInclusive;
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicUsize, Ordering::*};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak, mpsc};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
@@ -55,6 +56,8 @@ pub(super) struct Settings {
     pub(super) max_tasks_per_worker: Option<usize>,
     /// How much of a dead worker's stderr its error quotes; with 0 the stream is not touched.
     pub(super) stderr_lines: usize,
+    /// Its one worker is a thread here.
+    pub(super) is_local: bool,
     /// What was asked to stop may finish within this; then its worker is killed.
     pub(super) grace: Duration,
 }
@@ -65,6 +68,8 @@ pub(super) struct Shared {
     state: Mutex<State>,
     pub(super) board: Board,
     alarm: OnceLock<Arc<Line>>,
+    /// Tells the thread that is the only worker of a pool within this process.
+    local: Option<Mutex<mpsc::Sender<()>>>,
     /// Items handed in and not settled.
     out: AtomicUsize,
     /// The driver has something to do.
@@ -94,6 +99,7 @@ struct State {
     generation: u64,
     waits: Histogram,
     runs: Histogram,
+    leases: u64,
 }
 
 /// What the state needs of the settings, and what changes of them.
@@ -151,6 +157,10 @@ struct Worker {
     /// Items it was given, and may be given.
     given: usize,
     share: usize,
+    /// The checkout that has it; 0 is none.
+    lease: u64,
+    /// It is to go once it is given back.
+    is_due: bool,
     /// Items that it has answered.
     answered: u64,
     born: Instant,
@@ -292,8 +302,22 @@ impl Shared {
         let running = watch::Sender::new(rules.least);
         let mut state = State { rules, ..State::default() };
         state.open_seats();
+        let mut start_failed = None;
         let (state, alarm, nudge) = (Mutex::new(state), OnceLock::new(), Notify::new());
-        let shared = Arc::new(Self { settings, state, board, alarm, out: AtomicUsize::new(0), nudge, running });
+        let is_local = settings.is_local;
+        let create = |weak: &Weak<Self>| {
+            let local = is_local.then(|| local::start(weak.clone())).transpose();
+            let (failed, local) = match local {
+                Ok(local) => (None, local.map(Mutex::new)),
+                Err(error) => (Some(error), None),
+            };
+            start_failed = failed;
+            Self { settings, state, board, alarm, local, out: AtomicUsize::new(0), nudge, running }
+        };
+        let shared = Arc::new_cyclic(create);
+        if let Some(error) = start_failed {
+            return Err(error);
+        }
         let weak = Arc::downgrade(&shared);
         let react = move || weak.upgrade().into_iter().for_each(|shared| shared.answer());
         let alarm = shared.board.alarm(react).map_err(failed)?;
@@ -414,6 +438,75 @@ impl Shared {
                 waits.handed.get_or_insert_with(Instant::now);
             }
         });
+        if let Some(local) = &self.local {
+            let _ = local.lock().unwrap_or_else(PoisonError::into_inner).send(());
+        }
+    }
+
+    /// What the thread of a pool within this process is to run next.
+    pub(super) fn take_order(&self) -> Option<(Arc<Group>, Chunk)> {
+        self.with(|state, _| {
+            loop {
+                let group = state.queue.pop_front()?;
+                let mut items = group.items();
+                let Some(chunk) = items.pending.pop_front() else {
+                    items.is_queued = false;
+                    continue;
+                };
+                // Calls take turns.
+                items.is_queued = !items.pending.is_empty();
+                if items.is_queued {
+                    state.queue.push_back(group.clone());
+                }
+                drop(items);
+                return Some((group, chunk));
+            }
+        })
+    }
+
+    /// Why that thread should run no more items of `group`.
+    pub(super) fn gives_up(&self, group: &Group) -> Option<Error> {
+        let state = self.state();
+        let is_cancelled = group.items().is_cancelled;
+        match (state.is_terminated, state.is_shut) {
+            (true, _) => Some(terminated()),
+            (_, true) => Some(shut()),
+            _ => is_cancelled.then(|| group.was_cancelled()),
+        }
+    }
+
+    /// An item's outcome, from that thread.
+    pub(super) fn settle(&self, group: &Group, block: Block) {
+        self.with(|state, after| {
+            after.deliver(group, block);
+            state.end_if_done(after);
+        });
+    }
+
+    pub(super) fn is_local(&self) -> bool {
+        self.local.is_some()
+    }
+
+    /// The number of a new checkout.
+    pub(super) fn new_lease(&self) -> u64 {
+        let mut state = self.state();
+        state.leases += 1;
+        state.leases
+    }
+
+    /// The worker of a checkout is everybody's again.
+    pub(super) fn release(&self, lease: u64) {
+        self.with(|state, after| {
+            let leased = state.workers().find(|(_, worker)| worker.lease == lease).map(|(seat, worker)| {
+                worker.lease = 0;
+                (seat, worker.is_due || worker.given >= worker.share)
+            });
+            if let Some((seat, true)) = leased {
+                state.retire(seat, after);
+            }
+            state.dispatch(after);
+            state.end_if_done(after);
+        });
     }
 
     /// Collects what has come from the workers and gives out what waits for them.
@@ -502,7 +595,11 @@ impl Shared {
 
     /// Tells those who want to know how many workers there are.
     fn count(&self, state: &State) -> usize {
-        let alive = state.seats.iter().filter(|seat| seat.is_taken()).count();
+        let is_done = state.is_closed && (state.open == 0 || state.is_shut) && state.out == 0;
+        let alive = match self.local {
+            Some(_) => usize::from(!is_done),
+            None => state.seats.iter().filter(|seat| seat.is_taken()).count(),
+        };
         self.running.send_if_modified(|running| std::mem::replace(running, alive) != alive);
         alive
     }
@@ -641,6 +738,8 @@ impl Shared {
                 running: VecDeque::new(),
                 given: 0,
                 share,
+                lease: 0,
+                is_due: false,
                 answered: 0,
                 born: now,
                 idle_since: Some(now),
@@ -772,6 +871,8 @@ impl State {
 
     /// Gives out what waits, as long as there is a worker for it.
     fn dispatch(&mut self, after: &mut After) {
+        // What waits for one certain worker, or for one to itself, holds up no checkout.
+        let mut aside = Vec::new();
         while let Some(group) = self.queue.front().cloned() {
             let depth = if group.is_quick() { 1 + PREFETCH } else { 1 };
             let (has_more, next_len) = {
@@ -783,12 +884,40 @@ impl State {
                 self.queue.pop_front();
                 continue;
             };
-            let free = self.workers().filter_map(|(seat, worker)| worker.takes(depth, len).then_some((seat, worker)));
+            let (lease, acquires) = (group.options.lease, group.options.acquires);
+            let is_certain = lease > 0 && !acquires;
+            if !is_certain && !aside.is_empty() && aside.iter().any(|group: &Arc<Group>| group.options.acquires) {
+                self.queue.pop_front();
+                aside.push(group);
+                continue;
+            }
+            let serves = |worker: &Worker| match acquires {
+                true => worker.lease == 0 && worker.running.is_empty(),
+                false => worker.lease == lease,
+            };
+            let free = self.workers().filter(|(_, worker)| serves(worker));
+            let free = free.filter_map(|(seat, worker)| worker.takes(depth, len).then_some((seat, worker)));
             let best = free.map(|(seat, worker)| (seat, worker.running.len())).min_by_key(|(_, running)| *running);
-            if best.is_none_or(|(_, running)| running > 0) {
+            if !is_certain && best.is_none_or(|(_, running)| running > 0) {
                 self.call_in(after);
             }
-            let Some((seat, _)) = best else { break };
+            let Some((seat, _)) = best else {
+                if lease == 0 && self.leases == 0 {
+                    break;
+                }
+                self.queue.pop_front();
+                if is_certain && !self.workers().any(|(_, worker)| worker.lease == lease) {
+                    let pending = {
+                        let mut items = group.items();
+                        items.is_queued = false;
+                        std::mem::take(&mut items.pending)
+                    };
+                    pending.iter().for_each(|chunk| after.fail_pending(&group, chunk, || group.was_let_go()));
+                } else {
+                    aside.push(group);
+                }
+                continue;
+            };
             let Some(chunk) = group.items().pending.pop_front() else { continue };
             // Calls take turns.
             self.queue.pop_front();
@@ -796,8 +925,12 @@ impl State {
                 true => self.queue.push_back(group.clone()),
                 false => group.items().is_queued = false,
             }
+            if acquires && let Some(worker) = self.seats.get_mut(seat).and_then(|seat| seat.worker.as_mut()) {
+                worker.lease = lease;
+            }
             self.give(seat, group, chunk, after);
         }
+        aside.into_iter().rev().for_each(|group| self.queue.push_front(group));
     }
 
     fn worker(&mut self, seat: usize, generation: u64) -> Option<&mut Worker> {
@@ -807,7 +940,7 @@ impl State {
 
     fn give(&mut self, seat: usize, group: Arc<Group>, mut chunk: Chunk, after: &mut After) {
         let Some(worker) = self.seats.get_mut(seat).and_then(|seat| seat.worker.as_mut()) else { return };
-        let quota = worker.share - worker.given;
+        let quota = if worker.lease > 0 { usize::MAX } else { worker.share - worker.given };
         let mut rest = None;
         if chunk.count as usize > quota {
             group.forget(&chunk);
@@ -825,7 +958,7 @@ impl State {
                 self.waits.add(waited, u64::from(chunk.count));
                 let (done, end) = (0, chunk.count);
                 worker.running.push_back(Running { group: group.clone(), chunk, number, done, end, since: now });
-                if worker.given >= worker.share {
+                if worker.given >= worker.share && worker.lease == 0 {
                     worker.phase = Phase::Leaving;
                     worker.lane.close();
                 }
@@ -1005,7 +1138,8 @@ impl State {
         if self.is_share_planned || !self.queue.is_empty() {
             return;
         }
-        let is_idle = |worker: &Worker| worker.phase == Phase::Serving && worker.running.is_empty();
+        let is_idle =
+            |worker: &Worker| worker.phase == Phase::Serving && worker.running.is_empty() && worker.lease == 0;
         let has_more = |worker: &Worker| {
             let mut unbegun = worker.running.iter().enumerate();
             unbegun.any(|(at, running)| running.end > running.done + u32::from(at == 0))
@@ -1061,6 +1195,12 @@ impl State {
 
     /// Lets a worker go when it is done with what it has begun.
     fn retire(&mut self, seat: usize, after: &mut After) {
+        if let Some(worker) = self.seats.get_mut(seat).and_then(|seat| seat.worker.as_mut())
+            && worker.lease > 0
+        {
+            worker.is_due = true;
+            return;
+        }
         self.reclaim(seat, 1, after);
         if let Some(worker) = self.seats.get_mut(seat).and_then(|seat| seat.worker.as_mut())
             && matches!(worker.phase, Phase::Serving | Phase::Beginning)
@@ -1079,7 +1219,7 @@ impl State {
         }
         let mut spare = self.seats.iter().filter(|seat| seat.is_taken()).count().saturating_sub(least);
         let (mut gone, mut next) = (Vec::new(), None);
-        for (seat, worker) in self.workers().filter(|(_, worker)| worker.phase == Phase::Serving) {
+        for (seat, worker) in self.workers().filter(|(_, worker)| worker.phase == Phase::Serving && worker.lease == 0) {
             let Some(since) = worker.idle_since else { continue };
             if spare > 0 && now >= since + idle_timeout {
                 spare -= 1;
@@ -1269,7 +1409,7 @@ impl Worker {
         let carried = if self.lane.can_carry(len + Header::LEN) { len } else { 0 };
         self.phase == Phase::Serving
             && self.running.len() < depth
-            && self.given < self.share
+            && (self.given < self.share || self.lease > 0)
             && self.lane.takes(carried + Header::LEN)
     }
 

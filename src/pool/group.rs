@@ -1,5 +1,6 @@
 //! The items of one call: packed into chunks on their way out, in blocks of results on their way back.
 
+use super::handle::Progress;
 use super::protocol::Header;
 use super::trace::Caller;
 use crate::channel::spsc;
@@ -13,9 +14,10 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
+use tokio::sync::watch;
 
 /// What a caller may ask of each of its items.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(super) struct Options {
     /// From an item's start; whoever overruns is asked to stop, and killed after the grace.
     pub(super) timeout: Option<Duration>,
@@ -29,12 +31,26 @@ pub(super) struct Options {
     pub(super) grace: Option<Duration>,
     /// Items in a chunk; 0 is by measured time.
     pub(super) chunk: usize,
+    /// The checkout that this is for; 0 is none.
+    pub(super) lease: u64,
+    /// This is the call that takes a worker for the checkout.
+    pub(super) acquires: bool,
+    pub(super) progress: Option<watch::Sender<Progress>>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        let back_off = Duration::ZERO;
-        Self { timeout: None, queue_timeout: None, retries: 0, back_off, grace: None, chunk: 0 }
+        Self {
+            timeout: None,
+            queue_timeout: None,
+            retries: 0,
+            back_off: Duration::ZERO,
+            grace: None,
+            chunk: 0,
+            lease: 0,
+            acquires: false,
+            progress: None,
+        }
     }
 }
 
@@ -152,6 +168,22 @@ impl Block {
                     Some(tag)
                 })
                 .any(|tag| tag != IS_VALUE)
+            }
+        }
+    }
+
+    /// How many items in it failed, as [`has_failed`](Self::has_failed).
+    pub(super) fn failures(&self) -> u64 {
+        match self {
+            Block::Single(..) => u64::from(self.has_failed()),
+            Block::Told(told) => {
+                let mut rest = told.bytes.get(told.at..).unwrap_or_default();
+                let tags = std::iter::from_fn(|| {
+                    let (tag, _, len) = spsc::first(rest)?;
+                    rest = &rest[len..];
+                    Some(tag)
+                });
+                tags.filter(|tag| *tag != IS_VALUE).count() as u64
             }
         }
     }
@@ -316,6 +348,11 @@ impl Group {
     pub(super) fn queued_out(&self) -> Error {
         let (label, limit) = (self.label, self.options.queue_timeout.unwrap_or_default());
         Error::new(ErrorKind::Timeout, format!("{label} did not start within {limit:?}: no worker was free"))
+    }
+
+    pub(super) fn was_let_go(&self) -> Error {
+        let why = format!("{} cannot run: the worker that was checked out has ended, or was given back", self.label);
+        Error::new(ErrorKind::ProcessDied, why)
     }
 
     pub(super) fn was_cancelled(&self) -> Error {

@@ -4,6 +4,7 @@ use super::driver;
 use super::engine::{Settings, Shared};
 use super::feed::{Feed, OfIterator, OfStream, One, Packer};
 use super::handle::{AsyncResult, Call, Map, MapAsync, Results, Target};
+use super::lease::Checkout;
 use super::protocol::{Conditions, Task};
 use super::stats::PoolStats;
 use crate::error::{Error, Result};
@@ -101,6 +102,7 @@ pub struct PoolBuilder {
     variables: Vec<(OsString, OsString)>,
     grace: Option<Duration>,
     stderr_lines: usize,
+    is_local: bool,
 }
 
 /// How many workers a pool has: a number, or a range from the least to the most.
@@ -299,7 +301,11 @@ impl PoolBuilder {
     /// `Other` for 0 workers or tasks, or outside a tokio runtime; `Encode` if an argument of the initializer cannot be
     /// serialised; `NotInitialized` as for processes.
     pub fn build(self) -> Result<Pool> {
-        let workers = checked(self.workers.unwrap_or_else(|| cpu_count().range()))?;
+        let workers = match self.is_local {
+            // Its thread is no process.
+            true => 0..=0,
+            false => checked(self.workers.unwrap_or_else(|| cpu_count().range()))?,
+        };
         if self.max_tasks_per_worker == Some(0) {
             return Err(Error::other("the workers of a pool need to have at least one task each"));
         }
@@ -322,6 +328,7 @@ impl PoolBuilder {
             max_tasks_per_worker: self.max_tasks_per_worker,
             grace: self.grace.unwrap_or(GRACE),
             stderr_lines: self.stderr_lines,
+            is_local: self.is_local,
         })?;
         runtime.spawn(driver::drive(shared.clone()));
         Ok(Pool { handle: Arc::new(Handle { shared, runtime }) })
@@ -353,6 +360,14 @@ fn one<A: Serialize + 'static>(args: &A) -> Result<Box<dyn Feed>> {
     Ok(Box::new(One::of(args)?))
 }
 
+pub(super) fn call_of<F, A, M>(pool: Arc<Handle>, f: F, args: A) -> Call<F::Output>
+where
+    F: Function<A, M>,
+    A: Serialize + DeserializeOwned + Send + 'static,
+{
+    Call::new(pool, target(f), one(&args))
+}
+
 impl Pool {
     /// A pool of `workers` processes: a number, or a range as for [`PoolBuilder::workers`].
     ///
@@ -360,6 +375,27 @@ impl Pool {
     /// As [`PoolBuilder::build`].
     pub fn new(workers: impl Workers) -> Result<Self> {
         Self::builder().workers(workers).build()
+    }
+
+    /// A pool whose one worker is a thread of this process, for tests and debuggers: the same calls, encoded and decoded
+    /// as ever, one item at a time. A panic is an error as ever. What takes a process to promise is not promised: an
+    /// item that has begun is not stopped by a timeout or a cancellation, one that crashes takes this process along,
+    /// there is no [`current_task`](crate::current_task), and no [`checkout`](Self::checkout) or
+    /// [`resize`](Self::resize).
+    ///
+    /// ```
+    /// use multiprocess::{self as mp, Pool};
+    /// # fn main() -> mp::Result<()> { mp::run(async {
+    /// let pool = Pool::in_process()?;
+    /// assert_eq!(pool.apply(std::process::id, ()).await?, std::process::id());
+    /// assert_eq!(pool.map(|x: u64| x * x, 1..=3).await?, [1, 4, 9]);
+    /// # Ok(()) }) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`PoolBuilder::build`].
+    pub fn in_process() -> Result<Self> {
+        PoolBuilder { is_local: true, ..PoolBuilder::default() }.build()
     }
 
     /// A pool with options.
@@ -376,7 +412,7 @@ impl Pool {
         F: Function<A, M>,
         A: Serialize + DeserializeOwned + Send + 'static,
     {
-        Call::new(self.handle.clone(), target(f), one(&args))
+        call_of(self.handle.clone(), f, args)
     }
 
     /// Runs `f(args..)` on a worker from now on. Dropping the result lets it go on.
@@ -509,11 +545,46 @@ impl Pool {
     /// # Errors
     /// `Other` for 0 workers.
     pub async fn resize(&self, workers: impl Workers) -> Result<()> {
+        self.has_processes("resized")?;
         let range = checked(workers)?;
         let mut running = self.handle.shared.running.subscribe();
         self.handle.shared.resize(range.clone());
         let _ = running.wait_for(|running| *running <= *range.end()).await;
         Ok(())
+    }
+
+    fn has_processes(&self, why: &str) -> Result<()> {
+        match self.handle.shared.is_local() {
+            true => Err(Error::other(format!("a pool within this process has no workers that can be {why}"))),
+            false => Ok(()),
+        }
+    }
+
+    /// Takes one worker out of the pool, for a run of calls that share what they leave in it, such as a connection or
+    /// a cache in a `static`. Waits until a worker is free; others wait as long as that takes. While it is out,
+    /// nobody else uses it and it is not replaced for its age, size or share of tasks. If it dies, the calls of the
+    /// checkout fail. Cancel-safe.
+    ///
+    /// ```
+    /// use multiprocess::{self as mp, Pool};
+    /// use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+    ///
+    /// static COUNT: AtomicU32 = AtomicU32::new(0);
+    ///
+    /// # fn main() -> mp::Result<()> { mp::run(async {
+    /// let pool = Pool::new(2)?;
+    /// let worker = pool.checkout().await?;
+    /// for n in 0..10 {
+    ///     assert_eq!(worker.apply(|| COUNT.fetch_add(1, Relaxed), ()).await?, n);
+    /// }
+    /// # Ok(()) }) }
+    /// ```
+    ///
+    /// # Errors
+    /// `Closed` after [`close`](Self::close), `Other` for a pool that is broken or has no processes.
+    pub async fn checkout(&self) -> Result<Checkout> {
+        self.has_processes("checked out")?;
+        Checkout::take(self.handle.clone()).await
     }
 
     /// How many workers there are, those included that are being started or are about to end.
@@ -604,6 +675,31 @@ impl Pool {
         Ok(())
     }
 }
+
+/// Streams whose items run in a pool.
+///
+/// ```
+/// use futures::{StreamExt, TryStreamExt, stream};
+/// use multiprocess::{self as mp, Pool, PoolStreamExt};
+/// # fn main() -> mp::Result<()> { mp::run(async {
+/// let pool = Pool::new(2)?;
+/// let squares = stream::iter(1..=4).map_in_pool(&pool, |x: u64| x * x);
+/// assert_eq!(squares.map_ok(|x| x + 1).try_collect::<Vec<_>>().await?, [2, 5, 10, 17]);
+/// # Ok(()) }) }
+/// ```
+pub trait PoolStreamExt: Stream + Sized {
+    /// Runs `f` on each item, and yields the results in order: [`Pool::imap_stream`] from the other side.
+    fn map_in_pool<F, M>(self, pool: &Pool, f: F) -> Results<F::Output>
+    where
+        F: Function<(Self::Item,), M>,
+        Self: Send + 'static,
+        Self::Item: Serialize + DeserializeOwned + Send + 'static,
+    {
+        pool.imap_stream(f, self)
+    }
+}
+
+impl<S: Stream> PoolStreamExt for S {}
 
 /// What a [`Pool::shutdown`] lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
