@@ -126,6 +126,7 @@ impl<S: tracing::Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Seen {
         event.record(&mut text);
         let scope = context.event_scope(event).into_iter().flat_map(|scope| scope.from_root());
         let names: Vec<_> = scope.map(|span| span.name()).collect();
+        assert_eq!(event.metadata().file(), Some(file!()), "LOG-03: the place in the program travels along");
         let what = format!("{} {}{}", event.metadata().level(), text.0, event.metadata().target());
         self.0.lock().unwrap().push((names.join("/"), what, text.1));
     }

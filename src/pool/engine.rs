@@ -1324,6 +1324,8 @@ impl State {
         self.reclaim(seat, 1, after);
         let Some(mut worker) = self.seats.get_mut(seat).and_then(|seat| seat.worker.take()) else { return };
         let was_planned = worker.phase == Phase::Leaving;
+        // An item that kills whoever runs it says nothing about the workers.
+        worker.has_worked |= worker.running.iter().any(|running| running.done < running.end);
         for running in std::mem::take(&mut worker.running) {
             let Running { group, chunk, done, end, .. } = running;
             group.forget(&chunk);
