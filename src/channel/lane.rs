@@ -40,7 +40,10 @@ use super::segment::Bytes;
 use super::spsc::{Corrupt, Reader, Words, Writer};
 use crate::os::fault;
 use crate::shm::atomic::AtomicU64;
+#[cfg(multiprocess_loom)]
+use crate::shm::region as view;
 use crate::shm::region::{Map, Region};
+#[cfg(not(multiprocess_loom))]
 use crate::shm::view;
 use crate::wait::{Line, event, until_blocking};
 use crate::wire::{Attachment, attach};
@@ -145,11 +148,35 @@ pub(crate) struct Claim {
 }
 
 impl Claim {
-    fn of(bits: u64) -> Self {
+    pub(super) fn of(bits: u64) -> Self {
         let end = bits as u32 & 0xffff;
         // The worker's last look for an item finds none and counts all the same.
         Self { started: (bits as u32 >> 16).min(end), end }
     }
+}
+
+/// What the row of an order with `items` items holds when it is given.
+pub(super) fn claimable(number: u32, items: usize) -> u64 {
+    u64::from(number) << 32 | items as u64
+}
+
+/// The worker's move: starts the next item, if there is one.
+#[inline]
+pub(super) fn start(claim: &AtomicU64) -> Option<u32> {
+    let before = claim.fetch_add(1 << 16, AcqRel);
+    let (next, end) = (before as u32 >> 16, before as u32 & 0xffff);
+    fault::point("lane.started");
+    (next < end).then_some(next)
+}
+
+/// The pool's move: takes items back that have not started, all from `keep` on; how far the order goes now.
+pub(super) fn take_back(claim: &AtomicU64, keep: u32) -> Claim {
+    let shorten = |bits: u64| {
+        let Claim { started, end } = Claim::of(bits);
+        Some(bits & !0xffff | u64::from(end.min(started.max(keep))))
+    };
+    let _ = claim.fetch_update(AcqRel, Acquire, shorten);
+    Claim::of(claim.load(Acquire))
 }
 
 /// Nanoseconds of the clock that all processes share.
@@ -201,7 +228,7 @@ impl PoolEnd {
             return None;
         }
         let number = self.given;
-        row(&self.region, number).0.store(u64::from(number) << 32 | items as u64, Relaxed);
+        row(&self.region, number).0.store(claimable(number, items), Relaxed);
         if !self.orders.push(orders(&self.region), kind, parts) {
             return None;
         }
@@ -222,13 +249,7 @@ impl PoolEnd {
 
     /// Takes items back that have not started, all from `keep` on; how far the order goes now.
     pub(crate) fn take_back(&self, number: u32, keep: u32) -> Claim {
-        let (claim, _) = row(&self.region, number);
-        let shorten = |bits: u64| {
-            let Claim { started, end } = Claim::of(bits);
-            Some(bits & !0xffff | u64::from(end.min(started.max(keep))))
-        };
-        let _ = claim.fetch_update(AcqRel, Acquire, shorten);
-        Claim::of(claim.load(Acquire))
+        take_back(row(&self.region, number).0, keep)
     }
 
     /// Whether results have come. No system call, no wake.
@@ -363,10 +384,7 @@ impl WorkerEnd {
     /// Starts the next item of `order`, if there is one.
     #[inline]
     pub(crate) fn start(&self, order: &Order) -> Option<u32> {
-        let before = row(&self.region, order.number).0.fetch_add(1 << 16, AcqRel);
-        let (next, end) = (before as u32 >> 16, before as u32 & 0xffff);
-        fault::point("lane.started");
-        (next < end).then_some(next)
+        start(row(&self.region, order.number).0)
     }
 
     /// Notes that an item starts now, for who counts its time.

@@ -216,6 +216,10 @@ impl Members {
         Ok(Member { slot: SLOT.with(Cell::get), epoch: 1 })
     }
 
+    pub(crate) fn me_if_claimed(&self) -> Option<Member> {
+        self.me().ok()
+    }
+
     pub(crate) fn is_listed(&self, member: Member) -> bool {
         DEAD[member.slot as usize].load(Acquire) == 0
     }
