@@ -90,7 +90,8 @@ const LONGEST: usize = 2048;
 
 fn cut(mut text: String) -> String {
     if text.len() > LONGEST {
-        text.truncate(text.floor_char_boundary(LONGEST));
+        let end = (0..=LONGEST).rev().find(|at| text.is_char_boundary(*at));
+        text.truncate(end.unwrap_or(0));
         text.push('…');
     }
     text
@@ -312,11 +313,14 @@ impl Caller {
     }
 }
 
+/// A worker's spans that are open: whose, and what they are here.
+type Spans = HashMap<u64, (Arc<Caller>, Id, &'static Site)>;
+
 /// Tells again, in order, what one worker says.
 pub(super) struct Ear {
     pid: u32,
     heard: Mutex<VecDeque<(Arc<Caller>, Vec<u8>)>>,
-    spans: Mutex<HashMap<u64, (Arc<Caller>, Id, &'static Site)>>,
+    spans: Mutex<Spans>,
 }
 
 impl Ear {
@@ -341,8 +345,8 @@ impl Ear {
         }
     }
 
-    fn tell(&self, spans: &mut HashMap<u64, (Arc<Caller>, Id, &'static Site)>, caller: &Arc<Caller>, told: Told) {
-        let parent_of = |spans: &HashMap<u64, (_, Id, _)>, parent: Option<u64>| match parent {
+    fn tell(&self, spans: &mut Spans, caller: &Arc<Caller>, told: Told) {
+        let parent_of = |spans: &Spans, parent: Option<u64>| match parent {
             Some(id) => spans.get(&id).map(|(_, id, _)| id.clone()).or_else(|| caller.span.id()),
             None => caller.span.id(),
         };
