@@ -25,7 +25,8 @@ pub use manager::{
 };
 pub use memory::SharedMemory;
 pub use pool::{
-    AsyncResult, Call, CurrentTask, Map, MapAsync, Pool, PoolBuilder, Results, Shutdown, Workers, current_task,
+    AsyncResult, Call, Checkout, CurrentTask, Histogram, Map, MapAsync, Pool, PoolBuilder, PoolStats, PoolStreamExt,
+    Progress, Results, Shutdown, WorkerStats, Workers, current_task,
 };
 pub use process::{
     Function, ParentProcess, Process, ProcessBuilder, ProcessInfo, StartMethod, Stdio, active_children, cpu_count,

@@ -48,6 +48,7 @@ const EXPECTED: &[(&str, &[&str], Prints)] = &[
                                           9! = 362880\n10! = 3628800\n")),
     ("practice_list", &[], Exactly("[10, 20, 30]\n")),
     ("producer_consumer", &[], Exactly("Consumer received: Hello from producer\n")),
+    ("progress_bar", &[], Exactly("199999 numbers, at most 382 steps\n")),
     ("python_peer", &[], Exactly("Rust heard: {\"mean\": 3, \"median\": 2}\nRust heard: {\"mean\": 3.0, \"median\": 3.0}\n\
                                   Python heard: 4 primes below 10\nPython heard: 168 primes below 1000\n\
                                   Python heard: 78498 primes below 1000000\n")),
@@ -60,11 +61,14 @@ const EXPECTED: &[(&str, &[&str], Prints)] = &[
     ("three_tasks", &[], Lines(&["Task 0 is running", "Task 1 is running", "Task 2 is running"])),
     ("treesum", &["LICENSE-APACHE"], Exactly(
         "c71d239df91726fc519c6eb72d318ec65820627232b2f796219e87dcf35d0ab4  LICENSE-APACHE\n")),
+    ("unsafe_library", &[], Exactly("a good address: 5 bytes\na bad address: signal 11\nand again a good one: 5 bytes\n")),
     ("value_and_array", &[], Exactly("1 [2, 2, 3]\n")),
     ("value_final", &[], Exactly("Final value: 5\n")),
     ("value_five", &[], Exactly("5\n")),
     ("value_from_ten", &[], Exactly("11\n")),
     ("value_one", &[], Exactly("1\n")),
+    ("web_service", &[], Exactly("a quick one: 200\nan endless one: 504\none that crashes: 500\n\
+                                  50 crashes, meanwhile all health checks answered: true\nand a quick one: 200\n")),
     ("worker_process", &[], Exactly("Worker process\n")),
 ];
 

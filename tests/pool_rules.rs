@@ -69,6 +69,32 @@ async fn a_worker_killed_at_any_step_costs_at_most_the_item_it_was_at() -> mp::R
     Ok(())
 }
 
+/// `lane.read`: whoever reads results and is killed before it has given their room back is the pool's own process; its
+/// workers end with it, and nobody else hangs.
+#[cfg(debug_assertions)]
+#[tokio::test]
+async fn a_pool_killed_while_it_reads_results_takes_its_workers_along() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pids = Queue::unbounded()?;
+    let pool_of_its_own = async |pids: Queue<u32>| -> mp::Result<()> {
+        let pool = Pool::new(2)?;
+        let tell = |pids: Queue<u32>| pids.blocking_put(pid()).expect("put");
+        loop {
+            pool.apply(tell, (pids.clone(),)).await?;
+        }
+    };
+    let builder = Process::<()>::builder().env("MULTIPROCESS_KILL_AT", "lane.read:3");
+    let error = within(builder.spawn(pool_of_its_own, (pids.clone(),))?).await.unwrap_err();
+    assert_eq!(error.exit_status().and_then(|status| status.signal()), Some(9), "{error}");
+    let mut workers = HashSet::new();
+    while let Ok(worker) = pids.try_get() {
+        workers.insert(worker);
+    }
+    assert!(!workers.is_empty());
+    eventually("its workers are gone", || workers.iter().all(|worker| is_gone(*worker))).await;
+    Ok(())
+}
+
 #[tokio::test]
 async fn pool_34_a_busy_worker_killed_fails_its_item_at_once_and_an_idle_one_costs_nothing() -> mp::Result<()> {
     let _deadline = Deadline::start();

@@ -12,7 +12,7 @@
 //! | a row is made, then the order put | the pool | Release, by the ring | the worker, if it sleeps |
 //! | next -> next + 1: an item starts, if next was below end | the worker | AcqRel | - |
 //! | end -> lower, never below next: items are taken back | the pool | AcqRel CAS | - |
-//! | a result is put | the worker | Release, by the ring | the pool, if it sleeps |
+//! | a result is put, or what an item says before it | the worker | Release, by the ring | the pool, if it sleeps |
 //! | results are taken | the pool | Release, by the ring | the worker, if it waits for room |
 //! | an order is given up, after its last item | the worker | Release, by the ring | - |
 //! | `ASKED` -> an item that should stop | the pool | Release | who waits for it in the worker |
@@ -22,6 +22,7 @@
 //! # Invariants
 //! 1. An item is started by the worker or taken back by the pool, never both: both change one word.
 //! 2. Results come in the order of starts, one for each item that was started, so counting them tells whose they are.
+//!    What an item says comes before its result and is of another kind.
 //! 3. A row is used again only after the order that had it was given up.
 //!
 //! # Death
@@ -147,11 +148,35 @@ pub(crate) struct Claim {
 }
 
 impl Claim {
-    fn of(bits: u64) -> Self {
+    pub(super) fn of(bits: u64) -> Self {
         let end = bits as u32 & 0xffff;
         // The worker's last look for an item finds none and counts all the same.
         Self { started: (bits as u32 >> 16).min(end), end }
     }
+}
+
+/// What the row of an order with `items` items holds when it is given.
+pub(super) fn claimable(number: u32, items: usize) -> u64 {
+    u64::from(number) << 32 | items as u64
+}
+
+/// The worker's move: starts the next item, if there is one.
+#[inline]
+pub(super) fn start(claim: &AtomicU64) -> Option<u32> {
+    let before = claim.fetch_add(1 << 16, AcqRel);
+    let (next, end) = (before as u32 >> 16, before as u32 & 0xffff);
+    fault::point("lane.started");
+    (next < end).then_some(next)
+}
+
+/// The pool's move: takes items back that have not started, all from `keep` on; how far the order goes now.
+pub(super) fn take_back(claim: &AtomicU64, keep: u32) -> Claim {
+    let shorten = |bits: u64| {
+        let Claim { started, end } = Claim::of(bits);
+        Some(bits & !0xffff | u64::from(end.min(started.max(keep))))
+    };
+    let _ = claim.fetch_update(AcqRel, Acquire, shorten);
+    Claim::of(claim.load(Acquire))
 }
 
 /// Nanoseconds of the clock that all processes share.
@@ -203,7 +228,7 @@ impl PoolEnd {
             return None;
         }
         let number = self.given;
-        row(&self.region, number).0.store(u64::from(number) << 32 | items as u64, Relaxed);
+        row(&self.region, number).0.store(claimable(number, items), Relaxed);
         if !self.orders.push(orders(&self.region), kind, parts) {
             return None;
         }
@@ -224,13 +249,7 @@ impl PoolEnd {
 
     /// Takes items back that have not started, all from `keep` on; how far the order goes now.
     pub(crate) fn take_back(&self, number: u32, keep: u32) -> Claim {
-        let (claim, _) = row(&self.region, number);
-        let shorten = |bits: u64| {
-            let Claim { started, end } = Claim::of(bits);
-            Some(bits & !0xffff | u64::from(end.min(started.max(keep))))
-        };
-        let _ = claim.fetch_update(AcqRel, Acquire, shorten);
-        Claim::of(claim.load(Acquire))
+        take_back(row(&self.region, number).0, keep)
     }
 
     /// Whether results have come. No system call, no wake.
@@ -365,10 +384,7 @@ impl WorkerEnd {
     /// Starts the next item of `order`, if there is one.
     #[inline]
     pub(crate) fn start(&self, order: &Order) -> Option<u32> {
-        let before = row(&self.region, order.number).0.fetch_add(1 << 16, AcqRel);
-        let (next, end) = (before as u32 >> 16, before as u32 & 0xffff);
-        fault::point("lane.started");
-        (next < end).then_some(next)
+        start(row(&self.region, order.number).0)
     }
 
     /// Notes that an item starts now, for who counts its time.
@@ -393,6 +409,18 @@ impl WorkerEnd {
         Ok(())
     }
 
+    /// Who writes among the results while an item runs; [`catch_up`](Self::catch_up) then.
+    pub(crate) fn teller(&self, kind: u8) -> io::Result<Teller> {
+        let Self { region, room, done, .. } = self;
+        let (region, room, done) = (region.clone(), room.clone(), done.clone());
+        Ok(Teller { results: Writer::new(rings(&region)?[1].clone(), RESULTS), region, room, done, kind })
+    }
+
+    /// Goes on behind what a teller has written.
+    pub(crate) fn catch_up(&mut self) {
+        self.results.catch_up(results(&self.region));
+    }
+
     /// Gives an order up: all its items are done, or were taken back.
     pub(crate) fn finish(&mut self, order: Order) {
         self.orders.consume(orders(&self.region), order.len);
@@ -407,6 +435,31 @@ impl WorkerEnd {
 
     pub(crate) fn stop_sign(&self, order: &Order, index: u32) -> StopSign {
         StopSign { region: self.region.clone(), number: order.number, index }
+    }
+}
+
+/// What an item has to say before its result goes among the results, as records of a kind of their own. It belongs to
+/// the thread that runs the items, between an item's start and its result.
+pub(crate) struct Teller {
+    region: Arc<Region>,
+    room: Arc<Line>,
+    done: Arc<Line>,
+    results: Writer<Ring>,
+    kind: u8,
+}
+
+impl Teller {
+    /// Waits for room. What is too long for the ring is left out.
+    pub(crate) fn tell(&mut self, bytes: &[u8]) {
+        let Self { region, room, done, results: writer, kind } = self;
+        if bytes.len() > RESULTS as usize / 4 {
+            return;
+        }
+        writer.catch_up(results(region));
+        let told = until_blocking(room, None, || writer.push(results(region), *kind, [bytes, &[]]).then_some(()));
+        if told.is_ok() {
+            done.notify_one();
+        }
     }
 }
 

@@ -5,6 +5,8 @@
 #![forbid(unsafe_code)]
 
 pub(crate) mod lane;
+#[cfg(all(test, multiprocess_loom))]
+mod lane_models;
 mod link;
 #[cfg(all(test, multiprocess_loom))]
 mod models;

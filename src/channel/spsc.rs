@@ -114,6 +114,12 @@ impl<B: Bytes> Writer<B> {
         Self { bytes, size, tail: Mark::default(), known_head: Mark::default() }
     }
 
+    /// Goes on where another writer, of the same thread, has left off.
+    pub(super) fn catch_up(&mut self, words: Words<'_>) {
+        self.tail = Mark::from_bits(words.tail.load(Relaxed));
+        self.known_head = Mark::from_bits(words.head.load(Acquire));
+    }
+
     /// Whether a record of `len` bytes fits into the ring when that is empty.
     #[inline]
     pub(super) fn can_hold(&self, len: usize) -> bool {

@@ -5,7 +5,16 @@ use std::fs::read_to_string;
 
 /// Bytes of this process that are in memory, now and at most; 0 where the kernel does not tell.
 pub(crate) fn resident() -> (u64, u64) {
-    let status = read_to_string("/proc/self/status").unwrap_or_default();
+    resident_by("/proc/self/status")
+}
+
+/// The same of another process; 0 if it is gone.
+pub(crate) fn resident_of(pid: u32) -> (u64, u64) {
+    resident_by(&format!("/proc/{pid}/status"))
+}
+
+fn resident_by(path: &str) -> (u64, u64) {
+    let status = read_to_string(path).unwrap_or_default();
     let field = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name))?;
         line.trim_start_matches(':').trim().trim_end_matches(" kB").parse::<u64>().ok()

@@ -1,19 +1,21 @@
 //! The one task of a pool: starts workers, hears of their ends, and keeps deadlines. It only ever sleeps when there is
 //! nothing of this to do, and results do not pass through it.
 
-use super::engine::{Hire, Shared};
+use super::engine::{Circumstances, Hire, Shared};
 use super::protocol::{Conditions, Contract};
 use super::worker;
 use crate::channel::{self, lane};
 use crate::error::{Error, Result};
 use crate::os::memory;
-use crate::process::Process;
+use crate::process::{Process, Stdio};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use rustix::process::Signal;
+use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::sync::Arc;
+use tokio::net::unix::pipe;
 
 /// Whatever ends the driver, nobody waits for ever.
 struct Driving(Arc<Shared>);
@@ -37,7 +39,7 @@ pub(super) async fn drive(shared: Arc<Shared>) {
         }
         for hire in step.hires {
             match start(shared, &hire) {
-                Ok(process) => exits.push(end_of(hire, process)),
+                Ok(process) => exits.push(end_of(hire, process, shared.settings.stderr_lines)),
                 Err(error) => shared.not_hired(&hire, &error),
             }
         }
@@ -52,10 +54,10 @@ pub(super) async fn drive(shared: Arc<Shared>) {
         };
         tokio::select! {
             biased;
-            Some((seat, generation, status)) = exits.next() => {
+            Some((seat, generation, status, last_words)) = exits.next() => {
                 let is_kill = status.as_ref().is_ok_and(|status| status.signal() == Some(Signal::KILL.as_raw()));
                 let was_starved = is_kill && std::mem::replace(&mut starved, memory::oom_kills()) < starved;
-                shared.died(seat, generation, status, was_starved);
+                shared.died(seat, generation, status, Circumstances { was_starved, last_words });
             }
             () = shared.nudge.notified() => {}
             () = alarm => {}
@@ -63,9 +65,65 @@ pub(super) async fn drive(shared: Arc<Shared>) {
     }
 }
 
-async fn end_of(hire: Hire, mut process: Process<Result<()>>) -> (usize, u64, Result<ExitStatus>) {
-    let status = process.wait().await;
-    (hire.seat, hire.generation, status)
+/// Waits for a worker's end; meanwhile hands on what it writes to a piped stderr, and keeps the last `lines` of that.
+async fn end_of(
+    hire: Hire,
+    mut process: Process<Result<()>>,
+    lines: usize,
+) -> (usize, u64, Result<ExitStatus>, Option<String>) {
+    let pipe = process.take_stderr().and_then(|pipe| pipe::Receiver::from_owned_fd(pipe.into()).ok());
+    let Some(pipe) = pipe else {
+        return (hire.seat, hire.generation, process.wait().await, None);
+    };
+    let mut tail = Tail::default();
+    let status = {
+        let mut exit = std::pin::pin!(process.wait());
+        loop {
+            tokio::select! {
+                status = &mut exit => break status,
+                ready = pipe.readable() => if ready.is_err() || !tail.take_in(&pipe) {
+                    break exit.await;
+                },
+            }
+        }
+    };
+    // What it wrote before its end is there; whom else it gave its stderr may write on, to nobody.
+    tail.take_in(&pipe);
+    (hire.seat, hire.generation, status, tail.last(lines))
+}
+
+/// The end of what a worker has written to its stderr.
+#[derive(Default)]
+struct Tail(Vec<u8>);
+
+/// How much of a worker's stderr an error may quote.
+const TAIL: usize = 4096;
+
+impl Tail {
+    /// Hands on to our own stderr what is there; false at its end.
+    fn take_in(&mut self, pipe: &pipe::Receiver) -> bool {
+        let mut bytes = [0; TAIL];
+        loop {
+            match pipe.try_read(&mut bytes) {
+                Ok(0) => return false,
+                Ok(count) => {
+                    let said = bytes.get(..count).unwrap_or_default();
+                    // Without a stderr of our own there is nobody to tell.
+                    let _ = std::io::stderr().write_all(said);
+                    self.0.extend_from_slice(said);
+                    self.0.drain(..self.0.len().saturating_sub(TAIL));
+                }
+                Err(error) => return error.kind() == std::io::ErrorKind::WouldBlock,
+            }
+        }
+    }
+
+    fn last(&self, lines: usize) -> Option<String> {
+        let text = String::from_utf8_lossy(&self.0);
+        let all: Vec<_> = text.trim_end().lines().collect();
+        let last = all.get(all.len().saturating_sub(lines)..)?.join("\n");
+        Some(last).filter(|last| !last.is_empty())
+    }
 }
 
 fn start(shared: &Shared, hire: &Hire) -> Result<Process<Result<()>>> {
@@ -87,11 +145,14 @@ fn start(shared: &Shared, hire: &Hire) -> Result<Process<Result<()>>> {
         },
     };
     let mut builder = Process::<()>::builder().name(&name).daemon(true).start_method(settings.start_method);
+    if settings.stderr_lines > 0 {
+        builder = builder.stderr(Stdio::piped());
+    }
     for (key, value) in &settings.variables {
         builder = builder.env(key, value);
     }
     let process = builder.spawn(worker::work, (contract,))?;
     let name = format!("{name} (pid {})", process.pid());
-    shared.hired(hire, name, process.killer(), lane, orders, results);
+    shared.hired(hire, (name, process.pid()), process.killer(), lane, orders, results);
     Ok(process)
 }

@@ -6,7 +6,10 @@
 //! what happened to its worker.
 
 use super::group::{Block, Chunk, Group};
-use super::protocol::{Conditions, Header, IN_PIPE, Task};
+use super::local;
+use super::protocol::{Conditions, Header, IN_PIPE, TOLD, Task};
+use super::stats::{Histogram, PoolStats, WorkerStats};
+use super::trace::Ear;
 use crate::channel::lane::{self, Board, PoolEnd};
 use crate::channel::{Receiver, Sender, spsc};
 use crate::error::{Error, ErrorKind, Result};
@@ -20,7 +23,7 @@ use std::fmt::Write;
 use std::ops::RangeInclusive;
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicUsize, Ordering::*};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak, mpsc};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
@@ -51,6 +54,10 @@ pub(super) struct Settings {
     /// What the initializer's report says.
     pub(super) read_initialized: fn(Parcel) -> Result<()>,
     pub(super) max_tasks_per_worker: Option<usize>,
+    /// How much of a dead worker's stderr its error quotes; with 0 the stream is not touched.
+    pub(super) stderr_lines: usize,
+    /// Its one worker is a thread here.
+    pub(super) is_local: bool,
     /// What was asked to stop may finish within this; then its worker is killed.
     pub(super) grace: Duration,
 }
@@ -61,6 +68,8 @@ pub(super) struct Shared {
     state: Mutex<State>,
     pub(super) board: Board,
     alarm: OnceLock<Arc<Line>>,
+    /// Tells the thread that is the only worker of a pool within this process.
+    local: Option<Mutex<mpsc::Sender<()>>>,
     /// Items handed in and not settled.
     out: AtomicUsize,
     /// The driver has something to do.
@@ -88,6 +97,9 @@ struct State {
     is_idle_planned: bool,
     broken: Option<String>,
     generation: u64,
+    waits: Histogram,
+    runs: Histogram,
+    leases: u64,
 }
 
 /// What the state needs of the settings, and what changes of them.
@@ -134,24 +146,40 @@ enum Phase {
 struct Worker {
     generation: u64,
     name: String,
+    pid: u32,
     killer: Killer,
     lane: PoolEnd,
     orders: Sender<Sealed>,
     results: Receiver<Sealed>,
+    ear: Arc<Ear>,
     phase: Phase,
     running: VecDeque<Running>,
     /// Items it was given, and may be given.
     given: usize,
     share: usize,
+    /// The checkout that has it; 0 is none.
+    lease: u64,
+    /// It is to go once it is given back.
+    is_due: bool,
+    /// Items that it has answered.
+    answered: u64,
     born: Instant,
     idle_since: Option<Instant>,
     has_worked: bool,
     /// The initializer's report, until the driver has read it.
     begun: Option<Result<Sealed>>,
-    /// The kernel killed it for its memory.
-    was_starved: bool,
+    /// What is known of its end.
+    end: Circumstances,
     /// Why it was killed, for the item that it was at.
     doom: Option<Error>,
+}
+
+/// What the driver has learned of a worker's end, beyond its status.
+#[derive(Default)]
+pub(super) struct Circumstances {
+    /// The kernel killed it for its memory.
+    pub(super) was_starved: bool,
+    pub(super) last_words: Option<String>,
 }
 
 /// An order at a worker.
@@ -224,6 +252,10 @@ struct After {
     wakers: Vec<Waker>,
     settled: usize,
     nudge: bool,
+    /// How long items of orders that are done have run, and how many those are.
+    ran: Vec<(Duration, u32)>,
+    /// Who has heard something.
+    ears: Vec<Arc<Ear>>,
 }
 
 impl After {
@@ -270,8 +302,22 @@ impl Shared {
         let running = watch::Sender::new(rules.least);
         let mut state = State { rules, ..State::default() };
         state.open_seats();
+        let mut start_failed = None;
         let (state, alarm, nudge) = (Mutex::new(state), OnceLock::new(), Notify::new());
-        let shared = Arc::new(Self { settings, state, board, alarm, out: AtomicUsize::new(0), nudge, running });
+        let is_local = settings.is_local;
+        let create = |weak: &Weak<Self>| {
+            let local = is_local.then(|| local::start(weak.clone())).transpose();
+            let (failed, local) = match local {
+                Ok(local) => (None, local.map(Mutex::new)),
+                Err(error) => (Some(error), None),
+            };
+            start_failed = failed;
+            Self { settings, state, board, alarm, local, out: AtomicUsize::new(0), nudge, running }
+        };
+        let shared = Arc::new_cyclic(create);
+        if let Some(error) = start_failed {
+            return Err(error);
+        }
         let weak = Arc::downgrade(&shared);
         let react = move || weak.upgrade().into_iter().for_each(|shared| shared.answer());
         let alarm = shared.board.alarm(react).map_err(failed)?;
@@ -293,9 +339,11 @@ impl Shared {
     /// Ends a change of the state.
     fn leave(&self, mut state: MutexGuard<'_, State>, after: After) {
         state.out -= after.settled;
+        after.ran.iter().for_each(|(time, count)| state.runs.add(*time, u64::from(*count)));
         let beginning = state.seats.iter().filter(|seat| seat.is_beginning()).count();
         self.out.store(state.out + beginning, Release);
         drop(state);
+        after.ears.iter().for_each(|ear| ear.pass_on());
         if after.nudge {
             self.nudge.notify_one();
         }
@@ -385,6 +433,79 @@ impl Shared {
             }
             state.enqueue(group, [chunk].into_iter(), false);
             state.dispatch(after);
+            // What found a worker at once needs no clock to tell how long it waited.
+            if let Some(waits) = group.items().pending.back_mut() {
+                waits.handed.get_or_insert_with(Instant::now);
+            }
+        });
+        if let Some(local) = &self.local {
+            let _ = local.lock().unwrap_or_else(PoisonError::into_inner).send(());
+        }
+    }
+
+    /// What the thread of a pool within this process is to run next.
+    pub(super) fn take_order(&self) -> Option<(Arc<Group>, Chunk)> {
+        self.with(|state, _| {
+            loop {
+                let group = state.queue.pop_front()?;
+                let mut items = group.items();
+                let Some(chunk) = items.pending.pop_front() else {
+                    items.is_queued = false;
+                    continue;
+                };
+                // Calls take turns.
+                items.is_queued = !items.pending.is_empty();
+                if items.is_queued {
+                    state.queue.push_back(group.clone());
+                }
+                drop(items);
+                return Some((group, chunk));
+            }
+        })
+    }
+
+    /// Why that thread should run no more items of `group`.
+    pub(super) fn gives_up(&self, group: &Group) -> Option<Error> {
+        let state = self.state();
+        let is_cancelled = group.items().is_cancelled;
+        match (state.is_terminated, state.is_shut) {
+            (true, _) => Some(terminated()),
+            (_, true) => Some(shut()),
+            _ => is_cancelled.then(|| group.was_cancelled()),
+        }
+    }
+
+    /// An item's outcome, from that thread.
+    pub(super) fn settle(&self, group: &Group, block: Block) {
+        self.with(|state, after| {
+            after.deliver(group, block);
+            state.end_if_done(after);
+        });
+    }
+
+    pub(super) fn is_local(&self) -> bool {
+        self.local.is_some()
+    }
+
+    /// The number of a new checkout.
+    pub(super) fn new_lease(&self) -> u64 {
+        let mut state = self.state();
+        state.leases += 1;
+        state.leases
+    }
+
+    /// The worker of a checkout is everybody's again.
+    pub(super) fn release(&self, lease: u64) {
+        self.with(|state, after| {
+            let leased = state.workers().find(|(_, worker)| worker.lease == lease).map(|(seat, worker)| {
+                worker.lease = 0;
+                (seat, worker.is_due || worker.given >= worker.share)
+            });
+            if let Some((seat, true)) = leased {
+                state.retire(seat, after);
+            }
+            state.dispatch(after);
+            state.end_if_done(after);
         });
     }
 
@@ -474,7 +595,11 @@ impl Shared {
 
     /// Tells those who want to know how many workers there are.
     fn count(&self, state: &State) -> usize {
-        let alive = state.seats.iter().filter(|seat| seat.is_taken()).count();
+        let is_done = state.is_closed && (state.open == 0 || state.is_shut) && state.out == 0;
+        let alive = match self.local {
+            Some(_) => usize::from(!is_done),
+            None => state.seats.iter().filter(|seat| seat.is_taken()).count(),
+        };
         self.running.send_if_modified(|running| std::mem::replace(running, alive) != alive);
         alive
     }
@@ -496,6 +621,29 @@ impl Shared {
             state.end_if_done(after);
             lost
         })
+    }
+
+    /// What the pool is doing.
+    pub(super) fn stats(&self) -> PoolStats {
+        let mut state = self.state();
+        let mut stats = PoolStats { waits: state.waits.clone(), runs: state.runs.clone(), ..PoolStats::default() };
+        for (_, worker) in state.workers() {
+            let front = worker.running.front();
+            // Only the first order can have an item at work.
+            let at_work = front.filter(|order| worker.lane.claim(order.number).started > order.done);
+            stats.workers.push(WorkerStats {
+                pid: worker.pid,
+                age: worker.born.elapsed(),
+                tasks: worker.answered,
+                is_busy: at_work.is_some(),
+                task: at_work.map(|order| order.group.label),
+                resident: 0,
+                peak: worker.lane.memory().1,
+            });
+        }
+        stats.running = stats.workers.iter().filter(|worker| worker.is_busy).count();
+        stats.queued = state.out.saturating_sub(stats.running);
+        stats
     }
 
     /// Items that are not settled.
@@ -551,7 +699,7 @@ impl Shared {
     pub(super) fn hired(
         &self,
         Hire { seat, generation }: &Hire,
-        name: String,
+        (name, pid): (String, u32),
         killer: Killer,
         lane: PoolEnd,
         orders: Sender<Sealed>,
@@ -580,19 +728,24 @@ impl Shared {
             let worker = Worker {
                 generation: *generation,
                 name,
+                pid,
                 killer,
                 lane,
                 orders,
                 results,
+                ear: Ear::new(pid),
                 phase,
                 running: VecDeque::new(),
                 given: 0,
                 share,
+                lease: 0,
+                is_due: false,
+                answered: 0,
                 born: now,
                 idle_since: Some(now),
                 has_worked: false,
                 begun: None,
-                was_starved: false,
+                end: Circumstances::default(),
                 doom: None,
             };
             if let Some(seat) = state.seats.get_mut(*seat) {
@@ -610,11 +763,11 @@ impl Shared {
     }
 
     /// A worker has ended.
-    pub(super) fn died(&self, seat: usize, generation: u64, status: Result<ExitStatus>, was_starved: bool) {
+    pub(super) fn died(&self, seat: usize, generation: u64, status: Result<ExitStatus>, end: Circumstances) {
         self.with(|state, after| {
             state.collect(after);
             if let Some(worker) = state.worker(seat, generation) {
-                worker.was_starved = was_starved;
+                worker.end = end;
             }
             state.bury(seat, generation, &status, after);
             state.dispatch(after);
@@ -718,6 +871,8 @@ impl State {
 
     /// Gives out what waits, as long as there is a worker for it.
     fn dispatch(&mut self, after: &mut After) {
+        // What waits for one certain worker, or for one to itself, holds up no checkout.
+        let mut aside = Vec::new();
         while let Some(group) = self.queue.front().cloned() {
             let depth = if group.is_quick() { 1 + PREFETCH } else { 1 };
             let (has_more, next_len) = {
@@ -729,12 +884,40 @@ impl State {
                 self.queue.pop_front();
                 continue;
             };
-            let free = self.workers().filter_map(|(seat, worker)| worker.takes(depth, len).then_some((seat, worker)));
+            let (lease, acquires) = (group.options.lease, group.options.acquires);
+            let is_certain = lease > 0 && !acquires;
+            if !is_certain && !aside.is_empty() && aside.iter().any(|group: &Arc<Group>| group.options.acquires) {
+                self.queue.pop_front();
+                aside.push(group);
+                continue;
+            }
+            let serves = |worker: &Worker| match acquires {
+                true => worker.lease == 0 && worker.running.is_empty(),
+                false => worker.lease == lease,
+            };
+            let free = self.workers().filter(|(_, worker)| serves(worker));
+            let free = free.filter_map(|(seat, worker)| worker.takes(depth, len).then_some((seat, worker)));
             let best = free.map(|(seat, worker)| (seat, worker.running.len())).min_by_key(|(_, running)| *running);
-            if best.is_none_or(|(_, running)| running > 0) {
+            if !is_certain && best.is_none_or(|(_, running)| running > 0) {
                 self.call_in(after);
             }
-            let Some((seat, _)) = best else { break };
+            let Some((seat, _)) = best else {
+                if lease == 0 && self.leases == 0 {
+                    break;
+                }
+                self.queue.pop_front();
+                if is_certain && !self.workers().any(|(_, worker)| worker.lease == lease) {
+                    let pending = {
+                        let mut items = group.items();
+                        items.is_queued = false;
+                        std::mem::take(&mut items.pending)
+                    };
+                    pending.iter().for_each(|chunk| after.fail_pending(&group, chunk, || group.was_let_go()));
+                } else {
+                    aside.push(group);
+                }
+                continue;
+            };
             let Some(chunk) = group.items().pending.pop_front() else { continue };
             // Calls take turns.
             self.queue.pop_front();
@@ -742,8 +925,12 @@ impl State {
                 true => self.queue.push_back(group.clone()),
                 false => group.items().is_queued = false,
             }
+            if acquires && let Some(worker) = self.seats.get_mut(seat).and_then(|seat| seat.worker.as_mut()) {
+                worker.lease = lease;
+            }
             self.give(seat, group, chunk, after);
         }
+        aside.into_iter().rev().for_each(|group| self.queue.push_front(group));
     }
 
     fn worker(&mut self, seat: usize, generation: u64) -> Option<&mut Worker> {
@@ -753,7 +940,7 @@ impl State {
 
     fn give(&mut self, seat: usize, group: Arc<Group>, mut chunk: Chunk, after: &mut After) {
         let Some(worker) = self.seats.get_mut(seat).and_then(|seat| seat.worker.as_mut()) else { return };
-        let quota = worker.share - worker.given;
+        let quota = if worker.lease > 0 { usize::MAX } else { worker.share - worker.given };
         let mut rest = None;
         if chunk.count as usize > quota {
             group.forget(&chunk);
@@ -767,9 +954,11 @@ impl State {
                 worker.idle_since = None;
                 let generation = worker.generation;
                 let now = Instant::now();
+                let waited = chunk.handed.map_or(Duration::ZERO, |handed| now.duration_since(handed));
+                self.waits.add(waited, u64::from(chunk.count));
                 let (done, end) = (0, chunk.count);
                 worker.running.push_back(Running { group: group.clone(), chunk, number, done, end, since: now });
-                if worker.given >= worker.share {
+                if worker.given >= worker.share && worker.lease == 0 {
                     worker.phase = Phase::Leaving;
                     worker.lane.close();
                 }
@@ -801,7 +990,7 @@ impl State {
                     asked.push((Place { seat, generation, number: running.number }, claim.started - 1));
                 }
             }
-            worker.pop_complete(None);
+            worker.pop_complete(None, None);
         }
         let at = Instant::now() + grace;
         asked.into_iter().for_each(|(place, item)| self.at(at, Event::Kill(place, item), after));
@@ -823,7 +1012,7 @@ impl State {
             back.push((running.group.clone(), parts));
             running.end = claim.end;
         }
-        worker.pop_complete(None);
+        worker.pop_complete(None, None);
         for (group, parts) in back {
             let is_cancelled = group.items().is_cancelled;
             if !is_cancelled {
@@ -937,7 +1126,7 @@ impl State {
                     running.end = claim.end;
                 }
             }
-            worker.pop_complete(None);
+            worker.pop_complete(None, None);
         }
         if let Some(next) = next {
             self.at(next + limit, Event::Queued(group.clone()), after);
@@ -949,7 +1138,8 @@ impl State {
         if self.is_share_planned || !self.queue.is_empty() {
             return;
         }
-        let is_idle = |worker: &Worker| worker.phase == Phase::Serving && worker.running.is_empty();
+        let is_idle =
+            |worker: &Worker| worker.phase == Phase::Serving && worker.running.is_empty() && worker.lease == 0;
         let has_more = |worker: &Worker| {
             let mut unbegun = worker.running.iter().enumerate();
             unbegun.any(|(at, running)| running.end > running.done + u32::from(at == 0))
@@ -1005,6 +1195,12 @@ impl State {
 
     /// Lets a worker go when it is done with what it has begun.
     fn retire(&mut self, seat: usize, after: &mut After) {
+        if let Some(worker) = self.seats.get_mut(seat).and_then(|seat| seat.worker.as_mut())
+            && worker.lease > 0
+        {
+            worker.is_due = true;
+            return;
+        }
         self.reclaim(seat, 1, after);
         if let Some(worker) = self.seats.get_mut(seat).and_then(|seat| seat.worker.as_mut())
             && matches!(worker.phase, Phase::Serving | Phase::Beginning)
@@ -1023,7 +1219,7 @@ impl State {
         }
         let mut spare = self.seats.iter().filter(|seat| seat.is_taken()).count().saturating_sub(least);
         let (mut gone, mut next) = (Vec::new(), None);
-        for (seat, worker) in self.workers().filter(|(_, worker)| worker.phase == Phase::Serving) {
+        for (seat, worker) in self.workers().filter(|(_, worker)| worker.phase == Phase::Serving && worker.lease == 0) {
             let Some(since) = worker.idle_since else { continue };
             if spare > 0 && now >= since + idle_timeout {
                 spare -= 1;
@@ -1128,6 +1324,8 @@ impl State {
         self.reclaim(seat, 1, after);
         let Some(mut worker) = self.seats.get_mut(seat).and_then(|seat| seat.worker.take()) else { return };
         let was_planned = worker.phase == Phase::Leaving;
+        // An item that kills whoever runs it says nothing about the workers.
+        worker.has_worked |= worker.running.iter().any(|running| running.done < running.end);
         for running in std::mem::take(&mut worker.running) {
             let Running { group, chunk, done, end, .. } = running;
             group.forget(&chunk);
@@ -1213,7 +1411,7 @@ impl Worker {
         let carried = if self.lane.can_carry(len + Header::LEN) { len } else { 0 };
         self.phase == Phase::Serving
             && self.running.len() < depth
-            && self.given < self.share
+            && (self.given < self.share || self.lease > 0)
             && self.lane.takes(carried + Header::LEN)
     }
 
@@ -1246,17 +1444,21 @@ impl Worker {
             (at, left) = (len, left - 1);
         }
         while left > 0 {
-            self.pop_complete(Some(now));
+            self.pop_complete(Some(now), Some(&mut after.ran));
             let Some(running) = self.running.front_mut() else {
                 // What was given up, such as by a termination, may still be answered.
                 return if self.phase == Phase::Doomed { Ok(None) } else { Err(corrupt(&self.name)) };
             };
             let (start, first, most) =
                 (at, running.chunk.first + u64::from(running.done), left.min(running.end - running.done));
-            let (mut plain, mut in_pipe) = (0, None);
+            let (mut plain, mut in_pipe, mut told) = (0, None, false);
             while plain < most {
                 let (tag, _, len) =
                     spsc::first(bytes.get(at..).unwrap_or_default()).ok_or_else(|| corrupt(&self.name))?;
+                if tag == TOLD {
+                    told = true;
+                    break;
+                }
                 if tag & IN_PIPE != 0 {
                     in_pipe = Some((tag & !IN_PIPE, len));
                     break;
@@ -1265,34 +1467,48 @@ impl Worker {
                 plain += 1;
             }
             if plain > 0 {
-                let told = match start == 0 && at == bytes.len() {
+                let block = match start == 0 && at == bytes.len() {
                     true => std::mem::take(&mut bytes),
                     false => bytes[start..at].to_vec(),
                 };
                 running.done += plain;
+                self.answered += u64::from(plain);
                 left -= plain;
-                after.deliver(&running.group, Block::told(first, plain, told));
+                after.deliver(&running.group, Block::told(first, plain, block));
+            }
+            if told {
+                let (_, said, len) =
+                    spsc::first(bytes.get(at..).unwrap_or_default()).ok_or_else(|| corrupt(&self.name))?;
+                if let Some(caller) = &running.group.caller {
+                    self.ear.hear(caller, said);
+                    after.ears.push(self.ear.clone());
+                }
+                at += len;
+                left -= 1;
             }
             if let Some((tag, len)) = in_pipe {
                 let sealed = self.results.try_recv().map(|sealed| (tag, sealed));
                 at += len;
                 running.done += 1;
+                self.answered += 1;
                 left -= 1;
                 after.deliver(&running.group, Block::Single(first + u64::from(plain), Some(sealed)));
             }
         }
-        self.pop_complete(Some(now));
+        self.pop_complete(Some(now), Some(&mut after.ran));
         Ok(begun)
     }
 
-    /// Lets go of orders that are done; `now` if this is to teach how long items take.
-    fn pop_complete(&mut self, now: Option<Instant>) {
+    /// Lets go of orders that are done; `now` if this is to teach how long items take, which goes to `ran` too.
+    fn pop_complete(&mut self, now: Option<Instant>, mut ran: Option<&mut Vec<(Duration, u32)>>) {
         while self.running.front().is_some_and(|running| running.done >= running.end) {
             let Some(running) = self.running.pop_front() else { return };
             running.group.forget(&running.chunk);
             if let Some(now) = now {
                 if running.done > 0 {
-                    running.group.learn(now.duration_since(running.since), running.done);
+                    let time = now.duration_since(running.since);
+                    running.group.learn(time, running.done);
+                    ran.iter_mut().for_each(|ran| ran.push((time / running.done, running.done)));
                 }
                 self.running.front_mut().into_iter().for_each(|next| next.since = now);
             }
@@ -1322,8 +1538,11 @@ impl Worker {
         if peak > 0 {
             let _ = write!(text, " and had used {} MiB at most when it last looked", peak >> 20);
         }
-        if self.was_starved {
+        if self.end.was_starved {
             text.push_str("; the kernel killed it because memory ran out");
+        }
+        if let Some(words) = &self.end.last_words {
+            let _ = write!(text, "; it last wrote:\n{words}");
         }
         Error::new(ErrorKind::ProcessDied, text).with_exit_status(status.as_ref().ok().copied())
     }

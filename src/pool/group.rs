@@ -1,6 +1,8 @@
 //! The items of one call: packed into chunks on their way out, in blocks of results on their way back.
 
+use super::handle::Progress;
 use super::protocol::Header;
+use super::trace::Caller;
 use crate::channel::spsc;
 use crate::error::{Error, ErrorKind, Result};
 use crate::process::entry::{self, IS_VALUE, Outcome};
@@ -9,12 +11,13 @@ use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
+use tokio::sync::watch;
 
 /// What a caller may ask of each of its items.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(super) struct Options {
     /// From an item's start; whoever overruns is asked to stop, and killed after the grace.
     pub(super) timeout: Option<Duration>,
@@ -28,12 +31,26 @@ pub(super) struct Options {
     pub(super) grace: Option<Duration>,
     /// Items in a chunk; 0 is by measured time.
     pub(super) chunk: usize,
+    /// The checkout that this is for; 0 is none.
+    pub(super) lease: u64,
+    /// This is the call that takes a worker for the checkout.
+    pub(super) acquires: bool,
+    pub(super) progress: Option<watch::Sender<Progress>>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        let back_off = Duration::ZERO;
-        Self { timeout: None, queue_timeout: None, retries: 0, back_off, grace: None, chunk: 0 }
+        Self {
+            timeout: None,
+            queue_timeout: None,
+            retries: 0,
+            back_off: Duration::ZERO,
+            grace: None,
+            chunk: 0,
+            lease: 0,
+            acquires: false,
+            progress: None,
+        }
     }
 }
 
@@ -49,11 +66,22 @@ pub(super) struct Chunk {
     pub(super) attachments: Vec<Attachment>,
     /// Since when it waits, if that matters.
     pub(super) queued: Option<Instant>,
+    /// Since when it waits, if it has not found a worker at once.
+    pub(super) handed: Option<Instant>,
 }
 
 impl Chunk {
     pub(super) fn new(first: u64) -> Self {
-        Self { first, count: 0, attempt: 0, body: Vec::new(), sent: None, attachments: Vec::new(), queued: None }
+        Self {
+            first,
+            count: 0,
+            attempt: 0,
+            body: Vec::new(),
+            sent: None,
+            attachments: Vec::new(),
+            queued: None,
+            handed: None,
+        }
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
@@ -68,7 +96,9 @@ impl Chunk {
     }
 
     pub(super) fn header(&self, group: &Group) -> [u8; Header::LEN] {
-        Header { call: group.call, attempt: self.attempt, is_timed: group.options.timeout.is_some() }.to_bytes()
+        let (call, attempt, is_timed) = (group.call, self.attempt, group.options.timeout.is_some());
+        let level = if group.caller.is_some() { Caller::level() } else { 0 };
+        Header { call, attempt, is_timed, level }.to_bytes()
     }
 
     /// The items from `from` on, before `to`, as a chunk of their own.
@@ -83,7 +113,8 @@ impl Chunk {
         let end = skip(start, to - from);
         let (body, attachments) = (self.bytes()[start..end].to_vec(), self.attachments.clone());
         let first = self.first + u64::from(from);
-        Self { first, count: to - from, attempt: self.attempt, body, sent: None, attachments, queued: self.queued }
+        let Self { attempt, queued, handed, .. } = *self;
+        Self { first, count: to - from, attempt, body, sent: None, attachments, queued, handed }
     }
 }
 
@@ -141,6 +172,22 @@ impl Block {
         }
     }
 
+    /// How many items in it failed, as [`has_failed`](Self::has_failed).
+    pub(super) fn failures(&self) -> u64 {
+        match self {
+            Block::Single(..) => u64::from(self.has_failed()),
+            Block::Told(told) => {
+                let mut rest = told.bytes.get(told.at..).unwrap_or_default();
+                let tags = std::iter::from_fn(|| {
+                    let (tag, _, len) = spsc::first(rest)?;
+                    rest = &rest[len..];
+                    Some(tag)
+                });
+                tags.filter(|tag| *tag != IS_VALUE).count() as u64
+            }
+        }
+    }
+
     /// The next result, if there is one left.
     #[inline]
     pub(super) fn next<R: DeserializeOwned + 'static>(&mut self) -> Option<Result<R>> {
@@ -184,6 +231,8 @@ pub(super) struct Group {
     pub(super) call: entry::Call,
     pub(super) label: &'static str,
     pub(super) options: Options,
+    /// Who hears what the items tell `tracing`.
+    pub(super) caller: Option<Arc<Caller>>,
     items: Mutex<Items>,
     /// How long an item takes, smoothed; 0 while unknown.
     item_ns: AtomicU64,
@@ -212,7 +261,8 @@ pub(super) const CHUNK_BYTES: usize = 12 << 10;
 
 impl Group {
     pub(super) fn new(call: entry::Call, label: &'static str, options: Options) -> Self {
-        Self { call, label, options, items: Mutex::default(), item_ns: AtomicU64::new(0) }
+        let (caller, items) = (Caller::here(), Mutex::default());
+        Self { call, label, options, caller, items, item_ns: AtomicU64::new(0) }
     }
 
     /// Locked after the pool's state, never before.
@@ -298,6 +348,11 @@ impl Group {
     pub(super) fn queued_out(&self) -> Error {
         let (label, limit) = (self.label, self.options.queue_timeout.unwrap_or_default());
         Error::new(ErrorKind::Timeout, format!("{label} did not start within {limit:?}: no worker was free"))
+    }
+
+    pub(super) fn was_let_go(&self) -> Error {
+        let why = format!("{} cannot run: the worker that was checked out has ended, or was given back", self.label);
+        Error::new(ErrorKind::ProcessDied, why)
     }
 
     pub(super) fn was_cancelled(&self) -> Error {

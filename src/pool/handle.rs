@@ -13,7 +13,8 @@ use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
 
 /// What is to be called.
 #[derive(Clone, Copy)]
@@ -34,6 +35,8 @@ struct Flight {
     /// How many workers there were at the start.
     workers: usize,
     watchful: Watchful,
+    /// Since when there is progress, if somebody wants to know.
+    began: Option<Instant>,
 }
 
 /// Items in flight per worker, in chunks.
@@ -47,7 +50,7 @@ impl Flight {
         let group = Arc::new(Group::new(target.call, target.label, options));
         let workers = pool.shared().most_workers().max(1);
         let (feed, watchful) = (Some(feed), Watchful::default());
-        Ok(Self { pool, group, feed, failed: None, pulled: 0, returned: 0, workers, watchful })
+        Ok(Self { pool, group, feed, failed: None, pulled: 0, returned: 0, workers, watchful, began: None })
     }
 
     fn in_flight(&self) -> usize {
@@ -56,6 +59,9 @@ impl Flight {
 
     /// Pulls until enough is in flight, or the source ends or is not ready.
     fn refill(&mut self, held: usize, cx: &mut Context<'_>) {
+        if self.group.options.progress.is_some() {
+            self.began.get_or_insert_with(Instant::now);
+        }
         let workers = self.workers;
         while let Some(feed) = &mut self.feed {
             let size = self.group.chunk_size().max(1);
@@ -111,6 +117,7 @@ impl Flight {
         if let Some(block) = &next {
             // What the source had to say counts for no item.
             self.returned = (self.returned + u64::from(block.count())).min(self.pulled);
+            self.tell_progress(block);
             // Who takes its time with slow items may leave others waiting for what comes meanwhile.
             let others = self.pool.shared().out() > self.group.items().out;
             if others || self.in_flight() > 0 && !self.group.is_quick() {
@@ -118,6 +125,19 @@ impl Flight {
             }
         }
         Poll::Ready(next)
+    }
+
+    #[inline]
+    fn tell_progress(&mut self, block: &Block) {
+        let Some(progress) = &self.group.options.progress else { return };
+        let elapsed = self.began.get_or_insert_with(Instant::now).elapsed().as_secs_f64();
+        let total = self.pulled + self.feed.as_ref().map_or(0, |feed| feed.remaining() as u64);
+        progress.send_modify(|progress| {
+            progress.done += u64::from(block.count());
+            progress.failed += block.failures();
+            progress.total = total.max(progress.done);
+            progress.rate = if elapsed > 0.0 { progress.done as f64 / elapsed } else { 0.0 };
+        });
     }
 
     fn poll_block(&mut self, cx: &mut Context<'_>) -> Poll<Option<Block>> {
@@ -270,8 +290,47 @@ macro_rules! chunksize {
                 self.stage.options().into_iter().for_each(|options| options.chunk = items);
                 self
             }
+
+            /// How far it is, from now on: changes as results arrive here, in order or not. To be asked for before it
+            /// runs; the channel closes with it.
+            pub fn progress(&mut self) -> watch::Receiver<Progress> {
+                let (sender, receiver) = watch::channel(Progress::default());
+                self.stage.options().into_iter().for_each(|options| options.progress = Some(sender.clone()));
+                receiver
+            }
         }
     };
+}
+
+/// How far a [`Map`] or a stream of [`Results`] is.
+///
+/// ```
+/// use multiprocess::{self as mp, Pool};
+/// # fn main() -> mp::Result<()> { mp::run(async {
+/// let pool = Pool::new(2)?;
+/// let mut map = pool.map(|x: u64| x + 1, 0..100);
+/// let mut progress = map.progress();
+/// let watcher = tokio::spawn(async move {
+///     while progress.changed().await.is_ok() {}
+///     *progress.borrow()
+/// });
+/// map.await?;
+/// let last = watcher.await.expect("no panic");
+/// assert_eq!((last.done, last.total, last.failed), (100, 100, 0));
+/// assert!(last.rate > 0.0);
+/// # Ok(()) }) }
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct Progress {
+    /// Items whose results have come, errors included.
+    pub done: u64,
+    /// Items that are there, as far as the source tells by now.
+    pub total: u64,
+    /// Items that failed.
+    pub failed: u64,
+    /// Items done per second, since the start.
+    pub rate: f64,
 }
 
 /// One lazy call; made by [`Pool::apply`](crate::Pool::apply). Awaiting it runs it; dropping it cancels it: not yet
@@ -300,6 +359,14 @@ pub struct Call<R> {
 options!(Call);
 
 impl<R> Call<R> {
+    /// For a checkout: the call that `acquires` its worker, or one that runs there.
+    pub(super) fn leased(mut self, lease: u64, acquires: bool) -> Self {
+        if let Some(options) = self.stage.options() {
+            (options.lease, options.acquires) = (lease, acquires);
+        }
+        self
+    }
+
     pub(super) fn new(pool: Arc<Handle>, target: Target, feed: Result<Box<dyn Feed>>) -> Self {
         Self { stage: planned_one(pool, target, feed), result: PhantomData }
     }

@@ -4,8 +4,11 @@ use super::driver;
 use super::engine::{Settings, Shared};
 use super::feed::{Feed, OfIterator, OfStream, One, Packer};
 use super::handle::{AsyncResult, Call, Map, MapAsync, Results, Target};
+use super::lease::Checkout;
 use super::protocol::{Conditions, Task};
+use super::stats::PoolStats;
 use crate::error::{Error, Result};
+use crate::os::memory;
 use crate::process::entry::{self, Outcome};
 use crate::process::{Function, StartMethod, cpu_count};
 use crate::wire::{Parcel, Sealed};
@@ -98,6 +101,8 @@ pub struct PoolBuilder {
     cpus: Vec<usize>,
     variables: Vec<(OsString, OsString)>,
     grace: Option<Duration>,
+    stderr_lines: usize,
+    is_local: bool,
 }
 
 /// How many workers a pool has: a number, or a range from the least to the most.
@@ -258,6 +263,31 @@ impl PoolBuilder {
         self
     }
 
+    /// Has the error of a worker that died quote the last `lines` that it wrote to its stderr, up to 4 KiB.
+    ///
+    /// By default, and with 0, workers write to this process's own stderr, and nobody reads along. With this they
+    /// write into a pipe each, and the pool hands it on: one wake-up of this process per write, and what was written
+    /// appears here as soon as the pool's runtime gets to run. A worker that writes 64 KiB ahead of that waits. Its
+    /// stderr is then no terminal, so programs that ask leave out colours.
+    ///
+    /// ```
+    /// use multiprocess::{self as mp, Pool};
+    /// # fn main() -> mp::Result<()> { mp::run(async {
+    /// fn fails() {
+    ///     eprintln!("the disk is on fire");
+    ///     std::process::abort();
+    /// }
+    /// let pool = Pool::builder().workers(1).keep_stderr(5).build()?;
+    /// let error = pool.apply(fails, ()).await.unwrap_err();
+    /// assert!(error.to_string().ends_with("it last wrote:\nthe disk is on fire"));
+    /// # Ok(()) }) }
+    /// ```
+    #[must_use]
+    pub fn keep_stderr(mut self, lines: usize) -> Self {
+        self.stderr_lines = lines;
+        self
+    }
+
     /// Replaces a worker after so many tasks; by default never.
     #[must_use]
     pub fn max_tasks_per_worker(mut self, tasks: usize) -> Self {
@@ -271,7 +301,11 @@ impl PoolBuilder {
     /// `Other` for 0 workers or tasks, or outside a tokio runtime; `Encode` if an argument of the initializer cannot be
     /// serialised; `NotInitialized` as for processes.
     pub fn build(self) -> Result<Pool> {
-        let workers = checked(self.workers.unwrap_or_else(|| cpu_count().range()))?;
+        let workers = match self.is_local {
+            // Its thread is no process.
+            true => 0..=0,
+            false => checked(self.workers.unwrap_or_else(|| cpu_count().range()))?,
+        };
         if self.max_tasks_per_worker == Some(0) {
             return Err(Error::other("the workers of a pool need to have at least one task each"));
         }
@@ -293,6 +327,8 @@ impl PoolBuilder {
             finalizer: self.finalizer.transpose()?,
             max_tasks_per_worker: self.max_tasks_per_worker,
             grace: self.grace.unwrap_or(GRACE),
+            stderr_lines: self.stderr_lines,
+            is_local: self.is_local,
         })?;
         runtime.spawn(driver::drive(shared.clone()));
         Ok(Pool { handle: Arc::new(Handle { shared, runtime }) })
@@ -324,6 +360,14 @@ fn one<A: Serialize + 'static>(args: &A) -> Result<Box<dyn Feed>> {
     Ok(Box::new(One::of(args)?))
 }
 
+pub(super) fn call_of<F, A, M>(pool: Arc<Handle>, f: F, args: A) -> Call<F::Output>
+where
+    F: Function<A, M>,
+    A: Serialize + DeserializeOwned + Send + 'static,
+{
+    Call::new(pool, target(f), one(&args))
+}
+
 impl Pool {
     /// A pool of `workers` processes: a number, or a range as for [`PoolBuilder::workers`].
     ///
@@ -331,6 +375,27 @@ impl Pool {
     /// As [`PoolBuilder::build`].
     pub fn new(workers: impl Workers) -> Result<Self> {
         Self::builder().workers(workers).build()
+    }
+
+    /// A pool whose one worker is a thread of this process, for tests and debuggers: the same calls, encoded and decoded
+    /// as ever, one item at a time. A panic is an error as ever. What takes a process to promise is not promised: an
+    /// item that has begun is not stopped by a timeout or a cancellation, one that crashes takes this process along,
+    /// there is no [`current_task`](crate::current_task), and no [`checkout`](Self::checkout) or
+    /// [`resize`](Self::resize).
+    ///
+    /// ```
+    /// use multiprocess::{self as mp, Pool};
+    /// # fn main() -> mp::Result<()> { mp::run(async {
+    /// let pool = Pool::in_process()?;
+    /// assert_eq!(pool.apply(std::process::id, ()).await?, std::process::id());
+    /// assert_eq!(pool.map(|x: u64| x * x, 1..=3).await?, [1, 4, 9]);
+    /// # Ok(()) }) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`PoolBuilder::build`].
+    pub fn in_process() -> Result<Self> {
+        PoolBuilder { is_local: true, ..PoolBuilder::default() }.build()
     }
 
     /// A pool with options.
@@ -347,7 +412,7 @@ impl Pool {
         F: Function<A, M>,
         A: Serialize + DeserializeOwned + Send + 'static,
     {
-        Call::new(self.handle.clone(), target(f), one(&args))
+        call_of(self.handle.clone(), f, args)
     }
 
     /// Runs `f(args..)` on a worker from now on. Dropping the result lets it go on.
@@ -480,11 +545,46 @@ impl Pool {
     /// # Errors
     /// `Other` for 0 workers.
     pub async fn resize(&self, workers: impl Workers) -> Result<()> {
+        self.has_processes("resized")?;
         let range = checked(workers)?;
         let mut running = self.handle.shared.running.subscribe();
         self.handle.shared.resize(range.clone());
         let _ = running.wait_for(|running| *running <= *range.end()).await;
         Ok(())
+    }
+
+    fn has_processes(&self, why: &str) -> Result<()> {
+        match self.handle.shared.is_local() {
+            true => Err(Error::other(format!("a pool within this process has no workers that can be {why}"))),
+            false => Ok(()),
+        }
+    }
+
+    /// Takes one worker out of the pool, for a run of calls that share what they leave in it, such as a connection or
+    /// a cache in a `static`. Waits until a worker is free; others wait as long as that takes. While it is out,
+    /// nobody else uses it and it is not replaced for its age, size or share of tasks. If it dies, the calls of the
+    /// checkout fail. Cancel-safe.
+    ///
+    /// ```
+    /// use multiprocess::{self as mp, Pool};
+    /// use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+    ///
+    /// static COUNT: AtomicU32 = AtomicU32::new(0);
+    ///
+    /// # fn main() -> mp::Result<()> { mp::run(async {
+    /// let pool = Pool::new(2)?;
+    /// let worker = pool.checkout().await?;
+    /// for n in 0..10 {
+    ///     assert_eq!(worker.apply(|| COUNT.fetch_add(1, Relaxed), ()).await?, n);
+    /// }
+    /// # Ok(()) }) }
+    /// ```
+    ///
+    /// # Errors
+    /// `Closed` after [`close`](Self::close), `Other` for a pool that is broken or has no processes.
+    pub async fn checkout(&self) -> Result<Checkout> {
+        self.has_processes("checked out")?;
+        Checkout::take(self.handle.clone()).await
     }
 
     /// How many workers there are, those included that are being started or are about to end.
@@ -523,6 +623,33 @@ impl Pool {
         Shutdown { not_begun, killed }
     }
 
+    /// What the pool is doing now, and how long items have waited and run.
+    ///
+    /// Costs the pool's lock for a moment, and one small file of /proc per worker for its memory. The figures are
+    /// kept all the time: a few additions per order.
+    ///
+    /// ```
+    /// use multiprocess::{self as mp, Pool};
+    /// # fn main() -> mp::Result<()> { mp::run(async {
+    /// let pool = Pool::new(2)?;
+    /// pool.map(|x: u64| x + 1, 0..100).await?;
+    /// let stats = pool.stats();
+    /// assert_eq!((stats.queued, stats.running), (0, 0));
+    /// assert_eq!(stats.workers.iter().map(|worker| worker.tasks).sum::<u64>(), 100);
+    /// assert!(stats.runs.quantile(0.5) <= stats.runs.quantile(0.99));
+    /// # Ok(()) }) }
+    /// ```
+    pub fn stats(&self) -> PoolStats {
+        let mut stats = self.handle.shared.stats();
+        for worker in &mut stats.workers {
+            (worker.resident, worker.peak) = match memory::resident_of(worker.pid) {
+                (0, _) => (0, worker.peak),
+                now => now,
+            };
+        }
+        stats
+    }
+
     /// Why no worker can be had any more, if that is so: they died one after the other without having done anything, or
     /// the initializer failed. Everything asked of the pool then fails and says so.
     pub fn broken(&self) -> Option<String> {
@@ -548,6 +675,31 @@ impl Pool {
         Ok(())
     }
 }
+
+/// Streams whose items run in a pool.
+///
+/// ```
+/// use futures::{StreamExt, TryStreamExt, stream};
+/// use multiprocess::{self as mp, Pool, PoolStreamExt};
+/// # fn main() -> mp::Result<()> { mp::run(async {
+/// let pool = Pool::new(2)?;
+/// let squares = stream::iter(1..=4).map_in_pool(&pool, |x: u64| x * x);
+/// assert_eq!(squares.map_ok(|x| x + 1).try_collect::<Vec<_>>().await?, [2, 5, 10, 17]);
+/// # Ok(()) }) }
+/// ```
+pub trait PoolStreamExt: Stream + Sized {
+    /// Runs `f` on each item, and yields the results in order: [`Pool::imap_stream`] from the other side.
+    fn map_in_pool<F, M>(self, pool: &Pool, f: F) -> Results<F::Output>
+    where
+        F: Function<(Self::Item,), M>,
+        Self: Send + 'static,
+        Self::Item: Serialize + DeserializeOwned + Send + 'static,
+    {
+        pool.imap_stream(f, self)
+    }
+}
+
+impl<S: Stream> PoolStreamExt for S {}
 
 /// What a [`Pool::shutdown`] lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -19,6 +19,8 @@ pub(super) struct Header {
     pub(super) attempt: u32,
     /// The start of each item is to be noted.
     pub(super) is_timed: bool,
+    /// How much of what a task tells `tracing` is of interest; 0 is nothing.
+    pub(super) level: u8,
 }
 
 impl Header {
@@ -26,7 +28,7 @@ impl Header {
 
     pub(super) fn to_bytes(self) -> [u8; Self::LEN] {
         let [offset, fingerprint] = self.call.to_words();
-        let rest = u64::from(self.attempt) << 32 | u64::from(self.is_timed);
+        let rest = u64::from(self.attempt) << 32 | u64::from(self.level) << 1 | u64::from(self.is_timed);
         let mut bytes = [0; Self::LEN];
         for (at, word) in bytes.chunks_exact_mut(8).zip([offset, fingerprint, rest]) {
             at.copy_from_slice(&word.to_ne_bytes());
@@ -39,13 +41,17 @@ impl Header {
         let mut words = head.chunks_exact(8).map(|word| word.try_into().map_or(0, u64::from_ne_bytes));
         let (offset, fingerprint, rest) = (words.next()?, words.next()?, words.next()?);
         let call = entry::Call::from_words([offset, fingerprint]);
-        Some(Self { call, attempt: (rest >> 32) as u32, is_timed: rest & 1 != 0 })
+        let (is_timed, level) = (rest & 1 != 0, (rest >> 1) as u8 & 7);
+        Some(Self { call, attempt: (rest >> 32) as u32, is_timed, level })
     }
 }
 
 /// An order, or a result of this kind plus that of its outcome, lies in the pipe beside the lane: it is large, or
 /// brings descriptors.
 pub(super) const IN_PIPE: u8 = 8;
+
+/// A record among the results that is none: what an item tells `tracing`.
+pub(super) const TOLD: u8 = 4;
 
 /// What a worker is given at its birth.
 #[derive(Serialize, Deserialize)]

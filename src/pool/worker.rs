@@ -1,7 +1,7 @@
 //! The loop that a worker runs: on its main thread, one item at a time.
 
-use super::protocol::{Conditions, Contract, Header, IN_PIPE, Task};
-use super::task;
+use super::protocol::{Conditions, Contract, Header, IN_PIPE, TOLD, Task};
+use super::{task, trace};
 use crate::channel::lane::{Order, WorkerEnd};
 use crate::channel::{Receiver, Sender, spsc};
 use crate::error::{Error, ErrorKind, Result};
@@ -13,6 +13,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::any::Any;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
+use tracing::dispatcher::DefaultGuard;
 
 /// Runs orders until the pool closes the lane. The first result is the initializer's, if there is one.
 pub(super) fn work(contract: Contract) -> Result<()> {
@@ -31,6 +32,7 @@ pub(super) fn work(contract: Contract) -> Result<()> {
         fds: Vec::new(),
         order: None,
         header: None,
+        listens: None,
         looked: None,
     };
     if let Some(Task { call, arguments }) = initializer {
@@ -39,6 +41,10 @@ pub(super) fn work(contract: Contract) -> Result<()> {
     }
     let mut desk = Box::new(desk);
     while let Some(header) = desk.take_order()? {
+        desk.listens = (header.level > 0)
+            .then(|| desk.lane.teller(TOLD).ok())
+            .flatten()
+            .and_then(|teller| trace::listen(header.level, teller));
         let (batch, entered) = header.call.run_batch(desk, &mut executor);
         desk = (batch as Box<dyn Any>).downcast().map_err(|_| Error::other("a batch did not come back"))?;
         if let Err(error) = entered {
@@ -67,6 +73,8 @@ struct Desk {
     fds: Vec<OwnedFd>,
     order: Option<Order>,
     header: Option<Header>,
+    /// While what items tell `tracing` is told.
+    listens: Option<DefaultGuard>,
     /// When it last looked at its memory.
     looked: Option<Instant>,
 }
@@ -136,6 +144,7 @@ impl Desk {
 
     fn finish(&mut self) {
         task::end();
+        self.listens = None;
         self.look();
         if let Some(order) = self.order.take() {
             self.lane.finish(order);
@@ -172,6 +181,9 @@ impl Batch for Desk {
             self.lane.note_start(order);
         }
         task::starts(index);
+        if self.listens.is_some() {
+            trace::open();
+        }
         let rest = self.bytes.get(self.at..).unwrap_or_default();
         let Some((_, bytes, len)) = spsc::first(rest) else {
             return Some(Err(Error::new(ErrorKind::Decode, "an order with fewer items than it says")));
@@ -182,6 +194,10 @@ impl Batch for Desk {
 
     #[inline]
     fn report(&mut self, tag: u8, payload: &[u8], attachments: &[Attachment]) -> bool {
+        if self.listens.is_some() {
+            trace::close();
+            self.lane.catch_up();
+        }
         self.put(tag, payload, attachments)
     }
 }

@@ -1,0 +1,50 @@
+//! One worker for a run of calls.
+
+use super::handle::Call;
+use super::pool::{Handle, call_of};
+use crate::error::Result;
+use crate::process::Function;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::sync::Arc;
+
+/// One worker that nobody else uses; made by [`Pool::checkout`](crate::Pool::checkout). Dropping it gives the worker
+/// back, with whatever state the calls have left in it.
+pub struct Checkout {
+    pool: Arc<Handle>,
+    lease: u64,
+}
+
+impl Checkout {
+    pub(super) async fn take(pool: Arc<Handle>) -> Result<Self> {
+        let lease = pool.shared().new_lease();
+        // Made first: whoever drops this half way gives the worker back.
+        let checkout = Self { pool, lease };
+        call_of(checkout.pool.clone(), || (), ()).leased(lease, true).await?;
+        Ok(checkout)
+    }
+
+    /// Runs `f(args..)` on this worker when awaited, as [`Pool::apply`](crate::Pool::apply) does on any.
+    ///
+    /// # Errors
+    /// As [`Pool::apply`](crate::Pool::apply), and `ProcessDied` for each call after the worker has ended.
+    pub fn apply<F, A, M>(&self, f: F, args: A) -> Call<F::Output>
+    where
+        F: Function<A, M>,
+        A: Serialize + DeserializeOwned + Send + 'static,
+    {
+        call_of(self.pool.clone(), f, args).leased(self.lease, false)
+    }
+}
+
+impl Drop for Checkout {
+    fn drop(&mut self) {
+        self.pool.shared().release(self.lease);
+    }
+}
+
+impl std::fmt::Debug for Checkout {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Checkout").finish_non_exhaustive()
+    }
+}

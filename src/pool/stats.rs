@@ -1,0 +1,122 @@
+//! What a pool tells about itself.
+
+use std::time::Duration;
+
+/// A pool at one moment; made by [`Pool::stats`](crate::Pool::stats).
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct PoolStats {
+    /// Its workers, by their places.
+    pub workers: Vec<WorkerStats>,
+    /// Items handed in and not begun, those included that wait for another attempt.
+    pub queued: usize,
+    /// Items at work.
+    pub running: usize,
+    /// How long items waited until a worker had them.
+    pub waits: Histogram,
+    /// How long items ran at their workers; of items that travelled together, their mean. Only those that came to
+    /// their end.
+    pub runs: Histogram,
+}
+
+/// One worker of a pool at one moment.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct WorkerStats {
+    /// Its process id.
+    pub pid: u32,
+    /// Since it was started.
+    pub age: Duration,
+    /// Items that it has answered.
+    pub tasks: u64,
+    /// Whether it is at an item.
+    pub is_busy: bool,
+    /// The function it runs, as the compiler spells it.
+    pub task: Option<&'static str>,
+    /// Bytes of it that are in memory; 0 if it is gone.
+    pub resident: u64,
+    /// The most that ever were.
+    pub peak: u64,
+}
+
+const BUCKETS: usize = 64;
+
+/// How often something took how long, to within a factor of two.
+///
+/// ```
+/// use multiprocess::{self as mp, Pool};
+/// use std::time::Duration;
+/// # fn main() -> mp::Result<()> { mp::run(async {
+/// let pool = Pool::new(1)?;
+/// pool.apply(|| std::thread::sleep(Duration::from_millis(5)), ()).await?;
+/// let runs = pool.stats().runs;
+/// assert_eq!(runs.count(), 1);
+/// assert!(runs.quantile(0.5) >= Duration::from_millis(5));
+/// assert!(runs.buckets().all(|(limit, count)| count == 1 && limit >= Duration::from_millis(5)));
+/// # Ok(()) }) }
+/// ```
+#[derive(Clone)]
+pub struct Histogram([u64; BUCKETS]);
+
+impl Default for Histogram {
+    fn default() -> Self {
+        Self([0; BUCKETS])
+    }
+}
+
+impl Histogram {
+    /// Bucket `n` has what took less than `2^n` ns, and at least half of that.
+    pub(super) fn add(&mut self, time: Duration, count: u64) {
+        let ns = time.as_nanos().min(u128::from(u64::MAX >> 1)) as u64;
+        let bucket = (u64::BITS - ns.leading_zeros()) as usize;
+        self.0.get_mut(bucket).into_iter().for_each(|bucket| *bucket += count);
+    }
+
+    /// How many there were.
+    pub fn count(&self) -> u64 {
+        self.0.iter().sum()
+    }
+
+    /// What the given part of all, from 0 to 1, did not exceed: the limit of its bucket. Zero if there were none.
+    pub fn quantile(&self, part: f64) -> Duration {
+        let wanted = ((self.count() as f64 * part.clamp(0.0, 1.0)).ceil() as u64).max(1);
+        let mut seen = 0;
+        let bucket = self.buckets().find(|(_, count)| {
+            seen += count;
+            seen >= wanted
+        });
+        bucket.map_or(Duration::ZERO, |(limit, _)| limit)
+    }
+
+    /// The buckets that are not empty: the time that all in it stayed below (or none at all), and how many.
+    pub fn buckets(&self) -> impl Iterator<Item = (Duration, u64)> {
+        let limit = |bucket: usize| if bucket == 0 { Duration::ZERO } else { Duration::from_nanos(1 << bucket) };
+        let all = self.0.iter().enumerate().map(move |(bucket, count)| (limit(bucket), *count));
+        all.filter(|(_, count)| *count > 0)
+    }
+}
+
+impl std::fmt::Debug for Histogram {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_map().entries(self.buckets()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_histogram_tells_to_within_a_factor_of_two() {
+        let mut histogram = Histogram::default();
+        assert_eq!((histogram.count(), histogram.quantile(0.5)), (0, Duration::ZERO));
+        (1..=1000).for_each(|us| histogram.add(Duration::from_micros(us), 1));
+        histogram.add(Duration::MAX, 1);
+        histogram.add(Duration::ZERO, 1);
+        assert_eq!(histogram.count(), 1002);
+        let median = histogram.quantile(0.5);
+        assert!((Duration::from_micros(500)..=Duration::from_micros(1002)).contains(&median), "{median:?}");
+        assert_eq!(histogram.quantile(0.0), Duration::ZERO);
+        assert!(histogram.quantile(1.0) > Duration::from_secs(1 << 30));
+    }
+}

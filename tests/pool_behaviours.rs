@@ -1,0 +1,434 @@
+//! What CPython's suite demands of pools and executors, by the ids of the catalogue.
+
+use futures::future::{join_all, select_all};
+use futures::stream::FuturesUnordered;
+use futures::{StreamExt, TryStreamExt};
+use multiprocess::{self as mp, ErrorKind, Pool, Process, Queue};
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+mod common;
+use common::{Deadline, eventually, holdings, in_child, limit_descriptors, within};
+
+multiprocess::test_support!();
+
+const MS: Duration = Duration::from_millis(1);
+
+fn square(n: i64) -> i64 {
+    n * n
+}
+
+fn nap(ms: u64) -> u64 {
+    std::thread::sleep(Duration::from_millis(ms));
+    ms
+}
+
+fn pid() -> u32 {
+    std::process::id()
+}
+
+fn die() {
+    std::process::abort();
+}
+
+fn is_gone(pid: u32) -> bool {
+    !std::path::Path::new(&format!("/proc/{pid}/exe")).exists()
+}
+
+/// Says that it has begun, and waits for a word.
+fn say_and_wait(begun: Queue<u32>, go: Queue<u32>) -> u32 {
+    begun.blocking_put(pid()).expect("put");
+    go.blocking_get().expect("get")
+}
+
+#[tokio::test]
+async fn pool_07_exec_10_p22_any_chunk_size_gives_every_result() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::new(2)?;
+    assert!(pool.map_async(square, Vec::new()).await?.is_empty());
+    for chunk in [0, 1, 2, 6, 40, 50, usize::MAX] {
+        assert_eq!(pool.map(square, 0..40).chunksize(chunk).await?, (0..40).map(square).collect::<Vec<_>>(), "{chunk}");
+        let fails = |n: i64| {
+            assert_ne!(n % 7, 3, "this one");
+            n
+        };
+        let results: Vec<_> = pool.imap(fails, 0..40).chunksize(chunk).collect().await;
+        let good: Vec<_> =
+            results.iter().enumerate().filter(|(_, result)| result.is_ok()).map(|(n, _)| n % 7).collect();
+        assert!(results.len() == 40 && good.len() == 34 && good.iter().all(|n| *n != 3), "{chunk}: {good:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn pool_23_large_errors_and_a_close_in_between_block_nobody() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::new(2)?;
+    let fails = |n: usize| -> usize { std::panic::panic_any(n.to_string().repeat(1_000_000)) };
+    let results = pool.imap(fails, 0..20).chunksize(1);
+    let mapped = pool.map_async(fails, 0..20);
+    let results = tokio::spawn(results.collect::<Vec<_>>());
+    tokio::time::sleep(MS).await;
+    pool.close();
+    within(pool.join()).await?;
+    assert_eq!(mapped.await.unwrap_err().kind(), ErrorKind::Panicked);
+    // What asked before the close is answered in full; what came too late is told so.
+    let results = within(results).await.expect("no panic");
+    let is_closed = matches!(&results[..], [Err(error)] if error.kind() == ErrorKind::Closed);
+    let are_panics = results.iter().all(|result| matches!(result, Err(error) if error.kind() == ErrorKind::Panicked));
+    assert!(is_closed || results.len() == 20 && are_panics, "{} results", results.len());
+    Ok(())
+}
+
+static DROPPED: AtomicU32 = AtomicU32::new(0);
+
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Counted(u32);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        DROPPED.fetch_add(1, Relaxed);
+    }
+}
+
+#[tokio::test]
+async fn ppe_04_exec_09_an_argument_is_dropped_in_the_worker_right_after_its_task() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::new(1)?;
+    assert_eq!(pool.apply(|counted: Counted| counted.0, (Counted(7),)).await?, 7);
+    assert_eq!(pool.apply(|| DROPPED.load(Relaxed), ()).await?, 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn pool_28_ppe_11_workers_that_cannot_be_started_are_an_error() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let starved = async || -> mp::Result<(bool, usize)> {
+        limit_descriptors(12);
+        let pool = match Pool::new(8) {
+            Ok(pool) => pool,
+            Err(_) => return Ok((true, mp::active_children().len())),
+        };
+        let calls = (0..8).map(|n| pool.apply(square, (n,)));
+        let results = within(join_all(calls)).await;
+        let resolved = results.len() == 8;
+        pool.terminate();
+        within(pool.join()).await?;
+        Ok((resolved, mp::active_children().len()))
+    };
+    assert_eq!(in_child(starved, ()).await?, (true, 0));
+    Ok(())
+}
+
+#[tokio::test]
+async fn pool_32_pool_33_fut_07_who_gives_up_waiting_loses_nothing() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::new(1)?;
+    let (begun, go) = (Queue::unbounded()?, Queue::unbounded()?);
+    let mut result = pool.apply_async(say_and_wait, (begun.clone(), go.clone()));
+    begun.get().await?;
+    for _ in 0..3 {
+        assert!(tokio::time::timeout(Duration::ZERO, &mut result).await.is_err() && !result.ready());
+    }
+    go.put(5).await?;
+    assert_eq!(within(&mut result).await?, 5);
+    assert!(result.await.is_err(), "a result can be had once");
+    let mut results = pool.imap(nap, [0, 30, 0, 30, 0]);
+    let mut all = Vec::new();
+    loop {
+        match tokio::time::timeout(MS, results.next()).await {
+            Ok(Some(value)) => all.push(value?),
+            Ok(None) => break,
+            Err(_) => {}
+        }
+    }
+    assert_eq!(all, [0, 30, 0, 30, 0]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn pool_19_pool_26_shut_09_shut_10_p15_a_dropped_pool_ends_with_its_last_result() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::new(2)?;
+    let (begun, go) = (Queue::unbounded()?, Queue::unbounded()?);
+    let result = pool.apply_async(say_and_wait, (begun.clone(), go.clone()));
+    let worker = begun.get().await?;
+    let stream = pool.imap(square, 0..3);
+    drop(pool);
+    go.put(1).await?;
+    assert_eq!((within(result).await?, within(stream.try_collect::<Vec<_>>()).await?), (1, vec![0, 1, 4]));
+    eventually("its workers are gone", || is_gone(worker)).await;
+    let pool = Pool::new(1)?;
+    drop(pool.apply_async(say_and_wait, (begun.clone(), go)));
+    let busy = begun.get().await?;
+    drop(pool);
+    eventually("a busy one is gone too", || is_gone(busy)).await;
+    Ok(())
+}
+
+static KEPT: OnceLock<Pool> = OnceLock::new();
+
+#[tokio::test]
+async fn plife_04_shut_02_p32_a_pool_in_a_static_does_not_hold_up_the_exit() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let keeps = async || -> mp::Result<u32> {
+        let pool = KEPT.get_or_init(|| Pool::new(2).expect("a pool"));
+        let worker = pool.apply(pid, ()).await?;
+        drop(pool.apply_async(nap, (600_000,)));
+        Ok(worker)
+    };
+    let worker = within(Process::spawn(keeps, ())?).await??;
+    eventually("its workers went with it", || is_gone(worker)).await;
+    Ok(())
+}
+
+/// Exits where it is told to.
+struct Leaver(u8);
+
+impl serde::Serialize for Leaver {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if self.0 == 9 {
+            std::process::exit(9);
+        }
+        serializer.serialize_u8(self.0)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for Leaver {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match <u8 as serde::Deserialize>::deserialize(deserializer)? {
+            2 if mp::parent_process().is_some() => std::process::exit(2),
+            n => Ok(Self(n)),
+        }
+    }
+}
+
+#[tokio::test]
+async fn ppe_16_dead_02_dead_06_dead_09_p12_an_exit_is_the_error_of_its_item() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::new(1)?;
+    let code = |error: mp::Error| {
+        assert_eq!(error.kind(), ErrorKind::ProcessDied, "{error}");
+        error.exit_status().and_then(|status| status.code())
+    };
+    let leave = |code: i32| {
+        if code > 0 {
+            std::process::exit(code);
+        }
+    };
+    assert_eq!(code(within(pool.apply(leave, (3,))).await.unwrap_err()), Some(3));
+    assert_eq!(code(within(pool.apply(|_: Leaver| (), (Leaver(2),))).await.unwrap_err()), Some(2));
+    assert_eq!(code(within(pool.apply(|| Leaver(9), ())).await.err().expect("it left")), Some(9));
+    assert_eq!(within(pool.apply(square, (3,))).await?, 9);
+    Ok(())
+}
+
+#[tokio::test]
+async fn dead_05_a_task_that_kills_every_worker_breaks_no_pool() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::new(1)?;
+    for n in 0..20 {
+        assert_eq!(within(pool.apply(die, ())).await.unwrap_err().kind(), ErrorKind::ProcessDied);
+        if n % 10 == 9 {
+            assert_eq!(within(pool.apply(square, (n,))).await?, n * n);
+        }
+    }
+    assert_eq!(pool.broken(), None);
+    Ok(())
+}
+
+#[tokio::test]
+async fn dead_13_dead_14_shut_04_after_a_close_everything_is_still_answered() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::new(2)?;
+    let naps: Vec<_> = (0..50).map(|_| pool.apply_async(nap, (2,))).collect();
+    let (dies, fails) = (pool.apply_async(die, ()), pool.apply_async(|| -> () { panic!("late") }, ()));
+    pool.close();
+    pool.close();
+    within(pool.join()).await?;
+    assert!(within(join_all(naps)).await.into_iter().all(|result| result.is_ok_and(|ms| ms == 2)));
+    assert_eq!(dies.await.unwrap_err().kind(), ErrorKind::ProcessDied);
+    assert_eq!(fails.await.unwrap_err().kind(), ErrorKind::Panicked);
+    pool.terminate();
+    within(pool.join()).await
+}
+
+#[tokio::test]
+async fn dead_16_waitf_08_thousands_of_calls_at_once_are_each_answered() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::new(2)?;
+    let calls: Vec<_> = (0..5_000).map(|n| pool.apply_async(square, (n,))).collect();
+    let results = within(join_all(calls)).await.into_iter().collect::<mp::Result<Vec<_>>>()?;
+    assert_eq!(results, (0..5_000).map(square).collect::<Vec<_>>());
+    Ok(())
+}
+
+#[tokio::test]
+async fn fut_05_fut_06_fut_08_a_cancel_is_final_unless_the_result_was_there() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::new(1)?;
+    let (begun, go) = (Queue::unbounded()?, Queue::unbounded()?);
+    let finished = pool.apply_async(square, (3,));
+    eventually("it is finished", || finished.ready()).await;
+    let running = pool.apply_async(say_and_wait, (begun.clone(), go));
+    begun.get().await?;
+    let pending = pool.apply_async(square, (4,));
+    assert!(!running.ready() && !pending.ready());
+    for result in [&pending, &finished] {
+        result.cancel();
+        result.cancel();
+    }
+    assert!(pending.ready());
+    assert_eq!(within(pending).await.unwrap_err().kind(), ErrorKind::Cancelled);
+    assert_eq!(within(finished).await?, 9);
+    // P9: one that runs is stopped, and its waiter hears of it.
+    running.cancel();
+    assert_eq!(within(running).await.unwrap_err().kind(), ErrorKind::Cancelled);
+    assert_eq!(within(pool.apply(square, (5,))).await?, 25);
+    Ok(())
+}
+
+#[tokio::test]
+async fn waitf_02_waitf_04_waitf_06_asc_01_results_go_with_what_futures_has() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::new(2)?;
+    let (first, _, rest) = within(select_all([pool.apply_async(nap, (300,)), pool.apply_async(nap, (1,))])).await;
+    assert_eq!(first?, 1);
+    assert_eq!(within(join_all(rest)).await.len(), 1);
+    let fails = |n: u64| {
+        assert_ne!(n, 2, "two");
+        nap(n)
+    };
+    let calls: FuturesUnordered<_> = [100, 2, 1].map(|n| pool.apply_async(fails, (n,))).into_iter().collect();
+    let results: Vec<_> = within(calls.collect()).await;
+    assert_eq!(results.iter().filter(|result| result.is_err()).count(), 1);
+    let failed = futures::future::try_join_all([600_000, 2].map(|n| pool.apply(fails, (n,))));
+    assert_eq!(within(failed).await.unwrap_err().kind(), ErrorKind::Panicked);
+    Ok(())
+}
+
+#[tokio::test]
+async fn ppe_05_ppe_06_ppe_07_tpe_03_tpe_07_workers_come_as_they_are_needed() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::builder().workers(0..=3).build()?;
+    let mut one = HashSet::new();
+    for _ in 0..10 {
+        one.insert(pool.apply(pid, ()).await?);
+    }
+    assert_eq!(one.len(), 1, "calls one after the other use one worker");
+    let slow = |_: u32| {
+        nap(5);
+        (pid(), mp::current_process().name().to_string())
+    };
+    let all: HashSet<_> = within(pool.map(slow, 0..75)).await?.into_iter().collect();
+    assert!(all.len() <= 3 && all.iter().all(|(_, name)| name.starts_with("PoolWorker-")), "{all:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn ppe_08_ppe_10_new_06_p19_a_share_of_three_tasks() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::builder().workers(1).max_tasks_per_worker(3).build()?;
+    let mut pids = Vec::new();
+    for _ in 0..7 {
+        pids.push(within(pool.apply(pid, ())).await?);
+    }
+    assert!(pids[0] == pids[2] && pids[2] != pids[3] && pids[3] == pids[5] && pids[5] != pids[6], "{pids:?}");
+    let pool = Pool::builder().workers(2).max_tasks_per_worker(1).build()?;
+    let six: Vec<_> = (0..6).map(|n| pool.apply_async(square, (n,))).collect();
+    drop(pool);
+    assert_eq!(within(join_all(six)).await.into_iter().collect::<mp::Result<Vec<_>>>()?, [0, 1, 4, 9, 16, 25]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn ppe_02_ppe_14_p6_one_death_of_three_fails_one_call_of_eight() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::new(3)?;
+    let (begun, go) = (Queue::unbounded()?, Queue::unbounded()?);
+    let calls: Vec<_> = (0..8).map(|_| pool.apply_async(say_and_wait, (begun.clone(), go.clone()))).collect();
+    let victim = begun.get().await?;
+    let pid = rustix::process::Pid::from_raw(victim as i32).expect("a pid");
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("kill");
+    for n in 0..8 {
+        go.put(n).await?;
+    }
+    let results = within(join_all(calls)).await;
+    let failed: Vec<_> = results.into_iter().filter_map(Result::err).collect();
+    assert_eq!(failed.len(), 1);
+    assert!(failed[0].to_string().contains(&victim.to_string()) && failed[0].to_string().contains("SIGKILL"));
+    assert_eq!(within(pool.apply(square, (2,))).await?, 4);
+    Ok(())
+}
+
+#[tokio::test]
+async fn new_02_terminating_again_and_with_dead_workers_is_fine() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::new(2)?;
+    pool.terminate();
+    pool.terminate();
+    within(pool.join()).await?;
+    let pool = Pool::new(1)?;
+    let lost: Vec<_> = (0..100).map(|_| pool.apply_async(die, ())).collect();
+    pool.terminate();
+    // P14: all of it is told, now.
+    for result in within(join_all(lost)).await {
+        assert!(matches!(result.unwrap_err().kind(), ErrorKind::Cancelled | ErrorKind::ProcessDied));
+    }
+    within(pool.join()).await?;
+    assert_eq!(pool.apply(square, (1,)).await.unwrap_err().kind(), ErrorKind::Closed);
+    Ok(())
+}
+
+#[tokio::test]
+async fn new_03_new_04_ppe_17_exec_05_p11_little_is_pulled_ahead_and_a_close_comes_through() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::new(2)?;
+    let pulled = Arc::new(AtomicU32::new(0));
+    let count = pulled.clone();
+    let mut results = pool.imap(nap, std::iter::repeat_with(move || u64::from(count.fetch_add(1, Relaxed) % 2)));
+    for _ in 0..3 {
+        within(results.next()).await.expect("endless")?;
+    }
+    assert!(pulled.load(Relaxed) < 100, "{pulled:?}");
+    pool.close();
+    drop(results);
+    within(pool.join()).await
+}
+
+#[tokio::test]
+async fn initx_03_a_failed_initializer_leaves_no_descriptor() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    Pool::new(1)?.apply(pid, ()).await?;
+    let before = holdings().descriptors;
+    for _ in 0..5 {
+        let pool = Pool::builder().workers(2).initializer(|| -> () { panic!("no") }, ()).build()?;
+        assert!(within(pool.apply(pid, ())).await.is_err());
+        pool.terminate();
+        within(pool.join()).await?;
+    }
+    eventually("no descriptor is left", || holdings().descriptors <= before).await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tpe_04_pools_come_and_go_in_a_busy_runtime() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let shared = Pool::new(2)?;
+    let rounds = (0..20).map(|n| {
+        let shared = shared.clone();
+        tokio::spawn(async move {
+            let own = Pool::new(1)?;
+            let (a, b) = futures::join!(own.apply(square, (n,)), shared.apply(square, (n,)));
+            own.close();
+            own.join().await?;
+            Ok::<_, mp::Error>(a? + b?)
+        })
+    });
+    for (n, round) in (0..20).zip(rounds.collect::<Vec<_>>()) {
+        assert_eq!(within(round).await.expect("no panic")?, 2 * n * n);
+    }
+    Ok(())
+}

@@ -1,0 +1,309 @@
+//! What a pool lets one see and choose: figures, traces, last words, progress, checkouts, pools in pools and in place.
+
+use futures::{StreamExt, TryStreamExt, stream};
+use multiprocess::{self as mp, ErrorKind, Pool, PoolStreamExt, Queue};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tracing::field::{Field, Visit};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+use tracing_subscriber::registry::LookupSpan;
+
+mod common;
+use common::{Deadline, eventually, within};
+
+multiprocess::test_support!();
+
+const MS: Duration = Duration::from_millis(1);
+
+fn square(n: i64) -> i64 {
+    n * n
+}
+
+fn pid() -> u32 {
+    std::process::id()
+}
+
+fn die() {
+    std::process::abort();
+}
+
+fn stuck() {
+    std::thread::sleep(Duration::from_secs(600));
+}
+
+#[tokio::test]
+async fn a_death_quotes_what_the_worker_wrote_last_if_it_was_asked_for() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let chatty = |fails: bool| {
+        (0..100).for_each(|n| eprintln!("line {n}"));
+        if fails {
+            std::process::abort();
+        }
+    };
+    let pool = Pool::builder().workers(1).keep_stderr(2).build()?;
+    pool.apply(chatty, (false,)).await?;
+    let error = pool.apply(chatty, (true,)).await.unwrap_err().to_string();
+    assert!(error.ends_with("it last wrote:\nline 98\nline 99") && error.contains("SIGABRT"), "{error}");
+    // The next worker has words of its own.
+    let error = pool.apply(die, ()).await;
+    assert!(!error.unwrap_err().to_string().contains("line"));
+    let error = Pool::new(1)?.apply(chatty, (true,)).await.unwrap_err().to_string();
+    assert!(!error.contains("last wrote"), "{error}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn more_than_a_pipe_holds_goes_through() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::builder().workers(1).keep_stderr(1).build()?;
+    let flood = || {
+        let mut stderr = std::io::stderr().lock();
+        (0..3000).for_each(|_| std::io::Write::write_all(&mut stderr, &[b'\n'; 100]).unwrap());
+        std::io::Write::write_all(&mut stderr, b"the end").unwrap();
+        die();
+    };
+    let error = within(pool.apply(flood, ())).await.unwrap_err().to_string();
+    assert!(error.ends_with("it last wrote:\nthe end"), "{error}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn figures_tell_who_is_busy_with_what() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::new(2)?;
+    pool.map(square, 0..100).await?;
+    let before = pool.stats();
+    assert_eq!(before.workers.iter().map(|worker| worker.tasks).sum::<u64>(), 100);
+    assert_eq!((before.queued, before.running, before.waits.count(), before.runs.count()), (0, 0, 100, 100));
+    assert!(before.workers.iter().all(|worker| worker.resident > 0 && worker.peak >= worker.resident));
+    let begun = Queue::unbounded()?;
+    let say_and_wait = |begun: Queue<u32>| {
+        begun.blocking_put(pid()).expect("put");
+        stuck();
+    };
+    let running = pool.apply_async(say_and_wait, (begun.clone(),));
+    let busy = begun.get().await?;
+    let waiting: Vec<_> = (0..5).map(|_| pool.apply_async(stuck, ())).collect();
+    eventually("the other worker is busy too", || pool.stats().running == 2).await;
+    let stats = pool.stats();
+    assert_eq!(stats.queued, 4);
+    let worker = stats.workers.iter().find(|worker| worker.pid == busy).expect("it is listed");
+    assert!(
+        worker.is_busy && worker.task.is_some_and(|label| label.contains("say_and_wait") || label.contains("closure"))
+    );
+    assert!(worker.age > Duration::ZERO);
+    assert!(format!("{:?}", stats.clone()).contains("queued: 4"));
+    running.cancel();
+    waiting.iter().for_each(|result| result.cancel());
+    eventually("nobody is busy", || pool.stats().running == 0).await;
+    assert_eq!(pool.stats().queued, 0);
+    Ok(())
+}
+
+/// What a subscriber has seen: the spans above it from the outermost on, and its fields.
+#[derive(Clone, Default)]
+struct Seen(Arc<Mutex<Vec<(String, String, u64)>>>);
+
+#[derive(Default)]
+struct Text(String, u64);
+
+impl Visit for Text {
+    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+        self.0 += &format!("{}={value:?} ", field.name());
+    }
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        match field.name() {
+            "worker.pid" => self.1 = value,
+            name => self.0 += &format!("{name}:{value} "),
+        }
+    }
+}
+
+impl<S: tracing::Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Seen {
+    fn on_event(&self, event: &tracing::Event<'_>, context: Context<'_, S>) {
+        let mut text = Text::default();
+        event.record(&mut text);
+        let scope = context.event_scope(event).into_iter().flat_map(|scope| scope.from_root());
+        let names: Vec<_> = scope.map(|span| span.name()).collect();
+        assert_eq!(event.metadata().file(), Some(file!()), "LOG-03: the place in the program travels along");
+        let what = format!("{} {}{}", event.metadata().level(), text.0, event.metadata().target());
+        self.0.lock().unwrap().push((names.join("/"), what, text.1));
+    }
+}
+
+fn tells(n: u64) -> u64 {
+    tracing::debug!("not of interest");
+    let span = tracing::info_span!("inner", n);
+    let _entered = span.enter();
+    tracing::warn!(n, who = "me", "seen");
+    n
+}
+
+#[tokio::test]
+async fn log_02_events_and_spans_of_a_task_appear_under_its_callers_span() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let seen = Seen::default();
+    let level = tracing::level_filters::LevelFilter::INFO;
+    let subscriber = tracing_subscriber::registry().with(level).with(seen.clone());
+    let pool = Pool::new(1)?;
+    let worker = {
+        let _default = tracing::subscriber::set_default(subscriber);
+        let worker = u64::from(pool.apply(pid, ()).await?);
+        let outer = tracing::info_span!("outer");
+        let values = tracing::Instrument::instrument(pool.map(tells, [1, 2]), outer).await?;
+        assert_eq!(values, [1, 2]);
+        // Also of one that dies afterwards.
+        let dies = || {
+            tracing::error!("my last word");
+            die();
+        };
+        assert_eq!(pool.apply(dies, ()).await.unwrap_err().kind(), ErrorKind::ProcessDied);
+        worker
+    };
+    let told = std::mem::take(&mut *seen.0.lock().unwrap());
+    let target = module_path!();
+    let event = |n| ("outer/inner".to_string(), format!("WARN message=seen n:{n} who=\"me\" {target}"), worker);
+    let last = (String::new(), format!("ERROR message=my last word {target}"), worker);
+    assert_eq!(told, [event(1), event(2), last]);
+    // Without a subscriber nothing is told.
+    pool.apply(tells, (3,)).await?;
+    assert!(seen.0.lock().unwrap().is_empty());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_stream_is_mapped_in_a_pool_and_tells_its_progress() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::new(2)?;
+    let squares: Vec<i64> = stream::iter(0..50).map_in_pool(&pool, square).try_collect().await?;
+    assert_eq!(squares, (0..50).map(square).collect::<Vec<_>>());
+    let odd_fails = |n: u64| {
+        assert!(n.is_multiple_of(2), "odd");
+        n
+    };
+    let mut results = pool.imap_unordered(odd_fails, 0..10);
+    let mut progress = results.progress();
+    let results: Vec<_> = results.collect().await;
+    let last = *progress.borrow_and_update();
+    assert_eq!((results.len(), last.done, last.failed, last.total), (10, 10, 5, 10));
+    assert!(last.rate > 0.0 && progress.changed().await.is_err(), "it is over");
+    Ok(())
+}
+
+static STATE: AtomicU32 = AtomicU32::new(0);
+
+#[tokio::test]
+async fn a_checkout_has_its_worker_to_itself() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::builder().workers(2).max_tasks_per_worker(3).build()?;
+    let bump = || (STATE.fetch_add(1, Relaxed), pid());
+    let mine = within(pool.checkout()).await?;
+    let (_, worker) = mine.apply(bump, ()).await?;
+    let others = tokio::spawn(pool.map(|_: u32| (STATE.fetch_add(100, Relaxed), pid()).1, 0..50).chunksize(1));
+    for n in 1..20 {
+        assert_eq!(within(mine.apply(bump, ())).await?, (n, worker), "its share is not counted while it is out");
+    }
+    assert!(within(others).await.expect("no panic")?.iter().all(|pid| *pid != worker));
+    // A second checkout takes the other one; a third waits, and everybody else with it, but not the checkouts.
+    let second = within(pool.checkout()).await?;
+    let mut third = Box::pin(pool.checkout());
+    assert!(futures::poll!(&mut third).is_pending());
+    let waits = pool.apply_async(pid, ());
+    assert_eq!(within(mine.apply(pid, ())).await?, worker);
+    assert_ne!(within(second.apply(pid, ())).await?, worker);
+    drop(mine);
+    let third = within(third).await?;
+    let renewed = within(third.apply(pid, ())).await?;
+    assert_ne!(renewed, worker, "given back, its share was used up");
+    drop((second, third));
+    within(waits).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_checkout_whose_worker_dies_says_so_and_harms_nobody() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::new(1)?;
+    let mine = within(pool.checkout()).await?;
+    assert_eq!(mine.apply(die, ()).await.unwrap_err().kind(), ErrorKind::ProcessDied);
+    let error = within(mine.apply(square, (2,))).await.unwrap_err();
+    assert!(error.kind() == ErrorKind::ProcessDied && error.to_string().contains("checked out"), "{error}");
+    assert_eq!(within(pool.apply(square, (3,))).await?, 9);
+    drop(mine);
+    drop(pool.checkout());
+    let mut given_up = Box::pin(pool.checkout());
+    let _ = futures::poll!(&mut given_up);
+    drop(given_up);
+    assert_eq!(within(pool.apply(square, (4,))).await?, 16);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_pool_in_this_process_has_the_same_calls() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::in_process()?;
+    assert_eq!(pool.apply(pid, ()).await?, pid());
+    assert_eq!(pool.map(square, 0..1000).await?, (0..1000).map(square).collect::<Vec<_>>());
+    let later = async |n: i64| {
+        tokio::time::sleep(MS).await;
+        n
+    };
+    assert_eq!(pool.imap(later, 0..5).try_collect::<Vec<_>>().await?, [0, 1, 2, 3, 4]);
+    let fails = |n: i64| {
+        assert_ne!(n, 3, "three");
+        vec![n as u8; 300_000]
+    };
+    let results: Vec<_> = pool.imap(fails, 0..6).collect().await;
+    assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 5);
+    assert_eq!(results[3].as_ref().unwrap_err().kind(), ErrorKind::Panicked);
+    assert!(pool.resize(3).await.is_err() && pool.checkout().await.is_err());
+    // What has not begun is given up; what has is not.
+    let nap = || std::thread::sleep(50 * MS);
+    let (first, second) = (pool.apply_async(nap, ()), pool.apply_async(nap, ()));
+    second.cancel();
+    assert_eq!(second.await.unwrap_err().kind(), ErrorKind::Cancelled);
+    first.await?;
+    let left = pool.apply_async(square, (5,));
+    pool.close();
+    within(pool.join()).await?;
+    assert_eq!(left.await?, 25);
+    assert_eq!(pool.apply(square, (1,)).await.unwrap_err().kind(), ErrorKind::Closed);
+    let pool = Pool::in_process()?;
+    let lost: Vec<_> = (0..9).map(|_| pool.apply_async(nap, ())).collect();
+    pool.terminate();
+    within(pool.join()).await?;
+    let kinds = lost.into_iter().map(|result| async { result.await.map_err(|error| error.kind()) });
+    let kinds = futures::future::join_all(kinds).await;
+    assert!(kinds.iter().filter(|kind| **kind == Err(ErrorKind::Cancelled)).count() >= 8, "{kinds:?}");
+    Ok(())
+}
+
+/// P31: workers may have pools, and those end with them.
+#[tokio::test]
+async fn a_worker_has_a_pool_of_its_own_which_ends_with_it() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::new(2)?;
+    let nested = async |n: i64| -> mp::Result<i64> {
+        let pool = Pool::new(2)?;
+        Ok(pool.map(square, 0..n).await?.iter().sum())
+    };
+    let sums: Vec<_> = pool.map(nested, [3, 5, 10]).await?.into_iter().collect::<mp::Result<_>>()?;
+    assert_eq!(sums, [5, 30, 285]);
+    let pids = Queue::unbounded()?;
+    let leaves = async |pids: Queue<u32>| -> mp::Result<()> {
+        let pool = Pool::new(2)?;
+        let busy = |pids: Queue<u32>| {
+            pids.blocking_put(pid()).expect("put");
+            stuck();
+        };
+        let _running = [pool.apply_async(busy, (pids.clone(),)), pool.apply_async(busy, (pids,))];
+        std::future::pending().await
+    };
+    let running = pool.apply_async(leaves, (pids.clone(),));
+    let grandchildren = [pids.get().await?, pids.get().await?];
+    running.cancel();
+    let is_gone = |pid: &u32| !std::path::Path::new(&format!("/proc/{pid}/exe")).exists();
+    eventually("the grandchildren are gone", || grandchildren.iter().all(is_gone)).await;
+    Ok(())
+}
