@@ -426,7 +426,8 @@ impl Ring {
         let alone = u64::from(units).next_power_of_two();
         let several = (u64::from(units) * 4).next_power_of_two().min(SEVERAL / 8).max(alone);
         let doubled = if is_empty { 0 } else { u64::from(old.capacity) * 2 };
-        let capacity = several.max(doubled);
+        // Never less than the base: whole pages, so that the extent after it begins at one.
+        let capacity = several.max(doubled).max(BASE / 8);
         if capacity > 1 << 31 {
             return Err(io::Error::new(io::ErrorKind::OutOfMemory, "a queue of more than 16 GiB"));
         }
@@ -757,6 +758,20 @@ mod tests {
             Pop::Got(bytes, _) => Some(bytes),
             Pop::Empty => None,
             other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_ring_that_was_drained_just_before_it_grew_can_grow_again() {
+        let ring = ring(0, 0);
+        push(&ring, &[0]);
+        for n in 1..10 {
+            let mut side = lock(&ring.put);
+            let tail = ring.settle_putter(&mut side).unwrap();
+            assert!(ring.grow(&mut side, tail, 9).unwrap().is_some());
+            drop(side);
+            assert_eq!(push(&ring, &[n]), Push::Done);
+            assert_eq!(pop(&ring), Some(vec![n - 1]));
         }
     }
 
