@@ -36,9 +36,8 @@ mod tests {
 
     #[test]
     fn a_process_knows_how_large_it_is() {
-        let (before, _) = resident();
         let block = std::hint::black_box(vec![1u8; 32 << 20]);
-        let (after, peak) = resident();
-        assert!(after >= before + (30 << 20) && peak >= after, "{before} {after} {peak} {}", block.len());
+        let (now, peak) = resident();
+        assert!(now >= block.len() as u64 && peak >= now, "{now} {peak}");
     }
 }
