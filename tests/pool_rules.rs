@@ -488,35 +488,6 @@ async fn large_values_and_descriptors_travel_among_small_ones_in_order() -> mp::
     Ok(())
 }
 
-/// Voluntary and involuntary context switches of all threads of a process.
-fn switches(pid: u32) -> u64 {
-    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
-    let statuses = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("status")).ok());
-    let counts = |status: String| -> u64 {
-        let lines = status.lines().filter(|line| line.contains("ctxt_switches"));
-        lines.filter_map(|line| line.rsplit(char::is_whitespace).next()?.parse::<u64>().ok()).sum()
-    };
-    statuses.map(counts).sum()
-}
-
-#[tokio::test]
-async fn an_idle_pool_does_not_wake_up() -> mp::Result<()> {
-    let _deadline = Deadline::start();
-    let in_a_child = async || -> mp::Result<u64> {
-        let pool = Pool::new(2)?;
-        let pids: HashSet<_> = pool.map(|_: u32| (nap(20), pid()).1, 0..8).chunksize(1).await?.into_iter().collect();
-        tokio::time::sleep(100 * MS).await;
-        let all = || pids.iter().map(|pid| switches(*pid)).sum::<u64>() + switches(pid());
-        let before = all();
-        // One sleep of ours is one wake-up of this process, and one or two switches.
-        tokio::time::sleep(2000 * MS).await;
-        Ok(all() - before)
-    };
-    let switches = Process::spawn(in_a_child, ())?.await??;
-    assert!(switches <= 6, "{switches} context switches while nothing happened");
-    Ok(())
-}
-
 #[tokio::test]
 async fn an_endless_source_takes_flat_memory() -> mp::Result<()> {
     let _deadline = Deadline::start();

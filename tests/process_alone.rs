@@ -47,6 +47,7 @@ const SCENARIOS: &[Scenario] = scenarios! {
     spare_children_are_like_their_parent_at_the_spawn
     spare_children_that_are_killed_or_not_wanted_are_no_loss
     a_ticker_goes_on_during_a_thousand_spawns
+    an_idle_pool_does_not_wake_up
     at_the_descriptor_limit_there_are_errors_and_no_hang
     run_waits_for_children_and_ends_daemons
     run_ends_quickly_with_a_daemon_that_ignores_sigterm
@@ -788,6 +789,41 @@ fn a_ticker_goes_on_during_a_thousand_spawns() {
         // At least one tick in 5 ms on average, and hardly a longer silence, on a machine that others use too.
         assert!(u128::from(ticks) > elapsed.as_millis() / 5, "{ticks} ticks in {elapsed:?}");
         assert!(slow < 10, "{slow} slow ticks");
+    });
+}
+
+/// Voluntary and involuntary context switches of all threads of a process.
+fn switches(pid: u32) -> u64 {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    let statuses = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("status")).ok());
+    let counts = |status: String| -> u64 {
+        let lines = status.lines().filter(|line| line.contains("ctxt_switches"));
+        lines.filter_map(|line| line.rsplit(char::is_whitespace).next()?.parse::<u64>().ok()).sum()
+    };
+    statuses.map(counts).sum()
+}
+
+fn an_idle_pool_does_not_wake_up() {
+    fn pid_after_a_while(_: u32) -> u32 {
+        std::thread::sleep(Duration::from_millis(20));
+        std::process::id()
+    }
+    block_on(async {
+        let pool = mp::Pool::new(2).unwrap();
+        let pids = pool.map(pid_after_a_while, 0..8).chunksize(1).await.unwrap();
+        let pids: std::collections::HashSet<u32> = pids.into_iter().chain([std::process::id(), server()]).collect();
+        // The spare children, and what a worker does after its last task, come to an end first.
+        until("nothing moves", || {
+            let before: u64 = pids.iter().map(|pid| switches(*pid)).sum();
+            std::thread::sleep(Duration::from_millis(500));
+            pids.iter().map(|pid| switches(*pid)).sum::<u64>() <= before + 2
+        });
+        let all = || pids.iter().map(|pid| switches(*pid)).sum::<u64>();
+        let before = all();
+        // One sleep of ours is one wake-up of this process, and one or two switches.
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let switches = all() - before;
+        assert!(switches <= 8, "{switches} context switches while nothing happened");
     });
 }
 
