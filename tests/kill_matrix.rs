@@ -50,6 +50,12 @@ async fn get(queue: Queue<Item>, count: usize) -> Vec<u32> {
     got
 }
 
+/// One test at a time: each death makes the whole family look, and so would stir the sleepers of another test.
+async fn alone() -> tokio::sync::MutexGuard<'static, ()> {
+    static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+    ALONE.lock().await
+}
+
 /// Starts `f` in a process that will be killed at `point`.
 macro_rules! doomed {
     ($point:expr, $f:expr, $args:expr) => {
@@ -101,6 +107,7 @@ fn ring_memory() -> u64 {
 /// `ring`, `segment` and `latch`: killed while putting. The record is there if it was published, and nothing else changed.
 #[tokio::test]
 async fn killed_while_putting() {
+    let _alone = alone().await;
     for (point, size, files, is_there) in [
         ("put.taken", 10, 0, false),
         ("put.written", 10, 0, false),
@@ -127,6 +134,7 @@ async fn killed_while_putting() {
 /// `ring`: what a putter had made and not linked is given back by who takes its latch over.
 #[tokio::test]
 async fn killed_while_growing_the_memory_is_given_back() {
+    let _alone = alone().await;
     // In a process of its own: other tests have rings too.
     let alone = async || {
         let queue = Queue::unbounded().unwrap();
@@ -144,6 +152,7 @@ async fn killed_while_growing_the_memory_is_given_back() {
 /// `ring`: a putter died between link and `PUT_SEGMENT`; the taker leaves the old segment before the next putter comes.
 #[tokio::test]
 async fn killed_after_the_link_and_the_old_segment_is_left() {
+    let _alone = alone().await;
     let queue = Queue::unbounded().unwrap();
     queue.put(Item::new(1, 100_000, 0)).await.unwrap();
     death(doomed!("grow.linked", put, (queue.clone(), 2, 3 << 20, 0)), "grow.linked").await;
@@ -158,6 +167,7 @@ async fn killed_after_the_link_and_the_old_segment_is_left() {
 /// `ring` and `segment`: killed while getting. The record is still there until its head is stored.
 #[tokio::test]
 async fn killed_while_getting() {
+    let _alone = alone().await;
     for (point, is_there) in [("get.taken", true), ("get.read", true), ("get.consumed", false), ("get.released", false)]
     {
         let queue = Queue::unbounded().unwrap();
@@ -173,6 +183,7 @@ async fn killed_while_getting() {
 /// `link`: the descriptors died with who took them; the item is an error, once, and the next one is whole.
 #[tokio::test]
 async fn killed_after_taking_the_descriptors() {
+    let _alone = alone().await;
     let queue = Queue::unbounded().unwrap();
     for number in 1..=2 {
         queue.put(Item::new(number, 10, 3)).await.unwrap();
@@ -187,6 +198,7 @@ async fn killed_after_taking_the_descriptors() {
 /// `ring`: killed between leaving a drained segment and giving it back.
 #[tokio::test]
 async fn killed_while_leaving_a_segment() {
+    let _alone = alone().await;
     let queue = Queue::unbounded().unwrap();
     for number in 1..=20 {
         queue.put(Item::new(number, 20_000, 0)).await.unwrap();
@@ -201,6 +213,7 @@ async fn killed_while_leaving_a_segment() {
 /// `ring`: killed while a large drained segment is replaced by the base.
 #[tokio::test]
 async fn killed_while_giving_a_large_segment_back() {
+    let _alone = alone().await;
     for point in ["grow.begun", "grow.linked"] {
         let queue = Queue::unbounded().unwrap();
         queue.put(Item::new(1, 9 << 20, 0)).await.unwrap();
@@ -216,6 +229,7 @@ async fn killed_while_giving_a_large_segment_back() {
 /// `link`: what a dead consumer had taken and not finished counts as done, and what it had not taken is still to do.
 #[tokio::test]
 async fn killed_holding_an_item_of_a_joinable_queue() {
+    let _alone = alone().await;
     for (point, is_there) in [("get.noted", true), ("get.consumed", false)] {
         let queue = JoinableQueue::<u32>::unbounded().unwrap();
         queue.put(1).await.unwrap();
@@ -234,6 +248,7 @@ async fn killed_holding_an_item_of_a_joinable_queue() {
 /// `event` and `latch`: whoever dies with somebody's wake in its hands, a sleeper is woken.
 #[tokio::test]
 async fn killed_before_the_wake_a_getter_sleeps() {
+    let _alone = alone().await;
     for point in ["put.published", "put.released", "notify.marked"] {
         let queue = Queue::unbounded().unwrap();
         let getter = asleep(Process::spawn(get, (queue.clone(), 1)).unwrap()).await;
@@ -244,6 +259,7 @@ async fn killed_before_the_wake_a_getter_sleeps() {
 
 #[tokio::test]
 async fn killed_before_the_wake_a_putter_sleeps() {
+    let _alone = alone().await;
     for point in ["get.consumed", "get.released", "notify.marked"] {
         let queue = Queue::bounded(1).unwrap();
         queue.put(Item::new(1, 10, 0)).await.unwrap();
@@ -257,6 +273,7 @@ async fn killed_before_the_wake_a_putter_sleeps() {
 /// `event`: a sleeper dies before, at and after its notice; the one behind it gets the item.
 #[tokio::test]
 async fn killed_asleep() {
+    let _alone = alone().await;
     for point in ["sleep.entered", "asleep", "sleep.noticed", "sleep.unmarked"] {
         let queue = Queue::unbounded().unwrap();
         let mut victim = doomed!(point, get, (queue.clone(), 1));
@@ -289,6 +306,7 @@ async fn killed_asleep() {
 /// `event`: who takes a dead entry over dies on the way.
 #[tokio::test]
 async fn killed_burying_an_entry() {
+    let _alone = alone().await;
     let queue = Queue::unbounded().unwrap();
     death(doomed!("sleep.entered", get, (queue.clone(), 1)), "sleep.entered").await;
     // The next sleeper finds the dead entry first.
@@ -301,6 +319,7 @@ async fn killed_burying_an_entry() {
 /// `latch`: a holder that is stopped is waited for; when it is killed, whoever waits takes the latch over.
 #[tokio::test]
 async fn stopped_holding_the_latch_and_then_killed() {
+    let _alone = alone().await;
     let queue = Queue::unbounded().unwrap();
     let victim =
         Process::builder().env("MULTIPROCESS_STOP_AT", "put.written").spawn(put, (queue.clone(), 1, 10, 0)).unwrap();
@@ -326,6 +345,7 @@ async fn take_turns(semaphore: Semaphore, count: usize) {
 /// `ledger`: killed at any move of a take or of a give, no permit is lost and none is made.
 #[tokio::test]
 async fn killed_at_the_moves_of_a_semaphore() {
+    let _alone = alone().await;
     // The takes are passages 1 and 2, the gives 3 and 4.
     let counted = (1..=4).flat_map(|n| [format!("ledger.counted:{n}"), format!("ledger.written:{n}")]);
     for point in counted.chain(["ledger.entered".to_string()]) {
@@ -341,6 +361,7 @@ async fn killed_at_the_moves_of_a_semaphore() {
 /// `ledger` and `event`: whoever dies with a permit, or with the wake for one, a sleeper is woken.
 #[tokio::test]
 async fn killed_before_the_wake_an_acquirer_sleeps() {
+    let _alone = alone().await;
     let release = async |semaphore: Semaphore| semaphore.release().unwrap();
     for point in ["ledger.counted", "ledger.written", "notify.marked"] {
         let semaphore = Semaphore::new(0).unwrap();
@@ -366,6 +387,7 @@ async fn killed_before_the_wake_an_acquirer_sleeps() {
 /// `ledger`: the row of a process that died with its move half done is used by the next one.
 #[tokio::test]
 async fn killed_and_the_row_is_used_again() {
+    let _alone = alone().await;
     let semaphore = Semaphore::new(3).unwrap();
     for round in 0..20 {
         let point = ["ledger.entered", "ledger.counted", "ledger.written"][round % 3];
@@ -379,6 +401,7 @@ async fn killed_and_the_row_is_used_again() {
 /// `rwlock`: killed at the moves of a writer. It is told of if the writer had the lock and had not let go.
 #[tokio::test]
 async fn killed_while_writing() {
+    let _alone = alone().await;
     let write = async |lock: RwLock| drop(lock.write().await.unwrap());
     for (point, is_told) in [
         ("ledger.entered", false),
@@ -401,6 +424,7 @@ async fn killed_while_writing() {
 /// `rwlock`: killed at the moves of a reader, nobody is told.
 #[tokio::test]
 async fn killed_while_reading() {
+    let _alone = alone().await;
     let read = async |lock: RwLock| drop(lock.read().await.unwrap());
     for point in ["ledger.entered", "ledger.counted:1", "ledger.written:1", "ledger.counted:2", "ledger.written:2"] {
         let lock = RwLock::new().unwrap();
@@ -415,6 +439,7 @@ async fn killed_while_reading() {
 /// `rwlock`: a writer dies waiting, at its wish and after taking it back; readers that stood back go on.
 #[tokio::test]
 async fn killed_while_wanting_to_write() {
+    let _alone = alone().await;
     let write = async |lock: RwLock| drop(lock.write().await.unwrap());
     let give_up = async |lock: RwLock| drop(lock.write_timeout(Duration::from_millis(300)).await);
     let read = async |lock: RwLock| drop(lock.read().await.unwrap());
@@ -434,6 +459,7 @@ async fn killed_while_wanting_to_write() {
 /// `rwlock` and `event`: who lets go dies before the wake.
 #[tokio::test]
 async fn killed_before_the_wake_readers_and_writers_sleep() {
+    let _alone = alone().await;
     let hold = async |lock: RwLock, held: Event, go: Event| {
         let guard = lock.write().await.unwrap();
         held.set();
@@ -469,6 +495,7 @@ async fn killed_before_the_wake_readers_and_writers_sleep() {
 /// `event` of `sync`: the setter dies before the wake, or in the middle of the waking.
 #[tokio::test]
 async fn killed_while_setting() {
+    let _alone = alone().await;
     let set = async |event: Event| event.set();
     let wait = async |event: Event| event.wait().await.unwrap();
     for point in ["event.set", "notify.marked:1", "notify.marked:2"] {
@@ -488,6 +515,7 @@ async fn killed_while_setting() {
 /// `barrier`: a party dies in its place, not the last one: it is broken. In the last place: all pass.
 #[tokio::test]
 async fn killed_at_a_barrier() {
+    let _alone = alone().await;
     let wait = async |barrier: Barrier| barrier.wait().await.map(|result| result.index()).map_err(|error| error.kind());
     let act = async |barrier: Barrier| barrier.wait_then(async || Ok(())).await.map(drop);
     // As the first of three.
@@ -536,6 +564,7 @@ async fn killed_at_a_barrier() {
 /// `semaphore`: dropped with its notice, the permit goes to another process.
 #[tokio::test]
 async fn dropped_with_the_notice_of_a_permit() {
+    let _alone = alone().await;
     let semaphore = Semaphore::new(0).unwrap();
     let mut acquiring = Box::pin(semaphore.acquire());
     assert!(tokio::time::timeout(Duration::from_millis(50), &mut acquiring).await.is_err());
@@ -551,6 +580,7 @@ async fn dropped_with_the_notice_of_a_permit() {
 /// `ring` and `link`: a dropped put has not put, a dropped get has not taken.
 #[tokio::test]
 async fn dropped_while_waiting() {
+    let _alone = alone().await;
     let queue = Queue::bounded(1).unwrap();
     {
         let mut getting = pin!(queue.get());
@@ -568,6 +598,7 @@ async fn dropped_while_waiting() {
 /// `line`: dropped in front with others behind, and not in front.
 #[tokio::test]
 async fn dropped_in_line() {
+    let _alone = alone().await;
     for dropped in 0..3 {
         let queue = Queue::unbounded().unwrap();
         let mut waiting: Vec<_> = (0..3).map(|_| Some(Box::pin(queue.get()))).collect();
@@ -588,6 +619,7 @@ async fn dropped_in_line() {
 /// `line` and `event`: dropped after the notice had come, with nobody behind: another process gets it.
 #[tokio::test]
 async fn dropped_with_a_notice() {
+    let _alone = alone().await;
     let queue = Queue::unbounded().unwrap();
     let mut getting = Box::pin(queue.get());
     assert!(tokio::time::timeout(Duration::from_millis(50), &mut getting).await.is_err());
@@ -625,6 +657,7 @@ async fn lock_once(lock: Lock) -> Result<(), ErrorKind> {
 /// `mutex`: killed holding, and between release and notice. Whoever waits gets it, and is told if it was held.
 #[tokio::test]
 async fn killed_with_a_lock() {
+    let _alone = alone().await;
     for (point, is_told) in [("lock.taken", true), ("lock.released", false), ("lock.woken", false)] {
         let lock = Lock::new().unwrap();
         let guard = lock.acquire().await.unwrap();
@@ -640,6 +673,7 @@ async fn killed_with_a_lock() {
 /// `mutex`: the one that was woken dies before it has tried, and a barger's release wakes nobody for its sake.
 #[tokio::test]
 async fn killed_woken_by_a_lock() {
+    let _alone = alone().await;
     for point in ["sleep.noticed", "sleep.unmarked"] {
         let lock = Lock::new().unwrap();
         let guard = lock.acquire().await.unwrap();
@@ -657,6 +691,7 @@ async fn killed_woken_by_a_lock() {
 /// `mutex`: a waiter dies as it becomes heir, or as heir; nobody waits for a dead heir.
 #[tokio::test]
 async fn killed_as_heir_of_a_lock() {
+    let _alone = alone().await;
     for point in ["heir.named", "heir.marked", "asleep"] {
         let lock = Lock::new().unwrap();
         let guard = lock.acquire().await.unwrap();
@@ -692,6 +727,7 @@ async fn asleep_again<R: serde::de::DeserializeOwned + 'static>(process: &Proces
 /// `mutex`: a dropped heir says so, and the lock is anybody's.
 #[tokio::test]
 async fn dropped_as_heir_of_a_lock() {
+    let _alone = alone().await;
     let lock = Lock::new().unwrap();
     let guard = lock.acquire().await.unwrap();
     let mut waiting = Box::pin(lock.acquire());
@@ -722,6 +758,7 @@ async fn waits(point: Option<&str>, condition: &Condition, told: &Queue<u32>) ->
 /// `condition`: killed on the way into it: it is not there, and who held the lock is told.
 #[tokio::test]
 async fn killed_entering_a_condition() {
+    let _alone = alone().await;
     for (point, held) in [("condition.entered", true), ("condition.released", false)] {
         let (condition, told) = (Condition::new().unwrap(), Queue::unbounded().unwrap());
         death(waits(Some(point), &condition, &told).await, point).await;
@@ -738,6 +775,7 @@ async fn killed_entering_a_condition() {
 /// `condition`: killed with its notice, at each step of its way back; the next one gets it.
 #[tokio::test]
 async fn killed_with_a_notice_of_a_condition() {
+    let _alone = alone().await;
     for point in ["sleep.noticed", "sleep.unmarked", "condition.taken"] {
         let (condition, told) = (Condition::new().unwrap(), Queue::unbounded().unwrap());
         let victim = waits(Some(point), &condition, &told).await;
@@ -754,6 +792,7 @@ async fn killed_with_a_notice_of_a_condition() {
 /// `condition`: a notifier of all is killed after its first notice, or before it: all wake, and so after it healed half.
 #[tokio::test]
 async fn killed_notifying_all() {
+    let _alone = alone().await;
     let notify = async |condition: Condition| condition.notify_all();
     for (point, healer) in [
         ("condition.notifying", None),
@@ -787,6 +826,7 @@ async fn killed_notifying_all() {
 /// `condition`: a notifier of one is killed before the wake.
 #[tokio::test]
 async fn killed_notifying_one() {
+    let _alone = alone().await;
     let notify = async |condition: Condition| condition.notify_one();
     for point in ["condition.given", "notify.marked"] {
         let (condition, told) = (Condition::new().unwrap(), Queue::unbounded().unwrap());
@@ -799,6 +839,7 @@ async fn killed_notifying_one() {
 /// `condition`: who leaves with a notice is killed when it has passed it on: one wakes, at worst one more.
 #[tokio::test]
 async fn killed_passing_a_notice_on() {
+    let _alone = alone().await;
     let (condition, told) = (Condition::new().unwrap(), Queue::unbounded().unwrap());
     let leave = async |condition: Condition, told: Queue<u32>| {
         let guard = condition.lock().await.unwrap();
@@ -843,6 +884,7 @@ async fn use_a_doomed_manager(far: bool) -> Result<usize, String> {
 /// `manager/server`: every pending call fails.
 #[tokio::test]
 async fn a_manager_killed_at_any_step_fails_all_who_call() {
+    let _alone = alone().await;
     for point in ["manager.request:60", "manager.ran:60", "manager.answer:60"] {
         for far in [false, true] {
             let mut client = doomed!(point, use_a_doomed_manager, (far,));
@@ -873,6 +915,7 @@ async fn get_of_manager(address: String, name: String) {
 /// `manager/server`, `manager/waits`: what a killed client had got and not taken goes back, what it held is free.
 #[tokio::test]
 async fn what_a_killed_client_got_of_a_manager_goes_back() {
+    let _alone = alone().await;
     let manager = Manager::builder().bind("127.0.0.1:0").authkey(b"key").start().await.unwrap();
     let address = manager.address().await.unwrap().unwrap();
     let queue = manager.queue::<u32>(None).await.unwrap();
