@@ -5,8 +5,9 @@ mod common;
 
 use common::{Random, assert_no_growth, holdings, in_child, payload, read_payload, within};
 use futures::FutureExt;
-use multiprocess::{self as mp, ErrorKind, Process, Queue};
+use multiprocess::{self as mp, ErrorKind, Lock, Process, Queue, Value};
 use std::pin::pin;
+use std::task::Poll;
 use std::time::Duration;
 
 mp::test_support!();
@@ -275,4 +276,82 @@ async fn a_notice_of_a_dropped_future_wakes_the_next_in_another_process() {
     }
     queue.close();
     within(child).await.unwrap();
+}
+
+const MILLION: u64 = 1_000_000;
+
+/// Polls `future` a few times and drops it: `None`, and one more is counted.
+async fn dropped_soon<T>(random: &mut Random, drops: &Value<u64>, future: impl Future<Output = T>) -> Option<T> {
+    {
+        let mut future = pin!(future);
+        for _ in 0..=random.below(3) {
+            if let Poll::Ready(value) = futures::poll!(&mut future) {
+                return Some(value);
+            }
+            if random.below(2) == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+    drops.fetch_add(1);
+    None
+}
+
+#[tokio::test]
+async fn p10_a_million_dropped_gets_and_puts_lose_and_double_nothing() {
+    let put = async |queue: Queue<u64>, drops: Value<u64>| {
+        let (mut random, mut number) = (Random::new(1), 0);
+        while drops.get() < MILLION {
+            number += u64::from(dropped_soon(&mut random, &drops, queue.put(number)).await.is_some());
+        }
+        queue.put(u64::MAX).await.unwrap();
+        number
+    };
+    let (queue, drops) = (Queue::bounded(1).unwrap(), Value::new(0).unwrap());
+    let child = Process::spawn(put, (queue.clone(), drops.clone())).unwrap();
+    let (mut random, mut number) = (Random::new(2), 0);
+    let get = async {
+        loop {
+            match dropped_soon(&mut random, &drops, queue.get()).await.map(|got| got.unwrap()) {
+                None => {}
+                Some(u64::MAX) => break,
+                Some(got) => {
+                    assert_eq!(got, number);
+                    number += 1;
+                }
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(120), get).await.expect("a million drops in time");
+    assert_eq!(within(child).await.unwrap(), number);
+    assert!(number > 1000 && drops.get() >= MILLION, "{number} arrived, {} futures were dropped", drops.get());
+}
+
+#[tokio::test]
+async fn p10_a_million_dropped_acquires_leave_a_lock_that_works() {
+    let turns = async |lock: Lock, drops: Value<u64>, inside: Value<u64>, seed: u64| {
+        let (mut random, mut turns) = (Random::new(seed), 0u64);
+        while drops.get() < MILLION {
+            if let Some(guard) = dropped_soon(&mut random, &drops, lock.acquire()).await {
+                let _guard = guard.unwrap();
+                assert_eq!(inside.fetch_add(1), 0, "somebody else has the lock as well");
+                if random.below(2) == 0 {
+                    tokio::task::yield_now().await;
+                }
+                inside.fetch_sub(1);
+                turns += 1;
+            }
+        }
+        turns
+    };
+    let (lock, drops, inside) = (Lock::new().unwrap(), Value::new(0).unwrap(), Value::new(0).unwrap());
+    let child = Process::spawn(turns, (lock.clone(), drops.clone(), inside.clone(), 1)).unwrap();
+    let tasks = futures::future::join(
+        turns(lock.clone(), drops.clone(), inside.clone(), 2),
+        turns(lock.clone(), drops.clone(), inside.clone(), 3),
+    );
+    let (a, b) = tokio::time::timeout(Duration::from_secs(120), tasks).await.expect("a million drops in time");
+    let c = within(child).await.unwrap();
+    assert!([a, b, c].iter().all(|turns| *turns > 1000), "{a}, {b} and {c} turns");
+    drop(within(lock.acquire()).await.unwrap());
 }

@@ -5,8 +5,8 @@ mod common;
 
 use bytes::Bytes;
 use common::{
-    Deadline, assert_no_growth, eventually, holdings, in_child, is_asleep, limit_descriptors, payload, read_payload,
-    within,
+    Deadline, assert_no_growth, eventually, handle_signals, holdings, in_child, is_asleep, limit_descriptors, payload,
+    pestered, read_payload, within,
 };
 use futures::{FutureExt, SinkExt, StreamExt};
 use multiprocess::{self as mp, Connection, ErrorKind, Fd, Process, Queue, Receiver, Sender};
@@ -405,31 +405,6 @@ async fn pickc_02_ends_sent_through_a_connection_keep_their_direction() {
     }
     carrier.put(Mixed(Some(mp::simplex().unwrap().0))).await.unwrap();
     assert_eq!(carrier.get().await.err().unwrap().kind(), ErrorKind::Decode);
-}
-
-async fn pestered<R: serde::de::DeserializeOwned + 'static>(child: Process<R>) -> R {
-    let pid = rustix::process::Pid::from_raw(child.pid() as i32).unwrap();
-    let pester = async {
-        loop {
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::USR1);
-            tokio::time::sleep(Duration::from_micros(500)).await;
-        }
-    };
-    within(async {
-        tokio::select! { result = child => result.unwrap(), () = pester => unreachable!() }
-    })
-    .await
-}
-
-fn handle_signals() {
-    extern "C" fn nothing(_: libc::c_int) {}
-    let action = nix::sys::signal::SigAction::new(
-        nix::sys::signal::SigHandler::Handler(nothing),
-        nix::sys::signal::SaFlags::empty(),
-        nix::sys::signal::SigSet::empty(),
-    );
-    // SAFETY: the handler does nothing.
-    unsafe { nix::sys::signal::sigaction(nix::sys::signal::SIGUSR1, &action).unwrap() };
 }
 
 #[tokio::test]

@@ -101,6 +101,20 @@ async fn figures_tell_who_is_busy_with_what() -> mp::Result<()> {
     Ok(())
 }
 
+#[tokio::test]
+async fn an_item_that_was_taken_back_for_an_idle_worker_has_waited_once() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::new(2)?;
+    let slow = |n: u64| {
+        std::thread::sleep(if n == 0 { 100 * MS } else { Duration::ZERO });
+        pid()
+    };
+    let pids = within(pool.map(slow, 0..100).chunksize(100)).await?;
+    assert!(pids.iter().any(|pid| *pid != pids[0]), "the other worker took what had not begun");
+    assert_eq!((pool.stats().waits.count(), pool.stats().runs.count()), (100, 100));
+    Ok(())
+}
+
 /// What a subscriber has seen: the spans above it from the outermost on, and its fields.
 #[derive(Clone, Default)]
 struct Seen(Arc<Mutex<Vec<(String, String, u64)>>>);

@@ -1,7 +1,10 @@
 //! Processes: start, join, exit, signals, streams. Names begin with the row of CPython's behaviour they restate.
 #![allow(clippy::unwrap_used)] // Tests, though clippy does not see it in the functions that run elsewhere.
 
-use multiprocess::{self as mp, ErrorKind, Fd, Process, ProcessInfo, StartMethod, Stdio};
+mod common;
+
+use common::{handle_signals, pestered};
+use multiprocess::{self as mp, ErrorKind, Fd, Process, ProcessInfo, Queue, StartMethod, Stdio};
 use std::future::Future;
 use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
@@ -389,6 +392,49 @@ async fn subp_03_an_error_result_is_a_value() {
     let mut child = Process::spawn(fails, ()).unwrap();
     assert_eq!(within(child.join()).await.unwrap().unwrap_err().to_string(), "no luck");
     assert!(within(child.wait()).await.unwrap().success());
+}
+
+#[tokio::test]
+async fn eintr_01_join_survives_signals() {
+    let parent = async || {
+        handle_signals();
+        let mut sum = 0;
+        for method in [StartMethod::ForkServer, StartMethod::Spawn] {
+            for n in 0..10 {
+                // Long enough for several signals to come while it is joined.
+                let slow = |n: i64| {
+                    std::thread::sleep(Duration::from_millis(3));
+                    n
+                };
+                sum += Process::builder().start_method(method).spawn(slow, (n,)).unwrap().await.unwrap();
+            }
+        }
+        sum
+    };
+    assert_eq!(pestered(Process::spawn(parent, ()).unwrap()).await, 90);
+}
+
+#[tokio::test]
+async fn stdin_01_a_queue_works_in_a_grandchild_while_stdin_is_replaced() {
+    for method in [StartMethod::ForkServer, StartMethod::Spawn] {
+        let queue = Queue::<(String, String)>::unbounded().unwrap();
+        let child = async |queue: Queue<(String, String)>| {
+            let read_all = || std::io::read_to_string(std::io::stdin()).unwrap();
+            let mine = read_all();
+            let grandchild = async |queue: Queue<(String, String)>, theirs: String| {
+                queue.put((theirs, std::io::read_to_string(std::io::stdin()).unwrap())).await.unwrap();
+            };
+            let builder = Process::builder().stdin(Stdio::piped());
+            let mut process = builder.spawn(grandchild, (queue, mine)).unwrap();
+            process.take_stdin().unwrap().write_all(b"grandchild's").unwrap();
+            process.await.unwrap();
+        };
+        let builder = Process::builder().start_method(method).stdin(Stdio::piped());
+        let mut process = builder.spawn(child, (queue.clone(),)).unwrap();
+        process.take_stdin().unwrap().write_all(b"child's").unwrap();
+        within(process).await.unwrap();
+        assert_eq!(queue.try_get().unwrap(), ("child's".into(), "grandchild's".into()));
+    }
 }
 
 #[tokio::test]

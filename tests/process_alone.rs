@@ -509,6 +509,7 @@ fn shm_16_a_killed_program_leaves_no_name() {
 }
 
 fn p7_start_from_a_busy_runtime() {
+    const STARTS: u64 = 10_000;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build().unwrap();
     runtime.block_on(async {
         let stop = std::sync::Arc::new(AtomicU64::new(0));
@@ -521,7 +522,7 @@ fn p7_start_from_a_busy_runtime() {
                 }
             });
         }
-        for n in 0..500 {
+        for n in 0..STARTS {
             assert_eq!(Process::spawn(add, (n, 1)).unwrap().await.unwrap(), n + 1);
         }
         stop.store(1, SeqCst);

@@ -954,8 +954,10 @@ impl State {
                 worker.idle_since = None;
                 let generation = worker.generation;
                 let now = Instant::now();
-                let waited = chunk.handed.map_or(Duration::ZERO, |handed| now.duration_since(handed));
-                self.waits.add(waited, u64::from(chunk.count));
+                if !std::mem::replace(&mut chunk.has_waited, true) {
+                    let waited = chunk.handed.map_or(Duration::ZERO, |handed| now.duration_since(handed));
+                    self.waits.add(waited, u64::from(chunk.count));
+                }
                 let (done, end) = (0, chunk.count);
                 worker.running.push_back(Running { group: group.clone(), chunk, number, done, end, since: now });
                 if worker.given >= worker.share && worker.lease == 0 {

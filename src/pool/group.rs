@@ -68,6 +68,8 @@ pub(super) struct Chunk {
     pub(super) queued: Option<Instant>,
     /// Since when it waits, if it has not found a worker at once.
     pub(super) handed: Option<Instant>,
+    /// Its wait is in the figures: what is taken back and given again has waited once.
+    pub(super) has_waited: bool,
 }
 
 impl Chunk {
@@ -81,6 +83,7 @@ impl Chunk {
             attachments: Vec::new(),
             queued: None,
             handed: None,
+            has_waited: false,
         }
     }
 
@@ -113,8 +116,8 @@ impl Chunk {
         let end = skip(start, to - from);
         let (body, attachments) = (self.bytes()[start..end].to_vec(), self.attachments.clone());
         let first = self.first + u64::from(from);
-        let Self { attempt, queued, handed, .. } = *self;
-        Self { first, count: to - from, attempt, body, sent: None, attachments, queued, handed }
+        let Self { attempt, queued, handed, has_waited, .. } = *self;
+        Self { first, count: to - from, attempt, body, sent: None, attachments, queued, handed, has_waited }
     }
 }
 

@@ -12,7 +12,7 @@ pub struct PoolStats {
     pub queued: usize,
     /// Items at work.
     pub running: usize,
-    /// How long items waited until a worker had them.
+    /// How long items waited until a worker first had them.
     pub waits: Histogram,
     /// How long items ran at their workers; of items that travelled together, their mean. Only those that came to
     /// their end.

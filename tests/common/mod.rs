@@ -97,6 +97,31 @@ pub fn is_asleep(pid: u32) -> bool {
     stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('S'))
 }
 
+pub async fn pestered<R: DeserializeOwned + 'static>(child: Process<R>) -> R {
+    let pid = rustix::process::Pid::from_raw(child.pid() as i32).unwrap();
+    let pester = async {
+        loop {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::USR1);
+            tokio::time::sleep(Duration::from_micros(500)).await;
+        }
+    };
+    within(async {
+        tokio::select! { result = child => result.unwrap(), () = pester => unreachable!() }
+    })
+    .await
+}
+
+pub fn handle_signals() {
+    extern "C" fn nothing(_: libc::c_int) {}
+    let action = nix::sys::signal::SigAction::new(
+        nix::sys::signal::SigHandler::Handler(nothing),
+        nix::sys::signal::SaFlags::empty(),
+        nix::sys::signal::SigSet::empty(),
+    );
+    // SAFETY: the handler does nothing.
+    unsafe { nix::sys::signal::sigaction(nix::sys::signal::SIGUSR1, &action).unwrap() };
+}
+
 /// xorshift: the same numbers in each run of one seed.
 pub struct Random(u64);
 
