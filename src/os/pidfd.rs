@@ -3,7 +3,7 @@
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::time::Duration;
@@ -19,12 +19,10 @@ pub(crate) fn has_exited(pidfd: BorrowedFd<'_>) -> bool {
     rustix::io::retry_on_intr(|| poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))).is_ok_and(|n| n > 0)
 }
 
-/// Whether no process of this pid runs.
-pub(crate) fn is_gone(pid: u32) -> bool {
-    match open(pid) {
-        Ok(pidfd) => has_exited(pidfd.as_fd()),
-        Err(error) => error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()),
-    }
+/// What tells a process from a later one with its pid: the inode of its pidfd, which kernels from 6.9 on never give
+/// twice. 0 if it has none, and the same for everybody on older kernels.
+pub(crate) fn identity(pidfd: BorrowedFd<'_>) -> u64 {
+    rustix::fs::fstat(pidfd).map_or(0, |stat| stat.st_ino)
 }
 
 /// Blocks this thread until the process has ended, or been reaped too (newer kernels tell that), or `limit` passed.

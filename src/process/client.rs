@@ -65,7 +65,7 @@ impl Child {
     /// Makes sure that whoever hears from us that it has ended finds nothing held by it.
     pub(super) fn bury(&self) {
         if let Ok(family) = Family::get() {
-            family.bury_if_gone(self.info.pid);
+            family.bury(self.info.pid, self.pidfd.as_fd());
         }
     }
 

@@ -152,8 +152,11 @@ impl Server {
                 continue;
             }
             match pidfd::open(pid) {
-                Ok(pidfd) => self.watched.push((pid, pidfd)),
-                Err(_) => family.bury(pid),
+                Ok(pidfd) => {
+                    family.bury_predecessors(pid, pidfd.as_fd());
+                    self.watched.push((pid, pidfd));
+                }
+                Err(_) => family.bury_if_gone(pid),
             }
         }
     }
@@ -188,7 +191,7 @@ impl Server {
             if own[SIGNALS] || !gone.is_empty() {
                 self.reap();
             }
-            gone.iter().for_each(|(pid, _): &(u32, OwnedFd)| bury(*pid));
+            gone.iter().for_each(|(pid, pidfd): &(u32, OwnedFd)| bury(*pid, pidfd));
             if own[CLAIMS] {
                 self.watch_family();
             }
@@ -372,9 +375,9 @@ impl Server {
     }
 }
 
-fn bury(pid: u32) {
+fn bury(pid: u32, pidfd: &OwnedFd) {
     if let Ok(family) = Family::get() {
-        family.bury(pid);
+        family.bury(pid, pidfd.as_fd());
     }
 }
 

@@ -4,7 +4,8 @@
 //! A table of [`SLOTS`] words in one sealed memfd, and eventfds: [`BELLS`], and one that tells the guardian (the fork
 //! server) that somebody has claimed a slot and is to be watched. Every member has them from its birth.
 //! A slot word is `epoch << 32 | pid`; pid 0 is a free slot. A member claims a slot when it first waits or locks;
-//! most children never do. `hints` is a bit set of what its bell was rung for.
+//! most children never do. `hints` is a bit set of what its bell was rung for. `IDENTITY` is `epoch:24 | inode:40` of
+//! the member's pidfd, once it has said so.
 //!
 //! # Moves
 //! | from -> to | who | ordering | wakes |
@@ -16,6 +17,7 @@
 //! 1. A [`Member`] (slot, epoch) is alive only while the slot's word has that epoch and a pid.
 //! 2. Whoever buries a member rings all bells afterwards, so whoever waited for it looks again.
 //! 3. No member gives its slot up while it runs: its threads may hold latches until the kernel stops them.
+//! 4. A pid that another process has by now is nobody alive: `IDENTITY` differs, if the kernel gives one.
 //!
 //! # Death
 //! Killed before it has told the guardian of its claim: the next claim does, or who looks at the owner. Killed with a
@@ -37,7 +39,11 @@ pub(crate) const SLOTS: usize = 4096;
 /// Doorbells; slots beyond share by modulo, and a shared bell only means a spurious look.
 pub(crate) const BELLS: usize = 64;
 
-const WORDS: usize = 2;
+/// Of a slot.
+const WORDS: usize = 4;
+const HINTS: usize = 1;
+const IDENTITY: usize = 2;
+const INODE_BITS: u32 = 40;
 const LEN: usize = SLOTS * WORDS * 8;
 
 /// A process of the family, never confused with a later one in the same slot. Never 0.
@@ -123,7 +129,22 @@ impl Family {
 
     /// What the bell of `slot` was last rung for.
     pub(crate) fn hints(&self, slot: u16) -> &AtomicU64 {
-        self.word(slot, 1)
+        self.word(slot, HINTS)
+    }
+
+    /// Whether the process with this identity may be the member that has `slot` in `epoch`.
+    fn may_be(&self, slot: u16, epoch: u32, identity: u64) -> bool {
+        let said = self.word(slot, IDENTITY).load(Acquire);
+        let expected = to_identity(epoch, identity);
+        identity == 0 || said >> INODE_BITS != expected >> INODE_BITS || said == expected
+    }
+
+    /// Whether the member that has `slot` in `epoch` has ended, as the kernel says.
+    fn is_gone(&self, slot: u16, epoch: u32, pid: u32) -> bool {
+        match pidfd::open(pid) {
+            Ok(pidfd) => pidfd::has_exited(pidfd.as_fd()) || !self.may_be(slot, epoch, pidfd::identity(pidfd.as_fd())),
+            Err(error) => error.raw_os_error() == Some(libc::ESRCH),
+        }
     }
 
     pub(crate) fn bell(&self, slot: u16) -> BorrowedFd<'_> {
@@ -155,6 +176,11 @@ impl Family {
             let member = Member { slot, epoch };
             return match SELF.compare_exchange(0, member.to_bits(), AcqRel, Acquire) {
                 Ok(_) => {
+                    // Without a descriptor left nobody can tell a later process of this pid from this one.
+                    let identity = pidfd::open(pid).map_or(0, |pidfd| pidfd::identity(pidfd.as_fd()));
+                    if identity != 0 {
+                        self.word(slot, IDENTITY).store(to_identity(epoch, identity), Release);
+                    }
                     eventfd::ring(self.claims.as_fd());
                     Ok(member)
                 }
@@ -228,42 +254,45 @@ impl Family {
         if (word >> 32) as u32 != member.epoch || word as u32 == 0 {
             return false;
         }
-        let gone = pidfd::is_gone(word as u32);
+        let gone = self.is_gone(member.slot, member.epoch, word as u32);
         if gone && self.release(member, word as u32) {
             self.ring_all();
         }
         !gone
     }
 
-    /// Frees the slots of a process that has ended and makes everybody look again. Called by the guardian.
-    pub(crate) fn bury(&self, pid: u32) {
-        let mut buried = false;
-        for slot in 0..SLOTS as u16 {
-            let word = self.state(slot).load(Acquire);
-            if word == 0 {
-                break; // Slots are claimed from the bottom: nobody ever was above a virgin one.
-            }
-            if word as u32 == pid {
-                buried |= self.release(Member { slot, epoch: (word >> 32) as u32 }, pid);
-            }
-        }
-        if buried {
-            self.ring_all();
-        }
+    /// Slot, epoch and pid of everybody. Slots are claimed from the bottom: nobody ever was above a virgin one.
+    fn members(&self) -> impl Iterator<Item = (Member, u32)> {
+        let words = (0..SLOTS as u16).map(|slot| (slot, self.state(slot).load(Acquire)));
+        let used = words.take_while(|(_, word)| *word != 0).filter(|(_, word)| *word as u32 != 0);
+        used.map(|(slot, word)| (Member { slot, epoch: (word >> 32) as u32 }, word as u32))
     }
 
-    /// [`Family::bury`] by somebody who has seen this process end, perhaps long ago: nobody else got its pid.
+    /// Frees the slots of a process that has ended, and makes everybody look again.
+    pub(crate) fn bury(&self, pid: u32, pidfd: BorrowedFd<'_>) {
+        self.bury_those(|member, of| of == pid && self.may_be(member.slot, member.epoch, pidfd::identity(pidfd)));
+    }
+
+    /// The same for a pid that is nobody's any more, or somebody else's.
     pub(crate) fn bury_if_gone(&self, pid: u32) {
-        let mut words = (0..SLOTS as u16).map(|slot| self.state(slot).load(Acquire)).take_while(|word| *word != 0);
-        if words.any(|word| word as u32 == pid) && pidfd::is_gone(pid) {
-            self.bury(pid);
+        self.bury_those(|member, of| of == pid && self.is_gone(member.slot, member.epoch, pid));
+    }
+
+    /// The same for whoever had the pid of this process before it.
+    pub(crate) fn bury_predecessors(&self, pid: u32, pidfd: BorrowedFd<'_>) {
+        self.bury_those(|member, of| of == pid && !self.may_be(member.slot, member.epoch, pidfd::identity(pidfd)));
+    }
+
+    fn bury_those(&self, has_ended: impl Fn(Member, u32) -> bool) {
+        let ended = self.members().filter(|(member, pid)| has_ended(*member, *pid));
+        if ended.filter(|(member, pid)| self.release(*member, *pid)).count() > 0 {
+            self.ring_all();
         }
     }
 
     /// The pids of all members that hold a slot.
     pub(crate) fn pids(&self) -> Vec<u32> {
-        let words = (0..SLOTS as u16).map(|slot| self.state(slot).load(Acquire)).take_while(|word| *word != 0);
-        words.map(|word| word as u32).filter(|pid| *pid != 0).collect()
+        self.members().map(|(_, pid)| pid).collect()
     }
 
     /// Rings `slot`'s bell for the events that `hint` stands for.
@@ -285,6 +314,10 @@ impl Family {
     }
 }
 
+fn to_identity(epoch: u32, inode: u64) -> u64 {
+    u64::from(epoch) << INODE_BITS | inode & ((1 << INODE_BITS) - 1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -296,7 +329,7 @@ mod tests {
         put(1, u64::from(std::process::id()));
         let first = Member { slot: 0, epoch: 1 };
         assert!(family.is_listed(first) && family.is_alive(first));
-        family.bury(std::process::id());
+        family.bury(std::process::id(), pidfd::open(std::process::id()).unwrap().as_fd());
         assert!(!family.is_listed(first) && !family.is_alive(first));
         put(2, u64::from(std::process::id()));
         assert!(!family.is_listed(first) && family.is_listed(Member { slot: 0, epoch: 2 }));
@@ -313,5 +346,37 @@ mod tests {
         assert!(family.is_listed(member));
         assert!(!family.is_alive(member));
         assert!(!family.is_listed(member));
+    }
+
+    #[test]
+    fn a_pid_that_is_somebody_elses_by_now_is_a_dead_member() {
+        let family = Family::found().unwrap();
+        let me = std::process::id();
+        let identity = pidfd::identity(pidfd::open(me).unwrap().as_fd());
+        let other = pidfd::identity(
+            pidfd::open(rustix::process::getppid().unwrap().as_raw_nonzero().get() as u32).unwrap().as_fd(),
+        );
+        if identity == other {
+            return; // This kernel does not tell them apart.
+        }
+        let put = |epoch: u32, inode| {
+            family.state(0).store(u64::from(epoch) << 32 | u64::from(me), Release);
+            family.word(0, IDENTITY).store(to_identity(epoch, inode), Release);
+            Member { slot: 0, epoch }
+        };
+        let member = put(1, identity);
+        family.bury_if_gone(me);
+        assert!(family.is_alive(member));
+        let member = put(2, other);
+        assert!(!family.is_alive(member) && !family.is_listed(member));
+        let member = put(3, other);
+        family.bury(me, pidfd::open(me).unwrap().as_fd());
+        assert!(family.is_listed(member), "it was not this one that ended");
+        family.bury_predecessors(me, pidfd::open(me).unwrap().as_fd());
+        assert!(!family.is_listed(member));
+        // What the slot's last member said is not about the next one.
+        put(4, other);
+        family.state(0).store(5 << 32 | u64::from(me), Release);
+        assert!(family.is_alive(Member { slot: 0, epoch: 5 }));
     }
 }
