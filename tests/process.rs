@@ -396,8 +396,10 @@ async fn subp_03_an_error_result_is_a_value() {
 
 #[tokio::test]
 async fn eintr_01_join_survives_signals() {
-    let parent = async || {
+    let (tx, mut ready) = mp::simplex().unwrap();
+    let parent = async |mut ready: mp::Sender<()>| {
         handle_signals();
+        ready.send(()).await.unwrap();
         let mut sum = 0;
         for method in [StartMethod::ForkServer, StartMethod::Spawn] {
             for n in 0..10 {
@@ -411,7 +413,9 @@ async fn eintr_01_join_survives_signals() {
         }
         sum
     };
-    assert_eq!(pestered(Process::spawn(parent, ()).unwrap()).await, 90);
+    let parent = Process::spawn(parent, (tx,)).unwrap();
+    within(ready.recv()).await.unwrap();
+    assert_eq!(pestered(parent).await, 90);
 }
 
 #[tokio::test]

@@ -1,9 +1,10 @@
 //! Values between processes: queues and pipes.
 //!
-//! The faces ([`queue`], [`pipe`]) know `T`; [`link`] joins a ring, its lines and its side socket; [`ring`] and
-//! [`segment`] know bytes and words, have no async and wait for nobody.
+//! The faces ([`queue`], [`pipe`]) know `T`; [`link`] joins a ring, its lines and its side socket; [`ring`],
+//! [`extents`] and [`segment`] know bytes and words, have no async and wait for nobody.
 #![forbid(unsafe_code)]
 
+mod extents;
 pub(crate) mod lane;
 #[cfg(all(test, multiprocess_loom))]
 mod lane_models;

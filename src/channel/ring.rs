@@ -2,8 +2,7 @@
 //!
 //! # State
 //! The words of the region's head, by name in [`word`]; then the base segment. The chain runs from
-//! `GET_SEGMENT` over `next` to `PUT_SEGMENT`; both hold `generation:24 | offset:40`. `EXTENTS` lists every
-//! extent that was ever made: its offset, and `capacity | state`.
+//! `GET_SEGMENT` over `next` to `PUT_SEGMENT`; all hold names of extents (`extents`).
 //!
 //! # Moves
 //! | from -> to | who | commits by | wakes |
@@ -35,17 +34,16 @@
 //! # Cancel
 //! No move awaits: a dropped future has moved nothing, or everything.
 
-use super::segment::{self, Bytes, Mark, RecordHead, Segment};
+use super::extents::{self, BASE, Extent, Extents, HEAD_LEN, IS_MODEL, corrupt};
+use super::segment::{Mark, RecordHead, Segment};
 use crate::os::fault;
 #[cfg(not(multiprocess_loom))]
 use crate::shm::family::Family;
 use crate::shm::family::Member;
 use crate::shm::latch::{Latch, Taken};
 #[cfg(multiprocess_loom)]
-use crate::shm::region::{self as view, Members as Family};
-use crate::shm::region::{Map, PAGE, Region};
-#[cfg(not(multiprocess_loom))]
-use crate::shm::view;
+use crate::shm::region::Members as Family;
+use crate::shm::region::Region;
 use crate::wait::event;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -62,13 +60,10 @@ pub(super) mod word {
     pub(super) const PUT_LATCH: usize = 16;
     pub(super) const PUT_SEGMENT: usize = 17;
     pub(super) const NUMBER: usize = 18;
-    pub(super) const GENERATION: usize = 19;
     /// How many records had been taken when a putter last looked.
     pub(super) const KNOWN_TAKEN: usize = 20;
     pub(super) const GET_LATCH: usize = 32;
     pub(super) const GET_SEGMENT: usize = 33;
-    pub(super) const END: usize = 48;
-    pub(super) const EXTENTS: usize = 64;
     /// The events are for `link`.
     pub(in crate::channel) const ITEMS: usize = 128;
     pub(in crate::channel) const ROOM: usize = ITEMS + event::LEN;
@@ -78,23 +73,10 @@ pub(super) mod word {
 }
 
 const MAGIC: u64 = u64::from_be_bytes(*b"mpRing01");
-const HEAD_LEN: usize = 4096;
-const EXTENTS: usize = if IS_MODEL { 4 } else { 32 };
-/// Bytes of the base segment.
-const BASE: u64 = if IS_MODEL { 32 } else { 64 << 10 };
 /// A drained segment larger than this is given back at once.
 const KEEP: u64 = if IS_MODEL { 64 } else { 8 << 20 };
 /// A segment made for one large message has room for some more of its kind, up to this.
 const SEVERAL: u64 = if IS_MODEL { 64 } else { 16 << 20 };
-
-/// Models have small rings: what matters happens at their ends.
-const IS_MODEL: bool = cfg!(multiprocess_loom);
-
-const OFFSET_MASK: u64 = (1 << 40) - 1;
-
-const EMPTY: u64 = 0;
-const IN_USE: u64 = 1;
-const FREE: u64 = 2;
 
 /// What a putter finds.
 #[derive(Debug, PartialEq, Eq)]
@@ -126,7 +108,7 @@ pub(super) struct Asked {
 
 pub(super) struct Ring {
     family: &'static Family,
-    region: Arc<Region>,
+    extents: Extents,
     item_limit: u64,
     byte_limit: u64,
     put: Mutex<Side>,
@@ -147,65 +129,25 @@ impl Side {
     }
 }
 
-#[derive(Clone)]
-struct Extent {
-    map: Arc<Map>,
-    capacity: u32,
-}
-
-impl Bytes for Extent {
-    #[inline]
-    fn write(&self, at: usize, from: &[u8]) {
-        view::copy_in(&self.map, segment::HEAD_LEN as usize + at, from);
-    }
-
-    #[inline]
-    fn word(&self, at: usize) -> u64 {
-        view::word(&self.map, segment::HEAD_LEN as usize + at)
-    }
-
-    #[inline]
-    fn read(&self, at: usize, len: usize, to: &mut Vec<u8>) {
-        view::append(&self.map, segment::HEAD_LEN as usize + at, len, to);
-    }
-}
-
-impl Extent {
-    fn segment(&self) -> Segment<'_, Self> {
-        Segment { words: view::words(&self.map), bytes: self, capacity: self.capacity }
-    }
-
-    fn size(&self) -> u64 {
-        u64::from(self.capacity) * 8
-    }
-}
-
 fn lock(side: &Mutex<Side>) -> MutexGuard<'_, Side> {
     side.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn corrupt(what: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("the memory of a queue or pipe is corrupt: {what}"))
 }
 
 impl Ring {
     /// A new ring of at most `item_limit` records and, when it is not empty, about `byte_limit` bytes; 0 is no limit.
     pub(super) fn create(item_limit: u64, byte_limit: u64) -> io::Result<Self> {
-        let len = HEAD_LEN as u64 + segment::HEAD_LEN + BASE;
-        let region = Region::create("multiprocess-ring", HEAD_LEN, len)?;
-        Self::begin(&region, item_limit, byte_limit, len);
+        let region = Region::create("multiprocess-ring", HEAD_LEN, Extents::first_len())?;
+        Self::begin(&region, item_limit, byte_limit);
         Self::of(Arc::new(region))
     }
 
-    fn begin(region: &Region, item_limit: u64, byte_limit: u64, len: u64) {
+    fn begin(region: &Region, item_limit: u64, byte_limit: u64) {
         let words = region.words();
         words[word::ITEM_LIMIT].store(item_limit, Relaxed);
         words[word::BYTE_LIMIT].store(byte_limit, Relaxed);
-        words[word::END].store(len, Relaxed);
         words[word::PUT_SEGMENT].store(HEAD_LEN as u64, Relaxed);
         words[word::GET_SEGMENT].store(HEAD_LEN as u64, Relaxed);
-        words[word::EXTENTS].store(HEAD_LEN as u64, Relaxed);
-        words[word::EXTENTS + 1].store((BASE / 8) << 8 | IN_USE, Relaxed);
+        Extents::begin(region);
         words[word::MAGIC].store(MAGIC, Release);
     }
 
@@ -221,11 +163,11 @@ impl Ring {
         }
         let (item_limit, byte_limit) = (words[word::ITEM_LIMIT].load(Relaxed), words[word::BYTE_LIMIT].load(Relaxed));
         let (put, get) = (Mutex::default(), Mutex::default());
-        Ok(Self { family: Family::get()?, region, item_limit, byte_limit, put, get })
+        Ok(Self { family: Family::get()?, extents: Extents::of(region), item_limit, byte_limit, put, get })
     }
 
     pub(super) fn region(&self) -> &Arc<Region> {
-        &self.region
+        self.extents.region()
     }
 
     pub(super) fn family(&self) -> &'static Family {
@@ -244,7 +186,7 @@ impl Ring {
 
     #[inline]
     fn word(&self, index: usize) -> &crate::shm::atomic::AtomicU64 {
-        &self.region.words()[index]
+        &self.region().words()[index]
     }
 
     fn put_latch(&self) -> Latch<'_> {
@@ -383,7 +325,7 @@ impl Ring {
 
     /// Finds the segment to put into, and where.
     fn settle_putter(&self, side: &mut Side) -> io::Result<Mark> {
-        for _ in 0..=EXTENTS {
+        for _ in 0..=extents::MOST {
             self.settle(side, self.word(word::PUT_SEGMENT).load(Acquire))?;
             let segment = side.segment()?;
             match segment.next() {
@@ -399,21 +341,9 @@ impl Ring {
     #[inline]
     fn settle(&self, side: &mut Side, name: u64) -> io::Result<()> {
         if side.name != name || side.extent.is_none() {
-            *side = Side { name, extent: Some(self.extent(name)?) };
+            *side = Side { name, extent: Some(self.extents.open(name)?) };
         }
         Ok(())
-    }
-
-    fn extent(&self, name: u64) -> io::Result<Extent> {
-        let offset = name & OFFSET_MASK;
-        let mut rows = (0..EXTENTS).map(|row| word::EXTENTS + 2 * row);
-        let row = rows.find(|row| self.word(*row).load(Acquire) == offset).ok_or_else(|| corrupt("no such extent"))?;
-        let capacity = self.word(row + 1).load(Acquire) >> 8;
-        if !capacity.is_power_of_two() || capacity > 1 << 31 || !offset.is_multiple_of(PAGE) {
-            return Err(corrupt("an impossible extent"));
-        }
-        let map = self.region.extent(offset, segment::HEAD_LEN + capacity * 8)?;
-        Ok(Extent { map, capacity: capacity as u32 })
     }
 
     /// Links a segment with room for `units`; `None` if the limit in bytes forbids it.
@@ -425,24 +355,23 @@ impl Ring {
         }
         let alone = u64::from(units).next_power_of_two();
         let several = (u64::from(units) * 4).next_power_of_two().min(SEVERAL / 8).max(alone);
-        let doubled = if is_empty { 0 } else { u64::from(old.capacity) * 2 };
+        let doubled = if is_empty { 0 } else { old.capacity() * 2 };
         // Never less than the base: whole pages, so that the extent after it begins at one.
         let capacity = several.max(doubled).max(BASE / 8);
         if capacity > 1 << 31 {
             return Err(io::Error::new(io::ErrorKind::OutOfMemory, "a queue of more than 16 GiB"));
         }
-        let name = self.allocate(capacity)?;
+        let name = self.extents.allocate(capacity)?;
         let linked = self.link(side, &old, name, tail.count);
         if let (Ok(_), Some(extent)) = (&linked, &side.extent) {
-            // All of it is about to be written: one call costs less than a fault per page.
-            extent.map.populate();
+            extent.populate();
         }
-        linked.inspect_err(|_| self.retire(name)).map(Some)
+        linked.inspect_err(|_| self.extents.retire(name)).map(Some)
     }
 
     /// Begins the segment `name` and makes it the one to put into. If this fails, nothing has happened.
     fn link(&self, side: &mut Side, old: &Extent, name: u64, count: u32) -> io::Result<Mark> {
-        let extent = self.extent(name)?;
+        let extent = self.extents.open(name)?;
         extent.segment().begin(count);
         fault::point("grow.begun");
         old.segment().link(name);
@@ -451,40 +380,6 @@ impl Ring {
         let tail = extent.segment().tail();
         *side = Side { name, extent: Some(extent) };
         Ok(tail)
-    }
-
-    /// An extent of this capacity, in use and in no chain. Only under the put latch.
-    fn allocate(&self, capacity: u64) -> io::Result<u64> {
-        let len = segment::HEAD_LEN + capacity * 8;
-        let generation = self.word(word::GENERATION).fetch_add(1, Relaxed).wrapping_add(1) & ((1 << 24) - 1);
-        let rows = || (0..EXTENTS).map(|row| word::EXTENTS + 2 * row);
-        let reusable = rows().find(|row| self.word(row + 1).load(Acquire) == capacity << 8 | FREE);
-        let row = match reusable.or_else(|| rows().find(|row| self.word(row + 1).load(Acquire) == EMPTY)) {
-            Some(row) => row,
-            None => return Err(io::Error::new(io::ErrorKind::OutOfMemory, "a queue of more extents than it can list")),
-        };
-        let offset = match reusable {
-            Some(row) => self.word(row).load(Acquire),
-            None => self.word(word::END).fetch_add(len, AcqRel),
-        };
-        // Listed first, so that no death leaves memory behind that is in no list.
-        self.word(row).store(offset, Release);
-        self.word(row + 1).store(capacity << 8 | IN_USE, Release);
-        self.region.reserve(offset, len).inspect_err(|_| self.retire(offset))?;
-        Ok(generation << 40 | offset)
-    }
-
-    /// Gives the memory of a segment that left the chain back. All but its head: invariant 5.
-    fn retire(&self, name: u64) {
-        let offset = name & OFFSET_MASK;
-        let mut rows = (0..EXTENTS).map(|row| word::EXTENTS + 2 * row);
-        let Some(row) = rows.find(|row| self.word(*row).load(Acquire) == offset) else { return };
-        let capacity = self.word(row + 1).load(Acquire) >> 8;
-        if offset != HEAD_LEN as u64 {
-            // Failing to give memory back costs memory, nothing else.
-            let _ = self.region.give_back(offset, segment::HEAD_LEN, capacity * 8);
-        }
-        self.word(row + 1).store(capacity << 8 | FREE, Release);
     }
 
     /// The usual get: no descriptors, nobody else at it, and a record at hand, which is appended to `to`. False: nothing
@@ -588,7 +483,7 @@ impl Ring {
 
     /// Finds the segment to take from: its head and a tail beyond it, if there is anything.
     fn settle_taker(&self, side: &mut Side) -> io::Result<Option<(Mark, Mark)>> {
-        for _ in 0..=EXTENTS {
+        for _ in 0..=extents::MOST {
             let name = self.word(word::GET_SEGMENT).load(Acquire);
             self.settle(side, name)?;
             let segment = side.segment()?;
@@ -603,7 +498,7 @@ impl Ring {
             }
             self.word(word::GET_SEGMENT).store(next, Release);
             fault::point("leave.moved");
-            self.retire(name);
+            self.extents.retire(name);
         }
         Err(corrupt("a chain without an end"))
     }
@@ -621,16 +516,18 @@ impl Ring {
         }
         let name = self.word(word::GET_SEGMENT).load(Acquire);
         let (head, tail) = (large.segment().head(), large.segment().tail());
-        let base_state = self.word(word::EXTENTS + 1);
         let is_last = self.word(word::PUT_SEGMENT).load(Acquire) == name && large.segment().next() == 0;
-        if is_last && head == tail && base_state.load(Acquire) & 0xff == FREE {
-            base_state.store((BASE / 8) << 8 | IN_USE, Release);
-            let generation = self.word(word::GENERATION).fetch_add(1, Relaxed).wrapping_add(1) & ((1 << 24) - 1);
-            let base = generation << 40 | HEAD_LEN as u64;
-            if self.link(&mut put, large, base, tail.count).is_ok() {
-                self.word(word::GET_SEGMENT).store(base, Release);
-                self.retire(name);
-                *side = Side::default();
+        if is_last
+            && head == tail
+            && let Some(base) = self.extents.reuse_base()
+        {
+            match self.link(&mut put, large, base, tail.count) {
+                Ok(_) => {
+                    self.word(word::GET_SEGMENT).store(base, Release);
+                    self.extents.retire(name);
+                    *side = Side::default();
+                }
+                Err(_) => self.extents.retire(base),
             }
         }
         latch.release()
@@ -650,17 +547,13 @@ impl Ring {
     fn repair(&self) {
         let mut chain = Vec::new();
         let mut name = self.word(word::GET_SEGMENT).load(Acquire);
-        while name != 0 && chain.len() < EXTENTS {
-            chain.push(name & OFFSET_MASK);
+        while name != 0 && chain.len() < extents::MOST {
+            chain.push(name);
             // What follows an extent that cannot be mapped now is not lost; better to free nothing.
-            let Ok(extent) = self.extent(name) else { return };
+            let Ok(extent) = self.extents.open(name) else { return };
             name = extent.segment().next();
         }
-        let rows = (0..EXTENTS).map(|row| word::EXTENTS + 2 * row);
-        let lost = rows.filter(|row| self.word(row + 1).load(Acquire) & 0xff == IN_USE);
-        lost.map(|row| self.word(row).load(Acquire))
-            .filter(|offset| !chain.contains(offset))
-            .for_each(|offset| self.retire(offset));
+        self.extents.free_all_but(&chain);
     }
 
     /// Lets no further record in. Waits only for a putter at work.
@@ -693,7 +586,7 @@ impl Ring {
     fn stable(&self, index: usize, read: impl Fn(Segment<'_, Extent>) -> Mark) -> io::Result<Mark> {
         loop {
             let name = self.word(index).load(Acquire);
-            let mark = self.extent(name).map(|extent| read(extent.segment()));
+            let mark = self.extents.open(name).map(|extent| read(extent.segment()));
             // If the segment is still the one, it was it when we read.
             if self.word(index).load(Acquire) == name {
                 return mark;
@@ -720,9 +613,8 @@ impl Ring {
     }
 
     pub(super) fn create_model_of(item_limit: u64) -> io::Result<Arc<Region>> {
-        let len = HEAD_LEN as u64 + segment::HEAD_LEN + BASE;
-        let region = Region::create("", HEAD_LEN, len)?;
-        Self::begin(&region, item_limit, 0, len);
+        let region = Region::create("", HEAD_LEN, Extents::first_len())?;
+        Self::begin(&region, item_limit, 0);
         Ok(Arc::new(region))
     }
 
@@ -733,16 +625,13 @@ impl Ring {
 
     /// With everything taken, the chain is one segment, and all other extents are free.
     pub(super) fn check_that_nothing_is_lost(&self) {
-        let rows = (0..EXTENTS).map(|row| word::EXTENTS + 2 * row);
-        let used: Vec<_> = rows.filter(|row| self.word(row + 1).load(Acquire) & 0xff == IN_USE).collect();
-        let get = self.word(word::GET_SEGMENT).load(Acquire);
-        let offsets: Vec<_> = used.iter().map(|row| self.word(*row).load(Acquire)).collect();
-        assert_eq!(offsets, [get & OFFSET_MASK], "extents in use");
+        self.extents.check_that_only(self.word(word::GET_SEGMENT).load(Acquire));
     }
 }
 
 #[cfg(all(test, not(multiprocess_loom)))]
 mod tests {
+    use super::super::segment::Bytes;
     use super::*;
 
     fn ring(items: u64, bytes: u64) -> Ring {
@@ -793,7 +682,7 @@ mod tests {
     #[test]
     fn memory_of_a_large_backlog_is_given_back() {
         let ring = ring(0, 0);
-        let blocks = || rustix::fs::fstat(ring.region.fd()).unwrap().st_blocks as u64 * 512;
+        let blocks = || rustix::fs::fstat(ring.region().fd()).unwrap().st_blocks as u64 * 512;
         (0..100).for_each(|_| assert_eq!(push(&ring, &[1; 1 << 20]), Push::Done));
         assert!(blocks() > 100 << 20);
         (0..100).for_each(|_| assert_eq!(pop(&ring).unwrap().len(), 1 << 20));
@@ -829,8 +718,8 @@ mod tests {
     fn death_growing_before_the_link_the_lost_extent_is_given_back() {
         let ring = ring(0, 0);
         push(&ring, b"kept");
-        ring.allocate(1 << 20).unwrap();
-        let blocks = || rustix::fs::fstat(ring.region.fd()).unwrap().st_blocks as u64 * 512;
+        ring.extents.allocate(1 << 20).unwrap();
+        let blocks = || rustix::fs::fstat(ring.region().fd()).unwrap().st_blocks as u64 * 512;
         assert!(blocks() > 8 << 20);
         // The putter that did this has died holding the latch, and its slot is free.
         ring.word(word::PUT_LATCH).store(Member { slot: 4000, epoch: 9 }.to_bits(), Release);
@@ -843,9 +732,9 @@ mod tests {
     fn death_growing_after_the_link_the_next_putter_follows_it() {
         let ring = ring(0, 0);
         push(&ring, b"before");
-        let name = ring.allocate(1 << 14).unwrap();
-        let base = ring.extent(HEAD_LEN as u64).unwrap();
-        ring.extent(name).unwrap().segment().begin(base.segment().tail().count);
+        let name = ring.extents.allocate(1 << 14).unwrap();
+        let base = ring.extents.open(HEAD_LEN as u64).unwrap();
+        ring.extents.open(name).unwrap().segment().begin(base.segment().tail().count);
         base.segment().link(name);
         assert_eq!(push(&ring, b"after"), Push::Done);
         assert_eq!(
@@ -857,12 +746,12 @@ mod tests {
     #[test]
     fn death_growing_after_the_link_a_drained_segment_leads_the_next_putter_on() {
         let ring = ring(0, 0);
-        let name = ring.allocate(1 << 14).unwrap();
-        let next = ring.allocate(1 << 15).unwrap();
+        let name = ring.extents.allocate(1 << 14).unwrap();
+        let next = ring.extents.allocate(1 << 15).unwrap();
         // A putter died twice between a link and the move of `PUT_SEGMENT`, and a taker has left both segments.
         for (name, next) in [(HEAD_LEN as u64, name), (name, next)] {
-            ring.extent(next).unwrap().segment().begin(0);
-            ring.extent(name).unwrap().segment().link(next);
+            ring.extents.open(next).unwrap().segment().begin(0);
+            ring.extents.open(name).unwrap().segment().link(next);
         }
         assert_eq!((pop(&ring), ring.len().unwrap()), (None, 0));
         assert_eq!(push(&ring, b"found"), Push::Done);
@@ -872,7 +761,7 @@ mod tests {
     #[test]
     fn counts_and_positions_wrap_around() {
         let ring = ring(3, 0);
-        let base = ring.extent(HEAD_LEN as u64).unwrap();
+        let base = ring.extents.open(HEAD_LEN as u64).unwrap();
         let start = Mark { count: u32::MAX - 5, position: u32::MAX - 4000 };
         base.segment().begin_at(start);
         ring.word(word::KNOWN_TAKEN).store(start.count.into(), Relaxed);
@@ -888,7 +777,7 @@ mod tests {
     #[test]
     fn a_chain_that_bites_its_tail_is_an_error() {
         let ring = ring(0, 0);
-        ring.extent(HEAD_LEN as u64).unwrap().segment().link(HEAD_LEN as u64);
+        ring.extents.open(HEAD_LEN as u64).unwrap().segment().link(HEAD_LEN as u64);
         assert!(ring.push(b"x", 0, |_| Ok(true)).0.is_err());
         assert!(ring.pop(Vec::new, |_, _| Ok(Vec::new()), |_| ()).0.is_err());
     }
@@ -905,7 +794,7 @@ mod tests {
     fn corrupt_bytes_are_an_error() {
         let ring = ring(0, 0);
         push(&ring, b"x");
-        let base = ring.extent(HEAD_LEN as u64).unwrap();
+        let base = ring.extents.open(HEAD_LEN as u64).unwrap();
         base.write(0, &u64::MAX.to_ne_bytes());
         assert!(ring.pop(Vec::new, |_, _| Ok(Vec::new()), |_| ()).0.is_err());
     }

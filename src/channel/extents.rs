@@ -1,0 +1,225 @@
+//! The memory of a ring's segments: extents of one region, which are made, given back and made use of again.
+//!
+//! # State
+//! Words of the region's head: `GENERATION` counts the lives of extents, `END` is where the next new one begins, and
+//! `LIST` has a pair for every extent that was ever made: its offset, and `capacity | state`. A life of an extent is
+//! named `generation:24 | offset:40`. The first one, the base, is made with the region and never given back.
+//!
+//! # Moves
+//! | from -> to | who | commits by | wakes |
+//! |---|---|---|---|
+//! | none, or free and of this size -> in use | put latch | the store of its state | - |
+//! | in use -> free, its memory given back | get latch, once it left the chain | the store of its state | - |
+//!
+//! # Invariants
+//! 1. An extent is listed before it has memory, so no death leaves memory behind that is in no list.
+//! 2. Its head stays when its memory is given back: who comes late still finds where the chain went on.
+//!
+//! # Death
+//! | killed | survivors see | repaired by |
+//! |---|---|---|
+//! | making, after the offset was taken | a part of the region that nobody uses, without memory | nobody: it costs addresses only |
+//! | making, after the list | an extent in use that is in no chain | who takes a latch over ([`Extents::free_all_but`]) |
+//! | giving back, before its state | an extent in use, without memory, in no chain | likewise |
+//!
+//! # Cancel
+//! Nothing here waits.
+
+use super::segment::{self, Bytes, Segment};
+use crate::shm::atomic::AtomicU64;
+#[cfg(multiprocess_loom)]
+use crate::shm::region as view;
+use crate::shm::region::{Map, PAGE, Region};
+#[cfg(not(multiprocess_loom))]
+use crate::shm::view;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::*;
+
+/// Where things are in the head of the region.
+mod word {
+    pub(super) const GENERATION: usize = 19;
+    pub(super) const END: usize = 48;
+    pub(super) const LIST: usize = 64;
+}
+
+/// Models have small rings: what matters happens at their ends.
+pub(super) const IS_MODEL: bool = cfg!(multiprocess_loom);
+
+/// Bytes of the region's head, and where the base is.
+pub(super) const HEAD_LEN: usize = 4096;
+/// Bytes of the base.
+pub(super) const BASE: u64 = if IS_MODEL { 32 } else { 64 << 10 };
+/// How many a list has room for.
+pub(super) const MOST: usize = if IS_MODEL { 4 } else { 32 };
+
+const OFFSET_MASK: u64 = (1 << 40) - 1;
+
+const EMPTY: u64 = 0;
+const IN_USE: u64 = 1;
+const FREE: u64 = 2;
+
+pub(super) struct Extents {
+    region: Arc<Region>,
+}
+
+/// One of them, mapped.
+#[derive(Clone)]
+pub(super) struct Extent {
+    map: Arc<Map>,
+    capacity: u32,
+}
+
+impl Extents {
+    /// In a region that holds the base and nothing else.
+    pub(super) fn begin(region: &Region) {
+        let words = region.words();
+        words[word::END].store(Self::first_len(), Relaxed);
+        words[word::LIST].store(HEAD_LEN as u64, Relaxed);
+        words[word::LIST + 1].store((BASE / 8) << 8 | IN_USE, Relaxed);
+    }
+
+    /// Bytes of a region that holds the base and nothing else.
+    pub(super) fn first_len() -> u64 {
+        HEAD_LEN as u64 + segment::HEAD_LEN + BASE
+    }
+
+    pub(super) fn of(region: Arc<Region>) -> Self {
+        Self { region }
+    }
+
+    pub(super) fn region(&self) -> &Arc<Region> {
+        &self.region
+    }
+
+    fn word(&self, index: usize) -> &AtomicU64 {
+        &self.region.words()[index]
+    }
+
+    /// The offset and the state of every row.
+    fn rows(&self) -> impl Iterator<Item = (&AtomicU64, &AtomicU64)> {
+        (0..MOST).map(|row| (self.word(word::LIST + 2 * row), self.word(word::LIST + 2 * row + 1)))
+    }
+
+    fn row_of(&self, name: u64) -> Option<&AtomicU64> {
+        let mut rows = self.rows();
+        rows.find(|(offset, _)| offset.load(Acquire) == name & OFFSET_MASK).map(|(_, state)| state)
+    }
+
+    pub(super) fn open(&self, name: u64) -> io::Result<Extent> {
+        let offset = name & OFFSET_MASK;
+        let capacity = self.row_of(name).ok_or_else(|| corrupt("no such extent"))?.load(Acquire) >> 8;
+        if !capacity.is_power_of_two() || capacity > 1 << 31 || !offset.is_multiple_of(PAGE) {
+            return Err(corrupt("an impossible extent"));
+        }
+        let map = self.region.extent(offset, segment::HEAD_LEN + capacity * 8)?;
+        Ok(Extent { map, capacity: capacity as u32 })
+    }
+
+    fn live(&self, offset: u64) -> u64 {
+        let generation = self.word(word::GENERATION).fetch_add(1, Relaxed).wrapping_add(1) & ((1 << 24) - 1);
+        generation << 40 | offset
+    }
+
+    /// An extent of this capacity, in use and in no chain. Only under the put latch.
+    pub(super) fn allocate(&self, capacity: u64) -> io::Result<u64> {
+        let len = segment::HEAD_LEN + capacity * 8;
+        let reusable = self.rows().find(|(_, state)| state.load(Acquire) == capacity << 8 | FREE);
+        let (offset, state) = match reusable {
+            Some((offset, state)) => (offset.load(Acquire), state),
+            None => {
+                let mut rows = self.rows();
+                let Some((row, state)) = rows.find(|(_, state)| state.load(Acquire) == EMPTY) else {
+                    let why = "a queue of more extents than it can list";
+                    return Err(io::Error::new(io::ErrorKind::OutOfMemory, why));
+                };
+                let offset = self.word(word::END).fetch_add(len, AcqRel);
+                row.store(offset, Release);
+                (offset, state)
+            }
+        };
+        state.store(capacity << 8 | IN_USE, Release);
+        self.region.reserve(offset, len).inspect_err(|_| self.retire(offset))?;
+        Ok(self.live(offset))
+    }
+
+    /// Makes use of the base again, if it is free. Only under the put latch.
+    pub(super) fn reuse_base(&self) -> Option<u64> {
+        let state = self.row_of(HEAD_LEN as u64)?;
+        (state.load(Acquire) & 0xff == FREE).then(|| {
+            state.store((BASE / 8) << 8 | IN_USE, Release);
+            self.live(HEAD_LEN as u64)
+        })
+    }
+
+    /// Gives back the memory of a segment that left the chain, all but its head.
+    pub(super) fn retire(&self, name: u64) {
+        let Some(state) = self.row_of(name) else { return };
+        let (offset, capacity) = (name & OFFSET_MASK, state.load(Acquire) >> 8);
+        if offset != HEAD_LEN as u64 {
+            // Failing to give memory back costs memory, nothing else.
+            let _ = self.region.give_back(offset, segment::HEAD_LEN, capacity * 8);
+        }
+        state.store(capacity << 8 | FREE, Release);
+    }
+
+    /// Gives back what a death left in use and in no chain. Nobody else is at work.
+    pub(super) fn free_all_but(&self, chain: &[u64]) {
+        self.in_use()
+            .filter(|offset| chain.iter().all(|name| name & OFFSET_MASK != *offset))
+            .for_each(|lost| self.retire(lost));
+    }
+
+    fn in_use(&self) -> impl Iterator<Item = u64> {
+        self.rows().filter(|(_, state)| state.load(Acquire) & 0xff == IN_USE).map(|(offset, _)| offset.load(Acquire))
+    }
+
+    /// Of the chain that is one segment nothing else is in use.
+    #[cfg(all(test, multiprocess_loom))]
+    pub(super) fn check_that_only(&self, name: u64) {
+        assert_eq!(self.in_use().collect::<Vec<_>>(), [name & OFFSET_MASK], "extents in use");
+    }
+}
+
+pub(super) fn corrupt(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("the memory of a queue or pipe is corrupt: {what}"))
+}
+
+impl Bytes for Extent {
+    #[inline]
+    fn write(&self, at: usize, from: &[u8]) {
+        view::copy_in(&self.map, segment::HEAD_LEN as usize + at, from);
+    }
+
+    #[inline]
+    fn word(&self, at: usize) -> u64 {
+        view::word(&self.map, segment::HEAD_LEN as usize + at)
+    }
+
+    #[inline]
+    fn read(&self, at: usize, len: usize, to: &mut Vec<u8>) {
+        view::append(&self.map, segment::HEAD_LEN as usize + at, len, to);
+    }
+}
+
+impl Extent {
+    #[inline]
+    pub(super) fn segment(&self) -> Segment<'_, Self> {
+        Segment { words: view::words(&self.map), bytes: self, capacity: self.capacity }
+    }
+
+    #[inline]
+    pub(super) fn size(&self) -> u64 {
+        u64::from(self.capacity) * 8
+    }
+
+    /// Units of eight bytes.
+    pub(super) fn capacity(&self) -> u64 {
+        self.capacity.into()
+    }
+
+    /// Maps all of it, which is about to be written: one call costs less than a fault per page.
+    pub(super) fn populate(&self) {
+        self.map.populate();
+    }
+}
