@@ -456,6 +456,29 @@ async fn eintr_02_blocking_calls_survive_signals() {
 // What the reference has not.
 
 #[tokio::test]
+async fn nothing_overtakes_an_item_that_a_sink_still_holds() {
+    let (mut tx, mut rx) = mp::simplex::<Vec<u8>>().unwrap();
+    let mut fed = 0;
+    loop {
+        fed += 1;
+        tx.feed(vec![fed; 600_000]).await.unwrap();
+        if tx.flush().now_or_never().is_none() {
+            break;
+        }
+    }
+    let refused = tx.try_send(vec![0]).unwrap_err();
+    assert_eq!((refused.kind(), refused.into_inner()), (ErrorKind::Full, vec![0]));
+    let thread = std::thread::spawn(move || (tx.blocking_send(vec![0]).map_err(|error| error.kind()), tx));
+    let (refused, mut tx) = thread.join().unwrap();
+    assert_eq!(refused, Err(ErrorKind::Full));
+    for n in 1..fed {
+        assert_eq!(within(rx.recv()).await.unwrap()[0], n);
+    }
+    tx.try_send(vec![0]).unwrap();
+    assert_eq!([within(rx.recv()).await.unwrap()[0], within(rx.recv()).await.unwrap()[0]], [fed, 0]);
+}
+
+#[tokio::test]
 async fn one_gibibyte_goes_through() {
     let (mut tx, rx) = mp::simplex::<Vec<u8>>().unwrap();
     let take = |mut rx: Receiver<Vec<u8>>| {

@@ -3,11 +3,11 @@
 use super::link::Link;
 use super::queue::{Item, QueueSink, QueueStream};
 use super::ring::Ring;
-use crate::error::{Error, Result, SendError};
+use crate::error::{Error, ErrorKind, Result, SendError};
 use crate::os::socket;
 use crate::wait::{Hangup, Line};
 use crate::wire::{Attachment, attach};
-use futures::{Sink, SinkExt, Stream, StreamExt};
+use futures::{FutureExt, Sink, SinkExt, Stream, StreamExt};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
@@ -157,8 +157,12 @@ impl<T: Item> Sender<T> {
     /// Sends `value` if it need not wait.
     ///
     /// # Errors
-    /// `Full`, else as [`send`](Self::send); the value comes back.
+    /// `Full`, also while an item that this end took as a [`Sink`] still waits for room; else as
+    /// [`send`](Self::send); the value comes back.
     pub fn try_send(&mut self, value: T) -> Result<(), SendError<T>> {
+        if let Err(error) = self.try_flush() {
+            return Err(SendError::new(error, value));
+        }
         self.half.link.try_put(value).map_err(|(error, value)| SendError::new(error, value))
     }
 
@@ -168,9 +172,23 @@ impl<T: Item> Sender<T> {
     /// Inside async code, as tokio's blocking calls do.
     ///
     /// # Errors
-    /// As [`send`](Self::send).
+    /// As [`send`](Self::send), and `Full` while an item that this end took as a [`Sink`] still waits for room: only
+    /// a runtime can send that.
     pub fn blocking_send(&mut self, value: T) -> Result<(), SendError<T>> {
+        if let Err(error) = self.try_flush() {
+            return Err(SendError::new(error, value));
+        }
         self.half.link.blocking_put(value).map_err(|(error, value)| SendError::new(error, value))
+    }
+
+    /// What the sink was given goes first, or nothing does.
+    fn try_flush(&mut self) -> Result<()> {
+        let Some(sink) = self.sink.as_mut().filter(|sink| sink.holds_one()) else { return Ok(()) };
+        // Its future belongs to a runtime and must not be polled elsewhere.
+        let is_polled = tokio::runtime::Handle::try_current().is_ok();
+        let flushed = if is_polled { sink.flush().now_or_never() } else { None };
+        let waits = || Error::new(ErrorKind::Full, "an item that the pipe took as a sink still waits for room");
+        flushed.unwrap_or_else(|| Err(waits()))
     }
 }
 

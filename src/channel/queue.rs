@@ -423,6 +423,11 @@ impl<T: Item> QueueSink<T> {
     pub(super) fn new(link: Arc<Link>) -> Self {
         Self { link, putting: None, item: PhantomData }
     }
+
+    /// Whether it holds an item that is not yet put.
+    pub(super) fn holds_one(&self) -> bool {
+        self.putting.is_some()
+    }
 }
 
 impl<T: Item> Sink<T> for QueueSink<T> {
