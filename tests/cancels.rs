@@ -5,7 +5,8 @@ mod common;
 
 use common::{Random, assert_no_growth, holdings, in_child, payload, read_payload, within};
 use futures::FutureExt;
-use multiprocess::{self as mp, ErrorKind, Lock, Process, Queue, Value};
+use multiprocess::{self as mp, ErrorKind, Fd, Lock, Process, Queue, Value};
+use std::io::{Read, Write};
 use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
@@ -354,4 +355,60 @@ async fn p10_a_million_dropped_acquires_leave_a_lock_that_works() {
     let c = within(child).await.unwrap();
     assert!([a, b, c].iter().all(|turns| *turns > 1000), "{a}, {b} and {c} turns");
     drop(within(lock.acquire()).await.unwrap());
+}
+
+/// A pipe that holds `number`, as a descriptor that proves whose it is.
+fn numbered(number: u64) -> Fd<std::io::PipeReader> {
+    let (read, mut write) = std::io::pipe().unwrap();
+    write.write_all(&number.to_le_bytes()).unwrap();
+    Fd::new(read)
+}
+
+type Item = (u64, Vec<Fd<std::io::PipeReader>>);
+
+async fn put_descriptors(queue: Queue<Item>, drops: u32) -> u64 {
+    let (mut random, mut number, mut dropped) = (Random::new(5), 0, 0);
+    while dropped < drops {
+        // None, some, or more than fit into one packet.
+        let count = [0, 1, 3, 300][random.below(4) as usize];
+        let item = (number, (0..count).map(|n| numbered(number + n)).collect());
+        match cancelled(&mut random, queue.put(item)).await {
+            Some(put) => {
+                put.unwrap();
+                number += 1;
+            }
+            None => dropped += 1,
+        }
+    }
+    queue.close();
+    number
+}
+
+#[tokio::test]
+async fn dropped_puts_and_gets_of_descriptors_lose_mix_up_and_leak_none() {
+    let whole = async |_: ()| {
+        let mut before = None;
+        for drops in [20, 300] {
+            let queue = Queue::<Item>::bounded(2).unwrap();
+            let child = Process::spawn(put_descriptors, (queue.clone(), drops)).unwrap();
+            let (mut random, mut number) = (Random::new(6), 0);
+            loop {
+                let Some(got) = cancelled(&mut random, queue.get()).await else { continue };
+                let Ok((got, descriptors)) = got else { break };
+                assert_eq!(got, number);
+                for (n, mut descriptor) in descriptors.into_iter().enumerate() {
+                    let mut bytes = [0; 8];
+                    descriptor.read_exact(&mut bytes).unwrap();
+                    assert_eq!(u64::from_le_bytes(bytes), number + n as u64);
+                }
+                number += 1;
+            }
+            assert_eq!(within(child).await.unwrap(), number);
+            drop(queue);
+            before.get_or_insert_with(holdings);
+        }
+        (before.unwrap(), holdings())
+    };
+    let (before, after) = in_child(whole, ((),)).await;
+    assert_no_growth(before, after);
 }
