@@ -1,4 +1,4 @@
-//! Process-based parallelism for async Rust.
+#![doc = include_str!("../README.md")]
 
 // A panic outside tests needs the proof that it cannot happen.
 #![cfg_attr(not(test), deny(clippy::unwrap_used))]
@@ -45,8 +45,3 @@ pub use process::private;
 
 #[cfg(test)]
 test_support!();
-
-/// The README's program, compiled and run with the other documentation tests.
-#[cfg(doctest)]
-#[doc = include_str!("../README.md")]
-struct Readme;
