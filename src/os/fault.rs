@@ -2,9 +2,9 @@
 //!
 //! `MULTIPROCESS_KILL_AT=put.written` kills a process with SIGKILL when it gets to that point, `put.written:3` at the
 //! third time; `MULTIPROCESS_STOP_AT` stops it with SIGSTOP. In debug builds only: in others a point is nothing.
-//! In models it ends the thread that plays the process.
+//! In models, and where threads play processes on heap memory, it ends the thread that plays the process.
 
-#[cfg(not(any(debug_assertions, multiprocess_loom)))]
+#[cfg(not(any(debug_assertions, test, multiprocess_loom)))]
 #[inline(always)]
 pub(crate) fn point(_name: &'static str) {}
 
@@ -13,8 +13,8 @@ loom::thread_local! {
     pub(crate) static DIES_AT: std::cell::Cell<Option<&'static str>> = std::cell::Cell::new(None);
 }
 
-/// What a process of a model unwinds with.
-#[cfg(multiprocess_loom)]
+/// What a process that a thread plays unwinds with.
+#[cfg(any(test, multiprocess_loom))]
 pub(crate) struct Death;
 
 #[cfg(multiprocess_loom)]
@@ -24,17 +24,43 @@ pub(crate) fn point(name: &'static str) {
     }
 }
 
-#[cfg(all(debug_assertions, not(multiprocess_loom)))]
+#[cfg(all(test, not(multiprocess_loom)))]
+thread_local! {
+    static POINTS_LEFT: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
+}
+
+/// This thread ends at the `points`-th point that it comes to from now on, whichever that is; at none for 0.
+#[cfg(all(test, not(multiprocess_loom)))]
+pub(crate) fn die_after(points: u32) {
+    POINTS_LEFT.set(points);
+}
+
+#[cfg(all(test, not(multiprocess_loom)))]
+fn die_if_due() {
+    match POINTS_LEFT.get() {
+        0 => {}
+        left => {
+            POINTS_LEFT.set(left - 1);
+            if left == 1 {
+                std::panic::resume_unwind(Box::new(Death));
+            }
+        }
+    }
+}
+
+#[cfg(all(any(debug_assertions, test), not(multiprocess_loom)))]
 pub(crate) fn point(name: &'static str) {
+    #[cfg(test)]
+    die_if_due();
     for fault in FAULTS.get_or_init(Fault::both).iter().flatten() {
         fault.pass(name);
     }
 }
 
-#[cfg(all(debug_assertions, not(multiprocess_loom)))]
+#[cfg(all(any(debug_assertions, test), not(multiprocess_loom)))]
 static FAULTS: std::sync::OnceLock<[Option<Fault>; 2]> = std::sync::OnceLock::new();
 
-#[cfg(all(debug_assertions, not(multiprocess_loom)))]
+#[cfg(all(any(debug_assertions, test), not(multiprocess_loom)))]
 struct Fault {
     name: String,
     /// Passages left until it happens.
@@ -42,7 +68,7 @@ struct Fault {
     signal: rustix::process::Signal,
 }
 
-#[cfg(all(debug_assertions, not(multiprocess_loom)))]
+#[cfg(all(any(debug_assertions, test), not(multiprocess_loom)))]
 impl Fault {
     fn both() -> [Option<Self>; 2] {
         use rustix::process::Signal;

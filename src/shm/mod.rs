@@ -4,6 +4,8 @@
 
 pub(crate) mod atomic;
 pub(crate) mod family;
+#[cfg(all(test, not(multiprocess_loom)))]
+pub(crate) mod heap;
 pub(crate) mod latch;
 #[cfg(not(multiprocess_loom))] // A model has no bytes to refer to.
 pub(crate) mod lent;

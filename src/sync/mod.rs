@@ -22,6 +22,8 @@ mod register;
 mod rlock;
 mod rwlock;
 mod semaphore;
+#[cfg(all(test, not(multiprocess_loom)))]
+mod stress;
 mod value;
 
 #[cfg(not(multiprocess_loom))]

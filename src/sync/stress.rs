@@ -1,0 +1,594 @@
+//! The cores on heap memory, by threads that play processes, of which some die at any point: what sanitizers watch.
+//!
+//! What a lock protects is plain memory, so ThreadSanitizer says whether its acquire and release order what they must.
+//! Fences, which it does not understand, order nothing plain here: the wake of a sleeper rests on them, and one that is
+//! lost is found by the deadline.
+
+use super::barrier::{Arrival, Outcome, Round, Rounds};
+use super::condition::{self, Local, Room};
+use super::ledger::{self, Ledger};
+use super::mutex::{self, Next, Tried, Words};
+use super::register::{self, Register};
+use crate::os::{clock, fault};
+use crate::shm::atomic::{AtomicU64, fence};
+use crate::shm::family::Member;
+use crate::shm::heap::{Members, Plain};
+use crate::shm::latch::{Latch, Lives};
+use crate::wait::event::{self, Event, Place, Sleeper, Wake};
+use std::cell::{Cell, RefCell};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::*};
+use std::time::{Duration, Instant};
+
+/// Longer than any of these takes, also under a sanitizer on a busy machine.
+const DEADLINE: Duration = Duration::from_secs(60);
+const PROCESSES: u16 = 4;
+const ROUNDS: u32 = if cfg!(debug_assertions) { 2_000 } else { 20_000 };
+
+/// A bell that was rung for one event, and one that was rung for all.
+const RUNG: u64 = 1;
+const FOR_ALL: u64 = 2;
+
+fn zeros(len: usize) -> Vec<AtomicU64> {
+    (0..len).map(|_| AtomicU64::new(0)).collect()
+}
+
+/// The family, and who of it is to wake up.
+struct World {
+    members: Members,
+    bells: Vec<AtomicU64>,
+    deaths: AtomicU64,
+    has_failed: AtomicBool,
+}
+
+impl World {
+    fn ring(&self, wake: Wake) {
+        match wake {
+            Wake::Sleeper(sleeper) => drop(self.bells[usize::from(sleeper.slot)].fetch_or(RUNG, AcqRel)),
+            Wake::Bells(bells) => (0..PROCESSES).filter(|slot| bells >> slot & 1 == 1).for_each(|slot| {
+                self.bells[usize::from(slot)].fetch_or(RUNG, AcqRel);
+            }),
+        }
+    }
+
+    /// What the guardian does, and then another process gets the slot.
+    fn bury(&self, slot: u16) {
+        self.deaths.fetch_add(1, Relaxed);
+        self.members.bury(slot);
+        fence(SeqCst);
+        for bell in &self.bells {
+            bell.fetch_or(FOR_ALL, AcqRel);
+        }
+        self.members.succeed(slot);
+    }
+}
+
+/// One life of a process.
+struct Process<'a> {
+    world: &'a World,
+    me: Member,
+    is_last: bool,
+    random: &'a Cell<u64>,
+}
+
+impl Process<'_> {
+    /// xorshift: below `end`.
+    fn random(&self, end: u64) -> u64 {
+        let mut state = self.random.get();
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        self.random.set(state);
+        state % end
+    }
+
+    fn is_listed(&self) -> impl Fn(Member) -> bool + use<'_> {
+        |member| self.world.members.is_listed(member)
+    }
+
+    fn is_sleeper_listed(&self) -> impl Fn(Sleeper) -> bool + use<'_> {
+        |sleeper| self.world.members.epoch_of(sleeper.slot).is_some_and(|epoch| sleeper.has_epoch(epoch))
+    }
+
+    fn notify_one(&self, event: Event<'_>) {
+        event.notify_one(Some(self.me.into()), self.is_sleeper_listed(), |wake| self.world.ring(wake));
+    }
+
+    fn notify_all(&self, event: Event<'_>) {
+        event.notify_all(Some(self.me.into()), self.is_sleeper_listed(), |wake| self.world.ring(wake));
+    }
+
+    fn sleep(&self) -> u64 {
+        let (bell, start) = (&self.world.bells[usize::from(self.me.slot)], Instant::now());
+        loop {
+            if bell.load(Relaxed) != 0 {
+                return bell.swap(0, AcqRel);
+            }
+            assert!(!self.world.has_failed.load(Relaxed), "another process has failed");
+            assert!(start.elapsed() < DEADLINE, "{:?} has lost its wake", self.me);
+            std::thread::yield_now();
+        }
+    }
+
+    /// Waits as `wait::until` and `wait::line` do it. `attempt` is told whether it is made from the line.
+    fn until<T>(&self, event: Event<'_>, mut attempt: impl FnMut(bool) -> Option<T>) -> T {
+        match attempt(false) {
+            Some(value) => value,
+            None => self.in_line(event, u32::MAX, || attempt(true)).expect("it does not give up"),
+        }
+    }
+
+    /// Gives up, with `None`, after it has slept `sleeps` times.
+    fn in_line<T>(&self, event: Event<'_>, mut sleeps: u32, mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
+        let mut ticket = None;
+        let leave = |place| {
+            if event.leave(place) {
+                self.notify_one(event);
+            }
+        };
+        loop {
+            let place = event.join(self.me.into(), self.me.slot.into(), ticket, self.is_sleeper_listed());
+            if let Some(value) = attempt() {
+                leave(place);
+                return Some(value);
+            }
+            loop {
+                if sleeps == 0 {
+                    leave(place);
+                    return None;
+                }
+                sleeps -= 1;
+                let rung = self.sleep();
+                if event.take_notice(place) {
+                    if let Some(value) = attempt() {
+                        return Some(value);
+                    }
+                    ticket = if let Place::Entry { ticket, .. } = place { Some(ticket) } else { None };
+                    break;
+                }
+                if rung & FOR_ALL != 0
+                    && let Some(value) = attempt()
+                {
+                    leave(place);
+                    return Some(value);
+                }
+            }
+        }
+    }
+}
+
+/// Each process plays its `part` so many times. What it keeps from one time to the next, `L`, it loses when it dies.
+/// Returns how many have died.
+fn play<L: Default>(rounds: u32, are_mortal: bool, part: impl Fn(&Process<'_>, &mut L) + Sync) -> u64 {
+    // What the points know is found out before there are threads: a std without instruments hides that they share it.
+    fault::point("beginning");
+    let (bells, deaths, has_failed) = (zeros(PROCESSES.into()), AtomicU64::new(0), AtomicBool::new(false));
+    let world = World { members: Members::new(PROCESSES), bells, deaths, has_failed };
+    let life = |slot: u16| {
+        let (mut own, random) = (L::default(), Cell::new(u64::from(slot) + 0x9e37_79b9_7f4a_7c15));
+        for round in 1..=rounds {
+            let me = world.members.member(slot);
+            let process = Process { world: &world, me, is_last: round == rounds, random: &random };
+            if are_mortal && process.random(4) == 0 {
+                fault::die_after(1 + process.random(10) as u32);
+            }
+            let played = catch_unwind(AssertUnwindSafe(|| part(&process, &mut own)));
+            fault::die_after(0);
+            match played {
+                Ok(()) => {}
+                Err(death) if death.is::<fault::Death>() => {
+                    world.bury(slot);
+                    own = L::default();
+                }
+                Err(panic) => {
+                    world.has_failed.store(true, Relaxed);
+                    resume_unwind(panic);
+                }
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        let life = &life;
+        let lives: Vec<_> = (0..PROCESSES).map(|slot| scope.spawn(move || life(slot))).collect();
+        // Joined one by one: a sanitizer knows that this orders what they did.
+        lives.into_iter().for_each(|life| life.join().unwrap_or_else(|panic| resume_unwind(panic)));
+    });
+    let deaths = world.deaths.load(Relaxed);
+    assert_eq!(deaths > 0, are_mortal, "{deaths} have died");
+    deaths
+}
+
+/// A clock that runs faster than life, so that waiters become patient, and heirs late.
+fn now() -> u64 {
+    clock::now_ns() * 100
+}
+
+/// A mutex: its words, and those who wait for it.
+#[derive(Clone, Copy)]
+struct Mutex<'a>(&'a [AtomicU64]);
+
+impl Mutex<'_> {
+    fn event(&self) -> Event<'_> {
+        Event::new(&self.0[mutex::EVENT..mutex::LEN])
+    }
+
+    /// False if it gave up.
+    fn lock(&self, process: &Process<'_>, gives_up: bool) -> bool {
+        let (words, me, mut since, mut is_heir) = (Words(self.0), process.me, None, false);
+        let mut attempt = |in_line: bool| {
+            if !in_line && words.take_free(me) {
+                return Some(());
+            }
+            let now = now();
+            let waited = now - *since.get_or_insert(now);
+            match words.take(me, in_line.then_some(waited), process.is_listed(), || now) {
+                Tried::Taken(_) => Some(()),
+                Tried::Refused { is_heir: named } => {
+                    is_heir |= named;
+                    None
+                }
+            }
+        };
+        let taken = match gives_up {
+            false => Some(process.until(self.event(), attempt)),
+            true => attempt(false).or_else(|| process.in_line(self.event(), 1, || attempt(true))),
+        };
+        if is_heir && words.renounce(me) {
+            process.notify_one(self.event());
+        }
+        taken.is_some()
+    }
+
+    fn unlock(&self, process: &Process<'_>) {
+        let (words, event) = (Words(self.0), self.event());
+        if words.release(process.me) | event.has_sleepers_after_rmw() {
+            match words.hand_on(process.is_listed(), now) {
+                Next::Nobody => {}
+                Next::Longest => process.notify_one(event),
+                Next::Heir(heir) => event.notify_sleeper(heir.into(), |wake| process.world.ring(wake)),
+            }
+        }
+    }
+}
+
+fn a_mutex_excludes(are_mortal: bool, some_give_up: bool) {
+    let (words, value, done) = (zeros(mutex::LEN), Plain::new([0_u64; 2]), AtomicU64::new(0));
+    let deaths = play(ROUNDS, are_mortal, |process, ()| {
+        let mutex = Mutex(&words);
+        if mutex.lock(process, some_give_up && process.random(4) == 0) {
+            value.change(|value| value[0] += 1);
+            fault::point("changing");
+            value.change(|value| value[1] = value[0]);
+            mutex.unlock(process);
+            done.fetch_add(1, Relaxed);
+        }
+    });
+    let ([changed, _], done) = (value.read(), done.load(Relaxed));
+    assert!((done..=done + deaths).contains(&changed), "{changed} changes by {done} and {deaths} dead");
+}
+
+#[test]
+fn a_mutex_excludes_on_the_heap() {
+    a_mutex_excludes(false, false);
+    a_mutex_excludes(false, true);
+}
+
+#[test]
+fn a_mutex_excludes_on_the_heap_whoever_dies() {
+    a_mutex_excludes(true, false);
+    a_mutex_excludes(true, true);
+}
+
+/// So many permits of which each protects a plain counter while there is one; more of them are counted.
+fn permits(free: u32, are_mortal: bool) {
+    let (words, line, value, done) = (zeros(ledger::LEN), zeros(event::LEN), Plain::new(0_u64), AtomicU64::new(0));
+    let inside = AtomicU64::new(0);
+    Ledger::<Members>::fill(&words, free);
+    let deaths = play(ROUNDS, are_mortal, |process, mine: &mut Row| {
+        let (ledger, event) = (Ledger::new(&words, &process.world.members), Event::new(&line));
+        let taken = process.until(event, |_| ledger.take_one(process.me, &mine.0));
+        if free == 1 {
+            value.change(|value| *value += 1);
+        } else if !are_mortal {
+            assert!(inside.fetch_add(1, Relaxed) < u64::from(free), "more inside than permits");
+            inside.fetch_sub(1, Relaxed);
+        }
+        fault::point("held");
+        ledger.give_one(taken.row);
+        process.notify_one(event);
+        done.fetch_add(1, Relaxed);
+    });
+    let nobody = Members::new(0);
+    assert_eq!(Ledger::new(&words, &nobody).free(), free, "all have come back");
+    let (changed, done) = (value.read(), done.load(Relaxed));
+    assert!(free > 1 || (done..=done + deaths).contains(&changed), "{changed} changes by {done} and {deaths} dead");
+}
+
+/// Which row of a ledger is its own.
+struct Row(AtomicUsize);
+
+impl Default for Row {
+    fn default() -> Self {
+        Self(AtomicUsize::new(usize::MAX))
+    }
+}
+
+#[test]
+fn permits_go_from_hand_to_hand_on_the_heap() {
+    permits(1, false);
+    permits(3, false);
+}
+
+#[test]
+fn permits_of_the_dead_come_back_on_the_heap() {
+    permits(1, true);
+    permits(3, true);
+}
+
+fn readers_and_writers(are_mortal: bool) {
+    let (words, line, value) = (zeros(ledger::LEN), zeros(event::LEN), Plain::new([0_u64; 2]));
+    Ledger::<Members>::fill(&words, ledger::MAX);
+    play(ROUNDS, are_mortal, |process, mine: &mut Row| {
+        let (ledger, event) = (Ledger::new(&words, &process.world.members), Event::new(&line));
+        if process.random(3) == 0 {
+            let taken = process.until(event, |_| ledger.take_all(process.me, &mine.0));
+            let [first, second] = value.read();
+            assert!(taken.is_poisoned || first == second, "a writer died and nobody says so");
+            value.change(|value| value[0] = first + 1);
+            fault::point("writing");
+            value.change(|value| value[1] = first + 1);
+            ledger.give_all(taken.row);
+            process.notify_all(event);
+        } else {
+            let taken = process.until(event, |_| ledger.take_one(process.me, &mine.0));
+            let [first, second] = value.read();
+            assert!(taken.is_poisoned || first == second, "a reader beside a writer, or after a dead one");
+            if ledger.give_one(taken.row) == ledger::MAX {
+                process.notify_all(event);
+            }
+        }
+    });
+    let nobody = Members::new(0);
+    assert_eq!(Ledger::new(&words, &nobody).free(), ledger::MAX, "all have come back");
+}
+
+#[test]
+fn readers_and_writers_exclude_each_other_on_the_heap() {
+    readers_and_writers(false);
+    readers_and_writers(true);
+}
+
+/// A mutex with two rooms: whoever finds nothing to do waits in one until somebody from the other tells it.
+struct Store {
+    mutex: Vec<AtomicU64>,
+    rooms: [Vec<AtomicU64>; 2],
+    /// How many have been put, and taken.
+    items: Plain<[u32; 2]>,
+}
+
+/// The other side takes.
+const PUTS: usize = 0;
+/// As many may be there; so a notice that is lost brings all to a halt.
+const ROOM_FOR: u32 = 2;
+
+impl Store {
+    fn event(&self, side: usize) -> Event<'_> {
+        Event::new(&self.rooms[side][condition::EVENT..condition::TABLE])
+    }
+
+    fn with_room<R>(
+        &self,
+        process: &Process<'_>,
+        side: usize,
+        act: impl FnOnce(&Room<'_, &dyn Fn(u16) -> Option<u32>, &dyn Fn(Member)>) -> R,
+    ) -> R {
+        let woken = RefCell::new(Vec::new());
+        let result = act(&Room {
+            words: &self.rooms[side],
+            epoch_of: &|slot| process.world.members.epoch_of(slot),
+            wake: &|member| woken.borrow_mut().push(member),
+        });
+        for member in woken.into_inner() {
+            self.event(side).notify_sleeper(member.into(), |wake| process.world.ring(wake));
+        }
+        result
+    }
+
+    fn can(&self, side: usize) -> bool {
+        let [put, taken] = self.items.read();
+        if side == PUTS { put - taken < ROOM_FOR } else { put > taken }
+    }
+
+    /// As `Condition::wait`: with the mutex, and without it meanwhile. False if it gave up, and then without it.
+    fn wait(&self, process: &Process<'_>, local: &mut Local, side: usize, gives_up: bool) -> bool {
+        let (me, mutex) = (process.me, Mutex(&self.mutex));
+        let ticket = self.with_room(process, side, |room| local.enter(room, me)).expect("there is room");
+        mutex.unlock(process);
+        let sleeps = if gives_up { 1 } else { u32::MAX };
+        let noticed = process.in_line(self.event(side), sleeps, || {
+            self.with_room(process, side, |room| room.heal(me));
+            self.with_room(process, side, |room| local.take(room, me, ticket)).then_some(())
+        });
+        if noticed.is_none() {
+            self.with_room(process, side, |room| local.leave(room, me, ticket, false));
+            return false;
+        }
+        mutex.lock(process, false);
+        self.with_room(process, side, |room| local.finish(room, me));
+        true
+    }
+}
+
+/// Processes with an even slot put, the others take, until all has been put and taken.
+fn a_store(are_mortal: bool, some_give_up: bool) {
+    let all = 2 * ROUNDS;
+    let rooms = [zeros(condition::LEN), zeros(condition::LEN)];
+    let store = Store { mutex: zeros(mutex::LEN), rooms, items: Plain::new([0; 2]) };
+    play(4 * all, are_mortal, |process, (local, has_done): &mut (Local, bool)| {
+        let (side, mutex) = (usize::from(process.me.slot % 2), Mutex(&store.mutex));
+        if *has_done {
+            return;
+        }
+        mutex.lock(process, false);
+        while !store.can(side) && store.items.read()[side] < all {
+            let gives_up = some_give_up && process.random(4) == 0;
+            if !store.wait(process, local, side, gives_up) {
+                return;
+            }
+        }
+        if store.items.read()[side] < all {
+            // Between these two nobody dies, so the other side always hears of it.
+            store.items.change(|items| items[side] += 1);
+            store.with_room(process, 1 - side, |room| room.notify(1));
+        }
+        let is_end = store.items.read()[side] == all;
+        if is_end {
+            store.with_room(process, side, |room| room.notify_all(Some(process.me)));
+        }
+        mutex.unlock(process);
+        // Who dies before this has a successor that wakes the others once more.
+        *has_done = is_end;
+    });
+    assert_eq!(store.items.read(), [all; 2]);
+}
+
+#[test]
+fn notices_of_a_condition_arrive_on_the_heap() {
+    a_store(false, false);
+    a_store(false, true);
+}
+
+#[test]
+fn notices_that_the_dead_had_arrive_on_the_heap() {
+    a_store(true, false);
+    a_store(true, true);
+}
+
+struct Gate {
+    round: AtomicU64,
+    places: Vec<AtomicU64>,
+    line: Vec<AtomicU64>,
+}
+
+impl Gate {
+    fn new() -> Self {
+        Self { round: AtomicU64::new(Round::FIRST.0), places: zeros(PROCESSES.into()), line: zeros(event::LEN) }
+    }
+
+    fn rounds<'a>(&'a self, process: &'a Process<'a>) -> Rounds<'a, impl Fn(Sleeper) -> bool, impl Fn()> {
+        let tell = || process.notify_all(Event::new(&self.line));
+        Rounds::new(&self.round, &self.places, process.is_sleeper_listed(), tell)
+    }
+
+    /// Generation, index and outcome; `None` if it was broken before it came.
+    fn wait(&self, process: &Process<'_>) -> Option<(u64, usize, Outcome)> {
+        let rounds = self.rounds(process);
+        match rounds.arrive(process.me.into(), false, false) {
+            Arrival::At { generation, index } => {
+                let settled = || Some(rounds.settle(generation)).filter(|outcome| *outcome != Outcome::Open);
+                Some((generation, index, process.until(Event::new(&self.line), |_| settled())))
+            }
+            Arrival::Broken => None,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// What each wrote before it came all see after they have passed.
+#[test]
+fn a_barrier_orders_what_was_before_it_on_the_heap() {
+    let gate = Gate::new();
+    let cells: Vec<_> = (0..PROCESSES).map(|_| Plain::new(0_u64)).collect();
+    play(ROUNDS, false, |process, round: &mut u64| {
+        *round += 1;
+        cells[usize::from(process.me.slot)].change(|cell| *cell = *round);
+        assert!(matches!(gate.wait(process), Some((_, _, Outcome::Passed))));
+        assert!(cells.iter().all(|cell| cell.read() == *round), "somebody has not come, or has gone on");
+        assert!(matches!(gate.wait(process), Some((_, _, Outcome::Passed))));
+    });
+}
+
+/// A generation ends alike for all its parties, whoever dies; each index is had once.
+#[test]
+fn a_barrier_ends_alike_for_all_on_the_heap_whoever_dies() {
+    let gate = Gate::new();
+    // More generations than there can be: each round of a process ends one at most, and resets one at most.
+    let most = 2 * usize::from(PROCESSES) * ROUNDS as usize + 2;
+    let (outcomes, indices, is_over) = (zeros(most), zeros(most), AtomicBool::new(false));
+    play(ROUNDS, true, |process, ()| {
+        let rounds = gate.rounds(process);
+        // So that nobody waits for those who have done all their rounds, it is left broken.
+        let leave = || {
+            is_over.store(true, SeqCst);
+            rounds.abort();
+        };
+        if process.is_last || is_over.load(SeqCst) {
+            return leave();
+        }
+        let came = gate.wait(process);
+        if let Some((generation, index, outcome)) = came {
+            let (at, bit) = ((generation - 1) as usize, 1 << index);
+            let is = if outcome == Outcome::Passed { 1 } else { 2 };
+            // Who was kept from looking for 32 generations is told no more than that it may have been broken.
+            if gate.round.load(Acquire) >> 33 <= generation + 32 {
+                assert_ne!(outcomes[at].fetch_or(is, AcqRel) | is, 3, "generation {generation} ended in two ways");
+            }
+            assert_eq!(indices[at].fetch_or(bit, AcqRel) & bit, 0, "index {index} was had twice");
+        }
+        if came.is_none_or(|(_, _, outcome)| outcome == Outcome::Broken) {
+            rounds.reset();
+            if is_over.load(SeqCst) {
+                leave();
+            }
+        }
+    });
+    let counts = [1, 2].map(|is| outcomes.iter().filter(|outcome| outcome.load(Relaxed) == is).count());
+    assert!(counts[0] > 0 && counts[1] > 0, "passed and broken: {counts:?}");
+}
+
+/// Who reads a value sees what its writer had done before; it is never torn.
+fn a_register(are_mortal: bool) {
+    let (control, buffers) = (zeros(register::CONTROL), zeros(register::buffer_words(32)));
+    let register = Register { control: &control, buffers: &buffers };
+    let most = u64::from(PROCESSES) * u64::from(ROUNDS) + 1;
+    let (book, next) = ((0..most).map(|_| Plain::new(0_u64)).collect::<Vec<_>>(), AtomicU64::new(1));
+    play(ROUNDS, are_mortal, |process, ()| {
+        let number = next.fetch_add(1, Relaxed);
+        book[number as usize].change(|entry| *entry = 3 * number);
+        while !register.try_write(&[number.to_ne_bytes(); 4].concat(), process.me, &process.world.members) {
+            std::thread::yield_now();
+        }
+        let mut bytes = [0; 32];
+        register.read(&mut bytes);
+        let words = bytes.as_chunks::<8>().0.iter().map(|word| u64::from_ne_bytes(*word)).collect::<Vec<_>>();
+        assert!(words.iter().all(|word| *word == words[0]), "torn: {words:?}");
+        assert_eq!(book[words[0] as usize].read(), 3 * words[0]);
+    });
+}
+
+#[test]
+fn a_register_publishes_whole_values_on_the_heap() {
+    a_register(false);
+    a_register(true);
+}
+
+fn a_latch(are_mortal: bool) {
+    let (word, value, done) = (AtomicU64::new(0), Plain::new(0_u64), AtomicU64::new(0));
+    let deaths = play(ROUNDS, are_mortal, |process, ()| {
+        while Latch(&word).try_take(process.me, &process.world.members).is_none() {
+            std::thread::yield_now();
+        }
+        value.change(|value| *value += 1);
+        fault::point("held");
+        let _ = Latch(&word).release();
+        done.fetch_add(1, Relaxed);
+    });
+    let (changed, done) = (value.read(), done.load(Relaxed));
+    assert!((done..=done + deaths).contains(&changed), "{changed} changes by {done} and {deaths} dead");
+}
+
+#[test]
+fn a_latch_excludes_on_the_heap() {
+    a_latch(false);
+    a_latch(true);
+}
