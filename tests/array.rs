@@ -3,7 +3,7 @@
 mod common;
 
 use bytemuck::{Pod, Zeroable};
-use common::{Deadline, eventually, holdings, in_child, within};
+use common::{Deadline, eventually, falls_asleep, holdings, in_child, within};
 use futures::poll;
 use multiprocess::{self as mp, Array, ErrorKind, Process, Value};
 use std::os::unix::process::ExitStatusExt;
@@ -252,17 +252,12 @@ async fn killed_with_a_guard_the_next_is_told() {
     let array = Array::<u64>::zeroed(10).unwrap();
     let mut holder = Process::spawn(write_half_and_hang, (array.clone(),)).unwrap();
     eventually("it is half way", || array.get(4) == Some(7)).await;
-    let waiting = tokio::spawn({
-        let array = array.clone();
-        async move {
-            let error = array.lock().await.unwrap_err();
-            assert_eq!(error.kind(), ErrorKind::OwnerDied);
-            error.into_guard().to_vec()
-        }
-    });
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    let mut waiting = Box::pin(array.lock());
+    falls_asleep(waiting.as_mut()).await;
     holder.kill().unwrap();
-    assert_eq!(within(waiting).await.unwrap(), [7, 7, 7, 7, 7, 0, 0, 0, 0, 0]);
+    let error = within(waiting).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::OwnerDied);
+    assert_eq!(error.into_guard()[..], [7, 7, 7, 7, 7, 0, 0, 0, 0, 0]);
     assert!(within(holder.join()).await.is_err());
     array.try_lock().unwrap().fill(1);
     assert_eq!(array.to_vec(), [1; 10]);
@@ -314,6 +309,35 @@ async fn killed_at_each_move() {
         let locked = within(array.lock()).await.map(drop).map_err(|error| error.kind());
         assert_eq!(locked, if told { Err(ErrorKind::OwnerDied) } else { Ok(()) }, "{point}");
         array.try_lock().unwrap()[0] = 1;
+    }
+}
+
+/// `array`, Death: a `set` that had the mutex from the dead dies as well, and so does the first to be told: the next is.
+#[cfg(debug_assertions)]
+#[tokio::test]
+async fn killed_after_the_dead() {
+    fn set(array: Array<u64>) {
+        array.set(1, 7);
+    }
+    async fn lock(array: Array<u64>) {
+        drop(array.lock().await);
+    }
+    let die = async |point: &str, sets: bool, array: &Array<u64>| {
+        let victim = Process::builder().env("MULTIPROCESS_KILL_AT", point);
+        let error = match sets {
+            true => within(victim.spawn(set, (array.clone(),)).unwrap()).await.unwrap_err(),
+            false => within(victim.spawn(lock, (array.clone(),)).unwrap()).await.unwrap_err(),
+        };
+        assert_eq!(error.exit_status().and_then(|status| status.signal()), Some(9), "{point}");
+    };
+    for last in ["lock.taken", "element.written", "lock.released"] {
+        let array = Array::<u64>::zeroed(2).unwrap();
+        die("array.taken", false, &array).await;
+        die(last, true, &array).await;
+        die("array.taken", false, &array).await;
+        assert_eq!(array.get(1), Some(if last == "lock.taken" { 0 } else { 7 }), "{last}");
+        assert_eq!(within(array.lock()).await.unwrap_err().kind(), ErrorKind::OwnerDied, "{last}");
+        drop(array.try_lock().unwrap());
     }
 }
 

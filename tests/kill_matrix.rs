@@ -398,6 +398,67 @@ async fn killed_and_the_row_is_used_again() {
     assert_eq!(semaphore.available(), 3);
 }
 
+/// Takes a permit of each; that the first is free again says that this process is buried.
+async fn take_both(witness: Semaphore, semaphore: Semaphore, forgets: bool) {
+    let (_seen, permit) = (witness.acquire().await.unwrap(), semaphore.acquire().await.unwrap());
+    match forgets {
+        true => permit.forget(),
+        false => std::future::pending().await,
+    }
+}
+
+/// `ledger`: killed while it forgets a permit: it is gone from then on, and not before.
+#[tokio::test]
+async fn killed_while_forgetting_a_permit() {
+    let _alone = alone().await;
+    // The takes are passages 1 and 2.
+    for (point, left) in [("ledger.written:2", 1), ("ledger.counted:3", 0), ("ledger.written:3", 0)] {
+        let (witness, semaphore) = (Semaphore::new(1).unwrap(), Semaphore::new(1).unwrap());
+        death(doomed!(point, take_both, (witness.clone(), semaphore.clone(), true)), point).await;
+        eventually("it is buried", || witness.available() == 1).await;
+        assert_eq!(semaphore.available(), left, "{point}");
+        semaphore.release().unwrap();
+        assert_eq!(semaphore.available(), left + 1, "{point}");
+    }
+}
+
+/// `ledger`: who takes back what the dead had dies as well: it comes back once.
+#[tokio::test]
+async fn killed_taking_back_from_the_dead() {
+    let _alone = alone().await;
+    let look = async |semaphore: Semaphore| semaphore.available();
+    for point in ["ledger.counted", "ledger.written"] {
+        let (witness, semaphore) = (Semaphore::new(1).unwrap(), Semaphore::new(2).unwrap());
+        let at = "ledger.written:2";
+        death(doomed!(at, take_both, (witness.clone(), semaphore.clone(), false)), at).await;
+        eventually("it is buried", || witness.available() == 1).await;
+        death(doomed!(point, look, (semaphore.clone(),)), point).await;
+        assert_eq!(semaphore.available(), 2, "{point}");
+        let both = (semaphore.try_acquire().unwrap(), semaphore.try_acquire().unwrap());
+        assert!(semaphore.try_acquire().is_err(), "{point}");
+        drop(both);
+    }
+}
+
+/// `patience`: who has complained dies, and those who come stand back for nobody, but not for long.
+#[tokio::test]
+async fn killed_when_it_has_complained() {
+    let _alone = alone().await;
+    let semaphore = Semaphore::new(1).unwrap();
+    let permit = semaphore.acquire().await.unwrap();
+    let victim = asleep(doomed!("patience.complained", take_turns, (semaphore.clone(), 1))).await;
+    // The burial of a bystander makes it look, in vain.
+    let mut bystander = Process::spawn(lock_once, (Lock::new().unwrap(),)).unwrap();
+    within(bystander.wait()).await.unwrap();
+    death(victim, "patience.complained").await;
+    drop(permit);
+    let start = std::time::Instant::now();
+    for _ in 0..10 {
+        drop(within(semaphore.acquire()).await.unwrap());
+    }
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+}
+
 /// `rwlock`: killed at the moves of a writer. It is told of if the writer had the lock and had not let go.
 #[tokio::test]
 async fn killed_while_writing() {
@@ -509,6 +570,40 @@ async fn killed_while_setting() {
             within(sleeper).await.unwrap();
         }
         assert!(event.is_set(), "{point}");
+    }
+}
+
+/// `event` of `sync`, `barrier`, `rwlock`: woken together with others, one dies with its notice: the others go on.
+#[tokio::test]
+async fn killed_with_the_notice_of_all() {
+    let _alone = alone().await;
+    let wait = async |event: Event| event.wait().await.unwrap();
+    let pass = async |barrier: Barrier| barrier.wait().await.map(drop).map_err(|error| error.kind());
+    let read = async |lock: RwLock| drop(lock.read().await.unwrap());
+    for point in ["sleep.noticed", "sleep.unmarked"] {
+        let event = Event::new().unwrap();
+        let victim = asleep(doomed!(point, wait, (event.clone(),))).await;
+        let other = asleep(Process::spawn(wait, (event.clone(),)).unwrap()).await;
+        event.set();
+        death(victim, point).await;
+        within(other).await.unwrap();
+
+        let barrier = Barrier::new(3).unwrap();
+        let victim = asleep(doomed!(point, pass, (barrier.clone(),))).await;
+        let other = asleep(Process::spawn(pass, (barrier.clone(),)).unwrap()).await;
+        within(barrier.wait()).await.unwrap();
+        death(victim, point).await;
+        assert_eq!(within(other).await.unwrap(), Ok(()), "{point}");
+        assert!(!barrier.is_broken(), "{point}");
+
+        let lock = RwLock::new().unwrap();
+        let writing = lock.write().await.unwrap();
+        let victim = asleep(doomed!(point, read, (lock.clone(),))).await;
+        let other = asleep(Process::spawn(read, (lock.clone(),)).unwrap()).await;
+        drop(writing);
+        death(victim, point).await;
+        within(other).await.unwrap();
+        drop(within(lock.write()).await.unwrap());
     }
 }
 
@@ -719,6 +814,45 @@ async fn killed_as_heir_of_a_lock() {
     }
 }
 
+/// `mutex`: an heir dies as it gives up, or as it takes what was kept for it.
+#[tokio::test]
+async fn killed_as_heir_that_gives_up_or_takes() {
+    let _alone = alone().await;
+    let give_up = async |lock: Lock| lock.acquire_timeout(Duration::from_secs(1)).await.map(drop).map_err(|e| e.kind());
+    for point in ["heir.unmarked", "lock.taken"] {
+        let lock = Lock::new().unwrap();
+        let guard = lock.acquire().await.unwrap();
+        let victim = match point {
+            "heir.unmarked" => doomed!(point, give_up, (lock.clone(),)),
+            _ => doomed!(point, lock_once, (lock.clone(),)),
+        };
+        let victim = asleep(victim).await;
+        // The burial of a bystander makes it look in vain: it is heir.
+        let mut bystander = Process::spawn(lock_once, (Lock::new().unwrap(),)).unwrap();
+        within(bystander.wait()).await.unwrap();
+        let mut is_told = false;
+        if point == "heir.unmarked" {
+            death(victim, point).await;
+            let other = asleep(Process::spawn(lock_once, (lock.clone(),)).unwrap()).await;
+            drop(guard);
+            assert_eq!(within(other).await.unwrap(), Ok(()), "{point}");
+        } else {
+            asleep_again(&victim).await;
+            let other = asleep(Process::spawn(lock_once, (lock.clone(),)).unwrap()).await;
+            drop(guard);
+            // It is kept for the heir, unless that has taken it and died by now, which is told.
+            match lock.try_acquire() {
+                Ok(_) => panic!("there is no heir"),
+                Err(error) => is_told |= error.kind() == ErrorKind::OwnerDied,
+            }
+            death(victim, point).await;
+            is_told |= within(other).await.unwrap() == Err(ErrorKind::OwnerDied);
+            assert!(is_told);
+        }
+        assert_eq!(within(lock_once(lock)).await, Ok(()), "{point}");
+    }
+}
+
 async fn asleep_again<R: serde::de::DeserializeOwned + 'static>(process: &Process<R>) {
     tokio::time::sleep(Duration::from_millis(50)).await;
     eventually("it sleeps", || is_asleep(process.pid())).await;
@@ -759,7 +893,7 @@ async fn waits(point: Option<&str>, condition: &Condition, told: &Queue<u32>) ->
 #[tokio::test]
 async fn killed_entering_a_condition() {
     let _alone = alone().await;
-    for (point, held) in [("condition.entered", true), ("condition.released", false)] {
+    for (point, held) in [("condition.claimed", true), ("condition.entered", true), ("condition.released", false)] {
         let (condition, told) = (Condition::new().unwrap(), Queue::unbounded().unwrap());
         death(waits(Some(point), &condition, &told).await, point).await;
         let kind = within(condition.lock()).await.err().map(|error| error.kind());
@@ -787,6 +921,26 @@ async fn killed_with_a_notice_of_a_condition() {
         death(victim, point).await;
         assert_eq!(within(other).await.unwrap(), 1, "{point}");
     }
+}
+
+/// `condition`: killed when it has the lock again and has used its notice: that wakes nobody else.
+#[tokio::test]
+async fn killed_back_from_a_condition() {
+    let _alone = alone().await;
+    let (condition, told) = (Condition::new().unwrap(), Queue::unbounded().unwrap());
+    let victim = waits(Some("condition.finished"), &condition, &told).await;
+    let other = waits(None, &condition, &told).await;
+    drop(within(condition.lock()).await.unwrap());
+    condition.notify_one();
+    death(victim, "condition.finished").await;
+    let error = within(condition.lock()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::OwnerDied, "it held the lock");
+    assert_eq!(condition.waiting(), 1);
+    assert!(other.is_alive());
+    condition.notify_one();
+    drop(error);
+    assert_eq!(within(other).await.unwrap(), 1);
+    assert_eq!(condition.waiting(), 0);
 }
 
 /// `condition`: a notifier of all is killed after its first notice, or before it: all wake, and so after it healed half.

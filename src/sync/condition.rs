@@ -186,6 +186,7 @@ impl<E: Fn(u16) -> Option<u32>, W: Fn(Member)> Room<'_, E, W> {
                     std::thread::yield_now();
                 }
             } else if self.row(me.slot).compare_exchange(seen, fresh(me), SeqCst, Relaxed).is_ok() {
+                fault::point("condition.claimed");
                 return;
             }
         }
@@ -360,6 +361,7 @@ impl Local {
     pub(super) fn finish<E: Fn(u16) -> Option<u32>, W: Fn(Member)>(&mut self, room: &Room<'_, E, W>, me: Member) {
         self.taken -= 1;
         room.change(me.slot, |row| Some(row - ONE_GIVEN - 1));
+        fault::point("condition.finished");
     }
 
     /// A waiter leaves without having returned.

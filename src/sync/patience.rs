@@ -26,6 +26,7 @@
 //! As in death.
 
 use crate::os::clock::now_ns;
+use crate::os::fault;
 use crate::shm::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -44,6 +45,7 @@ impl Patience<'_> {
     pub(super) fn complain(&self, since: Instant) {
         if since.elapsed() > LONG && self.0.load(Relaxed) == 0 {
             let _ = self.0.compare_exchange(0, COMPLAINT, Relaxed, Relaxed);
+            fault::point("patience.complained");
         }
     }
 
