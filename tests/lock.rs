@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Deadline, in_child, within};
+use common::{Deadline, falls_asleep, in_child, thread_falls_asleep, within};
 use futures::{FutureExt, poll};
 use multiprocess::{self as mp, ErrorKind, Lock, Process, Queue, RLock};
 use std::pin::pin;
@@ -48,9 +48,13 @@ fn lock_01_for_plain_functions() {
     let timed = lock.blocking_acquire_timeout(Duration::from_millis(20));
     assert_eq!(timed.unwrap_err().kind(), ErrorKind::Timeout);
     assert!(start.elapsed() >= Duration::from_millis(20));
+    let (sender, thread) = std::sync::mpsc::channel();
     std::thread::scope(|scope| {
-        let waiting = scope.spawn(|| drop(lock.blocking_acquire().unwrap()));
-        std::thread::sleep(Duration::from_millis(20));
+        let waiting = scope.spawn(|| {
+            sender.send(rustix::thread::gettid()).unwrap();
+            drop(lock.blocking_acquire().unwrap());
+        });
+        thread_falls_asleep(thread.recv().unwrap());
         drop(guard);
         waiting.join().unwrap();
     });
@@ -137,17 +141,14 @@ async fn lock_04_a_guard_may_be_dropped_in_another_task_or_thread() {
 async fn lock_06_the_holder_is_killed() {
     let lock = Lock::new().unwrap();
     let child = held_by_child(&lock).await;
-    let waiting = tokio::spawn({
-        let lock = lock.clone();
-        async move { (lock.acquire().await, Instant::now()) }
-    });
-    tokio::time::sleep(Duration::from_millis(20)).await;
+    let mut waiting = pin!(lock.acquire());
+    falls_asleep(waiting.as_mut()).await;
     let killed_at = Instant::now();
     child.kill().unwrap();
-    let (waited, at) = within(waiting).await.unwrap();
-    let error = waited.unwrap_err();
+    let error = within(waiting).await.unwrap_err();
+    let took = killed_at.elapsed();
     assert_eq!(error.kind(), ErrorKind::OwnerDied);
-    assert!(at - killed_at < Duration::from_millis(50), "{:?}", at - killed_at);
+    assert!(took < Duration::from_millis(50), "{took:?}");
     let guard = error.into_guard();
     assert_eq!(lock.try_acquire().unwrap_err().kind(), ErrorKind::WouldBlock);
     drop(guard);
@@ -178,9 +179,13 @@ fn lock_06_for_plain_functions() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let lock = Lock::new().unwrap();
     let child = runtime.block_on(held_by_child(&lock));
+    let (sender, thread) = std::sync::mpsc::channel();
     std::thread::scope(|scope| {
-        let waiting = scope.spawn(|| lock.blocking_acquire().map(drop).map_err(|error| error.kind()));
-        std::thread::sleep(Duration::from_millis(20));
+        let waiting = scope.spawn(|| {
+            sender.send(rustix::thread::gettid()).unwrap();
+            lock.blocking_acquire().map(drop).map_err(|error| error.kind())
+        });
+        thread_falls_asleep(thread.recv().unwrap());
         child.kill().unwrap();
         assert_eq!(waiting.join().unwrap(), Err(ErrorKind::OwnerDied));
     });

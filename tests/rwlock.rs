@@ -4,7 +4,9 @@ mod common;
 
 use common::{Deadline, Random, eventually, in_child, is_asleep, within};
 use futures::{FutureExt, poll};
-use multiprocess::{self as mp, ErrorKind, Event, LockError, Process, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use multiprocess::{
+    self as mp, ErrorKind, Event, LockError, Process, RwLock, RwLockReadGuard, RwLockWriteGuard, debug,
+};
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
@@ -206,24 +208,29 @@ async fn neither_starves() {
         turns
     };
     let readers: Vec<_> = (0..2).map(|_| Process::spawn(reader, (lock.clone(), stop.clone())).unwrap()).collect();
-    for _ in 0..20 {
+    let mut waits = Vec::new();
+    for _ in 0..50 {
+        let start = Instant::now();
         drop(within(lock.write()).await.unwrap());
+        waits.push(start.elapsed());
         spin(Duration::from_micros(100));
     }
+    common::assert_nobody_starves(waits);
     let writer = Process::spawn(writer, (lock.clone(), stop.clone())).unwrap();
-    let mut longest = Duration::ZERO;
+    let mut waits = Vec::new();
     for _ in 0..50 {
         let start = Instant::now();
         drop(within(lock.read()).await.unwrap());
-        longest = longest.max(start.elapsed());
+        waits.push(start.elapsed());
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     stop.set();
+    common::assert_nobody_starves(waits);
     let mut turns = vec![within(writer).await.unwrap()];
     for reader in readers {
         turns.push(within(reader).await.unwrap());
     }
-    println!("turns of the writer and the readers {turns:?}, longest wait to read {longest:?}");
+    println!("turns of the writer and the readers {turns:?}");
 }
 
 #[tokio::test]
@@ -347,4 +354,43 @@ async fn random_kills_leave_it_whole() {
         drop(within(lock.write()).await.unwrap());
         drop(within(lock.read()).await.unwrap());
     }
+}
+
+/// `dump` tells who reads, who writes, and who waits for either.
+#[tokio::test]
+async fn who_reads_and_writes_can_be_read_from_the_dump() {
+    let (lock, ready) = (RwLock::new().unwrap(), Event::new().unwrap());
+    let start = |name: &str| Process::builder().name(name);
+    let named = |name: &str| {
+        let name = name.to_string();
+        move |who: &debug::Participant| who.name() == name
+    };
+    let find = |is_it: &dyn Fn(&debug::Object) -> bool| debug::dump().objects().iter().find(|o| is_it(o)).cloned();
+    let quin = start("quin").spawn(hold_read, (lock.clone(), ready.clone())).unwrap();
+    within(ready.wait()).await.unwrap();
+    let rosa = start("rosa").spawn(write, (lock.clone(),)).unwrap();
+    let is_quin = named("quin");
+    let read_by_quin = || find(&|object| object.shares().iter().any(|(who, held)| is_quin(who) && *held == 1));
+    eventually("it waits", || read_by_quin().is_some_and(|object| !object.waiting().is_empty())).await;
+    let object = read_by_quin().unwrap();
+    assert_eq!((object.kind(), object.holder()), ("read-write lock", None));
+    assert_eq!(object.shares().iter().map(|(who, _)| who.pid()).collect::<Vec<_>>(), [Some(quin.pid())]);
+    assert_eq!(object.waiting().iter().map(|who| who.pid()).collect::<Vec<_>>(), [Some(rosa.pid())]);
+    killed(quin).await;
+    within(rosa).await.unwrap();
+
+    let ready = Event::new().unwrap();
+    let sven = start("sven").spawn(hold_write, (lock.clone(), ready.clone())).unwrap();
+    within(ready.wait()).await.unwrap();
+    let read = async |lock: RwLock| drop(all_the_same(lock.read().await));
+    let tina = start("tina").spawn(read, (lock.clone(),)).unwrap();
+    let is_sven = named("sven");
+    let written_by_sven = || find(&|object| object.holder().is_some_and(&is_sven));
+    eventually("it waits", || written_by_sven().is_some_and(|object| !object.waiting().is_empty())).await;
+    let object = written_by_sven().unwrap();
+    assert_eq!((object.holder().unwrap().pid(), object.shares().len()), (Some(sven.pid()), 0));
+    assert_eq!(object.waiting().iter().map(|who| who.pid()).collect::<Vec<_>>(), [Some(tina.pid())]);
+    assert!(object.to_string().contains("writing; waiting: tina (pid "), "{object}");
+    killed(sven).await;
+    within(tina).await.unwrap();
 }

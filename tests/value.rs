@@ -3,7 +3,7 @@
 mod common;
 
 use bytemuck::{Pod, Zeroable};
-use common::{Deadline, eventually, holdings, in_child, within};
+use common::{Deadline, eventually, falls_asleep, holdings, in_child, thread_falls_asleep, within};
 use futures::{FutureExt, poll};
 use multiprocess::{self as mp, ErrorKind, Lock, Process, Queue, Value};
 use std::os::unix::process::ExitStatusExt;
@@ -219,11 +219,15 @@ fn a_plain_function_locks_and_so_does_a_thread() {
     let _deadline = Deadline::start();
     let value = Value::new([0_u64; 2]).unwrap();
     let guard = value.blocking_lock().unwrap();
+    let (sender, thread) = std::sync::mpsc::channel();
     let other = std::thread::spawn({
         let value = value.clone();
-        move || value.blocking_lock().unwrap()[1] += 1
+        move || {
+            sender.send(rustix::thread::gettid()).unwrap();
+            value.blocking_lock().unwrap()[1] += 1;
+        }
     });
-    std::thread::sleep(Duration::from_millis(30));
+    thread_falls_asleep(thread.recv().unwrap());
     let mut guard = guard;
     guard[0] = 9;
     drop(guard);
@@ -273,13 +277,12 @@ async fn killed_with_a_guard_the_old_value_is_there() {
     let (value, locked) = (Value::new([5_u64; 4]).unwrap(), Queue::unbounded().unwrap());
     let mut holder = Process::spawn(lock_and_hang, (value.clone(), locked.clone())).unwrap();
     within(locked.get()).await.unwrap();
-    let waiting = tokio::spawn({
-        let value = value.clone();
-        async move { value.lock().await.map(|guard| *guard).map_err(|error| error.to_string()) }
-    });
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    let mut waiting = Box::pin(value.lock());
+    falls_asleep(waiting.as_mut()).await;
     holder.kill().unwrap();
-    assert_eq!(within(waiting).await.unwrap(), Ok([5; 4]), "no error: nothing is half done");
+    let guard = within(waiting).await.expect("no error: nothing is half done");
+    assert_eq!(*guard, [5; 4]);
+    drop(guard);
     assert_eq!(value.get(), [5; 4]);
     assert!(within(holder.join()).await.is_err());
     *value.try_lock().unwrap() = [6; 4];

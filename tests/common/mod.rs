@@ -5,7 +5,10 @@ use multiprocess::{Function, Process};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::future::Future;
-use std::sync::mpsc;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, mpsc};
+use std::task::{Context, Wake, Waker};
 use std::time::{Duration, Instant};
 
 /// Longer than anything here takes on a machine that is busy with other things.
@@ -120,6 +123,48 @@ pub fn handle_signals() {
     );
     // SAFETY: the handler does nothing.
     unsafe { nix::sys::signal::sigaction(nix::sys::signal::SIGUSR1, &action).unwrap() };
+}
+
+/// Polls `future` until it sleeps, and no longer only looks again: it has its place in line then.
+pub async fn falls_asleep<F: Future>(mut future: Pin<&mut F>) {
+    struct Woken(AtomicBool);
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, SeqCst);
+        }
+    }
+    let woken = Arc::new(Woken(AtomicBool::new(true)));
+    let waker = Waker::from(woken.clone());
+    while woken.0.swap(false, SeqCst) {
+        assert!(future.as_mut().poll(&mut Context::from_waker(&waker)).is_pending(), "it need not wait");
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Waits until a thread of this process sleeps in `epoll_wait`, as one does that blocks for a lock.
+pub fn thread_falls_asleep(thread: rustix::thread::Pid) {
+    let start = Instant::now();
+    let task = format!("/proc/self/task/{}", thread.as_raw_nonzero());
+    loop {
+        // What a system call is is not told to all; where it is, it is this one.
+        let call = std::fs::read_to_string(format!("{task}/wchan")).unwrap_or_default();
+        let stat = std::fs::read_to_string(format!("{task}/stat")).unwrap_or_default();
+        let sleeps = stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('S'));
+        if sleeps && (call.contains("ep") || call.is_empty() || call == "0") {
+            return;
+        }
+        assert!(start.elapsed() < PATIENCE, "the thread never slept");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// What nobody who waits for its turn may exceed while others take theirs without a break: mostly a millisecond until it
+/// is heard and a moment of 5 ms, and always less than what only a machine that is busy with other things explains.
+pub fn assert_nobody_starves(mut waits: Vec<Duration>) {
+    waits.sort();
+    let (median, longest) = (waits[waits.len() / 2], waits[waits.len() - 1]);
+    println!("{} waits, median {median:?}, longest {longest:?}", waits.len());
+    assert!(median < Duration::from_millis(20) && longest < Duration::from_secs(2), "{median:?}, {longest:?}");
 }
 
 /// xorshift: the same numbers in each run of one seed.
