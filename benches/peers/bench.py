@@ -130,6 +130,21 @@ WORKLOADS = {
         [Metric("uncontended_ns", "uncontended ns", LESS), Metric("contended_ops_per_s", "2 processes contending, ops/s", MORE)],
         "inprocess/tokio_mutex",
     ),
+    "W8m": Workload(
+        "5 µs under one lock, by 2, 8 and 32 processes",
+        [
+            Metric("growth", "CPU of an acquisition, the dearest to that of 2", LESS),
+            Metric("cpu_us_2", "2 processes, CPU µs each", LESS),
+            Metric("cpu_us_8", "8 processes", LESS),
+            Metric("cpu_us_32", "32 processes", LESS),
+        ],
+        "multiprocess/blocking",
+    ),
+    "W8n": Workload(
+        "Create a lock",
+        [Metric("create_us", "p50 µs", LESS), Metric("create_p99_us", "p99 µs", LESS)],
+        "multiprocess/lock",
+    ),
     "W9": Workload("Increment a shared value under its lock, 2 processes", [Metric("increments_per_s", "increments/s", MORE)], "mp/value"),
     "W10": Workload(
         "Child sums 64 MiB of f64 that the parent wrote",

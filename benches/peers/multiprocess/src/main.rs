@@ -3,6 +3,7 @@
 //! it is the multi-thread runtime that `multiprocess::run` would build.
 
 mod dict;
+mod locks;
 mod memory;
 
 use bytes::Bytes;
@@ -489,6 +490,8 @@ fn main() {
             case("W8", "try", lock_tried),
             case("W8", "blocking", lock_blocking),
             case("W8", "async", lock_awaited),
+            case("W8m", "blocking", locks::crowds),
+            case("W8n", "lock", locks::create),
             case("W9", "lock", increments),
             case("W9", "fetch_add", memory::fetch_add),
             case("W10", "array", || block_on(memory::array())),
