@@ -33,7 +33,7 @@
 
 use super::debug::Report;
 use super::mutex::{self, Mutex, Taken, Words, outcome};
-use super::object::{self, Core};
+use super::object::{self, Core, Owner};
 use crate::error::{Error, ErrorKind, LockError, Result};
 use crate::os::fault;
 use crate::os::mmap::Map;
@@ -109,22 +109,10 @@ pub(super) struct ArrayCore {
     whole: Arc<Lendable>,
     /// The elements, one by one; mapped when first needed.
     single: OnceLock<Map>,
-    local: std::sync::Mutex<Option<Who>>,
+    /// Who took the guard that this process has.
+    local: std::sync::Mutex<Option<Owner>>,
     /// References have been taken from the guard that this process has. Set under `local`.
     is_open: AtomicBool,
-}
-
-/// Who took the guard that this process has.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Who {
-    Task(tokio::task::Id),
-    Thread(std::thread::ThreadId),
-}
-
-impl Who {
-    fn is_here() -> Self {
-        tokio::task::try_id().map_or_else(|| Self::Thread(std::thread::current().id()), Self::Task)
-    }
 }
 
 static MAPPED: Mapped<ArrayCore> = Mapped::new();
@@ -170,7 +158,7 @@ impl ArrayCore {
         &self.region.words()[DIED]
     }
 
-    fn local(&self) -> MutexGuard<'_, Option<Who>> {
+    fn local(&self) -> MutexGuard<'_, Option<Owner>> {
         // Nothing panics while it is held, but for `set`, which changes nothing then.
         self.local.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -191,7 +179,7 @@ impl ArrayCore {
         let local = self.local();
         let flavor = Handle::try_current().map(|runtime| runtime.runtime_flavor());
         match *local {
-            Some(who) if who == Who::is_here() => {
+            Some(who) if who == Owner::here() => {
                 assert!(
                     !self.is_open.load(Relaxed),
                     "this task has the array's guard and has used it: write by the guard"
@@ -368,7 +356,7 @@ impl<T: Pod> Array<T> {
                 return Err(io::Error::other("it is lent and not locked"));
             }
             core.is_open.store(false, Relaxed);
-            *core.local() = Some(Who::is_here());
+            *core.local() = Some(Owner::here());
             Ok(Some(taken))
         });
         outcome(ArrayCore::NAME, taken, missed, || ArrayGuard { core: core.clone(), lent, marker: PhantomData })

@@ -1,59 +1,20 @@
-//! Condition: tasks of any process wait, with the lock released, until somebody notifies them.
-//!
-//! # State
-//! A [`Mutex`], the event of those who wait, and a table with a row per slot of the family: how many tasks of that
-//! process wait and how many notices it has been given (`epoch:20 | NOTIFYING:1 | given:21 | waiting:21`). `ORDER`: the
-//! ticket of its longest waiting task that has taken no notice. `HEALER`: who passes on what the dead had.
-//! Within a process, `Local`: tickets in order, and notices that a task has taken and not yet returned with.
-//!
-//! # Moves
-//! | from -> to | who | ordering | wakes |
-//! |---|---|---|---|
-//! | waiting + 1 | a waiter that still holds the lock | SeqCst CAS | - |
-//! | given + 1, at most waiting | a notifier; the process with the lowest ORDER, of those with no notice under way | SeqCst CAS | that process |
-//! | NOTIFYING set; given = waiting in each row; NOTIFYING cleared | who notifies all | SeqCst CAS | all |
-//! | a notice taken | the first task in line, in `Local` only | - | - |
-//! | waiting - 1, given - 1 | a waiter that has the lock again | SeqCst CAS | - |
-//! | another's given + 1, then waiting - 1, given - 1 | a waiter that leaves with a notice | SeqCst CAS | the other |
-//! | another's given + 1, then a dead row's given - 1 | the healer | SeqCst CAS | the other |
-//! | a row of an old epoch -> a fresh one | the slot's new owner | SeqCst CAS | - |
-//!
-//! # Invariants
-//! 1. A waiter is in its row before it releases the lock, and in the local line: who notifies later finds it.
-//! 2. given <= waiting, so a notice never waits for somebody to come.
-//! 3. A notice leaves its row only with a task that has returned from `wait` holding the lock, or after it was passed on.
-//! 4. Only its own process lowers a live row; only one healer at a time touches dead ones.
-//!
-//! # Death
-//! | killed | survivors see | repaired by |
-//! |---|---|---|
-//! | waiting | a row of an unlisted process: passed over | the slot's next owner |
-//! | with a notice, before it had the lock again | given > 0 in a dead row | its burial: all who wait look, the healer passes it on |
-//! | notifying one, before the wake | a notice whose owner sleeps | its burial: all look |
-//! | notifying all, half-way | NOTIFYING in a dead row | its burial: the healer notifies all, also who came since |
-//! | healing, or passing on, half-way | the row as it was, HEALER dead | the next healer; a notice may then wake two |
-//!
-//! # Cancel
-//! A dropped wait leaves its row; if it had a notice, or its process has as many as waiters, one is passed on first. It
-//! does not hold the lock.
+//! Condition: tasks of any process wait, with the lock released, until somebody notifies them. What the processes share of
+//! it is in [`super::mutex`] and [`super::notices`].
 
 use super::debug::Report;
 use super::mutex::{self, Mutex, Taken, outcome};
+use super::notices::{self, COUNT, Local, Room};
 use super::object::{self, Core, FIRST};
 use crate::error::{Error, ErrorKind, LockError, Result};
 use crate::os::fault;
-use crate::shm::atomic::{AtomicU64, fence};
-use crate::shm::family::{Family, Member, SLOTS};
+use crate::shm::atomic::AtomicU64;
+use crate::shm::family::{Family, Member};
 use crate::shm::mapped::Mapped;
 use crate::shm::region::Region;
-use crate::wait::event::Sleeper;
-use crate::wait::{Line, Turn, event, refuse_inside_async, until_blocking_in_turn, until_in_turn};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use crate::wait::{Line, Turn, refuse_inside_async, until_blocking_in_turn, until_in_turn};
 use std::cell::RefCell;
-use std::collections::VecDeque;
 use std::fmt;
 use std::io;
-use std::sync::atomic::Ordering::*;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -94,296 +55,6 @@ use std::time::{Duration, Instant};
 /// ```
 #[derive(Clone)]
 pub struct Condition(Arc<ConditionCore>);
-
-#[cfg(not(multiprocess_loom))]
-const ROWS: usize = SLOTS;
-#[cfg(multiprocess_loom)]
-const ROWS: usize = if SLOTS > 4 { 4 } else { SLOTS };
-
-const TICKET: usize = 0;
-const HEALER: usize = 1;
-/// Rows from here on were never used.
-const USED: usize = 2;
-pub(super) const EVENT: usize = 8;
-pub(super) const TABLE: usize = EVENT + event::LEN;
-const ORDER: usize = TABLE + ROWS;
-/// Words that a room of waiters takes up; zeros are an empty one.
-pub(super) const LEN: usize = ORDER + ROWS;
-
-const COUNT_BITS: u32 = 21;
-const COUNT: u64 = (1 << COUNT_BITS) - 1;
-const ONE_GIVEN: u64 = 1 << COUNT_BITS;
-const NOTIFYING: u64 = 1 << 42;
-const EPOCH_SHIFT: u32 = 44;
-/// What a row counts, without whose it is.
-#[cfg(all(test, multiprocess_loom))]
-pub(super) const COUNTS: u64 = ONE_GIVEN * ONE_GIVEN - 1;
-const EPOCH: u64 = !0 << EPOCH_SHIFT;
-
-fn waiting(row: u64) -> u64 {
-    row & COUNT
-}
-
-fn given(row: u64) -> u64 {
-    row >> COUNT_BITS & COUNT
-}
-
-/// Whether a dead row has something that its process can no longer use.
-fn is_dirty(row: u64) -> bool {
-    given(row) > 0 || row & NOTIFYING != 0
-}
-
-fn fresh(me: Member) -> u64 {
-    u64::from(me.epoch) << EPOCH_SHIFT
-}
-
-/// The table, wherever its words are. `epoch_of` tells who has a slot, `wake` reaches a process.
-#[derive(Clone, Copy)]
-pub(super) struct Room<'a, E, W> {
-    pub(super) words: &'a [AtomicU64],
-    pub(super) epoch_of: E,
-    pub(super) wake: W,
-}
-
-impl<E: Fn(u16) -> Option<u32>, W: Fn(Member)> Room<'_, E, W> {
-    fn row(&self, slot: u16) -> &AtomicU64 {
-        &self.words[TABLE + usize::from(slot) % ROWS]
-    }
-
-    fn used(&self) -> std::ops::Range<u16> {
-        0..self.words[USED].load(Acquire) as u16
-    }
-
-    /// Whose row this is, if that process is alive.
-    fn owner(&self, slot: u16, row: u64) -> Option<Member> {
-        let epoch = (self.epoch_of)(slot)?;
-        let member = Member { slot, epoch };
-        (fresh(member) == row & EPOCH).then_some(member)
-    }
-
-    fn change(&self, slot: u16, change: impl Fn(u64) -> Option<u64>) -> Option<u64> {
-        self.row(slot).fetch_update(SeqCst, Acquire, change).ok()
-    }
-
-    /// The row of this process, made its own at the first need.
-    fn claim_row(&self, me: Member) {
-        let mut used = self.words[USED].load(Acquire);
-        while used <= u64::from(me.slot) {
-            match self.words[USED].compare_exchange(used, u64::from(me.slot) + 1, AcqRel, Acquire) {
-                Ok(_) => break,
-                Err(now) => used = now,
-            }
-        }
-        for round in 0.. {
-            let seen = self.row(me.slot).load(Acquire);
-            if seen & EPOCH == fresh(me) {
-                return;
-            }
-            // What the slot's last owner had is passed on first, unless who does so is stopped.
-            if is_dirty(seen) && round < 1000 {
-                self.heal(me);
-                if round > 0 {
-                    std::thread::yield_now();
-                }
-            } else if self.row(me.slot).compare_exchange(seen, fresh(me), SeqCst, Relaxed).is_ok() {
-                fault::point("condition.claimed");
-                return;
-            }
-        }
-    }
-
-    /// Gives a notice to the process that is to have the next one; false if nobody waits.
-    fn give_one(&self) -> bool {
-        loop {
-            let mut best: Option<(bool, u64, u64, Member)> = None;
-            for slot in self.used() {
-                let row = self.row(slot).load(Acquire);
-                let waits = waiting(row) > given(row);
-                if waits && let Some(member) = self.owner(slot, row) {
-                    let order = self.words[ORDER + usize::from(slot)].load(Acquire);
-                    let this = (given(row) > 0, order, row, member);
-                    if best.is_none_or(|best| (this.0, this.1) < (best.0, best.1)) {
-                        best = Some(this);
-                    }
-                }
-            }
-            let Some((_, _, row, member)) = best else { return false };
-            if self.row(member.slot).compare_exchange(row, row + ONE_GIVEN, SeqCst, Relaxed).is_ok() {
-                fault::point("condition.given");
-                (self.wake)(member);
-                return true;
-            }
-        }
-    }
-
-    /// Notifies `count` waiters, each on its own.
-    pub(super) fn notify(&self, count: usize) {
-        fence(SeqCst);
-        let _ = (0..count).all(|_| self.give_one());
-    }
-
-    fn give_all(&self) {
-        for slot in self.used() {
-            let all = |row: u64| {
-                let missing = waiting(row).saturating_sub(given(row));
-                (missing > 0 && self.owner(slot, row).is_some()).then_some(row + missing * ONE_GIVEN)
-            };
-            if let Some(member) = self.change(slot, all).and_then(|row| self.owner(slot, row)) {
-                fault::point("condition.given");
-                (self.wake)(member);
-            }
-        }
-    }
-
-    /// Notifies all who wait. One at a time in each process.
-    pub(super) fn notify_all(&self, me: Option<Member>) {
-        fence(SeqCst);
-        let Some(me) = me else { return self.give_all() };
-        if self.used().all(|slot| waiting(self.row(slot).load(Acquire)) == 0) {
-            return;
-        }
-        self.claim_row(me);
-        self.change(me.slot, |row| Some(row | NOTIFYING));
-        fault::point("condition.notifying");
-        self.give_all();
-        self.change(me.slot, |row| Some(row & !NOTIFYING));
-    }
-
-    /// Passes on what the dead had.
-    pub(super) fn heal(&self, me: Member) {
-        let is_dead = |slot: u16| {
-            let row = self.row(slot).load(Acquire);
-            (is_dirty(row) && self.owner(slot, row).is_none()).then_some(row)
-        };
-        // Once more after letting go, for somebody may have died meanwhile whom others left to us.
-        while self.used().any(|slot| is_dead(slot).is_some()) {
-            fence(SeqCst);
-            let healer = self.words[HEALER].load(Acquire);
-            let is_busy = healer == me.to_bits()
-                || healer != 0 && {
-                    let healer = Member::from_bits(healer);
-                    (self.epoch_of)(healer.slot) == Some(healer.epoch)
-                };
-            if is_busy || self.words[HEALER].compare_exchange(healer, me.to_bits(), AcqRel, Relaxed).is_err() {
-                return;
-            }
-            for slot in self.used() {
-                while let Some(row) = is_dead(slot) {
-                    fault::point("heal.begun");
-                    let less = match row & NOTIFYING != 0 {
-                        true => {
-                            self.give_all();
-                            row & !NOTIFYING
-                        }
-                        false => {
-                            self.give_one();
-                            row - ONE_GIVEN
-                        }
-                    };
-                    fault::point("heal.given");
-                    let _ = self.row(slot).compare_exchange(row, less, SeqCst, Relaxed);
-                }
-            }
-            self.words[HEALER].store(0, SeqCst);
-            fence(SeqCst);
-        }
-    }
-
-    fn waiting(&self) -> u64 {
-        let row = |slot| self.row(slot).load(Acquire);
-        self.used().filter(|slot| self.owner(*slot, row(*slot)).is_some()).map(|slot| waiting(row(slot))).sum()
-    }
-
-    /// Notices that a process has been given.
-    fn given_to(&self, me: Member) -> u64 {
-        given(self.row(me.slot).load(Acquire))
-    }
-}
-
-/// Those of this process who wait. All that lowers this process's row happens under its lock.
-#[derive(Default)]
-pub(super) struct Local {
-    /// Of those who have taken no notice.
-    tickets: VecDeque<u64>,
-    /// Notices taken by those who have not yet returned.
-    taken: u64,
-}
-
-impl Local {
-    fn say_order<E, W>(&self, room: &Room<'_, E, W>, me: Member) {
-        if let Some(first) = self.tickets.front() {
-            room.words[ORDER + usize::from(me.slot) % ROWS].store(*first, Release);
-        }
-    }
-
-    /// Enters a waiter; `None` if there are more than 2^21 in this process.
-    pub(super) fn enter<E: Fn(u16) -> Option<u32>, W: Fn(Member)>(
-        &mut self,
-        room: &Room<'_, E, W>,
-        me: Member,
-    ) -> Option<u64> {
-        room.claim_row(me);
-        let ticket = room.words[TICKET].fetch_add(1, AcqRel);
-        self.tickets.push_back(ticket);
-        self.say_order(room, me);
-        let entered = room.change(me.slot, |row| (waiting(row) < COUNT).then_some(row + 1));
-        if entered.is_none() {
-            self.tickets.pop_back();
-        }
-        fault::point("condition.entered");
-        entered.map(|_| ticket)
-    }
-
-    fn strike<E, W>(&mut self, room: &Room<'_, E, W>, me: Member, ticket: u64) {
-        if let Ok(at) = self.tickets.binary_search(&ticket) {
-            self.tickets.remove(at);
-        }
-        self.say_order(room, me);
-    }
-
-    /// Takes a notice for this waiter, if there is one.
-    pub(super) fn take<E: Fn(u16) -> Option<u32>, W: Fn(Member)>(
-        &mut self,
-        room: &Room<'_, E, W>,
-        me: Member,
-        ticket: u64,
-    ) -> bool {
-        let taken = room.given_to(me) > self.taken;
-        if taken {
-            self.taken += 1;
-            self.strike(room, me, ticket);
-            fault::point("condition.taken");
-        }
-        taken
-    }
-
-    /// A waiter that took a notice has the lock again.
-    pub(super) fn finish<E: Fn(u16) -> Option<u32>, W: Fn(Member)>(&mut self, room: &Room<'_, E, W>, me: Member) {
-        self.taken -= 1;
-        room.change(me.slot, |row| Some(row - ONE_GIVEN - 1));
-        fault::point("condition.finished");
-    }
-
-    /// A waiter leaves without having returned.
-    pub(super) fn leave<E: Fn(u16) -> Option<u32>, W: Fn(Member)>(
-        &mut self,
-        room: &Room<'_, E, W>,
-        me: Member,
-        ticket: u64,
-        has_taken: bool,
-    ) {
-        self.strike(room, me, ticket);
-        let spare = |row: u64| (has_taken || given(row) == waiting(row)).then_some(row);
-        if !has_taken && room.change(me.slot, |row| spare(row).is_none().then(|| row - 1)).is_some() {
-            return;
-        }
-        room.give_one();
-        fault::point("condition.passed");
-        self.taken -= u64::from(has_taken);
-        room.change(me.slot, |row| Some(row - ONE_GIVEN - 1));
-    }
-}
-
 pub(super) struct ConditionCore {
     family: &'static Family,
     region: Arc<Region>,
@@ -399,7 +70,7 @@ const ROOM: usize = FIRST + mutex::LEN;
 impl Core for ConditionCore {
     const KIND: u64 = 0x6d70_636f_6e64_0001;
     const NAME: &'static str = "condition";
-    const WORDS: usize = ROOM + LEN;
+    const WORDS: usize = ROOM + notices::LEN;
 
     fn mapped() -> &'static Mapped<Self> {
         &MAPPED
@@ -410,17 +81,13 @@ impl Core for ConditionCore {
     }
 
     fn report(words: &[AtomicU64]) -> Report {
-        let room = &words[ROOM..ROOM + LEN];
-        let rows = room[TABLE..TABLE + ROWS].iter().take(room[USED].load(Acquire) as usize).zip(0..);
-        let rows = rows.map(|(row, slot)| (row.load(Acquire), slot)).filter(|(row, _)| waiting(*row) > 0);
-        let waits = rows.map(|(row, slot)| Sleeper::from(Member { slot, epoch: (row >> EPOCH_SHIFT) as u32 }));
         let mut report = mutex::Words(&words[FIRST..FIRST + mutex::LEN]).report();
-        report.waiting.extend(waits);
+        report.waiting.extend(notices::sleepers(&words[ROOM..ROOM + notices::LEN]));
         report
     }
 
     fn view(region: Arc<Region>) -> io::Result<Self> {
-        let waiting = Line::new(region.clone(), ROOM + EVENT, None)?;
+        let waiting = Line::new(region.clone(), ROOM + notices::EVENT, None)?;
         let (mutex, family) = (Mutex::view(&region, FIRST)?, Family::get()?);
         let (local, notifying) = (std::sync::Mutex::default(), std::sync::Mutex::default());
         Ok(Self { family, region, mutex, waiting, local, notifying })
@@ -432,7 +99,7 @@ impl ConditionCore {
     fn with_room<R>(&self, act: impl FnOnce(&Room<'_, &dyn Fn(u16) -> Option<u32>, &dyn Fn(Member)>) -> R) -> R {
         let woken = RefCell::new(Vec::new());
         let result = act(&Room {
-            words: &self.region.words()[ROOM..ROOM + LEN],
+            words: &self.region.words()[ROOM..ROOM + notices::LEN],
             epoch_of: &|slot| self.family.epoch_of(slot),
             wake: &|member| woken.borrow_mut().push(member),
         });
@@ -780,17 +447,7 @@ impl fmt::Debug for Condition {
     }
 }
 
-impl Serialize for Condition {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        object::serialize(&*self.0, serializer)
-    }
-}
-
-impl<'de> Deserialize<'de> for Condition {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        object::deserialize(deserializer).map(Self)
-    }
-}
+object::travels!(Condition, 0);
 
 /// Holds the lock of a [`Condition`] until it is dropped or given to [`Condition::wait`].
 ///

@@ -31,7 +31,6 @@ use crate::shm::family::Family;
 use crate::shm::mapped::Mapped;
 use crate::shm::region::Region;
 use crate::wait::{self, Line, event, until, until_blocking};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -224,14 +223,4 @@ impl fmt::Debug for Event {
     }
 }
 
-impl Serialize for Event {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        object::serialize(&*self.flag, serializer)
-    }
-}
-
-impl<'de> Deserialize<'de> for Event {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Ok(Self { flag: object::deserialize(deserializer)? })
-    }
-}
+object::travels!(Event, flag);

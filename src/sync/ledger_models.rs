@@ -1,7 +1,7 @@
 //! The ledger with those who wait for it, and the rounds of a barrier, in every schedule, by processes that die.
 
-use super::barrier::{Arrival, Outcome, Round, Rounds};
 use super::ledger::{self, Ledger, MAX, Taken};
+use super::rounds::{Arrival, Outcome, Round, Rounds};
 use crate::os::fault;
 use crate::shm::atomic::{AtomicU64, fence};
 use crate::shm::family::Member;

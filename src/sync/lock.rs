@@ -8,7 +8,6 @@ use crate::shm::atomic::AtomicU64;
 use crate::shm::mapped::Mapped;
 use crate::shm::region::Region;
 use crate::wait::refuse_inside_async;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -148,17 +147,7 @@ impl fmt::Debug for Lock {
     }
 }
 
-impl Serialize for Lock {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        object::serialize(&*self.0, serializer)
-    }
-}
-
-impl<'de> Deserialize<'de> for Lock {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        object::deserialize(deserializer).map(Self)
-    }
-}
+object::travels!(Lock, 0);
 
 /// Holds a [`Lock`] until it is dropped, in whichever task or thread of its process.
 ///

@@ -16,10 +16,12 @@ mod lock;
 #[cfg(all(test, multiprocess_loom))]
 mod models;
 mod mutex;
+mod notices;
 mod object;
 mod patience;
 mod register;
 mod rlock;
+mod rounds;
 mod rwlock;
 mod semaphore;
 #[cfg(all(test, not(multiprocess_loom)))]

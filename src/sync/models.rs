@@ -1,7 +1,7 @@
 //! The hand-off of a mutex and the notices of a condition in every schedule, by processes that die and cancel.
 
-use super::condition::{self, Local, Room};
 use super::mutex::{self, Next, PATIENCE_NS, Tried, Words};
+use super::notices::{self, Local, Room};
 use crate::os::fault;
 use crate::shm::atomic::{AtomicU64, fence};
 use crate::shm::family::Member;
@@ -345,7 +345,7 @@ impl Waited {
         let wake = |member| woken.borrow_mut().push(member);
         let result = act(&Room { words: &self.words, epoch_of, wake: &wake });
         for woken in woken.into_inner() {
-            let event = Event::new(&self.words[condition::EVENT..condition::TABLE]);
+            let event = Event::new(&self.words[notices::EVENT..notices::TABLE]);
             event.notify_sleeper(woken.into(), |wake| self.bells.ring(wake));
         }
         result
@@ -362,7 +362,7 @@ struct Waiter {
 
 impl Waits for Waiter {
     fn event(&self) -> Event<'_> {
-        Event::new(&self.world.words[condition::EVENT..condition::TABLE])
+        Event::new(&self.world.words[notices::EVENT..notices::TABLE])
     }
 
     fn bells(&self) -> &Bells {
@@ -407,7 +407,7 @@ fn notices(
 ) {
     let (roles, notify) = (roles.to_vec(), notify.to_vec());
     explore(what, preemptions, move || {
-        let world = Arc::new(Waited { words: zeros(condition::LEN), bells: Bells(zeros(4)) });
+        let world = Arc::new(Waited { words: zeros(notices::LEN), bells: Bells(zeros(4)) });
         let entered: Vec<_> = (0..roles.len() as u16)
             .map(|me| {
                 let mut local = Local::default();
@@ -450,8 +450,8 @@ fn notices(
         );
         for (waiter, part) in &parts {
             let asleep = matches!(part, Part::Asleep(_));
-            let row = world.words[condition::TABLE + usize::from(waiter.me)].load(Acquire);
-            assert_eq!(row & condition::COUNTS, u64::from(asleep), "a row of who sleeps, or of nobody");
+            let row = world.words[notices::TABLE + usize::from(waiter.me)].load(Acquire);
+            assert_eq!(row & notices::COUNTS, u64::from(asleep), "a row of who sleeps, or of nobody");
         }
     });
 }

@@ -93,3 +93,34 @@ pub(super) fn deserialize<'de, C: Core, D: Deserializer<'de>>(
     let ([fd], ()) = attach::deserialize_handle(deserializer)?;
     open(fd).map_err(|error| D::Error::custom(format_args!("a {} cannot be opened: {error}", C::NAME)))
 }
+
+/// A handle that is its core and nothing else, in the field of this name, travels as its core.
+macro_rules! travels {
+    ($handle:ty, $core:tt) => {
+        impl serde::Serialize for $handle {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+                object::serialize(&*self.$core, serializer)
+            }
+        }
+
+        impl<'de> serde::Deserialize<'de> for $handle {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+                Ok(Self { $core: object::deserialize(deserializer)? })
+            }
+        }
+    };
+}
+pub(super) use travels;
+
+/// Who in this process takes something: the tokio task, or outside of tasks the thread.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Owner {
+    Task(tokio::task::Id),
+    Thread(std::thread::ThreadId),
+}
+
+impl Owner {
+    pub(super) fn here() -> Self {
+        tokio::task::try_id().map_or_else(|| Self::Thread(std::thread::current().id()), Self::Task)
+    }
+}

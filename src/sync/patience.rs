@@ -28,6 +28,7 @@
 use crate::os::clock::now_ns;
 use crate::os::fault;
 use crate::shm::atomic::AtomicU64;
+use crate::wait::Line;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
@@ -42,7 +43,7 @@ pub(super) struct Patience<'a>(pub(super) &'a AtomicU64);
 
 impl Patience<'_> {
     /// Notes that who began to wait at `since` has looked in vain once more.
-    pub(super) fn complain(&self, since: Instant) {
+    fn complain(&self, since: Instant) {
         if since.elapsed() > LONG && self.0.load(Relaxed) == 0 {
             let _ = self.0.compare_exchange(0, COMPLAINT, Relaxed, Relaxed);
             fault::point("patience.complained");
@@ -59,7 +60,7 @@ impl Patience<'_> {
     }
 
     /// Notes that somebody who waited need not wait any more.
-    pub(super) fn served(&self) {
+    fn served(&self) {
         let until = self.0.load(Relaxed);
         if until > COMPLAINT {
             let _ = self.0.compare_exchange(until, 0, Relaxed, Relaxed);
@@ -68,9 +69,24 @@ impl Patience<'_> {
 
     /// Whether a newcomer should let others go first, for now.
     #[inline]
-    pub(super) fn asks_to_stand_back(&self) -> bool {
+    fn asks_to_stand_back(&self) -> bool {
         let until = self.0.load(Relaxed);
         until > COMPLAINT && !self.is_over(until)
+    }
+
+    /// Lets others go first, if it is asked to and nobody of this process waits before it.
+    pub(super) async fn stand_back(&self, line: &Line) {
+        while self.asks_to_stand_back() && !line.has_waiters() {
+            std::thread::yield_now();
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// [`Patience::stand_back`] for a thread without a runtime.
+    pub(super) fn blocking_stand_back(&self, line: &Line) {
+        while self.asks_to_stand_back() && !line.has_waiters() {
+            std::thread::yield_now();
+        }
     }
 
     #[cold]
@@ -81,6 +97,23 @@ impl Patience<'_> {
             let _ = self.0.compare_exchange(until, 0, Relaxed, Relaxed);
         }
         is_over
+    }
+}
+
+/// One who takes when there is something, and complains when it has waited long.
+#[derive(Default)]
+pub(super) struct Taker {
+    since: Option<Instant>,
+}
+
+impl Taker {
+    /// To be called after each look. `found`: it has what it looked for.
+    pub(super) fn looked(&mut self, patience: &Patience<'_>, found: bool) {
+        match self.since {
+            _ if !found => patience.complain(*self.since.get_or_insert_with(Instant::now)),
+            Some(_) => patience.served(),
+            None => {}
+        }
     }
 }
 

@@ -2,17 +2,15 @@
 
 use super::debug::Report;
 use super::mutex::{self, Mutex, Taken, Words, outcome};
-use super::object::{self, Core, FIRST};
+use super::object::{self, Core, FIRST, Owner};
 use crate::error::{ErrorKind, LockError, Result};
 use crate::shm::atomic::AtomicU64;
 use crate::shm::mapped::Mapped;
 use crate::shm::region::Region;
 use crate::wait::refuse_inside_async;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use std::io;
 use std::sync::{Arc, PoisonError};
-use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
 /// A lock across processes that its owner may take again.
@@ -43,18 +41,6 @@ pub(super) struct RLockCore {
     mutex: Mutex,
     /// Who in this process has it, and how often.
     held: std::sync::Mutex<Option<(Owner, usize)>>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Owner {
-    Task(tokio::task::Id),
-    Thread(ThreadId),
-}
-
-impl Owner {
-    fn here() -> Self {
-        tokio::task::try_id().map_or_else(|| Self::Thread(std::thread::current().id()), Self::Task)
-    }
 }
 
 static MAPPED: Mapped<RLockCore> = Mapped::new();
@@ -213,17 +199,7 @@ impl fmt::Debug for RLock {
     }
 }
 
-impl Serialize for RLock {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        object::serialize(&*self.0, serializer)
-    }
-}
-
-impl<'de> Deserialize<'de> for RLock {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        object::deserialize(deserializer).map(Self)
-    }
-}
+object::travels!(RLock, 0);
 
 /// One acquisition of an [`RLock`], until it is dropped, in whichever task or thread of its process.
 ///

@@ -39,7 +39,7 @@
 use super::debug::Report;
 use super::ledger::{self, Ledger, MAX, Taken};
 use super::object::{self, Core, FIRST};
-use super::patience::Patience;
+use super::patience::{Patience, Taker};
 use crate::error::{Error, ErrorKind, LockError, Result};
 use crate::os::fault;
 use crate::shm::atomic::AtomicU64;
@@ -167,47 +167,34 @@ impl Shares {
     }
 
     fn read_attempt(self: &Arc<Self>) -> impl FnMut() -> Option<io::Result<Got<RwLockReadGuard>>> + '_ {
-        let (phase, mut since) = (self.phase(), None);
+        let (phase, mut taker) = (self.phase(), Taker::default());
         move || {
             let got = self.take_read(phase).transpose();
-            match since {
-                _ if got.is_none() => self.patience().complain(*since.get_or_insert_with(Instant::now)),
-                Some(_) => self.patience().served(),
-                None => {}
-            }
+            taker.looked(&self.patience(), got.is_some());
             got
         }
     }
 
     fn write_attempt(self: &Arc<Self>) -> impl FnMut() -> Option<io::Result<Got<RwLockWriteGuard>>> + '_ {
-        let mut wanting: Option<(Wanting<'_>, Instant)> = None;
+        let (mut wanting, mut taker) = (None::<Wanting<'_>>, Taker::default());
         move || {
             let got = self.take_write().transpose().or_else(|| {
-                let (wanting, since) = wanting.get_or_insert_with(|| (Wanting::begin(self), Instant::now()));
-                self.patience().complain(*since);
+                taker.looked(&self.patience(), false);
+                let wanting = wanting.get_or_insert_with(|| Wanting::begin(self));
                 // Between our look and our wish the last share may have been given: look once more.
                 wanting.wish().map(Err).or_else(|| self.take_write().transpose())
             });
-            if let (Some(Ok(_)), Some((wanting, _))) = (&got, &mut wanting) {
+            if let (Some(Ok(_)), Some(wanting)) = (&got, &mut wanting) {
                 wanting.got_it = true;
-                self.patience().served();
+                taker.looked(&self.patience(), true);
             }
             got
         }
     }
 
-    async fn stand_back(&self, line: &Line) {
-        while self.patience().asks_to_stand_back() && !line.has_waiters() {
-            std::thread::yield_now();
-            tokio::task::yield_now().await;
-        }
-    }
-
     fn blocking_stand_back(&self, line: &Line) {
         wait::refuse_inside_async();
-        while self.patience().asks_to_stand_back() && !line.has_waiters() {
-            std::thread::yield_now();
-        }
+        self.patience().blocking_stand_back(line);
     }
 }
 
@@ -381,7 +368,7 @@ impl RwLock {
     /// what waiting needs.
     pub async fn read(&self) -> Result<RwLockReadGuard, LockError<RwLockReadGuard>> {
         let attempt = self.shares.read_attempt();
-        self.shares.stand_back(&self.shares.readers).await;
+        self.shares.patience().stand_back(&self.shares.readers).await;
         finish(until(&self.shares.readers, attempt).await)
     }
 
@@ -391,7 +378,7 @@ impl RwLock {
     /// `OwnerDied`, with the guard, if the last writer was killed; `Io` if the system refuses what waiting needs.
     pub async fn write(&self) -> Result<RwLockWriteGuard, LockError<RwLockWriteGuard>> {
         let attempt = self.shares.write_attempt();
-        self.shares.stand_back(&self.shares.writers).await;
+        self.shares.patience().stand_back(&self.shares.writers).await;
         finish(until(&self.shares.writers, attempt).await)
     }
 

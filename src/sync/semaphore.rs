@@ -28,7 +28,7 @@
 use super::debug::Report;
 use super::ledger::{self, Ledger, MAX};
 use super::object::{self, Core, FIRST};
-use super::patience::Patience;
+use super::patience::{Patience, Taker};
 use crate::error::{Error, ErrorKind, LockError, Result};
 use crate::shm::atomic::AtomicU64;
 use crate::shm::family::Family;
@@ -120,23 +120,16 @@ impl Permits {
 
     /// [`Self::take`] for who waits if there is none.
     fn attempt(self: &Arc<Self>) -> impl FnMut() -> Option<io::Result<Permit>> + '_ {
-        let mut since = None;
+        let mut taker = Taker::default();
         move || {
             let taken = self.take().transpose();
-            match since {
-                _ if taken.is_none() => self.patience().complain(*since.get_or_insert_with(Instant::now)),
-                Some(_) => self.patience().served(),
-                None => {}
-            }
+            taker.looked(&self.patience(), taken.is_some());
             taken
         }
     }
 
     async fn acquire(self: &Arc<Self>) -> Result<Permit, LockError<Permit>> {
-        while self.patience().asks_to_stand_back() && !self.line.has_waiters() {
-            std::thread::yield_now();
-            tokio::task::yield_now().await;
-        }
+        self.patience().stand_back(&self.line).await;
         until(&self.line, self.attempt()).await.and_then(|taken| taken).map_err(failed)
     }
 
@@ -152,9 +145,7 @@ impl Permits {
 
     fn blocking_acquire(self: &Arc<Self>, timeout: Option<Duration>) -> Result<Permit, LockError<Permit>> {
         wait::refuse_inside_async();
-        while self.patience().asks_to_stand_back() && !self.line.has_waiters() {
-            std::thread::yield_now();
-        }
+        self.patience().blocking_stand_back(&self.line);
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         match until_blocking(&self.line, deadline, self.attempt()) {
             Ok(taken) => taken.unwrap_or_else(|| Err(io::ErrorKind::TimedOut.into())),

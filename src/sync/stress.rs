@@ -4,11 +4,11 @@
 //! Fences, which it does not understand, order nothing plain here: the wake of a sleeper rests on them, and one that is
 //! lost is found by the deadline.
 
-use super::barrier::{Arrival, Outcome, Round, Rounds};
-use super::condition::{self, Local, Room};
 use super::ledger::{self, Ledger};
 use super::mutex::{self, Next, Tried, Words};
+use super::notices::{self, Local, Room};
 use super::register::{self, Register};
+use super::rounds::{Arrival, Outcome, Round, Rounds};
 use crate::os::{clock, fault};
 use crate::shm::atomic::{AtomicU64, fence};
 use crate::shm::family::Member;
@@ -229,10 +229,8 @@ impl Mutex<'_> {
                 }
             }
         };
-        let taken = match gives_up {
-            false => Some(process.until(self.event(), attempt)),
-            true => attempt(false).or_else(|| process.in_line(self.event(), 1, || attempt(true))),
-        };
+        let sleeps = if gives_up { 1 } else { u32::MAX };
+        let taken = attempt(false).or_else(|| process.in_line(self.event(), sleeps, || attempt(true)));
         if is_heir && words.renounce(me) {
             process.notify_one(self.event());
         }
@@ -373,7 +371,7 @@ const ROOM_FOR: u32 = 2;
 
 impl Store {
     fn event(&self, side: usize) -> Event<'_> {
-        Event::new(&self.rooms[side][condition::EVENT..condition::TABLE])
+        Event::new(&self.rooms[side][notices::EVENT..notices::TABLE])
     }
 
     fn with_room<R>(
@@ -422,7 +420,7 @@ impl Store {
 /// Processes with an even slot put, the others take, until all has been put and taken.
 fn a_store(are_mortal: bool, some_give_up: bool) {
     let all = 2 * ROUNDS;
-    let rooms = [zeros(condition::LEN), zeros(condition::LEN)];
+    let rooms = [zeros(notices::LEN), zeros(notices::LEN)];
     let store = Store { mutex: zeros(mutex::LEN), rooms, items: Plain::new([0; 2]) };
     play(4 * all, are_mortal, |process, (local, has_done): &mut (Local, bool)| {
         let (side, mutex) = (usize::from(process.me.slot % 2), Mutex(&store.mutex));
