@@ -210,17 +210,17 @@ async fn all_forms_of_lock() {
     assert_eq!(array.try_lock().unwrap_err().kind(), ErrorKind::WouldBlock);
     let timeout = Duration::from_millis(20);
     assert_eq!(array.lock_timeout(timeout).await.unwrap_err().kind(), ErrorKind::Timeout);
+    let (told, late) = tokio::sync::oneshot::channel();
     let plain = tokio::task::spawn_blocking({
         let array = array.clone();
         move || {
-            let late = array.blocking_lock_timeout(timeout).unwrap_err().kind();
+            told.send(array.blocking_lock_timeout(timeout).unwrap_err().kind()).unwrap();
             array.blocking_lock().unwrap()[0] += 1;
-            late
         }
     });
-    tokio::time::sleep(Duration::from_millis(60)).await;
+    assert_eq!(within(late).await.unwrap(), ErrorKind::Timeout);
     drop(guard);
-    assert_eq!(within(plain).await.unwrap(), ErrorKind::Timeout);
+    within(plain).await.unwrap();
     assert_eq!(array.lock_timeout(timeout).await.unwrap()[..], [2]);
 }
 

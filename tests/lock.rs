@@ -2,9 +2,9 @@
 
 mod common;
 
-use common::{Deadline, falls_asleep, in_child, thread_falls_asleep, within};
+use common::{Deadline, eventually, falls_asleep, in_child, thread_falls_asleep, within};
 use futures::{FutureExt, poll};
-use multiprocess::{self as mp, ErrorKind, Lock, Process, Queue, RLock};
+use multiprocess::{self as mp, ErrorKind, Lock, Process, Queue, RLock, debug};
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
@@ -189,6 +189,35 @@ fn lock_06_for_plain_functions() {
         child.kill().unwrap();
         assert_eq!(waiting.join().unwrap(), Err(ErrorKind::OwnerDied));
     });
+}
+
+/// Who is stopped with the wake in its hands delays those who sleep behind it until the next release, and no longer.
+#[tokio::test]
+async fn a_stopped_process_that_was_woken_is_passed_over() {
+    let signal = |pid: u32, signal| {
+        rustix::process::kill_process(rustix::process::Pid::from_raw(pid as i32).unwrap(), signal).unwrap();
+    };
+    let once = async |lock: Lock| lock.acquire().await.map(drop).is_ok();
+    let lock = Lock::new().unwrap();
+    let guard = lock.acquire().await.unwrap();
+    let mut waiting = Vec::new();
+    for _ in 0..2 {
+        let child = Process::spawn(once, (lock.clone(),)).unwrap();
+        let known = |pid| debug::dump().objects().iter().any(|o| o.waiting().iter().any(|who| who.pid() == Some(pid)));
+        eventually("it waits", || known(child.pid())).await;
+        waiting.push(child);
+    }
+    let (second, first) = (waiting.pop().unwrap(), waiting.pop().unwrap());
+    signal(first.pid(), rustix::process::Signal::STOP);
+    drop(guard);
+    eventually("the second has it", || {
+        drop(lock.try_acquire());
+        !second.is_alive()
+    })
+    .await;
+    assert!(within(second).await.unwrap() && first.is_alive());
+    signal(first.pid(), rustix::process::Signal::CONT);
+    assert!(within(first).await.unwrap());
 }
 
 /// Each of these is a lock of its own: nothing is shared that a death could break.

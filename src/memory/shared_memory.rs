@@ -35,7 +35,8 @@ use std::sync::{Arc, OnceLock};
 /// writes while another reads may arrive in part. A [`Lock`](crate::Lock) that travels along, or a queue, says when.
 /// For typed data prefer [`Array`](crate::Array) and [`Value`](crate::Value).
 ///
-/// **Death.** A process killed in the middle of a `write` has written a part of it.
+/// **Death.** A process killed in the middle of a `write` has written a part of it. Names of a killed process are removed
+/// by a small process of their own; only if that one was killed first, and no name was given since, do they stay.
 ///
 /// **Cost.** A block is one descriptor. A copy is a system call and a memcpy: the bytes are not mapped, so two threads
 /// that copy at once are no data race, and a named block that a stranger cuts short is an error rather than a crash. For

@@ -2,8 +2,18 @@
 //!
 //! The kernel takes memory away from the dead, but not a name. So a process that gives names has an heir: a process of
 //! the same program that does nothing but wait for it to end and then remove what it left. The heir belongs to no
-//! group, holds no stream, and is started with the first name. Killed itself, it is replaced with the next name; a
-//! process whose heir was killed last, and then itself, leaves its names behind.
+//! group, holds no stream, and is started with the first name.
+//!
+//! # Death
+//! | killed | what becomes of its names |
+//! |---|---|
+//! | before its heir has taken note of the name | it has not given it |
+//! | after that, with or without the name | its heir removes them, each if it is still that of the same file |
+//! | its heir, then nobody | its own end removes them, and its next name starts an heir that is told them all |
+//! | its heir, and then itself before its next name | **they stay**, until somebody unlinks them |
+//!
+//! The last row needs a SIGKILL of both, the heir first: of the two, or of their control group as a whole. A signal to the
+//! program's process group does not reach the heir. Nobody watches it: that would take a thread, or an heir of the heir.
 #![forbid(unsafe_code)]
 
 use super::protocol::{self, Answer, Hello, Named, Ready, Role, Will};

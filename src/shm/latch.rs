@@ -14,6 +14,8 @@
 //! # Invariants
 //! 1. What a latch guards is whole after each single store, so a latch taken from the dead guards whole data.
 //! 2. A holder never waits: it holds the latch for a copy and a few stores.
+//! 3. A holder that is stopped (SIGSTOP) is alive and is waited for, until it goes on or is killed: it may be about to
+//!    store. What must not wait for that has no latch (`sync::ledger`, `sync::register` for readers).
 //!
 //! # Death
 //! | killed | survivors see | repaired by |

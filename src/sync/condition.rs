@@ -29,7 +29,8 @@ use std::time::{Duration, Instant};
 /// but who changes what is waited for should hold it. **Cancel.** A dropped wait leaves the lock free and no waiter
 /// behind; a notice that it had gets another. **Death.** So does the notice of a waiter that is killed; if somebody is
 /// killed while notifying all, all are notified. In both cases, at worst one waiter too many is woken, so look again
-/// at what you wait for, as [`wait_for`](Condition::wait_for) does. **Cost.** One descriptor and 70 KiB.
+/// at what you wait for, as [`wait_for`](Condition::wait_for) does. A process that is only stopped (SIGSTOP) keeps the
+/// notice that it was given until it goes on. **Cost.** One descriptor and 70 KiB.
 ///
 /// ```
 /// use multiprocess::{self as mp, Condition, Process, Queue};

@@ -21,7 +21,9 @@ use std::time::{Duration, Instant};
 /// **Waiting.** [`acquire`](Lock::acquire) waits while somebody holds the lock; who runs may take a free lock ahead of
 /// those who sleep, and who has waited for about a millisecond gets it next. Cancel-safe: a dropped future has not
 /// taken it. **Death.** If the holder is killed, or ends with its guard forgotten, one of those who wait is told so at
-/// once: it gets [`OwnerDied`](ErrorKind::OwnerDied) with the guard inside. **Cost.** A lock that is free and that
+/// once: it gets [`OwnerDied`](ErrorKind::OwnerDied) with the guard inside. A process that is only stopped (SIGSTOP) still
+/// holds what it holds; if it is the one that was woken for the lock, those who sleep behind it are woken by the next
+/// release, or when it goes on. **Cost.** A lock that is free and that
 /// nobody waits for is taken and released by a few atomics, without a system call or an allocation; a lock is one
 /// descriptor and a page of memory.
 ///

@@ -482,7 +482,7 @@ fn models_a_waiter_dies_and_its_notice_is_passed_on() {
         [Role { dies_at: Some(AT[3]), ..LIVES }, LIVES],
     ];
     for (at, roles) in AT.iter().zip(&DYING) {
-        notices(at, 2, roles, &[Notify::One], None, (0, 1));
+        notices(at, 2, roles, &[Notify::One], None, (1, 1));
         notices(&format!("{at}, all"), 2, roles, &[Notify::All], None, (1, 2));
     }
 }

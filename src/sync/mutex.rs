@@ -35,6 +35,10 @@
 //! | woken, before it tried | WOKEN set | likewise |
 //! | heir, at any move | the word HEIR of an unlisted member | its burial: all try; whoever tries passes over it |
 //!
+//! Stopped is not dead (SIGSTOP): what a stopped process holds is held. If it is the one that was notified, the lock is
+//! free for those who come, and those who sleep behind it are notified by the next release that is `LATE_NS` later, or
+//! when it goes on or is killed. Nobody looks after it meanwhile: that would take a clock that ticks for each sleeper.
+//!
 //! # Cancel
 //! A dropped waiter leaves the line, which passes a notice on; as heir it says so first, as if it had released.
 

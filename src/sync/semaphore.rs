@@ -248,6 +248,7 @@ impl fmt::Debug for Permit {
 /// millisecond is overtaken for long. Giving back, [`release`](Semaphore::release) and the `try_` forms never wait,
 /// not even for a process that is stopped in the middle of one. **Death.** What a killed process held is free again
 /// within milliseconds, and those who wait for it are woken. A permit guards nothing, so nobody is told `OwnerDied`.
+/// A process that is only stopped (SIGSTOP) keeps its permits, and the wake that it was given: the next goes to another.
 /// **Cost.** Without waiting a few atomics, no system call and no allocation; a semaphore is one descriptor and 8 KiB.
 /// **Limits.** 2^31 - 1 permits. Beyond 440 processes that have held one, permits of the dead do not come back.
 ///
