@@ -497,6 +497,43 @@ fn models_a_notifier_dies() {
     }
 }
 
+/// Two die with notices, the second while what the first had is passed on, and those who look then leave it to the
+/// healer, who has been past: both notices wake somebody.
+#[test]
+fn models_another_dies_while_somebody_heals() {
+    explore("two die with notices", 2, || {
+        let world = Arc::new(Waited { words: zeros(notices::LEN), bells: Bells(zeros(4)) });
+        let enter = |me: u16| {
+            let mut local = Local::default();
+            let enter = || world.with_room(|room| local.enter(room, member(me))).expect("room");
+            let ticket = play(me, None, enter).expect("alive");
+            Waiter { world: world.clone(), me, local, ticket }
+        };
+        let [mut first, mut second, mut third, mut fourth] = [0, 1, 2, 3].map(enter);
+        let asleep =
+            [&mut third, &mut fourth].map(|waiter| play(waiter.me, None, || waiter.start()).expect("it lives"));
+        let [healing, looking] = asleep;
+        play(3, None, || world.with_room(|room| room.notify(2)));
+        assert!(play(0, Some("condition.taken"), || drop(first.start())).is_none(), "the first has a notice");
+        world.bells.ring_all();
+        let dying = {
+            let world = world.clone();
+            thread::spawn(move || {
+                assert!(play(1, Some("condition.taken"), || drop(second.start())).is_none(), "and so has the second");
+                world.bells.ring_all();
+            })
+        };
+        let healing = thread::spawn(move || {
+            let part = play(2, None, || third.look(healing)).expect("it lives");
+            (third, part)
+        });
+        let looking = play(3, None, || fourth.look(looking)).expect("it lives");
+        dying.join().unwrap();
+        let parts = settle(vec![healing.join().unwrap(), (fourth, looking)]);
+        assert!(parts.iter().all(|(_, part)| matches!(part, Part::Done)), "{:?} {:?}", parts[0].1, parts[1].1);
+    });
+}
+
 #[test]
 fn models_who_heals_dies() {
     static ROLES: [[Role; 2]; 2] = [
