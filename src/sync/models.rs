@@ -529,8 +529,8 @@ fn models_another_dies_while_somebody_heals() {
             let part = play(2, None, || third.look(healing)).expect("it lives");
             (third, part)
         });
-        let looking = play(3, None, || fourth.look(looking)).expect("it lives");
         dying.join().unwrap();
+        let looking = play(3, None, || fourth.look(looking)).expect("it lives");
         let parts = settle(vec![healing.join().unwrap(), (fourth, looking)]);
         assert!(parts.iter().all(|(_, part)| matches!(part, Part::Done)), "{:?} {:?}", parts[0].1, parts[1].1);
     });
