@@ -7,9 +7,20 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 /// `len` bytes of zeros, reserved now, so that touching them later cannot raise SIGBUS.
 /// Nobody can shrink it; only a growable one can grow.
 pub(crate) fn create(name: &str, len: u64, growable: bool) -> io::Result<OwnedFd> {
+    create_with(name, &[], len, growable)
+}
+
+/// [`create`], whose first bytes are these. Memory that is all written needs no reserving: what cannot be written is an
+/// error too.
+pub(crate) fn create_with(name: &str, first: &[u8], len: u64, growable: bool) -> io::Result<OwnedFd> {
     check_room(len)?;
     let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
-    reserve(rustix::fd::AsFd::as_fd(&fd), 0, len)?;
+    if len > first.len() as u64 {
+        reserve(rustix::fd::AsFd::as_fd(&fd), 0, len)?;
+    }
+    if !first.is_empty() && rustix::io::retry_on_intr(|| rustix::io::pwrite(&fd, first, 0))? < first.len() {
+        return Err(rustix::io::Errno::NOSPC.into());
+    }
     let seals = if growable { SealFlags::SHRINK } else { SealFlags::SHRINK | SealFlags::GROW };
     rustix::fs::fcntl_add_seals(&fd, seals | SealFlags::SEAL)?;
     Ok(fd)

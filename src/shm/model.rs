@@ -155,6 +155,12 @@ impl Region {
         Ok(Self { words: zeros(REGION_WORDS), extents })
     }
 
+    pub(crate) fn create_with(name: &str, first: &[AtomicU64], head_len: usize, len: u64) -> io::Result<Self> {
+        let region = Self::create(name, head_len, len)?;
+        region.words.iter().zip(first).for_each(|(word, first)| word.store(first.load(Relaxed), Relaxed));
+        Ok(region)
+    }
+
     pub(crate) fn open(_fd: OwnedFd, _head_len: usize) -> io::Result<Self> {
         unimplemented!("a model has no descriptors")
     }

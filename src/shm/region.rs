@@ -38,6 +38,11 @@ impl Region {
         Self::of(memfd::create(name, len, true)?, head_len)
     }
 
+    /// [`Region::create`], whose first words are these; they are there before anybody touches the memory.
+    pub(crate) fn create_with(name: &str, first: &[AtomicU64], head_len: usize, len: u64) -> io::Result<Self> {
+        Self::of(memfd::create_with(name, &view::bytes_of(first), len, true)?, head_len)
+    }
+
     /// Maps what somebody else created. A descriptor of anything else is an error.
     pub(crate) fn open(fd: OwnedFd, head_len: usize) -> io::Result<Self> {
         if memfd::sealed_len(fd.as_fd()).is_none_or(|len| len < head_len as u64) {

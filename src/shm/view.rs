@@ -12,6 +12,11 @@ pub(crate) fn words(map: &Map) -> &[AtomicU64] {
     unsafe { std::slice::from_raw_parts(map.start().as_ptr().cast(), map.len() / 8) }
 }
 
+/// What these words are in memory.
+pub(crate) fn bytes_of(words: &[AtomicU64]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.load(Relaxed).to_ne_bytes()).collect()
+}
+
 /// Copies `from` to `at`.
 ///
 /// # Panics

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::os::memfd;
 use crate::shm::atomic::AtomicU64;
 use crate::shm::mapped::Mapped;
-use crate::shm::region::Region;
+use crate::shm::region::{PAGE, Region};
 use crate::wire::attach::{self, Attachment};
 use serde::de::Error as _;
 use serde::{Deserializer, Serializer};
@@ -61,9 +61,14 @@ pub(super) fn create<C: Core>(fill: impl FnOnce(&[AtomicU64])) -> Result<Arc<C>>
 /// A new object of `len` bytes, of which its words are the first, or all.
 pub(super) fn create_of_len<C: Core>(len: u64, fill: impl FnOnce(&[AtomicU64])) -> Result<Arc<C>> {
     let create = || {
-        let region = Region::create(&format!("{MEMFD}{}", C::NAME), head_of::<C>(len), len)?;
-        region.words()[KIND].store(C::KIND, Release);
-        fill(region.words());
+        let head_len = head_of::<C>(len);
+        let words: Vec<_> = (0..head_len / size_of::<u64>()).map(|_| AtomicU64::new(0)).collect();
+        words[KIND].store(C::KIND, Release);
+        fill(&words);
+        // Written, they need not be touched: who creates an object for others does without the page fault.
+        let is_set = words.iter().rposition(|word| word.load(Relaxed) != 0).map_or(0, |last| last + 1);
+        let first = if head_len as u64 == len && len <= PAGE { words.len() } else { is_set };
+        let region = Region::create_with(&format!("{MEMFD}{}", C::NAME), &words[..first], head_len, len)?;
         let core = Arc::new(C::view(Arc::new(region))?);
         C::mapped().or_make(core.region().identity(), || Ok(core.clone()))
     };
