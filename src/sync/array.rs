@@ -211,6 +211,13 @@ impl<T: Pod> Array<T> {
 
     /// An array of these elements; none is fine.
     ///
+    /// ```
+    /// # multiprocess::init();
+    /// let array = multiprocess::Array::from_slice(&[1.5, 2.5])?;
+    /// assert_eq!(array.to_vec(), [1.5, 2.5]);
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// `Io` if there is not enough memory, or no descriptor left.
     pub fn from_slice(elements: &[T]) -> Result<Self> {
@@ -252,12 +259,24 @@ impl<T: Pod> Array<T> {
     }
 
     /// How many elements there are.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// assert_eq!(multiprocess::Array::from_slice(b"four")?.len(), 4);
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
     #[inline]
     pub fn len(&self) -> usize {
         self.0.len
     }
 
     /// Whether there are none.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// assert!(multiprocess::Array::<u8>::zeroed(0)?.is_empty());
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.0.len == 0
@@ -326,6 +345,14 @@ impl<T: Pod> Array<T> {
 
     /// A copy of all elements, each as [`get`](Self::get) would give it.
     ///
+    /// ```
+    /// # multiprocess::init();
+    /// let array = multiprocess::Array::from_slice(&[1, 2, 3])?;
+    /// let _guard = array.try_lock()?;
+    /// assert_eq!(array.to_vec(), [1, 2, 3]); // though it is locked
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
+    ///
     /// # Panics
     /// As [`get`](Self::get).
     pub fn to_vec(&self) -> Vec<T> {
@@ -382,6 +409,14 @@ impl<T: Pod> Array<T> {
 
     /// [`lock`](Self::lock) if that needs no waiting.
     ///
+    /// ```
+    /// # multiprocess::init();
+    /// let array = multiprocess::Array::from_slice(&[1, 2, 3])?;
+    /// let guard = array.try_lock()?;
+    /// assert_eq!(array.try_lock().unwrap_err().kind(), multiprocess::ErrorKind::WouldBlock);
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// `WouldBlock` if somebody has locked it, else as [`lock`](Self::lock).
     pub fn try_lock(&self) -> Result<ArrayGuard<T>, LockError<ArrayGuard<T>>> {
@@ -390,6 +425,16 @@ impl<T: Pod> Array<T> {
 
     /// [`lock`](Self::lock) that gives up after `timeout`.
     ///
+    /// ```
+    /// # multiprocess::init();
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// let array = multiprocess::Array::from_slice(&[1, 2, 3])?;
+    /// let guard = array.lock().await?;
+    /// let late = array.lock_timeout(std::time::Duration::from_millis(1)).await;
+    /// assert_eq!(late.unwrap_err().kind(), multiprocess::ErrorKind::Timeout);
+    /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+    /// ```
+    ///
     /// # Errors
     /// `Timeout`, else as [`lock`](Self::lock).
     pub async fn lock_timeout(&self, timeout: Duration) -> Result<ArrayGuard<T>, LockError<ArrayGuard<T>>> {
@@ -397,6 +442,14 @@ impl<T: Pod> Array<T> {
     }
 
     /// [`lock`](Self::lock) for plain functions: blocks this thread.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// let array = multiprocess::Array::from_slice(&[1, 2, 3])?;
+    /// array.blocking_lock()?.reverse();
+    /// assert_eq!(array.to_vec(), [3, 2, 1]);
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
     ///
     /// # Panics
     /// Inside async code, as tokio's blocking calls do.
@@ -409,6 +462,14 @@ impl<T: Pod> Array<T> {
     }
 
     /// [`blocking_lock`](Self::blocking_lock) that gives up after `timeout`.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// let array = multiprocess::Array::from_slice(&[1, 2, 3])?;
+    /// let guard = array.blocking_lock()?;
+    /// assert!(array.blocking_lock_timeout(std::time::Duration::from_millis(1)).is_err());
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
     ///
     /// # Panics
     /// Inside async code, as tokio's blocking calls do.

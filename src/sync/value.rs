@@ -234,6 +234,13 @@ fn place<T>() -> std::ops::Range<usize> {
 impl<T: Pod> Value<T> {
     /// A value that is `value`.
     ///
+    /// ```
+    /// # multiprocess::init();
+    /// let level = multiprocess::Value::new(0.5_f32)?;
+    /// assert_eq!(level.get(), 0.5);
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// `Io` if there is no memory or descriptor left.
     pub fn new(value: T) -> Result<Self> {
@@ -245,6 +252,14 @@ impl<T: Pod> Value<T> {
     }
 
     /// The value as it is now. Never waits.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// let value = multiprocess::Value::new(1)?;
+    /// let _guard = value.try_lock()?;
+    /// assert_eq!(value.get(), 1); // though it is locked
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
     #[inline]
     pub fn get(&self) -> T {
         self.0.load()
@@ -298,6 +313,14 @@ impl<T: Pod> Value<T> {
 
     /// [`lock`](Self::lock) if that needs no waiting.
     ///
+    /// ```
+    /// # multiprocess::init();
+    /// let value = multiprocess::Value::new(1)?;
+    /// *value.try_lock()? += 1;
+    /// assert_eq!(value.get(), 2);
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// `WouldBlock` if somebody has locked it.
     #[inline]
@@ -307,6 +330,16 @@ impl<T: Pod> Value<T> {
 
     /// [`lock`](Self::lock) that gives up after `timeout`.
     ///
+    /// ```
+    /// # multiprocess::init();
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// let value = multiprocess::Value::new(1)?;
+    /// let guard = value.lock().await?;
+    /// let late = value.lock_timeout(std::time::Duration::from_millis(1)).await;
+    /// assert_eq!(late.unwrap_err().kind(), multiprocess::ErrorKind::Timeout);
+    /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+    /// ```
+    ///
     /// # Errors
     /// `Timeout`, else as [`lock`](Self::lock).
     pub async fn lock_timeout(&self, timeout: Duration) -> Result<ValueGuard<T>, LockError<ValueGuard<T>>> {
@@ -314,6 +347,14 @@ impl<T: Pod> Value<T> {
     }
 
     /// [`lock`](Self::lock) for plain functions: blocks this thread.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// let value = multiprocess::Value::new(1)?;
+    /// *value.blocking_lock()? += 1;
+    /// assert_eq!(value.get(), 2);
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
     ///
     /// # Panics
     /// Inside async code, as tokio's blocking calls do.
@@ -326,6 +367,14 @@ impl<T: Pod> Value<T> {
     }
 
     /// [`blocking_lock`](Self::blocking_lock) that gives up after `timeout`.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// let value = multiprocess::Value::new(1)?;
+    /// let guard = value.blocking_lock()?;
+    /// assert!(value.blocking_lock_timeout(std::time::Duration::from_millis(1)).is_err());
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
     ///
     /// # Panics
     /// Inside async code, as tokio's blocking calls do.
