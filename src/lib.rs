@@ -1,5 +1,4 @@
 #![doc = include_str!("../README.md")]
-
 // A panic outside tests needs the proof that it cannot happen.
 #![cfg_attr(not(test), deny(clippy::unwrap_used))]
 

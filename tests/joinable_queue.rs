@@ -236,6 +236,32 @@ async fn more_consumers_than_rows() {
     }
 }
 
+#[tokio::test]
+async fn a_killed_consumer_holds_up_no_join_however_many_there_have_been() {
+    let queue = JoinableQueue::unbounded().unwrap();
+    let (taken, go_on) = (Queue::<u32>::unbounded().unwrap(), Queue::<()>::unbounded().unwrap());
+    let work = |queue: JoinableQueue<u32>, taken: Queue<u32>, go_on: Queue<()>| {
+        let item = queue.blocking_get().unwrap();
+        if item < 110 {
+            queue.task_done().unwrap();
+        }
+        taken.blocking_put(item).unwrap();
+        go_on.blocking_get().unwrap_err();
+    };
+    let mut workers = Vec::new();
+    // All of them live on, and only the last one has something unfinished.
+    for n in 0..=110 {
+        workers.push(Process::spawn(work, (queue.clone(), taken.clone(), go_on.clone())).unwrap());
+        queue.put(n).await.unwrap();
+        assert_eq!(within(taken.get()).await.unwrap(), n);
+    }
+    let mut join = Box::pin(queue.join());
+    assert!(futures::poll!(&mut join).is_pending());
+    workers.last().unwrap().kill().unwrap();
+    within(join).await.unwrap();
+    go_on.close();
+}
+
 #[test]
 fn blocking_join_in_a_plain_function() {
     let _deadline = Deadline::start();

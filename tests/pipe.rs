@@ -456,6 +456,20 @@ async fn eintr_02_blocking_calls_survive_signals() {
 // What the reference has not.
 
 #[tokio::test]
+async fn a_stream_that_was_left_waiting_keeps_nothing_from_the_other_ways_to_receive() {
+    let (mut tx, mut rx) = mp::simplex::<u32>().unwrap();
+    assert!(rx.next().now_or_never().is_none());
+    tx.send(1).await.unwrap();
+    let thread = std::thread::spawn(move || (rx.blocking_recv().unwrap(), rx));
+    let joined = tokio::task::spawn_blocking(move || thread.join().unwrap());
+    let (got, mut rx) = within(joined).await.unwrap();
+    assert_eq!(got, 1);
+    assert!(rx.next().now_or_never().is_none());
+    tx.send(2).await.unwrap();
+    assert_eq!(rx.try_recv().unwrap(), 2);
+}
+
+#[tokio::test]
 async fn nothing_overtakes_an_item_that_a_sink_still_holds() {
     let (mut tx, mut rx) = mp::simplex::<Vec<u8>>().unwrap();
     let mut fed = 0;

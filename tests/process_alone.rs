@@ -32,6 +32,10 @@ const SCENARIOS: &[Scenario] = scenarios! {
     proc_30_a_killed_server_harms_nobody
     proc_30_a_function_runs_exactly_once_whenever_the_server_is_killed
     a_killed_server_is_replaced_without_a_spawn
+    who_dies_with_a_lock_after_its_server_leaves_it_to_the_next
+    a_server_that_a_child_started_ends_with_it
+    a_status_that_came_before_the_join_is_kept
+    a_preload_that_spawns_is_an_error_at_once
     p16_a_killed_parent_takes_its_whole_tree
     shm_16_a_killed_program_leaves_no_name
     p7_start_from_a_busy_runtime
@@ -330,23 +334,100 @@ fn proc_30_a_killed_server_harms_nobody() {
 
 fn a_killed_server_is_replaced_without_a_spawn() {
     block_on(async {
+        // Nobody awaits the child, and each server that comes is killed as well.
         let mut running = Process::spawn(hang, ()).unwrap();
-        assert!(tokio::time::timeout(Duration::from_millis(1), running.wait()).await.is_err());
-        let before = server();
-        kill(before, rustix::process::Signal::KILL);
-        let deadline = Instant::now() + Duration::from_secs(10);
-        loop {
-            let now: Vec<_> = children_of(std::process::id());
-            if now.iter().any(|(pid, state)| *pid != before && *state != 'Z') {
-                break;
+        for _ in 0..3 {
+            let before = server();
+            kill(before, rustix::process::Signal::KILL);
+            let deadline = Instant::now() + Duration::from_secs(10);
+            while !children_of(std::process::id()).iter().any(|(pid, state)| *pid != before && *state != 'Z') {
+                assert!(Instant::now() < deadline);
+                tokio::time::sleep(Duration::from_millis(1)).await;
             }
-            assert!(Instant::now() < deadline);
-            tokio::time::sleep(Duration::from_millis(1)).await;
         }
         running.kill().unwrap();
         let error = running.join().await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ProcessDied);
     });
+}
+
+fn who_dies_with_a_lock_after_its_server_leaves_it_to_the_next() {
+    block_on(async {
+        let lock = mp::Lock::new().unwrap();
+        let (tx, mut held) = mp::simplex().unwrap();
+        let hold = async |lock: mp::Lock, mut tx: mp::Sender<()>| {
+            let _guard = lock.acquire().await.unwrap();
+            tx.send(()).await.unwrap();
+            hang().await
+        };
+        let holder = Process::spawn(hold, (lock.clone(), tx)).unwrap();
+        held.recv().await.unwrap();
+        kill(server(), rustix::process::Signal::KILL);
+        let acquire = async { lock.acquire().await.map(drop).unwrap_err().kind() };
+        let die = async {
+            tokio::task::yield_now().await;
+            holder.kill().unwrap();
+        };
+        let both = async { tokio::join!(acquire, die).0 };
+        let kind = tokio::time::timeout(Duration::from_secs(10), both).await.expect("the dead are buried");
+        assert_eq!(kind, ErrorKind::OwnerDied);
+    });
+}
+
+fn a_server_that_a_child_started_ends_with_it() {
+    block_on(async {
+        let spawns = async |mut go_on: mp::Receiver<()>| {
+            go_on.recv().await.unwrap();
+            Process::spawn(add, (1, 2)).unwrap().await.unwrap()
+        };
+        let (mut tx, rx) = mp::simplex().unwrap();
+        let child = Process::spawn(spawns, (rx,)).unwrap();
+        let servers = || {
+            let named = |pid: &u32| {
+                std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm == "mp-server\n")
+            };
+            let in_session = |pid: &u32| {
+                rustix::process::getsid(rustix::process::Pid::from_raw(*pid as i32)).ok()
+                    == rustix::process::getsid(None).ok()
+            };
+            processes()
+                .into_iter()
+                .filter(|(_, _, state)| *state != 'Z')
+                .map(|(pid, ..)| pid)
+                .filter(|pid| named(pid) && in_session(pid))
+                .count()
+        };
+        let others = servers() - 1;
+        kill(server(), rustix::process::Signal::KILL);
+        tx.send(()).await.unwrap();
+        assert_eq!(child.await.unwrap(), 3);
+        until("the child's own server has ended", || servers() <= others + 1);
+    });
+}
+
+fn a_status_that_came_before_the_join_is_kept() {
+    block_on(async {
+        let mut child = Process::spawn(add, (1, 2)).unwrap();
+        let mut killed = Process::spawn(hang, ()).unwrap();
+        killed.kill().unwrap();
+        until("both have ended", || !child.is_alive() && !killed.is_alive());
+        // A server that has to tell it has told it by the time that it starts another child.
+        assert_eq!(Process::spawn(add, (3, 4)).unwrap().await.unwrap(), 7);
+        assert_eq!(child.join().await.unwrap(), 3);
+        assert!(child.wait().await.unwrap().success() && child.exit_status().unwrap().success());
+        assert_eq!(killed.join().await.unwrap_err().exit_status().unwrap().signal(), Some(9));
+        assert_eq!(killed.wait().await.unwrap().signal(), Some(9));
+    });
+}
+
+fn a_preload_that_spawns_is_an_error_at_once() {
+    fn spawns() {
+        let error = Process::spawn(add, (1, 2)).unwrap_err();
+        panic!("{error}");
+    }
+    mp::preload(spawns).unwrap();
+    let error = Process::spawn(add, (1, 2)).unwrap_err();
+    assert!(error.to_string().contains("a preload function runs in the fork server"), "{error}");
 }
 
 fn proc_30_a_function_runs_exactly_once_whenever_the_server_is_killed() {

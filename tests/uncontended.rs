@@ -5,7 +5,7 @@ mod common;
 
 use common::within;
 use futures::FutureExt;
-use multiprocess::{self as mp, Barrier, BoundedSemaphore, Event, Process, RwLock, Semaphore};
+use multiprocess::{self as mp, Barrier, BoundedSemaphore, Event, Process, Queue, RwLock, Semaphore};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::os::unix::process::ExitStatusExt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -112,6 +112,22 @@ async fn events_and_barriers() {
             barrier.wait().now_or_never().unwrap().unwrap();
             barrier.blocking_wait().unwrap();
             assert_eq!((event.is_set(), barrier.waiting()), (false, 0));
+        })
+    };
+    assert_eq!(verdict(Process::spawn(work, ()).unwrap()).await, 0);
+}
+
+#[tokio::test]
+async fn queues() {
+    let work = || {
+        let (numbers, words) = (Queue::bounded(8).unwrap(), Queue::<(u32, char)>::unbounded().unwrap());
+        count(|| {
+            numbers.put(1u64).now_or_never().unwrap().unwrap();
+            numbers.try_put(2).unwrap();
+            assert_eq!(numbers.get().now_or_never().unwrap().unwrap(), 1);
+            assert_eq!((numbers.try_get().unwrap(), numbers.len()), (2, 0));
+            words.put((3, 'x')).now_or_never().unwrap().unwrap();
+            assert_eq!(words.get().now_or_never().unwrap().unwrap(), (3, 'x'));
         })
     };
     assert_eq!(verdict(Process::spawn(work, ()).unwrap()).await, 0);

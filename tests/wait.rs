@@ -12,6 +12,19 @@ use std::time::{Duration, Instant};
 
 mp::test_support!();
 
+#[test]
+fn a_runtime_without_io_is_an_error_and_no_panic() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let queue = mp::Queue::<u32>::unbounded().unwrap();
+    let error = runtime.block_on(queue.get()).unwrap_err();
+    assert!(error.to_string().contains("enable_io"), "{error}");
+    let child = mp::Process::spawn(|| 1, ()).unwrap();
+    runtime.block_on(async { drop(mp::Process::spawn(|| 2, ()).unwrap()) });
+    queue.try_put(3).unwrap();
+    assert_eq!(runtime.block_on(queue.get()).unwrap(), 3, "what need not wait needs no driver");
+    drop(child);
+}
+
 #[tokio::test]
 async fn wait_01_four_pipes_until_each_ends() {
     for slow in [false, true] {

@@ -218,8 +218,8 @@ impl Extent {
         self.capacity.into()
     }
 
-    /// Maps all of it, which is about to be written: one call costs less than a fault per page.
-    pub(super) fn populate(&self) {
-        self.map.populate();
+    /// Maps the first bytes of it, which are about to be written: one call costs less than a fault per page.
+    pub(super) fn populate(&self, bytes: u64) {
+        self.map.populate_first(bytes as usize);
     }
 }

@@ -22,7 +22,7 @@
 //! # Death
 //! | killed | survivors see |
 //! |---|---|
-//! | between the descriptors and the push | orphans in the socket, dropped by the next taker of descriptors |
+//! | between the descriptors and the push | orphans in the socket, dropped by the next taker of descriptors; until then they keep open what they are of |
 //! | between taking descriptors and the pop | a record without descriptors: an error for the next taker, once |
 //! | between the pop and `task_done` | a holder that is not listed: its items count as done |
 //!
@@ -44,7 +44,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::*;
 use std::time::{Duration, Instant};
 
-const HOLDERS: usize = 64;
+const HOLDERS: usize = 96;
 
 pub(super) struct Link {
     ring: Ring,
@@ -336,7 +336,7 @@ impl Link {
 
     /// Lets nothing more in and wakes everybody.
     pub(super) fn close(&self) {
-        // Without a slot nobody could have put anything either; all later puts fail the same way.
+        // It fails only in a process that is one too many to wait or lock (`family`), which has put nothing either.
         let _ = self.ring.close();
         self.lines().into_iter().chain([&self.joined]).for_each(|line| line.notify_all());
     }
@@ -361,13 +361,16 @@ impl Link {
             return;
         }
         let mut rows = self.holders().take(HOLDERS - 1);
-        match rows.find(|(holder, _)| !self.is_listed(holder.load(Acquire))) {
+        // A row without items is as good as none: whoever had it gets another with its next item.
+        let is_free =
+            |holder: &AtomicU64, count: &AtomicU64| count.load(Acquire) == 0 || !self.is_listed(holder.load(Acquire));
+        match rows.find(|(holder, count)| is_free(holder, count)) {
             Some((holder, count)) => {
                 holder.store(0, Release);
                 count.store(1, Release);
                 holder.store(me.to_bits(), Release);
             }
-            // More consumers than rows: the last row is everybody's and outlives its processes.
+            // More such consumers than rows: the last row is everybody's and outlives its processes.
             None => self.holders().skip(HOLDERS - 1).for_each(|(holder, count)| {
                 count.fetch_add(1, AcqRel);
                 holder.store(ANYBODY, Release);

@@ -208,6 +208,7 @@ impl<T: Item> Receiver<T> {
     /// # Errors
     /// `Empty`, else as [`recv`](Self::recv).
     pub fn try_recv(&mut self) -> Result<T> {
+        self.stream = None;
         self.half.link.try_get()
     }
 
@@ -219,6 +220,7 @@ impl<T: Item> Receiver<T> {
     /// # Errors
     /// As [`recv`](Self::recv).
     pub fn blocking_recv(&mut self) -> Result<T> {
+        self.stream = None;
         self.half.link.blocking_get()
     }
 

@@ -369,6 +369,9 @@ impl<'de, T> Deserialize<'de> for JoinableQueue<T> {
 
 /// The items of a queue as they come; made by [`Queue::stream`].
 ///
+/// Once it has been polled in vain it has its place in line, as a `get` has: others of this process that wait for the
+/// queue come after it, so poll it again or drop it.
+///
 /// ```
 /// use futures::StreamExt;
 /// # multiprocess::init();
@@ -403,6 +406,9 @@ impl<T> Stream for QueueStream<T> {
 }
 
 /// Puts what it is sent into a queue; made by [`Queue::sink`]. Dropping it drops an item that was not yet put.
+///
+/// While it holds an item for which there is no room it has its place in line, as a `put` has: others of this process
+/// that wait for room come after it, so flush it or drop it.
 ///
 /// ```
 /// use futures::SinkExt;

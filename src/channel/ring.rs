@@ -27,7 +27,7 @@
 //! |---|---|---|
 //! | putting, before `tail` | nothing; descriptors sent ahead are orphans | the taker of the next descriptors drops them by number |
 //! | getting, before `head` | the record, still there, perhaps without its descriptors | the next taker: an error if they are gone |
-//! | growing, before `next` | an extent in use that is in no chain | who takes the latch over ([`Ring::repair`]) |
+//! | growing, before `next` | an extent in use that is in no chain | who takes the latch over ([`Ring::repair`]), or, if the other side is at work then, the next that can |
 //! | growing, after `next` | `PUT_SEGMENT` lags | the next putter |
 //! | leaving, after `GET_SEGMENT` | an extent in use that is in no chain | who takes the latch over |
 //!
@@ -57,6 +57,8 @@ pub(super) mod word {
     pub(super) const ITEM_LIMIT: usize = 1;
     pub(super) const BYTE_LIMIT: usize = 2;
     pub(super) const CLOSED: usize = 8;
+    /// A death may have left extents in no chain, and the other side was busy when that was found out.
+    pub(super) const REPAIR: usize = 9;
     pub(super) const PUT_LATCH: usize = 16;
     pub(super) const PUT_SEGMENT: usize = 17;
     pub(super) const NUMBER: usize = 18;
@@ -75,6 +77,8 @@ pub(super) mod word {
 const MAGIC: u64 = u64::from_be_bytes(*b"mpRing01");
 /// A drained segment larger than this is given back at once.
 const KEEP: u64 = if IS_MODEL { 64 } else { 8 << 20 };
+/// Bytes that are mapped beyond those of the record that a segment was made for.
+const AHEAD: u64 = 4 << 20;
 /// A segment made for one large message has room for some more of its kind, up to this.
 const SEVERAL: u64 = if IS_MODEL { 64 } else { 16 << 20 };
 
@@ -263,8 +267,8 @@ impl Ring {
         let latch = self.put_latch();
         match latch.try_take(me, self.family) {
             None => return (Ok(Push::Busy), asked),
-            Some(Taken::Free) => {}
-            Some(Taken::FromTheDead) => asked.takers = self.repair_beside(self.get_latch(), me),
+            Some(Taken::Free) if !self.owes_repair() => {}
+            Some(_) => asked.takers = self.repair_beside(self.get_latch(), me),
         }
         fault::point("put.taken");
         let result = self.push_latched(&mut side, payload, fds, send_fds);
@@ -361,10 +365,17 @@ impl Ring {
         if capacity > 1 << 31 {
             return Err(io::Error::new(io::ErrorKind::OutOfMemory, "a queue of more than 16 GiB"));
         }
-        let name = self.extents.allocate(capacity)?;
+        let least = alone.max(BASE / 8);
+        let name = match self.extents.allocate(capacity) {
+            // Twice as much as before is more than there is: just what is needed, then.
+            Err(error) if error.kind() == io::ErrorKind::OutOfMemory && least < capacity => {
+                self.extents.allocate(least)?
+            }
+            allocated => allocated?,
+        };
         let linked = self.link(side, &old, name, tail.count);
         if let (Ok(_), Some(extent)) = (&linked, &side.extent) {
-            extent.populate();
+            extent.populate(u64::from(units) * 8 + AHEAD);
         }
         linked.inspect_err(|_| self.extents.retire(name)).map(Some)
     }
@@ -434,8 +445,8 @@ impl Ring {
         let latch = self.get_latch();
         match latch.try_take(me, self.family) {
             None => return (Ok(Pop::Busy), asked),
-            Some(Taken::Free) => {}
-            Some(Taken::FromTheDead) => asked.putters = self.repair_beside(self.put_latch(), me),
+            Some(Taken::Free) if !self.owes_repair() => {}
+            Some(_) => asked.putters = self.repair_beside(self.put_latch(), me),
         }
         fault::point("get.taken");
         let result = self.pop_latched(&mut side, &mut asked, payload, take_fds, || commit(me));
@@ -533,12 +544,18 @@ impl Ring {
         latch.release()
     }
 
-    /// With one latch taken from the dead: frees what is in no chain, if nobody holds the `other`.
-    /// True if somebody asked for that one meanwhile.
+    fn owes_repair(&self) -> bool {
+        self.word(word::REPAIR).load(Acquire) != 0
+    }
+
+    /// With one latch taken, after a death: frees what is in no chain, or leaves that to the next, if somebody holds
+    /// the `other`. True if somebody asked for that one meanwhile.
     #[cold]
     fn repair_beside(&self, other: Latch<'_>, me: Member) -> bool {
+        self.word(word::REPAIR).store(1, Release);
         other.try_take(me, self.family).is_some() && {
             self.repair();
+            self.word(word::REPAIR).store(0, Release);
             other.release()
         }
     }
@@ -558,8 +575,14 @@ impl Ring {
 
     /// Lets no further record in. Waits only for a putter at work.
     pub(super) fn close(&self) -> io::Result<()> {
+        let mut rounds = 0;
         while !self.try_close()? {
-            std::thread::yield_now();
+            rounds += 1;
+            match rounds {
+                ..100 => std::thread::yield_now(),
+                // It copies something huge, or is stopped.
+                _ => std::thread::sleep(std::time::Duration::from_micros(100)),
+            }
         }
         Ok(())
     }
@@ -726,6 +749,27 @@ mod tests {
         assert_eq!(push(&ring, b"next"), Push::Done);
         assert!(blocks() < 1 << 20);
         assert_eq!((pop(&ring).unwrap(), pop(&ring).unwrap()), (b"kept".to_vec(), b"next".to_vec()));
+    }
+
+    #[test]
+    fn death_growing_before_the_link_while_the_other_side_is_at_work_is_repaired_later() {
+        let ring = ring(0, 0);
+        ring.extents.allocate(1 << 20).unwrap();
+        let blocks = || rustix::fs::fstat(ring.region().fd()).unwrap().st_blocks as u64 * 512;
+        ring.word(word::PUT_LATCH).store(Member { slot: 4000, epoch: 9 }.to_bits(), Release);
+        let me = ring.family.me().unwrap();
+        let _taker = ring.get_latch().try_take(me, ring.family).unwrap();
+        assert_eq!(push(&ring, b"first"), Push::Done);
+        assert!(blocks() > 8 << 20);
+        let _ = ring.get_latch().release();
+        assert_eq!(pop(&ring).unwrap(), b"first");
+        assert!(blocks() < 1 << 20, "{} bytes lost", blocks());
+    }
+
+    #[test]
+    fn more_memory_than_there_is_is_refused_before_it_is_taken() {
+        let error = ring(0, 0).region().reserve(1 << 20, 1 << 50).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::OutOfMemory);
     }
 
     #[test]

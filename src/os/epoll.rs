@@ -1,5 +1,6 @@
 //! [epoll(7)](https://man7.org/linux/man-pages/man7/epoll.7.html): waiting for several descriptors at once, by edges.
 
+use super::reactor;
 use rustix::event::{Timespec, epoll};
 use std::io;
 use std::mem::MaybeUninit;
@@ -14,7 +15,7 @@ use tokio::io::unix::AsyncFd;
 /// If there is no runtime, it has no I/O driver, or the descriptor cannot be polled.
 pub(crate) fn register<F: AsFd + AsRawFd>(fd: F) -> io::Result<AsyncFd<F>> {
     // SAFETY: `F` owns or borrows an open descriptor (`AsFd`) for as long as the `AsyncFd` holds it.
-    Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE)? })
+    reactor::or_error(|| Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE)? }))
 }
 
 pub(crate) struct Epoll(OwnedFd);

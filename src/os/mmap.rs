@@ -45,10 +45,14 @@ impl Map {
 
     /// Faults all pages in for writing, where the kernel can (5.14); else they are when they are touched.
     pub(crate) fn populate(&self) {
+        self.populate_first(self.len);
+    }
+
+    /// The same for the first `bytes`.
+    pub(crate) fn populate_first(&self, bytes: usize) {
+        let len = bytes.min(self.len);
         // SAFETY: the range is our own mapping; populating changes no byte of it.
-        let _ = unsafe {
-            rustix::mm::madvise(self.start.as_ptr().cast(), self.len, rustix::mm::Advice::LinuxPopulateWrite)
-        };
+        let _ = unsafe { rustix::mm::madvise(self.start.as_ptr().cast(), len, rustix::mm::Advice::LinuxPopulateWrite) };
     }
 }
 

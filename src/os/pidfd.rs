@@ -40,6 +40,14 @@ pub(crate) fn signal(pidfd: BorrowedFd<'_>, signal: Signal) -> io::Result<()> {
     }
 }
 
+/// Reaps the process if it is a child of this one and has ended.
+pub(crate) fn reap(pidfd: BorrowedFd<'_>) -> Option<ExitStatus> {
+    use rustix::process::{WaitId, WaitIdOptions, waitid};
+    let status = waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED | WaitIdOptions::NOHANG).ok()??;
+    let signal = || status.terminating_signal().map(|signal| signal | if status.dumped() { 0x80 } else { 0 });
+    status.exit_status().map(|code| code << 8).or_else(signal).map(ExitStatus::from_raw)
+}
+
 /// What the kernel knows about the exit of a process that is not our child.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Exit {

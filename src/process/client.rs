@@ -185,11 +185,13 @@ pub(super) fn is_connected() -> bool {
 /// Has the fork server start a child.
 pub(super) fn start(start: &Start<'_>) -> Result<Started> {
     boot::origin()?;
+    server::refuse_in_preload()?;
     let mut client = Client::get();
     let mut last = None;
     for _ in 0..8 {
         match client.connected()?.order(start)? {
             Ordered::Started(started) => {
+                client.watch();
                 drop(client);
                 info::list_child(started.0.clone());
                 return Ok(started);
@@ -232,19 +234,26 @@ impl Client {
         if self.watcher.as_ref().is_some_and(|task| !task.is_finished()) {
             return;
         }
-        let Some(connection) = &self.connection else { return };
-        // `PRIORITY` never comes; a hang-up is always told.
-        let Ok(watched) = reactor::watch(connection.socket.clone(), Interest::PRIORITY) else { return };
-        self.watcher = Some(tokio::spawn(async move {
-            while let Ok(mut event) = watched.ready(Interest::PRIORITY).await {
-                if socket::is_hung_up(watched.get_ref().as_fd()) {
-                    tokio::task::spawn_blocking(restart);
-                    return;
+        let (Some(connection), Ok(runtime)) = (&self.connection, tokio::runtime::Handle::try_current()) else { return };
+        let mut socket = connection.socket.clone();
+        self.watcher = Some(runtime.spawn(async move {
+            while hang_up(socket).await.is_ok() {
+                match tokio::task::spawn_blocking(restart).await {
+                    Ok(Some(next)) => socket = next,
+                    _ => return,
                 }
-                event.clear_ready();
             }
         }));
     }
+}
+
+async fn hang_up(socket: Arc<OwnedFd>) -> io::Result<()> {
+    // `PRIORITY` never comes; a hang-up is always told.
+    let watched = reactor::watch(socket, Interest::PRIORITY)?;
+    while !socket::is_hung_up(watched.get_ref().as_fd()) {
+        watched.ready(Interest::PRIORITY).await?.clear_ready();
+    }
+    Ok(())
 }
 
 /// Called on a runtime: sees to it that the server is restarted when it dies, rather than at the next spawn, because
@@ -253,8 +262,8 @@ pub(super) fn watch_server() {
     Client::get().watch();
 }
 
-/// Starts another server if this process's is gone.
-fn restart() {
+/// Starts another server if this process's is gone; the connection there is then.
+fn restart() -> Option<Arc<OwnedFd>> {
     let mut client = Client::get();
     if client.connection.as_ref().is_some_and(|connection| socket::is_hung_up(connection.socket.as_fd())) {
         tracing::warn!("the fork server was killed; starting another one");
@@ -263,6 +272,7 @@ fn restart() {
             tracing::warn!(%error, "cannot restart the fork server; the next spawn tries again");
         }
     }
+    client.connection.as_ref().map(|connection| connection.socket.clone())
 }
 
 /// A new connection to the server that this process descends from, if it still runs.

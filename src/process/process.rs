@@ -120,7 +120,7 @@ impl<R: DeserializeOwned + 'static> Process<R> {
         ready!(self.poll_exit(context))?;
         let inbox = {
             let mut reports = self.reports();
-            reports.read();
+            reports.read_exit(&self.child);
             match reports.outcome {
                 Inbox::Empty => Inbox::Empty,
                 _ => std::mem::replace(&mut reports.outcome, Inbox::Taken),
@@ -321,6 +321,13 @@ impl<R> Process<R> {
     /// Asks for the status of an ended process, and gives whoever reaps it `patience`. `true`: there is no more to ask.
     fn ask_kernel(&self, patience: Duration) -> bool {
         let pidfd = self.child.pidfd.as_fd();
+        // As init of a container this process gets the children of a server that was killed.
+        if !patience.is_zero()
+            && let Some(status) = pidfd::reap(pidfd)
+        {
+            self.child.learn_status(status);
+            return true;
+        }
         let mut exit = pidfd::exit(pidfd);
         if exit == pidfd::Exit::NotReaped && !patience.is_zero() {
             pidfd::wait(pidfd, true, Some(patience));

@@ -7,8 +7,8 @@
 //! # Moves
 //! An order comes: fork (or exec) a child, hand it on, answer with pid and pidfd. Spares are asked for: fork them and
 //! send them home, each with the socket that takes its order. A child ends: the kernel reaps it, or we do. Somebody
-//! claims a slot of the family table: watch it, and bury it when it ends. A connection hangs up: forget it. The root
-//! ends: the kernel kills us by the root's lifeline.
+//! claims a slot of the family table: watch it, and bury it when it ends. A connection hangs up: forget it, and end if
+//! it was the last. The root ends: the kernel kills us by the root's lifeline.
 //!
 //! # Invariants
 //! 1. There is one thread, or (`single` is `None`) no fork without exec.
@@ -41,6 +41,7 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::rc::Rc;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 struct Server {
     single: Option<SingleThreaded>,
@@ -78,6 +79,20 @@ struct Connection {
 /// The receiving end of the intake, until the server has started.
 static PREPARED: Mutex<Option<OwnedFd>> = Mutex::new(None);
 
+/// This process is the fork server, and runs what was preloaded.
+static PRELOADS: AtomicBool = AtomicBool::new(false);
+
+/// A preload would wait for the server that waits for it.
+pub(super) fn refuse_in_preload() -> Result<()> {
+    match PRELOADS.load(Relaxed) {
+        true => Err(Error::new(
+            ErrorKind::Spawn,
+            "a preload function runs in the fork server, before it can start anything: spawn from the program itself",
+        )),
+        false => Ok(()),
+    }
+}
+
 /// The origin that the server's children inherit.
 pub(super) fn prepare_origin(program: OwnedFd, root_lifeline: OwnedFd) -> io::Result<()> {
     let (theirs, ours) = socket::packet_pair()?;
@@ -108,7 +123,9 @@ impl Server {
         let gone = || Error::new(ErrorKind::Spawn, "the root process is gone");
         let lifeline = boot::origin()?.root_lifeline.as_ref().ok_or_else(gone)?;
         let tie = signal::reopen(lifeline.as_fd()).and_then(signal::die_with).map_err(failed)?.ok_or_else(gone)?;
+        PRELOADS.store(true, Relaxed);
         run_preloads(preload)?;
+        PRELOADS.store(false, Relaxed);
         // Only a preload could have started a thread since.
         let single = if preload.is_empty() { single } else { single.and(SingleThreaded::check()) };
         let _ = std::io::stdout(); // Made here once rather than in every child.
@@ -194,6 +211,12 @@ impl Server {
             gone.iter().for_each(|(pid, pidfd): &(u32, OwnedFd)| bury(*pid, pidfd));
             if own[CLAIMS] {
                 self.watch_family();
+            }
+            if self.connections.is_empty() {
+                // Started by a child that has ended, with all that it started here. What we were told of claims
+                // another server may not know.
+                eventfd::ring(self.claims);
+                spawn::exit_now(0);
             }
         }
     }
@@ -293,7 +316,13 @@ impl Server {
             _ => self.exec(at, order, &arguments, fds).map_err(failed)?,
         };
         if self.single.is_none() {
-            self.watched.push((pid, pidfd.try_clone().map_err(failed)?));
+            match pidfd.try_clone() {
+                Ok(watched) => self.watched.push((pid, watched)),
+                Err(error) => {
+                    let _ = pidfd::signal(pidfd.as_fd(), rustix::process::Signal::KILL);
+                    return Err(failed(error));
+                }
+            }
         }
         let tells_exit = self.exits.is_some();
         if let Some(exits) = &mut self.exits {
@@ -360,7 +389,11 @@ impl Server {
         command.env_clear().envs(variables).env(boot::BOOT, "0").stdin(theirs);
         // An ignored SIGCHLD would be inherited; and the pid is its own until it is reaped.
         signal::reap_by_kernel(false);
-        let started = command.spawn().and_then(|child| Ok((child.id(), pidfd::open(child.id())?, fds.report)));
+        let started = command.spawn().and_then(|mut child| match pidfd::open(child.id()) {
+            Ok(pidfd) => Ok((child.id(), pidfd, fds.report)),
+            // Its starter is told that there is none, so it must not run.
+            Err(error) => child.kill().and_then(|()| child.wait()).and(Err(error)),
+        });
         signal::reap_by_kernel(self.exits.is_none());
         started
     }

@@ -118,6 +118,8 @@ impl Map {
 
     pub(crate) fn populate(&self) {}
 
+    pub(crate) fn populate_first(&self, _bytes: usize) {}
+
     fn unit(&self, at: usize) -> &Plain<[u8; 8]> {
         &self.units[(at - HEAD) / 8]
     }

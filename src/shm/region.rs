@@ -95,6 +95,7 @@ impl Region {
 
     /// Backs `offset..offset + len` with memory, growing the file where needed.
     pub(crate) fn reserve(&self, offset: u64, len: u64) -> io::Result<()> {
+        memfd::check_room(len)?;
         memfd::reserve(self.fd.as_fd(), offset, len)
     }
 

@@ -128,10 +128,19 @@ pub(crate) fn supply<R>(fds: Vec<OwnedFd>, decode: impl FnOnce() -> R) -> R {
     if fds.is_empty() {
         return decode();
     }
-    let outer = ARRIVED.replace(fds.into_iter().map(Some).collect());
-    let result = decode();
-    drop(ARRIVED.replace(outer));
-    result
+    let _arrived = Arrived { outer: ARRIVED.replace(fds.into_iter().map(Some).collect()) };
+    decode()
+}
+
+/// Closes what was not taken and puts the outer value's descriptors back, also when a value's own code panics.
+struct Arrived {
+    outer: Vec<Option<OwnedFd>>,
+}
+
+impl Drop for Arrived {
+    fn drop(&mut self) {
+        drop(ARRIVED.replace(std::mem::take(&mut self.outer)));
+    }
 }
 
 /// Attaches a descriptor to the value being encoded on this thread.

@@ -73,7 +73,8 @@ pub(crate) fn spare() -> Vec<u8> {
 
 /// Gives a buffer back for the next message.
 pub(crate) fn keep(mut buffer: Vec<u8>) {
-    if buffer.capacity() <= SPARE_LIMIT {
+    // One without room must not replace one that has some.
+    if (1..=SPARE_LIMIT).contains(&buffer.capacity()) {
         buffer.clear();
         SPARE.set(buffer);
     }
