@@ -49,7 +49,7 @@ use crate::shm::atomic::AtomicU64;
 use crate::shm::family::{Family, Member};
 use crate::shm::region::Region;
 use crate::wait::event;
-use crate::wait::{Line, until_blocking_in_turn, until_in_turn};
+use crate::wait::{Line, at_once, until_blocking_in_turn, until_in_turn};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::*;
@@ -333,6 +333,11 @@ impl Mutex {
     #[inline]
     pub(super) async fn take(&self) -> io::Result<Taken> {
         let me = self.family.me()?;
+        let take_free = || (!self.line.has_waiters() && self.words().take_free(me)).then_some(Taken::Free);
+        if let Some(taken) = at_once(take_free).await {
+            self.stamp();
+            return Ok(taken);
+        }
         let mut claim = Claim { mutex: self, me, since: None, is_heir: false };
         until_in_turn(&self.line, None, |in_line| claim.attempt(in_line)).await
     }

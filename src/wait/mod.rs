@@ -14,5 +14,6 @@ mod until;
 
 pub(crate) use line::{Hangup, Line, Turn};
 pub(crate) use until::{
-    Seen, Watchful, refuse_inside_async, until, until_blocking, until_blocking_in_turn, until_in_turn, until_read,
+    Seen, Watchful, at_once, refuse_inside_async, until, until_blocking, until_blocking_in_turn, until_in_turn,
+    until_read,
 };

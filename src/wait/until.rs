@@ -100,6 +100,21 @@ impl Waiting {
     }
 }
 
+/// What `attempt` yields now, if it does: for who mostly need not wait, without what a wait has to prepare. Like one it
+/// costs the task a part of its budget, so that a loop of these leaves other tasks their turns.
+#[inline]
+pub(crate) async fn at_once<T>(mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
+    poll_fn(|cx| {
+        let coop = ready!(tokio::task::coop::poll_proceed(cx));
+        let value = attempt();
+        if value.is_some() {
+            coop.made_progress();
+        }
+        Poll::Ready(value)
+    })
+    .await
+}
+
 /// [`until`] for those who wait for different things that come by one line, which has a reader: each tries for itself
 /// while it looks, and the reader wakes by name who sleeps. So nobody need be polled for others to go on.
 ///
