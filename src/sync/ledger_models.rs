@@ -410,12 +410,16 @@ struct Gate {
     places: Vec<AtomicU64>,
     event: Vec<AtomicU64>,
     bells: Bells,
+    /// Who comes last has something to do first, and has done it.
+    acts: bool,
+    has_acted: AtomicU64,
 }
 
 impl Gate {
-    fn new(parties: usize) -> Arc<Self> {
-        let round = AtomicU64::new(Round::FIRST.0);
-        Arc::new(Self { round, places: zeros(parties), event: zeros(event::LEN), bells: Bells { bells: zeros(4) } })
+    fn new(parties: usize, acts: bool) -> Arc<Self> {
+        let (round, has_acted) = (AtomicU64::new(Round::FIRST.0), AtomicU64::new(0));
+        let (places, event, bells) = (zeros(parties), zeros(event::LEN), Bells { bells: zeros(4) });
+        Arc::new(Self { round, places, event, bells, acts, has_acted })
     }
 
     fn event(&self) -> Event<'_> {
@@ -429,14 +433,18 @@ impl Gate {
     }
 
     fn attempt(&self, me: u16, generation: u64) -> Option<Outcome> {
-        Some(self.rounds(me).settle(generation)).filter(|outcome| *outcome != Outcome::Open)
+        let outcome = self.rounds(me).settle(generation);
+        let is_early = self.acts && outcome == Outcome::Passed && self.has_acted.load(Relaxed) == 0;
+        assert!(!is_early, "passed before the action was done");
+        Some(outcome).filter(|outcome| *outcome != Outcome::Open)
     }
 
     /// Comes and waits; the generation and index with what became of it.
-    fn wait(&self, me: u16, acting: bool) -> (u64, usize, Part<Outcome>) {
-        match self.rounds(me).arrive(member(me).into(), false, acting) {
-            Arrival::At { generation, index } if acting && index + 1 == self.places.len() => {
+    fn wait(&self, me: u16) -> (u64, usize, Part<Outcome>) {
+        match self.rounds(me).arrive(member(me).into(), false, self.acts) {
+            Arrival::At { generation, index } if self.acts && index + 1 == self.places.len() => {
                 fault::point("acting");
+                self.has_acted.store(1, Relaxed);
                 (generation, index, Part::Got(self.rounds(me).end(generation, false)))
             }
             Arrival::At { generation, index } => {
@@ -479,9 +487,9 @@ fn spawn_at_gate<T: 'static>(
 /// Two parties, of whom one may die, or give up.
 fn barrier(what: &str, dies_at: Option<&'static str>, gives_up: bool, acting: bool) {
     explore(what, 2, move || {
-        let gate = Gate::new(2);
+        let gate = Gate::new(2, acting);
         let other = spawn_at_gate(&gate, 0, dies_at, move |gate| {
-            let (generation, index, part) = gate.wait(0, acting);
+            let (generation, index, part) = gate.wait(0);
             fault::point("asleep");
             if gives_up && matches!(part, Part::Asleep(_)) {
                 cancel(&gate.bells, 0, gate.event(), part);
@@ -489,7 +497,7 @@ fn barrier(what: &str, dies_at: Option<&'static str>, gives_up: bool, acting: bo
             }
             (generation, index, part)
         });
-        let mine = play(1, None, || gate.wait(1, acting)).unwrap();
+        let mine = play(1, None, || gate.wait(1)).unwrap();
         let theirs = other.join().unwrap();
         let mut parts = vec![(1, mine)];
         let lives = theirs.is_some();
@@ -521,9 +529,9 @@ fn models_two_parties_pass_or_neither() {
 #[test]
 fn models_a_reset_is_for_one_generation() {
     explore("reset", 2, || {
-        let gate = Gate::new(2);
-        let mine = play(1, None, || gate.wait(1, false)).unwrap();
-        let other = spawn_at_gate(&gate, 0, None, |gate| gate.wait(0, false));
+        let gate = Gate::new(2, false);
+        let mine = play(1, None, || gate.wait(1)).unwrap();
+        let other = spawn_at_gate(&gate, 0, None, |gate| gate.wait(0));
         play(2, None, || gate.rounds(2).reset());
         let theirs = other.join().unwrap().unwrap();
         assert!(mine.1 < 2 && theirs.1 < 2, "sent away without having come");
@@ -535,7 +543,7 @@ fn models_a_reset_is_for_one_generation() {
         // One was sent away by the reset; the other waits for the next.
         let (first, second) = if mine.0 < theirs.0 { ((1, mine), (0, theirs)) } else { ((0, theirs), (1, mine)) };
         assert_eq!(gate.settle(vec![first])[0].1, Outcome::Broken);
-        let third = play(3, None, || gate.wait(3, false)).unwrap();
+        let third = play(3, None, || gate.wait(3)).unwrap();
         let outcomes = gate.settle(vec![second, (3, third)]);
         assert!(outcomes.iter().all(|(_, outcome)| *outcome == Outcome::Passed), "{outcomes:?}");
     });
@@ -545,7 +553,7 @@ fn models_a_reset_is_for_one_generation() {
 #[test]
 fn models_a_late_party_displaces_nobody() {
     explore("late for a reset", 2, || {
-        let gate = Gate::new(3);
+        let gate = Gate::new(3, false);
         let arrive = |gate: &Gate, me| match gate.rounds(me).arrive(member(me).into(), false, false) {
             Arrival::At { generation, .. } => generation,
             other => panic!("{other:?}"),
