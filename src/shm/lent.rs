@@ -86,4 +86,21 @@ mod tests {
         drop(lent);
         assert_eq!(memory.lend().unwrap().slice::<u32>(1024)[1022..], [0, 7]);
     }
+
+    #[test]
+    fn who_has_it_next_sees_what_was_written() {
+        let fd = memfd::create("multiprocess-test", 4096, false).unwrap();
+        let memory = Lendable::new(Map::shared(fd.as_fd(), 0, 4096).unwrap());
+        let add = || {
+            for _ in 0..1000 {
+                let mut lent = std::iter::repeat_with(|| memory.lend()).find_map(|lent| lent).unwrap();
+                lent.slice_mut::<u64>(1)[0] += 1;
+            }
+        };
+        std::thread::scope(|scope| {
+            let threads = [scope.spawn(add), scope.spawn(add)];
+            threads.into_iter().for_each(|thread| thread.join().unwrap());
+        });
+        assert_eq!(memory.lend().unwrap().slice::<u64>(1), [2000]);
+    }
 }
