@@ -158,13 +158,12 @@ pub fn thread_falls_asleep(thread: rustix::thread::Pid) {
     }
 }
 
-/// What nobody who waits for its turn may exceed while others take theirs without a break: mostly a millisecond until it
-/// is heard and a moment of 5 ms, and always less than what only a machine that is busy with other things explains.
-pub fn assert_nobody_starves(mut waits: Vec<Duration>) {
-    waits.sort();
-    let (median, longest) = (waits[waits.len() / 2], waits[waits.len() - 1]);
-    println!("{} waits, median {median:?}, longest {longest:?}", waits.len());
-    assert!(median < Duration::from_millis(20) && longest < Duration::from_secs(2), "{median:?}, {longest:?}");
+/// What nobody who waits for its turn may exceed while others take theirs without a break: about a millisecond until it
+/// is heard and a moment of 5 ms, with room for a machine that is busy with other things.
+pub fn assert_nobody_starves(waits: Vec<Duration>) {
+    let (mean, longest) = (waits.iter().sum::<Duration>() / waits.len() as u32, waits.iter().max().unwrap());
+    println!("{} waits, mean {mean:?}, longest {longest:?}", waits.len());
+    assert!(mean < Duration::from_millis(30) && *longest < Duration::from_secs(2), "{mean:?}, {longest:?}");
 }
 
 /// xorshift: the same numbers in each run of one seed.
