@@ -134,9 +134,9 @@ impl Link {
         }
     }
 
-    /// One push, with its notices.
-    fn push(&self, payload: &[u8], attachments: &[Attachment]) -> Result<Tried<()>> {
-        if self.is_hung_up() {
+    /// One push, with its notices. `is_hung_up`: asked now, or told when it happens.
+    fn push(&self, payload: &[u8], attachments: &[Attachment], is_hung_up: fn(&Self) -> bool) -> Result<Tried<()>> {
+        if is_hung_up(self) {
             return Err(self.closed());
         }
         if attachments.is_empty() {
@@ -245,7 +245,7 @@ impl Link {
     }
 
     async fn put_held<T: 'static>(&self, message: &Message, mut value: Held<'_, T>) -> Result<()> {
-        let attempt = || self.push(value.payload(message), &message.attachments).later();
+        let attempt = || self.push(value.payload(message), &message.attachments, Self::is_hung_up).later();
         flatten(until(&self.room, attempt).await.map_err(|error| self.failed("wait for", error)))
     }
 
@@ -255,8 +255,17 @@ impl Link {
     }
 
     pub(super) fn try_put<T: Serialize + 'static>(&self, value: T) -> Result<(), Refused<T>> {
+        self.try_put_unless(value, Self::is_hung_up)
+    }
+
+    /// [`try_put`](Self::try_put) by somebody who learns of the other end's going by another way, and not here.
+    pub(super) fn try_put_blindly<T: Serialize + 'static>(&self, value: T) -> Result<(), Refused<T>> {
+        self.try_put_unless(value, |_| false)
+    }
+
+    fn try_put_unless<T: Serialize + 'static>(&self, value: T, is_hung_up: fn(&Self) -> bool) -> Result<(), Refused<T>> {
         let tried = wire::encode(&value).and_then(|message| {
-            let pushed = when_not_busy(|| self.push(message.payload(&value), &message.attachments))?;
+            let pushed = when_not_busy(|| self.push(message.payload(&value), &message.attachments, is_hung_up))?;
             pushed.ok_or_else(|| Error::new(ErrorKind::Full, format!("the {} is full", self.what)))
         });
         tried.map_err(|error| (error, value))
@@ -271,6 +280,10 @@ impl Link {
 
     /// The next item for somebody who is told when there may be one.
     pub(super) fn next_told<T: DeserializeOwned + 'static>(&self) -> Option<Result<T>> {
+        // Most looks find nothing: they need no latch.
+        if self.ring.len().is_ok_and(|len| len == 0) && !self.ring.is_closed() && !self.is_known_hung_up() {
+            return None;
+        }
         let popped = self.pop::<T>(Self::is_known_hung_up).later()?;
         Some(popped.and_then(|parcel| self.decode(parcel)))
     }
@@ -278,7 +291,7 @@ impl Link {
     pub(super) fn blocking_put<T: Serialize + 'static>(&self, value: T) -> Result<(), Refused<T>> {
         refuse_inside_async();
         let tried = wire::encode(&value).and_then(|message| {
-            let attempt = || self.push(message.payload(&value), &message.attachments).later();
+            let attempt = || self.push(message.payload(&value), &message.attachments, Self::is_hung_up).later();
             self.block(&self.room, None, attempt)
         });
         tried.map_err(|error| (error, value))

@@ -166,6 +166,12 @@ impl<T: Item> Sender<T> {
         self.half.link.try_put(value).map_err(|(error, value)| SendError::new(error, value))
     }
 
+    /// [`try_send`](Self::try_send) without a system call, for somebody who hears of the other end's going by another
+    /// way: it may take `value` though there is nobody any more.
+    pub(crate) fn try_send_blindly(&mut self, value: T) -> Result<(), SendError<T>> {
+        self.half.link.try_put_blindly(value).map_err(|(error, value)| SendError::new(error, value))
+    }
+
     /// [`send`](Self::send) for plain functions: blocks this thread.
     ///
     /// # Panics
@@ -258,6 +264,11 @@ impl<T: Item> Inbox<T> {
     /// What there is to receive, for somebody who is told by [`line`](Self::line) when that changes.
     pub(crate) fn next(&self) -> Option<Result<T>> {
         self.0.link.next_told()
+    }
+
+    /// From now on a runtime tells when the other end goes, so that nobody need ask. It fails outside of one.
+    pub(crate) fn listen(&self) -> io::Result<()> {
+        self.line().listen()
     }
 
     /// Who waits for something to receive.

@@ -219,6 +219,8 @@ impl Wire {
             _ => Error::io("cannot connect to the manager", error),
         })?;
         let (rx, outbox, slots) = (rx.into_inbox(), Mutex::default(), Slots::default());
+        // Outside of a runtime: whoever waits first will listen.
+        let _ = rx.listen();
         let tx = tokio::sync::Mutex::new(tx);
         let wire = Arc::new(Self { tx, outbox, rx, slots });
         let reader = Arc::downgrade(&wire);
@@ -261,12 +263,15 @@ impl Wire {
         waited.map_err(|error| Error::io("cannot wait for a manager's answer", error))?
     }
 
-    /// Sends a request after everything that was told before it.
+    /// Sends a request after everything that was told before it. That the manager is gone is learned from its answers.
     async fn send(&self, mut request: Sealed) -> Result<()> {
+        if self.slots.is_gone() {
+            return Err(Error::closed("manager"));
+        }
         if let Ok(mut tx) = self.tx.try_lock()
             && self.send_told(&mut tx)?
         {
-            match tx.try_send(request) {
+            match tx.try_send_blindly(request) {
                 Ok(()) => {
                     drop(tx);
                     self.send_what_was_told_meanwhile();
@@ -291,6 +296,9 @@ impl Wire {
     }
 
     fn tell(&self, request: Sealed) {
+        if self.slots.is_gone() {
+            return;
+        }
         lock(&self.outbox).push_back(request);
         self.send_what_was_told_meanwhile();
     }
@@ -308,7 +316,7 @@ impl Wire {
     fn send_told(&self, tx: &mut Sender<Sealed>) -> Result<bool> {
         loop {
             let Some(first) = lock(&self.outbox).pop_front() else { return Ok(true) };
-            match tx.try_send(first) {
+            match tx.try_send_blindly(first) {
                 Ok(()) => {}
                 Err(refused) if refused.kind() == ErrorKind::Full => {
                     lock(&self.outbox).push_front(refused.into_inner());
@@ -332,6 +340,10 @@ impl Wire {
 impl Slots {
     fn has_sleepers(&self) -> bool {
         lock(&self.0).slots.values().any(|slot| matches!(slot, Slot::Asleep(_)))
+    }
+
+    fn is_gone(&self) -> bool {
+        lock(&self.0).is_gone
     }
 
     /// There will be no answer any more.

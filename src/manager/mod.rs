@@ -13,6 +13,7 @@
 
 mod abroad;
 mod dict;
+mod inboxes;
 mod link;
 mod list;
 #[allow(clippy::module_inception)] // STYLE: the room's face carries the room's name.

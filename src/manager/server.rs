@@ -35,6 +35,7 @@
 //! see `waits.rs`.
 
 use super::abroad::Abroad;
+use super::inboxes::{Inboxes, Open};
 use super::link::{Handle, Link};
 use super::method::{Attempt, Doors};
 use super::objects::{Lease, Object, Objects, lock};
@@ -49,15 +50,17 @@ use crate::os::socket::Wait;
 use crate::os::{fault, image, reactor};
 use crate::wire::{self, Fd, Parcel, Sealed, frame};
 use futures::SinkExt;
+use crate::wait::{Look, Seen, Watchful};
 use futures::stream::{FuturesUnordered, StreamExt};
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::future::poll_fn;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::*};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 use tokio::io::Interest;
@@ -166,6 +169,10 @@ pub(super) struct Server {
     address: Option<String>,
     pub(super) objects: Objects<Job>,
     runtime: Runtime,
+    /// Where requests of this machine's clients come in, and how long it pays to look for them.
+    inboxes: Inboxes<Arc<Connection>>,
+    look: Look,
+    /// What else happens.
     readers: Mutex<FuturesUnordered<Pin<Box<dyn Future<Output = Event> + Send>>>>,
     /// To be read from now on, said by threads that do not lead.
     arrivals: Mutex<Vec<Pin<Box<dyn Future<Output = Event> + Send>>>>,
@@ -187,6 +194,8 @@ enum Event {
     /// A client may have said hello.
     Intake(tokio::io::unix::AsyncFd<Arc<OwnedFd>>),
     Request(Arc<Connection>, Incoming, Result<Sealed>),
+    /// It is worth to look into the inboxes again.
+    Changed,
     /// Somebody from elsewhere has connected, or could not.
     Peer(Arc<Listener>, Result<ByteConnection>),
     /// And has said who it is.
@@ -195,6 +204,12 @@ enum Event {
     Flushed(Arc<Connection>),
     /// There are arrivals.
     Arrived,
+}
+
+impl Event {
+    fn of(open: Open<Arc<Connection>>, request: Result<Sealed>) -> Self {
+        Self::Request(open.client.clone(), Incoming::Near(open), request)
+    }
 }
 
 /// One client.
@@ -220,23 +235,15 @@ struct Out {
     parked: Option<Incoming>,
 }
 
+/// Where requests come from; a near one is in the server's hand.
 enum Incoming {
-    Near(Receiver<Sealed>),
+    Near(Open<Arc<Connection>>),
     Far(ByteReceiver),
 }
 
 enum Outgoing {
     Near(Sender<Sealed>),
     Far(ByteSender),
-}
-
-impl Incoming {
-    async fn recv(&mut self) -> Result<Sealed> {
-        match self {
-            Self::Near(receiver) => receiver.recv().await,
-            Self::Far(receiver) => receiver.recv_bytes().await.map(|bytes| Sealed::new(bytes, Vec::new())),
-        }
-    }
 }
 
 impl Outgoing {
@@ -338,6 +345,8 @@ pub(super) fn serve(setup: Setup) -> Result<()> {
         address: listener.as_ref().map(|listener| listener.local_addr()),
         objects: Objects::new(),
         runtime,
+        inboxes: Inboxes::new(),
+        look: Look::default(),
         readers: Mutex::default(),
         arrivals: Mutex::default(),
         arrived: Notify::new(),
@@ -365,6 +374,7 @@ pub(super) fn serve(setup: Setup) -> Result<()> {
     };
     server.read(until_hello(intake));
     server.read(server.clone().until_arrival());
+    server.read(server.clone().until_change());
     let pulse = lock(&server.pulse).clone();
     server.helpers.run(&server, Task::Lead(pulse));
     server.watch();
@@ -421,9 +431,9 @@ async fn until_peer(listener: Arc<Listener>) -> Event {
     Event::Peer(listener, peer)
 }
 
-async fn next_request(connection: Arc<Connection>, mut receiver: Incoming) -> Event {
-    let request = receiver.recv().await;
-    Event::Request(connection, receiver, request)
+async fn next_request(connection: Arc<Connection>, receiver: ByteReceiver) -> Event {
+    let request = receiver.recv_bytes().await.map(|bytes| Sealed::new(bytes, Vec::new()));
+    Event::Request(connection, Incoming::Far(receiver), request)
 }
 
 async fn flush(connection: Arc<Connection>, mut sender: Outgoing) -> Event {
@@ -522,18 +532,63 @@ impl Server {
         Event::Arrived
     }
 
-    fn lead(self: &Arc<Self>, pulse: &AtomicU64) {
-        let mut taken = 0;
-        loop {
-            let event = {
-                let mut readers = lock(&self.readers);
-                taken += 1;
-                if taken % TURN == 0 {
-                    // A request that is always there already would keep the runtime from looking at others.
-                    self.runtime.block_on(tokio::task::yield_now());
+    async fn until_change(self: Arc<Self>) -> Event {
+        self.inboxes.changed().await;
+        Event::Changed
+    }
+
+    /// A request of one of this machine's clients.
+    fn next_near(&self) -> Option<Event> {
+        let (open, request) = self.inboxes.next()?;
+        Some(Event::of(open, request))
+    }
+
+    /// What is next to do. It looks for it, for a while, before it sleeps.
+    fn next_event(&self, taken: u32) -> Option<Event> {
+        let is_turn = taken.is_multiple_of(TURN);
+        if !is_turn && let Some(event) = self.next_near() {
+            return Some(event);
+        }
+        let mut watchful = Watchful::default();
+        if !is_turn
+            && self.inboxes.has_hot()
+            && let Seen::Found(event) = watchful.look_as(&self.look, &mut || self.next_near()) {
+            return Some(event);
+        }
+        let mut readers = lock(&self.readers);
+        self.runtime.block_on(async {
+            if is_turn {
+                // A request that is always there already would keep the runtime from looking at others.
+                tokio::task::yield_now().await;
+            }
+            poll_fn(|cx| {
+                if let Poll::Ready(event) = readers.poll_next_unpin(cx) {
+                    return Poll::Ready(event);
                 }
-                self.runtime.block_on(readers.next())
-            };
+                let seen = match self.inboxes.has_hot() {
+                    true => watchful.look_as(&self.look, &mut || self.next_near()),
+                    false => Seen::Over,
+                };
+                match seen {
+                    Seen::Found(event) => return Poll::Ready(Some(event)),
+                    Seen::Again => cx.waker().wake_by_ref(),
+                    Seen::Over => {
+                        if let Some((open, request)) = self.inboxes.leave() {
+                            return Poll::Ready(Some(Event::of(open, request)));
+                        }
+                    }
+                }
+                Poll::Pending
+            })
+            .await
+        })
+    }
+
+    fn lead(self: &Arc<Self>, pulse: &AtomicU64) {
+        let mut taken = 0u32;
+        loop {
+            taken = taken.wrapping_add(1);
+            let event = self.next_event(taken);
             self.begin(pulse);
             LAST_ENTRY.set(None);
             if let Some(event) = event {
@@ -571,7 +626,7 @@ impl Server {
                 let mut out = lock(&connection.out);
                 if out.backlog.is_empty() {
                     drop(out);
-                    self.read(next_request(connection, receiver));
+                    self.go_on_reading(connection, receiver);
                 } else {
                     out.parked = Some(receiver);
                     drop(out);
@@ -590,7 +645,10 @@ impl Server {
                 }
                 self.read(until_peer(listener));
             }
-            Event::Hello(Ok((sender, receiver))) => self.admit(Incoming::Far(receiver), Outgoing::Far(sender)),
+            Event::Hello(Ok((sender, receiver))) => {
+                let connection = self.admit(Outgoing::Far(sender));
+                self.read(next_request(connection, receiver));
+            }
             Event::Hello(Err(error)) => tracing::warn!(%error, "a client from elsewhere was not let in"),
             Event::LeaseEnded(lease) => {
                 self.objects.end_lease(lease);
@@ -599,8 +657,12 @@ impl Server {
             Event::Flushed(connection) => {
                 let parked = lock(&connection.out).parked.take();
                 if let Some(receiver) = parked {
-                    self.read(next_request(connection, receiver));
+                    self.go_on_reading(connection, receiver);
                 }
+            }
+            Event::Changed => {
+                self.inboxes.look_again();
+                self.read(self.clone().until_change());
             }
             Event::Arrived => {
                 let arrivals = std::mem::take(&mut *lock(&self.arrivals));
@@ -625,23 +687,31 @@ impl Server {
         self.end_if_forgotten();
     }
 
-    fn admit(self: &Arc<Self>, receiver: Incoming, sender: Outgoing) {
+    fn go_on_reading(&self, connection: Arc<Connection>, receiver: Incoming) {
+        match receiver {
+            Incoming::Near(open) => self.inboxes.put_back(open),
+            Incoming::Far(receiver) => self.read(next_request(connection, receiver)),
+        }
+    }
+
+    fn admit(self: &Arc<Self>, sender: Outgoing) -> Arc<Connection> {
         self.connections.fetch_add(1, SeqCst);
         let is_far = matches!(sender, Outgoing::Far(_));
         let out =
             Out { sender: Some(sender), backlog: VecDeque::new(), is_flushing: false, is_gone: false, parked: None };
         let number = self.last_connection.fetch_add(1, Relaxed) + 1;
         let (server, held, out) = (self.clone(), Mutex::default(), Mutex::new(out));
-        self.read(next_request(
-            Arc::new(Connection { number, server, is_far, held, asked: Mutex::default(), out }),
-            receiver,
-        ));
+        Arc::new(Connection { number, server, is_far, held, asked: Mutex::default(), out })
     }
 
     fn take_hellos(self: &Arc<Self>) {
         while let Ok(Some(parcel)) = frame::recv(self.intake.as_fd(), Wait::No) {
             match wire::decode::<(Receiver<Sealed>, Sender<Sealed>)>(parcel) {
-                Ok((receiver, sender)) => self.admit(Incoming::Near(receiver), Outgoing::Near(sender)),
+                Ok((receiver, sender)) => {
+                    let connection = self.admit(Outgoing::Near(sender));
+                    let _inside = self.runtime.enter();
+                    self.inboxes.add(connection, receiver);
+                }
                 // Its pipes are closed by now, which tells the client.
                 Err(error) => tracing::warn!(%error, "a client of the manager could not be taken in"),
             }
@@ -950,7 +1020,7 @@ impl Connection {
         let mut out = lock(&self.out);
         let Out { sender, backlog, is_flushing, .. } = &mut *out;
         let refused = match sender {
-            Some(Outgoing::Near(sender)) if backlog.is_empty() => sender.try_send(answer).err(),
+            Some(Outgoing::Near(sender)) if backlog.is_empty() => sender.try_send_blindly(answer).err(),
             Some(Outgoing::Far(sender)) if backlog.is_empty() => {
                 let mut now = Context::from_waker(Waker::noop());
                 let sent = sender.start_send_unpin(answer.bytes().to_vec());

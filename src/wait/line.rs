@@ -225,7 +225,7 @@ impl Line {
     }
 
     /// Makes sure that the current runtime wakes the front when there is something to try for.
-    pub(super) fn listen(&self) -> io::Result<()> {
+    pub(crate) fn listen(&self) -> io::Result<()> {
         let runtime = bell::runtime()?;
         bell::listen(self.family, runtime)?;
         self.hangup.as_ref().map_or(Ok(()), |hangup| hangup.listen(runtime))

@@ -20,7 +20,7 @@ const IN_PLACE: Duration = Duration::from_micros(4);
 /// Of so many waits that go straight to sleep, one tries whether looking pays again.
 const TRY_ONE_IN: u32 = 32;
 
-pub(super) struct Look {
+pub(crate) struct Look {
     window_ns: AtomicU32,
     skipped: AtomicU32,
     /// The last answer that looking found came from a peer that had been asleep.

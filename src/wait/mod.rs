@@ -13,6 +13,7 @@ mod models;
 mod until;
 
 pub(crate) use line::{Hangup, Line, Turn};
+pub(crate) use look::Look;
 pub(crate) use until::{
     Seen, Watchful, at_once, refuse_inside_async, until, until_blocking, until_blocking_in_turn, until_in_turn,
     until_read,

@@ -2,7 +2,7 @@
 
 use super::bell::Nap;
 use super::line::{Line, Turn};
-use super::look::Looking;
+use super::look::{Look, Looking};
 use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
@@ -179,18 +179,23 @@ pub(crate) enum Seen<T> {
 
 impl Watchful {
     pub(crate) fn look<T>(&mut self, line: &Line, attempt: &mut impl FnMut() -> Option<T>) -> Seen<T> {
+        self.look_as(&line.look, attempt)
+    }
+
+    /// The same for who waits for several lines at once, and has learned from all of them how long to look.
+    pub(crate) fn look_as<T>(&mut self, look: &Look, attempt: &mut impl FnMut() -> Option<T>) -> Seen<T> {
         if !self.has_looked {
             self.has_looked = true;
-            self.looking = line.look.begin();
-            let found = self.looking.as_ref().and_then(|looking| line.look.in_place(looking, attempt));
+            self.looking = look.begin();
+            let found = self.looking.as_ref().and_then(|looking| look.in_place(looking, attempt));
             if let Some(value) = found {
                 return Seen::Found(value);
             }
         } else if let Some(value) = attempt() {
-            self.looking.iter().for_each(|looking| line.look.paid(looking));
+            self.looking.iter().for_each(|looking| look.paid(looking));
             return Seen::Found(value);
         }
-        if self.looking.as_ref().is_some_and(|looking| !line.look.is_over(looking)) {
+        if self.looking.as_ref().is_some_and(|looking| !look.is_over(looking)) {
             return Seen::Again;
         }
         self.looking = None;
