@@ -874,6 +874,76 @@ async fn a_length_alone() {
     assert!(grown < 8 << 20, "{grown} bytes of memory for 10,000 that came");
 }
 
+/// The kernel's timer of the established TCP connection between these ports, as /proc/net/tcp has it.
+fn timer_of(local: &str, remote: &str) -> String {
+    let port = |address: &str| format!(":{:04X}", address.rsplit(':').next().unwrap().parse::<u16>().unwrap());
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let mut rows = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let row = rows.find(|row| row[1].ends_with(&port(local)) && row[2].ends_with(&port(remote)));
+    row.unwrap()[5].split(':').next().unwrap().to_string()
+}
+
+#[tokio::test]
+async fn a_host_that_vanishes_is_asked_for_by_both_ends() {
+    let (here, there) = pair_at("127.0.0.1:0", Some(KEY)).await;
+    let (listener, client) = (there.peer_addr().to_string(), here.peer_addr().to_string());
+    let keep_alive = "02";
+    let both = || [timer_of(&listener, &client), timer_of(&client, &listener)] == [keep_alive; 2];
+    // Until the last word of the handshake is acknowledged there is another timer.
+    within(eventually("both ends keep the connection alive", both)).await;
+}
+
+#[tokio::test]
+async fn a_client_refuses_or_connects_whatever_a_listener_sends() {
+    let name = path();
+    let listener = UnixListener::bind(&name).unwrap();
+    let (start, mut random) = (Instant::now(), Random::new(11));
+    let (mut refused, mut connected) = (0, 0);
+    while start.elapsed() < Duration::from_secs(3) {
+        let connecting =
+            tokio::spawn(connect(&name, Some(KEY)).handshake_timeout(SHORT).max_message(1 << 20).into_future());
+        let (mut stream, _) = within(listener.accept()).await.unwrap();
+        let mut garble = |bytes: Vec<u8>| {
+            let mut bytes = frame(&bytes);
+            if random.below(3) == 0 {
+                let at = random.below(bytes.len() as u64) as usize;
+                match random.below(4) {
+                    0 => bytes[at] ^= 1 << random.below(8),
+                    1 => bytes.truncate(at),
+                    2 => drop(bytes.splice(at..at, frame(&vec![random.next() as u8; random.size(300)]))),
+                    _ => drop(bytes.splice(at..(at + 4).min(bytes.len()), (random.next() as u32).to_le_bytes())),
+                }
+            }
+            bytes
+        };
+        let listen = async {
+            stream.write_all(&garble([&b"#CHALLENGE#{sha256}"[..], &[7; 40]].concat())).await.ok()?;
+            read_frame(&mut stream).await?;
+            stream.write_all(&garble(b"#WELCOME#".to_vec())).await.ok()?;
+            let challenge = read_frame(&mut stream).await?.split_off(11);
+            stream.write_all(&garble(sha256(KEY, &challenge))).await.ok()?;
+            read_frame(&mut stream).await?;
+            stream.write_all(&garble(b"hello".to_vec())).await.ok()?;
+            stream.shutdown().await.ok()
+        };
+        // Of a message cut short it waits for the rest, up to its deadline.
+        let _ = tokio::time::timeout(2 * SHORT, listen).await;
+        drop(stream);
+        match within(connecting).await.unwrap() {
+            Ok(connection) => {
+                connected += 1;
+                within(async { while connection.recv_bytes().await.is_ok() {} }).await;
+            }
+            Err(error) => {
+                refused += 1;
+                assert_eq!(error.kind(), ErrorKind::Authentication, "{error}");
+            }
+        }
+    }
+    std::fs::remove_file(name).unwrap();
+    assert!(connected > 0 && refused > 0, "{connected} {refused}");
+}
+
 #[tokio::test]
 async fn a_length_alone_takes_no_memory() {
     in_child(a_length_alone, ()).await;

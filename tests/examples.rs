@@ -37,6 +37,7 @@ const EXPECTED: &[(&str, &[&str], Prints)] = &[
     ("lock_execution", &[], Exactly("Locked execution\nLocked execution\nLocked execution\n")),
     ("mandelbrot", &[PICTURE], Each(1, 1, |line| line.starts_with("24 tiles of 480 x 320 pixels by "))),
     ("manager_list", &[], Exactly("[\"Hello\"]\n")),
+    ("manager_remote", &[], Exactly("[\"hello\", \"there\"]\n")),
     ("manager_three_workers", &[], Exactly("[\"data\", \"data\", \"data\"]\n")),
     ("one_process", &[], Exactly("Worker process is running\n")),
     ("pids", &[], Each(3, 3, |line| line.strip_prefix("Process ID: ").is_some_and(|pid| pid.parse::<u32>().is_ok()))),

@@ -6,7 +6,7 @@ use std::{collections::HashMap, fs};
 
 /// Each room and what it may use. `error` is used by all and uses none; `lib` may use everything.
 const ROOMS: &[(&str, &[&str])] = &[
-    ("manager", &["connection", "process", "channel", "wait", "wire", "shm", "os"]),
+    ("manager", &["connection", "process", "channel", "sync", "wait", "wire", "shm", "os"]),
     ("pool", &["process", "channel", "wait", "wire", "shm", "os"]),
     ("connection", &["wire", "os"]),
     ("memory", &["process", "wire", "shm", "os"]),

@@ -1,6 +1,7 @@
 //! Managers that are reached through a socket. Names begin with the row of the reference suite.
 
 mod common;
+mod programs;
 
 use common::{Random, eventually, in_child, within};
 use futures::{FutureExt, StreamExt};
@@ -39,6 +40,11 @@ async fn start_at(address: &str) -> (Manager, String) {
     let manager = Manager::builder().bind(address).authkey(KEY).start().await.unwrap();
     let address = manager.address().await.unwrap().unwrap();
     (manager, address)
+}
+
+fn resident_bytes(pid: u32) -> usize {
+    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap();
+    statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
 }
 
 async fn objects_go(manager: &Manager, left: usize) {
@@ -139,11 +145,12 @@ async fn rmgr_05_another_key_nobody_there_and_a_killed_manager() {
 }
 
 #[tokio::test]
-async fn p25_strangers_and_silent_peers_delay_nobody() {
+async fn p25_a_thousand_silent_peers_delay_nobody() {
     within(async {
         let (manager, address) = start().await;
+        let before = resident_bytes(manager.pid());
         let mut silent = Vec::new();
-        for _ in 0..400 {
+        for _ in 0..1000 {
             silent.push(tokio::net::TcpStream::connect(&address).await.unwrap());
         }
         // Some that know the key, and then say nothing.
@@ -151,13 +158,46 @@ async fn p25_strangers_and_silent_peers_delay_nobody() {
         for _ in 0..10 {
             mute.push(connect(&address, Some(KEY)).await.unwrap());
         }
-        let start = Instant::now();
-        let there = Manager::connect(&address, KEY).await.unwrap();
-        let took = start.elapsed();
-        assert!(took < Duration::from_millis(500), "{took:?}");
-        let tally = there.create(Tally::new, (1,)).await.unwrap();
-        assert_eq!(tally.call(Tally::add, (1,)).await.unwrap(), 2);
+        let mut fastest = Duration::MAX;
+        for _ in 0..5 {
+            let start = Instant::now();
+            let there = Manager::connect(&address, KEY).await.unwrap();
+            fastest = fastest.min(start.elapsed());
+            let tally = there.create(Tally::new, (1,)).await.unwrap();
+            assert_eq!(tally.call(Tally::add, (1,)).await.unwrap(), 2);
+        }
+        // The fastest of five: the machine may be busy with other things, the silent are there all the time.
+        assert!(fastest < Duration::from_millis(50), "{fastest:?}");
+        let grown = resident_bytes(manager.pid()).saturating_sub(before);
+        assert!(grown < 32 << 20, "{grown} bytes for 1000 peers");
         drop((silent, mute));
+        manager.shutdown().await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn p25_a_flood_and_wrong_keys_leave_the_manager_as_it_was() {
+    within(async {
+        let (manager, address) = start().await;
+        let there = Manager::connect(&address, KEY).await.unwrap();
+        let tally = there.create(Tally::new, (0,)).await.unwrap();
+        let before = (resident_bytes(manager.pid()), common::holdings_of(manager.pid()).descriptors);
+        for round in 1..=10 {
+            for _ in 0..100 {
+                drop(tokio::net::TcpStream::connect(&address).await.unwrap());
+            }
+            let guesses = (0..10).map(|_| Manager::connect(&address, b"a guess").into_future());
+            for guess in futures::future::join_all(guesses).await {
+                assert_eq!(guess.unwrap_err().kind(), ErrorKind::Authentication);
+            }
+            assert_eq!(tally.call(Tally::add, (1,)).await.unwrap(), round, "who is in goes on");
+        }
+        drop(Manager::connect(&address, KEY).await.unwrap());
+        let descriptors = || common::holdings_of(manager.pid()).descriptors;
+        eventually("all strangers are let go", || descriptors() <= before.1).await;
+        let grown = resident_bytes(manager.pid()).saturating_sub(before.0);
+        assert!(grown < 16 << 20, "{grown} bytes");
         manager.shutdown().await.unwrap();
     })
     .await;
@@ -198,6 +238,27 @@ async fn another_build_is_refused_by_both_ends() {
         };
         let (connected, ()) = tokio::join!(Manager::connect(&there, KEY).into_future(), answered);
         assert!(connected.unwrap_err().to_string().contains("no manager"));
+        manager.shutdown().await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn another_program_is_refused() {
+    within(async {
+        let manager = Manager::builder().bind("127.0.0.1:0").authkey(b"secret").start().await.unwrap();
+        let words = manager.list::<String>().await.unwrap();
+        manager.names().set("words", words.clone()).await.unwrap();
+        let address = manager.address().await.unwrap().unwrap();
+        // It knows the key, and would add a word to the list of a manager of its own build.
+        let ended = tokio::task::spawn_blocking(move || {
+            let other = programs::start(&programs::example("manager_remote"), [&address, "word"]);
+            programs::finish(other, Duration::from_secs(15))
+        });
+        let ended = ended.await.unwrap();
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert!(!ended.status.success() && said.contains("another build"), "{said}");
+        assert_eq!(words.len().await.unwrap(), 0);
         manager.shutdown().await.unwrap();
     })
     .await;
@@ -399,46 +460,58 @@ async fn large_values_and_a_client_from_elsewhere_that_does_not_read() {
     .await;
 }
 
-/// Forwards what a client says to the manager, with each message past the greeting changed by `change`.
-async fn relay(listener: tokio::net::TcpListener, to: String, seed: u64) {
+/// Changes a message of one end at random; how often it is left as it was is chance, too.
+fn garble(message: &mut Vec<u8>, random: &mut Random) {
+    for _ in 0..random.below(4) {
+        if message.is_empty() {
+            return;
+        }
+        let at = random.below(message.len() as u64) as usize;
+        match random.below(6) {
+            0 => message[at] = random.next() as u8,
+            1 => message[at] ^= 1 << random.below(8),
+            2 => message.truncate(at),
+            3 => message.extend_from_slice(&random.next().to_le_bytes()),
+            4 => message[0] = random.below(14) as u8,
+            _ => {
+                let number = [0, 1, u64::MAX, 1 << 40, random.next()][random.below(5) as usize];
+                let end = (at + 8).min(message.len());
+                message[at..end].copy_from_slice(&number.to_le_bytes()[..end - at]);
+            }
+        }
+    }
+}
+
+/// Passes messages on, and garbles them from number `from` on.
+async fn pass_on(
+    mut here: tokio::net::tcp::OwnedReadHalf,
+    mut there: tokio::net::tcp::OwnedWriteHalf,
+    from: u64,
+    seed: u64,
+) -> std::io::Result<()> {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut random = Random::new(seed);
+    for number in 0.. {
+        let mut message = vec![0; here.read_u32().await? as usize];
+        here.read_exact(&mut message).await?;
+        if number >= from {
+            garble(&mut message, &mut random);
+        }
+        there.write_u32(message.len() as u32).await?;
+        there.write_all(&message).await?;
+    }
+    Ok(())
+}
+
+/// Between one client and the manager: requests are garbled from the one number on, answers from the other.
+async fn relay(listener: tokio::net::TcpListener, to: String, (requests, answers): (u64, u64), seed: u64) {
     let (client, _) = listener.accept().await.unwrap();
     let manager = tokio::net::TcpStream::connect(to).await.unwrap();
-    let ((mut from_client, mut to_client), (mut from_manager, mut to_manager)) =
-        (client.into_split(), manager.into_split());
-    let back = async move { tokio::io::copy(&mut from_manager, &mut to_client).await.map(drop) };
-    let there = async move {
-        let mut random = Random::new(seed);
-        // Of the handshake: a response, a challenge, a verdict; then the greeting and two true requests.
-        for number in 0.. {
-            let mut message = vec![0; from_client.read_u32().await? as usize];
-            from_client.read_exact(&mut message).await?;
-            if number >= 6 {
-                for _ in 0..random.below(4) {
-                    let at = random.below(message.len() as u64) as usize;
-                    match random.below(6) {
-                        0 => message[at] = random.next() as u8,
-                        1 => message[at] ^= 1 << random.below(8),
-                        2 => message.truncate(at.max(1)),
-                        3 => message.extend_from_slice(&random.next().to_le_bytes()),
-                        4 => message[0] = random.below(14) as u8,
-                        _ => {
-                            let number = [0, 1, u64::MAX, 1 << 40, random.next()][random.below(5) as usize];
-                            let end = (at + 8).min(message.len());
-                            message[at..end].copy_from_slice(&number.to_le_bytes()[..end - at]);
-                        }
-                    }
-                }
-            }
-            to_manager.write_u32(message.len() as u32).await?;
-            to_manager.write_all(&message).await?;
-        }
-        Ok::<_, std::io::Error>(())
-    };
+    let ((from_client, to_client), (from_manager, to_manager)) = (client.into_split(), manager.into_split());
     // Whichever end is gone, both go.
     tokio::select! {
-        _ = back => {}
-        _ = there => {}
+        _ = pass_on(from_client, to_manager, requests, seed) => {}
+        _ = pass_on(from_manager, to_client, answers, seed) => {}
     }
 }
 
@@ -446,7 +519,8 @@ async fn relay(listener: tokio::net::TcpListener, to: String, seed: u64) {
 async fn attack(address: &str, seed: u64) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let through = listener.local_addr().unwrap().to_string();
-    let relay = tokio::spawn(relay(listener, address.to_string(), seed));
+    // Of the handshake: a response, a challenge, a verdict; then the greeting and two true requests.
+    let relay = tokio::spawn(relay(listener, address.to_string(), (6, u64::MAX), seed));
     let there = Manager::connect(&through, KEY).await.unwrap();
     let tally = there.create(Tally::new, (0,)).await.unwrap();
     let lists = there.list::<ListProxy<u32>>().await.unwrap();
@@ -487,6 +561,83 @@ async fn requests_changed_at_random_harm_nobody_else() {
         let _ = witness.names().remove("victim").await;
         drop((tally, witness));
         // Whatever was claimed under false numbers went with its connection.
+        objects_go(&manager, 0).await;
+        manager.shutdown().await.unwrap();
+    })
+    .await;
+}
+
+/// A client whose answers are garbled. Whether a call succeeds is chance: none panics, or waits for a connection that
+/// is lost.
+async fn be_lied_to(address: String, first: u64, done: Queue<u64>) {
+    std::panic::set_hook(Box::new(|info| {
+        eprintln!("{info}");
+        std::process::abort();
+    }));
+    let (start, before, patience) = (Instant::now(), resident_bytes(std::process::id()), Duration::from_millis(20));
+    let mut seed = first;
+    while start.elapsed() < Duration::from_secs(3) {
+        seed += 1;
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let through = listener.local_addr().unwrap().to_string();
+        // Of the handshake: a challenge, a verdict, a response; then the greeting, which every third one gets garbled.
+        let from = if seed.is_multiple_of(3) { 3 } else { 4 + seed % 4 };
+        let relay = tokio::spawn(relay(listener, address.clone(), (u64::MAX, from), seed));
+        let connecting = Manager::connect(&through, KEY).into_future();
+        if let Ok(Ok(there)) = tokio::time::timeout(Duration::from_secs(1), connecting).await {
+            let lie = |call| tokio::time::timeout(patience, call);
+            let calls = async {
+                let list = there.list::<ListProxy<String>>().await?;
+                let (inner, value) = (there.list::<String>().await?, there.value(7u64).await?);
+                for n in 0..10 {
+                    inner.push(n.to_string()).await?;
+                    list.push(inner.clone()).await?;
+                    let nested = list.get(0).await?;
+                    nested.unwrap_or(inner.clone()).to_vec().await?;
+                    value.fetch_add(n).await?;
+                    let mut batch = value_batch(&inner)?;
+                    let (len, mut replies) = (batch.1, batch.0.send().await?);
+                    replies.take(len)?;
+                    there.names().get::<String>("nothing").await?;
+                    batch = value_batch(&inner)?;
+                    drop(batch);
+                }
+                let queue = there.queue::<Vec<u8>>(None).await?;
+                queue.put(vec![1; 1000]).await?;
+                queue.get().await?;
+                drop(there.lock().await?.acquire().await?);
+                Ok::<_, mp::Error>(())
+            };
+            let _ = lie(Box::pin(calls)).await;
+            if there.object_count().now_or_never().is_none() {
+                let _ = tokio::time::timeout(patience, there.object_count()).await;
+            }
+        }
+        let _ = tokio::time::timeout(Duration::from_secs(5), relay).await.expect("both ends are gone");
+    }
+    let grown = resident_bytes(std::process::id()).saturating_sub(before);
+    assert!(grown < 64 << 20, "{grown} bytes");
+    done.put(seed - first).await.unwrap();
+}
+
+/// A batch, and the ticket of its call.
+fn value_batch(list: &ListProxy<String>) -> mp::Result<(mp::Batch, mp::Ticket<usize>)> {
+    let mut batch = list.proxy().batch();
+    let len = batch.call(list.proxy(), |list: &mut Vec<String>| list.len(), ())?;
+    Ok((batch, len))
+}
+
+#[tokio::test]
+async fn answers_changed_at_random_are_errors_and_nothing_else() {
+    within(async {
+        let (manager, address) = start().await;
+        let done = Queue::unbounded().unwrap();
+        let clients = (0..2).map(|n| Process::spawn(be_lied_to, (address.clone(), n << 32, done.clone())).unwrap());
+        for client in futures::future::join_all(clients).await {
+            client.unwrap();
+        }
+        let rounds = done.get().await.unwrap() + done.get().await.unwrap();
+        assert!(rounds >= 20, "{rounds} rounds only");
         objects_go(&manager, 0).await;
         manager.shutdown().await.unwrap();
     })
@@ -756,6 +907,58 @@ async fn a_dropped_get_loses_no_item_and_keeps_the_order() {
             }
             assert_eq!(expected, next);
         }
+        manager.shutdown().await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn smtypes_waits_with_a_timeout_end_with_it_and_leave_nothing_behind() {
+    within(async {
+        let (manager, _, there) = connected().await;
+        let (short, long) = (Duration::from_millis(5), Duration::from_secs(20));
+        let queue = there.queue::<u32>(1).await.unwrap();
+        assert_eq!(queue.get_timeout(short).await.unwrap_err().kind(), ErrorKind::Timeout);
+        queue.put_timeout(1, long).await.unwrap();
+        assert_eq!(queue.put_timeout(2, short).await.unwrap_err().kind(), ErrorKind::Timeout);
+        assert_eq!((queue.get_timeout(long).await.unwrap(), queue.len().await.unwrap()), (1, 0));
+        let lock = there.lock().await.unwrap();
+        let held = lock.acquire_timeout(long).await.unwrap();
+        assert_eq!(lock.acquire_timeout(short).await.unwrap_err().kind(), ErrorKind::Timeout);
+        drop(held);
+        drop(lock.try_acquire().await.unwrap());
+        let seats = there.semaphore(1).await.unwrap();
+        let permit = seats.acquire_timeout(long).await.unwrap();
+        assert_eq!(seats.acquire_timeout(short).await.unwrap_err().kind(), ErrorKind::Timeout);
+        drop(permit);
+        assert_eq!(seats.available().await.unwrap(), 1);
+        let event = there.event().await.unwrap();
+        assert_eq!(event.wait_timeout(short).await.unwrap_err().kind(), ErrorKind::Timeout);
+        event.set().await.unwrap();
+        event.wait_timeout(long).await.unwrap();
+        let barrier = there.barrier(2).await.unwrap();
+        assert_eq!(barrier.wait_timeout(short).await.unwrap_err().kind(), ErrorKind::Timeout);
+        assert!(barrier.is_broken().await.unwrap());
+        let condition = there.condition().await.unwrap();
+        let held = condition.lock().await.unwrap();
+        let error = condition.wait_timeout(held, short).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Timeout);
+        assert_eq!(condition.waiting().await.unwrap(), 0);
+        // The lock is held again.
+        let held = error.into_guard();
+        assert!(tokio::time::timeout(short, condition.lock()).await.is_err());
+        let count = there.value(0).await.unwrap();
+        let changed = async || Ok(count.get().await? == 3);
+        let notify = async {
+            for _ in 0..3 {
+                let _held = condition.lock().await.unwrap();
+                count.fetch_add(1).await.unwrap();
+                condition.notify_one().await.unwrap();
+            }
+        };
+        let (held, ()) = futures::join!(condition.wait_for(held, changed), notify);
+        assert_eq!(count.get().await.unwrap(), 3);
+        drop(held.unwrap());
         manager.shutdown().await.unwrap();
     })
     .await;

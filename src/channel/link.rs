@@ -134,7 +134,7 @@ impl Link {
         }
     }
 
-    /// One push, with its notices. `is_hung_up`: asked now, or told when it happens.
+    /// One push, with its notices. `is_hung_up`: asked now, or not here.
     fn push(&self, payload: &[u8], attachments: &[Attachment], is_hung_up: fn(&Self) -> bool) -> Result<Tried<()>> {
         if is_hung_up(self) {
             return Err(self.closed());
@@ -255,15 +255,19 @@ impl Link {
     }
 
     pub(super) fn try_put<T: Serialize + 'static>(&self, value: T) -> Result<(), Refused<T>> {
-        self.try_put_unless(value, Self::is_hung_up)
+        self.try_put_unless(Self::is_hung_up, value)
     }
 
     /// [`try_put`](Self::try_put) by somebody who learns of the other end's going by another way, and not here.
     pub(super) fn try_put_blindly<T: Serialize + 'static>(&self, value: T) -> Result<(), Refused<T>> {
-        self.try_put_unless(value, |_| false)
+        self.try_put_unless(|_| false, value)
     }
 
-    fn try_put_unless<T: Serialize + 'static>(&self, value: T, is_hung_up: fn(&Self) -> bool) -> Result<(), Refused<T>> {
+    fn try_put_unless<T: Serialize + 'static>(
+        &self,
+        is_hung_up: fn(&Self) -> bool,
+        value: T,
+    ) -> Result<(), Refused<T>> {
         let tried = wire::encode(&value).and_then(|message| {
             let pushed = when_not_busy(|| self.push(message.payload(&value), &message.attachments, is_hung_up))?;
             pushed.ok_or_else(|| Error::new(ErrorKind::Full, format!("the {} is full", self.what)))
@@ -278,10 +282,10 @@ impl Link {
         }
     }
 
-    /// The next item for somebody who is told when there may be one.
+    /// The next item for somebody who is told when there may be one, in the only process that takes.
     pub(super) fn next_told<T: DeserializeOwned + 'static>(&self) -> Option<Result<T>> {
         // Most looks find nothing: they need no latch.
-        if self.ring.len().is_ok_and(|len| len == 0) && !self.ring.is_closed() && !self.is_known_hung_up() {
+        if self.ring.is_empty_here() && !self.is_known_hung_up() {
             return None;
         }
         let popped = self.pop::<T>(Self::is_known_hung_up).later()?;

@@ -166,8 +166,8 @@ impl<T: Item> Sender<T> {
         self.half.link.try_put(value).map_err(|(error, value)| SendError::new(error, value))
     }
 
-    /// [`try_send`](Self::try_send) without a system call, for somebody who hears of the other end's going by another
-    /// way: it may take `value` though there is nobody any more.
+    /// [`try_send`](Self::try_send) without a system call where nobody sleeps, for somebody who hears of the other end's
+    /// going by another way: it may take `value` though there is nobody any more.
     pub(crate) fn try_send_blindly(&mut self, value: T) -> Result<(), SendError<T>> {
         self.half.link.try_put_blindly(value).map_err(|(error, value)| SendError::new(error, value))
     }

@@ -428,6 +428,16 @@ impl Ring {
         true
     }
 
+    /// Whether there is surely no record: a look without the latch, for the only process that takes.
+    #[inline]
+    pub(super) fn is_empty_here(&self) -> bool {
+        let Ok(side) = self.get.try_lock() else { return false };
+        let Some(extent) = &side.extent else { return false };
+        let segment = extent.segment();
+        let is_here = self.word(word::GET_SEGMENT).load(Acquire) == side.name && segment.next() == 0;
+        is_here && segment.tail() == segment.head() && !self.is_closed()
+    }
+
     /// Takes one record, whole. `take_fds` gets its number and how many, just before the commit; `commit` is called
     /// at the very last.
     pub(super) fn pop(

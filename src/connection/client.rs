@@ -2,6 +2,8 @@
 
 use super::address::Address;
 use super::auth::{Key, Role};
+#[cfg(feature = "tls")]
+use super::stream;
 use super::stream::{ByteConnection, Raw};
 use super::{MAX_MESSAGE, PATIENCE};
 use crate::error::{Error, ErrorKind, Result};
@@ -143,7 +145,7 @@ impl Connect {
         #[cfg(feature = "tls")]
         if let Some((connector, name)) = &self.tls {
             let name = tokio_rustls::rustls::pki_types::ServerName::try_from(name.clone()).map_err(Error::other)?;
-            stream.set_nodelay(true).map_err(failed)?;
+            stream::prepare_tcp(&stream).map_err(failed)?;
             return Ok(Raw::of(connector.connect(name, stream).await.map_err(super::insecure)?, peer));
         }
         ByteConnection::of_tcp(stream, peer).map_err(failed)

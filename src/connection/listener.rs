@@ -9,6 +9,8 @@
 
 use super::address::Address;
 use super::auth::{Key, Role};
+#[cfg(feature = "tls")]
+use super::stream;
 use super::stream::{ByteConnection, Raw};
 use super::{MAX_MESSAGE, PATIENCE};
 use crate::error::{Error, ErrorKind, Result};
@@ -477,7 +479,7 @@ impl Peer {
             Self::Tcp(stream, from) => {
                 #[cfg(feature = "tls")]
                 if let Some(tls) = &terms.tls {
-                    stream.set_nodelay(true).map_err(|error| Error::io("a peer is gone already", error))?;
+                    stream::prepare_tcp(&stream).map_err(|error| Error::io("a peer is gone already", error))?;
                     let accepted = tokio::time::timeout(terms.patience, tls.accept(stream)).await;
                     let accepted = accepted.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
                     return Ok(Raw::of(accepted.map_err(super::insecure)?, from));

@@ -3,10 +3,12 @@
 use super::auth::{self, Key, Role};
 use super::frame::{FrameReader, FrameWriter};
 use crate::error::{Error, ErrorKind, Result};
+use crate::os::socket;
 use futures::{Sink, Stream};
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -118,7 +120,7 @@ impl ByteConnection {
     }
 
     pub(crate) fn of_tcp(stream: TcpStream, peer: String) -> io::Result<Raw> {
-        stream.set_nodelay(true)?;
+        prepare_tcp(&stream)?;
         let (read, write) = stream.into_split();
         Ok(Raw { reader: Box::new(read), writer: Box::new(write), peer })
     }
@@ -127,6 +129,12 @@ impl ByteConnection {
         let (read, write) = stream.into_split();
         Raw { reader: Box::new(read), writer: Box::new(write), peer }
     }
+}
+
+/// Every message leaves at once, and a host that vanished is noticed.
+pub(crate) fn prepare_tcp(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    socket::watch_host(stream.as_fd())
 }
 
 /// A stream of which nothing is known yet.

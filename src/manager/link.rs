@@ -236,7 +236,8 @@ impl Wire {
     fn read(&self) {
         while let Some(next) = self.rx.next() {
             match next {
-                Ok(answer) => self.slots.deliver(answer),
+                // Of one that nobody waits for, the caller was dropped.
+                Ok(answer) => _ = self.slots.deliver(answer),
                 // Closed; or an answer was lost, and nobody can say whose.
                 Err(_) => return self.slots.fail(),
             }
@@ -389,12 +390,13 @@ impl Slots {
         .await
     }
 
-    fn deliver(&self, answer: Sealed) {
-        let Some(id) = protocol::id_of(answer.bytes()) else { return };
+    /// False if nobody has a slot for it: of an answer that is always looked at, nobody has asked.
+    fn deliver(&self, answer: Sealed) -> bool {
+        let Some(id) = protocol::id_of(answer.bytes()) else { return false };
         let mut slots = lock(&self.0);
         match slots.slots.get_mut(&id) {
             // Its caller was dropped.
-            None => {}
+            None => return false,
             Some(Slot::Abandoned(link, _)) => {
                 let link = link.upgrade();
                 let kept = slots.slots.remove(&id);
@@ -409,6 +411,7 @@ impl Slots {
                 waker.into_iter().for_each(Waker::wake);
             }
         }
+        true
     }
 }
 
@@ -445,8 +448,12 @@ impl Far {
             loop {
                 let answer = receiver.recv_bytes().await;
                 let Some(far) = reads.upgrade() else { return };
-                match answer {
-                    Ok(answer) => far.slots.deliver(Sealed::new(answer, Vec::new())),
+                match answer.map(|answer| far.slots.deliver(Sealed::new(answer, Vec::new()))) {
+                    Ok(true) => {}
+                    Ok(false) => {
+                        tracing::warn!(peer = far.peer, "a manager answers what it was not asked");
+                        return far.lose();
+                    }
                     Err(error) => {
                         tracing::debug!(%error, "the connection to a manager is lost");
                         return far.slots.fail();
@@ -488,6 +495,16 @@ impl Far {
                 self.slots.fail();
             }
         })
+    }
+}
+
+impl Far {
+    /// Hangs up.
+    fn lose(&self) {
+        self.slots.fail();
+        let out = &mut *lock(&self.sender);
+        // What cannot be sent at once need not be sent any more.
+        let _ = out.sender.poll_close_unpin(&mut Context::from_waker(Waker::noop()));
     }
 }
 

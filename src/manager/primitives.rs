@@ -2,13 +2,14 @@
 
 use super::link::Asked;
 use super::proxy::Proxy;
-use super::waits::{End, Ticket, Waits, ready};
+use super::waits::{End, Ticket, Waits, in_time, ready};
 use crate::error::{Error, ErrorKind, LockError, Result};
 use crate::wire::Message;
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::task::Poll;
+use std::time::Duration;
 
 macro_rules! handles {
     ($($name:ident)*) => {$(
@@ -129,6 +130,15 @@ impl LockProxy {
     pub async fn try_acquire(&self) -> Result<Grant, LockError<Grant>> {
         granted(self.0.wait(Held::acquire, (false,)).await, Grant)
     }
+
+    /// [`acquire`](Self::acquire) that gives up after `timeout`.
+    ///
+    /// # Errors
+    /// `Timeout`; else as [`acquire`](Self::acquire).
+    pub async fn acquire_timeout(&self, timeout: Duration) -> Result<Grant, LockError<Grant>> {
+        let waiting = self.0.wait(Held::acquire, (true,));
+        granted(in_time(timeout, waiting, "the lock was not free").await, Grant)
+    }
 }
 
 /// What the manager keeps of a semaphore.
@@ -204,6 +214,14 @@ impl SemaphoreProxy {
     pub async fn try_acquire(&self) -> Result<Grant> {
         let ((), asked) = self.0.wait(Permits::acquire, (false,)).await?;
         Ok(Grant(asked))
+    }
+
+    /// [`acquire`](Self::acquire) that gives up after `timeout`.
+    ///
+    /// # Errors
+    /// `Timeout`; else as [`acquire`](Self::acquire).
+    pub async fn acquire_timeout(&self, timeout: Duration) -> Result<Grant> {
+        in_time(timeout, self.acquire(), "there was no permit").await
     }
 
     /// Adds a permit, beyond those that are held.
@@ -286,6 +304,14 @@ impl EventProxy {
     pub async fn wait(&self) -> Result<()> {
         let wait = |flag: &mut Flag, _: &mut Option<()>, _: Ticket| if flag.0 { ready(&()) } else { Poll::Pending };
         self.0.wait_and_take(wait, ()).await
+    }
+
+    /// [`wait`](Self::wait) that gives up after `timeout`.
+    ///
+    /// # Errors
+    /// `Timeout`; else as [`Proxy::call`].
+    pub async fn wait_timeout(&self, timeout: Duration) -> Result<()> {
+        in_time(timeout, self.wait(), "the event was not set").await
     }
 }
 
@@ -370,6 +396,14 @@ impl BarrierProxy {
     /// `BrokenBarrier` if it is broken, or breaks or is reset meanwhile; else as [`Proxy::call`].
     pub async fn wait(&self) -> Result<usize> {
         self.0.wait_and_take(Parties::wait, ()).await
+    }
+
+    /// [`wait`](Self::wait) that gives up after `timeout`, and so breaks the barrier.
+    ///
+    /// # Errors
+    /// `Timeout`; else as [`wait`](Self::wait).
+    pub async fn wait_timeout(&self, timeout: Duration) -> Result<usize> {
+        in_time(timeout, self.wait(), "not all parties came").await
     }
 
     /// Breaks it.
@@ -515,6 +549,39 @@ impl ConditionProxy {
     /// `Other` if `held` is not this condition's lock; else as [`LockProxy::acquire`].
     pub async fn wait(&self, held: Grant) -> Result<Grant, LockError<Grant>> {
         granted(self.0.wait(Waiters::wait, (held.0.id(),)).await, Grant)
+    }
+
+    /// [`wait`](Self::wait) that waits for a notice for `timeout` at most. The lock is taken again in any case, however
+    /// long that takes.
+    ///
+    /// # Errors
+    /// `Timeout` if no notice came in time: the grant is inside. Else as [`wait`](Self::wait).
+    pub async fn wait_timeout(&self, held: Grant, timeout: Duration) -> Result<Grant, LockError<Grant>> {
+        match in_time(timeout, self.0.wait(Waiters::wait, (held.0.id(),)), "the condition was not notified").await {
+            // `held` is the manager's word for nothing any more, and so is its drop.
+            Err(error) if error.kind() == ErrorKind::Timeout => Err(LockError::new(error, Some(self.lock().await?))),
+            waited => granted(waited, Grant),
+        }
+    }
+
+    /// Waits until `is_so`, which is asked with the lock held: at once, and at each notice.
+    ///
+    /// Dropped, it leaves the lock free and no waiter behind.
+    ///
+    /// # Errors
+    /// What `is_so` says; else as [`wait`](Self::wait).
+    pub async fn wait_for(
+        &self,
+        mut held: Grant,
+        mut is_so: impl AsyncFnMut() -> Result<bool>,
+    ) -> Result<Grant, LockError<Grant>> {
+        loop {
+            match is_so().await {
+                Ok(true) => return Ok(held),
+                Ok(false) => held = self.wait(held).await?,
+                Err(error) => return Err(LockError::new(error, Some(held))),
+            }
+        }
     }
 
     /// Wakes who has waited longest.

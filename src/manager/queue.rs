@@ -1,7 +1,7 @@
 //! A queue in a manager.
 
 use super::proxy::Proxy;
-use super::waits::{End, Ticket, Waits, ready};
+use super::waits::{End, Ticket, Waits, in_time, ready};
 use crate::error::{Error, ErrorKind, Result};
 use crate::wire::Message;
 use serde::de::DeserializeOwned;
@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::task::Poll;
+use std::time::Duration;
 
 /// A queue that lives in a manager's process, for those who share no memory; made by
 /// [`Manager::queue`](super::Manager::queue). Within a family [`Queue`](crate::Queue) is faster.
@@ -163,6 +164,22 @@ where
     /// `Empty`; else as [`get`](Self::get).
     pub async fn try_get(&self) -> Result<T> {
         self.0.wait_and_take(get::<T>, (false,)).await
+    }
+
+    /// [`put`](Self::put) that gives up after `timeout`, and then has put nothing.
+    ///
+    /// # Errors
+    /// `Timeout`; else as [`put`](Self::put).
+    pub async fn put_timeout(&self, item: T, timeout: Duration) -> Result<()> {
+        in_time(timeout, self.put(item), "the queue had no room").await
+    }
+
+    /// [`get`](Self::get) that gives up after `timeout`, and then has taken nothing.
+    ///
+    /// # Errors
+    /// `Timeout`; else as [`get`](Self::get).
+    pub async fn get_timeout(&self, timeout: Duration) -> Result<T> {
+        in_time(timeout, self.get(), "the queue had no item").await
     }
 
     /// How many items there are.

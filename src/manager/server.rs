@@ -48,9 +48,9 @@ use crate::connection::{ByteConnection, ByteReceiver, ByteSender, Listener};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::socket::Wait;
 use crate::os::{fault, image, reactor};
+use crate::wait::{Look, Seen, Watchful};
 use crate::wire::{self, Fd, Parcel, Sealed, frame};
 use futures::SinkExt;
-use crate::wait::{Look, Seen, Watchful};
 use futures::stream::{FuturesUnordered, StreamExt};
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -552,7 +552,8 @@ impl Server {
         let mut watchful = Watchful::default();
         if !is_turn
             && self.inboxes.has_hot()
-            && let Seen::Found(event) = watchful.look_as(&self.look, &mut || self.next_near()) {
+            && let Seen::Found(event) = watchful.look_as(&self.look, &mut || self.next_near())
+        {
             return Some(event);
         }
         let mut readers = lock(&self.readers);
@@ -1020,7 +1021,10 @@ impl Connection {
         let mut out = lock(&self.out);
         let Out { sender, backlog, is_flushing, .. } = &mut *out;
         let refused = match sender {
-            Some(Outgoing::Near(sender)) if backlog.is_empty() => sender.try_send_blindly(answer).err(),
+            Some(Outgoing::Near(sender)) if backlog.is_empty() => match sender.try_send_blindly(answer) {
+                Ok(()) => return,
+                Err(refused) => Some(refused),
+            },
             Some(Outgoing::Far(sender)) if backlog.is_empty() => {
                 let mut now = Context::from_waker(Waker::noop());
                 let sent = sender.start_send_unpin(answer.bytes().to_vec());
@@ -1033,9 +1037,7 @@ impl Connection {
             None if !*is_flushing => return, // The client is gone.
             _ => return backlog.push_back(answer),
         };
-        let is_near = matches!(sender, Some(Outgoing::Near(_)));
         match refused {
-            None if is_near => return,
             None => {}
             Some(refused) => match refused.kind() {
                 ErrorKind::Closed => return,

@@ -2,6 +2,7 @@
 
 use super::proxy::{Lend, Proxy};
 use crate::error::{Error, Result};
+use crate::sync::{Integer, of_word, to_word};
 use crate::wire;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -73,6 +74,92 @@ where
         R: Serialize + DeserializeOwned + Send + 'static,
     {
         self.0.call(move |one: &mut One<T>| f(&mut one.0), ()).await
+    }
+}
+
+/// Integers: changed in one step, which is one call. All wrap around at their ends, as std's atomics do, and return the
+/// value from before, as those of [`Value`](crate::Value) do.
+///
+/// ```
+/// use multiprocess::{self as mp, Manager};
+///
+/// fn main() -> mp::Result<()> {
+///     mp::run(async {
+///         let manager = Manager::start().await?;
+///         let count = manager.value(250u8).await?;
+///         assert_eq!(count.fetch_add(10).await?, 250);
+///         assert_eq!(count.fetch_sub(5).await?, 4);
+///         assert_eq!(count.fetch_max(7).await?, 255);
+///         assert_eq!(count.fetch_min(7).await?, 255);
+///         assert_eq!(count.compare_exchange(8, 9).await?, Err(7));
+///         assert_eq!(count.compare_exchange(7, 9).await?, Ok(7));
+///         assert_eq!(count.get().await?, 9);
+///         manager.shutdown().await
+///     })
+/// }
+/// ```
+impl<T> ValueProxy<T>
+where
+    T: Integer + Serialize + DeserializeOwned + Send + 'static,
+{
+    /// Adds, and returns the value from before.
+    ///
+    /// # Errors
+    /// As [`Proxy::call`].
+    pub async fn fetch_add(&self, more: T) -> Result<T> {
+        let add = |one: &mut One<T>, more: T| {
+            let sum = of_word(to_word(&one.0).wrapping_add(to_word(&more)));
+            std::mem::replace(&mut one.0, sum)
+        };
+        self.0.call(add, (more,)).await
+    }
+
+    /// Subtracts, and returns the value from before.
+    ///
+    /// # Errors
+    /// As [`Proxy::call`].
+    pub async fn fetch_sub(&self, less: T) -> Result<T> {
+        let subtract = |one: &mut One<T>, less: T| {
+            let rest = of_word(to_word(&one.0).wrapping_sub(to_word(&less)));
+            std::mem::replace(&mut one.0, rest)
+        };
+        self.0.call(subtract, (less,)).await
+    }
+
+    /// Replaces it by the greater of both, and returns the value from before.
+    ///
+    /// # Errors
+    /// As [`Proxy::call`].
+    pub async fn fetch_max(&self, other: T) -> Result<T> {
+        let max = |one: &mut One<T>, other: T| {
+            let max = one.0.max(other);
+            std::mem::replace(&mut one.0, max)
+        };
+        self.0.call(max, (other,)).await
+    }
+
+    /// Replaces it by the lesser of both, and returns the value from before.
+    ///
+    /// # Errors
+    /// As [`Proxy::call`].
+    pub async fn fetch_min(&self, other: T) -> Result<T> {
+        let min = |one: &mut One<T>, other: T| {
+            let min = one.0.min(other);
+            std::mem::replace(&mut one.0, min)
+        };
+        self.0.call(min, (other,)).await
+    }
+
+    /// Replaces it by `new` if it is `current`: `Ok` of what it was; `Err` of what it is otherwise.
+    ///
+    /// # Errors
+    /// The outer ones as [`Proxy::call`].
+    pub async fn compare_exchange(&self, current: T, new: T) -> Result<Result<T, T>> {
+        let exchange = |one: &mut One<T>, current: T, new: T| match one.0 == current {
+            true => Ok(std::mem::replace(&mut one.0, new)),
+            false => Err(one.0),
+        };
+        self.0.call(exchange, (current, new)).await
     }
 }
 

@@ -11,13 +11,14 @@ use super::link::{Asked, Handle};
 use super::method::{self, Waiting};
 use super::protocol;
 use super::proxy::{Lend, Proxy};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::wire::{self, Message};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::any::Any;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 /// Who asks: the connection, and the number of the request there.
 pub(super) type Ticket = (u64, u64);
@@ -50,6 +51,12 @@ pub(super) fn settle<T: Waits>(object: &mut (dyn Any + Send), ticket: Ticket, en
 /// What a waiting operation answers.
 pub(super) fn ready<R: Serialize>(value: &R) -> Poll<Result<Message>> {
     Poll::Ready(wire::encode_by_serde(&Lend(value)))
+}
+
+/// Lets a wait end after `timeout`; `what` was not in time then.
+pub(super) async fn in_time<R>(timeout: Duration, wait: impl Future<Output = Result<R>>, what: &str) -> Result<R> {
+    let waited = tokio::time::timeout(timeout, wait).await;
+    waited.unwrap_or_else(|_| Err(Error::new(ErrorKind::Timeout, format!("{what} within {timeout:?}"))))
 }
 
 impl<T> Proxy<T> {

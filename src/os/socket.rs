@@ -10,6 +10,7 @@ use rustix::net::{
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 /// What one packet can carry (SCM_MAX_FD).
 pub(crate) const MAX_FDS: usize = 253;
@@ -85,7 +86,7 @@ pub(crate) fn next_len(socket: BorrowedFd<'_>, wait: Wait) -> io::Result<usize> 
 }
 
 /// Waits at most `limit` for something to read, an end included.
-pub(crate) fn is_readable_within(socket: BorrowedFd<'_>, limit: std::time::Duration) -> bool {
+pub(crate) fn is_readable_within(socket: BorrowedFd<'_>, limit: Duration) -> bool {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     let mut fds = [PollFd::new(&socket, PollFlags::IN)];
     let limit = Timespec::try_from(limit).ok();
@@ -96,6 +97,26 @@ pub(crate) fn is_readable_within(socket: BorrowedFd<'_>, limit: std::time::Durat
 pub(crate) fn refuse_more(socket: BorrowedFd<'_>) {
     // Fails only if the other end is gone, and then nothing more comes either.
     let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Read);
+}
+
+/// After this much silence a [tcp(7)](https://man7.org/linux/man-pages/man7/tcp.7.html) host is asked whether it is there.
+const SILENCE: Duration = Duration::from_secs(30);
+/// So often it is asked before it counts as gone, and how long each answer may take.
+const ASKED: u32 = 3;
+const ANSWER: Duration = Duration::from_secs(10);
+/// After this much time a host that was silent all the while, or did not take what was sent to it, counts as gone.
+pub(crate) const GONE: Duration = Duration::from_secs(60);
+
+/// Has the kernel notice that a TCP peer's host has vanished: switched off, or cut off. Who only closes or dies is
+/// noticed anyway.
+pub(crate) fn watch_host(socket: BorrowedFd<'_>) -> io::Result<()> {
+    use rustix::net::sockopt;
+    sockopt::set_tcp_keepidle(socket, SILENCE)?;
+    sockopt::set_tcp_keepintvl(socket, ANSWER)?;
+    sockopt::set_tcp_keepcnt(socket, ASKED)?;
+    // Of data that is not acknowledged, with or without silence.
+    sockopt::set_tcp_user_timeout(socket, GONE.as_millis() as u32)?;
+    Ok(sockopt::set_socket_keepalive(socket, true)?)
 }
 
 /// Whether every holder of the other end has closed it or died.

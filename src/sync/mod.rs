@@ -38,3 +38,4 @@ pub use rlock::{RLock, RLockGuard};
 pub use rwlock::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 pub use semaphore::{BoundedSemaphore, Permit, Semaphore};
 pub use value::{Integer, Value, ValueGuard};
+pub(crate) use value::{of_word, to_word};

@@ -214,7 +214,7 @@ impl ValueCore {
 
 /// A value of up to 8 bytes, where an integer has its lower end.
 #[inline]
-fn to_word<T: Pod>(value: &T) -> u64 {
+pub(crate) fn to_word<T: Pod>(value: &T) -> u64 {
     let mut bytes = [0; 8];
     bytes[place::<T>()].copy_from_slice(bytemuck::bytes_of(value));
     u64::from_ne_bytes(bytes)
@@ -222,7 +222,7 @@ fn to_word<T: Pod>(value: &T) -> u64 {
 
 /// The other way; whatever the other bytes are.
 #[inline]
-fn of_word<T: Pod>(word: u64) -> T {
+pub(crate) fn of_word<T: Pod>(word: u64) -> T {
     bytemuck::pod_read_unaligned(&word.to_ne_bytes()[place::<T>()])
 }
 

@@ -1,23 +1,26 @@
 //! Looking again for a short while before sleeping, for a wake costs 20 us and the answer often comes sooner.
 //!
-//! The while is learned per event: it grows when looking paid, halves when it did not, down to none, and is tried
+//! The while is learned per event: it grows when looking paid, halves when it did not, down to a glance, and is tried
 //! anew now and then. So waits that are long, or that need the CPU we look with, stop being looked for. An answer that
 //! took as long as a wake pays once, for the peer may be in step from now on; twice in a row it is asleep each time.
+//!
+//! Two who take turns get into step so: one of them tries a long look, in which the other wakes up and answers. That one
+//! then takes its glance, and the next request comes within it.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-/// Longer than this is never worth it: it is the price of the wake that it saves. It is also long enough for a
-/// sleeping peer to wake up and answer, which is how two sleepers get into step again.
-const LONGEST_NS: u32 = 20_000;
-/// A shorter while is none.
-const SHORTEST_NS: u32 = 1_000;
-/// An answer from a peer that is awake comes sooner.
-const AWAKE_NS: u32 = 4_000;
+/// Longer than this is never worth it: it is the price of the wakes that it saves, there and back. It is also long enough
+/// for a sleeping peer to wake up and answer, which is how two sleepers get into step again.
+const LONGEST_NS: u32 = 50_000;
+/// A glance: the next request of a peer that is awake comes within it. It costs less than the sleep that it may save.
+const SHORTEST_NS: u32 = 2_000;
+/// An answer from a peer that is awake comes sooner, and one from a peer that has to be woken later.
+const AWAKE_NS: u32 = 12_000;
 /// The part spent without letting other tasks run.
 const IN_PLACE: Duration = Duration::from_micros(4);
-/// Of so many waits that go straight to sleep, one tries whether looking pays again.
+/// Of so many waits that only glance, one tries whether looking pays again.
 const TRY_ONE_IN: u32 = 32;
 
 pub(crate) struct Look {
@@ -51,10 +54,10 @@ impl Look {
         let mut window = self.window_ns.load(Relaxed);
         if window == 0 {
             let skipped = self.skipped.fetch_add(1, Relaxed);
-            if skipped % TRY_ONE_IN != TRY_ONE_IN - 1 || !has_spare_cpu() {
+            if !has_spare_cpu() {
                 return None;
             }
-            window = LONGEST_NS;
+            window = if skipped % TRY_ONE_IN == TRY_ONE_IN - 1 { LONGEST_NS } else { SHORTEST_NS };
         }
         Some(Looking { started: Instant::now(), window: Duration::from_nanos(window.into()) })
     }
@@ -63,7 +66,7 @@ impl Look {
     pub(super) fn in_place<T>(&self, looking: &Looking, attempt: &mut impl FnMut() -> Option<T>) -> Option<T> {
         let end = Instant::now() + looking.window.min(IN_PLACE);
         loop {
-            for _ in 0..16 {
+            for _ in 0..4 {
                 std::hint::spin_loop();
             }
             let found = attempt();
@@ -106,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn looking_that_never_pays_stops_and_is_tried_again_now_and_then() {
+    fn looking_that_never_pays_becomes_a_glance_and_is_tried_again_now_and_then() {
         let look = Look { window_ns: AtomicU32::new(LONGEST_NS), ..Look::default() };
         for _ in 0..8 {
             if let Some(looking) = look.begin() {
@@ -114,7 +117,10 @@ mod tests {
             }
         }
         assert_eq!(look.window_ns.load(Relaxed), 0);
-        let tried = (0..2 * TRY_ONE_IN).filter(|_| look.begin().is_some()).count();
-        assert_eq!(tried, if has_spare_cpu() { 2 } else { 0 });
+        let windows: Vec<_> =
+            (0..2 * TRY_ONE_IN).filter_map(|_| Some(look.begin()?.window.as_nanos() as u32)).collect();
+        let count = |window| windows.iter().filter(|other| **other == window).count() as u32;
+        let expected = if has_spare_cpu() { (2, 2 * (TRY_ONE_IN - 1)) } else { (0, 0) };
+        assert_eq!((count(LONGEST_NS), count(SHORTEST_NS)), expected);
     }
 }
