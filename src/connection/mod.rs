@@ -53,6 +53,13 @@
 //! Before the handshake is done a peer can send 256 bytes per step, and has [`Bind::handshake_timeout`] for all of
 //! them; handshakes of different peers do not wait for each other. A message's length is checked against
 //! [`Bind::max_message`] before anything is allocated, and memory grows only with what arrives.
+//!
+//! # Hosts that vanish
+//! A program that ends, however it does, closes its connections, and the other end is told. A host that is switched off or
+//! cut off tells nobody. So the kernel asks the other end of a TCP connection whether it is there once that was silent for
+//! 30 seconds (`SO_KEEPALIVE`), and gives up after about a minute without an answer (`TCP_USER_TIMEOUT`): receiving
+//! is then an error of kind `Io`, sending `Closed` or `Io`, and a manager's proxies fail with `Closed`. What takes its time
+//! to answer a message is not gone, and has no deadline but yours.
 #![forbid(unsafe_code)]
 
 mod address;

@@ -7,7 +7,8 @@
 //! link.rs      this process's connection to a server        protocol.rs what they say to each other
 //! queue.rs primitives.rs value.rs  its forms for what else    waits.rs    operations that may have to wait
 //!                                  shares memory
-//! abroad.rs    handles that go to another host and come from there
+//! abroad.rs    handles that go to another host            inboxes.rs  whose pipe is looked into, and whose rings
+//!              and come from there
 //! ```
 #![forbid(unsafe_code)]
 

@@ -105,7 +105,7 @@ const SILENCE: Duration = Duration::from_secs(30);
 const ASKED: u32 = 3;
 const ANSWER: Duration = Duration::from_secs(10);
 /// After this much time a host that was silent all the while, or did not take what was sent to it, counts as gone.
-pub(crate) const GONE: Duration = Duration::from_secs(60);
+const GONE: Duration = Duration::from_secs(60);
 
 /// Has the kernel notice that a TCP peer's host has vanished: switched off, or cut off. Who only closes or dies is
 /// noticed anyway.
