@@ -219,7 +219,8 @@ pub(super) struct Frame {
     arguments: Option<Parcel>,
     out: Writer,
     wait: Option<Attempt>,
-    result: Result<()>,
+    /// `None` until a door of ours was entered.
+    result: Option<Result<()>>,
 }
 
 struct MakerDoor<F, A>(PhantomData<(F, A)>);
@@ -234,10 +235,11 @@ where
 
     fn enter(f: F, frame: &mut dyn Any) {
         let Some(frame) = frame.downcast_mut::<Frame>() else { return };
-        frame.result = frame.arguments::<F, A, F::Object>().and_then(|args| {
+        let made = frame.arguments::<F, A, F::Object>().and_then(|args| {
             frame.object = Some(Box::new(catch_panic(|| Ok(f.make(args)))?));
             Ok(())
         });
+        frame.result = Some(made);
     }
 }
 
@@ -263,7 +265,7 @@ where
             None => frame.arguments::<F, A, T>().map(Some),
             Some(kept) => kept.downcast::<Option<A>>().map(|args| *args).map_err(|_| torn()),
         };
-        frame.result = args.and_then(|mut args| {
+        let called = args.and_then(|mut args| {
             let object = frame.object.as_mut().and_then(|object| object.downcast_mut::<T>()).ok_or_else(|| {
                 Error::new(ErrorKind::Decode, format!("the object of this proxy is no {}", type_name::<T>()))
             })?;
@@ -275,6 +277,7 @@ where
             }
             Ok(())
         });
+        frame.result = Some(called);
     }
 }
 
@@ -316,18 +319,18 @@ impl Doors {
                 entry
             }
         };
-        let why = "a call names something that is not a function for objects of a manager";
         let mut frame = Frame {
             fingerprint: op.fingerprint,
             object: object.take(),
             arguments,
             out: std::mem::take(out),
             wait: wait.take(),
-            result: Err(unknown(why)),
+            result: None,
         };
         entry(&mut frame);
         (*object, *out, *wait) = (frame.object, frame.out, frame.wait);
-        frame.result
+        let why = "a call names something that is not a function for objects of a manager";
+        frame.result.unwrap_or_else(|| Err(unknown(why)))
     }
 }
 

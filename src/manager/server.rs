@@ -52,7 +52,7 @@ use crate::wait::{Look, Seen, Watchful};
 use crate::wire::{self, Fd, Parcel, Sealed, frame};
 use futures::SinkExt;
 use futures::stream::{FuturesUnordered, StreamExt};
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::future::poll_fn;
 use std::os::fd::{AsFd, OwnedFd};
@@ -152,7 +152,7 @@ thread_local! {
     static AT_WORK_ON: Cell<u64> = const { Cell::new(0) };
     /// The function that this thread called last.
     static LAST_ENTRY: Cell<Option<u64>> = const { Cell::new(None) };
-    static DOORS: RefCell<Doors> = RefCell::default();
+    static DOORS: Cell<Option<Box<Doors>>> = const { Cell::new(None) };
 }
 
 /// The object that handles decoded on this thread become part of.
@@ -167,7 +167,7 @@ pub(super) struct Server {
     exposed: Option<HashSet<u64>>,
     /// Where clients from elsewhere connect.
     address: Option<String>,
-    pub(super) objects: Objects<Job>,
+    pub(super) objects: Objects<Box<Job>>,
     runtime: Runtime,
     /// Where requests of this machine's clients come in, and how long it pays to look for them.
     inboxes: Inboxes<Arc<Connection>>,
@@ -220,7 +220,7 @@ pub(super) struct Connection {
     is_far: bool,
     held: Mutex<HashMap<u64, u64>>,
     /// Where requests that may wait were made, and what they brought may be held.
-    asked: Mutex<HashMap<u64, Arc<Object<Job>>>>,
+    asked: Mutex<HashMap<u64, Arc<Object<Box<Job>>>>>,
     out: Mutex<Out>,
 }
 
@@ -302,7 +302,7 @@ pub(super) struct Job {
     /// If that may have to wait.
     wait: Option<Attempt>,
     /// It has the turn of its next object.
-    object: Option<Arc<Object<Job>>>,
+    object: Option<Arc<Object<Box<Job>>>>,
 }
 
 enum Next {
@@ -313,8 +313,9 @@ enum Next {
 }
 
 impl Job {
-    fn new(reader: Reader, left: u64, answer: Writer, reply_to: ReplyTo) -> Self {
-        Self { reader, left, answer, reply_to, next: None, wait: None, object: None }
+    /// Boxed, for it goes from hand to hand.
+    fn new(reader: Reader, left: u64, answer: Writer, reply_to: ReplyTo) -> Box<Self> {
+        Box::new(Self { reader, left, answer, reply_to, next: None, wait: None, object: None })
     }
 
     fn entry(&self) -> Option<u64> {
@@ -733,7 +734,7 @@ impl Server {
     }
 
     /// Does what a request says. A call is returned if it can go on, and waits in line at its object if not.
-    fn take_request(self: &Arc<Self>, connection: &Arc<Connection>, request: Sealed) -> Result<Option<Job>> {
+    fn take_request(self: &Arc<Self>, connection: &Arc<Connection>, request: Sealed) -> Result<Option<Box<Job>>> {
         let mut reader = Reader::new(request)?;
         fault::point("manager.request");
         match reader.byte()? {
@@ -825,15 +826,15 @@ impl Server {
         let reply_to = ReplyTo::Here(sender);
         let job = Job::new(reader, left, Writer::answer(id), reply_to);
         if let Some(job) = self.prepare(job) {
-            self.helpers.run(self, Task::Work(Box::new(job)));
+            self.helpers.run(self, Task::Work(job));
         }
         Ok(answer)
     }
 
     /// Works off `job` and all that this lets go on, unless it has to wait, or is better left to a helper.
-    fn work(self: &Arc<Self>, job: Job) {
+    fn work(self: &Arc<Self>, job: Box<Job>) {
         if self.has_slow.load(Relaxed) && self.is_slow(&job) {
-            self.helpers.run(self, Task::Work(Box::new(job)));
+            self.helpers.run(self, Task::Work(job));
         } else {
             self.work_here(job);
         }
@@ -844,7 +845,7 @@ impl Server {
     }
 
     /// Ends a request that may wait, after everything that came to its object before.
-    fn settle(self: &Arc<Self>, ticket: Ticket, object: Arc<Object<Job>>, end: End) {
+    fn settle(self: &Arc<Self>, ticket: Ticket, object: Arc<Object<Box<Job>>>, end: End) {
         let mut job = Job::new(Reader::default(), 0, Writer::default(), ReplyTo::Nobody);
         (job.next, job.object) = (Some(Next::Settle(ticket, end)), Some(object.clone()));
         if let Some(job) = object.take_turn(job) {
@@ -852,7 +853,7 @@ impl Server {
         }
     }
 
-    fn work_here(self: &Arc<Self>, job: Job) {
+    fn work_here(self: &Arc<Self>, job: Box<Job>) {
         let mut todo = VecDeque::from([job]);
         while let Some(job) = todo.pop_front() {
             self.advance(job, &mut todo);
@@ -860,7 +861,7 @@ impl Server {
     }
 
     /// Runs the operations of a job until it is done or waits for an object. Jobs whose turn has come join `todo`.
-    fn advance(self: &Arc<Self>, job: Job, todo: &mut VecDeque<Job>) {
+    fn advance(self: &Arc<Self>, job: Box<Job>, todo: &mut VecDeque<Box<Job>>) {
         let mut prepared = Some(job);
         while let Some(mut job) = prepared {
             prepared = match (job.next.take(), job.object.take()) {
@@ -890,9 +891,12 @@ impl Server {
     }
 
     /// Tries what is parked at an object whose turn is held; the first to come is the first to go.
-    fn retry(&self, object: &Object<Job>, todo: &mut VecDeque<Job>) {
+    fn retry(&self, object: &Object<Box<Job>>, todo: &mut VecDeque<Box<Job>>) {
         loop {
             let parked = std::mem::take(&mut *lock(&object.parked));
+            if parked.is_empty() {
+                return;
+            }
             let (count, mut left) = (parked.len(), Vec::new());
             for mut job in parked {
                 let Some(next) = job.next.take() else { continue };
@@ -914,7 +918,7 @@ impl Server {
     }
 
     /// Gets a job ready for its next operation, or for its end. `None`: it waits in line at its object.
-    fn prepare(&self, mut job: Job) -> Option<Job> {
+    fn prepare(&self, mut job: Box<Job>) -> Option<Box<Job>> {
         while job.next.is_none() && job.left > 0 {
             job.left -= 1;
             let (op, arguments) = match job.reader.op().and_then(|op| Ok((op, job.reader.value()?))) {
@@ -944,9 +948,9 @@ impl Server {
 
     fn make(&self, job: &mut Job, op: &Op, arguments: Option<Parcel>) {
         let mut value = None;
-        let mut doors = DOORS.with_borrow_mut(std::mem::take);
+        let mut doors = DOORS.take().unwrap_or_default();
         let result = doors.enter(op, arguments, &mut value, &mut job.wait, &mut job.answer);
-        DOORS.set(doors);
+        DOORS.set(Some(doors));
         match (result, value) {
             (Ok(()), Some(value)) => {
                 let number = self.objects.add(value);
@@ -967,16 +971,16 @@ fn survive(work: impl FnOnce()) {
 }
 
 /// Runs one operation of a job on an object whose turn is held, and returns it if it has to wait.
-fn run(object: &Object<Job>, next: Next, job: &mut Job) -> Option<Next> {
+fn run(object: &Object<Box<Job>>, next: Next, job: &mut Job) -> Option<Next> {
     let outer = AT_WORK_ON.replace(object.number);
     let mut value = lock(&object.value).take();
     let again = match next {
         Next::Run(op, arguments) => {
             LAST_ENTRY.set(Some(op.entry));
             // User code in it may come back here, on another object.
-            let mut doors = DOORS.with_borrow_mut(std::mem::take);
+            let mut doors = DOORS.take().unwrap_or_default();
             let result = doors.enter(&op, arguments, &mut value, &mut job.wait, &mut job.answer);
-            DOORS.set(doors);
+            DOORS.set(Some(doors));
             if let Some(settle) = job.wait.as_ref().and_then(|wait| wait.settle) {
                 object.settle.get_or_init(|| settle);
             }
@@ -987,7 +991,7 @@ fn run(object: &Object<Job>, next: Next, job: &mut Job) -> Option<Next> {
             has_to_wait.then_some(Next::Run(op, None))
         }
         Next::Settle(ticket, end) => {
-            let is_its = |job: &mut Job| job.wait.as_ref().is_some_and(|wait| wait.ticket == ticket);
+            let is_its = |job: &mut Box<Job>| job.wait.as_ref().is_some_and(|wait| wait.ticket == ticket);
             let waited: Vec<_> = lock(&object.parked).extract_if(.., is_its).collect();
             if let (Some(settle), Some(value)) = (object.settle.get(), &mut value) {
                 survive(|| settle(&mut **value, ticket, end));
@@ -1002,7 +1006,7 @@ fn run(object: &Object<Job>, next: Next, job: &mut Job) -> Option<Next> {
 }
 
 impl Job {
-    fn finish(self) {
+    fn finish(self: Box<Self>) {
         fault::point("manager.answer");
         let answer = self.answer.seal();
         match self.reply_to {
@@ -1122,7 +1126,7 @@ impl Server {
                 Task::Work(job) => {
                     let entry = job.entry();
                     let start = Instant::now();
-                    survive(|| self.work_here(*job));
+                    survive(|| self.work_here(job));
                     if start.elapsed() < LOOK
                         && let Some(entry) = entry
                     {
