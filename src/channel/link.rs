@@ -134,8 +134,8 @@ impl Link {
         }
     }
 
-    /// One push, with its notices. `is_hung_up`: asked now, or not here.
-    fn push(&self, payload: &[u8], attachments: &[Attachment], is_hung_up: fn(&Self) -> bool) -> Result<Tried<()>> {
+    /// One push, with its notices. `is_hung_up`: asked now, or not here. Done, it tells whether a taker had to be woken.
+    fn push(&self, payload: &[u8], attachments: &[Attachment], is_hung_up: fn(&Self) -> bool) -> Result<Tried<bool>> {
         if is_hung_up(self) {
             return Err(self.closed());
         }
@@ -143,8 +143,11 @@ impl Link {
             let (done, asked) = self.ring.push_here(payload);
             self.notify(asked);
             if done {
-                self.items.notify_one_after_rmw();
-                return Ok(Tried::Done(()));
+                let has_sleepers = self.items.has_sleepers_after_rmw();
+                if has_sleepers {
+                    self.items.notify_one();
+                }
+                return Ok(Tried::Done(has_sleepers));
             }
         }
         loop {
@@ -159,7 +162,7 @@ impl Link {
             match result.map_err(failed)? {
                 Push::Done => {
                     self.items.notify_one();
-                    return Ok(Tried::Done(()));
+                    return Ok(Tried::Done(true));
                 }
                 Push::Full => return Ok(Tried::NotNow),
                 Push::Closed => return Err(self.closed()),
@@ -246,7 +249,7 @@ impl Link {
 
     async fn put_held<T: 'static>(&self, message: &Message, mut value: Held<'_, T>) -> Result<()> {
         let attempt = || self.push(value.payload(message), &message.attachments, Self::is_hung_up).later();
-        flatten(until(&self.room, attempt).await.map_err(|error| self.failed("wait for", error)))
+        flatten(until(&self.room, attempt).await.map_err(|error| self.failed("wait for", error))).map(drop)
     }
 
     pub(super) async fn get<T: DeserializeOwned + 'static>(&self) -> Result<T> {
@@ -255,11 +258,12 @@ impl Link {
     }
 
     pub(super) fn try_put<T: Serialize + 'static>(&self, value: T) -> Result<(), Refused<T>> {
-        self.try_put_unless(Self::is_hung_up, value)
+        self.try_put_unless(Self::is_hung_up, value).map(drop)
     }
 
-    /// [`try_put`](Self::try_put) by somebody who learns of the other end's going by another way, and not here.
-    pub(super) fn try_put_blindly<T: Serialize + 'static>(&self, value: T) -> Result<(), Refused<T>> {
+    /// [`try_put`](Self::try_put) by somebody who learns of the other end's going by another way, and not here. Tells
+    /// whether a taker had to be woken.
+    pub(super) fn try_put_blindly<T: Serialize + 'static>(&self, value: T) -> Result<bool, Refused<T>> {
         self.try_put_unless(|_| false, value)
     }
 
@@ -267,7 +271,7 @@ impl Link {
         &self,
         is_hung_up: fn(&Self) -> bool,
         value: T,
-    ) -> Result<(), Refused<T>> {
+    ) -> Result<bool, Refused<T>> {
         let tried = wire::encode(&value).and_then(|message| {
             let pushed = when_not_busy(|| self.push(message.payload(&value), &message.attachments, is_hung_up))?;
             pushed.ok_or_else(|| Error::new(ErrorKind::Full, format!("the {} is full", self.what)))
@@ -296,7 +300,7 @@ impl Link {
         refuse_inside_async();
         let tried = wire::encode(&value).and_then(|message| {
             let attempt = || self.push(message.payload(&value), &message.attachments, Self::is_hung_up).later();
-            self.block(&self.room, None, attempt)
+            self.block(&self.room, None, attempt).map(drop)
         });
         tried.map_err(|error| (error, value))
     }

@@ -167,8 +167,9 @@ impl<T: Item> Sender<T> {
     }
 
     /// [`try_send`](Self::try_send) without a system call where nobody sleeps, for somebody who hears of the other end's
-    /// going by another way: it may take `value` though there is nobody any more.
-    pub(crate) fn try_send_blindly(&mut self, value: T) -> Result<(), SendError<T>> {
+    /// going by another way: it may take `value` though there is nobody any more. Tells whether the receiver had to be
+    /// woken.
+    pub(crate) fn try_send_blindly(&mut self, value: T) -> Result<bool, SendError<T>> {
         self.half.link.try_put_blindly(value).map_err(|(error, value)| SendError::new(error, value))
     }
 

@@ -273,8 +273,11 @@ impl Wire {
             && self.send_told(&mut tx)?
         {
             match tx.try_send_blindly(request) {
-                Ok(()) => {
+                Ok(was_asleep) => {
                     drop(tx);
+                    if !was_asleep {
+                        self.rx.line().encourage();
+                    }
                     self.send_what_was_told_meanwhile();
                     return Ok(());
                 }
@@ -318,7 +321,7 @@ impl Wire {
         loop {
             let Some(first) = lock(&self.outbox).pop_front() else { return Ok(true) };
             match tx.try_send_blindly(first) {
-                Ok(()) => {}
+                Ok(_) => {}
                 Err(refused) if refused.kind() == ErrorKind::Full => {
                     lock(&self.outbox).push_front(refused.into_inner());
                     return Ok(false);

@@ -1026,7 +1026,9 @@ impl Connection {
         let Out { sender, backlog, is_flushing, .. } = &mut *out;
         let refused = match sender {
             Some(Outgoing::Near(sender)) if backlog.is_empty() => match sender.try_send_blindly(answer) {
-                Ok(()) => return,
+                Ok(true) => return,
+                // It may ask again at once.
+                Ok(false) => return self.server.look.encourage(),
                 Err(refused) => Some(refused),
             },
             Some(Outgoing::Far(sender)) if backlog.is_empty() => {

@@ -129,6 +129,11 @@ impl Line {
         }
     }
 
+    /// Who changes what this is about is awake, so the next wait here had better begin with a look.
+    pub(crate) fn encourage(&self) {
+        self.look.encourage();
+    }
+
     /// Whether any process may sleep here, for who has just made its change by a SeqCst read-modify-write.
     #[inline]
     pub(crate) fn has_sleepers_after_rmw(&self) -> bool {

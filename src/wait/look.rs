@@ -1,11 +1,10 @@
 //! Looking again for a short while before sleeping, for a wake costs 20 us and the answer often comes sooner.
 //!
-//! The while is learned per event: it grows when looking paid, halves when it did not, down to a glance, and is tried
+//! The while is learned per event: it grows when looking paid, halves when it did not, down to none, and is tried
 //! anew now and then. So waits that are long, or that need the CPU we look with, stop being looked for. An answer that
 //! took as long as a wake pays once, for the peer may be in step from now on; twice in a row it is asleep each time.
-//!
-//! Two who take turns get into step so: one of them tries a long look, in which the other wakes up and answers. That one
-//! then takes its glance, and the next request comes within it.
+//! Who has just seen that the other side is awake may be encouraged to look all the same; in vain, that is not tried again
+//! for a while, which doubles each time.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
@@ -14,13 +13,16 @@ use std::time::{Duration, Instant};
 /// Longer than this is never worth it: it is the price of the wakes that it saves, there and back. It is also long enough
 /// for a sleeping peer to wake up and answer, which is how two sleepers get into step again.
 const LONGEST_NS: u32 = 50_000;
-/// A glance: the next request of a peer that is awake comes within it. It costs less than the sleep that it may save.
-const SHORTEST_NS: u32 = 2_000;
+/// A shorter while is none.
+const SHORTEST_NS: u32 = 1_000;
 /// An answer from a peer that is awake comes sooner, and one from a peer that has to be woken later.
 const AWAKE_NS: u32 = 12_000;
+/// The while of who was encouraged.
+const ENCOURAGED_NS: u32 = 10_000;
+const MOST_IGNORED: u32 = 64;
 /// The part spent without letting other tasks run.
 const IN_PLACE: Duration = Duration::from_micros(4);
-/// Of so many waits that only glance, one tries whether looking pays again.
+/// Of so many waits that go straight to sleep, one tries whether looking pays again.
 const TRY_ONE_IN: u32 = 32;
 
 pub(crate) struct Look {
@@ -28,12 +30,18 @@ pub(crate) struct Look {
     skipped: AtomicU32,
     /// The last answer that looking found came from a peer that had been asleep.
     was_asleep: AtomicBool,
+    /// Encouragements to be ignored, and how many it will be after the next that was in vain.
+    ignored: AtomicU32,
+    ignores: AtomicU32,
+    is_encouraged: AtomicBool,
 }
 
 impl Default for Look {
     fn default() -> Self {
         let window = if has_spare_cpu() { LONGEST_NS } else { 0 };
-        Self { window_ns: AtomicU32::new(window), skipped: AtomicU32::new(0), was_asleep: AtomicBool::new(false) }
+        let (window_ns, ignores) = (AtomicU32::new(window), AtomicU32::new(1));
+        let (skipped, was_asleep, ignored, is_encouraged) = Default::default();
+        Self { window_ns, skipped, was_asleep, ignored, ignores, is_encouraged }
     }
 }
 
@@ -50,14 +58,28 @@ pub(super) struct Looking {
 }
 
 impl Look {
+    /// The other side is awake: what is to be looked for next may come at once.
+    pub(crate) fn encourage(&self) {
+        if self.window_ns.load(Relaxed) >= ENCOURAGED_NS || !has_spare_cpu() {
+            return;
+        }
+        match self.ignored.load(Relaxed) {
+            0 => {
+                self.window_ns.store(ENCOURAGED_NS, Relaxed);
+                self.is_encouraged.store(true, Relaxed);
+            }
+            left => self.ignored.store(left - 1, Relaxed),
+        }
+    }
+
     pub(super) fn begin(&self) -> Option<Looking> {
         let mut window = self.window_ns.load(Relaxed);
         if window == 0 {
             let skipped = self.skipped.fetch_add(1, Relaxed);
-            if !has_spare_cpu() {
+            if skipped % TRY_ONE_IN != TRY_ONE_IN - 1 || !has_spare_cpu() {
                 return None;
             }
-            window = if skipped % TRY_ONE_IN == TRY_ONE_IN - 1 { LONGEST_NS } else { SHORTEST_NS };
+            window = LONGEST_NS;
         }
         Some(Looking { started: Instant::now(), window: Duration::from_nanos(window.into()) })
     }
@@ -66,7 +88,7 @@ impl Look {
     pub(super) fn in_place<T>(&self, looking: &Looking, attempt: &mut impl FnMut() -> Option<T>) -> Option<T> {
         let end = Instant::now() + looking.window.min(IN_PLACE);
         loop {
-            for _ in 0..4 {
+            for _ in 0..16 {
                 std::hint::spin_loop();
             }
             let found = attempt();
@@ -83,6 +105,11 @@ impl Look {
     pub(super) fn is_over(&self, looking: &Looking) -> bool {
         let over = looking.started.elapsed() >= looking.window;
         if over {
+            if self.is_encouraged.swap(false, Relaxed) {
+                let ignores = self.ignores.load(Relaxed);
+                self.ignored.store(ignores, Relaxed);
+                self.ignores.store((2 * ignores).min(MOST_IGNORED), Relaxed);
+            }
             let window = self.window_ns.load(Relaxed) / 2;
             self.window_ns.store(if window < SHORTEST_NS { 0 } else { window }, Relaxed);
         }
@@ -91,6 +118,9 @@ impl Look {
 
     pub(super) fn paid(&self, looking: &Looking) {
         let took = looking.started.elapsed().as_nanos().min(LONGEST_NS.into()) as u32;
+        if self.is_encouraged.swap(false, Relaxed) {
+            self.ignores.store(1, Relaxed);
+        }
         let faded = self.window_ns.load(Relaxed) / 16 * 15;
         let window = match took > AWAKE_NS {
             true if self.was_asleep.swap(true, Relaxed) => 0,
@@ -109,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn looking_that_never_pays_becomes_a_glance_and_is_tried_again_now_and_then() {
+    fn looking_that_never_pays_stops_and_is_tried_again_now_and_then() {
         let look = Look { window_ns: AtomicU32::new(LONGEST_NS), ..Look::default() };
         for _ in 0..8 {
             if let Some(looking) = look.begin() {
@@ -117,10 +147,7 @@ mod tests {
             }
         }
         assert_eq!(look.window_ns.load(Relaxed), 0);
-        let windows: Vec<_> =
-            (0..2 * TRY_ONE_IN).filter_map(|_| Some(look.begin()?.window.as_nanos() as u32)).collect();
-        let count = |window| windows.iter().filter(|other| **other == window).count() as u32;
-        let expected = if has_spare_cpu() { (2, 2 * (TRY_ONE_IN - 1)) } else { (0, 0) };
-        assert_eq!((count(LONGEST_NS), count(SHORTEST_NS)), expected);
+        let tried = (0..2 * TRY_ONE_IN).filter(|_| look.begin().is_some()).count();
+        assert_eq!(tried, if has_spare_cpu() { 2 } else { 0 });
     }
 }
