@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Random, eventually, holdings, in_child, payload, read_payload, within};
+use common::{Random, eventually, holdings, in_child, payload, read_payload, resident_bytes, within};
 use futures::{SinkExt, StreamExt};
 use hmac::{Hmac, KeyInit, Mac};
 use multiprocess::connection::{ByteConnection, Listener, connect};
@@ -589,19 +589,14 @@ async fn silent(address: &str, count: usize) -> Vec<UnixStream> {
     peers
 }
 
-fn resident_bytes() -> usize {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
-    statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
-}
-
 async fn thousand_silent_peers() {
     allow_descriptors(4096);
     let listener = Listener::bind(&path()).authkey(KEY).await.unwrap();
     let address = listener.local_addr();
-    let before = resident_bytes();
+    let before = resident_bytes(std::process::id());
     let _silent = silent(&address, 1000).await;
     within(eventually("all are taken from the kernel", || holdings().descriptors > 2000)).await;
-    let grown = resident_bytes().saturating_sub(before);
+    let grown = resident_bytes(std::process::id()).saturating_sub(before);
     assert!(grown < 32 << 20, "{grown} bytes for 1000 peers and their sockets");
     let mut fastest = Duration::MAX;
     for _ in 0..5 {
@@ -733,7 +728,7 @@ fn transcript(challenge: &[u8]) -> Vec<u8> {
 async fn a_listener_lives_whatever_strangers_send() {
     let listener = Listener::bind(&abstract_name()).authkey(KEY).max_message(1 << 20).await.unwrap();
     let address = listener.local_addr();
-    let before = resident_bytes();
+    let before = resident_bytes(std::process::id());
     let (start, mut random) = (Instant::now(), Random::new(7));
     let (mut refused, mut accepted) = (0, 0);
     while start.elapsed() < Duration::from_secs(3) {
@@ -767,7 +762,7 @@ async fn a_listener_lives_whatever_strangers_send() {
         }
     }
     assert!(accepted > 0 && refused > 0, "{accepted} {refused}");
-    let grown = resident_bytes().saturating_sub(before);
+    let grown = resident_bytes(std::process::id()).saturating_sub(before);
     assert!(grown < 64 << 20, "{grown} bytes");
     let (here, _there) = within(async { tokio::join!(listener.accept(), connect(&address, Some(KEY))) }).await;
     here.unwrap();
@@ -866,11 +861,11 @@ async fn the_long_form_of_a_length_is_read_for_any_length() {
 
 async fn a_length_alone() {
     let (here, mut there) = raw_pair().await;
-    let before = resident_bytes();
+    let before = resident_bytes(std::process::id());
     there.write_all(&(200i32 << 20).to_be_bytes()).await.unwrap();
     there.write_all(&[7; 10_000]).await.unwrap();
     assert!(!here.poll(2 * SHORT).await.unwrap());
-    let grown = resident_bytes().saturating_sub(before);
+    let grown = resident_bytes(std::process::id()).saturating_sub(before);
     assert!(grown < 8 << 20, "{grown} bytes of memory for 10,000 that came");
 }
 

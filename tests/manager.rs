@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{eventually, in_child, within};
+use common::{eventually, in_child, objects_go, within};
 use futures::{FutureExt, StreamExt, TryStreamExt};
 use multiprocess::{
     self as mp, Batch, DictProxy, ErrorKind, Exposed, ListProxy, Manager, Namespace, Process, Proxy, Queue,
@@ -47,14 +47,6 @@ impl Tally {
 
     fn refuse(&mut self, n: i64) -> mp::Result<i64> {
         if n < 0 { Err(mp::Error::other("negative")) } else { Ok(n) }
-    }
-}
-
-async fn objects_go(manager: &Manager, left: usize) {
-    let start = Instant::now();
-    while manager.object_count().await.unwrap() != left {
-        assert!(start.elapsed() < Duration::from_secs(10), "{:?} objects", manager.object_count().await);
-        tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
 

@@ -3,7 +3,7 @@
 mod common;
 mod programs;
 
-use common::{Random, eventually, in_child, within};
+use common::{Random, eventually, in_child, objects_go, resident_bytes, within};
 use futures::{FutureExt, StreamExt};
 use multiprocess::connection::{Listener, connect};
 use multiprocess::{self as mp, DictProxy, ErrorKind, Exposed, Fd, ListProxy, Manager, Process, Proxy, Queue};
@@ -40,19 +40,6 @@ async fn start_at(address: &str) -> (Manager, String) {
     let manager = Manager::builder().bind(address).authkey(KEY).start().await.unwrap();
     let address = manager.address().await.unwrap().unwrap();
     (manager, address)
-}
-
-fn resident_bytes(pid: u32) -> usize {
-    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap();
-    statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
-}
-
-async fn objects_go(manager: &Manager, left: usize) {
-    let start = Instant::now();
-    while manager.object_count().await.unwrap() != left {
-        assert!(start.elapsed() < Duration::from_secs(10), "{:?} objects", manager.object_count().await);
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
 }
 
 type Mixed = (Option<u8>, bool, f64, String, Vec<u8>);

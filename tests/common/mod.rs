@@ -1,7 +1,7 @@
 //! What the tests of queues and pipes share: deadlines, counts of what a process holds, random numbers.
 #![allow(dead_code)]
 
-use multiprocess::{Function, Process};
+use multiprocess::{Function, Manager, Process};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::future::Future;
@@ -80,6 +80,21 @@ pub fn holdings_of(pid: u32) -> Holdings {
 pub fn assert_no_growth(before: Holdings, after: Holdings) {
     assert_eq!(before.descriptors, after.descriptors);
     assert!(after.mappings <= before.mappings + 10, "{before:?} {after:?}");
+}
+
+/// What a process has in memory.
+pub fn resident_bytes(pid: u32) -> usize {
+    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap();
+    statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+}
+
+/// Waits until a manager has so many objects.
+pub async fn objects_go(manager: &Manager, left: usize) {
+    let start = Instant::now();
+    while manager.object_count().await.unwrap() != left {
+        assert!(start.elapsed() < Duration::from_secs(10), "{:?} objects", manager.object_count().await);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
 }
 
 /// Lets this process have `more` descriptors than it has now.
