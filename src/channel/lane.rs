@@ -10,9 +10,10 @@
 //! | from -> to | who | ordering | wakes |
 //! |---|---|---|---|
 //! | a row is made, then the order put | the pool | Release, by the ring | the worker, if it sleeps |
-//! | next -> next + 1: an item starts, if next was below end | the worker | AcqRel | - |
+//! | next -> next + 1: an item starts, if next was below end | the worker | SeqCst, also the fence between the result before it and a look for sleepers | the pool, if it sleeps and a result was put |
 //! | end -> lower, never below next: items are taken back | the pool | AcqRel CAS | - |
-//! | a result is put, or what an item says before it | the worker | Release, by the ring | the pool, if it sleeps |
+//! | a result is put | the worker | Release, by the ring | the pool, with the next start |
+//! | what an item says before its result is put | the worker | Release, by the ring | the pool, if it sleeps |
 //! | results are taken | the pool | Release, by the ring | the worker, if it waits for room |
 //! | an order is given up, after its last item | the worker | Release, by the ring | - |
 //! | `ASKED` -> an item that should stop | the pool | Release | who waits for it in the worker |
@@ -31,7 +32,7 @@
 //! | before it starts an item | all items of the order may go to somebody else |
 //! | between an item's start and its result | one item started beyond the results: that one, and no other, was running |
 //! | after the result | the result, which counts |
-//! | between a result and its notice | the burial rings the bell |
+//! | between a result and its notice, which comes with the next start | the burial rings the bell |
 //!
 //! # Cancel
 //! No move awaits.
@@ -49,6 +50,7 @@ use crate::wait::{Line, event, until_blocking};
 use crate::wire::{Attachment, attach};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::cell::Cell;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -163,7 +165,8 @@ pub(super) fn claimable(number: u32, items: usize) -> u64 {
 /// The worker's move: starts the next item, if there is one.
 #[inline]
 pub(super) fn start(claim: &AtomicU64) -> Option<u32> {
-    let before = claim.fetch_add(1 << 16, AcqRel);
+    // SeqCst: `WorkerEnd::tell` relies on it.
+    let before = claim.fetch_add(1 << 16, SeqCst);
     let (next, end) = (before as u32 >> 16, before as u32 & 0xffff);
     fault::point("lane.started");
     (next < end).then_some(next)
@@ -299,6 +302,8 @@ pub(crate) struct WorkerEnd {
     orders: Reader<Ring>,
     results: Writer<Ring>,
     next: u32,
+    /// A result has been put that the pool has not been told of.
+    has_news: Cell<bool>,
 }
 
 /// Where a task looks whether it has been asked to stop.
@@ -361,11 +366,12 @@ impl WorkerEnd {
         let done = Line::new(board.clone(), 0, None)?;
         let [orders, results] = rings(&region)?;
         let (orders, results) = (Reader::new(orders, ORDERS), Writer::new(results, RESULTS));
-        Ok(Self { region, board, work, room, done, orders, results, next: 0 })
+        Ok(Self { region, board, work, room, done, orders, results, next: 0, has_news: Cell::new(false) })
     }
 
     /// Blocks until there is an order, whose bytes go to `to`; `None` after the last.
     pub(crate) fn next(&mut self, to: &mut Vec<u8>) -> io::Result<Option<Order>> {
+        self.tell();
         let Self { region, work, orders: reader, .. } = self;
         let attempt = || match reader.peek(orders(region), to) {
             Ok(Some(kind)) => Some(Ok(Some(kind))),
@@ -381,10 +387,22 @@ impl WorkerEnd {
         Ok(Some(Order { number, kind, len: to.len() }))
     }
 
-    /// Starts the next item of `order`, if there is one.
+    /// Starts the next item of `order`, if there is one; either way the pool now knows of all results.
     #[inline]
     pub(crate) fn start(&self, order: &Order) -> Option<u32> {
-        start(row(&self.region, order.number).0)
+        let started = start(row(&self.region, order.number).0);
+        if self.has_news.replace(false) {
+            // A fence for each result would cost as much as the rest of its way.
+            self.done.notify_one_after_rmw();
+        }
+        started
+    }
+
+    /// Lets the pool know of results that no start has followed.
+    pub(crate) fn tell(&self) {
+        if self.has_news.replace(false) {
+            self.done.notify_one();
+        }
     }
 
     /// Notes that an item starts now, for who counts its time.
@@ -398,14 +416,22 @@ impl WorkerEnd {
         len <= RESULTS as usize / 4 && self.results.can_hold(len)
     }
 
-    /// Puts the result of the item that was started last; waits for room.
+    /// Puts the result of the item that was started last; waits for room. The pool is told with the next
+    /// [`start`](Self::start), or by [`tell`](Self::tell).
     #[inline]
     pub(crate) fn report(&mut self, kind: u8, parts: [&[u8]; 2]) -> io::Result<()> {
         if !self.results.push(results(&self.region), kind, parts) {
-            let Self { region, room, results: writer, .. } = self;
-            until_blocking(room, None, || writer.push(results(region), kind, parts).then_some(()))?;
+            self.report_late(kind, parts)?;
         }
-        self.done.notify_one();
+        self.has_news.set(true);
+        Ok(())
+    }
+
+    #[cold]
+    fn report_late(&mut self, kind: u8, parts: [&[u8]; 2]) -> io::Result<()> {
+        self.tell();
+        let Self { region, room, results: writer, .. } = self;
+        until_blocking(room, None, || writer.push(results(region), kind, parts).then_some(()))?;
         Ok(())
     }
 
@@ -423,6 +449,7 @@ impl WorkerEnd {
 
     /// Gives an order up: all its items are done, or were taken back.
     pub(crate) fn finish(&mut self, order: Order) {
+        self.tell();
         self.orders.consume(orders(&self.region), order.len);
     }
 

@@ -66,13 +66,35 @@ pub(crate) fn close_record(bytes: &mut Vec<u8>, start: usize) -> Result<()> {
     let len = bytes.len() - start - HEAD;
     if len >= 1 << LEN_BITS {
         bytes.truncate(start);
-        return Err(Error::new(ErrorKind::Encode, format!("{len} bytes of arguments are more than 256 MiB")));
+        return Err(too_large(len));
     }
     if let Some(head) = bytes.get_mut(start..start + HEAD) {
         head.copy_from_slice(&head_of(0, len));
     }
     bytes.resize(bytes.len().next_multiple_of(ALIGN as usize), 0);
     Ok(())
+}
+
+/// Appends the record of `payload` to `bytes`.
+///
+/// # Errors
+/// `Encode` if it is too large for a record.
+#[inline]
+pub(crate) fn append_record(bytes: &mut Vec<u8>, payload: &[u8]) -> Result<()> {
+    if payload.len() >= 1 << LEN_BITS {
+        return Err(too_large(payload.len()));
+    }
+    let (start, room) = (bytes.len(), room_for(payload.len()) as usize);
+    bytes.reserve(room);
+    bytes.extend_from_slice(&head_of(0, payload.len()));
+    bytes.extend_from_slice(payload);
+    bytes.resize(start + room, 0);
+    Ok(())
+}
+
+#[cold]
+fn too_large(len: usize) -> Error {
+    Error::new(ErrorKind::Encode, format!("{len} bytes of arguments are more than 256 MiB"))
 }
 
 /// The words that the two sides share.

@@ -58,6 +58,8 @@ pub(super) async fn drive(shared: Arc<Shared>) {
                 let is_kill = status.as_ref().is_ok_and(|status| status.signal() == Some(Signal::KILL.as_raw()));
                 let was_starved = is_kill && std::mem::replace(&mut starved, memory::oom_kills()) < starved;
                 shared.died(seat, generation, status, Circumstances { was_starved, last_words });
+                // Whoever waited for it comes before the work of a replacement.
+                tokio::task::yield_now().await;
             }
             () = shared.nudge.notified() => {}
             () = alarm => {}

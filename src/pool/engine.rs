@@ -13,6 +13,7 @@ use super::trace::Ear;
 use crate::channel::lane::{self, Board, PoolEnd};
 use crate::channel::{Receiver, Sender, spsc};
 use crate::error::{Error, ErrorKind, Result};
+use crate::process::entry::IS_VALUE;
 use crate::process::{Killer, StartMethod};
 use crate::wait::Line;
 use crate::wire::{Parcel, Sealed};
@@ -1453,7 +1454,7 @@ impl Worker {
             };
             let (start, first, most) =
                 (at, running.chunk.first + u64::from(running.done), left.min(running.end - running.done));
-            let (mut plain, mut in_pipe, mut told) = (0, None, false);
+            let (mut plain, mut failures, mut in_pipe, mut told) = (0, 0, None, false);
             while plain < most {
                 let (tag, _, len) =
                     spsc::first(bytes.get(at..).unwrap_or_default()).ok_or_else(|| corrupt(&self.name))?;
@@ -1467,6 +1468,7 @@ impl Worker {
                 }
                 at += len;
                 plain += 1;
+                failures += u32::from(tag != IS_VALUE);
             }
             if plain > 0 {
                 let block = match start == 0 && at == bytes.len() {
@@ -1476,7 +1478,7 @@ impl Worker {
                 running.done += plain;
                 self.answered += u64::from(plain);
                 left -= plain;
-                after.deliver(&running.group, Block::told(first, plain, block));
+                after.deliver(&running.group, Block::told(first, plain, failures, block));
             }
             if told {
                 let (_, said, len) =

@@ -125,6 +125,8 @@ impl Chunk {
 pub(super) struct Told {
     first: u64,
     count: u32,
+    /// How many of them are no values.
+    failures: u32,
     bytes: Vec<u8>,
     at: usize,
 }
@@ -137,8 +139,8 @@ pub(super) enum Block {
 }
 
 impl Block {
-    pub(super) fn told(first: u64, count: u32, bytes: Vec<u8>) -> Self {
-        Self::Told(Told { first, count, bytes, at: 0 })
+    pub(super) fn told(first: u64, count: u32, failures: u32, bytes: Vec<u8>) -> Self {
+        Self::Told(Told { first, count, failures, bytes, at: 0 })
     }
 
     pub(super) fn failed(index: u64, error: Error) -> Self {
@@ -159,35 +161,11 @@ impl Block {
         }
     }
 
-    /// Whether some item in it failed, as far as can be told without decoding.
-    pub(super) fn has_failed(&self) -> bool {
+    /// How many items in it failed, as far as can be told without decoding.
+    pub(super) fn failures(&self) -> u32 {
         match self {
-            Block::Single(_, outcome) => !matches!(outcome, Some(Ok((IS_VALUE, _)))),
-            Block::Told(told) => {
-                let mut rest = told.bytes.get(told.at..).unwrap_or_default();
-                std::iter::from_fn(|| {
-                    let (tag, _, len) = spsc::first(rest)?;
-                    rest = &rest[len..];
-                    Some(tag)
-                })
-                .any(|tag| tag != IS_VALUE)
-            }
-        }
-    }
-
-    /// How many items in it failed, as [`has_failed`](Self::has_failed).
-    pub(super) fn failures(&self) -> u64 {
-        match self {
-            Block::Single(..) => u64::from(self.has_failed()),
-            Block::Told(told) => {
-                let mut rest = told.bytes.get(told.at..).unwrap_or_default();
-                let tags = std::iter::from_fn(|| {
-                    let (tag, _, len) = spsc::first(rest)?;
-                    rest = &rest[len..];
-                    Some(tag)
-                });
-                tags.filter(|tag| *tag != IS_VALUE).count() as u64
-            }
+            Block::Single(_, outcome) => u32::from(!matches!(outcome, Some(Ok((IS_VALUE, _))))),
+            Block::Told(told) => told.failures,
         }
     }
 

@@ -134,7 +134,7 @@ impl Flight {
         let total = self.pulled + self.feed.as_ref().map_or(0, |feed| feed.remaining() as u64);
         progress.send_modify(|progress| {
             progress.done += u64::from(block.count());
-            progress.failed += block.failures();
+            progress.failed += u64::from(block.failures());
             progress.total = total.max(progress.done);
             progress.rate = if elapsed > 0.0 { progress.done as f64 / elapsed } else { 0.0 };
         });
@@ -501,7 +501,7 @@ impl<R> Map<R> {
 impl<R: DeserializeOwned + Unpin + 'static> Map<R> {
     /// Adds what is in order; an error is that of an item.
     fn take(&mut self, mut block: Block) -> Result<()> {
-        if block.has_failed() {
+        if block.failures() > 0 {
             // Its error now, rather than when its turn comes.
             return block.drain(|result: Result<R>| result.map(drop));
         }

@@ -38,6 +38,7 @@ pub(super) fn work(contract: Contract) -> Result<()> {
     if let Some(Task { call, arguments }) = initializer {
         let outcome = call.run(arguments.open()?, &mut executor);
         desk.put(IN_PIPE, &outcome.parts().concat(), outcome.attachments());
+        desk.lane.tell();
     }
     let mut desk = Box::new(desk);
     while let Some(header) = desk.take_order()? {

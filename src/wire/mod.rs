@@ -9,4 +9,4 @@ mod plain;
 pub(crate) use attach::Attachment;
 pub use attach::Fd;
 pub(crate) use encode::{Message, Parcel, Sealed, append, decode, decode_bytes, encode, encode_by_serde, keep, spare};
-pub(crate) use plain::takes_buffer;
+pub(crate) use plain::{bytes as as_plain, takes_buffer};

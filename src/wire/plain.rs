@@ -130,7 +130,7 @@ macro_rules! each_plain {
 
 /// The bytes of `value`, if its type is plain.
 #[inline]
-pub(super) fn bytes<T: 'static>(value: &T) -> Option<&[u8]> {
+pub(crate) fn bytes<T: 'static>(value: &T) -> Option<&[u8]> {
     let value: &dyn Any = value;
     macro_rules! case {
         ($plain:ty) => {
