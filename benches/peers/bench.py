@@ -101,8 +101,29 @@ WORKLOADS = {
     "W1": Workload("Spawn a no-op function process and join it", SPAWN_METRICS, "limits/posix_spawn", 5),
     "W1h": Workload("W1 from a parent with 256 MiB of touched heap", SPAWN_METRICS, "limits/posix_spawn", 5),
     "W2": Workload("Pool.apply of i64 -> i64 on a warm pool of 2", CALL_METRICS, "procspawn/pool"),
+    "W2s": Workload(
+        "W2 with a pause of 1 ms before each call, so that the worker sleeps",
+        CALL_METRICS[:2],
+        "limits/stream_tokio_workers",
+    ),
+    "W2b": Workload(
+        "W2 while every CPU is also kept busy by another process",
+        [CALL_METRICS[0], CALL_METRICS[2]],
+        "limits/stream_tokio_workers",
+        cases_of="W2",
+        busy=True,
+    ),
     "W3": Workload("Pool.map of 100k tiny tasks on 2 workers", [Metric("tasks_per_s", "tasks/s", MORE)], "mp/chunk_default"),
     "W3b": Workload("Unordered streaming of 100k tiny tasks on 2 workers", [Metric("tasks_per_s", "tasks/s", MORE)], "mp/chunk_1"),
+    "W3e": Workload(
+        "Unordered streaming of 1,000,000 tiny tasks of an endless source on 2 workers",
+        [
+            Metric("growth", "cost of an item, 10^5 to 10^6 by 10^3 to 10^4", LESS),
+            Metric("memory_mib", "growth of memory MiB", LESS),
+            Metric("tasks_per_s", "tasks/s", MORE),
+        ],
+        "multiprocess/endless",
+    ),
     "W4": Workload(
         "Speed-up of 64 CPU-bound tasks of about 20 ms on 2 workers",
         [Metric("speedup", "speed-up", MORE), Metric("task_ms", "one task ms", LESS)],

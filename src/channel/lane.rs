@@ -12,7 +12,7 @@
 //! | a row is made, then the order put | the pool | Release, by the ring | the worker, if it sleeps |
 //! | next -> next + 1: an item starts, if next was below end | the worker | SeqCst, also the fence between the result before it and a look for sleepers | the pool, if it sleeps and a result was put |
 //! | end -> lower, never below next: items are taken back | the pool | AcqRel CAS | - |
-//! | a result is put | the worker | Release, by the ring | the pool, with the next start |
+//! | a result is put | the worker | Release, by the ring | the pool, with the next start, or that of the last order |
 //! | what an item says before its result is put | the worker | Release, by the ring | the pool, if it sleeps |
 //! | results are taken | the pool | Release, by the ring | the worker, if it waits for room |
 //! | an order is given up, after its last item | the worker | Release, by the ring | - |
@@ -255,6 +255,13 @@ impl PoolEnd {
         take_back(row(&self.region, number).0, keep)
     }
 
+    /// Whether the worker will tell of what it has put when it begins order `number`, the last that was given. For who
+    /// has armed its alarm before: between that and this look, and the worker's start and its look for sleepers, there
+    /// is an order that all agree on.
+    pub(crate) fn will_tell(&self, number: u32) -> bool {
+        row(&self.region, number).0.load(SeqCst) as u32 >> 16 == 0
+    }
+
     /// Whether results have come. No system call, no wake.
     #[inline]
     pub(crate) fn has_results(&self) -> bool {
@@ -304,6 +311,10 @@ pub(crate) struct WorkerEnd {
     next: u32,
     /// A result has been put that the pool has not been told of.
     has_news: Cell<bool>,
+    /// It need not be told before the last order.
+    is_quiet: bool,
+    /// The pool was awake when it was told last.
+    is_watched: Cell<bool>,
 }
 
 /// Where a task looks whether it has been asked to stop.
@@ -366,12 +377,18 @@ impl WorkerEnd {
         let done = Line::new(board.clone(), 0, None)?;
         let [orders, results] = rings(&region)?;
         let (orders, results) = (Reader::new(orders, ORDERS), Writer::new(results, RESULTS));
-        Ok(Self { region, board, work, room, done, orders, results, next: 0, has_news: Cell::new(false) })
+        Ok(Self { region, board, work, room, done, orders, results, next: 0, has_news: Cell::new(false), is_quiet: false, is_watched: Cell::new(false) })
     }
 
     /// Blocks until there is an order, whose bytes go to `to`; `None` after the last.
     pub(crate) fn next(&mut self, to: &mut Vec<u8>) -> io::Result<Option<Order>> {
-        self.tell();
+        self.is_quiet = false;
+        if !self.orders.has_any(orders(&self.region)) {
+            self.tell();
+            if self.is_watched.replace(false) {
+                self.work.encourage();
+            }
+        }
         let Self { region, work, orders: reader, .. } = self;
         let attempt = || match reader.peek(orders(region), to) {
             Ok(Some(kind)) => Some(Ok(Some(kind))),
@@ -387,15 +404,26 @@ impl WorkerEnd {
         Ok(Some(Order { number, kind, len: to.len() }))
     }
 
-    /// Starts the next item of `order`, if there is one; either way the pool now knows of all results.
+    /// Starts the next item of `order`, if there is one; either way the pool now knows of all results, or will when
+    /// the last order begins.
     #[inline]
     pub(crate) fn start(&self, order: &Order) -> Option<u32> {
         let started = start(row(&self.region, order.number).0);
-        if self.has_news.replace(false) {
+        if !self.is_quiet && self.has_news.replace(false) {
             // A fence for each result would cost as much as the rest of its way.
-            self.done.notify_one_after_rmw();
+            let sleeps = self.done.has_sleepers_after_rmw();
+            self.is_watched.set(!sleeps);
+            if sleeps {
+                self.done.notify_one();
+            }
         }
         started
+    }
+
+    /// The pool wants to know of the results of this order not one by one, but when the last order that it has given
+    /// begins: it gives more then.
+    pub(crate) fn keep_quiet(&mut self) {
+        self.is_quiet = self.orders.has_more(orders(&self.region));
     }
 
     /// Lets the pool know of results that no start has followed.
@@ -449,7 +477,6 @@ impl WorkerEnd {
 
     /// Gives an order up: all its items are done, or were taken back.
     pub(crate) fn finish(&mut self, order: Order) {
-        self.tell();
         self.orders.consume(orders(&self.region), order.len);
     }
 

@@ -214,6 +214,11 @@ impl<B: Bytes> Reader<B> {
         words.tail.load(Acquire) != self.head.to_bits()
     }
 
+    /// Whether there is more than one record to read.
+    pub(super) fn has_more(&self, words: Words<'_>) -> bool {
+        Mark::from_bits(words.tail.load(Acquire)).count.wrapping_sub(self.head.count) > 1
+    }
+
     /// Appends everything that is there to `to`; how many records that is.
     pub(super) fn take_all(&mut self, words: Words<'_>, to: &mut Vec<u8>) -> Result<u32, Corrupt> {
         let tail = Mark::from_bits(words.tail.load(Acquire));

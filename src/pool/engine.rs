@@ -34,6 +34,8 @@ const CRASH_LOOP: u32 = 5;
 const BACK_OFF: Duration = Duration::from_millis(20);
 /// Orders that wait at a worker behind the one it runs, if they are known to be over soon.
 const PREFETCH: usize = 3;
+/// Results that no worker tells of are looked for after this.
+const LOOK_AFTER: Duration = Duration::from_millis(1);
 /// A chunk with items that have not started is shared with an idle worker after this.
 const SHARE_AFTER: Duration = Duration::from_millis(2);
 
@@ -96,6 +98,7 @@ struct State {
     is_shut: bool,
     is_share_planned: bool,
     is_idle_planned: bool,
+    is_look_planned: bool,
     broken: Option<String>,
     generation: u64,
     waits: Histogram,
@@ -223,6 +226,8 @@ enum Event {
     Age(usize, u64),
     /// Somebody may have idled for long enough.
     Idle,
+    /// Results may lie about of which nobody was told.
+    Look,
 }
 
 struct Timer {
@@ -253,16 +258,27 @@ struct After {
     wakers: Vec<Waker>,
     settled: usize,
     nudge: bool,
-    /// How long items of orders that are done have run, and how many those are.
-    ran: Vec<(Duration, u32)>,
     /// Who has heard something.
     ears: Vec<Arc<Ear>>,
+    /// Unsettled items of those who are woken.
+    woken: usize,
+    now: Option<Instant>,
+    /// Whose orders have come to their end, and how many items those were.
+    ended: Vec<(Arc<Group>, u32)>,
 }
 
 impl After {
+    /// When this was begun: one look at the clock does for all that is done in one go.
+    fn now(&mut self) -> Instant {
+        *self.now.get_or_insert_with(Instant::now)
+    }
+
     fn deliver(&mut self, group: &Group, block: Block) {
         self.settled += block.count() as usize;
-        self.wakers.extend(group.deliver(block));
+        if let Some((waker, out)) = group.deliver(block) {
+            self.wakers.push(waker);
+            self.woken += out;
+        }
     }
 
     /// Settles the items of `chunk` from `from` on, before `to`.
@@ -340,7 +356,6 @@ impl Shared {
     /// Ends a change of the state.
     fn leave(&self, mut state: MutexGuard<'_, State>, after: After) {
         state.out -= after.settled;
-        after.ran.iter().for_each(|(time, count)| state.runs.add(*time, u64::from(*count)));
         let beginning = state.seats.iter().filter(|seat| seat.is_beginning()).count();
         self.out.store(state.out + beginning, Release);
         drop(state);
@@ -415,28 +430,36 @@ impl Shared {
         });
     }
 
-    /// Hands a chunk in, and on to a worker if one is free.
-    pub(super) fn submit(&self, group: &Arc<Group>, mut chunk: Chunk) {
+    /// Hands chunks in, and on to workers that are free.
+    pub(super) fn submit(&self, group: &Arc<Group>, mut chunks: Vec<Chunk>) {
         self.with(|state, after| {
-            let items = chunk.count as usize;
+            let items = chunks.iter().map(|chunk| chunk.count as usize).sum::<usize>();
             group.items().out += items;
             state.out += items;
             if let Some(limit) = group.options.queue_timeout {
-                let now = Instant::now();
-                chunk.queued = Some(now);
+                let now = after.now();
+                chunks.iter_mut().for_each(|chunk| chunk.queued = Some(now));
                 state.at(now + limit, Event::Queued(group.clone()), after);
             }
-            if state.is_terminated || state.is_shut {
-                return after.fail(group, &chunk, (0, chunk.count), if state.is_shut { shut } else { terminated });
+            let refused = match &state.broken {
+                _ if state.is_shut => Some(shut()),
+                _ if state.is_terminated => Some(terminated()),
+                Some(why) => Some(broken(why)),
+                None => None,
+            };
+            if let Some(error) = refused {
+                chunks.iter().for_each(|chunk| after.fail(group, chunk, (0, chunk.count), || Error::copy(&error)));
+                return;
             }
-            if let Some(why) = &state.broken {
-                return after.fail(group, &chunk, (0, chunk.count), || broken(why));
-            }
-            state.enqueue(group, [chunk].into_iter(), false);
+            let new = chunks.len();
+            state.enqueue(group, chunks.drain(..), false);
             state.dispatch(after);
             // What found a worker at once needs no clock to tell how long it waited.
-            if let Some(waits) = group.items().pending.back_mut() {
-                waits.handed.get_or_insert_with(Instant::now);
+            let mut items = group.items();
+            let waiting = items.pending.len().min(new);
+            if waiting > 0 {
+                let now = after.now();
+                items.pending.iter_mut().rev().take(waiting).for_each(|chunk| _ = chunk.handed.get_or_insert(now));
             }
         });
         if let Some(local) = &self.local {
@@ -510,14 +533,16 @@ impl Shared {
         });
     }
 
-    /// Collects what has come from the workers and gives out what waits for them.
-    pub(super) fn pump(&self) {
+    /// Collects what has come from the workers and gives out what waits for them; whether there are items out whose
+    /// callers have not been woken.
+    pub(super) fn pump(&self) -> bool {
         self.with(|state, after| {
             if state.collect(after) {
                 state.dispatch(after);
                 state.end_if_done(after);
             }
-        });
+            state.out - after.settled > after.woken
+        })
     }
 
     /// The same for who does so again and again: not if somebody else is at it.
@@ -537,22 +562,48 @@ impl Shared {
 
     /// The bell has rung, or may have.
     fn answer(&self) {
-        self.pump();
-        self.stir();
+        // Who was woken sees to itself.
+        if self.pump() {
+            self.stir();
+        }
     }
 
     /// Sees to it that results which nobody looks for are heard of.
     pub(super) fn stir(&self) {
-        while self.out.load(Acquire) > 0 {
-            if let Some(alarm) = self.alarm.get() {
-                // Without a runtime here that of the pool answers.
-                let _ = alarm.arm();
-            }
-            if !self.state().has_results() {
-                return;
-            }
+        if self.out.load(Acquire) == 0 {
+            return;
+        }
+        if let Some(alarm) = self.alarm.get() {
+            // Without a runtime here that of the pool answers.
+            let _ = alarm.arm();
+        }
+        // What came before is for us; of what comes later the alarm tells.
+        if self.state().has_results() {
             self.pump();
         }
+    }
+
+    /// The same for who has many quick items out: it need not hear of results before a worker begins its last order.
+    pub(super) fn rest(&self) {
+        if let Some(alarm) = self.alarm.get() {
+            let _ = alarm.arm();
+        }
+        self.with(|state, after| {
+            if state.has_news() && state.collect(after) {
+                state.dispatch(after);
+                state.end_if_done(after);
+            }
+            if !std::mem::replace(&mut state.is_look_planned, true) {
+                // One of them may turn out to be slow.
+                let at = after.now() + LOOK_AFTER;
+                state.at(at, Event::Look, after);
+            }
+        });
+    }
+
+    /// Whether to collect results now, for who has many quick items out.
+    pub(super) fn has_news(&self) -> bool {
+        self.state().has_news()
     }
 
     pub(super) fn out(&self) -> usize {
@@ -833,18 +884,28 @@ impl State {
         self.seats.iter().filter_map(|seat| seat.worker.as_ref()).any(|worker| worker.lane.has_results())
     }
 
+    /// Whether some worker has put results that it may not tell of any more, or will soon have no orders.
+    fn has_news(&self) -> bool {
+        let mut workers = self.seats.iter().filter_map(|seat| seat.worker.as_ref());
+        let will_tell =
+            |worker: &Worker| worker.running.back().is_some_and(|last| worker.lane.will_tell(last.number));
+        workers.any(|worker| !will_tell(worker) && worker.lane.has_results())
+    }
+
     /// Takes in what has come; whether anything has.
     fn collect(&mut self, after: &mut After) -> bool {
         let mut any = false;
         let mut initialized = Vec::new();
-        for (seat, worker) in self.workers() {
+        let Self { seats, runs, .. } = self;
+        let workers = seats.iter_mut().enumerate().filter_map(|(seat, place)| Some((seat, place.worker.as_mut()?)));
+        for (seat, worker) in workers {
             if !worker.lane.has_results() {
                 continue;
             }
             any = true;
             let mut bytes = Vec::new();
             let taken = worker.lane.take_results(&mut bytes).map_err(|_| corrupt(&worker.name));
-            let delivered = taken.and_then(|count| worker.deliver(bytes, count, after));
+            let delivered = taken.and_then(|count| worker.deliver(bytes, count, runs, after));
             match delivered {
                 Ok(None) => {}
                 Ok(Some(report)) => initialized.push((seat, report)),
@@ -954,7 +1015,7 @@ impl State {
                 worker.given += chunk.count as usize;
                 worker.idle_since = None;
                 let generation = worker.generation;
-                let now = Instant::now();
+                let now = after.now();
                 if !std::mem::replace(&mut chunk.has_waited, true) {
                     let waited = chunk.handed.map_or(Duration::ZERO, |handed| now.duration_since(handed));
                     self.waits.add(waited, u64::from(chunk.count));
@@ -993,7 +1054,7 @@ impl State {
                     asked.push((Place { seat, generation, number: running.number }, claim.started - 1));
                 }
             }
-            worker.pop_complete(None, None);
+            worker.pop_complete(None, &mut Vec::new());
         }
         let at = Instant::now() + grace;
         asked.into_iter().for_each(|(place, item)| self.at(at, Event::Kill(place, item), after));
@@ -1015,7 +1076,7 @@ impl State {
             back.push((running.group.clone(), parts));
             running.end = claim.end;
         }
-        worker.pop_complete(None, None);
+        worker.pop_complete(None, &mut Vec::new());
         for (group, parts) in back {
             let is_cancelled = group.items().is_cancelled;
             if !is_cancelled {
@@ -1034,6 +1095,8 @@ impl State {
             Event::Queued(group) => self.queued_out(&group, now, after),
             Event::Share => self.share(now, after),
             Event::Hire => {}
+            // Whoever asks what is due has collected.
+            Event::Look => self.is_look_planned = false,
             Event::Age(seat, generation) => {
                 if self.worker(seat, generation).is_some() {
                     self.retire(seat, after);
@@ -1129,7 +1192,7 @@ impl State {
                     running.end = claim.end;
                 }
             }
-            worker.pop_complete(None, None);
+            worker.pop_complete(None, &mut Vec::new());
         }
         if let Some(next) = next {
             self.at(next + limit, Event::Queued(group.clone()), after);
@@ -1398,6 +1461,15 @@ impl State {
     }
 }
 
+/// Has groups learn from items that one worker has done in `time`; what came together is taken to have taken equally long.
+fn teach(ended: &mut Vec<(Arc<Group>, u32)>, time: Duration, runs: &mut Histogram) {
+    let total = ended.iter().map(|(_, count)| *count).sum::<u32>().max(1);
+    for (group, count) in ended.drain(..).filter(|(_, count)| *count > 0) {
+        group.learn(time / total * count, count);
+        runs.add(time / total, u64::from(count));
+    }
+}
+
 fn corrupt(who: &str) -> Error {
     Error::new(ErrorKind::Decode, format!("{who} wrote into the memory that its results come through; it was killed"))
 }
@@ -1437,8 +1509,15 @@ impl Worker {
     }
 
     /// Takes in `count` results. The first of a worker with an initializer is that one's.
-    fn deliver(&mut self, mut bytes: Vec<u8>, count: u32, after: &mut After) -> Result<Option<Result<Sealed>>> {
-        let (now, mut begun) = (Instant::now(), None);
+    fn deliver(
+        &mut self,
+        mut bytes: Vec<u8>,
+        count: u32,
+        runs: &mut Histogram,
+        after: &mut After,
+    ) -> Result<Option<Result<Sealed>>> {
+        let (now, mut begun) = (after.now(), None);
+        let since = self.running.front().map(|running| running.since);
         let (mut at, mut left) = (0, count);
         self.has_worked |= count > 0 && self.phase != Phase::Beginning;
         if self.phase == Phase::Beginning && self.begun.is_none() && left > 0 {
@@ -1447,7 +1526,7 @@ impl Worker {
             (at, left) = (len, left - 1);
         }
         while left > 0 {
-            self.pop_complete(Some(now), Some(&mut after.ran));
+            self.pop_complete(Some(now), &mut after.ended);
             let Some(running) = self.running.front_mut() else {
                 // What was given up, such as by a termination, may still be answered.
                 return if self.phase == Phase::Doomed { Ok(None) } else { Err(corrupt(&self.name)) };
@@ -1499,20 +1578,20 @@ impl Worker {
                 after.deliver(&running.group, Block::Single(first + u64::from(plain), Some(sealed)));
             }
         }
-        self.pop_complete(Some(now), Some(&mut after.ran));
+        self.pop_complete(Some(now), &mut after.ended);
+        teach(&mut after.ended, since.map_or(Duration::ZERO, |since| now.duration_since(since)), runs);
         Ok(begun)
     }
 
-    /// Lets go of orders that are done; `now` if this is to teach how long items take, which goes to `ran` too.
-    fn pop_complete(&mut self, now: Option<Instant>, mut ran: Option<&mut Vec<(Duration, u32)>>) {
+    /// Lets go of orders that are done; `now` if they came to their end just now, and are to be counted among `ended`.
+    fn pop_complete(&mut self, now: Option<Instant>, ended: &mut Vec<(Arc<Group>, u32)>) {
         while self.running.front().is_some_and(|running| running.done >= running.end) {
             let Some(running) = self.running.pop_front() else { return };
             running.group.forget(&running.chunk);
             if let Some(now) = now {
-                if running.done > 0 {
-                    let time = now.duration_since(running.since);
-                    running.group.learn(time, running.done);
-                    ran.iter_mut().for_each(|ran| ran.push((time / running.done, running.done)));
+                match ended.last_mut() {
+                    Some((group, count)) if Arc::ptr_eq(group, &running.group) => *count += running.done,
+                    _ => ended.push((running.group, running.done)),
                 }
                 self.running.front_mut().into_iter().for_each(|next| next.since = now);
             }

@@ -101,7 +101,7 @@ impl Chunk {
     pub(super) fn header(&self, group: &Group) -> [u8; Header::LEN] {
         let (call, attempt, is_timed) = (group.call, self.attempt, group.options.timeout.is_some());
         let level = if group.caller.is_some() { Caller::level() } else { 0 };
-        Header { call, attempt, is_timed, level }.to_bytes()
+        Header { call, attempt, is_timed, level, is_bulk: group.is_bulk() }.to_bytes()
     }
 
     /// The items from `from` on, before `to`, as a chunk of their own.
@@ -237,6 +237,8 @@ pub(super) struct Items {
 /// Aim for so much work in one chunk.
 pub(super) const CHUNK: Duration = Duration::from_millis(1);
 const LARGEST_CHUNK: u64 = 1024;
+/// An item that takes no longer is one of a bulk.
+const BULK_NS: u64 = 1000;
 /// Bytes after which a chunk is full.
 pub(super) const CHUNK_BYTES: usize = 12 << 10;
 
@@ -265,7 +267,13 @@ impl Group {
         (1..=200_000).contains(&self.item_ns.load(Relaxed))
     }
 
-    /// A chunk of `count` items took `time`.
+    /// Whether items are so quick that each is worth less than a look for it: who has many of them out sleeps until there
+    /// is room for more.
+    pub(super) fn is_bulk(&self) -> bool {
+        (1..=BULK_NS).contains(&self.item_ns.load(Relaxed))
+    }
+
+    /// Chunks of `count` items took `time`.
     pub(super) fn learn(&self, time: Duration, count: u32) {
         let ns = (time.as_nanos() as u64 / u64::from(count.max(1))).max(1);
         let old = self.item_ns.load(Relaxed);
@@ -273,16 +281,17 @@ impl Group {
         self.item_ns.store(if old == 0 { ns.max(CHUNK.as_nanos() as u64 / 16) } else { ns.max(old / 4) }, Relaxed);
     }
 
-    /// Hands a block to whoever waits; the waker is called without any lock held. What was cancelled is dropped.
+    /// Hands a block to whoever waits; the waker is called without any lock held, and comes with how many items are still
+    /// out. What was cancelled is dropped.
     #[must_use]
-    pub(super) fn deliver(&self, block: Block) -> Option<Waker> {
+    pub(super) fn deliver(&self, block: Block) -> Option<(Waker, usize)> {
         let mut items = self.items();
         items.out = items.out.saturating_sub(block.count() as usize);
         if items.is_cancelled {
             return None;
         }
         items.done.push_back(block);
-        items.waker.take()
+        items.waker.take().map(|waker| (waker, items.out))
     }
 
     /// The same for an outcome that never was the pool's business.

@@ -39,8 +39,12 @@ struct Flight {
     began: Option<Instant>,
 }
 
+/// Bytes of arguments that are handed to the pool in one go.
+const TOGETHER: usize = 16 << 10;
 /// Items in flight per worker, in chunks.
 const CHUNKS_AHEAD: usize = 4;
+/// So many items in a chunk are many.
+const BULK: usize = 256;
 /// Bytes of arguments in flight, beyond which only one item is pulled.
 const BYTES_AHEAD: usize = 64 << 20;
 
@@ -63,14 +67,15 @@ impl Flight {
             self.began.get_or_insert_with(Instant::now);
         }
         let workers = self.workers;
+        let mut chunks = Vec::new();
         while let Some(feed) = &mut self.feed {
             let size = self.group.chunk_size().max(1);
             let in_flight = (self.pulled - self.returned) as usize;
             if in_flight + held >= workers * size * CHUNKS_AHEAD {
-                return;
+                break;
             }
             if in_flight > 0 && self.group.items().bytes >= BYTES_AHEAD {
-                return;
+                break;
             }
             // Towards the end chunks become smaller, so that all workers end at about the same time.
             let most = match (self.group.options.chunk, feed.remaining()) {
@@ -83,8 +88,14 @@ impl Flight {
             }
             let stop = feed.fill(&mut chunk, most, cx);
             self.pulled += u64::from(chunk.count);
+            // Small ones are handed in together.
+            let is_large = chunk.bytes().len() >= TOGETHER / 16;
             if chunk.count > 0 {
-                self.pool.shared().submit(&self.group, chunk);
+                chunks.push(chunk);
+            }
+            let is_over = !matches!(stop, Stop::Full);
+            if is_over || is_large || chunks.len() >= 16 {
+                self.submit(&mut chunks);
             }
             match stop {
                 Stop::Full => {}
@@ -99,6 +110,13 @@ impl Flight {
                 }
                 Stop::End => self.end(),
             }
+        }
+        self.submit(&mut chunks);
+    }
+
+    fn submit(&self, chunks: &mut Vec<Chunk>) {
+        if !chunks.is_empty() {
+            self.pool.shared().submit(&self.group, std::mem::take(chunks));
         }
     }
 
@@ -153,6 +171,16 @@ impl Flight {
         }
         let (shared, group) = (self.pool.shared(), &self.group);
         let Some(alarm) = shared.alarm() else { return Poll::Pending };
+        if self.is_bulk() {
+            if shared.has_news() {
+                shared.pump();
+            }
+            if let Some(block) = group.take_done_or_wait(cx) {
+                return Poll::Ready(Some(block));
+            }
+            shared.rest();
+            return group.take_done().map_or(Poll::Pending, |block| Poll::Ready(Some(block)));
+        }
         let mut attempt = || {
             shared.try_pump();
             group.take_done()
@@ -179,6 +207,12 @@ impl Flight {
                 group.take_done().map_or(Poll::Pending, |block| Poll::Ready(Some(block)))
             }
         }
+    }
+
+    /// Whether it is worth more to leave the CPU to the workers than to look at what they do.
+    fn is_bulk(&self) -> bool {
+        let (chunk, out) = (self.group.chunk_size(), self.group.items().out);
+        self.group.is_bulk() && chunk >= BULK && out >= 2 * chunk && self.pool.shared().out() <= out
     }
 
     /// Lets go of what was handed in.

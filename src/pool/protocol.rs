@@ -21,6 +21,8 @@ pub(super) struct Header {
     pub(super) is_timed: bool,
     /// How much of what a task tells `tracing` is of interest; 0 is nothing.
     pub(super) level: u8,
+    /// Its items are so quick that their results are told of together; see [`lane::WorkerEnd::keep_quiet`].
+    pub(super) is_bulk: bool,
 }
 
 impl Header {
@@ -28,7 +30,7 @@ impl Header {
 
     pub(super) fn to_bytes(self) -> [u8; Self::LEN] {
         let [offset, fingerprint] = self.call.to_words();
-        let rest = u64::from(self.attempt) << 32 | u64::from(self.level) << 1 | u64::from(self.is_timed);
+        let rest = u64::from(self.attempt) << 32 | u64::from(self.is_bulk) << 4 | u64::from(self.level) << 1 | u64::from(self.is_timed);
         let mut bytes = [0; Self::LEN];
         for (at, word) in bytes.chunks_exact_mut(8).zip([offset, fingerprint, rest]) {
             at.copy_from_slice(&word.to_ne_bytes());
@@ -41,8 +43,8 @@ impl Header {
         let mut words = head.chunks_exact(8).map(|word| word.try_into().map_or(0, u64::from_ne_bytes));
         let (offset, fingerprint, rest) = (words.next()?, words.next()?, words.next()?);
         let call = entry::Call::from_words([offset, fingerprint]);
-        let (is_timed, level) = (rest & 1 != 0, (rest >> 1) as u8 & 7);
-        Some(Self { call, attempt: (rest >> 32) as u32, is_timed, level })
+        let (is_timed, level, is_bulk) = (rest & 1 != 0, (rest >> 1) as u8 & 7, rest & 16 != 0);
+        Some(Self { call, attempt: (rest >> 32) as u32, is_timed, level, is_bulk })
     }
 }
 

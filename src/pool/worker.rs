@@ -139,6 +139,9 @@ impl Desk {
                 }
             }
         }
+        if header.is_bulk {
+            self.lane.keep_quiet();
+        }
         (self.order, self.header) = (Some(order), Some(header));
         Ok(Some(header))
     }

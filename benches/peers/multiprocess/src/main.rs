@@ -106,8 +106,12 @@ async fn warm_pool(workers: usize) -> (Pool, Vec<i32>) {
 
 async fn pool_call() -> Metrics {
     let (pool, _) = warm_pool(size::WORKERS).await;
-    let (warm_up, mut samples) = (size::CALLS / 10, Vec::new());
-    for i in 0..(warm_up + size::CALLS) as i64 {
+    let calls = if stats::pause().is_some() { size::PAUSED_ROUND_TRIPS } else { size::CALLS };
+    let (warm_up, mut samples) = (calls / 10, Vec::new());
+    for i in 0..(warm_up + calls) as i64 {
+        if let Some(pause) = stats::pause() {
+            tokio::time::sleep(pause).await;
+        }
         let start = Instant::now();
         assert_eq!(pool.apply(increment, (i,)).await.unwrap(), i + 1);
         samples.push(start.elapsed());
@@ -138,6 +142,36 @@ async fn map(chunk: usize) -> Metrics {
 async fn stream(chunk: usize) -> Metrics {
     let add = async |total, result| Ok(total + result);
     maps(async |pool| pool.imap_unordered(increment, inputs()).chunksize(chunk).try_fold(0, add).await.unwrap()).await
+}
+
+fn own_memory_kib() -> f64 {
+    sys::smaps_kib(std::process::id() as i32, "Rss")
+}
+
+/// Costs of an item by decades of one stream, and how much memory came between 10^3 items and the end.
+async fn endless() -> Metrics {
+    let ((pool, _), [mut growths, mut rates]) = (warm_pool(size::WORKERS).await, [const { Vec::new() }; 2]);
+    let (mut before, mut after) = (0.0, 0.0f64);
+    for _ in 0..MAPS {
+        let mut results = pool.imap_unordered(increment, (0..).map(std::hint::black_box));
+        let (start, mut taken, mut marks) = (Instant::now(), 0, Vec::new());
+        for mark in [1_000, 10_000, 100_000, size::ENDLESS_TASKS] {
+            while taken < mark {
+                results.try_next().await.unwrap().unwrap();
+                taken += 1;
+            }
+            marks.push((mark as f64, start.elapsed().as_secs_f64()));
+            match mark {
+                1_000 if before == 0.0 => before = own_memory_kib(),
+                _ => after = after.max(own_memory_kib()),
+            }
+        }
+        let cost = |from: usize| (marks[from + 1].1 - marks[from].1) / (marks[from + 1].0 - marks[from].0);
+        growths.push(cost(2) / cost(0));
+        rates.push(marks[3].0 / marks[3].1);
+    }
+    let memory = (after - before) / 1024.0;
+    vec![("growth", quantile(&growths, 0.5)), ("memory_mib", memory), ("tasks_per_s", quantile(&rates, 0.5))]
 }
 
 async fn cpu_bound(chunk: usize) -> Metrics {
@@ -465,10 +499,13 @@ fn main() {
             case("W1h", "spawn", || with_heap(|| block_on(spawn_join(spawn)))),
             case("W2", "pool", || block_on(pool_call())),
             case("W2", "pool_run", || block_on_run(pool_call())),
+            case("W2s", "pool", || stats::paused(|| block_on(pool_call()))),
+            case("W2s", "pool_run", || stats::paused(|| block_on_run(pool_call()))),
             case("W3", "chunk_default", || block_on(map(0))),
             case("W3", "chunk_1", || block_on(map(1))),
             case("W3b", "chunk_default", || block_on(stream(0))),
             case("W3b", "chunk_1", || block_on(stream(1))),
+            case("W3e", "endless", || block_on(endless())),
             case("W4", "chunk_default", || block_on(cpu_bound(0))),
             case("W4", "chunk_1", || block_on(cpu_bound(1))),
             case("W5", "bounded", || block_on(small(bounded, 1))),
