@@ -377,7 +377,19 @@ impl WorkerEnd {
         let done = Line::new(board.clone(), 0, None)?;
         let [orders, results] = rings(&region)?;
         let (orders, results) = (Reader::new(orders, ORDERS), Writer::new(results, RESULTS));
-        Ok(Self { region, board, work, room, done, orders, results, next: 0, has_news: Cell::new(false), is_quiet: false, is_watched: Cell::new(false) })
+        Ok(Self {
+            region,
+            board,
+            work,
+            room,
+            done,
+            orders,
+            results,
+            next: 0,
+            has_news: Cell::new(false),
+            is_quiet: false,
+            is_watched: Cell::new(false),
+        })
     }
 
     /// Blocks until there is an order, whose bytes go to `to`; `None` after the last.

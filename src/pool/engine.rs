@@ -887,8 +887,7 @@ impl State {
     /// Whether some worker has put results that it may not tell of any more, or will soon have no orders.
     fn has_news(&self) -> bool {
         let mut workers = self.seats.iter().filter_map(|seat| seat.worker.as_ref());
-        let will_tell =
-            |worker: &Worker| worker.running.back().is_some_and(|last| worker.lane.will_tell(last.number));
+        let will_tell = |worker: &Worker| worker.running.back().is_some_and(|last| worker.lane.will_tell(last.number));
         workers.any(|worker| !will_tell(worker) && worker.lane.has_results())
     }
 
@@ -936,16 +935,16 @@ impl State {
         // What waits for one certain worker, or for one to itself, holds up no checkout.
         let mut aside = Vec::new();
         while let Some(group) = self.queue.front().cloned() {
-            let depth = if group.is_quick() { 1 + PREFETCH } else { 1 };
-            let (has_more, next_len) = {
-                let items = group.items();
-                (items.pending.len() > 1, items.pending.front().map(|chunk| chunk.bytes().len()))
+            let next = {
+                let mut items = group.items();
+                items.is_queued = !items.pending.is_empty();
+                items.pending.front().map(|chunk| chunk.bytes().len())
             };
-            let Some(len) = next_len else {
-                group.items().is_queued = false;
+            let Some(len) = next else {
                 self.queue.pop_front();
                 continue;
             };
+            let depth = if group.is_quick() { 1 + PREFETCH } else { 1 };
             let (lease, acquires) = (group.options.lease, group.options.acquires);
             let is_certain = lease > 0 && !acquires;
             if !is_certain && !aside.is_empty() && aside.iter().any(|group: &Arc<Group>| group.options.acquires) {
@@ -980,13 +979,20 @@ impl State {
                 }
                 continue;
             };
-            let Some(chunk) = group.items().pending.pop_front() else { continue };
+            let (chunk, has_more) = {
+                let mut items = group.items();
+                let chunk = items.pending.pop_front();
+                items.is_queued = !items.pending.is_empty();
+                (chunk, items.is_queued)
+            };
             // Calls take turns.
-            self.queue.pop_front();
-            match has_more {
-                true => self.queue.push_back(group.clone()),
-                false => group.items().is_queued = false,
+            if !has_more || self.queue.len() > 1 {
+                self.queue.pop_front();
+                if has_more {
+                    self.queue.push_back(group.clone());
+                }
             }
+            let Some(chunk) = chunk else { continue };
             if acquires && let Some(worker) = self.seats.get_mut(seat).and_then(|seat| seat.worker.as_mut()) {
                 worker.lease = lease;
             }

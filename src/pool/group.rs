@@ -273,7 +273,7 @@ impl Group {
         (1..=BULK_NS).contains(&self.item_ns.load(Relaxed))
     }
 
-    /// Chunks of `count` items took `time`.
+    /// `count` items took `time`.
     pub(super) fn learn(&self, time: Duration, count: u32) {
         let ns = (time.as_nanos() as u64 / u64::from(count.max(1))).max(1);
         let old = self.item_ns.load(Relaxed);

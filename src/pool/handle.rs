@@ -211,8 +211,12 @@ impl Flight {
 
     /// Whether it is worth more to leave the CPU to the workers than to look at what they do.
     fn is_bulk(&self) -> bool {
-        let (chunk, out) = (self.group.chunk_size(), self.group.items().out);
-        self.group.is_bulk() && chunk >= BULK && out >= 2 * chunk && self.pool.shared().out() <= out
+        let chunk = self.group.chunk_size();
+        if chunk < BULK || !self.group.is_bulk() {
+            return false;
+        }
+        let out = self.group.items().out;
+        out >= 2 * chunk && self.pool.shared().out() <= out
     }
 
     /// Lets go of what was handed in.
@@ -539,12 +543,20 @@ impl<R: DeserializeOwned + Unpin + 'static> Map<R> {
             // Its error now, rather than when its turn comes.
             return block.drain(|result: Result<R>| result.map(drop));
         }
-        self.early.insert(block);
-        while let Some(mut block) = self.early.take(self.results.len() as u64) {
-            self.results.reserve(block.count() as usize);
-            block.drain(|result| result.map(|result| self.results.push(result)))?;
+        if block.first() == self.results.len() as u64 {
+            self.add(block)?;
+        } else {
+            self.early.insert(block);
+        }
+        while let Some(block) = self.early.take(self.results.len() as u64) {
+            self.add(block)?;
         }
         Ok(())
+    }
+
+    fn add(&mut self, mut block: Block) -> Result<()> {
+        self.results.reserve(block.count() as usize);
+        block.drain(|result| result.map(|result| self.results.push(result)))
     }
 }
 

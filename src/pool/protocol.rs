@@ -30,7 +30,10 @@ impl Header {
 
     pub(super) fn to_bytes(self) -> [u8; Self::LEN] {
         let [offset, fingerprint] = self.call.to_words();
-        let rest = u64::from(self.attempt) << 32 | u64::from(self.is_bulk) << 4 | u64::from(self.level) << 1 | u64::from(self.is_timed);
+        let rest = u64::from(self.attempt) << 32
+            | u64::from(self.is_bulk) << 4
+            | u64::from(self.level) << 1
+            | u64::from(self.is_timed);
         let mut bytes = [0; Self::LEN];
         for (at, word) in bytes.chunks_exact_mut(8).zip([offset, fingerprint, rest]) {
             at.copy_from_slice(&word.to_ne_bytes());
