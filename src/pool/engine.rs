@@ -51,6 +51,10 @@ pub(super) struct Settings {
     pub(super) tasks_jitter: usize,
     pub(super) max_age: Option<Duration>,
     pub(super) recycle_above: Option<u64>,
+    /// From a worker's start to the end of its initializer.
+    pub(super) initializer_timeout: Option<Duration>,
+    /// From a worker's last item, or from when it was told to go, to its end.
+    pub(super) exit_timeout: Duration,
     pub(super) start_method: StartMethod,
     pub(super) initializer: Option<Task>,
     pub(super) finalizer: Option<Task>,
@@ -99,6 +103,8 @@ struct State {
     is_share_planned: bool,
     is_idle_planned: bool,
     is_look_planned: bool,
+    /// Workers that were killed because they did not end.
+    late: u64,
     broken: Option<String>,
     generation: u64,
     waits: Histogram,
@@ -116,6 +122,7 @@ struct Rules {
     tasks_jitter: usize,
     max_age: Option<Duration>,
     recycle_above: Option<u64>,
+    exit_timeout: Duration,
     grace: Duration,
 }
 
@@ -170,8 +177,14 @@ struct Worker {
     born: Instant,
     idle_since: Option<Instant>,
     has_worked: bool,
-    /// The initializer's report, until the driver has read it.
+    /// The initializer's report has not come.
+    is_awaited: bool,
+    /// That report, until the driver has read it.
     begun: Option<Result<Sealed>>,
+    /// Since when it is to end once it has nothing to do.
+    leaving: Option<Instant>,
+    /// Why it was killed, if that says something about those to come.
+    overdue: Option<Error>,
     /// What is known of its end.
     end: Circumstances,
     /// Why it was killed, for the item that it was at.
@@ -224,6 +237,10 @@ enum Event {
     Hire,
     /// A worker is old enough.
     Age(usize, u64),
+    /// A worker's initializer has run for its time.
+    Initializer(usize, u64, Duration),
+    /// A worker that was to end has had the time for it.
+    Exit(usize, u64),
     /// Somebody may have idled for long enough.
     Idle,
     /// Results may lie about of which nobody was told.
@@ -262,6 +279,8 @@ struct After {
     ears: Vec<Arc<Ear>>,
     /// Unsettled items of those who are woken.
     woken: usize,
+    /// Who was killed because it did not end within its time.
+    late: Vec<(String, Duration)>,
     now: Option<Instant>,
     /// Whose orders have come to their end, and how many items those were.
     ended: Vec<(Arc<Group>, u32)>,
@@ -314,6 +333,7 @@ impl Shared {
             tasks_jitter: settings.tasks_jitter,
             max_age: settings.max_age,
             recycle_above: settings.recycle_above,
+            exit_timeout: settings.exit_timeout,
             grace: settings.grace,
         };
         let running = watch::Sender::new(rules.least);
@@ -360,6 +380,9 @@ impl Shared {
         self.out.store(state.out + beginning, Release);
         drop(state);
         after.ears.iter().for_each(|ear| ear.pass_on());
+        for (worker, timeout) in after.late {
+            tracing::warn!(%worker, ?timeout, "a worker that was to end did not; it was killed");
+        }
         if after.nudge {
             self.nudge.notify_one();
         }
@@ -678,7 +701,8 @@ impl Shared {
     /// What the pool is doing.
     pub(super) fn stats(&self) -> PoolStats {
         let mut state = self.state();
-        let mut stats = PoolStats { waits: state.waits.clone(), runs: state.runs.clone(), ..PoolStats::default() };
+        let (waits, runs, late) = (state.waits.clone(), state.runs.clone(), state.late);
+        let mut stats = PoolStats { waits, runs, late, ..PoolStats::default() };
         for (_, worker) in state.workers() {
             let front = worker.running.front();
             // Only the first order can have an item at work.
@@ -772,6 +796,9 @@ impl Shared {
             let spread = |most: u64| (generation.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) % (most + 1);
             let jitter = (spread(state.rules.tasks_jitter as u64) as usize).min(state.rules.max_tasks - 1);
             let share = state.rules.max_tasks - jitter;
+            if let Some(timeout) = self.settings.initializer_timeout.filter(|_| phase == Phase::Beginning) {
+                state.at(now + timeout, Event::Initializer(*seat, *generation, timeout), after);
+            }
             if let Some(age) = state.rules.max_age {
                 // Up to a tenth earlier, so that they do not all go at once.
                 let age = age - age / 1000 * spread(100) as u32;
@@ -796,7 +823,10 @@ impl Shared {
                 born: now,
                 idle_since: Some(now),
                 has_worked: false,
+                is_awaited: has_initializer,
                 begun: None,
+                leaving: None,
+                overdue: None,
                 end: Circumstances::default(),
                 doom: None,
             };
@@ -1028,9 +1058,9 @@ impl State {
                 }
                 let (done, end) = (0, chunk.count);
                 worker.running.push_back(Running { group: group.clone(), chunk, number, done, end, since: now });
-                if worker.given >= worker.share && worker.lease == 0 {
-                    worker.phase = Phase::Leaving;
-                    worker.lane.close();
+                let is_last = worker.given >= worker.share && worker.lease == 0;
+                if is_last {
+                    self.dismiss(seat, after);
                 }
                 if let Some(timeout) = group.options.timeout {
                     self.at(now + timeout, Event::Overrun(Place { seat, generation, number }), after);
@@ -1108,6 +1138,14 @@ impl State {
                     self.retire(seat, after);
                 }
             }
+            Event::Initializer(seat, generation, timeout) => {
+                if let Some(worker) = self.worker(seat, generation).filter(|worker| worker.is_awaited) {
+                    let text = format!("the initializer of {} did not end within {timeout:?}", worker.name);
+                    worker.kill(None);
+                    worker.overdue = Some(Error::new(ErrorKind::Timeout, text));
+                }
+            }
+            Event::Exit(seat, generation) => self.see_out(seat, generation, now, after),
             Event::Idle => {
                 self.is_idle_planned = false;
                 self.send_home(now, after);
@@ -1274,13 +1312,40 @@ impl State {
             return;
         }
         self.reclaim(seat, 1, after);
-        if let Some(worker) = self.seats.get_mut(seat).and_then(|seat| seat.worker.as_mut())
-            && matches!(worker.phase, Phase::Serving | Phase::Beginning)
-        {
-            worker.phase = Phase::Leaving;
-            worker.lane.close();
-        }
+        self.dismiss(seat, after);
         self.dispatch(after);
+    }
+
+    /// Tells a worker that no order will follow, and sees to it that it ends in time.
+    fn dismiss(&mut self, seat: usize, after: &mut After) {
+        let now = after.now();
+        let Some(worker) = self.seats.get_mut(seat).and_then(|seat| seat.worker.as_mut()) else { return };
+        if !matches!(worker.phase, Phase::Serving | Phase::Beginning) {
+            return;
+        }
+        (worker.phase, worker.leaving) = (Phase::Leaving, Some(now));
+        worker.lane.close();
+        let event = Event::Exit(seat, worker.generation);
+        self.at(now + self.rules.exit_timeout, event, after);
+    }
+
+    /// Kills a worker that has had the time to end.
+    fn see_out(&mut self, seat: usize, generation: u64, now: Instant, after: &mut After) {
+        let timeout = self.rules.exit_timeout;
+        let Some(worker) = self.worker(seat, generation) else { return };
+        let since = match worker.running.is_empty() {
+            true => worker.idle_since.max(worker.leaving).unwrap_or(now),
+            false => now,
+        };
+        if worker.phase != Phase::Leaving {
+            return;
+        }
+        if now < since + timeout {
+            return self.at(since + timeout, Event::Exit(seat, generation), after);
+        }
+        after.late.push((worker.name.clone(), timeout));
+        worker.kill(None);
+        self.late += 1;
     }
 
     /// Lets those go who have idled for long enough, or have grown too large.
@@ -1433,6 +1498,9 @@ impl State {
         if !self.needs_workers(after) || !is_wanted {
             return;
         }
+        if let Some(error) = &worker.overdue {
+            return self.failed(seat, error, after);
+        }
         let has_worked = worker.has_worked || was_planned || worker.phase == Phase::Doomed;
         match has_worked {
             true => {
@@ -1455,12 +1523,9 @@ impl State {
         if !self.is_closed || self.open > 0 && !self.is_shut || self.out > after.settled {
             return;
         }
-        for seat in &mut self.seats {
-            after.nudge |= seat.vacant.take().is_some();
-            if let Some(worker) = seat.worker.as_mut().filter(|worker| worker.phase != Phase::Doomed) {
-                worker.phase = Phase::Leaving;
-                worker.lane.close();
-            }
+        for seat in 0..self.seats.len() {
+            after.nudge |= self.seats[seat].vacant.take().is_some();
+            self.dismiss(seat, after);
         }
         // A pool whose workers never came has nobody whose end would tell the driver.
         after.nudge |= self.seats.iter().all(|seat| !seat.is_taken());
@@ -1525,8 +1590,9 @@ impl Worker {
         let (now, mut begun) = (after.now(), None);
         let since = self.running.front().map(|running| running.since);
         let (mut at, mut left) = (0, count);
-        self.has_worked |= count > 0 && self.phase != Phase::Beginning;
-        if self.phase == Phase::Beginning && self.begun.is_none() && left > 0 {
+        self.has_worked |= count > 0 && !self.is_awaited;
+        if self.is_awaited && left > 0 {
+            self.is_awaited = false;
             let (_, _, len) = spsc::first(&bytes).ok_or_else(|| corrupt(&self.name))?;
             begun = Some(self.results.try_recv());
             (at, left) = (len, left - 1);

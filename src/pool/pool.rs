@@ -102,6 +102,8 @@ pub struct PoolBuilder {
     variables: Vec<(OsString, OsString)>,
     grace: Option<Duration>,
     stderr_lines: usize,
+    initializer_timeout: Option<Duration>,
+    exit_timeout: Option<Duration>,
     is_local: bool,
 }
 
@@ -143,6 +145,9 @@ fn checked(workers: impl Workers) -> Result<RangeInclusive<usize>> {
 
 /// Workers beyond the least end after this, by default.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What a worker may take to end by default.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What a task that was asked to stop may take by default.
 const GRACE: Duration = Duration::from_millis(10);
@@ -255,6 +260,50 @@ impl PoolBuilder {
         self
     }
 
+    /// Kills a worker whose [`initializer`](Self::initializer) has not ended within `timeout`, counted from the worker's
+    /// start. Another is started in its place, later each time; when several in a row have not come to anything, the
+    /// pool is [`broken`](Pool::broken) and says so. Items wait meanwhile, for as long as their
+    /// [`queue_timeout`](crate::Call::queue_timeout) lets them. By default an initializer may take for ever.
+    ///
+    /// ```
+    /// use multiprocess::{self as mp, Pool};
+    /// use std::time::Duration;
+    /// # fn main() -> mp::Result<()> { mp::run(async {
+    /// let hangs = || std::thread::sleep(Duration::from_secs(3600));
+    /// let pool = Pool::builder().workers(1).initializer(hangs, ());
+    /// let pool = pool.initializer_timeout(Duration::from_millis(20)).build()?;
+    /// let error = pool.apply(|| 1, ()).await.unwrap_err();
+    /// assert!(error.to_string().contains("did not end within 20ms"), "{error}");
+    /// # Ok(()) }) }
+    /// ```
+    #[must_use]
+    pub fn initializer_timeout(mut self, timeout: Duration) -> Self {
+        self.initializer_timeout = Some(timeout);
+        self
+    }
+
+    /// Kills a worker that is to end and does not within `timeout`, counted from its last item, or from when it was told
+    /// if it had none: its [`finalizer`](Self::finalizer), its initializer or the destructor of some `static` hangs. No
+    /// item is touched; [`PoolStats::late`] counts them, and a warning goes to `tracing`. By default 30 s.
+    ///
+    /// ```
+    /// use multiprocess::{self as mp, Pool};
+    /// use std::time::Duration;
+    /// # fn main() -> mp::Result<()> { mp::run(async {
+    /// let hangs = || std::thread::sleep(Duration::from_secs(3600));
+    /// let pool = Pool::builder().workers(1).finalizer(hangs, ()).exit_timeout(Duration::from_millis(20)).build()?;
+    /// assert_eq!(pool.apply(|| 1, ()).await?, 1);
+    /// pool.close();
+    /// pool.join().await?;
+    /// assert_eq!(pool.stats().late, 1);
+    /// # Ok(()) }) }
+    /// ```
+    #[must_use]
+    pub fn exit_timeout(mut self, timeout: Duration) -> Self {
+        self.exit_timeout = Some(timeout);
+        self
+    }
+
     /// How long a task may go on that was asked to stop, because it was cancelled or overran its time, before its
     /// worker is killed; by default 10 ms.
     #[must_use]
@@ -321,6 +370,8 @@ impl PoolBuilder {
             tasks_jitter: self.tasks_jitter,
             max_age: self.max_age,
             recycle_above: self.recycle_above,
+            initializer_timeout: self.initializer_timeout,
+            exit_timeout: self.exit_timeout.unwrap_or(EXIT_TIMEOUT),
             start_method: self.start_method,
             initializer: self.initializer.transpose()?,
             read_initialized: self.read_initialized.unwrap_or(read_initialized::<()>),

@@ -17,6 +17,9 @@ pub struct PoolStats {
     /// How long items ran at their workers; of items that travelled together, their mean. Only those that came to
     /// their end.
     pub runs: Histogram,
+    /// Workers that were killed because they did not end in time; see
+    /// [`exit_timeout`](crate::PoolBuilder::exit_timeout).
+    pub late: u64,
 }
 
 /// One worker of a pool at one moment.
