@@ -14,6 +14,7 @@ use std::pin::pin;
 use std::sync::atomic::Ordering::*;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Wake, Waker};
+use std::thread::ThreadId;
 use std::time::Instant;
 use tokio::io::unix::AsyncFd;
 use tokio::runtime::{Handle, Id};
@@ -165,12 +166,14 @@ pub(super) fn unlist(line: &Line, bit: u32) {
     lock(&SLEEPING[bit as usize]).retain(|other| !std::ptr::eq(other.as_ptr(), line));
 }
 
-/// Wakes a thread in [`Nap::until`] by ringing the bell of its own process.
-struct RingMyself(&'static Family);
+/// Wakes a thread in [`Nap::until`] by ringing the bell of its own process, unless it is that thread.
+struct RingMyself(&'static Family, ThreadId);
 
 impl Wake for RingMyself {
     fn wake(self: Arc<Self>) {
-        if let Ok(me) = self.0.me() {
+        if std::thread::current().id() == self.1 {
+            STAYS_UP.set(true);
+        } else if let Ok(me) = self.0.me() {
             eventfd::ring(self.0.bell(me.slot));
         }
     }
@@ -188,6 +191,8 @@ thread_local! {
     /// What the last nap slept on, if it was the bell alone: a thread that waits often makes it once.
     static KEPT: Cell<Option<Epoll>> = const { Cell::new(None) };
     static KEEPS: Cell<bool> = const { Cell::new(false) };
+    /// This thread has woken itself.
+    static STAYS_UP: Cell<bool> = const { Cell::new(false) };
 }
 
 /// From now on this thread keeps what it naps on, which is one descriptor: for those who wait again and again.
@@ -219,13 +224,18 @@ impl Nap {
                 epoll
             }
         };
-        Ok(Self { family, epoll: Some(epoll), waker: Waker::from(Arc::new(RingMyself(family))), is_kept })
+        let waker = Waker::from(Arc::new(RingMyself(family, std::thread::current().id())));
+        Ok(Self { family, epoll: Some(epoll), waker, is_kept })
     }
 
     /// Sleeps until something may have changed; false at the deadline.
     pub(super) fn until(&self, deadline: Option<Instant>) -> io::Result<bool> {
+        if STAYS_UP.take() {
+            return Ok(true);
+        }
         let woken = self.epoll.as_ref().map_or(Ok(false), |epoll| epoll.wait(deadline))?;
         answer(self.family);
-        Ok(woken)
+        // Whoever naps looks again now in any case.
+        Ok(STAYS_UP.take() | woken)
     }
 }
