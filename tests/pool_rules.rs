@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 mod common;
-use common::{Deadline, Random, eventually, holdings, within};
+use common::{Deadline, Random, chaos, eventually, holdings, in_child, resident, within};
 
 multiprocess::test_support!();
 
@@ -488,26 +488,32 @@ async fn large_values_and_descriptors_travel_among_small_ones_in_order() -> mp::
     Ok(())
 }
 
+/// In a process of its own, where nobody else takes memory.
 #[tokio::test]
-async fn an_endless_source_takes_flat_memory() -> mp::Result<()> {
-    let _deadline = Deadline::start();
-    let pool = Pool::new(2)?;
-    let resident = || {
-        let status = std::fs::read_to_string("/proc/self/status").unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap().trim().to_string();
-        line.trim_end_matches(" kB").parse::<usize>().unwrap()
-    };
-    let mut results = pool.imap_unordered(square, 0..);
-    let mut take = async |count: usize| -> mp::Result<()> {
-        for _ in 0..count {
-            results.next().await.expect("endless")?;
-        }
-        Ok(())
-    };
-    take(20_000).await?;
-    let before = resident();
-    take(200_000).await?;
-    assert!(resident() < before + (16 << 10), "{before} {} KiB", resident());
+async fn rule_9_a_million_items_of_an_endless_source_take_flat_memory() -> mp::Result<()> {
+    let _deadline = Deadline::after(Duration::from_secs(100));
+    let growth = in_child(
+        async || -> mp::Result<usize> {
+            let pool = Pool::new(2)?;
+            let mut results = pool.imap_unordered(square, 0..);
+            let mut take = async |count: usize| -> mp::Result<()> {
+                for _ in 0..count {
+                    results.next().await.expect("endless")?;
+                }
+                Ok(())
+            };
+            take(1_000).await?;
+            let (before, mut most) = (resident(), 0);
+            for _ in 0..9 {
+                take(111_000).await?;
+                most = most.max(resident());
+            }
+            Ok(most.saturating_sub(before))
+        },
+        (),
+    );
+    let growth = growth.await?;
+    assert!(growth < 16 << 20, "{} KiB", growth >> 10);
     Ok(())
 }
 
@@ -557,41 +563,105 @@ async fn a_caller_that_is_not_polled_holds_up_nobody() -> mp::Result<()> {
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn chaos_of_kills_cancellations_and_timeouts_each_item_is_answered_once() -> mp::Result<()> {
-    let _deadline = Deadline::start();
+/// Kills whoever answered last, again and again at random, until it is stopped; how many it were.
+async fn kill_at_random(last: Arc<AtomicU32>, stop: CancellationToken) -> u32 {
+    let (mut random, mut kills) = (Random::new(7), 0);
+    while !stop.is_cancelled() {
+        tokio::time::sleep(Duration::from_micros(500 + random.below(8000))).await;
+        let victim = last.swap(0, Relaxed);
+        if victim != 0 {
+            kill(victim, rustix::process::Signal::KILL);
+            kills += 1;
+        }
+    }
+    kills
+}
+
+/// Runs for up to 300 us, by its number, and every hundredth longer than anybody has time if it may hang.
+fn erratic(n: u64, may_hang: bool) -> (u64, u32) {
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_micros(50 * (n % 7)) {
+        std::hint::spin_loop();
+    }
+    if may_hang && n % 101 == 100 {
+        stuck();
+    }
+    (n, pid())
+}
+
+/// Runs `round` again and again while workers are killed; then everything is as it was.
+async fn chaos_of(round: impl AsyncFn(&Pool, &mut Random, &AtomicU32)) -> mp::Result<()> {
     let pool = Pool::new(3)?;
-    let work = |n: u64| {
-        let start = Instant::now();
-        while start.elapsed() < Duration::from_micros(50 * (n % 7)) {
-            std::hint::spin_loop();
+    within(pool.map(square, 0..50)).await?;
+    let (last, stop) = (Arc::new(AtomicU32::new(0)), CancellationToken::new());
+    let killer = tokio::spawn(kill_at_random(last.clone(), stop.clone()));
+    let (start, mut random, mut rounds, mut before) = (Instant::now(), Random::new(3), 0, None);
+    while start.elapsed() < chaos() {
+        round(&pool, &mut random, &last).await;
+        rounds += 1;
+        // The allocator has by then what it needs.
+        if before.is_none() && start.elapsed() > chaos() / 4 {
+            before = Some((holdings(), resident()));
         }
-        if n % 101 == 100 {
-            stuck();
+    }
+    stop.cancel();
+    let kills = killer.await.expect("no panic");
+    eprintln!("{rounds} rounds, {kills} kills in {:?}", start.elapsed());
+    assert!(u128::from(kills) > chaos().as_millis() / 100, "{kills} kills");
+    assert_eq!(within(pool.map(square, 0..100)).await?, (0..100).map(square).collect::<Vec<_>>());
+    eventually("the pool is back to size", || pool.workers() == 3).await;
+    let (held, had) = before.expect("a round was over by then");
+    // A worker more or less may be under way at either moment.
+    eventually("no descriptor is left", || holdings().descriptors <= held.descriptors + 12).await;
+    assert!(resident() < had + (16 << 20), "{} KiB, then {} KiB", had >> 10, resident() >> 10);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn chaos_of_kills_each_item_is_answered_once() -> mp::Result<()> {
+    let _deadline = Deadline::after(chaos() + Duration::from_secs(40));
+    chaos_of(async |pool, random, last| {
+        let chunk = random.below(9) as usize;
+        let mut results = pool.imap(erratic_but_quick, 0..300).chunksize(chunk).retries(1000);
+        for n in 0..300 {
+            let (value, worker) = within(results.next()).await.expect("a result each").expect("in the end it succeeds");
+            assert_eq!(value, n, "each item once, in its place");
+            last.store(worker, Relaxed);
         }
-        (n, pid())
-    };
-    within(pool.map(work, 0..50)).await?;
-    let (before, last) = (holdings(), Arc::new(AtomicU32::new(0)));
-    let stop = CancellationToken::new();
-    let killer = tokio::spawn({
-        let (last, stop) = (last.clone(), stop.clone());
-        async move {
-            let (mut random, mut kills) = (Random::new(7), 0);
-            while !stop.is_cancelled() {
-                tokio::time::sleep(Duration::from_micros(500 + random.below(8000))).await;
-                let victim = last.swap(0, Relaxed);
-                if victim != 0 {
-                    kill(victim, rustix::process::Signal::KILL);
-                    kills += 1;
+        assert!(within(results.next()).await.is_none());
+        // The same without retries, in any order: each item is a value or a death.
+        let mut seen = [0u8; 300];
+        let mut failed = 0;
+        let mut results = pool.imap_unordered(erratic_but_quick, 0..300).chunksize(chunk);
+        while let Some(result) = within(results.next()).await {
+            match result {
+                Ok((value, worker)) => {
+                    seen[value as usize] += 1;
+                    last.store(worker, Relaxed);
+                }
+                Err(error) => {
+                    assert_eq!(error.kind(), ErrorKind::ProcessDied, "{error}");
+                    failed += 1;
                 }
             }
-            kills
         }
-    });
-    let (start, mut random) = (Instant::now(), Random::new(3));
-    while start.elapsed() < Duration::from_secs(4) {
+        assert!(seen.iter().all(|times| *times <= 1), "an item was answered twice");
+        assert_eq!(seen.iter().map(|times| usize::from(*times)).sum::<usize>() + failed, 300);
+    })
+    .await
+}
+
+fn erratic_but_quick(n: u64) -> (u64, u32) {
+    erratic(n, false)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn chaos_of_kills_cancellations_and_timeouts_each_item_is_answered_once() -> mp::Result<()> {
+    let _deadline = Deadline::after(chaos() + Duration::from_secs(40));
+    let work = |n: u64| erratic(n, true);
+    chaos_of(async |pool, random, last| {
         let chunk = random.below(9) as usize;
+        let calls: Vec<_> = (0..random.below(20)).map(|n| pool.apply_async(erratic_but_quick, (n,))).collect();
         let mut results = pool.imap(work, 0..300).chunksize(chunk).timeout(30 * MS).retries(1);
         let dropped_after = if random.below(3) == 0 { random.below(300) } else { u64::MAX };
         let mut n = 0;
@@ -609,12 +679,75 @@ async fn chaos_of_kills_cancellations_and_timeouts_each_item_is_answered_once() 
             }
         }
         assert!(n == 300 || n == dropped_after, "{n} results");
+        for (n, call) in (0..).zip(calls) {
+            if random.below(2) == 0 {
+                call.cancel();
+            }
+            match within(call).await {
+                Ok((value, _)) => assert_eq!(value, n),
+                Err(error) => assert!(matches!(error.kind(), ErrorKind::ProcessDied | ErrorKind::Cancelled), "{error}"),
+            }
+        }
+    })
+    .await
+}
+
+/// Rule 6: an initializer, a worker's end and a shutdown have deadlines of their own, which errors name.
+#[tokio::test]
+async fn rule_6_an_initializer_that_hangs_is_killed_and_said_to_have_been_late() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let starts = Queue::unbounded()?;
+    // The first two hang.
+    let hangs = |starts: Queue<u32>| {
+        starts.blocking_put(pid()).expect("put");
+        if starts.len() < 3 {
+            stuck();
+        }
+    };
+    let builder = Pool::builder().workers(1).initializer(hangs, (starts.clone(),));
+    let pool = builder.initializer_timeout(200 * MS).build()?;
+    assert_eq!(within(pool.apply(square, (3,))).await?, 9, "it waits for one that comes up");
+    assert_eq!(starts.len(), 3);
+    let (first, second) = (starts.get().await?, starts.get().await?);
+    assert!(is_gone(first) && is_gone(second));
+    let pool = Pool::builder().workers(1).initializer(stuck, ()).initializer_timeout(20 * MS).build()?;
+    let late = within(pool.apply(square, (3,)).queue_timeout(MS)).await.unwrap_err();
+    assert!(late.kind() == ErrorKind::Timeout && late.to_string().contains("did not start"), "{late}");
+    let error = within(pool.apply(square, (3,))).await.unwrap_err().to_string();
+    for part in ["initializer of PoolWorker-1", "did not end within 20ms"] {
+        assert!(error.contains(part), "{error} says {part}");
     }
-    stop.cancel();
-    let kills = killer.await.expect("no panic");
-    assert!(kills > 10, "{kills} kills");
-    assert_eq!(within(pool.map(square, 0..100)).await?.len(), 100);
-    eventually("the pool is back to size", || pool.workers() == 3).await;
-    eventually("no descriptor is left", || holdings().descriptors <= before.descriptors + 2).await;
+    assert!(pool.broken().is_some_and(|why| why.contains("did not end within 20ms")));
+    pool.close();
+    within(pool.join()).await
+}
+
+#[tokio::test]
+async fn rule_6_a_finalizer_that_hangs_is_killed_and_strands_nothing() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::builder().workers(1).finalizer(stuck, ()).max_tasks_per_worker(1).exit_timeout(20 * MS).build()?;
+    // Each one's end is waited for, and then cut short.
+    let pids = within(pool.map(|_: u32| pid(), 0..5)).await?;
+    assert_eq!(pids.iter().collect::<HashSet<_>>().len(), 5);
+    pool.close();
+    within(pool.join()).await?;
+    assert_eq!(pool.stats().late, 5);
+    // A task that is still at work is no end that is late.
+    let pool = Pool::builder().workers(1).exit_timeout(20 * MS).build()?;
+    let slow = pool.apply_async(nap, (200,));
+    pool.close();
+    within(pool.join()).await?;
+    assert_eq!((slow.await?, pool.stats().late), (200, 0));
+    // A worker that is not yet up when all is over is given the same time.
+    let pool = Pool::builder().workers(1).initializer(stuck, ()).exit_timeout(20 * MS).build()?;
+    eventually("it is there", || !pool.stats().workers.is_empty()).await;
+    pool.close();
+    within(pool.join()).await?;
+    assert_eq!(pool.stats().late, 1);
+    // A shutdown waits no longer than it was told to.
+    let pool = Pool::builder().workers(1).finalizer(stuck, ()).build()?;
+    within(pool.apply(square, (2,))).await?;
+    let report = within(pool.shutdown(20 * MS)).await;
+    assert_eq!((report.not_begun(), report.killed()), (0, 0));
     Ok(())
 }

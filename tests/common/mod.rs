@@ -26,16 +26,33 @@ pub struct Deadline(#[expect(dead_code, reason = "its drop tells")] mpsc::Sender
 
 impl Deadline {
     pub fn start() -> Self {
+        Self::after(2 * PATIENCE)
+    }
+
+    pub fn after(limit: Duration) -> Self {
         let (sender, receiver) = mpsc::channel();
         let name = std::thread::current().name().unwrap_or("a test").to_string();
         std::thread::spawn(move || {
-            if receiver.recv_timeout(2 * PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout) {
+            if receiver.recv_timeout(limit) == Err(mpsc::RecvTimeoutError::Timeout) {
                 eprintln!("{name} was not done in time");
                 std::process::abort();
             }
         });
         Self(sender)
     }
+}
+
+/// How long the tests by chance go on: seconds in `MULTIPROCESS_CHAOS_SECONDS`, by default a few.
+pub fn chaos() -> Duration {
+    let seconds = std::env::var("MULTIPROCESS_CHAOS_SECONDS").ok().and_then(|seconds| seconds.parse().ok());
+    Duration::from_secs(seconds.unwrap_or(4))
+}
+
+/// Bytes of this process that are in memory.
+pub fn resident() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
 }
 
 /// Waits until `condition` holds.
