@@ -45,7 +45,7 @@ fn is_gone(pid: u32) -> bool {
 /// Rule 1, 4: the steps at which a worker can be killed, by its own hand, at the third item it comes to.
 #[cfg(debug_assertions)]
 #[tokio::test]
-async fn a_worker_killed_at_any_step_costs_at_most_the_item_it_was_at() -> mp::Result<()> {
+async fn rule_1_rule_4_a_worker_killed_at_any_step_costs_at_most_the_item_it_was_at() -> mp::Result<()> {
     let _deadline = Deadline::start();
     for (point, loses) in [("lane.started:3", true), ("lane.written:3", true), ("lane.published:3", false)] {
         let pool = Pool::builder().workers(1).env("MULTIPROCESS_KILL_AT", point).build()?;
@@ -73,7 +73,7 @@ async fn a_worker_killed_at_any_step_costs_at_most_the_item_it_was_at() -> mp::R
 /// workers end with it, and nobody else hangs.
 #[cfg(debug_assertions)]
 #[tokio::test]
-async fn a_pool_killed_while_it_reads_results_takes_its_workers_along() -> mp::Result<()> {
+async fn rule_11_a_pool_killed_while_it_reads_results_takes_its_workers_along() -> mp::Result<()> {
     let _deadline = Deadline::start();
     let pids = Queue::unbounded()?;
     let pool_of_its_own = async |pids: Queue<u32>| -> mp::Result<()> {
@@ -96,7 +96,7 @@ async fn a_pool_killed_while_it_reads_results_takes_its_workers_along() -> mp::R
 }
 
 #[tokio::test]
-async fn pool_34_a_busy_worker_killed_fails_its_item_at_once_and_an_idle_one_costs_nothing() -> mp::Result<()> {
+async fn pool_34_rule_5_a_busy_worker_killed_fails_its_item_at_once_and_an_idle_one_costs_nothing() -> mp::Result<()> {
     let _deadline = Deadline::start();
     let pool = Pool::new(2)?;
     let pids = Queue::unbounded()?;
@@ -126,7 +126,7 @@ async fn pool_34_a_busy_worker_killed_fails_its_item_at_once_and_an_idle_one_cos
 }
 
 #[tokio::test]
-async fn an_item_overruns_alone_also_in_the_middle_of_a_chunk() -> mp::Result<()> {
+async fn rule_3_an_item_overruns_alone_also_in_the_middle_of_a_chunk() -> mp::Result<()> {
     let _deadline = Deadline::start();
     let pool = Pool::new(2)?;
     let slow = |n: u64| nap(if n == 5 { 60_000 } else { 1 });
@@ -143,7 +143,7 @@ async fn an_item_overruns_alone_also_in_the_middle_of_a_chunk() -> mp::Result<()
 }
 
 #[tokio::test]
-async fn the_clock_starts_with_the_item_and_waiting_has_its_own() -> mp::Result<()> {
+async fn rule_6_the_clock_starts_with_the_item_and_waiting_has_its_own() -> mp::Result<()> {
     let _deadline = Deadline::start();
     let pool = Pool::new(1)?;
     let first = pool.apply_async(nap, (300,));
@@ -227,7 +227,7 @@ async fn what_was_cancelled_never_starts_and_its_slot_is_free_again() -> mp::Res
 }
 
 #[tokio::test]
-async fn a_future_dropped_at_any_poll_leaks_no_slot() -> mp::Result<()> {
+async fn rule_13_a_future_dropped_at_any_poll_leaks_no_slot() -> mp::Result<()> {
     let _deadline = Deadline::start();
     let pool = Pool::new(2)?;
     for polls in 0..40 {
@@ -259,9 +259,11 @@ async fn an_idle_worker_takes_over_what_waits_behind_a_slow_item() -> mp::Result
 }
 
 #[tokio::test]
-async fn plife_01_shares_of_one_task_strand_nothing_and_are_no_error() -> mp::Result<()> {
+async fn plife_01_rule_7_shares_of_one_task_strand_nothing_and_are_no_error() -> mp::Result<()> {
     let _deadline = Deadline::start();
     let pool = Pool::builder().workers(2).max_tasks_per_worker(1).build()?;
+    let results: Vec<_> = pool.imap_unordered(|n: u32| n, 0..1000).try_collect().await?;
+    assert_eq!(results.into_iter().collect::<HashSet<_>>(), (0..1000).collect());
     let pids = pool.map(|_: u32| pid(), 0..200).await?;
     assert_eq!(pids.iter().collect::<HashSet<_>>().len(), 200);
     Ok(())
@@ -345,7 +347,7 @@ async fn resize_lets_what_runs_go_on() -> mp::Result<()> {
 }
 
 #[tokio::test]
-async fn a_crash_loop_stops_says_why_and_can_be_revived() -> mp::Result<()> {
+async fn rule_8_a_crash_loop_stops_says_why_and_can_be_revived() -> mp::Result<()> {
     let _deadline = Deadline::start();
     let healthy = Queue::<u32>::unbounded()?;
     let crash = |healthy: Queue<u32>| {
@@ -395,7 +397,7 @@ async fn shutdown_tells_what_was_lost() -> mp::Result<()> {
 }
 
 #[tokio::test]
-async fn workers_work_under_their_conditions_and_ctrl_c_does_not_reach_them() -> mp::Result<()> {
+async fn rule_11_workers_work_under_their_conditions_and_ctrl_c_does_not_reach_them() -> mp::Result<()> {
     let _deadline = Deadline::start();
     let done = Queue::unbounded()?;
     let last = |done: Queue<u32>| done.blocking_put(pid()).is_ok();
@@ -444,7 +446,7 @@ impl<'de> serde::Deserialize<'de> for Odd {
 }
 
 #[tokio::test]
-async fn perr_02_what_cannot_travel_fails_its_item_only() -> mp::Result<()> {
+async fn perr_02_rule_12_what_cannot_travel_fails_its_item_only() -> mp::Result<()> {
     let _deadline = Deadline::start();
     let pool = Pool::new(1)?;
     // POOL-06, DEAD-01: an argument that cannot be written.
@@ -618,7 +620,7 @@ async fn chaos_of(round: impl AsyncFn(&Pool, &mut Random, &AtomicU32)) -> mp::Re
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn chaos_of_kills_each_item_is_answered_once() -> mp::Result<()> {
+async fn rule_2_chaos_of_kills_each_item_is_answered_once() -> mp::Result<()> {
     let _deadline = Deadline::after(chaos() + Duration::from_secs(40));
     chaos_of(async |pool, random, last| {
         let chunk = random.below(9) as usize;

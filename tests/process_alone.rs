@@ -51,7 +51,7 @@ const SCENARIOS: &[Scenario] = scenarios! {
     spare_children_are_like_their_parent_at_the_spawn
     spare_children_that_are_killed_or_not_wanted_are_no_loss
     a_ticker_goes_on_during_a_thousand_spawns
-    an_idle_pool_does_not_wake_up
+    rule_10_an_idle_pool_does_not_wake_up
     at_the_descriptor_limit_there_are_errors_and_no_hang
     run_waits_for_children_and_ends_daemons
     run_ends_quickly_with_a_daemon_that_ignores_sigterm
@@ -887,7 +887,7 @@ fn switches(pid: u32) -> u64 {
     statuses.map(counts).sum()
 }
 
-fn an_idle_pool_does_not_wake_up() {
+fn rule_10_an_idle_pool_does_not_wake_up() {
     fn pid_after_a_while(_: u32) -> u32 {
         std::thread::sleep(Duration::from_millis(20));
         std::process::id()
