@@ -519,6 +519,42 @@ async fn rule_9_a_million_items_of_an_endless_source_take_flat_memory() -> mp::R
     Ok(())
 }
 
+#[tokio::test]
+async fn large_items_behind_one_that_hangs_leave_its_deadline_in_force() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::new(1)?;
+    let work = |(n, bytes): (usize, bytes::Bytes)| {
+        if n == 100 {
+            stuck();
+        }
+        bytes.len()
+    };
+    // Quick at first, so that orders are given ahead; then more that is large than their way holds.
+    let items = (0..106).map(|n| (n, vec![0; if n > 100 { 1_500_000 } else { 1 }].into()));
+    let results: Vec<_> = within(pool.imap(work, items).chunksize(1).timeout(1000 * MS).collect()).await;
+    for (n, result) in results.into_iter().enumerate() {
+        match n {
+            100 => assert_eq!(result.unwrap_err().kind(), ErrorKind::Timeout),
+            _ => assert_eq!(result?, if n > 100 { 1_500_000 } else { 1 }),
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_time_that_never_comes_is_no_mistake() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let never = Duration::MAX;
+    let builder = Pool::builder().workers(1..=2).idle_timeout(never).exit_timeout(never).max_age(never);
+    let pool = builder.initializer(|| (), ()).initializer_timeout(never).build()?;
+    assert_eq!(within(pool.apply(square, (2,)).timeout(never).queue_timeout(never).grace(never)).await?, 4);
+    let squares = within(pool.map(square, 0..50).timeout(never).retries(1).back_off(never)).await?;
+    assert_eq!(squares, (0..50).map(square).collect::<Vec<_>>());
+    drop(pool.apply_async(stuck, ()));
+    drop(pool);
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn many_tasks_share_one_pool() -> mp::Result<()> {
     let _deadline = Deadline::start();

@@ -321,7 +321,8 @@ impl<W: AsyncWrite + Unpin + Send + 'static> FrameWriter<W> {
 
 impl<W: AsyncWrite + Unpin + Send + 'static> Drop for FrameWriter<W> {
     fn drop(&mut self) {
-        if self.written < self.pending.len() {
+        // A stream may have taken bytes and keep them until it is flushed, as TLS does.
+        if self.written < self.pending.len() || self.needs_flush {
             let rest = self.pending.split_off(self.written);
             self.finish(rest);
         }
@@ -369,7 +370,8 @@ impl<W: AsyncWrite + Unpin + Send + 'static> Sending<'_, W> {
 
 impl<W: AsyncWrite + Unpin + Send + 'static> Drop for Sending<'_, W> {
     fn drop(&mut self) {
-        if 0 < self.done && self.done < self.len() {
+        let is_flushed = self.done == self.len() && !self.writer.needs_flush;
+        if 0 < self.done && !is_flushed {
             let rest = rest(&self.header, self.message, self.done).concat();
             self.writer.finish(rest);
         }
@@ -499,5 +501,50 @@ mod tests {
         let mut arrived = Vec::new();
         far.read_to_end(&mut arrived).await.unwrap();
         assert_eq!(arrived.len(), 100, "what the stream had room for, and then the end");
+    }
+
+    /// Takes all that is written at once, and passes it on when it is flushed, which takes a while.
+    #[derive(Default)]
+    struct Kept {
+        kept: Vec<u8>,
+        out: std::sync::Arc<std::sync::Mutex<Vec<u8>>>,
+        was_asked: bool,
+    }
+
+    impl AsyncWrite for Kept {
+        fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+            self.kept.extend_from_slice(bytes);
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            if !std::mem::replace(&mut self.was_asked, true) {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            let kept = std::mem::take(&mut self.kept);
+            self.out.lock().unwrap().extend(kept);
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            self.poll_flush(cx)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_send_that_is_dropped_while_it_is_flushed_leaves_in_the_background() {
+        let stream = Kept::default();
+        let out = stream.out.clone();
+        let mut writer = FrameWriter::new(stream);
+        assert!(futures::poll!(std::pin::pin!(writer.send(b"whole"))).is_pending());
+        drop(writer);
+        tokio::time::timeout(LINGER, async {
+            while *out.lock().unwrap() != b"\0\0\0\x05whole" {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+        .expect("it was flushed");
     }
 }

@@ -57,9 +57,10 @@
 //! # Hosts that vanish
 //! A program that ends, however it does, closes its connections, and the other end is told. A host that is switched off or
 //! cut off tells nobody. So the kernel asks the other end of a TCP connection whether it is there once that was silent for
-//! 30 seconds (`SO_KEEPALIVE`), and gives up after about a minute without an answer (`TCP_USER_TIMEOUT`): receiving
-//! is then an error of kind `Io`, sending `Closed` or `Io`, and a manager's proxies fail with `Closed`. What takes its time
-//! to answer a message is not gone, and has no deadline but yours.
+//! 30 seconds (`SO_KEEPALIVE`), and gives up after half a minute more without an answer: receiving
+//! is then an error of kind `Io`, sending `Closed` or `Io`, and a manager's proxies fail with `Closed`. While something that
+//! was sent is not acknowledged the kernel sends it again instead, for some 15 minutes (`tcp_retries2`). What takes its time
+//! to answer a message, or to read it, is not gone, and has no deadline but yours.
 #![forbid(unsafe_code)]
 
 mod address;

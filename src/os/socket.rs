@@ -104,8 +104,6 @@ const SILENCE: Duration = Duration::from_secs(30);
 /// So often it is asked before it counts as gone, and how long each answer may take.
 const ASKED: u32 = 3;
 const ANSWER: Duration = Duration::from_secs(10);
-/// After this much time a host that was silent all the while, or did not take what was sent to it, counts as gone.
-const GONE: Duration = Duration::from_secs(60);
 
 /// Has the kernel notice that a TCP peer's host has vanished: switched off, or cut off. Who only closes or dies is
 /// noticed anyway.
@@ -114,8 +112,6 @@ pub(crate) fn watch_host(socket: BorrowedFd<'_>) -> io::Result<()> {
     sockopt::set_tcp_keepidle(socket, SILENCE)?;
     sockopt::set_tcp_keepintvl(socket, ANSWER)?;
     sockopt::set_tcp_keepcnt(socket, ASKED)?;
-    // Of data that is not acknowledged, with or without silence.
-    sockopt::set_tcp_user_timeout(socket, GONE.as_millis() as u32)?;
     Ok(sockopt::set_socket_keepalive(socket, true)?)
 }
 

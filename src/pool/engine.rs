@@ -179,6 +179,8 @@ struct Worker {
     has_worked: bool,
     /// The initializer's report has not come.
     is_awaited: bool,
+    /// There was no room for an order in its pipe, and no result has come since.
+    is_full: bool,
     /// That report, until the driver has read it.
     begun: Option<Result<Sealed>>,
     /// Since when it is to end once it has nothing to do.
@@ -462,7 +464,7 @@ impl Shared {
             if let Some(limit) = group.options.queue_timeout {
                 let now = after.now();
                 chunks.iter_mut().for_each(|chunk| chunk.queued = Some(now));
-                state.at(now + limit, Event::Queued(group.clone()), after);
+                state.at(later(now, limit), Event::Queued(group.clone()), after);
             }
             let refused = match &state.broken {
                 _ if state.is_shut => Some(shut()),
@@ -797,12 +799,12 @@ impl Shared {
             let jitter = (spread(state.rules.tasks_jitter as u64) as usize).min(state.rules.max_tasks - 1);
             let share = state.rules.max_tasks - jitter;
             if let Some(timeout) = self.settings.initializer_timeout.filter(|_| phase == Phase::Beginning) {
-                state.at(now + timeout, Event::Initializer(*seat, *generation, timeout), after);
+                state.at(later(now, timeout), Event::Initializer(*seat, *generation, timeout), after);
             }
             if let Some(age) = state.rules.max_age {
                 // Up to a tenth earlier, so that they do not all go at once.
                 let age = age - age / 1000 * spread(100) as u32;
-                state.at(now + age, Event::Age(*seat, *generation), after);
+                state.at(later(now, age), Event::Age(*seat, *generation), after);
             }
             let worker = Worker {
                 generation: *generation,
@@ -824,6 +826,7 @@ impl Shared {
                 idle_since: Some(now),
                 has_worked: false,
                 is_awaited: has_initializer,
+                is_full: false,
                 begun: None,
                 leaving: None,
                 overdue: None,
@@ -968,7 +971,7 @@ impl State {
             let next = {
                 let mut items = group.items();
                 items.is_queued = !items.pending.is_empty();
-                items.pending.front().map(|chunk| chunk.bytes().len())
+                items.pending.front().map(Chunk::len_in_ring)
             };
             let Some(len) = next else {
                 self.queue.pop_front();
@@ -1063,7 +1066,7 @@ impl State {
                     self.dismiss(seat, after);
                 }
                 if let Some(timeout) = group.options.timeout {
-                    self.at(now + timeout, Event::Overrun(Place { seat, generation, number }), after);
+                    self.at(later(now, timeout), Event::Overrun(Place { seat, generation, number }), after);
                 }
             }
             Ok(None) => {
@@ -1092,7 +1095,7 @@ impl State {
             }
             worker.pop_complete(None, &mut Vec::new());
         }
-        let at = Instant::now() + grace;
+        let at = later(Instant::now(), grace);
         asked.into_iter().for_each(|(place, item)| self.at(at, Event::Kill(place, item), after));
     }
 
@@ -1185,14 +1188,14 @@ impl State {
             false => Duration::ZERO,
         };
         if has_run < timeout {
-            return self.at(now + (timeout - has_run), Event::Overrun(place), after);
+            return self.at(later(now, timeout - has_run), Event::Overrun(place), after);
         }
         let item = claim.started - 1;
         worker.lane.ask_to_stop(place.number, item);
-        self.at(now + grace, Event::Kill(place, item), after);
+        self.at(later(now, grace), Event::Kill(place, item), after);
         // What waits behind it need not wait for its end. The rest of its order is timed by the next timer.
         self.reclaim(place.seat, 1, after);
-        self.at(now + timeout + grace, Event::Overrun(place), after);
+        self.at(later(now, timeout.saturating_add(grace)), Event::Overrun(place), after);
     }
 
     /// Kills the worker, if it is still at that very item.
@@ -1218,7 +1221,7 @@ impl State {
 
     fn queued_out(&mut self, group: &Arc<Group>, now: Instant, after: &mut After) {
         let Some(limit) = group.options.queue_timeout else { return };
-        let is_late = |chunk: &Chunk| chunk.queued.is_some_and(|queued| now >= queued + limit);
+        let is_late = |chunk: &Chunk| chunk.queued.is_some_and(|queued| now >= later(queued, limit));
         let (late, next) = {
             let mut items = group.items();
             let (late, rest): (Vec<_>, Vec<_>) = items.pending.drain(..).partition(is_late);
@@ -1239,7 +1242,7 @@ impl State {
             worker.pop_complete(None, &mut Vec::new());
         }
         if let Some(next) = next {
-            self.at(next + limit, Event::Queued(group.clone()), after);
+            self.at(later(next, limit), Event::Queued(group.clone()), after);
         }
     }
 
@@ -1326,7 +1329,7 @@ impl State {
         (worker.phase, worker.leaving) = (Phase::Leaving, Some(now));
         worker.lane.close();
         let event = Event::Exit(seat, worker.generation);
-        self.at(now + self.rules.exit_timeout, event, after);
+        self.at(later(now, self.rules.exit_timeout), event, after);
     }
 
     /// Kills a worker that has had the time to end.
@@ -1340,8 +1343,8 @@ impl State {
         if worker.phase != Phase::Leaving {
             return;
         }
-        if now < since + timeout {
-            return self.at(since + timeout, Event::Exit(seat, generation), after);
+        if now < later(since, timeout) {
+            return self.at(later(since, timeout), Event::Exit(seat, generation), after);
         }
         after.late.push((worker.name.clone(), timeout));
         worker.kill(None);
@@ -1358,11 +1361,12 @@ impl State {
         let (mut gone, mut next) = (Vec::new(), None);
         for (seat, worker) in self.workers().filter(|(_, worker)| worker.phase == Phase::Serving && worker.lease == 0) {
             let Some(since) = worker.idle_since else { continue };
-            if spare > 0 && now >= since + idle_timeout {
+            if spare > 0 && now >= later(since, idle_timeout) {
                 spare -= 1;
                 gone.push(seat);
             } else if spare > 0 {
-                next = Some(next.map_or(since + idle_timeout, |next: Instant| next.min(since + idle_timeout)));
+                let at = later(since, idle_timeout);
+                next = Some(next.map_or(at, |next: Instant| next.min(at)));
             }
         }
         gone.into_iter().for_each(|seat| self.retire(seat, after));
@@ -1487,10 +1491,10 @@ impl State {
                 }
                 let mut again = chunk.part(item, item + 1);
                 again.attempt += 1;
-                let wait = group.options.back_off * (1 << chunk.attempt.min(16));
+                let wait = group.options.back_off.saturating_mul(1 << chunk.attempt.min(16));
                 match wait.is_zero() {
                     true => self.again(&group, again, after),
-                    false => self.at(Instant::now() + wait, Event::Retry(group.clone(), again), after),
+                    false => self.at(later(Instant::now(), wait), Event::Retry(group.clone(), again), after),
                 }
             }
         }
@@ -1541,6 +1545,12 @@ fn teach(ended: &mut Vec<(Arc<Group>, u32)>, time: Duration, runs: &mut Histogra
     }
 }
 
+/// `while_` after `now`; what is too far off to be told is never.
+fn later(now: Instant, while_: Duration) -> Instant {
+    const NEVER: Duration = Duration::from_secs(30 * 365 * 86400);
+    now + while_.min(NEVER)
+}
+
 fn corrupt(who: &str) -> Error {
     Error::new(ErrorKind::Decode, format!("{who} wrote into the memory that its results come through; it was killed"))
 }
@@ -1554,8 +1564,10 @@ impl Seat {
 impl Worker {
     /// Whether it may have an order of `len` bytes, with at most `depth` under way.
     fn takes(&mut self, depth: usize, len: usize) -> bool {
-        let carried = if self.lane.can_carry(len + Header::LEN) { len } else { 0 };
+        let is_carried = self.lane.can_carry(len + Header::LEN);
+        let carried = if is_carried { len } else { 0 };
         self.phase == Phase::Serving
+            && (is_carried || !self.is_full || self.running.is_empty())
             && self.running.len() < depth
             && (self.given < self.share || self.lease > 0)
             && self.lane.takes(carried + Header::LEN)
@@ -1569,7 +1581,10 @@ impl Worker {
         }
         match self.orders.try_send(chunk.seal()) {
             Ok(()) => Ok(self.lane.give(IN_PIPE, [&header, &[]], items)),
-            Err(error) if error.kind() == ErrorKind::Full => Ok(None),
+            Err(error) if error.kind() == ErrorKind::Full => {
+                self.is_full = true;
+                Ok(None)
+            }
             Err(error) if error.kind() == ErrorKind::Closed => {
                 // It is gone; its exit will be told.
                 self.phase = Phase::Doomed;
@@ -1591,6 +1606,7 @@ impl Worker {
         let since = self.running.front().map(|running| running.since);
         let (mut at, mut left) = (0, count);
         self.has_worked |= count > 0 && !self.is_awaited;
+        self.is_full &= count == 0;
         if self.is_awaited && left > 0 {
             self.is_awaited = false;
             let (_, _, len) = spsc::first(&bytes).ok_or_else(|| corrupt(&self.name))?;

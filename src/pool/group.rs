@@ -91,6 +91,11 @@ impl Chunk {
         self.sent.as_deref().unwrap_or(&self.body)
     }
 
+    /// Bytes that it would take up in a ring; more than any has if it cannot go there.
+    pub(super) fn len_in_ring(&self) -> usize {
+        if self.attachments.is_empty() { self.bytes().len() } else { usize::MAX / 2 }
+    }
+
     /// As it goes through a pipe; not copied.
     pub(super) fn seal(&mut self) -> Sealed {
         let body = &mut self.body;
