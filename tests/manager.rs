@@ -434,6 +434,33 @@ async fn rmgr_02_what_cannot_be_serialised_is_an_error_where_it_is_and_nothing_e
     .await;
 }
 
+#[derive(Serialize)]
+struct Unreadable;
+impl<'de> Deserialize<'de> for Unreadable {
+    fn deserialize<D: serde::Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
+        panic!("not to be read")
+    }
+}
+
+#[tokio::test]
+async fn mgr_04_a_panic_in_what_decodes_arguments_is_its_callers_alone() {
+    within(async {
+        let manager = Manager::start().await.unwrap();
+        let tally = manager.create(Tally::new, (3,)).await.unwrap();
+        for _ in 0..2 {
+            let error = tally.call(|_: &mut Tally, _: Unreadable| (), (Unreadable,)).await.unwrap_err();
+            assert_eq!((error.kind(), error.panic().unwrap().message()), (ErrorKind::Panicked, "not to be read"));
+            tally.call(Tally::add, (1,)).await.expect("the object stays, and its line moves");
+        }
+        assert_eq!(tally.call(Tally::total, ()).await.unwrap(), 5);
+        let error = manager.create(|_: Unreadable| 1u32, (Unreadable,)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Panicked);
+        assert_eq!(manager.object_count().await.unwrap(), 1);
+        manager.shutdown().await.unwrap();
+    })
+    .await;
+}
+
 type Everything = (ListProxy<u32>, DictProxy<String, u32>, Namespace, Proxy<Tally>);
 
 async fn use_everything((list, dict, names, tally): Everything) -> mp::Result<()> {

@@ -327,7 +327,16 @@ impl Doors {
             wait: wait.take(),
             result: None,
         };
-        entry(&mut frame);
+        // All that is the user's may panic, also what decodes and drops arguments. The object stays, and its caller hears.
+        let start = frame.out.len();
+        let entered = catch_panic(|| {
+            entry(&mut frame);
+            Ok(())
+        });
+        if let Err(panicked) = entered {
+            frame.out.truncate(start);
+            frame.result = Some(Err(panicked));
+        }
         (*object, *out, *wait) = (frame.object, frame.out, frame.wait);
         let why = "a call names something that is not a function for objects of a manager";
         frame.result.unwrap_or_else(|| Err(unknown(why)))
