@@ -489,9 +489,12 @@ impl Far {
     }
 
     fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<()> {
-        let out = &mut *lock(&self.sender);
-        out.sender.poll_flush_unpin(cx).map(|flushed| {
-            out.is_flushing = false;
+        let mut out = lock(&self.sender);
+        let flushed = out.sender.poll_flush_unpin(cx);
+        out.is_flushing = flushed.is_pending();
+        // What fails now may drop handles, which tell of it here.
+        drop(out);
+        flushed.map(|flushed| {
             if let Err(error) = flushed {
                 // The reading task learns of it, too.
                 tracing::debug!(%error, "the connection to a manager is lost");
@@ -810,5 +813,43 @@ impl<'de> Deserialize<'de> for Handle {
         )?;
         let owner = arriving.link.claim(told.object).map_err(D::Error::custom)?;
         Ok(Self { link: arriving.link.clone(), object: told.object, owner })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::connection::{Listener, connect};
+    use std::sync::mpsc;
+
+    /// The handles that an abandoned call kept go with the connection, by the writer that finds it lost.
+    #[test]
+    fn a_writer_that_finds_the_connection_lost_can_drop_handles() {
+        let (done, is_done) = mpsc::channel();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let listener = Listener::bind("127.0.0.1:0").authkey(b"key").await.unwrap();
+                let address = listener.local_addr();
+                let client = async { connect(&address, Some(b"key")).await.unwrap() };
+                let (client, server) = tokio::join!(client, listener.accept());
+                let far = Far::open(client);
+                // The writer's part is done here, and nobody else's.
+                lock(&far.tasks).drain(..).for_each(|task| task.abort());
+                let link =
+                    Arc::new(Link { id: (1, 1), pid: 1, end: End::Far(far.clone()), last_lease: AtomicU64::new(0) });
+                let kept = vec![Arc::new(Handle::held(&link, 7))];
+                lock(&far.slots.0).slots.insert(1, Slot::Abandoned(Arc::downgrade(&link), kept));
+                drop(server.unwrap());
+                while !far.slots.is_gone() {
+                    far.tell(Writer::request(protocol::RELEASE).seal());
+                    poll_fn(|cx| far.poll_flush(cx)).await;
+                    tokio::task::yield_now().await;
+                }
+                assert!(lock(&far.slots.0).slots.is_empty());
+            });
+            done.send(()).unwrap();
+        });
+        is_done.recv_timeout(Duration::from_secs(20)).expect("the writer does not wait for itself");
     }
 }
