@@ -57,7 +57,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::future::poll_fn;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::*};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::task::{Context, Poll, Waker};
@@ -202,8 +202,6 @@ enum Event {
     Hello(Result<(ByteSender, ByteReceiver)>),
     LeaseEnded(Lease),
     Flushed(Arc<Connection>),
-    /// There are arrivals.
-    Arrived,
 }
 
 impl Event {
@@ -374,7 +372,6 @@ pub(super) fn serve(setup: Setup) -> Result<()> {
         reactor::watch(server.intake.clone(), Interest::READABLE)?
     };
     server.read(until_hello(intake));
-    server.read(server.clone().until_arrival());
     server.read(server.clone().until_change());
     let pulse = lock(&server.pulse).clone();
     server.helpers.run(&server, Task::Lead(pulse));
@@ -528,11 +525,6 @@ impl Server {
         }
     }
 
-    async fn until_arrival(self: Arc<Self>) -> Event {
-        self.arrived.notified().await;
-        Event::Arrived
-    }
-
     async fn until_change(self: Arc<Self>) -> Event {
         self.inboxes.changed().await;
         Event::Changed
@@ -545,17 +537,17 @@ impl Server {
     }
 
     /// What is next to do. It looks for it, for a while, before it sleeps.
-    fn next_event(&self, taken: u32) -> Option<Event> {
+    fn next_event(&self, taken: u32) -> Event {
         let is_turn = taken.is_multiple_of(TURN);
         if !is_turn && let Some(event) = self.next_near() {
-            return Some(event);
+            return event;
         }
         let mut watchful = Watchful::default();
         if !is_turn
             && self.inboxes.has_hot()
             && let Seen::Found(event) = watchful.look_as(&self.look, &mut || self.next_near())
         {
-            return Some(event);
+            return event;
         }
         let mut readers = lock(&self.readers);
         self.runtime.block_on(async {
@@ -563,8 +555,15 @@ impl Server {
                 // A request that is always there already would keep the runtime from looking at others.
                 tokio::task::yield_now().await;
             }
+            let mut arrived = pin!(self.arrived.notified());
             poll_fn(|cx| {
-                if let Poll::Ready(event) = readers.poll_next_unpin(cx) {
+                // Only who holds the readers may take in what others leave, for it may sleep on them at any time.
+                while arrived.as_mut().poll(cx).is_ready() {
+                    arrived.set(self.arrived.notified());
+                }
+                readers.extend(std::mem::take(&mut *lock(&self.arrivals)));
+                // There is none while all are in the hands of those who were left behind.
+                if let Poll::Ready(Some(event)) = readers.poll_next_unpin(cx) {
                     return Poll::Ready(event);
                 }
                 let seen = match self.inboxes.has_hot() {
@@ -572,11 +571,11 @@ impl Server {
                     false => Seen::Over,
                 };
                 match seen {
-                    Seen::Found(event) => return Poll::Ready(Some(event)),
+                    Seen::Found(event) => return Poll::Ready(event),
                     Seen::Again => cx.waker().wake_by_ref(),
                     Seen::Over => {
                         if let Some((open, request)) = self.inboxes.leave() {
-                            return Poll::Ready(Some(Event::of(open, request)));
+                            return Poll::Ready(Event::of(open, request));
                         }
                     }
                 }
@@ -593,9 +592,7 @@ impl Server {
             let event = self.next_event(taken);
             self.begin(pulse);
             LAST_ENTRY.set(None);
-            if let Some(event) = event {
-                survive(|| self.react(event));
-            }
+            survive(|| self.react(event));
             if !self.end(pulse) {
                 if let Some(entry) = LAST_ENTRY.get() {
                     lock(&self.slow).insert(entry);
@@ -665,11 +662,6 @@ impl Server {
             Event::Changed => {
                 self.inboxes.look_again();
                 self.read(self.clone().until_change());
-            }
-            Event::Arrived => {
-                let arrivals = std::mem::take(&mut *lock(&self.arrivals));
-                lock(&self.readers).extend(arrivals);
-                self.read(self.clone().until_arrival());
             }
         }
     }
