@@ -171,15 +171,19 @@ impl<J: Send + 'static> Objects<J> {
     /// Lets go of objects that only hold each other. One that a call has in its hand counts as held.
     pub(super) fn collect(&self) {
         let mut state = lock(&self.0);
-        state.may_have_circles = false;
+        let mut is_only_in_hand = false;
         let mut leads_to: HashMap<u64, Vec<u64>> = HashMap::new();
         let mut reached: HashMap<u64, ()> = HashMap::new();
         let mut todo = Vec::new();
         for (number, entry) in &state.entries {
             let is_root = |(owner, _): &(u64, u64)| !state.entries.contains_key(owner);
-            if entry.outside > 0 || Arc::strong_count(&entry.object) > 1 || entry.inside.iter().any(is_root) {
+            let is_held = entry.outside > 0 || entry.inside.iter().any(is_root);
+            let is_in_hand = Arc::strong_count(&entry.object) > 1;
+            if is_held || is_in_hand {
                 todo.push(*number);
             }
+            // Nobody tells of the end of that call.
+            is_only_in_hand |= is_in_hand && !is_held;
             for (owner, _) in &entry.inside {
                 leads_to.entry(*owner).or_default().push(*number);
             }
@@ -189,6 +193,7 @@ impl<J: Send + 'static> Objects<J> {
                 todo.extend(leads_to.get(&number).into_iter().flatten());
             }
         }
+        state.may_have_circles = is_only_in_hand;
         let dead: Vec<u64> = state.entries.keys().filter(|number| !reached.contains_key(number)).copied().collect();
         let dead: Dead<J> = dead.iter().filter_map(|number| Some(state.entries.remove(number)?.object)).collect();
         drop(state);
@@ -293,5 +298,21 @@ mod tests {
         objects.release([(c, 1)]);
         objects.collect();
         assert_eq!(objects.len(), 0);
+    }
+
+    #[test]
+    fn cont_04_a_circle_that_a_call_has_in_its_hand_goes_after_the_call() {
+        let objects = Arc::new(Objects::<()>::new());
+        let [a, b] = [(); 2].map(|()| objects.add(Box::new(())));
+        put_into(&objects, a, b);
+        put_into(&objects, b, a);
+        let in_hand = objects.find(a);
+        objects.release([(a, 1), (b, 1)]);
+        objects.collect();
+        assert_eq!(objects.len(), 2);
+        assert!(objects.may_have_circles(), "it is looked for again");
+        drop(in_hand);
+        objects.collect();
+        assert_eq!((objects.len(), objects.may_have_circles()), (0, false));
     }
 }
