@@ -702,6 +702,37 @@ async fn a_call_that_is_not_polled_any_more_holds_nobody_up() {
     .await;
 }
 
+async fn acquire_once(lock: mp::LockProxy, ready: Queue<()>) {
+    ready.put(()).await.unwrap();
+    drop(lock.acquire().await.unwrap());
+}
+
+#[tokio::test]
+async fn what_is_told_to_a_full_pipe_arrives_without_another_call() {
+    within(async {
+        let manager = Manager::start().await.unwrap();
+        let (lock, ready) = (manager.lock().await.unwrap(), Queue::unbounded().unwrap());
+        let held = lock.acquire().await.unwrap();
+        let (outer, inner) = (manager.list().await.unwrap(), manager.list::<u32>().await.unwrap());
+        outer.extend(vec![inner; 1000]).await.unwrap();
+        let mut lists = Vec::new();
+        for _ in 0..100 {
+            lists.extend(outer.to_vec().await.unwrap());
+        }
+        let child = Process::spawn(acquire_once, (lock.clone(), ready.clone())).unwrap();
+        ready.get().await.unwrap();
+        let pid = rustix::process::Pid::from_raw(manager.pid() as i32).unwrap();
+        // It does not read while a hundred thousand handles go.
+        rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+        drop(lists);
+        drop(held);
+        rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
+        child.await.unwrap();
+        manager.shutdown().await.unwrap();
+    })
+    .await;
+}
+
 #[test]
 fn one_connection_serves_runtimes_that_come_and_go() {
     let _deadline = common::Deadline::start();

@@ -173,6 +173,11 @@ impl<T: Item> Sender<T> {
         self.half.link.try_put_blindly(value).map_err(|(error, value)| SendError::new(error, value))
     }
 
+    /// Where it is told that there is room again.
+    pub(crate) fn room(&self) -> &Arc<Line> {
+        self.half.link.lines()[0]
+    }
+
     /// [`send`](Self::send) for plain functions: blocks this thread.
     ///
     /// # Panics

@@ -16,7 +16,7 @@ use crate::connection::{ByteConnection, ByteSender};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::fault;
 use crate::os::socket::Wait;
-use crate::wait::until_read;
+use crate::wait::{Line, until_read};
 use crate::wire::{self, Attachment, Sealed, attach, frame};
 use futures::SinkExt;
 use serde::de::Error as _;
@@ -24,7 +24,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicU64,
+    Ordering::{Relaxed, SeqCst},
+};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -185,6 +188,9 @@ struct Wire {
     tx: tokio::sync::Mutex<Sender<Sealed>>,
     /// What goes out before anything else: said by those who cannot wait.
     outbox: Mutex<VecDeque<Sealed>>,
+    /// Where room in the pipe is told, and how often it was.
+    room: Arc<Line>,
+    rooms: AtomicU64,
     rx: Inbox<Sealed>,
     slots: Slots,
 }
@@ -221,9 +227,15 @@ impl Wire {
         let (rx, outbox, slots) = (rx.into_inbox(), Mutex::default(), Slots::default());
         // Outside of a runtime: whoever waits first will listen.
         let _ = rx.listen();
-        let tx = tokio::sync::Mutex::new(tx);
-        let wire = Arc::new(Self { tx, outbox, rx, slots });
-        let reader = Arc::downgrade(&wire);
+        let (room, rooms, tx) = (tx.room().clone(), AtomicU64::new(0), tokio::sync::Mutex::new(tx));
+        let wire = Arc::new(Self { tx, outbox, room, rooms, rx, slots });
+        let (reader, teller) = (Arc::downgrade(&wire), Arc::downgrade(&wire));
+        wire.room.set_reader(move || {
+            if let Some(wire) = teller.upgrade() {
+                wire.rooms.fetch_add(1, SeqCst);
+                wire.send_what_was_told_meanwhile();
+            }
+        });
         wire.rx.line().set_reader(move || {
             if let Some(wire) = reader.upgrade() {
                 wire.read_for_sleepers();
@@ -269,6 +281,8 @@ impl Wire {
         if self.slots.is_gone() {
             return Err(Error::closed("manager"));
         }
+        // After the pipe is let go, also if this future is dropped.
+        let _meanwhile = Meanwhile(self);
         if let Ok(mut tx) = self.tx.try_lock()
             && self.send_told(&mut tx)?
         {
@@ -278,7 +292,6 @@ impl Wire {
                     if !was_asleep {
                         self.rx.line().encourage();
                     }
-                    self.send_what_was_told_meanwhile();
                     return Ok(());
                 }
                 Err(refused) if refused.kind() == ErrorKind::Full => request = refused.into_inner(),
@@ -294,8 +307,6 @@ impl Wire {
             lock(&self.outbox).pop_front();
         }
         tx.send(request).await?;
-        drop(tx);
-        self.send_what_was_told_meanwhile();
         Ok(())
     }
 
@@ -307,11 +318,25 @@ impl Wire {
         self.send_what_was_told_meanwhile();
     }
 
+    /// What has to wait for room is sent by the reader of its line.
     fn send_what_was_told_meanwhile(&self) {
+        let mut is_armed = false;
         while !lock(&self.outbox).is_empty() {
+            let rooms = self.rooms.load(SeqCst);
+            // Who has the pipe comes here after it.
             let Ok(mut tx) = self.tx.try_lock() else { return };
-            if !matches!(self.send_told(&mut tx), Ok(true)) {
-                return;
+            let told = self.send_told(&mut tx);
+            drop(tx);
+            match told {
+                Ok(true) => {}
+                Ok(false) if !is_armed => {
+                    is_armed = true;
+                    // It fails outside a runtime, where those that have listened before go on.
+                    let _ = self.room.arm();
+                }
+                // The reader came while the pipe was taken.
+                Ok(false) if self.rooms.load(SeqCst) != rooms => is_armed = false,
+                _ => return,
             }
         }
     }
@@ -338,6 +363,15 @@ impl Wire {
             std::thread::sleep(Duration::from_micros(50));
             self.send_what_was_told_meanwhile();
         }
+    }
+}
+
+/// Dropped, it sends what was told meanwhile.
+struct Meanwhile<'a>(&'a Wire);
+
+impl Drop for Meanwhile<'_> {
+    fn drop(&mut self) {
+        self.0.send_what_was_told_meanwhile();
     }
 }
 
