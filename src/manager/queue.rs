@@ -123,7 +123,8 @@ impl<T> QueueProxy<T>
 where
     T: Serialize + DeserializeOwned + Send + 'static,
 {
-    /// Appends an item; waits while the queue is full.
+    /// Appends an item; waits while the queue is full. Dropped while it waits for room, it puts nothing; dropped once
+    /// the manager has put the item, it has put it.
     ///
     /// # Errors
     /// `Closed` if the queue was closed; else as [`Proxy::call`].
@@ -166,10 +167,12 @@ where
         self.0.wait_and_take(get::<T>, (false,)).await
     }
 
-    /// [`put`](Self::put) that gives up after `timeout`, and then has put nothing.
+    /// [`put`](Self::put) that gives up after `timeout`. Given up while the queue is full, it has put nothing.
     ///
     /// # Errors
-    /// `Timeout`; else as [`put`](Self::put).
+    /// `Timeout`: the answer was not there in time. If there was room just then, or the manager was too busy to say so
+    /// earlier, the item is in the queue all the same; who must know puts items that their takers can tell apart. Else
+    /// as [`put`](Self::put).
     pub async fn put_timeout(&self, item: T, timeout: Duration) -> Result<()> {
         in_time(timeout, self.put(item), "the queue had no room").await
     }
