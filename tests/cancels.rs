@@ -279,7 +279,8 @@ async fn a_notice_of_a_dropped_future_wakes_the_next_in_another_process() {
     within(child).await.unwrap();
 }
 
-const MILLION: u64 = 1_000_000;
+/// A million in a release build; an unoptimised one needs half a minute for that.
+const DROPS: u64 = if cfg!(debug_assertions) { 100_000 } else { 1_000_000 };
 
 /// Polls `future` a few times and drops it: `None`, and one more is counted.
 async fn dropped_soon<T>(random: &mut Random, drops: &Value<u64>, future: impl Future<Output = T>) -> Option<T> {
@@ -299,10 +300,10 @@ async fn dropped_soon<T>(random: &mut Random, drops: &Value<u64>, future: impl F
 }
 
 #[tokio::test]
-async fn p10_a_million_dropped_gets_and_puts_lose_and_double_nothing() {
+async fn p10_dropped_gets_and_puts_lose_and_double_nothing_in_a_million() {
     let put = async |queue: Queue<u64>, drops: Value<u64>| {
         let (mut random, mut number) = (Random::new(1), 0);
-        while drops.get() < MILLION {
+        while drops.get() < DROPS {
             number += u64::from(dropped_soon(&mut random, &drops, queue.put(number)).await.is_some());
         }
         queue.put(u64::MAX).await.unwrap();
@@ -323,16 +324,16 @@ async fn p10_a_million_dropped_gets_and_puts_lose_and_double_nothing() {
             }
         }
     };
-    tokio::time::timeout(Duration::from_secs(120), get).await.expect("a million drops in time");
+    tokio::time::timeout(Duration::from_secs(120), get).await.expect("all drops in time");
     assert_eq!(within(child).await.unwrap(), number);
-    assert!(number > 1000 && drops.get() >= MILLION, "{number} arrived, {} futures were dropped", drops.get());
+    assert!(number > DROPS / 1000 && drops.get() >= DROPS, "{number} arrived, {} futures were dropped", drops.get());
 }
 
 #[tokio::test]
-async fn p10_a_million_dropped_acquires_leave_a_lock_that_works() {
+async fn p10_dropped_acquires_leave_a_lock_that_works_in_a_million() {
     let turns = async |lock: Lock, drops: Value<u64>, inside: Value<u64>, seed: u64| {
         let (mut random, mut turns) = (Random::new(seed), 0u64);
-        while drops.get() < MILLION {
+        while drops.get() < DROPS {
             if let Some(guard) = dropped_soon(&mut random, &drops, lock.acquire()).await {
                 let _guard = guard.unwrap();
                 assert_eq!(inside.fetch_add(1), 0, "somebody else has the lock as well");
@@ -351,9 +352,9 @@ async fn p10_a_million_dropped_acquires_leave_a_lock_that_works() {
         turns(lock.clone(), drops.clone(), inside.clone(), 2),
         turns(lock.clone(), drops.clone(), inside.clone(), 3),
     );
-    let (a, b) = tokio::time::timeout(Duration::from_secs(120), tasks).await.expect("a million drops in time");
+    let (a, b) = tokio::time::timeout(Duration::from_secs(120), tasks).await.expect("all drops in time");
     let c = within(child).await.unwrap();
-    assert!([a, b, c].iter().all(|turns| *turns > 1000), "{a}, {b} and {c} turns");
+    assert!([a, b, c].iter().all(|turns| *turns > DROPS / 1000), "{a}, {b} and {c} turns");
     drop(within(lock.acquire()).await.unwrap());
 }
 
