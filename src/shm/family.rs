@@ -20,7 +20,8 @@
 //! 4. A pid that another process has by now is nobody alive: `IDENTITY` differs, if the kernel gives one.
 //!
 //! # Death
-//! Killed before it has told the guardian of its claim: the next claim does, or who looks at the owner. Killed with a
+//! Killed before it has said its identity: a later process of its pid counts as it, until that ends. Killed before it
+//! has told the guardian of its claim: the next claim does, or who looks at the owner. Killed with a
 //! claimed slot: the guardian, who watches its pidfd, buries it within one wake-up; a waiter that looks
 //! at the owner itself may find out earlier ([`Family::is_alive`]). Killed at any move: a move is one CAS. Killed
 //! after burying, before the bells: a member's own burial rings them; the successor of a fork server does too.
