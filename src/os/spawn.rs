@@ -44,6 +44,12 @@ pub(crate) fn set_name(name: &std::ffi::CStr) {
     let _ = rustix::thread::set_name(name);
 }
 
+/// The process group of this process; `None` if it is one from outside the pid namespace, which has no number here.
+pub(crate) fn process_group() -> Option<rustix::process::Pid> {
+    // Not by rustix, which takes for granted that there is a number.
+    rustix::process::Pid::from_raw(nix::unistd::getpgrp().as_raw())
+}
+
 /// Writes out what C code of this process has printed and not yet flushed.
 pub(crate) fn flush_c_stdio() {
     // SAFETY: null means every open stream.

@@ -25,12 +25,13 @@ enum Exit {
 
 /// The life of a forked child. `private` is what it inherited and must not keep. If its order is not on its way yet, it
 /// gets everything ready meanwhile, down to the pages that it will touch. Without one it ends with who would send it,
-/// or when it has not come for so long that none may come.
+/// or when it has not come for so long that none may come. `group` is the server's, if a process that left it could
+/// come back.
 pub(super) fn after_fork(
     socket: OwnedFd,
     private: Vec<OwnedFd>,
     is_ordered: bool,
-    group: Pid,
+    group: Option<Pid>,
     single: SingleThreaded,
 ) -> ! {
     Family::forget_me();
@@ -38,16 +39,16 @@ pub(super) fn after_fork(
     if !is_ordered && !socket::is_readable_within(socket.as_fd(), Duration::ZERO) {
         spawn::set_name(c"mp-spare");
         // What is sent to the group of the server is not for a process that nobody has started yet.
-        let alone = rustix::process::setpgid(None, None);
+        let left = group.filter(|_| rustix::process::setpgid(None, None).is_ok());
         // Only time is lost if this fails.
         let _ = rehearse(None);
         if !socket::is_readable_within(socket.as_fd(), SPARE_TIME) {
             // From here on no order can come; one that came just before is done.
             socket::refuse_more(socket.as_fd());
         }
-        if alone.is_ok() && socket::is_readable_within(socket.as_fd(), Duration::ZERO) {
+        if left.is_some() && socket::is_readable_within(socket.as_fd(), Duration::ZERO) {
             // The group exists as long as the server does; after that there is nothing to rejoin.
-            let _ = rustix::process::setpgid(None, Some(group));
+            let _ = rustix::process::setpgid(None, left);
         }
     }
     let Ok(Some((order, Parcel { bytes, fds }))) = protocol::recv::<Order>(socket.as_fd()) else {

@@ -237,7 +237,7 @@ impl Server {
     /// holds of an order that it will pass on at once.
     fn fork(&mut self, single: SingleThreaded, order: Option<&mut Option<Descriptors>>) -> io::Result<Unordered> {
         let (ours, theirs) = socket::packet_pair()?;
-        let group = rustix::process::getpgrp();
+        let group = spawn::process_group();
         match spawn::fork(single)? {
             // It has no order, so it ends only if somebody kills it; the pid is hardly ever another's by now.
             Fork::Parent(pid) => Ok(Unordered { pid, pidfd: pidfd::open(pid)?, socket: ours }),
