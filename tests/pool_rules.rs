@@ -603,15 +603,17 @@ async fn a_caller_that_is_not_polled_holds_up_nobody() -> mp::Result<()> {
 
 /// Kills whoever answered last, again and again at random, until it is stopped; how many it were.
 async fn kill_at_random(last: Arc<AtomicU32>, stop: CancellationToken) -> u32 {
-    let (mut random, mut kills) = (Random::new(7), 0);
+    let (mut random, mut kills, mut killed) = (Random::new(7), 0, None);
     while !stop.is_cancelled() {
         tokio::time::sleep(Duration::from_micros(500 + random.below(8000))).await;
         let victim = last.swap(0, Relaxed);
         if victim != 0 {
             kill(victim, rustix::process::Signal::KILL);
             kills += 1;
+            killed = Some(victim);
         }
     }
+    eventually("the last one is gone", || killed.is_none_or(is_gone)).await;
     kills
 }
 
@@ -643,7 +645,11 @@ async fn chaos_of(round: impl AsyncFn(&Pool, &mut Random, &AtomicU32)) -> mp::Re
         stop.cancel();
         kills += killer.await.expect("no panic");
         assert_eq!(within(pool.map(square, 0..100)).await?, (0..100).map(square).collect::<Vec<_>>());
-        eventually("the pool is back to size", || pool.workers() == 3).await;
+        // A worker that the pool is about to bury is gone, one that it has killed is busy until then.
+        let is_well = |worker: &mp::WorkerStats| !worker.is_busy && !is_gone(worker.pid);
+        let is_whole =
+            || pool.workers() == 3 && pool.stats().workers.iter().filter(|worker| is_well(worker)).count() == 3;
+        eventually("the pool is back to size", is_whole).await;
         let Some((held, had)) = before else {
             before = Some((holdings(), resident()));
             continue;
