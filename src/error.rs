@@ -176,7 +176,7 @@ impl Error {
         self.0.panic.as_ref()
     }
 
-    /// How the process ended, if the kind is `ProcessDied` and the status is known.
+    /// How the process ended, if the kind is `ProcessDied`, or `Spawn` for one that ended early, and the status is known.
     pub fn exit_status(&self) -> Option<ExitStatus> {
         self.0.exit_status
     }

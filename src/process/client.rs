@@ -188,7 +188,7 @@ pub(super) fn start(start: &Start<'_>) -> Result<Started> {
     server::refuse_in_preload()?;
     let mut client = Client::get();
     let mut last = None;
-    for _ in 0..8 {
+    for _ in 0..TRIES {
         match client.connected()?.order(start)? {
             Ordered::Started(started) => {
                 client.watch();
@@ -292,7 +292,24 @@ fn socket_pair() -> Result<(OwnedFd, OwnedFd)> {
 /// How long a server may take until it has run `init` and what was preloaded.
 const START_LIMIT: Duration = Duration::from_secs(60);
 
+/// A server that is killed as soon as it is there is replaced this often.
+const TRIES: usize = 8;
+
 fn start_server() -> Result<Connection> {
+    let is_killed =
+        |error: &Error| error.exit_status().is_some_and(|status| status.signal() == Some(Signal::KILL.as_raw()));
+    let mut made = try_start_server();
+    for _ in 1..TRIES {
+        match &made {
+            // Whoever kills servers does not wait until they are ready.
+            Err(error) if is_killed(error) => made = try_start_server(),
+            _ => break,
+        }
+    }
+    made
+}
+
+fn try_start_server() -> Result<Connection> {
     let failed = |error| protocol::spawn_error("the fork server cannot be started", error);
     let program = boot::program()?;
     let (ours, theirs) = socket_pair()?;
@@ -322,12 +339,10 @@ fn start_server() -> Result<Connection> {
         Err(error) => {
             let _ = process.kill();
             let status = process.wait();
-            let how = status.map(|status| status.to_string()).unwrap_or_default();
             Err(error.unwrap_or_else(|| {
-                Error::new(
-                    ErrorKind::Spawn,
-                    format!("the fork server ended before it was ready ({how}): does the program reach `init`?"),
-                )
+                let how = status.as_ref().map(ToString::to_string).unwrap_or_default();
+                let why = format!("the fork server ended before it was ready ({how}): does the program reach `init`?");
+                Error::new(ErrorKind::Spawn, why).with_exit_status(status.ok())
             }))
         }
     }

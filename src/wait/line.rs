@@ -299,6 +299,13 @@ impl Hangup {
         if self.is_watched.load(Acquire) { self.is_gone.load(Acquire) } else { self.has_happened() }
     }
 
+    /// The same for who runs now and need not be told: no system call once the runtime that it is on has been asked to
+    /// tell. Like every message in a pipe, one may be in it when its reader dies.
+    pub(crate) fn is_known_here(&self) -> bool {
+        let tells = self.is_watched.load(Acquire) && bell::runtime().is_ok_and(|runtime| self.watches.are_on(runtime));
+        if tells { self.is_gone.load(Acquire) } else { self.has_happened() }
+    }
+
     fn listen(&self, runtime: Id) -> io::Result<()> {
         self.watches.listen(runtime, || {
             let (fd, lines, is_gone) =
