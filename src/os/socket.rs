@@ -77,14 +77,6 @@ pub(crate) fn peek(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usiz
     Ok(rustix::io::retry_on_intr(|| rustix::net::recv(socket, &mut *buffer, flags))?.0)
 }
 
-/// The length of the packet that comes next, which stays where it is; 0 when the other end is gone.
-pub(crate) fn next_len(socket: BorrowedFd<'_>, wait: Wait) -> io::Result<usize> {
-    let flags = RecvFlags::PEEK | RecvFlags::TRUNC;
-    let flags = if wait == Wait::No { flags | RecvFlags::DONTWAIT } else { flags };
-    let (_, len) = rustix::io::retry_on_intr(|| rustix::net::recv(socket, &mut [0u8; 0][..], flags))?;
-    Ok(len)
-}
-
 /// Waits at most `limit` for something to read, an end included.
 pub(crate) fn is_readable_within(socket: BorrowedFd<'_>, limit: Duration) -> bool {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};

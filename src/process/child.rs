@@ -26,16 +26,21 @@ enum Exit {
 /// The life of a forked child. `private` is what it inherited and must not keep. If its order is not on its way yet, it
 /// gets everything ready meanwhile, down to the pages that it will touch. Without one it ends with who would send it,
 /// or when it has not come for so long that none may come. `group` is the server's, if a process that left it could
-/// come back.
+/// come back, and `lifeline` ties a child to its starter before it has an order.
 pub(super) fn after_fork(
     socket: OwnedFd,
     private: Vec<OwnedFd>,
     is_ordered: bool,
     group: Option<Pid>,
+    lifeline: Option<OwnedFd>,
     single: SingleThreaded,
 ) -> ! {
     Family::forget_me();
     spawn::close_all(private);
+    let tie = lifeline.map(|lifeline| match signal::die_with(lifeline) {
+        Ok(Some(tie)) => tie,
+        _ => spawn::exit_now(1), // Whoever wanted it is gone, or gets another one.
+    });
     if !is_ordered && !socket::is_readable_within(socket.as_fd(), Duration::ZERO) {
         spawn::set_name(c"mp-spare");
         // What is sent to the group of the server is not for a process that nobody has started yet.
@@ -54,13 +59,13 @@ pub(super) fn after_fork(
     let Ok(Some((order, Parcel { bytes, fds }))) = protocol::recv::<Order>(socket.as_fd()) else {
         spawn::exit_now(0);
     };
-    drop(socket);
-    let Ok(fds) = order.split(fds) else { spawn::exit_now(1) };
+    let report = Some(socket).filter(|_| !order.is_passed_on);
+    let Ok(fds) = order.split(report, fds) else { spawn::exit_now(1) };
     let told = if order.is_passed_on { tell_birth(&fds.report) } else { Ok(()) };
     set_name(&order.name);
     signal::reap_by_kernel(false);
     apply_variables(&order.variables, single);
-    live(order, bytes, fds, told.map_err(Error::from), Exit::Forked)
+    live(order, bytes, fds, tie, told.map_err(Error::from), Exit::Forked)
 }
 
 /// A spare child that is not asked for this long is not kept.
@@ -119,10 +124,10 @@ pub(super) fn after_exec(socket: OwnedFd, settled: Result<()>) -> ! {
         spawn::exit_now(1); // The server died while it asked.
     };
     drop(socket);
-    let Ok(fds) = order.split(fds) else { spawn::exit_now(1) };
+    let Ok(fds) = order.split(None, fds) else { spawn::exit_now(1) };
     set_name(&order.name);
     let told = tell_birth(&fds.report).map_err(Error::from);
-    live(order, bytes, fds, settled.and(told), Exit::Regular)
+    live(order, bytes, fds, None, settled.and(told), Exit::Regular)
 }
 
 /// From here on the starter knows that this child is born, whether or not the server can tell. It may have let go.
@@ -133,14 +138,15 @@ fn tell_birth(report: &OwnedFd) -> io::Result<()> {
     }
 }
 
-fn live(order: Order, arguments: Vec<u8>, fds: Descriptors, ready: Result<()>, exit: Exit) -> ! {
+/// `tie` is what kills this process when its starter ends, if the order does not bring it.
+fn live(order: Order, arguments: Vec<u8>, fds: Descriptors, tie: Option<OwnedFd>, ready: Result<()>, exit: Exit) -> ! {
     let Descriptors { report, lifeline, streams, directory, own_directory, arguments: memory, attachments } = fds;
     let ready = ready.and_then(|()| {
         replace_streams(streams)?;
         for directory in [directory, own_directory].into_iter().flatten() {
             rustix::process::fchdir(directory).map_err(io::Error::from)?;
         }
-        Ok(signal::die_with(lifeline)?)
+        Ok(lifeline.map_or(Ok(tie), signal::die_with)?)
     });
     let tie = match ready {
         Ok(Some(tie)) => tie,
@@ -226,7 +232,7 @@ pub(super) fn tell_exec(
 /// Passes an order on.
 pub(super) fn tell(socket: &OwnedFd, order: &Order, arguments: &[u8], fds: &Descriptors) -> io::Result<()> {
     let Descriptors { report, lifeline, streams, directory, own_directory, arguments: memory, attachments } = fds;
-    let first = [Some(report), Some(lifeline)].into_iter().chain(streams.iter().map(Option::as_ref));
+    let first = [Some(report), lifeline.as_ref()].into_iter().chain(streams.iter().map(Option::as_ref));
     let then = [directory, own_directory, memory].into_iter().map(Option::as_ref);
     let all: Vec<_> = first.chain(then).flatten().chain(attachments).map(AsFd::as_fd).collect();
     protocol::send(socket.as_fd(), order, arguments, &all)

@@ -6,8 +6,8 @@
 //! One pipe, the lifeline, whose write end only this process ever holds.
 //!
 //! # Moves
-//! An order goes straight to a spare child. Without one it goes to the server, and its answer comes in under the same
-//! lock, so answers need no numbers.
+//! An order goes straight to a spare child, which reports over the socket that it was told by. Without one it goes to
+//! the server, with a report socket, and its answer comes in under the same lock, so answers need no numbers.
 //!
 //! # Invariants
 //! 1. A function runs exactly once: an order is repeated only if the report socket says that no child was born, or if
@@ -16,8 +16,8 @@
 //!
 //! # Death
 //! A spare dies, or has waited too long: it cannot be told, and the next one is. The server dies before it answers: the
-//! report socket tells which ([`Report::Born`], or hung up). This process
-//! dies: the server sees the connection hang up, and the children's lifeline closes.
+//! report socket tells which ([`Report::Born`], or hung up). This process dies: the server sees the connection hang
+//! up, and the lifeline of the children and the spares closes.
 //!
 //! # Cancel
 //! Nothing here is a future, but for the task that restarts a server that died: without it the next spawn does.
@@ -394,7 +394,6 @@ impl Connection {
 
     fn order(&mut self, start: &Start<'_>) -> Result<Ordered> {
         let failed = |error| protocol::spawn_error(format!("process {} cannot be started", start.name), error);
-        let (report, theirs) = socket_pair()?;
         let environment = Variables::of_this_process();
         let is_new = self.environment.as_ref() != Some(&environment);
         let directory = self.new_directory().map_err(failed)?;
@@ -419,10 +418,7 @@ impl Connection {
             arguments_in_memfd: memory.as_ref().map(|_| start.arguments.len() as u64),
         };
         let inline = if memory.is_some() { &[][..] } else { start.arguments };
-        // Opened here, where /proc is warm, rather than in the child.
-        let tie = signal::reopen(lifeline()?).map_err(failed)?;
-        let mut fds = vec![theirs.as_fd(), tie.as_fd()];
-        fds.extend(start.streams.into_iter().flatten());
+        let mut fds: Vec<_> = start.streams.into_iter().flatten().collect();
         fds.extend(directory.iter().map(|(fd, _)| fd.as_fd()));
         fds.extend(start.directory.iter().map(AsFd::as_fd));
         fds.extend(memory.iter().map(AsFd::as_fd));
@@ -432,12 +428,15 @@ impl Connection {
         if is_new || directory.is_some() {
             self.spares.renew();
         } else if start.start_method == StartMethod::ForkServer
-            && let Some((pid, pidfd)) = self.tell_spare(&order, inline, &fds).map_err(failed)?
+            && let Some((pid, pidfd, report)) = self.tell_spare(&order, inline, &fds).map_err(failed)?
         {
-            drop(fds);
             self.ask_for_spares();
             return Ok(Ordered::Started(self.started(start, Born { pid, tells_exit: false }, pidfd, report)));
         }
+        let (report, theirs) = socket_pair()?;
+        // Opened here, where /proc is warm, rather than in the child.
+        let tie = signal::reopen(lifeline()?).map_err(failed)?;
+        fds.splice(..0, [theirs.as_fd(), tie.as_fd()]);
         self.number += 1;
         let request = Request::Child { number: self.number, order };
         if let Err(error) = protocol::send(self.socket.as_fd(), &request, inline, &fds) {
@@ -489,13 +488,14 @@ impl Connection {
         (Arc::new(child), report)
     }
 
-    /// Hands an order to the spare child that has waited longest; `None` if there is none.
+    /// Hands an order to the spare child that has waited longest, and gives back where it will report; `None` if there
+    /// is none.
     fn tell_spare(
         &mut self,
         order: &Order,
         arguments: &[u8],
         fds: &[BorrowedFd<'_>],
-    ) -> io::Result<Option<(u32, OwnedFd)>> {
+    ) -> io::Result<Option<(u32, OwnedFd, OwnedFd)>> {
         while self.spares.coming > 0 {
             let (pid, pidfd, socket) = match self.hear() {
                 Ok(Heard::Spare { pid, pidfd, socket }) => (pid, pidfd, socket),
@@ -507,7 +507,7 @@ impl Connection {
                 }
             };
             match protocol::send(socket.as_fd(), order, arguments, fds) {
-                Ok(()) => return Ok(Some((pid, pidfd))),
+                Ok(()) => return Ok(Some((pid, pidfd, socket))),
                 // It was killed, or has waited too long.
                 Err(error) if is_gone(&error) => {}
                 Err(error) => return Err(error),

@@ -352,11 +352,16 @@ const REAPED_SOON: Duration = Duration::from_millis(50);
 
 impl Reports {
     /// Reads what is there of a process that has ended.
-    fn read(&mut self) -> Option<i32> {
+    fn read(&mut self, tells_exit: bool) -> Option<i32> {
         while let Some(socket) = &self.socket {
             match Report::recv(socket.as_fd(), Wait::No) {
                 Ok(Some(Report::Born(_))) => {}
-                Ok(Some(Report::Outcome(parcel))) => self.outcome = Inbox::Arrived(parcel),
+                Ok(Some(Report::Outcome(parcel))) => {
+                    self.outcome = Inbox::Arrived(parcel);
+                    if !tells_exit {
+                        self.socket = None;
+                    }
+                }
                 Ok(Some(Report::Exited(status))) => {
                     self.socket = None;
                     return Some(status);
@@ -378,7 +383,7 @@ impl Reports {
 
     /// Reads on for the exit status; `true` if there is nothing more to come.
     fn read_exit(&mut self, child: &Child) -> bool {
-        if let Some(status) = self.read() {
+        if let Some(status) = self.read(child.tells_exit) {
             child.learn_status(client::status_of(status));
         }
         self.socket.is_none()

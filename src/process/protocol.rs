@@ -94,7 +94,8 @@ pub(super) struct Order {
     pub(super) daemon: bool,
     pub(super) start_method: StartMethod,
     pub(super) parent: ProcessInfo,
-    /// The server passes this on, and may die before it has told the starter whose order it is.
+    /// The server passes this on, and may die before it has told the starter whose order it is. One that is not goes to
+    /// a spare child: it reports where it was told, and is tied to the starter already.
     pub(super) is_passed_on: bool,
     /// The starter's environment, if it has changed since its last order.
     pub(super) environment: Option<Variables>,
@@ -113,7 +114,8 @@ pub(super) struct Order {
 /// The descriptors of an order, by purpose.
 pub(super) struct Descriptors {
     pub(super) report: OwnedFd,
-    pub(super) lifeline: OwnedFd,
+    /// None for who is tied already.
+    pub(super) lifeline: Option<OwnedFd>,
     pub(super) streams: [Option<OwnedFd>; 3],
     pub(super) directory: Option<OwnedFd>,
     pub(super) own_directory: Option<OwnedFd>,
@@ -124,21 +126,26 @@ pub(super) struct Descriptors {
 impl Descriptors {
     pub(super) fn into_all(self) -> Vec<OwnedFd> {
         let Self { report, lifeline, streams, directory, own_directory, arguments, mut attachments } = self;
-        attachments.extend([report, lifeline]);
-        attachments.extend(streams.into_iter().chain([directory, own_directory, arguments]).flatten());
+        attachments.push(report);
+        attachments.extend(streams.into_iter().chain([lifeline, directory, own_directory, arguments]).flatten());
         attachments
     }
 }
 
 impl Order {
-    /// Tells the descriptors of an order apart: report, lifeline, streams, directories, arguments, attachments.
-    pub(super) fn split(&self, fds: Vec<OwnedFd>) -> io::Result<Descriptors> {
+    /// Tells the descriptors of an order apart: report, lifeline, streams, directories, arguments, attachments. The
+    /// first two do not come along if `report` is where to report.
+    pub(super) fn split(&self, report: Option<OwnedFd>, fds: Vec<OwnedFd>) -> io::Result<Descriptors> {
         let mut fds = fds.into_iter();
         let missing = || io::Error::new(io::ErrorKind::InvalidData, "an order without its descriptors");
         let mut take = |wanted: bool| if wanted { fds.next().map(Some).ok_or_else(missing) } else { Ok(None) };
+        let (report, lifeline) = match report {
+            Some(report) => (report, None),
+            None => (take(true)?.ok_or_else(missing)?, take(true)?),
+        };
         Ok(Descriptors {
-            report: take(true)?.ok_or_else(missing)?,
-            lifeline: take(true)?.ok_or_else(missing)?,
+            report,
+            lifeline,
             streams: [take(self.streams[0])?, take(self.streams[1])?, take(self.streams[2])?],
             directory: take(self.has_directory)?,
             own_directory: take(self.has_own_directory)?,

@@ -74,6 +74,8 @@ struct Connection {
     socket: OwnedFd,
     environment: Variables,
     directory: Option<Rc<OwnedFd>>,
+    /// Of the process at the other end, known from its first order: its spare children are tied to it.
+    lifeline: Option<OwnedFd>,
 }
 
 /// The receiving end of the intake, until the server has started.
@@ -179,7 +181,12 @@ impl Server {
     }
 
     fn connect(&mut self, socket: OwnedFd) {
-        self.connections.push(Connection { socket, environment: Variables::default(), directory: None });
+        self.connections.push(Connection {
+            socket,
+            environment: Variables::default(),
+            directory: None,
+            lifeline: None,
+        });
     }
 
     fn run(&mut self) -> ! {
@@ -235,7 +242,13 @@ impl Server {
 
     /// A child that waits for its order, like this process in environment and directory. `order` is what this process
     /// holds of an order that it will pass on at once.
-    fn fork(&mut self, single: SingleThreaded, order: Option<&mut Option<Descriptors>>) -> io::Result<Unordered> {
+    /// A spare one is told by its starter itself, and has its `lifeline` before.
+    fn fork(
+        &mut self,
+        single: SingleThreaded,
+        order: Option<&mut Option<Descriptors>>,
+        lifeline: Option<OwnedFd>,
+    ) -> io::Result<Unordered> {
         let (ours, theirs) = socket::packet_pair()?;
         let group = spawn::process_group();
         match spawn::fork(single)? {
@@ -246,7 +259,7 @@ impl Server {
                 private.push(ours);
                 let is_ordered = order.is_some();
                 private.extend(order.and_then(Option::take).into_iter().flat_map(Descriptors::into_all));
-                child::after_fork(theirs, private, is_ordered, group, single)
+                child::after_fork(theirs, private, is_ordered, group, lifeline, single)
             }
         }
     }
@@ -283,7 +296,7 @@ impl Server {
     fn send_spare(&mut self, at: usize, generation: u64) -> bool {
         let spare = match self.single {
             Some(single) if self.exits.is_none() => {
-                self.become_like(at, single).and_then(|()| self.fork(single, None)).ok()
+                self.become_like(at, single).and_then(|()| self.fork_spare(at, single)).ok()
             }
             _ => None,
         };
@@ -291,11 +304,20 @@ impl Server {
         self.reply(at, &Reply::Spare { pid: spare.as_ref().map(|spare| spare.pid), generation }, &fds)
     }
 
+    fn fork_spare(&mut self, at: usize, single: SingleThreaded) -> io::Result<Unordered> {
+        let lifeline = self.connections[at].lifeline.as_ref().ok_or(io::ErrorKind::NotConnected)?;
+        let lifeline = signal::reopen(lifeline.as_fd())?;
+        self.fork(single, None, Some(lifeline))
+    }
+
     fn start_child(&mut self, at: usize, mut order: Order, parcel: Parcel) -> Result<(Born, OwnedFd)> {
         let failed = |error| protocol::spawn_error("a child cannot be started", error);
         let Parcel { bytes: arguments, fds } = parcel;
-        let mut fds = order.split(fds).map_err(failed)?;
+        let mut fds = order.split(None, fds).map_err(failed)?;
         let connection = &mut self.connections[at];
+        if connection.lifeline.is_none() {
+            connection.lifeline = fds.lifeline.as_ref().and_then(|lifeline| lifeline.try_clone().ok());
+        }
         if let Some(environment) = order.environment.take() {
             connection.environment = environment;
         }
@@ -308,7 +330,7 @@ impl Server {
             (StartMethod::ForkServer, Some(single)) => {
                 self.become_like(at, single).map_err(failed)?;
                 let mut held = Some(fds);
-                let child = self.fork(single, Some(&mut held)).map_err(failed)?;
+                let child = self.fork(single, Some(&mut held), None).map_err(failed)?;
                 let Some(held) = held else { return Err(failed(io::ErrorKind::InvalidData.into())) };
                 child::tell(&child.socket, &order, &arguments, &held).map_err(failed)?;
                 (child.pid, child.pidfd, held.report)
@@ -362,6 +384,7 @@ impl Server {
         for connection in std::mem::take(&mut self.connections) {
             all.push(connection.socket);
             all.extend(connection.directory.and_then(Rc::into_inner));
+            all.extend(connection.lifeline);
         }
         all.extend(std::mem::take(&mut self.watched).into_iter().map(|(_, pidfd)| pidfd));
         all.extend(self.exits.take().into_iter().flat_map(BTreeMap::into_values));

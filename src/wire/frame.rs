@@ -4,9 +4,10 @@
 //! in further packets. Everything is sent in order, and the last packet completes the message.
 
 use super::Parcel;
-use crate::os::socket::{self, MAX_FDS, Wait};
+use crate::os::socket::{self, MAX_FDS, Packet, Wait};
 use crate::os::{memfd, mmap};
 use crate::shm::view;
+use std::cell::Cell;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -31,10 +32,11 @@ impl Header {
     }
 
     fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let bytes = bytes.get(..HEADER)?;
         Some(Self {
-            len: u64::from_le_bytes(bytes.get(..8)?.try_into().ok()?),
-            fds: u32::from_le_bytes(bytes.get(8..12)?.try_into().ok()?),
-            in_memfd: *bytes.get(12)? != 0,
+            len: u64::from_le_bytes(bytes[..8].try_into().ok()?),
+            fds: u32::from_le_bytes(bytes[8..12].try_into().ok()?),
+            in_memfd: bytes[12] != 0,
         })
     }
 }
@@ -68,14 +70,12 @@ pub(crate) fn in_memfd(parts: &[&[u8]], len: usize) -> io::Result<OwnedFd> {
 
 /// Receives one message, or `None` when the other end is gone.
 pub(crate) fn recv(from: BorrowedFd<'_>, wait: Wait) -> io::Result<Option<Parcel>> {
-    // Asking first costs less than clearing room for the largest message.
-    let mut buffer = vec![0; socket::next_len(from, wait)?.clamp(1, HEADER + INLINE)];
-    let packet = socket::recv(from, &mut buffer, wait)?;
+    let (packet, mut bytes) = recv_packet(from, wait)?;
     if packet.len == 0 {
         return Ok(None);
     }
     let torn = |why: &str| io::Error::new(io::ErrorKind::InvalidData, why.to_string());
-    let header = Header::from_bytes(&buffer[..packet.len]).ok_or_else(|| torn("a packet without a header"))?;
+    let header = Header::from_bytes(&bytes).ok_or_else(|| torn("a packet without a header"))?;
     let (mut fds, mut lost) = (packet.fds, packet.fds_lost);
     let mut expected = (header.fds as usize).saturating_sub(MAX_FDS);
     while expected > 0 {
@@ -96,14 +96,32 @@ pub(crate) fn recv(from: BorrowedFd<'_>, wait: Wait) -> io::Result<Option<Parcel
         }
         out_of_memfd(fds.remove(0), header.len)?
     } else {
-        buffer.truncate(packet.len);
-        buffer.drain(..HEADER);
-        buffer
+        bytes.drain(..HEADER);
+        bytes
     };
     if bytes.len() as u64 != header.len {
         return Err(torn("a message of another length than it says"));
     }
     Ok(Some(Parcel { bytes, fds }))
+}
+
+thread_local! {
+    /// Room for any packet, cleared once.
+    static ROOM: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+/// One packet and its bytes.
+fn recv_packet(from: BorrowedFd<'_>, wait: Wait) -> io::Result<(Packet, Vec<u8>)> {
+    // At the end of a thread there is nothing to keep it for.
+    let mut room = ROOM.try_with(Cell::take).unwrap_or_default();
+    room.resize(HEADER + INLINE, 0);
+    let packet = socket::recv(from, &mut room, wait);
+    let received = packet.map(|packet| {
+        let bytes = room[..packet.len].to_vec();
+        (packet, bytes)
+    });
+    let _ = ROOM.try_with(|kept| kept.set(room));
+    received
 }
 
 /// The error of a receiver at its descriptor limit.
