@@ -519,7 +519,8 @@ impl Connection {
     /// Sees to it that the next spawn finds a spare. If that fails, the next spawn finds none.
     fn ask_for_spares(&mut self) {
         let Spares { coming, generation, wanted, are_refused, .. } = &mut self.spares;
-        let count = wanted.saturating_sub(*coming);
+        // Some at a time: each request wakes the server, which then is in the way of the child that was just told.
+        let count = if *coming * 2 <= *wanted { wanted.saturating_sub(*coming) } else { 0 };
         if count > 0 && !*are_refused {
             let request = Request::Spares { count, generation: *generation };
             if protocol::send(self.socket.as_fd(), &request, &[], &[]).is_ok() {
