@@ -47,11 +47,13 @@ pub(super) fn after_fork(
         let left = group.filter(|_| rustix::process::setpgid(None, None).is_ok());
         // Only time is lost if this fails.
         let _ = rehearse(None);
-        if !socket::is_readable_within(socket.as_fd(), SPARE_TIME) {
+        let mut has_come = socket::is_readable_within(socket.as_fd(), SPARE_TIME);
+        if !has_come {
             // From here on no order can come; one that came just before is done.
             socket::refuse_more(socket.as_fd());
+            has_come = socket::is_readable_within(socket.as_fd(), Duration::ZERO);
         }
-        if left.is_some() && socket::is_readable_within(socket.as_fd(), Duration::ZERO) {
+        if left.is_some() && has_come {
             // The group exists as long as the server does; after that there is nothing to rejoin.
             let _ = rustix::process::setpgid(None, left);
         }

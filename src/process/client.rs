@@ -38,6 +38,7 @@ use std::io::{self, PipeReader, PipeWriter};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::io::Interest;
@@ -51,11 +52,17 @@ pub(super) struct Child {
     /// The connection it was ordered over: it hangs up when the server, which reaps the child, is gone.
     server: Arc<OwnedFd>,
     status: OnceLock<ExitStatus>,
+    /// Once it has it is so for ever.
+    has_ended: AtomicBool,
 }
 
 impl Child {
     pub(super) fn is_alive(&self) -> bool {
-        !pidfd::has_exited(self.pidfd.as_fd())
+        let has_ended = self.has_ended.load(Relaxed) || pidfd::has_exited(self.pidfd.as_fd());
+        if has_ended {
+            self.has_ended.store(true, Relaxed);
+        }
+        !has_ended
     }
 
     pub(super) fn signal(&self, signal: Signal) -> io::Result<()> {
@@ -484,6 +491,7 @@ impl Connection {
             tells_exit: born.tells_exit,
             server: self.socket.clone(),
             status: OnceLock::new(),
+            has_ended: AtomicBool::new(false),
         };
         (Arc::new(child), report)
     }

@@ -309,8 +309,7 @@ impl<R> Process<R> {
                 ready!(self.report_watch.poll(context, socket))?;
             } else {
                 // Only who reaps it makes the kernel tell; if that was the server and it is gone, init does it now.
-                let patience = if self.child.has_server() { Duration::ZERO } else { REAPED_SOON };
-                if self.ask_kernel(patience) {
+                if self.ask_kernel(Duration::ZERO) || !self.child.has_server() && self.ask_kernel(REAPED_SOON) {
                     return Poll::Ready(Ok(self.child.status()));
                 }
                 ready!(self.watch.poll(context, &self.child.pidfd))?;
