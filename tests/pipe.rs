@@ -699,3 +699,53 @@ async fn recv_future_dropped_at_any_poll_takes_nothing() {
     tx.send(2).await.unwrap();
     assert_eq!(rx.recv().await.unwrap(), 2);
 }
+
+/// Whoever has heard of the death of the receiver sends nothing more.
+async fn hears_of_the_death() {
+    for round in 0..20 {
+        let (mut tx, rx) = mp::simplex().unwrap();
+        let keep = async |mut rx: Receiver<u64>, mut taken: Sender<()>| {
+            for _ in 0..10 {
+                rx.recv().await.unwrap();
+            }
+            taken.send(()).await.unwrap();
+            std::future::pending::<()>().await;
+        };
+        let (mut all_taken, taken) = mp::pipe::<(), ()>().unwrap();
+        let (taken, _) = taken.split();
+        let mut child = Process::spawn(keep, (rx, taken)).unwrap();
+        for n in 0..10 {
+            tx.send(n).await.unwrap();
+        }
+        within(all_taken.recv()).await.unwrap();
+        child.kill().unwrap();
+        assert_eq!(within(child.join()).await.unwrap_err().kind(), ErrorKind::ProcessDied);
+        let error = tx.send(round).await.unwrap_err();
+        assert_eq!((error.kind(), error.into_inner()), (ErrorKind::Closed, round));
+    }
+}
+
+#[tokio::test]
+async fn a_sender_hears_of_the_receivers_death() {
+    hears_of_the_death().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sender_on_many_threads_hears_of_the_receivers_death() {
+    hears_of_the_death().await;
+}
+
+#[test]
+fn a_sender_whose_runtime_has_ended_hears_of_a_close() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (mut tx, rx) = mp::simplex::<u64>().unwrap();
+    runtime().block_on(async {
+        for n in 0..10 {
+            tx.send(n).await.unwrap();
+        }
+    });
+    drop(rx);
+    let closed = |error: mp::SendError<u64>| assert_eq!(error.kind(), ErrorKind::Closed);
+    closed(runtime().block_on(tx.send(0)).unwrap_err());
+    closed(tx.blocking_send(0).unwrap_err());
+}

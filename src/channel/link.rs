@@ -117,11 +117,6 @@ impl Link {
         self.hangup.as_ref().is_some_and(|hangup| hangup.is_known())
     }
 
-    /// For an attempt in a runtime, which is not made again.
-    fn is_hung_up_here(&self) -> bool {
-        self.hangup.as_ref().is_some_and(|hangup| hangup.is_known_here())
-    }
-
     #[inline]
     fn notify(&self, asked: Asked) {
         if asked != Asked::default() {
@@ -253,7 +248,7 @@ impl Link {
     }
 
     async fn put_held<T: 'static>(&self, message: &Message, mut value: Held<'_, T>) -> Result<()> {
-        let attempt = || self.push(value.payload(message), &message.attachments, Self::is_hung_up_here).later();
+        let attempt = || self.push(value.payload(message), &message.attachments, Self::is_hung_up).later();
         flatten(until(&self.room, attempt).await.map_err(|error| self.failed("wait for", error))).map(drop)
     }
 

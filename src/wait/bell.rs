@@ -77,10 +77,6 @@ impl<F: AsFd + AsRawFd + Send + Sync + 'static> Watches<F> {
         Self(Mutex::new(Vec::new()))
     }
 
-    pub(super) fn are_on(&self, runtime: Id) -> bool {
-        lock(&self.0).iter().any(|(id, _)| *id == runtime)
-    }
-
     /// Watches what `make` says on the runtime that polls too; an edge that came before counts. May react at once, so
     /// the caller holds no lock that the reaction takes.
     pub(super) fn listen<R: Fn() + Send + Sync + 'static>(

@@ -272,17 +272,12 @@ pub(crate) struct Hangup {
     is_gone: Arc<AtomicBool>,
     /// Some runtime tells when it happens, so that nobody need ask.
     is_watched: AtomicBool,
-    /// How often a runtime had to ask because it does not tell.
-    asked: AtomicUsize,
 }
-
-/// Who has asked this often is told from then on: to be told costs as much as a few questions.
-const ASKS: usize = 4;
 
 impl Hangup {
     pub(crate) fn new(fd: Arc<OwnedFd>) -> Arc<Self> {
         let (lines, watches, is_gone) = (OnceLock::new(), Watches::new(), Arc::default());
-        Arc::new(Self { fd, lines, watches, is_gone, is_watched: AtomicBool::new(false), asked: AtomicUsize::new(0) })
+        Arc::new(Self { fd, lines, watches, is_gone, is_watched: AtomicBool::new(false) })
     }
 
     /// Says once whom a hang-up concerns.
@@ -302,18 +297,6 @@ impl Hangup {
     /// The same for who will be told when it happens, and then looks again: no system call.
     pub(crate) fn is_known(&self) -> bool {
         if self.is_watched.load(Acquire) { self.is_gone.load(Acquire) } else { self.has_happened() }
-    }
-
-    /// The same for who runs now and need not be told: no system call once the runtime that it is on tells, which one
-    /// that asks often is made to do. Like every message in a pipe, one may be in it when its reader dies.
-    pub(crate) fn is_known_here(&self) -> bool {
-        let Ok(runtime) = bell::runtime() else { return self.has_happened() };
-        if self.is_watched.load(Acquire) && self.watches.are_on(runtime) {
-            return self.is_gone.load(Acquire);
-        }
-        // If that fails, the next ones ask as well.
-        let is_told = self.asked.fetch_add(1, Relaxed) % ASKS == ASKS - 1 && self.listen(runtime).is_ok();
-        if is_told { self.is_gone.load(Acquire) } else { self.has_happened() }
     }
 
     fn listen(&self, runtime: Id) -> io::Result<()> {
