@@ -9,20 +9,13 @@ use std::time::Duration;
 
 mod common;
 use common::Deadline;
+use common::pool::{square, stuck};
 
 multiprocess::test_support!();
-
-fn square(n: i64) -> i64 {
-    n * n
-}
 
 async fn later(n: i64) -> i64 {
     tokio::time::sleep(Duration::from_millis(1)).await;
     n + 1
-}
-
-fn stuck() {
-    std::thread::sleep(Duration::from_secs(600));
 }
 
 /// Dies at 3, panics at 5.

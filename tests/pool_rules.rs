@@ -10,37 +10,10 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 mod common;
-use common::{Deadline, Random, chaos, eventually, holdings, in_child, resident, within};
+use common::pool::{Gate, MS, is_gone, kill, nap, pid, say_and_stay, say_and_wait, square, stuck};
+use common::{Deadline, Random, chaos, eventually, falls_asleep, holdings, in_child, resident, within};
 
 multiprocess::test_support!();
-
-const MS: Duration = Duration::from_millis(1);
-
-fn square(n: i64) -> i64 {
-    n * n
-}
-
-fn nap(ms: u64) -> u64 {
-    std::thread::sleep(Duration::from_millis(ms));
-    ms
-}
-
-fn stuck() {
-    std::thread::sleep(Duration::from_secs(600));
-}
-
-fn pid() -> u32 {
-    std::process::id()
-}
-
-fn kill(pid: u32, signal: rustix::process::Signal) {
-    let pid = rustix::process::Pid::from_raw(pid as i32).expect("a pid");
-    let _ = rustix::process::kill_process(pid, signal);
-}
-
-fn is_gone(pid: u32) -> bool {
-    !std::path::Path::new(&format!("/proc/{pid}/exe")).exists()
-}
 
 /// Rule 1, 4: the steps at which a worker can be killed, by its own hand, at the third item it comes to.
 #[cfg(debug_assertions)]
@@ -69,13 +42,39 @@ async fn rule_1_rule_4_a_worker_killed_at_any_step_costs_at_most_the_item_it_was
     Ok(())
 }
 
-/// `lane.read`: whoever reads results and is killed before it has given their room back is the pool's own process; its
-/// workers end with it, and nobody else hangs.
+/// `lane`, `news`: killed before it starts anything, all of the order goes to somebody else; killed between a start and
+/// its look for sleepers, the results before it come although nobody told of them, and the pool slept.
 #[cfg(debug_assertions)]
 #[tokio::test]
-async fn rule_11_a_pool_killed_while_it_reads_results_takes_its_workers_along() -> mp::Result<()> {
+async fn rule_1_a_worker_killed_between_its_moves_loses_nothing_it_has_not_begun_or_has_done() -> mp::Result<()> {
     let _deadline = Deadline::start();
-    let pids = Queue::unbounded()?;
+    let pool = Pool::builder().workers(1).env("MULTIPROCESS_KILL_AT", "lane.ordered:2").build()?;
+    let results: Vec<_> = within(pool.imap(square, 0..12).chunksize(3).try_collect()).await?;
+    assert_eq!(results, (0..12).map(square).collect::<Vec<_>>(), "without a retry: nobody had begun them");
+    let pool = Pool::builder().workers(1).env("MULTIPROCESS_KILL_AT", "lane.started:2").build()?;
+    let gate = Gate::new("rule_1");
+    let wait = |gate: Gate| {
+        gate.pass();
+        7
+    };
+    let mut results = std::pin::pin!(pool.imap(wait, [gate.clone(), gate.clone()]).chunksize(2));
+    let mut first = std::pin::pin!(results.next());
+    falls_asleep(first.as_mut()).await;
+    // Polled once more before the item goes on, and then only if it is woken.
+    let (first, ()) = futures::join!(within(first), async { gate.open() });
+    assert_eq!(first.expect("a result")?, 7);
+    assert_eq!(within(results.next()).await.expect("a result").unwrap_err().kind(), ErrorKind::ProcessDied);
+    assert!(within(results.next()).await.is_none());
+    gate.remove();
+    Ok(())
+}
+
+/// `lane`, `spsc`: whoever has given an order and not told of it, or reads results and is killed before it has given
+/// their room back, is the pool's own process; its workers end with it, and nobody else hangs.
+#[cfg(debug_assertions)]
+#[tokio::test]
+async fn rule_11_a_pool_killed_in_the_middle_of_a_move_takes_its_workers_along() -> mp::Result<()> {
+    let _deadline = Deadline::start();
     let pool_of_its_own = async |pids: Queue<u32>| -> mp::Result<()> {
         let pool = Pool::new(2)?;
         let tell = |pids: Queue<u32>| pids.blocking_put(pid()).expect("put");
@@ -83,15 +82,56 @@ async fn rule_11_a_pool_killed_while_it_reads_results_takes_its_workers_along() 
             pool.apply(tell, (pids.clone(),)).await?;
         }
     };
-    let builder = Process::<()>::builder().env("MULTIPROCESS_KILL_AT", "lane.read:3");
-    let error = within(builder.spawn(pool_of_its_own, (pids.clone(),))?).await.unwrap_err();
-    assert_eq!(error.exit_status().and_then(|status| status.signal()), Some(9), "{error}");
-    let mut workers = HashSet::new();
-    while let Ok(worker) = pids.try_get() {
-        workers.insert(worker);
+    for point in ["lane.read:3", "lane.given:3"] {
+        let pids = Queue::unbounded()?;
+        let builder = Process::<()>::builder().env("MULTIPROCESS_KILL_AT", point);
+        let error = within(builder.spawn(pool_of_its_own, (pids.clone(),))?).await.unwrap_err();
+        assert_eq!(error.exit_status().and_then(|status| status.signal()), Some(9), "{error}");
+        let mut workers = HashSet::new();
+        while let Ok(worker) = pids.try_get() {
+            workers.insert(worker);
+        }
+        assert!(!workers.is_empty());
+        eventually("its workers are gone", || workers.iter().all(|worker| is_gone(*worker))).await;
     }
-    assert!(!workers.is_empty());
-    eventually("its workers are gone", || workers.iter().all(|worker| is_gone(*worker))).await;
+    Ok(())
+}
+
+/// Of many quick items a worker tells together, but not for as long as one of them turns out to be slow.
+#[tokio::test]
+async fn what_was_quick_is_heard_of_while_a_slow_item_is_at_work() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::new(1)?;
+    let (begun, go) = (Queue::<u32>::unbounded()?, Queue::<u32>::unbounded()?);
+    let work = |(n, begun, go): (u64, Option<Queue<u32>>, Option<Queue<u32>>)| {
+        if let (Some(begun), Some(go)) = (begun, go) {
+            begun.blocking_put(0).expect("put");
+            go.blocking_get().expect("get");
+        }
+        n
+    };
+    // Two in a row are slow, when it is known that most are quick.
+    let slow = move |n: u64| (n % 20 >= 18).then(|| (begun.clone(), go.clone())).unzip();
+    let (told, heard) = (slow.clone(), slow.clone());
+    let items = (0..60).map(move |n| {
+        let (begun, go) = told(n);
+        (n, begun, go)
+    });
+    let mut results = std::pin::pin!(pool.imap(work, items).chunksize(1));
+    for n in 0..60 {
+        // Everything before a slow one comes while it is at work.
+        if let (Some(begun), Some(go)) = heard(n) {
+            let mut next = std::pin::pin!(results.next());
+            begun.get().await?;
+            falls_asleep(next.as_mut()).await;
+            // Polled once more before the item goes on, and then only if it is woken.
+            let (next, put) = futures::join!(within(next), go.put(0));
+            put?;
+            assert_eq!(next.expect("a result each")?, n);
+        } else {
+            assert_eq!(within(results.next()).await.expect("a result each")?, n);
+        }
+    }
     Ok(())
 }
 
@@ -100,11 +140,7 @@ async fn pool_34_rule_5_a_busy_worker_killed_fails_its_item_at_once_and_an_idle_
     let _deadline = Deadline::start();
     let pool = Pool::new(2)?;
     let pids = Queue::unbounded()?;
-    fn say_and_sleep(pids: Queue<u32>) {
-        pids.blocking_put(pid()).expect("put");
-        stuck();
-    }
-    let busy = pool.apply_async(say_and_sleep, (pids.clone(),));
+    let busy = pool.apply_async(say_and_stay, (pids.clone(),));
     let victim = pids.get().await?;
     let start = Instant::now();
     kill(victim, rustix::process::Signal::KILL);
@@ -112,7 +148,7 @@ async fn pool_34_rule_5_a_busy_worker_killed_fails_its_item_at_once_and_an_idle_
     assert!(start.elapsed() < 100 * MS, "{:?}", start.elapsed());
     // Rule 5: who, what, how, how old.
     let text = error.to_string();
-    for part in ["PoolWorker-", &format!("pid {victim}"), "say_and_sleep", "SIGKILL", "old"] {
+    for part in ["PoolWorker-", &format!("pid {victim}"), "say_and_stay", "SIGKILL", "old"] {
         assert!(text.contains(part), "{text} says {part}");
     }
     let idle = pool.apply(pid, ()).await?;
@@ -146,15 +182,20 @@ async fn rule_3_an_item_overruns_alone_also_in_the_middle_of_a_chunk() -> mp::Re
 async fn rule_6_the_clock_starts_with_the_item_and_waiting_has_its_own() -> mp::Result<()> {
     let _deadline = Deadline::start();
     let pool = Pool::new(1)?;
-    let first = pool.apply_async(nap, (300,));
+    let (begun, go) = (Queue::unbounded()?, Queue::unbounded()?);
+    let first = pool.apply_async(say_and_wait, (begun.clone(), go.clone()));
+    begun.get().await?;
     // It waits longer than it may run.
-    let second = pool.apply(nap, (1,)).timeout(150 * MS);
-    let third = pool.apply(nap, (1,)).queue_timeout(100 * MS);
-    let (second, third) = futures::join!(second, third);
+    let second = pool.apply(nap, (1,)).timeout(100 * MS);
+    let third = async {
+        let third = pool.apply(nap, (1,)).queue_timeout(120 * MS).await;
+        go.put(3).await.map(|()| third.unwrap_err())
+    };
+    let (second, third) = within(async { futures::join!(second, third) }).await;
     assert_eq!(second?, 1);
-    let error = third.unwrap_err();
+    let error = third?;
     assert!(error.kind() == ErrorKind::Timeout && error.to_string().contains("did not start"), "{error}");
-    assert_eq!(first.await?, 300);
+    assert_eq!(first.await?, 3);
     assert_eq!(pool.apply(nap, (2,)).queue_timeout(Duration::from_secs(10)).await?, 2);
     Ok(())
 }
@@ -249,12 +290,25 @@ async fn rule_13_a_future_dropped_at_any_poll_leaks_no_slot() -> mp::Result<()> 
 async fn an_idle_worker_takes_over_what_waits_behind_a_slow_item() -> mp::Result<()> {
     let _deadline = Deadline::start();
     let pool = Pool::new(2)?;
-    // All in one chunk, of which the first item takes long.
-    let start = Instant::now();
-    let slow_first = |n: u64| nap(if n == 0 { 500 } else { 20 });
-    let results: Vec<_> = pool.imap_unordered(slow_first, 0..10).chunksize(10).try_collect().await?;
-    assert_eq!(results.last(), Some(&500), "{results:?}: the others did not wait for it");
-    assert!(start.elapsed() < 650 * MS, "{:?}", start.elapsed());
+    // All in one chunk, of which the first item ends when the others have come.
+    let gate = Gate::new("idle");
+    let slow_first = |(n, gate): (u64, Gate)| {
+        if n == 0 {
+            gate.pass();
+        }
+        n
+    };
+    let held = gate.clone();
+    let items = (0..10).map(move |n| (n, held.clone()));
+    let mut results = pool.imap_unordered(slow_first, items).chunksize(10);
+    let mut others = HashSet::new();
+    for _ in 1..10 {
+        others.insert(within(results.next()).await.expect("a result each")?);
+    }
+    assert_eq!(others, (1..10).collect(), "the others did not wait for it");
+    gate.open();
+    assert_eq!(within(results.next()).await.expect("a result each")?, 0);
+    gate.remove();
     Ok(())
 }
 
@@ -300,12 +354,9 @@ async fn workers_go_when_they_are_old_or_large_between_two_tasks() -> mp::Result
     let small = pool.apply(grow, (1,)).await?;
     assert_eq!(pool.apply(grow, (300,)).await?, small);
     let pids = pool.clone();
-    let mut replaced = false;
-    for _ in 0..100 {
-        replaced |= pids.apply(pid, ()).await? != small;
-        tokio::time::sleep(MS).await;
+    while within(pids.apply(pid, ())).await? == small {
+        tokio::task::yield_now().await;
     }
-    assert!(replaced);
     Ok(())
 }
 
@@ -519,6 +570,24 @@ async fn rule_9_a_million_items_of_an_endless_source_take_flat_memory() -> mp::R
     Ok(())
 }
 
+/// Results that are too large for a ring lie in a pipe until their caller comes for them, and that is small.
+#[tokio::test]
+async fn large_results_of_a_caller_that_is_not_polled_hold_up_nobody() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::new(1)?;
+    let large: Vec<_> = (0..5).map(|n| pool.apply_async(|n: u8| vec![n; 3 << 20], (n,))).collect();
+    assert_eq!(within(pool.apply(square, (3,))).await?, 9, "it came behind all of them");
+    assert!(large.iter().all(|result| result.ready()));
+    large[3].cancel();
+    for (n, result) in large.into_iter().enumerate() {
+        assert!(within(result).await? == vec![n as u8; 3 << 20], "what was there is not cancelled, and whole");
+    }
+    // Nobody comes for these at all.
+    drop((0..5).map(|n| pool.apply_async(|n: u8| vec![n; 3 << 20], (n,))).collect::<Vec<_>>());
+    assert_eq!(within(pool.apply(square, (4,))).await?, 16);
+    Ok(())
+}
+
 #[tokio::test]
 async fn large_items_behind_one_that_hangs_leave_its_deadline_in_force() -> mp::Result<()> {
     let _deadline = Deadline::start();
@@ -582,8 +651,11 @@ async fn a_caller_that_is_not_polled_holds_up_nobody() -> mp::Result<()> {
     let pool = Pool::new(2)?;
     pool.map(nap, [1, 1]).await?;
     // It sleeps until its result comes.
-    let asleep = tokio::spawn(pool.apply(nap, (50,)));
-    tokio::time::sleep(10 * MS).await;
+    let (begun, go) = (Queue::unbounded()?, Queue::unbounded()?);
+    let mut asleep = Box::pin(pool.apply(say_and_wait, (begun.clone(), go.clone())));
+    falls_asleep(asleep.as_mut()).await;
+    let asleep = tokio::spawn(asleep);
+    begun.get().await?;
     // These are polled once or twice, at whatever they are then, and for long not again.
     let mut left = Vec::new();
     for polls in 1..4 {
@@ -593,6 +665,7 @@ async fn a_caller_that_is_not_polled_holds_up_nobody() -> mp::Result<()> {
         }
         left.push(call);
     }
+    go.put(50).await?;
     assert_eq!(within(asleep).await.expect("no panic")?, 50);
     for n in 0..20 {
         assert_eq!(within(pool.apply(square, (n,))).await?, n * n);

@@ -10,27 +10,10 @@ use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 
 mod common;
+use common::pool::{MS, die, is_gone, pid, say_and_stay, square, stuck};
 use common::{Deadline, eventually, within};
 
 multiprocess::test_support!();
-
-const MS: Duration = Duration::from_millis(1);
-
-fn square(n: i64) -> i64 {
-    n * n
-}
-
-fn pid() -> u32 {
-    std::process::id()
-}
-
-fn die() {
-    std::process::abort();
-}
-
-fn stuck() {
-    std::thread::sleep(Duration::from_secs(600));
-}
 
 #[tokio::test]
 async fn a_death_quotes_what_the_worker_wrote_last_if_it_was_asked_for() -> mp::Result<()> {
@@ -78,20 +61,14 @@ async fn figures_tell_who_is_busy_with_what() -> mp::Result<()> {
     assert_eq!((before.queued, before.running, before.waits.count(), before.runs.count()), (0, 0, 100, 100));
     assert!(before.workers.iter().all(|worker| worker.resident > 0 && worker.peak >= worker.resident));
     let begun = Queue::unbounded()?;
-    let say_and_wait = |begun: Queue<u32>| {
-        begun.blocking_put(pid()).expect("put");
-        stuck();
-    };
-    let running = pool.apply_async(say_and_wait, (begun.clone(),));
+    let running = pool.apply_async(say_and_stay, (begun.clone(),));
     let busy = begun.get().await?;
     let waiting: Vec<_> = (0..5).map(|_| pool.apply_async(stuck, ())).collect();
     eventually("the other worker is busy too", || pool.stats().running == 2).await;
     let stats = pool.stats();
     assert_eq!(stats.queued, 4);
     let worker = stats.workers.iter().find(|worker| worker.pid == busy).expect("it is listed");
-    assert!(
-        worker.is_busy && worker.task.is_some_and(|label| label.contains("say_and_wait") || label.contains("closure"))
-    );
+    assert!(worker.is_busy && worker.task.is_some_and(|label| label.contains("say_and_stay")));
     assert!(worker.age > Duration::ZERO);
     assert!(format!("{:?}", stats.clone()).contains("queued: 4"));
     running.cancel();
@@ -307,17 +284,12 @@ async fn a_worker_has_a_pool_of_its_own_which_ends_with_it() -> mp::Result<()> {
     let pids = Queue::unbounded()?;
     let leaves = async |pids: Queue<u32>| -> mp::Result<()> {
         let pool = Pool::new(2)?;
-        let busy = |pids: Queue<u32>| {
-            pids.blocking_put(pid()).expect("put");
-            stuck();
-        };
-        let _running = [pool.apply_async(busy, (pids.clone(),)), pool.apply_async(busy, (pids,))];
+        let _running = [pool.apply_async(say_and_stay, (pids.clone(),)), pool.apply_async(say_and_stay, (pids,))];
         std::future::pending().await
     };
     let running = pool.apply_async(leaves, (pids.clone(),));
     let grandchildren = [pids.get().await?, pids.get().await?];
     running.cancel();
-    let is_gone = |pid: &u32| !std::path::Path::new(&format!("/proc/{pid}/exe")).exists();
-    eventually("the grandchildren are gone", || grandchildren.iter().all(is_gone)).await;
+    eventually("the grandchildren are gone", || grandchildren.iter().all(|pid| is_gone(*pid))).await;
     Ok(())
 }

@@ -2,15 +2,15 @@
 //!
 //! # State
 //! The words of the region's head, by name in [`word`]; then the two rings. An order has a number, which is its place in
-//! the ring, and some items. `CLAIMS` has a row for each order that may be under way: `number:32 | next:16 | end:16`,
-//! and when its last item started. The board is a second region that all workers of a pool have: one event, for
+//! the ring, and some items. `CLAIMS` has a row for each order that may be under way:
+//! `LOUD:1 | number:31 | next:16 | end:16`, and when its last item started; for `LOUD`, and who is told when, see `news`. The board is a second region that all workers of a pool have: one event, for
 //! the pool to sleep on.
 //!
 //! # Moves
 //! | from -> to | who | ordering | wakes |
 //! |---|---|---|---|
 //! | a row is made, then the order put | the pool | Release, by the ring | the worker, if it sleeps |
-//! | next -> next + 1: an item starts, if next was below end | the worker | SeqCst, also the fence between the result before it and a look for sleepers | the pool, if it sleeps and a result was put |
+//! | next -> next + 1: an item starts, if next was below end | the worker | SeqCst | the pool, as `news` says |
 //! | end -> lower, never below next: items are taken back | the pool | AcqRel CAS | - |
 //! | a result is put | the worker | Release, by the ring | the pool, with the next start, or that of the last order |
 //! | what an item says before its result is put | the worker | Release, by the ring | the pool, if it sleeps |
@@ -34,9 +34,13 @@
 //! | after the result | the result, which counts |
 //! | between a result and its notice, which comes with the next start | the burial rings the bell |
 //!
+//! The pool's own process killed, between an order and its wake or while it reads: the worker's lifeline closes, and it
+//! is killed as well.
+//!
 //! # Cancel
 //! No move awaits.
 
+use super::news::{self, News};
 use super::segment::Bytes;
 use super::spsc::{Corrupt, Reader, Words, Writer};
 use crate::os::fault;
@@ -50,7 +54,6 @@ use crate::wait::{Line, event, until_blocking};
 use crate::wire::{Attachment, attach};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use std::cell::Cell;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -159,17 +162,7 @@ impl Claim {
 
 /// What the row of an order with `items` items holds when it is given.
 pub(super) fn claimable(number: u32, items: usize) -> u64 {
-    u64::from(number) << 32 | items as u64
-}
-
-/// The worker's move: starts the next item, if there is one.
-#[inline]
-pub(super) fn start(claim: &AtomicU64) -> Option<u32> {
-    // SeqCst: `WorkerEnd::tell` relies on it.
-    let before = claim.fetch_add(1 << 16, SeqCst);
-    let (next, end) = (before as u32 >> 16, before as u32 & 0xffff);
-    fault::point("lane.started");
-    (next < end).then_some(next)
+    u64::from(number & (u32::MAX >> 1)) << 32 | items as u64
 }
 
 /// The pool's move: takes items back that have not started, all from `keep` on; how far the order goes now.
@@ -236,6 +229,7 @@ impl PoolEnd {
             return None;
         }
         self.given = number.wrapping_add(1);
+        fault::point("lane.given");
         self.work.notify_one();
         Some(number)
     }
@@ -255,11 +249,15 @@ impl PoolEnd {
         take_back(row(&self.region, number).0, keep)
     }
 
-    /// Whether the worker will tell of what it has put when it begins order `number`, the last that was given. For who
-    /// has armed its alarm before: between that and this look, and the worker's start and its look for sleepers, there
-    /// is an order that all agree on.
+    /// Whether the worker will tell of what it has put when it begins order `number`, the last that was given, about which
+    /// it may be quiet. For who has armed its alarm before.
     pub(crate) fn will_tell(&self, number: u32) -> bool {
-        row(&self.region, number).0.load(SeqCst) as u32 >> 16 == 0
+        news::will_tell(row(&self.region, number).0)
+    }
+
+    /// Wants to hear of each result of order `number` from now on, and looks for those that were put before after this.
+    pub(crate) fn hark(&self, number: u32) {
+        news::hark(row(&self.region, number).0);
     }
 
     /// Whether results have come. No system call, no wake.
@@ -309,12 +307,7 @@ pub(crate) struct WorkerEnd {
     orders: Reader<Ring>,
     results: Writer<Ring>,
     next: u32,
-    /// A result has been put that the pool has not been told of.
-    has_news: Cell<bool>,
-    /// It need not be told before the last order.
-    is_quiet: bool,
-    /// The pool was awake when it was told last.
-    is_watched: Cell<bool>,
+    news: News,
 }
 
 /// Where a task looks whether it has been asked to stop.
@@ -377,27 +370,15 @@ impl WorkerEnd {
         let done = Line::new(board.clone(), 0, None)?;
         let [orders, results] = rings(&region)?;
         let (orders, results) = (Reader::new(orders, ORDERS), Writer::new(results, RESULTS));
-        Ok(Self {
-            region,
-            board,
-            work,
-            room,
-            done,
-            orders,
-            results,
-            next: 0,
-            has_news: Cell::new(false),
-            is_quiet: false,
-            is_watched: Cell::new(false),
-        })
+        Ok(Self { region, board, work, room, done, orders, results, next: 0, news: News::default() })
     }
 
     /// Blocks until there is an order, whose bytes go to `to`; `None` after the last.
     pub(crate) fn next(&mut self, to: &mut Vec<u8>) -> io::Result<Option<Order>> {
-        self.is_quiet = false;
+        self.news.speak_up();
         if !self.orders.has_any(orders(&self.region)) {
             self.tell();
-            if self.is_watched.replace(false) {
+            if self.news.was_watched() {
                 self.work.encourage();
             }
         }
@@ -411,6 +392,7 @@ impl WorkerEnd {
             Err(Corrupt) => Some(Err(io::Error::new(io::ErrorKind::InvalidData, "the ring of orders is corrupt"))),
         };
         let Some(kind) = until_blocking(work, None, attempt)?.transpose()?.flatten() else { return Ok(None) };
+        fault::point("lane.ordered");
         let number = self.next;
         self.next = number.wrapping_add(1);
         Ok(Some(Order { number, kind, len: to.len() }))
@@ -420,29 +402,19 @@ impl WorkerEnd {
     /// the last order begins.
     #[inline]
     pub(crate) fn start(&self, order: &Order) -> Option<u32> {
-        let started = start(row(&self.region, order.number).0);
-        if !self.is_quiet && self.has_news.replace(false) {
-            // A fence for each result would cost as much as the rest of its way.
-            let sleeps = self.done.has_sleepers_after_rmw();
-            self.is_watched.set(!sleeps);
-            if sleeps {
-                self.done.notify_one();
-            }
-        }
-        started
+        self.news.start(row(&self.region, order.number).0, &*self.done)
     }
 
     /// The pool wants to know of the results of this order not one by one, but when the last order that it has given
     /// begins: it gives more then.
-    pub(crate) fn keep_quiet(&mut self) {
-        self.is_quiet = self.orders.has_more(orders(&self.region));
+    pub(crate) fn keep_quiet(&self) {
+        let has_untaken = || self.results.under_way(results(&self.region)) > 0;
+        self.news.keep_quiet(self.orders.has_more(orders(&self.region)), has_untaken);
     }
 
     /// Lets the pool know of results that no start has followed.
     pub(crate) fn tell(&self) {
-        if self.has_news.replace(false) {
-            self.done.notify_one();
-        }
+        self.news.tell(&*self.done);
     }
 
     /// Notes that an item starts now, for who counts its time.
@@ -463,7 +435,7 @@ impl WorkerEnd {
         if !self.results.push(results(&self.region), kind, parts) {
             self.report_late(kind, parts)?;
         }
-        self.has_news.set(true);
+        self.news.add();
         Ok(())
     }
 

@@ -1,6 +1,7 @@
 //! A lane in every schedule: rings for one writer and one reader, and who may start which item, by processes that die.
 
-use super::lane::{Claim, claimable, start, take_back};
+use super::lane::{Claim, claimable, take_back};
+use super::news::{Listener, News};
 use super::segment::Bytes;
 use super::spsc::{Reader, Words, Writer, first};
 use crate::shm::atomic::AtomicU64;
@@ -11,7 +12,7 @@ use std::sync::atomic::Ordering::*;
 
 /// Bytes in units of 4, as no two records share one.
 #[derive(Clone)]
-struct Units(Arc<Vec<Plain<[u8; 4]>>>);
+pub(super) struct Units(Arc<Vec<Plain<[u8; 4]>>>);
 
 impl Units {
     fn new(len: u32) -> Self {
@@ -36,29 +37,29 @@ impl Bytes for Units {
 }
 
 /// A ring and its two words.
-struct Ring {
+pub(super) struct Ring {
     units: Units,
     size: u32,
     words: [AtomicU64; 2],
 }
 
 impl Ring {
-    fn new(size: u32) -> Self {
+    pub(super) fn new(size: u32) -> Self {
         Self { units: Units::new(size), size, words: [AtomicU64::new(0), AtomicU64::new(0)] }
     }
-    fn words(&self) -> Words<'_> {
+    pub(super) fn words(&self) -> Words<'_> {
         Words { tail: &self.words[0], head: &self.words[1] }
     }
-    fn writer(&self) -> Writer<Units> {
+    pub(super) fn writer(&self) -> Writer<Units> {
         Writer::new(self.units.clone(), self.size)
     }
-    fn reader(&self) -> Reader<Units> {
+    pub(super) fn reader(&self) -> Reader<Units> {
         Reader::new(self.units.clone(), self.size)
     }
-    fn put(&self, writer: &mut Writer<Units>, n: u8) -> bool {
+    pub(super) fn put(&self, writer: &mut Writer<Units>, n: u8) -> bool {
         writer.push(self.words(), 0, [&[n; 4], &[]])
     }
-    fn take(&self, reader: &mut Reader<Units>) -> Vec<u8> {
+    pub(super) fn take(&self, reader: &mut Reader<Units>) -> Vec<u8> {
         let mut bytes = Vec::new();
         let count = reader.take_all(self.words(), &mut bytes).expect("whole records");
         let numbers = numbers(&bytes);
@@ -116,6 +117,16 @@ fn models_of_a_lane_a_ring_of_records() {
 
 const ITEMS: usize = 3;
 
+/// A pool that never sleeps.
+struct Nobody;
+
+impl Listener for Nobody {
+    fn may_sleep(&self) -> bool {
+        false
+    }
+    fn wake(&self) {}
+}
+
 /// The pool gives an order, takes back what has not begun, and collects; the worker may die at any step.
 fn claims(what: &str, dies: Option<&'static str>, keep: u32) {
     explore(what, 3, move || {
@@ -131,7 +142,8 @@ fn claims(what: &str, dies: Option<&'static str>, keep: u32) {
                     if !has_order {
                         return false;
                     }
-                    while let Some(item) = start(&claim) {
+                    let news = News::default();
+                    while let Some(item) = news.start(&claim, &Nobody) {
                         assert!(results.put(&mut writer, item as u8), "there is room for all");
                     }
                     true

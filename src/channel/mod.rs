@@ -11,6 +11,9 @@ mod lane_models;
 mod link;
 #[cfg(all(test, multiprocess_loom))]
 mod models;
+mod news;
+#[cfg(all(test, multiprocess_loom))]
+mod news_models;
 mod pipe;
 mod queue;
 mod ring;

@@ -37,6 +37,10 @@ pub(super) async fn drive(shared: Arc<Shared>) {
             let read = shared.settings.read_initialized;
             shared.began(seat, generation, report.and_then(|report| read(report.open()?)));
         }
+        for mail in step.unfetched {
+            // Not here: a large one would hold up the deadlines.
+            tokio::task::spawn_blocking(move || mail.fetch());
+        }
         for hire in step.hires {
             match start(shared, &hire) {
                 Ok(process) => exits.push(end_of(hire, process, shared.settings.stderr_lines)),

@@ -7,6 +7,7 @@
 
 use super::group::{Block, Chunk, Group};
 use super::local;
+use super::mail::Mail;
 use super::protocol::{Conditions, Header, IN_PIPE, TOLD, Task};
 use super::stats::{Histogram, PoolStats, WorkerStats};
 use super::trace::Ear;
@@ -34,8 +35,10 @@ const CRASH_LOOP: u32 = 5;
 const BACK_OFF: Duration = Duration::from_millis(20);
 /// Orders that wait at a worker behind the one it runs, if they are known to be over soon.
 const PREFETCH: usize = 3;
-/// Results that no worker tells of are looked for after this.
+/// Results of which a worker is quiet are looked for after this.
 const LOOK_AFTER: Duration = Duration::from_millis(1);
+/// Results that lie in a pipe are fetched for those who do not come for them after this.
+const FETCH_AFTER: Duration = Duration::from_millis(5);
 /// A chunk with items that have not started is shared with an idle worker after this.
 const SHARE_AFTER: Duration = Duration::from_millis(2);
 
@@ -103,6 +106,7 @@ struct State {
     is_share_planned: bool,
     is_idle_planned: bool,
     is_look_planned: bool,
+    is_fetch_planned: bool,
     /// Workers that were killed because they did not end.
     late: u64,
     broken: Option<String>,
@@ -161,7 +165,7 @@ struct Worker {
     killer: Killer,
     lane: PoolEnd,
     orders: Sender<Sealed>,
-    results: Receiver<Sealed>,
+    mail: Arc<Mail>,
     ear: Arc<Ear>,
     phase: Phase,
     running: VecDeque<Running>,
@@ -209,6 +213,8 @@ struct Running {
     done: u32,
     end: u32,
     since: Instant,
+    /// Its results are told of together.
+    is_quiet: bool,
 }
 
 /// A worker that is to be started.
@@ -247,6 +253,8 @@ enum Event {
     Idle,
     /// Results may lie about of which nobody was told.
     Look,
+    /// Somebody may not fetch what has come for it.
+    Fetch,
 }
 
 struct Timer {
@@ -277,6 +285,9 @@ struct After {
     wakers: Vec<Waker>,
     settled: usize,
     nudge: bool,
+    /// Something lies in a pipe, and for too long in these.
+    has_mail: bool,
+    unfetched: Vec<Arc<Mail>>,
     /// Who has heard something.
     ears: Vec<Arc<Ear>>,
     /// Unsettled items of those who are woken.
@@ -302,6 +313,16 @@ impl After {
         }
     }
 
+    /// The next result in a worker's pipe is that of an item.
+    fn announce(&mut self, mail: &Arc<Mail>, group: &Arc<Group>, index: u64, tag: u8) {
+        self.settled += 1;
+        self.has_mail = true;
+        if let Some((waker, out)) = mail.expect(group, index, tag) {
+            self.wakers.push(waker);
+            self.woken += out;
+        }
+    }
+
     /// Settles the items of `chunk` from `from` on, before `to`.
     fn fail(&mut self, group: &Group, chunk: &Chunk, (from, to): (u32, u32), error: impl Fn() -> Error) {
         (from..to).for_each(|at| self.deliver(group, Block::failed(chunk.first + u64::from(at), error())));
@@ -319,6 +340,8 @@ pub(super) struct Step {
     pub(super) hires: Vec<Hire>,
     /// What initializers had to say.
     pub(super) begun: Vec<(usize, u64, Result<Sealed>)>,
+    /// Where results lie that nobody fetches.
+    pub(super) unfetched: Vec<Arc<Mail>>,
     pub(super) until: Option<Instant>,
     pub(super) is_over: bool,
 }
@@ -554,6 +577,7 @@ impl Shared {
                 state.retire(seat, after);
             }
             state.dispatch(after);
+            state.plan_to_look(after);
             state.end_if_done(after);
         });
     }
@@ -603,9 +627,13 @@ impl Shared {
             let _ = alarm.arm();
         }
         // What came before is for us; of what comes later the alarm tells.
-        if self.state().has_results() {
-            self.pump();
-        }
+        self.with(|state, after| {
+            if state.has_results() && state.collect(after) {
+                state.dispatch(after);
+                state.end_if_done(after);
+            }
+            state.plan_to_look(after);
+        });
     }
 
     /// The same for who has many quick items out: it need not hear of results before a worker begins its last order.
@@ -618,11 +646,7 @@ impl Shared {
                 state.dispatch(after);
                 state.end_if_done(after);
             }
-            if !std::mem::replace(&mut state.is_look_planned, true) {
-                // One of them may turn out to be slow.
-                let at = after.now() + LOOK_AFTER;
-                state.at(at, Event::Look, after);
-            }
+            state.plan_to_look(after);
         });
     }
 
@@ -649,6 +673,7 @@ impl Shared {
             pending.iter().for_each(|chunk| after.fail_pending(group, chunk, || group.was_cancelled()));
             state.revoke(group, after);
             state.dispatch(after);
+            state.plan_to_look(after);
             state.end_if_done(after);
         });
     }
@@ -742,6 +767,7 @@ impl Shared {
             }
             state.dispatch(after);
             state.end_if_done(after);
+            state.plan_to_look(after);
             let hires = state.hires(now, after);
             let begun = state
                 .workers()
@@ -750,7 +776,8 @@ impl Shared {
             state.alert = state.timers.peek().map(|Reverse(timer)| timer.at);
             let alive = self.count(state);
             after.nudge = false;
-            Step { hires, begun, until: state.alert, is_over: state.is_closed && alive == 0 }
+            let unfetched = std::mem::take(&mut after.unfetched);
+            Step { hires, begun, unfetched, until: state.alert, is_over: state.is_closed && alive == 0 }
         })
     }
 
@@ -813,7 +840,7 @@ impl Shared {
                 killer,
                 lane,
                 orders,
-                results,
+                mail: Mail::new(results),
                 ear: Ear::new(pid),
                 phase,
                 running: VecDeque::new(),
@@ -920,7 +947,9 @@ impl State {
     /// Whether some worker has put results that it may not tell of any more, or will soon have no orders.
     fn has_news(&self) -> bool {
         let mut workers = self.seats.iter().filter_map(|seat| seat.worker.as_ref());
-        let will_tell = |worker: &Worker| worker.running.back().is_some_and(|last| worker.lane.will_tell(last.number));
+        let will_tell = |worker: &Worker| {
+            worker.running.back().is_some_and(|last| last.is_quiet && worker.lane.will_tell(last.number))
+        };
         workers.any(|worker| !will_tell(worker) && worker.lane.has_results())
     }
 
@@ -946,6 +975,10 @@ impl State {
         }
         for (seat, report) in initialized {
             self.initialized(seat, report, after);
+        }
+        if after.has_mail && !std::mem::replace(&mut self.is_fetch_planned, true) {
+            let at = after.now() + FETCH_AFTER;
+            self.at(at, Event::Fetch, after);
         }
         if let Some(limit) = self.rules.recycle_above.filter(|_| any) {
             let is_large = |worker: &Worker| worker.phase == Phase::Serving && worker.lane.memory().0 > limit;
@@ -1059,8 +1092,9 @@ impl State {
                     let waited = chunk.handed.map_or(Duration::ZERO, |handed| now.duration_since(handed));
                     self.waits.add(waited, u64::from(chunk.count));
                 }
-                let (done, end) = (0, chunk.count);
-                worker.running.push_back(Running { group: group.clone(), chunk, number, done, end, since: now });
+                let (done, end, is_quiet) = (0, chunk.count, group.is_bulk());
+                let order = Running { group: group.clone(), chunk, number, done, end, since: now, is_quiet };
+                worker.running.push_back(order);
                 let is_last = worker.given >= worker.share && worker.lease == 0;
                 if is_last {
                     self.dismiss(seat, after);
@@ -1134,8 +1168,12 @@ impl State {
             Event::Queued(group) => self.queued_out(&group, now, after),
             Event::Share => self.share(now, after),
             Event::Hire => {}
-            // Whoever asks what is due has collected.
-            Event::Look => self.is_look_planned = false,
+            Event::Look => self.look(after),
+            Event::Fetch => {
+                self.is_fetch_planned = false;
+                let mail = self.workers().map(|(_, worker)| worker.mail.clone()).filter(|mail| !mail.is_empty());
+                after.unfetched = mail.collect();
+            }
             Event::Age(seat, generation) => {
                 if self.worker(seat, generation).is_some() {
                     self.retire(seat, after);
@@ -1154,6 +1192,28 @@ impl State {
                 self.send_home(now, after);
             }
         }
+    }
+
+    /// Sees to it that nobody sleeps for long because a worker is quiet about what turns out to be slow.
+    fn plan_to_look(&mut self, after: &mut After) {
+        let is_quiet = |worker: &Worker| worker.running.iter().any(|running| running.is_quiet);
+        if !self.is_look_planned && self.seats.iter().filter_map(|seat| seat.worker.as_ref()).any(is_quiet) {
+            self.is_look_planned = true;
+            let at = after.now() + LOOK_AFTER;
+            self.at(at, Event::Look, after);
+        }
+    }
+
+    /// Has workers tell of each result of the orders that they have by now, and takes in what came before.
+    fn look(&mut self, after: &mut After) {
+        self.is_look_planned = false;
+        for (_, worker) in self.workers() {
+            for running in worker.running.iter_mut().filter(|running| running.is_quiet) {
+                running.is_quiet = false;
+                worker.lane.hark(running.number);
+            }
+        }
+        self.collect(after);
     }
 
     /// Runs an item again, unless nobody waits for it any more.
@@ -1610,7 +1670,7 @@ impl Worker {
         if self.is_awaited && left > 0 {
             self.is_awaited = false;
             let (_, _, len) = spsc::first(&bytes).ok_or_else(|| corrupt(&self.name))?;
-            begun = Some(self.results.try_recv());
+            begun = Some(self.mail.report());
             (at, left) = (len, left - 1);
         }
         while left > 0 {
@@ -1658,12 +1718,11 @@ impl Worker {
                 left -= 1;
             }
             if let Some((tag, len)) = in_pipe {
-                let sealed = self.results.try_recv().map(|sealed| (tag, sealed));
                 at += len;
                 running.done += 1;
                 self.answered += 1;
                 left -= 1;
-                after.deliver(&running.group, Block::Single(first + u64::from(plain), Some(sealed)));
+                after.announce(&self.mail, &running.group, first + u64::from(plain), tag);
             }
         }
         self.pop_complete(Some(now), &mut after.ended);

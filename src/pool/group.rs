@@ -1,6 +1,7 @@
 //! The items of one call: packed into chunks on their way out, in blocks of results on their way back.
 
 use super::handle::Progress;
+use super::mail::Mail;
 use super::protocol::Header;
 use super::trace::Caller;
 use crate::channel::spsc;
@@ -228,6 +229,9 @@ pub(super) struct Group {
 pub(super) struct Items {
     pub(super) pending: VecDeque<Chunk>,
     done: VecDeque<Block>,
+    /// Where results of these items lie that are still to be fetched, and how many those are.
+    mail: Vec<Arc<Mail>>,
+    announced: usize,
     waker: Option<Waker>,
     /// Whether the pool's queue lists this group.
     pub(super) is_queued: bool,
@@ -242,8 +246,8 @@ pub(super) struct Items {
 /// Aim for so much work in one chunk.
 pub(super) const CHUNK: Duration = Duration::from_millis(1);
 const LARGEST_CHUNK: u64 = 1024;
-/// An item that takes no longer is one of a bulk.
-const BULK_NS: u64 = 1000;
+/// An item that takes no longer is one of a bulk. Unoptimised builds are slower, and are to go the same ways.
+const BULK_NS: u64 = if cfg!(debug_assertions) { 50_000 } else { 1000 };
 /// Bytes after which a chunk is full.
 pub(super) const CHUNK_BYTES: usize = 12 << 10;
 
@@ -299,6 +303,34 @@ impl Group {
         items.waker.take().map(|waker| (waker, items.out))
     }
 
+    /// A result is there, and is to be fetched from `mail`; the rest as [`deliver`](Self::deliver).
+    #[must_use]
+    pub(super) fn announce(&self, mail: &Arc<Mail>) -> Option<(Waker, usize)> {
+        let mut items = self.items();
+        items.out = items.out.saturating_sub(1);
+        if items.is_cancelled {
+            return None;
+        }
+        items.announced += 1;
+        if !items.mail.iter().any(|other| Arc::ptr_eq(other, mail)) {
+            items.mail.push(mail.clone());
+        }
+        items.waker.take().map(|waker| (waker, items.out))
+    }
+
+    /// What was announced has been fetched.
+    pub(super) fn fetched(&self, block: Block) {
+        let mut items = self.items();
+        items.announced = items.announced.saturating_sub(1);
+        if items.is_cancelled {
+            return;
+        }
+        items.done.push_back(block);
+        let waker = items.waker.take();
+        drop(items);
+        waker.into_iter().for_each(Waker::wake);
+    }
+
     /// The same for an outcome that never was the pool's business.
     pub(super) fn settle_here(&self, index: u64, error: Error) {
         let mut items = self.items();
@@ -314,25 +346,40 @@ impl Group {
         items.bytes = items.bytes.saturating_sub(chunk.bytes().len());
     }
 
+    /// Whether a result is there, fetched or not.
     pub(super) fn has_done(&self) -> bool {
-        !self.items().done.is_empty()
+        let items = self.items();
+        !items.done.is_empty() || items.announced > 0
     }
 
     pub(super) fn take_done(&self) -> Option<Block> {
-        self.items().done.pop_front()
+        loop {
+            let mail = {
+                let mut items = self.items();
+                match items.done.pop_front() {
+                    None if !items.mail.is_empty() => std::mem::take(&mut items.mail),
+                    block => return block,
+                }
+            };
+            mail.iter().for_each(|mail| mail.fetch());
+        }
     }
 
     /// Takes what is done, or has `cx` woken when something is.
     pub(super) fn take_done_or_wait(&self, cx: &Context<'_>) -> Option<Block> {
-        let mut items = self.items();
-        let block = items.done.pop_front();
-        if block.is_none() {
-            match &mut items.waker {
-                Some(waker) => waker.clone_from(cx.waker()),
-                none => *none = Some(cx.waker().clone()),
+        loop {
+            if let Some(block) = self.take_done() {
+                return Some(block);
+            }
+            let mut items = self.items();
+            if items.done.is_empty() && items.mail.is_empty() {
+                match &mut items.waker {
+                    Some(waker) => waker.clone_from(cx.waker()),
+                    none => *none = Some(cx.waker().clone()),
+                }
+                return None;
             }
         }
-        block
     }
 
     pub(super) fn timed_out(&self, who: &str) -> Error {

@@ -7,6 +7,7 @@
 //! worker.rs  the loop a child runs    task.rs  what a task can ask    protocol.rs  what they say to each other
 //! stats.rs   what a pool tells about itself    trace.rs  what tasks tell `tracing`
 //! lease.rs   one worker for a run of calls        local.rs  the worker of a pool within this process
+//! mail.rs    large results, until they are fetched
 //! ```
 #![forbid(unsafe_code)]
 
@@ -17,6 +18,7 @@ mod group;
 mod handle;
 mod lease;
 mod local;
+mod mail;
 #[allow(clippy::module_inception)] // The room's face carries the room's name.
 mod pool;
 mod protocol;

@@ -1,0 +1,135 @@
+//! When a worker tells the pool of its results: with the next start, or, of many quick ones, when its last order begins.
+//!
+//! # State
+//! In the worker: whether something was put that the pool has not been told of, and whether it is quiet about the order
+//! that it is at. Shared: `LOUD`, the top bit of an order's claim, and how many of its items were started.
+//!
+//! # Moves
+//! | from -> to | who | ordering | wakes |
+//! |---|---|---|---|
+//! | an order of quick items begins -> quiet | a worker that has another one behind it | - | - |
+//! | the last of such orders begins -> untold, if there are results in the ring | the worker | Acquire | - |
+//! | next -> next + 1 in the claim | the worker | SeqCst, also the fence between the results before it and the look for sleepers | the pool, if it sleeps and the worker is not quiet, or the claim is loud |
+//! | claim -> loud | a pool that has slept for a while | SeqCst, then it looks for results | - |
+//!
+//! # Invariants
+//! 1. A pool that has an alarm armed, and then finds the last order that it gave not begun, and that one of quick items,
+//!    will be told when that begins: of all results before, also of such as came when it was awake. If that has begun, a look now finds the results that were put before; of those put later
+//!    the worker tells, as it is quiet about no last order.
+//! 2. A start that comes after the claim became loud tells of all results before. One that came earlier is seen, with them.
+//!
+//! # Death
+//! | the worker is killed | the pool hears |
+//! |---|---|
+//! | quiet, with results that it has not told of | of its burial, which rings the bell: the results count |
+//! | between a start and its look for sleepers | the same |
+//!
+//! # Cancel
+//! No move awaits. An order taken back while the worker is quiet, so that there is no other behind it, is begun all the
+//! same, and with that told.
+
+use crate::os::fault;
+use crate::shm::atomic::AtomicU64;
+use crate::wait::Line;
+use std::cell::Cell;
+use std::sync::atomic::Ordering::*;
+
+const LOUD: u64 = 1 << 63;
+
+/// Whom a worker tells.
+pub(super) trait Listener {
+    /// For who has just made its change, and after it a SeqCst read-modify-write.
+    fn may_sleep(&self) -> bool;
+    fn wake(&self);
+}
+
+impl Listener for Line {
+    #[inline]
+    fn may_sleep(&self) -> bool {
+        self.has_sleepers_after_rmw()
+    }
+
+    fn wake(&self) {
+        self.notify_one();
+    }
+}
+
+/// What the pool has not been told of.
+#[derive(Default)]
+pub(super) struct News {
+    is_untold: Cell<bool>,
+    is_quiet: Cell<bool>,
+    /// The pool was awake when it was told last.
+    is_watched: Cell<bool>,
+}
+
+impl News {
+    /// A result has been put.
+    #[inline]
+    pub(super) fn add(&self) {
+        self.is_untold.set(true);
+    }
+
+    /// An order begins: each of its results is to be told of.
+    pub(super) fn speak_up(&self) {
+        self.is_quiet.set(false);
+    }
+
+    /// The results of the order that begins need not be told of one by one if it `has_more` behind it. About the last one
+    /// the pool relies on being told when it begins, also of what it knew of and has not taken.
+    pub(super) fn keep_quiet(&self, has_more: bool, has_untaken: impl FnOnce() -> bool) {
+        self.is_quiet.set(has_more);
+        if !has_more && has_untaken() {
+            self.add();
+        }
+    }
+
+    /// Starts the next item, if there is one; either way the pool is told, unless it need not be.
+    #[inline]
+    pub(super) fn start(&self, claim: &AtomicU64, pool: &impl Listener) -> Option<u32> {
+        let (started, is_loud) = start(claim);
+        if (!self.is_quiet.get() || is_loud) && self.is_untold.replace(false) {
+            // A fence for each result would cost as much as the rest of its way.
+            let sleeps = pool.may_sleep();
+            self.is_watched.set(!sleeps);
+            if sleeps {
+                pool.wake();
+            }
+        }
+        started
+    }
+
+    /// Tells of what no start has followed.
+    pub(super) fn tell(&self, pool: &impl Listener) {
+        if self.is_untold.replace(false) {
+            pool.wake();
+        }
+    }
+
+    /// Whether the pool was awake when it was last told; says so once.
+    pub(super) fn was_watched(&self) -> bool {
+        self.is_watched.replace(false)
+    }
+}
+
+/// The worker's move: starts the next item, if there is one; whether the pool wants to know of each result.
+#[inline]
+fn start(claim: &AtomicU64) -> (Option<u32>, bool) {
+    // SeqCst: the look for sleepers that follows relies on it.
+    let before = claim.fetch_add(1 << 16, SeqCst);
+    let (next, end) = (before as u32 >> 16, before as u32 & 0xffff);
+    fault::point("lane.started");
+    ((next < end).then_some(next), before & LOUD != 0)
+}
+
+/// Whether the worker will tell of all it has put when it begins the order of this claim, the last that was given. For
+/// who has armed an alarm before: between that and this look, and the worker's start and its look for sleepers, there is
+/// an order that all agree on.
+pub(super) fn will_tell(claim: &AtomicU64) -> bool {
+    claim.load(SeqCst) as u32 >> 16 == 0
+}
+
+/// The pool's move: wants to know of each result from now on. It looks for what was put before, after this.
+pub(super) fn hark(claim: &AtomicU64) {
+    claim.fetch_or(LOUD, SeqCst);
+}

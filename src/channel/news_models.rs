@@ -1,0 +1,164 @@
+//! What a worker tells and what a pool looks at before it sleeps, in every schedule: no result lies about of which nobody
+//! will hear.
+
+use super::lane::{claimable, take_back};
+use super::lane_models::Ring;
+use super::news::{Listener, News, hark, will_tell};
+use crate::shm::atomic::{AtomicU64, fence};
+use crate::shm::family::Member;
+use crate::shm::region::{Members, explore, play};
+use crate::wait::event::{Event, LEN, Sleeper, Wake};
+use loom::thread;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::*;
+
+const POOL: Member = Member { slot: 0, epoch: 1 };
+const WORKER: Member = Member { slot: 1, epoch: 1 };
+
+struct World {
+    orders: Ring,
+    results: Ring,
+    claims: [AtomicU64; 2],
+    words: Vec<AtomicU64>,
+    bell: AtomicU64,
+}
+
+impl Listener for World {
+    fn may_sleep(&self) -> bool {
+        self.event().has_sleepers_after_rmw()
+    }
+
+    fn wake(&self) {
+        let is_listed = |sleeper: Sleeper| Members.is_listed(Member { slot: sleeper.slot, epoch: 1 });
+        self.event().notify_one(Some(WORKER.into()), is_listed, |wake| {
+            assert_eq!(wake, Wake::Sleeper(POOL.into()));
+            self.bell.fetch_or(1, AcqRel);
+        });
+    }
+}
+
+impl World {
+    fn new() -> Arc<Self> {
+        let zero = || AtomicU64::new(0);
+        let words = (0..LEN).map(|_| zero()).collect();
+        let (orders, results) = (Ring::new(32), Ring::new(32));
+        Arc::new(Self { orders, results, claims: [zero(), zero()], words, bell: zero() })
+    }
+
+    fn event(&self) -> Event<'_> {
+        Event::new(&self.words)
+    }
+
+    /// What a worker does with two orders of many quick items; in item `stuck` it stays for ever.
+    fn work(&self, stuck: Option<u8>) {
+        let (mut reader, mut writer, news) = (self.orders.reader(), self.results.writer(), News::default());
+        let (mut bytes, mut item) = (Vec::new(), 0);
+        for claim in &self.claims {
+            news.speak_up();
+            if !reader.has_any(self.orders.words()) {
+                news.tell(self);
+            }
+            while reader.peek(self.orders.words(), &mut bytes).unwrap().is_none() {
+                thread::yield_now();
+            }
+            let has_untaken = || writer.under_way(self.results.words()) > 0;
+            news.keep_quiet(reader.has_more(self.orders.words()), has_untaken);
+            while news.start(claim, self).is_some() {
+                if stuck == Some(item) {
+                    return;
+                }
+                assert!(self.results.put(&mut writer, item), "there is room for all");
+                news.add();
+                item += 1;
+            }
+            reader.consume(self.orders.words(), bytes.len());
+        }
+        news.speak_up();
+        news.tell(self);
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Plan {
+    items: [usize; 2],
+    /// Where the worker dies, or in which item it stays.
+    dies: Option<&'static str>,
+    stuck: Option<u8>,
+    /// Whether the pool gives its second order up, before it sleeps.
+    takes_back: bool,
+    /// Whether it looks again while it sleeps, and wants to hear of each result then.
+    harks: bool,
+}
+
+const PLAN: Plan = Plan { items: [1, 1], dies: None, stuck: None, takes_back: false, harks: false };
+
+fn act(what: &str, plan: Plan) {
+    explore(what, 2, move || {
+        let world = World::new();
+        let working = thread::spawn({
+            let world = world.clone();
+            move || {
+                let lives = play(WORKER.slot, plan.dies, || world.work(plan.stuck)).is_some();
+                if !lives {
+                    // What burying does.
+                    fence(SeqCst);
+                    world.bell.fetch_or(1, AcqRel);
+                }
+                lives
+            }
+        });
+        let (mut writer, mut reader) = (world.orders.writer(), world.results.reader());
+        for (claim, items) in world.claims.iter().zip(plan.items) {
+            claim.store(claimable(0, items), Relaxed);
+            assert!(world.orders.put(&mut writer, 9));
+        }
+        let mut last = &world.claims[1];
+        if plan.takes_back && take_back(last, 0).end == 0 {
+            last = &world.claims[0];
+        }
+        // The pool goes to sleep.
+        world.event().join(POOL.into(), 0, None, |_| true);
+        let mut got = match will_tell(last) {
+            true => Vec::new(),
+            false => world.results.take(&mut reader),
+        };
+        if plan.harks {
+            world.claims.iter().for_each(hark);
+            got.extend(world.results.take(&mut reader));
+        }
+        let lives = working.join().unwrap();
+        let is_woken = world.bell.load(Acquire) != 0;
+        let late = world.results.take(&mut reader);
+        assert!(is_woken || late.is_empty(), "asleep, and nobody tells of {late:?}");
+        got.extend(late);
+        assert_eq!(got, (0..got.len() as u8).collect::<Vec<_>>(), "each once");
+        if lives && plan.stuck.is_none() && !plan.takes_back {
+            assert_eq!(got.len(), plan.items.iter().sum::<usize>());
+        }
+    });
+}
+
+#[test]
+fn models_of_news_a_quiet_worker_tells_when_its_last_order_begins() {
+    act("news", PLAN);
+    act("news, two items", Plan { items: [2, 1], ..PLAN });
+}
+
+#[test]
+fn models_of_news_a_worker_dies_with_what_it_has_not_told() {
+    for at in ["lane.started", "lane.written", "lane.published"] {
+        act(at, Plan { dies: Some(at), ..PLAN });
+    }
+}
+
+#[test]
+fn models_of_news_the_order_behind_is_taken_back() {
+    act("news, taken back", Plan { takes_back: true, ..PLAN });
+}
+
+#[test]
+fn models_of_news_a_pool_that_harks_hears_of_what_precedes_a_slow_item() {
+    act("news, harks", Plan { harks: true, ..PLAN });
+    act("news, a slow second item", Plan { items: [2, 1], stuck: Some(1), harks: true, ..PLAN });
+    act("news, a slow last item", Plan { items: [1, 1], stuck: Some(1), ..PLAN });
+}

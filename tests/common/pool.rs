@@ -1,0 +1,79 @@
+//! What the items of pools do in tests, and what is asked of their workers.
+
+use multiprocess::Queue;
+use rustix::process::{Pid, Signal, kill_process};
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub const MS: Duration = Duration::from_millis(1);
+
+pub fn square(n: i64) -> i64 {
+    n * n
+}
+
+pub fn nap(ms: u64) -> u64 {
+    std::thread::sleep(Duration::from_millis(ms));
+    ms
+}
+
+pub fn stuck() {
+    std::thread::sleep(Duration::from_secs(600));
+}
+
+pub fn spin() {
+    loop {
+        std::hint::spin_loop();
+    }
+}
+
+pub fn die() {
+    std::process::abort();
+}
+
+pub fn pid() -> u32 {
+    std::process::id()
+}
+
+/// Says that it has begun, and waits for a word.
+pub fn say_and_wait(begun: Queue<u32>, go: Queue<u32>) -> u32 {
+    begun.blocking_put(pid()).expect("put");
+    go.blocking_get().expect("get")
+}
+
+/// Says that it has begun, and stays.
+pub fn say_and_stay(begun: Queue<u32>) {
+    begun.blocking_put(pid()).expect("put");
+    stuck();
+}
+
+pub fn kill(pid: u32, signal: Signal) {
+    let _ = kill_process(Pid::from_raw(pid as i32).expect("a pid"), signal);
+}
+
+pub fn is_gone(pid: u32) -> bool {
+    !std::path::Path::new(&format!("/proc/{pid}/exe")).exists()
+}
+
+/// What items wait for that must not bring descriptors, for those travel alone.
+#[derive(Clone, serde::Serialize, serde::Deserialize)]
+pub struct Gate(PathBuf);
+
+impl Gate {
+    pub fn new(name: &str) -> Self {
+        Self(std::env::temp_dir().join(format!("multiprocess-gate-{name}-{}", pid())))
+    }
+
+    pub fn open(&self) {
+        std::fs::write(&self.0, "").expect("write");
+    }
+
+    pub fn pass(&self) {
+        while !self.0.exists() {
+            std::thread::sleep(MS);
+        }
+    }
+
+    pub fn remove(self) {
+        std::fs::remove_file(&self.0).expect("remove");
+    }
+}
