@@ -2,13 +2,14 @@
 
 mod common;
 
-use common::{eventually, in_child, objects_go, within};
+use common::{eventually, go_on, in_child, objects_go, stop, within};
 use futures::{FutureExt, StreamExt, TryStreamExt};
 use multiprocess::{
     self as mp, Batch, DictProxy, ErrorKind, Exposed, ListProxy, Manager, Namespace, Process, Proxy, Queue,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 mp::test_support!();
@@ -391,6 +392,40 @@ async fn a_panic_in_a_drop_harms_nobody() {
     .await;
 }
 
+/// Panics when it is dropped where that was asked for.
+#[derive(Serialize, Deserialize)]
+struct Touchy;
+
+static IS_TOUCHY: AtomicBool = AtomicBool::new(false);
+
+impl Drop for Touchy {
+    fn drop(&mut self) {
+        if IS_TOUCHY.load(Relaxed) {
+            panic!("in drop");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_panic_in_the_drop_of_what_a_wait_kept_fails_that_wait_only() {
+    within(async {
+        let manager = Manager::start().await.unwrap();
+        let queue = manager.queue::<Touchy>(1).await.unwrap();
+        queue.put(Touchy).await.unwrap();
+        drop(manager.create(|| IS_TOUCHY.store(true, Relaxed), ()).await.unwrap());
+        let mut puts = [Box::pin(queue.put(Touchy)), Box::pin(queue.put(Touchy))];
+        puts.iter_mut().for_each(|put| assert!(put.now_or_never().is_none()));
+        // Both fail now, one after the other, and what they did not put goes.
+        queue.close().await.unwrap();
+        for put in puts {
+            assert_eq!(put.await.unwrap_err().kind(), ErrorKind::Closed);
+        }
+        assert_eq!(queue.len().await.unwrap(), 1);
+        manager.shutdown().await.unwrap();
+    })
+    .await;
+}
+
 /// What a generator is here: an object with a step.
 #[tokio::test]
 async fn mgr_06_a_generator_is_stepped_through_its_proxy() {
@@ -721,12 +756,11 @@ async fn what_is_told_to_a_full_pipe_arrives_without_another_call() {
         }
         let child = Process::spawn(acquire_once, (lock.clone(), ready.clone())).unwrap();
         ready.get().await.unwrap();
-        let pid = rustix::process::Pid::from_raw(manager.pid() as i32).unwrap();
         // It does not read while a hundred thousand handles go.
-        rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+        stop(manager.pid());
         drop(lists);
         drop(held);
-        rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
+        go_on(manager.pid());
         child.await.unwrap();
         manager.shutdown().await.unwrap();
     })

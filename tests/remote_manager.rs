@@ -3,7 +3,7 @@
 mod common;
 mod programs;
 
-use common::{Random, eventually, in_child, objects_go, resident_bytes, within};
+use common::{Random, eventually, go_on, in_child, objects_go, resident_bytes, stop, within};
 use futures::{FutureExt, StreamExt};
 use multiprocess::connection::{Listener, connect};
 use multiprocess::{self as mp, DictProxy, ErrorKind, Exposed, Fd, ListProxy, Manager, Process, Proxy, Queue};
@@ -946,6 +946,113 @@ async fn smtypes_waits_with_a_timeout_end_with_it_and_leave_nothing_behind() {
         let (held, ()) = futures::join!(condition.wait_for(held, changed), notify);
         assert_eq!(count.get().await.unwrap(), 3);
         drop(held.unwrap());
+        manager.shutdown().await.unwrap();
+    })
+    .await;
+}
+
+/// Lets `asks` be sent while the manager stands still, and be answered, but not read.
+async fn asked_unread<F: Future>(manager: &Manager, there: &Manager, asks: F) -> std::pin::Pin<Box<F>> {
+    let mut asks = Box::pin(asks);
+    stop(manager.pid());
+    assert!((&mut asks).now_or_never().is_none());
+    go_on(manager.pid());
+    // What comes after it is answered after it.
+    there.object_count().await.unwrap();
+    asks
+}
+
+async fn hold_and_sit(address: String, ready: Queue<()>) {
+    let (there, lock) = found::<mp::LockProxy>(&address, "lock").await;
+    let seats: mp::SemaphoreProxy = there.names().get("seats").await.unwrap().unwrap();
+    let _held = (lock.acquire().await.unwrap(), seats.acquire().await.unwrap());
+    ready.put(()).await.unwrap();
+    std::future::pending::<()>().await;
+}
+
+#[tokio::test]
+async fn what_came_for_a_dropped_wait_that_had_not_read_it_is_as_if_it_had_never_left() {
+    within(async {
+        let (manager, address, there) = connected().await;
+        // Through pipes and through a socket.
+        for one in [&manager, &there] {
+            let queue = one.queue::<u32>(None).await.unwrap();
+            queue.put(1).await.unwrap();
+            queue.put(2).await.unwrap();
+            let get = asked_unread(&manager, one, queue.get()).await;
+            assert_eq!(queue.len().await.unwrap(), 1);
+            drop(get);
+            assert_eq!((queue.get().await.unwrap(), queue.get().await.unwrap()), (1, 2));
+
+            let seats = one.semaphore(1).await.unwrap();
+            let acquire = asked_unread(&manager, one, seats.acquire()).await;
+            assert_eq!(seats.available().await.unwrap(), 0);
+            drop(acquire);
+            drop(seats.try_acquire().await.unwrap());
+
+            let condition = one.condition().await.unwrap();
+            let first = condition.wait(condition.lock().await.unwrap());
+            let first = asked_unread(&manager, one, first).await;
+            let second = condition.wait(condition.lock().await.unwrap());
+            let second = asked_unread(&manager, one, second).await;
+            assert_eq!(condition.waiting().await.unwrap(), 2);
+            condition.notify_one().await.unwrap();
+            assert_eq!(condition.waiting().await.unwrap(), 1, "the first has the lock and has not read it");
+            drop(first);
+            drop(second.await.unwrap());
+
+            let (lock, seats) = (one.lock().await.unwrap(), one.semaphore(1).await.unwrap());
+            there.names().remove("lock").await.unwrap();
+            one.names().set("lock", lock.clone()).await.unwrap();
+            one.names().set("seats", seats.clone()).await.unwrap();
+            let ready = Queue::unbounded().unwrap();
+            let child = Process::spawn(hold_and_sit, (address.clone(), ready.clone())).unwrap();
+            ready.get().await.unwrap();
+            let acquire = asked_unread(&manager, one, lock.acquire()).await;
+            child.kill().unwrap();
+            drop(seats.acquire().await.unwrap());
+            one.object_count().await.unwrap();
+            drop(acquire);
+            let told = lock.acquire().await.unwrap_err();
+            assert_eq!(told.kind(), ErrorKind::OwnerDied);
+            drop(told.into_guard());
+            drop(lock.acquire().await.unwrap());
+        }
+        manager.shutdown().await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_a_wait_with_a_timeout_says_is_what_has_happened() {
+    within(async {
+        let (manager, _, there) = connected().await;
+        for one in [&manager, &there] {
+            let (queue, barrier) = (one.queue::<u32>(1).await.unwrap(), one.barrier(2).await.unwrap());
+            let condition = one.condition().await.unwrap();
+            let held = condition.lock().await.unwrap();
+            let short = Duration::from_millis(5);
+            stop(manager.pid());
+            // The time is over while the manager stands still: only it knows what came first.
+            let asks = async {
+                let puts = async { futures::join!(queue.put_timeout(1, short), queue.put_timeout(2, short)) };
+                let waits = async { futures::join!(barrier.wait_timeout(short), barrier.wait_timeout(short)) };
+                let noticed = async { futures::join!(condition.wait_timeout(held, short), condition.notify_one()) };
+                futures::join!(puts, waits, noticed)
+            };
+            let later = async {
+                tokio::time::sleep(4 * short).await;
+                go_on(manager.pid());
+            };
+            let ((puts, waits, noticed), ()) = futures::join!(asks, later);
+            puts.0.unwrap();
+            assert_eq!(puts.1.unwrap_err().kind(), ErrorKind::Timeout);
+            assert_eq!((queue.get().await.unwrap(), queue.len().await.unwrap()), (1, 0));
+            assert_eq!(waits.0.unwrap() + waits.1.unwrap(), 1);
+            noticed.1.unwrap();
+            drop(noticed.0.unwrap());
+            drop(condition.lock().await.unwrap());
+        }
         manager.shutdown().await.unwrap();
     })
     .await;

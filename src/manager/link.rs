@@ -24,6 +24,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
 use std::os::fd::{AsFd, OwnedFd};
+use std::pin::pin;
 use std::sync::atomic::{
     AtomicU64,
     Ordering::{Relaxed, SeqCst},
@@ -126,30 +127,30 @@ impl Link {
 
     /// Sends a request whose number is at `at`, and reads its answer. `makes` an object, or not.
     pub(super) async fn ask(self: &Arc<Self>, request: Writer, at: usize, makes: bool) -> Result<Reader> {
-        self.ask_as(request, at, makes, &mut 0).await
+        self.ask_as(request, at, makes, &AtomicU64::new(0)).await
     }
 
-    /// As [`ask`](Self::ask), and tells the request's number once it has one.
-    async fn ask_as(self: &Arc<Self>, mut request: Writer, at: usize, makes: bool, id: &mut u64) -> Result<Reader> {
+    /// As [`ask`](Self::ask), and tells the request's number once it is sent.
+    async fn ask_as(self: &Arc<Self>, mut request: Writer, at: usize, makes: bool, id: &AtomicU64) -> Result<Reader> {
         let answer = match &self.end {
             End::Here(server) => server.submit(request.seal())?.await.map_err(|_| self.is_gone())?,
             End::Far(far) => {
                 let mut pending = Pending::new(self, &far.slots, makes);
                 request.amend(at, pending.id);
-                *id = pending.id;
                 pending.kept = request.take_kept();
                 pending.is_sent = true;
                 far.tell(request.seal());
+                id.store(pending.id, Relaxed);
                 far.slots.answered(pending.id).await.map_err(|_| self.is_gone())?
             }
             End::Client { .. } => {
                 let wire = self.wire()?;
                 let mut pending = Pending::new(self, &wire.slots, makes);
                 request.amend(at, pending.id);
-                *id = pending.id;
                 let asked = async {
                     wire.send(request.seal()).await?;
                     pending.is_sent = true;
+                    id.store(pending.id, Relaxed);
                     wire.answer(pending.id).await
                 };
                 asked.await.map_err(|error| match error.kind() {
@@ -620,25 +621,43 @@ impl Link {
 /// Something that was asked for, and must be taken or given back. Dropped, it is given back.
 pub(super) struct Asked {
     handle: Arc<Handle>,
-    id: u64,
+    /// 0 if nothing was asked yet, or it is settled.
+    id: AtomicU64,
+    /// The answer was read.
+    pub(super) is_read: bool,
 }
 
 impl Asked {
-    /// Asks by a request that may have to wait.
-    pub(super) async fn ask(handle: Arc<Handle>, request: Writer) -> Result<(Reader, Self)> {
+    /// Asks by a request that may have to wait. After `timeout` the manager is told that it is too late, and answers what came
+    /// of it; only what was not even sent is over without its word.
+    pub(super) async fn ask(handle: Arc<Handle>, request: Writer, timeout: Option<Duration>) -> Result<(Reader, Self)> {
         if let End::Here(_) = handle.link.end {
             return Err(Error::other("an object of a manager cannot wait in there for another one"));
         }
-        let mut asked = Self { handle, id: 0 };
-        let link = asked.handle.link.clone();
-        let reader = link.ask_as(request, 1, false, &mut asked.id).await?;
+        let asked = Self { handle, id: AtomicU64::new(0), is_read: false };
+        let reader = {
+            let mut answer = pin!(asked.handle.link.ask_as(request, 1, false, &asked.id));
+            match timeout {
+                None => answer.await?,
+                Some(timeout) => match tokio::time::timeout(timeout, &mut answer).await {
+                    Ok(answer) => answer?,
+                    Err(_) if asked.id() == 0 => {
+                        return Err(Error::new(ErrorKind::Timeout, "the manager could not be asked in time"));
+                    }
+                    Err(_) => {
+                        asked.tell(protocol::EXPIRE, asked.id());
+                        answer.await?
+                    }
+                },
+            }
+        };
         fault::point("manager.got");
         Ok((reader, asked))
     }
 
     /// The number of the request that asked.
     pub(super) fn id(&self) -> u64 {
-        self.id
+        self.id.load(Relaxed)
     }
 
     /// What it brought is taken for good.
@@ -647,18 +666,22 @@ impl Asked {
     }
 
     fn settle(&mut self, how: u8) {
-        let id = std::mem::take(&mut self.id);
+        let id = std::mem::take(self.id.get_mut());
         if id != 0 {
-            let mut request = Writer::request(how);
-            request.number(id);
-            self.handle.link.tell(request);
+            self.tell(how, id);
         }
+    }
+
+    fn tell(&self, what: u8, id: u64) {
+        let mut request = Writer::request(what);
+        request.number(id);
+        self.handle.link.tell(request);
     }
 }
 
 impl Drop for Asked {
     fn drop(&mut self) {
-        self.settle(protocol::GIVE_BACK);
+        self.settle(if self.is_read { protocol::GIVE_BACK } else { protocol::UNREAD });
     }
 }
 

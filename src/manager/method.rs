@@ -1,7 +1,7 @@
 //! Functions that make an object or work on one, and how they are entered where the object is.
 
 use super::protocol::{Op, Writer, torn};
-use super::waits::{self, Settle, Ticket, Waits};
+use super::waits::{self, Settle, Ticket, Try, Waits};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::image::{self, Enter};
 use crate::process::entry::catch_panic;
@@ -146,13 +146,14 @@ where
 
 impl<F, T: Waits, A> Invoke<T, A, Waiting> for F
 where
-    F: Fn(&mut T, &mut Option<A>, Ticket) -> Poll<Result<Message>> + Copy + 'static,
+    F: Fn(&mut T, &mut Option<A>, Try) -> Poll<Result<Message>> + Copy + 'static,
 {
     const SETTLE: Option<Settle> = Some(waits::settle::<T>);
 
     fn invoke(self, object: &mut T, args: &mut Option<A>, wait: &mut Option<Attempt>, out: &mut Writer) -> Result<()> {
         let wait = wait.as_mut().ok_or_else(torn)?;
-        let message = out.encode(|| match self(object, args, wait.ticket) {
+        let now = Try { ticket: wait.ticket, is_late: wait.is_late };
+        let message = out.encode(|| match self(object, args, now) {
             Poll::Ready(message) => message,
             Poll::Pending => {
                 wait.has_to_wait = true;
@@ -171,6 +172,8 @@ pub(super) struct Attempt {
     pub(super) ticket: Ticket,
     /// It is to be tried again.
     pub(super) has_to_wait: bool,
+    /// Its asker's time is over.
+    pub(super) is_late: bool,
     /// How what it brings is settled.
     pub(super) settle: Option<Settle>,
     /// What is left of its arguments, since the first try.
@@ -179,7 +182,7 @@ pub(super) struct Attempt {
 
 impl Attempt {
     pub(super) fn new(ticket: Ticket) -> Self {
-        Self { ticket, has_to_wait: false, settle: None, kept: None }
+        Self { ticket, has_to_wait: false, is_late: false, settle: None, kept: None }
     }
 }
 
@@ -271,11 +274,18 @@ where
             })?;
             let (start, wait) = (frame.out.len(), &mut frame.wait);
             let invoked = catch_panic(|| f.invoke(object, &mut args, wait, &mut frame.out));
-            invoked.inspect_err(|_| frame.out.truncate(start))?;
-            if let Some(wait) = wait {
-                wait.kept = Some(Box::new(args));
-            }
-            Ok(())
+            // What is left of the arguments is the user's, and so is its drop.
+            let kept = match wait {
+                Some(wait) if wait.has_to_wait => {
+                    wait.kept = Some(Box::new(args));
+                    Ok(())
+                }
+                _ => catch_panic(|| {
+                    drop(args);
+                    Ok(())
+                }),
+            };
+            invoked.and(kept).inspect_err(|_| frame.out.truncate(start))
         });
         frame.result = Some(called);
     }

@@ -2,7 +2,7 @@
 
 use super::link::Asked;
 use super::proxy::Proxy;
-use super::waits::{End, Ticket, Waits, in_time, ready};
+use super::waits::{End, Ticket, Try, Waits, in_time, ready, too_late};
 use crate::error::{Error, ErrorKind, LockError, Result};
 use crate::wire::Message;
 use serde::{Deserialize, Serialize};
@@ -29,6 +29,8 @@ pub(super) struct Held {
     holder: Option<Ticket>,
     /// The last holder was lost with it.
     is_orphaned: bool,
+    /// The present holder was told so.
+    was_orphaned: bool,
 }
 
 impl Held {
@@ -38,11 +40,12 @@ impl Held {
             return None;
         }
         self.holder = Some(ticket);
-        Some(std::mem::take(&mut self.is_orphaned))
+        self.was_orphaned = std::mem::take(&mut self.is_orphaned);
+        Some(self.was_orphaned)
     }
 
-    fn acquire(&mut self, may_wait: &mut Option<(bool,)>, ticket: Ticket) -> Poll<Result<Message>> {
-        match (self.take(ticket), *may_wait) {
+    fn acquire(&mut self, may_wait: &mut Option<(bool,)>, now: Try) -> Poll<Result<Message>> {
+        match (self.take(now.ticket), *may_wait) {
             (Some(is_orphaned), _) => ready(&is_orphaned),
             (None, Some((false,))) => Poll::Ready(Err(Error::new(ErrorKind::WouldBlock, "the lock is held"))),
             (None, _) => Poll::Pending,
@@ -53,7 +56,13 @@ impl Held {
 impl Waits for Held {
     fn settle(&mut self, ticket: Ticket, end: End) {
         if self.holder == Some(ticket) {
-            (self.holder, self.is_orphaned) = (None, end == End::Lost);
+            self.holder = None;
+            self.is_orphaned = match end {
+                End::Lost => true,
+                // Nobody has heard it.
+                End::Unread => self.was_orphaned,
+                End::Took | End::GaveBack => false,
+            };
         }
     }
 }
@@ -152,11 +161,11 @@ impl Permits {
         Self { available, held: HashSet::new() }
     }
 
-    fn acquire(&mut self, may_wait: &mut Option<(bool,)>, ticket: Ticket) -> Poll<Result<Message>> {
+    fn acquire(&mut self, may_wait: &mut Option<(bool,)>, now: Try) -> Poll<Result<Message>> {
         match (self.available.checked_sub(1), *may_wait) {
             (Some(left), _) => {
                 self.available = left;
-                self.held.insert(ticket);
+                self.held.insert(now.ticket);
                 ready(&())
             }
             (None, Some((false,))) => Poll::Ready(Err(Error::new(ErrorKind::WouldBlock, "there is no permit"))),
@@ -302,7 +311,7 @@ impl EventProxy {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn wait(&self) -> Result<()> {
-        let wait = |flag: &mut Flag, _: &mut Option<()>, _: Ticket| if flag.0 { ready(&()) } else { Poll::Pending };
+        let wait = |flag: &mut Flag, _: &mut Option<()>, _: Try| if flag.0 { ready(&()) } else { Poll::Pending };
         self.0.wait_and_take(wait, ()).await
     }
 
@@ -329,7 +338,8 @@ impl Parties {
         Self { count, waiting: Vec::new(), released: HashMap::new(), is_broken: false }
     }
 
-    fn wait(&mut self, args: &mut Option<()>, ticket: Ticket) -> Poll<Result<Message>> {
+    fn wait(&mut self, args: &mut Option<()>, now: Try) -> Poll<Result<Message>> {
+        let ticket = now.ticket;
         if args.take().is_some() {
             if self.is_broken {
                 return Poll::Ready(Err(broken()));
@@ -343,7 +353,20 @@ impl Parties {
         match self.released.remove(&ticket) {
             Some(Some(index)) => ready(&index),
             Some(None) => Poll::Ready(Err(broken())),
+            None if now.is_late => {
+                self.leave(ticket);
+                Poll::Ready(Err(too_late("not all parties came")))
+            }
             None => Poll::Pending,
+        }
+    }
+
+    /// One who waits goes, and so breaks it.
+    fn leave(&mut self, ticket: Ticket) {
+        if let Some(at) = self.waiting.iter().position(|waiting| *waiting == ticket) {
+            self.waiting.swap_remove(at);
+            self.is_broken = true;
+            self.dismiss();
         }
     }
 
@@ -358,11 +381,7 @@ fn broken() -> Error {
 
 impl Waits for Parties {
     fn settle(&mut self, ticket: Ticket, _: End) {
-        if let Some(at) = self.waiting.iter().position(|waiting| *waiting == ticket) {
-            self.waiting.swap_remove(at);
-            self.is_broken = true;
-            self.dismiss();
-        }
+        self.leave(ticket);
         self.released.remove(&ticket);
     }
 }
@@ -398,12 +417,15 @@ impl BarrierProxy {
         self.0.wait_and_take(Parties::wait, ()).await
     }
 
-    /// [`wait`](Self::wait) that gives up after `timeout`, and so breaks the barrier.
+    /// [`wait`](Self::wait) that gives up after `timeout`, and so breaks the barrier, unless the last came just then, which
+    /// is the manager's word.
     ///
     /// # Errors
     /// `Timeout`; else as [`wait`](Self::wait).
     pub async fn wait_timeout(&self, timeout: Duration) -> Result<usize> {
-        in_time(timeout, self.wait(), "not all parties came").await
+        let (index, asked) = self.0.wait_until(Some(timeout), Parties::wait, ()).await?;
+        asked.take();
+        Ok(index)
     }
 
     /// Breaks it.
@@ -460,31 +482,38 @@ impl BarrierProxy {
 pub(super) struct Waiters {
     lock: Held,
     waiting: VecDeque<Ticket>,
-    notified: HashSet<Ticket>,
+    /// Noticed, or too late for it, and not holding the lock again.
+    woken: HashMap<Ticket, bool>,
+    /// The holder has the lock by a notice.
+    used: Option<Ticket>,
 }
 
 impl Waiters {
-    fn lock(&mut self, args: &mut Option<()>, ticket: Ticket) -> Poll<Result<Message>> {
-        let _ = args;
-        self.lock.take(ticket).map_or(Poll::Pending, |is_orphaned| ready(&is_orphaned))
+    fn lock(&mut self, _: &mut Option<()>, now: Try) -> Poll<Result<Message>> {
+        self.lock.take(now.ticket).map_or(Poll::Pending, |is_orphaned| ready(&is_orphaned))
     }
 
-    /// `guard` is the request that the asker got the lock by.
-    fn wait(&mut self, guard: &mut Option<(u64,)>, ticket: Ticket) -> Poll<Result<Message>> {
+    /// `guard` is the request that the asker got the lock by. Answers whether the lock was left by the dead, and whether
+    /// there was a notice.
+    fn wait(&mut self, guard: &mut Option<(u64,)>, now: Try) -> Poll<Result<Message>> {
+        let ticket = now.ticket;
         if let Some((guard,)) = guard.take() {
             if self.lock.holder != Some((ticket.0, guard)) {
                 return Poll::Ready(Err(Error::other("who waits at a condition must hold its lock")));
             }
-            self.lock.holder = None;
+            (self.lock.holder, self.used) = (None, None);
             self.waiting.push_back(ticket);
         }
-        if !self.notified.contains(&ticket) {
-            return Poll::Pending;
+        if now.is_late && !self.woken.contains_key(&ticket) {
+            self.waiting.retain(|waiting| *waiting != ticket);
+            self.woken.insert(ticket, false);
         }
+        let Some(is_noticed) = self.woken.get(&ticket).copied() else { return Poll::Pending };
         match self.lock.take(ticket) {
             Some(is_orphaned) => {
-                self.notified.remove(&ticket);
-                ready(&is_orphaned)
+                self.woken.remove(&ticket);
+                self.used = is_noticed.then_some(ticket);
+                ready(&(is_orphaned, is_noticed))
             }
             None => Poll::Pending,
         }
@@ -492,7 +521,7 @@ impl Waiters {
 
     fn notify(&mut self, count: usize) {
         let count = count.min(self.waiting.len());
-        self.notified.extend(self.waiting.drain(..count));
+        self.woken.extend(self.waiting.drain(..count).map(|ticket| (ticket, true)));
     }
 }
 
@@ -500,8 +529,10 @@ impl Waits for Waiters {
     fn settle(&mut self, ticket: Ticket, end: End) {
         self.lock.settle(ticket, end);
         self.waiting.retain(|waiting| *waiting != ticket);
-        if self.notified.remove(&ticket) {
-            // It never came of it.
+        let was_used = self.used.take_if(|used| *used == ticket).is_some();
+        // Of the dead nobody knows whether they came to use it; the next is told that they are dead.
+        let is_unused = was_used && matches!(end, End::Unread | End::Lost);
+        if self.woken.remove(&ticket) == Some(true) || is_unused {
             self.notify(1);
         }
     }
@@ -511,7 +542,8 @@ impl Waits for Waiters {
 /// by [`Manager::condition`](super::Manager::condition). Within a family [`Condition`](crate::Condition) is faster.
 ///
 /// **Order.** Those who wait are noticed in the order they came in. **Cancel.** A dropped `wait` leaves the lock free and
-/// no waiter behind; a notice it had not used goes to the next. **Death.** As for [`LockProxy`].
+/// no waiter behind; a notice that had come, but not to its caller, goes to the next. **Death.** As for [`LockProxy`]; a
+/// notice of one who is killed with the lock it got by it goes to the next too.
 ///
 /// ```
 /// use multiprocess::{self as mp, Manager};
@@ -548,7 +580,7 @@ impl ConditionProxy {
     /// # Errors
     /// `Other` if `held` is not this condition's lock; else as [`LockProxy::acquire`].
     pub async fn wait(&self, held: Grant) -> Result<Grant, LockError<Grant>> {
-        granted(self.0.wait(Waiters::wait, (held.0.id(),)).await, Grant)
+        self.wait_until(held, None).await
     }
 
     /// [`wait`](Self::wait) that waits for a notice for `timeout` at most. The lock is taken again in any case, however
@@ -557,11 +589,18 @@ impl ConditionProxy {
     /// # Errors
     /// `Timeout` if no notice came in time: the grant is inside. Else as [`wait`](Self::wait).
     pub async fn wait_timeout(&self, held: Grant, timeout: Duration) -> Result<Grant, LockError<Grant>> {
-        match in_time(timeout, self.0.wait(Waiters::wait, (held.0.id(),)), "the condition was not notified").await {
-            // `held` is the manager's word for nothing any more, and so is its drop.
-            Err(error) if error.kind() == ErrorKind::Timeout => Err(LockError::new(error, Some(self.lock().await?))),
-            waited => granted(waited, Grant),
+        self.wait_until(held, Some(timeout)).await
+    }
+
+    async fn wait_until(&self, held: Grant, timeout: Option<Duration>) -> Result<Grant, LockError<Grant>> {
+        // While it waits, `held` is the manager's word for nothing any more, and so is its drop.
+        let waited = self.0.wait_until(timeout, Waiters::wait, (held.0.id(),)).await;
+        let ((is_orphaned, is_noticed), asked) = waited.map_err(|error| LockError::new(error, None))?;
+        let grant = granted(Ok((is_orphaned, asked)), Grant)?;
+        if is_noticed {
+            return Ok(grant);
         }
+        Err(LockError::new(too_late("the condition was not notified"), Some(grant)))
     }
 
     /// Waits until `is_so`, which is asked with the lock held: at once, and at each notice.

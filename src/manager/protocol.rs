@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! request   CALL id count (object entry fingerprint len fds bytes)*     object 0: make one
-//!           WAIT id object entry fingerprint len fds bytes | TOOK id | GIVE_BACK id
+//!           WAIT id object entry fingerprint len fds bytes | EXPIRE id | TOOK id | GIVE_BACK id | UNREAD id
 //!           LEASE_OPEN lease +fd | LEASE lease object | CLAIM object | CLAIMED +fd | RELEASE object
 //!           COUNT id | END id | WHERE id
 //! answer    id (status len fds bytes)*
@@ -39,10 +39,14 @@ pub(super) const END: u8 = 7;
 pub(super) const WAIT: u8 = 8;
 /// Request: what the answer to this request brought is the client's for good.
 pub(super) const TOOK: u8 = 9;
-/// Request: what this request asks for, or got, is not wanted any more.
+/// Request: what the answer to this request brought is not needed any more.
 pub(super) const GIVE_BACK: u8 = 10;
 /// Request: where do clients from elsewhere connect?
 pub(super) const WHERE: u8 = 11;
+/// Request: whoever waits for this request is gone, and has not read what it may have got.
+pub(super) const UNREAD: u8 = 12;
+/// Request: the time of this request is over.
+pub(super) const EXPIRE: u8 = 13;
 
 /// An answer's part: a value.
 pub(super) const VALUE: u8 = 0;

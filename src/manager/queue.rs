@@ -1,7 +1,7 @@
 //! A queue in a manager.
 
 use super::proxy::Proxy;
-use super::waits::{End, Ticket, Waits, in_time, ready};
+use super::waits::{End, Ticket, Try, Waits, in_time, ready, too_late};
 use crate::error::{Error, ErrorKind, Result};
 use crate::wire::Message;
 use serde::de::DeserializeOwned;
@@ -81,12 +81,12 @@ impl<T: Send + 'static> Waits for Items<T> {
     }
 }
 
-fn put<T>(queue: &mut Items<T>, item: &mut Option<(T,)>, _: Ticket) -> Poll<Result<Message>> {
+fn put<T>(queue: &mut Items<T>, item: &mut Option<(T,)>, now: Try) -> Poll<Result<Message>> {
     if queue.is_closed {
         return Poll::Ready(Err(Error::closed("queue")));
     }
     if queue.is_full() {
-        return Poll::Pending;
+        return if now.is_late { Poll::Ready(Err(too_late("the queue had no room"))) } else { Poll::Pending };
     }
     try_put(queue, item);
     ready(&())
@@ -100,7 +100,7 @@ fn try_put<T>(queue: &mut Items<T>, item: &mut Option<(T,)>) {
     }
 }
 
-fn get<T: Serialize>(queue: &mut Items<T>, may_wait: &mut Option<(bool,)>, ticket: Ticket) -> Poll<Result<Message>> {
+fn get<T: Serialize>(queue: &mut Items<T>, may_wait: &mut Option<(bool,)>, now: Try) -> Poll<Result<Message>> {
     let Some(item) = queue.items.pop_front() else {
         return match (queue.is_over(), *may_wait) {
             (true, _) => Poll::Ready(Err(Error::closed("queue"))),
@@ -111,11 +111,11 @@ fn get<T: Serialize>(queue: &mut Items<T>, may_wait: &mut Option<(bool,)>, ticke
     *may_wait = None;
     let answer = ready(&item.1);
     // Also if it could not be written: then it is given back.
-    queue.taken.insert(ticket, item);
+    queue.taken.insert(now.ticket, item);
     answer
 }
 
-fn join<T>(queue: &mut Items<T>, _: &mut Option<()>, _: Ticket) -> Poll<Result<Message>> {
+fn join<T>(queue: &mut Items<T>, _: &mut Option<()>, _: Try) -> Poll<Result<Message>> {
     if queue.unfinished == 0 { ready(&()) } else { Poll::Pending }
 }
 
@@ -167,14 +167,15 @@ where
         self.0.wait_and_take(get::<T>, (false,)).await
     }
 
-    /// [`put`](Self::put) that gives up after `timeout`. Given up while the queue is full, it has put nothing.
+    /// [`put`](Self::put) that gives up after `timeout`, and then has put nothing: whether the item was in time is the
+    /// manager's word, which is waited for, so that a manager that does not answer at all is waited for as in every call.
     ///
     /// # Errors
-    /// `Timeout`: the answer was not there in time. If there was room just then, or the manager was too busy to say so
-    /// earlier, the item is in the queue all the same; who must know puts items that their takers can tell apart. Else
-    /// as [`put`](Self::put).
+    /// `Timeout`: the item was not put. Else as [`put`](Self::put).
     pub async fn put_timeout(&self, item: T, timeout: Duration) -> Result<()> {
-        in_time(timeout, self.put(item), "the queue had no room").await
+        let ((), asked) = self.0.wait_until(Some(timeout), put::<T>, (item,)).await?;
+        asked.take();
+        Ok(())
     }
 
     /// [`get`](Self::get) that gives up after `timeout`, and then has taken nothing.

@@ -308,6 +308,8 @@ enum Next {
     Run(Op, Option<Parcel>),
     /// What a waiting operation brought, or still waits for, is taken or given back.
     Settle(Ticket, End),
+    /// The time of a waiting operation is over.
+    Expire(Ticket),
 }
 
 impl Job {
@@ -674,7 +676,7 @@ impl Server {
         drop(gone);
         let asked = std::mem::take(&mut *lock(&connection.asked));
         for (id, object) in asked {
-            self.settle((connection.number, id), object, End::Lost);
+            self.tell(object, Next::Settle((connection.number, id), End::Lost));
         }
         drop(connection);
         self.connections.fetch_sub(1, SeqCst);
@@ -746,12 +748,23 @@ impl Server {
                 job.wait = Some(Attempt::new((connection.number, id)));
                 return Ok(self.prepare(job));
             }
-            kind @ (protocol::TOOK | protocol::GIVE_BACK) => {
+            kind @ (protocol::TOOK | protocol::GIVE_BACK | protocol::UNREAD) => {
                 let id = reader.number()?;
                 let object = lock(&connection.asked).remove(&id);
                 if let Some(object) = object {
-                    let end = if kind == protocol::TOOK { End::Took } else { End::GaveBack };
-                    self.settle((connection.number, id), object, end);
+                    let end = match kind {
+                        protocol::TOOK => End::Took,
+                        protocol::GIVE_BACK => End::GaveBack,
+                        _ => End::Unread,
+                    };
+                    self.tell(object, Next::Settle((connection.number, id), end));
+                }
+            }
+            protocol::EXPIRE => {
+                let id = reader.number()?;
+                let object = lock(&connection.asked).get(&id).cloned();
+                if let Some(object) = object {
+                    self.tell(object, Next::Expire((connection.number, id)));
                 }
             }
             // Leases are for families, and ending the manager is for who started it.
@@ -836,10 +849,10 @@ impl Server {
         job.entry().is_some_and(|entry| lock(&self.slow).contains(&entry))
     }
 
-    /// Ends a request that may wait, after everything that came to its object before.
-    fn settle(self: &Arc<Self>, ticket: Ticket, object: Arc<Object<Box<Job>>>, end: End) {
+    /// Tells an object of what became of a request that may wait, after everything that came to it before.
+    fn tell(self: &Arc<Self>, object: Arc<Object<Box<Job>>>, what: Next) {
         let mut job = Job::new(Reader::default(), 0, Writer::default(), ReplyTo::Nobody);
-        (job.next, job.object) = (Some(Next::Settle(ticket, end)), Some(object.clone()));
+        (job.next, job.object) = (Some(what), Some(object.clone()));
         if let Some(job) = object.take_turn(job) {
             self.work_here(job);
         }
@@ -876,7 +889,7 @@ impl Server {
                     self.make(&mut job, &op, arguments);
                     self.prepare(job)
                 }
-                (Some(Next::Settle(..)), None) => return,
+                (Some(Next::Settle(..) | Next::Expire(_)), None) => return,
                 (None, _) => return job.finish(),
             };
         }
@@ -991,6 +1004,13 @@ fn run(object: &Object<Box<Job>>, next: Next, job: &mut Job) -> Option<Next> {
             survive(|| drop(waited));
             None
         }
+        Next::Expire(ticket) => {
+            let mut parked = lock(&object.parked);
+            let wait = parked.iter_mut().filter_map(|job| job.wait.as_mut()).find(|wait| wait.ticket == ticket);
+            // It is tried again, as all are.
+            wait.into_iter().for_each(|wait| wait.is_late = true);
+            None
+        }
     };
     *lock(&object.value) = value;
     AT_WORK_ON.set(outer);
@@ -1000,8 +1020,11 @@ fn run(object: &Object<Box<Job>>, next: Next, job: &mut Job) -> Option<Next> {
 impl Job {
     fn finish(self: Box<Self>) {
         fault::point("manager.answer");
-        let answer = self.answer.seal();
-        match self.reply_to {
+        let Self { answer, reply_to, wait, .. } = *self;
+        // What it kept is the user's.
+        survive(|| drop(wait));
+        let answer = answer.seal();
+        match reply_to {
             ReplyTo::Nobody => {}
             ReplyTo::Client(connection) => connection.reply(answer),
             // Who asked may have gone.

@@ -5,7 +5,12 @@
 //! a ticket, until the asker says that it took it, or gives it back. Who disconnects gives everything back.
 //!
 //! # Cancel
-//! A wait that is dropped gives back: its place, or what it got meanwhile.
+//! A wait that is dropped gives back: its place, or what it got meanwhile. Its asker knows whether it has read the answer,
+//! and says so: what was not read was never had, and is given back as if nobody had got it.
+//!
+//! # Death
+//! Of one who is killed nobody knows whether it had read: what it got is given back, and a lock that it got is told as left by
+//! the dead.
 
 use super::link::{Asked, Handle};
 use super::method::{self, Waiting};
@@ -23,13 +28,23 @@ use std::time::Duration;
 /// Who asks: the connection, and the number of the request there.
 pub(super) type Ticket = (u64, u64);
 
+/// One try of an operation that may have to wait.
+#[derive(Clone, Copy)]
+pub(super) struct Try {
+    pub(super) ticket: Ticket,
+    /// The asker's time is over: what cannot be done at once is not done.
+    pub(super) is_late: bool,
+}
+
 /// How an operation ends for its asker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
     /// What it brought is the asker's for good.
     Took,
-    /// The asker wants it no more, or needs it no more.
+    /// The asker needs it no more.
     GaveBack,
+    /// The asker is gone, and has not read what came of it.
+    Unread,
     /// The asker is gone.
     Lost,
 }
@@ -53,7 +68,11 @@ pub(super) fn ready<R: Serialize>(value: &R) -> Poll<Result<Message>> {
     Poll::Ready(wire::encode_by_serde(&Lend(value)))
 }
 
-/// Lets a wait end after `timeout`; `what` was not in time then.
+pub(super) fn too_late(what: &str) -> Error {
+    Error::new(ErrorKind::Timeout, format!("{what} in time"))
+}
+
+/// Drops a wait after `timeout`, which must leave nothing behind; `what` was not in time then.
 pub(super) async fn in_time<R>(timeout: Duration, wait: impl Future<Output = Result<R>>, what: &str) -> Result<R> {
     let waited = tokio::time::timeout(timeout, wait).await;
     waited.unwrap_or_else(|_| Err(Error::new(ErrorKind::Timeout, format!("{what} within {timeout:?}"))))
@@ -65,7 +84,18 @@ impl<T> Proxy<T> {
     where
         T: Waits,
         R: DeserializeOwned + 'static,
-        F: Fn(&mut T, &mut Option<A>, Ticket) -> Poll<Result<Message>> + Copy + 'static,
+        F: Fn(&mut T, &mut Option<A>, Try) -> Poll<Result<Message>> + Copy + 'static,
+        A: Serialize + DeserializeOwned + Send + 'static,
+    {
+        self.wait_until(None, f, args).await
+    }
+
+    /// As [`wait`](Self::wait), and after `timeout` tells `f` that it is late: the manager's word on what came of it is waited for.
+    pub(super) async fn wait_until<R, F, A>(&self, timeout: Option<Duration>, f: F, args: A) -> Result<(R, Asked)>
+    where
+        T: Waits,
+        R: DeserializeOwned + 'static,
+        F: Fn(&mut T, &mut Option<A>, Try) -> Poll<Result<Message>> + Copy + 'static,
         A: Serialize + DeserializeOwned + Send + 'static,
     {
         let handle: Arc<Handle> = self.handle.clone();
@@ -74,8 +104,9 @@ impl<T> Proxy<T> {
         request.number(0);
         request.op(&method::call_op::<F, T, A, Waiting>(handle.object, f)).value(&message, &args);
         drop((message, args));
-        let (mut reader, asked) = Asked::ask(handle, request).await?;
+        let (mut reader, mut asked) = Asked::ask(handle, request, timeout).await?;
         let Lend(value) = reader.part()?;
+        asked.is_read = true;
         Ok((value, asked))
     }
 
@@ -84,7 +115,7 @@ impl<T> Proxy<T> {
     where
         T: Waits,
         R: DeserializeOwned + 'static,
-        F: Fn(&mut T, &mut Option<A>, Ticket) -> Poll<Result<Message>> + Copy + 'static,
+        F: Fn(&mut T, &mut Option<A>, Try) -> Poll<Result<Message>> + Copy + 'static,
         A: Serialize + DeserializeOwned + Send + 'static,
     {
         let (value, asked) = self.wait(f, args).await?;

@@ -134,6 +134,30 @@ pub fn is_asleep(pid: u32) -> bool {
     stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('S'))
 }
 
+/// Stops a process, every thread of it.
+pub fn stop(pid: u32) {
+    signal(pid, rustix::process::Signal::STOP);
+    let start = Instant::now();
+    let is_stopped = |task: std::fs::DirEntry| {
+        let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        stat.rsplit(')').next().is_none_or(|rest| rest.trim_start().starts_with('T') || rest.is_empty())
+    };
+    while !std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().all(|task| is_stopped(task.unwrap())) {
+        assert!(start.elapsed() < PATIENCE, "process {pid} does not stop");
+        std::thread::sleep(Duration::from_micros(100));
+    }
+}
+
+/// The end of a [`stop`].
+pub fn go_on(pid: u32) {
+    signal(pid, rustix::process::Signal::CONT);
+}
+
+fn signal(pid: u32, signal: rustix::process::Signal) {
+    let pid = rustix::process::Pid::from_raw(pid as i32).unwrap();
+    rustix::process::kill_process(pid, signal).unwrap();
+}
+
 pub async fn pestered<R: DeserializeOwned + 'static>(child: Process<R>) -> R {
     let pid = rustix::process::Pid::from_raw(child.pid() as i32).unwrap();
     let pester = async {
