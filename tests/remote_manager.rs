@@ -4,7 +4,7 @@ mod common;
 mod programs;
 
 use common::{Random, eventually, go_on, in_child, objects_go, resident_bytes, stop, within};
-use futures::{FutureExt, StreamExt};
+use futures::{FutureExt, StreamExt, TryStreamExt};
 use multiprocess::connection::{Listener, connect};
 use multiprocess::{self as mp, DictProxy, ErrorKind, Exposed, Fd, ListProxy, Manager, Process, Proxy, Queue};
 use std::collections::HashMap;
@@ -24,6 +24,12 @@ impl Tally {
     fn add(&mut self, n: i64) -> i64 {
         self.0 += n;
         self.0
+    }
+
+    fn fill_slowly(&mut self, len: usize, done: Queue<()>) -> Vec<u8> {
+        std::thread::sleep(Duration::from_millis(10));
+        done.blocking_put(()).unwrap();
+        vec![1; len]
     }
 
     fn add_slowly(&mut self, n: i64, pause: Duration) -> i64 {
@@ -371,10 +377,8 @@ async fn rmgr_05_a_killed_manager_fails_every_pending_call_at_once() {
 
 async fn hold_and_wait(address: String, count: usize, ready: Queue<usize>) {
     let manager = Manager::connect(&address, KEY).await.unwrap();
-    let mut held = Vec::new();
-    for _ in 0..count {
-        held.push(manager.list::<u32>().await.unwrap());
-    }
+    let lists = futures::stream::iter(0..count).map(|_| manager.list::<u32>()).buffer_unordered(100);
+    let held: Vec<_> = lists.try_collect().await.unwrap();
     ready.put(held.len()).await.unwrap();
     std::future::pending::<()>().await;
 }
@@ -384,9 +388,9 @@ async fn p26_references_die_with_their_connection() {
     within(async {
         let (manager, address) = start().await;
         let ready = Queue::unbounded().unwrap();
-        let child = Process::spawn(hold_and_wait, (address.clone(), 1000, ready.clone())).unwrap();
-        assert_eq!(ready.get().await.unwrap(), 1000);
-        assert_eq!(manager.object_count().await.unwrap(), 1000);
+        let child = Process::spawn(hold_and_wait, (address.clone(), 10_000, ready.clone())).unwrap();
+        assert_eq!(ready.get().await.unwrap(), 10_000);
+        assert_eq!(manager.object_count().await.unwrap(), 10_000);
         child.kill().unwrap();
         objects_go(&manager, 0).await;
         let there = Manager::connect(&address, KEY).await.unwrap();
@@ -1053,6 +1057,31 @@ async fn what_a_wait_with_a_timeout_says_is_what_has_happened() {
             drop(noticed.0.unwrap());
             drop(condition.lock().await.unwrap());
         }
+        manager.shutdown().await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_a_thread_that_leads_no_more_leaves_to_be_sent_is_sent() {
+    within(async {
+        let manager = Manager::start().await.unwrap();
+        let (mut calls, done) = (Vec::new(), Queue::unbounded().unwrap());
+        for _ in 0..4 {
+            let (tally, done) = (manager.create(Tally::new, (0,)).await.unwrap(), done.clone());
+            let call = async move { tally.call(Tally::fill_slowly, (4 << 20, done)).await.unwrap().len() };
+            calls.push(Box::pin(call));
+        }
+        calls.iter_mut().for_each(|call| assert!(call.now_or_never().is_none()));
+        // Nobody reads while all are done: their answers find the pipe full, when another thread sleeps on the runtime.
+        let start = Instant::now();
+        for _ in 0..4 {
+            while done.try_get().is_err() {
+                assert!(start.elapsed() < Duration::from_secs(10));
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        assert_eq!(futures::future::join_all(calls).await, [4 << 20; 4]);
         manager.shutdown().await.unwrap();
     })
     .await;

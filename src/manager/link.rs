@@ -26,7 +26,7 @@ use std::future::poll_fn;
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::pin;
 use std::sync::atomic::{
-    AtomicU64,
+    AtomicBool, AtomicU64,
     Ordering::{Relaxed, SeqCst},
 };
 use std::sync::{Arc, Mutex, OnceLock, Weak};
@@ -37,6 +37,9 @@ use tokio::task::AbortHandle;
 
 /// How long a handle that leaves waits for a pipe that is full.
 const PATIENCE: Duration = Duration::from_millis(100);
+
+/// After which what could not be told is tried again.
+const LATER: Duration = Duration::from_millis(10);
 
 /// The managers that this process has handles of.
 static LINKS: Mutex<Option<HashMap<Id, Weak<Link>>>> = Mutex::new(None);
@@ -186,9 +189,11 @@ impl Link {
 
 /// The pipes.
 struct Wire {
+    this: Weak<Self>,
     tx: tokio::sync::Mutex<Sender<Sealed>>,
     /// What goes out before anything else: said by those who cannot wait.
     outbox: Mutex<VecDeque<Sealed>>,
+    is_trying_later: AtomicBool,
     /// Where room in the pipe is told, and how often it was.
     room: Arc<Line>,
     rooms: AtomicU64,
@@ -229,7 +234,10 @@ impl Wire {
         // Outside of a runtime: whoever waits first will listen.
         let _ = rx.listen();
         let (room, rooms, tx) = (tx.room().clone(), AtomicU64::new(0), tokio::sync::Mutex::new(tx));
-        let wire = Arc::new(Self { tx, outbox, room, rooms, rx, slots });
+        let wire = Arc::new_cyclic(|this| {
+            let (this, is_trying_later) = (this.clone(), AtomicBool::new(false));
+            Self { this, tx, outbox, is_trying_later, room, rooms, rx, slots }
+        });
         let (reader, teller) = (Arc::downgrade(&wire), Arc::downgrade(&wire));
         wire.room.set_reader(move || {
             if let Some(wire) = teller.upgrade() {
@@ -352,8 +360,29 @@ impl Wire {
                     lock(&self.outbox).push_front(refused.into_inner());
                     return Ok(false);
                 }
-                Err(refused) => return Err(refused.into_error()),
+                Err(refused) if refused.kind() == ErrorKind::Closed => return Err(refused.into_error()),
+                // Memory or descriptors run out. What was told must not be lost, and nothing must overtake it.
+                Err(refused) => {
+                    tracing::warn!(error = %refused, "a manager cannot be told of something yet");
+                    lock(&self.outbox).push_front(refused.into_inner());
+                    self.try_later();
+                    return Ok(false);
+                }
             }
+        }
+    }
+
+    /// Tries again after a while, if there is a runtime. Without, the next call does, or whoever makes room.
+    fn try_later(&self) {
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        if !self.is_trying_later.swap(true, SeqCst) {
+            let later = Later(self.this.clone());
+            runtime.spawn(async move {
+                tokio::time::sleep(LATER).await;
+                let wire = later.0.upgrade();
+                drop(later);
+                wire.iter().for_each(|wire| wire.send_what_was_told_meanwhile());
+            });
         }
     }
 
@@ -364,6 +393,15 @@ impl Wire {
             std::thread::sleep(Duration::from_micros(50));
             self.send_what_was_told_meanwhile();
         }
+    }
+}
+
+/// Dropped, also with its runtime, nobody tries later any more.
+struct Later(Weak<Wire>);
+
+impl Drop for Later {
+    fn drop(&mut self) {
+        self.0.upgrade().iter().for_each(|wire| wire.is_trying_later.store(false, SeqCst));
     }
 }
 
@@ -876,8 +914,46 @@ impl<'de> Deserialize<'de> for Handle {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::channel::Receiver;
     use crate::connection::{Listener, connect};
     use std::sync::mpsc;
+
+    /// A wire, and the manager's ends of it.
+    fn wire() -> (Arc<Wire>, Receiver<Sealed>, Sender<Sealed>) {
+        let (door, intake) = crate::os::socket::packet_pair().unwrap();
+        let wire = Wire::connect(&Arc::new(door)).unwrap();
+        let hello = frame::recv(intake.as_fd(), Wait::No).unwrap().unwrap();
+        let (receiver, sender) = wire::decode(hello).unwrap();
+        (wire, receiver, sender)
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_told_now_keeps_its_place_and_calls_say_why() {
+        let (wire, mut receiver, _sender) = wire();
+        let told = |object| {
+            let mut request = Writer::request(protocol::RELEASE);
+            request.number(object);
+            request
+        };
+        // More descriptors than a message can have: like one that comes when none are left.
+        let (mut refused, fd) = (told(1), Attachment::owned(std::io::pipe().unwrap().0.into()));
+        for _ in 0..100_000 {
+            refused.attach(fd.clone());
+        }
+        wire.tell(refused.seal());
+        wire.tell(told(2).seal());
+        let error = wire.send(told(3).seal()).await.unwrap_err();
+        assert_ne!(error.kind(), ErrorKind::Closed, "{error}");
+        assert_eq!(receiver.try_recv().unwrap_err().kind(), ErrorKind::Empty);
+        // It has become possible: what was told goes out by itself.
+        *lock(&wire.outbox).front_mut().unwrap() = told(1).seal();
+        for object in [1, 2] {
+            let next = receiver.recv_timeout(Duration::from_secs(20)).await.unwrap();
+            assert_eq!(next.bytes(), told(object).seal().bytes());
+        }
+        wire.send(told(3).seal()).await.unwrap();
+        assert_eq!(receiver.recv().await.unwrap().bytes(), told(3).seal().bytes());
+    }
 
     /// The handles that an abandoned call kept go with the connection, by the writer that finds it lost.
     #[test]

@@ -1,16 +1,16 @@
 //! Functions that make an object or work on one, and how they are entered where the object is.
 
-use super::protocol::{Op, Writer, torn};
+use super::protocol::{Op, Reader, Span, Writer, torn};
 use super::waits::{self, Settle, Ticket, Try, Waits};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::image::{self, Enter};
 use crate::process::entry::catch_panic;
-use crate::wire::{self, Message, Parcel};
+use crate::wire::{self, Message};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::any::{Any, TypeId, type_name};
 use std::collections::HashMap;
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::{BuildHasherDefault, Hash, Hasher};
 use std::marker::PhantomData;
 use std::task::Poll;
 
@@ -126,9 +126,7 @@ pub(super) enum Waiting {}
 impl<F: Method<T, A>, T, A> Invoke<T, A, Owned> for F {
     fn invoke(self, object: &mut T, args: &mut Option<A>, _: &mut Option<Attempt>, out: &mut Writer) -> Result<()> {
         let value = self.call(object, args.take().ok_or_else(torn)?);
-        let message = out.encode(|| wire::encode(&value))?;
-        out.part(&message, &value);
-        Ok(())
+        out.append_part(&value)
     }
 }
 
@@ -209,19 +207,50 @@ where
 }
 
 /// Equal on both sides exactly if these types are.
+#[inline]
 fn fingerprint<F: 'static, A: 'static, T: 'static>() -> u64 {
-    let mut hasher = DefaultHasher::new();
+    let mut hasher = Plainly::default();
     TypeId::of::<(F, A, T)>().hash(&mut hasher);
     hasher.finish()
+}
+
+/// For what is a hash already, or a place in the image: nobody can choose either.
+#[derive(Default)]
+struct Plainly(u64);
+
+impl Hasher for Plainly {
+    fn write(&mut self, bytes: &[u8]) {
+        for chunk in bytes.chunks(8) {
+            let mut word = [0; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            self.write_u64(u64::from_le_bytes(word));
+        }
+    }
+
+    #[inline]
+    fn write_u64(&mut self, word: u64) {
+        // Knuth's multiplicative hashing.
+        self.0 = (self.0.rotate_left(32) ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    #[inline]
+    fn finish(&self) -> u64 {
+        self.0
+    }
 }
 
 /// What a door is entered with, and what is found there afterwards.
 pub(super) struct Frame {
     fingerprint: u64,
-    object: Option<Box<dyn Any + Send>>,
-    arguments: Option<Parcel>,
-    out: Writer,
-    wait: Option<Attempt>,
+    /// What is called, or was made.
+    pub(super) object: Option<Box<dyn Any + Send>>,
+    /// The arguments are part of it.
+    pub(super) reader: Reader,
+    pub(super) arguments: Option<Span>,
+    /// The answer, to which what is returned is appended.
+    pub(super) out: Writer,
+    /// If the call may have to wait.
+    pub(super) wait: Option<Attempt>,
     /// `None` until a door of ours was entered.
     result: Option<Result<()>>,
 }
@@ -272,26 +301,32 @@ where
             let object = frame.object.as_mut().and_then(|object| object.downcast_mut::<T>()).ok_or_else(|| {
                 Error::new(ErrorKind::Decode, format!("the object of this proxy is no {}", type_name::<T>()))
             })?;
-            let (start, wait) = (frame.out.len(), &mut frame.wait);
-            let invoked = catch_panic(|| f.invoke(object, &mut args, wait, &mut frame.out));
-            // What is left of the arguments is the user's, and so is its drop.
-            let kept = match wait {
-                Some(wait) if wait.has_to_wait => {
-                    wait.kept = Some(Box::new(args));
-                    Ok(())
+            if F::SETTLE.is_none() {
+                return f.invoke(object, &mut args, &mut frame.wait, &mut frame.out);
+            }
+            // What is left of the arguments is the user's, and so is its drop, which may panic by itself.
+            let invoked = catch_panic(|| f.invoke(object, &mut args, &mut frame.wait, &mut frame.out));
+            match &mut frame.wait {
+                Some(wait) if wait.has_to_wait => wait.kept = Some(Box::new(args)),
+                _ => {
+                    let dropped = catch_panic(|| {
+                        drop(args);
+                        Ok(())
+                    });
+                    return invoked.and(dropped);
                 }
-                _ => catch_panic(|| {
-                    drop(args);
-                    Ok(())
-                }),
-            };
-            invoked.and(kept).inspect_err(|_| frame.out.truncate(start))
+            }
+            invoked
         });
         frame.result = Some(called);
     }
 }
 
 impl Frame {
+    pub(super) fn new(reader: Reader, out: Writer) -> Self {
+        Self { fingerprint: 0, object: None, reader, arguments: None, out, wait: None, result: None }
+    }
+
     /// The arguments, if they were encoded for exactly these types.
     fn arguments<F: 'static, A: DeserializeOwned + 'static, T: 'static>(&mut self) -> Result<A> {
         if self.fingerprint != fingerprint::<F, A, T>() {
@@ -300,24 +335,18 @@ impl Frame {
             return Err(Error::new(ErrorKind::Decode, why));
         }
         let arguments = self.arguments.take().ok_or_else(torn)?;
-        self.out.decode(|| wire::decode(arguments))
+        let reader = &mut self.reader;
+        self.out.decode(|| reader.decode(arguments))
     }
 }
 
 /// Finds entries by their place, and remembers those it has found.
 #[derive(Default)]
-pub(super) struct Doors(HashMap<u64, image::Entry>);
+pub(super) struct Doors(HashMap<u64, image::Entry, BuildHasherDefault<Plainly>>);
 
 impl Doors {
-    /// Calls a method on `object`, or makes one where there is none. What it returned is appended to `out`.
-    pub(super) fn enter(
-        &mut self,
-        op: &Op,
-        arguments: Option<Parcel>,
-        object: &mut Option<Box<dyn Any + Send>>,
-        wait: &mut Option<Attempt>,
-        out: &mut Writer,
-    ) -> Result<()> {
+    /// Calls a method on the frame's object, or makes one where there is none. After an error, the answer is as before.
+    pub(super) fn enter(&mut self, op: &Op, frame: &mut Frame) -> Result<()> {
         let unknown = |why| Error::new(ErrorKind::Decode, why);
         let entry = match self.0.get(&op.entry) {
             Some(entry) => *entry,
@@ -329,27 +358,16 @@ impl Doors {
                 entry
             }
         };
-        let mut frame = Frame {
-            fingerprint: op.fingerprint,
-            object: object.take(),
-            arguments,
-            out: std::mem::take(out),
-            wait: wait.take(),
-            result: None,
-        };
+        (frame.fingerprint, frame.result) = (op.fingerprint, None);
         // All that is the user's may panic, also what decodes and drops arguments. The object stays, and its caller hears.
         let start = frame.out.len();
         let entered = catch_panic(|| {
-            entry(&mut frame);
+            entry(frame);
             Ok(())
         });
-        if let Err(panicked) = entered {
-            frame.out.truncate(start);
-            frame.result = Some(Err(panicked));
-        }
-        (*object, *out, *wait) = (frame.object, frame.out, frame.wait);
         let why = "a call names something that is not a function for objects of a manager";
-        frame.result.unwrap_or_else(|| Err(unknown(why)))
+        let called = entered.and_then(|()| frame.result.take().unwrap_or_else(|| Err(unknown(why))));
+        called.inspect_err(|_| frame.out.truncate(start))
     }
 }
 

@@ -45,6 +45,11 @@ impl<J> Object<J> {
         Some(job)
     }
 
+    /// Whether who has the turn may as well keep it.
+    pub(super) fn is_nobody_waiting(&self) -> bool {
+        lock(&self.turn).waiting.is_empty()
+    }
+
     /// Ends a turn. The job that is returned has the next one.
     #[must_use]
     pub(super) fn pass_on(&self) -> Option<J> {
@@ -61,8 +66,10 @@ struct State<J> {
     entries: HashMap<u64, Entry<J>>,
     leases: HashMap<Lease, Vec<u64>>,
     last: u64,
-    /// Some object is held from inside only.
-    may_have_circles: bool,
+    /// Some object is held from inside only, since the last collection.
+    has_lost_holders: bool,
+    /// And some was then, but a call had it in its hand.
+    is_only_in_hand: bool,
 }
 
 struct Entry<J> {
@@ -80,7 +87,7 @@ type Dead<J> = Vec<Arc<Object<J>>>;
 impl<J: Send + 'static> Objects<J> {
     pub(super) fn new() -> Self {
         let (entries, leases) = (HashMap::new(), HashMap::new());
-        Self(Mutex::new(State { entries, leases, last: 0, may_have_circles: false }))
+        Self(Mutex::new(State { entries, leases, last: 0, has_lost_holders: false, is_only_in_hand: false }))
     }
 
     pub(super) fn len(&self) -> usize {
@@ -93,14 +100,25 @@ impl<J: Send + 'static> Objects<J> {
 
     /// Adds an object that is held once from outside.
     pub(super) fn add(&self, value: Box<dyn Any + Send>) -> u64 {
+        let number = self.reserve();
+        self.add_as(number, value);
+        number
+    }
+
+    /// The number of an object that is yet to be made. Who holds something for it holds it for good until then.
+    pub(super) fn reserve(&self) -> u64 {
         let mut state = lock(&self.0);
         state.last += 1;
-        let number = state.last;
+        state.last
+    }
+
+    /// [`add`](Self::add) under a number that was reserved.
+    pub(super) fn add_as(&self, number: u64, value: Box<dyn Any + Send>) {
+        let mut state = lock(&self.0);
         let turn = Mutex::new(Turn { is_taken: false, waiting: VecDeque::new() });
         let (parked, settle) = (Mutex::default(), OnceLock::new());
         let object = Arc::new(Object { number, value: Mutex::new(Some(value)), turn, parked, settle });
         state.entries.insert(number, Entry { object, outside: 1, inside: Vec::new() });
-        number
     }
 
     pub(super) fn find(&self, number: u64) -> Option<Arc<Object<J>>> {
@@ -165,7 +183,20 @@ impl<J: Send + 'static> Objects<J> {
 
     /// Whether [`collect`](Self::collect) might find something.
     pub(super) fn may_have_circles(&self) -> bool {
-        lock(&self.0).may_have_circles
+        let state = lock(&self.0);
+        state.has_lost_holders || state.is_only_in_hand
+    }
+
+    /// Whether it might, whatever calls have in their hands.
+    pub(super) fn has_lost_holders(&self) -> bool {
+        lock(&self.0).has_lost_holders
+    }
+
+    /// A call has let go of what it had in its hand. True if that may have been all that held a circle.
+    pub(super) fn look_again_if_in_hand(&self) -> bool {
+        let mut state = lock(&self.0);
+        state.has_lost_holders |= state.is_only_in_hand;
+        state.is_only_in_hand
     }
 
     /// Lets go of objects that only hold each other. One that a call has in its hand counts as held.
@@ -193,7 +224,7 @@ impl<J: Send + 'static> Objects<J> {
                 todo.extend(leads_to.get(&number).into_iter().flatten());
             }
         }
-        state.may_have_circles = is_only_in_hand;
+        (state.has_lost_holders, state.is_only_in_hand) = (false, is_only_in_hand);
         let dead: Vec<u64> = state.entries.keys().filter(|number| !reached.contains_key(number)).copied().collect();
         let dead: Dead<J> = dead.iter().filter_map(|number| Some(state.entries.remove(number)?.object)).collect();
         drop(state);
@@ -211,7 +242,7 @@ impl<J> State<J> {
     fn remove_unheld(&mut self, number: u64) -> Option<Arc<Object<J>>> {
         let entry = self.entries.get(&number)?;
         if entry.outside > 0 || !entry.inside.is_empty() {
-            self.may_have_circles |= entry.outside == 0;
+            self.has_lost_holders |= entry.outside == 0;
             return None;
         }
         Some(self.entries.remove(&number)?.object)

@@ -15,6 +15,7 @@ use super::abroad::{self, Abroad};
 use super::link::Handle;
 use crate::error::{Error, ErrorKind, Result};
 use crate::wire::{self, Attachment, Message, Parcel, Sealed};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -100,12 +101,48 @@ impl Writer {
     pub(super) fn encode(&mut self, encode: impl FnOnce() -> Result<Message>) -> Result<Message> {
         let Some(abroad) = &self.abroad else { return encode() };
         let message = abroad::leaving(abroad, &mut self.references, &mut self.kept, encode)?;
-        match message.attachments.is_empty() {
-            true => Ok(message),
-            false => {
-                Err(Error::new(ErrorKind::Encode, "what shares memory or a descriptor cannot leave for another host"))
+        unattached(&message.attachments).map(|()| message)
+    }
+
+    /// Appends a value, encoded in its place. After an error it is as before.
+    #[inline]
+    pub(super) fn append<T: Serialize + 'static>(&mut self, value: &T) -> Result<()> {
+        let start = self.bytes.len();
+        self.number(0).number(0);
+        let bytes = &mut self.bytes;
+        let appended = match &self.abroad {
+            None => wire::append(value, bytes),
+            Some(abroad) => {
+                let append = || wire::append(value, bytes);
+                abroad::leaving(abroad, &mut self.references, &mut self.kept, append)
+                    .and_then(|attachments| unattached(&attachments).map(|()| attachments))
+            }
+        };
+        match appended {
+            Ok(attachments) => {
+                self.amend(start, (self.bytes.len() - start - 16) as u64);
+                if !attachments.is_empty() {
+                    self.amend(start + 8, attachments.len() as u64);
+                    self.attachments.extend(attachments);
+                }
+                Ok(())
+            }
+            Err(error) => {
+                self.bytes.truncate(start);
+                Err(error)
             }
         }
+    }
+
+    /// Appends an answer's part. After an error it is as before.
+    #[inline]
+    pub(super) fn append_part<T: Serialize + 'static>(&mut self, value: &T) -> Result<()> {
+        self.bytes.push(VALUE);
+        let appended = self.append(value);
+        if appended.is_err() {
+            self.bytes.pop();
+        }
+        appended
     }
 
     /// Decodes what came with the request that this answers.
@@ -191,6 +228,13 @@ impl Writer {
     }
 }
 
+fn unattached(attachments: &[Attachment]) -> Result<()> {
+    match attachments.is_empty() {
+        true => Ok(()),
+        false => Err(Error::new(ErrorKind::Encode, "what shares memory or a descriptor cannot leave for another host")),
+    }
+}
+
 /// A message that is being read. Everything is checked: it may come from another machine.
 #[derive(Default)]
 pub(super) struct Reader {
@@ -209,6 +253,15 @@ impl Drop for Reader {
             self.references.drain(..).for_each(|object| link.release(object));
         }
     }
+}
+
+/// Where a value stands.
+#[derive(Clone, Copy)]
+pub(super) struct Span {
+    at: usize,
+    len: usize,
+    fds_at: usize,
+    fds: usize,
 }
 
 /// Where a part of an answer begins.
@@ -243,11 +296,15 @@ impl Reader {
         Ok(reader)
     }
 
-    /// Decodes a value that was part of it.
-    pub(super) fn decode<T: DeserializeOwned + 'static>(&mut self, parcel: Parcel) -> Result<T> {
+    /// Decodes a value that is part of it.
+    #[inline]
+    pub(super) fn decode<T: DeserializeOwned + 'static>(&mut self, span: Span) -> Result<T> {
+        let fds = (span.fds_at..span.fds_at + span.fds).map(|at| self.fds.get_mut(at).and_then(Option::take));
+        let fds = fds.map(|fd| fd.ok_or_else(torn)).collect::<Result<_>>()?;
+        let bytes = &self.bytes[span.at..span.at + span.len];
         match &self.abroad {
-            None => wire::decode(parcel),
-            Some(abroad) => abroad::arriving(abroad, &mut self.references, || wire::decode(parcel)),
+            None => wire::decode_bytes(bytes, fds),
+            Some(abroad) => abroad::arriving(abroad, &mut self.references, || wire::decode_bytes(bytes, fds)),
         }
     }
 
@@ -275,13 +332,14 @@ impl Reader {
         Ok(Op { object: self.number()?, entry: self.number()?, fingerprint: self.number()? })
     }
 
-    /// A value, still encoded.
-    pub(super) fn value(&mut self) -> Result<Parcel> {
+    /// A value, still encoded, which is passed.
+    pub(super) fn value(&mut self) -> Result<Span> {
         let (len, count) = (self.number()?, self.number()?);
-        let mut bytes = wire::spare();
-        bytes.extend_from_slice(self.take(usize::try_from(len).map_err(|_| torn())?)?);
-        let fds = (0..count).map(|_| self.fd()).collect::<Result<_>>()?;
-        Ok(Parcel { bytes, fds })
+        let (Ok(len), Ok(fds)) = (usize::try_from(len), usize::try_from(count)) else { return Err(torn()) };
+        self.take(len)?;
+        let fds_at = self.fds_at;
+        self.fds_at = fds_at.checked_add(fds).filter(|end| *end <= self.fds.len()).ok_or_else(torn)?;
+        Ok(Span { at: self.at - len, len, fds_at, fds })
     }
 
     /// The part of an answer with the number `n`; `places` keeps where the parts begin that were passed.
@@ -289,9 +347,7 @@ impl Reader {
         while places.len() <= n {
             places.push(Place { at: self.at, fds_at: self.fds_at });
             self.byte()?;
-            let (len, count) = (self.number()?, self.number()?);
-            self.take(usize::try_from(len).map_err(|_| torn())?)?;
-            self.fds_at = usize::try_from(count).ok().and_then(|n| self.fds_at.checked_add(n)).ok_or_else(torn)?;
+            self.value()?;
         }
         let next = Place { at: self.at, fds_at: self.fds_at };
         Place { at: self.at, fds_at: self.fds_at } = places[n];
@@ -324,8 +380,10 @@ impl Reader {
         }
     }
 
+    #[cold]
     fn error(&mut self) -> Result<Error> {
-        wire::decode(self.value()?)
+        let error = self.value()?;
+        self.decode(error)
     }
 }
 

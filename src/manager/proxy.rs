@@ -121,10 +121,8 @@ where
     A: Serialize + DeserializeOwned + Send + 'static,
 {
     let mut request = link.request(protocol::CALL);
-    let message = request.encode(|| wire::encode(&args))?;
-    request.number(0).number(1);
-    request.op(&method::make_op(f)).value(&message, &args);
-    drop((message, args));
+    request.number(0).number(1).op(&method::make_op(f)).append(&args)?;
+    drop(args);
     let object = link.ask(request, ID_AT, true).await?.made()?;
     Ok(Proxy::new(Handle::counted(link, object)))
 }
@@ -136,9 +134,7 @@ where
     A: Serialize + DeserializeOwned + Send + 'static,
     M: 'static,
 {
-    let message = request.encode(|| wire::encode(args))?;
-    request.op(&method::call_op::<F, T, A, M>(handle.object, g)).value(&message, args);
-    Ok(())
+    request.op(&method::call_op::<F, T, A, M>(handle.object, g)).append(args)
 }
 
 impl<T> Clone for Proxy<T> {
@@ -194,6 +190,8 @@ impl<'de, T> Deserialize<'de> for Proxy<T> {
 pub struct Batch {
     link: Arc<Link>,
     request: Writer,
+    /// What comes after it was not finished.
+    end: usize,
     number: u64,
     count: usize,
     /// The objects stay until the answer is there.
@@ -214,7 +212,8 @@ impl Batch {
     fn new(link: Arc<Link>) -> Self {
         let mut request = link.request(protocol::CALL);
         request.number(0).number(0);
-        Self { link, request, number: BATCHES.fetch_add(1, Relaxed), count: 0, handles: Vec::new() }
+        let (end, number) = (request.len(), BATCHES.fetch_add(1, Relaxed));
+        Self { link, request, end, number, count: 0, handles: Vec::new() }
     }
 
     /// Adds a call of `g` on the object of `proxy`.
@@ -230,7 +229,10 @@ impl Batch {
         if !Arc::ptr_eq(&proxy.handle.link, &self.link) {
             return Err(Error::other("a batch goes to one manager, and this object lives in another"));
         }
+        // Of a call whose argument failed, or panicked.
+        self.request.truncate(self.end);
         append::<F, T, A, Owned>(&mut self.request, &proxy.handle, g, &args)?;
+        self.end = self.request.len();
         if self.handles.last().is_none_or(|last| !Arc::ptr_eq(last, &proxy.handle)) {
             self.handles.push(proxy.handle.clone());
         }
@@ -253,6 +255,7 @@ impl Batch {
     /// # Errors
     /// `Closed` if the manager is gone. What became of each call is in the replies.
     pub async fn send(mut self) -> Result<Replies> {
+        self.request.truncate(self.end);
         self.request.amend(COUNT_AT, self.count as u64);
         let reader = self.link.ask(self.request, ID_AT, false).await?;
         Ok(Replies { reader, places: Vec::with_capacity(self.count), number: self.number })

@@ -37,7 +37,7 @@
 use super::abroad::Abroad;
 use super::inboxes::{Inboxes, Open};
 use super::link::{Handle, Link};
-use super::method::{Attempt, Doors};
+use super::method::{Attempt, Doors, Frame};
 use super::objects::{Lease, Object, Objects, lock};
 use super::protocol::{self, Op, Reader, Writer};
 use super::waits::{End, Ticket};
@@ -49,7 +49,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::os::socket::Wait;
 use crate::os::{fault, image, reactor};
 use crate::wait::{Look, Seen, Watchful};
-use crate::wire::{self, Fd, Parcel, Sealed, frame};
+use crate::wire::{self, Fd, Sealed, frame};
 use futures::SinkExt;
 use futures::stream::{FuturesUnordered, StreamExt};
 use std::cell::Cell;
@@ -291,21 +291,17 @@ impl Drop for Connection {
 
 /// A call that is being worked off, operation by operation.
 pub(super) struct Job {
-    reader: Reader,
+    frame: Frame,
     left: u64,
-    answer: Writer,
     reply_to: ReplyTo,
     /// The operation that is next, if it has been read.
     next: Option<Next>,
-    /// If that may have to wait.
-    wait: Option<Attempt>,
     /// It has the turn of its next object.
     object: Option<Arc<Object<Box<Job>>>>,
 }
 
 enum Next {
-    /// With its arguments, unless it was tried before.
-    Run(Op, Option<Parcel>),
+    Run(Op),
     /// What a waiting operation brought, or still waits for, is taken or given back.
     Settle(Ticket, End),
     /// The time of a waiting operation is over.
@@ -315,12 +311,13 @@ enum Next {
 impl Job {
     /// Boxed, for it goes from hand to hand.
     fn new(reader: Reader, left: u64, answer: Writer, reply_to: ReplyTo) -> Box<Self> {
-        Box::new(Self { reader, left, answer, reply_to, next: None, wait: None, object: None })
+        let frame = Frame::new(reader, answer);
+        Box::new(Self { frame, left, reply_to, next: None, object: None })
     }
 
     fn entry(&self) -> Option<u64> {
         match &self.next {
-            Some(Next::Run(op, _)) => Some(op.entry),
+            Some(Next::Run(op)) => Some(op.entry),
             _ => None,
         }
     }
@@ -476,7 +473,7 @@ impl Server {
                 self.objects.collect();
                 // A twentieth of the time at most.
                 next_collection = Instant::now() + 20 * start.elapsed() + LOOK;
-            } else if calm >= DOZE_AFTER {
+            } else if calm >= DOZE_AFTER && !self.objects.has_lost_holders() {
                 self.doze(&pulse, seen);
                 calm = 0;
             }
@@ -494,18 +491,30 @@ impl Server {
     fn doze(&self, pulse: &AtomicU64, seen: u64) {
         self.is_dozing.store(true, SeqCst);
         // A leader that began just before has not seen it.
-        while self.is_dozing.load(SeqCst) && pulse.load(SeqCst) == seen && !self.has_ended.load(SeqCst) {
+        let is_calm = || pulse.load(SeqCst) == seen && !self.objects.has_lost_holders();
+        while self.is_dozing.load(SeqCst) && is_calm() && !self.has_ended.load(SeqCst) {
             std::thread::park();
         }
         self.is_dozing.store(false, SeqCst);
     }
 
-    fn begin(&self, pulse: &AtomicU64) {
-        pulse.fetch_add(ONE_CALL | RUNNING, SeqCst);
+    /// A thread that does not lead has done what may have kept objects in its hand.
+    fn let_go(&self) {
+        if self.objects.look_again_if_in_hand() {
+            self.wake_watcher();
+        }
+    }
+
+    fn wake_watcher(&self) {
         if self.is_dozing.load(SeqCst) {
             self.is_dozing.store(false, SeqCst);
             self.watcher.unpark();
         }
+    }
+
+    fn begin(&self, pulse: &AtomicU64) {
+        pulse.fetch_add(ONE_CALL | RUNNING, SeqCst);
+        self.wake_watcher();
     }
 
     /// False if this thread leads no more.
@@ -600,6 +609,7 @@ impl Server {
                     lock(&self.slow).insert(entry);
                     self.has_slow.store(true, Relaxed);
                 }
+                self.let_go();
                 return;
             }
             if self.has_ended.load(SeqCst) {
@@ -736,7 +746,7 @@ impl Server {
                 let (id, left) = (reader.number()?, reader.number()?);
                 let reply_to = ReplyTo::Client(connection.clone());
                 let answer = Writer::answer(id).to(connection.abroad());
-                return Ok(self.prepare(Job::new(reader, left, answer, reply_to)));
+                return Ok(self.prepare(Job::new(reader, left, answer, reply_to), None));
             }
             protocol::WAIT => {
                 let id = reader.number()?;
@@ -745,8 +755,8 @@ impl Server {
                 }
                 let reply_to = ReplyTo::Client(connection.clone());
                 let mut job = Job::new(reader, 1, Writer::answer(id).to(connection.abroad()), reply_to);
-                job.wait = Some(Attempt::new((connection.number, id)));
-                return Ok(self.prepare(job));
+                job.frame.wait = Some(Attempt::new((connection.number, id)));
+                return Ok(self.prepare(job, None));
             }
             kind @ (protocol::TOOK | protocol::GIVE_BACK | protocol::UNREAD) => {
                 let id = reader.number()?;
@@ -801,17 +811,17 @@ impl Server {
                 // Without the namespace that is always there.
                 let count = self.objects.len().saturating_sub(1) as u64;
                 let mut answer = Writer::answer(reader.number()?).to(connection.abroad());
-                answer.part(&wire::encode(&count)?, &count);
+                answer.append_part(&count)?;
                 connection.reply(answer.seal());
             }
             protocol::WHERE => {
                 let mut answer = Writer::answer(reader.number()?).to(connection.abroad());
-                answer.part(&wire::encode(&self.address)?, &self.address);
+                answer.append_part(&self.address)?;
                 connection.reply(answer.seal());
             }
             protocol::END => {
                 let mut answer = Writer::answer(reader.number()?);
-                answer.part(&wire::encode(&())?, &());
+                answer.append_part(&())?;
                 connection.reply(answer.seal());
                 self.finish();
             }
@@ -830,7 +840,7 @@ impl Server {
         let (sender, answer) = oneshot::channel();
         let reply_to = ReplyTo::Here(sender);
         let job = Job::new(reader, left, Writer::answer(id), reply_to);
-        if let Some(job) = self.prepare(job) {
+        if let Some(job) = self.prepare(job, None) {
             self.helpers.run(self, Task::Work(job));
         }
         Ok(answer)
@@ -880,14 +890,17 @@ impl Server {
                             lock(&object.parked).push(job);
                             None
                         }
-                        None => self.prepare(job),
+                        None => self.prepare(job, Some(&object)),
                     };
-                    todo.extend(object.pass_on());
+                    let is_kept = |job: &Box<Job>| job.object.as_ref().is_some_and(|next| Arc::ptr_eq(next, &object));
+                    if !job.as_ref().is_some_and(is_kept) {
+                        todo.extend(object.pass_on());
+                    }
                     job
                 }
-                (Some(Next::Run(op, arguments)), None) => {
-                    self.make(&mut job, &op, arguments);
-                    self.prepare(job)
+                (Some(Next::Run(op)), None) => {
+                    self.make(&mut job, &op);
+                    self.prepare(job, None)
                 }
                 (Some(Next::Settle(..) | Next::Expire(_)), None) => return,
                 (None, _) => return job.finish(),
@@ -922,50 +935,56 @@ impl Server {
         }
     }
 
-    /// Gets a job ready for its next operation, or for its end. `None`: it waits in line at its object.
-    fn prepare(&self, mut job: Box<Job>) -> Option<Box<Job>> {
+    /// Gets a job ready for its next operation, or for its end. `None`: it waits in line at its object. It keeps the turn
+    /// at the object where it `has` it if that is the next one, too, and nobody waits there.
+    fn prepare(&self, mut job: Box<Job>, has: Option<&Arc<Object<Box<Job>>>>) -> Option<Box<Job>> {
         while job.next.is_none() && job.left > 0 {
             job.left -= 1;
-            let (op, arguments) = match job.reader.op().and_then(|op| Ok((op, job.reader.value()?))) {
+            let frame = &mut job.frame;
+            let (op, arguments) = match frame.reader.op().and_then(|op| Ok((op, frame.reader.value()?))) {
                 Ok(next) => next,
                 Err(error) => {
+                    frame.out.error(&error);
                     job.left = 0;
-                    job.answer.error(&error);
                     return Some(job);
                 }
             };
+            frame.arguments = Some(arguments);
             if self.exposed.as_ref().is_some_and(|exposed| !exposed.contains(&op.entry)) {
-                job.answer.error(&Error::other("this function is not exposed by the manager"));
+                frame.out.error(&Error::other("this function is not exposed by the manager"));
             } else if op.object == protocol::MAKER {
-                job.next = Some(Next::Run(op, Some(arguments)));
+                job.next = Some(Next::Run(op));
+            } else if let Some(object) = has.filter(|has| has.number == op.object && has.is_nobody_waiting()) {
+                (job.next, job.object) = (Some(Next::Run(op)), Some(object.clone()));
             } else if let Some(object) = self.objects.find(op.object) {
-                if let (Some(wait), ReplyTo::Client(connection)) = (&job.wait, &job.reply_to) {
+                if let (Some(wait), ReplyTo::Client(connection)) = (&frame.wait, &job.reply_to) {
                     lock(&connection.asked).insert(wait.ticket.1, object.clone());
                 }
-                (job.next, job.object) = (Some(Next::Run(op, Some(arguments))), Some(object.clone()));
+                (job.next, job.object) = (Some(Next::Run(op)), Some(object.clone()));
                 return object.take_turn(job);
             } else {
-                job.answer.error(&Error::closed("object of this proxy"));
+                frame.out.error(&Error::closed("object of this proxy"));
             }
         }
         Some(job)
     }
 
-    fn make(&self, job: &mut Job, op: &Op, arguments: Option<Parcel>) {
-        let mut value = None;
-        let mut doors = DOORS.take().unwrap_or_default();
-        let result = doors.enter(op, arguments, &mut value, &mut job.wait, &mut job.answer);
-        DOORS.set(Some(doors));
-        match (result, value) {
+    fn make(&self, job: &mut Job, op: &Op) {
+        // Handles among the arguments are the new object's.
+        let number = self.objects.reserve();
+        let outer = AT_WORK_ON.replace(number);
+        let result = enter(op, &mut job.frame);
+        AT_WORK_ON.set(outer);
+        match (result, job.frame.object.take()) {
             (Ok(()), Some(value)) => {
-                let number = self.objects.add(value);
+                self.objects.add_as(number, value);
                 if let ReplyTo::Client(connection) = &job.reply_to {
                     *lock(&connection.held).entry(number).or_default() += 1;
                 }
-                job.answer.made(number);
+                job.frame.out.made(number);
             }
-            (Ok(()), None) => job.answer.error(&protocol::torn()),
-            (Err(error), _) => job.answer.error(&error),
+            (Ok(()), None) => job.frame.out.error(&protocol::torn()),
+            (Err(error), _) => job.frame.out.error(&error),
         }
     }
 }
@@ -975,28 +994,36 @@ fn survive(work: impl FnOnce()) {
     let _ = catch_unwind(AssertUnwindSafe(work));
 }
 
+fn enter(op: &Op, frame: &mut Frame) -> Result<()> {
+    LAST_ENTRY.set(Some(op.entry));
+    // User code in it may come back here, on another object.
+    let mut doors = DOORS.take().unwrap_or_default();
+    let result = doors.enter(op, frame);
+    DOORS.set(Some(doors));
+    result
+}
+
 /// Runs one operation of a job on an object whose turn is held, and returns it if it has to wait.
 fn run(object: &Object<Box<Job>>, next: Next, job: &mut Job) -> Option<Next> {
     let outer = AT_WORK_ON.replace(object.number);
     let mut value = lock(&object.value).take();
     let again = match next {
-        Next::Run(op, arguments) => {
-            LAST_ENTRY.set(Some(op.entry));
-            // User code in it may come back here, on another object.
-            let mut doors = DOORS.take().unwrap_or_default();
-            let result = doors.enter(&op, arguments, &mut value, &mut job.wait, &mut job.answer);
-            DOORS.set(Some(doors));
-            if let Some(settle) = job.wait.as_ref().and_then(|wait| wait.settle) {
+        Next::Run(op) => {
+            let frame = &mut job.frame;
+            frame.object = value.take();
+            let result = enter(&op, frame);
+            value = frame.object.take();
+            if let Some(settle) = frame.wait.as_ref().and_then(|wait| wait.settle) {
                 object.settle.get_or_init(|| settle);
             }
-            let has_to_wait = result.is_ok() && job.wait.as_ref().is_some_and(|wait| wait.has_to_wait);
+            let has_to_wait = result.is_ok() && frame.wait.as_ref().is_some_and(|wait| wait.has_to_wait);
             if let Err(error) = result {
-                job.answer.error(&error);
+                frame.out.error(&error);
             }
-            has_to_wait.then_some(Next::Run(op, None))
+            has_to_wait.then_some(Next::Run(op))
         }
         Next::Settle(ticket, end) => {
-            let is_its = |job: &mut Box<Job>| job.wait.as_ref().is_some_and(|wait| wait.ticket == ticket);
+            let is_its = |job: &mut Box<Job>| job.frame.wait.as_ref().is_some_and(|wait| wait.ticket == ticket);
             let waited: Vec<_> = lock(&object.parked).extract_if(.., is_its).collect();
             if let (Some(settle), Some(value)) = (object.settle.get(), &mut value) {
                 survive(|| settle(&mut **value, ticket, end));
@@ -1006,7 +1033,7 @@ fn run(object: &Object<Box<Job>>, next: Next, job: &mut Job) -> Option<Next> {
         }
         Next::Expire(ticket) => {
             let mut parked = lock(&object.parked);
-            let wait = parked.iter_mut().filter_map(|job| job.wait.as_mut()).find(|wait| wait.ticket == ticket);
+            let wait = parked.iter_mut().filter_map(|job| job.frame.wait.as_mut()).find(|wait| wait.ticket == ticket);
             // It is tried again, as all are.
             wait.into_iter().for_each(|wait| wait.is_late = true);
             None
@@ -1020,10 +1047,10 @@ fn run(object: &Object<Box<Job>>, next: Next, job: &mut Job) -> Option<Next> {
 impl Job {
     fn finish(self: Box<Self>) {
         fault::point("manager.answer");
-        let Self { answer, reply_to, wait, .. } = *self;
+        let Self { frame: Frame { out, wait, .. }, reply_to, .. } = *self;
         // What it kept is the user's.
         survive(|| drop(wait));
-        let answer = answer.seal();
+        let answer = out.seal();
         match reply_to {
             ReplyTo::Nobody => {}
             ReplyTo::Client(connection) => connection.reply(answer),
@@ -1144,6 +1171,7 @@ impl Server {
                     let entry = job.entry();
                     let start = Instant::now();
                     survive(|| self.work_here(job));
+                    self.let_go();
                     if start.elapsed() < LOOK
                         && let Some(entry) = entry
                     {

@@ -100,10 +100,8 @@ impl<T> Proxy<T> {
     {
         let handle: Arc<Handle> = self.handle.clone();
         let mut request = handle.link.request(protocol::WAIT);
-        let message = request.encode(|| wire::encode(&args))?;
-        request.number(0);
-        request.op(&method::call_op::<F, T, A, Waiting>(handle.object, f)).value(&message, &args);
-        drop((message, args));
+        request.number(0).op(&method::call_op::<F, T, A, Waiting>(handle.object, f)).append(&args)?;
+        drop(args);
         let (mut reader, mut asked) = Asked::ask(handle, request, timeout).await?;
         let Lend(value) = reader.part()?;
         asked.is_read = true;

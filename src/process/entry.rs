@@ -423,7 +423,7 @@ pub(crate) fn text_of(payload: &(dyn Any + Send)) -> String {
 
 /// Runs `work`; a panic becomes an error that tells where and why.
 pub(crate) fn catch_panic<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
-    LAST_PANIC.set(None);
+    LAST_PANIC.with_borrow_mut(|last| drop(last.take_if(|_| true)));
     catch_next_panic(work)
 }
 

@@ -3,8 +3,9 @@
 //! The while is learned per event: it grows when looking paid, halves when it did not, down to none, and is tried
 //! anew now and then. So waits that are long, or that need the CPU we look with, stop being looked for. An answer that
 //! took as long as a wake pays once, for the peer may be in step from now on; twice in a row it is asleep each time.
-//! Who has just seen that the other side is awake may be encouraged to look all the same; in vain, that is not tried again
-//! for a while, which doubles each time.
+//! Who has just seen that the other side is awake may be encouraged to look all the same, shortly first, and then for as
+//! long as it is ever worth it; in vain, that is not tried again for a while, which doubles each time. An answer that took
+//! long although the other side was awake took work, not a wake: the next may take as long.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
@@ -17,7 +18,7 @@ const LONGEST_NS: u32 = 50_000;
 const SHORTEST_NS: u32 = 1_000;
 /// An answer from a peer that is awake comes sooner, and one from a peer that has to be woken later.
 const AWAKE_NS: u32 = 12_000;
-/// The while of who was encouraged.
+/// The while of who was encouraged, at first.
 const ENCOURAGED_NS: u32 = 10_000;
 const MOST_IGNORED: u32 = 64;
 /// The part spent without letting other tasks run.
@@ -34,14 +35,19 @@ pub(crate) struct Look {
     ignored: AtomicU32,
     ignores: AtomicU32,
     is_encouraged: AtomicBool,
+    /// The while of the next that is encouraged.
+    encouraged_ns: AtomicU32,
+    /// It is known of who is looked for next.
+    is_peer_awake: AtomicBool,
 }
 
 impl Default for Look {
     fn default() -> Self {
         let window = if has_spare_cpu() { LONGEST_NS } else { 0 };
         let (window_ns, ignores) = (AtomicU32::new(window), AtomicU32::new(1));
-        let (skipped, was_asleep, ignored, is_encouraged) = Default::default();
-        Self { window_ns, skipped, was_asleep, ignored, ignores, is_encouraged }
+        let (skipped, was_asleep, ignored, is_encouraged, is_peer_awake) = Default::default();
+        let encouraged_ns = AtomicU32::new(ENCOURAGED_NS);
+        Self { window_ns, skipped, was_asleep, ignored, ignores, is_encouraged, encouraged_ns, is_peer_awake }
     }
 }
 
@@ -60,12 +66,14 @@ pub(super) struct Looking {
 impl Look {
     /// The other side is awake: what is to be looked for next may come at once.
     pub(crate) fn encourage(&self) {
-        if self.window_ns.load(Relaxed) >= ENCOURAGED_NS || !has_spare_cpu() {
+        self.is_peer_awake.store(true, Relaxed);
+        let encouraged = self.encouraged_ns.load(Relaxed);
+        if self.window_ns.load(Relaxed) >= encouraged || !has_spare_cpu() {
             return;
         }
         match self.ignored.load(Relaxed) {
             0 => {
-                self.window_ns.store(ENCOURAGED_NS, Relaxed);
+                self.window_ns.store(encouraged, Relaxed);
                 self.is_encouraged.store(true, Relaxed);
             }
             left => self.ignored.store(left - 1, Relaxed),
@@ -105,10 +113,14 @@ impl Look {
     pub(super) fn is_over(&self, looking: &Looking) -> bool {
         let over = looking.started.elapsed() >= looking.window;
         if over {
-            if self.is_encouraged.swap(false, Relaxed) {
+            self.is_peer_awake.store(false, Relaxed);
+            if self.is_encouraged.swap(false, Relaxed)
+                && self.encouraged_ns.swap(LONGEST_NS, Relaxed) == LONGEST_NS
+            {
                 let ignores = self.ignores.load(Relaxed);
                 self.ignored.store(ignores, Relaxed);
                 self.ignores.store((2 * ignores).min(MOST_IGNORED), Relaxed);
+                self.encouraged_ns.store(ENCOURAGED_NS, Relaxed);
             }
             let window = self.window_ns.load(Relaxed) / 2;
             self.window_ns.store(if window < SHORTEST_NS { 0 } else { window }, Relaxed);
@@ -122,7 +134,8 @@ impl Look {
             self.ignores.store(1, Relaxed);
         }
         let faded = self.window_ns.load(Relaxed) / 16 * 15;
-        let window = match took > AWAKE_NS {
+        let was_awake = self.is_peer_awake.swap(false, Relaxed);
+        let window = match took > AWAKE_NS && !was_awake {
             true if self.was_asleep.swap(true, Relaxed) => 0,
             true => LONGEST_NS,
             false => {
