@@ -4,8 +4,8 @@
 //! A handle in an answer is held for the client as it leaves, and listed in the answer, so that what the client does
 //! not read it lets go. All references of a connection end with it.
 
+use super::clients::Connection;
 use super::link::{Handle, Link};
-use super::server::Connection;
 use crate::error::Result;
 use std::cell::RefCell;
 use std::sync::Arc;

@@ -1,6 +1,7 @@
 //! The face: start a manager, make objects in it.
 
 use super::dict::DictProxy;
+use super::gate::{Bind, GREETING, GREETING_TIME, Welcome};
 use super::link::{Handle, Link};
 use super::list::ListProxy;
 use super::method::{Exposed, Maker};
@@ -11,7 +12,7 @@ use super::primitives::{
 use super::protocol::{self, Writer};
 use super::proxy::{self, Proxy};
 use super::queue::{Items, QueueProxy};
-use super::server::{self, Bind, Setup, Welcome};
+use super::server::{self, Setup};
 use super::value::{ArrayProxy, One, Row, ValueProxy};
 use crate::connection::{self, ByteConnection, Connect};
 use crate::error::{Error, ErrorKind, Result};
@@ -445,7 +446,7 @@ impl ManagerConnect {
 
     async fn run(self) -> Result<Manager> {
         let connection = self.0.await?;
-        let greeted = tokio::time::timeout(server::GREETING_TIME, Self::greet(&connection)).await;
+        let greeted = tokio::time::timeout(GREETING_TIME, Self::greet(&connection)).await;
         let welcome = greeted.unwrap_or_else(|_| Err(Error::new(ErrorKind::Timeout, "no word from the manager")))?;
         let link = Link::far(welcome.id, welcome.pid, connection);
         Ok(Manager { link, pid: welcome.pid, process: Mutex::new(None), is_far: true })
@@ -453,10 +454,10 @@ impl ManagerConnect {
 
     async fn greet(connection: &ByteConnection) -> Result<Welcome> {
         let build = image::fingerprint();
-        connection.send_bytes(&[&server::GREETING[..], &build.to_le_bytes()].concat()).await?;
+        connection.send_bytes(&[&GREETING[..], &build.to_le_bytes()].concat()).await?;
         let answer = connection.recv_bytes().await?;
         let stranger = || Error::new(ErrorKind::Decode, format!("at {} is no manager", connection.peer_addr()));
-        let bytes = answer.strip_prefix(server::GREETING).ok_or_else(stranger)?.to_vec();
+        let bytes = answer.strip_prefix(GREETING).ok_or_else(stranger)?.to_vec();
         let welcome: Welcome = wire::decode(Parcel { bytes, fds: Vec::new() }).map_err(|_| stranger())?;
         if welcome.build != build {
             let (peer, theirs) = (connection.peer_addr(), welcome.build);

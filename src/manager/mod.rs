@@ -1,20 +1,28 @@
 //! Objects that live in one process and are used from many.
 //!
 //! ```text
-//! manager.rs   Manager, ManagerBuilder: the public face     server.rs   who runs the calls, and how a slow one is left behind
-//! proxy.rs     the typed handle a client holds              objects.rs  the objects and who holds them
-//! list.rs dict.rs namespace.rs   its forms for collections  method.rs   function <-> address, with an object in its hand
-//! link.rs      this process's connection to a server        protocol.rs what they say to each other
-//! queue.rs primitives.rs value.rs  its forms for what else    waits.rs    operations that may have to wait
-//!                                  shares memory
-//! abroad.rs    handles that go to another host            inboxes.rs  whose pipe is looked into, and whose rings
-//!              and come from there
+//! In a client:                                            In the manager:
+//! manager.rs   Manager, ManagerBuilder: the public face   server.rs    who leads, and how a slow call is left behind
+//! proxy.rs     the typed handle a client holds            jobs.rs      calls, from object to object
+//! list.rs dict.rs namespace.rs queue.rs primitives.rs     helpers.rs   threads that take over
+//! value.rs     its forms                                  clients.rs   one client: what it holds, the way back
+//! link.rs      one manager, and who holds what of it      inboxes.rs   whose pipe is looked into, and whose rings
+//! pipes.rs far.rs  the ways there                         gate.rs      clients from elsewhere
+//! slots.rs     who waits for which answer                 objects.rs   the objects and who holds them
+//!
+//! Of both:  protocol.rs  what they say to each other      method.rs    function <-> address, with an object in its hand
+//!           waits.rs     operations that may have to wait abroad.rs    handles that cross to another host and back
 //! ```
 #![forbid(unsafe_code)]
 
 mod abroad;
+mod clients;
 mod dict;
+mod far;
+mod gate;
+mod helpers;
 mod inboxes;
+mod jobs;
 mod link;
 mod list;
 #[allow(clippy::module_inception)] // STYLE: the room's face carries the room's name.
@@ -22,11 +30,13 @@ mod manager;
 mod method;
 mod namespace;
 mod objects;
+mod pipes;
 mod primitives;
 mod protocol;
 mod proxy;
 mod queue;
 mod server;
+mod slots;
 mod value;
 mod waits;
 

@@ -1,8 +1,7 @@
 //! Locks, semaphores, events, barriers, conditions in a manager, for those who share no memory.
 
-use super::link::Asked;
 use super::proxy::Proxy;
-use super::waits::{End, Ticket, Try, Waits, in_time, ready, too_late};
+use super::waits::{Asked, End, Ticket, Try, Waits, in_time, ready, too_late};
 use crate::error::{Error, ErrorKind, LockError, Result};
 use crate::wire::Message;
 use serde::{Deserialize, Serialize};

@@ -12,16 +12,19 @@
 //! Of one who is killed nobody knows whether it had read: what it got is given back, and a lock that it got is told as left by
 //! the dead.
 
-use super::link::{Asked, Handle};
+use super::link::Handle;
 use super::method::{self, Waiting};
-use super::protocol;
+use super::protocol::{self, Reader, Writer};
 use super::proxy::{Lend, Proxy};
 use crate::error::{Error, ErrorKind, Result};
+use crate::os::fault;
 use crate::wire::{self, Message};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::any::Any;
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -119,5 +122,72 @@ impl<T> Proxy<T> {
         let (value, asked) = self.wait(f, args).await?;
         asked.take();
         Ok(value)
+    }
+}
+
+/// Something that was asked for, and must be taken or given back. Dropped, it is given back.
+pub(super) struct Asked {
+    handle: Arc<Handle>,
+    /// 0 if nothing was asked yet, or it is settled.
+    id: AtomicU64,
+    /// The answer was read.
+    pub(super) is_read: bool,
+}
+
+impl Asked {
+    /// Asks by a request that may have to wait. After `timeout` the manager is told that it is too late, and answers what came
+    /// of it; only what was not even sent is over without its word.
+    pub(super) async fn ask(handle: Arc<Handle>, request: Writer, timeout: Option<Duration>) -> Result<(Reader, Self)> {
+        if handle.link.is_here() {
+            return Err(Error::other("an object of a manager cannot wait in there for another one"));
+        }
+        let asked = Self { handle, id: AtomicU64::new(0), is_read: false };
+        let reader = {
+            let mut answer = pin!(asked.handle.link.ask_as(request, 1, false, &asked.id));
+            match timeout {
+                None => answer.await?,
+                Some(timeout) => match tokio::time::timeout(timeout, &mut answer).await {
+                    Ok(answer) => answer?,
+                    Err(_) if asked.id() == 0 => {
+                        return Err(Error::new(ErrorKind::Timeout, "the manager could not be asked in time"));
+                    }
+                    Err(_) => {
+                        asked.tell(protocol::EXPIRE, asked.id());
+                        answer.await?
+                    }
+                },
+            }
+        };
+        fault::point("manager.got");
+        Ok((reader, asked))
+    }
+
+    /// The number of the request that asked.
+    pub(super) fn id(&self) -> u64 {
+        self.id.load(Relaxed)
+    }
+
+    /// What it brought is taken for good.
+    pub(super) fn take(mut self) {
+        self.settle(protocol::TOOK);
+    }
+
+    fn settle(&mut self, how: u8) {
+        let id = std::mem::take(self.id.get_mut());
+        if id != 0 {
+            self.tell(how, id);
+        }
+    }
+
+    fn tell(&self, what: u8, id: u64) {
+        let mut request = Writer::request(what);
+        request.number(id);
+        self.handle.link.tell(request);
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        self.settle(if self.is_read { protocol::GIVE_BACK } else { protocol::UNREAD });
     }
 }

@@ -114,9 +114,7 @@ impl Look {
         let over = looking.started.elapsed() >= looking.window;
         if over {
             self.is_peer_awake.store(false, Relaxed);
-            if self.is_encouraged.swap(false, Relaxed)
-                && self.encouraged_ns.swap(LONGEST_NS, Relaxed) == LONGEST_NS
-            {
+            if self.is_encouraged.swap(false, Relaxed) && self.encouraged_ns.swap(LONGEST_NS, Relaxed) == LONGEST_NS {
                 let ignores = self.ignores.load(Relaxed);
                 self.ignored.store(ignores, Relaxed);
                 self.ignores.store((2 * ignores).min(MOST_IGNORED), Relaxed);

@@ -1,0 +1,271 @@
+//! One client of a server: what it says, holds and waits for, and the way back to it.
+
+use super::abroad::Abroad;
+use super::inboxes::Open;
+use super::jobs::{Job, Next, ReplyTo};
+use super::link::Handle;
+use super::method::Attempt;
+use super::objects::{Object, lock};
+use super::protocol::{self, Reader, Writer};
+use super::server::{Event, Server};
+use super::waits::End;
+use crate::channel::Sender;
+use crate::connection::{ByteReceiver, ByteSender};
+use crate::error::{ErrorKind, Result};
+use crate::os::fault;
+use crate::wire::Sealed;
+use futures::SinkExt;
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Waker};
+
+/// One client.
+pub(super) struct Connection {
+    pub(super) number: u64,
+    pub(super) server: Arc<Server>,
+    /// It shares no memory with this process: handles go as references that it holds.
+    pub(super) is_far: bool,
+    pub(super) held: Mutex<HashMap<u64, u64>>,
+    /// Where requests that may wait were made, and what they brought may be held.
+    pub(super) asked: Mutex<HashMap<u64, Arc<Object<Box<Job>>>>>,
+    pub(super) out: Mutex<Out>,
+}
+
+/// The way back to a client.
+pub(super) struct Out {
+    /// `None` while a flush has it.
+    pub(super) sender: Option<Outgoing>,
+    pub(super) backlog: VecDeque<Sealed>,
+    pub(super) is_flushing: bool,
+    pub(super) is_gone: bool,
+    /// Read again when the backlog is gone: a client that does not read is not read either.
+    pub(super) parked: Option<Incoming>,
+}
+
+/// Where requests come from; a near one is in the server's hand.
+pub(super) enum Incoming {
+    Near(Open<Arc<Connection>>),
+    Far(ByteReceiver),
+}
+
+pub(super) enum Outgoing {
+    Near(Sender<Sealed>),
+    Far(ByteSender),
+}
+
+impl Outgoing {
+    async fn send(&mut self, answer: Sealed) -> Result<()> {
+        match self {
+            Self::Near(sender) => sender.send(answer).await.map_err(Into::into),
+            Self::Far(sender) => sender.feed(answer.bytes().to_vec()).await,
+        }
+    }
+
+    async fn flush(&mut self) -> Result<()> {
+        match self {
+            Self::Near(_) => Ok(()),
+            Self::Far(sender) => sender.flush().await,
+        }
+    }
+}
+
+impl Connection {
+    pub(super) fn abroad(self: &Arc<Self>) -> Option<Abroad> {
+        self.is_far.then(|| Abroad::Server(self.clone()))
+    }
+
+    /// Holds the object of a handle that leaves this way; false if it is no object of this manager.
+    pub(super) fn give(&self, handle: &Handle) -> bool {
+        let is_ours = handle.link.id == self.server.id && self.server.objects.hold(handle.object);
+        if is_ours {
+            *lock(&self.held).entry(handle.object).or_default() += 1;
+        }
+        is_ours
+    }
+
+    /// A handle of an object that it holds.
+    pub(super) fn receive(&self, object: u64) -> Option<Handle> {
+        if object != protocol::NAMES && !lock(&self.held).contains_key(&object) {
+            return None;
+        }
+        Handle::inside(self.server.link().ok()?, object).ok()
+    }
+}
+
+impl Connection {
+    /// Sends an answer, or keeps it until the client reads again.
+    pub(super) fn reply(self: &Arc<Self>, answer: Sealed) {
+        let id = protocol::id_of(answer.bytes()).unwrap_or_default();
+        let mut out = lock(&self.out);
+        let Out { sender, backlog, is_flushing, .. } = &mut *out;
+        let refused = match sender {
+            Some(Outgoing::Near(sender)) if backlog.is_empty() => match sender.try_send_blindly(answer) {
+                Ok(true) => return,
+                // It may ask again at once.
+                Ok(false) => return self.server.look.encourage(),
+                Err(refused) => Some(refused),
+            },
+            Some(Outgoing::Far(sender)) if backlog.is_empty() => {
+                let mut now = Context::from_waker(Waker::noop());
+                let sent = sender.start_send_unpin(answer.bytes().to_vec());
+                match sent.is_ok() && sender.poll_flush_unpin(&mut now).is_pending() {
+                    true => None,
+                    // An error is the end of the connection, which its other half tells of.
+                    false => return,
+                }
+            }
+            None if !*is_flushing => return, // The client is gone.
+            _ => return backlog.push_back(answer),
+        };
+        match refused {
+            None => {}
+            Some(refused) => match refused.kind() {
+                ErrorKind::Closed => return,
+                ErrorKind::Full => out.backlog.push_back(refused.into_inner()),
+                _ => {
+                    let mut answer = Writer::answer(id);
+                    answer.error(&refused.into_error());
+                    out.backlog.push_back(answer.seal());
+                }
+            },
+        }
+        if let Some(sender) = out.sender.take() {
+            out.is_flushing = true;
+            drop(out);
+            self.server.read(flush(self.clone(), sender));
+        }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.server.objects.release(std::mem::take(&mut *lock(&self.held)));
+    }
+}
+
+pub(super) async fn next_request(connection: Arc<Connection>, receiver: ByteReceiver) -> Event {
+    let request = receiver.recv_bytes().await.map(|bytes| Sealed::new(bytes, Vec::new()));
+    Event::Request(connection, Incoming::Far(receiver), request)
+}
+
+pub(super) async fn flush(connection: Arc<Connection>, mut sender: Outgoing) -> Event {
+    loop {
+        let next = lock(&connection.out).backlog.pop_front();
+        let is_flushed = next.is_none();
+        let sent = match next {
+            Some(answer) => sender.send(answer).await,
+            None => sender.flush().await,
+        };
+        let mut out = lock(&connection.out);
+        if sent.is_err() {
+            // The client is gone, as its other pipe will tell.
+            out.backlog.clear();
+        }
+        if out.backlog.is_empty() && (is_flushed || sent.is_err()) {
+            out.sender = (!out.is_gone).then_some(sender);
+            out.is_flushing = false;
+            break;
+        }
+    }
+    Event::Flushed(connection)
+}
+
+/// What clients say.
+impl Server {
+    /// Does what a request says. A call is returned if it can go on, and waits in line at its object if not.
+    pub(super) fn take_request(
+        self: &Arc<Self>,
+        connection: &Arc<Connection>,
+        request: Sealed,
+    ) -> Result<Option<Box<Job>>> {
+        let mut reader = Reader::new(request)?;
+        fault::point("manager.request");
+        match reader.byte()? {
+            protocol::CALL => {
+                let (id, left) = (reader.number()?, reader.number()?);
+                let reply_to = ReplyTo::Client(connection.clone());
+                let answer = Writer::answer(id).to(connection.abroad());
+                return Ok(self.prepare(Job::new(reader, left, answer, reply_to), None));
+            }
+            protocol::WAIT => {
+                let id = reader.number()?;
+                if lock(&connection.asked).contains_key(&id) {
+                    return Err(protocol::torn());
+                }
+                let reply_to = ReplyTo::Client(connection.clone());
+                let mut job = Job::new(reader, 1, Writer::answer(id).to(connection.abroad()), reply_to);
+                job.frame.wait = Some(Attempt::new((connection.number, id)));
+                return Ok(self.prepare(job, None));
+            }
+            kind @ (protocol::TOOK | protocol::GIVE_BACK | protocol::UNREAD) => {
+                let id = reader.number()?;
+                let object = lock(&connection.asked).remove(&id);
+                if let Some(object) = object {
+                    let end = match kind {
+                        protocol::TOOK => End::Took,
+                        protocol::GIVE_BACK => End::GaveBack,
+                        _ => End::Unread,
+                    };
+                    self.tell(object, Next::Settle((connection.number, id), end));
+                }
+            }
+            protocol::EXPIRE => {
+                let id = reader.number()?;
+                let object = lock(&connection.asked).get(&id).cloned();
+                if let Some(object) = object {
+                    self.tell(object, Next::Expire((connection.number, id)));
+                }
+            }
+            // Leases are for families, and ending the manager is for who started it.
+            protocol::LEASE_OPEN | protocol::LEASE | protocol::CLAIMED | protocol::END if connection.is_far => {
+                return Err(protocol::torn());
+            }
+            protocol::LEASE_OPEN => {
+                let lease = (connection.number, reader.number()?);
+                self.objects.open_lease(lease);
+                self.read(super::server::until_ended(lease, Arc::new(reader.fd()?)));
+            }
+            protocol::LEASE => self.objects.lease((connection.number, reader.number()?), reader.number()?),
+            protocol::CLAIM => {
+                let object = reader.number()?;
+                if self.objects.hold(object) {
+                    *lock(&connection.held).entry(object).or_default() += 1;
+                }
+            }
+            // The descriptor closes as the reader drops.
+            protocol::CLAIMED => {}
+            protocol::RELEASE => {
+                let object = reader.number()?;
+                let mut held = lock(&connection.held);
+                if let Some(count) = held.get_mut(&object) {
+                    *count -= 1;
+                    if *count == 0 {
+                        held.remove(&object);
+                    }
+                    drop(held);
+                    self.objects.release([(object, 1)]);
+                }
+            }
+            protocol::COUNT => {
+                // Without the namespace that is always there.
+                let count = self.objects.len().saturating_sub(1) as u64;
+                let mut answer = Writer::answer(reader.number()?).to(connection.abroad());
+                answer.append_part(&count)?;
+                connection.reply(answer.seal());
+            }
+            protocol::WHERE => {
+                let mut answer = Writer::answer(reader.number()?).to(connection.abroad());
+                answer.append_part(&self.address)?;
+                connection.reply(answer.seal());
+            }
+            protocol::END => {
+                let mut answer = Writer::answer(reader.number()?);
+                answer.append_part(&())?;
+                connection.reply(answer.seal());
+                self.finish();
+            }
+            _ => return Err(protocol::torn()),
+        }
+        Ok(None)
+    }
+}

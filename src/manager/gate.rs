@@ -1,0 +1,78 @@
+//! Clients from elsewhere: where they connect, and the first words with them.
+
+use super::server::{Event, Id};
+#[cfg(feature = "tls")]
+use crate::connection::rustls;
+use crate::connection::{ByteConnection, Listener};
+use crate::error::{Error, ErrorKind, Result};
+use crate::os::image;
+use crate::wire;
+#[cfg(feature = "tls")]
+use std::sync::Arc;
+use std::time::Duration;
+
+/// In which a client from elsewhere must have said who it is.
+pub(super) const GREETING_TIME: Duration = Duration::from_secs(10);
+
+/// Where and how clients from elsewhere connect.
+#[derive(serde::Serialize, serde::Deserialize)]
+pub(super) struct Bind {
+    pub(super) address: String,
+    pub(super) key: Vec<u8>,
+    /// Certificates and the key to them, in DER.
+    #[cfg(feature = "tls")]
+    pub(super) tls: Option<(Vec<Vec<u8>>, Vec<u8>)>,
+}
+
+impl Bind {
+    pub(super) async fn listen(self) -> Result<Listener> {
+        let bind = Listener::bind(&self.address).authkey(self.key).allow_md5(false);
+        #[cfg(feature = "tls")]
+        let bind = match self.tls {
+            Some((certificates, key)) => bind.tls(tls(certificates, key)?),
+            None => bind,
+        };
+        bind.await
+    }
+}
+
+#[cfg(feature = "tls")]
+fn tls(certificates: Vec<Vec<u8>>, key: Vec<u8>) -> Result<Arc<rustls::ServerConfig>> {
+    let unfit = |why: String| Error::new(ErrorKind::Other, format!("this certificate cannot be used: {why}"));
+    let key = rustls::pki_types::PrivateKeyDer::try_from(key).map_err(|why| unfit(why.into()))?;
+    let certificates = certificates.into_iter().map(Into::into).collect();
+    let config = rustls::ServerConfig::builder().with_no_client_auth().with_single_cert(certificates, key);
+    config.map(Arc::new).map_err(|why| unfit(why.to_string()))
+}
+
+/// What a client from elsewhere is told.
+#[derive(serde::Serialize, serde::Deserialize)]
+pub(super) struct Welcome {
+    pub(super) id: Id,
+    pub(super) pid: u32,
+    pub(super) build: u64,
+}
+
+/// The first words of a client from elsewhere, and of the manager to it.
+pub(super) const GREETING: &[u8; 16] = b"multiprocess mgr";
+
+/// Lets in who runs the same build.
+pub(super) async fn greet(id: Id, peer: ByteConnection) -> Event {
+    let greeted = async {
+        let build = image::fingerprint();
+        let theirs = peer.recv_bytes().await?;
+        let Some(theirs) = theirs.strip_prefix(GREETING).and_then(|rest| <[u8; 8]>::try_from(rest).ok()) else {
+            return Err(Error::new(ErrorKind::Decode, "the other end is no client of a manager"));
+        };
+        let welcome = Welcome { id, pid: std::process::id(), build };
+        let message = wire::encode(&welcome)?;
+        peer.send_bytes(&[GREETING, message.payload(&welcome)].concat()).await?;
+        match u64::from_le_bytes(theirs) == build {
+            true => Ok(()),
+            false => Err(Error::new(ErrorKind::Decode, "it is another build of this program, or another program")),
+        }
+    };
+    let greeted = tokio::time::timeout(GREETING_TIME, greeted).await;
+    let greeted = greeted.unwrap_or_else(|_| Err(Error::new(ErrorKind::Timeout, "it did not say who it is")));
+    Event::Hello(greeted.map(|()| peer.split()))
+}

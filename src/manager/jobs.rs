@@ -1,0 +1,296 @@
+//! Calls: how they go from object to object, wait in line or for a change, and are answered.
+
+use super::clients::Connection;
+use super::helpers::Task;
+use super::method::{Doors, Frame};
+use super::objects::{Object, lock};
+use super::protocol::{self, Op, Reader, Writer};
+use super::server::{Server, survive};
+use super::waits::{End, Ticket};
+use crate::error::{Error, Result};
+use crate::os::fault;
+use crate::wire::Sealed;
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::*;
+use tokio::sync::oneshot;
+
+thread_local! {
+    /// The object that a call on this thread works on; 0 is none.
+    static AT_WORK_ON: Cell<u64> = const { Cell::new(0) };
+    /// The function that this thread called last.
+    pub(super) static LAST_ENTRY: Cell<Option<u64>> = const { Cell::new(None) };
+    static DOORS: Cell<Option<Box<Doors>>> = const { Cell::new(None) };
+}
+
+/// The object that handles decoded on this thread become part of.
+pub(super) fn owner_of_new_handles() -> u64 {
+    AT_WORK_ON.get()
+}
+
+/// A call that is being worked off, operation by operation.
+pub(super) struct Job {
+    pub(super) frame: Frame,
+    pub(super) left: u64,
+    pub(super) reply_to: ReplyTo,
+    /// The operation that is next, if it has been read.
+    pub(super) next: Option<Next>,
+    /// It has the turn of its next object.
+    pub(super) object: Option<Arc<Object<Box<Job>>>>,
+}
+
+pub(super) enum Next {
+    Run(Op),
+    /// What a waiting operation brought, or still waits for, is taken or given back.
+    Settle(Ticket, End),
+    /// The time of a waiting operation is over.
+    Expire(Ticket),
+}
+
+impl Job {
+    /// Boxed, for it goes from hand to hand.
+    pub(super) fn new(reader: Reader, left: u64, answer: Writer, reply_to: ReplyTo) -> Box<Self> {
+        let frame = Frame::new(reader, answer);
+        Box::new(Self { frame, left, reply_to, next: None, object: None })
+    }
+
+    pub(super) fn entry(&self) -> Option<u64> {
+        match &self.next {
+            Some(Next::Run(op)) => Some(op.entry),
+            _ => None,
+        }
+    }
+}
+
+pub(super) enum ReplyTo {
+    Client(Arc<Connection>),
+    Nobody,
+    /// A task of this process.
+    Here(oneshot::Sender<Sealed>),
+}
+
+/// Calls.
+impl Server {
+    /// Runs a call of this process's own.
+    pub(super) fn submit(self: &Arc<Self>, call: Sealed) -> Result<oneshot::Receiver<Sealed>> {
+        let mut reader = Reader::new(call)?;
+        let (_, id, left) = (reader.byte()?, reader.number()?, reader.number()?);
+        let (sender, answer) = oneshot::channel();
+        let reply_to = ReplyTo::Here(sender);
+        let job = Job::new(reader, left, Writer::answer(id), reply_to);
+        if let Some(job) = self.prepare(job, None) {
+            self.helpers.run(self, Task::Work(job));
+        }
+        Ok(answer)
+    }
+
+    /// Works off `job` and all that this lets go on, unless it has to wait, or is better left to a helper.
+    pub(super) fn work(self: &Arc<Self>, job: Box<Job>) {
+        if self.has_slow.load(Relaxed) && self.is_slow(&job) {
+            self.helpers.run(self, Task::Work(job));
+        } else {
+            self.work_here(job);
+        }
+    }
+
+    fn is_slow(&self, job: &Job) -> bool {
+        job.entry().is_some_and(|entry| lock(&self.slow).contains(&entry))
+    }
+
+    /// Tells an object of what became of a request that may wait, after everything that came to it before.
+    pub(super) fn tell(self: &Arc<Self>, object: Arc<Object<Box<Job>>>, what: Next) {
+        let mut job = Job::new(Reader::default(), 0, Writer::default(), ReplyTo::Nobody);
+        (job.next, job.object) = (Some(what), Some(object.clone()));
+        if let Some(job) = object.take_turn(job) {
+            self.work_here(job);
+        }
+    }
+
+    pub(super) fn work_here(self: &Arc<Self>, job: Box<Job>) {
+        let mut todo = VecDeque::from([job]);
+        while let Some(job) = todo.pop_front() {
+            self.advance(job, &mut todo);
+        }
+    }
+
+    /// Runs the operations of a job until it is done or waits for an object. Jobs whose turn has come join `todo`.
+    fn advance(self: &Arc<Self>, job: Box<Job>, todo: &mut VecDeque<Box<Job>>) {
+        let mut prepared = Some(job);
+        while let Some(mut job) = prepared {
+            prepared = match (job.next.take(), job.object.take()) {
+                (Some(next), Some(object)) => {
+                    let has_to_wait = run(&object, next, &mut job);
+                    fault::point("manager.ran");
+                    self.retry(&object, todo);
+                    let job = match has_to_wait {
+                        Some(next) => {
+                            job.next = Some(next);
+                            lock(&object.parked).push(job);
+                            None
+                        }
+                        None => self.prepare(job, Some(&object)),
+                    };
+                    let next = job.as_ref().and_then(|job| job.object.as_ref());
+                    // It keeps its turn.
+                    if !next.is_some_and(|next| Arc::ptr_eq(next, &object)) {
+                        todo.extend(object.pass_on());
+                    }
+                    job
+                }
+                (Some(Next::Run(op)), None) => {
+                    self.make(&mut job, &op);
+                    self.prepare(job, None)
+                }
+                (Some(Next::Settle(..) | Next::Expire(_)), None) => return,
+                (None, _) => return job.finish(),
+            };
+        }
+    }
+
+    /// Tries what is parked at an object whose turn is held; the first to come is the first to go.
+    fn retry(&self, object: &Object<Box<Job>>, todo: &mut VecDeque<Box<Job>>) {
+        loop {
+            let parked = std::mem::take(&mut *lock(&object.parked));
+            if parked.is_empty() {
+                return;
+            }
+            let (count, mut left) = (parked.len(), Vec::new());
+            for mut job in parked {
+                let Some(next) = job.next.take() else { continue };
+                match run(object, next, &mut job) {
+                    Some(next) => {
+                        job.next = Some(next);
+                        left.push(job);
+                    }
+                    // It has only one operation, so it is done.
+                    None => todo.push_back(job),
+                }
+            }
+            let is_settled = left.len() == count;
+            *lock(&object.parked) = left;
+            if is_settled {
+                return;
+            }
+        }
+    }
+
+    /// Gets a job ready for its next operation, or for its end. `None`: it waits in line at its object. It keeps the turn
+    /// at the object where it `has` it if that is the next one, too, and nobody waits there.
+    pub(super) fn prepare(&self, mut job: Box<Job>, has: Option<&Arc<Object<Box<Job>>>>) -> Option<Box<Job>> {
+        while job.next.is_none() && job.left > 0 {
+            job.left -= 1;
+            let frame = &mut job.frame;
+            let (op, arguments) = match frame.reader.op().and_then(|op| Ok((op, frame.reader.value()?))) {
+                Ok(next) => next,
+                Err(error) => {
+                    frame.out.error(&error);
+                    job.left = 0;
+                    return Some(job);
+                }
+            };
+            frame.arguments = Some(arguments);
+            if self.exposed.as_ref().is_some_and(|exposed| !exposed.contains(&op.entry)) {
+                frame.out.error(&Error::other("this function is not exposed by the manager"));
+            } else if op.object == protocol::MAKER {
+                job.next = Some(Next::Run(op));
+            } else if let Some(object) = has.filter(|has| has.number == op.object && has.is_nobody_waiting()) {
+                (job.next, job.object) = (Some(Next::Run(op)), Some(object.clone()));
+            } else if let Some(object) = self.objects.find(op.object) {
+                if let (Some(wait), ReplyTo::Client(connection)) = (&frame.wait, &job.reply_to) {
+                    lock(&connection.asked).insert(wait.ticket.1, object.clone());
+                }
+                (job.next, job.object) = (Some(Next::Run(op)), Some(object.clone()));
+                return object.take_turn(job);
+            } else {
+                frame.out.error(&Error::closed("object of this proxy"));
+            }
+        }
+        Some(job)
+    }
+
+    fn make(&self, job: &mut Job, op: &Op) {
+        // Handles among the arguments are the new object's.
+        let number = self.objects.reserve();
+        let outer = AT_WORK_ON.replace(number);
+        let result = enter(op, &mut job.frame);
+        AT_WORK_ON.set(outer);
+        match (result, job.frame.object.take()) {
+            (Ok(()), Some(value)) => {
+                self.objects.add_as(number, value);
+                if let ReplyTo::Client(connection) = &job.reply_to {
+                    *lock(&connection.held).entry(number).or_default() += 1;
+                }
+                job.frame.out.made(number);
+            }
+            (Ok(()), None) => job.frame.out.error(&protocol::torn()),
+            (Err(error), _) => job.frame.out.error(&error),
+        }
+    }
+}
+
+fn enter(op: &Op, frame: &mut Frame) -> Result<()> {
+    LAST_ENTRY.set(Some(op.entry));
+    // User code in it may come back here, on another object.
+    let mut doors = DOORS.take().unwrap_or_default();
+    let result = doors.enter(op, frame);
+    DOORS.set(Some(doors));
+    result
+}
+
+/// Runs one operation of a job on an object whose turn is held, and returns it if it has to wait.
+fn run(object: &Object<Box<Job>>, next: Next, job: &mut Job) -> Option<Next> {
+    let outer = AT_WORK_ON.replace(object.number);
+    let mut value = lock(&object.value).take();
+    let again = match next {
+        Next::Run(op) => {
+            let frame = &mut job.frame;
+            frame.object = value.take();
+            let result = enter(&op, frame);
+            value = frame.object.take();
+            if let Some(settle) = frame.wait.as_ref().and_then(|wait| wait.settle) {
+                object.settle.get_or_init(|| settle);
+            }
+            let has_to_wait = result.is_ok() && frame.wait.as_ref().is_some_and(|wait| wait.has_to_wait);
+            if let Err(error) = result {
+                frame.out.error(&error);
+            }
+            has_to_wait.then_some(Next::Run(op))
+        }
+        Next::Settle(ticket, end) => {
+            let is_its = |job: &mut Box<Job>| job.frame.wait.as_ref().is_some_and(|wait| wait.ticket == ticket);
+            let waited: Vec<_> = lock(&object.parked).extract_if(.., is_its).collect();
+            if let (Some(settle), Some(value)) = (object.settle.get(), &mut value) {
+                survive(|| settle(&mut **value, ticket, end));
+            }
+            survive(|| drop(waited));
+            None
+        }
+        Next::Expire(ticket) => {
+            let mut parked = lock(&object.parked);
+            let wait = parked.iter_mut().filter_map(|job| job.frame.wait.as_mut()).find(|wait| wait.ticket == ticket);
+            // It is tried again, as all are.
+            wait.into_iter().for_each(|wait| wait.is_late = true);
+            None
+        }
+    };
+    *lock(&object.value) = value;
+    AT_WORK_ON.set(outer);
+    again
+}
+
+impl Job {
+    fn finish(self: Box<Self>) {
+        fault::point("manager.answer");
+        let Self { frame: Frame { out, wait, .. }, reply_to, .. } = *self;
+        // What it kept is the user's.
+        survive(|| drop(wait));
+        let answer = out.seal();
+        match reply_to {
+            ReplyTo::Nobody => {}
+            ReplyTo::Client(connection) => connection.reply(answer),
+            // Who asked may have gone.
+            ReplyTo::Here(sender) => drop(sender.send(answer)),
+        }
+    }
+}
