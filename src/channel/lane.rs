@@ -40,10 +40,11 @@
 //! # Cancel
 //! No move awaits.
 
+use super::apart::Apart;
 use super::news::{self, News};
 use super::segment::Bytes;
 use super::spsc::{Corrupt, Reader, Words, Writer};
-use crate::os::fault;
+use crate::os::{cpu, fault};
 use crate::shm::atomic::AtomicU64;
 #[cfg(multiprocess_loom)]
 use crate::shm::region as view;
@@ -73,6 +74,8 @@ mod word {
     /// Bytes of memory that the worker had when it last looked, now and at most.
     pub(super) const RESIDENT: usize = 83;
     pub(super) const PEAK: usize = 84;
+    /// The CPU of who last had to wake the worker, and 1; 0 once the worker has seen it.
+    pub(super) const WAKER: usize = 85;
     /// Rows of [`super::ROW`] words, so that no two share a cache line.
     pub(super) const CLAIMS: usize = 96;
     pub(super) const WORK: usize = CLAIMS + super::ROW * super::AHEAD as usize;
@@ -230,6 +233,9 @@ impl PoolEnd {
         }
         self.given = number.wrapping_add(1);
         fault::point("lane.given");
+        if self.work.has_sleepers_after_rmw() {
+            self.region.words()[word::WAKER].store(cpu::current() as u64 + 1, Relaxed);
+        }
         self.work.notify_one();
         Some(number)
     }
@@ -308,6 +314,7 @@ pub(crate) struct WorkerEnd {
     results: Writer<Ring>,
     next: u32,
     news: News,
+    apart: Apart,
 }
 
 /// Where a task looks whether it has been asked to stop.
@@ -370,7 +377,18 @@ impl WorkerEnd {
         let done = Line::new(board.clone(), 0, None)?;
         let [orders, results] = rings(&region)?;
         let (orders, results) = (Reader::new(orders, ORDERS), Writer::new(results, RESULTS));
-        Ok(Self { region, board, work, room, done, orders, results, next: 0, news: News::default() })
+        Ok(Self {
+            region,
+            board,
+            work,
+            room,
+            done,
+            orders,
+            results,
+            next: 0,
+            news: News::default(),
+            apart: Apart::default(),
+        })
     }
 
     /// Blocks until there is an order, whose bytes go to `to`; `None` after the last.
@@ -382,7 +400,7 @@ impl WorkerEnd {
                 self.work.encourage();
             }
         }
-        let Self { region, work, orders: reader, .. } = self;
+        let Self { region, work, orders: reader, apart, .. } = self;
         let attempt = || match reader.peek(orders(region), to) {
             Ok(Some(kind)) => Some(Ok(Some(kind))),
             Ok(None) if region.words()[word::CLOSED].load(Acquire) == 0 => None,
@@ -392,6 +410,12 @@ impl WorkerEnd {
             Err(Corrupt) => Some(Err(io::Error::new(io::ErrorKind::InvalidData, "the ring of orders is corrupt"))),
         };
         let Some(kind) = until_blocking(work, None, attempt)?.transpose()?.flatten() else { return Ok(None) };
+        let waker = &region.words()[word::WAKER];
+        let woken_from = Some(waker.load(Relaxed)).filter(|waker| *waker != 0).map(|waker| waker as usize - 1);
+        if woken_from.is_some() {
+            waker.store(0, Relaxed);
+        }
+        apart.note(woken_from);
         fault::point("lane.ordered");
         let number = self.next;
         self.next = number.wrapping_add(1);

@@ -4,6 +4,7 @@
 //! [`extents`] and [`segment`] know bytes and words, have no async and wait for nobody.
 #![forbid(unsafe_code)]
 
+mod apart;
 mod extents;
 pub(crate) mod lane;
 #[cfg(all(test, multiprocess_loom))]

@@ -3,6 +3,7 @@
 //! `unsafe` lives here for calls that the safe wrappers of nix and rustix lack.
 
 pub(crate) mod clock;
+pub(crate) mod cpu;
 pub(crate) mod epoll;
 pub(crate) mod eventfd;
 pub(crate) mod fault;

@@ -1,0 +1,76 @@
+//! Getting off the CPU of who wakes us.
+//!
+//! The scheduler leaves who is woken where it was, and on a virtual machine it takes an idle CPU for one that the host
+//! has taken away. Two that wake each other in turn are no more load than one, so they stay on one CPU though another
+//! is idle. Tasks given one by one go twice as fast apart (`./check.py --only W3` in `benches/peers`). A single call at
+//! a time gains nothing: both sides sleep in between, and who sleeps is brought back to its waker.
+//!
+//! Who finds again and again that it was woken from its own CPU leaves that. If it was in vain, because no other CPU
+//! has time for it, it tries more and more rarely.
+
+use crate::os::cpu;
+
+pub(super) struct Apart {
+    together: u32,
+    enough: u32,
+    in_step: u32,
+}
+
+/// Woken so often from its own CPU somebody leaves that for the first time.
+const FIRST: u32 = 8;
+const RAREST: u32 = 1 << 20;
+/// Who was found awake so often in a row is not alone on its CPU in vain.
+const STEADY: u32 = 64;
+
+impl Default for Apart {
+    fn default() -> Self {
+        Self { together: 0, enough: FIRST, in_step: 0 }
+    }
+}
+
+impl Apart {
+    /// Notes that something has come, and from which CPU this thread was woken for it, if it slept.
+    #[inline]
+    pub(super) fn note(&mut self, woken_from: Option<usize>) {
+        match woken_from {
+            None => {
+                self.in_step += 1;
+                if self.in_step >= STEADY {
+                    (self.together, self.enough) = (0, FIRST);
+                }
+            }
+            Some(cpu) => {
+                self.in_step = 0;
+                if self.is_enough(cpu == cpu::current()) {
+                    cpu::leave();
+                }
+            }
+        }
+    }
+
+    fn is_enough(&mut self, is_here: bool) -> bool {
+        self.together = if is_here { self.together + 1 } else { 0 };
+        let is_enough = self.together >= self.enough;
+        if is_enough {
+            self.together = 0;
+            self.enough = (self.enough * 4).min(RAREST);
+        }
+        is_enough
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_leaves_rarely_while_that_is_in_vain_and_soon_again_after_it_paid() {
+        let mut apart = Apart::default();
+        let mut woken = |times: u32| (0..times).filter(|_| apart.is_enough(true)).count();
+        assert_eq!((woken(FIRST - 1), woken(1), woken(4 * FIRST - 1), woken(1), woken(15 * FIRST)), (0, 1, 0, 1, 0));
+        assert!(!apart.is_enough(false));
+        assert!((1..16 * FIRST).all(|_| !apart.is_enough(true)), "only in a row do they count");
+        (0..STEADY).for_each(|_| apart.note(None));
+        assert_eq!((0..FIRST).filter(|_| apart.is_enough(true)).count(), 1);
+    }
+}

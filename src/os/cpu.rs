@@ -1,0 +1,40 @@
+//! Which CPU a thread is on: [getcpu(2)](https://man7.org/linux/man-pages/man2/getcpu.2.html) and
+//! [sched_setaffinity(2)](https://man7.org/linux/man-pages/man2/sched_setaffinity.2.html).
+
+use rustix::thread::{sched_getaffinity, sched_getcpu, sched_setaffinity};
+
+/// The CPU that this thread is on: no system call.
+pub(crate) fn current() -> usize {
+    sched_getcpu()
+}
+
+/// Moves this thread to another of the CPUs that it may use, if there is one. Where it may run from then on is as before.
+pub(crate) fn leave() {
+    let Ok(allowed) = sched_getaffinity(None) else { return };
+    let mut others = allowed;
+    others.unset(current());
+    if others.count() > 0 && sched_setaffinity(None, &others).is_ok() {
+        // It was in force a moment ago. If the machine has taken CPUs away since, it has seen to the threads as well.
+        let _ = sched_setaffinity(None, &allowed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_leaves_a_cpu_is_on_another_and_may_come_back() {
+        let before = sched_getaffinity(None).unwrap();
+        let here = current();
+        assert!(before.is_set(here));
+        leave();
+        assert_eq!(sched_getaffinity(None).unwrap(), before);
+        let mut only = before;
+        only.clear();
+        only.set(here);
+        sched_setaffinity(None, &only).unwrap();
+        leave();
+        assert_eq!((sched_getaffinity(None).unwrap(), current()), (only, here));
+    }
+}
