@@ -1,8 +1,9 @@
 //! The one task of a pool: starts workers, hears of their ends, and keeps deadlines. It only ever sleeps when there is
 //! nothing of this to do, and results do not pass through it.
 
-use super::engine::{Circumstances, Hire, Shared};
+use super::engine::Shared;
 use super::protocol::{Conditions, Contract};
+use super::state::{Circumstances, Hire};
 use super::worker;
 use crate::channel::{self, lane};
 use crate::error::{Error, Result};

@@ -1,24 +1,20 @@
 //! The face: `apply`, `map`, `imap` on a fixed set of worker processes.
 
+use super::builder::{PoolBuilder, Workers, checked};
 use super::driver;
-use super::engine::{Settings, Shared};
+use super::engine::Shared;
 use super::feed::{Feed, OfIterator, OfStream, One, Packer};
-use super::handle::{AsyncResult, Call, Map, MapAsync, Results, Target};
+use super::flight::Target;
+use super::handle::{AsyncResult, Call, Map, MapAsync, Results};
 use super::lease::Checkout;
-use super::protocol::{Conditions, Task};
 use super::stats::PoolStats;
 use crate::error::{Error, Result};
 use crate::os::memory;
-use crate::process::entry::{self, Outcome};
-use crate::process::{Function, StartMethod, cpu_count};
-use crate::wire::{Parcel, Sealed};
+use crate::process::{Function, entry};
 use futures::{Stream, StreamExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::any::Any;
-use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime;
@@ -76,322 +72,20 @@ impl Drop for Handle {
     }
 }
 
-/// How a [`Pool`] is to be.
-///
-/// ```
-/// use multiprocess::{self as mp, Pool};
-/// # fn main() -> mp::Result<()> { mp::run(async {
-/// let pool = Pool::builder().workers(2).max_tasks_per_worker(100).build()?;
-/// assert_eq!(pool.apply(|| 1, ()).await?, 1);
-/// # Ok(()) }) }
-/// ```
-#[derive(Default)]
-pub struct PoolBuilder {
-    workers: Option<RangeInclusive<usize>>,
-    idle_timeout: Option<Duration>,
-    start_method: StartMethod,
-    initializer: Option<Result<Task>>,
-    read_initialized: Option<fn(Parcel) -> Result<()>>,
-    finalizer: Option<Result<Task>>,
-    max_tasks_per_worker: Option<usize>,
-    tasks_jitter: usize,
-    max_age: Option<Duration>,
-    recycle_above: Option<u64>,
-    conditions: Conditions,
-    cpus: Vec<usize>,
-    variables: Vec<(OsString, OsString)>,
-    grace: Option<Duration>,
-    stderr_lines: usize,
-    initializer_timeout: Option<Duration>,
-    exit_timeout: Option<Duration>,
-    is_local: bool,
-}
-
-/// How many workers a pool has: a number, or a range from the least to the most.
-///
-/// ```
-/// use multiprocess::{self as mp, Pool};
-/// # fn main() -> mp::Result<()> { mp::run(async {
-/// let fixed = Pool::builder().workers(2).build()?;
-/// let elastic = Pool::builder().workers(0..=4).build()?;
-/// assert_eq!(fixed.apply(|| 1, ()).await? + elastic.apply(|| 1, ()).await?, 2);
-/// # Ok(()) }) }
-/// ```
-pub trait Workers {
-    /// From the least to the most.
-    fn range(self) -> RangeInclusive<usize>;
-}
-
-impl Workers for usize {
-    fn range(self) -> RangeInclusive<usize> {
-        self..=self
-    }
-}
-
-impl Workers for RangeInclusive<usize> {
-    fn range(self) -> RangeInclusive<usize> {
-        self
-    }
-}
-
-/// A number that a pool can have.
-fn checked(workers: impl Workers) -> Result<RangeInclusive<usize>> {
-    let range = workers.range();
-    match *range.end() == 0 || range.is_empty() {
-        true => Err(Error::other(format!("a pool needs at least one worker, not {range:?}"))),
-        false => Ok(range),
-    }
-}
-
-/// Workers beyond the least end after this, by default.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// What a worker may take to end by default.
-const EXIT_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// What a task that was asked to stop may take by default.
-const GRACE: Duration = Duration::from_millis(10);
-
 impl PoolBuilder {
-    /// How many workers; by default [`cpu_count`]. With a range, such as `1..=8`, they come as they are needed, all
-    /// at once if need be, and go when they have idled for the [`idle_timeout`](Self::idle_timeout).
-    #[must_use]
-    pub fn workers(mut self, workers: impl Workers) -> Self {
-        self.workers = Some(workers.range());
-        self
-    }
-
-    /// How long a worker beyond the least number may idle before it ends; by default 30 s.
-    #[must_use]
-    pub fn idle_timeout(mut self, timeout: Duration) -> Self {
-        self.idle_timeout = Some(timeout);
-        self
-    }
-
-    /// Makes the share of [`max_tasks_per_worker`](Self::max_tasks_per_worker) of each worker up to `tasks` smaller, so
-    /// that they are not all replaced at once; by default 0.
-    #[must_use]
-    pub fn tasks_jitter(mut self, tasks: usize) -> Self {
-        self.tasks_jitter = tasks;
-        self
-    }
-
-    /// Replaces a worker that is older than `age`, between two tasks; up to a tenth earlier, so that they do not all
-    /// go at once. By default never.
-    #[must_use]
-    pub fn max_age(mut self, age: Duration) -> Self {
-        self.max_age = Some(age);
-        self
-    }
-
-    /// Replaces a worker that has more than `bytes` in memory after a task. By default never.
-    #[must_use]
-    pub fn recycle_above(mut self, bytes: u64) -> Self {
-        self.recycle_above = Some(bytes);
-        self
-    }
-
-    /// Limits the address space of each worker to `bytes`: an allocation beyond fails there, and usually aborts it.
-    #[must_use]
-    pub fn memory_limit(mut self, bytes: u64) -> Self {
-        self.conditions.memory = Some(bytes);
-        self
-    }
-
-    /// Limits how many descriptors each worker may have.
-    #[must_use]
-    pub fn descriptor_limit(mut self, descriptors: u64) -> Self {
-        self.conditions.descriptors = Some(descriptors);
-        self
-    }
-
-    /// The nice value of the workers, from -20 to 19; less than this process's needs a privilege.
-    #[must_use]
-    pub fn nice(mut self, nice: i32) -> Self {
-        self.conditions.nice = Some(nice);
-        self
-    }
-
-    /// Ties the workers to these CPUs, in turn.
-    #[must_use]
-    pub fn cpus(mut self, cpus: impl IntoIterator<Item = usize>) -> Self {
-        self.cpus = cpus.into_iter().collect();
-        self
-    }
-
-    /// Sets an environment variable in the workers.
-    #[must_use]
-    pub fn env(mut self, key: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
-        self.variables.push((key.as_ref().into(), value.as_ref().into()));
-        self
-    }
-
-    /// How workers are started; by default through the fork server.
-    #[must_use]
-    pub fn start_method(mut self, method: StartMethod) -> Self {
-        self.start_method = method;
-        self
-    }
-
-    /// Runs `f(args..)` first in every worker. If it panics or returns `Err`, the pool is of no use, and everything
-    /// asked of it fails and says why.
-    #[must_use]
-    pub fn initializer<F, A, M>(mut self, f: F, args: A) -> Self
-    where
-        F: Function<A, M>,
-        A: Serialize + DeserializeOwned + Send + 'static,
-    {
-        let call = entry::Call::of(f);
-        self.initializer = Some(Sealed::of(&args).map(|arguments| Task { call, arguments }));
-        self.read_initialized = Some(read_initialized::<F::Output>);
-        self
-    }
-
-    /// Runs `f(args..)` last in every worker that ends in order: at the end of the pool, or when it is replaced after
-    /// its share. What it returns goes nowhere. One that is killed does not run it.
-    #[must_use]
-    pub fn finalizer<F, A, M>(mut self, f: F, args: A) -> Self
-    where
-        F: Function<A, M>,
-        A: Serialize + DeserializeOwned + Send + 'static,
-    {
-        let call = entry::Call::of(f);
-        self.finalizer = Some(Sealed::of(&args).map(|arguments| Task { call, arguments }));
-        self
-    }
-
-    /// Kills a worker whose [`initializer`](Self::initializer) has not ended within `timeout`, counted from the worker's
-    /// start. Another is started in its place, later each time; when several in a row have not come to anything, the
-    /// pool is [`broken`](Pool::broken) and says so. Items wait meanwhile, for as long as their
-    /// [`queue_timeout`](crate::Call::queue_timeout) lets them. By default an initializer may take for ever.
-    ///
-    /// ```
-    /// use multiprocess::{self as mp, Pool};
-    /// use std::time::Duration;
-    /// # fn main() -> mp::Result<()> { mp::run(async {
-    /// let hangs = || std::thread::sleep(Duration::from_secs(3600));
-    /// let pool = Pool::builder().workers(1).initializer(hangs, ());
-    /// let pool = pool.initializer_timeout(Duration::from_millis(20)).build()?;
-    /// let error = pool.apply(|| 1, ()).await.unwrap_err();
-    /// assert!(error.to_string().contains("did not end within 20ms"), "{error}");
-    /// # Ok(()) }) }
-    /// ```
-    #[must_use]
-    pub fn initializer_timeout(mut self, timeout: Duration) -> Self {
-        self.initializer_timeout = Some(timeout);
-        self
-    }
-
-    /// Kills a worker that is to end and does not within `timeout`, counted from its last item, or from when it was told
-    /// if it had none: its [`finalizer`](Self::finalizer), its initializer or the destructor of some `static` hangs. No
-    /// item is touched; [`PoolStats::late`] counts them, and a warning goes to `tracing`. By default 30 s.
-    ///
-    /// ```
-    /// use multiprocess::{self as mp, Pool};
-    /// use std::time::Duration;
-    /// # fn main() -> mp::Result<()> { mp::run(async {
-    /// let hangs = || std::thread::sleep(Duration::from_secs(3600));
-    /// let pool = Pool::builder().workers(1).finalizer(hangs, ()).exit_timeout(Duration::from_millis(20)).build()?;
-    /// assert_eq!(pool.apply(|| 1, ()).await?, 1);
-    /// pool.close();
-    /// pool.join().await?;
-    /// assert_eq!(pool.stats().late, 1);
-    /// # Ok(()) }) }
-    /// ```
-    #[must_use]
-    pub fn exit_timeout(mut self, timeout: Duration) -> Self {
-        self.exit_timeout = Some(timeout);
-        self
-    }
-
-    /// How long a task may go on that was asked to stop, because it was cancelled or overran its time, before its
-    /// worker is killed; by default 10 ms.
-    #[must_use]
-    pub fn grace(mut self, grace: Duration) -> Self {
-        self.grace = Some(grace);
-        self
-    }
-
-    /// Has the error of a worker that died quote the last `lines` that it wrote to its stderr, up to 4 KiB.
-    ///
-    /// By default, and with 0, workers write to this process's own stderr, and nobody reads along. With this they
-    /// write into a pipe each, and the pool hands it on: one wake-up of this process per write, and what was written
-    /// appears here as soon as the pool's runtime gets to run. A worker that writes 64 KiB ahead of that waits. Its
-    /// stderr is then no terminal, so programs that ask leave out colours.
-    ///
-    /// ```
-    /// use multiprocess::{self as mp, Pool};
-    /// # fn main() -> mp::Result<()> { mp::run(async {
-    /// fn fails() {
-    ///     eprintln!("the disk is on fire");
-    ///     std::process::abort();
-    /// }
-    /// let pool = Pool::builder().workers(1).keep_stderr(5).build()?;
-    /// let error = pool.apply(fails, ()).await.unwrap_err();
-    /// assert!(error.to_string().ends_with("it last wrote:\nthe disk is on fire"));
-    /// # Ok(()) }) }
-    /// ```
-    #[must_use]
-    pub fn keep_stderr(mut self, lines: usize) -> Self {
-        self.stderr_lines = lines;
-        self
-    }
-
-    /// Replaces a worker after so many tasks; by default never.
-    #[must_use]
-    pub fn max_tasks_per_worker(mut self, tasks: usize) -> Self {
-        self.max_tasks_per_worker = Some(tasks);
-        self
-    }
-
     /// Starts the pool; its workers come up in parallel.
     ///
     /// # Errors
     /// `Other` for 0 workers or tasks, or outside a tokio runtime; `Encode` if an argument of the initializer cannot be
     /// serialised; `NotInitialized` as for processes.
     pub fn build(self) -> Result<Pool> {
-        let workers = match self.is_local {
-            // Its thread is no process.
-            true => 0..=0,
-            false => checked(self.workers.unwrap_or_else(|| cpu_count().range()))?,
-        };
-        if self.max_tasks_per_worker == Some(0) {
-            return Err(Error::other("the workers of a pool need to have at least one task each"));
-        }
+        let settings = self.settings()?;
         let outside = |error| Error::other(format!("a pool must be made inside a tokio runtime: {error}"));
         let runtime = runtime::Handle::try_current().map_err(outside)?;
         crate::process::check_initialized()?;
-        let shared = Shared::new(Settings {
-            workers,
-            idle_timeout: self.idle_timeout.unwrap_or(IDLE_TIMEOUT),
-            conditions: self.conditions,
-            cpus: self.cpus,
-            variables: self.variables,
-            tasks_jitter: self.tasks_jitter,
-            max_age: self.max_age,
-            recycle_above: self.recycle_above,
-            initializer_timeout: self.initializer_timeout,
-            exit_timeout: self.exit_timeout.unwrap_or(EXIT_TIMEOUT),
-            start_method: self.start_method,
-            initializer: self.initializer.transpose()?,
-            read_initialized: self.read_initialized.unwrap_or(read_initialized::<()>),
-            finalizer: self.finalizer.transpose()?,
-            max_tasks_per_worker: self.max_tasks_per_worker,
-            grace: self.grace.unwrap_or(GRACE),
-            stderr_lines: self.stderr_lines,
-            is_local: self.is_local,
-        })?;
+        let shared = Shared::new(settings)?;
         runtime.spawn(driver::drive(shared.clone()));
         Ok(Pool { handle: Arc::new(Handle { shared, runtime }) })
-    }
-}
-
-/// Whether an initializer that returns `R` has worked.
-fn read_initialized<R: DeserializeOwned + 'static>(parcel: Parcel) -> Result<()> {
-    let returned: R = Outcome::read(parcel)?;
-    match (&mut Some(returned) as &mut dyn Any).downcast_mut::<Option<Result<()>>>() {
-        Some(result) => result.take().unwrap_or(Ok(())),
-        None => Ok(()),
     }
 }
 
@@ -446,7 +140,7 @@ impl Pool {
     /// # Errors
     /// As [`PoolBuilder::build`].
     pub fn in_process() -> Result<Self> {
-        PoolBuilder { is_local: true, ..PoolBuilder::default() }.build()
+        PoolBuilder::in_process().build()
     }
 
     /// A pool with options.

@@ -1,0 +1,143 @@
+//! What is done when its time has come.
+
+use super::group::{Chunk, Group};
+use super::state::{After, Event, Place, State, Worker, later};
+use crate::channel::lane::{self};
+use crate::error::{Error, ErrorKind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Results of which a worker is quiet are looked for after this.
+const LOOK_AFTER: Duration = Duration::from_millis(1);
+
+impl State {
+    pub(super) fn on(&mut self, event: Event, now: Instant, after: &mut After) {
+        match event {
+            Event::Overrun(place) => self.overrun(place, now, after),
+            Event::Kill(place, item) => self.kill(place, item, after),
+            Event::Retry(group, chunk) => self.again(&group, chunk, after),
+            Event::Queued(group) => self.queued_out(&group, now, after),
+            Event::Share => self.share(now, after),
+            Event::Hire => {}
+            Event::Look => self.look(after),
+            Event::Fetch => {
+                self.is_fetch_planned = false;
+                let mail = self.workers().map(|(_, worker)| worker.mail.clone()).filter(|mail| !mail.is_empty());
+                after.unfetched = mail.collect();
+            }
+            Event::Age(seat, generation) => {
+                if self.worker(seat, generation).is_some() {
+                    self.retire(seat, after);
+                }
+            }
+            Event::Initializer(seat, generation, timeout) => {
+                if let Some(worker) = self.worker(seat, generation).filter(|worker| worker.is_awaited) {
+                    let text = format!("the initializer of {} did not end within {timeout:?}", worker.name);
+                    worker.kill(None);
+                    worker.overdue = Some(Error::new(ErrorKind::Timeout, text));
+                }
+            }
+            Event::Exit(seat, generation) => self.see_out(seat, generation, now, after),
+            Event::Idle => {
+                self.is_idle_planned = false;
+                self.send_home(now, after);
+            }
+        }
+    }
+
+    fn overrun(&mut self, place: Place, now: Instant, after: &mut After) {
+        let default_grace = self.rules.grace;
+        let Some((worker, at)) = self.find(place) else { return };
+        let running = &worker.running[at];
+        let Some(timeout) = running.group.options.timeout else { return };
+        let grace = running.group.options.grace.unwrap_or(default_grace);
+        let claim = worker.lane.claim(place.number);
+        let has_run = match claim.started > running.done {
+            true => {
+                let started = worker.lane.started_at(place.number);
+                Duration::from_nanos(lane::now_ns().saturating_sub(started))
+            }
+            // It waits behind another, or is between two items.
+            false => Duration::ZERO,
+        };
+        if has_run < timeout {
+            return self.at(later(now, timeout - has_run), Event::Overrun(place), after);
+        }
+        let item = claim.started - 1;
+        worker.lane.ask_to_stop(place.number, item);
+        self.at(later(now, grace), Event::Kill(place, item), after);
+        // What waits behind it need not wait for its end. The rest of its order is timed by the next timer.
+        self.reclaim(place.seat, 1, after);
+        self.at(later(now, timeout.saturating_add(grace)), Event::Overrun(place), after);
+    }
+
+    /// Kills the worker, if it is still at that very item.
+    pub(super) fn kill(&mut self, place: Place, item: u32, after: &mut After) {
+        // From here on nothing else can start there, so the kill hits this item or none.
+        if self.find(place).is_none() {
+            return;
+        }
+        self.reclaim(place.seat, 1, after);
+        self.collect(after);
+        let Some((worker, at)) = self.find(place) else { return };
+        let running = &worker.running[at];
+        if at > 0 || running.done > item || worker.lane.claim(place.number).started != item + 1 {
+            return;
+        }
+        let is_cancelled = running.group.items().is_cancelled;
+        let doom = match is_cancelled {
+            true => running.group.was_cancelled(),
+            false => running.group.timed_out(&worker.name),
+        };
+        worker.kill(Some(doom));
+    }
+
+    fn queued_out(&mut self, group: &Arc<Group>, now: Instant, after: &mut After) {
+        let Some(limit) = group.options.queue_timeout else { return };
+        let is_late = |chunk: &Chunk| chunk.queued.is_some_and(|queued| now >= later(queued, limit));
+        let (late, next) = {
+            let mut items = group.items();
+            let (late, rest): (Vec<_>, Vec<_>) = items.pending.drain(..).partition(is_late);
+            items.pending = rest.into();
+            (late, items.pending.iter().filter_map(|chunk| chunk.queued).min())
+        };
+        late.iter().for_each(|chunk| after.fail_pending(group, chunk, || group.queued_out()));
+        // What a worker has and has not begun waits as well.
+        for (_, worker) in self.workers() {
+            for running in worker.running.iter_mut() {
+                if Arc::ptr_eq(&running.group, group) && is_late(&running.chunk) {
+                    let claim = worker.lane.take_back(running.number, 0);
+                    worker.given -= (running.end - claim.end) as usize;
+                    after.fail(group, &running.chunk, (claim.end, running.end), || group.queued_out());
+                    running.end = claim.end;
+                }
+            }
+            worker.pop_complete(None, &mut Vec::new());
+        }
+        if let Some(next) = next {
+            self.at(later(next, limit), Event::Queued(group.clone()), after);
+        }
+    }
+
+    /// Sees to it that nobody sleeps for long because a worker is quiet about what turns out to be slow.
+    pub(super) fn plan_to_look(&mut self, after: &mut After) {
+        let is_quiet = |worker: &Worker| worker.running.iter().any(|running| running.is_quiet);
+        if !self.is_look_planned && self.seats.iter().filter_map(|seat| seat.worker.as_ref()).any(is_quiet) {
+            self.is_look_planned = true;
+            let at = after.now() + LOOK_AFTER;
+            self.at(at, Event::Look, after);
+        }
+    }
+
+    /// Has workers tell of each result of the orders that they have by now, and takes in what came before.
+    fn look(&mut self, after: &mut After) {
+        self.is_look_planned = false;
+        for (_, worker) in self.workers() {
+            for running in worker.running.iter_mut().filter(|running| running.is_quiet) {
+                running.is_quiet = false;
+                worker.lane.hark(running.number);
+            }
+        }
+        self.collect(after);
+    }
+}

@@ -1,0 +1,273 @@
+//! Who does what: orders are given to workers that are free, and taken back from those that have not begun them.
+
+use super::group::{Chunk, Group};
+use super::protocol::{Header, IN_PIPE};
+use super::state::{After, Event, Phase, Place, Running, State, Worker, later};
+use crate::error::{Error, ErrorKind, Result};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Orders that wait at a worker behind the one it runs, if they are known to be over soon.
+const PREFETCH: usize = 3;
+/// A chunk with items that have not started is shared with an idle worker after this.
+const SHARE_AFTER: Duration = Duration::from_millis(2);
+
+impl State {
+    pub(super) fn enqueue(
+        &mut self,
+        group: &Arc<Group>,
+        chunks: impl DoubleEndedIterator<Item = Chunk>,
+        in_front: bool,
+    ) {
+        let mut items = group.items();
+        match in_front {
+            true => chunks.rev().for_each(|chunk| {
+                items.bytes += chunk.bytes().len();
+                items.pending.push_front(chunk);
+            }),
+            false => chunks.for_each(|chunk| {
+                items.bytes += chunk.bytes().len();
+                items.pending.push_back(chunk);
+            }),
+        }
+        if !items.pending.is_empty() && !std::mem::replace(&mut items.is_queued, true) {
+            self.queue.push_back(group.clone());
+        }
+    }
+
+    /// Gives out what waits, as long as there is a worker for it.
+    pub(super) fn dispatch(&mut self, after: &mut After) {
+        // What waits for one certain worker, or for one to itself, holds up no checkout.
+        let mut aside = Vec::new();
+        while let Some(group) = self.queue.front().cloned() {
+            let next = {
+                let mut items = group.items();
+                items.is_queued = !items.pending.is_empty();
+                items.pending.front().map(Chunk::len_in_ring)
+            };
+            let Some(len) = next else {
+                self.queue.pop_front();
+                continue;
+            };
+            let depth = if group.is_quick() { 1 + PREFETCH } else { 1 };
+            let (lease, acquires) = (group.options.lease, group.options.acquires);
+            let is_certain = lease > 0 && !acquires;
+            if !is_certain && !aside.is_empty() && aside.iter().any(|group: &Arc<Group>| group.options.acquires) {
+                self.queue.pop_front();
+                aside.push(group);
+                continue;
+            }
+            let serves = |worker: &Worker| match acquires {
+                true => worker.lease == 0 && worker.running.is_empty(),
+                false => worker.lease == lease,
+            };
+            let free = self.workers().filter(|(_, worker)| serves(worker));
+            let free = free.filter_map(|(seat, worker)| worker.takes(depth, len).then_some((seat, worker)));
+            let best = free.map(|(seat, worker)| (seat, worker.running.len())).min_by_key(|(_, running)| *running);
+            if !is_certain && best.is_none_or(|(_, running)| running > 0) {
+                self.call_in(after);
+            }
+            let Some((seat, _)) = best else {
+                if lease == 0 && self.leases == 0 {
+                    break;
+                }
+                self.queue.pop_front();
+                if is_certain && !self.workers().any(|(_, worker)| worker.lease == lease) {
+                    let pending = {
+                        let mut items = group.items();
+                        items.is_queued = false;
+                        std::mem::take(&mut items.pending)
+                    };
+                    pending.iter().for_each(|chunk| after.fail_pending(&group, chunk, || group.was_let_go()));
+                } else {
+                    aside.push(group);
+                }
+                continue;
+            };
+            let (chunk, has_more) = {
+                let mut items = group.items();
+                let chunk = items.pending.pop_front();
+                items.is_queued = !items.pending.is_empty();
+                (chunk, items.is_queued)
+            };
+            // Calls take turns.
+            if !has_more || self.queue.len() > 1 {
+                self.queue.pop_front();
+                if has_more {
+                    self.queue.push_back(group.clone());
+                }
+            }
+            let Some(chunk) = chunk else { continue };
+            if acquires && let Some(worker) = self.seats.get_mut(seat).and_then(|seat| seat.worker.as_mut()) {
+                worker.lease = lease;
+            }
+            self.give(seat, group, chunk, after);
+        }
+        aside.into_iter().rev().for_each(|group| self.queue.push_front(group));
+    }
+
+    fn give(&mut self, seat: usize, group: Arc<Group>, mut chunk: Chunk, after: &mut After) {
+        let Some(worker) = self.seats.get_mut(seat).and_then(|seat| seat.worker.as_mut()) else { return };
+        let quota = if worker.lease > 0 { usize::MAX } else { worker.share - worker.given };
+        let mut rest = None;
+        if chunk.count as usize > quota {
+            group.forget(&chunk);
+            rest = Some(chunk.part(quota as u32, chunk.count));
+            chunk = chunk.part(0, quota as u32);
+            group.items().bytes += chunk.bytes().len();
+        }
+        match worker.give(&group, &mut chunk) {
+            Ok(Some(number)) => {
+                worker.given += chunk.count as usize;
+                worker.idle_since = None;
+                let generation = worker.generation;
+                let now = after.now();
+                if !std::mem::replace(&mut chunk.has_waited, true) {
+                    let waited = chunk.handed.map_or(Duration::ZERO, |handed| now.duration_since(handed));
+                    self.waits.add(waited, u64::from(chunk.count));
+                }
+                let (done, end, is_quiet) = (0, chunk.count, group.is_bulk());
+                let order = Running { group: group.clone(), chunk, number, done, end, since: now, is_quiet };
+                worker.running.push_back(order);
+                let is_last = worker.given >= worker.share && worker.lease == 0;
+                if is_last {
+                    self.dismiss(seat, after);
+                }
+                if let Some(timeout) = group.options.timeout {
+                    self.at(later(now, timeout), Event::Overrun(Place { seat, generation, number }), after);
+                }
+            }
+            Ok(None) => {
+                group.forget(&chunk);
+                self.enqueue(&group, [chunk].into_iter(), true);
+            }
+            Err(error) => after.fail_pending(&group, &chunk, || Error::new(error.kind(), error.to_string())),
+        }
+        self.enqueue(&group, rest.into_iter(), true);
+    }
+
+    /// Runs an item again, unless nobody waits for it any more.
+    pub(super) fn again(&mut self, group: &Arc<Group>, chunk: Chunk, after: &mut After) {
+        let is_cancelled = group.items().is_cancelled;
+        match is_cancelled {
+            true => after.fail(group, &chunk, (0, chunk.count), || group.was_cancelled()),
+            false => self.enqueue(group, [chunk].into_iter(), true),
+        }
+    }
+
+    /// Takes back what of `group` has not started, and asks what runs to stop.
+    pub(super) fn revoke(&mut self, group: &Arc<Group>, after: &mut After) {
+        let grace = group.options.grace.unwrap_or(self.rules.grace);
+        let mut asked = Vec::new();
+        for (seat, worker) in self.workers() {
+            let generation = worker.generation;
+            for running in worker.running.iter_mut().filter(|running| Arc::ptr_eq(&running.group, group)) {
+                let claim = worker.lane.take_back(running.number, 0);
+                after.fail(group, &running.chunk, (claim.end, running.end), || group.was_cancelled());
+                running.end = claim.end;
+                if claim.started > running.done {
+                    worker.lane.ask_to_stop(running.number, claim.started - 1);
+                    asked.push((Place { seat, generation, number: running.number }, claim.started - 1));
+                }
+            }
+            worker.pop_complete(None, &mut Vec::new());
+        }
+        let at = later(Instant::now(), grace);
+        asked.into_iter().for_each(|(place, item)| self.at(at, Event::Kill(place, item), after));
+    }
+
+    /// Takes back what has not started at a worker, in `pieces` for whoever is free.
+    pub(super) fn reclaim(&mut self, seat: usize, pieces: u32, after: &mut After) {
+        let Some(worker) = self.seats.get_mut(seat).and_then(|seat| seat.worker.as_mut()) else { return };
+        let mut back = Vec::new();
+        for running in worker.running.iter_mut().rev() {
+            let claim = worker.lane.take_back(running.number, 0);
+            if claim.end == running.end {
+                continue;
+            }
+            worker.given -= (running.end - claim.end) as usize;
+            let size = (running.end - claim.end).div_ceil(pieces.max(1));
+            let starts = (claim.end..running.end).step_by(size as usize);
+            let parts: Vec<_> = starts.map(|from| running.chunk.part(from, (from + size).min(running.end))).collect();
+            back.push((running.group.clone(), parts));
+            running.end = claim.end;
+        }
+        worker.pop_complete(None, &mut Vec::new());
+        for (group, parts) in back {
+            let is_cancelled = group.items().is_cancelled;
+            if !is_cancelled {
+                self.enqueue(&group, parts.into_iter(), true);
+                continue;
+            }
+            parts.iter().for_each(|part| after.fail(&group, part, (0, part.count), || group.was_cancelled()));
+        }
+    }
+
+    /// Sees to it that nobody idles for long while another has what it has not begun.
+    pub(super) fn plan_to_share(&mut self, after: &mut After) {
+        if self.is_share_planned || !self.queue.is_empty() {
+            return;
+        }
+        let is_idle =
+            |worker: &Worker| worker.phase == Phase::Serving && worker.running.is_empty() && worker.lease == 0;
+        let has_more = |worker: &Worker| {
+            let mut unbegun = worker.running.iter().enumerate();
+            unbegun.any(|(at, running)| running.end > running.done + u32::from(at == 0))
+        };
+        let mut workers = self.seats.iter().filter_map(|seat| seat.worker.as_ref());
+        let has_idle = workers.clone().any(is_idle);
+        if has_idle && workers.any(has_more) {
+            self.is_share_planned = true;
+            self.at(Instant::now() + SHARE_AFTER, Event::Share, after);
+        }
+    }
+
+    pub(super) fn share(&mut self, now: Instant, after: &mut After) {
+        self.is_share_planned = false;
+        let is_idle = |worker: &Worker| worker.phase == Phase::Serving && worker.running.is_empty();
+        let idle = self.workers().filter(|(_, worker)| is_idle(worker)).count() as u32;
+        let is_slow = |worker: &Worker| {
+            worker.running.front().is_some_and(|running| now.duration_since(running.since) >= SHARE_AFTER)
+        };
+        let slow: Vec<usize> = self.workers().filter_map(|(seat, worker)| is_slow(worker).then_some(seat)).collect();
+        if idle > 0 {
+            slow.into_iter().for_each(|seat| self.reclaim(seat, idle + 1, after));
+        }
+        self.dispatch(after);
+        self.plan_to_share(after);
+    }
+}
+
+impl Worker {
+    /// Whether it may have an order of `len` bytes, with at most `depth` under way.
+    fn takes(&mut self, depth: usize, len: usize) -> bool {
+        let is_carried = self.lane.can_carry(len + Header::LEN);
+        let carried = if is_carried { len } else { 0 };
+        self.phase == Phase::Serving
+            && (is_carried || !self.is_full || self.running.is_empty())
+            && self.running.len() < depth
+            && (self.given < self.share || self.lease > 0)
+            && self.lane.takes(carried + Header::LEN)
+    }
+
+    /// Sends an order; `None` if there is no room now.
+    fn give(&mut self, group: &Group, chunk: &mut Chunk) -> Result<Option<u32>> {
+        let (header, items) = (chunk.header(group), chunk.count as usize);
+        if chunk.attachments.is_empty() && self.lane.can_carry(chunk.bytes().len() + Header::LEN) {
+            return Ok(self.lane.give(0, [&header, chunk.bytes()], items));
+        }
+        match self.orders.try_send(chunk.seal()) {
+            Ok(()) => Ok(self.lane.give(IN_PIPE, [&header, &[]], items)),
+            Err(error) if error.kind() == ErrorKind::Full => {
+                self.is_full = true;
+                Ok(None)
+            }
+            Err(error) if error.kind() == ErrorKind::Closed => {
+                // It is gone; its exit will be told.
+                self.phase = Phase::Doomed;
+                Ok(None)
+            }
+            Err(error) => Err(error.into_error()),
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! What comes to an end: a worker, with the item that it was at; what can no longer be done; the pool.
+
+use super::state::{After, Event, Phase, Rules, Running, State, broken, later};
+use crate::error::{Error, ErrorKind, Result};
+use std::cmp::Reverse;
+use std::process::ExitStatus;
+use std::time::{Duration, Instant};
+
+/// Workers that end this soon, so often in a row, without having done anything, are a crash loop.
+const CRASH_LOOP: u32 = 5;
+const BACK_OFF: Duration = Duration::from_millis(20);
+
+impl State {
+    /// Lets a worker go when it is done with what it has begun.
+    pub(super) fn retire(&mut self, seat: usize, after: &mut After) {
+        if let Some(worker) = self.seats.get_mut(seat).and_then(|seat| seat.worker.as_mut())
+            && worker.lease > 0
+        {
+            worker.is_due = true;
+            return;
+        }
+        self.reclaim(seat, 1, after);
+        self.dismiss(seat, after);
+        self.dispatch(after);
+    }
+
+    /// Lets those go who have idled for long enough, or have grown too large.
+    pub(super) fn send_home(&mut self, now: Instant, after: &mut After) {
+        let Rules { least, most, idle_timeout, .. } = self.rules;
+        if least == most {
+            return;
+        }
+        let mut spare = self.seats.iter().filter(|seat| seat.is_taken()).count().saturating_sub(least);
+        let (mut gone, mut next) = (Vec::new(), None);
+        for (seat, worker) in self.workers().filter(|(_, worker)| worker.phase == Phase::Serving && worker.lease == 0) {
+            let Some(since) = worker.idle_since else { continue };
+            if spare > 0 && now >= later(since, idle_timeout) {
+                spare -= 1;
+                gone.push(seat);
+            } else if spare > 0 {
+                let at = later(since, idle_timeout);
+                next = Some(next.map_or(at, |next: Instant| next.min(at)));
+            }
+        }
+        gone.into_iter().for_each(|seat| self.retire(seat, after));
+        if let Some(next) = next.filter(|_| !std::mem::replace(&mut self.is_idle_planned, true)) {
+            self.at(next, Event::Idle, after);
+        }
+    }
+
+    /// A worker has ended: what it had goes to others, but for the item that it was at.
+    pub(super) fn bury(&mut self, seat: usize, generation: u64, status: &Result<ExitStatus>, after: &mut After) {
+        after.nudge = true;
+        if self.worker(seat, generation).is_none() {
+            return;
+        }
+        self.reclaim(seat, 1, after);
+        let Some(mut worker) = self.seats.get_mut(seat).and_then(|seat| seat.worker.take()) else { return };
+        let was_planned = worker.phase == Phase::Leaving;
+        // An item that kills whoever runs it says nothing about the workers.
+        worker.has_worked |= worker.running.iter().any(|running| running.done < running.end);
+        for running in std::mem::take(&mut worker.running) {
+            let Running { group, chunk, done, end, .. } = running;
+            group.forget(&chunk);
+            // At most one item was at work; more would be a worker that lies.
+            for item in done..end {
+                let error = match worker.doom.take() {
+                    Some(doom) => doom,
+                    None => {
+                        let doing = match chunk.attempt {
+                            0 => format!("item {} of {}", chunk.first + u64::from(item), group.label),
+                            n => {
+                                format!("item {} of {} (attempt {})", chunk.first + u64::from(item), group.label, n + 1)
+                            }
+                        };
+                        worker.death(status, &doing)
+                    }
+                };
+                let may_retry = matches!(error.kind(), ErrorKind::ProcessDied | ErrorKind::Timeout);
+                if !may_retry || chunk.attempt >= group.options.retries || group.items().is_cancelled {
+                    after.fail(&group, &chunk, (item, item + 1), || Error::copy(&error));
+                    continue;
+                }
+                let mut again = chunk.part(item, item + 1);
+                again.attempt += 1;
+                let wait = group.options.back_off.saturating_mul(1 << chunk.attempt.min(16));
+                match wait.is_zero() {
+                    true => self.again(&group, again, after),
+                    false => self.at(later(Instant::now(), wait), Event::Retry(group.clone(), again), after),
+                }
+            }
+        }
+        let is_wanted = seat < self.rules.least || seat < self.rules.most && !self.queue.is_empty();
+        if !self.needs_workers(after) || !is_wanted {
+            return;
+        }
+        if let Some(error) = &worker.overdue {
+            return self.failed(seat, error, after);
+        }
+        let has_worked = worker.has_worked || was_planned || worker.phase == Phase::Doomed;
+        match has_worked {
+            true => {
+                let place = &mut self.seats[seat];
+                (place.failures, place.vacant) = (0, Some(Instant::now()));
+            }
+            false => {
+                let doing = if worker.phase == Phase::Beginning { "its initializer" } else { "nothing" };
+                self.failed(seat, &worker.death(status, doing), after);
+            }
+        }
+    }
+
+    /// A seat's worker did not come to anything.
+    pub(super) fn failed(&mut self, seat: usize, error: &Error, after: &mut After) {
+        after.nudge = true;
+        let needs = self.needs_workers(after);
+        let Some(place) = self.seats.get_mut(seat) else { return };
+        place.is_hiring = false;
+        place.failures += 1;
+        if place.failures >= CRASH_LOOP || error.kind() == ErrorKind::NotInitialized {
+            return self.break_down(error, after);
+        }
+        place.vacant = needs.then(|| Instant::now() + BACK_OFF * (1 << place.failures.min(8)) / 2);
+    }
+
+    /// No worker can be had: everybody is told why.
+    pub(super) fn break_down(&mut self, why: &Error, after: &mut After) {
+        let why = why.to_string();
+        self.broken = Some(why.clone());
+        self.fail_all(after, || broken(&why));
+        self.seats.iter_mut().for_each(|seat| seat.vacant = None);
+    }
+
+    /// Settles everything there is.
+    pub(super) fn fail_all(&mut self, after: &mut After, error: impl Fn() -> Error) {
+        self.fail_waiting(after, &error);
+        for (_, worker) in self.workers() {
+            for running in worker.running.drain(..) {
+                let Running { group, chunk, done, end, number, .. } = running;
+                worker.lane.take_back(number, 0);
+                after.fail(&group, &chunk, (done, end), &error);
+                group.forget(&chunk);
+            }
+            // Whatever it still says is nobody's.
+            worker.kill(None);
+        }
+    }
+
+    /// Settles everything that no worker has.
+    pub(super) fn fail_waiting(&mut self, after: &mut After, error: impl Fn() -> Error) {
+        for group in std::mem::take(&mut self.queue) {
+            let pending = {
+                let mut items = group.items();
+                items.is_queued = false;
+                std::mem::take(&mut items.pending)
+            };
+            pending.iter().for_each(|chunk| after.fail_pending(&group, chunk, &error));
+        }
+        for Reverse(timer) in std::mem::take(&mut self.timers) {
+            match timer.event {
+                Event::Retry(group, chunk) => after.fail(&group, &chunk, (0, chunk.count), &error),
+                // What is over needs no deadline, and what runs on keeps its own.
+                _ => self.timers.push(Reverse(timer)),
+            }
+        }
+        after.nudge = true;
+    }
+
+    /// Sends the workers home when nothing is left and nothing can come.
+    pub(super) fn end_if_done(&mut self, after: &mut After) {
+        self.plan_to_share(after);
+        if self.rules.least < self.rules.most && !self.is_idle_planned {
+            self.send_home(Instant::now(), after);
+        }
+        if !self.is_closed || self.open > 0 && !self.is_shut || self.out > after.settled {
+            return;
+        }
+        for seat in 0..self.seats.len() {
+            after.nudge |= self.seats[seat].vacant.take().is_some();
+            self.dismiss(seat, after);
+        }
+        // A pool whose workers never came has nobody whose end would tell the driver.
+        after.nudge |= self.seats.iter().all(|seat| !seat.is_taken());
+    }
+}

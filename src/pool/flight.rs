@@ -1,0 +1,274 @@
+//! The items of one call in flight: pulled from their source as far ahead as is good, and watched for until they come.
+
+use super::feed::{Feed, Stop};
+use super::group::{Block, CHUNK_BYTES, Chunk, Group, Options};
+use super::pool::Handle;
+use crate::error::{Error, Result};
+use crate::process::entry;
+use crate::wait::{Seen, Watchful};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+/// What is to be called.
+#[derive(Clone, Copy)]
+pub(super) struct Target {
+    pub(super) call: entry::Call,
+    pub(super) label: &'static str,
+}
+
+/// The items of one call in flight: pulls them in, hands them on, gives their outcomes back as they come.
+pub(super) struct Flight {
+    pub(super) pool: Arc<Handle>,
+    pub(super) group: Arc<Group>,
+    feed: Option<Box<dyn Feed>>,
+    /// What the source itself had to say, in the place of an item.
+    failed: Option<(u64, Error)>,
+    pulled: u64,
+    returned: u64,
+    /// How many workers there were at the start.
+    workers: usize,
+    watchful: Watchful,
+    /// Since when there is progress, if somebody wants to know.
+    began: Option<Instant>,
+}
+
+/// Bytes of arguments that are handed to the pool in one go.
+const TOGETHER: usize = 16 << 10;
+/// Items in flight per worker, in chunks.
+const CHUNKS_AHEAD: usize = 4;
+/// So many items in a chunk are many.
+const BULK: usize = 256;
+/// Bytes of arguments in flight, beyond which only one item is pulled.
+const BYTES_AHEAD: usize = 64 << 20;
+
+impl Flight {
+    fn start(pool: Arc<Handle>, target: Target, options: Options, feed: Box<dyn Feed>) -> Result<Self> {
+        pool.shared().open()?;
+        let group = Arc::new(Group::new(target.call, target.label, options));
+        let workers = pool.shared().most_workers().max(1);
+        let (feed, watchful) = (Some(feed), Watchful::default());
+        Ok(Self { pool, group, feed, failed: None, pulled: 0, returned: 0, workers, watchful, began: None })
+    }
+
+    fn in_flight(&self) -> usize {
+        (self.pulled - self.returned) as usize
+    }
+
+    /// Pulls until enough is in flight, or the source ends or is not ready.
+    pub(super) fn refill(&mut self, held: usize, cx: &mut Context<'_>) {
+        if self.group.options.progress.is_some() {
+            self.began.get_or_insert_with(Instant::now);
+        }
+        let workers = self.workers;
+        let mut chunks = Vec::new();
+        while let Some(feed) = &mut self.feed {
+            let size = self.group.chunk_size().max(1);
+            let in_flight = (self.pulled - self.returned) as usize;
+            if in_flight + held >= workers * size * CHUNKS_AHEAD {
+                break;
+            }
+            if in_flight > 0 && self.group.items().bytes >= BYTES_AHEAD {
+                break;
+            }
+            // Towards the end chunks become smaller, so that all workers end at about the same time.
+            let most = match (self.group.options.chunk, feed.remaining()) {
+                (0, remaining) if remaining > 0 => size.min((remaining / (2 * workers)).max(1)),
+                _ => size,
+            };
+            let mut chunk = Chunk::new(self.pulled);
+            if most > 1 {
+                chunk.body.reserve((most * 16).min(CHUNK_BYTES));
+            }
+            let stop = feed.fill(&mut chunk, most, cx);
+            self.pulled += u64::from(chunk.count);
+            // Small ones are handed in together.
+            let is_large = chunk.bytes().len() >= TOGETHER / 16;
+            if chunk.count > 0 {
+                chunks.push(chunk);
+            }
+            let is_over = !matches!(stop, Stop::Full);
+            if is_over || is_large || chunks.len() >= 16 {
+                self.submit(&mut chunks);
+            }
+            match stop {
+                Stop::Full => {}
+                Stop::NotYet => return,
+                Stop::Failed(error) => {
+                    self.group.settle_here(self.pulled, error);
+                    self.pulled += 1;
+                }
+                Stop::Panicked(error) => {
+                    self.failed = Some((self.pulled, error));
+                    self.end();
+                }
+                Stop::End => self.end(),
+            }
+        }
+        self.submit(&mut chunks);
+    }
+
+    fn submit(&self, chunks: &mut Vec<Chunk>) {
+        if !chunks.is_empty() {
+            self.pool.shared().submit(&self.group, std::mem::take(chunks));
+        }
+    }
+
+    fn end(&mut self) {
+        self.feed = None;
+        self.pool.shared().finish();
+    }
+
+    /// The next outcomes in whatever order; `None` after the last. `held` outcomes are waiting for their turn.
+    pub(super) fn poll_next(&mut self, held: usize, cx: &mut Context<'_>) -> Poll<Option<Block>> {
+        let coop = ready!(tokio::task::coop::poll_proceed(cx));
+        self.refill(held, cx);
+        let next = ready!(self.poll_block(cx));
+        coop.made_progress();
+        self.watchful = Watchful::default();
+        if let Some(block) = &next {
+            // What the source had to say counts for no item.
+            self.returned = (self.returned + u64::from(block.count())).min(self.pulled);
+            self.tell_progress(block);
+            // Who takes its time with slow items may leave others waiting for what comes meanwhile.
+            let others = self.pool.shared().out() > self.group.items().out;
+            if others || self.in_flight() > 0 && !self.group.is_quick() {
+                self.pool.shared().stir();
+            }
+        }
+        Poll::Ready(next)
+    }
+
+    #[inline]
+    fn tell_progress(&mut self, block: &Block) {
+        let Some(progress) = &self.group.options.progress else { return };
+        let elapsed = self.began.get_or_insert_with(Instant::now).elapsed().as_secs_f64();
+        let total = self.pulled + self.feed.as_ref().map_or(0, |feed| feed.remaining() as u64);
+        progress.send_modify(|progress| {
+            progress.done += u64::from(block.count());
+            progress.failed += u64::from(block.failures());
+            progress.total = total.max(progress.done);
+            progress.rate = if elapsed > 0.0 { progress.done as f64 / elapsed } else { 0.0 };
+        });
+    }
+
+    fn poll_block(&mut self, cx: &mut Context<'_>) -> Poll<Option<Block>> {
+        if let Some(block) = self.group.take_done() {
+            return Poll::Ready(Some(block));
+        }
+        if self.in_flight() == 0 {
+            // Without a source this is the end; with one, it wakes us.
+            return match &self.feed {
+                Some(_) => Poll::Pending,
+                None => Poll::Ready(self.failed.take().map(|(index, error)| Block::failed(index, error))),
+            };
+        }
+        let (shared, group) = (self.pool.shared(), &self.group);
+        let Some(alarm) = shared.alarm() else { return Poll::Pending };
+        if self.is_bulk() {
+            if shared.has_news() {
+                shared.pump();
+            }
+            if let Some(block) = group.take_done_or_wait(cx) {
+                return Poll::Ready(Some(block));
+            }
+            shared.rest();
+            return group.take_done().map_or(Poll::Pending, |block| Poll::Ready(Some(block)));
+        }
+        let mut attempt = || {
+            shared.try_pump();
+            group.take_done()
+        };
+        if let Some(block) = attempt() {
+            return Poll::Ready(Some(block));
+        }
+        // Who looks need not be woken. But others must not depend on our being polled.
+        if shared.out() <= group.items().out {
+            alarm.disarm();
+        }
+        match self.watchful.look(alarm, &mut attempt) {
+            Seen::Found(block) => Poll::Ready(Some(block)),
+            Seen::Again => {
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            Seen::Over => {
+                if let Some(block) = group.take_done_or_wait(cx) {
+                    return Poll::Ready(Some(block));
+                }
+                shared.stir();
+                // It may have been delivered to the waker just left there, by ourselves.
+                group.take_done().map_or(Poll::Pending, |block| Poll::Ready(Some(block)))
+            }
+        }
+    }
+
+    /// Whether it is worth more to leave the CPU to the workers than to look at what they do.
+    fn is_bulk(&self) -> bool {
+        let chunk = self.group.chunk_size();
+        if chunk < BULK || !self.group.is_bulk() {
+            return false;
+        }
+        let out = self.group.items().out;
+        out >= 2 * chunk && self.pool.shared().out() <= out
+    }
+
+    /// Lets go of what was handed in.
+    pub(super) fn detach(&mut self) {
+        self.returned = self.pulled;
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        if self.feed.take().is_some() {
+            self.pool.shared().finish();
+        }
+        if self.in_flight() > 0 {
+            self.pool.shared().cancel(&self.group);
+        }
+        // Others may have relied on our looking.
+        self.pool.shared().stir();
+    }
+}
+
+/// A call that has not begun, or a flight.
+pub(super) enum Stage {
+    Planned { pool: Arc<Handle>, target: Target, options: Options, feed: Box<dyn Feed> },
+    Flying(Flight),
+    Failed(Error),
+    Over,
+}
+
+impl Stage {
+    pub(super) fn options(&mut self) -> Option<&mut Options> {
+        match self {
+            Stage::Planned { options, .. } => Some(options),
+            _ => None,
+        }
+    }
+
+    pub(super) fn flight(&mut self) -> Result<Option<&mut Flight>> {
+        if matches!(self, Stage::Planned { .. } | Stage::Failed(_)) {
+            match std::mem::replace(self, Stage::Over) {
+                Stage::Planned { pool, target, options, feed } => {
+                    *self = Stage::Flying(Flight::start(pool, target, options, feed)?);
+                }
+                Stage::Failed(error) => return Err(error),
+                Stage::Flying(_) | Stage::Over => {}
+            }
+        }
+        Ok(match self {
+            Stage::Flying(flight) => Some(flight),
+            _ => None,
+        })
+    }
+
+    pub(super) fn poll_next(&mut self, held: usize, cx: &mut Context<'_>) -> Poll<Option<Block>> {
+        match self.flight() {
+            Ok(Some(flight)) => flight.poll_next(held, cx),
+            Ok(None) => Poll::Ready(None),
+            Err(error) => Poll::Ready(Some(Block::failed(0, error))),
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! What has come from the workers, on its way to those who wait. Nothing is decoded here.
+
+use super::group::{Block, Group};
+use super::protocol::{IN_PIPE, TOLD};
+use super::state::{After, Event, Phase, State, Worker};
+use super::stats::Histogram;
+use crate::channel::spsc;
+use crate::error::{Error, ErrorKind, Result};
+use crate::process::entry::IS_VALUE;
+use crate::wire::Sealed;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Results that lie in a pipe are fetched for those who do not come for them after this.
+const FETCH_AFTER: Duration = Duration::from_millis(5);
+
+impl State {
+    #[inline]
+    pub(super) fn has_results(&self) -> bool {
+        self.seats.iter().filter_map(|seat| seat.worker.as_ref()).any(|worker| worker.lane.has_results())
+    }
+
+    /// Whether some worker has put results that it may not tell of any more, or will soon have no orders.
+    pub(super) fn has_news(&self) -> bool {
+        let mut workers = self.seats.iter().filter_map(|seat| seat.worker.as_ref());
+        let will_tell = |worker: &Worker| {
+            worker.running.back().is_some_and(|last| last.is_quiet && worker.lane.will_tell(last.number))
+        };
+        workers.any(|worker| !will_tell(worker) && worker.lane.has_results())
+    }
+
+    /// Takes in what has come; whether anything has.
+    pub(super) fn collect(&mut self, after: &mut After) -> bool {
+        let mut any = false;
+        let mut initialized = Vec::new();
+        let Self { seats, runs, .. } = self;
+        let workers = seats.iter_mut().enumerate().filter_map(|(seat, place)| Some((seat, place.worker.as_mut()?)));
+        for (seat, worker) in workers {
+            if !worker.lane.has_results() {
+                continue;
+            }
+            any = true;
+            let mut bytes = Vec::new();
+            let taken = worker.lane.take_results(&mut bytes).map_err(|_| corrupt(&worker.name));
+            let delivered = taken.and_then(|count| worker.deliver(bytes, count, runs, after));
+            match delivered {
+                Ok(None) => {}
+                Ok(Some(report)) => initialized.push((seat, report)),
+                Err(error) => worker.kill(Some(error)),
+            }
+        }
+        for (seat, report) in initialized {
+            self.initialized(seat, report, after);
+        }
+        if after.has_mail && !std::mem::replace(&mut self.is_fetch_planned, true) {
+            let at = after.now() + FETCH_AFTER;
+            self.at(at, Event::Fetch, after);
+        }
+        if let Some(limit) = self.rules.recycle_above.filter(|_| any) {
+            let is_large = |worker: &Worker| worker.phase == Phase::Serving && worker.lane.memory().0 > limit;
+            let large: Vec<_> = self.workers().filter_map(|(seat, worker)| is_large(worker).then_some(seat)).collect();
+            large.into_iter().for_each(|seat| self.retire(seat, after));
+        }
+        any
+    }
+
+    /// What a worker's initializer had to say; decoded by the driver, as it is the user's.
+    fn initialized(&mut self, seat: usize, report: Result<Sealed>, after: &mut After) {
+        after.nudge = true;
+        if let Some(worker) = self.seats.get_mut(seat).and_then(|seat| seat.worker.as_mut()) {
+            worker.begun = Some(report);
+        }
+    }
+}
+
+impl Worker {
+    /// Takes in `count` results. The first of a worker with an initializer is that one's.
+    pub(super) fn deliver(
+        &mut self,
+        mut bytes: Vec<u8>,
+        count: u32,
+        runs: &mut Histogram,
+        after: &mut After,
+    ) -> Result<Option<Result<Sealed>>> {
+        let (now, mut begun) = (after.now(), None);
+        let since = self.running.front().map(|running| running.since);
+        let (mut at, mut left) = (0, count);
+        self.has_worked |= count > 0 && !self.is_awaited;
+        self.is_full &= count == 0;
+        if self.is_awaited && left > 0 {
+            self.is_awaited = false;
+            let (_, _, len) = spsc::first(&bytes).ok_or_else(|| corrupt(&self.name))?;
+            begun = Some(self.mail.report());
+            (at, left) = (len, left - 1);
+        }
+        while left > 0 {
+            self.pop_complete(Some(now), &mut after.ended);
+            let Some(running) = self.running.front_mut() else {
+                // What was given up, such as by a termination, may still be answered.
+                return if self.phase == Phase::Doomed { Ok(None) } else { Err(corrupt(&self.name)) };
+            };
+            let (start, first, most) =
+                (at, running.chunk.first + u64::from(running.done), left.min(running.end - running.done));
+            let (mut plain, mut failures, mut in_pipe, mut told) = (0, 0, None, false);
+            while plain < most {
+                let (tag, _, len) =
+                    spsc::first(bytes.get(at..).unwrap_or_default()).ok_or_else(|| corrupt(&self.name))?;
+                if tag == TOLD {
+                    told = true;
+                    break;
+                }
+                if tag & IN_PIPE != 0 {
+                    in_pipe = Some((tag & !IN_PIPE, len));
+                    break;
+                }
+                at += len;
+                plain += 1;
+                failures += u32::from(tag != IS_VALUE);
+            }
+            if plain > 0 {
+                let block = match start == 0 && at == bytes.len() {
+                    true => std::mem::take(&mut bytes),
+                    false => bytes[start..at].to_vec(),
+                };
+                running.done += plain;
+                self.answered += u64::from(plain);
+                left -= plain;
+                after.deliver(&running.group, Block::told(first, plain, failures, block));
+            }
+            if told {
+                let (_, said, len) =
+                    spsc::first(bytes.get(at..).unwrap_or_default()).ok_or_else(|| corrupt(&self.name))?;
+                if let Some(caller) = &running.group.caller {
+                    self.ear.hear(caller, said);
+                    after.ears.push(self.ear.clone());
+                }
+                at += len;
+                left -= 1;
+            }
+            if let Some((tag, len)) = in_pipe {
+                at += len;
+                running.done += 1;
+                self.answered += 1;
+                left -= 1;
+                after.announce(&self.mail, &running.group, first + u64::from(plain), tag);
+            }
+        }
+        self.pop_complete(Some(now), &mut after.ended);
+        teach(&mut after.ended, since.map_or(Duration::ZERO, |since| now.duration_since(since)), runs);
+        Ok(begun)
+    }
+}
+
+/// Has groups learn from items that one worker has done in `time`; what came together is taken to have taken equally long.
+fn teach(ended: &mut Vec<(Arc<Group>, u32)>, time: Duration, runs: &mut Histogram) {
+    let total = ended.iter().map(|(_, count)| *count).sum::<u32>().max(1);
+    for (group, count) in ended.drain(..).filter(|(_, count)| *count > 0) {
+        group.learn(time / total * count, count);
+        runs.add(time / total, u64::from(count));
+    }
+}
+
+fn corrupt(who: &str) -> Error {
+    Error::new(ErrorKind::Decode, format!("{who} wrote into the memory that its results come through; it was killed"))
+}

@@ -1,0 +1,89 @@
+//! Workers come and go: who is to be started, and who is told that no order will follow.
+
+use super::state::{After, Event, Hire, Phase, Rules, Seat, State, later};
+use std::time::Instant;
+
+impl State {
+    /// Has the least number of workers come.
+    pub(super) fn open_seats(&mut self) {
+        let Rules { least, most, .. } = self.rules;
+        self.seats.resize_with(self.seats.len().max(most), Seat::default);
+        let now = Instant::now();
+        for seat in self.seats[..least].iter_mut().filter(|seat| !seat.is_taken()) {
+            seat.vacant = Some(now);
+        }
+    }
+
+    /// Has one more worker come, if there may be more; they all come at once if that many are wanted.
+    pub(super) fn call_in(&mut self, after: &mut After) {
+        if self.rules.least == self.rules.most || !self.needs_workers(after) {
+            return;
+        }
+        let wanted: usize = self.queue.iter().map(|group| group.items().pending.len()).sum();
+        let coming = self.seats.iter().filter(|seat| seat.vacant.is_some() || seat.is_hiring || seat.is_beginning());
+        let wanted = wanted.saturating_sub(coming.count());
+        let now = Instant::now();
+        let free = self.seats[..self.rules.most].iter_mut().filter(|seat| !seat.is_taken());
+        for seat in free.take(wanted) {
+            seat.vacant = Some(now);
+            after.nudge = true;
+        }
+    }
+
+    pub(super) fn needs_workers(&self, after: &After) -> bool {
+        let is_done = self.is_closed && (self.open == 0 || self.is_shut) && self.out == after.settled;
+        !self.is_terminated && self.broken.is_none() && !is_done
+    }
+
+    /// Which seats are to get a worker now.
+    pub(super) fn hires(&mut self, now: Instant, after: &mut After) -> Vec<Hire> {
+        let (mut hires, mut later) = (Vec::new(), None);
+        for (number, seat) in self.seats.iter_mut().enumerate() {
+            match seat.vacant {
+                Some(at) if at <= now => {
+                    (seat.vacant, seat.is_hiring) = (None, true);
+                    self.generation += 1;
+                    hires.push(Hire { seat: number, generation: self.generation });
+                }
+                Some(at) => later = Some(later.map_or(at, |later: Instant| later.min(at))),
+                None => {}
+            }
+        }
+        if let Some(at) = later {
+            self.at(at, Event::Hire, after);
+        }
+        hires
+    }
+
+    /// Tells a worker that no order will follow, and sees to it that it ends in time.
+    pub(super) fn dismiss(&mut self, seat: usize, after: &mut After) {
+        let now = after.now();
+        let Some(worker) = self.seats.get_mut(seat).and_then(|seat| seat.worker.as_mut()) else { return };
+        if !matches!(worker.phase, Phase::Serving | Phase::Beginning) {
+            return;
+        }
+        (worker.phase, worker.leaving) = (Phase::Leaving, Some(now));
+        worker.lane.close();
+        let event = Event::Exit(seat, worker.generation);
+        self.at(later(now, self.rules.exit_timeout), event, after);
+    }
+
+    /// Kills a worker that has had the time to end.
+    pub(super) fn see_out(&mut self, seat: usize, generation: u64, now: Instant, after: &mut After) {
+        let timeout = self.rules.exit_timeout;
+        let Some(worker) = self.worker(seat, generation) else { return };
+        let since = match worker.running.is_empty() {
+            true => worker.idle_since.max(worker.leaving).unwrap_or(now),
+            false => now,
+        };
+        if worker.phase != Phase::Leaving {
+            return;
+        }
+        if now < later(since, timeout) {
+            return self.at(later(since, timeout), Event::Exit(seat, generation), after);
+        }
+        after.late.push((worker.name.clone(), timeout));
+        worker.kill(None);
+        self.late += 1;
+    }
+}

@@ -1,0 +1,363 @@
+//! What the scheduler knows: seats with their workers, orders under way, timers, and what is to be done once the lock is free.
+
+use super::group::{Block, Chunk, Group};
+use super::mail::Mail;
+use super::stats::Histogram;
+use super::trace::Ear;
+use crate::channel::Sender;
+use crate::channel::lane::PoolEnd;
+use crate::error::{Error, ErrorKind, Result};
+use crate::process::Killer;
+use crate::wire::Sealed;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+use std::fmt::Write;
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::task::Waker;
+use std::time::{Duration, Instant};
+
+#[derive(Default)]
+pub(super) struct State {
+    pub(super) seats: Vec<Seat>,
+    pub(super) queue: VecDeque<Arc<Group>>,
+    pub(super) timers: BinaryHeap<Reverse<Timer>>,
+    /// When the driver looks at the timers next.
+    pub(super) alert: Option<Instant>,
+    /// Calls that may still add items.
+    pub(super) open: usize,
+    /// Items handed in and not settled.
+    pub(super) out: usize,
+    pub(super) rules: Rules,
+    pub(super) is_closed: bool,
+    pub(super) is_terminated: bool,
+    pub(super) is_shut: bool,
+    pub(super) is_share_planned: bool,
+    pub(super) is_idle_planned: bool,
+    pub(super) is_look_planned: bool,
+    pub(super) is_fetch_planned: bool,
+    /// Workers that were killed because they did not end.
+    pub(super) late: u64,
+    pub(super) broken: Option<String>,
+    pub(super) generation: u64,
+    pub(super) waits: Histogram,
+    pub(super) runs: Histogram,
+    pub(super) leases: u64,
+}
+
+/// What the state needs of the settings, and what changes of them.
+#[derive(Clone, Default)]
+pub(super) struct Rules {
+    pub(super) least: usize,
+    pub(super) most: usize,
+    pub(super) idle_timeout: Duration,
+    pub(super) max_tasks: usize,
+    pub(super) tasks_jitter: usize,
+    pub(super) max_age: Option<Duration>,
+    pub(super) recycle_above: Option<u64>,
+    pub(super) exit_timeout: Duration,
+    pub(super) grace: Duration,
+}
+
+/// The place of one worker after the other.
+#[derive(Default)]
+pub(super) struct Seat {
+    pub(super) worker: Option<Worker>,
+    /// When the next one may start, if there is to be one.
+    pub(super) vacant: Option<Instant>,
+    /// The driver is starting it.
+    pub(super) is_hiring: bool,
+    pub(super) failures: u32,
+}
+
+/// A worker that is to be started.
+pub(super) struct Hire {
+    pub(super) seat: usize,
+    pub(super) generation: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Phase {
+    /// Its initializer runs.
+    Beginning,
+    Serving,
+    /// It has all the orders it will get, and ends after them.
+    Leaving,
+    /// It was killed, or cannot be reached any more.
+    Doomed,
+}
+
+pub(super) struct Worker {
+    pub(super) generation: u64,
+    pub(super) name: String,
+    pub(super) pid: u32,
+    pub(super) killer: Killer,
+    pub(super) lane: PoolEnd,
+    pub(super) orders: Sender<Sealed>,
+    pub(super) mail: Arc<Mail>,
+    pub(super) ear: Arc<Ear>,
+    pub(super) phase: Phase,
+    pub(super) running: VecDeque<Running>,
+    /// Items it was given, and may be given.
+    pub(super) given: usize,
+    pub(super) share: usize,
+    /// The checkout that has it; 0 is none.
+    pub(super) lease: u64,
+    /// It is to go once it is given back.
+    pub(super) is_due: bool,
+    /// Items that it has answered.
+    pub(super) answered: u64,
+    pub(super) born: Instant,
+    pub(super) idle_since: Option<Instant>,
+    pub(super) has_worked: bool,
+    /// The initializer's report has not come.
+    pub(super) is_awaited: bool,
+    /// There was no room for an order in its pipe, and no result has come since.
+    pub(super) is_full: bool,
+    /// That report, until the driver has read it.
+    pub(super) begun: Option<Result<Sealed>>,
+    /// Since when it is to end once it has nothing to do.
+    pub(super) leaving: Option<Instant>,
+    /// Why it was killed, if that says something about those to come.
+    pub(super) overdue: Option<Error>,
+    /// What is known of its end.
+    pub(super) end: Circumstances,
+    /// Why it was killed, for the item that it was at.
+    pub(super) doom: Option<Error>,
+}
+
+/// What the driver has learned of a worker's end, beyond its status.
+#[derive(Default)]
+pub(super) struct Circumstances {
+    /// The kernel killed it for its memory.
+    pub(super) was_starved: bool,
+    pub(super) last_words: Option<String>,
+}
+
+/// An order at a worker.
+pub(super) struct Running {
+    pub(super) group: Arc<Group>,
+    pub(super) chunk: Chunk,
+    pub(super) number: u32,
+    pub(super) done: u32,
+    pub(super) end: u32,
+    pub(super) since: Instant,
+    /// Its results are told of together.
+    pub(super) is_quiet: bool,
+}
+
+/// Which order, of which worker.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) seat: usize,
+    pub(super) generation: u64,
+    pub(super) number: u32,
+}
+
+pub(super) enum Event {
+    /// An item may have run for its time.
+    Overrun(Place),
+    /// What was asked to stop has had its grace.
+    Kill(Place, u32),
+    Retry(Arc<Group>, Chunk),
+    /// Something may have waited too long for its start.
+    Queued(Arc<Group>),
+    /// Somebody idles while somebody else has more than enough.
+    Share,
+    /// A seat's back-off is over.
+    Hire,
+    /// A worker is old enough.
+    Age(usize, u64),
+    /// A worker's initializer has run for its time.
+    Initializer(usize, u64, Duration),
+    /// A worker that was to end has had the time for it.
+    Exit(usize, u64),
+    /// Somebody may have idled for long enough.
+    Idle,
+    /// Results may lie about of which nobody was told.
+    Look,
+    /// Somebody may not fetch what has come for it.
+    Fetch,
+}
+
+pub(super) struct Timer {
+    pub(super) at: Instant,
+    pub(super) event: Event,
+}
+
+impl Seat {
+    pub(super) fn is_taken(&self) -> bool {
+        self.worker.is_some() || self.vacant.is_some() || self.is_hiring
+    }
+
+    pub(super) fn is_beginning(&self) -> bool {
+        self.worker.as_ref().is_some_and(|worker| worker.phase == Phase::Beginning && worker.begun.is_none())
+    }
+}
+
+impl PartialEq for Timer {
+    fn eq(&self, other: &Self) -> bool {
+        self.at == other.at
+    }
+}
+impl Eq for Timer {}
+impl PartialOrd for Timer {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Timer {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.at.cmp(&other.at)
+    }
+}
+
+/// What is left to do once the lock is free.
+#[derive(Default)]
+pub(super) struct After {
+    pub(super) wakers: Vec<Waker>,
+    pub(super) settled: usize,
+    pub(super) nudge: bool,
+    /// Something lies in a pipe, and for too long in these.
+    pub(super) has_mail: bool,
+    pub(super) unfetched: Vec<Arc<Mail>>,
+    /// Who has heard something.
+    pub(super) ears: Vec<Arc<Ear>>,
+    /// Unsettled items of those who are woken.
+    pub(super) woken: usize,
+    /// Who was killed because it did not end within its time.
+    pub(super) late: Vec<(String, Duration)>,
+    pub(super) now: Option<Instant>,
+    /// Whose orders have come to their end, and how many items those were.
+    pub(super) ended: Vec<(Arc<Group>, u32)>,
+}
+
+impl After {
+    /// When this was begun: one look at the clock does for all that is done in one go.
+    pub(super) fn now(&mut self) -> Instant {
+        *self.now.get_or_insert_with(Instant::now)
+    }
+
+    pub(super) fn deliver(&mut self, group: &Group, block: Block) {
+        self.settled += block.count() as usize;
+        if let Some((waker, out)) = group.deliver(block) {
+            self.wakers.push(waker);
+            self.woken += out;
+        }
+    }
+
+    /// The next result in a worker's pipe is that of an item.
+    pub(super) fn announce(&mut self, mail: &Arc<Mail>, group: &Arc<Group>, index: u64, tag: u8) {
+        self.settled += 1;
+        self.has_mail = true;
+        if let Some((waker, out)) = mail.expect(group, index, tag) {
+            self.wakers.push(waker);
+            self.woken += out;
+        }
+    }
+
+    /// Settles the items of `chunk` from `from` on, before `to`.
+    pub(super) fn fail(&mut self, group: &Group, chunk: &Chunk, (from, to): (u32, u32), error: impl Fn() -> Error) {
+        (from..to).for_each(|at| self.deliver(group, Block::failed(chunk.first + u64::from(at), error())));
+    }
+
+    /// The same for all of a chunk that was never given out.
+    pub(super) fn fail_pending(&mut self, group: &Group, chunk: &Chunk, error: impl Fn() -> Error) {
+        self.fail(group, chunk, (0, chunk.count), error);
+        group.forget(chunk);
+    }
+}
+
+impl State {
+    /// Has `event` happen at `at`.
+    pub(super) fn at(&mut self, at: Instant, event: Event, after: &mut After) {
+        self.timers.push(Reverse(Timer { at, event }));
+        if self.alert.is_none_or(|alert| at < alert) {
+            self.alert = Some(at);
+            after.nudge = true;
+        }
+    }
+
+    pub(super) fn workers(&mut self) -> impl Iterator<Item = (usize, &mut Worker)> {
+        self.seats.iter_mut().enumerate().filter_map(|(seat, place)| Some((seat, place.worker.as_mut()?)))
+    }
+
+    pub(super) fn worker(&mut self, seat: usize, generation: u64) -> Option<&mut Worker> {
+        let worker = self.seats.get_mut(seat)?.worker.as_mut()?;
+        (worker.generation == generation).then_some(worker)
+    }
+
+    /// Where an order is, if it is not complete: its worker's seat, and how far it is.
+    pub(super) fn find(&mut self, place: Place) -> Option<(&mut Worker, usize)> {
+        let worker = self.worker(place.seat, place.generation)?;
+        let at = worker.running.iter().position(|running| running.number == place.number)?;
+        Some((worker, at))
+    }
+}
+
+impl Worker {
+    /// Ends it; `doom` is what to tell about the item that it is at.
+    pub(super) fn kill(&mut self, doom: Option<Error>) {
+        self.phase = Phase::Doomed;
+        self.doom = doom;
+        // Whoever cannot be killed has ended.
+        let _ = self.killer.kill();
+    }
+
+    /// What to tell about one that is gone.
+    pub(super) fn death(&self, status: &Result<ExitStatus>, doing: &str) -> Error {
+        let how = match status {
+            Ok(status) => status.to_string(),
+            Err(error) => error.to_string(),
+        };
+        let mut text = format!("{} died while it ran {doing}: {how}", self.name);
+        let (age, (_, peak)) = (self.born.elapsed(), self.lane.memory());
+        let _ = write!(text, "; it was {age:.1?} old");
+        if peak > 0 {
+            let _ = write!(text, " and had used {} MiB at most when it last looked", peak >> 20);
+        }
+        if self.end.was_starved {
+            text.push_str("; the kernel killed it because memory ran out");
+        }
+        if let Some(words) = &self.end.last_words {
+            let _ = write!(text, "; it last wrote:\n{words}");
+        }
+        Error::new(ErrorKind::ProcessDied, text).with_exit_status(status.as_ref().ok().copied())
+    }
+
+    /// Lets go of orders that are done; `now` if they came to their end just now, and are to be counted among `ended`.
+    pub(super) fn pop_complete(&mut self, now: Option<Instant>, ended: &mut Vec<(Arc<Group>, u32)>) {
+        while self.running.front().is_some_and(|running| running.done >= running.end) {
+            let Some(running) = self.running.pop_front() else { return };
+            running.group.forget(&running.chunk);
+            if let Some(now) = now {
+                match ended.last_mut() {
+                    Some((group, count)) if Arc::ptr_eq(group, &running.group) => *count += running.done,
+                    _ => ended.push((running.group, running.done)),
+                }
+                self.running.front_mut().into_iter().for_each(|next| next.since = now);
+            }
+            if self.running.is_empty() {
+                self.idle_since = Some(now.unwrap_or_else(Instant::now));
+            }
+        }
+    }
+}
+
+pub(super) fn terminated() -> Error {
+    Error::new(ErrorKind::Cancelled, "the pool was terminated before this item was done")
+}
+
+pub(super) fn shut() -> Error {
+    Error::new(ErrorKind::Cancelled, "the pool was shut down before this item was begun")
+}
+
+pub(super) fn broken(why: &str) -> Error {
+    Error::other(format!("the pool has no working worker: {why}"))
+}
+
+/// `while_` after `now`; what is too far off to be told is never.
+pub(super) fn later(now: Instant, while_: Duration) -> Instant {
+    const NEVER: Duration = Duration::from_secs(30 * 365 * 86400);
+    now + while_.min(NEVER)
+}
