@@ -178,6 +178,21 @@ async fn rule_3_an_item_overruns_alone_also_in_the_middle_of_a_chunk() -> mp::Re
     Ok(())
 }
 
+/// `lane`: stopped between an item's start and the note of it. The time of the item before is not counted, and yet there
+/// is an end.
+#[cfg(debug_assertions)]
+#[tokio::test]
+async fn rule_3_an_item_whose_start_is_not_noted_has_its_full_time_and_no_more() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::builder().workers(1).env("MULTIPROCESS_STOP_AT", "lane.started:2").build()?;
+    let mut results = pool.imap(nap, [60, 1]).chunksize(2).timeout(100 * MS);
+    assert_eq!(within(results.next()).await.expect("a result each")?, 60);
+    let start = Instant::now();
+    assert_eq!(within(results.next()).await.expect("a result each").unwrap_err().kind(), ErrorKind::Timeout);
+    assert!(start.elapsed() >= 90 * MS, "{:?}", start.elapsed());
+    Ok(())
+}
+
 #[tokio::test]
 async fn rule_6_the_clock_starts_with_the_item_and_waiting_has_its_own() -> mp::Result<()> {
     let _deadline = Deadline::start();
@@ -621,6 +636,39 @@ async fn a_time_that_never_comes_is_no_mistake() -> mp::Result<()> {
     assert_eq!(squares, (0..50).map(square).collect::<Vec<_>>());
     drop(pool.apply_async(stuck, ()));
     drop(pool);
+    Ok(())
+}
+
+#[tokio::test]
+async fn no_time_at_all_and_odd_numbers_are_no_mistake_or_an_error() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let zero = Duration::ZERO;
+    let pool = Pool::builder().workers(1).exit_timeout(zero).idle_timeout(zero).tasks_jitter(usize::MAX).build()?;
+    for grace in [zero, 5 * MS] {
+        let (first, second) = futures::join!(
+            pool.apply(stuck, ()).timeout(zero).grace(grace),
+            pool.apply(stuck, ()).timeout(zero).grace(grace),
+        );
+        assert_eq!([first, second].map(|result| result.unwrap_err().kind()), [ErrorKind::Timeout; 2]);
+    }
+    // What waits has not run out of its time, and what has begun is no end that is late.
+    let (begun, go) = (Queue::unbounded()?, Queue::unbounded()?);
+    let first = pool.apply_async(say_and_wait, (begun.clone(), go.clone()));
+    begun.get().await?;
+    let mut second = Box::pin(pool.apply(stuck, ()).timeout(zero));
+    falls_asleep(second.as_mut()).await;
+    assert_eq!(within(pool.apply(square, (1,)).queue_timeout(zero)).await.unwrap_err().kind(), ErrorKind::Timeout);
+    go.put(3).await?;
+    assert_eq!(within(first).await?, 3);
+    assert_eq!(within(second).await.unwrap_err().kind(), ErrorKind::Timeout);
+    let last = pool.apply_async(nap, (30,));
+    pool.close();
+    assert_eq!(within(last).await?, 30);
+    within(pool.join()).await?;
+    for workers in [0..=usize::MAX, 5000..=5000] {
+        assert!(Pool::new(workers).is_err_and(|error| error.to_string().contains("4096 workers at most")));
+    }
+    assert!(Pool::builder().cpus([usize::MAX]).build().is_err_and(|error| error.to_string().contains("no CPU")));
     Ok(())
 }
 

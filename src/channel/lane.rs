@@ -3,7 +3,8 @@
 //! # State
 //! The words of the region's head, by name in [`word`]; then the two rings. An order has a number, which is its place in
 //! the ring, and some items. `CLAIMS` has a row for each order that may be under way:
-//! `LOUD:1 | number:31 | next:16 | end:16`, and when its last item started; for `LOUD`, and who is told when, see `news`. The board is a second region that all workers of a pool have: one event, for
+//! `LOUD:1 | number:31 | next:16 | end:16`, and which item started last, and when (`microseconds:48 | item + 1:16`; 0 is
+//! none); for `LOUD`, and who is told when, see `news`. The board is a second region that all workers of a pool have: one event, for
 //! the pool to sleep on.
 //!
 //! # Moves
@@ -59,6 +60,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::*;
+use std::time::Duration;
 
 mod word {
     use super::event;
@@ -178,10 +180,14 @@ pub(super) fn take_back(claim: &AtomicU64, keep: u32) -> Claim {
     Claim::of(claim.load(Acquire))
 }
 
-/// Nanoseconds of the clock that all processes share.
-pub(crate) fn now_ns() -> u64 {
+/// Of a note of a start: which item it was, from 1; and above that the time.
+const INDEX_BITS: u32 = 16;
+const INDEX: u64 = (1 << INDEX_BITS) - 1;
+
+/// Microseconds, begun ones too, of the clock that all processes share.
+fn now_us() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+    now.tv_sec as u64 * 1_000_000 + (now.tv_nsec as u64).div_ceil(1000)
 }
 
 /// The pool's end.
@@ -227,7 +233,9 @@ impl PoolEnd {
             return None;
         }
         let number = self.given;
-        row(&self.region, number).0.store(claimable(number, items), Relaxed);
+        let (claim, started) = row(&self.region, number);
+        claim.store(claimable(number, items), Relaxed);
+        started.store(0, Relaxed);
         if !self.orders.push(orders(&self.region), kind, parts) {
             return None;
         }
@@ -245,9 +253,11 @@ impl PoolEnd {
         Claim::of(row(&self.region, number).0.load(Acquire))
     }
 
-    /// When the last item of an order started, if its start is noted.
-    pub(crate) fn started_at(&self, number: u32) -> u64 {
-        row(&self.region, number).1.load(Acquire)
+    /// For how long item `index` of an order has run; `None` as long as its start is not noted.
+    pub(crate) fn has_run(&self, number: u32, index: u32) -> Option<Duration> {
+        let note = row(&self.region, number).1.load(Acquire);
+        let is_its = note & INDEX == u64::from(index) + 1;
+        is_its.then(|| Duration::from_micros(now_us().saturating_sub(note >> INDEX_BITS)))
     }
 
     /// Takes items back that have not started, all from `keep` on; how far the order goes now.
@@ -442,8 +452,9 @@ impl WorkerEnd {
     }
 
     /// Notes that an item starts now, for who counts its time.
-    pub(crate) fn note_start(&self, order: &Order) {
-        row(&self.region, order.number).1.store(now_ns(), Release);
+    pub(crate) fn note_start(&self, order: &Order, index: u32) {
+        let note = now_us() << INDEX_BITS | (u64::from(index) + 1) & INDEX;
+        row(&self.region, order.number).1.store(note, Release);
     }
 
     /// Whether a result of `len` bytes can travel through the ring at all.

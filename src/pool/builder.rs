@@ -5,7 +5,9 @@ use super::protocol::{Conditions, Task};
 use crate::error::{Error, Result};
 use crate::process::entry::{self, Outcome};
 use crate::process::{Function, StartMethod, cpu_count};
+use crate::shm::family::SLOTS;
 use crate::wire::{Parcel, Sealed};
+use rustix::thread::CpuSet;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::any::Any;
@@ -74,10 +76,13 @@ impl Workers for RangeInclusive<usize> {
 /// A number that a pool can have.
 pub(super) fn checked(workers: impl Workers) -> Result<RangeInclusive<usize>> {
     let range = workers.range();
-    match *range.end() == 0 || range.is_empty() {
-        true => Err(Error::other(format!("a pool needs at least one worker, not {range:?}"))),
-        false => Ok(range),
+    if *range.end() == 0 || range.is_empty() {
+        return Err(Error::other(format!("a pool needs at least one worker, not {range:?}")));
     }
+    if *range.end() > SLOTS {
+        return Err(Error::other(format!("a pool may have {SLOTS} workers at most, not {range:?}")));
+    }
+    Ok(range)
 }
 
 /// Workers beyond the least end after this, by default.
@@ -90,7 +95,7 @@ const EXIT_TIMEOUT: Duration = Duration::from_secs(30);
 const GRACE: Duration = Duration::from_millis(10);
 
 impl PoolBuilder {
-    /// How many workers; by default [`cpu_count`]. With a range, such as `1..=8`, they come as they are needed, all
+    /// How many workers, 4096 at most; by default [`cpu_count`]. With a range, such as `1..=8`, they come as they are needed, all
     /// at once if need be, and go when they have idled for the [`idle_timeout`](Self::idle_timeout).
     #[must_use]
     pub fn workers(mut self, workers: impl Workers) -> Self {
@@ -290,6 +295,9 @@ impl PoolBuilder {
         };
         if self.max_tasks_per_worker == Some(0) {
             return Err(Error::other("the workers of a pool need to have at least one task each"));
+        }
+        if let Some(cpu) = self.cpus.iter().find(|cpu| **cpu >= CpuSet::MAX_CPU) {
+            return Err(Error::other(format!("there is no CPU {cpu} to tie a worker to")));
         }
         Ok(Settings {
             workers,

@@ -1,8 +1,7 @@
 //! What is done when its time has come.
 
 use super::group::{Chunk, Group};
-use super::state::{After, Event, Place, State, Worker, later};
-use crate::channel::lane::{self};
+use super::state::{AGAIN, After, Event, Place, State, Worker, later};
 use crate::error::{Error, ErrorKind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -52,23 +51,28 @@ impl State {
         let Some(timeout) = running.group.options.timeout else { return };
         let grace = running.group.options.grace.unwrap_or(default_grace);
         let claim = worker.lane.claim(place.number);
-        let has_run = match claim.started > running.done {
-            true => {
-                let started = worker.lane.started_at(place.number);
-                Duration::from_nanos(lane::now_ns().saturating_sub(started))
-            }
+        if claim.started <= running.done {
             // It waits behind another, or is between two items.
-            false => Duration::ZERO,
+            return self.at(later(now, timeout.max(AGAIN)), Event::Overrun(place), after);
+        }
+        let item = claim.started - 1;
+        let has_run = match worker.lane.has_run(place.number, item) {
+            Some(has_run) => has_run,
+            // Not noted yet; if it was like that the last time, its worker has been stopped right there.
+            None if worker.running[at].unnoted == Some(item) => timeout,
+            None => {
+                worker.running[at].unnoted = Some(item);
+                Duration::ZERO
+            }
         };
         if has_run < timeout {
             return self.at(later(now, timeout - has_run), Event::Overrun(place), after);
         }
-        let item = claim.started - 1;
         worker.lane.ask_to_stop(place.number, item);
         self.at(later(now, grace), Event::Kill(place, item), after);
         // What waits behind it need not wait for its end. The rest of its order is timed by the next timer.
         self.reclaim(place.seat, 1, after);
-        self.at(later(now, timeout.saturating_add(grace)), Event::Overrun(place), after);
+        self.at(later(now, timeout.saturating_add(grace).max(AGAIN)), Event::Overrun(place), after);
     }
 
     /// Kills the worker, if it is still at that very item.

@@ -127,7 +127,8 @@ impl State {
                     self.waits.add(waited, u64::from(chunk.count));
                 }
                 let (done, end, is_quiet) = (0, chunk.count, group.is_bulk());
-                let order = Running { group: group.clone(), chunk, number, done, end, since: now, is_quiet };
+                let order =
+                    Running { group: group.clone(), chunk, number, done, end, since: now, unnoted: None, is_quiet };
                 worker.running.push_back(order);
                 let is_last = worker.given >= worker.share && worker.lease == 0;
                 if is_last {

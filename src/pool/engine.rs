@@ -562,7 +562,7 @@ impl Shared {
             };
             let now = Instant::now();
             // Any number will do that differs from worker to worker.
-            let spread = |most: u64| (generation.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) % (most + 1);
+            let spread = |most: u64| (generation.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) % most.saturating_add(1);
             let jitter = (spread(state.rules.tasks_jitter as u64) as usize).min(state.rules.max_tasks - 1);
             let share = state.rules.max_tasks - jitter;
             if let Some(timeout) = self.settings.initializer_timeout.filter(|_| phase == Phase::Beginning) {

@@ -1,6 +1,6 @@
 //! Workers come and go: who is to be started, and who is told that no order will follow.
 
-use super::state::{After, Event, Hire, Phase, Rules, Seat, State, later};
+use super::state::{AGAIN, After, Event, Hire, Phase, Rules, Seat, State, later};
 use std::time::Instant;
 
 impl State {
@@ -72,13 +72,13 @@ impl State {
     pub(super) fn see_out(&mut self, seat: usize, generation: u64, now: Instant, after: &mut After) {
         let timeout = self.rules.exit_timeout;
         let Some(worker) = self.worker(seat, generation) else { return };
-        let since = match worker.running.is_empty() {
-            true => worker.idle_since.max(worker.leaving).unwrap_or(now),
-            false => now,
-        };
         if worker.phase != Phase::Leaving {
             return;
         }
+        if !worker.running.is_empty() {
+            return self.at(later(now, timeout.max(AGAIN)), Event::Exit(seat, generation), after);
+        }
+        let since = worker.idle_since.max(worker.leaving).unwrap_or(now);
         if now < later(since, timeout) {
             return self.at(later(since, timeout), Event::Exit(seat, generation), after);
         }

@@ -17,6 +17,10 @@ use std::sync::Arc;
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
+/// What is to be looked at again is not before this, however short its time: a timer that is due at once, again and
+/// again, would never let go of the lock.
+pub(super) const AGAIN: Duration = Duration::from_millis(1);
+
 #[derive(Default)]
 pub(super) struct State {
     pub(super) seats: Vec<Seat>,
@@ -142,6 +146,8 @@ pub(super) struct Running {
     pub(super) done: u32,
     pub(super) end: u32,
     pub(super) since: Instant,
+    /// The item that was found started when its start was not noted.
+    pub(super) unnoted: Option<u32>,
     /// Its results are told of together.
     pub(super) is_quiet: bool,
 }

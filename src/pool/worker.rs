@@ -182,7 +182,7 @@ impl Batch for Desk {
         let order = self.order.as_ref()?;
         let index = self.lane.start(order)?;
         if self.header.is_some_and(|header| header.is_timed) {
-            self.lane.note_start(order);
+            self.lane.note_start(order, index);
         }
         task::starts(index);
         if self.listens.is_some() {
