@@ -89,6 +89,9 @@ const MAGIC: u64 = u64::from_be_bytes(*b"mpLane01");
 const ROW: usize = 16;
 /// Orders that may be under way.
 pub(crate) const AHEAD: u32 = 8;
+/// Only of an order of so many items does a pool rely on being told when it begins, of what it knew of, too: to look
+/// whether there is such costs as much as a few items.
+pub(crate) const MANY: u32 = 64;
 /// Items that one order may have.
 pub(crate) const MOST_ITEMS: usize = 1 << 15;
 const HEAD_LEN: usize = 4096;
@@ -266,7 +269,7 @@ impl PoolEnd {
     }
 
     /// Whether the worker will tell of what it has put when it begins order `number`, the last that was given, about which
-    /// it may be quiet. For who has armed its alarm before.
+    /// it may be quiet, and which has [`MANY`] items. For who has armed its alarm before.
     pub(crate) fn will_tell(&self, number: u32) -> bool {
         news::will_tell(row(&self.region, number).0)
     }
@@ -441,8 +444,10 @@ impl WorkerEnd {
 
     /// The pool wants to know of the results of this order not one by one, but when the last order that it has given
     /// begins: it gives more then.
-    pub(crate) fn keep_quiet(&self) {
-        let has_untaken = || self.results.under_way(results(&self.region)) > 0;
+    pub(crate) fn keep_quiet(&self, order: &Order) {
+        let claim = row(&self.region, order.number).0;
+        let has_untaken =
+            || Claim::of(claim.load(Acquire)).end >= MANY && self.results.under_way(results(&self.region)) > 0;
         self.news.keep_quiet(self.orders.has_more(orders(&self.region)), has_untaken);
     }
 

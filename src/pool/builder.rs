@@ -204,7 +204,7 @@ impl PoolBuilder {
 
     /// Kills a worker whose [`initializer`](Self::initializer) has not ended within `timeout`, counted from the worker's
     /// start. Another is started in its place, later each time; when several in a row have not come to anything, the
-    /// pool is [`broken`](Pool::broken) and says so. Items wait meanwhile, for as long as their
+    /// pool is [`broken`](crate::Pool::broken) and says so. Items wait meanwhile, for as long as their
     /// [`queue_timeout`](crate::Call::queue_timeout) lets them. By default an initializer may take for ever.
     ///
     /// ```
@@ -226,7 +226,7 @@ impl PoolBuilder {
 
     /// Kills a worker that is to end and does not within `timeout`, counted from its last item, or from when it was told
     /// if it had none: its [`finalizer`](Self::finalizer), its initializer or the destructor of some `static` hangs. No
-    /// item is touched; [`PoolStats::late`] counts them, and a warning goes to `tracing`. By default 30 s.
+    /// item is touched; [`PoolStats::late`](crate::PoolStats::late) counts them, and a warning goes to `tracing`. By default 30 s.
     ///
     /// ```
     /// use multiprocess::{self as mp, Pool};

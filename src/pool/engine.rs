@@ -501,13 +501,18 @@ impl Shared {
             if state.collect(after) {
                 state.dispatch(after);
             }
+            let mut has_looked = false;
             while state.timers.peek().is_some_and(|Reverse(timer)| timer.at <= now) {
                 let Some(Reverse(timer)) = state.timers.pop() else { break };
+                has_looked |= matches!(timer.event, Event::Look);
                 state.on(timer.event, now, after);
             }
             state.dispatch(after);
             state.end_if_done(after);
-            state.plan_to_look(after);
+            // What was given out just now may be slow, too; but who gives out all the time is awake.
+            if !has_looked {
+                state.plan_to_look(after);
+            }
             let hires = state.hires(now, after);
             let begun = state
                 .workers()

@@ -2,9 +2,9 @@
 
 use super::group::{Block, Group};
 use super::protocol::{IN_PIPE, TOLD};
-use super::state::{After, Event, Phase, State, Worker};
+use super::state::{After, Event, Phase, Running, State, Worker};
 use super::stats::Histogram;
-use crate::channel::spsc;
+use crate::channel::{lane, spsc};
 use crate::error::{Error, ErrorKind, Result};
 use crate::process::entry::IS_VALUE;
 use crate::wire::Sealed;
@@ -23,9 +23,10 @@ impl State {
     /// Whether some worker has put results that it may not tell of any more, or will soon have no orders.
     pub(super) fn has_news(&self) -> bool {
         let mut workers = self.seats.iter().filter_map(|seat| seat.worker.as_ref());
-        let will_tell = |worker: &Worker| {
-            worker.running.back().is_some_and(|last| last.is_quiet && worker.lane.will_tell(last.number))
+        let tells = |worker: &Worker, last: &Running| {
+            last.is_quiet && last.end >= lane::MANY && worker.lane.will_tell(last.number)
         };
+        let will_tell = |worker: &Worker| worker.running.back().is_some_and(|last| tells(worker, last));
         workers.any(|worker| !will_tell(worker) && worker.lane.has_results())
     }
 

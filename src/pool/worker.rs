@@ -140,7 +140,7 @@ impl Desk {
             }
         }
         if header.is_bulk {
-            self.lane.keep_quiet();
+            self.lane.keep_quiet(&order);
         }
         (self.order, self.header) = (Some(order), Some(header));
         Ok(Some(header))
