@@ -570,14 +570,6 @@ impl Shared {
             let spread = |most: u64| (generation.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) % most.saturating_add(1);
             let jitter = (spread(state.rules.tasks_jitter as u64) as usize).min(state.rules.max_tasks - 1);
             let share = state.rules.max_tasks - jitter;
-            if let Some(timeout) = self.settings.initializer_timeout.filter(|_| phase == Phase::Beginning) {
-                state.at(later(now, timeout), Event::Initializer(*seat, *generation, timeout), after);
-            }
-            if let Some(age) = state.rules.max_age {
-                // Up to a tenth earlier, so that they do not all go at once.
-                let age = age - age / 1000 * spread(100) as u32;
-                state.at(later(now, age), Event::Age(*seat, *generation), after);
-            }
             let worker = Worker {
                 generation: *generation,
                 name,
@@ -607,6 +599,14 @@ impl Shared {
             };
             if let Some(seat) = state.seats.get_mut(*seat) {
                 (seat.worker, seat.is_hiring) = (Some(worker), false);
+            }
+            if let Some(timeout) = self.settings.initializer_timeout.filter(|_| phase == Phase::Beginning) {
+                state.at(later(now, timeout), Event::Initializer(*seat, *generation, timeout), after);
+            }
+            if let Some(age) = state.rules.max_age {
+                // Up to a tenth earlier, so that they do not all go at once.
+                let age = age - age / 1000 * spread(100) as u32;
+                state.at(later(now, age), Event::Age(*seat, *generation), after);
             }
             state.dispatch(after);
             state.end_if_done(after);

@@ -26,6 +26,8 @@ pub(super) struct State {
     pub(super) seats: Vec<Seat>,
     pub(super) queue: VecDeque<Arc<Group>>,
     pub(super) timers: BinaryHeap<Reverse<Timer>>,
+    /// With more than this, those that matter no more are let go of.
+    pub(super) most_timers: usize,
     /// When the driver looks at the timers next.
     pub(super) alert: Option<Instant>,
     /// Calls that may still add items.
@@ -278,9 +280,36 @@ impl State {
     /// Has `event` happen at `at`.
     pub(super) fn at(&mut self, at: Instant, event: Event, after: &mut After) {
         self.timers.push(Reverse(Timer { at, event }));
+        if self.timers.len() > self.most_timers.max(64) {
+            self.forget_timers();
+        }
         if self.alert.is_none_or(|alert| at < alert) {
             self.alert = Some(at);
             after.nudge = true;
+        }
+    }
+
+    /// Lets go of timers whose time would come long after what they are for: a deadline of an hour is mostly for an item
+    /// of a millisecond.
+    fn forget_timers(&mut self) {
+        let timers = std::mem::take(&mut self.timers);
+        self.timers = timers.into_iter().filter(|Reverse(timer)| self.matters(&timer.event)).collect();
+        self.most_timers = 2 * self.timers.len();
+    }
+
+    fn matters(&self, event: &Event) -> bool {
+        let worker = |seat: usize, generation: u64| {
+            let worker = self.seats.get(seat).and_then(|seat| seat.worker.as_ref());
+            worker.filter(|worker| worker.generation == generation)
+        };
+        match event {
+            Event::Overrun(place) | Event::Kill(place, _) => worker(place.seat, place.generation)
+                .is_some_and(|worker| worker.running.iter().any(|running| running.number == place.number)),
+            Event::Queued(group) => group.items().out > 0,
+            Event::Age(seat, generation) | Event::Exit(seat, generation) | Event::Initializer(seat, generation, _) => {
+                worker(*seat, *generation).is_some()
+            }
+            Event::Retry(..) | Event::Share | Event::Hire | Event::Idle | Event::Look | Event::Fetch => true,
         }
     }
 
@@ -366,4 +395,24 @@ pub(super) fn broken(why: &str) -> Error {
 pub(super) fn later(now: Instant, while_: Duration) -> Instant {
     const NEVER: Duration = Duration::from_secs(30 * 365 * 86400);
     now + while_.min(NEVER)
+}
+
+#[cfg(all(test, not(multiprocess_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timers_for_what_is_over_do_not_pile_up() {
+        let (mut state, mut after) = (State::default(), After::default());
+        let far_off = Instant::now() + Duration::from_secs(3600);
+        for number in 0..100_000 {
+            state.at(far_off, Event::Overrun(Place { seat: 0, generation: 1, number }), &mut after);
+            state.at(far_off, Event::Age(0, u64::from(number)), &mut after);
+        }
+        assert!(state.timers.len() <= 65, "{}", state.timers.len());
+        for _ in 0..200 {
+            state.at(far_off, Event::Hire, &mut after);
+        }
+        assert!(state.timers.len() >= 200, "what matters is kept");
+    }
 }
