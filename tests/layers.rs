@@ -40,8 +40,8 @@ const SHARED: &[&str] = &[
     "sync/ledger.rs",
     "sync/mutex.rs",
     "sync/patience.rs",
-    "sync/rwlock.rs",
     "sync/semaphore.rs",
+    "sync/turns.rs",
     "wait/event.rs",
     "wait/line.rs",
 ];
@@ -58,6 +58,7 @@ const ALONE: &[&str] = &[
     "sync/lock.rs",
     "sync/object.rs",
     "sync/rlock.rs",
+    "sync/rwlock.rs",
     "sync/stress.rs",
     "memory/shared_memory.rs",
     "shm/lent.rs",

@@ -14,11 +14,11 @@ use std::sync::atomic::{AtomicUsize, Ordering::*};
 const RUNG: u64 = 1;
 const FOR_ALL: u64 = 2;
 
-fn zeros(len: usize) -> Vec<AtomicU64> {
+pub(super) fn zeros(len: usize) -> Vec<AtomicU64> {
     (0..len).map(|_| AtomicU64::new(0)).collect()
 }
 
-fn member(slot: u16) -> Member {
+pub(super) fn member(slot: u16) -> Member {
     Member { slot, epoch: 1 }
 }
 
@@ -27,11 +27,19 @@ fn is_listed(sleeper: Sleeper) -> bool {
 }
 
 /// Events and the bells of up to four processes.
-struct Bells {
+pub(super) struct Bells {
     bells: Vec<AtomicU64>,
 }
 
 impl Bells {
+    pub(super) fn new() -> Self {
+        Self { bells: zeros(4) }
+    }
+
+    pub(super) fn is_rung(&self, me: u16) -> bool {
+        self.bells[usize::from(me)].load(Acquire) != 0
+    }
+
     fn wake(&self, wake: Wake) {
         match wake {
             Wake::Sleeper(sleeper) => drop(self.bells[usize::from(sleeper.slot)].fetch_or(RUNG, AcqRel)),
@@ -41,12 +49,12 @@ impl Bells {
         }
     }
 
-    fn notify(&self, me: u16, event: Event<'_>, all: bool) {
+    pub(super) fn notify(&self, me: u16, event: Event<'_>, all: bool) {
         let (me, wake) = (Some(member(me).into()), |wake| self.wake(wake));
         if all { event.notify_all(me, is_listed, wake) } else { event.notify_one(me, is_listed, wake) }
     }
 
-    fn bury(&self) {
+    pub(super) fn bury(&self) {
         fence(SeqCst);
         for bell in &self.bells {
             bell.fetch_or(FOR_ALL, AcqRel);
@@ -56,14 +64,14 @@ impl Bells {
 
 /// One who waits: what it has got, or where it sleeps.
 #[derive(Debug)]
-enum Part<T> {
+pub(super) enum Part<T> {
     Got(T),
     Asleep(Place),
     Left,
 }
 
 /// One try, a place, one more try: what `wait::until` does before it sleeps.
-fn wait<T>(bells: &Bells, me: u16, event: Event<'_>, attempt: &dyn Fn() -> Option<T>) -> Part<T> {
+pub(super) fn wait<T>(bells: &Bells, me: u16, event: Event<'_>, attempt: &dyn Fn() -> Option<T>) -> Part<T> {
     match attempt() {
         Some(got) => Part::Got(got),
         None => join(bells, me, event, attempt, None),
@@ -84,7 +92,13 @@ fn join<T>(bells: &Bells, me: u16, event: Event<'_>, attempt: &dyn Fn() -> Optio
 }
 
 /// What a sleeper does when its bell has been rung, until it is not.
-fn look<T>(bells: &Bells, me: u16, event: Event<'_>, attempt: &dyn Fn() -> Option<T>, mut part: Part<T>) -> Part<T> {
+pub(super) fn look<T>(
+    bells: &Bells,
+    me: u16,
+    event: Event<'_>,
+    attempt: &dyn Fn() -> Option<T>,
+    mut part: Part<T>,
+) -> Part<T> {
     while let Part::Asleep(place) = part {
         let rung = bells.bells[usize::from(me)].swap(0, AcqRel);
         if rung == 0 {
@@ -110,7 +124,7 @@ fn look<T>(bells: &Bells, me: u16, event: Event<'_>, attempt: &dyn Fn() -> Optio
     part
 }
 
-fn cancel<T>(bells: &Bells, me: u16, event: Event<'_>, part: Part<T>) -> Part<T> {
+pub(super) fn cancel<T>(bells: &Bells, me: u16, event: Event<'_>, part: Part<T>) -> Part<T> {
     let Part::Asleep(place) = part else { return part };
     if event.leave(place) {
         bells.notify(me, event, false);
@@ -127,7 +141,7 @@ struct Permits {
 
 impl Permits {
     fn new(free: u32) -> Arc<Self> {
-        let permits = Self { ledger: zeros(ledger::LEN), event: zeros(event::LEN), bells: Bells { bells: zeros(4) } };
+        let permits = Self { ledger: zeros(ledger::LEN), event: zeros(event::LEN), bells: Bells::new() };
         Ledger::<Members>::fill(&permits.ledger, free);
         Arc::new(permits)
     }
@@ -196,7 +210,7 @@ impl Permits {
         loop {
             let mut moved = false;
             for (me, part) in &mut parts {
-                let is_rung = self.bells.bells[usize::from(*me)].load(Acquire) != 0;
+                let is_rung = self.bells.is_rung(*me);
                 *part = match std::mem::replace(part, Part::Left) {
                     Part::Asleep(place) if is_rung => {
                         moved = true;
@@ -418,7 +432,7 @@ struct Gate {
 impl Gate {
     fn new(parties: usize, acts: bool) -> Arc<Self> {
         let (round, has_acted) = (AtomicU64::new(Round::FIRST.0), AtomicU64::new(0));
-        let (places, event, bells) = (zeros(parties), zeros(event::LEN), Bells { bells: zeros(4) });
+        let (places, event, bells) = (zeros(parties), zeros(event::LEN), Bells::new());
         Arc::new(Self { round, places, event, bells, acts, has_acted })
     }
 

@@ -26,6 +26,9 @@ mod rwlock;
 mod semaphore;
 #[cfg(all(test, not(multiprocess_loom)))]
 mod stress;
+mod turns;
+#[cfg(all(test, multiprocess_loom))]
+mod turns_models;
 mod value;
 
 #[cfg(not(multiprocess_loom))]

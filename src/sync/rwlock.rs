@@ -1,47 +1,11 @@
-//! A read-write lock across processes: many readers, or one writer, and neither starves.
-//!
-//! # State
-//! A [`Ledger`] of [`MAX`](super::ledger::MAX) shares: a reader holds one, a writer all. [`WANTED`]: a [`Member`] in
-//! which a writer waits, or 0; new readers stand back for it. [`PHASE`]: how often a writer has let go; a reader that
-//! has seen one come and go since it began to wait stands back no more. A [`Patience`]. Two lines.
-//!
-//! # Moves
-//! | from -> to | who | ordering | wakes |
-//! |---|---|---|---|
-//! | one share taken (`ledger`) | a reader, unless it stands back | - | - |
-//! | WANTED 0, or of a dead member -> me | a writer that finds the lock held | SeqCst CAS | - |
-//! | all shares taken (`ledger`) | a writer | - | - |
-//! | WANTED me -> 0 | the last waiting writer of this process, as it stops waiting | SeqCst CAS | unless it got the lock: all readers, one writer |
-//! | one share given (`ledger`) | a reader | - | the last: one writer |
-//! | PHASE + 1, then all shares given (`ledger`) | the writer | Release | all readers, one writer |
-//!
-//! # Invariants
-//! 1. A reader that sleeps does so because of a writer that holds the lock, or of one that waits; either wakes it.
-//! 2. A writer that sleeps has seen a share held; whoever gives the last one wakes a writer.
-//! 3. A reader waits for one writer that came after it at most, a writer for the readers that were there or waited
-//!    when the last writer let go; and for newcomers of its own kind no longer than `patience` allows.
-//!
-//! # Death
-//! | killed | survivors see |
-//! |---|---|
-//! | reading | its share is free again: nobody is told, for it changed nothing |
-//! | writing | `OwnerDied`, with the guard: each reader, until the first writer, that one included |
-//! | waiting to write, or after WANTED, before the wake | WANTED of an unlisted member, which counts as 0 |
-//! | between PHASE and the give | a phase too many: readers that waited go first, as they would anyway |
-//! | at any move of the ledger; waiting, or with its notice | see there, and `wait::event` |
-//!
-//! # Cancel
-//! | dropped | what happens |
-//! |---|---|
-//! | a read that waits | nothing has been taken |
-//! | a write that waits | nothing has been taken; WANTED is cleared, and those who stood back for it are woken |
+//! Read-write locks: many readers at a time, or one writer. The protocol is in [`super::turns`]; here are its waiters.
 
 use super::debug::Report;
-use super::ledger::{self, Ledger, MAX, Taken};
+use super::ledger::Taken;
 use super::object::{self, Core, FIRST};
 use super::patience::{Patience, Taker};
+use super::turns::{self, Own, Turns};
 use crate::error::{Error, ErrorKind, LockError, Result};
-use crate::os::fault;
 use crate::shm::atomic::AtomicU64;
 use crate::shm::family::{Family, Member};
 use crate::shm::mapped::Mapped;
@@ -52,14 +16,11 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::*, fence};
 use std::time::{Duration, Instant};
 
 const PATIENCE: usize = FIRST;
-const WANTED: usize = PATIENCE + 1;
-const PHASE: usize = WANTED + 1;
-const LEDGER: usize = PHASE + 1;
-const READERS: usize = LEDGER + ledger::LEN;
+const TURNS: usize = PATIENCE + 1;
+const READERS: usize = TURNS + turns::LEN;
 const WRITERS: usize = READERS + event::LEN;
 
 /// A read-write lock as this process sees it.
@@ -68,10 +29,7 @@ pub(super) struct Shares {
     readers: Arc<Line>,
     writers: Arc<Line>,
     family: &'static Family,
-    /// Which row of the ledger is ours.
-    mine: AtomicUsize,
-    /// Writers of this process that have found the lock held and wait.
-    waiting_writers: AtomicUsize,
+    own: Own,
 }
 
 static MAPPED: Mapped<Shares> = Mapped::new();
@@ -91,17 +49,14 @@ impl Core for Shares {
 
     fn report(words: &[AtomicU64]) -> Report {
         let lines = [READERS, WRITERS].map(|line| Event::new(&words[line..line + event::LEN]).sleepers());
-        let (writer, shares): (Vec<_>, Vec<_>) =
-            Ledger::<Family>::holders(&words[LEDGER..READERS]).into_iter().partition(|(_, held)| *held == MAX);
-        let writer = writer.first().map(|(member, _)| *member);
+        let (writer, shares) = Turns::<Family>::holders(&words[TURNS..READERS]);
         Report { writer, shares, waiting: lines.concat(), ..Report::default() }
     }
 
     fn view(region: Arc<Region>) -> io::Result<Self> {
         let line = |first| Line::new(region.clone(), first, None);
         let (readers, writers) = (line(READERS)?, line(WRITERS)?);
-        let (mine, waiting_writers) = (AtomicUsize::new(usize::MAX), AtomicUsize::new(0));
-        Ok(Self { region, readers, writers, family: Family::get()?, mine, waiting_writers })
+        Ok(Self { region, readers, writers, family: Family::get()?, own: Own::default() })
     }
 }
 
@@ -115,59 +70,39 @@ struct Share {
 type Got<G> = (G, bool);
 
 impl Shares {
-    fn words(&self) -> &[AtomicU64] {
-        self.region.words()
-    }
-
     #[inline]
-    fn ledger(&self) -> Ledger<'_, Family> {
-        Ledger::new(&self.words()[LEDGER..READERS], self.family)
+    fn turns(&self) -> Turns<'_, Family> {
+        Turns::new(&self.region.words()[TURNS..READERS], &self.own, self.family)
     }
 
     fn patience(&self) -> Patience<'_> {
-        Patience(&self.words()[PATIENCE])
+        Patience(&self.region.words()[PATIENCE])
     }
 
-    fn wanted(&self) -> &AtomicU64 {
-        &self.words()[WANTED]
-    }
-
-    fn phase(&self) -> u64 {
-        self.words()[PHASE].load(Acquire)
-    }
-
-    fn is_listed(&self, wanted: u64) -> bool {
-        wanted != 0 && self.family.is_listed(Member::from_bits(wanted))
-    }
-
-    /// Whether a reader that came in phase `since` lets a waiting writer go first.
     #[inline]
-    fn reader_stands_back(&self, since: u64) -> bool {
-        let wanted = self.wanted().load(SeqCst);
-        wanted != 0 && self.phase() == since && self.is_listed(wanted)
+    fn reading(self: &Arc<Self>, taken: Taken) -> Got<RwLockReadGuard> {
+        (RwLockReadGuard { share: Share { lock: self.clone(), row: taken.row } }, taken.is_poisoned)
+    }
+
+    #[inline]
+    fn writing(self: &Arc<Self>, taken: Taken) -> Got<RwLockWriteGuard> {
+        (RwLockWriteGuard { share: Share { lock: self.clone(), row: taken.row } }, taken.is_poisoned)
     }
 
     #[inline]
     fn take_read(self: &Arc<Self>, since: u64) -> io::Result<Option<Got<RwLockReadGuard>>> {
-        if self.reader_stands_back(since) {
-            return Ok(None);
-        }
-        let taken = self.ledger().take_one(self.family.me()?, &self.mine);
-        Ok(taken.map(|Taken { row, is_poisoned }| {
-            (RwLockReadGuard { share: Share { lock: self.clone(), row } }, is_poisoned)
-        }))
+        let taken = self.turns().take_read(self.family.me()?, since);
+        Ok(taken.map(|taken| self.reading(taken)))
     }
 
     #[inline]
     fn take_write(self: &Arc<Self>) -> io::Result<Option<Got<RwLockWriteGuard>>> {
-        let taken = self.ledger().take_all(self.family.me()?, &self.mine);
-        Ok(taken.map(|Taken { row, is_poisoned }| {
-            (RwLockWriteGuard { share: Share { lock: self.clone(), row } }, is_poisoned)
-        }))
+        let taken = self.turns().take_write(self.family.me()?);
+        Ok(taken.map(|taken| self.writing(taken)))
     }
 
     fn read_attempt(self: &Arc<Self>) -> impl FnMut() -> Option<io::Result<Got<RwLockReadGuard>>> + '_ {
-        let (phase, mut taker) = (self.phase(), Taker::default());
+        let (phase, mut taker) = (self.turns().phase(), Taker::default());
         move || {
             let got = self.take_read(phase).transpose();
             taker.looked(&self.patience(), got.is_some());
@@ -180,9 +115,7 @@ impl Shares {
         move || {
             let got = self.take_write().transpose().or_else(|| {
                 taker.looked(&self.patience(), false);
-                let wanting = wanting.get_or_insert_with(|| Wanting::begin(self));
-                // Between our look and our wish the last share may have been given: look once more.
-                wanting.wish().map(Err).or_else(|| self.take_write().transpose())
+                self.take_write_or_wish(&mut wanting).transpose()
             });
             if let (Some(Ok(_)), Some(wanting)) = (&got, &mut wanting) {
                 wanting.got_it = true;
@@ -190,6 +123,15 @@ impl Shares {
             }
             got
         }
+    }
+
+    fn take_write_or_wish<'a>(
+        self: &'a Arc<Self>,
+        wanting: &mut Option<Wanting<'a>>,
+    ) -> io::Result<Option<Got<RwLockWriteGuard>>> {
+        let me = self.family.me()?;
+        wanting.get_or_insert_with(|| Wanting::begin(self, me));
+        Ok(self.turns().take_write_or_wish(me).map(|taken| self.writing(taken)))
     }
 
     fn blocking_stand_back(&self, line: &Line) {
@@ -201,49 +143,22 @@ impl Shares {
 /// A writer that waits. As long as one does, new readers stand back.
 struct Wanting<'a> {
     lock: &'a Shares,
+    me: Member,
     got_it: bool,
 }
 
 impl<'a> Wanting<'a> {
-    fn begin(lock: &'a Shares) -> Self {
-        lock.waiting_writers.fetch_add(1, SeqCst);
-        Self { lock, got_it: false }
-    }
-
-    /// Makes sure that new readers stand back: for us, or for another writer.
-    fn wish(&self) -> Option<io::Error> {
-        let me = match self.lock.family.me() {
-            Ok(me) => me.to_bits(),
-            Err(error) => return Some(error),
-        };
-        let seen = self.lock.wanted().load(SeqCst);
-        if !self.lock.is_listed(seen) {
-            // If it fails somebody else's wish is there.
-            let _ = self.lock.wanted().compare_exchange(seen, me, SeqCst, Relaxed);
-            fault::point("write.wanted");
-        }
-        None
+    fn begin(lock: &'a Shares, me: Member) -> Self {
+        lock.turns().begin_wait();
+        Self { lock, me, got_it: false }
     }
 }
 
 impl Drop for Wanting<'_> {
     fn drop(&mut self) {
-        let (lock, me) = (self.lock, self.lock.family.me_if_claimed().map_or(0, Member::to_bits));
-        if lock.waiting_writers.fetch_sub(1, SeqCst) != 1 {
-            return;
-        }
-        if lock.wanted().compare_exchange(me, 0, SeqCst, Relaxed).is_err() {
-            return;
-        }
-        fence(SeqCst);
-        if lock.waiting_writers.load(SeqCst) > 0 {
-            // One has just begun, and may have found our wish there.
-            let _ = lock.wanted().compare_exchange(0, me, SeqCst, Relaxed);
-        }
-        fault::point("write.unwanted");
-        if !self.got_it {
-            lock.readers.notify_all();
-            lock.writers.notify_one();
+        if self.lock.turns().end_wait(self.me) && !self.got_it {
+            self.lock.readers.notify_all();
+            self.lock.writers.notify_one();
         }
     }
 }
@@ -288,7 +203,7 @@ impl Drop for RwLockReadGuard {
     #[inline]
     fn drop(&mut self) {
         let Share { lock, row } = &self.share;
-        if lock.ledger().give_one(*row) == MAX {
+        if lock.turns().give_read(*row) {
             lock.patience().give_way();
             lock.writers.notify_one();
         }
@@ -299,9 +214,7 @@ impl Drop for RwLockWriteGuard {
     #[inline]
     fn drop(&mut self) {
         let Share { lock, row } = &self.share;
-        lock.words()[PHASE].fetch_add(1, Release);
-        fault::point("write.phase");
-        lock.ledger().give_all(*row);
+        lock.turns().give_write(*row);
         lock.patience().give_way();
         lock.readers.notify_all();
         lock.writers.notify_one();
@@ -357,8 +270,7 @@ impl RwLock {
     /// # Errors
     /// `Io` if there is no memory or descriptor left.
     pub fn new() -> Result<Self> {
-        let fill = |words: &[AtomicU64]| Ledger::<Family>::fill(&words[LEDGER..READERS], MAX);
-        Ok(Self { shares: object::create(fill)? })
+        Ok(Self { shares: object::create(|words| Turns::<Family>::fill(&words[TURNS..READERS]))? })
     }
 
     /// Takes the lock for reading; waits while somebody writes or waits to. Cancel-safe: dropped, it has taken nothing.
@@ -387,7 +299,7 @@ impl RwLock {
     /// # Errors
     /// `WouldBlock`, else as [`read`](Self::read).
     pub fn try_read(&self) -> Result<RwLockReadGuard, LockError<RwLockReadGuard>> {
-        finish_try(self.shares.take_read(self.shares.phase()))
+        finish_try(self.shares.take_read(self.shares.turns().phase()))
     }
 
     /// Takes the lock for writing if that is possible now.

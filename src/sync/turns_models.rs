@@ -1,0 +1,328 @@
+//! Readers and writers in every schedule, by processes that wait, sleep, give up and die.
+
+use super::ledger::Taken;
+use super::ledger_models::{Bells, Part, cancel, look, member, wait, zeros};
+use super::turns::{self, Own, Turns};
+use crate::os::fault;
+use crate::shm::atomic::AtomicU64;
+use crate::shm::region::{Members, Plain, explore, play};
+use crate::wait::event::{self, Event};
+use loom::thread;
+use std::cell::Cell;
+use std::sync::Arc;
+
+struct Doors {
+    turns: Vec<AtomicU64>,
+    readers: Vec<AtomicU64>,
+    writers: Vec<AtomicU64>,
+    bells: Bells,
+    /// Of each process.
+    own: Vec<Own>,
+    /// What the lock guards: a writer changes one after the other.
+    value: Plain<[u64; 2]>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Does {
+    Reads,
+    Writes,
+}
+use Does::*;
+
+/// How far somebody has got when the model begins.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum At {
+    Outside,
+    Asleep,
+    Inside,
+}
+use At::*;
+
+/// One who takes and gives, in a process.
+#[derive(Clone, Copy, Debug)]
+struct Role {
+    slot: u16,
+    does: Does,
+    at: At,
+    dies_at: Option<&'static str>,
+    gives_up: bool,
+}
+
+fn role(slot: u16, does: Does, at: At) -> Role {
+    Role { slot, does, at, dies_at: None, gives_up: false }
+}
+
+impl Role {
+    fn dies(self, at: &'static str) -> Self {
+        Self { dies_at: Some(at), ..self }
+    }
+
+    fn gives_up(self) -> Self {
+        Self { gives_up: true, ..self }
+    }
+}
+
+/// A role with what it remembers.
+struct Actor {
+    role: Role,
+    since: u64,
+    is_counted: Cell<bool>,
+    part: Part<Taken>,
+}
+
+impl Doors {
+    fn new() -> Arc<Self> {
+        let turns = zeros(turns::LEN);
+        Turns::<Members>::fill(&turns);
+        let own = (0..4).map(|_| Own::default()).collect();
+        let (readers, writers, value) = (zeros(event::LEN), zeros(event::LEN), Plain::new([0; 2]));
+        Arc::new(Self { turns, readers, writers, bells: Bells::new(), own, value })
+    }
+
+    fn turns(&self, me: u16) -> Turns<'_, Members> {
+        Turns::new(&self.turns, &self.own[usize::from(me)], &Members)
+    }
+
+    fn event(&self, does: Does) -> Event<'_> {
+        Event::new(if does == Reads { &self.readers } else { &self.writers })
+    }
+
+    fn attempt(&self, actor: &Actor) -> Option<Taken> {
+        let (slot, me) = (actor.role.slot, member(actor.role.slot));
+        match actor.role.does {
+            Reads => self.turns(slot).take_read(me, actor.since),
+            Writes => self.turns(slot).take_write(me).or_else(|| {
+                if !actor.is_counted.replace(true) {
+                    self.turns(slot).begin_wait();
+                }
+                self.turns(slot).take_write_or_wish(me)
+            }),
+        }
+    }
+
+    /// As `until` does it.
+    fn wait(&self, actor: &mut Actor) {
+        let (slot, event) = (actor.role.slot, self.event(actor.role.does));
+        actor.since = self.turns(slot).phase();
+        actor.part = wait(&self.bells, slot, event, &|| self.attempt(actor));
+        self.wait_no_more_if_got(actor);
+    }
+
+    fn look(&self, actor: &mut Actor) {
+        let (slot, event) = (actor.role.slot, self.event(actor.role.does));
+        let part = std::mem::replace(&mut actor.part, Part::Left);
+        actor.part = look(&self.bells, slot, event, &|| self.attempt(actor), part);
+        self.wait_no_more_if_got(actor);
+    }
+
+    fn wait_no_more_if_got(&self, actor: &Actor) {
+        if matches!(actor.part, Part::Got(_)) && actor.is_counted.take() {
+            let _ = self.turns(actor.role.slot).end_wait(member(actor.role.slot));
+        }
+    }
+
+    fn give_up(&self, actor: &mut Actor) {
+        let (slot, event) = (actor.role.slot, self.event(actor.role.does));
+        let part = std::mem::replace(&mut actor.part, Part::Left);
+        cancel(&self.bells, slot, event, part);
+        if actor.is_counted.take() && self.turns(slot).end_wait(member(slot)) {
+            self.bells.notify(slot, self.event(Reads), true);
+            self.bells.notify(slot, self.event(Writes), false);
+        }
+    }
+
+    /// Does what it has waited for.
+    fn work(&self, actor: &mut Actor) {
+        let Part::Got(taken) = actor.part else { return };
+        actor.part = Part::Left;
+        let slot = actor.role.slot;
+        let [first, second] = self.value.read();
+        assert!(taken.is_poisoned || first == second, "half a write");
+        if actor.role.does == Reads {
+            fault::point("reading");
+            if self.turns(slot).give_read(taken.row) {
+                self.bells.notify(slot, self.event(Writes), false);
+            }
+        } else {
+            self.value.change(|value| value[0] = first + 1);
+            fault::point("writing");
+            self.value.change(|value| value[1] = first + 1);
+            self.turns(slot).give_write(taken.row);
+            fault::point("given");
+            self.bells.notify(slot, self.event(Reads), true);
+            self.bells.notify(slot, self.event(Writes), false);
+        }
+    }
+
+    fn act(&self, mut actor: Actor) -> Option<Actor> {
+        let Role { slot, dies_at, gives_up, at, .. } = actor.role;
+        let played = play(slot, dies_at, || {
+            match at {
+                Outside => self.wait(&mut actor),
+                Asleep => self.look(&mut actor),
+                Inside => {}
+            }
+            self.work(&mut actor);
+            if gives_up {
+                self.give_up(&mut actor);
+            }
+            actor
+        });
+        if played.is_none() {
+            self.bells.bury();
+        }
+        played
+    }
+
+    /// Lets everybody work who is inside, and look who was rung for, until nobody is.
+    fn settle(&self, actors: &mut [Actor]) {
+        let mut has_moved = true;
+        while std::mem::take(&mut has_moved) {
+            for actor in actors.iter_mut() {
+                let is_due = match actor.part {
+                    Part::Got(_) => true,
+                    Part::Asleep(_) => self.bells.is_rung(actor.role.slot),
+                    Part::Left => false,
+                };
+                if is_due {
+                    has_moved = true;
+                    play(actor.role.slot, None, || {
+                        self.look(actor);
+                        self.work(actor);
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// The first begin where they are, and stay there until the others, who play their roles at once, have done so. In the
+/// end nobody sleeps, and whoever comes may read and write.
+fn doors(what: &str, preemptions: usize, stay: &[Role], play_at_once: &[Role]) {
+    let (stay, play_at_once) = (stay.to_vec(), play_at_once.to_vec());
+    explore(what, preemptions, move || {
+        let doors = Doors::new();
+        let begin = |role: &Role| {
+            let mut actor = Actor { role: *role, since: 0, is_counted: Cell::new(false), part: Part::Left };
+            if role.at != Outside {
+                play(role.slot, None, || doors.wait(&mut actor));
+                assert_eq!(matches!(actor.part, Part::Got(_)), role.at == Inside, "{role:?}");
+            }
+            actor
+        };
+        // Who is inside is so before others fall asleep for it.
+        let is_inside = |role: &&Role| role.at == Inside;
+        let (mut playing, mut staying): (Vec<_>, Vec<_>) = (Vec::new(), Vec::new());
+        playing.extend(play_at_once.iter().filter(is_inside).map(begin));
+        staying.extend(stay.iter().map(begin));
+        playing.extend(play_at_once.iter().filter(|role| !is_inside(role)).map(begin));
+        // The last one plays in this thread: a thread less to schedule.
+        let last = playing.pop().expect("somebody plays");
+        let start = |actor| {
+            let doors = doors.clone();
+            thread::spawn(move || doors.act(actor))
+        };
+        let playing: Vec<_> = playing.into_iter().map(start).collect();
+        let last = doors.act(last);
+        let mut actors: Vec<_> = playing.into_iter().filter_map(|actor| actor.join().unwrap()).chain(last).collect();
+        actors.extend(staying);
+        doors.settle(&mut actors);
+        let asleep: Vec<_> = actors.iter().filter(|actor| matches!(actor.part, Part::Asleep(_))).collect();
+        assert!(asleep.is_empty(), "asleep: {:?}", asleep.iter().map(|actor| actor.role).collect::<Vec<_>>());
+        let died_writing = play_at_once.iter().any(|role| role.does == Writes && role.dies_at.is_some());
+        play(3, None, || {
+            let turns = doors.turns(3);
+            let reading = turns.take_read(member(3), turns.phase()).expect("nobody writes, or wants to");
+            assert!(!reading.is_poisoned || died_writing, "nobody died");
+            assert!(turns.give_read(reading.row), "all other shares are back");
+            let writing = turns.take_write(member(3)).expect("nobody is there");
+            assert_eq!(writing.is_poisoned, reading.is_poisoned);
+            turns.give_write(writing.row);
+            assert!(!turns.take_read(member(3), turns.phase()).expect("free").is_poisoned, "a writer has come");
+        });
+    });
+}
+
+#[test]
+fn models_readers_and_writers_take_turns() {
+    let (reader, writer) = (role(0, Reads, Outside), role(1, Writes, Outside));
+    let (reading, writing) = (role(0, Reads, Inside), role(0, Writes, Inside));
+    doors("a reader and a writer", 2, &[], &[reader, writer]);
+    doors("two writers", 2, &[], &[role(0, Writes, Outside), writer]);
+    doors("a reader leaves a writer", 2, &[], &[reading, writer]);
+    doors("a writer leaves a reader", 2, &[], &[writing, role(2, Reads, Outside)]);
+    doors("a reader leaves", 2, &[role(1, Writes, Asleep)], &[reading, role(2, Reads, Outside)]);
+    doors("a writer leaves", 2, &[role(2, Reads, Asleep)], &[writing, writer]);
+    doors("a writer leaves both", 2, &[role(1, Writes, Asleep), role(2, Reads, Asleep)], &[writing]);
+}
+
+#[test]
+fn models_a_writer_gives_up() {
+    let (reading, writer) = (role(0, Reads, Inside), role(1, Writes, Outside).gives_up());
+    let asleep = Role { at: Asleep, ..writer };
+    doors("a writer gives up beside a reader", 1, &[reading], &[writer, role(2, Reads, Outside)]);
+    doors("a writer gives up beside a writer", 1, &[reading], &[writer, role(2, Writes, Outside)]);
+    doors("a reader leaves a writer that gives up", 1, &[], &[reading, asleep]);
+    doors(
+        "a reader leaves a reader that gives up",
+        1,
+        &[role(1, Writes, Asleep)],
+        &[reading, role(2, Reads, Outside).gives_up()],
+    );
+}
+
+/// One wish stands for all writers of a process: who is the last takes it back, and nobody else.
+#[test]
+fn models_writers_of_one_process_share_a_wish() {
+    explore("two of one process give up", 3, || {
+        let doors = Doors::new();
+        let reading = play(0, None, || doors.turns(0).take_read(member(0), 0)).unwrap().expect("free");
+        let wish = |doors: &Doors| {
+            let turns = doors.turns(1);
+            turns.begin_wait();
+            assert!(turns.take_write_or_wish(member(1)).is_none(), "a writer beside a reader");
+            turns.end_wait(member(1))
+        };
+        let other = {
+            let doors = doors.clone();
+            thread::spawn(move || play(1, None, || wish(&doors)).unwrap())
+        };
+        let mine = play(1, None, || wish(&doors)).unwrap();
+        assert!(other.join().unwrap() | mine, "somebody tells those who stood back");
+        play(3, None, || {
+            let turns = doors.turns(3);
+            assert!(turns.take_read(member(3), turns.phase()).is_some(), "a wish of nobody");
+            assert!(!turns.give_read(reading.row), "two read");
+        });
+    });
+}
+
+#[test]
+fn models_a_writer_dies() {
+    let (reading, writer) = (role(0, Reads, Inside), role(1, Writes, Outside));
+    for at in ["write.wanted", "ledger.counted", "ledger.written", "writing", "write.phase", "given", "sleep.entered"] {
+        doors(&format!("a writer dies, {at}"), 2, &[], &[reading, writer.dies(at)]);
+    }
+    for at in ["write.wanted", "sleep.entered", "write.unwanted"] {
+        let writer = writer.gives_up().dies(at);
+        doors(&format!("a writer dies, {at}, beside a reader"), 1, &[reading], &[writer, role(2, Reads, Outside)]);
+    }
+    for at in ["writing", "write.phase", "ledger.counted", "given", "notify.marked"] {
+        let (writing, asleep) = (role(0, Writes, Inside).dies(at), [role(1, Writes, Asleep), role(2, Reads, Asleep)]);
+        doors(&format!("a writer dies, {at}, others asleep"), 2, &asleep, &[writing]);
+    }
+}
+
+#[test]
+fn models_a_reader_dies() {
+    for at in ["reading", "ledger.counted", "ledger.written", "notify.marked"] {
+        let reading = role(0, Reads, Inside).dies(at);
+        doors(&format!("a reader dies, {at}"), 2, &[], &[reading, role(1, Writes, Outside)]);
+        doors(
+            &format!("a reader dies, {at}, writer asleep"),
+            1,
+            &[role(1, Writes, Asleep)],
+            &[reading, role(2, Reads, Outside)],
+        );
+    }
+}
