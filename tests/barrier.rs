@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Deadline, Random, eventually, in_child, within};
+use common::{Deadline, Random, eventually, go_on, in_child, stop, within};
 use futures::{FutureExt, poll};
 use multiprocess::{self as mp, Barrier, ErrorKind, Process, Queue};
 use std::pin::pin;
@@ -384,4 +384,18 @@ async fn random_kills_and_resets_leave_it_whole() {
             within(wait).await.unwrap();
         }
     }
+}
+
+/// Stopped is not dead: who has come has come, and others' timeouts fire.
+#[tokio::test]
+async fn a_stopped_party_counts_and_delays_nobody_beyond_their_timeouts() {
+    let barrier = Barrier::new(2).unwrap();
+    let party = all_but(&barrier, 1).await.pop().unwrap();
+    stop(party.pid());
+    within(barrier.wait()).await.unwrap();
+    let start = Instant::now();
+    assert!(is_broken(within(barrier.wait_timeout(SHORT)).await), "nobody has come for the next generation");
+    assert!(start.elapsed() >= SHORT);
+    go_on(party.pid());
+    assert_eq!(within(party).await.unwrap().unwrap(), 0, "its own generation has passed");
 }

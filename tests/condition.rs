@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Deadline, eventually, in_child, within};
+use common::{Deadline, eventually, go_on, in_child, stop, within};
 use futures::{FutureExt, StreamExt, poll};
 use multiprocess::{self as mp, Condition, ErrorKind, Lock, Process, Queue, debug};
 use std::pin::pin;
@@ -427,4 +427,32 @@ async fn a_deadlock_can_be_read_from_the_dump() {
     for dump in [debug::dump().to_string(), within(in_child(|| debug::dump().to_string(), ())).await] {
         assert!(dump.contains("held by anna (pid ") && dump.contains("waiting: bert (pid "), "{dump}");
     }
+}
+
+/// Stopped is not dead: it keeps the lock that it holds and the notice that it has, and others' timeouts fire.
+#[tokio::test]
+async fn a_stopped_holder_or_waiter_delays_nobody_beyond_their_timeouts() {
+    let sleepers = Sleepers::new();
+    let (first, second) = (sleepers.child(1).await, sleepers.child(2).await);
+    stop(first.pid());
+    let guard = within(sleepers.condition.lock()).await.unwrap();
+    sleepers.condition.notify_all();
+    let timed_out = within(sleepers.condition.wait_timeout(guard, MOMENT)).await.unwrap_err();
+    assert_eq!(timed_out.kind(), ErrorKind::Timeout);
+    drop(timed_out.into_guard());
+    assert_eq!(within(sleepers.woken(1)).await, [2]);
+    within(second).await.unwrap();
+    go_on(first.pid());
+    assert_eq!(within(sleepers.woken(1)).await, [1]);
+    within(first).await.unwrap();
+    let hold = async |condition: Condition, sleeping: Queue<u32>| {
+        let _guard = condition.lock().await.unwrap();
+        sleeping.put(3).await.unwrap();
+        std::future::pending::<()>().await;
+    };
+    let holder = Process::spawn(hold, (sleepers.condition.clone(), sleepers.sleeping.clone())).unwrap();
+    within(sleepers.sleeping.get()).await.unwrap();
+    stop(holder.pid());
+    let missed = within(sleepers.condition.lock_timeout(MOMENT)).await.map(drop).unwrap_err();
+    assert_eq!(missed.kind(), ErrorKind::Timeout);
 }

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Deadline, eventually, in_child, is_asleep, within};
+use common::{Deadline, eventually, falls_asleep_in_line, go_on, in_child, is_asleep, stop, within};
 use futures::poll;
 use multiprocess::{self as mp, ErrorKind, Event, Process, Queue};
 use std::pin::pin;
@@ -165,4 +165,24 @@ async fn it_travels() {
     assert!(event.is_set() && same.is_set());
     same.clear();
     assert!(!event.is_set());
+}
+
+/// Stopped is not dead: who sets it does not wait for it, the others go on, and it learns of it when it goes on.
+#[tokio::test]
+async fn a_stopped_waiter_delays_nobody_and_misses_nothing() {
+    let event = Event::new().unwrap();
+    let wait = async |event: Event| event.wait().await.is_ok();
+    let children: Vec<_> = (0..2).map(|_| Process::spawn(wait, (event.clone(),)).unwrap()).collect();
+    for child in &children {
+        falls_asleep_in_line(child.pid()).await;
+    }
+    stop(children[0].pid());
+    assert_eq!(within(event.wait_timeout(SHORT)).await.unwrap_err().kind(), ErrorKind::Timeout);
+    event.set();
+    event.clear();
+    let mut children = children.into_iter();
+    let (stopped, other) = (children.next().unwrap(), children.next().unwrap());
+    assert!(within(other).await.unwrap() && stopped.is_alive());
+    go_on(stopped.pid());
+    assert!(within(stopped).await.unwrap(), "it was set while it waited");
 }

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Deadline, Random, eventually, in_child, is_asleep, within};
+use common::{Deadline, Random, eventually, falls_asleep_in_line, go_on, in_child, stop, within};
 use futures::{FutureExt, poll};
 use multiprocess::{
     self as mp, ErrorKind, Event, LockError, Process, RwLock, RwLockReadGuard, RwLockWriteGuard, debug,
@@ -52,8 +52,7 @@ async fn write(lock: RwLock) {
 
 /// A child that has got to where it waits.
 async fn waiting<R: serde::de::DeserializeOwned + 'static>(process: Process<R>) -> Process<R> {
-    tokio::time::sleep(SHORT).await;
-    eventually("it sleeps", || is_asleep(process.pid())).await;
+    falls_asleep_in_line(process.pid()).await;
     process
 }
 
@@ -393,4 +392,29 @@ async fn who_reads_and_writes_can_be_read_from_the_dump() {
     assert!(object.to_string().contains("writing; waiting: tina (pid "), "{object}");
     killed(sven).await;
     within(tina).await.unwrap();
+}
+
+/// Stopped is not dead: what it holds is held, and others' timeouts fire.
+#[tokio::test]
+async fn a_stopped_holder_or_waiter_is_waited_for_in_vain_but_not_for_long() {
+    let (lock, ready) = (RwLock::new().unwrap(), Event::new().unwrap());
+    let holder = Process::spawn(hold_write, (lock.clone(), ready.clone())).unwrap();
+    within(ready.wait()).await.unwrap();
+    let writer = waiting(Process::spawn(write_all_the_same, (lock.clone(),)).unwrap()).await;
+    for pid in [holder.pid(), writer.pid()] {
+        stop(pid);
+    }
+    let (reading, writing) = within(async { tokio::join!(lock.read_timeout(SHORT), lock.write_timeout(SHORT)) }).await;
+    assert_eq!((kind(reading), kind(writing)), (ErrorKind::Timeout, ErrorKind::Timeout));
+    killed(holder).await;
+    // Who was told of the death is stopped, and so is its wish: new readers stand back for it no longer than they like.
+    assert_eq!(kind(within(lock.read_timeout(SHORT)).await), ErrorKind::Timeout);
+    drop(all_the_same(within(lock.write()).await));
+    go_on(writer.pid());
+    within(writer).await.unwrap();
+    drop(within(lock.read()).await.unwrap());
+}
+
+async fn write_all_the_same(lock: RwLock) {
+    drop(all_the_same(lock.write().await));
 }

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Deadline, Random, eventually, in_child, is_asleep, within};
+use common::{Deadline, Random, eventually, falls_asleep_in_line, go_on, in_child, is_asleep, stop, within};
 use futures::FutureExt;
 use multiprocess::{
     self as mp, BoundedSemaphore, ErrorKind, Event, LockError, Permit, Process, Queue, Semaphore, debug,
@@ -296,8 +296,7 @@ async fn a_release_never_waits_for_a_stopped_process() {
     let (semaphore, ready) = (Semaphore::new(1).unwrap(), Event::new().unwrap());
     let victim = Process::spawn(hold, (semaphore.clone(), 1, ready.clone())).unwrap();
     within(ready.wait()).await.unwrap();
-    let pid = rustix::process::Pid::from_raw(victim.pid() as i32).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+    stop(victim.pid());
     semaphore.release().unwrap();
     drop(within(semaphore.acquire()).await.unwrap());
     assert_eq!(semaphore.available(), 1);
@@ -414,4 +413,26 @@ async fn who_holds_permits_can_be_read_from_the_dump() {
     assert!(line.contains("2 by olga (pid ") && line.contains("waiting: paul (pid "), "{line}");
     killed(olga).await;
     eventually("it holds nothing any more", || found().is_none()).await;
+}
+
+/// Stopped is not dead: what it holds is held, others' timeouts fire, and a permit that is free is for who comes.
+#[tokio::test]
+async fn a_stopped_holder_or_waiter_delays_nobody_beyond_their_timeouts() {
+    let (semaphore, ready) = (Semaphore::new(1).unwrap(), Event::new().unwrap());
+    let holder = Process::spawn(hold, (semaphore.clone(), 1, ready.clone())).unwrap();
+    within(ready.wait()).await.unwrap();
+    let once = async |semaphore: Semaphore| drop(semaphore.acquire().await.unwrap());
+    let waiter = Process::spawn(once, (semaphore.clone(),)).unwrap();
+    falls_asleep_in_line(waiter.pid()).await;
+    for pid in [holder.pid(), waiter.pid()] {
+        stop(pid);
+    }
+    let timeout = Duration::from_millis(50);
+    assert_eq!(kind(within(semaphore.acquire_timeout(timeout)).await), ErrorKind::Timeout);
+    assert_eq!(semaphore.available(), 0);
+    killed(holder).await;
+    drop(within(semaphore.acquire()).await.unwrap());
+    go_on(waiter.pid());
+    within(waiter).await.unwrap();
+    assert_eq!(semaphore.available(), 1);
 }

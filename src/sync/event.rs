@@ -42,6 +42,38 @@ const LINE: usize = FLAG + 1;
 
 const SET: u64 = 1;
 
+/// The word, wherever it is.
+#[derive(Clone, Copy)]
+struct Word<'a>(&'a AtomicU64);
+
+impl Word<'_> {
+    /// All who wait are to be told afterwards, also if it was set: who set it may have died before it told anybody.
+    fn set(self) {
+        let set = |seen: u64| (seen & SET == 0).then(|| seen.wrapping_add(2) | SET);
+        let _ = self.0.fetch_update(AcqRel, Acquire, set);
+        fault::point("event.set");
+    }
+
+    fn clear(self) {
+        self.0.fetch_and(!SET, AcqRel);
+    }
+
+    fn is_set(self) -> bool {
+        self.0.load(Acquire) & SET != 0
+    }
+
+    /// What who begins to wait now has to remember.
+    fn since(self) -> u64 {
+        self.0.load(Acquire) >> 1
+    }
+
+    /// Whether who began then need not wait any more.
+    fn is_over(self, since: u64) -> bool {
+        let now = self.0.load(Acquire);
+        now & SET != 0 || now >> 1 != since
+    }
+}
+
 /// An event as this process sees it.
 pub(super) struct Flag {
     region: Arc<Region>,
@@ -75,27 +107,21 @@ impl Core for Flag {
 }
 
 impl Flag {
-    fn word(&self) -> &AtomicU64 {
-        &self.region.words()[FLAG]
+    fn word(&self) -> Word<'_> {
+        Word(&self.region.words()[FLAG])
     }
 
     fn set(&self) {
         // Who sets must be known, so that its death is: without a slot left it goes on as if nobody could kill it.
         let _ = self.family.me();
-        let set = |seen: u64| (seen & SET == 0).then(|| seen.wrapping_add(2) | SET);
-        let _ = self.word().fetch_update(AcqRel, Acquire, set);
-        fault::point("event.set");
-        // Also if it was set: who set it may have died before it told anybody.
+        self.word().set();
         self.line.notify_all();
     }
 
     /// What is tried while one waits, from now on.
     fn attempt(&self) -> impl FnMut() -> Option<()> + '_ {
-        let since = self.word().load(Acquire);
-        move || {
-            let now = self.word().load(Acquire);
-            (now & SET != 0 || now >> 1 != since >> 1).then_some(())
-        }
+        let since = self.word().since();
+        move || self.word().is_over(since).then_some(())
     }
 
     fn block(&self, timeout: Option<Duration>) -> Result<()> {
@@ -161,12 +187,12 @@ impl Event {
 
     /// Clears the flag; who was waiting when it was set goes on all the same.
     pub fn clear(&self) {
-        self.flag.word().fetch_and(!SET, AcqRel);
+        self.flag.word().clear();
     }
 
     /// Whether the flag is set.
     pub fn is_set(&self) -> bool {
-        self.flag.word().load(Acquire) & SET != 0
+        self.flag.word().is_set()
     }
 
     /// Waits until the flag is set. Cancel-safe.
@@ -224,3 +250,68 @@ impl fmt::Debug for Event {
 }
 
 object::travels!(Event, flag);
+
+#[cfg(all(test, multiprocess_loom))]
+mod models {
+    use super::*;
+    use crate::shm::region::{explore, play};
+    use crate::sync::ledger_models::{Bells, Part, look, wait, zeros};
+    use loom::thread;
+
+    struct World {
+        flag: AtomicU64,
+        line: Vec<AtomicU64>,
+        bells: Bells,
+    }
+
+    /// Two have begun to wait; then it is set, and cleared at once. Whoever lives goes on, whoever dies.
+    fn flag(what: &str, preemptions: usize, setter: Option<&'static str>, waiter: Option<&'static str>) {
+        explore(what, preemptions, move || {
+            let world = Arc::new(World { flag: AtomicU64::new(0), line: zeros(event::LEN), bells: Bells::new() });
+            let since = Word(&world.flag).since();
+            let attempt = move |world: &World| Word(&world.flag).is_over(since).then_some(());
+            let waits = move |world: &World, me| {
+                let line = event::Event::new(&world.line);
+                let part = wait(&world.bells, me, line, &|| attempt(world));
+                look(&world.bells, me, line, &|| attempt(world), part)
+            };
+            let asleep = play(1, None, || waits(&world, 1)).expect("it lives");
+            let waiting = {
+                let world = world.clone();
+                thread::spawn(move || {
+                    let part = play(0, waiter, || waits(&world, 0));
+                    if part.is_none() {
+                        world.bells.bury();
+                    }
+                    part
+                })
+            };
+            let set = play(2, setter, || {
+                Word(&world.flag).set();
+                world.bells.notify(2, event::Event::new(&world.line), true);
+                Word(&world.flag).clear();
+            });
+            if set.is_none() {
+                world.bells.bury();
+            }
+            let parts = waiting.join().unwrap().map(|part| (0, part)).into_iter().chain([(1, asleep)]);
+            for (me, part) in parts {
+                let line = event::Event::new(&world.line);
+                let part = play(me, None, || look(&world.bells, me, line, &|| attempt(&world), part));
+                assert!(matches!(part, Some(Part::Got(()))), "{me} sleeps on");
+            }
+            assert_eq!(Word(&world.flag).is_set(), set.is_none());
+        });
+    }
+
+    #[test]
+    fn models_who_waits_for_an_event_goes_on_when_it_is_set() {
+        flag("an event", 2, None, None);
+        for at in ["event.set", "notify.marked"] {
+            flag(&format!("an event, {at}"), 2, Some(at), None);
+        }
+        for at in ["sleep.entered", "sleep.noticed", "sleep.unmarked"] {
+            flag(&format!("an event, {at}"), 2, None, Some(at));
+        }
+    }
+}

@@ -234,7 +234,8 @@ impl Drop for RwLockWriteGuard {
 /// guard: hold one guard at a time. Giving back and the `try_` forms never wait. **Death.** If a process is killed
 /// while it writes, all who read from then on, and the next who writes, get their guard inside an error of kind
 /// `OwnerDied`: what the lock guards may be half changed, and that writer is the one to put it right. One that is
-/// killed while it reads or waits harms nobody. **Cost.** Without waiting a few atomics, no system call and no
+/// killed while it reads or waits harms nobody. A process that is only stopped (SIGSTOP) holds what it holds, and if it waits
+/// to write, new readers wait until it goes on or is killed. **Cost.** Without waiting a few atomics, no system call and no
 /// allocation; a lock is one descriptor and 8 KiB.
 ///
 /// ```

@@ -3,7 +3,7 @@
 
 pub mod pool;
 
-use multiprocess::{Function, Manager, Process};
+use multiprocess::{Function, Manager, Process, debug};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::future::Future;
@@ -132,6 +132,16 @@ pub fn limit_descriptors(more: usize) {
 pub fn is_asleep(pid: u32) -> bool {
     let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
     stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('S'))
+}
+
+/// Waits until the process is in line for something that this one has too, and sleeps.
+pub async fn falls_asleep_in_line(pid: u32) {
+    let is_in_line = || {
+        let (dump, is_it) = (debug::dump(), |who: &debug::Participant| who.pid() == Some(pid));
+        dump.objects().iter().any(|object| object.waiting().iter().any(is_it))
+    };
+    eventually("it is in line", is_in_line).await;
+    eventually("it sleeps", || is_asleep(pid)).await;
 }
 
 /// Stops a process, every thread of it.
