@@ -533,7 +533,8 @@ fn p16_a_killed_parent_takes_its_whole_tree() {
     }
 }
 
-/// Killed alone, after the fork server, after the process that takes names away, and together with its whole group.
+/// Killed alone, after the fork server, after the process that takes names away, and together with its whole group. If
+/// that process is killed too, the next program that gives a name takes away what is left.
 fn shm_16_a_killed_program_leaves_no_name() {
     let named = |pid: u32, what: &str| format!("test-{pid}-{what}");
     if let Some(how) = std::env::var_os("INNER") {
@@ -562,14 +563,18 @@ fn shm_16_a_killed_program_leaves_no_name() {
         });
         return;
     }
-    for how in ["alone", "server", "heir", "group", "exit"] {
+    let begin = |how: &str| {
         let mut root = Command::new(std::env::current_exe().unwrap());
         let root = std::os::unix::process::CommandExt::process_group(&mut root, 0);
         let mut root = root.env("INNER", how).stdout(std::process::Stdio::piped()).spawn().unwrap();
         let mut heir = String::new();
         BufReader::new(root.stdout.as_mut().unwrap()).read_line(&mut heir).unwrap();
-        let heir: u32 = heir.trim().parse().unwrap();
-        let there = |what| std::fs::exists(format!("/dev/shm/{}", named(root.id(), what))).unwrap();
+        (root, heir.trim().parse::<u32>().unwrap())
+    };
+    for how in ["both", "alone", "server", "heir", "group", "exit"] {
+        let (mut root, heir) = begin(how);
+        let id = root.id();
+        let there = |what| std::fs::exists(format!("/dev/shm/{}", named(id, what))).unwrap();
         assert!(there("first") && there("second") && there("third"), "{how}");
         let start = Instant::now();
         match how {
@@ -578,6 +583,19 @@ fn shm_16_a_killed_program_leaves_no_name() {
                 rustix::process::kill_process_group(group, rustix::process::Signal::KILL).unwrap();
             }
             "exit" => kill(root.id(), rustix::process::Signal::TERM),
+            "both" => {
+                kill(heir, rustix::process::Signal::KILL);
+                until("its heir is gone", || {
+                    std::fs::read(format!("/proc/{heir}/cmdline")).is_ok_and(|l| l.is_empty())
+                });
+                kill(root.id(), rustix::process::Signal::KILL);
+                root.wait().unwrap();
+                assert!(there("first") && there("second"), "nobody is left that could take them away");
+                let (mut next, _) = begin("alone");
+                kill(next.id(), rustix::process::Signal::KILL);
+                next.wait().unwrap();
+                mp::SharedMemory::open(&named(next.id(), "third")).unwrap().unlink().unwrap();
+            }
             _ => kill(root.id(), rustix::process::Signal::KILL),
         }
         until("the names are gone", || !there("first") && !there("second"));

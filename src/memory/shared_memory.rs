@@ -350,6 +350,7 @@ impl SharedMemory {
             let why = format!("only the process that created shared memory {name:?} can make its name stay");
             return Err(Error::new(ErrorKind::Other, why));
         }
+        named::keep(block.fd.as_fd()).map_err(|error| failed(format_args!("cannot keep the name {name:?}"), error))?;
         block.is_left.store(true, Release);
         names::leave(name, block.identity);
         Ok(())

@@ -2,11 +2,17 @@
 //! opens, and so every program that knows the name.
 
 use super::memfd;
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, FileType, FlockOperation, Mode, OFlags};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 const DIRECTORY: &str = "/dev/shm";
+
+/// The file's owner alone reads and writes it.
+const PRIVATE: Mode = Mode::RUSR.union(Mode::WUSR);
+/// The sticky bit, which means nothing to others in a file: its name goes with the process that gave it. That process
+/// has the file locked as long as it lives.
+const GOES: Mode = PRIVATE.union(Mode::SVTX);
 
 /// Device and inode.
 pub(crate) type Identity = (u64, u64);
@@ -26,12 +32,46 @@ pub(crate) fn check(name: &str) -> io::Result<()> {
     path(name).map(drop)
 }
 
-/// `len` bytes of zeros, reserved now, that have no name yet.
+/// `len` bytes of zeros, reserved now, that have no name yet. The name goes with this process, if need be by the hand
+/// of who calls [`sweep`] after it.
 pub(crate) fn create(len: u64) -> io::Result<OwnedFd> {
     memfd::check_room(len)?;
-    let fd = rustix::fs::open(DIRECTORY, OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR)?;
+    let fd = rustix::fs::open(DIRECTORY, OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, PRIVATE)?;
     memfd::reserve(fd.as_fd(), 0, len)?;
+    if rustix::fs::flock(&fd, FlockOperation::NonBlockingLockShared).is_ok() {
+        rustix::fs::fchmod(&fd, GOES)?;
+    }
     Ok(fd)
+}
+
+/// The name stays when this process ends.
+pub(crate) fn keep(fd: BorrowedFd<'_>) -> io::Result<()> {
+    Ok(rustix::fs::fchmod(fd, PRIVATE)?)
+}
+
+/// Removes names of this user's that go with processes that are gone, where nobody did it in their time.
+pub(crate) fn sweep() {
+    let files = std::fs::read_dir(DIRECTORY).into_iter().flatten();
+    for name in files.filter_map(|file| file.ok()?.file_name().into_string().ok()) {
+        // What cannot be looked at, or is locked, is for somebody else to see to.
+        let _ = sweep_one(&name);
+    }
+}
+
+fn sweep_one(name: &str) -> io::Result<()> {
+    let goes = |stat: &rustix::fs::Stat| {
+        let is_ours = stat.st_uid == rustix::process::geteuid().as_raw();
+        is_ours && Mode::from_raw_mode(stat.st_mode) == GOES && FileType::from_raw_mode(stat.st_mode).is_file()
+    };
+    if goes(&rustix::fs::lstat(path(name)?)?) {
+        let (fd, _) = open(name)?;
+        rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive)?;
+        let stat = rustix::fs::fstat(&fd)?;
+        if goes(&stat) {
+            unlink(name, (stat.st_dev, stat.st_ino))?;
+        }
+    }
+    Ok(())
 }
 
 /// Gives a file its name, whole as it is; an error if something has that name.

@@ -10,10 +10,11 @@
 //! | before its heir has taken note of the name | it has not given it |
 //! | after that, with or without the name | its heir removes them, each if it is still that of the same file |
 //! | its heir, then nobody | its own end removes them, and its next name starts an heir that is told them all |
-//! | its heir, and then itself before its next name | **they stay**, until somebody unlinks them |
+//! | its heir, and then itself before its next name | they stay until a program of the same user gives its first name |
 //!
 //! The last row needs a SIGKILL of both, the heir first: of the two, or of their control group as a whole. A signal to the
 //! program's process group does not reach the heir. Nobody watches it: that would take a thread, or an heir of the heir.
+//! What is left is marked as going with a process, and that process has it locked as long as it lives (`os::named`).
 #![forbid(unsafe_code)]
 
 use super::protocol::{self, Answer, Hello, Named, Ready, Role, Will};
@@ -89,6 +90,8 @@ impl Estate {
             let _ = gone.process.kill();
             let _ = gone.process.wait();
         }
+        // Those that had no luck with theirs.
+        named::sweep();
         let failed = |error| Error::io("cannot start the process that removes names when this one is killed", error);
         let program = boot::program()?;
         let (ours, theirs) = socket::packet_pair().map_err(failed)?;
