@@ -125,8 +125,10 @@ async fn what_was_quick_is_heard_of_while_a_slow_item_is_at_work() -> mp::Result
             begun.get().await?;
             falls_asleep(next.as_mut()).await;
             // Polled once more before the item goes on, and then only if it is woken.
+            let start = Instant::now();
             let (next, put) = futures::join!(within(next), go.put(0));
             put?;
+            assert!(start.elapsed() < Duration::from_secs(10), "it was polled for its deadline only");
             assert_eq!(next.expect("a result each")?, n);
         } else {
             assert_eq!(within(results.next()).await.expect("a result each")?, n);
