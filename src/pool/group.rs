@@ -247,7 +247,7 @@ pub(super) struct Items {
 pub(super) const CHUNK: Duration = Duration::from_millis(1);
 const LARGEST_CHUNK: u64 = 1024;
 /// An item that takes no longer is one of a bulk. Unoptimised builds are slower, and are to go the same ways.
-const BULK_NS: u64 = if cfg!(debug_assertions) { 50_000 } else { 1000 };
+const BULK_NS: u64 = if cfg!(debug_assertions) { 200_000 } else { 1000 };
 /// Bytes after which a chunk is full.
 pub(super) const CHUNK_BYTES: usize = 12 << 10;
 
