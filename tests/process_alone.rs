@@ -50,6 +50,9 @@ const SCENARIOS: &[Scenario] = scenarios! {
     proc_21_handles_and_children_leave_no_descriptor
     spare_children_are_like_their_parent_at_the_spawn
     spare_children_that_are_killed_or_not_wanted_are_no_loss
+    a_signal_to_a_spare_child_is_not_for_what_it_becomes
+    a_spare_child_says_why_it_cannot_take_its_order
+    spare_children_end_with_their_starter
     a_ticker_goes_on_during_a_thousand_spawns
     rule_10_an_idle_pool_does_not_wake_up
     at_the_descriptor_limit_there_are_errors_and_no_hang
@@ -433,6 +436,10 @@ fn a_preload_that_spawns_is_an_error_at_once() {
 fn proc_30_a_function_runs_exactly_once_whenever_the_server_is_killed() {
     let (read, write) = std::io::pipe().unwrap();
     let stop = std::sync::Arc::new(AtomicU64::new(0));
+    let start = Instant::now();
+    assert_eq!(block_on(async { Process::spawn(add, (1, 2)).unwrap().await.unwrap() }), 3);
+    // A server that is killed before it can be ready every time starts nothing.
+    let longest = (3 * start.elapsed().as_micros() as u64).max(9000);
     let killer = {
         let stop = stop.clone();
         std::thread::spawn(move || {
@@ -441,7 +448,7 @@ fn proc_30_a_function_runs_exactly_once_whenever_the_server_is_killed() {
                 random ^= random << 13;
                 random ^= random >> 7;
                 random ^= random << 17;
-                std::thread::sleep(Duration::from_micros(random % 9000));
+                std::thread::sleep(Duration::from_micros(random % longest));
                 for (pid, _) in children_of(std::process::id()) {
                     kill(pid, rustix::process::Signal::KILL);
                     killed += 1;
@@ -864,6 +871,67 @@ fn spare_children_that_are_killed_or_not_wanted_are_no_loss() {
         have_spares().await;
         until("spares that nobody wants end", || spares().is_empty());
         assert_eq!(Process::spawn(add, (1, 2)).unwrap().await.unwrap(), 3);
+    });
+}
+
+fn a_signal_to_a_spare_child_is_not_for_what_it_becomes() {
+    block_on(async {
+        for signal in [rustix::process::Signal::TERM, rustix::process::Signal::INT, rustix::process::Signal::HUP] {
+            for spare in have_spares().await {
+                kill(spare, signal);
+                until("it is no spare any more", || !runs(spare));
+            }
+            for _ in 0..3 {
+                assert_eq!(Process::spawn(add, (1, 2)).unwrap().await.unwrap(), 3);
+            }
+        }
+    });
+}
+
+fn a_spare_child_says_why_it_cannot_take_its_order() {
+    let many = |files: Vec<mp::Fd<std::fs::File>>| files.len();
+    block_on(async {
+        let files = || (0..200).map(|_| std::fs::File::open("/dev/null").unwrap().into()).collect();
+        let mut found = false;
+        for spare in have_spares().await {
+            let limit = rustix::process::Rlimit { current: Some(100), maximum: Some(100) };
+            let pid = rustix::process::Pid::from_raw(spare as i32);
+            found |= rustix::process::prlimit(pid, rustix::process::Resource::Nofile, limit).is_ok();
+        }
+        let counted = Process::spawn(many, (files(),)).unwrap().await;
+        match counted {
+            Err(error) if found => {
+                assert_eq!(error.kind(), ErrorKind::Spawn, "{error}");
+                assert!(error.to_string().contains("descriptor limit"), "{error}");
+            }
+            counted => assert_eq!((counted.unwrap(), found), (200, false)),
+        }
+        until("the rest have ended", || spares().is_empty());
+        assert_eq!(Process::spawn(many, (files(),)).unwrap().await.unwrap(), 200);
+    });
+}
+
+fn spare_children_end_with_their_starter() {
+    block_on(async {
+        let spawns = async |mut waits: mp::Sender<()>| {
+            for _ in 0..4 {
+                Process::spawn(add, (1, 2)).unwrap().await.unwrap();
+            }
+            waits.send(()).await.unwrap();
+            hang().await
+        };
+        let (tx, mut rx) = mp::simplex().unwrap();
+        let mut starter = Process::spawn(spawns, (tx,)).unwrap();
+        rx.recv().await.unwrap();
+        let has_none = std::env::var_os("MULTIPROCESS_OLD_KERNEL").is_some();
+        until("it has spares", || has_none || !spares().is_empty());
+        let theirs = spares();
+        let start = Instant::now();
+        starter.kill().unwrap();
+        assert!(!starter.wait().await.unwrap().success());
+        until("its spares have ended", || !theirs.iter().any(|spare| runs(*spare)));
+        // Those that nobody wants end after 5 s.
+        assert!(theirs.is_empty() || start.elapsed() < Duration::from_secs(3));
     });
 }
 

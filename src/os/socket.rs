@@ -85,6 +85,19 @@ pub(crate) fn is_readable_within(socket: BorrowedFd<'_>, limit: Duration) -> boo
     rustix::io::retry_on_intr(|| poll(&mut fds, limit.as_ref())).is_ok_and(|n| n > 0)
 }
 
+/// The same for a process that blocks signals and is nobody's yet: one that comes meanwhile has its effect at once, so
+/// that it has none on what this process becomes.
+pub(crate) fn is_readable_within_open_to_signals(socket: BorrowedFd<'_>, limit: Duration) -> bool {
+    use nix::poll::{PollFd, PollFlags, ppoll};
+    let mut fds = [PollFd::new(socket, PollFlags::POLLIN)];
+    loop {
+        match ppoll(&mut fds, Some(limit.into()), Some(nix::sys::signal::SigSet::empty())) {
+            Err(nix::errno::Errno::EINTR) => {}
+            found => return found.is_ok_and(|n| n > 0),
+        }
+    }
+}
+
 /// From now on the other end cannot send any more; what it has sent can still be received.
 pub(crate) fn refuse_more(socket: BorrowedFd<'_>) {
     // Fails only if the other end is gone, and then nothing more comes either.

@@ -12,7 +12,7 @@ use crate::shm::family::Family;
 use crate::wire::{self, Parcel, frame};
 use rustix::process::Pid;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 /// How a child leaves.
@@ -39,7 +39,8 @@ pub(super) fn after_fork(
     spawn::close_all(private);
     let tie = lifeline.map(|lifeline| match signal::die_with(lifeline) {
         Ok(Some(tie)) => tie,
-        _ => spawn::exit_now(1), // Whoever wanted it is gone, or gets another one.
+        Ok(None) => spawn::exit_now(0), // Whoever wanted it is gone.
+        Err(error) => refuse(socket.as_fd(), error),
     });
     if !is_ordered && !socket::is_readable_within(socket.as_fd(), Duration::ZERO) {
         spawn::set_name(c"mp-spare");
@@ -47,7 +48,7 @@ pub(super) fn after_fork(
         let left = group.filter(|_| rustix::process::setpgid(None, None).is_ok());
         // Only time is lost if this fails.
         let _ = rehearse(None);
-        let mut has_come = socket::is_readable_within(socket.as_fd(), SPARE_TIME);
+        let mut has_come = socket::is_readable_within_open_to_signals(socket.as_fd(), SPARE_TIME);
         if !has_come {
             // From here on no order can come; one that came just before is done.
             socket::refuse_more(socket.as_fd());
@@ -58,8 +59,10 @@ pub(super) fn after_fork(
             let _ = rustix::process::setpgid(None, left);
         }
     }
-    let Ok(Some((order, Parcel { bytes, fds }))) = protocol::recv::<Order>(socket.as_fd()) else {
-        spawn::exit_now(0);
+    let (order, Parcel { bytes, fds }) = match protocol::recv::<Order>(socket.as_fd()) {
+        Ok(Some(ordered)) => ordered,
+        Ok(None) => spawn::exit_now(0),
+        Err(error) => refuse(socket.as_fd(), error),
     };
     let report = Some(socket).filter(|_| !order.is_passed_on);
     let Ok(fds) = order.split(report, fds) else { spawn::exit_now(1) };
@@ -68,6 +71,13 @@ pub(super) fn after_fork(
     signal::reap_by_kernel(false);
     apply_variables(&order.variables, single);
     live(order, bytes, fds, tie, told.map_err(Error::from), Exit::Forked)
+}
+
+/// Ends a child that cannot take its order. Who told it so itself hears why; the server has let go of the socket.
+fn refuse(socket: BorrowedFd<'_>, error: io::Error) -> ! {
+    let outcome = Outcome::error(protocol::spawn_error("a process cannot take its order", error));
+    let _ = Report::send_outcome(socket, &outcome);
+    spawn::exit_now(1)
 }
 
 /// A spare child that is not asked for this long is not kept.

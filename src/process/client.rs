@@ -15,7 +15,8 @@
 //! 2. The write end of the lifeline is close-on-exec and never sent, so it closes exactly when this process ends.
 //!
 //! # Death
-//! A spare dies, or has waited too long: it cannot be told, and the next one is. The server dies before it answers: the
+//! A spare dies, is signalled, or has waited too long: it cannot be told, and the next one is. One that was told and is
+//! killed before it has read that is a child that died. The server dies before it answers: the
 //! report socket tells which ([`Report::Born`], or hung up). This process dies: the server sees the connection hang
 //! up, and the lifeline of the children and the spares closes.
 //!
@@ -195,7 +196,7 @@ pub(super) fn start(start: &Start<'_>) -> Result<Started> {
     server::refuse_in_preload()?;
     let mut client = Client::get();
     let mut last = None;
-    for _ in 0..TRIES {
+    for _ in 0..8 {
         match client.connected()?.order(start)? {
             Ordered::Started(started) => {
                 client.watch();
@@ -299,16 +300,18 @@ fn socket_pair() -> Result<(OwnedFd, OwnedFd)> {
 /// How long a server may take until it has run `init` and what was preloaded.
 const START_LIMIT: Duration = Duration::from_secs(60);
 
-/// A server that is killed as soon as it is there is replaced this often.
-const TRIES: usize = 8;
+/// So many servers may be killed before they are ready: who kills each one that comes has to stop first.
+const STARTS: usize = 4;
+
+/// A server that ends for a reason of its own has this long for it after it has let go of its socket.
+const END_LIMIT: Duration = Duration::from_secs(1);
 
 fn start_server() -> Result<Connection> {
     let is_killed =
         |error: &Error| error.exit_status().is_some_and(|status| status.signal() == Some(Signal::KILL.as_raw()));
     let mut made = try_start_server();
-    for _ in 1..TRIES {
+    for _ in 1..STARTS {
         match &made {
-            // Whoever kills servers does not wait until they are ready.
             Err(error) if is_killed(error) => made = try_start_server(),
             _ => break,
         }
@@ -344,12 +347,14 @@ fn try_start_server() -> Result<Connection> {
             Ok(Connection::new(ours, Some(process)))
         }
         Err(error) => {
+            let has_ended = error.is_none()
+                && pidfd::open(process.id()).is_ok_and(|pidfd| pidfd::wait(pidfd.as_fd(), false, Some(END_LIMIT)));
             let _ = process.kill();
-            let status = process.wait();
+            let status = process.wait().ok().filter(|_| has_ended);
             Err(error.unwrap_or_else(|| {
-                let how = status.as_ref().map(ToString::to_string).unwrap_or_default();
+                let how = status.map_or_else(|| "it closed its stdin and went on".into(), |status| status.to_string());
                 let why = format!("the fork server ended before it was ready ({how}): does the program reach `init`?");
-                Error::new(ErrorKind::Spawn, why).with_exit_status(status.ok())
+                Error::new(ErrorKind::Spawn, why).with_exit_status(status)
             }))
         }
     }
@@ -546,9 +551,9 @@ impl Connection {
             Reply::Child { number, answer } if number == 0 || number == self.number => {
                 Ok(Heard::Answer(answer, fds.next()))
             }
-            Reply::Spare { pid, generation } if generation == self.spares.generation => {
+            Reply::Spare { pid, generation, never } if generation == self.spares.generation => {
                 self.spares.coming = self.spares.coming.saturating_sub(1);
-                self.spares.are_refused |= pid.is_none();
+                self.spares.are_refused |= never;
                 match (pid, fds.next(), fds.next()) {
                     (Some(pid), Some(pidfd), Some(socket)) => Ok(Heard::Spare { pid, pidfd, socket }),
                     _ => Ok(Heard::Nothing),

@@ -340,7 +340,11 @@ impl<R> Process<R> {
                 self.child.learn_status(status);
                 true
             }
-            pidfd::Exit::Unknown => true,
+            pidfd::Exit::Unknown => {
+                // Such a kernel tells nobody but the parent, which may be this process by now.
+                pidfd::reap(pidfd).into_iter().for_each(|status| self.child.learn_status(status));
+                true
+            }
             pidfd::Exit::NotReaped => false,
         }
     }
@@ -352,6 +356,7 @@ const REAPED_SOON: Duration = Duration::from_millis(50);
 impl Reports {
     /// Reads what is there of a process that has ended.
     fn read(&mut self, tells_exit: bool) -> Option<i32> {
+        let mut was_reset = false;
         while let Some(socket) = &self.socket {
             match Report::recv(socket.as_fd(), Wait::No) {
                 Ok(Some(Report::Born(_))) => {}
@@ -367,11 +372,12 @@ impl Reports {
                 }
                 Ok(None) => self.socket = None,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
+                // Something of ours it has not read; what it has sent is still there.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset && !was_reset => was_reset = true,
                 Err(error) => {
                     // A child killed halfway has sent nothing; what else it may be is told.
-                    let is_reset = error.kind() == io::ErrorKind::ConnectionReset;
                     self.socket = None;
-                    if !is_reset && error.kind() != io::ErrorKind::InvalidData {
+                    if !was_reset && error.kind() != io::ErrorKind::InvalidData {
                         self.outcome = Inbox::Failed(error);
                     }
                 }

@@ -5,9 +5,9 @@
 //! anyone  -> server   one empty frame with a socket in it        over the intake: a new connection
 //! anyone  -> server   Request::Child + Order + arguments, answered by Reply::Child      over its connection
 //! anyone  -> server   Request::Spares, answered by a Reply::Spare for each              over its connection
-//! anyone  -> child    the Order                                  over the socket that came with a spare
+//! anyone  -> child    the Order, answered by Report::Outcome     over the socket that came with a spare
 //! server  -> child    Hello::Child, then the Order as it came    over the socket the child was exec'd with
-//! child   -> starter  Report::Born, then Report::Outcome         over a socket that only these two have
+//! child   -> starter  Report::Born, then Report::Outcome         over the socket that came with the order
 //! server  -> starter  Report::Exited, on older kernels           over the same
 //! anyone  -> its heir Hello::Heir and Will, answered by Ready     over the socket the heir was started with
 //! ```
@@ -82,8 +82,8 @@ pub(super) enum Request {
 pub(super) enum Reply {
     /// The pidfd comes along. Number 0 stands for an order that could not be read.
     Child { number: u64, answer: Answer<Born> },
-    /// A pidfd and the socket that takes the order come along, unless it could not be had.
-    Spare { pid: Option<u32>, generation: u64 },
+    /// A pidfd and the socket that takes the order come along, unless it could not be had, now or ever.
+    Spare { pid: Option<u32>, generation: u64, never: bool },
 }
 
 /// What a child is to do. Its descriptors come in the order of [`Order::split`].

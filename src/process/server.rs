@@ -2,11 +2,11 @@
 //!
 //! # State
 //! One connection per process of the family that spawns, with the environment and directory that its next child
-//! shall have. All of it belongs to this one thread.
+//! shall have, and the lifeline that its spares are tied to. All of it belongs to this one thread.
 //!
 //! # Moves
 //! An order comes: fork (or exec) a child, hand it on, answer with pid and pidfd. Spares are asked for: fork them and
-//! send them home, each with the socket that takes its order. A child ends: the kernel reaps it, or we do. Somebody
+//! send them home, tied to their starter, each with the socket that takes its order and its report. A child ends: the kernel reaps it, or we do. Somebody
 //! claims a slot of the family table: watch it, and bury it when it ends. A connection hangs up: forget it, and end if
 //! it was the last. The root ends: the kernel kills us by the root's lifeline.
 //!
@@ -18,7 +18,7 @@
 //! Killed before the fork: the order's report socket hangs up, so the starter knows that no child was born, starts
 //! another server and orders again. Killed after it: the child says so over that socket, and its starter adopts
 //! it. Spares that have gone home stay good. Its children go on; the next server watches those with a slot and buries
-//! them, and init reaps them.
+//! them, and init reaps them. A starter ends: the kernel kills its spares by its lifeline, and its connection hangs up.
 //!
 //! # Cancel
 //! Nothing here is a future.
@@ -301,7 +301,8 @@ impl Server {
             _ => None,
         };
         let fds: Vec<_> = spare.iter().flat_map(|spare| [spare.pidfd.as_fd(), spare.socket.as_fd()]).collect();
-        self.reply(at, &Reply::Spare { pid: spare.as_ref().map(|spare| spare.pid), generation }, &fds)
+        let never = self.single.is_none() || self.exits.is_some();
+        self.reply(at, &Reply::Spare { pid: spare.as_ref().map(|spare| spare.pid), generation, never }, &fds)
     }
 
     fn fork_spare(&mut self, at: usize, single: SingleThreaded) -> io::Result<Unordered> {
@@ -316,7 +317,8 @@ impl Server {
         let mut fds = order.split(None, fds).map_err(failed)?;
         let connection = &mut self.connections[at];
         if connection.lifeline.is_none() {
-            connection.lifeline = fds.lifeline.as_ref().and_then(|lifeline| lifeline.try_clone().ok());
+            // Its own description: that of the child is tied to the child. Without it there are no spares for now.
+            connection.lifeline = fds.lifeline.as_ref().and_then(|lifeline| signal::reopen(lifeline.as_fd()).ok());
         }
         if let Some(environment) = order.environment.take() {
             connection.environment = environment;
