@@ -467,6 +467,10 @@ async fn a_panic_in_a_drop_harms_nobody() {
         let manager = Manager::start().await.unwrap();
         drop(manager.create(|| DropsBadly, ()).await.unwrap());
         objects_go(&manager, 0).await;
+        let tally = manager.create(Tally::new, (1,)).await.unwrap();
+        let throws = |_: &mut Tally| -> i64 { std::panic::panic_any(DropsBadly) };
+        assert_eq!(tally.call(throws, ()).await.unwrap_err().kind(), ErrorKind::Panicked);
+        assert_eq!(tally.call(Tally::total, ()).await.unwrap(), 1);
         let list = manager.list().await.unwrap();
         list.push(1).await.unwrap();
         manager.shutdown().await.unwrap();

@@ -79,17 +79,7 @@ impl Connect {
         self
     }
 
-    /// The longest message that is received, in bytes; 256 MiB unless set. Sending has no limit.
-    pub fn max_message(mut self, bytes: usize) -> Self {
-        self.max_message = bytes;
-        self
-    }
-
-    /// Whether HMAC-MD5, all that CPython up to 3.11 knows, is proof enough, and given as proof; true unless set.
-    pub fn allow_md5(mut self, allow: bool) -> Self {
-        self.allow_md5 = allow;
-        self
-    }
+    super::options_of_both_ends!();
 
     /// Encrypts the connection, which must be TCP; `name` is whom the listener's certificate must be for.
     ///

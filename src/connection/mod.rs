@@ -63,6 +63,24 @@
 //! to answer a message, or to read it, is not gone, and has no deadline but yours.
 #![forbid(unsafe_code)]
 
+/// Setters that [`Connect`] and [`Bind`] have in common.
+macro_rules! options_of_both_ends {
+    () => {
+        /// The longest message that is received, in bytes; 256 MiB unless set. Sending has no limit.
+        pub fn max_message(mut self, bytes: usize) -> Self {
+            self.max_message = bytes;
+            self
+        }
+
+        /// Whether HMAC-MD5, all that CPython up to 3.11 knows, is proof enough, and given as proof; true unless set.
+        pub fn allow_md5(mut self, allow: bool) -> Self {
+            self.allow_md5 = allow;
+            self
+        }
+    };
+}
+use options_of_both_ends;
+
 mod address;
 mod auth;
 mod client;

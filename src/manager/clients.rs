@@ -149,23 +149,31 @@ pub(super) async fn next_request(connection: Arc<Connection>, receiver: ByteRece
 }
 
 pub(super) async fn flush(connection: Arc<Connection>, mut sender: Outgoing) -> Event {
+    let mut refused = None;
     loop {
         let next = lock(&connection.out).backlog.pop_front();
-        let is_flushed = next.is_none();
+        let id = next.as_ref().and_then(|answer| protocol::id_of(answer.bytes()));
         let sent = match next {
             Some(answer) => sender.send(answer).await,
             None => sender.flush().await,
         };
-        let mut out = lock(&connection.out);
-        if sent.is_err() {
-            // The client is gone, as its other pipe will tell.
-            out.backlog.clear();
+        let out = &mut *lock(&connection.out);
+        match sent {
+            Ok(()) if id.is_some() || !out.backlog.is_empty() => continue,
+            Ok(()) => out.sender = (!out.is_gone).then_some(sender),
+            // Memory or descriptors run out: who asked hears of it.
+            Err(error) if error.kind() == ErrorKind::Io && !connection.is_far && refused != id => {
+                let mut answer = Writer::answer(id.unwrap_or_default());
+                answer.error(&error);
+                out.backlog.push_front(answer.seal());
+                refused = id;
+                continue;
+            }
+            // The client is gone, as its other half tells; or it cannot be told anything, and so hears that this end is gone.
+            Err(_) => out.backlog.clear(),
         }
-        if out.backlog.is_empty() && (is_flushed || sent.is_err()) {
-            out.sender = (!out.is_gone).then_some(sender);
-            out.is_flushing = false;
-            break;
-        }
+        out.is_flushing = false;
+        break;
     }
     Event::Flushed(connection)
 }

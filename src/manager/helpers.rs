@@ -2,7 +2,8 @@
 
 use super::jobs::Job;
 use super::objects::lock;
-use super::server::{LOOK, Server, survive};
+use super::server::{LOOK, Server};
+use crate::process::entry::survive;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex};
@@ -25,25 +26,31 @@ pub(super) struct Helpers {
 #[derive(Default)]
 struct HelpersState {
     tasks: VecDeque<Task>,
+    threads: usize,
     idle: usize,
 }
 
 impl Helpers {
-    pub(super) fn run(&self, server: &Arc<Server>, task: Task) {
+    /// Has a thread do `task`. It comes back if there is none, and none can be started.
+    #[must_use]
+    pub(super) fn run(&self, server: &Arc<Server>, task: Task) -> Option<Task> {
         let mut state = lock(&self.state);
         state.tasks.push_back(task);
         if state.idle >= state.tasks.len() {
             drop(state);
             self.called.notify_one();
-            return;
+            return None;
         }
+        state.threads += 1;
         drop(state);
         let helper = server.clone();
         let spawned = std::thread::Builder::new().name("mp-manager".into()).spawn(move || helper.help());
-        if let Err(error) = spawned {
-            // One of those that are at work takes it when it is done.
-            tracing::warn!(%error, "the manager cannot start another thread");
-        }
+        let error = spawned.err()?;
+        tracing::warn!(%error, "the manager cannot start another thread");
+        let mut state = lock(&self.state);
+        state.threads -= 1;
+        // One of those that are at work takes it when it is done.
+        if state.threads > 0 { None } else { state.tasks.pop_back() }
     }
 }
 
@@ -81,6 +88,7 @@ impl Server {
             state = guard;
             state.idle -= 1;
             if timeout.timed_out() && state.tasks.is_empty() {
+                state.threads -= 1;
                 return None;
             }
         }

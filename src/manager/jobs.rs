@@ -5,10 +5,11 @@ use super::helpers::Task;
 use super::method::{Doors, Frame};
 use super::objects::{Object, lock};
 use super::protocol::{self, Op, Reader, Writer};
-use super::server::{Server, survive};
+use super::server::Server;
 use super::waits::{End, Ticket};
 use crate::error::{Error, Result};
 use crate::os::fault;
+use crate::process::entry::survive;
 use crate::wire::Sealed;
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -80,7 +81,7 @@ impl Server {
         let reply_to = ReplyTo::Here(sender);
         let job = Job::new(reader, left, Writer::answer(id), reply_to);
         if let Some(job) = self.prepare(job, None) {
-            self.helpers.run(self, Task::Work(job));
+            self.delegate(job);
         }
         Ok(answer)
     }
@@ -88,8 +89,14 @@ impl Server {
     /// Works off `job` and all that this lets go on, unless it has to wait, or is better left to a helper.
     pub(super) fn work(self: &Arc<Self>, job: Box<Job>) {
         if self.has_slow.load(Relaxed) && self.is_slow(&job) {
-            self.helpers.run(self, Task::Work(job));
+            self.delegate(job);
         } else {
+            self.work_here(job);
+        }
+    }
+
+    fn delegate(self: &Arc<Self>, job: Box<Job>) {
+        if let Some(Task::Work(job)) = self.helpers.run(self, Task::Work(job)) {
             self.work_here(job);
         }
     }

@@ -4,7 +4,7 @@ use super::protocol::{Op, Reader, Span, Writer, torn};
 use super::waits::{self, Settle, Ticket, Try, Waits};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::image::{self, Enter};
-use crate::process::entry::catch_panic;
+use crate::process::entry::{catch_panic, up_to_eleven};
 use crate::wire::{self, Message};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -92,18 +92,7 @@ macro_rules! methods {
     };
 }
 
-methods!();
-methods!(A);
-methods!(A B);
-methods!(A B C);
-methods!(A B C D);
-methods!(A B C D E);
-methods!(A B C D E G);
-methods!(A B C D E G H);
-methods!(A B C D E G H I);
-methods!(A B C D E G H I J);
-methods!(A B C D E G H I J K);
-methods!(A B C D E G H I J K L);
+up_to_eleven!(methods);
 
 /// A method and how its result is encoded.
 pub(super) trait Invoke<T, A, M>: Copy + 'static {

@@ -5,10 +5,10 @@
 //! that nobody outside leads to, are found by [`Objects::collect`].
 
 use super::waits::Settle;
+use crate::process::entry::survive;
 use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// One object: its value, and whose turn it is.
@@ -264,8 +264,8 @@ fn bury<J: Send + 'static>(dead: Dead<J>) {
         return;
     }
     while let Some(object) = GRAVES.with_borrow_mut(VecDeque::pop_front) {
-        // A value whose drop panics has been reported by the hook, and is gone all the same.
-        let _ = catch_unwind(AssertUnwindSafe(|| drop(object)));
+        // A value whose drop panics is gone all the same.
+        survive(|| drop(object));
     }
     BURYING.set(false);
 }

@@ -1,18 +1,26 @@
 //! The pipes of a process to a manager of its own machine.
+//!
+//! What cannot be sent at once waits in an outbox, in order, and is sent by whoever comes by, or by the reader of the
+//! pipe's room: nobody holds the pipe while it waits, so that nobody need be polled for others to go on.
+//!
+//! # Cancel
+//! A request that is dropped while it waits in the outbox is not sent.
 
 use super::objects::lock;
 use super::slots::Slots;
 use crate::channel::{self, Inbox, Sender};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, SendError};
 use crate::os::socket::Wait;
 use crate::wait::{Line, until_read};
 use crate::wire::{self, Sealed, frame};
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, Weak};
-use std::task::Waker;
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
 
 /// How long a handle that leaves waits for a pipe that is full.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -22,15 +30,24 @@ const LATER: Duration = Duration::from_millis(10);
 
 pub(super) struct Wire {
     this: Weak<Self>,
-    tx: tokio::sync::Mutex<Sender<Sealed>>,
-    /// What goes out before anything else: said by those who cannot wait.
-    outbox: Mutex<VecDeque<Sealed>>,
+    tx: Mutex<Sender<Sealed>>,
+    /// What goes out before anything else.
+    outbox: Mutex<VecDeque<Outgoing>>,
     is_trying_later: AtomicBool,
     /// Where room in the pipe is told, and how often it was.
     room: Arc<Line>,
     rooms: AtomicU64,
     rx: Inbox<Sealed>,
     pub(super) slots: Slots,
+    /// Nothing can be sent, as if memory had run out.
+    #[cfg(test)]
+    is_out_of_memory: AtomicBool,
+}
+
+struct Outgoing {
+    request: Sealed,
+    /// Who waits for room, and can be told of a failure. Closed, the request is not wanted any more.
+    asker: Option<oneshot::Sender<Result<()>>>,
 }
 
 impl Wire {
@@ -46,16 +63,31 @@ impl Wire {
         let (rx, outbox, slots) = (rx.into_inbox(), Mutex::default(), Slots::default());
         // Outside of a runtime: whoever waits first will listen.
         let _ = rx.listen();
-        let (room, rooms, tx) = (tx.room().clone(), AtomicU64::new(0), tokio::sync::Mutex::new(tx));
+        let (room, rooms, tx) = (tx.room().clone(), AtomicU64::new(0), Mutex::new(tx));
         let wire = Arc::new_cyclic(|this| {
             let (this, is_trying_later) = (this.clone(), AtomicBool::new(false));
-            Self { this, tx, outbox, is_trying_later, room, rooms, rx, slots }
+            Self {
+                this,
+                tx,
+                outbox,
+                is_trying_later,
+                room,
+                rooms,
+                rx,
+                slots,
+                #[cfg(test)]
+                is_out_of_memory: AtomicBool::new(false),
+            }
         });
         let (reader, teller) = (Arc::downgrade(&wire), Arc::downgrade(&wire));
         wire.room.set_reader(move || {
             if let Some(wire) = teller.upgrade() {
                 wire.rooms.fetch_add(1, SeqCst);
-                wire.send_what_was_told_meanwhile();
+                wire.send_what_waits();
+                if !lock(&wire.outbox).is_empty() {
+                    // Or the other end is gone.
+                    wire.read();
+                }
             }
         });
         wire.rx.line().set_reader(move || {
@@ -73,7 +105,12 @@ impl Wire {
                 // Of one that nobody waits for, the caller was dropped.
                 Ok(answer) => _ = self.slots.deliver(answer),
                 // Closed; or an answer was lost, and nobody can say whose.
-                Err(_) => return self.slots.fail(),
+                Err(_) => {
+                    self.slots.fail();
+                    // Its askers learn of it.
+                    let unsent = std::mem::take(&mut *lock(&self.outbox));
+                    return drop(unsent);
+                }
             }
         }
     }
@@ -103,45 +140,51 @@ impl Wire {
         if self.slots.is_gone() {
             return Err(Error::closed("manager"));
         }
-        // After the pipe is let go, also if this future is dropped.
-        let _meanwhile = Meanwhile(self);
-        if let Ok(mut tx) = self.tx.try_lock()
-            && self.send_told(&mut tx)?
-        {
-            match tx.try_send_blindly(request) {
+        if let Ok(mut tx) = self.tx.try_lock() {
+            let sent = match self.send_told(&mut tx)? {
+                true => self.try_send(&mut tx, request),
+                false => Err(SendError::new(Error::new(ErrorKind::Full, "others wait for room"), request)),
+            };
+            drop(tx);
+            match sent {
                 Ok(was_asleep) => {
-                    drop(tx);
                     if !was_asleep {
                         self.rx.line().encourage();
                     }
+                    // Others may have come meanwhile, and found the pipe taken.
+                    self.send_what_waits();
                     return Ok(());
                 }
-                Err(refused) if refused.kind() == ErrorKind::Full => request = refused.into_inner(),
-                Err(refused) => return Err(refused.into_error()),
+                Err(refused) if refused.kind() == ErrorKind::Closed => return Err(refused.into_error()),
+                Err(refused) => request = refused.into_inner(),
             }
         }
-        let mut tx = self.tx.lock().await;
-        // What waits stays in its place until it is sent, for this future may be dropped.
-        loop {
-            let first = lock(&self.outbox).front().cloned();
-            let Some(first) = first else { break };
-            tx.send(first).await?;
-            lock(&self.outbox).pop_front();
-        }
-        tx.send(request).await?;
-        Ok(())
+        // The lines' readers hear of room, and of the other end's going, in the runtimes that listen.
+        let listens = self.room.listen().and_then(|()| self.rx.listen());
+        listens.map_err(|error| Error::io("cannot wait for room in the pipe to a manager", error))?;
+        let (asker, sent) = oneshot::channel();
+        self.put_out(Outgoing { request, asker: Some(asker) });
+        let unsent = Unsent { wire: self, sent };
+        unsent.await
     }
 
     pub(super) fn tell(&self, request: Sealed) {
-        if self.slots.is_gone() {
-            return;
+        if !self.slots.is_gone() {
+            self.put_out(Outgoing { request, asker: None });
         }
-        lock(&self.outbox).push_back(request);
-        self.send_what_was_told_meanwhile();
+    }
+
+    fn put_out(&self, outgoing: Outgoing) {
+        lock(&self.outbox).push_back(outgoing);
+        self.send_what_waits();
+        if self.slots.is_gone() {
+            let unsent = std::mem::take(&mut *lock(&self.outbox));
+            drop(unsent);
+        }
     }
 
     /// What has to wait for room is sent by the reader of its line.
-    fn send_what_was_told_meanwhile(&self) {
+    fn send_what_waits(&self) {
         let mut is_armed = false;
         while !lock(&self.outbox).is_empty() {
             let rooms = self.rooms.load(SeqCst);
@@ -166,23 +209,50 @@ impl Wire {
     /// Sends from the outbox what need not wait; true if that is all.
     fn send_told(&self, tx: &mut Sender<Sealed>) -> Result<bool> {
         loop {
-            let Some(first) = lock(&self.outbox).pop_front() else { return Ok(true) };
-            match tx.try_send_blindly(first) {
-                Ok(_) => {}
-                Err(refused) if refused.kind() == ErrorKind::Full => {
-                    lock(&self.outbox).push_front(refused.into_inner());
+            let Some(Outgoing { request, asker }) = lock(&self.outbox).pop_front() else { return Ok(true) };
+            if asker.as_ref().is_some_and(|asker| asker.is_closed()) {
+                continue;
+            }
+            match (self.try_send(tx, request), asker) {
+                // Its asker may have gone just now: then it was sent all the same.
+                (Ok(_), asker) => drop(asker.map(|asker| asker.send(Ok(())))),
+                (Err(refused), asker) if refused.kind() == ErrorKind::Full => {
+                    lock(&self.outbox).push_front(Outgoing { request: refused.into_inner(), asker });
                     return Ok(false);
                 }
-                Err(refused) if refused.kind() == ErrorKind::Closed => return Err(refused.into_error()),
-                // Memory or descriptors run out. What was told must not be lost, and nothing must overtake it.
-                Err(refused) => {
-                    tracing::warn!(error = %refused, "a manager cannot be told of something yet");
-                    lock(&self.outbox).push_front(refused.into_inner());
+                (Err(refused), _) if refused.kind() == ErrorKind::Closed => return Err(refused.into_error()),
+                // Memory or descriptors run out. Who waits is told why.
+                (Err(refused), Some(asker)) => drop(asker.send(Err(refused.into_error()))),
+                // But what was told must not be lost, and nothing must overtake it.
+                (Err(refused), None) => {
+                    let (why, request) = (refused.to_string(), refused.into_inner());
+                    tracing::warn!(why, "a manager cannot be told of something yet");
+                    lock(&self.outbox).push_front(Outgoing { request, asker: None });
+                    let waiting = self.take_back(|one| one.asker.is_some());
+                    for asker in waiting.into_iter().filter_map(|one| one.asker) {
+                        drop(asker.send(Err(Error::new(ErrorKind::Io, why.clone()))));
+                    }
                     self.try_later();
                     return Ok(false);
                 }
             }
         }
+    }
+
+    /// Takes out of the outbox what `is_it` says.
+    fn take_back(&self, is_it: impl FnMut(&Outgoing) -> bool) -> Vec<Outgoing> {
+        let mut outbox = lock(&self.outbox);
+        let (taken, left) = std::mem::take(&mut *outbox).into_iter().partition::<Vec<_>, _>(is_it);
+        *outbox = left.into();
+        taken
+    }
+
+    fn try_send(&self, tx: &mut Sender<Sealed>, request: Sealed) -> Result<bool, SendError<Sealed>> {
+        #[cfg(test)]
+        if self.is_out_of_memory.load(SeqCst) {
+            return Err(SendError::new(Error::new(ErrorKind::Io, "there is no memory"), request));
+        }
+        tx.try_send_blindly(request)
     }
 
     /// Tries again after a while, if there is a runtime. Without, the next call does, or whoever makes room.
@@ -194,7 +264,7 @@ impl Wire {
                 tokio::time::sleep(LATER).await;
                 let wire = later.0.upgrade();
                 drop(later);
-                wire.iter().for_each(|wire| wire.send_what_was_told_meanwhile());
+                wire.iter().for_each(|wire| wire.send_what_waits());
             });
         }
     }
@@ -204,7 +274,7 @@ impl Wire {
         let start = Instant::now();
         while !lock(&self.outbox).is_empty() && start.elapsed() < PATIENCE {
             std::thread::sleep(Duration::from_micros(50));
-            self.send_what_was_told_meanwhile();
+            self.send_what_waits();
         }
     }
 }
@@ -218,12 +288,26 @@ impl Drop for Later {
     }
 }
 
-/// Dropped, it sends what was told meanwhile.
-struct Meanwhile<'a>(&'a Wire);
+/// A request in the outbox. Dropped there, it is not sent.
+struct Unsent<'a> {
+    wire: &'a Wire,
+    sent: oneshot::Receiver<Result<()>>,
+}
 
-impl Drop for Meanwhile<'_> {
+impl Future for Unsent<'_> {
+    type Output = Result<()>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        // Whoever had it is gone with the manager.
+        let gone = |_| Err(Error::closed("manager"));
+        Pin::new(&mut self.sent).poll(cx).map(|sent| sent.unwrap_or_else(gone))
+    }
+}
+
+impl Drop for Unsent<'_> {
     fn drop(&mut self) {
-        self.0.send_what_was_told_meanwhile();
+        self.sent.close();
+        drop(self.wire.take_back(|one| one.asker.as_ref().is_some_and(|asker| asker.is_closed())));
     }
 }
 
@@ -232,7 +316,8 @@ mod tests {
     use super::super::protocol::{self, Writer};
     use super::*;
     use crate::channel::Receiver;
-    use crate::wire::Attachment;
+    use futures::FutureExt;
+    use futures::future::BoxFuture;
 
     /// A wire, and the manager's ends of it.
     fn wire() -> (Arc<Wire>, Receiver<Sealed>, Sender<Sealed>) {
@@ -243,31 +328,69 @@ mod tests {
         (wire, receiver, sender)
     }
 
+    fn told(object: u64) -> Sealed {
+        let mut request = Writer::request(protocol::RELEASE);
+        request.number(object);
+        request.seal()
+    }
+
+    async fn comes(receiver: &mut Receiver<Sealed>, object: u64) {
+        let next = receiver.recv_timeout(Duration::from_secs(20)).await.unwrap();
+        assert_eq!(next.bytes(), told(object).bytes());
+    }
+
     #[tokio::test]
     async fn what_cannot_be_told_now_keeps_its_place_and_calls_say_why() {
         let (wire, mut receiver, _sender) = wire();
-        let told = |object| {
-            let mut request = Writer::request(protocol::RELEASE);
-            request.number(object);
-            request
+        wire.is_out_of_memory.store(true, SeqCst);
+        wire.tell(told(1));
+        wire.tell(told(2));
+        let error = wire.send(told(3)).await.unwrap_err();
+        assert!(error.to_string().contains("no memory"), "{error}");
+        wire.is_out_of_memory.store(false, SeqCst);
+        // It goes out by itself.
+        comes(&mut receiver, 1).await;
+        comes(&mut receiver, 2).await;
+        wire.send(told(3)).await.unwrap();
+        comes(&mut receiver, 3).await;
+    }
+
+    /// Sends large requests until one has to wait, which is the last of so many.
+    fn fill(wire: &Wire) -> (BoxFuture<'_, Result<()>>, usize) {
+        let mut count = 0;
+        loop {
+            count += 1;
+            let mut sending = wire.send(Sealed::new(vec![0; 1 << 18], Vec::new())).boxed();
+            if (&mut sending).now_or_never().is_none() {
+                return (sending, count);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_room_and_is_not_polled_holds_nobody_up() {
+        let (wire, mut receiver, _sender) = wire();
+        let (first, large) = fill(&wire);
+        let mut dropped = wire.send(told(1)).boxed();
+        assert!((&mut dropped).now_or_never().is_none());
+        drop(dropped);
+        let last = async {
+            wire.tell(told(2));
+            wire.send(told(3)).await.unwrap();
         };
-        // More descriptors than a message can have: like one that comes when none are left.
-        let (mut refused, fd) = (told(1), Attachment::owned(std::io::pipe().unwrap().0.into()));
-        for _ in 0..100_000 {
-            refused.attach(fd.clone());
-        }
-        wire.tell(refused.seal());
-        wire.tell(told(2).seal());
-        let error = wire.send(told(3).seal()).await.unwrap_err();
-        assert_ne!(error.kind(), ErrorKind::Closed, "{error}");
-        assert_eq!(receiver.try_recv().unwrap_err().kind(), ErrorKind::Empty);
-        // It has become possible: what was told goes out by itself.
-        *lock(&wire.outbox).front_mut().unwrap() = told(1).seal();
-        for object in [1, 2] {
-            let next = receiver.recv_timeout(Duration::from_secs(20)).await.unwrap();
-            assert_eq!(next.bytes(), told(object).seal().bytes());
-        }
-        wire.send(told(3).seal()).await.unwrap();
-        assert_eq!(receiver.recv().await.unwrap().bytes(), told(3).seal().bytes());
+        let read = async {
+            for _ in 0..large {
+                assert_eq!(receiver.recv().await.unwrap().bytes().len(), 1 << 18);
+            }
+            comes(&mut receiver, 2).await;
+            comes(&mut receiver, 3).await;
+        };
+        let both = async { futures::join!(last, read) };
+        tokio::time::timeout(Duration::from_secs(20), both).await.expect("the first is not polled, and is sent");
+        first.await.unwrap();
+        let (waiting, _) = fill(&wire);
+        drop(receiver);
+        let error = tokio::time::timeout(Duration::from_secs(20), waiting).await.unwrap().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Closed);
     }
 }

@@ -48,13 +48,13 @@ use crate::connection::{ByteConnection, ByteReceiver, ByteSender, Listener};
 use crate::error::{Error, Result};
 use crate::os::reactor;
 use crate::os::socket::Wait;
+use crate::process::entry::survive;
 use crate::wait::{Look, Seen, Watchful};
 use crate::wire::{self, Fd, Sealed, frame};
 use futures::stream::{FuturesUnordered, StreamExt};
 use std::collections::{HashSet, VecDeque};
 use std::future::poll_fn;
 use std::os::fd::{AsFd, OwnedFd};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::*};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -194,7 +194,9 @@ pub(super) fn serve(setup: Setup) -> Result<()> {
     server.read(until_hello(intake));
     server.read(server.clone().until_change());
     let pulse = lock(&server.pulse).clone();
-    server.helpers.run(&server, Task::Lead(pulse));
+    if server.helpers.run(&server, Task::Lead(pulse)).is_some() {
+        return Err(Error::other("the manager cannot start a thread"));
+    }
     server.watch();
     // Its socket file goes.
     listener.iter().for_each(|listener| listener.close());
@@ -254,7 +256,8 @@ impl Server {
         if pulse.compare_exchange(seen, seen | LEFT_BEHIND, SeqCst, SeqCst).is_ok() {
             let new = Arc::<AtomicU64>::default();
             *lock(&self.pulse) = new.clone();
-            self.helpers.run(self, Task::Lead(new));
+            // There is one: that which is left behind.
+            let _ = self.helpers.run(self, Task::Lead(new));
         }
     }
 
@@ -506,11 +509,6 @@ impl Server {
         self.has_ended.store(true, SeqCst);
         self.watcher.unpark();
     }
-}
-
-/// The drop of an object is user code too. Its panic has been reported by the hook.
-pub(super) fn survive(work: impl FnOnce()) {
-    let _ = catch_unwind(AssertUnwindSafe(work));
 }
 
 /// Handles that leave from here.

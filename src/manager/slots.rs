@@ -60,10 +60,14 @@ impl Slots {
     }
 
     pub(super) fn sleep(&self, id: u64, waker: &Waker) {
-        if let Some(slot) = lock(&self.0).slots.get_mut(&id)
+        let mut slots = lock(&self.0);
+        if let Some(slot) = slots.slots.get_mut(&id)
             && !matches!(slot, Slot::Answered(_))
         {
-            *slot = Slot::Asleep(waker.clone());
+            let old = std::mem::replace(slot, Slot::Asleep(waker.clone()));
+            // Its drop may be the end of another task.
+            drop(slots);
+            drop(old);
         }
     }
 

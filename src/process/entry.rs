@@ -80,18 +80,26 @@ macro_rules! functions {
     };
 }
 
-functions!();
-functions!(A);
-functions!(A B);
-functions!(A B C);
-functions!(A B C D);
-functions!(A B C D E);
-functions!(A B C D E G);
-functions!(A B C D E G H);
-functions!(A B C D E G H I);
-functions!(A B C D E G H I J);
-functions!(A B C D E G H I J K);
-functions!(A B C D E G H I J K L);
+/// Names of types for every number of arguments up to eleven.
+macro_rules! up_to_eleven {
+    ($each:ident) => {
+        $each!();
+        $each!(A);
+        $each!(A B);
+        $each!(A B C);
+        $each!(A B C D);
+        $each!(A B C D E);
+        $each!(A B C D E G);
+        $each!(A B C D E G H);
+        $each!(A B C D E G H I);
+        $each!(A B C D E G H I J);
+        $each!(A B C D E G H I J K);
+        $each!(A B C D E G H I J K L);
+    };
+}
+pub(crate) use up_to_eleven;
+
+up_to_eleven!(functions);
 functions!(A B C D E G H I J K L M);
 
 /// The runtime that async functions run on: made at the first one, so that plain functions never pay for it, and
@@ -427,6 +435,21 @@ pub(crate) fn catch_panic<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_next_panic(work)
 }
 
+/// Runs user code, such as a drop, whose panic has been reported by the hook and concerns nobody else.
+pub(crate) fn survive(work: impl FnOnce()) {
+    if let Err(payload) = catch_unwind(AssertUnwindSafe(work)) {
+        discard(payload);
+    }
+}
+
+/// A payload is the user's, and its drop may panic like any other.
+#[cold]
+fn discard(payload: Box<dyn Any + Send>) {
+    if let Err(worse) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+        std::mem::forget(worse);
+    }
+}
+
 /// The same where no panic was noted since the last one became an error.
 #[inline]
 fn catch_next_panic<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
@@ -436,6 +459,7 @@ fn catch_next_panic<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
             // The function has set a hook of its own.
             PanicInfo::new(text_of(&*payload), None, String::new())
         });
+        discard(payload);
         let who = super::info::current_process();
         let place = noted.location().map(|place| format!(" at {place}")).unwrap_or_default();
         let (name, pid) = (who.name(), who.pid());
