@@ -369,7 +369,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_waits_for_room_and_is_not_polled_holds_nobody_up() {
-        let (wire, mut receiver, _sender) = wire();
+        let (wire, mut receiver, sender) = wire();
         let (first, large) = fill(&wire);
         let mut dropped = wire.send(told(1)).boxed();
         assert!((&mut dropped).now_or_never().is_none());
@@ -389,7 +389,7 @@ mod tests {
         tokio::time::timeout(Duration::from_secs(20), both).await.expect("the first is not polled, and is sent");
         first.await.unwrap();
         let (waiting, _) = fill(&wire);
-        drop(receiver);
+        drop((receiver, sender));
         let error = tokio::time::timeout(Duration::from_secs(20), waiting).await.unwrap().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Closed);
     }
