@@ -56,6 +56,7 @@ const SCENARIOS: &[Scenario] = scenarios! {
     a_ticker_goes_on_during_a_thousand_spawns
     rule_10_an_idle_pool_does_not_wake_up
     at_the_descriptor_limit_there_are_errors_and_no_hang
+    a_server_at_its_descriptor_limit_starts_a_whole_child_or_none
     run_waits_for_children_and_ends_daemons
     run_ends_quickly_with_a_daemon_that_ignores_sigterm
 };
@@ -1064,4 +1065,50 @@ fn run_ends_quickly_with_a_daemon_that_ignores_sigterm() {
         assert!(child.is_alive());
     });
     assert!(start.elapsed() < Duration::from_secs(10));
+}
+
+fn a_server_at_its_descriptor_limit_starts_a_whole_child_or_none() {
+    use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+    let notes = |mut write: Fd<std::io::PipeWriter>, n: u32| write.write_all(&n.to_le_bytes()).unwrap();
+    let (read, write) = std::io::pipe().unwrap();
+    let mut told = BTreeSet::new();
+    block_on(async {
+        assert_eq!(Process::spawn(add, (1, 2)).unwrap().await.unwrap(), 3);
+        let (server, usual) = (server(), getrlimit(Resource::Nofile));
+        let set =
+            |current| prlimit(Pid::from_raw(server as i32), Resource::Nofile, Rlimit { current, ..usual }).unwrap();
+        let count = || std::fs::read_dir(format!("/proc/{server}/fd")).unwrap().count();
+        let held = count();
+        let highest = |pid: u32| {
+            let numbers = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+            numbers.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u64>().ok()).max().unwrap()
+        };
+        for room in 0..16 {
+            for (at, method) in [mp::StartMethod::ForkServer, mp::StartMethod::Spawn].into_iter().enumerate() {
+                set(Some(highest(server) + 1 + room));
+                let n = 2 * room as u32 + at as u32;
+                let write = Fd::new(write.try_clone().unwrap());
+                match Process::builder().start_method(method).spawn(notes, (write, n)) {
+                    Ok(child) => {
+                        let result = tokio::time::timeout(Duration::from_secs(10), child).await.expect("no hang");
+                        // Its own limit is as low, so it may fail as well; then it has not begun.
+                        if result.is_ok() {
+                            told.insert(n);
+                        }
+                    }
+                    Err(error) => assert_eq!(error.kind(), ErrorKind::Spawn, "{error}"),
+                }
+            }
+        }
+        set(usual.current);
+        assert_eq!(Process::spawn(add, (1, 2)).unwrap().await.unwrap(), 3);
+        until("the server holds no more than before", || count() <= held);
+    });
+    drop(write);
+    let (mut read, mut seen, mut number) = (BufReader::new(read), BTreeSet::new(), [0; 4]);
+    while read.read_exact(&mut number).is_ok() {
+        assert!(seen.insert(u32::from_le_bytes(number)));
+    }
+    assert_eq!(seen, told);
+    assert!(!told.is_empty() && told.len() < 32, "{told:?}");
 }

@@ -545,3 +545,30 @@ impl ProcessBuilder {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::os::socket;
+
+    #[test]
+    fn what_a_child_has_sent_is_read_though_it_ended_with_something_unread() {
+        let (ours, theirs) = socket::packet_pair().unwrap();
+        crate::wire::frame::send(ours.as_fd(), &[b"never read"], &[], Wait::Yes).unwrap();
+        Report::send_outcome(theirs.as_fd(), &Outcome::error(Error::other("no"))).unwrap();
+        drop(theirs);
+        let mut reports = Reports { socket: Some(Arc::new(ours)), outcome: Inbox::Empty };
+        assert_eq!(reports.read(false), None);
+        assert!(matches!(reports.outcome, Inbox::Arrived(_)) && reports.socket.is_none());
+    }
+
+    #[test]
+    fn a_child_that_was_killed_with_something_unread_has_sent_nothing() {
+        let (ours, theirs) = socket::packet_pair().unwrap();
+        crate::wire::frame::send(ours.as_fd(), &[b"never read"], &[], Wait::Yes).unwrap();
+        drop(theirs);
+        let mut reports = Reports { socket: Some(Arc::new(ours)), outcome: Inbox::Empty };
+        assert_eq!(reports.read(false), None);
+        assert!(matches!(reports.outcome, Inbox::Empty) && reports.socket.is_none());
+    }
+}
