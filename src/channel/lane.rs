@@ -4,8 +4,8 @@
 //! The words of the region's head, by name in [`word`]; then the two rings. An order has a number, which is its place in
 //! the ring, and some items. `CLAIMS` has a row for each order that may be under way:
 //! `LOUD:1 | number:31 | next:16 | end:16`, and which item started last, and when (`microseconds:48 | item + 1:16`; 0 is
-//! none); for `LOUD`, and who is told when, see `news`. The board is a second region that all workers of a pool have: one event, for
-//! the pool to sleep on.
+//! none); for `LOUD`, and who is told when, see `news`. The board is a second region that all workers of a pool have:
+//! one event, for the pool to sleep on.
 //!
 //! # Moves
 //! | from -> to | who | ordering | wakes |
@@ -15,6 +15,7 @@
 //! | end -> lower, never below next: items are taken back | the pool | AcqRel CAS | - |
 //! | a result is put | the worker | Release, by the ring | the pool, with the next start, or that of the last order |
 //! | what an item says before its result is put | the worker | Release, by the ring | the pool, if it sleeps |
+//! | `WAKER` is set before a wake, and cleared by who was woken | both | Relaxed: a hint, see `apart` | - |
 //! | results are taken | the pool | Release, by the ring | the worker, if it waits for room |
 //! | an order is given up, after its last item | the worker | Release, by the ring | - |
 //! | `ASKED` -> an item that should stop | the pool | Release | who waits for it in the worker |
@@ -45,7 +46,7 @@ use super::apart::Apart;
 use super::news::{self, News};
 use super::segment::Bytes;
 use super::spsc::{Corrupt, Reader, Words, Writer};
-use crate::os::{cpu, fault};
+use crate::os::{clock, cpu, fault};
 use crate::shm::atomic::AtomicU64;
 #[cfg(multiprocess_loom)]
 use crate::shm::region as view;
@@ -189,8 +190,7 @@ const INDEX: u64 = (1 << INDEX_BITS) - 1;
 
 /// Microseconds, begun ones too, of the clock that all processes share.
 fn now_us() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    now.tv_sec as u64 * 1_000_000 + (now.tv_nsec as u64).div_ceil(1000)
+    clock::now_ns().div_ceil(1000)
 }
 
 /// The pool's end.

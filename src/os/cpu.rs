@@ -24,7 +24,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_leaves_a_cpu_is_on_another_and_may_come_back() {
+    fn who_leaves_a_cpu_may_run_where_it_might_before() {
         let before = sched_getaffinity(None).unwrap();
         let here = current();
         assert!(before.is_set(here));

@@ -16,9 +16,9 @@
 //!
 //! # Death
 //! A spare dies, is signalled, or has waited too long: it cannot be told, and the next one is. One that was told and is
-//! killed before it has read that is a child that died. The server dies before it answers: the
-//! report socket tells which ([`Report::Born`], or hung up). This process dies: the server sees the connection hang
-//! up, and the lifeline of the children and the spares closes.
+//! killed before it has read that is a child that died. The server dies before it answers: the report socket tells which
+//! ([`Report::Born`], or hung up). This process dies: the server sees the connection hang up, and the lifeline of the
+//! children and the spares closes.
 //!
 //! # Cancel
 //! Nothing here is a future, but for the task that restarts a server that died: without it the next spawn does.

@@ -6,9 +6,9 @@
 //!
 //! # Moves
 //! An order comes: fork (or exec) a child, hand it on, answer with pid and pidfd. Spares are asked for: fork them and
-//! send them home, tied to their starter, each with the socket that takes its order and its report. A child ends: the kernel reaps it, or we do. Somebody
-//! claims a slot of the family table: watch it, and bury it when it ends. A connection hangs up: forget it, and end if
-//! it was the last. The root ends: the kernel kills us by the root's lifeline.
+//! send them home, tied to their starter, each with the socket that takes its order and its report. A child ends: the
+//! kernel reaps it, or we do. Somebody claims a slot of the family table: watch it, and bury it when it ends. A
+//! connection hangs up: forget it, and end if it was the last. The root ends: the kernel kills us by the root's lifeline.
 //!
 //! # Invariants
 //! 1. There is one thread, or (`single` is `None`) no fork without exec.
