@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 mod common;
 use common::pool::{Gate, MS, is_gone, kill, nap, pid, say_and_stay, say_and_wait, square, stuck};
-use common::{Deadline, Random, chaos, eventually, falls_asleep, holdings, in_child, resident, within};
+use common::{Deadline, Random, chaos, eventually, falls_asleep, go_on, holdings, in_child, resident, stop, within};
 
 multiprocess::test_support!();
 
@@ -303,6 +303,46 @@ async fn rule_13_a_future_dropped_at_any_poll_leaks_no_slot() -> mp::Result<()> 
     Ok(())
 }
 
+/// `lane`: orders that were taken back stay with a worker until it comes to them, and then nothing comes of them. That
+/// there is room again is told all the same.
+#[tokio::test]
+async fn what_was_cancelled_before_its_worker_came_to_it_leaves_room_for_others() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::new(1)?;
+    let worker = pool.apply(pid, ()).await?;
+    let large = |bytes: Vec<u8>| bytes.len();
+    for len in [1, 8 << 20] {
+        stop(worker);
+        for _ in 0..10 {
+            pool.apply_async(large, (vec![0; len],)).cancel();
+        }
+        let mut call = std::pin::pin!(pool.apply(large, (vec![0; len],)));
+        falls_asleep(call.as_mut()).await;
+        go_on(worker);
+        assert_eq!(within(call).await?, len);
+    }
+    Ok(())
+}
+
+/// `lane`: killed between giving such an order up and the notice of that.
+#[cfg(debug_assertions)]
+#[tokio::test]
+async fn a_worker_killed_when_it_gives_up_what_was_cancelled_is_replaced_and_room_there_is() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::builder().workers(1).env("MULTIPROCESS_KILL_AT", "lane.given_up:8").build()?;
+    let worker = pool.apply(pid, ()).await?;
+    stop(worker);
+    for _ in 0..8 {
+        pool.apply_async(pid, ()).cancel();
+    }
+    let mut call = std::pin::pin!(pool.apply(pid, ()));
+    falls_asleep(call.as_mut()).await;
+    go_on(worker);
+    assert_ne!(within(call).await?, worker);
+    assert!(is_gone(worker));
+    Ok(())
+}
+
 #[tokio::test]
 async fn an_idle_worker_takes_over_what_waits_behind_a_slow_item() -> mp::Result<()> {
     let _deadline = Deadline::start();
@@ -412,6 +452,65 @@ async fn resize_lets_what_runs_go_on() -> mp::Result<()> {
     let pids: HashSet<_> = pool.map(|_: u32| (nap(50), pid()).1, 0..12).chunksize(1).await?.into_iter().collect();
     assert!(pids.len() > 1 && pool.resize(0).await.is_err());
     Ok(())
+}
+
+/// Those that go may be on their way up at that moment: it is another thread that starts them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn resize_ends_those_too_that_were_being_started() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    for n in 0..20 {
+        let pool = Pool::new(6)?;
+        tokio::time::sleep(n % 10 * MS / 4).await;
+        within(pool.resize(1)).await?;
+        assert_eq!(within(pool.apply(square, (3,))).await?, 9);
+        assert_eq!(pool.workers(), 1);
+    }
+    Ok(())
+}
+
+/// Who waits for fewer workers than somebody else wants by now waits no more.
+#[tokio::test]
+async fn resize_is_over_when_another_wants_more() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::new(2)?;
+    let begun = Queue::unbounded()?;
+    let _running = [0, 1].map(|_| pool.apply_async(say_and_stay, (begun.clone(),)));
+    for _ in 0..2 {
+        begun.get().await?;
+    }
+    for most in [2, 3] {
+        let mut fewer = std::pin::pin!(pool.resize(1));
+        assert!(futures::poll!(&mut fewer).is_pending());
+        within(pool.resize(most)).await?;
+        within(fewer).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_pool_that_is_revived_has_no_more_workers_than_it_needs() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let fails = || -> () { panic!("no") };
+    let pool = Pool::builder().workers(0..=3).initializer(fails, ()).build()?;
+    assert!(within(pool.apply(square, (1,))).await.is_err());
+    eventually("nobody is left", || pool.workers() == 0).await;
+    pool.revive();
+    // On this thread the pool's own task has done by then what it is to do.
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!((pool.broken(), pool.workers()), (None, 0));
+    Ok(())
+}
+
+/// Its runtime may end before it has begun anything.
+#[test]
+fn a_pool_whose_runtime_is_gone_says_so() {
+    let _deadline = Deadline::start();
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let made = runtime().block_on(async { Pool::new(1) }).expect("a pool");
+    let error = runtime().block_on(within(made.apply(square, (3,)))).expect_err("nobody starts its workers");
+    assert_eq!(error.kind(), ErrorKind::Closed);
 }
 
 #[tokio::test]

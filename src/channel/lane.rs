@@ -17,7 +17,7 @@
 //! | what an item says before its result is put | the worker | Release, by the ring | the pool, if it sleeps |
 //! | `WAKER` is set before a wake, and cleared by who was woken | both | Relaxed: a hint, see `apart` | - |
 //! | results are taken | the pool | Release, by the ring | the worker, if it waits for room |
-//! | an order is given up, after its last item | the worker | Release, by the ring | - |
+//! | an order is given up, after its last item | the worker | Release, by the ring | the pool, if no item of it was started: no result tells that there is room |
 //! | `ASKED` -> an item that should stop | the pool | Release | who waits for it in the worker |
 //! | `CLOSED` | the pool | Release | the worker |
 //! | `PAST`, `RESIDENT`, `PEAK` | the worker | Release | those of its threads that wait for `ASKED` |
@@ -35,6 +35,7 @@
 //! | between an item's start and its result | one item started beyond the results: that one, and no other, was running |
 //! | after the result | the result, which counts |
 //! | between a result and its notice, which comes with the next start | the burial rings the bell |
+//! | between giving an order up and the notice of that | the same |
 //!
 //! The pool's own process killed, between an order and its wake or while it reads: the worker's lifeline closes, and it
 //! is killed as well.
@@ -228,6 +229,11 @@ impl PoolEnd {
     pub(crate) fn takes(&mut self, len: usize) -> bool {
         let words = orders(&self.region);
         self.orders.under_way(words) < AHEAD && self.orders.has_room_for(words, len)
+    }
+
+    /// How far the worker is with giving orders up: there can be more room than before once this has changed.
+    pub(crate) fn given_up(&self) -> u64 {
+        orders(&self.region).head.load(Acquire)
     }
 
     /// Gives an order of `items` items; its number, or `None` if there is no room now.
@@ -499,9 +505,14 @@ impl WorkerEnd {
         self.results.catch_up(results(&self.region));
     }
 
-    /// Gives an order up: all its items are done, or were taken back.
+    /// Gives an order up: all its items are done, or were taken back. If all were, no result tells the pool of it.
     pub(crate) fn finish(&mut self, order: Order) {
+        let was_in_vain = Claim::of(row(&self.region, order.number).0.load(Acquire)).started == 0;
         self.orders.consume(orders(&self.region), order.len);
+        if was_in_vain {
+            fault::point("lane.given_up");
+            self.done.notify_one();
+        }
     }
 
     /// Tells how much memory this process has.

@@ -242,13 +242,19 @@ impl State {
 impl Worker {
     /// Whether it may have an order of `len` bytes, with at most `depth` under way.
     fn takes(&mut self, depth: usize, len: usize) -> bool {
+        let is_free =
+            self.phase == Phase::Serving && self.running.len() < depth && (self.given < self.share || self.lease > 0);
         let is_carried = self.lane.can_carry(len + Header::LEN);
-        let carried = if is_carried { len } else { 0 };
-        self.phase == Phase::Serving
-            && (is_carried || !self.is_full || self.running.is_empty())
-            && self.running.len() < depth
-            && (self.given < self.share || self.lease > 0)
-            && self.lane.takes(carried + Header::LEN)
+        if !is_free || !is_carried && self.full.is_some() && !self.has_room_again() {
+            return false;
+        }
+        // Before the look: what is given up after it is a change.
+        let given_up = self.lane.given_up();
+        let takes = self.lane.takes(if is_carried { len } else { 0 } + Header::LEN);
+        if !takes {
+            self.full = Some(given_up);
+        }
+        takes
     }
 
     /// Sends an order; `None` if there is no room now.
@@ -257,10 +263,12 @@ impl Worker {
         if chunk.attachments.is_empty() && self.lane.can_carry(chunk.bytes().len() + Header::LEN) {
             return Ok(self.lane.give(0, [&header, chunk.bytes()], items));
         }
+        let given_up = self.lane.given_up();
         match self.orders.try_send(chunk.seal()) {
             Ok(()) => Ok(self.lane.give(IN_PIPE, [&header, &[]], items)),
             Err(error) if error.kind() == ErrorKind::Full => {
-                self.is_full = true;
+                // What fills the pipe are orders that were taken back, or are under way.
+                self.full = Some(given_up);
                 Ok(None)
             }
             Err(error) if error.kind() == ErrorKind::Closed => {

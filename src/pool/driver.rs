@@ -27,9 +27,13 @@ impl Drop for Driving {
     }
 }
 
-pub(super) async fn drive(shared: Arc<Shared>) {
+/// The task itself. It may be dropped before it was ever polled: that ends it as well.
+pub(super) fn drive(shared: Arc<Shared>) -> impl Future<Output = ()> + Send {
     let driving = Driving(shared);
-    let shared = &driving.0;
+    async move { run(&driving.0).await }
+}
+
+async fn run(shared: &Arc<Shared>) {
     let mut exits = FuturesUnordered::new();
     let mut starved = memory::oom_kills();
     loop {

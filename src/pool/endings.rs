@@ -113,14 +113,14 @@ impl State {
     /// A seat's worker did not come to anything.
     pub(super) fn failed(&mut self, seat: usize, error: &Error, after: &mut After) {
         after.nudge = true;
-        let needs = self.needs_workers(after);
+        let is_wanted = seat < self.rules.most && self.needs_workers(after);
         let Some(place) = self.seats.get_mut(seat) else { return };
         place.is_hiring = false;
         place.failures += 1;
         if place.failures >= CRASH_LOOP || error.kind() == ErrorKind::NotInitialized {
             return self.break_down(error, after);
         }
-        place.vacant = needs.then(|| Instant::now() + BACK_OFF * (1 << place.failures.min(8)) / 2);
+        place.vacant = is_wanted.then(|| Instant::now() + BACK_OFF * (1 << place.failures.min(8)) / 2);
     }
 
     /// No worker can be had: everybody is told why.

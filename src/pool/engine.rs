@@ -201,9 +201,10 @@ impl Shared {
     pub(super) fn revive(&self) {
         self.with(|state, after| {
             if state.broken.take().is_some() {
-                let now = Instant::now();
-                for seat in state.seats.iter_mut().filter(|seat| seat.worker.is_none()) {
-                    (seat.failures, seat.vacant) = (0, Some(now));
+                state.seats.iter_mut().for_each(|seat| seat.failures = 0);
+                // Others come when they are needed, and those that are dying are replaced at their burial.
+                if state.needs_workers(after) {
+                    state.open_seats();
                 }
                 after.nudge = true;
             }
@@ -431,19 +432,28 @@ impl Shared {
             }
             state.dispatch(after);
             after.nudge = true;
-            self.count(state);
         });
+        // Whoever waits for an earlier resize is to see that this one has come.
+        self.running.send_modify(|running| *running = self.alive(&self.state()));
     }
 
-    /// Tells those who want to know how many workers there are.
-    fn count(&self, state: &State) -> usize {
+    /// How many workers run or are to run.
+    fn alive(&self, state: &State) -> usize {
         let is_done = state.is_closed && (state.open == 0 || state.is_shut) && state.out == 0;
-        let alive = match self.local {
+        match self.local {
+            _ if state.is_abandoned => 0,
             Some(_) => usize::from(!is_done),
             None => state.seats.iter().filter(|seat| seat.is_taken()).count(),
-        };
-        self.running.send_if_modified(|running| std::mem::replace(running, alive) != alive);
-        alive
+        }
+    }
+
+    /// Tells those who want to know how many that are. Without the lock, for it wakes them; whoever tells last has looked
+    /// last.
+    fn tell_count(&self) {
+        self.running.send_if_modified(|running| {
+            let alive = self.alive(&self.state());
+            std::mem::replace(running, alive) != alive
+        });
     }
 
     pub(super) fn most_workers(&self) -> usize {
@@ -496,7 +506,7 @@ impl Shared {
 
     /// What the driver has to do now.
     pub(super) fn step(&self) -> Step {
-        self.with(|state, after| {
+        let step = self.with(|state, after| {
             let now = Instant::now();
             if state.collect(after) {
                 state.dispatch(after);
@@ -519,11 +529,13 @@ impl Shared {
                 .filter_map(|(seat, worker)| worker.begun.take().map(|report| (seat, worker.generation, report)));
             let begun = begun.collect();
             state.alert = state.timers.peek().map(|Reverse(timer)| timer.at);
-            let alive = self.count(state);
+            let is_over = state.is_closed && self.alive(state) == 0;
             after.nudge = false;
             let unfetched = std::mem::take(&mut after.unfetched);
-            Step { hires, begun, unfetched, until: state.alert, is_over: state.is_closed && alive == 0 }
-        })
+            Step { hires, begun, unfetched, until: state.alert, is_over }
+        });
+        self.tell_count();
+        step
     }
 
     /// An initializer's report was read.
@@ -590,7 +602,7 @@ impl Shared {
                 idle_since: Some(now),
                 has_worked: false,
                 is_awaited: has_initializer,
-                is_full: false,
+                full: None,
                 begun: None,
                 leaving: None,
                 overdue: None,
@@ -607,6 +619,10 @@ impl Shared {
                 // Up to a tenth earlier, so that they do not all go at once.
                 let age = age - age / 1000 * spread(100) as u32;
                 state.at(later(now, age), Event::Age(*seat, *generation), after);
+            }
+            if *seat >= state.rules.most {
+                // There was a resize while it was on its way.
+                state.retire(*seat, after);
             }
             state.dispatch(after);
             state.end_if_done(after);
@@ -637,6 +653,7 @@ impl Shared {
         if !self.state().is_terminated {
             self.terminate();
         }
-        self.running.send_replace(0);
+        self.state().is_abandoned = true;
+        self.tell_count();
     }
 }

@@ -276,7 +276,8 @@ impl Pool {
     }
 
     /// Changes how many workers there are. Those too many end when they are done with their task, which this waits
-    /// for; new ones are on their way. Cancel-safe: dropped, it goes on all the same.
+    /// for, unless somebody else wants more meanwhile; new ones are on their way. Cancel-safe: dropped, it goes on all the
+    /// same.
     ///
     /// ```
     /// use multiprocess::{self as mp, Pool};
@@ -294,7 +295,10 @@ impl Pool {
         let range = checked(workers)?;
         let mut running = self.handle.shared.running.subscribe();
         self.handle.shared.resize(range.clone());
-        let _ = running.wait_for(|running| *running <= *range.end()).await;
+        // The sender lives in what we hold. Another resize may want more than this one.
+        while *running.borrow_and_update() > *range.end() && self.handle.shared.most_workers() <= *range.end() {
+            let _ = running.changed().await;
+        }
         Ok(())
     }
 

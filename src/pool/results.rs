@@ -17,7 +17,7 @@ const FETCH_AFTER: Duration = Duration::from_millis(5);
 impl State {
     #[inline]
     pub(super) fn has_results(&self) -> bool {
-        self.seats.iter().filter_map(|seat| seat.worker.as_ref()).any(|worker| worker.lane.has_results())
+        self.seats.iter().filter_map(|seat| seat.worker.as_ref()).any(Worker::has_come)
     }
 
     /// Whether some worker has put results that it may not tell of any more, or will soon have no orders.
@@ -27,16 +27,19 @@ impl State {
             last.is_quiet && last.end >= lane::MANY && worker.lane.will_tell(last.number)
         };
         let will_tell = |worker: &Worker| worker.running.back().is_some_and(|last| tells(worker, last));
-        workers.any(|worker| !will_tell(worker) && worker.lane.has_results())
+        workers.any(|worker| worker.has_room_again() || !will_tell(worker) && worker.lane.has_results())
     }
 
-    /// Takes in what has come; whether anything has.
+    /// Takes in what has come; whether anything has, be it room.
     pub(super) fn collect(&mut self, after: &mut After) -> bool {
         let mut any = false;
         let mut initialized = Vec::new();
         let Self { seats, runs, .. } = self;
         let workers = seats.iter_mut().enumerate().filter_map(|(seat, place)| Some((seat, place.worker.as_mut()?)));
         for (seat, worker) in workers {
+            if worker.has_room_again() {
+                (any, worker.full) = (true, None);
+            }
             if !worker.lane.has_results() {
                 continue;
             }
@@ -75,6 +78,17 @@ impl State {
 }
 
 impl Worker {
+    #[inline]
+    fn has_come(&self) -> bool {
+        self.lane.has_results() || self.has_room_again()
+    }
+
+    /// Whether it has given up an order since there was no room for another.
+    #[inline]
+    pub(super) fn has_room_again(&self) -> bool {
+        self.full.is_some_and(|given_up| given_up != self.lane.given_up())
+    }
+
     /// Takes in `count` results. The first of a worker with an initializer is that one's.
     pub(super) fn deliver(
         &mut self,
@@ -87,7 +101,9 @@ impl Worker {
         let since = self.running.front().map(|running| running.since);
         let (mut at, mut left) = (0, count);
         self.has_worked |= count > 0 && !self.is_awaited;
-        self.is_full &= count == 0;
+        if count > 0 {
+            self.full = None;
+        }
         if self.is_awaited && left > 0 {
             self.is_awaited = false;
             let (_, _, len) = spsc::first(&bytes).ok_or_else(|| corrupt(&self.name))?;

@@ -38,6 +38,8 @@ pub(super) struct State {
     pub(super) is_closed: bool,
     pub(super) is_terminated: bool,
     pub(super) is_shut: bool,
+    /// Nobody drives any more.
+    pub(super) is_abandoned: bool,
     pub(super) is_share_planned: bool,
     pub(super) is_idle_planned: bool,
     pub(super) is_look_planned: bool,
@@ -118,8 +120,8 @@ pub(super) struct Worker {
     pub(super) has_worked: bool,
     /// The initializer's report has not come.
     pub(super) is_awaited: bool,
-    /// There was no room for an order in its pipe, and no result has come since.
-    pub(super) is_full: bool,
+    /// There was no room for an order, in its lane or in its pipe; how far it was with giving orders up then.
+    pub(super) full: Option<u64>,
     /// That report, until the driver has read it.
     pub(super) begun: Option<Result<Sealed>>,
     /// Since when it is to end once it has nothing to do.
