@@ -10,8 +10,8 @@ use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 
 mod common;
-use common::pool::{MS, die, is_gone, pid, say_and_stay, square, stuck};
-use common::{Deadline, eventually, within};
+use common::pool::{Gate, MS, die, is_gone, pid, say_and_stay, say_and_wait, square, stuck};
+use common::{Deadline, eventually, falls_asleep, go_on, stop, within};
 
 multiprocess::test_support!();
 
@@ -209,6 +209,47 @@ async fn a_checkout_has_its_worker_to_itself() -> mp::Result<()> {
     assert_ne!(renewed, worker, "given back, its share was used up");
     drop((second, third));
     within(waits).await?;
+    Ok(())
+}
+
+/// A worker that has been taken and has not come to it yet stays the one, whatever others share meanwhile.
+#[tokio::test]
+async fn a_checkout_has_one_worker_also_if_that_is_slow_to_come() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::new(3)?;
+    let (begun, go) = (Queue::<u32>::unbounded()?, Queue::<u32>::unbounded()?);
+    eventually("all are there", || pool.stats().workers.len() == 3).await;
+    let slow = pool.stats().workers[0].pid;
+    stop(slow);
+    let mut checkout = Box::pin(pool.checkout());
+    falls_asleep(checkout.as_mut()).await;
+    // The second item goes from one of the others to the last.
+    let wait = |begun: Gate, go: Gate| {
+        begun.open();
+        go.pass();
+    };
+    let gates = [0, 1, 2].map(|n| Gate::new(&format!("checkout-{n}")));
+    let [first, second, end] = &gates;
+    let items = [(first.clone(), end.clone()), (second.clone(), end.clone())];
+    let both = tokio::spawn(pool.starmap(wait, items).chunksize(2));
+    for gate in [first, second] {
+        eventually("it has begun", || gate.is_open()).await;
+    }
+    go_on(slow);
+    let worker = within(checkout).await?;
+    assert_eq!(within(worker.apply(pid, ())).await?, slow);
+    end.open();
+    within(both).await.expect("no panic")?;
+    drop(worker);
+    let calls = [0, 1, 2].map(|_| pool.apply_async(say_and_wait, (begun.clone(), go.clone())));
+    for n in 0..3 {
+        within(begun.get()).await?;
+        go.put(n).await?;
+    }
+    for call in calls {
+        within(call).await?;
+    }
+    gates.into_iter().for_each(Gate::remove);
     Ok(())
 }
 

@@ -225,12 +225,16 @@ impl State {
 
     pub(super) fn share(&mut self, now: Instant, after: &mut After) {
         self.is_share_planned = false;
-        let is_idle = |worker: &Worker| worker.phase == Phase::Serving && worker.running.is_empty();
+        // What one that is checked out has is for it alone.
+        let is_anybodys = |worker: &Worker| worker.lease == 0;
+        let is_idle =
+            |worker: &Worker| is_anybodys(worker) && worker.phase == Phase::Serving && worker.running.is_empty();
         let idle = self.workers().filter(|(_, worker)| is_idle(worker)).count() as u32;
         let is_slow = |worker: &Worker| {
             worker.running.front().is_some_and(|running| now.duration_since(running.since) >= SHARE_AFTER)
         };
-        let slow: Vec<usize> = self.workers().filter_map(|(seat, worker)| is_slow(worker).then_some(seat)).collect();
+        let slow = self.workers().filter(|(_, worker)| is_anybodys(worker) && is_slow(worker));
+        let slow: Vec<usize> = slow.map(|(seat, _)| seat).collect();
         if idle > 0 {
             slow.into_iter().for_each(|seat| self.reclaim(seat, idle + 1, after));
         }

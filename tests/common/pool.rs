@@ -67,8 +67,12 @@ impl Gate {
         std::fs::write(&self.0, "").expect("write");
     }
 
+    pub fn is_open(&self) -> bool {
+        self.0.exists()
+    }
+
     pub fn pass(&self) {
-        while !self.0.exists() {
+        while !self.is_open() {
             std::thread::sleep(MS);
         }
     }
