@@ -340,6 +340,19 @@ impl Group {
         waker.into_iter().for_each(Waker::wake);
     }
 
+    /// The one item there is was cancelled, and says so unless an outcome is there. One that was announced is not: what is
+    /// fetched from now on is nobody's.
+    pub(super) fn settle_cancelled(&self) {
+        let mut items = self.items();
+        if !items.done.is_empty() {
+            return;
+        }
+        items.done.push_back(Block::failed(0, self.was_cancelled()));
+        let waker = items.waker.take();
+        drop(items);
+        waker.into_iter().for_each(Waker::wake);
+    }
+
     /// A chunk's bytes are kept no longer.
     pub(super) fn forget(&self, chunk: &Chunk) {
         let mut items = self.items();
@@ -399,5 +412,29 @@ impl Group {
 
     pub(super) fn was_cancelled(&self) -> Error {
         Error::new(ErrorKind::Cancelled, format!("{} was cancelled", self.label))
+    }
+}
+
+#[cfg(all(test, not(multiprocess_loom)))]
+mod tests {
+    use super::*;
+    use crate::channel;
+
+    /// A result is large, and is announced between the look for one and the cancellation.
+    #[test]
+    fn a_result_that_was_announced_and_is_not_fetched_leaves_a_cancelled_call_its_error() {
+        let (mut sender, receiver) = channel::simplex::<Sealed>().unwrap();
+        let mail = Mail::new(receiver);
+        let group = Arc::new(Group::new(entry::Call::of(|| ()), "f", Options::default()));
+        group.items().out = 1;
+        sender.try_send(Sealed::new(vec![0], Vec::new())).unwrap();
+        assert!(mail.expect(&group, 0, IS_VALUE).is_none());
+        group.items().is_cancelled = true;
+        group.settle_cancelled();
+        group.settle_cancelled();
+        let error = group.take_done().and_then(|mut block| block.next::<()>()).expect("an outcome").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Cancelled);
+        mail.fetch();
+        assert!(group.take_done().is_none());
     }
 }

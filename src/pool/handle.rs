@@ -208,9 +208,7 @@ impl<R> AsyncResult<R> {
         {
             pool.shared().cancel(group);
             // From here on nothing is delivered any more; what came before counts.
-            if !group.has_done() {
-                group.settle_here(0, group.was_cancelled());
-            }
+            group.settle_cancelled();
         }
     }
 }
