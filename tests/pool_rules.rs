@@ -11,7 +11,9 @@ use tokio_util::sync::CancellationToken;
 
 mod common;
 use common::pool::{Gate, MS, is_gone, kill, nap, pid, say_and_stay, say_and_wait, square, stuck};
-use common::{Deadline, Random, chaos, eventually, falls_asleep, go_on, holdings, in_child, resident, stop, within};
+use common::{
+    Deadline, Random, chaos, eventually, falls_asleep, go_on, holdings, in_child, is_asleep, resident, stop, within,
+};
 
 multiprocess::test_support!();
 
@@ -321,6 +323,46 @@ async fn what_was_cancelled_before_its_worker_came_to_it_leaves_room_for_others(
         go_on(worker);
         assert_eq!(within(call).await?, len);
     }
+    Ok(())
+}
+
+/// What a call brings goes when it is cancelled, also from a worker that had it already and is idle now.
+#[tokio::test]
+async fn what_was_cancelled_leaves_no_descriptor_in_its_worker() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::new(1)?;
+    let worker = pool.apply(pid, ()).await?;
+    let (sender, mut receiver) = mp::simplex::<u32>()?;
+    stop(worker);
+    pool.apply_async(|_: mp::Sender<u32>| (), (sender,)).cancel();
+    go_on(worker);
+    assert_eq!(within(receiver.recv()).await.unwrap_err().kind(), ErrorKind::Closed);
+    Ok(())
+}
+
+/// As many orders one after the other as there may be do not exhaust a worker's stack, though it can read none of them.
+#[tokio::test]
+async fn what_cannot_be_read_is_the_error_of_its_item_however_often() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::new(1)?;
+    let starve = || {
+        use rustix::process::{Resource, Rlimit, setrlimit};
+        // It keeps what it has.
+        for (resource, most) in [(Resource::Stack, 256 << 10), (Resource::Nofile, 3)] {
+            setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) }).expect("a limit");
+        }
+        pid()
+    };
+    // What it sleeps on it has from its first sleep on.
+    let worker = pool.apply(pid, ()).await?;
+    eventually("it sleeps", || is_asleep(worker)).await;
+    assert_eq!(pool.apply(starve, ()).await?, worker);
+    let file = |_| mp::Fd::new(std::fs::File::open("/dev/null").expect("a file"));
+    let mut results = pool.imap(|_: mp::Fd<std::fs::File>| (), (0..1000).map(file));
+    while let Some(result) = within(results.next()).await {
+        assert_eq!(result.unwrap_err().kind(), ErrorKind::Io);
+    }
+    assert_eq!(pool.apply(pid, ()).await?, worker);
     Ok(())
 }
 

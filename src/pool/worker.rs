@@ -119,36 +119,42 @@ impl Desk {
 
     /// Waits for the next order; `None` after the last.
     fn take_order(&mut self) -> Result<Option<Header>> {
-        let next = self.lane.next(&mut self.bytes).map_err(|error| Error::io("cannot take an order", error))?;
-        let Some(order) = next else { return Ok(None) };
-        let corrupt = || Error::new(ErrorKind::Decode, "an order without a head");
-        let header = Header::read(&self.bytes).ok_or_else(corrupt)?;
-        self.at = Header::LEN;
-        if order.kind == IN_PIPE {
-            // An order that cannot be read is one whose items cannot.
-            let parcel = self.orders.blocking_recv().and_then(Sealed::open);
-            match parcel {
-                Ok(parcel) => (self.bytes, self.fds, self.at) = (parcel.bytes, parcel.fds, 0),
-                Err(error) if error.kind() == ErrorKind::Closed => return Ok(None),
-                Err(error) => {
-                    while self.lane.start(&order).is_some() {
-                        report_error(self, Error::new(error.kind(), error.to_string()));
+        loop {
+            let next = self.lane.next(&mut self.bytes).map_err(|error| Error::io("cannot take an order", error))?;
+            let Some(order) = next else { return Ok(None) };
+            let corrupt = || Error::new(ErrorKind::Decode, "an order without a head");
+            let header = Header::read(&self.bytes).ok_or_else(corrupt)?;
+            self.at = Header::LEN;
+            if order.kind == IN_PIPE {
+                // An order that cannot be read is one whose items cannot.
+                let parcel = self.orders.blocking_recv().and_then(Sealed::open);
+                match parcel {
+                    Ok(parcel) => (self.bytes, self.fds, self.at) = (parcel.bytes, parcel.fds, 0),
+                    Err(error) if error.kind() == ErrorKind::Closed => return Ok(None),
+                    Err(error) => {
+                        while self.lane.start(&order).is_some() {
+                            report_error(self, Error::new(error.kind(), error.to_string()));
+                        }
+                        self.lane.finish(order);
+                        continue;
                     }
-                    self.lane.finish(order);
-                    return self.take_order();
                 }
             }
+            if header.is_bulk {
+                self.lane.keep_quiet(&order);
+            }
+            (self.order, self.header) = (Some(order), Some(header));
+            return Ok(Some(header));
         }
-        if header.is_bulk {
-            self.lane.keep_quiet(&order);
-        }
-        (self.order, self.header) = (Some(order), Some(header));
-        Ok(Some(header))
     }
 
     fn finish(&mut self) {
         task::end();
         self.listens = None;
+        if self.order.as_ref().is_some_and(|order| order.kind == IN_PIPE) {
+            // What it brought goes with it, also if it was taken back before it was begun.
+            (self.bytes, self.fds) = (Vec::new(), Vec::new());
+        }
         self.look();
         if let Some(order) = self.order.take() {
             self.lane.finish(order);
