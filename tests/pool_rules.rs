@@ -371,10 +371,10 @@ async fn what_cannot_be_read_is_the_error_of_its_item_however_often() -> mp::Res
 #[tokio::test]
 async fn a_worker_killed_when_it_gives_up_what_was_cancelled_is_replaced_and_room_there_is() -> mp::Result<()> {
     let _deadline = Deadline::start();
-    let pool = Pool::builder().workers(1).env("MULTIPROCESS_KILL_AT", "lane.given_up:8").build()?;
+    let pool = Pool::builder().workers(1).env("MULTIPROCESS_KILL_AT", "lane.given_up").build()?;
     let worker = pool.apply(pid, ()).await?;
     stop(worker);
-    for _ in 0..8 {
+    for _ in 0..10 {
         pool.apply_async(pid, ()).cancel();
     }
     let mut call = std::pin::pin!(pool.apply(pid, ()));
