@@ -26,6 +26,7 @@ macro_rules! scenarios {
 const SCENARIOS: &[Scenario] = scenarios! {
     #[late] flags_03_without_init_spawning_is_an_error_and_main_never_runs_again
     #[late] init_after_threads_started_works_slowly_and_warns
+    #[late] a_server_that_lets_go_of_its_socket_is_started_once
     proc_02_a_copy_of_the_program_will_do
     proc_27_start_works_when_streams_are_closed
     proc_29_a_signal_to_the_group_does_not_hurt_the_server
@@ -35,6 +36,7 @@ const SCENARIOS: &[Scenario] = scenarios! {
     who_dies_with_a_lock_after_its_server_leaves_it_to_the_next
     a_server_that_a_child_started_ends_with_it
     a_status_that_came_before_the_join_is_kept
+    who_inherits_the_children_of_a_killed_server_learns_their_status
     a_preload_that_spawns_is_an_error_at_once
     p16_a_killed_parent_takes_its_whole_tree
     shm_16_a_killed_program_leaves_no_name
@@ -53,6 +55,7 @@ const SCENARIOS: &[Scenario] = scenarios! {
     a_signal_to_a_spare_child_is_not_for_what_it_becomes
     a_spare_child_says_why_it_cannot_take_its_order
     spare_children_end_with_their_starter
+    spare_children_come_back_after_a_shortage
     a_ticker_goes_on_during_a_thousand_spawns
     rule_10_an_idle_pool_does_not_wake_up
     at_the_descriptor_limit_there_are_errors_and_no_hang
@@ -200,6 +203,26 @@ fn flags_03_without_init_spawning_is_an_error_and_main_never_runs_again() {
     }
     assert_eq!(mp::preload(|| ()).unwrap_err().kind(), ErrorKind::NotInitialized);
     assert!(children_of(std::process::id()).is_empty());
+}
+
+fn a_server_that_lets_go_of_its_socket_is_started_once() {
+    if std::env::var_os("MULTIPROCESS_BOOT").is_some() {
+        // A program that does not reach `init`, but closes what it was given.
+        eprintln!("started in a role");
+        rustix::stdio::dup2_stdin(std::fs::File::open("/dev/null").unwrap()).unwrap();
+        std::thread::sleep(Duration::from_secs(3600)); // Until it is killed.
+    }
+    let (read, write) = std::io::pipe().unwrap();
+    let stderr = rustix::io::dup(std::io::stderr()).unwrap();
+    rustix::stdio::dup2_stderr(&write).unwrap();
+    drop(write);
+    mp::init();
+    let error = Process::spawn(add, (1, 2)).unwrap_err();
+    rustix::stdio::dup2_stderr(stderr).unwrap();
+    assert_eq!(error.kind(), ErrorKind::Spawn);
+    assert!(error.to_string().contains("closed its stdin and went on"), "{error}");
+    let starts = BufReader::new(read).lines().map_while(Result::ok).filter(|line| line == "started in a role");
+    assert_eq!(starts.count(), 1);
 }
 
 /// Counts warnings, as an application's subscriber would see them.
@@ -421,6 +444,19 @@ fn a_status_that_came_before_the_join_is_kept() {
         assert!(child.wait().await.unwrap().success() && child.exit_status().unwrap().success());
         assert_eq!(killed.join().await.unwrap_err().exit_status().unwrap().signal(), Some(9));
         assert_eq!(killed.wait().await.unwrap().signal(), Some(9));
+    });
+}
+
+fn who_inherits_the_children_of_a_killed_server_learns_their_status() {
+    rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1)).unwrap();
+    block_on(async {
+        let (mut killed, mut late) = (Process::spawn(hang, ()).unwrap(), Process::spawn(hang, ()).unwrap());
+        kill(server(), rustix::process::Signal::KILL);
+        killed.kill().unwrap();
+        assert_eq!(killed.wait().await.unwrap().signal(), Some(9));
+        kill(late.pid(), rustix::process::Signal::TERM);
+        until("it has ended", || !runs(late.pid()));
+        assert_eq!(late.wait().await.unwrap().signal(), Some(15));
     });
 }
 
@@ -933,6 +969,27 @@ fn spare_children_end_with_their_starter() {
         until("its spares have ended", || !theirs.iter().any(|spare| runs(*spare)));
         // Those that nobody wants end after 5 s.
         assert!(theirs.is_empty() || start.elapsed() < Duration::from_secs(3));
+    });
+}
+
+fn spare_children_come_back_after_a_shortage() {
+    use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+    block_on(async {
+        let had = have_spares().await;
+        let (server, usual) = (server(), getrlimit(Resource::Nofile));
+        let set =
+            |current| prlimit(Pid::from_raw(server as i32), Resource::Nofile, Rlimit { current, ..usual }).unwrap();
+        set(Some(3));
+        // Those that are there go on being told, and none can be made in their place.
+        let mut refused = None;
+        for _ in 0..10 {
+            let added = async { Process::spawn(add, (1, 2))?.await }.await;
+            refused = refused.or(added.err());
+        }
+        assert_eq!(refused.unwrap().kind(), ErrorKind::Spawn);
+        assert_eq!(spares(), []);
+        set(usual.current);
+        assert_eq!(have_spares().await.is_empty(), had.is_empty());
     });
 }
 

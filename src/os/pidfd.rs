@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 pub(crate) fn open(pid: u32) -> io::Result<OwnedFd> {
@@ -67,7 +68,16 @@ pub(crate) fn exit(pidfd: BorrowedFd<'_>) -> Exit {
     }
 }
 
+/// For tests of what is done on kernels that do not tell.
+fn is_old_kernel() -> bool {
+    static IS_OLD: OnceLock<bool> = OnceLock::new();
+    *IS_OLD.get_or_init(|| std::env::var_os("MULTIPROCESS_OLD_KERNEL").is_some())
+}
+
 fn ask(pidfd: BorrowedFd<'_>) -> Exit {
+    if is_old_kernel() {
+        return Exit::Unknown;
+    }
     /// `struct pidfd_info`, first version.
     #[repr(C)]
     #[derive(Default)]

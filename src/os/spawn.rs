@@ -50,6 +50,11 @@ pub(crate) fn process_group() -> Option<rustix::process::Pid> {
     rustix::process::Pid::from_raw(nix::unistd::getpgrp().as_raw())
 }
 
+/// Whether processes whose parent has ended become children of this one.
+pub(crate) fn inherits_orphans() -> bool {
+    std::process::id() == 1 || rustix::process::child_subreaper().is_ok_and(|pid| pid.is_some())
+}
+
 /// Writes out what C code of this process has printed and not yet flushed.
 pub(crate) fn flush_c_stdio() {
     // SAFETY: null means every open stream.

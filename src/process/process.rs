@@ -23,7 +23,7 @@ use std::process::ExitStatus;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::{Interest, unix::AsyncFd};
 use tokio::runtime::{Handle, Id};
 
@@ -391,7 +391,25 @@ impl Reports {
         if let Some(status) = self.read(child.tells_exit) {
             child.learn_status(client::status_of(status));
         }
+        if self.socket.is_none() && child.status().is_none() {
+            reap_inherited(child);
+        }
         self.socket.is_none()
+    }
+}
+
+/// Nobody reports any more how `child` ended. As init of a container, or of its part of one, this process gets it to reap:
+/// as soon as the server, which has let go of its sockets, is gone altogether.
+fn reap_inherited(child: &Child) {
+    let deadline = Instant::now() + REAPED_SOON;
+    loop {
+        if let Some(status) = pidfd::reap(child.pidfd.as_fd()) {
+            return child.learn_status(status);
+        }
+        if !spawn::inherits_orphans() || Instant::now() >= deadline {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 

@@ -468,9 +468,6 @@ fn run_preloads(preload: &[Call]) -> Result<()> {
 
 /// Whether the exit status of a reaped process can be had through its pidfd: tried once, with a child that ends.
 fn kernel_tells_exits(single: Option<SingleThreaded>) -> bool {
-    if std::env::var_os("MULTIPROCESS_OLD_KERNEL").is_some() {
-        return false; // Tests of the other way.
-    }
     let Some(Ok(fork)) = single.map(spawn::fork) else { return false };
     let Fork::Parent(pid) = fork else { spawn::exit_now(0) };
     let Ok(pidfd) = pidfd::open(pid) else { return false };
