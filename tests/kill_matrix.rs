@@ -104,6 +104,24 @@ fn ring_memory() -> u64 {
     rings.map(|path| std::fs::metadata(path).unwrap().st_blocks() * 512).sum()
 }
 
+/// `family`: killed while claiming a slot, which the guardian has not been told of. Others wait and are woken all the same,
+/// also one in that slot.
+#[tokio::test]
+async fn killed_while_claiming_a_slot() {
+    let _alone = alone().await;
+    for point in ["claim.entered", "claim.named"] {
+        let queue = Queue::unbounded().unwrap();
+        for _ in 0..3 {
+            death(doomed!(point, get, (queue.clone(), 1)), point).await;
+        }
+        let next = asleep(Process::spawn(get, (queue.clone(), 2)).unwrap()).await;
+        queue.put(Item::new(1, 10, 0)).await.unwrap();
+        eventually("it is taken", || queue.is_empty()).await;
+        queue.put(Item::new(2, 10, 1)).await.unwrap();
+        assert_eq!(within(next).await.unwrap(), [1, 2], "{point}");
+    }
+}
+
 /// `ring`, `segment` and `latch`: killed while putting. The record is there if it was published, and nothing else changed.
 #[tokio::test]
 async fn killed_while_putting() {

@@ -29,7 +29,7 @@
 //! # Cancel
 //! Nothing here waits.
 
-use crate::os::{eventfd, memfd, mmap::Map, pidfd};
+use crate::os::{eventfd, fault, memfd, mmap::Map, pidfd};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
@@ -177,11 +177,13 @@ impl Family {
             let member = Member { slot, epoch };
             return match SELF.compare_exchange(0, member.to_bits(), AcqRel, Acquire) {
                 Ok(_) => {
+                    fault::point("claim.entered");
                     // Without a descriptor left nobody can tell a later process of this pid from this one.
                     let identity = pidfd::open(pid).map_or(0, |pidfd| pidfd::identity(pidfd.as_fd()));
                     if identity != 0 {
                         self.word(slot, IDENTITY).store(to_identity(epoch, identity), Release);
                     }
+                    fault::point("claim.named");
                     eventfd::ring(self.claims.as_fd());
                     Ok(member)
                 }
