@@ -1,4 +1,5 @@
-//! Everything that captures nothing can run elsewhere: what the compiler refuses beside it is refused for its own sake.
+//! Everything that captures nothing can run elsewhere. (It also makes trybuild build rather than check: the size
+//! of a closure is asserted when code is generated.)
 use multiprocess::Process;
 
 fn plain(a: i32) -> i32 {
