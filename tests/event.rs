@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Deadline, eventually, falls_asleep_in_line, go_on, in_child, is_asleep, stop, within};
+use common::{Deadline, falls_asleep_in_line, go_on, in_child, stop, within};
 use futures::poll;
 use multiprocess::{self as mp, ErrorKind, Event, Process, Queue};
 use std::pin::pin;
@@ -94,9 +94,8 @@ async fn event_06_p4_killed_waiters_delay_neither_set_nor_the_others() {
     };
     let mut children: Vec<_> = (0..6).map(|_| Process::spawn(wait, (event.clone(), done.clone())).unwrap()).collect();
     for child in &children {
-        eventually("it sleeps", || is_asleep(child.pid())).await;
+        falls_asleep_in_line(child.pid()).await;
     }
-    tokio::time::sleep(SHORT).await;
     for child in children.iter_mut().step_by(2) {
         child.kill().unwrap();
     }
@@ -122,9 +121,8 @@ async fn who_waits_when_it_is_set_goes_on_though_it_is_cleared_at_once() {
     let children: Vec<_> =
         (0..3).map(|_| Process::spawn(async |event: Event| event.wait().await, (event.clone(),)).unwrap()).collect();
     for child in &children {
-        eventually("it sleeps", || is_asleep(child.pid())).await;
+        falls_asleep_in_line(child.pid()).await;
     }
-    tokio::time::sleep(SHORT).await;
     event.set();
     event.clear();
     for wait in here {

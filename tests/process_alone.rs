@@ -758,7 +758,9 @@ fn what_was_preloaded_is_locked_by_children_each_as_itself() {
         let holder = Process::spawn(hold, (locked.clone(),)).unwrap();
         locked.get().await.unwrap();
         let follower = Process::spawn(follow, ()).unwrap();
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        let is_it = |who: &mp::debug::Participant| who.pid() == Some(follower.pid());
+        let is_in_line = |object: &mp::debug::Object| object.waiting().iter().any(is_it);
+        until("it waits for the lock", || mp::debug::dump().objects().iter().any(is_in_line));
         holder.kill().unwrap();
         let followed = tokio::time::timeout(Duration::from_secs(20), follower).await.unwrap().unwrap();
         assert_eq!(followed, (true, ErrorKind::OwnerDied, 7));
