@@ -449,6 +449,26 @@ async fn list_01_an_address_can_be_bound_once() {
     }
 }
 
+#[test]
+fn a_listener_whose_runtime_has_ended_is_closed_also_for_who_waits_in_another() {
+    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    for has_begun in [false, true] {
+        let (first, second) = (tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap(), runtime());
+        let listener = std::sync::Arc::new(first.block_on(Listener::bind("127.0.0.1:0").into_future()).unwrap());
+        if has_begun {
+            let address = listener.local_addr();
+            first.block_on(async { drop((connect(&address, None).await.unwrap(), listener.accept().await.unwrap())) });
+        }
+        let waiting = second.spawn({
+            let listener = listener.clone();
+            async move { listener.accept().await.map(drop) }
+        });
+        drop(first);
+        let accepted = second.block_on(within(waiting)).unwrap();
+        assert_eq!(accepted.unwrap_err().kind(), ErrorKind::Closed);
+    }
+}
+
 #[tokio::test]
 async fn list_02_a_closed_listener_says_so_also_to_who_waits() {
     for address in families() {

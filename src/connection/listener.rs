@@ -93,7 +93,7 @@ impl Listener {
     ///
     /// # Errors
     /// `Authentication` if a peer did not prove in time that it knows the key: one peer, one error, and the
-    /// listener goes on. `Closed` after [`close`](Self::close).
+    /// listener goes on. `Closed` after [`close`](Self::close), and once the runtime that it was bound in has ended.
     pub async fn accept(&self) -> Result<ByteConnection> {
         loop {
             let mut arrived = pin!(self.shared.arrived.notified());
@@ -135,11 +135,7 @@ impl Listener {
     /// ```
     pub fn close(&self) {
         self.driver.abort();
-        let mut state = self.shared.state();
-        let (socket, outcomes) = (state.socket.take(), std::mem::take(&mut state.outcomes));
-        drop(state);
-        drop((socket, outcomes));
-        self.shared.arrived.notify_waiters();
+        self.shared.close();
     }
 }
 
@@ -228,7 +224,7 @@ impl Bind {
             #[cfg(feature = "tls")]
             tls: self.tls,
         };
-        let driver = tokio::spawn(drive(shared.clone(), Arc::new(terms))).abort_handle();
+        let driver = tokio::spawn(drive(Driving(shared.clone()), Arc::new(terms))).abort_handle();
         Ok(Listener { shared, local, driver })
     }
 }
@@ -286,6 +282,14 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn close(&self) {
+        let mut state = self.state();
+        let (socket, outcomes) = (state.socket.take(), std::mem::take(&mut state.outcomes));
+        drop(state);
+        drop((socket, outcomes));
+        self.arrived.notify_waiters();
+    }
+
     fn settle(&self, outcome: Result<ByteConnection>) {
         let mut state = self.state();
         if state.socket.is_none() || (outcome.is_err() && state.failures >= FAILURES) {
@@ -311,8 +315,18 @@ impl Shared {
     }
 }
 
-/// Runs until it is aborted.
-async fn drive(shared: Arc<Shared>, terms: Arc<Terms>) {
+/// Closes the listener when its driver ends, be it with the runtime: nobody would come any more.
+struct Driving(Arc<Shared>);
+
+impl Drop for Driving {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+/// Runs until it is aborted, or its runtime ends.
+async fn drive(driving: Driving, terms: Arc<Terms>) {
+    let shared = &driving.0;
     let mut handshakes = Handshakes { tasks: JoinSet::new(), by_age: VecDeque::new(), shared: shared.clone() };
     loop {
         shared.has_room().await;
