@@ -82,6 +82,29 @@ async fn rmgr_01_a_second_process_connects_and_what_it_puts_arrives_as_it_was() 
     assert!(!path.exists(), "the socket file went with the manager");
 }
 
+/// The connection is read in the runtime that it was made in.
+#[test]
+fn a_call_in_another_runtime_ends_with_the_runtime_of_its_connection() {
+    let new = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (first, second) = (tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap(), new());
+    let manager_and_address = second.block_on(within(start_at("127.0.0.1:0")));
+    let (there, gate) = first.block_on(within(async {
+        let there = Manager::connect(&manager_and_address.1, KEY).await.unwrap();
+        let gate = there.event().await.unwrap();
+        (there, gate)
+    }));
+    let waiting = second.spawn({
+        let gate = gate.clone();
+        async move { gate.wait().await }
+    });
+    drop(first);
+    let waited = second.block_on(within(waiting)).unwrap();
+    assert_eq!(waited.unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(second.block_on(within(gate.is_set())).unwrap_err().kind(), ErrorKind::Closed);
+    drop((there, gate));
+    second.block_on(within(manager_and_address.0.shutdown())).unwrap();
+}
+
 #[tokio::test]
 async fn rmgr_03_a_new_manager_on_the_address_of_one_just_closed() {
     let path = std::env::temp_dir().join(format!("manager-again-{}", std::process::id()));

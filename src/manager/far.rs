@@ -6,7 +6,7 @@ use crate::connection::{ByteConnection, ByteSender};
 use crate::wire::Sealed;
 use futures::SinkExt;
 use std::future::poll_fn;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::task::{Context, Poll, Waker};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
@@ -20,6 +20,17 @@ pub(super) struct Far {
     pub(super) slots: Slots,
     pub(super) peer: String,
     tasks: Mutex<Vec<AbortHandle>>,
+}
+
+/// Fails what waits for an answer when the reading task ends, be it with its runtime.
+struct Reads(Weak<Far>);
+
+impl Drop for Reads {
+    fn drop(&mut self) {
+        if let Some(far) = self.0.upgrade() {
+            far.slots.fail();
+        }
+    }
 }
 
 struct FarSender {
@@ -39,11 +50,12 @@ impl Far {
             peer,
             tasks: Mutex::default(),
         });
-        let (reads, writes) = (Arc::downgrade(&far), Arc::downgrade(&far));
+        let (reads, writes) = (Reads(Arc::downgrade(&far)), Arc::downgrade(&far));
         let reader = tokio::spawn(async move {
+            let reads = reads;
             loop {
                 let answer = receiver.recv_bytes().await;
-                let Some(far) = reads.upgrade() else { return };
+                let Some(far) = reads.0.upgrade() else { return };
                 match answer.map(|answer| far.slots.deliver(Sealed::new(answer, Vec::new()))) {
                     Ok(true) => {}
                     Ok(false) => {
@@ -52,7 +64,7 @@ impl Far {
                     }
                     Err(error) => {
                         tracing::debug!(%error, "the connection to a manager is lost");
-                        return far.slots.fail();
+                        return;
                     }
                 }
             }

@@ -207,6 +207,8 @@ impl Manager {
     ///
     /// The connection lives in the runtime it was made in. Dropped, it has not connected.
     ///
+    /// The connection lives in the runtime that made it: once that has ended, every call fails with `Closed`.
+    ///
     /// # Errors
     /// `Io` if nobody listens there, `Authentication` if the other end has another key or does not answer in time,
     /// `Decode` if it is another build of this program, or no manager; `Timeout` if there is no connection in
