@@ -205,9 +205,8 @@ impl Manager {
     /// If the connection is lost, every pending call fails with `Closed` at once, and its handles are of no use any
     /// more; the manager lets go of what they held. Connecting again is up to you.
     ///
-    /// The connection lives in the runtime it was made in. Dropped, it has not connected.
-    ///
-    /// The connection lives in the runtime that made it: once that has ended, every call fails with `Closed`.
+    /// The connection lives in the runtime it was made in: once that has ended, every call fails with `Closed`. Dropped,
+    /// it has not connected.
     ///
     /// # Errors
     /// `Io` if nobody listens there, `Authentication` if the other end has another key or does not answer in time,
