@@ -4,8 +4,8 @@
 //! of others too while it looks; who sleeps is woken by name, by the reader that runs in the runtime's driver.
 //!
 //! # Cancel
-//! A call dropped before its request is in the pipe was never made; after that it is done, and its answer is thrown
-//! away. If that answer made an object, the object goes.
+//! A call dropped while its request waits for room in the pipe was never made; after that it is done, also if nobody had
+//! polled it since, and its answer is thrown away. If that answer made an object, the object goes.
 
 use super::abroad::{self, Abroad};
 use super::far::Far;
@@ -14,7 +14,7 @@ use super::objects::{Lease, lock};
 use super::pipes::Wire;
 use super::protocol::{self, Reader, Writer};
 use super::server::{self, Id, Server};
-use super::slots::Pending;
+use super::slots::{Brings, Pending};
 use crate::connection::ByteConnection;
 use crate::error::{Error, ErrorKind, Result};
 use crate::wire::{Attachment, Sealed, attach};
@@ -107,7 +107,15 @@ impl Link {
         Error::new(ErrorKind::Closed, why)
     }
 
-    fn wire(&self) -> Result<&Arc<Wire>> {
+    /// An error of its pipes, which says what has ended if one has.
+    pub(super) fn told_gone(&self, error: Error) -> Error {
+        match error.kind() {
+            ErrorKind::Closed => self.is_gone(),
+            _ => error,
+        }
+    }
+
+    pub(super) fn wire(&self) -> Result<&Arc<Wire>> {
         let End::Client { door, wire, connecting } = &self.end else { return Err(protocol::torn()) };
         if let Some(wire) = wire.get() {
             return Ok(wire);
@@ -116,55 +124,45 @@ impl Link {
         match wire.get() {
             Some(wire) => Ok(wire),
             None => {
-                let made = Wire::connect(door).map_err(|error| match error.kind() {
-                    ErrorKind::Closed => self.is_gone(),
-                    _ => error,
-                })?;
+                let made = Wire::connect(door).map_err(|error| self.told_gone(error))?;
                 Ok(wire.get_or_init(|| made))
             }
         }
     }
 
-    /// Sends a request whose number is at `at`, and reads its answer. `makes` an object, or not.
-    pub(super) async fn ask(self: &Arc<Self>, request: Writer, at: usize, makes: bool) -> Result<Reader> {
-        self.ask_as(request, at, makes, &AtomicU64::new(0)).await
-    }
-
-    /// As [`ask`](Self::ask), and tells the request's number once it is sent.
-    pub(super) async fn ask_as(
-        self: &Arc<Self>,
-        mut request: Writer,
-        at: usize,
-        makes: bool,
-        id: &AtomicU64,
-    ) -> Result<Reader> {
+    /// Sends a request whose number is at `at`, and reads its answer.
+    pub(super) async fn ask(self: &Arc<Self>, request: Writer, at: usize, brings: Brings) -> Result<Reader> {
         let answer = match &self.end {
             End::Here(server) => server.submit(request.seal())?.await.map_err(|_| self.is_gone())?,
+            _ => self.send(request, at, brings)?.answer().await?,
+        };
+        self.open(answer)
+    }
+
+    /// Sends a request whose number is at `at` to another process, at once or as soon as there is room.
+    pub(super) fn send(self: &Arc<Self>, mut request: Writer, at: usize, brings: Brings) -> Result<Pending<'_>> {
+        let mut pending;
+        match &self.end {
+            End::Here(_) => return Err(protocol::torn()),
             End::Far(far) => {
-                let mut pending = Pending::new(self, &far.slots, makes);
+                pending = Pending::new(self, &far.slots, brings);
                 request.amend(at, pending.id);
                 pending.kept = request.take_kept();
-                pending.is_sent = true;
                 far.tell(request.seal());
-                id.store(pending.id, Relaxed);
-                far.slots.answered(pending.id).await.map_err(|_| self.is_gone())?
             }
             End::Client { .. } => {
                 let wire = self.wire()?;
-                let mut pending = Pending::new(self, &wire.slots, makes);
+                pending = Pending::new(self, &wire.slots, brings);
                 request.amend(at, pending.id);
-                let asked = async {
-                    wire.send(request.seal()).await?;
-                    pending.is_sent = true;
-                    id.store(pending.id, Relaxed);
-                    wire.answer(pending.id).await
-                };
-                asked.await.map_err(|error| match error.kind() {
-                    ErrorKind::Closed => self.is_gone(),
-                    _ => error,
-                })?
+                pending.wire = Some(wire);
+                pending.place = wire.send(request.seal(), pending.id).map_err(|error| self.told_gone(error))?;
             }
-        };
+        }
+        pending.is_sent = true;
+        Ok(pending)
+    }
+
+    pub(super) fn open(self: &Arc<Self>, answer: Sealed) -> Result<Reader> {
         let mut reader = Reader::from(answer, self.abroad())?;
         reader.number()?;
         Ok(reader)
@@ -183,10 +181,15 @@ impl Link {
         }
     }
 
-    pub(super) fn release(&self, object: u64) {
-        let mut request = Writer::request(protocol::RELEASE);
-        request.number(object);
+    /// Tells the manager something of an object, or of a request of this link.
+    pub(super) fn tell_of(&self, what: u8, number: u64) {
+        let mut request = Writer::request(what);
+        request.number(number);
         self.tell(request);
+    }
+
+    pub(super) fn release(&self, object: u64) {
+        self.tell_of(protocol::RELEASE, object);
     }
 }
 
@@ -301,9 +304,7 @@ impl Link {
             End::Here(server) => server.objects.hold_inside(owner, object),
             End::Client { .. } | End::Far(_) => {
                 self.be_connected()?;
-                let mut request = Writer::request(protocol::CLAIM);
-                request.number(object);
-                self.tell(request);
+                self.tell_of(protocol::CLAIM, object);
             }
         }
         Ok(owner)

@@ -13,6 +13,7 @@ use super::protocol::{self, Writer};
 use super::proxy::{self, Proxy};
 use super::queue::{Items, QueueProxy};
 use super::server::{self, Setup};
+use super::slots::Brings;
 use super::value::{ArrayProxy, One, Row, ValueProxy};
 use crate::connection::{self, ByteConnection, Connect};
 use crate::error::{Error, ErrorKind, Result};
@@ -244,7 +245,7 @@ impl Manager {
     pub async fn address(&self) -> Result<Option<String>> {
         let mut request = Writer::request(protocol::WHERE);
         request.number(0);
-        self.link.ask(request, 1, false).await?.part()
+        self.link.ask(request, 1, Brings::Values).await?.part()
     }
 
     /// The namespace that every manager has from the start: where those who connect find what others have put there.
@@ -386,7 +387,7 @@ impl Manager {
     pub async fn object_count(&self) -> Result<usize> {
         let mut request = Writer::request(protocol::COUNT);
         request.number(0);
-        let count: u64 = self.link.ask(request, 1, false).await?.part()?;
+        let count: u64 = self.link.ask(request, 1, Brings::Values).await?.part()?;
         Ok(count as usize)
     }
 
@@ -404,7 +405,7 @@ impl Manager {
         let Some(running) = process.as_mut() else { return Ok(()) };
         let mut request = Writer::request(protocol::END);
         request.number(0);
-        match tokio::time::timeout(GRACE, self.link.ask(request, 1, false)).await {
+        match tokio::time::timeout(GRACE, self.link.ask(request, 1, Brings::Values)).await {
             Ok(Err(error)) if error.kind() != ErrorKind::Closed => return Err(error),
             _ => {}
         }

@@ -31,6 +31,8 @@ mod method;
 mod namespace;
 mod objects;
 mod pipes;
+#[cfg(test)]
+mod played;
 mod primitives;
 mod protocol;
 mod proxy;

@@ -4,23 +4,23 @@
 //! pipe's room: nobody holds the pipe while it waits, so that nobody need be polled for others to go on.
 //!
 //! # Cancel
-//! A request that is dropped while it waits in the outbox is not sent.
+//! A request that is withdrawn while it waits in the outbox is not sent. One that is taken out of there to be sent cannot
+//! be withdrawn, also if it has to go back for want of room once more: the outbox's lock decides.
 
 use super::objects::lock;
+use super::protocol::Writer;
 use super::slots::Slots;
 use crate::channel::{self, Inbox, Sender};
 use crate::error::{Error, ErrorKind, Result, SendError};
 use crate::os::socket::Wait;
 use crate::wait::{Line, until_read};
 use crate::wire::{self, Sealed, frame};
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
-use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, Weak};
-use std::task::{Context, Poll, Waker};
+use std::task::Waker;
 use std::time::{Duration, Instant};
-use tokio::sync::oneshot;
 
 /// How long a handle that leaves waits for a pipe that is full.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -31,23 +31,32 @@ const LATER: Duration = Duration::from_millis(10);
 pub(super) struct Wire {
     this: Weak<Self>,
     tx: Mutex<Sender<Sealed>>,
-    /// What goes out before anything else.
-    outbox: Mutex<VecDeque<Outgoing>>,
+    outbox: Mutex<Outbox>,
     is_trying_later: AtomicBool,
     /// Where room in the pipe is told, and how often it was.
     room: Arc<Line>,
     rooms: AtomicU64,
     rx: Inbox<Sealed>,
     pub(super) slots: Slots,
-    /// Nothing can be sent, as if memory had run out.
     #[cfg(test)]
-    is_out_of_memory: AtomicBool,
+    meddler: Mutex<Option<Meddler>>,
+}
+
+/// Is there whenever something is sent, and may have it refused.
+#[cfg(test)]
+pub(super) type Meddler = Box<dyn FnMut(&Wire) -> Option<ErrorKind> + Send>;
+
+/// What goes out before anything else, in the order of its places.
+#[derive(Default)]
+struct Outbox {
+    waiting: BTreeMap<u64, Outgoing>,
+    last: u64,
 }
 
 struct Outgoing {
     request: Sealed,
-    /// Who waits for room, and can be told of a failure. Closed, the request is not wanted any more.
-    asker: Option<oneshot::Sender<Result<()>>>,
+    /// The number of a request that will be answered; `None` is something that is told.
+    asks: Option<u64>,
 }
 
 impl Wire {
@@ -76,7 +85,7 @@ impl Wire {
                 rx,
                 slots,
                 #[cfg(test)]
-                is_out_of_memory: AtomicBool::new(false),
+                meddler: Mutex::default(),
             }
         });
         let (reader, teller) = (Arc::downgrade(&wire), Arc::downgrade(&wire));
@@ -84,7 +93,7 @@ impl Wire {
             if let Some(wire) = teller.upgrade() {
                 wire.rooms.fetch_add(1, SeqCst);
                 wire.send_what_waits();
-                if !lock(&wire.outbox).is_empty() {
+                if wire.has_what_waits() {
                     // Or the other end is gone.
                     wire.read();
                 }
@@ -107,15 +116,14 @@ impl Wire {
                 // Closed; or an answer was lost, and nobody can say whose.
                 Err(_) => {
                     self.slots.fail();
-                    // Its askers learn of it.
-                    let unsent = std::mem::take(&mut *lock(&self.outbox));
-                    return drop(unsent);
+                    return self.empty_outbox();
                 }
             }
         }
     }
 
-    fn read_for_sleepers(&self) {
+    /// Reads, and has the reader come for what is still to be read and nobody looks for.
+    pub(super) fn read_for_sleepers(&self) {
         self.read();
         let someone_sleeps = self.slots.has_sleepers();
         if someone_sleeps {
@@ -135,15 +143,17 @@ impl Wire {
         waited.map_err(|error| Error::io("cannot wait for a manager's answer", error))?
     }
 
-    /// Sends a request after everything that was told before it. That the manager is gone is learned from its answers.
-    pub(super) async fn send(&self, mut request: Sealed) -> Result<()> {
+    /// Sends a request after everything that was told before it. If it has to wait for room, its place in the outbox is
+    /// returned. That it could not be sent from there, and that the manager is gone, is learned from its answer.
+    pub(super) fn send(&self, mut request: Sealed, number: u64) -> Result<Option<u64>> {
         if self.slots.is_gone() {
             return Err(Error::closed("manager"));
         }
         if let Ok(mut tx) = self.tx.try_lock() {
-            let sent = match self.send_told(&mut tx)? {
-                true => self.try_send(&mut tx, request),
-                false => Err(SendError::new(Error::new(ErrorKind::Full, "others wait for room"), request)),
+            let sent = match self.send_told(&mut tx) {
+                Ok(true) => self.try_send(&mut tx, request),
+                Ok(false) => Err(SendError::new(Error::new(ErrorKind::Full, "others wait for room"), request)),
+                Err(error) => Err(SendError::new(error, request)),
             };
             drop(tx);
             match sent {
@@ -153,7 +163,7 @@ impl Wire {
                     }
                     // Others may have come meanwhile, and found the pipe taken.
                     self.send_what_waits();
-                    return Ok(());
+                    return Ok(None);
                 }
                 Err(refused) if refused.kind() == ErrorKind::Closed => return Err(refused.into_error()),
                 Err(refused) => request = refused.into_inner(),
@@ -162,31 +172,48 @@ impl Wire {
         // The lines' readers hear of room, and of the other end's going, in the runtimes that listen.
         let listens = self.room.listen().and_then(|()| self.rx.listen());
         listens.map_err(|error| Error::io("cannot wait for room in the pipe to a manager", error))?;
-        let (asker, sent) = oneshot::channel();
-        self.put_out(Outgoing { request, asker: Some(asker) });
-        let unsent = Unsent { wire: self, sent };
-        unsent.await
+        Ok(Some(self.put_out(request, Some(number))))
     }
 
     pub(super) fn tell(&self, request: Sealed) {
         if !self.slots.is_gone() {
-            self.put_out(Outgoing { request, asker: None });
+            self.put_out(request, None);
         }
     }
 
-    fn put_out(&self, outgoing: Outgoing) {
-        lock(&self.outbox).push_back(outgoing);
+    fn put_out(&self, request: Sealed, asks: Option<u64>) -> u64 {
+        let mut outbox = lock(&self.outbox);
+        outbox.last += 1;
+        let place = outbox.last;
+        outbox.waiting.insert(place, Outgoing { request, asks });
+        drop(outbox);
         self.send_what_waits();
         if self.slots.is_gone() {
-            let unsent = std::mem::take(&mut *lock(&self.outbox));
-            drop(unsent);
+            self.empty_outbox();
         }
+        place
+    }
+
+    /// Takes a request out of the outbox; false if it was sent, or is to be sent in any case.
+    pub(super) fn withdraw(&self, place: u64) -> bool {
+        let withdrawn = lock(&self.outbox).waiting.remove(&place);
+        withdrawn.is_some()
+    }
+
+    /// The manager is gone, as those who wait for its answers learn.
+    fn empty_outbox(&self) {
+        let unsent = std::mem::take(&mut lock(&self.outbox).waiting);
+        drop(unsent);
+    }
+
+    pub(super) fn has_what_waits(&self) -> bool {
+        !lock(&self.outbox).waiting.is_empty()
     }
 
     /// What has to wait for room is sent by the reader of its line.
     fn send_what_waits(&self) {
         let mut is_armed = false;
-        while !lock(&self.outbox).is_empty() {
+        while self.has_what_waits() {
             let rooms = self.rooms.load(SeqCst);
             // Who has the pipe comes here after it.
             let Ok(mut tx) = self.tx.try_lock() else { return };
@@ -209,29 +236,27 @@ impl Wire {
     /// Sends from the outbox what need not wait; true if that is all.
     fn send_told(&self, tx: &mut Sender<Sealed>) -> Result<bool> {
         loop {
-            let Some(Outgoing { request, asker }) = lock(&self.outbox).pop_front() else { return Ok(true) };
-            if asker.as_ref().is_some_and(|asker| asker.is_closed()) {
-                continue;
-            }
-            match (self.try_send(tx, request), asker) {
-                // Its asker may have gone just now: then it was sent all the same.
-                (Ok(_), asker) => drop(asker.map(|asker| asker.send(Ok(())))),
-                (Err(refused), asker) if refused.kind() == ErrorKind::Full => {
-                    lock(&self.outbox).push_front(Outgoing { request: refused.into_inner(), asker });
+            let first = lock(&self.outbox).waiting.pop_first();
+            let Some((place, Outgoing { request, asks })) = first else { return Ok(true) };
+            let Err(refused) = self.try_send(tx, request) else { continue };
+            match (refused.kind(), asks) {
+                (ErrorKind::Full, _) => {
+                    self.put_back(place, refused.into_inner(), asks);
                     return Ok(false);
                 }
-                (Err(refused), _) if refused.kind() == ErrorKind::Closed => return Err(refused.into_error()),
+                (ErrorKind::Closed, _) => {
+                    asks.into_iter().for_each(|number| self.refuse(number, &Error::closed("manager")));
+                    return Err(refused.into_error());
+                }
                 // Memory or descriptors run out. Who waits is told why.
-                (Err(refused), Some(asker)) => drop(asker.send(Err(refused.into_error()))),
+                (_, Some(number)) => self.refuse(number, &refused.into_error()),
                 // But what was told must not be lost, and nothing must overtake it.
-                (Err(refused), None) => {
+                (_, None) => {
                     let (why, request) = (refused.to_string(), refused.into_inner());
                     tracing::warn!(why, "a manager cannot be told of something yet");
-                    lock(&self.outbox).push_front(Outgoing { request, asker: None });
-                    let waiting = self.take_back(|one| one.asker.is_some());
-                    for asker in waiting.into_iter().filter_map(|one| one.asker) {
-                        drop(asker.send(Err(Error::new(ErrorKind::Io, why.clone()))));
-                    }
+                    self.put_back(place, request, None);
+                    let error = Error::new(ErrorKind::Io, why);
+                    self.take_askers().into_iter().for_each(|number| self.refuse(number, &error));
                     self.try_later();
                     return Ok(false);
                 }
@@ -239,20 +264,43 @@ impl Wire {
         }
     }
 
-    /// Takes out of the outbox what `is_it` says.
-    fn take_back(&self, is_it: impl FnMut(&Outgoing) -> bool) -> Vec<Outgoing> {
+    fn put_back(&self, place: u64, request: Sealed, asks: Option<u64>) {
+        lock(&self.outbox).waiting.insert(place, Outgoing { request, asks });
+    }
+
+    /// Takes all that will be answered out of the outbox.
+    fn take_askers(&self) -> Vec<u64> {
         let mut outbox = lock(&self.outbox);
-        let (taken, left) = std::mem::take(&mut *outbox).into_iter().partition::<Vec<_>, _>(is_it);
-        *outbox = left.into();
-        taken
+        let (asking, telling) =
+            std::mem::take(&mut outbox.waiting).into_iter().partition(|(_, one)| one.asks.is_some());
+        outbox.waiting = telling;
+        drop(outbox);
+        let asking: BTreeMap<u64, Outgoing> = asking;
+        asking.into_values().filter_map(|one| one.asks).collect()
+    }
+
+    /// Answers a request that cannot be sent.
+    fn refuse(&self, number: u64, error: &Error) {
+        let mut answer = Writer::answer(number);
+        answer.error(error);
+        // Its asker may have gone.
+        let _ = self.slots.deliver(answer.seal());
     }
 
     fn try_send(&self, tx: &mut Sender<Sealed>, request: Sealed) -> Result<bool, SendError<Sealed>> {
         #[cfg(test)]
-        if self.is_out_of_memory.load(SeqCst) {
-            return Err(SendError::new(Error::new(ErrorKind::Io, "there is no memory"), request));
+        if let Some(kind) = self.meddle() {
+            return Err(SendError::new(Error::new(kind, "a test refuses it"), request));
         }
         tx.try_send_blindly(request)
+    }
+
+    #[cfg(test)]
+    fn meddle(&self) -> Option<ErrorKind> {
+        let mut meddler = lock(&self.meddler).take()?;
+        let refused = meddler(self);
+        lock(&self.meddler).get_or_insert(meddler);
+        refused
     }
 
     /// Tries again after a while, if there is a runtime. Without, the next call does, or whoever makes room.
@@ -272,7 +320,7 @@ impl Wire {
     /// Waits a little, without a runtime's help, until what was told is in the pipe.
     pub(super) fn press(&self) {
         let start = Instant::now();
-        while !lock(&self.outbox).is_empty() && start.elapsed() < PATIENCE {
+        while self.has_what_waits() && start.elapsed() < PATIENCE {
             std::thread::sleep(Duration::from_micros(50));
             self.send_what_waits();
         }
@@ -288,109 +336,80 @@ impl Drop for Later {
     }
 }
 
-/// A request in the outbox. Dropped there, it is not sent.
-struct Unsent<'a> {
-    wire: &'a Wire,
-    sent: oneshot::Receiver<Result<()>>,
-}
-
-impl Future for Unsent<'_> {
-    type Output = Result<()>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        // Whoever had it is gone with the manager.
-        let gone = |_| Err(Error::closed("manager"));
-        Pin::new(&mut self.sent).poll(cx).map(|sent| sent.unwrap_or_else(gone))
-    }
-}
-
-impl Drop for Unsent<'_> {
-    fn drop(&mut self) {
-        self.sent.close();
-        drop(self.wire.take_back(|one| one.asker.as_ref().is_some_and(|asker| asker.is_closed())));
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::protocol::{self, Writer};
+    use super::super::link::Link;
+    use super::super::played::{fill, linked, proxy};
+    use super::super::primitives::{Held, LockProxy};
+    use super::super::protocol::{COUNT, RELEASE, UNREAD, WAIT};
+    use super::super::slots::{Brings, Pending};
     use super::*;
-    use crate::channel::Receiver;
     use futures::FutureExt;
-    use futures::future::BoxFuture;
 
-    /// A wire, and the manager's ends of it.
-    fn wire() -> (Arc<Wire>, Receiver<Sealed>, Sender<Sealed>) {
-        let (door, intake) = crate::os::socket::packet_pair().unwrap();
-        let wire = Wire::connect(&Arc::new(door)).unwrap();
-        let hello = frame::recv(intake.as_fd(), Wait::No).unwrap().unwrap();
-        let (receiver, sender) = wire::decode(hello).unwrap();
-        (wire, receiver, sender)
+    fn meddle(wire: &Wire, meddler: impl FnMut(&Wire) -> Option<ErrorKind> + Send + 'static) {
+        *lock(&wire.meddler) = Some(Box::new(meddler));
     }
 
-    fn told(object: u64) -> Sealed {
-        let mut request = Writer::request(protocol::RELEASE);
-        request.number(object);
-        request.seal()
-    }
-
-    async fn comes(receiver: &mut Receiver<Sealed>, object: u64) {
-        let next = receiver.recv_timeout(Duration::from_secs(20)).await.unwrap();
-        assert_eq!(next.bytes(), told(object).bytes());
+    /// Has a request sent, or wait for room.
+    fn ask(link: &Arc<Link>) -> Pending<'_> {
+        let mut request = link.request(COUNT);
+        request.number(0);
+        link.send(request, 1, Brings::Values).unwrap()
     }
 
     #[tokio::test]
     async fn what_cannot_be_told_now_keeps_its_place_and_calls_say_why() {
-        let (wire, mut receiver, _sender) = wire();
-        wire.is_out_of_memory.store(true, SeqCst);
-        wire.tell(told(1));
-        wire.tell(told(2));
-        let error = wire.send(told(3)).await.unwrap_err();
-        assert!(error.to_string().contains("no memory"), "{error}");
-        wire.is_out_of_memory.store(false, SeqCst);
-        // It goes out by itself.
-        comes(&mut receiver, 1).await;
-        comes(&mut receiver, 2).await;
-        wire.send(told(3)).await.unwrap();
-        comes(&mut receiver, 3).await;
-    }
-
-    /// Sends large requests until one has to wait, which is the last of so many.
-    fn fill(wire: &Wire) -> (BoxFuture<'_, Result<()>>, usize) {
-        let mut count = 0;
-        loop {
-            count += 1;
-            let mut sending = wire.send(Sealed::new(vec![0; 1 << 18], Vec::new())).boxed();
-            if (&mut sending).now_or_never().is_none() {
-                return (sending, count);
-            }
+        let (link, mut manager) = linked();
+        let wire = link.wire().unwrap();
+        meddle(wire, |_| Some(ErrorKind::Full));
+        link.release(1);
+        let first = ask(&link);
+        link.release(2);
+        meddle(wire, |_| Some(ErrorKind::Io));
+        let second = ask(&link);
+        for asked in [first, second] {
+            let error = link.open(asked.answer().await.unwrap()).unwrap().part::<u64>().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Io);
         }
+        meddle(wire, |_| None);
+        // It goes out by itself.
+        assert_eq!(manager.next().await, (RELEASE, 1));
+        assert_eq!(manager.next().await, (RELEASE, 2));
+        let third = ask(&link);
+        assert_eq!(manager.next().await, (COUNT, third.id));
     }
 
     #[tokio::test]
     async fn who_waits_for_room_and_is_not_polled_holds_nobody_up() {
-        let (wire, mut receiver, sender) = wire();
-        let (first, large) = fill(&wire);
-        let mut dropped = wire.send(told(1)).boxed();
-        assert!((&mut dropped).now_or_never().is_none());
+        let (link, mut manager) = linked();
+        fill(&link);
+        let (first, dropped) = (ask(&link), ask(&link));
         drop(dropped);
-        let last = async {
-            wire.tell(told(2));
-            wire.send(told(3)).await.unwrap();
-        };
-        let read = async {
-            for _ in 0..large {
-                assert_eq!(receiver.recv().await.unwrap().bytes().len(), 1 << 18);
-            }
-            comes(&mut receiver, 2).await;
-            comes(&mut receiver, 3).await;
-        };
-        let both = async { futures::join!(last, read) };
-        tokio::time::timeout(Duration::from_secs(20), both).await.expect("the first is not polled, and is sent");
-        first.await.unwrap();
-        let (waiting, _) = fill(&wire);
-        drop((receiver, sender));
-        let error = tokio::time::timeout(Duration::from_secs(20), waiting).await.unwrap().unwrap_err();
+        link.release(2);
+        let third = ask(&link);
+        assert_eq!(manager.next().await, (COUNT, first.id));
+        assert_eq!(manager.next().await, (RELEASE, 2));
+        assert_eq!(manager.next().await, (COUNT, third.id));
+        fill(&link);
+        let waits = ask(&link);
+        drop(manager);
+        let error = tokio::time::timeout(Duration::from_secs(20), waits.answer()).await.unwrap().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Closed);
+    }
+
+    /// It is dropped by another thread, say, while it is being sent, and the pipe is full again.
+    #[tokio::test]
+    async fn what_is_dropped_as_it_is_sent_is_sent_and_given_back() {
+        let (link, mut manager) = linked();
+        let wire = link.wire().unwrap();
+        meddle(wire, |_| Some(ErrorKind::Full));
+        let lock = LockProxy(proxy::<Held>(&link));
+        let mut acquiring = async move { lock.acquire().await.map(drop) }.boxed();
+        assert!((&mut acquiring).now_or_never().is_none());
+        let mut acquiring = Some(acquiring);
+        meddle(wire, move |_| acquiring.take().map(|_| ErrorKind::Full));
+        wire.send_what_waits();
+        assert_eq!(manager.next().await, (WAIT, 1));
+        assert_eq!(manager.next().await, (UNREAD, 1));
     }
 }

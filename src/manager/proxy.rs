@@ -3,6 +3,7 @@
 use super::link::{self, Handle, Link};
 use super::method::{self, Invoke, Lent, Maker, Method, Owned};
 use super::protocol::{self, Place, Reader, Writer};
+use super::slots::Brings;
 use crate::error::{Error, Result};
 use crate::wire::{self, Message};
 use serde::de::DeserializeOwned;
@@ -73,7 +74,7 @@ impl<T: Send + 'static> Proxy<T> {
         request.number(0).number(1);
         append::<F, T, A, Owned>(&mut request, &self.handle, g, &args)?;
         drop(args);
-        self.handle.link.ask(request, ID_AT, false).await?.part()
+        self.handle.link.ask(request, ID_AT, Brings::Values).await?.part()
     }
 
     /// Calls a function of ours whose result is lent by the object and read here as an `R`. `args` are those of `A` as
@@ -90,7 +91,7 @@ impl<T: Send + 'static> Proxy<T> {
             request.op(&method::call_op::<F, T, Lend<A>, Lent>(self.handle.object, g)).value(&message, &());
             request
         });
-        async move { self.handle.link.ask(request?, ID_AT, false).await?.part() }
+        async move { self.handle.link.ask(request?, ID_AT, Brings::Values).await?.part() }
     }
 }
 
@@ -123,7 +124,7 @@ where
     let mut request = link.request(protocol::CALL);
     request.number(0).number(1).op(&method::make_op(f)).append(&args)?;
     drop(args);
-    let object = link.ask(request, ID_AT, true).await?.made()?;
+    let object = link.ask(request, ID_AT, Brings::AnObject).await?.made()?;
     Ok(Proxy::new(Handle::counted(link, object)))
 }
 
@@ -257,7 +258,7 @@ impl Batch {
     pub async fn send(mut self) -> Result<Replies> {
         self.request.truncate(self.end);
         self.request.amend(COUNT_AT, self.count as u64);
-        let reader = self.link.ask(self.request, ID_AT, false).await?;
+        let reader = self.link.ask(self.request, ID_AT, Brings::Values).await?;
         Ok(Replies { reader, places: Vec::with_capacity(self.count), number: self.number })
     }
 }

@@ -2,6 +2,7 @@
 
 use super::link::{Handle, Link};
 use super::objects::lock;
+use super::pipes::Wire;
 use super::protocol;
 use crate::error::{Error, Result};
 use crate::wire::Sealed;
@@ -29,8 +30,9 @@ pub(super) enum Slot {
 }
 
 impl Slots {
+    /// Whether there is an answer that is to be read by nobody's poll.
     pub(super) fn has_sleepers(&self) -> bool {
-        lock(&self.0).slots.values().any(|slot| matches!(slot, Slot::Asleep(_)))
+        lock(&self.0).slots.values().any(|slot| matches!(slot, Slot::Asleep(_) | Slot::Abandoned(..)))
     }
 
     pub(super) fn is_gone(&self) -> bool {
@@ -122,42 +124,123 @@ impl Slot {
     }
 }
 
+/// What an answer may bring that must be let go if nobody reads it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Brings {
+    Values,
+    /// An object, which its asker holds.
+    AnObject,
+    /// What a waiting operation got (see `waits.rs`).
+    AGrant,
+}
+
 /// A call that waits for its answer; dropped, nobody does.
 pub(super) struct Pending<'a> {
-    pub(super) link: &'a Arc<Link>,
-    pub(super) slots: &'a Slots,
+    link: &'a Arc<Link>,
+    slots: &'a Slots,
     pub(super) id: u64,
-    pub(super) makes: bool,
+    brings: Brings,
     pub(super) is_sent: bool,
+    /// By which pipe, if it is one, and where it waited for room in that.
+    pub(super) wire: Option<&'a Wire>,
+    pub(super) place: Option<u64>,
     pub(super) kept: Vec<Arc<Handle>>,
 }
 
 impl<'a> Pending<'a> {
-    pub(super) fn new(link: &'a Arc<Link>, slots: &'a Slots, makes: bool) -> Self {
+    pub(super) fn new(link: &'a Arc<Link>, slots: &'a Slots, brings: Brings) -> Self {
         let mut state = lock(&slots.0);
         state.last += 1;
         let id = state.last;
         state.slots.insert(id, Slot::Awake);
-        Self { link, slots, id, makes, is_sent: false, kept: Vec::new() }
+        Self { link, slots, id, brings, is_sent: false, wire: None, place: None, kept: Vec::new() }
+    }
+
+    /// The answer, or why there is none.
+    pub(super) async fn answer(&self) -> Result<Sealed> {
+        let answered = match self.wire {
+            Some(wire) => wire.answer(self.id).await,
+            None => self.slots.answered(self.id).await,
+        };
+        answered.map_err(|error| self.link.told_gone(error))
+    }
+
+    /// Has it not be sent, if it still waits for room: then it was never made.
+    pub(super) fn withdraw(&self) -> bool {
+        let waits = self.wire.zip(self.place);
+        let is_withdrawn = waits.is_some_and(|(wire, place)| wire.withdraw(place));
+        if is_withdrawn {
+            let slot = lock(&self.slots.0).slots.remove(&self.id);
+            drop(slot);
+        }
+        is_withdrawn
     }
 }
 
 impl Drop for Pending<'_> {
     fn drop(&mut self) {
-        let mut slots = lock(&self.slots.0);
-        let Some(slot) = slots.slots.remove(&self.id) else { return };
-        let is_looked_at = self.makes || self.link.is_far();
-        match slot {
-            _ if !is_looked_at => {}
-            Slot::Answered(answer) => {
-                drop(slots);
-                self.link.discard(answer);
-            }
-            _ if self.is_sent && !slots.is_gone => {
-                let kept = std::mem::take(&mut self.kept);
-                slots.slots.insert(self.id, Slot::Abandoned(Arc::downgrade(self.link), kept));
-            }
-            _ => {}
+        if self.withdraw() {
+            return;
         }
+        let mut slots = lock(&self.slots.0);
+        // It was taken, or withdrawn.
+        let Some(slot) = slots.slots.remove(&self.id) else { return };
+        let is_looked_at = self.brings == Brings::AnObject || self.link.is_far();
+        let is_answered = matches!(slot, Slot::Answered(_));
+        let is_abandoned = is_looked_at && self.is_sent && !is_answered && !slots.is_gone;
+        if is_abandoned {
+            let kept = std::mem::take(&mut self.kept);
+            slots.slots.insert(self.id, Slot::Abandoned(Arc::downgrade(self.link), kept));
+        }
+        drop(slots);
+        match slot {
+            Slot::Answered(answer) if is_looked_at => self.link.discard(answer),
+            // Its waker's drop may be the end of another task.
+            slot => drop(slot),
+        }
+        if is_abandoned {
+            // It may have been the last that looked.
+            self.wire.into_iter().for_each(Wire::read_for_sleepers);
+        }
+        if self.is_sent && self.brings == Brings::AGrant {
+            self.link.tell_of(protocol::UNREAD, self.id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::played::linked;
+    use super::*;
+    use std::sync::mpsc;
+    use std::task::Wake;
+    use std::time::Duration;
+
+    /// A task whose end looks at who waits.
+    struct Looks(Arc<Link>);
+
+    impl Wake for Looks {
+        fn wake(self: Arc<Self>) {}
+    }
+
+    impl Drop for Looks {
+        fn drop(&mut self) {
+            assert!(!self.0.wire().unwrap().slots.is_gone());
+        }
+    }
+
+    #[test]
+    fn a_dropped_call_may_be_the_end_of_another_task() {
+        let (done, is_done) = mpsc::channel();
+        std::thread::spawn(move || {
+            let (link, _manager) = linked();
+            let mut request = link.request(protocol::COUNT);
+            request.number(0);
+            let pending = link.send(request, 1, Brings::Values).unwrap();
+            link.wire().unwrap().slots.sleep(pending.id, &Arc::new(Looks(link.clone())).into());
+            drop(pending);
+            done.send(()).unwrap();
+        });
+        is_done.recv_timeout(Duration::from_secs(20)).expect("it does not wait for itself");
     }
 }

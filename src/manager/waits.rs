@@ -6,7 +6,8 @@
 //!
 //! # Cancel
 //! A wait that is dropped gives back: its place, or what it got meanwhile. Its asker knows whether it has read the answer,
-//! and says so: what was not read was never had, and is given back as if nobody had got it.
+//! and says so: what was not read was never had, and is given back as if nobody had got it. So does one whose request
+//! waited for room in the pipe, unless it waits there still: then it was never made.
 //!
 //! # Death
 //! Of one who is killed nobody knows whether it had read: what it got is given back, and a lock that it got is told as left by
@@ -16,6 +17,7 @@ use super::link::Handle;
 use super::method::{self, Waiting};
 use super::protocol::{self, Reader, Writer};
 use super::proxy::{Lend, Proxy};
+use super::slots::Brings;
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::fault;
 use crate::wire::{self, Message};
@@ -24,7 +26,6 @@ use serde::de::DeserializeOwned;
 use std::any::Any;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -125,11 +126,11 @@ impl<T> Proxy<T> {
     }
 }
 
-/// Something that was asked for, and must be taken or given back. Dropped, it is given back.
+/// Something that was got, and must be taken or given back. Dropped, it is given back.
 pub(super) struct Asked {
     handle: Arc<Handle>,
-    /// 0 if nothing was asked yet, or it is settled.
-    id: AtomicU64,
+    /// The number of the request that asked; 0 once it is settled.
+    id: u64,
     /// The answer was read.
     pub(super) is_read: bool,
 }
@@ -138,33 +139,35 @@ impl Asked {
     /// Asks by a request that may have to wait. After `timeout` the manager is told that it is too late, and answers what came
     /// of it; only what was not even sent is over without its word.
     pub(super) async fn ask(handle: Arc<Handle>, request: Writer, timeout: Option<Duration>) -> Result<(Reader, Self)> {
-        if handle.link.is_here() {
+        let link = &handle.link;
+        if link.is_here() {
             return Err(Error::other("an object of a manager cannot wait in there for another one"));
         }
-        let asked = Self { handle, id: AtomicU64::new(0), is_read: false };
-        let reader = {
-            let mut answer = pin!(asked.handle.link.ask_as(request, 1, false, &asked.id));
-            match timeout {
-                None => answer.await?,
-                Some(timeout) => match tokio::time::timeout(timeout, &mut answer).await {
-                    Ok(answer) => answer?,
-                    Err(_) if asked.id() == 0 => {
-                        return Err(Error::new(ErrorKind::Timeout, "the manager could not be asked in time"));
-                    }
-                    Err(_) => {
-                        asked.tell(protocol::EXPIRE, asked.id());
-                        answer.await?
-                    }
-                },
-            }
+        // Dropped before its answer is taken, it says itself that nobody has read that.
+        let pending = link.send(request, 1, Brings::AGrant)?;
+        let id = pending.id;
+        let mut answer = pin!(pending.answer());
+        let answer = match timeout {
+            None => answer.await?,
+            Some(timeout) => match tokio::time::timeout(timeout, &mut answer).await {
+                Ok(answer) => answer?,
+                Err(_) if pending.withdraw() => {
+                    return Err(Error::new(ErrorKind::Timeout, "the manager could not be asked in time"));
+                }
+                Err(_) => {
+                    link.tell_of(protocol::EXPIRE, id);
+                    answer.await?
+                }
+            },
         };
         fault::point("manager.got");
-        Ok((reader, asked))
+        let asked = Self { handle: handle.clone(), id, is_read: false };
+        Ok((link.open(answer)?, asked))
     }
 
     /// The number of the request that asked.
     pub(super) fn id(&self) -> u64 {
-        self.id.load(Relaxed)
+        self.id
     }
 
     /// What it brought is taken for good.
@@ -173,21 +176,72 @@ impl Asked {
     }
 
     fn settle(&mut self, how: u8) {
-        let id = std::mem::take(self.id.get_mut());
+        let id = std::mem::take(&mut self.id);
         if id != 0 {
-            self.tell(how, id);
+            self.handle.link.tell_of(how, id);
         }
-    }
-
-    fn tell(&self, what: u8, id: u64) {
-        let mut request = Writer::request(what);
-        request.number(id);
-        self.handle.link.tell(request);
     }
 }
 
 impl Drop for Asked {
     fn drop(&mut self) {
         self.settle(if self.is_read { protocol::GIVE_BACK } else { protocol::UNREAD });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::link::Link;
+    use super::super::played::{Played, fill, linked, proxy};
+    use super::super::primitives::{Held, LockProxy};
+    use super::super::queue::{Items, QueueProxy};
+    use super::super::{protocol::RELEASE, proxy};
+    use super::*;
+    use futures::FutureExt;
+
+    fn full() -> (Arc<Link>, Played) {
+        let (link, manager) = linked();
+        fill(&link);
+        (link, manager)
+    }
+
+    #[tokio::test]
+    async fn what_was_sent_once_there_was_room_and_dropped_unpolled_is_given_back() {
+        let (link, mut manager) = full();
+        let lock = LockProxy(proxy::<Held>(&link));
+        let (kind, id) = manager.drop_once_sent(lock.acquire()).await;
+        assert_eq!((kind, manager.next().await), (protocol::WAIT, (protocol::UNREAD, id)));
+        let (link, mut manager) = full();
+        let queue = QueueProxy(proxy::<Items<u32>>(&link));
+        let (kind, id) = manager.drop_once_sent(queue.get()).await;
+        assert_eq!((kind, manager.next().await), (protocol::WAIT, (protocol::UNREAD, id)));
+    }
+
+    #[tokio::test]
+    async fn an_object_made_for_a_call_that_was_sent_once_there_was_room_and_dropped_unpolled_goes() {
+        let (link, mut manager) = full();
+        let (kind, id) = manager.drop_once_sent(proxy::create(&link, Held::default, ())).await;
+        assert_eq!((kind, id), (protocol::CALL, 1));
+        manager.answer(id, |answer| answer.made(42)).await;
+        assert_eq!(manager.next().await, (RELEASE, 42));
+    }
+
+    #[tokio::test]
+    async fn a_put_is_not_sent_after_its_time_and_one_that_was_sent_is_the_managers_word() {
+        let (link, mut manager) = full();
+        let queue = QueueProxy(proxy::<Items<u32>>(&link));
+        let error = queue.put_timeout(1, Duration::from_millis(1)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Timeout);
+        let mut putting = Box::pin(queue.put_timeout(2, Duration::from_millis(1)));
+        assert!((&mut putting).now_or_never().is_none());
+        let (kind, id) = manager.next().await;
+        assert_eq!((kind, id), (protocol::WAIT, 2));
+        let answer = async {
+            assert_eq!(manager.next().await, (protocol::EXPIRE, id));
+            manager.answer(id, |answer| answer.append_part(&Lend(())).unwrap()).await;
+        };
+        let (put, ()) = futures::join!(putting, answer);
+        put.unwrap();
+        assert_eq!(manager.next().await, (protocol::TOOK, id));
     }
 }
