@@ -170,8 +170,11 @@ impl Wire {
             }
         }
         // The lines' readers hear of room, and of the other end's going, in the runtimes that listen.
-        let listens = self.room.listen().and_then(|()| self.rx.listen());
-        listens.map_err(|error| Error::io("cannot wait for room in the pipe to a manager", error))?;
+        if let Err(error) = self.room.listen().and_then(|()| self.rx.listen()) {
+            // Others may have come meanwhile, here too.
+            self.send_what_waits();
+            return Err(Error::io("cannot wait for room in the pipe to a manager", error));
+        }
         Ok(Some(self.put_out(request, Some(number))))
     }
 
@@ -411,5 +414,25 @@ mod tests {
         wire.send_what_waits();
         assert_eq!(manager.next().await, (WAIT, 1));
         assert_eq!(manager.next().await, (UNREAD, 1));
+    }
+
+    /// Somebody finds the pipe taken, by one who then cannot wait for room.
+    #[test]
+    fn who_cannot_wait_for_room_still_sends_what_others_left() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (link, mut manager) = {
+            let _inside = runtime.enter();
+            linked()
+        };
+        let mut told = false;
+        meddle(link.wire().unwrap(), move |wire| {
+            let mut request = Writer::request(RELEASE);
+            request.number(5);
+            (!std::mem::replace(&mut told, true)).then(|| wire.tell(request.seal())).map(|()| ErrorKind::Full)
+        });
+        let mut request = link.request(COUNT);
+        request.number(0);
+        assert!(link.send(request, 1, Brings::Values).is_err(), "outside of a runtime nobody can wait");
+        assert_eq!(runtime.block_on(manager.next()), (RELEASE, 5));
     }
 }
