@@ -20,7 +20,8 @@
 //! | an order is given up, after its last item | the worker | Release, by the ring | the pool, if no item of it was started: no result tells that there is room |
 //! | `ASKED` -> an item that should stop | the pool | Release | who waits for it in the worker |
 //! | `CLOSED` | the pool | Release | the worker |
-//! | `PAST`, `RESIDENT`, `PEAK` | the worker | Release | those of its threads that wait for `ASKED` |
+//! | `WATCHED` -> the item at work, and to 0 after it | the worker | Release | with 0: its threads that wait for `ASKED` |
+//! | `RESIDENT`, `PEAK` | the worker | Release | - |
 //!
 //! # Invariants
 //! 1. An item is started by the worker or taken back by the pool, never both: both change one word.
@@ -73,8 +74,8 @@ mod word {
     pub(super) const RESULTS_HEAD: usize = 64;
     pub(super) const CLOSED: usize = 80;
     pub(super) const ASKED: usize = 81;
-    /// The number of the first order that is not done, for threads of the worker that wait for `ASKED`.
-    pub(super) const PAST: usize = 82;
+    /// The item for which a thread of the worker waits for `ASKED`, as it is there; 0 is none.
+    pub(super) const WATCHED: usize = 82;
     /// Bytes of memory that the worker had when it last looked, now and at most.
     pub(super) const RESIDENT: usize = 83;
     pub(super) const PEAK: usize = 84;
@@ -350,28 +351,38 @@ impl StopSign {
         Self { index, ..self.clone() }
     }
 
-    pub(crate) fn index(&self) -> u32 {
-        self.index
+    fn item(&self) -> u64 {
+        asked(self.number, self.index)
+    }
+
+    /// Whether it is the same item's.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        self.item() == other.item()
     }
 
     pub(crate) fn is_shown(&self) -> bool {
-        self.region.words()[word::ASKED].load(Acquire) == asked(self.number, self.index)
+        self.region.words()[word::ASKED].load(Acquire) == self.item()
     }
 
-    /// Blocks until it is shown (true) or the order is done.
+    /// From now on a thread waits for it, until [`dismiss`](Self::dismiss).
+    pub(crate) fn watch(&self) {
+        self.region.words()[word::WATCHED].store(self.item(), Release);
+    }
+
+    /// Blocks until it is shown (true) or need not be watched any more.
     pub(crate) fn blocking_wait(&self) -> io::Result<bool> {
         let line = Line::new(self.region.clone(), word::STOP, None)?;
-        let is_past = || self.region.words()[word::PAST].load(Acquire) > u64::from(self.number);
+        let is_over = || self.region.words()[word::WATCHED].load(Acquire) != self.item();
         let shown = until_blocking(&line, None, || match self.is_shown() {
-            false if is_past() => Some(false),
+            false if is_over() => Some(false),
             shown => shown.then_some(true),
         })?;
         Ok(shown == Some(true))
     }
 
-    /// The order is done: whoever waits need not any more.
+    /// The item is done: whoever waits need not any more.
     pub(crate) fn dismiss(&self) {
-        self.region.words()[word::PAST].store(u64::from(self.number) + 1, Release);
+        self.region.words()[word::WATCHED].store(0, Release);
         if let Ok(line) = Line::new(self.region.clone(), word::STOP, None) {
             line.notify_all();
         }

@@ -1,7 +1,7 @@
 //! What a task can ask about itself, inside its worker.
 
 use crate::channel::lane::StopSign;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio_util::sync::CancellationToken;
 
@@ -15,11 +15,14 @@ pub struct CurrentTask {
 
 struct Running {
     task: CurrentTask,
-    token: Option<(u32, CancellationToken)>,
+    /// Of the item at work, if it has asked for it.
+    token: Option<CancellationToken>,
 }
 
 static RUNNING: Mutex<Option<Running>> = Mutex::new(None);
 static INDEX: AtomicU32 = AtomicU32::new(0);
+/// The item at work, or the one before it, has a token.
+static HAS_TOKEN: AtomicBool = AtomicBool::new(false);
 
 fn running() -> MutexGuard<'static, Option<Running>> {
     RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
@@ -70,27 +73,34 @@ impl CurrentTask {
         self.stop.is_shown()
     }
 
-    /// A token that is cancelled when the task is to stop. The first of a task takes a thread, which sleeps until then.
+    /// A token that is cancelled when the task is to stop. The first of a task takes a thread, which sleeps until then,
+    /// and goes with the task.
     pub fn cancellation(&self) -> CancellationToken {
-        let index = self.stop.index();
         let mut running = running();
-        let mine = |of: &u32| *of == index;
-        match running.as_mut().map(|running| &mut running.token) {
-            Some(Some((of, token))) if mine(of) => token.clone(),
-            slot => {
-                let token = CancellationToken::new();
-                slot.into_iter().for_each(|slot| *slot = Some((index, token.clone())));
-                let (stop, shown) = (self.stop.clone(), token.clone());
-                let watch = move || {
-                    if stop.blocking_wait().is_ok_and(|shown| shown) {
-                        shown.cancel();
-                    }
-                };
-                // Without a thread it still can ask.
-                let _ = std::thread::Builder::new().name("mp-stop".into()).spawn(watch);
-                token
+        let at_work = |running: &&mut Running| running.task.stop.of_item(INDEX.load(Relaxed)).is(&self.stop);
+        let Some(running) = running.as_mut().filter(at_work) else {
+            // Of one that is over nothing is heard any more.
+            let token = CancellationToken::new();
+            if self.is_cancelled() {
+                token.cancel();
             }
-        }
+            return token;
+        };
+        let watch = || {
+            let token = CancellationToken::new();
+            let (stop, shown) = (self.stop.clone(), token.clone());
+            stop.watch();
+            HAS_TOKEN.store(true, Relaxed);
+            let watch = move || {
+                if stop.blocking_wait().is_ok_and(|shown| shown) {
+                    shown.cancel();
+                }
+            };
+            // Without a thread it still can ask.
+            let _ = std::thread::Builder::new().name("mp-stop".into()).spawn(watch);
+            token
+        };
+        running.token.get_or_insert_with(watch).clone()
     }
 }
 
@@ -111,12 +121,26 @@ pub(super) fn begin(label: &'static str, attempt: u32, stop: StopSign) {
 /// An item of it starts.
 #[inline]
 pub(super) fn starts(index: u32) {
+    if HAS_TOKEN.load(Relaxed) {
+        dismiss(&mut running());
+    }
     INDEX.store(index, Relaxed);
 }
 
-/// The order is done. Threads that wait for a stop sign of it go.
+/// The order is done.
 pub(super) fn end() {
-    if let Some(Running { task, token: Some(_) }) = running().take() {
+    let mut running = running();
+    dismiss(&mut running);
+    *running = None;
+}
+
+/// The thread that waits for a stop sign goes: its item is done.
+#[cold]
+fn dismiss(running: &mut Option<Running>) {
+    HAS_TOKEN.store(false, Relaxed);
+    if let Some(Running { task, token }) = running
+        && token.take().is_some()
+    {
         task.stop.dismiss();
     }
 }
