@@ -92,14 +92,18 @@ async fn end_of(
         loop {
             tokio::select! {
                 status = &mut exit => break status,
-                ready = pipe.readable() => if ready.is_err() || !tail.take_in(&pipe) {
-                    break exit.await;
-                },
+                ready = pipe.readable() => {
+                    if ready.is_err() || !tail.take_in(&pipe, TURN, &mut std::io::stderr()) {
+                        break exit.await;
+                    }
+                    // Who writes without a break holds up neither deadlines nor others.
+                    tokio::task::yield_now().await;
+                }
             }
         }
     };
     // What it wrote before its end is there; whom else it gave its stderr may write on, to nobody.
-    tail.take_in(&pipe);
+    tail.take_in(&pipe, LARGEST_PIPE, &mut std::io::stderr());
     (hire.seat, hire.generation, status, tail.last(lines))
 }
 
@@ -109,24 +113,29 @@ struct Tail(Vec<u8>);
 
 /// How much of a worker's stderr an error may quote.
 const TAIL: usize = 4096;
+/// As much of a stderr is handed on in one go: what a pipe holds by default.
+const TURN: usize = 64 << 10;
+const LARGEST_PIPE: usize = 1 << 20;
 
 impl Tail {
-    /// Hands on to our own stderr what is there; false at its end.
-    fn take_in(&mut self, pipe: &pipe::Receiver) -> bool {
-        let mut bytes = [0; TAIL];
-        loop {
+    /// Hands on to `ours` what is there, about `most` bytes of it; false at its end.
+    fn take_in(&mut self, pipe: &pipe::Receiver, most: usize, ours: &mut impl Write) -> bool {
+        let (mut bytes, mut taken) = ([0; TAIL], 0);
+        while taken < most {
             match pipe.try_read(&mut bytes) {
                 Ok(0) => return false,
                 Ok(count) => {
+                    taken += count;
                     let said = bytes.get(..count).unwrap_or_default();
                     // Without a stderr of our own there is nobody to tell.
-                    let _ = std::io::stderr().write_all(said);
+                    let _ = ours.write_all(said);
                     self.0.extend_from_slice(said);
                     self.0.drain(..self.0.len().saturating_sub(TAIL));
                 }
                 Err(error) => return error.kind() == std::io::ErrorKind::WouldBlock,
             }
         }
+        true
     }
 
     fn last(&self, lines: usize) -> Option<String> {
@@ -166,4 +175,36 @@ fn start(shared: &Shared, hire: &Hire) -> Result<Process<Result<()>>> {
     let name = format!("{name} (pid {})", process.pid());
     shared.hired(hire, (name, process.pid()), process.killer(), lane, orders, results);
     Ok(process)
+}
+
+#[cfg(all(test, not(multiprocess_loom)))]
+mod tests {
+    use super::*;
+    use std::io::PipeWriter;
+
+    /// Goes on writing while it is read, as a worker on another CPU would.
+    struct Endless(PipeWriter, usize);
+
+    impl Write for Endless {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.1 += bytes.len();
+            assert!(self.1 <= 2 * TURN, "it is read without an end");
+            self.0.write_all(bytes)?;
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stderr_that_never_ends_lets_others_have_their_turns() {
+        let (reader, writer) = std::io::pipe().unwrap();
+        let reader = pipe::Receiver::from_owned_fd(reader.into()).unwrap();
+        let (mut tail, mut writer) = (Tail::default(), Endless(writer, 0));
+        writer.write_all(b"on and on\n").unwrap();
+        reader.readable().await.unwrap();
+        assert!(tail.take_in(&reader, TURN, &mut writer));
+        assert_eq!(tail.last(1).as_deref(), Some("on and on"));
+    }
 }
