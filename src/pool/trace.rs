@@ -11,8 +11,9 @@ use serde::{Deserialize, Serialize};
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::fmt::Debug;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use tracing::callsite::{Callsite, Identifier};
 use tracing::dispatcher::{self, DefaultGuard};
 use tracing::field::{Field, FieldSet, Value, ValueSet, Visit};
@@ -335,12 +336,20 @@ impl Ear {
 
     /// Tells it, without that lock: subscribers are the user's code. Who is at it does it for all.
     pub(super) fn pass_on(&self) {
-        loop {
-            let Ok(mut spans) = self.spans.try_lock() else { return };
-            let next = lock(&self.heard).pop_front();
-            let Some((caller, bytes)) = next else { return };
-            if let Ok(told) = wire::decode_bytes(&bytes, Vec::new()) {
-                self.tell(&mut spans, &caller, told);
+        // What others leave to us comes before we let go, or is seen here.
+        while !lock(&self.heard).is_empty() {
+            let mut spans = match self.spans.try_lock() {
+                Ok(spans) => spans,
+                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) => return,
+            };
+            loop {
+                let next = lock(&self.heard).pop_front();
+                let Some((caller, bytes)) = next else { break };
+                if let Ok(told) = wire::decode_bytes(&bytes, Vec::new()) {
+                    // A subscriber that panics has said so; whoever is to be woken after this has no part in it.
+                    let _ = catch_unwind(AssertUnwindSafe(|| self.tell(&mut spans, &caller, told)));
+                }
             }
         }
     }
@@ -496,5 +505,42 @@ impl Content {
             Content::Text(text) => Box::new(text.as_str()),
             Content::Shown(text) => Box::new(tracing::field::display(text)),
         }
+    }
+}
+
+#[cfg(all(test, not(multiprocess_loom)))]
+mod tests {
+    use super::*;
+
+    struct Panics;
+
+    impl Subscriber for Panics {
+        fn enabled(&self, _: &Metadata<'_>) -> bool {
+            panic!("no");
+        }
+        fn new_span(&self, _: &Attributes<'_>) -> Id {
+            Id::from_u64(1)
+        }
+        fn record(&self, _: &Id, _: &Record<'_>) {}
+        fn record_follows_from(&self, _: &Id, _: &Id) {}
+        fn event(&self, _: &Event<'_>) {}
+        fn enter(&self, _: &Id) {}
+        fn exit(&self, _: &Id) {}
+    }
+
+    #[test]
+    fn a_subscriber_that_panics_keeps_nothing_from_others() {
+        let caller = Arc::new(Caller { dispatch: Dispatch::new(Panics), span: Span::none() });
+        let ear = Ear::new(1);
+        for _ in 0..2 {
+            let (text, level) = (String::new(), number_of(Level::INFO));
+            let (name, target, fields) = (text.clone(), text, Vec::new());
+            let site = Place { is_span: false, name, target, level, file: None, line: None, module: None, fields };
+            let mut bytes = Vec::new();
+            wire::append(&Told::Event { parent: None, site, values: Values::default() }, &mut bytes).unwrap();
+            ear.hear(&caller, &bytes);
+        }
+        ear.pass_on();
+        assert!(lock(&ear.heard).is_empty());
     }
 }
