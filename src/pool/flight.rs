@@ -185,6 +185,10 @@ impl Flight {
         // Who looks need not be woken. But others must not depend on our being polled.
         if shared.out() <= group.items().out {
             alarm.disarm();
+            // Who came, armed it and went to sleep in between is seen now.
+            if shared.out() > group.items().out {
+                shared.stir();
+            }
         }
         match self.watchful.look(alarm, &mut attempt) {
             Seen::Found(block) => Poll::Ready(Some(block)),
