@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 mod common;
-use common::pool::{Gate, MS, is_gone, kill, nap, pid, say_and_stay, say_and_wait, square, stuck};
+use common::pool::{Gate, MS, die, is_gone, kill, nap, pid, say_and_stay, say_and_wait, square, stuck};
 use common::{
     Deadline, Random, chaos, eventually, falls_asleep, go_on, holdings, in_child, is_asleep, resident, stop, within,
 };
@@ -245,6 +245,36 @@ async fn who_is_asked_to_stop_and_does_keeps_its_worker() -> mp::Result<()> {
     Ok(())
 }
 
+/// Of the items of one order each may have a token; the thread that it takes goes with the item, and not with the order.
+#[tokio::test]
+async fn a_token_takes_one_thread_and_only_while_its_item_is_at_work() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::new(1)?;
+    let watched = |n: u32| {
+        let token = mp::current_task().expect("inside a worker").cancellation();
+        let threads = || std::fs::read_dir("/proc/self/task").expect("a list").count();
+        let start = Instant::now();
+        while n == 99 && threads() > 3 && start.elapsed() < Duration::from_secs(10) {
+            std::thread::sleep(MS);
+        }
+        (token.is_cancelled(), threads())
+    };
+    let last = within(pool.map(watched, 0..100).chunksize(100)).await?.pop().expect("a result each");
+    assert!(!last.0 && last.1 <= 3, "{last:?}");
+    // The token of one that was not the first of its order.
+    let asked = |n: u32| {
+        let token = mp::current_task().expect("inside a worker").cancellation();
+        let start = Instant::now();
+        while n == 1 && !token.is_cancelled() && start.elapsed() < Duration::from_secs(10) {
+            std::thread::sleep(MS);
+        }
+        token.is_cancelled()
+    };
+    let both = pool.map(asked, 0..2).chunksize(2).timeout(30 * MS).grace(Duration::from_secs(10));
+    assert_eq!(within(both).await?, [false, true]);
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_retry_backs_off_and_knows_which_attempt_it_is() -> mp::Result<()> {
     let _deadline = Deadline::start();
@@ -364,6 +394,75 @@ async fn what_cannot_be_read_is_the_error_of_its_item_however_often() -> mp::Res
     }
     assert_eq!(pool.apply(pid, ()).await?, worker);
     Ok(())
+}
+
+/// A call that was given up leaves the queue though what is in front of it stays there, and however many there are.
+#[tokio::test]
+async fn what_was_cancelled_is_not_kept_while_all_workers_are_busy() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::new(1)?;
+    let begun = Queue::unbounded()?;
+    let _running = pool.apply_async(say_and_stay, (begun.clone(),));
+    begun.get().await?;
+    let _first_in_line = pool.apply_async(square, (1,));
+    for late in [false, true] {
+        let mut map = pool.map(square, 0..100);
+        let mut progress = map.progress();
+        if late {
+            let mut map = Box::pin(map.queue_timeout(20 * MS));
+            assert_eq!(within(map.as_mut()).await.unwrap_err().kind(), ErrorKind::Timeout);
+        } else {
+            assert!(futures::poll!(Box::pin(map)).is_pending());
+        }
+        // Whoever tells of it is gone.
+        let gone = async { while progress.changed().await.is_ok() {} };
+        within(gone).await;
+    }
+    Ok(())
+}
+
+/// As many calls as wait, each costs the same: also of a pool that grows, and once somebody has had a worker to himself.
+#[tokio::test]
+async fn many_calls_that_wait_cost_no_more_than_few() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::builder().workers(0..=1).build()?;
+    drop(within(pool.checkout()).await?);
+    let begun = Queue::unbounded()?;
+    let _running = pool.apply_async(say_and_stay, (begun.clone(),));
+    begun.get().await?;
+    let start = Instant::now();
+    let _calls: Vec<_> = (0..20_000).map(|n| pool.apply_async(square, (n,))).collect();
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    pool.terminate();
+    Ok(())
+}
+
+/// An item that is tried again has started; it is not said to have waited for too long.
+#[tokio::test]
+async fn a_retry_that_waits_for_a_worker_is_not_late() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::builder().workers(1).initializer(nap, (150,)).build()?;
+    pool.apply(square, (1,)).await?;
+    let dies_once = || match mp::current_task().expect("inside a worker").attempt() {
+        0 => std::process::abort(),
+        attempt => attempt,
+    };
+    assert_eq!(within(pool.apply(dies_once, ()).retries(1).queue_timeout(100 * MS)).await?, 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_was_cancelled_before_its_next_try_holds_up_no_end() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::new(1)?;
+    let worker = pool.apply(pid, ()).await?;
+    let mut call = Box::pin(pool.apply(die, ()).retries(3).back_off(Duration::from_secs(3600)));
+    falls_asleep(call.as_mut()).await;
+    eventually("it has died", || is_gone(worker) && pool.stats().workers.iter().all(|other| other.pid != worker)).await;
+    drop(call);
+    assert_eq!(pool.stats().queued, 0);
+    pool.close();
+    within(pool.join()).await
 }
 
 /// `lane`: killed between giving such an order up and the notice of that.

@@ -14,7 +14,11 @@ impl State {
         match event {
             Event::Overrun(place) => self.overrun(place, now, after),
             Event::Kill(place, item) => self.kill(place, item, after),
-            Event::Retry(group, chunk) => self.again(&group, chunk, after),
+            Event::Retry(group, chunk) => {
+                let resting = group.items().resting;
+                group.items().resting = resting.saturating_sub(1);
+                self.again(&group, chunk, after);
+            }
             Event::Queued(group) => self.queued_out(&group, now, after),
             Event::Share => self.share(now, after),
             Event::Hire => {}
@@ -96,20 +100,38 @@ impl State {
         worker.kill(Some(doom));
     }
 
+    /// Sees to it that nothing of `group` waits for too long, from `now` on: one timer at a time does for all of it.
+    pub(super) fn watch_queue(&mut self, group: &Arc<Group>, now: Instant, after: &mut After) {
+        let Some(limit) = group.options.queue_timeout else { return };
+        if !std::mem::replace(&mut group.items().is_watched, true) {
+            self.at(later(now, limit), Event::Queued(group.clone()), after);
+        }
+    }
+
     fn queued_out(&mut self, group: &Arc<Group>, now: Instant, after: &mut After) {
         let Some(limit) = group.options.queue_timeout else { return };
         let is_late = |chunk: &Chunk| chunk.queued.is_some_and(|queued| now >= later(queued, limit));
-        let (late, next) = {
+        let (late, mut next, is_empty) = {
             let mut items = group.items();
+            items.is_watched = false;
             let (late, rest): (Vec<_>, Vec<_>) = items.pending.drain(..).partition(is_late);
             items.pending = rest.into();
-            (late, items.pending.iter().filter_map(|chunk| chunk.queued).min())
+            let is_empty = items.is_queued && items.pending.is_empty();
+            (late, items.pending.iter().filter_map(|chunk| chunk.queued).min(), is_empty)
         };
+        if is_empty {
+            self.queue.was_emptied();
+        }
         late.iter().for_each(|chunk| after.fail_pending(group, chunk, || group.queued_out()));
         // What a worker has and has not begun waits as well.
         for (_, worker) in self.workers() {
             for running in worker.running.iter_mut() {
-                if Arc::ptr_eq(&running.group, group) && is_late(&running.chunk) {
+                if !Arc::ptr_eq(&running.group, group) {
+                    continue;
+                }
+                if !is_late(&running.chunk) {
+                    next = next.into_iter().chain(running.chunk.queued).min();
+                } else {
                     let claim = worker.lane.take_back(running.number, 0);
                     worker.given -= (running.end - claim.end) as usize;
                     after.fail(group, &running.chunk, (claim.end, running.end), || group.queued_out());
@@ -119,7 +141,7 @@ impl State {
             worker.pop_complete(None, &mut Vec::new());
         }
         if let Some(next) = next {
-            self.at(later(next, limit), Event::Queued(group.clone()), after);
+            self.watch_queue(group, next, after);
         }
     }
 
@@ -143,5 +165,33 @@ impl State {
             }
         }
         self.collect(after);
+    }
+}
+
+#[cfg(all(test, not(multiprocess_loom)))]
+mod tests {
+    use super::*;
+    use crate::pool::group::Options;
+    use crate::process::entry;
+
+    #[test]
+    fn what_waits_has_one_timer_however_much_it_is() {
+        let (mut state, mut after) = (State::default(), After::default());
+        let options = Options { queue_timeout: Some(Duration::from_secs(3600)), ..Options::default() };
+        let group = Arc::new(Group::new(entry::Call::of(|| ()), "f", options));
+        let now = Instant::now();
+        for first in 0..1000 {
+            group.items().out += 1;
+            let mut chunk = Chunk::new(first);
+            (chunk.count, chunk.queued) = (1, Some(now + Duration::from_secs(first)));
+            state.watch_queue(&group, now, &mut after);
+            state.enqueue(&group, [chunk].into_iter(), false);
+        }
+        assert_eq!(state.timers.len(), 1);
+        // The first half has waited for too long, and the next of the others is watched.
+        state.timers.clear();
+        state.queued_out(&group, now + Duration::from_secs(3600 + 499), &mut after);
+        assert_eq!((after.settled, group.items().pending.len(), state.timers.len()), (500, 500, 1));
+        assert_eq!(state.timers.peek().map(|timer| timer.0.at), Some(now + Duration::from_secs(3600 + 500)));
     }
 }

@@ -37,7 +37,6 @@ impl State {
 
     /// Gives out what waits, as long as there is a worker for it.
     pub(super) fn dispatch(&mut self, after: &mut After) {
-        // What waits for one certain worker, or for one to itself, holds up no checkout.
         let mut aside = Vec::new();
         while let Some(group) = self.queue.front().cloned() {
             let next = {
@@ -51,12 +50,7 @@ impl State {
             };
             let depth = if group.is_quick() { 1 + PREFETCH } else { 1 };
             let (lease, acquires) = (group.options.lease, group.options.acquires);
-            let is_certain = lease > 0 && !acquires;
-            if !is_certain && !aside.is_empty() && aside.iter().any(|group: &Arc<Group>| group.options.acquires) {
-                self.queue.pop_front();
-                aside.push(group);
-                continue;
-            }
+            let is_certain = group.is_certain();
             let serves = |worker: &Worker| match acquires {
                 true => worker.lease == 0 && worker.running.is_empty(),
                 false => worker.lease == lease,
@@ -68,11 +62,12 @@ impl State {
                 self.call_in(after);
             }
             let Some((seat, _)) = best else {
-                if lease == 0 && self.leases == 0 {
+                // Nobody is free for those behind it either; or they stand back, so that one has nothing to do.
+                if !is_certain {
                     break;
                 }
                 self.queue.pop_front();
-                if is_certain && !self.workers().any(|(_, worker)| worker.lease == lease) {
+                if !self.workers().any(|(_, worker)| worker.lease == lease) {
                     let pending = {
                         let mut items = group.items();
                         items.is_queued = false;

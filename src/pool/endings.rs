@@ -1,9 +1,11 @@
 //! What comes to an end: a worker, with the item that it was at; what can no longer be done; the pool.
 
+use super::group::Group;
 use super::state::{After, Event, Phase, Rules, Running, State, broken, later};
 use crate::error::{Error, ErrorKind, Result};
 use std::cmp::Reverse;
 use std::process::ExitStatus;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Workers that end this soon, so often in a row, without having done anything, are a crash loop.
@@ -82,11 +84,15 @@ impl State {
                     continue;
                 }
                 let mut again = chunk.part(item, item + 1);
-                again.attempt += 1;
+                // It has started once; from here on it may wait.
+                (again.attempt, again.queued) = (again.attempt + 1, None);
                 let wait = group.options.back_off.saturating_mul(1 << chunk.attempt.min(16));
                 match wait.is_zero() {
                     true => self.again(&group, again, after),
-                    false => self.at(later(Instant::now(), wait), Event::Retry(group.clone(), again), after),
+                    false => {
+                        group.items().resting += 1;
+                        self.at(later(Instant::now(), wait), Event::Retry(group.clone(), again), after);
+                    }
                 }
             }
         }
@@ -148,7 +154,7 @@ impl State {
 
     /// Settles everything that no worker has.
     pub(super) fn fail_waiting(&mut self, after: &mut After, error: impl Fn() -> Error) {
-        for group in std::mem::take(&mut self.queue) {
+        while let Some(group) = self.queue.pop_front() {
             let pending = {
                 let mut items = group.items();
                 items.is_queued = false;
@@ -164,6 +170,20 @@ impl State {
             }
         }
         after.nudge = true;
+    }
+
+    /// What of `group` waits for its next try is not tried again.
+    pub(super) fn forget_retries(&mut self, group: &Arc<Group>, after: &mut After) {
+        if std::mem::take(&mut group.items().resting) == 0 {
+            return;
+        }
+        self.timers.retain(|Reverse(timer)| match &timer.event {
+            Event::Retry(of, chunk) if Arc::ptr_eq(of, group) => {
+                after.fail(group, chunk, (0, chunk.count), || group.was_cancelled());
+                false
+            }
+            _ => true,
+        });
     }
 
     /// Sends the workers home when nothing is left and nothing can come.

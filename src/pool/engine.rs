@@ -225,10 +225,10 @@ impl Shared {
             let items = chunks.iter().map(|chunk| chunk.count as usize).sum::<usize>();
             group.items().out += items;
             state.out += items;
-            if let Some(limit) = group.options.queue_timeout {
+            if group.options.queue_timeout.is_some() {
                 let now = after.now();
                 chunks.iter_mut().for_each(|chunk| chunk.queued = Some(now));
-                state.at(later(now, limit), Event::Queued(group.clone()), after);
+                state.watch_queue(group, now, after);
             }
             let refused = match &state.broken {
                 _ if state.is_shut => Some(shut()),
@@ -403,15 +403,19 @@ impl Shared {
     /// Nobody waits for the rest of these items: what has not started never does, what runs is asked, then killed.
     pub(super) fn cancel(&self, group: &Arc<Group>) {
         self.with(|state, after| {
-            let (pending, was_cancelled) = {
+            let (pending, was_cancelled, is_queued) = {
                 let mut items = group.items();
                 let was = std::mem::replace(&mut items.is_cancelled, true);
-                (std::mem::take(&mut items.pending), was)
+                (std::mem::take(&mut items.pending), was, items.is_queued)
             };
             if was_cancelled {
                 return;
             }
+            if is_queued {
+                state.queue.was_emptied();
+            }
             pending.iter().for_each(|chunk| after.fail_pending(group, chunk, || group.was_cancelled()));
+            state.forget_retries(group, after);
             state.revoke(group, after);
             state.dispatch(after);
             state.plan_to_look(after);

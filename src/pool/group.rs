@@ -237,6 +237,10 @@ pub(super) struct Items {
     pub(super) is_queued: bool,
     /// Nobody waits for the rest any more.
     pub(super) is_cancelled: bool,
+    /// Somebody sees to it that nothing of it waits for too long.
+    pub(super) is_watched: bool,
+    /// Items that wait before they are tried again.
+    pub(super) resting: usize,
     /// Items handed in and not settled.
     pub(super) out: usize,
     /// Bytes of the arguments of items handed in and not settled.
@@ -260,6 +264,11 @@ impl Group {
     /// Locked after the pool's state, never before.
     pub(super) fn items(&self) -> MutexGuard<'_, Items> {
         self.items.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether its items are for one certain worker.
+    pub(super) fn is_certain(&self) -> bool {
+        self.options.lease > 0 && !self.options.acquires
     }
 
     /// How many items a chunk should have now.

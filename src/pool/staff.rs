@@ -19,9 +19,21 @@ impl State {
         if self.rules.least == self.rules.most || !self.needs_workers(after) {
             return;
         }
-        let wanted: usize = self.queue.iter().map(|group| group.items().pending.len()).sum();
+        let free = self.seats[..self.rules.most].iter().filter(|seat| !seat.is_taken()).count();
+        if free == 0 {
+            return;
+        }
         let coming = self.seats.iter().filter(|seat| seat.vacant.is_some() || seat.is_hiring || seat.is_beginning());
-        let wanted = wanted.saturating_sub(coming.count());
+        let coming = coming.count();
+        // As far as it matters: this is asked for each call that finds nobody free.
+        let mut waiting = 0;
+        for group in self.queue.iter() {
+            waiting += group.items().pending.len();
+            if waiting >= coming + free {
+                break;
+            }
+        }
+        let wanted = waiting.saturating_sub(coming);
         let now = Instant::now();
         let free = self.seats[..self.rules.most].iter_mut().filter(|seat| !seat.is_taken());
         for seat in free.take(wanted) {

@@ -24,7 +24,7 @@ pub(super) const AGAIN: Duration = Duration::from_millis(1);
 #[derive(Default)]
 pub(super) struct State {
     pub(super) seats: Vec<Seat>,
-    pub(super) queue: VecDeque<Arc<Group>>,
+    pub(super) queue: Queue,
     pub(super) timers: BinaryHeap<Reverse<Timer>>,
     /// With more than this, those that matter no more are let go of.
     pub(super) most_timers: usize,
@@ -51,6 +51,69 @@ pub(super) struct State {
     pub(super) waits: Histogram,
     pub(super) runs: Histogram,
     pub(super) leases: u64,
+}
+
+/// Calls with something to give out, each once, in their turns: those for one certain worker first, for they hold up nobody.
+#[derive(Default)]
+pub(super) struct Queue {
+    groups: VecDeque<Arc<Group>>,
+    /// So many at the front are for one certain worker.
+    certain: usize,
+    /// About so many have nothing left to give out.
+    empty: usize,
+}
+
+impl Queue {
+    pub(super) fn front(&self) -> Option<&Arc<Group>> {
+        self.groups.front()
+    }
+
+    pub(super) fn pop_front(&mut self) -> Option<Arc<Group>> {
+        self.certain = self.certain.saturating_sub(1);
+        self.groups.pop_front()
+    }
+
+    pub(super) fn push_front(&mut self, group: Arc<Group>) {
+        self.certain += usize::from(group.is_certain());
+        self.groups.push_front(group);
+    }
+
+    pub(super) fn push_back(&mut self, group: Arc<Group>) {
+        if group.is_certain() {
+            self.groups.insert(self.certain, group);
+            self.certain += 1;
+        } else {
+            self.groups.push_back(group);
+        }
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<Group>> {
+        self.groups.iter()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.groups.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.groups.is_empty()
+    }
+
+    /// What one of them had to give out is gone. When that is so for half of them they are let go of: a pool whose
+    /// workers are busy for long may be asked for much that is given up again meanwhile.
+    pub(super) fn was_emptied(&mut self) {
+        self.empty += 1;
+        if 2 * self.empty < self.groups.len() {
+            return;
+        }
+        self.empty = 0;
+        self.groups.retain(|group| {
+            let mut items = group.items();
+            items.is_queued = !items.pending.is_empty();
+            items.is_queued
+        });
+        self.certain = self.groups.iter().take_while(|group| group.is_certain()).count();
+    }
 }
 
 /// What the state needs of the settings, and what changes of them.
@@ -307,7 +370,12 @@ impl State {
         match event {
             Event::Overrun(place) | Event::Kill(place, _) => worker(place.seat, place.generation)
                 .is_some_and(|worker| worker.running.iter().any(|running| running.number == place.number)),
-            Event::Queued(group) => group.items().out > 0,
+            Event::Queued(group) => {
+                let mut items = group.items();
+                // The next item has it watched again.
+                items.is_watched = items.out > 0;
+                items.is_watched
+            }
             Event::Age(seat, generation) | Event::Exit(seat, generation) | Event::Initializer(seat, generation, _) => {
                 worker(*seat, *generation).is_some()
             }
