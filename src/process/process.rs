@@ -201,7 +201,10 @@ impl<R> Process<R> {
         }
         self.child.bury();
         if self.child.tells_exit {
-            self.reports().read_exit(&self.child);
+            let is_over = self.reports().read_exit(&self.child);
+            if is_over {
+                reap_inherited(&self.child);
+            }
         } else {
             self.ask_kernel(REAPED_SOON);
         }
@@ -302,6 +305,7 @@ impl<R> Process<R> {
             if self.child.tells_exit {
                 let is_over = self.reports().read_exit(&self.child);
                 if is_over {
+                    reap_inherited(&self.child);
                     return Poll::Ready(Ok(self.child.status()));
                 }
                 let reports = self.reports.get_mut().unwrap_or_else(PoisonError::into_inner);
@@ -391,18 +395,15 @@ impl Reports {
         if let Some(status) = self.read(child.tells_exit) {
             child.learn_status(client::status_of(status));
         }
-        if self.socket.is_none() && child.status().is_none() {
-            reap_inherited(child);
-        }
         self.socket.is_none()
     }
 }
 
-/// Nobody reports any more how `child` ended. As init of a container, or of its part of one, this process gets it to reap:
-/// as soon as the server, which has let go of its sockets, is gone altogether.
+/// The server is gone before it has told how `child` ended, if the status is not known. As init of a container, or of its
+/// part of one, this process gets the child to reap: once the server, which has let go of its sockets, is gone altogether.
 fn reap_inherited(child: &Child) {
     let deadline = Instant::now() + REAPED_SOON;
-    loop {
+    while child.status().is_none() {
         if let Some(status) = pidfd::reap(child.pidfd.as_fd()) {
             return child.learn_status(status);
         }
