@@ -313,7 +313,7 @@ where
 /// What came of a call, encoded, on its way back.
 pub(crate) struct Outcome(Box<dyn Encoded>);
 
-/// The first byte of an outcome's payload.
+/// The last byte of an outcome's payload: so what is large is not moved to take it off.
 const VALUE: &[u8] = &[0];
 const ERROR: &[u8] = &[1];
 const TEXT: u8 = 2;
@@ -345,11 +345,7 @@ impl Outcome {
 
     /// The result that `parts` and `attachments` brought here.
     pub(crate) fn read<R: DeserializeOwned + 'static>(mut parcel: Parcel) -> Result<R> {
-        let tag = parcel.bytes.first().copied();
-        if !parcel.bytes.is_empty() {
-            parcel.bytes.remove(0);
-        }
-        match tag {
+        match parcel.bytes.pop() {
             Some(0) => wire::decode(parcel),
             Some(1) => Err(wire::decode(parcel)?),
             Some(_) => Err(Error::other(String::from_utf8_lossy(&parcel.bytes).into_owned())),
@@ -386,7 +382,7 @@ struct Told<R> {
 
 impl<R: 'static> Encoded for Told<R> {
     fn parts(&self) -> [&[u8]; 2] {
-        [self.tag, self.message.payload(&self.value)]
+        [self.message.payload(&self.value), self.tag]
     }
 
     fn attachments(&self) -> &[Attachment] {
@@ -396,7 +392,7 @@ impl<R: 'static> Encoded for Told<R> {
 
 impl Encoded for Vec<u8> {
     fn parts(&self) -> [&[u8]; 2] {
-        [&[TEXT], self]
+        [self, &[TEXT]]
     }
 
     fn attachments(&self) -> &[Attachment] {

@@ -163,7 +163,7 @@ pub(super) struct Born {
     pub(super) tells_exit: bool,
 }
 
-/// What a starter reads about one child, after the first byte that names it.
+/// What a starter reads about one child, before the last byte, which names it.
 pub(super) enum Report {
     /// The child's pid.
     Born(u32),
@@ -179,33 +179,30 @@ const EXITED: u8 = 2;
 
 impl Report {
     pub(super) fn send_born(to: BorrowedFd<'_>, pid: u32) -> io::Result<()> {
-        frame::send(to, &[&[BORN], &pid.to_le_bytes()], &[], Wait::Yes)
+        frame::send(to, &[&pid.to_le_bytes(), &[BORN]], &[], Wait::Yes)
     }
 
     pub(super) fn send_exited(to: BorrowedFd<'_>, status: i32) -> io::Result<()> {
-        frame::send(to, &[&[EXITED], &status.to_le_bytes()], &[], Wait::No)
+        frame::send(to, &[&status.to_le_bytes(), &[EXITED]], &[], Wait::No)
     }
 
     pub(super) fn send_outcome(to: BorrowedFd<'_>, outcome: &super::entry::Outcome) -> io::Result<()> {
         use std::os::fd::AsFd;
         let fds: Vec<BorrowedFd<'_>> = outcome.attachments().iter().map(|attachment| attachment.as_fd()).collect();
-        let [tag, payload] = outcome.parts();
-        frame::send(to, &[&[OUTCOME], tag, payload], &fds, Wait::Yes)
+        let [payload, tag] = outcome.parts();
+        frame::send(to, &[payload, tag, &[OUTCOME]], &fds, Wait::Yes)
     }
 
     /// The next report, or `None` when there will be no more.
     pub(super) fn recv(from: BorrowedFd<'_>, wait: Wait) -> io::Result<Option<Self>> {
         let Some(mut parcel) = frame::recv(from, wait)? else { return Ok(None) };
         let torn = || io::Error::new(io::ErrorKind::InvalidData, "a report that says nothing");
-        let kind = *parcel.bytes.first().ok_or_else(torn)?;
-        let number = || Some(u32::from_le_bytes(parcel.bytes.get(1..5)?.try_into().ok()?));
+        let kind = parcel.bytes.pop().ok_or_else(torn)?;
+        let number = || Some(u32::from_le_bytes(parcel.bytes.get(..4)?.try_into().ok()?));
         match kind {
             BORN => Ok(Some(Self::Born(number().ok_or_else(torn)?))),
             EXITED => Ok(Some(Self::Exited(number().ok_or_else(torn)? as i32))),
-            _ => {
-                parcel.bytes.remove(0);
-                Ok(Some(Self::Outcome(parcel)))
-            }
+            _ => Ok(Some(Self::Outcome(parcel))),
         }
     }
 }
