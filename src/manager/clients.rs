@@ -11,7 +11,7 @@ use super::server::{Event, Server};
 use super::waits::End;
 use crate::channel::Sender;
 use crate::connection::{ByteReceiver, ByteSender};
-use crate::error::{ErrorKind, Result};
+use crate::error::{ErrorKind, Result, SendError};
 use crate::os::fault;
 use crate::wire::Sealed;
 use futures::SinkExt;
@@ -54,7 +54,11 @@ pub(super) enum Outgoing {
 }
 
 impl Outgoing {
-    async fn send(&mut self, answer: Sealed) -> Result<()> {
+    async fn send(&mut self, answer: Sealed, _server: &Server) -> Result<()> {
+        #[cfg(test)]
+        if let Some(kind) = _server.meddle(&answer) {
+            return Err(crate::error::Error::new(kind, "a test refuses it"));
+        }
         match self {
             Self::Near(sender) => sender.send(answer).await.map_err(Into::into),
             Self::Far(sender) => sender.feed(answer.bytes().to_vec()).await,
@@ -95,11 +99,12 @@ impl Connection {
 impl Connection {
     /// Sends an answer, or keeps it until the client reads again.
     pub(super) fn reply(self: &Arc<Self>, answer: Sealed) {
-        let id = protocol::id_of(answer.bytes()).unwrap_or_default();
+        let (id, made) = (protocol::id_of(answer.bytes()).unwrap_or_default(), protocol::made_in(answer.bytes()));
+        let mut unheard = None;
         let mut out = lock(&self.out);
         let Out { sender, backlog, is_flushing, .. } = &mut *out;
         let refused = match sender {
-            Some(Outgoing::Near(sender)) if backlog.is_empty() => match sender.try_send_blindly(answer) {
+            Some(Outgoing::Near(sender)) if backlog.is_empty() => match self.server.try_answer(sender, answer) {
                 Ok(true) => return,
                 // It may ask again at once.
                 Ok(false) => return self.server.look.encourage(),
@@ -126,13 +131,29 @@ impl Connection {
                     let mut answer = Writer::answer(id);
                     answer.error(&refused.into_error());
                     out.backlog.push_back(answer.seal());
+                    unheard = made;
                 }
             },
         }
-        if let Some(sender) = out.sender.take() {
-            out.is_flushing = true;
-            drop(out);
+        let sender = out.sender.take();
+        out.is_flushing |= sender.is_some();
+        drop(out);
+        if let Some(sender) = sender {
             self.server.read(flush(self.clone(), sender));
+        }
+        unheard.into_iter().for_each(|object| self.release(object));
+    }
+
+    /// It holds an object once less.
+    pub(super) fn release(&self, object: u64) {
+        let mut held = lock(&self.held);
+        if let Some(count) = held.get_mut(&object) {
+            *count -= 1;
+            if *count == 0 {
+                held.remove(&object);
+            }
+            drop(held);
+            self.server.objects.release([(object, 1)]);
         }
     }
 }
@@ -149,12 +170,13 @@ pub(super) async fn next_request(connection: Arc<Connection>, receiver: ByteRece
 }
 
 pub(super) async fn flush(connection: Arc<Connection>, mut sender: Outgoing) -> Event {
-    let mut refused = None;
+    let (mut refused, mut unheard) = (None, Vec::new());
     loop {
         let next = lock(&connection.out).backlog.pop_front();
         let id = next.as_ref().and_then(|answer| protocol::id_of(answer.bytes()));
+        let made = next.as_ref().and_then(|answer| protocol::made_in(answer.bytes()));
         let sent = match next {
-            Some(answer) => sender.send(answer).await,
+            Some(answer) => sender.send(answer, &connection.server).await,
             None => sender.flush().await,
         };
         let out = &mut *lock(&connection.out);
@@ -167,6 +189,7 @@ pub(super) async fn flush(connection: Arc<Connection>, mut sender: Outgoing) -> 
                 answer.error(&error);
                 out.backlog.push_front(answer.seal());
                 refused = id;
+                unheard.extend(made);
                 continue;
             }
             // The client is gone, as its other half tells; or it cannot be told anything, and so hears that this end is gone.
@@ -175,7 +198,22 @@ pub(super) async fn flush(connection: Arc<Connection>, mut sender: Outgoing) -> 
         out.is_flushing = false;
         break;
     }
-    Event::Flushed(connection)
+    Event::Flushed(connection, unheard)
+}
+
+impl Server {
+    fn try_answer(&self, sender: &mut Sender<Sealed>, answer: Sealed) -> Result<bool, SendError<Sealed>> {
+        #[cfg(test)]
+        if let Some(kind) = self.meddle(&answer) {
+            return Err(SendError::new(crate::error::Error::new(kind, "a test refuses it"), answer));
+        }
+        sender.try_send_blindly(answer)
+    }
+
+    #[cfg(test)]
+    fn meddle(&self, answer: &Sealed) -> Option<ErrorKind> {
+        lock(&self.meddler).as_mut().and_then(|meddler| meddler(answer))
+    }
 }
 
 /// What clients say.
@@ -242,18 +280,7 @@ impl Server {
             }
             // The descriptor closes as the reader drops.
             protocol::CLAIMED => {}
-            protocol::RELEASE => {
-                let object = reader.number()?;
-                let mut held = lock(&connection.held);
-                if let Some(count) = held.get_mut(&object) {
-                    *count -= 1;
-                    if *count == 0 {
-                        held.remove(&object);
-                    }
-                    drop(held);
-                    self.objects.release([(object, 1)]);
-                }
-            }
+            protocol::RELEASE => connection.release(reader.number()?),
             protocol::COUNT => {
                 // Without the namespace that is always there.
                 let count = self.objects.len().saturating_sub(1) as u64;
@@ -275,5 +302,59 @@ impl Server {
             _ => return Err(protocol::torn()),
         }
         Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::played::{Beside, beside};
+    use super::super::proxy;
+    use super::super::slots::Brings;
+    use super::*;
+    use std::sync::atomic::AtomicBool;
+    use std::sync::atomic::Ordering::SeqCst;
+
+    /// Has answers refused that say what was made, one after the other like this.
+    fn refuse_made(beside: &Beside, why: impl IntoIterator<Item = ErrorKind, IntoIter: Send + 'static>) {
+        let mut why = why.into_iter();
+        let is_begun = AtomicBool::new(false);
+        *lock(&beside.server.meddler) = Some(Box::new(move |answer| {
+            let is_its = is_begun.load(SeqCst) || protocol::made_in(answer.bytes()).is_some();
+            is_begun.store(is_its, SeqCst);
+            if is_its { why.next() } else { None }
+        }));
+    }
+
+    async fn is_let_go(why: impl IntoIterator<Item = ErrorKind, IntoIter: Send + 'static>) {
+        let beside = beside().await;
+        let before = beside.server.objects.len();
+        refuse_made(&beside, why);
+        let error = proxy::create(&beside.client, String::new, ()).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Io);
+        // It is told after the error.
+        beside.until(|| beside.server.objects.len() == before).await;
+        proxy::create(&beside.client, String::new, ()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_was_made_for_an_answer_that_cannot_be_sent_goes() {
+        is_let_go([ErrorKind::Io]).await;
+    }
+
+    #[tokio::test]
+    async fn what_was_made_for_an_answer_that_cannot_be_sent_when_there_is_room_goes() {
+        is_let_go([ErrorKind::Full, ErrorKind::Io]).await;
+    }
+
+    #[tokio::test]
+    async fn who_cannot_even_be_told_that_there_is_no_memory_hears_that_the_manager_is_gone() {
+        let beside = beside().await;
+        refuse_made(&beside, [ErrorKind::Full, ErrorKind::Io, ErrorKind::Io]);
+        let error = proxy::create(&beside.client, String::new, ()).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Closed);
+        let mut request = beside.client.request(protocol::COUNT);
+        request.number(0);
+        let error = beside.client.ask(request, 1, Brings::Values).await.map(drop).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Closed);
     }
 }

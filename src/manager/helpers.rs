@@ -5,7 +5,7 @@ use super::objects::lock;
 use super::server::{LOOK, Server};
 use crate::process::entry::survive;
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -21,36 +21,86 @@ pub(super) enum Task {
 pub(super) struct Helpers {
     state: Mutex<HelpersState>,
     called: Condvar,
+    /// A leader waits for a thread that could not be started.
+    is_short: AtomicBool,
+    /// As if no thread were free, and none could be started.
+    #[cfg(test)]
+    pub(super) has_no_threads: AtomicBool,
 }
 
 #[derive(Default)]
 struct HelpersState {
-    tasks: VecDeque<Task>,
+    /// Each under its number.
+    tasks: VecDeque<(u64, Task)>,
+    last: u64,
     threads: usize,
     idle: usize,
 }
 
 impl Helpers {
-    /// Has a thread do `task`. It comes back if there is none, and none can be started.
+    /// Has a thread do `task`. A call comes back if no thread is free and none can be started. A leader then waits for one
+    /// of those at work, or for [`try_again`](Self::try_again), and comes back only if there is none at all.
     #[must_use]
     pub(super) fn run(&self, server: &Arc<Server>, task: Task) -> Option<Task> {
         let mut state = lock(&self.state);
-        state.tasks.push_back(task);
-        if state.idle >= state.tasks.len() {
+        state.last += 1;
+        let number = state.last;
+        state.tasks.push_back((number, task));
+        if self.may_wake() && state.idle >= state.tasks.len() {
             drop(state);
             self.called.notify_one();
             return None;
         }
-        state.threads += 1;
         drop(state);
-        let helper = server.clone();
-        let spawned = std::thread::Builder::new().name("mp-manager".into()).spawn(move || helper.help());
-        let error = spawned.err()?;
+        let error = self.start(server).err()?;
         tracing::warn!(%error, "the manager cannot start another thread");
         let mut state = lock(&self.state);
-        state.threads -= 1;
-        // One of those that are at work takes it when it is done.
-        if state.threads > 0 { None } else { state.tasks.pop_back() }
+        // One that has just become free may have taken it.
+        let at = state.tasks.iter().position(|(other, _)| *other == number)?;
+        if matches!(state.tasks[at].1, Task::Lead(_)) && state.threads > 0 {
+            self.is_short.store(true, Relaxed);
+            return None;
+        }
+        state.tasks.remove(at).map(|(_, task)| task)
+    }
+
+    /// Not where a test wants nobody to be free.
+    fn may_wake(&self) -> bool {
+        #[cfg(test)]
+        return !self.has_no_threads.load(Relaxed);
+        #[cfg(not(test))]
+        true
+    }
+
+    fn start(&self, server: &Arc<Server>) -> std::io::Result<()> {
+        lock(&self.state).threads += 1;
+        let helper = server.clone();
+        let spawned = self.spawn(move || helper.help());
+        if spawned.is_err() {
+            lock(&self.state).threads -= 1;
+        }
+        spawned
+    }
+
+    fn spawn(&self, run: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+        #[cfg(test)]
+        if self.has_no_threads.load(Relaxed) {
+            return Err(std::io::ErrorKind::OutOfMemory.into());
+        }
+        std::thread::Builder::new().name("mp-manager".into()).spawn(run).map(drop)
+    }
+
+    /// Whether a leader waits for a thread.
+    pub(super) fn is_short(&self) -> bool {
+        self.is_short.load(Relaxed)
+    }
+
+    /// For a leader that waits: those at work may stay there for ever.
+    pub(super) fn try_again(&self, server: &Arc<Server>) {
+        let is_over = lock(&self.state).tasks.is_empty();
+        if is_over || self.start(server).is_ok() {
+            self.is_short.store(false, Relaxed);
+        }
     }
 }
 
@@ -79,7 +129,7 @@ impl Server {
     fn next_task(&self) -> Option<Task> {
         let mut state = lock(&self.helpers.state);
         loop {
-            if let Some(task) = state.tasks.pop_front() {
+            if let Some((_, task)) = state.tasks.pop_front() {
                 return Some(task);
             }
             state.idle += 1;
@@ -92,5 +142,68 @@ impl Server {
                 return None;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::played::beside;
+    use super::super::proxy;
+    use super::*;
+    use std::sync::atomic::Ordering::SeqCst;
+
+    async fn in_time<T>(future: impl Future<Output = T>) -> T {
+        tokio::time::timeout(Duration::from_secs(20), future).await.expect("it ends")
+    }
+
+    /// The leader is a thread, too, but waits for what comes by the pipes.
+    #[tokio::test]
+    async fn a_call_that_no_thread_can_be_started_for_is_done_by_who_has_it() {
+        let beside = beside().await;
+        let here = beside.here();
+        beside.server.helpers.has_no_threads.store(true, Relaxed);
+        let number = in_time(proxy::create(&here, || 4u32, ())).await.unwrap();
+        assert_eq!(in_time(number.call(|n: &mut u32| *n, ())).await.unwrap(), 4);
+    }
+
+    #[tokio::test]
+    async fn who_was_left_behind_and_finds_no_other_leader_leads_on() {
+        let beside = beside().await;
+        let number = proxy::create(&beside.client, || 4u32, ()).await.unwrap();
+        beside.server.helpers.has_no_threads.store(true, Relaxed);
+        let slow = |n: &mut u32| {
+            std::thread::sleep(20 * LOOK);
+            *n
+        };
+        for _ in 0..3 {
+            assert_eq!(in_time(number.call(slow, ())).await.unwrap(), 4);
+        }
+    }
+
+    /// Set while there is no leader, and read by a call that was left behind.
+    static MAY_END: AtomicBool = AtomicBool::new(false);
+
+    #[tokio::test]
+    async fn a_leader_that_no_thread_could_be_started_for_gets_one_as_soon_as_there_is_one() {
+        let beside = beside().await;
+        let stuck = proxy::create(&beside.client, || 4u32, ()).await.unwrap();
+        let free = proxy::create(&beside.client, || 5u32, ()).await.unwrap();
+        beside.server.helpers.has_no_threads.store(true, Relaxed);
+        let stay = |n: &mut u32| {
+            while !MAY_END.load(SeqCst) {
+                std::thread::yield_now();
+            }
+            *n
+        };
+        let call = stuck.call(stay, ());
+        let others = async {
+            beside.until(|| beside.server.helpers.is_short()).await;
+            beside.server.helpers.has_no_threads.store(false, Relaxed);
+            let answer = tokio::time::timeout(Duration::from_secs(20), free.call(|n: &mut u32| *n, ())).await;
+            MAY_END.store(true, SeqCst);
+            answer.expect("another leads").unwrap()
+        };
+        let (stayed, answered) = in_time(async { futures::join!(call, others) }).await;
+        assert_eq!((stayed.unwrap(), answered), (4, 5));
     }
 }

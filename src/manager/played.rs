@@ -1,16 +1,20 @@
-//! A manager that a test plays, at the other end of a link.
+//! A manager that a test plays, at the other end of a link, and one that runs beside the tests in their process.
 
 use super::link::{Handle, Link};
-use super::protocol::Writer;
+use super::objects::lock;
+use super::protocol::{COUNT, Writer};
 use super::proxy::Proxy;
+use super::server::{HERE, Server, Setup, serve};
+use super::slots::Brings;
 use crate::channel::{Receiver, Sender};
 use crate::os::socket::{Wait, packet_pair};
-use crate::wire::{self, Sealed, frame};
+use crate::wire::{self, Fd, Sealed, frame};
 use futures::FutureExt;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+use tokio::sync::{Mutex, MutexGuard, OnceCell};
 
 /// Of what fills a pipe.
 const LONG: usize = 1 << 18;
@@ -67,5 +71,63 @@ impl Played {
         let sent = self.next().await;
         drop(asking);
         sent
+    }
+}
+
+/// A manager in this process.
+pub(super) struct Beside {
+    pub(super) server: &'static Arc<Server>,
+    /// To it as another process would have it.
+    pub(super) client: Arc<Link>,
+    _alone: MutexGuard<'static, ()>,
+}
+
+/// One test has it at a time.
+pub(super) async fn beside() -> Beside {
+    static ALONE: Mutex<()> = Mutex::const_new(());
+    static FIRST: OnceCell<(OwnedFd, Arc<Link>)> = OnceCell::const_new();
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    let link = |door: &OwnedFd| Link::new((88, LAST.fetch_add(1, Relaxed)), 1, door.try_clone().unwrap()).unwrap();
+    let start = || async {
+        let (intake, door) = packet_pair().unwrap();
+        let theirs = Fd::new(door.try_clone().unwrap());
+        let setup = Setup { id: (99, 0), intake: Fd::new(intake), door: theirs, exposed: None, bind: None };
+        std::thread::spawn(|| serve(setup).unwrap());
+        // It ends with its last client.
+        let first = link(&door);
+        count(&first).await;
+        (door, first)
+    };
+    let alone = ALONE.lock().await;
+    let client = link(&FIRST.get_or_init(start).await.0);
+    count(&client).await;
+    Beside { server: HERE.get().unwrap(), client, _alone: alone }
+}
+
+async fn count(link: &Arc<Link>) -> u64 {
+    let mut request = link.request(COUNT);
+    request.number(0);
+    link.ask(request, 1, Brings::Values).await.unwrap().part().unwrap()
+}
+
+impl Beside {
+    /// As who runs in the manager has it.
+    pub(super) fn here(&self) -> Arc<Link> {
+        self.server.link().unwrap()
+    }
+
+    pub(super) async fn until(&self, is_so: impl Fn() -> bool) {
+        let start = Instant::now();
+        while !is_so() {
+            assert!(start.elapsed() < Duration::from_secs(20), "it does not happen");
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        *lock(&self.server.meddler) = None;
+        self.server.helpers.has_no_threads.store(false, Relaxed);
     }
 }

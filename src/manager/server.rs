@@ -14,7 +14,8 @@
 //! | idle -> RUNNING | the leader, with a request | it calls a dozing watcher |
 //! | RUNNING -> idle | the leader, done | it waits for the next request |
 //! | RUNNING -> RUNNING, LEFT_BEHIND | the watcher, after two looks at the same call | another thread leads |
-//! | the leader finds LEFT_BEHIND when it is done | itself | it becomes a helper |
+//! | the leader finds LEFT_BEHIND when it is done | itself | it becomes a helper; a leader that has no thread yet is its next task |
+//! | no thread for another leader | the watcher, at each look | it tries again to start one |
 //!
 //! # Invariants
 //! 1. At most one thread waits on the runtime, and it is the leader.
@@ -126,10 +127,16 @@ pub(super) struct Server {
     pub(super) slow: Mutex<HashSet<u64>>,
     pub(super) has_slow: AtomicBool,
     pub(super) connections: AtomicUsize,
+    #[cfg(test)]
+    pub(super) meddler: Mutex<Option<Meddler>>,
     pub(super) last_connection: AtomicU64,
     pub(super) last_lease: AtomicU64,
     pub(super) has_ended: AtomicBool,
 }
+
+/// Is there whenever an answer is sent, and may have it refused.
+#[cfg(test)]
+pub(super) type Meddler = Box<dyn FnMut(&Sealed) -> Option<crate::error::ErrorKind> + Send>;
 
 pub(super) enum Event {
     /// A client may have said hello.
@@ -142,7 +149,8 @@ pub(super) enum Event {
     /// And has said who it is.
     Hello(Result<(ByteSender, ByteReceiver)>),
     LeaseEnded(Lease),
-    Flushed(Arc<Connection>),
+    /// With the objects that the client was to hold, and never heard of.
+    Flushed(Arc<Connection>, Vec<u64>),
 }
 
 impl Event {
@@ -176,6 +184,8 @@ pub(super) fn serve(setup: Setup) -> Result<()> {
         slow: Mutex::default(),
         has_slow: AtomicBool::new(false),
         connections: AtomicUsize::new(0),
+        #[cfg(test)]
+        meddler: Mutex::default(),
         last_connection: AtomicU64::new(0),
         last_lease: AtomicU64::new(0),
         has_ended: AtomicBool::new(false),
@@ -238,7 +248,11 @@ impl Server {
             if seen & RUNNING != 0 && seen == last {
                 self.leave_behind(&pulse, seen);
             }
-            calm = if seen & RUNNING == 0 && seen == last { calm + 1 } else { 0 };
+            if self.helpers.is_short() {
+                self.helpers.try_again(self);
+            }
+            let is_calm = seen & RUNNING == 0 && seen == last && !self.helpers.is_short();
+            calm = if is_calm { calm + 1 } else { 0 };
             last = seen;
             if self.objects.may_have_circles() && Instant::now() >= next_collection {
                 let start = Instant::now();
@@ -256,7 +270,7 @@ impl Server {
         if pulse.compare_exchange(seen, seen | LEFT_BEHIND, SeqCst, SeqCst).is_ok() {
             let new = Arc::<AtomicU64>::default();
             *lock(&self.pulse) = new.clone();
-            // There is one: that which is left behind.
+            // At least one can, once it is done: that which is left behind.
             let _ = self.helpers.run(self, Task::Lead(new));
         }
     }
@@ -438,7 +452,8 @@ impl Server {
                 self.objects.end_lease(lease);
                 self.end_if_forgotten();
             }
-            Event::Flushed(connection) => {
+            Event::Flushed(connection, unheard) => {
+                unheard.into_iter().for_each(|object| connection.release(object));
                 let parked = lock(&connection.out).parked.take();
                 if let Some(receiver) = parked {
                     self.go_on_reading(connection, receiver);
