@@ -68,13 +68,32 @@ pub(super) enum ReplyTo {
     Client(Arc<Connection>),
     Nobody,
     /// A task of this process.
-    Here(oneshot::Sender<Sealed>),
+    Here(oneshot::Sender<Unread>),
+}
+
+/// An answer for a task of this process. Dropped unread, what it made goes.
+pub(super) struct Unread {
+    server: Arc<Server>,
+    answer: Option<Sealed>,
+}
+
+impl Unread {
+    pub(super) fn read(mut self) -> Option<Sealed> {
+        self.answer.take()
+    }
+}
+
+impl Drop for Unread {
+    fn drop(&mut self) {
+        let made = self.answer.take().and_then(|answer| protocol::made_in(answer.bytes()));
+        self.server.objects.release(made.map(|object| (object, 1)));
+    }
 }
 
 /// Calls.
 impl Server {
     /// Runs a call of this process's own.
-    pub(super) fn submit(self: &Arc<Self>, call: Sealed) -> Result<oneshot::Receiver<Sealed>> {
+    pub(super) fn submit(self: &Arc<Self>, call: Sealed) -> Result<oneshot::Receiver<Unread>> {
         let mut reader = Reader::new(call)?;
         let (_, id, left) = (reader.byte()?, reader.number()?, reader.number()?);
         let (sender, answer) = oneshot::channel();
@@ -150,7 +169,7 @@ impl Server {
                     self.prepare(job, None)
                 }
                 (Some(Next::Settle(..) | Next::Expire(_)), None) => return,
-                (None, _) => return job.finish(),
+                (None, _) => return job.finish(self),
             };
         }
     }
@@ -287,7 +306,7 @@ fn run(object: &Object<Box<Job>>, next: Next, job: &mut Job) -> Option<Next> {
 }
 
 impl Job {
-    fn finish(self: Box<Self>) {
+    fn finish(self: Box<Self>, server: &Arc<Server>) {
         fault::point("manager.answer");
         let Self { frame: Frame { out, wait, .. }, reply_to, .. } = *self;
         // What it kept is the user's.
@@ -296,8 +315,46 @@ impl Job {
         match reply_to {
             ReplyTo::Nobody => {}
             ReplyTo::Client(connection) => connection.reply(answer),
-            // Who asked may have gone.
-            ReplyTo::Here(sender) => drop(sender.send(answer)),
+            // Who asked may have gone, or may go before it reads.
+            ReplyTo::Here(sender) => drop(sender.send(Unread { server: server.clone(), answer: Some(answer) })),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::played::beside;
+    use super::super::proxy;
+    use futures::FutureExt;
+    use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+
+    static MADE: AtomicU64 = AtomicU64::new(0);
+    static GONE: AtomicU64 = AtomicU64::new(0);
+
+    struct Counted;
+
+    impl Drop for Counted {
+        fn drop(&mut self) {
+            GONE.fetch_add(1, SeqCst);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_made_in_the_manager_itself_for_a_call_that_was_dropped_goes() {
+        let make = || {
+            MADE.fetch_add(1, SeqCst);
+            Counted
+        };
+        let beside = beside().await;
+        let here = beside.here();
+        let mut before_it = Box::pin(proxy::create(&here, make, ()));
+        assert!((&mut before_it).now_or_never().is_none() || GONE.load(SeqCst) == 1);
+        drop(before_it);
+        beside.until(|| GONE.load(SeqCst) == 1).await;
+        let mut after_it = Box::pin(proxy::create(&here, make, ()));
+        let was_done = (&mut after_it).now_or_never().is_some();
+        beside.until(|| MADE.load(SeqCst) == 2).await;
+        drop((after_it, was_done));
+        beside.until(|| GONE.load(SeqCst) == 2).await;
     }
 }

@@ -9,7 +9,7 @@
 
 use super::abroad::{self, Abroad};
 use super::far::Far;
-use super::jobs;
+use super::jobs::{self, Unread};
 use super::objects::{Lease, lock};
 use super::pipes::Wire;
 use super::protocol::{self, Reader, Writer};
@@ -133,7 +133,10 @@ impl Link {
     /// Sends a request whose number is at `at`, and reads its answer.
     pub(super) async fn ask(self: &Arc<Self>, request: Writer, at: usize, brings: Brings) -> Result<Reader> {
         let answer = match &self.end {
-            End::Here(server) => server.submit(request.seal())?.await.map_err(|_| self.is_gone())?,
+            End::Here(server) => {
+                let answer = server.submit(request.seal())?.await;
+                answer.ok().and_then(Unread::read).ok_or_else(|| self.is_gone())?
+            }
             _ => self.send(request, at, brings)?.answer().await?,
         };
         self.open(answer)
