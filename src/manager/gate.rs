@@ -11,7 +11,7 @@ use crate::wire;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// In which a client from elsewhere must have said who it is.
+/// In which a client from elsewhere must have said who it is, and one of this machine must have been let in.
 pub(super) const GREETING_TIME: Duration = Duration::from_secs(10);
 
 /// Where and how clients from elsewhere connect.

@@ -6,6 +6,7 @@ use super::link::{Handle, Link};
 use super::list::ListProxy;
 use super::method::{Exposed, Maker};
 use super::namespace::{Names, Namespace};
+use super::pipes;
 use super::primitives::{
     BarrierProxy, ConditionProxy, EventProxy, Flag, Held, LockProxy, Parties, Permits, SemaphoreProxy, Waiters,
 };
@@ -164,6 +165,7 @@ impl ManagerBuilder {
         let bind = self.bound()?;
         let failed = |error| Error::io("cannot start a manager", error);
         let (intake, door) = socket::packet_pair().map_err(failed)?;
+        pipes::limit_waiting(&door, GREETING_TIME).map_err(failed)?;
         let id = (RandomState::new().hash_one(std::process::id()), RandomState::new().hash_one(&self.name));
         let theirs = Fd::new(door.try_clone().map_err(failed)?);
         let setup = Setup { id, intake: Fd::new(intake), door: theirs, exposed: self.exposed, bind };

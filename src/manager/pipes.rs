@@ -12,7 +12,7 @@ use super::protocol::Writer;
 use super::slots::Slots;
 use crate::channel::{self, Inbox, Sender};
 use crate::error::{Error, ErrorKind, Result, SendError};
-use crate::os::socket::Wait;
+use crate::os::socket::{self, Wait};
 use crate::wait::{Line, until_read};
 use crate::wire::{self, Sealed, frame};
 use std::collections::BTreeMap;
@@ -59,7 +59,13 @@ struct Outgoing {
     asks: Option<u64>,
 }
 
+/// Has nobody wait longer at the door of a manager.
+pub(super) fn limit_waiting(door: &OwnedFd, time: Duration) -> std::io::Result<()> {
+    socket::limit_sends(door.as_fd(), time)
+}
+
 impl Wire {
+    /// The thread waits while more are at the door than it holds, as long as [`limit_waiting`] has said.
     pub(super) fn connect(door: &Arc<OwnedFd>) -> Result<Arc<Self>> {
         let ((tx, theirs), (back, rx)) = (channel::simplex::<Sealed>()?, channel::simplex::<Sealed>()?);
         let hello = (theirs, back);
@@ -67,6 +73,10 @@ impl Wire {
         let fds: Vec<_> = message.attachments.iter().map(AsFd::as_fd).collect();
         frame::send(door.as_fd(), &[message.payload(&hello)], &fds, Wait::Yes).map_err(|error| match error.kind() {
             std::io::ErrorKind::BrokenPipe | std::io::ErrorKind::ConnectionReset => Error::closed("manager"),
+            std::io::ErrorKind::WouldBlock => {
+                let why = "the manager takes no clients in: it is stopped, or has more to do than it can";
+                Error::new(ErrorKind::Timeout, why)
+            }
             _ => Error::io("cannot connect to the manager", error),
         })?;
         let (rx, outbox, slots) = (rx.into_inbox(), Mutex::default(), Slots::default());
@@ -398,6 +408,16 @@ mod tests {
         drop(manager);
         let error = tokio::time::timeout(Duration::from_secs(20), waits.answer()).await.unwrap().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Closed);
+    }
+
+    #[test]
+    fn who_is_not_let_in_in_time_is_told() {
+        let (door, _intake) = socket::packet_pair().unwrap();
+        rustix::net::sockopt::set_socket_send_buffer_size(&door, 1).unwrap();
+        limit_waiting(&door, Duration::from_millis(10)).unwrap();
+        let door = Arc::new(door);
+        let refused = (0..1_000).find_map(|_| Wire::connect(&door).err()).unwrap();
+        assert_eq!(refused.kind(), ErrorKind::Timeout, "{refused}");
     }
 
     /// It is dropped by another thread, say, while it is being sent, and the pipe is full again.

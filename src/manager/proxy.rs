@@ -25,9 +25,12 @@ const COUNT_AT: usize = 9;
 /// objects of the manager. The object lives as long as any handle does, or one is on its way; it goes with the
 /// last, also when that one's process is killed. An object must not wait for a call on itself. A handle that came through
 /// [`Manager::connect`](super::Manager::connect) travels to that manager and back only, and goes with its connection.
+/// Objects that have handles of each other go, too, once nobody else has any; but a handle that was decoded in the
+/// manager by a thread that an object has started itself is that thread's, and holds like anybody's.
 ///
-/// **Waiting.** A call waits for its answer; if the pipe to the manager is full, first for room. **Cancel.** A
-/// dropped call was made whole or not at all. **Death.** If the manager's process ends, every pending call fails
+/// **Waiting.** A call waits for its answer; if the pipe to the manager is full, first for room. The first of a process
+/// also says hello, for which its thread waits if the manager is stopped and its door is full of others: 10 seconds at
+/// most, and it fails with kind `Timeout` then. **Cancel.** A dropped call was made whole or not at all. **Death.** If the manager's process ends, every pending call fails
 /// with kind `Closed` at once.
 ///
 /// ```

@@ -44,6 +44,13 @@ pub(crate) fn send(
     Ok(())
 }
 
+/// No send waits longer, whoever has this end of the socket: see
+/// [socket(7)](https://man7.org/linux/man-pages/man7/socket.7.html), `SO_SNDTIMEO`. It is `WouldBlock` then.
+pub(crate) fn limit_sends(socket: BorrowedFd<'_>, time: Duration) -> io::Result<()> {
+    use rustix::net::sockopt::{Timeout, set_socket_timeout};
+    Ok(set_socket_timeout(socket, Timeout::Send, Some(time))?)
+}
+
 /// One packet as it arrived.
 pub(crate) struct Packet {
     /// Bytes received; 0 when the other end is gone.
