@@ -333,7 +333,14 @@ impl Wire {
     /// Waits a little, without a runtime's help, until what was told is in the pipe.
     pub(super) fn press(&self) {
         let start = Instant::now();
-        while self.has_what_waits() && start.elapsed() < PATIENCE {
+        loop {
+            // What another thread has in its hand is neither in the outbox nor in the pipe.
+            let tx = lock(&self.tx);
+            let is_sent = !self.has_what_waits();
+            drop(tx);
+            if is_sent || start.elapsed() >= PATIENCE {
+                return;
+            }
             std::thread::sleep(Duration::from_micros(50));
             self.send_what_waits();
         }
@@ -358,6 +365,7 @@ mod tests {
     use super::super::slots::{Brings, Pending};
     use super::*;
     use futures::FutureExt;
+    use std::sync::mpsc;
 
     fn meddle(wire: &Wire, meddler: impl FnMut(&Wire) -> Option<ErrorKind> + Send + 'static) {
         *lock(&wire.meddler) = Some(Box::new(meddler));
@@ -408,6 +416,30 @@ mod tests {
         drop(manager);
         let error = tokio::time::timeout(Duration::from_secs(20), waits.answer()).await.unwrap().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Closed);
+    }
+
+    #[test]
+    fn what_another_thread_is_about_to_send_is_waited_for() {
+        let (link, _manager) = linked();
+        let (in_hand, is_in_hand) = mpsc::channel();
+        let (press, is_pressing) = mpsc::channel();
+        let is_sent = Arc::new(AtomicBool::new(false));
+        let sent = is_sent.clone();
+        meddle(link.wire().unwrap(), move |_| {
+            in_hand.send(()).unwrap();
+            is_pressing.recv_timeout(Duration::from_secs(20)).unwrap();
+            // So that who does not wait is caught at it.
+            std::thread::sleep(Duration::from_millis(10));
+            sent.store(true, SeqCst);
+            None
+        });
+        std::thread::scope(|threads| {
+            threads.spawn(|| link.release(1));
+            is_in_hand.recv_timeout(Duration::from_secs(20)).unwrap();
+            press.send(()).unwrap();
+            link.wire().unwrap().press();
+            assert!(is_sent.load(SeqCst));
+        });
     }
 
     #[test]
