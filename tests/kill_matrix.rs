@@ -351,6 +351,34 @@ async fn stopped_holding_the_latch_and_then_killed() {
     assert_eq!(drain(&queue).await, [2]);
 }
 
+/// How many items there are once everything is done.
+fn left_after_join(queue: JoinableQueue<u32>) -> usize {
+    queue.blocking_join().unwrap();
+    queue.len()
+}
+
+/// `link`: who looks whether all is done is stopped in the middle, and meanwhile an item is followed up by another.
+#[tokio::test]
+async fn stopped_looking_whether_all_is_done() {
+    let _alone = alone().await;
+    let queue = JoinableQueue::unbounded().unwrap();
+    queue.put(1).await.unwrap();
+    within(queue.get()).await.unwrap();
+    let joiner =
+        Process::builder().env("MULTIPROCESS_STOP_AT", "join.empty").spawn(left_after_join, (queue.clone(),)).unwrap();
+    let is = |state: &str| {
+        std::fs::read_to_string(format!("/proc/{}/stat", joiner.pid())).is_ok_and(|stat| stat.contains(state))
+    };
+    eventually("it is stopped", || is(") T ")).await;
+    queue.put(2).await.unwrap();
+    queue.task_done().unwrap();
+    common::go_on(joiner.pid());
+    eventually("it waits, or not", || is(") S ") || !joiner.is_alive()).await;
+    within(queue.get()).await.unwrap();
+    queue.task_done().unwrap();
+    assert_eq!(within(joiner).await.unwrap(), 0, "items left");
+}
+
 /// Takes `count` permits, and gives them back one by one.
 async fn take_turns(semaphore: Semaphore, count: usize) {
     let mut held = Vec::new();

@@ -18,6 +18,9 @@
 //! 1. Descriptors are sent under the put latch, so their order in the socket is that of their records.
 //! 2. A record has one packet at most, so a socket full of packets has records that make takers clear it.
 //! 3. A taker takes exactly the packet of its record's number; lower numbers are orphans of the dead.
+//! 4. All is done if at one moment nothing is left and nobody holds an item. Who holds what is looked at one after the other,
+//!    so nothing may have been put since the ring was seen empty: it may be of one whose last item is done by now.
+//! 5. A try that fails with an error has used up no notice: it notifies the next.
 //!
 //! # Death
 //! | killed | survivors see |
@@ -417,9 +420,19 @@ impl Link {
     }
 
     fn is_finished(&self) -> bool {
+        let drained_at = || self.ring.drained_at().unwrap_or(Some(0));
         // In this order: a taker notes what it holds before it commits.
-        self.len() == 0
-            && self.holders().all(|(holder, count)| count.load(Acquire) == 0 || !self.is_listed(holder.load(Acquire)))
+        while let Some(at) = drained_at() {
+            fault::point("join.empty");
+            if self.holders().any(|(holder, count)| count.load(Acquire) != 0 && self.is_listed(holder.load(Acquire))) {
+                return false;
+            }
+            // Who finished one meanwhile may have put another before.
+            if drained_at() == Some(at) {
+                return true;
+            }
+        }
+        false
     }
 
     pub(super) async fn join(&self) -> Result<()> {

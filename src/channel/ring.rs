@@ -629,11 +629,23 @@ impl Ring {
 
     /// How many records there are.
     pub(super) fn len(&self) -> io::Result<usize> {
+        let (head, tail) = self.ends()?;
+        Ok(tail.count.wrapping_sub(head.count) as usize)
+    }
+
+    /// How many records there ever were, if none of them is left.
+    pub(super) fn drained_at(&self) -> io::Result<Option<u32>> {
+        let (head, tail) = self.ends()?;
+        Ok((tail.count == head.count).then_some(tail.count))
+    }
+
+    /// Head and tail of one moment.
+    fn ends(&self) -> io::Result<(Mark, Mark)> {
         loop {
             let head = self.head()?;
             let tail = self.stable(word::PUT_SEGMENT, |segment| segment.tail())?;
             if self.head()? == head {
-                return Ok(tail.count.wrapping_sub(head.count) as usize);
+                return Ok((head, tail));
             }
         }
     }
