@@ -978,6 +978,39 @@ fn a_future_that_moves_to_another_runtime_is_woken_there() {
 }
 
 #[tokio::test]
+async fn a_put_that_fails_when_it_is_woken_wakes_the_next() {
+    type Files = Vec<Fd<std::fs::File>>;
+    let fail = async |queue: Queue<Files>, told: Queue<String>, done: Queue<()>| {
+        let mut put = std::pin::pin!(queue.put(descriptors(300)));
+        common::falls_asleep(put.as_mut()).await;
+        // So many travel in a socket of their own, and there will be none.
+        limit_descriptors(0);
+        told.try_put("asleep".into()).unwrap();
+        told.try_put(format!("{:?}", within(put).await.unwrap_err().kind())).unwrap();
+        // Its end would make everybody look.
+        within(done.get()).await.unwrap();
+    };
+    let (queue, told, done) =
+        (Queue::<Files>::bounded(1).unwrap(), Queue::unbounded().unwrap(), Queue::unbounded().unwrap());
+    queue.put(vec![]).await.unwrap();
+    let child = Process::spawn(fail, (queue.clone(), told.clone(), done.clone())).unwrap();
+    assert_eq!(within(told.get()).await.unwrap(), "asleep");
+    let second = queue.clone();
+    let mut put = Box::pin(async move { second.put(descriptors(1)).await });
+    common::falls_asleep(put.as_mut()).await;
+    // A task, which is polled when it is woken and not before.
+    let put = tokio::spawn(put);
+    tokio::task::yield_now().await;
+    // The child is the first in line, and has nothing left to do but to be woken.
+    eventually("it sleeps", || common::is_asleep(child.pid())).await;
+    assert!(queue.try_get().unwrap().is_empty());
+    assert_eq!(within(told.get()).await.unwrap(), "Io");
+    within(put).await.unwrap().unwrap();
+    done.put(()).await.unwrap();
+    within(child).await.unwrap();
+}
+
+#[tokio::test]
 async fn an_idle_queue_gives_everything_back_when_its_last_handle_goes() {
     let whole = async || {
         let _warm = Queue::<u8>::unbounded().unwrap();

@@ -157,6 +157,10 @@ impl Link {
             let send = |number| send_fds(self.tx.as_fd(), number, attachments);
             let (result, asked) = self.ring.push(payload, attachments.len(), send);
             self.notify(asked);
+            if result.is_err() {
+                // The room is still there.
+                self.room.notify_one();
+            }
             let failed = |error: io::Error| match error.kind() {
                 // The other end went between our look and the send of the descriptors.
                 io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => self.closed(),
@@ -214,6 +218,10 @@ impl Link {
             };
             if made_room {
                 self.room.notify_one();
+            }
+            if result.is_err() {
+                // Perhaps the record is, too.
+                self.items.notify_one();
             }
             match result.map_err(|error| self.failed("take from", error))? {
                 Pop::Got(bytes, fds) => return Ok(Tried::Done(Parcel { bytes, fds })),
