@@ -493,6 +493,25 @@ async fn nothing_overtakes_an_item_that_a_sink_still_holds() {
 }
 
 #[tokio::test]
+async fn an_end_that_still_holds_an_item_does_not_travel() {
+    let (mut tx, mut rx) = mp::simplex::<Vec<u8>>().unwrap();
+    while tx.try_send(vec![0; 100_000]).is_ok() {}
+    // No room: the sink keeps it.
+    tx.start_send_unpin(vec![1; 100_000]).unwrap();
+    assert_eq!(tx.start_send_unpin(vec![2]).unwrap_err().kind(), ErrorKind::Other);
+    let carrier = Queue::unbounded().unwrap();
+    let refused = carrier.try_put(tx).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Encode, "{refused}");
+    let mut tx = refused.into_inner();
+    while rx.try_recv().is_ok() {}
+    within(tx.flush()).await.unwrap();
+    assert_eq!(within(rx.recv()).await.unwrap()[0], 1);
+    carrier.try_put(tx).unwrap();
+    carrier.try_get().unwrap().try_send(vec![2]).unwrap();
+    assert_eq!(within(rx.recv()).await.unwrap(), [2]);
+}
+
+#[tokio::test]
 async fn one_gibibyte_goes_through() {
     let (mut tx, rx) = mp::simplex::<Vec<u8>>().unwrap();
     let take = |mut rx: Receiver<Vec<u8>>| {

@@ -458,6 +458,30 @@ async fn streams_and_sinks() {
 }
 
 #[tokio::test]
+async fn an_item_that_a_sink_was_not_ready_for_is_refused() {
+    let queue = Queue::bounded(1).unwrap();
+    let mut sink = queue.sink();
+    sink.start_send_unpin(1).unwrap();
+    // No room: the sink keeps it.
+    sink.start_send_unpin(2).unwrap();
+    assert_eq!(queue.try_get().unwrap(), 1);
+    assert_eq!(sink.start_send_unpin(3).unwrap_err().kind(), ErrorKind::Other);
+    within(sink.flush()).await.unwrap();
+    assert_eq!(queue.try_get().unwrap(), 2);
+    sink.start_send_unpin(3).unwrap();
+    assert_eq!((queue.try_get().unwrap(), queue.len()), (3, 0));
+}
+
+#[tokio::test]
+async fn closing_a_sink_leaves_the_queue_open() {
+    let queue = Queue::bounded(1).unwrap();
+    let mut sink = queue.sink();
+    sink.send(1).await.unwrap();
+    within(sink.close()).await.unwrap();
+    assert_eq!((queue.is_closed(), queue.try_get().unwrap()), (false, 1));
+}
+
+#[tokio::test]
 async fn a_dropped_stream_loses_nothing() {
     let queue = Queue::unbounded().unwrap();
     let mut stream = queue.stream();

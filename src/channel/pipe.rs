@@ -9,6 +9,7 @@ use crate::wait::{Hangup, Line};
 use crate::wire::{Attachment, attach};
 use futures::{FutureExt, Sink, SinkExt, Stream, StreamExt};
 use serde::de::Error as _;
+use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use std::io;
@@ -96,7 +97,9 @@ fn attachments(link: &Link) -> [Attachment; 2] {
 /// The sending end of a one-way pipe, or the sending half of a [`Connection`].
 ///
 /// It is a serde value and travels to other processes; it is not `Clone`: one process has it at a time. The pipe
-/// tells at once when the other end is gone, however its process ended. See [`simplex`] for an example.
+/// tells at once when the other end is gone, however its process ended. As a [`Sink`] it may hold an item that waits for
+/// room: dropping it drops that item, travelling with it is an error, and closing it (`SinkExt::close`) sends that item, no
+/// more; the pipe ends when the sender is dropped. See [`simplex`] for an example.
 pub struct Sender<T> {
     half: Half<T>,
     sink: Option<QueueSink<T>>,
@@ -432,10 +435,28 @@ impl<S: Item, R: Item> Sink<S> for Connection<S, R> {
     }
 }
 
+impl<T> Sender<T> {
+    /// Why this end cannot go elsewhere now.
+    fn stays(&self) -> Option<&'static str> {
+        let holds_one = self.sink.as_ref().is_some_and(QueueSink::holds_one);
+        holds_one
+            .then_some("an item that the pipe took as a sink still waits for room: flush it before its end travels")
+    }
+}
+
+impl<T> Receiver<T> {
+    fn stays(&self) -> Option<&'static str> {
+        None
+    }
+}
+
 macro_rules! half_serde {
     ($name:ident) => {
         impl<T> Serialize for $name<T> {
             fn serialize<Z: Serializer>(&self, serializer: Z) -> Result<Z::Ok, Z::Error> {
+                if let Some(why) = self.stays() {
+                    return Err(Z::Error::custom(why));
+                }
                 attach::serialize_handle(serializer, attachments(&self.half.link), stringify!($name))
             }
         }

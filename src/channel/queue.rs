@@ -405,7 +405,8 @@ impl<T> Stream for QueueStream<T> {
     }
 }
 
-/// Puts what it is sent into a queue; made by [`Queue::sink`]. Dropping it drops an item that was not yet put.
+/// Puts what it is sent into a queue; made by [`Queue::sink`]. Dropping it drops an item that was not yet put; closing it
+/// (`SinkExt::close`, or the end of `forward`) flushes it and leaves the queue open.
 ///
 /// While it holds an item for which there is no room it has its place in line, as a `put` has: others of this process
 /// that wait for room come after it, so flush it or drop it.
@@ -429,7 +430,9 @@ impl<T: Item> QueueSink<T> {
     pub(super) fn new(link: Arc<Link>) -> Self {
         Self { link, putting: None, item: PhantomData }
     }
+}
 
+impl<T> QueueSink<T> {
     /// Whether it holds an item that is not yet put.
     pub(super) fn holds_one(&self) -> bool {
         self.putting.is_some()
@@ -449,6 +452,9 @@ impl<T: Item> Sink<T> for QueueSink<T> {
     }
 
     fn start_send(mut self: Pin<&mut Self>, item: T) -> Result<()> {
+        if self.holds_one() {
+            return Err(Error::other("the sink still holds an item: wait until it is ready (`poll_ready`), or `send`"));
+        }
         match self.link.try_put(item) {
             Ok(()) => Ok(()),
             Err((error, item)) if error.kind() == ErrorKind::Full => {
