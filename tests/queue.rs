@@ -1001,6 +1001,42 @@ fn a_future_that_moves_to_another_runtime_is_woken_there() {
     drop(first);
 }
 
+/// A waker that holds a future.
+struct Holder(#[expect(dead_code, reason = "it is held")] std::sync::Mutex<futures::future::BoxFuture<'static, ()>>);
+
+impl std::task::Wake for Holder {
+    fn wake(self: std::sync::Arc<Self>) {}
+}
+
+#[tokio::test]
+async fn a_waker_that_takes_other_waiters_with_it_hangs_nobody() {
+    let _deadline = Deadline::after(Duration::from_secs(20));
+    for goes in [true, false] {
+        let queue = Queue::<u32>::unbounded().unwrap();
+        let mut first = Box::pin(queue.get());
+        let other = queue.clone();
+        let mut second = async move { drop(other.get().await) }.boxed();
+        let mut nobody = std::task::Context::from_waker(std::task::Waker::noop());
+        assert!(first.as_mut().poll(&mut nobody).is_pending());
+        assert!(second.as_mut().poll(&mut nobody).is_pending());
+        let holder = std::sync::Arc::new(Holder(second.into()));
+        let waker = std::task::Waker::from(holder.clone());
+        while std::sync::Arc::strong_count(&holder) < 3 {
+            assert!(first.as_mut().poll(&mut std::task::Context::from_waker(&waker)).is_pending());
+            // A task may not poll without end.
+            tokio::task::yield_now().await;
+        }
+        // From now on only the line has it.
+        drop((holder, waker));
+        if !goes {
+            assert!(first.as_mut().poll(&mut nobody).is_pending());
+        }
+        drop(first);
+        queue.put(1).await.unwrap();
+        assert_eq!(within(queue.get()).await.unwrap(), 1);
+    }
+}
+
 #[tokio::test]
 async fn a_put_that_fails_when_it_is_woken_wakes_the_next() {
     type Files = Vec<Fd<std::fs::File>>;

@@ -17,7 +17,7 @@
 //! # Invariants
 //! 1. Only the front tries, so tasks of one process are served in the order of their first poll.
 //! 2. While the queue is not empty, the front is awake (polled, or its waker called), or `place` is set.
-//! 3. No lock of ours is held while a waker runs: it may drop other futures.
+//! 3. No lock of ours is held while a waker runs or is dropped: it may drop other futures.
 //! 4. Whoever is in front and asleep has a runtime, or a nap, of its own that answers the bell.
 //!
 //! # Death
@@ -338,17 +338,18 @@ impl Turn {
         if local.queue.front().is_some_and(|front| front.id == self.id) {
             return true;
         }
-        self.store_waker(&mut local, waker);
+        let old = self.replace_waker(&mut local, waker);
+        drop(local);
+        drop(old);
         false
     }
 
-    fn store_waker(&self, local: &mut Local, waker: &Waker) {
-        if let Ok(at) = local.queue.binary_search_by_key(&self.id, |waiting| waiting.id) {
-            match &mut local.queue[at].waker {
-                Some(old) => old.clone_from(waker),
-                none => *none = Some(waker.clone()),
-            }
-        }
+    /// Returns the waker that was there, to be dropped without the lock.
+    #[must_use]
+    fn replace_waker(&self, local: &mut Local, waker: &Waker) -> Option<Waker> {
+        let at = local.queue.binary_search_by_key(&self.id, |waiting| waiting.id).ok()?;
+        let old = &mut local.queue[at].waker;
+        if old.as_ref().is_some_and(|old| old.will_wake(waker)) { None } else { old.replace(waker.clone()) }
     }
 
     /// Prepares the front for sleep; it must try once more afterwards.
@@ -359,9 +360,11 @@ impl Turn {
         // Also with a place already taken: who took it may have been on another runtime, which need not run any more.
         listen()?;
         let mut local = lock(&line.local);
-        self.store_waker(&mut local, waker);
+        let old = self.replace_waker(&mut local, waker);
         local.granted = false;
         line.take_place(&mut local, me);
+        drop(local);
+        drop(old);
         Ok(())
     }
 
@@ -373,9 +376,11 @@ impl Turn {
 
     fn leave(&self, succeeded: bool) {
         let line = &self.line;
+        // Goes after the lock, whose guard comes later.
+        let _gone;
         let mut local = lock(&line.local);
         let Ok(at) = local.queue.binary_search_by_key(&self.id, |waiting| waiting.id) else { return };
-        local.queue.remove(at);
+        _gone = local.queue.remove(at);
         line.waiting.store(local.queue.len(), Release);
         if at != 0 {
             return;
