@@ -1037,6 +1037,41 @@ async fn a_waker_that_takes_other_waiters_with_it_hangs_nobody() {
     }
 }
 
+#[test]
+fn the_last_values_of_a_thread_can_still_put() {
+    struct Last(Queue<String>, Queue<Fd<std::fs::File>>);
+    impl Drop for Last {
+        fn drop(&mut self) {
+            self.0.try_put("last".into()).unwrap();
+            // What rides along needs more of the thread than there is.
+            let refused = self.1.try_put(file()).unwrap_err();
+            self.0.try_put(format!("{:?}", refused.kind())).unwrap();
+            self.0.try_put(format!("{:?}", self.1.try_get().unwrap_err().kind())).unwrap();
+        }
+    }
+    thread_local! {
+        static LAST: std::cell::RefCell<Option<Last>> = const { std::cell::RefCell::new(None) };
+    }
+    fn file() -> Fd<std::fs::File> {
+        Fd::new(std::fs::File::open("/dev/null").unwrap())
+    }
+    let (texts, files) = (Queue::unbounded().unwrap(), Queue::unbounded().unwrap());
+    let last = Last(texts.clone(), files.clone());
+    let thread = std::thread::spawn(move || {
+        // Values of a thread go in the reverse order of their first use.
+        LAST.set(Some(last));
+        LAST.with_borrow(|last| {
+            let Last(texts, files) = last.as_ref().unwrap();
+            texts.try_put("first".into()).unwrap();
+            (0..2).for_each(|_| files.try_put(file()).unwrap());
+            files.try_get().unwrap();
+        });
+    });
+    thread.join().unwrap();
+    let all: Vec<String> = (0..4).map(|_| texts.try_get().unwrap()).collect();
+    assert_eq!(all, ["first", "last", "Encode", "Decode"]);
+}
+
 #[tokio::test]
 async fn a_put_that_fails_when_it_is_woken_wakes_the_next() {
     type Files = Vec<Fd<std::fs::File>>;

@@ -93,19 +93,22 @@ pub(crate) fn in_common<S: Any, E>(
     is_it: impl Fn(&S) -> bool,
     make: impl FnOnce() -> Result<S, E>,
 ) -> Result<Arc<S>, E> {
-    let found = SHARED.with_borrow(|shared| {
+    let find = |shared: &RefCell<Vec<Box<dyn Any>>>| {
+        let shared = shared.borrow();
         let ours = shared[SHARED_FROM.get()..].iter();
         ours.filter_map(|any| any.downcast_ref::<Arc<S>>()).find(|common| is_it(common)).cloned()
-    });
-    if let Some(found) = found {
+    };
+    // At the end of a thread each has its own.
+    if let Ok(Some(found)) = SHARED.try_with(find) {
         return Ok(found);
     }
     let made = Arc::new(make()?);
     if CONTEXT.get() != Context::None {
-        SHARED_LEN.set(SHARED.with_borrow_mut(|shared| {
+        let _ = SHARED.try_with(|shared| {
+            let mut shared = shared.borrow_mut();
             shared.push(Box::new(made.clone()));
-            shared.len()
-        }));
+            SHARED_LEN.set(shared.len());
+        });
     }
     Ok(made)
 }
@@ -128,8 +131,17 @@ pub(crate) fn supply<R>(fds: Vec<OwnedFd>, decode: impl FnOnce() -> R) -> R {
     if fds.is_empty() {
         return decode();
     }
-    let _arrived = Arrived { outer: ARRIVED.replace(fds.into_iter().map(Some).collect()) };
-    decode()
+    match ARRIVED.try_with(|arrived| arrived.replace(fds.into_iter().map(Some).collect())) {
+        Ok(outer) => {
+            let _arrived = Arrived { outer };
+            decode()
+        }
+        // The thread ends and has no place for them any more.
+        Err(_) => {
+            CONTEXT.set(Context::Decoding(false));
+            decode()
+        }
+    }
 }
 
 /// Closes what was not taken and puts the outer value's descriptors back, also when a value's own code panics.
@@ -151,11 +163,13 @@ pub(crate) fn leave<E: serde::ser::Error>(attachment: Attachment) -> Result<u32,
              queue or pipe",
         ));
     };
-    LEAVING.with_borrow_mut(|leaving| {
+    let pushed = LEAVING.try_with(|leaving| {
+        let mut leaving = leaving.borrow_mut();
         leaving.push(attachment);
         ATTACHED.set(leaving.len());
-        Ok((leaving.len() - from) as u32 - 1)
-    })
+        (leaving.len() - from) as u32 - 1
+    });
+    pushed.map_err(|_| E::custom("a thread that ends has no place for what rides along with a value"))
 }
 
 /// Takes a descriptor that arrived with the value being decoded on this thread.

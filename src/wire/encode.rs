@@ -68,7 +68,8 @@ const SPARE_LIMIT: usize = 64 << 10;
 
 /// An empty buffer, perhaps with room.
 pub(crate) fn spare() -> Vec<u8> {
-    SPARE.take()
+    // At the end of a thread, where a value that goes may still send, there is none.
+    SPARE.try_with(Cell::take).unwrap_or_default()
 }
 
 /// Gives a buffer back for the next message.
@@ -76,7 +77,7 @@ pub(crate) fn keep(mut buffer: Vec<u8>) {
     // One without room must not replace one that has some.
     if (1..=SPARE_LIMIT).contains(&buffer.capacity()) {
         buffer.clear();
-        SPARE.set(buffer);
+        let _ = SPARE.try_with(|spare| spare.set(buffer));
     }
 }
 
