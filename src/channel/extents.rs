@@ -2,14 +2,15 @@
 //!
 //! # State
 //! Words of the region's head: `GENERATION` counts the lives of extents, `END` is where the next new one begins, and
-//! `LIST` has a pair for every extent that was ever made: its offset, and `capacity | state`. A life of an extent is
-//! named `generation:24 | offset:40`. The first one, the base, is made with the region and never given back.
+//! `LIST` has a pair for every extent: its offset, and `capacity | state`. A life of an extent is named
+//! `generation:24 | offset:40`. The first one, the base, is made with the region and never given back.
 //!
 //! # Moves
 //! | from -> to | who | commits by | wakes |
 //! |---|---|---|---|
 //! | none, or free and of this size -> in use | put latch | the store of its state | - |
 //! | in use -> free, its memory given back | get latch, once it left the chain | the store of its state | - |
+//! | free -> none, if there is no row for a new one | put latch, once `PUT_SEGMENT` is in the chain | the store of its state | - |
 //!
 //! # Invariants
 //! 1. An extent is listed before it has memory, so no death leaves memory behind that is in no list.
@@ -19,6 +20,7 @@
 //! | killed | survivors see | repaired by |
 //! |---|---|---|
 //! | making, after the offset was taken | a part of the region that nobody uses, without memory | nobody: it costs addresses only |
+//! | making, after another was forgotten for it | a row without an extent | the next that makes one |
 //! | making, after the list | an extent in use that is in no chain | who takes a latch over ([`Extents::free_all_but`]) |
 //! | giving back, before its state | an extent in use, without memory, in no chain | likewise |
 //!
@@ -128,11 +130,11 @@ impl Extents {
         let (offset, state) = match reusable {
             Some((offset, state)) => (offset.load(Acquire), state),
             None => {
-                let mut rows = self.rows();
-                let Some((row, state)) = rows.find(|(_, state)| state.load(Acquire) == EMPTY) else {
-                    let why = "a queue of more extents than it can list";
-                    return Err(io::Error::new(io::ErrorKind::OutOfMemory, why));
-                };
+                let full = |why| io::Error::new(io::ErrorKind::OutOfMemory, why);
+                let (row, state) = self.empty_row().ok_or_else(|| full("a queue of more extents than it can list"))?;
+                if self.word(word::END).load(Acquire).saturating_add(len) > OFFSET_MASK {
+                    return Err(full("a queue of more extents than it has addresses for"));
+                }
                 let offset = self.word(word::END).fetch_add(len, AcqRel);
                 row.store(offset, Release);
                 (offset, state)
@@ -141,6 +143,18 @@ impl Extents {
         state.store(capacity << 8 | IN_USE, Release);
         self.region.reserve(offset, len).inspect_err(|_| self.retire(offset))?;
         Ok(self.live(offset))
+    }
+
+    /// A row for a new extent. If there is none, a free extent of another size is forgotten: nobody will come to it any
+    /// more, for who puts has found the chain, and what is free is not in it.
+    pub(super) fn empty_row(&self) -> Option<(&AtomicU64, &AtomicU64)> {
+        let empty = self.rows().find(|(_, state)| state.load(Acquire) == EMPTY);
+        empty.or_else(|| {
+            let mut rows = self.rows().skip(1);
+            let forgotten = rows.find(|(_, state)| state.load(Acquire) & 0xff == FREE)?;
+            forgotten.1.store(EMPTY, Release);
+            Some(forgotten)
+        })
     }
 
     /// Makes use of the base again, if it is free. Only under the put latch.

@@ -725,6 +725,21 @@ mod tests {
     }
 
     #[test]
+    fn segments_of_other_sizes_leave_room_for_one_that_is_needed() {
+        let ring = ring(0, 0);
+        // A backlog of small ones, as when there is no memory for large ones.
+        let small: Vec<u64> = (1..extents::MOST).map(|_| ring.extents.allocate(BASE / 8).unwrap()).collect();
+        assert!(ring.extents.allocate(BASE / 8).is_err());
+        small.into_iter().for_each(|name| ring.extents.retire(name));
+        // Who made room in the list for it has died.
+        assert!(ring.extents.empty_row().is_some());
+        for size in [1 << 20, 3 << 20, 10] {
+            assert_eq!(push(&ring, &vec![1; size]), Push::Done);
+            assert_eq!((pop(&ring).unwrap().len(), ring.len().unwrap()), (size, 0));
+        }
+    }
+
+    #[test]
     fn memory_of_a_large_backlog_is_given_back() {
         let ring = ring(0, 0);
         let blocks = || rustix::fs::fstat(ring.region().fd()).unwrap().st_blocks as u64 * 512;

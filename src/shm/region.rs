@@ -25,6 +25,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// The granularity of maps and reservations.
 pub(crate) const PAGE: u64 = 4096;
 
+/// With so many extents mapped those that nobody here is at are let go.
+const MANY: usize = 64;
+
 pub(crate) struct Region {
     fd: Arc<OwnedFd>,
     identity: (u64, u64),
@@ -80,6 +83,9 @@ impl Region {
         }
         self.check_extent(offset, len)?;
         let map = Arc::new(Map::shared(self.fd.as_fd(), offset, len as usize)?);
+        if extents.len() >= MANY {
+            extents.retain(|_, map| Arc::strong_count(map) > 1);
+        }
         extents.insert(offset, map.clone());
         Ok(map)
     }
