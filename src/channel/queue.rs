@@ -31,7 +31,10 @@ impl<T: Serialize + DeserializeOwned + Send + 'static> Item for T {}
 /// **Waiting.** [`put`](Queue::put) waits only if the queue is bounded and full, [`get`](Queue::get) while it is
 /// empty. Both are cancel-safe: a dropped future has put or taken nothing. A future takes its place in line at its
 /// first poll. **Death.** A process killed in the middle of an operation harms nobody else: its put has happened
-/// whole or not at all. **Cost.** An operation that need not wait is a copy and a few atomics, with no system call
+/// whole or not at all. A process that is only stopped (SIGSTOP) keeps the wake that it was given, so that an item may wait for
+/// it while others sleep, until the next put or get; stopped in the middle of a copy, it holds up all others that put,
+/// or get, until it goes on or is killed: they wait, [`try_put`](Queue::try_put) says `Full` after a tenth of a second,
+/// [`try_get`](Queue::try_get) `Empty`, and [`close`](Queue::close) blocks until puts are possible. **Cost.** An operation that need not wait is a copy and a few atomics, with no system call
 /// unless it wakes somebody; a queue is three descriptors and 72 KiB, and a backlog is given back when it is drained.
 /// **Limits.** A message is smaller than 4 GiB. Some 270 undelivered messages that carry descriptors fill the
 /// kernel's socket; then a put of one more such message waits, in an unbounded queue too.
