@@ -1038,6 +1038,22 @@ async fn a_waker_that_takes_other_waiters_with_it_hangs_nobody() {
 }
 
 #[test]
+fn timeouts_without_a_timer_are_errors() {
+    let (queue, full) = (Queue::<u32>::unbounded().unwrap(), Queue::bounded(1).unwrap());
+    full.try_put(1).unwrap();
+    let (_tx, mut rx) = mp::simplex::<u32>().unwrap();
+    let mut all = async || {
+        assert_eq!(queue.get_timeout(SHORT).await.unwrap_err().kind(), ErrorKind::Io);
+        let refused = full.put_timeout(2, SHORT).await.unwrap_err();
+        assert_eq!((refused.kind(), refused.into_inner()), (ErrorKind::Io, 2));
+        assert_eq!(rx.recv_timeout(SHORT).await.unwrap_err().kind(), ErrorKind::Io);
+        assert_eq!(rx.poll(SHORT).await.unwrap_err().kind(), ErrorKind::Io);
+    };
+    futures::executor::block_on(all());
+    tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap().block_on(all());
+}
+
+#[test]
 fn the_last_values_of_a_thread_can_still_put() {
     struct Last(Queue<String>, Queue<Fd<std::fs::File>>);
     impl Drop for Last {

@@ -35,6 +35,7 @@
 use super::ring::{Asked, Pop, Push, Ring, word};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::socket::{self, MAX_FDS, Packet, Wait};
+use crate::os::{fault, reactor};
 use crate::shm::atomic::{AtomicU64, fence};
 use crate::shm::family::Member;
 use crate::wait::{Hangup, Line, refuse_inside_async, until, until_blocking};
@@ -250,9 +251,7 @@ impl Link {
         timeout: Duration,
     ) -> Result<(), Refused<T>> {
         let put = match wire::encode(&value) {
-            Ok(message) => tokio::time::timeout(timeout, self.put_held(&message, Held(&mut value)))
-                .await
-                .unwrap_or_else(|_| Err(self.timed_out())),
+            Ok(message) => self.in_time(timeout, self.put_held(&message, Held(&mut value))).await,
             Err(error) => Err(error),
         };
         put.map_err(|error| (error, value))
@@ -261,6 +260,15 @@ impl Link {
     async fn put_held<T: 'static>(&self, message: &Message, mut value: Held<'_, T>) -> Result<()> {
         let attempt = || self.push(value.payload(message), &message.attachments, Self::is_hung_up).later();
         flatten(until(&self.room, attempt).await.map_err(|error| self.failed("wait for", error))).map(drop)
+    }
+
+    pub(super) async fn get_timeout<T: DeserializeOwned + 'static>(&self, timeout: Duration) -> Result<T> {
+        self.in_time(timeout, self.get()).await
+    }
+
+    async fn in_time<T>(&self, timeout: Duration, waits: impl Future<Output = Result<T>>) -> Result<T> {
+        let limited = reactor::limited(timeout, waits).map_err(|error| self.failed("wait for", error))?;
+        limited.await.unwrap_or_else(|_| Err(self.timed_out()))
     }
 
     pub(super) async fn get<T: DeserializeOwned + 'static>(&self) -> Result<T> {
@@ -360,9 +368,10 @@ impl Link {
         if let Some(ready) = ready() {
             return ready.map(|()| true).map_err(|error| self.failed("look into", error));
         }
-        match tokio::time::timeout(timeout, until(&self.items, ready)).await {
+        let failed = |error| self.failed("wait for", error);
+        match reactor::limited(timeout, until(&self.items, ready)).map_err(failed)?.await {
             Err(_) => Ok(false),
-            Ok(waited) => waited.and_then(|ready| ready).map(|()| true).map_err(|error| self.failed("wait for", error)),
+            Ok(waited) => waited.and_then(|ready| ready).map(|()| true).map_err(failed),
         }
     }
 

@@ -242,17 +242,17 @@ impl<T: Item> Receiver<T> {
     /// [`recv`](Self::recv) that gives up after `timeout`, and then has taken nothing.
     ///
     /// # Errors
-    /// `Timeout`, else as [`recv`](Self::recv).
+    /// `Timeout`, `Io` where there is no tokio timer, else as [`recv`](Self::recv).
     pub async fn recv_timeout(&mut self, timeout: Duration) -> Result<T> {
-        let received = tokio::time::timeout(timeout, self.recv()).await;
-        received.unwrap_or_else(|_| Err(self.half.link.timed_out()))
+        self.stream = None;
+        self.half.link.get_timeout(timeout).await
     }
 
     /// Waits up to `timeout` until there is something to receive, which it leaves where it is. True also at the
     /// end of the pipe, where `recv` says `Closed` at once.
     ///
     /// # Errors
-    /// `Io` outside a tokio runtime.
+    /// `Io` outside a tokio runtime, or in one without a timer.
     pub async fn poll(&mut self, timeout: Duration) -> Result<bool> {
         self.stream = None;
         self.half.link.poll(timeout).await

@@ -192,7 +192,7 @@ macro_rules! queue_methods {
             /// [`put`](Self::put) that gives up after `timeout`.
             ///
             /// # Errors
-            /// `Timeout`, else as [`put`](Self::put); the value comes back.
+            /// `Timeout`, `Io` where there is no tokio timer, else as [`put`](Self::put); the value comes back.
             pub async fn put_timeout(&self, value: T, timeout: Duration) -> Result<(), PutError<T>> {
                 self.link.put_timeout(value, timeout).await.map_err(put_error)
             }
@@ -200,10 +200,9 @@ macro_rules! queue_methods {
             /// [`get`](Self::get) that gives up after `timeout`, and then has taken nothing.
             ///
             /// # Errors
-            /// `Timeout`, else as [`get`](Self::get).
+            /// `Timeout`, `Io` where there is no tokio timer, else as [`get`](Self::get).
             pub async fn get_timeout(&self, timeout: Duration) -> Result<T> {
-                let got = tokio::time::timeout(timeout, self.link.get()).await;
-                got.unwrap_or_else(|_| Err(self.link.timed_out()))
+                self.link.get_timeout(timeout).await
             }
 
             /// How many items there are: exact while nobody puts or takes.
