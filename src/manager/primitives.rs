@@ -417,7 +417,7 @@ impl BarrierProxy {
     }
 
     /// [`wait`](Self::wait) that gives up after `timeout`, and so breaks the barrier, unless the last came just then, which
-    /// is the manager's word.
+    /// is the manager's word, or that could not even be asked.
     ///
     /// # Errors
     /// `Timeout`; else as [`wait`](Self::wait).
@@ -594,7 +594,12 @@ impl ConditionProxy {
     async fn wait_until(&self, held: Grant, timeout: Option<Duration>) -> Result<Grant, LockError<Grant>> {
         // While it waits, `held` is the manager's word for nothing any more, and so is its drop.
         let waited = self.0.wait_until(timeout, Waiters::wait, (held.0.id(),)).await;
-        let ((is_orphaned, is_noticed), asked) = waited.map_err(|error| LockError::new(error, None))?;
+        let ((is_orphaned, is_noticed), asked) = match waited {
+            Ok(waited) => waited,
+            // The manager was not asked, so it is still the lock.
+            Err(error) if error.kind() == ErrorKind::Timeout => return Err(LockError::new(error, Some(held))),
+            Err(error) => return Err(LockError::new(error, None)),
+        };
         let grant = granted(Ok((is_orphaned, asked)), Grant)?;
         if is_noticed {
             return Ok(grant);

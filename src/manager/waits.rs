@@ -193,7 +193,7 @@ impl Drop for Asked {
 mod tests {
     use super::super::link::Link;
     use super::super::played::{Played, fill, linked, proxy};
-    use super::super::primitives::{Held, LockProxy};
+    use super::super::primitives::{ConditionProxy, Held, LockProxy, Waiters};
     use super::super::queue::{Items, QueueProxy};
     use super::super::{protocol::RELEASE, proxy};
     use super::*;
@@ -224,6 +224,22 @@ mod tests {
         assert_eq!((kind, id), (protocol::CALL, 1));
         manager.answer(id, |answer| answer.made(42)).await;
         assert_eq!(manager.next().await, (RELEASE, 42));
+    }
+
+    #[tokio::test]
+    async fn who_cannot_ask_to_wait_at_a_condition_in_time_still_has_its_lock() {
+        let (link, mut manager) = linked();
+        let condition = ConditionProxy(proxy::<Waiters>(&link));
+        let answer = async {
+            assert_eq!(manager.next().await, (protocol::WAIT, 1));
+            manager.answer(1, |answer| answer.append_part(&Lend(false)).unwrap()).await;
+        };
+        let (held, ()) = futures::join!(condition.lock(), answer);
+        fill(&link);
+        let error = condition.wait_timeout(held.unwrap(), Duration::from_millis(1)).await.unwrap_err();
+        assert!(error.kind() == ErrorKind::Timeout && error.has_guard(), "{error}");
+        drop(error);
+        assert_eq!(manager.next().await, (protocol::GIVE_BACK, 1));
     }
 
     #[tokio::test]
