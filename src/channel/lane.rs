@@ -232,6 +232,11 @@ impl PoolEnd {
         self.orders.under_way(words) < AHEAD && self.orders.has_room_for(words, len)
     }
 
+    /// The number of the order that is given next.
+    pub(crate) fn next_number(&self) -> u32 {
+        self.given
+    }
+
     /// How far the worker is with giving orders up: there can be more room than before once this has changed.
     pub(crate) fn given_up(&self) -> u64 {
         orders(&self.region).head.load(Acquire)

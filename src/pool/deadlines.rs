@@ -1,5 +1,6 @@
 //! What is done when its time has come.
 
+use super::dispatch::take_back;
 use super::group::{Chunk, Group};
 use super::state::{AGAIN, After, Event, Place, State, Worker, later};
 use crate::error::{Error, ErrorKind};
@@ -132,7 +133,7 @@ impl State {
                 if !is_late(&running.chunk) {
                     next = next.into_iter().chain(running.chunk.queued).min();
                 } else {
-                    let claim = worker.lane.take_back(running.number, 0);
+                    let claim = take_back(&worker.lane, &worker.outbox, running.number);
                     worker.given -= (running.end - claim.end) as usize;
                     after.fail(group, &running.chunk, (claim.end, running.end), || group.queued_out());
                     running.end = claim.end;

@@ -1,14 +1,18 @@
 //! Who does what: orders are given to workers that are free, and taken back from those that have not begun them.
 
 use super::group::{Chunk, Group};
+use super::mail::{Outbox, Unsent};
 use super::protocol::{Header, IN_PIPE};
 use super::state::{After, Event, Phase, Place, Running, State, Worker, later};
-use crate::error::{Error, ErrorKind, Result};
+use crate::channel::lane::{Claim, PoolEnd};
+use crate::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Orders that wait at a worker behind the one it runs, if they are known to be over soon.
 const PREFETCH: usize = 3;
+/// So many bytes are copied in less time than a wake takes.
+const SOON_COPIED: usize = 64 << 10;
 /// A chunk with items that have not started is shared with an idle worker after this.
 const SHARE_AFTER: Duration = Duration::from_millis(2);
 
@@ -111,8 +115,8 @@ impl State {
             chunk = chunk.part(0, quota as u32);
             group.items().bytes += chunk.bytes().len();
         }
-        match worker.give(&group, &mut chunk) {
-            Ok(Some(number)) => {
+        match worker.give(&group, &mut chunk, after) {
+            Some(number) => {
                 worker.given += chunk.count as usize;
                 worker.idle_since = None;
                 let generation = worker.generation;
@@ -133,13 +137,28 @@ impl State {
                     self.at(later(now, timeout), Event::Overrun(Place { seat, generation, number }), after);
                 }
             }
-            Ok(None) => {
+            None => {
                 group.forget(&chunk);
                 self.enqueue(&group, [chunk].into_iter(), true);
             }
-            Err(error) => after.fail_pending(&group, &chunk, || Error::new(error.kind(), error.to_string())),
         }
         self.enqueue(&group, rest.into_iter(), true);
+    }
+
+    /// An order could not be sent: its items fail, and its worker goes on to the next.
+    pub(super) fn was_unsent(&mut self, outbox: &Arc<Outbox>, unsent: &Unsent, after: &mut After) {
+        let Some((_, worker)) = self.workers().find(|(_, worker)| Arc::ptr_eq(&worker.outbox, outbox)) else { return };
+        if unsent.is_final {
+            // It would wait for ever. What it has not begun goes to others.
+            return worker.kill(None);
+        }
+        let claim = take_back(&worker.lane, &worker.outbox, unsent.number);
+        if let Some(running) = worker.running.iter_mut().find(|running| running.number == unsent.number) {
+            let from = claim.end.max(running.done);
+            after.fail(&running.group, &running.chunk, (from, running.end), || Error::copy(&unsent.error));
+            running.end = from;
+        }
+        worker.pop_complete(None, &mut Vec::new());
     }
 
     /// Runs an item again, unless nobody waits for it any more.
@@ -158,7 +177,7 @@ impl State {
         for (seat, worker) in self.workers() {
             let generation = worker.generation;
             for running in worker.running.iter_mut().filter(|running| Arc::ptr_eq(&running.group, group)) {
-                let claim = worker.lane.take_back(running.number, 0);
+                let claim = take_back(&worker.lane, &worker.outbox, running.number);
                 after.fail(group, &running.chunk, (claim.end, running.end), || group.was_cancelled());
                 running.end = claim.end;
                 if claim.started > running.done {
@@ -177,7 +196,7 @@ impl State {
         let Some(worker) = self.seats.get_mut(seat).and_then(|seat| seat.worker.as_mut()) else { return };
         let mut back = Vec::new();
         for running in worker.running.iter_mut().rev() {
-            let claim = worker.lane.take_back(running.number, 0);
+            let claim = take_back(&worker.lane, &worker.outbox, running.number);
             if claim.end == running.end {
                 continue;
             }
@@ -244,7 +263,7 @@ impl Worker {
         let is_free =
             self.phase == Phase::Serving && self.running.len() < depth && (self.given < self.share || self.lease > 0);
         let is_carried = self.lane.can_carry(len + Header::LEN);
-        if !is_free || !is_carried && self.full.is_some() && !self.has_room_again() {
+        if !is_free {
             return false;
         }
         // Before the look: what is given up after it is a change.
@@ -256,26 +275,37 @@ impl Worker {
         takes
     }
 
-    /// Sends an order; `None` if there is no room now.
-    fn give(&mut self, group: &Group, chunk: &mut Chunk) -> Result<Option<u32>> {
+    /// Gives an order for which there is room in the lane, or finds that there is none any more. What is large is sent when
+    /// the lock is free.
+    fn give(&mut self, group: &Group, chunk: &mut Chunk, after: &mut After) -> Option<u32> {
         let (header, items) = (chunk.header(group), chunk.count as usize);
         if chunk.attachments.is_empty() && self.lane.can_carry(chunk.bytes().len() + Header::LEN) {
-            return Ok(self.lane.give(0, [&header, chunk.bytes()], items));
+            return self.lane.give(0, [&header, chunk.bytes()], items);
         }
+        if !self.lane.takes(Header::LEN) {
+            return None;
+        }
+        // Before it is sent: what is given up after that is a change.
         let given_up = self.lane.given_up();
-        match self.orders.try_send(chunk.seal()) {
-            Ok(()) => Ok(self.lane.give(IN_PIPE, [&header, &[]], items)),
-            Err(error) if error.kind() == ErrorKind::Full => {
-                // What fills the pipe are orders that were taken back, or are under way.
-                self.full = Some(given_up);
-                Ok(None)
-            }
-            Err(error) if error.kind() == ErrorKind::Closed => {
-                // It is gone; its exit will be told.
-                self.phase = Phase::Doomed;
-                Ok(None)
-            }
-            Err(error) => Err(error.into_error()),
+        self.outbox.add(self.lane.next_number(), chunk.seal());
+        if chunk.bytes().len() <= SOON_COPIED {
+            // Its worker is to find it there, and not to sleep once more.
+            let unsent = self.outbox.send().into_iter().map(|unsent| (self.outbox.clone(), unsent));
+            after.unsent.extend(unsent);
         }
+        if !self.outbox.is_empty() {
+            self.unsent = Some(given_up);
+            after.outboxes.push(self.outbox.clone());
+        }
+        self.lane.give(IN_PIPE, [&header, &[]], items)
     }
+}
+
+/// Takes back what has not started of a worker's order; how far it goes now.
+pub(super) fn take_back(lane: &PoolEnd, outbox: &Outbox, number: u32) -> Claim {
+    let claim = lane.take_back(number, 0);
+    if claim.end == 0 {
+        outbox.forget(number);
+    }
+    claim
 }

@@ -7,7 +7,7 @@
 
 use super::group::{Block, Chunk, Group};
 use super::local;
-use super::mail::Mail;
+use super::mail::{Mail, Outbox, Unsent};
 use super::protocol::{Conditions, Task};
 use super::state::{After, Circumstances, Event, Hire, Phase, Rules, State, Worker, broken, later, shut, terminated};
 use super::stats::{PoolStats, WorkerStats};
@@ -152,6 +152,19 @@ impl Shared {
             self.nudge.notify_one();
         }
         after.wakers.into_iter().for_each(Waker::wake);
+        after.unsent.iter().for_each(|(outbox, unsent)| self.was_unsent(outbox, unsent));
+        // Large orders last of all, as they take their time.
+        for outbox in &after.outboxes {
+            outbox.send().iter().for_each(|unsent| self.was_unsent(outbox, unsent));
+        }
+    }
+
+    fn was_unsent(&self, outbox: &Arc<Outbox>, unsent: &Unsent) {
+        self.with(|state, after| {
+            state.was_unsent(outbox, unsent, after);
+            state.dispatch(after);
+            state.end_if_done(after);
+        });
     }
 
     fn with<T>(&self, change: impl FnOnce(&mut State, &mut After) -> T) -> T {
@@ -592,7 +605,7 @@ impl Shared {
                 pid,
                 killer,
                 lane,
-                orders,
+                outbox: Outbox::new(orders),
                 mail: Mail::new(results),
                 ear: Ear::new(pid),
                 phase,
@@ -607,6 +620,7 @@ impl Shared {
                 has_worked: false,
                 is_awaited: has_initializer,
                 full: None,
+                unsent: None,
                 begun: None,
                 leaving: None,
                 overdue: None,

@@ -120,10 +120,15 @@ impl Chunk {
         };
         let start = skip(0, from);
         let end = skip(start, to - from);
-        let (body, attachments) = (self.bytes()[start..end].to_vec(), self.attachments.clone());
+        // What went through a pipe is shared, not copied.
+        let (body, sent) = match &self.sent {
+            Some(sent) => (Vec::new(), Some(sent.slice(start..end))),
+            None => (self.body[start..end].to_vec(), None),
+        };
+        let attachments = self.attachments.clone();
         let first = self.first + u64::from(from);
         let Self { attempt, queued, handed, has_waited, .. } = *self;
-        Self { first, count: to - from, attempt, body, sent: None, attachments, queued, handed, has_waited }
+        Self { first, count: to - from, attempt, body, sent, attachments, queued, handed, has_waited }
     }
 }
 

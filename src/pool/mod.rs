@@ -9,7 +9,7 @@
 //! deadlines.rs what is done when its time has come               results.rs   what has come from the workers
 //! endings.rs   a worker, an item, the pool comes to an end       dispatch.rs  who does what
 //! staff.rs     workers come and go                               state.rs     what all of these know
-//! group.rs     the items of one call, as the scheduler has them  mail.rs      large results, until they are fetched
+//! group.rs     the items of one call, as the scheduler has them  mail.rs      what is large, beside the lanes
 //! worker.rs    the loop a child runs    task.rs  what a task can ask    protocol.rs  what they say to each other
 //! stats.rs     what a pool tells about itself    trace.rs  what tasks tell `tracing`
 //! ```

@@ -40,6 +40,12 @@ impl State {
             if worker.has_room_again() {
                 (any, worker.full) = (true, None);
             }
+            if worker.unsent.is_some() && worker.has_come() {
+                // It may have made room in its pipe, too.
+                let given_up = worker.lane.given_up();
+                worker.unsent = (!worker.outbox.is_empty()).then_some(given_up);
+                after.outboxes.extend(worker.unsent.map(|_| worker.outbox.clone()));
+            }
             if !worker.lane.has_results() {
                 continue;
             }
@@ -83,10 +89,13 @@ impl Worker {
         self.lane.has_results() || self.has_room_again()
     }
 
-    /// Whether it has given up an order since there was no room for another.
+    /// Whether it has given up an order since there was no room for another, in its lane or its pipe.
     #[inline]
     pub(super) fn has_room_again(&self) -> bool {
-        self.full.is_some_and(|given_up| given_up != self.lane.given_up())
+        self.full.or(self.unsent).is_some() && {
+            let now = Some(self.lane.given_up());
+            self.full.is_some() && self.full != now || self.unsent.is_some() && self.unsent != now
+        }
     }
 
     /// Takes in `count` results. The first of a worker with an initializer is that one's.
@@ -101,9 +110,6 @@ impl Worker {
         let since = self.running.front().map(|running| running.since);
         let (mut at, mut left) = (0, count);
         self.has_worked |= count > 0 && !self.is_awaited;
-        if count > 0 {
-            self.full = None;
-        }
         if self.is_awaited && left > 0 {
             self.is_awaited = false;
             let (_, _, len) = spsc::first(&bytes).ok_or_else(|| corrupt(&self.name))?;

@@ -1,10 +1,9 @@
 //! What the scheduler knows: seats with their workers, orders under way, timers, and what is to be done once the lock is free.
 
 use super::group::{Block, Chunk, Group};
-use super::mail::Mail;
+use super::mail::{Mail, Outbox, Unsent};
 use super::stats::Histogram;
 use super::trace::Ear;
-use crate::channel::Sender;
 use crate::channel::lane::PoolEnd;
 use crate::error::{Error, ErrorKind, Result};
 use crate::process::Killer;
@@ -164,7 +163,7 @@ pub(super) struct Worker {
     pub(super) pid: u32,
     pub(super) killer: Killer,
     pub(super) lane: PoolEnd,
-    pub(super) orders: Sender<Sealed>,
+    pub(super) outbox: Arc<Outbox>,
     pub(super) mail: Arc<Mail>,
     pub(super) ear: Arc<Ear>,
     pub(super) phase: Phase,
@@ -183,8 +182,10 @@ pub(super) struct Worker {
     pub(super) has_worked: bool,
     /// The initializer's report has not come.
     pub(super) is_awaited: bool,
-    /// There was no room for an order, in its lane or in its pipe; how far it was with giving orders up then.
+    /// There was no room for an order in its lane; how far it was with giving orders up then.
     pub(super) full: Option<u64>,
+    /// The same for when something was put into its outbox, as long as that may be there.
+    pub(super) unsent: Option<u64>,
     /// That report, until the driver has read it.
     pub(super) begun: Option<Result<Sealed>>,
     /// Since when it is to end once it has nothing to do.
@@ -294,6 +295,10 @@ pub(super) struct After {
     /// Something lies in a pipe, and for too long in these.
     pub(super) has_mail: bool,
     pub(super) unfetched: Vec<Arc<Mail>>,
+    /// Where large orders are to be sent from.
+    pub(super) outboxes: Vec<Arc<Outbox>>,
+    /// What could not be sent.
+    pub(super) unsent: Vec<(Arc<Outbox>, Unsent)>,
     /// Who has heard something.
     pub(super) ears: Vec<Arc<Ear>>,
     /// Unsettled items of those who are woken.

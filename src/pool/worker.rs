@@ -126,6 +126,8 @@ impl Desk {
             let header = Header::read(&self.bytes).ok_or_else(corrupt)?;
             self.at = Header::LEN;
             if order.kind == IN_PIPE {
+                // It may be on its way for as long as the pool needs for what it has not been told of.
+                self.lane.tell();
                 // An order that cannot be read is one whose items cannot.
                 let parcel = self.orders.blocking_recv().and_then(Sealed::open);
                 match parcel {
