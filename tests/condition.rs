@@ -4,7 +4,9 @@ mod common;
 
 use common::{Deadline, eventually, go_on, in_child, stop, within};
 use futures::{FutureExt, StreamExt, poll};
-use multiprocess::{self as mp, Condition, ErrorKind, Lock, Process, Queue, debug};
+use multiprocess::{
+    self as mp, Barrier, Condition, ErrorKind, Event, Lock, Process, Queue, RLock, RwLock, Semaphore, Value, debug,
+};
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
@@ -455,4 +457,28 @@ async fn a_stopped_holder_or_waiter_delays_nobody_beyond_their_timeouts() {
     stop(holder.pid());
     let missed = within(sleepers.condition.lock_timeout(MOMENT)).await.map(drop).unwrap_err();
     assert_eq!(missed.kind(), ErrorKind::Timeout);
+}
+
+/// Not a panic, as tokio's own would be; and nobody is left waiting, or without its guard.
+#[test]
+fn timeouts_of_every_primitive_without_a_timer_are_errors() {
+    let (lock, rlock, semaphore) = (Lock::new().unwrap(), RLock::new().unwrap(), Semaphore::new(0).unwrap());
+    let (rwlock, event, barrier) = (RwLock::new().unwrap(), Event::new().unwrap(), Barrier::new(2).unwrap());
+    let (condition, value) = (Condition::new().unwrap(), Value::new(0u64).unwrap());
+    let all = async || {
+        assert_eq!(lock.acquire_timeout(MOMENT).await.unwrap_err().kind(), ErrorKind::Io);
+        assert_eq!(rlock.acquire_timeout(MOMENT).await.unwrap_err().kind(), ErrorKind::Io);
+        assert_eq!(semaphore.acquire_timeout(MOMENT).await.unwrap_err().kind(), ErrorKind::Io);
+        assert_eq!(rwlock.read_timeout(MOMENT).await.unwrap_err().kind(), ErrorKind::Io);
+        assert_eq!(rwlock.write_timeout(MOMENT).await.unwrap_err().kind(), ErrorKind::Io);
+        assert_eq!(event.wait_timeout(MOMENT).await.unwrap_err().kind(), ErrorKind::Io);
+        assert_eq!(barrier.wait_timeout(MOMENT).await.unwrap_err().kind(), ErrorKind::Io);
+        assert_eq!((barrier.waiting(), barrier.is_broken()), (0, false));
+        assert_eq!(value.lock_timeout(MOMENT).await.unwrap_err().kind(), ErrorKind::Io);
+        let error = condition.wait_timeout(condition.try_lock().unwrap(), MOMENT).await.unwrap_err();
+        assert_eq!((error.kind(), error.has_guard(), condition.waiting()), (ErrorKind::Io, true, 0));
+    };
+    futures::executor::block_on(all());
+    tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap().block_on(all());
+    assert!(lock.try_acquire().is_ok() && condition.try_lock().is_ok());
 }

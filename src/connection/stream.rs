@@ -3,7 +3,7 @@
 use super::auth::{self, Key, Role};
 use super::frame::{FrameReader, FrameWriter};
 use crate::error::{Error, ErrorKind, Result};
-use crate::os::socket;
+use crate::os::{reactor, socket};
 use futures::{Sink, Stream};
 use std::fmt;
 use std::future::poll_fn;
@@ -103,7 +103,7 @@ impl ByteConnection {
     /// `recv_bytes` has an error at once.
     ///
     /// # Errors
-    /// None so far.
+    /// `Io` outside a tokio runtime, and in one without its timer.
     pub async fn poll(&self, timeout: Duration) -> Result<bool> {
         self.receiver.poll(timeout).await
     }
@@ -214,14 +214,16 @@ impl ByteReceiver {
     /// As [`ByteConnection::poll`].
     ///
     /// # Errors
-    /// None so far.
+    /// `Io` outside a tokio runtime, and in one without its timer.
     pub async fn poll(&self, timeout: Duration) -> Result<bool> {
         let ready = async {
             let mut reader = self.reader.lock().await;
             poll_fn(|cx| reader.poll_ready(cx)).await;
         };
         // The future is polled before the clock is, so that a timeout of nothing still looks.
-        Ok(tokio::time::timeout(timeout, ready).await.is_ok())
+        let limited =
+            reactor::limited(timeout, ready).map_err(|error| Error::io("cannot wait for a message", error))?;
+        Ok(limited.await.is_ok())
     }
 
     /// As [`ByteConnection::peer_addr`].

@@ -19,7 +19,7 @@ use super::protocol::{self, Reader, Writer};
 use super::proxy::{Lend, Proxy};
 use super::slots::Brings;
 use crate::error::{Error, ErrorKind, Result};
-use crate::os::fault;
+use crate::os::{fault, reactor};
 use crate::wire::{self, Message};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -76,9 +76,13 @@ pub(super) fn too_late(what: &str) -> Error {
     Error::new(ErrorKind::Timeout, format!("{what} in time"))
 }
 
+fn no_timer(error: std::io::Error) -> Error {
+    Error::io("cannot wait for a manager", error)
+}
+
 /// Drops a wait after `timeout`, which must leave nothing behind; `what` was not in time then.
 pub(super) async fn in_time<R>(timeout: Duration, wait: impl Future<Output = Result<R>>, what: &str) -> Result<R> {
-    let waited = tokio::time::timeout(timeout, wait).await;
+    let waited = reactor::limited(timeout, wait).map_err(no_timer)?.await;
     waited.unwrap_or_else(|_| Err(Error::new(ErrorKind::Timeout, format!("{what} within {timeout:?}"))))
 }
 
@@ -143,6 +147,7 @@ impl Asked {
         if link.is_here() {
             return Err(Error::other("an object of a manager cannot wait in there for another one"));
         }
+        timeout.map_or(Ok(()), |_| reactor::has_timer()).map_err(no_timer)?;
         // Dropped before its answer is taken, it says itself that nobody has read that.
         let pending = link.send(request, 1, Brings::AGrant)?;
         let id = pending.id;

@@ -28,6 +28,11 @@ pub(crate) fn limited<F: Future>(timeout: Duration, future: F) -> io::Result<Tim
     unless_it_panics(|| Ok(tokio::time::timeout(timeout, future)), missing)
 }
 
+/// Whether [`limited`] works here.
+pub(crate) fn has_timer() -> io::Result<()> {
+    limited(Duration::ZERO, std::future::ready(())).map(drop)
+}
+
 pub(super) fn or_error<T>(register: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     let missing = || io::Error::other("this needs a tokio runtime with its I/O driver (`enable_all` or `enable_io`)");
     unless_it_panics(register, missing)

@@ -5,7 +5,7 @@ use super::debug::Report;
 use super::object::{self, Core, FIRST};
 use super::rounds::{Arrival, Outcome, Round, Rounds};
 use crate::error::{Error, ErrorKind, Result};
-use crate::os::fault;
+use crate::os::{fault, reactor};
 use crate::shm::atomic::AtomicU64;
 use crate::shm::family::Family;
 use crate::shm::mapped::Mapped;
@@ -113,11 +113,13 @@ impl Gate {
     }
 
     async fn wait(&self, timeout: Option<Duration>) -> Result<BarrierWaitResult> {
+        timeout.map_or(Ok(()), |_| reactor::has_timer()).map_err(failed)?;
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         self.arrive(false, deadline).await?.wait(deadline).await
     }
 
     async fn wait_then(&self, action: impl AsyncFnOnce() -> Result<()>) -> Result<BarrierWaitResult> {
+        self.timeout().map_or(Ok(()), |_| reactor::has_timer()).map_err(failed)?;
         let deadline = self.timeout().and_then(|timeout| Instant::now().checked_add(timeout));
         let party = self.arrive(true, deadline).await?;
         if party.index + 1 < self.parties() {

@@ -6,7 +6,7 @@ use super::mutex::{self, Mutex, Taken, outcome};
 use super::notices::{self, COUNT, Local, Room};
 use super::object::{self, Core, FIRST};
 use crate::error::{Error, ErrorKind, LockError, Result};
-use crate::os::fault;
+use crate::os::{fault, reactor};
 use crate::shm::atomic::AtomicU64;
 use crate::shm::family::{Family, Member};
 use crate::shm::mapped::Mapped;
@@ -282,6 +282,9 @@ impl Condition {
         guard: ConditionGuard,
         timeout: Duration,
     ) -> Result<ConditionGuard, LockError<ConditionGuard>> {
+        if let Err(error) = reactor::has_timer() {
+            return Err(LockError::new(Error::io("cannot wait for a condition", error), Some(guard)));
+        }
         let (turn, mut waiter) = self.0.enter(guard)?;
         let waited = until_in_turn(&self.0.waiting, Some(turn), |_| waiter.attempt());
         let noticed = tokio::time::timeout(timeout, waited).await;

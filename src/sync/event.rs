@@ -25,7 +25,7 @@
 use super::debug::Report;
 use super::object::{self, Core, FIRST};
 use crate::error::{Error, ErrorKind, Result};
-use crate::os::fault;
+use crate::os::{fault, reactor};
 use crate::shm::atomic::AtomicU64;
 use crate::shm::family::Family;
 use crate::shm::mapped::Mapped;
@@ -208,7 +208,7 @@ impl Event {
     /// # Errors
     /// `Timeout`, else as [`wait`](Self::wait).
     pub async fn wait_timeout(&self, timeout: Duration) -> Result<()> {
-        tokio::time::timeout(timeout, self.wait()).await.unwrap_or_else(|_| Err(timed_out()))
+        reactor::limited(timeout, self.wait()).map_err(failed)?.await.unwrap_or_else(|_| Err(timed_out()))
     }
 
     /// [`is_set`](Self::is_set) as a wait that does not wait.

@@ -6,6 +6,7 @@ use super::object::{self, Core, FIRST};
 use super::patience::{Patience, Taker};
 use super::turns::{self, Own, Turns};
 use crate::error::{Error, ErrorKind, LockError, Result};
+use crate::os::reactor;
 use crate::shm::atomic::AtomicU64;
 use crate::shm::family::{Family, Member};
 use crate::shm::mapped::Mapped;
@@ -316,7 +317,7 @@ impl RwLock {
     /// # Errors
     /// `Timeout`, else as [`read`](Self::read).
     pub async fn read_timeout(&self, timeout: Duration) -> Result<RwLockReadGuard, LockError<RwLockReadGuard>> {
-        tokio::time::timeout(timeout, self.read()).await.unwrap_or_else(|_| Err(timed_out()))
+        reactor::limited(timeout, self.read()).map_err(failed)?.await.unwrap_or_else(|_| Err(timed_out()))
     }
 
     /// [`write`](Self::write) that gives up after `timeout`, and then has taken nothing.
@@ -324,7 +325,7 @@ impl RwLock {
     /// # Errors
     /// `Timeout`, else as [`write`](Self::write).
     pub async fn write_timeout(&self, timeout: Duration) -> Result<RwLockWriteGuard, LockError<RwLockWriteGuard>> {
-        tokio::time::timeout(timeout, self.write()).await.unwrap_or_else(|_| Err(timed_out()))
+        reactor::limited(timeout, self.write()).map_err(failed)?.await.unwrap_or_else(|_| Err(timed_out()))
     }
 
     /// [`read`](Self::read) for plain functions: blocks this thread.
@@ -388,7 +389,7 @@ fn finish<G>(got: io::Result<io::Result<Got<G>>>) -> Result<G, LockError<G>> {
                         what the lock guards may be half changed";
             Err(LockError::new(Error::new(ErrorKind::OwnerDied, died), Some(guard)))
         }
-        Err(error) => Err(LockError::new(Error::io("cannot acquire a read-write lock", error), None)),
+        Err(error) => Err(failed(error)),
     }
 }
 
@@ -399,6 +400,10 @@ fn finish_try<G>(got: io::Result<Option<Got<G>>>) -> Result<G, LockError<G>> {
 
 fn finish_blocking<G>(got: io::Result<Option<io::Result<Got<G>>>>) -> Result<G, LockError<G>> {
     got.transpose().map_or_else(|| Err(timed_out()), finish)
+}
+
+fn failed<G>(error: io::Error) -> LockError<G> {
+    LockError::new(Error::io("cannot acquire a read-write lock", error), None)
 }
 
 fn timed_out<G>() -> LockError<G> {

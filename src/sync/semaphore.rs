@@ -30,6 +30,7 @@ use super::ledger::{self, Ledger, MAX};
 use super::object::{self, Core, FIRST};
 use super::patience::{Patience, Taker};
 use crate::error::{Error, ErrorKind, LockError, Result};
+use crate::os::reactor;
 use crate::shm::atomic::AtomicU64;
 use crate::shm::family::Family;
 use crate::shm::mapped::Mapped;
@@ -134,7 +135,7 @@ impl Permits {
     }
 
     async fn acquire_timeout(self: &Arc<Self>, timeout: Duration) -> Result<Permit, LockError<Permit>> {
-        tokio::time::timeout(timeout, self.acquire()).await.unwrap_or_else(|_| Err(timed_out()))
+        reactor::limited(timeout, self.acquire()).map_err(failed)?.await.unwrap_or_else(|_| Err(timed_out()))
     }
 
     fn try_acquire(self: &Arc<Self>) -> Result<Permit, LockError<Permit>> {
