@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{eventually, is_asleep, within};
+use common::{eventually, falls_asleep_in_line, is_asleep, within};
 use futures::poll;
 use multiprocess::{
     self as mp, Barrier, Condition, ErrorKind, Event, Fd, JoinableQueue, ListProxy, Lock, Manager, Process, Queue,
@@ -69,15 +69,16 @@ async fn death<R: serde::de::DeserializeOwned + 'static>(mut victim: Process<R>,
     assert_eq!(error.exit_status().and_then(|status| status.signal()), Some(9), "{point}: {error}");
 }
 
-/// A child that has nothing to do and is asleep.
+/// A child that has begun what it was told, and is asleep over it.
 async fn asleep<R: serde::de::DeserializeOwned + 'static>(process: Process<R>) -> Process<R> {
+    // It also sleeps for a moment while it begins, and what it waits for then does not say that it is in line.
     tokio::time::sleep(Duration::from_millis(50)).await;
-    // A spare child waits for its order in another call. Where the kernel does not tell the call, it says 0.
-    let is_in_epoll = || {
-        let call = std::fs::read_to_string(format!("/proc/{}/wchan", process.pid())).unwrap_or_default();
-        call.contains("epoll") || call.is_empty() || call == "0"
-    };
-    eventually("it sleeps", || is_asleep(process.pid()) && is_in_epoll()).await;
+    let of = |what| std::fs::read_to_string(format!("/proc/{}/{what}", process.pid())).unwrap_or_default();
+    // A process that waits for its order has another name, and waits in another call. Where the kernel does not tell
+    // the call, it says 0.
+    let has_begun = || !of("comm").trim_end().is_empty() && process.name().starts_with(of("comm").trim_end());
+    let is_in_epoll = || matches!(of("wchan"), call if call.contains("epoll") || call.is_empty() || call == "0");
+    eventually("it sleeps", || has_begun() && is_asleep(process.pid()) && is_in_epoll()).await;
     process
 }
 
@@ -842,13 +843,15 @@ async fn killed_as_heir_of_a_lock() {
             _ => doomed!(point, lock_once, (lock.clone(),)),
         };
         // One that is to die may look, and die, at any burial from now on.
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        falls_asleep_in_line(victim.pid()).await;
+        tokio::time::sleep(LONG_FOR_A_LOCK).await;
+        let before = switches(victim.pid());
         // Woken in vain after a long wait, it becomes heir: the burial of a bystander makes it look.
         let mut bystander = Process::spawn(lock_once, (Lock::new().unwrap(),)).unwrap();
         within(bystander.wait()).await.unwrap();
         match point {
             "asleep" => {
-                asleep_again(&victim).await;
+                asleep_again(&victim, before).await;
                 victim.kill().unwrap();
                 drop(within(victim.wait()).await);
             }
@@ -873,7 +876,9 @@ async fn killed_as_heir_that_gives_up_or_takes() {
             "heir.unmarked" => doomed!(point, give_up, (lock.clone(),)),
             _ => doomed!(point, lock_once, (lock.clone(),)),
         };
-        let victim = asleep(victim).await;
+        falls_asleep_in_line(victim.pid()).await;
+        tokio::time::sleep(LONG_FOR_A_LOCK).await;
+        let before = switches(victim.pid());
         // The burial of a bystander makes it look in vain: it is heir.
         let mut bystander = Process::spawn(lock_once, (Lock::new().unwrap(),)).unwrap();
         within(bystander.wait()).await.unwrap();
@@ -884,7 +889,7 @@ async fn killed_as_heir_that_gives_up_or_takes() {
             drop(guard);
             assert_eq!(within(other).await.unwrap(), Ok(()), "{point}");
         } else {
-            asleep_again(&victim).await;
+            asleep_again(&victim, before).await;
             let other = asleep(Process::spawn(lock_once, (lock.clone(),)).unwrap()).await;
             let released = Instant::now();
             drop(guard);
@@ -901,9 +906,18 @@ async fn killed_as_heir_that_gives_up_or_takes() {
     }
 }
 
-async fn asleep_again<R: serde::de::DeserializeOwned + 'static>(process: &Process<R>) {
-    tokio::time::sleep(Duration::from_millis(50)).await;
-    eventually("it sleeps", || is_asleep(process.pid())).await;
+/// Who has waited for so long becomes heir when it looks in vain.
+const LONG_FOR_A_LOCK: Duration = Duration::from_millis(2);
+
+/// How often a process has gone to sleep.
+fn switches(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let count = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    count.map_or(0, |count| count.trim().parse().unwrap())
+}
+
+async fn asleep_again<R: serde::de::DeserializeOwned + 'static>(process: &Process<R>, before: u64) {
+    eventually("it has looked", || switches(process.pid()) > before && is_asleep(process.pid())).await;
 }
 
 /// `mutex`: a dropped heir says so, and the lock is anybody's.
