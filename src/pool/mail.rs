@@ -7,7 +7,7 @@ use crate::channel::{Receiver, Sender};
 use crate::error::{Error, ErrorKind, Result};
 use crate::wire::Sealed;
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering::*};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::*, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::task::Waker;
 
@@ -73,8 +73,10 @@ pub(super) struct Outbox {
     pipe: Mutex<Sender<Sealed>>,
     /// Numbers of orders that were given, and what their worker waits for.
     waiting: Mutex<VecDeque<(u32, Sealed)>>,
-    /// How many those are.
+    /// How many those are, with the one that is being sent.
     count: AtomicUsize,
+    /// Somebody has come to send while another was at it.
+    is_wanted: AtomicBool,
 }
 
 /// An order that cannot be sent.
@@ -87,7 +89,8 @@ pub(super) struct Unsent {
 
 impl Outbox {
     pub(super) fn new(pipe: Sender<Sealed>) -> Arc<Self> {
-        Arc::new(Self { pipe: Mutex::new(pipe), waiting: Mutex::default(), count: AtomicUsize::new(0) })
+        let (waiting, count, is_wanted) = Default::default();
+        Arc::new(Self { pipe: Mutex::new(pipe), waiting, count, is_wanted })
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut VecDeque<(u32, Sealed)>) -> T) -> T {
@@ -118,40 +121,63 @@ impl Outbox {
         self.count.load(Acquire) == 0
     }
 
-    /// Sends what waits, as far as there is room; if somebody else is at it, that one sees to all of it.
+    /// Sends what waits, as far as there is room; if somebody else is at it, that one does, or begins anew.
     #[must_use]
     pub(super) fn send(&self) -> Vec<Unsent> {
-        let mut unsent: Vec<Unsent> = Vec::new();
-        while !self.is_empty() {
+        let mut unsent = Vec::new();
+        loop {
+            // Between the two of us one sees the other: I that it is at it, or it that there is more, or room again.
+            self.is_wanted.store(true, Release);
+            fence(SeqCst);
             let mut pipe = match self.pipe.try_lock() {
                 Ok(pipe) => pipe,
                 Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
                 Err(TryLockError::WouldBlock) => return unsent,
             };
-            while let Some((number, order)) = self.change(VecDeque::pop_front) {
-                let Err(error) = pipe.try_send(order) else { continue };
-                match error.kind() {
-                    // What is under way makes room, and that is told.
-                    ErrorKind::Full => {
-                        self.change(|waiting| waiting.push_front((number, error.into_inner())));
-                        return unsent;
-                    }
-                    // It is gone; its exit will be told.
-                    ErrorKind::Closed => self.change(VecDeque::clear),
-                    _ => {
-                        let is_final = unsent.last().is_some_and(|last| last.number == number);
-                        unsent.push(Unsent { number, error: error.into_error(), is_final });
-                        match is_final {
-                            true => self.change(VecDeque::clear),
-                            false => self.change(|waiting| {
-                                waiting.push_front((number, Sealed::new(Vec::new(), Vec::new())));
-                            }),
+            self.is_wanted.swap(false, AcqRel);
+            self.send_by(&mut pipe, &mut unsent);
+            drop(pipe);
+            fence(SeqCst);
+            if !self.is_wanted.load(Acquire) {
+                return unsent;
+            }
+        }
+    }
+
+    /// What is being sent keeps its place, empty, so that nobody takes this for done.
+    fn take_first(&self) -> Option<(u32, Sealed)> {
+        let nothing = || Sealed::new(Vec::new(), Vec::new());
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.front_mut().map(|(number, order)| (*number, std::mem::replace(order, nothing())))
+    }
+
+    fn send_by(&self, pipe: &mut Sender<Sealed>, unsent: &mut Vec<Unsent>) {
+        while let Some((number, order)) = self.take_first() {
+            let Err(error) = pipe.try_send(order) else {
+                self.change(VecDeque::pop_front);
+                continue;
+            };
+            match error.kind() {
+                // What is under way makes room, and that is told.
+                ErrorKind::Full => {
+                    let order = error.into_inner();
+                    return self.change(|waiting| {
+                        if let Some(first) = waiting.front_mut() {
+                            first.1 = order;
                         }
+                    });
+                }
+                // It is gone; its exit will be told.
+                ErrorKind::Closed => self.change(VecDeque::clear),
+                _ => {
+                    let is_final = unsent.last().is_some_and(|last| last.number == number);
+                    unsent.push(Unsent { number, error: error.into_error(), is_final });
+                    if is_final {
+                        self.change(VecDeque::clear);
                     }
                 }
             }
         }
-        unsent
     }
 }
 
@@ -183,6 +209,49 @@ mod tests {
         assert!(outbox.send().is_empty() && outbox.is_empty());
         let all: Vec<_> = std::iter::from_fn(|| next(&mut receiver)).collect();
         assert_eq!(all, [(1, 5), (0, 0), (3, 5)]);
+    }
+
+    /// Else who hears of room while it is being sent would not come back for it.
+    #[test]
+    fn what_is_being_sent_still_waits_and_who_comes_meanwhile_is_not_forgotten() {
+        let (sender, _receiver) = channel::simplex::<Sealed>().unwrap();
+        let outbox = Outbox::new(sender);
+        outbox.add(0, order(1, 5));
+        let _sends = outbox.pipe.lock();
+        assert!(outbox.take_first().is_some_and(|(number, order)| number == 0 && order.bytes() == [1; 5]));
+        assert!(!outbox.is_empty());
+        assert!(outbox.send().is_empty() && outbox.is_wanted.load(Acquire));
+    }
+
+    #[test]
+    fn all_of_it_comes_in_order_whoever_sends() {
+        let (sender, mut receiver) = channel::simplex::<Sealed>().unwrap();
+        let outbox = Outbox::new(sender);
+        // Two of these find no room at once.
+        let large = 900 << 10;
+        let (start, is_over) = (std::time::Instant::now(), AtomicBool::new(false));
+        let all = std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !is_over.load(Acquire) {
+                        assert!(outbox.send().is_empty());
+                    }
+                });
+            }
+            (0..60).for_each(|n| outbox.add(n, order(n as u8 + 1, large)));
+            let mut all = Vec::new();
+            while all.len() < 60 && start.elapsed() < std::time::Duration::from_secs(20) {
+                // A look at any moment: what has not come is not gone.
+                let is_empty = outbox.is_empty();
+                match next(&mut receiver) {
+                    Some((byte, _)) => all.push(byte),
+                    None => assert!(!is_empty, "it is neither waiting nor there"),
+                }
+            }
+            is_over.store(true, Release);
+            all
+        });
+        assert_eq!(all, (1..=60).collect::<Vec<u8>>());
     }
 
     #[test]
