@@ -225,23 +225,26 @@ impl Wire {
 
     /// What has to wait for room is sent by the reader of its line.
     fn send_what_waits(&self) {
-        let mut is_armed = false;
+        let mut armed_at = None;
         while self.has_what_waits() {
-            let rooms = self.rooms.load(SeqCst);
             // Who has the pipe comes here after it.
             let Ok(mut tx) = self.tx.try_lock() else { return };
             let told = self.send_told(&mut tx);
             drop(tx);
             match told {
                 Ok(true) => {}
-                Ok(false) if !is_armed => {
-                    is_armed = true;
-                    // It fails outside a runtime, where those that have listened before go on.
+                Ok(false) => {
+                    // A change of it by us as well: of this and the reader's, whoever's is the later sees what the other
+                    // did before, the reader that the pipe is free.
+                    let rooms = self.rooms.fetch_add(0, SeqCst);
+                    if armed_at.replace(rooms) == Some(rooms) {
+                        return;
+                    }
+                    // The reader may have come meanwhile, and used up what was armed. Outside a runtime it fails, and
+                    // those that have listened before go on.
                     let _ = self.room.arm();
                 }
-                // The reader came while the pipe was taken.
-                Ok(false) if self.rooms.load(SeqCst) != rooms => is_armed = false,
-                _ => return,
+                Err(_) => return,
             }
         }
     }
