@@ -268,8 +268,11 @@ impl Server {
             }
             protocol::LEASE_OPEN => {
                 let lease = (connection.number, reader.number()?);
-                self.objects.open_lease(lease);
-                self.read(super::server::until_ended(lease, Arc::new(reader.fd()?)));
+                let reader = reader.fd()?;
+                if !self.objects.open_lease(lease) {
+                    return Err(protocol::torn());
+                }
+                self.read(super::server::until_ended(lease, Arc::new(reader)));
             }
             protocol::LEASE => self.objects.lease((connection.number, reader.number()?), reader.number()?),
             protocol::CLAIM => {
@@ -307,12 +310,22 @@ impl Server {
 
 #[cfg(test)]
 mod tests {
+    use super::super::method::{Owned, Waiting, call_op, make_op};
+    use super::super::namespace::{Names, Namespace};
     use super::super::played::{Beside, beside};
-    use super::super::proxy;
+    use super::super::protocol::Op;
+    use super::super::proxy::{self, Proxy};
+    use super::super::queue::Items;
     use super::super::slots::Brings;
+    use super::super::waits::Try;
     use super::*;
+    use crate::os::socket::packet_pair;
+    use crate::wire::{Attachment, Message};
     use std::sync::atomic::AtomicBool;
     use std::sync::atomic::Ordering::SeqCst;
+    use std::task::Poll;
+    use std::time::Duration;
+    use tokio::time::timeout;
 
     /// Has answers refused that say what was made, one after the other like this.
     fn refuse_made(beside: &Beside, why: impl IntoIterator<Item = ErrorKind, IntoIter: Send + 'static>) {
@@ -344,6 +357,63 @@ mod tests {
     #[tokio::test]
     async fn what_was_made_for_an_answer_that_cannot_be_sent_when_there_is_room_goes() {
         is_let_go([ErrorKind::Full, ErrorKind::Io]).await;
+    }
+
+    fn waits(_: &mut Items<u32>, _: &mut Option<(u32,)>, _: Try) -> Poll<Result<Message>> {
+        Poll::Pending
+    }
+
+    /// Every kind of request, with every kind of number for an object.
+    #[tokio::test]
+    async fn no_request_on_any_object_harms_the_objects_of_others() {
+        let beside = beside().await;
+        let names = Namespace(Proxy::new(Handle::held(&beside.client, protocol::NAMES)));
+        names.set("key", 7u32).await.unwrap();
+        let others = proxy::create(&beside.here(), || vec![1u32], ()).await.unwrap();
+        let before = beside.server.objects.len();
+        let make = |n: u32| vec![n];
+        let doors = |object| {
+            [
+                Op { object, ..make_op(make) },
+                Op { object, ..make_op(Names::new) },
+                call_op::<_, _, _, Owned>(object, |list: &mut Vec<u32>| list.len()),
+                call_op::<_, _, _, Waiting>(object, waits),
+                Op { object, entry: 1, fingerprint: 1 },
+            ]
+        };
+        // END names no object, and ends the manager: that is for who started it.
+        let kinds = (0..=protocol::EXPIRE).filter(|kind| *kind != protocol::END);
+        for (kind, which) in kinds.flat_map(|kind| (0..5).map(move |which| (kind, which))) {
+            let client = beside.another();
+            let own = proxy::create(&client, make, (1,)).await.unwrap();
+            let number = [protocol::MAKER, protocol::NAMES, others.handle.object, own.handle.object, u64::MAX][which];
+            for door in doors(number) {
+                let mut request = client.request(kind);
+                let has_answer = matches!(kind, protocol::CALL | protocol::WAIT | protocol::COUNT | protocol::WHERE);
+                request.number(number);
+                match kind {
+                    protocol::CALL => request.number(1).op(&door).append(&(5u32,)).unwrap(),
+                    protocol::WAIT => request.op(&door).append(&(5u32,)).unwrap(),
+                    protocol::LEASE => drop(request.number(number)),
+                    protocol::LEASE_OPEN => drop(request.attach(Attachment::owned(packet_pair().unwrap().0))),
+                    _ => {}
+                }
+                match has_answer {
+                    true => {
+                        // Refused, or done; cut off, the next one is, too.
+                        let asked = client.ask(request, 1, Brings::AnObject);
+                        let _ = timeout(Duration::from_secs(20), asked).await.expect("an answer");
+                    }
+                    false => client.tell(request),
+                }
+            }
+            drop((own, client));
+            let case = format!("kind {kind}, object {number}");
+            assert_eq!(names.get::<u32>("key").await.expect(&case), Some(7), "{case}");
+            assert_eq!(others.call(|list: &mut Vec<u32>| list.clone(), ()).await.expect(&case), [1], "{case}");
+            beside.until(|| beside.server.objects.len() == before).await;
+        }
+        names.remove("key").await.unwrap();
     }
 
     #[tokio::test]

@@ -256,6 +256,11 @@ where
 
     fn enter(f: F, frame: &mut dyn Any) {
         let Some(frame) = frame.downcast_mut::<Frame>() else { return };
+        // What it makes would take the place of the object that the request names, whoever holds that.
+        if frame.object.is_some() || frame.wait.is_some() {
+            frame.result = Some(Err(Error::new(ErrorKind::Decode, "a function that makes objects is called on one")));
+            return;
+        }
         let made = frame.arguments::<F, A, F::Object>().and_then(|args| {
             frame.object = Some(Box::new(catch_panic(|| Ok(f.make(args)))?));
             Ok(())

@@ -8,6 +8,7 @@ use super::waits::Settle;
 use crate::process::entry::survive;
 use std::any::Any;
 use std::cell::{Cell, RefCell};
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -63,7 +64,7 @@ impl<J> Object<J> {
 pub(super) struct Objects<J>(Mutex<State<J>>);
 
 struct State<J> {
-    entries: HashMap<u64, Entry<J>>,
+    entries: HashMap<u64, Row<J>>,
     leases: HashMap<Lease, Vec<u64>>,
     last: u64,
     /// Some object is held from inside only, since the last collection.
@@ -72,7 +73,7 @@ struct State<J> {
     is_only_in_hand: bool,
 }
 
-struct Entry<J> {
+struct Row<J> {
     object: Arc<Object<J>>,
     outside: u64,
     /// Who holds it from inside, and how often. 0 is nobody's: a handle that is part of no object.
@@ -118,7 +119,7 @@ impl<J: Send + 'static> Objects<J> {
         let turn = Mutex::new(Turn { is_taken: false, waiting: VecDeque::new() });
         let (parked, settle) = (Mutex::default(), OnceLock::new());
         let object = Arc::new(Object { number, value: Mutex::new(Some(value)), turn, parked, settle });
-        state.entries.insert(number, Entry { object, outside: 1, inside: Vec::new() });
+        state.entries.insert(number, Row { object, outside: 1, inside: Vec::new() });
     }
 
     pub(super) fn find(&self, number: u64) -> Option<Arc<Object<J>>> {
@@ -163,8 +164,15 @@ impl<J: Send + 'static> Objects<J> {
         bury(dead);
     }
 
-    pub(super) fn open_lease(&self, lease: Lease) {
-        lock(&self.0).leases.insert(lease, Vec::new());
+    /// False if there is such a lease, which stays as it is.
+    pub(super) fn open_lease(&self, lease: Lease) -> bool {
+        match lock(&self.0).leases.entry(lease) {
+            Entry::Occupied(_) => false,
+            Entry::Vacant(free) => {
+                free.insert(Vec::new());
+                true
+            }
+        }
     }
 
     /// The lease holds the object, unless it has ended already.
@@ -294,9 +302,10 @@ mod tests {
         let objects = Arc::new(Objects::<()>::new());
         let one = objects.add(Box::new(()));
         assert!(objects.hold(one));
-        objects.open_lease((1, 1));
+        assert!(objects.open_lease((1, 1)));
         objects.lease((1, 1), one);
         objects.release([(one, 2)]);
+        assert!(!objects.open_lease((1, 1)), "what the lease holds would be lost");
         assert_eq!(objects.len(), 1);
         objects.end_lease((1, 1));
         assert_eq!((objects.len(), objects.hold(one), objects.has_leases()), (0, false, false));

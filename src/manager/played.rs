@@ -76,6 +76,7 @@ impl Played {
 
 /// A manager in this process.
 pub(super) struct Beside {
+    door: &'static OwnedFd,
     pub(super) server: &'static Arc<Server>,
     /// To it as another process would have it.
     pub(super) client: Arc<Link>,
@@ -86,8 +87,6 @@ pub(super) struct Beside {
 pub(super) async fn beside() -> Beside {
     static ALONE: Mutex<()> = Mutex::const_new(());
     static FIRST: OnceCell<(OwnedFd, Arc<Link>)> = OnceCell::const_new();
-    static LAST: AtomicU64 = AtomicU64::new(0);
-    let link = |door: &OwnedFd| Link::new((88, LAST.fetch_add(1, Relaxed)), 1, door.try_clone().unwrap()).unwrap();
     let start = || async {
         let (intake, door) = packet_pair().unwrap();
         let theirs = Fd::new(door.try_clone().unwrap());
@@ -99,9 +98,15 @@ pub(super) async fn beside() -> Beside {
         (door, first)
     };
     let alone = ALONE.lock().await;
-    let client = link(&FIRST.get_or_init(start).await.0);
+    let door = &FIRST.get_or_init(start).await.0;
+    let client = link(door);
     count(&client).await;
-    Beside { server: HERE.get().unwrap(), client, _alone: alone }
+    Beside { door, server: HERE.get().unwrap(), client, _alone: alone }
+}
+
+fn link(door: &OwnedFd) -> Arc<Link> {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    Link::new((88, LAST.fetch_add(1, Relaxed)), 1, door.try_clone().unwrap()).unwrap()
 }
 
 async fn count(link: &Arc<Link>) -> u64 {
@@ -114,6 +119,11 @@ impl Beside {
     /// As who runs in the manager has it.
     pub(super) fn here(&self) -> Arc<Link> {
         self.server.link().unwrap()
+    }
+
+    /// To it as one more process would have it.
+    pub(super) fn another(&self) -> Arc<Link> {
+        link(self.door)
     }
 
     pub(super) async fn until(&self, is_so: impl Fn() -> bool) {
