@@ -7,6 +7,7 @@ use super::stream;
 use super::stream::{ByteConnection, Raw};
 use super::{MAX_MESSAGE, PATIENCE};
 use crate::error::{Error, ErrorKind, Result};
+use crate::os::reactor;
 use std::fmt;
 use std::future::{Future, IntoFuture};
 use std::io;
@@ -22,7 +23,8 @@ use tokio::net::{TcpStream, UnixStream};
 /// may see a failed handshake.
 ///
 /// # Errors
-/// `Io` if nobody listens there (no such path, refused, not allowed), `Authentication` if the other end has
+/// `Io` if nobody listens there (no such path, refused, not allowed), or there is no tokio runtime here with its I/O and
+/// its timer (`enable_all`); `Authentication` if the other end has
 /// another key, none, or does not answer in time; `Timeout` if there is no connection in time; `Other` if
 /// `address` is none.
 ///
@@ -100,6 +102,8 @@ impl Connect {
 
     async fn run(self) -> Result<ByteConnection> {
         let address = Address::parse(&self.address)?;
+        let failed = |error| Error::io(format_args!("cannot connect to {address}"), error);
+        reactor::has_io().and_then(|()| reactor::has_timer()).map_err(failed)?;
         let raw = tokio::time::timeout(self.patience, self.reach(&address)).await.unwrap_or_else(|_| {
             let why = format!("no connection to {address} within {:?}", self.patience);
             Err(Error::new(ErrorKind::Timeout, why))

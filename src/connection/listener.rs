@@ -15,6 +15,7 @@ use super::stream::{ByteConnection, Raw};
 use super::{MAX_MESSAGE, PATIENCE};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::listen::{self, Made};
+use crate::os::reactor;
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::{Future, IntoFuture, poll_fn};
@@ -76,7 +77,8 @@ impl Listener {
     /// A socket file has mode 0600 from the start. One that nobody listens at any more is replaced.
     ///
     /// # Errors
-    /// `Io` if another listens there, or the system does not let us; `Other` if `address` is none.
+    /// `Io` if another listens there, the system does not let us, or there is no tokio runtime here with its I/O and its
+    /// timer (`enable_all`); `Other` if `address` is none.
     pub fn bind(address: &str) -> Bind {
         Bind {
             address: address.to_string(),
@@ -210,6 +212,7 @@ impl Bind {
     async fn run(self) -> Result<Listener> {
         let address = Address::parse(&self.address)?;
         let failed = |error| Error::io(format_args!("cannot listen at {address}"), error);
+        reactor::has_io().and_then(|()| reactor::has_timer()).map_err(failed)?;
         let (socket, local) = Socket::bind(&address).await.map_err(failed)?;
         #[cfg(feature = "tls")]
         if self.tls.is_some() && !matches!(socket, Socket::Tcp(_)) {

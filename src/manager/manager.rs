@@ -18,7 +18,7 @@ use super::slots::Brings;
 use super::value::{ArrayProxy, One, Row, ValueProxy};
 use crate::connection::{self, ByteConnection, Connect};
 use crate::error::{Error, ErrorKind, Result};
-use crate::os::{image, socket};
+use crate::os::{image, reactor, socket};
 use crate::process::Process;
 use crate::wire::{self, Fd, Parcel};
 use serde::Serialize;
@@ -159,11 +159,13 @@ impl ManagerBuilder {
     ///
     /// # Errors
     /// `NotInitialized` if neither `run` nor `init` was called, `Spawn` if the process cannot be started, `Io` if
-    /// there is no memory or descriptor left, or the address is not to be had; `Other` for an address that is none, or
+    /// there is no memory or descriptor left, the address is not to be had, or there is no tokio runtime here with its I/O
+    /// and its timer (`enable_all`); `Other` for an address that is none, or
     /// without a key.
     pub async fn start(mut self) -> Result<Manager> {
         let bind = self.bound()?;
         let failed = |error| Error::io("cannot start a manager", error);
+        reactor::has_io().and_then(|()| reactor::has_timer()).map_err(failed)?;
         let (intake, door) = socket::packet_pair().map_err(failed)?;
         pipes::limit_waiting(&door, GREETING_TIME).map_err(failed)?;
         let id = (RandomState::new().hash_one(std::process::id()), RandomState::new().hash_one(&self.name));
@@ -407,11 +409,12 @@ impl Manager {
         let Some(running) = process.as_mut() else { return Ok(()) };
         let mut request = Writer::request(protocol::END);
         request.number(0);
-        match tokio::time::timeout(GRACE, self.link.ask(request, 1, Brings::Values)).await {
+        let failed = |error| Error::io("cannot wait for the end of a manager", error);
+        match reactor::limited(GRACE, self.link.ask(request, 1, Brings::Values)).map_err(failed)?.await {
             Ok(Err(error)) if error.kind() != ErrorKind::Closed => return Err(error),
             _ => {}
         }
-        if tokio::time::timeout(GRACE, running.wait()).await.is_err() {
+        if reactor::limited(GRACE, running.wait()).map_err(failed)?.await.is_err() {
             running.kill()?;
             running.wait().await?;
         }

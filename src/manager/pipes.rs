@@ -12,6 +12,7 @@ use super::protocol::Writer;
 use super::slots::Slots;
 use crate::channel::{self, Inbox, Sender};
 use crate::error::{Error, ErrorKind, Result, SendError};
+use crate::os::reactor;
 use crate::os::socket::{self, Wait};
 use crate::wait::{Line, until_read};
 use crate::wire::{self, Sealed, frame};
@@ -321,7 +322,8 @@ impl Wire {
 
     /// Tries again after a while, if there is a runtime. Without, the next call does, or whoever makes room.
     fn try_later(&self) {
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        // Without a timer it is as without a runtime.
+        let (Ok(runtime), Ok(())) = (tokio::runtime::Handle::try_current(), reactor::has_timer()) else { return };
         if !self.is_trying_later.swap(true, SeqCst) {
             let later = Later(self.this.clone());
             runtime.spawn(async move {

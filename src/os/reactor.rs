@@ -1,11 +1,19 @@
 //! tokio's reactor: a descriptor that wakes a task.
+//!
+//! tokio panics where a runtime was built without the driver that is asked for, and has no way to ask first. So that one
+//! call is caught, and the panic hook does not see it. In a program built with `panic = "abort"` nothing can be caught:
+//! there the hook prints what tokio says, and the program ends.
 
+use std::any::Any;
+use std::cell::Cell;
+use std::collections::HashSet;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind, set_hook, take_hook};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::io::{Interest, unix::AsyncFd};
-use tokio::runtime::Handle;
+use tokio::runtime::{Handle, Id};
 use tokio::time::Timeout;
 
 /// Registers `fd` with the reactor of the current runtime.
@@ -24,8 +32,7 @@ pub(crate) fn watch(fd: Arc<OwnedFd>, interest: Interest) -> io::Result<AsyncFd<
 /// Outside a runtime, and in one that was built without a timer.
 pub(crate) fn limited<F: Future>(timeout: Duration, future: F) -> io::Result<Timeout<F>> {
     let missing = || io::Error::other("a timeout needs a tokio runtime with its timer (`enable_all` or `enable_time`)");
-    Handle::try_current().map_err(|_| missing())?;
-    unless_it_panics(|| Ok(tokio::time::timeout(timeout, future)), missing)
+    driven(Driver::Time, || Ok(tokio::time::timeout(timeout, future)), missing)
 }
 
 /// Whether [`limited`] works here.
@@ -33,13 +40,123 @@ pub(crate) fn has_timer() -> io::Result<()> {
     limited(Duration::ZERO, std::future::ready(())).map(drop)
 }
 
-pub(super) fn or_error<T>(register: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-    let missing = || io::Error::other("this needs a tokio runtime with its I/O driver (`enable_all` or `enable_io`)");
-    unless_it_panics(register, missing)
+/// Whether sockets, pipes and processes can be waited for here.
+pub(crate) fn has_io() -> io::Result<()> {
+    match has_been_found(Driver::Io) {
+        true => Ok(()),
+        false => or_error(|| tokio::net::UnixDatagram::unbound().map(drop)),
+    }
 }
 
-/// tokio panics where there is no such driver, and has no way to ask first.
-fn unless_it_panics<T>(make: impl FnOnce() -> io::Result<T>, missing: impl FnOnce() -> io::Error) -> io::Result<T> {
-    // Nothing of ours is touched by it but what it drops.
-    std::panic::catch_unwind(std::panic::AssertUnwindSafe(make)).unwrap_or_else(|_| Err(missing()))
+pub(super) fn or_error<T>(register: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    let missing = || io::Error::other("this needs a tokio runtime with its I/O driver (`enable_all` or `enable_io`)");
+    driven(Driver::Io, register, missing)
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Driver {
+    Io,
+    Time,
+}
+
+thread_local! {
+    /// The runtime that was last found to have each driver: most threads only ever see one.
+    static LAST: [Cell<Option<Id>>; 2] = const { [Cell::new(None), Cell::new(None)] };
+}
+
+fn driven<T>(
+    driver: Driver,
+    call: impl FnOnce() -> io::Result<T>,
+    missing: impl FnOnce() -> io::Error,
+) -> io::Result<T> {
+    let Ok(runtime) = Handle::try_current() else { return Err(missing()) };
+    let id = runtime.id();
+    let has_it = has_been_found(driver);
+    // tokio may give the number of a runtime that has ended to another one, so it is caught in any case.
+    let called = if has_it { catch_unwind(AssertUnwindSafe(call)) } else { silently(call) };
+    match called {
+        Ok(result) => {
+            if !has_it {
+                known(|known| known.insert((id, driver)));
+            }
+            LAST.with(|last| last[driver as usize].set(Some(id)));
+            result
+        }
+        Err(_) => Err(missing()),
+    }
+}
+
+/// Whether the current runtime is known to have it.
+fn has_been_found(driver: Driver) -> bool {
+    let Ok(id) = Handle::try_current().map(|runtime| runtime.id()) else { return false };
+    LAST.with(|last| last[driver as usize].get()) == Some(id) || known(|known| known.contains(&(id, driver)))
+}
+
+/// Runtimes that have a driver.
+fn known<T>(with: impl FnOnce(&mut HashSet<(Id, Driver)>) -> T) -> T {
+    static KNOWN: Mutex<Option<HashSet<(Id, Driver)>>> = Mutex::new(None);
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    let known = known.get_or_insert_default();
+    // A program that makes a runtime for each call must not grow.
+    if known.len() >= 1024 {
+        known.clear();
+    }
+    with(known)
+}
+
+type Hook = Box<dyn Fn(&PanicHookInfo<'_>) + Sync + Send>;
+
+/// [`catch_unwind`], with a hook for that time that says nothing of a panic of this thread.
+fn silently<T>(call: impl FnOnce() -> T) -> Result<T, Box<dyn Any + Send>> {
+    // A hook can be neither taken nor set while a thread panics. And where nothing is caught, somebody must say why.
+    if cfg!(panic = "abort") || std::thread::panicking() {
+        return catch_unwind(AssertUnwindSafe(call));
+    }
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let (me, before) = (std::thread::current().id(), Arc::new(take_hook()));
+    let theirs = before.clone();
+    let ours: Hook = Box::new(move |info| {
+        if std::thread::current().id() != me {
+            theirs(info);
+        }
+    });
+    let place = address(&ours);
+    set_hook(ours);
+    let called = catch_unwind(AssertUnwindSafe(call));
+    let found = take_hook();
+    // Who has set another one meanwhile keeps it.
+    if address(&found) != place {
+        set_hook(found);
+        return called;
+    }
+    drop(found);
+    // Another thread may be in it at this moment, and keeps it until it comes out.
+    set_hook(Arc::try_unwrap(before).unwrap_or_else(|before| Box::new(move |info| before(info))));
+    called
+}
+
+fn address(hook: &Hook) -> *const () {
+    (&raw const **hook).cast()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::runtime::Builder;
+
+    #[test]
+    fn a_missing_driver_is_an_error_and_the_one_that_is_there_is_found() {
+        let bare = Builder::new_current_thread().build().unwrap();
+        let timed = Builder::new_current_thread().enable_time().build().unwrap();
+        let whole = Builder::new_current_thread().enable_all().build().unwrap();
+        for _ in 0..2 {
+            let found = [&bare, &timed, &whole].map(|runtime| {
+                let _inside = runtime.enter();
+                (has_timer().is_ok(), has_io().is_ok())
+            });
+            assert_eq!(found, [(false, false), (true, false), (true, true)]);
+        }
+        assert!(has_timer().is_err() && has_io().is_err(), "outside of any");
+    }
 }

@@ -9,7 +9,7 @@ use super::handle::{AsyncResult, Call, Map, MapAsync, Results};
 use super::lease::Checkout;
 use super::stats::PoolStats;
 use crate::error::{Error, Result};
-use crate::os::memory;
+use crate::os::{memory, reactor};
 use crate::process::{Function, entry};
 use futures::{Stream, StreamExt};
 use serde::Serialize;
@@ -76,12 +76,14 @@ impl PoolBuilder {
     /// Starts the pool; its workers come up in parallel.
     ///
     /// # Errors
-    /// `Other` for 0 workers or tasks, or outside a tokio runtime; `Encode` if an argument of the initializer cannot be
+    /// `Other` for 0 workers or tasks, or outside a tokio runtime; `Io` in one without its I/O or its timer; `Encode` if an argument of the initializer cannot be
     /// serialised; `NotInitialized` as for processes.
     pub fn build(self) -> Result<Pool> {
         let settings = self.settings()?;
         let outside = |error| Error::other(format!("a pool must be made inside a tokio runtime: {error}"));
         let runtime = runtime::Handle::try_current().map_err(outside)?;
+        let failed = |error| Error::io("a pool cannot run here", error);
+        reactor::has_io().and_then(|()| reactor::has_timer()).map_err(failed)?;
         crate::process::check_initialized()?;
         let shared = Shared::new(settings)?;
         runtime.spawn(driver::drive(shared.clone()));
@@ -364,7 +366,15 @@ impl Pool {
             let _ = running.wait_for(|running| *running == 0).await;
         };
         let mut killed = 0;
-        if tokio::time::timeout(grace, ended(&mut running)).await.is_err() {
+        // By the pool's runtime: that of the caller may have no timer. If it has ended, the grace is over.
+        let mut alarm = self.handle.runtime().spawn(async move { tokio::time::sleep(grace).await });
+        let is_over = tokio::select! {
+            biased;
+            () = ended(&mut running) => false,
+            _ = &mut alarm => true,
+        };
+        alarm.abort();
+        if is_over {
             killed = shared.unsettled();
             shared.terminate();
             ended(&mut running).await;
