@@ -2,10 +2,13 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
 use multiprocess::connection::{Listener, connect};
-use multiprocess::{self as mp, Event, Lock, Manager, Pool, Process, Queue};
+use multiprocess::{self as mp, Event, Lock, Manager, Pool, Process, Queue, SharedMemory};
+use rustix::process::{Resource, Rlimit, setrlimit};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 use tokio::runtime::Builder;
+
+mod common;
 
 mp::test_support!();
 
@@ -71,4 +74,37 @@ fn what_needs_a_runtime_fails_without_one_or_its_drivers_and_the_panic_hook_hear
         whole.block_on(async { Listener::bind("127.0.0.1:0").await.unwrap() });
     });
     assert_eq!(panics, 0);
+}
+
+/// By SIGXFSZ the kernel ends who reserves or writes more.
+async fn fails_at_the_limit_of_file_sizes(memory: SharedMemory) {
+    let queue = Queue::<Vec<u8>>::unbounded().unwrap();
+    setrlimit(Resource::Fsize, Rlimit { current: Some(100), maximum: None }).unwrap();
+    let names_it = |error: mp::Error| {
+        assert!(error.kind() == mp::ErrorKind::Io && error.to_string().contains("RLIMIT_FSIZE"), "{error}");
+        assert!(error.to_string().contains("files of 100 bytes"), "{error}");
+    };
+    names_it(Lock::new().map(drop).unwrap_err());
+    names_it(Queue::<u32>::unbounded().map(drop).unwrap_err());
+    names_it(mp::Value::new(1u64).map(drop).unwrap_err());
+    names_it(mp::Array::<u64>::zeroed(1000).map(drop).unwrap_err());
+    names_it(SharedMemory::anonymous(1 << 20).unwrap_err());
+    names_it(SharedMemory::create("multiprocess-test-fsize", 1 << 20).unwrap_err());
+    names_it(queue.put(vec![1; 4 << 20]).await.unwrap_err().into_error());
+    names_it(memory.write(8000, &[1; 10]).unwrap_err());
+    names_it(memory.write(95, &[1; 10]).unwrap_err());
+    memory.write(10, b"below").unwrap();
+    // A process needs none of it, its arguments may.
+    assert_eq!(Process::spawn(|| 1, ()).unwrap().await.unwrap(), 1);
+    let large = Process::spawn(|bytes: Vec<u8>| bytes.len(), (vec![1; 1 << 20],)).map(drop).unwrap_err();
+    assert!(large.to_string().contains("RLIMIT_FSIZE"), "{large}");
+}
+
+#[tokio::test]
+async fn at_the_limit_of_file_sizes_creating_growing_and_writing_shared_memory_are_errors() {
+    let memory = SharedMemory::anonymous(1 << 16).unwrap();
+    common::in_child(fails_at_the_limit_of_file_sizes, (memory.clone(),)).await;
+    let mut text = [0; 5];
+    memory.read(10, &mut text).unwrap();
+    assert_eq!(&text, b"below");
 }

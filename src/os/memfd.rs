@@ -14,6 +14,7 @@ pub(crate) fn create(name: &str, len: u64, growable: bool) -> io::Result<OwnedFd
 /// error too.
 pub(crate) fn create_with(name: &str, first: &[u8], len: u64, growable: bool) -> io::Result<OwnedFd> {
     check_room(len)?;
+    check_file_size(len)?;
     let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
     if len > first.len() as u64 {
         reserve(rustix::fd::AsFd::as_fd(&fd), 0, len)?;
@@ -28,7 +29,22 @@ pub(crate) fn create_with(name: &str, first: &[u8], len: u64, growable: bool) ->
 
 /// Backs `offset..offset + len` with memory, growing the file where needed.
 pub(crate) fn reserve(fd: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<()> {
+    check_file_size(offset.saturating_add(len))?;
     Ok(rustix::io::retry_on_intr(|| rustix::fs::fallocate(fd, FallocateFlags::empty(), offset, len))?)
+}
+
+/// Refuses what this process may not write: the kernel would end it by SIGXFSZ, memory or not.
+pub(crate) fn check_file_size(end: u64) -> io::Result<()> {
+    match rustix::process::getrlimit(rustix::process::Resource::Fsize).current {
+        Some(limit) if end > limit => {
+            let why = format!(
+                "shared memory counts as a file, and this process is limited to files of {limit} bytes, where {end} are \
+                 needed: raise RLIMIT_FSIZE (`ulimit -f`, LimitFSIZE= of systemd)"
+            );
+            Err(io::Error::new(io::ErrorKind::FileTooLarge, why))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// From this size on, reserving is worth a look at what there is first.

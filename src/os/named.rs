@@ -119,8 +119,9 @@ pub(crate) fn read(fd: BorrowedFd<'_>, mut offset: u64, mut to: &mut [u8]) -> io
     Ok(())
 }
 
-/// Writes at `offset` without mapping.
+/// Writes at `offset` without mapping. What this process may not write is an error, not SIGXFSZ.
 pub(crate) fn write(fd: BorrowedFd<'_>, mut offset: u64, mut from: &[u8]) -> io::Result<()> {
+    memfd::check_file_size(offset.saturating_add(from.len() as u64))?;
     while !from.is_empty() {
         match rustix::io::retry_on_intr(|| rustix::io::pwrite(fd, from, offset))? {
             0 => return Err(io::ErrorKind::WriteZero.into()),
