@@ -5,14 +5,14 @@ use multiprocess::connection::{Listener, connect};
 use multiprocess::{self as mp, Event, Lock, Manager, Pool, Process, Queue, SharedMemory};
 use rustix::process::{Resource, Rlimit, setrlimit};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::runtime::Builder;
 
 mod common;
 
 mp::test_support!();
 
-/// Panics of threads of this name are counted, and not printed.
+/// Panics of threads of this name are counted.
 const QUIET: &str = "whose panics are counted";
 
 /// Runs `f` on a thread of its own, and tells how often the panic hook was called there.
@@ -22,7 +22,10 @@ fn panics_in(f: impl FnOnce() + Send + 'static) -> usize {
     ONCE.call_once(|| {
         let before = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| match std::thread::current().name() {
-            Some(QUIET) => drop(COUNT.fetch_add(1, SeqCst)),
+            Some(QUIET) => {
+                eprintln!("the hook of this test heard: {info}");
+                COUNT.fetch_add(1, SeqCst);
+            }
             _ => before(info),
         }));
     });
@@ -48,7 +51,9 @@ async fn fails_without_drivers(has_io: bool, has_time: bool) {
         queue.get().await.unwrap_err();
         event.wait().await.unwrap_err();
         lock.acquire().await.map(drop).unwrap_err();
-        Process::spawn(|| 1, ()).unwrap().await.unwrap_err();
+        let mut process = Process::spawn(async || std::future::pending::<()>().await, ()).unwrap();
+        process.join().await.unwrap_err();
+        process.kill().unwrap();
     }
     if !has_io || !has_time {
         queue.get_timeout(soon).await.unwrap_err();
@@ -107,4 +112,49 @@ async fn at_the_limit_of_file_sizes_creating_growing_and_writing_shared_memory_a
     let mut text = [0; 5];
     memory.read(10, &mut text).unwrap();
     assert_eq!(&text, b"below");
+}
+
+/// A child of this process by the name that the kernel shows.
+fn child_called(name: &str) -> Option<u32> {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let children = tasks.map(|task| std::fs::read_to_string(task.unwrap().path().join("children")).unwrap_or_default());
+    let children: Vec<u32> =
+        children.flat_map(|list| list.split(' ').filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect();
+    let is_it = |pid: &u32| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == name);
+    children.into_iter().find(is_it)
+}
+
+/// Gives names while the process that removes them is stopped, then dies of SIGKILL.
+fn gives_names_though_their_remover_is_stopped(names: Vec<String>) {
+    let _deadline = common::Deadline::start();
+    let first = SharedMemory::create(&names[0], 10).unwrap();
+    let kept = SharedMemory::create(&names[1], 10).unwrap();
+    let remover = child_called("mp-heir").unwrap();
+    common::stop(remover);
+    let start = Instant::now();
+    // One gives a name and waits, another takes one away.
+    let name = names[2].clone();
+    let giving = std::thread::spawn(move || SharedMemory::create(&name, 10).unwrap());
+    while std::fs::exists(format!("/dev/shm/{}", names[0])).unwrap() && start.elapsed() < Duration::from_millis(500) {
+        std::thread::yield_now(); // The other has begun by then, most likely.
+    }
+    let dropping = Instant::now();
+    drop(first);
+    assert!(dropping.elapsed() < Duration::from_secs(2), "a drop waited for {:?}", dropping.elapsed());
+    let _third = giving.join().unwrap();
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    kept.persist().unwrap();
+    let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+}
+
+#[tokio::test]
+async fn a_stopped_remover_of_names_blocks_nobody_and_the_names_go_all_the_same() {
+    let names = ["first", "kept", "third"].map(|what| format!("multiprocess-{}-{what}", std::process::id()));
+    let path = |at: usize| format!("/dev/shm/{}", names[at]);
+    let child = Process::spawn(gives_names_though_their_remover_is_stopped, (names.to_vec(),)).unwrap();
+    let error = common::within(child).await.unwrap_err();
+    assert_eq!(error.kind(), mp::ErrorKind::ProcessDied, "{error}");
+    common::eventually("its name goes", || !std::fs::exists(path(2)).unwrap()).await;
+    assert!(!std::fs::exists(path(0)).unwrap() && std::fs::exists(path(1)).unwrap());
+    SharedMemory::open(&names[1]).unwrap().unlink().unwrap();
 }

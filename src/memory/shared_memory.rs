@@ -351,8 +351,8 @@ impl SharedMemory {
             return Err(Error::new(ErrorKind::Other, why));
         }
         named::keep(block.fd.as_fd()).map_err(|error| failed(format_args!("cannot keep the name {name:?}"), error))?;
+        names::keep(name, block.identity)?;
         block.is_left.store(true, Release);
-        names::leave(name, block.identity);
         Ok(())
     }
 }

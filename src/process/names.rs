@@ -15,6 +15,11 @@
 //! The last row needs a SIGKILL of both, the heir first: of the two, or of their control group as a whole. A signal to the
 //! program's process group does not reach the heir. Nobody watches it: that would take a thread, or an heir of the heir.
 //! What is left is marked as going with a process, and that process has it locked as long as it lives (`os::named`).
+//!
+//! # Limits
+//! An heir that does not answer in time (stopped, or a message was lost) is killed and replaced, so that giving a name waits
+//! for it [`ANSWER`] at most, and then for a new one to start. Who only takes a name away waits for neither: what it has to
+//! say is left for whoever has the lock.
 #![forbid(unsafe_code)]
 
 use super::protocol::{self, Answer, Hello, Named, Ready, Role, Will};
@@ -24,7 +29,11 @@ use crate::os::{image, named, signal, socket, spawn};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::Stdio;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::Duration;
+
+/// In which an heir takes note of a name. It has nothing else to do.
+const ANSWER: Duration = Duration::from_secs(3);
 
 struct Heir {
     /// Of this process: one that was forked from it has no heir yet.
@@ -39,6 +48,8 @@ struct Estate {
 }
 
 static ESTATE: Mutex<Estate> = Mutex::new(Estate { heir: None, names: Vec::new() });
+/// What the heir need not remove any more, and does not know yet. Its lock is held for a moment only.
+static LEFT: Mutex<Vec<Named>> = Mutex::new(Vec::new());
 
 /// From now on `name` goes when this process ends, if it is still that of the file that `identity` is.
 /// The file may get its name later.
@@ -47,29 +58,67 @@ pub(crate) fn remove_at_end(name: &str, identity: named::Identity) -> Result<()>
     let named = Named { name: name.to_string(), identity };
     let is_told = estate.promise(&named);
     estate.names.push(named);
-    if !is_told && let Err(error) = estate.appoint() {
+    let appointed = if is_told { Ok(()) } else { estate.appoint() };
+    if appointed.is_err() {
         estate.names.pop();
-        return Err(error);
     }
-    Ok(())
+    drop(estate);
+    pass_on();
+    appointed
 }
 
-/// Not any more.
+/// Not any more: the name is taken away already.
 pub(crate) fn leave(name: &str, identity: named::Identity) {
+    lock(&LEFT).push(Named { name: name.to_string(), identity });
+    pass_on();
+}
+
+/// Not any more: the name stays when this process ends.
+pub(crate) fn keep(name: &str, identity: named::Identity) -> Result<()> {
     let mut estate = Estate::get();
     let named = Named { name: name.to_string(), identity };
     estate.names.retain(|other| *other != named);
-    // An heir that is gone removes nothing.
-    estate.tell(&Will::Leave(named));
+    // One that cannot be told would remove it, so another one takes its place. One that is gone removes nothing.
+    let kept = if estate.heir.is_none() || estate.tell(&Will::Leave(named)) { Ok(()) } else { estate.appoint() };
+    drop(estate);
+    pass_on();
+    kept
+}
+
+/// Has the heir know what was left, unless another thread has its lock: that one does when it lets go.
+fn pass_on() {
+    while !lock(&LEFT).is_empty() {
+        let mut estate = match ESTATE.try_lock() {
+            Ok(estate) => estate,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return,
+        };
+        estate.forget_others();
+        for named in std::mem::take(&mut *lock(&LEFT)) {
+            estate.names.retain(|other| *other != named);
+            // One that is gone, or has no room, removes nothing that is not there.
+            estate.hint(&Will::Leave(named));
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Estate {
     fn get() -> MutexGuard<'static, Self> {
-        let mut estate = ESTATE.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut estate = lock(&ESTATE);
+        estate.forget_others();
+        estate
+    }
+
+    /// What another process had that this one was forked from.
+    fn forget_others(&mut self) {
+        let estate = self;
         if estate.heir.as_ref().is_some_and(|heir| heir.testator != std::process::id()) {
             *estate = Self { heir: None, names: Vec::new() };
         }
-        estate
     }
 
     /// False if there is no heir.
@@ -77,16 +126,26 @@ impl Estate {
         self.heir.as_ref().is_some_and(|heir| protocol::send(heir.socket.as_fd(), will, &[], &[]).is_ok())
     }
 
+    /// Tells it something that it can do without.
+    fn hint(&self, will: &Will) {
+        if let Some(heir) = &self.heir {
+            let _ = protocol::try_send(heir.socket.as_fd(), will);
+        }
+    }
+
     /// False if there is no heir that has taken note: one that is being killed still takes what it is sent.
     fn promise(&self, named: &Named) -> bool {
-        let heard = |heir: &Heir| matches!(protocol::recv::<Answer<Ready>>(heir.socket.as_fd()), Ok(Some(_)));
+        let heard = |heir: &Heir| {
+            socket::is_readable_within(heir.socket.as_fd(), ANSWER)
+                && matches!(protocol::recv::<Answer<Ready>>(heir.socket.as_fd()), Ok(Some((Ok(_), _))))
+        };
         self.tell(&Will::Remove(named.clone())) && self.heir.as_ref().is_some_and(heard)
     }
 
     /// Starts an heir and tells it all names.
     fn appoint(&mut self) -> Result<()> {
         if let Some(mut gone) = self.heir.take() {
-            // It has closed its socket, so it is ending; someone else may have reaped it.
+            // It has closed its socket, so it is ending, or does not answer; someone else may have reaped it.
             let _ = gone.process.kill();
             let _ = gone.process.wait();
         }
@@ -95,11 +154,13 @@ impl Estate {
         let failed = |error| Error::io("cannot start the process that removes names when this one is killed", error);
         let program = boot::program()?;
         let (ours, theirs) = socket::packet_pair().map_err(failed)?;
+        socket::limit_sends(ours.as_fd(), ANSWER).map_err(failed)?;
         let hello = Hello { image: image::fingerprint(), role: Role::Heir };
         protocol::send(ours.as_fd(), &hello, &[], &[]).map_err(failed)?;
         let mut command = server::program_again(&program).map_err(failed)?;
         command.env(boot::BOOT, "0").stdin(theirs).stdout(Stdio::null()).stderr(Stdio::null());
-        let mut process = command.current_dir("/").spawn().map_err(failed)?;
+        // Not from another directory: who was started by `ld.so ./program` is found from this one alone.
+        let mut process = command.spawn().map_err(failed)?;
         drop(command); // And with it our copy of its end.
         if let Err(error) = client::hear_ready(&ours) {
             let _ = process.kill();
@@ -116,6 +177,8 @@ impl Estate {
 pub(super) fn serve(testator: OwnedFd) -> ! {
     // What is sent to the group of the program, or to its terminal, is not for this process.
     let _ = rustix::process::setsid();
+    // Nor does it keep the directory, or what is mounted there, busy.
+    let _ = std::env::set_current_dir("/");
     signal::ignore_group_signals();
     spawn::set_name(c"mp-heir");
     // Who is gone needs no answer, but may have left names.
@@ -131,7 +194,13 @@ pub(super) fn serve(testator: OwnedFd) -> ! {
             Ok(Some((Will::Leave(named), _))) => names.retain(|other| *other != named),
             Ok(None) => break,
             // That it did not read our answer is told as an error, before what it has sent.
-            Err(_) if errors < 10 => errors += 1,
+            // Of a message that was lost its sender must hear: it takes this heir for none. If nothing was lost, it hears of
+            // one answer too many, and does the same.
+            Err(error) if errors < 10 => {
+                errors += 1;
+                let failed = protocol::spawn_error("a message was lost", error);
+                let _ = protocol::send(testator.as_fd(), &Answer::<Ready>::Err(failed), &[], &[]);
+            }
             Err(_) => break,
         }
     }

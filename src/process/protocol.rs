@@ -214,6 +214,12 @@ pub(super) fn send<T: Serialize>(to: BorrowedFd<'_>, value: &T, tail: &[u8], fds
     frame::send(to, &[&len, &head, tail], fds, Wait::Yes)
 }
 
+/// [`send`] without a tail, if there is room now.
+pub(super) fn try_send<T: Serialize>(to: BorrowedFd<'_>, value: &T) -> io::Result<()> {
+    let head = rmp_serde::to_vec(value).map_err(io::Error::other)?;
+    frame::send(to, &[&(head.len() as u32).to_le_bytes(), &head], &[], Wait::No)
+}
+
 /// Receives what [`send`] sent: the value, and a parcel of the raw bytes and the descriptors.
 pub(super) fn recv<T: DeserializeOwned>(from: BorrowedFd<'_>) -> io::Result<Option<(T, Parcel)>> {
     let Some(mut parcel) = frame::recv(from, Wait::Yes)? else { return Ok(None) };
