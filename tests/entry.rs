@@ -53,7 +53,18 @@ async fn equal_code_of_other_types_is_not_confused() -> mp::Result<()> {
 fn mistakes_are_compile_errors_that_say_what_to_do() {
     let tests = trybuild::TestCases::new();
     tests.pass("tests/ui/pass.rs");
-    tests.compile_fail("tests/ui/captures.rs");
-    tests.compile_fail("tests/ui/pointer.rs");
-    tests.compile_fail("tests/ui/arguments.rs");
+    for mistake in [
+        "arguments",
+        "borrowed",
+        "captures",
+        "captures_string",
+        "method",
+        "pointer",
+        "result",
+        "starmap",
+        "stays",
+        "thirteen",
+    ] {
+        tests.compile_fail(format!("tests/ui/{mistake}.rs"));
+    }
 }

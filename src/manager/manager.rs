@@ -20,6 +20,7 @@ use crate::connection::{self, ByteConnection, Connect};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::{image, reactor, socket};
 use crate::process::Process;
+use crate::process::function::{Arguments, captures_nothing};
 use crate::wire::{self, Fd, Parcel};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -379,8 +380,9 @@ impl Manager {
     pub async fn create<F, A>(&self, f: F, args: A) -> Result<Proxy<F::Object>>
     where
         F: Maker<A>,
-        A: Serialize + DeserializeOwned + Send + 'static,
+        A: Arguments,
     {
+        const { captures_nothing::<F>() };
         proxy::create(&self.link, f, args).await
     }
 

@@ -4,7 +4,8 @@ use super::protocol::{Op, Reader, Span, Writer, torn};
 use super::waits::{self, Settle, Ticket, Try, Waits};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::image::{self, Enter};
-use crate::process::entry::{catch_panic, up_to_eleven};
+use crate::process::entry::catch_panic;
+use crate::process::function::{captures_nothing, up_to_eleven};
 use crate::wire::{self, Message};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -62,6 +63,18 @@ pub trait Method<T, Args>: Copy + Send + 'static {
     fn call(self, object: &mut T, args: Args) -> Self::Output;
 }
 
+/// The result of a method, which can be sent back.
+#[doc(hidden)]
+#[diagnostic::on_unimplemented(
+    message = "the result `{Self}` of a method cannot be sent back from the manager",
+    label = "returns `{Self}`",
+    note = "a result must be `Serialize + DeserializeOwned + Send + 'static`, the error of a `Result` too: for one that is not, such as `anyhow::Error`, return `multiprocess::Result<T>` and use `.map_err(multiprocess::Error::other)`"
+)]
+pub trait Answer: Serialize + DeserializeOwned + Send + 'static {}
+
+#[diagnostic::do_not_recommend]
+impl<R: Serialize + DeserializeOwned + Send + 'static> Answer for R {}
+
 macro_rules! methods {
     ($($arg:ident)*) => {
         impl<F, R, $($arg),*> Maker<($($arg,)*)> for F
@@ -80,7 +93,7 @@ macro_rules! methods {
         impl<F, T, R, $($arg),*> Method<T, ($($arg,)*)> for F
         where
             F: Fn(&mut T, $($arg),*) -> R + Copy + Send + 'static,
-            R: Serialize + DeserializeOwned + Send + 'static,
+            R: Answer,
         {
             type Output = R;
 
@@ -390,6 +403,7 @@ impl Exposed {
         F: Maker<A>,
         A: DeserializeOwned + 'static,
     {
+        const { captures_nothing::<F>() };
         Self(vec![make_op(f).entry])
     }
 
@@ -400,6 +414,7 @@ impl Exposed {
         T: Send + 'static,
         A: DeserializeOwned + Send + 'static,
     {
+        const { captures_nothing::<F>() };
         Self(vec![call_op::<F, T, A, Owned>(0, f).entry])
     }
 }

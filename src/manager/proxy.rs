@@ -5,6 +5,7 @@ use super::method::{self, Invoke, Lent, Maker, Method, Owned};
 use super::protocol::{self, Place, Reader, Writer};
 use super::slots::Brings;
 use crate::error::{Error, Result};
+use crate::process::function::{Arguments, captures_nothing};
 use crate::wire::{self, Message};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -71,8 +72,9 @@ impl<T: Send + 'static> Proxy<T> {
     pub async fn call<F, A>(&self, g: F, args: A) -> Result<F::Output>
     where
         F: Method<T, A>,
-        A: Serialize + DeserializeOwned + Send + 'static,
+        A: Arguments,
     {
+        const { captures_nothing::<F>() };
         let mut request = self.handle.link.request(protocol::CALL);
         request.number(0).number(1);
         append::<F, T, A, Owned>(&mut request, &self.handle, g, &args)?;
@@ -228,8 +230,9 @@ impl Batch {
     where
         T: Send + 'static,
         F: Method<T, A>,
-        A: Serialize + DeserializeOwned + Send + 'static,
+        A: Arguments,
     {
+        const { captures_nothing::<F>() };
         if !Arc::ptr_eq(&proxy.handle.link, &self.link) {
             return Err(Error::other("a batch goes to one manager, and this object lives in another"));
         }

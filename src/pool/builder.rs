@@ -4,11 +4,11 @@ use super::engine::Settings;
 use super::protocol::{Conditions, Task};
 use crate::error::{Error, Result};
 use crate::process::entry::{self, Outcome};
+use crate::process::function::{Arguments, captures_nothing};
 use crate::process::{Function, StartMethod, cpu_count};
 use crate::shm::family::SLOTS;
 use crate::wire::{Parcel, Sealed};
 use rustix::thread::CpuSet;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::any::Any;
 use std::ffi::{OsStr, OsString};
@@ -181,8 +181,9 @@ impl PoolBuilder {
     pub fn initializer<F, A, M>(mut self, f: F, args: A) -> Self
     where
         F: Function<A, M>,
-        A: Serialize + DeserializeOwned + Send + 'static,
+        A: Arguments,
     {
+        const { captures_nothing::<F>() };
         let call = entry::Call::of(f);
         self.initializer = Some(Sealed::of(&args).map(|arguments| Task { call, arguments }));
         self.read_initialized = Some(read_initialized::<F::Output>);
@@ -195,8 +196,9 @@ impl PoolBuilder {
     pub fn finalizer<F, A, M>(mut self, f: F, args: A) -> Self
     where
         F: Function<A, M>,
-        A: Serialize + DeserializeOwned + Send + 'static,
+        A: Arguments,
     {
+        const { captures_nothing::<F>() };
         let call = entry::Call::of(f);
         self.finalizer = Some(Sealed::of(&args).map(|arguments| Task { call, arguments }));
         self

@@ -4,8 +4,7 @@ use super::handle::Call;
 use super::pool::{Handle, call_of};
 use crate::error::Result;
 use crate::process::Function;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use crate::process::function::{Arguments, captures_nothing};
 use std::sync::Arc;
 
 /// One worker that nobody else uses; made by [`Pool::checkout`](crate::Pool::checkout). Dropping it gives the worker
@@ -31,8 +30,9 @@ impl Checkout {
     pub fn apply<F, A, M>(&self, f: F, args: A) -> Call<F::Output>
     where
         F: Function<A, M>,
-        A: Serialize + DeserializeOwned + Send + 'static,
+        A: Arguments,
     {
+        const { captures_nothing::<F>() };
         call_of(self.pool.clone(), f, args).leased(self.lease, false)
     }
 }

@@ -10,6 +10,7 @@ use super::lease::Checkout;
 use super::stats::PoolStats;
 use crate::error::{Error, Result};
 use crate::os::{memory, reactor};
+use crate::process::function::{Arguments, captures_nothing};
 use crate::process::{Function, entry};
 use futures::{Stream, StreamExt};
 use serde::Serialize;
@@ -110,7 +111,7 @@ fn one<A: Serialize + 'static>(args: &A) -> Result<Box<dyn Feed>> {
 pub(super) fn call_of<F, A, M>(pool: Arc<Handle>, f: F, args: A) -> Call<F::Output>
 where
     F: Function<A, M>,
-    A: Serialize + DeserializeOwned + Send + 'static,
+    A: Arguments,
 {
     Call::new(pool, target(f), one(&args))
 }
@@ -157,8 +158,9 @@ impl Pool {
     pub fn apply<F, A, M>(&self, f: F, args: A) -> Call<F::Output>
     where
         F: Function<A, M>,
-        A: Serialize + DeserializeOwned + Send + 'static,
+        A: Arguments,
     {
+        const { captures_nothing::<F>() };
         call_of(self.handle.clone(), f, args)
     }
 
@@ -169,8 +171,9 @@ impl Pool {
     pub fn apply_async<F, A, M>(&self, f: F, args: A) -> AsyncResult<F::Output>
     where
         F: Function<A, M>,
-        A: Serialize + DeserializeOwned + Send + 'static,
+        A: Arguments,
     {
+        const { captures_nothing::<F>() };
         AsyncResult::start(self.handle.clone(), target(f), one(&args))
     }
 
@@ -180,11 +183,12 @@ impl Pool {
     /// When awaited: that of the first item that fails.
     pub fn map<F, T, M, I>(&self, f: F, items: I) -> Map<F::Output>
     where
-        F: Function<(T,), M>,
-        T: Serialize + DeserializeOwned + Send + 'static,
+        F: Function<(T,), M>, // of one argument: for tuples of several there is `starmap`
+        T: Arguments,
         I: IntoIterator<Item = T>,
         I::IntoIter: Send + 'static,
     {
+        const { captures_nothing::<F>() };
         Map::new(self.handle.clone(), target(f), tuples(items.into_iter().map(|item| (item,))))
     }
 
@@ -195,10 +199,11 @@ impl Pool {
     pub fn starmap<F, A, M, I>(&self, f: F, items: I) -> Map<F::Output>
     where
         F: Function<A, M>,
-        A: Serialize + DeserializeOwned + Send + 'static,
+        A: Arguments,
         I: IntoIterator<Item = A>,
         I::IntoIter: Send + 'static,
     {
+        const { captures_nothing::<F>() };
         Map::new(self.handle.clone(), target(f), tuples(items.into_iter()))
     }
 
@@ -208,12 +213,13 @@ impl Pool {
     /// When awaited: that of the first item that fails.
     pub fn map_async<F, T, M, I>(&self, f: F, items: I) -> MapAsync<F::Output>
     where
-        F: Function<(T,), M>,
+        F: Function<(T,), M>, // of one argument: for tuples of several there is `starmap`
         F::Output: Unpin,
-        T: Serialize + DeserializeOwned + Send + 'static,
+        T: Arguments,
         I: IntoIterator<Item = T>,
         I::IntoIter: Send + 'static,
     {
+        const { captures_nothing::<F>() };
         MapAsync::start(self.map(f, items))
     }
 
@@ -225,21 +231,23 @@ impl Pool {
     where
         F: Function<A, M>,
         F::Output: Unpin,
-        A: Serialize + DeserializeOwned + Send + 'static,
+        A: Arguments,
         I: IntoIterator<Item = A>,
         I::IntoIter: Send + 'static,
     {
+        const { captures_nothing::<F>() };
         MapAsync::start(self.starmap(f, items))
     }
 
     /// Runs `f` on each item and yields the results in order, as they come.
     pub fn imap<F, T, M, I>(&self, f: F, items: I) -> Results<F::Output>
     where
-        F: Function<(T,), M>,
-        T: Serialize + DeserializeOwned + Send + 'static,
+        F: Function<(T,), M>, // of one argument: for tuples of several there is `starmap`
+        T: Arguments,
         I: IntoIterator<Item = T>,
         I::IntoIter: Send + 'static,
     {
+        const { captures_nothing::<F>() };
         let source = tuples(items.into_iter().map(|item| (item,)));
         Results::new(self.handle.clone(), target(f), source, true)
     }
@@ -247,11 +255,12 @@ impl Pool {
     /// Runs `f` on each item and yields the results in any order, each as soon as it is made.
     pub fn imap_unordered<F, T, M, I>(&self, f: F, items: I) -> Results<F::Output>
     where
-        F: Function<(T,), M>,
-        T: Serialize + DeserializeOwned + Send + 'static,
+        F: Function<(T,), M>, // of one argument: for tuples of several there is `starmap`
+        T: Arguments,
         I: IntoIterator<Item = T>,
         I::IntoIter: Send + 'static,
     {
+        const { captures_nothing::<F>() };
         let source = tuples(items.into_iter().map(|item| (item,)));
         Results::new(self.handle.clone(), target(f), source, false)
     }
@@ -259,10 +268,11 @@ impl Pool {
     /// [`imap`](Self::imap) with a stream as its input.
     pub fn imap_stream<F, T, M, S>(&self, f: F, items: S) -> Results<F::Output>
     where
-        F: Function<(T,), M>,
-        T: Serialize + DeserializeOwned + Send + 'static,
+        F: Function<(T,), M>, // of one argument: for tuples of several there is `starmap`
+        T: Arguments,
         S: Stream<Item = T> + Send + 'static,
     {
+        const { captures_nothing::<F>() };
         let source = Box::new(OfStream(Packer::new(Box::pin(items.map(|item| (item,))))));
         Results::new(self.handle.clone(), target(f), source, true)
     }
@@ -452,8 +462,9 @@ pub trait PoolStreamExt: Stream + Sized {
     where
         F: Function<(Self::Item,), M>,
         Self: Send + 'static,
-        Self::Item: Serialize + DeserializeOwned + Send + 'static,
+        Self::Item: Arguments,
     {
+        const { captures_nothing::<F>() };
         pool.imap_stream(f, self)
     }
 }

@@ -4,7 +4,8 @@
 //! standard input, with a [`Hello`] already waiting there. It takes the role and never returns to `main`.
 #![forbid(unsafe_code)]
 
-use super::entry::{self, Call, Function};
+use super::entry::{self, Call};
+use super::function::{Function, captures_nothing};
 use super::protocol::{self, Answer, Hello, Ready, Role};
 use super::{child, info, names, server};
 use crate::error::{Error, ErrorKind, Result};
@@ -184,6 +185,7 @@ pub fn preload<F, M>(f: F) -> Result<()>
 where
     F: Function<(), M, Output = ()>,
 {
+    const { captures_nothing::<F>() };
     origin()?;
     if super::client::is_connected() {
         let why = "preload must be called before the first spawn: the fork server already runs";

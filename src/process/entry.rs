@@ -4,6 +4,7 @@
 //! only what the image's own table lists, and the entry runs only what was encoded for exactly these types.
 #![forbid(unsafe_code)]
 
+use super::function::Function;
 use crate::error::{Error, ErrorKind, PanicInfo, Result};
 use crate::os::image::{self, Enter};
 use crate::wire::{self, Attachment, Message, Parcel};
@@ -15,93 +16,6 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// What can run in another process: `fn`, `async fn`, and closures (`async` or not) that capture nothing, with up
-/// to 12 arguments. `Args` is their tuple. Implemented for all of them; not to be implemented by hand.
-///
-/// ```
-/// fn runs_elsewhere<F, Args, Marker>(_: F) where F: multiprocess::Function<Args, Marker> {}
-///
-/// async fn greet(name: String) -> String { format!("hello {name}") }
-/// runs_elsewhere(greet);
-/// runs_elsewhere(|x: i32, y: i32| x + y);
-/// runs_elsewhere(async |x: f64| x.sqrt());
-/// runs_elsewhere(std::process::id);
-/// ```
-#[diagnostic::on_unimplemented(
-    message = "`{Self}` cannot run in another process with the arguments `{Args}`",
-    label = "not a function of `{Args}` that can run in another process",
-    note = "it must be a `fn`, an `async fn` or a closure that captures nothing, called with one tuple of all arguments: `(a, b)`, `(a,)` or `()`",
-    note = "its arguments and its result must be `Serialize + DeserializeOwned + Send + 'static`"
-)]
-pub trait Function<Args, Marker>: Copy + Send + 'static {
-    /// What it returns; for an `async fn`, what its future resolves to.
-    type Output: Serialize + DeserializeOwned + Send + 'static;
-
-    #[doc(hidden)]
-    fn call(self, args: Args, executor: &mut Executor) -> Result<Self::Output>;
-}
-
-/// Marks a function that returns its result.
-#[doc(hidden)]
-pub enum Plain {}
-
-/// Marks a function that returns a future of its result.
-#[doc(hidden)]
-pub enum Async {}
-
-macro_rules! functions {
-    ($($arg:ident)*) => {
-        impl<F, R, $($arg),*> Function<($($arg,)*), Plain> for F
-        where
-            F: Fn($($arg),*) -> R + Copy + Send + 'static,
-            R: Serialize + DeserializeOwned + Send + 'static,
-        {
-            type Output = R;
-
-            #[allow(non_snake_case)]
-            fn call(self, ($($arg,)*): ($($arg,)*), _: &mut Executor) -> Result<R> {
-                Ok(self($($arg),*))
-            }
-        }
-
-        impl<F, Fut, R, $($arg),*> Function<($($arg,)*), Async> for F
-        where
-            F: Fn($($arg),*) -> Fut + Copy + Send + 'static,
-            Fut: Future<Output = R>,
-            R: Serialize + DeserializeOwned + Send + 'static,
-        {
-            type Output = R;
-
-            #[allow(non_snake_case)]
-            fn call(self, ($($arg,)*): ($($arg,)*), executor: &mut Executor) -> Result<R> {
-                executor.run(async move { self($($arg),*).await })
-            }
-        }
-    };
-}
-
-/// Names of types for every number of arguments up to eleven.
-macro_rules! up_to_eleven {
-    ($each:ident) => {
-        $each!();
-        $each!(A);
-        $each!(A B);
-        $each!(A B C);
-        $each!(A B C D);
-        $each!(A B C D E);
-        $each!(A B C D E G);
-        $each!(A B C D E G H);
-        $each!(A B C D E G H I);
-        $each!(A B C D E G H I J);
-        $each!(A B C D E G H I J K);
-        $each!(A B C D E G H I J K L);
-    };
-}
-pub(crate) use up_to_eleven;
-
-up_to_eleven!(functions);
-functions!(A B C D E G H I J K L M);
-
 /// The runtime that async functions run on: made at the first one, so that plain functions never pay for it, and
 /// kept for the next.
 #[doc(hidden)]
@@ -109,7 +23,7 @@ functions!(A B C D E G H I J K L M);
 pub struct Executor(Option<tokio::runtime::Runtime>);
 
 impl Executor {
-    fn run<R>(&mut self, future: impl Future<Output = R>) -> Result<R> {
+    pub(super) fn run<R>(&mut self, future: impl Future<Output = R>) -> Result<R> {
         Ok(self.runtime()?.block_on(future))
     }
 

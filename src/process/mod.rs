@@ -3,7 +3,8 @@
 //! ```text
 //! process.rs   Process, ProcessBuilder: the public face        boot.rs    what `init` finds: root, server or child
 //! client.rs    this process's connection to the fork server    server.rs  the fork server's loop
-//! entry.rs     function <-> address                            child.rs   from fork to exit
+//! function.rs  what can run elsewhere                          child.rs   from fork to exit
+//! entry.rs     function <-> address
 //! info.rs      who is who                                      protocol.rs  what they say to each other
 //! names.rs     the names in /dev/shm that go with this process
 //! ```
@@ -13,6 +14,7 @@ mod boot;
 mod child;
 mod client;
 pub(crate) mod entry;
+pub(crate) mod function;
 mod info;
 pub(crate) mod names;
 #[allow(clippy::module_inception)] // STYLE: the room's face carries the room's name.
@@ -23,7 +25,7 @@ mod stdio;
 
 pub(crate) use boot::check_initialized;
 pub use boot::{init, preload, run};
-pub use entry::Function;
+pub use function::Function;
 pub use info::{ParentProcess, ProcessInfo, active_children, cpu_count, current_process, parent_process};
 pub(crate) use process::Killer;
 pub use process::{Process, ProcessBuilder, StartMethod};
@@ -32,5 +34,10 @@ pub use stdio::Stdio;
 #[doc(hidden)]
 pub mod private {
     pub use super::boot::{start_of_test, use_program};
-    pub use super::entry::{Async, Executor, Plain};
+    pub use super::entry::Executor;
+    pub use super::function::{
+        AFunctionPointerDoesNotSayWhichFunctionItIs, Arguments, Async,
+        BorrowedDataCannotTravelUseStringForStrAndVecForSlices, Callable, CapturesNothing, NotAFunctionPointer, Owned,
+        Plain, Returned,
+    };
 }

@@ -2,7 +2,8 @@
 #![forbid(unsafe_code)]
 
 use super::client::{self, Child, Start};
-use super::entry::{Call, Function, Outcome};
+use super::entry::{Call, Outcome};
+use super::function::{Arguments, Function, captures_nothing};
 use super::info;
 use super::protocol::{self, Report, Variables};
 use super::stdio::{Stdio, Streams};
@@ -103,8 +104,9 @@ impl<R: DeserializeOwned + 'static> Process<R> {
     pub fn spawn<F, A, M>(f: F, args: A) -> Result<Self>
     where
         F: Function<A, M, Output = R>,
-        A: Serialize + DeserializeOwned + Send + 'static,
+        A: Arguments,
     {
+        const { captures_nothing::<F>() };
         ProcessBuilder::default().spawn(f, args)
     }
 
@@ -524,8 +526,9 @@ impl ProcessBuilder {
     pub fn spawn<F, A, M>(self, f: F, args: A) -> Result<Process<F::Output>>
     where
         F: Function<A, M>,
-        A: Serialize + DeserializeOwned + Send + 'static,
+        A: Arguments,
     {
+        const { captures_nothing::<F>() };
         static COUNT: AtomicU64 = AtomicU64::new(1);
         let call = Call::of(f);
         let message = wire::encode(&args)?;
