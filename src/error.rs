@@ -104,10 +104,21 @@ impl PanicInfo {
 /// It is a serde value, so a function that runs in another process may return
 /// `mp::Result<T>`; its source chain then travels as text.
 ///
+/// Inside such a function `?` converts the errors of std (and a boxed error) by itself. For the error of another
+/// library, `.map_err(mp::Error::other)?` does; a generic `From` cannot exist beside this type's own.
+///
 /// ```
-/// use multiprocess::Error;
-/// let error = Error::other(std::io::Error::other("disk on fire"));
+/// use multiprocess as mp;
+///
+/// fn port(text: String) -> mp::Result<u16> {
+///     Ok(text.trim().parse()?) // `ParseIntError`
+/// }
+/// assert_eq!(port("80".into())?, 80);
+/// assert_eq!(port("x".into()).unwrap_err().to_string(), "invalid digit found in string");
+///
+/// let error = mp::Error::other(std::io::Error::other("disk on fire"));
 /// assert_eq!(error.to_string(), "disk on fire");
+/// # Ok::<(), mp::Error>(())
 /// ```
 pub struct Error(Box<Inner>);
 
@@ -215,6 +226,53 @@ impl From<std::io::Error> for Error {
     fn from(error: std::io::Error) -> Self {
         Self::new(ErrorKind::Io, error.to_string()).with_source(error)
     }
+}
+
+/// The errors of std that `?` turns into kind `Other` inside a function that returns [`Result`].
+macro_rules! from_std {
+    ($($error:ty)*) => {$(
+        impl From<$error> for Error {
+            fn from(error: $error) -> Self {
+                Self::other(error)
+            }
+        }
+    )*};
+}
+
+from_std! {
+    std::alloc::LayoutError
+    std::array::TryFromSliceError
+    std::char::CharTryFromError
+    std::char::DecodeUtf16Error
+    std::char::ParseCharError
+    std::char::TryFromCharError
+    std::collections::TryReserveError
+    std::env::JoinPathsError
+    std::env::VarError
+    std::ffi::FromBytesUntilNulError
+    std::ffi::FromBytesWithNulError
+    std::ffi::FromVecWithNulError
+    std::ffi::IntoStringError
+    std::ffi::NulError
+    std::fmt::Error
+    std::net::AddrParseError
+    std::num::ParseFloatError
+    std::num::ParseIntError
+    std::num::TryFromIntError
+    std::path::StripPrefixError
+    std::str::ParseBoolError
+    std::str::Utf8Error
+    std::string::FromUtf16Error
+    std::string::FromUtf8Error
+    std::sync::mpsc::RecvError
+    std::sync::mpsc::RecvTimeoutError
+    std::sync::mpsc::TryRecvError
+    std::thread::AccessError
+    std::time::SystemTimeError
+    std::time::TryFromFloatSecsError
+    Box<dyn std::error::Error + Send + Sync>
+    tokio::task::JoinError
+    tokio::time::error::Elapsed
 }
 
 /// An error's source chain as it looks after a journey: text.
@@ -484,5 +542,29 @@ mod tests {
             deepest = deeper;
         }
         assert_eq!(deepest.to_string(), "inner");
+    }
+
+    #[test]
+    fn question_mark_converts_the_errors_of_std_with_their_text() {
+        fn number(text: &str) -> Result<i32> {
+            Ok(text.parse()?)
+        }
+        fn text(bytes: &[u8]) -> Result<String> {
+            Ok(String::from_utf8(bytes.to_vec())?)
+        }
+        fn variable() -> Result<String> {
+            Ok(std::env::var("MULTIPROCESS_NO_SUCH_VARIABLE")?)
+        }
+        fn boxed() -> Result<()> {
+            Err::<(), Box<dyn std::error::Error + Send + Sync>>("boxed".into())?;
+            Ok(())
+        }
+        for error in
+            [number("x").unwrap_err(), text(&[0xff]).unwrap_err(), variable().unwrap_err(), boxed().unwrap_err()]
+        {
+            assert_eq!(error.kind(), ErrorKind::Other, "{error}");
+            assert_eq!(error.source().unwrap().to_string(), error.to_string());
+        }
+        assert_eq!(Error::from(std::io::Error::other("disk")).kind(), ErrorKind::Io);
     }
 }

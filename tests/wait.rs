@@ -230,3 +230,74 @@ async fn a_round_trip_works_from_every_kind_of_runtime_in_a_child() {
         assert_eq!(sum, 9 * n + 3);
     }
 }
+
+/// The place of the panic that `blocking` causes, as `file:line`.
+fn place_of_panic(blocking: impl FnOnce()) -> Option<String> {
+    use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
+    thread_local!(static PLACE: std::cell::RefCell<Option<String>> = const { std::cell::RefCell::new(None) });
+    static ONE_HOOK: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    let _one = ONE_HOOK.lock();
+    let before = take_hook();
+    set_hook(Box::new(|panic| {
+        PLACE.set(panic.location().map(|place| format!("{}:{}", place.file(), place.line())));
+    }));
+    PLACE.set(None);
+    let panicked = catch_unwind(AssertUnwindSafe(blocking)).is_err();
+    set_hook(before);
+    PLACE.take().filter(|_| panicked)
+}
+
+#[tokio::test]
+async fn blocking_call_inside_async_code_panics_at_the_callers_line() {
+    let soon = Duration::from_millis(1);
+    let (queue, joinable) = (Queue::<u8>::bounded(1).unwrap(), mp::JoinableQueue::<u8>::unbounded().unwrap());
+    let (mut tx, mut rx) = mp::simplex::<u8>().unwrap();
+    let (mut left, _right) = mp::pipe::<u8, u8>().unwrap();
+    let (lock, rlock, rwlock) = (mp::Lock::new().unwrap(), mp::RLock::new().unwrap(), mp::RwLock::new().unwrap());
+    let (semaphore, bounded) = (mp::Semaphore::new(1).unwrap(), mp::BoundedSemaphore::new(1).unwrap());
+    let (event, condition) = (mp::Event::new().unwrap(), mp::Condition::new().unwrap());
+    let barrier = mp::Barrier::new(2).unwrap();
+    let (value, array) = (mp::Value::new(1u32).unwrap(), mp::Array::<u8>::zeroed(2).unwrap());
+    macro_rules! panics_here {
+        ($($call:expr;)*) => {$(
+            let here = format!("{}:{}", file!(), line!());
+            let place = place_of_panic(|| { let _ = $call; });
+            assert_eq!(place.as_deref(), Some(&*here), "{}", stringify!($call));
+        )*};
+    }
+    panics_here!(queue.blocking_put(1););
+    panics_here!(queue.blocking_get(););
+    panics_here!(joinable.blocking_join(););
+    panics_here!(tx.blocking_send(1););
+    panics_here!(rx.blocking_recv(););
+    panics_here!(left.blocking_send(1););
+    panics_here!(left.blocking_recv(););
+    panics_here!(lock.blocking_acquire(););
+    panics_here!(lock.blocking_acquire_timeout(soon););
+    panics_here!(rlock.blocking_acquire(););
+    panics_here!(rlock.blocking_acquire_timeout(soon););
+    panics_here!(rwlock.blocking_read(););
+    panics_here!(rwlock.blocking_read_timeout(soon););
+    panics_here!(rwlock.blocking_write(););
+    panics_here!(rwlock.blocking_write_timeout(soon););
+    panics_here!(semaphore.blocking_acquire(););
+    panics_here!(semaphore.blocking_acquire_timeout(soon););
+    panics_here!(bounded.blocking_acquire(););
+    panics_here!(event.blocking_wait(););
+    panics_here!(event.blocking_wait_timeout(soon););
+    panics_here!(barrier.blocking_wait(););
+    panics_here!(barrier.blocking_wait_timeout(soon););
+    panics_here!(value.blocking_lock(););
+    panics_here!(value.blocking_lock_timeout(soon););
+    panics_here!(array.blocking_lock(););
+    panics_here!(array.blocking_lock_timeout(soon););
+    panics_here!(condition.blocking_lock(););
+    panics_here!(condition.blocking_lock_timeout(soon););
+    let guard = condition.lock().await.unwrap();
+    panics_here!(condition.blocking_wait(guard););
+    let guard = condition.lock().await.unwrap();
+    panics_here!(condition.blocking_wait_timeout(guard, soon););
+    let guard = condition.lock().await.unwrap();
+    panics_here!(condition.blocking_wait_for(guard, || false););
+    panics_here!(mp::run(async {}););
+}

@@ -315,6 +315,7 @@ impl Link {
         Some(popped.and_then(|parcel| self.decode(parcel)))
     }
 
+    #[track_caller]
     pub(super) fn blocking_put<T: Serialize + 'static>(&self, value: T) -> Result<(), Refused<T>> {
         refuse_inside_async();
         let tried = wire::encode(&value).and_then(|message| {
@@ -324,6 +325,7 @@ impl Link {
         tried.map_err(|error| (error, value))
     }
 
+    #[track_caller]
     pub(super) fn blocking_get<T: DeserializeOwned + 'static>(&self) -> Result<T> {
         refuse_inside_async();
         self.decode(self.block(&self.items, None, || self.pop::<T>(Self::is_hung_up).later())?)
@@ -457,6 +459,7 @@ impl Link {
         until(&self.joined, finished).await.map_err(|error| self.failed("wait for", error))
     }
 
+    #[track_caller]
     pub(super) fn blocking_join(&self) -> Result<()> {
         refuse_inside_async();
         self.block(&self.joined, None, || self.is_finished().then_some(Ok(())))

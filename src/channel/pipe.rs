@@ -189,6 +189,7 @@ impl<T: Item> Sender<T> {
     /// # Errors
     /// As [`send`](Self::send), and `Full` while an item that this end took as a [`Sink`] still waits for room: only
     /// a runtime can send that.
+    #[track_caller]
     pub fn blocking_send(&mut self, value: T) -> Result<(), SendError<T>> {
         if let Err(error) = self.try_flush() {
             return Err(SendError::new(error, value));
@@ -234,6 +235,7 @@ impl<T: Item> Receiver<T> {
     ///
     /// # Errors
     /// As [`recv`](Self::recv).
+    #[track_caller]
     pub fn blocking_recv(&mut self) -> Result<T> {
         self.stream = None;
         self.half.link.blocking_get()
@@ -354,6 +356,7 @@ impl<S: Item, R: Item> Connection<S, R> {
     ///
     /// # Errors
     /// As [`Sender::send`]; the value comes back.
+    #[track_caller]
     pub fn blocking_send(&mut self, value: S) -> Result<(), SendError<S>> {
         self.sender.blocking_send(value)
     }
@@ -381,6 +384,7 @@ impl<S: Item, R: Item> Connection<S, R> {
     ///
     /// # Errors
     /// As [`Receiver::recv`].
+    #[track_caller]
     pub fn blocking_recv(&mut self) -> Result<R> {
         self.receiver.blocking_recv()
     }

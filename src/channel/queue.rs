@@ -174,6 +174,7 @@ macro_rules! queue_methods {
             ///
             /// # Errors
             /// As [`put`](Self::put).
+            #[track_caller]
             pub fn blocking_put(&self, value: T) -> Result<(), PutError<T>> {
                 self.link.blocking_put(value).map_err(put_error)
             }
@@ -185,6 +186,7 @@ macro_rules! queue_methods {
             ///
             /// # Errors
             /// As [`get`](Self::get).
+            #[track_caller]
             pub fn blocking_get(&self) -> Result<T> {
                 self.link.blocking_get()
             }
@@ -340,6 +342,7 @@ impl<T: Item> JoinableQueue<T> {
     ///
     /// # Errors
     /// `Io` if this process cannot wait.
+    #[track_caller]
     pub fn blocking_join(&self) -> Result<()> {
         self.link.blocking_join()
     }

@@ -106,9 +106,16 @@ pub fn init() {
 /// ```
 ///
 /// # Panics
-/// If the runtime cannot be built, as `#[tokio::main]` does.
+/// If the runtime cannot be built, or inside another runtime, as `#[tokio::main]` does.
+#[track_caller]
 pub fn run<F: Future>(future: F) -> F::Output {
     init();
+    if tokio::runtime::Handle::try_current().is_ok() {
+        panic!(
+            "multiprocess::run was called inside a tokio runtime, but it starts one: call it first in a `main` that is \
+             not async, or call `multiprocess::init()` there and await the future yourself"
+        );
+    }
     let built = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = built.unwrap_or_else(|error| panic!("multiprocess::run cannot build a tokio runtime: {error}"));
     runtime.block_on(async {

@@ -456,6 +456,7 @@ impl<T: Pod> Array<T> {
     ///
     /// # Errors
     /// As [`lock`](Self::lock).
+    #[track_caller]
     pub fn blocking_lock(&self) -> Result<ArrayGuard<T>, LockError<ArrayGuard<T>>> {
         refuse_inside_async();
         self.locked(self.0.mutex.take_blocking(None), ErrorKind::Timeout)
@@ -476,6 +477,7 @@ impl<T: Pod> Array<T> {
     ///
     /// # Errors
     /// `Timeout`, else as [`lock`](Self::lock).
+    #[track_caller]
     pub fn blocking_lock_timeout(&self, timeout: Duration) -> Result<ArrayGuard<T>, LockError<ArrayGuard<T>>> {
         refuse_inside_async();
         self.locked(self.0.mutex.take_blocking(Instant::now().checked_add(timeout)), ErrorKind::Timeout)

@@ -130,6 +130,7 @@ impl Gate {
         party.end(false)
     }
 
+    #[track_caller]
     fn blocking_wait(&self, timeout: Option<Duration>) -> Result<BarrierWaitResult> {
         wait::refuse_inside_async();
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
@@ -360,6 +361,7 @@ impl Barrier {
     ///
     /// # Errors
     /// As [`wait`](Self::wait).
+    #[track_caller]
     pub fn blocking_wait(&self) -> Result<BarrierWaitResult> {
         self.gate.blocking_wait(self.gate.timeout())
     }
@@ -371,6 +373,7 @@ impl Barrier {
     ///
     /// # Errors
     /// As [`wait`](Self::wait).
+    #[track_caller]
     pub fn blocking_wait_timeout(&self, timeout: Duration) -> Result<BarrierWaitResult> {
         self.gate.blocking_wait(Some(timeout))
     }

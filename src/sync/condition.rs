@@ -228,6 +228,7 @@ impl Condition {
     ///
     /// # Errors
     /// As [`lock`](Self::lock).
+    #[track_caller]
     pub fn blocking_lock(&self) -> Result<ConditionGuard, LockError<ConditionGuard>> {
         refuse_inside_async();
         self.0.outcome(self.0.mutex.take_blocking(None), ErrorKind::Timeout)
@@ -240,6 +241,7 @@ impl Condition {
     ///
     /// # Errors
     /// `Timeout`, else as [`lock`](Self::lock).
+    #[track_caller]
     pub fn blocking_lock_timeout(&self, timeout: Duration) -> Result<ConditionGuard, LockError<ConditionGuard>> {
         refuse_inside_async();
         self.0.outcome(self.0.mutex.take_blocking(Instant::now().checked_add(timeout)), ErrorKind::Timeout)
@@ -332,6 +334,7 @@ impl Condition {
     ///
     /// # Errors
     /// As [`wait`](Self::wait).
+    #[track_caller]
     pub fn blocking_wait(&self, guard: ConditionGuard) -> Result<ConditionGuard, LockError<ConditionGuard>> {
         self.block(guard, None)
     }
@@ -343,6 +346,7 @@ impl Condition {
     ///
     /// # Errors
     /// As [`wait_timeout`](Self::wait_timeout).
+    #[track_caller]
     pub fn blocking_wait_timeout(
         &self,
         guard: ConditionGuard,
@@ -351,6 +355,7 @@ impl Condition {
         self.block(guard, Instant::now().checked_add(timeout))
     }
 
+    #[track_caller]
     fn block(
         &self,
         guard: ConditionGuard,
@@ -407,6 +412,7 @@ impl Condition {
     ///
     /// # Errors
     /// As [`wait`](Self::wait).
+    #[track_caller]
     pub fn blocking_wait_for(
         &self,
         mut guard: ConditionGuard,

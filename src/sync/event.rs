@@ -124,6 +124,7 @@ impl Flag {
         move || self.word().is_over(since).then_some(())
     }
 
+    #[track_caller]
     fn block(&self, timeout: Option<Duration>) -> Result<()> {
         wait::refuse_inside_async();
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
@@ -227,6 +228,7 @@ impl Event {
     ///
     /// # Errors
     /// As [`wait`](Self::wait).
+    #[track_caller]
     pub fn blocking_wait(&self) -> Result<()> {
         self.flag.block(None)
     }
@@ -238,6 +240,7 @@ impl Event {
     ///
     /// # Errors
     /// As [`wait_timeout`](Self::wait_timeout).
+    #[track_caller]
     pub fn blocking_wait_timeout(&self, timeout: Duration) -> Result<()> {
         self.flag.block(Some(timeout))
     }

@@ -124,6 +124,7 @@ impl Lock {
     ///
     /// # Errors
     /// As [`acquire`](Self::acquire).
+    #[track_caller]
     pub fn blocking_acquire(&self) -> Result<LockGuard, LockError<LockGuard>> {
         refuse_inside_async();
         outcome(LockCore::NAME, self.0.mutex.take_blocking(None), ErrorKind::Timeout, || self.guard())
@@ -136,6 +137,7 @@ impl Lock {
     ///
     /// # Errors
     /// `Timeout`, else as [`acquire`](Self::acquire).
+    #[track_caller]
     pub fn blocking_acquire_timeout(&self, timeout: Duration) -> Result<LockGuard, LockError<LockGuard>> {
         refuse_inside_async();
         let deadline = Instant::now().checked_add(timeout);

@@ -83,6 +83,7 @@ impl Patience<'_> {
     }
 
     /// [`Patience::stand_back`] for a thread without a runtime.
+    #[track_caller]
     pub(super) fn blocking_stand_back(&self, line: &Line) {
         while self.asks_to_stand_back() && !line.has_waiters() {
             std::thread::yield_now();

@@ -168,6 +168,7 @@ impl RLock {
     ///
     /// # Errors
     /// As [`acquire`](Self::acquire).
+    #[track_caller]
     pub fn blocking_acquire(&self) -> Result<RLockGuard, LockError<RLockGuard>> {
         refuse_inside_async();
         match self.again() {
@@ -183,6 +184,7 @@ impl RLock {
     ///
     /// # Errors
     /// `Timeout`, else as [`acquire`](Self::acquire).
+    #[track_caller]
     pub fn blocking_acquire_timeout(&self, timeout: Duration) -> Result<RLockGuard, LockError<RLockGuard>> {
         refuse_inside_async();
         let deadline = Instant::now().checked_add(timeout);

@@ -135,6 +135,7 @@ impl Shares {
         Ok(self.turns().take_write_or_wish(me).map(|taken| self.writing(taken)))
     }
 
+    #[track_caller]
     fn blocking_stand_back(&self, line: &Line) {
         wait::refuse_inside_async();
         self.patience().blocking_stand_back(line);
@@ -335,6 +336,7 @@ impl RwLock {
     ///
     /// # Errors
     /// As [`read`](Self::read).
+    #[track_caller]
     pub fn blocking_read(&self) -> Result<RwLockReadGuard, LockError<RwLockReadGuard>> {
         let attempt = self.shares.read_attempt();
         self.shares.blocking_stand_back(&self.shares.readers);
@@ -348,6 +350,7 @@ impl RwLock {
     ///
     /// # Errors
     /// As [`write`](Self::write).
+    #[track_caller]
     pub fn blocking_write(&self) -> Result<RwLockWriteGuard, LockError<RwLockWriteGuard>> {
         let attempt = self.shares.write_attempt();
         self.shares.blocking_stand_back(&self.shares.writers);
@@ -361,6 +364,7 @@ impl RwLock {
     ///
     /// # Errors
     /// As [`read_timeout`](Self::read_timeout).
+    #[track_caller]
     pub fn blocking_read_timeout(&self, timeout: Duration) -> Result<RwLockReadGuard, LockError<RwLockReadGuard>> {
         let (attempt, deadline) = (self.shares.read_attempt(), Instant::now().checked_add(timeout));
         self.shares.blocking_stand_back(&self.shares.readers);
@@ -374,6 +378,7 @@ impl RwLock {
     ///
     /// # Errors
     /// As [`write_timeout`](Self::write_timeout).
+    #[track_caller]
     pub fn blocking_write_timeout(&self, timeout: Duration) -> Result<RwLockWriteGuard, LockError<RwLockWriteGuard>> {
         let (attempt, deadline) = (self.shares.write_attempt(), Instant::now().checked_add(timeout));
         self.shares.blocking_stand_back(&self.shares.writers);

@@ -144,6 +144,7 @@ impl Permits {
         })
     }
 
+    #[track_caller]
     fn blocking_acquire(self: &Arc<Self>, timeout: Option<Duration>) -> Result<Permit, LockError<Permit>> {
         wait::refuse_inside_async();
         self.patience().blocking_stand_back(&self.line);
@@ -340,6 +341,7 @@ macro_rules! semaphore {
             ///
             /// # Errors
             /// As [`acquire`](Self::acquire).
+            #[track_caller]
             pub fn blocking_acquire(&self) -> Result<Permit, LockError<Permit>> {
                 self.permits.blocking_acquire(None)
             }
@@ -351,6 +353,7 @@ macro_rules! semaphore {
             ///
             /// # Errors
             /// As [`acquire_timeout`](Self::acquire_timeout).
+            #[track_caller]
             pub fn blocking_acquire_timeout(&self, timeout: Duration) -> Result<Permit, LockError<Permit>> {
                 self.permits.blocking_acquire(Some(timeout))
             }

@@ -361,6 +361,7 @@ impl<T: Pod> Value<T> {
     ///
     /// # Errors
     /// As [`lock`](Self::lock).
+    #[track_caller]
     pub fn blocking_lock(&self) -> Result<ValueGuard<T>, LockError<ValueGuard<T>>> {
         refuse_inside_async();
         self.locked(self.0.mutex.take_blocking(None), ErrorKind::Timeout)
@@ -381,6 +382,7 @@ impl<T: Pod> Value<T> {
     ///
     /// # Errors
     /// `Timeout`, else as [`lock`](Self::lock).
+    #[track_caller]
     pub fn blocking_lock_timeout(&self, timeout: Duration) -> Result<ValueGuard<T>, LockError<ValueGuard<T>>> {
         refuse_inside_async();
         self.locked(self.0.mutex.take_blocking(Instant::now().checked_add(timeout)), ErrorKind::Timeout)

@@ -252,6 +252,7 @@ pub(crate) fn until_blocking_in_turn<T>(
 
 /// Panics inside async code, as tokio's own blocking calls do, by one of them.
 #[inline]
+#[track_caller]
 pub(crate) fn refuse_inside_async() {
     if tokio::runtime::Handle::try_current().is_ok() {
         drop(tokio::sync::Mutex::const_new(()).blocking_lock());
