@@ -7,7 +7,7 @@ use common::{Random, eventually, holdings, in_child, payload, read_payload, resi
 use futures::{SinkExt, StreamExt};
 use hmac::{Hmac, KeyInit, Mac};
 use multiprocess::connection::{ByteConnection, Listener, connect};
-use multiprocess::{self as mp, ErrorKind, Process};
+use multiprocess::{self as mp, ErrorKind, Fd, Process};
 use std::collections::BTreeMap;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -1186,4 +1186,67 @@ async fn nothing_is_left_of_connections_that_are_gone() {
         (),
     )
     .await;
+}
+
+#[tokio::test]
+async fn a_socket_path_that_another_user_took_first_is_refused_and_connected_to_where_its_owner_is_named() {
+    let path = path();
+    let stranger = UnixListener::bind(&path).unwrap();
+    if common::give_to_stranger(&path) {
+        let says_whose = |error: mp::Error| {
+            assert!(error.kind() == ErrorKind::Io && error.to_string().contains("uid 65534"), "{error}");
+        };
+        says_whose(connect(&path, None).await.unwrap_err());
+        says_whose(connect(&path, None).owner(common::STRANGER - 1).await.unwrap_err());
+        says_whose(Listener::bind(&path).await.unwrap_err());
+        says_whose(mp::Manager::connect(&path, KEY).await.map(drop).unwrap_err());
+        let there = within(connect(&path, None).owner(common::STRANGER).into_future()).await.unwrap();
+        assert_eq!(there.peer_addr(), path);
+        // Nobody serves it any more: still another's.
+        drop(stranger);
+        says_whose(Listener::bind(&path).await.unwrap_err());
+        assert!(std::fs::symlink_metadata(&path).is_ok());
+    }
+    std::fs::remove_file(&path).unwrap();
+}
+
+#[tokio::test]
+async fn a_symbolic_link_at_a_socket_path_is_not_followed() {
+    let (target, link) = (path(), path());
+    let _listener = Listener::bind(&target).await.unwrap();
+    std::os::unix::fs::symlink(&target, &link).unwrap();
+    let error = connect(&link, None).await.unwrap_err();
+    assert!(error.kind() == ErrorKind::Io && error.to_string().contains("symbolic link"), "{error}");
+    let error = Listener::bind(&link).await.unwrap_err();
+    assert!(error.to_string().contains("symbolic link"), "{error}");
+    drop(within(connect(&target, None).into_future()).await.unwrap());
+    std::fs::remove_file(&link).unwrap();
+}
+
+#[tokio::test]
+async fn a_listener_of_an_abstract_name_is_asked_for_its_owner_where_one_is_named() {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::SocketAddr;
+    let name = abstract_name();
+    let _listener = Listener::bind(&name).await.unwrap();
+    drop(within(connect(&name, None).owner(common::STRANGER).into_future()).await.unwrap());
+    if !rustix::process::geteuid().is_root() {
+        return eprintln!("SKIPPED, as it needs root: a listener of another user");
+    }
+    let theirs = in_child(
+        async |name: String| {
+            let user = rustix::process::Uid::from_raw(1234);
+            rustix::thread::set_thread_res_uid(user, user, user).unwrap();
+            let address = SocketAddr::from_abstract_name(&name[1..]).unwrap();
+            let listener = std::os::unix::net::UnixListener::bind_addr(&address).unwrap();
+            Fd::new(std::os::fd::OwnedFd::from(listener))
+        },
+        (abstract_name(),),
+    );
+    let theirs = std::os::unix::net::UnixListener::from(theirs.await.into_inner());
+    let name = theirs.local_addr().unwrap();
+    let name = format!("\0{}", std::str::from_utf8(name.as_abstract_name().unwrap()).unwrap());
+    let error = within(connect(&name, None).owner(common::STRANGER).into_future()).await.unwrap_err();
+    assert!(error.to_string().contains("uid 1234"), "{error}");
+    drop(within(connect(&name, None).owner(1234).into_future()).await.unwrap());
 }

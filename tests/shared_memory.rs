@@ -389,3 +389,38 @@ async fn heap_02_dropped_blocks_leave_nothing() {
     let (first, second) = in_child(rounds, (name("rounds"),)).await;
     assert_eq!(first, second);
 }
+
+#[tokio::test]
+async fn memory_that_another_user_put_under_a_name_is_refused_and_taken_where_its_owner_is_named() {
+    let name = name("of-a-stranger");
+    let path = format!("/dev/shm/{name}");
+    std::fs::write(&path, b"12345").unwrap();
+    if common::give_to_stranger(&path) {
+        let says_whose = |result: mp::Result<SharedMemory>, kind| {
+            let error = result.unwrap_err();
+            assert!(error.to_string().contains("uid 65534"), "{error}");
+            assert_eq!(io_kind(Err::<(), _>(error)), Some(kind));
+        };
+        says_whose(SharedMemory::create(&name, 10), io::ErrorKind::AlreadyExists);
+        says_whose(SharedMemory::open(&name), io::ErrorKind::PermissionDenied);
+        says_whose(SharedMemory::open_or_create(&name, 10), io::ErrorKind::PermissionDenied);
+        says_whose(SharedMemory::open_of_user(&name, common::STRANGER - 1), io::ErrorKind::PermissionDenied);
+        let memory = SharedMemory::open_of_user(&name, common::STRANGER).unwrap();
+        assert_eq!(text(&memory, 5), "12345");
+    }
+    std::fs::remove_file(&path).unwrap();
+}
+
+#[tokio::test]
+async fn a_symbolic_link_under_a_name_is_not_followed() {
+    let (name, target) = (name("link"), name("target"));
+    let _memory = SharedMemory::create(&target, 10).unwrap();
+    let path = format!("/dev/shm/{name}");
+    std::os::unix::fs::symlink(format!("/dev/shm/{target}"), &path).unwrap();
+    assert!(SharedMemory::open(&name).is_err());
+    assert!(SharedMemory::open_of_user(&name, common::STRANGER).is_err());
+    let error = SharedMemory::create(&name, 10).unwrap_err();
+    assert!(error.to_string().contains("symbolic link"), "{error}");
+    assert_eq!(io_kind(Err::<(), _>(error)), Some(io::ErrorKind::AlreadyExists));
+    std::fs::remove_file(&path).unwrap();
+}

@@ -7,10 +7,11 @@ use super::stream;
 use super::stream::{ByteConnection, Raw};
 use super::{MAX_MESSAGE, PATIENCE};
 use crate::error::{Error, ErrorKind, Result};
-use crate::os::reactor;
+use crate::os::{listen, reactor};
 use std::fmt;
 use std::future::{Future, IntoFuture};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::pin::Pin;
 use std::time::Duration;
@@ -23,7 +24,8 @@ use tokio::net::{TcpStream, UnixStream};
 /// may see a failed handshake.
 ///
 /// # Errors
-/// `Io` if nobody listens there (no such path, refused, not allowed), or there is no tokio runtime here with its I/O and
+/// `Io` if nobody listens there (no such path, refused, not allowed), the socket file belongs to another user
+/// ([`Connect::owner`]), or there is no tokio runtime here with its I/O and
 /// its timer (`enable_all`); `Authentication` if the other end has
 /// another key, none, or does not answer in time; `Timeout` if there is no connection in time; `Other` if
 /// `address` is none.
@@ -43,6 +45,7 @@ pub fn connect(address: &str, key: Option<&[u8]>) -> Connect {
         allow_md5: true,
         patience: PATIENCE,
         max_message: MAX_MESSAGE,
+        owner: None,
         #[cfg(feature = "tls")]
         tls: None,
     }
@@ -70,6 +73,7 @@ pub struct Connect {
     allow_md5: bool,
     patience: Duration,
     max_message: usize,
+    owner: Option<u32>,
     #[cfg(feature = "tls")]
     tls: Option<(tokio_rustls::TlsConnector, String)>,
 }
@@ -82,6 +86,24 @@ impl Connect {
     }
 
     super::options_of_both_ends!();
+
+    /// Whose a Unix socket may be besides this process's user: the user with this uid.
+    ///
+    /// Anybody can put a socket at a path in a directory like /tmp first. So a socket file that belongs to another user is an
+    /// error unless that user is named here, and a symbolic link at the end of a path is one in any case. An abstract name
+    /// belongs to nobody; if an owner is named, its listener must be of this process's user or of that one. For TCP it
+    /// means nothing.
+    ///
+    /// ```no_run
+    /// # async fn f() -> multiprocess::Result<()> {
+    /// // A service that runs as uid 990.
+    /// let service = multiprocess::connection::connect("/run/service/socket", Some(b"secret")).owner(990).await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn owner(mut self, uid: u32) -> Self {
+        self.owner = Some(uid);
+        self
+    }
 
     /// Encrypts the connection, which must be TCP; `name` is whom the listener's certificate must be for.
     ///
@@ -122,13 +144,37 @@ impl Connect {
             #[cfg(feature = "tls")]
             _ if self.tls.is_some() => Err(Error::new(ErrorKind::Other, "TLS is for TCP, and this is a Unix socket")),
             Address::Path(path) => {
-                unix(path).await.map(|stream| ByteConnection::of_unix(stream, address.to_string())).map_err(failed)
+                let stream = self.to_file(path).await.map_err(failed)?;
+                Ok(ByteConnection::of_unix(stream, address.to_string()))
             }
             Address::Abstract(name) => {
                 use std::os::unix::ffi::OsStrExt;
                 let path = [b"\0", &name[..]].concat();
                 let stream = unix(Path::new(std::ffi::OsStr::from_bytes(&path))).await.map_err(failed)?;
+                self.check_peer(&stream).map_err(failed)?;
                 Ok(ByteConnection::of_unix(stream, address.to_string()))
+            }
+        }
+    }
+
+    /// To the very file that was looked at: another may have its name by now.
+    async fn to_file(&self, path: &Path) -> io::Result<UnixStream> {
+        let file = listen::file_at(path, self.owner)?;
+        match unix(format!("/proc/self/fd/{}", file.as_raw_fd()).as_ref()).await {
+            // No /proc here.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => unix(path).await,
+            connected => connected,
+        }
+    }
+
+    /// An abstract name says nothing about who listens there, but the kernel does.
+    fn check_peer(&self, stream: &UnixStream) -> io::Result<()> {
+        let Some(owner) = self.owner else { return Ok(()) };
+        match stream.peer_cred()?.uid() {
+            uid if uid == owner || uid == rustix::process::geteuid().as_raw() => Ok(()),
+            uid => {
+                let why = format!("who listens there is the user with uid {uid}");
+                Err(io::Error::new(io::ErrorKind::PermissionDenied, why))
             }
         }
     }

@@ -74,7 +74,8 @@ pub struct Listener {
 impl Listener {
     /// Listens at `address`; see the [module](super) for what it may be. Await it, or set options first.
     ///
-    /// A socket file has mode 0600 from the start. One that nobody listens at any more is replaced.
+    /// A socket file has mode 0600 from the start. One of this user's that nobody listens at any more is replaced; what another
+    /// user has put there is an error that says whose it is.
     ///
     /// # Errors
     /// `Io` if another listens there, the system does not let us, or there is no tokio runtime here with its I/O and its

@@ -33,7 +33,7 @@
 //! | address | what it is | who can connect |
 //! |---|---|---|
 //! | `"127.0.0.1:7000"` `"[::1]:7000"` `"localhost:7000"` | TCP; port 0 picks a free one | whom the network lets |
-//! | `"/run/me/socket"` (any text with a slash) | a Unix socket with a path, of mode 0600 | this user |
+//! | `"/run/me/socket"` (any text with a slash) | a Unix socket with a path, of mode 0600 | this user ([`Connect::owner`]: another's listener) |
 //! | `"\0name"` | an abstract Unix socket: no file, no permissions | everybody on this machine |
 //!
 //! # What a key protects from

@@ -430,6 +430,11 @@ impl Manager {
 pub struct ManagerConnect(Connect);
 
 impl ManagerConnect {
+    /// Whose a Unix socket may be besides this process's user; see [`Connect::owner`].
+    pub fn owner(self, uid: u32) -> Self {
+        Self(self.0.owner(uid))
+    }
+
     /// What connecting may take, and then the handshake; 10 seconds unless set.
     pub fn handshake_timeout(self, timeout: Duration) -> Self {
         Self(self.0.handshake_timeout(timeout))

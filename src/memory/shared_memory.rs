@@ -100,8 +100,8 @@ impl SharedMemory {
         create().map(Self).map_err(|error| failed(format_args!("cannot create {len} bytes of shared memory"), error))
     }
 
-    /// `len` bytes of zeros under `name`, reserved now. That the name is taken is an error, whose source is an
-    /// `io::Error` of kind `AlreadyExists`.
+    /// `len` bytes of zeros under `name`, reserved now. That the name is taken is an error that says by which user, whose
+    /// source is an `io::Error` of kind `AlreadyExists`.
     ///
     /// The name is that of `shm_open`, at most 255 bytes; a slash at its beginning does not count, others and NULs are
     /// refused. Needs [`run`](crate::run) or [`init`](crate::init), because of what happens when this process is killed.
@@ -160,7 +160,8 @@ impl SharedMemory {
         Err(failed(format_args!("every name tried for shared memory is taken"), last))
     }
 
-    /// What is there under `name`, or else what [`create`](Self::create) makes. What is there keeps its length.
+    /// What is there under `name`, or else what [`create`](Self::create) makes. What is there keeps its length, and must
+    /// be this user's, as for [`open`](Self::open).
     ///
     /// ```
     /// use multiprocess::{self as mp, SharedMemory};
@@ -177,7 +178,7 @@ impl SharedMemory {
     pub fn open_or_create(name: &str, len: usize) -> Result<Self> {
         let name = bare(name);
         loop {
-            match Self::try_open(name) {
+            match Self::try_open(name, None) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 opened => {
                     return opened.map_err(|error| failed(format_args!("cannot open shared memory {name:?}"), error));
@@ -205,13 +206,39 @@ impl SharedMemory {
     /// let source = error.source().and_then(|source| source.downcast_ref::<std::io::Error>());
     /// assert_eq!(source.map(|source| source.kind()), Some(std::io::ErrorKind::NotFound));
     /// ```
+    ///
+    /// It must belong to this process's user (its effective uid), for everybody can put something under a name first;
+    /// what another has put there is an error that says whose it is. [`open_of_user`](Self::open_of_user) takes that of
+    /// the user it is told. A symbolic link is not followed.
     pub fn open(name: &str) -> Result<Self> {
-        let name = bare(name);
-        Self::try_open(name).map_err(|error| failed(format_args!("cannot open shared memory {name:?}"), error))
+        Self::open_permitted(name, None)
     }
 
-    fn try_open(name: &str) -> io::Result<Self> {
-        let (fd, len) = named::open(name)?;
+    /// [`open`](Self::open), also if the block belongs to the user with this uid.
+    ///
+    /// Whoever made it can read, change and cut it short at any time, and may be at it with a program of their own.
+    ///
+    /// # Errors
+    /// `Io` if there is none of this name, or it is of neither user, or this process may not open it.
+    ///
+    /// ```no_run
+    /// use multiprocess::SharedMemory;
+    /// // The service that writes the measurements runs as uid 990.
+    /// let measurements = SharedMemory::open_of_user("measurements", 990)?;
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
+    pub fn open_of_user(name: &str, uid: u32) -> Result<Self> {
+        Self::open_permitted(name, Some(uid))
+    }
+
+    fn open_permitted(name: &str, permitted: Option<u32>) -> Result<Self> {
+        let name = bare(name);
+        let opened = Self::try_open(name, permitted);
+        opened.map_err(|error| failed(format_args!("cannot open shared memory {name:?}"), error))
+    }
+
+    fn try_open(name: &str, permitted: Option<u32>) -> io::Result<Self> {
+        let (fd, len) = named::open(name, permitted)?;
         let len = usize::try_from(len).map_err(io::Error::other)?;
         Ok(Self(Arc::new(Block::of(fd, len, name.to_string(), 0)?)))
     }

@@ -1,6 +1,7 @@
 //! Listening [unix(7)](https://man7.org/linux/man-pages/man7/unix.7.html) sockets with a path.
 
-use rustix::fs::{FileType, FlockOperation, Mode, OFlags};
+use super::owner;
+use rustix::fs::{FileType, FlockOperation, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use std::io;
@@ -18,7 +19,8 @@ pub(crate) struct Made {
     inode: u64,
 }
 
-/// Listens at `path`, which only this user can connect to. Replaces a socket file that nobody serves any more.
+/// Listens at `path`, which only this user can connect to. Replaces a socket file of this user's that nobody serves any
+/// more; what another user has put there stays, and is an error that says whose it is.
 pub(crate) fn at_path(path: &Path) -> io::Result<(UnixListener, Made)> {
     match bind(path) {
         Err(Errno::ADDRINUSE) => {}
@@ -26,11 +28,24 @@ pub(crate) fn at_path(path: &Path) -> io::Result<(UnixListener, Made)> {
     }
     // Two that find the same stale file must not remove each other's new one: who replaces holds the directory.
     let _directory = lock(path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))?;
-    if !is_stale(path)? {
-        return Err(Errno::ADDRINUSE.into());
+    let stat = rustix::fs::lstat(path)?;
+    if owner::check(&stat, None).is_err() || !is_stale(path, &stat)? {
+        return Err(owner::taken(io::ErrorKind::AddrInUse, &stat));
     }
     rustix::fs::unlink(path)?;
     Ok(bind(path)?)
+}
+
+/// The socket file at `path`, itself and no link to one, which must be this user's, or that of the one who is permitted.
+pub(crate) fn file_at(path: &Path, permitted: Option<u32>) -> io::Result<OwnedFd> {
+    let file = rustix::fs::open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+    let stat = rustix::fs::fstat(&file)?;
+    if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink {
+        let why = "it is a symbolic link, which is not followed: anybody may have put it there";
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+    }
+    owner::check(&stat, permitted)?;
+    Ok(file)
 }
 
 /// Removes the socket file, if it still is the one that was made here.
@@ -68,8 +83,8 @@ fn found(path: &Path) -> rustix::io::Result<Made> {
 /// Whether `path` is a socket file that no socket is bound to.
 ///
 /// Asked with a socket of another type: a live one answers that the type is wrong, and never hears of it.
-fn is_stale(path: &Path) -> io::Result<bool> {
-    if FileType::from_raw_mode(rustix::fs::lstat(path)?.st_mode) != FileType::Socket {
+fn is_stale(path: &Path, stat: &Stat) -> io::Result<bool> {
+    if FileType::from_raw_mode(stat.st_mode) != FileType::Socket {
         return Ok(false);
     }
     let answer = rustix::net::connect(socket(SocketType::DGRAM)?, &SocketAddrUnix::new(path)?);

@@ -13,6 +13,7 @@ pub(crate) mod memfd;
 pub(crate) mod memory;
 pub(crate) mod mmap;
 pub(crate) mod named;
+pub(crate) mod owner;
 pub(crate) mod pidfd;
 pub(crate) mod proc;
 pub(crate) mod random;

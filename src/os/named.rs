@@ -1,8 +1,9 @@
 //! Memory with a name: files of the tmpfs that [shm_open(3)](https://man7.org/linux/man-pages/man3/shm_open.3.html)
 //! opens, and so every program that knows the name.
 
-use super::memfd;
+use super::{memfd, owner};
 use rustix::fs::{AtFlags, CWD, FileType, FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -64,7 +65,7 @@ fn sweep_one(name: &str) -> io::Result<()> {
         is_ours && Mode::from_raw_mode(stat.st_mode) == GOES && FileType::from_raw_mode(stat.st_mode).is_file()
     };
     if goes(&rustix::fs::lstat(path(name)?)?) {
-        let (fd, _) = open(name)?;
+        let (fd, _) = open(name, None)?;
         rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive)?;
         let stat = rustix::fs::fstat(&fd)?;
         if goes(&stat) {
@@ -74,16 +75,26 @@ fn sweep_one(name: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// Gives a file its name, whole as it is; an error if something has that name.
+/// Gives a file its name, whole as it is; an error that says whose it is if something has that name.
 pub(crate) fn link(fd: BorrowedFd<'_>, name: &str) -> io::Result<()> {
     let own = format!("/proc/self/fd/{}", fd.as_raw_fd());
-    Ok(rustix::fs::linkat(CWD, own, CWD, path(name)?, AtFlags::SYMLINK_FOLLOW)?)
+    let path = path(name)?;
+    match rustix::fs::linkat(CWD, own, CWD, &path, AtFlags::SYMLINK_FOLLOW) {
+        // It may be gone again by now.
+        Err(Errno::EXIST) => match rustix::fs::lstat(&path) {
+            Ok(stat) => Err(owner::taken(io::ErrorKind::AlreadyExists, &stat)),
+            Err(_) => Err(Errno::EXIST.into()),
+        },
+        linked => Ok(linked?),
+    }
 }
 
-/// What has this name, and its length.
-pub(crate) fn open(name: &str) -> io::Result<(OwnedFd, u64)> {
+/// What has this name, and its length. It must be this user's, or that of the one who is permitted; a symbolic link is not
+/// followed.
+pub(crate) fn open(name: &str, permitted: Option<u32>) -> io::Result<(OwnedFd, u64)> {
     let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let fd = rustix::fs::open(path(name)?, flags, Mode::empty())?;
+    owner::check(&rustix::fs::fstat(&fd)?, permitted)?;
     let len = len(fd.as_fd())?;
     Ok((fd, len))
 }
@@ -141,11 +152,11 @@ mod tests {
         let (one, two) = (create(10).unwrap(), create(20).unwrap());
         link(one.as_fd(), &name).unwrap();
         assert_eq!(link(two.as_fd(), &name).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
-        assert_eq!(open(&name).unwrap().1, 10);
+        assert_eq!(open(&name, None).unwrap().1, 10);
         let identity = |fd: &OwnedFd| memfd::identity(fd.as_fd()).unwrap();
         assert_eq!(unlink(&name, identity(&two)).unwrap_err().kind(), io::ErrorKind::NotFound);
         unlink(&name, identity(&one)).unwrap();
-        assert_eq!(open(&name).unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(open(&name, None).unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 
     #[test]

@@ -1,0 +1,35 @@
+//! Whose a file is: in directories that everybody may write to, another user may have put one there first.
+
+use rustix::fs::{FileType, Stat};
+use std::io;
+
+/// Refuses what is neither this process's user's nor that of the user who is permitted.
+pub(crate) fn check(stat: &Stat, permitted: Option<u32>) -> io::Result<()> {
+    let (own, theirs) = (rustix::process::geteuid().as_raw(), stat.st_uid);
+    match theirs == own || Some(theirs) == permitted {
+        true => Ok(()),
+        false => {
+            let why = format!("it belongs to the user with uid {theirs}, and this process is of uid {own}");
+            Err(io::Error::new(io::ErrorKind::PermissionDenied, why))
+        }
+    }
+}
+
+/// Tells of what is there already whose it is.
+pub(crate) fn taken(kind: io::ErrorKind, stat: &Stat) -> io::Error {
+    let own = rustix::process::geteuid().as_raw();
+    let what = match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Symlink => "a symbolic link",
+        FileType::Socket => "a socket",
+        FileType::RegularFile => "a file",
+        FileType::Directory => "a directory",
+        _ => "something",
+    };
+    let why = match stat.st_uid {
+        theirs if theirs == own => format!("it is in use: there is {what} of that name, of this user"),
+        theirs => {
+            format!("it is in use: there is {what} of that name, which belongs to another user, with uid {theirs}")
+        }
+    };
+    io::Error::new(kind, why)
+}
