@@ -35,7 +35,7 @@
 use super::ring::{Asked, Pop, Push, Ring, word};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::socket::{self, MAX_FDS, Packet, Wait};
-use crate::os::{fault, reactor};
+use crate::os::{fault, timer};
 use crate::shm::atomic::{AtomicU64, fence};
 use crate::shm::family::Member;
 use crate::wait::{Hangup, Line, refuse_inside_async, until, until_blocking};
@@ -267,7 +267,7 @@ impl Link {
     }
 
     async fn in_time<T>(&self, timeout: Duration, waits: impl Future<Output = Result<T>>) -> Result<T> {
-        let limited = reactor::limited(timeout, waits).map_err(|error| self.failed("wait for", error))?;
+        let limited = timer::limited(timeout, waits).map_err(|error| self.failed("wait for", error))?;
         limited.await.unwrap_or_else(|_| Err(self.timed_out()))
     }
 
@@ -371,7 +371,7 @@ impl Link {
             return ready.map(|()| true).map_err(|error| self.failed("look into", error));
         }
         let failed = |error| self.failed("wait for", error);
-        match reactor::limited(timeout, until(&self.items, ready)).map_err(failed)?.await {
+        match timer::limited(timeout, until(&self.items, ready)).map_err(failed)?.await {
             Err(_) => Ok(false),
             Ok(waited) => waited.and_then(|ready| ready).map(|()| true).map_err(failed),
         }

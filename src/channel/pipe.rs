@@ -242,6 +242,7 @@ impl<T: Item> Receiver<T> {
     }
 
     /// [`recv`](Self::recv) that gives up after `timeout`, and then has taken nothing.
+    /// Counted in real time: see [Timeouts](crate#timeouts).
     ///
     /// # Errors
     /// `Timeout`, `Io` where there is no tokio timer, else as [`recv`](Self::recv).
@@ -251,7 +252,7 @@ impl<T: Item> Receiver<T> {
     }
 
     /// Waits up to `timeout` until there is something to receive, which it leaves where it is. True also at the
-    /// end of the pipe, where `recv` says `Closed` at once.
+    /// end of the pipe, where `recv` says `Closed` at once. Counted in real time: see [Timeouts](crate#timeouts).
     ///
     /// # Errors
     /// `Io` outside a tokio runtime, or in one without a timer.
@@ -389,7 +390,7 @@ impl<S: Item, R: Item> Connection<S, R> {
         self.receiver.blocking_recv()
     }
 
-    /// As [`Receiver::recv_timeout`].
+    /// As [`Receiver::recv_timeout`]. Counted in real time: see [Timeouts](crate#timeouts).
     ///
     /// # Errors
     /// As [`Receiver::recv_timeout`].
@@ -397,7 +398,7 @@ impl<S: Item, R: Item> Connection<S, R> {
         self.receiver.recv_timeout(timeout).await
     }
 
-    /// As [`Receiver::poll`].
+    /// As [`Receiver::poll`]. Counted in real time: see [Timeouts](crate#timeouts).
     ///
     /// # Errors
     /// As [`Receiver::poll`].

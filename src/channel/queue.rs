@@ -191,7 +191,7 @@ macro_rules! queue_methods {
                 self.link.blocking_get()
             }
 
-            /// [`put`](Self::put) that gives up after `timeout`.
+            /// [`put`](Self::put) that gives up after `timeout`. Counted in real time: see [Timeouts](crate#timeouts).
             ///
             /// # Errors
             /// `Timeout`, `Io` where there is no tokio timer, else as [`put`](Self::put); the value comes back.
@@ -200,6 +200,7 @@ macro_rules! queue_methods {
             }
 
             /// [`get`](Self::get) that gives up after `timeout`, and then has taken nothing.
+            /// Counted in real time: see [Timeouts](crate#timeouts).
             ///
             /// # Errors
             /// `Timeout`, `Io` where there is no tokio timer, else as [`get`](Self::get).

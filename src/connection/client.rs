@@ -7,7 +7,7 @@ use super::stream;
 use super::stream::{ByteConnection, Raw};
 use super::{MAX_MESSAGE, PATIENCE};
 use crate::error::{Error, ErrorKind, Result};
-use crate::os::{listen, reactor};
+use crate::os::{listen, reactor, timer};
 use std::fmt;
 use std::future::{Future, IntoFuture};
 use std::io;
@@ -80,6 +80,7 @@ pub struct Connect {
 
 impl Connect {
     /// What connecting may take, and then the handshake; 10 seconds unless set.
+    /// Counted in real time: see [Timeouts](crate#timeouts).
     pub fn handshake_timeout(mut self, timeout: Duration) -> Self {
         self.patience = timeout;
         self
@@ -126,7 +127,7 @@ impl Connect {
         let address = Address::parse(&self.address)?;
         let failed = |error| Error::io(format_args!("cannot connect to {address}"), error);
         reactor::has_io().and_then(|()| reactor::has_timer()).map_err(failed)?;
-        let raw = tokio::time::timeout(self.patience, self.reach(&address)).await.unwrap_or_else(|_| {
+        let raw = timer::within(self.patience, self.reach(&address)).await.unwrap_or_else(|_| {
             let why = format!("no connection to {address} within {:?}", self.patience);
             Err(Error::new(ErrorKind::Timeout, why))
         })?;
@@ -199,7 +200,7 @@ async fn unix(path: &Path) -> io::Result<UnixStream> {
         match UnixStream::connect(path).await {
             // The listener's queue is full. TCP would wait in the kernel; a Unix socket that must not block says this.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                tokio::time::sleep(pause).await;
+                timer::sleep(pause).await;
                 pause = (2 * pause).min(Duration::from_millis(20));
             }
             other => return other,

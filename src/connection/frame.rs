@@ -14,6 +14,7 @@
 //! the writer itself is dropped, that task has [`LINGER`] to end; then the stream is cut, and the other end has an error.
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::os::timer;
 use bytes::{Buf, BufMut, BytesMut};
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
@@ -34,7 +35,7 @@ const TRUSTED: usize = 1 << 20;
 /// A sink flushes itself when it holds this much.
 const BUFFERED: usize = 64 << 10;
 /// How long a message that is half out may take once nobody holds its connection any more.
-pub(crate) const LINGER: Duration = Duration::from_secs(30);
+pub(crate) const LINGER: Duration = if cfg!(test) { Duration::from_millis(200) } else { Duration::from_secs(30) };
 
 /// A header as it goes out: the last `len` of its bytes.
 struct Header {
@@ -309,7 +310,7 @@ impl<W: AsyncWrite + Unpin + Send + 'static> FrameWriter<W> {
             };
             let finished = tokio::select! {
                 finished = finish => finished,
-                () = async { let _ = gone.await; tokio::time::sleep(LINGER).await } => {
+                () = async { let _ = gone.await; timer::sleep(LINGER).await } => {
                     Err(io::ErrorKind::TimedOut.into())
                 }
             };
@@ -489,15 +490,20 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_message_that_nobody_takes_is_given_up_some_time_after_its_connection() {
         let (near, mut far) = tokio::io::duplex(100);
         let mut writer = FrameWriter::new(near);
-        let sent = tokio::time::timeout(Duration::from_secs(1), writer.send(&[7; 1_000])).await;
+        let sent = tokio::time::timeout(Duration::from_millis(10), writer.send(&[7; 1_000])).await;
         assert!(sent.is_err(), "it waits for a reader");
-        tokio::time::sleep(10 * LINGER).await;
+        tokio::time::sleep(2 * LINGER).await;
         drop(writer);
-        tokio::time::sleep(LINGER + Duration::from_secs(1)).await;
+        let cut = async {
+            while far.write_all(b"?").await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), cut).await.expect("it is cut");
         let mut arrived = Vec::new();
         far.read_to_end(&mut arrived).await.unwrap();
         assert_eq!(arrived.len(), 100, "what the stream had room for, and then the end");
@@ -539,7 +545,7 @@ mod tests {
         let mut writer = FrameWriter::new(stream);
         assert!(futures::poll!(std::pin::pin!(writer.send(b"whole"))).is_pending());
         drop(writer);
-        tokio::time::timeout(LINGER, async {
+        tokio::time::timeout(Duration::from_secs(20), async {
             while *out.lock().unwrap() != b"\0\0\0\x05whole" {
                 tokio::task::yield_now().await;
             }

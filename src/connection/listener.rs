@@ -15,7 +15,7 @@ use super::stream::{ByteConnection, Raw};
 use super::{MAX_MESSAGE, PATIENCE};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::listen::{self, Made};
-use crate::os::reactor;
+use crate::os::{reactor, timer};
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::{Future, IntoFuture, poll_fn};
@@ -24,11 +24,10 @@ use std::path::PathBuf;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::Instant;
 
 /// Handshakes at a time.
 const MOST: usize = 4096;
@@ -186,7 +185,7 @@ impl Bind {
         self
     }
 
-    /// What a peer's handshake may take; 10 seconds unless set.
+    /// What a peer's handshake may take; 10 seconds unless set. Counted in real time: see [Timeouts](crate#timeouts).
     pub fn handshake_timeout(mut self, timeout: Duration) -> Self {
         self.patience = timeout;
         self
@@ -343,7 +342,7 @@ async fn drive(driving: Driving, terms: Arc<Terms>) {
             Err(error) => {
                 tracing::debug!(%error, "a listener cannot accept");
                 if !(is_out_of_descriptors(&error) && handshakes.make_room().await) {
-                    tokio::time::sleep(PAUSE).await;
+                    timer::sleep(PAUSE).await;
                 }
             }
         }
@@ -396,7 +395,7 @@ impl Handshakes {
         let Some((began, _)) = self.by_age.front() else { return false };
         tokio::select! {
             _ = self.tasks.join_next() => return true,
-            () = tokio::time::sleep_until(*began + GRACE) => {}
+            () = timer::sleep_until(*began + GRACE) => {}
         }
         if let Some((_, oldest)) = self.by_age.pop_front()
             && !oldest.is_finished()
@@ -488,7 +487,7 @@ impl Peer {
                 #[cfg(feature = "tls")]
                 if let Some(tls) = &terms.tls {
                     stream::prepare_tcp(&stream).map_err(|error| Error::io("a peer is gone already", error))?;
-                    let accepted = tokio::time::timeout(terms.patience, tls.accept(stream)).await;
+                    let accepted = timer::within(terms.patience, tls.accept(stream)).await;
                     let accepted = accepted.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
                     return Ok(Raw::of(accepted.map_err(super::insecure)?, from));
                 }

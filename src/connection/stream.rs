@@ -3,7 +3,7 @@
 use super::auth::{self, Key, Role};
 use super::frame::{FrameReader, FrameWriter};
 use crate::error::{Error, ErrorKind, Result};
-use crate::os::{reactor, socket};
+use crate::os::{socket, timer};
 use futures::{Sink, Stream};
 use std::fmt;
 use std::future::poll_fn;
@@ -100,7 +100,7 @@ impl ByteConnection {
     }
 
     /// Waits up to `timeout` until there is a whole message to receive, which it leaves where it is. True also where
-    /// `recv_bytes` has an error at once.
+    /// `recv_bytes` has an error at once. Counted in real time: see [Timeouts](crate#timeouts).
     ///
     /// # Errors
     /// `Io` outside a tokio runtime, and in one without its timer.
@@ -168,7 +168,7 @@ impl Raw {
         let mut reader = FrameReader::new(self.reader, auth::LONGEST);
         if let Some(key) = key {
             let handshake = auth::authenticate(&mut reader, &mut writer, key, role);
-            tokio::time::timeout(patience, handshake).await.unwrap_or_else(|_| {
+            timer::within(patience, handshake).await.unwrap_or_else(|_| {
                 let why = format!("authentication failed: the other end did not do its part within {patience:?}");
                 Err(Error::new(ErrorKind::Authentication, why))
             })?;
@@ -211,7 +211,7 @@ impl ByteReceiver {
         self.refuse_challenge(received)
     }
 
-    /// As [`ByteConnection::poll`].
+    /// As [`ByteConnection::poll`]. Counted in real time: see [Timeouts](crate#timeouts).
     ///
     /// # Errors
     /// `Io` outside a tokio runtime, and in one without its timer.
@@ -221,8 +221,7 @@ impl ByteReceiver {
             poll_fn(|cx| reader.poll_ready(cx)).await;
         };
         // The future is polled before the clock is, so that a timeout of nothing still looks.
-        let limited =
-            reactor::limited(timeout, ready).map_err(|error| Error::io("cannot wait for a message", error))?;
+        let limited = timer::limited(timeout, ready).map_err(|error| Error::io("cannot wait for a message", error))?;
         Ok(limited.await.is_ok())
     }
 

@@ -5,7 +5,7 @@ use super::server::{Event, Id};
 use crate::connection::rustls;
 use crate::connection::{ByteConnection, Listener};
 use crate::error::{Error, ErrorKind, Result};
-use crate::os::image;
+use crate::os::{image, timer};
 use crate::wire;
 #[cfg(feature = "tls")]
 use std::sync::Arc;
@@ -72,7 +72,7 @@ pub(super) async fn greet(id: Id, peer: ByteConnection) -> Event {
             false => Err(Error::new(ErrorKind::Decode, "it is another build of this program, or another program")),
         }
     };
-    let greeted = tokio::time::timeout(GREETING_TIME, greeted).await;
+    let greeted = timer::within(GREETING_TIME, greeted).await;
     let greeted = greeted.unwrap_or_else(|_| Err(Error::new(ErrorKind::Timeout, "it did not say who it is")));
     Event::Hello(greeted.map(|()| peer.split()))
 }

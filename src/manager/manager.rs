@@ -18,7 +18,7 @@ use super::slots::Brings;
 use super::value::{ArrayProxy, One, Row, ValueProxy};
 use crate::connection::{self, ByteConnection, Connect};
 use crate::error::{Error, ErrorKind, Result};
-use crate::os::{image, reactor, socket};
+use crate::os::{image, reactor, socket, timer};
 use crate::process::Process;
 use crate::process::function::{Arguments, captures_nothing};
 use crate::wire::{self, Fd, Parcel};
@@ -179,7 +179,7 @@ impl ManagerBuilder {
         if let Err(error) = manager.object_count().await {
             // Why it ended says more than that it is gone.
             let ended = match error.kind() {
-                ErrorKind::Closed => tokio::time::timeout(GRACE, process.join()).await.ok(),
+                ErrorKind::Closed => timer::within(GRACE, process.join()).await.ok(),
                 _ => None,
             };
             return Err(ended.and_then(|ended| ended.and_then(|ended| ended).err()).unwrap_or(error));
@@ -412,11 +412,11 @@ impl Manager {
         let mut request = Writer::request(protocol::END);
         request.number(0);
         let failed = |error| Error::io("cannot wait for the end of a manager", error);
-        match reactor::limited(GRACE, self.link.ask(request, 1, Brings::Values)).map_err(failed)?.await {
+        match timer::limited(GRACE, self.link.ask(request, 1, Brings::Values)).map_err(failed)?.await {
             Ok(Err(error)) if error.kind() != ErrorKind::Closed => return Err(error),
             _ => {}
         }
-        if reactor::limited(GRACE, running.wait()).map_err(failed)?.await.is_err() {
+        if timer::limited(GRACE, running.wait()).map_err(failed)?.await.is_err() {
             running.kill()?;
             running.wait().await?;
         }
@@ -436,6 +436,7 @@ impl ManagerConnect {
     }
 
     /// What connecting may take, and then the handshake; 10 seconds unless set.
+    /// Counted in real time: see [Timeouts](crate#timeouts).
     pub fn handshake_timeout(self, timeout: Duration) -> Self {
         Self(self.0.handshake_timeout(timeout))
     }
@@ -460,7 +461,7 @@ impl ManagerConnect {
 
     async fn run(self) -> Result<Manager> {
         let connection = self.0.await?;
-        let greeted = tokio::time::timeout(GREETING_TIME, Self::greet(&connection)).await;
+        let greeted = timer::within(GREETING_TIME, Self::greet(&connection)).await;
         let welcome = greeted.unwrap_or_else(|_| Err(Error::new(ErrorKind::Timeout, "no word from the manager")))?;
         let link = Link::far(welcome.id, welcome.pid, connection);
         Ok(Manager { link, pid: welcome.pid, process: Mutex::new(None), is_far: true })

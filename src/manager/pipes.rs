@@ -14,6 +14,7 @@ use crate::channel::{self, Inbox, Sender};
 use crate::error::{Error, ErrorKind, Result, SendError};
 use crate::os::reactor;
 use crate::os::socket::{self, Wait};
+use crate::os::timer;
 use crate::wait::{Line, until_read};
 use crate::wire::{self, Sealed, frame};
 use std::collections::BTreeMap;
@@ -327,7 +328,7 @@ impl Wire {
         if !self.is_trying_later.swap(true, SeqCst) {
             let later = Later(self.this.clone());
             runtime.spawn(async move {
-                tokio::time::sleep(LATER).await;
+                timer::sleep(LATER).await;
                 let wire = later.0.upgrade();
                 drop(later);
                 wire.iter().for_each(|wire| wire.send_what_waits());

@@ -139,7 +139,7 @@ impl LockProxy {
         granted(self.0.wait(Held::acquire, (false,)).await, Grant)
     }
 
-    /// [`acquire`](Self::acquire) that gives up after `timeout`.
+    /// [`acquire`](Self::acquire) that gives up after `timeout`. Counted in real time: see [Timeouts](crate#timeouts).
     ///
     /// # Errors
     /// `Timeout`; else as [`acquire`](Self::acquire).
@@ -224,7 +224,7 @@ impl SemaphoreProxy {
         Ok(Grant(asked))
     }
 
-    /// [`acquire`](Self::acquire) that gives up after `timeout`.
+    /// [`acquire`](Self::acquire) that gives up after `timeout`. Counted in real time: see [Timeouts](crate#timeouts).
     ///
     /// # Errors
     /// `Timeout`; else as [`acquire`](Self::acquire).
@@ -314,7 +314,7 @@ impl EventProxy {
         self.0.wait_and_take(wait, ()).await
     }
 
-    /// [`wait`](Self::wait) that gives up after `timeout`.
+    /// [`wait`](Self::wait) that gives up after `timeout`. Counted in real time: see [Timeouts](crate#timeouts).
     ///
     /// # Errors
     /// `Timeout`; else as [`Proxy::call`].
@@ -417,7 +417,7 @@ impl BarrierProxy {
     }
 
     /// [`wait`](Self::wait) that gives up after `timeout`, and so breaks the barrier, unless the last came just then, which
-    /// is the manager's word, or that could not even be asked.
+    /// is the manager's word, or that could not even be asked. Counted in real time: see [Timeouts](crate#timeouts).
     ///
     /// # Errors
     /// `Timeout`; else as [`wait`](Self::wait).
@@ -583,7 +583,7 @@ impl ConditionProxy {
     }
 
     /// [`wait`](Self::wait) that waits for a notice for `timeout` at most. The lock is taken again in any case, however
-    /// long that takes.
+    /// long that takes. Counted in real time: see [Timeouts](crate#timeouts).
     ///
     /// # Errors
     /// `Timeout` if no notice came in time: the grant is inside. Else as [`wait`](Self::wait).

@@ -169,6 +169,7 @@ where
 
     /// [`put`](Self::put) that gives up after `timeout`, and then has put nothing: whether the item was in time is the
     /// manager's word, which is waited for, so that a manager that does not answer at all is waited for as in every call.
+    /// Counted in real time: see [Timeouts](crate#timeouts).
     ///
     /// # Errors
     /// `Timeout`: the item was not put. Else as [`put`](Self::put).
@@ -179,6 +180,7 @@ where
     }
 
     /// [`get`](Self::get) that gives up after `timeout`, and then has taken nothing.
+    /// Counted in real time: see [Timeouts](crate#timeouts).
     ///
     /// # Errors
     /// `Timeout`; else as [`get`](Self::get).

@@ -19,7 +19,7 @@ use super::protocol::{self, Reader, Writer};
 use super::proxy::{Lend, Proxy};
 use super::slots::Brings;
 use crate::error::{Error, ErrorKind, Result};
-use crate::os::{fault, reactor};
+use crate::os::{fault, reactor, timer};
 use crate::wire::{self, Message};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -82,7 +82,7 @@ fn no_timer(error: std::io::Error) -> Error {
 
 /// Drops a wait after `timeout`, which must leave nothing behind; `what` was not in time then.
 pub(super) async fn in_time<R>(timeout: Duration, wait: impl Future<Output = Result<R>>, what: &str) -> Result<R> {
-    let waited = reactor::limited(timeout, wait).map_err(no_timer)?.await;
+    let waited = timer::limited(timeout, wait).map_err(no_timer)?.await;
     waited.unwrap_or_else(|_| Err(Error::new(ErrorKind::Timeout, format!("{what} within {timeout:?}"))))
 }
 
@@ -154,7 +154,7 @@ impl Asked {
         let mut answer = pin!(pending.answer());
         let answer = match timeout {
             None => answer.await?,
-            Some(timeout) => match tokio::time::timeout(timeout, &mut answer).await {
+            Some(timeout) => match timer::within(timeout, &mut answer).await {
                 Ok(answer) => answer?,
                 Err(_) if pending.withdraw() => {
                     return Err(Error::new(ErrorKind::Timeout, "the manager could not be asked in time"));

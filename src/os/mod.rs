@@ -21,3 +21,4 @@ pub(crate) mod reactor;
 pub(crate) mod signal;
 pub(crate) mod socket;
 pub(crate) mod spawn;
+pub(crate) mod timer;

@@ -11,10 +11,10 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind, set_hook, take_hook};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::Instant;
 use tokio::io::{Interest, unix::AsyncFd};
 use tokio::runtime::{Handle, Id};
-use tokio::time::Timeout;
+use tokio::time::Sleep;
 
 /// Registers `fd` with the reactor of the current runtime.
 ///
@@ -26,18 +26,18 @@ pub(crate) fn watch(fd: Arc<OwnedFd>, interest: Interest) -> io::Result<AsyncFd<
     or_error(|| Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?))
 }
 
-/// `future`, for so long.
+/// tokio's own timer for `at`, which fires by tokio's clock.
 ///
 /// # Errors
 /// Outside a runtime, and in one that was built without a timer.
-pub(crate) fn limited<F: Future>(timeout: Duration, future: F) -> io::Result<Timeout<F>> {
+pub(super) fn timer(at: Instant) -> io::Result<Sleep> {
     let missing = || io::Error::other("a timeout needs a tokio runtime with its timer (`enable_all` or `enable_time`)");
-    driven(Driver::Time, || Ok(tokio::time::timeout(timeout, future)), missing)
+    driven(Driver::Time, || Ok(tokio::time::sleep_until(at.into())), missing)
 }
 
-/// Whether [`limited`] works here.
+/// Whether timeouts can be had here.
 pub(crate) fn has_timer() -> io::Result<()> {
-    limited(Duration::ZERO, std::future::ready(())).map(drop)
+    timer(Instant::now()).map(drop)
 }
 
 /// Whether sockets, pipes and processes can be waited for here.

@@ -7,7 +7,7 @@ use super::state::{Circumstances, Hire};
 use super::worker;
 use crate::channel::{self, lane};
 use crate::error::{Error, Result};
-use crate::os::memory;
+use crate::os::{memory, timer};
 use crate::process::{Process, Stdio};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
@@ -57,7 +57,7 @@ async fn run(shared: &Arc<Shared>) {
         }
         let alarm = async {
             match step.until {
-                Some(until) => tokio::time::sleep_until(until.into()).await,
+                Some(until) => timer::sleep_until(until).await,
                 None => std::future::pending().await,
             }
         };

@@ -20,7 +20,7 @@ macro_rules! options {
         impl<R> $name<R> {
             /// Asks an item that runs longer than `timeout`, counted from its start, to stop, and kills and replaces
             /// its worker after the [`grace`](Self::grace); the item then fails with kind `Timeout`, others are not
-            /// touched.
+            /// touched. Counted in real time: see [Timeouts](crate#timeouts).
             pub fn timeout(mut self, timeout: Duration) -> Self {
                 self.stage.options().into_iter().for_each(|options| options.timeout = Some(timeout));
                 self

@@ -9,7 +9,7 @@ use super::handle::{AsyncResult, Call, Map, MapAsync, Results};
 use super::lease::Checkout;
 use super::stats::PoolStats;
 use crate::error::{Error, Result};
-use crate::os::{memory, reactor};
+use crate::os::{memory, reactor, timer};
 use crate::process::function::{Arguments, captures_nothing};
 use crate::process::{Function, entry};
 use futures::{Stream, StreamExt};
@@ -377,7 +377,7 @@ impl Pool {
         };
         let mut killed = 0;
         // By the pool's runtime: that of the caller may have no timer. If it has ended, the grace is over.
-        let mut alarm = self.handle.runtime().spawn(async move { tokio::time::sleep(grace).await });
+        let mut alarm = self.handle.runtime().spawn(timer::sleep(grace));
         let is_over = tokio::select! {
             biased;
             () = ended(&mut running) => false,

@@ -423,7 +423,7 @@ impl<T: Pod> Array<T> {
         self.locked(self.0.mutex.try_take(), ErrorKind::WouldBlock)
     }
 
-    /// [`lock`](Self::lock) that gives up after `timeout`.
+    /// [`lock`](Self::lock) that gives up after `timeout`. Counted in real time: see [Timeouts](crate#timeouts).
     ///
     /// ```
     /// # multiprocess::init();

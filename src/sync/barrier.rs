@@ -5,7 +5,7 @@ use super::debug::Report;
 use super::object::{self, Core, FIRST};
 use super::rounds::{Arrival, Outcome, Round, Rounds};
 use crate::error::{Error, ErrorKind, Result};
-use crate::os::{fault, reactor};
+use crate::os::{fault, reactor, timer};
 use crate::shm::atomic::AtomicU64;
 use crate::shm::family::Family;
 use crate::shm::mapped::Mapped;
@@ -147,7 +147,7 @@ impl Gate {
 async fn by<T>(deadline: Option<Instant>, future: impl Future<Output = T>) -> Option<T> {
     match deadline {
         None => Some(future.await),
-        Some(deadline) => tokio::time::timeout_at(deadline.into(), future).await.ok(),
+        Some(deadline) => timer::by(deadline, future).await.ok(),
     }
 }
 
@@ -322,6 +322,7 @@ impl Barrier {
     }
 
     /// [`wait`](Self::wait) for at most `timeout`, after which the barrier is broken.
+    /// Counted in real time: see [Timeouts](crate#timeouts).
     ///
     /// # Errors
     /// As [`wait`](Self::wait).

@@ -6,7 +6,7 @@ use super::mutex::{self, Mutex, Taken, outcome};
 use super::notices::{self, COUNT, Local, Room};
 use super::object::{self, Core, FIRST};
 use crate::error::{Error, ErrorKind, LockError, Result};
-use crate::os::{fault, reactor};
+use crate::os::{fault, reactor, timer};
 use crate::shm::atomic::AtomicU64;
 use crate::shm::family::{Family, Member};
 use crate::shm::mapped::Mapped;
@@ -213,7 +213,7 @@ impl Condition {
         self.0.outcome(self.0.mutex.try_take(), ErrorKind::WouldBlock)
     }
 
-    /// [`lock`](Self::lock) that gives up after `timeout`.
+    /// [`lock`](Self::lock) that gives up after `timeout`. Counted in real time: see [Timeouts](crate#timeouts).
     ///
     /// # Errors
     /// `Timeout`, else as [`lock`](Self::lock).
@@ -263,7 +263,7 @@ impl Condition {
     }
 
     /// [`wait`](Self::wait) that waits for a notice for `timeout` at most. The lock is taken again in any case, however
-    /// long that takes.
+    /// long that takes. Counted in real time: see [Timeouts](crate#timeouts).
     ///
     /// # Errors
     /// `Timeout` if no notice came: the guard is inside. Else as [`wait`](Self::wait).
@@ -289,7 +289,7 @@ impl Condition {
         }
         let (turn, mut waiter) = self.0.enter(guard)?;
         let waited = until_in_turn(&self.0.waiting, Some(turn), |_| waiter.attempt());
-        let noticed = tokio::time::timeout(timeout, waited).await;
+        let noticed = timer::within(timeout, waited).await;
         self.back(noticed.map_or(Ok(None), |noticed| noticed.map(Some)), waiter).await
     }
 
@@ -386,6 +386,7 @@ impl Condition {
     }
 
     /// [`wait_for`](Self::wait_for) that gives up after `timeout`, and a last look.
+    /// Counted in real time: see [Timeouts](crate#timeouts).
     ///
     /// # Errors
     /// `Timeout` if it is not so by then: the guard is inside. Else as [`wait`](Self::wait).

@@ -25,7 +25,7 @@
 use super::debug::Report;
 use super::object::{self, Core, FIRST};
 use crate::error::{Error, ErrorKind, Result};
-use crate::os::{fault, reactor};
+use crate::os::{fault, timer};
 use crate::shm::atomic::AtomicU64;
 use crate::shm::family::Family;
 use crate::shm::mapped::Mapped;
@@ -204,12 +204,12 @@ impl Event {
         until(&self.flag.line, self.flag.attempt()).await.map_err(failed)
     }
 
-    /// [`wait`](Self::wait) that gives up after `timeout`.
+    /// [`wait`](Self::wait) that gives up after `timeout`. Counted in real time: see [Timeouts](crate#timeouts).
     ///
     /// # Errors
     /// `Timeout`, else as [`wait`](Self::wait).
     pub async fn wait_timeout(&self, timeout: Duration) -> Result<()> {
-        reactor::limited(timeout, self.wait()).map_err(failed)?.await.unwrap_or_else(|_| Err(timed_out()))
+        timer::limited(timeout, self.wait()).map_err(failed)?.await.unwrap_or_else(|_| Err(timed_out()))
     }
 
     /// [`is_set`](Self::is_set) as a wait that does not wait.

@@ -109,7 +109,7 @@ impl Lock {
         outcome(LockCore::NAME, self.0.mutex.try_take(), ErrorKind::WouldBlock, || self.guard())
     }
 
-    /// [`acquire`](Self::acquire) that gives up after `timeout`.
+    /// [`acquire`](Self::acquire) that gives up after `timeout`. Counted in real time: see [Timeouts](crate#timeouts).
     ///
     /// # Errors
     /// `Timeout`, else as [`acquire`](Self::acquire).

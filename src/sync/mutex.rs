@@ -44,7 +44,7 @@
 
 use super::debug::Report;
 use crate::error::{Error, ErrorKind, LockError};
-use crate::os::{clock, fault, reactor};
+use crate::os::{clock, fault, timer};
 use crate::shm::atomic::AtomicU64;
 use crate::shm::family::{Family, Member};
 use crate::shm::region::Region;
@@ -344,7 +344,7 @@ impl Mutex {
 
     /// [`Mutex::take`] that gives up after `timeout`, which a last try precedes.
     pub(super) async fn take_within(&self, timeout: Duration) -> io::Result<Option<Taken>> {
-        match reactor::limited(timeout, self.take())?.await {
+        match timer::limited(timeout, self.take())?.await {
             Ok(taken) => taken.map(Some),
             Err(_) => self.try_take(),
         }

@@ -150,7 +150,7 @@ impl RLock {
         }
     }
 
-    /// [`acquire`](Self::acquire) that gives up after `timeout`.
+    /// [`acquire`](Self::acquire) that gives up after `timeout`. Counted in real time: see [Timeouts](crate#timeouts).
     ///
     /// # Errors
     /// `Timeout`, else as [`acquire`](Self::acquire).

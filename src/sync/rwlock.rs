@@ -6,7 +6,7 @@ use super::object::{self, Core, FIRST};
 use super::patience::{Patience, Taker};
 use super::turns::{self, Own, Turns};
 use crate::error::{Error, ErrorKind, LockError, Result};
-use crate::os::reactor;
+use crate::os::timer;
 use crate::shm::atomic::AtomicU64;
 use crate::shm::family::{Family, Member};
 use crate::shm::mapped::Mapped;
@@ -314,19 +314,21 @@ impl RwLock {
     }
 
     /// [`read`](Self::read) that gives up after `timeout`, and then has taken nothing.
+    /// Counted in real time: see [Timeouts](crate#timeouts).
     ///
     /// # Errors
     /// `Timeout`, else as [`read`](Self::read).
     pub async fn read_timeout(&self, timeout: Duration) -> Result<RwLockReadGuard, LockError<RwLockReadGuard>> {
-        reactor::limited(timeout, self.read()).map_err(failed)?.await.unwrap_or_else(|_| Err(timed_out()))
+        timer::limited(timeout, self.read()).map_err(failed)?.await.unwrap_or_else(|_| Err(timed_out()))
     }
 
     /// [`write`](Self::write) that gives up after `timeout`, and then has taken nothing.
+    /// Counted in real time: see [Timeouts](crate#timeouts).
     ///
     /// # Errors
     /// `Timeout`, else as [`write`](Self::write).
     pub async fn write_timeout(&self, timeout: Duration) -> Result<RwLockWriteGuard, LockError<RwLockWriteGuard>> {
-        reactor::limited(timeout, self.write()).map_err(failed)?.await.unwrap_or_else(|_| Err(timed_out()))
+        timer::limited(timeout, self.write()).map_err(failed)?.await.unwrap_or_else(|_| Err(timed_out()))
     }
 
     /// [`read`](Self::read) for plain functions: blocks this thread.

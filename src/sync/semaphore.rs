@@ -30,7 +30,7 @@ use super::ledger::{self, Ledger, MAX};
 use super::object::{self, Core, FIRST};
 use super::patience::{Patience, Taker};
 use crate::error::{Error, ErrorKind, LockError, Result};
-use crate::os::reactor;
+use crate::os::timer;
 use crate::shm::atomic::AtomicU64;
 use crate::shm::family::Family;
 use crate::shm::mapped::Mapped;
@@ -135,7 +135,7 @@ impl Permits {
     }
 
     async fn acquire_timeout(self: &Arc<Self>, timeout: Duration) -> Result<Permit, LockError<Permit>> {
-        reactor::limited(timeout, self.acquire()).map_err(failed)?.await.unwrap_or_else(|_| Err(timed_out()))
+        timer::limited(timeout, self.acquire()).map_err(failed)?.await.unwrap_or_else(|_| Err(timed_out()))
     }
 
     fn try_acquire(self: &Arc<Self>) -> Result<Permit, LockError<Permit>> {
@@ -327,6 +327,7 @@ macro_rules! semaphore {
             }
 
             /// [`acquire`](Self::acquire) that gives up after `timeout`, and then has taken nothing.
+            /// Counted in real time: see [Timeouts](crate#timeouts).
             ///
             /// # Errors
             /// `Timeout`, else as [`acquire`](Self::acquire).

@@ -328,7 +328,7 @@ impl<T: Pod> Value<T> {
         self.locked(self.0.mutex.try_take(), ErrorKind::WouldBlock)
     }
 
-    /// [`lock`](Self::lock) that gives up after `timeout`.
+    /// [`lock`](Self::lock) that gives up after `timeout`. Counted in real time: see [Timeouts](crate#timeouts).
     ///
     /// ```
     /// # multiprocess::init();
