@@ -4,6 +4,7 @@
 
 pub(crate) mod clock;
 pub(crate) mod cpu;
+pub(crate) mod credentials;
 pub(crate) mod epoll;
 pub(crate) mod eventfd;
 pub(crate) mod fault;

@@ -49,6 +49,13 @@ pub(crate) fn reap(pidfd: BorrowedFd<'_>) -> Option<ExitStatus> {
     status.exit_status().map(|code| code << 8).or_else(signal).map(ExitStatus::from_raw)
 }
 
+/// Whether the process is a child of this one that nobody has reaped.
+pub(crate) fn is_child(pidfd: BorrowedFd<'_>) -> bool {
+    use rustix::process::{WaitId, WaitIdOptions, waitid};
+    let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    waitid(WaitId::PidFd(pidfd), look).is_ok()
+}
+
 /// What the kernel knows about the exit of a process that is not our child.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Exit {

@@ -51,6 +51,40 @@ pub(crate) fn limit_sends(socket: BorrowedFd<'_>, time: Duration) -> io::Result<
     Ok(set_socket_timeout(socket, Timeout::Send, Some(time))?)
 }
 
+/// From now on the kernel tells with each packet that comes who sent it.
+pub(crate) fn learn_senders(socket: BorrowedFd<'_>) -> io::Result<()> {
+    Ok(rustix::net::sockopt::set_socket_passcred(socket, true)?)
+}
+
+/// Whether the next packet of a socket that [learns its senders](learn_senders) comes from a process that has the real
+/// user and group of this one, by the kernel's word. The packet stays where it is; no packet is nobody's.
+pub(crate) fn is_from_same_user(socket: BorrowedFd<'_>) -> bool {
+    use std::os::fd::AsRawFd;
+    // By libc: a list of control messages that was cut short is not gone through by nix, and the descriptors of the packet
+    // are to be cut off here, not received.
+    let (mut byte, mut space) = (0_u8, [0_u64; 4]);
+    let mut slice = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
+    // SAFETY: all zeroes is a value of this C structure.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    (message.msg_iov, message.msg_iovlen) = (&raw mut slice, 1);
+    (message.msg_control, message.msg_controllen) = (space.as_mut_ptr().cast(), size_of_val(&space) as _);
+    // SAFETY: the structure names memory of this stack, with its sizes.
+    let len = unsafe { libc::recvmsg(socket.as_raw_fd(), &mut message, libc::MSG_PEEK | libc::MSG_DONTWAIT) };
+    if len <= 0 {
+        return true; // Nothing, an end, or an error that the receiver meets again.
+    }
+    // SAFETY: the kernel has filled `space` as `message` says, which is aligned as a header must be; the payload of a
+    // message of this kind is a `ucred`, wherever it lies.
+    let sender = unsafe {
+        let first = libc::CMSG_FIRSTHDR(&message);
+        let is_sender =
+            !first.is_null() && ((*first).cmsg_level, (*first).cmsg_type) == (libc::SOL_SOCKET, libc::SCM_CREDENTIALS);
+        is_sender.then(|| libc::CMSG_DATA(first).cast::<libc::ucred>().read_unaligned())
+    };
+    let mine = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+    sender.is_some_and(|sender| (sender.uid, sender.gid) == mine)
+}
+
 /// One packet as it arrived.
 pub(crate) struct Packet {
     /// Bytes received; 0 when the other end is gone.
@@ -62,7 +96,8 @@ pub(crate) struct Packet {
 
 /// Receives one packet. Its descriptors are owned before anything else can fail.
 pub(crate) fn recv(socket: BorrowedFd<'_>, buffer: &mut [u8], wait: Wait) -> io::Result<Packet> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    // With room for who sent it, which comes first where it was asked for.
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS), ScmCredentials(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::CMSG_CLOEXEC | if wait == Wait::No { RecvFlags::DONTWAIT } else { RecvFlags::empty() };
     let mut slices = [IoSliceMut::new(buffer)];

@@ -236,9 +236,9 @@ fn take_role(socket: OwnedFd) -> ! {
     entry::note_panics();
     let refusal = (hello.image != image::fingerprint()).then(other_image);
     match hello.role {
-        Role::Server { preload } => match refusal {
+        Role::Server { preload, credentials } => match refusal {
             Some(error) => refuse(socket.as_fd(), error),
-            None => match settle(parcel.fds, false) {
+            None => match settle(parcel.fds, false).and_then(|()| server::limit(&credentials, true)) {
                 Ok(()) => server::serve(socket, &preload, single),
                 Err(error) => refuse(socket.as_fd(), protocol::spawn_error("the fork server cannot start", error)),
             },
@@ -247,10 +247,11 @@ fn take_role(socket: OwnedFd) -> ! {
             Some(error) => refuse(socket.as_fd(), error),
             None => names::serve(socket),
         },
-        Role::Child => {
+        Role::Child { credentials } => {
             let settled = match refusal {
                 Some(error) => Err(error),
-                None => settle(parcel.fds, true).map_err(|error| protocol::spawn_error("cannot start", error)),
+                None => (settle(parcel.fds, true).and_then(|()| server::limit(&credentials, false)))
+                    .map_err(|error| protocol::spawn_error("cannot start", error)),
             };
             child::after_exec(socket, settled)
         }

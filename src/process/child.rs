@@ -59,6 +59,9 @@ pub(super) fn after_fork(
             let _ = rustix::process::setpgid(None, left);
         }
     }
+    if !is_ordered && !socket::is_from_same_user(socket.as_fd()) {
+        refuse(socket.as_fd(), io::Error::other("who orders it has another user or group than it has"));
+    }
     let (order, Parcel { bytes, fds }) = match protocol::recv::<Order>(socket.as_fd()) {
         Ok(Some(ordered)) => ordered,
         Ok(None) => spawn::exit_now(0),

@@ -3,7 +3,8 @@
 //! # State
 //! One connection, made at the first spawn and again when the server is gone, with what was last sent over it. Spare
 //! children come over it if spawns follow each other closely, and wait in it.
-//! One pipe, the lifeline, whose write end only this process ever holds.
+//! One pipe, the lifeline, whose write end only this process ever holds; another one where this process has become
+//! another user, who may not open the first one again.
 //!
 //! # Moves
 //! An order goes straight to a spare child, which reports over the socket that it was told by. Without one it goes to
@@ -12,7 +13,9 @@
 //! # Invariants
 //! 1. A function runs exactly once: an order is repeated only if the report socket says that no child was born, or if
 //!    a spare could not be told all of it.
-//! 2. The write end of the lifeline is close-on-exec and never sent, so it closes exactly when this process ends.
+//! 2. A child has no more rights than the thread that spawns it: the server was started by a thread with the very same
+//!    ones. When they differ, the connection is retired, and a server is started from the caller as it is.
+//! 3. The write end of the lifeline is close-on-exec and never sent, so it closes exactly when this process ends.
 //!
 //! # Death
 //! A spare dies, is signalled, or has waited too long: it cannot be told, and the next one is. One that was told and is
@@ -29,7 +32,7 @@ use super::info::{self, ProcessInfo};
 use super::protocol::{self, Answer, Born, Hello, Order, Ready, Reply, Report, Request, Role, Variables};
 use super::{StartMethod, boot, server};
 use crate::error::{Error, ErrorKind, Result};
-use crate::os::{image, pidfd, reactor, signal, socket, socket::Wait, spawn};
+use crate::os::{credentials::Credentials, image, pidfd, reactor, signal, socket, socket::Wait, spawn};
 use crate::shm::family::Family;
 use crate::wire::frame;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -66,8 +69,15 @@ impl Child {
         !has_ended
     }
 
+    /// A child with more rights than this process has by now is signalled by the server that it came from.
     pub(super) fn signal(&self, signal: Signal) -> io::Result<()> {
-        pidfd::signal(self.pidfd.as_fd(), signal)
+        match pidfd::signal(self.pidfd.as_fd(), signal) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                let request = protocol::to_bytes(&Request::Signal(signal.as_raw()))?;
+                frame::send(self.server.as_fd(), &[&request], &[self.pidfd.as_fd()], Wait::No).map_err(|_| error)
+            }
+            done => done,
+        }
     }
 
     /// Makes sure that whoever hears from us that it has ended finds nothing held by it.
@@ -107,18 +117,22 @@ pub(super) struct Start<'a> {
 /// The child, and the socket that its outcome comes over.
 pub(super) type Started = (Arc<Child>, OwnedFd);
 
-static CLIENT: Mutex<Client> = Mutex::new(Client { connection: None, watcher: None });
+static CLIENT: Mutex<Client> = Mutex::new(Client { connection: None, watcher: None, retired: Vec::new() });
 
 struct Client {
     connection: Option<Connection>,
     /// The task that restarts the server when it dies.
     watcher: Option<tokio::task::JoinHandle<()>>,
+    /// Servers from before this process had other rights: each ends with the last of its children.
+    retired: Vec<std::process::Child>,
 }
 
 struct Connection {
     socket: Arc<OwnedFd>,
     /// The server, if it was this process that started it.
     server: Option<std::process::Child>,
+    /// Of who started the server, which has no more.
+    credentials: Credentials,
     environment: Option<Variables>,
     /// Device and inode of the working directory as last sent.
     directory: Option<(u64, u64)>,
@@ -194,10 +208,13 @@ pub(super) fn is_connected() -> bool {
 pub(super) fn start(start: &Start<'_>) -> Result<Started> {
     boot::origin()?;
     server::refuse_in_preload()?;
+    let credentials = own_credentials()?;
     let mut client = Client::get();
+    client.reap_retired();
+    client.retire_unless(&credentials);
     let mut last = None;
     for _ in 0..8 {
-        match client.connected()?.order(start)? {
+        match client.connected(&credentials)?.order(start)? {
             Ordered::Started(started) => {
                 client.watch();
                 drop(client);
@@ -217,13 +234,13 @@ impl Client {
         CLIENT.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn connected(&mut self) -> Result<&mut Connection> {
+    fn connected(&mut self, credentials: &Credentials) -> Result<&mut Connection> {
         match &mut self.connection {
             Some(connection) => Ok(connection),
             none => {
-                let made = match connect_to_running()? {
+                let made = match connect_to_running(credentials)? {
                     Some(connection) => connection,
-                    None => start_server()?,
+                    None => start_server(credentials)?,
                 };
                 Ok(none.insert(made))
             }
@@ -236,6 +253,41 @@ impl Client {
             let _ = server.kill();
             let _ = server.wait();
         }
+    }
+
+    /// Lets go of the server, if it was started by a thread with other rights than these. Children of it that still run
+    /// go on, and it with them, but no order is given to it, or to a spare child of it, any more.
+    fn retire_unless(&mut self, credentials: &Credentials) {
+        let differs = |connection: &mut Connection| connection.credentials != *credentials;
+        let Some(mut connection) = self.connection.take_if(differs) else { return };
+        let changed = credentials.difference(&connection.credentials);
+        tracing::info!(%changed, "this process's rights have changed: its children come from another fork server from now on");
+        if let Some(watcher) = self.watcher.take() {
+            watcher.abort(); // It holds the connection, with which the server ends.
+        }
+        connection.discard_spares();
+        // If it cannot be told, it refuses by itself who has become another user.
+        let told = protocol::to_bytes(&Request::Retire)
+            .and_then(|request| frame::send(connection.socket.as_fd(), &[&request], &[], Wait::No));
+        if let Err(error) = told {
+            tracing::debug!(%error, "cannot tell a fork server that no order will come");
+        }
+        let Some(server) = connection.server.take() else { return };
+        let pidfd = pidfd::open(server.id());
+        self.retired.push(server);
+        // Without a runtime the next spawn reaps it.
+        if let (Ok(pidfd), Ok(runtime)) = (pidfd, tokio::runtime::Handle::try_current()) {
+            runtime.spawn(async move {
+                if info::until_exit(pidfd).await.is_ok() {
+                    Client::get().reap_retired();
+                }
+            });
+        }
+    }
+
+    /// Leaves no zombie of a retired server. One that has been reaped by somebody else is gone too.
+    fn reap_retired(&mut self) {
+        self.retired.retain_mut(|server| matches!(server.try_wait(), Ok(None)));
     }
 
     fn watch(&mut self) {
@@ -276,7 +328,7 @@ fn restart() -> Option<Arc<OwnedFd>> {
     if client.connection.as_ref().is_some_and(|connection| socket::is_hung_up(connection.socket.as_fd())) {
         tracing::warn!("the fork server was killed; starting another one");
         client.lose();
-        if let Err(error) = client.connected() {
+        if let Err(error) = own_credentials().and_then(|credentials| client.connected(&credentials).map(drop)) {
             tracing::warn!(%error, "cannot restart the fork server; the next spawn tries again");
         }
     }
@@ -284,17 +336,30 @@ fn restart() -> Option<Arc<OwnedFd>> {
 }
 
 /// A new connection to the server that this process descends from, if it still runs.
-fn connect_to_running() -> Result<Option<Connection>> {
+fn connect_to_running(credentials: &Credentials) -> Result<Option<Connection>> {
     let Some(intake) = &boot::origin()?.intake else { return Ok(None) };
-    let (ours, theirs) = socket_pair()?;
+    if let Some(theirs) = server::credentials().filter(|theirs| *theirs != credentials) {
+        let changed = credentials.difference(theirs);
+        tracing::info!(%changed, "this process has other rights than the fork server, and starts one of its own");
+        return Ok(None);
+    }
+    let (ours, theirs) = connection_pair()?;
     match frame::send(intake.as_fd(), &[], &[theirs.as_fd()], Wait::Yes) {
-        Ok(()) => Ok(Some(Connection::new(ours, None))),
+        Ok(()) => Ok(Some(Connection::new(ours, None, credentials.clone()))),
         Err(_) => Ok(None),
     }
 }
 
 fn socket_pair() -> Result<(OwnedFd, OwnedFd)> {
     socket::packet_pair().map_err(|error| protocol::spawn_error("cannot make a socket for a new process", error))
+}
+
+/// Our end and the server's, which is told with each packet who sent it: from the first on, so it is set here.
+fn connection_pair() -> Result<(OwnedFd, OwnedFd)> {
+    let (ours, theirs) = socket_pair()?;
+    socket::learn_senders(theirs.as_fd())
+        .map_err(|error| protocol::spawn_error("cannot make a socket to the fork server", error))?;
+    Ok((ours, theirs))
 }
 
 /// How long a server may take until it has run `init` and what was preloaded.
@@ -306,30 +371,44 @@ const STARTS: usize = 4;
 /// A server that ends for a reason of its own has this long for it after it has let go of its socket.
 const END_LIMIT: Duration = Duration::from_secs(1);
 
-fn start_server() -> Result<Connection> {
+fn start_server(credentials: &Credentials) -> Result<Connection> {
     let is_killed =
         |error: &Error| error.exit_status().is_some_and(|status| status.signal() == Some(Signal::KILL.as_raw()));
-    let mut made = try_start_server();
+    let mut made = try_start_server(credentials);
     for _ in 1..STARTS {
         match &made {
-            Err(error) if is_killed(error) => made = try_start_server(),
+            Err(error) if is_killed(error) => made = try_start_server(credentials),
             _ => break,
         }
     }
     made
 }
 
-fn try_start_server() -> Result<Connection> {
-    let failed = |error| protocol::spawn_error("the fork server cannot be started", error);
-    let program = boot::program()?;
-    let (ours, theirs) = socket_pair()?;
-    let hello = Hello { image: image::fingerprint(), role: Role::Server { preload: boot::preloads() } };
-    let family = Family::get().map_err(failed)?;
-    let root_lifeline = match &boot::origin()?.root_lifeline {
-        Some(root) => root.as_fd(),
-        None => lifeline()?,
+fn try_start_server(credentials: &Credentials) -> Result<Connection> {
+    let failed = |error: io::Error| {
+        let is_proc_missing =
+            error.kind() == io::ErrorKind::NotFound && !std::path::Path::new("/proc/self/fd").exists();
+        let why = if is_proc_missing { " without /proc, which is not in this root directory" } else { "" };
+        protocol::spawn_error(format!("the fork server cannot be started{why}"), error)
     };
-    let fds: Vec<_> = [program.as_fd(), root_lifeline].into_iter().chain(family.descriptors()).collect();
+    if credentials.counts_children_elsewhere() {
+        let why = "this thread's children would be in another pid namespace (unshare or setns with CLONE_NEWPID), where \
+                   nobody here could tell who they are: spawn from a thread that has not changed it";
+        return Err(failed(io::Error::other(why)));
+    }
+    let program = boot::program()?;
+    let (ours, theirs) = connection_pair()?;
+    let hello = Hello {
+        image: image::fingerprint(),
+        role: Role::Server { preload: boot::preloads(), credentials: credentials.clone() },
+    };
+    let family = Family::get().map_err(failed)?;
+    // The root's, but for who may not open that again: it ends with this process then, and so do its children.
+    let lifeline = match &boot::origin()?.root_lifeline {
+        Some(root) => signal::reopen(root.as_fd()).or_else(|_| reopened_lifeline()).map_err(failed)?,
+        None => reopened_lifeline().map_err(failed)?,
+    };
+    let fds: Vec<_> = [program.as_fd(), lifeline.as_fd()].into_iter().chain(family.descriptors()).collect();
     protocol::send(ours.as_fd(), &hello, &[], &fds).map_err(failed)?;
     let mut command = server::program_again(&program).map_err(failed)?;
     // It gets its environment by order; its streams are closed once it has preloaded.
@@ -344,7 +423,7 @@ fn try_start_server() -> Result<Connection> {
                      first in main"
                 );
             }
-            Ok(Connection::new(ours, Some(process)))
+            Ok(Connection::new(ours, Some(process), credentials.clone()))
         }
         Err(error) => {
             let has_ended = error.is_none()
@@ -376,13 +455,25 @@ pub(super) fn hear_ready(from: &OwnedFd) -> Result<Ready, Option<Error>> {
     }
 }
 
-/// The read end of the pipe that closes when this process ends.
-fn lifeline() -> Result<BorrowedFd<'static>> {
-    static LIFELINE: OnceLock<io::Result<(PipeReader, PipeWriter)>> = OnceLock::new();
-    match LIFELINE.get_or_init(io::pipe) {
-        Ok((read, _)) => Ok(read.as_fd()),
-        Err(error) => Err(Error::new(ErrorKind::Spawn, format!("cannot make a pipe for new processes: {error}"))),
+fn own_credentials() -> Result<Credentials> {
+    let failed = |error| protocol::spawn_error("cannot find out what a child of this thread may do", error);
+    Credentials::of_this_thread().map_err(failed)
+}
+
+/// A description of its own of the read end of a pipe that closes when this process ends, and not before.
+fn reopened_lifeline() -> io::Result<OwnedFd> {
+    static LIFELINES: Mutex<Vec<(PipeReader, PipeWriter)>> = Mutex::new(Vec::new());
+    let mut lifelines = LIFELINES.lock().unwrap_or_else(PoisonError::into_inner);
+    match lifelines.last().map(|(read, _)| signal::reopen(read.as_fd())) {
+        // This process was another user when it made the pipe.
+        Some(Err(error)) if error.kind() == io::ErrorKind::PermissionDenied => {}
+        Some(reopened) => return reopened,
+        None => {}
     }
+    let (read, write) = io::pipe()?;
+    let reopened = signal::reopen(read.as_fd());
+    lifelines.push((read, write));
+    reopened
 }
 
 fn is_gone(error: &io::Error) -> bool {
@@ -399,9 +490,9 @@ fn is_gone(error: &io::Error) -> bool {
 const INLINE: usize = 8 << 10;
 
 impl Connection {
-    fn new(socket: OwnedFd, server: Option<std::process::Child>) -> Self {
+    fn new(socket: OwnedFd, server: Option<std::process::Child>, credentials: Credentials) -> Self {
         let (environment, directory, number, spares) = (None, None, 0, Spares::default());
-        Self { socket: Arc::new(socket), server, environment, directory, number, spares }
+        Self { socket: Arc::new(socket), server, credentials, environment, directory, number, spares }
     }
 
     fn order(&mut self, start: &Start<'_>) -> Result<Ordered> {
@@ -447,7 +538,7 @@ impl Connection {
         }
         let (report, theirs) = socket_pair()?;
         // Opened here, where /proc is warm, rather than in the child.
-        let tie = signal::reopen(lifeline()?).map_err(failed)?;
+        let tie = reopened_lifeline().map_err(failed)?;
         fds.splice(..0, [theirs.as_fd(), tie.as_fd()]);
         self.number += 1;
         let request = Request::Child { number: self.number, order };
@@ -527,6 +618,12 @@ impl Connection {
             }
         }
         Ok(None)
+    }
+
+    /// Ends those that have come; any that still come wait in vain, for a few seconds.
+    fn discard_spares(&mut self) {
+        self.spares.renew();
+        while socket::is_readable_within(self.socket.as_fd(), Duration::ZERO) && self.hear().is_ok() {}
     }
 
     /// Sees to it that the next spawn finds a spare. If that fails, the next spawn finds none.

@@ -70,6 +70,14 @@ pub enum StartMethod {
 /// }
 /// ```
 ///
+/// # Rights
+/// A child has the rights of the thread that spawns it, as they are at the spawn, or fewer: user and group ids,
+/// supplementary groups, capabilities, `no_new_privs`, seccomp filters, the root directory and the namespaces. When they
+/// have changed since the last spawn, a new fork server is started, which takes as long as the first one did. Children from before keep
+/// what they had; `kill` and the others still reach them. `/proc` must be there, and the pid namespace must be the one
+/// of this process, or the spawn is an error. A thread may differ from others of its process (`capset`, `unshare`, a bare
+/// `setresuid`); a pool spawns from whichever thread of its runtime is free.
+///
 /// # Errors of the awaited result
 /// `Panicked` if the function panicked; `ProcessDied`, with the exit status, if the process ended before the function
 /// returned; `Decode` if the arguments or the result could not be read; `Spawn` if the program would not start.

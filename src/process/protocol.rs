@@ -5,6 +5,7 @@
 //! anyone  -> server   one empty frame with a socket in it        over the intake: a new connection
 //! anyone  -> server   Request::Child + Order + arguments, answered by Reply::Child      over its connection
 //! anyone  -> server   Request::Spares, answered by a Reply::Spare for each              over its connection
+//! anyone  -> server   Request::Signal, Request::Retire                                  over its connection
 //! anyone  -> child    the Order, answered by Report::Outcome     over the socket that came with a spare
 //! server  -> child    Hello::Child, then the Order as it came    over the socket the child was exec'd with
 //! child   -> starter  Report::Born, then Report::Outcome         over the socket that came with the order
@@ -17,7 +18,7 @@ use super::StartMethod;
 use super::entry::Call;
 use super::info::ProcessInfo;
 use crate::error::{Error, Result};
-use crate::os::{named, socket::Wait};
+use crate::os::{credentials::Credentials, named, socket::Wait};
 use crate::wire::{Parcel, frame};
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
@@ -37,10 +38,10 @@ pub(super) struct Hello {
 
 #[derive(Serialize, Deserialize)]
 pub(super) enum Role {
-    /// With the program, the root's lifeline and the family.
-    Server { preload: Vec<Call> },
-    /// With the program, the root's lifeline, the intake and the family.
-    Child,
+    /// With the program, a lifeline and the family. It keeps no more rights than these of its starter.
+    Server { preload: Vec<Call>, credentials: Credentials },
+    /// With the program, a lifeline, the intake and the family. It keeps no more rights than these of the server.
+    Child { credentials: Credentials },
     /// With nothing: it only takes names away.
     Heir,
 }
@@ -75,6 +76,10 @@ pub(super) enum Request {
     Child { number: u64, order: Order },
     /// So many children that wait for their order, like those of the last one in environment and directory.
     Spares { count: u32, generation: u64 },
+    /// This signal for the child whose pidfd comes along: the one that asks may not send it itself any more. No answer.
+    Signal(i32),
+    /// No order will come over this connection any more, and none is to be taken. No answer.
+    Retire,
 }
 
 /// What the server answers.
@@ -209,9 +214,17 @@ impl Report {
 
 /// Sends a value of the protocol, then raw bytes in the same frame.
 pub(super) fn send<T: Serialize>(to: BorrowedFd<'_>, value: &T, tail: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-    let head = rmp_serde::to_vec(value).map_err(io::Error::other)?;
-    let len = (head.len() as u32).to_le_bytes();
-    frame::send(to, &[&len, &head, tail], fds, Wait::Yes)
+    let head = to_bytes(value)?;
+    frame::send(to, &[&head, tail], fds, Wait::Yes)
+}
+
+/// A value of the protocol as [`recv`] reads it.
+pub(super) fn to_bytes<T: Serialize>(value: &T) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; 4];
+    rmp_serde::encode::write(&mut bytes, value).map_err(io::Error::other)?;
+    let len = (bytes.len() - 4) as u32;
+    bytes[..4].copy_from_slice(&len.to_le_bytes());
+    Ok(bytes)
 }
 
 /// [`send`] without a tail, if there is room now.

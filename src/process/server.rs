@@ -12,7 +12,9 @@
 //!
 //! # Invariants
 //! 1. There is one thread, or (`single` is `None`) no fork without exec.
-//! 2. A child never runs on with a descriptor of ours: `private` names them all.
+//! 2. It has no more rights than its starter had, gives children to processes of its own user and group only, and after
+//!    [`Request::Retire`] to nobody over that connection. It signals its own children only.
+//! 3. A child never runs on with a descriptor of ours: `private` names them all.
 //!
 //! # Death
 //! Killed before the fork: the order's report socket hangs up, so the starter knows that no child was born, starts
@@ -30,7 +32,7 @@ use super::protocol::{self, Answer, Born, Descriptors, Hello, Order, Ready, Repl
 use super::{StartMethod, child};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::spawn::{self, Fork, SingleThreaded};
-use crate::os::{eventfd, image, pidfd, signal, socket, socket::Wait};
+use crate::os::{credentials::Credentials, eventfd, image, pidfd, signal, socket, socket::Wait};
 use crate::shm::family::Family;
 use crate::wire::{self, Parcel, frame};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -40,8 +42,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::rc::Rc;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Mutex, OnceLock};
 
 struct Server {
     single: Option<SingleThreaded>,
@@ -76,6 +78,8 @@ struct Connection {
     directory: Option<Rc<OwnedFd>>,
     /// Of the process at the other end, known from its first order: its spare children are tied to it.
     lifeline: Option<OwnedFd>,
+    /// The process at the other end has other rights by now than this one, and gets its children elsewhere.
+    is_retired: bool,
 }
 
 /// The receiving end of the intake, until the server has started.
@@ -83,6 +87,23 @@ static PREPARED: Mutex<Option<OwnedFd>> = Mutex::new(None);
 
 /// This process is the fork server, and runs what was preloaded.
 static PRELOADS: AtomicBool = AtomicBool::new(false);
+
+/// What the server may do that takes connections here: this process, or the one that it descends from.
+static CREDENTIALS: OnceLock<Credentials> = OnceLock::new();
+
+/// What the running server may do, if this process descends from one.
+pub(super) fn credentials() -> Option<&'static Credentials> {
+    CREDENTIALS.get()
+}
+
+/// Once in a process that was exec'd: sees to it that it may do no more than its starter.
+pub(super) fn limit(to: &Credentials, is_server: bool) -> io::Result<()> {
+    Credentials::limit_to(to)?;
+    let served = if is_server { Credentials::of_this_thread()? } else { to.clone() };
+    // A process is limited once.
+    let _ = CREDENTIALS.set(served);
+    Ok(())
+}
 
 /// A preload would wait for the server that waits for it.
 pub(super) fn refuse_in_preload() -> Result<()> {
@@ -186,6 +207,7 @@ impl Server {
             environment: Variables::default(),
             directory: None,
             lifeline: None,
+            is_retired: false,
         });
     }
 
@@ -250,6 +272,7 @@ impl Server {
         lifeline: Option<OwnedFd>,
     ) -> io::Result<Unordered> {
         let (ours, theirs) = socket::packet_pair()?;
+        socket::learn_senders(theirs.as_fd())?;
         let group = spawn::process_group();
         match spawn::fork(single)? {
             // It has no order, so it ends only if somebody kills it; the pid is hardly ever another's by now.
@@ -273,7 +296,24 @@ impl Server {
 
     /// Does one request of the connection at `at`; `false` if the connection is over.
     fn take_request(&mut self, at: usize) -> bool {
+        if !socket::is_from_same_user(self.connections[at].socket.as_fd()) {
+            // It says so itself before it asks another server; whoever does not is not to get children of ours.
+            self.connections[at].is_retired = true;
+        }
         let (number, answer) = match protocol::recv::<Request>(self.connections[at].socket.as_fd()) {
+            Ok(Some((Request::Signal(signal), parcel))) => {
+                parcel.fds.iter().for_each(|child| pass_on(signal, child));
+                return true;
+            }
+            Ok(Some((Request::Retire, _))) => {
+                self.connections[at].is_retired = true;
+                return true;
+            }
+            Ok(Some((Request::Child { number, .. }, _))) if self.connections[at].is_retired => {
+                let why = "the process that asks for a child has other rights than the fork server";
+                (number, Err(Error::new(ErrorKind::Spawn, why)))
+            }
+            Ok(Some((Request::Spares { .. }, _))) if self.connections[at].is_retired => return true,
             Ok(Some((Request::Child { number, order }, parcel))) => (number, self.start_child(at, order, parcel)),
             Ok(Some((Request::Spares { count, generation }, _))) => {
                 return (0..count).all(|_| self.send_spare(at, generation));
@@ -407,7 +447,8 @@ impl Server {
         let (ours, theirs) = socket::packet_pair()?;
         order.has_directory = connection.directory.is_some();
         fds.directory = connection.directory.as_ref().map(|directory| directory.try_clone()).transpose()?;
-        let hello = Hello { image: image::fingerprint(), role: Role::Child };
+        let credentials = credentials().cloned().unwrap_or_default();
+        let hello = Hello { image: image::fingerprint(), role: Role::Child { credentials } };
         child::tell_exec(&ours, &hello, &order, arguments, &fds)?;
         let variables = connection.environment.iter().chain(order.variables.iter());
         let mut command = program_again(&origin.program)?;
@@ -430,6 +471,16 @@ impl Server {
                 let _ = Report::send_exited(report.as_fd(), status);
             }
         }
+    }
+}
+
+/// Sends `signal` to a child of this process, and to nobody else.
+fn pass_on(signal: i32, child: &OwnedFd) {
+    if let Some(signal) = rustix::process::Signal::from_named_raw(signal)
+        && pidfd::is_child(child.as_fd())
+    {
+        // It may have ended meanwhile; and what this process may not, its starter might not either.
+        let _ = pidfd::signal(child.as_fd(), signal);
     }
 }
 

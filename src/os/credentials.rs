@@ -1,0 +1,251 @@
+//! [credentials(7)](https://man7.org/linux/man-pages/man7/credentials.7.html),
+//! [capabilities(7)](https://man7.org/linux/man-pages/man7/capabilities.7.html),
+//! [namespaces(7)](https://man7.org/linux/man-pages/man7/namespaces.7.html): what the calling thread may do, and where.
+
+use nix::unistd::{getgroups, getresgid, getresuid};
+use rustix::thread::{self, CapabilitySet, CapabilitySets};
+use serde::{Deserialize, Serialize};
+use std::io;
+use std::path::Path;
+
+/// What a thread may do: two threads with equal ones may do the same.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Credentials {
+    /// Real, effective and saved.
+    users: [u32; 3],
+    groups: [u32; 3],
+    more_groups: Vec<u32>,
+    capabilities: Capabilities,
+    secure_bits: u32,
+    no_new_privs: bool,
+    /// How many filters its system calls pass; the strict mode counts as one.
+    filters: u32,
+    /// Mount, device and inode of its root directory. A mount belongs to one mount namespace.
+    root: [u64; 3],
+    /// Those of [`NAMESPACES`]. Who may not change one but the first has zeros for the others.
+    namespaces: [u64; NAMESPACES.len()],
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Capabilities {
+    effective: u64,
+    permitted: u64,
+    inheritable: u64,
+    ambient: u64,
+    bounding: u64,
+}
+
+const NAMESPACES: [&str; 7] = ["user", "net", "ipc", "uts", "cgroup", PIDS_OF_CHILDREN, "time_for_children"];
+const PIDS_OF_CHILDREN: &str = "pid_for_children";
+
+impl Credentials {
+    /// Those of the calling thread: some 10 us, and 30 us for a thread that may change namespaces.
+    pub(crate) fn of_this_thread() -> io::Result<Self> {
+        let (users, groups) = (getresuid()?, getresgid()?);
+        let mut more_groups: Vec<u32> = getgroups()?.into_iter().map(nix::unistd::Gid::as_raw).collect();
+        more_groups.sort_unstable();
+        let mut credentials = Self {
+            users: [users.real, users.effective, users.saved].map(nix::unistd::Uid::as_raw),
+            groups: [groups.real, groups.effective, groups.saved].map(nix::unistd::Gid::as_raw),
+            more_groups,
+            capabilities: Capabilities::of_this_thread()?,
+            secure_bits: thread::capabilities_secure_bits()?.bits(),
+            no_new_privs: thread::no_new_privs()?,
+            filters: filters(),
+            root: root()?,
+            namespaces: [0; NAMESPACES.len()],
+        };
+        let may_change_all = credentials.capabilities.may(CapabilitySet::SYS_ADMIN);
+        let to_read = if may_change_all { NAMESPACES.len() } else { 1 };
+        for (number, name) in credentials.namespaces.iter_mut().zip(NAMESPACES).take(to_read) {
+            *number = namespace(name);
+        }
+        Ok(credentials)
+    }
+
+    /// In words, what sets these apart from `other`.
+    pub(crate) fn difference(&self, other: &Self) -> String {
+        let namespaces = self.namespaces.iter().zip(other.namespaces).zip(NAMESPACES);
+        let parts = [
+            (self.users != other.users, "user ids"),
+            (self.groups != other.groups, "group ids"),
+            (self.more_groups != other.more_groups, "supplementary groups"),
+            (self.capabilities != other.capabilities, "capabilities"),
+            (self.secure_bits != other.secure_bits, "secure bits"),
+            (self.no_new_privs != other.no_new_privs, "no_new_privs"),
+            (self.filters != other.filters, "seccomp filters"),
+            (self.root != other.root, "root directory or mount namespace"),
+            (namespaces.clone().any(|((a, b), _)| *a != b), "namespaces"),
+        ];
+        let names: Vec<_> = parts.into_iter().filter(|(differ, _)| *differ).map(|(_, name)| name).collect();
+        names.join(", ")
+    }
+
+    /// Whether the kernel gives the children of this thread pids that differ from those that this process sees.
+    pub(crate) fn counts_children_elsewhere(&self) -> bool {
+        self.namespaces[0] != 0
+            && self.capabilities.may(CapabilitySet::SYS_ADMIN)
+            && namespace(PIDS_OF_CHILDREN) != namespace("pid")
+    }
+
+    /// Takes from the calling thread, the only one of its process, what an exec has given it beyond `wanted`.
+    ///
+    /// # Errors
+    /// If it still has more afterwards.
+    pub(crate) fn limit_to(wanted: &Self) -> io::Result<()> {
+        Capabilities::limit_to(wanted.capabilities)?;
+        let now = Self::of_this_thread()?;
+        let is_more = |mine: &[u32], theirs: &[&[u32]]| mine.iter().any(|id| !theirs.concat().contains(id));
+        let capabilities = wanted.capabilities;
+        let all_groups: [&[u32]; 2] = [&wanted.groups, &wanted.more_groups];
+        let has_more = is_more(&now.users, &[&wanted.users])
+            || is_more(&now.groups, &all_groups)
+            || is_more(&now.more_groups, &all_groups)
+            || !now.capabilities.is_within(capabilities)
+            || now.no_new_privs < wanted.no_new_privs
+            || now.filters < wanted.filters
+            || now.root != wanted.root
+            || now.namespaces[0] != wanted.namespaces[0];
+        match has_more {
+            false => Ok(()),
+            true => Err(io::Error::other(format!(
+                "it has other rights than the process that started it ({}), which it must not keep",
+                now.difference(wanted)
+            ))),
+        }
+    }
+}
+
+impl Capabilities {
+    fn of_this_thread() -> io::Result<Self> {
+        let CapabilitySets { effective, permitted, inheritable } = thread::capabilities(None)?;
+        let mut sets = Self {
+            effective: effective.bits(),
+            permitted: permitted.bits(),
+            inheritable: inheritable.bits(),
+            ambient: 0,
+            bounding: 0,
+        };
+        // Nobody else can change the bounding set; what is ambient is permitted and inheritable.
+        if sets.may(CapabilitySet::SETPCAP) {
+            sets.bounding = known(|bit| thread::capability_is_in_bounding_set(bit));
+        }
+        if sets.permitted & sets.inheritable != 0 {
+            sets.ambient = known(|bit| thread::capability_is_in_ambient_set(bit));
+        }
+        Ok(sets)
+    }
+
+    fn may(self, what: CapabilitySet) -> bool {
+        self.permitted & what.bits() != 0
+    }
+
+    fn is_within(self, other: Self) -> bool {
+        let sets = [
+            (self.effective, other.effective),
+            (self.permitted, other.permitted),
+            (self.inheritable, other.inheritable),
+            (self.ambient, other.ambient),
+        ];
+        sets.into_iter().all(|(mine, theirs)| mine & !theirs == 0)
+    }
+
+    fn limit_to(wanted: Self) -> io::Result<()> {
+        let now = Self::of_this_thread()?;
+        if now.is_within(wanted) {
+            return Ok(());
+        }
+        for bit in bits(now.ambient & !wanted.ambient) {
+            thread::configure_capability_in_ambient_set(bit, false)?;
+        }
+        let within = |mine: u64, theirs: u64| CapabilitySet::from_bits_retain(mine & theirs);
+        let sets = CapabilitySets {
+            effective: within(now.effective, wanted.effective),
+            permitted: within(now.permitted, wanted.permitted),
+            inheritable: within(now.inheritable, wanted.inheritable),
+        };
+        Ok(thread::set_capabilities(None, sets)?)
+    }
+}
+
+/// Each bit of a set as a set.
+fn bits(set: u64) -> impl Iterator<Item = CapabilitySet> {
+    (0..64).map(|number| 1 << number).filter(move |bit| set & bit != 0).map(CapabilitySet::from_bits_retain)
+}
+
+/// The set of those that `has` says yes to, up to the last that this kernel knows.
+fn known(has: impl Fn(CapabilitySet) -> rustix::io::Result<bool>) -> u64 {
+    let answers = bits(u64::MAX).map_while(|bit| Some((bit, has(bit).ok()?)));
+    answers.filter(|(_, has)| *has).fold(0, |set, (bit, _)| set | bit.bits())
+}
+
+fn filters() -> u32 {
+    match thread::secure_computing_mode() {
+        Ok(thread::SecureComputingMode::Disabled) => 0,
+        _ => {
+            let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+            let field = status.lines().find_map(|line| line.strip_prefix("Seccomp_filters:"));
+            field.and_then(|field| field.trim().parse().ok()).unwrap_or(1)
+        }
+    }
+}
+
+fn root() -> io::Result<[u64; 3]> {
+    use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+    let found = statx(CWD, "/", AtFlags::empty(), StatxFlags::INO | StatxFlags::MNT_ID)?;
+    let device = u64::from(found.stx_dev_major) << 32 | u64::from(found.stx_dev_minor);
+    Ok([found.stx_mnt_id, device, found.stx_ino])
+}
+
+/// The number of a namespace; 0 where it cannot be read.
+fn namespace(name: &str) -> u64 {
+    let path = Path::new("/proc/thread-self/ns").join(name);
+    let link = rustix::fs::readlink(path, Vec::with_capacity(40)).unwrap_or_default();
+    let number = link.to_str().ok().and_then(|link| link.split_once('[')?.1.strip_suffix(']')?.parse().ok());
+    number.unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_has_the_credentials_that_proc_shows() {
+        let mine = Credentials::of_this_thread().unwrap();
+        let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+            line.trim_start_matches(':').split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+        };
+        let ids = |name| field(name).iter().map(|id| id.parse().unwrap()).collect::<Vec<u32>>();
+        assert_eq!((&ids("Uid")[..3], &ids("Gid")[..3]), (&mine.users[..], &mine.groups[..]));
+        let set = |name| u64::from_str_radix(&field(name)[0], 16).unwrap();
+        assert_eq!(set("CapPrm"), mine.capabilities.permitted);
+        assert_eq!(set("CapEff"), mine.capabilities.effective);
+        assert_eq!(set("CapAmb"), mine.capabilities.ambient);
+        if mine.capabilities.may(CapabilitySet::SETPCAP) {
+            assert_eq!(set("CapBnd"), mine.capabilities.bounding);
+        }
+        assert_ne!(mine.namespaces[0], 0);
+        assert_eq!(mine, Credentials::of_this_thread().unwrap());
+        assert_eq!(mine.difference(&mine), "");
+        assert!(!mine.counts_children_elsewhere());
+    }
+
+    #[test]
+    fn what_another_thread_gives_up_this_one_keeps() {
+        let mine = Credentials::of_this_thread().unwrap();
+        let theirs = std::thread::spawn(|| {
+            let mut sets = thread::capabilities(None).unwrap();
+            sets.effective.remove(CapabilitySet::KILL);
+            thread::set_capabilities(None, sets).unwrap();
+            Credentials::of_this_thread().unwrap()
+        });
+        let theirs = theirs.join().unwrap();
+        assert_eq!(mine, Credentials::of_this_thread().unwrap());
+        match mine.capabilities.effective & CapabilitySet::KILL.bits() {
+            0 => assert_eq!(mine, theirs),
+            _ => assert_eq!(mine.difference(&theirs), "capabilities"),
+        }
+    }
+}

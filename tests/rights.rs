@@ -1,0 +1,476 @@
+//! What a child may do, and what else it has from its parent at the spawn. Each scenario changes what its whole process
+//! is, so each runs in a process of its own.
+#![allow(clippy::unwrap_used)] // A test, though clippy sees none in a harness of our own.
+
+use multiprocess::{self as mp, ErrorKind, Pool, Process, Queue};
+use nix::sched::{CloneFlags, unshare};
+use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
+use rustix::process::Signal;
+use rustix::thread::CapabilitySet;
+use std::io::Read;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+type Scenario = (&'static str, fn());
+
+macro_rules! scenarios {
+    ($($name:ident)*) => { &[$((stringify!($name), $name as fn())),*] };
+}
+
+const SCENARIOS: &[Scenario] = scenarios! {
+    who_gives_up_root_gets_children_without_it
+    who_takes_root_back_gets_children_with_it
+    a_thread_that_is_another_user_gets_children_of_that_user
+    a_child_that_gives_up_root_gets_no_child_with_it
+    a_child_keeps_what_its_parent_has_of_capabilities_and_no_more
+    promises_and_filters_of_the_parent_hold_in_later_children
+    a_child_has_the_root_directory_and_the_namespaces_of_its_parent
+    a_child_of_a_new_user_namespace_is_in_it
+    children_in_another_pid_namespace_are_refused
+    who_gave_up_root_can_still_end_those_that_have_it
+    workers_that_replace_others_have_the_rights_of_that_moment
+    a_pool_with_privileged_workers_keeps_its_deadlines_and_ends
+    a_retired_server_ends_with_its_last_child
+};
+
+fn main() -> ExitCode {
+    mp::init();
+    if let Some(name) = std::env::var_os("SCENARIO") {
+        let scenario = SCENARIOS.iter().find(|(other, ..)| *other == name).expect("a scenario of this name");
+        scenario.1();
+        return ExitCode::SUCCESS;
+    }
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if arguments.iter().any(|argument| argument == "--list") {
+        if !arguments.iter().any(|argument| argument == "--ignored") {
+            SCENARIOS.iter().for_each(|(name, ..)| println!("{name}: test"));
+        }
+        return ExitCode::SUCCESS;
+    }
+    let filters: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
+    let chosen = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()));
+    let mut failed = 0;
+    for (name, ..) in SCENARIOS.iter().filter(|(name, ..)| chosen(name)) {
+        match run_scenario(name) {
+            Ok(text) => println!("test {name} ... ok\n{text}"),
+            Err(why) => {
+                println!("test {name} ... FAILED\n{why}");
+                failed += 1;
+            }
+        }
+    }
+    println!("{failed} failed");
+    ExitCode::from((failed > 0) as u8)
+}
+
+fn run_scenario(name: &str) -> Result<String, String> {
+    let (mut read, write) = std::io::pipe().unwrap();
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.env("SCENARIO", name).env("RUST_BACKTRACE", "0").stdout(write.try_clone().unwrap()).stderr(write);
+    let mut process = command.spawn().unwrap();
+    drop(command);
+    let text = std::thread::spawn(move || {
+        let mut text = Vec::new();
+        read.read_to_end(&mut text).map(|_| String::from_utf8_lossy(&text).into_owned()).unwrap_or_default()
+    });
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let status = loop {
+        if let Some(status) = process.try_wait().unwrap() {
+            break Some(status);
+        }
+        if Instant::now() > deadline {
+            process.kill().unwrap();
+            process.wait().unwrap();
+            break None;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    // The output ends when the last descendant has ended.
+    let text = text.join().unwrap();
+    match status {
+        Some(status) if status.success() => Ok(text),
+        Some(status) => Err(format!("{status}\n{text}")),
+        None => Err(format!("not done after 60 s\n{text}")),
+    }
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+}
+
+/// Waits until `done`, looking often.
+async fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !done() {
+        assert!(Instant::now() < deadline, "{what}");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// Whether this test can be done here: it begins as root, or with another right that a machine may withhold.
+fn can(what: &str, it_can: bool) -> bool {
+    if !it_can {
+        eprintln!("SKIPPED: {what} is not permitted here");
+    }
+    it_can
+}
+
+fn is_root() -> bool {
+    can("changing users (CAP_SETUID, CAP_SETGID)", {
+        let sets = rustix::thread::capabilities(None).unwrap();
+        Uid::effective().is_root() && sets.effective.contains(CapabilitySet::SETUID | CapabilitySet::SETGID)
+    })
+}
+
+const NOBODY: u32 = 65534;
+
+/// For good, and for every thread.
+fn become_nobody() {
+    setgroups(&[]).unwrap();
+    let (user, group) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
+    setresgid(group, group, group).unwrap();
+    setresuid(user, user, user).unwrap();
+}
+
+/// What /proc says about this process under these names.
+fn status(names: Vec<String>) -> Vec<String> {
+    let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+    let line = |name: &String| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name.as_str())?.strip_prefix(':'));
+        line.unwrap_or_default().trim().to_owned()
+    };
+    names.iter().map(line).collect()
+}
+
+/// Every line of it that tells of a right.
+const RIGHTS: [&str; 10] =
+    ["Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp_filters"];
+
+fn rights() -> Vec<String> {
+    status(RIGHTS.map(str::to_owned).to_vec())
+}
+
+fn spawn_rights() -> Process<Vec<String>> {
+    Process::spawn(rights, ()).unwrap()
+}
+
+/// Has spare children wait by now.
+async fn with_spares() {
+    for _ in 0..6 {
+        spawn_rights().await.unwrap();
+    }
+}
+
+fn users() -> [u32; 6] {
+    let (user, group) = (nix::unistd::getresuid().unwrap(), nix::unistd::getresgid().unwrap());
+    let users = [user.real, user.effective, user.saved].map(Uid::as_raw);
+    let groups = [group.real, group.effective, group.saved].map(Gid::as_raw);
+    [users[0], users[1], users[2], groups[0], groups[1], groups[2]]
+}
+
+fn who_gives_up_root_gets_children_without_it() {
+    if !is_root() {
+        return;
+    }
+    block_on(async {
+        with_spares().await;
+        assert_eq!(Process::spawn(users, ()).unwrap().await.unwrap(), [0; 6]);
+        become_nobody();
+        let mine = rights();
+        assert!(!mine[0].contains('0'), "{mine:?}");
+        for _ in 0..20 {
+            assert_eq!(spawn_rights().await.unwrap(), mine);
+        }
+        let mut afresh = Process::builder().start_method(mp::StartMethod::Spawn).spawn(rights, ()).unwrap();
+        assert_eq!(afresh.join().await.unwrap(), mine);
+    });
+}
+
+fn who_takes_root_back_gets_children_with_it() {
+    if !is_root() {
+        return;
+    }
+    block_on(async {
+        let (root, nobody) = (Uid::from_raw(0), Uid::from_raw(NOBODY));
+        for (user, times) in [(root, 6), (nobody, 6), (root, 3), (nobody, 3)] {
+            setresuid(root, user, root).unwrap();
+            let mut mine = users();
+            mine[2] = mine[1]; // An exec forgets the saved one: a child may have less, and never more.
+            for _ in 0..times {
+                assert_eq!(Process::spawn(users, ()).unwrap().await.unwrap(), mine);
+            }
+        }
+    });
+}
+
+fn a_thread_that_is_another_user_gets_children_of_that_user() {
+    if !is_root() {
+        return;
+    }
+    let (theirs, ours) = std::thread::scope(|scope| {
+        let other = scope.spawn(|| {
+            // By the bare system call, so for this thread alone.
+            let nobody = rustix::process::Uid::from_raw(NOBODY);
+            rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
+            block_on(async { (Process::spawn(users, ()).unwrap().await.unwrap(), users()) })
+        });
+        let theirs = other.join().unwrap();
+        (theirs, block_on(async { Process::spawn(users, ()).unwrap().await.unwrap() }))
+    });
+    assert_eq!(theirs.0, theirs.1);
+    assert_eq!(ours, [0; 6]);
+}
+
+async fn gives_up_and_spawns(begins_with_a_child: bool) -> (Vec<String>, Vec<String>) {
+    if begins_with_a_child {
+        assert_eq!(Process::spawn(users, ()).unwrap().await.unwrap(), [0; 6]);
+    }
+    become_nobody();
+    (rights(), spawn_rights().await.unwrap())
+}
+
+fn a_child_that_gives_up_root_gets_no_child_with_it() {
+    if !is_root() {
+        return;
+    }
+    block_on(async {
+        for method in [mp::StartMethod::ForkServer, mp::StartMethod::Spawn] {
+            for begins_with_a_child in [false, true] {
+                let child = Process::builder().start_method(method).spawn(gives_up_and_spawns, (begins_with_a_child,));
+                let (mine, theirs) = child.unwrap().await.unwrap();
+                assert_eq!(mine, theirs);
+            }
+        }
+        assert_eq!(Process::spawn(users, ()).unwrap().await.unwrap(), [0; 6]);
+    });
+}
+
+fn a_child_keeps_what_its_parent_has_of_capabilities_and_no_more() {
+    let mut sets = rustix::thread::capabilities(None).unwrap();
+    if !can("giving up a capability", sets.permitted.contains(CapabilitySet::KILL | CapabilitySet::SETPCAP)) {
+        return;
+    }
+    block_on(async {
+        with_spares().await;
+        assert_eq!(spawn_rights().await.unwrap(), rights());
+        sets.effective.remove(CapabilitySet::KILL);
+        rustix::thread::set_capabilities(None, sets).unwrap();
+        assert_eq!(spawn_rights().await.unwrap(), rights(), "not effective");
+        sets.permitted.remove(CapabilitySet::KILL);
+        rustix::thread::set_capabilities(None, sets).unwrap();
+        assert_eq!(spawn_rights().await.unwrap()[4..6], rights()[4..6], "not permitted");
+        rustix::thread::remove_capability_from_bounding_set(CapabilitySet::SYS_BOOT).unwrap();
+        // An exec by root gives what is in the bounding set, no more: a child may have less than its parent.
+        let boot = CapabilitySet::SYS_BOOT.bits();
+        let less = rights()[4..7].iter().map(|set| u64::from_str_radix(set, 16).unwrap() & !boot).collect::<Vec<_>>();
+        let sets = |rights: Vec<String>| -> Vec<u64> {
+            rights[4..7].iter().map(|set| u64::from_str_radix(set, 16).unwrap()).collect()
+        };
+        assert_eq!(sets(spawn_rights().await.unwrap()), less, "not in the bounding set");
+        for _ in 0..3 {
+            let mut afresh = Process::builder().start_method(mp::StartMethod::Spawn).spawn(rights, ()).unwrap();
+            assert_eq!(sets(afresh.join().await.unwrap()), less);
+        }
+    });
+}
+
+/// A filter that lets everything pass.
+fn filter() {
+    let mut pass = libc::sock_filter { code: (libc::BPF_RET | libc::BPF_K) as u16, jt: 0, jf: 0, k: 0x7fff_0000 };
+    let program = libc::sock_fprog { len: 1, filter: &mut pass };
+    // SAFETY: the program is one instruction long and outlives the call, which copies it.
+    let done = unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &program) };
+    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+}
+
+fn promises_and_filters_of_the_parent_hold_in_later_children() {
+    block_on(async {
+        with_spares().await;
+        rustix::thread::set_no_new_privs(true).unwrap();
+        assert_eq!(spawn_rights().await.unwrap(), rights());
+        for _ in 0..2 {
+            filter();
+            assert_eq!(spawn_rights().await.unwrap(), rights());
+        }
+    });
+}
+
+fn namespaces() -> Vec<String> {
+    let names = ["user", "mnt", "net", "ipc", "uts", "cgroup", "pid"];
+    let link = |name| std::fs::read_link(format!("/proc/thread-self/ns/{name}")).unwrap();
+    names.map(|name| link(name).to_string_lossy().into_owned()).to_vec()
+}
+
+fn root_names() -> Vec<String> {
+    let entries = std::fs::read_dir("/").unwrap().map(|entry| entry.unwrap().file_name());
+    let mut names: Vec<_> = entries.map(|name| name.to_string_lossy().into_owned()).collect();
+    names.sort_unstable();
+    names
+}
+
+fn a_child_has_the_root_directory_and_the_namespaces_of_its_parent() {
+    let kinds = [
+        CloneFlags::CLONE_NEWNET,
+        CloneFlags::CLONE_NEWUTS,
+        CloneFlags::CLONE_NEWIPC,
+        CloneFlags::CLONE_NEWCGROUP,
+        CloneFlags::CLONE_NEWNS,
+    ];
+    block_on(async {
+        with_spares().await;
+        for kind in kinds {
+            if can("a new namespace (CAP_SYS_ADMIN)", unshare(kind).is_ok()) {
+                for _ in 0..3 {
+                    assert_eq!(Process::spawn(namespaces, ()).unwrap().await.unwrap(), namespaces());
+                }
+            }
+        }
+        let place = std::env::temp_dir().join(format!("multiprocess-rights-{}", std::process::id()));
+        std::fs::create_dir(&place).unwrap();
+        let changed = change_root(&place);
+        if can("changing the root directory", changed.is_ok()) {
+            std::fs::create_dir("/below").unwrap();
+            assert_eq!(Process::spawn(root_names, ()).unwrap().await.unwrap(), root_names());
+            // Nothing starts where there is no /proc, and nothing starts elsewhere instead.
+            nix::unistd::chroot("/below").unwrap();
+            let error = Process::spawn(root_names, ()).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Spawn);
+            assert!(error.to_string().contains("/proc"), "{error}");
+        }
+    });
+}
+
+/// A root directory in memory that has /proc and /dev and nothing else; it goes with the mount namespace.
+fn change_root(place: &std::path::Path) -> nix::Result<()> {
+    use nix::mount::{MsFlags, mount};
+    const NONE: Option<&str> = None;
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE)?;
+    mount(Some("tmpfs"), place, Some("tmpfs"), MsFlags::empty(), NONE)?;
+    for name in ["proc", "dev", "lib", "lib64", "usr"] {
+        let (from, to) = (std::path::Path::new("/").join(name), place.join(name));
+        if from.is_dir() {
+            std::fs::create_dir(&to).unwrap();
+            mount(Some(&from), &to, NONE, MsFlags::MS_BIND | MsFlags::MS_REC, NONE)?;
+        }
+    }
+    std::fs::remove_dir(place).unwrap_err();
+    nix::unistd::chroot(place)?;
+    nix::unistd::chdir("/")
+}
+
+fn a_child_of_a_new_user_namespace_is_in_it() {
+    block_on(async {
+        with_spares().await;
+        if can("a new user namespace", unshare(CloneFlags::CLONE_NEWUSER).is_ok()) {
+            for _ in 0..3 {
+                assert_eq!(Process::spawn(namespaces, ()).unwrap().await.unwrap(), namespaces());
+            }
+            let child = spawn_rights().await.unwrap();
+            assert_eq!(child[..3], rights()[..3]);
+        }
+    });
+}
+
+fn children_in_another_pid_namespace_are_refused() {
+    block_on(async {
+        with_spares().await;
+        if can("a new pid namespace (CAP_SYS_ADMIN)", unshare(CloneFlags::CLONE_NEWPID).is_ok()) {
+            let error = Process::spawn(users, ()).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Spawn);
+            assert!(error.to_string().contains("pid namespace"), "{error}");
+        }
+    });
+}
+
+fn sleep_for_ever(begun: Queue<u32>) {
+    begun.blocking_put(std::process::id()).unwrap();
+    std::thread::sleep(Duration::from_secs(3600));
+}
+
+fn who_gave_up_root_can_still_end_those_that_have_it() {
+    if !is_root() {
+        return;
+    }
+    block_on(async {
+        let begun = Queue::bounded(8).unwrap();
+        let mut children: Vec<_> = (0..3).map(|_| Process::spawn(sleep_for_ever, (begun.clone(),)).unwrap()).collect();
+        for _ in 0..3 {
+            begun.get().await.unwrap();
+        }
+        become_nobody();
+        assert_eq!(Process::spawn(users, ()).unwrap().await.unwrap(), [NOBODY; 6]);
+        let [first, second, third] = &mut children[..] else { unreachable!() };
+        first.kill().unwrap();
+        assert_eq!(first.wait().await.unwrap().signal(), Some(Signal::KILL.as_raw()));
+        assert!(second.is_alive() && third.is_alive());
+        second.terminate().unwrap();
+        assert_eq!(second.wait().await.unwrap().signal(), Some(Signal::TERM.as_raw()));
+        assert!(third.is_alive());
+        third.kill().unwrap();
+        assert_eq!(third.wait().await.unwrap().signal(), Some(Signal::KILL.as_raw()));
+    });
+}
+
+fn workers_that_replace_others_have_the_rights_of_that_moment() {
+    if !is_root() {
+        return;
+    }
+    block_on(async {
+        let pool = Pool::builder().workers(1).max_tasks_per_worker(2).build().unwrap();
+        assert_eq!(pool.apply(users, ()).await.unwrap(), [0; 6]);
+        become_nobody();
+        assert_eq!(pool.apply(users, ()).await.unwrap(), [0; 6], "it was started before");
+        for _ in 0..5 {
+            assert_eq!(pool.apply(users, ()).await.unwrap(), [NOBODY; 6]);
+        }
+    });
+}
+
+fn stuck() {
+    std::thread::sleep(Duration::from_secs(3600));
+}
+
+fn a_pool_with_privileged_workers_keeps_its_deadlines_and_ends() {
+    if !is_root() {
+        return;
+    }
+    block_on(async {
+        let pool = Pool::builder().workers(2).build().unwrap();
+        assert_eq!(pool.apply(users, ()).await.unwrap(), [0; 6]);
+        become_nobody();
+        let error = pool.apply(stuck, ()).timeout(Duration::from_millis(50)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+        let waits = pool.apply_async(stuck, ());
+        pool.terminate();
+        tokio::time::timeout(Duration::from_secs(20), pool.join()).await.unwrap().unwrap();
+        waits.await.unwrap_err();
+    });
+}
+
+/// The children of this process that have not ended.
+fn servers() -> Vec<u32> {
+    let me = std::process::id();
+    let children = std::fs::read_to_string(format!("/proc/{me}/task/{me}/children")).unwrap();
+    children.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
+}
+
+fn a_retired_server_ends_with_its_last_child() {
+    if !is_root() {
+        return;
+    }
+    block_on(async {
+        let begun = Queue::bounded(8).unwrap();
+        let mut child = Process::spawn(sleep_for_ever, (begun.clone(),)).unwrap();
+        begun.get().await.unwrap();
+        let first = servers();
+        become_nobody();
+        Process::spawn(users, ()).unwrap().await.unwrap();
+        assert_eq!(servers().len(), 2);
+        child.kill().unwrap();
+        child.wait().await.unwrap();
+        drop(child);
+        until("the first server ends, and is no zombie", || servers() != first && servers().len() == 1).await;
+    });
+}
