@@ -158,3 +158,67 @@ async fn a_stopped_remover_of_names_blocks_nobody_and_the_names_go_all_the_same(
     assert!(!std::fs::exists(path(0)).unwrap() && std::fs::exists(path(1)).unwrap());
     SharedMemory::open(&names[1]).unwrap().unlink().unwrap();
 }
+
+/// How often `needle` is in the memory of another process; `None` where that may not be read.
+fn copies_in(pid: u32, needle: &[u8]) -> Option<Vec<String>> {
+    use std::os::unix::fs::FileExt;
+    let memory = std::fs::File::open(format!("/proc/{pid}/mem")).ok()?;
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).ok()?;
+    let mut found = Vec::new();
+    for line in maps.lines().filter(|line| line.split(' ').nth(1).is_some_and(|may| may.starts_with("rw"))) {
+        let (start, end) = line.split(' ').next()?.split_once('-')?;
+        let (start, end) = (u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?);
+        let mut bytes = vec![0; (end - start) as usize];
+        // Not all that is mapped can be read.
+        let read = memory.read_at(&mut bytes, start).unwrap_or(0);
+        let here = bytes[..read].windows(needle.len()).filter(|window| *window == needle).count();
+        found.extend((0..here).map(|_| line.to_string()));
+    }
+    Some(found)
+}
+
+/// Where a key must be: once in the manager, which has to know it for each peer that comes.
+async fn starts_a_manager_and_looks_for_its_key() {
+    // Made here, so that it is in no image, and as text, so that it is no pointer or counter by chance.
+    let key = format!("{:032x}", u128::from_le_bytes(random()));
+    let manager = Manager::builder().bind("127.0.0.1:0").authkey(&key).start().await.unwrap();
+    let there = manager.address().await.unwrap().unwrap();
+    let client = Manager::connect(&there, key.as_bytes()).await.unwrap();
+    client.names().set("n", 1u32).await.unwrap();
+    assert!(Manager::connect(&there, b"wrong").await.is_err());
+    let later = Process::spawn(async || std::future::pending::<()>().await, ()).unwrap();
+    let mut in_the_server = 0;
+    let mut ancestors = vec![later.pid()];
+    while let Some(parent) = ancestors.last().and_then(|pid| parent_of(*pid)).filter(|pid| *pid > 1) {
+        ancestors.push(parent);
+        if std::fs::read_to_string(format!("/proc/{parent}/comm")).unwrap().trim() == "mp-server" {
+            in_the_server += 1;
+            let Some(copies) = copies_in(parent, key.as_bytes()) else {
+                return eprintln!("SKIPPED: the memory of another process may not be read here");
+            };
+            assert_eq!(copies, Vec::<String>::new(), "the fork server knows the key");
+            break;
+        }
+    }
+    assert_eq!(in_the_server, 1, "{ancestors:?}");
+    assert_eq!(copies_in(later.pid(), key.as_bytes()).unwrap(), Vec::<String>::new(), "a later child knows the key");
+    let copies = copies_in(manager.pid(), key.as_bytes()).unwrap();
+    assert_eq!(copies.len(), 1, "{copies:?}");
+    later.kill().unwrap();
+}
+
+fn random() -> [u8; 16] {
+    let mut bytes = [0; 16];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).unwrap();
+    bytes
+}
+
+fn parent_of(pid: u32) -> Option<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse().ok())
+}
+
+#[tokio::test]
+async fn an_authkey_is_in_no_memory_that_later_children_get_and_once_in_its_manager() {
+    common::within(starts_a_manager_and_looks_for_its_key()).await;
+}

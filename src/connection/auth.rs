@@ -27,6 +27,7 @@ use sha2::{Sha256, Sha384};
 use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
 use tokio::io::{AsyncRead, AsyncWrite};
+use zeroize::{Zeroize, Zeroizing};
 
 /// Of any message of the handshake.
 pub(crate) const LONGEST: u64 = 256;
@@ -41,12 +42,17 @@ const RANDOM: usize = 40;
 const LEGACY: usize = 20;
 const MD5_LEN: usize = 16;
 
-/// The key that both ends must know, and what counts as a proof of it.
-#[derive(Clone)]
+/// The key that both ends must know, and what counts as a proof of it. It is wiped when it is dropped, and never copied.
 pub(crate) struct Key {
-    pub(crate) bytes: Box<[u8]>,
+    pub(crate) bytes: Zeroizing<Box<[u8]>>,
     /// Whether HMAC-MD5 is proof enough: all that CPython up to 3.11 knows.
     pub(crate) allow_md5: bool,
+}
+
+impl Key {
+    pub(crate) fn new(bytes: &[u8], allow_md5: bool) -> Self {
+        Self { bytes: Zeroizing::new(bytes.into()), allow_md5 }
+    }
 }
 
 /// Which end this is.
@@ -197,9 +203,16 @@ impl Digest {
     }
 }
 
+/// HMAC copies the key to the stack to fill it up to a block, and leaves it there.
+#[inline(never)]
+fn wipe_stack() {
+    [0u8; 2048].zeroize();
+}
+
 fn mac<M: Mac + KeyInit>(key: &[u8], message: &[u8]) -> M {
     #[expect(clippy::expect_used, reason = "a key of another length is hashed or padded first, as HMAC says")]
     let mut mac = <M as KeyInit>::new_from_slice(key).expect("HMAC takes keys of any length");
+    wipe_stack();
     mac.update(message);
     mac
 }
@@ -244,7 +257,7 @@ mod tests {
     use super::*;
 
     fn key(allow_md5: bool) -> Key {
-        Key { bytes: b"a key of both ends".as_slice().into(), allow_md5 }
+        Key::new(b"a key of both ends", allow_md5)
     }
 
     fn hex(bytes: &[u8]) -> String {

@@ -38,7 +38,7 @@ use tokio::net::{TcpStream, UnixStream};
 /// # });
 /// ```
 pub fn connect(address: &str, key: Option<&[u8]>) -> Connect {
-    let key = key.map(|bytes| Key { bytes: bytes.into(), allow_md5: true });
+    let key = key.map(|bytes| Key::new(bytes, true));
     Connect {
         address: address.to_string(),
         key,

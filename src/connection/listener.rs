@@ -170,7 +170,7 @@ impl fmt::Debug for Listener {
 #[must_use = "it does nothing unless awaited"]
 pub struct Bind {
     address: String,
-    key: Option<Box<[u8]>>,
+    key: Option<Key>,
     allow_md5: bool,
     patience: Duration,
     max_message: usize,
@@ -181,7 +181,7 @@ pub struct Bind {
 impl Bind {
     /// Peers must prove that they know this key, and this end proves it to them. An empty key is a key.
     pub fn authkey(mut self, key: impl AsRef<[u8]>) -> Self {
-        self.key = Some(key.as_ref().into());
+        self.key = Some(Key::new(key.as_ref(), self.allow_md5));
         self
     }
 
@@ -221,7 +221,7 @@ impl Bind {
         let state = State { socket: Some(socket), outcomes: VecDeque::new(), connections: 0, failures: 0 };
         let shared = Arc::new(Shared { state: Mutex::new(state), arrived: Notify::new(), taken: Notify::new() });
         let terms = Terms {
-            key: self.key.map(|bytes| Key { bytes, allow_md5: self.allow_md5 }),
+            key: self.key.map(|key| Key { allow_md5: self.allow_md5, ..key }),
             patience: self.patience,
             max_message: self.max_message,
             #[cfg(feature = "tls")]

@@ -32,6 +32,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Mutex;
+use zeroize::Zeroizing;
 
 /// How long a manager that was told to end may take before it is killed.
 const GRACE: Duration = Duration::from_secs(5);
@@ -89,9 +90,9 @@ pub struct ManagerBuilder {
     name: Option<String>,
     exposed: Option<HashSet<u64>>,
     address: Option<String>,
-    key: Option<Vec<u8>>,
+    key: Option<Zeroizing<Vec<u8>>>,
     #[cfg(feature = "tls")]
-    tls: Option<(Vec<Vec<u8>>, Vec<u8>)>,
+    tls: Option<(Vec<Vec<u8>>, Zeroizing<Vec<u8>>)>,
 }
 
 impl ManagerBuilder {
@@ -123,7 +124,7 @@ impl ManagerBuilder {
     /// manager anywhere, on any object; nothing else, whatever bytes it sends. [`expose`](Self::expose) narrows this.
     /// The key does not travel, and nothing is encrypted, except by `tls` (of the feature `tls`).
     pub fn authkey(mut self, key: impl AsRef<[u8]>) -> Self {
-        self.key = Some(key.as_ref().into());
+        self.key = Some(Zeroizing::new(key.as_ref().into()));
         self
     }
 
@@ -138,19 +139,22 @@ impl ManagerBuilder {
     /// ```
     #[cfg(feature = "tls")]
     pub fn tls(mut self, certificates: Vec<Vec<u8>>, key: Vec<u8>) -> Self {
-        self.tls = Some((certificates, key));
+        self.tls = Some((certificates, Zeroizing::new(key)));
         self
     }
 
     fn bound(&mut self) -> Result<Option<Bind>> {
         match (self.address.take(), self.key.take()) {
             (None, None) => Ok(None),
-            (Some(address), Some(key)) => Ok(Some(Bind {
-                address,
-                key,
+            (Some(address), Some(key)) => {
+                let bind = Bind::new(address, &key)?;
                 #[cfg(feature = "tls")]
-                tls: self.tls.take(),
-            })),
+                let bind = match self.tls.take() {
+                    Some((certificates, key)) => bind.with_tls(certificates, &key)?,
+                    None => bind,
+                };
+                Ok(Some(bind))
+            }
             (Some(_), None) => Err(Error::other("a manager that others connect to needs an authkey")),
             (None, Some(_)) => Err(Error::other("an authkey is for a manager that others connect to: bind it")),
         }
