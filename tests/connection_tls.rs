@@ -1,12 +1,14 @@
-//! Connections through TLS. The certificate in `tests/tls` is for these tests alone.
+//! Connections through TLS. The certificates in `tests/tls` are for these tests alone: `certificate.der` is signed by itself,
+//! the others by `ca.der` (with `ca.cnf`), all with the key in `key.der`.
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
 mod common;
 
 use common::within;
 use multiprocess::connection::rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use multiprocess::connection::rustls::server::WebPkiClientVerifier;
 use multiprocess::connection::rustls::{ClientConfig, RootCertStore, ServerConfig};
-use multiprocess::connection::{Listener, connect};
+use multiprocess::connection::{ByteConnection, Listener, connect};
 use multiprocess::{self as mp, ErrorKind, Manager};
 use std::future::IntoFuture;
 use std::sync::Arc;
@@ -96,4 +98,87 @@ async fn a_manager_is_reached_through_tls() {
     let on_a_path = Manager::builder().bind("\0multiprocess-tls-manager").authkey(KEY);
     let on_a_path = on_a_path.tls(vec![certificate().to_vec()], include_bytes!("tls/key.der").to_vec());
     assert_eq!(within(on_a_path.start()).await.unwrap_err().kind(), ErrorKind::Other);
+}
+
+fn key() -> PrivateKeyDer<'static> {
+    PrivateKeyDer::from(PrivatePkcs8KeyDer::from(&include_bytes!("tls/key.der")[..]))
+}
+
+fn authority() -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from(&include_bytes!("tls/ca.der")[..])).unwrap();
+    roots
+}
+
+fn serves(certificate: &'static [u8]) -> Arc<ServerConfig> {
+    let config = ServerConfig::builder().with_no_client_auth();
+    Arc::new(config.with_single_cert(vec![CertificateDer::from(certificate)], key()).unwrap())
+}
+
+fn trusts_authority() -> Arc<ClientConfig> {
+    Arc::new(ClientConfig::builder().with_root_certificates(authority()).with_no_client_auth())
+}
+
+/// What comes of connecting to a listener with this certificate, under this name, at both ends.
+async fn outcomes(server: Arc<ServerConfig>, name: &str) -> [mp::Result<ByteConnection>; 2] {
+    let listener = Listener::bind("127.0.0.1:0").authkey(KEY).tls(server).await.unwrap();
+    let connecting = connect(&listener.local_addr(), Some(KEY)).tls(trusts_authority(), name).into_future();
+    let (there, here) = within(async { tokio::join!(connecting, listener.accept()) }).await;
+    [there, here]
+}
+
+async fn is_refused(server: Arc<ServerConfig>, name: &str, why: &str) {
+    let [there, here] = outcomes(server, name).await.map(Result::unwrap_err);
+    assert_eq!((there.kind(), here.kind()), (ErrorKind::Authentication, ErrorKind::Authentication));
+    assert!(there.to_string().to_lowercase().contains(why), "{there}");
+}
+
+#[tokio::test]
+async fn a_certificate_of_a_trusted_authority_for_this_name_is_taken() {
+    let [there, here] = outcomes(serves(include_bytes!("tls/server.der")), "localhost").await.map(Result::unwrap);
+    there.send_bytes(b"hello").await.unwrap();
+    assert_eq!(within(here.recv_bytes()).await.unwrap(), b"hello");
+}
+
+#[tokio::test]
+async fn a_certificate_for_another_host_is_refused() {
+    is_refused(serves(include_bytes!("tls/server.der")), "example.org", "not valid for name").await;
+}
+
+#[tokio::test]
+async fn an_expired_certificate_is_refused() {
+    is_refused(serves(include_bytes!("tls/expired.der")), "localhost", "expired").await;
+}
+
+#[tokio::test]
+async fn a_certificate_that_signed_itself_is_refused() {
+    is_refused(server(), "localhost", "unknownissuer").await;
+}
+
+#[tokio::test]
+async fn a_client_without_the_certificate_that_is_asked_for_is_refused_and_one_with_it_is_taken() {
+    let verifier = WebPkiClientVerifier::builder(Arc::new(authority())).build().unwrap();
+    let config = ServerConfig::builder().with_client_cert_verifier(verifier);
+    let certificate = CertificateDer::from(&include_bytes!("tls/server.der")[..]);
+    let config = Arc::new(config.with_single_cert(vec![certificate], key()).unwrap());
+    let [there, here] = outcomes(config.clone(), "localhost").await.map(Result::unwrap_err);
+    assert_eq!((there.kind(), here.kind()), (ErrorKind::Authentication, ErrorKind::Authentication));
+    assert!(here.to_string().contains("certificate"), "{here}");
+
+    // Without a key the client hears of it when it reads: by TLS 1.3 it is done before its certificate is looked at.
+    let listener = Listener::bind("127.0.0.1:0").tls(config.clone()).await.unwrap();
+    let connecting = connect(&listener.local_addr(), None).tls(trusts_authority(), "localhost").into_future();
+    let (there, here) = within(async { tokio::join!(connecting, listener.accept()) }).await;
+    assert_eq!(here.unwrap_err().kind(), ErrorKind::Authentication);
+    if let Ok(there) = there {
+        within(there.recv_bytes()).await.unwrap_err();
+    }
+
+    let own = vec![CertificateDer::from(&include_bytes!("tls/client.der")[..])];
+    let known = ClientConfig::builder().with_root_certificates(authority()).with_client_auth_cert(own, key()).unwrap();
+    let listener = Listener::bind("127.0.0.1:0").authkey(KEY).tls(config).await.unwrap();
+    let connecting = connect(&listener.local_addr(), Some(KEY)).tls(Arc::new(known), "localhost").into_future();
+    let (there, here) = within(async { tokio::join!(connecting, listener.accept()) }).await;
+    there.unwrap();
+    here.unwrap();
 }
