@@ -651,7 +651,97 @@ fn a_pool_whose_runtime_is_gone_says_so() {
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let made = runtime().block_on(async { Pool::new(1) }).expect("a pool");
     let error = runtime().block_on(within(made.apply(square, (3,)))).expect_err("nobody starts its workers");
-    assert_eq!(error.kind(), ErrorKind::Closed);
+    let says_so = |error: &mp::Error| error.to_string().contains("its runtime has ended");
+    assert!(error.kind() == ErrorKind::Closed && says_so(&error), "{error}");
+    let error = runtime().block_on(within(made.map_async(square, [3]))).expect_err("nobody starts its workers");
+    assert!(says_so(&error), "{error}");
+    let error = runtime().block_on(within(made.imap(square, [3]).next())).expect("an item").unwrap_err();
+    assert!(error.kind() == ErrorKind::Closed && says_so(&error), "{error}");
+    let error = runtime().block_on(within(made.checkout())).expect_err("nobody starts its workers");
+    assert!(error.kind() == ErrorKind::Closed && says_so(&error), "{error}");
+    // What was asked for before, and is waited for after.
+    let first = runtime();
+    let (made, result, results) = first.block_on(async {
+        let pool = Pool::new(1).expect("a pool");
+        let (result, results) = (pool.apply_async(stuck, ()), pool.map_async(square, [1, 2]));
+        (pool, result, results)
+    });
+    drop(first);
+    for error in runtime().block_on(async { [within(result).await.unwrap_err(), within(results).await.unwrap_err()] }) {
+        assert!(error.kind() == ErrorKind::Cancelled && says_so(&error), "{error}");
+    }
+    drop(made);
+    // One that was closed and is over had its end before its runtime had.
+    let closed = runtime().block_on(async {
+        let pool = Pool::new(1).expect("a pool");
+        pool.close();
+        within(pool.join()).await.expect("it ends");
+        // The task that has seen to it is over then, too.
+        tokio::task::yield_now().await;
+        pool
+    });
+    let error = runtime().block_on(within(closed.apply(square, (3,)))).unwrap_err();
+    assert_eq!((error.kind(), error.to_string().contains("closed")), (ErrorKind::Closed, true), "{error}");
+}
+
+/// What was asked for before `close` completes, whatever form it has and whenever it is waited for.
+#[tokio::test]
+async fn what_was_asked_for_before_close_completes() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let squares: Vec<_> = (0..20).map(square).collect();
+    let pool = Pool::new(2)?;
+    let single = pool.apply_async(square, (5,));
+    let (map, starmap) = (pool.map_async(square, 0..20), pool.starmap_async(square, (0..20).map(|n| (n,))));
+    let (imap, unordered) = (pool.imap(square, 0..20), pool.imap_unordered(square, 0..20));
+    let stream = pool.imap_stream(square, futures::stream::iter(0..20));
+    pool.close();
+    assert_eq!(within(single).await?, 25);
+    assert_eq!(within(map).await?, squares);
+    assert_eq!(within(starmap).await?, squares);
+    assert_eq!(within(imap.try_collect::<Vec<_>>()).await?, squares);
+    assert_eq!(within(unordered.try_fold(0, async |sum, n| Ok(sum + n))).await?, squares.iter().sum::<i64>());
+    assert_eq!(within(stream.try_collect::<Vec<_>>()).await?, squares);
+    within(pool.join()).await?;
+    // What comes after it does not, in any form.
+    let closed = |error: mp::Error| assert_eq!(error.kind(), ErrorKind::Closed, "{error}");
+    closed(pool.apply(square, (5,)).await.unwrap_err());
+    closed(pool.apply_async(square, (5,)).await.unwrap_err());
+    closed(pool.map(square, 0..20).await.unwrap_err());
+    closed(pool.map_async(square, 0..20).await.unwrap_err());
+    closed(pool.starmap_async(square, (0..20).map(|n| (n,))).await.unwrap_err());
+    closed(pool.imap(square, 0..20).next().await.expect("an item").unwrap_err());
+    closed(pool.checkout().await.unwrap_err());
+    // A stream that nobody wants any more holds up no end.
+    let pool = Pool::new(1)?;
+    let stream = pool.imap(square, 0..20);
+    pool.close();
+    let mut join = std::pin::pin!(pool.join());
+    falls_asleep(join.as_mut()).await;
+    drop(stream);
+    within(join).await
+}
+
+#[tokio::test]
+async fn a_checkout_taken_before_close_goes_on_until_it_is_dropped() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::new(1)?;
+    let first = pool.checkout().await?;
+    let mut second = std::pin::pin!(pool.checkout());
+    assert!(futures::poll!(&mut second).is_pending(), "the only worker is out");
+    pool.close();
+    assert_eq!(within(first.apply(square, (3,))).await?, 9);
+    drop(first);
+    let second = within(second).await?;
+    assert_eq!(within(second.apply(square, (4,))).await?, 16);
+    assert_eq!(pool.checkout().await.unwrap_err().kind(), ErrorKind::Closed);
+    drop(second);
+    within(pool.join()).await?;
+    // Who ends the pool does not wait for it.
+    let pool = Pool::new(1)?;
+    let held = pool.checkout().await?;
+    within(pool.shutdown(Duration::from_secs(10))).await;
+    assert!(within(held.apply(square, (3,))).await.is_err());
+    Ok(())
 }
 
 #[tokio::test]

@@ -19,18 +19,27 @@ use std::sync::Arc;
 use tokio::net::unix::pipe;
 
 /// Whatever ends the driver, nobody waits for ever.
-struct Driving(Arc<Shared>);
+struct Driving {
+    shared: Arc<Shared>,
+    is_over: bool,
+}
 
 impl Drop for Driving {
     fn drop(&mut self) {
-        self.0.abandon();
+        self.shared.abandon(self.is_over);
+    }
+}
+
+impl Driving {
+    async fn run(mut self) {
+        run(&self.shared).await;
+        self.is_over = true;
     }
 }
 
 /// The task itself. It may be dropped before it was ever polled: that ends it as well.
 pub(super) fn drive(shared: Arc<Shared>) -> impl Future<Output = ()> + Send {
-    let driving = Driving(shared);
-    async move { run(&driving.0).await }
+    Driving { shared, is_over: false }.run()
 }
 
 async fn run(shared: &Arc<Shared>) {

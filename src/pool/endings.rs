@@ -123,10 +123,18 @@ impl State {
         let Some(place) = self.seats.get_mut(seat) else { return };
         place.is_hiring = false;
         place.failures += 1;
-        if place.failures >= CRASH_LOOP || error.kind() == ErrorKind::NotInitialized {
+        let failures = place.failures;
+        // As long as others serve, the pool does: it only has fewer workers than it is to have.
+        let is_loop = failures >= CRASH_LOOP && !self.has_servers();
+        if is_loop || error.kind() == ErrorKind::NotInitialized {
             return self.break_down(error, after);
         }
-        place.vacant = is_wanted.then(|| Instant::now() + BACK_OFF * (1 << place.failures.min(8)) / 2);
+        self.seats[seat].vacant = is_wanted.then(|| Instant::now() + BACK_OFF * (1 << failures.min(8)) / 2);
+    }
+
+    fn has_servers(&self) -> bool {
+        let mut workers = self.seats.iter().filter_map(|seat| seat.worker.as_ref());
+        workers.any(|worker| worker.phase == Phase::Serving)
     }
 
     /// No worker can be had: everybody is told why.

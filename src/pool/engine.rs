@@ -9,7 +9,9 @@ use super::group::{Block, Chunk, Group};
 use super::local;
 use super::mail::{Mail, Outbox, Unsent};
 use super::protocol::{Conditions, Task};
-use super::state::{After, Circumstances, Event, Hire, Phase, Rules, State, Worker, broken, later, shut, terminated};
+use super::state::{
+    After, Circumstances, Event, Hire, Phase, Rules, State, Worker, broken, later, orphaned, shut, stranded, terminated,
+};
 use super::stats::{PoolStats, WorkerStats};
 use super::trace::Ear;
 use crate::channel::lane::{Board, PoolEnd};
@@ -174,10 +176,14 @@ impl Shared {
         result
     }
 
-    /// A call begins to add items.
-    pub(super) fn open(&self) -> Result<()> {
+    /// Something begins that adds items: a call, or a checkout. Calls of a checkout, whose number is `lease`, go on after a
+    /// close, for it was taken before.
+    pub(super) fn open(&self, lease: u64) -> Result<()> {
         let mut state = self.state();
-        if state.is_closed {
+        if state.is_orphaned {
+            return Err(orphaned());
+        }
+        if state.is_closed && (lease == 0 || state.is_shut || state.is_terminated) {
             return Err(Error::closed("pool"));
         }
         if let Some(why) = &state.broken {
@@ -187,7 +193,7 @@ impl Shared {
         Ok(())
     }
 
-    /// A call adds no more.
+    /// It adds no more.
     pub(super) fn finish(&self) {
         self.with(|state, after| {
             state.open -= 1;
@@ -227,7 +233,8 @@ impl Shared {
     pub(super) fn terminate(&self) {
         self.with(|state, after| {
             (state.is_closed, state.is_terminated) = (true, true);
-            state.fail_all(after, terminated);
+            let error = if state.is_orphaned { stranded } else { terminated };
+            state.fail_all(after, error);
             state.seats.iter_mut().for_each(|seat| seat.vacant = None);
         });
     }
@@ -243,12 +250,7 @@ impl Shared {
                 chunks.iter_mut().for_each(|chunk| chunk.queued = Some(now));
                 state.watch_queue(group, now, after);
             }
-            let refused = match &state.broken {
-                _ if state.is_shut => Some(shut()),
-                _ if state.is_terminated => Some(terminated()),
-                Some(why) => Some(broken(why)),
-                None => None,
-            };
+            let refused = state.gave_up().or_else(|| state.broken.as_deref().map(broken));
             if let Some(error) = refused {
                 chunks.iter().for_each(|chunk| after.fail(group, chunk, (0, chunk.count), || Error::copy(&error)));
                 return;
@@ -294,11 +296,7 @@ impl Shared {
     pub(super) fn gives_up(&self, group: &Group) -> Option<Error> {
         let state = self.state();
         let is_cancelled = group.items().is_cancelled;
-        match (state.is_terminated, state.is_shut) {
-            (true, _) => Some(terminated()),
-            (_, true) => Some(shut()),
-            _ => is_cancelled.then(|| group.was_cancelled()),
-        }
+        state.gave_up().or_else(|| is_cancelled.then(|| group.was_cancelled()))
     }
 
     /// An item's outcome, from that thread.
@@ -666,10 +664,15 @@ impl Shared {
         });
     }
 
-    /// Nobody drives any more.
-    pub(super) fn abandon(&self) {
-        if !self.state().is_terminated {
+    /// Nobody drives any more: all is over, or the runtime that the driver ran on has ended.
+    pub(super) fn abandon(&self, is_over: bool) {
+        let mut state = self.state();
+        if !state.is_terminated {
+            state.is_orphaned = !is_over;
+            drop(state);
             self.terminate();
+        } else {
+            drop(state);
         }
         self.state().is_abandoned = true;
         self.tell_count();

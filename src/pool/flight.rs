@@ -1,5 +1,6 @@
 //! The items of one call in flight: pulled from their source as far ahead as is good, and watched for until they come.
 
+use super::engine::Shared;
 use super::feed::{Feed, Stop};
 use super::group::{Block, CHUNK_BYTES, Chunk, Group, Options};
 use super::pool::Handle;
@@ -17,11 +18,28 @@ pub(super) struct Target {
     pub(super) label: &'static str,
 }
 
+/// What was asked for while the pool was open: `close` lets it complete. Dropped, nothing more is added under it.
+pub(super) struct Ticket(Arc<Shared>);
+
+impl Ticket {
+    /// For a call of checkout `lease`, which has a ticket itself; 0 is none.
+    pub(super) fn of(pool: &Handle, lease: u64) -> Result<Self> {
+        pool.shared().open(lease)?;
+        Ok(Self(pool.shared().clone()))
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.0.finish();
+    }
+}
+
 /// The items of one call in flight: pulls them in, hands them on, gives their outcomes back as they come.
 pub(super) struct Flight {
     pub(super) pool: Arc<Handle>,
     pub(super) group: Arc<Group>,
-    feed: Option<Box<dyn Feed>>,
+    feed: Option<(Box<dyn Feed>, Ticket)>,
     /// What the source itself had to say, in the place of an item.
     failed: Option<(u64, Error)>,
     pulled: u64,
@@ -43,11 +61,17 @@ const BULK: usize = 256;
 const BYTES_AHEAD: usize = 64 << 20;
 
 impl Flight {
-    fn start(pool: Arc<Handle>, target: Target, options: Options, feed: Box<dyn Feed>) -> Result<Self> {
-        pool.shared().open()?;
+    fn start(
+        pool: Arc<Handle>,
+        target: Target,
+        options: Options,
+        feed: Box<dyn Feed>,
+        ticket: Option<Ticket>,
+    ) -> Result<Self> {
+        let ticket = ticket.map_or_else(|| Ticket::of(&pool, options.lease), Ok)?;
         let group = Arc::new(Group::new(target.call, target.label, options));
         let workers = pool.shared().most_workers().max(1);
-        let (feed, watchful) = (Some(feed), Watchful::default());
+        let (feed, watchful) = (Some((feed, ticket)), Watchful::default());
         Ok(Self { pool, group, feed, failed: None, pulled: 0, returned: 0, workers, watchful, began: None })
     }
 
@@ -62,7 +86,7 @@ impl Flight {
         }
         let workers = self.workers;
         let mut chunks = Vec::new();
-        while let Some(feed) = &mut self.feed {
+        while let Some((feed, _)) = &mut self.feed {
             let size = self.group.chunk_size().max(1);
             let in_flight = (self.pulled - self.returned) as usize;
             if in_flight + held >= workers * size * CHUNKS_AHEAD {
@@ -116,7 +140,6 @@ impl Flight {
 
     fn end(&mut self) {
         self.feed = None;
-        self.pool.shared().finish();
     }
 
     /// The next outcomes in whatever order; `None` after the last. `held` outcomes are waiting for their turn.
@@ -143,7 +166,7 @@ impl Flight {
     fn tell_progress(&mut self, block: &Block) {
         let Some(progress) = &self.group.options.progress else { return };
         let elapsed = self.began.get_or_insert_with(Instant::now).elapsed().as_secs_f64();
-        let total = self.pulled + self.feed.as_ref().map_or(0, |feed| feed.remaining() as u64);
+        let total = self.pulled + self.feed.as_ref().map_or(0, |(feed, _)| feed.remaining() as u64);
         progress.send_modify(|progress| {
             progress.done += u64::from(block.count());
             progress.failed += u64::from(block.failures());
@@ -225,9 +248,7 @@ impl Flight {
 
 impl Drop for Flight {
     fn drop(&mut self) {
-        if self.feed.take().is_some() {
-            self.pool.shared().finish();
-        }
+        self.feed = None;
         if self.in_flight() > 0 {
             self.pool.shared().cancel(&self.group);
         }
@@ -238,7 +259,14 @@ impl Drop for Flight {
 
 /// A call that has not begun, or a flight.
 pub(super) enum Stage {
-    Planned { pool: Arc<Handle>, target: Target, options: Options, feed: Box<dyn Feed> },
+    /// With a ticket if it counts as asked for, and not only once it is begun.
+    Planned {
+        pool: Arc<Handle>,
+        target: Target,
+        options: Options,
+        feed: Box<dyn Feed>,
+        ticket: Option<Ticket>,
+    },
     Flying(Flight),
     Failed(Error),
     Over,
@@ -255,8 +283,8 @@ impl Stage {
     pub(super) fn flight(&mut self) -> Result<Option<&mut Flight>> {
         if matches!(self, Stage::Planned { .. } | Stage::Failed(_)) {
             match std::mem::replace(self, Stage::Over) {
-                Stage::Planned { pool, target, options, feed } => {
-                    *self = Stage::Flying(Flight::start(pool, target, options, feed)?);
+                Stage::Planned { pool, target, options, feed, ticket } => {
+                    *self = Stage::Flying(Flight::start(pool, target, options, feed, ticket)?);
                 }
                 Stage::Failed(error) => return Err(error),
                 Stage::Flying(_) | Stage::Over => {}

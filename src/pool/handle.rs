@@ -1,9 +1,10 @@
 //! What a caller awaits. Encoding and decoding happen here, in the caller's task.
 
 use super::feed::Feed;
-use super::flight::{Flight, Stage, Target};
+use super::flight::{Flight, Stage, Target, Ticket};
 use super::group::{Block, Options};
 use super::pool::Handle;
+use super::state::stranded;
 use crate::error::{Error, Result};
 use futures::Stream;
 use serde::de::DeserializeOwned;
@@ -148,7 +149,7 @@ impl<R> Call<R> {
 
 fn planned_one(pool: Arc<Handle>, target: Target, feed: Result<Box<dyn Feed>>) -> Stage {
     match feed {
-        Ok(feed) => Stage::Planned { pool, target, options: Options::default(), feed },
+        Ok(feed) => Stage::Planned { pool, target, options: Options::default(), feed, ticket: None },
         Err(error) => Stage::Failed(error),
     }
 }
@@ -265,7 +266,7 @@ chunksize!(Map);
 
 impl<R> Map<R> {
     pub(super) fn new(pool: Arc<Handle>, target: Target, feed: Box<dyn Feed>) -> Self {
-        let stage = Stage::Planned { pool, target, options: Options::default(), feed };
+        let stage = Stage::Planned { pool, target, options: Options::default(), feed, ticket: None };
         Self { stage, results: Vec::new(), early: Early::default() }
     }
 }
@@ -355,8 +356,11 @@ impl Early {
 pub struct MapAsync<R>(tokio::task::JoinHandle<Result<Vec<R>>>);
 
 impl<R: DeserializeOwned + Send + Unpin + 'static> MapAsync<R> {
-    pub(super) fn start(map: Map<R>) -> Self {
-        Self(map.stage_runtime().spawn(map))
+    pub(super) fn start(mut map: Map<R>) -> Self {
+        let runtime = map.stage_runtime();
+        // Begun here and not by its task: a `close` may come before that is polled.
+        map.stage = started(std::mem::replace(&mut map.stage, Stage::Over));
+        Self(runtime.spawn(map))
     }
 }
 
@@ -374,7 +378,11 @@ impl<R> Future for MapAsync<R> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let joined = ready!(Pin::new(&mut self.0).poll(cx));
-        Poll::Ready(joined.unwrap_or_else(|error| Err(Error::other(error))))
+        // Nobody but the end of the pool's runtime cancels it.
+        Poll::Ready(joined.unwrap_or_else(|error| match error.is_cancelled() {
+            true => Err(stranded()),
+            false => Err(Error::other(error)),
+        }))
     }
 }
 
@@ -406,7 +414,10 @@ chunksize!(Results);
 
 impl<R> Results<R> {
     pub(super) fn new(pool: Arc<Handle>, target: Target, feed: Box<dyn Feed>, is_ordered: bool) -> Self {
-        let stage = Stage::Planned { pool, target, options: Options::default(), feed };
+        let stage = match Ticket::of(&pool, 0) {
+            Ok(ticket) => Stage::Planned { pool, target, options: Options::default(), feed, ticket: Some(ticket) },
+            Err(error) => Stage::Failed(error),
+        };
         let (current, early) = (None, Early::default());
         Self { stage, is_ordered, next: 0, current, early, result: PhantomData }
     }

@@ -1,5 +1,6 @@
 //! One worker for a run of calls.
 
+use super::flight::Ticket;
 use super::handle::Call;
 use super::pool::{Handle, call_of};
 use crate::error::Result;
@@ -12,13 +13,16 @@ use std::sync::Arc;
 pub struct Checkout {
     pool: Arc<Handle>,
     lease: u64,
+    /// Its calls go on after a `close`.
+    _ticket: Ticket,
 }
 
 impl Checkout {
     pub(super) async fn take(pool: Arc<Handle>) -> Result<Self> {
+        let ticket = Ticket::of(&pool, 0)?;
         let lease = pool.shared().new_lease();
         // Made first: whoever drops this half way gives the worker back.
-        let checkout = Self { pool, lease };
+        let checkout = Self { pool, lease, _ticket: ticket };
         call_of(checkout.pool.clone(), || (), ()).leased(lease, true).await?;
         Ok(checkout)
     }

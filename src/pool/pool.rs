@@ -154,7 +154,8 @@ impl Pool {
     /// Runs `f(args..)` on a worker when awaited. Dropping the call cancels it.
     ///
     /// # Errors
-    /// When awaited: `Panicked`, `ProcessDied`, `Timeout`, `Encode`, `Decode`, or `Closed` after [`close`](Self::close).
+    /// When awaited: `Panicked`, `ProcessDied`, `Timeout`, `Encode`, `Decode`, or `Closed` after [`close`](Self::close)
+    /// and once the runtime that the pool was made in has ended.
     pub fn apply<F, A, M>(&self, f: F, args: A) -> Call<F::Output>
     where
         F: Function<A, M>,
@@ -277,7 +278,25 @@ impl Pool {
         Results::new(self.handle.clone(), target(f), source, true)
     }
 
-    /// Takes nothing more. What was begun completes; then the workers end.
+    /// Takes nothing more: what is asked for from now on fails with kind `Closed`. What was asked for before completes;
+    /// then the workers end.
+    ///
+    /// A call counts as asked for when it is first polled. One with `_async` in its name, and a stream of [`imap`](Self::imap)
+    /// and its like, do so when they are made; a stream must then be read to its end, or dropped. A
+    /// [`Checkout`] that was waited for before keeps its worker, and its calls work, until it is dropped.
+    ///
+    /// ```
+    /// use futures::TryStreamExt;
+    /// use multiprocess::{self as mp, Pool};
+    /// # fn main() -> mp::Result<()> { mp::run(async {
+    /// let pool = Pool::new(2)?;
+    /// let squares = pool.imap(|x: u64| x * x, 1..=3);
+    /// pool.close();
+    /// assert_eq!(squares.try_collect::<Vec<_>>().await?, [1, 4, 9]);
+    /// assert_eq!(pool.apply(|| 7, ()).await.unwrap_err().kind(), mp::ErrorKind::Closed);
+    /// pool.join().await?;
+    /// # Ok(()) }) }
+    /// ```
     pub fn close(&self) {
         self.handle.shared.close();
     }
@@ -342,7 +361,8 @@ impl Pool {
     /// ```
     ///
     /// # Errors
-    /// `Closed` after [`close`](Self::close), `Other` for a pool that is broken or has no processes.
+    /// `Closed` after [`close`](Self::close) and once the pool's runtime has ended, `Other` for a pool that is broken or has no
+    /// processes.
     pub async fn checkout(&self) -> Result<Checkout> {
         self.has_processes("checked out")?;
         Checkout::take(self.handle.clone()).await
@@ -419,8 +439,9 @@ impl Pool {
         stats
     }
 
-    /// Why no worker can be had any more, if that is so: they died one after the other without having done anything, or
-    /// the initializer failed. Everything asked of the pool then fails and says so.
+    /// Why no worker can be had any more, if that is so: the initializer failed, or workers died one after the other without
+    /// having done anything, or could not be started, and no other serves. Everything asked of the pool then fails and
+    /// says so. As long as some worker serves, those that are missing are tried again, every few seconds at last.
     pub fn broken(&self) -> Option<String> {
         self.handle.shared.is_broken()
     }
@@ -431,6 +452,8 @@ impl Pool {
     }
 
     /// Waits until all workers have ended, after [`close`](Self::close) or [`terminate`](Self::terminate). Cancel-safe.
+    /// After a close that includes what was asked for before it: a stream that is neither read nor dropped, or a
+    /// [`Checkout`] that is held, keeps this waiting.
     ///
     /// # Errors
     /// `Other` if the pool is neither closed nor terminated: it would wait for ever.

@@ -39,6 +39,8 @@ pub(super) struct State {
     pub(super) is_shut: bool,
     /// Nobody drives any more.
     pub(super) is_abandoned: bool,
+    /// The pool's runtime ended before the pool.
+    pub(super) is_orphaned: bool,
     pub(super) is_share_planned: bool,
     pub(super) is_idle_planned: bool,
     pub(super) is_look_planned: bool,
@@ -347,6 +349,15 @@ impl After {
 }
 
 impl State {
+    /// Why nothing is taken in any more, if all of it was given up.
+    pub(super) fn gave_up(&self) -> Option<Error> {
+        match self.is_terminated {
+            true if self.is_orphaned => Some(stranded()),
+            true => Some(terminated()),
+            false => self.is_shut.then(shut),
+        }
+    }
+
     /// Has `event` happen at `at`.
     pub(super) fn at(&mut self, at: Instant, event: Event, after: &mut After) {
         self.timers.push(Reverse(Timer { at, event }));
@@ -457,6 +468,19 @@ impl Worker {
 pub(super) fn terminated() -> Error {
     Error::new(ErrorKind::Cancelled, "the pool was terminated before this item was done")
 }
+
+/// Of an item that was not done when the pool's runtime ended.
+pub(super) fn stranded() -> Error {
+    Error::new(ErrorKind::Cancelled, format!("{RUNTIME_ENDED} before this item was done"))
+}
+
+/// Of what is asked of such a pool.
+pub(super) fn orphaned() -> Error {
+    let text = format!("{RUNTIME_ENDED}: make a pool in a runtime that lives as long as it is used");
+    Error::new(ErrorKind::Closed, text)
+}
+
+const RUNTIME_ENDED: &str = "the pool has ended, because its runtime has ended";
 
 pub(super) fn shut() -> Error {
     Error::new(ErrorKind::Cancelled, "the pool was shut down before this item was begun")
