@@ -38,6 +38,46 @@ pub(crate) fn reap_by_kernel(yes: bool) {
     unsafe { libc::signal(libc::SIGCHLD, if yes { libc::SIG_IGN } else { libc::SIG_DFL }) };
 }
 
+/// What SIGCHLD did when [`keep_child_action`] looked.
+static CHILD_ACTION: std::sync::OnceLock<libc::sigaction> = std::sync::OnceLock::new();
+
+fn child_action() -> Option<libc::sigaction> {
+    // SAFETY: all zeros is a valid `sigaction`; it lives on this stack, and nothing is changed.
+    unsafe {
+        let mut now: libc::sigaction = std::mem::zeroed();
+        (libc::sigaction(libc::SIGCHLD, std::ptr::null(), &mut now) == 0).then_some(now)
+    }
+}
+
+/// Remembers what SIGCHLD does now, for [`restore_child_action`] in processes that are forked from this one.
+pub(crate) fn keep_child_action() {
+    if let Some(action) = child_action() {
+        // Kept once; a second look would find what we set.
+        let _ = CHILD_ACTION.set(action);
+    }
+}
+
+/// Gives SIGCHLD the action that was kept, a handler included; without one its default.
+pub(crate) fn restore_child_action() {
+    match CHILD_ACTION.get() {
+        // SAFETY: the action was this program's own before, so a handler in it is one that may run here.
+        Some(action) => _ = unsafe { libc::sigaction(libc::SIGCHLD, action, std::ptr::null_mut()) },
+        None => reap_by_kernel(false),
+    }
+}
+
+/// Has children that end wait for being reaped, whoever handles SIGCHLD in this process.
+pub(crate) fn stop_reaping_by_kernel() {
+    let Some(mut action) = child_action() else { return };
+    if action.sa_sigaction == libc::SIG_IGN {
+        reap_by_kernel(false);
+    } else if action.sa_flags & libc::SA_NOCLDWAIT != 0 {
+        action.sa_flags &= !libc::SA_NOCLDWAIT;
+        // SAFETY: the handler, if there is one, stays the one that the program has set.
+        let _ = unsafe { libc::sigaction(libc::SIGCHLD, &action, std::ptr::null_mut()) };
+    }
+}
+
 /// Ignores what Ctrl-C sends to everybody in the foreground.
 pub(crate) fn ignore_interrupt() {
     // SAFETY: SIG_IGN is no handler that could run.

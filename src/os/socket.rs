@@ -85,6 +85,13 @@ pub(crate) fn is_from_same_user(socket: BorrowedFd<'_>) -> bool {
     sender.is_some_and(|sender| (sender.uid, sender.gid) == mine)
 }
 
+/// No send and no receipt by this end of the socket waits longer.
+pub(crate) fn limit_waits(socket: BorrowedFd<'_>, time: Duration) -> io::Result<()> {
+    use rustix::net::sockopt::{Timeout, set_socket_timeout};
+    set_socket_timeout(socket, Timeout::Recv, Some(time))?;
+    limit_sends(socket, time)
+}
+
 /// One packet as it arrived.
 pub(crate) struct Packet {
     /// Bytes received; 0 when the other end is gone.

@@ -71,7 +71,7 @@ pub(super) fn after_fork(
     let Ok(fds) = order.split(report, fds) else { spawn::exit_now(1) };
     let told = if order.is_passed_on { tell_birth(&fds.report) } else { Ok(()) };
     set_name(&order.name);
-    signal::reap_by_kernel(false);
+    signal::restore_child_action();
     apply_variables(&order.variables, single);
     live(order, bytes, fds, tie, told.map_err(Error::from), Exit::Forked)
 }

@@ -235,7 +235,17 @@ pub(super) fn try_send<T: Serialize>(to: BorrowedFd<'_>, value: &T) -> io::Resul
 
 /// Receives what [`send`] sent: the value, and a parcel of the raw bytes and the descriptors.
 pub(super) fn recv<T: DeserializeOwned>(from: BorrowedFd<'_>) -> io::Result<Option<(T, Parcel)>> {
-    let Some(mut parcel) = frame::recv(from, Wait::Yes)? else { return Ok(None) };
+    read(frame::recv(from, Wait::Yes)?)
+}
+
+/// The same for who must not wait until a message begins: `WouldBlock` then. For the rest of one that has begun it waits
+/// as long as the socket's limit says.
+pub(super) fn try_recv<T: DeserializeOwned>(from: BorrowedFd<'_>) -> io::Result<Option<(T, Parcel)>> {
+    read(frame::recv_begun(from)?)
+}
+
+fn read<T: DeserializeOwned>(parcel: Option<Parcel>) -> io::Result<Option<(T, Parcel)>> {
+    let Some(mut parcel) = parcel else { return Ok(None) };
     let torn = || io::Error::new(io::ErrorKind::InvalidData, "a message that is not of this protocol");
     let len: [u8; 4] = parcel.bytes.get(..4).and_then(|len| len.try_into().ok()).ok_or_else(torn)?;
     let end = 4 + u32::from_le_bytes(len) as usize;

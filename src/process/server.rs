@@ -39,11 +39,12 @@ use rustix::event::{PollFd, PollFlags, poll};
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::Command;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Mutex, OnceLock};
+use std::time::Duration;
 
 struct Server {
     single: Option<SingleThreaded>,
@@ -71,6 +72,12 @@ struct Unordered {
 const SIGNALS: usize = 0;
 const INTAKE: usize = 1;
 const CLAIMS: usize = 2;
+
+/// How often the server looks at everything when it cannot sleep until something comes.
+const UNPOLLED: Duration = Duration::from_millis(5);
+
+/// So long the server waits for a starter that was stopped in the middle of a request, or that reads no answer.
+const STARTER_LIMIT: Duration = Duration::from_secs(2);
 
 struct Connection {
     socket: OwnedFd,
@@ -163,8 +170,19 @@ impl Server {
         spawn::set_name(c"mp-server");
         let signals = signal::block_all_but_children().map_err(failed)?;
         let intake = PREPARED.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take().ok_or_else(gone)?;
+        // What a preload has set is for the children; here it is the kernel, or we, that reap.
+        signal::keep_child_action();
+        if single.is_some() {
+            signal::reap_by_kernel(false);
+        } else {
+            // A thread that a preload left may have its own handler.
+            signal::stop_reaping_by_kernel();
+        }
         let tells_exit = !kernel_tells_exits(single);
-        signal::reap_by_kernel(!tells_exit);
+        if !tells_exit {
+            signal::reap_by_kernel(true);
+            while spawn::reap().is_some() {} // What a preload started, and has not waited for.
+        }
         let mut server = Self {
             single,
             own: vec![signals, intake, tie],
@@ -202,6 +220,8 @@ impl Server {
     }
 
     fn connect(&mut self, socket: OwnedFd) {
+        // Without the limit it could stand still as long as one starter does.
+        let _ = socket::limit_waits(socket.as_fd(), STARTER_LIMIT);
         self.connections.push(Connection {
             socket,
             environment: Variables::default(),
@@ -226,7 +246,10 @@ impl Server {
                 }
             }
             let mut ended = watched.iter();
-            let (gone, left) = std::mem::take(&mut self.watched).into_iter().partition(|_| ended.next() == Some(&true));
+            let has_ended = |pidfd: &OwnedFd| pidfd::has_exited(pidfd.as_fd());
+            let (gone, left): (Vec<_>, _) = std::mem::take(&mut self.watched)
+                .into_iter()
+                .partition(|(_, pidfd)| ended.next() == Some(&true) && has_ended(pidfd));
             self.watched = left;
             if own[INTAKE] {
                 self.take_connection();
@@ -234,10 +257,12 @@ impl Server {
             if own[SIGNALS] {
                 signal::drain(self.own[SIGNALS].as_fd());
             }
-            if own[SIGNALS] || !gone.is_empty() {
+            if own[SIGNALS] {
                 self.reap();
             }
-            gone.iter().for_each(|(pid, pidfd): &(u32, OwnedFd)| bury(*pid, pidfd));
+            for (pid, pidfd) in gone {
+                self.see_off(pid, &pidfd);
+            }
             if own[CLAIMS] {
                 self.watch_family();
             }
@@ -257,8 +282,12 @@ impl Server {
         let own = self.own[..=INTAKE].iter().map(AsFd::as_fd).chain([self.claims]);
         let all: Vec<_> = own.chain(connections).chain(watched).collect();
         let mut fds: Vec<PollFd<'_>> = all.iter().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
-        // Out of kernel memory: look at everything, which is slow and right.
+        // Out of kernel memory, or of descriptors that may be polled: look at everything soon, which is slow and right,
+        // as nothing that is looked at here waits for what has not come.
         let polled = rustix::io::retry_on_intr(|| poll(&mut fds, None));
+        if polled.is_err() {
+            std::thread::sleep(UNPOLLED);
+        }
         fds.iter().map(|fd| polled.is_err() || !fd.revents().is_empty()).collect()
     }
 
@@ -300,7 +329,7 @@ impl Server {
             // It says so itself before it asks another server; whoever does not is not to get children of ours.
             self.connections[at].is_retired = true;
         }
-        let (number, answer) = match protocol::recv::<Request>(self.connections[at].socket.as_fd()) {
+        let (number, answer) = match protocol::try_recv::<Request>(self.connections[at].socket.as_fd()) {
             Ok(Some((Request::Signal(signal), parcel))) => {
                 parcel.fds.iter().for_each(|child| pass_on(signal, child));
                 return true;
@@ -319,6 +348,9 @@ impl Server {
                 return (0..count).all(|_| self.send_spare(at, generation));
             }
             Ok(None) => return false,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
+            // Nobody knows whether the order was taken, or what comes next: over a new connection it is given again.
+            Err(error) if error.raw_os_error().is_some() || error.kind() == io::ErrorKind::InvalidData => return false,
             Err(error) => (0, Err(protocol::spawn_error("the fork server cannot take the order", error))),
         };
         let (answer, pidfd) = match answer {
@@ -384,6 +416,8 @@ impl Server {
                 Ok(watched) => self.watched.push((pid, watched)),
                 Err(error) => {
                     let _ = pidfd::signal(pidfd.as_fd(), rustix::process::Signal::KILL);
+                    pidfd::wait(pidfd.as_fd(), false, None);
+                    pidfd::reap(pidfd.as_fd());
                     return Err(failed(error));
                 }
             }
@@ -436,7 +470,7 @@ impl Server {
 
     /// Starts the program afresh and tells it the order.
     fn exec(
-        &self,
+        &mut self,
         at: usize,
         mut order: Order,
         arguments: &[u8],
@@ -449,28 +483,61 @@ impl Server {
         fds.directory = connection.directory.as_ref().map(|directory| directory.try_clone()).transpose()?;
         let credentials = credentials().cloned().unwrap_or_default();
         let hello = Hello { image: image::fingerprint(), role: Role::Child { credentials } };
-        child::tell_exec(&ours, &hello, &order, arguments, &fds)?;
         let variables = connection.environment.iter().chain(order.variables.iter());
         let mut command = program_again(&origin.program)?;
         command.env_clear().envs(variables).env(boot::BOOT, "0").stdin(theirs);
-        // An ignored SIGCHLD would be inherited; and the pid is its own until it is reaped.
-        signal::reap_by_kernel(false);
-        let started = command.spawn().and_then(|mut child| match pidfd::open(child.id()) {
-            Ok(pidfd) => Ok((child.id(), pidfd, fds.report)),
-            // Its starter is told that there is none, so it must not run.
-            Err(error) => child.kill().and_then(|()| child.wait()).and(Err(error)),
+        // An ignored SIGCHLD would be inherited, and a failed exec could not be waited for; and the pid is its own until
+        // it is reaped.
+        if self.exits.is_none() {
+            signal::reap_by_kernel(false);
+        }
+        let started = command.spawn().and_then(|mut child| {
+            // Told only now: before it has its order it does not end by itself, so its pid is not another's.
+            let told = pidfd::open(child.id())
+                .and_then(|pidfd| child::tell_exec(&ours, &hello, &order, arguments, &fds).map(|()| pidfd));
+            match told {
+                Ok(pidfd) => Ok((child.id(), pidfd, fds.report)),
+                // Its starter is told that there is none, so it must not run.
+                Err(error) => child.kill().and_then(|()| child.wait()).and(Err(error)),
+            }
         });
-        signal::reap_by_kernel(self.exits.is_none());
+        if self.exits.is_none() {
+            signal::reap_by_kernel(true);
+            // The kernel leaves to us whatever ended meanwhile, and takes back the signal that tells of it.
+            self.reap();
+        }
         started
     }
 
+    /// Reaps children that have ended, and tells how, if that is our part.
     fn reap(&mut self) {
-        while let Some((pid, status)) = spawn::reap() {
-            if let Some(report) = self.exits.as_mut().and_then(|exits| exits.remove(&pid)) {
-                // If the starter has let go, nobody wants to know.
-                let _ = Report::send_exited(report.as_fd(), status);
-            }
+        if self.single.is_none() {
+            // Other children are those of the threads that a preload left; these wait for them.
+            return;
         }
+        while let Some((pid, status)) = spawn::reap() {
+            self.tell_exit(pid, Some(status));
+        }
+    }
+
+    fn tell_exit(&mut self, pid: u32, status: Option<i32>) {
+        if let (Some(report), Some(status)) = (self.exits.as_mut().and_then(|exits| exits.remove(&pid)), status) {
+            // If the starter has let go, nobody wants to know.
+            let _ = Report::send_exited(report.as_fd(), status);
+        }
+    }
+
+    /// Does what there is to do for one that was watched and has ended.
+    fn see_off(&mut self, pid: u32, pidfd: &OwnedFd) {
+        if self.single.is_none() && self.exits.as_ref().is_some_and(|exits| exits.contains_key(&pid)) {
+            // Where a thread of a preload has reaped it the kernel may know; else its starter hears that nobody does.
+            let status = pidfd::reap(pidfd.as_fd()).or_else(|| match pidfd::exit(pidfd.as_fd()) {
+                pidfd::Exit::Known(status) => Some(status),
+                _ => None,
+            });
+            self.tell_exit(pid, status.map(ExitStatusExt::into_raw));
+        }
+        bury(pid, pidfd);
     }
 }
 

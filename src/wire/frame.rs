@@ -70,7 +70,18 @@ pub(crate) fn in_memfd(parts: &[&[u8]], len: usize) -> io::Result<OwnedFd> {
 
 /// Receives one message, or `None` when the other end is gone.
 pub(crate) fn recv(from: BorrowedFd<'_>, wait: Wait) -> io::Result<Option<Parcel>> {
-    let (packet, mut bytes) = recv_packet(from, wait)?;
+    recv_parts(from, wait, wait)
+}
+
+/// Receives a message that has begun; `WouldBlock` if none has. The rest of it is waited for.
+///
+/// An error of the kernel with its number (`raw_os_error`) leaves it open whether a message was taken.
+pub(crate) fn recv_begun(from: BorrowedFd<'_>) -> io::Result<Option<Parcel>> {
+    recv_parts(from, Wait::No, Wait::Yes)
+}
+
+fn recv_parts(from: BorrowedFd<'_>, first: Wait, rest: Wait) -> io::Result<Option<Parcel>> {
+    let (packet, mut bytes) = recv_packet(from, first)?;
     if packet.len == 0 {
         return Ok(None);
     }
@@ -79,10 +90,14 @@ pub(crate) fn recv(from: BorrowedFd<'_>, wait: Wait) -> io::Result<Option<Parcel
     let (mut fds, mut lost) = (packet.fds, packet.fds_lost);
     let mut expected = (header.fds as usize).saturating_sub(MAX_FDS);
     while expected > 0 {
-        let more = socket::recv(from, &mut [0], wait)?;
-        if more.len == 0 {
-            return Err(torn("the sender died in the middle of its descriptors"));
-        }
+        let more = match socket::recv(from, &mut [0], rest) {
+            Ok(more) if more.len == 0 => return Err(torn("the sender died in the middle of its descriptors")),
+            // As for who waits for no part of it, the next one is not the beginning of a message.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && rest == Wait::Yes => {
+                return Err(torn("the sender stopped in the middle of its descriptors"));
+            }
+            more => more?,
+        };
         lost |= more.fds_lost;
         fds.extend(more.fds);
         expected = expected.saturating_sub(MAX_FDS);
@@ -94,7 +109,8 @@ pub(crate) fn recv(from: BorrowedFd<'_>, wait: Wait) -> io::Result<Option<Parcel
         if fds.is_empty() {
             return Err(torn("a large message without its memory"));
         }
-        out_of_memfd(fds.remove(0), header.len)?
+        let read = out_of_memfd(fds.remove(0), header.len);
+        read.map_err(|error| io::Error::new(error.kind(), format!("a large message cannot be read: {error}")))?
     } else {
         bytes.drain(..HEADER);
         bytes
