@@ -1,6 +1,8 @@
-//! MessagePack by rmp-serde; bytes and numbers as they lie in memory (`plain`), copied once, straight from the value.
+//! Values as messages: bytes and numbers as they lie in memory (`plain`), copied once, straight from the value; all
+//! others in a format of our own (`format`).
 
 use super::attach::{self, Attachment};
+use super::format;
 use super::plain::{self, Read, Seen};
 use crate::error::{Error, ErrorKind, Result};
 use bytes::Bytes;
@@ -32,7 +34,7 @@ pub(crate) fn encode<T: Serialize + 'static>(value: &T) -> Result<Message> {
 /// Encodes a value that borrows, to be decoded as the owned twin of its type, which must not be bytes or numbers.
 pub(crate) fn encode_by_serde<T: Serialize>(value: &T) -> Result<Message> {
     let mut encoded = spare();
-    let (result, attachments) = attach::collect(|| value.serialize(&mut rmp_serde::Serializer::new(&mut encoded)));
+    let (result, attachments) = attach::collect(|| format::append(value, &mut encoded));
     result.map_err(unwritable::<T>)?;
     Ok(Message { encoded: Some(encoded), attachments })
 }
@@ -45,7 +47,7 @@ pub(crate) fn append<T: Serialize + 'static>(value: &T, to: &mut Vec<u8>) -> Res
         return Ok(Vec::new());
     }
     let start = to.len();
-    let (result, attachments) = attach::collect(|| value.serialize(&mut rmp_serde::Serializer::new(&mut *to)));
+    let (result, attachments) = attach::collect(|| format::append(value, to));
     result.map(|()| attachments).map_err(|error| {
         to.truncate(start);
         unwritable::<T>(error)
@@ -53,7 +55,7 @@ pub(crate) fn append<T: Serialize + 'static>(value: &T, to: &mut Vec<u8>) -> Res
 }
 
 #[cold]
-fn unwritable<T>(error: rmp_serde::encode::Error) -> Error {
+fn unwritable<T>(error: format::Error) -> Error {
     let what = std::any::type_name::<T>();
     Error::new(ErrorKind::Encode, format!("cannot serialise {what}: {error}")).with_source(error)
 }
@@ -175,8 +177,7 @@ pub(crate) fn decode_bytes<T: DeserializeOwned + 'static>(bytes: &[u8], fds: Vec
 }
 
 fn decode_slice<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
-    let mut reader = rmp_serde::Deserializer::from_read_ref(bytes);
-    serde::Deserialize::deserialize(&mut reader).map_err(|error| unreadable::<T>(&error.to_string()).with_source(error))
+    format::from_slice(bytes).map_err(|error| unreadable::<T>(&error.to_string()).with_source(error))
 }
 
 fn unreadable<T>(why: &str) -> Error {

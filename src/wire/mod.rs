@@ -3,6 +3,7 @@
 
 pub(crate) mod attach;
 mod encode;
+mod format;
 pub(crate) mod frame;
 mod plain;
 

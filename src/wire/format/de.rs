@@ -1,0 +1,702 @@
+//! Reading a value.
+
+use super::names::WIDE;
+use super::run::{self, Rows, all_taken};
+use super::{DEEPEST, Error, HAS_TABLE, IS_DEEP, Result, SHALLOW, STACK_OF_LEVEL, STACK_TO_GO_ON, VERSION, fail, tag};
+use crate::os::{identity, stack};
+use serde::de::value::{BorrowedStrDeserializer, MapAccessDeserializer};
+use serde::de::{
+    Deserialize, DeserializeSeed, Deserializer, EnumAccess, IntoDeserializer, MapAccess, SeqAccess, VariantAccess,
+    Visitor,
+};
+use std::any::TypeId;
+use std::cell::Cell;
+
+/// The value that `message` is. It may borrow from it.
+pub(crate) fn from_slice<'de, T: Deserialize<'de>>(message: &'de [u8]) -> Result<T> {
+    let (&head, rest) = message.split_first().ok_or_else(|| Error::new("the message is empty"))?;
+    if head & !(HAS_TABLE | IS_DEEP) != VERSION {
+        return fail("the message is of another version of the format");
+    }
+    let mut reader = Reader { rest, table: &[], shapes: Vec::new(), depth: SHALLOW };
+    reader.take_trailer(message.len(), head)?;
+    let value = match reader.depth {
+        SHALLOW => T::deserialize(&mut reader),
+        depth => stack::with_room(STACK_TO_GO_ON + depth as usize * STACK_OF_LEVEL, || T::deserialize(&mut reader)),
+    };
+    let (value, left) = (value?, reader.rest.len());
+    reader.keep_shapes();
+    if left == 0 { Ok(value) } else { fail("there are more bytes than the value has") }
+}
+
+/// A row of the table.
+struct Shape {
+    /// Where its names are in the table, and how many bytes they take.
+    at: usize,
+    len: usize,
+    count: usize,
+    /// The visitor that was seen to want just these names in this order, and where its names are.
+    matched: Option<(TypeId, usize)>,
+}
+
+thread_local! {
+    /// Room for the next message's shapes.
+    static SHAPES: Cell<Vec<Shape>> = const { Cell::new(Vec::new()) };
+}
+
+/// So many shapes are kept room for.
+const SHAPES_KEPT: usize = 1 << 10;
+
+/// serde's `Deserializer`, by reference.
+pub(super) struct Reader<'de> {
+    rest: &'de [u8],
+    table: &'de [u8],
+    shapes: Vec<Shape>,
+    /// Levels that may still follow.
+    depth: u32,
+}
+
+fn cut<'de>(bytes: &mut &'de [u8], len: usize) -> Result<&'de [u8]> {
+    let Some((cut, rest)) = bytes.split_at_checked(len) else { return fail("the message ends too early") };
+    *bytes = rest;
+    Ok(cut)
+}
+
+#[inline(always)]
+fn cut_array<const N: usize>(bytes: &mut &[u8]) -> Result<[u8; N]> {
+    let Some((cut, rest)) = bytes.split_first_chunk::<N>() else { return fail("the message ends too early") };
+    *bytes = rest;
+    Ok(*cut)
+}
+
+/// The last `N` bytes.
+fn cut_end<const N: usize>(bytes: &mut &[u8]) -> Result<[u8; N]> {
+    let Some((rest, cut)) = bytes.split_last_chunk::<N>() else { return fail("the message ends too early") };
+    *bytes = rest;
+    Ok(*cut)
+}
+
+/// The name that `names`, part of a table, begin with.
+#[inline]
+fn cut_name<'de>(names: &mut &'de [u8]) -> Result<&'de str> {
+    let len = u16::from_le_bytes(cut_array(names)?);
+    let name = cut(names, usize::from(len))?;
+    std::str::from_utf8(name).or_else(|_| fail("the name of a field is not UTF-8"))
+}
+
+impl<'de> Reader<'de> {
+    /// Takes what follows the value off the end.
+    fn take_trailer(&mut self, len: usize, head: u8) -> Result<()> {
+        let mut table_at = None;
+        if head & HAS_TABLE != 0 {
+            table_at = Some(u64::from_le_bytes(cut_end(&mut self.rest)?));
+        }
+        if head & IS_DEEP != 0 {
+            self.depth = u32::from_le_bytes(cut_end(&mut self.rest)?);
+            // Each level takes a byte.
+            if self.depth > DEEPEST || self.depth as usize > len {
+                return fail("the message says that it is nested deeper than it can be");
+            }
+        }
+        let Some(table_at) = table_at else { return Ok(()) };
+        // Counted from the version on.
+        let at = usize::try_from(table_at).ok().and_then(|at| at.checked_sub(1));
+        let Some((value, table)) = at.and_then(|at| self.rest.split_at_checked(at)) else {
+            return fail("the table of names is beyond the message");
+        };
+        (self.rest, self.table) = (value, table);
+        self.read_table()
+    }
+
+    fn read_table(&mut self) -> Result<()> {
+        let mut rest = self.table;
+        let count = u32::from_le_bytes(cut_array(&mut rest)?) as usize;
+        if count > rest.len() / 6 {
+            return fail("the table of names ends too early");
+        }
+        self.shapes = SHAPES.try_with(Cell::take).unwrap_or_default();
+        self.shapes.clear();
+        self.shapes.reserve(count);
+        for _ in 0..count {
+            let count = usize::from(u16::from_le_bytes(cut_array(&mut rest)?));
+            let len = u32::from_le_bytes(cut_array(&mut rest)?) as usize;
+            let at = self.table.len() - rest.len();
+            cut(&mut rest, len)?;
+            self.shapes.push(Shape { at, len, count, matched: None });
+        }
+        Ok(())
+    }
+
+    fn keep_shapes(&mut self) {
+        if (1..=SHAPES_KEPT).contains(&self.shapes.capacity()) {
+            let shapes = std::mem::take(&mut self.shapes);
+            let _ = SHAPES.try_with(|kept| kept.set(shapes));
+        }
+    }
+
+    #[inline(always)]
+    fn peek(&self) -> Result<u8> {
+        match self.rest.first() {
+            Some(tag) => Ok(*tag),
+            None => fail("the message ends too early"),
+        }
+    }
+
+    /// Takes the tag, if it is this one.
+    #[inline(always)]
+    fn is_next(&mut self, tag: u8) -> bool {
+        let Some((next, rest)) = self.rest.split_first() else { return false };
+        let is_it = *next == tag;
+        if is_it {
+            self.rest = rest;
+        }
+        is_it
+    }
+
+    #[inline(always)]
+    fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
+        cut_array(&mut self.rest)
+    }
+
+    /// How many elements follow, of which each takes a byte at least.
+    #[inline(always)]
+    fn count(&mut self) -> Result<usize> {
+        let count = u64::from_le_bytes(self.array()?);
+        match usize::try_from(count) {
+            Ok(count) if count <= self.rest.len() => Ok(count),
+            _ => fail("the message ends too early: it has fewer bytes than elements"),
+        }
+    }
+
+    #[inline]
+    fn blob(&mut self) -> Result<&'de [u8]> {
+        let [len] = self.array()?;
+        if len < 255 {
+            return cut(&mut self.rest, usize::from(len));
+        }
+        let len = self.count()?;
+        cut(&mut self.rest, len)
+    }
+
+    #[inline]
+    fn text(&mut self) -> Result<&'de str> {
+        std::str::from_utf8(self.blob()?).or_else(|_| fail("a text is not UTF-8"))
+    }
+
+    /// Past `Some`: who asks for what is not an option may have what is in it.
+    #[inline]
+    fn skip_some(&mut self) {
+        while self.is_next(tag::SOME) {}
+    }
+
+    #[inline(always)]
+    fn down<T>(&mut self, read: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        if self.depth == 0 {
+            return fail("it is nested deeper than it says");
+        }
+        self.depth -= 1;
+        // Code of users may need more than was reckoned with.
+        let read = if self.depth > 0 && self.depth.is_multiple_of(SHALLOW) {
+            stack::with_room(STACK_TO_GO_ON, || read(self))
+        } else {
+            read(self)
+        };
+        self.depth += 1;
+        read
+    }
+
+    #[inline(always)]
+    fn shape(&mut self) -> Result<usize> {
+        let narrow = u16::from_le_bytes(self.array()?);
+        let shape = if narrow == WIDE { u32::from_le_bytes(self.array()?) as usize } else { usize::from(narrow) };
+        if shape < self.shapes.len() { Ok(shape) } else { fail("there is no such shape of a struct in the message") }
+    }
+
+    fn names(&self, shape: usize) -> (&'de [u8], usize) {
+        match self.shapes.get(shape) {
+            Some(shape) => (self.table.get(shape.at..shape.at + shape.len).unwrap_or_default(), shape.count),
+            None => (&[], 0),
+        }
+    }
+
+    /// The name of a variant.
+    fn variant_name(&self, shape: usize) -> Result<&'de str> {
+        let (mut names, count) = self.names(shape);
+        if count == 1 { cut_name(&mut names) } else { fail("a variant that has no name") }
+    }
+
+    /// Whether `V` may have the fields by their place: whether it wants just the fields that are there.
+    #[inline(always)]
+    fn is_positional<V>(&mut self, shape: usize, fields: &'static [&'static str]) -> bool {
+        let wanted = Some((identity::id_of::<V>(), fields.as_ptr() as usize));
+        self.shapes.get(shape).is_some_and(|shape| shape.matched == wanted && shape.count == fields.len())
+            || self.is_positional_at_first::<V>(shape, fields)
+    }
+
+    #[inline(never)]
+    fn is_positional_at_first<V>(&mut self, shape: usize, fields: &'static [&'static str]) -> bool {
+        let (mut names, count) = self.names(shape);
+        let is_same = is_derived::<V>()
+            && count == fields.len()
+            && fields.iter().all(|field| cut_name(&mut names).is_ok_and(|name| name == *field));
+        if is_same && let Some(shape) = self.shapes.get_mut(shape) {
+            shape.matched = Some((identity::id_of::<V>(), fields.as_ptr() as usize));
+        }
+        is_same
+    }
+
+    #[inline(always)]
+    fn elements<V: Visitor<'de>>(&mut self, count: usize, visitor: V) -> Result<V::Value> {
+        self.down(|reader| {
+            let mut elements = Elements { reader, left: count };
+            let value = visitor.visit_seq(&mut elements)?;
+            all_taken(elements.left == 0, value)
+        })
+    }
+
+    fn entries<V: Visitor<'de>>(&mut self, visitor: V) -> Result<V::Value> {
+        let count = self.count()?;
+        self.down(|reader| {
+            let mut entries = Elements { reader, left: count };
+            let value = visitor.visit_map(&mut entries)?;
+            all_taken(entries.left == 0, value)
+        })
+    }
+
+    fn by_names<V: Visitor<'de>>(&mut self, shape: usize, visitor: V) -> Result<V::Value> {
+        let (names, left) = self.names(shape);
+        self.down(|reader| {
+            let mut fields = Fields { reader, names, left };
+            let value = visitor.visit_map(&mut fields)?;
+            all_taken(fields.left == 0, value)
+        })
+    }
+
+    #[inline(always)]
+    fn run<V: Visitor<'de>>(&mut self, visitor: V) -> Result<V::Value> {
+        let [kind, width] = self.array()?;
+        let count = usize::try_from(u64::from_le_bytes(self.array()?)).unwrap_or(usize::MAX);
+        let size = run::size(kind)? * usize::from(width.max(1));
+        let len = count.saturating_mul(size);
+        let bytes = cut(&mut self.rest, len)?;
+        if let Some(list) = run::list::<V>(kind, width, bytes) {
+            return Ok(list);
+        }
+        if width == 0 {
+            return run::visit(kind, bytes, visitor);
+        }
+        let mut rows = Rows { bytes, kind, size };
+        let value = visitor.visit_seq(&mut rows)?;
+        all_taken(rows.bytes.is_empty(), value)
+    }
+
+    /// A value for a visitor that asked for another type than the usual, or for any.
+    #[inline(never)]
+    fn unusual<V: Visitor<'de>>(&mut self, visitor: V) -> Result<V::Value> {
+        self.skip_some();
+        self.any(visitor)
+    }
+
+    #[inline(never)]
+    fn any<V: Visitor<'de>>(&mut self, visitor: V) -> Result<V::Value> {
+        let [tag] = self.array()?;
+        macro_rules! number {
+            ($number:ty, $visit:ident) => {
+                visitor.$visit(<$number>::from_ne_bytes(self.array()?))
+            };
+        }
+        match tag {
+            tag::NONE => visitor.visit_none(),
+            tag::SOME => self.down(|reader| visitor.visit_some(reader)),
+            tag::UNIT => visitor.visit_unit(),
+            tag::FALSE => visitor.visit_bool(false),
+            tag::TRUE => visitor.visit_bool(true),
+            tag::U8 => number!(u8, visit_u8),
+            tag::U16 => number!(u16, visit_u16),
+            tag::U32 => number!(u32, visit_u32),
+            tag::U64 => number!(u64, visit_u64),
+            tag::I8 => number!(i8, visit_i8),
+            tag::I16 => number!(i16, visit_i16),
+            tag::I32 => number!(i32, visit_i32),
+            tag::I64 => number!(i64, visit_i64),
+            tag::F32 => number!(f32, visit_f32),
+            tag::F64 => number!(f64, visit_f64),
+            // serde's own buffer has no place for 128 bits.
+            tag::U128 => match u128::from_ne_bytes(self.array()?) {
+                small if u64::try_from(small).is_ok() => visitor.visit_u64(small as u64),
+                large => visitor.visit_u128(large),
+            },
+            tag::I128 => match i128::from_ne_bytes(self.array()?) {
+                small if i64::try_from(small).is_ok() => visitor.visit_i64(small as i64),
+                large => visitor.visit_i128(large),
+            },
+            tag::CHAR => match char::from_u32(u32::from_ne_bytes(self.array()?)) {
+                Some(char) => visitor.visit_char(char),
+                None => fail("a character that is none"),
+            },
+            tag::STR => visitor.visit_borrowed_str(self.text()?),
+            // As a sequence they cannot be taken for a text by an untagged enum.
+            tag::BYTES => match self.blob()? {
+                text if std::str::from_utf8(text).is_ok() => run::visit(tag::U8, text, visitor),
+                bytes => visitor.visit_borrowed_bytes(bytes),
+            },
+            tag::SEQ8 => {
+                let [count] = self.array()?;
+                self.elements(usize::from(count), visitor)
+            }
+            tag::SEQ => {
+                let count = self.count()?;
+                self.elements(count, visitor)
+            }
+            tag::RUN => self.run(visitor),
+            tag::MAP => self.entries(visitor),
+            tag::STRUCT => {
+                let shape = self.shape()?;
+                self.by_names(shape, visitor)
+            }
+            tag::UNIT_VARIANT => {
+                let shape = self.shape()?;
+                visitor.visit_borrowed_str(self.variant_name(shape)?)
+            }
+            tag::VARIANT => {
+                let shape = self.shape()?;
+                self.variant_name(shape)?;
+                self.by_names(shape, visitor)
+            }
+            _ => fail("there is a tag that is none"),
+        }
+    }
+}
+
+/// Whether serde derived the visitor `V`. Others are known to take a struct as a map, as text formats give it to them;
+/// whether also as a sequence is not. The name is serde's convention: were it to change, structs would be read by names.
+fn is_derived<V>() -> bool {
+    std::any::type_name::<V>().contains("::__Visitor")
+}
+
+macro_rules! leaves {
+    ($($deserialize:ident $visit:ident $number:ty, $kind:ident;)*) => {$(
+        #[inline(always)]
+        fn $deserialize<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value> {
+            if let Some((head, rest)) = self.rest.split_first_chunk::<{ 1 + size_of::<$number>() }>()
+                && let [tag::$kind, number @ ..] = head
+            {
+                self.rest = rest;
+                return visitor.$visit(<$number>::from_ne_bytes(*number));
+            }
+            self.unusual(visitor)
+        }
+    )*};
+}
+
+impl<'de> Deserializer<'de> for &mut Reader<'de> {
+    type Error = Error;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value> {
+        self.any(visitor)
+    }
+
+    leaves! {
+        deserialize_u8 visit_u8 u8, U8;
+        deserialize_u16 visit_u16 u16, U16;
+        deserialize_u32 visit_u32 u32, U32;
+        deserialize_u64 visit_u64 u64, U64;
+        deserialize_u128 visit_u128 u128, U128;
+        deserialize_i8 visit_i8 i8, I8;
+        deserialize_i16 visit_i16 i16, I16;
+        deserialize_i32 visit_i32 i32, I32;
+        deserialize_i64 visit_i64 i64, I64;
+        deserialize_i128 visit_i128 i128, I128;
+        deserialize_f32 visit_f32 f32, F32;
+        deserialize_f64 visit_f64 f64, F64;
+    }
+
+    #[inline]
+    fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value> {
+        match self.rest {
+            [tag @ (tag::TRUE | tag::FALSE), rest @ ..] => {
+                self.rest = rest;
+                visitor.visit_bool(*tag == tag::TRUE)
+            }
+            _ => self.unusual(visitor),
+        }
+    }
+
+    fn deserialize_char<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value> {
+        self.unusual(visitor)
+    }
+
+    #[inline]
+    fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value> {
+        if self.is_next(tag::STR) {
+            return visitor.visit_borrowed_str(self.text()?);
+        }
+        self.unusual(visitor)
+    }
+
+    #[inline]
+    fn deserialize_string<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value> {
+        self.deserialize_str(visitor)
+    }
+
+    fn deserialize_bytes<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value> {
+        self.skip_some();
+        if self.is_next(tag::BYTES) {
+            return visitor.visit_borrowed_bytes(self.blob()?);
+        }
+        if let [tag::RUN, tag::U8, 0, rest @ ..] = self.rest {
+            self.rest = rest;
+            let len = self.count()?;
+            return visitor.visit_borrowed_bytes(cut(&mut self.rest, len)?);
+        }
+        self.any(visitor)
+    }
+
+    fn deserialize_byte_buf<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value> {
+        self.deserialize_bytes(visitor)
+    }
+
+    #[inline]
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value> {
+        if self.is_next(tag::SOME) {
+            return self.down(|reader| visitor.visit_some(reader));
+        }
+        match self.peek()? {
+            tag::NONE | tag::UNIT => self.any(visitor),
+            _ => visitor.visit_some(self),
+        }
+    }
+
+    fn deserialize_unit<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value> {
+        self.skip_some();
+        if self.is_next(tag::NONE) {
+            return visitor.visit_unit();
+        }
+        self.any(visitor)
+    }
+
+    fn deserialize_unit_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value> {
+        self.deserialize_unit(visitor)
+    }
+
+    #[inline]
+    fn deserialize_newtype_struct<V: Visitor<'de>>(self, name: &'static str, visitor: V) -> Result<V::Value> {
+        // Names of serde_json and others that mean something else, which only their visitors know.
+        if name.starts_with('$') { self.any(visitor) } else { visitor.visit_newtype_struct(self) }
+    }
+
+    #[inline]
+    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value> {
+        if self.is_next(tag::RUN) {
+            return self.run(visitor);
+        }
+        if self.is_next(tag::SEQ) {
+            let count = self.count()?;
+            return self.elements(count, visitor);
+        }
+        if self.is_next(tag::SEQ8) {
+            let [count] = self.array()?;
+            return self.elements(usize::from(count), visitor);
+        }
+        self.skip_some();
+        if self.is_next(tag::BYTES) {
+            return run::visit(tag::U8, self.blob()?, visitor);
+        }
+        self.any(visitor)
+    }
+
+    #[inline(always)]
+    fn deserialize_tuple<V: Visitor<'de>>(self, len: usize, visitor: V) -> Result<V::Value> {
+        if let [tag::SEQ8, count, rest @ ..] = self.rest
+            && usize::from(*count) == len
+        {
+            self.rest = rest;
+            return self.elements(len, visitor);
+        }
+        self.deserialize_seq(visitor)
+    }
+
+    fn deserialize_tuple_struct<V: Visitor<'de>>(self, _: &'static str, len: usize, visitor: V) -> Result<V::Value> {
+        self.deserialize_tuple(len, visitor)
+    }
+
+    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value> {
+        if self.is_next(tag::MAP) {
+            return self.entries(visitor);
+        }
+        self.unusual(visitor)
+    }
+
+    #[inline(always)]
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value> {
+        if !self.is_next(tag::STRUCT) {
+            self.skip_some();
+            if !self.is_next(tag::STRUCT) {
+                return self.any(visitor);
+            }
+        }
+        let shape = self.shape()?;
+        if self.is_positional::<V>(shape, fields) {
+            return self.elements(fields.len(), visitor);
+        }
+        self.by_names(shape, visitor)
+    }
+
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        _: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value> {
+        self.skip_some();
+        let tag = self.peek()?;
+        match tag {
+            tag::UNIT_VARIANT | tag::VARIANT => {
+                self.array::<1>()?;
+                let shape = self.shape()?;
+                let name = self.variant_name(shape)?;
+                match tag {
+                    tag::VARIANT => self.down(|reader| visitor.visit_enum(Variant { reader, name })),
+                    _ => visitor.visit_enum(BorrowedStrDeserializer::new(name)),
+                }
+            }
+            // As other formats write variants, and types that are written by hand.
+            tag::STR => {
+                self.array::<1>()?;
+                visitor.visit_enum(self.text()?.into_deserializer())
+            }
+            tag::MAP => {
+                self.array::<1>()?;
+                let left = self.count()?;
+                self.down(|reader| visitor.visit_enum(MapAccessDeserializer::new(Elements { reader, left })))
+            }
+            tag::STRUCT => {
+                self.array::<1>()?;
+                let shape = self.shape()?;
+                let (names, left) = self.names(shape);
+                self.down(|reader| visitor.visit_enum(MapAccessDeserializer::new(Fields { reader, names, left })))
+            }
+            _ => self.any(visitor),
+        }
+    }
+
+    fn deserialize_identifier<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value> {
+        self.deserialize_str(visitor)
+    }
+
+    fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value> {
+        self.any(visitor)
+    }
+}
+
+/// The elements of a sequence, or keys and values in turn.
+struct Elements<'b, 'de> {
+    reader: &'b mut Reader<'de>,
+    left: usize,
+}
+
+impl<'de> SeqAccess<'de> for Elements<'_, 'de> {
+    type Error = Error;
+
+    #[inline(always)]
+    fn next_element_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>> {
+        if self.left == 0 {
+            return Ok(None);
+        }
+        self.left -= 1;
+        seed.deserialize(&mut *self.reader).map(Some)
+    }
+
+    fn size_hint(&self) -> Option<usize> {
+        Some(self.left.min(self.reader.rest.len()))
+    }
+}
+
+impl<'de> MapAccess<'de> for Elements<'_, 'de> {
+    type Error = Error;
+
+    #[inline]
+    fn next_key_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>> {
+        self.next_element_seed(seed)
+    }
+
+    #[inline]
+    fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value> {
+        seed.deserialize(&mut *self.reader)
+    }
+
+    fn size_hint(&self) -> Option<usize> {
+        Some(self.left.min(self.reader.rest.len() / 2))
+    }
+}
+
+/// The fields of a struct, as a map from their names.
+struct Fields<'b, 'de> {
+    reader: &'b mut Reader<'de>,
+    names: &'de [u8],
+    left: usize,
+}
+
+impl<'de> MapAccess<'de> for Fields<'_, 'de> {
+    type Error = Error;
+
+    fn next_key_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>> {
+        if self.left == 0 {
+            return Ok(None);
+        }
+        self.left -= 1;
+        seed.deserialize(BorrowedStrDeserializer::new(cut_name(&mut self.names)?)).map(Some)
+    }
+
+    fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value> {
+        seed.deserialize(&mut *self.reader)
+    }
+
+    fn size_hint(&self) -> Option<usize> {
+        Some(self.left.min(self.reader.rest.len()))
+    }
+}
+
+/// A variant that has content.
+struct Variant<'b, 'de> {
+    reader: &'b mut Reader<'de>,
+    name: &'de str,
+}
+
+impl<'de> EnumAccess<'de> for Variant<'_, 'de> {
+    type Error = Error;
+    type Variant = Self;
+
+    #[inline]
+    fn variant_seed<S: DeserializeSeed<'de>>(self, seed: S) -> Result<(S::Value, Self)> {
+        Ok((seed.deserialize(BorrowedStrDeserializer::new(self.name))?, self))
+    }
+}
+
+impl<'de> VariantAccess<'de> for Variant<'_, 'de> {
+    type Error = Error;
+
+    fn unit_variant(self) -> Result<()> {
+        Deserialize::deserialize(self.reader)
+    }
+
+    #[inline]
+    fn newtype_variant_seed<S: DeserializeSeed<'de>>(self, seed: S) -> Result<S::Value> {
+        seed.deserialize(self.reader)
+    }
+
+    #[inline]
+    fn tuple_variant<V: Visitor<'de>>(self, len: usize, visitor: V) -> Result<V::Value> {
+        self.reader.deserialize_tuple(len, visitor)
+    }
+
+    #[inline]
+    fn struct_variant<V: Visitor<'de>>(self, fields: &'static [&'static str], visitor: V) -> Result<V::Value> {
+        self.reader.deserialize_struct("", fields, visitor)
+    }
+}

@@ -1,0 +1,123 @@
+//! How a value that is not plain lies in a message: a format of our own for serde, lossless and self-describing.
+//!
+//! ```text
+//! message  version, value, [table], [depth u32], [where the table begins u64]
+//! value    NONE | SOME value | UNIT | FALSE | TRUE | CHAR u32 | U8 .. F64 and the number as it lies in memory
+//!          STR length text | BYTES length bytes                    length: one byte, or 255 and a u64
+//!          SEQ8 n value*n | SEQ n value*n | MAP n (value value)*n  n: one byte in SEQ8, else a u64
+//!          RUN kind width n bytes                                  n numbers, or n arrays of `width` numbers
+//!          STRUCT shape value*                                     as many as the shape has names
+//!          UNIT_VARIANT shape | VARIANT shape value                the shape has one name: the variant's
+//! shape    u16, or 65535 and a u32: an index into the table
+//! table    count u32, then for each shape: names u16, bytes u32, then for each name its length u16 and its text
+//! ```
+//!
+//! - `Some` is always marked, so an option keeps its content apart from nothing, whatever the content is.
+//! - The fields of a struct lie in their order, and their names stand once for each message in the table. A reader that
+//!   asks for a struct of the same names gets the fields by position (only code that serde derived: see
+//!   `de::is_derived`); any other reader gets a map from names to values. A field that was skipped makes another shape.
+//! - Variants go by name, for `skip` shifts their indices.
+//! - Both sides are human-readable, because serde's own buffer (behind `flatten`, `tag` and `untagged`) is.
+//! - The sender writes how deep the value is nested, if that is more than [`SHALLOW`], so that the receiver can see to
+//!   it that there is enough stack before it begins.
+//!
+//! Bytes that are damaged are an error: nothing is allocated that the bytes which are there do not justify, and
+//! nothing is nested deeper than the message says.
+
+mod de;
+mod names;
+mod run;
+mod ser;
+
+pub(super) use de::from_slice;
+pub(super) use ser::append;
+
+use std::cell::Cell;
+use std::fmt;
+
+/// The first byte of a message, less its two flags.
+const VERSION: u8 = 1;
+/// Flag: there is a table of names.
+const HAS_TABLE: u8 = 0x80;
+/// Flag: the value is deeper than [`SHALLOW`].
+const IS_DEEP: u8 = 0x40;
+
+/// Values nested so deep are read on whatever stack there is, as the usual ones are.
+const SHALLOW: u32 = 16;
+/// Stack that one level may take, in code of serde and of users that was built without optimisation too.
+const STACK_OF_LEVEL: usize = 32 << 10;
+/// Stack that must be left where encoding goes deeper by another [`SHALLOW`] levels.
+const STACK_TO_GO_ON: usize = SHALLOW as usize * STACK_OF_LEVEL;
+/// Nothing is nested deeper than so many levels, whoever allows it.
+const DEEPEST: u32 = 1 << 20;
+/// So many levels are permitted if nobody has said otherwise.
+const DEFAULT_DEPTH: u32 = 1024;
+
+/// The tag that a value begins with.
+mod tag {
+    macro_rules! tags {
+        ($($name:ident)*) => {
+            #[allow(non_camel_case_types, clippy::upper_case_acronyms)]
+            #[repr(u8)]
+            enum Tag { $($name),* }
+            $(pub(super) const $name: u8 = Tag::$name as u8;)*
+        };
+    }
+    tags! {
+        NONE SOME UNIT FALSE TRUE CHAR U8 U16 U32 U64 U128 I8 I16 I32 I64 I128 F32 F64
+        STR BYTES SEQ8 SEQ MAP RUN STRUCT UNIT_VARIANT VARIANT
+    }
+}
+
+/// Why a value cannot be written or read.
+pub(super) struct Error(Box<Box<str>>);
+
+type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    #[cold]
+    #[inline(never)]
+    fn new(why: impl fmt::Display) -> Self {
+        Self(Box::new(why.to_string().into_boxed_str()))
+    }
+}
+
+/// An error, as a result.
+#[cold]
+#[inline(never)]
+fn fail<T>(why: &str) -> Result<T> {
+    Err(Error::new(why))
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl serde::ser::Error for Error {
+    fn custom<T: fmt::Display>(why: T) -> Self {
+        Self::new(why)
+    }
+}
+
+impl serde::de::Error for Error {
+    fn custom<T: fmt::Display>(why: T) -> Self {
+        Self::new(why)
+    }
+}
+
+thread_local! {
+    static DEPTH_LIMIT: Cell<u32> = const { Cell::new(DEFAULT_DEPTH) };
+}
+
+#[cfg(test)]
+mod tests;

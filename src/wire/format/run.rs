@@ -1,0 +1,282 @@
+//! Numbers that lie in a message as they lie in memory: which types do so, and how they are read one by one.
+
+use super::{Error, Result, fail, tag};
+use crate::os::identity;
+use serde::de::{DeserializeSeed, Deserializer, SeqAccess, Visitor};
+use serde::forward_to_deserialize_any as forward;
+use std::any::TypeId;
+use std::marker::PhantomData;
+
+/// Does `$case!(type KIND, ..)` for every number that lies in runs.
+macro_rules! each_number {
+    ($case:ident) => {
+        $case! {
+            u8 U8, u16 U16, u32 U32, u64 U64, i8 I8, i16 I16, i32 I32, i64 I64, f32 F32, f64 F64
+        }
+    };
+}
+
+/// A list of numbers, or of arrays of `width` numbers; 0 for numbers by themselves.
+pub(super) struct Seen<'a> {
+    pub(super) kind: u8,
+    pub(super) width: u8,
+    pub(super) count: usize,
+    pub(super) bytes: &'a [u8],
+}
+
+/// What `iter` goes through, if it is a `Vec` or slice that can lie in memory as it is.
+#[inline(always)]
+pub(super) fn see<I>(iter: &I) -> Option<Seen<'_>> {
+    macro_rules! case {
+        ($number:ty, $kind:ident, $width:literal) => {
+            if let Some(list) = identity::elements::<I, $number>(iter) {
+                let bytes = bytemuck::cast_slice(list);
+                return Some(Seen { kind: tag::$kind, width: $width, count: list.len(), bytes });
+            }
+        };
+    }
+    macro_rules! cases {
+        ($($number:ident $kind:ident),*) => {$(
+            case!($number, $kind, 0);
+            case!([$number; 2], $kind, 2);
+            case!([$number; 3], $kind, 3);
+            case!([$number; 4], $kind, 4);
+        )*};
+    }
+    each_number!(cases);
+    #[cfg(target_pointer_width = "64")]
+    {
+        case!(usize, U64, 0);
+        case!(isize, I64, 0);
+    }
+    None
+}
+
+/// The tag of `T`, if it is a number that lies in runs, or a reference to one.
+#[inline(always)]
+pub(super) fn kind<T: ?Sized>() -> Option<u8> {
+    let id = identity::id_of::<T>();
+    macro_rules! cases {
+        ($($number:ident $kind:ident),*) => {$(
+            if id == TypeId::of::<$number>() || id == TypeId::of::<&'static $number>() {
+                return Some(tag::$kind);
+            }
+        )*};
+    }
+    each_number!(cases);
+    None
+}
+
+/// Appends the number that `value` is, without a tag.
+#[inline(always)]
+pub(super) fn append<T: ?Sized>(value: &T, to: &mut Vec<u8>) {
+    macro_rules! cases {
+        ($($number:ident $kind:ident),*) => {$(
+            if let Some(number) = identity::number::<T, $number>(value) {
+                to.extend_from_slice(&number.to_ne_bytes());
+            }
+        )*};
+    }
+    each_number!(cases);
+}
+
+/// How many bytes a number takes.
+pub(super) fn size(kind: u8) -> Result<usize> {
+    match kind {
+        tag::U8 | tag::I8 => Ok(1),
+        tag::U16 | tag::I16 => Ok(2),
+        tag::U32 | tag::I32 | tag::F32 => Ok(4),
+        tag::U64 | tag::I64 | tag::F64 => Ok(8),
+        _ => fail("a run of what is no number"),
+    }
+}
+
+/// The whole run as the value of `V`, if that is serde's own visitor of a `Vec` of just these: it would but push the
+/// elements. Another visitor, which may do as it likes, is given them one by one.
+#[inline(always)]
+pub(super) fn list<'de, V: Visitor<'de>>(kind: u8, width: u8, bytes: &[u8]) -> Option<V::Value> {
+    let visitor = identity::id_of::<V>();
+    macro_rules! case {
+        ($number:ty) => {
+            if visitor == visitor_of::<Vec<$number>>() {
+                return identity::list::<V::Value, $number>(bytemuck::pod_collect_to_vec(bytes));
+            }
+        };
+    }
+    macro_rules! cases {
+        ($($number:ident $kind:ident),*) => {
+            match (kind, width) {
+                $((tag::$kind, 0) => case!($number),
+                (tag::$kind, 2) => case!([$number; 2]),
+                (tag::$kind, 3) => case!([$number; 3]),
+                (tag::$kind, 4) => case!([$number; 4]),)*
+                _ => {}
+            }
+        };
+    }
+    each_number!(cases);
+    #[cfg(target_pointer_width = "64")]
+    match (kind, width) {
+        (tag::U64, 0) => case!(usize),
+        (tag::I64, 0) => case!(isize),
+        _ => {}
+    }
+    None
+}
+
+/// The type of the visitor with which `T` deserialises a sequence: found by asking it to.
+#[inline(always)]
+fn visitor_of<'de, T: serde::Deserialize<'de>>() -> TypeId {
+    match T::deserialize(Probe) {
+        Err(Found(visitor)) => visitor,
+        Ok(_) => TypeId::of::<()>(),
+    }
+}
+
+/// A deserializer that only looks who asks.
+struct Probe;
+
+struct Found(TypeId);
+
+impl<'de> Deserializer<'de> for Probe {
+    type Error = Found;
+    #[inline(always)]
+    fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Found> {
+        Err(Found(identity::id_of::<V>()))
+    }
+    forward! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit unit_struct
+        newtype_struct seq tuple tuple_struct map struct enum identifier ignored_any
+    }
+}
+
+impl std::fmt::Debug for Found {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::fmt::Display for Found {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Debug::fmt(self, f)
+    }
+}
+
+impl std::error::Error for Found {}
+
+impl serde::de::Error for Found {
+    fn custom<T: std::fmt::Display>(_: T) -> Self {
+        Self(TypeId::of::<()>())
+    }
+}
+
+/// One number out of a run.
+struct Leaf<P>(P);
+
+/// Numbers of one kind.
+struct Numbers<'de, P>(&'de [u8], PhantomData<P>);
+
+macro_rules! numbers {
+    ($($number:ident $kind:ident $visit:ident $size:literal),*) => {
+        $(impl<'de> Deserializer<'de> for Leaf<$number> {
+            type Error = Error;
+            #[inline(always)]
+            fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value> {
+                visitor.$visit(self.0)
+            }
+            fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value> {
+                visitor.visit_some(self)
+            }
+            #[inline(always)]
+            fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value> {
+                visitor.visit_newtype_struct(self)
+            }
+            forward! {
+                bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf unit unit_struct
+                seq tuple tuple_struct map struct enum identifier ignored_any
+            }
+        }
+
+        impl<'de> SeqAccess<'de> for Numbers<'de, $number> {
+            type Error = Error;
+            #[inline(always)]
+            fn next_element_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>> {
+                let Some((number, rest)) = self.0.split_first_chunk::<$size>() else { return Ok(None) };
+                self.0 = rest;
+                seed.deserialize(Leaf(<$number>::from_ne_bytes(*number))).map(Some)
+            }
+            fn size_hint(&self) -> Option<usize> {
+                Some(self.0.len() / $size)
+            }
+        })*
+
+        /// Numbers one by one.
+        #[inline]
+        pub(super) fn visit<'de, V: Visitor<'de>>(kind: u8, bytes: &'de [u8], visitor: V) -> Result<V::Value> {
+            match kind {
+                $(tag::$kind => {
+                    let mut numbers = Numbers::<$number>(bytes, PhantomData);
+                    let value = visitor.visit_seq(&mut numbers)?;
+                    all_taken(numbers.0.is_empty(), value)
+                })*
+                _ => fail("a run of what is no number"),
+            }
+        }
+    };
+}
+
+numbers! {
+    u8 U8 visit_u8 1, u16 U16 visit_u16 2, u32 U32 visit_u32 4, u64 U64 visit_u64 8,
+    i8 I8 visit_i8 1, i16 I16 visit_i16 2, i32 I32 visit_i32 4, i64 I64 visit_i64 8,
+    f32 F32 visit_f32 4, f64 F64 visit_f64 8
+}
+
+/// A value, if its visitor has taken all elements: one that wants fewer was meant for something else.
+#[inline(always)]
+pub(super) fn all_taken<T>(is_so: bool, value: T) -> Result<T> {
+    if is_so { Ok(value) } else { fail("there are more elements than the type has place for") }
+}
+
+/// Arrays of `size` bytes, one by one.
+pub(super) struct Rows<'de> {
+    pub(super) bytes: &'de [u8],
+    pub(super) kind: u8,
+    pub(super) size: usize,
+}
+
+impl<'de> SeqAccess<'de> for Rows<'de> {
+    type Error = Error;
+    fn next_element_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>> {
+        let Some((bytes, rest)) = self.bytes.split_at_checked(self.size).filter(|(row, _)| !row.is_empty()) else {
+            return Ok(None);
+        };
+        self.bytes = rest;
+        seed.deserialize(Row { bytes, kind: self.kind }).map(Some)
+    }
+    fn size_hint(&self) -> Option<usize> {
+        self.bytes.len().checked_div(self.size)
+    }
+}
+
+/// One array out of a run.
+struct Row<'de> {
+    bytes: &'de [u8],
+    kind: u8,
+}
+
+impl<'de> Deserializer<'de> for Row<'de> {
+    type Error = Error;
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value> {
+        visit(self.kind, self.bytes, visitor)
+    }
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value> {
+        visitor.visit_some(self)
+    }
+    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value> {
+        visitor.visit_newtype_struct(self)
+    }
+    forward! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf unit unit_struct seq tuple
+        tuple_struct map struct enum identifier ignored_any
+    }
+}

@@ -1,0 +1,552 @@
+//! Writing a value.
+
+use super::names::{self, List, Names};
+use super::{
+    DEEPEST, DEPTH_LIMIT, Error, HAS_TABLE, IS_DEEP, Result, SHALLOW, STACK_TO_GO_ON, VERSION, fail, run, tag,
+};
+use crate::os::stack;
+use serde::ser::{
+    Serialize, SerializeMap, SerializeSeq, SerializeStruct, SerializeStructVariant, SerializeTuple,
+    SerializeTupleStruct, SerializeTupleVariant, Serializer,
+};
+use std::cell::Cell;
+use std::fmt::{self, Write as _};
+
+thread_local! {
+    static NAMES: Cell<Option<Box<Names>>> = const { Cell::new(None) };
+}
+
+/// Appends `value` to `out`. After an error, or a panic of the value's own code, half of it may be there.
+pub(crate) fn append<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>) -> Result<()> {
+    // At the end of a thread, and inside the value that is being written, there are none to be had.
+    let mut names = NAMES.try_with(Cell::take).ok().flatten().unwrap_or_default();
+    names.begin();
+    let start = out.len();
+    out.push(VERSION);
+    let limit = DEPTH_LIMIT.try_with(Cell::get).unwrap_or(super::DEFAULT_DEPTH).min(DEEPEST);
+    let mut writer = Writer { out, names: &mut names, depth: 0, deepest: 0, limit };
+    let written = value.serialize(&mut writer).and_then(|()| writer.finish(start));
+    let _ = NAMES.try_with(|kept| kept.set(Some(names)));
+    written
+}
+
+/// serde's `Serializer`, by reference.
+pub(super) struct Writer<'a> {
+    out: &'a mut Vec<u8>,
+    names: &'a mut Names,
+    depth: u32,
+    deepest: u32,
+    limit: u32,
+}
+
+impl Writer<'_> {
+    /// What follows the value.
+    fn finish(&mut self, start: usize) -> Result<()> {
+        let end = self.out.len() - start;
+        let has_table = !self.names.is_unused();
+        if has_table {
+            self.out[start] |= HAS_TABLE;
+            self.names.write_table(self.out)?;
+        }
+        if self.deepest > SHALLOW {
+            self.out[start] |= IS_DEEP;
+            self.out.extend_from_slice(&self.deepest.to_le_bytes());
+        }
+        if has_table {
+            self.out.extend_from_slice(&(end as u64).to_le_bytes());
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn put<const N: usize>(&mut self, tag: u8, bytes: [u8; N]) -> Result<()> {
+        self.out.reserve(1 + N);
+        self.out.push(tag);
+        self.out.extend_from_slice(&bytes);
+        Ok(())
+    }
+
+    #[inline]
+    fn blob(&mut self, tag: u8, bytes: &[u8]) -> Result<()> {
+        self.out.reserve(10 + bytes.len());
+        match u8::try_from(bytes.len()) {
+            Ok(len) if len < 255 => self.out.extend_from_slice(&[tag, len]),
+            _ => {
+                self.out.extend_from_slice(&[tag, 255]);
+                self.out.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
+            }
+        }
+        self.out.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    /// One level down; returns the depth before.
+    #[inline]
+    fn down(&mut self) -> Result<u32> {
+        let outer = self.depth;
+        if outer >= self.limit {
+            return too_deep(self.limit);
+        }
+        self.depth = outer + 1;
+        self.deepest = self.deepest.max(self.depth);
+        Ok(outer)
+    }
+
+    /// Writes what is part of the value that is being written.
+    #[inline(always)]
+    fn part<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<()> {
+        if run::kind::<T>().is_none() && self.depth >= SHALLOW && self.depth.is_multiple_of(SHALLOW) {
+            return self.part_with_room(value);
+        }
+        value.serialize(self)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn part_with_room<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<()> {
+        stack::with_room(STACK_TO_GO_ON, || value.serialize(self))
+    }
+
+    #[inline]
+    fn part_below<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<()> {
+        let outer = self.down()?;
+        self.part(value)?;
+        self.depth = outer;
+        Ok(())
+    }
+
+    #[inline]
+    fn variant(&mut self, tag: u8, name: &'static str) -> Result<()> {
+        let list = self.names.root(name);
+        let shape = self.names.shape(list)?;
+        match u16::try_from(shape) {
+            Ok(shape) if shape < names::WIDE => self.put(tag, shape.to_le_bytes()),
+            _ => {
+                self.put(tag, names::WIDE.to_le_bytes())?;
+                self.out.extend_from_slice(&shape.to_le_bytes());
+                Ok(())
+            }
+        }
+    }
+
+    fn run(&mut self, kind: u8, width: u8, count: usize, bytes: &[u8]) {
+        self.out.reserve(RUN_HEAD + bytes.len());
+        self.out.extend_from_slice(&[tag::RUN, kind, width]);
+        self.out.extend_from_slice(&(count as u64).to_le_bytes());
+        self.out.extend_from_slice(bytes);
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn too_deep<T>(limit: u32) -> Result<T> {
+    Err(Error::new(format_args!(
+        "it is nested deeper than {limit} levels, which is the limit; `with_depth_limit` raises it"
+    )))
+}
+
+/// Tag, kind, width and count.
+const RUN_HEAD: usize = 11;
+/// Where the count of a run or a sequence stands, from its tag on.
+const RUN_COUNT: usize = 3;
+const SEQ_COUNT: usize = 1;
+/// A tuple of more elements may be an array that is worth a run.
+const LONGEST_TUPLE: usize = 16;
+
+/// How a sequence is being written.
+#[derive(Clone, Copy)]
+enum Form {
+    /// Its first element will tell.
+    Open,
+    /// `SEQ8` with this count.
+    Short(u8),
+    /// `SEQ`; the count is written last.
+    Long,
+    /// `RUN` of this kind; the count is written last.
+    Run(u8),
+}
+
+pub(super) struct Elements<'b, 'a> {
+    writer: &'b mut Writer<'a>,
+    start: usize,
+    count: u64,
+    form: Form,
+    /// The depth outside.
+    outer: u32,
+}
+
+impl<'b, 'a> Elements<'b, 'a> {
+    /// `len`: as many as the value says there will be.
+    #[inline(always)]
+    fn short(writer: &'b mut Writer<'a>, len: u8) -> Result<Self> {
+        let (outer, start) = (writer.down()?, writer.out.len());
+        writer.out.extend_from_slice(&[tag::SEQ8, len]);
+        Ok(Self { writer, start, count: 0, form: Form::Short(len), outer })
+    }
+
+    #[inline(always)]
+    fn open(writer: &'b mut Writer<'a>) -> Result<Self> {
+        let (outer, start) = (writer.down()?, writer.out.len());
+        Ok(Self { writer, start, count: 0, form: Form::Open, outer })
+    }
+
+    #[inline(always)]
+    fn element<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<()> {
+        self.count += 1;
+        match self.form {
+            Form::Short(_) | Form::Long => {}
+            Form::Run(kind) if run::kind::<T>() == Some(kind) => {
+                run::append(value, self.writer.out);
+                return Ok(());
+            }
+            Form::Run(kind) => self.untie(kind)?,
+            Form::Open => {
+                if let Some(kind) = run::kind::<T>() {
+                    self.form = Form::Run(kind);
+                    self.writer.run(kind, 0, 0, &[]);
+                    run::append(value, self.writer.out);
+                    return Ok(());
+                }
+                self.form = Form::Long;
+                self.writer.put(tag::SEQ, [0; 8])?;
+            }
+        }
+        self.writer.part(value)
+    }
+
+    /// The run turned out to be none: its elements so far are written again, each with its tag.
+    #[cold]
+    #[inline(never)]
+    fn untie(&mut self, kind: u8) -> Result<()> {
+        let size = run::size(kind)?;
+        let numbers = self.writer.out.split_off(self.start + RUN_HEAD);
+        self.writer.out.truncate(self.start);
+        self.writer.put(tag::SEQ, [0; 8])?;
+        for number in numbers.chunks(size) {
+            self.writer.out.push(kind);
+            self.writer.out.extend_from_slice(number);
+        }
+        self.form = Form::Long;
+        Ok(())
+    }
+
+    #[inline]
+    fn finish(self) -> Result<()> {
+        self.writer.depth = self.outer;
+        let (out, start) = (&mut *self.writer.out, self.start);
+        let mut write_count = |at: usize| out[start + at..start + at + 8].copy_from_slice(&self.count.to_le_bytes());
+        match self.form {
+            Form::Open => out.extend_from_slice(&[tag::SEQ8, 0]),
+            Form::Short(len) if u64::from(len) == self.count => {}
+            Form::Short(_) => lengthen(out, start, self.count),
+            Form::Long => write_count(SEQ_COUNT),
+            Form::Run(_) => write_count(RUN_COUNT),
+        }
+        Ok(())
+    }
+}
+
+/// Turns the `SEQ8` at `start`, which said another count, into a `SEQ`.
+#[cold]
+#[inline(never)]
+fn lengthen(out: &mut Vec<u8>, start: usize, count: u64) {
+    out.splice(start..start + 2, std::iter::once(tag::SEQ).chain(count.to_le_bytes()));
+}
+
+pub(super) struct Entries<'b, 'a> {
+    writer: &'b mut Writer<'a>,
+    start: usize,
+    count: u64,
+    outer: u32,
+}
+
+pub(super) struct Fields<'b, 'a> {
+    writer: &'b mut Writer<'a>,
+    start: usize,
+    list: List,
+    outer: u32,
+}
+
+macro_rules! leaves {
+    ($($serialize:ident $number:ty, $kind:ident;)*) => {$(
+        #[inline(always)]
+        fn $serialize(self, number: $number) -> Result<()> {
+            self.put(tag::$kind, number.to_ne_bytes())
+        }
+    )*};
+}
+
+impl<'b, 'a> Serializer for &'b mut Writer<'a> {
+    type Ok = ();
+    type Error = Error;
+    type SerializeSeq = Elements<'b, 'a>;
+    type SerializeTuple = Elements<'b, 'a>;
+    type SerializeTupleStruct = Elements<'b, 'a>;
+    type SerializeTupleVariant = Elements<'b, 'a>;
+    type SerializeMap = Entries<'b, 'a>;
+    type SerializeStruct = Fields<'b, 'a>;
+    type SerializeStructVariant = Fields<'b, 'a>;
+
+    leaves! {
+        serialize_u8 u8, U8;
+        serialize_u16 u16, U16;
+        serialize_u32 u32, U32;
+        serialize_u64 u64, U64;
+        serialize_u128 u128, U128;
+        serialize_i8 i8, I8;
+        serialize_i16 i16, I16;
+        serialize_i32 i32, I32;
+        serialize_i64 i64, I64;
+        serialize_i128 i128, I128;
+        serialize_f32 f32, F32;
+        serialize_f64 f64, F64;
+    }
+
+    #[inline]
+    fn serialize_bool(self, value: bool) -> Result<()> {
+        self.out.push(if value { tag::TRUE } else { tag::FALSE });
+        Ok(())
+    }
+
+    #[inline]
+    fn serialize_char(self, value: char) -> Result<()> {
+        self.put(tag::CHAR, u32::from(value).to_ne_bytes())
+    }
+
+    #[inline]
+    fn serialize_str(self, value: &str) -> Result<()> {
+        self.blob(tag::STR, value.as_bytes())
+    }
+
+    fn collect_str<T: fmt::Display + ?Sized>(self, value: &T) -> Result<()> {
+        let start = self.out.len();
+        self.out.extend_from_slice(&[tag::STR, 0]);
+        if write!(Text(self.out), "{value}").is_err() {
+            return fail("a value's own Display failed");
+        }
+        match self.out.len() - start - 2 {
+            len @ ..255 => self.out[start + 1] = len as u8,
+            len => {
+                self.out[start + 1] = 255;
+                self.out.splice(start + 2..start + 2, (len as u64).to_le_bytes());
+            }
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn serialize_bytes(self, value: &[u8]) -> Result<()> {
+        self.blob(tag::BYTES, value)
+    }
+
+    #[inline]
+    fn serialize_none(self) -> Result<()> {
+        self.out.push(tag::NONE);
+        Ok(())
+    }
+
+    #[inline]
+    fn serialize_some<T: Serialize + ?Sized>(self, value: &T) -> Result<()> {
+        self.out.push(tag::SOME);
+        self.part_below(value)
+    }
+
+    #[inline]
+    fn serialize_unit(self) -> Result<()> {
+        self.out.push(tag::UNIT);
+        Ok(())
+    }
+
+    fn serialize_unit_struct(self, _: &'static str) -> Result<()> {
+        self.serialize_unit()
+    }
+
+    #[inline]
+    fn serialize_newtype_struct<T: Serialize + ?Sized>(self, _: &'static str, value: &T) -> Result<()> {
+        value.serialize(self)
+    }
+
+    #[inline]
+    fn serialize_unit_variant(self, _: &'static str, _: u32, variant: &'static str) -> Result<()> {
+        self.variant(tag::UNIT_VARIANT, variant)
+    }
+
+    #[inline]
+    fn serialize_newtype_variant<T: Serialize + ?Sized>(
+        self,
+        _: &'static str,
+        _: u32,
+        variant: &'static str,
+        value: &T,
+    ) -> Result<()> {
+        self.variant(tag::VARIANT, variant)?;
+        self.part_below(value)
+    }
+
+    #[inline]
+    fn serialize_seq(self, _: Option<usize>) -> Result<Elements<'b, 'a>> {
+        Elements::open(self)
+    }
+
+    #[inline]
+    fn serialize_tuple(self, len: usize) -> Result<Elements<'b, 'a>> {
+        if len <= LONGEST_TUPLE { Elements::short(self, len as u8) } else { Elements::open(self) }
+    }
+
+    #[inline]
+    fn serialize_tuple_struct(self, _: &'static str, len: usize) -> Result<Elements<'b, 'a>> {
+        self.serialize_tuple(len)
+    }
+
+    #[inline]
+    fn serialize_tuple_variant(
+        self,
+        _: &'static str,
+        _: u32,
+        variant: &'static str,
+        len: usize,
+    ) -> Result<Elements<'b, 'a>> {
+        self.variant(tag::VARIANT, variant)?;
+        let outer = self.down()?;
+        Ok(Elements { outer, ..self.serialize_tuple(len)? })
+    }
+
+    #[inline]
+    fn serialize_map(self, _: Option<usize>) -> Result<Entries<'b, 'a>> {
+        let (outer, start) = (self.down()?, self.out.len());
+        self.put(tag::MAP, [0; 8])?;
+        Ok(Entries { writer: self, start, count: 0, outer })
+    }
+
+    #[inline(always)]
+    fn serialize_struct(self, name: &'static str, _: usize) -> Result<Fields<'b, 'a>> {
+        let (outer, start, list) = (self.down()?, self.out.len(), self.names.root(name));
+        self.put(tag::STRUCT, [0; 2])?;
+        Ok(Fields { writer: self, start, list, outer })
+    }
+
+    #[inline]
+    fn serialize_struct_variant(
+        self,
+        _: &'static str,
+        _: u32,
+        variant: &'static str,
+        len: usize,
+    ) -> Result<Fields<'b, 'a>> {
+        self.variant(tag::VARIANT, variant)?;
+        let outer = self.down()?;
+        Ok(Fields { outer, ..self.serialize_struct(variant, len)? })
+    }
+
+    #[inline]
+    fn collect_seq<I>(self, iter: I) -> Result<()>
+    where
+        I: IntoIterator<Item: Serialize>,
+    {
+        if let Some(seen) = run::see(&iter) {
+            self.run(seen.kind, seen.width, seen.count, seen.bytes);
+            return Ok(());
+        }
+        let mut elements = self.serialize_seq(None)?;
+        iter.into_iter().try_for_each(|element| elements.element(&element))?;
+        elements.finish()
+    }
+}
+
+/// Text that is appended where it belongs.
+struct Text<'a>(&'a mut Vec<u8>);
+
+impl fmt::Write for Text<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.0.extend_from_slice(text.as_bytes());
+        Ok(())
+    }
+}
+
+macro_rules! elements {
+    ($($compound:ident $serialize:ident),*) => {$(
+        impl $compound for Elements<'_, '_> {
+            type Ok = ();
+            type Error = Error;
+            #[inline(always)]
+            fn $serialize<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<()> {
+                self.element(value)
+            }
+            #[inline]
+            fn end(self) -> Result<()> {
+                self.finish()
+            }
+        }
+    )*};
+}
+
+elements! {
+    SerializeSeq serialize_element, SerializeTuple serialize_element, SerializeTupleStruct serialize_field,
+    SerializeTupleVariant serialize_field
+}
+
+impl SerializeMap for Entries<'_, '_> {
+    type Ok = ();
+    type Error = Error;
+
+    #[inline]
+    fn serialize_key<T: Serialize + ?Sized>(&mut self, key: &T) -> Result<()> {
+        self.count += 1;
+        self.writer.part(key)
+    }
+
+    #[inline]
+    fn serialize_value<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<()> {
+        self.writer.part(value)
+    }
+
+    #[inline]
+    fn end(self) -> Result<()> {
+        self.writer.depth = self.outer;
+        let at = self.start + SEQ_COUNT;
+        self.writer.out[at..at + 8].copy_from_slice(&self.count.to_le_bytes());
+        Ok(())
+    }
+}
+
+macro_rules! fields {
+    ($($compound:ident),*) => {$(
+        impl $compound for Fields<'_, '_> {
+            type Ok = ();
+            type Error = Error;
+            #[inline(always)]
+            fn serialize_field<T: Serialize + ?Sized>(&mut self, name: &'static str, value: &T) -> Result<()> {
+                self.list = self.writer.names.longer(self.list, name);
+                self.writer.part(value)
+            }
+            #[inline]
+            fn end(self) -> Result<()> {
+                self.finish()
+            }
+        }
+    )*};
+}
+
+fields! { SerializeStruct, SerializeStructVariant }
+
+impl Fields<'_, '_> {
+    #[inline(always)]
+    fn finish(self) -> Result<()> {
+        self.writer.depth = self.outer;
+        let shape = self.writer.names.shape_of_struct(self.list)?;
+        let at = self.start + 1;
+        match u16::try_from(shape) {
+            Ok(shape) if shape < names::WIDE => self.writer.out[at..at + 2].copy_from_slice(&shape.to_le_bytes()),
+            _ => widen(self.writer.out, at, shape),
+        }
+        Ok(())
+    }
+}
+
+/// Puts a shape of many in the place of two bytes.
+#[cold]
+#[inline(never)]
+fn widen(out: &mut Vec<u8>, at: usize, shape: u32) {
+    let wide = names::WIDE.to_le_bytes().into_iter().chain(shape.to_le_bytes());
+    out.splice(at..at + 2, wide);
+}

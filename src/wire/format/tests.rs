@@ -1,0 +1,463 @@
+//! Each class of values that a format by position, or one without marked options, changes.
+
+use super::*;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::fmt::Debug;
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
+
+fn bytes_of<T: Serialize + ?Sized>(value: &T) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    append(value, &mut bytes).unwrap();
+    bytes
+}
+
+fn back<T: Serialize + DeserializeOwned>(value: &T) -> T {
+    from_slice(&bytes_of(value)).unwrap()
+}
+
+#[track_caller]
+fn same<T: Serialize + DeserializeOwned + PartialEq + Debug>(value: T) {
+    let bytes = bytes_of(&value);
+    let arrived: T = from_slice(&bytes).unwrap_or_else(|error| panic!("{value:?} as {bytes:?}: {error}"));
+    assert_eq!(arrived, value, "as {bytes:?}");
+    // In the middle of others, too.
+    let (before, arrived, after): (u8, T, u8) = from_slice(&bytes_of(&(1u8, &value, 2u8))).unwrap();
+    assert_eq!((before, &arrived, after), (1, &value, 2));
+    assert_eq!(back(&vec![Some(arrived)]), [Some(value)]);
+}
+
+mod options {
+    use super::*;
+
+    #[derive(Serialize, Deserialize, PartialEq, Debug, Clone, Copy)]
+    struct Unit;
+    #[derive(Serialize, Deserialize, PartialEq, Debug)]
+    struct Newtype(Option<Option<()>>);
+    #[derive(Serialize, Deserialize, PartialEq, Debug)]
+    #[serde(transparent)]
+    struct Transparent {
+        inner: Option<Option<u8>>,
+    }
+
+    #[test]
+    fn some_of_nothing_is_not_none() {
+        same(Some(()));
+        same(None::<()>);
+        same([Some(None::<u8>), None, Some(Some(3))]);
+        same(Some(Some(None::<String>)));
+        same(Some(Unit));
+        same(Some(serde_json::Value::Null));
+        same((Box::new(Some(None::<u8>)), Newtype(Some(None)), Newtype(Some(Some(()))), Newtype(None)));
+        same([Transparent { inner: Some(None) }, Transparent { inner: None }]);
+        same(BTreeMap::from([(None, 1), (Some(None), 2), (Some(Some(())), 3)]));
+        assert_eq!(*back(&Box::new(Some(None::<u8>))), Some(None));
+    }
+
+    #[test]
+    fn options_are_read_as_what_is_in_them_where_that_was_asked_for() {
+        assert_eq!(from_slice::<u32>(&bytes_of(&Some(5u32))).unwrap(), 5);
+        assert_eq!(from_slice::<Option<u32>>(&bytes_of(&5u32)).unwrap(), Some(5));
+        assert_eq!(from_slice::<String>(&bytes_of(&Some(Some("text")))).unwrap(), "text");
+    }
+}
+
+mod fields {
+    use super::*;
+
+    #[derive(Serialize, Deserialize, PartialEq, Debug, Default, Clone)]
+    struct Sparse {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        a: Option<u32>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        b: Option<u32>,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        c: Vec<u32>,
+    }
+
+    #[derive(Serialize, Deserialize, PartialEq, Debug, Default)]
+    #[serde(default)]
+    struct Defaults {
+        #[serde(skip_serializing)]
+        unsent: u8,
+        #[serde(skip_deserializing)]
+        unread: u8,
+        #[serde(skip)]
+        skipped: u8,
+        kept: u8,
+    }
+
+    #[derive(Serialize, Deserialize, PartialEq, Debug)]
+    struct Renamed {
+        #[serde(rename = "type")]
+        kind: u8,
+        #[serde(alias = "old", alias = "older")]
+        new: String,
+    }
+
+    #[derive(Deserialize, PartialEq, Debug)]
+    struct Wanted {
+        c: Vec<u32>,
+        a: Option<u32>,
+    }
+
+    #[derive(Serialize, Deserialize, PartialEq, Debug)]
+    struct Empty {}
+
+    #[test]
+    fn fields_left_out_do_not_shift_their_neighbours() {
+        for bits in 0..8u32 {
+            let is = |bit: u32| bits & bit != 0;
+            let c = if is(4) { vec![7; 3] } else { Vec::new() };
+            same(Sparse { a: is(1).then_some(1), b: is(2).then_some(2), c });
+        }
+        let sent = Defaults { unsent: 1, unread: 2, skipped: 3, kept: 4 };
+        assert_eq!(back(&sent), Defaults { unsent: 0, unread: 0, skipped: 0, kept: 4 });
+    }
+
+    #[test]
+    fn fields_go_by_their_names() {
+        same(Renamed { kind: 1, new: "new".to_string() });
+        let sparse = Sparse { a: Some(1), b: Some(2), c: vec![3] };
+        assert_eq!(from_slice::<Wanted>(&bytes_of(&sparse)).unwrap(), Wanted { c: vec![3], a: Some(1) });
+        let map: BTreeMap<String, serde_json::Value> = from_slice(&bytes_of(&sparse)).unwrap();
+        assert_eq!(map.keys().collect::<Vec<_>>(), ["a", "b", "c"]);
+        same((Empty {}, [(); 3], Vec::<Empty>::new()));
+    }
+
+    #[test]
+    fn any_number_of_shapes_fits_one_message() {
+        struct Numbered(u32);
+        const NAMES: [&str; 17] = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m", "n", "o", "p", "q"];
+        impl Serialize for Numbered {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+                use serde::ser::SerializeStruct;
+                let mut fields = serializer.serialize_struct("Numbered", NAMES.len())?;
+                for (bit, name) in NAMES.iter().enumerate().filter(|(bit, _)| self.0 >> bit & 1 != 0) {
+                    fields.serialize_field(name, &(bit as u8))?;
+                }
+                fields.end()
+            }
+        }
+        let all: Vec<_> = (0..70_000).map(Numbered).collect();
+        let read: Vec<BTreeMap<String, u8>> = from_slice(&bytes_of(&all)).unwrap();
+        for (number, map) in read.iter().enumerate() {
+            assert_eq!(map.values().map(|bit| 1 << bit).sum::<usize>(), number);
+        }
+        // The next message begins anew.
+        same(Sparse::default());
+    }
+
+    #[test]
+    fn a_visitor_that_takes_maps_only_gets_one() {
+        #[derive(Debug, PartialEq)]
+        struct ByHand(u8, u8);
+        impl Serialize for ByHand {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+                use serde::ser::SerializeStruct;
+                let mut fields = serializer.serialize_struct("ByHand", 2)?;
+                fields.serialize_field("x", &self.0)?;
+                fields.serialize_field("y", &self.1)?;
+                fields.end()
+            }
+        }
+        impl<'de> Deserialize<'de> for ByHand {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+                struct Visitor;
+                impl<'de> serde::de::Visitor<'de> for Visitor {
+                    type Value = ByHand;
+                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                        f.write_str("a map")
+                    }
+                    fn visit_map<A: serde::de::MapAccess<'de>>(
+                        self,
+                        mut map: A,
+                    ) -> std::result::Result<ByHand, A::Error> {
+                        let mut got = BTreeMap::<String, u8>::new();
+                        while let Some((name, value)) = map.next_entry()? {
+                            got.insert(name, value);
+                        }
+                        Ok(ByHand(got["x"], got["y"]))
+                    }
+                }
+                deserializer.deserialize_struct("ByHand", &["x", "y"], Visitor)
+            }
+        }
+        same(vec![ByHand(1, 2), ByHand(3, 4)]);
+    }
+}
+
+mod variants {
+    use super::*;
+
+    #[derive(Serialize, Deserialize, PartialEq, Debug)]
+    enum Plain {
+        Unit,
+        #[serde(skip)]
+        #[allow(dead_code)]
+        Never,
+        Newtype(Option<()>),
+        Tuple(u8, String),
+        Struct {
+            x: u8,
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            y: Option<u8>,
+        },
+        #[serde(rename = "last", alias = "final")]
+        Last,
+    }
+
+    #[derive(Serialize, Deserialize, PartialEq, Debug)]
+    #[serde(untagged)]
+    enum Untagged {
+        Circle { radius: f64 },
+        Square { side: f64 },
+        List(Vec<i32>),
+        Point { x: i32, y: i32 },
+        Text(String),
+        Nothing,
+    }
+
+    #[derive(Serialize, Deserialize, PartialEq, Debug)]
+    #[serde(untagged)]
+    enum TextOrBytes {
+        Text(String),
+        Bytes(#[serde(with = "bytes_as_bytes")] Vec<u8>),
+    }
+
+    mod bytes_as_bytes {
+        use super::*;
+        pub(super) fn serialize<S: serde::Serializer>(
+            bytes: &[u8],
+            serializer: S,
+        ) -> std::result::Result<S::Ok, S::Error> {
+            serializer.serialize_bytes(bytes)
+        }
+        pub(super) fn deserialize<'de, D: serde::Deserializer<'de>>(
+            deserializer: D,
+        ) -> std::result::Result<Vec<u8>, D::Error> {
+            bytes::Bytes::deserialize(deserializer).map(Vec::from)
+        }
+    }
+
+    #[derive(Serialize, Deserialize, PartialEq, Debug)]
+    #[serde(tag = "type")]
+    struct Tagged {
+        x: Option<u8>,
+    }
+
+    #[derive(Serialize, Deserialize, PartialEq, Debug)]
+    #[serde(tag = "t", content = "c")]
+    enum Adjacent {
+        Unit,
+        Newtype(Option<u8>),
+        Tuple(u8, Option<()>),
+        Struct { x: u8, at: IpAddr },
+    }
+
+    #[derive(Serialize, Deserialize, PartialEq, Debug)]
+    #[serde(tag = "t")]
+    enum Internal {
+        Unit,
+        Newtype(Inner),
+        Struct { x: Option<u8>, at: IpAddr },
+    }
+
+    #[derive(Serialize, Deserialize, PartialEq, Debug)]
+    struct Inner {
+        at: IpAddr,
+        more: Option<Vec<f32>>,
+    }
+
+    #[derive(Serialize, Deserialize, PartialEq, Debug)]
+    struct Flat {
+        before: u8,
+        #[serde(flatten)]
+        inner: Inner,
+        #[serde(flatten)]
+        rest: BTreeMap<String, serde_json::Value>,
+    }
+
+    fn inner() -> Inner {
+        Inner { at: "10.0.0.1".parse().unwrap(), more: Some(vec![0.1, 2.0]) }
+    }
+
+    #[test]
+    fn variants_go_by_their_names() {
+        same(vec![
+            Plain::Unit,
+            Plain::Newtype(None),
+            Plain::Newtype(Some(())),
+            Plain::Tuple(1, "two".to_string()),
+            Plain::Struct { x: 1, y: None },
+            Plain::Struct { x: 1, y: Some(2) },
+            Plain::Last,
+        ]);
+        same(HashMap::from([(Some(1u8), Ok::<u8, String>(1)), (None, Err("no".to_string()))]));
+    }
+
+    #[test]
+    fn untagged_variants_are_told_apart() {
+        same(vec![
+            Untagged::Circle { radius: 1.0 },
+            Untagged::Square { side: 2.0 },
+            Untagged::List(vec![1, 2]),
+            Untagged::Point { x: 1, y: 2 },
+            Untagged::Text("text".to_string()),
+            Untagged::Nothing,
+        ]);
+        let bytes = [b"text".to_vec(), vec![255, 254], Vec::new()].map(TextOrBytes::Bytes);
+        same(Vec::from(bytes));
+        same(TextOrBytes::Text("text".to_string()));
+        same(vec![either::Either::<u8, String>::Left(1), either::Either::Right("r".to_string())]);
+    }
+
+    #[test]
+    fn tags_and_what_is_flattened_come_back() {
+        same(Tagged { x: None });
+        same(vec![
+            Adjacent::Unit,
+            Adjacent::Newtype(None),
+            Adjacent::Newtype(Some(1)),
+            Adjacent::Tuple(1, Some(())),
+            Adjacent::Struct { x: 1, at: "::1".parse().unwrap() },
+        ]);
+        same(vec![
+            Internal::Unit,
+            Internal::Newtype(inner()),
+            Internal::Struct { x: Some(1), at: "::1".parse().unwrap() },
+        ]);
+        let rest = BTreeMap::from([("extra".to_string(), serde_json::json!([1, null, {"a": "b"}]))]);
+        same(Flat { before: 1, inner: inner(), rest });
+    }
+}
+
+mod readable {
+    use super::*;
+
+    #[test]
+    fn addresses_keep_their_scope() {
+        let scoped: SocketAddrV6 = "[fe80::1%7]:80".parse().unwrap();
+        same(scoped);
+        same(SocketAddr::V6(scoped));
+    }
+
+    #[test]
+    fn types_that_speak_to_their_own_format_only_come_back() {
+        let table: toml::Table = "at = 2024-05-06T07:08:09Z\nday = 2024-05-06\n[t]\nx = 1.5".parse().unwrap();
+        same(table);
+        let raw = serde_json::value::RawValue::from_string(r#"{"a": 1.0}"#.to_string()).unwrap();
+        assert_eq!(back(&raw).get(), raw.get());
+        same(serde_json::json!({"a": [1, -2, 3.5, "x", null, true], "b": {}}));
+    }
+}
+
+mod runs {
+    use super::*;
+
+    #[derive(Serialize, Deserialize, PartialEq, Debug)]
+    struct Mixed {
+        name: String,
+        bytes: Vec<u8>,
+        floats: Vec<f64>,
+        points: Vec<[f32; 3]>,
+        pairs: Vec<(u32, f32)>,
+        flags: Vec<bool>,
+        array: [u16; 20],
+        deque: VecDeque<i64>,
+        set: BTreeSet<u32>,
+        sizes: Vec<usize>,
+        boxed: Box<[i8]>,
+    }
+
+    #[test]
+    fn numbers_lie_in_memory_wherever_they_stand() {
+        let mixed = Mixed {
+            name: "mixed".to_string(),
+            bytes: vec![0, 255],
+            floats: vec![f64::MAX, -0.0],
+            points: vec![[1.0, 2.0, 3.0]; 5],
+            pairs: vec![(1, 2.0), (3, 4.0)],
+            flags: vec![true, false],
+            array: [9; 20],
+            deque: (0..300).collect(),
+            set: (0..5).collect(),
+            sizes: vec![usize::MAX, 0],
+            boxed: Box::new([-1, 1]),
+        };
+        same(vec![back(&mixed), mixed]);
+        same((vec![[1u64, 2]; 3], vec![[1i8; 4]; 3], Vec::<[f64; 3]>::new(), vec![vec![1u32], vec![]]));
+        let many = vec![1.0f64; 1000];
+        assert!(bytes_of(&(0u8, &many)).len() < 8 * 1000 + 32);
+    }
+
+    #[test]
+    fn a_run_that_turns_out_to_be_none_is_undone() {
+        same((1u8, 2u8, 3u8, 4u8, "five".to_string(), 6u64));
+        struct Uneven(bool);
+        impl Serialize for Uneven {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+                use serde::ser::SerializeSeq;
+                let mut elements = serializer.serialize_seq(None)?;
+                elements.serialize_element(&1u32)?;
+                elements.serialize_element(&2u32)?;
+                if self.0 {
+                    elements.serialize_element("three")?;
+                }
+                elements.serialize_element(&4u16)?;
+                elements.end()
+            }
+        }
+        let read: Vec<serde_json::Value> = from_slice(&bytes_of(&Uneven(true))).unwrap();
+        assert_eq!(read, serde_json::from_str::<Vec<serde_json::Value>>("[1, 2, \"three\", 4]").unwrap());
+        assert_eq!(from_slice::<Vec<u64>>(&bytes_of(&Uneven(false))).unwrap(), [1, 2, 4]);
+    }
+
+    #[test]
+    fn tuples_that_say_another_length_are_counted() {
+        struct Odd(usize, usize);
+        impl Serialize for Odd {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+                use serde::ser::SerializeTuple;
+                let mut elements = serializer.serialize_tuple(self.0)?;
+                (0..self.1).try_for_each(|_| elements.serialize_element("x"))?;
+                elements.end()
+            }
+        }
+        for (said, are) in [(0, 3), (3, 0), (2, 3), (20, 3), (3, 300)] {
+            assert_eq!(from_slice::<Vec<String>>(&bytes_of(&Odd(said, are))).unwrap().len(), are);
+        }
+    }
+
+    #[test]
+    fn a_visitor_of_another_list_gets_the_elements() {
+        #[derive(Serialize, Deserialize, PartialEq, Debug)]
+        struct Wrapped(f32);
+        let floats: Vec<Wrapped> = from_slice(&bytes_of(&vec![1.5f32, 2.5])).unwrap();
+        assert_eq!(floats, [Wrapped(1.5), Wrapped(2.5)]);
+        assert_eq!(from_slice::<Vec<u64>>(&bytes_of(&vec![1u8, 2])).unwrap(), [1, 2]);
+        assert_eq!(from_slice::<(u8, u8)>(&bytes_of(&vec![1u8, 2])).unwrap(), (1, 2));
+        assert!(from_slice::<(u8, u8)>(&bytes_of(&vec![1u8, 2, 3])).is_err());
+        assert_eq!(from_slice::<bytes::Bytes>(&bytes_of(&vec![1u8, 2])).unwrap()[..], [1, 2]);
+        same((bytes::Bytes::from_static(b"text"), u128::MAX, i128::MIN, 'x', u64::MAX, f32::MIN_POSITIVE));
+    }
+}
+
+mod borrowing {
+    use super::*;
+
+    #[derive(Serialize, Deserialize, PartialEq, Debug)]
+    struct Borrowed<'a> {
+        text: &'a str,
+        bytes: &'a [u8],
+    }
+
+    #[test]
+    fn texts_and_bytes_may_stay_in_the_message() {
+        let bytes = bytes_of(&Borrowed { text: "text", bytes: b"bytes" });
+        let read: Borrowed<'_> = from_slice(&bytes).unwrap();
+        assert_eq!(read, Borrowed { text: "text", bytes: b"bytes" });
+        assert!(bytes.as_ptr_range().contains(&read.text.as_ptr()));
+    }
+}
