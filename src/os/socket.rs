@@ -20,6 +20,26 @@ pub(crate) fn packet_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
 }
 
+/// Who made a socket of a pair, as this process sees them.
+pub(crate) struct Maker {
+    /// 0 if it is not of this process's pid namespace.
+    pub(crate) pid: i32,
+    /// Effective ones, at that time.
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+}
+
+/// Who made this end of a [`packet_pair`]; `None` if it is anything else. Not by rustix, which takes for granted that
+/// there is a pid.
+pub(crate) fn maker_of_pair(socket: BorrowedFd<'_>) -> Option<Maker> {
+    use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+    use rustix::net::sockopt::{socket_domain, socket_type};
+    let is_packet =
+        socket_type(socket).ok()? == SocketType::SEQPACKET && socket_domain(socket).ok()? == AddressFamily::UNIX;
+    let maker = getsockopt(&socket, PeerCredentials).ok().filter(|_| is_packet)?;
+    Some(Maker { pid: maker.pid(), uid: maker.uid(), gid: maker.gid() })
+}
+
 /// How a call behaves when it would have to wait.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wait {

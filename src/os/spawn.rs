@@ -38,6 +38,12 @@ pub(crate) fn exit_now(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
+/// Writes a line to the standard error in one piece, and without a lock that somebody may hold.
+pub(crate) fn say(line: &str) {
+    // Where nobody hears it nothing can be done about that.
+    let _ = rustix::io::write(rustix::stdio::stderr(), format!("multiprocess: {line}\n").as_bytes());
+}
+
 /// What `ps` and `top` call this thread, and so a process of one thread; cut at 15 bytes.
 pub(crate) fn set_name(name: &std::ffi::CStr) {
     // A name is only for people.
@@ -73,11 +79,16 @@ pub(crate) fn close_all(fds: Vec<OwnedFd>) {
     }
 }
 
-/// The standard stream `fd`, unless it is closed or not meant for children.
-pub(crate) fn standard(fd: RawFd) -> Option<BorrowedFd<'static>> {
+/// Whether `fd` is open here and in what this process executes.
+fn is_inheritable(fd: RawFd) -> bool {
     // SAFETY: `fcntl` answers for any number.
     let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
-    if flags == -1 || flags & libc::FD_CLOEXEC != 0 {
+    flags != -1 && flags & libc::FD_CLOEXEC == 0
+}
+
+/// The standard stream `fd`, unless it is closed or not meant for children.
+pub(crate) fn standard(fd: RawFd) -> Option<BorrowedFd<'static>> {
+    if !is_inheritable(fd) {
         return None;
     }
     // SAFETY: 0, 1 and 2 stay open for the life of a program; one that closes them all the same gives us
@@ -85,21 +96,40 @@ pub(crate) fn standard(fd: RawFd) -> Option<BorrowedFd<'static>> {
     Some(unsafe { BorrowedFd::borrow_raw(fd) })
 }
 
-/// Closes what another program left open for us by mistake: descriptors beyond the standard streams that are not
-/// close-on-exec, and so were not opened here by Rust code.
-pub(crate) fn close_leaked() -> io::Result<()> {
-    let listed: Vec<RawFd> = std::fs::read_dir("/proc/self/fd")?
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .filter(|fd| *fd > 2)
-        .collect();
-    for fd in listed {
-        // SAFETY: `fcntl` answers for any number.
-        if unsafe { libc::fcntl(fd, libc::F_GETFD) } == 0 {
-            // SAFETY: everything that this process opened itself is close-on-exec; nobody here knows this one.
-            unsafe { libc::close(fd) };
-        }
+/// Descriptors beyond the standard streams that this process has from who executed it: those that are not close-on-exec,
+/// and so were not opened here by Rust code.
+pub(crate) fn inherited() -> Vec<RawFd> {
+    let listed = std::fs::read_dir("/proc/self/fd").map(|entries| {
+        let number = |entry: io::Result<std::fs::DirEntry>| entry.ok()?.file_name().to_str()?.parse().ok();
+        entries.filter_map(number).collect::<Vec<RawFd>>()
+    });
+    // Without /proc every number is asked that a program is likely to have.
+    let all = listed.unwrap_or_else(|_| (0..1 << 16).collect());
+    all.into_iter().filter(|fd| *fd > 2 && is_inheritable(*fd)).collect()
+}
+
+/// A look at one of [`inherited`], which may turn out to be another's.
+pub(crate) fn look_at<R>(fd: RawFd, look: impl FnOnce(BorrowedFd<'_>) -> R) -> Option<R> {
+    // SAFETY: `fcntl` answers for any number.
+    let is_open = unsafe { libc::fcntl(fd, libc::F_GETFD) } != -1;
+    // SAFETY: it is open, and the borrow ends with this call, in which nobody closes it: this is the first thing that
+    // `main` does.
+    is_open.then(|| look(unsafe { BorrowedFd::borrow_raw(fd) }))
+}
+
+/// Takes a descriptor that was inherited for the caller alone.
+pub(crate) fn take_inherited(fd: RawFd) -> io::Result<OwnedFd> {
+    look_at(fd, |fd| rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC)).ok_or(io::ErrorKind::NotFound)??;
+    // SAFETY: it is open, and nobody else here knows of it: it was made for this call by who executed the program.
+    Ok(unsafe { std::os::fd::FromRawFd::from_raw_fd(fd) })
+}
+
+/// Closes what another program left open for us by mistake.
+pub(crate) fn close_leaked() {
+    for fd in inherited() {
+        // SAFETY: everything that this process opened itself is close-on-exec; nobody here knows this one.
+        unsafe { libc::close(fd) };
     }
-    Ok(())
 }
 
 /// Puts `fd` out of the way of the standard streams' numbers.

@@ -1,25 +1,22 @@
 //! What a fresh process finds out about itself before `main` goes on: root, fork server or child.
 //!
-//! A process that is started to take a role finds `MULTIPROCESS_BOOT` in its environment and a packet socket as its
-//! standard input, with a [`Hello`] already waiting there. It takes the role and never returns to `main`.
+//! A process that is started to take a role knows it by its mark, and is told it over a socket (`door`). It takes the role
+//! or ends; it never returns to `main`.
 #![forbid(unsafe_code)]
 
 use super::entry::{self, Call};
 use super::function::{Function, captures_nothing};
-use super::protocol::{self, Answer, Hello, Ready, Role};
-use super::{child, info, names, server};
+use super::protocol::{self, Answer, Ready, Role};
+use super::{child, door, info, names, server};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::spawn::{self, SingleThreaded};
 use crate::os::{image, signal};
 use crate::shm::family::Family;
 use rustix::fs::{Mode, OFlags};
-use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Mutex, OnceLock, PoisonError};
-
-pub(super) const BOOT: &str = "MULTIPROCESS_BOOT";
 
 /// What a process that can spawn has from its start.
 pub(super) struct Origin {
@@ -75,9 +72,16 @@ pub(super) fn origin() -> Result<&'static Origin> {
 /// ```
 #[allow(clippy::needless_doctest_main)] // Where in `main` it stands is what the example shows.
 pub fn init() {
-    if let Some(socket) = role_socket() {
-        take_role(socket);
+    // The mark is for life; what has taken its role, or is the program itself, comes by here as often as it likes.
+    if ORIGIN.get().is_some() {
+        return;
     }
+    match door::role() {
+        Ok(None) => {}
+        Ok(Some(socket)) => take_role(socket),
+        Err(refusal) => refusal.end(),
+    }
+    door::note_arguments();
     ORIGIN.get_or_init(|| {
         raise_descriptor_limit();
         let program = open_program("/proc/self/exe".as_ref())?;
@@ -206,36 +210,19 @@ pub(super) fn preloads() -> Vec<Call> {
     PRELOAD.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
-/// The socket on which this process is told its role, if it was started to take one.
-fn role_socket() -> Option<OwnedFd> {
-    std::env::var_os(BOOT)?;
-    let socket = spawn::standard(0)?;
-    if rustix::net::sockopt::socket_type(socket).ok()? != rustix::net::SocketType::SEQPACKET {
-        return None;
-    }
-    let own = rustix::io::fcntl_dupfd_cloexec(socket, 3).ok()?;
-    rustix::stdio::dup2_stdin(null_device().ok()?).ok()?;
-    Some(own)
-}
-
-/// `/dev/null`, in place of a standard stream.
-pub(super) fn null_device() -> io::Result<OwnedFd> {
-    spawn::above_standard(rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)
-}
-
 fn take_role(socket: OwnedFd) -> ! {
     let single = SingleThreaded::check();
-    if let Some(single) = single {
-        spawn::remove_variable(single, OsStr::new(BOOT));
-    }
     signal::reset_ignored();
-    let taken = spawn::close_leaked().and_then(|()| protocol::recv::<Hello>(socket.as_fd()));
-    let Ok(Some((hello, parcel))) = taken else {
-        spawn::exit_now(1); // Who started us is gone.
+    spawn::close_leaked();
+    let (role, parcel, image) = match door::hear_role(&socket) {
+        Ok(Some(heard)) => heard,
+        Ok(None) => spawn::exit_now(1), // Who started us is gone.
+        Err(refusal) => refusal.end(),
     };
+    door::note_arguments();
     entry::note_panics();
-    let refusal = (hello.image != image::fingerprint()).then(other_image);
-    match hello.role {
+    let refusal = (image != image::fingerprint()).then(other_image);
+    match role {
         Role::Server { preload, credentials } => match refusal {
             Some(error) => refuse(socket.as_fd(), error),
             None => match settle(parcel.fds, false).and_then(|()| server::limit(&credentials, true)) {

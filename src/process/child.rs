@@ -1,10 +1,10 @@
 //! A child from its fork (or exec) to its exit.
 #![forbid(unsafe_code)]
 
+use super::StartMethod;
 use super::entry::{Call, Executor, Outcome};
 use super::info::{self, ProcessInfo};
 use super::protocol::{self, Descriptors, Order, Report, Variables};
-use super::{StartMethod, boot};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::spawn::{self, SingleThreaded};
 use crate::os::{signal, socket};
@@ -226,22 +226,6 @@ fn replace_streams([stdin, stdout, stderr]: [Option<OwnedFd>; 3]) -> io::Result<
 
 fn apply_variables(variables: &Variables, single: SingleThreaded) {
     variables.iter().for_each(|(key, value)| spawn::set_variable(single, key, value));
-}
-
-/// Asks a child that was just exec'd to do `order`.
-pub(super) fn tell_exec(
-    socket: &OwnedFd,
-    hello: &protocol::Hello,
-    order: &Order,
-    arguments: &[u8],
-    fds: &Descriptors,
-) -> io::Result<()> {
-    let origin = boot::origin().map_err(io::Error::other)?;
-    let family = Family::get()?;
-    let settle = [Some(&origin.program), origin.root_lifeline.as_ref(), origin.intake.as_ref()];
-    let settle: Vec<_> = settle.into_iter().flatten().map(AsFd::as_fd).chain(family.descriptors()).collect();
-    protocol::send(socket.as_fd(), hello, &[], &settle)?;
-    tell(socket, order, arguments, fds)
 }
 
 /// Passes an order on.

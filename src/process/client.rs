@@ -27,15 +27,15 @@
 //! Nothing here is a future, but for the task that restarts a server that died: without it the next spawn does.
 #![forbid(unsafe_code)]
 
+use super::door::{self, is_gone};
 use super::entry::Call;
 use super::info::{self, ProcessInfo};
-use super::protocol::{self, Answer, Born, Hello, Order, Ready, Reply, Report, Request, Role, Variables};
+use super::protocol::{self, Answer, Born, Order, Reply, Report, Request, Role, Variables};
 use super::{StartMethod, boot, server};
-use crate::error::{Error, ErrorKind, Result};
-use crate::os::{credentials::Credentials, image, pidfd, reactor, signal, socket, socket::Wait, spawn};
+use crate::error::{Error, Result};
+use crate::os::{credentials::Credentials, exec, pidfd, reactor, signal, socket, socket::Wait, spawn};
 use crate::shm::family::Family;
 use crate::wire::frame;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::Signal;
 use std::io::{self, PipeReader, PipeWriter};
@@ -43,7 +43,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, Once, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::io::Interest;
 
@@ -124,13 +124,13 @@ struct Client {
     /// The task that restarts the server when it dies.
     watcher: Option<tokio::task::JoinHandle<()>>,
     /// Servers from before this process had other rights: each ends with the last of its children.
-    retired: Vec<std::process::Child>,
+    retired: Vec<exec::Process>,
 }
 
 struct Connection {
     socket: Arc<OwnedFd>,
     /// The server, if it was this process that started it.
-    server: Option<std::process::Child>,
+    server: Option<exec::Process>,
     /// Of who started the server, which has no more.
     credentials: Credentials,
     environment: Option<Variables>,
@@ -248,10 +248,9 @@ impl Client {
     }
 
     fn lose(&mut self) {
-        if let Some(mut server) = self.connection.take().and_then(|connection| connection.server) {
-            // It has closed its socket, so it is ending; someone else may have reaped it.
-            let _ = server.kill();
-            let _ = server.wait();
+        if let Some(server) = self.connection.take().and_then(|connection| connection.server) {
+            // It has closed its socket, so it is ending.
+            server.end();
         }
     }
 
@@ -273,7 +272,7 @@ impl Client {
             tracing::debug!(%error, "cannot tell a fork server that no order will come");
         }
         let Some(server) = connection.server.take() else { return };
-        let pidfd = pidfd::open(server.id());
+        let pidfd = server.pidfd().try_clone_to_owned();
         self.retired.push(server);
         // Without a runtime the next spawn reaps it.
         if let (Ok(pidfd), Ok(runtime)) = (pidfd, tokio::runtime::Handle::try_current()) {
@@ -287,7 +286,7 @@ impl Client {
 
     /// Leaves no zombie of a retired server. One that has been reaped by somebody else is gone too.
     fn reap_retired(&mut self) {
-        self.retired.retain_mut(|server| matches!(server.try_wait(), Ok(None)));
+        self.retired.retain(|server| !server.has_ended());
     }
 
     fn watch(&mut self) {
@@ -362,14 +361,8 @@ fn connection_pair() -> Result<(OwnedFd, OwnedFd)> {
     Ok((ours, theirs))
 }
 
-/// How long a server may take until it has run `init` and what was preloaded.
-const START_LIMIT: Duration = Duration::from_secs(60);
-
 /// So many servers may be killed before they are ready: who kills each one that comes has to stop first.
 const STARTS: usize = 4;
-
-/// A server that ends for a reason of its own has this long for it after it has let go of its socket.
-const END_LIMIT: Duration = Duration::from_secs(1);
 
 fn start_server(credentials: &Credentials) -> Result<Connection> {
     let is_killed =
@@ -397,11 +390,6 @@ fn try_start_server(credentials: &Credentials) -> Result<Connection> {
         return Err(failed(io::Error::other(why)));
     }
     let program = boot::program()?;
-    let (ours, theirs) = connection_pair()?;
-    let hello = Hello {
-        image: image::fingerprint(),
-        role: Role::Server { preload: boot::preloads(), credentials: credentials.clone() },
-    };
     let family = Family::get().map_err(failed)?;
     // The root's, but for who may not open that again: it ends with this process then, and so do its children.
     let lifeline = match &boot::origin()?.root_lifeline {
@@ -409,50 +397,25 @@ fn try_start_server(credentials: &Credentials) -> Result<Connection> {
         None => reopened_lifeline().map_err(failed)?,
     };
     let fds: Vec<_> = [program.as_fd(), lifeline.as_fd()].into_iter().chain(family.descriptors()).collect();
-    protocol::send(ours.as_fd(), &hello, &[], &fds).map_err(failed)?;
-    let mut command = server::program_again(&program).map_err(failed)?;
     // It gets its environment by order; its streams are closed once it has preloaded.
-    let mut process = command.env(boot::BOOT, "0").stdin(theirs).spawn().map_err(failed)?;
-    drop(command); // And with it our copy of the server's end.
-    match hear_ready(&ours) {
-        Ok(ready) => {
-            if ready.must_exec {
-                tracing::warn!(
-                    "the fork server has threads, from before `init` or from a preload, so it cannot fork safely: \
-                     every child is exec'd instead, at some ten times the cost; call `multiprocess::run` or `init` \
-                     first in main"
-                );
-            }
-            Ok(Connection::new(ours, Some(process), credentials.clone()))
-        }
-        Err(error) => {
-            let has_ended = error.is_none()
-                && pidfd::open(process.id()).is_ok_and(|pidfd| pidfd::wait(pidfd.as_fd(), false, Some(END_LIMIT)));
-            let _ = process.kill();
-            let status = process.wait().ok().filter(|_| has_ended);
-            Err(error.unwrap_or_else(|| {
-                let how = status.map_or_else(|| "it closed its stdin and went on".into(), |status| status.to_string());
-                let why = format!("the fork server ended before it was ready ({how}): does the program reach `init`?");
-                Error::new(ErrorKind::Spawn, why).with_exit_status(status)
-            }))
-        }
+    let role = Role::Server { preload: boot::preloads(), credentials: credentials.clone() };
+    let (ours, theirs) = connection_pair()?;
+    let process = door::start(program.as_fd(), &Variables::of_this_process(), role, &fds, (&ours, theirs));
+    let process = process.map_err(failed)?;
+    if door::hear_ready(&ours, &process, "the fork server")?.must_exec {
+        warn_of_exec();
     }
+    Ok(Connection::new(ours, Some(process), credentials.clone()))
 }
 
-/// The server's first answer: `Err(None)` if it ended without one.
-pub(super) fn hear_ready(from: &OwnedFd) -> Result<Ready, Option<Error>> {
-    let failed = |error| Some(protocol::spawn_error("the fork server does not answer", error));
-    let mut fds = [PollFd::new(from, PollFlags::IN)];
-    let limit = Timespec::try_from(START_LIMIT).ok();
-    if rustix::io::retry_on_intr(|| poll(&mut fds, limit.as_ref())) == Ok(0) {
-        return Err(failed(io::ErrorKind::TimedOut.into()));
-    }
-    match protocol::recv::<Answer<Ready>>(from.as_fd()) {
-        Ok(Some((answer, _))) => answer.map_err(Some),
-        Ok(None) => Err(None),
-        Err(error) if is_gone(&error) => Err(None),
-        Err(error) => Err(failed(error)),
-    }
+/// Once, whether or not the program collects what is traced.
+fn warn_of_exec() {
+    static SAID: Once = Once::new();
+    const WHY: &str = "the fork server has threads, from before `init` or from a preload, so it cannot fork safely: \
+                       every child is exec'd instead, at some ten times the cost; call `multiprocess::run` or `init` \
+                       first in main";
+    tracing::warn!("{WHY}");
+    SAID.call_once(|| spawn::say(WHY));
 }
 
 fn own_credentials() -> Result<Credentials> {
@@ -476,21 +439,11 @@ fn reopened_lifeline() -> io::Result<OwnedFd> {
     reopened
 }
 
-fn is_gone(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::BrokenPipe
-            | io::ErrorKind::ConnectionReset
-            | io::ErrorKind::NotConnected
-            | io::ErrorKind::ConnectionRefused
-    )
-}
-
 /// From here on arguments travel as memory, which the server passes on unread.
 const INLINE: usize = 8 << 10;
 
 impl Connection {
-    fn new(socket: OwnedFd, server: Option<std::process::Child>, credentials: Credentials) -> Self {
+    fn new(socket: OwnedFd, server: Option<exec::Process>, credentials: Credentials) -> Self {
         let (environment, directory, number, spares) = (None, None, 0, Spares::default());
         Self { socket: Arc::new(socket), server, credentials, environment, directory, number, spares }
     }

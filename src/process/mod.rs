@@ -13,6 +13,7 @@
 mod boot;
 mod child;
 mod client;
+mod door;
 pub(crate) mod entry;
 pub(crate) mod function;
 mod info;

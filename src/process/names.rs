@@ -22,13 +22,12 @@
 //! say is left for whoever has the lock.
 #![forbid(unsafe_code)]
 
-use super::protocol::{self, Answer, Hello, Named, Ready, Role, Will};
-use super::{boot, client, server};
+use super::protocol::{self, Answer, Named, Ready, Role, Variables, Will};
+use super::{boot, door};
 use crate::error::{Error, Result};
-use crate::os::{image, named, signal, socket, spawn};
+use crate::os::{exec, named, signal, socket, spawn};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::process::Stdio;
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
@@ -39,7 +38,7 @@ struct Heir {
     /// Of this process: one that was forked from it has no heir yet.
     testator: u32,
     socket: OwnedFd,
-    process: std::process::Child,
+    process: exec::Process,
 }
 
 struct Estate {
@@ -144,30 +143,22 @@ impl Estate {
 
     /// Starts an heir and tells it all names.
     fn appoint(&mut self) -> Result<()> {
-        if let Some(mut gone) = self.heir.take() {
-            // It has closed its socket, so it is ending, or does not answer; someone else may have reaped it.
-            let _ = gone.process.kill();
-            let _ = gone.process.wait();
+        if let Some(gone) = self.heir.take() {
+            // It has closed its socket, so it is ending, or does not answer.
+            gone.process.end();
         }
         // Those that had no luck with theirs.
         named::sweep();
         let failed = |error| Error::io("cannot start the process that removes names when this one is killed", error);
         let program = boot::program()?;
-        let (ours, theirs) = socket::packet_pair().map_err(failed)?;
-        socket::limit_sends(ours.as_fd(), ANSWER).map_err(failed)?;
-        let hello = Hello { image: image::fingerprint(), role: Role::Heir };
-        protocol::send(ours.as_fd(), &hello, &[], &[]).map_err(failed)?;
-        let mut command = server::program_again(&program).map_err(failed)?;
-        command.env(boot::BOOT, "0").stdin(theirs).stdout(Stdio::null()).stderr(Stdio::null());
-        // Not from another directory: who was started by `ld.so ./program` is found from this one alone.
-        let mut process = command.spawn().map_err(failed)?;
-        drop(command); // And with it our copy of its end.
-        if let Err(error) = client::hear_ready(&ours) {
-            let _ = process.kill();
-            let _ = process.wait();
-            return Err(error.unwrap_or_else(|| failed(io::Error::other("it ended: does the program reach `init`?"))));
-        }
-        self.heir = Some(Heir { testator: std::process::id(), socket: ours, process });
+        // In this directory: who was started by `ld.so ./program` is found from this one alone.
+        let variables = Variables::of_this_process();
+        let (socket, theirs) = socket::packet_pair().map_err(failed)?;
+        let started = door::start(program.as_fd(), &variables, Role::Heir, &[], (&socket, theirs));
+        let process = started.map_err(failed)?;
+        socket::limit_sends(socket.as_fd(), ANSWER).map_err(failed)?;
+        door::hear_ready(&socket, &process, "the process that removes names when this one is killed")?;
+        self.heir = Some(Heir { testator: std::process::id(), socket, process });
         let untold = self.names.iter().any(|named| !self.promise(named));
         if untold { Err(failed(io::ErrorKind::BrokenPipe.into())) } else { Ok(()) }
     }
@@ -175,6 +166,11 @@ impl Estate {
 
 /// The whole life of an heir.
 pub(super) fn serve(testator: OwnedFd) -> ! {
+    // It holds no stream: whoever waits for the end of one is not to wait for it.
+    if let Ok(nowhere) = exec::nowhere_to_write() {
+        let _ = rustix::stdio::dup2_stdout(&nowhere);
+        let _ = rustix::stdio::dup2_stderr(&nowhere);
+    }
     // What is sent to the group of the program, or to its terminal, is not for this process.
     let _ = rustix::process::setsid();
     // Nor does it keep the directory, or what is mounted there, busy.

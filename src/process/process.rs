@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::client::{self, Child, Start};
+use super::door;
 use super::entry::{Call, Outcome};
 use super::function::{Arguments, Function, captures_nothing};
 use super::info;
@@ -286,7 +287,7 @@ impl<R> Process<R> {
 
     fn died(&self, status: Option<ExitStatus>) -> Error {
         let how = match status {
-            Some(status) => status.to_string(),
+            Some(status) => door::how_it_ended(status),
             None => "its exit status is not known, because the fork server was killed before it could tell".into(),
         };
         let message = format!("{} ended before its function returned: {how}", self.who());

@@ -1,6 +1,7 @@
 //! What a process, the fork server and a child say to each other. All over packet sockets, one frame each.
 //!
 //! ```text
+//! starter -> started  Hello, then Addressed                      over the socket that a process was started with
 //! starter -> server   Hello::Server, answered by Ready           over the socket the server was started with
 //! anyone  -> server   one empty frame with a socket in it        over the intake: a new connection
 //! anyone  -> server   Request::Child + Order + arguments, answered by Reply::Child      over its connection
@@ -23,7 +24,7 @@ use crate::wire::{Parcel, frame};
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use std::ffi::{OsStr, OsString};
+use std::ffi::{CString, OsStr, OsString};
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -31,9 +32,30 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 /// The first message to a process that was exec'd to take a role.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Hello {
+    /// What tells it from whatever else may wait in a socket.
+    tag: String,
     /// [`crate::os::image::fingerprint`] of the sender.
     pub(super) image: u64,
     pub(super) role: Role,
+}
+
+const HELLO: &str = "multiprocess: a role";
+
+impl Hello {
+    pub(super) fn new(image: u64, role: Role) -> Self {
+        Self { tag: HELLO.into(), image, role }
+    }
+
+    /// Whether `bytes` are the beginning of one as it was sent.
+    pub(super) fn is_in(bytes: &[u8]) -> bool {
+        bytes.windows(HELLO.len()).any(|window| window == HELLO.as_bytes())
+    }
+}
+
+/// The second one: whom the role is for.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Addressed {
+    pub(super) pid: u32,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -268,6 +290,20 @@ pub(super) struct Variables(Bytes);
 impl Variables {
     pub(super) fn of_this_process() -> Self {
         std::env::vars_os().collect()
+    }
+
+    /// As an exec takes them.
+    pub(super) fn for_exec(&self) -> Vec<CString> {
+        self.0
+            .split(|byte| *byte == 0)
+            .filter_map(|pair| (!pair.is_empty()).then(|| CString::new(pair).ok())?)
+            .collect()
+    }
+
+    /// These, but for what `own` says otherwise.
+    pub(super) fn with(&self, own: &Self) -> Self {
+        let kept = self.iter().filter(|(key, _)| !own.iter().any(|(other, _)| other == *key));
+        kept.chain(own.iter()).map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (&OsStr, &OsStr)> {

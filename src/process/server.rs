@@ -28,19 +28,18 @@
 
 use super::boot::{self, Origin};
 use super::entry::{Call, Executor, Outcome};
-use super::protocol::{self, Answer, Born, Descriptors, Hello, Order, Ready, Reply, Report, Request, Role, Variables};
-use super::{StartMethod, child};
+use super::protocol::{self, Answer, Born, Descriptors, Order, Ready, Reply, Report, Request, Role, Variables};
+use super::{StartMethod, child, door};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::spawn::{self, Fork, SingleThreaded};
-use crate::os::{credentials::Credentials, eventfd, image, pidfd, signal, socket, socket::Wait};
+use crate::os::{credentials::Credentials, eventfd, exec, pidfd, signal, socket, socket::Wait};
 use crate::shm::family::Family;
 use crate::wire::{self, Parcel, frame};
 use rustix::event::{PollFd, PollFlags, poll};
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::Command;
+use std::os::unix::process::ExitStatusExt;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Mutex, OnceLock};
@@ -160,9 +159,9 @@ impl Server {
         let single = if preload.is_empty() { single } else { single.and(SingleThreaded::check()) };
         let _ = std::io::stdout(); // Made here once rather than in every child.
         child::rehearse(Some(socket::packet_pair().map_err(failed)?))?;
-        let null = boot::null_device().map_err(failed)?;
-        rustix::stdio::dup2_stdout(&null)
-            .and_then(|()| rustix::stdio::dup2_stderr(&null))
+        let nowhere = exec::nowhere_to_write().map_err(failed)?;
+        rustix::stdio::dup2_stdout(&nowhere)
+            .and_then(|()| rustix::stdio::dup2_stderr(&nowhere))
             .map_err(|e| failed(e.into()))?;
         if single.is_none() {
             signal::ignore_group_signals();
@@ -478,35 +477,35 @@ impl Server {
     ) -> io::Result<(u32, OwnedFd, OwnedFd)> {
         let connection = &self.connections[at];
         let origin = boot::origin().map_err(io::Error::other)?;
-        let (ours, theirs) = socket::packet_pair()?;
         order.has_directory = connection.directory.is_some();
         fds.directory = connection.directory.as_ref().map(|directory| directory.try_clone()).transpose()?;
-        let credentials = credentials().cloned().unwrap_or_default();
-        let hello = Hello { image: image::fingerprint(), role: Role::Child { credentials } };
-        let variables = connection.environment.iter().chain(order.variables.iter());
-        let mut command = program_again(&origin.program)?;
-        command.env_clear().envs(variables).env(boot::BOOT, "0").stdin(theirs);
+        let variables = connection.environment.with(&order.variables);
+        let family = Family::get()?;
+        let settle = [Some(&origin.program), origin.root_lifeline.as_ref(), origin.intake.as_ref()];
+        let settle: Vec<_> = settle.into_iter().flatten().map(AsFd::as_fd).chain(family.descriptors()).collect();
+        let role = Role::Child { credentials: credentials().cloned().unwrap_or_default() };
+        let (socket, theirs) = socket::packet_pair()?;
         // An ignored SIGCHLD would be inherited, and a failed exec could not be waited for; and the pid is its own until
         // it is reaped.
         if self.exits.is_none() {
             signal::reap_by_kernel(false);
         }
-        let started = command.spawn().and_then(|mut child| {
-            // Told only now: before it has its order it does not end by itself, so its pid is not another's.
-            let told = pidfd::open(child.id())
-                .and_then(|pidfd| child::tell_exec(&ours, &hello, &order, arguments, &fds).map(|()| pidfd));
-            match told {
-                Ok(pidfd) => Ok((child.id(), pidfd, fds.report)),
-                // Its starter is told that there is none, so it must not run.
-                Err(error) => child.kill().and_then(|()| child.wait()).and(Err(error)),
+        let started = door::start(origin.program.as_fd(), &variables, role, &settle, (&socket, theirs));
+        let told = started.and_then(|process| match child::tell(&socket, &order, arguments, &fds) {
+            // Its starter is told that there is none, so it must not run.
+            Err(error) if !door::is_gone(&error) => {
+                process.end();
+                Err(error)
             }
+            // One that has ended before it could be told is one that died.
+            _ => Ok((process.pid(), process.into_pidfd(), fds.report)),
         });
         if self.exits.is_none() {
             signal::reap_by_kernel(true);
             // The kernel leaves to us whatever ended meanwhile, and takes back the signal that tells of it.
             self.reap();
         }
-        started
+        told
     }
 
     /// Reaps children that have ended, and tells how, if that is our part.
@@ -555,21 +554,6 @@ fn bury(pid: u32, pidfd: &OwnedFd) {
     if let Ok(family) = Family::get() {
         family.bury(pid, pidfd.as_fd());
     }
-}
-
-/// The program with the arguments that this process was started with.
-pub(super) fn program_again(program: &OwnedFd) -> io::Result<Command> {
-    use std::os::fd::AsRawFd;
-    use std::os::unix::ffi::OsStrExt;
-    let mut command = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()));
-    let line = std::fs::read("/proc/self/cmdline")?;
-    let mut arguments =
-        line.strip_suffix(&[0]).unwrap_or(&line).split(|byte| *byte == 0).map(std::ffi::OsStr::from_bytes);
-    if let Some(name) = arguments.next() {
-        command.arg0(name);
-    }
-    command.args(arguments);
-    Ok(command)
 }
 
 fn run_preloads(preload: &[Call]) -> Result<()> {

@@ -1,8 +1,7 @@
 //! Where a child's standard streams go.
 #![forbid(unsafe_code)]
 
-use super::boot;
-use crate::os::spawn;
+use crate::os::{exec, spawn};
 use std::fs::File;
 use std::io::{self, PipeReader, PipeWriter};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -89,7 +88,7 @@ impl Streams {
             streams.theirs[number] = match stdio.0 {
                 Inner::Inherit => spawn::standard(number as i32).map(Stream::Parent),
                 Inner::To(fd) => Some(Stream::Own(fd)),
-                Inner::Null => Some(Stream::Own(boot::null_device()?)),
+                Inner::Null => Some(Stream::Own(exec::null_device()?)),
                 Inner::Piped => None,
             };
         }

@@ -1,0 +1,327 @@
+//! [posix_spawn(3)](https://man7.org/linux/man-pages/man3/posix_spawn.3.html): this program once more, in a process
+//! that knows for the whole of its life that it was started to take a role.
+//!
+//! The mark is the path that it is executed by, which the kernel lays into its memory (AT_EXECFN): a spelling of
+//! `/proc/self/fd/N` that nobody else writes. No argument parser sees it, nothing that a program does to its
+//! environment, its descriptors or its mounts takes it away, and it does not pass to what the process executes itself.
+//! The descriptor after N is the socket that the role comes over.
+
+use super::{pidfd, rights, spawn};
+use rustix::process::Signal;
+use std::ffi::{CStr, CString, c_char};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::process::ExitStatus;
+use std::time::Duration;
+
+const MARK: &str = "/proc/self/./fd/./";
+
+/// The number of the socket that this process's role comes over; `None` if it was not started to take one.
+pub(crate) fn mark() -> Option<RawFd> {
+    marked(path_of_exec()).or_else(|| marked(kernels_path_of_exec()?))
+}
+
+fn marked(path: &CStr) -> Option<RawFd> {
+    let number: RawFd = path.to_str().ok()?.strip_prefix(MARK)?.parse().ok()?;
+    number.checked_add(1)
+}
+
+fn path_of_exec() -> &'static CStr {
+    // SAFETY: `getauxval` answers for any number; what AT_EXECFN names is a string that the loader or the kernel laid
+    // down for the life of the process.
+    unsafe {
+        match libc::getauxval(libc::AT_EXECFN) as *const c_char {
+            path if path.is_null() => c"",
+            path => CStr::from_ptr(path),
+        }
+    }
+}
+
+/// The same from the kernel's own table, which a loader that was executed by name (`ld.so ./program`) does not change.
+fn kernels_path_of_exec() -> Option<&'static CStr> {
+    // SAFETY: `getauxval` answers for any number.
+    let (loader, random) = unsafe { (libc::getauxval(libc::AT_BASE), libc::getauxval(libc::AT_RANDOM)) };
+    if loader != 0 {
+        return None; // The kernel has found a loader by itself, so nobody stands between it and this program.
+    }
+    let table = kernels_table()?;
+    let entry = |wanted| table.chunks_exact(2).find(|pair| pair[0] == wanted).map(|pair| pair[1]);
+    // Under an emulator the table may be that of the emulator's process, whose addresses mean nothing here.
+    if entry(libc::AT_RANDOM)? != random {
+        return None;
+    }
+    let path = entry(libc::AT_EXECFN).filter(|path| *path != 0)? as *const c_char;
+    // SAFETY: this table is of this very process, as its random bytes lie where ours do; the kernel laid the string
+    // into the same memory.
+    Some(unsafe { CStr::from_ptr(path) })
+}
+
+fn kernels_table() -> Option<Vec<libc::c_ulong>> {
+    const PR_GET_AUXV: libc::c_int = 0x4155_5856;
+    let mut table = vec![0 as libc::c_ulong; 128];
+    let room = size_of_val(&table[..]);
+    // SAFETY: the kernel writes at most `room` bytes to the table.
+    let len = unsafe { libc::prctl(PR_GET_AUXV, table.as_mut_ptr(), room, 0, 0) };
+    if len > 0 {
+        table.truncate(len as usize / size_of::<libc::c_ulong>());
+        return Some(table);
+    }
+    // Before Linux 6.4.
+    let bytes = std::fs::read("/proc/self/auxv").ok()?;
+    let words = bytes.chunks_exact(size_of::<libc::c_ulong>());
+    Some(words.filter_map(|word| word.try_into().ok().map(libc::c_ulong::from_ne_bytes)).collect())
+}
+
+/// A process that this one has started.
+pub(crate) struct Process {
+    pid: u32,
+    pidfd: OwnedFd,
+}
+
+impl Process {
+    pub(crate) fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    pub(crate) fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    pub(crate) fn into_pidfd(self) -> OwnedFd {
+        self.pidfd
+    }
+
+    /// Whether a signal has stopped it.
+    pub(crate) fn is_stopped(&self) -> bool {
+        use rustix::process::{WaitId, WaitIdOptions, waitid};
+        let options = WaitIdOptions::STOPPED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        waitid(WaitId::PidFd(self.pidfd()), options).is_ok_and(|status| status.is_some())
+    }
+
+    /// Whether it has ended. If it has, it is no zombie any more.
+    pub(crate) fn has_ended(&self) -> bool {
+        let has_ended = pidfd::has_exited(self.pidfd());
+        if has_ended {
+            pidfd::reap(self.pidfd());
+        }
+        has_ended
+    }
+
+    /// Ends it, waits for that, and leaves no zombie.
+    pub(crate) fn end(&self) {
+        // One that has ended is no error, and nobody else's process can be hit.
+        let _ = pidfd::signal(self.pidfd(), Signal::KILL);
+        let _ = self.wait(None);
+    }
+
+    /// Waits until it has ended, at most for `limit`. `None`: it goes on, or somebody else has reaped it and the kernel
+    /// does not tell how it ended.
+    pub(crate) fn wait(&self, limit: Option<Duration>) -> Option<ExitStatus> {
+        if !pidfd::wait(self.pidfd(), false, limit) {
+            return None;
+        }
+        pidfd::reap(self.pidfd()).or_else(|| match pidfd::exit(self.pidfd()) {
+            pidfd::Exit::Known(status) => Some(status),
+            _ => None,
+        })
+    }
+}
+
+/// Starts `program` with these arguments and variables (`NAME=value`) in a process that is marked. It has `role` as the
+/// socket that the mark names, nothing to read as its standard input, and this process's other streams (but for its
+/// output, if it `is_silent`), directory and signal mask.
+///
+/// An exec gives it no rights that this process has not: where the program's file could, it is started under
+/// `no_new_privs`.
+pub(crate) fn start(
+    program: BorrowedFd<'_>,
+    arguments: &[CString],
+    variables: &[CString],
+    role: BorrowedFd<'_>,
+    is_silent: bool,
+) -> io::Result<Process> {
+    let start = || start_with_the_rights_of_this_thread(program, arguments, variables, role, is_silent);
+    if !rights::may_come_from(program) || rights::are_final() {
+        return start();
+    }
+    // The promise holds for a thread and what it starts, for good; this thread must not give it.
+    std::thread::scope(|scope| {
+        let promise = || rights::make_final().and_then(|()| start());
+        let thread = std::thread::Builder::new().spawn_scoped(scope, promise)?;
+        thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread that starts a process panicked")))
+    })
+}
+
+fn start_with_the_rights_of_this_thread(
+    program: BorrowedFd<'_>,
+    arguments: &[CString],
+    variables: &[CString],
+    role: BorrowedFd<'_>,
+    is_silent: bool,
+) -> io::Result<Process> {
+    let nothing = nothing_to_read()?;
+    let nowhere = if is_silent { Some(nowhere_to_write()?) } else { None };
+    // The copy keeps its number free here; in the new process the role's socket takes it.
+    let (program, copy) = side_by_side(program, role)?;
+    let path = CString::new(format!("{MARK}{}", program.as_raw_fd()))?;
+    let mut actions = Actions::new()?;
+    actions.duplicate(role.as_raw_fd(), copy.as_raw_fd())?;
+    actions.duplicate(nothing.as_raw_fd(), 0)?;
+    nowhere.iter().try_for_each(|nowhere| actions.duplicate(nowhere.as_raw_fd(), 1))?;
+    let pid = spawn_by_path(&path, &actions, arguments, variables)?;
+    match pidfd::open(pid) {
+        Ok(pidfd) => Ok(Process { pid, pidfd }),
+        Err(error) => {
+            // SAFETY: neither call takes a pointer to anything of ours. The process is a child that nobody has reaped
+            // but perhaps the kernel, just now.
+            unsafe {
+                libc::kill(pid as libc::pid_t, libc::SIGKILL);
+                libc::waitpid(pid as libc::pid_t, std::ptr::null_mut(), 0);
+            }
+            Err(error)
+        }
+    }
+}
+
+fn spawn_by_path(path: &CStr, actions: &Actions, arguments: &[CString], variables: &[CString]) -> io::Result<u32> {
+    let arguments = with_null(arguments);
+    let variables = with_null(variables);
+    let attributes = Attributes::new()?;
+    let mut pid = 0;
+    // SAFETY: path and strings end with a null byte and both lists with a null pointer, all of them outlive the call,
+    // which changes none; actions and attributes are initialized.
+    let failed = unsafe {
+        libc::posix_spawn(
+            &mut pid,
+            path.as_ptr(),
+            &*actions.0,
+            &*attributes.0,
+            arguments.as_ptr().cast(),
+            variables.as_ptr().cast(),
+        )
+    };
+    check(failed).map(|()| pid as u32)
+}
+
+fn with_null(strings: &[CString]) -> Vec<*const c_char> {
+    strings.iter().map(|string| string.as_ptr()).chain([std::ptr::null()]).collect()
+}
+
+fn check(failed: libc::c_int) -> io::Result<()> {
+    if failed == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(failed)) }
+}
+
+/// What is done to the descriptors of the new process.
+struct Actions(Box<libc::posix_spawn_file_actions_t>);
+
+impl Actions {
+    fn new() -> io::Result<Self> {
+        // SAFETY: all zeroes is a value of this C structure, and `init` gives it a meaning.
+        let mut actions = Box::new(unsafe { std::mem::zeroed() });
+        // SAFETY: the structure is ours and is initialized once.
+        check(unsafe { libc::posix_spawn_file_actions_init(&mut *actions) })?;
+        Ok(Self(actions))
+    }
+
+    fn duplicate(&mut self, from: RawFd, to: RawFd) -> io::Result<()> {
+        // SAFETY: the structure is initialized; any two numbers will do.
+        check(unsafe { libc::posix_spawn_file_actions_adddup2(&mut *self.0, from, to) })
+    }
+}
+
+impl Drop for Actions {
+    fn drop(&mut self) {
+        // SAFETY: it was initialized and is not used any more.
+        unsafe { libc::posix_spawn_file_actions_destroy(&mut *self.0) };
+    }
+}
+
+/// As std starts programs: SIGPIPE, which Rust programs ignore, has its default action there.
+struct Attributes(Box<libc::posix_spawnattr_t>);
+
+impl Attributes {
+    fn new() -> io::Result<Self> {
+        // SAFETY: all zeroes is a value of this C structure, and `init` gives it a meaning.
+        let mut attributes = Box::new(unsafe { std::mem::zeroed() });
+        // SAFETY: the structure is ours and is initialized once.
+        check(unsafe { libc::posix_spawnattr_init(&mut *attributes) })?;
+        let mut attributes = Self(attributes);
+        // SAFETY: all zeroes is a value of this C structure; it is emptied first, then filled.
+        unsafe {
+            let mut defaults: libc::sigset_t = std::mem::zeroed();
+            libc::sigemptyset(&mut defaults);
+            libc::sigaddset(&mut defaults, libc::SIGPIPE);
+            check(libc::posix_spawnattr_setsigdefault(&mut *attributes.0, &defaults))?;
+            check(libc::posix_spawnattr_setflags(&mut *attributes.0, libc::POSIX_SPAWN_SETSIGDEF as libc::c_short))?;
+        }
+        Ok(attributes)
+    }
+}
+
+impl Drop for Attributes {
+    fn drop(&mut self) {
+        // SAFETY: it was initialized and is not used any more.
+        unsafe { libc::posix_spawnattr_destroy(&mut *self.0) };
+    }
+}
+
+/// Copies of both whose numbers follow each other.
+fn side_by_side(program: BorrowedFd<'_>, role: BorrowedFd<'_>) -> io::Result<(OwnedFd, OwnedFd)> {
+    let mut from = 3;
+    loop {
+        let program = rustix::io::fcntl_dupfd_cloexec(program, from)?;
+        let role = rustix::io::fcntl_dupfd_cloexec(role, program.as_raw_fd() + 1)?;
+        if role.as_raw_fd() == program.as_raw_fd() + 1 {
+            return Ok((program, role));
+        }
+        from = role.as_raw_fd();
+    }
+}
+
+/// What stands for a standard input that says nothing: `/dev/null`, or a pipe that nobody writes to where that cannot be
+/// opened.
+pub(crate) fn nothing_to_read() -> io::Result<OwnedFd> {
+    null_device().or_else(|_| spawn::above_standard(io::pipe()?.0.into()))
+}
+
+/// The same for an output that nobody reads.
+pub(crate) fn nowhere_to_write() -> io::Result<OwnedFd> {
+    null_device().or_else(|_| spawn::above_standard(io::pipe()?.1.into()))
+}
+
+/// `/dev/null`, in place of a standard stream.
+pub(crate) fn null_device() -> io::Result<OwnedFd> {
+    use rustix::fs::{Mode, OFlags};
+    spawn::above_standard(rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_our_spelling_of_a_path_is_a_mark() {
+        assert_eq!(marked(c"/proc/self/./fd/./3"), Some(4));
+        for other in [c"", c"/proc/self/fd/3", c"/dev/fd/3", c"/proc/self/./fd/./", c"/proc/self/./fd/./x", c"./a"] {
+            assert_eq!(marked(other), None, "{other:?}");
+        }
+        assert_eq!(mark(), None);
+    }
+
+    #[test]
+    fn the_kernels_table_says_what_the_loader_says() {
+        let table = kernels_table().unwrap();
+        let path = table.chunks_exact(2).find(|pair| pair[0] == libc::AT_EXECFN).unwrap()[1];
+        assert_eq!(path as *const c_char, path_of_exec().as_ptr());
+    }
+
+    #[test]
+    fn copies_lie_side_by_side_whatever_is_open_between() {
+        let (a, b) = io::pipe().unwrap();
+        let between: Vec<OwnedFd> =
+            (0..9).map(|n| rustix::io::fcntl_dupfd_cloexec(a.as_fd(), 300 + 2 * n).unwrap()).collect();
+        let (first, second) = side_by_side(a.as_fd(), b.as_fd()).unwrap();
+        assert_eq!(first.as_raw_fd() + 1, second.as_raw_fd());
+        drop(between);
+    }
+}

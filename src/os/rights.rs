@@ -1,0 +1,65 @@
+//! What an exec may give a process beyond what its starter had: set-user-ID, set-group-ID and file capabilities. See
+//! [execve(2)](https://man7.org/linux/man-pages/man2/execve.2.html) and
+//! [PR_SET_NO_NEW_PRIVS](https://man7.org/linux/man-pages/man2/PR_SET_NO_NEW_PRIVS.2const.html).
+//!
+//! Whoever executes such a program chooses its arguments, its environment and its descriptors, and is not to be believed
+//! about anything. Where the kernel has been told that no exec gives rights, before this one, it has at least the
+//! rights that the new process has, and can do by itself what it could have this process do.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+
+const NOT_ASKED: u8 = 0;
+const NO: u8 = 1;
+const YES: u8 = 2;
+
+/// Whether `no_new_privs` was set when this program began, before anything in it could set it.
+static WERE_FINAL: AtomicU8 = AtomicU8::new(NOT_ASKED);
+
+extern "C" fn note() {
+    if WERE_FINAL.load(Relaxed) == NOT_ASKED {
+        WERE_FINAL.store(if are_final() { YES } else { NO }, Relaxed);
+    }
+}
+
+/// Runs before `main`.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static NOTE: extern "C" fn() = note;
+
+/// Whether the exec that began this program gave it rights that its starter may not have had.
+pub(crate) fn came_by_exec() -> bool {
+    // The reference is what makes the linker keep the entry; called here, before `main`, it does what it did or will do.
+    std::hint::black_box(&NOTE)();
+    // SAFETY: `getauxval` answers for any number.
+    let is_secure = unsafe { libc::getauxval(libc::AT_SECURE) } != 0;
+    is_secure && WERE_FINAL.load(Relaxed) != YES
+}
+
+/// Whether an exec of `program` could give rights. What cannot be found out counts as yes.
+pub(crate) fn may_come_from(program: BorrowedFd<'_>) -> bool {
+    // SAFETY: `getauxval` answers for any number.
+    let is_secure = unsafe { libc::getauxval(libc::AT_SECURE) } != 0;
+    let is_set_id = rustix::fs::fstat(program).map_or(true, |stat| stat.st_mode & (libc::S_ISUID | libc::S_ISGID) != 0);
+    is_secure || is_set_id || has_capabilities(program)
+}
+
+fn has_capabilities(program: BorrowedFd<'_>) -> bool {
+    use rustix::io::Errno;
+    let path = format!("/proc/self/fd/{}", program.as_raw_fd());
+    !matches!(
+        rustix::fs::getxattr_query(path, "security.capability"),
+        Ok(0) | Err(Errno::NODATA | Errno::NOTSUP | Errno::NOSYS)
+    )
+}
+
+/// Whether no exec gives this thread rights any more.
+pub(crate) fn are_final() -> bool {
+    rustix::thread::no_new_privs().unwrap_or(false)
+}
+
+/// From now on no exec gives this thread, or what it starts, any rights.
+pub(crate) fn make_final() -> io::Result<()> {
+    Ok(rustix::thread::set_no_new_privs(true)?)
+}

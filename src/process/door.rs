@@ -1,0 +1,266 @@
+//! The door between a process that starts another one of its program, and the one that was started.
+//!
+//! # State
+//! The mark (`os::exec`): a process that was started to take a role knows it for the whole of its life, and knows which
+//! descriptor its role comes over. That socket, one end of a pair. Its first two messages are [`Hello`], which is there
+//! before the process is, and [`Addressed`], which names the process and follows at once.
+//!
+//! # Moves
+//! The starter: [`start`], then the messages of the role, then [`hear_ready`] or the report of a child. The one that was
+//! started: [`role`] in `init`, after whatever `main` does before, for however long.
+//!
+//! # Invariants
+//! 1. A marked process takes its role or ends with a line and an exit code that say why: it never goes on in `main`.
+//! 2. A role is taken by the very process that was started, from its living parent, which made the socket with the same
+//!    effective user and group. A program that its exec gave rights takes none.
+//!
+//! # Death
+//! The one that was started ends: its starter sees that by its pidfd, whatever else holds the socket, and reads the cause
+//! from the exit code. The starter ends: the socket hangs up or is a stranger's, and the one that was started ends.
+//!
+//! # Cancel
+//! Nothing here is a future.
+#![forbid(unsafe_code)]
+
+use super::protocol::{self, Addressed, Answer, Hello, Ready, Role, Variables};
+use crate::error::{Error, ErrorKind, Result};
+use crate::os::{exec, image, pidfd, rights, socket, spawn};
+use crate::wire::Parcel;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::process::ExitStatus;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+/// Why a process that was started to take a role takes none. The number is its exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    Closed = 86,
+    Replaced = 87,
+    Forked = 88,
+    Stranger = 89,
+    GivenRights = 90,
+}
+
+impl Refusal {
+    const ALL: [Self; 5] = [Self::Closed, Self::Replaced, Self::Forked, Self::Stranger, Self::GivenRights];
+
+    fn why(self) -> &'static str {
+        match self {
+            Self::Closed => {
+                "the socket that its role comes over is closed: `main` closes descriptors that it has not opened before it \
+                 calls `multiprocess::run` or `init`; call that first"
+            }
+            Self::Replaced => {
+                "the descriptor that its role comes over is something else by now: `main` closes or replaces descriptors \
+                 that it has not opened before it calls `multiprocess::run` or `init`; call that first"
+            }
+            Self::Forked => {
+                "it is a fork of the process that was started: `main` forks or daemonizes before it calls \
+                 `multiprocess::run` or `init`; call that first in started processes too, or daemonize by `setsid` or a \
+                 service manager"
+            }
+            Self::Stranger => "its role does not come from its parent, or comes from another user",
+            Self::GivenRights => {
+                "its program's file gave it rights (set-user-ID, set-group-ID or file capabilities), and whoever started \
+                 it may not have them"
+            }
+        }
+    }
+
+    /// Ends this process, saying why.
+    pub(super) fn end(self) -> ! {
+        let (pid, why) = (std::process::id(), self.why());
+        spawn::say(&format!("process {pid} was started to work for another one, but {why}"));
+        spawn::exit_now(self as i32)
+    }
+}
+
+/// How a process ended, and why if its exit code says it.
+pub(super) fn how_it_ended(status: ExitStatus) -> String {
+    let refusal = Refusal::ALL.into_iter().find(|refusal| status.code() == Some(*refusal as i32));
+    refusal.map_or_else(|| status.to_string(), |refusal| format!("{status}; {}", refusal.why()))
+}
+
+/// The socket on which this process is told its role, if it was started to take one.
+pub(super) fn role() -> Result<Option<OwnedFd>, Refusal> {
+    match exec::mark() {
+        Some(_) if rights::came_by_exec() => Err(Refusal::GivenRights),
+        Some(number) => match spawn::look_at(number, |fd| socket::maker_of_pair(fd).is_some()) {
+            None => Err(Refusal::Closed),
+            Some(false) => Err(Refusal::Replaced),
+            Some(true) => spawn::take_inherited(number).map(Some).map_err(|_| Refusal::Closed),
+        },
+        None if rights::came_by_exec() => Ok(None),
+        None => Ok(handed_on()),
+    }
+}
+
+/// The socket of a process that has executed itself again, or that a tool executed by another path, and so has no mark.
+fn handed_on() -> Option<OwnedFd> {
+    let is_role = |fd: BorrowedFd<'_>| {
+        let is_parents = socket::maker_of_pair(fd).is_some_and(|maker| maker.pid == parent());
+        let mut room = [0; 96];
+        is_parents && socket::peek(fd, &mut room).is_ok_and(|len| Hello::is_in(&room[..len.min(room.len())]))
+    };
+    let found = |fd: &RawFd| spawn::look_at(*fd, is_role) == Some(true);
+    spawn::inherited().into_iter().find(found).and_then(|fd| spawn::take_inherited(fd).ok())
+}
+
+fn parent() -> i32 {
+    // Not by rustix, for which a parent in another pid namespace is none.
+    nix::unistd::getppid().as_raw()
+}
+
+/// The first message of the role, if it is for this process and from who may give it one. `None`: who started it is gone.
+pub(super) fn hear_role(socket: &OwnedFd) -> Result<Option<(Role, Parcel, u64)>, Refusal> {
+    let Ok(Some((hello, parcel))) = protocol::recv::<Hello>(socket.as_fd()) else { return Ok(None) };
+    let Ok(Some((Addressed { pid }, _))) = protocol::recv::<Addressed>(socket.as_fd()) else { return Ok(None) };
+    let Some(maker) = socket::maker_of_pair(socket.as_fd()) else { return Err(Refusal::Replaced) };
+    // A starter in another pid namespace knows this process by another number.
+    if maker.pid != 0 && pid != std::process::id() {
+        return Err(Refusal::Forked);
+    }
+    if maker.pid != parent() {
+        return if socket::is_hung_up(socket.as_fd()) { Ok(None) } else { Err(Refusal::Stranger) };
+    }
+    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    if !rights::are_final() && (maker.uid, maker.gid) != (uid, gid) {
+        return Err(Refusal::Stranger);
+    }
+    Ok(Some((hello.role, parcel, hello.image)))
+}
+
+/// Starts this program again for `role`, which `fds` belong to. It is told over the second end of a pair.
+pub(super) fn start(
+    program: BorrowedFd<'_>,
+    variables: &Variables,
+    role: Role,
+    fds: &[BorrowedFd<'_>],
+    (ours, theirs): (&OwnedFd, OwnedFd),
+) -> io::Result<exec::Process> {
+    let is_silent = matches!(role, Role::Heir);
+    protocol::send(ours.as_fd(), &Hello::new(image::fingerprint(), role), &[], fds)?;
+    let process = exec::start(program, arguments(), &variables.for_exec(), theirs.as_fd(), is_silent)?;
+    drop(theirs);
+    match protocol::send(ours.as_fd(), &Addressed { pid: process.pid() }, &[], &[]) {
+        Err(error) if !is_gone(&error) => {
+            process.end();
+            Err(error)
+        }
+        // One that has closed its end has ended, or will, and says why by its exit code.
+        _ => Ok(process),
+    }
+}
+
+/// The arguments that this process was started with, as the kernel had them: a loader that was executed by name
+/// (`ld.so ./program`) is the first of them.
+fn arguments() -> &'static [CString] {
+    static ARGUMENTS: OnceLock<Vec<CString>> = OnceLock::new();
+    ARGUMENTS.get_or_init(|| {
+        use std::os::unix::ffi::OsStringExt;
+        let split = |line: Vec<u8>| {
+            let line = line.strip_suffix(&[0]).unwrap_or(&line);
+            line.split(|byte| *byte == 0).map(|argument| argument.to_vec()).collect::<Vec<_>>()
+        };
+        let line = std::fs::read("/proc/self/cmdline").ok().filter(|line| !line.is_empty()).map(split);
+        let line = line.unwrap_or_else(|| std::env::args_os().map(OsStringExt::into_vec).collect());
+        line.into_iter().filter_map(|argument| CString::new(argument).ok()).collect()
+    })
+}
+
+/// Notes the arguments before the program changes what `ps` shows.
+pub(super) fn note_arguments() {
+    arguments();
+}
+
+/// A process that has let go of its socket has this long to end.
+const END_LIMIT: Duration = Duration::from_secs(1);
+
+/// After this long it is said that a process has not come to `init`; it may be on its way all the same.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Waits, for however long `main` takes, until the process has taken its role; `what` it is to be. If it has not, it is
+/// ended, and the error says how it ended.
+pub(super) fn hear_ready(socket: &OwnedFd, process: &exec::Process, what: &str) -> Result<Ready> {
+    let ready = hear(socket, process, what);
+    if ready.is_err() {
+        process.end();
+    }
+    ready
+}
+
+fn hear(socket: &OwnedFd, process: &exec::Process, what: &str) -> Result<Ready> {
+    let failed = |error| protocol::spawn_error(format!("{what} does not answer"), error);
+    loop {
+        wait_for_either(socket, process, what).map_err(failed)?;
+        if !socket::is_readable_within(socket.as_fd(), Duration::ZERO) {
+            if !pidfd::has_exited(process.pidfd()) {
+                continue;
+            }
+            // It may have answered last.
+            if !socket::is_readable_within(socket.as_fd(), Duration::ZERO) {
+                return Err(ended(process, what));
+            }
+        }
+        return match protocol::recv::<Answer<Ready>>(socket.as_fd()) {
+            Ok(Some((answer, _))) => answer,
+            Ok(None) => Err(ended(process, what)),
+            Err(error) if is_gone(&error) => Err(ended(process, what)),
+            Err(error) => Err(failed(error)),
+        };
+    }
+}
+
+/// Waits until the process has said something or ended. One that is stopped would keep its starter for ever.
+fn wait_for_either(socket: &OwnedFd, process: &exec::Process, what: &str) -> io::Result<()> {
+    let pidfd = process.pidfd();
+    let mut fds = [PollFd::new(socket, PollFlags::IN), PollFd::new(&pidfd, PollFlags::IN)];
+    let patience = Timespec::try_from(PATIENCE).ok();
+    let mut is_told = false;
+    while rustix::io::retry_on_intr(|| poll(&mut fds, patience.as_ref()))? == 0 {
+        if process.is_stopped() {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "it is stopped (SIGSTOP, or a debugger)"));
+        }
+        if !std::mem::replace(&mut is_told, true) {
+            tell_of_slow_start(process.pid(), what);
+        }
+    }
+    Ok(())
+}
+
+fn tell_of_slow_start(pid: u32, what: &str) {
+    let seconds = PATIENCE.as_secs();
+    let why = format!(
+        "{what} (pid {pid}) has not reached `multiprocess::run` or `init` after {seconds} s: whatever `main` does before \
+         is done in each process that the program starts; still waiting"
+    );
+    tracing::warn!("{why}");
+    spawn::say(&why);
+}
+
+/// Why it will not answer.
+fn ended(process: &exec::Process, what: &str) -> Error {
+    let has_ended = pidfd::wait(process.pidfd(), false, Some(END_LIMIT));
+    let status = if has_ended { process.wait(None) } else { None };
+    let how = match status {
+        Some(status) => how_it_ended(status),
+        None if has_ended => "nobody knows how".into(),
+        None => "it closed the socket that its role comes over and went on".into(),
+    };
+    let why = format!("{what} ended before it was ready ({how}): does the program reach `run` or `init`?");
+    Error::new(ErrorKind::Spawn, why).with_exit_status(status)
+}
+
+/// Whether it means that the other end is closed.
+pub(super) fn is_gone(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::BrokenPipe
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::NotConnected
+            | io::ErrorKind::ConnectionRefused
+    )
+}
