@@ -34,24 +34,29 @@ pub(crate) fn came_by_exec() -> bool {
     std::hint::black_box(&NOTE)();
     // SAFETY: `getauxval` answers for any number.
     let is_secure = unsafe { libc::getauxval(libc::AT_SECURE) } != 0;
-    is_secure && WERE_FINAL.load(Relaxed) != YES
+    // Effective ids that are not the real ones have the same effect; without a file that gives some, they are the starter's.
+    // Where neither explains it, a security module has given something.
+    let is_explained = || {
+        use rustix::process::{getegid, geteuid, getgid, getuid};
+        (geteuid() != getuid() || getegid() != getgid()) && !may_come_from_file("/proc/self/exe")
+    };
+    is_secure && WERE_FINAL.load(Relaxed) != YES && !is_explained()
 }
 
 /// Whether an exec of `program` could give rights. What cannot be found out counts as yes.
 pub(crate) fn may_come_from(program: BorrowedFd<'_>) -> bool {
-    // SAFETY: `getauxval` answers for any number.
-    let is_secure = unsafe { libc::getauxval(libc::AT_SECURE) } != 0;
-    let is_set_id = rustix::fs::fstat(program).map_or(true, |stat| stat.st_mode & (libc::S_ISUID | libc::S_ISGID) != 0);
-    is_secure || is_set_id || has_capabilities(program)
+    may_come_from_file(&format!("/proc/self/fd/{}", program.as_raw_fd()))
 }
 
-fn has_capabilities(program: BorrowedFd<'_>) -> bool {
+fn may_come_from_file(path: &str) -> bool {
     use rustix::io::Errno;
-    let path = format!("/proc/self/fd/{}", program.as_raw_fd());
-    !matches!(
-        rustix::fs::getxattr_query(path, "security.capability"),
-        Ok(0) | Err(Errno::NODATA | Errno::NOTSUP | Errno::NOSYS)
-    )
+    const SET_ID: u32 = libc::S_ISUID | libc::S_ISGID;
+    let is_set_id = rustix::fs::stat(path).map_or(true, |stat| stat.st_mode & SET_ID != 0);
+    is_set_id
+        || !matches!(
+            rustix::fs::getxattr_query(path, "security.capability"),
+            Ok(0) | Err(Errno::NODATA | Errno::NOTSUP | Errno::NOSYS)
+        )
 }
 
 /// Whether no exec gives this thread rights any more.
