@@ -32,11 +32,17 @@ const SCENARIOS: &[Scenario] = scenarios! {
     workers_that_replace_others_have_the_rights_of_that_moment
     a_pool_with_privileged_workers_keeps_its_deadlines_and_ends
     a_retired_server_ends_with_its_last_child
+    where_close_range_is_refused_a_child_has_the_same_descriptors
+    a_refused_system_call_that_is_needed_is_an_error_that_says_so
 };
 
 fn main() -> ExitCode {
     mp::init();
     if let Some(name) = std::env::var_os("SCENARIO") {
+        if name == "spawns_with_a_refused_call" {
+            spawns_with_a_refused_call();
+            return ExitCode::SUCCESS;
+        }
         let scenario = SCENARIOS.iter().find(|(other, ..)| *other == name).expect("a scenario of this name");
         scenario.1();
         return ExitCode::SUCCESS;
@@ -277,9 +283,21 @@ fn a_child_keeps_what_its_parent_has_of_capabilities_and_no_more() {
 
 /// A filter that lets everything pass.
 fn filter() {
-    let mut pass = libc::sock_filter { code: (libc::BPF_RET | libc::BPF_K) as u16, jt: 0, jf: 0, k: 0x7fff_0000 };
-    let program = libc::sock_fprog { len: 1, filter: &mut pass };
-    // SAFETY: the program is one instruction long and outlives the call, which copies it.
+    refuse(-1);
+}
+
+/// A filter that lets every system call pass but this one, which is not permitted from now on.
+fn refuse(call: libc::c_long) {
+    let step = |code: u32, jf, k| libc::sock_filter { code: code as u16, jt: 0, jf, k };
+    let mut steps = [
+        step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0),
+        step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 1, call as u32),
+        step(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32),
+        step(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog { len: steps.len() as u16, filter: steps.as_mut_ptr() };
+    rustix::thread::set_no_new_privs(true).unwrap();
+    // SAFETY: the program is as long as it says and outlives the call, which copies it.
     let done = unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &program) };
     assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
 }
@@ -473,4 +491,50 @@ fn a_retired_server_ends_with_its_last_child() {
         drop(child);
         until("the first server ends, and is no zombie", || servers() != first && servers().len() == 1).await;
     });
+}
+
+fn descriptors() -> Vec<String> {
+    let links = std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| entry.unwrap().path().read_link().ok());
+    // The directory itself is one of them, under this process's pid.
+    let links = links.filter(|path| !path.starts_with("/proc"));
+    let kind = |path: std::path::PathBuf| path.to_string_lossy().split(':').next().unwrap_or_default().to_owned();
+    let mut kinds: Vec<_> = links.map(kind).collect();
+    kinds.sort_unstable();
+    kinds
+}
+
+fn where_close_range_is_refused_a_child_has_the_same_descriptors() {
+    block_on(async {
+        let expected = Process::spawn(descriptors, ()).unwrap().await.unwrap();
+        refuse(libc::SYS_close_range);
+        for _ in 0..4 {
+            assert_eq!(Process::spawn(descriptors, ()).unwrap().await.unwrap(), expected);
+        }
+    });
+}
+
+fn a_refused_system_call_that_is_needed_is_an_error_that_says_so() {
+    let calls = [
+        ("pidfd_open", libc::SYS_pidfd_open),
+        ("memfd_create", libc::SYS_memfd_create),
+        ("signalfd4", libc::SYS_signalfd4),
+        ("fallocate", libc::SYS_fallocate),
+    ];
+    for (name, call) in calls {
+        // Each in a process that has not done it yet.
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        let output = command.env("SCENARIO", "spawns_with_a_refused_call").env("REFUSED", call.to_string()).output();
+        let output = output.unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{name}: {text} {}", String::from_utf8_lossy(&output.stderr));
+        println!("{name}: {text}");
+        assert!(text.contains("Operation not permitted") || text.contains("Permission denied"), "{name}: {text}");
+    }
+}
+
+fn spawns_with_a_refused_call() {
+    refuse(std::env::var("REFUSED").unwrap().parse().unwrap());
+    let error = block_on(async { Process::spawn(users, ()).map(drop).unwrap_err() });
+    assert_eq!(error.kind(), ErrorKind::Spawn, "{error}");
+    println!("{error}");
 }

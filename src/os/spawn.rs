@@ -67,14 +67,20 @@ pub(crate) fn flush_c_stdio() {
     unsafe { libc::fflush(std::ptr::null_mut()) };
 }
 
-/// Closes many descriptors in as few calls as their numbers have gaps.
+/// Closes many descriptors in as few calls as their numbers have gaps; one by one where a filter refuses that call.
 pub(crate) fn close_all(fds: Vec<OwnedFd>) {
     let mut fds: Vec<RawFd> = fds.into_iter().map(IntoRawFd::into_raw_fd).collect();
     fds.sort_unstable();
     for run in fds.chunk_by(|a, b| a + 1 == *b) {
         if let (Some(first), Some(last)) = (run.first(), run.last()) {
             // SAFETY: we own every descriptor of the run, and nothing else lies in it.
-            unsafe { libc::syscall(libc::SYS_close_range, *first, *last, 0) };
+            let refused = unsafe { libc::syscall(libc::SYS_close_range, *first, *last, 0) } != 0;
+            if refused {
+                for fd in run {
+                    // SAFETY: we own it, and it is open: a refused call has closed none.
+                    unsafe { libc::close(*fd) };
+                }
+            }
         }
     }
 }
