@@ -32,6 +32,9 @@ const SCENARIOS: &[Scenario] = scenarios! {
     workers_that_replace_others_have_the_rights_of_that_moment
     a_pool_with_privileged_workers_keeps_its_deadlines_and_ends
     a_retired_server_ends_with_its_last_child
+    umask_nice_value_cpus_and_limits_are_those_of_the_parent_at_the_spawn
+    a_builder_gives_a_child_umask_nice_value_cpus_and_limits
+    what_a_builder_cannot_give_is_an_error_that_names_it
     where_close_range_is_refused_a_child_has_the_same_descriptors
     a_refused_system_call_that_is_needed_is_an_error_that_says_so
 };
@@ -537,4 +540,103 @@ fn spawns_with_a_refused_call() {
     let error = block_on(async { Process::spawn(users, ()).map(drop).unwrap_err() });
     assert_eq!(error.kind(), ErrorKind::Spawn, "{error}");
     println!("{error}");
+}
+
+/// What a process has beside its rights, as the kernel shows it.
+#[derive(Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+struct Likeness {
+    umask: String,
+    nice: i32,
+    cpus: String,
+    limits: Vec<(Option<u64>, Option<u64>)>,
+}
+
+fn likeness() -> Likeness {
+    use rustix::process::{Resource, getpid, getpriority_process, getrlimit};
+    let [umask, cpus] = status(vec!["Umask".into(), "Cpus_allowed_list".into()]).try_into().unwrap();
+    let resources = [Resource::Core, Resource::Nofile, Resource::Nproc, Resource::As, Resource::Fsize];
+    let limits = resources.map(|resource| getrlimit(resource)).map(|limit| (limit.current, limit.maximum)).to_vec();
+    Likeness { umask, nice: getpriority_process(Some(getpid())).unwrap(), cpus, limits }
+}
+
+fn set_soft_limit(resource: rustix::process::Resource, value: u64) {
+    let maximum = rustix::process::getrlimit(resource).maximum;
+    let current = Some(maximum.map_or(value, |maximum| maximum.min(value)));
+    rustix::process::setrlimit(resource, rustix::process::Rlimit { current, maximum }).unwrap();
+}
+
+fn umask_nice_value_cpus_and_limits_are_those_of_the_parent_at_the_spawn() {
+    use rustix::fs::Mode;
+    use rustix::process::Resource;
+    use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+    async fn children_are_like_this_process() {
+        for _ in 0..3 {
+            assert_eq!(Process::spawn(likeness, ()).unwrap().await.unwrap(), likeness());
+        }
+        let mut afresh = Process::builder().start_method(mp::StartMethod::Spawn).spawn(likeness, ()).unwrap();
+        assert_eq!(afresh.join().await.unwrap(), likeness());
+        let grandchild = async || Process::spawn(likeness, ()).unwrap().await.unwrap();
+        assert_eq!(Process::spawn(grandchild, ()).unwrap().await.unwrap(), likeness());
+    }
+    block_on(async {
+        children_are_like_this_process().await;
+        for mask in [0o077, 0o027] {
+            rustix::process::umask(Mode::from_raw_mode(mask));
+            children_are_like_this_process().await;
+        }
+        set_soft_limit(Resource::Core, 4096);
+        set_soft_limit(Resource::Nofile, 600);
+        children_are_like_this_process().await;
+        set_soft_limit(Resource::Nofile, 700);
+        children_are_like_this_process().await;
+        let all = sched_getaffinity(None).unwrap();
+        let last = (0..CpuSet::MAX_CPU).rfind(|cpu| all.is_set(*cpu)).unwrap();
+        let mut one = CpuSet::new();
+        one.set(last);
+        for cpus in [one, all] {
+            sched_setaffinity(None, &cpus).unwrap();
+            children_are_like_this_process().await;
+        }
+        rustix::process::nice(3).unwrap();
+        children_are_like_this_process().await;
+        // A child that says it itself is asked, not this one.
+        let mut other = Process::builder().umask(0o007).spawn(likeness, ()).unwrap();
+        assert_eq!(other.join().await.unwrap().umask, "0007");
+    });
+}
+
+fn a_builder_gives_a_child_umask_nice_value_cpus_and_limits() {
+    let one = || mp::cpu_count() - 1;
+    block_on(async {
+        for method in [mp::StartMethod::ForkServer, mp::StartMethod::Spawn] {
+            for _ in 0..3 {
+                let builder = Process::builder().start_method(method).umask(0o123).nice(7);
+                let builder = builder.memory_limit(6 << 30).descriptor_limit(321);
+                let child = builder.spawn(likeness, ()).unwrap().await.unwrap();
+                assert_eq!((child.umask.as_str(), child.nice), ("0123", 7));
+                assert_eq!(child.limits[1], (Some(321), Some(321)));
+                assert_eq!(child.limits[3], (Some(6 << 30), Some(6 << 30)));
+                let others = Process::spawn(likeness, ()).unwrap().await.unwrap();
+                assert_eq!(others, likeness());
+            }
+        }
+        let allowed = rustix::thread::sched_getaffinity(None).unwrap();
+        let cpu = (one()..rustix::thread::CpuSet::MAX_CPU).find(|cpu| allowed.is_set(*cpu)).unwrap();
+        let child = Process::builder().cpus([cpu]).spawn(likeness, ()).unwrap().await.unwrap();
+        assert_eq!(child.cpus, cpu.to_string());
+    });
+}
+
+fn what_a_builder_cannot_give_is_an_error_that_names_it() {
+    block_on(async {
+        let error = Process::builder().cpus([100_000]).spawn(likeness, ()).unwrap_err();
+        assert!(error.kind() == ErrorKind::Spawn && error.to_string().contains("100000"), "{error}");
+        let error = Process::builder().cpus([1000]).spawn(likeness, ()).unwrap().await.unwrap_err();
+        assert!(error.kind() == ErrorKind::Spawn && error.to_string().contains("its CPUs"), "{error}");
+        if is_root() {
+            become_nobody();
+            let error = Process::builder().nice(-5).spawn(likeness, ()).unwrap().await.unwrap_err();
+            assert!(error.kind() == ErrorKind::Spawn && error.to_string().contains("nice value"), "{error}");
+        }
+    });
 }

@@ -225,7 +225,7 @@ fn take_role(socket: OwnedFd) -> ! {
     match role {
         Role::Server { preload, credentials } => match refusal {
             Some(error) => refuse(socket.as_fd(), error),
-            None => match settle(parcel.fds, false).and_then(|()| server::limit(&credentials, true)) {
+            None => match settle(parcel.fds, false).and_then(|()| server::limit(&credentials)) {
                 Ok(()) => server::serve(socket, &preload, single),
                 Err(error) => refuse(socket.as_fd(), protocol::spawn_error("the fork server cannot start", error)),
             },
@@ -234,10 +234,10 @@ fn take_role(socket: OwnedFd) -> ! {
             Some(error) => refuse(socket.as_fd(), error),
             None => names::serve(socket),
         },
-        Role::Child { credentials } => {
+        Role::Child { base } => {
             let settled = match refusal {
                 Some(error) => Err(error),
-                None => (settle(parcel.fds, true).and_then(|()| server::limit(&credentials, false)))
+                None => (settle(parcel.fds, true).and_then(|()| server::descend_from(base)))
                     .map_err(|error| protocol::spawn_error("cannot start", error)),
             };
             child::after_exec(socket, settled)

@@ -6,6 +6,7 @@ use super::entry::{Call, Executor, Outcome};
 use super::info::{self, ProcessInfo};
 use super::protocol::{self, Descriptors, Order, Report, Variables};
 use crate::error::{Error, ErrorKind, Result};
+use crate::os::attributes::Attributes;
 use crate::os::spawn::{self, SingleThreaded};
 use crate::os::{signal, socket};
 use crate::shm::family::Family;
@@ -101,6 +102,7 @@ pub(super) fn rehearse(sockets: Option<(OwnedFd, OwnedFd)>) -> Result<()> {
         environment: None,
         has_directory: false,
         has_own_directory: false,
+        attributes: Attributes::default(),
         variables: Variables::default(),
         streams: [false; 3],
         arguments_in_memfd: None,
@@ -161,7 +163,10 @@ fn live(order: Order, arguments: Vec<u8>, fds: Descriptors, tie: Option<OwnedFd>
         for directory in [directory, own_directory].into_iter().flatten() {
             rustix::process::fchdir(directory).map_err(io::Error::from)?;
         }
-        Ok(lifeline.map_or(Ok(tie), signal::die_with)?)
+        let tie = lifeline.map_or(Ok(tie), signal::die_with)?;
+        wait_to_begin(&report)?;
+        order.attributes.take_on()?;
+        Ok(tie)
     });
     let tie = match ready {
         Ok(Some(tie)) => tie,
@@ -188,6 +193,19 @@ fn live(order: Order, arguments: Vec<u8>, fds: Descriptors, tie: Option<OwnedFd>
     info::blocking_see_children_off();
     drop(tie);
     leave(exit)
+}
+
+/// The starter has made sure meanwhile that this child may do no more than itself, and says what it is like by now.
+fn wait_to_begin(report: &OwnedFd) -> io::Result<()> {
+    match protocol::recv::<Attributes>(report.as_fd()) {
+        Ok(Some((attributes, _))) => {
+            attributes.take_on_what_is_permitted();
+            Ok(())
+        }
+        Ok(None) => spawn::exit_now(0), // It has let go of this child, or is gone.
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => spawn::exit_now(0),
+        Err(error) => Err(error),
+    }
 }
 
 fn finish(report: &OwnedFd, outcome: &Outcome, exit: Exit) -> ! {

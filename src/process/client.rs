@@ -7,6 +7,8 @@
 //! another user, who may not open the first one again.
 //!
 //! # Moves
+//! An order is followed by the word to begin, once it is known that the caller has the rights that the server has; it is found
+//! out while the child gets ready.
 //! An order goes straight to a spare child, which reports over the socket that it was told by. Without one it goes to
 //! the server, with a report socket, and its answer comes in under the same lock, so answers need no numbers.
 //!
@@ -30,14 +32,17 @@
 use super::door::{self, is_gone};
 use super::entry::Call;
 use super::info::{self, ProcessInfo};
-use super::protocol::{self, Answer, Born, Order, Reply, Report, Request, Role, Variables};
+use super::protocol::{self, Answer, Base, Born, Order, Reply, Report, Request, Role, Variables};
 use super::{StartMethod, boot, server};
 use crate::error::{Error, Result};
-use crate::os::{credentials::Credentials, exec, pidfd, reactor, signal, socket, socket::Wait, spawn};
+use crate::os::{
+    attributes::Attributes, credentials::Credentials, exec, pidfd, reactor, signal, socket, socket::Wait, spawn,
+};
 use crate::shm::family::Family;
 use crate::wire::frame;
 use rustix::fs::{Mode, OFlags};
 use rustix::process::Signal;
+use std::fs::File;
 use std::io::{self, PipeReader, PipeWriter};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
@@ -109,6 +114,7 @@ pub(super) struct Start<'a> {
     pub(super) start_method: StartMethod,
     pub(super) variables: Variables,
     pub(super) directory: Option<OwnedFd>,
+    pub(super) attributes: Attributes,
     pub(super) streams: [Option<BorrowedFd<'a>>; 3],
     pub(super) arguments: &'a [u8],
     pub(super) attachments: Vec<BorrowedFd<'a>>,
@@ -131,8 +137,10 @@ struct Connection {
     socket: Arc<OwnedFd>,
     /// The server, if it was this process that started it.
     server: Option<exec::Process>,
-    /// Of who started the server, which has no more.
-    credentials: Credentials,
+    /// The rights of who started the server, which has no more, and what its children are like unless they are told.
+    base: Base,
+    /// See [`Attributes::of_this_process`].
+    status: Option<File>,
     environment: Option<Variables>,
     /// Device and inode of the working directory as last sent.
     directory: Option<(u64, u64)>,
@@ -198,6 +206,8 @@ enum Ordered {
     Started(Started),
     /// No child was born, because the server is gone.
     ServerGone(io::Error),
+    /// No function has begun, because the calling thread has these rights and the server has others.
+    OtherRights(Credentials),
 }
 
 pub(super) fn is_connected() -> bool {
@@ -208,22 +218,23 @@ pub(super) fn is_connected() -> bool {
 pub(super) fn start(start: &Start<'_>) -> Result<Started> {
     boot::origin()?;
     server::refuse_in_preload()?;
-    let credentials = own_credentials()?;
     let mut client = Client::get();
     client.reap_retired();
-    client.retire_unless(&credentials);
     let mut last = None;
     for _ in 0..8 {
-        match client.connected(&credentials)?.order(start)? {
+        match client.connected()?.order(start)? {
             Ordered::Started(started) => {
                 client.watch();
                 drop(client);
                 info::list_child(started.0.clone());
                 return Ok(started);
             }
-            Ordered::ServerGone(error) => last = Some(error),
+            Ordered::OtherRights(credentials) => client.retire(&credentials),
+            Ordered::ServerGone(error) => {
+                last = Some(error);
+                client.lose();
+            }
         }
-        client.lose();
     }
     let why = last.unwrap_or_else(|| io::Error::other("it did not stay"));
     Err(protocol::spawn_error("the fork server ends again and again before it can start a child", why))
@@ -234,13 +245,14 @@ impl Client {
         CLIENT.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn connected(&mut self, credentials: &Credentials) -> Result<&mut Connection> {
+    fn connected(&mut self) -> Result<&mut Connection> {
         match &mut self.connection {
             Some(connection) => Ok(connection),
             none => {
-                let made = match connect_to_running(credentials)? {
+                let credentials = own_credentials()?;
+                let made = match connect_to_running(&credentials)? {
                     Some(connection) => connection,
-                    None => start_server(credentials)?,
+                    None => start_server(&credentials)?,
                 };
                 Ok(none.insert(made))
             }
@@ -254,12 +266,11 @@ impl Client {
         }
     }
 
-    /// Lets go of the server, if it was started by a thread with other rights than these. Children of it that still run
+    /// Lets go of a server that was started by a thread with other rights than these. Children of it that still run
     /// go on, and it with them, but no order is given to it, or to a spare child of it, any more.
-    fn retire_unless(&mut self, credentials: &Credentials) {
-        let differs = |connection: &mut Connection| connection.credentials != *credentials;
-        let Some(mut connection) = self.connection.take_if(differs) else { return };
-        let changed = credentials.difference(&connection.credentials);
+    fn retire(&mut self, credentials: &Credentials) {
+        let Some(mut connection) = self.connection.take() else { return };
+        let changed = credentials.difference(&connection.base.credentials);
         tracing::info!(%changed, "this process's rights have changed: its children come from another fork server from now on");
         if let Some(watcher) = self.watcher.take() {
             watcher.abort(); // It holds the connection, with which the server ends.
@@ -327,7 +338,7 @@ fn restart() -> Option<Arc<OwnedFd>> {
     if client.connection.as_ref().is_some_and(|connection| socket::is_hung_up(connection.socket.as_fd())) {
         tracing::warn!("the fork server was killed; starting another one");
         client.lose();
-        if let Err(error) = own_credentials().and_then(|credentials| client.connected(&credentials).map(drop)) {
+        if let Err(error) = client.connected() {
             tracing::warn!(%error, "cannot restart the fork server; the next spawn tries again");
         }
     }
@@ -337,14 +348,15 @@ fn restart() -> Option<Arc<OwnedFd>> {
 /// A new connection to the server that this process descends from, if it still runs.
 fn connect_to_running(credentials: &Credentials) -> Result<Option<Connection>> {
     let Some(intake) = &boot::origin()?.intake else { return Ok(None) };
-    if let Some(theirs) = server::credentials().filter(|theirs| *theirs != credentials) {
-        let changed = credentials.difference(theirs);
+    let base = server::base().cloned().unwrap_or_default();
+    if base.credentials != *credentials {
+        let changed = credentials.difference(&base.credentials);
         tracing::info!(%changed, "this process has other rights than the fork server, and starts one of its own");
         return Ok(None);
     }
     let (ours, theirs) = connection_pair()?;
     match frame::send(intake.as_fd(), &[], &[theirs.as_fd()], Wait::Yes) {
-        Ok(()) => Ok(Some(Connection::new(ours, None, credentials.clone()))),
+        Ok(()) => Ok(Some(Connection::new(ours, None, base))),
         Err(_) => Ok(None),
     }
 }
@@ -378,12 +390,7 @@ fn start_server(credentials: &Credentials) -> Result<Connection> {
 }
 
 fn try_start_server(credentials: &Credentials) -> Result<Connection> {
-    let failed = |error: io::Error| {
-        let is_proc_missing =
-            error.kind() == io::ErrorKind::NotFound && !std::path::Path::new("/proc/self/fd").exists();
-        let why = if is_proc_missing { " without /proc, which is not in this root directory" } else { "" };
-        protocol::spawn_error(format!("the fork server cannot be started{why}"), error)
-    };
+    let failed = |error| protocol::spawn_error("the fork server cannot be started", error);
     if credentials.counts_children_elsewhere() {
         let why = "this thread's children would be in another pid namespace (unshare or setns with CLONE_NEWPID), where \
                    nobody here could tell who they are: spawn from a thread that has not changed it";
@@ -402,10 +409,12 @@ fn try_start_server(credentials: &Credentials) -> Result<Connection> {
     let (ours, theirs) = connection_pair()?;
     let process = door::start(program.as_fd(), &Variables::of_this_process(), role, &fds, (&ours, theirs));
     let process = process.map_err(failed)?;
-    if door::hear_ready(&ours, &process, "the fork server")?.must_exec {
+    let ready = door::hear_ready(&ours, &process, "the fork server")?;
+    if ready.must_exec {
         warn_of_exec();
     }
-    Ok(Connection::new(ours, Some(process), credentials.clone()))
+    let base = Base { credentials: credentials.clone(), attributes: ready.attributes };
+    Ok(Connection::new(ours, Some(process), base))
 }
 
 /// Once, whether or not the program collects what is traced.
@@ -443,9 +452,9 @@ fn reopened_lifeline() -> io::Result<OwnedFd> {
 const INLINE: usize = 8 << 10;
 
 impl Connection {
-    fn new(socket: OwnedFd, server: Option<exec::Process>, credentials: Credentials) -> Self {
+    fn new(socket: OwnedFd, server: Option<exec::Process>, base: Base) -> Self {
         let (environment, directory, number, spares) = (None, None, 0, Spares::default());
-        Self { socket: Arc::new(socket), server, credentials, environment, directory, number, spares }
+        Self { socket: Arc::new(socket), server, base, status: None, environment, directory, number, spares }
     }
 
     fn order(&mut self, start: &Start<'_>) -> Result<Ordered> {
@@ -469,6 +478,7 @@ impl Connection {
             environment: is_new.then(|| environment.clone()),
             has_directory: directory.is_some(),
             has_own_directory: start.directory.is_some(),
+            attributes: start.attributes.clone(),
             variables: start.variables.clone(),
             streams: start.streams.map(|stream| stream.is_some()),
             arguments_in_memfd: memory.as_ref().map(|_| start.arguments.len() as u64),
@@ -486,6 +496,9 @@ impl Connection {
         } else if start.start_method == StartMethod::ForkServer
             && let Some((pid, pidfd, report)) = self.tell_spare(&order, inline, &fds).map_err(failed)?
         {
+            if let Some(others) = self.let_begin(&report).map_err(failed)? {
+                return Ok(Ordered::OtherRights(others));
+            }
             self.ask_for_spares();
             return Ok(Ordered::Started(self.started(start, Born { pid, tells_exit: false }, pidfd, report)));
         }
@@ -501,6 +514,9 @@ impl Connection {
         drop(fds);
         drop(theirs); // From here on this end hangs up if no child has the other.
         drop(memory);
+        if let Some(others) = self.let_begin(&report).map_err(failed)? {
+            return Ok(Ordered::OtherRights(others));
+        }
         let answer = loop {
             match self.hear() {
                 Ok(Heard::Answer(answer, pidfd)) => break Ok((answer?, pidfd)),
@@ -571,6 +587,21 @@ impl Connection {
             }
         }
         Ok(None)
+    }
+
+    /// Gives a child that has its order the word to begin, and the attributes of this process; or, because the rights of
+    /// this thread are not those of the server, tells which they are. That child then ends without having begun.
+    fn let_begin(&mut self, report: &OwnedFd) -> io::Result<Option<Credentials>> {
+        let credentials = Credentials::of_this_thread()?;
+        if credentials != self.base.credentials {
+            return Ok(Some(credentials));
+        }
+        let attributes = Attributes::of_this_process(&mut self.status).other_than(&self.base.attributes);
+        match protocol::send(report.as_fd(), &attributes, &[], &[]) {
+            // Nobody there: a child that has died, or a server that died before there was one. Who waits finds out.
+            Err(error) if !is_gone(&error) => Err(error),
+            _ => Ok(None),
+        }
     }
 
     /// Ends those that have come; any that still come wait in vain, for a few seconds.

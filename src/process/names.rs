@@ -25,7 +25,7 @@
 use super::protocol::{self, Answer, Named, Ready, Role, Variables, Will};
 use super::{boot, door};
 use crate::error::{Error, Result};
-use crate::os::{exec, named, signal, socket, spawn};
+use crate::os::{attributes::Attributes, exec, named, signal, socket, spawn};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
@@ -178,7 +178,14 @@ pub(super) fn serve(testator: OwnedFd) -> ! {
     signal::ignore_group_signals();
     spawn::set_name(c"mp-heir");
     // Who is gone needs no answer, but may have left names.
-    let answer = || _ = protocol::send(testator.as_fd(), &Answer::<Ready>::Ok(Ready { must_exec: false }), &[], &[]);
+    let answer = || {
+        _ = protocol::send(
+            testator.as_fd(),
+            &Answer::<Ready>::Ok(Ready { must_exec: false, attributes: Attributes::default() }),
+            &[],
+            &[],
+        )
+    };
     answer();
     let (mut names, mut errors) = (Vec::new(), 0);
     loop {

@@ -9,10 +9,10 @@ use super::info;
 use super::protocol::{self, Report, Variables};
 use super::stdio::{Stdio, Streams};
 use crate::error::{Error, ErrorKind, Result};
-use crate::os::{pidfd, reactor, socket::Wait, spawn};
+use crate::os::{attributes::Attributes, pidfd, reactor, socket::Wait, spawn};
 use crate::wire::{self, Parcel};
 use rustix::fs::{Mode, OFlags};
-use rustix::process::Signal;
+use rustix::process::{Resource, Signal};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::ffi::{OsStr, OsString};
@@ -70,6 +70,20 @@ pub enum StartMethod {
 ///     })
 /// }
 /// ```
+///
+/// # What a child has from its parent
+/// | what | of which moment | to change it |
+/// |---|---|---|
+/// | environment, working directory, standard streams | the spawn | [`ProcessBuilder`] |
+/// | umask, all resource limits | the spawn | [`umask`](ProcessBuilder::umask), [`memory_limit`](ProcessBuilder::memory_limit), [`descriptor_limit`](ProcessBuilder::descriptor_limit) |
+/// | nice value, CPUs | the spawn, those of the parent's main thread | [`nice`](ProcessBuilder::nice), [`cpus`](ProcessBuilder::cpus) |
+/// | user, groups, capabilities and the other rights | the spawn, those of the thread that spawns | give them up before the spawn |
+/// | `oom_score_adj`, control group, scheduling policy, process group and session | the start of the fork server, at the first spawn | the function itself |
+/// | open descriptors, memory, threads, timers, locks | never | arguments |
+///
+/// What the child may not have stays as it was when the fork server started: without a privilege no nice value can be
+/// lowered again. `oom_score_adj` does not follow because a program that protects itself means itself. Main thread and not
+/// the calling one: a runtime that ties each of its threads to a CPU would tie all children to the one that spawned them.
 ///
 /// # Rights
 /// A child has the rights of the thread that spawns it, as they are at the spawn, or fewer: user and group ids,
@@ -478,6 +492,7 @@ pub struct ProcessBuilder {
     start_method: StartMethod,
     variables: Vec<(OsString, OsString)>,
     directory: Option<PathBuf>,
+    attributes: Attributes,
     stdio: [Stdio; 3],
 }
 
@@ -510,6 +525,47 @@ impl ProcessBuilder {
     /// Its working directory. Default: that of this process at the spawn.
     pub fn current_dir(mut self, directory: impl AsRef<Path>) -> Self {
         self.directory = Some(directory.as_ref().into());
+        self
+    }
+
+    /// Limits its address space to `bytes`: an allocation beyond fails there, and usually aborts it. Default: the limit
+    /// of this process at the spawn, as for the other limits.
+    pub fn memory_limit(mut self, bytes: u64) -> Self {
+        self.attributes.limit(Resource::As, bytes);
+        self
+    }
+
+    /// Limits how many descriptors it may have. One that already has more keeps them.
+    pub fn descriptor_limit(mut self, descriptors: u64) -> Self {
+        self.attributes.limit(Resource::Nofile, descriptors);
+        self
+    }
+
+    /// Its nice value, from -20 to 19; less than that of this process needs a privilege. Default: that of this process
+    /// at the spawn.
+    ///
+    /// ```
+    /// use multiprocess::{self as mp, Process};
+    /// # fn main() -> mp::Result<()> { mp::run(async {
+    /// let stat = || std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    /// let stat = Process::builder().nice(15).umask(0o077).memory_limit(8 << 30).spawn(stat, ())?.await?;
+    /// assert_eq!(stat.split(' ').nth(18), Some("15"));
+    /// # Ok(()) }) }
+    /// ```
+    pub fn nice(mut self, nice: i32) -> Self {
+        self.attributes.nice = Some(nice);
+        self
+    }
+
+    /// Ties it to these CPUs; none means the default: those of this process at the spawn.
+    pub fn cpus(mut self, cpus: impl IntoIterator<Item = usize>) -> Self {
+        self.attributes.cpus = Some(cpus.into_iter().collect()).filter(|cpus: &Vec<usize>| !cpus.is_empty());
+        self
+    }
+
+    /// Which permissions the files that it makes do not have (see `umask(2)`). Default: as for this process at the spawn.
+    pub fn umask(mut self, mask: u32) -> Self {
+        self.attributes.umask = Some(mask & 0o777);
         self
     }
 
@@ -546,6 +602,11 @@ impl ProcessBuilder {
             let why = format!("process {name} cannot be started: {key:?} cannot be an environment variable");
             return Err(Error::new(ErrorKind::Spawn, why));
         }
+        let cpus = self.attributes.cpus.iter().flatten();
+        if let Some(cpu) = cpus.copied().find(|cpu| *cpu >= rustix::thread::CpuSet::MAX_CPU) {
+            let why = format!("process {name} cannot be started: there is no CPU {cpu} to tie it to");
+            return Err(Error::new(ErrorKind::Spawn, why));
+        }
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = self.directory.as_deref().map(|path| {
             rustix::fs::open(path, flags, Mode::empty()).map_err(|error| {
@@ -561,6 +622,7 @@ impl ProcessBuilder {
             start_method: self.start_method,
             variables: self.variables.into_iter().collect::<Variables>(),
             directory: directory.transpose()?,
+            attributes: self.attributes,
             streams: streams.theirs(),
             arguments: message.payload(&args),
             attachments: message.attachments.iter().map(AsFd::as_fd).collect(),

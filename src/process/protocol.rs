@@ -9,6 +9,7 @@
 //! anyone  -> server   Request::Signal, Request::Retire                                  over its connection
 //! anyone  -> child    the Order, answered by Report::Outcome     over the socket that came with a spare
 //! server  -> child    Hello::Child, then the Order as it came    over the socket the child was exec'd with
+//! anyone  -> child    the Attributes that it shall have: begin   over the socket that it reports over
 //! child   -> starter  Report::Born, then Report::Outcome         over the socket that came with the order
 //! server  -> starter  Report::Exited, on older kernels           over the same
 //! anyone  -> its heir Hello::Heir and Will, answered by Ready     over the socket the heir was started with
@@ -19,6 +20,7 @@ use super::StartMethod;
 use super::entry::Call;
 use super::info::ProcessInfo;
 use crate::error::{Error, Result};
+use crate::os::attributes::Attributes;
 use crate::os::{credentials::Credentials, named, socket::Wait};
 use crate::wire::{Parcel, frame};
 use bytes::Bytes;
@@ -62,10 +64,17 @@ pub(super) struct Addressed {
 pub(super) enum Role {
     /// With the program, a lifeline and the family. It keeps no more rights than these of its starter.
     Server { preload: Vec<Call>, credentials: Credentials },
-    /// With the program, a lifeline, the intake and the family. It keeps no more rights than these of the server.
-    Child { credentials: Credentials },
+    /// With the program, a lifeline, the intake and the family. It keeps no more rights than the server.
+    Child { base: Base },
     /// With nothing: it only takes names away.
     Heir,
+}
+
+/// What the fork server may do, and what its children are like unless they are told otherwise.
+#[derive(Clone, Default, Serialize, Deserialize)]
+pub(super) struct Base {
+    pub(super) credentials: Credentials,
+    pub(super) attributes: Attributes,
 }
 
 /// What a process has its heir know.
@@ -89,6 +98,8 @@ pub(super) struct Named {
 pub(super) struct Ready {
     /// It had threads before `init`, and so must exec every child.
     pub(super) must_exec: bool,
+    /// What its children are like unless they are told otherwise.
+    pub(super) attributes: Attributes,
 }
 
 /// What a process asks the server for.
@@ -130,6 +141,8 @@ pub(super) struct Order {
     pub(super) has_directory: bool,
     /// A directory for this child comes along.
     pub(super) has_own_directory: bool,
+    /// What this child shall have, whatever its starter has.
+    pub(super) attributes: Attributes,
     /// Variables for this child.
     pub(super) variables: Variables,
     /// Which standard streams come along.
@@ -330,7 +343,9 @@ impl FromIterator<(OsString, OsString)> for Variables {
 
 /// An error of the protocol as the caller of `spawn` sees it.
 pub(super) fn spawn_error(what: impl std::fmt::Display, error: io::Error) -> Error {
-    Error::new(crate::ErrorKind::Spawn, format!("{what}: {error}")).with_source(error)
+    let is_proc_missing = error.kind() == io::ErrorKind::NotFound && !std::path::Path::new("/proc/self/fd").exists();
+    let hint = if is_proc_missing { "; there is no /proc in this root directory, and it is needed" } else { "" };
+    Error::new(crate::ErrorKind::Spawn, format!("{what}: {error}{hint}")).with_source(error)
 }
 
 pub(super) type Answer<T> = Result<T, Error>;

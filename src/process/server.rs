@@ -28,11 +28,11 @@
 
 use super::boot::{self, Origin};
 use super::entry::{Call, Executor, Outcome};
-use super::protocol::{self, Answer, Born, Descriptors, Order, Ready, Reply, Report, Request, Role, Variables};
+use super::protocol::{self, Answer, Base, Born, Descriptors, Order, Ready, Reply, Report, Request, Role, Variables};
 use super::{StartMethod, child, door};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::spawn::{self, Fork, SingleThreaded};
-use crate::os::{credentials::Credentials, eventfd, exec, pidfd, signal, socket, socket::Wait};
+use crate::os::{attributes::Attributes, credentials::Credentials, eventfd, exec, pidfd, signal, socket, socket::Wait};
 use crate::shm::family::Family;
 use crate::wire::{self, Parcel, frame};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -94,20 +94,24 @@ static PREPARED: Mutex<Option<OwnedFd>> = Mutex::new(None);
 /// This process is the fork server, and runs what was preloaded.
 static PRELOADS: AtomicBool = AtomicBool::new(false);
 
-/// What the server may do that takes connections here: this process, or the one that it descends from.
-static CREDENTIALS: OnceLock<Credentials> = OnceLock::new();
+/// Of the server that takes connections here: this process, or the one that it descends from.
+static BASE: OnceLock<Base> = OnceLock::new();
 
-/// What the running server may do, if this process descends from one.
-pub(super) fn credentials() -> Option<&'static Credentials> {
-    CREDENTIALS.get()
+/// That of the server which this process descends from, if it does from one.
+pub(super) fn base() -> Option<&'static Base> {
+    BASE.get()
 }
 
 /// Once in a process that was exec'd: sees to it that it may do no more than its starter.
-pub(super) fn limit(to: &Credentials, is_server: bool) -> io::Result<()> {
-    Credentials::limit_to(to)?;
-    let served = if is_server { Credentials::of_this_thread()? } else { to.clone() };
-    // A process is limited once.
-    let _ = CREDENTIALS.set(served);
+pub(super) fn limit(to: &Credentials) -> io::Result<()> {
+    Credentials::limit_to(to)
+}
+
+/// The same for a child of the server whose base this is.
+pub(super) fn descend_from(base: Base) -> io::Result<()> {
+    limit(&base.credentials)?;
+    // A process descends from one server.
+    let _ = BASE.set(base);
     Ok(())
 }
 
@@ -192,7 +196,11 @@ impl Server {
             environment: None,
             directory: None,
         };
-        let ready = Answer::<Ready>::Ok(Ready { must_exec: single.is_none() });
+        let attributes = Attributes::of_this_process(&mut None);
+        let credentials = Credentials::of_this_thread().map_err(failed)?;
+        // A server starts once.
+        let _ = BASE.set(Base { credentials, attributes: attributes.clone() });
+        let ready = Answer::<Ready>::Ok(Ready { must_exec: single.is_none(), attributes });
         protocol::send(starter, &ready, &[], &[]).map_err(failed)?;
         server.watch_family();
         // An earlier server may have died between a burial and its bells.
@@ -483,7 +491,7 @@ impl Server {
         let family = Family::get()?;
         let settle = [Some(&origin.program), origin.root_lifeline.as_ref(), origin.intake.as_ref()];
         let settle: Vec<_> = settle.into_iter().flatten().map(AsFd::as_fd).chain(family.descriptors()).collect();
-        let role = Role::Child { credentials: credentials().cloned().unwrap_or_default() };
+        let role = Role::Child { base: base().cloned().unwrap_or_default() };
         let (socket, theirs) = socket::packet_pair()?;
         // An ignored SIGCHLD would be inherited, and a failed exec could not be waited for; and the pid is its own until
         // it is reaped.

@@ -1,0 +1,181 @@
+//! What a process passes on to those that it starts, beside its rights: the file mode creation mask
+//! ([umask(2)](https://man7.org/linux/man-pages/man2/umask.2.html)), the nice value, the CPUs and the limits
+//! ([setrlimit(2)](https://man7.org/linux/man-pages/man2/setrlimit.2.html)).
+
+use rustix::fs::Mode;
+use rustix::process::{Resource, Rlimit, getpid, getpriority_process, getrlimit, setpriority_process, setrlimit};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+/// Those of a process, or only some of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Attributes {
+    pub(crate) umask: Option<u32>,
+    pub(crate) nice: Option<i32>,
+    pub(crate) cpus: Option<Vec<usize>>,
+    limits: Vec<Limit>,
+}
+
+/// The place of a resource in [`RESOURCES`], then the soft and the hard limit.
+type Limit = (usize, Option<u64>, Option<u64>);
+
+const RESOURCES: [Resource; 16] = [
+    Resource::Cpu,
+    Resource::Fsize,
+    Resource::Data,
+    Resource::Stack,
+    Resource::Core,
+    Resource::Rss,
+    Resource::Nproc,
+    Resource::Nofile,
+    Resource::Memlock,
+    Resource::As,
+    Resource::Locks,
+    Resource::Sigpending,
+    Resource::Msgqueue,
+    Resource::Nice,
+    Resource::Rtprio,
+    Resource::Rttime,
+];
+
+impl Attributes {
+    /// All of this process. Nice value and CPUs, which the kernel keeps for each thread, are those of the main thread.
+    /// `status` is kept between two calls of one process, which makes the next one cheaper.
+    pub(crate) fn of_this_process(status: &mut Option<File>) -> Self {
+        let limit = |(at, resource)| {
+            let Rlimit { current, maximum } = getrlimit(resource);
+            (at, current, maximum)
+        };
+        Self {
+            umask: umask(status),
+            nice: getpriority_process(Some(getpid())).ok(),
+            cpus: sched_getaffinity(Some(getpid())).ok().map(|cpus| list(&cpus)),
+            limits: RESOURCES.into_iter().enumerate().map(limit).collect(),
+        }
+    }
+
+    /// Those that differ from `other`.
+    pub(crate) fn other_than(mut self, other: &Self) -> Self {
+        self.limits.retain(|limit| !other.limits.contains(limit));
+        Self {
+            umask: self.umask.filter(|_| self.umask != other.umask),
+            nice: self.nice.filter(|_| self.nice != other.nice),
+            cpus: self.cpus.filter(|cpus| Some(cpus) != other.cpus.as_ref()),
+            limits: self.limits,
+        }
+    }
+
+    /// Limits both the soft and the hard value of a resource.
+    pub(crate) fn limit(&mut self, resource: Resource, value: u64) {
+        if let Some(at) = RESOURCES.iter().position(|other| *other == resource) {
+            self.limits.push((at, Some(value), Some(value)));
+        }
+    }
+
+    /// Gives this process these attributes: as far as it may, where it is only to be like another one.
+    pub(crate) fn take_on_what_is_permitted(&self) {
+        // What is not permitted stays as it is: a process may not lower a nice value that its parent could lower.
+        let _ = self.steps().for_each(drop);
+    }
+
+    /// The same; what cannot be done is an error that names it.
+    pub(crate) fn take_on(&self) -> io::Result<()> {
+        self.steps().collect()
+    }
+
+    fn steps(&self) -> impl Iterator<Item = io::Result<()>> {
+        let failed = |what: &'static str| {
+            move |error: rustix::io::Errno| {
+                let error = io::Error::from(error);
+                io::Error::new(error.kind(), format!("it cannot have its {what}: {error}"))
+            }
+        };
+        if let Some(umask) = self.umask {
+            rustix::process::umask(Mode::from_raw_mode(umask));
+        }
+        let nice = self.nice.map(|nice| setpriority_process(None, nice).map_err(failed("nice value")));
+        let cpus = self.cpus.as_deref().map(|cpus| sched_setaffinity(None, &set(cpus)).map_err(failed("CPUs")));
+        let limits = self.limits.iter().filter_map(move |(at, soft, hard)| {
+            let resource = *RESOURCES.get(*at)?;
+            Some(set_limit(resource, *soft, *hard).map_err(failed(NAMES.get(*at)?)))
+        });
+        nice.into_iter().chain(cpus).chain(limits)
+    }
+}
+
+const NAMES: [&str; RESOURCES.len()] = [
+    "limit of CPU time",
+    "limit of file sizes (RLIMIT_FSIZE)",
+    "limit of data (RLIMIT_DATA)",
+    "limit of the stack (RLIMIT_STACK)",
+    "limit of core dumps (RLIMIT_CORE)",
+    "limit of resident memory (RLIMIT_RSS)",
+    "limit of processes (RLIMIT_NPROC)",
+    "limit of descriptors (RLIMIT_NOFILE)",
+    "limit of locked memory (RLIMIT_MEMLOCK)",
+    "limit of address space (RLIMIT_AS)",
+    "limit of locks (RLIMIT_LOCKS)",
+    "limit of pending signals (RLIMIT_SIGPENDING)",
+    "limit of message queues (RLIMIT_MSGQUEUE)",
+    "limit of nice values (RLIMIT_NICE)",
+    "limit of real-time priority (RLIMIT_RTPRIO)",
+    "limit of real-time CPU time (RLIMIT_RTTIME)",
+];
+
+/// Who may not have the hard limit that is wanted gets the nearest.
+fn set_limit(resource: Resource, soft: Option<u64>, hard: Option<u64>) -> rustix::io::Result<()> {
+    let least = |a: Option<u64>, b: Option<u64>| match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    };
+    setrlimit(resource, Rlimit { current: soft, maximum: hard }).or_else(|_| {
+        let now = getrlimit(resource).maximum;
+        setrlimit(resource, Rlimit { current: least(soft, now), maximum: least(hard, now) })
+    })
+}
+
+fn list(cpus: &CpuSet) -> Vec<usize> {
+    (0..CpuSet::MAX_CPU).filter(|cpu| cpus.is_set(*cpu)).collect()
+}
+
+fn set(cpus: &[usize]) -> CpuSet {
+    let mut set = CpuSet::new();
+    cpus.iter().filter(|cpu| **cpu < CpuSet::MAX_CPU).for_each(|cpu| set.set(*cpu));
+    set
+}
+
+/// There is no system call that reads it without changing it for a moment, for every thread.
+fn umask(status: &mut Option<File>) -> Option<u32> {
+    let file = match status {
+        Some(file) => file,
+        none => none.insert(File::open("/proc/self/status").ok()?),
+    };
+    let mut text = [0; 256];
+    let len = file.read_at(&mut text, 0).ok()?;
+    let text = String::from_utf8_lossy(text.get(..len)?);
+    let line = text.lines().find_map(|line| line.strip_prefix("Umask:"))?;
+    u32::from_str_radix(line.trim(), 8).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_did_not_change_is_not_passed_on() {
+        let mut status = None;
+        let mine = Attributes::of_this_process(&mut status);
+        assert!(mine.umask.is_some() && mine.nice.is_some() && mine.cpus.as_ref().is_some_and(|cpus| !cpus.is_empty()));
+        assert_eq!(mine.limits.len(), RESOURCES.len());
+        let again = Attributes::of_this_process(&mut status);
+        assert_eq!(again.other_than(&mine), Attributes::default());
+        let mut other = mine.clone();
+        other.nice = Some(19);
+        other.limits[7].1 = Some(77);
+        let changes = other.other_than(&mine);
+        assert_eq!((changes.umask, changes.nice, &changes.cpus, changes.limits.len()), (None, Some(19), &None, 1));
+    }
+}
