@@ -6,7 +6,7 @@
 //! walk: a stream of batches --> pool.apply, a few per worker at once --> sort --> stdout
 //! ```
 //!
-//! Whoever drops that stream cancels what runs in the workers. Ctrl-C does nothing else here.
+//! Dropping that stream cancels what runs in the workers. Ctrl-C and SIGTERM do nothing else here.
 
 use futures::channel::mpsc::{UnboundedSender, unbounded};
 use futures::channel::oneshot;
@@ -24,7 +24,6 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use std::{fs, thread};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 const USAGE: &str = "\
@@ -36,7 +35,7 @@ Symbolic links are not followed, unless a DIR itself is one.
   -j N  that many worker processes (default: one per CPU)
   -q    no progress and no summary
 
-Exit status: 0 every file was read, 1 some were not, 2 wrong usage, 130 interrupted.";
+Exit status: 0 every file was read, 1 some were not, 2 wrong usage, 130 interrupted, 143 terminated.";
 
 fn main() -> ExitCode {
     mp::run(async {
@@ -49,7 +48,7 @@ fn main() -> ExitCode {
         };
         tokio::select! {
             biased;
-            _ = tokio::signal::ctrl_c() => ExitCode::from(130),
+            signal = mp::shutdown_signal() => signal.map_or(ExitCode::FAILURE, |signal| signal.exit_code().into()),
             outcome = treesum(options) => outcome.unwrap_or_else(|error| {
                 eprintln!("treesum: {error}");
                 ExitCode::FAILURE
@@ -59,7 +58,7 @@ fn main() -> ExitCode {
 }
 
 async fn treesum(options: Options) -> mp::Result<ExitCode> {
-    let pool = Pool::builder().workers(options.workers).initializer(leave_ctrl_c_to_the_parent, ()).build()?;
+    let pool = Pool::builder().workers(options.workers).build()?;
     let (news, found) = walk(options.roots);
     let progress = Progress::new(options.quiet, found);
     let mut digests = Vec::new();
@@ -143,11 +142,6 @@ fn sum_file(path: &OsStr, buffer: &mut [u8]) -> io::Result<[u8; 32]> {
 fn waited_for_a_cpu() -> Duration {
     let numbers = fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
     Duration::from_nanos(numbers.split(' ').nth(1).and_then(|n| n.parse().ok()).unwrap_or(0))
-}
-
-/// The terminal sends its SIGINT to the workers too; a handler, once installed, keeps it from killing them.
-async fn leave_ctrl_c_to_the_parent() {
-    let _ = signal(SignalKind::interrupt());
 }
 
 // ---- the walk

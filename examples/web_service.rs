@@ -1,7 +1,8 @@
 //! A web service that has its CPU work done by a pool: each request has a deadline, and a worker that is stuck, or is
 //! killed, costs one request and not the service.
 //!
-//! `web_service 127.0.0.1:8080` serves; without an address it tries itself out.
+//! `web_service 127.0.0.1:8080` serves until SIGTERM or Ctrl-C: then it answers what it was asked and ends. Without an
+//! address it tries itself out.
 
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -43,13 +44,18 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     mp::run(async {
         let routes = Router::new().route("/primes/{below}", get(primes));
         let routes = routes.route("/crash", get(crash)).route("/health", get(health));
-        let service = routes.with_state(Pool::new(2)?);
+        let pool = Pool::new(2)?;
+        let service = routes.with_state(pool.clone());
         let address = std::env::args().nth(1);
         let listener = TcpListener::bind(address.as_deref().unwrap_or("127.0.0.1:0")).await?;
-        if address.is_some() {
-            return Ok(axum::serve(listener, service).await?);
+        let (serves, address) = (address.is_some(), listener.local_addr()?);
+        if serves {
+            println!("serving at http://{address}");
+            let stop = async { _ = mp::shutdown_signal().await };
+            axum::serve(listener, service).with_graceful_shutdown(stop).await?;
+            pool.shutdown(DEADLINE).await;
+            return Ok(());
         }
-        let address = listener.local_addr()?;
         tokio::spawn(async move { axum::serve(listener, service).await });
         Ok(try_out(address).await?)
     })

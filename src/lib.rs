@@ -28,8 +28,8 @@ pub use pool::{
     Progress, Results, Shutdown, WorkerStats, Workers, current_task,
 };
 pub use process::{
-    Function, ParentProcess, Process, ProcessBuilder, ProcessInfo, StartMethod, Stdio, active_children, cpu_count,
-    current_process, init, parent_process, preload, run,
+    Function, ParentProcess, Process, ProcessBuilder, ProcessInfo, ShutdownSignal, StartMethod, Stdio, active_children,
+    cpu_count, current_process, init, parent_process, preload, run, shutdown_signal,
 };
 #[cfg(not(multiprocess_loom))]
 pub use sync::{Array, ArrayGuard};

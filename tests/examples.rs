@@ -89,6 +89,24 @@ fn every_example_prints_what_it_promises() {
 }
 
 #[test]
+fn the_web_service_ends_in_order_when_all_its_processes_are_terminated() {
+    use rustix::process::{Pid, Signal, kill_process_group};
+    use std::io::{BufRead, BufReader, Read, Write};
+    let mut service = programs::start(&programs::example("web_service"), ["127.0.0.1:0"]);
+    let mut line = String::new();
+    BufReader::new(service.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let mut request = std::net::TcpStream::connect(line.trim().strip_prefix("serving at http://").unwrap()).unwrap();
+    request.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    request.write_all(b"GET /primes/1000 HTTP/1.0\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    request.read_to_string(&mut answer).unwrap();
+    assert!(answer.ends_with("168 primes below 1000"), "{answer}");
+    kill_process_group(Pid::from_child(&service), Signal::TERM).unwrap();
+    let output = programs::finish(service, Duration::from_secs(30));
+    assert!(output.status.success(), "{}: {}", output.status, String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
 fn the_mandelbrot_picture_is_what_it_should_be() {
     let path = concat!(env!("CARGO_TARGET_TMPDIR"), "/mandelbrot-checked.png");
     let output = programs::finish(programs::start(&programs::example("mandelbrot"), [path]), Duration::from_secs(30));

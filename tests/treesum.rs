@@ -192,6 +192,12 @@ fn ctrl_c_in_a_terminal_goes_to_the_workers_too_and_changes_nothing() {
 }
 
 #[test]
+fn sigterm_to_all_its_processes_ends_it_at_once_with_143() {
+    let output = interrupted("terminate", |group| kill_process_group(group, Signal::TERM).unwrap());
+    assert_eq!((output.status.code(), &*output.stderr), (Some(143), &b""[..]));
+}
+
+#[test]
 fn killed_it_leaves_nothing_either() {
     let output = interrupted("killed", |pid| kill_process(pid, Signal::KILL).unwrap());
     assert_eq!(output.status.signal(), Some(9));

@@ -177,7 +177,8 @@ impl ManagerBuilder {
         let theirs = Fd::new(door.try_clone().map_err(failed)?);
         let setup = Setup { id, intake: Fd::new(intake), door: theirs, exposed: self.exposed, bind };
         let name = self.name.unwrap_or_else(|| "Manager".into());
-        let mut process = Process::builder().name(name).daemon(true).spawn(server::serve, (setup,))?;
+        let mut process =
+            Process::builder().name(name).daemon(true).shield_signals(true).spawn(server::serve, (setup,))?;
         let link = Link::new(id, process.pid(), door)?;
         let manager = Manager { link, pid: process.pid(), process: Mutex::new(None), is_far: false };
         if let Err(error) = manager.object_count().await {

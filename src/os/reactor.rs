@@ -48,6 +48,15 @@ pub(crate) fn has_io() -> io::Result<()> {
     }
 }
 
+/// What tells of each signal of this `kind` that comes from now on. The process has a handler for it from then on, which
+/// calls the one that was there before.
+///
+/// # Errors
+/// As [`watch`].
+pub(crate) fn signals(kind: tokio::signal::unix::SignalKind) -> io::Result<tokio::signal::unix::Signal> {
+    or_error(|| tokio::signal::unix::signal(kind))
+}
+
 pub(super) fn or_error<T>(register: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     let missing = || io::Error::other("this needs a tokio runtime with its I/O driver (`enable_all` or `enable_io`)");
     driven(Driver::Io, register, missing)

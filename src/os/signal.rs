@@ -5,6 +5,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::fs::{Mode, OFlags};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::OnceLock;
 
 /// Blocks every signal for this process and makes SIGCHLD readable instead.
 pub(crate) fn block_all_but_children() -> io::Result<OwnedFd> {
@@ -22,7 +23,7 @@ pub(crate) fn drain(signals: BorrowedFd<'_>) {
 }
 
 /// For a process with several threads, where blocking is not enough: ignores what a terminal or a shell sends to a
-/// whole group. Programs that it execs must [`reset_ignored`].
+/// whole group. Programs of ours that it execs must [`ignore_only`].
 pub(crate) fn ignore_group_signals() {
     for signal in
         [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGTSTP, libc::SIGUSR1, libc::SIGUSR2]
@@ -39,7 +40,7 @@ pub(crate) fn reap_by_kernel(yes: bool) {
 }
 
 /// What SIGCHLD did when [`keep_child_action`] looked.
-static CHILD_ACTION: std::sync::OnceLock<libc::sigaction> = std::sync::OnceLock::new();
+static CHILD_ACTION: OnceLock<libc::sigaction> = OnceLock::new();
 
 fn child_action() -> Option<libc::sigaction> {
     // SAFETY: all zeros is a valid `sigaction`; it lives on this stack, and nothing is changed.
@@ -78,36 +79,100 @@ pub(crate) fn stop_reaping_by_kernel() {
     }
 }
 
-/// Ignores what Ctrl-C sends to everybody in the foreground.
-pub(crate) fn ignore_interrupt() {
-    // SAFETY: SIG_IGN is no handler that could run.
-    unsafe { libc::signal(libc::SIGINT, libc::SIG_IGN) };
-}
-
 pub(crate) fn unblock_all() {
     // Cannot fail: the arguments are constants.
     let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
 }
 
-/// Undoes what an exec inherited: ignored signals get their default action again, except SIGPIPE, which Rust
-/// programs ignore. Handlers that this process has set since stay.
-pub(crate) fn reset_ignored() {
-    for signal in 1..=64 {
-        let wanted = if signal == libc::SIGPIPE { libc::SIG_IGN } else { libc::SIG_DFL };
-        // SAFETY: both structures live on this stack; SIG_IGN and SIG_DFL are no handlers that could run. Numbers
-        // that the C library keeps for itself are refused with EINVAL.
-        unsafe {
-            let mut now: libc::sigaction = std::mem::zeroed();
-            if libc::sigaction(signal, std::ptr::null(), &mut now) != 0 {
-                continue;
-            }
-            let is_default_pipe = signal == libc::SIGPIPE && now.sa_sigaction == libc::SIG_DFL;
-            let is_ignored = signal != libc::SIGPIPE && now.sa_sigaction == libc::SIG_IGN;
-            if is_default_pipe || is_ignored {
-                now.sa_sigaction = wanted;
-                libc::sigaction(signal, &now, std::ptr::null_mut());
-            }
+/// What a terminal, a service manager or a hang-up sends to every process of a group or a control group, to end it.
+pub(crate) const STOPS: [libc::c_int; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
+
+extern "C" fn do_nothing(_: libc::c_int) {}
+
+/// The disposition of a signal: the address of its handler, SIG_IGN or SIG_DFL. `None` for a number that the C library
+/// keeps for itself.
+fn disposition(signal: libc::c_int) -> Option<libc::sighandler_t> {
+    // SAFETY: the structure is ours, valid when zeroed, and the kernel fills it.
+    unsafe {
+        let mut now: libc::sigaction = std::mem::zeroed();
+        (libc::sigaction(signal, std::ptr::null(), &mut now) == 0).then_some(now.sa_sigaction)
+    }
+}
+
+/// Sets a disposition: SIG_IGN, SIG_DFL or [`do_nothing`]. Numbers that cannot be set are left alone.
+fn dispose(signal: libc::c_int, disposition: libc::sighandler_t) {
+    // SAFETY: the structure is ours; its handler is none, or one that touches nothing.
+    unsafe {
+        let mut new: libc::sigaction = std::mem::zeroed();
+        new.sa_sigaction = disposition;
+        new.sa_flags = libc::SA_RESTART;
+        libc::sigaction(signal, &new, std::ptr::null_mut());
+    }
+}
+
+/// Whether this process ignores `signal`.
+pub(crate) fn is_ignored(signal: libc::c_int) -> bool {
+    disposition(signal) == Some(libc::SIG_IGN)
+}
+
+/// Whether somebody has set a handler for `signal`.
+pub(crate) fn has_handler(signal: libc::c_int) -> bool {
+    disposition(signal).is_some_and(|now| now != libc::SIG_IGN && now != libc::SIG_DFL)
+}
+
+/// From now on the signals that are sent to end a whole group do nothing here; those that are ignored stay so. A handler,
+/// because a program that is exec'd from here starts with the default action again, and would go on ignoring.
+pub(crate) fn shield() {
+    for signal in STOPS.into_iter().filter(|signal| !is_ignored(*signal)) {
+        dispose(signal, do_nothing as *const () as libc::sighandler_t);
+    }
+}
+
+/// The end of a [`shield`]: the default action, unless somebody has set a handler of their own since.
+pub(crate) fn unshield() {
+    let ours = do_nothing as *const () as libc::sighandler_t;
+    for signal in STOPS.into_iter().filter(|signal| disposition(*signal) == Some(ours)) {
+        dispose(signal, libc::SIG_DFL);
+    }
+}
+
+/// The signals that the program ignored when it began, as in `SigIgn` of /proc/PID/status: bit 0 is signal 1.
+static IGNORED: OnceLock<u64> = OnceLock::new();
+
+fn bit(signal: libc::c_int) -> u64 {
+    1 << (signal - 1)
+}
+
+/// In the program itself: notes what whoever started it had it ignore. SIGPIPE is not noted: every Rust program ignores it,
+/// and so does every process of ours.
+pub(crate) fn note_ignored() {
+    IGNORED.get_or_init(|| (1..=64).filter(|signal| is_ignored(*signal)).map(bit).sum::<u64>() & !bit(libc::SIGPIPE));
+}
+
+/// What [`note_ignored`] found, here or in the program that this process descends from.
+pub(crate) fn ignored_at_start() -> u64 {
+    IGNORED.get().copied().unwrap_or_default()
+}
+
+/// Undoes what an exec inherited: `ignored` are ignored, and no others but SIGPIPE. Handlers that this process has set
+/// since stay. SIGCHLD waits for [`ignore_children_as_at_start`].
+pub(crate) fn ignore_only(ignored: u64) {
+    let ignored = *IGNORED.get_or_init(|| ignored);
+    for signal in (1..=64).filter(|signal| *signal != libc::SIGCHLD) {
+        let shall_be = signal == libc::SIGPIPE || ignored & bit(signal) != 0;
+        match disposition(signal) {
+            Some(libc::SIG_DFL) if shall_be => dispose(signal, libc::SIG_IGN),
+            Some(libc::SIG_IGN) if !shall_be => dispose(signal, libc::SIG_DFL),
+            _ => {}
         }
+    }
+    reap_by_kernel(false);
+}
+
+/// In a process that runs a function: SIGCHLD as the program had it when it began.
+pub(crate) fn ignore_children_as_at_start() {
+    if ignored_at_start() & bit(libc::SIGCHLD) != 0 && disposition(libc::SIGCHLD) == Some(libc::SIG_DFL) {
+        reap_by_kernel(true);
     }
 }
 

@@ -173,7 +173,8 @@ fn start(shared: &Shared, hire: &Hire) -> Result<Process<Result<()>>> {
             ..settings.conditions.clone()
         },
     };
-    let mut builder = Process::<()>::builder().name(&name).daemon(true).start_method(settings.start_method);
+    let mut builder =
+        Process::<()>::builder().name(&name).daemon(true).shield_signals(true).start_method(settings.start_method);
     if settings.stderr_lines > 0 {
         builder = builder.stderr(Stdio::piped());
     }

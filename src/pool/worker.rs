@@ -5,7 +5,7 @@ use super::{task, trace};
 use crate::channel::lane::{Order, WorkerEnd};
 use crate::channel::{Receiver, Sender, spsc};
 use crate::error::{Error, ErrorKind, Result};
-use crate::os::{memory, signal};
+use crate::os::memory;
 use crate::process::entry::{Arguments, Batch, Executor, IS_VALUE, report_error};
 use crate::wait::bell;
 use crate::wire::{Attachment, Sealed};
@@ -17,8 +17,6 @@ use tracing::dispatcher::DefaultGuard;
 
 /// Runs orders until the pool closes the lane. The first result is the initializer's, if there is one.
 pub(super) fn work(contract: Contract) -> Result<()> {
-    // What a terminal sends to everybody is for the pool's own process to answer.
-    signal::ignore_interrupt();
     bell::keep_naps();
     let Contract { lane, orders, results, initializer, finalizer, conditions } = contract;
     conditions.apply()?;

@@ -83,6 +83,7 @@ pub fn init() {
     }
     door::note_arguments();
     ORIGIN.get_or_init(|| {
+        signal::note_ignored();
         raise_descriptor_limit();
         let program = open_program("/proc/self/exe".as_ref())?;
         Ok(Origin { program, root_lifeline: None, intake: None })
@@ -92,7 +93,13 @@ pub fn init() {
 /// The first call of `main`: drives `future` on a multi-thread tokio runtime and returns its output.
 ///
 /// In a child it never returns; see [`init`]. Before it returns it waits for the children that are not daemons, then
-/// ends the daemons.
+/// ends the daemons. A child that waits for something which cannot come any more, because `future` has failed say, keeps
+/// it waiting; after two seconds it then writes to stderr which children those are. Ctrl-C or SIGTERM ends them all and lets
+/// `run` return, also if the program has a handler for these signals. Children that are not worth waiting for are started
+/// with [`daemon`](crate::ProcessBuilder::daemon), or with [`kill_on_drop`](crate::ProcessBuilder::kill_on_drop), which
+/// ends them with their handle.
+///
+/// [`shutdown_signal`](crate::shutdown_signal) is how `future` learns that the program is to end.
 ///
 /// ```
 /// use multiprocess::{self as mp, Process};
@@ -212,7 +219,6 @@ pub(super) fn preloads() -> Vec<Call> {
 
 fn take_role(socket: OwnedFd) -> ! {
     let single = SingleThreaded::check();
-    signal::reset_ignored();
     spawn::close_leaked();
     let (role, parcel, image) = match door::hear_role(&socket) {
         Ok(Some(heard)) => heard,
@@ -222,6 +228,9 @@ fn take_role(socket: OwnedFd) -> ! {
     door::note_arguments();
     entry::note_panics();
     let refusal = (image != image::fingerprint()).then(other_image);
+    if matches!(role, Role::Server { .. }) {
+        signal::shield(); // Until it blocks them: what it preloads, and starts for that, is to have nothing blocked.
+    }
     match role {
         Role::Server { preload, credentials } => match refusal {
             Some(error) => refuse(socket.as_fd(), error),

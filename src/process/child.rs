@@ -104,6 +104,7 @@ pub(super) fn rehearse(sockets: Option<(OwnedFd, OwnedFd)>) -> Result<()> {
         has_own_directory: false,
         attributes: Attributes::default(),
         variables: Variables::default(),
+        is_shielded: false,
         streams: [false; 3],
         arguments_in_memfd: None,
     };
@@ -176,6 +177,10 @@ fn live(order: Order, arguments: Vec<u8>, fds: Descriptors, tie: Option<OwnedFd>
             finish(&report, &Outcome::error(Error::new(ErrorKind::Spawn, why).with_source(error)), exit)
         }
     };
+    signal::ignore_children_as_at_start();
+    if order.is_shielded {
+        signal::shield();
+    }
     signal::unblock_all();
     let (name, daemon, start_method) = (order.name, order.daemon, Some(order.start_method));
     info::born(ProcessInfo { name, pid: std::process::id(), daemon, start_method }, order.parent);

@@ -113,6 +113,7 @@ pub(super) struct Start<'a> {
     pub(super) daemon: bool,
     pub(super) start_method: StartMethod,
     pub(super) variables: Variables,
+    pub(super) is_shielded: bool,
     pub(super) directory: Option<OwnedFd>,
     pub(super) attributes: Attributes,
     pub(super) streams: [Option<BorrowedFd<'a>>; 3],
@@ -377,12 +378,10 @@ fn connection_pair() -> Result<(OwnedFd, OwnedFd)> {
 const STARTS: usize = 4;
 
 fn start_server(credentials: &Credentials) -> Result<Connection> {
-    let is_killed =
-        |error: &Error| error.exit_status().is_some_and(|status| status.signal() == Some(Signal::KILL.as_raw()));
     let mut made = try_start_server(credentials);
     for _ in 1..STARTS {
         match &made {
-            Err(error) if is_killed(error) => made = try_start_server(credentials),
+            Err(error) if door::was_hit(error) => made = try_start_server(credentials),
             _ => break,
         }
     }
@@ -480,6 +479,7 @@ impl Connection {
             has_own_directory: start.directory.is_some(),
             attributes: start.attributes.clone(),
             variables: start.variables.clone(),
+            is_shielded: start.is_shielded,
             streams: start.streams.map(|stream| stream.is_some()),
             arguments_in_memfd: memory.as_ref().map(|_| start.arguments.len() as u64),
         };

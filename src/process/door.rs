@@ -24,12 +24,13 @@
 
 use super::protocol::{self, Addressed, Answer, Hello, Ready, Role, Variables};
 use crate::error::{Error, ErrorKind, Result};
-use crate::os::{exec, image, pidfd, rights, socket, spawn};
+use crate::os::{exec, image, pidfd, rights, signal, socket, spawn};
 use crate::wire::Parcel;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -130,6 +131,7 @@ pub(super) fn hear_role(socket: &OwnedFd) -> Result<Option<(Role, Parcel, u64)>,
     if !rights::are_final() && (maker.uid, maker.gid) != (uid, gid) {
         return Err(Refusal::Stranger);
     }
+    signal::ignore_only(hello.ignored);
     Ok(Some((hello.role, parcel, hello.image)))
 }
 
@@ -252,6 +254,15 @@ fn ended(process: &exec::Process, what: &str) -> Error {
     };
     let why = format!("{what} ended before it was ready ({how}): does the program reach `run` or `init`?");
     Error::new(ErrorKind::Spawn, why).with_exit_status(status)
+}
+
+/// Whether a process could not be started because somebody has killed it, or because it was hit by what a terminal sends to
+/// everybody, before it could do anything about that. This process was not, so it goes on and starts another.
+pub(super) fn was_hit(error: &Error) -> bool {
+    error
+        .exit_status()
+        .and_then(|status| status.signal())
+        .is_some_and(|by| by == libc::SIGKILL || signal::STOPS.contains(&by))
 }
 
 /// Whether it means that the other end is closed.

@@ -6,8 +6,10 @@ use super::client::Child;
 use crate::error::{Error, Result};
 use crate::os::{pidfd, reactor};
 use serde::{Deserialize, Serialize};
+use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 /// Name, pid and kind of a process.
 ///
@@ -204,10 +206,53 @@ pub fn active_children() -> Vec<ProcessInfo> {
     live_children().iter().map(|child| child.info.clone()).collect()
 }
 
+/// A process that waits at its end for longer says for whom.
+const SILENCE: Duration = Duration::from_secs(2);
+
+/// A child that keeps this process from ending.
+fn waited_for() -> Option<Arc<Child>> {
+    live_children().into_iter().find(|child| !child.info.daemon)
+}
+
+fn say_who_is_waited_for() {
+    let children = live_children().into_iter().filter(|child| !child.info.daemon);
+    let names: Vec<_> = children.map(|child| format!("{} (pid {})", child.info.name, child.info.pid)).collect();
+    if names.is_empty() {
+        return;
+    }
+    let (me, names) = (current_process(), names.join(", "));
+    let text = format!(
+        "multiprocess: {} (pid {}) is done and waits for its children to end: {names}. Ctrl-C ends them; what is started \
+         with `daemon(true)` is not waited for\n",
+        me.name, me.pid
+    );
+    // Without a stderr there is nobody to tell.
+    let _ = std::io::stderr().write_all(text.as_bytes());
+}
+
 /// Waits for the children that are not daemons, then ends the daemons: what a process does before it goes.
+///
+/// A program must not seem to hang: after a while it says whom it waits for, and a Ctrl-C ends them all, also if the
+/// program has a handler for that.
 pub(super) async fn see_children_off() -> Result<()> {
-    while let Some(child) = live_children().into_iter().find(|child| !child.info.daemon) {
-        until_exit(child.pidfd.as_fd().try_clone_to_owned()?).await?;
+    let awaited = async {
+        while let Some(child) = waited_for() {
+            until_exit(child.pidfd.as_fd().try_clone_to_owned()?).await?;
+        }
+        Ok::<_, Error>(())
+    };
+    let explain = async {
+        tokio::time::sleep(SILENCE).await;
+        say_who_is_waited_for();
+        std::future::pending::<()>().await;
+    };
+    if waited_for().is_some() {
+        tokio::select! {
+            biased;
+            done = awaited => done?,
+            () = super::shutdown::told_to_end() => {}
+            () = explain => {}
+        }
     }
     for child in live_children() {
         child.signal(rustix::process::Signal::KILL)?;
@@ -221,8 +266,11 @@ pub(super) fn blocking_see_children_off() {
     if Children::get().listed.is_empty() {
         return;
     }
-    while let Some(child) = live_children().into_iter().find(|child| !child.info.daemon) {
-        pidfd::wait(child.pidfd.as_fd(), false, None);
+    let mut silence = Some(SILENCE);
+    while let Some(child) = waited_for() {
+        if !pidfd::wait(child.pidfd.as_fd(), false, silence) && silence.take().is_some() {
+            say_who_is_waited_for();
+        }
     }
     for child in live_children() {
         // It fails only for one that has ended.

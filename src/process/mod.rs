@@ -7,6 +7,7 @@
 //! entry.rs     function <-> address
 //! info.rs      who is who                                      protocol.rs  what they say to each other
 //! names.rs     the names in /dev/shm that go with this process
+//! shutdown.rs  SIGTERM and Ctrl-C as a future
 //! ```
 #![forbid(unsafe_code)]
 
@@ -22,6 +23,7 @@ pub(crate) mod names;
 mod process;
 mod protocol;
 mod server;
+mod shutdown;
 mod stdio;
 
 pub(crate) use boot::check_initialized;
@@ -30,6 +32,7 @@ pub use function::Function;
 pub use info::{ParentProcess, ProcessInfo, active_children, cpu_count, current_process, parent_process};
 pub(crate) use process::Killer;
 pub use process::{Process, ProcessBuilder, StartMethod};
+pub use shutdown::{ShutdownSignal, shutdown_signal};
 pub use stdio::Stdio;
 
 #[doc(hidden)]

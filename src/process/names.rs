@@ -153,11 +153,18 @@ impl Estate {
         let program = boot::program()?;
         // In this directory: who was started by `ld.so ./program` is found from this one alone.
         let variables = Variables::of_this_process();
-        let (socket, theirs) = socket::packet_pair().map_err(failed)?;
-        let started = door::start(program.as_fd(), &variables, Role::Heir, &[], (&socket, theirs));
-        let process = started.map_err(failed)?;
-        socket::limit_sends(socket.as_fd(), ANSWER).map_err(failed)?;
-        door::hear_ready(&socket, &process, "the process that removes names when this one is killed")?;
+        let start = || {
+            let (socket, theirs) = socket::packet_pair().map_err(failed)?;
+            let started = door::start(program.as_fd(), &variables, Role::Heir, &[], (&socket, theirs));
+            let process = started.map_err(failed)?;
+            socket::limit_sends(socket.as_fd(), ANSWER).map_err(failed)?;
+            door::hear_ready(&socket, &process, "the process that removes names when this one is killed")?;
+            Ok((socket, process))
+        };
+        let (socket, process) = match start() {
+            Err(error) if door::was_hit(&error) => start()?,
+            started => started?,
+        };
         self.heir = Some(Heir { testator: std::process::id(), socket, process });
         let untold = self.names.iter().any(|named| !self.promise(named));
         if untold { Err(failed(io::ErrorKind::BrokenPipe.into())) } else { Ok(()) }

@@ -51,8 +51,8 @@ pub enum StartMethod {
 
 /// A child process that runs a function: a handle, and a future of what the function returns.
 ///
-/// Awaiting it is the same as [`join`](Self::join). Dropping it lets the child go on, like tokio's `JoinHandle`; no
-/// zombie is left, and the child still ends with the process that spawned it, however that ends.
+/// Awaiting it is the same as [`join`](Self::join). Dropping it lets the child go on, like tokio's `JoinHandle`, unless
+/// [`kill_on_drop`](ProcessBuilder::kill_on_drop) is set; no zombie is left, and the child still ends with the process that spawned it, however that ends.
 ///
 /// ```
 /// use multiprocess::{self as mp, Process};
@@ -102,7 +102,18 @@ pub struct Process<R> {
     watch: Watch,
     report_watch: Watch,
     streams: Streams,
+    _leash: Option<Leash>,
     result: PhantomData<fn() -> R>,
+}
+
+/// Kills its process when it is dropped, unless that has ended.
+struct Leash(Arc<Child>);
+
+impl Drop for Leash {
+    fn drop(&mut self) {
+        // It fails only for one that has ended.
+        let _ = self.0.signal(Signal::KILL);
+    }
 }
 
 /// What has come over the report socket.
@@ -494,6 +505,8 @@ pub struct ProcessBuilder {
     directory: Option<PathBuf>,
     attributes: Attributes,
     stdio: [Stdio; 3],
+    is_shielded: bool,
+    kill_on_drop: bool,
 }
 
 impl ProcessBuilder {
@@ -587,6 +600,45 @@ impl ProcessBuilder {
         self
     }
 
+    /// Whether it is killed when its [`Process`] is dropped before it has ended; default: false. An error or a
+    /// cancellation that drops the handle then leaves nothing that runs on, and nothing that [`run`](crate::run) waits for.
+    /// The drop sends SIGKILL and does not wait for the end.
+    ///
+    /// ```
+    /// use multiprocess::{self as mp, Process};
+    /// # fn main() -> mp::Result<()> { mp::run(async {
+    /// let forever = std::future::pending::<()>;
+    /// let child = Process::builder().kill_on_drop(true).spawn(forever, ())?;
+    /// drop(child); // Without `kill_on_drop`, `run` would wait for it.
+    /// # Ok(()) }) }
+    /// ```
+    pub fn kill_on_drop(mut self, kill: bool) -> Self {
+        self.kill_on_drop = kill;
+        self
+    }
+
+    /// Whether it is left alone by the signals that are sent to a whole group: SIGINT (Ctrl-C), SIGTERM (`systemctl stop`
+    /// sends it to each process of a service), SIGHUP and SIGQUIT do nothing in it, so that the process that spawns it
+    /// can decide; see [`shutdown_signal`](crate::shutdown_signal). [`terminate`](Process::terminate) and
+    /// [`interrupt`](Process::interrupt) then do nothing either, [`kill`](Process::kill) does. Programs that it executes
+    /// start with the default actions. Default: false; the workers of a pool and the process of a manager are shielded.
+    ///
+    /// ```
+    /// use multiprocess::{self as mp, Process};
+    /// # fn main() -> mp::Result<()> { mp::run(async {
+    /// let (mut tx, rx) = mp::simplex::<u32>()?;
+    /// let next = async |mut rx: mp::Receiver<u32>| rx.recv().await;
+    /// let mut child = Process::builder().shield_signals(true).spawn(next, (rx,))?;
+    /// child.interrupt()?; // As a Ctrl-C in its terminal would.
+    /// tx.send(5).await?;
+    /// assert_eq!(child.join().await??, 5);
+    /// # Ok(()) }) }
+    /// ```
+    pub fn shield_signals(mut self, shield: bool) -> Self {
+        self.is_shielded = shield;
+        self
+    }
+
     /// Starts it; see [`Process::spawn`].
     pub fn spawn<F, A, M>(self, f: F, args: A) -> Result<Process<F::Output>>
     where
@@ -621,6 +673,7 @@ impl ProcessBuilder {
             daemon: self.daemon.unwrap_or_else(|| info::current_process().daemon),
             start_method: self.start_method,
             variables: self.variables.into_iter().collect::<Variables>(),
+            is_shielded: self.is_shielded,
             directory: directory.transpose()?,
             attributes: self.attributes,
             streams: streams.theirs(),
@@ -629,6 +682,7 @@ impl ProcessBuilder {
         })?;
         streams.let_go();
         Ok(Process {
+            _leash: self.kill_on_drop.then(|| Leash(child.clone())),
             child,
             reports: Mutex::new(Reports { socket: Some(Arc::new(socket)), outcome: Inbox::Empty }),
             watch: Watch(None),

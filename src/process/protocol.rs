@@ -21,7 +21,7 @@ use super::entry::Call;
 use super::info::ProcessInfo;
 use crate::error::{Error, Result};
 use crate::os::attributes::Attributes;
-use crate::os::{credentials::Credentials, named, socket::Wait};
+use crate::os::{credentials::Credentials, named, signal, socket::Wait};
 use crate::wire::{Parcel, frame};
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
@@ -38,6 +38,8 @@ pub(super) struct Hello {
     tag: String,
     /// [`crate::os::image::fingerprint`] of the sender.
     pub(super) image: u64,
+    /// The signals that the program ignored when it began.
+    pub(super) ignored: u64,
     pub(super) role: Role,
 }
 
@@ -45,7 +47,7 @@ const HELLO: &str = "multiprocess: a role";
 
 impl Hello {
     pub(super) fn new(image: u64, role: Role) -> Self {
-        Self { tag: HELLO.into(), image, role }
+        Self { tag: HELLO.into(), image, ignored: signal::ignored_at_start(), role }
     }
 
     /// Whether `bytes` are the beginning of one as it was sent.
@@ -145,6 +147,8 @@ pub(super) struct Order {
     pub(super) attributes: Attributes,
     /// Variables for this child.
     pub(super) variables: Variables,
+    /// What is sent to a whole group to end it does nothing in this child.
+    pub(super) is_shielded: bool,
     /// Which standard streams come along.
     pub(super) streams: [bool; 3],
     /// The length of arguments that come as memory; otherwise they follow the order.

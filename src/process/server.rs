@@ -157,7 +157,9 @@ impl Server {
         let lifeline = boot::origin()?.root_lifeline.as_ref().ok_or_else(gone)?;
         let tie = signal::reopen(lifeline.as_fd()).and_then(signal::die_with).map_err(failed)?.ok_or_else(gone)?;
         PRELOADS.store(true, Relaxed);
-        run_preloads(preload)?;
+        if !preload.is_empty() {
+            run_preloads(preload)?;
+        }
         PRELOADS.store(false, Relaxed);
         // Only a preload could have started a thread since.
         let single = if preload.is_empty() { single } else { single.and(SingleThreaded::check()) };
@@ -172,6 +174,7 @@ impl Server {
         }
         spawn::set_name(c"mp-server");
         let signals = signal::block_all_but_children().map_err(failed)?;
+        signal::unshield();
         let intake = PREPARED.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take().ok_or_else(gone)?;
         // What a preload has set is for the children; here it is the kernel, or we, that reap.
         signal::keep_child_action();

@@ -1,6 +1,7 @@
 //! What the tests of queues and pipes share: deadlines, counts of what a process holds, random numbers.
 #![allow(dead_code)]
 
+pub mod alone;
 pub mod pool;
 
 use multiprocess::{Function, Manager, Process, debug};

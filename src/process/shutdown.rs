@@ -1,0 +1,192 @@
+//! SIGTERM and Ctrl-C as a future, and what a program that listens to them does not miss.
+//!
+//! tokio tells of a signal only who listened when it came. Calls come and go (in a `select!` in a loop, say), so one pair
+//! of listeners stays from the first call on, and counts; it wakes all calls that wait, and each looks for itself.
+#![forbid(unsafe_code)]
+
+use crate::error::{Error, Result};
+use crate::os::{reactor, signal};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
+use tokio::signal::unix::{Signal, SignalKind};
+use tokio::sync::Notify;
+
+/// The signal that [`shutdown_signal`] heard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ShutdownSignal {
+    /// SIGINT: Ctrl-C.
+    Interrupt,
+    /// SIGTERM: what service managers, container runtimes and `kill` send.
+    Terminate,
+}
+
+impl ShutdownSignal {
+    /// The exit code by which shells and service managers know a program that was ended by this signal: 130 or 143.
+    ///
+    /// ```
+    /// assert_eq!(multiprocess::ShutdownSignal::Interrupt.exit_code(), 130);
+    /// ```
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::Interrupt => 130,
+            Self::Terminate => 143,
+        }
+    }
+}
+
+impl fmt::Display for ShutdownSignal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Interrupt => "SIGINT",
+            Self::Terminate => "SIGTERM",
+        })
+    }
+}
+
+/// Waits until this process is asked to end: by SIGTERM, or by SIGINT, which Ctrl-C sends.
+///
+/// From the first poll on these signals no longer end the process by themselves; what happens is this program's decision.
+/// A signal that the program ignored when it began (`nohup`, `env --ignore-signal`, a shell's `&`) stays ignored.
+///
+/// Each call waits for one signal, and all calls that wait then hear it. A later call waits for the next one: a second
+/// Ctrl-C, during a long [`Pool::shutdown`](crate::Pool::shutdown) say, does nothing unless a call waits for it. What
+/// came since the last call returned counts, several as one.
+///
+/// The workers of a pool and the process of a manager are not hit by the Ctrl-C that a terminal sends to everybody;
+/// other children are, unless [`shield_signals`](crate::ProcessBuilder::shield_signals) is set.
+///
+/// Cancel safe: a signal that comes while no call waits is heard by the next call.
+///
+/// ```
+/// use multiprocess::{self as mp, Pool};
+/// use std::time::Duration;
+///
+/// fn main() -> mp::Result<()> {
+///     mp::run(async {
+///         let pool = Pool::new(2)?;
+///         # let me = rustix::process::getpid();
+///         # tokio::spawn(async move { loop {
+///         #     tokio::time::sleep(Duration::from_millis(20)).await;
+///         #     rustix::process::kill_process(me, rustix::process::Signal::TERM).unwrap();
+///         # } });
+///         # let _first = mp::shutdown_signal().now_or_never();
+///         # ///         let serve = async { loop { pool.apply(|| 6 * 7, ()).await.unwrap(); } };
+///         tokio::select! {
+///             () = serve => {}
+///             signal = mp::shutdown_signal() => println!("stopping: {}", signal?),
+///         }
+///         pool.shutdown(Duration::from_secs(10)).await; // One grace for all that runs.
+///         Ok(())
+///     })
+/// }
+/// ```
+///
+/// Several pools share one grace if they are shut down at once: `tokio::join!(a.shutdown(grace), b.shutdown(grace))`.
+///
+/// # Errors
+/// `Io` outside a tokio runtime, or in one without its I/O driver.
+pub async fn shutdown_signal() -> Result<ShutdownSignal> {
+    let from = Heard::get()?.returned;
+    loop {
+        let mut news = std::pin::pin!(NEWS.notified());
+        news.as_mut().enable();
+        if let Some(signal) = Heard::get()?.since(from) {
+            return Ok(signal);
+        }
+        news.await;
+    }
+}
+
+/// While a process waits for its children: resolves when it is told to end, by a signal that would otherwise only reach a
+/// handler of the program. One that has its default action needs nobody.
+pub(super) async fn told_to_end() {
+    let kinds = KINDS.iter().filter(|(kind, _)| signal::has_handler(kind.as_raw_value()));
+    match Listeners::of(kinds) {
+        Ok(mut listeners) => listeners.next().await,
+        Err(_) => std::future::pending().await,
+    }
+}
+
+const KINDS: [(SignalKind, ShutdownSignal); 2] =
+    [(SignalKind::interrupt(), ShutdownSignal::Interrupt), (SignalKind::terminate(), ShutdownSignal::Terminate)];
+
+/// Hear what comes from their making on.
+struct Listeners(Vec<(Signal, ShutdownSignal)>);
+
+impl Listeners {
+    fn new() -> Result<Self> {
+        Self::of(KINDS.iter().filter(|(kind, _)| !signal::is_ignored(kind.as_raw_value())))
+    }
+
+    fn of<'a>(kinds: impl Iterator<Item = &'a (SignalKind, ShutdownSignal)>) -> Result<Self> {
+        let failed = |error| Error::io("cannot listen to signals", error);
+        kinds.map(|(kind, name)| Ok((reactor::signals(*kind).map_err(failed)?, *name))).collect::<Result<_>>().map(Self)
+    }
+
+    async fn next(&mut self) {
+        std::future::poll_fn(|context| {
+            let is_ready = self.0.iter_mut().any(|(signal, _)| signal.poll_recv(context).is_ready());
+            if is_ready { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await
+    }
+
+    /// Takes what has come. What comes later is [`NEWS`].
+    fn take(&mut self) -> Option<ShutdownSignal> {
+        let waker = Waker::from(Arc::new(Call));
+        let mut context = Context::from_waker(&waker);
+        let mut came = self.0.iter_mut().filter_map(|(signal, name)| {
+            // Nobody's share of polls: it must not say that nothing came when something did.
+            let came = std::pin::pin!(tokio::task::unconstrained(signal.recv())).poll(&mut context).is_ready();
+            came.then_some(*name)
+        });
+        let first = came.next();
+        came.last().or(first)
+    }
+}
+
+/// Something has come for those who wait.
+static NEWS: Notify = Notify::const_new();
+
+struct Call;
+
+impl Wake for Call {
+    fn wake(self: Arc<Self>) {
+        NEWS.notify_waiters();
+    }
+}
+
+/// What has come since the first call.
+struct Heard {
+    listeners: Option<Listeners>,
+    count: u64,
+    /// The latest of which a call has returned.
+    returned: u64,
+    last: ShutdownSignal,
+}
+
+static HEARD: Mutex<Heard> =
+    Mutex::new(Heard { listeners: None, count: 0, returned: 0, last: ShutdownSignal::Interrupt });
+
+impl Heard {
+    fn get() -> Result<MutexGuard<'static, Self>> {
+        let mut heard = HEARD.lock().unwrap_or_else(PoisonError::into_inner);
+        if heard.listeners.is_none() {
+            heard.listeners = Some(Listeners::new()?);
+        }
+        Ok(heard)
+    }
+
+    /// What came after the `from`th.
+    fn since(&mut self, from: u64) -> Option<ShutdownSignal> {
+        if let Some(signal) = self.listeners.as_mut().and_then(Listeners::take) {
+            (self.count, self.last) = (self.count + 1, signal);
+        }
+        (self.count > from).then(|| {
+            self.returned = self.count;
+            self.last
+        })
+    }
+}
