@@ -17,6 +17,7 @@ use super::server::{self, Id, Server};
 use super::slots::{Brings, Pending};
 use crate::connection::ByteConnection;
 use crate::error::{Error, ErrorKind, Result};
+use crate::os::refuse;
 use crate::wire::{Attachment, Sealed, attach};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -267,7 +268,11 @@ impl Link {
         if let End::Far(_) = self.end {
             return Err(failed("it is of a manager on another host, to which its receiver must connect itself"));
         }
-        let (reader, writer) = std::io::pipe().map_err(|error| failed(&error.to_string()))?;
+        let pipe = || {
+            refuse::at("pipe")?;
+            std::io::pipe()
+        };
+        let (reader, writer) = pipe().map_err(|error| failed(&error.to_string()))?;
         let end = attach::leave::<E>(Attachment::owned(writer.into()))?;
         let (door, lease) = match &self.end {
             End::Here(server) => (server.door(), server.open_lease(reader.into())),

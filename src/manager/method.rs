@@ -359,8 +359,7 @@ impl Doors {
             Some(entry) => *entry,
             None => {
                 let entry = image::entry_at(op.entry);
-                let why = "a call names a function that this program does not have; both sides must be the same build";
-                let entry = entry.ok_or_else(|| unknown(why))?;
+                let entry = entry.ok_or_else(|| Error::new(ErrorKind::Decode, image::why_unknown(op.entry)))?;
                 self.0.insert(op.entry, entry);
                 entry
             }

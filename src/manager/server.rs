@@ -55,6 +55,7 @@ use crate::wire::{self, Fd, Sealed, frame};
 use futures::stream::{FuturesUnordered, StreamExt};
 use std::collections::{HashSet, VecDeque};
 use std::future::poll_fn;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::*};
@@ -76,6 +77,9 @@ const TURN: u32 = 32;
 const RUNNING: u64 = 1;
 const LEFT_BEHIND: u64 = 2;
 const ONE_CALL: u64 = 4;
+
+/// So often in a row the manager may fail to take in what clients say first.
+const HELLO_FAILURES: u32 = 64;
 
 /// Names one server in the world.
 pub(super) type Id = (u64, u64);
@@ -499,7 +503,20 @@ impl Server {
     }
 
     fn take_hellos(self: &Arc<Self>) {
-        while let Ok(Some(parcel)) = frame::recv(self.intake.as_fd(), Wait::No) {
+        let mut failures = 0;
+        loop {
+            let parcel = match frame::recv(self.intake.as_fd(), Wait::No) {
+                Ok(Some(parcel)) => parcel,
+                Ok(None) => return,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                // Nobody tells again of what is there, so it is tried again; a hello that was lost closed its pipes.
+                Err(error) if failures < HELLO_FAILURES => {
+                    tracing::warn!(%error, "a client of the manager could not be heard");
+                    failures += 1;
+                    continue;
+                }
+                Err(_) => return,
+            };
             match wire::decode::<(Receiver<Sealed>, Sender<Sealed>)>(parcel) {
                 Ok((receiver, sender)) => {
                     let connection = self.admit(Outgoing::Near(sender));

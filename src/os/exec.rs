@@ -168,6 +168,7 @@ fn start_with_the_rights_of_this_thread(
     actions.duplicate(role.as_raw_fd(), copy.as_raw_fd())?;
     actions.duplicate(nothing.as_raw_fd(), 0)?;
     nowhere.iter().try_for_each(|nowhere| actions.duplicate(nowhere.as_raw_fd(), 1))?;
+    super::refuse::at("posix_spawn")?;
     let pid = spawn_by_path(&path, &actions, arguments, variables)?;
     match pidfd::open(pid) {
         Ok(pidfd) => Ok(Process { pid, pidfd }),

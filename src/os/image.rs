@@ -6,6 +6,33 @@
 use std::any::Any;
 use std::hash::Hasher;
 use std::marker::PhantomData;
+use std::sync::OnceLock;
+
+// What the assembler calls a word as wide as an address, on any architecture.
+#[cfg(target_pointer_width = "64")]
+macro_rules! word {
+    () => {
+        ".quad"
+    };
+}
+#[cfg(target_pointer_width = "64")]
+macro_rules! word_size {
+    () => {
+        "8"
+    };
+}
+#[cfg(target_pointer_width = "32")]
+macro_rules! word {
+    () => {
+        ".long"
+    };
+}
+#[cfg(target_pointer_width = "32")]
+macro_rules! word_size {
+    () => {
+        "4"
+    };
+}
 
 /// A function that can be entered by its address.
 pub(crate) trait Enter {
@@ -33,14 +60,94 @@ unsafe extern "C" {
     static TABLE_START: [usize; 0];
     #[link_name = "__stop_mp_entries"]
     static TABLE_END: [usize; 0];
+    #[link_name = "__start_mp_copies"]
+    static COPIES_START: [u8; 0];
+    #[link_name = "__stop_mp_copies"]
+    static COPIES_END: [u8; 0];
+}
+
+// Each copy of this crate that is linked into a program puts its version here. `a`: loaded, `R`: the linker keeps it.
+std::arch::global_asm!(
+    ".pushsection mp_copies,\"aR\"",
+    concat!(".ascii \"", env!("CARGO_PKG_VERSION"), " \""),
+    ".popsection",
+);
+
+/// The versions of this crate that are linked into the program; usually one.
+pub(crate) fn copies() -> Vec<&'static str> {
+    // SAFETY: the linker places the two symbols around the texts, which are never written.
+    let texts = unsafe {
+        let (start, end) = (COPIES_START.as_ptr(), COPIES_END.as_ptr());
+        std::slice::from_raw_parts(start, end.offset_from_unsigned(start))
+    };
+    std::str::from_utf8(texts).unwrap_or_default().split_ascii_whitespace().collect()
+}
+
+/// What to say where two copies of this crate in one program may be the cause of an error; else nothing.
+pub(crate) fn copies_as_cause() -> String {
+    let copies = copies();
+    match copies.len() {
+        0 | 1 => String::new(),
+        n => format!(
+            " (this program has {n} copies of the crate `multiprocess`, of the versions {}, that know nothing of each other: \
+             see `cargo tree -d`, and have all use one)",
+            copies.join(" and ")
+        ),
+    }
+}
+
+/// In place of the offset of a function that is in another loaded object than this crate. No door is there.
+const ELSEWHERE: u64 = u64::MAX;
+
+/// Why an offset is that of no function here.
+pub(crate) fn why_unknown(offset: u64) -> String {
+    match offset {
+        ELSEWHERE => {
+            "a function lives in another shared object than the crate `multiprocess`, where other processes cannot \
+                      find it: link both into the program itself (as `rlib`, not as `dylib`, and without \
+                      `-C prefer-dynamic`)"
+                .to_string()
+        }
+        _ => format!(
+            "a call names a function that this program does not have; both sides must be the same build{}",
+            copies_as_cause()
+        ),
+    }
+}
+
+/// Whether `address` is in the program or library that this crate is linked into.
+fn is_in_this_object(address: usize) -> bool {
+    static OBJECT: OnceLock<(usize, usize)> = OnceLock::new();
+    let (start, end) = *OBJECT.get_or_init(|| this_object().unwrap_or((0, usize::MAX)));
+    (start..end).contains(&address)
+}
+
+fn this_object() -> Option<(usize, usize)> {
+    unsafe extern "C" fn visit(info: *mut libc::dl_phdr_info, _size: usize, found: *mut libc::c_void) -> libc::c_int {
+        // SAFETY: `dl_iterate_phdr` hands a valid `info` with `dlpi_phnum` headers, and the pointer we gave it.
+        unsafe {
+            let (info, found) = (&*info, &mut *found.cast::<Option<(usize, usize)>>());
+            let headers = std::slice::from_raw_parts(info.dlpi_phdr, info.dlpi_phnum.into());
+            let loaded = headers.iter().filter(|header| header.p_type == libc::PT_LOAD).map(|header| {
+                let start = (info.dlpi_addr as usize).wrapping_add(header.p_vaddr as usize);
+                (start, start.wrapping_add(header.p_memsz as usize))
+            });
+            let range = loaded.reduce(|(a, b), (c, d)| (a.min(c), b.max(d)));
+            *found = range.filter(|(start, end)| (*start..*end).contains(&anchor()));
+            found.is_some().into()
+        }
+    }
+    let mut found = None;
+    // SAFETY: `visit` has the signature asked for, and `found` outlives the call.
+    unsafe { libc::dl_iterate_phdr(Some(visit), (&raw mut found).cast()) };
+    found
 }
 
 /// What a row of the table names.
 fn door<E: Enter>(frame: &mut dyn Any) {
     // SAFETY: a value without size is read from no bytes, at an aligned address that is not null. That the type is
     // inhabited: whoever knows this address got it from `offset_of`, which was given a value of it, and the value is
-    // `Copy`. (A token type that a closure captures could be multiplied this way; it is a value of its own crate's
-    // making that its author let be copied.)
+    // `Copy`. (A token that a closure captures is made in another process this way: see "Soundness" at `Function`.)
     let function = unsafe { std::ptr::NonNull::<E::Function>::dangling().read() };
     E::enter(function, frame);
 }
@@ -60,15 +167,18 @@ pub(crate) fn offset_of<E: Enter>(_proof: E::Function) -> u64 {
     unsafe {
         std::arch::asm!(
             ".pushsection mp_entries,\"awR\"",
-            ".balign 8",
-            ".quad {}",
+            concat!(".balign ", word_size!()),
+            concat!(word!(), " {}"),
             ".popsection",
             sym door::<E>,
             options(nomem, nostack, preserves_flags),
         );
     }
     let entry: Entry = door::<E>;
-    (entry as usize).wrapping_sub(anchor()) as u64
+    match is_in_this_object(entry as usize) {
+        true => (entry as usize).wrapping_sub(anchor()) as u64,
+        false => ELSEWHERE,
+    }
 }
 
 struct Nothing<F>(PhantomData<F>);
@@ -161,6 +271,14 @@ mod tests {
         assert_eq!(mark, 2);
         assert!(entry_at(one.wrapping_add(1)).is_none());
         assert!(entry_at(0).is_none());
+    }
+
+    #[test]
+    fn a_function_is_told_from_one_of_another_object_and_copies_of_the_crate_are_known() {
+        assert_ne!(list(|| 3), ELSEWHERE);
+        assert!(is_in_this_object(anchor()) && !is_in_this_object(libc::getpid as *const () as usize));
+        assert!(entry_at(ELSEWHERE).is_none() && why_unknown(ELSEWHERE).contains("shared object"));
+        assert_eq!((copies(), copies_as_cause()), (vec![env!("CARGO_PKG_VERSION")], String::new()));
     }
 
     #[test]

@@ -60,8 +60,10 @@ fn bind(path: &Path) -> rustix::io::Result<(UnixListener, Made)> {
     let socket = socket(SocketType::STREAM)?;
     // Before there is a file: on Linux the file takes the mode of its socket, so at no time others can connect.
     rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    super::refuse::at("bind")?;
     rustix::net::bind(&socket, &address)?;
-    let listening = rustix::net::listen(&socket, BACKLOG).and_then(|()| found(path));
+    let listening =
+        super::refuse::at("listen").and_then(|()| rustix::net::listen(&socket, BACKLOG)).and_then(|()| found(path));
     match listening {
         Ok(made) => Ok((socket.into(), made)),
         Err(error) => {
@@ -72,6 +74,7 @@ fn bind(path: &Path) -> rustix::io::Result<(UnixListener, Made)> {
 }
 
 fn socket(kind: SocketType) -> rustix::io::Result<OwnedFd> {
+    super::refuse::at("socket")?;
     rustix::net::socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)
 }
 

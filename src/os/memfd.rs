@@ -1,5 +1,6 @@
 //! [memfd_create(2)](https://man7.org/linux/man-pages/man2/memfd_create.2.html): memory that travels as a descriptor and has no name to leak.
 
+use super::refuse;
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -15,14 +16,20 @@ pub(crate) fn create(name: &str, len: u64, growable: bool) -> io::Result<OwnedFd
 pub(crate) fn create_with(name: &str, first: &[u8], len: u64, growable: bool) -> io::Result<OwnedFd> {
     check_room(len)?;
     check_file_size(len)?;
+    refuse::at("memfd_create")?;
     let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
     if len > first.len() as u64 {
         reserve(rustix::fd::AsFd::as_fd(&fd), 0, len)?;
     }
-    if !first.is_empty() && rustix::io::retry_on_intr(|| rustix::io::pwrite(&fd, first, 0))? < first.len() {
+    let write = || {
+        refuse::at("pwrite")?;
+        rustix::io::pwrite(&fd, first, 0)
+    };
+    if !first.is_empty() && rustix::io::retry_on_intr(write)? < first.len() {
         return Err(rustix::io::Errno::NOSPC.into());
     }
     let seals = if growable { SealFlags::SHRINK } else { SealFlags::SHRINK | SealFlags::GROW };
+    refuse::at("fcntl")?;
     rustix::fs::fcntl_add_seals(&fd, seals | SealFlags::SEAL)?;
     Ok(fd)
 }
@@ -30,7 +37,10 @@ pub(crate) fn create_with(name: &str, first: &[u8], len: u64, growable: bool) ->
 /// Backs `offset..offset + len` with memory, growing the file where needed.
 pub(crate) fn reserve(fd: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<()> {
     check_file_size(offset.saturating_add(len))?;
-    Ok(rustix::io::retry_on_intr(|| rustix::fs::fallocate(fd, FallocateFlags::empty(), offset, len))?)
+    Ok(rustix::io::retry_on_intr(|| {
+        refuse::at("fallocate")?;
+        rustix::fs::fallocate(fd, FallocateFlags::empty(), offset, len)
+    })?)
 }
 
 /// Refuses what this process may not write: the kernel would end it by SIGXFSZ, memory or not.
@@ -91,11 +101,15 @@ fn room_of(group: &std::path::Path) -> Option<u64> {
 /// Gives the memory of `offset..offset + len` back; it reads as zeros afterwards.
 pub(crate) fn give_back(fd: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<()> {
     let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-    Ok(rustix::io::retry_on_intr(|| rustix::fs::fallocate(fd, flags, offset, len))?)
+    Ok(rustix::io::retry_on_intr(|| {
+        refuse::at("fallocate")?;
+        rustix::fs::fallocate(fd, flags, offset, len)
+    })?)
 }
 
 /// The size in bytes of a memfd that cannot shrink, or `None` if it is something else.
 pub(crate) fn sealed_len(fd: BorrowedFd<'_>) -> Option<u64> {
+    refuse::at("fcntl").ok()?;
     let seals = rustix::fs::fcntl_get_seals(fd).ok()?;
     let len = rustix::fs::fstat(fd).ok()?.st_size;
     seals.contains(SealFlags::SHRINK).then_some(len as u64)
@@ -103,6 +117,7 @@ pub(crate) fn sealed_len(fd: BorrowedFd<'_>) -> Option<u64> {
 
 /// Which file this descriptor is: equal for all descriptors of one memfd.
 pub(crate) fn identity(fd: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
+    refuse::at("fstat")?;
     let stat = rustix::fs::fstat(fd)?;
     Ok((stat.st_dev, stat.st_ino))
 }

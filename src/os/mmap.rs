@@ -20,6 +20,7 @@ unsafe impl Sync for Map {}
 impl Map {
     /// `offset` and `len` are multiples of the page size, and the file is at least that long.
     pub(crate) fn shared(fd: BorrowedFd<'_>, offset: u64, len: usize) -> io::Result<Self> {
+        super::refuse::at("mmap")?;
         // SAFETY: a new mapping at an address of the kernel's choice aliases nothing of ours.
         let start = unsafe {
             rustix::mm::mmap(

@@ -1,7 +1,7 @@
 //! Memory with a name: files of the tmpfs that [shm_open(3)](https://man7.org/linux/man-pages/man3/shm_open.3.html)
 //! opens, and so every program that knows the name.
 
-use super::{memfd, owner};
+use super::{memfd, owner, refuse};
 use rustix::fs::{AtFlags, CWD, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use std::io;
@@ -37,9 +37,11 @@ pub(crate) fn check(name: &str) -> io::Result<()> {
 /// of who calls [`sweep`] after it.
 pub(crate) fn create(len: u64) -> io::Result<OwnedFd> {
     memfd::check_room(len)?;
+    refuse::at("open")?;
     let fd = rustix::fs::open(DIRECTORY, OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, PRIVATE)?;
     memfd::reserve(fd.as_fd(), 0, len)?;
     if rustix::fs::flock(&fd, FlockOperation::NonBlockingLockShared).is_ok() {
+        refuse::at("fchmod")?;
         rustix::fs::fchmod(&fd, GOES)?;
     }
     Ok(fd)
@@ -79,7 +81,8 @@ fn sweep_one(name: &str) -> io::Result<()> {
 pub(crate) fn link(fd: BorrowedFd<'_>, name: &str) -> io::Result<()> {
     let own = format!("/proc/self/fd/{}", fd.as_raw_fd());
     let path = path(name)?;
-    match rustix::fs::linkat(CWD, own, CWD, &path, AtFlags::SYMLINK_FOLLOW) {
+    let linked = refuse::at("linkat").and_then(|()| rustix::fs::linkat(CWD, own, CWD, &path, AtFlags::SYMLINK_FOLLOW));
+    match linked {
         // It may be gone again by now.
         Err(Errno::EXIST) => match rustix::fs::lstat(&path) {
             Ok(stat) => Err(owner::taken(io::ErrorKind::AlreadyExists, &stat)),
@@ -93,6 +96,7 @@ pub(crate) fn link(fd: BorrowedFd<'_>, name: &str) -> io::Result<()> {
 /// followed.
 pub(crate) fn open(name: &str, permitted: Option<u32>) -> io::Result<(OwnedFd, u64)> {
     let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    refuse::at("open")?;
     let fd = rustix::fs::open(path(name)?, flags, Mode::empty())?;
     owner::check(&rustix::fs::fstat(&fd)?, permitted)?;
     let len = len(fd.as_fd())?;
@@ -116,13 +120,15 @@ pub(crate) fn unlink(name: &str, identity: Identity) -> io::Result<()> {
     if (stat.st_dev, stat.st_ino) != identity {
         return Err(io::Error::new(io::ErrorKind::NotFound, "other memory has this name by now"));
     }
+    refuse::at("unlink")?;
     Ok(rustix::fs::unlink(path)?)
 }
 
 /// Reads at `offset` without mapping: a file that somebody else has cut short is an error, not SIGBUS.
 pub(crate) fn read(fd: BorrowedFd<'_>, mut offset: u64, mut to: &mut [u8]) -> io::Result<()> {
     while !to.is_empty() {
-        match rustix::io::retry_on_intr(|| rustix::io::pread(fd, &mut *to, offset))? {
+        match rustix::io::retry_on_intr(|| refuse::at("pread").and_then(|()| rustix::io::pread(fd, &mut *to, offset)))?
+        {
             0 => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "somebody has made it shorter")),
             n => (to, offset) = (&mut to[n..], offset + n as u64),
         }
@@ -134,7 +140,7 @@ pub(crate) fn read(fd: BorrowedFd<'_>, mut offset: u64, mut to: &mut [u8]) -> io
 pub(crate) fn write(fd: BorrowedFd<'_>, mut offset: u64, mut from: &[u8]) -> io::Result<()> {
     memfd::check_file_size(offset.saturating_add(from.len() as u64))?;
     while !from.is_empty() {
-        match rustix::io::retry_on_intr(|| rustix::io::pwrite(fd, from, offset))? {
+        match rustix::io::retry_on_intr(|| refuse::at("pwrite").and_then(|()| rustix::io::pwrite(fd, from, offset)))? {
             0 => return Err(io::ErrorKind::WriteZero.into()),
             n => (from, offset) = (&from[n..], offset + n as u64),
         }

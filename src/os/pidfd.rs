@@ -1,6 +1,7 @@
 //! [pidfd_open(2)](https://man7.org/linux/man-pages/man2/pidfd_open.2.html): a process by descriptor, immune to pid reuse.
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use super::poll::poll;
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
@@ -11,13 +12,14 @@ use std::time::Duration;
 
 pub(crate) fn open(pid: u32) -> io::Result<OwnedFd> {
     let pid = Pid::from_raw(pid as i32).ok_or(io::ErrorKind::InvalidInput)?;
+    super::refuse::at("pidfd_open")?;
     Ok(rustix::process::pidfd_open(pid, PidfdFlags::empty())?)
 }
 
 /// Whether the process has ended, reaped or not.
 pub(crate) fn has_exited(pidfd: BorrowedFd<'_>) -> bool {
     let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
-    rustix::io::retry_on_intr(|| poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))).is_ok_and(|n| n > 0)
+    poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|n| n > 0)
 }
 
 /// What tells a process from a later one with its pid: the inode of its pidfd, which kernels from 6.9 on never give
@@ -30,12 +32,13 @@ pub(crate) fn identity(pidfd: BorrowedFd<'_>) -> u64 {
 pub(crate) fn wait(pidfd: BorrowedFd<'_>, reaped: bool, limit: Option<Duration>) -> bool {
     let mut fds = [PollFd::new(&pidfd, if reaped { PollFlags::empty() } else { PollFlags::IN })];
     let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
-    rustix::io::retry_on_intr(|| poll(&mut fds, limit.as_ref())).is_ok_and(|n| n > 0)
+    poll(&mut fds, limit.as_ref()).is_ok_and(|n| n > 0)
 }
 
 /// Sends `signal`, never to another process that got the same pid. One that has ended is no error.
 pub(crate) fn signal(pidfd: BorrowedFd<'_>, signal: Signal) -> io::Result<()> {
-    match rustix::process::pidfd_send_signal(pidfd, signal) {
+    let sent = super::refuse::at("pidfd_send_signal").and_then(|()| rustix::process::pidfd_send_signal(pidfd, signal));
+    match sent {
         Err(rustix::io::Errno::SRCH) => Ok(()),
         done => Ok(done?),
     }

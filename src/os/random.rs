@@ -7,6 +7,9 @@ use std::io;
 pub(crate) fn bytes<const N: usize>() -> io::Result<[u8; N]> {
     const { assert!(N <= 256) };
     let mut bytes = [0; N];
-    rustix::io::retry_on_intr(|| getrandom(&mut bytes, GetRandomFlags::empty()))?;
+    rustix::io::retry_on_intr(|| {
+        super::refuse::at("getrandom")?;
+        getrandom(&mut bytes, GetRandomFlags::empty())
+    })?;
     Ok(bytes)
 }

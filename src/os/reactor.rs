@@ -23,7 +23,10 @@ use tokio::time::Sleep;
 pub(crate) fn watch(fd: Arc<OwnedFd>, interest: Interest) -> io::Result<AsyncFd<Arc<OwnedFd>>> {
     // SAFETY: the `Arc` is moved into the result, so the descriptor stays open, and the same, until it is
     // deregistered.
-    or_error(|| Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?))
+    or_error(|| {
+        super::refuse::at("epoll_ctl")?;
+        Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
+    })
 }
 
 /// tokio's own timer for `at`, which fires by tokio's clock.

@@ -179,6 +179,7 @@ pub(crate) fn ignore_children_as_at_start() {
 /// A second description of the read end of `pipe`, for one process to [`die_with`].
 pub(crate) fn reopen(pipe: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let path = format!("/proc/self/fd/{}", pipe.as_raw_fd());
+    super::refuse::at("open")?;
     Ok(rustix::fs::open(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?)
 }
 
@@ -195,6 +196,7 @@ pub(crate) fn die_with(own: OwnedFd) -> io::Result<Option<OwnedFd>> {
             _ => Ok(()),
         }
     };
+    super::refuse::at("fcntl")?;
     fcntl(F_SETSIG, libc::SIGKILL)?;
     fcntl(libc::F_SETOWN, std::process::id() as libc::c_int)?;
     fcntl(libc::F_SETFL, libc::O_ASYNC | libc::O_NONBLOCK)?;

@@ -3,6 +3,8 @@
 //! Packets keep their borders, so a packet is sent whole or not at all, whoever dies. Through rustix: nix's
 //! `recvmsg` gives up on a truncated control message and so leaks the descriptors that did arrive.
 
+use super::poll::poll;
+use super::refuse;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
@@ -17,6 +19,7 @@ pub(crate) const MAX_FDS: usize = 253;
 
 /// Two connected packet sockets, close-on-exec.
 pub(crate) fn packet_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    refuse::at("socketpair")?;
     Ok(rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
 }
 
@@ -60,7 +63,10 @@ pub(crate) fn send(
         return Err(io::ErrorKind::InvalidInput.into());
     }
     let flags = SendFlags::NOSIGNAL | if wait == Wait::No { SendFlags::DONTWAIT } else { SendFlags::empty() };
-    rustix::io::retry_on_intr(|| rustix::net::sendmsg(socket, bytes, &mut control, flags))?;
+    rustix::io::retry_on_intr(|| {
+        refuse::at_waiting("sendmsg", wait == Wait::Yes)?;
+        rustix::net::sendmsg(socket, bytes, &mut control, flags)
+    })?;
     Ok(())
 }
 
@@ -128,7 +134,10 @@ pub(crate) fn recv(socket: BorrowedFd<'_>, buffer: &mut [u8], wait: Wait) -> io:
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::CMSG_CLOEXEC | if wait == Wait::No { RecvFlags::DONTWAIT } else { RecvFlags::empty() };
     let mut slices = [IoSliceMut::new(buffer)];
-    let message = rustix::io::retry_on_intr(|| rustix::net::recvmsg(socket, &mut slices, &mut control, flags))?;
+    let message = rustix::io::retry_on_intr(|| {
+        refuse::at_waiting("recvmsg", wait == Wait::Yes)?;
+        rustix::net::recvmsg(socket, &mut slices, &mut control, flags)
+    })?;
     let rights = control.drain().filter_map(|message| match message {
         RecvAncillaryMessage::ScmRights(fds) => Some(fds),
         _ => None,
@@ -143,15 +152,19 @@ pub(crate) fn recv(socket: BorrowedFd<'_>, buffer: &mut [u8], wait: Wait) -> io:
 /// The bytes of the next packet, which stays where it is, without its descriptors.
 pub(crate) fn peek(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
     let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
-    Ok(rustix::io::retry_on_intr(|| rustix::net::recv(socket, &mut *buffer, flags))?.0)
+    let recv = || {
+        refuse::at_waiting("recv", false)?;
+        rustix::net::recv(socket, &mut *buffer, flags)
+    };
+    Ok(rustix::io::retry_on_intr(recv)?.0)
 }
 
 /// Waits at most `limit` for something to read, an end included.
 pub(crate) fn is_readable_within(socket: BorrowedFd<'_>, limit: Duration) -> bool {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use rustix::event::{PollFd, PollFlags, Timespec};
     let mut fds = [PollFd::new(&socket, PollFlags::IN)];
     let limit = Timespec::try_from(limit).ok();
-    rustix::io::retry_on_intr(|| poll(&mut fds, limit.as_ref())).is_ok_and(|n| n > 0)
+    poll(&mut fds, limit.as_ref()).is_ok_and(|n| n > 0)
 }
 
 /// The same for a process that blocks signals and is nobody's yet: one that comes meanwhile has its effect at once, so
@@ -191,9 +204,9 @@ pub(crate) fn watch_host(socket: BorrowedFd<'_>) -> io::Result<()> {
 
 /// Whether every holder of the other end has closed it or died.
 pub(crate) fn is_hung_up(socket: BorrowedFd<'_>) -> bool {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use rustix::event::{PollFd, PollFlags, Timespec};
     let mut fds = [PollFd::new(&socket, PollFlags::empty())];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    let found = rustix::io::retry_on_intr(|| poll(&mut fds, Some(&now)));
+    let found = poll(&mut fds, Some(&now));
     found.is_ok_and(|n| n > 0) && fds[0].revents().contains(PollFlags::HUP)
 }

@@ -24,6 +24,7 @@ pub(crate) enum Fork {
 
 /// Forks by the C library, so that its own state (thread id, robust list, malloc, atfork handlers) is right.
 pub(crate) fn fork(_: SingleThreaded) -> io::Result<Fork> {
+    super::refuse::at("fork")?;
     // SAFETY: this process has one thread, so no other can hold a lock that would stay locked in the child.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
@@ -140,6 +141,7 @@ pub(crate) fn close_leaked() {
 
 /// Puts `fd` out of the way of the standard streams' numbers.
 pub(crate) fn above_standard(fd: OwnedFd) -> io::Result<OwnedFd> {
+    super::refuse::at("dup")?;
     if fd.as_raw_fd() > 2 { Ok(fd) } else { Ok(rustix::io::fcntl_dupfd_cloexec(fd.as_fd(), 3)?) }
 }
 

@@ -43,13 +43,37 @@ pub(super) fn origin() -> Result<&'static Origin> {
             let why = format!("cannot open this program by /proc/self/exe, which children start from: {error}");
             Err(Error::new(ErrorKind::Spawn, why))
         }
-        None => Err(Error::new(
-            ErrorKind::NotInitialized,
-            "this program cannot start processes yet: wrap its main in `multiprocess::run(async { .. })`, or call \
-             `multiprocess::init()` as the first line of main, or, in a test or bench crate, put \
-             `multiprocess::test_support!();` at the top of the file",
-        )),
+        None => {
+            let why = format!(
+                "this program cannot start processes yet: wrap its main in `multiprocess::run(async {{ .. }})`, or call \
+                 `multiprocess::init()` as the first line of main, or, in a test or bench crate, put \
+                 `multiprocess::test_support!();` at the top of the file{}",
+                image::copies_as_cause()
+            );
+            Err(Error::new(ErrorKind::NotInitialized, why))
+        }
     }
+}
+
+/// What to say of a process of this program that ended before it took its role, where the dynamic loader may be the cause:
+/// started as `ld.so ./program`, it finds the program from the working directory of the moment only.
+pub(super) fn loader_as_cause() -> String {
+    let said = || {
+        let loader = std::fs::read_link("/proc/self/exe").ok()?;
+        let name = loader.file_name()?.to_str()?;
+        let line = std::fs::read("/proc/self/cmdline").ok()?;
+        let mut words = line.split(|byte| *byte == 0).skip(1).map(String::from_utf8_lossy);
+        let program = words.find(|word| !word.starts_with('-'))?;
+        let is_lost = name.starts_with("ld") && name.contains(".so") && !std::fs::exists(&*program).unwrap_or(true);
+        let loader = loader.display();
+        is_lost.then(|| {
+            format!(
+                " It was started as `{loader} {program}`, and from the working directory of now there is no {program}: start it \
+                 by an absolute path, or without naming the loader."
+            )
+        })
+    };
+    said().unwrap_or_default()
 }
 
 /// The door for programs that build their own runtime: the first line of `main`.
@@ -255,11 +279,12 @@ fn take_role(socket: OwnedFd) -> ! {
 }
 
 fn other_image() -> Error {
-    Error::new(
-        ErrorKind::Spawn,
-        "the program that was started is not the same build as the one that started it, so no function can run \
-         there: was the executable replaced while it ran?",
-    )
+    let why = format!(
+        "the program that was started is not the same build as the one that started it, so no function can run there: was \
+         the executable replaced while it ran?{}",
+        image::copies_as_cause()
+    );
+    Error::new(ErrorKind::Spawn, why)
 }
 
 fn refuse(socket: BorrowedFd<'_>, error: Error) -> ! {

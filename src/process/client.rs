@@ -36,7 +36,7 @@ use super::protocol::{self, Answer, Base, Born, Order, Reply, Report, Request, R
 use super::{StartMethod, boot, server};
 use crate::error::{Error, Result};
 use crate::os::{
-    attributes::Attributes, credentials::Credentials, exec, pidfd, reactor, signal, socket, socket::Wait, spawn,
+    attributes::Attributes, credentials::Credentials, exec, pidfd, reactor, refuse, signal, socket, socket::Wait, spawn,
 };
 use crate::shm::family::Family;
 use crate::wire::frame;
@@ -441,6 +441,7 @@ fn reopened_lifeline() -> io::Result<OwnedFd> {
         Some(reopened) => return reopened,
         None => {}
     }
+    refuse::at("pipe")?;
     let (read, write) = io::pipe()?;
     let reopened = signal::reopen(read.as_fd());
     lifelines.push((read, write));
@@ -660,6 +661,7 @@ impl Connection {
         if self.directory == Some(identity) {
             return Ok(None);
         }
+        refuse::at("open")?;
         let directory = rustix::fs::open(".", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         Ok(Some((spawn::above_standard(directory)?, identity)))
     }

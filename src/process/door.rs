@@ -22,11 +22,12 @@
 //! Nothing here is a future.
 #![forbid(unsafe_code)]
 
+use super::boot;
 use super::protocol::{self, Addressed, Answer, Hello, Ready, Role, Variables};
 use crate::error::{Error, ErrorKind, Result};
-use crate::os::{exec, image, pidfd, rights, signal, socket, spawn};
+use crate::os::{exec, image, pidfd, poll::poll, rights, signal, socket, spawn};
 use crate::wire::Parcel;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
@@ -222,7 +223,7 @@ fn wait_for_either(socket: &OwnedFd, process: &exec::Process, what: &str) -> io:
     let mut fds = [PollFd::new(socket, PollFlags::IN), PollFd::new(&pidfd, PollFlags::IN)];
     let patience = Timespec::try_from(PATIENCE).ok();
     let mut is_told = false;
-    while rustix::io::retry_on_intr(|| poll(&mut fds, patience.as_ref()))? == 0 {
+    while poll(&mut fds, patience.as_ref())? == 0 {
         if process.is_stopped() {
             return Err(io::Error::new(io::ErrorKind::TimedOut, "it is stopped (SIGSTOP, or a debugger)"));
         }
@@ -252,7 +253,8 @@ fn ended(process: &exec::Process, what: &str) -> Error {
         None if has_ended => "nobody knows how".into(),
         None => "it closed the socket that its role comes over and went on".into(),
     };
-    let why = format!("{what} ended before it was ready ({how}): does the program reach `run` or `init`?");
+    let cause = boot::loader_as_cause();
+    let why = format!("{what} ended before it was ready ({how}): does the program reach `run` or `init`?{cause}");
     Error::new(ErrorKind::Spawn, why).with_exit_status(status)
 }
 

@@ -59,8 +59,7 @@ impl Call {
     /// Decodes the arguments, runs the function and encodes what came of it, a panic included.
     pub(crate) fn run(self, arguments: Parcel, executor: &mut Executor) -> Outcome {
         let Some(enter) = image::entry_at(self.offset) else {
-            let why = "a call names a function that this program does not have; both sides must be the same build";
-            return Outcome::error(Error::new(ErrorKind::Decode, why));
+            return Outcome::error(Error::new(ErrorKind::Decode, image::why_unknown(self.offset)));
         };
         let executor_here = std::mem::take(executor);
         let fingerprint = self.fingerprint;
@@ -78,8 +77,7 @@ impl Call {
     /// entered, and the items are still there.
     pub(crate) fn run_batch(self, batch: Box<dyn Batch>, executor: &mut Executor) -> (Box<dyn Batch>, Result<()>) {
         let Some(enter) = image::entry_at(self.offset) else {
-            let why = "a call names a function that this program does not have; both sides must be the same build";
-            return (batch, Err(Error::new(ErrorKind::Decode, why)));
+            return (batch, Err(Error::new(ErrorKind::Decode, image::why_unknown(self.offset))));
         };
         let (fingerprint, executor_here) = (self.fingerprint, std::mem::take(executor));
         let mut frame = Frame { fingerprint, work: Work::Many(batch), executor: executor_here, outcome: None };

@@ -46,6 +46,40 @@ use std::fmt;
 /// An argument arrives as a copy. That holds for shared pointers too: with serde's feature `rc`, an
 /// `Arc<Mutex<T>>` is accepted, and a child that changes it changes its own copy. For state that several processes
 /// change, use [`Value`](crate::Value), [`Array`](crate::Array) or an object of a [`Manager`](crate::Manager).
+///
+/// # Soundness
+/// One kind of capture cannot be told from none: a `Copy` value without a size. A closure that captures only such values
+/// is accepted, and the other process makes them out of nothing. That is safe for marker types that mean nothing. It is
+/// not for a token whose existence proves something about the process it is in, if `unsafe` code relies on the proof:
+/// in the other process nothing has been proven. The same holds for [`Maker`](crate::Maker) and
+/// [`Method`](crate::Method). Write such a token without `Copy`, or give it a size.
+///
+/// ```
+/// use multiprocess::{self as mp, Process};
+///
+/// mod device {
+///     /// Proof that `open` was called in this process.
+///     #[derive(Clone, Copy)] // Without `Copy` the closure below does not compile.
+///     pub struct Opened(());
+///
+///     pub fn open() -> Opened {
+///         Opened(())
+///     }
+///
+///     pub fn read(_proof: Opened) -> u32 {
+///         7 // `unsafe` code that takes for granted that `open` has run would be unsound here.
+///     }
+/// }
+///
+/// fn main() -> mp::Result<()> {
+///     mp::run(async {
+///         let opened = device::open();
+///         // Accepted, though nobody has called `open` in the process that runs it.
+///         assert_eq!(Process::spawn(move || device::read(opened), ())?.await?, 7);
+///         Ok(())
+///     })
+/// }
+/// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot run in another process with the arguments `{Args}`",
     label = "not a function that can run in another process with `{Args}`",

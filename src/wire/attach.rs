@@ -4,6 +4,7 @@
 //! serde impl leaves its descriptors there and writes their index. Outside a context a handle refuses to be
 //! serialised. A value that fails to encode drops the context and with it everything attached.
 
+use crate::os::refuse;
 use serde::de::{DeserializeOwned, Error as _};
 use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -27,7 +28,10 @@ impl Attachment {
     /// The descriptor itself, or a copy if somebody else has it too.
     pub(crate) fn into_owned(self) -> std::io::Result<OwnedFd> {
         let Self::Shared(fd) = self;
-        Arc::try_unwrap(fd).or_else(|shared| shared.try_clone())
+        Arc::try_unwrap(fd).or_else(|shared| {
+            refuse::at("dup")?;
+            shared.try_clone()
+        })
     }
 }
 
@@ -246,10 +250,9 @@ impl<T> std::ops::DerefMut for Fd<T> {
 
 impl<T: AsFd> Serialize for Fd<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let copy = self
-            .0
-            .as_fd()
-            .try_clone_to_owned()
+        let copy = refuse::at("dup")
+            .map_err(std::io::Error::from)
+            .and_then(|()| self.0.as_fd().try_clone_to_owned())
             .map_err(|error| S::Error::custom(format_args!("a descriptor cannot be attached: {error}")))?;
         leave::<S::Error>(Attachment::owned(copy))?.serialize(serializer)
     }

@@ -1,0 +1,323 @@
+//! Single system calls that fail: each kind that the crate makes, at each call of a use of it, ends in a result or an error
+//! value in time, and the program goes on. The calls are refused by `os::refuse`, in whichever process makes them, which debug
+//! builds only have.
+//!
+//! By default some of all cases run; `MULTIPROCESS_FAULTS=all` runs all, and `MULTIPROCESS_FAULTS="pools: mmap number 3"`
+//! those that begin so.
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
+use multiprocess::connection::{Listener, connect};
+use multiprocess::{self as mp, Lock, Manager, Pool, Process, Queue, SharedMemory};
+use rustix::io::Errno;
+use std::future::IntoFuture;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::mpsc;
+use std::time::Duration;
+
+mp::test_support!();
+
+/// In which every use must have ended, one way or another.
+const LIMIT: Duration = Duration::from_secs(10);
+/// Of what no use makes another kind of call is known.
+const CALLS: [&str; 31] = [
+    "posix_spawn",
+    "memfd_create",
+    "fallocate",
+    "pwrite",
+    "pread",
+    "fcntl",
+    "fstat",
+    "mmap",
+    "socketpair",
+    "socket",
+    "bind",
+    "listen",
+    "sendmsg",
+    "recvmsg",
+    "recv",
+    "poll",
+    "eventfd",
+    "read",
+    "write",
+    "epoll_create",
+    "epoll_ctl",
+    "epoll_wait",
+    "pidfd_open",
+    "pidfd_send_signal",
+    "open",
+    "fchmod",
+    "linkat",
+    "unlink",
+    "getrandom",
+    "fork",
+    "dup",
+];
+const ERRNOS: [Errno; 5] = [Errno::NOMEM, Errno::MFILE, Errno::AGAIN, Errno::NOBUFS, Errno::INTR];
+
+/// What refuses: see `os::refuse`.
+struct Control(std::fs::File);
+
+impl Control {
+    fn write(&self, at: u64, word: i64) {
+        self.0.write_all_at(&word.to_ne_bytes(), 8 * at).unwrap();
+    }
+
+    fn read(&self, at: u64) -> i64 {
+        let mut word = [0; 8];
+        self.0.read_exact_at(&mut word, 8 * at).unwrap();
+        i64::from_ne_bytes(word)
+    }
+
+    /// The `left`-th call of this kind fails.
+    fn arm(&self, call: &str, errno: Errno, left: i64) {
+        let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+        self.write(2, left);
+        self.write(1, errno.raw_os_error().into());
+        self.write(0, call.bytes().fold(0xcbf2_9ce4_8422_2325, step) as i64);
+    }
+
+    fn disarm(&self) {
+        self.write(0, 0);
+    }
+}
+
+/// Whatever `future` waits for comes from the child, or not at all.
+async fn unless_it_ends<T>(
+    child: &mut Process<mp::Result<()>>,
+    future: impl Future<Output = mp::Result<T>>,
+) -> mp::Result<T> {
+    let mut future = std::pin::pin!(future);
+    tokio::select! {
+        biased;
+        done = &mut future => return done,
+        ended = child.join() => ended??,
+    }
+    // It has done its part by then.
+    let late = tokio::time::timeout(Duration::from_secs(3), future).await;
+    late.unwrap_or_else(|_| Err(mp::Error::other("the child has ended, and what it should have sent is not there")))
+}
+
+async fn spawns() -> mp::Result<()> {
+    assert_eq!(Process::spawn(|a: u32, b: u32| a + b, (1, 2))?.await?, 3);
+    let large = Process::spawn(|bytes: Vec<u8>| bytes, (vec![1; 100_000],))?.await?;
+    assert_eq!(large.len(), 100_000);
+    let mut endless = Process::spawn(async || std::future::pending::<()>().await, ())?;
+    let killed = endless.kill();
+    if killed.is_err() {
+        endless.kill()?;
+    }
+    endless.wait().await.map(drop)
+}
+
+async fn queues() -> mp::Result<()> {
+    async fn echo(from: Queue<Vec<u8>>, to: Queue<Vec<u8>>) -> mp::Result<()> {
+        for _ in 0..3 {
+            to.put(from.get().await?).await?;
+        }
+        Ok(())
+    }
+    let (there, back) = (Queue::bounded(1)?, Queue::bounded(1)?);
+    let mut child = Process::builder().daemon(true).spawn(echo, (there.clone(), back.clone()))?;
+    for size in [1, 200_000, 1] {
+        unless_it_ends(&mut child, async { Ok(there.put(vec![7; size]).await?) }).await?;
+        assert_eq!(unless_it_ends(&mut child, back.get()).await?, vec![7; size]);
+    }
+    child.await?
+}
+
+async fn handles() -> mp::Result<()> {
+    async fn answer(queue: Queue<Queue<u32>>) -> mp::Result<()> {
+        queue.get().await?.put(5).await?;
+        Ok(())
+    }
+    let queue = Queue::unbounded()?;
+    let mut child = Process::builder().daemon(true).spawn(answer, (queue.clone(),))?;
+    let inner = Queue::unbounded()?;
+    unless_it_ends(&mut child, async { Ok(queue.put(inner.clone()).await?) }).await?;
+    assert_eq!(unless_it_ends(&mut child, inner.get()).await?, 5);
+    child.await?
+}
+
+async fn locks() -> mp::Result<()> {
+    async fn holds(lock: Lock, has: Queue<()>, may_go: Queue<()>) -> mp::Result<()> {
+        let guard = lock.acquire().await?;
+        has.put(()).await?;
+        may_go.get().await?;
+        drop(guard);
+        Ok(())
+    }
+    let (lock, has, may_go) = (Lock::new()?, Queue::unbounded()?, Queue::unbounded()?);
+    let mut child = Process::builder().daemon(true).spawn(holds, (lock.clone(), has.clone(), may_go.clone()))?;
+    unless_it_ends(&mut child, has.get()).await?;
+    let waiting = async {
+        tokio::task::yield_now().await;
+        may_go.put(()).await?;
+        Ok(())
+    };
+    // If the child cannot be told it keeps the lock.
+    let done = tokio::try_join!(async { Ok(drop(lock.acquire().await?)) }, waiting);
+    if done.is_err() {
+        child.kill()?;
+    }
+    done.map(drop).and(child.await?)
+}
+
+async fn blocks() -> mp::Result<()> {
+    let queue = Queue::<u32>::bounded(1)?;
+    let other = queue.clone();
+    let thread = std::thread::spawn(move || other.blocking_get());
+    std::thread::yield_now();
+    let put = queue.put(1).await;
+    // Whoever waits must not wait for ever if nothing came.
+    queue.close();
+    let got = thread.join().unwrap();
+    put?;
+    assert_eq!(got?, 1);
+    Ok(())
+}
+
+async fn pools() -> mp::Result<()> {
+    let pool = Pool::new(2)?;
+    let doubled = pool.map(|n: u32| 2 * n, 0..20u32).await?;
+    assert_eq!(doubled, (0..20).map(|n| 2 * n).collect::<Vec<_>>());
+    let large = pool.apply(|bytes: Vec<u8>| bytes.len(), (vec![1; 500_000],)).await?;
+    assert_eq!(large, 500_000);
+    pool.shutdown(Duration::from_secs(2)).await;
+    Ok(())
+}
+
+async fn managers() -> mp::Result<()> {
+    async fn push(list: mp::ListProxy<u32>) -> mp::Result<()> {
+        list.push(4).await
+    }
+    let manager = Manager::start().await?;
+    let list = manager.list::<u32>().await?;
+    list.extend(vec![1, 2, 3]).await?;
+    Process::builder().daemon(true).spawn(push, (list.clone(),))?.await??;
+    assert_eq!(list.to_vec().await?, [1, 2, 3, 4]);
+    manager.shutdown().await
+}
+
+async fn memory() -> mp::Result<()> {
+    let memory = SharedMemory::anonymous(10_000)?;
+    memory.write(5_000, b"anonymous")?;
+    let name = format!("multiprocess-fault-{}", std::process::id());
+    let named = SharedMemory::create(&name, 10_000)?;
+    named.write(0, b"named")?;
+    let mut text = [0; 5];
+    SharedMemory::open(&name)?.read(0, &mut text)?;
+    assert_eq!(&text, b"named");
+    named.unlink()
+}
+
+async fn connections() -> mp::Result<()> {
+    let path = std::env::temp_dir().join(format!("multiprocess-fault-{}", std::process::id()));
+    let listener = Listener::bind(path.to_str().unwrap()).authkey(b"key").await?;
+    let connecting = connect(path.to_str().unwrap(), Some(b"key")).handshake_timeout(Duration::from_secs(3));
+    let (there, here) = tokio::join!(connecting.into_future(), listener.accept());
+    let (there, here) = (there?, here?);
+    there.send_bytes(b"hello").await?;
+    assert_eq!(here.recv_bytes().await?, b"hello");
+    Ok(())
+}
+
+type Use = (&'static str, fn() -> mp::Result<()>);
+
+fn run(future: impl Future<Output = mp::Result<()>>) -> mp::Result<()> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(future)
+}
+
+const USES: [Use; 9] = [
+    ("spawns", || run(spawns())),
+    ("queues", || run(queues())),
+    ("handles", || run(handles())),
+    ("locks", || run(locks())),
+    ("blocks", || run(blocks())),
+    ("pools", || run(pools())),
+    ("managers", || run(managers())),
+    ("memory", || run(memory())),
+    ("connections", || run(connections())),
+];
+
+/// `None` if it hangs.
+fn in_time(this: fn() -> mp::Result<()>) -> Option<mp::Result<()>> {
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || sender.send(this()));
+    match receiver.recv_timeout(LIMIT) {
+        Ok(result) => Some(result),
+        Err(mpsc::RecvTimeoutError::Timeout) => None,
+        Err(mpsc::RecvTimeoutError::Disconnected) => panic!("a use panicked"),
+    }
+}
+
+fn name_of(errno: Errno) -> &'static str {
+    let names = ["ENOMEM", "EMFILE", "EAGAIN", "ENOBUFS", "EINTR"];
+    ERRNOS.iter().position(|other| *other == errno).map_or("?", |at| names[at])
+}
+
+/// Every so many cases one runs; the others are for other errnos and places.
+fn is_chosen(number: usize, case: &str) -> bool {
+    match std::env::var("MULTIPROCESS_FAULTS") {
+        Ok(which) => which == "all" || case.starts_with(&which),
+        Err(_) => number.is_multiple_of(23),
+    }
+}
+
+#[test]
+#[ignore = "the other test runs it, in a process of its own"]
+fn each_single_fault_in_this_process() {
+    let path = PathBuf::from(std::env::var_os("MULTIPROCESS_REFUSE").expect("run by the other test"));
+    let control = Control(std::fs::File::options().read(true).write(true).open(path).unwrap());
+    let only = std::env::var("MULTIPROCESS_FAULTS_OF").ok();
+    let (mut cases, mut ran) = (0, 0);
+    for (name, this) in USES.iter().filter(|(name, _)| only.as_deref().is_none_or(|only| only == *name)) {
+        in_time(*this).expect("in time").unwrap();
+        for call in CALLS {
+            const MANY: i64 = 1 << 40;
+            control.arm(call, Errno::NOMEM, MANY);
+            in_time(*this).expect("in time").unwrap();
+            let count = MANY - control.read(2);
+            control.disarm();
+            for (at, errno) in (1..=count.min(40)).flat_map(|at| ERRNOS.map(|errno| (at, errno))) {
+                cases += 1;
+                let case = format!("{name}: {call} number {at} of {count} fails with {}", name_of(errno));
+                if !is_chosen(cases, &case) {
+                    continue;
+                }
+                ran += 1;
+                control.arm(call, errno, at);
+                let Some(result) = in_time(*this) else {
+                    eprintln!("HANGS {case}");
+                    std::process::exit(3);
+                };
+                control.disarm();
+                eprintln!("{case}: {}", result.err().map_or("done".to_string(), |error| error.to_string()));
+                match in_time(*this) {
+                    Some(Ok(())) => {}
+                    Some(Err(error)) => panic!("after {case}: {error}"),
+                    None => panic!("after {case} it hangs"),
+                }
+            }
+        }
+    }
+    println!("{ran} of {cases} cases, {} calls refused", control.read(3));
+    assert!(control.read(3) > 0, "nothing was refused");
+}
+
+#[test]
+fn each_single_fault_ends_in_a_result_or_an_error_in_time() {
+    if !cfg!(debug_assertions) {
+        return eprintln!("SKIPPED: calls are refused in debug builds only");
+    }
+    let path = std::env::temp_dir().join(format!("multiprocess-refuse-{}", std::process::id()));
+    std::fs::write(&path, [0; 4096]).unwrap();
+    let mut inner = std::process::Command::new(std::env::current_exe().unwrap());
+    inner.args(["each_single_fault_in_this_process", "--exact", "--ignored", "--nocapture"]);
+    let output = inner.env("MULTIPROCESS_REFUSE", &path).output().unwrap();
+    std::fs::remove_file(&path).unwrap();
+    let (said, told) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let last: Vec<&str> = told.lines().rev().take(30).collect();
+    let last: Vec<&str> = last.into_iter().rev().collect();
+    assert!(output.status.success(), "{}\n{said}\n{}", output.status, last.join("\n"));
+}
