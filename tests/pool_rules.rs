@@ -197,6 +197,161 @@ async fn rule_3_an_item_whose_start_is_not_noted_has_its_full_time_and_no_more()
     Ok(())
 }
 
+/// Who idles, in the order in which a pool looks for one.
+async fn idle_workers(pool: &Pool, count: usize) -> Vec<u32> {
+    let mut pids = Vec::new();
+    eventually("all have worked", || {
+        let workers = pool.stats().workers;
+        pids = workers.iter().map(|worker| worker.pid).collect();
+        workers.len() == count && workers.iter().all(|worker| !worker.is_busy && is_asleep(worker.pid))
+    })
+    .await;
+    pids
+}
+
+/// `lane`: what a stopped worker was given and has not begun is taken back and given to another; it was never begun, so
+/// that costs no retry.
+#[tokio::test]
+async fn an_item_given_to_an_idle_worker_that_is_stopped_is_taken_over_by_another() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::new(2)?;
+    let pids = idle_workers(&pool, 2).await;
+    stop(pids[0]);
+    assert_eq!(within(pool.apply(pid, ())).await?, pids[1], "without any deadline");
+    for _ in 0..20 {
+        assert_eq!(within(pool.apply(pid, ()).timeout(Duration::from_secs(10))).await?, pids[1]);
+    }
+    let all = within(pool.map(|_: u32| pid(), 0..20).chunksize(1).timeout(Duration::from_secs(10))).await?;
+    assert!(all.iter().all(|pid| *pid == pids[1]), "{all:?}");
+    let all = within(pool.map(|_: u32| pid(), 0..20).chunksize(7)).await?;
+    assert!(all.iter().all(|pid| *pid == pids[1]), "{all:?}");
+    go_on(pids[0]);
+    // It gives up what others did, and is one of the pool again.
+    let barrier = mp::Barrier::new(2)?;
+    let meet = |barrier: mp::Barrier| barrier.blocking_wait().map(|_| pid());
+    let both = futures::future::try_join_all((0..2).map(|_| pool.apply(meet, (barrier.clone(),))));
+    let mut both = within(both).await?.into_iter().collect::<mp::Result<Vec<_>>>()?;
+    both.sort_unstable();
+    let mut pids = pids;
+    pids.sort_unstable();
+    assert_eq!(both, pids);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_stopped_worker_whose_item_had_a_deadline_is_replaced_also_if_another_did_it() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::new(2)?;
+    let pids = idle_workers(&pool, 2).await;
+    stop(pids[0]);
+    assert_eq!(within(pool.apply(pid, ()).timeout(50 * MS)).await?, pids[1]);
+    eventually("it is replaced", || is_gone(pids[0]) && pool.stats().workers.len() == 2).await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_item_that_its_only_worker_does_not_begin_times_out_and_the_worker_is_replaced() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::new(1)?;
+    for chunk in [1, 10] {
+        let pids = idle_workers(&pool, 1).await;
+        stop(pids[0]);
+        let start = Instant::now();
+        let results: Vec<_> = within(pool.imap(square, 0..4).chunksize(chunk).timeout(100 * MS).collect()).await;
+        assert!(start.elapsed() >= 100 * MS, "{:?}", start.elapsed());
+        let error = results[0].as_ref().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Timeout);
+        for part in ["not begun within 100ms", &format!("pid {}", pids[0])] {
+            assert!(error.to_string().contains(part), "{error} says {part}");
+        }
+        let others: Vec<_> = results[1..].iter().map(|result| result.as_ref().ok().copied()).collect();
+        assert_eq!(others, [Some(1), Some(4), Some(9)], "the one at its front, and no other");
+        assert!(is_gone(pids[0]));
+    }
+    // A retry runs in the worker that replaces it.
+    let pids = idle_workers(&pool, 1).await;
+    stop(pids[0]);
+    let replaced = within(pool.apply(pid, ()).timeout(100 * MS).retries(1)).await?;
+    assert!(replaced != pids[0] && is_gone(pids[0]));
+    // One that is checked out as well.
+    let worker = pool.checkout().await?;
+    stop(replaced);
+    assert_eq!(within(worker.apply(pid, ()).timeout(100 * MS)).await.unwrap_err().kind(), ErrorKind::Timeout);
+    drop(worker);
+    assert!(within(pool.apply(pid, ())).await? != replaced);
+    // A large argument is with the worker before it begins.
+    let pids = idle_workers(&pool, 1).await;
+    stop(pids[0]);
+    let large = pool.apply(|bytes: Vec<u8>| bytes.len(), (vec![1; 4 << 20],)).timeout(100 * MS);
+    assert_eq!(within(large).await.unwrap_err().kind(), ErrorKind::Timeout);
+    Ok(())
+}
+
+#[tokio::test]
+async fn when_all_workers_are_stopped_deadlines_hold_and_all_are_replaced() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::new(2)?;
+    let pids = idle_workers(&pool, 2).await;
+    pids.iter().for_each(|pid| stop(*pid));
+    let results: Vec<_> = within(pool.imap(square, 0..6).chunksize(1).timeout(100 * MS).collect()).await;
+    let late = results.iter().filter(|result| result.is_err()).count();
+    assert!((1..=2).contains(&late), "{results:?}");
+    assert_eq!(within(pool.map(square, 0..6)).await?, [0, 1, 4, 9, 16, 25]);
+    eventually("all are replaced", || pids.iter().all(|pid| is_gone(*pid))).await;
+    Ok(())
+}
+
+/// The pool comes too late to kill it: its thread is busy. What counts is when the item ended, by its worker's clock.
+#[tokio::test]
+async fn what_ends_after_its_deadline_and_grace_is_late_also_if_the_pool_is() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::new(1)?;
+    let ended = Queue::unbounded()?;
+    let slow_at_first = |ended: Queue<u64>, len: usize| {
+        if mp::current_task().is_some_and(|task| task.attempt() == 0) {
+            ended.blocking_put(nap(100)).expect("put");
+        }
+        vec![7u8; len]
+    };
+    // Nobody drives the pool until the item has ended; or it was killed before that, on a busy machine.
+    let hold_up = || {
+        let start = Instant::now();
+        while ended.try_get().is_err() && start.elapsed() < 500 * MS {
+            std::thread::sleep(MS);
+        }
+        std::thread::sleep(20 * MS);
+    };
+    for (retries, len) in [(0, 1), (1, 1), (0, 128 << 10), (1, 128 << 10)] {
+        let call = pool.apply(slow_at_first, (ended.clone(), len)).timeout(30 * MS).grace(10 * MS).retries(retries);
+        let mut call = std::pin::pin!(call);
+        falls_asleep(call.as_mut()).await;
+        hold_up();
+        match (within(call).await, retries) {
+            (Ok(bytes), 1) => assert_eq!(bytes, vec![7; len]),
+            (Err(error), 0) => assert_eq!(error.kind(), ErrorKind::Timeout, "{error}"),
+            (other, _) => panic!("{:?} with {retries} retries", other.map(|bytes| bytes.len())),
+        }
+        assert_eq!(within(pool.apply(square, (3,))).await?, 9);
+    }
+    // Among others that travel with it, and in order.
+    let nap_and_tell = |n: u64, ended: Option<Queue<u64>>| {
+        if let Some(ended) = ended {
+            ended.blocking_put(nap(100)).expect("put");
+        }
+        n
+    };
+    for late in 0..3 {
+        let teller = ended.clone();
+        let items = (0..3).map(move |n| (n, (n == late).then(|| teller.clone())));
+        let results = pool.starmap(nap_and_tell, items).timeout(30 * MS).grace(10 * MS);
+        let mut results = std::pin::pin!(results);
+        falls_asleep(results.as_mut()).await;
+        hold_up();
+        assert_eq!(within(results).await.unwrap_err().kind(), ErrorKind::Timeout);
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn rule_6_the_clock_starts_with_the_item_and_waiting_has_its_own() -> mp::Result<()> {
     let _deadline = Deadline::start();

@@ -17,7 +17,8 @@
 //! | what an item says before its result is put | the worker | Release, by the ring | the pool, if it sleeps |
 //! | `WAKER` is set before a wake, and cleared by who was woken | both | Relaxed: a hint, see `apart` | - |
 //! | results are taken | the pool | Release, by the ring | the worker, if it waits for room |
-//! | an order is given up, after its last item | the worker | Release, by the ring | the pool, if no item of it was started: no result tells that there is room |
+//! | an order is given up, after its last item | the worker | Release, by the ring | the pool, if no item of it was started, or some were taken back since the worker came to it: no result tells that it goes on |
+//! | `READY`: the worker looks for its first order | the worker | Release | - |
 //! | `ASKED` -> an item that should stop | the pool | Release | who waits for it in the worker |
 //! | `CLOSED` | the pool | Release | the worker |
 //! | `WATCHED` -> the item at work, and to 0 after it | the worker | Release | with 0: its threads that wait for `ASKED` |
@@ -81,6 +82,8 @@ mod word {
     pub(super) const PEAK: usize = 84;
     /// The CPU of who last had to wake the worker, and 1; 0 once the worker has seen it.
     pub(super) const WAKER: usize = 85;
+    /// 1 once the worker takes orders.
+    pub(super) const READY: usize = 86;
     /// Rows of [`super::ROW`] words, so that no two share a cache line.
     pub(super) const CLAIMS: usize = 96;
     pub(super) const WORK: usize = CLAIMS + super::ROW * super::AHEAD as usize;
@@ -191,7 +194,7 @@ const INDEX_BITS: u32 = 16;
 const INDEX: u64 = (1 << INDEX_BITS) - 1;
 
 /// Microseconds, begun ones too, of the clock that all processes share.
-fn now_us() -> u64 {
+pub(crate) fn now_us() -> u64 {
     clock::now_ns().div_ceil(1000)
 }
 
@@ -240,6 +243,11 @@ impl PoolEnd {
     /// How far the worker is with giving orders up: there can be more room than before once this has changed.
     pub(crate) fn given_up(&self) -> u64 {
         orders(&self.region).head.load(Acquire)
+    }
+
+    /// Whether the worker takes orders by now, or has ever.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.region.words()[word::READY].load(Acquire) != 0
     }
 
     /// Gives an order of `items` items; its number, or `None` if there is no room now.
@@ -399,6 +407,8 @@ pub(crate) struct Order {
     pub(crate) number: u32,
     pub(crate) kind: u8,
     len: usize,
+    /// How far it went when the worker came to it.
+    end: u32,
 }
 
 impl WorkerEnd {
@@ -429,6 +439,9 @@ impl WorkerEnd {
     /// Blocks until there is an order, whose bytes go to `to`; `None` after the last.
     pub(crate) fn next(&mut self, to: &mut Vec<u8>) -> io::Result<Option<Order>> {
         self.news.speak_up();
+        if self.next == 0 {
+            self.region.words()[word::READY].store(1, Release);
+        }
         if !self.orders.has_any(orders(&self.region)) {
             self.tell();
             if self.news.was_watched() {
@@ -454,7 +467,8 @@ impl WorkerEnd {
         fault::point("lane.ordered");
         let number = self.next;
         self.next = number.wrapping_add(1);
-        Ok(Some(Order { number, kind, len: to.len() }))
+        let end = Claim::of(row(region, number).0.load(Acquire)).end;
+        Ok(Some(Order { number, kind, len: to.len(), end }))
     }
 
     /// Starts the next item of `order`, if there is one; either way the pool now knows of all results, or will when
@@ -478,9 +492,9 @@ impl WorkerEnd {
         self.news.tell(&*self.done);
     }
 
-    /// Notes that an item starts now, for who counts its time.
-    pub(crate) fn note_start(&self, order: &Order, index: u32) {
-        let note = now_us() << INDEX_BITS | (u64::from(index) + 1) & INDEX;
+    /// Notes that an item started at `now_us`, for who counts its time.
+    pub(crate) fn note_start(&self, order: &Order, index: u32, now_us: u64) {
+        let note = now_us << INDEX_BITS | (u64::from(index) + 1) & INDEX;
         row(&self.region, order.number).1.store(note, Release);
     }
 
@@ -521,11 +535,12 @@ impl WorkerEnd {
         self.results.catch_up(results(&self.region));
     }
 
-    /// Gives an order up: all its items are done, or were taken back. If all were, no result tells the pool of it.
+    /// Gives an order up: all its items are done, or were taken back. If all were, or some since it came to it, a pool that
+    /// has taken this worker for stopped is told that it goes on.
     pub(crate) fn finish(&mut self, order: Order) {
-        let was_in_vain = Claim::of(row(&self.region, order.number).0.load(Acquire)).started == 0;
+        let claim = Claim::of(row(&self.region, order.number).0.load(Acquire));
         self.orders.consume(orders(&self.region), order.len);
-        if was_in_vain {
+        if claim.started == 0 || claim.end < order.end {
             fault::point("lane.given_up");
             self.done.notify_one();
         }

@@ -2,13 +2,16 @@
 
 use super::dispatch::take_back;
 use super::group::{Chunk, Group};
-use super::state::{AGAIN, After, Event, Place, State, Worker, later};
+use super::state::{AGAIN, After, Event, Phase, Place, STARTS, State, Worker, later};
 use crate::error::{Error, ErrorKind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Results of which a worker is quiet are looked for after this.
 const LOOK_AFTER: Duration = Duration::from_millis(1);
+
+/// A worker that had a deadline, and does not move for so long after others were given what it had, is replaced.
+const STALLED: Duration = Duration::from_secs(1);
 
 impl State {
     pub(super) fn on(&mut self, event: Event, now: Instant, after: &mut After) {
@@ -51,14 +54,13 @@ impl State {
 
     fn overrun(&mut self, place: Place, now: Instant, after: &mut After) {
         let default_grace = self.rules.grace;
-        let Some((worker, at)) = self.find(place) else { return };
+        let Some((worker, at)) = self.find(place) else { return self.replace_stalled(place, now, after) };
         let running = &worker.running[at];
         let Some(timeout) = running.group.options.timeout else { return };
         let grace = running.group.options.grace.unwrap_or(default_grace);
         let claim = worker.lane.claim(place.number);
         if claim.started <= running.done {
-            // It waits behind another, or is between two items.
-            return self.at(later(now, timeout.max(AGAIN)), Event::Overrun(place), after);
+            return self.not_begun(place, (timeout, grace), now, after);
         }
         let item = claim.started - 1;
         let has_run = match worker.lane.has_run(place.number, item) {
@@ -78,6 +80,54 @@ impl State {
         // What waits behind it need not wait for its end. The rest of its order is timed by the next timer.
         self.reclaim(place.seat, 1, after);
         self.at(later(now, timeout.saturating_add(grace).max(AGAIN)), Event::Overrun(place), after);
+    }
+
+    /// The next item of an order has not begun: it waits behind another, its worker is about to begin it, or that does
+    /// not run.
+    fn not_begun(&mut self, place: Place, (timeout, grace): (Duration, Duration), now: Instant, after: &mut After) {
+        let Some((worker, at)) = self.find(place) else { return };
+        let due = match at {
+            0 => worker.due(timeout.saturating_add(grace), now).unwrap_or(now),
+            // Behind another: its time has not come.
+            _ => later(now, timeout.max(AGAIN)),
+        };
+        if now < due {
+            return self.at(due.max(now + AGAIN), Event::Overrun(place), after);
+        }
+        let running = &mut worker.running[at];
+        let claim = take_back(&worker.lane, &worker.outbox, place.number);
+        let (from, end) = (claim.end.max(running.done), std::mem::replace(&mut running.end, claim.end));
+        let has_begun = claim.started > running.done;
+        worker.given -= (end - from) as usize;
+        let (group, back) = (running.group.clone(), (from < end).then(|| running.chunk.part(from, end)));
+        let Some(back) = back else { return self.at(later(now, timeout.max(AGAIN)), Event::Overrun(place), after) };
+        if has_begun {
+            // Just now.
+            self.again(&group, back, after);
+            return self.at(later(now, timeout.max(AGAIN)), Event::Overrun(place), after);
+        }
+        let error = group.was_not_begun(&worker.name);
+        worker.pop_complete(None, &mut Vec::new());
+        if back.count > 1 {
+            self.again(&group, back.part(1, back.count), after);
+        }
+        self.fail_or_retry(&group, &back, 0, error, after);
+        self.reclaim(place.seat, 1, after);
+        if let Some(worker) = self.worker(place.seat, place.generation) {
+            worker.kill(None);
+        }
+    }
+
+    /// What a worker had went to others, as it did not begin it. If it still has not moved it is replaced.
+    fn replace_stalled(&mut self, place: Place, now: Instant, after: &mut After) {
+        let Some(worker) = self.worker(place.seat, place.generation) else { return };
+        let is_stalled = worker.phase == Phase::Serving && worker.running.is_empty() && worker.is_stalled();
+        let Some((_, since)) = worker.stalled.filter(|_| is_stalled) else { return };
+        let due = if worker.lane.is_ready() { since + STALLED } else { worker.born + STARTS };
+        match now < due {
+            true => self.at(due, Event::Overrun(place), after),
+            false => worker.kill(None),
+        }
     }
 
     /// Kills the worker, if it is still at that very item.

@@ -15,6 +15,8 @@ const PREFETCH: usize = 3;
 const SOON_COPIED: usize = 64 << 10;
 /// A chunk with items that have not started is shared with an idle worker after this.
 const SHARE_AFTER: Duration = Duration::from_millis(2);
+/// An item that its worker does not begin is given to an idle one after this: longer than a wake takes on a busy machine.
+const TAKE_OVER_AFTER: Duration = Duration::from_millis(10);
 
 impl State {
     pub(super) fn enqueue(
@@ -108,14 +110,14 @@ impl State {
     fn give(&mut self, seat: usize, group: Arc<Group>, mut chunk: Chunk, after: &mut After) {
         let Some(worker) = self.seats.get_mut(seat).and_then(|seat| seat.worker.as_mut()) else { return };
         let quota = if worker.lease > 0 { usize::MAX } else { worker.share - worker.given };
-        let mut rest = None;
+        let (mut rest, grace) = (None, self.rules.grace);
         if chunk.count as usize > quota {
             group.forget(&chunk);
             rest = Some(chunk.part(quota as u32, chunk.count));
             chunk = chunk.part(0, quota as u32);
             group.items().bytes += chunk.bytes().len();
         }
-        match worker.give(&group, &mut chunk, after) {
+        match worker.give(&group, &mut chunk, grace, after) {
             Some(number) => {
                 worker.given += chunk.count as usize;
                 worker.idle_since = None;
@@ -126,8 +128,8 @@ impl State {
                     self.waits.add(waited, u64::from(chunk.count));
                 }
                 let (done, end, is_quiet) = (0, chunk.count, group.is_bulk());
-                let order =
-                    Running { group: group.clone(), chunk, number, done, end, since: now, unnoted: None, is_quiet };
+                let (begun, unnoted, since) = (None, None, now);
+                let order = Running { group: group.clone(), chunk, number, done, end, since, begun, unnoted, is_quiet };
                 worker.running.push_back(order);
                 let is_last = worker.given >= worker.share && worker.lease == 0;
                 if is_last {
@@ -223,34 +225,37 @@ impl State {
         if self.is_share_planned || !self.queue.is_empty() {
             return;
         }
-        let is_idle =
-            |worker: &Worker| worker.phase == Phase::Serving && worker.running.is_empty() && worker.lease == 0;
-        let has_more = |worker: &Worker| {
-            let mut unbegun = worker.running.iter().enumerate();
-            unbegun.any(|(at, running)| running.end > running.done + u32::from(at == 0))
-        };
         let mut workers = self.seats.iter().filter_map(|seat| seat.worker.as_ref());
-        let has_idle = workers.clone().any(is_idle);
-        if has_idle && workers.any(has_more) {
-            self.is_share_planned = true;
-            self.at(Instant::now() + SHARE_AFTER, Event::Share, after);
+        if !workers.clone().any(Worker::is_idle) {
+            return;
         }
+        let while_ = match workers.clone().any(Worker::has_more) {
+            true => SHARE_AFTER,
+            false if workers.any(Worker::may_not_begin) => TAKE_OVER_AFTER,
+            false => return,
+        };
+        self.is_share_planned = true;
+        let at = after.now() + while_;
+        self.at(at, Event::Share, after);
     }
 
     pub(super) fn share(&mut self, now: Instant, after: &mut After) {
         self.is_share_planned = false;
+        let idle = self.workers().filter(|(_, worker)| worker.is_idle()).count() as u32;
         // What one that is checked out has is for it alone.
-        let is_anybodys = |worker: &Worker| worker.lease == 0;
-        let is_idle =
-            |worker: &Worker| is_anybodys(worker) && worker.phase == Phase::Serving && worker.running.is_empty();
-        let idle = self.workers().filter(|(_, worker)| is_idle(worker)).count() as u32;
-        let is_slow = |worker: &Worker| {
-            worker.running.front().is_some_and(|running| now.duration_since(running.since) >= SHARE_AFTER)
-        };
-        let slow = self.workers().filter(|(_, worker)| is_anybodys(worker) && is_slow(worker));
-        let slow: Vec<usize> = slow.map(|(seat, _)| seat).collect();
-        if idle > 0 {
-            slow.into_iter().for_each(|seat| self.reclaim(seat, idle + 1, after));
+        let slow =
+            self.workers().filter_map(|(seat, worker)| (worker.lease == 0 && worker.is_slow(now)).then_some(seat));
+        let slow: Vec<usize> = slow.collect();
+        for seat in slow.into_iter().filter(|_| idle > 0) {
+            // Before it is taken back: what the worker gives up after that is a sign of life.
+            let Some(given_up) = self.seats[seat].worker.as_ref().map(|worker| worker.lane.given_up()) else {
+                continue;
+            };
+            self.reclaim(seat, idle + 1, after);
+            if let Some(worker) = self.seats[seat].worker.as_mut().filter(|worker| worker.running.is_empty()) {
+                // It had begun none of it.
+                worker.stalled = Some((given_up, now));
+            }
         }
         self.dispatch(after);
         self.plan_to_share(after);
@@ -258,10 +263,39 @@ impl State {
 }
 
 impl Worker {
+    /// Whether it could do what another has.
+    fn is_idle(&self) -> bool {
+        self.phase == Phase::Serving && self.running.is_empty() && self.lease == 0 && !self.is_stalled()
+    }
+
+    /// Whether it has something behind what it is at.
+    fn has_more(&self) -> bool {
+        let mut unbegun = self.running.iter().enumerate();
+        unbegun.any(|(at, running)| running.end > running.done + u32::from(at == 0))
+    }
+
+    /// Whether it is not known to have begun what it is at.
+    fn may_not_begin(&self) -> bool {
+        self.lease == 0 && self.running.front().is_some_and(|running| running.begun != Some(running.done))
+    }
+
+    /// Whether others should have what it has not begun.
+    fn is_slow(&mut self, now: Instant) -> bool {
+        let (has_more, moved) = (self.has_more(), self.moved);
+        let Some(running) = self.running.front_mut() else { return false };
+        if self.lane.claim(running.number).started > running.done {
+            running.begun = Some(running.done);
+        }
+        let has_begun = running.begun == Some(running.done);
+        has_more && now.saturating_duration_since(running.since) >= SHARE_AFTER
+            || !has_begun && now.saturating_duration_since(running.since.max(moved)) >= TAKE_OVER_AFTER
+    }
+
     /// Whether it may have an order of `len` bytes, with at most `depth` under way.
     fn takes(&mut self, depth: usize, len: usize) -> bool {
         let is_free =
             self.phase == Phase::Serving && self.running.len() < depth && (self.given < self.share || self.lease > 0);
+        let is_free = is_free && !self.is_stalled();
         let is_carried = self.lane.can_carry(len + Header::LEN);
         if !is_free {
             return false;
@@ -277,8 +311,8 @@ impl Worker {
 
     /// Gives an order for which there is room in the lane, or finds that there is none any more. What is large is sent when
     /// the lock is free.
-    fn give(&mut self, group: &Group, chunk: &mut Chunk, after: &mut After) -> Option<u32> {
-        let (header, items) = (chunk.header(group), chunk.count as usize);
+    fn give(&mut self, group: &Group, chunk: &mut Chunk, grace: Duration, after: &mut After) -> Option<u32> {
+        let (header, items) = (chunk.header(group, grace), chunk.count as usize);
         if chunk.attachments.is_empty() && self.lane.can_carry(chunk.bytes().len() + Header::LEN) {
             return self.lane.give(0, [&header, chunk.bytes()], items);
         }

@@ -1,6 +1,6 @@
 //! What comes to an end: a worker, with the item that it was at; what can no longer be done; the pool.
 
-use super::group::Group;
+use super::group::{Chunk, Group};
 use super::state::{After, Event, Phase, Rules, Running, State, broken, later};
 use crate::error::{Error, ErrorKind, Result};
 use std::cmp::Reverse;
@@ -78,22 +78,7 @@ impl State {
                         worker.death(status, &doing)
                     }
                 };
-                let may_retry = matches!(error.kind(), ErrorKind::ProcessDied | ErrorKind::Timeout);
-                if !may_retry || chunk.attempt >= group.options.retries || group.items().is_cancelled {
-                    after.fail(&group, &chunk, (item, item + 1), || Error::copy(&error));
-                    continue;
-                }
-                let mut again = chunk.part(item, item + 1);
-                // It has started once; from here on it may wait.
-                (again.attempt, again.queued) = (again.attempt + 1, None);
-                let wait = group.options.back_off.saturating_mul(1 << chunk.attempt.min(16));
-                match wait.is_zero() {
-                    true => self.again(&group, again, after),
-                    false => {
-                        group.items().resting += 1;
-                        self.at(later(Instant::now(), wait), Event::Retry(group.clone(), again), after);
-                    }
-                }
+                self.fail_or_retry(&group, &chunk, item, error, after);
             }
         }
         let is_wanted = seat < self.rules.least || seat < self.rules.most && !self.queue.is_empty();
@@ -112,6 +97,32 @@ impl State {
             false => {
                 let doing = if worker.phase == Phase::Beginning { "its initializer" } else { "nothing" };
                 self.failed(seat, &worker.death(status, doing), after);
+            }
+        }
+    }
+
+    /// Item `item` of `chunk` has come to this end; it is tried again if it may be.
+    pub(super) fn fail_or_retry(
+        &mut self,
+        group: &Arc<Group>,
+        chunk: &Chunk,
+        item: u32,
+        error: Error,
+        after: &mut After,
+    ) {
+        let may_retry = matches!(error.kind(), ErrorKind::ProcessDied | ErrorKind::Timeout);
+        if !may_retry || chunk.attempt >= group.options.retries || group.items().is_cancelled {
+            return after.fail(group, chunk, (item, item + 1), || Error::copy(&error));
+        }
+        let mut again = chunk.part(item, item + 1);
+        // It has been given to a worker once; from here on it may wait.
+        (again.attempt, again.queued) = (again.attempt + 1, None);
+        let wait = group.options.back_off.saturating_mul(1 << chunk.attempt.min(16));
+        match wait.is_zero() {
+            true => self.again(group, again, after),
+            false => {
+                group.items().resting += 1;
+                self.at(later(Instant::now(), wait), Event::Retry(group.clone(), again), after);
             }
         }
     }

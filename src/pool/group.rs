@@ -104,10 +104,15 @@ impl Chunk {
         Sealed::new(bytes, self.attachments.clone())
     }
 
-    pub(super) fn header(&self, group: &Group) -> [u8; Header::LEN] {
-        let (call, attempt, is_timed) = (group.call, self.attempt, group.options.timeout.is_some());
+    /// `grace` is that of the pool.
+    pub(super) fn header(&self, group: &Group, grace: Duration) -> [u8; Header::LEN] {
+        let (call, attempt) = (group.call, self.attempt);
+        let limit = group.options.timeout.map(|timeout| {
+            let limit = timeout.saturating_add(group.options.grace.unwrap_or(grace));
+            limit.as_micros().try_into().unwrap_or(u64::MAX)
+        });
         let level = if group.caller.is_some() { Caller::level() } else { 0 };
-        Header { call, attempt, is_timed, level, is_bulk: group.is_bulk() }.to_bytes()
+        Header { call, attempt, limit, level, is_bulk: group.is_bulk() }.to_bytes()
     }
 
     /// The items from `from` on, before `to`, as a chunk of their own.
@@ -412,6 +417,22 @@ impl Group {
     pub(super) fn timed_out(&self, who: &str) -> Error {
         let (label, limit) = (self.label, self.options.timeout.unwrap_or_default());
         Error::new(ErrorKind::Timeout, format!("{label} ran longer than {limit:?}; {who} was killed and is replaced"))
+    }
+
+    pub(super) fn was_late(&self, who: &str) -> Error {
+        let (label, limit) = (self.label, self.options.timeout.unwrap_or_default());
+        let text =
+            format!("{label} ran longer than {limit:?} and its grace; it ended in {who} before that could be killed");
+        Error::new(ErrorKind::Timeout, text)
+    }
+
+    pub(super) fn was_not_begun(&self, who: &str) -> Error {
+        let (label, limit) = (self.label, self.options.timeout.unwrap_or_default());
+        let why = "it does not run, or is stopped; it was killed and is replaced";
+        Error::new(
+            ErrorKind::Timeout,
+            format!("{label} was not begun within {limit:?} by {who}, which had it alone: {why}"),
+        )
     }
 
     pub(super) fn queued_out(&self) -> Error {

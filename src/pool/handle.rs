@@ -21,7 +21,9 @@ macro_rules! options {
         impl<R> $name<R> {
             /// Asks an item that runs longer than `timeout`, counted from its start, to stop, and kills and replaces
             /// its worker after the [`grace`](Self::grace); the item then fails with kind `Timeout`, others are not
-            /// touched. Counted in real time: see [Timeouts](crate#timeouts).
+            /// touched. An item that ends later than that, by its worker's clock, fails so too, whenever the pool comes to
+            /// look. If a worker that has nothing else to do does not begin the item (it is stopped, or frozen), the time counts
+            /// from when it was handed to that worker; an idle worker takes it over before. Counted in real time: see [Timeouts](crate#timeouts).
             pub fn timeout(mut self, timeout: Duration) -> Self {
                 self.stage.options().into_iter().for_each(|options| options.timeout = Some(timeout));
                 self

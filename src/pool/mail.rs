@@ -121,6 +121,11 @@ impl Outbox {
         self.count.load(Acquire) == 0
     }
 
+    /// Whether order `number` is still to be sent, or is being sent.
+    pub(super) fn has(&self, number: u32) -> bool {
+        !self.is_empty() && self.change(|waiting| waiting.iter().any(|(of, _)| *of == number))
+    }
+
     /// Sends what waits, as far as there is room; if somebody else is at it, that one does, or begins anew.
     #[must_use]
     pub(super) fn send(&self) -> Vec<Unsent> {

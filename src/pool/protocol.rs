@@ -17,8 +17,9 @@ pub(super) struct Task {
 pub(super) struct Header {
     pub(super) call: entry::Call,
     pub(super) attempt: u32,
-    /// The start of each item is to be noted.
-    pub(super) is_timed: bool,
+    /// Microseconds that an item may take, its grace included; `None` is for ever. The start of one with a limit is noted,
+    /// and instead of its result it has a record of kind [`LATE`] if it ends later.
+    pub(super) limit: Option<u64>,
     /// How much of what a task tells `tracing` is of interest; 0 is nothing.
     pub(super) level: u8,
     /// Its items are so quick that their results are told of together; see [`lane::WorkerEnd::keep_quiet`].
@@ -26,16 +27,15 @@ pub(super) struct Header {
 }
 
 impl Header {
-    pub(super) const LEN: usize = 24;
+    pub(super) const LEN: usize = 32;
 
     pub(super) fn to_bytes(self) -> [u8; Self::LEN] {
         let [offset, fingerprint] = self.call.to_words();
-        let rest = u64::from(self.attempt) << 32
-            | u64::from(self.is_bulk) << 4
-            | u64::from(self.level) << 1
-            | u64::from(self.is_timed);
+        let rest = u64::from(self.attempt) << 32 | u64::from(self.is_bulk) << 4 | u64::from(self.level) << 1;
+        // What is never reached is no limit.
+        let limit = self.limit.unwrap_or(u64::MAX);
         let mut bytes = [0; Self::LEN];
-        for (at, word) in bytes.chunks_exact_mut(8).zip([offset, fingerprint, rest]) {
+        for (at, word) in bytes.chunks_exact_mut(8).zip([offset, fingerprint, rest, limit]) {
             at.copy_from_slice(&word.to_ne_bytes());
         }
         bytes
@@ -44,10 +44,12 @@ impl Header {
     pub(super) fn read(bytes: &[u8]) -> Option<Self> {
         let (head, _) = bytes.split_first_chunk::<{ Self::LEN }>()?;
         let mut words = head.chunks_exact(8).map(|word| word.try_into().map_or(0, u64::from_ne_bytes));
-        let (offset, fingerprint, rest) = (words.next()?, words.next()?, words.next()?);
+        let (offset, fingerprint) = (words.next()?, words.next()?);
+        let (rest, limit) = (words.next()?, words.next()?);
         let call = entry::Call::from_words([offset, fingerprint]);
-        let (is_timed, level, is_bulk) = (rest & 1 != 0, (rest >> 1) as u8 & 7, rest & 16 != 0);
-        Some(Self { call, attempt: (rest >> 32) as u32, is_timed, level, is_bulk })
+        let (limit, level, is_bulk) =
+            (Some(limit).filter(|limit| *limit < u64::MAX), (rest >> 1) as u8 & 7, rest & 16 != 0);
+        Some(Self { call, attempt: (rest >> 32) as u32, limit, level, is_bulk })
     }
 }
 
@@ -57,6 +59,9 @@ pub(super) const IN_PIPE: u8 = 8;
 
 /// A record among the results that is none: what an item tells `tracing`.
 pub(super) const TOLD: u8 = 4;
+
+/// A record that stands for the result of an item that ended after its limit, by the worker's own clock. It is empty.
+pub(super) const LATE: u8 = 5;
 
 /// What a worker is given at its birth.
 #[derive(Serialize, Deserialize)]

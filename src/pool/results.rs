@@ -1,7 +1,7 @@
 //! What has come from the workers, on its way to those who wait. Nothing is decoded here.
 
 use super::group::{Block, Group};
-use super::protocol::{IN_PIPE, TOLD};
+use super::protocol::{IN_PIPE, LATE, TOLD};
 use super::state::{After, Event, Phase, Running, State, Worker};
 use super::stats::Histogram;
 use crate::channel::{lane, spsc};
@@ -39,6 +39,7 @@ impl State {
         for (seat, worker) in workers {
             if worker.has_room_again() {
                 (any, worker.full) = (true, None);
+                worker.stalled = worker.stalled.filter(|(then, _)| *then == worker.lane.given_up());
             }
             if worker.unsent.is_some() && worker.has_come() {
                 // It may have made room in its pipe, too.
@@ -61,6 +62,9 @@ impl State {
         }
         for (seat, report) in initialized {
             self.initialized(seat, report, after);
+        }
+        for (group, chunk, who) in std::mem::take(&mut after.late_items) {
+            self.fail_or_retry(&group, &chunk, 0, group.was_late(&who), after);
         }
         if after.has_mail && !std::mem::replace(&mut self.is_fetch_planned, true) {
             let at = after.now() + FETCH_AFTER;
@@ -89,12 +93,14 @@ impl Worker {
         self.lane.has_results() || self.has_room_again()
     }
 
-    /// Whether it has given up an order since there was no room for another, in its lane or its pipe.
+    /// Whether it has given up an order since there was no room for another, in its lane or its pipe, or since it was taken
+    /// for stopped.
     #[inline]
     pub(super) fn has_room_again(&self) -> bool {
-        self.full.or(self.unsent).is_some() && {
-            let now = Some(self.lane.given_up());
-            self.full.is_some() && self.full != now || self.unsent.is_some() && self.unsent != now
+        (self.full.is_some() || self.unsent.is_some() || self.stalled.is_some()) && {
+            let now = self.lane.given_up();
+            let stalled = self.stalled.map(|(then, _)| then);
+            [self.full, self.unsent, stalled].into_iter().flatten().any(|then| then != now)
         }
     }
 
@@ -110,6 +116,7 @@ impl Worker {
         let since = self.running.front().map(|running| running.since);
         let (mut at, mut left) = (0, count);
         self.has_worked |= count > 0 && !self.is_awaited;
+        self.moved = now;
         if self.is_awaited && left > 0 {
             self.is_awaited = false;
             let (_, _, len) = spsc::first(&bytes).ok_or_else(|| corrupt(&self.name))?;
@@ -124,12 +131,16 @@ impl Worker {
             };
             let (start, first, most) =
                 (at, running.chunk.first + u64::from(running.done), left.min(running.end - running.done));
-            let (mut plain, mut failures, mut in_pipe, mut told) = (0, 0, None, false);
+            let (mut plain, mut failures, mut in_pipe, mut told, mut late) = (0, 0, None, false, None);
             while plain < most {
                 let (tag, _, len) =
                     spsc::first(bytes.get(at..).unwrap_or_default()).ok_or_else(|| corrupt(&self.name))?;
                 if tag == TOLD {
                     told = true;
+                    break;
+                }
+                if tag == LATE {
+                    late = Some(len);
                     break;
                 }
                 if tag & IN_PIPE != 0 {
@@ -158,6 +169,14 @@ impl Worker {
                     after.ears.push(self.ear.clone());
                 }
                 at += len;
+                left -= 1;
+            }
+            if let Some(len) = late {
+                let chunk = running.chunk.part(running.done, running.done + 1);
+                after.late_items.push((running.group.clone(), chunk, self.name.clone()));
+                at += len;
+                running.done += 1;
+                self.answered += 1;
                 left -= 1;
             }
             if let Some((tag, len)) = in_pipe {

@@ -20,6 +20,11 @@ use std::time::{Duration, Instant};
 /// again, would never let go of the lock.
 pub(super) const AGAIN: Duration = Duration::from_millis(1);
 
+/// A worker that has not come up after this does not come up.
+pub(super) const STARTS: Duration = Duration::from_secs(10);
+/// So long a worker may take to copy so much of an order.
+const SENDS_64_KIB: Duration = Duration::from_millis(1);
+
 #[derive(Default)]
 pub(super) struct State {
     pub(super) seats: Vec<Seat>,
@@ -188,6 +193,13 @@ pub(super) struct Worker {
     pub(super) full: Option<u64>,
     /// The same for when something was put into its outbox, as long as that may be there.
     pub(super) unsent: Option<u64>,
+    /// It let others have what it was given and had not begun: it may be stopped. How far it was with giving orders up
+    /// then, and since when.
+    pub(super) stalled: Option<(u64, Instant)>,
+    /// When it last came to something, as far as the pool knows: an item at its front waits for nothing else since then.
+    pub(super) moved: Instant,
+    /// It was seen to take orders.
+    pub(super) is_ready: bool,
     /// That report, until the driver has read it.
     pub(super) begun: Option<Result<Sealed>>,
     /// Since when it is to end once it has nothing to do.
@@ -216,6 +228,8 @@ pub(super) struct Running {
     pub(super) done: u32,
     pub(super) end: u32,
     pub(super) since: Instant,
+    /// The item that was found begun, by who looked whether others should have it.
+    pub(super) begun: Option<u32>,
     /// The item that was found started when its start was not noted.
     pub(super) unnoted: Option<u32>,
     /// Its results are told of together.
@@ -301,6 +315,8 @@ pub(super) struct After {
     pub(super) outboxes: Vec<Arc<Outbox>>,
     /// What could not be sent.
     pub(super) unsent: Vec<(Arc<Outbox>, Unsent)>,
+    /// Items that ended after their time, each as a chunk of its own, and at whom.
+    pub(super) late_items: Vec<(Arc<Group>, Chunk, String)>,
     /// Who has heard something.
     pub(super) ears: Vec<Arc<Ear>>,
     /// Unsettled items of those who are woken.
@@ -384,8 +400,12 @@ impl State {
             worker.filter(|worker| worker.generation == generation)
         };
         match event {
-            Event::Overrun(place) | Event::Kill(place, _) => worker(place.seat, place.generation)
-                .is_some_and(|worker| worker.running.iter().any(|running| running.number == place.number)),
+            Event::Overrun(place) | Event::Kill(place, _) => {
+                worker(place.seat, place.generation).is_some_and(|worker| {
+                    let mut running = worker.running.iter();
+                    worker.stalled.is_some() || running.any(|running| running.number == place.number)
+                })
+            }
             Event::Queued(group) => {
                 let mut items = group.items();
                 // The next item has it watched again.
@@ -444,6 +464,26 @@ impl Worker {
             let _ = write!(text, "; it last wrote:\n{words}");
         }
         Error::new(ErrorKind::ProcessDied, text).with_exit_status(status.as_ref().ok().copied())
+    }
+
+    /// Whether it has not come to anything since others were given what it had.
+    pub(super) fn is_stalled(&self) -> bool {
+        self.stalled.is_some_and(|(then, _)| self.lane.given_up() == then)
+    }
+
+    /// When the item that it is to begin next should have been begun, if that may take `limit`; not what is being sent
+    /// to it, or while the process starts.
+    pub(super) fn due(&mut self, limit: Duration, now: Instant) -> Option<Instant> {
+        if !self.is_ready && self.lane.is_ready() {
+            (self.is_ready, self.moved) = (true, now);
+        }
+        let running = self.running.front()?;
+        let blocks = running.chunk.bytes().len() >> 16;
+        let mut limit = limit.saturating_add(SENDS_64_KIB.saturating_mul(blocks.try_into().unwrap_or(u32::MAX)));
+        if !self.is_ready || self.outbox.has(running.number) {
+            limit = limit.max(STARTS);
+        }
+        Some(later(self.moved.max(running.since), limit))
     }
 
     /// Lets go of orders that are done; `now` if they came to their end just now, and are to be counted among `ended`.

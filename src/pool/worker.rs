@@ -1,8 +1,8 @@
 //! The loop that a worker runs: on its main thread, one item at a time.
 
-use super::protocol::{Conditions, Contract, Header, IN_PIPE, TOLD, Task};
+use super::protocol::{Conditions, Contract, Header, IN_PIPE, LATE, TOLD, Task};
 use super::{task, trace};
-use crate::channel::lane::{Order, WorkerEnd};
+use crate::channel::lane::{self, Order, WorkerEnd};
 use crate::channel::{Receiver, Sender, spsc};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::memory;
@@ -32,6 +32,7 @@ pub(super) fn work(contract: Contract) -> Result<()> {
         header: None,
         listens: None,
         looked: None,
+        started: 0,
     };
     if let Some(Task { call, arguments }) = initializer {
         let outcome = call.run(arguments.open()?, &mut executor);
@@ -76,6 +77,8 @@ struct Desk {
     listens: Option<DefaultGuard>,
     /// When it last looked at its memory.
     looked: Option<Instant>,
+    /// When the item at work started, in microseconds, if it has a limit.
+    started: u64,
 }
 
 /// How often a worker looks at its memory at most.
@@ -186,9 +189,14 @@ impl Batch for Desk {
     #[inline]
     fn next(&mut self) -> Option<Result<Arguments<'_>>> {
         let order = self.order.as_ref()?;
+        let has_limit = self.header.is_some_and(|header| header.limit.is_some());
+        if has_limit {
+            // Before it is claimed: a worker that is stopped in between has begun it.
+            self.started = lane::now_us();
+        }
         let index = self.lane.start(order)?;
-        if self.header.is_some_and(|header| header.is_timed) {
-            self.lane.note_start(order, index);
+        if has_limit {
+            self.lane.note_start(order, index, self.started);
         }
         task::starts(index);
         if self.listens.is_some() {
@@ -207,6 +215,10 @@ impl Batch for Desk {
         if self.listens.is_some() {
             trace::close();
             self.lane.catch_up();
+        }
+        let limit = self.header.and_then(|header| header.limit);
+        if limit.is_some_and(|limit| lane::now_us().saturating_sub(self.started) > limit) {
+            return self.lane.report(LATE, [&[], &[]]).is_ok();
         }
         self.put(tag, payload, attachments)
     }
