@@ -56,6 +56,9 @@ pub enum ErrorKind {
     Spawn,
     /// The operating system refused.
     Io,
+    /// The memory of a shared object was found damaged: some process of the program wrote where it must not, as a crash in
+    /// foreign code does. The object is closed, for all processes; create a new one.
+    Corrupt,
     /// Neither `run`, `init` nor `test_support!` was called.
     NotInitialized,
     /// Anything else, and what user code makes with [`Error::other`].
@@ -142,8 +145,12 @@ impl Error {
         Self(Box::new(Inner { kind: *kind, message, source: None, panic, exit_status: *exit_status }))
     }
 
+    /// What a system call said; or that memory was found damaged, which is how rooms below this one say so ([`Damage`]).
     pub(crate) fn io(doing: impl fmt::Display, source: impl Into<std::io::Error>) -> Self {
         let source = source.into();
+        if Damage::is_in(&source) {
+            return Self::new(ErrorKind::Corrupt, format!("{doing}: {source}")).with_source(source);
+        }
         Self::new(ErrorKind::Io, format!("{doing}: {source}")).with_source(source)
     }
 
@@ -274,6 +281,40 @@ from_std! {
     tokio::task::JoinError
     tokio::time::error::Elapsed
 }
+
+/// Memory of a shared object that was found damaged, inside an [`std::io::Error`].
+#[derive(Debug)]
+pub(crate) struct Damage {
+    /// Of which kind the object is, and which memory (device and inode of its memfd).
+    what: &'static str,
+    identity: (u64, u64),
+    why: &'static str,
+}
+
+impl Damage {
+    /// `why`: which word cannot be, in the terms of the object.
+    #[cold]
+    pub(crate) fn error(what: &'static str, identity: (u64, u64), why: &'static str) -> std::io::Error {
+        std::io::Error::new(std::io::ErrorKind::InvalidData, Self { what, identity, why })
+    }
+
+    pub(crate) fn is_in(error: &std::io::Error) -> bool {
+        error.get_ref().is_some_and(|inner| inner.is::<Self>())
+    }
+}
+
+impl fmt::Display for Damage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { what, identity: (device, inode), why } = self;
+        write!(
+            f,
+            "the shared memory of {what} {device}:{inode} is damaged ({why}): some process wrote where it must not; \
+             the {what} is closed, create a new one"
+        )
+    }
+}
+
+impl std::error::Error for Damage {}
 
 /// An error's source chain as it looks after a journey: text.
 #[derive(Debug)]
@@ -439,6 +480,7 @@ returns_value! {
 /// Kinds: `OwnerDied`, the last holder ended without letting go (killed, or its guard forgotten): the lock is yours,
 /// [`into_guard`](LockError::into_guard) hands the guard over, and what the lock protects may be half changed.
 /// `WouldBlock` and `Timeout`: it is held by somebody else. `Io`: the process cannot wait, having no descriptor left.
+/// `Corrupt`: its memory was found damaged, and it is closed.
 /// With `?` it becomes an [`Error`], and a guard inside is let go.
 ///
 /// ```
@@ -528,6 +570,17 @@ impl<G> From<LockError<G>> for Error {
 mod tests {
     use super::*;
     use std::error::Error as _;
+
+    #[test]
+    fn damaged_memory_is_a_kind_of_its_own_and_names_the_object() {
+        let error = Error::io("cannot take from a queue", Damage::error("queue", (1, 77), "an impossible tail"));
+        assert_eq!(error.kind(), ErrorKind::Corrupt);
+        let text = error.to_string();
+        for part in ["cannot take from a queue", "queue 1:77", "an impossible tail", "create a new one"] {
+            assert!(text.contains(part), "{text}");
+        }
+        assert_eq!(Error::io("x", std::io::Error::other("y")).kind(), ErrorKind::Io);
+    }
 
     #[test]
     fn an_error_that_travels_keeps_its_facts_and_its_source_chain_as_text() {

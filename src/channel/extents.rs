@@ -15,6 +15,8 @@
 //! # Invariants
 //! 1. An extent is listed before it has memory, so no death leaves memory behind that is in no list.
 //! 2. Its head stays when its memory is given back: who comes late still finds where the chain went on.
+//! 3. Every word of the list is checked before it is used: where it leads, and how far (`is_possible`); what lies beyond the
+//!    file cannot be mapped.
 //!
 //! # Death
 //! | killed | survivors see | repaired by |
@@ -110,11 +112,14 @@ impl Extents {
 
     pub(super) fn open(&self, name: u64) -> io::Result<Extent> {
         let offset = name & OFFSET_MASK;
-        let capacity = self.row_of(name).ok_or_else(|| corrupt("no such extent"))?.load(Acquire) >> 8;
-        if !capacity.is_power_of_two() || capacity > 1 << 31 || !offset.is_multiple_of(PAGE) {
-            return Err(corrupt("an impossible extent"));
+        let capacity = self.row_of(name).ok_or_else(|| corrupt("a segment that is not listed"))?.load(Acquire) >> 8;
+        if !is_possible(offset, capacity) {
+            return Err(corrupt("an impossible segment"));
         }
-        let map = self.region.extent(offset, segment::HEAD_LEN + capacity * 8)?;
+        let map = self.region.extent(offset, segment::HEAD_LEN + capacity * 8).map_err(|error| match error.kind() {
+            io::ErrorKind::InvalidData => corrupt("a segment beyond its memory"),
+            _ => error,
+        })?;
         Ok(Extent { map, capacity: capacity as u32 })
     }
 
@@ -132,6 +137,9 @@ impl Extents {
             None => {
                 let full = |why| io::Error::new(io::ErrorKind::OutOfMemory, why);
                 let (row, state) = self.empty_row().ok_or_else(|| full("a queue of more extents than it can list"))?;
+                if !self.is_end_possible() {
+                    return Err(corrupt("where its memory ends"));
+                }
                 if self.word(word::END).load(Acquire).saturating_add(len) > OFFSET_MASK {
                     return Err(full("a queue of more extents than it has addresses for"));
                 }
@@ -143,6 +151,17 @@ impl Extents {
         state.store(capacity << 8 | IN_USE, Release);
         self.region.reserve(offset, len).inspect_err(|_| self.retire(offset))?;
         Ok(self.live(offset))
+    }
+
+    /// Whether a new extent, made where the last one is said to end, would lie upon none.
+    fn is_end_possible(&self) -> bool {
+        let end = self.word(word::END).load(Acquire);
+        let ends_before = |(offset, state): (&AtomicU64, &AtomicU64)| {
+            let (offset, state) = (offset.load(Acquire), state.load(Acquire));
+            let len = (state >> 8).checked_mul(8).and_then(|bytes| bytes.checked_add(segment::HEAD_LEN));
+            state == EMPTY || len.and_then(|len| offset.checked_add(len)).is_some_and(|past| past <= end)
+        };
+        end.is_multiple_of(PAGE) && end >= Self::first_len() && self.rows().all(ends_before)
     }
 
     /// A row for a new extent. If there is none, a free extent of another size is forgotten: nobody will come to it any
@@ -170,7 +189,7 @@ impl Extents {
     pub(super) fn retire(&self, name: u64) {
         let Some(state) = self.row_of(name) else { return };
         let (offset, capacity) = (name & OFFSET_MASK, state.load(Acquire) >> 8);
-        if offset != HEAD_LEN as u64 {
+        if offset != HEAD_LEN as u64 && is_possible(offset, capacity) {
             // Failing to give memory back costs memory, nothing else.
             let _ = self.region.give_back(offset, segment::HEAD_LEN, capacity * 8);
         }
@@ -195,8 +214,27 @@ impl Extents {
     }
 }
 
-pub(super) fn corrupt(what: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("the memory of a queue or pipe is corrupt: {what}"))
+/// Whether there can be an extent of so many units there.
+fn is_possible(offset: u64, capacity: u64) -> bool {
+    let is_place = offset.is_multiple_of(PAGE) && (HEAD_LEN as u64..=OFFSET_MASK).contains(&offset);
+    is_place && capacity.is_power_of_two() && capacity <= 1 << 31
+}
+
+/// Words that cannot be, inside an [`io::Error`]: which. Whoever knows the object's name makes an error for users of it.
+#[derive(Debug)]
+pub(super) struct Impossible(pub(super) &'static str);
+
+impl std::fmt::Display for Impossible {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the memory of a queue or pipe is damaged: {}", self.0)
+    }
+}
+
+impl std::error::Error for Impossible {}
+
+#[cold]
+pub(super) fn corrupt(what: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, Impossible(what))
 }
 
 impl Bytes for Extent {

@@ -29,6 +29,9 @@
 //! 2. Results come in the order of starts, one for each item that was started, so counting them tells whose they are.
 //!    What an item says comes before its result and is of another kind.
 //! 3. A row is used again only after the order that had it was given up.
+//! 4. What the worker's process stored is a claim. The pool remembers how far each order went when it last looked: a claim
+//!    can only have become shorter, and less than its end have been started. What cannot be makes the lane damaged, which
+//!    shows as results that cannot be read: the pool kills the worker and gives the next one a lane of its own.
 //!
 //! # Death
 //! | the worker is killed | the pool sees |
@@ -60,6 +63,7 @@ use crate::wait::{Line, event, until_blocking};
 use crate::wire::{Attachment, attach};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::cell::Cell;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -207,6 +211,11 @@ pub(crate) struct PoolEnd {
     orders: Writer<Ring>,
     results: Reader<Ring>,
     given: u32,
+    /// How far each order that may be under way goes at most.
+    ends: [Cell<u32>; AHEAD as usize],
+    /// Something that cannot be was found; it is told once, instead of results.
+    is_damaged: Cell<bool>,
+    is_over: bool,
 }
 
 /// A new lane: the pool's end, and the worker's to be sent there.
@@ -219,7 +228,8 @@ pub(crate) fn create(board: &Board) -> io::Result<(PoolEnd, WorkerEnd)> {
     let [orders, results] = rings(&region)?;
     let worker = WorkerEnd::of(region.clone(), board.0.clone())?;
     let (orders, results) = (Writer::new(orders, ORDERS), Reader::new(results, RESULTS));
-    Ok((PoolEnd { region, work, room, stop, orders, results, given: 0 }, worker))
+    let (ends, is_damaged) = Default::default();
+    Ok((PoolEnd { region, work, room, stop, orders, results, given: 0, ends, is_damaged, is_over: false }, worker))
 }
 
 impl PoolEnd {
@@ -232,6 +242,10 @@ impl PoolEnd {
     /// Whether an order of `len` bytes may be given now.
     pub(crate) fn takes(&mut self, len: usize) -> bool {
         let words = orders(&self.region);
+        if !self.orders.is_sound(words) {
+            self.is_damaged.set(true);
+            return false;
+        }
         self.orders.under_way(words) < AHEAD && self.orders.has_room_for(words, len)
     }
 
@@ -257,6 +271,7 @@ impl PoolEnd {
         }
         let number = self.given;
         let (claim, started) = row(&self.region, number);
+        self.ends[(number % AHEAD) as usize].set(items as u32);
         claim.store(claimable(number, items), Relaxed);
         started.store(0, Relaxed);
         if !self.orders.push(orders(&self.region), kind, parts) {
@@ -273,7 +288,17 @@ impl PoolEnd {
 
     /// How far an order is that was given and is not complete.
     pub(crate) fn claim(&self, number: u32) -> Claim {
-        Claim::of(row(&self.region, number).0.load(Acquire))
+        self.believed(number, Claim::of(row(&self.region, number).0.load(Acquire)), 0)
+    }
+
+    /// A claim as far as it can be true of an order of which `done` items are done.
+    fn believed(&self, number: u32, claim: Claim, done: u32) -> Claim {
+        let known = &self.ends[(number % AHEAD) as usize];
+        let end = claim.end.clamp(done.min(known.get()), known.get());
+        if end != claim.end {
+            self.is_damaged.set(true);
+        }
+        Claim { started: claim.started.min(end), end }
     }
 
     /// For how long item `index` of an order has run; `None` as long as its start is not noted.
@@ -283,9 +308,11 @@ impl PoolEnd {
         is_its.then(|| Duration::from_micros(now_us().saturating_sub(note >> INDEX_BITS)))
     }
 
-    /// Takes items back that have not started, all from `keep` on; how far the order goes now.
-    pub(crate) fn take_back(&self, number: u32, keep: u32) -> Claim {
-        take_back(row(&self.region, number).0, keep)
+    /// Takes items back that have not started, of an order of which `done` are done; how far it goes now.
+    pub(crate) fn take_back(&self, number: u32, done: u32) -> Claim {
+        let claim = self.believed(number, take_back(row(&self.region, number).0, done), done);
+        self.ends[(number % AHEAD) as usize].set(claim.end);
+        claim
     }
 
     /// Whether the worker will tell of what it has put when it begins order `number`, the last that was given, about which
@@ -302,12 +329,17 @@ impl PoolEnd {
     /// Whether results have come. No system call, no wake.
     #[inline]
     pub(crate) fn has_results(&self) -> bool {
-        self.results.has_any(results(&self.region))
+        (self.results.has_any(results(&self.region)) || self.is_damaged.get()) && !self.is_over
     }
 
     /// Appends the records of all results that have come; how many.
     pub(crate) fn take_results(&mut self, to: &mut Vec<u8>) -> Result<u32, Corrupt> {
-        let count = self.results.take_all(results(&self.region), to)?;
+        let taken = match self.is_damaged.get() {
+            true => Err(Corrupt),
+            false => self.results.take_all(results(&self.region), to),
+        };
+        self.is_over |= taken.is_err();
+        let count = taken?;
         self.room.notify_one();
         Ok(count)
     }
@@ -402,6 +434,11 @@ impl StopSign {
     }
 }
 
+#[cold]
+fn corrupt(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("the memory of {what} between a pool and its worker is damaged"))
+}
+
 /// An order as the worker finds it.
 pub(crate) struct Order {
     pub(crate) number: u32,
@@ -455,7 +492,7 @@ impl WorkerEnd {
             // What was given before the close comes first.
             Ok(None) if reader.has_any(orders(region)) => None,
             Ok(None) => Some(Ok(None)),
-            Err(Corrupt) => Some(Err(io::Error::new(io::ErrorKind::InvalidData, "the ring of orders is corrupt"))),
+            Err(Corrupt) => Some(Err(corrupt("orders"))),
         };
         let Some(kind) = until_blocking(work, None, attempt)?.transpose()?.flatten() else { return Ok(None) };
         let waker = &region.words()[word::WAKER];
@@ -519,8 +556,12 @@ impl WorkerEnd {
     fn report_late(&mut self, kind: u8, parts: [&[u8]; 2]) -> io::Result<()> {
         self.tell();
         let Self { region, room, results: writer, .. } = self;
-        until_blocking(room, None, || writer.push(results(region), kind, parts).then_some(()))?;
-        Ok(())
+        let attempt = || match writer.push(results(region), kind, parts) {
+            true => Some(Ok(())),
+            false if !writer.is_sound(results(region)) => Some(Err(corrupt("results"))),
+            false => None,
+        };
+        until_blocking(room, None, attempt)?.unwrap_or(Ok(()))
     }
 
     /// Who writes among the results while an item runs; [`catch_up`](Self::catch_up) then.

@@ -11,6 +11,7 @@
 //! | pop done | the longest waiting putter is notified |
 //! | side found busy | the holder is asked for a wake, then as if full or empty |
 //! | closed | everybody is notified |
+//! | found damaged | everybody is notified: the ring is closed |
 //! | popped, but not readable | of a joinable queue: done at once |
 //! | descriptors sent ahead under a number, then the push | - |
 //!
@@ -33,7 +34,7 @@
 //! A dropped put has not put, a dropped get has not taken; neither has an await point after its commit.
 
 use super::ring::{Asked, Pop, Push, Ring, word};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Damage, Error, ErrorKind, Result};
 use crate::os::socket::{self, MAX_FDS, Packet, Wait};
 use crate::os::{fault, timer};
 use crate::shm::atomic::{AtomicU64, fence};
@@ -68,12 +69,13 @@ pub(super) type Refused<T> = (Error, T);
 
 impl Link {
     pub(super) fn new(
-        ring: Ring,
+        mut ring: Ring,
         (tx, rx): (Arc<OwnedFd>, Arc<OwnedFd>),
         hangup: Option<Arc<Hangup>>,
         is_joinable: bool,
         what: &'static str,
     ) -> io::Result<Arc<Self>> {
+        ring.is_called(what);
         let line = |first| Line::new(ring.region().clone(), first, hangup.clone());
         let (room, items, joined) = (line(word::ROOM)?, line(word::ITEMS)?, line(word::JOINED)?);
         Ok(Arc::new(Self { ring, room, items, joined, tx, rx, hangup, is_joinable, what }))
@@ -104,6 +106,9 @@ impl Link {
     }
 
     fn failed(&self, doing: &str, error: io::Error) -> Error {
+        if Damage::is_in(&error) {
+            return Error::io(format_args!("cannot {doing} a {}", self.what), error);
+        }
         let kind = match error.kind() {
             io::ErrorKind::InvalidInput => ErrorKind::Encode,
             io::ErrorKind::InvalidData => ErrorKind::Decode,
@@ -130,11 +135,14 @@ impl Link {
 
     #[cold]
     fn notify_askers(&self, asked: Asked) {
-        if asked.putters {
+        if asked.putters || asked.all {
             self.room.notify_all();
         }
-        if asked.takers {
+        if asked.takers || asked.all {
             self.items.notify_all();
+        }
+        if asked.all {
+            self.joined.notify_all();
         }
     }
 
@@ -158,7 +166,7 @@ impl Link {
             let send = |number| send_fds(self.tx.as_fd(), number, attachments);
             let (result, asked) = self.ring.push(payload, attachments.len(), send);
             self.notify(asked);
-            if result.is_err() {
+            if result.as_ref().is_err_and(|error| !Damage::is_in(error)) {
                 // The room is still there.
                 self.room.notify_one();
             }
@@ -215,12 +223,12 @@ impl Link {
                 Ok(Pop::Empty | Pop::Closed | Pop::Busy) => false,
                 // Without a limit only the socket can be full.
                 Ok(Pop::Got(_, fds)) => self.ring.is_limited() || !fds.is_empty(),
-                Err(_) => true,
+                Err(error) => !Damage::is_in(error),
             };
             if made_room {
                 self.room.notify_one();
             }
-            if result.is_err() {
+            if result.as_ref().is_err_and(|error| !Damage::is_in(error)) {
                 // Perhaps the record is, too.
                 self.items.notify_one();
             }
@@ -432,37 +440,42 @@ impl Link {
         }
         // Of two that finish the last two items at once, one sees both done.
         fence(SeqCst);
-        if self.is_finished() {
+        // What was found damaged, those who wait find as well.
+        if self.is_finished().unwrap_or(true) {
             self.joined.notify_all();
         }
         Ok(())
     }
 
-    fn is_finished(&self) -> bool {
-        let drained_at = || self.ring.drained_at().unwrap_or(Some(0));
+    fn is_finished(&self) -> Result<bool> {
+        let drained_at = || self.ring.drained_at().map_err(|error| self.failed("wait for", error));
         // In this order: a taker notes what it holds before it commits.
-        while let Some(at) = drained_at() {
+        while let Some(at) = drained_at()? {
             fault::point("join.empty");
             if self.holders().any(|(holder, count)| count.load(Acquire) != 0 && self.is_listed(holder.load(Acquire))) {
-                return false;
+                return Ok(false);
             }
             // Who finished one meanwhile may have put another before.
-            if drained_at() == Some(at) {
-                return true;
+            if drained_at()? == Some(at) {
+                return Ok(true);
             }
         }
-        false
+        Ok(false)
+    }
+
+    /// As an attempt for `until`.
+    fn finished(&self) -> Option<Result<()>> {
+        self.is_finished().map(|finished| finished.then_some(())).transpose()
     }
 
     pub(super) async fn join(&self) -> Result<()> {
-        let finished = || self.is_finished().then_some(());
-        until(&self.joined, finished).await.map_err(|error| self.failed("wait for", error))
+        flatten(until(&self.joined, || self.finished()).await.map_err(|error| self.failed("wait for", error)))
     }
 
     #[track_caller]
     pub(super) fn blocking_join(&self) -> Result<()> {
         refuse_inside_async();
-        self.block(&self.joined, None, || self.is_finished().then_some(Ok(())))
+        self.block(&self.joined, None, || self.finished())
     }
 }
 

@@ -392,10 +392,13 @@ pub struct QueueStream<T>(Pin<Box<dyn Stream<Item = Result<T>> + Send>>);
 
 impl<T: Item> QueueStream<T> {
     pub(super) fn new(link: Arc<Link>) -> Self {
-        let items = futures::stream::unfold(link, |link| async {
+        let items = futures::stream::unfold(Some(link), |link| async {
+            let link = link?;
             match link.get().await {
                 Err(error) if error.kind() == ErrorKind::Closed => None,
-                item => Some((item, link)),
+                // Nothing follows this either.
+                Err(error) if error.kind() == ErrorKind::Corrupt => Some((Err(error), None)),
+                item => Some((item, Some(link))),
             }
         });
         // Whoever asks again after the end hears again that it is the end.

@@ -13,6 +13,7 @@
 //! | a drained segment is left: `GET_SEGMENT` moved, extent given back | get latch | the store of `GET_SEGMENT` | - |
 //! | a drained large segment is replaced by the base | both latches | the store of `next` | - |
 //! | closed | put latch | the store of `CLOSED` | all |
+//! | closed for good, as [`DAMAGED`] | who finds words that cannot be | the store of `CLOSED` | all |
 //!
 //! # Invariants
 //! 1. Each move is committed by one store; before it nothing has happened, after it the rest can be redone.
@@ -21,6 +22,9 @@
 //! 4. After `CLOSED` no tail moves: it is stored under the put latch.
 //! 5. A segment that left the chain keeps its tail and its `next` until it is begun anew, which takes the put latch:
 //!    so a putter finds the chain again from a `PUT_SEGMENT` that lags.
+//! 6. Every word here is a claim. What would lead out of the region, or cannot be, closes the ring for good, with an error
+//!    of its own kind; what merely looks like a full or an empty ring, or a living holder, is taken for that. No walk is
+//!    longer than the list of extents.
 //!
 //! # Death
 //! | killed | survivors see | repaired by |
@@ -34,8 +38,9 @@
 //! # Cancel
 //! No move awaits: a dropped future has moved nothing, or everything.
 
-use super::extents::{self, BASE, Extent, Extents, HEAD_LEN, IS_MODEL, corrupt};
+use super::extents::{self, BASE, Extent, Extents, HEAD_LEN, IS_MODEL, Impossible, corrupt};
 use super::segment::{Mark, RecordHead, Segment};
+use crate::error::Damage;
 use crate::os::fault;
 #[cfg(not(multiprocess_loom))]
 use crate::shm::family::Family;
@@ -49,6 +54,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering::*;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Where things are in the head of the region.
 pub(super) mod word {
@@ -75,6 +81,10 @@ pub(super) mod word {
 }
 
 const MAGIC: u64 = u64::from_be_bytes(*b"mpRing01");
+/// What `CLOSED` says of a ring whose memory was found damaged.
+const DAMAGED: u64 = u64::from_be_bytes(*b"mpDamage");
+/// Nobody holds a latch for so long: a copy takes less, so who has it is stopped, or it is damaged.
+const LONG: Duration = Duration::from_secs(5);
 /// A drained segment larger than this is given back at once.
 const KEEP: u64 = if IS_MODEL { 64 } else { 8 << 20 };
 /// Bytes that are mapped beyond those of the record that a segment was made for.
@@ -108,6 +118,8 @@ pub(super) enum Pop {
 pub(super) struct Asked {
     pub(super) putters: bool,
     pub(super) takers: bool,
+    /// The ring was found damaged just now, which concerns everybody.
+    pub(super) all: bool,
 }
 
 pub(super) struct Ring {
@@ -115,6 +127,8 @@ pub(super) struct Ring {
     extents: Extents,
     item_limit: u64,
     byte_limit: u64,
+    /// What errors call it.
+    what: &'static str,
     put: Mutex<Side>,
     get: Mutex<Side>,
 }
@@ -167,7 +181,36 @@ impl Ring {
         }
         let (item_limit, byte_limit) = (words[word::ITEM_LIMIT].load(Relaxed), words[word::BYTE_LIMIT].load(Relaxed));
         let (put, get) = (Mutex::default(), Mutex::default());
-        Ok(Self { family: Family::get()?, extents: Extents::of(region), item_limit, byte_limit, put, get })
+        let what = "queue";
+        Ok(Self { family: Family::get()?, extents: Extents::of(region), item_limit, byte_limit, what, put, get })
+    }
+
+    pub(super) fn is_called(&mut self, what: &'static str) {
+        self.what = what;
+    }
+
+    /// Words that cannot be close the ring for good. Whoever finds it first wakes everybody: `is_new`.
+    #[cold]
+    fn judge(&self, error: io::Error, is_new: &mut bool) -> io::Error {
+        let error = self.describe(error);
+        *is_new |= Damage::is_in(&error) && self.word(word::CLOSED).swap(DAMAGED, AcqRel) != DAMAGED;
+        error
+    }
+
+    /// The same by who only looks, and leaves closing to who puts or takes.
+    #[cold]
+    fn describe(&self, error: io::Error) -> io::Error {
+        let Some(Impossible(why)) = error.get_ref().and_then(|inner| inner.downcast_ref()) else { return error };
+        Damage::error(self.what, self.region().identity(), why)
+    }
+
+    /// Whether nothing may be put any more, and why.
+    fn check_closed(&self) -> io::Result<bool> {
+        match self.word(word::CLOSED).load(Acquire) {
+            0 => Ok(false),
+            DAMAGED => Err(corrupt("as was found before")),
+            _ => Ok(true),
+        }
     }
 
     pub(super) fn region(&self) -> &Arc<Region> {
@@ -231,7 +274,7 @@ impl Ring {
         let done = self.push_latched_here(side.name, extent, payload);
         let putters = latch.release();
         fault::point("put.released");
-        (done, Asked { putters, takers: false })
+        (done, Asked { putters, ..Asked::default() })
     }
 
     #[inline]
@@ -272,6 +315,7 @@ impl Ring {
         }
         fault::point("put.taken");
         let result = self.push_latched(&mut side, payload, fds, send_fds);
+        let result = result.map_err(|error| self.judge(error, &mut asked.all));
         asked.putters = latch.release();
         fault::point("put.released");
         (result, asked)
@@ -284,7 +328,7 @@ impl Ring {
         fds: usize,
         send_fds: impl FnOnce(u64) -> io::Result<bool>,
     ) -> io::Result<Push> {
-        if self.is_closed() {
+        if self.check_closed()? {
             return Ok(Push::Closed);
         }
         let Ok(len) = u32::try_from(payload.len()) else {
@@ -295,12 +339,16 @@ impl Ring {
             return Ok(Push::Full);
         }
         let mut record = RecordHead { len, fds: fds as u32, number: 0 };
-        if !side.segment()?.has_room(tail, record.units()) {
+        let segment = side.segment()?;
+        if !segment.has_room(tail, record.units()) {
+            if !segment.is_possible(segment.head(), tail) {
+                return Err(corrupt("a segment with an impossible tail"));
+            }
             let Some(grown) = self.grow(side, tail, record.units())? else { return Ok(Push::Full) };
             tail = grown;
         }
         if fds > 0 {
-            record.number = self.word(word::NUMBER).fetch_add(1, Relaxed) + 1;
+            record.number = self.word(word::NUMBER).fetch_add(1, Relaxed).wrapping_add(1);
             if !send_fds(record.number)? {
                 return Ok(Push::Full);
             }
@@ -324,6 +372,9 @@ impl Ring {
         }
         let taken = self.head()?.count;
         known.store(taken.into(), Release);
+        if u64::from(tail.count.wrapping_sub(taken)) > self.item_limit {
+            return Err(corrupt("more items than it may have"));
+        }
         Ok(fits(taken))
     }
 
@@ -409,7 +460,7 @@ impl Ring {
         let done = self.pop_latched_here(side.name, extent, to);
         let takers = latch.release();
         fault::point("get.released");
-        (done, Asked { putters: false, takers })
+        (done, Asked { takers, ..Asked::default() })
     }
 
     #[inline]
@@ -460,6 +511,7 @@ impl Ring {
         }
         fault::point("get.taken");
         let result = self.pop_latched(&mut side, &mut asked, payload, take_fds, || commit(me));
+        let result = result.map_err(|error| self.judge(error, &mut asked.all));
         asked.takers = latch.release();
         fault::point("get.released");
         (result, asked)
@@ -475,7 +527,7 @@ impl Ring {
     ) -> io::Result<Pop> {
         let (head, tail) = match self.settle_taker(side)? {
             Some(found) => found,
-            None if !self.is_closed() => return Ok(Pop::Empty),
+            None if !self.check_closed()? => return Ok(Pop::Empty),
             // Closed is said after the last put: look once more.
             None => match self.settle_taker(side)? {
                 Some(found) => found,
@@ -484,7 +536,7 @@ impl Ring {
         };
         let segment = side.segment()?;
         let Some(record) = segment.record(head, tail) else {
-            return Err(corrupt("no record where one should be"));
+            return Err(corrupt("no item where one should be"));
         };
         let mut payload = payload();
         segment.read_payload(head, record, &mut payload);
@@ -583,18 +635,29 @@ impl Ring {
         self.extents.free_all_but(&chain);
     }
 
-    /// Lets no further record in. Waits only for a putter at work.
+    /// Lets no further record in. Waits only for a putter at work, and not for ever.
     pub(super) fn close(&self) -> io::Result<()> {
-        let mut rounds = 0;
+        let (mut rounds, start) = (0, Instant::now());
         while !self.try_close()? {
             rounds += 1;
             match rounds {
                 ..100 => std::thread::yield_now(),
                 // It copies something huge, or is stopped.
-                _ => std::thread::sleep(std::time::Duration::from_micros(100)),
+                _ if start.elapsed() < LONG => std::thread::sleep(Duration::from_micros(100)),
+                _ => {
+                    self.close_anyway();
+                    break;
+                }
             }
         }
         Ok(())
+    }
+
+    /// Closes without the latch. What its holder was putting, if there is one, may come after the end and be lost.
+    #[cold]
+    fn close_anyway(&self) {
+        // What was found damaged stays so.
+        let _ = self.word(word::CLOSED).compare_exchange(0, 1, AcqRel, Relaxed);
     }
 
     /// False if a putter is at work.
@@ -602,7 +665,7 @@ impl Ring {
         let me = self.family.me()?;
         let _side = lock(&self.put);
         let Some(taken) = self.put_latch().try_take(me, self.family) else { return Ok(false) };
-        self.word(word::CLOSED).store(1, Release);
+        let _ = self.word(word::CLOSED).compare_exchange(0, 1, AcqRel, Relaxed);
         if taken == Taken::FromTheDead {
             // Whoever asked for either latch is woken with everybody else: closing concerns all.
             let _ = self.repair_beside(self.get_latch(), me);
@@ -629,13 +692,14 @@ impl Ring {
 
     /// How many records there are.
     pub(super) fn len(&self) -> io::Result<usize> {
-        let (head, tail) = self.ends()?;
+        let (head, tail) = self.ends().map_err(|error| self.describe(error))?;
         Ok(tail.count.wrapping_sub(head.count) as usize)
     }
 
     /// How many records there ever were, if none of them is left.
     pub(super) fn drained_at(&self) -> io::Result<Option<u32>> {
-        let (head, tail) = self.ends()?;
+        let ends = self.check_closed().and_then(|_| self.ends());
+        let (head, tail) = ends.map_err(|error| self.describe(error))?;
         Ok((tail.count == head.count).then_some(tail.count))
     }
 

@@ -127,6 +127,12 @@ impl<B: Bytes> Segment<'_, B> {
         }
     }
 
+    /// Whether a segment may have these two at one moment, or `head` at an earlier one.
+    pub(super) fn is_possible(&self, head: Mark, tail: Mark) -> bool {
+        let (units, count) = (tail.position.wrapping_sub(head.position), tail.count.wrapping_sub(head.count));
+        units <= self.capacity && count <= units && (count == 0) == (units == 0)
+    }
+
     /// Units free between `tail` and `head`, never more than the capacity whatever they say.
     fn room(&self, tail: Mark, head: Mark) -> u32 {
         self.capacity.saturating_sub(tail.position.wrapping_sub(head.position))
@@ -215,6 +221,10 @@ impl<B: Bytes> Segment<'_, B> {
         let first = word(head.position);
         let mut record = RecordHead { len: first as u32, fds: (first >> 32) as u32, number: 0 };
         if available > self.capacity || record.units() > available {
+            return None;
+        }
+        let is_last = tail.count.wrapping_sub(head.count) == 1;
+        if is_last != (record.units() == available) {
             return None;
         }
         if record.fds > 0 {

@@ -14,7 +14,8 @@
 //! # Invariants
 //! 1. Bytes from head to tail are whole records and change for nobody.
 //! 2. Only the writer stores `tail`, only the reader stores `head`; each remembers its own.
-//! 3. What the other side stored is checked before it is used as a length.
+//! 3. What the other side stored is checked before it is used as a length: it lies between what this side remembers and the
+//!    size of the ring, with no more records than there are bytes for. What cannot be is [`Corrupt`].
 //!
 //! # Death
 //! | killed | survivors see |
@@ -122,6 +123,12 @@ fn read_at<B: Bytes>(bytes: &B, size: u32, position: u32, len: usize, to: &mut V
     }
 }
 
+/// Whether a reader at `head` may find a writer at `tail`.
+fn is_possible(head: Mark, tail: Mark, size: u32) -> bool {
+    let (count, len) = (tail.count.wrapping_sub(head.count), tail.position.wrapping_sub(head.position));
+    len <= size && len.is_multiple_of(ALIGN) && count <= len / HEAD as u32 && (count == 0) == (len == 0)
+}
+
 pub(super) struct Writer<B> {
     bytes: B,
     /// Bytes of room; a power of two.
@@ -186,6 +193,11 @@ impl<B: Bytes> Writer<B> {
         true
     }
 
+    /// Whether what the reader has said can be.
+    pub(super) fn is_sound(&self, words: Words<'_>) -> bool {
+        is_possible(Mark::from_bits(words.head.load(Acquire)), self.tail, self.size)
+    }
+
     /// Records written and not yet taken by the reader.
     pub(super) fn under_way(&self, words: Words<'_>) -> u32 {
         self.tail.count.wrapping_sub(Mark::from_bits(words.head.load(Acquire)).count)
@@ -223,7 +235,7 @@ impl<B: Bytes> Reader<B> {
     pub(super) fn take_all(&mut self, words: Words<'_>, to: &mut Vec<u8>) -> Result<u32, Corrupt> {
         let tail = Mark::from_bits(words.tail.load(Acquire));
         let (count, len) = (tail.count.wrapping_sub(self.head.count), tail.position.wrapping_sub(self.head.position));
-        if len > self.size || count > len / HEAD as u32 {
+        if !is_possible(self.head, tail, self.size) {
             return Err(Corrupt);
         }
         read_at(&self.bytes, self.size, self.head.position, len as usize, to);
@@ -240,7 +252,7 @@ impl<B: Bytes> Reader<B> {
         if tail == self.head {
             return Ok(None);
         }
-        if available > self.size || available < HEAD as u32 {
+        if !is_possible(self.head, tail, self.size) {
             return Err(Corrupt);
         }
         to.clear();

@@ -418,7 +418,8 @@ impl Manager {
         request.number(0);
         let failed = |error| Error::io("cannot wait for the end of a manager", error);
         match timer::limited(GRACE, self.link.ask(request, 1, Brings::Values)).map_err(failed)?.await {
-            Ok(Err(error)) if error.kind() != ErrorKind::Closed => return Err(error),
+            // Whom it cannot be told, by damage or because it has ended, is killed if need be.
+            Ok(Err(error)) if !matches!(error.kind(), ErrorKind::Closed | ErrorKind::Corrupt) => return Err(error),
             _ => {}
         }
         if timer::limited(GRACE, running.wait()).map_err(failed)?.await.is_err() {

@@ -3,6 +3,8 @@
 //! What cannot be sent at once waits in an outbox, in order, and is sent by whoever comes by, or by the reader of the
 //! pipe's room: nobody holds the pipe while it waits, so that nobody need be polled for others to go on.
 //!
+//! Memory of a pipe that is found damaged ends the connection: those who wait are told so, and nothing is tried again.
+//!
 //! # Cancel
 //! A request that is withdrawn while it waits in the outbox is not sent. One that is taken out of there to be sent cannot
 //! be withdrawn, also if it has to go back for want of room once more: the outbox's lock decides.
@@ -29,6 +31,9 @@ const PATIENCE: Duration = Duration::from_millis(100);
 
 /// After which what could not be told is tried again.
 const LATER: Duration = Duration::from_millis(10);
+
+/// Tries in a row that found no room though some was told.
+const MOST_IN_VAIN: u32 = 64;
 
 pub(super) struct Wire {
     this: Weak<Self>,
@@ -126,12 +131,15 @@ impl Wire {
                 // Of one that nobody waits for, the caller was dropped.
                 Ok(answer) => _ = self.slots.deliver(answer),
                 // Closed; or an answer was lost, and nobody can say whose.
-                Err(_) => {
-                    self.slots.fail();
-                    return self.empty_outbox();
-                }
+                Err(error) => return self.end(&error),
             }
         }
+    }
+
+    /// There will be no answer any more, and nothing more is sent.
+    fn end(&self, why: &Error) {
+        self.slots.fail_because((why.kind() == ErrorKind::Corrupt).then_some(why));
+        self.empty_outbox();
     }
 
     /// Reads, and has the reader come for what is still to be read and nobody looks for.
@@ -158,8 +166,8 @@ impl Wire {
     /// Sends a request after everything that was told before it. If it has to wait for room, its place in the outbox is
     /// returned. That it could not be sent from there, and that the manager is gone, is learned from its answer.
     pub(super) fn send(&self, mut request: Sealed, number: u64) -> Result<Option<u64>> {
-        if self.slots.is_gone() {
-            return Err(Error::closed("manager"));
+        if let Some(gone) = self.slots.gone() {
+            return Err(gone);
         }
         if let Ok(mut tx) = self.tx.try_lock() {
             let sent = match self.send_told(&mut tx) {
@@ -178,6 +186,11 @@ impl Wire {
                     return Ok(None);
                 }
                 Err(refused) if refused.kind() == ErrorKind::Closed => return Err(refused.into_error()),
+                Err(refused) if refused.kind() == ErrorKind::Corrupt => {
+                    let error = refused.into_error();
+                    self.end(&error);
+                    return Err(error);
+                }
                 Err(refused) => request = refused.into_inner(),
             }
         }
@@ -227,15 +240,18 @@ impl Wire {
 
     /// What has to wait for room is sent by the reader of its line.
     fn send_what_waits(&self) {
-        let mut armed_at = None;
+        let (mut armed_at, mut in_vain) = (None, 0);
         while self.has_what_waits() {
             // Who has the pipe comes here after it.
             let Ok(mut tx) = self.tx.try_lock() else { return };
             let told = self.send_told(&mut tx);
             drop(tx);
             match told {
-                Ok(true) => {}
+                Ok(true) => in_vain = 0,
+                // Room is told again and again, and never there: it comes later, or what tells of it is damaged.
+                Ok(false) if in_vain >= MOST_IN_VAIN => return self.try_later(),
                 Ok(false) => {
+                    in_vain += 1;
                     // A change of it by us as well: of this and the reader's, whoever's is the later sees what the other
                     // did before, the reader that the pipe is free.
                     let rooms = self.rooms.fetch_add(0, SeqCst);
@@ -246,7 +262,12 @@ impl Wire {
                     // those that have listened before go on.
                     let _ = self.room.arm();
                 }
-                Err(_) => return,
+                Err(error) => {
+                    if error.kind() == ErrorKind::Corrupt {
+                        self.end(&error);
+                    }
+                    return;
+                }
             }
         }
     }
@@ -262,9 +283,12 @@ impl Wire {
                     self.put_back(place, refused.into_inner(), asks);
                     return Ok(false);
                 }
-                (ErrorKind::Closed, _) => {
-                    asks.into_iter().for_each(|number| self.refuse(number, &Error::closed("manager")));
-                    return Err(refused.into_error());
+                (ErrorKind::Closed | ErrorKind::Corrupt, _) => {
+                    let error = refused.into_error();
+                    let told =
+                        if error.kind() == ErrorKind::Closed { Error::closed("manager") } else { Error::copy(&error) };
+                    asks.into_iter().for_each(|number| self.refuse(number, &told));
+                    return Err(error);
                 }
                 // Memory or descriptors run out. Who waits is told why.
                 (_, Some(number)) => self.refuse(number, &refused.into_error()),

@@ -19,6 +19,8 @@ pub(super) struct SlotsState {
     pub(super) last: u64,
     pub(super) slots: HashMap<u64, Slot>,
     pub(super) is_gone: bool,
+    /// Why, if it is not just gone.
+    why: Option<Error>,
 }
 
 pub(super) enum Slot {
@@ -29,7 +31,19 @@ pub(super) enum Slot {
     Abandoned(Weak<Link>, #[expect(dead_code, reason = "kept, not used")] Vec<Arc<Handle>>),
 }
 
+impl SlotsState {
+    fn gone(&self) -> Error {
+        self.why.as_ref().map_or_else(|| Error::closed("manager"), Error::copy)
+    }
+}
+
 impl Slots {
+    /// What to tell who asks now.
+    pub(super) fn gone(&self) -> Option<Error> {
+        let slots = lock(&self.0);
+        slots.is_gone.then(|| slots.gone())
+    }
+
     /// Whether there is an answer that is to be read by nobody's poll.
     pub(super) fn has_sleepers(&self) -> bool {
         lock(&self.0).slots.values().any(|slot| matches!(slot, Slot::Asleep(_) | Slot::Abandoned(..)))
@@ -41,8 +55,14 @@ impl Slots {
 
     /// There will be no answer any more.
     pub(super) fn fail(&self) {
+        self.fail_because(None);
+    }
+
+    /// The same, with what to tell those who wait.
+    pub(super) fn fail_because(&self, why: Option<&Error>) {
         let mut slots = lock(&self.0);
         slots.is_gone = true;
+        slots.why = slots.why.take().or_else(|| why.map(Error::copy));
         let wakers: Vec<_> = slots.slots.values_mut().filter_map(Slot::wake).collect();
         let abandoned: Vec<_> = slots.slots.extract_if(|_, slot| matches!(slot, Slot::Abandoned(..))).collect();
         drop(slots);
@@ -57,7 +77,7 @@ impl Slots {
                 Some(Slot::Answered(answer)) => Some(Ok(answer)),
                 _ => None,
             },
-            _ => slots.is_gone.then(|| Err(Error::closed("manager"))),
+            _ => slots.is_gone.then(|| Err(slots.gone())),
         }
     }
 

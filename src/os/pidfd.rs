@@ -11,7 +11,9 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 pub(crate) fn open(pid: u32) -> io::Result<OwnedFd> {
-    let pid = Pid::from_raw(pid as i32).ok_or(io::ErrorKind::InvalidInput)?;
+    // A number that the kernel never gives may come from memory that was damaged: it is nobody's.
+    let Some(pid @ 1..) = i32::try_from(pid).ok() else { return Err(rustix::io::Errno::SRCH.into()) };
+    let pid = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
     super::refuse::at("pidfd_open")?;
     Ok(rustix::process::pidfd_open(pid, PidfdFlags::empty())?)
 }

@@ -183,7 +183,7 @@ impl State {
                 if !is_late(&running.chunk) {
                     next = next.into_iter().chain(running.chunk.queued).min();
                 } else {
-                    let claim = take_back(&worker.lane, &worker.outbox, running.number);
+                    let claim = take_back(&worker.lane, &worker.outbox, running.number, running.done);
                     worker.given -= (running.end - claim.end) as usize;
                     after.fail(group, &running.chunk, (claim.end, running.end), || group.queued_out());
                     running.end = claim.end;

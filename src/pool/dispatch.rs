@@ -154,7 +154,9 @@ impl State {
             // It would wait for ever. What it has not begun goes to others.
             return worker.kill(None);
         }
-        let claim = take_back(&worker.lane, &worker.outbox, unsent.number);
+        let running = worker.running.iter().find(|running| running.number == unsent.number);
+        let done = running.map_or(0, |running| running.done);
+        let claim = take_back(&worker.lane, &worker.outbox, unsent.number, done);
         if let Some(running) = worker.running.iter_mut().find(|running| running.number == unsent.number) {
             let from = claim.end.max(running.done);
             after.fail(&running.group, &running.chunk, (from, running.end), || Error::copy(&unsent.error));
@@ -179,7 +181,7 @@ impl State {
         for (seat, worker) in self.workers() {
             let generation = worker.generation;
             for running in worker.running.iter_mut().filter(|running| Arc::ptr_eq(&running.group, group)) {
-                let claim = take_back(&worker.lane, &worker.outbox, running.number);
+                let claim = take_back(&worker.lane, &worker.outbox, running.number, running.done);
                 after.fail(group, &running.chunk, (claim.end, running.end), || group.was_cancelled());
                 running.end = claim.end;
                 if claim.started > running.done {
@@ -198,7 +200,7 @@ impl State {
         let Some(worker) = self.seats.get_mut(seat).and_then(|seat| seat.worker.as_mut()) else { return };
         let mut back = Vec::new();
         for running in worker.running.iter_mut().rev() {
-            let claim = take_back(&worker.lane, &worker.outbox, running.number);
+            let claim = take_back(&worker.lane, &worker.outbox, running.number, running.done);
             if claim.end == running.end {
                 continue;
             }
@@ -335,9 +337,9 @@ impl Worker {
     }
 }
 
-/// Takes back what has not started of a worker's order; how far it goes now.
-pub(super) fn take_back(lane: &PoolEnd, outbox: &Outbox, number: u32) -> Claim {
-    let claim = lane.take_back(number, 0);
+/// Takes back what has not started of a worker's order, of which `done` items are done; how far it goes now.
+pub(super) fn take_back(lane: &PoolEnd, outbox: &Outbox, number: u32, done: u32) -> Claim {
+    let claim = lane.take_back(number, done);
     if claim.end == 0 {
         outbox.forget(number);
     }

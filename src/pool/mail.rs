@@ -16,6 +16,8 @@ pub(super) struct Mail {
     pipe: Mutex<Receiver<Sealed>>,
     /// Whose results lie in the pipe, in order.
     expected: Mutex<VecDeque<Expected>>,
+    /// What should have lain there was not, or could not be read: whoever writes there is to go.
+    is_damaged: AtomicBool,
 }
 
 struct Expected {
@@ -26,7 +28,23 @@ struct Expected {
 
 impl Mail {
     pub(super) fn new(pipe: Receiver<Sealed>) -> Arc<Self> {
-        Arc::new(Self { pipe: Mutex::new(pipe), expected: Mutex::default() })
+        Arc::new(Self { pipe: Mutex::new(pipe), expected: Mutex::default(), is_damaged: AtomicBool::new(false) })
+    }
+
+    pub(super) fn is_damaged(&self) -> bool {
+        self.is_damaged.load(Relaxed)
+    }
+
+    /// A result that was announced lies there, or the pipe is damaged.
+    fn next(&self, pipe: &mut Receiver<Sealed>) -> Result<Sealed> {
+        pipe.try_recv().map_err(|error| {
+            let is_damage = matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Empty);
+            self.is_damaged.fetch_or(is_damage, Relaxed);
+            match error.kind() {
+                ErrorKind::Empty => Error::new(ErrorKind::Corrupt, "the result is not where its worker said it put it"),
+                _ => error,
+            }
+        })
     }
 
     fn expected(&self) -> MutexGuard<'_, VecDeque<Expected>> {
@@ -61,7 +79,7 @@ impl Mail {
             loop {
                 let next = self.expected().pop_front();
                 let Some(Expected { group, index, tag }) = next else { break };
-                let sealed = pipe.try_recv().map(|sealed| (tag, sealed));
+                let sealed = self.next(&mut pipe).map(|sealed| (tag, sealed));
                 group.fetched(Block::Single(index, Some(sealed)));
             }
         }

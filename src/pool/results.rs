@@ -47,6 +47,9 @@ impl State {
                 worker.unsent = (!worker.outbox.is_empty()).then_some(given_up);
                 after.outboxes.extend(worker.unsent.map(|_| worker.outbox.clone()));
             }
+            if worker.mail.is_damaged() && worker.phase != Phase::Doomed {
+                worker.kill(Some(corrupt(&worker.name)));
+            }
             if !worker.lane.has_results() {
                 continue;
             }
@@ -90,7 +93,7 @@ impl State {
 impl Worker {
     #[inline]
     fn has_come(&self) -> bool {
-        self.lane.has_results() || self.has_room_again()
+        self.lane.has_results() || self.has_room_again() || self.mail.is_damaged() && self.phase != Phase::Doomed
     }
 
     /// Whether it has given up an order since there was no room for another, in its lane or its pipe, or since it was taken
@@ -203,5 +206,6 @@ fn teach(ended: &mut Vec<(Arc<Group>, u32)>, time: Duration, runs: &mut Histogra
 }
 
 fn corrupt(who: &str) -> Error {
-    Error::new(ErrorKind::Decode, format!("{who} wrote into the memory that its results come through; it was killed"))
+    let why = "the memory between it and the pool is damaged; it was killed, and another takes its place";
+    Error::new(ErrorKind::Corrupt, format!("{who} or another process wrote where it must not: {why}"))
 }

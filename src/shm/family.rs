@@ -17,7 +17,9 @@
 //! 1. A [`Member`] (slot, epoch) is alive only while the slot's word has that epoch and a pid.
 //! 2. Whoever buries a member rings all bells afterwards, so whoever waited for it looks again.
 //! 3. No member gives its slot up while it runs: its threads may hold latches until the kernel stops them.
-//! 4. A pid that another process has by now is nobody alive: `IDENTITY` differs, if the kernel gives one.
+//! 4. A slot is named by 12 bits, so no number from anywhere leads out of the table. Damage can make the living look dead
+//!    and the dead alive; a member that finds its own words changed puts them right before it sleeps.
+//! 5. A pid that another process has by now is nobody alive: `IDENTITY` differs, if the kernel gives one.
 //!
 //! # Death
 //! Killed before it has said its identity: a later process of its pid counts as it, until that ends. Killed before it
@@ -33,7 +35,7 @@ use crate::os::{eventfd, fault, memfd, mmap::Map, pidfd};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering::*, fence};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*, fence};
 
 /// Members that can wait or hold locks at the same time.
 pub(crate) const SLOTS: usize = 4096;
@@ -75,6 +77,8 @@ pub(crate) struct Family {
 
 static FAMILY: OnceLock<Family> = OnceLock::new();
 static SELF: AtomicU64 = AtomicU64::new(0);
+/// The pid in this process's slot. Set before `SELF`.
+static OWN_PID: AtomicU32 = AtomicU32::new(0);
 
 impl Family {
     /// The family of this process; the root founds one at its first need.
@@ -164,6 +168,7 @@ impl Family {
     #[cold]
     fn claim(&self) -> io::Result<Member> {
         let pid = std::process::id();
+        OWN_PID.store(pid, Release);
         for slot in 0..SLOTS as u16 {
             let word = self.state(slot);
             let seen = word.load(Acquire);
@@ -194,6 +199,30 @@ impl Family {
             };
         }
         Err(io::Error::other(format!("more than {SLOTS} processes of one program wait at the same time")))
+    }
+
+    /// Puts the words of this process's own slot right, if something else wrote there.
+    #[inline]
+    pub(crate) fn hold_slot(&self) {
+        let Some(me) = self.me_if_claimed() else { return };
+        let mine = u64::from(me.epoch) << 32 | u64::from(OWN_PID.load(Relaxed));
+        let seen = self.state(me.slot).load(Relaxed);
+        if seen != mine {
+            self.hold_slot_again(me, seen, mine);
+        }
+    }
+
+    #[cold]
+    fn hold_slot_again(&self, me: Member, seen: u64, mine: u64) {
+        let is_anothers = seen as u32 != 0 && {
+            let member = Member { slot: me.slot, epoch: (seen >> 32) as u32 };
+            self.is_alive(member)
+        };
+        if !is_anothers && self.state(me.slot).compare_exchange(seen, mine, AcqRel, Relaxed).is_ok() {
+            let identity = pidfd::open(std::process::id()).map_or(0, |pidfd| pidfd::identity(pidfd.as_fd()));
+            self.word(me.slot, IDENTITY).store(to_identity(me.epoch, identity), Release);
+            eventfd::ring(self.claims.as_fd());
+        }
     }
 
     /// What tells the guardian that somebody has claimed a slot.

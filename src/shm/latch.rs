@@ -16,6 +16,8 @@
 //! 2. A holder never waits: it holds the latch for a copy and a few stores.
 //! 3. A holder that is stopped (SIGSTOP) is alive and is waited for, until it goes on or is killed: it may be about to
 //!    store. What must not wait for that has no latch (`sync::ledger`, `sync::register` for readers).
+//! 4. A word that no member can be is damage, and is taken over like that of the dead; one that looks like a living holder
+//!    is waited for, by whoever has a deadline for that.
 //!
 //! # Death
 //! | killed | survivors see | repaired by |
@@ -31,6 +33,7 @@ use super::family::{Family, Member};
 use std::sync::atomic::Ordering::*;
 
 const CONTENDED: u64 = 1 << 63;
+const MEMBER: u64 = (1 << 48) - 1;
 const SPINS: u32 = if cfg!(multiprocess_loom) { 1 } else { 100 };
 
 #[derive(Clone, Copy)]
@@ -95,8 +98,10 @@ impl Latch<'_> {
             }
         }
         let seen = self.0.load(Relaxed);
-        let holder = Member::from_bits(seen & !CONTENDED);
-        if seen & !CONTENDED == 0 || (lives.is_listed(holder) && (holder == me || lives.is_alive(holder))) {
+        let holder = Member::from_bits(seen & MEMBER);
+        let is_member = seen & !(CONTENDED | MEMBER) == 0;
+        if seen & !CONTENDED == 0 || is_member && (lives.is_listed(holder) && (holder == me || lives.is_alive(holder)))
+        {
             return None;
         }
         let mine = me.to_bits() | seen & CONTENDED;
@@ -147,6 +152,15 @@ mod tests {
         assert!(latch.release());
         assert_eq!(latch.try_take(B, &nobody), Some(Taken::Free));
         assert!(!latch.release());
+    }
+
+    #[test]
+    fn a_word_that_no_member_is_holds_nobody_up() {
+        for bit in 48..63 {
+            let word = AtomicU64::new(A.to_bits() | 1 << bit);
+            assert_eq!(Latch(&word).try_take(B, &Dead(vec![])), Some(Taken::FromTheDead));
+            assert!(!Latch(&word).release());
+        }
     }
 
     #[test]

@@ -34,7 +34,7 @@
 use super::debug::Report;
 use super::mutex::{self, Mutex, Taken, Words, outcome};
 use super::object::{self, Core, Owner};
-use crate::error::{Error, ErrorKind, LockError, Result};
+use crate::error::{Damage, Error, ErrorKind, LockError, Result};
 use crate::os::fault;
 use crate::os::mmap::Map;
 use crate::shm::atomic::AtomicU64;
@@ -139,7 +139,7 @@ impl Core for ArrayCore {
         let bytes = bytes(len, size).ok_or(io::ErrorKind::InvalidData)?;
         region.check_extent(PAGE, bytes)?;
         Family::get()?.me()?; // So that `set` does not fail for want of a place in the family.
-        let mutex = Mutex::view(&region, MUTEX)?;
+        let mutex = Mutex::view(&region, MUTEX, Self::NAME)?;
         let whole = Lendable::new(Map::shared(region.fd().as_fd(), PAGE, bytes as usize)?);
         let (single, local, is_open) = Default::default();
         Ok(Self { region, len, size, mutex, whole, single, local, is_open })
@@ -173,7 +173,8 @@ impl ArrayCore {
         Ok(self.single.get_or_init(|| map))
     }
 
-    /// The mutex for a moment; it must be released. `None`: not needed, the guard of this task will do, and `write` has run.
+    /// The mutex for a moment; it must be released. `None`: not needed, the guard of this task will do, and `write` has run; or
+    /// its memory is damaged, and nothing is written.
     #[cold]
     fn take_to_write(&self, write: &impl Fn()) -> Option<Taken> {
         let local = self.local();
@@ -194,15 +195,19 @@ impl ArrayCore {
         }
         let wait = || loop {
             match self.mutex.take_blocking(None) {
-                Ok(Some(taken)) => return taken,
+                Ok(Some(taken)) => return Some(taken),
+                Err(error) if Damage::is_in(&error) => {
+                    tracing::error!(%error, "an element is not set");
+                    return None;
+                }
                 // No descriptor is left to sleep with.
                 _ => std::thread::sleep(Duration::from_millis(1)),
             }
         };
-        Some(match flavor {
+        match flavor {
             Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(wait),
             _ => wait(),
-        })
+        }
     }
 }
 
@@ -309,7 +314,8 @@ impl<T: Pod> Array<T> {
     }
 
     /// Replaces the element at `index`. Waits while somebody else has the guard: blocks this thread then, so in async
-    /// code rather lock what others lock for long. The task that has the guard may use it too, as long as it has not
+    /// code rather lock what others lock for long. If the memory of the array's lock was found damaged (`lock` says
+    /// [`Corrupt`](ErrorKind::Corrupt)), it writes nothing and logs an error. The task that has the guard may use it too, as long as it has not
     /// used the guard.
     ///
     /// ```

@@ -31,6 +31,9 @@ pub(super) struct Gate {
     region: Arc<Region>,
     line: Arc<Line>,
     family: &'static Family,
+    /// What `PARTIES` and `TIMEOUT` say, which never change.
+    parties: usize,
+    timeout: Option<Duration>,
 }
 
 static MAPPED: Mapped<Gate> = Mapped::new();
@@ -59,8 +62,10 @@ impl Core for Gate {
         if parties == 0 || parties > (region.words().len() - PLACES) as u64 {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "a barrier of another shape"));
         }
+        let nanoseconds = region.words()[TIMEOUT].load(Acquire);
+        let (parties, timeout) = (parties as usize, nanoseconds.checked_sub(1).map(Duration::from_nanos));
         let line = Line::new(region.clone(), LINE, None)?;
-        Ok(Self { region, line, family: Family::get()? })
+        Ok(Self { region, line, family: Family::get()?, parties, timeout })
     }
 }
 
@@ -70,12 +75,11 @@ impl Gate {
     }
 
     fn parties(&self) -> usize {
-        self.words()[PARTIES].load(Acquire) as usize
+        self.parties
     }
 
     fn timeout(&self) -> Option<Duration> {
-        let nanoseconds = self.words()[TIMEOUT].load(Acquire);
-        nanoseconds.checked_sub(1).map(Duration::from_nanos)
+        self.timeout
     }
 
     fn rounds(&self) -> Rounds<'_, impl Fn(Sleeper) -> bool + '_, impl Fn() + '_> {

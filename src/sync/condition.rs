@@ -89,13 +89,21 @@ impl Core for ConditionCore {
 
     fn view(region: Arc<Region>) -> io::Result<Self> {
         let waiting = Line::new(region.clone(), ROOM + notices::EVENT, None)?;
-        let (mutex, family) = (Mutex::view(&region, FIRST)?, Family::get()?);
+        let (mutex, family) = (Mutex::view(&region, FIRST, Self::NAME)?, Family::get()?);
         let (local, notifying) = (std::sync::Mutex::default(), std::sync::Mutex::default());
         Ok(Self { family, region, mutex, waiting, local, notifying })
     }
 }
 
 impl ConditionCore {
+    /// Closes it for all; whoever waits finds out.
+    #[cold]
+    fn damaged(&self) -> io::Error {
+        let error = self.mutex.damaged("counts of those who wait that cannot be");
+        self.waiting.notify_all();
+        error
+    }
+
     /// Wakes come last: with no lock of ours held, for a waker may drop other futures.
     fn with_room<R>(&self, act: impl FnOnce(&Room<'_, &dyn Fn(u16) -> Option<u32>, &dyn Fn(Member)>) -> R) -> R {
         let woken = RefCell::new(Vec::new());
@@ -162,14 +170,21 @@ struct Waiter {
 }
 
 impl Waiter {
-    fn attempt(&mut self) -> Option<()> {
+    fn attempt(&mut self) -> Option<io::Result<()>> {
         // Also of what the dead had: their burial is what makes us look.
         self.core.with_room(|room| room.heal(self.me));
-        let taken = self.core.with_room(|room| self.core.local().take(room, self.me, self.ticket));
-        if taken {
-            self.stage = Stage::HasTaken;
+        let taken = self.core.with_room(|room| {
+            let mut local = self.core.local();
+            local.is_sound(room, self.me).then(|| local.take(room, self.me, self.ticket))
+        });
+        match taken {
+            Some(true) => {
+                self.stage = Stage::HasTaken;
+                Some(Ok(()))
+            }
+            Some(false) => self.core.mutex.check().err().map(Err),
+            None => Some(Err(self.core.damaged())),
         }
-        taken.then_some(())
     }
 
     fn finish(mut self) {
@@ -259,7 +274,7 @@ impl Condition {
     pub async fn wait(&self, guard: ConditionGuard) -> Result<ConditionGuard, LockError<ConditionGuard>> {
         let (turn, mut waiter) = self.0.enter(guard)?;
         let noticed = until_in_turn(&self.0.waiting, Some(turn), |_| waiter.attempt()).await;
-        self.back(noticed.map(Some), waiter).await
+        self.back(noticed.and_then(|noticed| noticed).map(Some), waiter).await
     }
 
     /// [`wait`](Self::wait) that waits for a notice for `timeout` at most. The lock is taken again in any case, however
@@ -290,7 +305,8 @@ impl Condition {
         let (turn, mut waiter) = self.0.enter(guard)?;
         let waited = until_in_turn(&self.0.waiting, Some(turn), |_| waiter.attempt());
         let noticed = timer::within(timeout, waited).await;
-        self.back(noticed.map_or(Ok(None), |noticed| noticed.map(Some)), waiter).await
+        let noticed = noticed.map_or(Ok(None), |noticed| noticed.and_then(|noticed| noticed).map(Some));
+        self.back(noticed, waiter).await
     }
 
     /// The second half of a wait.
@@ -364,6 +380,7 @@ impl Condition {
         refuse_inside_async();
         let (turn, mut waiter) = self.0.enter(guard)?;
         let noticed = until_blocking_in_turn(&self.0.waiting, Some(turn), deadline, |_| waiter.attempt());
+        let noticed = noticed.and_then(Option::transpose);
         let waiter = matches!(noticed, Ok(Some(()))).then_some(waiter);
         self.returned(noticed, waiter, self.0.mutex.take_blocking(None))
     }

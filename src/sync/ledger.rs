@@ -17,6 +17,7 @@
 //! | COUNT: free+1, give one by row r | who drops a permit | AcqRel CAS | its caller, one |
 //! | COUNT: free as it was, give one by row r | who forgets a permit | AcqRel CAS | - |
 //! | COUNT: free+held, empty row r; poisoned if it held all | who drops all; anyone, if the owner of r is dead | AcqRel CAS | its caller; the burial did |
+//! | COUNT -> a move by a row that there is not, for good | who finds what cannot be | Release | its caller, all |
 //! | COUNT: free+1 by nobody | who adds a permit | AcqRel CAS | its caller, one |
 //! | row r: the last move done, moves+1 | whoever meets it in COUNT and not in the row | AcqRel CAS | - |
 //!
@@ -29,6 +30,8 @@
 //! 3. free + all that is held + all that was forgotten is what was created and added. It is at most [`MAX`].
 //! 4. A row has a new owner only when its last one is dead and it holds nothing; who empties the row of a dead
 //!    member finds it still the owner after reading the row.
+//! 5. Every word is a claim: a row that there is not, more than [`MAX`] free or held, or a permit given back by a row that
+//!    has none, closes the ledger for good. Nothing is taken or given any more, and [`Ledger::is_damaged`] says why.
 //!
 //! # Death
 //! | killed | survivors see | repaired by |
@@ -65,6 +68,10 @@ pub(super) const LEN: usize = FIRST + 2 * ROWS;
 const EVERYBODY: u64 = u64::MAX;
 /// A move that concerns no row.
 const NO_ROW: usize = 511;
+/// The move of a ledger that is closed for good: by a row that there is not.
+const DAMAGED: u64 = 510 << 32;
+/// The same as long as those who wait have not been told.
+const UNTOLD: u64 = DAMAGED | 1;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Kind {
@@ -127,7 +134,8 @@ impl Row {
 
     fn after(self, kind: Kind) -> Self {
         let held = match kind {
-            Kind::TakeOne => self.held() + 1,
+            // What is damaged may have as much already; who moves next finds that.
+            Kind::TakeOne => (self.held() + 1).min(MAX),
             Kind::TakeAll => MAX,
             Kind::GiveOne => self.held().saturating_sub(1),
             Kind::Empty => 0,
@@ -142,6 +150,19 @@ struct Plan {
     kind: Kind,
     free: u32,
     is_poisoned: bool,
+}
+
+impl Plan {
+    /// Whether what follows can be counted; `line`: the row that it is of, before.
+    #[inline]
+    fn is_possible(&self, line: Row) -> bool {
+        let is_row = match self.kind {
+            Kind::TakeOne => line.held() < MAX,
+            Kind::GiveOne => line.held() > 0,
+            Kind::TakeAll | Kind::Empty => true,
+        };
+        is_row && self.free <= MAX
+    }
 }
 
 /// What was taken, and must be given back to.
@@ -160,7 +181,7 @@ pub(super) struct Ledger<'a, L> {
 
 impl<'a, L: Lives> Ledger<'a, L> {
     pub(super) fn new(words: &'a [AtomicU64], lives: &'a L) -> Self {
-        debug_assert_eq!(words.len(), LEN);
+        debug_assert_eq!(words.len(), LEN); // As its callers slice.
         Self { words, lives }
     }
 
@@ -211,22 +232,22 @@ impl<'a, L: Lives> Ledger<'a, L> {
         Some(Taken { row, is_poisoned: before.is_poisoned() })
     }
 
-    /// Gives back one permit of `row`; returns how many are free then.
+    /// Gives back one permit of `row`; returns how many are free then, `None` if the ledger is damaged.
     #[inline]
-    pub(super) fn give_one(&self, row: usize) -> u32 {
+    pub(super) fn give_one(&self, row: usize) -> Option<u32> {
         let give = |count: Count, _| {
             Some(Plan { kind: Kind::GiveOne, free: count.free() + 1, is_poisoned: count.is_poisoned() })
         };
-        self.change(row, give).map_or(0, |before| before.free() + 1)
+        self.change(row, give).map(|before| before.free() + 1)
     }
 
-    /// Gives back all that `row` holds.
+    /// Gives back all that `row` holds; false if the ledger is damaged.
     #[inline]
-    pub(super) fn give_all(&self, row: usize) {
+    pub(super) fn give_all(&self, row: usize) -> bool {
         let give = |count: Count, held| {
             Some(Plan { kind: Kind::Empty, free: count.free() + held, is_poisoned: count.is_poisoned() })
         };
-        self.change(row, give);
+        self.change(row, give).is_some()
     }
 
     /// Takes one permit of `row` off the books: it belongs to nobody, and is not free.
@@ -246,15 +267,43 @@ impl<'a, L: Lives> Ledger<'a, L> {
         self.change(NO_ROW, add).is_some()
     }
 
-    /// Makes one move by `row`, unless `plan` finds that it cannot be made. Returns what was before.
+    /// Whether it is closed for good.
+    pub(super) fn is_damaged(&self) -> bool {
+        (ROWS..NO_ROW).contains(&self.count().row())
+    }
+
+    #[cold]
+    fn close(&self) {
+        self.words[COUNT].store(UNTOLD, Release);
+    }
+
+    /// Closes it for good. True for the first, who is to tell those who wait.
+    #[cold]
+    pub(super) fn is_to_be_told(&self) -> bool {
+        self.words[COUNT].swap(DAMAGED, AcqRel) != DAMAGED
+    }
+
+    /// Makes one move by `row`, unless `plan` finds that it cannot be made, or memory that it cannot be. Returns what was
+    /// before.
     #[inline]
     fn change(&self, row: usize, mut plan: impl FnMut(Count, u32) -> Option<Plan>) -> Option<Count> {
         let mut seen = self.count();
         loop {
-            self.write_down(seen);
+            if !self.write_down(seen) {
+                return None;
+            }
             // It has all moves up to `seen`; if it has later ones, `seen` is no longer the count.
             let line = if row == NO_ROW { Row(0) } else { Row(self.line(row).load(Acquire)) };
-            let next = seen.next(plan(seen, line.held())?, row, line);
+            let plan = plan(seen, line.held())?;
+            if !plan.is_possible(line) {
+                if self.count() != seen {
+                    seen = self.count();
+                    continue;
+                }
+                self.close();
+                return None;
+            }
+            let next = seen.next(plan, row, line);
             match self.words[COUNT].compare_exchange(seen.0, next.0, AcqRel, Acquire) {
                 Ok(_) => {
                     fault::point("ledger.counted");
@@ -267,11 +316,11 @@ impl<'a, L: Lives> Ledger<'a, L> {
         }
     }
 
-    /// Makes sure that the move that `count` tells of is in its row.
+    /// Makes sure that the move that `count` tells of is in its row; false if there is no such row.
     #[inline]
-    fn write_down(&self, count: Count) {
-        if count.row() == NO_ROW {
-            return;
+    fn write_down(&self, count: Count) -> bool {
+        if count.row() >= ROWS {
+            return count.row() == NO_ROW;
         }
         let word = self.line(count.row());
         let line = Row(word.load(Acquire));
@@ -280,6 +329,7 @@ impl<'a, L: Lives> Ledger<'a, L> {
             // If it fails somebody else has done it.
             let _ = word.compare_exchange(line.0, line.after(count.kind()).0, AcqRel, Acquire);
         }
+        true
     }
 
     /// The rows that ever had an owner: they are taken from the bottom.

@@ -73,7 +73,7 @@ impl Core for LockCore {
     }
 
     fn view(region: Arc<Region>) -> io::Result<Self> {
-        Ok(Self { mutex: Mutex::view(&region, FIRST)?, region })
+        Ok(Self { mutex: Mutex::view(&region, FIRST, Self::NAME)?, region })
     }
 }
 

@@ -190,6 +190,7 @@ impl Taker {
     fn wake(&self, next: Next) {
         match next {
             Next::Nobody => {}
+            Next::All => panic!("nobody has damaged it"),
             Next::Longest => self.pass_on(),
             Next::Heir(heir) => self.event().notify_sleeper(heir.into(), |wake| self.world.bells.ring(wake)),
         }
@@ -225,6 +226,7 @@ impl Waits for Taker {
             let waited = in_line.then_some(self.waited);
             match self.words().take(me, waited, |other| Members.is_listed(other), || NOW) {
                 Tried::Taken(_) => true,
+                Tried::Damaged => panic!("nobody has damaged it"),
                 Tried::Refused { is_heir } => {
                     self.is_heir |= is_heir;
                     false

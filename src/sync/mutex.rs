@@ -17,6 +17,7 @@
 //! | word HEIR 0 or dead -> me, then STATE with HEIR | who has waited [`PATIENCE_NS`] and finds it held | AcqRel CAS | - |
 //! | HEIR_SINCE -> now | a releaser that finds HEIR | Relaxed | the heir |
 //! | STATE HEIR -> me, then word HEIR -> 0 | the heir; anybody if the heir is dead or late | Acquire CAS | - |
+//! | STATE, anything that cannot be -> DAMAGED, for good | who finds it | AcqRel | all |
 //! | STATE without HEIR, then word HEIR -> 0 | an heir that gives up | AcqRel | the longest sleeper, if it was free |
 //!
 //! # Invariants
@@ -26,6 +27,8 @@
 //! 3. HEIR in STATE is set by the member in the word HEIR only; if it is lost to a race, that member sets it again.
 //! 4. Whoever passes over an heir or a woken one because it is late (stopped, or its runtime busy) harms nobody:
 //!    it only looked first.
+//! 5. STATE with bits that no member has, or of another than who lets go, is damage. The mutex is closed for good then,
+//!    by a STATE that nobody takes: all who wait, and come, are told. Times from the future are as good as none.
 //!
 //! # Death
 //! | killed | survivors see | repaired by |
@@ -43,7 +46,7 @@
 //! A dropped waiter leaves the line, which passes a notice on; as heir it says so first, as if it had released.
 
 use super::debug::Report;
-use crate::error::{Error, ErrorKind, LockError};
+use crate::error::{Damage, Error, ErrorKind, LockError};
 use crate::os::{clock, fault, timer};
 use crate::shm::atomic::AtomicU64;
 use crate::shm::family::{Family, Member};
@@ -68,6 +71,8 @@ pub(super) const LEN: usize = EVENT + event::LEN;
 
 const IS_HEIR: u64 = 1 << 63;
 const MEMBER: u64 = (1 << 48) - 1;
+/// Bits of STATE that nobody sets; all of them close it for good.
+const DAMAGED: u64 = !IS_HEIR & !MEMBER;
 
 /// Who has waited for so long may become heir; there is one heir in such a time at most, for each hand-over costs a wake.
 pub(super) const PATIENCE_NS: u64 = 1_000_000;
@@ -88,6 +93,8 @@ pub(super) enum Next {
     Nobody,
     Longest,
     Heir(Member),
+    /// It is damaged.
+    All,
 }
 
 /// What a try came to.
@@ -95,6 +102,7 @@ pub(super) enum Next {
 pub(super) enum Tried {
     Taken(Taken),
     Refused { is_heir: bool },
+    Damaged,
 }
 
 /// The words, wherever they are.
@@ -125,6 +133,9 @@ impl Words<'_> {
         }
         loop {
             let seen = self.0[STATE].load(Acquire);
+            if seen & DAMAGED != 0 {
+                return Tried::Damaged;
+            }
             let holder = Member::from_bits(seen & MEMBER);
             let is_free = seen & MEMBER == 0;
             if !is_free && is_listed(holder) {
@@ -150,7 +161,7 @@ impl Words<'_> {
     }
 
     fn is_awaited(self, heir: u64, is_free: bool, is_listed: &impl Fn(Member) -> bool, now: &impl Fn() -> u64) -> bool {
-        let is_late = || is_free && now().saturating_sub(self.0[HEIR_SINCE].load(Relaxed)) > LATE_NS;
+        let is_late = || is_free && now().abs_diff(self.0[HEIR_SINCE].load(Relaxed)) > LATE_NS;
         heir != 0 && is_listed(Member::from_bits(heir)) && !is_late()
     }
 
@@ -160,7 +171,7 @@ impl Words<'_> {
             return true;
         }
         let (now, since) = (now(), self.0[HEIR_SINCE].load(Relaxed));
-        if heir != 0 && is_listed(Member::from_bits(heir)) || now.saturating_sub(since) < PATIENCE_NS {
+        if heir != 0 && is_listed(Member::from_bits(heir)) || now.abs_diff(since) < PATIENCE_NS {
             return false;
         }
         let named = self.0[HEIR].compare_exchange(heir, me.to_bits(), AcqRel, Relaxed).is_ok();
@@ -190,7 +201,7 @@ impl Words<'_> {
         let before = self.0[STATE].fetch_and(!IS_HEIR, SeqCst);
         fault::point("heir.unmarked");
         let _ = self.0[HEIR].compare_exchange(me.to_bits(), 0, AcqRel, Relaxed);
-        before == IS_HEIR
+        before == IS_HEIR || before & DAMAGED != 0
     }
 
     /// Lets go; true if [`Words::hand_on`] has to see to somebody.
@@ -199,16 +210,39 @@ impl Words<'_> {
     pub(super) fn release(self, me: Member) -> bool {
         // A subtraction, which keeps the flag and is one instruction, unlike an `and` that yields what was there.
         let before = self.0[STATE].fetch_add(me.to_bits().wrapping_neg(), SeqCst);
-        debug_assert_eq!(before & MEMBER, me.to_bits(), "released by another than its holder");
         fault::point("lock.released");
-        before & IS_HEIR != 0
+        before != me.to_bits() && self.is_unusual(me, before)
+    }
+
+    /// What was not just this member's has an heir, or is damaged.
+    #[cold]
+    fn is_unusual(self, me: Member, before: u64) -> bool {
+        if before & !IS_HEIR != me.to_bits() {
+            self.close();
+        }
+        true
+    }
+
+    /// Closes it for good: its memory is damaged. True if it was not closed before.
+    #[cold]
+    pub(super) fn close(self) -> bool {
+        self.0[STATE].swap(DAMAGED, SeqCst) != DAMAGED
+    }
+
+    /// Whether it is closed for good, or to be.
+    pub(super) fn is_damaged(self) -> bool {
+        self.0[STATE].load(Acquire) & DAMAGED != 0
     }
 
     /// Whom a release, after it, has to wake.
     #[cold]
     pub(super) fn hand_on(self, is_listed: impl Fn(Member) -> bool, now: impl Fn() -> u64) -> Next {
         let now = now().max(1);
-        if self.0[STATE].load(Relaxed) & IS_HEIR != 0 {
+        let state = self.0[STATE].load(Relaxed);
+        if state & DAMAGED != 0 {
+            return Next::All;
+        }
+        if state & IS_HEIR != 0 {
             let heir = Member::from_bits(self.0[HEIR].load(Acquire));
             if heir.to_bits() != 0 && is_listed(heir) {
                 self.0[HEIR_SINCE].store(now, Relaxed);
@@ -217,7 +251,7 @@ impl Words<'_> {
         }
         loop {
             let woken = self.0[WOKEN].load(Relaxed);
-            let is_fresh = woken != 0 && now.saturating_sub(woken) <= LATE_NS;
+            let is_fresh = woken != 0 && now.abs_diff(woken) <= LATE_NS;
             let next = if is_fresh { woken } else { now };
             // Also if it stays as it is: who clears it later must see our release.
             if self.0[WOKEN].compare_exchange(woken, next, SeqCst, Relaxed).is_ok() {
@@ -275,9 +309,11 @@ fn failure<G>(
             LockError::new(Error::new(missed, format!("the {what} was not released in time")), None)
         }
         Ok(None) => LockError::new(Error::new(missed, format!("the {what} is held by another")), None),
-        Err(error) => LockError::new(Error::io(format_args!("cannot wait for a {what}"), error), None),
+        Err(error) => LockError::new(Error::io(format_args!("cannot take a {what}"), error), None),
     }
 }
+
+const IMPOSSIBLE: &str = "a holder that cannot be, or as was found before";
 
 /// A mutex in a mapped object.
 pub(super) struct Mutex {
@@ -285,13 +321,29 @@ pub(super) struct Mutex {
     region: Arc<Region>,
     first: usize,
     line: Arc<Line>,
+    /// What errors call the object.
+    what: &'static str,
 }
 
 impl Mutex {
     /// The mutex whose words begin at `first`.
-    pub(super) fn view(region: &Arc<Region>, first: usize) -> io::Result<Self> {
+    pub(super) fn view(region: &Arc<Region>, first: usize, what: &'static str) -> io::Result<Self> {
         let line = Line::new(region.clone(), first + EVENT, None)?;
-        Ok(Self { family: Family::get()?, region: region.clone(), first, line })
+        Ok(Self { family: Family::get()?, region: region.clone(), first, line, what })
+    }
+
+    /// Closes it for good, for all: its memory, or that of what it is part of, is damaged. `why`: which words cannot be.
+    #[cold]
+    pub(super) fn damaged(&self, why: &'static str) -> io::Error {
+        if self.words().close() {
+            self.line.notify_all();
+        }
+        Damage::error(self.what, self.region.identity(), why)
+    }
+
+    /// That error, if it is closed for good.
+    pub(super) fn check(&self) -> io::Result<()> {
+        if self.words().is_damaged() { Err(self.damaged(IMPOSSIBLE)) } else { Ok(()) }
     }
 
     #[inline]
@@ -314,7 +366,7 @@ impl Mutex {
     #[inline]
     pub(super) fn try_take(&self) -> io::Result<Option<Taken>> {
         let me = self.family.me()?;
-        let taken = if self.words().take_free(me) { Some(Taken::Free) } else { self.try_take_slowly(me) };
+        let taken = if self.words().take_free(me) { Some(Taken::Free) } else { self.try_take_slowly(me)? };
         if taken.is_some() {
             self.stamp();
         }
@@ -322,10 +374,11 @@ impl Mutex {
     }
 
     #[cold]
-    fn try_take_slowly(&self, me: Member) -> Option<Taken> {
+    fn try_take_slowly(&self, me: Member) -> io::Result<Option<Taken>> {
         match self.words().take(me, None, self.is_listed(), clock::now_ns) {
-            Tried::Taken(taken) => Some(taken),
-            Tried::Refused { .. } => None,
+            Tried::Taken(taken) => Ok(Some(taken)),
+            Tried::Refused { .. } => Ok(None),
+            Tried::Damaged => Err(self.damaged(IMPOSSIBLE)),
         }
     }
 
@@ -339,7 +392,7 @@ impl Mutex {
             return Ok(taken);
         }
         let mut claim = Claim { mutex: self, me, since: None, is_heir: false };
-        until_in_turn(&self.line, None, |in_line| claim.attempt(in_line)).await
+        until_in_turn(&self.line, None, |in_line| claim.attempt(in_line)).await.and_then(|taken| taken)
     }
 
     /// [`Mutex::take`] that gives up after `timeout`, which a last try precedes.
@@ -356,7 +409,7 @@ impl Mutex {
         let mut claim = Claim { mutex: self, me, since: None, is_heir: false };
         match until_blocking_in_turn(&self.line, None, deadline, |in_line| claim.attempt(in_line))? {
             None => self.try_take(),
-            taken => Ok(taken),
+            Some(taken) => taken.map(Some),
         }
     }
 
@@ -381,6 +434,7 @@ impl Mutex {
         match self.words().hand_on(self.is_listed(), clock::now_ns) {
             Next::Nobody => {}
             Next::Longest => self.line.notify_one(),
+            Next::All => self.line.notify_all(),
             Next::Heir(heir) => self.line.notify_member(heir),
         }
     }
@@ -396,26 +450,27 @@ struct Claim<'a> {
 
 impl Claim<'_> {
     #[inline]
-    fn attempt(&mut self, in_line: bool) -> Option<Taken> {
+    fn attempt(&mut self, in_line: bool) -> Option<io::Result<Taken>> {
         // From the line the whole try is due, which says that who was woken has tried.
         let taken = if !in_line && self.mutex.words().take_free(self.me) {
-            Some(Taken::Free)
+            Some(Ok(Taken::Free))
         } else {
             self.attempt_slowly(in_line)
         };
-        if taken.is_some() {
+        if let Some(Ok(_)) = taken {
             self.mutex.stamp();
         }
         taken
     }
 
     #[cold]
-    fn attempt_slowly(&mut self, in_line: bool) -> Option<Taken> {
+    fn attempt_slowly(&mut self, in_line: bool) -> Option<io::Result<Taken>> {
         let now = clock::now_ns();
         let waited = now - *self.since.get_or_insert(now);
         let words = self.mutex.words();
         match words.take(self.me, in_line.then_some(waited), self.mutex.is_listed(), || now) {
-            Tried::Taken(taken) => Some(taken),
+            Tried::Taken(taken) => Some(Ok(taken)),
+            Tried::Damaged => Some(Err(self.mutex.damaged(IMPOSSIBLE))),
             Tried::Refused { is_heir } => {
                 self.is_heir |= is_heir;
                 None

@@ -22,7 +22,9 @@
 //! 1. A waiter is in its row before it releases the lock, and in the local line: who notifies later finds it.
 //! 2. given <= waiting, so a notice never waits for somebody to come.
 //! 3. A notice leaves its row only with a task that has returned from `wait` holding the lock, or after it was passed on.
-//! 4. Only its own process lowers a live row; only one healer at a time touches dead ones.
+//! 4. Every word is a claim: a row counts as many tasks as its process knows of (`Local`), or it is damaged, and the waits
+//!    of that process end with an error; of other rows only what cannot lead out of the table is believed.
+//! 5. Only its own process lowers a live row; only one healer at a time touches dead ones.
 //!
 //! # Death
 //! | killed | survivors see | repaired by |
@@ -101,7 +103,7 @@ impl<E: Fn(u16) -> Option<u32>, W: Fn(Member)> Room<'_, E, W> {
     }
 
     fn used(&self) -> std::ops::Range<u16> {
-        0..self.words[USED].load(Acquire) as u16
+        0..self.words[USED].load(Acquire).min(ROWS as u64) as u16
     }
 
     /// Whose row this is, if that process is alive.
@@ -150,7 +152,7 @@ impl<E: Fn(u16) -> Option<u32>, W: Fn(Member)> Room<'_, E, W> {
                 let row = self.row(slot).load(Acquire);
                 let waits = waiting(row) > given(row);
                 if waits && let Some(member) = self.owner(slot, row) {
-                    let order = self.words[ORDER + usize::from(slot)].load(Acquire);
+                    let order = self.words[ORDER + usize::from(slot) % ROWS].load(Acquire);
                     let this = (given(row) > 0, order, row, member);
                     if best.is_none_or(|best| (this.0, this.1) < (best.0, best.1)) {
                         best = Some(this);
@@ -206,7 +208,10 @@ impl<E: Fn(u16) -> Option<u32>, W: Fn(Member)> Room<'_, E, W> {
             (is_dirty(row) && self.owner(slot, row).is_none()).then_some(row)
         };
         // Once more after letting go, for somebody may have died meanwhile whom others left to us.
-        while self.used().any(|slot| is_dead(slot).is_some()) {
+        for _ in 0..ROWS {
+            if !self.used().any(|slot| is_dead(slot).is_some()) {
+                return;
+            }
             fence(SeqCst);
             let healer = self.words[HEALER].load(Acquire);
             let is_busy = healer == me.to_bits()
@@ -225,10 +230,9 @@ impl<E: Fn(u16) -> Option<u32>, W: Fn(Member)> Room<'_, E, W> {
                             self.give_all();
                             row & !NOTIFYING
                         }
-                        false => {
-                            self.give_one();
-                            row - ONE_GIVEN
-                        }
+                        false if self.give_one() => row - ONE_GIVEN,
+                        // Nobody waits: what it had is for nobody.
+                        false => row & !(COUNT << COUNT_BITS),
                     };
                     fault::point("heal.given");
                     let _ = self.row(slot).compare_exchange(row, less, SeqCst, Relaxed);
@@ -285,10 +289,18 @@ impl Local {
     }
 
     fn strike<E, W>(&mut self, room: &Room<'_, E, W>, me: Member, ticket: u64) {
-        if let Ok(at) = self.tickets.binary_search(&ticket) {
-            self.tickets.remove(at);
-        }
+        // They are in order, if nobody but us wrote to the word that they are of.
+        let found = self.tickets.binary_search(&ticket).ok();
+        let found = found.or_else(|| self.tickets.iter().position(|other| *other == ticket));
+        found.and_then(|at| self.tickets.remove(at));
         self.say_order(room, me);
+    }
+
+    /// Whether this process's row can be true: it counts those that we know of, and as many notices at most.
+    pub(super) fn is_sound<E: Fn(u16) -> Option<u32>, W: Fn(Member)>(&self, room: &Room<'_, E, W>, me: Member) -> bool {
+        let row = room.row(me.slot).load(Acquire);
+        let known = self.tickets.len() as u64 + self.taken;
+        row & EPOCH == fresh(me) && waiting(row) == known && (self.taken..=known).contains(&given(row))
     }
 
     /// Takes a notice for this waiter, if there is one.
@@ -310,7 +322,7 @@ impl Local {
     /// A waiter that took a notice has the lock again.
     pub(super) fn finish<E: Fn(u16) -> Option<u32>, W: Fn(Member)>(&mut self, room: &Room<'_, E, W>, me: Member) {
         self.taken -= 1;
-        room.change(me.slot, |row| Some(row - ONE_GIVEN - 1));
+        room.change(me.slot, one_less);
         fault::point("condition.finished");
     }
 
@@ -324,14 +336,20 @@ impl Local {
     ) {
         self.strike(room, me, ticket);
         let spare = |row: u64| (has_taken || given(row) == waiting(row)).then_some(row);
-        if !has_taken && room.change(me.slot, |row| spare(row).is_none().then(|| row - 1)).is_some() {
+        let leaves = |row: u64| (spare(row).is_none() && waiting(row) > 0).then(|| row - 1);
+        if !has_taken && room.change(me.slot, leaves).is_some() {
             return;
         }
         room.give_one();
         fault::point("condition.passed");
         self.taken -= u64::from(has_taken);
-        room.change(me.slot, |row| Some(row - ONE_GIVEN - 1));
+        room.change(me.slot, one_less);
     }
+}
+
+/// A row without one that waits and its notice, if it has both.
+fn one_less(row: u64) -> Option<u64> {
+    (waiting(row) > 0 && given(row) > 0).then(|| row - ONE_GIVEN - 1)
 }
 
 /// Who waits, as the rows say.

@@ -11,6 +11,7 @@
 //! | words of the buffer that is not it | the latch's holder | fence(Release), Relaxed | - |
 //! | VERSION v -> v + 1 | the latch's holder | Release | - |
 //! | latch me -> 0 | its holder | Release | - |
+//! | latch M -> 0 | a writer that has found the same M there for five seconds: stopped, or damage | AcqRel | - |
 //!
 //! # Invariants
 //! 1. Only the latch's holder writes, and only to the buffer that is not it: version v's is untouched until v + 1 is out.
@@ -18,6 +19,8 @@
 //!    to what it copied. (A seqlock, after Boehm's "Can seqlocks get along with programming language memory models?",
 //!    with two buffers, so that a writer that is stopped or killed holds no reader up.)
 //! 3. The two fences: who copies a word of a write sees the version that the write began with, which is another.
+//! 4. A writer that was passed over because it was stopped for so long in the middle of its copy, and goes on, may leave a
+//!    value of parts. The alternative was that a word of damage keeps all others waiting for ever.
 //!
 //! # Death
 //! | killed | survivors see | repaired by |
@@ -75,6 +78,17 @@ impl<'a> Register<'a> {
         }
     }
 
+    /// Who is replacing it, as the latch says.
+    pub(super) fn holder(self) -> u64 {
+        self.control[LATCH].load(Relaxed)
+    }
+
+    /// Frees the latch of who has had it for longer than any write takes.
+    #[cold]
+    pub(super) fn take_from(self, holder: u64) {
+        let _ = self.control[LATCH].compare_exchange(holder, 0, AcqRel, Relaxed);
+    }
+
     /// Replaces it by `from`; false if somebody else is at it.
     #[inline]
     pub(super) fn try_write(self, from: &[u8], me: Member, lives: &impl Lives) -> bool {
@@ -85,13 +99,13 @@ impl<'a> Register<'a> {
         fault::point("set.taken");
         let version = self.control[VERSION].load(Acquire);
         fence(Release);
-        for (chunk, word) in from.chunks(8).zip(self.buffer(version + 1)) {
+        for (chunk, word) in from.chunks(8).zip(self.buffer(version.wrapping_add(1))) {
             let mut bytes = [0; 8];
             bytes[..chunk.len()].copy_from_slice(chunk);
             word.store(u64::from_ne_bytes(bytes), Relaxed);
         }
         fault::point("set.written");
-        self.control[VERSION].store(version + 1, Release);
+        self.control[VERSION].store(version.wrapping_add(1), Release);
         fault::point("set.published");
         // Nobody asks for a wake: who finds it held tries again.
         let _ = latch.release();

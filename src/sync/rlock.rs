@@ -63,7 +63,7 @@ impl Core for RLockCore {
     }
 
     fn view(region: Arc<Region>) -> io::Result<Self> {
-        Ok(Self { mutex: Mutex::view(&region, FIRST)?, region, held: std::sync::Mutex::new(None) })
+        Ok(Self { mutex: Mutex::view(&region, FIRST, Self::NAME)?, region, held: std::sync::Mutex::new(None) })
     }
 }
 

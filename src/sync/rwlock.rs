@@ -5,7 +5,7 @@ use super::ledger::Taken;
 use super::object::{self, Core, FIRST};
 use super::patience::{Patience, Taker};
 use super::turns::{self, Own, Turns};
-use crate::error::{Error, ErrorKind, LockError, Result};
+use crate::error::{Damage, Error, ErrorKind, LockError, Result};
 use crate::os::timer;
 use crate::shm::atomic::AtomicU64;
 use crate::shm::family::{Family, Member};
@@ -93,13 +93,28 @@ impl Shares {
     #[inline]
     fn take_read(self: &Arc<Self>, since: u64) -> io::Result<Option<Got<RwLockReadGuard>>> {
         let taken = self.turns().take_read(self.family.me()?, since);
-        Ok(taken.map(|taken| self.reading(taken)))
+        self.sound(taken.map(|taken| self.reading(taken)))
     }
 
     #[inline]
     fn take_write(self: &Arc<Self>) -> io::Result<Option<Got<RwLockWriteGuard>>> {
         let taken = self.turns().take_write(self.family.me()?);
-        Ok(taken.map(|taken| self.writing(taken)))
+        self.sound(taken.map(|taken| self.writing(taken)))
+    }
+
+    /// Whoever got nothing finds out whether that is because of damage.
+    #[inline]
+    fn sound<G>(&self, got: Option<G>) -> io::Result<Option<G>> {
+        if got.is_none() && self.turns().is_damaged() { Err(self.damaged()) } else { Ok(got) }
+    }
+
+    #[cold]
+    fn damaged(&self) -> io::Error {
+        if self.turns().is_to_be_told() {
+            self.readers.notify_all();
+            self.writers.notify_all();
+        }
+        Damage::error(Self::NAME, self.region.identity(), "counts that cannot be, or as was found before")
     }
 
     fn read_attempt(self: &Arc<Self>) -> impl FnMut() -> Option<io::Result<Got<RwLockReadGuard>>> + '_ {
@@ -132,7 +147,7 @@ impl Shares {
     ) -> io::Result<Option<Got<RwLockWriteGuard>>> {
         let me = self.family.me()?;
         wanting.get_or_insert_with(|| Wanting::begin(self, me));
-        Ok(self.turns().take_write_or_wish(me).map(|taken| self.writing(taken)))
+        self.sound(self.turns().take_write_or_wish(me).map(|taken| self.writing(taken)))
     }
 
     #[track_caller]
@@ -205,9 +220,13 @@ impl Drop for RwLockReadGuard {
     #[inline]
     fn drop(&mut self) {
         let Share { lock, row } = &self.share;
-        if lock.turns().give_read(*row) {
-            lock.patience().give_way();
-            lock.writers.notify_one();
+        match lock.turns().give_read(*row) {
+            Some(false) => {}
+            Some(true) => {
+                lock.patience().give_way();
+                lock.writers.notify_one();
+            }
+            None => drop(lock.damaged()),
         }
     }
 }
@@ -219,6 +238,7 @@ impl Drop for RwLockWriteGuard {
         lock.turns().give_write(*row);
         lock.patience().give_way();
         lock.readers.notify_all();
+        // Whoever is woken finds out if it is damaged, and tells the others.
         lock.writers.notify_one();
     }
 }

@@ -29,7 +29,7 @@ use super::debug::Report;
 use super::ledger::{self, Ledger, MAX};
 use super::object::{self, Core, FIRST};
 use super::patience::{Patience, Taker};
-use crate::error::{Error, ErrorKind, LockError, Result};
+use crate::error::{Damage, Error, ErrorKind, LockError, Result};
 use crate::os::timer;
 use crate::shm::atomic::AtomicU64;
 use crate::shm::family::Family;
@@ -55,6 +55,8 @@ pub(super) struct Permits {
     region: Arc<Region>,
     line: Arc<Line>,
     family: &'static Family,
+    /// What `LIMIT` says, which never changes.
+    limit: Option<u32>,
     /// Which row of the ledger is ours.
     mine: AtomicUsize,
 }
@@ -81,7 +83,12 @@ impl Core for Permits {
 
     fn view(region: Arc<Region>) -> io::Result<Self> {
         let line = Line::new(region.clone(), LINE, None)?;
-        Ok(Self { region, line, family: Family::get()?, mine: AtomicUsize::new(usize::MAX) })
+        let limit = match region.words()[LIMIT].load(Acquire).checked_sub(1).map(u32::try_from) {
+            None => None,
+            Some(Ok(limit @ 0..=MAX)) => Some(limit),
+            Some(_) => return Err(Damage::error(Self::NAME, region.identity(), "an impossible limit")),
+        };
+        Ok(Self { region, line, family: Family::get()?, limit, mine: AtomicUsize::new(usize::MAX) })
     }
 }
 
@@ -110,13 +117,24 @@ impl Permits {
     }
 
     fn limit(&self) -> Option<u32> {
-        self.words()[LIMIT].load(Acquire).checked_sub(1).map(|limit| limit as u32)
+        self.limit
     }
 
     #[inline]
     fn take(self: &Arc<Self>) -> io::Result<Option<Permit>> {
-        let taken = self.ledger().take_one(self.family.me()?, &self.mine);
-        Ok(taken.map(|taken| Permit { permits: self.clone(), row: Some(taken.row) }))
+        match self.ledger().take_one(self.family.me()?, &self.mine) {
+            Some(taken) => Ok(Some(Permit { permits: self.clone(), row: Some(taken.row) })),
+            None if self.ledger().is_damaged() => Err(self.damaged()),
+            None => Ok(None),
+        }
+    }
+
+    #[cold]
+    fn damaged(&self) -> io::Error {
+        if self.ledger().is_to_be_told() {
+            self.line.notify_all();
+        }
+        Damage::error(Self::NAME, self.region.identity(), "counts that cannot be, or as was found before")
     }
 
     /// [`Self::take`] for who waits if there is none.
@@ -159,6 +177,9 @@ impl Permits {
     fn release(&self) -> Result<()> {
         self.family.me().map_err(|error| Error::io("cannot release a semaphore", error))?;
         if !self.ledger().add_one(self.limit().unwrap_or(MAX)) {
+            if self.ledger().is_damaged() {
+                return Err(Error::io("cannot release a semaphore", self.damaged()));
+            }
             return Err(Error::other(match self.limit() {
                 Some(limit) => format!("the bounded semaphore has all its {limit} permits: none is missing to release"),
                 None => format!("the semaphore has {MAX} permits and cannot count more"),
@@ -228,8 +249,10 @@ impl Drop for Permit {
     #[inline]
     fn drop(&mut self) {
         if let Some(row) = self.row {
-            self.permits.ledger().give_one(row);
-            self.permits.tell();
+            match self.permits.ledger().give_one(row) {
+                Some(_) => self.permits.tell(),
+                None => drop(self.permits.damaged()),
+            }
         }
     }
 }

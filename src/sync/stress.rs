@@ -228,6 +228,7 @@ impl Mutex<'_> {
             let waited = now - *since.get_or_insert(now);
             match words.take(me, in_line.then_some(waited), process.is_listed(), || now) {
                 Tried::Taken(_) => Some(()),
+                Tried::Damaged => panic!("nobody has damaged it"),
                 Tried::Refused { is_heir: named } => {
                     is_heir |= named;
                     None
@@ -247,6 +248,7 @@ impl Mutex<'_> {
         if words.release(process.me) | event.has_sleepers_after_rmw() {
             match words.hand_on(process.is_listed(), now) {
                 Next::Nobody => {}
+                Next::All => panic!("nobody has damaged it"),
                 Next::Longest => process.notify_one(event),
                 Next::Heir(heir) => event.notify_sleeper(heir.into(), |wake| process.world.ring(wake)),
             }
@@ -346,7 +348,7 @@ fn readers_and_writers(are_mortal: bool) {
             let taken = process.until(event, |_| ledger.take_one(process.me, &mine.0));
             let [first, second] = value.read();
             assert!(taken.is_poisoned || first == second, "a reader beside a writer, or after a dead one");
-            if ledger.give_one(taken.row) == ledger::MAX {
+            if ledger.give_one(taken.row) == Some(ledger::MAX) {
                 process.notify_all(event);
             }
         }

@@ -166,18 +166,29 @@ impl<'a, L: Lives> Turns<'a, L> {
         is_withdrawn
     }
 
-    /// True if it was the last share that was missing: a writer may take all.
+    /// True if it was the last share that was missing: a writer may take all. `None`: the ledger is damaged.
     #[must_use]
     #[inline]
-    pub(super) fn give_read(&self, row: usize) -> bool {
-        self.ledger().give_one(row) == MAX
+    pub(super) fn give_read(&self, row: usize) -> Option<bool> {
+        self.ledger().give_one(row).map(|free| free == MAX)
     }
 
     #[inline]
     pub(super) fn give_write(&self, row: usize) {
         self.words[PHASE].fetch_add(1, Release);
         fault::point("write.phase");
+        // Damaged or not, everybody is told.
         self.ledger().give_all(row);
+    }
+
+    /// Whether nothing can be taken or given any more.
+    pub(super) fn is_damaged(&self) -> bool {
+        self.ledger().is_damaged()
+    }
+
+    /// See [`Ledger::is_to_be_told`].
+    pub(super) fn is_to_be_told(&self) -> bool {
+        self.ledger().is_to_be_told()
     }
 
     /// Who writes, and who reads.

@@ -140,7 +140,7 @@ impl Doors {
         assert!(taken.is_poisoned || first == second, "half a write");
         if actor.role.does == Reads {
             fault::point("reading");
-            if self.turns(slot).give_read(taken.row) {
+            if self.turns(slot).give_read(taken.row).unwrap() {
                 self.bells.notify(slot, self.event(Writes), false);
             }
         } else {
@@ -234,7 +234,7 @@ fn doors(what: &str, preemptions: usize, stay: &[Role], play_at_once: &[Role]) {
             let turns = doors.turns(3);
             let reading = turns.take_read(member(3), turns.phase()).expect("nobody writes, or wants to");
             assert!(!reading.is_poisoned || died_writing, "nobody died");
-            assert!(turns.give_read(reading.row), "all other shares are back");
+            assert!(turns.give_read(reading.row).unwrap(), "all other shares are back");
             let writing = turns.take_write(member(3)).expect("nobody is there");
             assert_eq!(writing.is_poisoned, reading.is_poisoned);
             turns.give_write(writing.row);
@@ -292,7 +292,7 @@ fn models_writers_of_one_process_share_a_wish() {
         play(3, None, || {
             let turns = doors.turns(3);
             assert!(turns.take_read(member(3), turns.phase()).is_some(), "a wish of nobody");
-            assert!(!turns.give_read(reading.row), "two read");
+            assert!(!turns.give_read(reading.row).unwrap(), "two read");
         });
     });
 }

@@ -107,6 +107,10 @@ const REGISTER: usize = 2;
 const WORD: usize = 8;
 const MUTEX: usize = 16;
 const BUFFERS: usize = MUTEX + mutex::LEN;
+/// Nobody writes for so long: who is said to be is stopped, or that is damage.
+const LONG: Duration = Duration::from_secs(5);
+/// Bytes of a value: no stack has room for more.
+const MOST: usize = 1 << 40;
 /// A page, which a memfd takes up anyway.
 const WORDS: usize = 4096 / size_of::<u64>();
 
@@ -140,6 +144,10 @@ impl Core for ValueCore {
 
     fn view(region: Arc<Region>) -> io::Result<Self> {
         let size = region.words()[SIZE].load(Acquire) as usize;
+        // What its memory has no room for cannot be: whether it has room is seen below, where there is no overflow.
+        if size > MOST {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
         let family = Family::get()?;
         if !is_word(size) {
             family.me()?; // So that `set` does not fail for want of a place in the family.
@@ -148,7 +156,7 @@ impl Core for ValueCore {
             0 => None,
             len => Some(region.extent(PAGE, len)?),
         };
-        Ok(Self { mutex: Mutex::view(&region, MUTEX)?, region, family, size, map })
+        Ok(Self { mutex: Mutex::view(&region, MUTEX, Self::NAME)?, region, family, size, map })
     }
 }
 
@@ -199,14 +207,25 @@ impl ValueCore {
         // Only a process that was forked with this value in it has no place yet.
         let me = self.family.me().unwrap_or_else(|error| panic!("a value cannot be set: {error}"));
         let register = self.register();
-        let mut tries = 0_u32;
+        let (mut tries, mut stuck) = (0_u32, None);
         while !register.try_write(bytes, me, self.family) {
             tries += 1;
             if tries < 100 {
                 std::thread::yield_now();
-            } else {
-                // Who is at it does not run; it is not worth a CPU to wait for that.
-                std::thread::sleep(Duration::from_micros(100));
+                continue;
+            }
+            // Who is at it does not run; it is not worth a CPU to wait for that.
+            std::thread::sleep(Duration::from_micros(100));
+            let holder = register.holder();
+            match stuck {
+                Some((other, since)) if other == holder => {
+                    let since: Instant = since;
+                    if since.elapsed() >= LONG {
+                        register.take_from(holder);
+                        stuck = None;
+                    }
+                }
+                _ => stuck = Some((holder, Instant::now())),
             }
         }
     }

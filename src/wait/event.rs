@@ -19,7 +19,9 @@
 //! 1. Mark i changes only at the hand of the process that owns entry i, so it never hides a later sleeper.
 //! 2. A sleeper publishes its entry and its mark, and then looks again before it sleeps; a notifier publishes
 //!    its change, and then reads the marks. Sequential consistency between the two: one of them sees the other.
-//! 3. An entry is notified at most once. A notice that was taken is used by one success or passed on; one that is
+//! 3. Damage cannot do more than lose a wake, or make for one too many: marks beyond the entries are ignored, a walk ends
+//!    after so many steps, and a sleeper that finds its entry changed takes another before it sleeps again.
+//! 4. An entry is notified at most once. A notice that was taken is used by one success or passed on; one that is
 //!    found at leaving is always passed on, for it may have come after the change that made for the success.
 //!
 //! # Death
@@ -53,6 +55,10 @@ const FIRST: usize = 3;
 pub(crate) const LEN: usize = FIRST + ENTRIES;
 
 const CROWD: u64 = 1 << 63;
+/// Marks that there can be, the crowd's apart. Any other is damage, and stands for nobody.
+const MARKED: u64 = (1 << ENTRIES) - 1;
+/// Entries that one notifier looks at, those counted that change under its hands.
+const MOST_STEPS: usize = 16 * ENTRIES;
 const NOTIFIED: u64 = 1 << 63;
 const TICKET_MASK: u64 = (1 << 31) - 1;
 const MEMBER_MASK: u64 = (1 << 32) - 1;
@@ -184,6 +190,18 @@ impl<'a> Event<'a> {
         }
     }
 
+    /// Whether `place` is still this sleeper's; if not its entry was damaged. A mark that was lost is set again.
+    pub(crate) fn keep(&self, place: Place, me: Sleeper) -> bool {
+        let Place::Entry { index, ticket } = place else { return true };
+        let entry = self.entry(index).load(Acquire);
+        let is_mine = entry & !NOTIFIED == me.to_entry(ticket);
+        if is_mine && entry & NOTIFIED == 0 && self.words[MARKS].load(Acquire) & 1 << index == 0 {
+            self.words[MARKS].fetch_or(1 << index, SeqCst);
+            fence(SeqCst);
+        }
+        is_mine
+    }
+
     /// Leaves `place`; true if a notice had come, which the caller must pass on.
     #[must_use]
     pub(crate) fn leave(&self, place: Place) -> bool {
@@ -229,7 +247,7 @@ impl<'a> Event<'a> {
     pub(crate) fn notify_sleeper(&self, who: Sleeper, mut wake: impl FnMut(Wake)) {
         fence(SeqCst);
         self.notify_crowd(&mut wake);
-        let mut marks = self.words[MARKS].load(Acquire) & !CROWD;
+        let mut marks = self.words[MARKS].load(Acquire) & MARKED;
         while marks != 0 {
             let index = marks.trailing_zeros() as usize;
             marks &= marks - 1;
@@ -257,8 +275,14 @@ impl<'a> Event<'a> {
     fn notify(&self, me: Option<Sleeper>, all: bool, is_listed: impl Fn(Sleeper) -> bool, mut wake: impl FnMut(Wake)) {
         self.notify_crowd(&mut wake);
         // Who comes later has seen the change. So this ends, however often those who were woken come back.
-        let mut marks = self.words[MARKS].load(Acquire) & !CROWD;
-        while let Some((index, entry)) = self.oldest(marks) {
+        let seen = self.words[MARKS].load(Acquire);
+        if seen & !(MARKED | CROWD) != 0 {
+            // Else every notifier would come here for nothing.
+            self.words[MARKS].fetch_and(MARKED | CROWD, AcqRel);
+        }
+        let mut marks = seen & MARKED;
+        for _ in 0..MOST_STEPS {
+            let Some((index, entry)) = self.oldest(marks) else { return };
             let sleeper = Sleeper::from_bits(entry);
             if !is_listed(sleeper) {
                 // Without a name of our own we cannot take it over; marking it is enough to get past it.
@@ -286,8 +310,7 @@ impl<'a> Event<'a> {
         while marks != 0 {
             let index = marks.trailing_zeros() as usize;
             marks &= marks - 1;
-            let Some(word) = self.words.get(FIRST + index) else { break };
-            let entry = word.load(Acquire);
+            let entry = self.entry(index).load(Acquire);
             let sleeps = entry & MEMBER_MASK != 0 && entry & NOTIFIED == 0;
             if sleeps && oldest.is_none_or(|(_, best)| is_older(entry, best)) {
                 oldest = Some((index, entry));
@@ -400,6 +423,42 @@ mod tests {
         assert_eq!(places[ENTRIES..], [Place::Crowd, Place::Crowd]);
         assert_eq!(woken(event, false, &[]), [Wake::Bells(3 << ENTRIES), Wake::Sleeper(sleeper(0))]);
         assert_eq!(woken(event, true, &[]).len(), ENTRIES - 1);
+    }
+
+    #[test]
+    fn marks_of_no_entry_are_nobody_and_do_not_last() {
+        for bit in 61..63 {
+            let words = words();
+            let event = Event::new(&words);
+            event.join(sleeper(1), 0, None, |_| true);
+            words[MARKS].fetch_or(1 << bit, Release);
+            event.notify_sleeper(sleeper(9), |wake| panic!("{wake:?}"));
+            assert_eq!(woken(event, false, &[]), [Wake::Sleeper(sleeper(1))]);
+            assert_eq!(words[MARKS].load(Acquire), 1);
+            words[MARKS].fetch_or(1 << bit, Release);
+            assert_eq!(woken(event, true, &[]), []);
+        }
+    }
+
+    #[test]
+    fn a_sleeper_whose_entry_or_mark_was_changed_finds_out_before_it_sleeps_again() {
+        let words = words();
+        let event = Event::new(&words);
+        let place = event.join(sleeper(1), 0, None, |_| true);
+        words[MARKS].store(0, Release);
+        assert!(event.keep(place, sleeper(1)));
+        assert_eq!(words[MARKS].load(Acquire), 1);
+        words[FIRST].store(0, Release);
+        assert!(!event.keep(place, sleeper(1)));
+    }
+
+    #[test]
+    fn entries_of_noise_do_not_keep_a_notifier() {
+        let words = words();
+        words.iter().for_each(|word| word.store(0x7fff_ffff_ffff_ffff, Release));
+        let event = Event::new(&words);
+        assert!(woken(event, true, &[]).len() <= ENTRIES + 1);
+        assert_eq!(woken(event, true, &[0xfff]), []);
     }
 
     #[test]

@@ -193,10 +193,10 @@ impl Line {
     /// Has the next notice call an alarm's reaction; the caller must look once more afterwards. It holds no lock that
     /// the reaction takes. Cheap if it is armed already.
     pub(crate) fn arm(self: &Arc<Self>) -> io::Result<()> {
-        if lock(&self.local).place.is_some() {
+        let me = self.family.me()?;
+        if lock(&self.local).place.is_some_and(|place| self.event().keep(place, me.into())) {
             return Ok(());
         }
-        let me = self.family.me()?;
         // Outside a runtime the bell is answered by those runtimes that have listened before.
         let heard = self.listen();
         self.take_place(&mut lock(&self.local), me);
@@ -214,9 +214,10 @@ impl Line {
 
     /// Enters the shared list, unless this process is there, and sees to it that the bell is answered.
     fn take_place(self: &Arc<Self>, local: &mut Local, me: Member) {
-        if local.place.is_some() {
+        if local.place.is_some_and(|place| self.event().keep(place, me.into())) {
             return;
         }
+        self.family.hold_slot();
         if !local.is_listed {
             bell::list(self, self.hint);
             local.is_listed = true;
