@@ -14,6 +14,27 @@ impl SingleThreaded {
         let task = std::fs::metadata("/proc/self/task").ok()?;
         (std::os::unix::fs::MetadataExt::nlink(&task) == 3).then_some(Self(()))
     }
+
+    /// The same where a thread has been joined, which the kernel may still be taking down.
+    pub(crate) fn check_soon() -> Option<Self> {
+        const SOON: std::time::Duration = std::time::Duration::from_millis(20);
+        let begun = std::time::Instant::now();
+        loop {
+            match Self::check() {
+                None if begun.elapsed() < SOON => std::thread::yield_now(),
+                checked => return checked,
+            }
+        }
+    }
+}
+
+/// How much stack the first thread of a process may use here.
+pub(crate) fn main_stack() -> usize {
+    const USUAL: u64 = 8 << 20;
+    const MOST: u64 = 1 << 30;
+    // Unlimited for the first thread; another one needs a number.
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Stack).current;
+    limit.map_or(USUAL, |limit| limit.clamp(USUAL / 4, MOST)) as usize
 }
 
 /// Which side of a fork this is.

@@ -10,7 +10,7 @@ use super::protocol::{self, Answer, Ready, Role};
 use super::{child, door, info, names, server};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::spawn::{self, SingleThreaded};
-use crate::os::{image, signal};
+use crate::os::{image, rights, signal};
 use crate::shm::family::Family;
 use rustix::fs::{Mode, OFlags};
 use std::io;
@@ -173,6 +173,12 @@ pub fn use_program(path: impl Into<PathBuf>) {
     *PROGRAM.lock().unwrap_or_else(PoisonError::into_inner) = Some(path.into());
 }
 
+/// What a program does that is after the rights of another one.
+#[doc(hidden)]
+pub fn let_an_exec_give_rights() {
+    rights::let_an_exec_give_some();
+}
+
 static PROGRAM: Mutex<Option<PathBuf>> = Mutex::new(None);
 
 /// What fork server and exec'd children are started from.
@@ -247,7 +253,7 @@ fn take_role(socket: OwnedFd) -> ! {
     let (role, parcel, image) = match door::hear_role(&socket) {
         Ok(Some(heard)) => heard,
         Ok(None) => spawn::exit_now(1), // Who started us is gone.
-        Err(refusal) => refusal.end(),
+        Err(refusal) => refusal.tell(socket.as_fd()).end(),
     };
     door::note_arguments();
     entry::note_panics();

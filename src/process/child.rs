@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::StartMethod;
-use super::entry::{Call, Executor, Outcome};
+use super::entry::{self, Call, Executor, Outcome};
 use super::info::{self, ProcessInfo};
 use super::protocol::{self, Descriptors, Order, Report, Variables};
 use crate::error::{Error, ErrorKind, Result};
@@ -156,8 +156,30 @@ fn tell_birth(report: &OwnedFd) -> io::Result<()> {
     }
 }
 
-/// `tie` is what kills this process when its starter ends, if the order does not bring it.
+/// The life of a child that has its order, on a thread of its own where `main` has entered a runtime.
 fn live(order: Order, arguments: Vec<u8>, fds: Descriptors, tie: Option<OwnedFd>, ready: Result<()>, exit: Exit) -> ! {
+    if !entry::is_inside_runtime() {
+        live_here(order, arguments, fds, tie, ready, exit);
+    }
+    let report = fds.report.try_clone();
+    let life = move || -> std::convert::Infallible { live_here(order, arguments, fds, tie, ready, exit) };
+    let Err(error) = entry::outside_runtime(life);
+    if let Ok(report) = report {
+        let why = "cannot start the thread that a function needs where `init` is called inside a runtime";
+        finish(&report, &Outcome::error(protocol::spawn_error(why, error)), exit);
+    }
+    spawn::exit_now(1)
+}
+
+/// `tie` is what kills this process when its starter ends, if the order does not bring it.
+fn live_here(
+    order: Order,
+    arguments: Vec<u8>,
+    fds: Descriptors,
+    tie: Option<OwnedFd>,
+    ready: Result<()>,
+    exit: Exit,
+) -> ! {
     let Descriptors { report, lifeline, streams, directory, own_directory, arguments: memory, attachments } = fds;
     let ready = ready.and_then(|()| {
         replace_streams(streams)?;

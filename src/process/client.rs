@@ -419,9 +419,9 @@ fn try_start_server(credentials: &Credentials) -> Result<Connection> {
 /// Once, whether or not the program collects what is traced.
 fn warn_of_exec() {
     static SAID: Once = Once::new();
-    const WHY: &str = "the fork server has threads, from before `init` or from a preload, so it cannot fork safely: \
-                       every child is exec'd instead, at some ten times the cost; call `multiprocess::run` or `init` \
-                       first in main";
+    const WHY: &str = "the fork server has threads, from before `init` (as with `#[tokio::main]`) or from a preload, so it \
+                       cannot fork safely: every child is exec'd instead, at some ten times the cost; begin with \
+                       `fn main() { multiprocess::run(async { .. }) }`, or call `init` first in main";
     tracing::warn!("{WHY}");
     SAID.call_once(|| spawn::say(WHY));
 }

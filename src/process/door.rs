@@ -46,6 +46,10 @@ pub(super) enum Refusal {
     GivenRights = 90,
 }
 
+const FORKS: &str = "it is a fork of the process that was started: `main` forks or daemonizes before it calls \
+                     `multiprocess::run` or `init`; call `init` first, and daemonize after it, before the first process is \
+                     started";
+
 impl Refusal {
     const ALL: [Self; 5] = [Self::Closed, Self::Replaced, Self::Forked, Self::Stranger, Self::GivenRights];
 
@@ -59,17 +63,21 @@ impl Refusal {
                 "the descriptor that its role comes over is something else by now: `main` closes or replaces descriptors \
                  that it has not opened before it calls `multiprocess::run` or `init`; call that first"
             }
-            Self::Forked => {
-                "it is a fork of the process that was started: `main` forks or daemonizes before it calls \
-                 `multiprocess::run` or `init`; call that first in started processes too, or daemonize by `setsid` or a \
-                 service manager"
-            }
+            Self::Forked => FORKS,
             Self::Stranger => "its role does not come from its parent, or comes from another user",
             Self::GivenRights => {
                 "its program's file gave it rights (set-user-ID, set-group-ID or file capabilities), and whoever started \
                  it may not have them"
             }
         }
+    }
+
+    /// Tells the starter, if it still waits for an answer.
+    pub(super) fn tell(self, starter: BorrowedFd<'_>) -> Self {
+        let error =
+            Error::new(ErrorKind::Spawn, format!("a process that was started cannot take its role: {}", self.why()));
+        let _ = protocol::send(starter, &Answer::<Ready>::Err(error), &[], &[]);
+        self
     }
 
     /// Ends this process, saying why.
@@ -205,7 +213,8 @@ fn hear(socket: &OwnedFd, process: &exec::Process, what: &str) -> Result<Ready> 
             }
             // It may have answered last.
             if !socket::is_readable_within(socket.as_fd(), Duration::ZERO) {
-                return Err(ended(process, what));
+                let why = format!("{what} ended before it was ready, and its role went to another process: {FORKS}");
+                return Err(Error::new(ErrorKind::Spawn, why).with_exit_status(process.wait(None)));
             }
         }
         return match protocol::recv::<Answer<Ready>>(socket.as_fd()) {

@@ -7,6 +7,7 @@
 use super::function::Function;
 use crate::error::{Error, ErrorKind, PanicInfo, Result};
 use crate::os::image::{self, Enter};
+use crate::os::spawn;
 use crate::wire::{self, Attachment, Message, Parcel};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -37,6 +38,24 @@ impl Executor {
             }
         }
     }
+}
+
+/// Runs `work` where no runtime is entered, as a process's function is to find it. Where one is, because `init` was called
+/// inside `#[tokio::main]`, that is a thread of its own; an error means that it could not be had.
+pub(super) fn outside_runtime<R: Send>(work: impl FnOnce() -> R + Send) -> std::io::Result<R> {
+    if !is_inside_runtime() {
+        return Ok(work());
+    }
+    std::thread::scope(|scope| {
+        // Called as the thread is that it stands for, and with as much stack.
+        let builder = std::thread::Builder::new().name("main".into()).stack_size(spawn::main_stack());
+        let thread = builder.spawn_scoped(scope, work)?;
+        Ok(thread.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload)))
+    })
+}
+
+pub(super) fn is_inside_runtime() -> bool {
+    tokio::runtime::Handle::try_current().is_ok()
 }
 
 /// A function as it travels.

@@ -37,7 +37,7 @@ pub use stdio::Stdio;
 
 #[doc(hidden)]
 pub mod private {
-    pub use super::boot::{start_of_test, use_program};
+    pub use super::boot::{let_an_exec_give_rights, start_of_test, use_program};
     pub use super::entry::Executor;
     pub use super::function::{
         AFunctionPointerDoesNotSayWhichFunctionItIs, Arguments, Async,

@@ -27,7 +27,7 @@
 #![forbid(unsafe_code)]
 
 use super::boot::{self, Origin};
-use super::entry::{Call, Executor, Outcome};
+use super::entry::{self, Call, Executor, Outcome};
 use super::protocol::{self, Answer, Base, Born, Descriptors, Order, Ready, Reply, Report, Request, Role, Variables};
 use super::{StartMethod, child, door};
 use crate::error::{Error, ErrorKind, Result};
@@ -158,11 +158,11 @@ impl Server {
         let tie = signal::reopen(lifeline.as_fd()).and_then(signal::die_with).map_err(failed)?.ok_or_else(gone)?;
         PRELOADS.store(true, Relaxed);
         if !preload.is_empty() {
-            run_preloads(preload)?;
+            entry::outside_runtime(|| run_preloads(preload)).map_err(failed)??;
         }
         PRELOADS.store(false, Relaxed);
         // Only a preload could have started a thread since.
-        let single = if preload.is_empty() { single } else { single.and(SingleThreaded::check()) };
+        let single = if preload.is_empty() { single } else { single.and_then(|_| SingleThreaded::check_soon()) };
         let _ = std::io::stdout(); // Made here once rather than in every child.
         child::rehearse(Some(socket::packet_pair().map_err(failed)?))?;
         let nowhere = exec::nowhere_to_write().map_err(failed)?;
