@@ -95,7 +95,7 @@ impl State {
             return self.at(due.max(now + AGAIN), Event::Overrun(place), after);
         }
         let running = &mut worker.running[at];
-        let claim = take_back(&worker.lane, &worker.outbox, place.number);
+        let claim = take_back(&worker.lane, &worker.outbox, place.number, running.done);
         let (from, end) = (claim.end.max(running.done), std::mem::replace(&mut running.end, claim.end));
         let has_begun = claim.started > running.done;
         worker.given -= (end - from) as usize;
