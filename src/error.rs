@@ -61,6 +61,8 @@ pub enum ErrorKind {
     Corrupt,
     /// Neither `run`, `init` nor `test_support!` was called.
     NotInitialized,
+    /// This process was forked (`fork`, a daemonize) from one that had used the crate: daemonize before the first use.
+    Forked,
     /// Anything else, and what user code makes with [`Error::other`].
     Other,
 }
@@ -159,7 +161,11 @@ impl Error {
     }
 
     pub(crate) fn with_source(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        self.0.source = Some(source.into());
+        let source = source.into();
+        if is_of_forked_process(&*source) {
+            self.0.kind = ErrorKind::Forked;
+        }
+        self.0.source = Some(source);
         self
     }
 
@@ -315,6 +321,27 @@ impl fmt::Display for Damage {
 }
 
 impl std::error::Error for Damage {}
+
+/// Why a process that was forked from one that uses the crate cannot use it.
+#[derive(Debug)]
+pub(crate) struct ForkedProcess;
+
+impl fmt::Display for ForkedProcess {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(
+            "this process was forked from one that had used multiprocess before, and cannot use it: daemonize before the \
+             first use (after `multiprocess::init`), or exec",
+        )
+    }
+}
+
+impl std::error::Error for ForkedProcess {}
+
+fn is_of_forked_process(error: &(dyn std::error::Error + Send + Sync + 'static)) -> bool {
+    let inner = |error: &std::io::Error| error.get_ref().is_some_and(|inner| inner.is::<ForkedProcess>());
+    error.downcast_ref::<std::io::Error>().is_some_and(inner)
+        || error.downcast_ref::<Error>().is_some_and(|error| error.kind() == ErrorKind::Forked)
+}
 
 /// An error's source chain as it looks after a journey: text.
 #[derive(Debug)]

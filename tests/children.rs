@@ -8,6 +8,7 @@ mod alone;
 use alone::Scenario;
 use multiprocess::{self as mp, ErrorKind, Process, StartMethod};
 use rustix::process::Signal;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
@@ -28,6 +29,11 @@ const SCENARIOS: &[Scenario] = scenarios! {
     a_preload_that_leaves_a_thread_which_waits_for_any_child_hangs_nobody
     what_a_preload_does_with_sigchld_is_so_in_children_alone
     a_server_that_cannot_poll_loses_nobody_and_goes_on
+    each_use_in_a_forked_process_is_an_error_whatever_other_threads_are_at
+    what_a_forked_process_drops_its_parent_keeps
+    children_end_with_their_parent_though_a_forked_process_goes_on
+    forking_after_init_and_before_the_first_use_works_in_both
+    a_forked_process_of_a_child_is_told_as_well_and_its_parent_goes_on
 };
 
 fn main() -> ExitCode {
@@ -293,5 +299,318 @@ fn a_server_that_cannot_poll_loses_nobody_and_goes_on() {
         assert_eq!(within(killed.wait()).await.unwrap().signal(), Some(9));
         tell.send(()).await.unwrap();
         within(holder).await.unwrap();
+    });
+}
+
+/// Runs `f` in a process that is forked from this one the plain way, and has it say what it found. The fork must end in
+/// time, whatever locks other threads had.
+fn in_fork(f: impl FnOnce() -> String) -> String {
+    let (mut read, mut write) = std::io::pipe().unwrap();
+    // SAFETY: the C library makes its own locks good in the child; that ours are not in the way is what is tested.
+    match unsafe { libc::fork() } {
+        -1 => panic!("{}", std::io::Error::last_os_error()),
+        0 => {
+            drop(read);
+            let said = std::panic::catch_unwind(std::panic::AssertUnwindSafe(f));
+            let said = said.unwrap_or_else(|panic| match panic.downcast_ref::<String>() {
+                Some(text) => format!("panicked: {text}"),
+                None => "panicked".to_string(),
+            });
+            let _ = write.write_all(said.as_bytes());
+            // SAFETY: it does not return.
+            unsafe { libc::_exit(0) }
+        }
+        pid => {
+            drop(write);
+            use std::os::fd::AsFd;
+            let deadline = Instant::now() + Duration::from_secs(20);
+            let mut said = String::new();
+            let mut fds = [nix::poll::PollFd::new(read.as_fd(), nix::poll::PollFlags::POLLIN)];
+            let came = nix::poll::poll(&mut fds, 20_000u16).unwrap();
+            if came == 0 || Instant::now() > deadline {
+                kill(pid as u32, Signal::KILL);
+                panic!("the forked process hangs");
+            }
+            read.read_to_string(&mut said).unwrap();
+            // SAFETY: no status is asked for.
+            unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };
+            said
+        }
+    }
+}
+
+/// Everything that a program may have of this crate when it forks.
+struct All {
+    pool: mp::Pool,
+    manager: mp::Manager,
+    list: mp::ListProxy<u64>,
+    queue: mp::Queue<u64>,
+    lock: mp::Lock,
+    rwlock: mp::RwLock,
+    event: mp::Event,
+    semaphore: mp::Semaphore,
+    condition: mp::Condition,
+    barrier: mp::Barrier,
+    value: mp::Value<[u64; 4]>,
+    array: mp::Array<u64>,
+    sender: mp::Sender<u64>,
+    receiver: mp::Receiver<u64>,
+    child: Process<u64>,
+}
+
+impl All {
+    async fn used() -> Self {
+        let child = Process::spawn(
+            async || {
+                hang().await;
+                1
+            },
+            (),
+        );
+        let (sender, receiver) = mp::simplex().unwrap();
+        let manager = mp::Manager::start().await.unwrap();
+        let list = manager.list().await.unwrap();
+        let all = Self {
+            pool: mp::Pool::new(2).unwrap(),
+            manager,
+            list,
+            queue: mp::Queue::unbounded().unwrap(),
+            lock: mp::Lock::new().unwrap(),
+            rwlock: mp::RwLock::new().unwrap(),
+            event: mp::Event::new().unwrap(),
+            semaphore: mp::Semaphore::new(2).unwrap(),
+            condition: mp::Condition::new().unwrap(),
+            barrier: mp::Barrier::new(1).unwrap(),
+            value: mp::Value::new([1; 4]).unwrap(),
+            array: mp::Array::from_slice(&[1, 2, 3]).unwrap(),
+            sender,
+            receiver,
+            child: child.unwrap(),
+        };
+        assert_eq!(all.pool.apply(add, (1, 2)).await.unwrap(), 3);
+        all
+    }
+
+    /// The kinds of the errors of one use each.
+    async fn use_each(&mut self) -> Vec<(&'static str, ErrorKind)> {
+        fn kind<T>(result: Result<T, impl Into<mp::Error>>) -> ErrorKind {
+            result.map_or_else(|error| error.into().kind(), |_| ErrorKind::Other)
+        }
+        let second = Duration::from_secs(1);
+        vec![
+            ("spawn", kind(Process::spawn(add, (1, 2)))),
+            ("join", kind(self.child.join().await)),
+            ("wait", kind(self.child.wait().await)),
+            ("kill", kind(self.child.kill())),
+            ("pool", kind(self.pool.apply(add, (1, 2)).await)),
+            ("map", kind(self.pool.map(|n: u64| n, [1, 2, 3]).await)),
+            ("new pool", kind(mp::Pool::new(1))),
+            ("pool's join", kind(self.pool.join().await)),
+            ("put", kind(self.queue.put(1).await)),
+            ("try_put", kind(self.queue.try_put(1))),
+            ("get", kind(self.queue.get().await)),
+            ("get_timeout", kind(self.queue.get_timeout(second).await)),
+            ("try_get", kind(self.queue.try_get())),
+            ("new queue", kind(mp::Queue::<u64>::unbounded())),
+            ("lock", kind(self.lock.acquire().await)),
+            ("try_lock", kind(self.lock.try_acquire())),
+            ("read", kind(self.rwlock.read().await)),
+            ("write", kind(self.rwlock.write().await)),
+            ("event", kind(self.event.wait().await)),
+            ("semaphore", kind(self.semaphore.acquire().await)),
+            ("release", kind(self.semaphore.release())),
+            ("condition", kind(self.condition.lock().await)),
+            ("barrier", kind(self.barrier.wait().await)),
+            ("value", kind(self.value.lock().await)),
+            ("array", kind(self.array.lock().await)),
+            ("send", kind(self.sender.send(1).await)),
+            ("receive", kind(self.receiver.recv().await)),
+            ("manager", kind(self.list.push(1).await)),
+            ("new object", kind(self.manager.list::<u64>().await)),
+            ("new manager", kind(mp::Manager::start().await)),
+            ("shared memory", kind(mp::SharedMemory::create(&format!("forked-{}", std::process::id()), 10))),
+        ]
+    }
+
+    async fn assert_well(&mut self) {
+        within(async {
+            assert_eq!(self.pool.map(|n: u64| 2 * n, [1, 2, 3]).await.unwrap(), [2, 4, 6]);
+            self.queue.put(5).await.unwrap();
+            assert_eq!(self.queue.get().await.unwrap(), 5);
+            self.sender.send(6).await.unwrap();
+            assert_eq!(self.receiver.recv().await.unwrap(), 6);
+            assert_eq!(self.lock.acquire().await.map(drop).map_err(|error| error.kind()), Ok(()));
+            assert_eq!(self.rwlock.write().await.map(drop).map_err(|error| error.kind()), Ok(()));
+            let both = [self.semaphore.try_acquire(), self.semaphore.try_acquire()].map(|permit| permit.is_ok());
+            assert_eq!(both, [true, true]);
+            assert!(self.semaphore.try_acquire().is_ok());
+            self.barrier.wait().await.unwrap();
+            assert_eq!(self.value.lock().await.map(|value| *value).map_err(|error| error.kind()), Ok([1; 4]));
+            let before = self.list.len().await.unwrap();
+            self.list.push(7).await.unwrap();
+            assert_eq!(self.list.len().await.unwrap(), before + 1);
+            assert_eq!(Process::spawn(add, (1, 2)).unwrap().await.unwrap(), 3);
+            assert!(self.child.is_alive());
+        })
+        .await;
+    }
+}
+
+fn each_use_in_a_forked_process_is_an_error_whatever_other_threads_are_at() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(3).enable_all().build().unwrap();
+    let mut all = runtime.block_on(within(All::used()));
+    // Others hold the locks of this process again and again while it forks.
+    let (pool, queue, list) = (all.pool.clone(), mp::Queue::unbounded().unwrap(), all.list.clone());
+    runtime.spawn(async move {
+        loop {
+            pool.apply(add, (1, 2)).await.unwrap();
+        }
+    });
+    runtime.spawn(async move {
+        loop {
+            queue.put(1).await.unwrap();
+            let got: u64 = queue.get().await.unwrap();
+            list.len().await.unwrap();
+            assert_eq!(got, 1);
+        }
+    });
+    runtime.spawn(async move {
+        loop {
+            assert_eq!(Process::spawn(add, (1, 2)).unwrap().await.unwrap(), 3);
+        }
+    });
+    for _ in 0..8 {
+        std::thread::sleep(Duration::from_millis(5)); // So that the others are at it.
+        let found = in_fork(|| {
+            assert!(mp::active_children().is_empty());
+            let found = block_on(all.use_each());
+            format!("{:?}", found.into_iter().filter(|(_, kind)| *kind != ErrorKind::Forked).collect::<Vec<_>>())
+        });
+        assert_eq!(found, "[]");
+    }
+    let said = in_fork(|| Process::spawn(add, (1, 2)).unwrap_err().to_string());
+    assert!(said.contains("daemonize before the first use"), "{said}");
+    runtime.block_on(all.assert_well());
+    all.child.kill().unwrap();
+    assert_eq!(runtime.block_on(within(all.child.wait())).unwrap().signal(), Some(9));
+    runtime.shutdown_background();
+}
+
+fn what_a_forked_process_drops_its_parent_keeps() {
+    block_on(async {
+        let mut all = within(All::used()).await;
+        let name = format!("kept-{}", std::process::id());
+        let memory = mp::SharedMemory::create(&name, 10).unwrap();
+        let mut waited = Process::spawn(hang, ()).unwrap();
+        let waiting = all.queue.clone();
+        let (mut get, mut join) = (Box::pin(waiting.get()), Box::pin(waited.wait()));
+        // Both sleep: the runtime's epoll watches for them.
+        let asleep =
+            tokio::time::timeout(Duration::from_millis(300), async { tokio::join!(&mut get, &mut join) }).await;
+        assert!(asleep.is_err());
+        let guard = all.lock.acquire().await.unwrap();
+        let reads = all.rwlock.read().await.unwrap();
+        let permit = all.semaphore.acquire().await.unwrap();
+        let mut value = all.value.lock().await.unwrap();
+        value[0] = 9;
+        let said = in_fork(|| {
+            // SAFETY: each is read once here, in another process, and the originals are not touched in it.
+            unsafe {
+                drop((std::ptr::read(&get), std::ptr::read(&join)));
+                drop((std::ptr::read(&guard), std::ptr::read(&reads), std::ptr::read(&permit)));
+                drop((std::ptr::read(&value), std::ptr::read(&memory), std::ptr::read(&all)));
+            }
+            "dropped".to_string()
+        });
+        assert_eq!(said, "dropped");
+        let lock = all.lock.clone();
+        let others =
+            async |lock: mp::Lock, rwlock: mp::RwLock, semaphore: mp::Semaphore, value: mp::Value<[u64; 4]>| {
+                let one = semaphore.try_acquire().is_ok();
+                let two =
+                    [semaphore.try_acquire(), semaphore.try_acquire()].iter().filter(|permit| permit.is_ok()).count();
+                (lock.try_acquire().is_ok(), rwlock.try_write().is_ok(), one, two, value.get())
+            };
+        let arguments = (lock, all.rwlock.clone(), all.semaphore.clone(), all.value.clone());
+        let seen = within(Process::spawn(others, arguments).unwrap()).await.unwrap();
+        assert_eq!(seen, (false, false, true, 1, [1; 4]), "all is held, and nothing is put back");
+        assert!(std::path::Path::new("/dev/shm").join(&name).exists());
+        drop(value);
+        drop((guard, reads, permit, memory));
+        all.value.set([1; 4]);
+        all.queue.put(8).await.unwrap();
+        assert_eq!(within(get).await.unwrap(), 8);
+        drop(join);
+        waited.kill().unwrap();
+        assert_eq!(within(waited.wait()).await.unwrap().signal(), Some(9));
+        all.assert_well().await;
+    });
+}
+
+fn children_end_with_their_parent_though_a_forked_process_goes_on() {
+    if std::env::var_os("INNER").is_some() {
+        block_on(async {
+            let child = Process::spawn(hang, ()).unwrap();
+            let server = server();
+            let memory = mp::SharedMemory::create(&format!("gone-{}", std::process::id()), 10).unwrap();
+            // SAFETY: the child only sleeps.
+            let fork = unsafe { libc::fork() };
+            if fork == 0 {
+                std::thread::sleep(Duration::from_secs(90)); // Until it is killed.
+                // SAFETY: it does not return.
+                unsafe { libc::_exit(0) }
+            }
+            println!("{server} {} {fork}", child.pid());
+            std::mem::forget(memory);
+            hang().await
+        });
+    }
+    let mut root = Command::new(std::env::current_exe().unwrap());
+    let mut root = root.env("INNER", "1").stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(root.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let pids: Vec<u32> = line.split_whitespace().map(|pid| pid.parse().unwrap()).collect();
+    let runs = |pid: u32| processes().iter().any(|(other, _, state)| *other == pid && *state != 'Z');
+    assert!(pids.iter().all(|pid| runs(*pid)), "{line}");
+    root.kill().unwrap();
+    root.wait().unwrap();
+    until("the server and the child have ended", || !runs(pids[0]) && !runs(pids[1]));
+    let name = format!("/dev/shm/gone-{}", root.id());
+    until("the name is gone", || !std::path::Path::new(&name).exists());
+    let goes_on = runs(pids[2]);
+    kill(pids[2], Signal::KILL);
+    assert!(goes_on, "the forked process is nobody's child here");
+}
+
+fn forking_after_init_and_before_the_first_use_works_in_both() {
+    let use_it = || {
+        block_on(within(async {
+            let mut all = All::used().await;
+            all.assert_well().await;
+        }));
+        "used".to_string()
+    };
+    assert_eq!(in_fork(use_it), "used");
+    // As a daemon does: twice, in a session of its own.
+    let daemon = in_fork(|| {
+        rustix::process::setsid().unwrap();
+        in_fork(use_it)
+    });
+    assert_eq!(daemon, "used");
+    assert_eq!(use_it(), "used");
+}
+
+fn a_forked_process_of_a_child_is_told_as_well_and_its_parent_goes_on() {
+    async fn forks(queue: mp::Queue<u64>) -> (String, u64) {
+        let said = in_fork(|| format!("{:?}", queue.try_get().unwrap_err().kind()));
+        (said, within(queue.get()).await.unwrap())
+    }
+    block_on(async {
+        for method in [StartMethod::ForkServer, StartMethod::Spawn] {
+            let queue = mp::Queue::unbounded().unwrap();
+            let child = Process::builder().start_method(method).spawn(forks, (queue.clone(),)).unwrap();
+            queue.put(3).await.unwrap();
+            assert_eq!(within(child).await.unwrap(), ("Forked".to_string(), 3));
+        }
     });
 }

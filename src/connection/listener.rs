@@ -15,7 +15,7 @@ use super::stream::{ByteConnection, Raw};
 use super::{MAX_MESSAGE, PATIENCE};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::listen::{self, Made};
-use crate::os::{reactor, timer};
+use crate::os::{fork, reactor, timer};
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::{Future, IntoFuture, poll_fn};
@@ -466,7 +466,9 @@ impl Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        if let Self::Path(_, path, made) = self {
+        if let Self::Path(_, path, made) = self
+            && !fork::is_forked()
+        {
             listen::remove(path, *made);
         }
     }

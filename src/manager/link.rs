@@ -17,6 +17,7 @@ use super::server::{self, Id, Server};
 use super::slots::{Brings, Pending};
 use crate::connection::ByteConnection;
 use crate::error::{Error, ErrorKind, Result};
+use crate::os::fork;
 use crate::os::refuse;
 use crate::wire::{Attachment, Sealed, attach};
 use serde::de::Error as _;
@@ -117,6 +118,7 @@ impl Link {
     }
 
     pub(super) fn wire(&self) -> Result<&Arc<Wire>> {
+        check_forked()?;
         let End::Client { door, wire, connecting } = &self.end else { return Err(protocol::torn()) };
         if let Some(wire) = wire.get() {
             return Ok(wire);
@@ -133,6 +135,7 @@ impl Link {
 
     /// Sends a request whose number is at `at`, and reads its answer.
     pub(super) async fn ask(self: &Arc<Self>, request: Writer, at: usize, brings: Brings) -> Result<Reader> {
+        check_forked()?;
         let answer = match &self.end {
             End::Here(server) => {
                 let answer = server.submit(request.seal())?.await;
@@ -145,6 +148,7 @@ impl Link {
 
     /// Sends a request whose number is at `at` to another process, at once or as soon as there is room.
     pub(super) fn send(self: &Arc<Self>, mut request: Writer, at: usize, brings: Brings) -> Result<Pending<'_>> {
+        check_forked()?;
         let mut pending;
         match &self.end {
             End::Here(_) => return Err(protocol::torn()),
@@ -174,6 +178,10 @@ impl Link {
 
     /// Tells the manager something that has no answer. If it is gone, it need not know.
     pub(super) fn tell(&self, request: Writer) {
+        // What the process that this one was forked from holds is no business of this one.
+        if fork::is_forked() {
+            return;
+        }
         match &self.end {
             End::Client { wire, .. } => {
                 if let Some(wire) = wire.get() {
@@ -205,6 +213,10 @@ impl Link {
         }
         drop(Reader::from(answer, self.abroad()));
     }
+}
+
+fn check_forked() -> Result<()> {
+    fork::check().map_err(|error| Error::io("cannot use a manager", error))
 }
 
 /// One hold on an object, given back when dropped. It is a serde value; on its way a lease holds the object.
@@ -247,6 +259,9 @@ impl Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
+        if fork::is_forked() {
+            return;
+        }
         match &self.link.end {
             End::Client { .. } | End::Far(_) => self.link.release(self.object),
             End::Here(server) => server.objects.release_inside(self.owner, self.object),

@@ -47,7 +47,7 @@ use super::waits::End;
 use crate::channel::{Receiver, Sender};
 use crate::connection::{ByteConnection, ByteReceiver, ByteSender, Listener};
 use crate::error::{Error, Result};
-use crate::os::reactor;
+use crate::os::reactor::{self, Watched};
 use crate::os::socket::Wait;
 use crate::process::entry::survive;
 use crate::wait::{Look, Seen, Watchful};
@@ -144,7 +144,7 @@ pub(super) type Meddler = Box<dyn FnMut(&Sealed) -> Option<crate::error::ErrorKi
 
 pub(super) enum Event {
     /// A client may have said hello.
-    Intake(tokio::io::unix::AsyncFd<Arc<OwnedFd>>),
+    Intake(Watched<Arc<OwnedFd>>),
     Request(Arc<Connection>, Incoming, Result<Sealed>),
     /// It is worth to look into the inboxes again.
     Changed,
@@ -217,7 +217,7 @@ pub(super) fn serve(setup: Setup) -> Result<()> {
     Ok(())
 }
 
-pub(super) async fn until_hello(intake: tokio::io::unix::AsyncFd<Arc<OwnedFd>>) -> Event {
+pub(super) async fn until_hello(intake: Watched<Arc<OwnedFd>>) -> Event {
     if let Ok(mut ready) = intake.readable().await {
         ready.clear_ready();
     }

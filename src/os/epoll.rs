@@ -1,6 +1,7 @@
 //! [epoll(7)](https://man7.org/linux/man-pages/man7/epoll.7.html): waiting for several descriptors at once, by edges.
 
-use super::{reactor, refuse};
+use super::reactor::{self, Watched};
+use super::refuse;
 use rustix::event::{Timespec, epoll};
 use std::io;
 use std::mem::MaybeUninit;
@@ -13,12 +14,13 @@ use tokio::io::unix::AsyncFd;
 ///
 /// # Errors
 /// If there is no runtime, it has no I/O driver, or the descriptor cannot be polled.
-pub(crate) fn register<F: AsFd + AsRawFd>(fd: F) -> io::Result<AsyncFd<F>> {
+pub(crate) fn register<F: AsFd + AsRawFd>(fd: F) -> io::Result<Watched<F>> {
     // SAFETY: `F` owns or borrows an open descriptor (`AsFd`) for as long as the `AsyncFd` holds it.
     reactor::or_error(|| {
         refuse::at("epoll_ctl")?;
         Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE)? })
     })
+    .map(Watched::new)
 }
 
 pub(crate) struct Epoll(OwnedFd);

@@ -10,6 +10,7 @@ pub(crate) mod epoll;
 pub(crate) mod eventfd;
 pub(crate) mod exec;
 pub(crate) mod fault;
+pub(crate) mod fork;
 pub(crate) mod identity;
 pub(crate) mod image;
 pub(crate) mod listen;

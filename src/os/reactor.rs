@@ -4,11 +4,14 @@
 //! call is caught, and the panic hook does not see it. In a program built with `panic = "abort"` nothing can be caught:
 //! there the hook prints what tokio says, and the program ends.
 
+use super::fork;
 use std::any::Any;
 use std::cell::Cell;
 use std::collections::HashSet;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::mem::ManuallyDrop;
+use std::ops::Deref;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind, set_hook, take_hook};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -20,13 +23,41 @@ use tokio::time::Sleep;
 ///
 /// # Errors
 /// Outside a runtime, and in one that was built without I/O.
-pub(crate) fn watch(fd: Arc<OwnedFd>, interest: Interest) -> io::Result<AsyncFd<Arc<OwnedFd>>> {
+pub(crate) fn watch(fd: Arc<OwnedFd>, interest: Interest) -> io::Result<Watched<Arc<OwnedFd>>> {
     // SAFETY: the `Arc` is moved into the result, so the descriptor stays open, and the same, until it is
     // deregistered.
     or_error(|| {
         super::refuse::at("epoll_ctl")?;
         Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
     })
+    .map(Watched::new)
+}
+
+/// A descriptor that is registered with a runtime until it is dropped. A process that was forked from this one drops
+/// nothing: it has the same epoll, and would take it from the runtime of this one.
+pub(crate) struct Watched<F: AsRawFd>(ManuallyDrop<AsyncFd<F>>);
+
+impl<F: AsRawFd> Watched<F> {
+    pub(super) fn new(registered: AsyncFd<F>) -> Self {
+        Self(ManuallyDrop::new(registered))
+    }
+}
+
+impl<F: AsRawFd> Deref for Watched<F> {
+    type Target = AsyncFd<F>;
+
+    fn deref(&self) -> &AsyncFd<F> {
+        &self.0
+    }
+}
+
+impl<F: AsRawFd> Drop for Watched<F> {
+    fn drop(&mut self) {
+        if !fork::is_forked() {
+            // SAFETY: here is the only place that drops it, once, and nobody can use it afterwards.
+            unsafe { ManuallyDrop::drop(&mut self.0) };
+        }
+    }
 }
 
 /// tokio's own timer for `at`, which fires by tokio's clock.

@@ -47,7 +47,7 @@ pub(crate) enum Fork {
 pub(crate) fn fork(_: SingleThreaded) -> io::Result<Fork> {
     super::refuse::at("fork")?;
     // SAFETY: this process has one thread, so no other can hold a lock that would stay locked in the child.
-    match unsafe { libc::fork() } {
+    match super::fork::ours(|| unsafe { libc::fork() }) {
         -1 => Err(io::Error::last_os_error()),
         0 => Ok(Fork::Child),
         pid => Ok(Fork::Parent(pid as u32)),

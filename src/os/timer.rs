@@ -96,7 +96,7 @@ fn shows_real_time() -> bool {
     before <= shown && shown <= Instant::now()
 }
 
-fn real_timer(at: Instant) -> io::Result<tokio::io::unix::AsyncFd<Arc<OwnedFd>>> {
+fn real_timer(at: Instant) -> io::Result<reactor::Watched<Arc<OwnedFd>>> {
     let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
     let timer = rustix::time::timerfd_create(TimerfdClockId::Monotonic, flags)?;
     // Nothing would disarm it.

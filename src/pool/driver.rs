@@ -7,7 +7,7 @@ use super::state::{Circumstances, Hire};
 use super::worker;
 use crate::channel::{self, lane};
 use crate::error::{Error, Result};
-use crate::os::{memory, timer};
+use crate::os::{fork, memory, timer};
 use crate::process::{Process, Stdio};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
@@ -26,7 +26,9 @@ struct Driving {
 
 impl Drop for Driving {
     fn drop(&mut self) {
-        self.shared.abandon(self.is_over);
+        if !fork::is_forked() {
+            self.shared.abandon(self.is_over);
+        }
     }
 }
 

@@ -17,6 +17,7 @@ use super::trace::Ear;
 use crate::channel::lane::{Board, PoolEnd};
 use crate::channel::{Receiver, Sender};
 use crate::error::{Error, Result};
+use crate::os::fork;
 use crate::process::{Killer, StartMethod};
 use crate::wait::Line;
 use crate::wire::{Parcel, Sealed};
@@ -86,6 +87,11 @@ pub(super) struct Step {
     pub(super) unfetched: Vec<Arc<Mail>>,
     pub(super) until: Option<Instant>,
     pub(super) is_over: bool,
+}
+
+/// The workers are those of the process that this one was forked from, and its lock may be held by a thread of that one.
+pub(super) fn check_forked() -> Result<()> {
+    fork::check().map_err(|error| Error::io("cannot use a pool", error))
 }
 
 impl Shared {
@@ -179,6 +185,7 @@ impl Shared {
     /// Something begins that adds items: a call, or a checkout. Calls of a checkout, whose number is `lease`, go on after a
     /// close, for it was taken before.
     pub(super) fn open(&self, lease: u64) -> Result<()> {
+        check_forked()?;
         let mut state = self.state();
         if state.is_orphaned {
             return Err(orphaned());
@@ -202,6 +209,9 @@ impl Shared {
     }
 
     pub(super) fn close(&self) {
+        if fork::is_forked() {
+            return;
+        }
         self.with(|state, after| {
             state.is_closed = true;
             state.end_if_done(after);
@@ -231,6 +241,9 @@ impl Shared {
     }
 
     pub(super) fn terminate(&self) {
+        if fork::is_forked() {
+            return;
+        }
         self.with(|state, after| {
             (state.is_closed, state.is_terminated) = (true, true);
             let error = if state.is_orphaned { stranded } else { terminated };

@@ -1,10 +1,11 @@
 //! The items of one call in flight: pulled from their source as far ahead as is good, and watched for until they come.
 
-use super::engine::Shared;
+use super::engine::{Shared, check_forked};
 use super::feed::{Feed, Stop};
 use super::group::{Block, CHUNK_BYTES, Chunk, Group, Options};
 use super::pool::Handle;
 use crate::error::{Error, Result};
+use crate::os::fork;
 use crate::process::entry;
 use crate::wait::{Seen, Watchful};
 use std::sync::Arc;
@@ -144,6 +145,9 @@ impl Flight {
 
     /// The next outcomes in whatever order; `None` after the last. `held` outcomes are waiting for their turn.
     pub(super) fn poll_next(&mut self, held: usize, cx: &mut Context<'_>) -> Poll<Option<Block>> {
+        if let Err(error) = check_forked() {
+            return Poll::Ready(Some(Block::failed(0, error)));
+        }
         let coop = ready!(tokio::task::coop::poll_proceed(cx));
         self.refill(held, cx);
         let next = ready!(self.poll_block(cx));
@@ -248,6 +252,9 @@ impl Flight {
 
 impl Drop for Flight {
     fn drop(&mut self) {
+        if fork::is_forked() {
+            return;
+        }
         self.feed = None;
         if self.in_flight() > 0 {
             self.pool.shared().cancel(&self.group);

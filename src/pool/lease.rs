@@ -4,6 +4,7 @@ use super::flight::Ticket;
 use super::handle::Call;
 use super::pool::{Handle, call_of};
 use crate::error::Result;
+use crate::os::fork;
 use crate::process::Function;
 use crate::process::function::{Arguments, captures_nothing};
 use std::sync::Arc;
@@ -43,7 +44,9 @@ impl Checkout {
 
 impl Drop for Checkout {
     fn drop(&mut self) {
-        self.pool.shared().release(self.lease);
+        if !fork::is_forked() {
+            self.pool.shared().release(self.lease);
+        }
     }
 }
 

@@ -2,14 +2,14 @@
 
 use super::builder::{PoolBuilder, Workers, checked};
 use super::driver;
-use super::engine::Shared;
+use super::engine::{Shared, check_forked};
 use super::feed::{Feed, OfIterator, OfStream, One, Packer};
 use super::flight::Target;
 use super::handle::{AsyncResult, Call, Map, MapAsync, Results};
 use super::lease::Checkout;
 use super::stats::PoolStats;
 use crate::error::{Error, Result};
-use crate::os::{memory, reactor, timer};
+use crate::os::{fork, memory, reactor, timer};
 use crate::process::function::{Arguments, captures_nothing};
 use crate::process::{Function, entry};
 use futures::{Stream, StreamExt};
@@ -67,7 +67,7 @@ impl Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        if !self.shared.is_closed() {
+        if !fork::is_forked() && !self.shared.is_closed() {
             self.shared.terminate();
         }
     }
@@ -322,6 +322,7 @@ impl Pool {
     /// # Errors
     /// `Other` for 0 workers.
     pub async fn resize(&self, workers: impl Workers) -> Result<()> {
+        check_forked()?;
         self.has_processes("resized")?;
         let range = checked(workers)?;
         let mut running = self.handle.shared.running.subscribe();
@@ -388,6 +389,9 @@ impl Pool {
     /// # Ok(()) }) }
     /// ```
     pub async fn shutdown(&self, grace: Duration) -> Shutdown {
+        if fork::is_forked() {
+            return Shutdown { not_begun: 0, killed: 0 };
+        }
         let shared = &self.handle.shared;
         let not_begun = shared.shut();
         let mut running = shared.running.subscribe();
@@ -429,6 +433,9 @@ impl Pool {
     /// # Ok(()) }) }
     /// ```
     pub fn stats(&self) -> PoolStats {
+        if fork::is_forked() {
+            return PoolStats::default();
+        }
         let mut stats = self.handle.shared.stats();
         for worker in &mut stats.workers {
             (worker.resident, worker.peak) = match memory::resident_of(worker.pid) {
@@ -458,6 +465,7 @@ impl Pool {
     /// # Errors
     /// `Other` if the pool is neither closed nor terminated: it would wait for ever.
     pub async fn join(&self) -> Result<()> {
+        check_forked()?;
         if !self.handle.shared.is_closed() {
             return Err(Error::other("close or terminate a pool before joining it"));
         }

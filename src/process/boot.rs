@@ -81,6 +81,14 @@ pub(super) fn loader_as_cause() -> String {
 /// It returns only in the program itself. A process that was started to run a function, or to be the fork server,
 /// recognises that here, does its work and ends: `main` never runs twice.
 ///
+/// # Forking and daemonizing
+/// After `init` and before the first use of anything else here a program may fork, or daemonize: both processes can then
+/// use the crate, each with children of its own. After the first use the forked process cannot: each call in it is an
+/// error of kind [`Forked`](crate::ErrorKind::Forked), or a panic where a call returns no error (`Event::set`), and what it drops
+/// is still its parent's. It may exec. Other handles of pipes and queues stay open in it until it ends, so that their other
+/// ends hear of a hang-up only then. What `main` does before `init` each started process does too: a program that daemonizes there
+/// has children that daemonize.
+///
 /// Children that still run when such a `main` returns are ended with it; [`run`] waits for them.
 ///
 /// ```

@@ -36,7 +36,8 @@ use super::protocol::{self, Answer, Base, Born, Order, Reply, Report, Request, R
 use super::{StartMethod, boot, server};
 use crate::error::{Error, Result};
 use crate::os::{
-    attributes::Attributes, credentials::Credentials, exec, pidfd, reactor, refuse, signal, socket, socket::Wait, spawn,
+    attributes::Attributes, credentials::Credentials, exec, fork, pidfd, reactor, refuse, signal, socket, socket::Wait,
+    spawn,
 };
 use crate::shm::family::Family;
 use crate::wire::frame;
@@ -135,6 +136,8 @@ struct Client {
 }
 
 struct Connection {
+    /// What holds it keeps the server running, so no process that is forked from this one may.
+    _private: fork::Private,
     socket: Arc<OwnedFd>,
     /// The server, if it was this process that started it.
     server: Option<exec::Process>,
@@ -217,6 +220,7 @@ pub(super) fn is_connected() -> bool {
 
 /// Has the fork server start a child.
 pub(super) fn start(start: &Start<'_>) -> Result<Started> {
+    fork::check().map_err(|error| protocol::spawn_error(format!("process {} cannot be started", start.name), error))?;
     boot::origin()?;
     server::refuse_in_preload()?;
     let mut client = Client::get();
@@ -330,6 +334,9 @@ async fn hang_up(socket: Arc<OwnedFd>) -> io::Result<()> {
 /// Called on a runtime: sees to it that the server is restarted when it dies, rather than at the next spawn, because
 /// somebody must bury the children that die holding a lock.
 pub(super) fn watch_server() {
+    if fork::is_forked() {
+        return;
+    }
     Client::get().watch();
 }
 
@@ -444,6 +451,8 @@ fn reopened_lifeline() -> io::Result<OwnedFd> {
     refuse::at("pipe")?;
     let (read, write) = io::pipe()?;
     let reopened = signal::reopen(read.as_fd());
+    // Held by a process that is forked from this one it would keep the children after our end. It is never closed here.
+    std::mem::forget(fork::Private::mark(write.as_fd()));
     lifelines.push((read, write));
     reopened
 }
@@ -454,7 +463,8 @@ const INLINE: usize = 8 << 10;
 impl Connection {
     fn new(socket: OwnedFd, server: Option<exec::Process>, base: Base) -> Self {
         let (environment, directory, number, spares) = (None, None, 0, Spares::default());
-        Self { socket: Arc::new(socket), server, base, status: None, environment, directory, number, spares }
+        let _private = fork::Private::mark(socket.as_fd());
+        Self { _private, socket: Arc::new(socket), server, base, status: None, environment, directory, number, spares }
     }
 
     fn order(&mut self, start: &Start<'_>) -> Result<Ordered> {

@@ -4,7 +4,7 @@
 use super::StartMethod;
 use super::client::Child;
 use crate::error::{Error, Result};
-use crate::os::{pidfd, reactor};
+use crate::os::{fork, pidfd, reactor};
 use serde::{Deserialize, Serialize};
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
@@ -137,6 +137,7 @@ pub(super) fn born(info: ProcessInfo, parent: ProcessInfo) {
 /// ```
 pub fn current_process() -> ProcessInfo {
     match BIRTH.get() {
+        Some(birth) if fork::is_forked() => ProcessInfo { pid: std::process::id(), ..birth.info.clone() },
         Some(birth) => birth.info.clone(),
         None => {
             let name = "MainProcess".to_string();
@@ -192,6 +193,10 @@ pub(super) fn unlist_child(child: &Arc<Child>) {
 }
 
 pub(super) fn live_children() -> Vec<Arc<Child>> {
+    // They are not this one's, and another thread may have had the lock when it was forked.
+    if fork::is_forked() {
+        return Vec::new();
+    }
     let mut children = Children::get();
     children.sweep();
     children.listed.clone()
@@ -263,6 +268,9 @@ pub(super) async fn see_children_off() -> Result<()> {
 
 /// [`see_children_off`] for a process without a runtime.
 pub(super) fn blocking_see_children_off() {
+    if fork::is_forked() {
+        return;
+    }
     if Children::get().listed.is_empty() {
         return;
     }

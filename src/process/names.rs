@@ -25,7 +25,7 @@
 use super::protocol::{self, Answer, Named, Ready, Role, Variables, Will};
 use super::{boot, door};
 use crate::error::{Error, Result};
-use crate::os::{attributes::Attributes, exec, named, signal, socket, spawn};
+use crate::os::{attributes::Attributes, exec, fork, named, signal, socket, spawn};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
@@ -37,6 +37,8 @@ const ANSWER: Duration = Duration::from_secs(3);
 struct Heir {
     /// Of this process: one that was forked from it has no heir yet.
     testator: u32,
+    /// It hangs up when this process ends, whatever was forked from it meanwhile.
+    _private: fork::Private,
     socket: OwnedFd,
     process: exec::Process,
 }
@@ -53,6 +55,7 @@ static LEFT: Mutex<Vec<Named>> = Mutex::new(Vec::new());
 /// From now on `name` goes when this process ends, if it is still that of the file that `identity` is.
 /// The file may get its name later.
 pub(crate) fn remove_at_end(name: &str, identity: named::Identity) -> Result<()> {
+    fork::check()?;
     let mut estate = Estate::get();
     let named = Named { name: name.to_string(), identity };
     let is_told = estate.promise(&named);
@@ -68,12 +71,16 @@ pub(crate) fn remove_at_end(name: &str, identity: named::Identity) -> Result<()>
 
 /// Not any more: the name is taken away already.
 pub(crate) fn leave(name: &str, identity: named::Identity) {
+    if fork::is_forked() {
+        return;
+    }
     lock(&LEFT).push(Named { name: name.to_string(), identity });
     pass_on();
 }
 
 /// Not any more: the name stays when this process ends.
 pub(crate) fn keep(name: &str, identity: named::Identity) -> Result<()> {
+    fork::check()?;
     let mut estate = Estate::get();
     let named = Named { name: name.to_string(), identity };
     estate.names.retain(|other| *other != named);
@@ -165,7 +172,8 @@ impl Estate {
             Err(error) if door::was_hit(&error) => start()?,
             started => started?,
         };
-        self.heir = Some(Heir { testator: std::process::id(), socket, process });
+        let _private = fork::Private::mark(socket.as_fd());
+        self.heir = Some(Heir { testator: std::process::id(), _private, socket, process });
         let untold = self.names.iter().any(|named| !self.promise(named));
         if untold { Err(failed(io::ErrorKind::BrokenPipe.into())) } else { Ok(()) }
     }

@@ -9,7 +9,13 @@ use super::info;
 use super::protocol::{self, Report, Variables};
 use super::stdio::{Stdio, Streams};
 use crate::error::{Error, ErrorKind, Result};
-use crate::os::{attributes::Attributes, pidfd, reactor, socket::Wait, spawn};
+use crate::os::{
+    attributes::Attributes,
+    fork, pidfd,
+    reactor::{self, Watched},
+    socket::Wait,
+    spawn,
+};
 use crate::wire::{self, Parcel};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Resource, Signal};
@@ -26,7 +32,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
-use tokio::io::{Interest, unix::AsyncFd};
+use tokio::io::Interest;
 use tokio::runtime::{Handle, Id};
 
 /// How a child comes to be.
@@ -153,6 +159,7 @@ impl<R: DeserializeOwned + 'static> Process<R> {
     }
 
     fn poll_join(&mut self, context: &mut Context<'_>) -> Poll<Result<R>> {
+        self.check_forked("join")?;
         ready!(self.poll_exit(context))?;
         let inbox = {
             let mut reports = self.reports();
@@ -232,7 +239,7 @@ impl<R> Process<R> {
 
     /// How it ended; `None` while it runs, and if nobody can tell because the fork server was killed first.
     pub fn exit_status(&self) -> Option<ExitStatus> {
-        if self.child.status().is_some() || self.is_alive() {
+        if self.child.status().is_some() || fork::is_forked() || self.is_alive() {
             return self.child.status();
         }
         self.child.bury();
@@ -263,12 +270,14 @@ impl<R> Process<R> {
     }
 
     fn signal(&self, signal: Signal) -> Result<()> {
+        self.check_forked("signal")?;
         self.child.signal(signal).map_err(|error| Error::io(format!("cannot signal {}", self.who()), error))
     }
 
     /// Waits for the bare exit: any number of times, before or after [`join`](Self::join). Cancel safe.
     pub async fn wait(&mut self) -> Result<ExitStatus> {
         std::future::poll_fn(|context| {
+            self.check_forked("wait for")?;
             ready!(self.poll_exit(context))?;
             let status = ready!(self.poll_status(context))?;
             info::unlist_child(&self.child);
@@ -304,6 +313,11 @@ impl<R> Process<R> {
     /// The same of its standard error.
     pub fn take_stderr(&mut self) -> Option<PipeReader> {
         self.streams.stderr.take()
+    }
+
+    /// What it has sent is for the process that started it.
+    fn check_forked(&self, doing: &str) -> Result<()> {
+        fork::check().map_err(|error| Error::io(format!("cannot {doing} {}", self.who()), error))
     }
 
     fn who(&self) -> String {
@@ -451,7 +465,7 @@ fn reap_inherited(child: &Child) {
 }
 
 /// A descriptor watched by the reactor of the runtime that polls, whichever that is at the moment.
-struct Watch(Option<(Id, AsyncFd<Arc<OwnedFd>>)>);
+struct Watch(Option<(Id, Watched<Arc<OwnedFd>>)>);
 
 impl Watch {
     /// Ready after each event; the caller then looks for itself.

@@ -31,7 +31,7 @@
 //! # Cancel
 //! Nothing here waits.
 
-use crate::os::{eventfd, fault, memfd, mmap::Map, pidfd};
+use crate::os::{eventfd, fault, fork, memfd, mmap::Map, pidfd};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
@@ -83,6 +83,7 @@ static OWN_PID: AtomicU32 = AtomicU32::new(0);
 impl Family {
     /// The family of this process; the root founds one at its first need.
     pub(crate) fn get() -> io::Result<&'static Family> {
+        fork::check()?;
         if let Some(family) = FAMILY.get() {
             return Ok(family);
         }
@@ -98,6 +99,7 @@ impl Family {
 
     fn of(memory: OwnedFd, bells: Vec<OwnedFd>, claims: OwnedFd) -> io::Result<Self> {
         let map = Map::shared(memory.as_fd(), 0, LEN)?;
+        fork::watch(&SELF);
         Ok(Self { memory, map, bells, claims })
     }
 
@@ -167,6 +169,7 @@ impl Family {
 
     #[cold]
     fn claim(&self) -> io::Result<Member> {
+        fork::check()?;
         let pid = std::process::id();
         OWN_PID.store(pid, Release);
         for slot in 0..SLOTS as u16 {
@@ -264,6 +267,9 @@ impl Family {
 
     /// Rings these bells for the events that `hint` stands for.
     pub(crate) fn ring_bells(&self, bells: u64, hint: u64) {
+        if fork::is_forked() {
+            return;
+        }
         for bell in (0..BELLS as u16).filter(|bell| bells & 1 << bell != 0) {
             let slots = (bell..SLOTS as u16).step_by(BELLS).take_while(|slot| self.state(*slot).load(Acquire) != 0);
             for slot in slots {
@@ -329,12 +335,18 @@ impl Family {
 
     /// Rings `slot`'s bell for the events that `hint` stands for.
     pub(crate) fn ring(&self, slot: u16, hint: u64) {
+        if fork::is_forked() {
+            return;
+        }
         self.hints(slot).fetch_or(hint, AcqRel);
         eventfd::ring(self.bell(slot));
     }
 
     /// Makes every member look at everything it waits for.
     pub(crate) fn ring_all(&self) {
+        if fork::is_forked() {
+            return;
+        }
         // Whoever saw a member still listed had published its change before: those whom we ring see that change.
         fence(SeqCst);
         let mut used = 0;

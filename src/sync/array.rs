@@ -36,6 +36,7 @@ use super::mutex::{self, Mutex, Taken, Words, outcome};
 use super::object::{self, Core, Owner};
 use crate::error::{Damage, Error, ErrorKind, LockError, Result};
 use crate::os::fault;
+use crate::os::fork;
 use crate::os::mmap::Map;
 use crate::shm::atomic::AtomicU64;
 use crate::shm::family::Family;
@@ -607,6 +608,9 @@ impl<T: Pod> DerefMut for ArrayGuard<T> {
 
 impl<T> Drop for ArrayGuard<T> {
     fn drop(&mut self) {
+        if fork::is_forked() {
+            return;
+        }
         fault::point("array.releasing");
         *self.core.local() = None;
         self.lent = None;

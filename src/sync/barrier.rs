@@ -5,7 +5,7 @@ use super::debug::Report;
 use super::object::{self, Core, FIRST};
 use super::rounds::{Arrival, Outcome, Round, Rounds};
 use crate::error::{Error, ErrorKind, Result};
-use crate::os::{fault, reactor, timer};
+use crate::os::{fault, fork, reactor, timer};
 use crate::shm::atomic::AtomicU64;
 use crate::shm::family::Family;
 use crate::shm::mapped::Mapped;
@@ -90,7 +90,9 @@ impl Gate {
     }
 
     /// Whoever changes the round must be known, so that its death is. Without a slot left it goes on all the same.
+    #[track_caller]
     fn be_known(&self) {
+        fork::refuse("change a barrier");
         let _ = self.family.me();
     }
 
@@ -194,7 +196,7 @@ impl Party<'_> {
 
 impl Drop for Party<'_> {
     fn drop(&mut self) {
-        if !self.is_over {
+        if !self.is_over && !fork::is_forked() {
             self.gate.rounds().end(self.generation, true);
         }
     }

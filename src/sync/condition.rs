@@ -6,7 +6,7 @@ use super::mutex::{self, Mutex, Taken, outcome};
 use super::notices::{self, COUNT, Local, Room};
 use super::object::{self, Core, FIRST};
 use crate::error::{Error, ErrorKind, LockError, Result};
-use crate::os::{fault, reactor, timer};
+use crate::os::{fault, fork, reactor, timer};
 use crate::shm::atomic::AtomicU64;
 use crate::shm::family::{Family, Member};
 use crate::shm::mapped::Mapped;
@@ -195,7 +195,7 @@ impl Waiter {
 
 impl Drop for Waiter {
     fn drop(&mut self) {
-        if self.stage != Stage::HasLeft {
+        if self.stage != Stage::HasLeft && !fork::is_forked() {
             let has_taken = self.stage == Stage::HasTaken;
             self.core.with_room(|room| self.core.local().leave(room, self.me, self.ticket, has_taken));
         }
@@ -454,6 +454,7 @@ impl Condition {
 
     /// Wakes `count` of those who wait now, or all if they are fewer. Never waits.
     pub fn notify(&self, count: usize) {
+        fork::refuse("notify a condition");
         // Killed halfway it is healed by its burial, and only who has a slot is buried.
         let _ = self.0.family.me();
         self.0.with_room(|room| room.notify(count));
@@ -461,6 +462,7 @@ impl Condition {
 
     /// Wakes all who wait now. Never waits.
     pub fn notify_all(&self) {
+        fork::refuse("notify a condition");
         self.0.with_room(|room| {
             let _one = self.0.notifying.lock().unwrap_or_else(PoisonError::into_inner);
             room.notify_all(self.0.family.me().ok());

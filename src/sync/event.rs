@@ -25,7 +25,7 @@
 use super::debug::Report;
 use super::object::{self, Core, FIRST};
 use crate::error::{Error, ErrorKind, Result};
-use crate::os::{fault, timer};
+use crate::os::{fault, fork, timer};
 use crate::shm::atomic::AtomicU64;
 use crate::shm::family::Family;
 use crate::shm::mapped::Mapped;
@@ -111,7 +111,9 @@ impl Flag {
         Word(&self.region.words()[FLAG])
     }
 
+    #[track_caller]
     fn set(&self) {
+        fork::refuse("set an event");
         // Who sets must be known, so that its death is: without a slot left it goes on as if nobody could kill it.
         let _ = self.family.me();
         self.word().set();
@@ -188,6 +190,7 @@ impl Event {
 
     /// Clears the flag; who was waiting when it was set goes on all the same.
     pub fn clear(&self) {
+        fork::refuse("clear an event");
         self.flag.word().clear();
     }
 

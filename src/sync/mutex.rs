@@ -47,7 +47,7 @@
 
 use super::debug::Report;
 use crate::error::{Damage, Error, ErrorKind, LockError};
-use crate::os::{clock, fault, timer};
+use crate::os::{clock, fault, fork, timer};
 use crate::shm::atomic::AtomicU64;
 use crate::shm::family::{Family, Member};
 use crate::shm::region::Region;
@@ -481,7 +481,7 @@ impl Claim<'_> {
 
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
-        if self.is_heir && self.mutex.words().renounce(self.me) {
+        if self.is_heir && !fork::is_forked() && self.mutex.words().renounce(self.me) {
             self.mutex.line.notify_one();
         }
     }

@@ -4,6 +4,7 @@ use super::debug::Report;
 use super::mutex::{self, Mutex, Taken, Words, outcome};
 use super::object::{self, Core, FIRST, Owner};
 use crate::error::{ErrorKind, LockError, Result};
+use crate::os::fork;
 use crate::shm::atomic::AtomicU64;
 use crate::shm::mapped::Mapped;
 use crate::shm::region::Region;
@@ -217,6 +218,9 @@ pub struct RLockGuard(Arc<RLockCore>);
 
 impl Drop for RLockGuard {
     fn drop(&mut self) {
+        if fork::is_forked() {
+            return;
+        }
         self.0.release();
     }
 }

@@ -6,6 +6,7 @@ use super::object::{self, Core, FIRST};
 use super::patience::{Patience, Taker};
 use super::turns::{self, Own, Turns};
 use crate::error::{Damage, Error, ErrorKind, LockError, Result};
+use crate::os::fork;
 use crate::os::timer;
 use crate::shm::atomic::AtomicU64;
 use crate::shm::family::{Family, Member};
@@ -173,6 +174,9 @@ impl<'a> Wanting<'a> {
 
 impl Drop for Wanting<'_> {
     fn drop(&mut self) {
+        if fork::is_forked() {
+            return;
+        }
         if self.lock.turns().end_wait(self.me) && !self.got_it {
             self.lock.readers.notify_all();
             self.lock.writers.notify_one();
@@ -219,6 +223,9 @@ pub struct RwLockWriteGuard {
 impl Drop for RwLockReadGuard {
     #[inline]
     fn drop(&mut self) {
+        if fork::is_forked() {
+            return;
+        }
         let Share { lock, row } = &self.share;
         match lock.turns().give_read(*row) {
             Some(false) => {}
@@ -234,6 +241,9 @@ impl Drop for RwLockReadGuard {
 impl Drop for RwLockWriteGuard {
     #[inline]
     fn drop(&mut self) {
+        if fork::is_forked() {
+            return;
+        }
         let Share { lock, row } = &self.share;
         lock.turns().give_write(*row);
         lock.patience().give_way();

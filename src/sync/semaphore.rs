@@ -30,6 +30,7 @@ use super::ledger::{self, Ledger, MAX};
 use super::object::{self, Core, FIRST};
 use super::patience::{Patience, Taker};
 use crate::error::{Damage, Error, ErrorKind, LockError, Result};
+use crate::os::fork;
 use crate::os::timer;
 use crate::shm::atomic::AtomicU64;
 use crate::shm::family::Family;
@@ -248,7 +249,7 @@ impl Permit {
 impl Drop for Permit {
     #[inline]
     fn drop(&mut self) {
-        if let Some(row) = self.row {
+        if let Some(row) = self.row.filter(|_| !fork::is_forked()) {
             match self.permits.ledger().give_one(row) {
                 Some(_) => self.permits.tell(),
                 None => drop(self.permits.damaged()),

@@ -31,6 +31,7 @@ use super::object::{self, Core};
 use super::register::{self, Register};
 use crate::error::{ErrorKind, LockError, Result};
 use crate::os::fault;
+use crate::os::fork;
 use crate::shm::atomic::AtomicU64;
 #[cfg(not(multiprocess_loom))]
 use crate::shm::family::Family;
@@ -592,7 +593,7 @@ impl<T: Pod> DerefMut for ValueGuard<T> {
 impl<T: Pod> Drop for ValueGuard<T> {
     #[inline]
     fn drop(&mut self) {
-        if self.is_changed {
+        if self.is_changed && !fork::is_forked() {
             fault::point("value.changed");
             self.core.store(&self.value);
             fault::point("value.stored");

@@ -6,6 +6,7 @@
 use super::line::Line;
 use crate::os::epoll::{self, Epoll};
 use crate::os::eventfd;
+use crate::os::reactor::Watched;
 use crate::shm::family::Family;
 use std::cell::Cell;
 use std::io;
@@ -16,7 +17,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::ThreadId;
 use std::time::Instant;
-use tokio::io::unix::AsyncFd;
 use tokio::runtime::{Handle, Id};
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -26,7 +26,7 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Calls `react` in tokio's driver at each edge of a descriptor, until dropped.
 pub(crate) struct Watch<F: AsFd + AsRawFd> {
-    fd: AsyncFd<F>,
+    fd: Watched<F>,
     react: Box<dyn Fn() + Send + Sync>,
     /// Turns this very watch.
     waker: Waker,

@@ -33,6 +33,7 @@
 use super::bell::{self, Watches, lock};
 use super::event::{self, Event, Place, Sleeper, Wake};
 use super::look::Look;
+use crate::os::fork;
 use crate::os::socket;
 use crate::shm::atomic::AtomicU64;
 use crate::shm::family::{Family, Member};
@@ -260,6 +261,9 @@ impl Line {
 
 impl Drop for Line {
     fn drop(&mut self) {
+        if fork::is_forked() {
+            return;
+        }
         bell::unlist(self, self.hint);
     }
 }
@@ -326,7 +330,7 @@ pub(crate) struct Turn {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        if !self.has_left {
+        if !self.has_left && !fork::is_forked() {
             self.leave(false);
         }
     }

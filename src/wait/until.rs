@@ -3,6 +3,7 @@
 use super::bell::Nap;
 use super::line::{Line, Turn};
 use super::look::{Look, Looking};
+use crate::os::fork;
 use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
@@ -45,6 +46,7 @@ impl Waiting {
         attempt: &mut impl FnMut(bool) -> Option<T>,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<T>> {
+        fork::check()?;
         let coop = ready!(tokio::task::coop::poll_proceed(cx));
         let mut has_tried = false;
         if self.turn.is_none() {
@@ -126,6 +128,7 @@ pub(crate) async fn until_read<T>(
 ) -> io::Result<T> {
     let (mut looking, mut has_looked) = (None, false);
     poll_fn(|cx| {
+        fork::check()?;
         let coop = ready!(tokio::task::coop::poll_proceed(cx));
         let mut poll = || {
             if let Some(value) = attempt() {
@@ -219,6 +222,7 @@ pub(crate) fn until_blocking_in_turn<T>(
     deadline: Option<Instant>,
     mut attempt: impl FnMut(bool) -> Option<T>,
 ) -> io::Result<Option<T>> {
+    fork::check()?;
     if turn.is_none() && !line.has_waiters() {
         if let Some(value) = attempt(false) {
             return Ok(Some(value));
