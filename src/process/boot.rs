@@ -79,18 +79,51 @@ pub(super) fn loader_as_cause() -> String {
 /// The door for programs that build their own runtime: the first line of `main`.
 ///
 /// It returns only in the program itself. A process that was started to run a function, or to be the fork server,
-/// recognises that here, does its work and ends: `main` never runs twice.
+/// recognises that here, does its work and ends: the rest of `main` never runs twice. Later calls do nothing.
+///
+/// Children that still run when such a `main` returns are ended with it; [`run`] waits for them.
 ///
 /// # Forking and daemonizing
 /// After `init` and before the first use of anything else here a program may fork, or daemonize: both processes can then
 /// use the crate, each with children of its own. After the first use the forked process cannot: each call in it is an
 /// error of kind [`Forked`](crate::ErrorKind::Forked), or a panic where a call returns no error (`Event::set`), and what it drops
 /// is still its parent's. It may exec. Other handles of pipes and queues stay open in it until it ends, so that their other
-/// ends hear of a hang-up only then. What `main` does before `init` each started process does too: a program that daemonizes there
-/// has children that daemonize.
+/// ends hear of a hang-up only then.
 ///
-/// Children that still run when such a `main` returns are ended with it; [`run`] waits for them.
+/// # What `main` does before
+/// It does that in each process that the program starts, too, and the start waits for it, however long it takes; after
+/// ten seconds a line on stderr says so. Reading arguments and environment is harmless, and so is changing the
+/// environment, the directory, and descriptors that it has opened itself. Standard input is empty there. The first spawn
+/// starts one such process; [`StartMethod::Spawn`](crate::StartMethod) starts one for each child, and the first name in
+/// `/dev/shm` another one.
 ///
+/// A started process that cannot take its role writes one line to stderr and ends with an exit code from 86 to 90; the
+/// spawn is then an error that names the cause. That is so if `main` closes or replaces descriptors that it has not
+/// opened, or forks: a program that becomes a daemon calls `init` first, forks after it, and starts its first process
+/// after that. If it forks before, its started processes fork there, too, and each spawn fails.
+///
+/// # Inside `#[tokio::main]`
+/// `init` works as the first line there, too. It costs more: each started process builds that runtime before it can
+/// take its role, and runs its function on a thread beside it. The multi-thread flavour starts threads, after which the
+/// fork server cannot fork safely: every child is then executed afresh, at some ten times the cost, and a line on stderr
+/// says so once. The better form is one line: `fn main() { multiprocess::run(async { .. }) }`.
+///
+/// ```
+/// #[tokio::main(flavor = "current_thread")]
+/// async fn main() -> multiprocess::Result<()> {
+///     multiprocess::init();
+///     assert_eq!(multiprocess::Process::spawn(|a: u32, b: u32| a + b, (2, 3))?.await?, 5);
+///     Ok(())
+/// }
+/// ```
+///
+/// # Rights that the program's file gives
+/// A program that is set-user-ID or set-group-ID, or whose file has capabilities, takes no role after an exec that gave
+/// it rights, since whoever executed it chose all that it sees. It starts its own processes under `no_new_privs`, so that
+/// they have no more rights than it has at that moment. What they execute gains nothing either (`sudo` fails there), and
+/// some kernels take effective ids that are not the real ones from them.
+///
+/// # A runtime of your own
 /// ```
 /// # #[allow(clippy::needless_doctest_main)]
 /// fn main() {
@@ -124,7 +157,7 @@ pub fn init() {
 
 /// The first call of `main`: drives `future` on a multi-thread tokio runtime and returns its output.
 ///
-/// In a child it never returns; see [`init`]. Before it returns it waits for the children that are not daemons, then
+/// In a process that the program starts it never returns; [`init`] says what `main` may do before it. Before it returns it waits for the children that are not daemons, then
 /// ends the daemons. A child that waits for something which cannot come any more, because `future` has failed say, keeps
 /// it waiting; after two seconds it then writes to stderr which children those are. Ctrl-C or SIGTERM ends them all and lets
 /// `run` return, also if the program has a handler for these signals. Children that are not worth waiting for are started
