@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 mod common;
-use common::pool::{Gate, MS, die, is_gone, kill, nap, pid, say_and_wait, spin, square};
+use common::pool::{Gate, MS, die, is_gone, kill, nap, pid, say_and_stay, say_and_wait, spin, square};
 use common::{Deadline, eventually, holdings, in_child, limit_descriptors, within};
 
 multiprocess::test_support!();
@@ -100,8 +100,9 @@ async fn pool_28_ppe_11_workers_that_cannot_be_started_are_an_error_only_if_none
         let result = within(pool.apply(square, (3,))).await;
         if let Some(why) = pool.broken() {
             let errors = within(join_all((0..8).map(|n| pool.apply(square, (n,))))).await;
-            let says_why = |result: mp::Result<i64>| result.is_err_and(|error| error.to_string().contains(&why));
-            assert!(errors.into_iter().chain([result]).all(says_why));
+            for error in errors.into_iter().chain([result]).map(|result| result.expect_err("nobody serves")) {
+                assert!(error.to_string().contains(&why), "{error} says {why}");
+            }
             eventually("nobody is left", || mp::active_children().is_empty()).await;
             return Ok(Starved::Fails(why));
         }
@@ -371,6 +372,81 @@ async fn ppe_05_ppe_06_ppe_07_tpe_03_tpe_07_workers_come_as_they_are_needed() ->
     };
     let all: HashSet<_> = within(pool.map(slow, 0..75)).await?.into_iter().collect();
     assert!(all.len() <= 3 && all.iter().all(|(_, name)| name.starts_with("PoolWorker-")), "{all:?}");
+    Ok(())
+}
+
+/// Whose drop comes while nobody is at anything.
+#[tokio::test]
+async fn workers_of_a_dropped_pool_end_in_order_if_they_are_at_nothing() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let (finished, begun) = (Queue::unbounded()?, Queue::unbounded()?);
+    let finish = |finished: Queue<u32>| {
+        nap(50);
+        finished.blocking_put(pid()).expect("put");
+    };
+    let build = || Pool::builder().workers(2).finalizer(finish, (finished.clone(),)).build();
+    let pool = build()?;
+    assert_eq!(within(pool.map(square, 0..20)).await?.len(), 20);
+    let start = Instant::now();
+    drop(pool);
+    assert!(start.elapsed() < Duration::from_secs(1), "the drop waits for nobody: {:?}", start.elapsed());
+    let ended: HashSet<_> = [within(finished.get()).await?, within(finished.get()).await?].into();
+    eventually("they are gone", || ended.iter().all(|worker| is_gone(*worker))).await;
+    // One that is at something is killed, also with more of that order before it.
+    let pool = build()?;
+    drop(pool.apply_async(say_and_stay, (begun.clone(),)));
+    let busy = within(begun.get()).await?;
+    let mut idle = 0;
+    eventually("both are there", || {
+        let workers = pool.stats().workers;
+        idle = workers.iter().map(|worker| worker.pid).find(|pid| *pid != busy).unwrap_or_default();
+        workers.len() == 2
+    })
+    .await;
+    drop(pool);
+    assert_eq!(within(finished.get()).await?, idle);
+    eventually("both are gone", || [busy, idle].iter().all(|worker| is_gone(*worker))).await;
+    assert!(finished.is_empty(), "who was at something has not ended in order");
+    // A finalizer that hangs has its time.
+    let pool = Pool::builder().workers(1).finalizer(say_and_stay, (begun.clone(),)).exit_timeout(50 * MS).build()?;
+    assert_eq!(within(pool.apply(square, (3,))).await?, 9);
+    drop(pool);
+    let hangs = within(begun.get()).await?;
+    eventually("it is killed", || is_gone(hangs)).await;
+    Ok(())
+}
+
+/// A process that ends right after its pool was dropped, or was closed and not joined.
+#[tokio::test]
+async fn a_process_waits_at_its_end_for_workers_that_end_in_order() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let finished = Queue::unbounded()?;
+    let work = async |finished: Queue<u32>, closes: bool| -> mp::Result<()> {
+        let finish = |finished: Queue<u32>| {
+            nap(100);
+            finished.blocking_put(pid()).expect("put");
+        };
+        let pool = Pool::builder().workers(1).finalizer(finish, (finished,)).build()?;
+        assert_eq!(pool.apply(square, (3,)).await?, 9);
+        if closes {
+            pool.close();
+        }
+        Ok(())
+    };
+    for closes in [false, true] {
+        in_child(work, (finished.clone(), closes)).await?;
+        assert!(finished.try_get().is_ok(), "it has ended before its worker: closed {closes}");
+    }
+    // One whose finalizer hangs holds up nobody for longer than it may take.
+    let hangs = async |begun: Queue<u32>| -> mp::Result<()> {
+        let builder = Pool::builder().workers(1).finalizer(say_and_stay, (begun,)).exit_timeout(300 * MS);
+        assert_eq!(builder.build()?.apply(square, (3,)).await?, 9);
+        Ok(())
+    };
+    let start = Instant::now();
+    in_child(hangs, (finished.clone(),)).await?;
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    eventually("it is killed", || finished.try_get().is_ok_and(is_gone)).await;
     Ok(())
 }
 

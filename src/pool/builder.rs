@@ -191,7 +191,8 @@ impl PoolBuilder {
     }
 
     /// Runs `f(args..)` last in every worker that ends in order: at the end of the pool, or when it is replaced after
-    /// its share. What it returns goes nowhere. One that is killed does not run it.
+    /// its share, and when the pool is dropped while it is at nothing. What it returns goes nowhere. One that is killed does
+    /// not run it.
     #[must_use]
     pub fn finalizer<F, A, M>(mut self, f: F, args: A) -> Self
     where

@@ -98,7 +98,7 @@ impl State {
         let claim = take_back(&worker.lane, &worker.outbox, place.number, running.done);
         let (from, end) = (claim.end.max(running.done), std::mem::replace(&mut running.end, claim.end));
         let has_begun = claim.started > running.done;
-        worker.given -= (end - from) as usize;
+        worker.given -= end.saturating_sub(from) as usize;
         let (group, back) = (running.group.clone(), (from < end).then(|| running.chunk.part(from, end)));
         let Some(back) = back else { return self.at(later(now, timeout.max(AGAIN)), Event::Overrun(place), after) };
         if has_begun {

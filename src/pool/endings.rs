@@ -1,7 +1,7 @@
 //! What comes to an end: a worker, with the item that it was at; what can no longer be done; the pool.
 
 use super::group::{Chunk, Group};
-use super::state::{After, Event, Phase, Rules, Running, State, broken, later};
+use super::state::{After, Event, Phase, Rules, Running, State, broken, later, stranded, terminated};
 use crate::error::{Error, ErrorKind, Result};
 use std::cmp::Reverse;
 use std::process::ExitStatus;
@@ -150,8 +150,8 @@ impl State {
 
     /// No worker can be had: everybody is told why.
     pub(super) fn break_down(&mut self, why: &Error, after: &mut After) {
-        let why = why.to_string();
-        self.broken = Some(why.clone());
+        // The first reason counts: others that were being started may fail after it.
+        let why = self.broken.get_or_insert_with(|| why.to_string()).clone();
         self.fail_all(after, || broken(&why));
         self.seats.iter_mut().for_each(|seat| seat.vacant = None);
     }
@@ -168,6 +168,32 @@ impl State {
             }
             // Whatever it still says is nobody's.
             worker.kill(None);
+        }
+    }
+
+    /// Settles everything there is, and lets those end in order who are at nothing. Who is at something is killed.
+    pub(super) fn let_go(&mut self, after: &mut After) {
+        let error = if self.is_orphaned { stranded } else { terminated };
+        self.fail_waiting(after, error);
+        for seat in 0..self.seats.len() {
+            // From here on nothing begins there.
+            self.reclaim(seat, 1, after);
+        }
+        self.fail_waiting(after, error);
+        // What was done counts as done.
+        self.collect(after);
+        for seat in 0..self.seats.len() {
+            let Some(worker) = self.seats[seat].worker.as_mut() else { continue };
+            let is_idle = worker.running.is_empty() && matches!(worker.phase, Phase::Serving | Phase::Leaving);
+            for running in worker.running.drain(..) {
+                let Running { group, chunk, done, end, .. } = running;
+                after.fail(&group, &chunk, (done, end), error);
+                group.forget(&chunk);
+            }
+            match is_idle {
+                true => self.dismiss(seat, after),
+                false => worker.kill(None),
+            }
         }
     }
 

@@ -10,7 +10,7 @@ use super::local;
 use super::mail::{Mail, Outbox, Unsent};
 use super::protocol::{Conditions, Task};
 use super::state::{
-    After, Circumstances, Event, Hire, Phase, Rules, State, Worker, broken, later, orphaned, shut, stranded, terminated,
+    After, Circumstances, Event, Hire, Phase, Rules, State, Worker, broken, later, orphaned, shut, terminated,
 };
 use super::stats::{PoolStats, WorkerStats};
 use super::trace::Ear;
@@ -246,8 +246,16 @@ impl Shared {
         }
         self.with(|state, after| {
             (state.is_closed, state.is_terminated) = (true, true);
-            let error = if state.is_orphaned { stranded } else { terminated };
-            state.fail_all(after, error);
+            state.fail_all(after, terminated);
+            state.seats.iter_mut().for_each(|seat| seat.vacant = None);
+        });
+    }
+
+    /// The last holder is gone, or the pool's runtime: nothing is waited for any more, or can be done.
+    pub(super) fn let_go(&self) {
+        self.with(|state, after| {
+            (state.is_closed, state.is_terminated) = (true, true);
+            state.let_go(after);
             state.seats.iter_mut().for_each(|seat| seat.vacant = None);
         });
     }
@@ -686,7 +694,7 @@ impl Shared {
         if !state.is_terminated {
             state.is_orphaned = !is_over;
             drop(state);
-            self.terminate();
+            self.let_go();
         } else {
             drop(state);
         }

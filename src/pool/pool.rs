@@ -26,6 +26,13 @@ use tokio::runtime;
 /// function that panics, a worker that is killed and a task that overruns touch their own item and no other; a
 /// worker that is gone is replaced. Must be made inside a tokio runtime, which then runs its dispatchers.
 ///
+/// # Drop
+/// With the last holder of a pool (`Pool`s and what they returned) those of its workers that have nothing to do end in
+/// order: they run their [`finalizer`](PoolBuilder::finalizer) and exit, within the
+/// [`exit_timeout`](PoolBuilder::exit_timeout). Those that still run an item or their initializer are killed. The drop
+/// itself does not wait. [`run`](crate::run) waits for workers that end in order, and so does a child at its end; a
+/// `main` that uses neither does not: there [`close`](Self::close) and [`join`](Self::join) the pool.
+///
 /// ```
 /// use futures::TryStreamExt;
 /// use multiprocess::{self as mp, Pool};
@@ -68,7 +75,7 @@ impl Handle {
 impl Drop for Handle {
     fn drop(&mut self) {
         if !fork::is_forked() && !self.shared.is_closed() {
-            self.shared.terminate();
+            self.shared.let_go();
         }
     }
 }

@@ -76,6 +76,10 @@ impl State {
         }
         (worker.phase, worker.leaving) = (Phase::Leaving, Some(now));
         worker.lane.close();
+        if worker.running.is_empty() {
+            // Its finalizer runs also if this process ends now.
+            worker.killer.leaves_within(self.rules.exit_timeout);
+        }
         let event = Event::Exit(seat, worker.generation);
         self.at(later(now, self.rules.exit_timeout), event, after);
     }

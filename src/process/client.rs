@@ -64,9 +64,22 @@ pub(super) struct Child {
     status: OnceLock<ExitStatus>,
     /// Once it has it is so for ever.
     has_ended: AtomicBool,
+    /// It has been told to end, and has this long.
+    leaves_by: OnceLock<Instant>,
 }
 
 impl Child {
+    /// It has been told to end, and is given this time for it when this process ends.
+    pub(super) fn leaves_within(&self, time: Duration) {
+        // The first word counts.
+        let _ = self.leaves_by.set(Instant::now() + time.min(Duration::from_secs(86400)));
+    }
+
+    /// How much of that time is left.
+    pub(super) fn leaves_in(&self) -> Option<Duration> {
+        self.leaves_by.get().and_then(|at| at.checked_duration_since(Instant::now()))
+    }
+
     pub(super) fn is_alive(&self) -> bool {
         let has_ended = self.has_ended.load(Relaxed) || pidfd::has_exited(self.pidfd.as_fd());
         if has_ended {
@@ -568,6 +581,7 @@ impl Connection {
             server: self.socket.clone(),
             status: OnceLock::new(),
             has_ended: AtomicBool::new(false),
+            leaves_by: OnceLock::new(),
         };
         (Arc::new(child), report)
     }

@@ -4,7 +4,7 @@
 use super::StartMethod;
 use super::client::Child;
 use crate::error::{Error, Result};
-use crate::os::{fork, pidfd, reactor};
+use crate::os::{fork, pidfd, reactor, timer};
 use serde::{Deserialize, Serialize};
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
@@ -216,11 +216,16 @@ const SILENCE: Duration = Duration::from_secs(2);
 
 /// A child that keeps this process from ending.
 fn waited_for() -> Option<Arc<Child>> {
-    live_children().into_iter().find(|child| !child.info.daemon)
+    live_children().into_iter().find(|child| is_waited_for(child))
+}
+
+/// Daemons are, if they have been told to end and have time left.
+fn is_waited_for(child: &Arc<Child>) -> bool {
+    !child.info.daemon || child.leaves_in().is_some()
 }
 
 fn say_who_is_waited_for() {
-    let children = live_children().into_iter().filter(|child| !child.info.daemon);
+    let children = live_children().into_iter().filter(is_waited_for);
     let names: Vec<_> = children.map(|child| format!("{} (pid {})", child.info.name, child.info.pid)).collect();
     if names.is_empty() {
         return;
@@ -242,12 +247,16 @@ fn say_who_is_waited_for() {
 pub(super) async fn see_children_off() -> Result<()> {
     let awaited = async {
         while let Some(child) = waited_for() {
-            until_exit(child.pidfd.as_fd().try_clone_to_owned()?).await?;
+            let exit = until_exit(child.pidfd.as_fd().try_clone_to_owned()?);
+            match child.leaves_in().filter(|_| child.info.daemon) {
+                Some(time) => timer::within(time, exit).await.unwrap_or(Ok(()))?,
+                None => exit.await?,
+            }
         }
         Ok::<_, Error>(())
     };
     let explain = async {
-        tokio::time::sleep(SILENCE).await;
+        timer::sleep(SILENCE).await;
         say_who_is_waited_for();
         std::future::pending::<()>().await;
     };
@@ -276,7 +285,9 @@ pub(super) fn blocking_see_children_off() {
     }
     let mut silence = Some(SILENCE);
     while let Some(child) = waited_for() {
-        if !pidfd::wait(child.pidfd.as_fd(), false, silence) && silence.take().is_some() {
+        let time = child.leaves_in().filter(|_| child.info.daemon);
+        let limit = time.into_iter().chain(silence).min();
+        if !pidfd::wait(child.pidfd.as_fd(), false, limit) && limit == silence && silence.take().is_some() {
             say_who_is_waited_for();
         }
     }

@@ -210,6 +210,11 @@ impl Killer {
     pub(crate) fn kill(&self) -> io::Result<()> {
         self.0.signal(Signal::KILL)
     }
+
+    /// It has been told to end: this process, at its own end, waits for it for so long before it kills it.
+    pub(crate) fn leaves_within(&self, time: Duration) {
+        self.0.leaves_within(time);
+    }
 }
 
 impl<R> Process<R> {
