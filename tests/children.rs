@@ -34,6 +34,7 @@ const SCENARIOS: &[Scenario] = scenarios! {
     children_end_with_their_parent_though_a_forked_process_goes_on
     forking_after_init_and_before_the_first_use_works_in_both
     a_forked_process_of_a_child_is_told_as_well_and_its_parent_goes_on
+    a_group_of_its_own_ends_with_the_parent_whatever_it_has_started_or_executed
 };
 
 fn main() -> ExitCode {
@@ -613,4 +614,67 @@ fn a_forked_process_of_a_child_is_told_as_well_and_its_parent_goes_on() {
             assert_eq!(within(child).await.unwrap(), ("Forked".to_string(), 3));
         }
     });
+}
+
+/// A child, and what it has started: by `Command`, and by `fork`; it tells of them on its standard output.
+#[allow(clippy::zombie_processes)] // All of them are to be killed.
+fn starts_others() {
+    let program = Command::new("sleep").arg("90").stdout(std::process::Stdio::null()).spawn().unwrap().id();
+    // SAFETY: the child only sleeps, and ends.
+    let fork = unsafe { libc::fork() };
+    if fork == 0 {
+        std::thread::sleep(Duration::from_secs(90));
+        // SAFETY: it does not return.
+        unsafe { libc::_exit(0) }
+    }
+    println!("{} {program} {fork}", std::process::id());
+    std::thread::sleep(Duration::from_secs(90));
+}
+
+/// Becomes another program.
+fn executes() {
+    use std::os::unix::process::CommandExt;
+    println!("{}", std::process::id());
+    let error = Command::new("sleep").arg("90").exec();
+    panic!("{error}");
+}
+
+fn a_group_of_its_own_ends_with_the_parent_whatever_it_has_started_or_executed() {
+    if let Some(own) = std::env::var_os("INNER") {
+        block_on(async {
+            let mut children = Vec::new();
+            for method in [StartMethod::ForkServer, StartMethod::ForkServer, StartMethod::Spawn] {
+                let builder = || Process::builder().own_group(own == "own").start_method(method);
+                children.push(builder().spawn(starts_others, ()).unwrap());
+                children.push(builder().spawn(executes, ()).unwrap());
+            }
+            hang().await
+        });
+    }
+    let runs = |pid: u32| processes().iter().any(|(other, _, state)| *other == pid && *state != 'Z');
+    let is_sleep = |pid: u32| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm == "sleep\n");
+    for own in ["own", "none"] {
+        let mut root = Command::new(std::env::current_exe().unwrap());
+        let mut root = root.env("INNER", own).stdout(std::process::Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(root.stdout.take().unwrap()).lines().take(6).map(Result::unwrap);
+        let told: Vec<Vec<u32>> =
+            lines.map(|line| line.split_whitespace().map(|pid| pid.parse().unwrap()).collect()).collect();
+        let executed: Vec<u32> = told.iter().filter(|pids| pids.len() == 1).map(|pids| pids[0]).collect();
+        let pids: Vec<u32> = told.iter().flatten().copied().collect();
+        assert_eq!((executed.len(), pids.len()), (3, 12), "{told:?}");
+        until("they are other programs", || executed.iter().all(|pid| is_sleep(*pid)));
+        root.kill().unwrap();
+        root.wait().unwrap();
+        if own == "own" {
+            until("all have ended", || !pids.iter().any(|pid| runs(*pid)));
+        } else {
+            // The plain rule, as it is documented: it is about the children alone, while they are this program.
+            let children: Vec<u32> = told.iter().filter(|pids| pids.len() == 3).map(|pids| pids[0]).collect();
+            until("the children have ended", || !children.iter().any(|pid| runs(*pid)));
+            let others: Vec<u32> = pids.into_iter().filter(|pid| !children.contains(pid)).collect();
+            let go_on = others.iter().all(|pid| runs(*pid));
+            others.iter().for_each(|pid| kill(*pid, Signal::KILL));
+            assert!(go_on);
+        }
+    }
 }

@@ -203,6 +203,23 @@ pub(crate) fn die_with(own: OwnedFd) -> io::Result<Option<OwnedFd>> {
     Ok((!super::socket::is_hung_up(own.as_fd())).then_some(own))
 }
 
+/// Makes this process the leader of a group of its own, which as a whole has the tie that [`die_with`] made. Programs that
+/// are executed keep it: it is not closed for them. `false` if the holder is gone already.
+pub(crate) fn die_as_group(tie: BorrowedFd<'_>) -> io::Result<bool> {
+    // Refused to the leader of a session, who leads its group anyway.
+    match rustix::process::setpgid(None, None) {
+        Err(rustix::io::Errno::PERM) | Ok(()) => {}
+        Err(error) => return Err(error.into()),
+    }
+    super::refuse::at("fcntl")?;
+    // SAFETY: the descriptor is open, and the command takes no pointer; a negative number is a group.
+    if unsafe { libc::fcntl(tie.as_raw_fd(), libc::F_SETOWN, -(std::process::id() as libc::c_int)) } == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    rustix::io::fcntl_setfd(tie, rustix::io::FdFlags::empty())?;
+    Ok(!super::socket::is_hung_up(tie))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -105,6 +105,7 @@ pub(super) fn rehearse(sockets: Option<(OwnedFd, OwnedFd)>) -> Result<()> {
         attributes: Attributes::default(),
         variables: Variables::default(),
         is_shielded: false,
+        leads_group: false,
         streams: [false; 3],
         arguments_in_memfd: None,
     };
@@ -189,6 +190,12 @@ fn live_here(
         let tie = lifeline.map_or(Ok(tie), signal::die_with)?;
         wait_to_begin(&report)?;
         order.attributes.take_on()?;
+        if order.leads_group
+            && let Some(tie) = &tie
+            && !signal::die_as_group(tie.as_fd())?
+        {
+            return Ok(None);
+        }
         Ok(tie)
     });
     let tie = match ready {

@@ -128,6 +128,7 @@ pub(super) struct Start<'a> {
     pub(super) start_method: StartMethod,
     pub(super) variables: Variables,
     pub(super) is_shielded: bool,
+    pub(super) leads_group: bool,
     pub(super) directory: Option<OwnedFd>,
     pub(super) attributes: Attributes,
     pub(super) streams: [Option<BorrowedFd<'a>>; 3],
@@ -504,6 +505,7 @@ impl Connection {
             attributes: start.attributes.clone(),
             variables: start.variables.clone(),
             is_shielded: start.is_shielded,
+            leads_group: start.leads_group,
             streams: start.streams.map(|stream| stream.is_some()),
             arguments_in_memfd: memory.as_ref().map(|_| start.arguments.len() as u64),
         };

@@ -526,6 +526,7 @@ pub struct ProcessBuilder {
     stdio: [Stdio; 3],
     is_shielded: bool,
     kill_on_drop: bool,
+    own_group: bool,
 }
 
 impl ProcessBuilder {
@@ -539,6 +540,27 @@ impl ProcessBuilder {
     /// process is itself; the root is none.
     pub fn daemon(mut self, daemon: bool) -> Self {
         self.daemon = Some(daemon);
+        self
+    }
+
+    /// Whether it leads a process group of its own, all of which the kernel kills when the process that spawned it ends,
+    /// however that ends. Default: false, and then only the child itself is killed.
+    ///
+    /// With it what the child starts by `fork` or `std::process::Command` ends too, and the child also ends after it has
+    /// executed another program: such programs inherit one more descriptor, by which the kernel knows. Who leaves
+    /// the group (`setsid`, `setpgid`), is another user by then, or was left as the last with that descriptor
+    /// closed, goes on. When only the child ends, its group goes on until its parent ends. What a terminal sends to its
+    /// foreground group (Ctrl-C) does not reach the child, and it cannot read from that terminal.
+    ///
+    /// ```
+    /// use multiprocess::{self as mp, Process};
+    /// # fn main() -> mp::Result<()> { mp::run(async {
+    /// let convert = || std::process::Command::new("true").status().is_ok_and(|status| status.success());
+    /// assert!(Process::builder().own_group(true).spawn(convert, ())?.await?);
+    /// # Ok(()) }) }
+    /// ```
+    pub fn own_group(mut self, own_group: bool) -> Self {
+        self.own_group = own_group;
         self
     }
 
@@ -693,6 +715,7 @@ impl ProcessBuilder {
             start_method: self.start_method,
             variables: self.variables.into_iter().collect::<Variables>(),
             is_shielded: self.is_shielded,
+            leads_group: self.own_group,
             directory: directory.transpose()?,
             attributes: self.attributes,
             streams: streams.theirs(),

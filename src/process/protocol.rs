@@ -149,6 +149,8 @@ pub(super) struct Order {
     pub(super) variables: Variables,
     /// What is sent to a whole group to end it does nothing in this child.
     pub(super) is_shielded: bool,
+    /// This child leads a process group, which ends with its starter.
+    pub(super) leads_group: bool,
     /// Which standard streams come along.
     pub(super) streams: [bool; 3],
     /// The length of arguments that come as memory; otherwise they follow the order.
