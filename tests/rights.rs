@@ -35,6 +35,9 @@ const SCENARIOS: &[Scenario] = scenarios! {
     umask_nice_value_cpus_and_limits_are_those_of_the_parent_at_the_spawn
     a_builder_gives_a_child_umask_nice_value_cpus_and_limits
     what_a_builder_cannot_give_is_an_error_that_names_it
+    a_working_directory_that_the_user_may_not_search_is_no_hindrance
+    a_working_directory_that_is_closed_later_is_no_hindrance
+    a_working_directory_that_was_removed_is_no_hindrance
     where_close_range_is_refused_a_child_has_the_same_descriptors
     a_refused_system_call_that_is_needed_is_an_error_that_says_so
 };
@@ -97,6 +100,13 @@ fn run_scenario(name: &str) -> Result<String, String> {
     };
     // The output ends when the last descendant has ended.
     let text = text.join().unwrap();
+    // What a scenario that gave up root could not remove.
+    for entry in std::fs::read_dir(std::env::temp_dir()).unwrap().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with("multiprocess-") && name.ends_with(&format!("-{}", process.id())) {
+            let _ = std::fs::remove_dir(entry.path());
+        }
+    }
     match status {
         Some(status) if status.success() => Ok(text),
         Some(status) => Err(format!("{status}\n{text}")),
@@ -639,4 +649,88 @@ fn what_a_builder_cannot_give_is_an_error_that_names_it() {
             assert!(error.kind() == ErrorKind::Spawn && error.to_string().contains("nice value"), "{error}");
         }
     });
+}
+
+fn directory() -> String {
+    std::fs::read_link("/proc/self/cwd").unwrap().to_string_lossy().into_owned()
+}
+
+async fn children_are_where_this_process_is() {
+    for _ in 0..3 {
+        assert_eq!(Process::spawn(directory, ()).unwrap().await.unwrap(), directory());
+    }
+    let mut afresh = Process::builder().start_method(mp::StartMethod::Spawn).spawn(directory, ()).unwrap();
+    assert_eq!(afresh.join().await.unwrap(), directory());
+}
+
+/// In a directory of its own, which it makes.
+fn enter(name: &str) -> std::path::PathBuf {
+    let place = std::env::temp_dir().join(format!("multiprocess-{name}-{}", std::process::id()));
+    std::fs::create_dir(&place).unwrap();
+    std::env::set_current_dir(&place).unwrap();
+    place
+}
+
+fn close(place: &std::path::Path) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(place, std::fs::Permissions::from_mode(0o700)).unwrap();
+}
+
+fn a_working_directory_that_the_user_may_not_search_is_no_hindrance() {
+    if !is_root() {
+        return;
+    }
+    let place = enter("closed");
+    close(&place);
+    become_nobody();
+    assert!(std::fs::metadata(".").is_err(), "it may not search it");
+    block_on(async {
+        children_are_where_this_process_is().await;
+        let child = Process::builder().current_dir("/").spawn(directory, ()).unwrap();
+        assert_eq!(child.await.unwrap(), "/");
+        children_are_where_this_process_is().await;
+        // A child that goes elsewhere and has children there does not take those of its parent with it.
+        let goes = async || {
+            std::env::set_current_dir("/proc").unwrap();
+            Process::spawn(directory, ()).unwrap().await.unwrap()
+        };
+        assert_eq!(Process::spawn(goes, ()).unwrap().await.unwrap(), "/proc");
+        children_are_where_this_process_is().await;
+        let grandchild = async || Process::spawn(directory, ()).unwrap().await.unwrap();
+        assert_eq!(Process::spawn(grandchild, ()).unwrap().await.unwrap(), directory());
+        std::env::set_current_dir("/").unwrap();
+        children_are_where_this_process_is().await;
+    });
+}
+
+fn a_working_directory_that_is_closed_later_is_no_hindrance() {
+    if !is_root() {
+        return;
+    }
+    block_on(async {
+        children_are_where_this_process_is().await;
+        let place = enter("closed-later");
+        children_are_where_this_process_is().await;
+        close(&place);
+        become_nobody();
+        children_are_where_this_process_is().await;
+    });
+}
+
+fn a_working_directory_that_was_removed_is_no_hindrance() {
+    block_on(async {
+        let place = enter("removed");
+        children_are_where_this_process_is().await;
+        std::fs::remove_dir(&place).unwrap();
+        children_are_where_this_process_is().await;
+        let place = enter_below_root("removed-before");
+        std::fs::remove_dir(&place).unwrap();
+        children_are_where_this_process_is().await;
+    });
+}
+
+/// The same from a directory that is gone.
+fn enter_below_root(name: &str) -> std::path::PathBuf {
+    std::env::set_current_dir("/").unwrap();
+    enter(name)
 }

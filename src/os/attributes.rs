@@ -19,6 +19,22 @@ pub(crate) struct Attributes {
     limits: Vec<Limit>,
 }
 
+/// What makes it cheaper to look again.
+#[derive(Default)]
+pub(crate) struct Kept {
+    status: Option<File>,
+    cpus: Option<(CpuSet, Vec<usize>)>,
+}
+
+impl Kept {
+    fn list(&mut self, cpus: CpuSet) -> Vec<usize> {
+        if self.cpus.as_ref().is_none_or(|(last, _)| *last != cpus) {
+            self.cpus = Some((cpus, (0..CpuSet::MAX_CPU).filter(|cpu| cpus.is_set(*cpu)).collect()));
+        }
+        self.cpus.as_ref().map(|(_, list)| list.clone()).unwrap_or_default()
+    }
+}
+
 /// The place of a resource in [`RESOURCES`], then the soft and the hard limit.
 type Limit = (usize, Option<u64>, Option<u64>);
 
@@ -43,16 +59,16 @@ const RESOURCES: [Resource; 16] = [
 
 impl Attributes {
     /// All of this process. Nice value and CPUs, which the kernel keeps for each thread, are those of the main thread.
-    /// `status` is kept between two calls of one process, which makes the next one cheaper.
-    pub(crate) fn of_this_process(status: &mut Option<File>) -> Self {
+    /// `kept` is kept between two calls of one process, which makes the next one cheaper.
+    pub(crate) fn of_this_process(kept: &mut Kept) -> Self {
         let limit = |(at, resource)| {
             let Rlimit { current, maximum } = getrlimit(resource);
             (at, current, maximum)
         };
         Self {
-            umask: umask(status),
+            umask: umask(&mut kept.status),
             nice: getpriority_process(Some(getpid())).ok(),
-            cpus: sched_getaffinity(Some(getpid())).ok().map(|cpus| list(&cpus)),
+            cpus: sched_getaffinity(Some(getpid())).ok().map(|cpus| kept.list(cpus)),
             limits: RESOURCES.into_iter().enumerate().map(limit).collect(),
         }
     }
@@ -137,10 +153,6 @@ fn set_limit(resource: Resource, soft: Option<u64>, hard: Option<u64>) -> rustix
     })
 }
 
-fn list(cpus: &CpuSet) -> Vec<usize> {
-    (0..CpuSet::MAX_CPU).filter(|cpu| cpus.is_set(*cpu)).collect()
-}
-
 fn set(cpus: &[usize]) -> CpuSet {
     let mut set = CpuSet::new();
     cpus.iter().filter(|cpu| **cpu < CpuSet::MAX_CPU).for_each(|cpu| set.set(*cpu));
@@ -166,11 +178,11 @@ mod tests {
 
     #[test]
     fn what_did_not_change_is_not_passed_on() {
-        let mut status = None;
-        let mine = Attributes::of_this_process(&mut status);
+        let mut kept = Kept::default();
+        let mine = Attributes::of_this_process(&mut kept);
         assert!(mine.umask.is_some() && mine.nice.is_some() && mine.cpus.as_ref().is_some_and(|cpus| !cpus.is_empty()));
         assert_eq!(mine.limits.len(), RESOURCES.len());
-        let again = Attributes::of_this_process(&mut status);
+        let again = Attributes::of_this_process(&mut kept);
         assert_eq!(again.other_than(&mine), Attributes::default());
         let mut other = mine.clone();
         other.nice = Some(19);

@@ -26,12 +26,13 @@ enum Exit {
 
 /// The life of a forked child. `private` is what it inherited and must not keep. If its order is not on its way yet, it
 /// gets everything ready meanwhile, down to the pages that it will touch. Without one it ends with who would send it,
-/// or when it has not come for so long that none may come. `group` is the server's, if a process that left it could
+/// or when it has not come for so long that none may come. `moved` is whether it is in the directory of its starter. `group` is the server's, if a process that left it could
 /// come back, and `lifeline` ties a child to its starter before it has an order.
 pub(super) fn after_fork(
     socket: OwnedFd,
     private: Vec<OwnedFd>,
     is_ordered: bool,
+    moved: io::Result<()>,
     group: Option<Pid>,
     lifeline: Option<OwnedFd>,
     single: SingleThreaded,
@@ -43,6 +44,9 @@ pub(super) fn after_fork(
         Ok(None) => spawn::exit_now(0), // Whoever wanted it is gone.
         Err(error) => refuse(socket.as_fd(), error),
     });
+    if !is_ordered && moved.is_err() {
+        spawn::exit_now(1); // One that has an order can say why.
+    }
     if !is_ordered && !socket::is_readable_within(socket.as_fd(), Duration::ZERO) {
         spawn::set_name(c"mp-spare");
         // What is sent to the group of the server is not for a process that nobody has started yet.
@@ -74,7 +78,8 @@ pub(super) fn after_fork(
     set_name(&order.name);
     signal::restore_child_action();
     apply_variables(&order.variables, single);
-    live(order, bytes, fds, tie, told.map_err(Error::from), Exit::Forked)
+    let moved = moved.map_err(|error| io::Error::new(error.kind(), format!("its working directory: {error}")));
+    live(order, bytes, fds, tie, told.and(moved).map_err(Error::from), Exit::Forked)
 }
 
 /// Ends a child that cannot take its order. Who told it so itself hears why; the server has let go of the socket.

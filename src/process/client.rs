@@ -36,14 +36,16 @@ use super::protocol::{self, Answer, Base, Born, Order, Reply, Report, Request, R
 use super::{StartMethod, boot, server};
 use crate::error::{Error, Result};
 use crate::os::{
-    attributes::Attributes, credentials::Credentials, exec, fork, pidfd, reactor, refuse, signal, socket, socket::Wait,
+    attributes::{Attributes, Kept},
+    credentials::Credentials,
+    exec, fork, pidfd, reactor, refuse, signal, socket,
+    socket::Wait,
     spawn,
 };
 use crate::shm::family::Family;
 use crate::wire::frame;
 use rustix::fs::{Mode, OFlags};
 use rustix::process::Signal;
-use std::fs::File;
 use std::io::{self, PipeReader, PipeWriter};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
@@ -157,8 +159,7 @@ struct Connection {
     server: Option<exec::Process>,
     /// The rights of who started the server, which has no more, and what its children are like unless they are told.
     base: Base,
-    /// See [`Attributes::of_this_process`].
-    status: Option<File>,
+    kept: Kept,
     environment: Option<Variables>,
     /// Device and inode of the working directory as last sent.
     directory: Option<(u64, u64)>,
@@ -219,13 +220,23 @@ enum Heard {
     Nothing,
 }
 
+/// The working directory, for a server that may know it.
+enum Directory {
+    AsBefore,
+    /// With its device and inode.
+    New(OwnedFd, (u64, u64)),
+    /// Only who is in it already can be in it.
+    Closed,
+}
+
 /// What came of an order.
 enum Ordered {
     Started(Started),
     /// No child was born, because the server is gone.
     ServerGone(io::Error),
-    /// No function has begun, because the calling thread has these rights and the server has others.
-    OtherRights(Credentials),
+    /// No function has begun: this server's children cannot be as they must be, for this reason. Those of one that is
+    /// started now can.
+    Elsewhere(String),
 }
 
 pub(super) fn is_connected() -> bool {
@@ -239,16 +250,19 @@ pub(super) fn start(start: &Start<'_>) -> Result<Started> {
     server::refuse_in_preload()?;
     let mut client = Client::get();
     client.reap_retired();
-    let mut last = None;
+    let (mut last, mut begins_here) = (None, false);
     for _ in 0..8 {
-        match client.connected()?.order(start)? {
+        match client.connected(begins_here)?.order(start)? {
             Ordered::Started(started) => {
                 client.watch();
                 drop(client);
                 info::list_child(started.0.clone());
                 return Ok(started);
             }
-            Ordered::OtherRights(credentials) => client.retire(&credentials),
+            Ordered::Elsewhere(why) => {
+                client.retire(&why);
+                begins_here = true;
+            }
             Ordered::ServerGone(error) => {
                 last = Some(error);
                 client.lose();
@@ -264,12 +278,14 @@ impl Client {
         CLIENT.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn connected(&mut self) -> Result<&mut Connection> {
+    /// `begins_here`: to a server that is started by this thread, if there is no connection yet.
+    fn connected(&mut self, begins_here: bool) -> Result<&mut Connection> {
         match &mut self.connection {
             Some(connection) => Ok(connection),
             none => {
                 let credentials = own_credentials()?;
-                let made = match connect_to_running(&credentials)? {
+                let running = if begins_here { None } else { connect_to_running(&credentials)? };
+                let made = match running {
                     Some(connection) => connection,
                     None => start_server(&credentials)?,
                 };
@@ -285,12 +301,11 @@ impl Client {
         }
     }
 
-    /// Lets go of a server that was started by a thread with other rights than these. Children of it that still run
+    /// Lets go of a server whose children cannot be as they must be any more, because this thread has other rights. Children of it that still run
     /// go on, and it with them, but no order is given to it, or to a spare child of it, any more.
-    fn retire(&mut self, credentials: &Credentials) {
+    fn retire(&mut self, why: &str) {
         let Some(mut connection) = self.connection.take() else { return };
-        let changed = credentials.difference(&connection.base.credentials);
-        tracing::info!(%changed, "this process's rights have changed: its children come from another fork server from now on");
+        tracing::info!(%why, "the children of this process come from another fork server from now on");
         if let Some(watcher) = self.watcher.take() {
             watcher.abort(); // It holds the connection, with which the server ends.
         }
@@ -360,7 +375,7 @@ fn restart() -> Option<Arc<OwnedFd>> {
     if client.connection.as_ref().is_some_and(|connection| socket::is_hung_up(connection.socket.as_fd())) {
         tracing::warn!("the fork server was killed; starting another one");
         client.lose();
-        if let Err(error) = client.connected() {
+        if let Err(error) = client.connected(false) {
             tracing::warn!(%error, "cannot restart the fork server; the next spawn tries again");
         }
     }
@@ -427,6 +442,7 @@ fn try_start_server(credentials: &Credentials) -> Result<Connection> {
     // It gets its environment by order; its streams are closed once it has preloaded.
     let role = Role::Server { preload: boot::preloads(), credentials: credentials.clone() };
     let (ours, theirs) = connection_pair()?;
+    let directory = working_directory().ok();
     let process = door::start(program.as_fd(), &Variables::of_this_process(), role, &fds, (&ours, theirs));
     let process = process.map_err(failed)?;
     let ready = door::hear_ready(&ours, &process, "the fork server")?;
@@ -434,7 +450,10 @@ fn try_start_server(credentials: &Credentials) -> Result<Connection> {
         warn_of_exec();
     }
     let base = Base { credentials: credentials.clone(), attributes: ready.attributes };
-    Ok(Connection::new(ours, Some(process), base))
+    let mut connection = Connection::new(ours, Some(process), base);
+    // The server is where this process was, if that was the same place all the while.
+    connection.directory = directory.filter(|before| working_directory().is_ok_and(|now| now == *before));
+    Ok(connection)
 }
 
 /// Once, whether or not the program collects what is traced.
@@ -478,14 +497,30 @@ impl Connection {
     fn new(socket: OwnedFd, server: Option<exec::Process>, base: Base) -> Self {
         let (environment, directory, number, spares) = (None, None, 0, Spares::default());
         let _private = fork::Private::mark(socket.as_fd());
-        Self { _private, socket: Arc::new(socket), server, base, status: None, environment, directory, number, spares }
+        Self {
+            _private,
+            socket: Arc::new(socket),
+            server,
+            base,
+            kept: Kept::default(),
+            environment,
+            directory,
+            number,
+            spares,
+        }
     }
 
     fn order(&mut self, start: &Start<'_>) -> Result<Ordered> {
         let failed = |error| protocol::spawn_error(format!("process {} cannot be started", start.name), error);
         let environment = Variables::of_this_process();
         let is_new = self.environment.as_ref() != Some(&environment);
-        let directory = self.new_directory().map_err(failed)?;
+        let directory = match self.directory_now().map_err(failed)? {
+            Directory::AsBefore => None,
+            Directory::New(directory, identity) => Some((directory, identity)),
+            Directory::Closed => {
+                return Ok(Ordered::Elsewhere("it is in a directory that it may not enter again".into()));
+            }
+        };
         let memory = match start.arguments {
             arguments if arguments.len() > INLINE => {
                 Some(frame::in_memfd(&[arguments], arguments.len()).map_err(failed)?)
@@ -523,7 +558,7 @@ impl Connection {
             && let Some((pid, pidfd, report)) = self.tell_spare(&order, inline, &fds).map_err(failed)?
         {
             if let Some(others) = self.let_begin(&report).map_err(failed)? {
-                return Ok(Ordered::OtherRights(others));
+                return Ok(Ordered::Elsewhere(others));
             }
             self.ask_for_spares();
             return Ok(Ordered::Started(self.started(start, Born { pid, tells_exit: false }, pidfd, report)));
@@ -541,7 +576,7 @@ impl Connection {
         drop(theirs); // From here on this end hangs up if no child has the other.
         drop(memory);
         if let Some(others) = self.let_begin(&report).map_err(failed)? {
-            return Ok(Ordered::OtherRights(others));
+            return Ok(Ordered::Elsewhere(others));
         }
         let answer = loop {
             match self.hear() {
@@ -617,13 +652,14 @@ impl Connection {
     }
 
     /// Gives a child that has its order the word to begin, and the attributes of this process; or, because the rights of
-    /// this thread are not those of the server, tells which they are. That child then ends without having begun.
-    fn let_begin(&mut self, report: &OwnedFd) -> io::Result<Option<Credentials>> {
+    /// this thread are not those of the server, tells what differs. That child then ends without having begun.
+    fn let_begin(&mut self, report: &OwnedFd) -> io::Result<Option<String>> {
         let credentials = Credentials::of_this_thread()?;
         if credentials != self.base.credentials {
-            return Ok(Some(credentials));
+            let differs = credentials.difference(&self.base.credentials);
+            return Ok(Some(format!("it has other rights by now: {differs}")));
         }
-        let attributes = Attributes::of_this_process(&mut self.status).other_than(&self.base.attributes);
+        let attributes = Attributes::of_this_process(&mut self.kept).other_than(&self.base.attributes);
         match protocol::send(report.as_fd(), &attributes, &[], &[]) {
             // Nobody there: a child that has died, or a server that died before there was one. Who waits finds out.
             Err(error) if !is_gone(&error) => Err(error),
@@ -680,17 +716,29 @@ impl Connection {
         why
     }
 
-    /// The working directory, if it is not the one last sent. One that was removed is still a directory.
-    fn new_directory(&self) -> io::Result<Option<(OwnedFd, (u64, u64))>> {
-        let stat = rustix::fs::stat(".")?;
-        let identity = (stat.st_dev, stat.st_ino);
+    /// The working directory, beside the one last sent. One that was removed is still a directory.
+    fn directory_now(&self) -> io::Result<Directory> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let identity = working_directory()?;
         if self.directory == Some(identity) {
-            return Ok(None);
+            return Ok(Directory::AsBefore);
         }
         refuse::at("open")?;
-        let directory = rustix::fs::open(".", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        Ok(Some((spawn::above_standard(directory)?, identity)))
+        match rustix::fs::open(".", flags, Mode::empty()) {
+            Ok(directory) => Ok(Directory::New(spawn::above_standard(directory)?, identity)),
+            Err(rustix::io::Errno::ACCESS) => Ok(Directory::Closed),
+            Err(error) => Err(error.into()),
+        }
     }
+}
+
+/// Device and inode of the working directory, also of one that this process may not search.
+fn working_directory() -> io::Result<(u64, u64)> {
+    let stat = match rustix::fs::stat(".") {
+        Err(rustix::io::Errno::ACCESS) => rustix::fs::stat("/proc/self/cwd")?,
+        stat => stat?,
+    };
+    Ok((stat.st_dev, stat.st_ino))
 }
 
 /// A wait status as it came in a report.

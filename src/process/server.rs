@@ -32,7 +32,12 @@ use super::protocol::{self, Answer, Base, Born, Descriptors, Order, Ready, Reply
 use super::{StartMethod, child, door};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::spawn::{self, Fork, SingleThreaded};
-use crate::os::{attributes::Attributes, credentials::Credentials, eventfd, exec, pidfd, signal, socket, socket::Wait};
+use crate::os::{
+    attributes::{Attributes, Kept},
+    credentials::Credentials,
+    eventfd, exec, pidfd, signal, socket,
+    socket::Wait,
+};
 use crate::shm::family::Family;
 use crate::wire::{self, Parcel, frame};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -40,7 +45,6 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
-use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
@@ -56,9 +60,9 @@ struct Server {
     watched: Vec<(u32, OwnedFd)>,
     /// Where to report exits, if the kernel does not tell them to our children's starters. If it does, it reaps too.
     exits: Option<BTreeMap<u32, OwnedFd>>,
-    /// Whose environment and directory this process has at the moment.
+    /// Whose environment this process has at the moment. Its directory is always the one that it was started in, which it
+    /// might not come back to.
     environment: Option<Variables>,
-    directory: Option<Rc<OwnedFd>>,
 }
 
 /// A child that waits for its order at the other end of `socket`.
@@ -81,7 +85,8 @@ const STARTER_LIMIT: Duration = Duration::from_secs(2);
 struct Connection {
     socket: OwnedFd,
     environment: Variables,
-    directory: Option<Rc<OwnedFd>>,
+    /// Where its children begin, if not where this process is.
+    directory: Option<OwnedFd>,
     /// Of the process at the other end, known from its first order: its spare children are tied to it.
     lifeline: Option<OwnedFd>,
     /// The process at the other end has other rights by now than this one, and gets its children elsewhere.
@@ -197,9 +202,8 @@ impl Server {
             watched: Vec::new(),
             exits: tells_exit.then(BTreeMap::new),
             environment: None,
-            directory: None,
         };
-        let attributes = Attributes::of_this_process(&mut None);
+        let attributes = Attributes::of_this_process(&mut Kept::default());
         let credentials = Credentials::of_this_thread().map_err(failed)?;
         // A server starts once.
         let _ = BASE.set(Base { credentials, attributes: attributes.clone() });
@@ -301,11 +305,12 @@ impl Server {
         fds.iter().map(|fd| polled.is_err() || !fd.revents().is_empty()).collect()
     }
 
-    /// A child that waits for its order, like this process in environment and directory. `order` is what this process
+    /// A child of the connection at `at` that waits for its order, like this process in its environment. `order` is what this process
     /// holds of an order that it will pass on at once.
     /// A spare one is told by its starter itself, and has its `lifeline` before.
     fn fork(
         &mut self,
+        at: usize,
         single: SingleThreaded,
         order: Option<&mut Option<Descriptors>>,
         lifeline: Option<OwnedFd>,
@@ -317,11 +322,13 @@ impl Server {
             // It has no order, so it ends only if somebody kills it; the pid is hardly ever another's by now.
             Fork::Parent(pid) => Ok(Unordered { pid, pidfd: pidfd::open(pid)?, socket: ours }),
             Fork::Child => {
+                let directory = self.connections[at].directory.as_ref();
+                let moved = directory.map_or(Ok(()), |directory| Ok(rustix::process::fchdir(directory)?));
                 let mut private = self.private();
                 private.push(ours);
                 let is_ordered = order.is_some();
                 private.extend(order.and_then(Option::take).into_iter().flat_map(Descriptors::into_all));
-                child::after_fork(theirs, private, is_ordered, group, lifeline, single)
+                child::after_fork(theirs, private, is_ordered, moved, group, lifeline, single)
             }
         }
     }
@@ -378,7 +385,8 @@ impl Server {
     fn send_spare(&mut self, at: usize, generation: u64) -> bool {
         let spare = match self.single {
             Some(single) if self.exits.is_none() => {
-                self.become_like(at, single).and_then(|()| self.fork_spare(at, single)).ok()
+                self.become_like(at, single);
+                self.fork_spare(at, single).ok()
             }
             _ => None,
         };
@@ -390,7 +398,7 @@ impl Server {
     fn fork_spare(&mut self, at: usize, single: SingleThreaded) -> io::Result<Unordered> {
         let lifeline = self.connections[at].lifeline.as_ref().ok_or(io::ErrorKind::NotConnected)?;
         let lifeline = signal::reopen(lifeline.as_fd())?;
-        self.fork(single, None, Some(lifeline))
+        self.fork(at, single, None, Some(lifeline))
     }
 
     fn start_child(&mut self, at: usize, mut order: Order, parcel: Parcel) -> Result<(Born, OwnedFd)> {
@@ -406,15 +414,15 @@ impl Server {
             connection.environment = environment;
         }
         if let Some(directory) = fds.directory.take() {
-            connection.directory = Some(Rc::new(directory));
-            order.has_directory = false; // Ours now; a child inherits it.
+            connection.directory = Some(directory);
+            order.has_directory = false; // A child finds it here.
         }
         order.is_passed_on = true;
         let (pid, pidfd, report) = match (order.start_method, self.single) {
             (StartMethod::ForkServer, Some(single)) => {
-                self.become_like(at, single).map_err(failed)?;
+                self.become_like(at, single);
                 let mut held = Some(fds);
-                let child = self.fork(single, Some(&mut held), None).map_err(failed)?;
+                let child = self.fork(at, single, Some(&mut held), None).map_err(failed)?;
                 let Some(held) = held else { return Err(failed(io::ErrorKind::InvalidData.into())) };
                 child::tell(&child.socket, &order, &arguments, &held).map_err(failed)?;
                 (child.pid, child.pidfd, held.report)
@@ -439,8 +447,8 @@ impl Server {
         Ok((Born { pid, tells_exit }, pidfd))
     }
 
-    /// Takes on the environment and directory of a starter, for its children to inherit.
-    fn become_like(&mut self, at: usize, single: SingleThreaded) -> io::Result<()> {
+    /// Takes on the environment of a starter, for its children to inherit.
+    fn become_like(&mut self, at: usize, single: SingleThreaded) {
         let connection = &self.connections[at];
         if self.environment.as_ref() != Some(&connection.environment) {
             let wanted = &connection.environment;
@@ -452,24 +460,14 @@ impl Server {
             wanted.iter().for_each(|(key, value)| spawn::set_variable(single, key, value));
             self.environment = Some(wanted.clone());
         }
-        match (&connection.directory, &self.directory) {
-            (Some(wanted), Some(now)) if Rc::ptr_eq(wanted, now) => Ok(()),
-            (Some(wanted), _) => {
-                rustix::process::fchdir(wanted)?;
-                self.directory = Some(wanted.clone());
-                Ok(())
-            }
-            (None, _) => Ok(()),
-        }
     }
 
     /// Everything of the server that a forked child must not keep.
     fn private(&mut self) -> Vec<OwnedFd> {
         let mut all = Vec::new();
-        self.directory = None;
         for connection in std::mem::take(&mut self.connections) {
             all.push(connection.socket);
-            all.extend(connection.directory.and_then(Rc::into_inner));
+            all.extend(connection.directory);
             all.extend(connection.lifeline);
         }
         all.extend(std::mem::take(&mut self.watched).into_iter().map(|(_, pidfd)| pidfd));
