@@ -38,6 +38,9 @@ const SCENARIOS: &[Scenario] = scenarios! {
     a_working_directory_that_the_user_may_not_search_is_no_hindrance
     a_working_directory_that_is_closed_later_is_no_hindrance
     a_working_directory_that_was_removed_is_no_hindrance
+    three_hundred_starts_at_once_need_no_more_than_a_usual_limit
+    a_spawn_waits_while_too_many_descriptors_are_on_their_way
+    at_a_low_limit_a_program_has_children_and_else_hears_what_it_needs
     where_close_range_is_refused_a_child_has_the_same_descriptors
     a_refused_system_call_that_is_needed_is_an_error_that_says_so
 };
@@ -45,11 +48,9 @@ const SCENARIOS: &[Scenario] = scenarios! {
 fn main() -> ExitCode {
     mp::init();
     if let Some(name) = std::env::var_os("SCENARIO") {
-        if name == "spawns_with_a_refused_call" {
-            spawns_with_a_refused_call();
-            return ExitCode::SUCCESS;
-        }
-        let scenario = SCENARIOS.iter().find(|(other, ..)| *other == name).expect("a scenario of this name");
+        let parts: &[Scenario] = scenarios! { spawns_with_a_refused_call spawns_at_a_limit spawns_at_this_limit };
+        let scenario =
+            SCENARIOS.iter().chain(parts).find(|(other, ..)| *other == name).expect("a scenario of this name");
         scenario.1();
         return ExitCode::SUCCESS;
     }
@@ -733,4 +734,103 @@ fn a_working_directory_that_was_removed_is_no_hindrance() {
 fn enter_below_root(name: &str) -> std::path::PathBuf {
     std::env::set_current_dir("/").unwrap();
     enter(name)
+}
+
+fn limit_descriptors(limit: u64) {
+    let limits = rustix::process::Rlimit { current: Some(limit), maximum: Some(limit) };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, limits).unwrap();
+}
+
+fn plus_one(n: u64) -> u64 {
+    n + 1
+}
+
+fn three_hundred_starts_at_once_need_no_more_than_a_usual_limit() {
+    if !is_root() {
+        return;
+    }
+    limit_descriptors(1024);
+    become_nobody(); // Root may have any number on their way.
+    block_on(async {
+        for (method, starts) in [(mp::StartMethod::ForkServer, 300), (mp::StartMethod::Spawn, 60)] {
+            let builder = || Process::builder().start_method(method);
+            let children = (0..starts).map(|n| builder().spawn(plus_one, (n,)).unwrap()).collect::<Vec<_>>();
+            let sums = futures::future::try_join_all(children).await.unwrap();
+            assert!(sums.into_iter().eq(1..=starts), "{method:?}");
+        }
+    });
+}
+
+/// Sends descriptors to nobody until the kernel says that there are enough.
+fn fill_the_way() -> std::os::fd::OwnedFd {
+    use rustix::net::{AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType};
+    use std::os::fd::AsFd;
+    let (kind, flags) = (SocketType::DGRAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK);
+    let null = std::fs::File::open("/dev/null").unwrap();
+    let many = [null.as_fd(); 200];
+    let (to, keeps) = rustix::net::socketpair(AddressFamily::UNIX, kind, flags, None).unwrap();
+    loop {
+        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(200))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        assert!(control.push(SendAncillaryMessage::ScmRights(&many)));
+        let bytes = [std::io::IoSlice::new(&[0])];
+        match rustix::net::sendmsg(&to, &bytes, &mut control, SendFlags::empty()) {
+            Err(rustix::io::Errno::TOOMANYREFS) => return keeps,
+            sent => _ = sent.unwrap(),
+        }
+    }
+}
+
+fn a_spawn_waits_while_too_many_descriptors_are_on_their_way() {
+    if !is_root() {
+        return;
+    }
+    limit_descriptors(1024);
+    become_nobody();
+    block_on(async {
+        assert_eq!(Process::spawn(plus_one, (1,)).unwrap().await.unwrap(), 2);
+        let held = fill_the_way();
+        let lets_go = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(100));
+            drop(held);
+        });
+        assert_eq!(Process::spawn(plus_one, (2,)).unwrap().await.unwrap(), 3);
+        lets_go.join().unwrap();
+        let _held = fill_the_way();
+        let error = Process::spawn(plus_one, (3,)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Spawn);
+        assert!(error.to_string().contains("RLIMIT_NOFILE, here 1024"), "{error}");
+    });
+}
+
+fn at_a_low_limit_a_program_has_children_and_else_hears_what_it_needs() {
+    let limit = Command::new(std::env::current_exe().unwrap()).env("SCENARIO", "spawns_at_a_limit").output().unwrap();
+    let text = String::from_utf8_lossy(&limit.stdout);
+    assert!(limit.status.success(), "{text} {}", String::from_utf8_lossy(&limit.stderr));
+    let first: u64 = text.trim().parse().unwrap();
+    println!("the first child was there at a limit of {first}");
+    assert!(first <= 32, "the README says 32");
+}
+
+/// Prints the lowest limit at which there is a child.
+fn spawns_at_a_limit() {
+    for limit in 8..200 {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.env("SCENARIO", "spawns_at_this_limit").env("LIMIT", limit.to_string());
+        let output = command.output().unwrap();
+        match String::from_utf8_lossy(&output.stdout).trim() {
+            "done" => return println!("{limit}"),
+            text => assert!(text.contains(&limit.to_string()) || limit < 16, "{limit}: {text}"),
+        }
+    }
+}
+
+fn spawns_at_this_limit() {
+    limit_descriptors(std::env::var("LIMIT").unwrap().parse().unwrap());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let Ok(runtime) = runtime else { return println!("{}", std::env::var("LIMIT").unwrap()) };
+    match runtime.block_on(async { Process::spawn(plus_one, (1,))?.await }) {
+        Ok(_) => println!("done"),
+        Err(error) => println!("{error}"),
+    }
 }

@@ -5,6 +5,7 @@
 
 use super::poll::poll;
 use super::refuse;
+use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
@@ -12,7 +13,7 @@ use rustix::net::{
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What one packet can carry (SCM_MAX_FD).
 pub(crate) const MAX_FDS: usize = 253;
@@ -63,11 +64,45 @@ pub(crate) fn send(
         return Err(io::ErrorKind::InvalidInput.into());
     }
     let flags = SendFlags::NOSIGNAL | if wait == Wait::No { SendFlags::DONTWAIT } else { SendFlags::empty() };
-    rustix::io::retry_on_intr(|| {
-        refuse::at_waiting("sendmsg", wait == Wait::Yes)?;
-        rustix::net::sendmsg(socket, bytes, &mut control, flags)
-    })?;
-    Ok(())
+    let mut since = None;
+    loop {
+        let asked = refuse::at_waiting("sendmsg", wait == Wait::Yes);
+        match asked.and_then(|()| rustix::net::sendmsg(socket, bytes, &mut control, flags)) {
+            Ok(_) => return Ok(()),
+            Err(Errno::INTR) => {}
+            // It passes as soon as those for whom others are on their way take them.
+            Err(Errno::TOOMANYREFS | Errno::NOBUFS) if wait == Wait::Yes && is_worth_another(&mut since) => {}
+            Err(Errno::TOOMANYREFS) => return Err(too_many_on_their_way(fds.len())),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// How long a sender waits for the kernel to let it send, and how often it asks.
+const KERNEL_PATIENCE: Duration = Duration::from_secs(5);
+const ASKED_AGAIN: Duration = Duration::from_millis(1);
+
+/// Waits for a moment, unless there have been enough of them.
+fn is_worth_another(since: &mut Option<Instant>) -> bool {
+    let is_worth_it = since.get_or_insert_with(Instant::now).elapsed() < KERNEL_PATIENCE;
+    if is_worth_it {
+        std::thread::sleep(ASKED_AGAIN);
+    }
+    is_worth_it
+}
+
+fn too_many_on_their_way(more: usize) -> io::Error {
+    let limit = descriptor_limit();
+    io::Error::other(format!(
+        "too many descriptors of this user are on their way between processes to send {more} more: as many as one process \
+         may have open (RLIMIT_NOFILE, here {limit}); raise that limit, or start fewer processes at a time"
+    ))
+}
+
+/// How many descriptors this process may have, in words.
+pub(crate) fn descriptor_limit() -> String {
+    use rustix::process::{Resource, getrlimit};
+    getrlimit(Resource::Nofile).current.map_or_else(|| "unlimited".into(), |limit| limit.to_string())
 }
 
 /// No send waits longer, whoever has this end of the socket: see

@@ -18,7 +18,7 @@
 
 use super::StartMethod;
 use super::entry::Call;
-use super::info::ProcessInfo;
+use super::info::{self, ProcessInfo};
 use crate::error::{Error, Result};
 use crate::os::attributes::Attributes;
 use crate::os::{credentials::Credentials, named, signal, socket::Wait};
@@ -347,10 +347,27 @@ impl FromIterator<(OsString, OsString)> for Variables {
     }
 }
 
+/// What a program needs at a low limit: its streams, the program, the family with its least number of bells, the
+/// connection, the lifeline, and what a start takes for a moment. See `README.md`.
+const FIRST_DESCRIPTORS: usize = 32;
+/// Its pidfd and its reports; three more where its streams are piped.
+const DESCRIPTORS_OF_A_CHILD: usize = 2;
+
 /// An error of the protocol as the caller of `spawn` sees it.
 pub(super) fn spawn_error(what: impl std::fmt::Display, error: io::Error) -> Error {
     let is_proc_missing = error.kind() == io::ErrorKind::NotFound && !std::path::Path::new("/proc/self/fd").exists();
-    let hint = if is_proc_missing { "; there is no /proc in this root directory, and it is needed" } else { "" };
+    let hint = match error.raw_os_error() {
+        _ if is_proc_missing => "; there is no /proc in this root directory, and it is needed".into(),
+        Some(libc::EMFILE) => {
+            let limit = crate::os::socket::descriptor_limit();
+            format!(
+                "; {who} may have {limit} (RLIMIT_NOFILE), and a program needs {FIRST_DESCRIPTORS} for its first child and \
+                 {DESCRIPTORS_OF_A_CHILD} for each more that it has not let go of",
+                who = info::current_process().name(),
+            )
+        }
+        _ => String::new(),
+    };
     Error::new(crate::ErrorKind::Spawn, format!("{what}: {error}{hint}")).with_source(error)
 }
 

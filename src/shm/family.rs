@@ -1,7 +1,7 @@
 //! The family: a root process and all its descendants, and who of them is alive.
 //!
 //! # State
-//! A table of [`SLOTS`] words in one sealed memfd, and eventfds: [`BELLS`], and one that tells the guardian (the fork
+//! A table of [`SLOTS`] words in one sealed memfd, and eventfds: [`BELLS`] at most, and one that tells the guardian (the fork
 //! server) that somebody has claimed a slot and is to be watched. Every member has them from its birth.
 //! A slot word is `epoch << 32 | pid`; pid 0 is a free slot. A member claims a slot when it first waits or locks;
 //! most children never do. `hints` is a bit set of what its bell was rung for. `IDENTITY` is `epoch:24 | inode:40` of
@@ -39,8 +39,12 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*, fence};
 
 /// Members that can wait or hold locks at the same time.
 pub(crate) const SLOTS: usize = 4096;
-/// Doorbells; slots beyond share by modulo, and a shared bell only means a spurious look.
+/// Doorbells; slots beyond share by modulo, and a shared bell only means a spurious look. At a low limit of descriptors
+/// there are fewer, and more of them are shared: each process of the family has them all.
 pub(crate) const BELLS: usize = 64;
+/// The part of its descriptors that a process may have as bells, and as many it has in any case.
+const SHARE_OF_BELLS: u64 = 32;
+const LEAST_BELLS: u64 = 4;
 
 /// Of a slot.
 const WORDS: usize = 4;
@@ -93,7 +97,7 @@ impl Family {
 
     fn found() -> io::Result<Self> {
         let memory = memfd::create("multiprocess-family", LEN as u64, false)?;
-        let bells = (0..BELLS).map(|_| eventfd::create()).collect::<io::Result<_>>()?;
+        let bells = (0..bells_at(descriptor_limit())).map(|_| eventfd::create()).collect::<io::Result<_>>()?;
         Self::of(memory, bells, eventfd::create()?)
     }
 
@@ -106,7 +110,7 @@ impl Family {
     /// Joins the family whose [`Family::descriptors`] these are: once, at birth, before any other call.
     pub(crate) fn join(mut descriptors: Vec<OwnedFd>) -> io::Result<()> {
         let invalid = || io::Error::new(io::ErrorKind::InvalidData, "not the descriptors of a family");
-        if descriptors.len() != 2 + BELLS {
+        if descriptors.len() < 3 || descriptors.len() > 2 + BELLS {
             return Err(invalid());
         }
         let bells = descriptors.split_off(2);
@@ -155,7 +159,7 @@ impl Family {
     }
 
     pub(crate) fn bell(&self, slot: u16) -> BorrowedFd<'_> {
-        self.bells[slot as usize % BELLS].as_fd()
+        self.bells[slot as usize % BELLS % self.bells.len()].as_fd()
     }
 
     /// Who this process is; claims a slot the first time.
@@ -354,8 +358,17 @@ impl Family {
             self.hints(slot).fetch_or(u64::MAX, AcqRel);
             used += 1;
         }
-        self.bells[..used.min(BELLS)].iter().for_each(|bell| eventfd::ring(bell.as_fd()));
+        self.bells[..used.min(self.bells.len())].iter().for_each(|bell| eventfd::ring(bell.as_fd()));
     }
+}
+
+/// How many bells a family has whose founder may have so many descriptors.
+fn bells_at(limit: Option<u64>) -> usize {
+    limit.map_or(BELLS, |limit| (limit / SHARE_OF_BELLS).clamp(LEAST_BELLS, BELLS as u64) as usize)
+}
+
+fn descriptor_limit() -> Option<u64> {
+    rustix::process::getrlimit(rustix::process::Resource::Nofile).current
 }
 
 fn to_identity(epoch: u32, inode: u64) -> u64 {
