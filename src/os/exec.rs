@@ -266,12 +266,19 @@ impl Drop for Attributes {
     }
 }
 
+/// A copy with this number or a higher one. At the limit the kernel says that the number is invalid.
+fn duplicate_from(fd: BorrowedFd<'_>, from: RawFd) -> io::Result<OwnedFd> {
+    use rustix::io::Errno;
+    let at_limit = |error| if error == Errno::INVAL { Errno::MFILE } else { error };
+    Ok(rustix::io::fcntl_dupfd_cloexec(fd, from).map_err(at_limit)?)
+}
+
 /// Copies of both whose numbers follow each other.
 fn side_by_side(program: BorrowedFd<'_>, role: BorrowedFd<'_>) -> io::Result<(OwnedFd, OwnedFd)> {
     let mut from = 3;
     loop {
-        let program = rustix::io::fcntl_dupfd_cloexec(program, from)?;
-        let role = rustix::io::fcntl_dupfd_cloexec(role, program.as_raw_fd() + 1)?;
+        let program = duplicate_from(program, from)?;
+        let role = duplicate_from(role, program.as_raw_fd() + 1)?;
         if role.as_raw_fd() == program.as_raw_fd() + 1 {
             return Ok((program, role));
         }
