@@ -48,7 +48,10 @@ pub enum ErrorKind {
     BrokenBarrier,
     /// The other side did not prove that it knows the key.
     Authentication,
-    /// A value could not be serialised.
+    /// A value could not be serialised: its own code refused, it is nested deeper than 1024 levels
+    /// ([`with_depth_limit`](crate::with_depth_limit)), or it is larger than 4 GiB less 1 MiB, which is the limit on all
+    /// ways between processes. Larger data belongs in an [`Array`](crate::Array), in
+    /// [`SharedMemory`](crate::SharedMemory) or in a file.
     Encode,
     /// Bytes could not be turned back into a value.
     Decode,

@@ -37,7 +37,7 @@ pub use sync::{
     Barrier, BarrierWaitResult, BoundedSemaphore, Condition, ConditionGuard, Event, Integer, Lock, LockGuard, Permit,
     RLock, RLockGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, Semaphore, Value, ValueGuard, debug,
 };
-pub use wire::Fd;
+pub use wire::{Deep, Fd, with_depth_limit, with_depth_limit_async};
 
 #[doc(hidden)]
 pub use process::private;

@@ -37,6 +37,10 @@ const ALIGN: u32 = 4;
 /// Bytes before each record's payload.
 pub(crate) const HEAD: usize = 4;
 const LEN_BITS: u32 = 28;
+/// The kind of a record that is too long for the bits of its length, and stands for kind 0. It is counted in units, the
+/// last byte of which says how many bytes of them are none of the payload's. It never lies in a ring.
+const LONG: u8 = 15;
+const LONG_UNIT: usize = 16;
 
 /// The head of a record as it is written.
 fn head_of(kind: u8, len: usize) -> [u8; HEAD] {
@@ -54,23 +58,40 @@ fn room_for(len: usize) -> u32 {
 pub(crate) fn first(bytes: &[u8]) -> Option<(u8, &[u8], usize)> {
     let (head, rest) = bytes.split_first_chunk::<HEAD>()?;
     let head = u32::from_ne_bytes(*head);
-    let len = (head & ((1 << LEN_BITS) - 1)) as usize;
+    let (kind, len) = ((head >> LEN_BITS) as u8, (head & ((1 << LEN_BITS) - 1)) as usize);
+    if kind == LONG {
+        return first_long(rest, len);
+    }
     let payload = rest.get(..len)?;
-    Some(((head >> LEN_BITS) as u8, payload, (room_for(len) as usize).min(bytes.len())))
+    Some((kind, payload, (room_for(len) as usize).min(bytes.len())))
+}
+
+#[cold]
+fn first_long(rest: &[u8], units: usize) -> Option<(u8, &[u8], usize)> {
+    let (padding, padded) = rest.get(..units.checked_mul(LONG_UNIT)?)?.split_last()?;
+    let payload = padded.get(..(padded.len() + 1).checked_sub(usize::from(*padding))?)?;
+    Some((0, payload, HEAD + padded.len() + 1))
 }
 
 /// Completes the record that begins at `start` of `bytes`, [`HEAD`] bytes before its payload, which goes to their end.
 ///
 /// # Errors
-/// `Encode` if it is too large for a record.
+/// `Encode` if it is too large for a record: larger than any message.
 pub(crate) fn close_record(bytes: &mut Vec<u8>, start: usize) -> Result<()> {
     let len = bytes.len() - start - HEAD;
+    let mut head = head_of(0, len);
     if len >= 1 << LEN_BITS {
-        bytes.truncate(start);
-        return Err(too_large(len));
+        let units = len / LONG_UNIT + 1;
+        if units >= 1 << LEN_BITS {
+            bytes.truncate(start);
+            return Err(Error::new(ErrorKind::Encode, format!("{len} bytes are more than a message can have")));
+        }
+        head = head_of(LONG, units);
+        bytes.reserve_exact(LONG_UNIT);
+        bytes.resize(start + HEAD + units * LONG_UNIT, (units * LONG_UNIT - len) as u8);
     }
-    if let Some(head) = bytes.get_mut(start..start + HEAD) {
-        head.copy_from_slice(&head_of(0, len));
+    if let Some(to) = bytes.get_mut(start..start + HEAD) {
+        to.copy_from_slice(&head);
     }
     bytes.resize(bytes.len().next_multiple_of(ALIGN as usize), 0);
     Ok(())
@@ -79,23 +100,22 @@ pub(crate) fn close_record(bytes: &mut Vec<u8>, start: usize) -> Result<()> {
 /// Appends the record of `payload` to `bytes`.
 ///
 /// # Errors
-/// `Encode` if it is too large for a record.
+/// As [`close_record`].
 #[inline]
 pub(crate) fn append_record(bytes: &mut Vec<u8>, payload: &[u8]) -> Result<()> {
+    let start = bytes.len();
     if payload.len() >= 1 << LEN_BITS {
-        return Err(too_large(payload.len()));
+        bytes.reserve_exact(HEAD + payload.len() + LONG_UNIT);
+        bytes.extend_from_slice(&[0; HEAD]);
+        bytes.extend_from_slice(payload);
+        return close_record(bytes, start);
     }
-    let (start, room) = (bytes.len(), room_for(payload.len()) as usize);
+    let room = room_for(payload.len()) as usize;
     bytes.reserve(room);
     bytes.extend_from_slice(&head_of(0, payload.len()));
     bytes.extend_from_slice(payload);
     bytes.resize(start + room, 0);
     Ok(())
-}
-
-#[cold]
-fn too_large(len: usize) -> Error {
-    Error::new(ErrorKind::Encode, format!("{len} bytes of arguments are more than 256 MiB"))
 }
 
 /// The words that the two sides share.
@@ -335,10 +355,29 @@ mod tests {
     fn records_come_out_whole_and_in_order_across_the_end_of_the_ring() {
         let mut both = Both::new(64);
         for round in 0..1000u32 {
-            let records: Vec<_> = [3usize, 0, 9].map(|len| (round as u8 % 16, vec![round as u8; len])).into();
+            let records: Vec<_> = [3usize, 0, 9].map(|len| (round as u8 % LONG, vec![round as u8; len])).into();
             records.iter().for_each(|(kind, payload)| assert!(both.push(*kind, payload)));
             assert_eq!(both.take(), records);
         }
+    }
+
+    #[test]
+    fn a_record_of_any_length_that_a_message_can_have_is_read_back() {
+        for more in [0, 5, 16] {
+            let len = (1 << LEN_BITS) + more;
+            // Neither touched nor copied, but for its ends.
+            let mut bytes = vec![0; HEAD + len];
+            bytes[HEAD + len - 1] = 7;
+            close_record(&mut bytes, 0).unwrap();
+            append_record(&mut bytes, b"next").unwrap();
+            let (kind, payload, room) = first(&bytes).unwrap();
+            assert_eq!((kind, payload.len(), payload[len - 1]), (0, len, 7));
+            assert_eq!(first(&bytes[room..]).unwrap().1, b"next");
+            assert!(first(&bytes[..len]).is_none());
+        }
+        let torn = head_of(LONG, 1);
+        assert!(first(&torn).is_none() && first(&head_of(LONG, 0)).is_none());
+        assert!(first(&[&torn[..], &[0; 15], &[17]].concat()).is_none());
     }
 
     #[test]

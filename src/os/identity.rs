@@ -92,6 +92,20 @@ pub(crate) fn list<A, P: Element>(list: Vec<P>) -> Option<A> {
     Some(unsafe { std::mem::transmute_copy::<ManuallyDrop<Vec<P>>, A>(&list) })
 }
 
+/// A list of what lies in `bytes`; less than an element at their end is left out.
+#[inline]
+pub(crate) fn list_of<P: Element>(bytes: &[u8]) -> Vec<P> {
+    let count = bytes.len().checked_div(size_of::<P>()).unwrap_or(0);
+    let mut list = Vec::<P>::with_capacity(count);
+    // SAFETY: there is room for `count` elements, and as many are in `bytes`; any bytes are a `P`. The list is new, so
+    // the two do not overlap.
+    unsafe {
+        std::ptr::copy_nonoverlapping(bytes.as_ptr(), list.as_mut_ptr().cast::<u8>(), count * size_of::<P>());
+        list.set_len(count);
+    }
+    list
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -117,5 +131,6 @@ mod tests {
         );
         assert_eq!(list::<Vec<[f32; 2]>, _>(list_of.clone()), Some(list_of.clone()));
         assert_eq!(list::<Vec<[u32; 2]>, _>(list_of), None);
+        assert_eq!(super::list_of::<[u16; 2]>(&[1, 0, 2, 0, 3, 0]), [[1u16.to_le(), 2u16.to_le()]]);
     }
 }

@@ -36,7 +36,7 @@ pub(super) trait Feed: Send {
 /// Packs one item. An item that brings descriptors travels alone.
 #[inline]
 fn pack<A: Serialize + 'static>(chunk: &mut Chunk, arguments: &A) -> Result<Vec<Attachment>> {
-    if let Some(bytes) = wire::as_plain(arguments) {
+    if let Some(bytes) = wire::as_plain(arguments)? {
         spsc::append_record(&mut chunk.body, bytes)?;
         return Ok(Vec::new());
     }

@@ -3,6 +3,7 @@
 
 use super::attach::{self, Attachment};
 use super::format;
+use super::limits;
 use super::plain::{self, Read, Seen};
 use crate::error::{Error, ErrorKind, Result};
 use bytes::Bytes;
@@ -25,7 +26,7 @@ pub(crate) struct Parcel {
 
 /// Encodes `value`. An error attaches nothing and leaks nothing.
 pub(crate) fn encode<T: Serialize + 'static>(value: &T) -> Result<Message> {
-    if plain::bytes(value).is_some() {
+    if as_plain(value)?.is_some() {
         return Ok(Message { encoded: None, attachments: Vec::new() });
     }
     encode_by_serde(value)
@@ -35,14 +36,14 @@ pub(crate) fn encode<T: Serialize + 'static>(value: &T) -> Result<Message> {
 pub(crate) fn encode_by_serde<T: Serialize>(value: &T) -> Result<Message> {
     let mut encoded = spare();
     let (result, attachments) = attach::collect(|| format::append(value, &mut encoded));
-    result.map_err(unwritable::<T>)?;
+    result.map_err(|error| unwritable::<T>(error.to_string()))?;
     Ok(Message { encoded: Some(encoded), attachments })
 }
 
 /// Appends the encoded `value` to `to`, which an error leaves as it was; what rides along is returned.
 #[inline]
 pub(crate) fn append<T: Serialize + 'static>(value: &T, to: &mut Vec<u8>) -> Result<Vec<Attachment>> {
-    if let Some(bytes) = plain::bytes(value) {
+    if let Some(bytes) = as_plain(value)? {
         to.extend_from_slice(bytes);
         return Ok(Vec::new());
     }
@@ -50,14 +51,22 @@ pub(crate) fn append<T: Serialize + 'static>(value: &T, to: &mut Vec<u8>) -> Res
     let (result, attachments) = attach::collect(|| format::append(value, to));
     result.map(|()| attachments).map_err(|error| {
         to.truncate(start);
-        unwritable::<T>(error)
+        unwritable::<T>(error.to_string())
     })
 }
 
+/// The bytes of `value`, if its type is plain. An error if they are too many.
+#[inline]
+pub(crate) fn as_plain<T: 'static>(value: &T) -> Result<Option<&[u8]>> {
+    let bytes = plain::bytes(value);
+    limits::check_size(bytes.map_or(0, <[u8]>::len)).map_err(unwritable::<T>)?;
+    Ok(bytes)
+}
+
 #[cold]
-fn unwritable<T>(error: format::Error) -> Error {
+fn unwritable<T>(why: String) -> Error {
     let what = std::any::type_name::<T>();
-    Error::new(ErrorKind::Encode, format!("cannot serialise {what}: {error}")).with_source(error)
+    Error::new(ErrorKind::Encode, format!("cannot serialise {what}: {why}"))
 }
 
 thread_local! {

@@ -5,9 +5,13 @@ pub(crate) mod attach;
 mod encode;
 mod format;
 pub(crate) mod frame;
+mod limits;
 mod plain;
 
 pub(crate) use attach::Attachment;
 pub use attach::Fd;
-pub(crate) use encode::{Message, Parcel, Sealed, append, decode, decode_bytes, encode, encode_by_serde, keep, spare};
-pub(crate) use plain::{bytes as as_plain, takes_buffer};
+pub(crate) use encode::{
+    Message, Parcel, Sealed, append, as_plain, decode, decode_bytes, encode, encode_by_serde, keep, spare,
+};
+pub use limits::{Deep, with_depth_limit, with_depth_limit_async};
+pub(crate) use plain::takes_buffer;

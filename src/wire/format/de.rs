@@ -2,8 +2,9 @@
 
 use super::names::WIDE;
 use super::run::{self, Rows, all_taken};
-use super::{DEEPEST, Error, HAS_TABLE, IS_DEEP, Result, SHALLOW, STACK_OF_LEVEL, STACK_TO_GO_ON, VERSION, fail, tag};
+use super::{Error, HAS_TABLE, IS_DEEP, Result, SHALLOW, STACK_OF_LEVEL, STACK_TO_GO_ON, VERSION, fail, no_stack, tag};
 use crate::os::{identity, stack};
+use crate::wire::limits::DEEPEST;
 use serde::de::value::{BorrowedStrDeserializer, MapAccessDeserializer};
 use serde::de::{
     Deserialize, DeserializeSeed, Deserializer, EnumAccess, IntoDeserializer, MapAccess, SeqAccess, VariantAccess,
@@ -22,7 +23,10 @@ pub(crate) fn from_slice<'de, T: Deserialize<'de>>(message: &'de [u8]) -> Result
     reader.take_trailer(message.len(), head)?;
     let value = match reader.depth {
         SHALLOW => T::deserialize(&mut reader),
-        depth => stack::with_room(STACK_TO_GO_ON + depth as usize * STACK_OF_LEVEL, || T::deserialize(&mut reader)),
+        depth => {
+            let room = STACK_TO_GO_ON + depth as usize * STACK_OF_LEVEL;
+            stack::with_room(room, || T::deserialize(&mut reader)).unwrap_or_else(no_stack)
+        }
     };
     let (value, left) = (value?, reader.rest.len());
     reader.keep_shapes();
@@ -82,6 +86,14 @@ fn cut_name<'de>(names: &mut &'de [u8]) -> Result<&'de str> {
     let len = u16::from_le_bytes(cut_array(names)?);
     let name = cut(names, usize::from(len))?;
     std::str::from_utf8(name).or_else(|_| fail("the name of a field is not UTF-8"))
+}
+
+/// Whether the name that `names` begin with is this one. It is taken off then.
+#[inline(always)]
+fn cut_if(names: &mut &[u8], name: &[u8]) -> bool {
+    let Some((len, rest)) = names.split_first_chunk() else { return false };
+    let rest = (usize::from(u16::from_le_bytes(*len)) == name.len()).then(|| rest.strip_prefix(name)).flatten();
+    rest.inspect(|rest| *names = rest).is_some()
 }
 
 impl<'de> Reader<'de> {
@@ -195,14 +207,17 @@ impl<'de> Reader<'de> {
             return fail("it is nested deeper than it says");
         }
         self.depth -= 1;
-        // Code of users may need more than was reckoned with.
-        let read = if self.depth > 0 && self.depth.is_multiple_of(SHALLOW) {
-            stack::with_room(STACK_TO_GO_ON, || read(self))
-        } else {
-            read(self)
-        };
+        let is_far = self.depth > 0 && self.depth.is_multiple_of(SHALLOW);
+        let read = if is_far { self.with_room(read) } else { read(self) };
         self.depth += 1;
         read
+    }
+
+    /// Code of users may need more stack than was reckoned with at the start.
+    #[cold]
+    #[inline(never)]
+    fn with_room<T>(&mut self, read: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        stack::with_room(STACK_TO_GO_ON, || read(self)).unwrap_or_else(no_stack)
     }
 
     #[inline(always)]
@@ -238,7 +253,7 @@ impl<'de> Reader<'de> {
         let (mut names, count) = self.names(shape);
         let is_same = is_derived::<V>()
             && count == fields.len()
-            && fields.iter().all(|field| cut_name(&mut names).is_ok_and(|name| name == *field));
+            && fields.iter().all(|field| cut_if(&mut names, field.as_bytes()));
         if is_same && let Some(shape) = self.shapes.get_mut(shape) {
             shape.matched = Some((identity::id_of::<V>(), fields.as_ptr() as usize));
         }
@@ -302,7 +317,7 @@ impl<'de> Reader<'de> {
         let [tag] = self.array()?;
         macro_rules! number {
             ($number:ty, $visit:ident) => {
-                visitor.$visit(<$number>::from_ne_bytes(self.array()?))
+                visitor.$visit(<$number>::from_le_bytes(self.array()?))
             };
         }
         match tag {
@@ -322,15 +337,15 @@ impl<'de> Reader<'de> {
             tag::F32 => number!(f32, visit_f32),
             tag::F64 => number!(f64, visit_f64),
             // serde's own buffer has no place for 128 bits.
-            tag::U128 => match u128::from_ne_bytes(self.array()?) {
+            tag::U128 => match u128::from_le_bytes(self.array()?) {
                 small if u64::try_from(small).is_ok() => visitor.visit_u64(small as u64),
                 large => visitor.visit_u128(large),
             },
-            tag::I128 => match i128::from_ne_bytes(self.array()?) {
+            tag::I128 => match i128::from_le_bytes(self.array()?) {
                 small if i64::try_from(small).is_ok() => visitor.visit_i64(small as i64),
                 large => visitor.visit_i128(large),
             },
-            tag::CHAR => match char::from_u32(u32::from_ne_bytes(self.array()?)) {
+            tag::CHAR => match char::from_u32(u32::from_le_bytes(self.array()?)) {
                 Some(char) => visitor.visit_char(char),
                 None => fail("a character that is none"),
             },
@@ -371,7 +386,8 @@ impl<'de> Reader<'de> {
 /// Whether serde derived the visitor `V`. Others are known to take a struct as a map, as text formats give it to them;
 /// whether also as a sequence is not. The name is serde's convention: were it to change, structs would be read by names.
 fn is_derived<V>() -> bool {
-    std::any::type_name::<V>().contains("::__Visitor")
+    let name = std::any::type_name::<V>();
+    name.ends_with("::__Visitor") || name.contains("::__Visitor<")
 }
 
 macro_rules! leaves {
@@ -382,7 +398,7 @@ macro_rules! leaves {
                 && let [tag::$kind, number @ ..] = head
             {
                 self.rest = rest;
-                return visitor.$visit(<$number>::from_ne_bytes(*number));
+                return visitor.$visit(<$number>::from_le_bytes(*number));
             }
             self.unusual(visitor)
         }

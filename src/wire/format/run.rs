@@ -99,7 +99,7 @@ pub(super) fn list<'de, V: Visitor<'de>>(kind: u8, width: u8, bytes: &[u8]) -> O
     macro_rules! case {
         ($number:ty) => {
             if visitor == visitor_of::<Vec<$number>>() {
-                return identity::list::<V::Value, $number>(bytemuck::pod_collect_to_vec(bytes));
+                return identity::list::<V::Value, $number>(identity::list_of(bytes));
             }
         };
     }

@@ -1,10 +1,9 @@
 //! Writing a value.
 
 use super::names::{self, List, Names};
-use super::{
-    DEEPEST, DEPTH_LIMIT, Error, HAS_TABLE, IS_DEEP, Result, SHALLOW, STACK_TO_GO_ON, VERSION, fail, run, tag,
-};
+use super::{Error, HAS_TABLE, IS_DEEP, Result, SHALLOW, STACK_TO_GO_ON, VERSION, fail, no_stack, run, tag};
 use crate::os::stack;
+use crate::wire::limits;
 use serde::ser::{
     Serialize, SerializeMap, SerializeSeq, SerializeStruct, SerializeStructVariant, SerializeTuple,
     SerializeTupleStruct, SerializeTupleVariant, Serializer,
@@ -23,9 +22,8 @@ pub(crate) fn append<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>) -> Res
     names.begin();
     let start = out.len();
     out.push(VERSION);
-    let limit = DEPTH_LIMIT.try_with(Cell::get).unwrap_or(super::DEFAULT_DEPTH).min(DEEPEST);
-    let mut writer = Writer { out, names: &mut names, depth: 0, deepest: 0, limit };
-    let written = value.serialize(&mut writer).and_then(|()| writer.finish(start));
+    let mut writer = Writer { out, names: &mut names, start, depth: 0, deepest: 0, limit: limits::depth() };
+    let written = value.serialize(&mut writer).and_then(|()| writer.finish());
     let _ = NAMES.try_with(|kept| kept.set(Some(names)));
     written
 }
@@ -34,6 +32,8 @@ pub(crate) fn append<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>) -> Res
 pub(super) struct Writer<'a> {
     out: &'a mut Vec<u8>,
     names: &'a mut Names,
+    /// Where the message begins.
+    start: usize,
     depth: u32,
     deepest: u32,
     limit: u32,
@@ -41,7 +41,8 @@ pub(super) struct Writer<'a> {
 
 impl Writer<'_> {
     /// What follows the value.
-    fn finish(&mut self, start: usize) -> Result<()> {
+    fn finish(&mut self) -> Result<()> {
+        let start = self.start;
         let end = self.out.len() - start;
         let has_table = !self.names.is_unused();
         if has_table {
@@ -55,19 +56,26 @@ impl Writer<'_> {
         if has_table {
             self.out.extend_from_slice(&(end as u64).to_le_bytes());
         }
+        self.check_size(0)
+    }
+
+    /// A tag and the lowest bytes of a number: `N` bytes in all, in one piece, so that there is one look for room.
+    #[inline(always)]
+    fn put<const N: usize>(&mut self, tag: u8, bits: u64) -> Result<()> {
+        let bytes = (u128::from(bits) << 8 | u128::from(tag)).to_le_bytes();
+        self.out.extend_from_slice(&bytes[..N]);
         Ok(())
     }
 
-    #[inline(always)]
-    fn put<const N: usize>(&mut self, tag: u8, bytes: [u8; N]) -> Result<()> {
-        self.out.reserve(1 + N);
-        self.out.push(tag);
-        self.out.extend_from_slice(&bytes);
-        Ok(())
+    /// Refuses a message that is going to be too large, before memory is taken for `more` bytes of it.
+    #[inline]
+    fn check_size(&self, more: usize) -> Result<()> {
+        limits::check_size(self.out.len() - self.start + more).map_err(Error::new)
     }
 
     #[inline]
     fn blob(&mut self, tag: u8, bytes: &[u8]) -> Result<()> {
+        self.check_size(bytes.len())?;
         self.out.reserve(10 + bytes.len());
         match u8::try_from(bytes.len()) {
             Ok(len) if len < 255 => self.out.extend_from_slice(&[tag, len]),
@@ -85,11 +93,25 @@ impl Writer<'_> {
     fn down(&mut self) -> Result<u32> {
         let outer = self.depth;
         if outer >= self.limit {
-            return too_deep(self.limit);
+            self.look_for_more()?;
         }
         self.depth = outer + 1;
         self.deepest = self.deepest.max(self.depth);
         Ok(outer)
+    }
+
+    /// The value may have raised the limit itself, for a part of it.
+    #[cold]
+    #[inline(never)]
+    fn look_for_more(&mut self) -> Result<()> {
+        self.limit = limits::depth();
+        if self.depth < self.limit {
+            return Ok(());
+        }
+        Err(Error::new(format_args!(
+            "it is nested deeper than {} levels; `multiprocess::with_depth_limit` or `Deep` raises this limit",
+            self.limit
+        )))
     }
 
     /// Writes what is part of the value that is being written.
@@ -104,7 +126,7 @@ impl Writer<'_> {
     #[cold]
     #[inline(never)]
     fn part_with_room<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<()> {
-        stack::with_room(STACK_TO_GO_ON, || value.serialize(self))
+        stack::with_room(STACK_TO_GO_ON, || value.serialize(self)).unwrap_or_else(no_stack)
     }
 
     #[inline]
@@ -120,29 +142,23 @@ impl Writer<'_> {
         let list = self.names.root(name);
         let shape = self.names.shape(list)?;
         match u16::try_from(shape) {
-            Ok(shape) if shape < names::WIDE => self.put(tag, shape.to_le_bytes()),
+            Ok(shape) if shape < names::WIDE => self.put::<3>(tag, shape.into()),
             _ => {
-                self.put(tag, names::WIDE.to_le_bytes())?;
+                self.put::<3>(tag, names::WIDE.into())?;
                 self.out.extend_from_slice(&shape.to_le_bytes());
                 Ok(())
             }
         }
     }
 
-    fn run(&mut self, kind: u8, width: u8, count: usize, bytes: &[u8]) {
+    fn run(&mut self, kind: u8, width: u8, count: usize, bytes: &[u8]) -> Result<()> {
+        self.check_size(bytes.len())?;
         self.out.reserve(RUN_HEAD + bytes.len());
         self.out.extend_from_slice(&[tag::RUN, kind, width]);
         self.out.extend_from_slice(&(count as u64).to_le_bytes());
         self.out.extend_from_slice(bytes);
+        Ok(())
     }
-}
-
-#[cold]
-#[inline(never)]
-fn too_deep<T>(limit: u32) -> Result<T> {
-    Err(Error::new(format_args!(
-        "it is nested deeper than {limit} levels, which is the limit; `with_depth_limit` raises it"
-    )))
 }
 
 /// Tag, kind, width and count.
@@ -203,12 +219,12 @@ impl<'b, 'a> Elements<'b, 'a> {
             Form::Open => {
                 if let Some(kind) = run::kind::<T>() {
                     self.form = Form::Run(kind);
-                    self.writer.run(kind, 0, 0, &[]);
+                    self.writer.run(kind, 0, 0, &[])?;
                     run::append(value, self.writer.out);
                     return Ok(());
                 }
                 self.form = Form::Long;
-                self.writer.put(tag::SEQ, [0; 8])?;
+                self.writer.put::<9>(tag::SEQ, 0)?;
             }
         }
         self.writer.part(value)
@@ -221,10 +237,14 @@ impl<'b, 'a> Elements<'b, 'a> {
         let size = run::size(kind)?;
         let numbers = self.writer.out.split_off(self.start + RUN_HEAD);
         self.writer.out.truncate(self.start);
-        self.writer.put(tag::SEQ, [0; 8])?;
+        self.writer.put::<9>(tag::SEQ, 0)?;
         for number in numbers.chunks(size) {
             self.writer.out.push(kind);
+            let start = self.writer.out.len();
             self.writer.out.extend_from_slice(number);
+            if cfg!(target_endian = "big") {
+                self.writer.out[start..].reverse();
+            }
         }
         self.form = Form::Long;
         Ok(())
@@ -268,10 +288,10 @@ pub(super) struct Fields<'b, 'a> {
 }
 
 macro_rules! leaves {
-    ($($serialize:ident $number:ty, $kind:ident;)*) => {$(
+    ($($serialize:ident $number:ident, $kind:ident $bits:expr;)*) => {$(
         #[inline(always)]
-        fn $serialize(self, number: $number) -> Result<()> {
-            self.put(tag::$kind, number.to_ne_bytes())
+        fn $serialize(self, $number: $number) -> Result<()> {
+            self.put::<{ 1 + size_of::<$number>() }>(tag::$kind, $bits)
         }
     )*};
 }
@@ -288,18 +308,28 @@ impl<'b, 'a> Serializer for &'b mut Writer<'a> {
     type SerializeStructVariant = Fields<'b, 'a>;
 
     leaves! {
-        serialize_u8 u8, U8;
-        serialize_u16 u16, U16;
-        serialize_u32 u32, U32;
-        serialize_u64 u64, U64;
-        serialize_u128 u128, U128;
-        serialize_i8 i8, I8;
-        serialize_i16 i16, I16;
-        serialize_i32 i32, I32;
-        serialize_i64 i64, I64;
-        serialize_i128 i128, I128;
-        serialize_f32 f32, F32;
-        serialize_f64 f64, F64;
+        serialize_u8 u8, U8 u8.into();
+        serialize_u16 u16, U16 u16.into();
+        serialize_u32 u32, U32 u32.into();
+        serialize_u64 u64, U64 u64;
+        serialize_i8 i8, I8 i8.cast_unsigned().into();
+        serialize_i16 i16, I16 i16.cast_unsigned().into();
+        serialize_i32 i32, I32 i32.cast_unsigned().into();
+        serialize_i64 i64, I64 i64.cast_unsigned();
+        serialize_f32 f32, F32 f32.to_bits().into();
+        serialize_f64 f64, F64 f64.to_bits();
+    }
+
+    fn serialize_u128(self, value: u128) -> Result<()> {
+        self.out.push(tag::U128);
+        self.out.extend_from_slice(&value.to_le_bytes());
+        Ok(())
+    }
+
+    fn serialize_i128(self, value: i128) -> Result<()> {
+        self.out.push(tag::I128);
+        self.out.extend_from_slice(&value.to_le_bytes());
+        Ok(())
     }
 
     #[inline]
@@ -310,7 +340,7 @@ impl<'b, 'a> Serializer for &'b mut Writer<'a> {
 
     #[inline]
     fn serialize_char(self, value: char) -> Result<()> {
-        self.put(tag::CHAR, u32::from(value).to_ne_bytes())
+        self.put::<5>(tag::CHAR, u32::from(value).into())
     }
 
     #[inline]
@@ -414,14 +444,14 @@ impl<'b, 'a> Serializer for &'b mut Writer<'a> {
     #[inline]
     fn serialize_map(self, _: Option<usize>) -> Result<Entries<'b, 'a>> {
         let (outer, start) = (self.down()?, self.out.len());
-        self.put(tag::MAP, [0; 8])?;
+        self.put::<9>(tag::MAP, 0)?;
         Ok(Entries { writer: self, start, count: 0, outer })
     }
 
     #[inline(always)]
     fn serialize_struct(self, name: &'static str, _: usize) -> Result<Fields<'b, 'a>> {
         let (outer, start, list) = (self.down()?, self.out.len(), self.names.root(name));
-        self.put(tag::STRUCT, [0; 2])?;
+        self.put::<3>(tag::STRUCT, 0)?;
         Ok(Fields { writer: self, start, list, outer })
     }
 
@@ -444,8 +474,7 @@ impl<'b, 'a> Serializer for &'b mut Writer<'a> {
         I: IntoIterator<Item: Serialize>,
     {
         if let Some(seen) = run::see(&iter) {
-            self.run(seen.kind, seen.width, seen.count, seen.bytes);
-            return Ok(());
+            return self.run(seen.kind, seen.width, seen.count, seen.bytes);
         }
         let mut elements = self.serialize_seq(None)?;
         iter.into_iter().try_for_each(|element| elements.element(&element))?;

@@ -444,6 +444,138 @@ mod runs {
     }
 }
 
+mod depth {
+    use super::*;
+    use crate::wire::limits::{Deep, with_depth_limit};
+
+    #[derive(Serialize, Deserialize, PartialEq, Debug)]
+    struct List {
+        next: Option<Box<List>>,
+    }
+
+    #[derive(Serialize, Deserialize, PartialEq, Debug)]
+    #[serde(tag = "type")]
+    enum Tagged {
+        Leaf,
+        Node { values: Vec<Tagged> },
+    }
+
+    #[derive(Serialize, Deserialize, PartialEq, Debug)]
+    #[serde(untagged)]
+    enum Untagged {
+        Leaf(u8),
+        Node([Box<Untagged>; 1]),
+    }
+
+    fn list(nodes: usize) -> List {
+        (0..nodes).fold(List { next: None }, |next, _| List { next: Some(Box::new(next)) })
+    }
+
+    /// Drops it without recursion.
+    fn length(mut list: List) -> usize {
+        let mut length = 0;
+        while let Some(next) = list.next {
+            (list, length) = (*next, length + 1);
+        }
+        length
+    }
+
+    fn on_a_small_stack(test: fn()) {
+        let thread = std::thread::Builder::new().stack_size(2 << 20).spawn(test);
+        thread.unwrap().join().unwrap();
+    }
+
+    #[test]
+    fn what_is_permitted_arrives_on_a_small_stack() {
+        on_a_small_stack(|| {
+            let nested = (0..500).fold(Tagged::Leaf, |inner, _| Tagged::Node { values: vec![inner] });
+            assert!(from_slice::<Tagged>(&bytes_of(&nested)).unwrap() == nested);
+            let nested = (0..500).fold(Untagged::Leaf(1), |inner, _| Untagged::Node([Box::new(inner)]));
+            assert!(from_slice::<Untagged>(&bytes_of(&nested)).unwrap() == nested);
+            assert_eq!(length(back(&list(500))), 500);
+            let json = (0..1000).fold(serde_json::Value::Null, |inner, _| serde_json::Value::Array(vec![inner]));
+            assert!(back(&json) == json);
+        });
+    }
+
+    #[test]
+    fn what_is_too_deep_is_refused_when_it_is_written() {
+        on_a_small_stack(|| {
+            let (short, long) = (list(511), list(512));
+            assert_eq!(length(back(&short)), 511);
+            let error = append(&long, &mut Vec::new()).unwrap_err();
+            assert!(error.to_string().contains("deeper than 1024 levels"), "{error}");
+        });
+    }
+
+    #[test]
+    fn the_limit_can_be_raised() {
+        on_a_small_stack(|| {
+            let long = list(30_000);
+            let bytes = with_depth_limit(100_000, || bytes_of(&long));
+            assert_eq!(length(from_slice(&bytes).unwrap()), 30_000);
+            let long = Deep(long);
+            assert_eq!(bytes, bytes_of(&long));
+            assert_eq!(length(from_slice::<Deep<List>>(&bytes).unwrap().0), 30_000);
+            assert!(append(&list(600), &mut Vec::new()).is_err());
+            assert_eq!(length(long.0), 30_000);
+        });
+    }
+
+    #[test]
+    fn bytes_cannot_nest_deeper_than_they_say() {
+        on_a_small_stack(|| {
+            let mut bytes = vec![tag::SOME; 1 << 20];
+            bytes[0] = VERSION;
+            bytes.push(tag::UNIT);
+            assert!(from_slice::<serde_json::Value>(&bytes).is_err());
+            assert!(from_slice::<List>(&bytes).is_err());
+            bytes[0] |= IS_DEEP;
+            for depth in [17, 1 << 15, 1 << 20, u32::MAX] {
+                let bytes = [&bytes[..], &depth.to_le_bytes()].concat();
+                assert!(from_slice::<serde_json::Value>(&bytes).is_err());
+                assert!(from_slice::<List>(&bytes).is_err());
+            }
+        });
+    }
+}
+
+mod damage {
+    use super::fuzz::{Random, check, check_one, damaged, seeds};
+
+    #[test]
+    fn damaged_bytes_are_an_error_or_a_value() {
+        let (seeds, mut random) = (seeds(), Random(0x5eed));
+        seeds.iter().for_each(|seed| check(seed));
+        for round in 0..100_000 {
+            check_one(&damaged(&seeds, &mut random), round);
+        }
+    }
+
+    #[test]
+    fn a_message_that_ends_early_is_an_error() {
+        for seed in seeds() {
+            (0..seed.len()).for_each(|end| check(&seed[..end]));
+        }
+    }
+
+    #[test]
+    fn more_elements_than_bytes_are_an_error_at_once() {
+        use super::*;
+        let with_count = |head: &[u8], count: u64| [&[VERSION], head, &count.to_le_bytes()].concat();
+        for count in [1, 1 << 31, 1 << 60, u64::MAX] {
+            assert!(from_slice::<Vec<()>>(&with_count(&[tag::SEQ], count)).is_err());
+            assert!(from_slice::<Vec<[u8; 0]>>(&with_count(&[tag::SEQ], count)).is_err());
+            assert!(from_slice::<BTreeMap<u8, u8>>(&with_count(&[tag::MAP], count)).is_err());
+            assert!(from_slice::<String>(&with_count(&[tag::STR, 255], count)).is_err());
+            for width in [0, 3, 255] {
+                assert!(from_slice::<Vec<f64>>(&with_count(&[tag::RUN, tag::F64, width], count)).is_err());
+                assert!(from_slice::<Vec<[f64; 3]>>(&with_count(&[tag::RUN, tag::F64, width], count)).is_err());
+            }
+        }
+    }
+}
+
 mod borrowing {
     use super::*;
 

@@ -1,0 +1,30 @@
+//! The crate's format of values, from its own files.
+#![allow(dead_code)]
+#![cfg(fuzzing)]
+
+#[path = "../../src/os"]
+mod os {
+    pub(crate) mod identity;
+    pub(crate) mod stack;
+}
+
+#[path = "../../src/wire"]
+mod wire {
+    pub(crate) mod limits;
+    pub(crate) mod format;
+}
+
+use wire::format::fuzz;
+
+/// Reads bytes as all kinds of types.
+pub fn check(bytes: &[u8]) {
+    fuzz::check(bytes);
+}
+
+/// Reads `count` damaged messages, each as one type.
+pub fn check_many(count: usize, seed: u64) {
+    let (seeds, mut random) = (fuzz::seeds(), fuzz::Random(seed));
+    for round in 0..count {
+        fuzz::check_one(&fuzz::damaged(&seeds, &mut random), round);
+    }
+}
