@@ -13,7 +13,7 @@
 //! | `MULTIPROCESS_CORRUPTION_FROM=7` | the number of the first trial of either sort, 0 unless said otherwise |
 //! | `MULTIPROCESS_CORRUPTION_JOBS=4` | so many at a time, by default as many as there are CPUs |
 //!
-//! One trial again, with what it says: `target/debug/deps/corruption-.. trial single 17`.
+//! One trial again, with what it says: `target/debug/deps/corruption-.. trial single 17` (or `several`, or `known`).
 #![allow(clippy::unwrap_used)] // A test, though clippy sees none in a harness of our own.
 
 use multiprocess::{self as mp, ErrorKind, Process};
@@ -42,7 +42,7 @@ fn main() -> ExitCode {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words[..] {
         ["trial", sort, number] => {
-            trial::run(sort == "several", number.parse().unwrap());
+            trial::run(sort, number.parse().unwrap());
             ExitCode::SUCCESS
         }
         _ if words.contains(&"--list") => {
@@ -64,7 +64,8 @@ fn harness() -> ExitCode {
     let jobs = jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(2, |cpus| cpus.get()));
     let from: u64 = variable("_FROM").and_then(|from| from.parse().ok()).unwrap_or_default();
     let counts: Option<Vec<u64>> = variable("").map(|counts| counts.split(',').map(|n| n.parse().unwrap()).collect());
-    let mut failed = 0;
+    // What has gone wrong once.
+    let mut failed = trials("known", 0, trial::KNOWN.len() as u64, None, jobs);
     for (at, sort) in ["single", "several"].into_iter().enumerate() {
         let to = counts.as_ref().map_or(u64::MAX, |counts| from + counts.get(at).copied().unwrap_or_default());
         let until = counts.is_none().then(|| Instant::now() + SHORT[at]);
@@ -102,7 +103,7 @@ fn trials(sort: &str, from: u64, to: u64, until: Option<Instant>, jobs: usize) -
                         }
                     }
                     let done = done.fetch_add(1, SeqCst) + 1;
-                    if done.is_multiple_of(500) {
+                    if done.is_multiple_of(100) {
                         println!("{done} trials ({sort})");
                     }
                 }
@@ -359,21 +360,84 @@ mod trial {
         }
     }
 
-    pub(super) fn run(several: bool, number: u64) {
+    /// Damages that once had consequences: whose, in which memory, to which word from its beginning, and what is set there.
+    pub(super) const KNOWN: &[(&str, &str, usize, Change)] = &[
+        // A pipe to a manager whose segment is none: a reader and a sender called each other for ever.
+        ("manager", "ring", 17, Change::To(12345 << 12)),
+        ("manager", "ring", 33, Change::To(12345 << 12)),
+        ("manager", "ring", 8, Change::To(u64::from_be_bytes(*b"mpDamage"))),
+        // Marks beyond the entries of an event.
+        ("event", "event", 2, Change::Flip(1 << 61)),
+        ("event", "event", 2, Change::Flip(1 << 62)),
+        ("idle", "ring", 128, Change::Flip(3 << 61)),
+        ("pool", "board", 0, Change::Flip(3 << 61)),
+        // A move by a row that there is not.
+        ("semaphore", "semaphore", 3, Change::To(500 << 32 | 3)),
+        ("rwlock", "read-write lock", 4, Change::To(470 << 32 | 3)),
+        // More rows than there are.
+        ("condition", "condition", 75, Change::To(u64::MAX)),
+        // Counts at their ends.
+        ("queue", "ring", 18, Change::To(u64::MAX)),
+        ("queue", "ring", 65, Change::To(u64::MAX << 8 | 1)),
+        // Nobody is woken for a lock whose last wake is in the future.
+        ("lock", "lock", 2, Change::To(u64::MAX)),
+        // Latches that look held.
+        ("wide", "shared value", 2, Change::To(1 << 16)),
+        ("queue", "ring", 16, Change::To(1 << 50)),
+        // A worker that takes what there is not, or no longer looks where it should.
+        ("pool", "lane", 32, Change::To(7 << 32)),
+        ("pool", "lane", 48, Change::To(u64::MAX)),
+        ("pool", "lane", 96, Change::Flip(0x7fff)),
+        ("pool", "lane", 224, Change::To(0)),
+        // This process's own place in its family.
+        ("family", "family", 0, Change::To(0)),
+        ("family", "family", 0, Change::To(u64::MAX)),
+    ];
+
+    pub(super) enum Change {
+        To(u64),
+        Flip(u64),
+    }
+
+    fn known(owners: &Owners, number: usize) -> Vec<&'static str> {
+        let (owner, name, word, change) = &KNOWN[number];
+        let memory = std::fs::OpenOptions::new().read(true).write(true).open("/proc/self/mem").unwrap();
+        let is_its = |mapping: &&Mapping| {
+            owners.0.get(&mapping.inode) == Some(owner) && mapping.name == *name && mapping.offset == 0
+        };
+        let all = mappings();
+        let its: Vec<_> = all.iter().filter(is_its).collect();
+        assert!(!its.is_empty(), "there is no {name} of {owner}");
+        for mapping in its {
+            let (at, mut seen) = (mapping.start + 8 * *word as u64, [0; 8]);
+            memory.read_exact_at(&mut seen, at).unwrap();
+            let written = match change {
+                Change::To(value) => *value,
+                Change::Flip(bits) => u64::from_ne_bytes(seen) ^ bits,
+            };
+            memory.write_all_at(&written.to_ne_bytes(), at).unwrap();
+        }
+        println!("hit {owner}: word {word} of {name}");
+        vec![*owner]
+    }
+
+    pub(super) fn run(sort: &str, number: u64) {
         // A panic of a task would be caught.
         let usual = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
             usual(panic);
             std::process::abort();
         }));
+        let several = sort == "several";
         let mut random = Random(number.wrapping_mul(2).wrapping_add(several.into()).wrapping_mul(0x9e37_79b9));
+        let known = (sort == "known").then_some(number as usize);
         let flavor = random.below(2);
         let mut runtime = match flavor {
             0 => tokio::runtime::Builder::new_current_thread(),
             _ => tokio::runtime::Builder::new_multi_thread(),
         };
         let runtime = runtime.worker_threads(2).enable_all().build().unwrap();
-        runtime.block_on(objects(several, random));
+        runtime.block_on(objects(several, known, random));
         drop(runtime);
         assert_quiet();
         std::io::stdout().flush().unwrap();
@@ -436,7 +500,7 @@ mod trial {
         std::future::pending::<()>().await;
     }
 
-    async fn objects(several: bool, mut random: Random) {
+    async fn objects(several: bool, known_one: Option<usize>, mut random: Random) {
         let mut owners = Owners::default();
         owners.made("family", mp::Lock::new().unwrap());
         let queue = owners.made("queue", mp::Queue::<u64>::unbounded().unwrap());
@@ -488,7 +552,10 @@ mod trial {
         });
         tokio::time::sleep(Duration::from_millis(random.below(4) as u64)).await;
         let hits = if several { 2 + random.below(19) } else { 1 };
-        let hit: Vec<_> = (0..hits).filter_map(|_| damage(&owners, &mut random)).collect();
+        let hit = match known_one {
+            Some(number) => known(&owners, number),
+            None => (0..hits).filter_map(|_| damage(&owners, &mut random)).collect(),
+        };
         let judge = Judge { hit };
         let judge = &judge;
         macro_rules! uses {

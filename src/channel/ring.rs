@@ -935,6 +935,11 @@ mod tests {
         assert_eq!(pop(&ring).unwrap(), b"still");
     }
 
+    /// What a second process would see of the same memory.
+    fn another(ring: &Ring) -> Ring {
+        Ring::open(ring.region().fd().try_clone().unwrap()).unwrap()
+    }
+
     #[test]
     fn corrupt_bytes_are_an_error() {
         let ring = ring(0, 0);
@@ -942,5 +947,51 @@ mod tests {
         let base = ring.extents.open(HEAD_LEN as u64).unwrap();
         base.write(0, &u64::MAX.to_ne_bytes());
         assert!(ring.pop(Vec::new, |_, _| Ok(Vec::new()), |_| ()).0.is_err());
+    }
+
+    #[test]
+    fn what_is_found_damaged_is_closed_for_all_and_told_once() {
+        let ring = ring(0, 0);
+        let other = another(&ring);
+        ring.word(word::GET_SEGMENT).store(12345, Release);
+        let (error, asked) = ring.pop(Vec::new, |_, _| Ok(Vec::new()), |_| ());
+        assert!(Damage::is_in(&error.unwrap_err()) && asked.all);
+        let (error, asked) = other.push(b"x", 0, |_| Ok(true));
+        assert!(Damage::is_in(&error.unwrap_err()) && !asked.all, "the first has told everybody");
+        other.close().unwrap();
+        assert!(
+            ring.push(b"x", 0, |_| Ok(true)).0.is_err_and(|error| Damage::is_in(&error)),
+            "damaged, not just closed"
+        );
+    }
+
+    #[test]
+    fn no_word_of_the_head_leads_to_a_panic_or_an_endless_loop() {
+        let values = |seen: u64| [0, 1, u64::MAX, 1 << 63, seen ^ 1 << 33, seen ^ 1 << 12, seen.wrapping_add(8), !seen];
+        let heads = (0..128).chain(HEAD_LEN / 8..HEAD_LEN / 8 + 40);
+        for (at, n) in heads.flat_map(|at| (0..8).map(move |n| (at, n))) {
+            let ring = ring([0, 3][n % 2], 0);
+            let base = ring.extents.open(HEAD_LEN as u64).unwrap();
+            (0..2u8).for_each(|n| assert_eq!(push(&ring, &[n; 9]), Push::Done));
+            let word = match at.checked_sub(HEAD_LEN / 8) {
+                None => ring.word(at),
+                Some(at) => &base.segment().words[at],
+            };
+            word.store(values(word.load(Acquire))[n], Release);
+            let other = another_or(&ring);
+            for ring in [Some(&ring), other.as_ref()].into_iter().flatten() {
+                for _ in 0..4 {
+                    let _ = ring.push_here(&[1; 9]);
+                    let _ = ring.push(&[2; 70_000], 0, |_| Ok(true));
+                    let _ = (ring.pop_here(&mut Vec::new()), ring.is_empty_here(), ring.len(), ring.drained_at());
+                    let _ = ring.pop(Vec::new, |_, _| Ok(Vec::new()), |_| ());
+                }
+            }
+        }
+    }
+
+    /// The same if its first words still say that it is a ring.
+    fn another_or(ring: &Ring) -> Option<Ring> {
+        Ring::open(ring.region().fd().try_clone().unwrap()).ok()
     }
 }

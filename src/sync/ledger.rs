@@ -423,3 +423,51 @@ impl<'a, L: Lives> Ledger<'a, L> {
         held + u64::from(self.count().free())
     }
 }
+
+#[cfg(all(test, not(multiprocess_loom)))]
+mod tests {
+    use super::*;
+    use crate::shm::heap::Members;
+
+    fn words(free: u32) -> Vec<AtomicU64> {
+        let words: Vec<_> = (0..LEN).map(|_| AtomicU64::new(0)).collect();
+        Ledger::<Members>::fill(&words, free);
+        words
+    }
+
+    #[test]
+    fn a_move_by_a_row_that_there_is_not_closes_the_ledger() {
+        for row in ROWS..NO_ROW {
+            let (words, members, mine) = (words(3), Members::new(2), AtomicUsize::new(usize::MAX));
+            let ledger = Ledger::new(&words, &members);
+            let taken = ledger.take_one(members.member(1), &mine).unwrap();
+            words[COUNT].store((row as u64) << 32 | 3, Release);
+            assert_eq!(ledger.take_one(members.member(1), &mine), None);
+            assert_eq!((ledger.give_one(taken.row), ledger.add_one(9)), (None, false));
+            assert!(ledger.is_damaged() && ledger.is_to_be_told() && !ledger.is_to_be_told());
+        }
+    }
+
+    #[test]
+    fn counts_that_cannot_be_close_the_ledger() {
+        let (words, members, mine) = (words(MAX), Members::new(2), AtomicUsize::new(usize::MAX));
+        let ledger = Ledger::new(&words, &members);
+        let taken = ledger.take_one(members.member(1), &mine).unwrap();
+        words[FIRST + 2 * taken.row + 1].fetch_and(!u64::from(MAX), AcqRel);
+        assert_eq!(ledger.give_one(taken.row), None, "it holds none");
+        assert!(ledger.is_damaged());
+    }
+
+    #[test]
+    fn no_word_leads_to_a_panic_or_an_endless_loop() {
+        for (at, value) in (0..9).flat_map(|at| [0, 1, u64::MAX, 1 << 31, !0 << 32].map(|value| (at, value))) {
+            let (words, members, mine) = (words(MAX), Members::new(2), AtomicUsize::new(usize::MAX));
+            let ledger = Ledger::new(&words, &members);
+            let taken = ledger.take_one(members.member(1), &mine).unwrap();
+            words[at].store(value, Release);
+            let _ = (ledger.take_one(members.member(0), &AtomicUsize::new(7)), ledger.free(), ledger.add_one(5));
+            let _ = (ledger.give_one(taken.row), ledger.take_all(members.member(1), &mine), ledger.give_all(taken.row));
+            let _ = Ledger::<Members>::holders(&words);
+        }
+    }
+}

@@ -486,3 +486,45 @@ impl Drop for Claim<'_> {
         }
     }
 }
+
+#[cfg(all(test, not(multiprocess_loom)))]
+mod tests {
+    use super::*;
+
+    const A: Member = Member { slot: 1, epoch: 1 };
+    const B: Member = Member { slot: 2, epoch: 1 };
+
+    fn words() -> Vec<AtomicU64> {
+        (0..LEN).map(|_| AtomicU64::new(0)).collect()
+    }
+
+    #[test]
+    fn a_holder_that_cannot_be_closes_the_mutex_for_all() {
+        for bit in 48..63 {
+            let words = words();
+            words[STATE].store(A.to_bits() | 1 << bit, Release);
+            let mutex = Words(&words);
+            assert_eq!(mutex.take(B, Some(0), |_| true, || 1), Tried::Damaged);
+            assert!(mutex.close() && !mutex.close() && !mutex.take_free(B));
+            assert_eq!(mutex.take(B, None, |_| false, || 1), Tried::Damaged);
+        }
+    }
+
+    #[test]
+    fn letting_go_of_what_another_holds_closes_the_mutex_and_wakes_all() {
+        let words = words();
+        let mutex = Words(&words);
+        assert!(mutex.take_free(A));
+        words[STATE].store(B.to_bits(), Release);
+        assert!(mutex.release(A));
+        assert_eq!(mutex.hand_on(|_| true, || 1), Next::All);
+        assert_eq!(mutex.take(B, None, |_| true, || 1), Tried::Damaged);
+    }
+
+    #[test]
+    fn a_wake_from_the_future_keeps_nobody_asleep() {
+        let words = words();
+        words[WOKEN].store(u64::MAX, Release);
+        assert_eq!(Words(&words).hand_on(|_| true, || 1), Next::Longest);
+    }
+}

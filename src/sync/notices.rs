@@ -354,7 +354,47 @@ fn one_less(row: u64) -> Option<u64> {
 
 /// Who waits, as the rows say.
 pub(super) fn sleepers(words: &[AtomicU64]) -> impl Iterator<Item = Sleeper> {
-    let rows = words[TABLE..TABLE + ROWS].iter().take(words[USED].load(Acquire) as usize).zip(0..);
+    let rows = words[TABLE..TABLE + ROWS].iter().take(words[USED].load(Acquire).min(ROWS as u64) as usize).zip(0..);
     let rows = rows.map(|(row, slot)| (row.load(Acquire), slot)).filter(|(row, _)| waiting(*row) > 0);
     rows.map(|(row, slot)| Sleeper::from(Member { slot, epoch: (row >> EPOCH_SHIFT) as u32 }))
+}
+
+#[cfg(all(test, not(multiprocess_loom)))]
+mod tests {
+    use super::*;
+
+    const ME: Member = Member { slot: 3, epoch: 1 };
+
+    fn room(words: &[AtomicU64]) -> Room<'_, impl Fn(u16) -> Option<u32>, impl Fn(Member)> {
+        Room { words, epoch_of: |slot| (slot == ME.slot).then_some(ME.epoch), wake: |_| () }
+    }
+
+    #[test]
+    fn rows_of_noise_lead_nowhere_and_are_told_from_those_that_can_be() {
+        let noise =
+            [u64::MAX, 1 << 16, u64::from(u16::MAX), COUNT, given_all(), 1 << EPOCH_SHIFT | given_all() | COUNT];
+        for (at, value) in [USED, HEALER, TICKET, TABLE, TABLE + 3, ORDER + 3]
+            .into_iter()
+            .flat_map(|at| noise.map(|value| (at, value)))
+        {
+            let words: Vec<_> = (0..LEN).map(|_| AtomicU64::new(0)).collect();
+            let (room, mut local) = (room(&words), Local::default());
+            let tickets: Vec<_> = (0..2).map(|_| local.enter(&room, ME).unwrap()).collect();
+            assert!(local.is_sound(&room, ME));
+            words[at].store(value, Release);
+            assert!(at != TABLE + 3 || !local.is_sound(&room, ME));
+            room.notify(3);
+            room.notify_all(Some(ME));
+            room.heal(ME);
+            assert!(sleepers(&words).count() <= ROWS);
+            let has_taken = local.take(&room, ME, tickets[0]);
+            local.leave(&room, ME, tickets[0], has_taken);
+            local.leave(&room, ME, tickets[1], false);
+            room.waiting();
+        }
+    }
+
+    fn given_all() -> u64 {
+        COUNT << COUNT_BITS
+    }
 }
