@@ -94,7 +94,7 @@ impl Attributes {
     /// Gives this process these attributes: as far as it may, where it is only to be like another one.
     pub(crate) fn take_on_what_is_permitted(&self) {
         // What is not permitted stays as it is: a process may not lower a nice value that its parent could lower.
-        let _ = self.steps().for_each(drop);
+        self.steps().for_each(drop);
     }
 
     /// The same; what cannot be done is an error that names it.

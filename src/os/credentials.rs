@@ -102,7 +102,7 @@ impl Credentials {
             || is_more(&now.groups, &all_groups)
             || is_more(&now.more_groups, &all_groups)
             || !now.capabilities.is_within(capabilities)
-            || now.no_new_privs < wanted.no_new_privs
+            || (wanted.no_new_privs && !now.no_new_privs)
             || now.filters < wanted.filters
             || now.root != wanted.root
             || now.namespaces[0] != wanted.namespaces[0];
@@ -128,10 +128,10 @@ impl Capabilities {
         };
         // Nobody else can change the bounding set; what is ambient is permitted and inheritable.
         if sets.may(CapabilitySet::SETPCAP) {
-            sets.bounding = known(|bit| thread::capability_is_in_bounding_set(bit));
+            sets.bounding = known(thread::capability_is_in_bounding_set);
         }
         if sets.permitted & sets.inheritable != 0 {
-            sets.ambient = known(|bit| thread::capability_is_in_ambient_set(bit));
+            sets.ambient = known(thread::capability_is_in_ambient_set);
         }
         Ok(sets)
     }

@@ -106,6 +106,7 @@ pub(super) struct Ready {
 
 /// What a process asks the server for.
 #[derive(Serialize, Deserialize)]
+#[allow(clippy::large_enum_variant)] // It is sent at once, and none is kept.
 pub(super) enum Request {
     /// A child that does this order, by a number that is not 0.
     Child { number: u64, order: Order },
