@@ -2,7 +2,7 @@
 //! [capabilities(7)](https://man7.org/linux/man-pages/man7/capabilities.7.html),
 //! [namespaces(7)](https://man7.org/linux/man-pages/man7/namespaces.7.html): what the calling thread may do, and where.
 
-use nix::unistd::{getgroups, getresgid, getresuid};
+use nix::unistd::{getresgid, getresuid};
 use rustix::thread::{self, CapabilitySet, CapabilitySets};
 use serde::{Deserialize, Serialize};
 use std::io;
@@ -42,7 +42,8 @@ impl Credentials {
     /// Those of the calling thread: some 10 us, and 30 us for a thread that may change namespaces.
     pub(crate) fn of_this_thread() -> io::Result<Self> {
         let (users, groups) = (getresuid()?, getresgid()?);
-        let mut more_groups: Vec<u32> = getgroups()?.into_iter().map(nix::unistd::Gid::as_raw).collect();
+        // Not by nix, which reads a file of /proc each time.
+        let mut more_groups: Vec<u32> = rustix::process::getgroups()?.into_iter().map(|group| group.as_raw()).collect();
         more_groups.sort_unstable();
         let mut credentials = Self {
             users: [users.real, users.effective, users.saved].map(nix::unistd::Uid::as_raw),
