@@ -1,6 +1,8 @@
 #![doc = include_str!("../README.md")]
 // A panic outside tests needs the proof that it cannot happen.
 #![cfg_attr(not(test), deny(clippy::unwrap_used))]
+// Where `main` begins is what the README shows.
+#![allow(clippy::needless_doctest_main)]
 
 mod channel;
 pub mod connection;
