@@ -222,3 +222,44 @@ fn parent_of(pid: u32) -> Option<u32> {
 async fn an_authkey_is_in_no_memory_that_later_children_get_and_once_in_its_manager() {
     common::within(starts_a_manager_and_looks_for_its_key()).await;
 }
+
+/// The dynamic loader of this program, if it has one.
+fn loader() -> Option<String> {
+    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
+    let mut files = maps.lines().filter_map(|line| Some(&line[line.find('/')?..]));
+    files.find(|file| file.rsplit('/').next().is_some_and(|name| name.starts_with("ld-"))).map(str::to_string)
+}
+
+#[tokio::test]
+#[ignore = "the next test runs it, through the dynamic loader"]
+async fn under_the_loader() {
+    let name = format!("multiprocess-loader-{}", std::process::id());
+    if std::env::var_os("AWAY").is_none() {
+        assert_eq!(SharedMemory::create(&name, 10).unwrap().len(), 10);
+        assert_eq!(Process::spawn(|| 1, ()).unwrap().await.unwrap(), 1);
+        return;
+    }
+    std::env::set_current_dir("/").unwrap();
+    let error = SharedMemory::create(&name, 10).unwrap_err();
+    assert!(error.to_string().contains("by an absolute path"), "{error}");
+    let error = Process::spawn(|| 1, ()).map(drop).unwrap_err();
+    assert!(error.to_string().contains("by an absolute path"), "{error}");
+}
+
+#[test]
+fn a_program_started_by_the_loader_with_a_relative_path_works_or_hears_that_this_is_why_not() {
+    let Some(loader) = loader() else {
+        return eprintln!("SKIPPED: this program has no dynamic loader");
+    };
+    let program = std::env::current_exe().unwrap();
+    for away in [false, true] {
+        let mut command = std::process::Command::new(&loader);
+        command.arg(format!("./{}", program.file_name().unwrap().to_str().unwrap()));
+        command.args(["under_the_loader", "--exact", "--ignored"]).current_dir(program.parent().unwrap());
+        if away {
+            command.env("AWAY", "1");
+        }
+        let output = command.env("RUST_BACKTRACE", "0").output().unwrap();
+        assert!(output.status.success(), "{away}: {}", String::from_utf8_lossy(&output.stdout));
+    }
+}
