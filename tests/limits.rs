@@ -263,3 +263,26 @@ fn a_program_started_by_the_loader_with_a_relative_path_works_or_hears_that_this
         assert!(output.status.success(), "{away}: {}", String::from_utf8_lossy(&output.stdout));
     }
 }
+
+#[tokio::test]
+#[ignore = "the next test runs it, in a process of its own"]
+async fn with_a_fork_server_of_its_own() {
+    let _deadline = common::Deadline::start();
+    assert_eq!(Process::spawn(|| 1, ()).unwrap().await.unwrap(), 1);
+    let server = child_called("mp-server").unwrap();
+    common::stop(server);
+    let start = Instant::now();
+    let error = Process::spawn(|| 2, ()).map(drop).unwrap_err();
+    assert!(error.kind() == mp::ErrorKind::Spawn && error.to_string().contains("is stopped"), "{error}");
+    assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
+    common::go_on(server);
+    assert_eq!(Process::spawn(|| 3, ()).unwrap().await.unwrap(), 3);
+}
+
+#[test]
+fn a_spawn_while_the_fork_server_is_stopped_is_an_error_in_time_and_the_next_one_works() {
+    let mut inner = std::process::Command::new(std::env::current_exe().unwrap());
+    inner.args(["with_a_fork_server_of_its_own", "--exact", "--ignored"]).env("RUST_BACKTRACE", "0");
+    let output = inner.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}

@@ -490,6 +490,16 @@ fn reopened_lifeline() -> io::Result<OwnedFd> {
     reopened
 }
 
+/// A server that has not answered for so long is looked at.
+const LOOK_AFTER: Duration = Duration::from_secs(3);
+
+/// And one that this process cannot look at, or that runs, is given up after so long.
+const SILENCE: Duration = Duration::from_secs(60);
+
+fn is_silent(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::TimedOut
+}
+
 /// From here on arguments travel as memory, which the server passes on unread.
 const INLINE: usize = 8 << 10;
 
@@ -579,7 +589,7 @@ impl Connection {
             return Ok(Ordered::Elsewhere(others));
         }
         let answer = loop {
-            match self.hear() {
+            match self.hear_in_time() {
                 Ok(Heard::Answer(answer, pidfd)) => break Ok((answer?, pidfd)),
                 // A spare that comes now was meant for this order.
                 Ok(Heard::Spare { .. } | Heard::Nothing) => {}
@@ -589,7 +599,8 @@ impl Connection {
         let (born, pidfd) = match answer {
             Ok((born, Some(pidfd))) => (born, pidfd),
             Ok((born, None)) => return Err(self.abandon(born.pid, failed(io::Error::other("it came without a pidfd")))),
-            Err(error) => match Report::recv(report.as_fd(), Wait::Yes) {
+            // A server that is stopped has the other end of the report: nothing need ever come.
+            Err(error) => match Report::recv(report.as_fd(), if is_silent(&error) { Wait::No } else { Wait::Yes }) {
                 // It lives, though nobody told us.
                 Ok(Some(Report::Born(pid))) => match pidfd::open(pid) {
                     Ok(pidfd) => (Born { pid, tells_exit: false }, pidfd),
@@ -632,7 +643,7 @@ impl Connection {
         fds: &[BorrowedFd<'_>],
     ) -> io::Result<Option<(u32, OwnedFd, OwnedFd)>> {
         while self.spares.coming > 0 {
-            let (pid, pidfd, socket) = match self.hear() {
+            let (pid, pidfd, socket) = match self.hear_in_time() {
                 Ok(Heard::Spare { pid, pidfd, socket }) => (pid, pidfd, socket),
                 Ok(_) => continue,
                 // The server is gone, or one came that this process has no descriptors left for.
@@ -684,6 +695,23 @@ impl Connection {
                 *coming += count;
             }
         }
+    }
+
+    /// [`hear`](Self::hear), unless the server is stopped, or silent for longer than anything that it does takes. What it was
+    /// told it does when it goes on; a child that is born then finds nobody to report to, and does nothing.
+    fn hear_in_time(&mut self) -> io::Result<Heard> {
+        let start = Instant::now();
+        while !socket::is_readable_within(self.socket.as_fd(), LOOK_AFTER) {
+            let why = if self.server.as_ref().is_some_and(exec::Process::is_stopped) {
+                "the fork server is stopped (SIGSTOP, or a debugger)".to_string()
+            } else if start.elapsed() > SILENCE {
+                format!("the fork server has not answered for {SILENCE:?}")
+            } else {
+                continue;
+            };
+            return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+        }
+        self.hear()
     }
 
     fn hear(&mut self) -> io::Result<Heard> {
