@@ -464,8 +464,8 @@ fn a_listener_whose_runtime_has_ended_is_closed_also_for_who_waits_in_another() 
             async move { listener.accept().await.map(drop) }
         });
         drop(first);
-        let accepted = second.block_on(within(waiting)).unwrap();
-        assert_eq!(accepted.unwrap_err().kind(), ErrorKind::Closed);
+        let error = second.block_on(within(waiting)).unwrap().unwrap_err();
+        assert!(error.kind() == ErrorKind::Closed && error.to_string().contains("its runtime has ended"), "{error}");
     }
 }
 
@@ -481,7 +481,8 @@ async fn list_02_a_closed_listener_says_so_also_to_who_waits() {
         let local = listener.local_addr();
         listener.close();
         assert_eq!(within(waiting).await.unwrap().unwrap_err().kind(), ErrorKind::Closed);
-        assert_eq!(listener.accept().await.unwrap_err().kind(), ErrorKind::Closed);
+        let error = listener.accept().await.unwrap_err();
+        assert_eq!((error.kind(), error.to_string().contains("closed")), (ErrorKind::Closed, true), "{error}");
         assert_eq!(within(connect(&local, None).into_future()).await.unwrap_err().kind(), ErrorKind::Io);
     }
 }

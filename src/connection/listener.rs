@@ -103,7 +103,10 @@ impl Listener {
             {
                 let mut state = self.shared.state();
                 if state.socket.is_none() {
-                    return Err(Error::closed("listener"));
+                    return Err(match state.is_closed {
+                        true => Error::closed("listener"),
+                        false => Error::new(ErrorKind::Closed, "the listener has ended, because its runtime has ended"),
+                    });
                 }
                 if let Some(outcome) = state.outcomes.pop_front() {
                     let is_more = !state.outcomes.is_empty();
@@ -136,6 +139,7 @@ impl Listener {
     /// # Ok::<_, mp::Error>(()) }).unwrap();
     /// ```
     pub fn close(&self) {
+        self.shared.state().is_closed = true;
         self.driver.abort();
         self.shared.close();
     }
@@ -218,7 +222,8 @@ impl Bind {
         if self.tls.is_some() && !matches!(socket, Socket::Tcp(_)) {
             return Err(Error::new(ErrorKind::Other, "TLS is for TCP, and this is a Unix socket"));
         }
-        let state = State { socket: Some(socket), outcomes: VecDeque::new(), connections: 0, failures: 0 };
+        let state =
+            State { socket: Some(socket), outcomes: VecDeque::new(), connections: 0, failures: 0, is_closed: false };
         let shared = Arc::new(Shared { state: Mutex::new(state), arrived: Notify::new(), taken: Notify::new() });
         let terms = Terms {
             key: self.key.map(|key| Key { allow_md5: self.allow_md5, ..key }),
@@ -268,6 +273,8 @@ struct Shared {
 struct State {
     /// Here and not with the driver, so that closing the listener closes it at once. None once closed.
     socket: Option<Socket>,
+    /// By its owner, and not by the end of its runtime.
+    is_closed: bool,
     outcomes: VecDeque<Result<ByteConnection>>,
     /// Of each kind among the outcomes.
     connections: usize,

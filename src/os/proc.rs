@@ -33,6 +33,12 @@ pub(crate) fn memfds(pid: u32, prefix: &str) -> Vec<Memfd> {
     entries.filter_map(|entry| of_entry(entry.path())).collect()
 }
 
+/// Whether a process has a CPU or waits for one: it is neither asleep nor stopped.
+pub(crate) fn is_runnable(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('R'))
+}
+
 /// What `ps` calls a process: at most 15 bytes.
 pub(crate) fn name(pid: u32) -> Option<String> {
     Some(fs::read_to_string(format!("/proc/{pid}/comm")).ok()?.trim_end().to_string())

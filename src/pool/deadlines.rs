@@ -4,6 +4,7 @@ use super::dispatch::take_back;
 use super::group::{Chunk, Group};
 use super::state::{AGAIN, After, Event, Phase, Place, STARTS, State, Worker, later};
 use crate::error::{Error, ErrorKind};
+use crate::os::proc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -94,6 +95,10 @@ impl State {
         if now < due {
             return self.at(due.max(now + AGAIN), Event::Overrun(place), after);
         }
+        if proc::is_runnable(worker.pid) {
+            // On a busy machine it has not had its turn; it is neither stopped nor frozen.
+            return self.at(later(now, timeout.max(AGAIN)), Event::Overrun(place), after);
+        }
         let running = &mut worker.running[at];
         let claim = take_back(&worker.lane, &worker.outbox, place.number, running.done);
         let (from, end) = (claim.end.max(running.done), std::mem::replace(&mut running.end, claim.end));
@@ -124,6 +129,7 @@ impl State {
         let is_stalled = worker.phase == Phase::Serving && worker.running.is_empty() && worker.is_stalled();
         let Some((_, since)) = worker.stalled.filter(|_| is_stalled) else { return };
         let due = if worker.lane.is_ready() { since + STALLED } else { worker.born + STARTS };
+        let due = if proc::is_runnable(worker.pid) { due.max(now + STALLED) } else { due };
         match now < due {
             true => self.at(due, Event::Overrun(place), after),
             false => worker.kill(None),
