@@ -156,7 +156,11 @@ async fn locks() -> mp::Result<()> {
         Ok(())
     };
     // If the child cannot be told it keeps the lock.
-    let done = tokio::try_join!(async { Ok(drop(lock.acquire().await?)) }, waiting);
+    let taking = async {
+        drop(lock.acquire().await?);
+        Ok(())
+    };
+    let done = tokio::try_join!(taking, waiting);
     if done.is_err() {
         child.kill()?;
     }

@@ -15,9 +15,9 @@ use tokio::io::unix::AsyncFd;
 /// # Errors
 /// If there is no runtime, it has no I/O driver, or the descriptor cannot be polled.
 pub(crate) fn register<F: AsFd + AsRawFd>(fd: F) -> io::Result<Watched<F>> {
-    // SAFETY: `F` owns or borrows an open descriptor (`AsFd`) for as long as the `AsyncFd` holds it.
     reactor::or_error(|| {
         refuse::at("epoll_ctl")?;
+        // SAFETY: `F` owns or borrows an open descriptor (`AsFd`) for as long as the `AsyncFd` holds it.
         Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE)? })
     })
     .map(Watched::new)

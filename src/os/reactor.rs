@@ -24,10 +24,10 @@ use tokio::time::Sleep;
 /// # Errors
 /// Outside a runtime, and in one that was built without I/O.
 pub(crate) fn watch(fd: Arc<OwnedFd>, interest: Interest) -> io::Result<Watched<Arc<OwnedFd>>> {
-    // SAFETY: the `Arc` is moved into the result, so the descriptor stays open, and the same, until it is
-    // deregistered.
     or_error(|| {
         super::refuse::at("epoll_ctl")?;
+        // SAFETY: the `Arc` is moved into the result, so the descriptor stays open, and the same, until it is
+        // deregistered.
         Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
     })
     .map(Watched::new)

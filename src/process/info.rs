@@ -216,7 +216,7 @@ const SILENCE: Duration = Duration::from_secs(2);
 
 /// A child that keeps this process from ending.
 fn waited_for() -> Option<Arc<Child>> {
-    live_children().into_iter().find(|child| is_waited_for(child))
+    live_children().into_iter().find(is_waited_for)
 }
 
 /// Daemons are, if they have been told to end and have time left.
