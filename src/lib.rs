@@ -31,7 +31,7 @@ pub use pool::{
 };
 pub use process::{
     Function, ParentProcess, Process, ProcessBuilder, ProcessInfo, ShutdownSignal, StartMethod, Stdio, active_children,
-    cpu_count, current_process, init, parent_process, preload, run, shutdown_signal,
+    cpu_count, current_process, init, parent_process, preload, preloaded, run, shutdown_signal,
 };
 #[cfg(not(multiprocess_loom))]
 pub use sync::{Array, ArrayGuard};

@@ -34,6 +34,8 @@ const SCENARIOS: &[Scenario] = scenarios! {
     children_end_with_their_parent_though_a_forked_process_goes_on
     forking_after_init_and_before_the_first_use_works_in_both
     a_forked_process_of_a_child_is_told_as_well_and_its_parent_goes_on
+    a_runtime_ticks_on_while_a_pool_or_a_task_waits_for_a_slow_preload
+    a_preload_that_fails_slowly_is_an_error_of_who_waits_for_it
     a_group_of_its_own_ends_with_the_parent_whatever_it_has_started_or_executed
 };
 
@@ -677,4 +679,64 @@ fn a_group_of_its_own_ends_with_the_parent_whatever_it_has_started_or_executed()
             assert!(go_on);
         }
     }
+}
+
+/// Calls `f` while a task of the same thread ticks; the longest time between two ticks.
+async fn ticking<T>(f: impl Future<Output = T>) -> (T, Duration) {
+    let mut f = std::pin::pin!(f);
+    let (mut last, mut longest) = (Instant::now(), Duration::ZERO);
+    loop {
+        let tick = tokio::time::sleep(Duration::from_millis(5));
+        let done = tokio::select! { biased; done = &mut f => Some(done), () = tick => None };
+        longest = longest.max(last.elapsed());
+        last = Instant::now();
+        if let Some(done) = done {
+            return (done, longest);
+        }
+    }
+}
+
+/// Far below what a preload here takes, with room for a machine that is busy with other things.
+const SHORT: Duration = Duration::from_millis(1500);
+
+fn a_runtime_ticks_on_while_a_pool_or_a_task_waits_for_a_slow_preload() {
+    use std::sync::OnceLock;
+    static LOADED: OnceLock<u32> = OnceLock::new();
+    fn load() {
+        std::thread::sleep(Duration::from_secs(3));
+        LOADED.get_or_init(std::process::id);
+    }
+    mp::preload(load).unwrap();
+    block_on(within(async {
+        let start = Instant::now();
+        let work = async {
+            let pool = mp::Pool::new(2).unwrap();
+            let waits = mp::preloaded();
+            let loaded = pool.apply(|| LOADED.get().copied(), ());
+            let (waited, loaded) = tokio::join!(waits, loaded);
+            waited.unwrap();
+            let spawned = Process::spawn(|| LOADED.get().copied(), ()).unwrap();
+            (loaded.unwrap(), spawned.await.unwrap())
+        };
+        let ((of_worker, of_child), longest) = ticking(work).await;
+        assert!(start.elapsed() > Duration::from_secs(3));
+        assert!(longest < SHORT, "{longest:?}");
+        // It was loaded once, in the fork server.
+        assert_eq!((of_worker, of_child), (Some(server()), Some(server())));
+    }));
+}
+
+fn a_preload_that_fails_slowly_is_an_error_of_who_waits_for_it() {
+    fn fails() {
+        std::thread::sleep(Duration::from_secs(2));
+        panic!("no model here");
+    }
+    mp::preload(fails).unwrap();
+    block_on(within(async {
+        let (result, longest) = ticking(mp::preloaded()).await;
+        let error = result.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Spawn);
+        assert!(error.to_string().contains("no model here"), "{error}");
+        assert!(longest < SHORT, "{longest:?}");
+    }));
 }

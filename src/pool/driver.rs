@@ -8,7 +8,7 @@ use super::worker;
 use crate::channel::{self, lane};
 use crate::error::{Error, Result};
 use crate::os::{fork, memory, timer};
-use crate::process::{Process, Stdio};
+use crate::process::{self, Process, Stdio};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use rustix::process::Signal;
@@ -47,6 +47,9 @@ pub(super) fn drive(shared: Arc<Shared>) -> impl Future<Output = ()> + Send {
 async fn run(shared: &Arc<Shared>) {
     let mut exits = FuturesUnordered::new();
     let mut starved = memory::oom_kills();
+    // Until then nobody is hired, as each start would keep this thread; deadlines and ends are looked after meanwhile.
+    let (mut hires, mut may_hire) = (Vec::new(), !process::must_preload());
+    let mut preloaded = std::pin::pin!(process::preloaded());
     loop {
         let step = shared.step();
         for (seat, generation, report) in step.begun {
@@ -57,13 +60,14 @@ async fn run(shared: &Arc<Shared>) {
             // Not here: a large one would hold up the deadlines.
             tokio::task::spawn_blocking(move || mail.fetch());
         }
-        for hire in step.hires {
+        hires.extend(step.hires);
+        for hire in if may_hire { std::mem::take(&mut hires) } else { Vec::new() } {
             match start(shared, &hire) {
                 Ok(process) => exits.push(end_of(hire, process, shared.settings.stderr_lines)),
                 Err(error) => shared.not_hired(&hire, &error),
             }
         }
-        if step.is_over && exits.is_empty() {
+        if step.is_over && exits.is_empty() && hires.is_empty() {
             return;
         }
         let alarm = async {
@@ -80,6 +84,12 @@ async fn run(shared: &Arc<Shared>) {
                 shared.died(seat, generation, status, Circumstances { was_starved, last_words });
                 // Whoever waited for it comes before the work of a replacement.
                 tokio::task::yield_now().await;
+            }
+            done = &mut preloaded, if !may_hire => {
+                may_hire = true;
+                if let Err(error) = done {
+                    hires.drain(..).for_each(|hire| shared.not_hired(&hire, &error));
+                }
             }
             () = shared.nudge.notified() => {}
             () = alarm => {}

@@ -250,6 +250,9 @@ static PRELOAD: Mutex<Vec<Call>> = Mutex::new(Vec::new());
 /// Before the first spawn: has the fork server run `f` once before it makes children, so that what `f` loads (into a
 /// `static`, say) is shared copy-on-write by all of them.
 ///
+/// It runs when the fork server starts: [`preloaded`](crate::preloaded) awaits that, as a pool does by itself before it starts workers; the first
+/// `Process::spawn` waits for it with its thread. If it panics, the spawn is an error of kind `Spawn`.
+///
 /// A server that must be restarted, because it was killed, runs it again. `f` must leave no thread behind: forking
 /// would then be unsafe, and every child would be exec'd instead, at some ten times the cost.
 ///

@@ -243,6 +243,45 @@ pub(super) fn is_connected() -> bool {
     Client::get().connection.is_some()
 }
 
+/// A fork server has been started, or found, since this process began.
+static HAS_SERVER: AtomicBool = AtomicBool::new(false);
+
+/// Whether the next spawn would wait for what is preloaded.
+pub(crate) fn must_preload() -> bool {
+    !HAS_SERVER.load(Relaxed) && !boot::preloads().is_empty()
+}
+
+/// Resolves when what was given to [`preload`](crate::preload) has run, and a spawn waits for nothing any more. It starts the fork
+/// server if it does not run yet, and waits on a thread of tokio's blocking pool, so other tasks go on meanwhile.
+///
+/// Without it the first [`Process::spawn`](crate::Process::spawn) waits for the preloads, and its thread stands as long. A
+/// [`Pool`](crate::Pool) awaits it by itself before it starts workers. Dropped, the preloads go on.
+///
+/// ```
+/// use multiprocess as mp;
+/// # fn main() -> mp::Result<()> { mp::run(async {
+/// fn load() { std::thread::sleep(std::time::Duration::from_millis(50)); }
+/// mp::preload(load)?;
+/// mp::preloaded().await?;
+/// assert_eq!(mp::Process::spawn(|| 1, ())?.await?, 1);
+/// # Ok(()) }) }
+/// ```
+///
+/// # Errors
+/// Kind `Spawn` if a preload function panics or the fork server cannot be started; the next spawn tries again.
+pub async fn preloaded() -> Result<()> {
+    let failed = |error: io::Error| protocol::spawn_error("what is preloaded cannot be waited for", error);
+    fork::check().map_err(failed)?;
+    boot::origin()?;
+    server::refuse_in_preload()?;
+    if HAS_SERVER.load(Relaxed) {
+        return Ok(());
+    }
+    let runtime = tokio::runtime::Handle::try_current().map_err(|error| failed(io::Error::other(error)))?;
+    let connected = runtime.spawn_blocking(|| Client::get().connected(false).map(drop)).await;
+    connected.map_err(|error| failed(io::Error::other(error)))?
+}
+
 /// Has the fork server start a child.
 pub(super) fn start(start: &Start<'_>) -> Result<Started> {
     fork::check().map_err(|error| protocol::spawn_error(format!("process {} cannot be started", start.name), error))?;
@@ -289,6 +328,7 @@ impl Client {
                     Some(connection) => connection,
                     None => start_server(&credentials)?,
                 };
+                HAS_SERVER.store(true, Relaxed);
                 Ok(none.insert(made))
             }
         }

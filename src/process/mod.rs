@@ -28,6 +28,8 @@ mod stdio;
 
 pub(crate) use boot::check_initialized;
 pub use boot::{init, preload, run};
+pub(crate) use client::must_preload;
+pub use client::preloaded;
 pub use function::Function;
 pub use info::{ParentProcess, ProcessInfo, active_children, cpu_count, current_process, parent_process};
 pub(crate) use process::Killer;
