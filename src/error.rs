@@ -42,6 +42,8 @@ pub enum ErrorKind {
     Panicked,
     /// The process ended before its function returned; [`Error::exit_status`] tells how.
     ProcessDied,
+    /// The process ended because an allocation failed at the limit of its address space (`memory_limit`).
+    MemoryLimit,
     /// The last holder of a lock was killed.
     OwnerDied,
     /// A barrier was broken.
@@ -101,7 +103,11 @@ impl PanicInfo {
         self.location.as_deref()
     }
 
-    /// The stack at the panic. Symbols need debug information in the binary.
+    /// The stack at the panic, if it was asked for: by `RUST_BACKTRACE` or `RUST_LIB_BACKTRACE` in the environment of the
+    /// process that panicked, as in any Rust program, or by its builder ([`ProcessBuilder::backtraces`], which explains).
+    /// Otherwise empty. Symbols need debug information in the binary.
+    ///
+    /// [`ProcessBuilder::backtraces`]: crate::ProcessBuilder::backtraces
     pub fn backtrace(&self) -> &str {
         &self.backtrace
     }
@@ -203,7 +209,7 @@ impl Error {
         self.0.panic.as_ref()
     }
 
-    /// How the process ended, if the kind is `ProcessDied`, or `Spawn` for one that ended early, and the status is known.
+    /// How the process ended, if the kind is `ProcessDied`, `MemoryLimit` or `Panicked` by a panic that ended it, or `Spawn` for one that ended early, and the status is known.
     pub fn exit_status(&self) -> Option<ExitStatus> {
         self.0.exit_status
     }

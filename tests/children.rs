@@ -37,6 +37,10 @@ const SCENARIOS: &[Scenario] = scenarios! {
     a_runtime_ticks_on_while_a_pool_or_a_task_waits_for_a_slow_preload
     a_preload_that_fails_slowly_is_an_error_of_who_waits_for_it
     a_group_of_its_own_ends_with_the_parent_whatever_it_has_started_or_executed
+    a_child_whose_handle_is_dropped_at_once_runs_all_the_same
+    a_result_is_there_though_a_blocking_task_of_its_process_runs_on
+    a_result_is_there_though_its_process_waits_for_a_child
+    what_a_compiler_has_counted_is_written_by_children_that_leave
 };
 
 fn main() -> ExitCode {
@@ -739,4 +743,98 @@ fn a_preload_that_fails_slowly_is_an_error_of_who_waits_for_it() {
         assert!(error.to_string().contains("no model here"), "{error}");
         assert!(longest < SHORT, "{longest:?}");
     }));
+}
+
+fn a_child_whose_handle_is_dropped_at_once_runs_all_the_same() {
+    block_on(async {
+        let done = mp::Queue::<u32>::unbounded().unwrap();
+        let put = |done: mp::Queue<u32>, n: u32| done.blocking_put(n).unwrap();
+        for method in [StartMethod::ForkServer, StartMethod::Spawn] {
+            for n in 0..30 {
+                drop(Process::builder().start_method(method).spawn(put, (done.clone(), n)).unwrap());
+            }
+            let mut all = Vec::new();
+            while all.len() < 30 {
+                all.push(within(done.get()).await.unwrap());
+            }
+            all.sort_unstable();
+            assert_eq!(all, (0..30).collect::<Vec<_>>());
+        }
+    });
+}
+
+/// What two children do who go on after their result: `begin` starts what goes on until `go_on` has something.
+async fn result_before_the_end<F, M>(method: StartMethod, leaves: F)
+where
+    F: mp::Function<(mp::Receiver<u32>,), M, Output = u32>,
+{
+    for is_awaited in [false, true] {
+        let (mut go_on, rx) = mp::simplex::<u32>().unwrap();
+        let mut child = Process::builder().start_method(method).spawn(leaves, (rx,)).unwrap();
+        if is_awaited {
+            assert!(tokio::time::timeout(Duration::from_millis(1), child.join()).await.is_err());
+        }
+        assert_eq!(within(child.join()).await.unwrap(), 7);
+        assert!(child.is_alive() && child.exit_status().is_none(), "{method:?} {is_awaited}");
+        assert!(mp::active_children().iter().any(|listed| listed.pid() == child.pid()), "it is still there");
+        go_on.send(1).await.unwrap();
+        assert!(within(child.wait()).await.unwrap().success());
+        assert!(!child.is_alive());
+    }
+}
+
+fn a_result_is_there_though_a_blocking_task_of_its_process_runs_on() {
+    let leaves = async |mut rx: mp::Receiver<u32>| {
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        tokio::task::spawn_blocking(move || rx.blocking_recv());
+        7
+    };
+    for method in [StartMethod::ForkServer, StartMethod::Spawn] {
+        block_on(result_before_the_end(method, leaves));
+    }
+    // One that is killed then has given its result all the same.
+    let (_tx, rx) = mp::simplex::<u32>().unwrap();
+    block_on(async {
+        let mut child = Process::spawn(leaves, (rx,)).unwrap();
+        assert_eq!(within(child.join()).await.unwrap(), 7);
+        child.kill().unwrap();
+        assert_eq!(within(child.wait()).await.unwrap().signal(), Some(9));
+    });
+}
+
+fn a_result_is_there_though_its_process_waits_for_a_child() {
+    let leaves = |rx: mp::Receiver<u32>| {
+        std::thread::sleep(Duration::from_millis(30));
+        let next = |mut rx: mp::Receiver<u32>| rx.blocking_recv().unwrap();
+        Process::spawn(next, (rx,)).unwrap();
+        7
+    };
+    for method in [StartMethod::ForkServer, StartMethod::Spawn] {
+        block_on(result_before_the_end(method, leaves));
+    }
+}
+
+/// What gcc's `--coverage` links into a program, called by the crate if it is there.
+#[unsafe(no_mangle)]
+extern "C" fn __gcov_dump() {
+    if let Some(path) = std::env::var_os("COUNTS") {
+        let mut file = std::fs::File::options().create(true).append(true).open(path).unwrap();
+        std::io::Write::write_all(&mut file, format!("{}\n", std::process::id()).as_bytes()).unwrap();
+    }
+}
+
+fn what_a_compiler_has_counted_is_written_by_children_that_leave() {
+    let path = std::env::temp_dir().join(format!("multiprocess-counts-{}", std::process::id()));
+    block_on(async {
+        let mut child = Process::builder().env("COUNTS", &path).spawn(std::process::id, ()).unwrap();
+        let pid = within(child.join()).await.unwrap();
+        let counts = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(counts, format!("{pid}\n"));
+        let pool = mp::Pool::builder().workers(1).env("COUNTS", &path).build().unwrap();
+        let worker = within(pool.apply(std::process::id, ())).await.unwrap();
+        pool.close();
+        within(pool.join()).await.unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), format!("{pid}\n{worker}\n"));
+    });
+    std::fs::remove_file(path).unwrap();
 }

@@ -1412,3 +1412,59 @@ async fn rule_6_a_finalizer_that_hangs_is_killed_and_strands_nothing() -> mp::Re
     assert_eq!((report.not_begun(), report.killed()), (0, 0));
     Ok(())
 }
+
+/// A worker at its limit of memory says so, also where it can allocate nothing any more.
+#[tokio::test]
+async fn rule_11_a_worker_at_its_memory_limit_ends_with_an_error_that_names_the_limit() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    fn too_large() -> usize {
+        std::hint::black_box(vec![1u8; 8 << 30]).len()
+    }
+    fn fill() {
+        let (mut all, mut size) = (Vec::new(), 64 << 20);
+        while size > 16 {
+            let mut block = Vec::<u8>::new();
+            match all.try_reserve(1).is_ok() && block.try_reserve_exact(size).is_ok() {
+                true => all.push(block),
+                false => size /= 2,
+            }
+        }
+        std::mem::forget(all);
+    }
+    fn panics_at_the_limit() {
+        fill();
+        panic!("it is full")
+    }
+    fn fails_at_the_limit() -> usize {
+        fill();
+        std::hint::black_box(vec![1u8; 200 << 20]).len()
+    }
+    for (backtrace, lines) in [("0", 0), ("1", 0), ("1", 3)] {
+        let pool = Pool::builder().workers(1).memory_limit(4 << 30).env("RUST_BACKTRACE", backtrace);
+        let pool = pool.keep_stderr(lines).build()?;
+        for is_one_too_large in [true, false] {
+            let done = match is_one_too_large {
+                true => within(pool.apply(too_large, ())).await,
+                false => within(pool.apply(fails_at_the_limit, ())).await,
+            };
+            let error = done.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::MemoryLimit, "{error}");
+            let text = error.to_string();
+            assert!(
+                text.contains("memory_limit") && text.contains("4096 MiB") && text.contains("PoolWorker-1"),
+                "{text}"
+            );
+        }
+        let error = within(pool.apply(panics_at_the_limit, ())).await.unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::Panicked | ErrorKind::MemoryLimit), "{error}");
+        if let Some(panic) = error.panic() {
+            assert_eq!(panic.message(), "it is full");
+        }
+        assert_eq!(within(pool.apply(|| 5, ())).await?, 5);
+    }
+    // An abort for another reason is one.
+    let pool = Pool::builder().workers(1).memory_limit(4 << 30).build()?;
+    let error = within(pool.apply(|| std::process::abort() as (), ())).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ProcessDied, "{error}");
+    Ok(())
+}

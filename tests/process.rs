@@ -309,6 +309,68 @@ async fn proc_35_an_empty_name_means_the_default() {
 }
 
 #[tokio::test]
+async fn subp_02_the_stack_of_a_panic_is_kept_only_if_it_is_asked_for() {
+    fn fails() {
+        panic!("no luck")
+    }
+    let variants: [(&[(&str, &str)], Option<bool>, bool); 7] = [
+        (&[("RUST_BACKTRACE", "0")], None, false),
+        (&[("RUST_BACKTRACE", "1")], None, true),
+        (&[("RUST_BACKTRACE", "1"), ("RUST_LIB_BACKTRACE", "0")], None, false),
+        (&[("RUST_BACKTRACE", "0"), ("RUST_LIB_BACKTRACE", "1")], None, true),
+        (&[("RUST_BACKTRACE", "0")], Some(true), true),
+        (&[("RUST_BACKTRACE", "1")], Some(false), false),
+        (&[("RUST_BACKTRACE", "1"), ("RUST_LIB_BACKTRACE", "1")], Some(false), false),
+    ];
+    for (variables, said, wanted) in variants {
+        let mut builder = Process::builder().stderr(Stdio::null());
+        for (name, value) in variables {
+            builder = builder.env(name, value);
+        }
+        if let Some(keep) = said {
+            builder = builder.backtraces(keep);
+        }
+        let error = within(builder.spawn(fails, ()).unwrap()).await.unwrap_err();
+        let backtrace = error.panic().unwrap().backtrace();
+        assert_eq!(!backtrace.is_empty(), wanted, "{variables:?} {said:?}: {backtrace}");
+    }
+}
+
+#[tokio::test]
+async fn a_panic_that_nothing_can_catch_is_told_before_it_ends_the_process() {
+    extern "C" fn of_a_library() {
+        panic!("no luck")
+    }
+    fn by_callback() {
+        of_a_library();
+    }
+    struct Worse;
+    impl Drop for Worse {
+        fn drop(&mut self) {
+            panic!("worse luck")
+        }
+    }
+    fn by_drop() {
+        let _worse = Worse;
+        panic!("no luck")
+    }
+    for method in [StartMethod::ForkServer, StartMethod::Spawn] {
+        for (is_callback, text) in [(true, "no luck"), (false, "luck")] {
+            let builder = || Process::builder().start_method(method).stderr(Stdio::null());
+            let child = match is_callback {
+                true => builder().spawn(by_callback, ()),
+                false => builder().spawn(by_drop, ()),
+            };
+            let error = within(child.unwrap()).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Panicked, "{error}");
+            assert!(error.panic().unwrap().message().contains(text), "{error}");
+            assert!(error.panic().unwrap().location().unwrap().starts_with("tests/process.rs:"), "{error}");
+            assert_eq!(error.exit_status().unwrap().signal(), Some(libc::SIGABRT));
+        }
+    }
+}
+
+#[tokio::test]
 async fn subp_02_a_panic_is_on_stderr_before_the_exit_and_whole_in_the_error() {
     let line = line!() + 2;
     fn fails() -> u8 {

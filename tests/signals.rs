@@ -255,9 +255,14 @@ fn a_plain_child_has_the_default_actions_unless_it_is_shielded() {
                 assert_eq!(plain.wait().await.unwrap().signal(), Some(kind.as_raw()));
             }
             let (mut tx, rx) = mp::simplex::<u32>().unwrap();
-            let next = async |mut rx: mp::Receiver<u32>| rx.recv().await.unwrap();
+            let begun = Queue::<u32>::unbounded().unwrap();
+            let next = async |begun: Queue<u32>, mut rx: mp::Receiver<u32>| {
+                begun.put(1).await.unwrap();
+                rx.recv().await.unwrap()
+            };
             let builder = Process::builder().start_method(method).shield_signals(true);
-            let mut shielded = builder.spawn(next, (rx,)).unwrap();
+            let mut shielded = builder.spawn(next, (begun.clone(), rx)).unwrap();
+            begun.get().await.unwrap();
             for kind in STOPS {
                 kill_process(Pid::from_raw(shielded.pid() as i32).unwrap(), kind).unwrap();
             }

@@ -1,6 +1,7 @@
 //! [proc(5)](https://man7.org/linux/man-pages/man5/proc_pid_status.5.html) and
 //! [cgroup v2](https://docs.kernel.org/admin-guide/cgroup-v2.html): how much memory a process has, and who ran out of it.
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::fs::read_to_string;
 
 /// Bytes of this process that are in memory, now and at most; 0 where the kernel does not tell.
@@ -20,6 +21,23 @@ fn resident_by(path: &str) -> (u64, u64) {
         line.trim_start_matches(':').trim().trim_end_matches(" kB").parse::<u64>().ok()
     };
     (field("VmRSS").unwrap_or(0) << 10, field("VmHWM").unwrap_or(0) << 10)
+}
+
+/// The limit of this process's address space, if there is one.
+pub(crate) fn limit() -> Option<u64> {
+    getrlimit(Resource::As).current
+}
+
+/// What a process may need to say why it ends, at the limit of its memory.
+pub(crate) const SPARE: u64 = 64 << 20;
+
+/// Lets this process use what was kept for its end: a panic is about to be told.
+pub(crate) fn use_spare() {
+    let Rlimit { current, maximum } = getrlimit(Resource::As);
+    if current.is_some() && current != maximum {
+        // Where it is refused there is no more than there was.
+        let _ = setrlimit(Resource::As, Rlimit { current: maximum, maximum });
+    }
 }
 
 /// How many processes of our control group the kernel has killed because memory ran out; `None` if it does not tell.

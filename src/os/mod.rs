@@ -22,6 +22,7 @@ pub(crate) mod owner;
 pub(crate) mod pidfd;
 pub(crate) mod poll;
 pub(crate) mod proc;
+pub(crate) mod profile;
 pub(crate) mod random;
 pub(crate) mod reactor;
 pub(crate) mod refuse;

@@ -6,6 +6,7 @@ use rustix::fs::{Mode, OFlags};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicI32, AtomicPtr, Ordering::SeqCst};
 
 /// Blocks every signal for this process and makes SIGCHLD readable instead.
 pub(crate) fn block_all_but_children() -> io::Result<OwnedFd> {
@@ -174,6 +175,67 @@ pub(crate) fn ignore_children_as_at_start() {
     if ignored_at_start() & bit(libc::SIGCHLD) != 0 && disposition(libc::SIGCHLD) == Some(libc::SIG_DFL) {
         reap_by_kernel(true);
     }
+}
+
+/// What is sent when this process aborts because an allocation failed: over which socket, and the packet.
+static FAREWELL: AtomicI32 = AtomicI32::new(-1);
+static FAREWELL_PACKET: AtomicPtr<Vec<u8>> = AtomicPtr::new(std::ptr::null_mut());
+
+/// Has `packet` sent over `socket` if this process aborts because memory could not be allocated. The socket stays open until
+/// [`no_farewell`].
+pub(crate) fn send_when_out_of_memory(socket: BorrowedFd<'_>, packet: Vec<u8>) {
+    // For life, because a handler may read it at any time; there is one for each limit that a process is given.
+    FAREWELL_PACKET.store(Box::into_raw(Box::new(packet)), SeqCst);
+    FAREWELL.store(socket.as_raw_fd(), SeqCst);
+    if disposition(libc::SIGABRT) == Some(libc::SIG_DFL) {
+        dispose(libc::SIGABRT, on_abort as *const () as libc::sighandler_t);
+    }
+}
+
+pub(crate) fn no_farewell() {
+    FAREWELL.store(-1, SeqCst);
+}
+
+/// `abort` raises SIGABRT and, once this has returned, ends the process. An allocation that failed has left ENOMEM in
+/// `errno`, unless a backtrace was printed since; then Rust's function for such failures is on the stack. Nothing here
+/// allocates.
+extern "C" fn on_abort(_: libc::c_int) {
+    let (socket, error) = (FAREWELL.load(SeqCst), io::Error::last_os_error().raw_os_error());
+    dispose(libc::SIGABRT, libc::SIG_DFL); // Whatever goes wrong here ends the process.
+    let is_out_of_memory = error == Some(libc::ENOMEM) || has_failed_to_allocate();
+    // SAFETY: null, or a packet that was never freed.
+    let packet = unsafe { FAREWELL_PACKET.load(SeqCst).as_ref() };
+    if let Some(packet) = packet.filter(|_| socket >= 0 && is_out_of_memory) {
+        // SAFETY: the packet lives for ever; a number that is no socket is an error that nobody reads.
+        unsafe { libc::send(socket, packet.as_ptr().cast(), packet.len(), libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT) };
+    }
+}
+
+/// Whether `handle_alloc_error` is one of the functions that led here.
+fn has_failed_to_allocate() -> bool {
+    use libc::c_void;
+    unsafe extern "C" {
+        fn _Unwind_Backtrace(
+            visit: extern "C" fn(*mut c_void, *mut c_void) -> libc::c_int,
+            found: *mut c_void,
+        ) -> libc::c_int;
+        fn _Unwind_GetIP(frame: *mut c_void) -> usize;
+        fn _Unwind_FindEnclosingFunction(instruction: *mut c_void) -> *mut c_void;
+    }
+    extern "C" fn visit(frame: *mut c_void, found: *mut c_void) -> libc::c_int {
+        let wanted: fn(std::alloc::Layout) -> ! = std::alloc::handle_alloc_error;
+        // SAFETY: the unwinder hands its own frame, and the flag that it was given.
+        unsafe {
+            // A return address is behind the call.
+            let function = _Unwind_FindEnclosingFunction(_Unwind_GetIP(frame).wrapping_sub(1) as *mut c_void);
+            *found.cast::<bool>() |= function as usize == wanted as usize;
+        }
+        0
+    }
+    let mut found = false;
+    // SAFETY: `visit` is of the type that the unwinder calls, and the flag outlives the call. std links the unwinder.
+    unsafe { _Unwind_Backtrace(visit, (&raw mut found).cast()) };
+    found
 }
 
 /// A second description of the read end of `pipe`, for one process to [`die_with`].

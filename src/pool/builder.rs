@@ -41,6 +41,7 @@ pub struct PoolBuilder {
     variables: Vec<(OsString, OsString)>,
     grace: Option<Duration>,
     stderr_lines: usize,
+    backtraces: Option<bool>,
     initializer_timeout: Option<Duration>,
     exit_timeout: Option<Duration>,
     is_local: bool,
@@ -133,7 +134,9 @@ impl PoolBuilder {
         self
     }
 
-    /// Limits the address space of each worker to `bytes`: an allocation beyond fails there, and usually aborts it.
+    /// Limits the address space of each worker to `bytes`: an allocation beyond fails there, and usually aborts it; the item
+    /// then fails with kind [`MemoryLimit`](crate::ErrorKind::MemoryLimit), or is retried. (The hard limit is 64 MiB more,
+    /// for what a panic has to say.)
     #[must_use]
     pub fn memory_limit(mut self, bytes: u64) -> Self {
         self.conditions.memory = Some(bytes);
@@ -257,6 +260,14 @@ impl PoolBuilder {
         self
     }
 
+    /// Whether errors of panics have the stack; by default the workers' environment says. See
+    /// [`ProcessBuilder::backtraces`](crate::ProcessBuilder::backtraces).
+    #[must_use]
+    pub fn backtraces(mut self, keep: bool) -> Self {
+        self.backtraces = Some(keep);
+        self
+    }
+
     /// Has the error of a worker that died quote the last `lines` that it wrote to its stderr, up to 4 KiB.
     ///
     /// By default, and with 0, workers write to this process's own stderr, and nobody reads along. With this they
@@ -320,6 +331,7 @@ impl PoolBuilder {
             max_tasks_per_worker: self.max_tasks_per_worker,
             grace: self.grace.unwrap_or(GRACE),
             stderr_lines: self.stderr_lines,
+            backtraces: self.backtraces,
             is_local: self.is_local,
         })
     }

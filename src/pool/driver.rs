@@ -8,7 +8,7 @@ use super::worker;
 use crate::channel::{self, lane};
 use crate::error::{Error, Result};
 use crate::os::{fork, memory, timer};
-use crate::process::{self, Process, Stdio};
+use crate::process::{self, Cause, Process, Stdio};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use rustix::process::Signal;
@@ -78,10 +78,10 @@ async fn run(shared: &Arc<Shared>) {
         };
         tokio::select! {
             biased;
-            Some((seat, generation, status, last_words)) = exits.next() => {
+            Some((seat, generation, status, last_words, cause)) = exits.next() => {
                 let is_kill = status.as_ref().is_ok_and(|status| status.signal() == Some(Signal::KILL.as_raw()));
                 let was_starved = is_kill && std::mem::replace(&mut starved, memory::oom_kills()) < starved;
-                shared.died(seat, generation, status, Circumstances { was_starved, last_words });
+                shared.died(seat, generation, status, Circumstances { was_starved, last_words, cause });
                 // Whoever waited for it comes before the work of a replacement.
                 tokio::task::yield_now().await;
             }
@@ -102,10 +102,11 @@ async fn end_of(
     hire: Hire,
     mut process: Process<Result<()>>,
     lines: usize,
-) -> (usize, u64, Result<ExitStatus>, Option<String>) {
+) -> (usize, u64, Result<ExitStatus>, Option<String>, Option<Cause>) {
     let pipe = process.take_stderr().and_then(|pipe| pipe::Receiver::from_owned_fd(pipe.into()).ok());
     let Some(pipe) = pipe else {
-        return (hire.seat, hire.generation, process.wait().await, None);
+        let status = process.wait().await;
+        return (hire.seat, hire.generation, status, None, process.cause());
     };
     let mut tail = Tail::default();
     let status = {
@@ -125,7 +126,7 @@ async fn end_of(
     };
     // What it wrote before its end is there; whom else it gave its stderr may write on, to nobody.
     tail.take_in(&pipe, LARGEST_PIPE, &mut std::io::stderr());
-    (hire.seat, hire.generation, status, tail.last(lines))
+    (hire.seat, hire.generation, status, tail.last(lines), process.cause())
 }
 
 /// The end of what a worker has written to its stderr.
@@ -187,6 +188,9 @@ fn start(shared: &Shared, hire: &Hire) -> Result<Process<Result<()>>> {
     };
     let mut builder =
         Process::<()>::builder().name(&name).daemon(true).shield_signals(true).start_method(settings.start_method);
+    if let Some(keep) = settings.backtraces {
+        builder = builder.backtraces(keep);
+    }
     if settings.stderr_lines > 0 {
         builder = builder.stderr(Stdio::piped());
     }

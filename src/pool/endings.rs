@@ -110,7 +110,7 @@ impl State {
         error: Error,
         after: &mut After,
     ) {
-        let may_retry = matches!(error.kind(), ErrorKind::ProcessDied | ErrorKind::Timeout);
+        let may_retry = matches!(error.kind(), ErrorKind::ProcessDied | ErrorKind::MemoryLimit | ErrorKind::Timeout);
         if !may_retry || chunk.attempt >= group.options.retries || group.items().is_cancelled {
             return after.fail(group, chunk, (item, item + 1), || Error::copy(&error));
         }

@@ -56,6 +56,7 @@ pub(super) struct Settings {
     pub(super) max_tasks_per_worker: Option<usize>,
     /// How much of a dead worker's stderr its error quotes; with 0 the stream is not touched.
     pub(super) stderr_lines: usize,
+    pub(super) backtraces: Option<bool>,
     /// Its one worker is a thread here.
     pub(super) is_local: bool,
     /// What was asked to stop may finish within this; then its worker is killed.

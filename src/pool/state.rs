@@ -6,7 +6,7 @@ use super::stats::Histogram;
 use super::trace::Ear;
 use crate::channel::lane::PoolEnd;
 use crate::error::{Error, ErrorKind, Result};
-use crate::process::Killer;
+use crate::process::{Cause, Killer};
 use crate::wire::Sealed;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -218,6 +218,8 @@ pub(super) struct Circumstances {
     /// The kernel killed it for its memory.
     pub(super) was_starved: bool,
     pub(super) last_words: Option<String>,
+    /// What it could say itself.
+    pub(super) cause: Option<Cause>,
 }
 
 /// An order at a worker.
@@ -452,6 +454,9 @@ impl Worker {
             Err(error) => error.to_string(),
         };
         let mut text = format!("{} died while it ran {doing}: {how}", self.name);
+        if let Some(cause) = &self.end.cause {
+            text = format!("{} died while it ran {doing}: {cause} ({how})", self.name);
+        }
         let (age, (_, peak)) = (self.born.elapsed(), self.lane.memory());
         let _ = write!(text, "; it was {age:.1?} old");
         if peak > 0 {
@@ -463,7 +468,10 @@ impl Worker {
         if let Some(words) = &self.end.last_words {
             let _ = write!(text, "; it last wrote:\n{words}");
         }
-        Error::new(ErrorKind::ProcessDied, text).with_exit_status(status.as_ref().ok().copied())
+        let kind = self.end.cause.as_ref().map_or(ErrorKind::ProcessDied, Cause::kind);
+        let error = Error::new(kind, text).with_exit_status(status.as_ref().ok().copied());
+        let panic = self.end.cause.as_ref().and_then(Cause::panic);
+        panic.cloned().into_iter().fold(error, Error::with_panic)
     }
 
     /// Whether it has not come to anything since others were given what it had.

@@ -7,6 +7,7 @@ use crate::channel::{Receiver, Sender, spsc};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::memory;
 use crate::process::entry::{Arguments, Batch, Executor, IS_VALUE, report_error};
+use crate::process::note_memory_limit;
 use crate::wait::bell;
 use crate::wire::{Attachment, Sealed};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -98,11 +99,14 @@ impl Conditions {
         }
         for (resource, limit) in [(Resource::As, self.memory), (Resource::Nofile, self.descriptors)] {
             if let Some(limit) = limit {
-                let maximum = getrlimit(resource).maximum.map_or(limit, |maximum| maximum.min(limit));
-                let limits = Rlimit { current: Some(maximum), maximum: Some(maximum) };
+                let least = |limit| getrlimit(resource).maximum.map_or(limit, |maximum| maximum.min(limit));
+                // A panic at the limit needs memory for what it says.
+                let spare = if resource == Resource::As { memory::SPARE } else { 0 };
+                let limits = Rlimit { current: Some(least(limit)), maximum: Some(least(limit.saturating_add(spare))) };
                 setrlimit(resource, limits).map_err(|error| failed("limits", error))?;
             }
         }
+        note_memory_limit();
         Ok(())
     }
 }

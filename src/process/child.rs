@@ -5,15 +5,16 @@ use super::StartMethod;
 use super::entry::{self, Call, Executor, Outcome};
 use super::info::{self, ProcessInfo};
 use super::protocol::{self, Descriptors, Order, Report, Variables};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, PanicInfo, Result};
 use crate::os::attributes::Attributes;
 use crate::os::spawn::{self, SingleThreaded};
-use crate::os::{signal, socket};
+use crate::os::{memory, profile, signal, socket};
 use crate::shm::family::Family;
 use crate::wire::{self, Parcel, frame};
 use rustix::process::Pid;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 /// How a child leaves.
@@ -111,6 +112,7 @@ pub(super) fn rehearse(sockets: Option<(OwnedFd, OwnedFd)>) -> Result<()> {
         variables: Variables::default(),
         is_shielded: false,
         leads_group: false,
+        backtraces: None,
         streams: [false; 3],
         arguments_in_memfd: None,
     };
@@ -216,6 +218,9 @@ fn live_here(
         signal::shield();
     }
     signal::unblock_all();
+    if matches!(exit, Exit::Forked) {
+        profile::begin();
+    }
     let (name, daemon, start_method) = (order.name, order.daemon, Some(order.start_method));
     info::born(ProcessInfo { name, pid: std::process::id(), daemon, start_method }, order.parent);
     let bytes = match (memory, order.arguments_in_memfd) {
@@ -223,20 +228,87 @@ fn live_here(
         _ => Ok(arguments),
     };
     let mut executor = Executor::default();
+    entry::keep_backtraces(order.backtraces);
+    entry::tell_of_fatal_panics(hand_over);
+    *REPORT.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(report));
+    note_memory_limit();
     let outcome = match bytes {
         Ok(bytes) => order.call.run(Parcel { bytes, fds: attachments }, &mut executor),
         Err(error) => Outcome::error(Error::io("cannot read the arguments", error)),
     };
-    send(&report, &outcome);
-    drop(executor); // Waits for its blocking tasks.
+    if let Some(report) = report_socket() {
+        send(&report, &outcome);
+    }
+    wait_for_blocking_tasks(executor);
+    if info::waited_for().is_some() {
+        let_go();
+    }
     info::blocking_see_children_off();
     drop(tie);
     leave(exit)
 }
 
+/// Where to report, while this process runs its function and until the starter need not listen any more.
+static REPORT: Mutex<Option<Arc<OwnedFd>>> = Mutex::new(None);
+
+fn report_socket() -> Option<Arc<OwnedFd>> {
+    REPORT.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+/// Tells the starter of a panic that ends this process. Called by the panic hook, so it waits for nothing.
+fn hand_over(panic: &PanicInfo) {
+    if let Ok(Some(report)) = REPORT.try_lock().as_deref() {
+        // If the starter has let go, nobody wants to know.
+        let _ = Report::send_panicked(report.as_fd(), panic);
+    }
+}
+
+/// If this process has a limit of its address space, its starter is told when it dies of that.
+pub(crate) fn note_memory_limit() {
+    if let (Some(limit), Some(report)) = (memory::limit(), report_socket()) {
+        signal::send_when_out_of_memory(report.as_fd(), Report::out_of_memory(limit));
+    }
+}
+
+/// Tells the starter that it has all that it will get, though this process goes on for a while, and hangs up.
+fn let_go() {
+    let report = REPORT.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(report) = report {
+        signal::no_farewell();
+        let _ = Report::send_lingers(report.as_fd());
+    }
+}
+
+/// A function that has returned may have left blocking tasks behind, which its runtime waits for. So long the starter waits
+/// with it for the end of this process.
+const LINGER: Duration = Duration::from_millis(10);
+
+fn wait_for_blocking_tasks(executor: Executor) {
+    if !executor.has_runtime() || SingleThreaded::check().is_some() {
+        return; // There is no thread that such a task could run on.
+    }
+    let (done, tasks) = mpsc::channel::<()>();
+    let waits = std::thread::Builder::new().spawn(move || {
+        if tasks.recv_timeout(LINGER) == Err(mpsc::RecvTimeoutError::Timeout) {
+            let_go();
+        }
+    });
+    let waits = waits.map_err(|_| let_go()); // Without a thread it cannot be told later.
+    drop(executor);
+    drop(done);
+    if let Ok(waits) = waits {
+        let _ = waits.join();
+    }
+}
+
 /// The starter has made sure meanwhile that this child may do no more than itself, and says what it is like by now.
 fn wait_to_begin(report: &OwnedFd) -> io::Result<()> {
-    match protocol::recv::<Attributes>(report.as_fd()) {
+    let word = match protocol::recv::<Attributes>(report.as_fd()) {
+        // It has let go with something of ours unread. What it has sent before that is still there.
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => protocol::recv::<Attributes>(report.as_fd()),
+        word => word,
+    };
+    match word {
         Ok(Some((attributes, _))) => {
             attributes.take_on_what_is_permitted();
             Ok(())
@@ -267,7 +339,7 @@ fn leave(exit: Exit) -> ! {
     match exit {
         Exit::Forked => {
             spawn::flush_c_stdio();
-            spawn::exit_now(0)
+            profile::exit(0)
         }
         Exit::Regular => std::process::exit(0),
     }

@@ -131,6 +131,7 @@ pub(super) struct Start<'a> {
     pub(super) variables: Variables,
     pub(super) is_shielded: bool,
     pub(super) leads_group: bool,
+    pub(super) backtraces: Option<bool>,
     pub(super) directory: Option<OwnedFd>,
     pub(super) attributes: Attributes,
     pub(super) streams: [Option<BorrowedFd<'a>>; 3],
@@ -591,6 +592,7 @@ impl Connection {
             variables: start.variables.clone(),
             is_shielded: start.is_shielded,
             leads_group: start.leads_group,
+            backtraces: start.backtraces,
             streams: start.streams.map(|stream| stream.is_some()),
             arguments_in_memfd: memory.as_ref().map(|_| start.arguments.len() as u64),
         };

@@ -7,6 +7,7 @@
 use super::function::Function;
 use crate::error::{Error, ErrorKind, PanicInfo, Result};
 use crate::os::image::{self, Enter};
+use crate::os::memory;
 use crate::os::spawn;
 use crate::wire::{self, Attachment, Message, Parcel};
 use serde::de::DeserializeOwned;
@@ -16,6 +17,8 @@ use std::cell::RefCell;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
 /// The runtime that async functions run on: made at the first one, so that plain functions never pay for it, and
 /// kept for the next.
@@ -26,6 +29,10 @@ pub struct Executor(Option<tokio::runtime::Runtime>);
 impl Executor {
     pub(super) fn run<R>(&mut self, future: impl Future<Output = R>) -> Result<R> {
         Ok(self.runtime()?.block_on(future))
+    }
+
+    pub(super) fn has_runtime(&self) -> bool {
+        self.0.is_some()
     }
 
     /// The current-thread runtime itself.
@@ -340,13 +347,50 @@ thread_local! {
 pub(crate) fn note_panics() {
     let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
+        memory::use_spare();
         print(panic);
         let message = text_of(panic.payload());
-        let backtrace = std::backtrace::Backtrace::force_capture().to_string();
+        let is_fatal = cfg!(panic = "abort") || CANNOT_UNWIND.contains(&&*message);
+        let backtrace = match wants_backtraces() {
+            true => std::backtrace::Backtrace::force_capture().to_string(),
+            false => String::new(),
+        };
         let noted = PanicInfo::new(message, panic.location().map(ToString::to_string), backtrace);
+        if is_fatal && let Some(tell) = TELL.get() {
+            // The panic that must not leave a function says more than the one which says that it must not.
+            let first = LAST_PANIC.try_with(|last| last.try_borrow_mut().ok().and_then(|mut last| last.take()));
+            return tell(&first.ok().flatten().unwrap_or(noted));
+        }
         // A panic while the thread ends, or inside this very hook, is printed and not noted.
         let _ = LAST_PANIC.try_with(|last| last.try_borrow_mut().map(|mut last| *last = Some(noted)));
     }));
+}
+
+/// What the language panics with where a panic comes to a place that it must not leave, and the process aborts.
+const CANNOT_UNWIND: [&str; 2] = ["panic in a function that cannot unwind", "panic in a destructor during cleanup"];
+
+static TELL: OnceLock<fn(&PanicInfo)> = OnceLock::new();
+
+/// Has `tell` hand over a panic that ends this process, before it does: after it nothing of ours runs any more.
+pub(crate) fn tell_of_fatal_panics(tell: fn(&PanicInfo)) {
+    // A process is told once what it is.
+    let _ = TELL.set(tell);
+}
+
+/// Whether the builder of this process has asked for the stacks of panics: 0 if it has said nothing, 1 for no, 2 for yes.
+static BACKTRACES: AtomicU8 = AtomicU8::new(0);
+
+pub(crate) fn keep_backtraces(yes: Option<bool>) {
+    BACKTRACES.store(yes.map_or(0, |yes| 1 + u8::from(yes)), Relaxed);
+}
+
+/// As std decides it for a `Backtrace`. Not remembered: the fork server has another environment than its children.
+fn wants_backtraces() -> bool {
+    let variables = ["RUST_LIB_BACKTRACE", "RUST_BACKTRACE"];
+    match BACKTRACES.load(Relaxed) {
+        0 => variables.into_iter().find_map(std::env::var_os).is_some_and(|value| value != "0"),
+        said => said == 2,
+    }
 }
 
 /// What a panic's payload says.

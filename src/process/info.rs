@@ -215,7 +215,7 @@ pub fn active_children() -> Vec<ProcessInfo> {
 const SILENCE: Duration = Duration::from_secs(2);
 
 /// A child that keeps this process from ending.
-fn waited_for() -> Option<Arc<Child>> {
+pub(super) fn waited_for() -> Option<Arc<Child>> {
     live_children().into_iter().find(is_waited_for)
 }
 

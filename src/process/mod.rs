@@ -28,11 +28,12 @@ mod stdio;
 
 pub(crate) use boot::check_initialized;
 pub use boot::{init, preload, run};
+pub(crate) use child::note_memory_limit;
 pub(crate) use client::must_preload;
 pub use client::preloaded;
 pub use function::Function;
 pub use info::{ParentProcess, ProcessInfo, active_children, cpu_count, current_process, parent_process};
-pub(crate) use process::Killer;
+pub(crate) use process::{Cause, Killer};
 pub use process::{Process, ProcessBuilder, StartMethod};
 pub use shutdown::{ShutdownSignal, shutdown_signal};
 pub use stdio::Stdio;

@@ -8,7 +8,7 @@ use super::function::{Arguments, Function, captures_nothing};
 use super::info;
 use super::protocol::{self, Report, Variables};
 use super::stdio::{Stdio, Streams};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, PanicInfo, Result};
 use crate::os::{
     attributes::Attributes,
     fork, pidfd,
@@ -100,7 +100,7 @@ pub enum StartMethod {
 /// `setresuid`); a pool spawns from whichever thread of its runtime is free.
 ///
 /// # Errors of the awaited result
-/// `Panicked` if the function panicked; `ProcessDied`, with the exit status, if the process ended before the function
+/// `Panicked` if the function panicked; `MemoryLimit` if it ended at its limit of memory; `ProcessDied`, with the exit status, if the process ended before the function
 /// returned; `Decode` if the arguments or the result could not be read; `Spawn` if the program would not start.
 pub struct Process<R> {
     child: Arc<Child>,
@@ -126,6 +126,55 @@ impl Drop for Leash {
 struct Reports {
     socket: Option<Arc<OwnedFd>>,
     outcome: Inbox,
+    /// It goes on after its outcome.
+    lingers: bool,
+    /// Why it ended, as far as it could tell.
+    cause: Option<Cause>,
+}
+
+/// Why a process ended before its function returned, in its own words.
+#[derive(Clone, Debug)]
+pub(crate) enum Cause {
+    Panicked(PanicInfo),
+    /// An allocation failed at this limit of its address space.
+    OutOfMemory(u64),
+}
+
+impl Cause {
+    pub(crate) fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Panicked(_) => ErrorKind::Panicked,
+            Self::OutOfMemory(_) => ErrorKind::MemoryLimit,
+        }
+    }
+
+    pub(crate) fn panic(&self) -> Option<&PanicInfo> {
+        match self {
+            Self::Panicked(panic) => Some(panic),
+            Self::OutOfMemory(_) => None,
+        }
+    }
+}
+
+impl std::fmt::Display for Cause {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Panicked(panic) => {
+                let place = panic.location().map(|place| format!(" at {place}")).unwrap_or_default();
+                write!(f, "it panicked{place}, where nothing can catch that: {}", panic.message())
+            }
+            Self::OutOfMemory(limit) => {
+                write!(f, "an allocation failed at its memory_limit (RLIMIT_AS) of {}", in_units(*limit))
+            }
+        }
+    }
+}
+
+fn in_units(bytes: u64) -> String {
+    match bytes % (1 << 20) {
+        0 => format!("{} MiB", bytes >> 20),
+        _ => format!("{bytes} bytes"),
+    }
 }
 
 enum Inbox {
@@ -150,7 +199,8 @@ impl<R: DeserializeOwned + 'static> Process<R> {
         ProcessBuilder::default().spawn(f, args)
     }
 
-    /// What the function returns, once the process has ended.
+    /// What the function returns, once the process has ended. A process whose function has left blocking tasks
+    /// (`spawn_blocking`) or children of its own behind goes on until these are done; its result is there before.
     ///
     /// Cancel safe: dropped, or overrun by a timeout, it has changed nothing and may be called again. A result can be
     /// had once.
@@ -160,10 +210,19 @@ impl<R: DeserializeOwned + 'static> Process<R> {
 
     fn poll_join(&mut self, context: &mut Context<'_>) -> Poll<Result<R>> {
         self.check_forked("join")?;
-        ready!(self.poll_exit(context))?;
+        let has_ended = match self.poll_exit(context) {
+            Poll::Ready(ended) => {
+                ended?;
+                self.reports().read_exit(&self.child);
+                true
+            }
+            Poll::Pending => {
+                ready!(self.poll_lingers(context))?;
+                false
+            }
+        };
         let inbox = {
             let mut reports = self.reports();
-            reports.read_exit(&self.child);
             match reports.outcome {
                 Inbox::Empty => Inbox::Empty,
                 _ => std::mem::replace(&mut reports.outcome, Inbox::Taken),
@@ -171,7 +230,9 @@ impl<R: DeserializeOwned + 'static> Process<R> {
         };
         Poll::Ready(match inbox {
             Inbox::Arrived(parcel) => {
-                info::unlist_child(&self.child);
+                if has_ended {
+                    info::unlist_child(&self.child);
+                }
                 Outcome::read(parcel)
             }
             Inbox::Failed(error) => Err(Error::io(format!("cannot receive the result of {}", self.who()), error)),
@@ -334,8 +395,17 @@ impl<R> Process<R> {
             Some(status) => door::how_it_ended(status),
             None => "its exit status is not known, because the fork server was killed before it could tell".into(),
         };
-        let message = format!("{} ended before its function returned: {how}", self.who());
-        Error::new(ErrorKind::ProcessDied, message).with_exit_status(status)
+        match self.cause() {
+            Some(cause) => {
+                let message = format!("{} ended before its function returned: {cause} ({how})", self.who());
+                let error = Error::new(cause.kind(), message).with_exit_status(status);
+                cause.panic().cloned().into_iter().fold(error, Error::with_panic)
+            }
+            None => {
+                let message = format!("{} ended before its function returned: {how}", self.who());
+                Error::new(ErrorKind::ProcessDied, message).with_exit_status(status)
+            }
+        }
     }
 
     fn reports(&self) -> MutexGuard<'_, Reports> {
@@ -345,10 +415,40 @@ impl<R> Process<R> {
     /// Ready when the process has ended.
     fn poll_exit(&mut self, context: &mut Context<'_>) -> Poll<Result<()>> {
         while self.child.is_alive() {
-            ready!(self.watch.poll(context, &self.child.pidfd))?;
+            ready!(self.watch.poll(context, &self.child.pidfd, Interest::READABLE))?;
         }
         self.child.bury();
         Poll::Ready(Ok(()))
+    }
+
+    /// Ready when a process that has not ended has sent its outcome, and goes on.
+    fn poll_lingers(&mut self, context: &mut Context<'_>) -> Poll<Result<()>> {
+        let interest = self.report_interest();
+        loop {
+            let reports = self.reports.get_mut().unwrap_or_else(PoisonError::into_inner);
+            if let Some(status) = reports.read() {
+                self.child.learn_status(client::status_of(status));
+            }
+            if reports.lingers {
+                return Poll::Ready(Ok(()));
+            }
+            // One that has hung up ends, and its end wakes us.
+            let Some(socket) = &reports.socket else { return Poll::Pending };
+            ready!(self.report_watch.poll(context, socket, interest))?;
+        }
+    }
+
+    /// A child that goes on after its outcome hangs up, which needs no wake-up for the outcome itself. But where the server
+    /// has the other end as well it says so.
+    fn report_interest(&self) -> Interest {
+        if self.child.tells_exit { Interest::READABLE } else { Interest::PRIORITY }
+    }
+
+    /// Why it ended, as far as it could tell. For one that has ended.
+    pub(crate) fn cause(&self) -> Option<Cause> {
+        let mut reports = self.reports();
+        reports.read_exit(&self.child);
+        reports.cause.clone()
     }
 
     /// Ready when the status of a process that has ended is known, or known to be lost.
@@ -365,13 +465,13 @@ impl<R> Process<R> {
                 }
                 let reports = self.reports.get_mut().unwrap_or_else(PoisonError::into_inner);
                 let Some(socket) = &reports.socket else { return Poll::Ready(Ok(None)) };
-                ready!(self.report_watch.poll(context, socket))?;
+                ready!(self.report_watch.poll(context, socket, Interest::READABLE))?;
             } else {
                 // Only who reaps it makes the kernel tell; if that was the server and it is gone, init does it now.
                 if self.ask_kernel(Duration::ZERO) || !self.child.has_server() && self.ask_kernel(REAPED_SOON) {
                     return Poll::Ready(Ok(self.child.status()));
                 }
-                ready!(self.watch.poll(context, &self.child.pidfd))?;
+                ready!(self.watch.poll(context, &self.child.pidfd, Interest::READABLE))?;
             }
         }
     }
@@ -414,17 +514,17 @@ const REAPED_SOON: Duration = Duration::from_millis(50);
 
 impl Reports {
     /// Reads what is there of a process that has ended.
-    fn read(&mut self, tells_exit: bool) -> Option<i32> {
+    fn read(&mut self) -> Option<i32> {
         let mut was_reset = false;
         while let Some(socket) = &self.socket {
             match Report::recv(socket.as_fd(), Wait::No) {
                 Ok(Some(Report::Born(_))) => {}
                 Ok(Some(Report::Outcome(parcel))) => {
                     self.outcome = Inbox::Arrived(parcel);
-                    if !tells_exit {
-                        self.socket = None;
-                    }
                 }
+                Ok(Some(Report::Lingers)) => self.lingers = true,
+                Ok(Some(Report::Panicked(panic))) => self.cause = Some(Cause::Panicked(panic)),
+                Ok(Some(Report::OutOfMemory(limit))) => self.cause = Some(Cause::OutOfMemory(limit)),
                 Ok(Some(Report::Exited(status))) => {
                     self.socket = None;
                     return Some(status);
@@ -447,8 +547,11 @@ impl Reports {
 
     /// Reads on for the exit status; `true` if there is nothing more to come.
     fn read_exit(&mut self, child: &Child) -> bool {
-        if let Some(status) = self.read(child.tells_exit) {
+        if let Some(status) = self.read() {
             child.learn_status(client::status_of(status));
+        }
+        if !child.tells_exit && !matches!(self.outcome, Inbox::Empty) {
+            self.socket = None;
         }
         self.socket.is_none()
     }
@@ -474,7 +577,7 @@ struct Watch(Option<(Id, Watched<Arc<OwnedFd>>)>);
 
 impl Watch {
     /// Ready after each event; the caller then looks for itself.
-    fn poll(&mut self, context: &mut Context<'_>, fd: &Arc<OwnedFd>) -> Poll<Result<()>> {
+    fn poll(&mut self, context: &mut Context<'_>, fd: &Arc<OwnedFd>, interest: Interest) -> Poll<Result<()>> {
         let here = Handle::try_current().map_err(|_| info::needs_runtime("awaiting a process"))?.id();
         if self.0.as_ref().is_some_and(|(id, _)| *id != here) {
             self.0 = None;
@@ -484,7 +587,7 @@ impl Watch {
                 Some(watched) => watched,
                 none => {
                     client::watch_server();
-                    none.insert((here, reactor::watch(fd.clone(), Interest::READABLE)?))
+                    none.insert((here, reactor::watch(fd.clone(), interest)?))
                 }
             };
             match ready!(watched.poll_read_ready(context)) {
@@ -525,6 +628,7 @@ pub struct ProcessBuilder {
     attributes: Attributes,
     stdio: [Stdio; 3],
     is_shielded: bool,
+    backtraces: Option<bool>,
     kill_on_drop: bool,
     own_group: bool,
 }
@@ -641,6 +745,23 @@ impl ProcessBuilder {
         self
     }
 
+    /// Whether [`PanicInfo::backtrace`](crate::PanicInfo::backtrace) has the stack of a panic. Default: as the child's
+    /// environment says (`RUST_LIB_BACKTRACE`, or else `RUST_BACKTRACE`, set and not 0). It costs 60 to 500 ms at the first
+    /// panic of each process, for symbols, and memory.
+    ///
+    /// ```
+    /// use multiprocess::{self as mp, Process};
+    /// # fn main() -> mp::Result<()> { mp::run(async {
+    /// fn fails() { panic!("no") }
+    /// let error = Process::builder().backtraces(true).spawn(fails, ())?.await.unwrap_err();
+    /// assert!(error.panic().expect("it panicked").backtrace().contains("fails"));
+    /// # Ok(()) }) }
+    /// ```
+    pub fn backtraces(mut self, keep: bool) -> Self {
+        self.backtraces = Some(keep);
+        self
+    }
+
     /// Whether it is killed when its [`Process`] is dropped before it has ended; default: false. An error or a
     /// cancellation that drops the handle then leaves nothing that runs on, and nothing that [`run`](crate::run) waits for.
     /// The drop sends SIGKILL and does not wait for the end.
@@ -662,7 +783,8 @@ impl ProcessBuilder {
     /// sends it to each process of a service), SIGHUP and SIGQUIT do nothing in it, so that the process that spawns it
     /// can decide; see [`shutdown_signal`](crate::shutdown_signal). [`terminate`](Process::terminate) and
     /// [`interrupt`](Process::interrupt) then do nothing either, [`kill`](Process::kill) does. Programs that it executes
-    /// start with the default actions. Default: false; the workers of a pool and the process of a manager are shielded.
+    /// start with the default actions. A signal that is sent to this process alone in the moment of its start may still end
+    /// it. Default: false; the workers of a pool and the process of a manager are shielded.
     ///
     /// ```
     /// use multiprocess::{self as mp, Process};
@@ -716,6 +838,7 @@ impl ProcessBuilder {
             variables: self.variables.into_iter().collect::<Variables>(),
             is_shielded: self.is_shielded,
             leads_group: self.own_group,
+            backtraces: self.backtraces,
             directory: directory.transpose()?,
             attributes: self.attributes,
             streams: streams.theirs(),
@@ -726,7 +849,12 @@ impl ProcessBuilder {
         Ok(Process {
             _leash: self.kill_on_drop.then(|| Leash(child.clone())),
             child,
-            reports: Mutex::new(Reports { socket: Some(Arc::new(socket)), outcome: Inbox::Empty }),
+            reports: Mutex::new(Reports {
+                socket: Some(Arc::new(socket)),
+                outcome: Inbox::Empty,
+                lingers: false,
+                cause: None,
+            }),
             watch: Watch(None),
             report_watch: Watch(None),
             streams,
@@ -746,8 +874,8 @@ mod tests {
         crate::wire::frame::send(ours.as_fd(), &[b"never read"], &[], Wait::Yes).unwrap();
         Report::send_outcome(theirs.as_fd(), &Outcome::error(Error::other("no"))).unwrap();
         drop(theirs);
-        let mut reports = Reports { socket: Some(Arc::new(ours)), outcome: Inbox::Empty };
-        assert_eq!(reports.read(false), None);
+        let mut reports = Reports { socket: Some(Arc::new(ours)), outcome: Inbox::Empty, lingers: false, cause: None };
+        assert_eq!(reports.read(), None);
         assert!(matches!(reports.outcome, Inbox::Arrived(_)) && reports.socket.is_none());
     }
 
@@ -756,8 +884,8 @@ mod tests {
         let (ours, theirs) = socket::packet_pair().unwrap();
         crate::wire::frame::send(ours.as_fd(), &[b"never read"], &[], Wait::Yes).unwrap();
         drop(theirs);
-        let mut reports = Reports { socket: Some(Arc::new(ours)), outcome: Inbox::Empty };
-        assert_eq!(reports.read(false), None);
+        let mut reports = Reports { socket: Some(Arc::new(ours)), outcome: Inbox::Empty, lingers: false, cause: None };
+        assert_eq!(reports.read(), None);
         assert!(matches!(reports.outcome, Inbox::Empty) && reports.socket.is_none());
     }
 }

@@ -11,6 +11,7 @@
 //! server  -> child    Hello::Child, then the Order as it came    over the socket the child was exec'd with
 //! anyone  -> child    the Attributes that it shall have: begin   over the socket that it reports over
 //! child   -> starter  Report::Born, then Report::Outcome         over the socket that came with the order
+//! child   -> starter  Report::Lingers, Panicked, OutOfMemory      over the same, where they apply
 //! server  -> starter  Report::Exited, on older kernels           over the same
 //! anyone  -> its heir Hello::Heir and Will, answered by Ready     over the socket the heir was started with
 //! ```
@@ -19,7 +20,7 @@
 use super::StartMethod;
 use super::entry::Call;
 use super::info::{self, ProcessInfo};
-use crate::error::{Error, Result};
+use crate::error::{Error, PanicInfo, Result};
 use crate::os::attributes::Attributes;
 use crate::os::{credentials::Credentials, named, signal, socket::Wait};
 use crate::wire::{Parcel, frame};
@@ -152,6 +153,8 @@ pub(super) struct Order {
     pub(super) is_shielded: bool,
     /// This child leads a process group, which ends with its starter.
     pub(super) leads_group: bool,
+    /// Whether the stacks of panics are kept; if nothing is said, the environment decides.
+    pub(super) backtraces: Option<bool>,
     /// Which standard streams come along.
     pub(super) streams: [bool; 3],
     /// The length of arguments that come as memory; otherwise they follow the order.
@@ -218,11 +221,20 @@ pub(super) enum Report {
     Outcome(Parcel),
     /// The wait status.
     Exited(i32),
+    /// It has sent its outcome, and goes on for a while: something of it still runs.
+    Lingers,
+    /// It is about to end by a panic that cannot be caught.
+    Panicked(PanicInfo),
+    /// It is about to abort because an allocation failed, at this limit of its address space.
+    OutOfMemory(u64),
 }
 
 const BORN: u8 = 0;
 const OUTCOME: u8 = 1;
 const EXITED: u8 = 2;
+const LINGERS: u8 = 3;
+const PANICKED: u8 = 4;
+const OUT_OF_MEMORY: u8 = 5;
 
 impl Report {
     pub(super) fn send_born(to: BorrowedFd<'_>, pid: u32) -> io::Result<()> {
@@ -231,6 +243,20 @@ impl Report {
 
     pub(super) fn send_exited(to: BorrowedFd<'_>, status: i32) -> io::Result<()> {
         frame::send(to, &[&status.to_le_bytes(), &[EXITED]], &[], Wait::No)
+    }
+
+    pub(super) fn send_lingers(to: BorrowedFd<'_>) -> io::Result<()> {
+        frame::send(to, &[&[LINGERS]], &[], Wait::No)
+    }
+
+    pub(super) fn send_panicked(to: BorrowedFd<'_>, panic: &PanicInfo) -> io::Result<()> {
+        let panic = rmp_serde::to_vec(panic).map_err(io::Error::other)?;
+        frame::send(to, &[&panic, &[PANICKED]], &[], Wait::No)
+    }
+
+    /// What is sent for [`Self::OutOfMemory`].
+    pub(super) fn out_of_memory(limit: u64) -> Vec<u8> {
+        frame::packet(&[&limit.to_le_bytes()[..], &[OUT_OF_MEMORY]].concat())
     }
 
     pub(super) fn send_outcome(to: BorrowedFd<'_>, outcome: &super::entry::Outcome) -> io::Result<()> {
@@ -249,6 +275,15 @@ impl Report {
         match kind {
             BORN => Ok(Some(Self::Born(number().ok_or_else(torn)?))),
             EXITED => Ok(Some(Self::Exited(number().ok_or_else(torn)? as i32))),
+            LINGERS => Ok(Some(Self::Lingers)),
+            PANICKED => {
+                let panic = rmp_serde::from_slice(&parcel.bytes);
+                Ok(Some(Self::Panicked(panic.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?)))
+            }
+            OUT_OF_MEMORY => {
+                let limit = parcel.bytes.get(..8).and_then(|bytes| bytes.try_into().ok()).ok_or_else(torn)?;
+                Ok(Some(Self::OutOfMemory(u64::from_le_bytes(limit))))
+            }
             _ => Ok(Some(Self::Outcome(parcel))),
         }
     }

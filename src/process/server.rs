@@ -35,7 +35,7 @@ use crate::os::spawn::{self, Fork, SingleThreaded};
 use crate::os::{
     attributes::{Attributes, Kept},
     credentials::Credentials,
-    eventfd, exec, pidfd, signal, socket,
+    eventfd, exec, pidfd, profile, signal, socket,
     socket::Wait,
 };
 use crate::shm::family::Family;
@@ -164,6 +164,7 @@ impl Server {
         PRELOADS.store(true, Relaxed);
         if !preload.is_empty() {
             entry::outside_runtime(|| run_preloads(preload)).map_err(failed)??;
+            profile::write(); // Its children count for themselves.
         }
         PRELOADS.store(false, Relaxed);
         // Only a preload could have started a thread since.
@@ -284,7 +285,7 @@ impl Server {
                 // Started by a child that has ended, with all that it started here. What we were told of claims
                 // another server may not know.
                 eventfd::ring(self.claims);
-                spawn::exit_now(0);
+                profile::exit(0);
             }
         }
     }

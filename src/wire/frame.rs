@@ -56,6 +56,12 @@ pub(crate) fn send(to: BorrowedFd<'_>, parts: &[&[u8]], fds: &[BorrowedFd<'_>], 
     rest.chunks(MAX_FDS).try_for_each(|chunk| socket::send(to, &[IoSlice::new(&[0])], chunk, wait))
 }
 
+/// A small message without descriptors as the one packet that it is, for who sends it later by other means.
+pub(crate) fn packet(payload: &[u8]) -> Vec<u8> {
+    let header = Header { len: payload.len() as u64, fds: 0, in_memfd: false };
+    [&header.to_bytes(), payload].concat()
+}
+
 /// A payload as memory that travels by descriptor.
 pub(crate) fn in_memfd(parts: &[&[u8]], len: usize) -> io::Result<OwnedFd> {
     let fd = memfd::create("multiprocess-message", len as u64, false)?;

@@ -1,0 +1,89 @@
+//! What compilers count while a program runs (`-C instrument-coverage`, `-C profile-generate`, gcc's `--coverage`), and
+//! write to a file in an exit handler. A process that leaves by `_exit` runs no handlers, so it writes here.
+//!
+//! The symbols are weak: zero in a program that was not built so.
+
+use std::ffi::{CString, c_char, c_int};
+
+/// The address of a function that the program may have; null if it has not.
+#[cfg(target_arch = "x86_64")]
+macro_rules! weak {
+    ($name:literal) => {{
+        let address: *const ();
+        // SAFETY: one load from the table of global offsets, which the linker fills; no effect on anything else.
+        unsafe {
+            std::arch::asm!(
+                concat!(".weak ", $name),
+                concat!("mov {}, qword ptr [rip + ", $name, "@GOTPCREL]"),
+                out(reg) address,
+                options(nostack, preserves_flags, readonly),
+            );
+        }
+        address
+    }};
+}
+
+#[cfg(target_arch = "aarch64")]
+macro_rules! weak {
+    ($name:literal) => {{
+        let address: *const ();
+        // SAFETY: one load from the table of global offsets, which the linker fills; no effect on anything else.
+        unsafe {
+            std::arch::asm!(
+                concat!(".weak ", $name),
+                concat!("adrp {0}, :got:", $name),
+                concat!("ldr {0}, [{0}, :got_lo12:", $name, "]"),
+                out(reg) address,
+                options(nostack, preserves_flags, readonly),
+            );
+        }
+        address
+    }};
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+macro_rules! weak {
+    ($name:literal) => {
+        std::ptr::null::<()>()
+    };
+}
+
+fn call(address: *const ()) -> bool {
+    if address.is_null() {
+        return false;
+    }
+    // SAFETY: each symbol that is asked for here is a C function without arguments; what it returns, if anything, is in
+    // a register that nobody reads.
+    let function = unsafe { std::mem::transmute::<*const (), extern "C" fn()>(address) };
+    function();
+    true
+}
+
+/// Writes what has been counted in this process. Costs nothing in a program that counts nothing.
+pub(crate) fn write() {
+    call(weak!("__llvm_profile_write_file"));
+    // The second is in each program that counts, the first only where somebody refers to it.
+    let _ = call(weak!("__gcov_dump")) || call(weak!("__gcov_exit"));
+}
+
+/// In a process that was forked: what was counted before is the other's to write, and so is its file, if that is named by
+/// pid.
+pub(crate) fn begin() {
+    call(weak!("__llvm_profile_reset_counters"));
+    call(weak!("__gcov_reset"));
+    let set = weak!("__llvm_profile_set_filename");
+    if !set.is_null()
+        && let Some(pattern) = std::env::var_os("LLVM_PROFILE_FILE")
+        && let Some(pattern) = pattern.to_str().filter(|pattern| pattern.contains("%p"))
+        && let Ok(name) = CString::new(pattern.replace("%p", &std::process::id().to_string()))
+    {
+        // SAFETY: the symbol is that of the C function `void f(const char *)`, which copies the string.
+        unsafe { std::mem::transmute::<*const (), extern "C" fn(*const c_char)>(set)(name.as_ptr()) };
+    }
+}
+
+/// Ends the process without running exit handlers, but with what was counted written.
+pub(crate) fn exit(code: c_int) -> ! {
+    write();
+    super::spawn::exit_now(code)
+}
