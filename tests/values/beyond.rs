@@ -1,0 +1,79 @@
+//! Values that no serde format carries, because what their own serde code hands over lacks something. `docs/values.md`
+//! lists them; one that arrives unchanged after all makes the test fail.
+
+use super::Ways;
+use serde::{Deserialize, Serialize};
+use std::net::{Ipv6Addr, SocketAddrV6};
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+enum WideUntagged {
+    Number(i128),
+    Text(String),
+}
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct WideFlat {
+    a: u8,
+    #[serde(flatten)]
+    rest: WideInner,
+}
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct WideInner {
+    n: u128,
+}
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+enum SkippedVariant {
+    Goes,
+    #[serde(skip)]
+    Stays,
+    #[serde(skip_serializing)]
+    StaysToo(u8),
+}
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct SkipsInTuple(
+    u8,
+    #[serde(skip_serializing_if = "Option::is_none", default)] Option<u8>,
+    #[serde(skip_serializing_if = "Option::is_none", default)] Option<u8>,
+);
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+enum PartOfTheOther {
+    Small { a: u8 },
+    Large { a: u8, b: u8 },
+}
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct DoubleOption {
+    #[serde(with = "serde_with::rust::double_option")]
+    value: Option<Option<u8>>,
+}
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct SplitRename {
+    #[serde(rename(serialize = "out", deserialize = "in"))]
+    value: u8,
+}
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Forgets {
+    kept: u8,
+    #[serde(skip)]
+    forgotten: u8,
+}
+
+pub(super) fn send(ways: &mut Ways) {
+    ways.beyond("i128 beyond 64 bits in an untagged enum", WideUntagged::Number(i128::MIN), Some("128"));
+    ways.beyond("u128 in a flattened struct", WideFlat { a: 1, rest: WideInner { n: u128::MAX } }, Some("128"));
+    ways.beyond("a skipped variant", SkippedVariant::Stays, Some("SkippedVariant::Stays"));
+    ways.beyond("a variant that is not serialised", SkippedVariant::StaysToo(1), Some("SkippedVariant::StaysToo"));
+    ways.beyond("a tuple struct that skips in the middle", SkipsInTuple(1, None, Some(3)), None);
+    ways.beyond(
+        "an untagged variant that has all fields of an earlier one",
+        PartOfTheOther::Large { a: 1, b: 2 },
+        None,
+    );
+    ways.beyond("double_option without skip", DoubleOption { value: None }, None);
+    ways.beyond("a field with two names", SplitRename { value: 1 }, Some("missing field `in`"));
+    ways.beyond("a skipped field that is not its default", Forgets { kept: 1, forgotten: 2 }, None);
+    ways.beyond("a flow label", SocketAddrV6::new(Ipv6Addr::LOCALHOST, 1, 5, 0), None);
+    let mut exhausted = 0..=0_u8;
+    exhausted.next();
+    ways.beyond("an exhausted range", exhausted, Some("exhausted"));
+}

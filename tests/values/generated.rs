@@ -1,0 +1,147 @@
+//! Generated values of nested types, through a queue.
+
+use multiprocess::Queue;
+use proptest::prelude::*;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+enum Node {
+    Nothing,
+    Unit(()),
+    Bool(bool),
+    Small(i8),
+    Large(i128),
+    Float(u64),
+    Text(String),
+    Bytes(Vec<u8>),
+    Numbers(Vec<u32>),
+    Pairs(Vec<(u16, i64)>),
+    Arrays(Vec<[u8; 3]>),
+    Maybe(Option<Box<Node>>),
+    Twice(Option<Option<u8>>),
+    List(Vec<Node>),
+    Map(BTreeMap<String, Node>),
+    Keys(BTreeMap<Option<u8>, Option<()>>),
+    Tuple(Box<(Node, Node)>, u8),
+    Struct {
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        left: Option<Box<Node>>,
+        middle: u8,
+        #[serde(skip_serializing_if = "Vec::is_empty", default)]
+        right: Vec<Node>,
+    },
+    Tagged(Tagged),
+    Untagged(Untagged),
+    Flat(Flat),
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "t")]
+enum Tagged {
+    Unit,
+    Struct { a: Option<u64>, b: Vec<i32> },
+    Inner(Leaf),
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+enum Untagged {
+    Flag(bool),
+    Number(i64),
+    Text(String),
+    List(Vec<u8>),
+    Leaf(Leaf),
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Leaf {
+    x: u32,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    y: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Flat {
+    before: u8,
+    #[serde(flatten)]
+    leaf: Leaf,
+    #[serde(flatten)]
+    rest: BTreeMap<String, Option<u64>>,
+}
+
+fn leaf() -> impl Strategy<Value = Leaf> {
+    (any::<u32>(), any::<Option<String>>()).prop_map(|(x, y)| Leaf { x, y })
+}
+
+fn tagged() -> impl Strategy<Value = Tagged> {
+    prop_oneof![
+        Just(Tagged::Unit),
+        (any::<Option<u64>>(), any::<Vec<i32>>()).prop_map(|(a, b)| Tagged::Struct { a, b }),
+        leaf().prop_map(Tagged::Inner),
+    ]
+}
+
+fn untagged() -> impl Strategy<Value = Untagged> {
+    prop_oneof![
+        any::<bool>().prop_map(Untagged::Flag),
+        any::<i64>().prop_map(Untagged::Number),
+        any::<String>().prop_map(Untagged::Text),
+        any::<Vec<u8>>().prop_map(Untagged::List),
+        leaf().prop_map(Untagged::Leaf),
+    ]
+}
+
+fn flat() -> impl Strategy<Value = Flat> {
+    // Names that the other fields have would be taken for them.
+    let rest = proptest::collection::btree_map("r[a-z]{0,4}", any::<Option<u64>>(), 0..4);
+    (any::<u8>(), leaf(), rest).prop_map(|(before, leaf, rest)| Flat { before, leaf, rest })
+}
+
+fn node() -> impl Strategy<Value = Node> {
+    let leaf = prop_oneof![
+        Just(Node::Nothing),
+        Just(Node::Unit(())),
+        any::<bool>().prop_map(Node::Bool),
+        any::<i8>().prop_map(Node::Small),
+        any::<i128>().prop_map(Node::Large),
+        any::<u64>().prop_map(Node::Float),
+        any::<String>().prop_map(Node::Text),
+        any::<Vec<u8>>().prop_map(Node::Bytes),
+        any::<Vec<u32>>().prop_map(Node::Numbers),
+        any::<Vec<(u16, i64)>>().prop_map(Node::Pairs),
+        any::<Vec<[u8; 3]>>().prop_map(Node::Arrays),
+        any::<Option<Option<u8>>>().prop_map(Node::Twice),
+        any::<BTreeMap<Option<u8>, Option<()>>>().prop_map(Node::Keys),
+        tagged().prop_map(Node::Tagged),
+        untagged().prop_map(Node::Untagged),
+        flat().prop_map(Node::Flat),
+    ];
+    leaf.prop_recursive(5, 60, 5, |inner| {
+        let boxed = inner.clone().prop_map(Box::new);
+        prop_oneof![
+            proptest::option::of(boxed.clone()).prop_map(Node::Maybe),
+            proptest::collection::vec(inner.clone(), 0..5).prop_map(Node::List),
+            proptest::collection::btree_map(any::<String>(), inner.clone(), 0..4).prop_map(Node::Map),
+            ((inner.clone(), inner.clone()), any::<u8>()).prop_map(|(pair, n)| Node::Tuple(Box::new(pair), n)),
+            (proptest::option::of(boxed), any::<u8>(), proptest::collection::vec(inner, 0..3))
+                .prop_map(|(left, middle, right)| Node::Struct { left, middle, right }),
+        ]
+    })
+}
+
+#[test]
+fn generated_nested_values_arrive_as_they_were_sent() {
+    let queue = Queue::unbounded().unwrap();
+    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
+        cases: 2000,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    });
+    let result = runner.run(&proptest::collection::vec(node(), 0..4), |sent| {
+        queue.try_put(sent.clone()).unwrap();
+        prop_assert_eq!(queue.try_get().unwrap(), sent);
+        Ok(())
+    });
+    result.unwrap();
+}
