@@ -128,17 +128,27 @@ macro_rules! each_plain {
     )*};
 }
 
+/// Whether `T` has the layout of `P`, and so of `(P,)`. Where it has not, the compiler leaves out what is done for `P`,
+/// without optimisation too: a program in which hundreds of types travel would take minutes to build.
+const fn may_be<T, P>() -> bool {
+    size_of::<T>() == size_of::<P>()
+        && align_of::<T>() == align_of::<P>()
+        && std::mem::needs_drop::<T>() == std::mem::needs_drop::<P>()
+}
+
 /// The bytes of `value`, if its type is plain.
 #[inline]
 pub(crate) fn bytes<T: 'static>(value: &T) -> Option<&[u8]> {
     let value: &dyn Any = value;
     macro_rules! case {
         ($plain:ty) => {
-            if TypeId::of::<T>() == TypeId::of::<$plain>() {
-                return value.downcast_ref::<$plain>().map(Plain::bytes);
-            }
-            if TypeId::of::<T>() == TypeId::of::<($plain,)>() {
-                return value.downcast_ref::<($plain,)>().map(Plain::bytes);
+            if const { may_be::<T, $plain>() } {
+                if TypeId::of::<T>() == TypeId::of::<$plain>() {
+                    return value.downcast_ref::<$plain>().map(Plain::bytes);
+                }
+                if TypeId::of::<T>() == TypeId::of::<($plain,)>() {
+                    return value.downcast_ref::<($plain,)>().map(Plain::bytes);
+                }
             }
         };
     }
@@ -151,8 +161,10 @@ pub(crate) fn bytes<T: 'static>(value: &T) -> Option<&[u8]> {
 pub(crate) fn takes_buffer<T: 'static>() -> bool {
     macro_rules! case {
         ($plain:ty) => {
-            if TypeId::of::<T>() == TypeId::of::<$plain>() || TypeId::of::<T>() == TypeId::of::<($plain,)>() {
-                return <$plain as Plain>::TAKES_BUFFER;
+            if const { may_be::<T, $plain>() } {
+                if TypeId::of::<T>() == TypeId::of::<$plain>() || TypeId::of::<T>() == TypeId::of::<($plain,)>() {
+                    return <$plain as Plain>::TAKES_BUFFER;
+                }
             }
         };
     }
@@ -184,11 +196,13 @@ pub(super) fn read<T: 'static>(buffer: Vec<u8>) -> Read<T> {
     }
     macro_rules! case {
         ($plain:ty) => {
-            if TypeId::of::<T>() == TypeId::of::<$plain>() {
-                return make::<T, $plain>(buffer);
-            }
-            if TypeId::of::<T>() == TypeId::of::<($plain,)>() {
-                return make::<T, ($plain,)>(buffer);
+            if const { may_be::<T, $plain>() } {
+                if TypeId::of::<T>() == TypeId::of::<$plain>() {
+                    return make::<T, $plain>(buffer);
+                }
+                if TypeId::of::<T>() == TypeId::of::<($plain,)>() {
+                    return make::<T, ($plain,)>(buffer);
+                }
             }
         };
     }
@@ -218,11 +232,13 @@ pub(super) fn see<T: 'static>(bytes: &[u8]) -> Seen<T> {
     }
     macro_rules! case {
         ($plain:ty) => {
-            if TypeId::of::<T>() == TypeId::of::<$plain>() {
-                return make::<T, $plain>(bytes);
-            }
-            if TypeId::of::<T>() == TypeId::of::<($plain,)>() {
-                return make::<T, ($plain,)>(bytes);
+            if const { may_be::<T, $plain>() } {
+                if TypeId::of::<T>() == TypeId::of::<$plain>() {
+                    return make::<T, $plain>(bytes);
+                }
+                if TypeId::of::<T>() == TypeId::of::<($plain,)>() {
+                    return make::<T, ($plain,)>(bytes);
+                }
             }
         };
     }

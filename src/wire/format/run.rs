@@ -95,6 +95,10 @@ pub(super) fn size(kind: u8) -> Result<usize> {
 /// elements. Another visitor, which may do as it likes, is given them one by one.
 #[inline(always)]
 pub(super) fn list<'de, V: Visitor<'de>>(kind: u8, width: u8, bytes: &[u8]) -> Option<V::Value> {
+    // Told from the layout, so that the code below is compiled only for what may be such a list.
+    if const { size_of::<V::Value>() != size_of::<Vec<u8>>() || !std::mem::needs_drop::<V::Value>() } {
+        return None;
+    }
     let visitor = identity::id_of::<V>();
     macro_rules! case {
         ($number:ty) => {
