@@ -31,4 +31,5 @@ pub(crate) mod signal;
 pub(crate) mod socket;
 pub(crate) mod spawn;
 pub(crate) mod stack;
+pub(crate) mod startup;
 pub(crate) mod timer;

@@ -10,7 +10,7 @@ use super::protocol::{self, Answer, Ready, Role};
 use super::{child, door, info, names, server};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::spawn::{self, SingleThreaded};
-use crate::os::{image, rights, signal};
+use crate::os::{exec, image, rights, signal, startup};
 use crate::shm::family::Family;
 use rustix::fs::{Mode, OFlags};
 use std::io;
@@ -203,8 +203,12 @@ pub fn run<F: Future>(future: F) -> F::Output {
     })
 }
 
+/// Called before `main`, among the initialisers of the program, of which `own` is one.
 #[doc(hidden)]
-pub fn start_of_test() {
+pub fn start_of_test(own: startup::Initializer, arguments: startup::Arguments) {
+    if exec::mark().is_some() {
+        startup::run_those_after(own, arguments);
+    }
     init();
 }
 
@@ -376,13 +380,14 @@ fn settle(fds: Vec<OwnedFd>, has_intake: bool) -> io::Result<()> {
 macro_rules! test_support {
     () => {
         const _: () = {
-            extern "C" fn start() {
-                $crate::private::start_of_test();
+            use ::core::ffi::{c_char, c_int};
+            extern "C" fn start(count: c_int, arguments: *const *const c_char, variables: *const *const c_char) {
+                $crate::private::start_of_test(start, (count, arguments, variables));
             }
             // Runs before main, and so before the test harness looks at its arguments or starts a thread.
             #[used]
             #[unsafe(link_section = ".init_array")]
-            static START: extern "C" fn() = start;
+            static START: $crate::private::Initializer = start;
         };
     };
 }

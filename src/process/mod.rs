@@ -47,4 +47,5 @@ pub mod private {
         BorrowedDataCannotTravelUseStringForStrAndVecForSlices, Callable, CapturesNothing, NotAFunctionPointer, Owned,
         Plain, Returned,
     };
+    pub use crate::os::startup::Initializer;
 }

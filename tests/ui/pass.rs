@@ -25,6 +25,7 @@ fn main() {
         let _ = Process::spawn(Counter::associated, (String::new(),));
         let _ = Process::spawn(|x: i32| x + 1, (1,));
         let _ = Process::spawn(async |x: i32| x + 1, (1,));
+        let _ = Process::spawn(|x| x + 1, (1,));
         let _ = Process::spawn(std::process::id, ());
     }
 }
