@@ -62,14 +62,14 @@ enum External {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Renamed {
-    FirstOne,
+    FirstKind,
     #[serde(rename = "other")]
-    SecondOne {
+    Second {
         #[serde(rename = "type")]
         kind: u8,
     },
     #[serde(alias = "old")]
-    ThirdOne(u8),
+    OldThird(u8),
 }
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 enum Skips {
@@ -368,7 +368,7 @@ fn variants(ways: &mut Ways) {
         External::Unit; External::Newtype(1); External::Option(Some(())); External::Option(None); External::Tuple(1, "b".into());
         External::Struct { x: 1, y: None }; External::Struct { x: 1, y: Some(2) }; External::EmptyTuple(); External::EmptyStruct {};
         vec![External::Unit, External::Newtype(1)]; Some(External::Unit);
-        Renamed::FirstOne; Renamed::SecondOne { kind: 1 }; Renamed::ThirdOne(2); Skips::A(1); Skips::B(2); Skips::C; vec![Skips::B(1), Skips::A(2)];
+        Renamed::FirstKind; Renamed::Second { kind: 1 }; Renamed::OldThird(2); Skips::A(1); Skips::B(2); Skips::C; vec![Skips::B(1), Skips::A(2)];
         Shape::Circle(Circle { r: 1 }); Shape::Square(Square { a: 1 }); vec![Shape::Square(Square { a: 1 }), Shape::Circle(Circle { r: 2 })];
         ListOrPoint::List(vec![1, 2]); ListOrPoint::Pt { x: 1, y: 2 };
         AnyScalar::Bool(true); AnyScalar::Unsigned(1); AnyScalar::Signed(-1); AnyScalar::Float(0.5); AnyScalar::Text("t".into());
