@@ -566,7 +566,7 @@ fn likeness() -> Likeness {
     use rustix::process::{Resource, getpid, getpriority_process, getrlimit};
     let [umask, cpus] = status(vec!["Umask".into(), "Cpus_allowed_list".into()]).try_into().unwrap();
     let resources = [Resource::Core, Resource::Nofile, Resource::Nproc, Resource::As, Resource::Fsize];
-    let limits = resources.map(|resource| getrlimit(resource)).map(|limit| (limit.current, limit.maximum)).to_vec();
+    let limits = resources.map(getrlimit).map(|limit| (limit.current, limit.maximum)).to_vec();
     Likeness { umask, nice: getpriority_process(Some(getpid())).unwrap(), cpus, limits }
 }
 
