@@ -239,6 +239,54 @@ async fn an_item_given_to_an_idle_worker_that_is_stopped_is_taken_over_by_anothe
 }
 
 #[tokio::test]
+async fn a_checkout_passes_over_a_worker_that_is_stopped_and_waits_if_all_are() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::new(2)?;
+    let pids = idle_workers(&pool, 2).await;
+    stop(pids[0]);
+    for _ in 0..3 {
+        let worker = within(pool.checkout()).await?;
+        assert_eq!(within(worker.apply(pid, ())).await?, pids[1]);
+    }
+    stop(pids[1]);
+    let mut checkout = Box::pin(pool.checkout());
+    assert!(futures::poll!(&mut checkout).is_pending());
+    go_on(pids[0]);
+    let first = within(checkout).await?;
+    assert_eq!(within(first.apply(pid, ())).await?, pids[0]);
+    let mut checkout = Box::pin(pool.checkout());
+    assert!(futures::poll!(&mut checkout).is_pending());
+    drop(first);
+    let second = within(checkout).await?;
+    assert_eq!(within(second.apply(pid, ())).await?, pids[0]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn calls_that_wait_at_a_checked_out_worker_do_not_keep_others_from_taking_over() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::new(3)?;
+    let pids = idle_workers(&pool, 3).await;
+    let worker = within(pool.checkout()).await?;
+    let out = within(worker.apply(pid, ())).await?;
+    let gate = Queue::<()>::unbounded()?;
+    let pass = |gate: Queue<()>| gate.blocking_get();
+    let busy = futures::future::join_all((0..8).map(|_| worker.apply(pass, (gate.clone(),))));
+    let mut busy = Box::pin(busy);
+    assert!(futures::poll!(&mut busy).is_pending());
+    let others: Vec<_> = pids.into_iter().filter(|pid| *pid != out).collect();
+    stop(others[0]);
+    for _ in 0..3 {
+        assert!(within(pool.apply(pid, ())).await? != others[0]);
+    }
+    for _ in 0..8 {
+        gate.put(()).await?;
+    }
+    within(busy).await;
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_stopped_worker_whose_item_had_a_deadline_is_replaced_also_if_another_did_it() -> mp::Result<()> {
     let _deadline = Deadline::start();
     let pool = Pool::new(2)?;

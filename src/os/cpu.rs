@@ -1,11 +1,12 @@
 //! Which CPU a thread is on: [getcpu(2)](https://man7.org/linux/man-pages/man2/getcpu.2.html) and
 //! [sched_setaffinity(2)](https://man7.org/linux/man-pages/man2/sched_setaffinity.2.html).
 
-use rustix::thread::{sched_getaffinity, sched_getcpu, sched_setaffinity};
+use rustix::thread::{sched_getaffinity, sched_setaffinity};
 
-/// The CPU that this thread is on: no system call.
+/// The CPU that this thread is on: no system call. Not by rustix, for the reason that `os::clock` has.
 pub(crate) fn current() -> usize {
-    sched_getcpu()
+    // Only a kernel from before 2.6.19 has none.
+    nix::sched::sched_getcpu().unwrap_or(0)
 }
 
 /// Moves this thread to another of the CPUs that it may use, if there is one. Where it may run from then on is as before.

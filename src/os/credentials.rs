@@ -117,16 +117,33 @@ impl Credentials {
     }
 }
 
+/// [capget(2)](https://man7.org/linux/man-pages/man2/capget.2.html): what is effective, permitted and inheritable. Not by
+/// rustix, which leaves the room for the answer uninitialized: valgrind knows the first half of the answer only, and would
+/// report each later use of the second.
+fn capability_sets() -> io::Result<[u64; 3]> {
+    /// `struct __user_cap_header_struct`.
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        pid: libc::c_int,
+    }
+    unsafe extern "C" {
+        fn capget(header: *mut Header, halves: *mut [u32; 3]) -> libc::c_int;
+    }
+    const VERSION_3: u32 = 0x2008_0522;
+    let (mut header, mut halves) = (Header { version: VERSION_3, pid: 0 }, [[0; 3]; 2]);
+    // SAFETY: in version 3 the kernel writes two structures of three numbers each, for which there is room.
+    if unsafe { capget(&mut header, halves.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let [low, high] = halves;
+    Ok([0, 1, 2].map(|set| u64::from(low[set]) | u64::from(high[set]) << 32))
+}
+
 impl Capabilities {
     fn of_this_thread() -> io::Result<Self> {
-        let CapabilitySets { effective, permitted, inheritable } = thread::capabilities(None)?;
-        let mut sets = Self {
-            effective: effective.bits(),
-            permitted: permitted.bits(),
-            inheritable: inheritable.bits(),
-            ambient: 0,
-            bounding: 0,
-        };
+        let [effective, permitted, inheritable] = capability_sets()?;
+        let mut sets = Self { effective, permitted, inheritable, ambient: 0, bounding: 0 };
         // Nobody else can change the bounding set; what is ambient is permitted and inheritable.
         if sets.may(CapabilitySet::SETPCAP) {
             sets.bounding = known(thread::capability_is_in_bounding_set);

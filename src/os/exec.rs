@@ -7,7 +7,7 @@
 //! The descriptor after N is the socket that the role comes over.
 
 use super::{pidfd, rights, spawn};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use std::ffi::{CStr, CString, c_char};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -76,6 +76,8 @@ fn kernels_table() -> Option<Vec<libc::c_ulong>> {
 pub(crate) struct Process {
     pid: u32,
     pidfd: OwnedFd,
+    /// It is a pidfd, and not a pipe that a thread closes at the end of the process.
+    is_pidfd: bool,
 }
 
 impl Process {
@@ -83,6 +85,7 @@ impl Process {
         self.pid
     }
 
+    /// A descriptor that is readable from the end of the process on.
     pub(crate) fn pidfd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
     }
@@ -93,24 +96,37 @@ impl Process {
 
     /// Whether a signal has stopped it.
     pub(crate) fn is_stopped(&self) -> bool {
-        use rustix::process::{WaitId, WaitIdOptions, waitid};
         let options = WaitIdOptions::STOPPED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-        waitid(WaitId::PidFd(self.pidfd()), options).is_ok_and(|status| status.is_some())
+        waitid(self.id(), options).is_ok_and(|status| status.is_some())
+    }
+
+    fn id(&self) -> WaitId<'_> {
+        match Pid::from_raw(self.pid as i32) {
+            Some(pid) if !self.is_pidfd => WaitId::Pid(pid),
+            _ => WaitId::PidFd(self.pidfd()),
+        }
     }
 
     /// Whether it has ended. If it has, it is no zombie any more.
     pub(crate) fn has_ended(&self) -> bool {
         let has_ended = pidfd::has_exited(self.pidfd());
         if has_ended {
-            pidfd::reap(self.pidfd());
+            pidfd::reap_by(self.id());
         }
         has_ended
     }
 
     /// Ends it, waits for that, and leaves no zombie.
     pub(crate) fn end(&self) {
-        // One that has ended is no error, and nobody else's process can be hit.
-        let _ = pidfd::signal(self.pidfd(), Signal::KILL);
+        // One that has ended is no error, and nobody else's process can be hit: without a pidfd it is asked first whether
+        // the pid is still that of a child.
+        let _ = match self.id() {
+            WaitId::Pid(pid) if pidfd::is_child_by(self.id()) => {
+                kill_process(pid, Signal::KILL).map_err(io::Error::from)
+            }
+            WaitId::Pid(_) => Ok(()),
+            _ => pidfd::signal(self.pidfd(), Signal::KILL),
+        };
         let _ = self.wait(None);
     }
 
@@ -120,11 +136,21 @@ impl Process {
         if !pidfd::wait(self.pidfd(), false, limit) {
             return None;
         }
-        pidfd::reap(self.pidfd()).or_else(|| match pidfd::exit(self.pidfd()) {
+        pidfd::reap_by(self.id()).or_else(|| match pidfd::exit(self.pidfd()) {
             pidfd::Exit::Known(status) => Some(status),
             _ => None,
         })
     }
+}
+
+/// How the end of a process that is started is seen.
+#[derive(Clone, Copy)]
+pub(crate) enum Watch {
+    /// By a pidfd alone, which can be sent to others. Without one the start fails.
+    ByPidfd,
+    /// By a thread where the kernel, or what this program runs under (valgrind up to 3.20), has no `pidfd_open`. A start
+    /// whose `pidfd_open` fails in any other way, or is forbidden, fails.
+    Anyhow,
 }
 
 /// Starts `program` with these arguments and variables (`NAME=value`) in a process that is marked. It has `role` as the
@@ -139,8 +165,9 @@ pub(crate) fn start(
     variables: &[CString],
     role: BorrowedFd<'_>,
     is_silent: bool,
+    watch: Watch,
 ) -> io::Result<Process> {
-    let start = || start_with_the_rights_of_this_thread(program, arguments, variables, role, is_silent);
+    let start = || start_with_the_rights_of_this_thread(program, arguments, variables, role, is_silent, watch);
     if !rights::may_come_from(program) || rights::are_final() {
         return start();
     }
@@ -158,6 +185,7 @@ fn start_with_the_rights_of_this_thread(
     variables: &[CString],
     role: BorrowedFd<'_>,
     is_silent: bool,
+    watch: Watch,
 ) -> io::Result<Process> {
     let nothing = nothing_to_read()?;
     let nowhere = if is_silent { Some(nowhere_to_write()?) } else { None };
@@ -170,8 +198,8 @@ fn start_with_the_rights_of_this_thread(
     nowhere.iter().try_for_each(|nowhere| actions.duplicate(nowhere.as_raw_fd(), 1))?;
     super::refuse::at("posix_spawn")?;
     let pid = spawn_by_path(&path, &actions, arguments, variables)?;
-    match pidfd::open(pid) {
-        Ok(pidfd) => Ok(Process { pid, pidfd }),
+    match see_end_of(pid, watch) {
+        Ok((pidfd, is_pidfd)) => Ok(Process { pid, pidfd, is_pidfd }),
         Err(error) => {
             // SAFETY: neither call takes a pointer to anything of ours. The process is a child that nobody has reaped
             // but perhaps the kernel, just now.
@@ -182,6 +210,27 @@ fn start_with_the_rights_of_this_thread(
             Err(error)
         }
     }
+}
+
+/// What is readable from the end of this child on, and whether it is a pidfd.
+fn see_end_of(pid: u32, watch: Watch) -> io::Result<(OwnedFd, bool)> {
+    match (pidfd::open(pid), watch) {
+        (Err(error), Watch::Anyhow) if error.kind() == io::ErrorKind::Unsupported => Ok((end_by_thread(pid)?, false)),
+        (pidfd, _) => Ok((pidfd?, true)),
+    }
+}
+
+/// The read end of a pipe that a thread closes when this child has ended. It leaves the child to be reaped by others.
+fn end_by_thread(pid: u32) -> io::Result<OwnedFd> {
+    let id = Pid::from_raw(pid as i32).map(WaitId::Pid).ok_or(io::ErrorKind::InvalidInput)?;
+    let (reader, writer) = io::pipe()?;
+    let watch = move || {
+        let ended = || waitid(id.clone(), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT);
+        while ended().is_err_and(|error| error == rustix::io::Errno::INTR) {}
+        drop(writer);
+    };
+    std::thread::Builder::new().name("mp-watch".into()).spawn(watch)?;
+    spawn::above_standard(reader.into())
 }
 
 fn spawn_by_path(path: &CStr, actions: &Actions, arguments: &[CString], variables: &[CString]) -> io::Result<u32> {
@@ -321,6 +370,22 @@ mod tests {
         let table = kernels_table().unwrap();
         let path = table.chunks_exact(2).find(|pair| pair[0] == libc::AT_EXECFN).unwrap()[1];
         assert_eq!(path as *const c_char, path_of_exec().as_ptr());
+    }
+
+    #[test]
+    fn without_a_pidfd_a_thread_tells_of_the_end_and_the_child_is_left_to_be_reaped() {
+        let start = |program: &str, argument: &str| {
+            let child = std::process::Command::new(program).arg(argument).spawn().unwrap();
+            Process { pid: child.id(), pidfd: end_by_thread(child.id()).unwrap(), is_pidfd: false }
+        };
+        let short = start("sh", "-c").wait(Some(Duration::from_secs(20)));
+        assert_eq!(short.and_then(|status| status.code()), Some(2));
+        let long = start("sleep", "1000");
+        assert!(!long.has_ended() && !long.is_stopped() && long.wait(Some(Duration::ZERO)).is_none());
+        long.end();
+        assert!(pidfd::has_exited(long.pidfd()) && !pidfd::is_child_by(long.id()));
+        // Its pid may be another's by now.
+        long.end();
     }
 
     #[test]

@@ -2,7 +2,8 @@
 
 use super::poll::poll;
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::process::{Pid, PidfdFlags, Signal};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, waitid};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
@@ -12,10 +13,17 @@ use std::time::Duration;
 
 pub(crate) fn open(pid: u32) -> io::Result<OwnedFd> {
     // A number that the kernel never gives may come from memory that was damaged: it is nobody's.
-    let Some(pid @ 1..) = i32::try_from(pid).ok() else { return Err(rustix::io::Errno::SRCH.into()) };
+    let Some(pid @ 1..) = i32::try_from(pid).ok() else { return Err(Errno::SRCH.into()) };
     let pid = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
     super::refuse::at("pidfd_open")?;
-    Ok(rustix::process::pidfd_open(pid, PidfdFlags::empty())?)
+    match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
+        Err(error @ Errno::NOSYS) => {
+            let why =
+                "the kernel, or what this program runs under (valgrind up to 3.20, a sandbox), has no `pidfd_open`";
+            Err(io::Error::new(io::ErrorKind::Unsupported, format!("{why}: {error}")))
+        }
+        done => Ok(done?),
+    }
 }
 
 /// Whether the process has ended, reaped or not.
@@ -41,24 +49,32 @@ pub(crate) fn wait(pidfd: BorrowedFd<'_>, reaped: bool, limit: Option<Duration>)
 pub(crate) fn signal(pidfd: BorrowedFd<'_>, signal: Signal) -> io::Result<()> {
     let sent = super::refuse::at("pidfd_send_signal").and_then(|()| rustix::process::pidfd_send_signal(pidfd, signal));
     match sent {
-        Err(rustix::io::Errno::SRCH) => Ok(()),
+        Err(Errno::SRCH) => Ok(()),
         done => Ok(done?),
     }
 }
 
 /// Reaps the process if it is a child of this one and has ended.
 pub(crate) fn reap(pidfd: BorrowedFd<'_>) -> Option<ExitStatus> {
-    use rustix::process::{WaitId, WaitIdOptions, waitid};
-    let status = waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED | WaitIdOptions::NOHANG).ok()??;
+    reap_by(WaitId::PidFd(pidfd))
+}
+
+/// The same for a process that is known by its pid only.
+pub(crate) fn reap_by(id: WaitId<'_>) -> Option<ExitStatus> {
+    let status = waitid(id, WaitIdOptions::EXITED | WaitIdOptions::NOHANG).ok()??;
     let signal = || status.terminating_signal().map(|signal| signal | if status.dumped() { 0x80 } else { 0 });
     status.exit_status().map(|code| code << 8).or_else(signal).map(ExitStatus::from_raw)
 }
 
 /// Whether the process is a child of this one that nobody has reaped.
 pub(crate) fn is_child(pidfd: BorrowedFd<'_>) -> bool {
-    use rustix::process::{WaitId, WaitIdOptions, waitid};
+    is_child_by(WaitId::PidFd(pidfd))
+}
+
+/// The same for a process that is known by its pid only.
+pub(crate) fn is_child_by(id: WaitId<'_>) -> bool {
     let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-    waitid(WaitId::PidFd(pidfd), look).is_ok()
+    waitid(id, look).is_ok()
 }
 
 /// What the kernel knows about the exit of a process that is not our child.
@@ -109,7 +125,7 @@ fn ask(pidfd: BorrowedFd<'_>) -> Exit {
         match done {
             0 if info.mask & EXIT != 0 => return Exit::Known(ExitStatus::from_raw(info.exit_code)),
             0 => return Exit::NotReaped,
-            _ if rustix::io::Errno::from_io_error(&io::Error::last_os_error()) != Some(rustix::io::Errno::SRCH) => {
+            _ if Errno::from_io_error(&io::Error::last_os_error()) != Some(Errno::SRCH) => {
                 break;
             }
             _ => {}

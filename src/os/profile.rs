@@ -3,7 +3,7 @@
 //!
 //! The symbols are weak: zero in a program that was not built so.
 
-use std::ffi::{CString, c_char, c_int};
+use std::ffi::{CStr, CString, c_char, c_int};
 
 /// The address of a function that the program may have; null if it has not.
 #[cfg(target_arch = "x86_64")]
@@ -66,6 +66,18 @@ pub(crate) fn write() {
     let _ = call(weak!("__gcov_dump")) || call(weak!("__gcov_exit"));
 }
 
+/// What names the file: the environment, or what the compiler has left in the program (`default_%m_%p.profraw`).
+fn pattern() -> Option<String> {
+    let said = std::env::var_os("LLVM_PROFILE_FILE").filter(|pattern| !pattern.is_empty());
+    if let Some(said) = said {
+        return said.into_string().ok();
+    }
+    let left = weak!("__llvm_profile_filename");
+    // SAFETY: where the symbol is there it is that of a constant C string.
+    let left = (!left.is_null()).then(|| unsafe { CStr::from_ptr(left.cast()) })?;
+    left.to_str().ok().map(str::to_owned)
+}
+
 /// In a process that was forked: what was counted before is the other's to write, and so is its file, if that is named by
 /// pid.
 pub(crate) fn begin() {
@@ -73,8 +85,7 @@ pub(crate) fn begin() {
     call(weak!("__gcov_reset"));
     let set = weak!("__llvm_profile_set_filename");
     if !set.is_null()
-        && let Some(pattern) = std::env::var_os("LLVM_PROFILE_FILE")
-        && let Some(pattern) = pattern.to_str().filter(|pattern| pattern.contains("%p"))
+        && let Some(pattern) = pattern().filter(|pattern| pattern.contains("%p"))
         && let Ok(name) = CString::new(pattern.replace("%p", &std::process::id().to_string()))
     {
         // SAFETY: the symbol is that of the C function `void f(const char *)`, which copies the string.

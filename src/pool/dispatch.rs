@@ -224,7 +224,8 @@ impl State {
 
     /// Sees to it that nobody idles for long while another has what it has not begun.
     pub(super) fn plan_to_share(&mut self, after: &mut After) {
-        if self.is_share_planned || !self.queue.is_empty() {
+        // What waits for the worker of a checkout, which is busy, says nothing of the others.
+        if self.is_share_planned || self.queue.iter().any(|group| !group.is_certain()) {
             return;
         }
         let mut workers = self.seats.iter().filter_map(|seat| seat.worker.as_ref());
@@ -246,7 +247,7 @@ impl State {
         let idle = self.workers().filter(|(_, worker)| worker.is_idle()).count() as u32;
         // What one that is checked out has is for it alone.
         let slow =
-            self.workers().filter_map(|(seat, worker)| (worker.lease == 0 && worker.is_slow(now)).then_some(seat));
+            self.workers().filter_map(|(seat, worker)| (worker.is_shared() && worker.is_slow(now)).then_some(seat));
         let slow: Vec<usize> = slow.collect();
         for seat in slow.into_iter().filter(|_| idle > 0) {
             // Before it is taken back: what the worker gives up after that is a sign of life.
@@ -255,8 +256,12 @@ impl State {
             };
             self.reclaim(seat, idle + 1, after);
             if let Some(worker) = self.seats[seat].worker.as_mut().filter(|worker| worker.running.is_empty()) {
-                // It had begun none of it.
+                // It had begun none of it. One that was to be checked out is not: the checkout gets another.
                 worker.stalled = Some((given_up, now));
+                let lease = std::mem::take(&mut worker.lease);
+                if lease > 0 && (worker.is_due || worker.given >= worker.share) {
+                    self.retire(seat, after);
+                }
             }
         }
         self.dispatch(after);
@@ -270,6 +275,11 @@ impl Worker {
         self.phase == Phase::Serving && self.running.is_empty() && self.lease == 0 && !self.is_stalled()
     }
 
+    /// Whether what it has not begun may go to others: it is not checked out, or only about to be.
+    fn is_shared(&self) -> bool {
+        self.lease == 0 || self.running.front().is_some_and(|running| running.group.options.acquires)
+    }
+
     /// Whether it has something behind what it is at.
     fn has_more(&self) -> bool {
         let mut unbegun = self.running.iter().enumerate();
@@ -278,7 +288,7 @@ impl Worker {
 
     /// Whether it is not known to have begun what it is at.
     fn may_not_begin(&self) -> bool {
-        self.lease == 0 && self.running.front().is_some_and(|running| running.begun != Some(running.done))
+        self.is_shared() && self.running.front().is_some_and(|running| running.begun != Some(running.done))
     }
 
     /// Whether others should have what it has not begun.

@@ -353,6 +353,9 @@ impl Pool {
     /// nobody else uses it and it is not replaced for its age, size or share of tasks. If it dies, the calls of the
     /// checkout fail. Cancel-safe.
     ///
+    /// A worker that is stopped (SIGSTOP, a debugger) is passed over as soon as another one is free. If all free workers are
+    /// stopped, it waits until one of them goes on or another one becomes free; a timeout around it limits that.
+    ///
     /// ```
     /// use multiprocess::{self as mp, Pool};
     /// use std::sync::atomic::{AtomicU32, Ordering::Relaxed};

@@ -25,7 +25,7 @@
 use super::boot;
 use super::protocol::{self, Addressed, Answer, Hello, Ready, Role, Variables};
 use crate::error::{Error, ErrorKind, Result};
-use crate::os::{exec, image, pidfd, poll::poll, rights, signal, socket, spawn};
+use crate::os::{exec, exec::Watch, image, pidfd, poll::poll, rights, signal, socket, spawn};
 use crate::wire::Parcel;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use std::ffi::CString;
@@ -153,8 +153,10 @@ pub(super) fn start(
     (ours, theirs): (&OwnedFd, OwnedFd),
 ) -> io::Result<exec::Process> {
     let is_silent = matches!(role, Role::Heir);
+    // A child's pidfd is its starter's, and the fork server, which gets it, has one thread only.
+    let watch = if matches!(role, Role::Child { .. }) { Watch::ByPidfd } else { Watch::Anyhow };
     protocol::send(ours.as_fd(), &Hello::new(image::fingerprint(), role), &[], fds)?;
-    let process = exec::start(program, arguments(), &variables.for_exec(), theirs.as_fd(), is_silent)?;
+    let process = exec::start(program, arguments(), &variables.for_exec(), theirs.as_fd(), is_silent, watch)?;
     drop(theirs);
     match protocol::send(ours.as_fd(), &Addressed { pid: process.pid() }, &[], &[]) {
         Err(error) if !is_gone(&error) => {

@@ -17,8 +17,8 @@ use std::cell::RefCell;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use std::sync::{PoisonError, RwLock};
 
 /// The runtime that async functions run on: made at the first one, so that plain functions never pay for it, and
 /// kept for the next.
@@ -356,7 +356,8 @@ pub(crate) fn note_panics() {
             false => String::new(),
         };
         let noted = PanicInfo::new(message, panic.location().map(ToString::to_string), backtrace);
-        if is_fatal && let Some(tell) = TELL.get() {
+        let tell = TELL.try_read().ok().and_then(|tell| *tell);
+        if is_fatal && let Some(tell) = tell {
             // The panic that must not leave a function says more than the one which says that it must not.
             let first = LAST_PANIC.try_with(|last| last.try_borrow_mut().ok().and_then(|mut last| last.take()));
             return tell(&first.ok().flatten().unwrap_or(noted));
@@ -369,12 +370,11 @@ pub(crate) fn note_panics() {
 /// What the language panics with where a panic comes to a place that it must not leave, and the process aborts.
 const CANNOT_UNWIND: [&str; 2] = ["panic in a function that cannot unwind", "panic in a destructor during cleanup"];
 
-static TELL: OnceLock<fn(&PanicInfo)> = OnceLock::new();
+static TELL: RwLock<Option<fn(&PanicInfo)>> = RwLock::new(None);
 
 /// Has `tell` hand over a panic that ends this process, before it does: after it nothing of ours runs any more.
 pub(crate) fn tell_of_fatal_panics(tell: fn(&PanicInfo)) {
-    // A process is told once what it is.
-    let _ = TELL.set(tell);
+    *TELL.write().unwrap_or_else(PoisonError::into_inner) = Some(tell);
 }
 
 /// Whether the builder of this process has asked for the stacks of panics: 0 if it has said nothing, 1 for no, 2 for yes.

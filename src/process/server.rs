@@ -30,7 +30,7 @@ use super::boot::{self, Origin};
 use super::entry::{self, Call, Executor, Outcome};
 use super::protocol::{self, Answer, Base, Born, Descriptors, Order, Ready, Reply, Report, Request, Role, Variables};
 use super::{StartMethod, child, door};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, PanicInfo, Result};
 use crate::os::spawn::{self, Fork, SingleThreaded};
 use crate::os::{
     attributes::{Attributes, Kept},
@@ -46,7 +46,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 struct Server {
@@ -135,7 +135,7 @@ pub(super) fn refuse_in_preload() -> Result<()> {
 pub(super) fn prepare_origin(program: OwnedFd, root_lifeline: OwnedFd) -> io::Result<()> {
     let (theirs, ours) = socket::packet_pair()?;
     boot::set_origin(Origin { program, root_lifeline: Some(root_lifeline), intake: Some(theirs) });
-    *PREPARED.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(ours);
+    *PREPARED.lock().unwrap_or_else(PoisonError::into_inner) = Some(ours);
     Ok(())
 }
 
@@ -163,7 +163,11 @@ impl Server {
         let tie = signal::reopen(lifeline.as_fd()).and_then(signal::die_with).map_err(failed)?.ok_or_else(gone)?;
         PRELOADS.store(true, Relaxed);
         if !preload.is_empty() {
-            entry::outside_runtime(|| run_preloads(preload)).map_err(failed)??;
+            *STARTER.lock().unwrap_or_else(PoisonError::into_inner) = starter.try_clone_to_owned().ok();
+            entry::tell_of_fatal_panics(hand_over);
+            let done = entry::outside_runtime(|| run_preloads(preload)).map_err(failed);
+            *STARTER.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            done??;
             profile::write(); // Its children count for themselves.
         }
         PRELOADS.store(false, Relaxed);
@@ -181,7 +185,7 @@ impl Server {
         spawn::set_name(c"mp-server");
         let signals = signal::block_all_but_children().map_err(failed)?;
         signal::unshield();
-        let intake = PREPARED.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take().ok_or_else(gone)?;
+        let intake = PREPARED.lock().unwrap_or_else(PoisonError::into_inner).take().ok_or_else(gone)?;
         // What a preload has set is for the children; here it is the kernel, or we, that reap.
         signal::keep_child_action();
         if single.is_some() {
@@ -566,14 +570,29 @@ fn bury(pid: u32, pidfd: &OwnedFd) {
     }
 }
 
+/// Who started this process, while it runs what was preloaded.
+static STARTER: Mutex<Option<OwnedFd>> = Mutex::new(None);
+
+/// Tells the starter of a panic in a preload that ends this process (`panic = "abort"`), as the panic hook sees it.
+fn hand_over(panic: &PanicInfo) {
+    let Ok(starter) = STARTER.try_lock() else { return };
+    if let Some(starter) = &*starter {
+        let error = preload_failed(Error::new(ErrorKind::Panicked, panic.message()).with_panic(panic.clone()));
+        // Nobody needs to know if the starter is gone.
+        let _ = protocol::send(starter.as_fd(), &Answer::<Ready>::Err(error), &[], &[]);
+    }
+}
+
+fn preload_failed(error: Error) -> Error {
+    Error::new(ErrorKind::Spawn, format!("a preload function failed: {error}")).with_source(error)
+}
+
 fn run_preloads(preload: &[Call]) -> Result<()> {
     for call in preload {
         let mut executor = Executor::default();
         let nothing = wire::encode(&())?.payload(&()).to_vec();
         let outcome = call.run(Parcel { bytes: nothing, fds: Vec::new() }, &mut executor);
-        Outcome::read::<()>(Parcel { bytes: outcome.parts().concat(), fds: Vec::new() }).map_err(|error| {
-            Error::new(ErrorKind::Spawn, format!("a preload function failed: {error}")).with_source(error)
-        })?;
+        Outcome::read::<()>(Parcel { bytes: outcome.parts().concat(), fds: Vec::new() }).map_err(preload_failed)?;
     }
     Ok(())
 }

@@ -1,0 +1,155 @@
+//! Programs under tools, and built for them: valgrind, and compilers that count what runs.
+
+use multiprocess::{self as mp, ErrorKind, Event, Manager, Pool, Process, Queue};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::Duration;
+
+mod common;
+use common::Deadline;
+
+mp::test_support!();
+
+/// Valgrind makes everything some fifty times slower, and reads the symbols of the program first.
+const LIMIT: Duration = Duration::from_secs(110);
+
+fn text_of(output: &Output) -> String {
+    format!("{}\n{}{}", output.status, String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+#[test]
+fn under_valgrind_a_parent_has_children_queues_and_a_pool_and_there_is_no_error() {
+    if Command::new("valgrind").arg("--version").output().is_err() {
+        return eprintln!("SKIPPED: there is no valgrind here");
+    }
+    let _deadline = Deadline::after(LIMIT);
+    let mut command = Command::new("valgrind");
+    command.args(["-q", "--error-exitcode=99"]).arg(std::env::current_exe().unwrap());
+    let output = command.args(["what_runs_under_valgrind", "--exact", "--ignored", "--nocapture"]).output().unwrap();
+    let text = text_of(&output);
+    assert!(output.status.success() && text.contains("all of it has run") && !text.contains("uninitialised"), "{text}");
+}
+
+#[tokio::test]
+#[ignore = "the other test runs it, under valgrind"]
+async fn what_runs_under_valgrind() -> mp::Result<()> {
+    let _deadline = Deadline::after(LIMIT);
+    assert_eq!(Process::spawn(|a: u32, b: u32| a + b, (1, 2))?.await?, 3);
+    let error = Process::spawn(|| -> u32 { panic!("on purpose") }, ())?.await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Panicked);
+    let queue = Queue::bounded(2)?;
+    let put = async |queue: Queue<Vec<u8>>| queue.put(vec![7; 100_000]).await.is_ok();
+    let child = Process::spawn(put, (queue.clone(),))?;
+    assert_eq!(queue.get().await?, vec![7; 100_000]);
+    assert!(child.await?);
+    let mut endless = Process::spawn(async || std::future::pending::<()>().await, ())?;
+    endless.kill()?;
+    assert!(!endless.wait().await?.success() && !endless.is_alive());
+    let event = Event::new()?;
+    let child = Process::spawn(|event: Event| event.set(), (event.clone(),))?;
+    event.wait().await?;
+    child.await?;
+    let pool = Pool::new(1)?;
+    assert_eq!(pool.apply(|n: u32| n + 1, (1,)).await?, 2);
+    assert_eq!(pool.map(|n: u32| 2 * n, 0..5).await?, [0, 2, 4, 6, 8]);
+    pool.shutdown(Duration::from_secs(30)).await;
+    let manager = Manager::start().await?;
+    let list = manager.list::<u32>().await?;
+    list.extend(vec![1, 2]).await?;
+    assert_eq!(list.to_vec().await?, [1, 2]);
+    manager.shutdown().await?;
+    println!("all of it has run");
+    Ok(())
+}
+
+/// Compiles `source` against the library that was built for the tests.
+fn compile(source: &str, name: &str, flags: &[&str]) -> PathBuf {
+    let libraries = std::env::current_exe().unwrap().parent().unwrap().to_path_buf();
+    let folder = std::env::temp_dir().join(format!("multiprocess-{name}-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("main.rs"), source).unwrap();
+    let mut candidates: Vec<PathBuf> =
+        std::fs::read_dir(&libraries).unwrap().map(|entry| entry.unwrap().path()).collect();
+    candidates.retain(|path| {
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        name.starts_with("libmultiprocess-") && name.ends_with(".rlib")
+    });
+    candidates.sort_by_key(|path| std::cmp::Reverse(path.metadata().unwrap().modified().unwrap()));
+    let mut said = String::new();
+    // One that is older may have been built beside other libraries than there are now.
+    for library in candidates {
+        let mut rustc = Command::new(Path::new(env!("CARGO")).with_file_name("rustc"));
+        rustc.args(["--edition", "2024", "main.rs", "-o", "main"]).args(flags).current_dir(&folder);
+        rustc.arg("-L").arg(format!("dependency={}", libraries.display()));
+        let output = rustc.arg("--extern").arg(format!("multiprocess={}", library.display())).output().unwrap();
+        if output.status.success() {
+            return folder.join("main");
+        }
+        said += &text_of(&output);
+    }
+    panic!("{said}");
+}
+
+/// Each calls a function of its own so often that the number is found in what its process has written.
+const COUNTED: &str = r#"
+use multiprocess::{self as mp, Pool, Process};
+
+fn call(times: u32) -> u32 {
+    (0..times).for_each(|n| one(n));
+    std::process::id()
+}
+
+#[inline(never)]
+fn one(n: u32) {
+    std::hint::black_box(n);
+}
+
+fn last() {
+    call(600_011);
+}
+
+fn main() -> mp::Result<()> {
+    mp::run(async {
+        println!("500009 {}", Process::spawn(call, (500_009,))?.await?);
+        println!("500029 {}", Process::spawn(async |times: u32| call(times), (500_029,))?.await?);
+        let exec = Process::builder().start_method(mp::StartMethod::Spawn);
+        println!("500041 {}", exec.spawn(call, (500_041,))?.await?);
+        let pool = Pool::builder().workers(1).finalizer(last, ()).build()?;
+        println!("1100068 {}", pool.apply(call, (500_057,)).await?);
+        pool.shutdown(std::time::Duration::from_secs(20)).await;
+        let manager = mp::Manager::start().await?;
+        let object = manager.create(|| 500_069, ()).await?;
+        println!("500069 {}", object.call(|times: &mut u32| call(*times), ()).await?);
+        manager.shutdown().await
+    })
+}
+"#;
+
+/// What is in memory is what each process has counted, in words of 8 bytes.
+#[test]
+fn what_each_kind_of_child_has_counted_is_in_a_file_of_its_own() {
+    let _deadline = Deadline::after(LIMIT);
+    let program = compile(COUNTED, "counters", &["-C", "instrument-coverage"]);
+    let folder = program.parent().unwrap();
+    for named in [true, false] {
+        let place = folder.join(if named { "named" } else { "default" });
+        std::fs::create_dir(&place).unwrap();
+        let mut command = Command::new(&program);
+        command.current_dir(&place).env_remove("LLVM_PROFILE_FILE");
+        if named {
+            command.env("LLVM_PROFILE_FILE", place.join("of_%p.profraw"));
+        }
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", text_of(&output));
+        let files: Vec<PathBuf> = std::fs::read_dir(&place).unwrap().map(|entry| entry.unwrap().path()).collect();
+        for line in String::from_utf8_lossy(&output.stdout).lines() {
+            let (count, pid) = line.split_once(' ').unwrap();
+            let file = files.iter().find(|path| path.to_string_lossy().ends_with(&format!("_{pid}.profraw")));
+            let file = file.unwrap_or_else(|| panic!("{line}: none of {files:?}"));
+            let count = count.parse::<u64>().unwrap().to_le_bytes();
+            let bytes = std::fs::read(file).unwrap();
+            assert!(bytes.chunks_exact(8).any(|word| word == count), "{line}: not in {file:?}");
+        }
+    }
+    std::fs::remove_dir_all(folder).unwrap();
+}
