@@ -1162,3 +1162,37 @@ async fn a_lost_connection_fails_those_who_wait() {
     })
     .await;
 }
+
+#[test]
+fn what_is_left_of_a_runtime_that_has_ended_says_so_or_goes_on_in_another() {
+    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let first = runtime();
+    let (mut process, manager, list, far, client, server) = first.block_on(async {
+        let process = Process::spawn(|| 7, ()).unwrap();
+        let (manager, address) = start().await;
+        let list = manager.list::<u32>().await.unwrap();
+        let far = Manager::connect(&address, KEY).await.unwrap();
+        let listener = Listener::bind("127.0.0.1:0").authkey(KEY).await.unwrap();
+        let address = listener.local_addr();
+        let client = async { connect(&address, Some(KEY)).await.unwrap() };
+        let (client, server) = tokio::join!(client, listener.accept());
+        (process, manager, list, far, client, server.unwrap())
+    });
+    drop(first);
+    runtime().block_on(async {
+        assert_eq!(within(process.join()).await.unwrap(), 7);
+        within(list.push(5)).await.unwrap();
+        assert_eq!(within(list.to_vec()).await.unwrap(), [5]);
+        let ended = [
+            within(far.object_count()).await.map(drop),
+            within(client.send_bytes(b"there")).await,
+            within(server.recv_bytes()).await.map(drop),
+        ];
+        for ended in ended {
+            let error = ended.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Closed, "{error}");
+            assert!(error.to_string().contains("its runtime has ended"), "{error}");
+        }
+        within(manager.shutdown()).await.unwrap();
+    });
+}

@@ -191,6 +191,10 @@ fn too_long(len: u64, than: &str) -> Error {
 /// A stream that the other end has left, whatever the kernel calls it, is `Closed`.
 fn gone(error: io::Error, doing: &str) -> Error {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected, UnexpectedEof};
+    if tokio::runtime::is_rt_shutdown_err(&error) {
+        let why = "the connection has ended, because its runtime has ended";
+        return Error::new(ErrorKind::Closed, why).with_source(error);
+    }
     match error.kind() {
         BrokenPipe | ConnectionAborted | ConnectionReset | NotConnected | UnexpectedEof => {
             Error::closed("connection").with_source(error)

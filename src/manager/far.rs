@@ -6,6 +6,7 @@ use crate::connection::{ByteConnection, ByteSender};
 use crate::wire::Sealed;
 use futures::SinkExt;
 use std::future::poll_fn;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, Weak};
 use std::task::{Context, Poll, Waker};
 use tokio::sync::Notify;
@@ -19,15 +20,21 @@ pub(super) struct Far {
     is_pressed: Arc<Notify>,
     pub(super) slots: Slots,
     pub(super) peer: String,
+    /// Its tasks ended with the runtime that it was made in.
+    is_without_runtime: AtomicBool,
     tasks: Mutex<Vec<AbortHandle>>,
 }
 
 /// Fails what waits for an answer when the reading task ends, be it with its runtime.
-struct Reads(Weak<Far>);
+struct Reads {
+    far: Weak<Far>,
+    is_over: bool,
+}
 
 impl Drop for Reads {
     fn drop(&mut self) {
-        if let Some(far) = self.0.upgrade() {
+        if let Some(far) = self.far.upgrade() {
+            far.is_without_runtime.store(!self.is_over, Relaxed);
             far.slots.fail();
         }
     }
@@ -48,22 +55,25 @@ impl Far {
             is_pressed: Arc::default(),
             slots: Slots::default(),
             peer,
+            is_without_runtime: AtomicBool::new(false),
             tasks: Mutex::default(),
         });
-        let (reads, writes) = (Reads(Arc::downgrade(&far)), Arc::downgrade(&far));
+        let (reads, writes) = (Reads { far: Arc::downgrade(&far), is_over: false }, Arc::downgrade(&far));
         let reader = tokio::spawn(async move {
-            let reads = reads;
+            let mut reads = reads;
             loop {
                 let answer = receiver.recv_bytes().await;
-                let Some(far) = reads.0.upgrade() else { return };
+                let Some(far) = reads.far.upgrade() else { return };
                 match answer.map(|answer| far.slots.deliver(Sealed::new(answer, Vec::new()))) {
                     Ok(true) => {}
                     Ok(false) => {
                         tracing::warn!(peer = far.peer, "a manager answers what it was not asked");
+                        reads.is_over = true;
                         return far.lose();
                     }
                     Err(error) => {
                         tracing::debug!(%error, "the connection to a manager is lost");
+                        reads.is_over = true;
                         return;
                     }
                 }
@@ -110,6 +120,14 @@ impl Far {
 }
 
 impl Far {
+    /// Why there will be no answer any more.
+    pub(super) fn why_lost(&self) -> &'static str {
+        match self.is_without_runtime.load(Relaxed) {
+            true => "has ended, because its runtime has ended: connect again from one that goes on",
+            false => "is lost: connect again",
+        }
+    }
+
     /// Hangs up.
     fn lose(&self) {
         self.slots.fail();

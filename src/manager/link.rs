@@ -17,8 +17,8 @@ use super::server::{self, Id, Server};
 use super::slots::{Brings, Pending};
 use crate::connection::ByteConnection;
 use crate::error::{Error, ErrorKind, Result};
-use crate::os::fork;
-use crate::os::refuse;
+use crate::os::{fork, refuse};
+use crate::process::{Cause, Process};
 use crate::wire::{Attachment, Sealed, attach};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -30,11 +30,16 @@ use std::sync::{Arc, Mutex, OnceLock, Weak};
 /// The managers that this process has handles of.
 static LINKS: Mutex<Option<HashMap<Id, Weak<Link>>>> = Mutex::new(None);
 
+/// The process of a manager, until it has been shut down.
+pub(super) type Running = tokio::sync::Mutex<Option<Process<Result<()>>>>;
+
 pub(super) struct Link {
     pub(super) id: Id,
     pub(super) pid: u32,
     end: End,
     last_lease: AtomicU64,
+    /// Of the manager, where this process has started it.
+    process: OnceLock<Weak<Running>>,
 }
 
 enum End {
@@ -61,7 +66,7 @@ impl Link {
                 End::Client { door: Arc::new(door()?), wire, connecting }
             }
         };
-        let link = Arc::new(Self { id, pid, end, last_lease: AtomicU64::new(0) });
+        let link = Arc::new(Self { id, pid, end, last_lease: AtomicU64::new(0), process: OnceLock::new() });
         links.retain(|_, link| link.strong_count() > 0);
         links.insert(id, Arc::downgrade(&link));
         Ok(link)
@@ -77,7 +82,7 @@ impl Link {
     }
 
     pub(super) fn of(id: Id, pid: u32, far: Arc<Far>) -> Arc<Self> {
-        Arc::new(Self { id, pid, end: End::Far(far), last_lease: AtomicU64::new(0) })
+        Arc::new(Self { id, pid, end: End::Far(far), last_lease: AtomicU64::new(0), process: OnceLock::new() })
     }
 
     /// Whether a request through here goes to another host.
@@ -102,11 +107,36 @@ impl Link {
 
     fn is_gone(&self) -> Error {
         if let End::Far(far) = &self.end {
-            let why = format!("the connection to the manager at {} is lost: connect again", far.peer);
+            let why = format!("the connection to the manager at {} {}", far.peer, far.why_lost());
             return Error::new(ErrorKind::Closed, why);
         }
-        let why = format!("the manager (pid {}) is gone: it was shut down, or its process was killed", self.pid);
-        Error::new(ErrorKind::Closed, why)
+        match self.cause() {
+            None => {
+                let why =
+                    format!("the manager (pid {}) is gone: it was shut down, or its process was killed", self.pid);
+                Error::new(ErrorKind::Closed, why)
+            }
+            Some(cause) => {
+                let error = Error::new(ErrorKind::Closed, format!("the manager (pid {}) is gone: {cause}", self.pid));
+                match cause.panic() {
+                    Some(panic) => error.with_panic(panic.clone()),
+                    None => error,
+                }
+            }
+        }
+    }
+
+    /// In the process that started the manager: from now on errors say why that has ended, if it could tell.
+    pub(super) fn know_process(&self, process: &Arc<Running>) {
+        // A manager is started once.
+        let _ = self.process.set(Arc::downgrade(process));
+    }
+
+    fn cause(&self) -> Option<Cause> {
+        let process = self.process.get()?.upgrade()?;
+        // Whoever has it ends the manager.
+        let process = process.try_lock().ok()?;
+        process.as_ref()?.cause()
     }
 
     /// An error of its pipes, which says what has ended if one has.

@@ -2,7 +2,7 @@
 
 use super::dict::DictProxy;
 use super::gate::{Bind, GREETING, GREETING_TIME, Welcome};
-use super::link::{Handle, Link};
+use super::link::{Handle, Link, Running};
 use super::list::ListProxy;
 use super::method::{Exposed, Maker};
 use super::namespace::{Names, Namespace};
@@ -31,7 +31,6 @@ use std::hash::{BuildHasher, Hash, RandomState};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Mutex;
 use zeroize::Zeroizing;
 
 /// How long a manager that was told to end may take before it is killed.
@@ -70,7 +69,7 @@ const GRACE: Duration = Duration::from_secs(5);
 pub struct Manager {
     link: Arc<Link>,
     pid: u32,
-    process: Mutex<Option<Process<Result<()>>>>,
+    process: Arc<Running>,
     is_far: bool,
 }
 
@@ -180,7 +179,8 @@ impl ManagerBuilder {
         let mut process =
             Process::builder().name(name).daemon(true).shield_signals(true).spawn(server::serve, (setup,))?;
         let link = Link::new(id, process.pid(), door)?;
-        let manager = Manager { link, pid: process.pid(), process: Mutex::new(None), is_far: false };
+        let manager = Manager { link, pid: process.pid(), process: Arc::default(), is_far: false };
+        manager.link.know_process(&manager.process);
         if let Err(error) = manager.object_count().await {
             // Why it ended says more than that it is gone.
             let ended = match error.kind() {
@@ -470,7 +470,7 @@ impl ManagerConnect {
         let greeted = timer::within(GREETING_TIME, Self::greet(&connection)).await;
         let welcome = greeted.unwrap_or_else(|_| Err(Error::new(ErrorKind::Timeout, "no word from the manager")))?;
         let link = Link::far(welcome.id, welcome.pid, connection);
-        Ok(Manager { link, pid: welcome.pid, process: Mutex::new(None), is_far: true })
+        Ok(Manager { link, pid: welcome.pid, process: Arc::default(), is_far: true })
     }
 
     async fn greet(connection: &ByteConnection) -> Result<Welcome> {

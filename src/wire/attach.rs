@@ -4,7 +4,7 @@
 //! serde impl leaves its descriptors there and writes their index. Outside a context a handle refuses to be
 //! serialised. A value that fails to encode drops the context and with it everything attached.
 
-use crate::os::refuse;
+use crate::os::{image, refuse};
 use serde::de::{DeserializeOwned, Error as _};
 use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -162,10 +162,11 @@ impl Drop for Arrived {
 /// Attaches a descriptor to the value being encoded on this thread.
 pub(crate) fn leave<E: serde::ser::Error>(attachment: Attachment) -> Result<u32, E> {
     let Context::Encoding(from) = CONTEXT.get() else {
-        return Err(E::custom(
+        return Err(E::custom(format_args!(
             "a handle can only be serialised on its way to another process: as an argument, a result, or through a \
-             queue or pipe",
-        ));
+             queue or pipe{}",
+            image::copies_as_cause()
+        )));
     };
     let pushed = LEAVING.try_with(|leaving| {
         let mut leaving = leaving.borrow_mut();
