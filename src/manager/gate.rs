@@ -85,12 +85,12 @@ fn tls(certificates: Vec<Vec<u8>>, key: &[u8]) -> Result<Arc<rustls::ServerConfi
     config.map(Arc::new).map_err(|why| unfit(why.to_string()))
 }
 
-/// What a client from elsewhere is told.
+/// What a client from elsewhere is told; the number of the build follows it, which tells a client of another one, whatever
+/// that makes of this.
 #[derive(serde::Serialize, serde::Deserialize)]
 pub(super) struct Welcome {
     pub(super) id: Id,
     pub(super) pid: u32,
-    pub(super) build: u64,
 }
 
 /// The first words of a client from elsewhere, and of the manager to it.
@@ -104,9 +104,9 @@ pub(super) async fn greet(id: Id, peer: ByteConnection) -> Event {
         let Some(theirs) = theirs.strip_prefix(GREETING).and_then(|rest| <[u8; 8]>::try_from(rest).ok()) else {
             return Err(Error::new(ErrorKind::Decode, "the other end is no client of a manager"));
         };
-        let welcome = Welcome { id, pid: std::process::id(), build };
+        let welcome = Welcome { id, pid: std::process::id() };
         let message = wire::encode(&welcome)?;
-        peer.send_bytes(&[GREETING, message.payload(&welcome)].concat()).await?;
+        peer.send_bytes(&[&GREETING[..], message.payload(&welcome), &build.to_le_bytes()].concat()).await?;
         match u64::from_le_bytes(theirs) == build {
             true => Ok(()),
             false => Err(Error::new(ErrorKind::Decode, "it is another build of this program, or another program")),

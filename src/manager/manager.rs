@@ -478,17 +478,18 @@ impl ManagerConnect {
         connection.send_bytes(&[&GREETING[..], &build.to_le_bytes()].concat()).await?;
         let answer = connection.recv_bytes().await?;
         let stranger = || Error::new(ErrorKind::Decode, format!("at {} is no manager", connection.peer_addr()));
-        let bytes = answer.strip_prefix(GREETING).ok_or_else(stranger)?.to_vec();
-        let welcome: Welcome = wire::decode(Parcel { bytes, fds: Vec::new() }).map_err(|_| stranger())?;
-        if welcome.build != build {
-            let (peer, theirs) = (connection.peer_addr(), welcome.build);
+        let (bytes, theirs) = answer.strip_prefix(GREETING).and_then(<[u8]>::split_last_chunk).ok_or_else(stranger)?;
+        // Before the rest is read, which another build may write in another way.
+        let theirs = u64::from_le_bytes(*theirs);
+        if theirs != build {
+            let peer = connection.peer_addr();
             let why = format!(
                 "the manager at {peer} is another build of this program, or another program ({theirs:016x}, and this is \
                  {build:016x}): run the same executable at both ends"
             );
             return Err(Error::new(ErrorKind::Decode, why));
         }
-        Ok(welcome)
+        wire::decode(Parcel { bytes: bytes.to_vec(), fds: Vec::new() }).map_err(|_| stranger())
     }
 }
 
