@@ -113,6 +113,11 @@ impl Child {
         !socket::is_hung_up(self.server.as_fd())
     }
 
+    pub(super) fn copy_of_connection(&self) -> io::Result<OwnedFd> {
+        refuse::at("dup")?;
+        self.server.try_clone()
+    }
+
     pub(super) fn status(&self) -> Option<ExitStatus> {
         self.status.get().copied()
     }

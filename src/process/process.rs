@@ -107,6 +107,8 @@ pub struct Process<R> {
     reports: Mutex<Reports>,
     watch: Watch,
     report_watch: Watch,
+    /// A copy of the connection to the server that reaps it, once that is worth watching.
+    server_watch: (Option<Arc<OwnedFd>>, Watch),
     streams: Streams,
     _leash: Option<Leash>,
     result: PhantomData<fn() -> R>,
@@ -467,50 +469,81 @@ impl<R> Process<R> {
                 let Some(socket) = &reports.socket else { return Poll::Ready(Ok(None)) };
                 ready!(self.report_watch.poll(context, socket, Interest::READABLE))?;
             } else {
-                // Only who reaps it makes the kernel tell; if that was the server and it is gone, init does it now.
+                // Only the process that reaps it makes the kernel tell; if that was the server and it is gone, init does it now.
                 if self.ask_kernel(Duration::ZERO) || !self.child.has_server() && self.ask_kernel(REAPED_SOON) {
                     return Poll::Ready(Ok(self.child.status()));
                 }
-                ready!(self.watch.poll(context, &self.child.pidfd, Interest::READABLE))?;
+                // The pidfd tells when it is reaped. A server that is killed first reaps nothing, and init need not.
+                let reaped = self.watch.poll(context, &self.child.pidfd, Interest::READABLE)?;
+                let gone = self.poll_server_gone(context)?;
+                if reaped.is_pending() && gone.is_pending() {
+                    return Poll::Pending;
+                }
             }
         }
+    }
+
+    /// Ready after each event at the connection to the server that reaps the process: its end is one.
+    fn poll_server_gone(&mut self, context: &mut Context<'_>) -> Poll<Result<()>> {
+        let (line, watch) = &mut self.server_watch;
+        let line = match line {
+            Some(line) => line,
+            // A copy of its own, as the connection may be watched already, and no descriptor can be twice.
+            none => match self.child.copy_of_connection() {
+                Ok(copy) => none.insert(Arc::new(copy)),
+                Err(_) => {
+                    // Without a descriptor for that it looks again soon.
+                    pidfd::wait(self.child.pidfd.as_fd(), true, Some(REAPED_SOON));
+                    return Poll::Ready(Ok(()));
+                }
+            },
+        };
+        watch.poll(context, line, Interest::PRIORITY)
     }
 
     /// Asks for the status of an ended process, and gives whoever reaps it `patience`. `true`: there is no more to ask.
     fn ask_kernel(&self, patience: Duration) -> bool {
         let pidfd = self.child.pidfd.as_fd();
-        // As init of a container this process gets the children of a server that was killed.
-        if !patience.is_zero()
-            && let Some(status) = pidfd::reap(pidfd)
-        {
-            self.child.learn_status(status);
-            return true;
-        }
-        let mut exit = pidfd::exit(pidfd);
-        if exit == pidfd::Exit::NotReaped && !patience.is_zero() {
-            pidfd::wait(pidfd, true, Some(patience));
-            exit = pidfd::exit(pidfd);
-            if exit == pidfd::Exit::NotReaped {
+        let inherits = spawn::inherits_orphans();
+        let patience = if inherits && !patience.is_zero() { INHERITED_SOON } else { patience };
+        let deadline = Instant::now() + patience;
+        loop {
+            // As init of a container this process gets the children of a server that was killed.
+            if !patience.is_zero()
+                && let Some(status) = pidfd::reap(pidfd)
+            {
+                self.child.learn_status(status);
                 return true;
             }
-        }
-        match exit {
-            pidfd::Exit::Known(status) => {
-                self.child.learn_status(status);
-                true
+            match pidfd::exit(pidfd) {
+                pidfd::Exit::Known(status) => {
+                    self.child.learn_status(status);
+                    return true;
+                }
+                pidfd::Exit::Unknown => {
+                    // Such a kernel tells nobody but the parent, which may be this process by now.
+                    pidfd::reap(pidfd).into_iter().for_each(|status| self.child.learn_status(status));
+                    return true;
+                }
+                pidfd::Exit::NotReaped if patience.is_zero() => return false,
+                pidfd::Exit::NotReaped => {}
             }
-            pidfd::Exit::Unknown => {
-                // Such a kernel tells nobody but the parent, which may be this process by now.
-                pidfd::reap(pidfd).into_iter().for_each(|status| self.child.learn_status(status));
-                true
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return true;
             }
-            pidfd::Exit::NotReaped => false,
+            // A server closes its connections first and leaves its children to this process after that; nothing tells when.
+            pidfd::wait(pidfd, true, Some(if inherits { left.min(LOOK_AGAIN) } else { left }));
         }
     }
 }
 
 /// Far longer than a reaper needs, and short enough for who has none.
 const REAPED_SOON: Duration = Duration::from_millis(50);
+
+/// The same for a process that surely gets the children of a server that is ending, which may have no CPU at the moment.
+const INHERITED_SOON: Duration = Duration::from_millis(500);
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 impl Reports {
     /// Reads what is there of a process that has ended.
@@ -560,7 +593,7 @@ impl Reports {
 /// The server is gone before it has told how `child` ended, if the status is not known. As init of a container, or of its
 /// part of one, this process gets the child to reap: once the server, which has let go of its sockets, is gone altogether.
 fn reap_inherited(child: &Child) {
-    let deadline = Instant::now() + REAPED_SOON;
+    let deadline = Instant::now() + INHERITED_SOON;
     while child.status().is_none() {
         if let Some(status) = pidfd::reap(child.pidfd.as_fd()) {
             return child.learn_status(status);
@@ -568,7 +601,7 @@ fn reap_inherited(child: &Child) {
         if !spawn::inherits_orphans() || Instant::now() >= deadline {
             return;
         }
-        std::thread::sleep(Duration::from_millis(1));
+        std::thread::sleep(LOOK_AGAIN);
     }
 }
 
@@ -857,6 +890,7 @@ impl ProcessBuilder {
             }),
             watch: Watch(None),
             report_watch: Watch(None),
+            server_watch: (None, Watch(None)),
             streams,
             result: PhantomData,
         })

@@ -35,12 +35,14 @@ use crate::os::spawn::{self, Fork, SingleThreaded};
 use crate::os::{
     attributes::{Attributes, Kept},
     credentials::Credentials,
-    eventfd, exec, pidfd, profile, signal, socket,
+    eventfd, exec, pidfd,
+    poll::poll,
+    profile, signal, socket,
     socket::Wait,
 };
 use crate::shm::family::Family;
 use crate::wire::{self, Parcel, frame};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags};
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -303,7 +305,7 @@ impl Server {
         let mut fds: Vec<PollFd<'_>> = all.iter().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
         // Out of kernel memory, or of descriptors that may be polled: look at everything soon, which is slow and right,
         // as nothing that is looked at here waits for what has not come.
-        let polled = rustix::io::retry_on_intr(|| poll(&mut fds, None));
+        let polled = poll(&mut fds, None);
         if polled.is_err() {
             std::thread::sleep(UNPOLLED);
         }
