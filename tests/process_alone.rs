@@ -53,6 +53,7 @@ const SCENARIOS: &[Scenario] = scenarios! {
     spare_children_are_like_their_parent_at_the_spawn
     spare_children_that_are_killed_or_not_wanted_are_no_loss
     a_signal_to_a_spare_child_is_not_for_what_it_becomes
+    a_signal_right_after_the_spawn_finds_a_spare_child_as_it_is_to_be
     a_spare_child_says_why_it_cannot_take_its_order
     spare_children_end_with_their_starter
     spare_children_come_back_after_a_shortage
@@ -925,6 +926,30 @@ fn a_signal_to_a_spare_child_is_not_for_what_it_becomes() {
             }
             for _ in 0..3 {
                 assert_eq!(Process::spawn(add, (1, 2)).unwrap().await.unwrap(), 3);
+            }
+        }
+    });
+}
+
+fn a_signal_right_after_the_spawn_finds_a_spare_child_as_it_is_to_be() {
+    use rustix::process::Signal;
+    block_on(async {
+        for signal in [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT] {
+            for is_shielded in [true, false] {
+                let spares = have_spares().await;
+                // Told what to do, and given the signal, before it can look.
+                spares.iter().for_each(|spare| kill(*spare, Signal::STOP));
+                let mut child = Process::builder().shield_signals(is_shielded).spawn(add, (1, 2)).unwrap();
+                let was_spare = spares.contains(&child.pid());
+                assert_eq!(was_spare, !spares.is_empty());
+                kill(child.pid(), signal);
+                spares.iter().for_each(|spare| kill(*spare, Signal::CONT));
+                let ended = tokio::time::timeout(Duration::from_secs(20), child.join()).await.unwrap();
+                if is_shielded {
+                    assert!(!was_spare || ended.is_ok_and(|sum| sum == 3), "{signal:?}");
+                } else if was_spare {
+                    assert_eq!(child.wait().await.unwrap().signal(), Some(signal.as_raw()));
+                }
             }
         }
     });

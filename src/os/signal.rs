@@ -88,6 +88,17 @@ pub(crate) fn unblock_all() {
 /// What a terminal, a service manager or a hang-up sends to every process of a group or a control group, to end it.
 pub(crate) const STOPS: [libc::c_int; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
 
+/// What is readable while one of [`STOPS`] is pending in this process, which blocks them; and those, without the ones that are
+/// ignored.
+pub(crate) fn watch_stops() -> io::Result<(OwnedFd, SigSet)> {
+    let mut stops = SigSet::empty();
+    for signal in STOPS.into_iter().filter(|signal| !is_ignored(*signal)) {
+        stops.add(nix::sys::signal::Signal::try_from(signal)?);
+    }
+    let watch = SignalFd::with_flags(&stops, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+    Ok((watch.as_fd().try_clone_to_owned()?, stops))
+}
+
 extern "C" fn do_nothing(_: libc::c_int) {}
 
 /// The disposition of a signal: the address of its handler, SIG_IGN or SIG_DFL. `None` for a number that the C library

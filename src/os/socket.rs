@@ -203,14 +203,21 @@ pub(crate) fn is_readable_within(socket: BorrowedFd<'_>, limit: Duration) -> boo
 }
 
 /// The same for a process that blocks signals and is nobody's yet: one that comes meanwhile has its effect at once, so
-/// that it has none on what this process becomes.
-pub(crate) fn is_readable_within_open_to_signals(socket: BorrowedFd<'_>, limit: Duration) -> bool {
+/// that it has none on what this process becomes. Those that `stops` watches end the wait, and stay pending: who comes with
+/// something to read is not hit before it has been read.
+pub(crate) fn is_readable_within_open_to_signals(
+    socket: BorrowedFd<'_>,
+    limit: Duration,
+    stops: Option<(BorrowedFd<'_>, nix::sys::signal::SigSet)>,
+) -> bool {
     use nix::poll::{PollFd, PollFlags, ppoll};
-    let mut fds = [PollFd::new(socket, PollFlags::POLLIN)];
+    let blocked = stops.map_or_else(nix::sys::signal::SigSet::empty, |(_, blocked)| blocked);
+    let watched = [Some(socket), stops.map(|(watch, _)| watch)];
+    let mut fds: Vec<_> = watched.into_iter().flatten().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
     loop {
-        match ppoll(&mut fds, Some(limit.into()), Some(nix::sys::signal::SigSet::empty())) {
+        match ppoll(&mut fds, Some(limit.into()), Some(blocked)) {
             Err(nix::errno::Errno::EINTR) => {}
-            found => return found.is_ok_and(|n| n > 0),
+            found => return found.is_ok() && fds[0].any() == Some(true),
         }
     }
 }

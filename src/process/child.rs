@@ -54,9 +54,14 @@ pub(super) fn after_fork(
         let left = group.filter(|_| rustix::process::setpgid(None, None).is_ok());
         // Only time is lost if this fails.
         let _ = rehearse(None);
-        let mut has_come = socket::is_readable_within_open_to_signals(socket.as_fd(), SPARE_TIME);
+        // Out of descriptors it can only let itself be killed by what may be for the function that it was just told of.
+        let stops = signal::watch_stops().ok();
+        let watch = stops.as_ref().map(|(watch, stops)| (watch.as_fd(), *stops));
+        let mut has_come = socket::is_readable_within_open_to_signals(socket.as_fd(), SPARE_TIME, watch);
+        drop(stops);
         if !has_come {
-            // From here on no order can come; one that came just before is done.
+            // It is too late, or a signal has come that would have ended it. From here on no order can come; one that came
+            // just before is done, and the signal is for what it orders.
             socket::refuse_more(socket.as_fd());
             has_come = socket::is_readable_within(socket.as_fd(), Duration::ZERO);
         }
