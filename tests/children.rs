@@ -36,6 +36,12 @@ const SCENARIOS: &[Scenario] = scenarios! {
     a_forked_process_of_a_child_is_told_as_well_and_its_parent_goes_on
     a_runtime_ticks_on_while_a_pool_or_a_task_waits_for_a_slow_preload
     a_preload_that_fails_slowly_is_an_error_of_who_waits_for_it
+    what_is_preloaded_runs_beside_what_the_program_does_until_its_first_spawn
+    preloads_run_in_their_order_and_once_each
+    a_server_that_is_killed_while_it_preloads_is_replaced_and_its_preloads_run_again
+    a_preload_that_failed_before_the_first_spawn_is_an_error_of_each_spawn
+    a_task_that_spawns_before_the_preloads_are_done_holds_no_other_task_up
+    a_local_task_can_spawn_before_the_preloads_are_done
     a_group_of_its_own_ends_with_the_parent_whatever_it_has_started_or_executed
     a_child_whose_handle_is_dropped_at_once_runs_all_the_same
     a_result_is_there_though_a_blocking_task_of_its_process_runs_on
@@ -743,6 +749,183 @@ fn a_preload_that_fails_slowly_is_an_error_of_who_waits_for_it() {
         assert!(error.to_string().contains("no model here"), "{error}");
         assert!(longest < SHORT, "{longest:?}");
     }));
+}
+
+/// A file that preloads write to, and the program that they are of: made and named by the first call, in the environment.
+fn journal() -> std::path::PathBuf {
+    let path = std::env::var_os("JOURNAL").map(std::path::PathBuf::from).unwrap_or_else(|| {
+        let path = std::env::temp_dir().join(format!("multiprocess-preload-{}", std::process::id()));
+        std::fs::write(&path, "").unwrap();
+        // SAFETY: no other thread of this process reads the environment yet.
+        unsafe { std::env::set_var("JOURNAL", &path) };
+        path
+    });
+    assert!(path.exists());
+    path
+}
+
+fn note(what: &str) {
+    // One write, so that nobody reads half a line.
+    let mut file = std::fs::File::options().append(true).open(journal()).unwrap();
+    file.write_all(format!("{what}\n").as_bytes()).unwrap();
+}
+
+fn notes() -> Vec<String> {
+    std::fs::read_to_string(journal()).unwrap().lines().map(String::from).collect()
+}
+
+fn note_me() {
+    note(&std::process::id().to_string());
+}
+
+fn what_is_preloaded_runs_beside_what_the_program_does_until_its_first_spawn() {
+    static LOADED: std::sync::OnceLock<u32> = std::sync::OnceLock::new();
+    fn load() {
+        note_me();
+        LOADED.get_or_init(std::process::id);
+    }
+    let path = journal();
+    mp::preload(load).unwrap();
+    until("it runs though nobody spawns", || !notes().is_empty());
+    block_on(within(async {
+        let loaded = Process::spawn(|| LOADED.get().copied(), ()).unwrap().await.unwrap();
+        assert_eq!(loaded, Some(server()));
+    }));
+    assert_eq!(notes(), [server().to_string()]);
+    std::fs::remove_file(path).unwrap();
+}
+
+fn preloads_run_in_their_order_and_once_each() {
+    use std::sync::Mutex;
+    static LOADED: Mutex<Vec<u32>> = Mutex::new(Vec::new());
+    fn load<const N: u32>() {
+        LOADED.lock().unwrap().push(N);
+        note(&N.to_string());
+    }
+    let path = journal();
+    mp::preload(load::<1>).unwrap();
+    until("the first runs", || notes() == ["1"]);
+    mp::preload(load::<2>).unwrap();
+    mp::preload(load::<3>).unwrap();
+    block_on(within(async {
+        let loaded = || LOADED.lock().unwrap().clone();
+        assert_eq!(Process::spawn(loaded, ()).unwrap().await.unwrap(), [1, 2, 3]);
+        let late = mp::preload(load::<4>).unwrap_err();
+        assert!(late.to_string().contains("before the first spawn"), "{late}");
+        assert_eq!(notes(), ["1", "2", "3"]);
+        let mut killed = Process::spawn(async || std::future::pending::<()>().await, ()).unwrap();
+        rustix::process::kill_process(pid_of(server()), Signal::KILL).unwrap();
+        // A spare child may serve the next one or two.
+        while notes().len() < 6 {
+            assert_eq!(Process::spawn(loaded, ()).unwrap().await.unwrap(), [1, 2, 3]);
+        }
+        killed.kill().unwrap();
+        let _ = killed.wait().await; // Init may have taken its status.
+    }));
+    assert_eq!(notes(), ["1", "2", "3", "1", "2", "3"]);
+    std::fs::remove_file(path).unwrap();
+}
+
+fn pid_of(pid: u32) -> rustix::process::Pid {
+    rustix::process::Pid::from_raw(pid as i32).unwrap()
+}
+
+fn a_server_that_is_killed_while_it_preloads_is_replaced_and_its_preloads_run_again() {
+    fn load() {
+        note_me();
+        // The first two are killed here.
+        if notes().len() < 3 {
+            std::thread::sleep(Duration::from_secs(60));
+        }
+    }
+    let path = journal();
+    mp::preload(load).unwrap();
+    let kill = |nth: usize| {
+        until("it preloads", || notes().len() > nth);
+        rustix::process::kill_process(pid_of(notes()[nth].parse().unwrap()), Signal::KILL).unwrap();
+    };
+    kill(0); // Nobody waits for it yet,
+    let killer = std::thread::spawn(move || kill(1)); // and for this one a spawn does.
+    block_on(within(async {
+        assert_eq!(Process::spawn(|| 5, ()).unwrap().await.unwrap(), 5);
+    }));
+    killer.join().unwrap();
+    assert_eq!(notes().len(), 3);
+    assert_eq!(notes()[2], server().to_string());
+    std::fs::remove_file(path).unwrap();
+}
+
+fn a_preload_that_failed_before_the_first_spawn_is_an_error_of_each_spawn() {
+    fn fails() {
+        note_me();
+        panic!("no model here");
+    }
+    let path = journal();
+    mp::preload(fails).unwrap();
+    until("it has ended", || !notes().is_empty() && zombies_of(std::process::id()) == 1);
+    mp::preload(|| ()).unwrap();
+    block_on(within(async {
+        for run in 1..3 {
+            let error = Process::spawn(|| 5, ()).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Spawn);
+            assert!(error.to_string().contains("no model here"), "{error}");
+            assert_eq!(notes().len(), run);
+        }
+    }));
+    assert_eq!(children_of(std::process::id()).len(), 0);
+    std::fs::remove_file(path).unwrap();
+}
+
+/// Preloads something that waits until the program has written to the journal, and knows whether it has.
+fn preload_what_waits() {
+    mp::preload(wait_for_a_note).unwrap();
+}
+
+static WAS_TOLD: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+
+fn wait_for_a_note() {
+    let deadline = Instant::now() + Duration::from_secs(15);
+    while notes().is_empty() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    WAS_TOLD.get_or_init(|| !notes().is_empty());
+}
+
+fn a_task_that_spawns_before_the_preloads_are_done_holds_no_other_task_up() {
+    let path = journal();
+    preload_what_waits();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    runtime.block_on(within(async {
+        let (begins, has_begun) = tokio::sync::oneshot::channel();
+        let spawns = tokio::spawn(async {
+            begins.send(()).unwrap();
+            Process::spawn(|| WAS_TOLD.get().copied(), ()).unwrap().await.unwrap()
+        });
+        // On the same worker, as there is one; it goes on while the first task waits.
+        let tells = tokio::spawn(async {
+            has_begun.await.unwrap();
+            note("go on");
+        });
+        tells.await.unwrap();
+        assert_eq!(spawns.await.unwrap(), Some(true));
+    }));
+    std::fs::remove_file(path).unwrap();
+}
+
+fn a_local_task_can_spawn_before_the_preloads_are_done() {
+    let path = journal();
+    preload_what_waits();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let local = tokio::task::LocalSet::new();
+    local.block_on(&runtime, async {
+        let tells = tokio::spawn(async { note("go on") });
+        // Tokio would panic if this thread were given to others.
+        let spawned =
+            tokio::task::spawn_local(async { Process::spawn(|| WAS_TOLD.get().copied(), ()).unwrap().await.unwrap() });
+        assert_eq!(within(spawned).await.unwrap(), Some(true));
+        tells.await.unwrap();
+    });
+    std::fs::remove_file(path).unwrap();
 }
 
 fn a_child_whose_handle_is_dropped_at_once_runs_all_the_same() {

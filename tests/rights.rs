@@ -32,6 +32,7 @@ const SCENARIOS: &[Scenario] = scenarios! {
     workers_that_replace_others_have_the_rights_of_that_moment
     a_pool_with_privileged_workers_keeps_its_deadlines_and_ends
     a_retired_server_ends_with_its_last_child
+    what_root_preloads_is_loaded_again_by_the_user_that_it_becomes
     umask_nice_value_cpus_and_limits_are_those_of_the_parent_at_the_spawn
     a_builder_gives_a_child_umask_nice_value_cpus_and_limits
     what_a_builder_cannot_give_is_an_error_that_names_it
@@ -504,6 +505,29 @@ fn a_retired_server_ends_with_its_last_child() {
         child.wait().await.unwrap();
         drop(child);
         until("the first server ends, and is no zombie", || servers() != first && servers().len() == 1).await;
+    });
+}
+
+fn what_root_preloads_is_loaded_again_by_the_user_that_it_becomes() {
+    static LOADED_BY: std::sync::OnceLock<u32> = std::sync::OnceLock::new();
+    fn load() {
+        if Uid::current().is_root() {
+            // It cannot be killed by the user any more, and must not be waited for.
+            std::thread::sleep(Duration::from_secs(3));
+        }
+        LOADED_BY.get_or_init(|| Uid::current().as_raw());
+    }
+    if !is_root() {
+        return;
+    }
+    mp::preload(load).unwrap();
+    become_nobody();
+    block_on(async {
+        let start = Instant::now();
+        let loaded_by = Process::spawn(|| LOADED_BY.get().copied(), ()).unwrap().await.unwrap();
+        assert_eq!(loaded_by, Some(NOBODY));
+        assert!(start.elapsed() < Duration::from_secs(3), "it did not wait for what it has no use for");
+        until("the first server has ended, and is no zombie", || servers().len() == 1).await;
     });
 }
 

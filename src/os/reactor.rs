@@ -91,6 +91,20 @@ pub(crate) fn signals(kind: tokio::signal::unix::SignalKind) -> io::Result<tokio
     or_error(|| tokio::signal::unix::signal(kind))
 }
 
+/// Runs what keeps this thread for long. On a worker thread of a multi-thread runtime the other tasks of that thread go on elsewhere
+/// meanwhile.
+pub(crate) fn block_in_place<T>(work: impl FnOnce() -> T) -> T {
+    use tokio::runtime::RuntimeFlavor::MultiThread;
+    // What is no task runs on a thread of the program's own, which holds no other task up.
+    let is_task = tokio::task::try_id().is_some();
+    let is_worker = is_task && Handle::try_current().is_ok_and(|runtime| runtime.runtime_flavor() == MultiThread);
+    // Tasks of a `LocalSet` may stand on such a thread, too, where tokio panics; nothing tells beforehand.
+    if is_worker && !cfg!(panic = "abort") && silently(|| tokio::task::block_in_place(|| ())).is_ok() {
+        return tokio::task::block_in_place(work);
+    }
+    work()
+}
+
 pub(super) fn or_error<T>(register: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     let missing = || io::Error::other("this needs a tokio runtime with its I/O driver (`enable_all` or `enable_io`)");
     driven(Driver::Io, register, missing)

@@ -254,11 +254,26 @@ static PRELOAD: Mutex<Vec<Call>> = Mutex::new(Vec::new());
 /// Before the first spawn: has the fork server run `f` once before it makes children, so that what `f` loads (into a
 /// `static`, say) is shared copy-on-write by all of them.
 ///
-/// It runs when the fork server starts: [`preloaded`](crate::preloaded) awaits that, as a pool does by itself before it starts workers; the first
-/// `Process::spawn` waits for it with its thread. If it panics, the spawn is an error of kind `Spawn`.
+/// It starts the fork server, with the environment, directory and rights of this moment, which begins with `f` at once, and
+/// returns. What is preloaded later runs after it, in the order of the calls. So loading goes on beside whatever the program
+/// does until it needs a child.
 ///
-/// A server that must be restarted, because it was killed, runs it again. `f` must leave no thread behind: forking
-/// would then be unsafe, and every child would be exec'd instead, at some ten times the cost.
+/// # What waits
+/// A [`Process::spawn`](crate::Process::spawn) while preloads still run waits for them, because its child is a copy of the process that
+/// they run in. On a worker thread of a multi-thread runtime the other tasks of that thread move to another one meanwhile
+/// ([`tokio::task::block_in_place`]); those of the same task wait, and in a current-thread runtime all do. [`preloaded`](crate::preloaded)
+/// awaits the preloads without any of that, and a pool does so by itself before it starts workers.
+///
+/// They run, and are waited for, once more where another fork server is needed: it was killed, or the thread that spawns has
+/// other rights than the one that called `preload`.
+///
+/// `f` must leave no thread behind: forking would then be unsafe, and every child would be exec'd instead, at some ten times
+/// the cost.
+///
+/// # Errors
+/// `NotInitialized` without [`run`](crate::run), [`init`](crate::init) or `test_support!`; `Forked` in a process that was forked from one that
+/// uses the crate; one that says so if the fork server makes children already. If `f` panics, each spawn is an error of kind `Spawn`,
+/// and so it is if the fork server cannot be started; the next spawn tries again.
 ///
 /// ```
 /// use multiprocess::{self as mp, Process};
@@ -283,12 +298,11 @@ where
 {
     const { captures_nothing::<F>() };
     origin()?;
-    if super::client::is_connected() {
-        let why = "preload must be called before the first spawn: the fork server already runs";
-        return Err(Error::other(why));
-    }
-    PRELOAD.lock().unwrap_or_else(PoisonError::into_inner).push(Call::of(f));
-    Ok(())
+    super::client::preload(Call::of(f))
+}
+
+pub(super) fn add_preload(call: Call) {
+    PRELOAD.lock().unwrap_or_else(PoisonError::into_inner).push(call);
 }
 
 pub(super) fn preloads() -> Vec<Call> {

@@ -1,12 +1,15 @@
 //! This process's connection to the fork server.
 //!
 //! # State
-//! One connection, made at the first spawn and again when the server is gone, with what was last sent over it. Spare
+//! One connection, made at the first spawn and again when the server is gone, with what was last sent over it. Before it there may
+//! be a server that is starting: it runs what was preloaded, and has not been told to serve. Spare
 //! children come over it if spawns follow each other closely, and wait in it.
 //! One pipe, the lifeline, whose write end only this process ever holds; another one where this process has become
 //! another user, who may not open the first one again.
 //!
 //! # Moves
+//! The first preload starts a server; it, and each later one, is told what to run and not waited for. The first spawn tells it to
+//! serve, and waits until it does.
 //! An order is followed by the word to begin, once it is known that the caller has the rights that the server has; it is found
 //! out while the child gets ready.
 //! An order goes straight to a spare child, which reports over the socket that it was told by. Without one it goes to
@@ -32,7 +35,7 @@
 use super::door::{self, is_gone};
 use super::entry::Call;
 use super::info::{self, ProcessInfo};
-use super::protocol::{self, Answer, Base, Born, Order, Reply, Report, Request, Role, Variables};
+use super::protocol::{self, Answer, Base, Born, Order, Preparation, Reply, Report, Request, Role, Variables};
 use super::{StartMethod, boot, server};
 use crate::error::{Error, Result};
 use crate::os::{
@@ -148,14 +151,28 @@ pub(super) struct Start<'a> {
 /// The child, and the socket that its outcome comes over.
 pub(super) type Started = (Arc<Child>, OwnedFd);
 
-static CLIENT: Mutex<Client> = Mutex::new(Client { connection: None, watcher: None, retired: Vec::new() });
+static CLIENT: Mutex<Client> =
+    Mutex::new(Client { starting: None, connection: None, watcher: None, retired: Vec::new() });
 
 struct Client {
+    /// A server that preloads, until there is a connection.
+    starting: Option<Starting>,
     connection: Option<Connection>,
     /// The task that restarts the server when it dies.
     watcher: Option<tokio::task::JoinHandle<()>>,
     /// Servers from before this process had other rights: each ends with the last of its children.
     retired: Vec<exec::Process>,
+}
+
+/// A server that was started and has not been told to serve.
+struct Starting {
+    /// As that of a [`Connection`].
+    _private: fork::Private,
+    socket: OwnedFd,
+    process: exec::Process,
+    credentials: Credentials,
+    /// Where it is, if that is known.
+    directory: Option<(u64, u64)>,
 }
 
 struct Connection {
@@ -246,23 +263,37 @@ enum Ordered {
     Elsewhere(String),
 }
 
-pub(super) fn is_connected() -> bool {
-    Client::get().connection.is_some()
-}
-
-/// A fork server has been started, or found, since this process began.
-static HAS_SERVER: AtomicBool = AtomicBool::new(false);
+/// A fork server that this process has started, or found, serves: what is preloaded has run.
+static SERVES: AtomicBool = AtomicBool::new(false);
 
 /// Whether the next spawn would wait for what is preloaded.
 pub(crate) fn must_preload() -> bool {
-    !HAS_SERVER.load(Relaxed) && !boot::preloads().is_empty()
+    !SERVES.load(Relaxed) && !boot::preloads().is_empty()
+}
+
+/// Has the fork server run `call` before it makes children; it is started for that, and not waited for.
+pub(super) fn preload(call: Call) -> Result<()> {
+    let failed = |error| protocol::spawn_error("nothing can be preloaded", error);
+    fork::check().map_err(failed)?;
+    let is_late = || Err(Error::other("preload must be called before the first spawn: the fork server already runs"));
+    if SERVES.load(Relaxed) {
+        return is_late();
+    }
+    let mut client = Client::get();
+    if client.connection.is_some() {
+        return is_late();
+    }
+    boot::add_preload(call);
+    client.begin_preload(call);
+    Ok(())
 }
 
 /// Resolves when what was given to [`preload`](crate::preload) has run, and a spawn waits for nothing any more. It starts the fork
-/// server if it does not run yet, and waits on a thread of tokio's blocking pool, so other tasks go on meanwhile.
+/// server if it does not run yet, and waits on a thread of tokio's blocking pool, so other tasks go on meanwhile. After it
+/// nothing more can be preloaded.
 ///
-/// Without it the first [`Process::spawn`](crate::Process::spawn) waits for the preloads, and its thread stands as long. A
-/// [`Pool`](crate::Pool) awaits it by itself before it starts workers. Dropped, the preloads go on.
+/// Without it a [`Process::spawn`](crate::Process::spawn) that comes before the preloads are done waits for them; [`preload`](crate::preload)
+/// says what stands meanwhile. A [`Pool`](crate::Pool) awaits it by itself before it starts workers. Dropped, the preloads go on.
 ///
 /// ```
 /// use multiprocess as mp;
@@ -281,7 +312,7 @@ pub async fn preloaded() -> Result<()> {
     fork::check().map_err(failed)?;
     boot::origin()?;
     server::refuse_in_preload()?;
-    if HAS_SERVER.load(Relaxed) {
+    if SERVES.load(Relaxed) {
         return Ok(());
     }
     let runtime = tokio::runtime::Handle::try_current().map_err(|error| failed(io::Error::other(error)))?;
@@ -294,10 +325,18 @@ pub(super) fn start(start: &Start<'_>) -> Result<Started> {
     fork::check().map_err(|error| protocol::spawn_error(format!("process {} cannot be started", start.name), error))?;
     boot::origin()?;
     server::refuse_in_preload()?;
+    if must_preload() {
+        // Before the lock is taken: others wait for that.
+        reactor::block_in_place(|| Client::get().connected(false).map(drop))?;
+    }
     let mut client = Client::get();
     client.reap_retired();
     let (mut last, mut begins_here) = (None, false);
     for _ in 0..8 {
+        if must_preload() {
+            // The server was killed, or has other rights.
+            reactor::block_in_place(|| client.connected(begins_here).map(drop))?;
+        }
         match client.connected(begins_here)?.order(start)? {
             Ordered::Started(started) => {
                 client.watch();
@@ -326,22 +365,57 @@ impl Client {
 
     /// `begins_here`: to a server that is started by this thread, if there is no connection yet.
     fn connected(&mut self, begins_here: bool) -> Result<&mut Connection> {
-        match &mut self.connection {
-            Some(connection) => Ok(connection),
-            none => {
-                let credentials = own_credentials()?;
-                let running = if begins_here { None } else { connect_to_running(&credentials)? };
-                let made = match running {
-                    Some(connection) => connection,
-                    None => start_server(&credentials)?,
-                };
-                HAS_SERVER.store(true, Relaxed);
-                Ok(none.insert(made))
+        if self.connection.is_none() {
+            let credentials = own_credentials()?;
+            let running = if begins_here { None } else { connect_to_running(&credentials)? };
+            let made = match running {
+                Some(connection) => connection,
+                None => start_server(self.starting_like(&credentials), &credentials)?,
+            };
+            self.connection = Some(made);
+            SERVES.store(true, Relaxed);
+        }
+        self.connection.as_mut().ok_or_else(|| Error::other("there is no connection to a fork server"))
+    }
+
+    /// Has a server that starts run `call`, which is among what is preloaded already. If that fails, the next spawn starts one that runs all.
+    fn begin_preload(&mut self, call: Call) {
+        // The server that this process descends from has preloaded what there was.
+        if boot::origin().is_ok_and(|origin| origin.intake.is_some()) {
+            return;
+        }
+        let Some(starting) = &self.starting else {
+            match own_credentials().and_then(|credentials| Starting::begin(&credentials)) {
+                Ok(starting) => self.starting = Some(starting),
+                Err(error) => tracing::debug!(%error, "cannot preload yet; the first spawn tries again"),
             }
+            return;
+        };
+        // One that is gone says why when it is asked to serve.
+        let told = protocol::try_send(starting.socket.as_fd(), &Preparation::Preload(call));
+        if told.is_err_and(|error| !is_gone(&error)) {
+            self.discard_starting();
         }
     }
 
+    /// The server that starts, if its children would have these rights.
+    fn starting_like(&mut self, credentials: &Credentials) -> Option<Starting> {
+        if self.starting.as_ref().is_some_and(|starting| starting.credentials != *credentials) {
+            self.discard_starting();
+        }
+        self.starting.take()
+    }
+
+    /// Lets go of a server that starts. It ends at the latest when it has preloaded, as this process may not be allowed to kill it any
+    /// more, and is reaped later.
+    fn discard_starting(&mut self) {
+        let Some(Starting { process, .. }) = self.starting.take() else { return };
+        let _ = pidfd::signal(process.pidfd(), Signal::KILL);
+        self.reap_later(process);
+    }
+
     fn lose(&mut self) {
+        SERVES.store(false, Relaxed);
         if let Some(server) = self.connection.take().and_then(|connection| connection.server) {
             // It has closed its socket, so it is ending.
             server.end();
@@ -352,6 +426,7 @@ impl Client {
     /// go on, and it with them, but no order is given to it, or to a spare child of it, any more.
     fn retire(&mut self, why: &str) {
         let Some(mut connection) = self.connection.take() else { return };
+        SERVES.store(false, Relaxed);
         tracing::info!(%why, "the children of this process come from another fork server from now on");
         if let Some(watcher) = self.watcher.take() {
             watcher.abort(); // It holds the connection, with which the server ends.
@@ -363,14 +438,21 @@ impl Client {
         if let Err(error) = told {
             tracing::debug!(%error, "cannot tell a fork server that no order will come");
         }
-        let Some(server) = connection.server.take() else { return };
+        if let Some(server) = connection.server.take() {
+            self.reap_later(server);
+        }
+    }
+
+    /// Sees to it that no zombie is left of a server that ends by itself.
+    fn reap_later(&mut self, server: exec::Process) {
         let pidfd = server.pidfd().try_clone_to_owned();
         self.retired.push(server);
         // Without a runtime the next spawn reaps it.
         if let (Ok(pidfd), Ok(runtime)) = (pidfd, tokio::runtime::Handle::try_current()) {
             runtime.spawn(async move {
                 if info::until_exit(pidfd).await.is_ok() {
-                    Client::get().reap_retired();
+                    // On a thread of its own: whoever has the lock may wait for what the next server preloads.
+                    tokio::task::spawn_blocking(|| Client::get().reap_retired());
                 }
             });
         }
@@ -413,7 +495,12 @@ pub(super) fn watch_server() {
     if fork::is_forked() {
         return;
     }
-    Client::get().watch();
+    match CLIENT.try_lock() {
+        Ok(mut client) => client.watch(),
+        // Whoever has the lock waits for what is preloaded, and no task waits for that here. The next one to look watches it.
+        Err(_) if must_preload() => {}
+        Err(_) => Client::get().watch(),
+    }
 }
 
 /// Starts another server if this process's is gone; the connection there is then.
@@ -460,47 +547,67 @@ fn connection_pair() -> Result<(OwnedFd, OwnedFd)> {
 /// So many servers may be killed before they are ready: who kills each one that comes has to stop first.
 const STARTS: usize = 4;
 
-fn start_server(credentials: &Credentials) -> Result<Connection> {
-    let mut made = try_start_server(credentials);
+/// A server of this process that serves: the one that is `starting`, or else a new one.
+fn start_server(starting: Option<Starting>, credentials: &Credentials) -> Result<Connection> {
+    let begin = |starting: Option<Starting>| starting.map_or_else(|| Starting::begin(credentials), Ok);
+    let mut made = begin(starting).and_then(Starting::serve);
     for _ in 1..STARTS {
         match &made {
-            Err(error) if door::was_hit(error) => made = try_start_server(credentials),
+            Err(error) if door::was_hit(error) => made = begin(None).and_then(Starting::serve),
             _ => break,
         }
     }
     made
 }
 
-fn try_start_server(credentials: &Credentials) -> Result<Connection> {
-    let failed = |error| protocol::spawn_error("the fork server cannot be started", error);
-    if credentials.counts_children_elsewhere() {
-        let why = "this thread's children would be in another pid namespace (unshare or setns with CLONE_NEWPID), where \
-                   nobody here could tell who they are: spawn from a thread that has not changed it";
-        return Err(failed(io::Error::other(why)));
+impl Starting {
+    /// Starts a server, which preloads what there is so far.
+    fn begin(credentials: &Credentials) -> Result<Self> {
+        let failed = |error| protocol::spawn_error("the fork server cannot be started", error);
+        if credentials.counts_children_elsewhere() {
+            let why = "this thread's children would be in another pid namespace (unshare or setns with CLONE_NEWPID), where \
+                       nobody here could tell who they are: spawn from a thread that has not changed it";
+            return Err(failed(io::Error::other(why)));
+        }
+        let program = boot::program()?;
+        let family = Family::get().map_err(failed)?;
+        // The root's, but for who may not open that again: it ends with this process then, and so do its children.
+        let lifeline = match &boot::origin()?.root_lifeline {
+            Some(root) => signal::reopen(root.as_fd()).or_else(|_| reopened_lifeline()).map_err(failed)?,
+            None => reopened_lifeline().map_err(failed)?,
+        };
+        let fds: Vec<_> = [program.as_fd(), lifeline.as_fd()].into_iter().chain(family.descriptors()).collect();
+        // It gets its environment by order; its streams are closed once it has preloaded.
+        let role = Role::Server { preload: boot::preloads(), credentials: credentials.clone() };
+        let (ours, theirs) = connection_pair()?;
+        let directory = working_directory().ok();
+        let process = door::start(program.as_fd(), &Variables::of_this_process(), role, &fds, (&ours, theirs));
+        let process = process.map_err(failed)?;
+        // The server is where this process was, if that was the same place all the while.
+        let directory = directory.filter(|before| working_directory().is_ok_and(|now| now == *before));
+        let (_private, credentials) = (fork::Private::mark(ours.as_fd()), credentials.clone());
+        Ok(Self { _private, socket: ours, process, credentials, directory })
     }
-    let program = boot::program()?;
-    let family = Family::get().map_err(failed)?;
-    // The root's, but for who may not open that again: it ends with this process then, and so do its children.
-    let lifeline = match &boot::origin()?.root_lifeline {
-        Some(root) => signal::reopen(root.as_fd()).or_else(|_| reopened_lifeline()).map_err(failed)?,
-        None => reopened_lifeline().map_err(failed)?,
-    };
-    let fds: Vec<_> = [program.as_fd(), lifeline.as_fd()].into_iter().chain(family.descriptors()).collect();
-    // It gets its environment by order; its streams are closed once it has preloaded.
-    let role = Role::Server { preload: boot::preloads(), credentials: credentials.clone() };
-    let (ours, theirs) = connection_pair()?;
-    let directory = working_directory().ok();
-    let process = door::start(program.as_fd(), &Variables::of_this_process(), role, &fds, (&ours, theirs));
-    let process = process.map_err(failed)?;
-    let ready = door::hear_ready(&ours, &process, "the fork server")?;
-    if ready.must_exec {
-        warn_of_exec();
+
+    /// Waits until it has preloaded and serves.
+    fn serve(self) -> Result<Connection> {
+        let Self { socket, process, credentials, directory, _private } = self; // Dropped the other way round.
+        if let Err(error) = protocol::send(socket.as_fd(), &Preparation::Serve, &[], &[])
+            && !is_gone(&error)
+        {
+            process.end();
+            return Err(protocol::spawn_error("the fork server cannot be told to serve", error));
+        }
+        // One that is gone has said why, or its end tells.
+        let ready = door::hear_ready(&socket, &process, "the fork server")?;
+        if ready.must_exec {
+            warn_of_exec();
+        }
+        let base = Base { credentials, attributes: ready.attributes };
+        let mut connection = Connection::new(socket, Some(process), base);
+        connection.directory = directory;
+        Ok(connection)
     }
-    let base = Base { credentials: credentials.clone(), attributes: ready.attributes };
-    let mut connection = Connection::new(ours, Some(process), base);
-    // The server is where this process was, if that was the same place all the while.
-    connection.directory = directory.filter(|before| working_directory().is_ok_and(|now| now == *before));
-    Ok(connection)
 }
 
 /// Once, whether or not the program collects what is traced.

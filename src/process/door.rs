@@ -219,7 +219,14 @@ fn hear(socket: &OwnedFd, process: &exec::Process, what: &str) -> Result<Ready> 
                 return Err(Error::new(ErrorKind::Spawn, why).with_exit_status(process.wait(None)));
             }
         }
-        return match protocol::recv::<Answer<Ready>>(socket.as_fd()) {
+        let answer = match protocol::recv::<Answer<Ready>>(socket.as_fd()) {
+            // It has ended with something of ours unread. What it has said before that is still there.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                protocol::recv::<Answer<Ready>>(socket.as_fd())
+            }
+            answer => answer,
+        };
+        return match answer {
             Ok(Some((answer, _))) => answer,
             Ok(None) => Err(ended(process, what)),
             Err(error) if is_gone(&error) => Err(ended(process, what)),
@@ -247,8 +254,9 @@ fn wait_for_either(socket: &OwnedFd, process: &exec::Process, what: &str) -> io:
 
 fn tell_of_slow_start(pid: u32, what: &str) {
     let seconds = PATIENCE.as_secs();
+    let cause = if boot::preloads().is_empty() { "" } else { ", and has not run what is preloaded" };
     let why = format!(
-        "{what} (pid {pid}) has not reached `multiprocess::run` or `init` after {seconds} s: whatever `main` does before \
+        "{what} (pid {pid}) has not reached `multiprocess::run` or `init`{cause} after {seconds} s: whatever `main` does before \
          is done in each process that the program starts; still waiting"
     );
     tracing::warn!("{why}");

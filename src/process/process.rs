@@ -84,7 +84,7 @@ pub enum StartMethod {
 /// | umask, all resource limits | the spawn | [`umask`](ProcessBuilder::umask), [`memory_limit`](ProcessBuilder::memory_limit), [`descriptor_limit`](ProcessBuilder::descriptor_limit) |
 /// | nice value, CPUs | the spawn, those of the parent's main thread | [`nice`](ProcessBuilder::nice), [`cpus`](ProcessBuilder::cpus) |
 /// | user, groups, capabilities and the other rights | the spawn, those of the thread that spawns | give them up before the spawn |
-/// | `oom_score_adj`, control group, scheduling policy, process group and session | the start of the fork server, at the first spawn | the function itself |
+/// | `oom_score_adj`, control group, scheduling policy, process group and session | the start of the fork server, at the first `preload` or spawn | the function itself |
 /// | open descriptors, memory, threads, timers, locks | never | arguments |
 ///
 /// What the child may not have stays as it was when the fork server started: without a privilege no nice value can be
@@ -188,6 +188,10 @@ enum Inbox {
 
 impl<R: DeserializeOwned + 'static> Process<R> {
     /// Starts a process that runs `f(args..)`. Returns as soon as it exists; it does not wait for the function.
+    ///
+    /// It takes well below a millisecond, but for the first one, which starts the fork server, as one does after that was killed or
+    /// the rights of the thread have changed: that takes some milliseconds, and as long as what is given to
+    /// [`preload`](crate::preload) has not run yet. [`preloaded`](crate::preloaded) awaits that without a thread that stands.
     ///
     /// # Errors
     /// `NotInitialized` without [`run`](crate::run), [`init`](crate::init) or `test_support!`; `Encode` if an
@@ -816,8 +820,7 @@ impl ProcessBuilder {
     /// sends it to each process of a service), SIGHUP and SIGQUIT do nothing in it, so that the process that spawns it
     /// can decide; see [`shutdown_signal`](crate::shutdown_signal). [`terminate`](Process::terminate) and
     /// [`interrupt`](Process::interrupt) then do nothing either, [`kill`](Process::kill) does. Programs that it executes
-    /// start with the default actions. A signal that is sent to this process alone in the moment of its start may still end
-    /// it. Default: false; the workers of a pool and the process of a manager are shielded.
+    /// start with the default actions. So it is from the moment at which the spawn returns. Default: false; the workers of a pool and the process of a manager are shielded.
     ///
     /// ```
     /// use multiprocess::{self as mp, Process};

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! starter -> started  Hello, then Addressed                      over the socket that a process was started with
-//! starter -> server   Hello::Server, answered by Ready           over the socket the server was started with
+//! starter -> server   Hello::Server, then Preparation::Preload, any number, then Preparation::Serve, answered by Ready;
+//!                     or an error in place of Ready, at any time  over the socket the server was started with
 //! anyone  -> server   one empty frame with a socket in it        over the intake: a new connection
 //! anyone  -> server   Request::Child + Order + arguments, answered by Reply::Child      over its connection
 //! anyone  -> server   Request::Spares, answered by a Reply::Spare for each              over its connection
@@ -96,7 +97,16 @@ pub(super) struct Named {
     pub(super) identity: named::Identity,
 }
 
-/// The server's answer to its Hello.
+/// What a starter says to a fork server that has its role and does not serve yet.
+#[derive(Serialize, Deserialize)]
+pub(super) enum Preparation {
+    /// Run this, too. No answer.
+    Preload(Call),
+    /// There is no more to run: serve. Answered by [`Ready`].
+    Serve,
+}
+
+/// The server's answer when it begins to serve.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Ready {
     /// It had threads before `init`, and so must exec every child.

@@ -5,7 +5,8 @@
 //! shall have, and the lifeline that its spares are tied to. All of it belongs to this one thread.
 //!
 //! # Moves
-//! An order comes: fork (or exec) a child, hand it on, answer with pid and pidfd. Spares are asked for: fork them and
+//! It is started when the first preload is asked for, or for the first child: it runs what was preloaded, as it is told of it, until
+//! it is told to serve. An order comes: fork (or exec) a child, hand it on, answer with pid and pidfd. Spares are asked for: fork them and
 //! send them home, tied to their starter, each with the socket that takes its order and its report. A child ends: the
 //! kernel reaps it, or we do. Somebody claims a slot of the family table: watch it, and bury it when it ends. A
 //! connection hangs up: forget it, and end if it was the last. The root ends: the kernel kills us by the root's lifeline.
@@ -17,7 +18,8 @@
 //! 3. A child never runs on with a descriptor of ours: `private` names them all.
 //!
 //! # Death
-//! Killed before the fork: the order's report socket hangs up, so the starter knows that no child was born, starts
+//! Killed while it preloads, or before it is told to serve: its starter finds out when it wants a child, and starts another
+//! one, which preloads all of it. Killed before the fork: the order's report socket hangs up, so the starter knows that no child was born, starts
 //! another server and orders again. Killed after it: the child says so over that socket, and its starter adopts
 //! it. Spares that have gone home stay good. Its children go on; the next server watches those with a slot and buries
 //! them, and init reaps them. A starter ends: the kernel kills its spares by its lifeline, and its connection hangs up.
@@ -28,7 +30,9 @@
 
 use super::boot::{self, Origin};
 use super::entry::{self, Call, Executor, Outcome};
-use super::protocol::{self, Answer, Base, Born, Descriptors, Order, Ready, Reply, Report, Request, Role, Variables};
+use super::protocol::{
+    self, Answer, Base, Born, Descriptors, Order, Preparation, Ready, Reply, Report, Request, Role, Variables,
+};
 use super::{StartMethod, child, door};
 use crate::error::{Error, ErrorKind, PanicInfo, Result};
 use crate::os::spawn::{self, Fork, SingleThreaded};
@@ -164,17 +168,18 @@ impl Server {
         let lifeline = boot::origin()?.root_lifeline.as_ref().ok_or_else(gone)?;
         let tie = signal::reopen(lifeline.as_fd()).and_then(signal::die_with).map_err(failed)?.ok_or_else(gone)?;
         PRELOADS.store(true, Relaxed);
-        if !preload.is_empty() {
-            *STARTER.lock().unwrap_or_else(PoisonError::into_inner) = starter.try_clone_to_owned().ok();
-            entry::tell_of_fatal_panics(hand_over);
-            let done = entry::outside_runtime(|| run_preloads(preload)).map_err(failed);
-            *STARTER.lock().unwrap_or_else(PoisonError::into_inner) = None;
-            done??;
-            profile::write(); // Its children count for themselves.
+        let mut has_preloaded = !preload.is_empty();
+        run_for(starter, preload)?;
+        while let Some(call) = next_preload(starter).map_err(failed)? {
+            has_preloaded = true;
+            run_for(starter, &[call])?;
         }
         PRELOADS.store(false, Relaxed);
+        if has_preloaded {
+            profile::write(); // Its children count for themselves.
+        }
         // Only a preload could have started a thread since.
-        let single = if preload.is_empty() { single } else { single.and_then(|_| SingleThreaded::check_soon()) };
+        let single = if has_preloaded { single.and_then(|_| SingleThreaded::check_soon()) } else { single };
         let _ = std::io::stdout(); // Made here once rather than in every child.
         child::rehearse(Some(socket::packet_pair().map_err(failed)?))?;
         let nowhere = exec::nowhere_to_write().map_err(failed)?;
@@ -587,6 +592,27 @@ fn hand_over(panic: &PanicInfo) {
 
 fn preload_failed(error: Error) -> Error {
     Error::new(ErrorKind::Spawn, format!("a preload function failed: {error}")).with_source(error)
+}
+
+/// What the starter has to preload beyond that which came with the role, as it comes; `None` when it wants children.
+fn next_preload(starter: BorrowedFd<'_>) -> io::Result<Option<Call>> {
+    match protocol::recv::<Preparation>(starter)? {
+        Some((Preparation::Preload(call), _)) => Ok(Some(call)),
+        Some((Preparation::Serve, _)) => Ok(None),
+        None => spawn::exit_now(0), // It has let go of this server before it had a child.
+    }
+}
+
+/// Runs what is preloaded; a panic that ends this process is told to the starter.
+fn run_for(starter: BorrowedFd<'_>, preload: &[Call]) -> Result<()> {
+    if preload.is_empty() {
+        return Ok(());
+    }
+    *STARTER.lock().unwrap_or_else(PoisonError::into_inner) = starter.try_clone_to_owned().ok();
+    entry::tell_of_fatal_panics(hand_over);
+    let done = entry::outside_runtime(|| run_preloads(preload));
+    *STARTER.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    done.map_err(|error| protocol::spawn_error("the fork server cannot start", error))?
 }
 
 fn run_preloads(preload: &[Call]) -> Result<()> {
