@@ -595,7 +595,11 @@ async fn what_cannot_be_read_is_the_error_of_its_item_however_often() -> mp::Res
     while let Some(result) = within(results.next()).await {
         assert_eq!(result.unwrap_err().kind(), ErrorKind::Io);
     }
-    assert_eq!(pool.apply(pid, ()).await?, worker);
+    // The time of the one before is not its time.
+    assert_eq!(pool.apply(pid, ()).timeout(10 * MS).grace(5 * MS).retries(100).await?, worker);
+    std::thread::sleep(30 * MS);
+    let error = within(pool.apply(|_: mp::Fd<std::fs::File>| (), (file(0),)).retries(1)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Io, "{error}");
     Ok(())
 }
 
@@ -1179,6 +1183,7 @@ async fn no_time_at_all_and_odd_numbers_are_no_mistake_or_an_error() -> mp::Resu
     let _deadline = Deadline::start();
     let zero = Duration::ZERO;
     let pool = Pool::builder().workers(1).exit_timeout(zero).idle_timeout(zero).tasks_jitter(usize::MAX).build()?;
+    let start = Instant::now();
     for grace in [zero, 5 * MS] {
         let (first, second) = futures::join!(
             pool.apply(stuck, ()).timeout(zero).grace(grace),
@@ -1186,6 +1191,8 @@ async fn no_time_at_all_and_odd_numbers_are_no_mistake_or_an_error() -> mp::Resu
         );
         assert_eq!([first, second].map(|result| result.unwrap_err().kind()), [ErrorKind::Timeout; 2]);
     }
+    // Also of one that was given to a worker while that started, which may take ten seconds.
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
     // What waits has not run out of its time, and what has begun is no end that is late.
     let (begun, go) = (Queue::unbounded()?, Queue::unbounded()?);
     let first = pool.apply_async(say_and_wait, (begun.clone(), go.clone()));

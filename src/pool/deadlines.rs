@@ -93,7 +93,9 @@ impl State {
             _ => later(now, timeout.max(AGAIN)),
         };
         if now < due {
-            return self.at(due.max(now + AGAIN), Event::Overrun(place), after);
+            // It may begin long before that, and then has no more than its time.
+            let next = due.min(later(now, timeout)).max(now + AGAIN);
+            return self.at(next, Event::Overrun(place), after);
         }
         if proc::is_runnable(worker.pid) {
             // On a busy machine it has not had its turn; it is neither stopped nor frozen.
