@@ -28,8 +28,12 @@ pub(crate) fn limit() -> Option<u64> {
     getrlimit(Resource::As).current
 }
 
-/// What a process may need to say why it ends, at the limit of its memory.
-pub(crate) const SPARE: u64 = 64 << 20;
+/// Address space that a process may need to say why it ends, at the limit of its memory. Where a stack is asked for, the
+/// program's file is mapped, and what it says of lines is unpacked: without room for that the standard library hangs.
+pub(crate) fn spare() -> u64 {
+    let program = std::fs::metadata("/proc/self/exe").map_or(0, |program| program.len());
+    program.saturating_mul(4).saturating_add(64 << 20)
+}
 
 /// Lets this process use what was kept for its end: a panic is about to be told.
 pub(crate) fn use_spare() {
