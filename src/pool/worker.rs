@@ -101,7 +101,7 @@ impl Conditions {
             if let Some(limit) = limit {
                 let least = |limit| getrlimit(resource).maximum.map_or(limit, |maximum| maximum.min(limit));
                 // A panic at the limit needs memory for what it says.
-                let spare = if resource == Resource::As { memory::SPARE } else { 0 };
+                let spare = if resource == Resource::As { memory::spare() } else { 0 };
                 let limits = Rlimit { current: Some(least(limit)), maximum: Some(least(limit.saturating_add(spare))) };
                 setrlimit(resource, limits).map_err(|error| failed("limits", error))?;
             }
@@ -163,6 +163,8 @@ impl Desk {
             (self.bytes, self.fds) = (Vec::new(), Vec::new());
         }
         self.look();
+        // Its limit is not that of the next, which may be one that cannot be read.
+        self.header = None;
         if let Some(order) = self.order.take() {
             self.lane.finish(order);
         }
