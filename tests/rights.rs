@@ -24,6 +24,7 @@ const SCENARIOS: &[Scenario] = scenarios! {
     a_thread_that_is_another_user_gets_children_of_that_user
     a_child_that_gives_up_root_gets_no_child_with_it
     a_child_keeps_what_its_parent_has_of_capabilities_and_no_more
+    capabilities_that_root_has_dropped_do_not_come_back_before_init
     promises_and_filters_of_the_parent_hold_in_later_children
     a_child_has_the_root_directory_and_the_namespaces_of_its_parent
     a_child_of_a_new_user_namespace_is_in_it
@@ -46,7 +47,11 @@ const SCENARIOS: &[Scenario] = scenarios! {
     a_refused_system_call_that_is_needed_is_an_error_that_says_so
 };
 
+/// What is permitted to this process where `main` begins; a forked child has it from the fork server.
+static AT_BEGIN: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
+
 fn main() -> ExitCode {
+    AT_BEGIN.get_or_init(permitted);
     mp::init();
     if let Some(name) = std::env::var_os("SCENARIO") {
         let parts: &[Scenario] = scenarios! { spawns_with_a_refused_call spawns_at_a_limit spawns_at_this_limit };
@@ -292,6 +297,31 @@ fn a_child_keeps_what_its_parent_has_of_capabilities_and_no_more() {
         for _ in 0..3 {
             let mut afresh = Process::builder().start_method(mp::StartMethod::Spawn).spawn(rights, ()).unwrap();
             assert_eq!(sets(afresh.join().await.unwrap()), less);
+        }
+    });
+}
+
+fn permitted() -> u64 {
+    rustix::thread::capabilities(None).unwrap().permitted.bits()
+}
+
+fn permitted_at_begin_and_now() -> (u64, u64) {
+    (*AT_BEGIN.get().unwrap(), permitted())
+}
+
+fn capabilities_that_root_has_dropped_do_not_come_back_before_init() {
+    let mut sets = rustix::thread::capabilities(None).unwrap();
+    if !is_root() || !can("giving up a capability", sets.permitted.contains(CapabilitySet::KILL)) {
+        return;
+    }
+    block_on(async {
+        sets.effective.remove(CapabilitySet::KILL);
+        sets.permitted.remove(CapabilitySet::KILL);
+        rustix::thread::set_capabilities(None, sets).unwrap();
+        let mine = permitted();
+        for method in [mp::StartMethod::ForkServer, mp::StartMethod::Spawn] {
+            let child = Process::builder().start_method(method).spawn(permitted_at_begin_and_now, ());
+            assert_eq!(child.unwrap().await.unwrap(), (mine, mine), "{method:?}");
         }
     });
 }

@@ -6,9 +6,7 @@ use rustix::fs::Mode;
 use rustix::process::{Resource, Rlimit, getpid, getpriority_process, getrlimit, setpriority_process, setrlimit};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde::{Deserialize, Serialize};
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 
 /// Those of a process, or only some of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,7 +20,6 @@ pub(crate) struct Attributes {
 /// What makes it cheaper to look again.
 #[derive(Default)]
 pub(crate) struct Kept {
-    status: Option<File>,
     cpus: Option<(CpuSet, Vec<usize>)>,
 }
 
@@ -59,14 +56,15 @@ const RESOURCES: [Resource; 16] = [
 
 impl Attributes {
     /// All of this process. Nice value and CPUs, which the kernel keeps for each thread, are those of the main thread.
-    /// `kept` is kept between two calls of one process, which makes the next one cheaper.
-    pub(crate) fn of_this_process(kept: &mut Kept) -> Self {
+    /// `kept` is kept between two calls of one process, which makes the next one cheaper. No system call reads the `umask`
+    /// without changing it for a moment, for every thread: it comes with the [credentials](super::credentials).
+    pub(crate) fn of_this_process(kept: &mut Kept, umask: Option<u32>) -> Self {
         let limit = |(at, resource)| {
             let Rlimit { current, maximum } = getrlimit(resource);
             (at, current, maximum)
         };
         Self {
-            umask: umask(&mut kept.status),
+            umask,
             nice: getpriority_process(Some(getpid())).ok(),
             cpus: sched_getaffinity(Some(getpid())).ok().map(|cpus| kept.list(cpus)),
             limits: RESOURCES.into_iter().enumerate().map(limit).collect(),
@@ -82,6 +80,11 @@ impl Attributes {
             cpus: self.cpus.filter(|cpus| Some(cpus) != other.cpus.as_ref()),
             limits: self.limits,
         }
+    }
+
+    /// These, if there are any: nothing at all costs a child the fewest pages.
+    pub(crate) fn any(self) -> Option<Self> {
+        Some(self).filter(|these| *these != Self::default())
     }
 
     /// Limits both the soft and the hard value of a resource.
@@ -159,19 +162,6 @@ fn set(cpus: &[usize]) -> CpuSet {
     set
 }
 
-/// There is no system call that reads it without changing it for a moment, for every thread.
-fn umask(status: &mut Option<File>) -> Option<u32> {
-    let file = match status {
-        Some(file) => file,
-        none => none.insert(File::open("/proc/self/status").ok()?),
-    };
-    let mut text = [0; 256];
-    let len = file.read_at(&mut text, 0).ok()?;
-    let text = String::from_utf8_lossy(text.get(..len)?);
-    let line = text.lines().find_map(|line| line.strip_prefix("Umask:"))?;
-    u32::from_str_radix(line.trim(), 8).ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -179,11 +169,11 @@ mod tests {
     #[test]
     fn what_did_not_change_is_not_passed_on() {
         let mut kept = Kept::default();
-        let mine = Attributes::of_this_process(&mut kept);
-        assert!(mine.umask.is_some() && mine.nice.is_some() && mine.cpus.as_ref().is_some_and(|cpus| !cpus.is_empty()));
+        let mine = Attributes::of_this_process(&mut kept, Some(0o22));
+        assert!(mine.nice.is_some() && mine.cpus.as_ref().is_some_and(|cpus| !cpus.is_empty()));
         assert_eq!(mine.limits.len(), RESOURCES.len());
-        let again = Attributes::of_this_process(&mut kept);
-        assert_eq!(again.other_than(&mine), Attributes::default());
+        let again = Attributes::of_this_process(&mut kept, Some(0o22));
+        assert_eq!(again.other_than(&mine).any(), None);
         let mut other = mine.clone();
         other.nice = Some(19);
         other.limits[7].1 = Some(77);

@@ -43,9 +43,30 @@ pub(crate) fn came_by_exec() -> bool {
     is_secure && WERE_FINAL.load(Relaxed) != YES && !is_explained()
 }
 
-/// Whether an exec of `program` could give rights. What cannot be found out counts as yes.
+/// Whether an exec of `program` by this thread could give rights. What cannot be found out counts as yes.
 pub(crate) fn may_come_from(program: BorrowedFd<'_>) -> bool {
-    !MAY_BE_GIVEN.load(Relaxed) && may_come_from_file(&format!("/proc/self/fd/{}", program.as_raw_fd()))
+    !MAY_BE_GIVEN.load(Relaxed)
+        && (come_back_to_root() || may_come_from_file(&format!("/proc/self/fd/{}", program.as_raw_fd())))
+}
+
+/// Whether an exec gives this thread capabilities that it has dropped: those of the user 0 are permitted again, as far as
+/// the bounding set goes, and what is inheritable.
+fn come_back_to_root() -> bool {
+    use rustix::process::{geteuid, getuid};
+    use rustix::thread::{self, CapabilitiesSecureBits, CapabilitySet};
+    let is_root = getuid().is_root() || geteuid().is_root();
+    let are_kept_from_root =
+        || thread::capabilities_secure_bits().is_ok_and(|bits| bits.contains(CapabilitiesSecureBits::NO_ROOT));
+    if !is_root || are_kept_from_root() {
+        return false;
+    }
+    let Ok(sets) = thread::capabilities(None) else { return true };
+    let all = (0..64).map(|number| CapabilitySet::from_bits_retain(1 << number));
+    // The kernel refuses to tell of one that it does not know.
+    let mut is_bounding = all
+        .filter(|bit| !sets.permitted.contains(*bit))
+        .map_while(|bit| thread::capability_is_in_bounding_set(bit).ok());
+    !sets.permitted.contains(sets.inheritable) || is_bounding.any(|is_in| is_in)
 }
 
 fn may_come_from_file(path: &str) -> bool {

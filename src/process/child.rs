@@ -113,7 +113,7 @@ pub(super) fn rehearse(sockets: Option<(OwnedFd, OwnedFd)>) -> Result<()> {
         environment: None,
         has_directory: false,
         has_own_directory: false,
-        attributes: Attributes::default(),
+        attributes: None,
         variables: Variables::default(),
         is_shielded: false,
         leads_group: false,
@@ -201,7 +201,7 @@ fn live_here(
         }
         let tie = lifeline.map_or(Ok(tie), signal::die_with)?;
         wait_to_begin(&report)?;
-        order.attributes.take_on()?;
+        order.attributes.as_ref().map_or(Ok(()), Attributes::take_on)?;
         if order.leads_group
             && let Some(tie) = &tie
             && !signal::die_as_group(tie.as_fd())?
@@ -308,14 +308,16 @@ fn wait_for_blocking_tasks(executor: Executor) {
 
 /// The starter has made sure meanwhile that this child may do no more than itself, and says what it is like by now.
 fn wait_to_begin(report: &OwnedFd) -> io::Result<()> {
-    let word = match protocol::recv::<Attributes>(report.as_fd()) {
+    let word = match protocol::recv::<Option<Attributes>>(report.as_fd()) {
         // It has let go with something of ours unread. What it has sent before that is still there.
-        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => protocol::recv::<Attributes>(report.as_fd()),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+            protocol::recv::<Option<Attributes>>(report.as_fd())
+        }
         word => word,
     };
     match word {
         Ok(Some((attributes, _))) => {
-            attributes.take_on_what_is_permitted();
+            attributes.iter().for_each(Attributes::take_on_what_is_permitted);
             Ok(())
         }
         Ok(None) => spawn::exit_now(0), // It has let go of this child, or is gone.

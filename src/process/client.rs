@@ -40,7 +40,7 @@ use super::{StartMethod, boot, server};
 use crate::error::{Error, Result};
 use crate::os::{
     attributes::{Attributes, Kept},
-    credentials::Credentials,
+    credentials::{self, Credentials},
     exec, fork, pidfd, reactor, refuse, signal, socket,
     socket::Wait,
     spawn,
@@ -183,7 +183,7 @@ struct Connection {
     server: Option<exec::Process>,
     /// The rights of who started the server, which has no more, and what its children are like unless they are told.
     base: Base,
-    kept: Kept,
+    kept: (credentials::Kept, Kept),
     environment: Option<Variables>,
     /// Device and inode of the working directory as last sent.
     directory: Option<(u64, u64)>,
@@ -666,7 +666,7 @@ impl Connection {
             socket: Arc::new(socket),
             server,
             base,
-            kept: Kept::default(),
+            kept: Default::default(),
             environment,
             directory,
             number,
@@ -701,7 +701,7 @@ impl Connection {
             environment: is_new.then(|| environment.clone()),
             has_directory: directory.is_some(),
             has_own_directory: start.directory.is_some(),
-            attributes: start.attributes.clone(),
+            attributes: start.attributes.clone().any(),
             variables: start.variables.clone(),
             is_shielded: start.is_shielded,
             leads_group: start.leads_group,
@@ -820,12 +820,12 @@ impl Connection {
     /// Gives a child that has its order the word to begin, and the attributes of this process; or, because the rights of
     /// this thread are not those of the server, tells what differs. That child then ends without having begun.
     fn let_begin(&mut self, report: &OwnedFd) -> io::Result<Option<String>> {
-        let credentials = Credentials::of_this_thread()?;
+        let (credentials, umask) = Credentials::look(&mut self.kept.0)?;
         if credentials != self.base.credentials {
             let differs = credentials.difference(&self.base.credentials);
             return Ok(Some(format!("it has other rights by now: {differs}")));
         }
-        let attributes = Attributes::of_this_process(&mut self.kept).other_than(&self.base.attributes);
+        let attributes = Attributes::of_this_process(&mut self.kept.1, umask).other_than(&self.base.attributes).any();
         match protocol::send(report.as_fd(), &attributes, &[], &[]) {
             // Nobody there: a child that has died, or a server that died before there was one. Who waits finds out.
             Err(error) if !is_gone(&error) => Err(error),

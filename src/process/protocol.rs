@@ -156,7 +156,7 @@ pub(super) struct Order {
     /// A directory for this child comes along.
     pub(super) has_own_directory: bool,
     /// What this child shall have, whatever its starter has.
-    pub(super) attributes: Attributes,
+    pub(super) attributes: Option<Attributes>,
     /// Variables for this child.
     pub(super) variables: Variables,
     /// What is sent to a whole group to end it does nothing in this child.

@@ -38,7 +38,7 @@ use crate::error::{Error, ErrorKind, PanicInfo, Result};
 use crate::os::spawn::{self, Fork, SingleThreaded};
 use crate::os::{
     attributes::{Attributes, Kept},
-    credentials::Credentials,
+    credentials::{self, Credentials},
     eventfd, exec, pidfd,
     poll::poll,
     profile, signal, socket,
@@ -215,8 +215,8 @@ impl Server {
             exits: tells_exit.then(BTreeMap::new),
             environment: None,
         };
-        let attributes = Attributes::of_this_process(&mut Kept::default());
-        let credentials = Credentials::of_this_thread().map_err(failed)?;
+        let (credentials, umask) = Credentials::look(&mut credentials::Kept::default()).map_err(failed)?;
+        let attributes = Attributes::of_this_process(&mut Kept::default(), umask);
         // A server starts once.
         let _ = BASE.set(Base { credentials, attributes: attributes.clone() });
         let ready = Answer::<Ready>::Ok(Ready { must_exec: single.is_none(), attributes });
