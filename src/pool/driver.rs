@@ -61,6 +61,10 @@ async fn run(shared: &Arc<Shared>) {
             tokio::task::spawn_blocking(move || mail.fetch());
         }
         hires.extend(step.hires);
+        if step.is_unneeded {
+            // What is preloaded may take its time.
+            hires.drain(..).for_each(|hire: Hire| shared.not_hired(&hire, &Error::closed("pool")));
+        }
         for hire in if may_hire { std::mem::take(&mut hires) } else { Vec::new() } {
             match start(shared, &hire) {
                 Ok(process) => exits.push(end_of(hire, process, shared.settings.stderr_lines)),

@@ -111,7 +111,9 @@ impl State {
         after: &mut After,
     ) {
         let may_retry = matches!(error.kind(), ErrorKind::ProcessDied | ErrorKind::MemoryLimit | ErrorKind::Timeout);
-        if !may_retry || chunk.attempt >= group.options.retries || group.items().is_cancelled {
+        // Once the pool has ended nobody would run it.
+        let is_last = chunk.attempt >= group.options.retries || self.is_terminated;
+        if !may_retry || is_last || group.items().is_cancelled {
             return after.fail(group, chunk, (item, item + 1), || Error::copy(&error));
         }
         let mut again = chunk.part(item, item + 1);
@@ -241,10 +243,30 @@ impl State {
             return;
         }
         for seat in 0..self.seats.len() {
-            after.nudge |= self.seats[seat].vacant.take().is_some();
+            after.nudge |= self.seats[seat].vacant.take().is_some() || self.seats[seat].is_hiring;
             self.dismiss(seat, after);
         }
         // A pool whose workers never came has nobody whose end would tell the driver.
         after.nudge |= self.seats.iter().all(|seat| !seat.is_taken());
+    }
+}
+
+#[cfg(all(test, not(multiprocess_loom)))]
+mod tests {
+    use super::*;
+    use crate::pool::group::Options;
+    use crate::process::entry;
+
+    /// As its worker's last word may be that it was late.
+    #[test]
+    fn an_item_that_fails_when_the_pool_has_ended_is_not_tried_again() {
+        let (mut state, mut after) = (State::default(), After::default());
+        let group = Arc::new(Group::new(entry::Call::of(|| ()), "f", Options { retries: 3, ..Options::default() }));
+        group.items().out = 1;
+        let mut chunk = Chunk::new(0);
+        chunk.count = 1;
+        state.is_terminated = true;
+        state.fail_or_retry(&group, &chunk, 0, Error::new(ErrorKind::Timeout, "late"), &mut after);
+        assert_eq!((after.settled, state.queue.len(), state.timers.len()), (1, 0, 0));
     }
 }

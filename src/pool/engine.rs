@@ -87,6 +87,8 @@ pub(super) struct Step {
     /// Where results lie that nobody fetches.
     pub(super) unfetched: Vec<Arc<Mail>>,
     pub(super) until: Option<Instant>,
+    /// No worker is to be started any more.
+    pub(super) is_unneeded: bool,
     pub(super) is_over: bool,
 }
 
@@ -567,9 +569,10 @@ impl Shared {
             let begun = begun.collect();
             state.alert = state.timers.peek().map(|Reverse(timer)| timer.at);
             let is_over = state.is_closed && self.alive(state) == 0;
+            let is_unneeded = state.is_closed && !state.needs_workers(after);
             after.nudge = false;
             let unfetched = std::mem::take(&mut after.unfetched);
-            Step { hires, begun, unfetched, until: state.alert, is_over }
+            Step { hires, begun, unfetched, until: state.alert, is_unneeded, is_over }
         });
         self.tell_count();
         step
