@@ -431,8 +431,8 @@ impl<'de> Deserialize<'de> for Handle {
         let arriving = attach::in_common(
             |arriving: &Arriving| arriving.manager == told.manager,
             || {
-                let end = attach::take::<D::Error>(told.end)?;
-                let door = attach::take::<D::Error>(told.door)?;
+                let end = attach::take::<D>(told.end)?;
+                let door = attach::take::<D>(told.door)?;
                 let link = Link::to(told.manager, told.pid, || Ok(door)).map_err(D::Error::custom)?;
                 Ok::<_, D::Error>(Arriving { manager: told.manager, link, end: Some(end) })
             },

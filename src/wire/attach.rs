@@ -4,6 +4,7 @@
 //! serde impl leaves its descriptors there and writes their index. Outside a context a handle refuses to be
 //! serialised. A value that fails to encode drops the context and with it everything attached.
 
+use super::format;
 use crate::os::{image, refuse};
 use serde::de::{DeserializeOwned, Error as _};
 use serde::ser::Error as _;
@@ -177,16 +178,23 @@ pub(crate) fn leave<E: serde::ser::Error>(attachment: Attachment) -> Result<u32,
     pushed.map_err(|_| E::custom("a thread that ends has no place for what rides along with a value"))
 }
 
-/// Takes a descriptor that arrived with the value being decoded on this thread.
-pub(crate) fn take<E: serde::de::Error>(index: u32) -> Result<OwnedFd, E> {
+/// Takes a descriptor that arrived with the value being decoded on this thread. `D` reads the value: if that is a buffer
+/// of serde's, of which untagged enums read the same part for one variant after the other, the taker gets a copy.
+pub(crate) fn take<'de, D: Deserializer<'de>>(index: u32) -> Result<OwnedFd, D::Error> {
+    let custom = D::Error::custom::<&str>;
     match CONTEXT.get() {
         Context::Decoding(true) => ARRIVED.with_borrow_mut(|arrived| {
-            let missing = || E::custom("no descriptor of this index arrived");
-            let slot = arrived.get_mut(index as usize).ok_or_else(missing)?;
-            slot.take().ok_or_else(|| E::custom("this descriptor was already taken"))
+            let slot = arrived.get_mut(index as usize).ok_or_else(|| custom("no descriptor of this index arrived"))?;
+            let taken = || custom("this descriptor was already taken");
+            if format::reads_once::<D>() {
+                return slot.take().ok_or_else(taken);
+            }
+            let copy = |fd: &OwnedFd| refuse::at("dup").map_err(std::io::Error::from).and_then(|()| fd.try_clone());
+            copy(slot.as_ref().ok_or_else(taken)?)
+                .map_err(|error| D::Error::custom(format_args!("a descriptor that arrived cannot be copied: {error}")))
         }),
-        Context::Decoding(false) => Err(E::custom("no descriptor of this index arrived")),
-        _ => Err(E::custom("a handle can only be deserialised as it arrives from another process of the same family")),
+        Context::Decoding(false) => Err(custom("no descriptor of this index arrived")),
+        _ => Err(custom("a handle can only be deserialised as it arrives from another process of the same family")),
     }
 }
 
@@ -261,7 +269,7 @@ impl<T: AsFd> Serialize for Fd<T> {
 
 impl<'de, T: From<OwnedFd>> Deserialize<'de> for Fd<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Ok(Self(take::<D::Error>(u32::deserialize(deserializer)?)?.into()))
+        Ok(Self(take::<D>(u32::deserialize(deserializer)?)?.into()))
     }
 }
 
@@ -280,7 +288,7 @@ pub(crate) fn deserialize_handle<'de, D: Deserializer<'de>, F: DeserializeOwned,
     deserializer: D,
 ) -> Result<([OwnedFd; N], F), D::Error> {
     let (indices, facts) = <(Vec<u32>, F)>::deserialize(deserializer)?;
-    let fds = indices.into_iter().map(take::<D::Error>).collect::<Result<Vec<OwnedFd>, _>>()?;
+    let fds = indices.into_iter().map(take::<D>).collect::<Result<Vec<OwnedFd>, _>>()?;
     let fds = fds.try_into().map_err(|_| D::Error::custom("a handle of another kind"))?;
     Ok((fds, facts))
 }
@@ -288,5 +296,81 @@ pub(crate) fn deserialize_handle<'de, D: Deserializer<'de>, F: DeserializeOwned,
 impl fmt::Debug for Attachment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.as_fd().fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::encode::{Sealed, decode};
+    use super::*;
+    use std::io::{PipeReader, PipeWriter, Read, Write};
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(untagged)]
+    enum Untagged {
+        Named { end: Fd<PipeWriter>, name: String },
+        Numbered { end: Fd<PipeWriter>, number: u8 },
+        Several(Vec<Fd<PipeWriter>>),
+    }
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(tag = "tag")]
+    enum Tagged {
+        Some { end: Fd<PipeWriter> },
+    }
+
+    #[derive(Serialize, Deserialize)]
+    struct Flat {
+        other: u8,
+        #[serde(flatten)]
+        tagged: Tagged,
+    }
+
+    fn back<T: Serialize + DeserializeOwned + 'static>(value: T) -> T {
+        let sealed = Sealed::of(&value).unwrap();
+        drop(value);
+        decode(sealed.open().unwrap()).unwrap()
+    }
+
+    fn pipe() -> (PipeReader, Fd<PipeWriter>) {
+        let (reader, writer) = std::io::pipe().unwrap();
+        (reader, Fd::new(writer))
+    }
+
+    /// Ends only if there is no other copy of `end`.
+    fn check(mut reader: PipeReader, end: Fd<PipeWriter>) {
+        end.into_inner().write_all(b"it").unwrap();
+        let mut text = String::new();
+        reader.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "it");
+    }
+
+    #[test]
+    fn a_descriptor_in_any_variant_of_any_enum_arrives_and_no_copy_stays() {
+        let (reader, end) = pipe();
+        let Untagged::Named { end, .. } = back(Untagged::Named { end, name: "a".into() }) else { panic!() };
+        check(reader, end);
+        let (reader, end) = pipe();
+        let Untagged::Numbered { end, number: 7 } = back(Untagged::Numbered { end, number: 7 }) else { panic!() };
+        check(reader, end);
+        let (readers, ends): (Vec<_>, Vec<_>) = (0..3).map(|_| pipe()).unzip();
+        let Untagged::Several(ends) = back(Untagged::Several(ends)) else { panic!() };
+        readers.into_iter().zip(ends).for_each(|(reader, end)| check(reader, end));
+        let (reader, end) = pipe();
+        let Flat { other: 1, tagged: Tagged::Some { end } } = back(Flat { other: 1, tagged: Tagged::Some { end } })
+        else {
+            panic!()
+        };
+        check(reader, end);
+    }
+
+    #[test]
+    fn a_descriptor_is_taken_once_by_who_reads_the_message_itself() {
+        let (reader, end) = pipe();
+        let sealed = Sealed::of(&(end, 0u32)).unwrap();
+        // Two handles that name the same descriptor: damage.
+        let twice = decode::<(Fd<PipeWriter>, Fd<PipeWriter>)>(sealed.open().unwrap());
+        assert!(twice.unwrap_err().to_string().contains("already taken"));
+        drop(reader);
     }
 }

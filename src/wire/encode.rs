@@ -154,7 +154,7 @@ impl Serialize for Sealed {
 impl<'de> serde::Deserialize<'de> for Sealed {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let (bytes, indices) = <(Bytes, Vec<u32>)>::deserialize(deserializer)?;
-        let attachments = indices.into_iter().map(|index| attach::take::<D::Error>(index).map(Attachment::owned));
+        let attachments = indices.into_iter().map(|index| attach::take::<D>(index).map(Attachment::owned));
         Ok(Self { bytes, attachments: attachments.collect::<Result<_, _>>()? })
     }
 }

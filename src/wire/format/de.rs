@@ -33,6 +33,11 @@ pub(crate) fn from_slice<'de, T: Deserialize<'de>>(message: &'de [u8]) -> Result
     if left == 0 { Ok(value) } else { fail("there are more bytes than the value has") }
 }
 
+/// Whether `D` reads each part of a message once, from the message itself.
+pub(crate) fn reads_once<D>() -> bool {
+    identity::id_of::<D>() == identity::id_of::<&mut Reader<'_>>()
+}
+
 /// A row of the table.
 struct Shape {
     /// Where its names are in the table, and how many bytes they take.
@@ -385,9 +390,16 @@ impl<'de> Reader<'de> {
 
 /// Whether serde derived the visitor `V`. Others are known to take a struct as a map, as text formats give it to them;
 /// whether also as a sequence is not. The name is serde's convention: were it to change, structs would be read by names.
+/// A visitor that wraps one of serde's is another.
 fn is_derived<V>() -> bool {
     let name = std::any::type_name::<V>();
-    name.ends_with("::__Visitor") || name.contains("::__Visitor<")
+    let mut depth = 0;
+    let start_of_arguments = name.rfind(|char| {
+        depth += i32::from(char == '>') - i32::from(char == '<');
+        char == '<' && depth == 0
+    });
+    let path = start_of_arguments.filter(|_| name.ends_with('>')).map_or(name, |at| &name[..at]);
+    path.ends_with("::__Visitor")
 }
 
 macro_rules! leaves {

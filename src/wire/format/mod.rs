@@ -29,7 +29,7 @@ mod names;
 mod run;
 mod ser;
 
-pub(super) use de::from_slice;
+pub(super) use de::{from_slice, reads_once};
 pub(super) use ser::append;
 
 use std::fmt;

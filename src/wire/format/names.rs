@@ -14,7 +14,7 @@ pub(super) struct List(u32);
 const NIL: u32 = u32::MAX;
 /// The list without names.
 const EMPTY: u32 = 0;
-/// A trie of more lists is begun anew with the next message: a type whose fields are left out one by one has many.
+/// A trie of more lists is let go of after its message: a type whose fields are left out one by one has many.
 const MOST_LISTS: usize = 1 << 14;
 /// Where roots are looked up first.
 const RECENT: usize = 32;
@@ -59,11 +59,13 @@ impl Default for Names {
 }
 
 impl Names {
+    /// Whether they are worth keeping for the next message.
+    pub(super) fn are_few(&self) -> bool {
+        self.nodes.len() <= MOST_LISTS
+    }
+
     /// Begins a message.
     pub(super) fn begin(&mut self) {
-        if self.nodes.len() > MOST_LISTS {
-            *self = Self { message: self.message, ..Self::default() };
-        }
         self.message += 1;
         self.used.clear();
     }

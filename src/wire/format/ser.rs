@@ -24,8 +24,19 @@ pub(crate) fn append<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>) -> Res
     out.push(VERSION);
     let mut writer = Writer { out, names: &mut names, start, depth: 0, deepest: 0, limit: limits::depth() };
     let written = value.serialize(&mut writer).and_then(|()| writer.finish());
-    let _ = NAMES.try_with(|kept| kept.set(Some(names)));
+    if names.are_few() {
+        let _ = NAMES.try_with(|kept| kept.set(Some(names)));
+    }
     written
+}
+
+/// Whether this thread keeps names for its next message.
+#[cfg(test)]
+pub(super) fn has_kept() -> bool {
+    let kept = NAMES.take();
+    let has_kept = kept.is_some();
+    NAMES.set(kept);
+    has_kept
 }
 
 /// serde's `Serializer`, by reference.

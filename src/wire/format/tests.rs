@@ -141,12 +141,73 @@ mod fields {
             }
         }
         let all: Vec<_> = (0..70_000).map(Numbered).collect();
-        let read: Vec<BTreeMap<String, u8>> = from_slice(&bytes_of(&all)).unwrap();
+        let bytes = bytes_of(&all);
+        assert!(!ser::has_kept(), "a thread keeps no names of so many");
+        let read: Vec<BTreeMap<String, u8>> = from_slice(&bytes).unwrap();
         for (number, map) in read.iter().enumerate() {
             assert_eq!(map.values().map(|bit| 1 << bit).sum::<usize>(), number);
         }
         // The next message begins anew.
         same(Sparse::default());
+        assert!(ser::has_kept());
+    }
+
+    #[derive(Serialize, Deserialize, PartialEq, Debug)]
+    struct Pair<T> {
+        a: T,
+        b: T,
+    }
+
+    /// A visitor around another, as crates have them that look at what is read, which takes maps only.
+    struct MapsOnly<V>(V);
+
+    impl<'de, V: serde::de::Visitor<'de>> serde::de::Visitor<'de> for MapsOnly<V> {
+        type Value = V::Value;
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            self.0.expecting(f)
+        }
+        fn visit_map<A: serde::de::MapAccess<'de>>(self, map: A) -> std::result::Result<V::Value, A::Error> {
+            self.0.visit_map(map)
+        }
+    }
+
+    struct Wrapping<D>(D);
+
+    impl<'de, D: serde::Deserializer<'de>> serde::Deserializer<'de> for Wrapping<D> {
+        type Error = D::Error;
+        fn deserialize_any<V: serde::de::Visitor<'de>>(self, visitor: V) -> std::result::Result<V::Value, D::Error> {
+            self.0.deserialize_any(MapsOnly(visitor))
+        }
+        fn deserialize_struct<V: serde::de::Visitor<'de>>(
+            self,
+            name: &'static str,
+            fields: &'static [&'static str],
+            visitor: V,
+        ) -> std::result::Result<V::Value, D::Error> {
+            self.0.deserialize_struct(name, fields, MapsOnly(visitor))
+        }
+        serde::forward_to_deserialize_any! {
+            bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit unit_struct
+            newtype_struct seq tuple tuple_struct map enum identifier ignored_any
+        }
+    }
+
+    #[derive(Serialize, PartialEq, Debug)]
+    #[serde(transparent)]
+    struct Watched<T>(T);
+
+    impl<'de, T: Deserialize<'de>> Deserialize<'de> for Watched<T> {
+        fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+            T::deserialize(Wrapping(deserializer)).map(Self)
+        }
+    }
+
+    #[test]
+    fn a_visitor_around_one_that_serde_derived_gets_a_map() {
+        same(Watched(Empty {}));
+        same(Watched(Pair { a: 1u8, b: 2 }));
+        same(Watched(Pair { a: Some(Pair { a: 1u8, b: 2 }), b: None }));
+        same(Pair { a: Pair { a: vec![1u8], b: vec![] }, b: Pair { a: vec![], b: vec![2] } });
     }
 
     #[test]
