@@ -1,7 +1,8 @@
 //! Reading a value.
 
 use super::names::WIDE;
-use super::run::{self, Rows, all_taken};
+use super::rows::{self, LEVELS};
+use super::run::{self, Arrays, MOST_OPTIONS, all_taken, one_less};
 use super::{Error, HAS_TABLE, IS_DEEP, Result, SHALLOW, STACK_OF_LEVEL, STACK_TO_GO_ON, VERSION, fail, no_stack, tag};
 use crate::os::{identity, stack};
 use crate::wire::limits::DEEPEST;
@@ -19,7 +20,8 @@ pub(crate) fn from_slice<'de, T: Deserialize<'de>>(message: &'de [u8]) -> Result
     if head & !(HAS_TABLE | IS_DEEP) != VERSION {
         return fail("the message is of another version of the format");
     }
-    let mut reader = Reader { rest, table: &[], shapes: Vec::new(), depth: SHALLOW };
+    let mut reader =
+        Reader::<false> { rest, template: &[], table: &[], shapes: Vec::new(), depth: SHALLOW, bare: (0, 0) };
     reader.take_trailer(message.len(), head)?;
     let value = match reader.depth {
         SHALLOW => T::deserialize(&mut reader),
@@ -56,13 +58,17 @@ thread_local! {
 /// So many shapes are kept room for.
 const SHAPES_KEPT: usize = 1 << 10;
 
-/// serde's `Deserializer`, by reference.
-pub(super) struct Reader<'de> {
+/// serde's `Deserializer`, by reference. Within rows, tags come from their template.
+pub(super) struct Reader<'de, const ROW: bool = false> {
     rest: &'de [u8],
+    /// What is left of the template of a row.
+    template: &'de [u8],
     table: &'de [u8],
     shapes: Vec<Shape>,
     /// Levels that may still follow.
     depth: u32,
+    /// How many bytes were left where a value was last read as an option, and how often it may still be.
+    bare: (usize, u32),
 }
 
 fn cut<'de>(bytes: &mut &'de [u8], len: usize) -> Result<&'de [u8]> {
@@ -150,10 +156,18 @@ impl<'de> Reader<'de> {
             let _ = SHAPES.try_with(|kept| kept.set(shapes));
         }
     }
+}
+
+impl<'de, const ROW: bool> Reader<'de, ROW> {
+    /// Where tags come from.
+    #[inline(always)]
+    fn tags(&mut self) -> &mut &'de [u8] {
+        if ROW { &mut self.template } else { &mut self.rest }
+    }
 
     #[inline(always)]
-    fn peek(&self) -> Result<u8> {
-        match self.rest.first() {
+    fn peek(&mut self) -> Result<u8> {
+        match self.tags().first() {
             Some(tag) => Ok(*tag),
             None => fail("the message ends too early"),
         }
@@ -162,10 +176,10 @@ impl<'de> Reader<'de> {
     /// Takes the tag, if it is this one.
     #[inline(always)]
     fn is_next(&mut self, tag: u8) -> bool {
-        let Some((next, rest)) = self.rest.split_first() else { return false };
+        let Some((next, rest)) = self.tags().split_first() else { return false };
         let is_it = *next == tag;
         if is_it {
-            self.rest = rest;
+            *self.tags() = rest;
         }
         is_it
     }
@@ -173,6 +187,12 @@ impl<'de> Reader<'de> {
     #[inline(always)]
     fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
         cut_array(&mut self.rest)
+    }
+
+    /// A tag, or what belongs to one.
+    #[inline(always)]
+    fn head<const N: usize>(&mut self) -> Result<[u8; N]> {
+        cut_array(self.tags())
     }
 
     /// How many elements follow, of which each takes a byte at least.
@@ -200,6 +220,14 @@ impl<'de> Reader<'de> {
         std::str::from_utf8(self.blob()?).or_else(|_| fail("a text is not UTF-8"))
     }
 
+    /// Counts what is no option and is read as one.
+    fn count_bare(&mut self) -> Result<()> {
+        let left = self.rest.len() + self.template.len();
+        let options = if self.bare.0 == left { self.bare.1 } else { MOST_OPTIONS };
+        self.bare = (left, one_less(options)?);
+        Ok(())
+    }
+
     /// Past `Some`: who asks for what is not an option may have what is in it.
     #[inline]
     fn skip_some(&mut self) {
@@ -208,6 +236,10 @@ impl<'de> Reader<'de> {
 
     #[inline(always)]
     fn down<T>(&mut self, read: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        if ROW {
+            // A template is nested no deeper than `LEVELS`.
+            return read(self);
+        }
         if self.depth == 0 {
             return fail("it is nested deeper than it says");
         }
@@ -227,8 +259,8 @@ impl<'de> Reader<'de> {
 
     #[inline(always)]
     fn shape(&mut self) -> Result<usize> {
-        let narrow = u16::from_le_bytes(self.array()?);
-        let shape = if narrow == WIDE { u32::from_le_bytes(self.array()?) as usize } else { usize::from(narrow) };
+        let narrow = u16::from_le_bytes(self.head()?);
+        let shape = if narrow == WIDE { u32::from_le_bytes(self.head()?) as usize } else { usize::from(narrow) };
         if shape < self.shapes.len() { Ok(shape) } else { fail("there is no such shape of a struct in the message") }
     }
 
@@ -305,9 +337,46 @@ impl<'de> Reader<'de> {
         if width == 0 {
             return run::visit(kind, bytes, visitor);
         }
-        let mut rows = Rows { bytes, kind, size };
-        let value = visitor.visit_seq(&mut rows)?;
-        all_taken(rows.bytes.is_empty(), value)
+        let mut arrays = Arrays { bytes, kind, size };
+        let value = visitor.visit_seq(&mut arrays)?;
+        all_taken(arrays.bytes.is_empty(), value)
+    }
+
+    fn rows<V: Visitor<'de>>(&mut self, visitor: V) -> Result<V::Value> {
+        let count = self.count()?;
+        let [len] = self.array()?;
+        let template = cut(&mut self.rest, usize::from(len))?;
+        let mut left = template;
+        let fields = |shape: u16| if shape < WIDE { self.names(usize::from(shape)).1 } else { 0 };
+        let size = rows::size_of_row(&mut left, &fields, LEVELS)?;
+        let rest = cut(&mut self.rest, count.saturating_mul(size))?;
+        let value = self.down(|reader| reader.each_row(template, rest, size, visitor))?;
+        all_taken(left.is_empty(), value)
+    }
+
+    #[inline]
+    fn each_row<V: Visitor<'de>>(
+        &mut self,
+        template: &'de [u8],
+        rest: &'de [u8],
+        size: usize,
+        visitor: V,
+    ) -> Result<V::Value> {
+        let shapes = std::mem::take(&mut self.shapes);
+        let mut reader = Reader { rest: &[], template, table: self.table, shapes, depth: self.depth, bare: (0, 0) };
+        let mut rows = Rows { reader: &mut reader, template, rest, size };
+        let value = visitor.visit_seq(&mut rows);
+        let is_all = rows.rest.is_empty();
+        self.shapes = reader.shapes;
+        all_taken(is_all, value?)
+    }
+
+    fn bool_of_row(&mut self) -> Result<bool> {
+        match self.array()? {
+            [0] => Ok(false),
+            [1] => Ok(true),
+            _ => fail("a bool that is none"),
+        }
     }
 
     /// A value for a visitor that asked for another type than the usual, or for any.
@@ -319,7 +388,7 @@ impl<'de> Reader<'de> {
 
     #[inline(never)]
     fn any<V: Visitor<'de>>(&mut self, visitor: V) -> Result<V::Value> {
-        let [tag] = self.array()?;
+        let [tag] = self.head()?;
         macro_rules! number {
             ($number:ty, $visit:ident) => {
                 visitor.$visit(<$number>::from_le_bytes(self.array()?))
@@ -329,6 +398,7 @@ impl<'de> Reader<'de> {
             tag::NONE => visitor.visit_none(),
             tag::SOME => self.down(|reader| visitor.visit_some(reader)),
             tag::UNIT => visitor.visit_unit(),
+            tag::TRUE if ROW => visitor.visit_bool(self.bool_of_row()?),
             tag::FALSE => visitor.visit_bool(false),
             tag::TRUE => visitor.visit_bool(true),
             tag::U8 => number!(u8, visit_u8),
@@ -361,7 +431,7 @@ impl<'de> Reader<'de> {
                 bytes => visitor.visit_borrowed_bytes(bytes),
             },
             tag::SEQ8 => {
-                let [count] = self.array()?;
+                let [count] = self.head()?;
                 self.elements(usize::from(count), visitor)
             }
             tag::SEQ => {
@@ -369,6 +439,7 @@ impl<'de> Reader<'de> {
                 self.elements(count, visitor)
             }
             tag::RUN => self.run(visitor),
+            tag::ROWS => self.rows(visitor),
             tag::MAP => self.entries(visitor),
             tag::STRUCT => {
                 let shape = self.shape()?;
@@ -406,7 +477,11 @@ macro_rules! leaves {
     ($($deserialize:ident $visit:ident $number:ty, $kind:ident;)*) => {$(
         #[inline(always)]
         fn $deserialize<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value> {
-            if let Some((head, rest)) = self.rest.split_first_chunk::<{ 1 + size_of::<$number>() }>()
+            if ROW {
+                if self.is_next(tag::$kind) {
+                    return visitor.$visit(<$number>::from_le_bytes(self.array()?));
+                }
+            } else if let Some((head, rest)) = self.rest.split_first_chunk::<{ 1 + size_of::<$number>() }>()
                 && let [tag::$kind, number @ ..] = head
             {
                 self.rest = rest;
@@ -417,7 +492,7 @@ macro_rules! leaves {
     )*};
 }
 
-impl<'de> Deserializer<'de> for &mut Reader<'de> {
+impl<'de, const ROW: bool> Deserializer<'de> for &mut Reader<'de, ROW> {
     type Error = Error;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value> {
@@ -442,7 +517,7 @@ impl<'de> Deserializer<'de> for &mut Reader<'de> {
     #[inline]
     fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value> {
         match self.rest {
-            [tag @ (tag::TRUE | tag::FALSE), rest @ ..] => {
+            [tag @ (tag::TRUE | tag::FALSE), rest @ ..] if !ROW => {
                 self.rest = rest;
                 visitor.visit_bool(*tag == tag::TRUE)
             }
@@ -472,7 +547,9 @@ impl<'de> Deserializer<'de> for &mut Reader<'de> {
         if self.is_next(tag::BYTES) {
             return visitor.visit_borrowed_bytes(self.blob()?);
         }
-        if let [tag::RUN, tag::U8, 0, rest @ ..] = self.rest {
+        if let [tag::RUN, tag::U8, 0, rest @ ..] = self.rest
+            && !ROW
+        {
             self.rest = rest;
             let len = self.count()?;
             return visitor.visit_borrowed_bytes(cut(&mut self.rest, len)?);
@@ -491,7 +568,10 @@ impl<'de> Deserializer<'de> for &mut Reader<'de> {
         }
         match self.peek()? {
             tag::NONE | tag::UNIT => self.any(visitor),
-            _ => visitor.visit_some(self),
+            _ => {
+                self.count_bare()?;
+                visitor.visit_some(self)
+            }
         }
     }
 
@@ -523,8 +603,11 @@ impl<'de> Deserializer<'de> for &mut Reader<'de> {
             return self.elements(count, visitor);
         }
         if self.is_next(tag::SEQ8) {
-            let [count] = self.array()?;
+            let [count] = self.head()?;
             return self.elements(usize::from(count), visitor);
+        }
+        if self.is_next(tag::ROWS) {
+            return self.rows(visitor);
         }
         self.skip_some();
         if self.is_next(tag::BYTES) {
@@ -535,10 +618,10 @@ impl<'de> Deserializer<'de> for &mut Reader<'de> {
 
     #[inline(always)]
     fn deserialize_tuple<V: Visitor<'de>>(self, len: usize, visitor: V) -> Result<V::Value> {
-        if let [tag::SEQ8, count, rest @ ..] = self.rest
+        if let [tag::SEQ8, count, rest @ ..] = *self.tags()
             && usize::from(*count) == len
         {
-            self.rest = rest;
+            *self.tags() = rest;
             return self.elements(len, visitor);
         }
         self.deserialize_seq(visitor)
@@ -585,7 +668,7 @@ impl<'de> Deserializer<'de> for &mut Reader<'de> {
         let tag = self.peek()?;
         match tag {
             tag::UNIT_VARIANT | tag::VARIANT => {
-                self.array::<1>()?;
+                self.head::<1>()?;
                 let shape = self.shape()?;
                 let name = self.variant_name(shape)?;
                 match tag {
@@ -595,16 +678,16 @@ impl<'de> Deserializer<'de> for &mut Reader<'de> {
             }
             // As other formats write variants, and types that are written by hand.
             tag::STR => {
-                self.array::<1>()?;
+                self.head::<1>()?;
                 visitor.visit_enum(self.text()?.into_deserializer())
             }
             tag::MAP => {
-                self.array::<1>()?;
+                self.head::<1>()?;
                 let left = self.count()?;
                 self.down(|reader| visitor.visit_enum(MapAccessDeserializer::new(Elements { reader, left })))
             }
             tag::STRUCT => {
-                self.array::<1>()?;
+                self.head::<1>()?;
                 let shape = self.shape()?;
                 let (names, left) = self.names(shape);
                 self.down(|reader| visitor.visit_enum(MapAccessDeserializer::new(Fields { reader, names, left })))
@@ -623,12 +706,12 @@ impl<'de> Deserializer<'de> for &mut Reader<'de> {
 }
 
 /// The elements of a sequence, or keys and values in turn.
-struct Elements<'b, 'de> {
-    reader: &'b mut Reader<'de>,
+struct Elements<'b, 'de, const ROW: bool> {
+    reader: &'b mut Reader<'de, ROW>,
     left: usize,
 }
 
-impl<'de> SeqAccess<'de> for Elements<'_, 'de> {
+impl<'de, const ROW: bool> SeqAccess<'de> for Elements<'_, 'de, ROW> {
     type Error = Error;
 
     #[inline(always)]
@@ -645,7 +728,7 @@ impl<'de> SeqAccess<'de> for Elements<'_, 'de> {
     }
 }
 
-impl<'de> MapAccess<'de> for Elements<'_, 'de> {
+impl<'de, const ROW: bool> MapAccess<'de> for Elements<'_, 'de, ROW> {
     type Error = Error;
 
     #[inline]
@@ -663,14 +746,40 @@ impl<'de> MapAccess<'de> for Elements<'_, 'de> {
     }
 }
 
+/// Rows, each with the same template.
+struct Rows<'b, 'de> {
+    reader: &'b mut Reader<'de, true>,
+    template: &'de [u8],
+    rest: &'de [u8],
+    /// How many bytes a row takes, which are not 0.
+    size: usize,
+}
+
+impl<'de> SeqAccess<'de> for Rows<'_, 'de> {
+    type Error = Error;
+
+    #[inline(always)]
+    fn next_element_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>> {
+        let Some((row, rest)) = self.rest.split_at_checked(self.size) else { return Ok(None) };
+        self.rest = rest;
+        (self.reader.rest, self.reader.template, self.reader.bare) = (row, self.template, (0, 0));
+        let row = seed.deserialize(&mut *self.reader)?;
+        all_taken(self.reader.template.is_empty(), Some(row))
+    }
+
+    fn size_hint(&self) -> Option<usize> {
+        self.rest.len().checked_div(self.size)
+    }
+}
+
 /// The fields of a struct, as a map from their names.
-struct Fields<'b, 'de> {
-    reader: &'b mut Reader<'de>,
+struct Fields<'b, 'de, const ROW: bool> {
+    reader: &'b mut Reader<'de, ROW>,
     names: &'de [u8],
     left: usize,
 }
 
-impl<'de> MapAccess<'de> for Fields<'_, 'de> {
+impl<'de, const ROW: bool> MapAccess<'de> for Fields<'_, 'de, ROW> {
     type Error = Error;
 
     fn next_key_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>> {
@@ -691,12 +800,12 @@ impl<'de> MapAccess<'de> for Fields<'_, 'de> {
 }
 
 /// A variant that has content.
-struct Variant<'b, 'de> {
-    reader: &'b mut Reader<'de>,
+struct Variant<'b, 'de, const ROW: bool> {
+    reader: &'b mut Reader<'de, ROW>,
     name: &'de str,
 }
 
-impl<'de> EnumAccess<'de> for Variant<'_, 'de> {
+impl<'de, const ROW: bool> EnumAccess<'de> for Variant<'_, 'de, ROW> {
     type Error = Error;
     type Variant = Self;
 
@@ -706,7 +815,7 @@ impl<'de> EnumAccess<'de> for Variant<'_, 'de> {
     }
 }
 
-impl<'de> VariantAccess<'de> for Variant<'_, 'de> {
+impl<'de, const ROW: bool> VariantAccess<'de> for Variant<'_, 'de, ROW> {
     type Error = Error;
 
     fn unit_variant(self) -> Result<()> {

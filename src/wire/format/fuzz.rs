@@ -53,6 +53,17 @@ struct Flat {
     rest: BTreeMap<String, Any>,
 }
 
+#[derive(Serialize, Deserialize, Clone, Copy)]
+struct Sample {
+    at: u64,
+    pair: (f32, i8),
+    is_valid: bool,
+}
+
+/// Asks for an option for ever.
+#[derive(Serialize, Deserialize)]
+struct Chain(Option<Box<Chain>>);
+
 #[derive(Serialize, Deserialize)]
 struct Borrowed<'a> {
     #[serde(borrow)]
@@ -85,6 +96,10 @@ const TYPES: &[fn(&[u8])] = &[
     check_as::<Vec<Vec<[i16; 2]>>>,
     check_as::<BTreeMap<Option<u8>, (Kind, f32)>>,
     check_as::<[Option<u8>; 3]>,
+    check_as::<Vec<Sample>>,
+    check_as::<Vec<(u16, f64)>>,
+    check_as::<Vec<BTreeMap<String, Any>>>,
+    check_as::<Vec<Chain>>,
 ];
 
 fn check_as<T: Serialize + DeserializeOwned>(bytes: &[u8]) {
@@ -112,7 +127,7 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         parent,
         kind: Kind::Struct { flag: true, set: BTreeSet::from([1, -2]) },
         points: vec![[1.0, 2.0, 3.0]; 3],
-        pairs: vec![(1, 2.0); 2],
+        pairs: vec![(1, 2.0); 8],
         bytes: vec![0, 255, 1],
         array: [3; 20],
         by_name: BTreeMap::from([("x".to_string(), Some(None)), ("y".to_string(), Some(Some(1)))]),
@@ -134,6 +149,8 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         message(&|to| append(&vec![vec![[1i16, 2]; 2]; 2], to)),
         message(&|to| append(&by_option, to)),
         message(&|to| append(&[None, Some(1u8), None], to)),
+        message(&|to| append(&[Sample { at: 1, pair: (2.0, 3), is_valid: true }; 20], to)),
+        message(&|to| append(&vec![(1u16, 2.0f64); 9], to)),
         message(&|to| append(&Borrowed { text: Some("text"), bytes: b"bytes" }, to)),
     ]
 }

@@ -5,6 +5,9 @@
 //! value    NONE | SOME value | UNIT | FALSE | TRUE | CHAR u32 | U8 .. F64 and the number, its lowest byte first
 //!          STR length text | BYTES length bytes                    length: one byte, or 255 and a u64
 //!          SEQ8 n value*n | SEQ n value*n | MAP n (value value)*n  n: one byte in SEQ8, else a u64
+//!          ROWS n template row*n                                   n: a u64; the template: its length in a byte, and a value
+//!                                                                  without its numbers; a row: those numbers. A bool is
+//!                                                                  TRUE in the template and 0 or 1 in a row
 //!          RUN kind width n bytes                                  n numbers as in memory, or n arrays of `width` numbers
 //!          STRUCT shape value*                                     as many as the shape has names
 //!          UNIT_VARIANT shape | VARIANT shape value                the shape has one name: the variant's
@@ -26,6 +29,7 @@
 
 mod de;
 mod names;
+mod rows;
 mod run;
 mod ser;
 
@@ -60,7 +64,7 @@ mod tag {
     }
     tags! {
         NONE SOME UNIT FALSE TRUE CHAR U8 U16 U32 U64 U128 I8 I16 I32 I64 I128 F32 F64
-        STR BYTES SEQ8 SEQ MAP RUN STRUCT UNIT_VARIANT VARIANT
+        STR BYTES SEQ8 SEQ MAP RUN STRUCT UNIT_VARIANT VARIANT ROWS
     }
 }
 

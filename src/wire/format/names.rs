@@ -3,6 +3,7 @@
 //! Lists of names are the nodes of a trie: a list is its parent's and one name more, and below each root are the lists that
 //! began with it. A struct's root is its type's name, which is no part of the list; a variant's list is its root alone.
 
+use super::rows::Template;
 use super::{Result, fail};
 use std::collections::HashMap;
 
@@ -42,6 +43,8 @@ pub(super) struct Names {
     message: u64,
     /// The lists of this message, by their shape.
     used: Vec<u32>,
+    /// What the rows of the sequence that is being written have in common.
+    pub(super) template: Template,
 }
 
 impl Default for Names {
@@ -52,6 +55,7 @@ impl Default for Names {
             recent: [(0, 0, EMPTY); RECENT],
             message: 0,
             used: Vec::new(),
+            template: Template::default(),
         };
         names.add("", NIL);
         names
@@ -158,6 +162,12 @@ impl Names {
         Ok(node.shape)
     }
 
+    /// The names of a struct of this shape; `None` if it is wide, or none of this message.
+    pub(super) fn of_shape(&self, shape: u16) -> Option<Vec<&'static str>> {
+        let list = *self.used.get(usize::from(shape)).filter(|_| shape < WIDE)?;
+        Some(names_of(&self.nodes, list))
+    }
+
     /// Appends the table of this message.
     pub(super) fn write_table(&mut self, to: &mut Vec<u8>) -> Result<()> {
         to.extend_from_slice(&(self.used.len() as u32).to_le_bytes());
@@ -171,9 +181,8 @@ impl Names {
     }
 }
 
-/// What a list is in a table.
-#[cold]
-fn written(nodes: &[Node], list: u32) -> Result<Vec<u8>> {
+/// The names of a list.
+fn names_of(nodes: &[Node], list: u32) -> Vec<&'static str> {
     let is_root = |list: u32| nodes[list as usize].parent == NIL;
     let mut names = Vec::new();
     if is_root(list) && list != EMPTY {
@@ -184,8 +193,16 @@ fn written(nodes: &[Node], list: u32) -> Result<Vec<u8>> {
         names.push(nodes[at as usize].name);
         at = nodes[at as usize].parent;
     }
+    names.reverse();
+    names
+}
+
+/// What a list is in a table.
+#[cold]
+fn written(nodes: &[Node], list: u32) -> Result<Vec<u8>> {
+    let names = names_of(nodes, list);
     let mut out = vec![0; 6];
-    for name in names.iter().rev() {
+    for name in &names {
         let Ok(len) = u16::try_from(name.len()) else { return fail("the name of a field is longer than 65,535 bytes") };
         out.extend_from_slice(&len.to_le_bytes());
         out.extend_from_slice(name.as_bytes());

@@ -174,8 +174,17 @@ impl serde::de::Error for Found {
     }
 }
 
-/// One number out of a run.
-struct Leaf<P>(P);
+/// One number out of a run, and how often it may still be read as an option.
+struct Leaf<P>(P, u32);
+
+/// How often what is no option may be read as one, all at the same place: a type that is an option of itself would ask
+/// for ever.
+pub(super) const MOST_OPTIONS: u32 = 16;
+
+/// That it may be read as an option once more.
+pub(super) fn one_less(options: u32) -> Result<u32> {
+    options.checked_sub(1).map_or_else(|| fail("there is a value where options are expected without end"), Ok)
+}
 
 /// Numbers of one kind.
 struct Numbers<'de, P>(&'de [u8], PhantomData<P>);
@@ -189,7 +198,7 @@ macro_rules! numbers {
                 visitor.$visit(self.0)
             }
             fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value> {
-                visitor.visit_some(self)
+                visitor.visit_some(Self(self.0, one_less(self.1)?))
             }
             #[inline(always)]
             fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value> {
@@ -207,7 +216,7 @@ macro_rules! numbers {
             fn next_element_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>> {
                 let Some((number, rest)) = self.0.split_first_chunk::<$size>() else { return Ok(None) };
                 self.0 = rest;
-                seed.deserialize(Leaf(<$number>::from_ne_bytes(*number))).map(Some)
+                seed.deserialize(Leaf(<$number>::from_ne_bytes(*number), MOST_OPTIONS)).map(Some)
             }
             fn size_hint(&self) -> Option<usize> {
                 Some(self.0.len() / $size)
@@ -242,20 +251,20 @@ pub(super) fn all_taken<T>(is_so: bool, value: T) -> Result<T> {
 }
 
 /// Arrays of `size` bytes, one by one.
-pub(super) struct Rows<'de> {
+pub(super) struct Arrays<'de> {
     pub(super) bytes: &'de [u8],
     pub(super) kind: u8,
     pub(super) size: usize,
 }
 
-impl<'de> SeqAccess<'de> for Rows<'de> {
+impl<'de> SeqAccess<'de> for Arrays<'de> {
     type Error = Error;
     fn next_element_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>> {
         let Some((bytes, rest)) = self.bytes.split_at_checked(self.size).filter(|(row, _)| !row.is_empty()) else {
             return Ok(None);
         };
         self.bytes = rest;
-        seed.deserialize(Row { bytes, kind: self.kind }).map(Some)
+        seed.deserialize(Array { bytes, kind: self.kind, options: MOST_OPTIONS }).map(Some)
     }
     fn size_hint(&self) -> Option<usize> {
         self.bytes.len().checked_div(self.size)
@@ -263,18 +272,20 @@ impl<'de> SeqAccess<'de> for Rows<'de> {
 }
 
 /// One array out of a run.
-struct Row<'de> {
+struct Array<'de> {
     bytes: &'de [u8],
     kind: u8,
+    options: u32,
 }
 
-impl<'de> Deserializer<'de> for Row<'de> {
+impl<'de> Deserializer<'de> for Array<'de> {
     type Error = Error;
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value> {
         visit(self.kind, self.bytes, visitor)
     }
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value> {
-        visitor.visit_some(self)
+        let options = one_less(self.options)?;
+        visitor.visit_some(Self { options, ..self })
     }
     fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value> {
         visitor.visit_newtype_struct(self)

@@ -1,7 +1,7 @@
 //! Writing a value.
 
 use super::names::{self, List, Names};
-use super::{Error, HAS_TABLE, IS_DEEP, Result, SHALLOW, STACK_TO_GO_ON, VERSION, fail, no_stack, run, tag};
+use super::{Error, HAS_TABLE, IS_DEEP, Result, SHALLOW, STACK_TO_GO_ON, VERSION, fail, no_stack, rows, run, tag};
 use crate::os::stack;
 use crate::wire::limits;
 use serde::ser::{
@@ -177,6 +177,10 @@ const RUN_HEAD: usize = 11;
 /// Where the count of a run or a sequence stands, from its tag on.
 const RUN_COUNT: usize = 3;
 const SEQ_COUNT: usize = 1;
+/// Tag and count.
+const SEQ_HEAD: usize = 9;
+/// So many bytes are made room for at once.
+const LEAST_ROOM: usize = 4 << 10;
 /// A tuple of more elements may be an array that is worth a run.
 const LONGEST_TUPLE: usize = 16;
 
@@ -187,8 +191,12 @@ enum Form {
     Open,
     /// `SEQ8` with this count.
     Short(u8),
+    /// `SEQ` of one element so far, which will tell whether these are rows.
+    Second,
     /// `SEQ`; the count is written last.
     Long,
+    /// `ROWS`; the count is written last.
+    Rows,
     /// `RUN` of this kind; the count is written last.
     Run(u8),
 }
@@ -198,6 +206,8 @@ pub(super) struct Elements<'b, 'a> {
     start: usize,
     count: u64,
     form: Form,
+    /// At least so many elements there will be, says the value.
+    expected: usize,
     /// The depth outside.
     outer: u32,
 }
@@ -208,20 +218,29 @@ impl<'b, 'a> Elements<'b, 'a> {
     fn short(writer: &'b mut Writer<'a>, len: u8) -> Result<Self> {
         let (outer, start) = (writer.down()?, writer.out.len());
         writer.out.extend_from_slice(&[tag::SEQ8, len]);
-        Ok(Self { writer, start, count: 0, form: Form::Short(len), outer })
+        Ok(Self { writer, start, count: 0, form: Form::Short(len), expected: 0, outer })
     }
 
     #[inline(always)]
-    fn open(writer: &'b mut Writer<'a>) -> Result<Self> {
+    fn open(writer: &'b mut Writer<'a>, expected: usize) -> Result<Self> {
         let (outer, start) = (writer.down()?, writer.out.len());
-        Ok(Self { writer, start, count: 0, form: Form::Open, outer })
+        Ok(Self { writer, start, count: 0, form: Form::Open, expected, outer })
     }
 
     #[inline(always)]
     fn element<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<()> {
         self.count += 1;
+        if matches!(self.form, Form::Second) {
+            self.begin_rows();
+        }
         match self.form {
-            Form::Short(_) | Form::Long => {}
+            Form::Short(_) | Form::Long | Form::Second => {}
+            Form::Rows => {
+                if self.row(value)? {
+                    return Ok(());
+                }
+                self.untie_rows();
+            }
             Form::Run(kind) if run::kind::<T>() == Some(kind) => {
                 run::append(value, self.writer.out);
                 return Ok(());
@@ -234,11 +253,72 @@ impl<'b, 'a> Elements<'b, 'a> {
                     run::append(value, self.writer.out);
                     return Ok(());
                 }
-                self.form = Form::Long;
+                self.form = if self.expected >= rows::FEWEST { Form::Second } else { Form::Long };
                 self.writer.put::<9>(tag::SEQ, 0)?;
             }
         }
         self.writer.part(value)
+    }
+
+    /// If the first element is a row, the others may be.
+    #[inline(never)]
+    fn begin_rows(&mut self) {
+        self.form = Form::Long;
+        let (out, names) = (&mut *self.writer.out, &mut *self.writer.names);
+        let (mut template, mut row) = (std::mem::take(&mut names.template), Vec::new());
+        let is_row = template.learn(&out[self.start + SEQ_HEAD..], names, &mut row).is_some();
+        if is_row {
+            out.truncate(self.start);
+            out.push(tag::ROWS);
+            out.extend_from_slice(&[0; 8]);
+            template.append(out);
+            out.extend_from_slice(&row);
+            template.end = out.len();
+            self.form = Form::Rows;
+        }
+        names.template = template;
+    }
+
+    /// Writes `value`, if it is a row like the others.
+    #[inline(always)]
+    fn row<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<bool> {
+        let end = self.writer.names.template.end + self.writer.names.template.size;
+        if end > self.writer.out.len() {
+            self.make_room(end)?;
+        }
+        let template = &mut self.writer.names.template;
+        let is_row = template.write(value, &mut self.writer.out[template.end..end]);
+        if is_row {
+            template.end = end;
+        }
+        Ok(is_row)
+    }
+
+    /// Makes room for rows: for one, and as many as are expected, but for no more than twice of what is there.
+    #[cold]
+    #[inline(never)]
+    fn make_room(&mut self, end: usize) -> Result<()> {
+        let expected = (self.expected as u64).saturating_sub(self.count) as usize;
+        let wanted = expected.saturating_mul(self.writer.names.template.size);
+        let len = end + wanted.min((end - self.start).max(LEAST_ROOM));
+        self.writer.check_size(end - self.writer.out.len())?;
+        self.writer.out.resize(len, 0);
+        Ok(())
+    }
+
+    /// An element turned out to be no row: those so far are written again, as usual.
+    #[cold]
+    #[inline(never)]
+    fn untie_rows(&mut self) {
+        let (out, template) = (&mut *self.writer.out, &self.writer.names.template);
+        out.truncate(template.end);
+        let rows = (self.count - 1) as usize * template.size;
+        let rows = out.split_off(template.end - rows);
+        out.truncate(self.start);
+        out.push(tag::SEQ);
+        out.extend_from_slice(&[0; 8]);
+        rows.chunks(template.size).for_each(|row| template.expand(row, out));
+        self.form = Form::Long;
     }
 
     /// The run turned out to be none: its elements so far are written again, each with its tag.
@@ -270,7 +350,11 @@ impl<'b, 'a> Elements<'b, 'a> {
             Form::Open => out.extend_from_slice(&[tag::SEQ8, 0]),
             Form::Short(len) if u64::from(len) == self.count => {}
             Form::Short(_) => lengthen(out, start, self.count),
-            Form::Long => write_count(SEQ_COUNT),
+            Form::Long | Form::Second => write_count(SEQ_COUNT),
+            Form::Rows => {
+                write_count(SEQ_COUNT);
+                out.truncate(self.writer.names.template.end);
+            }
             Form::Run(_) => write_count(RUN_COUNT),
         }
         Ok(())
@@ -425,13 +509,13 @@ impl<'b, 'a> Serializer for &'b mut Writer<'a> {
     }
 
     #[inline]
-    fn serialize_seq(self, _: Option<usize>) -> Result<Elements<'b, 'a>> {
-        Elements::open(self)
+    fn serialize_seq(self, len: Option<usize>) -> Result<Elements<'b, 'a>> {
+        Elements::open(self, len.unwrap_or(0))
     }
 
     #[inline]
     fn serialize_tuple(self, len: usize) -> Result<Elements<'b, 'a>> {
-        if len <= LONGEST_TUPLE { Elements::short(self, len as u8) } else { Elements::open(self) }
+        if len <= LONGEST_TUPLE { Elements::short(self, len as u8) } else { Elements::open(self, len) }
     }
 
     #[inline]
@@ -487,8 +571,9 @@ impl<'b, 'a> Serializer for &'b mut Writer<'a> {
         if let Some(seen) = run::see(&iter) {
             return self.run(seen.kind, seen.width, seen.count, seen.bytes);
         }
-        let mut elements = self.serialize_seq(None)?;
-        iter.into_iter().try_for_each(|element| elements.element(&element))?;
+        let mut iter = iter.into_iter();
+        let mut elements = Elements::open(self, iter.size_hint().0)?;
+        iter.try_for_each(|element| elements.element(&element))?;
         elements.finish()
     }
 }

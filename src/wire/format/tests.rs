@@ -475,6 +475,106 @@ mod runs {
         assert_eq!(from_slice::<Vec<u64>>(&bytes_of(&Uneven(false))).unwrap(), [1, 2, 4]);
     }
 
+    #[derive(Serialize, Deserialize, PartialEq, Debug, Clone)]
+    struct Sample {
+        at: u64,
+        place: [f32; 3],
+        kind: Newtype,
+        is_valid: bool,
+    }
+    #[derive(Serialize, Deserialize, PartialEq, Debug, Clone)]
+    struct Newtype(i128);
+    #[derive(Serialize, Deserialize, PartialEq, Debug, Clone)]
+    struct Sparse {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        first: Option<u8>,
+        #[serde(default, skip_serializing_if = "is_zero")]
+        second: u8,
+        #[serde(default, skip_serializing_if = "is_zero")]
+        third: u8,
+    }
+    #[derive(Serialize, Deserialize, PartialEq, Debug, Clone)]
+    #[serde(untagged)]
+    enum Either {
+        Pair(u8, u16),
+        Named { x: u8, y: u16 },
+        Text(String),
+        Deep((((((u8,),),),),)),
+    }
+
+    fn is_zero(number: &u8) -> bool {
+        *number == 0
+    }
+
+    fn sample(at: u64) -> Sample {
+        Sample { at, place: [0.5, -0.0, at as f32], kind: Newtype(i128::MIN + i128::from(at)), is_valid: at % 3 == 0 }
+    }
+
+    #[test]
+    fn rows_of_numbers_lie_without_tags() {
+        let samples: Vec<_> = (0..1000).map(sample).collect();
+        assert!(bytes_of(&samples).len() < 1000 * (8 + 12 + 16 + 1) + 128);
+        for count in [0, 1, 2, 7, 8, 9, 1000] {
+            same(samples[..count].to_vec());
+        }
+        same(vec![true, false, true, true, false, false, true, false, true]);
+        same(vec![(1u32, 2.0f32); 500]);
+        same((vec![vec![(1u8, 'x'); 9]; 9], vec![vec![(1u8, 2u64); 9]; 9], vec![((), ()); 9], vec![[0u8; 0]; 9]));
+        same(vec![[[1.5f32; 4]; 4]; 9]);
+        same((0..20u16).map(|n| (n, n)).collect::<BTreeMap<_, _>>());
+        same((0..20u16).map(|n| (n, n)).collect::<BTreeSet<_>>());
+    }
+
+    #[test]
+    fn rows_are_read_by_who_asks_for_something_else() {
+        let samples: Vec<_> = (0..10).map(|at| (at, at as f32)).collect::<Vec<(u64, f32)>>();
+        let expected = serde_json::to_value(&samples).unwrap();
+        assert_eq!(from_slice::<serde_json::Value>(&bytes_of(&samples)).unwrap(), expected);
+        let named = vec![Either::Named { x: 1, y: 2 }; 9];
+        assert_eq!(back(&named), named);
+        let map: Vec<HashMap<String, u64>> = from_slice(&bytes_of(&named)).unwrap();
+        assert_eq!(map, vec![HashMap::from([("x".to_string(), 1), ("y".to_string(), 2)]); 9]);
+        let swapped: Vec<(u8, u8)> = from_slice(&bytes_of(&samples))
+            .map(|v: Vec<(u8, f64)>| v.iter().map(|p| (p.0, p.1 as u8)).collect())
+            .unwrap();
+        assert_eq!(swapped[9], (9, 9));
+        assert!(from_slice::<Vec<(u64,)>>(&bytes_of(&samples)).is_err());
+        assert!(from_slice::<Vec<(u64, f32, f32)>>(&bytes_of(&samples)).is_err());
+        assert_eq!(
+            from_slice::<Vec<Option<(u64, Option<f32>)>>>(&bytes_of(&samples)).unwrap()[3],
+            Some((3, Some(3.0)))
+        );
+    }
+
+    #[test]
+    fn an_element_that_is_no_row_like_the_others_undoes_them() {
+        let others = [Either::Named { x: 1, y: 2 }, Either::Text("text".to_string()), Either::Deep((((((7,),),),),))];
+        for (at, other) in (0..12).flat_map(|at| others.iter().map(move |other| (at, other))) {
+            let mut list = vec![Either::Pair(3, 4); 12];
+            list[at] = other.clone();
+            same(list);
+        }
+        for at in 0..12 {
+            let mut list = vec![Sparse { first: None, second: 1, third: 0 }; 12];
+            list[at] = Sparse { first: None, second: 0, third: 2 };
+            same(list.clone());
+            list[at].first = Some(3);
+            same(list);
+        }
+    }
+
+    #[test]
+    fn a_type_that_is_an_option_of_itself_does_not_ask_for_ever() {
+        #[derive(Deserialize, Debug)]
+        struct Chain(#[allow(dead_code)] Option<Box<Chain>>);
+        assert!(from_slice::<Chain>(&bytes_of(&7u8)).is_err());
+        assert!(from_slice::<Vec<Chain>>(&bytes_of(&vec![true; 9])).is_err());
+        assert!(from_slice::<Vec<Chain>>(&bytes_of(&vec![7u8; 9])).is_err());
+        assert!(from_slice::<Vec<Chain>>(&bytes_of(&vec![[7u8; 2]; 9])).is_err());
+        let numbers: Vec<Option<Option<bool>>> = from_slice(&bytes_of(&vec![true; 100])).unwrap();
+        assert_eq!(numbers, [Some(Some(true)); 100]);
+    }
+
     #[test]
     fn tuples_that_say_another_length_are_counted() {
         struct Odd(usize, usize);
