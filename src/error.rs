@@ -53,7 +53,9 @@ pub enum ErrorKind {
     /// A value could not be serialised: its own code refused, it is nested deeper than 1024 levels
     /// ([`with_depth_limit`](crate::with_depth_limit)), or it is larger than 4 GiB less 1 MiB, which is the limit on all
     /// ways between processes. Larger data belongs in an [`Array`](crate::Array), in
-    /// [`SharedMemory`](crate::SharedMemory) or in a file.
+    /// [`SharedMemory`](crate::SharedMemory) or in a file. On its way, a value takes its size in memory once more at
+    /// the receiver, and at the sender too; twice more at the sender where it is put into a queue or pipe, unless it is
+    /// nothing but bytes or numbers, and where it is an argument of a pool.
     Encode,
     /// Bytes could not be turned back into a value.
     Decode,

@@ -238,7 +238,8 @@ where
         let Arguments { bytes, fds } = arguments?;
         let value = function.call(wire::decode_bytes(bytes, fds)?, executor)?;
         let message = wire::encode(&value)?;
-        goes_on = Some(batch.report(VALUE[0], message.payload(&value), &message.attachments));
+        let value = message.needed(value);
+        goes_on = Some(batch.report(VALUE[0], message.payload_of(value.as_ref()), &message.attachments));
         Ok(())
     });
     match (goes_on, done) {
@@ -261,12 +262,12 @@ pub(crate) const IS_VALUE: u8 = VALUE[0];
 impl Outcome {
     fn value<R: Serialize + 'static>(value: R) -> Result<Self> {
         let message = wire::encode(&value)?;
-        Ok(Self(Box::new(Told { tag: VALUE, value, message })))
+        Ok(Self(Box::new(Told { tag: VALUE, value: message.needed(value), message })))
     }
 
     pub(crate) fn error(error: Error) -> Self {
         match wire::encode(&error) {
-            Ok(message) => Self(Box::new(Told { tag: ERROR, value: error, message })),
+            Ok(message) => Self(Box::new(Told { tag: ERROR, value: Some(error), message })),
             // An error is made of texts and numbers; if even that fails, its text still travels.
             Err(_) => Self(Box::new(error.to_string().into_bytes())),
         }
@@ -314,13 +315,13 @@ trait Encoded {
 
 struct Told<R> {
     tag: &'static [u8],
-    value: R,
+    value: Option<R>,
     message: Message,
 }
 
 impl<R: 'static> Encoded for Told<R> {
     fn parts(&self) -> [&[u8]; 2] {
-        [self.message.payload(&self.value), self.tag]
+        [self.message.payload_of(self.value.as_ref()), self.tag]
     }
 
     fn attachments(&self) -> &[Attachment] {

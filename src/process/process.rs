@@ -848,6 +848,7 @@ impl ProcessBuilder {
         static COUNT: AtomicU64 = AtomicU64::new(1);
         let call = Call::of(f);
         let message = wire::encode(&args)?;
+        let args = message.needed(args);
         let name = self.name.unwrap_or_else(|| format!("Process-{}", COUNT.fetch_add(1, Relaxed)));
         if let Some((key, _)) = self.variables.iter().find(|(key, value)| !spawn::is_variable(key, value)) {
             let why = format!("process {name} cannot be started: {key:?} cannot be an environment variable");
@@ -878,7 +879,7 @@ impl ProcessBuilder {
             directory: directory.transpose()?,
             attributes: self.attributes,
             streams: streams.theirs(),
-            arguments: message.payload(&args),
+            arguments: message.payload_of(args.as_ref()),
             attachments: message.attachments.iter().map(AsFd::as_fd).collect(),
         })?;
         streams.let_go();

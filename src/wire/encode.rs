@@ -77,6 +77,9 @@ thread_local! {
 /// Buffers that have grown beyond this are not kept.
 const SPARE_LIMIT: usize = 64 << 10;
 
+/// Values that take as many bytes in a message are dropped as soon as they can be.
+const LARGE: usize = 1 << 20;
+
 /// An empty buffer, perhaps with room.
 pub(crate) fn spare() -> Vec<u8> {
     // At the end of a thread, where a value that goes may still send, there is none.
@@ -101,10 +104,22 @@ impl Drop for Message {
 impl Message {
     /// The bytes to send: those encoded, or those of `value`, which must be the value that was encoded.
     pub(crate) fn payload<'a, T: 'static>(&'a self, value: &'a T) -> &'a [u8] {
+        self.payload_of(Some(value))
+    }
+
+    /// [`payload`](Self::payload) of what [`needed`](Self::needed) left of the value.
+    pub(crate) fn payload_of<'a, T: 'static>(&'a self, value: Option<&'a T>) -> &'a [u8] {
         match &self.encoded {
             Some(encoded) => encoded,
-            None => plain::bytes(value).unwrap_or_default(),
+            None => value.and_then(plain::bytes).unwrap_or_default(),
         }
+    }
+
+    /// Drops `value`, the one that was encoded, if it is large and not needed any more: it would take memory in a third
+    /// place while the message is copied to where it is shared. One that brings descriptors may be needed.
+    pub(crate) fn needed<T>(&self, value: T) -> Option<T> {
+        let is_large = self.encoded.as_ref().is_some_and(|encoded| encoded.len() >= LARGE);
+        (!is_large || !self.attachments.is_empty()).then_some(value)
     }
 
     /// The bytes and what is attached to them.

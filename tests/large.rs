@@ -1,0 +1,165 @@
+//! Large values: that they arrive, and how much memory they take on their way.
+
+use multiprocess::{self as mp, Pool, Process, Queue};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::time::Duration;
+
+mod common;
+use common::Deadline;
+
+multiprocess::test_support!();
+
+const MIB: usize = 1 << 20;
+/// So large are the values whose memory is measured, in MiB.
+const LARGE: usize = 64;
+
+fn field(file: &str, key: &str) -> usize {
+    let text = fs::read_to_string(file).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix(key));
+    line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or_else(|| panic!("no {key} in {file}"))
+}
+
+/// Whether this machine has so many MiB of memory left.
+fn has_memory(mib: usize) -> bool {
+    let has = field("/proc/meminfo", "MemAvailable:") / 1024 >= mib;
+    if !has {
+        eprintln!("skipped: less than {mib} MiB of memory are available");
+    }
+    has
+}
+
+fn len_of(bytes: Vec<u8>) -> usize {
+    bytes.len()
+}
+
+#[tokio::test]
+async fn an_argument_of_300_mib_reaches_the_worker_of_a_pool() -> mp::Result<()> {
+    let _deadline = Deadline::after(Duration::from_secs(180));
+    if !has_memory(3 << 10) {
+        return Ok(());
+    }
+    let len = 300 * MIB;
+    assert_eq!(Pool::new(1)?.apply(len_of, (vec![0; len],)).await?, len);
+    Ok(())
+}
+
+#[derive(Serialize, Deserialize)]
+struct Holds {
+    id: i32,
+    samples: Vec<f64>,
+}
+
+trait Large: Serialize + DeserializeOwned + Send + Sync + 'static {
+    fn make() -> Self;
+}
+
+impl Large for (i32, Vec<u8>) {
+    fn make() -> Self {
+        (1, vec![1; LARGE * MIB])
+    }
+}
+
+impl Large for Vec<f64> {
+    fn make() -> Self {
+        vec![1.0; LARGE * MIB / 8]
+    }
+}
+
+impl Large for Holds {
+    fn make() -> Self {
+        Self { id: 1, samples: Large::make() }
+    }
+}
+
+/// How many MiB this process has had at most since then, beyond what it had then.
+struct Since(usize);
+
+impl Since {
+    fn now() -> Self {
+        fs::write("/proc/self/clear_refs", "5").unwrap();
+        Self(field("/proc/self/status", "VmRSS:"))
+    }
+
+    fn peak(&self) -> usize {
+        field("/proc/self/status", "VmHWM:").saturating_sub(self.0) / 1024
+    }
+}
+
+fn put<T: Large>(queue: Queue<T>) -> mp::Result<usize> {
+    let value = T::make();
+    let since = Since::now();
+    queue.try_put(value).map_err(mp::Error::other)?;
+    Ok(since.peak())
+}
+
+fn get<T: Large>(queue: Queue<T>) -> mp::Result<usize> {
+    let since = Since::now();
+    let _value = queue.blocking_get()?;
+    Ok(since.peak())
+}
+
+fn nothing() {}
+
+/// The peak of the process at the beginning of a call, which has its arguments.
+fn take<T: Large>(_: T) -> usize {
+    field("/proc/self/status", "VmHWM:") / 1024
+}
+
+/// Sends an argument and receives a result: the peaks here, and that of the child.
+async fn through_a_process<T: Large>() -> mp::Result<[usize; 3]> {
+    Process::spawn(nothing, ())?.join().await?;
+    let value = T::make();
+    let since = Since::now();
+    let mut child = Process::spawn(take::<T>, (value,))?;
+    let sender = since.peak();
+    let receiver = child.join().await?;
+    let since = Since::now();
+    let _value = Process::spawn(T::make, ())?.join().await?;
+    Ok([sender, receiver, since.peak()])
+}
+
+async fn through_a_pool<T: Large>() -> mp::Result<[usize; 3]> {
+    let pool = Pool::new(1)?;
+    pool.apply(nothing, ()).await?;
+    let value = T::make();
+    let since = Since::now();
+    let receiver = pool.apply(take::<T>, (value,)).await?;
+    let sender = since.peak();
+    let since = Since::now();
+    let _value = pool.apply(T::make, ()).await?;
+    Ok([sender, receiver, since.peak()])
+}
+
+/// Checks the peaks of each way. `copies`: how many a sender makes that must keep the value, in case it is not taken.
+async fn check_peaks_of<T: Large>(copies: usize) -> mp::Result<()> {
+    let what = std::any::type_name::<T>();
+    let at_most = |way: &str, peak: usize, copies: usize| {
+        assert!(peak <= copies * LARGE + LARGE / 2, "{what}, {way}: {peak} MiB for a value of {LARGE}");
+    };
+    let queue = Queue::<T>::unbounded()?;
+    at_most("put", Process::spawn(put::<T>, (queue.clone(),))?.join().await??, copies);
+    // The value itself is one of the two.
+    at_most("get", Process::spawn(get::<T>, (queue,))?.join().await??, 2);
+    let [argument, taken, result] = Process::spawn(through_a_process::<T>, ())?.join().await??;
+    at_most("argument of a process", argument, 1);
+    at_most("argument in a process", taken, 2);
+    at_most("result of a process", result, 2);
+    let [argument, taken, result] = Process::spawn(through_a_pool::<T>, ())?.join().await??;
+    at_most("argument of a pool", argument, 2);
+    at_most("argument in a worker", taken, 2);
+    at_most("result of a worker", result, 2);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_large_value_takes_no_more_memory_than_the_documentation_says() -> mp::Result<()> {
+    let _deadline = Deadline::after(Duration::from_secs(180));
+    if !has_memory(2 << 10) {
+        return Ok(());
+    }
+    check_peaks_of::<(i32, Vec<u8>)>(2).await?;
+    check_peaks_of::<Vec<f64>>(1).await?;
+    check_peaks_of::<Holds>(2).await
+}
