@@ -313,7 +313,8 @@ async fn subp_02_the_stack_of_a_panic_is_kept_only_if_it_is_asked_for() {
     fn fails() {
         panic!("no luck")
     }
-    let variants: [(&[(&str, &str)], Option<bool>, bool); 7] = [
+    type Variables = &'static [(&'static str, &'static str)];
+    let variants: [(Variables, Option<bool>, bool); 7] = [
         (&[("RUST_BACKTRACE", "0")], None, false),
         (&[("RUST_BACKTRACE", "1")], None, true),
         (&[("RUST_BACKTRACE", "1"), ("RUST_LIB_BACKTRACE", "0")], None, false),

@@ -157,7 +157,7 @@ async fn a_handshake_with_a_paused_clock_waits_for_a_child_that_is_slow() -> mp:
     let child = Process::spawn(late, (address.clone(), told.clone()))?;
     let start = Instant::now();
     let silent = connect(&address.get().await?, Some(b"key")).handshake_timeout(SHORT).await;
-    assert_eq!(silent.err().expect("no word").kind(), ErrorKind::Authentication);
+    assert_eq!(silent.expect_err("no word").kind(), ErrorKind::Authentication);
     assert!(start.elapsed() >= SHORT, "{:?}", start.elapsed());
     told.put(0).await?;
     child.await?

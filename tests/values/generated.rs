@@ -18,6 +18,8 @@ enum Node {
     Numbers(Vec<u32>),
     Pairs(Vec<(u16, i64)>),
     Arrays(Vec<[u8; 3]>),
+    Rows(Vec<Row>),
+    Mixed(Vec<(u8, Option<u16>)>),
     Maybe(Option<Box<Node>>),
     Twice(Option<Option<u8>>),
     List(Vec<Node>),
@@ -34,6 +36,20 @@ enum Node {
     Tagged(Tagged),
     Untagged(Untagged),
     Flat(Flat),
+}
+
+/// Rows of numbers, but for those whose last field is left out.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Row {
+    a: u32,
+    b: (i8, bool),
+    c: [i64; 2],
+    #[serde(skip_serializing_if = "is_zero", default)]
+    d: u16,
+}
+
+fn is_zero(n: &u16) -> bool {
+    *n == 0
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -74,6 +90,11 @@ fn leaf() -> impl Strategy<Value = Leaf> {
     (any::<u32>(), any::<Option<String>>()).prop_map(|(x, y)| Leaf { x, y })
 }
 
+fn row() -> impl Strategy<Value = Row> {
+    let d = prop_oneof![20 => 1..u16::MAX, 1 => Just(0)];
+    (any::<u32>(), any::<(i8, bool)>(), any::<[i64; 2]>(), d).prop_map(|(a, b, c, d)| Row { a, b, c, d })
+}
+
 fn tagged() -> impl Strategy<Value = Tagged> {
     prop_oneof![
         Just(Tagged::Unit),
@@ -111,6 +132,8 @@ fn node() -> impl Strategy<Value = Node> {
         any::<Vec<u32>>().prop_map(Node::Numbers),
         any::<Vec<(u16, i64)>>().prop_map(Node::Pairs),
         any::<Vec<[u8; 3]>>().prop_map(Node::Arrays),
+        proptest::collection::vec(row(), 0..40).prop_map(Node::Rows),
+        any::<Vec<(u8, Option<u16>)>>().prop_map(Node::Mixed),
         any::<Option<Option<u8>>>().prop_map(Node::Twice),
         any::<BTreeMap<Option<u8>, Option<()>>>().prop_map(Node::Keys),
         tagged().prop_map(Node::Tagged),

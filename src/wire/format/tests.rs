@@ -507,7 +507,12 @@ mod runs {
     }
 
     fn sample(at: u64) -> Sample {
-        Sample { at, place: [0.5, -0.0, at as f32], kind: Newtype(i128::MIN + i128::from(at)), is_valid: at % 3 == 0 }
+        Sample {
+            at,
+            place: [0.5, -0.0, at as f32],
+            kind: Newtype(i128::MIN + i128::from(at)),
+            is_valid: at.is_multiple_of(3),
+        }
     }
 
     #[test]
