@@ -447,7 +447,8 @@ async fn a_process_waits_at_its_end_for_workers_that_end_in_order() -> mp::Resul
     let start = Instant::now();
     in_child(hangs, (finished.clone(),)).await?;
     assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
-    eventually("it is killed", || finished.try_get().is_ok_and(is_gone)).await;
+    let worker = within(finished.get()).await?;
+    eventually("it is killed", || is_gone(worker)).await;
     Ok(())
 }
 

@@ -11,7 +11,7 @@ use tracing_subscriber::registry::LookupSpan;
 
 mod common;
 use common::pool::{Gate, MS, die, is_gone, pid, say_and_stay, say_and_wait, square, stuck};
-use common::{Deadline, eventually, falls_asleep, go_on, stop, within};
+use common::{Deadline, eventually, go_on, stop, within};
 
 multiprocess::test_support!();
 
@@ -214,15 +214,16 @@ async fn a_checkout_has_its_worker_to_itself() -> mp::Result<()> {
 
 /// A worker that has been taken and has not come to it yet stays the one, whatever others share meanwhile.
 #[tokio::test]
-async fn a_checkout_has_one_worker_also_if_that_is_slow_to_come() -> mp::Result<()> {
+async fn a_checkout_that_passes_over_a_stopped_worker_has_one_worker() -> mp::Result<()> {
     let _deadline = Deadline::start();
-    let pool = Pool::new(3)?;
+    let pool = Pool::new(4)?;
     let (begun, go) = (Queue::<u32>::unbounded()?, Queue::<u32>::unbounded()?);
-    eventually("all are there", || pool.stats().workers.len() == 3).await;
+    eventually("all are there", || pool.stats().workers.len() == 4).await;
     let slow = pool.stats().workers[0].pid;
     stop(slow);
-    let mut checkout = Box::pin(pool.checkout());
-    falls_asleep(checkout.as_mut()).await;
+    let worker = within(pool.checkout()).await?;
+    let mine = within(worker.apply(pid, ())).await?;
+    assert_ne!(mine, slow);
     // The second item goes from one of the others to the last.
     let wait = |begun: Gate, go: Gate| {
         begun.open();
@@ -236,13 +237,12 @@ async fn a_checkout_has_one_worker_also_if_that_is_slow_to_come() -> mp::Result<
         eventually("it has begun", || gate.is_open()).await;
     }
     go_on(slow);
-    let worker = within(checkout).await?;
-    assert_eq!(within(worker.apply(pid, ())).await?, slow);
+    assert_eq!(within(worker.apply(pid, ())).await?, mine);
     end.open();
     within(both).await.expect("no panic")?;
     drop(worker);
-    let calls = [0, 1, 2].map(|_| pool.apply_async(say_and_wait, (begun.clone(), go.clone())));
-    for n in 0..3 {
+    let calls = [0, 1, 2, 3].map(|_| pool.apply_async(say_and_wait, (begun.clone(), go.clone())));
+    for n in 0..4 {
         within(begun.get()).await?;
         go.put(n).await?;
     }

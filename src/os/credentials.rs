@@ -244,7 +244,7 @@ impl Credentials {
 /// [capget(2)](https://man7.org/linux/man-pages/man2/capget.2.html): what is effective, permitted and inheritable. Not by
 /// rustix, which leaves the room for the answer uninitialized: valgrind knows the first half of the answer only, and would
 /// report each later use of the second.
-fn capability_sets() -> io::Result<[u64; 3]> {
+pub(super) fn capability_sets() -> io::Result<[u64; 3]> {
     /// `struct __user_cap_header_struct`.
     #[repr(C)]
     struct Header {

@@ -6,6 +6,7 @@
 //! about anything. Where the kernel has been told that no exec gives rights, before this one, it has at least the
 //! rights that the new process has, and can do by itself what it could have this process do.
 
+use super::credentials::capability_sets;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed};
@@ -60,13 +61,12 @@ fn come_back_to_root() -> bool {
     if !is_root || are_kept_from_root() {
         return false;
     }
-    let Ok(sets) = thread::capabilities(None) else { return true };
+    let Ok([_, permitted, inheritable]) = capability_sets() else { return true };
     let all = (0..64).map(|number| CapabilitySet::from_bits_retain(1 << number));
     // The kernel refuses to tell of one that it does not know.
-    let mut is_bounding = all
-        .filter(|bit| !sets.permitted.contains(*bit))
-        .map_while(|bit| thread::capability_is_in_bounding_set(bit).ok());
-    !sets.permitted.contains(sets.inheritable) || is_bounding.any(|is_in| is_in)
+    let mut is_bounding =
+        all.filter(|bit| permitted & bit.bits() == 0).map_while(|bit| thread::capability_is_in_bounding_set(bit).ok());
+    inheritable & !permitted != 0 || is_bounding.any(|is_in| is_in)
 }
 
 fn may_come_from_file(path: &str) -> bool {
