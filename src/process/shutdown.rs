@@ -66,13 +66,13 @@ impl fmt::Display for ShutdownSignal {
 /// fn main() -> mp::Result<()> {
 ///     mp::run(async {
 ///         let pool = Pool::new(2)?;
+///         # let _first = futures::FutureExt::now_or_never(mp::shutdown_signal());
 ///         # let me = rustix::process::getpid();
 ///         # tokio::spawn(async move { loop {
 ///         #     tokio::time::sleep(Duration::from_millis(20)).await;
 ///         #     rustix::process::kill_process(me, rustix::process::Signal::TERM).unwrap();
 ///         # } });
-///         # let _first = mp::shutdown_signal().now_or_never();
-///         # ///         let serve = async { loop { pool.apply(|| 6 * 7, ()).await.unwrap(); } };
+///         let serve = async { loop { pool.apply(|| 6 * 7, ()).await.unwrap(); } };
 ///         tokio::select! {
 ///             () = serve => {}
 ///             signal = mp::shutdown_signal() => println!("stopping: {}", signal?),
