@@ -73,7 +73,11 @@ impl Attributes {
 
     /// Those that differ from `other`.
     pub(crate) fn other_than(mut self, other: &Self) -> Self {
-        self.limits.retain(|limit| !other.limits.contains(limit));
+        // Both are in the order of `RESOURCES`, as far as they are all of a process.
+        match self.limits == other.limits {
+            true => self.limits.clear(),
+            false => self.limits.retain(|limit| !other.limits.contains(limit)),
+        }
         Self {
             umask: self.umask.filter(|_| self.umask != other.umask),
             nice: self.nice.filter(|_| self.nice != other.nice),

@@ -7,8 +7,9 @@ use super::info::{self, ProcessInfo};
 use super::protocol::{self, Descriptors, Order, Report, Variables};
 use crate::error::{Error, ErrorKind, PanicInfo, Result};
 use crate::os::attributes::Attributes;
+use crate::os::socket::{self, Wait};
 use crate::os::spawn::{self, SingleThreaded};
-use crate::os::{memory, profile, signal, socket};
+use crate::os::{memory, profile, signal};
 use crate::shm::family::Family;
 use crate::wire::{self, Parcel, frame};
 use rustix::process::Pid;
@@ -73,7 +74,7 @@ pub(super) fn after_fork(
     if !is_ordered && !socket::is_from_same_user(socket.as_fd()) {
         refuse(socket.as_fd(), io::Error::other("who orders it has another user or group than it has"));
     }
-    let (order, Parcel { bytes, fds }) = match protocol::recv::<Order>(socket.as_fd()) {
+    let (order, Parcel { bytes, fds }) = match Order::recv(socket.as_fd()) {
         Ok(Some(ordered)) => ordered,
         Ok(None) => spawn::exit_now(0),
         Err(error) => refuse(socket.as_fd(), error),
@@ -124,14 +125,14 @@ pub(super) fn rehearse(sockets: Option<(OwnedFd, OwnedFd)>) -> Result<()> {
     let nothing = wire::encode(&())?;
     match sockets {
         Some((ours, theirs)) => {
-            protocol::send(ours.as_fd(), &order, nothing.payload(&()), &[theirs.as_fd()])?;
-            if let Some((order, arguments)) = protocol::recv::<Order>(theirs.as_fd())? {
+            order.send(ours.as_fd(), nothing.payload(&()), &[theirs.as_fd()])?;
+            if let Some((order, arguments)) = Order::recv(theirs.as_fd())? {
                 let outcome = order.call.run(arguments, &mut Executor::default());
                 Report::send_outcome(ours.as_fd(), &outcome)?;
             }
         }
         None => {
-            let order: Order = protocol::there_and_back(&order)?;
+            let Some((order, _)) = Order::from_bytes(&order.to_bytes()?) else { return Ok(()) };
             let arguments = Parcel { bytes: nothing.payload(&()).to_vec(), fds: Vec::new() };
             drop(order.call.run(arguments, &mut Executor::default()));
         }
@@ -151,7 +152,7 @@ fn set_name(name: &str) {
 
 /// The life of an exec'd child, told by the fork server what to do.
 pub(super) fn after_exec(socket: OwnedFd, settled: Result<()>) -> ! {
-    let Ok(Some((order, Parcel { bytes, fds }))) = protocol::recv::<Order>(socket.as_fd()) else {
+    let Ok(Some((order, Parcel { bytes, fds }))) = Order::recv(socket.as_fd()) else {
         spawn::exit_now(1); // The server died while it asked.
     };
     drop(socket);
@@ -308,16 +309,16 @@ fn wait_for_blocking_tasks(executor: Executor) {
 
 /// The starter has made sure meanwhile that this child may do no more than itself, and says what it is like by now.
 fn wait_to_begin(report: &OwnedFd) -> io::Result<()> {
-    let word = match protocol::recv::<Option<Attributes>>(report.as_fd()) {
+    let word = match frame::recv(report.as_fd(), Wait::Yes) {
         // It has let go with something of ours unread. What it has sent before that is still there.
-        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
-            protocol::recv::<Option<Attributes>>(report.as_fd())
-        }
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => frame::recv(report.as_fd(), Wait::Yes),
         word => word,
     };
     match word {
-        Ok(Some((attributes, _))) => {
-            attributes.iter().for_each(Attributes::take_on_what_is_permitted);
+        Ok(Some(word)) if word.bytes.is_empty() => Ok(()),
+        Ok(Some(word)) => {
+            let attributes: Attributes = rmp_serde::from_slice(&word.bytes).map_err(io::Error::other)?;
+            attributes.take_on_what_is_permitted();
             Ok(())
         }
         Ok(None) => spawn::exit_now(0), // It has let go of this child, or is gone.
@@ -370,5 +371,5 @@ pub(super) fn tell(socket: &OwnedFd, order: &Order, arguments: &[u8], fds: &Desc
     let first = [Some(report), lifeline.as_ref()].into_iter().chain(streams.iter().map(Option::as_ref));
     let then = [directory, own_directory, memory].into_iter().map(Option::as_ref);
     let all: Vec<_> = first.chain(then).flatten().chain(attachments).map(AsFd::as_fd).collect();
-    protocol::send(socket.as_fd(), order, arguments, &all)
+    order.send(socket.as_fd(), arguments, &all)
 }

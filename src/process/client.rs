@@ -733,8 +733,9 @@ impl Connection {
         let tie = reopened_lifeline().map_err(failed)?;
         fds.splice(..0, [theirs.as_fd(), tie.as_fd()]);
         self.number += 1;
-        let request = Request::Child { number: self.number, order };
-        if let Err(error) = protocol::send(self.socket.as_fd(), &request, inline, &fds) {
+        let request = Request::Child { number: self.number };
+        let tail = [&order.to_bytes().map_err(failed)?, inline].concat();
+        if let Err(error) = protocol::send(self.socket.as_fd(), &request, &tail, &fds) {
             return if is_gone(&error) { Ok(Ordered::ServerGone(error)) } else { Err(failed(error)) };
         }
         drop(fds);
@@ -807,7 +808,7 @@ impl Connection {
                     break;
                 }
             };
-            match protocol::send(socket.as_fd(), order, arguments, fds) {
+            match order.send(socket.as_fd(), arguments, fds) {
                 Ok(()) => return Ok(Some((pid, pidfd, socket))),
                 // It was killed, or has waited too long.
                 Err(error) if is_gone(&error) => {}
@@ -826,7 +827,8 @@ impl Connection {
             return Ok(Some(format!("it has other rights by now: {differs}")));
         }
         let attributes = Attributes::of_this_process(&mut self.kept.1, umask).other_than(&self.base.attributes).any();
-        match protocol::send(report.as_fd(), &attributes, &[], &[]) {
+        let word = attributes.as_ref().map(rmp_serde::to_vec).transpose().map_err(io::Error::other)?;
+        match frame::send(report.as_fd(), &[&word.unwrap_or_default()], &[], Wait::Yes) {
             // Nobody there: a child that has died, or a server that died before there was one. Who waits finds out.
             Err(error) if !is_gone(&error) => Err(error),
             _ => Ok(None),

@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::any::{Any, TypeId};
 use std::cell::RefCell;
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::{Hash, Hasher};
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
@@ -132,9 +132,26 @@ impl Call {
 
 /// Equal on both sides exactly if function, arguments and result are of the same types.
 fn fingerprint<F: 'static, A: 'static, R: 'static>() -> u64 {
-    let mut hasher = DefaultHasher::new();
-    TypeId::of::<(F, A, R)>().hash(&mut hasher);
-    hasher.finish()
+    /// A [`TypeId`] is a hash already, and hands over as much of it as fits: so this is a constant.
+    #[derive(Default)]
+    struct Words(u64);
+
+    impl Hasher for Words {
+        fn write(&mut self, bytes: &[u8]) {
+            // FNV-1a, should it ever come in bytes.
+            self.0 = bytes.iter().fold(self.0, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3));
+        }
+        fn write_u64(&mut self, word: u64) {
+            self.0 = self.0.rotate_left(32) ^ word;
+        }
+        fn finish(&self) -> u64 {
+            self.0
+        }
+    }
+
+    let mut words = Words::default();
+    TypeId::of::<(F, A, R)>().hash(&mut words);
+    words.finish()
 }
 
 /// What a door is entered with, and what is found there afterwards.

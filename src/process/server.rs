@@ -372,7 +372,7 @@ impl Server {
                 (number, Err(Error::new(ErrorKind::Spawn, why)))
             }
             Ok(Some((Request::Spares { .. }, _))) if self.connections[at].is_retired => return true,
-            Ok(Some((Request::Child { number, order }, parcel))) => (number, self.start_child(at, order, parcel)),
+            Ok(Some((Request::Child { number }, parcel))) => (number, self.start_child(at, parcel)),
             Ok(Some((Request::Spares { count, generation }, _))) => {
                 return (0..count).all(|_| self.send_spare(at, generation));
             }
@@ -413,8 +413,9 @@ impl Server {
         self.fork(at, single, None, Some(lifeline))
     }
 
-    fn start_child(&mut self, at: usize, mut order: Order, parcel: Parcel) -> Result<(Born, OwnedFd)> {
+    fn start_child(&mut self, at: usize, mut parcel: Parcel) -> Result<(Born, OwnedFd)> {
         let failed = |error| protocol::spawn_error("a child cannot be started", error);
+        let mut order = Order::take(&mut parcel).map_err(failed)?;
         let Parcel { bytes: arguments, fds } = parcel;
         let mut fds = order.split(None, fds).map_err(failed)?;
         let connection = &mut self.connections[at];

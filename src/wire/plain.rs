@@ -90,6 +90,21 @@ macro_rules! buffers {
 
 buffers!(Vec<u8> Bytes Box<[u8]>);
 
+/// Nothing: what a function of no arguments is given, and what many return.
+impl Plain for () {
+    const TAKES_BUFFER: bool = false;
+    fn bytes(&self) -> &[u8] {
+        &[]
+    }
+    fn from_buffer(buffer: Vec<u8>) -> Option<(Self, Option<Vec<u8>>)> {
+        buffer.is_empty().then_some(((), Some(buffer)))
+    }
+    #[inline]
+    fn from_slice(bytes: &[u8]) -> Option<Self> {
+        bytes.is_empty().then_some(())
+    }
+}
+
 /// The arguments of a function of one.
 impl<P: Plain> Plain for (P,) {
     const TAKES_BUFFER: bool = P::TAKES_BUFFER;
@@ -108,6 +123,7 @@ impl<P: Plain> Plain for (P,) {
 /// Does `$case!(type)` for every type that is recognised.
 macro_rules! each_plain {
     ($case:ident) => {
+        $case!(());
         $case!(Vec<u8>);
         $case!(Bytes);
         $case!(Box<[u8]>);
