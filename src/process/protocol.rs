@@ -187,11 +187,27 @@ pub(super) struct Descriptors {
 }
 
 impl Descriptors {
-    pub(super) fn into_all(self) -> Vec<OwnedFd> {
-        let Self { report, lifeline, streams, directory, own_directory, arguments, mut attachments } = self;
-        attachments.push(report);
-        attachments.extend(streams.into_iter().chain([lifeline, directory, own_directory, arguments]).flatten());
-        attachments
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        let Self { report: _, lifeline, streams, directory, own_directory, arguments, attachments } = self;
+        let others = [lifeline, directory, own_directory, arguments];
+        1 + attachments.len() + streams.iter().chain(others).flatten().count()
+    }
+
+    /// Moves all of them into `all`.
+    pub(super) fn into_all(self, all: &mut Vec<OwnedFd>) {
+        let Self { report, lifeline, streams: [stdin, stdout, stderr], directory, own_directory, arguments, .. } = self;
+        all.push(report);
+        // No `flatten`: in a child its code would be one more page to enter.
+        #[allow(clippy::manual_flatten)]
+        for fd in [lifeline, stdin, stdout, stderr, directory, own_directory, arguments] {
+            if let Some(fd) = fd {
+                all.push(fd);
+            }
+        }
+        for attachment in self.attachments {
+            all.push(attachment);
+        }
     }
 }
 
@@ -328,9 +344,10 @@ impl Order {
     /// Tells the descriptors of an order apart: report, lifeline, streams, directories, arguments, attachments. The
     /// first two do not come along if `report` is where to report.
     pub(super) fn split(&self, report: Option<OwnedFd>, fds: Vec<OwnedFd>) -> io::Result<Descriptors> {
-        let mut fds = fds.into_iter();
+        let mut fds = fds;
+        fds.reverse();
         let missing = || io::Error::new(io::ErrorKind::InvalidData, "an order without its descriptors");
-        let mut take = |wanted: bool| if wanted { fds.next().map(Some).ok_or_else(missing) } else { Ok(None) };
+        let mut take = |wanted: bool| if wanted { fds.pop().map(Some).ok_or_else(missing) } else { Ok(None) };
         let (report, lifeline) = match report {
             Some(report) => (report, None),
             None => (take(true)?.ok_or_else(missing)?, take(true)?),
@@ -342,7 +359,10 @@ impl Order {
             directory: take(self.has_directory)?,
             own_directory: take(self.has_own_directory)?,
             arguments: take(self.arguments_in_memfd.is_some())?,
-            attachments: fds.collect(),
+            attachments: {
+                fds.reverse();
+                fds
+            },
         })
     }
 }

@@ -330,16 +330,22 @@ impl Server {
         let (ours, theirs) = socket::packet_pair()?;
         socket::learn_senders(theirs.as_fd())?;
         let group = spawn::process_group();
+        // Made here: each page of code that a child enters, and each that it writes to, costs it a page fault.
+        let mut private = Vec::with_capacity(
+            self.most_private() + order.as_deref().and_then(Option::as_ref).map_or(0, Descriptors::count),
+        );
         match spawn::fork(single)? {
             // It has no order, so it ends only if somebody kills it; the pid is hardly ever another's by now.
             Fork::Parent(pid) => Ok(Unordered { pid, pidfd: pidfd::open(pid)?, socket: ours }),
             Fork::Child => {
                 let directory = self.connections[at].directory.as_ref();
                 let moved = directory.map_or(Ok(()), |directory| Ok(rustix::process::fchdir(directory)?));
-                let mut private = self.private();
+                self.private(&mut private);
                 private.push(ours);
                 let is_ordered = order.is_some();
-                private.extend(order.and_then(Option::take).into_iter().flat_map(Descriptors::into_all));
+                if let Some(order) = order.and_then(Option::take) {
+                    order.into_all(&mut private);
+                }
                 child::after_fork(theirs, private, is_ordered, moved, group, lifeline, single)
             }
         }
@@ -475,18 +481,31 @@ impl Server {
         }
     }
 
+    /// No fewer than [`private`](Self::private) finds, and one more.
+    fn most_private(&self) -> usize {
+        let exits = self.exits.as_ref().map_or(0, BTreeMap::len);
+        3 * self.connections.len() + self.watched.len() + exits + self.own.len() + 1
+    }
+
     /// Everything of the server that a forked child must not keep.
-    fn private(&mut self) -> Vec<OwnedFd> {
-        let mut all = Vec::new();
-        for connection in std::mem::take(&mut self.connections) {
-            all.push(connection.socket);
-            all.extend(connection.directory);
-            all.extend(connection.lifeline);
+    fn private(&mut self, all: &mut Vec<OwnedFd>) {
+        for Connection { socket, directory, lifeline, environment, .. } in std::mem::take(&mut self.connections) {
+            all.push(socket);
+            if let Some(directory) = directory {
+                all.push(directory);
+            }
+            if let Some(lifeline) = lifeline {
+                all.push(lifeline);
+            }
+            std::mem::forget(environment); // The process ends with it; to free it would cost a page.
         }
-        all.extend(std::mem::take(&mut self.watched).into_iter().map(|(_, pidfd)| pidfd));
-        all.extend(self.exits.take().into_iter().flat_map(BTreeMap::into_values));
+        for (_, pidfd) in std::mem::take(&mut self.watched) {
+            all.push(pidfd);
+        }
+        for report in self.exits.take().into_iter().flat_map(BTreeMap::into_values) {
+            all.push(report);
+        }
         all.append(&mut self.own);
-        all
     }
 
     /// Starts the program afresh and tells it the order.
