@@ -9,6 +9,7 @@
 use multiprocess::connection::{Listener, connect};
 use multiprocess::{self as mp, Lock, Manager, Pool, Process, Queue, SharedMemory};
 use rustix::io::Errno;
+use std::collections::BTreeSet;
 use std::future::IntoFuture;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -59,30 +60,41 @@ const ERRNOS: [Errno; 5] = [Errno::NOMEM, Errno::MFILE, Errno::AGAIN, Errno::NOB
 struct Control(std::fs::File);
 
 impl Control {
-    fn write(&self, at: u64, word: i64) {
+    fn write(&self, at: u64, word: u64) {
         self.0.write_all_at(&word.to_ne_bytes(), 8 * at).unwrap();
     }
 
-    fn read(&self, at: u64) -> i64 {
+    fn read(&self, at: u64) -> u64 {
         let mut word = [0; 8];
         self.0.read_exact_at(&mut word, 8 * at).unwrap();
-        i64::from_ne_bytes(word)
+        u64::from_ne_bytes(word)
     }
 
     /// The `left`-th call of this kind fails.
-    fn arm(&self, call: &str, errno: Errno, left: i64) {
-        let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
-        self.write(2, left);
-        self.write(1, errno.raw_os_error().into());
-        self.write(0, call.bytes().fold(0xcbf2_9ce4_8422_2325, step) as i64);
+    fn arm(&self, call: &str, errno: Errno, left: u32) {
+        self.write(0, name(call) << 40 | (errno.raw_os_error() as u64) << 32 | u64::from(left));
+    }
+
+    fn left(&self) -> u32 {
+        self.read(0) as u32
     }
 
     fn disarm(&self) {
         self.write(0, 0);
     }
+
+    fn refused(&self) -> u64 {
+        self.read(1)
+    }
 }
 
-/// Whatever `future` waits for comes from the child, or not at all.
+/// How `os::refuse` knows a call.
+fn name(call: &str) -> u64 {
+    let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+    call.bytes().fold(0xcbf2_9ce4_8422_2325, step) >> 40
+}
+
+/// Whatever `future` waits for comes from the child, or not at all. The child's result is left for its `join`.
 async fn unless_it_ends<T>(
     child: &mut Process<mp::Result<()>>,
     future: impl Future<Output = mp::Result<T>>,
@@ -91,11 +103,16 @@ async fn unless_it_ends<T>(
     tokio::select! {
         biased;
         done = &mut future => return done,
-        ended = child.join() => ended??,
+        ended = child.wait() => ended.map(drop)?,
     }
     // It has done its part by then.
-    let late = tokio::time::timeout(Duration::from_secs(3), future).await;
-    late.unwrap_or_else(|_| Err(mp::Error::other("the child has ended, and what it should have sent is not there")))
+    match tokio::time::timeout(Duration::from_secs(3), future).await {
+        Ok(done) => done,
+        Err(_) => {
+            child.join().await??;
+            Err(mp::Error::other("the child has ended, and what it should have sent is not there"))
+        }
+    }
 }
 
 async fn spawns() -> mp::Result<()> {
@@ -273,15 +290,16 @@ fn is_chosen(number: usize, case: &str) -> bool {
 fn each_single_fault_in_this_process() {
     let path = PathBuf::from(std::env::var_os("MULTIPROCESS_REFUSE").expect("run by the other test"));
     let control = Control(std::fs::File::options().read(true).write(true).open(path).unwrap());
+    assert_eq!(CALLS.iter().map(|call| name(call)).collect::<BTreeSet<_>>().len(), CALLS.len());
     let only = std::env::var("MULTIPROCESS_FAULTS_OF").ok();
     let (mut cases, mut ran) = (0, 0);
     for (name, this) in USES.iter().filter(|(name, _)| only.as_deref().is_none_or(|only| only == *name)) {
         in_time(*this).expect("in time").unwrap();
         for call in CALLS {
-            const MANY: i64 = 1 << 40;
+            const MANY: u32 = 1 << 30;
             control.arm(call, Errno::NOMEM, MANY);
             in_time(*this).expect("in time").unwrap();
-            let count = MANY - control.read(2);
+            let count = MANY - control.left();
             control.disarm();
             for (at, errno) in (1..=count.min(40)).flat_map(|at| ERRNOS.map(|errno| (at, errno))) {
                 cases += 1;
@@ -305,8 +323,8 @@ fn each_single_fault_in_this_process() {
             }
         }
     }
-    println!("{ran} of {cases} cases, {} calls refused", control.read(3));
-    assert!(control.read(3) > 0, "nothing was refused");
+    println!("{ran} of {cases} cases, {} calls refused", control.refused());
+    assert!(control.refused() > 0, "nothing was refused");
 }
 
 #[test]

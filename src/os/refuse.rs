@@ -1,7 +1,8 @@
 //! Where a test has a single system call refused, in whichever process of the family makes it.
 //!
-//! `MULTIPROCESS_REFUSE` names a file of four words that every process of the family maps: a call, an errno, how many such
-//! calls are left until it is refused, and how often that has happened. In debug builds only: in others nothing is asked.
+//! `MULTIPROCESS_REFUSE` names a file of two words that every process of the family maps: which call fails, with which errno, and
+//! how many such calls are left until then; and how often that has happened. The first three are one word, so that no process
+//! takes a part of one fault for a part of another. In debug builds only: in others nothing is asked.
 
 #[cfg(any(not(debug_assertions), multiprocess_loom))]
 #[inline(always)]
@@ -25,30 +26,31 @@ mod seam {
     use rustix::io::Errno;
     use rustix::mm::{MapFlags, ProtFlags};
     use std::sync::OnceLock;
-    use std::sync::atomic::{AtomicI64, Ordering::SeqCst};
+    use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
-    /// What the words are, in their order.
     struct Control {
-        call: AtomicI64,
-        errno: AtomicI64,
-        left: AtomicI64,
-        refused: AtomicI64,
+        /// From the top: 24 bits of the call's [`name`], 8 of the errno, 32 of how many calls are left. 0: none fails.
+        armed: AtomicU64,
+        refused: AtomicU64,
     }
 
     /// An error if this call is to fail here and now; it is not made then.
     pub(crate) fn at(call: &'static str) -> rustix::io::Result<()> {
         let Some(control) = control() else { return Ok(()) };
-        if control.call.load(SeqCst) != name(call) || control.left.fetch_sub(1, SeqCst) != 1 {
-            return Ok(());
+        let next = |armed: u64| (armed >> 40 == name(call) && armed as u32 > 0).then(|| armed - 1);
+        match control.armed.fetch_update(SeqCst, SeqCst, next) {
+            Ok(armed) if armed as u32 == 1 => {
+                control.refused.fetch_add(1, SeqCst);
+                Err(Errno::from_raw_os_error((armed >> 32 & 0xff) as i32))
+            }
+            _ => Ok(()),
         }
-        control.refused.fetch_add(1, SeqCst);
-        Err(Errno::from_raw_os_error(control.errno.load(SeqCst) as i32))
     }
 
-    /// FNV-1a.
-    fn name(call: &str) -> i64 {
+    /// 24 bits of FNV-1a.
+    fn name(call: &str) -> u64 {
         let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
-        call.bytes().fold(0xcbf2_9ce4_8422_2325, step) as i64
+        call.bytes().fold(0xcbf2_9ce4_8422_2325, step) >> 40
     }
 
     fn control() -> Option<&'static Control> {

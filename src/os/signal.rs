@@ -3,6 +3,7 @@
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
@@ -265,14 +266,17 @@ pub(crate) fn die_with(own: OwnedFd) -> io::Result<Option<OwnedFd>> {
     let fcntl = |command, argument: libc::c_int| {
         // SAFETY: the descriptor is open, and none of the three commands takes a pointer.
         match unsafe { libc::fcntl(own.as_raw_fd(), command, argument) } {
-            -1 => Err(io::Error::last_os_error()),
+            -1 => Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO)),
             _ => Ok(()),
         }
     };
-    super::refuse::at("fcntl")?;
-    fcntl(F_SETSIG, libc::SIGKILL)?;
-    fcntl(libc::F_SETOWN, std::process::id() as libc::c_int)?;
-    fcntl(libc::F_SETFL, libc::O_ASYNC | libc::O_NONBLOCK)?;
+    // Without the tie a process cannot be what it was started for, so a lack of memory that passes is waited out.
+    super::poll::again(|| {
+        super::refuse::at("fcntl")?;
+        fcntl(F_SETSIG, libc::SIGKILL)?;
+        fcntl(libc::F_SETOWN, std::process::id() as libc::c_int)?;
+        fcntl(libc::F_SETFL, libc::O_ASYNC | libc::O_NONBLOCK)
+    })?;
     Ok((!super::socket::is_hung_up(own.as_fd())).then_some(own))
 }
 

@@ -44,11 +44,10 @@ pub(super) fn after_fork(
     let tie = lifeline.map(|lifeline| match signal::die_with(lifeline) {
         Ok(Some(tie)) => tie,
         Ok(None) => spawn::exit_now(0), // Whoever wanted it is gone.
-        Err(error) => refuse(socket.as_fd(), error),
+        Err(error) => give_up(socket.as_fd(), error),
     });
-    if !is_ordered && moved.is_err() {
-        spawn::exit_now(1); // One that has an order can say why.
-    }
+    let moved = moved.map_err(|error| io::Error::new(error.kind(), format!("its working directory: {error}")));
+    let moved = if is_ordered { moved } else { moved.map_err(|error| give_up(socket.as_fd(), error)) };
     if !is_ordered && !socket::is_readable_within(socket.as_fd(), Duration::ZERO) {
         spawn::set_name(c"mp-spare");
         // What is sent to the group of the server is not for a process that nobody has started yet.
@@ -85,8 +84,14 @@ pub(super) fn after_fork(
     set_name(&order.name);
     signal::restore_child_action();
     apply_variables(&order.variables, single);
-    let moved = moved.map_err(|error| io::Error::new(error.kind(), format!("its working directory: {error}")));
     live(order, bytes, fds, tie, told.and(moved).map_err(Error::from), Exit::Forked)
+}
+
+/// Ends a spare child that could not get ready. From here on its starter finds it gone, and has the order done in another way;
+/// if the order has come already, the starter hears why nothing comes of it.
+fn give_up(socket: BorrowedFd<'_>, error: io::Error) -> ! {
+    socket::refuse_more(socket);
+    refuse(socket, error)
 }
 
 /// Ends a child that cannot take its order. Who told it so itself hears why; the server has let go of the socket.
