@@ -48,23 +48,3 @@ async fn equal_code_of_other_types_is_not_confused() -> mp::Result<()> {
     assert_eq!(Process::spawn(two, (-1,))?.await?, -1);
     Ok(())
 }
-
-#[test]
-fn mistakes_are_compile_errors_that_say_what_to_do() {
-    let tests = trybuild::TestCases::new();
-    tests.pass("tests/ui/pass.rs");
-    for mistake in [
-        "arguments",
-        "borrowed",
-        "captures",
-        "captures_string",
-        "method",
-        "pointer",
-        "result",
-        "starmap",
-        "stays",
-        "thirteen",
-    ] {
-        tests.compile_fail(format!("tests/ui/{mistake}.rs"));
-    }
-}

@@ -254,7 +254,7 @@ pub(crate) fn play<T>(slot: u16, dies_at: Option<&'static str>, part: impl FnOnc
     }
 }
 
-/// `RUSTFLAGS="--cfg multiprocess_loom" cargo test --release --lib models` runs them all.
+/// `cargo test -p multiprocess-models models` runs them all.
 ///
 /// Runs `model` in every schedule with at most `preemptions` of them, and says how many those were.
 #[cfg(test)]

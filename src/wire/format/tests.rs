@@ -371,7 +371,6 @@ mod variants {
         let bytes = [b"text".to_vec(), vec![255, 254], Vec::new()].map(TextOrBytes::Bytes);
         same(Vec::from(bytes));
         same(TextOrBytes::Text("text".to_string()));
-        same(vec![either::Either::<u8, String>::Left(1), either::Either::Right("r".to_string())]);
     }
 
     #[test]
@@ -406,8 +405,6 @@ mod readable {
 
     #[test]
     fn types_that_speak_to_their_own_format_only_come_back() {
-        let table: toml::Table = "at = 2024-05-06T07:08:09Z\nday = 2024-05-06\n[t]\nx = 1.5".parse().unwrap();
-        same(table);
         let raw = serde_json::value::RawValue::from_string(r#"{"a": 1.0}"#.to_string()).unwrap();
         assert_eq!(back(&raw).get(), raw.get());
         same(serde_json::json!({"a": [1, -2, 3.5, "x", null, true], "b": {}}));

@@ -6,15 +6,10 @@
 //! list. `docs/values.md` says in words what the same classes do.
 #![allow(clippy::unwrap_used, clippy::type_complexity, reason = "tests fail by it; the types are what is tested")]
 
-#[path = "values/attributes.rs"]
 mod attributes;
-#[path = "values/beyond.rs"]
 mod beyond;
-#[path = "values/crates.rs"]
 mod crates;
-#[path = "values/generated.rs"]
 mod generated;
-#[path = "values/standard.rs"]
 mod standard;
 
 use multiprocess::{self as mp, DictProxy, ListProxy, Manager, Pool, Process, Queue};

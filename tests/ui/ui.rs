@@ -1,0 +1,21 @@
+//! Mistakes do not compile, and the compiler says what to do instead.
+
+#[test]
+fn mistakes_are_compile_errors_that_say_what_to_do() {
+    let tests = trybuild::TestCases::new();
+    tests.pass("pass.rs");
+    for mistake in [
+        "arguments",
+        "borrowed",
+        "captures",
+        "captures_string",
+        "method",
+        "pointer",
+        "result",
+        "starmap",
+        "stays",
+        "thirteen",
+    ] {
+        tests.compile_fail(format!("{mistake}.rs"));
+    }
+}
