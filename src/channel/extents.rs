@@ -128,8 +128,9 @@ impl Extents {
         generation << 40 | offset
     }
 
-    /// An extent of this capacity, in use and in no chain. Only under the put latch.
-    pub(super) fn allocate(&self, capacity: u64) -> io::Result<u64> {
+    /// An extent of this capacity, in use and in no chain; of its memory, the first `later` bytes that segments have for
+    /// records are still to be [`prepare`](Self::prepare)d. Only under the put latch.
+    pub(super) fn allocate(&self, capacity: u64, later: u64) -> io::Result<u64> {
         let len = segment::HEAD_LEN + capacity * 8;
         let reusable = self.rows().find(|(_, state)| state.load(Acquire) == capacity << 8 | FREE);
         let (offset, state) = match reusable {
@@ -149,8 +150,19 @@ impl Extents {
             }
         };
         state.store(capacity << 8 | IN_USE, Release);
-        self.region.reserve(offset, len).inspect_err(|_| self.retire(offset))?;
+        let reserved = match later {
+            0 => self.region.reserve(offset, len),
+            _ => self.region.reserve_around(offset, len, segment::HEAD_LEN, later),
+        };
+        reserved.inspect_err(|_| self.retire(offset))?;
         Ok(self.live(offset))
+    }
+
+    /// Reserves a part of a new extent, `len` bytes from `at` on of what is for records, and maps it.
+    pub(super) fn prepare(&self, name: u64, extent: &Extent, at: u64, len: u64) -> io::Result<()> {
+        self.region.reserve_more((name & OFFSET_MASK) + segment::HEAD_LEN + at, len)?;
+        extent.map.populate_part((segment::HEAD_LEN + at) as usize, len as usize);
+        Ok(())
     }
 
     /// Whether a new extent, made where the last one is said to end, would lie upon none.

@@ -40,7 +40,7 @@ use crate::os::{fault, timer};
 use crate::shm::atomic::{AtomicU64, fence};
 use crate::shm::family::Member;
 use crate::wait::{Hangup, Line, refuse_inside_async, until, until_blocking};
-use crate::wire::{self, Attachment, Message, Parcel};
+use crate::wire::{self, Attachment, Message, Parcel, Payload};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::io::{self, IoSlice};
@@ -147,11 +147,15 @@ impl Link {
     }
 
     /// One push, with its notices. `is_hung_up`: asked now, or not here. Done, it tells whether a taker had to be woken.
-    fn push(&self, payload: &[u8], attachments: &[Attachment], is_hung_up: fn(&Self) -> bool) -> Result<Tried<bool>> {
+    fn push(
+        &self,
+        (mut payload, attachments): (Payload<'_>, &[Attachment]),
+        is_hung_up: fn(&Self) -> bool,
+    ) -> Result<Tried<bool>> {
         if is_hung_up(self) {
             return Err(self.closed());
         }
-        if attachments.is_empty() {
+        if let (Payload::Kept(payload), []) = (&payload, attachments) {
             let (done, asked) = self.ring.push_here(payload);
             self.notify(asked);
             if done {
@@ -164,7 +168,7 @@ impl Link {
         }
         loop {
             let send = |number| send_fds(self.tx.as_fd(), number, attachments);
-            let (result, asked) = self.ring.push(payload, attachments.len(), send);
+            let (result, asked) = self.ring.push(&mut payload, attachments.len(), send);
             self.notify(asked);
             if result.as_ref().is_err_and(|error| !Damage::is_in(error)) {
                 // The room is still there.
@@ -247,7 +251,7 @@ impl Link {
 
     pub(super) async fn put<T: Serialize + 'static>(&self, mut value: T) -> Result<(), Refused<T>> {
         let put = match wire::encode(&value) {
-            Ok(message) => self.put_held(&message, Held(&mut value)).await,
+            Ok(message) => self.put_held(message, Held(&mut value)).await,
             Err(error) => Err(error),
         };
         put.map_err(|error| (error, value))
@@ -259,14 +263,14 @@ impl Link {
         timeout: Duration,
     ) -> Result<(), Refused<T>> {
         let put = match wire::encode(&value) {
-            Ok(message) => self.in_time(timeout, self.put_held(&message, Held(&mut value))).await,
+            Ok(message) => self.in_time(timeout, self.put_held(message, Held(&mut value))).await,
             Err(error) => Err(error),
         };
         put.map_err(|error| (error, value))
     }
 
-    async fn put_held<T: 'static>(&self, message: &Message, mut value: Held<'_, T>) -> Result<()> {
-        let attempt = || self.push(value.payload(message), &message.attachments, Self::is_hung_up).later();
+    async fn put_held<T: 'static>(&self, mut message: Message, mut value: Held<'_, T>) -> Result<()> {
+        let attempt = || self.push(value.parts(&mut message), Self::is_hung_up).later();
         flatten(until(&self.room, attempt).await.map_err(|error| self.failed("wait for", error))).map(drop)
     }
 
@@ -299,8 +303,8 @@ impl Link {
         is_hung_up: fn(&Self) -> bool,
         value: T,
     ) -> Result<bool, Refused<T>> {
-        let tried = wire::encode(&value).and_then(|message| {
-            let pushed = when_not_busy(|| self.push(message.payload(&value), &message.attachments, is_hung_up))?;
+        let tried = wire::encode(&value).and_then(|mut message| {
+            let pushed = when_not_busy(|| self.push(message.parts(&value), is_hung_up))?;
             pushed.ok_or_else(|| Error::new(ErrorKind::Full, format!("the {} is full", self.what)))
         });
         tried.map_err(|error| (error, value))
@@ -326,8 +330,8 @@ impl Link {
     #[track_caller]
     pub(super) fn blocking_put<T: Serialize + 'static>(&self, value: T) -> Result<(), Refused<T>> {
         refuse_inside_async();
-        let tried = wire::encode(&value).and_then(|message| {
-            let attempt = || self.push(message.payload(&value), &message.attachments, Self::is_hung_up).later();
+        let tried = wire::encode(&value).and_then(|mut message| {
+            let attempt = || self.push(message.parts(&value), Self::is_hung_up).later();
             self.block(&self.room, None, attempt).map(drop)
         });
         tried.map_err(|error| (error, value))
@@ -486,8 +490,8 @@ const ANYBODY: u64 = u64::MAX;
 struct Held<'a, T>(&'a mut T);
 
 impl<T: 'static> Held<'_, T> {
-    fn payload<'a>(&'a mut self, message: &'a Message) -> &'a [u8] {
-        message.payload(self.0)
+    fn parts<'a>(&'a mut self, message: &'a mut Message) -> (Payload<'a>, &'a [Attachment]) {
+        message.parts(self.0)
     }
 }
 

@@ -5,6 +5,7 @@ use crate::os::fault;
 use crate::shm::atomic::AtomicU64;
 use crate::shm::latch::Latch;
 use crate::shm::region::{Members, Plain, Region, explore, play};
+use crate::wire::Payload;
 use loom::thread;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::*;
@@ -75,7 +76,7 @@ fn ring(region: &Arc<Region>) -> Ring {
 }
 
 fn push(ring: &Ring, n: u8, len: usize) -> Option<Push> {
-    let pushed = ring.push(&vec![n; len], 0, |_| Ok(true)).0.unwrap();
+    let pushed = ring.push(&mut Payload::Kept(&vec![n; len]), 0, |_| Ok(true)).0.unwrap();
     (pushed != Push::Busy).then_some(pushed)
 }
 

@@ -10,6 +10,7 @@
 //! | a record is put | put latch | the store of `tail` | a taker |
 //! | a record is got | get latch | the store of `head` | a putter |
 //! | the chain grows: extent made, begun, linked, `PUT_SEGMENT` moved | put latch | the store of `next` | - |
+//! | the chain grows by a very large record, which is written before its extent is linked | put latch | the stores of `next`, then `tail` | a taker |
 //! | a drained segment is left: `GET_SEGMENT` moved, extent given back | get latch | the store of `GET_SEGMENT` | - |
 //! | a drained large segment is replaced by the base | both latches | the store of `next` | - |
 //! | closed | put latch | the store of `CLOSED` | all |
@@ -31,7 +32,7 @@
 //! |---|---|---|
 //! | putting, before `tail` | nothing; descriptors sent ahead are orphans | the taker of the next descriptors drops them by number |
 //! | getting, before `head` | the record, still there, perhaps without its descriptors | the next taker: an error if they are gone |
-//! | growing, before `next` | an extent in use that is in no chain | who takes the latch over ([`Ring::repair`]), or, if the other side is at work then, the next that can |
+//! | growing, before `next` | an extent in use that is in no chain, perhaps without all its memory | who takes the latch over ([`Ring::repair`]), or, if the other side is at work then, the next that can |
 //! | growing, after `next` | `PUT_SEGMENT` lags | the next putter |
 //! | leaving, after `GET_SEGMENT` | an extent in use that is in no chain | who takes the latch over |
 //!
@@ -41,7 +42,7 @@
 use super::extents::{self, BASE, Extent, Extents, HEAD_LEN, IS_MODEL, Impossible, corrupt};
 use super::segment::{Mark, RecordHead, Segment};
 use crate::error::Damage;
-use crate::os::fault;
+use crate::os::{fault, memory};
 #[cfg(not(multiprocess_loom))]
 use crate::shm::family::Family;
 use crate::shm::family::Member;
@@ -50,6 +51,7 @@ use crate::shm::latch::{Latch, Taken};
 use crate::shm::region::Members as Family;
 use crate::shm::region::Region;
 use crate::wait::event;
+use crate::wire::Payload;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering::*;
@@ -145,6 +147,31 @@ impl Side {
     fn segment(&self) -> io::Result<Segment<'_, Extent>> {
         self.extent.as_ref().map(Extent::segment).ok_or_else(|| corrupt("no segment"))
     }
+}
+
+/// So many bytes of a payload are copied before their memory is given back.
+const PIECE: usize = 4 << 20;
+
+/// Writes a record beyond `tail` and gives the memory of its payload back. `prepare` is told of each piece of the segment
+/// before it is written, as an offset and a length.
+fn spend(
+    segment: &Segment<'_, Extent>,
+    tail: Mark,
+    record: RecordHead,
+    payload: &mut [u8],
+    prepare: impl Fn(u64, u64) -> io::Result<()>,
+) -> io::Result<()> {
+    let (before, mut skip) = (record.len(), 0);
+    for piece in payload.chunks_mut(PIECE) {
+        let (at, len) = if skip == 0 { (0, before + piece.len()) } else { (before + skip, piece.len()) };
+        prepare(at as u64, len as u64)?;
+        segment.write_part(tail, record, skip, piece);
+        fault::point("put.piece");
+        memory::discard(piece);
+        skip += piece.len();
+    }
+    segment.write_head(tail, record);
+    Ok(())
 }
 
 fn lock(side: &Mutex<Side>) -> MutexGuard<'_, Side> {
@@ -297,7 +324,7 @@ impl Ring {
     /// Puts one record, whole. `send_fds` gets its number just before the commit and says whether they fit.
     pub(super) fn push(
         &self,
-        payload: &[u8],
+        payload: &mut Payload<'_>,
         fds: usize,
         send_fds: impl FnOnce(u64) -> io::Result<bool>,
     ) -> (io::Result<Push>, Asked) {
@@ -324,7 +351,7 @@ impl Ring {
     fn push_latched(
         &self,
         side: &mut Side,
-        payload: &[u8],
+        payload: &mut Payload<'_>,
         fds: usize,
         send_fds: impl FnOnce(u64) -> io::Result<bool>,
     ) -> io::Result<Push> {
@@ -344,6 +371,9 @@ impl Ring {
             if !segment.is_possible(segment.head(), tail) {
                 return Err(corrupt("a segment with an impossible tail"));
             }
+            if let Payload::Spent(payload) = payload {
+                return self.push_spent(side, tail, record, payload);
+            }
             let Some(grown) = self.grow(side, tail, record.units())? else { return Ok(Push::Full) };
             tail = grown;
         }
@@ -355,9 +385,31 @@ impl Ring {
             fault::point("put.sent");
         }
         let segment = side.segment()?;
-        segment.write_record(tail, record, payload);
+        match payload {
+            Payload::Kept(payload) => segment.write_record(tail, record, payload),
+            Payload::Spent(payload) => spend(&segment, tail, record, payload, |_, _| Ok(()))?,
+        }
         fault::point("put.written");
         segment.publish(tail, record);
+        fault::point("put.published");
+        Ok(Push::Done)
+    }
+
+    /// Puts a record into a segment of its own, which is linked when it is all there: its memory is taken piece by piece, as
+    /// that of the payload is given back. After an error nothing was put.
+    fn push_spent(&self, side: &mut Side, tail: Mark, record: RecordHead, payload: &mut [u8]) -> io::Result<Push> {
+        let Some((old, name)) = self.extent_for(side, tail, record.units(), record.bytes())? else {
+            return Ok(Push::Full);
+        };
+        let mut fill = || {
+            let extent = self.extents.open(name)?;
+            let prepare = |at, len| self.extents.prepare(name, &extent, at, len);
+            spend(&extent.segment(), Mark::default(), record, payload, prepare)?;
+            fault::point("put.written");
+            self.link(side, &old, name, tail.count)
+        };
+        let tail = fill().inspect_err(|_| self.extents.retire(name))?;
+        side.segment()?.publish(tail, record);
         fault::point("put.published");
         Ok(Push::Done)
     }
@@ -403,6 +455,17 @@ impl Ring {
 
     /// Links a segment with room for `units`; `None` if the limit in bytes forbids it.
     fn grow(&self, side: &mut Side, tail: Mark, units: u32) -> io::Result<Option<Mark>> {
+        let Some((old, name)) = self.extent_for(side, tail, units, 0)? else { return Ok(None) };
+        let linked = self.link(side, &old, name, tail.count);
+        if let (Ok(_), Some(extent)) = (&linked, &side.extent) {
+            extent.populate(u64::from(units) * 8 + AHEAD);
+        }
+        linked.inspect_err(|_| self.extents.retire(name)).map(Some)
+    }
+
+    /// The last segment, and an extent to follow it with room for `units`; the first `later` bytes of that are without
+    /// memory. `None` if the limit in bytes forbids it.
+    fn extent_for(&self, side: &Side, tail: Mark, units: u32, later: u64) -> io::Result<Option<(Extent, u64)>> {
         let Some(old) = side.extent.clone() else { return Ok(None) };
         let is_empty = self.head()?.count == tail.count;
         if self.byte_limit != 0 && !is_empty && old.size() >= self.byte_limit {
@@ -417,18 +480,14 @@ impl Ring {
             return Err(io::Error::new(io::ErrorKind::OutOfMemory, "a queue of more than 16 GiB"));
         }
         let least = alone.max(BASE / 8);
-        let name = match self.extents.allocate(capacity) {
+        let name = match self.extents.allocate(capacity, later) {
             // Twice as much as before is more than there is: just what is needed, then.
             Err(error) if error.kind() == io::ErrorKind::OutOfMemory && least < capacity => {
-                self.extents.allocate(least)?
+                self.extents.allocate(least, later)?
             }
             allocated => allocated?,
         };
-        let linked = self.link(side, &old, name, tail.count);
-        if let (Ok(_), Some(extent)) = (&linked, &side.extent) {
-            extent.populate(u64::from(units) * 8 + AHEAD);
-        }
-        linked.inspect_err(|_| self.extents.retire(name)).map(Some)
+        Ok(Some((old, name)))
     }
 
     /// Begins the segment `name` and makes it the one to put into. If this fails, nothing has happened.
@@ -748,7 +807,7 @@ mod tests {
     }
 
     fn push(ring: &Ring, payload: &[u8]) -> Push {
-        ring.push(payload, 0, |_| Ok(true)).0.unwrap()
+        ring.push(&mut Payload::Kept(payload), 0, |_| Ok(true)).0.unwrap()
     }
 
     fn pop(ring: &Ring) -> Option<Vec<u8>> {
@@ -756,6 +815,41 @@ mod tests {
             Pop::Got(bytes, _) => Some(bytes),
             Pop::Empty => None,
             other => panic!("{other:?}"),
+        }
+    }
+
+    /// What is to become of the bytes is for who gives them.
+    #[test]
+    fn payloads_that_are_spent_arrive_whole_in_new_segments_and_in_old_ones() {
+        let ring = ring(0, 0);
+        let sizes = [1, 100, 100_000, PIECE - 8, PIECE, PIECE + 5000, 2 * PIECE + 1, 70_000, PIECE + 1, 3 * PIECE];
+        let payload = |n: usize| -> Vec<u8> { (0..sizes[n]).map(|at| (at ^ (at >> 8) ^ n) as u8).collect() };
+        for rounds in [1, 2, 5] {
+            for n in (0..sizes.len()).cycle().take(rounds * 3) {
+                let mut bytes = payload(n);
+                let pushed = ring.push(&mut Payload::Spent(&mut bytes), 0, |_| Ok(true)).0.unwrap();
+                assert_eq!((pushed, push(&ring, &[n as u8; 9])), (Push::Done, Push::Done));
+            }
+            for n in (0..sizes.len()).cycle().take(rounds * 3) {
+                assert!(pop(&ring).unwrap() == payload(n), "{n}");
+                assert_eq!(pop(&ring).unwrap(), [n as u8; 9]);
+            }
+        }
+        assert!(pop(&ring).is_none());
+    }
+
+    #[test]
+    fn a_payload_that_finds_no_room_is_not_spent() {
+        for (items, bytes) in [(1, 0), (0, 1)] {
+            let ring = ring(items, bytes);
+            let full = |payload: &mut Vec<u8>| ring.push(&mut Payload::Spent(payload), 0, |_| Ok(true)).0.unwrap();
+            while push(&ring, &[0; 1000]) == Push::Done {}
+            let mut payload = vec![7; 2 * PIECE];
+            assert_eq!(full(&mut payload), Push::Full);
+            assert!(payload.iter().all(|byte| *byte == 7));
+            assert_eq!(ring.try_close().map_err(|error| error.kind()), Ok(true));
+            assert_eq!(full(&mut payload), Push::Closed);
+            assert!(payload.iter().all(|byte| *byte == 7));
         }
     }
 
@@ -792,8 +886,8 @@ mod tests {
     fn segments_of_other_sizes_leave_room_for_one_that_is_needed() {
         let ring = ring(0, 0);
         // A backlog of small ones, as when there is no memory for large ones.
-        let small: Vec<u64> = (1..extents::MOST).map(|_| ring.extents.allocate(BASE / 8).unwrap()).collect();
-        assert!(ring.extents.allocate(BASE / 8).is_err());
+        let small: Vec<u64> = (1..extents::MOST).map(|_| ring.extents.allocate(BASE / 8, 0).unwrap()).collect();
+        assert!(ring.extents.allocate(BASE / 8, 0).is_err());
         small.into_iter().for_each(|name| ring.extents.retire(name));
         // Who made room in the list for it has died.
         assert!(ring.extents.empty_row().is_some());
@@ -842,7 +936,7 @@ mod tests {
     fn death_growing_before_the_link_the_lost_extent_is_given_back() {
         let ring = ring(0, 0);
         push(&ring, b"kept");
-        ring.extents.allocate(1 << 20).unwrap();
+        ring.extents.allocate(1 << 20, 0).unwrap();
         let blocks = || rustix::fs::fstat(ring.region().fd()).unwrap().st_blocks as u64 * 512;
         assert!(blocks() > 8 << 20);
         // The putter that did this has died holding the latch, and its slot is free.
@@ -855,7 +949,7 @@ mod tests {
     #[test]
     fn death_growing_before_the_link_while_the_other_side_is_at_work_is_repaired_later() {
         let ring = ring(0, 0);
-        ring.extents.allocate(1 << 20).unwrap();
+        ring.extents.allocate(1 << 20, 0).unwrap();
         let blocks = || rustix::fs::fstat(ring.region().fd()).unwrap().st_blocks as u64 * 512;
         ring.word(word::PUT_LATCH).store(Member { slot: 4000, epoch: 9 }.to_bits(), Release);
         let me = ring.family.me().unwrap();
@@ -877,7 +971,7 @@ mod tests {
     fn death_growing_after_the_link_the_next_putter_follows_it() {
         let ring = ring(0, 0);
         push(&ring, b"before");
-        let name = ring.extents.allocate(1 << 14).unwrap();
+        let name = ring.extents.allocate(1 << 14, 0).unwrap();
         let base = ring.extents.open(HEAD_LEN as u64).unwrap();
         ring.extents.open(name).unwrap().segment().begin(base.segment().tail().count);
         base.segment().link(name);
@@ -891,8 +985,8 @@ mod tests {
     #[test]
     fn death_growing_after_the_link_a_drained_segment_leads_the_next_putter_on() {
         let ring = ring(0, 0);
-        let name = ring.extents.allocate(1 << 14).unwrap();
-        let next = ring.extents.allocate(1 << 15).unwrap();
+        let name = ring.extents.allocate(1 << 14, 0).unwrap();
+        let next = ring.extents.allocate(1 << 15, 0).unwrap();
         // A putter died twice between a link and the move of `PUT_SEGMENT`, and a taker has left both segments.
         for (name, next) in [(HEAD_LEN as u64, name), (name, next)] {
             ring.extents.open(next).unwrap().segment().begin(0);
@@ -923,7 +1017,7 @@ mod tests {
     fn a_chain_that_bites_its_tail_is_an_error() {
         let ring = ring(0, 0);
         ring.extents.open(HEAD_LEN as u64).unwrap().segment().link(HEAD_LEN as u64);
-        assert!(ring.push(b"x", 0, |_| Ok(true)).0.is_err());
+        assert!(ring.push(&mut Payload::Kept(b"x"), 0, |_| Ok(true)).0.is_err());
         assert!(ring.pop(Vec::new, |_, _| Ok(Vec::new()), |_| ()).0.is_err());
     }
 
@@ -956,11 +1050,11 @@ mod tests {
         ring.word(word::GET_SEGMENT).store(12345, Release);
         let (error, asked) = ring.pop(Vec::new, |_, _| Ok(Vec::new()), |_| ());
         assert!(Damage::is_in(&error.unwrap_err()) && asked.all);
-        let (error, asked) = other.push(b"x", 0, |_| Ok(true));
+        let (error, asked) = other.push(&mut Payload::Kept(b"x"), 0, |_| Ok(true));
         assert!(Damage::is_in(&error.unwrap_err()) && !asked.all, "the first has told everybody");
         other.close().unwrap();
         assert!(
-            ring.push(b"x", 0, |_| Ok(true)).0.is_err_and(|error| Damage::is_in(&error)),
+            ring.push(&mut Payload::Kept(b"x"), 0, |_| Ok(true)).0.is_err_and(|error| Damage::is_in(&error)),
             "damaged, not just closed"
         );
     }
@@ -982,7 +1076,7 @@ mod tests {
             for ring in [Some(&ring), other.as_ref()].into_iter().flatten() {
                 for _ in 0..4 {
                     let _ = ring.push_here(&[1; 9]);
-                    let _ = ring.push(&[2; 70_000], 0, |_| Ok(true));
+                    let _ = ring.push(&mut Payload::Kept(&[2; 70_000]), 0, |_| Ok(true));
                     let _ = (ring.pop_here(&mut Vec::new()), ring.is_empty_here(), ring.len(), ring.drained_at());
                     let _ = ring.pop(Vec::new, |_, _| Ok(Vec::new()), |_| ());
                 }

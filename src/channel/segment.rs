@@ -87,8 +87,13 @@ impl RecordHead {
     const LEN: usize = 8;
     const LEN_WITH_FDS: usize = 16;
 
-    fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         if self.fds == 0 { Self::LEN } else { Self::LEN_WITH_FDS }
+    }
+
+    /// Bytes that the whole record takes.
+    pub(super) fn bytes(&self) -> u64 {
+        u64::from(self.units()) * UNIT as u64
     }
 
     /// Units that the whole record takes.
@@ -174,11 +179,21 @@ impl<B: Bytes> Segment<'_, B> {
 
     /// Writes a record beyond `tail`, where [`Segment::room`] has said that it fits.
     pub(super) fn write_record(&self, tail: Mark, record: RecordHead, payload: &[u8]) {
+        self.write_head(tail, record);
+        self.write_part(tail, record, 0, payload);
+    }
+
+    /// Writes what precedes a record.
+    pub(super) fn write_head(&self, tail: Mark, record: RecordHead) {
         let mut head = [0; RecordHead::LEN_WITH_FDS];
         head[..8].copy_from_slice(&(u64::from(record.fds) << 32 | u64::from(record.len)).to_ne_bytes());
         head[8..].copy_from_slice(&record.number.to_ne_bytes());
         self.write(tail.position, 0, &head[..record.len()]);
-        self.write(tail.position, record.len(), payload);
+    }
+
+    /// Writes a part of a record, from the `skip`th byte of its payload on.
+    pub(super) fn write_part(&self, tail: Mark, record: RecordHead, skip: usize, part: &[u8]) {
+        self.write(tail.position, record.len() + skip, part);
     }
 
     /// Writes a record beyond `tail`, if it is known that it fits, in one piece. Under the put latch.

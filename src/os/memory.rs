@@ -23,6 +23,19 @@ fn resident_by(path: &str) -> (u64, u64) {
     (field("VmRSS").unwrap_or(0) << 10, field("VmHWM").unwrap_or(0) << 10)
 }
 
+/// Gives the whole pages of `bytes` back to the kernel: they are there again, as zeros as a rule, when they are touched.
+pub(crate) fn discard(bytes: &mut [u8]) {
+    let page = rustix::param::page_size();
+    let start = bytes.as_mut_ptr();
+    let skip = start.align_offset(page).min(bytes.len());
+    let len = (bytes.len() - skip) / page * page;
+    if len > 0 {
+        // SAFETY: the range lies in `bytes`, which nobody else sees meanwhile. Whatever is there afterwards is bytes.
+        // Where it is refused, which it is for locked memory, nothing has changed.
+        let _ = unsafe { rustix::mm::madvise(start.add(skip).cast(), len, rustix::mm::Advice::LinuxDontNeed) };
+    }
+}
+
 /// The limit of this process's address space, if there is one.
 pub(crate) fn limit() -> Option<u64> {
     getrlimit(Resource::As).current
@@ -55,6 +68,17 @@ pub(crate) fn oom_kills() -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whole_pages_are_discarded_and_what_is_around_them_stays() {
+        let mut block = vec![1u8; 1 << 20];
+        discard(&mut block[1..(1 << 20) - 1]);
+        assert_eq!((block[0], block[(1 << 20) - 1], block[1 << 19]), (1, 1, 0));
+        block[1 << 19] = 2;
+        discard(&mut block[1 << 19..(1 << 19) + 10]);
+        discard(&mut []);
+        assert_eq!(block[1 << 19], 2);
+    }
 
     #[test]
     fn a_process_knows_how_large_it_is() {

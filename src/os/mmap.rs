@@ -51,9 +51,18 @@ impl Map {
 
     /// The same for the first `bytes`.
     pub(crate) fn populate_first(&self, bytes: usize) {
-        let len = bytes.min(self.len);
-        // SAFETY: the range is our own mapping; populating changes no byte of it.
-        let _ = unsafe { rustix::mm::madvise(self.start.as_ptr().cast(), len, rustix::mm::Advice::LinuxPopulateWrite) };
+        self.populate_part(0, bytes);
+    }
+
+    /// The same for `len` bytes from `at` on, and what else is in their pages.
+    pub(crate) fn populate_part(&self, at: usize, len: usize) {
+        let end = at.saturating_add(len).min(self.len);
+        let at = at.min(end) / rustix::param::page_size() * rustix::param::page_size();
+        // SAFETY: the range is in our own mapping; populating changes no byte of it.
+        unsafe {
+            let start = self.start.as_ptr().add(at).cast();
+            let _ = rustix::mm::madvise(start, end - at, rustix::mm::Advice::LinuxPopulateWrite);
+        }
     }
 }
 

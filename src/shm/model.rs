@@ -120,6 +120,8 @@ impl Map {
 
     pub(crate) fn populate_first(&self, _bytes: usize) {}
 
+    pub(crate) fn populate_part(&self, _at: usize, _len: usize) {}
+
     fn unit(&self, at: usize) -> &Plain<[u8; 8]> {
         &self.units[(at - HEAD) / 8]
     }
@@ -187,6 +189,14 @@ impl Region {
 
     pub(crate) fn reserve(&self, offset: u64, len: u64) -> io::Result<()> {
         self.extents.lock().unwrap().entry(offset).or_insert_with(|| Map::of(len));
+        Ok(())
+    }
+
+    pub(crate) fn reserve_around(&self, offset: u64, len: u64, _skip: u64, _later: u64) -> io::Result<()> {
+        self.reserve(offset, len)
+    }
+
+    pub(crate) fn reserve_more(&self, _offset: u64, _len: u64) -> io::Result<()> {
         Ok(())
     }
 

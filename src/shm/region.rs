@@ -105,6 +105,20 @@ impl Region {
         memfd::reserve(self.fd.as_fd(), offset, len)
     }
 
+    /// [`reserve`](Self::reserve), but for `later` bytes from `skip` on, which [`reserve_more`](Self::reserve_more) is for.
+    /// The last page is reserved in any case.
+    pub(crate) fn reserve_around(&self, offset: u64, len: u64, skip: u64, later: u64) -> io::Result<()> {
+        memfd::check_room(len)?;
+        let rest = len.saturating_sub(skip.saturating_add(later)).max(PAGE).min(len);
+        memfd::reserve(self.fd.as_fd(), offset, skip)?;
+        memfd::reserve(self.fd.as_fd(), offset + len - rest, rest)
+    }
+
+    /// Reserves a part of what has been found to be there.
+    pub(crate) fn reserve_more(&self, offset: u64, len: u64) -> io::Result<()> {
+        memfd::reserve(self.fd.as_fd(), offset, len)
+    }
+
     /// Unmaps the extent at `offset` here and gives `len` bytes of it, from `skip` on, back, for all processes.
     pub(crate) fn give_back(&self, offset: u64, skip: u64, len: u64) -> io::Result<()> {
         self.extents.lock().unwrap_or_else(PoisonError::into_inner).remove(&offset);

@@ -9,6 +9,7 @@ use crate::error::{Error, ErrorKind, Result};
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::any::{Any, TypeId};
 use std::cell::Cell;
 use std::os::fd::OwnedFd;
 
@@ -26,10 +27,31 @@ pub(crate) struct Parcel {
 
 /// Encodes `value`. An error attaches nothing and leaks nothing.
 pub(crate) fn encode<T: Serialize + 'static>(value: &T) -> Result<Message> {
+    if let Some(sealed) = as_sealed(value) {
+        limits::check_size(sealed.bytes.len()).map_err(unwritable::<T>)?;
+        return Ok(Message { encoded: None, attachments: sealed.attachments.clone() });
+    }
     if as_plain(value)?.is_some() {
         return Ok(Message { encoded: None, attachments: Vec::new() });
     }
     encode_by_serde(value)
+}
+
+/// `value`, if it is a message itself: that travels as it is.
+#[inline]
+fn as_sealed<T: 'static>(value: &T) -> Option<&Sealed> {
+    (value as &dyn Any).downcast_ref()
+}
+
+/// Whether values of `T` take over the buffer they arrive in.
+#[inline]
+pub(crate) fn takes_buffer<T: 'static>() -> bool {
+    TypeId::of::<T>() == TypeId::of::<Sealed>() || plain::takes_buffer::<T>()
+}
+
+/// The bytes of a value that needs no encoding.
+fn as_it_is<T: 'static>(value: &T) -> Option<&[u8]> {
+    as_sealed(value).map(Sealed::bytes).or_else(|| plain::bytes(value))
 }
 
 /// Encodes a value that borrows, to be decoded as the owned twin of its type, which must not be bytes or numbers.
@@ -80,6 +102,27 @@ const SPARE_LIMIT: usize = 64 << 10;
 /// Values that take as many bytes in a message are dropped as soon as they can be.
 const LARGE: usize = 1 << 20;
 
+/// The memory of as many encoded bytes is given back while they are copied to where they are shared. What is less comes
+/// from memory that is made use of again, which would have to be mapped anew each time.
+const SPENT: usize = 32 << 20;
+
+/// The bytes of a message that are to be copied to where they are shared.
+pub(crate) enum Payload<'a> {
+    /// They stay where they are.
+    Kept(&'a [u8]),
+    /// They are wanted no more once they are copied, so that their memory can be given back.
+    Spent(&'a mut [u8]),
+}
+
+impl Payload<'_> {
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::Kept(bytes) => bytes.len(),
+            Self::Spent(bytes) => bytes.len(),
+        }
+    }
+}
+
 /// An empty buffer, perhaps with room.
 pub(crate) fn spare() -> Vec<u8> {
     // At the end of a thread, where a value that goes may still send, there is none.
@@ -111,8 +154,21 @@ impl Message {
     pub(crate) fn payload_of<'a, T: 'static>(&'a self, value: Option<&'a T>) -> &'a [u8] {
         match &self.encoded {
             Some(encoded) => encoded,
-            None => value.and_then(plain::bytes).unwrap_or_default(),
+            None => value.and_then(as_it_is).unwrap_or_default(),
         }
+    }
+
+    /// What there is to send: [`payload`](Self::payload), to be copied once, and what is attached to it.
+    pub(crate) fn parts<'a, T: 'static>(&'a mut self, value: &'a T) -> (Payload<'a>, &'a [Attachment]) {
+        let is_spent = self.attachments.is_empty();
+        let payload = match &mut self.encoded {
+            Some(encoded) => match (is_spent, encoded.len()) {
+                (true, SPENT..) => Payload::Spent(encoded),
+                _ => Payload::Kept(encoded),
+            },
+            None => Payload::Kept(as_it_is(value).unwrap_or_default()),
+        };
+        (payload, &self.attachments)
     }
 
     /// Drops `value`, the one that was encoded, if it is large and not needed any more: it would take memory in a third
@@ -125,7 +181,10 @@ impl Message {
     /// The bytes and what is attached to them.
     pub(crate) fn seal<T: 'static>(mut self, value: &T) -> Sealed {
         let attachments = std::mem::take(&mut self.attachments);
-        Sealed { bytes: Bytes::copy_from_slice(self.payload(value)), attachments }
+        // A buffer that would not be kept for the next message is not copied either.
+        let whole = self.encoded.take_if(|encoded| encoded.capacity() > SPARE_LIMIT);
+        let bytes = whole.map_or_else(|| Bytes::copy_from_slice(self.payload(value)), Bytes::from);
+        Sealed { bytes, attachments }
     }
 }
 
@@ -144,6 +203,17 @@ impl Sealed {
     /// Encodes `value`; see [`encode`].
     pub(crate) fn of<T: Serialize + 'static>(value: &T) -> Result<Self> {
         Ok(encode(value)?.seal(value))
+    }
+
+    fn from(Parcel { bytes, fds }: Parcel) -> Self {
+        Self::new(bytes, fds.into_iter().map(Attachment::owned).collect())
+    }
+
+    /// Itself under the name `T`, which is its type.
+    fn into_same<T: 'static>(self) -> Result<T> {
+        let mut same = Some(self);
+        let same = (&mut same as &mut dyn Any).downcast_mut::<Option<T>>().and_then(Option::take);
+        same.ok_or_else(|| unreadable::<T>("it is a message"))
     }
 
     /// The bytes that it carries.
@@ -176,6 +246,9 @@ impl<'de> serde::Deserialize<'de> for Sealed {
 
 /// The reverse of [`encode`]. Descriptors that `T` does not take are closed.
 pub(crate) fn decode<T: DeserializeOwned + 'static>(parcel: Parcel) -> Result<T> {
+    if const { size_of::<T>() == size_of::<Sealed>() } && TypeId::of::<T>() == TypeId::of::<Sealed>() {
+        return Sealed::from(parcel).into_same();
+    }
     let Parcel { bytes, fds } = parcel;
     let bytes = match plain::read(bytes) {
         Read::Value(value, buffer) => {

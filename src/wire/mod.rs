@@ -11,7 +11,7 @@ mod plain;
 pub(crate) use attach::Attachment;
 pub use attach::Fd;
 pub(crate) use encode::{
-    Message, Parcel, Sealed, append, as_plain, decode, decode_bytes, encode, encode_by_serde, keep, spare,
+    Message, Parcel, Payload, Sealed, append, as_plain, decode, decode_bytes, encode, encode_by_serde, keep, spare,
+    takes_buffer,
 };
 pub use limits::{Deep, with_depth_limit, with_depth_limit_async};
-pub(crate) use plain::takes_buffer;

@@ -174,7 +174,7 @@ pub(crate) fn bytes<T: 'static>(value: &T) -> Option<&[u8]> {
 
 /// Whether values of `T` take over the buffer they arrive in.
 #[inline]
-pub(crate) fn takes_buffer<T: 'static>() -> bool {
+pub(super) fn takes_buffer<T: 'static>() -> bool {
     macro_rules! case {
         ($plain:ty) => {
             if const { may_be::<T, $plain>() } {
