@@ -3,7 +3,7 @@
 
 use super::engine::Shared;
 use super::protocol::{Conditions, Contract};
-use super::state::{Circumstances, Hire};
+use super::scheduler::{Circumstances, Hire};
 use super::worker;
 use crate::channel::{self, lane};
 use crate::error::{Error, Result};

@@ -9,8 +9,8 @@ use super::group::{Block, Chunk, Group};
 use super::local;
 use super::mail::{Mail, Outbox, Unsent};
 use super::protocol::{Conditions, Task};
-use super::state::{
-    After, Circumstances, Event, Hire, Phase, Rules, State, Worker, broken, later, orphaned, shut, terminated,
+use super::scheduler::{
+    Circumstances, Effects, Event, Hire, Phase, Rules, Scheduler, Worker, broken, later, orphaned, shut, terminated,
 };
 use super::stats::{PoolStats, WorkerStats};
 use super::trace::Ear;
@@ -66,7 +66,7 @@ pub(super) struct Settings {
 /// What all who drive a pool share.
 pub(super) struct Shared {
     pub(super) settings: Settings,
-    state: Mutex<State>,
+    state: Mutex<Scheduler>,
     pub(super) board: Board,
     alarm: OnceLock<Arc<Line>>,
     /// Tells the thread that is the only worker of a pool within this process.
@@ -113,7 +113,7 @@ impl Shared {
             grace: settings.grace,
         };
         let running = watch::Sender::new(rules.least);
-        let mut state = State { rules, ..State::default() };
+        let mut state = Scheduler { rules, ..Scheduler::default() };
         state.open_seats();
         let mut start_failed = None;
         let (state, alarm, nudge) = (Mutex::new(state), OnceLock::new(), Notify::new());
@@ -141,7 +141,7 @@ impl Shared {
         Ok(shared)
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, Scheduler> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -150,38 +150,38 @@ impl Shared {
     }
 
     /// Ends a change of the state.
-    fn leave(&self, mut state: MutexGuard<'_, State>, after: After) {
-        state.out -= after.settled;
+    fn leave(&self, mut state: MutexGuard<'_, Scheduler>, effects: Effects) {
+        state.out -= effects.settled;
         let beginning = state.seats.iter().filter(|seat| seat.is_beginning()).count();
         self.out.store(state.out + beginning, Release);
         drop(state);
-        after.ears.iter().for_each(|ear| ear.pass_on());
-        for (worker, timeout) in after.late {
+        effects.ears.iter().for_each(|ear| ear.pass_on());
+        for (worker, timeout) in effects.late {
             tracing::warn!(%worker, ?timeout, "a worker that was to end did not; it was killed");
         }
-        if after.nudge {
+        if effects.nudge {
             self.nudge.notify_one();
         }
-        after.wakers.into_iter().for_each(Waker::wake);
-        after.unsent.iter().for_each(|(outbox, unsent)| self.was_unsent(outbox, unsent));
+        effects.wakers.into_iter().for_each(Waker::wake);
+        effects.unsent.iter().for_each(|(outbox, unsent)| self.was_unsent(outbox, unsent));
         // Large orders last of all, as they take their time.
-        for outbox in &after.outboxes {
+        for outbox in &effects.outboxes {
             outbox.send().iter().for_each(|unsent| self.was_unsent(outbox, unsent));
         }
     }
 
     fn was_unsent(&self, outbox: &Arc<Outbox>, unsent: &Unsent) {
-        self.with(|state, after| {
-            state.was_unsent(outbox, unsent, after);
-            state.dispatch(after);
-            state.end_if_done(after);
+        self.with(|state, effects| {
+            state.was_unsent(outbox, unsent, effects);
+            state.dispatch(effects);
+            state.end_if_done(effects);
         });
     }
 
-    fn with<T>(&self, change: impl FnOnce(&mut State, &mut After) -> T) -> T {
-        let (mut state, mut after) = (self.state(), After::default());
-        let result = change(&mut state, &mut after);
-        self.leave(state, after);
+    fn with<T>(&self, change: impl FnOnce(&mut Scheduler, &mut Effects) -> T) -> T {
+        let (mut state, mut effects) = (self.state(), Effects::default());
+        let result = change(&mut state, &mut effects);
+        self.leave(state, effects);
         result
     }
 
@@ -205,9 +205,9 @@ impl Shared {
 
     /// It adds no more.
     pub(super) fn finish(&self) {
-        self.with(|state, after| {
+        self.with(|state, effects| {
             state.open -= 1;
-            state.end_if_done(after);
+            state.end_if_done(effects);
         });
     }
 
@@ -215,9 +215,9 @@ impl Shared {
         if fork::is_forked() {
             return;
         }
-        self.with(|state, after| {
+        self.with(|state, effects| {
             state.is_closed = true;
-            state.end_if_done(after);
+            state.end_if_done(effects);
         });
     }
 
@@ -231,14 +231,14 @@ impl Shared {
 
     /// Gives a broken pool another chance.
     pub(super) fn revive(&self) {
-        self.with(|state, after| {
+        self.with(|state, effects| {
             if state.broken.take().is_some() {
                 state.seats.iter_mut().for_each(|seat| seat.failures = 0);
                 // Others come when they are needed, and those that are dying are replaced at their burial.
-                if state.needs_workers(after) {
+                if state.needs_workers(effects) {
                     state.open_seats();
                 }
-                after.nudge = true;
+                effects.nudge = true;
             }
         });
     }
@@ -247,46 +247,46 @@ impl Shared {
         if fork::is_forked() {
             return;
         }
-        self.with(|state, after| {
+        self.with(|state, effects| {
             (state.is_closed, state.is_terminated) = (true, true);
-            state.fail_all(after, terminated);
+            state.fail_all(effects, terminated);
             state.seats.iter_mut().for_each(|seat| seat.vacant = None);
         });
     }
 
     /// The last holder is gone, or the pool's runtime: nothing is waited for any more, or can be done.
     pub(super) fn let_go(&self) {
-        self.with(|state, after| {
+        self.with(|state, effects| {
             (state.is_closed, state.is_terminated) = (true, true);
-            state.let_go(after);
+            state.let_go(effects);
             state.seats.iter_mut().for_each(|seat| seat.vacant = None);
         });
     }
 
     /// Hands chunks in, and on to workers that are free.
     pub(super) fn submit(&self, group: &Arc<Group>, mut chunks: Vec<Chunk>) {
-        self.with(|state, after| {
+        self.with(|state, effects| {
             let items = chunks.iter().map(|chunk| chunk.count as usize).sum::<usize>();
             group.items().out += items;
             state.out += items;
             if group.options.queue_timeout.is_some() {
-                let now = after.now();
+                let now = effects.now();
                 chunks.iter_mut().for_each(|chunk| chunk.queued = Some(now));
-                state.watch_queue(group, now, after);
+                state.watch_queue(group, now, effects);
             }
             let refused = state.gave_up().or_else(|| state.broken.as_deref().map(broken));
             if let Some(error) = refused {
-                chunks.iter().for_each(|chunk| after.fail(group, chunk, (0, chunk.count), || Error::copy(&error)));
+                chunks.iter().for_each(|chunk| effects.fail(group, chunk, (0, chunk.count), || Error::copy(&error)));
                 return;
             }
             let new = chunks.len();
             state.enqueue(group, chunks.drain(..), false);
-            state.dispatch(after);
+            state.dispatch(effects);
             // What found a worker at once needs no clock to tell how long it waited.
             let mut items = group.items();
             let waiting = items.pending.len().min(new);
             if waiting > 0 {
-                let now = after.now();
+                let now = effects.now();
                 items.pending.iter_mut().rev().take(waiting).for_each(|chunk| _ = chunk.handed.get_or_insert(now));
             }
         });
@@ -325,9 +325,9 @@ impl Shared {
 
     /// An item's outcome, from that thread.
     pub(super) fn settle(&self, group: &Group, block: Block) {
-        self.with(|state, after| {
-            after.deliver(group, block);
-            state.end_if_done(after);
+        self.with(|state, effects| {
+            effects.deliver(group, block);
+            state.end_if_done(effects);
         });
     }
 
@@ -344,29 +344,29 @@ impl Shared {
 
     /// The worker of a checkout is everybody's again.
     pub(super) fn release(&self, lease: u64) {
-        self.with(|state, after| {
+        self.with(|state, effects| {
             let leased = state.workers().find(|(_, worker)| worker.lease == lease).map(|(seat, worker)| {
                 worker.lease = 0;
                 (seat, worker.is_due || worker.given >= worker.share)
             });
             if let Some((seat, true)) = leased {
-                state.retire(seat, after);
+                state.retire(seat, effects);
             }
-            state.dispatch(after);
-            state.plan_to_look(after);
-            state.end_if_done(after);
+            state.dispatch(effects);
+            state.plan_to_look(effects);
+            state.end_if_done(effects);
         });
     }
 
     /// Collects what has come from the workers and gives out what waits for them; whether there are items out whose
     /// callers have not been woken.
     pub(super) fn pump(&self) -> bool {
-        self.with(|state, after| {
-            if state.collect(after) {
-                state.dispatch(after);
-                state.end_if_done(after);
+        self.with(|state, effects| {
+            if state.collect(effects) {
+                state.dispatch(effects);
+                state.end_if_done(effects);
             }
-            state.out - after.settled > after.woken
+            state.out - effects.settled > effects.woken
         })
     }
 
@@ -377,12 +377,12 @@ impl Shared {
         if !state.has_results() {
             return;
         }
-        let mut after = After::default();
-        if state.collect(&mut after) {
-            state.dispatch(&mut after);
-            state.end_if_done(&mut after);
+        let mut effects = Effects::default();
+        if state.collect(&mut effects) {
+            state.dispatch(&mut effects);
+            state.end_if_done(&mut effects);
         }
-        self.leave(state, after);
+        self.leave(state, effects);
     }
 
     /// The bell has rung, or may have.
@@ -403,12 +403,12 @@ impl Shared {
             let _ = alarm.arm();
         }
         // What came before is for us; of what comes later the alarm tells.
-        self.with(|state, after| {
-            if state.has_results() && state.collect(after) {
-                state.dispatch(after);
-                state.end_if_done(after);
+        self.with(|state, effects| {
+            if state.has_results() && state.collect(effects) {
+                state.dispatch(effects);
+                state.end_if_done(effects);
             }
-            state.plan_to_look(after);
+            state.plan_to_look(effects);
         });
     }
 
@@ -417,12 +417,12 @@ impl Shared {
         if let Some(alarm) = self.alarm.get() {
             let _ = alarm.arm();
         }
-        self.with(|state, after| {
-            if state.has_news() && state.collect(after) {
-                state.dispatch(after);
-                state.end_if_done(after);
+        self.with(|state, effects| {
+            if state.has_news() && state.collect(effects) {
+                state.dispatch(effects);
+                state.end_if_done(effects);
             }
-            state.plan_to_look(after);
+            state.plan_to_look(effects);
         });
     }
 
@@ -437,7 +437,7 @@ impl Shared {
 
     /// Nobody waits for the rest of these items: what has not started never does, what runs is asked, then killed.
     pub(super) fn cancel(&self, group: &Arc<Group>) {
-        self.with(|state, after| {
+        self.with(|state, effects| {
             let (pending, was_cancelled, is_queued) = {
                 let mut items = group.items();
                 let was = std::mem::replace(&mut items.is_cancelled, true);
@@ -449,35 +449,35 @@ impl Shared {
             if is_queued {
                 state.queue.was_emptied();
             }
-            pending.iter().for_each(|chunk| after.fail_pending(group, chunk, || group.was_cancelled()));
-            state.forget_retries(group, after);
-            state.revoke(group, after);
-            state.dispatch(after);
-            state.plan_to_look(after);
-            state.end_if_done(after);
+            pending.iter().for_each(|chunk| effects.fail_pending(group, chunk, || group.was_cancelled()));
+            state.forget_retries(group, effects);
+            state.revoke(group, effects);
+            state.dispatch(effects);
+            state.plan_to_look(effects);
+            state.end_if_done(effects);
         });
     }
 
     /// From now on there are so many workers.
     pub(super) fn resize(&self, workers: RangeInclusive<usize>) {
-        self.with(|state, after| {
+        self.with(|state, effects| {
             (state.rules.least, state.rules.most) = (*workers.start(), *workers.end());
-            if state.needs_workers(after) {
+            if state.needs_workers(effects) {
                 state.open_seats();
             }
             for seat in state.rules.most..state.seats.len() {
                 state.seats[seat].vacant = None;
-                state.retire(seat, after);
+                state.retire(seat, effects);
             }
-            state.dispatch(after);
-            after.nudge = true;
+            state.dispatch(effects);
+            effects.nudge = true;
         });
         // Whoever waits for an earlier resize is to see that this one has come.
         self.running.send_modify(|running| *running = self.alive(&self.state()));
     }
 
     /// How many workers run or are to run.
-    fn alive(&self, state: &State) -> usize {
+    fn alive(&self, state: &Scheduler) -> usize {
         let is_done = state.is_closed && (state.open == 0 || state.is_shut) && state.out == 0;
         match self.local {
             _ if state.is_abandoned => 0,
@@ -501,15 +501,15 @@ impl Shared {
 
     /// Takes nothing more and gives up what has not started: how many items that is.
     pub(super) fn shut(&self) -> usize {
-        self.with(|state, after| {
+        self.with(|state, effects| {
             (state.is_closed, state.is_shut) = (true, true);
-            let before = after.settled;
+            let before = effects.settled;
             for seat in 0..state.seats.len() {
-                state.reclaim(seat, 1, after);
+                state.reclaim(seat, 1, effects);
             }
-            state.fail_waiting(after, shut);
-            let lost = after.settled - before;
-            state.end_if_done(after);
+            state.fail_waiting(effects, shut);
+            let lost = effects.settled - before;
+            state.end_if_done(effects);
             lost
         })
     }
@@ -545,33 +545,33 @@ impl Shared {
 
     /// What the driver has to do now.
     pub(super) fn step(&self) -> Step {
-        let step = self.with(|state, after| {
+        let step = self.with(|state, effects| {
             let now = Instant::now();
-            if state.collect(after) {
-                state.dispatch(after);
+            if state.collect(effects) {
+                state.dispatch(effects);
             }
             let mut has_looked = false;
             while state.timers.peek().is_some_and(|Reverse(timer)| timer.at <= now) {
                 let Some(Reverse(timer)) = state.timers.pop() else { break };
                 has_looked |= matches!(timer.event, Event::Look);
-                state.on(timer.event, now, after);
+                state.on(timer.event, now, effects);
             }
-            state.dispatch(after);
-            state.end_if_done(after);
+            state.dispatch(effects);
+            state.end_if_done(effects);
             // What was given out just now may be slow, too; but who gives out all the time is awake.
             if !has_looked {
-                state.plan_to_look(after);
+                state.plan_to_look(effects);
             }
-            let hires = state.hires(now, after);
+            let hires = state.hires(now, effects);
             let begun = state
                 .workers()
                 .filter_map(|(seat, worker)| worker.begun.take().map(|report| (seat, worker.generation, report)));
             let begun = begun.collect();
             state.alert = state.timers.peek().map(|Reverse(timer)| timer.at);
             let is_over = state.is_closed && self.alive(state) == 0;
-            let is_unneeded = state.is_closed && !state.needs_workers(after);
-            after.nudge = false;
-            let unfetched = std::mem::take(&mut after.unfetched);
+            let is_unneeded = state.is_closed && !state.needs_workers(effects);
+            effects.nudge = false;
+            let unfetched = std::mem::take(&mut effects.unfetched);
             Step { hires, begun, unfetched, until: state.alert, is_unneeded, is_over }
         });
         self.tell_count();
@@ -580,7 +580,7 @@ impl Shared {
 
     /// An initializer's report was read.
     pub(super) fn began(&self, seat: usize, generation: u64, outcome: Result<()>) {
-        self.with(|state, after| {
+        self.with(|state, effects| {
             let Some(worker) = state.worker(seat, generation) else { return };
             match outcome {
                 Ok(()) if worker.phase == Phase::Beginning => worker.phase = Phase::Serving,
@@ -588,11 +588,11 @@ impl Shared {
                 Err(error) => {
                     let why = Error::other(format!("the initializer of {} failed: {error}", worker.name));
                     worker.kill(None);
-                    state.break_down(&why, after);
+                    state.break_down(&why, effects);
                 }
             }
-            state.dispatch(after);
-            state.end_if_done(after);
+            state.dispatch(effects);
+            state.end_if_done(effects);
         });
     }
 
@@ -608,7 +608,7 @@ impl Shared {
         results: Receiver<Sealed>,
     ) {
         let has_initializer = self.settings.initializer.is_some();
-        self.with(|state, after| {
+        self.with(|state, effects| {
             let phase = match (state.is_terminated, has_initializer) {
                 (true, _) => {
                     let _ = killer.kill();
@@ -657,38 +657,38 @@ impl Shared {
                 (seat.worker, seat.is_hiring) = (Some(worker), false);
             }
             if let Some(timeout) = self.settings.initializer_timeout.filter(|_| phase == Phase::Beginning) {
-                state.at(later(now, timeout), Event::Initializer(*seat, *generation, timeout), after);
+                state.at(later(now, timeout), Event::Initializer(*seat, *generation, timeout), effects);
             }
             if let Some(age) = state.rules.max_age {
                 // Up to a tenth earlier, so that they do not all go at once.
                 let age = age - age / 1000 * spread(100) as u32;
-                state.at(later(now, age), Event::Age(*seat, *generation), after);
+                state.at(later(now, age), Event::Age(*seat, *generation), effects);
             }
             if *seat >= state.rules.most {
                 // There was a resize while it was on its way.
-                state.retire(*seat, after);
+                state.retire(*seat, effects);
             }
-            state.dispatch(after);
-            state.end_if_done(after);
+            state.dispatch(effects);
+            state.end_if_done(effects);
         });
         self.stir();
     }
 
     /// A worker could not be started.
     pub(super) fn not_hired(&self, hire: &Hire, error: &Error) {
-        self.with(|state, after| state.failed(hire.seat, error, after));
+        self.with(|state, effects| state.failed(hire.seat, error, effects));
     }
 
     /// A worker has ended.
     pub(super) fn died(&self, seat: usize, generation: u64, status: Result<ExitStatus>, end: Circumstances) {
-        self.with(|state, after| {
-            state.collect(after);
+        self.with(|state, effects| {
+            state.collect(effects);
             if let Some(worker) = state.worker(seat, generation) {
                 worker.end = end;
             }
-            state.bury(seat, generation, &status, after);
-            state.dispatch(after);
-            state.end_if_done(after);
+            state.bury(seat, generation, &status, effects);
+            state.dispatch(effects);
+            state.end_if_done(effects);
         });
     }
 

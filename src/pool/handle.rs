@@ -4,7 +4,7 @@ use super::feed::Feed;
 use super::flight::{Flight, Stage, Target, Ticket};
 use super::group::{Block, Options};
 use super::pool::Handle;
-use super::state::stranded;
+use super::scheduler::stranded;
 use crate::error::{Error, Result};
 use futures::Stream;
 use serde::de::DeserializeOwned;

@@ -2,13 +2,11 @@
 //!
 //! ```text
 //! pool.rs      Pool: apply, map, imap (public face)              builder.rs   how it is to be
-//! handle.rs    what callers await                                lease.rs     one worker for a run of calls
+//! handle.rs    what callers await                                checkout.rs  one worker for a run of calls
 //! flight.rs    the items of one call: pulled, and watched for    feed.rs      where they come from, packed into chunks
 //! driver.rs    the task that starts workers and keeps time       local.rs     the worker of a pool within this process
-//! engine.rs    the scheduler: one state behind one lock; below it, in this order:
-//! deadlines.rs what is done when its time has come               results.rs   what has come from the workers
-//! endings.rs   a worker, an item, the pool comes to an end       dispatch.rs  who does what
-//! staff.rs     workers come and go                               state.rs     what all of these know
+//! engine.rs    the scheduler's lock, and what is done outside it
+//! scheduler/   the state machine: dispatch, results, deadlines, teardown, scaling
 //! group.rs     the items of one call, as the scheduler has them  mail.rs      what is large, beside the lanes
 //! worker.rs    the loop a child runs    task.rs  what a task can ask    protocol.rs  what they say to each other
 //! stats.rs     what a pool tells about itself    trace.rs  what tasks tell `tracing`
@@ -16,32 +14,27 @@
 #![forbid(unsafe_code)]
 
 mod builder;
-mod deadlines;
-mod dispatch;
+mod checkout;
 mod driver;
-mod endings;
 mod engine;
 mod feed;
 mod flight;
 mod group;
 mod handle;
-mod lease;
 mod local;
 mod mail;
 #[allow(clippy::module_inception)] // The room's face carries the room's name.
 mod pool;
 mod protocol;
-mod results;
-mod staff;
-mod state;
+mod scheduler;
 mod stats;
 mod task;
 mod trace;
 mod worker;
 
 pub use builder::{PoolBuilder, Workers};
+pub use checkout::Checkout;
 pub use handle::{AsyncResult, Call, Map, MapAsync, Progress, Results};
-pub use lease::Checkout;
 pub use pool::{Pool, PoolStreamExt, Shutdown};
 pub use stats::{Histogram, PoolStats, WorkerStats};
 pub use task::{CurrentTask, current_task};

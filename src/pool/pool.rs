@@ -1,12 +1,12 @@
 //! The face: `apply`, `map`, `imap` on a fixed set of worker processes.
 
 use super::builder::{PoolBuilder, Workers, checked};
+use super::checkout::Checkout;
 use super::driver;
 use super::engine::{Shared, check_forked};
 use super::feed::{Feed, OfIterator, OfStream, One, Packer};
 use super::flight::Target;
 use super::handle::{AsyncResult, Call, Map, MapAsync, Results};
-use super::lease::Checkout;
 use super::stats::PoolStats;
 use crate::error::{Error, Result};
 use crate::os::{fork, memory, reactor, timer};

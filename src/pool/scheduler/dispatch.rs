@@ -1,11 +1,11 @@
 //! Who does what: orders are given to workers that are free, and taken back from those that have not begun them.
 
-use super::group::{Chunk, Group};
-use super::mail::{Outbox, Unsent};
-use super::protocol::{Header, IN_PIPE};
-use super::state::{After, Event, Phase, Place, Running, State, Worker, later};
+use super::{Effects, Event, Phase, Place, Running, Scheduler, Worker, later};
 use crate::channel::lane::{Claim, PoolEnd};
 use crate::error::Error;
+use crate::pool::group::{Chunk, Group};
+use crate::pool::mail::{Outbox, Unsent};
+use crate::pool::protocol::{Header, IN_PIPE};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,8 +18,8 @@ const SHARE_AFTER: Duration = Duration::from_millis(2);
 /// An item that its worker does not begin is given to an idle one after this: longer than a wake takes on a busy machine.
 const TAKE_OVER_AFTER: Duration = Duration::from_millis(10);
 
-impl State {
-    pub(super) fn enqueue(
+impl Scheduler {
+    pub(in crate::pool) fn enqueue(
         &mut self,
         group: &Arc<Group>,
         chunks: impl DoubleEndedIterator<Item = Chunk>,
@@ -42,7 +42,7 @@ impl State {
     }
 
     /// Gives out what waits, as long as there is a worker for it.
-    pub(super) fn dispatch(&mut self, after: &mut After) {
+    pub(in crate::pool) fn dispatch(&mut self, effects: &mut Effects) {
         let mut aside = Vec::new();
         while let Some(group) = self.queue.front().cloned() {
             let next = {
@@ -65,7 +65,7 @@ impl State {
             let free = free.filter_map(|(seat, worker)| worker.takes(depth, len).then_some((seat, worker)));
             let best = free.map(|(seat, worker)| (seat, worker.running.len())).min_by_key(|(_, running)| *running);
             if !is_certain && best.is_none_or(|(_, running)| running > 0) {
-                self.call_in(after);
+                self.call_in(effects);
             }
             let Some((seat, _)) = best else {
                 // Nobody is free for those behind it either; or they stand back, so that one has nothing to do.
@@ -79,7 +79,7 @@ impl State {
                         items.is_queued = false;
                         std::mem::take(&mut items.pending)
                     };
-                    pending.iter().for_each(|chunk| after.fail_pending(&group, chunk, || group.was_let_go()));
+                    pending.iter().for_each(|chunk| effects.fail_pending(&group, chunk, || group.was_let_go()));
                 } else {
                     aside.push(group);
                 }
@@ -102,12 +102,12 @@ impl State {
             if acquires && let Some(worker) = self.seats.get_mut(seat).and_then(|seat| seat.worker.as_mut()) {
                 worker.lease = lease;
             }
-            self.give(seat, group, chunk, after);
+            self.give(seat, group, chunk, effects);
         }
         aside.into_iter().rev().for_each(|group| self.queue.push_front(group));
     }
 
-    fn give(&mut self, seat: usize, group: Arc<Group>, mut chunk: Chunk, after: &mut After) {
+    fn give(&mut self, seat: usize, group: Arc<Group>, mut chunk: Chunk, effects: &mut Effects) {
         let Some(worker) = self.seats.get_mut(seat).and_then(|seat| seat.worker.as_mut()) else { return };
         let quota = if worker.lease > 0 { usize::MAX } else { worker.share - worker.given };
         let (mut rest, grace) = (None, self.rules.grace);
@@ -117,12 +117,12 @@ impl State {
             chunk = chunk.part(0, quota as u32);
             group.items().bytes += chunk.bytes().len();
         }
-        match worker.give(&group, &mut chunk, grace, after) {
+        match worker.give(&group, &mut chunk, grace, effects) {
             Some(number) => {
                 worker.given += chunk.count as usize;
                 worker.idle_since = None;
                 let generation = worker.generation;
-                let now = after.now();
+                let now = effects.now();
                 if !std::mem::replace(&mut chunk.has_waited, true) {
                     let waited = chunk.handed.map_or(Duration::ZERO, |handed| now.duration_since(handed));
                     self.waits.add(waited, u64::from(chunk.count));
@@ -133,10 +133,10 @@ impl State {
                 worker.running.push_back(order);
                 let is_last = worker.given >= worker.share && worker.lease == 0;
                 if is_last {
-                    self.dismiss(seat, after);
+                    self.dismiss(seat, effects);
                 }
                 if let Some(timeout) = group.options.timeout {
-                    self.at(later(now, timeout), Event::Overrun(Place { seat, generation, number }), after);
+                    self.at(later(now, timeout), Event::Overrun(Place { seat, generation, number }), effects);
                 }
             }
             None => {
@@ -148,7 +148,7 @@ impl State {
     }
 
     /// An order could not be sent: its items fail, and its worker goes on to the next.
-    pub(super) fn was_unsent(&mut self, outbox: &Arc<Outbox>, unsent: &Unsent, after: &mut After) {
+    pub(in crate::pool) fn was_unsent(&mut self, outbox: &Arc<Outbox>, unsent: &Unsent, effects: &mut Effects) {
         let Some((_, worker)) = self.workers().find(|(_, worker)| Arc::ptr_eq(&worker.outbox, outbox)) else { return };
         if unsent.is_final {
             // It would wait for ever. What it has not begun goes to others.
@@ -159,30 +159,30 @@ impl State {
         let claim = take_back(&worker.lane, &worker.outbox, unsent.number, done);
         if let Some(running) = worker.running.iter_mut().find(|running| running.number == unsent.number) {
             let from = claim.end.max(running.done);
-            after.fail(&running.group, &running.chunk, (from, running.end), || Error::copy(&unsent.error));
+            effects.fail(&running.group, &running.chunk, (from, running.end), || Error::copy(&unsent.error));
             running.end = from;
         }
         worker.pop_complete(None, &mut Vec::new());
     }
 
     /// Runs an item again, unless nobody waits for it any more.
-    pub(super) fn again(&mut self, group: &Arc<Group>, chunk: Chunk, after: &mut After) {
+    pub(in crate::pool) fn again(&mut self, group: &Arc<Group>, chunk: Chunk, effects: &mut Effects) {
         let is_cancelled = group.items().is_cancelled;
         match is_cancelled {
-            true => after.fail(group, &chunk, (0, chunk.count), || group.was_cancelled()),
+            true => effects.fail(group, &chunk, (0, chunk.count), || group.was_cancelled()),
             false => self.enqueue(group, [chunk].into_iter(), true),
         }
     }
 
     /// Takes back what of `group` has not started, and asks what runs to stop.
-    pub(super) fn revoke(&mut self, group: &Arc<Group>, after: &mut After) {
+    pub(in crate::pool) fn revoke(&mut self, group: &Arc<Group>, effects: &mut Effects) {
         let grace = group.options.grace.unwrap_or(self.rules.grace);
         let mut asked = Vec::new();
         for (seat, worker) in self.workers() {
             let generation = worker.generation;
             for running in worker.running.iter_mut().filter(|running| Arc::ptr_eq(&running.group, group)) {
                 let claim = take_back(&worker.lane, &worker.outbox, running.number, running.done);
-                after.fail(group, &running.chunk, (claim.end, running.end), || group.was_cancelled());
+                effects.fail(group, &running.chunk, (claim.end, running.end), || group.was_cancelled());
                 running.end = claim.end;
                 if claim.started > running.done {
                     worker.lane.ask_to_stop(running.number, claim.started - 1);
@@ -192,11 +192,11 @@ impl State {
             worker.pop_complete(None, &mut Vec::new());
         }
         let at = later(Instant::now(), grace);
-        asked.into_iter().for_each(|(place, item)| self.at(at, Event::Kill(place, item), after));
+        asked.into_iter().for_each(|(place, item)| self.at(at, Event::Kill(place, item), effects));
     }
 
     /// Takes back what has not started at a worker, in `pieces` for whoever is free.
-    pub(super) fn reclaim(&mut self, seat: usize, pieces: u32, after: &mut After) {
+    pub(in crate::pool) fn reclaim(&mut self, seat: usize, pieces: u32, effects: &mut Effects) {
         let Some(worker) = self.seats.get_mut(seat).and_then(|seat| seat.worker.as_mut()) else { return };
         let mut back = Vec::new();
         for running in worker.running.iter_mut().rev() {
@@ -218,12 +218,12 @@ impl State {
                 self.enqueue(&group, parts.into_iter(), true);
                 continue;
             }
-            parts.iter().for_each(|part| after.fail(&group, part, (0, part.count), || group.was_cancelled()));
+            parts.iter().for_each(|part| effects.fail(&group, part, (0, part.count), || group.was_cancelled()));
         }
     }
 
     /// Sees to it that nobody idles for long while another has what it has not begun.
-    pub(super) fn plan_to_share(&mut self, after: &mut After) {
+    pub(in crate::pool) fn plan_to_share(&mut self, effects: &mut Effects) {
         // What waits for the worker of a checkout, which is busy, says nothing of the others.
         if self.is_share_planned || self.queue.iter().any(|group| !group.is_certain()) {
             return;
@@ -238,11 +238,11 @@ impl State {
             false => return,
         };
         self.is_share_planned = true;
-        let at = after.now() + while_;
-        self.at(at, Event::Share, after);
+        let at = effects.now() + while_;
+        self.at(at, Event::Share, effects);
     }
 
-    pub(super) fn share(&mut self, now: Instant, after: &mut After) {
+    pub(in crate::pool) fn share(&mut self, now: Instant, effects: &mut Effects) {
         self.is_share_planned = false;
         let idle = self.workers().filter(|(_, worker)| worker.is_idle()).count() as u32;
         // What one that is checked out has is for it alone.
@@ -254,18 +254,18 @@ impl State {
             let Some(given_up) = self.seats[seat].worker.as_ref().map(|worker| worker.lane.given_up()) else {
                 continue;
             };
-            self.reclaim(seat, idle + 1, after);
+            self.reclaim(seat, idle + 1, effects);
             if let Some(worker) = self.seats[seat].worker.as_mut().filter(|worker| worker.running.is_empty()) {
                 // It had begun none of it. One that was to be checked out is not: the checkout gets another.
                 worker.stalled = Some((given_up, now));
                 let lease = std::mem::take(&mut worker.lease);
                 if lease > 0 && (worker.is_due || worker.given >= worker.share) {
-                    self.retire(seat, after);
+                    self.retire(seat, effects);
                 }
             }
         }
-        self.dispatch(after);
-        self.plan_to_share(after);
+        self.dispatch(effects);
+        self.plan_to_share(effects);
     }
 }
 
@@ -323,7 +323,7 @@ impl Worker {
 
     /// Gives an order for which there is room in the lane, or finds that there is none any more. What is large is sent when
     /// the lock is free.
-    fn give(&mut self, group: &Group, chunk: &mut Chunk, grace: Duration, after: &mut After) -> Option<u32> {
+    fn give(&mut self, group: &Group, chunk: &mut Chunk, grace: Duration, effects: &mut Effects) -> Option<u32> {
         let (header, items) = (chunk.header(group, grace), chunk.count as usize);
         if chunk.attachments.is_empty() && self.lane.can_carry(chunk.bytes().len() + Header::LEN) {
             return self.lane.give(0, [&header, chunk.bytes()], items);
@@ -337,18 +337,18 @@ impl Worker {
         if chunk.bytes().len() <= SOON_COPIED {
             // Its worker is to find it there, and not to sleep once more.
             let unsent = self.outbox.send().into_iter().map(|unsent| (self.outbox.clone(), unsent));
-            after.unsent.extend(unsent);
+            effects.unsent.extend(unsent);
         }
         if !self.outbox.is_empty() {
             self.unsent = Some(given_up);
-            after.outboxes.push(self.outbox.clone());
+            effects.outboxes.push(self.outbox.clone());
         }
         self.lane.give(IN_PIPE, [&header, &[]], items)
     }
 }
 
 /// Takes back what has not started of a worker's order, of which `done` items are done; how far it goes now.
-pub(super) fn take_back(lane: &PoolEnd, outbox: &Outbox, number: u32, done: u32) -> Claim {
+pub(in crate::pool) fn take_back(lane: &PoolEnd, outbox: &Outbox, number: u32, done: u32) -> Claim {
     let claim = lane.take_back(number, done);
     if claim.end == 0 {
         outbox.forget(number);

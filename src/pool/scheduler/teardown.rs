@@ -1,8 +1,8 @@
 //! What comes to an end: a worker, with the item that it was at; what can no longer be done; the pool.
 
-use super::group::{Chunk, Group};
-use super::state::{After, Event, Phase, Rules, Running, State, broken, later, stranded, terminated};
+use super::{Effects, Event, Phase, Rules, Running, Scheduler, broken, later, stranded, terminated};
 use crate::error::{Error, ErrorKind, Result};
+use crate::pool::group::{Chunk, Group};
 use std::cmp::Reverse;
 use std::process::ExitStatus;
 use std::sync::Arc;
@@ -12,22 +12,22 @@ use std::time::{Duration, Instant};
 const CRASH_LOOP: u32 = 5;
 const BACK_OFF: Duration = Duration::from_millis(20);
 
-impl State {
+impl Scheduler {
     /// Lets a worker go when it is done with what it has begun.
-    pub(super) fn retire(&mut self, seat: usize, after: &mut After) {
+    pub(in crate::pool) fn retire(&mut self, seat: usize, effects: &mut Effects) {
         if let Some(worker) = self.seats.get_mut(seat).and_then(|seat| seat.worker.as_mut())
             && worker.lease > 0
         {
             worker.is_due = true;
             return;
         }
-        self.reclaim(seat, 1, after);
-        self.dismiss(seat, after);
-        self.dispatch(after);
+        self.reclaim(seat, 1, effects);
+        self.dismiss(seat, effects);
+        self.dispatch(effects);
     }
 
     /// Lets those go who have idled for long enough, or have grown too large.
-    pub(super) fn send_home(&mut self, now: Instant, after: &mut After) {
+    pub(in crate::pool) fn send_home(&mut self, now: Instant, effects: &mut Effects) {
         let Rules { least, most, idle_timeout, .. } = self.rules;
         if least == most {
             return;
@@ -44,19 +44,25 @@ impl State {
                 next = Some(next.map_or(at, |next: Instant| next.min(at)));
             }
         }
-        gone.into_iter().for_each(|seat| self.retire(seat, after));
+        gone.into_iter().for_each(|seat| self.retire(seat, effects));
         if let Some(next) = next.filter(|_| !std::mem::replace(&mut self.is_idle_planned, true)) {
-            self.at(next, Event::Idle, after);
+            self.at(next, Event::Idle, effects);
         }
     }
 
     /// A worker has ended: what it had goes to others, but for the item that it was at.
-    pub(super) fn bury(&mut self, seat: usize, generation: u64, status: &Result<ExitStatus>, after: &mut After) {
-        after.nudge = true;
+    pub(in crate::pool) fn bury(
+        &mut self,
+        seat: usize,
+        generation: u64,
+        status: &Result<ExitStatus>,
+        effects: &mut Effects,
+    ) {
+        effects.nudge = true;
         if self.worker(seat, generation).is_none() {
             return;
         }
-        self.reclaim(seat, 1, after);
+        self.reclaim(seat, 1, effects);
         let Some(mut worker) = self.seats.get_mut(seat).and_then(|seat| seat.worker.take()) else { return };
         let was_planned = worker.phase == Phase::Leaving;
         // An item that kills whoever runs it says nothing about the workers.
@@ -78,15 +84,15 @@ impl State {
                         worker.death(status, &doing)
                     }
                 };
-                self.fail_or_retry(&group, &chunk, item, error, after);
+                self.fail_or_retry(&group, &chunk, item, error, effects);
             }
         }
         let is_wanted = seat < self.rules.least || seat < self.rules.most && !self.queue.is_empty();
-        if !self.needs_workers(after) || !is_wanted {
+        if !self.needs_workers(effects) || !is_wanted {
             return;
         }
         if let Some(error) = &worker.overdue {
-            return self.failed(seat, error, after);
+            return self.failed(seat, error, effects);
         }
         let has_worked = worker.has_worked || was_planned || worker.phase == Phase::Doomed;
         match has_worked {
@@ -96,43 +102,43 @@ impl State {
             }
             false => {
                 let doing = if worker.phase == Phase::Beginning { "its initializer" } else { "nothing" };
-                self.failed(seat, &worker.death(status, doing), after);
+                self.failed(seat, &worker.death(status, doing), effects);
             }
         }
     }
 
     /// Item `item` of `chunk` has come to this end; it is tried again if it may be.
-    pub(super) fn fail_or_retry(
+    pub(in crate::pool) fn fail_or_retry(
         &mut self,
         group: &Arc<Group>,
         chunk: &Chunk,
         item: u32,
         error: Error,
-        after: &mut After,
+        effects: &mut Effects,
     ) {
         let may_retry = matches!(error.kind(), ErrorKind::ProcessDied | ErrorKind::MemoryLimit | ErrorKind::Timeout);
         // Once the pool has ended nobody would run it.
         let is_last = chunk.attempt >= group.options.retries || self.is_terminated;
         if !may_retry || is_last || group.items().is_cancelled {
-            return after.fail(group, chunk, (item, item + 1), || Error::copy(&error));
+            return effects.fail(group, chunk, (item, item + 1), || Error::copy(&error));
         }
         let mut again = chunk.part(item, item + 1);
         // It has been given to a worker once; from here on it may wait.
         (again.attempt, again.queued) = (again.attempt + 1, None);
         let wait = group.options.back_off.saturating_mul(1 << chunk.attempt.min(16));
         match wait.is_zero() {
-            true => self.again(group, again, after),
+            true => self.again(group, again, effects),
             false => {
                 group.items().resting += 1;
-                self.at(later(Instant::now(), wait), Event::Retry(group.clone(), again), after);
+                self.at(later(Instant::now(), wait), Event::Retry(group.clone(), again), effects);
             }
         }
     }
 
     /// A seat's worker did not come to anything.
-    pub(super) fn failed(&mut self, seat: usize, error: &Error, after: &mut After) {
-        after.nudge = true;
-        let is_wanted = seat < self.rules.most && self.needs_workers(after);
+    pub(in crate::pool) fn failed(&mut self, seat: usize, error: &Error, effects: &mut Effects) {
+        effects.nudge = true;
+        let is_wanted = seat < self.rules.most && self.needs_workers(effects);
         let Some(place) = self.seats.get_mut(seat) else { return };
         place.is_hiring = false;
         place.failures += 1;
@@ -140,7 +146,7 @@ impl State {
         // As long as others serve, the pool does: it only has fewer workers than it is to have.
         let is_loop = failures >= CRASH_LOOP && !self.has_servers();
         if is_loop || error.kind() == ErrorKind::NotInitialized {
-            return self.break_down(error, after);
+            return self.break_down(error, effects);
         }
         self.seats[seat].vacant = is_wanted.then(|| Instant::now() + BACK_OFF * (1 << failures.min(8)) / 2);
     }
@@ -151,21 +157,21 @@ impl State {
     }
 
     /// No worker can be had: everybody is told why.
-    pub(super) fn break_down(&mut self, why: &Error, after: &mut After) {
+    pub(in crate::pool) fn break_down(&mut self, why: &Error, effects: &mut Effects) {
         // The first reason counts: others that were being started may fail after it.
         let why = self.broken.get_or_insert_with(|| why.to_string()).clone();
-        self.fail_all(after, || broken(&why));
+        self.fail_all(effects, || broken(&why));
         self.seats.iter_mut().for_each(|seat| seat.vacant = None);
     }
 
     /// Settles everything there is.
-    pub(super) fn fail_all(&mut self, after: &mut After, error: impl Fn() -> Error) {
-        self.fail_waiting(after, &error);
+    pub(in crate::pool) fn fail_all(&mut self, effects: &mut Effects, error: impl Fn() -> Error) {
+        self.fail_waiting(effects, &error);
         for (_, worker) in self.workers() {
             for running in worker.running.drain(..) {
                 let Running { group, chunk, done, end, number, .. } = running;
                 worker.lane.take_back(number, 0);
-                after.fail(&group, &chunk, (done, end), &error);
+                effects.fail(&group, &chunk, (done, end), &error);
                 group.forget(&chunk);
             }
             // Whatever it still says is nobody's.
@@ -174,59 +180,59 @@ impl State {
     }
 
     /// Settles everything there is, and lets those end in order who are at nothing. Who is at something is killed.
-    pub(super) fn let_go(&mut self, after: &mut After) {
+    pub(in crate::pool) fn let_go(&mut self, effects: &mut Effects) {
         let error = if self.is_orphaned { stranded } else { terminated };
-        self.fail_waiting(after, error);
+        self.fail_waiting(effects, error);
         for seat in 0..self.seats.len() {
             // From here on nothing begins there.
-            self.reclaim(seat, 1, after);
+            self.reclaim(seat, 1, effects);
         }
-        self.fail_waiting(after, error);
+        self.fail_waiting(effects, error);
         // What was done counts as done.
-        self.collect(after);
+        self.collect(effects);
         for seat in 0..self.seats.len() {
             let Some(worker) = self.seats[seat].worker.as_mut() else { continue };
             let is_idle = worker.running.is_empty() && matches!(worker.phase, Phase::Serving | Phase::Leaving);
             for running in worker.running.drain(..) {
                 let Running { group, chunk, done, end, .. } = running;
-                after.fail(&group, &chunk, (done, end), error);
+                effects.fail(&group, &chunk, (done, end), error);
                 group.forget(&chunk);
             }
             match is_idle {
-                true => self.dismiss(seat, after),
+                true => self.dismiss(seat, effects),
                 false => worker.kill(None),
             }
         }
     }
 
     /// Settles everything that no worker has.
-    pub(super) fn fail_waiting(&mut self, after: &mut After, error: impl Fn() -> Error) {
+    pub(in crate::pool) fn fail_waiting(&mut self, effects: &mut Effects, error: impl Fn() -> Error) {
         while let Some(group) = self.queue.pop_front() {
             let pending = {
                 let mut items = group.items();
                 items.is_queued = false;
                 std::mem::take(&mut items.pending)
             };
-            pending.iter().for_each(|chunk| after.fail_pending(&group, chunk, &error));
+            pending.iter().for_each(|chunk| effects.fail_pending(&group, chunk, &error));
         }
         for Reverse(timer) in std::mem::take(&mut self.timers) {
             match timer.event {
-                Event::Retry(group, chunk) => after.fail(&group, &chunk, (0, chunk.count), &error),
+                Event::Retry(group, chunk) => effects.fail(&group, &chunk, (0, chunk.count), &error),
                 // What is over needs no deadline, and what runs on keeps its own.
                 _ => self.timers.push(Reverse(timer)),
             }
         }
-        after.nudge = true;
+        effects.nudge = true;
     }
 
     /// What of `group` waits for its next try is not tried again.
-    pub(super) fn forget_retries(&mut self, group: &Arc<Group>, after: &mut After) {
+    pub(in crate::pool) fn forget_retries(&mut self, group: &Arc<Group>, effects: &mut Effects) {
         if std::mem::take(&mut group.items().resting) == 0 {
             return;
         }
         self.timers.retain(|Reverse(timer)| match &timer.event {
             Event::Retry(of, chunk) if Arc::ptr_eq(of, group) => {
-                after.fail(group, chunk, (0, chunk.count), || group.was_cancelled());
+                effects.fail(group, chunk, (0, chunk.count), || group.was_cancelled());
                 false
             }
             _ => true,
@@ -234,20 +240,20 @@ impl State {
     }
 
     /// Sends the workers home when nothing is left and nothing can come.
-    pub(super) fn end_if_done(&mut self, after: &mut After) {
-        self.plan_to_share(after);
+    pub(in crate::pool) fn end_if_done(&mut self, effects: &mut Effects) {
+        self.plan_to_share(effects);
         if self.rules.least < self.rules.most && !self.is_idle_planned {
-            self.send_home(Instant::now(), after);
+            self.send_home(Instant::now(), effects);
         }
-        if !self.is_closed || self.open > 0 && !self.is_shut || self.out > after.settled {
+        if !self.is_closed || self.open > 0 && !self.is_shut || self.out > effects.settled {
             return;
         }
         for seat in 0..self.seats.len() {
-            after.nudge |= self.seats[seat].vacant.take().is_some() || self.seats[seat].is_hiring;
-            self.dismiss(seat, after);
+            effects.nudge |= self.seats[seat].vacant.take().is_some() || self.seats[seat].is_hiring;
+            self.dismiss(seat, effects);
         }
         // A pool whose workers never came has nobody whose end would tell the driver.
-        after.nudge |= self.seats.iter().all(|seat| !seat.is_taken());
+        effects.nudge |= self.seats.iter().all(|seat| !seat.is_taken());
     }
 }
 
@@ -260,13 +266,13 @@ mod tests {
     /// As its worker's last word may be that it was late.
     #[test]
     fn an_item_that_fails_when_the_pool_has_ended_is_not_tried_again() {
-        let (mut state, mut after) = (State::default(), After::default());
+        let (mut state, mut effects) = (Scheduler::default(), Effects::default());
         let group = Arc::new(Group::new(entry::Call::of(|| ()), "f", Options { retries: 3, ..Options::default() }));
         group.items().out = 1;
         let mut chunk = Chunk::new(0);
         chunk.count = 1;
         state.is_terminated = true;
-        state.fail_or_retry(&group, &chunk, 0, Error::new(ErrorKind::Timeout, "late"), &mut after);
-        assert_eq!((after.settled, state.queue.len(), state.timers.len()), (1, 0, 0));
+        state.fail_or_retry(&group, &chunk, 0, Error::new(ErrorKind::Timeout, "late"), &mut effects);
+        assert_eq!((effects.settled, state.queue.len(), state.timers.len()), (1, 0, 0));
     }
 }

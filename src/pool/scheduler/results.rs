@@ -1,11 +1,11 @@
 //! What has come from the workers, on its way to those who wait. Nothing is decoded here.
 
-use super::group::{Block, Group};
-use super::protocol::{IN_PIPE, LATE, TOLD};
-use super::state::{After, Event, Phase, Running, State, Worker};
-use super::stats::Histogram;
+use super::{Effects, Event, Phase, Running, Scheduler, Worker};
 use crate::channel::{lane, spsc};
 use crate::error::{Error, ErrorKind, Result};
+use crate::pool::group::{Block, Group};
+use crate::pool::protocol::{IN_PIPE, LATE, TOLD};
+use crate::pool::stats::Histogram;
 use crate::process::entry::IS_VALUE;
 use crate::wire::Sealed;
 use std::sync::Arc;
@@ -14,14 +14,14 @@ use std::time::Duration;
 /// Results that lie in a pipe are fetched for those who do not come for them after this.
 const FETCH_AFTER: Duration = Duration::from_millis(5);
 
-impl State {
+impl Scheduler {
     #[inline]
-    pub(super) fn has_results(&self) -> bool {
+    pub(in crate::pool) fn has_results(&self) -> bool {
         self.seats.iter().filter_map(|seat| seat.worker.as_ref()).any(Worker::has_come)
     }
 
     /// Whether some worker has put results that it may not tell of any more, or will soon have no orders.
-    pub(super) fn has_news(&self) -> bool {
+    pub(in crate::pool) fn has_news(&self) -> bool {
         let mut workers = self.seats.iter().filter_map(|seat| seat.worker.as_ref());
         let tells = |worker: &Worker, last: &Running| {
             last.is_quiet && last.end >= lane::MANY && worker.lane.will_tell(last.number)
@@ -31,7 +31,7 @@ impl State {
     }
 
     /// Takes in what has come; whether anything has, be it room.
-    pub(super) fn collect(&mut self, after: &mut After) -> bool {
+    pub(in crate::pool) fn collect(&mut self, effects: &mut Effects) -> bool {
         let mut any = false;
         let mut initialized = Vec::new();
         let Self { seats, runs, .. } = self;
@@ -45,7 +45,7 @@ impl State {
                 // It may have made room in its pipe, too.
                 let given_up = worker.lane.given_up();
                 worker.unsent = (!worker.outbox.is_empty()).then_some(given_up);
-                after.outboxes.extend(worker.unsent.map(|_| worker.outbox.clone()));
+                effects.outboxes.extend(worker.unsent.map(|_| worker.outbox.clone()));
             }
             if worker.mail.is_damaged() && worker.phase != Phase::Doomed {
                 worker.kill(Some(corrupt(&worker.name)));
@@ -56,7 +56,7 @@ impl State {
             any = true;
             let mut bytes = Vec::new();
             let taken = worker.lane.take_results(&mut bytes).map_err(|_| corrupt(&worker.name));
-            let delivered = taken.and_then(|count| worker.deliver(bytes, count, runs, after));
+            let delivered = taken.and_then(|count| worker.deliver(bytes, count, runs, effects));
             match delivered {
                 Ok(None) => {}
                 Ok(Some(report)) => initialized.push((seat, report)),
@@ -64,26 +64,26 @@ impl State {
             }
         }
         for (seat, report) in initialized {
-            self.initialized(seat, report, after);
+            self.initialized(seat, report, effects);
         }
-        for (group, chunk, who) in std::mem::take(&mut after.late_items) {
-            self.fail_or_retry(&group, &chunk, 0, group.was_late(&who), after);
+        for (group, chunk, who) in std::mem::take(&mut effects.late_items) {
+            self.fail_or_retry(&group, &chunk, 0, group.was_late(&who), effects);
         }
-        if after.has_mail && !std::mem::replace(&mut self.is_fetch_planned, true) {
-            let at = after.now() + FETCH_AFTER;
-            self.at(at, Event::Fetch, after);
+        if effects.has_mail && !std::mem::replace(&mut self.is_fetch_planned, true) {
+            let at = effects.now() + FETCH_AFTER;
+            self.at(at, Event::Fetch, effects);
         }
         if let Some(limit) = self.rules.recycle_above.filter(|_| any) {
             let is_large = |worker: &Worker| worker.phase == Phase::Serving && worker.lane.memory().0 > limit;
             let large: Vec<_> = self.workers().filter_map(|(seat, worker)| is_large(worker).then_some(seat)).collect();
-            large.into_iter().for_each(|seat| self.retire(seat, after));
+            large.into_iter().for_each(|seat| self.retire(seat, effects));
         }
         any
     }
 
     /// What a worker's initializer had to say; decoded by the driver, as it is the user's.
-    fn initialized(&mut self, seat: usize, report: Result<Sealed>, after: &mut After) {
-        after.nudge = true;
+    fn initialized(&mut self, seat: usize, report: Result<Sealed>, effects: &mut Effects) {
+        effects.nudge = true;
         if let Some(worker) = self.seats.get_mut(seat).and_then(|seat| seat.worker.as_mut()) {
             worker.begun = Some(report);
         }
@@ -99,7 +99,7 @@ impl Worker {
     /// Whether it has given up an order since there was no room for another, in its lane or its pipe, or since it was taken
     /// for stopped.
     #[inline]
-    pub(super) fn has_room_again(&self) -> bool {
+    pub(in crate::pool) fn has_room_again(&self) -> bool {
         (self.full.is_some() || self.unsent.is_some() || self.stalled.is_some()) && {
             let now = self.lane.given_up();
             let stalled = self.stalled.map(|(then, _)| then);
@@ -108,14 +108,14 @@ impl Worker {
     }
 
     /// Takes in `count` results. The first of a worker with an initializer is that one's.
-    pub(super) fn deliver(
+    pub(in crate::pool) fn deliver(
         &mut self,
         mut bytes: Vec<u8>,
         count: u32,
         runs: &mut Histogram,
-        after: &mut After,
+        effects: &mut Effects,
     ) -> Result<Option<Result<Sealed>>> {
-        let (now, mut begun) = (after.now(), None);
+        let (now, mut begun) = (effects.now(), None);
         let since = self.running.front().map(|running| running.since);
         let (mut at, mut left) = (0, count);
         self.has_worked |= count > 0 && !self.is_awaited;
@@ -127,7 +127,7 @@ impl Worker {
             (at, left) = (len, left - 1);
         }
         while left > 0 {
-            self.pop_complete(Some(now), &mut after.ended);
+            self.pop_complete(Some(now), &mut effects.ended);
             let Some(running) = self.running.front_mut() else {
                 // What was given up, such as by a termination, may still be answered.
                 return if self.phase == Phase::Doomed { Ok(None) } else { Err(corrupt(&self.name)) };
@@ -162,21 +162,21 @@ impl Worker {
                 running.done += plain;
                 self.answered += u64::from(plain);
                 left -= plain;
-                after.deliver(&running.group, Block::told(first, plain, failures, block));
+                effects.deliver(&running.group, Block::told(first, plain, failures, block));
             }
             if told {
                 let (_, said, len) =
                     spsc::first(bytes.get(at..).unwrap_or_default()).ok_or_else(|| corrupt(&self.name))?;
                 if let Some(caller) = &running.group.caller {
                     self.ear.hear(caller, said);
-                    after.ears.push(self.ear.clone());
+                    effects.ears.push(self.ear.clone());
                 }
                 at += len;
                 left -= 1;
             }
             if let Some(len) = late {
                 let chunk = running.chunk.part(running.done, running.done + 1);
-                after.late_items.push((running.group.clone(), chunk, self.name.clone()));
+                effects.late_items.push((running.group.clone(), chunk, self.name.clone()));
                 at += len;
                 running.done += 1;
                 self.answered += 1;
@@ -187,11 +187,11 @@ impl Worker {
                 running.done += 1;
                 self.answered += 1;
                 left -= 1;
-                after.announce(&self.mail, &running.group, first + u64::from(plain), tag);
+                effects.announce(&self.mail, &running.group, first + u64::from(plain), tag);
             }
         }
-        self.pop_complete(Some(now), &mut after.ended);
-        teach(&mut after.ended, since.map_or(Duration::ZERO, |since| now.duration_since(since)), runs);
+        self.pop_complete(Some(now), &mut effects.ended);
+        teach(&mut effects.ended, since.map_or(Duration::ZERO, |since| now.duration_since(since)), runs);
         Ok(begun)
     }
 }

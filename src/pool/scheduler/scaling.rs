@@ -1,11 +1,11 @@
 //! Workers come and go: who is to be started, and who is told that no order will follow.
 
-use super::state::{AGAIN, After, Event, Hire, Phase, Rules, Seat, State, later};
+use super::{AGAIN, Effects, Event, Hire, Phase, Rules, Scheduler, Seat, later};
 use std::time::Instant;
 
-impl State {
+impl Scheduler {
     /// Has the least number of workers come.
-    pub(super) fn open_seats(&mut self) {
+    pub(in crate::pool) fn open_seats(&mut self) {
         let Rules { least, most, .. } = self.rules;
         self.seats.resize_with(self.seats.len().max(most), Seat::default);
         let now = Instant::now();
@@ -15,8 +15,8 @@ impl State {
     }
 
     /// Has one more worker come, if there may be more; they all come at once if that many are wanted.
-    pub(super) fn call_in(&mut self, after: &mut After) {
-        if self.rules.least == self.rules.most || !self.needs_workers(after) {
+    pub(in crate::pool) fn call_in(&mut self, effects: &mut Effects) {
+        if self.rules.least == self.rules.most || !self.needs_workers(effects) {
             return;
         }
         let free = self.seats[..self.rules.most].iter().filter(|seat| !seat.is_taken()).count();
@@ -38,17 +38,17 @@ impl State {
         let free = self.seats[..self.rules.most].iter_mut().filter(|seat| !seat.is_taken());
         for seat in free.take(wanted) {
             seat.vacant = Some(now);
-            after.nudge = true;
+            effects.nudge = true;
         }
     }
 
-    pub(super) fn needs_workers(&self, after: &After) -> bool {
-        let is_done = self.is_closed && (self.open == 0 || self.is_shut) && self.out == after.settled;
+    pub(in crate::pool) fn needs_workers(&self, effects: &Effects) -> bool {
+        let is_done = self.is_closed && (self.open == 0 || self.is_shut) && self.out == effects.settled;
         !self.is_terminated && self.broken.is_none() && !is_done
     }
 
     /// Which seats are to get a worker now.
-    pub(super) fn hires(&mut self, now: Instant, after: &mut After) -> Vec<Hire> {
+    pub(in crate::pool) fn hires(&mut self, now: Instant, effects: &mut Effects) -> Vec<Hire> {
         let (mut hires, mut later) = (Vec::new(), None);
         for (number, seat) in self.seats.iter_mut().enumerate() {
             match seat.vacant {
@@ -62,14 +62,14 @@ impl State {
             }
         }
         if let Some(at) = later {
-            self.at(at, Event::Hire, after);
+            self.at(at, Event::Hire, effects);
         }
         hires
     }
 
     /// Tells a worker that no order will follow, and sees to it that it ends in time.
-    pub(super) fn dismiss(&mut self, seat: usize, after: &mut After) {
-        let now = after.now();
+    pub(in crate::pool) fn dismiss(&mut self, seat: usize, effects: &mut Effects) {
+        let now = effects.now();
         let Some(worker) = self.seats.get_mut(seat).and_then(|seat| seat.worker.as_mut()) else { return };
         if !matches!(worker.phase, Phase::Serving | Phase::Beginning) {
             return;
@@ -81,24 +81,24 @@ impl State {
             worker.killer.leaves_within(self.rules.exit_timeout);
         }
         let event = Event::Exit(seat, worker.generation);
-        self.at(later(now, self.rules.exit_timeout), event, after);
+        self.at(later(now, self.rules.exit_timeout), event, effects);
     }
 
     /// Kills a worker that has had the time to end.
-    pub(super) fn see_out(&mut self, seat: usize, generation: u64, now: Instant, after: &mut After) {
+    pub(in crate::pool) fn see_out(&mut self, seat: usize, generation: u64, now: Instant, effects: &mut Effects) {
         let timeout = self.rules.exit_timeout;
         let Some(worker) = self.worker(seat, generation) else { return };
         if worker.phase != Phase::Leaving {
             return;
         }
         if !worker.running.is_empty() {
-            return self.at(later(now, timeout.max(AGAIN)), Event::Exit(seat, generation), after);
+            return self.at(later(now, timeout.max(AGAIN)), Event::Exit(seat, generation), effects);
         }
         let since = worker.idle_since.max(worker.leaving).unwrap_or(now);
         if now < later(since, timeout) {
-            return self.at(later(since, timeout), Event::Exit(seat, generation), after);
+            return self.at(later(since, timeout), Event::Exit(seat, generation), effects);
         }
-        after.late.push((worker.name.clone(), timeout));
+        effects.late.push((worker.name.clone(), timeout));
         worker.kill(None);
         self.late += 1;
     }

@@ -1,10 +1,10 @@
 //! What is done when its time has come.
 
 use super::dispatch::take_back;
-use super::group::{Chunk, Group};
-use super::state::{AGAIN, After, Event, Phase, Place, STARTS, State, Worker, later};
+use super::{AGAIN, Effects, Event, Phase, Place, STARTS, Scheduler, Worker, later};
 use crate::error::{Error, ErrorKind};
 use crate::os::proc;
+use crate::pool::group::{Chunk, Group};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,28 +14,28 @@ const LOOK_AFTER: Duration = Duration::from_millis(1);
 /// A worker that had a deadline, and does not move for so long after others were given what it had, is replaced.
 const STALLED: Duration = Duration::from_secs(1);
 
-impl State {
-    pub(super) fn on(&mut self, event: Event, now: Instant, after: &mut After) {
+impl Scheduler {
+    pub(in crate::pool) fn on(&mut self, event: Event, now: Instant, effects: &mut Effects) {
         match event {
-            Event::Overrun(place) => self.overrun(place, now, after),
-            Event::Kill(place, item) => self.kill(place, item, after),
+            Event::Overrun(place) => self.overrun(place, now, effects),
+            Event::Kill(place, item) => self.kill(place, item, effects),
             Event::Retry(group, chunk) => {
                 let resting = group.items().resting;
                 group.items().resting = resting.saturating_sub(1);
-                self.again(&group, chunk, after);
+                self.again(&group, chunk, effects);
             }
-            Event::Queued(group) => self.queued_out(&group, now, after),
-            Event::Share => self.share(now, after),
+            Event::Queued(group) => self.queued_out(&group, now, effects),
+            Event::Share => self.share(now, effects),
             Event::Hire => {}
-            Event::Look => self.look(after),
+            Event::Look => self.look(effects),
             Event::Fetch => {
                 self.is_fetch_planned = false;
                 let mail = self.workers().map(|(_, worker)| worker.mail.clone()).filter(|mail| !mail.is_empty());
-                after.unfetched = mail.collect();
+                effects.unfetched = mail.collect();
             }
             Event::Age(seat, generation) => {
                 if self.worker(seat, generation).is_some() {
-                    self.retire(seat, after);
+                    self.retire(seat, effects);
                 }
             }
             Event::Initializer(seat, generation, timeout) => {
@@ -45,23 +45,23 @@ impl State {
                     worker.overdue = Some(Error::new(ErrorKind::Timeout, text));
                 }
             }
-            Event::Exit(seat, generation) => self.see_out(seat, generation, now, after),
+            Event::Exit(seat, generation) => self.see_out(seat, generation, now, effects),
             Event::Idle => {
                 self.is_idle_planned = false;
-                self.send_home(now, after);
+                self.send_home(now, effects);
             }
         }
     }
 
-    fn overrun(&mut self, place: Place, now: Instant, after: &mut After) {
+    fn overrun(&mut self, place: Place, now: Instant, effects: &mut Effects) {
         let default_grace = self.rules.grace;
-        let Some((worker, at)) = self.find(place) else { return self.replace_stalled(place, now, after) };
+        let Some((worker, at)) = self.find(place) else { return self.replace_stalled(place, now, effects) };
         let running = &worker.running[at];
         let Some(timeout) = running.group.options.timeout else { return };
         let grace = running.group.options.grace.unwrap_or(default_grace);
         let claim = worker.lane.claim(place.number);
         if claim.started <= running.done {
-            return self.not_begun(place, (timeout, grace), now, after);
+            return self.not_begun(place, (timeout, grace), now, effects);
         }
         let item = claim.started - 1;
         let has_run = match worker.lane.has_run(place.number, item) {
@@ -74,18 +74,18 @@ impl State {
             }
         };
         if has_run < timeout {
-            return self.at(later(now, timeout - has_run), Event::Overrun(place), after);
+            return self.at(later(now, timeout - has_run), Event::Overrun(place), effects);
         }
         worker.lane.ask_to_stop(place.number, item);
-        self.at(later(now, grace), Event::Kill(place, item), after);
+        self.at(later(now, grace), Event::Kill(place, item), effects);
         // What waits behind it need not wait for its end. The rest of its order is timed by the next timer.
-        self.reclaim(place.seat, 1, after);
-        self.at(later(now, timeout.saturating_add(grace).max(AGAIN)), Event::Overrun(place), after);
+        self.reclaim(place.seat, 1, effects);
+        self.at(later(now, timeout.saturating_add(grace).max(AGAIN)), Event::Overrun(place), effects);
     }
 
     /// The next item of an order has not begun: it waits behind another, its worker is about to begin it, or that does
     /// not run.
-    fn not_begun(&mut self, place: Place, (timeout, grace): (Duration, Duration), now: Instant, after: &mut After) {
+    fn not_begun(&mut self, place: Place, (timeout, grace): (Duration, Duration), now: Instant, effects: &mut Effects) {
         let Some((worker, at)) = self.find(place) else { return };
         let due = match at {
             0 => worker.due(timeout.saturating_add(grace), now).unwrap_or(now),
@@ -95,11 +95,11 @@ impl State {
         if now < due {
             // It may begin long before that, and then has no more than its time.
             let next = due.min(later(now, timeout)).max(now + AGAIN);
-            return self.at(next, Event::Overrun(place), after);
+            return self.at(next, Event::Overrun(place), effects);
         }
         if proc::is_runnable(worker.pid) {
             // On a busy machine it has not had its turn; it is neither stopped nor frozen.
-            return self.at(later(now, timeout.max(AGAIN)), Event::Overrun(place), after);
+            return self.at(later(now, timeout.max(AGAIN)), Event::Overrun(place), effects);
         }
         let running = &mut worker.running[at];
         let claim = take_back(&worker.lane, &worker.outbox, place.number, running.done);
@@ -107,45 +107,45 @@ impl State {
         let has_begun = claim.started > running.done;
         worker.given -= end.saturating_sub(from) as usize;
         let (group, back) = (running.group.clone(), (from < end).then(|| running.chunk.part(from, end)));
-        let Some(back) = back else { return self.at(later(now, timeout.max(AGAIN)), Event::Overrun(place), after) };
+        let Some(back) = back else { return self.at(later(now, timeout.max(AGAIN)), Event::Overrun(place), effects) };
         if has_begun {
             // Just now.
-            self.again(&group, back, after);
-            return self.at(later(now, timeout.max(AGAIN)), Event::Overrun(place), after);
+            self.again(&group, back, effects);
+            return self.at(later(now, timeout.max(AGAIN)), Event::Overrun(place), effects);
         }
         let error = group.was_not_begun(&worker.name);
         worker.pop_complete(None, &mut Vec::new());
         if back.count > 1 {
-            self.again(&group, back.part(1, back.count), after);
+            self.again(&group, back.part(1, back.count), effects);
         }
-        self.fail_or_retry(&group, &back, 0, error, after);
-        self.reclaim(place.seat, 1, after);
+        self.fail_or_retry(&group, &back, 0, error, effects);
+        self.reclaim(place.seat, 1, effects);
         if let Some(worker) = self.worker(place.seat, place.generation) {
             worker.kill(None);
         }
     }
 
     /// What a worker had went to others, as it did not begin it. If it still has not moved it is replaced.
-    fn replace_stalled(&mut self, place: Place, now: Instant, after: &mut After) {
+    fn replace_stalled(&mut self, place: Place, now: Instant, effects: &mut Effects) {
         let Some(worker) = self.worker(place.seat, place.generation) else { return };
         let is_stalled = worker.phase == Phase::Serving && worker.running.is_empty() && worker.is_stalled();
         let Some((_, since)) = worker.stalled.filter(|_| is_stalled) else { return };
         let due = if worker.lane.is_ready() { since + STALLED } else { worker.born + STARTS };
         let due = if proc::is_runnable(worker.pid) { due.max(now + STALLED) } else { due };
         match now < due {
-            true => self.at(due, Event::Overrun(place), after),
+            true => self.at(due, Event::Overrun(place), effects),
             false => worker.kill(None),
         }
     }
 
     /// Kills the worker, if it is still at that very item.
-    pub(super) fn kill(&mut self, place: Place, item: u32, after: &mut After) {
+    pub(in crate::pool) fn kill(&mut self, place: Place, item: u32, effects: &mut Effects) {
         // From here on nothing else can start there, so the kill hits this item or none.
         if self.find(place).is_none() {
             return;
         }
-        self.reclaim(place.seat, 1, after);
-        self.collect(after);
+        self.reclaim(place.seat, 1, effects);
+        self.collect(effects);
         let Some((worker, at)) = self.find(place) else { return };
         let running = &worker.running[at];
         if at > 0 || running.done > item || worker.lane.claim(place.number).started != item + 1 {
@@ -160,14 +160,14 @@ impl State {
     }
 
     /// Sees to it that nothing of `group` waits for too long, from `now` on: one timer at a time does for all of it.
-    pub(super) fn watch_queue(&mut self, group: &Arc<Group>, now: Instant, after: &mut After) {
+    pub(in crate::pool) fn watch_queue(&mut self, group: &Arc<Group>, now: Instant, effects: &mut Effects) {
         let Some(limit) = group.options.queue_timeout else { return };
         if !std::mem::replace(&mut group.items().is_watched, true) {
-            self.at(later(now, limit), Event::Queued(group.clone()), after);
+            self.at(later(now, limit), Event::Queued(group.clone()), effects);
         }
     }
 
-    fn queued_out(&mut self, group: &Arc<Group>, now: Instant, after: &mut After) {
+    fn queued_out(&mut self, group: &Arc<Group>, now: Instant, effects: &mut Effects) {
         let Some(limit) = group.options.queue_timeout else { return };
         let is_late = |chunk: &Chunk| chunk.queued.is_some_and(|queued| now >= later(queued, limit));
         let (late, mut next, is_empty) = {
@@ -181,7 +181,7 @@ impl State {
         if is_empty {
             self.queue.was_emptied();
         }
-        late.iter().for_each(|chunk| after.fail_pending(group, chunk, || group.queued_out()));
+        late.iter().for_each(|chunk| effects.fail_pending(group, chunk, || group.queued_out()));
         // What a worker has and has not begun waits as well.
         for (_, worker) in self.workers() {
             for running in worker.running.iter_mut() {
@@ -193,29 +193,29 @@ impl State {
                 } else {
                     let claim = take_back(&worker.lane, &worker.outbox, running.number, running.done);
                     worker.given -= (running.end - claim.end) as usize;
-                    after.fail(group, &running.chunk, (claim.end, running.end), || group.queued_out());
+                    effects.fail(group, &running.chunk, (claim.end, running.end), || group.queued_out());
                     running.end = claim.end;
                 }
             }
             worker.pop_complete(None, &mut Vec::new());
         }
         if let Some(next) = next {
-            self.watch_queue(group, next, after);
+            self.watch_queue(group, next, effects);
         }
     }
 
     /// Sees to it that nobody sleeps for long because a worker is quiet about what turns out to be slow.
-    pub(super) fn plan_to_look(&mut self, after: &mut After) {
+    pub(in crate::pool) fn plan_to_look(&mut self, effects: &mut Effects) {
         let is_quiet = |worker: &Worker| worker.running.iter().any(|running| running.is_quiet);
         if !self.is_look_planned && self.seats.iter().filter_map(|seat| seat.worker.as_ref()).any(is_quiet) {
             self.is_look_planned = true;
-            let at = after.now() + LOOK_AFTER;
-            self.at(at, Event::Look, after);
+            let at = effects.now() + LOOK_AFTER;
+            self.at(at, Event::Look, effects);
         }
     }
 
     /// Has workers tell of each result of the orders that they have by now, and takes in what came before.
-    fn look(&mut self, after: &mut After) {
+    fn look(&mut self, effects: &mut Effects) {
         self.is_look_planned = false;
         for (_, worker) in self.workers() {
             for running in worker.running.iter_mut().filter(|running| running.is_quiet) {
@@ -223,7 +223,7 @@ impl State {
                 worker.lane.hark(running.number);
             }
         }
-        self.collect(after);
+        self.collect(effects);
     }
 }
 
@@ -235,7 +235,7 @@ mod tests {
 
     #[test]
     fn what_waits_has_one_timer_however_much_it_is() {
-        let (mut state, mut after) = (State::default(), After::default());
+        let (mut state, mut effects) = (Scheduler::default(), Effects::default());
         let options = Options { queue_timeout: Some(Duration::from_secs(3600)), ..Options::default() };
         let group = Arc::new(Group::new(entry::Call::of(|| ()), "f", options));
         let now = Instant::now();
@@ -243,14 +243,14 @@ mod tests {
             group.items().out += 1;
             let mut chunk = Chunk::new(first);
             (chunk.count, chunk.queued) = (1, Some(now + Duration::from_secs(first)));
-            state.watch_queue(&group, now, &mut after);
+            state.watch_queue(&group, now, &mut effects);
             state.enqueue(&group, [chunk].into_iter(), false);
         }
         assert_eq!(state.timers.len(), 1);
         // The first half has waited for too long, and the next of the others is watched.
         state.timers.clear();
-        state.queued_out(&group, now + Duration::from_secs(3600 + 499), &mut after);
-        assert_eq!((after.settled, group.items().pending.len(), state.timers.len()), (500, 500, 1));
+        state.queued_out(&group, now + Duration::from_secs(3600 + 499), &mut effects);
+        assert_eq!((effects.settled, group.items().pending.len(), state.timers.len()), (500, 500, 1));
         assert_eq!(state.timers.peek().map(|timer| timer.0.at), Some(now + Duration::from_secs(3600 + 500)));
     }
 }

@@ -1,11 +1,17 @@
 //! What the scheduler knows: seats with their workers, orders under way, timers, and what is to be done once the lock is free.
 
-use super::group::{Block, Chunk, Group};
-use super::mail::{Mail, Outbox, Unsent};
-use super::stats::Histogram;
-use super::trace::Ear;
+mod deadlines;
+mod dispatch;
+mod results;
+mod scaling;
+mod teardown;
+
 use crate::channel::lane::PoolEnd;
 use crate::error::{Error, ErrorKind, Result};
+use crate::pool::group::{Block, Chunk, Group};
+use crate::pool::mail::{Mail, Outbox, Unsent};
+use crate::pool::stats::Histogram;
+use crate::pool::trace::Ear;
 use crate::process::{Cause, Killer};
 use crate::wire::Sealed;
 use std::cmp::Reverse;
@@ -18,50 +24,50 @@ use std::time::{Duration, Instant};
 
 /// What is to be looked at again is not before this, however short its time: a timer that is due at once, again and
 /// again, would never let go of the lock.
-pub(super) const AGAIN: Duration = Duration::from_millis(1);
+pub(in crate::pool) const AGAIN: Duration = Duration::from_millis(1);
 
 /// A worker that has not come up after this does not come up.
-pub(super) const STARTS: Duration = Duration::from_secs(10);
+pub(in crate::pool) const STARTS: Duration = Duration::from_secs(10);
 /// So long a worker may take to copy so much of an order.
 const SENDS_64_KIB: Duration = Duration::from_millis(1);
 
 #[derive(Default)]
-pub(super) struct State {
-    pub(super) seats: Vec<Seat>,
-    pub(super) queue: Queue,
-    pub(super) timers: BinaryHeap<Reverse<Timer>>,
+pub(in crate::pool) struct Scheduler {
+    pub(in crate::pool) seats: Vec<Seat>,
+    pub(in crate::pool) queue: Queue,
+    pub(in crate::pool) timers: BinaryHeap<Reverse<Timer>>,
     /// With more than this, those that matter no more are let go of.
-    pub(super) most_timers: usize,
+    pub(in crate::pool) most_timers: usize,
     /// When the driver looks at the timers next.
-    pub(super) alert: Option<Instant>,
+    pub(in crate::pool) alert: Option<Instant>,
     /// Calls that may still add items.
-    pub(super) open: usize,
+    pub(in crate::pool) open: usize,
     /// Items handed in and not settled.
-    pub(super) out: usize,
-    pub(super) rules: Rules,
-    pub(super) is_closed: bool,
-    pub(super) is_terminated: bool,
-    pub(super) is_shut: bool,
+    pub(in crate::pool) out: usize,
+    pub(in crate::pool) rules: Rules,
+    pub(in crate::pool) is_closed: bool,
+    pub(in crate::pool) is_terminated: bool,
+    pub(in crate::pool) is_shut: bool,
     /// Nobody drives any more.
-    pub(super) is_abandoned: bool,
+    pub(in crate::pool) is_abandoned: bool,
     /// The pool's runtime ended before the pool.
-    pub(super) is_orphaned: bool,
-    pub(super) is_share_planned: bool,
-    pub(super) is_idle_planned: bool,
-    pub(super) is_look_planned: bool,
-    pub(super) is_fetch_planned: bool,
+    pub(in crate::pool) is_orphaned: bool,
+    pub(in crate::pool) is_share_planned: bool,
+    pub(in crate::pool) is_idle_planned: bool,
+    pub(in crate::pool) is_look_planned: bool,
+    pub(in crate::pool) is_fetch_planned: bool,
     /// Workers that were killed because they did not end.
-    pub(super) late: u64,
-    pub(super) broken: Option<String>,
-    pub(super) generation: u64,
-    pub(super) waits: Histogram,
-    pub(super) runs: Histogram,
-    pub(super) leases: u64,
+    pub(in crate::pool) late: u64,
+    pub(in crate::pool) broken: Option<String>,
+    pub(in crate::pool) generation: u64,
+    pub(in crate::pool) waits: Histogram,
+    pub(in crate::pool) runs: Histogram,
+    pub(in crate::pool) leases: u64,
 }
 
 /// Calls with something to give out, each once, in their turns: those for one certain worker first, for they hold up nobody.
 #[derive(Default)]
-pub(super) struct Queue {
+pub(in crate::pool) struct Queue {
     groups: VecDeque<Arc<Group>>,
     /// So many at the front are for one certain worker.
     certain: usize,
@@ -70,21 +76,21 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    pub(super) fn front(&self) -> Option<&Arc<Group>> {
+    pub(in crate::pool) fn front(&self) -> Option<&Arc<Group>> {
         self.groups.front()
     }
 
-    pub(super) fn pop_front(&mut self) -> Option<Arc<Group>> {
+    pub(in crate::pool) fn pop_front(&mut self) -> Option<Arc<Group>> {
         self.certain = self.certain.saturating_sub(1);
         self.groups.pop_front()
     }
 
-    pub(super) fn push_front(&mut self, group: Arc<Group>) {
+    pub(in crate::pool) fn push_front(&mut self, group: Arc<Group>) {
         self.certain += usize::from(group.is_certain());
         self.groups.push_front(group);
     }
 
-    pub(super) fn push_back(&mut self, group: Arc<Group>) {
+    pub(in crate::pool) fn push_back(&mut self, group: Arc<Group>) {
         if group.is_certain() {
             self.groups.insert(self.certain, group);
             self.certain += 1;
@@ -93,21 +99,21 @@ impl Queue {
         }
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<Group>> {
+    pub(in crate::pool) fn iter(&self) -> impl Iterator<Item = &Arc<Group>> {
         self.groups.iter()
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(in crate::pool) fn len(&self) -> usize {
         self.groups.len()
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(in crate::pool) fn is_empty(&self) -> bool {
         self.groups.is_empty()
     }
 
     /// What one of them had to give out is gone. When that is so for half of them they are let go of: a pool whose
     /// workers are busy for long may be asked for much that is given up again meanwhile.
-    pub(super) fn was_emptied(&mut self) {
+    pub(in crate::pool) fn was_emptied(&mut self) {
         self.empty += 1;
         if 2 * self.empty < self.groups.len() {
             return;
@@ -124,37 +130,37 @@ impl Queue {
 
 /// What the state needs of the settings, and what changes of them.
 #[derive(Clone, Default)]
-pub(super) struct Rules {
-    pub(super) least: usize,
-    pub(super) most: usize,
-    pub(super) idle_timeout: Duration,
-    pub(super) max_tasks: usize,
-    pub(super) tasks_jitter: usize,
-    pub(super) max_age: Option<Duration>,
-    pub(super) recycle_above: Option<u64>,
-    pub(super) exit_timeout: Duration,
-    pub(super) grace: Duration,
+pub(in crate::pool) struct Rules {
+    pub(in crate::pool) least: usize,
+    pub(in crate::pool) most: usize,
+    pub(in crate::pool) idle_timeout: Duration,
+    pub(in crate::pool) max_tasks: usize,
+    pub(in crate::pool) tasks_jitter: usize,
+    pub(in crate::pool) max_age: Option<Duration>,
+    pub(in crate::pool) recycle_above: Option<u64>,
+    pub(in crate::pool) exit_timeout: Duration,
+    pub(in crate::pool) grace: Duration,
 }
 
 /// The place of one worker after the other.
 #[derive(Default)]
-pub(super) struct Seat {
-    pub(super) worker: Option<Worker>,
+pub(in crate::pool) struct Seat {
+    pub(in crate::pool) worker: Option<Worker>,
     /// When the next one may start, if there is to be one.
-    pub(super) vacant: Option<Instant>,
+    pub(in crate::pool) vacant: Option<Instant>,
     /// The driver is starting it.
-    pub(super) is_hiring: bool,
-    pub(super) failures: u32,
+    pub(in crate::pool) is_hiring: bool,
+    pub(in crate::pool) failures: u32,
 }
 
 /// A worker that is to be started.
-pub(super) struct Hire {
-    pub(super) seat: usize,
-    pub(super) generation: u64,
+pub(in crate::pool) struct Hire {
+    pub(in crate::pool) seat: usize,
+    pub(in crate::pool) generation: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Phase {
+pub(in crate::pool) enum Phase {
     /// Its initializer runs.
     Beginning,
     Serving,
@@ -164,89 +170,89 @@ pub(super) enum Phase {
     Doomed,
 }
 
-pub(super) struct Worker {
-    pub(super) generation: u64,
-    pub(super) name: String,
-    pub(super) pid: u32,
-    pub(super) killer: Killer,
-    pub(super) lane: PoolEnd,
-    pub(super) outbox: Arc<Outbox>,
-    pub(super) mail: Arc<Mail>,
-    pub(super) ear: Arc<Ear>,
-    pub(super) phase: Phase,
-    pub(super) running: VecDeque<Running>,
+pub(in crate::pool) struct Worker {
+    pub(in crate::pool) generation: u64,
+    pub(in crate::pool) name: String,
+    pub(in crate::pool) pid: u32,
+    pub(in crate::pool) killer: Killer,
+    pub(in crate::pool) lane: PoolEnd,
+    pub(in crate::pool) outbox: Arc<Outbox>,
+    pub(in crate::pool) mail: Arc<Mail>,
+    pub(in crate::pool) ear: Arc<Ear>,
+    pub(in crate::pool) phase: Phase,
+    pub(in crate::pool) running: VecDeque<Running>,
     /// Items it was given, and may be given.
-    pub(super) given: usize,
-    pub(super) share: usize,
+    pub(in crate::pool) given: usize,
+    pub(in crate::pool) share: usize,
     /// The checkout that has it; 0 is none.
-    pub(super) lease: u64,
+    pub(in crate::pool) lease: u64,
     /// It is to go once it is given back.
-    pub(super) is_due: bool,
+    pub(in crate::pool) is_due: bool,
     /// Items that it has answered.
-    pub(super) answered: u64,
-    pub(super) born: Instant,
-    pub(super) idle_since: Option<Instant>,
-    pub(super) has_worked: bool,
+    pub(in crate::pool) answered: u64,
+    pub(in crate::pool) born: Instant,
+    pub(in crate::pool) idle_since: Option<Instant>,
+    pub(in crate::pool) has_worked: bool,
     /// The initializer's report has not come.
-    pub(super) is_awaited: bool,
+    pub(in crate::pool) is_awaited: bool,
     /// There was no room for an order in its lane; how far it was with giving orders up then.
-    pub(super) full: Option<u64>,
+    pub(in crate::pool) full: Option<u64>,
     /// The same for when something was put into its outbox, as long as that may be there.
-    pub(super) unsent: Option<u64>,
+    pub(in crate::pool) unsent: Option<u64>,
     /// It let others have what it was given and had not begun: it may be stopped. How far it was with giving orders up
     /// then, and since when.
-    pub(super) stalled: Option<(u64, Instant)>,
+    pub(in crate::pool) stalled: Option<(u64, Instant)>,
     /// When it last came to something, as far as the pool knows: an item at its front waits for nothing else since then.
-    pub(super) moved: Instant,
+    pub(in crate::pool) moved: Instant,
     /// It was seen to take orders.
-    pub(super) is_ready: bool,
+    pub(in crate::pool) is_ready: bool,
     /// That report, until the driver has read it.
-    pub(super) begun: Option<Result<Sealed>>,
+    pub(in crate::pool) begun: Option<Result<Sealed>>,
     /// Since when it is to end once it has nothing to do.
-    pub(super) leaving: Option<Instant>,
+    pub(in crate::pool) leaving: Option<Instant>,
     /// Why it was killed, if that says something about those to come.
-    pub(super) overdue: Option<Error>,
+    pub(in crate::pool) overdue: Option<Error>,
     /// What is known of its end.
-    pub(super) end: Circumstances,
+    pub(in crate::pool) end: Circumstances,
     /// Why it was killed, for the item that it was at.
-    pub(super) doom: Option<Error>,
+    pub(in crate::pool) doom: Option<Error>,
 }
 
 /// What the driver has learned of a worker's end, beyond its status.
 #[derive(Default)]
-pub(super) struct Circumstances {
+pub(in crate::pool) struct Circumstances {
     /// The kernel killed it for its memory.
-    pub(super) was_starved: bool,
-    pub(super) last_words: Option<String>,
+    pub(in crate::pool) was_starved: bool,
+    pub(in crate::pool) last_words: Option<String>,
     /// What it could say itself.
-    pub(super) cause: Option<Cause>,
+    pub(in crate::pool) cause: Option<Cause>,
 }
 
 /// An order at a worker.
-pub(super) struct Running {
-    pub(super) group: Arc<Group>,
-    pub(super) chunk: Chunk,
-    pub(super) number: u32,
-    pub(super) done: u32,
-    pub(super) end: u32,
-    pub(super) since: Instant,
+pub(in crate::pool) struct Running {
+    pub(in crate::pool) group: Arc<Group>,
+    pub(in crate::pool) chunk: Chunk,
+    pub(in crate::pool) number: u32,
+    pub(in crate::pool) done: u32,
+    pub(in crate::pool) end: u32,
+    pub(in crate::pool) since: Instant,
     /// The item that was found begun, by who looked whether others should have it.
-    pub(super) begun: Option<u32>,
+    pub(in crate::pool) begun: Option<u32>,
     /// The item that was found started when its start was not noted.
-    pub(super) unnoted: Option<u32>,
+    pub(in crate::pool) unnoted: Option<u32>,
     /// Its results are told of together.
-    pub(super) is_quiet: bool,
+    pub(in crate::pool) is_quiet: bool,
 }
 
 /// Which order, of which worker.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) struct Place {
-    pub(super) seat: usize,
-    pub(super) generation: u64,
-    pub(super) number: u32,
+pub(in crate::pool) struct Place {
+    pub(in crate::pool) seat: usize,
+    pub(in crate::pool) generation: u64,
+    pub(in crate::pool) number: u32,
 }
 
-pub(super) enum Event {
+pub(in crate::pool) enum Event {
     /// An item may have run for its time.
     Overrun(Place),
     /// What was asked to stop has had its grace.
@@ -272,17 +278,17 @@ pub(super) enum Event {
     Fetch,
 }
 
-pub(super) struct Timer {
-    pub(super) at: Instant,
-    pub(super) event: Event,
+pub(in crate::pool) struct Timer {
+    pub(in crate::pool) at: Instant,
+    pub(in crate::pool) event: Event,
 }
 
 impl Seat {
-    pub(super) fn is_taken(&self) -> bool {
+    pub(in crate::pool) fn is_taken(&self) -> bool {
         self.worker.is_some() || self.vacant.is_some() || self.is_hiring
     }
 
-    pub(super) fn is_beginning(&self) -> bool {
+    pub(in crate::pool) fn is_beginning(&self) -> bool {
         self.worker.as_ref().is_some_and(|worker| worker.phase == Phase::Beginning && worker.begun.is_none())
     }
 }
@@ -306,37 +312,37 @@ impl Ord for Timer {
 
 /// What is left to do once the lock is free.
 #[derive(Default)]
-pub(super) struct After {
-    pub(super) wakers: Vec<Waker>,
-    pub(super) settled: usize,
-    pub(super) nudge: bool,
+pub(in crate::pool) struct Effects {
+    pub(in crate::pool) wakers: Vec<Waker>,
+    pub(in crate::pool) settled: usize,
+    pub(in crate::pool) nudge: bool,
     /// Something lies in a pipe, and for too long in these.
-    pub(super) has_mail: bool,
-    pub(super) unfetched: Vec<Arc<Mail>>,
+    pub(in crate::pool) has_mail: bool,
+    pub(in crate::pool) unfetched: Vec<Arc<Mail>>,
     /// Where large orders are to be sent from.
-    pub(super) outboxes: Vec<Arc<Outbox>>,
+    pub(in crate::pool) outboxes: Vec<Arc<Outbox>>,
     /// What could not be sent.
-    pub(super) unsent: Vec<(Arc<Outbox>, Unsent)>,
+    pub(in crate::pool) unsent: Vec<(Arc<Outbox>, Unsent)>,
     /// Items that ended after their time, each as a chunk of its own, and at whom.
-    pub(super) late_items: Vec<(Arc<Group>, Chunk, String)>,
+    pub(in crate::pool) late_items: Vec<(Arc<Group>, Chunk, String)>,
     /// Who has heard something.
-    pub(super) ears: Vec<Arc<Ear>>,
+    pub(in crate::pool) ears: Vec<Arc<Ear>>,
     /// Unsettled items of those who are woken.
-    pub(super) woken: usize,
+    pub(in crate::pool) woken: usize,
     /// Who was killed because it did not end within its time.
-    pub(super) late: Vec<(String, Duration)>,
-    pub(super) now: Option<Instant>,
+    pub(in crate::pool) late: Vec<(String, Duration)>,
+    pub(in crate::pool) now: Option<Instant>,
     /// Whose orders have come to their end, and how many items those were.
-    pub(super) ended: Vec<(Arc<Group>, u32)>,
+    pub(in crate::pool) ended: Vec<(Arc<Group>, u32)>,
 }
 
-impl After {
+impl Effects {
     /// When this was begun: one look at the clock does for all that is done in one go.
-    pub(super) fn now(&mut self) -> Instant {
+    pub(in crate::pool) fn now(&mut self) -> Instant {
         *self.now.get_or_insert_with(Instant::now)
     }
 
-    pub(super) fn deliver(&mut self, group: &Group, block: Block) {
+    pub(in crate::pool) fn deliver(&mut self, group: &Group, block: Block) {
         self.settled += block.count() as usize;
         if let Some((waker, out)) = group.deliver(block) {
             self.wakers.push(waker);
@@ -345,7 +351,7 @@ impl After {
     }
 
     /// The next result in a worker's pipe is that of an item.
-    pub(super) fn announce(&mut self, mail: &Arc<Mail>, group: &Arc<Group>, index: u64, tag: u8) {
+    pub(in crate::pool) fn announce(&mut self, mail: &Arc<Mail>, group: &Arc<Group>, index: u64, tag: u8) {
         self.settled += 1;
         self.has_mail = true;
         if let Some((waker, out)) = mail.expect(group, index, tag) {
@@ -355,20 +361,26 @@ impl After {
     }
 
     /// Settles the items of `chunk` from `from` on, before `to`.
-    pub(super) fn fail(&mut self, group: &Group, chunk: &Chunk, (from, to): (u32, u32), error: impl Fn() -> Error) {
+    pub(in crate::pool) fn fail(
+        &mut self,
+        group: &Group,
+        chunk: &Chunk,
+        (from, to): (u32, u32),
+        error: impl Fn() -> Error,
+    ) {
         (from..to).for_each(|at| self.deliver(group, Block::failed(chunk.first + u64::from(at), error())));
     }
 
     /// The same for all of a chunk that was never given out.
-    pub(super) fn fail_pending(&mut self, group: &Group, chunk: &Chunk, error: impl Fn() -> Error) {
+    pub(in crate::pool) fn fail_pending(&mut self, group: &Group, chunk: &Chunk, error: impl Fn() -> Error) {
         self.fail(group, chunk, (0, chunk.count), error);
         group.forget(chunk);
     }
 }
 
-impl State {
+impl Scheduler {
     /// Why nothing is taken in any more, if all of it was given up.
-    pub(super) fn gave_up(&self) -> Option<Error> {
+    pub(in crate::pool) fn gave_up(&self) -> Option<Error> {
         match self.is_terminated {
             true if self.is_orphaned => Some(stranded()),
             true => Some(terminated()),
@@ -377,14 +389,14 @@ impl State {
     }
 
     /// Has `event` happen at `at`.
-    pub(super) fn at(&mut self, at: Instant, event: Event, after: &mut After) {
+    pub(in crate::pool) fn at(&mut self, at: Instant, event: Event, effects: &mut Effects) {
         self.timers.push(Reverse(Timer { at, event }));
         if self.timers.len() > self.most_timers.max(64) {
             self.forget_timers();
         }
         if self.alert.is_none_or(|alert| at < alert) {
             self.alert = Some(at);
-            after.nudge = true;
+            effects.nudge = true;
         }
     }
 
@@ -421,17 +433,17 @@ impl State {
         }
     }
 
-    pub(super) fn workers(&mut self) -> impl Iterator<Item = (usize, &mut Worker)> {
+    pub(in crate::pool) fn workers(&mut self) -> impl Iterator<Item = (usize, &mut Worker)> {
         self.seats.iter_mut().enumerate().filter_map(|(seat, place)| Some((seat, place.worker.as_mut()?)))
     }
 
-    pub(super) fn worker(&mut self, seat: usize, generation: u64) -> Option<&mut Worker> {
+    pub(in crate::pool) fn worker(&mut self, seat: usize, generation: u64) -> Option<&mut Worker> {
         let worker = self.seats.get_mut(seat)?.worker.as_mut()?;
         (worker.generation == generation).then_some(worker)
     }
 
     /// Where an order is, if it is not complete: its worker's seat, and how far it is.
-    pub(super) fn find(&mut self, place: Place) -> Option<(&mut Worker, usize)> {
+    pub(in crate::pool) fn find(&mut self, place: Place) -> Option<(&mut Worker, usize)> {
         let worker = self.worker(place.seat, place.generation)?;
         let at = worker.running.iter().position(|running| running.number == place.number)?;
         Some((worker, at))
@@ -440,7 +452,7 @@ impl State {
 
 impl Worker {
     /// Ends it; `doom` is what to tell about the item that it is at.
-    pub(super) fn kill(&mut self, doom: Option<Error>) {
+    pub(in crate::pool) fn kill(&mut self, doom: Option<Error>) {
         self.phase = Phase::Doomed;
         self.doom = doom;
         // Whoever cannot be killed has ended.
@@ -448,7 +460,7 @@ impl Worker {
     }
 
     /// What to tell about one that is gone.
-    pub(super) fn death(&self, status: &Result<ExitStatus>, doing: &str) -> Error {
+    pub(in crate::pool) fn death(&self, status: &Result<ExitStatus>, doing: &str) -> Error {
         let how = match status {
             Ok(status) => status.to_string(),
             Err(error) => error.to_string(),
@@ -475,13 +487,13 @@ impl Worker {
     }
 
     /// Whether it has not come to anything since others were given what it had.
-    pub(super) fn is_stalled(&self) -> bool {
+    pub(in crate::pool) fn is_stalled(&self) -> bool {
         self.stalled.is_some_and(|(then, _)| self.lane.given_up() == then)
     }
 
     /// When the item that it is to begin next should have been begun, if that may take `limit`; not what is being sent
     /// to it, or while the process starts.
-    pub(super) fn due(&mut self, limit: Duration, now: Instant) -> Option<Instant> {
+    pub(in crate::pool) fn due(&mut self, limit: Duration, now: Instant) -> Option<Instant> {
         if !self.is_ready && self.lane.is_ready() {
             (self.is_ready, self.moved) = (true, now);
         }
@@ -495,7 +507,7 @@ impl Worker {
     }
 
     /// Lets go of orders that are done; `now` if they came to their end just now, and are to be counted among `ended`.
-    pub(super) fn pop_complete(&mut self, now: Option<Instant>, ended: &mut Vec<(Arc<Group>, u32)>) {
+    pub(in crate::pool) fn pop_complete(&mut self, now: Option<Instant>, ended: &mut Vec<(Arc<Group>, u32)>) {
         while self.running.front().is_some_and(|running| running.done >= running.end) {
             let Some(running) = self.running.pop_front() else { return };
             running.group.forget(&running.chunk);
@@ -513,33 +525,33 @@ impl Worker {
     }
 }
 
-pub(super) fn terminated() -> Error {
+pub(in crate::pool) fn terminated() -> Error {
     Error::new(ErrorKind::Cancelled, "the pool was terminated before this item was done")
 }
 
 /// Of an item that was not done when the pool's runtime ended.
-pub(super) fn stranded() -> Error {
+pub(in crate::pool) fn stranded() -> Error {
     Error::new(ErrorKind::Cancelled, format!("{RUNTIME_ENDED} before this item was done"))
 }
 
 /// Of what is asked of such a pool.
-pub(super) fn orphaned() -> Error {
+pub(in crate::pool) fn orphaned() -> Error {
     let text = format!("{RUNTIME_ENDED}: make a pool in a runtime that lives as long as it is used");
     Error::new(ErrorKind::Closed, text)
 }
 
 const RUNTIME_ENDED: &str = "the pool has ended, because its runtime has ended";
 
-pub(super) fn shut() -> Error {
+pub(in crate::pool) fn shut() -> Error {
     Error::new(ErrorKind::Cancelled, "the pool was shut down before this item was begun")
 }
 
-pub(super) fn broken(why: &str) -> Error {
+pub(in crate::pool) fn broken(why: &str) -> Error {
     Error::other(format!("the pool has no working worker: {why}"))
 }
 
 /// `while_` after `now`; what is too far off to be told is never.
-pub(super) fn later(now: Instant, while_: Duration) -> Instant {
+pub(in crate::pool) fn later(now: Instant, while_: Duration) -> Instant {
     const NEVER: Duration = Duration::from_secs(30 * 365 * 86400);
     now + while_.min(NEVER)
 }
@@ -550,15 +562,15 @@ mod tests {
 
     #[test]
     fn timers_for_what_is_over_do_not_pile_up() {
-        let (mut state, mut after) = (State::default(), After::default());
+        let (mut state, mut effects) = (Scheduler::default(), Effects::default());
         let far_off = Instant::now() + Duration::from_secs(3600);
         for number in 0..100_000 {
-            state.at(far_off, Event::Overrun(Place { seat: 0, generation: 1, number }), &mut after);
-            state.at(far_off, Event::Age(0, u64::from(number)), &mut after);
+            state.at(far_off, Event::Overrun(Place { seat: 0, generation: 1, number }), &mut effects);
+            state.at(far_off, Event::Age(0, u64::from(number)), &mut effects);
         }
         assert!(state.timers.len() <= 65, "{}", state.timers.len());
         for _ in 0..200 {
-            state.at(far_off, Event::Hire, &mut after);
+            state.at(far_off, Event::Hire, &mut effects);
         }
         assert!(state.timers.len() >= 200, "what matters is kept");
     }
