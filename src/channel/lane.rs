@@ -3,9 +3,10 @@
 //! # State
 //! The words of the region's head, by name in [`word`]; then the two rings. An order has a number, which is its place in
 //! the ring, and some items. `CLAIMS` has a row for each order that may be under way:
-//! `LOUD:1 | number:31 | next:16 | end:16`, and which item started last, and when (`microseconds:48 | item + 1:16`; 0 is
-//! none); for `LOUD`, and who is told when, see `news`. The board is a second region that all workers of a pool have:
-//! one event, for the pool to sleep on.
+//! `LOUD:1 | number:31 | next:16 | end:16`, which item started last, and when (`microseconds:48 | item + 1:16`; 0 is
+//! none), and how many nanoseconds the order took (0: not known); for `LOUD`, and when the pool is notified, see `news`.
+//! The board is a second region that all workers of a pool have: one event, for the pool to sleep on, and a bit for each
+//! lane, its mark, which says that the pool should look into that lane.
 //!
 //! # Moves
 //! | from -> to | who | ordering | wakes |
@@ -14,6 +15,9 @@
 //! | next -> next + 1: an item starts, if next was below end | the worker | SeqCst | the pool, as `news` says |
 //! | end -> lower, never below next: items are taken back | the pool | AcqRel CAS | - |
 //! | a result is put | the worker | Release, by the ring | the pool, with the next start, or that of the last order |
+//! | a mark 0 -> 1 | the worker, with the start after a result, and before each wake | SeqCst | - |
+//! | all marks of a word -> 0 | the pool, which then looks into those lanes | SeqCst | - |
+//! | the time that an order took | the worker, before the result of its last item | Relaxed: published with that result | - |
 //! | what an item says before its result is put | the worker | Release, by the ring | the pool, if it sleeps |
 //! | `WAKER` is set before a wake, and cleared by who was woken | both | Relaxed: a hint, see `apart` | - |
 //! | results are taken | the pool | Release, by the ring | the worker, if it waits for room |
@@ -39,7 +43,7 @@
 //! | before it starts an item | all items of the order may go to somebody else |
 //! | between an item's start and its result | one item started beyond the results: that one, and no other, was running |
 //! | after the result | the result, which counts |
-//! | between a result and its notice, which comes with the next start | the burial rings the bell |
+//! | between a result and its mark, or its notice | the exit of the worker: the pool looks into that lane, marked or not |
 //! | between giving an order up and the notice of that | the same |
 //!
 //! The pool's own process killed, between an order and its wake or while it reads: the worker's lifeline closes, and it
@@ -54,6 +58,7 @@ use super::segment::Bytes;
 use super::spsc::{Corrupt, Reader, Words, Writer};
 use crate::os::{clock, cpu, fault};
 use crate::shm::atomic::AtomicU64;
+use crate::shm::family::SLOTS;
 #[cfg(multiprocess_loom)]
 use crate::shm::region as view;
 use crate::shm::region::{Map, Region};
@@ -109,17 +114,72 @@ const ORDERS: u32 = 64 << 10;
 const RESULTS: u32 = 64 << 10;
 const BOARD_LEN: usize = 4096;
 
-/// Where the pool sleeps; shared by all its workers.
+/// Marks of the board, behind its event: lane `n` has bit `n % 64` of word `n / 64`.
+const MARKS: usize = event::LEN;
+const MARK_WORDS: usize = SLOTS.div_ceil(64);
+
+/// Where the pool sleeps, and sees which lanes have something for it; shared by all its workers.
 pub(crate) struct Board(Arc<Region>);
+
+fn mark_of(board: &Region, lane: usize) -> (&AtomicU64, u64) {
+    (&board.words()[MARKS + lane / 64 % MARK_WORDS], 1 << (lane % 64))
+}
 
 impl Board {
     pub(crate) fn create() -> io::Result<Self> {
         Ok(Self(Arc::new(Region::create("multiprocess-board", BOARD_LEN, BOARD_LEN as u64)?)))
     }
 
+    fn marks(&self, lanes: usize) -> &[AtomicU64] {
+        &self.0.words()[MARKS..MARKS + lanes.div_ceil(64).min(MARK_WORDS)]
+    }
+
+    /// Whether any of the first `lanes` lanes is marked. One load for every 64 of them.
+    #[inline]
+    pub(crate) fn has_marks(&self, lanes: usize) -> bool {
+        self.marks(lanes).iter().any(|word| word.load(SeqCst) != 0)
+    }
+
+    /// Which of them are marked, as bits of their words.
+    pub(crate) fn marked(&self, lanes: usize) -> impl Iterator<Item = usize> {
+        self.marks(lanes).iter().enumerate().flat_map(|(at, word)| bits(at, word.load(SeqCst)))
+    }
+
+    /// The same, and takes the marks away. The caller then looks into each of these lanes.
+    pub(crate) fn take_marked(&self, lanes: usize) -> impl Iterator<Item = usize> {
+        self.marks(lanes).iter().enumerate().flat_map(|(at, word)| bits(at, news::take_marks(word)))
+    }
+
+    /// Marks a lane for somebody in this process.
+    pub(crate) fn marker(&self, lane: usize) -> Marker {
+        Marker { board: self.0.clone(), lane }
+    }
+
     /// Calls `react` when a result has come while it is armed.
     pub(crate) fn alarm(&self, react: impl Fn() + Send + Sync + 'static) -> io::Result<Arc<Line>> {
         Line::alarm(self.0.clone(), 0, react)
+    }
+}
+
+/// The bits of word `at` that are set, lowest first.
+fn bits(at: usize, mut word: u64) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let bit = (word != 0).then(|| word.trailing_zeros() as usize)?;
+        word &= word - 1;
+        Some(64 * at + bit)
+    })
+}
+
+/// Has the pool look into one lane.
+pub(crate) struct Marker {
+    board: Arc<Region>,
+    lane: usize,
+}
+
+impl Marker {
+    pub(crate) fn mark(&self) {
+        let (word, bit) = mark_of(&self.board, self.lane);
+        news::mark(word, bit);
     }
 }
 
@@ -161,6 +221,11 @@ fn rings(region: &Region) -> io::Result<[Ring; 2]> {
 fn row(region: &Region, number: u32) -> (&AtomicU64, &AtomicU64) {
     let at = word::CLAIMS + (number % AHEAD) as usize * ROW;
     (&region.words()[at], &region.words()[at + 1])
+}
+
+/// How long order `number` took its worker, in nanoseconds; 0 if it has not said so.
+fn took(region: &Region, number: u32) -> &AtomicU64 {
+    &region.words()[word::CLAIMS + (number % AHEAD) as usize * ROW + 2]
 }
 
 /// Which items of an order have been started, and which may be.
@@ -218,15 +283,15 @@ pub(crate) struct PoolEnd {
     is_over: bool,
 }
 
-/// A new lane: the pool's end, and the worker's to be sent there.
-pub(crate) fn create(board: &Board) -> io::Result<(PoolEnd, WorkerEnd)> {
+/// A new lane, number `lane` on its board: the pool's end, and the worker's to be sent there.
+pub(crate) fn create(board: &Board, lane: usize) -> io::Result<(PoolEnd, WorkerEnd)> {
     let len = HEAD_LEN as u64 + u64::from(ORDERS) + u64::from(RESULTS);
     let region = Arc::new(Region::create("multiprocess-lane", HEAD_LEN, len)?);
     region.words()[word::MAGIC].store(MAGIC, Release);
     let line = |first| Line::new(region.clone(), first, None);
     let (work, room, stop) = (line(word::WORK)?, line(word::ROOM)?, line(word::STOP)?);
     let [orders, results] = rings(&region)?;
-    let worker = WorkerEnd::of(region.clone(), board.0.clone())?;
+    let worker = WorkerEnd::of(region.clone(), board.0.clone(), lane)?;
     let (orders, results) = (Writer::new(orders, ORDERS), Reader::new(results, RESULTS));
     let (ends, is_damaged) = Default::default();
     Ok((PoolEnd { region, work, room, stop, orders, results, given: 0, ends, is_damaged, is_over: false }, worker))
@@ -274,6 +339,7 @@ impl PoolEnd {
         self.ends[(number % AHEAD) as usize].set(items as u32);
         claim.store(claimable(number, items), Relaxed);
         started.store(0, Relaxed);
+        took(&self.region, number).store(0, Relaxed);
         if !self.orders.push(orders(&self.region), kind, parts) {
             return None;
         }
@@ -306,6 +372,17 @@ impl PoolEnd {
         let note = row(&self.region, number).1.load(Acquire);
         let is_its = note & INDEX == u64::from(index) + 1;
         is_its.then(|| Duration::from_micros(now_us().saturating_sub(note >> INDEX_BITS)))
+    }
+
+    /// How long the worker was at order `number`, by its own clock, if it says so. For an order whose last result has come.
+    pub(crate) fn took(&self, number: u32) -> Option<Duration> {
+        let ns = took(&self.region, number).load(Relaxed);
+        (ns > 0).then(|| Duration::from_nanos(ns))
+    }
+
+    /// Whether something was found that cannot be.
+    pub(crate) fn is_damaged(&self) -> bool {
+        self.is_damaged.get()
     }
 
     /// Takes items back that have not started, of an order of which `done` are done; how far it goes now.
@@ -371,15 +448,51 @@ fn asked(number: u32, index: u32) -> u64 {
 /// The worker's end; it travels there.
 pub(crate) struct WorkerEnd {
     region: Arc<Region>,
-    board: Arc<Region>,
+    pool: PoolBell,
     work: Arc<Line>,
     room: Arc<Line>,
-    done: Arc<Line>,
     orders: Reader<Ring>,
     results: Writer<Ring>,
     next: u32,
     news: News,
     apart: Apart,
+}
+
+/// How a worker reaches its pool.
+#[derive(Clone)]
+struct PoolBell {
+    board: Arc<Region>,
+    lane: usize,
+    line: Arc<Line>,
+}
+
+impl PoolBell {
+    fn mark(&self) -> (&AtomicU64, u64) {
+        mark_of(&self.board, self.lane)
+    }
+
+    /// Has the pool look into the lane, asleep or not.
+    fn notify(&self) {
+        let (word, bit) = self.mark();
+        news::mark(word, bit);
+        self.line.notify_one();
+    }
+}
+
+impl news::Listener for PoolBell {
+    #[inline]
+    fn mark(&self) -> (&AtomicU64, u64) {
+        Self::mark(self)
+    }
+
+    #[inline]
+    fn may_sleep(&self) -> bool {
+        self.line.has_sleepers_after_rmw()
+    }
+
+    fn wake(&self) {
+        self.line.notify_one();
+    }
 }
 
 /// Where a task looks whether it has been asked to stop.
@@ -449,28 +562,18 @@ pub(crate) struct Order {
 }
 
 impl WorkerEnd {
-    fn of(region: Arc<Region>, board: Arc<Region>) -> io::Result<Self> {
+    fn of(region: Arc<Region>, board: Arc<Region>, lane: usize) -> io::Result<Self> {
         let corrupt = || io::Error::new(io::ErrorKind::InvalidData, "it is no lane");
-        if region.words()[word::MAGIC].load(Acquire) != MAGIC {
+        if region.words()[word::MAGIC].load(Acquire) != MAGIC || lane >= SLOTS {
             return Err(corrupt());
         }
         let line = |first| Line::new(region.clone(), first, None);
         let (work, room) = (line(word::WORK)?, line(word::ROOM)?);
-        let done = Line::new(board.clone(), 0, None)?;
+        let line = Line::new(board.clone(), 0, None)?;
+        let pool = PoolBell { board, lane, line };
         let [orders, results] = rings(&region)?;
         let (orders, results) = (Reader::new(orders, ORDERS), Writer::new(results, RESULTS));
-        Ok(Self {
-            region,
-            board,
-            work,
-            room,
-            done,
-            orders,
-            results,
-            next: 0,
-            news: News::default(),
-            apart: Apart::default(),
-        })
+        Ok(Self { region, pool, work, room, orders, results, next: 0, news: News::default(), apart: Apart::default() })
     }
 
     /// Blocks until there is an order, whose bytes go to `to`; `None` after the last.
@@ -512,7 +615,7 @@ impl WorkerEnd {
     /// the last order begins.
     #[inline]
     pub(crate) fn start(&self, order: &Order) -> Option<u32> {
-        self.news.start(row(&self.region, order.number).0, &*self.done)
+        self.news.start(row(&self.region, order.number).0, &self.pool)
     }
 
     /// The pool wants to know of the results of this order not one by one, but when the last order that it has given
@@ -526,13 +629,29 @@ impl WorkerEnd {
 
     /// Lets the pool know of results that no start has followed.
     pub(crate) fn tell(&self) {
-        self.news.tell(&*self.done);
+        self.news.tell(&self.pool);
     }
 
     /// Notes that an item started at `now_us`, for who counts its time.
     pub(crate) fn note_start(&self, order: &Order, index: u32, now_us: u64) {
         let note = now_us << INDEX_BITS | (u64::from(index) + 1) & INDEX;
         row(&self.region, order.number).1.store(note, Release);
+    }
+
+    /// Whether item `index` is the last of an order, unless items were taken back since.
+    #[inline]
+    pub(crate) fn is_last(&self, order: &Order, index: u32) -> bool {
+        index + 1 >= order.end
+    }
+
+    /// Says how long an order took, before the result of its last item is put.
+    pub(crate) fn note_took(&self, order: &Order, time: Duration) {
+        took(&self.region, order.number).store((time.as_nanos() as u64).max(1), Relaxed);
+    }
+
+    /// Whether another order is there already.
+    pub(crate) fn has_any(&self) -> bool {
+        self.orders.has_any(orders(&self.region))
     }
 
     /// Whether a result of `len` bytes can travel through the ring at all.
@@ -566,9 +685,9 @@ impl WorkerEnd {
 
     /// Who writes among the results while an item runs; [`catch_up`](Self::catch_up) then.
     pub(crate) fn teller(&self, kind: u8) -> io::Result<Teller> {
-        let Self { region, room, done, .. } = self;
-        let (region, room, done) = (region.clone(), room.clone(), done.clone());
-        Ok(Teller { results: Writer::new(rings(&region)?[1].clone(), RESULTS), region, room, done, kind })
+        let Self { region, room, pool, .. } = self;
+        let (region, room, pool) = (region.clone(), room.clone(), pool.clone());
+        Ok(Teller { results: Writer::new(rings(&region)?[1].clone(), RESULTS), region, room, pool, kind })
     }
 
     /// Goes on behind what a teller has written.
@@ -583,7 +702,7 @@ impl WorkerEnd {
         self.orders.consume(orders(&self.region), order.len);
         if claim.started == 0 || claim.end < order.end {
             fault::point("lane.given_up");
-            self.done.notify_one();
+            self.pool.notify();
         }
     }
 
@@ -604,7 +723,7 @@ impl WorkerEnd {
 pub(crate) struct Teller {
     region: Arc<Region>,
     room: Arc<Line>,
-    done: Arc<Line>,
+    pool: PoolBell,
     results: Writer<Ring>,
     kind: u8,
 }
@@ -612,31 +731,31 @@ pub(crate) struct Teller {
 impl Teller {
     /// Waits for room. What is too long for the ring is left out.
     pub(crate) fn tell(&mut self, bytes: &[u8]) {
-        let Self { region, room, done, results: writer, kind } = self;
+        let Self { region, room, pool, results: writer, kind } = self;
         if bytes.len() > RESULTS as usize / 4 {
             return;
         }
         writer.catch_up(results(region));
         let told = until_blocking(room, None, || writer.push(results(region), *kind, [bytes, &[]]).then_some(()));
         if told.is_ok() {
-            done.notify_one();
+            pool.notify();
         }
     }
 }
 
 impl Serialize for WorkerEnd {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let fds = [&self.region, &self.board].map(|region| Attachment::Shared(region.fd().clone()));
-        attach::serialize_handle(serializer, fds, ())
+        let fds = [&self.region, &self.pool.board].map(|region| Attachment::Shared(region.fd().clone()));
+        attach::serialize_handle(serializer, fds, self.pool.lane)
     }
 }
 
 impl<'de> Deserialize<'de> for WorkerEnd {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let ([lane, board], ()): ([OwnedFd; 2], ()) = attach::deserialize_handle(deserializer)?;
+        let ([lane, board], number): ([OwnedFd; 2], usize) = attach::deserialize_handle(deserializer)?;
         let open = || {
             let (lane, board) = (Region::open(lane, HEAD_LEN)?, Region::open(board, BOARD_LEN)?);
-            Self::of(Arc::new(lane), Arc::new(board))
+            Self::of(Arc::new(lane), Arc::new(board), number)
         };
         open().map_err(|error| D::Error::custom(format_args!("a lane cannot be opened: {error}")))
     }

@@ -118,9 +118,12 @@ fn models_of_a_lane_a_ring_of_records() {
 const ITEMS: usize = 3;
 
 /// A pool that never sleeps.
-struct Nobody;
+struct Nobody(AtomicU64);
 
 impl Listener for Nobody {
+    fn mark(&self) -> (&AtomicU64, u64) {
+        (&self.0, 1)
+    }
     fn may_sleep(&self) -> bool {
         false
     }
@@ -142,8 +145,8 @@ fn claims(what: &str, dies: Option<&'static str>, keep: u32) {
                     if !has_order {
                         return false;
                     }
-                    let news = News::default();
-                    while let Some(item) = news.start(&claim, &Nobody) {
+                    let (news, nobody) = (News::default(), Nobody(AtomicU64::new(0)));
+                    while let Some(item) = news.start(&claim, &nobody) {
                         assert!(results.put(&mut writer, item as u8), "there is room for all");
                     }
                     true

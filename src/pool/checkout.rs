@@ -21,7 +21,7 @@ pub struct Checkout {
 impl Checkout {
     pub(super) async fn take(pool: Arc<Handle>) -> Result<Self> {
         let ticket = Ticket::of(&pool, 0)?;
-        let lease = pool.shared().new_lease();
+        let lease = pool.shared().new_checkout();
         // Made first: whoever drops this half way gives the worker back.
         let checkout = Self { pool, lease, _ticket: ticket };
         call_of(checkout.pool.clone(), || (), ()).leased(lease, true).await?;

@@ -53,8 +53,8 @@ async fn run(shared: &Arc<Shared>) {
     loop {
         let step = shared.step();
         for (seat, generation, report) in step.begun {
-            let read = shared.settings.read_initialized;
-            shared.began(seat, generation, report.and_then(|report| read(report.open()?)));
+            let read = shared.config.read_initialized;
+            shared.initialized(seat, generation, report.and_then(|report| read(report.open()?)));
         }
         for mail in step.unfetched {
             // Not here: a large one would hold up the deadlines.
@@ -67,7 +67,7 @@ async fn run(shared: &Arc<Shared>) {
         }
         for hire in if may_hire { std::mem::take(&mut hires) } else { Vec::new() } {
             match start(shared, &hire) {
-                Ok(process) => exits.push(end_of(hire, process, shared.settings.stderr_lines)),
+                Ok(process) => exits.push(end_of(hire, process, shared.config.stderr_lines)),
                 Err(error) => shared.not_hired(&hire, &error),
             }
         }
@@ -85,7 +85,7 @@ async fn run(shared: &Arc<Shared>) {
             Some((seat, generation, status, last_words, cause)) = exits.next() => {
                 let is_kill = status.as_ref().is_ok_and(|status| status.signal() == Some(Signal::KILL.as_raw()));
                 let was_starved = is_kill && std::mem::replace(&mut starved, memory::oom_kills()) < starved;
-                shared.died(seat, generation, status, Circumstances { was_starved, last_words, cause });
+                shared.exited(seat, generation, &status, Circumstances { was_starved, last_words, cause });
                 // Whoever waited for it comes before the work of a replacement.
                 tokio::task::yield_now().await;
             }
@@ -173,37 +173,37 @@ impl Tail {
 }
 
 fn start(shared: &Shared, hire: &Hire) -> Result<Process<Result<()>>> {
-    let (lane, theirs) =
-        lane::create(&shared.board).map_err(|error| Error::io("cannot create the lane of a worker", error))?;
+    let (lane, theirs) = lane::create(&shared.board, hire.seat)
+        .map_err(|error| Error::io("cannot create the lane of a worker", error))?;
     let (orders, worker_orders) = channel::simplex()?;
     let (worker_results, results) = channel::simplex()?;
     let name = format!("PoolWorker-{}", hire.seat + 1);
-    let settings = &shared.settings;
+    let config = &shared.config;
     let contract = Contract {
         lane: theirs,
         orders: worker_orders,
         results: worker_results,
-        initializer: settings.initializer.clone(),
-        finalizer: settings.finalizer.clone(),
+        initializer: config.initializer.clone(),
+        finalizer: config.finalizer.clone(),
         conditions: Conditions {
-            cpu: settings.cpus.get(hire.seat % settings.cpus.len().max(1)).copied(),
-            ..settings.conditions.clone()
+            cpu: config.cpus.get(hire.seat % config.cpus.len().max(1)).copied(),
+            ..config.conditions.clone()
         },
     };
     let mut builder =
-        Process::<()>::builder().name(&name).daemon(true).shield_signals(true).start_method(settings.start_method);
-    if let Some(keep) = settings.backtraces {
+        Process::<()>::builder().name(&name).daemon(true).shield_signals(true).start_method(config.start_method);
+    if let Some(keep) = config.backtraces {
         builder = builder.backtraces(keep);
     }
-    if settings.stderr_lines > 0 {
+    if config.stderr_lines > 0 {
         builder = builder.stderr(Stdio::piped());
     }
-    for (key, value) in &settings.variables {
+    for (key, value) in &config.variables {
         builder = builder.env(key, value);
     }
     let process = builder.spawn(worker::work, (contract,))?;
     let name = format!("{name} (pid {})", process.pid());
-    shared.hired(hire, (name, process.pid()), process.killer(), lane, orders, results);
+    shared.hired(hire, (name, process.pid()), Box::new(process.killer()), lane, (orders, results));
     Ok(process)
 }
 

@@ -45,8 +45,8 @@ pub(super) struct Flight {
     failed: Option<(u64, Error)>,
     pulled: u64,
     returned: u64,
-    /// How many workers there were at the start.
-    workers: usize,
+    /// How many workers there were at the start, and how many of them get items that are over soon.
+    workers: (usize, usize),
     watchful: Watchful,
     /// Since when there is progress, if somebody wants to know.
     began: Option<Instant>,
@@ -71,7 +71,7 @@ impl Flight {
     ) -> Result<Self> {
         let ticket = ticket.map_or_else(|| Ticket::of(&pool, options.lease), Ok)?;
         let group = Arc::new(Group::new(target.call, target.label, options));
-        let workers = pool.shared().most_workers().max(1);
+        let workers = pool.shared().widths();
         let (feed, watchful) = (Some((feed, ticket)), Watchful::default());
         Ok(Self { pool, group, feed, failed: None, pulled: 0, returned: 0, workers, watchful, began: None })
     }
@@ -85,7 +85,7 @@ impl Flight {
         if self.group.options.progress.is_some() {
             self.began.get_or_insert_with(Instant::now);
         }
-        let workers = self.workers;
+        let workers = if self.group.is_brief() { self.workers.1 } else { self.workers.0 };
         let mut chunks = Vec::new();
         while let Some((feed, _)) = &mut self.feed {
             let size = self.group.chunk_size().max(1);

@@ -10,9 +10,9 @@ use crate::process::entry::{self, IS_VALUE, Outcome};
 use crate::wire::{Attachment, Sealed};
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
@@ -233,6 +233,38 @@ pub(super) struct Group {
     items: Mutex<Items>,
     /// How long an item takes, smoothed; 0 while unknown.
     item_ns: AtomicU64,
+    /// How long items of this function take in this pool, known once something was submitted.
+    pace: OnceLock<Arc<Pace>>,
+}
+
+/// How long items of one function usually take: their median, about. A few that were interrupted say nothing.
+#[derive(Default)]
+pub(super) struct Pace(AtomicU64);
+
+impl Pace {
+    fn ns(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+
+    /// Goes a quarter of the way up at most, or down: as many are above it as below in the long run.
+    fn learn(&self, ns: u64) {
+        let old = self.ns();
+        let new = match old {
+            0 => ns,
+            _ if ns > old => ns.min(old + old / 4 + 1),
+            _ => ns.max(old - old / 4),
+        };
+        self.0.store(new, Relaxed);
+    }
+}
+
+/// The seats at which items of a call have been, one or some.
+#[derive(Default)]
+enum Visited {
+    #[default]
+    None,
+    One(usize),
+    Many(BTreeSet<usize>),
 }
 
 #[derive(Default)]
@@ -255,11 +287,22 @@ pub(super) struct Items {
     pub(super) out: usize,
     /// Bytes of the arguments of items handed in and not settled.
     pub(super) bytes: usize,
+    visited: Visited,
+}
+
+impl Items {
+    pub(super) fn has_pending(&self) -> bool {
+        !self.pending.is_empty()
+    }
 }
 
 /// Aim for so much work in one chunk.
 pub(super) const CHUNK: Duration = Duration::from_millis(1);
 const LARGEST_CHUNK: u64 = 1024;
+/// Others may wait behind an item that takes no longer.
+const QUICK_NS: u64 = 200_000;
+/// An item that takes no longer is over before another worker could be woken for it. Unoptimised builds go the same ways.
+const BRIEF_NS: u64 = if cfg!(debug_assertions) { 200_000 } else { 20_000 };
 /// An item that takes no longer is one of a bulk. Unoptimised builds are slower, and are to go the same ways.
 const BULK_NS: u64 = if cfg!(debug_assertions) { 200_000 } else { 1000 };
 /// Bytes after which a chunk is full.
@@ -268,7 +311,7 @@ pub(super) const CHUNK_BYTES: usize = 12 << 10;
 impl Group {
     pub(super) fn new(call: entry::Call, label: &'static str, options: Options) -> Self {
         let (caller, items) = (Caller::here(), Mutex::default());
-        Self { call, label, options, caller, items, item_ns: AtomicU64::new(0) }
+        Self { call, label, options, caller, items, item_ns: AtomicU64::new(0), pace: OnceLock::new() }
     }
 
     /// Locked after the pool's state, never before.
@@ -292,7 +335,45 @@ impl Group {
 
     /// Whether an item is known to be over soon, so that others may wait behind it.
     pub(super) fn is_quick(&self) -> bool {
-        (1..=200_000).contains(&self.item_ns.load(Relaxed))
+        (1..=QUICK_NS).contains(&self.usual_ns())
+    }
+
+    /// Whether an item is known to be over before another worker could be woken for it.
+    pub(super) fn is_brief(&self) -> bool {
+        let usual = self.pace.get().map_or(0, |pace| pace.ns());
+        (1..=BRIEF_NS).contains(&usual)
+    }
+
+    /// How long an item takes: of this call if that is known, else of others of the same function. 0 while unknown.
+    fn usual_ns(&self) -> u64 {
+        match self.item_ns.load(Relaxed) {
+            0 => self.pace.get().map_or(0, |pace| pace.ns()),
+            ns => ns,
+        }
+    }
+
+    pub(super) fn set_pace(&self, pace: impl FnOnce() -> Arc<Pace>) {
+        self.pace.get_or_init(pace);
+    }
+
+    /// An order of it goes to a worker at this seat.
+    pub(super) fn note_seat(&self, seat: usize) {
+        let visited = &mut self.items().visited;
+        match visited {
+            Visited::None => *visited = Visited::One(seat),
+            Visited::One(one) if *one == seat => {}
+            Visited::One(one) => *visited = Visited::Many([*one, seat].into()),
+            Visited::Many(seats) => _ = seats.insert(seat),
+        }
+    }
+
+    /// Where its orders may be.
+    pub(super) fn seats(&self) -> Vec<usize> {
+        match &self.items().visited {
+            Visited::None => Vec::new(),
+            Visited::One(seat) => vec![*seat],
+            Visited::Many(seats) => seats.iter().copied().collect(),
+        }
     }
 
     /// Whether items are so quick that each is worth less than a look for it: who has many of them out sleeps until there
@@ -304,6 +385,7 @@ impl Group {
     /// `count` items took `time`.
     pub(super) fn learn(&self, time: Duration, count: u32) {
         let ns = (time.as_nanos() as u64 / u64::from(count.max(1))).max(1);
+        self.pace.get().into_iter().for_each(|pace| pace.learn(ns));
         let old = self.item_ns.load(Relaxed);
         // Chunks grow by a factor at most: the first items may be the cheap ones.
         self.item_ns.store(if old == 0 { ns.max(CHUNK.as_nanos() as u64 / 16) } else { ns.max(old / 4) }, Relaxed);
@@ -453,13 +535,13 @@ impl Group {
 #[cfg(all(test, not(multiprocess_loom)))]
 mod tests {
     use super::*;
-    use crate::channel;
+    use crate::channel::{self, lane};
 
     /// A result is large, and is announced between the look for one and the cancellation.
     #[test]
     fn a_result_that_was_announced_and_is_not_fetched_leaves_a_cancelled_call_its_error() {
         let (mut sender, receiver) = channel::simplex::<Sealed>().unwrap();
-        let mail = Mail::new(receiver);
+        let mail = Mail::new(receiver, lane::Board::create().unwrap().marker(0));
         let group = Arc::new(Group::new(entry::Call::of(|| ()), "f", Options::default()));
         group.items().out = 1;
         sender.try_send(Sealed::new(vec![0], Vec::new())).unwrap();

@@ -3,6 +3,7 @@
 //! are given under the lock, and sent by whoever has given them; their worker waits for them.
 
 use super::group::{Block, Group};
+use crate::channel::lane::Marker;
 use crate::channel::{Receiver, Sender};
 use crate::error::{Error, ErrorKind, Result};
 use crate::wire::Sealed;
@@ -18,6 +19,8 @@ pub(super) struct Mail {
     expected: Mutex<VecDeque<Expected>>,
     /// What should have lain there was not, or could not be read: whoever writes there is to go.
     is_damaged: AtomicBool,
+    /// Has the pool look at this worker.
+    marker: Marker,
 }
 
 struct Expected {
@@ -27,8 +30,9 @@ struct Expected {
 }
 
 impl Mail {
-    pub(super) fn new(pipe: Receiver<Sealed>) -> Arc<Self> {
-        Arc::new(Self { pipe: Mutex::new(pipe), expected: Mutex::default(), is_damaged: AtomicBool::new(false) })
+    pub(super) fn new(pipe: Receiver<Sealed>, marker: Marker) -> Arc<Self> {
+        let (expected, is_damaged) = Default::default();
+        Arc::new(Self { pipe: Mutex::new(pipe), expected, is_damaged, marker })
     }
 
     pub(super) fn is_damaged(&self) -> bool {
@@ -39,7 +43,10 @@ impl Mail {
     fn next(&self, pipe: &mut Receiver<Sealed>) -> Result<Sealed> {
         pipe.try_recv().map_err(|error| {
             let is_damage = matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Empty);
-            self.is_damaged.fetch_or(is_damage, Relaxed);
+            if is_damage {
+                self.is_damaged.store(true, Relaxed);
+                self.marker.mark();
+            }
             match error.kind() {
                 ErrorKind::Empty => Error::new(ErrorKind::Corrupt, "the result is not where its worker said it put it"),
                 _ => error,
@@ -88,6 +95,7 @@ impl Mail {
 
 /// What goes to one worker beside its lane.
 pub(super) struct Outbox {
+    seat: usize,
     pipe: Mutex<Sender<Sealed>>,
     /// Numbers of orders that were given, and what their worker waits for.
     waiting: Mutex<VecDeque<(u32, Sealed)>>,
@@ -106,9 +114,14 @@ pub(super) struct Unsent {
 }
 
 impl Outbox {
-    pub(super) fn new(pipe: Sender<Sealed>) -> Arc<Self> {
+    pub(super) fn new(seat: usize, pipe: Sender<Sealed>) -> Arc<Self> {
         let (waiting, count, is_wanted) = Default::default();
-        Arc::new(Self { pipe: Mutex::new(pipe), waiting, count, is_wanted })
+        Arc::new(Self { seat, pipe: Mutex::new(pipe), waiting, count, is_wanted })
+    }
+
+    /// That of its worker.
+    pub(super) fn seat(&self) -> usize {
+        self.seat
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut VecDeque<(u32, Sealed)>) -> T) -> T {
@@ -222,7 +235,7 @@ mod tests {
     #[test]
     fn nobody_waits_for_somebody_else_who_sends() {
         let (sender, mut receiver) = channel::simplex::<Sealed>().unwrap();
-        let outbox = Outbox::new(sender);
+        let outbox = Outbox::new(0, sender);
         {
             let _sends = outbox.pipe.lock();
             (0..3).for_each(|n| outbox.add(n, order(n as u8 + 1, 5)));
@@ -238,7 +251,7 @@ mod tests {
     #[test]
     fn what_is_being_sent_still_waits_and_who_comes_meanwhile_is_not_forgotten() {
         let (sender, _receiver) = channel::simplex::<Sealed>().unwrap();
-        let outbox = Outbox::new(sender);
+        let outbox = Outbox::new(0, sender);
         outbox.add(0, order(1, 5));
         let _sends = outbox.pipe.lock();
         assert!(outbox.take_first().is_some_and(|(number, order)| number == 0 && order.bytes() == [1; 5]));
@@ -249,7 +262,7 @@ mod tests {
     #[test]
     fn all_of_it_comes_in_order_whoever_sends() {
         let (sender, mut receiver) = channel::simplex::<Sealed>().unwrap();
-        let outbox = Outbox::new(sender);
+        let outbox = Outbox::new(0, sender);
         // Two of these find no room at once.
         let large = 900 << 10;
         let (start, is_over) = (std::time::Instant::now(), AtomicBool::new(false));
@@ -280,7 +293,7 @@ mod tests {
     #[test]
     fn what_finds_no_room_is_kept_in_order_and_what_nobody_takes_is_not() {
         let (sender, mut receiver) = channel::simplex::<Sealed>().unwrap();
-        let outbox = Outbox::new(sender);
+        let outbox = Outbox::new(0, sender);
         // As many as there is room for, and three more.
         let (mut given, mut more) = (0, 0);
         while more < 3 {

@@ -1,7 +1,7 @@
 //! Many workers, one task queue.
 //!
 //! ```text
-//! pool.rs      Pool: apply, map, imap (public face)              builder.rs   how it is to be
+//! pool.rs      Pool: apply, map, imap (public face)              config.rs    its options
 //! handle.rs    what callers await                                checkout.rs  one worker for a run of calls
 //! flight.rs    the items of one call: pulled, and watched for    feed.rs      where they come from, packed into chunks
 //! driver.rs    the task that starts workers and keeps time       local.rs     the worker of a pool within this process
@@ -13,8 +13,8 @@
 //! ```
 #![forbid(unsafe_code)]
 
-mod builder;
 mod checkout;
+mod config;
 mod driver;
 mod engine;
 mod feed;
@@ -32,8 +32,8 @@ mod task;
 mod trace;
 mod worker;
 
-pub use builder::{PoolBuilder, Workers};
 pub use checkout::Checkout;
+pub use config::{PoolBuilder, Workers};
 pub use handle::{AsyncResult, Call, Map, MapAsync, Progress, Results};
 pub use pool::{Pool, PoolStreamExt, Shutdown};
 pub use stats::{Histogram, PoolStats, WorkerStats};

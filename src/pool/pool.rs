@@ -1,7 +1,7 @@
 //! The face: `apply`, `map`, `imap` on a fixed set of worker processes.
 
-use super::builder::{PoolBuilder, Workers, checked};
 use super::checkout::Checkout;
+use super::config::{PoolBuilder, Workers, checked};
 use super::driver;
 use super::engine::{Shared, check_forked};
 use super::feed::{Feed, OfIterator, OfStream, One, Packer};
@@ -87,13 +87,13 @@ impl PoolBuilder {
     /// `Other` for 0 workers or tasks, or outside a tokio runtime; `Io` in one without its I/O or its timer; `Encode` if an argument of the initializer cannot be
     /// serialised; `NotInitialized` as for processes.
     pub fn build(self) -> Result<Pool> {
-        let settings = self.settings()?;
+        let config = self.config()?;
         let outside = |error| Error::other(format!("a pool must be made inside a tokio runtime: {error}"));
         let runtime = runtime::Handle::try_current().map_err(outside)?;
         let failed = |error| Error::io("a pool cannot run here", error);
         reactor::has_io().and_then(|()| reactor::has_timer()).map_err(failed)?;
         crate::process::check_initialized()?;
-        let shared = Shared::new(settings)?;
+        let shared = Shared::new(config)?;
         runtime.spawn(driver::drive(shared.clone()));
         Ok(Pool { handle: Arc::new(Handle { shared, runtime }) })
     }

@@ -34,6 +34,9 @@ pub(super) fn work(contract: Contract) -> Result<()> {
         listens: None,
         looked: None,
         started: 0,
+        index: 0,
+        begun: Instant::now(),
+        done: None,
     };
     if let Some(Task { call, arguments }) = initializer {
         let outcome = call.run(arguments.open()?, &mut executor);
@@ -80,6 +83,11 @@ struct Desk {
     looked: Option<Instant>,
     /// When the item at work started, in microseconds, if it has a limit.
     started: u64,
+    /// Which item of the order that is.
+    index: u32,
+    /// When the order at work was begun, and when the one before it was done.
+    begun: Instant,
+    done: Option<Instant>,
 }
 
 /// How often a worker looks at its memory at most.
@@ -113,8 +121,7 @@ impl Conditions {
 
 impl Desk {
     /// Tells how much memory it has, if an order has taken a while.
-    fn look(&mut self) {
-        let now = Instant::now();
+    fn look(&mut self, now: Instant) {
         if self.looked.is_none_or(|looked| now.duration_since(looked) >= LOOK) {
             self.looked = Some(now);
             let (resident, peak) = memory::resident();
@@ -125,6 +132,8 @@ impl Desk {
     /// Waits for the next order; `None` after the last.
     fn take_order(&mut self) -> Result<Option<Header>> {
         loop {
+            // An order that was there already is begun when the one before it is done: no other look at the clock.
+            let follows = self.done.take().filter(|_| self.lane.has_any());
             let next = self.lane.next(&mut self.bytes).map_err(|error| Error::io("cannot take an order", error))?;
             let Some(order) = next else { return Ok(None) };
             let corrupt = || Error::new(ErrorKind::Decode, "an order without a head");
@@ -151,6 +160,7 @@ impl Desk {
                 self.lane.keep_quiet(&order);
             }
             (self.order, self.header) = (Some(order), Some(header));
+            self.begun = follows.unwrap_or_else(Instant::now);
             return Ok(Some(header));
         }
     }
@@ -162,11 +172,23 @@ impl Desk {
             // What it brought goes with it, also if it was taken back before it was begun.
             (self.bytes, self.fds) = (Vec::new(), Vec::new());
         }
-        self.look();
+        let now = self.done.unwrap_or_else(Instant::now);
+        self.done = Some(now);
+        self.look(now);
         // Its limit is not that of the next, which may be one that cannot be read.
         self.header = None;
         if let Some(order) = self.order.take() {
             self.lane.finish(order);
+        }
+    }
+
+    /// Says how long the order took, if this is the end of its last item.
+    #[inline]
+    fn note_took(&mut self) {
+        if let Some(order) = self.order.as_ref().filter(|order| self.lane.is_last(order, self.index)) {
+            let now = Instant::now();
+            self.lane.note_took(order, now.duration_since(self.begun));
+            self.done = Some(now);
         }
     }
 
@@ -201,6 +223,7 @@ impl Batch for Desk {
             self.started = lane::now_us();
         }
         let index = self.lane.start(order)?;
+        self.index = index;
         if has_limit {
             self.lane.note_start(order, index, self.started);
         }
@@ -218,6 +241,7 @@ impl Batch for Desk {
 
     #[inline]
     fn report(&mut self, tag: u8, payload: &[u8], attachments: &[Attachment]) -> bool {
+        self.note_took();
         if self.listens.is_some() {
             trace::close();
             self.lane.catch_up();

@@ -1,10 +1,13 @@
 //! What is done when its time has come.
 
 use super::dispatch::take_back;
-use super::{AGAIN, Effects, Event, Phase, Place, STARTS, Scheduler, Worker, later};
+use super::queue::Queue;
+use super::worker::Phase;
+use super::{AGAIN, Effects, Place, STARTS, Scheduler, later};
 use crate::error::{Error, ErrorKind};
 use crate::os::proc;
 use crate::pool::group::{Chunk, Group};
+use std::cmp::Reverse;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,8 +17,99 @@ const LOOK_AFTER: Duration = Duration::from_millis(1);
 /// A worker that had a deadline, and does not move for so long after others were given what it had, is replaced.
 const STALLED: Duration = Duration::from_secs(1);
 
+pub(super) enum Event {
+    /// An item may have run for its time.
+    Overrun(Place),
+    /// What was asked to stop has had its grace.
+    Kill(Place, u32),
+    Retry(Arc<Group>, Chunk),
+    /// Something may have waited too long for its start.
+    Queued(Arc<Group>),
+    /// Somebody idles while somebody else has more than enough.
+    Share,
+    /// A seat's back-off is over.
+    Hire,
+    /// A worker is old enough.
+    Age(usize, u64),
+    /// A worker's initializer has run for its time.
+    Initializer(usize, u64, Duration),
+    /// A worker that was to end has had the time for it.
+    Exit(usize, u64),
+    /// Somebody may have idled for long enough.
+    Idle,
+    /// Results may lie about of which nobody was told.
+    Look,
+    /// Somebody may not fetch what has come for it.
+    Fetch,
+}
+
+pub(super) struct Timer {
+    pub(super) at: Instant,
+    pub(super) event: Event,
+}
+
+impl PartialEq for Timer {
+    fn eq(&self, other: &Self) -> bool {
+        self.at == other.at
+    }
+}
+impl Eq for Timer {}
+impl PartialOrd for Timer {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Timer {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.at.cmp(&other.at)
+    }
+}
+
 impl Scheduler {
-    pub(in crate::pool) fn on(&mut self, event: Event, now: Instant, effects: &mut Effects) {
+    /// Has `event` happen at `at`.
+    pub(super) fn at(&mut self, at: Instant, event: Event, effects: &mut Effects) {
+        self.timers.push(Reverse(Timer { at, event }));
+        if self.timers.len() > self.most_timers.max(64) {
+            self.forget_timers();
+        }
+        if self.alert.is_none_or(|alert| at < alert) {
+            self.alert = Some(at);
+            effects.nudge = true;
+        }
+    }
+
+    /// Lets go of timers whose time would come long after what they are for: a deadline of an hour is mostly for an item
+    /// of a millisecond.
+    fn forget_timers(&mut self) {
+        let timers = std::mem::take(&mut self.timers);
+        self.timers = timers.into_iter().filter(|Reverse(timer)| self.matters(&timer.event)).collect();
+        self.most_timers = 2 * self.timers.len();
+    }
+
+    fn matters(&self, event: &Event) -> bool {
+        let worker =
+            |seat: usize, generation: u64| self.seats.get(seat).filter(|worker| worker.generation == generation);
+        match event {
+            Event::Overrun(place) | Event::Kill(place, _) => {
+                worker(place.seat, place.generation).is_some_and(|worker| {
+                    let mut running = worker.running.iter();
+                    worker.stalled.is_some() || running.any(|running| running.number == place.number)
+                })
+            }
+            Event::Queued(group) => {
+                let mut items = group.items();
+                // The next item has it watched again.
+                items.is_watched = items.out > 0;
+                items.is_watched
+            }
+            Event::Age(seat, generation) | Event::Exit(seat, generation) | Event::Initializer(seat, generation, _) => {
+                worker(*seat, *generation).is_some()
+            }
+            Event::Retry(..) | Event::Share | Event::Hire | Event::Idle | Event::Look | Event::Fetch => true,
+        }
+    }
+
+    pub(super) fn on(&mut self, event: Event, now: Instant, effects: &mut Effects) {
         match event {
             Event::Overrun(place) => self.overrun(place, now, effects),
             Event::Kill(place, item) => self.kill(place, item, effects),
@@ -26,12 +120,14 @@ impl Scheduler {
             }
             Event::Queued(group) => self.queued_out(&group, now, effects),
             Event::Share => self.share(now, effects),
-            Event::Hire => {}
+            Event::Hire => self.is_hire_planned = None,
             Event::Look => self.look(effects),
             Event::Fetch => {
                 self.is_fetch_planned = false;
-                let mail = self.workers().map(|(_, worker)| worker.mail.clone()).filter(|mail| !mail.is_empty());
-                effects.unfetched = mail.collect();
+                while let Some(seat) = self.mailed.pop_first() {
+                    let mail = self.seats.get(seat).map(|worker| worker.mail.clone());
+                    effects.unfetched.extend(mail.filter(|mail| !mail.is_empty()));
+                }
             }
             Event::Age(seat, generation) => {
                 if self.worker(seat, generation).is_some() {
@@ -54,7 +150,7 @@ impl Scheduler {
     }
 
     fn overrun(&mut self, place: Place, now: Instant, effects: &mut Effects) {
-        let default_grace = self.rules.grace;
+        let default_grace = self.config.grace;
         let Some((worker, at)) = self.find(place) else { return self.replace_stalled(place, now, effects) };
         let running = &worker.running[at];
         let Some(timeout) = running.group.options.timeout else { return };
@@ -139,12 +235,13 @@ impl Scheduler {
     }
 
     /// Kills the worker, if it is still at that very item.
-    pub(in crate::pool) fn kill(&mut self, place: Place, item: u32, effects: &mut Effects) {
+    pub(super) fn kill(&mut self, place: Place, item: u32, effects: &mut Effects) {
         // From here on nothing else can start there, so the kill hits this item or none.
         if self.find(place).is_none() {
             return;
         }
         self.reclaim(place.seat, 1, effects);
+        self.seats.suspect(place.seat);
         self.collect(effects);
         let Some((worker, at)) = self.find(place) else { return };
         let running = &worker.running[at];
@@ -160,7 +257,7 @@ impl Scheduler {
     }
 
     /// Sees to it that nothing of `group` waits for too long, from `now` on: one timer at a time does for all of it.
-    pub(in crate::pool) fn watch_queue(&mut self, group: &Arc<Group>, now: Instant, effects: &mut Effects) {
+    pub(super) fn watch_queue(&mut self, group: &Arc<Group>, now: Instant, effects: &mut Effects) {
         let Some(limit) = group.options.queue_timeout else { return };
         if !std::mem::replace(&mut group.items().is_watched, true) {
             self.at(later(now, limit), Event::Queued(group.clone()), effects);
@@ -178,12 +275,14 @@ impl Scheduler {
             let is_empty = items.is_queued && items.pending.is_empty();
             (late, items.pending.iter().filter_map(|chunk| chunk.queued).min(), is_empty)
         };
+        self.no_longer_wait(late.iter());
         if is_empty {
-            self.queue.was_emptied();
+            self.queue_of(group).into_iter().for_each(Queue::was_emptied);
         }
         late.iter().for_each(|chunk| effects.fail_pending(group, chunk, || group.queued_out()));
         // What a worker has and has not begun waits as well.
-        for (_, worker) in self.workers() {
+        for seat in group.seats() {
+            let Some(worker) = self.seats.worker(seat) else { continue };
             for running in worker.running.iter_mut() {
                 if !Arc::ptr_eq(&running.group, group) {
                     continue;
@@ -205,9 +304,8 @@ impl Scheduler {
     }
 
     /// Sees to it that nobody sleeps for long because a worker is quiet about what turns out to be slow.
-    pub(in crate::pool) fn plan_to_look(&mut self, effects: &mut Effects) {
-        let is_quiet = |worker: &Worker| worker.running.iter().any(|running| running.is_quiet);
-        if !self.is_look_planned && self.seats.iter().filter_map(|seat| seat.worker.as_ref()).any(is_quiet) {
+    pub(super) fn plan_to_look(&mut self, effects: &mut Effects) {
+        if !self.is_look_planned && !self.seats.index_mut().quiet.is_empty() {
             self.is_look_planned = true;
             let at = effects.now() + LOOK_AFTER;
             self.at(at, Event::Look, effects);
@@ -217,11 +315,13 @@ impl Scheduler {
     /// Has workers tell of each result of the orders that they have by now, and takes in what came before.
     fn look(&mut self, effects: &mut Effects) {
         self.is_look_planned = false;
-        for (_, worker) in self.workers() {
+        while let Some(seat) = self.seats.index_mut().quiet.pop_first() {
+            let Some(worker) = self.seats.worker(seat) else { continue };
             for running in worker.running.iter_mut().filter(|running| running.is_quiet) {
                 running.is_quiet = false;
                 worker.lane.hark(running.number);
             }
+            self.seats.suspect(seat);
         }
         self.collect(effects);
     }
@@ -235,7 +335,7 @@ mod tests {
 
     #[test]
     fn what_waits_has_one_timer_however_much_it_is() {
-        let (mut state, mut effects) = (Scheduler::default(), Effects::default());
+        let (mut state, mut effects) = (Scheduler::of_test(), Effects::default());
         let options = Options { queue_timeout: Some(Duration::from_secs(3600)), ..Options::default() };
         let group = Arc::new(Group::new(entry::Call::of(|| ()), "f", options));
         let now = Instant::now();
@@ -252,5 +352,20 @@ mod tests {
         state.queued_out(&group, now + Duration::from_secs(3600 + 499), &mut effects);
         assert_eq!((effects.settled, group.items().pending.len(), state.timers.len()), (500, 500, 1));
         assert_eq!(state.timers.peek().map(|timer| timer.0.at), Some(now + Duration::from_secs(3600 + 500)));
+    }
+
+    #[test]
+    fn timers_for_what_is_over_do_not_pile_up() {
+        let (mut state, mut effects) = (Scheduler::of_test(), Effects::default());
+        let far_off = Instant::now() + Duration::from_secs(3600);
+        for number in 0..100_000 {
+            state.at(far_off, Event::Overrun(Place { seat: 0, generation: 1, number }), &mut effects);
+            state.at(far_off, Event::Age(0, u64::from(number)), &mut effects);
+        }
+        assert!(state.timers.len() <= 65, "{}", state.timers.len());
+        for _ in 0..200 {
+            state.at(far_off, Event::Hire, &mut effects);
+        }
+        assert!(state.timers.len() >= 200, "what matters is kept");
     }
 }

@@ -1,96 +1,124 @@
-//! Who does what: orders are given to workers that are free, and taken back from those that have not begun them.
+//! Orders are given to workers that are free, and taken back from those that have not begun them.
+//!
+//! # Which worker gets an order
+//! | items of the call | gets the order |
+//! |---|---|
+//! | of unknown length, or long | an idle worker, the one with the lowest seat |
+//! | over soon (200 us) | the same; if none is idle, the one with the fewest orders, three at most behind the one that runs |
+//! | brief (20 us): over before a worker could be woken | one that is awake with such items, once as many as there are CPUs are; else as above |
+//!
+//! More workers than CPUs do not get through brief items faster, and each that is woken costs as much as several of them.
+//! If those that are awake do not get on (an item is long after all, or another program has their CPUs), twice as many are
+//! woken each 2 ms, and what they have not begun goes to others.
 
-use super::{Effects, Event, Phase, Place, Running, Scheduler, Worker, later};
+use super::queue::Queue;
+use super::worker::{Phase, Running, Worker};
+use super::{DEPTH, Effects, Event, Leased, Place, Scheduler, later};
 use crate::channel::lane::{Claim, PoolEnd};
 use crate::error::Error;
 use crate::pool::group::{Chunk, Group};
 use crate::pool::mail::{Outbox, Unsent};
 use crate::pool::protocol::{Header, IN_PIPE};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Orders that wait at a worker behind the one it runs, if they are known to be over soon.
-const PREFETCH: usize = 3;
 /// So many bytes are copied in less time than a wake takes.
 const SOON_COPIED: usize = 64 << 10;
 /// A chunk with items that have not started is shared with an idle worker after this.
 const SHARE_AFTER: Duration = Duration::from_millis(2);
+/// So often the number of workers that are kept awake is doubled.
+const MOST_BOOST: u32 = 12;
 /// An item that its worker does not begin is given to an idle one after this: longer than a wake takes on a busy machine.
 const TAKE_OVER_AFTER: Duration = Duration::from_millis(10);
 
 impl Scheduler {
-    pub(in crate::pool) fn enqueue(
+    /// Where `group` waits; `None` for the calls of a checkout that is over.
+    pub(super) fn queue_of(&mut self, group: &Group) -> Option<&mut Queue> {
+        match group.is_certain() {
+            true => self.checkouts.get_mut(&group.options.lease).map(|leased| &mut leased.queue),
+            false => Some(&mut self.queue),
+        }
+    }
+
+    pub(super) fn enqueue(
         &mut self,
         group: &Arc<Group>,
         chunks: impl DoubleEndedIterator<Item = Chunk>,
         in_front: bool,
     ) {
-        let mut items = group.items();
+        let (mut items, mut waiting, mut new) = (group.items(), 0, 0);
+        let mut count = |chunk: &Chunk| {
+            (waiting, new) = (waiting + chunk.count as usize, new + 1);
+            chunk.bytes().len()
+        };
         match in_front {
             true => chunks.rev().for_each(|chunk| {
-                items.bytes += chunk.bytes().len();
+                items.bytes += count(&chunk);
                 items.pending.push_front(chunk);
             }),
             false => chunks.for_each(|chunk| {
-                items.bytes += chunk.bytes().len();
+                items.bytes += count(&chunk);
                 items.pending.push_back(chunk);
             }),
         }
-        if !items.pending.is_empty() && !std::mem::replace(&mut items.is_queued, true) {
-            self.queue.push_back(group.clone());
+        (self.waiting, self.waiting_chunks) = (self.waiting + waiting, self.waiting_chunks + new);
+        if items.has_pending() && !std::mem::replace(&mut items.is_queued, true) {
+            drop(items);
+            if group.is_certain() {
+                // Also if the checkout is over: it fails where it is looked for.
+                self.checkouts.entry(group.options.lease).or_default().queue.push_back(group.clone());
+                self.seats.changed(group.options.lease);
+            } else {
+                self.queue.push_back(group.clone());
+            }
         }
     }
 
+    /// All of `group` that no worker has. It stays where it is queued.
+    pub(super) fn take_pending(&mut self, group: &Group) -> VecDeque<Chunk> {
+        let pending = std::mem::take(&mut group.items().pending);
+        self.no_longer_wait(pending.iter());
+        pending
+    }
+
+    pub(super) fn no_longer_wait<'a>(&mut self, chunks: impl Iterator<Item = &'a Chunk>) {
+        for chunk in chunks {
+            self.waiting -= chunk.count as usize;
+            self.waiting_chunks -= 1;
+        }
+    }
+
+    /// The next chunk of the first group of a queue, and whether it has more.
+    pub(super) fn next_chunk(&mut self, group: &Group) -> (Option<Chunk>, bool) {
+        let mut items = group.items();
+        let chunk = items.pending.pop_front();
+        items.is_queued = items.has_pending();
+        let has_more = items.is_queued;
+        drop(items);
+        self.no_longer_wait(chunk.iter());
+        (chunk, has_more)
+    }
+
     /// Gives out what waits, as long as there is a worker for it.
-    pub(in crate::pool) fn dispatch(&mut self, effects: &mut Effects) {
-        let mut aside = Vec::new();
-        while let Some(group) = self.queue.front().cloned() {
-            let next = {
-                let mut items = group.items();
-                items.is_queued = !items.pending.is_empty();
-                items.pending.front().map(Chunk::len_in_ring)
-            };
-            let Some(len) = next else {
-                self.queue.pop_front();
+    pub(super) fn dispatch(&mut self, effects: &mut Effects) {
+        loop {
+            self.seats.update();
+            if let Some(lease) = self.seats.changed_checkout() {
+                self.dispatch_checkout(lease, effects);
                 continue;
-            };
-            let depth = if group.is_quick() { 1 + PREFETCH } else { 1 };
-            let (lease, acquires) = (group.options.lease, group.options.acquires);
-            let is_certain = group.is_certain();
-            let serves = |worker: &Worker| match acquires {
-                true => worker.lease == 0 && worker.running.is_empty(),
-                false => worker.lease == lease,
-            };
-            let free = self.workers().filter(|(_, worker)| serves(worker));
-            let free = free.filter_map(|(seat, worker)| worker.takes(depth, len).then_some((seat, worker)));
-            let best = free.map(|(seat, worker)| (seat, worker.running.len())).min_by_key(|(_, running)| *running);
-            if !is_certain && best.is_none_or(|(_, running)| running > 0) {
-                self.call_in(effects);
             }
-            let Some((seat, _)) = best else {
-                // Nobody is free for those behind it either; or they stand back, so that one has nothing to do.
-                if !is_certain {
-                    break;
-                }
+            let Some(group) = self.queue.front().cloned() else { return };
+            let Some(len) = next_len(&group) else {
                 self.queue.pop_front();
-                if !self.workers().any(|(_, worker)| worker.lease == lease) {
-                    let pending = {
-                        let mut items = group.items();
-                        items.is_queued = false;
-                        std::mem::take(&mut items.pending)
-                    };
-                    pending.iter().for_each(|chunk| effects.fail_pending(&group, chunk, || group.was_let_go()));
-                } else {
-                    aside.push(group);
-                }
                 continue;
             };
-            let (chunk, has_more) = {
-                let mut items = group.items();
-                let chunk = items.pending.pop_front();
-                items.is_queued = !items.pending.is_empty();
-                (chunk, items.is_queued)
-            };
+            let Some(seat) = self.choose(&group, effects) else { return };
+            let Some(worker) = self.seats.worker(seat) else { return };
+            if !worker.takes(len) {
+                continue;
+            }
+            let (chunk, has_more) = self.next_chunk(&group);
             // Calls take turns.
             if !has_more || self.queue.len() > 1 {
                 self.queue.pop_front();
@@ -99,18 +127,76 @@ impl Scheduler {
                 }
             }
             let Some(chunk) = chunk else { continue };
-            if acquires && let Some(worker) = self.seats.get_mut(seat).and_then(|seat| seat.worker.as_mut()) {
-                worker.lease = lease;
+            if group.options.acquires {
+                self.check_out(seat, group.options.lease);
             }
             self.give(seat, group, chunk, effects);
         }
-        aside.into_iter().rev().for_each(|group| self.queue.push_front(group));
+    }
+
+    /// Who gets the next order of `group`; nobody is free for those behind it either if there is none.
+    fn choose(&mut self, group: &Group, effects: &mut Effects) -> Option<usize> {
+        let index = self.seats.index();
+        let idle = index.open[0].first();
+        let lowest = |sets: &[super::SeatSet; DEPTH]| sets[1..].iter().find_map(super::SeatSet::first);
+        let is_soon_over = !group.options.acquires && group.is_quick();
+        if is_soon_over && group.is_brief() && index.awake.len() >= self.awake.saturating_mul(1 << self.boost) {
+            return lowest(&index.brisk);
+        }
+        let busy = if idle.is_none() && is_soon_over { lowest(&index.open) } else { None };
+        if idle.is_none() {
+            self.call_in(effects);
+        }
+        idle.or(busy)
+    }
+
+    fn check_out(&mut self, seat: usize, lease: u64) {
+        self.checkouts.entry(lease).or_default().seat = Some(seat);
+        if let Some(worker) = self.seats.worker(seat) {
+            worker.lease = lease;
+        }
+    }
+
+    /// Gives the worker of a checkout what waits for it, or fails that if there is no such worker any more.
+    fn dispatch_checkout(&mut self, lease: u64, effects: &mut Effects) {
+        let Some(Leased { seat, queue }) = self.checkouts.get_mut(&lease) else { return };
+        let worker = seat.and_then(|seat| self.seats.get(seat)).filter(|worker| worker.lease == lease);
+        let Some(worker) = worker else { return self.fail_checkout(lease, effects) };
+        let Some(group) = queue.front().cloned() else { return };
+        let Some(len) = next_len(&group) else {
+            queue.pop_front();
+            return self.seats.changed(lease);
+        };
+        let depth = if group.is_quick() { DEPTH } else { 1 };
+        let is_free = worker.phase == Phase::Serving && worker.running.len() < depth && !worker.is_stalled();
+        let Some(seat) = seat.filter(|_| is_free && worker.full.is_none()) else { return };
+        if !self.seats.worker(seat).is_some_and(|worker| worker.takes(len)) {
+            return;
+        }
+        let (chunk, has_more) = self.next_chunk(&group);
+        if let Some(queue) = self.queue_of(&group) {
+            queue.pop_front();
+            if has_more {
+                queue.push_back(group.clone());
+            }
+        }
+        chunk.into_iter().for_each(|chunk| self.give(seat, group.clone(), chunk, effects));
+    }
+
+    /// A checkout is over, or its worker has ended: what waits for that fails.
+    pub(super) fn fail_checkout(&mut self, lease: u64, effects: &mut Effects) {
+        let Some(Leased { mut queue, .. }) = self.checkouts.remove(&lease) else { return };
+        while let Some(group) = queue.pop_front() {
+            group.items().is_queued = false;
+            let pending = self.take_pending(&group);
+            pending.iter().for_each(|chunk| effects.fail_pending(&group, chunk, || group.was_let_go()));
+        }
     }
 
     fn give(&mut self, seat: usize, group: Arc<Group>, mut chunk: Chunk, effects: &mut Effects) {
-        let Some(worker) = self.seats.get_mut(seat).and_then(|seat| seat.worker.as_mut()) else { return };
+        let Some(worker) = self.seats.worker(seat) else { return };
         let quota = if worker.lease > 0 { usize::MAX } else { worker.share - worker.given };
-        let (mut rest, grace) = (None, self.rules.grace);
+        let (mut rest, grace) = (None, self.config.grace);
         if chunk.count as usize > quota {
             group.forget(&chunk);
             rest = Some(chunk.part(quota as u32, chunk.count));
@@ -127,11 +213,26 @@ impl Scheduler {
                     let waited = chunk.handed.map_or(Duration::ZERO, |handed| now.duration_since(handed));
                     self.waits.add(waited, u64::from(chunk.count));
                 }
-                let (done, end, is_quiet) = (0, chunk.count, group.is_bulk());
+                let (done, end, is_quiet, is_brief) = (0, chunk.count, group.is_bulk(), group.is_brief());
                 let (begun, unnoted, since) = (None, None, now);
-                let order = Running { group: group.clone(), chunk, number, done, end, since, begun, unnoted, is_quiet };
-                worker.running.push_back(order);
+                let group_there = group.clone();
+                group.note_seat(seat);
+                worker.running.push_back(Running {
+                    group: group_there,
+                    chunk,
+                    number,
+                    done,
+                    end,
+                    since,
+                    begun,
+                    unnoted,
+                    is_quiet,
+                    is_brief,
+                });
                 let is_last = worker.given >= worker.share && worker.lease == 0;
+                if is_quiet {
+                    self.seats.index_mut().quiet.insert(seat);
+                }
                 if is_last {
                     self.dismiss(seat, effects);
                 }
@@ -148,8 +249,11 @@ impl Scheduler {
     }
 
     /// An order could not be sent: its items fail, and its worker goes on to the next.
-    pub(in crate::pool) fn was_unsent(&mut self, outbox: &Arc<Outbox>, unsent: &Unsent, effects: &mut Effects) {
-        let Some((_, worker)) = self.workers().find(|(_, worker)| Arc::ptr_eq(&worker.outbox, outbox)) else { return };
+    pub(super) fn was_unsent(&mut self, outbox: &Outbox, unsent: &Unsent, effects: &mut Effects) {
+        let Some(worker) = self.seats.worker(outbox.seat()) else { return };
+        if !std::ptr::eq(&*worker.outbox, outbox) {
+            return;
+        }
         if unsent.is_final {
             // It would wait for ever. What it has not begun goes to others.
             return worker.kill(None);
@@ -166,7 +270,7 @@ impl Scheduler {
     }
 
     /// Runs an item again, unless nobody waits for it any more.
-    pub(in crate::pool) fn again(&mut self, group: &Arc<Group>, chunk: Chunk, effects: &mut Effects) {
+    pub(super) fn again(&mut self, group: &Arc<Group>, chunk: Chunk, effects: &mut Effects) {
         let is_cancelled = group.items().is_cancelled;
         match is_cancelled {
             true => effects.fail(group, &chunk, (0, chunk.count), || group.was_cancelled()),
@@ -175,10 +279,11 @@ impl Scheduler {
     }
 
     /// Takes back what of `group` has not started, and asks what runs to stop.
-    pub(in crate::pool) fn revoke(&mut self, group: &Arc<Group>, effects: &mut Effects) {
-        let grace = group.options.grace.unwrap_or(self.rules.grace);
+    pub(super) fn revoke(&mut self, group: &Arc<Group>, effects: &mut Effects) {
+        let grace = group.options.grace.unwrap_or(self.config.grace);
         let mut asked = Vec::new();
-        for (seat, worker) in self.workers() {
+        for seat in group.seats() {
+            let Some(worker) = self.seats.worker(seat) else { continue };
             let generation = worker.generation;
             for running in worker.running.iter_mut().filter(|running| Arc::ptr_eq(&running.group, group)) {
                 let claim = take_back(&worker.lane, &worker.outbox, running.number, running.done);
@@ -196,8 +301,8 @@ impl Scheduler {
     }
 
     /// Takes back what has not started at a worker, in `pieces` for whoever is free.
-    pub(in crate::pool) fn reclaim(&mut self, seat: usize, pieces: u32, effects: &mut Effects) {
-        let Some(worker) = self.seats.get_mut(seat).and_then(|seat| seat.worker.as_mut()) else { return };
+    pub(super) fn reclaim(&mut self, seat: usize, pieces: u32, effects: &mut Effects) {
+        let Some(worker) = self.seats.worker(seat) else { return };
         let mut back = Vec::new();
         for running in worker.running.iter_mut().rev() {
             let claim = take_back(&worker.lane, &worker.outbox, running.number, running.done);
@@ -223,18 +328,16 @@ impl Scheduler {
     }
 
     /// Sees to it that nobody idles for long while another has what it has not begun.
-    pub(in crate::pool) fn plan_to_share(&mut self, effects: &mut Effects) {
-        // What waits for the worker of a checkout, which is busy, says nothing of the others.
-        if self.is_share_planned || self.queue.iter().any(|group| !group.is_certain()) {
+    pub(super) fn plan_to_share(&mut self, effects: &mut Effects) {
+        if self.is_share_planned {
             return;
         }
-        let mut workers = self.seats.iter().filter_map(|seat| seat.worker.as_ref());
-        if !workers.clone().any(Worker::is_idle) {
-            return;
-        }
-        let while_ = match workers.clone().any(Worker::has_more) {
-            true => SHARE_AFTER,
-            false if workers.any(Worker::may_not_begin) => TAKE_OVER_AFTER,
+        self.seats.update();
+        let index = self.seats.index();
+        let while_ = match index.open[0].is_empty() {
+            true => return,
+            false if !index.behind.is_empty() || !self.queue.is_empty() => SHARE_AFTER,
+            false if !index.unbegun.is_empty() => TAKE_OVER_AFTER,
             false => return,
         };
         self.is_share_planned = true;
@@ -242,24 +345,37 @@ impl Scheduler {
         self.at(at, Event::Share, effects);
     }
 
-    pub(in crate::pool) fn share(&mut self, now: Instant, effects: &mut Effects) {
+    /// Gives idle workers a part of what others have not begun. Looks at busy workers only.
+    pub(super) fn share(&mut self, now: Instant, effects: &mut Effects) {
         self.is_share_planned = false;
-        let idle = self.workers().filter(|(_, worker)| worker.is_idle()).count() as u32;
+        self.seats.update();
+        let index = self.seats.index();
+        let idle = index.open[0].len() as u32;
+        let lagging = index.awake.iter().filter(|seat| self.seats.get(*seat).is_some_and(|worker| worker.lags(now)));
+        let lagging: Vec<usize> = lagging.collect();
         // What one that is checked out has is for it alone.
-        let slow =
-            self.workers().filter_map(|(seat, worker)| (worker.is_shared() && worker.is_slow(now)).then_some(seat));
-        let slow: Vec<usize> = slow.collect();
+        let mut slow: Vec<usize> = index.behind.iter().collect();
+        slow.extend(index.unbegun.iter().filter(|seat| !index.behind.contains(*seat)));
+        self.boost = if lagging.is_empty() { 0 } else { (self.boost + 1).min(MOST_BOOST) };
+        for seat in lagging {
+            self.seats.worker(seat).into_iter().for_each(|worker| worker.is_lagging = true);
+        }
+        slow.retain(|seat| self.seats.worker(*seat).is_some_and(|worker| worker.is_slow(now)));
         for seat in slow.into_iter().filter(|_| idle > 0) {
             // Before it is taken back: what the worker gives up after that is a sign of life.
-            let Some(given_up) = self.seats[seat].worker.as_ref().map(|worker| worker.lane.given_up()) else {
+            let Some(given_up) = self.seats.get(seat).map(|worker| worker.lane.given_up()) else {
                 continue;
             };
             self.reclaim(seat, idle + 1, effects);
-            if let Some(worker) = self.seats[seat].worker.as_mut().filter(|worker| worker.running.is_empty()) {
+            if let Some(worker) = self.seats.worker(seat).filter(|worker| worker.running.is_empty()) {
                 // It had begun none of it. One that was to be checked out is not: the checkout gets another.
                 worker.stalled = Some((given_up, now));
                 let lease = std::mem::take(&mut worker.lease);
-                if lease > 0 && (worker.is_due || worker.given >= worker.share) {
+                let is_due = worker.is_due || worker.given >= worker.share;
+                if let Some(leased) = self.checkouts.get_mut(&lease) {
+                    leased.seat = None;
+                }
+                if lease > 0 && is_due {
                     self.retire(seat, effects);
                 }
             }
@@ -269,25 +385,27 @@ impl Scheduler {
     }
 }
 
-impl Worker {
-    /// Whether it could do what another has.
-    fn is_idle(&self) -> bool {
-        self.phase == Phase::Serving && self.running.is_empty() && self.lease == 0 && !self.is_stalled()
-    }
+/// Bytes that the next chunk of `group` takes up in a ring, if there is one.
+fn next_len(group: &Group) -> Option<usize> {
+    let mut items = group.items();
+    items.is_queued = items.has_pending();
+    items.pending.front().map(Chunk::len_in_ring)
+}
 
+impl Worker {
     /// Whether what it has not begun may go to others: it is not checked out, or only about to be.
-    fn is_shared(&self) -> bool {
+    pub(super) fn is_shared(&self) -> bool {
         self.lease == 0 || self.running.front().is_some_and(|running| running.group.options.acquires)
     }
 
     /// Whether it has something behind what it is at.
-    fn has_more(&self) -> bool {
+    pub(super) fn has_more(&self) -> bool {
         let mut unbegun = self.running.iter().enumerate();
         unbegun.any(|(at, running)| running.end > running.done + u32::from(at == 0))
     }
 
     /// Whether it is not known to have begun what it is at.
-    fn may_not_begin(&self) -> bool {
+    pub(super) fn may_not_begin(&self) -> bool {
         self.is_shared() && self.running.front().is_some_and(|running| running.begun != Some(running.done))
     }
 
@@ -303,15 +421,15 @@ impl Worker {
             || !has_begun && now.saturating_duration_since(running.since.max(moved)) >= TAKE_OVER_AFTER
     }
 
-    /// Whether it may have an order of `len` bytes, with at most `depth` under way.
-    fn takes(&mut self, depth: usize, len: usize) -> bool {
-        let is_free =
-            self.phase == Phase::Serving && self.running.len() < depth && (self.given < self.share || self.lease > 0);
-        let is_free = is_free && !self.is_stalled();
+    /// Whether it is at items that should long be over.
+    fn lags(&self, now: Instant) -> bool {
+        let front = self.running.front();
+        front.is_some_and(|front| now.saturating_duration_since(front.since.max(self.moved)) >= SHARE_AFTER)
+    }
+
+    /// Whether there is room for an order of `len` bytes. If not, it has no more before it gives up one that it has.
+    fn takes(&mut self, len: usize) -> bool {
         let is_carried = self.lane.can_carry(len + Header::LEN);
-        if !is_free {
-            return false;
-        }
         // Before the look: what is given up after it is a change.
         let given_up = self.lane.given_up();
         let takes = self.lane.takes(if is_carried { len } else { 0 } + Header::LEN);
@@ -348,7 +466,7 @@ impl Worker {
 }
 
 /// Takes back what has not started of a worker's order, of which `done` items are done; how far it goes now.
-pub(in crate::pool) fn take_back(lane: &PoolEnd, outbox: &Outbox, number: u32, done: u32) -> Claim {
+pub(super) fn take_back(lane: &PoolEnd, outbox: &Outbox, number: u32, done: u32) -> Claim {
     let claim = lane.take_back(number, done);
     if claim.end == 0 {
         outbox.forget(number);

@@ -1,348 +1,194 @@
-//! What the scheduler knows: seats with their workers, orders under way, timers, and what is to be done once the lock is free.
+//! The scheduler of a pool: a state machine. Events go in, orders and kills go out.
+//!
+//! Each method that is public to the pool is an event: items were submitted, results have arrived, a worker has come or
+//! has ended, a deadline has passed, the pool was resized or closed. Each ends in [`Scheduler::advance`], the one place
+//! that gives orders. What is left to do once the lock is free comes out as [`Effects`]. Nothing in here waits, decodes,
+//! or runs code of the user's.
+//!
+//! # Invariants
+//! 1. Each item is settled once: by its result, or by what happened to its worker, its call or the pool.
+//! 2. When an event is over no item waits while a worker is idle, but for items that are over before another worker
+//!    could be woken for them, as long as as many workers as there are CPUs are awake with such items (see `dispatch`).
+//! 3. No event walks over seats or calls on the path of an item: `seats` has a set for each question.
+//! 4. An item with a deadline has a timer, as long as it matters.
 
 mod deadlines;
 mod dispatch;
+mod queue;
 mod results;
 mod scaling;
+mod seats;
 mod teardown;
+mod worker;
 
-use crate::channel::lane::PoolEnd;
+use super::config::Config;
+use super::group::{Block, Chunk, Group, Pace};
+use super::mail::{Mail, Outbox, Unsent};
+use super::stats::{Histogram, PoolStats, WorkerStats};
+use super::trace::Ear;
+use crate::channel::lane::{Board, PoolEnd};
 use crate::error::{Error, ErrorKind, Result};
-use crate::pool::group::{Block, Chunk, Group};
-use crate::pool::mail::{Mail, Outbox, Unsent};
-use crate::pool::stats::Histogram;
-use crate::pool::trace::Ear;
-use crate::process::{Cause, Killer};
+use crate::process::cpu_count;
 use crate::wire::Sealed;
+use deadlines::{Event, Timer};
+use queue::Queue;
+use seats::{SeatSet, Seats};
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
-use std::fmt::Write;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::ops::RangeInclusive;
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::task::Waker;
 use std::time::{Duration, Instant};
+pub(super) use worker::{Circumstances, Control};
+use worker::{Phase, Worker};
+
+/// Orders that wait at a worker behind the one it runs, if they are known to be over soon.
+const PREFETCH: usize = 3;
+const DEPTH: usize = 1 + PREFETCH;
 
 /// What is to be looked at again is not before this, however short its time: a timer that is due at once, again and
 /// again, would never let go of the lock.
-pub(in crate::pool) const AGAIN: Duration = Duration::from_millis(1);
+const AGAIN: Duration = Duration::from_millis(1);
+
+/// The driver looks into all lanes this often at most.
+const SWEEP: Duration = Duration::from_millis(100);
 
 /// A worker that has not come up after this does not come up.
-pub(in crate::pool) const STARTS: Duration = Duration::from_secs(10);
-/// So long a worker may take to copy so much of an order.
-const SENDS_64_KIB: Duration = Duration::from_millis(1);
+const STARTS: Duration = Duration::from_secs(10);
 
-#[derive(Default)]
-pub(in crate::pool) struct Scheduler {
-    pub(in crate::pool) seats: Vec<Seat>,
-    pub(in crate::pool) queue: Queue,
-    pub(in crate::pool) timers: BinaryHeap<Reverse<Timer>>,
+pub(super) struct Scheduler {
+    config: Arc<Config>,
+    board: Arc<Board>,
+    /// How many workers there are to be, from the least to the most.
+    workers: RangeInclusive<usize>,
+    seats: Seats,
+    queue: Queue,
+    /// Workers that are checked out, and what waits for each.
+    checkouts: HashMap<u64, Leased>,
+    /// How long items of each function take.
+    paces: HashMap<[u64; 2], Arc<Pace>>,
+    timers: BinaryHeap<Reverse<Timer>>,
     /// With more than this, those that matter no more are let go of.
-    pub(in crate::pool) most_timers: usize,
+    most_timers: usize,
     /// When the driver looks at the timers next.
-    pub(in crate::pool) alert: Option<Instant>,
+    alert: Option<Instant>,
     /// Calls that may still add items.
-    pub(in crate::pool) open: usize,
+    open: usize,
     /// Items handed in and not settled.
-    pub(in crate::pool) out: usize,
-    pub(in crate::pool) rules: Rules,
-    pub(in crate::pool) is_closed: bool,
-    pub(in crate::pool) is_terminated: bool,
-    pub(in crate::pool) is_shut: bool,
+    out: usize,
+    /// Items that no worker has, and in how many chunks.
+    waiting: usize,
+    waiting_chunks: usize,
+    /// So many workers are kept awake with brief items before another is woken.
+    awake: usize,
+    /// That number is doubled so often, as those did not get on.
+    boost: u32,
+    is_closed: bool,
+    is_terminated: bool,
+    is_shut: bool,
     /// Nobody drives any more.
-    pub(in crate::pool) is_abandoned: bool,
+    is_abandoned: bool,
     /// The pool's runtime ended before the pool.
-    pub(in crate::pool) is_orphaned: bool,
-    pub(in crate::pool) is_share_planned: bool,
-    pub(in crate::pool) is_idle_planned: bool,
-    pub(in crate::pool) is_look_planned: bool,
-    pub(in crate::pool) is_fetch_planned: bool,
+    is_orphaned: bool,
+    is_share_planned: bool,
+    is_idle_planned: bool,
+    is_look_planned: bool,
+    is_fetch_planned: bool,
+    is_hire_planned: Option<Instant>,
     /// Workers that were killed because they did not end.
-    pub(in crate::pool) late: u64,
-    pub(in crate::pool) broken: Option<String>,
-    pub(in crate::pool) generation: u64,
-    pub(in crate::pool) waits: Histogram,
-    pub(in crate::pool) runs: Histogram,
-    pub(in crate::pool) leases: u64,
+    late: u64,
+    broken: Option<String>,
+    generation: u64,
+    waits: Histogram,
+    runs: Histogram,
+    leases: u64,
+    /// What initializers had to say, until the driver has read it.
+    reports: Vec<(usize, u64, Result<Sealed>)>,
+    /// Workers in whose pipes results may lie.
+    mailed: SeatSet,
+    /// When the driver looks into all lanes again, if it is awake.
+    next_sweep: Instant,
 }
 
-/// Calls with something to give out, each once, in their turns: those for one certain worker first, for they hold up nobody.
+/// A worker that is checked out.
 #[derive(Default)]
-pub(in crate::pool) struct Queue {
-    groups: VecDeque<Arc<Group>>,
-    /// So many at the front are for one certain worker.
-    certain: usize,
-    /// About so many have nothing left to give out.
-    empty: usize,
-}
-
-impl Queue {
-    pub(in crate::pool) fn front(&self) -> Option<&Arc<Group>> {
-        self.groups.front()
-    }
-
-    pub(in crate::pool) fn pop_front(&mut self) -> Option<Arc<Group>> {
-        self.certain = self.certain.saturating_sub(1);
-        self.groups.pop_front()
-    }
-
-    pub(in crate::pool) fn push_front(&mut self, group: Arc<Group>) {
-        self.certain += usize::from(group.is_certain());
-        self.groups.push_front(group);
-    }
-
-    pub(in crate::pool) fn push_back(&mut self, group: Arc<Group>) {
-        if group.is_certain() {
-            self.groups.insert(self.certain, group);
-            self.certain += 1;
-        } else {
-            self.groups.push_back(group);
-        }
-    }
-
-    pub(in crate::pool) fn iter(&self) -> impl Iterator<Item = &Arc<Group>> {
-        self.groups.iter()
-    }
-
-    pub(in crate::pool) fn len(&self) -> usize {
-        self.groups.len()
-    }
-
-    pub(in crate::pool) fn is_empty(&self) -> bool {
-        self.groups.is_empty()
-    }
-
-    /// What one of them had to give out is gone. When that is so for half of them they are let go of: a pool whose
-    /// workers are busy for long may be asked for much that is given up again meanwhile.
-    pub(in crate::pool) fn was_emptied(&mut self) {
-        self.empty += 1;
-        if 2 * self.empty < self.groups.len() {
-            return;
-        }
-        self.empty = 0;
-        self.groups.retain(|group| {
-            let mut items = group.items();
-            items.is_queued = !items.pending.is_empty();
-            items.is_queued
-        });
-        self.certain = self.groups.iter().take_while(|group| group.is_certain()).count();
-    }
-}
-
-/// What the state needs of the settings, and what changes of them.
-#[derive(Clone, Default)]
-pub(in crate::pool) struct Rules {
-    pub(in crate::pool) least: usize,
-    pub(in crate::pool) most: usize,
-    pub(in crate::pool) idle_timeout: Duration,
-    pub(in crate::pool) max_tasks: usize,
-    pub(in crate::pool) tasks_jitter: usize,
-    pub(in crate::pool) max_age: Option<Duration>,
-    pub(in crate::pool) recycle_above: Option<u64>,
-    pub(in crate::pool) exit_timeout: Duration,
-    pub(in crate::pool) grace: Duration,
-}
-
-/// The place of one worker after the other.
-#[derive(Default)]
-pub(in crate::pool) struct Seat {
-    pub(in crate::pool) worker: Option<Worker>,
-    /// When the next one may start, if there is to be one.
-    pub(in crate::pool) vacant: Option<Instant>,
-    /// The driver is starting it.
-    pub(in crate::pool) is_hiring: bool,
-    pub(in crate::pool) failures: u32,
+struct Leased {
+    /// As long as it lives.
+    seat: Option<usize>,
+    queue: Queue,
 }
 
 /// A worker that is to be started.
-pub(in crate::pool) struct Hire {
-    pub(in crate::pool) seat: usize,
-    pub(in crate::pool) generation: u64,
+pub(super) struct Hire {
+    pub(super) seat: usize,
+    pub(super) generation: u64,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(in crate::pool) enum Phase {
-    /// Its initializer runs.
-    Beginning,
-    Serving,
-    /// It has all the orders it will get, and ends after them.
-    Leaving,
-    /// It was killed, or cannot be reached any more.
-    Doomed,
-}
-
-pub(in crate::pool) struct Worker {
-    pub(in crate::pool) generation: u64,
-    pub(in crate::pool) name: String,
-    pub(in crate::pool) pid: u32,
-    pub(in crate::pool) killer: Killer,
-    pub(in crate::pool) lane: PoolEnd,
-    pub(in crate::pool) outbox: Arc<Outbox>,
-    pub(in crate::pool) mail: Arc<Mail>,
-    pub(in crate::pool) ear: Arc<Ear>,
-    pub(in crate::pool) phase: Phase,
-    pub(in crate::pool) running: VecDeque<Running>,
-    /// Items it was given, and may be given.
-    pub(in crate::pool) given: usize,
-    pub(in crate::pool) share: usize,
-    /// The checkout that has it; 0 is none.
-    pub(in crate::pool) lease: u64,
-    /// It is to go once it is given back.
-    pub(in crate::pool) is_due: bool,
-    /// Items that it has answered.
-    pub(in crate::pool) answered: u64,
-    pub(in crate::pool) born: Instant,
-    pub(in crate::pool) idle_since: Option<Instant>,
-    pub(in crate::pool) has_worked: bool,
-    /// The initializer's report has not come.
-    pub(in crate::pool) is_awaited: bool,
-    /// There was no room for an order in its lane; how far it was with giving orders up then.
-    pub(in crate::pool) full: Option<u64>,
-    /// The same for when something was put into its outbox, as long as that may be there.
-    pub(in crate::pool) unsent: Option<u64>,
-    /// It let others have what it was given and had not begun: it may be stopped. How far it was with giving orders up
-    /// then, and since when.
-    pub(in crate::pool) stalled: Option<(u64, Instant)>,
-    /// When it last came to something, as far as the pool knows: an item at its front waits for nothing else since then.
-    pub(in crate::pool) moved: Instant,
-    /// It was seen to take orders.
-    pub(in crate::pool) is_ready: bool,
-    /// That report, until the driver has read it.
-    pub(in crate::pool) begun: Option<Result<Sealed>>,
-    /// Since when it is to end once it has nothing to do.
-    pub(in crate::pool) leaving: Option<Instant>,
-    /// Why it was killed, if that says something about those to come.
-    pub(in crate::pool) overdue: Option<Error>,
-    /// What is known of its end.
-    pub(in crate::pool) end: Circumstances,
-    /// Why it was killed, for the item that it was at.
-    pub(in crate::pool) doom: Option<Error>,
-}
-
-/// What the driver has learned of a worker's end, beyond its status.
-#[derive(Default)]
-pub(in crate::pool) struct Circumstances {
-    /// The kernel killed it for its memory.
-    pub(in crate::pool) was_starved: bool,
-    pub(in crate::pool) last_words: Option<String>,
-    /// What it could say itself.
-    pub(in crate::pool) cause: Option<Cause>,
-}
-
-/// An order at a worker.
-pub(in crate::pool) struct Running {
-    pub(in crate::pool) group: Arc<Group>,
-    pub(in crate::pool) chunk: Chunk,
-    pub(in crate::pool) number: u32,
-    pub(in crate::pool) done: u32,
-    pub(in crate::pool) end: u32,
-    pub(in crate::pool) since: Instant,
-    /// The item that was found begun, by who looked whether others should have it.
-    pub(in crate::pool) begun: Option<u32>,
-    /// The item that was found started when its start was not noted.
-    pub(in crate::pool) unnoted: Option<u32>,
-    /// Its results are told of together.
-    pub(in crate::pool) is_quiet: bool,
+/// A worker that was started.
+pub(super) struct Hired {
+    pub(super) name: String,
+    pub(super) pid: u32,
+    pub(super) control: Box<dyn Control>,
+    pub(super) lane: PoolEnd,
+    pub(super) outbox: Arc<Outbox>,
+    pub(super) mail: Arc<Mail>,
 }
 
 /// Which order, of which worker.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(in crate::pool) struct Place {
-    pub(in crate::pool) seat: usize,
-    pub(in crate::pool) generation: u64,
-    pub(in crate::pool) number: u32,
+struct Place {
+    seat: usize,
+    generation: u64,
+    number: u32,
 }
 
-pub(in crate::pool) enum Event {
-    /// An item may have run for its time.
-    Overrun(Place),
-    /// What was asked to stop has had its grace.
-    Kill(Place, u32),
-    Retry(Arc<Group>, Chunk),
-    /// Something may have waited too long for its start.
-    Queued(Arc<Group>),
-    /// Somebody idles while somebody else has more than enough.
-    Share,
-    /// A seat's back-off is over.
-    Hire,
-    /// A worker is old enough.
-    Age(usize, u64),
-    /// A worker's initializer has run for its time.
-    Initializer(usize, u64, Duration),
-    /// A worker that was to end has had the time for it.
-    Exit(usize, u64),
-    /// Somebody may have idled for long enough.
-    Idle,
-    /// Results may lie about of which nobody was told.
-    Look,
-    /// Somebody may not fetch what has come for it.
-    Fetch,
-}
-
-pub(in crate::pool) struct Timer {
-    pub(in crate::pool) at: Instant,
-    pub(in crate::pool) event: Event,
-}
-
-impl Seat {
-    pub(in crate::pool) fn is_taken(&self) -> bool {
-        self.worker.is_some() || self.vacant.is_some() || self.is_hiring
-    }
-
-    pub(in crate::pool) fn is_beginning(&self) -> bool {
-        self.worker.as_ref().is_some_and(|worker| worker.phase == Phase::Beginning && worker.begun.is_none())
-    }
-}
-
-impl PartialEq for Timer {
-    fn eq(&self, other: &Self) -> bool {
-        self.at == other.at
-    }
-}
-impl Eq for Timer {}
-impl PartialOrd for Timer {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for Timer {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.at.cmp(&other.at)
-    }
+/// What the driver is to do.
+pub(super) struct Step {
+    pub(super) hires: Vec<Hire>,
+    /// What initializers had to say.
+    pub(super) begun: Vec<(usize, u64, Result<Sealed>)>,
+    /// Where results lie that nobody fetches.
+    pub(super) unfetched: Vec<Arc<Mail>>,
+    pub(super) until: Option<Instant>,
+    /// No worker is to be started any more.
+    pub(super) is_unneeded: bool,
+    pub(super) is_over: bool,
 }
 
 /// What is left to do once the lock is free.
 #[derive(Default)]
-pub(in crate::pool) struct Effects {
-    pub(in crate::pool) wakers: Vec<Waker>,
-    pub(in crate::pool) settled: usize,
-    pub(in crate::pool) nudge: bool,
+pub(super) struct Effects {
+    pub(super) wakers: Vec<Waker>,
+    settled: usize,
+    pub(super) nudge: bool,
     /// Something lies in a pipe, and for too long in these.
-    pub(in crate::pool) has_mail: bool,
-    pub(in crate::pool) unfetched: Vec<Arc<Mail>>,
+    has_mail: bool,
+    unfetched: Vec<Arc<Mail>>,
     /// Where large orders are to be sent from.
-    pub(in crate::pool) outboxes: Vec<Arc<Outbox>>,
+    pub(super) outboxes: Vec<Arc<Outbox>>,
     /// What could not be sent.
-    pub(in crate::pool) unsent: Vec<(Arc<Outbox>, Unsent)>,
+    pub(super) unsent: Vec<(Arc<Outbox>, Unsent)>,
     /// Items that ended after their time, each as a chunk of its own, and at whom.
-    pub(in crate::pool) late_items: Vec<(Arc<Group>, Chunk, String)>,
+    late_items: Vec<(Arc<Group>, Chunk, String)>,
     /// Who has heard something.
-    pub(in crate::pool) ears: Vec<Arc<Ear>>,
+    pub(super) ears: Vec<Arc<Ear>>,
     /// Unsettled items of those who are woken.
-    pub(in crate::pool) woken: usize,
+    woken: usize,
     /// Who was killed because it did not end within its time.
-    pub(in crate::pool) late: Vec<(String, Duration)>,
-    pub(in crate::pool) now: Option<Instant>,
-    /// Whose orders have come to their end, and how many items those were.
-    pub(in crate::pool) ended: Vec<(Arc<Group>, u32)>,
+    pub(super) late: Vec<(String, Duration)>,
+    now: Option<Instant>,
+    /// Whose orders have come to their end, how many items those were, and how long they took if their worker says so.
+    ended: Vec<(Arc<Group>, u32, Option<Duration>)>,
 }
 
 impl Effects {
     /// When this was begun: one look at the clock does for all that is done in one go.
-    pub(in crate::pool) fn now(&mut self) -> Instant {
+    fn now(&mut self) -> Instant {
         *self.now.get_or_insert_with(Instant::now)
     }
 
-    pub(in crate::pool) fn deliver(&mut self, group: &Group, block: Block) {
+    fn deliver(&mut self, group: &Group, block: Block) {
         self.settled += block.count() as usize;
         if let Some((waker, out)) = group.deliver(block) {
             self.wakers.push(waker);
@@ -351,7 +197,7 @@ impl Effects {
     }
 
     /// The next result in a worker's pipe is that of an item.
-    pub(in crate::pool) fn announce(&mut self, mail: &Arc<Mail>, group: &Arc<Group>, index: u64, tag: u8) {
+    fn announce(&mut self, mail: &Arc<Mail>, group: &Arc<Group>, index: u64, tag: u8) {
         self.settled += 1;
         self.has_mail = true;
         if let Some((waker, out)) = mail.expect(group, index, tag) {
@@ -361,26 +207,475 @@ impl Effects {
     }
 
     /// Settles the items of `chunk` from `from` on, before `to`.
-    pub(in crate::pool) fn fail(
-        &mut self,
-        group: &Group,
-        chunk: &Chunk,
-        (from, to): (u32, u32),
-        error: impl Fn() -> Error,
-    ) {
+    fn fail(&mut self, group: &Group, chunk: &Chunk, (from, to): (u32, u32), error: impl Fn() -> Error) {
         (from..to).for_each(|at| self.deliver(group, Block::failed(chunk.first + u64::from(at), error())));
     }
 
     /// The same for all of a chunk that was never given out.
-    pub(in crate::pool) fn fail_pending(&mut self, group: &Group, chunk: &Chunk, error: impl Fn() -> Error) {
+    fn fail_pending(&mut self, group: &Group, chunk: &Chunk, error: impl Fn() -> Error) {
         self.fail(group, chunk, (0, chunk.count), error);
         group.forget(chunk);
     }
 }
 
+// Events of callers.
 impl Scheduler {
+    pub(super) fn new(config: Arc<Config>, board: Arc<Board>) -> Self {
+        let workers = config.workers.clone();
+        // Who says which CPUs its workers have does not want them to be chosen by us.
+        let awake = if config.cpus.is_empty() { cpu_count() } else { usize::MAX };
+        let mut scheduler = Self {
+            config,
+            board,
+            workers,
+            seats: Seats::default(),
+            queue: Queue::default(),
+            checkouts: HashMap::new(),
+            paces: HashMap::new(),
+            timers: BinaryHeap::new(),
+            most_timers: 0,
+            alert: None,
+            open: 0,
+            out: 0,
+            waiting: 0,
+            waiting_chunks: 0,
+            awake,
+            boost: 0,
+            is_closed: false,
+            is_terminated: false,
+            is_shut: false,
+            is_abandoned: false,
+            is_orphaned: false,
+            is_share_planned: false,
+            is_idle_planned: false,
+            is_look_planned: false,
+            is_fetch_planned: false,
+            is_hire_planned: None,
+            late: 0,
+            broken: None,
+            generation: 0,
+            waits: Histogram::default(),
+            runs: Histogram::default(),
+            leases: 0,
+            reports: Vec::new(),
+            mailed: SeatSet::default(),
+            next_sweep: Instant::now(),
+        };
+        scheduler.open_seats();
+        scheduler
+    }
+
+    /// The end of every event: gives out what waits, and sees to what follows from that.
+    fn advance(&mut self, effects: &mut Effects) {
+        self.dispatch(effects);
+        self.end_if_done(effects);
+    }
+
+    /// The caller lets go of the lock: how many items are out now, workers at their initializers included.
+    pub(super) fn leave(&mut self, effects: &Effects) -> usize {
+        self.out -= effects.settled;
+        self.seats.update();
+        self.out + self.seats.index().beginning.len()
+    }
+
+    /// Something begins that adds items: a call, or a checkout. Calls of a checkout, whose number is `lease`, go on after a
+    /// close, for it was taken before.
+    pub(super) fn opened(&mut self, lease: u64) -> Result<()> {
+        if self.is_orphaned {
+            return Err(orphaned());
+        }
+        if self.is_closed && (lease == 0 || self.is_shut || self.is_terminated) {
+            return Err(Error::closed("pool"));
+        }
+        if let Some(why) = &self.broken {
+            return Err(broken(why));
+        }
+        self.open += 1;
+        Ok(())
+    }
+
+    /// It adds no more.
+    pub(super) fn finished(&mut self, effects: &mut Effects) {
+        self.open -= 1;
+        self.end_if_done(effects);
+    }
+
+    /// Chunks were handed in.
+    pub(super) fn submitted(&mut self, group: &Arc<Group>, mut chunks: Vec<Chunk>, effects: &mut Effects) {
+        let items = chunks.iter().map(|chunk| chunk.count as usize).sum::<usize>();
+        group.items().out += items;
+        self.out += items;
+        group.set_pace(|| self.pace(group));
+        if group.options.queue_timeout.is_some() {
+            let now = effects.now();
+            chunks.iter_mut().for_each(|chunk| chunk.queued = Some(now));
+            self.watch_queue(group, now, effects);
+        }
+        let refused = self.gave_up().or_else(|| self.broken.as_deref().map(broken));
+        if let Some(error) = refused {
+            chunks.iter().for_each(|chunk| effects.fail(group, chunk, (0, chunk.count), || Error::copy(&error)));
+            return;
+        }
+        let new = chunks.len();
+        self.enqueue(group, chunks.drain(..), false);
+        self.advance(effects);
+        // What found a worker at once needs no clock to tell how long it waited.
+        let mut items = group.items();
+        let waiting = items.pending.len().min(new);
+        if waiting > 0 {
+            let now = effects.now();
+            items.pending.iter_mut().rev().take(waiting).for_each(|chunk| _ = chunk.handed.get_or_insert(now));
+        }
+    }
+
+    fn pace(&mut self, group: &Group) -> Arc<Pace> {
+        self.paces.entry(group.call.to_words()).or_default().clone()
+    }
+
+    /// Nobody waits for the rest of these items: what has not started never does, what runs is asked, then killed.
+    pub(super) fn cancelled(&mut self, group: &Arc<Group>, effects: &mut Effects) {
+        if std::mem::replace(&mut group.items().is_cancelled, true) {
+            return;
+        }
+        let is_queued = group.items().is_queued;
+        let pending = self.take_pending(group);
+        if is_queued {
+            self.queue_of(group).into_iter().for_each(Queue::was_emptied);
+        }
+        pending.iter().for_each(|chunk| effects.fail_pending(group, chunk, || group.was_cancelled()));
+        self.forget_retries(group, effects);
+        self.revoke(group, effects);
+        self.plan_to_look(effects);
+        self.advance(effects);
+    }
+
+    /// The number of a new checkout.
+    pub(super) fn new_checkout(&mut self) -> u64 {
+        self.leases += 1;
+        self.leases
+    }
+
+    /// The worker of a checkout is everybody's again.
+    pub(super) fn released(&mut self, lease: u64, effects: &mut Effects) {
+        if let Some(seat) = self.checkouts.get(&lease).and_then(|leased| leased.seat)
+            && let Some(worker) = self.seats.worker(seat).filter(|worker| worker.lease == lease)
+        {
+            worker.lease = 0;
+            if worker.is_due || worker.given >= worker.share {
+                self.retire(seat, effects);
+            }
+        }
+        self.fail_checkout(lease, effects);
+        self.plan_to_look(effects);
+        self.advance(effects);
+    }
+
+    // Events of workers.
+
+    /// Results may have arrived: takes them in, if there are any. Whether there are items out whose callers have not been
+    /// woken.
+    pub(super) fn results_arrived(&mut self, effects: &mut Effects) -> bool {
+        if self.collect(effects) {
+            self.advance(effects);
+        }
+        self.out - effects.settled > effects.woken
+    }
+
+    /// Somebody is about to sleep, and has armed the alarm before.
+    pub(super) fn about_to_sleep(&mut self, effects: &mut Effects) {
+        if self.has_results() && self.collect(effects) {
+            self.advance(effects);
+        }
+        self.plan_to_look(effects);
+    }
+
+    /// The same for who has many quick items out: it need not hear of results before a worker begins its last order.
+    pub(super) fn about_to_rest(&mut self, effects: &mut Effects) {
+        if self.has_news() && self.collect(effects) {
+            self.advance(effects);
+        }
+        self.plan_to_look(effects);
+    }
+
+    /// A worker was started.
+    pub(super) fn hired(&mut self, Hire { seat, generation }: &Hire, hired: Hired, effects: &mut Effects) {
+        let (seat, generation) = (*seat, *generation);
+        let has_initializer = self.config.initializer.is_some();
+        let phase = match (self.is_terminated, has_initializer) {
+            (true, _) => Phase::Doomed,
+            (false, true) => Phase::Beginning,
+            (false, false) => Phase::Serving,
+        };
+        if phase == Phase::Doomed {
+            hired.control.kill();
+        }
+        let now = Instant::now();
+        // Any number will do that differs from worker to worker.
+        let spread = |most: u64| (generation.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) % most.saturating_add(1);
+        let max_tasks = self.config.max_tasks_per_worker.unwrap_or(usize::MAX);
+        let jitter = (spread(self.config.tasks_jitter as u64) as usize).min(max_tasks - 1);
+        let Hired { name, pid, control, lane, outbox, mail } = hired;
+        let worker = Worker {
+            generation,
+            name,
+            pid,
+            control,
+            lane,
+            outbox,
+            mail,
+            ear: Ear::new(pid),
+            phase,
+            running: VecDeque::new(),
+            given: 0,
+            share: max_tasks - jitter,
+            lease: 0,
+            is_due: false,
+            answered: 0,
+            born: now,
+            idle_since: Some(now),
+            has_worked: false,
+            is_awaited: has_initializer,
+            full: None,
+            unsent: None,
+            stalled: None,
+            is_lagging: false,
+            moved: now,
+            is_ready: false,
+            has_reported: false,
+            leaving: None,
+            overdue: None,
+            end: Circumstances::default(),
+            doom: None,
+        };
+        self.seats.set_worker(seat, worker);
+        // It may have had something to say before anybody knew it.
+        self.seats.suspect(seat);
+        if let Some(timeout) = self.config.initializer_timeout.filter(|_| phase == Phase::Beginning) {
+            self.at(later(now, timeout), Event::Initializer(seat, generation, timeout), effects);
+        }
+        if let Some(age) = self.config.max_age {
+            // Up to a tenth earlier, so that they do not all go at once.
+            let age = age - age / 1000 * spread(100) as u32;
+            self.at(later(now, age), Event::Age(seat, generation), effects);
+        }
+        if seat >= *self.workers.end() {
+            // There was a resize while it was on its way.
+            self.retire(seat, effects);
+        }
+        self.advance(effects);
+    }
+
+    /// A worker could not be started.
+    pub(super) fn not_hired(&mut self, hire: &Hire, error: &Error, effects: &mut Effects) {
+        self.failed(hire.seat, error, effects);
+    }
+
+    /// An initializer's report was read.
+    pub(super) fn initialized(&mut self, seat: usize, generation: u64, outcome: Result<()>, effects: &mut Effects) {
+        let Some(worker) = self.worker(seat, generation) else { return };
+        match outcome {
+            Ok(()) if worker.phase == Phase::Beginning => worker.phase = Phase::Serving,
+            Ok(()) => {}
+            Err(error) => {
+                let why = Error::other(format!("the initializer of {} failed: {error}", worker.name));
+                worker.kill(None);
+                self.break_down(&why, effects);
+            }
+        }
+        self.advance(effects);
+    }
+
+    /// A worker has ended.
+    pub(super) fn exited(
+        &mut self,
+        seat: usize,
+        generation: u64,
+        status: &Result<ExitStatus>,
+        end: Circumstances,
+        effects: &mut Effects,
+    ) {
+        // Also what it had no time to leave word of.
+        self.seats.suspect(seat);
+        self.collect(effects);
+        if let Some(worker) = self.worker(seat, generation) {
+            worker.end = end;
+        }
+        self.bury(seat, generation, status, effects);
+        self.advance(effects);
+    }
+
+    /// An order could not be sent to its worker.
+    pub(super) fn not_sent(&mut self, outbox: &Outbox, unsent: &Unsent, effects: &mut Effects) {
+        self.was_unsent(outbox, unsent, effects);
+        self.advance(effects);
+    }
+
+    // The other taker of orders: the thread of a pool within this process, which has no seat.
+
+    /// What it is to run next.
+    pub(super) fn take_order(&mut self) -> Option<(Arc<Group>, Chunk)> {
+        loop {
+            let group = self.queue.pop_front()?;
+            let (chunk, has_more) = self.next_chunk(&group);
+            // Calls take turns.
+            if has_more {
+                self.queue.push_back(group.clone());
+            }
+            if let Some(chunk) = chunk {
+                return Some((group, chunk));
+            }
+        }
+    }
+
+    /// Why it should run no more items of `group`.
+    pub(super) fn gives_up(&self, group: &Group) -> Option<Error> {
+        let is_cancelled = group.items().is_cancelled;
+        self.gave_up().or_else(|| is_cancelled.then(|| group.was_cancelled()))
+    }
+
+    /// An item's outcome.
+    pub(super) fn settled(&mut self, group: &Group, block: Block, effects: &mut Effects) {
+        effects.deliver(group, block);
+        self.end_if_done(effects);
+    }
+
+    // Events of the pool.
+
+    pub(super) fn closed(&mut self, effects: &mut Effects) {
+        self.is_closed = true;
+        self.end_if_done(effects);
+    }
+
+    /// Gives a broken pool another chance.
+    pub(super) fn revived(&mut self, effects: &mut Effects) {
+        if self.broken.take().is_some() {
+            (0..self.seats.len()).for_each(|seat| self.seats.forgive(seat));
+            // Others come when they are needed, and those that are dying are replaced at their burial.
+            if self.needs_workers(effects) {
+                self.open_seats();
+            }
+            effects.nudge = true;
+        }
+    }
+
+    pub(super) fn terminated(&mut self, effects: &mut Effects) {
+        (self.is_closed, self.is_terminated) = (true, true);
+        self.fail_all(effects, terminated);
+        self.seats.fill_vacancies();
+    }
+
+    /// The last holder is gone, or the pool's runtime: nothing is waited for any more, or can be done.
+    pub(super) fn let_go(&mut self, effects: &mut Effects) {
+        (self.is_closed, self.is_terminated) = (true, true);
+        self.give_all_up(effects);
+        self.seats.fill_vacancies();
+    }
+
+    /// Nobody drives any more: all is over, or the runtime that the driver ran on has ended.
+    pub(super) fn abandoned(&mut self, is_over: bool, effects: &mut Effects) {
+        if !self.is_terminated {
+            self.is_orphaned = !is_over;
+            self.let_go(effects);
+        }
+        self.is_abandoned = true;
+    }
+
+    /// Takes nothing more and gives up what has not started: how many items that is.
+    pub(super) fn shut(&mut self, effects: &mut Effects) -> usize {
+        (self.is_closed, self.is_shut) = (true, true);
+        let before = effects.settled;
+        for seat in 0..self.seats.len() {
+            self.reclaim(seat, 1, effects);
+        }
+        self.fail_waiting(effects, shut);
+        let lost = effects.settled - before;
+        self.end_if_done(effects);
+        lost
+    }
+
+    /// From now on there are so many workers.
+    pub(super) fn resized(&mut self, workers: RangeInclusive<usize>, effects: &mut Effects) {
+        self.workers = workers;
+        if self.needs_workers(effects) {
+            self.open_seats();
+        }
+        for seat in *self.workers.end()..self.seats.len() {
+            self.seats.set_vacant(seat, None);
+            self.retire(seat, effects);
+        }
+        self.dispatch(effects);
+        effects.nudge = true;
+    }
+
+    /// Time has passed: what is due is done. What the driver has to do now.
+    pub(super) fn time_passed(&mut self, is_local: bool, effects: &mut Effects) -> Step {
+        let now = Instant::now();
+        if now >= self.next_sweep {
+            // Lanes that nobody marked, too: damage to the marks costs time, but nobody waits for ever.
+            self.next_sweep = now + SWEEP;
+            (0..self.seats.len()).for_each(|seat| self.seats.suspect(seat));
+        }
+        self.collect(effects);
+        let mut has_looked = false;
+        while self.timers.peek().is_some_and(|Reverse(timer)| timer.at <= now) {
+            let Some(Reverse(timer)) = self.timers.pop() else { break };
+            has_looked |= matches!(timer.event, Event::Look);
+            self.on(timer.event, now, effects);
+        }
+        self.advance(effects);
+        // What was given out just now may be slow, too; but who gives out all the time is awake.
+        if !has_looked {
+            self.plan_to_look(effects);
+        }
+        let hires = self.hires(now, effects);
+        let begun = std::mem::take(&mut self.reports);
+        self.alert = self.timers.peek().map(|Reverse(timer)| timer.at);
+        self.out -= std::mem::take(&mut effects.settled);
+        let is_over = self.is_closed && self.alive(is_local) == 0;
+        let is_unneeded = self.is_closed && !self.needs_workers(effects);
+        effects.nudge = false;
+        let unfetched = std::mem::take(&mut effects.unfetched);
+        Step { hires, begun, unfetched, until: self.alert, is_unneeded, is_over }
+    }
+}
+
+// What can be asked.
+impl Scheduler {
+    pub(super) fn is_closed(&self) -> bool {
+        self.is_closed
+    }
+
+    pub(super) fn broken(&self) -> Option<String> {
+        self.broken.clone()
+    }
+
+    pub(super) fn most_workers(&self) -> usize {
+        *self.workers.end()
+    }
+
+    /// Items that are not settled.
+    pub(super) fn unsettled(&self) -> usize {
+        self.out
+    }
+
+    /// So many workers are kept awake with items that are over soon, if there are that many.
+    pub(super) fn most_awake(&self) -> usize {
+        self.awake.min(self.most_workers()).max(1)
+    }
+
+    /// How many workers run or are to run.
+    pub(super) fn alive(&mut self, is_local: bool) -> usize {
+        let is_done = self.is_closed && (self.open == 0 || self.is_shut) && self.out == 0;
+        self.seats.update();
+        match is_local {
+            _ if self.is_abandoned => 0,
+            true => usize::from(!is_done),
+            false => self.seats.index().taken.len(),
+        }
+    }
+
     /// Why nothing is taken in any more, if all of it was given up.
-    pub(in crate::pool) fn gave_up(&self) -> Option<Error> {
+    fn gave_up(&self) -> Option<Error> {
         match self.is_terminated {
             true if self.is_orphaned => Some(stranded()),
             true => Some(terminated()),
@@ -388,190 +683,77 @@ impl Scheduler {
         }
     }
 
-    /// Has `event` happen at `at`.
-    pub(in crate::pool) fn at(&mut self, at: Instant, event: Event, effects: &mut Effects) {
-        self.timers.push(Reverse(Timer { at, event }));
-        if self.timers.len() > self.most_timers.max(64) {
-            self.forget_timers();
+    /// What the pool is doing.
+    pub(super) fn stats(&self) -> PoolStats {
+        let (waits, runs, late) = (self.waits.clone(), self.runs.clone(), self.late);
+        let mut stats = PoolStats { waits, runs, late, ..PoolStats::default() };
+        for (_, worker) in self.seats.workers() {
+            let front = worker.running.front();
+            // Only the first order can have an item at work.
+            let at_work = front.filter(|order| worker.lane.claim(order.number).started > order.done);
+            stats.workers.push(WorkerStats {
+                pid: worker.pid,
+                age: worker.born.elapsed(),
+                tasks: worker.answered,
+                is_busy: at_work.is_some(),
+                task: at_work.map(|order| order.group.label),
+                resident: 0,
+                peak: worker.lane.memory().1,
+            });
         }
-        if self.alert.is_none_or(|alert| at < alert) {
-            self.alert = Some(at);
-            effects.nudge = true;
-        }
+        stats.running = stats.workers.iter().filter(|worker| worker.is_busy).count();
+        stats.queued = self.out.saturating_sub(stats.running);
+        stats
     }
 
-    /// Lets go of timers whose time would come long after what they are for: a deadline of an hour is mostly for an item
-    /// of a millisecond.
-    fn forget_timers(&mut self) {
-        let timers = std::mem::take(&mut self.timers);
-        self.timers = timers.into_iter().filter(|Reverse(timer)| self.matters(&timer.event)).collect();
-        self.most_timers = 2 * self.timers.len();
-    }
-
-    fn matters(&self, event: &Event) -> bool {
-        let worker = |seat: usize, generation: u64| {
-            let worker = self.seats.get(seat).and_then(|seat| seat.worker.as_ref());
-            worker.filter(|worker| worker.generation == generation)
-        };
-        match event {
-            Event::Overrun(place) | Event::Kill(place, _) => {
-                worker(place.seat, place.generation).is_some_and(|worker| {
-                    let mut running = worker.running.iter();
-                    worker.stalled.is_some() || running.any(|running| running.number == place.number)
-                })
-            }
-            Event::Queued(group) => {
-                let mut items = group.items();
-                // The next item has it watched again.
-                items.is_watched = items.out > 0;
-                items.is_watched
-            }
-            Event::Age(seat, generation) | Event::Exit(seat, generation) | Event::Initializer(seat, generation, _) => {
-                worker(*seat, *generation).is_some()
-            }
-            Event::Retry(..) | Event::Share | Event::Hire | Event::Idle | Event::Look | Event::Fetch => true,
-        }
-    }
-
-    pub(in crate::pool) fn workers(&mut self) -> impl Iterator<Item = (usize, &mut Worker)> {
-        self.seats.iter_mut().enumerate().filter_map(|(seat, place)| Some((seat, place.worker.as_mut()?)))
-    }
-
-    pub(in crate::pool) fn worker(&mut self, seat: usize, generation: u64) -> Option<&mut Worker> {
-        let worker = self.seats.get_mut(seat)?.worker.as_mut()?;
-        (worker.generation == generation).then_some(worker)
+    fn worker(&mut self, seat: usize, generation: u64) -> Option<&mut Worker> {
+        self.seats.worker(seat).filter(|worker| worker.generation == generation)
     }
 
     /// Where an order is, if it is not complete: its worker's seat, and how far it is.
-    pub(in crate::pool) fn find(&mut self, place: Place) -> Option<(&mut Worker, usize)> {
+    fn find(&mut self, place: Place) -> Option<(&mut Worker, usize)> {
         let worker = self.worker(place.seat, place.generation)?;
         let at = worker.running.iter().position(|running| running.number == place.number)?;
         Some((worker, at))
     }
 }
 
-impl Worker {
-    /// Ends it; `doom` is what to tell about the item that it is at.
-    pub(in crate::pool) fn kill(&mut self, doom: Option<Error>) {
-        self.phase = Phase::Doomed;
-        self.doom = doom;
-        // Whoever cannot be killed has ended.
-        let _ = self.killer.kill();
-    }
-
-    /// What to tell about one that is gone.
-    pub(in crate::pool) fn death(&self, status: &Result<ExitStatus>, doing: &str) -> Error {
-        let how = match status {
-            Ok(status) => status.to_string(),
-            Err(error) => error.to_string(),
-        };
-        let mut text = format!("{} died while it ran {doing}: {how}", self.name);
-        if let Some(cause) = &self.end.cause {
-            text = format!("{} died while it ran {doing}: {cause} ({how})", self.name);
-        }
-        let (age, (_, peak)) = (self.born.elapsed(), self.lane.memory());
-        let _ = write!(text, "; it was {age:.1?} old");
-        if peak > 0 {
-            let _ = write!(text, " and had used {} MiB at most when it last looked", peak >> 20);
-        }
-        if self.end.was_starved {
-            text.push_str("; the kernel killed it because memory ran out");
-        }
-        if let Some(words) = &self.end.last_words {
-            let _ = write!(text, "; it last wrote:\n{words}");
-        }
-        let kind = self.end.cause.as_ref().map_or(ErrorKind::ProcessDied, Cause::kind);
-        let error = Error::new(kind, text).with_exit_status(status.as_ref().ok().copied());
-        let panic = self.end.cause.as_ref().and_then(Cause::panic);
-        panic.cloned().into_iter().fold(error, Error::with_panic)
-    }
-
-    /// Whether it has not come to anything since others were given what it had.
-    pub(in crate::pool) fn is_stalled(&self) -> bool {
-        self.stalled.is_some_and(|(then, _)| self.lane.given_up() == then)
-    }
-
-    /// When the item that it is to begin next should have been begun, if that may take `limit`; not what is being sent
-    /// to it, or while the process starts.
-    pub(in crate::pool) fn due(&mut self, limit: Duration, now: Instant) -> Option<Instant> {
-        if !self.is_ready && self.lane.is_ready() {
-            (self.is_ready, self.moved) = (true, now);
-        }
-        let running = self.running.front()?;
-        let blocks = running.chunk.bytes().len() >> 16;
-        let mut limit = limit.saturating_add(SENDS_64_KIB.saturating_mul(blocks.try_into().unwrap_or(u32::MAX)));
-        if !self.is_ready || self.outbox.has(running.number) {
-            limit = limit.max(STARTS);
-        }
-        Some(later(self.moved.max(running.since), limit))
-    }
-
-    /// Lets go of orders that are done; `now` if they came to their end just now, and are to be counted among `ended`.
-    pub(in crate::pool) fn pop_complete(&mut self, now: Option<Instant>, ended: &mut Vec<(Arc<Group>, u32)>) {
-        while self.running.front().is_some_and(|running| running.done >= running.end) {
-            let Some(running) = self.running.pop_front() else { return };
-            running.group.forget(&running.chunk);
-            if let Some(now) = now {
-                match ended.last_mut() {
-                    Some((group, count)) if Arc::ptr_eq(group, &running.group) => *count += running.done,
-                    _ => ended.push((running.group, running.done)),
-                }
-                self.running.front_mut().into_iter().for_each(|next| next.since = now);
-            }
-            if self.running.is_empty() {
-                self.idle_since = Some(now.unwrap_or_else(Instant::now));
-            }
-        }
-    }
-}
-
-pub(in crate::pool) fn terminated() -> Error {
+fn terminated() -> Error {
     Error::new(ErrorKind::Cancelled, "the pool was terminated before this item was done")
 }
 
 /// Of an item that was not done when the pool's runtime ended.
-pub(in crate::pool) fn stranded() -> Error {
+pub(super) fn stranded() -> Error {
     Error::new(ErrorKind::Cancelled, format!("{RUNTIME_ENDED} before this item was done"))
 }
 
 /// Of what is asked of such a pool.
-pub(in crate::pool) fn orphaned() -> Error {
+fn orphaned() -> Error {
     let text = format!("{RUNTIME_ENDED}: make a pool in a runtime that lives as long as it is used");
     Error::new(ErrorKind::Closed, text)
 }
 
 const RUNTIME_ENDED: &str = "the pool has ended, because its runtime has ended";
 
-pub(in crate::pool) fn shut() -> Error {
+fn shut() -> Error {
     Error::new(ErrorKind::Cancelled, "the pool was shut down before this item was begun")
 }
 
-pub(in crate::pool) fn broken(why: &str) -> Error {
+fn broken(why: &str) -> Error {
     Error::other(format!("the pool has no working worker: {why}"))
 }
 
 /// `while_` after `now`; what is too far off to be told is never.
-pub(in crate::pool) fn later(now: Instant, while_: Duration) -> Instant {
+fn later(now: Instant, while_: Duration) -> Instant {
     const NEVER: Duration = Duration::from_secs(30 * 365 * 86400);
     now + while_.min(NEVER)
 }
 
 #[cfg(all(test, not(multiprocess_loom)))]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn timers_for_what_is_over_do_not_pile_up() {
-        let (mut state, mut effects) = (Scheduler::default(), Effects::default());
-        let far_off = Instant::now() + Duration::from_secs(3600);
-        for number in 0..100_000 {
-            state.at(far_off, Event::Overrun(Place { seat: 0, generation: 1, number }), &mut effects);
-            state.at(far_off, Event::Age(0, u64::from(number)), &mut effects);
-        }
-        assert!(state.timers.len() <= 65, "{}", state.timers.len());
-        for _ in 0..200 {
-            state.at(far_off, Event::Hire, &mut effects);
-        }
-        assert!(state.timers.len() >= 200, "what matters is kept");
+impl Scheduler {
+    /// One without workers.
+    fn of_test() -> Self {
+        let config = Config { workers: 0..=0, ..Config::default() };
+        Self::new(Arc::new(config), Arc::new(Board::create().unwrap()))
     }
 }

@@ -1,6 +1,7 @@
 //! What has come from the workers, on its way to those who wait. Nothing is decoded here.
 
-use super::{Effects, Event, Phase, Running, Scheduler, Worker};
+use super::worker::{Phase, Running, Worker};
+use super::{Effects, Event, Scheduler};
 use crate::channel::{lane, spsc};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pool::group::{Block, Group};
@@ -15,56 +16,31 @@ use std::time::Duration;
 const FETCH_AFTER: Duration = Duration::from_millis(5);
 
 impl Scheduler {
+    /// Whether some worker has left word that it has something, or is to be looked at for another reason.
     #[inline]
     pub(in crate::pool) fn has_results(&self) -> bool {
-        self.seats.iter().filter_map(|seat| seat.worker.as_ref()).any(Worker::has_come)
+        self.board.has_marks(self.seats.len()) || self.seats.has_suspects()
     }
 
     /// Whether some worker has put results that it may not tell of any more, or will soon have no orders.
     pub(in crate::pool) fn has_news(&self) -> bool {
-        let mut workers = self.seats.iter().filter_map(|seat| seat.worker.as_ref());
+        let mut workers = self.board.marked(self.seats.len()).filter_map(|seat| self.seats.get(seat));
         let tells = |worker: &Worker, last: &Running| {
             last.is_quiet && last.end >= lane::MANY && worker.lane.will_tell(last.number)
         };
         let will_tell = |worker: &Worker| worker.running.back().is_some_and(|last| tells(worker, last));
-        workers.any(|worker| worker.has_room_again() || !will_tell(worker) && worker.lane.has_results())
+        workers.any(|worker| !will_tell(worker)) || self.seats.has_suspects()
     }
 
-    /// Takes in what has come; whether anything has, be it room.
-    pub(in crate::pool) fn collect(&mut self, effects: &mut Effects) -> bool {
+    /// Takes in what has come from workers that have left word of it; whether anything has, be it room.
+    pub(super) fn collect(&mut self, effects: &mut Effects) -> bool {
         let mut any = false;
-        let mut initialized = Vec::new();
-        let Self { seats, runs, .. } = self;
-        let workers = seats.iter_mut().enumerate().filter_map(|(seat, place)| Some((seat, place.worker.as_mut()?)));
-        for (seat, worker) in workers {
-            if worker.has_room_again() {
-                (any, worker.full) = (true, None);
-                worker.stalled = worker.stalled.filter(|(then, _)| *then == worker.lane.given_up());
-            }
-            if worker.unsent.is_some() && worker.has_come() {
-                // It may have made room in its pipe, too.
-                let given_up = worker.lane.given_up();
-                worker.unsent = (!worker.outbox.is_empty()).then_some(given_up);
-                effects.outboxes.extend(worker.unsent.map(|_| worker.outbox.clone()));
-            }
-            if worker.mail.is_damaged() && worker.phase != Phase::Doomed {
-                worker.kill(Some(corrupt(&worker.name)));
-            }
-            if !worker.lane.has_results() {
-                continue;
-            }
-            any = true;
-            let mut bytes = Vec::new();
-            let taken = worker.lane.take_results(&mut bytes).map_err(|_| corrupt(&worker.name));
-            let delivered = taken.and_then(|count| worker.deliver(bytes, count, runs, effects));
-            match delivered {
-                Ok(None) => {}
-                Ok(Some(report)) => initialized.push((seat, report)),
-                Err(error) => worker.kill(Some(error)),
-            }
+        let board = self.board.clone();
+        for seat in board.take_marked(self.seats.len()) {
+            any |= self.collect_from(seat, effects);
         }
-        for (seat, report) in initialized {
-            self.initialized(seat, report, effects);
+        while let Some(seat) = self.seats.next_suspect() {
+            any |= self.collect_from(seat, effects);
         }
         for (group, chunk, who) in std::mem::take(&mut effects.late_items) {
             self.fail_or_retry(&group, &chunk, 0, group.was_late(&who), effects);
@@ -73,20 +49,57 @@ impl Scheduler {
             let at = effects.now() + FETCH_AFTER;
             self.at(at, Event::Fetch, effects);
         }
-        if let Some(limit) = self.rules.recycle_above.filter(|_| any) {
-            let is_large = |worker: &Worker| worker.phase == Phase::Serving && worker.lane.memory().0 > limit;
-            let large: Vec<_> = self.workers().filter_map(|(seat, worker)| is_large(worker).then_some(seat)).collect();
-            large.into_iter().for_each(|seat| self.retire(seat, effects));
-        }
         any
     }
 
-    /// What a worker's initializer had to say; decoded by the driver, as it is the user's.
-    fn initialized(&mut self, seat: usize, report: Result<Sealed>, effects: &mut Effects) {
-        effects.nudge = true;
-        if let Some(worker) = self.seats.get_mut(seat).and_then(|seat| seat.worker.as_mut()) {
-            worker.begun = Some(report);
+    /// The same of one worker.
+    fn collect_from(&mut self, seat: usize, effects: &mut Effects) -> bool {
+        if !self.seats.get(seat).is_some_and(Worker::has_come) {
+            return false;
         }
+        let Some(worker) = self.seats.worker(seat) else { return false };
+        if worker.has_room_again() {
+            worker.full = None;
+            worker.stalled = worker.stalled.filter(|(then, _)| *then == worker.lane.given_up());
+        }
+        if worker.unsent.is_some() {
+            // It may have made room in its pipe, too.
+            let given_up = worker.lane.given_up();
+            worker.unsent = (!worker.outbox.is_empty()).then_some(given_up);
+            effects.outboxes.extend(worker.unsent.map(|_| worker.outbox.clone()));
+        }
+        if worker.mail.is_damaged() && worker.phase != Phase::Doomed {
+            worker.kill(Some(corrupt(&worker.name)));
+        }
+        if !worker.lane.has_results() {
+            return true;
+        }
+        // Whether there is room for what there was none for is asked again.
+        (worker.full, worker.is_lagging) = (None, false);
+        let mut bytes = Vec::new();
+        let taken = worker.lane.take_results(&mut bytes).map_err(|_| corrupt(&worker.name));
+        let mut has_mail = std::mem::take(&mut effects.has_mail);
+        let delivered = taken.and_then(|count| worker.deliver(bytes, count, &mut self.runs, effects));
+        if effects.has_mail {
+            self.mailed.insert(seat);
+            has_mail = true;
+        }
+        effects.has_mail = has_mail;
+        match delivered {
+            Ok(None) => {}
+            Ok(Some(report)) => {
+                // Decoded by the driver, as it is the user's.
+                worker.has_reported = true;
+                self.reports.push((seat, worker.generation, report));
+                effects.nudge = true;
+            }
+            Err(error) => worker.kill(Some(error)),
+        }
+        let is_large = |limit: u64| worker.phase == Phase::Serving && worker.lane.memory().0 > limit;
+        if self.config.recycle_above.is_some_and(is_large) {
+            self.retire(seat, effects);
+        }
+        true
     }
 }
 
@@ -99,7 +112,7 @@ impl Worker {
     /// Whether it has given up an order since there was no room for another, in its lane or its pipe, or since it was taken
     /// for stopped.
     #[inline]
-    pub(in crate::pool) fn has_room_again(&self) -> bool {
+    fn has_room_again(&self) -> bool {
         (self.full.is_some() || self.unsent.is_some() || self.stalled.is_some()) && {
             let now = self.lane.given_up();
             let stalled = self.stalled.map(|(then, _)| then);
@@ -108,7 +121,7 @@ impl Worker {
     }
 
     /// Takes in `count` results. The first of a worker with an initializer is that one's.
-    pub(in crate::pool) fn deliver(
+    fn deliver(
         &mut self,
         mut bytes: Vec<u8>,
         count: u32,
@@ -196,12 +209,14 @@ impl Worker {
     }
 }
 
-/// Has groups learn from items that one worker has done in `time`; what came together is taken to have taken equally long.
-fn teach(ended: &mut Vec<(Arc<Group>, u32)>, time: Duration, runs: &mut Histogram) {
-    let total = ended.iter().map(|(_, count)| *count).sum::<u32>().max(1);
-    for (group, count) in ended.drain(..).filter(|(_, count)| *count > 0) {
-        group.learn(time / total * count, count);
-        runs.add(time / total, u64::from(count));
+/// Has groups learn from items that one worker has done in `time`, where it has not said how long they took; what came
+/// together is taken to have taken equally long.
+fn teach(ended: &mut Vec<(Arc<Group>, u32, Option<Duration>)>, time: Duration, runs: &mut Histogram) {
+    let total = ended.iter().map(|(_, count, _)| *count).sum::<u32>().max(1);
+    for (group, count, took) in ended.drain(..).filter(|(_, count, _)| *count > 0) {
+        let time = took.unwrap_or(time / total * count);
+        group.learn(time, count);
+        runs.add(time / count, u64::from(count));
     }
 }
 

@@ -1,76 +1,71 @@
 //! Workers come and go: who is to be started, and who is told that no order will follow.
 
-use super::{AGAIN, Effects, Event, Hire, Phase, Rules, Scheduler, Seat, later};
+use super::worker::Phase;
+use super::{AGAIN, Effects, Event, Hire, Scheduler, later};
 use std::time::Instant;
 
 impl Scheduler {
     /// Has the least number of workers come.
-    pub(in crate::pool) fn open_seats(&mut self) {
-        let Rules { least, most, .. } = self.rules;
-        self.seats.resize_with(self.seats.len().max(most), Seat::default);
+    pub(super) fn open_seats(&mut self) {
+        let (least, most) = (*self.workers.start(), *self.workers.end());
+        self.seats.grow(most);
         let now = Instant::now();
-        for seat in self.seats[..least].iter_mut().filter(|seat| !seat.is_taken()) {
-            seat.vacant = Some(now);
+        for seat in 0..least {
+            if !self.seats.is_taken(seat) {
+                self.seats.set_vacant(seat, Some(now));
+            }
         }
     }
 
-    /// Has one more worker come, if there may be more; they all come at once if that many are wanted.
-    pub(in crate::pool) fn call_in(&mut self, effects: &mut Effects) {
-        if self.rules.least == self.rules.most || !self.needs_workers(effects) {
+    /// Has more workers come, if there may be more; they all come at once if that many are wanted.
+    pub(super) fn call_in(&mut self, effects: &mut Effects) {
+        let most = *self.workers.end();
+        if *self.workers.start() == most || !self.needs_workers(effects) {
             return;
         }
-        let free = self.seats[..self.rules.most].iter().filter(|seat| !seat.is_taken()).count();
-        if free == 0 {
+        self.seats.update();
+        let index = self.seats.index();
+        // Seats above the most are of workers that are on their way out.
+        if index.taken.len() >= self.seats.len() {
             return;
         }
-        let coming = self.seats.iter().filter(|seat| seat.vacant.is_some() || seat.is_hiring || seat.is_beginning());
-        let coming = coming.count();
-        // As far as it matters: this is asked for each call that finds nobody free.
-        let mut waiting = 0;
-        for group in self.queue.iter() {
-            waiting += group.items().pending.len();
-            if waiting >= coming + free {
-                break;
-            }
+        let wanted = self.waiting_chunks.saturating_sub(index.coming.len());
+        if wanted == 0 {
+            return;
         }
-        let wanted = waiting.saturating_sub(coming);
         let now = Instant::now();
-        let free = self.seats[..self.rules.most].iter_mut().filter(|seat| !seat.is_taken());
-        for seat in free.take(wanted) {
-            seat.vacant = Some(now);
+        let free: Vec<_> = (0..most).filter(|seat| !self.seats.is_taken(*seat)).take(wanted).collect();
+        for seat in free {
+            self.seats.set_vacant(seat, Some(now));
             effects.nudge = true;
         }
     }
 
-    pub(in crate::pool) fn needs_workers(&self, effects: &Effects) -> bool {
+    pub(super) fn needs_workers(&self, effects: &Effects) -> bool {
         let is_done = self.is_closed && (self.open == 0 || self.is_shut) && self.out == effects.settled;
         !self.is_terminated && self.broken.is_none() && !is_done
     }
 
     /// Which seats are to get a worker now.
-    pub(in crate::pool) fn hires(&mut self, now: Instant, effects: &mut Effects) -> Vec<Hire> {
-        let (mut hires, mut later) = (Vec::new(), None);
-        for (number, seat) in self.seats.iter_mut().enumerate() {
-            match seat.vacant {
-                Some(at) if at <= now => {
-                    (seat.vacant, seat.is_hiring) = (None, true);
-                    self.generation += 1;
-                    hires.push(Hire { seat: number, generation: self.generation });
-                }
-                Some(at) => later = Some(later.map_or(at, |later: Instant| later.min(at))),
-                None => {}
-            }
+    pub(super) fn hires(&mut self, now: Instant, effects: &mut Effects) -> Vec<Hire> {
+        let mut hires = Vec::new();
+        while let Some(hire) = self.seats.hire(now, self.generation + 1) {
+            self.generation += 1;
+            hires.push(hire);
         }
-        if let Some(at) = later {
+        if let Some(at) =
+            self.seats.next_vacancy().filter(|at| self.is_hire_planned.is_none_or(|planned| *at < planned))
+        {
+            self.is_hire_planned = Some(at);
             self.at(at, Event::Hire, effects);
         }
         hires
     }
 
     /// Tells a worker that no order will follow, and sees to it that it ends in time.
-    pub(in crate::pool) fn dismiss(&mut self, seat: usize, effects: &mut Effects) {
+    pub(super) fn dismiss(&mut self, seat: usize, effects: &mut Effects) {
         let now = effects.now();
-        let Some(worker) = self.seats.get_mut(seat).and_then(|seat| seat.worker.as_mut()) else { return };
+        let Some(worker) = self.seats.worker(seat) else { return };
         if !matches!(worker.phase, Phase::Serving | Phase::Beginning) {
             return;
         }
@@ -78,15 +73,15 @@ impl Scheduler {
         worker.lane.close();
         if worker.running.is_empty() {
             // Its finalizer runs also if this process ends now.
-            worker.killer.leaves_within(self.rules.exit_timeout);
+            worker.control.leaves_within(self.config.exit_timeout);
         }
         let event = Event::Exit(seat, worker.generation);
-        self.at(later(now, self.rules.exit_timeout), event, effects);
+        self.at(later(now, self.config.exit_timeout), event, effects);
     }
 
     /// Kills a worker that has had the time to end.
-    pub(in crate::pool) fn see_out(&mut self, seat: usize, generation: u64, now: Instant, effects: &mut Effects) {
-        let timeout = self.rules.exit_timeout;
+    pub(super) fn see_out(&mut self, seat: usize, generation: u64, now: Instant, effects: &mut Effects) {
+        let timeout = self.config.exit_timeout;
         let Some(worker) = self.worker(seat, generation) else { return };
         if worker.phase != Phase::Leaving {
             return;

@@ -1,6 +1,7 @@
 //! What comes to an end: a worker, with the item that it was at; what can no longer be done; the pool.
 
-use super::{Effects, Event, Phase, Rules, Running, Scheduler, broken, later, stranded, terminated};
+use super::worker::{Phase, Running};
+use super::{Effects, Event, Scheduler, broken, later, stranded, terminated};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pool::group::{Chunk, Group};
 use std::cmp::Reverse;
@@ -14,34 +15,32 @@ const BACK_OFF: Duration = Duration::from_millis(20);
 
 impl Scheduler {
     /// Lets a worker go when it is done with what it has begun.
-    pub(in crate::pool) fn retire(&mut self, seat: usize, effects: &mut Effects) {
-        if let Some(worker) = self.seats.get_mut(seat).and_then(|seat| seat.worker.as_mut())
-            && worker.lease > 0
-        {
+    pub(super) fn retire(&mut self, seat: usize, effects: &mut Effects) {
+        if let Some(worker) = self.seats.worker(seat).filter(|worker| worker.lease > 0) {
             worker.is_due = true;
             return;
         }
         self.reclaim(seat, 1, effects);
         self.dismiss(seat, effects);
-        self.dispatch(effects);
     }
 
-    /// Lets those go who have idled for long enough, or have grown too large.
-    pub(in crate::pool) fn send_home(&mut self, now: Instant, effects: &mut Effects) {
-        let Rules { least, most, idle_timeout, .. } = self.rules;
-        if least == most {
-            return;
-        }
-        let mut spare = self.seats.iter().filter(|seat| seat.is_taken()).count().saturating_sub(least);
+    /// Lets those go who have idled for long enough.
+    pub(super) fn send_home(&mut self, now: Instant, effects: &mut Effects) {
+        let (least, idle_timeout) = (*self.workers.start(), self.config.idle_timeout);
+        self.seats.update();
+        let index = self.seats.index();
+        let mut spare = index.taken.len().saturating_sub(least);
         let (mut gone, mut next) = (Vec::new(), None);
-        for (seat, worker) in self.workers().filter(|(_, worker)| worker.phase == Phase::Serving && worker.lease == 0) {
-            let Some(since) = worker.idle_since else { continue };
-            if spare > 0 && now >= later(since, idle_timeout) {
-                spare -= 1;
-                gone.push(seat);
-            } else if spare > 0 {
-                let at = later(since, idle_timeout);
-                next = Some(next.map_or(at, |next: Instant| next.min(at)));
+        if spare > 0 {
+            for seat in index.serving.iter() {
+                let Some(worker) = self.seats.get(seat).filter(|worker| worker.lease == 0) else { continue };
+                let Some(at) = worker.idle_since.map(|since| later(since, idle_timeout)) else { continue };
+                if spare > 0 && now >= at {
+                    spare -= 1;
+                    gone.push(seat);
+                } else if spare > 0 {
+                    next = Some(next.map_or(at, |next: Instant| next.min(at)));
+                }
             }
         }
         gone.into_iter().for_each(|seat| self.retire(seat, effects));
@@ -50,20 +49,29 @@ impl Scheduler {
         }
     }
 
+    /// Sees to it that those go who will have idled for long enough.
+    fn plan_to_send_home(&mut self, effects: &mut Effects) {
+        let least = *self.workers.start();
+        if self.is_idle_planned || least == *self.workers.end() {
+            return;
+        }
+        self.seats.update();
+        let index = self.seats.index();
+        if index.taken.len() > least && !index.open[0].is_empty() {
+            self.is_idle_planned = true;
+            let at = later(effects.now(), self.config.idle_timeout);
+            self.at(at, Event::Idle, effects);
+        }
+    }
+
     /// A worker has ended: what it had goes to others, but for the item that it was at.
-    pub(in crate::pool) fn bury(
-        &mut self,
-        seat: usize,
-        generation: u64,
-        status: &Result<ExitStatus>,
-        effects: &mut Effects,
-    ) {
+    pub(super) fn bury(&mut self, seat: usize, generation: u64, status: &Result<ExitStatus>, effects: &mut Effects) {
         effects.nudge = true;
         if self.worker(seat, generation).is_none() {
             return;
         }
         self.reclaim(seat, 1, effects);
-        let Some(mut worker) = self.seats.get_mut(seat).and_then(|seat| seat.worker.take()) else { return };
+        let Some(mut worker) = self.seats.take_worker(seat) else { return };
         let was_planned = worker.phase == Phase::Leaving;
         // An item that kills whoever runs it says nothing about the workers.
         worker.has_worked |= worker.running.iter().any(|running| running.done < running.end);
@@ -87,7 +95,7 @@ impl Scheduler {
                 self.fail_or_retry(&group, &chunk, item, error, effects);
             }
         }
-        let is_wanted = seat < self.rules.least || seat < self.rules.most && !self.queue.is_empty();
+        let is_wanted = seat < *self.workers.start() || seat < *self.workers.end() && !self.queue.is_empty();
         if !self.needs_workers(effects) || !is_wanted {
             return;
         }
@@ -97,8 +105,8 @@ impl Scheduler {
         let has_worked = worker.has_worked || was_planned || worker.phase == Phase::Doomed;
         match has_worked {
             true => {
-                let place = &mut self.seats[seat];
-                (place.failures, place.vacant) = (0, Some(Instant::now()));
+                self.seats.forgive(seat);
+                self.seats.set_vacant(seat, Some(Instant::now()));
             }
             false => {
                 let doing = if worker.phase == Phase::Beginning { "its initializer" } else { "nothing" };
@@ -108,7 +116,7 @@ impl Scheduler {
     }
 
     /// Item `item` of `chunk` has come to this end; it is tried again if it may be.
-    pub(in crate::pool) fn fail_or_retry(
+    pub(super) fn fail_or_retry(
         &mut self,
         group: &Arc<Group>,
         chunk: &Chunk,
@@ -136,38 +144,33 @@ impl Scheduler {
     }
 
     /// A seat's worker did not come to anything.
-    pub(in crate::pool) fn failed(&mut self, seat: usize, error: &Error, effects: &mut Effects) {
+    pub(super) fn failed(&mut self, seat: usize, error: &Error, effects: &mut Effects) {
         effects.nudge = true;
-        let is_wanted = seat < self.rules.most && self.needs_workers(effects);
-        let Some(place) = self.seats.get_mut(seat) else { return };
-        place.is_hiring = false;
-        place.failures += 1;
-        let failures = place.failures;
+        let is_wanted = seat < *self.workers.end() && self.needs_workers(effects);
+        let Some(failures) = self.seats.failed(seat) else { return };
         // As long as others serve, the pool does: it only has fewer workers than it is to have.
-        let is_loop = failures >= CRASH_LOOP && !self.has_servers();
+        self.seats.update();
+        let is_loop = failures >= CRASH_LOOP && self.seats.index().serving.is_empty();
         if is_loop || error.kind() == ErrorKind::NotInitialized {
             return self.break_down(error, effects);
         }
-        self.seats[seat].vacant = is_wanted.then(|| Instant::now() + BACK_OFF * (1 << failures.min(8)) / 2);
-    }
-
-    fn has_servers(&self) -> bool {
-        let mut workers = self.seats.iter().filter_map(|seat| seat.worker.as_ref());
-        workers.any(|worker| worker.phase == Phase::Serving)
+        let back_off = BACK_OFF * (1 << failures.min(8)) / 2;
+        self.seats.set_vacant(seat, is_wanted.then(|| Instant::now() + back_off));
     }
 
     /// No worker can be had: everybody is told why.
-    pub(in crate::pool) fn break_down(&mut self, why: &Error, effects: &mut Effects) {
+    pub(super) fn break_down(&mut self, why: &Error, effects: &mut Effects) {
         // The first reason counts: others that were being started may fail after it.
         let why = self.broken.get_or_insert_with(|| why.to_string()).clone();
         self.fail_all(effects, || broken(&why));
-        self.seats.iter_mut().for_each(|seat| seat.vacant = None);
+        self.seats.fill_vacancies();
     }
 
     /// Settles everything there is.
-    pub(in crate::pool) fn fail_all(&mut self, effects: &mut Effects, error: impl Fn() -> Error) {
+    pub(super) fn fail_all(&mut self, effects: &mut Effects, error: impl Fn() -> Error) {
         self.fail_waiting(effects, &error);
-        for (_, worker) in self.workers() {
+        for seat in 0..self.seats.len() {
+            let Some(worker) = self.seats.worker(seat) else { continue };
             for running in worker.running.drain(..) {
                 let Running { group, chunk, done, end, number, .. } = running;
                 worker.lane.take_back(number, 0);
@@ -180,7 +183,7 @@ impl Scheduler {
     }
 
     /// Settles everything there is, and lets those end in order who are at nothing. Who is at something is killed.
-    pub(in crate::pool) fn let_go(&mut self, effects: &mut Effects) {
+    pub(super) fn give_all_up(&mut self, effects: &mut Effects) {
         let error = if self.is_orphaned { stranded } else { terminated };
         self.fail_waiting(effects, error);
         for seat in 0..self.seats.len() {
@@ -189,9 +192,10 @@ impl Scheduler {
         }
         self.fail_waiting(effects, error);
         // What was done counts as done.
+        (0..self.seats.len()).for_each(|seat| self.seats.suspect(seat));
         self.collect(effects);
         for seat in 0..self.seats.len() {
-            let Some(worker) = self.seats[seat].worker.as_mut() else { continue };
+            let Some(worker) = self.seats.worker(seat) else { continue };
             let is_idle = worker.running.is_empty() && matches!(worker.phase, Phase::Serving | Phase::Leaving);
             for running in worker.running.drain(..) {
                 let Running { group, chunk, done, end, .. } = running;
@@ -206,13 +210,12 @@ impl Scheduler {
     }
 
     /// Settles everything that no worker has.
-    pub(in crate::pool) fn fail_waiting(&mut self, effects: &mut Effects, error: impl Fn() -> Error) {
-        while let Some(group) = self.queue.pop_front() {
-            let pending = {
-                let mut items = group.items();
-                items.is_queued = false;
-                std::mem::take(&mut items.pending)
-            };
+    pub(super) fn fail_waiting(&mut self, effects: &mut Effects, error: impl Fn() -> Error) {
+        let mut queues = vec![std::mem::take(&mut self.queue)];
+        queues.extend(self.checkouts.values_mut().map(|leased| std::mem::take(&mut leased.queue)));
+        for group in queues.into_iter().flatten() {
+            group.items().is_queued = false;
+            let pending = self.take_pending(&group);
             pending.iter().for_each(|chunk| effects.fail_pending(&group, chunk, &error));
         }
         for Reverse(timer) in std::mem::take(&mut self.timers) {
@@ -226,7 +229,7 @@ impl Scheduler {
     }
 
     /// What of `group` waits for its next try is not tried again.
-    pub(in crate::pool) fn forget_retries(&mut self, group: &Arc<Group>, effects: &mut Effects) {
+    pub(super) fn forget_retries(&mut self, group: &Arc<Group>, effects: &mut Effects) {
         if std::mem::take(&mut group.items().resting) == 0 {
             return;
         }
@@ -240,20 +243,17 @@ impl Scheduler {
     }
 
     /// Sends the workers home when nothing is left and nothing can come.
-    pub(in crate::pool) fn end_if_done(&mut self, effects: &mut Effects) {
+    pub(super) fn end_if_done(&mut self, effects: &mut Effects) {
         self.plan_to_share(effects);
-        if self.rules.least < self.rules.most && !self.is_idle_planned {
-            self.send_home(Instant::now(), effects);
-        }
+        self.plan_to_send_home(effects);
         if !self.is_closed || self.open > 0 && !self.is_shut || self.out > effects.settled {
             return;
         }
-        for seat in 0..self.seats.len() {
-            effects.nudge |= self.seats[seat].vacant.take().is_some() || self.seats[seat].is_hiring;
-            self.dismiss(seat, effects);
-        }
+        effects.nudge |= self.seats.fill_vacancies();
+        (0..self.seats.len()).for_each(|seat| self.dismiss(seat, effects));
         // A pool whose workers never came has nobody whose end would tell the driver.
-        effects.nudge |= self.seats.iter().all(|seat| !seat.is_taken());
+        self.seats.update();
+        effects.nudge |= self.seats.index().taken.is_empty();
     }
 }
 
@@ -266,7 +266,7 @@ mod tests {
     /// As its worker's last word may be that it was late.
     #[test]
     fn an_item_that_fails_when_the_pool_has_ended_is_not_tried_again() {
-        let (mut state, mut effects) = (Scheduler::default(), Effects::default());
+        let (mut state, mut effects) = (Scheduler::of_test(), Effects::default());
         let group = Arc::new(Group::new(entry::Call::of(|| ()), "f", Options { retries: 3, ..Options::default() }));
         group.items().out = 1;
         let mut chunk = Chunk::new(0);

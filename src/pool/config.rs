@@ -1,6 +1,5 @@
-//! How a pool is to be.
+//! The options of a pool: an option is a field of [`Config`], a setter of [`PoolBuilder`], and its use.
 
-use super::engine::Settings;
 use super::protocol::{Conditions, Task};
 use crate::error::{Error, Result};
 use crate::process::entry::{self, Outcome};
@@ -15,7 +14,7 @@ use std::ffi::{OsStr, OsString};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-/// How a [`Pool`](crate::Pool) is to be.
+/// Configures and starts a [`Pool`](crate::Pool).
 ///
 /// ```
 /// use multiprocess::{self as mp, Pool};
@@ -26,25 +25,88 @@ use std::time::Duration;
 /// ```
 #[derive(Default)]
 pub struct PoolBuilder {
-    workers: Option<RangeInclusive<usize>>,
-    idle_timeout: Option<Duration>,
-    start_method: StartMethod,
-    initializer: Option<Result<Task>>,
-    read_initialized: Option<fn(Parcel) -> Result<()>>,
-    finalizer: Option<Result<Task>>,
-    max_tasks_per_worker: Option<usize>,
-    tasks_jitter: usize,
-    max_age: Option<Duration>,
-    recycle_above: Option<u64>,
-    conditions: Conditions,
-    cpus: Vec<usize>,
-    variables: Vec<(OsString, OsString)>,
-    grace: Option<Duration>,
-    stderr_lines: usize,
-    backtraces: Option<bool>,
-    initializer_timeout: Option<Duration>,
-    exit_timeout: Option<Duration>,
-    is_local: bool,
+    config: Config,
+    /// What an argument of the initializer or the finalizer had to say.
+    failed: Option<Error>,
+}
+
+/// The options of a pool, with their defaults.
+pub(super) struct Config {
+    pub(super) workers: RangeInclusive<usize>,
+    /// Workers beyond the least end when they have idled for this.
+    pub(super) idle_timeout: Duration,
+    pub(super) start_method: StartMethod,
+    pub(super) initializer: Option<Task>,
+    /// What the initializer's report says.
+    pub(super) read_initialized: fn(Parcel) -> Result<()>,
+    /// From a worker's start to the end of its initializer.
+    pub(super) initializer_timeout: Option<Duration>,
+    pub(super) finalizer: Option<Task>,
+    /// From a worker's last item, or from when it was told to go, to its end.
+    pub(super) exit_timeout: Duration,
+    pub(super) max_tasks_per_worker: Option<usize>,
+    /// A worker's share is up to this much smaller than the most.
+    pub(super) tasks_jitter: usize,
+    pub(super) max_age: Option<Duration>,
+    pub(super) recycle_above: Option<u64>,
+    pub(super) conditions: Conditions,
+    /// The seats' CPUs, taken in turn; empty is any.
+    pub(super) cpus: Vec<usize>,
+    pub(super) variables: Vec<(OsString, OsString)>,
+    /// What was asked to stop may finish within this; then its worker is killed.
+    pub(super) grace: Duration,
+    /// How much of a dead worker's stderr its error quotes; with 0 the stream is not touched.
+    pub(super) stderr_lines: usize,
+    pub(super) backtraces: Option<bool>,
+    /// Its one worker is a thread here.
+    pub(super) is_local: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            workers: cpu_count().range(),
+            idle_timeout: Duration::from_secs(30),
+            start_method: StartMethod::default(),
+            initializer: None,
+            read_initialized: read_initialized::<()>,
+            initializer_timeout: None,
+            finalizer: None,
+            exit_timeout: Duration::from_secs(30),
+            max_tasks_per_worker: None,
+            tasks_jitter: 0,
+            max_age: None,
+            recycle_above: None,
+            conditions: Conditions::default(),
+            cpus: Vec::new(),
+            variables: Vec::new(),
+            grace: Duration::from_millis(10),
+            stderr_lines: 0,
+            backtraces: None,
+            is_local: false,
+        }
+    }
+}
+
+impl Config {
+    /// That of a pool within this process, whose thread is no process.
+    pub(super) fn in_process() -> Self {
+        Self { workers: 0..=0, is_local: true, ..Self::default() }
+    }
+
+    /// Whether there can be such a pool.
+    fn check(&self) -> Result<()> {
+        if !self.is_local {
+            checked(self.workers.clone())?;
+        }
+        if self.max_tasks_per_worker == Some(0) {
+            return Err(Error::other("the workers of a pool need to have at least one task each"));
+        }
+        if let Some(cpu) = self.cpus.iter().find(|cpu| **cpu >= CpuSet::MAX_CPU) {
+            return Err(Error::other(format!("there is no CPU {cpu} to tie a worker to")));
+        }
+        Ok(())
+    }
 }
 
 /// How many workers a pool has: a number, or a range from the least to the most.
@@ -86,28 +148,19 @@ pub(super) fn checked(workers: impl Workers) -> Result<RangeInclusive<usize>> {
     Ok(range)
 }
 
-/// Workers beyond the least end after this, by default.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// What a worker may take to end by default.
-const EXIT_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// What a task that was asked to stop may take by default.
-const GRACE: Duration = Duration::from_millis(10);
-
 impl PoolBuilder {
     /// How many workers, 4096 at most; by default [`cpu_count`]. With a range, such as `1..=8`, they come as they are needed, all
     /// at once if need be, and go when they have idled for the [`idle_timeout`](Self::idle_timeout).
     #[must_use]
     pub fn workers(mut self, workers: impl Workers) -> Self {
-        self.workers = Some(workers.range());
+        self.config.workers = workers.range();
         self
     }
 
     /// How long a worker beyond the least number may idle before it ends; by default 30 s.
     #[must_use]
     pub fn idle_timeout(mut self, timeout: Duration) -> Self {
-        self.idle_timeout = Some(timeout);
+        self.config.idle_timeout = timeout;
         self
     }
 
@@ -115,7 +168,7 @@ impl PoolBuilder {
     /// that they are not all replaced at once; by default 0.
     #[must_use]
     pub fn tasks_jitter(mut self, tasks: usize) -> Self {
-        self.tasks_jitter = tasks;
+        self.config.tasks_jitter = tasks;
         self
     }
 
@@ -123,14 +176,14 @@ impl PoolBuilder {
     /// go at once. By default never.
     #[must_use]
     pub fn max_age(mut self, age: Duration) -> Self {
-        self.max_age = Some(age);
+        self.config.max_age = Some(age);
         self
     }
 
     /// Replaces a worker that has more than `bytes` in memory after a task. By default never.
     #[must_use]
     pub fn recycle_above(mut self, bytes: u64) -> Self {
-        self.recycle_above = Some(bytes);
+        self.config.recycle_above = Some(bytes);
         self
     }
 
@@ -139,42 +192,42 @@ impl PoolBuilder {
     /// for what a panic has to say.)
     #[must_use]
     pub fn memory_limit(mut self, bytes: u64) -> Self {
-        self.conditions.memory = Some(bytes);
+        self.config.conditions.memory = Some(bytes);
         self
     }
 
     /// Limits how many descriptors each worker may have.
     #[must_use]
     pub fn descriptor_limit(mut self, descriptors: u64) -> Self {
-        self.conditions.descriptors = Some(descriptors);
+        self.config.conditions.descriptors = Some(descriptors);
         self
     }
 
     /// The nice value of the workers, from -20 to 19; less than this process's needs a privilege.
     #[must_use]
     pub fn nice(mut self, nice: i32) -> Self {
-        self.conditions.nice = Some(nice);
+        self.config.conditions.nice = Some(nice);
         self
     }
 
     /// Ties the workers to these CPUs, in turn.
     #[must_use]
     pub fn cpus(mut self, cpus: impl IntoIterator<Item = usize>) -> Self {
-        self.cpus = cpus.into_iter().collect();
+        self.config.cpus = cpus.into_iter().collect();
         self
     }
 
     /// Sets an environment variable in the workers.
     #[must_use]
     pub fn env(mut self, key: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
-        self.variables.push((key.as_ref().into(), value.as_ref().into()));
+        self.config.variables.push((key.as_ref().into(), value.as_ref().into()));
         self
     }
 
     /// How workers are started; by default through the fork server.
     #[must_use]
     pub fn start_method(mut self, method: StartMethod) -> Self {
-        self.start_method = method;
+        self.config.start_method = method;
         self
     }
 
@@ -188,8 +241,8 @@ impl PoolBuilder {
     {
         const { captures_nothing::<F>() };
         let call = entry::Call::of(f);
-        self.initializer = Some(Sealed::of(&args).map(|arguments| Task { call, arguments }));
-        self.read_initialized = Some(read_initialized::<F::Output>);
+        self.config.initializer = self.task(call, &args);
+        self.config.read_initialized = read_initialized::<F::Output>;
         self
     }
 
@@ -204,7 +257,7 @@ impl PoolBuilder {
     {
         const { captures_nothing::<F>() };
         let call = entry::Call::of(f);
-        self.finalizer = Some(Sealed::of(&args).map(|arguments| Task { call, arguments }));
+        self.config.finalizer = self.task(call, &args);
         self
     }
 
@@ -226,7 +279,7 @@ impl PoolBuilder {
     /// ```
     #[must_use]
     pub fn initializer_timeout(mut self, timeout: Duration) -> Self {
-        self.initializer_timeout = Some(timeout);
+        self.config.initializer_timeout = Some(timeout);
         self
     }
 
@@ -248,7 +301,7 @@ impl PoolBuilder {
     /// ```
     #[must_use]
     pub fn exit_timeout(mut self, timeout: Duration) -> Self {
-        self.exit_timeout = Some(timeout);
+        self.config.exit_timeout = timeout;
         self
     }
 
@@ -256,7 +309,7 @@ impl PoolBuilder {
     /// worker is killed; by default 10 ms.
     #[must_use]
     pub fn grace(mut self, grace: Duration) -> Self {
-        self.grace = Some(grace);
+        self.config.grace = grace;
         self
     }
 
@@ -264,7 +317,7 @@ impl PoolBuilder {
     /// [`ProcessBuilder::backtraces`](crate::ProcessBuilder::backtraces).
     #[must_use]
     pub fn backtraces(mut self, keep: bool) -> Self {
-        self.backtraces = Some(keep);
+        self.config.backtraces = Some(keep);
         self
     }
 
@@ -289,56 +342,31 @@ impl PoolBuilder {
     /// ```
     #[must_use]
     pub fn keep_stderr(mut self, lines: usize) -> Self {
-        self.stderr_lines = lines;
+        self.config.stderr_lines = lines;
         self
     }
 
     /// Replaces a worker after so many tasks; by default never.
     #[must_use]
     pub fn max_tasks_per_worker(mut self, tasks: usize) -> Self {
-        self.max_tasks_per_worker = Some(tasks);
+        self.config.max_tasks_per_worker = Some(tasks);
         self
     }
 
-    /// All of it, if it can be.
-    pub(super) fn settings(self) -> Result<Settings> {
-        let workers = match self.is_local {
-            // Its thread is no process.
-            true => 0..=0,
-            false => checked(self.workers.unwrap_or_else(|| cpu_count().range()))?,
-        };
-        if self.max_tasks_per_worker == Some(0) {
-            return Err(Error::other("the workers of a pool need to have at least one task each"));
-        }
-        if let Some(cpu) = self.cpus.iter().find(|cpu| **cpu >= CpuSet::MAX_CPU) {
-            return Err(Error::other(format!("there is no CPU {cpu} to tie a worker to")));
-        }
-        Ok(Settings {
-            workers,
-            idle_timeout: self.idle_timeout.unwrap_or(IDLE_TIMEOUT),
-            conditions: self.conditions,
-            cpus: self.cpus,
-            variables: self.variables,
-            tasks_jitter: self.tasks_jitter,
-            max_age: self.max_age,
-            recycle_above: self.recycle_above,
-            initializer_timeout: self.initializer_timeout,
-            exit_timeout: self.exit_timeout.unwrap_or(EXIT_TIMEOUT),
-            start_method: self.start_method,
-            initializer: self.initializer.transpose()?,
-            read_initialized: self.read_initialized.unwrap_or(read_initialized::<()>),
-            finalizer: self.finalizer.transpose()?,
-            max_tasks_per_worker: self.max_tasks_per_worker,
-            grace: self.grace.unwrap_or(GRACE),
-            stderr_lines: self.stderr_lines,
-            backtraces: self.backtraces,
-            is_local: self.is_local,
-        })
+    fn task<A: Arguments>(&mut self, call: entry::Call, args: &A) -> Option<Task> {
+        Sealed::of(args).map(|arguments| Task { call, arguments }).map_err(|error| self.failed = Some(error)).ok()
     }
 
-    /// The same for the worker of a pool within this process.
+    /// All of it, if it can be.
+    pub(super) fn config(self) -> Result<Config> {
+        self.failed.map_or(Ok(()), Err)?;
+        self.config.check()?;
+        Ok(self.config)
+    }
+
+    /// For a pool within this process.
     pub(super) fn in_process() -> Self {
-        Self { is_local: true, ..Self::default() }
+        Self { config: Config::in_process(), failed: None }
     }
 }
 

@@ -1,0 +1,58 @@
+//! Calls with something to give out, each once, in their turns.
+
+use crate::pool::group::Group;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+#[derive(Default)]
+pub(super) struct Queue {
+    groups: VecDeque<Arc<Group>>,
+    /// About so many have nothing left to give out.
+    empty: usize,
+}
+
+impl IntoIterator for Queue {
+    type Item = Arc<Group>;
+    type IntoIter = std::collections::vec_deque::IntoIter<Arc<Group>>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.groups.into_iter()
+    }
+}
+
+impl Queue {
+    pub(super) fn front(&self) -> Option<&Arc<Group>> {
+        self.groups.front()
+    }
+
+    pub(super) fn pop_front(&mut self) -> Option<Arc<Group>> {
+        self.groups.pop_front()
+    }
+
+    pub(super) fn push_back(&mut self, group: Arc<Group>) {
+        self.groups.push_back(group);
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.groups.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.groups.is_empty()
+    }
+
+    /// What one of them had to give out is gone. When that is so for half of them they are let go of: a pool whose
+    /// workers are busy for long may be asked for much that is given up again meanwhile.
+    pub(super) fn was_emptied(&mut self) {
+        self.empty += 1;
+        if 2 * self.empty < self.groups.len() {
+            return;
+        }
+        self.empty = 0;
+        self.groups.retain(|group| {
+            let mut items = group.items();
+            items.is_queued = items.has_pending();
+            items.is_queued
+        });
+    }
+}

@@ -1,0 +1,308 @@
+//! The seats of a pool, and sets of them that answer each question of the scheduler without a walk.
+//!
+//! Whoever changes a worker gets it from here, which notes its seat. [`Seats::update`] then puts that seat into the sets
+//! that it belongs to now; the scheduler does so before it asks them anything.
+
+use super::worker::{Phase, Worker};
+use super::{DEPTH, Hire};
+use crate::shm::family::SLOTS;
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+const WORDS: usize = SLOTS / 64;
+const _: () = assert!(WORDS <= 64, "one word says which words have a bit");
+
+/// A set of seats. Everything but [`iter`](Self::iter) takes constant time.
+#[derive(Clone)]
+pub(super) struct SeatSet {
+    words: [u64; WORDS],
+    /// Which of them are not 0.
+    summary: u64,
+    len: usize,
+}
+
+impl Default for SeatSet {
+    fn default() -> Self {
+        Self { words: [0; WORDS], summary: 0, len: 0 }
+    }
+}
+
+impl SeatSet {
+    #[inline]
+    pub(super) fn contains(&self, seat: usize) -> bool {
+        self.words.get(seat / 64).is_some_and(|word| word >> (seat % 64) & 1 != 0)
+    }
+
+    #[inline]
+    pub(super) fn set(&mut self, seat: usize, is_in: bool) {
+        let Some(word) = self.words.get_mut(seat / 64) else { return };
+        let bit = 1 << (seat % 64);
+        if (*word & bit != 0) == is_in {
+            return;
+        }
+        *word ^= bit;
+        self.len = if is_in { self.len + 1 } else { self.len - 1 };
+        let summary = 1 << (seat / 64);
+        self.summary = if *word != 0 { self.summary | summary } else { self.summary & !summary };
+    }
+
+    pub(super) fn insert(&mut self, seat: usize) {
+        self.set(seat, true);
+    }
+
+    /// The lowest seat.
+    #[inline]
+    pub(super) fn first(&self) -> Option<usize> {
+        let at = (self.summary != 0).then(|| self.summary.trailing_zeros() as usize)?;
+        Some(64 * at + self.words[at].trailing_zeros() as usize)
+    }
+
+    #[inline]
+    pub(super) fn pop_first(&mut self) -> Option<usize> {
+        let seat = self.first()?;
+        self.set(seat, false);
+        Some(seat)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// All of them, lowest first.
+    pub(super) fn iter(&self) -> impl Iterator<Item = usize> {
+        let words = self.words.iter().enumerate().filter(|(_, word)| **word != 0);
+        words.flat_map(|(at, word)| (0..64).filter(move |bit| word >> bit & 1 != 0).map(move |bit| 64 * at + bit))
+    }
+}
+
+/// The place of one worker after the other.
+#[derive(Default)]
+pub(super) struct Seat {
+    worker: Option<Worker>,
+    /// When the next one may start, if there is to be one.
+    vacant: Option<Instant>,
+    /// The driver is starting it.
+    is_hiring: bool,
+    pub(super) failures: u32,
+}
+
+/// What a seat counts as.
+#[derive(Default)]
+pub(super) struct Index {
+    /// Workers that anybody may give another order, by how many they have. The first are idle.
+    pub(super) open: [SeatSet; DEPTH],
+    /// Those of them that are awake with items that are over soon, and at none for long.
+    pub(super) brisk: [SeatSet; DEPTH],
+    /// All such workers, those included that may not be given more.
+    pub(super) awake: SeatSet,
+    /// Workers that have something behind what they are at, which others might do.
+    pub(super) behind: SeatSet,
+    /// Workers that are not known to have begun what they are at.
+    pub(super) unbegun: SeatSet,
+    /// Workers whose results are announced together.
+    pub(super) quiet: SeatSet,
+    /// Workers at their initializer.
+    pub(super) beginning: SeatSet,
+    pub(super) serving: SeatSet,
+    /// Seats that have a worker, or will.
+    pub(super) taken: SeatSet,
+    /// Workers that are about to come, or at their initializer.
+    pub(super) coming: SeatSet,
+}
+
+#[derive(Default)]
+pub(super) struct Seats {
+    all: Vec<Seat>,
+    /// Seats that may be in the wrong sets.
+    touched: SeatSet,
+    index: Index,
+    /// When seats that are to have a worker may have one.
+    vacancies: BTreeSet<(Instant, usize)>,
+    /// Checkouts whose worker has changed.
+    checkouts: Vec<u64>,
+    /// Seats whose lanes are to be looked into, whether they are marked or not.
+    suspect: SeatSet,
+}
+
+impl Seats {
+    /// How many there are, with a worker or without.
+    pub(super) fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    pub(super) fn grow(&mut self, len: usize) {
+        self.all.resize_with(self.all.len().max(len), Seat::default);
+    }
+
+    /// The sets, as they were when the seats were [updated](Self::update).
+    pub(super) fn index(&self) -> &Index {
+        debug_assert!(self.touched.is_empty(), "asked before the seats were updated");
+        &self.index
+    }
+
+    pub(super) fn index_mut(&mut self) -> &mut Index {
+        &mut self.index
+    }
+
+    pub(super) fn get(&self, seat: usize) -> Option<&Worker> {
+        self.all.get(seat)?.worker.as_ref()
+    }
+
+    pub(super) fn worker(&mut self, seat: usize) -> Option<&mut Worker> {
+        self.touched.insert(seat);
+        self.all.get_mut(seat)?.worker.as_mut()
+    }
+
+    /// All workers. For what happens rarely.
+    pub(super) fn workers(&self) -> impl Iterator<Item = (usize, &Worker)> {
+        self.all.iter().enumerate().filter_map(|(seat, place)| Some((seat, place.worker.as_ref()?)))
+    }
+
+    pub(super) fn set_worker(&mut self, seat: usize, worker: Worker) {
+        self.touched.insert(seat);
+        if let Some(seat) = self.all.get_mut(seat) {
+            (seat.worker, seat.is_hiring) = (Some(worker), false);
+        }
+    }
+
+    pub(super) fn take_worker(&mut self, seat: usize) -> Option<Worker> {
+        self.touched.insert(seat);
+        let worker = self.all.get_mut(seat)?.worker.take()?;
+        self.checkouts.extend((worker.lease > 0).then_some(worker.lease));
+        Some(worker)
+    }
+
+    pub(super) fn is_taken(&self, seat: usize) -> bool {
+        self.all.get(seat).is_some_and(|seat| seat.worker.is_some() || seat.vacant.is_some() || seat.is_hiring)
+    }
+
+    /// The next worker of `seat` may start then; `None` is never.
+    pub(super) fn set_vacant(&mut self, seat: usize, at: Option<Instant>) {
+        self.touched.insert(seat);
+        let Some(place) = self.all.get_mut(seat) else { return };
+        let before = std::mem::replace(&mut place.vacant, at);
+        before.into_iter().for_each(|at| _ = self.vacancies.remove(&(at, seat)));
+        self.vacancies.extend(at.map(|at| (at, seat)));
+    }
+
+    /// No more workers start. Whether one was to, or is being started.
+    pub(super) fn fill_vacancies(&mut self) -> bool {
+        let vacant: Vec<_> = self.vacancies.iter().map(|(_, seat)| *seat).collect();
+        vacant.iter().for_each(|seat| self.set_vacant(*seat, None));
+        !vacant.is_empty() || self.all.iter().any(|seat| seat.is_hiring)
+    }
+
+    /// A seat that is to have a worker now, which the driver will start.
+    pub(super) fn hire(&mut self, now: Instant, generation: u64) -> Option<Hire> {
+        let seat = self.vacancies.first().filter(|(at, _)| *at <= now)?.1;
+        self.set_vacant(seat, None);
+        self.all[seat].is_hiring = true;
+        Some(Hire { seat, generation })
+    }
+
+    /// When the next one is to have one.
+    pub(super) fn next_vacancy(&self) -> Option<Instant> {
+        self.vacancies.first().map(|(at, _)| *at)
+    }
+
+    /// The seat, whose worker did not come to anything.
+    pub(super) fn failed(&mut self, seat: usize) -> Option<u32> {
+        self.touched.insert(seat);
+        let seat = self.all.get_mut(seat)?;
+        seat.is_hiring = false;
+        seat.failures += 1;
+        Some(seat.failures)
+    }
+
+    pub(super) fn forgive(&mut self, seat: usize) {
+        self.all.get_mut(seat).into_iter().for_each(|seat| seat.failures = 0);
+    }
+
+    /// Puts the seats that were changed into the sets that they belong to.
+    pub(super) fn update(&mut self) {
+        while let Some(seat) = self.touched.pop_first() {
+            self.classify(seat);
+        }
+    }
+
+    fn classify(&mut self, seat: usize) {
+        let Some(place) = self.all.get(seat) else { return };
+        let index = &mut self.index;
+        let worker = place.worker.as_ref();
+        let (mut open, mut brisk) = (None, false);
+        if let Some(worker) = worker {
+            let is_everybodys = worker.phase == Phase::Serving && worker.lease == 0;
+            let orders = worker.running.len();
+            if is_everybodys && worker.given < worker.share && worker.full.is_none() && !worker.is_stalled() {
+                open = Some(orders);
+            }
+            brisk = is_everybodys && worker.is_brisk();
+            if worker.lease > 0 {
+                self.checkouts.push(worker.lease);
+            }
+            if worker.lane.is_damaged() {
+                self.suspect.insert(seat);
+            }
+        }
+        for (orders, (all, some)) in index.open.iter_mut().zip(&mut index.brisk).enumerate() {
+            all.set(seat, open == Some(orders));
+            some.set(seat, brisk && open == Some(orders));
+        }
+        index.awake.set(seat, brisk);
+        index.behind.set(seat, worker.is_some_and(|worker| worker.is_shared() && worker.has_more()));
+        index.unbegun.set(seat, worker.is_some_and(Worker::may_not_begin));
+        let is_beginning = worker.is_some_and(Worker::is_beginning);
+        index.beginning.set(seat, is_beginning);
+        index.serving.set(seat, worker.is_some_and(|worker| worker.phase == Phase::Serving));
+        let is_coming = place.vacant.is_some() || place.is_hiring;
+        index.taken.set(seat, worker.is_some() || is_coming);
+        index.coming.set(seat, is_coming || is_beginning);
+    }
+
+    /// Something waits for the worker of a checkout.
+    pub(super) fn changed(&mut self, lease: u64) {
+        self.checkouts.push(lease);
+    }
+
+    /// A checkout whose worker has changed since this was asked last.
+    pub(super) fn changed_checkout(&mut self) -> Option<u64> {
+        self.checkouts.pop()
+    }
+
+    pub(super) fn suspect(&mut self, seat: usize) {
+        self.suspect.insert(seat);
+    }
+
+    pub(super) fn has_suspects(&self) -> bool {
+        !self.suspect.is_empty()
+    }
+
+    pub(super) fn next_suspect(&mut self) -> Option<usize> {
+        self.suspect.pop_first()
+    }
+}
+
+#[cfg(all(test, not(multiprocess_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_set_of_seats_has_what_was_put_in_lowest_first() {
+        let mut set = SeatSet::default();
+        assert_eq!((set.first(), set.len(), set.is_empty()), (None, 0, true));
+        for seat in [4095, 64, 0, 63, 64] {
+            set.insert(seat);
+        }
+        set.insert(SLOTS);
+        assert_eq!(set.iter().collect::<Vec<_>>(), [0, 63, 64, 4095]);
+        assert!(set.contains(63) && !set.contains(62) && !set.contains(SLOTS));
+        set.set(0, false);
+        assert_eq!((set.pop_first(), set.first(), set.len()), (Some(63), Some(64), 2));
+        assert_eq!(std::iter::from_fn(|| set.pop_first()).collect::<Vec<_>>(), [64, 4095]);
+        assert!(set.is_empty());
+    }
+}

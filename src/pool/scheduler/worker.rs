@@ -1,0 +1,215 @@
+//! A worker as the scheduler knows it, and the orders that it has.
+
+use super::{STARTS, later};
+use crate::channel::lane::PoolEnd;
+use crate::error::{Error, ErrorKind, Result};
+use crate::pool::group::{Chunk, Group};
+use crate::pool::mail::{Mail, Outbox};
+use crate::pool::trace::Ear;
+use crate::process::{Cause, Killer};
+use std::collections::VecDeque;
+use std::fmt::Write;
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// So long a worker may take to copy so much of an order.
+const SENDS_64_KIB: Duration = Duration::from_millis(1);
+
+/// What can be done to whoever is at the other end of a lane.
+pub(in crate::pool) trait Control: Send {
+    /// Ends it, whatever it is at. Its exit is told like any other.
+    fn kill(&self);
+    /// It has nothing left to do, and is to end by itself within this.
+    fn leaves_within(&self, time: Duration);
+}
+
+impl Control for Killer {
+    fn kill(&self) {
+        // Whoever cannot be killed has ended.
+        let _ = Killer::kill(self);
+    }
+
+    fn leaves_within(&self, time: Duration) {
+        Killer::leaves_within(self, time);
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Phase {
+    /// Its initializer runs.
+    Beginning,
+    Serving,
+    /// It has all the orders it will get, and ends after them.
+    Leaving,
+    /// It was killed, or cannot be reached any more.
+    Doomed,
+}
+
+pub(super) struct Worker {
+    pub(super) generation: u64,
+    pub(super) name: String,
+    pub(super) pid: u32,
+    pub(super) control: Box<dyn Control>,
+    pub(super) lane: PoolEnd,
+    pub(super) outbox: Arc<Outbox>,
+    pub(super) mail: Arc<Mail>,
+    pub(super) ear: Arc<Ear>,
+    pub(super) phase: Phase,
+    pub(super) running: VecDeque<Running>,
+    /// Items it was given, and may be given.
+    pub(super) given: usize,
+    pub(super) share: usize,
+    /// The checkout that has it; 0 is none.
+    pub(super) lease: u64,
+    /// It is to go once it is given back.
+    pub(super) is_due: bool,
+    /// Items that it has answered.
+    pub(super) answered: u64,
+    pub(super) born: Instant,
+    pub(super) idle_since: Option<Instant>,
+    pub(super) has_worked: bool,
+    /// The initializer's report has not come.
+    pub(super) is_awaited: bool,
+    /// There was no room for an order in its lane; how far it was with giving orders up then.
+    pub(super) full: Option<u64>,
+    /// The same for when something was put into its outbox, as long as that may be there.
+    pub(super) unsent: Option<u64>,
+    /// It let others have what it was given and had not begun: it may be stopped. How far it was with giving orders up
+    /// then, and since when.
+    pub(super) stalled: Option<(u64, Instant)>,
+    /// Its items were expected to be over by now, and are not.
+    pub(super) is_lagging: bool,
+    /// When it last came to something, as far as the pool knows: an item at its front waits for nothing else since then.
+    pub(super) moved: Instant,
+    /// It was seen to take orders.
+    pub(super) is_ready: bool,
+    /// That report has come, and is being read.
+    pub(super) has_reported: bool,
+    /// Since when it is to end once it has nothing to do.
+    pub(super) leaving: Option<Instant>,
+    /// Why it was killed, if that says something about those to come.
+    pub(super) overdue: Option<Error>,
+    /// What is known of its end.
+    pub(super) end: Circumstances,
+    /// Why it was killed, for the item that it was at.
+    pub(super) doom: Option<Error>,
+}
+
+/// What the driver has learned of a worker's end, beyond its status.
+#[derive(Default)]
+pub(in crate::pool) struct Circumstances {
+    /// The kernel killed it for its memory.
+    pub(in crate::pool) was_starved: bool,
+    pub(in crate::pool) last_words: Option<String>,
+    /// What it could say itself.
+    pub(in crate::pool) cause: Option<Cause>,
+}
+
+/// An order at a worker.
+pub(super) struct Running {
+    pub(super) group: Arc<Group>,
+    pub(super) chunk: Chunk,
+    pub(super) number: u32,
+    pub(super) done: u32,
+    pub(super) end: u32,
+    pub(super) since: Instant,
+    /// The item that was found begun, by who looked whether others should have it.
+    pub(super) begun: Option<u32>,
+    /// The item that was found started when its start was not noted.
+    pub(super) unnoted: Option<u32>,
+    /// Its results are told of together.
+    pub(super) is_quiet: bool,
+    /// Its items are expected to be over before another worker could be woken for them.
+    pub(super) is_brief: bool,
+}
+
+impl Worker {
+    /// Whether its initializer is not known to have ended.
+    pub(super) fn is_beginning(&self) -> bool {
+        self.phase == Phase::Beginning && !self.has_reported
+    }
+
+    /// Whether it is awake with items that are over soon.
+    pub(super) fn is_brisk(&self) -> bool {
+        !self.running.is_empty() && !self.is_lagging && self.running.iter().all(|running| running.is_brief)
+    }
+
+    /// Ends it; `doom` is what to tell about the item that it is at.
+    pub(super) fn kill(&mut self, doom: Option<Error>) {
+        self.phase = Phase::Doomed;
+        self.doom = doom;
+        self.control.kill();
+    }
+
+    /// What to tell about one that is gone.
+    pub(super) fn death(&self, status: &Result<ExitStatus>, doing: &str) -> Error {
+        let how = match status {
+            Ok(status) => status.to_string(),
+            Err(error) => error.to_string(),
+        };
+        let mut text = format!("{} died while it ran {doing}: {how}", self.name);
+        if let Some(cause) = &self.end.cause {
+            text = format!("{} died while it ran {doing}: {cause} ({how})", self.name);
+        }
+        let (age, (_, peak)) = (self.born.elapsed(), self.lane.memory());
+        let _ = write!(text, "; it was {age:.1?} old");
+        if peak > 0 {
+            let _ = write!(text, " and had used {} MiB at most when it last looked", peak >> 20);
+        }
+        if self.end.was_starved {
+            text.push_str("; the kernel killed it because memory ran out");
+        }
+        if let Some(words) = &self.end.last_words {
+            let _ = write!(text, "; it last wrote:\n{words}");
+        }
+        let kind = self.end.cause.as_ref().map_or(ErrorKind::ProcessDied, Cause::kind);
+        let error = Error::new(kind, text).with_exit_status(status.as_ref().ok().copied());
+        let panic = self.end.cause.as_ref().and_then(Cause::panic);
+        panic.cloned().into_iter().fold(error, Error::with_panic)
+    }
+
+    /// Whether it has not come to anything since others were given what it had.
+    pub(super) fn is_stalled(&self) -> bool {
+        self.stalled.is_some_and(|(then, _)| self.lane.given_up() == then)
+    }
+
+    /// When the item that it is to begin next should have been begun, if that may take `limit`; not what is being sent
+    /// to it, or while the process starts.
+    pub(super) fn due(&mut self, limit: Duration, now: Instant) -> Option<Instant> {
+        if !self.is_ready && self.lane.is_ready() {
+            (self.is_ready, self.moved) = (true, now);
+        }
+        let running = self.running.front()?;
+        let blocks = running.chunk.bytes().len() >> 16;
+        let mut limit = limit.saturating_add(SENDS_64_KIB.saturating_mul(blocks.try_into().unwrap_or(u32::MAX)));
+        if !self.is_ready || self.outbox.has(running.number) {
+            limit = limit.max(STARTS);
+        }
+        Some(later(self.moved.max(running.since), limit))
+    }
+
+    /// Lets go of orders that are done; `now` if they came to their end just now, and are to be counted among `ended`.
+    pub(super) fn pop_complete(&mut self, now: Option<Instant>, ended: &mut Vec<(Arc<Group>, u32, Option<Duration>)>) {
+        while self.running.front().is_some_and(|running| running.done >= running.end) {
+            let Some(running) = self.running.pop_front() else { return };
+            running.group.forget(&running.chunk);
+            if let Some(now) = now {
+                let took = self.lane.took(running.number);
+                match ended.last_mut() {
+                    Some((group, count, time))
+                        if Arc::ptr_eq(group, &running.group) && time.is_some() == took.is_some() =>
+                    {
+                        *count += running.done;
+                        *time = time.and_then(|time| Some(time + took?));
+                    }
+                    _ => ended.push((running.group, running.done, took)),
+                }
+                self.running.front_mut().into_iter().for_each(|next| next.since = now);
+            }
+            if self.running.is_empty() {
+                self.idle_since = Some(now.unwrap_or_else(Instant::now));
+            }
+        }
+    }
+}
