@@ -46,3 +46,33 @@ pub use process::private;
 
 #[cfg(test)]
 test_support!();
+
+/// Once in a test or bench crate: its tests can then spawn processes, whatever runs them.
+///
+/// ```
+/// multiprocess::test_support!();
+///
+/// #[tokio::test]
+/// async fn adds() {
+///     let sum = multiprocess::Process::spawn(|a: u8, b: u8| a + b, (1, 2)).unwrap().await;
+///     assert_eq!(sum.unwrap(), 3);
+/// }
+/// # fn main() {}
+/// ```
+#[macro_export]
+macro_rules! test_support {
+    () => {
+        const _: () = {
+            use ::core::ffi::{c_char, c_int};
+            extern "C" fn start(count: c_int, arguments: *const *const c_char, variables: *const *const c_char) {
+                // SAFETY: the C library calls this initialiser, once, with the arguments of the program.
+                unsafe { $crate::private::run_initializers_after(start, (count, arguments, variables)) };
+                $crate::init();
+            }
+            // Runs before main, and so before the test harness looks at its arguments or starts a thread.
+            #[used]
+            #[unsafe(link_section = ".init_array")]
+            static START: $crate::private::Initializer = start;
+        };
+    };
+}

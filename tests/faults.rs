@@ -184,6 +184,22 @@ async fn locks() -> mp::Result<()> {
     done.map(drop).and(child.await?)
 }
 
+async fn deaths() -> mp::Result<()> {
+    async fn holds(lock: Lock, has: Queue<()>) -> mp::Result<()> {
+        let _guard = lock.acquire().await?;
+        has.put(()).await?;
+        std::future::pending().await
+    }
+    let (lock, has) = (Lock::new()?, Queue::unbounded()?);
+    let mut child = Process::builder().daemon(true).spawn(holds, (lock.clone(), has.clone()))?;
+    unless_it_ends(&mut child, has.get()).await?;
+    child.kill().or_else(|_| child.kill())?;
+    match lock.acquire().await.map(drop) {
+        Err(error) if error.kind() != mp::ErrorKind::OwnerDied => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
 async fn blocks() -> mp::Result<()> {
     let queue = Queue::<u32>::bounded(1)?;
     let other = queue.clone();
@@ -249,11 +265,12 @@ fn run(future: impl Future<Output = mp::Result<()>>) -> mp::Result<()> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(future)
 }
 
-const USES: [Use; 9] = [
+const USES: [Use; 10] = [
     ("spawns", || run(spawns())),
     ("queues", || run(queues())),
     ("handles", || run(handles())),
     ("locks", || run(locks())),
+    ("deaths", || run(deaths())),
     ("blocks", || run(blocks())),
     ("pools", || run(pools())),
     ("managers", || run(managers())),

@@ -7,7 +7,7 @@ use super::stream;
 use super::stream::{ByteConnection, Raw};
 use super::{MAX_MESSAGE, PATIENCE};
 use crate::error::{Error, ErrorKind, Result};
-use crate::os::{listen, reactor, timer};
+use crate::os::{fork, listen, reactor, timer};
 use std::fmt;
 use std::future::{Future, IntoFuture};
 use std::io;
@@ -124,6 +124,7 @@ impl Connect {
     }
 
     async fn run(self) -> Result<ByteConnection> {
+        fork::check()?;
         let address = Address::parse(&self.address)?;
         let failed = |error| Error::io(format_args!("cannot connect to {address}"), error);
         reactor::has_io().and_then(|()| reactor::has_timer()).map_err(failed)?;

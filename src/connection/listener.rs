@@ -15,7 +15,7 @@ use super::stream::{ByteConnection, Raw};
 use super::{MAX_MESSAGE, PATIENCE};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::listen::{self, Made};
-use crate::os::{fork, reactor, timer};
+use crate::os::{fork, fork::Own, reactor, timer};
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::{Future, IntoFuture, poll_fn};
@@ -97,6 +97,7 @@ impl Listener {
     /// `Authentication` if a peer did not prove in time that it knows the key: one peer, one error, and the
     /// listener goes on. `Closed` after [`close`](Self::close), and once the runtime that it was bound in has ended.
     pub async fn accept(&self) -> Result<ByteConnection> {
+        fork::check()?;
         loop {
             let mut arrived = pin!(self.shared.arrived.notified());
             arrived.as_mut().enable();
@@ -139,6 +140,10 @@ impl Listener {
     /// # Ok::<_, mp::Error>(()) }).unwrap();
     /// ```
     pub fn close(&self) {
+        // It is the other process's.
+        if fork::is_forked() {
+            return;
+        }
         self.shared.state().is_closed = true;
         self.driver.abort();
         self.shared.close();
@@ -214,6 +219,7 @@ impl Bind {
     }
 
     async fn run(self) -> Result<Listener> {
+        fork::check()?;
         let address = Address::parse(&self.address)?;
         let failed = |error| Error::io(format_args!("cannot listen at {address}"), error);
         reactor::has_io().and_then(|()| reactor::has_timer()).map_err(failed)?;
@@ -222,8 +228,13 @@ impl Bind {
         if self.tls.is_some() && !matches!(socket, Socket::Tcp(_)) {
             return Err(Error::new(ErrorKind::Other, "TLS is for TCP, and this is a Unix socket"));
         }
-        let state =
-            State { socket: Some(socket), outcomes: VecDeque::new(), connections: 0, failures: 0, is_closed: false };
+        let state = State {
+            socket: Some(Own::new(socket)),
+            outcomes: VecDeque::new(),
+            connections: 0,
+            failures: 0,
+            is_closed: false,
+        };
         let shared = Arc::new(Shared { state: Mutex::new(state), arrived: Notify::new(), taken: Notify::new() });
         let terms = Terms {
             key: self.key.map(|key| Key { allow_md5: self.allow_md5, ..key }),
@@ -272,7 +283,7 @@ struct Shared {
 
 struct State {
     /// Here and not with the driver, so that closing the listener closes it at once. None once closed.
-    socket: Option<Socket>,
+    socket: Option<Own<Socket>>,
     /// By its owner, and not by the end of its runtime.
     is_closed: bool,
     outcomes: VecDeque<Result<ByteConnection>>,
@@ -448,7 +459,9 @@ impl Socket {
                         return Err(error);
                     }
                 };
-                Ok((Self::Path(socket, path.clone(), made), address.to_string()))
+                // The program may be in another directory when it is removed.
+                let file = std::path::absolute(path).unwrap_or_else(|_| path.clone());
+                Ok((Self::Path(socket, file, made), address.to_string()))
             }
             Address::Abstract(name) => {
                 let socket = std::os::unix::net::UnixListener::bind_addr(&Address::abstract_name(name)?)?;
@@ -473,9 +486,7 @@ impl Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        if let Self::Path(_, path, made) = self
-            && !fork::is_forked()
-        {
+        if let Self::Path(_, path, made) = self {
             listen::remove(path, *made);
         }
     }

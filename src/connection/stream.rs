@@ -3,7 +3,7 @@
 use super::auth::{self, Key, Role};
 use super::frame::{FrameReader, FrameWriter};
 use crate::error::{Error, ErrorKind, Result};
-use crate::os::{socket, timer};
+use crate::os::{fork, fork::Own, socket, timer};
 use futures::{Sink, Stream};
 use std::fmt;
 use std::future::poll_fn;
@@ -63,13 +63,13 @@ pub struct ByteConnection {
 /// # Ok::<_, mp::Error>(()) }).unwrap();
 /// ```
 pub struct ByteSender {
-    writer: Mutex<FrameWriter<Writer>>,
+    writer: Mutex<Own<FrameWriter<Writer>>>,
     peer: Arc<str>,
 }
 
 /// The receiving half of a [`ByteConnection`]. See [`ByteSender`] for an example.
 pub struct ByteReceiver {
-    reader: Mutex<FrameReader<Reader>>,
+    reader: Mutex<Own<FrameReader<Reader>>>,
     /// The other end may be a listener that wants a key, which this end has not got; its first message tells.
     expects_challenge: std::sync::atomic::AtomicBool,
     peer: Arc<str>,
@@ -176,9 +176,9 @@ impl Raw {
         reader.set_limit(max_message as u64);
         let peer: Arc<str> = self.peer.into();
         Ok(ByteConnection {
-            sender: ByteSender { writer: Mutex::new(writer), peer: peer.clone() },
+            sender: ByteSender { writer: Mutex::new(Own::new(writer)), peer: peer.clone() },
             receiver: ByteReceiver {
-                reader: Mutex::new(reader),
+                reader: Mutex::new(Own::new(reader)),
                 expects_challenge: (role == Role::Client && key.is_none()).into(),
                 peer,
             },
@@ -192,6 +192,7 @@ impl ByteSender {
     /// # Errors
     /// As [`ByteConnection::send_bytes`].
     pub async fn send_bytes(&self, message: &[u8]) -> Result<()> {
+        fork::check()?;
         self.writer.lock().await.send(message).await
     }
 
@@ -207,6 +208,7 @@ impl ByteReceiver {
     /// # Errors
     /// As [`ByteConnection::recv_bytes`].
     pub async fn recv_bytes(&self) -> Result<Vec<u8>> {
+        fork::check()?;
         let received = self.reader.lock().await.recv().await;
         self.refuse_challenge(received)
     }
@@ -216,6 +218,7 @@ impl ByteReceiver {
     /// # Errors
     /// `Io` outside a tokio runtime, and in one without its timer.
     pub async fn poll(&self, timeout: Duration) -> Result<bool> {
+        fork::check()?;
         let ready = async {
             let mut reader = self.reader.lock().await;
             poll_fn(|cx| reader.poll_ready(cx)).await;
@@ -249,6 +252,7 @@ impl Stream for ByteReceiver {
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
+        fork::check()?;
         let received = ready!(this.reader.get_mut().poll_recv(cx));
         Poll::Ready(match this.refuse_challenge(received) {
             Err(error) if error.kind() == ErrorKind::Closed => None,
@@ -261,6 +265,7 @@ impl Sink<Vec<u8>> for ByteSender {
     type Error = Error;
 
     fn poll_ready(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        fork::check()?;
         self.get_mut().writer.get_mut().poll_ready(cx)
     }
 
@@ -270,10 +275,12 @@ impl Sink<Vec<u8>> for ByteSender {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        fork::check()?;
         self.get_mut().writer.get_mut().poll_flush(cx)
     }
 
     fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        fork::check()?;
         self.get_mut().writer.get_mut().poll_close(cx)
     }
 }

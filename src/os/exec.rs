@@ -16,8 +16,21 @@ use std::time::Duration;
 
 const MARK: &str = "/proc/self/./fd/./";
 
+extern "C" fn note() {
+    if mark().is_some() {
+        spawn::note_inherited();
+    }
+}
+
+/// Runs before `main`.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static NOTE: extern "C" fn() = note;
+
 /// The number of the socket that this process's role comes over; `None` if it was not started to take one.
 pub(crate) fn mark() -> Option<RawFd> {
+    // The reference is what makes the linker keep the entry.
+    std::hint::black_box(&NOTE);
     marked(path_of_exec()).or_else(|| marked(kernels_path_of_exec()?))
 }
 
@@ -118,6 +131,12 @@ impl Process {
 
     /// Ends it, waits for that, and leaves no zombie.
     pub(crate) fn end(&self) {
+        self.kill();
+        let _ = self.wait(None);
+    }
+
+    /// Sends it SIGKILL, if this process may.
+    pub(crate) fn kill(&self) {
         // One that has ended is no error, and nobody else's process can be hit: without a pidfd it is asked first whether
         // the pid is still that of a child.
         let _ = match self.id() {
@@ -127,7 +146,6 @@ impl Process {
             WaitId::Pid(_) => Ok(()),
             _ => pidfd::signal(self.pidfd(), Signal::KILL),
         };
-        let _ = self.wait(None);
     }
 
     /// Waits until it has ended, at most for `limit`. `None`: it goes on, or somebody else has reaped it and the kernel
@@ -201,14 +219,19 @@ fn start_with_the_rights_of_this_thread(
     match see_end_of(pid, watch) {
         Ok((pidfd, is_pidfd)) => Ok(Process { pid, pidfd, is_pidfd }),
         Err(error) => {
-            // SAFETY: neither call takes a pointer to anything of ours. The process is a child that nobody has reaped
-            // but perhaps the kernel, just now.
-            unsafe {
-                libc::kill(pid as libc::pid_t, libc::SIGKILL);
-                libc::waitpid(pid as libc::pid_t, std::ptr::null_mut(), 0);
-            }
+            kill_and_reap(pid);
             Err(error)
         }
+    }
+}
+
+/// Ends a child of which nothing but its pid is known, if that is still its own.
+fn kill_and_reap(pid: u32) {
+    let Some(pid) = Pid::from_raw(pid as i32) else { return };
+    if pidfd::is_child_by(WaitId::Pid(pid)) {
+        // It may have ended just now.
+        let _ = kill_process(pid, Signal::KILL);
+        let _ = rustix::io::retry_on_intr(|| waitid(WaitId::Pid(pid), WaitIdOptions::EXITED));
     }
 }
 

@@ -6,6 +6,8 @@
 
 use crate::error::ForkedProcess;
 use std::io;
+use std::mem::ManuallyDrop;
+use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU64, Ordering::*};
@@ -114,5 +116,40 @@ impl Drop for Private {
         let mut places = PRIVATE.iter();
         // In a forked process the marks are of no use any more.
         let _ = places.any(|place| place.compare_exchange(self.0, -1, AcqRel, Relaxed).is_ok());
+    }
+}
+
+/// What only the process that made it drops. In one that was forked from it a drop would be noticed there: both have the same
+/// descriptors behind the same epoll, and the tasks are the other's.
+pub(crate) struct Own<T>(ManuallyDrop<T>);
+
+impl<T> Own<T> {
+    pub(crate) fn new(inner: T) -> Self {
+        Self(ManuallyDrop::new(inner))
+    }
+}
+
+impl<T> Deref for Own<T> {
+    type Target = T;
+
+    #[inline]
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
+impl<T> DerefMut for Own<T> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.0
+    }
+}
+
+impl<T> Drop for Own<T> {
+    fn drop(&mut self) {
+        if !is_forked() {
+            // SAFETY: here is the only place that drops it, once, and nobody can use it afterwards.
+            unsafe { ManuallyDrop::drop(&mut self.0) };
+        }
     }
 }

@@ -80,6 +80,25 @@ fn may_come_from_file(path: &str) -> bool {
         )
 }
 
+/// Whether this thread may look into another process: not if it is confined more than that one is, by Landlock say, which cannot be
+/// asked for otherwise. `None` if nobody can tell. See
+/// [ptrace(2)](https://man7.org/linux/man-pages/man2/ptrace.2.html), "Ptrace access mode checking".
+pub(crate) fn may_look_at(pid: u32) -> Option<bool> {
+    use rustix::io::Errno;
+    let mut room = [std::mem::MaybeUninit::uninit(); 1];
+    match rustix::fs::readlinkat_raw(rustix::fs::CWD, format!("/proc/{pid}/exe"), &mut room) {
+        Ok(_) => Some(true),
+        Err(Errno::ACCESS | Errno::PERM) => Some(false),
+        Err(_) => None,
+    }
+}
+
+/// Whether processes of this user may look into this one, as far as that is up to it: what is forked from it is like it.
+pub(crate) fn can_be_looked_at() -> bool {
+    use rustix::process::{DumpableBehavior, dumpable_behavior};
+    dumpable_behavior().is_ok_and(|behavior| behavior == DumpableBehavior::Dumpable)
+}
+
 /// Whether no exec gives this thread rights any more.
 pub(crate) fn are_final() -> bool {
     rustix::thread::no_new_privs().unwrap_or(false)

@@ -179,7 +179,9 @@ pub(crate) fn ignore_only(ignored: u64) {
             _ => {}
         }
     }
-    reap_by_kernel(false);
+    if is_ignored(libc::SIGCHLD) {
+        reap_by_kernel(false);
+    }
 }
 
 /// In a process that runs a function: SIGCHLD as the program had it when it began.

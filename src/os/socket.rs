@@ -117,9 +117,19 @@ pub(crate) fn learn_senders(socket: BorrowedFd<'_>) -> io::Result<()> {
     Ok(rustix::net::sockopt::set_socket_passcred(socket, true)?)
 }
 
-/// Whether the next packet of a socket that [learns its senders](learn_senders) comes from a process that has the real
-/// user and group of this one, by the kernel's word. The packet stays where it is; no packet is nobody's.
-pub(crate) fn is_from_same_user(socket: BorrowedFd<'_>) -> bool {
+/// Who sent a packet, by the kernel's word.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Sender {
+    /// There is no packet.
+    Nobody,
+    /// It has the real user and group of this process, or has hung up.
+    SameUser,
+    /// Also one that could not be found out.
+    Other,
+}
+
+/// Who sent the next packet of a socket that [learns its senders](learn_senders). The packet stays where it is.
+pub(crate) fn sender(socket: BorrowedFd<'_>) -> Sender {
     use std::os::fd::AsRawFd;
     // By libc: a list of control messages that was cut short is not gone through by nix, and the descriptors of the packet
     // are to be cut off here, not received.
@@ -129,10 +139,21 @@ pub(crate) fn is_from_same_user(socket: BorrowedFd<'_>) -> bool {
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     (message.msg_iov, message.msg_iovlen) = (&raw mut slice, 1);
     (message.msg_control, message.msg_controllen) = (space.as_mut_ptr().cast(), size_of_val(&space) as _);
-    // SAFETY: the structure names memory of this stack, with its sizes.
-    let len = unsafe { libc::recvmsg(socket.as_raw_fd(), &mut message, libc::MSG_PEEK | libc::MSG_DONTWAIT) };
-    if len <= 0 {
-        return true; // Nothing, an end, or an error that the receiver meets again.
+    let peek = || {
+        // SAFETY: the structure names memory of this stack, with its sizes.
+        match unsafe { libc::recvmsg(socket.as_raw_fd(), &mut message, libc::MSG_PEEK | libc::MSG_DONTWAIT) } {
+            // Not a failure that passes.
+            -1 if Errno::from_io_error(&io::Error::last_os_error()) == Some(Errno::AGAIN) => Ok(-1),
+            -1 => Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO)),
+            len => Ok(len),
+        }
+    };
+    match super::poll::again(peek) {
+        Ok(1..) => {}
+        Ok(-1) => return Sender::Nobody,
+        // An end, which the receiver meets again.
+        Ok(_) | Err(Errno::CONNRESET) => return Sender::SameUser,
+        Err(_) => return Sender::Other,
     }
     // SAFETY: the kernel has filled `space` as `message` says, which is aligned as a header must be; the payload of a
     // message of this kind is a `ucred`, wherever it lies.
@@ -143,7 +164,10 @@ pub(crate) fn is_from_same_user(socket: BorrowedFd<'_>) -> bool {
         is_sender.then(|| libc::CMSG_DATA(first).cast::<libc::ucred>().read_unaligned())
     };
     let mine = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
-    sender.is_some_and(|sender| (sender.uid, sender.gid) == mine)
+    match sender {
+        Some(sender) if (sender.uid, sender.gid) == mine => Sender::SameUser,
+        _ => Sender::Other,
+    }
 }
 
 /// No send and no receipt by this end of the socket waits longer.

@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
+use std::sync::OnceLock;
 
 /// Proof that this process had one thread when it looked. Who holds it starts none.
 #[derive(Clone, Copy)]
@@ -152,10 +153,33 @@ pub(crate) fn take_inherited(fd: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { std::os::fd::FromRawFd::from_raw_fd(fd) })
 }
 
-/// Closes what another program left open for us by mistake.
+/// What this process had from who executed it before anything here ran: the numbers, and of what.
+static INHERITED: OnceLock<Vec<(RawFd, Option<Identity>)>> = OnceLock::new();
+
+/// Device, inode and type.
+type Identity = (u64, u64, u32);
+
+fn identity(fd: RawFd) -> Option<Identity> {
+    let stat = look_at(fd, |fd| rustix::fs::fstat(fd))?.ok()?;
+    Some((stat.st_dev, stat.st_ino, stat.st_mode & libc::S_IFMT))
+}
+
+/// Called before `main`: what is open now is not this program's.
+pub(crate) fn note_inherited() {
+    INHERITED.get_or_init(|| inherited().into_iter().map(|fd| (fd, identity(fd))).collect());
+}
+
+/// Closes what another program left open for us by mistake, and nothing that this one has opened since, in `main` or by a C
+/// library that does not say close-on-exec.
 pub(crate) fn close_leaked() {
-    for fd in inherited() {
-        // SAFETY: everything that this process opened itself is close-on-exec; nobody here knows this one.
+    let is_still = |(fd, of): &&(RawFd, Option<Identity>)| is_inheritable(*fd) && identity(*fd) == *of;
+    let leaked: Vec<RawFd> = match INHERITED.get() {
+        Some(noted) => noted.iter().filter(is_still).map(|(fd, _)| *fd).collect(),
+        None => inherited(),
+    };
+    for fd in leaked {
+        // SAFETY: it was open before anything of this process ran; or, if that was not noted, everything that Rust code here has
+        // opened is close-on-exec. Nobody here knows this one.
         unsafe { libc::close(fd) };
     }
 }

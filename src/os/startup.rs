@@ -17,9 +17,17 @@ unsafe extern "C" {
     static END: [usize; 0];
 }
 
-/// Calls the initialisers that come after `own`, which runs and does not return: registries that other crates fill
-/// before `main`, and what C++ code sets up there, would be missing in this process otherwise.
-pub(crate) fn run_those_after(own: Initializer, (count, arguments, variables): Arguments) {
+/// In a process that was started to take a role: calls the initialisers that come after `own`, which then calls `init` and so does
+/// not return. Registries that other crates fill before `main`, and what C++ code sets up there, would be missing
+/// otherwise. In any other process nothing.
+///
+/// # Safety
+/// The C library calls `own`, as one of the initialisers of this program, with `arguments`, and `own` calls this, once, and then
+/// `init`.
+pub unsafe fn run_initializers_after(own: Initializer, (count, arguments, variables): Arguments) {
+    if super::exec::mark().is_none() {
+        return;
+    }
     // SAFETY: the linker places the two symbols around the list, which nothing writes any more.
     let list = unsafe {
         let (first, end) = (FIRST.as_ptr(), END.as_ptr());
@@ -29,7 +37,7 @@ pub(crate) fn run_those_after(own: Initializer, (count, arguments, variables): A
     // Old tool chains leave such rows.
     for address in after.copied().filter(|address| ![0, usize::MAX].contains(address)) {
         // SAFETY: each row is the address of an initialiser, and the C library has not come to this one: it waits for
-        // `own`, which does not return. `own` was called with these arguments.
+        // `own`, which does not return, as the caller promises. `own` was called with these arguments.
         unsafe { std::mem::transmute::<usize, Initializer>(address)(count, arguments, variables) }
     }
 }

@@ -10,7 +10,7 @@ use super::protocol::{self, Answer, Ready, Role};
 use super::{child, door, info, names, server};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::spawn::{self, SingleThreaded};
-use crate::os::{exec, image, rights, signal, startup};
+use crate::os::{image, rights, signal};
 use crate::shm::family::Family;
 use rustix::fs::{Mode, OFlags};
 use std::io;
@@ -87,7 +87,7 @@ pub(super) fn loader_as_cause() -> String {
 /// After `init` and before the first use of anything else here a program may fork, or daemonize: both processes can then
 /// use the crate, each with children of its own. After the first use the forked process cannot: each call in it is an
 /// error of kind [`Forked`](crate::ErrorKind::Forked), or a panic where a call returns no error (`Event::set`), and what it drops
-/// is still its parent's. It may exec. Other handles of pipes and queues stay open in it until it ends, so that their other
+/// is still its parent's. It may exec. One that a child's function forks ends where that function returns or panics. Other handles of pipes and queues stay open in it until it ends, so that their other
 /// ends hear of a hang-up only then.
 ///
 /// # What `main` does before
@@ -101,6 +101,8 @@ pub(super) fn loader_as_cause() -> String {
 /// spawn is then an error that names the cause. That is so if `main` closes or replaces descriptors that it has not
 /// opened, or forks: a program that becomes a daemon calls `init` first, forks after it, and starts its first process
 /// after that. If it forks before, its started processes fork there, too, and each spawn fails.
+///
+/// A descriptor that `main` has opened before stays open in the process that opened it: each started process has its own.
 ///
 /// # Inside `#[tokio::main]`
 /// `init` works as the first line there, too. It costs more: each started process builds that runtime before it can
@@ -138,6 +140,12 @@ pub(super) fn loader_as_cause() -> String {
 #[allow(clippy::needless_doctest_main)] // Where in `main` it stands is what the example shows.
 pub fn init() {
     // The mark is for life; what has taken its role, or is the program itself, comes by here as often as it likes.
+    if ORIGIN.get().is_some() {
+        return;
+    }
+    // There is one role to take: a second thread that comes by here waits for the end of the process.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     if ORIGIN.get().is_some() {
         return;
     }
@@ -201,15 +209,6 @@ pub fn run<F: Future>(future: F) -> F::Output {
         }
         output
     })
-}
-
-/// Called before `main`, among the initialisers of the program, of which `own` is one.
-#[doc(hidden)]
-pub fn start_of_test(own: startup::Initializer, arguments: startup::Arguments) {
-    if exec::mark().is_some() {
-        startup::run_those_after(own, arguments);
-    }
-    init();
 }
 
 /// Starts children from another file: a copy of this program. Anything else is refused when it answers.
@@ -376,34 +375,6 @@ fn settle(fds: Vec<OwnedFd>, has_intake: bool) -> io::Result<()> {
         server::prepare_origin(program, root_lifeline)?;
     }
     Ok(())
-}
-
-/// Once in a test or bench crate: its tests can then spawn processes, whatever runs them.
-///
-/// ```
-/// multiprocess::test_support!();
-///
-/// #[tokio::test]
-/// async fn adds() {
-///     let sum = multiprocess::Process::spawn(|a: u8, b: u8| a + b, (1, 2)).unwrap().await;
-///     assert_eq!(sum.unwrap(), 3);
-/// }
-/// # fn main() {}
-/// ```
-#[macro_export]
-macro_rules! test_support {
-    () => {
-        const _: () = {
-            use ::core::ffi::{c_char, c_int};
-            extern "C" fn start(count: c_int, arguments: *const *const c_char, variables: *const *const c_char) {
-                $crate::private::start_of_test(start, (count, arguments, variables));
-            }
-            // Runs before main, and so before the test harness looks at its arguments or starts a thread.
-            #[used]
-            #[unsafe(link_section = ".init_array")]
-            static START: $crate::private::Initializer = start;
-        };
-    };
 }
 
 /// Whether this process can start others.

@@ -7,9 +7,9 @@ use super::info::{self, ProcessInfo};
 use super::protocol::{self, Descriptors, Order, Report, Variables};
 use crate::error::{Error, ErrorKind, PanicInfo, Result};
 use crate::os::attributes::Attributes;
-use crate::os::socket::{self, Wait};
+use crate::os::socket::{self, Sender, Wait};
 use crate::os::spawn::{self, SingleThreaded};
-use crate::os::{memory, profile, signal};
+use crate::os::{fork, memory, profile, signal};
 use crate::shm::family::Family;
 use crate::wire::{self, Parcel, frame};
 use rustix::process::Pid;
@@ -70,7 +70,7 @@ pub(super) fn after_fork(
             let _ = rustix::process::setpgid(None, left);
         }
     }
-    if !is_ordered && !socket::is_from_same_user(socket.as_fd()) {
+    if !is_ordered && socket::sender(socket.as_fd()) != Sender::SameUser {
         refuse(socket.as_fd(), io::Error::other("who orders it has another user or group than it has"));
     }
     let (order, Parcel { bytes, fds }) = match Order::recv(socket.as_fd()) {
@@ -241,14 +241,15 @@ fn live_here(
     let mut executor = Executor::default();
     entry::keep_backtraces(order.backtraces);
     entry::tell_of_fatal_panics(hand_over);
-    *REPORT.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(report));
+    let _private = fork::Private::mark(report.as_fd());
+    *REPORT.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(ReportSocket { _private, socket: report }));
     note_memory_limit();
     let outcome = match bytes {
         Ok(bytes) => order.call.run(Parcel { bytes, fds: attachments }, &mut executor),
         Err(error) => Outcome::error(Error::io("cannot read the arguments", error)),
     };
     if let Some(report) = report_socket() {
-        send(&report, &outcome);
+        send(&report.socket, &outcome);
     }
     wait_for_blocking_tasks(executor);
     if info::waited_for().is_some() {
@@ -260,9 +261,15 @@ fn live_here(
 }
 
 /// Where to report, while this process runs its function and until the starter need not listen any more.
-static REPORT: Mutex<Option<Arc<OwnedFd>>> = Mutex::new(None);
+static REPORT: Mutex<Option<Arc<ReportSocket>>> = Mutex::new(None);
 
-fn report_socket() -> Option<Arc<OwnedFd>> {
+struct ReportSocket {
+    /// What is told over it is about this process, and not about one that its function forks. Dropped before the socket.
+    _private: fork::Private,
+    socket: OwnedFd,
+}
+
+fn report_socket() -> Option<Arc<ReportSocket>> {
     REPORT.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
@@ -270,14 +277,14 @@ fn report_socket() -> Option<Arc<OwnedFd>> {
 fn hand_over(panic: &PanicInfo) {
     if let Ok(Some(report)) = REPORT.try_lock().as_deref() {
         // If the starter has let go, nobody wants to know.
-        let _ = Report::send_panicked(report.as_fd(), panic);
+        let _ = Report::send_panicked(report.socket.as_fd(), panic);
     }
 }
 
 /// If this process has a limit of its address space, its starter is told when it dies of that.
 pub(crate) fn note_memory_limit() {
     if let (Some(limit), Some(report)) = (memory::limit(), report_socket()) {
-        signal::send_when_out_of_memory(report.as_fd(), Report::out_of_memory(limit));
+        signal::send_when_out_of_memory(report.socket.as_fd(), Report::out_of_memory(limit));
     }
 }
 
@@ -286,7 +293,7 @@ fn let_go() {
     let report = REPORT.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some(report) = report {
         signal::no_farewell();
-        let _ = Report::send_lingers(report.as_fd());
+        let _ = Report::send_lingers(report.socket.as_fd());
     }
 }
 

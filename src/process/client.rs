@@ -10,14 +10,14 @@
 //! # Moves
 //! The first preload starts a server; it, and each later one, is told what to run and not waited for. The first spawn tells it to
 //! serve, and waits until it does.
-//! An order is followed by the word to begin, once it is known that the caller has the rights that the server has; it is found
-//! out while the child gets ready.
+//! An order is followed by the word to begin, once it is known that the caller has the rights that the server has, which is found
+//! out while the child gets ready, and that the spawn succeeds.
 //! An order goes straight to a spare child, which reports over the socket that it was told by. Without one it goes to
 //! the server, with a report socket, and its answer comes in under the same lock, so answers need no numbers.
 //!
 //! # Invariants
 //! 1. A function runs exactly once: an order is repeated only if the report socket says that no child was born, or if
-//!    a spare could not be told all of it.
+//!    a spare could not be told all of it. Where a spawn is an error, it never runs: such a child gets no word to begin.
 //! 2. A child has no more rights than the thread that spawns it: the server was started by a thread with the very same
 //!    ones. When they differ, the connection is retired, and a server is started from the caller as it is.
 //! 3. The write end of the lifeline is close-on-exec and never sent, so it closes exactly when this process ends.
@@ -41,7 +41,7 @@ use crate::error::{Error, Result};
 use crate::os::{
     attributes::{Attributes, Kept},
     credentials::{self, Credentials},
-    exec, fork, pidfd, reactor, refuse, signal, socket,
+    exec, fork, pidfd, reactor, refuse, rights, signal, socket,
     socket::Wait,
     spawn,
 };
@@ -181,6 +181,8 @@ struct Connection {
     socket: Arc<OwnedFd>,
     /// The server, if it was this process that started it.
     server: Option<exec::Process>,
+    /// The pid of the server, if the thread that made this connection could look into it: one that cannot is confined more.
+    seen: Option<u32>,
     /// The rights of who started the server, which has no more, and what its children are like unless they are told.
     base: Base,
     kept: (credentials::Kept, Kept),
@@ -410,15 +412,19 @@ impl Client {
     /// more, and is reaped later.
     fn discard_starting(&mut self) {
         let Some(Starting { process, .. }) = self.starting.take() else { return };
-        let _ = pidfd::signal(process.pidfd(), Signal::KILL);
+        process.kill();
         self.reap_later(process);
     }
 
     fn lose(&mut self) {
         SERVES.store(false, Relaxed);
         if let Some(server) = self.connection.take().and_then(|connection| connection.server) {
-            // It has closed its socket, so it is ending.
-            server.end();
+            // It has closed its socket, so it is ending; if it only let go of this connection, it may be one that this process is
+            // not permitted to kill any more.
+            server.kill();
+            if !pidfd::wait(server.pidfd(), false, Some(END_LIMIT)) || !server.has_ended() {
+                self.reap_later(server);
+            }
         }
     }
 
@@ -497,9 +503,14 @@ pub(super) fn watch_server() {
     }
     match CLIENT.try_lock() {
         Ok(mut client) => client.watch(),
-        // Whoever has the lock waits for what is preloaded, and no task waits for that here. The next one to look watches it.
+        // Whoever has the lock may wait for what is preloaded, or for a server that is stopped; no task waits for that here. Where
+        // what is preloaded is the reason, which may take long, the next one to look watches it.
         Err(_) if must_preload() => {}
-        Err(_) => Client::get().watch(),
+        Err(_) => {
+            if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+                runtime.spawn_blocking(|| Client::get().watch());
+            }
+        }
     }
 }
 
@@ -525,9 +536,15 @@ fn connect_to_running(credentials: &Credentials) -> Result<Option<Connection>> {
         tracing::info!(%changed, "this process has other rights than the fork server, and starts one of its own");
         return Ok(None);
     }
+    // It made the intake. It is forked from what this process is forked from.
+    let server = socket::maker_of_pair(intake.as_fd()).and_then(|maker| u32::try_from(maker.pid).ok());
+    if server.and_then(rights::may_look_at) == Some(false) && rights::can_be_looked_at() {
+        tracing::info!("this process is confined more than the fork server, and starts one of its own");
+        return Ok(None);
+    }
     let (ours, theirs) = connection_pair()?;
     match frame::send(intake.as_fd(), &[], &[theirs.as_fd()], Wait::Yes) {
-        Ok(()) => Ok(Some(Connection::new(ours, None, base))),
+        Ok(()) => Ok(Some(Connection::new(ours, None, server, base))),
         Err(_) => Ok(None),
     }
 }
@@ -540,6 +557,7 @@ fn socket_pair() -> Result<(OwnedFd, OwnedFd)> {
 fn connection_pair() -> Result<(OwnedFd, OwnedFd)> {
     let (ours, theirs) = socket_pair()?;
     socket::learn_senders(theirs.as_fd())
+        .and_then(|()| socket::limit_sends(ours.as_fd(), SEND_LIMIT))
         .map_err(|error| protocol::spawn_error("cannot make a socket to the fork server", error))?;
     Ok((ours, theirs))
 }
@@ -604,7 +622,8 @@ impl Starting {
             warn_of_exec();
         }
         let base = Base { credentials, attributes: ready.attributes };
-        let mut connection = Connection::new(socket, Some(process), base);
+        let pid = process.pid();
+        let mut connection = Connection::new(socket, Some(process), Some(pid), base);
         connection.directory = directory;
         Ok(connection)
     }
@@ -629,11 +648,12 @@ fn own_credentials() -> Result<Credentials> {
 fn reopened_lifeline() -> io::Result<OwnedFd> {
     static LIFELINES: Mutex<Vec<(PipeReader, PipeWriter)>> = Mutex::new(Vec::new());
     let mut lifelines = LIFELINES.lock().unwrap_or_else(PoisonError::into_inner);
-    match lifelines.last().map(|(read, _)| signal::reopen(read.as_fd())) {
-        // This process was another user when it made the pipe.
-        Some(Err(error)) if error.kind() == io::ErrorKind::PermissionDenied => {}
-        Some(reopened) => return reopened,
-        None => {}
+    for (read, _) in lifelines.iter().rev() {
+        match signal::reopen(read.as_fd()) {
+            // This thread, or the process, was another user when it made that pipe.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+            reopened => return reopened,
+        }
     }
     refuse::at("pipe")?;
     let (read, write) = io::pipe()?;
@@ -643,6 +663,12 @@ fn reopened_lifeline() -> io::Result<OwnedFd> {
     lifelines.push((read, write));
     reopened
 }
+
+/// A server that is stopped takes nothing, once there is no room for more; so long it is tried.
+const SEND_LIMIT: Duration = Duration::from_secs(10);
+
+/// A server that has been killed has so long to end before this process goes on without its end.
+const END_LIMIT: Duration = Duration::from_secs(1);
 
 /// A server that has not answered for so long is looked at.
 const LOOK_AFTER: Duration = Duration::from_secs(3);
@@ -658,13 +684,14 @@ fn is_silent(error: &io::Error) -> bool {
 const INLINE: usize = 8 << 10;
 
 impl Connection {
-    fn new(socket: OwnedFd, server: Option<exec::Process>, base: Base) -> Self {
+    fn new(socket: OwnedFd, server: Option<exec::Process>, pid: Option<u32>, base: Base) -> Self {
         let (environment, directory, number, spares) = (None, None, 0, Spares::default());
         let _private = fork::Private::mark(socket.as_fd());
         Self {
             _private,
             socket: Arc::new(socket),
             server,
+            seen: pid.filter(|pid| rights::may_look_at(*pid) == Some(true)),
             base,
             kept: Default::default(),
             environment,
@@ -722,8 +749,9 @@ impl Connection {
         } else if start.start_method == StartMethod::ForkServer
             && let Some((pid, pidfd, report)) = self.tell_spare(&order, inline, &fds).map_err(failed)?
         {
-            if let Some(others) = self.let_begin(&report).map_err(failed)? {
-                return Ok(Ordered::Elsewhere(others));
+            match self.rights_and_attributes().map_err(failed)? {
+                Err(others) => return Ok(Ordered::Elsewhere(others)),
+                Ok(attributes) => let_begin(&report, &attributes).map_err(failed)?,
             }
             self.ask_for_spares();
             return Ok(Ordered::Started(self.started(start, Born { pid, tells_exit: false }, pidfd, report)));
@@ -741,9 +769,10 @@ impl Connection {
         drop(fds);
         drop(theirs); // From here on this end hangs up if no child has the other.
         drop(memory);
-        if let Some(others) = self.let_begin(&report).map_err(failed)? {
-            return Ok(Ordered::Elsewhere(others));
-        }
+        let attributes = match self.rights_and_attributes().map_err(failed)? {
+            Err(others) => return Ok(Ordered::Elsewhere(others)),
+            Ok(attributes) => attributes,
+        };
         let answer = loop {
             match self.hear_in_time() {
                 Ok(Heard::Answer(answer, pidfd)) => break Ok((answer?, pidfd)),
@@ -754,18 +783,20 @@ impl Connection {
         };
         let (born, pidfd) = match answer {
             Ok((born, Some(pidfd))) => (born, pidfd),
-            Ok((born, None)) => return Err(self.abandon(born.pid, failed(io::Error::other("it came without a pidfd")))),
+            Ok((_, None)) => return Err(failed(io::Error::other("it came without a pidfd"))),
             // A server that is stopped has the other end of the report: nothing need ever come.
-            Err(error) => match Report::recv(report.as_fd(), if is_silent(&error) { Wait::No } else { Wait::Yes }) {
-                // It lives, though nobody told us.
-                Ok(Some(Report::Born(pid))) => match pidfd::open(pid) {
-                    Ok(pidfd) => (Born { pid, tells_exit: false }, pidfd),
-                    Err(error) => return Err(self.abandon(pid, failed(error))),
-                },
-                _ if is_gone(&error) => return Ok(Ordered::ServerGone(error)),
-                _ => return Err(failed(error)),
-            },
+            Err(error) => {
+                let patience = if is_silent(&error) { Duration::ZERO } else { SILENCE };
+                socket::is_readable_within(report.as_fd(), patience);
+                match Report::recv(report.as_fd(), &mut None) {
+                    // It lives, though nobody told us.
+                    Ok(Some(Report::Born(pid))) => (Born { pid, tells_exit: false }, pidfd::open(pid).map_err(failed)?),
+                    _ if is_gone(&error) => return Ok(Ordered::ServerGone(error)),
+                    _ => return Err(failed(error)),
+                }
+            }
         };
+        let_begin(&report, &attributes).map_err(failed)?;
         if is_new {
             self.environment = Some(environment);
         }
@@ -818,21 +849,18 @@ impl Connection {
         Ok(None)
     }
 
-    /// Gives a child that has its order the word to begin, and the attributes of this process; or, because the rights of
-    /// this thread are not those of the server, tells what differs. That child then ends without having begun.
-    fn let_begin(&mut self, report: &OwnedFd) -> io::Result<Option<String>> {
+    /// The attributes of this process that its children would not have by themselves; or what differs, because the rights of this
+    /// thread are not those of the server.
+    fn rights_and_attributes(&mut self) -> io::Result<Result<Option<Attributes>, String>> {
         let (credentials, umask) = Credentials::look(&mut self.kept.0)?;
         if credentials != self.base.credentials {
             let differs = credentials.difference(&self.base.credentials);
-            return Ok(Some(format!("it has other rights by now: {differs}")));
+            return Ok(Err(format!("it has other rights by now: {differs}")));
         }
-        let attributes = Attributes::of_this_process(&mut self.kept.1, umask).other_than(&self.base.attributes).any();
-        let word = attributes.as_ref().map(rmp_serde::to_vec).transpose().map_err(io::Error::other)?;
-        match frame::send(report.as_fd(), &[&word.unwrap_or_default()], &[], Wait::Yes) {
-            // Nobody there: a child that has died, or a server that died before there was one. Who waits finds out.
-            Err(error) if !is_gone(&error) => Err(error),
-            _ => Ok(None),
+        if self.seen.and_then(rights::may_look_at) == Some(false) {
+            return Ok(Err("it is confined by now (by Landlock or another security module)".into()));
         }
+        Ok(Ok(Attributes::of_this_process(&mut self.kept.1, umask).other_than(&self.base.attributes).any()))
     }
 
     /// Ends those that have come; any that still come wait in vain, for a few seconds.
@@ -892,15 +920,6 @@ impl Connection {
         }
     }
 
-    /// Ends a child that this process cannot hold, because it is out of descriptors.
-    fn abandon(&self, pid: u32, why: Error) -> Error {
-        if let Some(pid) = rustix::process::Pid::from_raw(pid as i32) {
-            // Born just now; the server has hardly had the time to reap it.
-            let _ = rustix::process::kill_process(pid, Signal::KILL);
-        }
-        why
-    }
-
     /// The working directory, beside the one last sent. One that was removed is still a directory.
     fn directory_now(&self) -> io::Result<Directory> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -914,6 +933,17 @@ impl Connection {
             Err(rustix::io::Errno::ACCESS) => Ok(Directory::Closed),
             Err(error) => Err(error.into()),
         }
+    }
+}
+
+/// Gives a child that has its order the word to begin. One that gets none, because this process lets go of `report`, ends without
+/// having begun.
+fn let_begin(report: &OwnedFd, attributes: &Option<Attributes>) -> io::Result<()> {
+    let word = attributes.as_ref().map(rmp_serde::to_vec).transpose().map_err(io::Error::other)?;
+    match frame::send(report.as_fd(), &[&word.unwrap_or_default()], &[], Wait::Yes) {
+        // Nobody there: a child that has died. Who waits finds out.
+        Err(error) if !is_gone(&error) => Err(error),
+        _ => Ok(()),
     }
 }
 

@@ -7,8 +7,7 @@
 use super::function::Function;
 use crate::error::{Error, ErrorKind, PanicInfo, Result};
 use crate::os::image::{self, Enter};
-use crate::os::memory;
-use crate::os::spawn;
+use crate::os::{fork, memory, spawn};
 use crate::wire::{self, Attachment, Message, Parcel};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -230,7 +229,13 @@ where
             }
             Work::One(_) => {
                 let Work::One(arguments) = std::mem::replace(work, Work::Taken) else { return };
-                let outcome = catch_panic(|| Outcome::value(function.call(wire::decode(arguments)?, executor)?));
+                let here = Here::now();
+                let outcome = catch_panic(|| {
+                    let value = function.call(wire::decode(arguments)?, executor);
+                    here.end_others(0);
+                    Outcome::value(value?)
+                });
+                here.end_others(PANICKED);
                 frame.outcome = Some(outcome.unwrap_or_else(Outcome::error));
             }
             Work::Taken => {}
@@ -247,22 +252,50 @@ where
 {
     // One piece of code at a time runs in a batch, and what a panic leaves half done is the function's own.
     let mut goes_on = None;
+    let here = Here::now();
     let done = catch_next_panic(|| {
         let Some(arguments) = batch.next() else {
             goes_on = Some(false);
             return Ok(());
         };
         let Arguments { bytes, fds } = arguments?;
-        let value = function.call(wire::decode_bytes(bytes, fds)?, executor)?;
+        let value = function.call(wire::decode_bytes(bytes, fds)?, executor);
+        here.end_others(0);
+        let value = value?;
         let message = wire::encode(&value)?;
         let value = message.needed(value);
         goes_on = Some(batch.report(VALUE[0], message.payload_of(value.as_ref()), &message.attachments));
         Ok(())
     });
+    here.end_others(PANICKED);
     match (goes_on, done) {
         (Some(goes_on), _) => goes_on,
         (None, Err(error)) => report_error(batch, error),
         (None, Ok(())) => false,
+    }
+}
+
+/// The process in which a function was called. One that the function forks, and that comes out of it too, is none of ours:
+/// it would report a second result, and take the next order as well.
+#[derive(Clone, Copy)]
+struct Here {
+    was_forked: bool,
+}
+
+/// The exit code of a Rust program that has panicked.
+const PANICKED: i32 = 101;
+
+impl Here {
+    fn now() -> Self {
+        Self { was_forked: fork::is_forked() }
+    }
+
+    /// Ends any other process, as a forked process is to end: without what the one that it was forked from does at its end.
+    #[inline]
+    fn end_others(self, code: i32) {
+        if fork::is_forked() && !self.was_forked {
+            spawn::exit_now(code);
+        }
     }
 }
 

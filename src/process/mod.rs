@@ -40,12 +40,12 @@ pub use stdio::Stdio;
 
 #[doc(hidden)]
 pub mod private {
-    pub use super::boot::{let_an_exec_give_rights, start_of_test, use_program};
+    pub use super::boot::{let_an_exec_give_rights, use_program};
     pub use super::entry::Executor;
     pub use super::function::{
         AFunctionPointerDoesNotSayWhichFunctionItIs, Arguments, Async,
         BorrowedDataCannotTravelUseStringForStrAndVecForSlices, Callable, CapturesNothing, NotAFunctionPointer, Owned,
         Plain, Returned,
     };
-    pub use crate::os::startup::Initializer;
+    pub use crate::os::startup::{Initializer, run_initializers_after};
 }

@@ -13,10 +13,9 @@ use crate::os::{
     attributes::Attributes,
     fork, pidfd,
     reactor::{self, Watched},
-    socket::Wait,
     spawn,
 };
-use crate::wire::{self, Parcel};
+use crate::wire::{self, Parcel, frame::Begun};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Resource, Signal};
 use serde::de::DeserializeOwned;
@@ -96,7 +95,8 @@ pub enum StartMethod {
 /// supplementary groups, capabilities, `no_new_privs`, seccomp filters, the root directory and the namespaces. When they
 /// have changed since the last spawn, a new fork server is started, which takes as long as the first one did. Children from before keep
 /// what they had; `kill` and the others still reach them. `/proc` must be there, and the pid namespace must be the one
-/// of this process, or the spawn is an error. A thread may differ from others of its process (`capset`, `unshare`, a bare
+/// of this process, or the spawn is an error. Landlock rules and the profile of another security module are followed where such a thread is
+/// refused a look into `/proc` at its fork server; seccomp filters are told apart by their number. A thread may differ from others of its process (`capset`, `unshare`, a bare
 /// `setresuid`); a pool spawns from whichever thread of its runtime is free.
 ///
 /// # Errors of the awaited result
@@ -119,14 +119,19 @@ struct Leash(Arc<Child>);
 
 impl Drop for Leash {
     fn drop(&mut self) {
-        // It fails only for one that has ended.
-        let _ = self.0.signal(Signal::KILL);
+        // It is not the child of a process that was forked from its parent.
+        if !fork::is_forked() {
+            // It fails only for one that has ended.
+            let _ = self.0.signal(Signal::KILL);
+        }
     }
 }
 
 /// What has come over the report socket.
 struct Reports {
     socket: Option<Arc<OwnedFd>>,
+    /// What has come of a report that is still on its way.
+    begun: Option<Begun>,
     outcome: Inbox,
     /// It goes on after its outcome.
     lingers: bool,
@@ -496,9 +501,10 @@ impl<R> Process<R> {
             none => match self.child.copy_of_connection() {
                 Ok(copy) => none.insert(Arc::new(copy)),
                 Err(_) => {
-                    // Without a descriptor for that it looks again soon.
-                    pidfd::wait(self.child.pidfd.as_fd(), true, Some(REAPED_SOON));
-                    return Poll::Ready(Ok(()));
+                    // Without a descriptor for that it looks again soon, after the other tasks.
+                    pidfd::wait(self.child.pidfd.as_fd(), true, Some(LOOK_AGAIN));
+                    context.waker().wake_by_ref();
+                    return Poll::Pending;
                 }
             },
         };
@@ -554,7 +560,7 @@ impl Reports {
     fn read(&mut self) -> Option<i32> {
         let mut was_reset = false;
         while let Some(socket) = &self.socket {
-            match Report::recv(socket.as_fd(), Wait::No) {
+            match Report::recv(socket.as_fd(), &mut self.begun) {
                 Ok(Some(Report::Born(_))) => {}
                 Ok(Some(Report::Outcome(parcel))) => {
                     self.outcome = Inbox::Arrived(parcel);
@@ -888,6 +894,7 @@ impl ProcessBuilder {
             child,
             reports: Mutex::new(Reports {
                 socket: Some(Arc::new(socket)),
+                begun: None,
                 outcome: Inbox::Empty,
                 lingers: false,
                 cause: None,
@@ -904,7 +911,7 @@ impl ProcessBuilder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::os::socket;
+    use crate::os::socket::{self, Wait};
 
     #[test]
     fn what_a_child_has_sent_is_read_though_it_ended_with_something_unread() {
@@ -912,7 +919,8 @@ mod tests {
         crate::wire::frame::send(ours.as_fd(), &[b"never read"], &[], Wait::Yes).unwrap();
         Report::send_outcome(theirs.as_fd(), &Outcome::error(Error::other("no"))).unwrap();
         drop(theirs);
-        let mut reports = Reports { socket: Some(Arc::new(ours)), outcome: Inbox::Empty, lingers: false, cause: None };
+        let mut reports =
+            Reports { socket: Some(Arc::new(ours)), begun: None, outcome: Inbox::Empty, lingers: false, cause: None };
         assert_eq!(reports.read(), None);
         assert!(matches!(reports.outcome, Inbox::Arrived(_)) && reports.socket.is_none());
     }
@@ -922,7 +930,8 @@ mod tests {
         let (ours, theirs) = socket::packet_pair().unwrap();
         crate::wire::frame::send(ours.as_fd(), &[b"never read"], &[], Wait::Yes).unwrap();
         drop(theirs);
-        let mut reports = Reports { socket: Some(Arc::new(ours)), outcome: Inbox::Empty, lingers: false, cause: None };
+        let mut reports =
+            Reports { socket: Some(Arc::new(ours)), begun: None, outcome: Inbox::Empty, lingers: false, cause: None };
         assert_eq!(reports.read(), None);
         assert!(matches!(reports.outcome, Inbox::Empty) && reports.socket.is_none());
     }

@@ -25,7 +25,7 @@ use super::info::{self, ProcessInfo};
 use crate::error::{Error, PanicInfo, Result};
 use crate::os::attributes::Attributes;
 use crate::os::{credentials::Credentials, named, signal, socket::Wait};
-use crate::wire::{Parcel, frame};
+use crate::wire::{Parcel, frame, frame::Begun};
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -428,9 +428,10 @@ impl Report {
         frame::send(to, &[payload, tag, &[OUTCOME]], &fds, Wait::Yes)
     }
 
-    /// The next report, or `None` when there will be no more.
-    pub(super) fn recv(from: BorrowedFd<'_>, wait: Wait) -> io::Result<Option<Self>> {
-        let Some(mut parcel) = frame::recv(from, wait)? else { return Ok(None) };
+    /// The next report if it is there, or `None` when there will be no more. What has come of one that is not there as a whole is
+    /// kept in `begun`.
+    pub(super) fn recv(from: BorrowedFd<'_>, begun: &mut Option<Begun>) -> io::Result<Option<Self>> {
+        let Some(mut parcel) = frame::recv_some(from, begun)? else { return Ok(None) };
         let torn = || io::Error::new(io::ErrorKind::InvalidData, "a report that says nothing");
         let kind = parcel.bytes.pop().ok_or_else(torn)?;
         let number = || Some(u32::from_le_bytes(parcel.bytes.get(..4)?.try_into().ok()?));

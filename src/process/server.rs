@@ -42,11 +42,11 @@ use crate::os::{
     eventfd, exec, pidfd,
     poll::poll,
     profile, signal, socket,
-    socket::Wait,
+    socket::{Sender, Wait},
 };
 use crate::shm::family::Family;
 use crate::wire::{self, Parcel, frame};
-use rustix::event::{PollFd, PollFlags};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -64,6 +64,8 @@ struct Server {
     connections: Vec<Connection>,
     /// By pid and pidfd: who has a slot in the family table, and our children where threads could take SIGCHLD from us.
     watched: Vec<(u32, OwnedFd)>,
+    /// Somebody in the family table could not be watched, for want of a descriptor say: the table is looked at again and again.
+    has_unwatched: bool,
     /// Where to report exits, if the kernel does not tell them to our children's starters. If it does, it reaps too.
     exits: Option<BTreeMap<u32, OwnedFd>>,
     /// Whose environment this process has at the moment. Its directory is always the one that it was started in, which it
@@ -84,6 +86,9 @@ const CLAIMS: usize = 2;
 
 /// How often the server looks at everything when it cannot sleep until something comes.
 const UNPOLLED: Duration = Duration::from_millis(5);
+
+/// How often it looks after those whom it cannot watch.
+const UNWATCHED: Duration = Duration::from_millis(100);
 
 /// So long the server waits for a starter that was stopped in the middle of a request, or that reads no answer.
 const STARTER_LIMIT: Duration = Duration::from_secs(2);
@@ -140,6 +145,8 @@ pub(super) fn refuse_in_preload() -> Result<()> {
 /// The origin that the server's children inherit.
 pub(super) fn prepare_origin(program: OwnedFd, root_lifeline: OwnedFd) -> io::Result<()> {
     let (theirs, ours) = socket::packet_pair()?;
+    // Who finds no room, because this process is stopped, starts a server of its own.
+    socket::limit_sends(theirs.as_fd(), STARTER_LIMIT)?;
     boot::set_origin(Origin { program, root_lifeline: Some(root_lifeline), intake: Some(theirs) });
     *PREPARED.lock().unwrap_or_else(PoisonError::into_inner) = Some(ours);
     Ok(())
@@ -212,6 +219,7 @@ impl Server {
             claims: Family::get().map_err(failed)?.claims(),
             connections: Vec::new(),
             watched: Vec::new(),
+            has_unwatched: false,
             exits: tells_exit.then(BTreeMap::new),
             environment: None,
         };
@@ -231,6 +239,7 @@ impl Server {
     fn watch_family(&mut self) {
         let Ok(family) = Family::get() else { return };
         eventfd::drain(family.claims());
+        self.has_unwatched = false;
         for pid in family.pids() {
             if self.watched.iter().any(|(watched, _)| *watched == pid) {
                 continue;
@@ -240,7 +249,10 @@ impl Server {
                     family.bury_predecessors(pid, pidfd.as_fd());
                     self.watched.push((pid, pidfd));
                 }
-                Err(_) => family.bury_if_gone(pid),
+                Err(error) => {
+                    family.bury_if_gone(pid);
+                    self.has_unwatched |= error.raw_os_error() != Some(libc::ESRCH);
+                }
             }
         }
     }
@@ -289,7 +301,7 @@ impl Server {
             for (pid, pidfd) in gone {
                 self.see_off(pid, &pidfd);
             }
-            if own[CLAIMS] {
+            if own[CLAIMS] || self.has_unwatched {
                 self.watch_family();
             }
             if self.connections.is_empty() {
@@ -310,7 +322,8 @@ impl Server {
         let mut fds: Vec<PollFd<'_>> = all.iter().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
         // Out of kernel memory, or of descriptors that may be polled: look at everything soon, which is slow and right,
         // as nothing that is looked at here waits for what has not come.
-        let polled = poll(&mut fds, None);
+        let limit = self.has_unwatched.then(|| Timespec::try_from(UNWATCHED).ok()).flatten();
+        let polled = poll(&mut fds, limit.as_ref());
         if polled.is_err() {
             std::thread::sleep(UNPOLLED);
         }
@@ -360,9 +373,12 @@ impl Server {
 
     /// Does one request of the connection at `at`; `false` if the connection is over.
     fn take_request(&mut self, at: usize) -> bool {
-        if !socket::is_from_same_user(self.connections[at].socket.as_fd()) {
+        match socket::sender(self.connections[at].socket.as_fd()) {
+            // What comes from now on is looked at the next time.
+            Sender::Nobody => return true,
+            Sender::SameUser => {}
             // It says so itself before it asks another server; whoever does not is not to get children of ours.
-            self.connections[at].is_retired = true;
+            Sender::Other => self.connections[at].is_retired = true,
         }
         let (number, answer) = match protocol::try_recv::<Request>(self.connections[at].socket.as_fd()) {
             Ok(Some((Request::Signal(signal), parcel))) => {

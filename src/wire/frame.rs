@@ -87,44 +87,93 @@ pub(crate) fn recv_begun(from: BorrowedFd<'_>) -> io::Result<Option<Parcel>> {
 }
 
 fn recv_parts(from: BorrowedFd<'_>, first: Wait, rest: Wait) -> io::Result<Option<Parcel>> {
-    let (packet, mut bytes) = recv_packet(from, first)?;
-    if packet.len == 0 {
-        return Ok(None);
-    }
-    let torn = |why: &str| io::Error::new(io::ErrorKind::InvalidData, why.to_string());
-    let header = Header::from_bytes(&bytes).ok_or_else(|| torn("a packet without a header"))?;
-    let (mut fds, mut lost) = (packet.fds, packet.fds_lost);
-    let mut expected = (header.fds as usize).saturating_sub(MAX_FDS);
-    while expected > 0 {
-        let more = match socket::recv(from, &mut [0], rest) {
-            Ok(more) if more.len == 0 => return Err(torn("the sender died in the middle of its descriptors")),
-            // As for who waits for no part of it, the next one is not the beginning of a message.
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock && rest == Wait::Yes => {
-                return Err(torn("the sender stopped in the middle of its descriptors"));
-            }
-            more => more?,
-        };
-        lost |= more.fds_lost;
-        fds.extend(more.fds);
-        expected = expected.saturating_sub(MAX_FDS);
-    }
-    if lost || fds.len() != header.fds as usize {
-        return Err(too_many_fds(header.fds as usize, fds.len()));
-    }
-    let bytes = if header.in_memfd {
-        if fds.is_empty() {
-            return Err(torn("a large message without its memory"));
+    let Some(mut begun) = Begun::recv(from, first)? else { return Ok(None) };
+    match begun.go_on(from, rest) {
+        // As for who waits for no part of it, the next one is not the beginning of a message.
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock && rest == Wait::Yes => {
+            Err(torn("the sender stopped in the middle of its descriptors"))
         }
-        let read = out_of_memfd(fds.remove(0), header.len);
-        read.map_err(|error| io::Error::new(error.kind(), format!("a large message cannot be read: {error}")))?
-    } else {
-        bytes.drain(..HEADER);
-        bytes
-    };
-    if bytes.len() as u64 != header.len {
-        return Err(torn("a message of another length than it says"));
+        done => done.and_then(|()| begun.end()).map(Some),
     }
-    Ok(Some(Parcel { bytes, fds }))
+}
+
+/// The same for who must not wait at all, and comes again: `WouldBlock` if the message is not there as a whole. What has come
+/// of it is kept in `begun`.
+pub(crate) fn recv_some(from: BorrowedFd<'_>, begun: &mut Option<Begun>) -> io::Result<Option<Parcel>> {
+    let mut message = match begun.take() {
+        Some(message) => message,
+        None => match Begun::recv(from, Wait::No)? {
+            Some(message) => message,
+            None => return Ok(None),
+        },
+    };
+    match message.go_on(from, Wait::No) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            *begun = Some(message);
+            Err(error)
+        }
+        done => done.and_then(|()| message.end()).map(Some),
+    }
+}
+
+fn torn(why: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why.to_string())
+}
+
+/// A message whose first packet has come.
+pub(crate) struct Begun {
+    header: Header,
+    bytes: Vec<u8>,
+    fds: Vec<OwnedFd>,
+    lost: bool,
+    /// How many descriptors further packets bring.
+    expected: usize,
+}
+
+impl Begun {
+    fn recv(from: BorrowedFd<'_>, wait: Wait) -> io::Result<Option<Self>> {
+        let (packet, bytes) = recv_packet(from, wait)?;
+        if packet.len == 0 {
+            return Ok(None);
+        }
+        let header = Header::from_bytes(&bytes).ok_or_else(|| torn("a packet without a header"))?;
+        let expected = (header.fds as usize).saturating_sub(MAX_FDS);
+        Ok(Some(Self { header, bytes, fds: packet.fds, lost: packet.fds_lost, expected }))
+    }
+
+    fn go_on(&mut self, from: BorrowedFd<'_>, wait: Wait) -> io::Result<()> {
+        while self.expected > 0 {
+            let more = socket::recv(from, &mut [0], wait)?;
+            if more.len == 0 {
+                return Err(torn("the sender died in the middle of its descriptors"));
+            }
+            self.lost |= more.fds_lost;
+            self.fds.extend(more.fds);
+            self.expected = self.expected.saturating_sub(MAX_FDS);
+        }
+        Ok(())
+    }
+
+    fn end(self) -> io::Result<Parcel> {
+        let Self { header, mut bytes, mut fds, lost, .. } = self;
+        if lost || fds.len() != header.fds as usize {
+            return Err(too_many_fds(header.fds as usize, fds.len()));
+        }
+        let bytes = if header.in_memfd {
+            if fds.is_empty() {
+                return Err(torn("a large message without its memory"));
+            }
+            let read = out_of_memfd(fds.remove(0), header.len);
+            read.map_err(|error| io::Error::new(error.kind(), format!("a large message cannot be read: {error}")))?
+        } else {
+            bytes.drain(..HEADER);
+            bytes
+        };
+        if bytes.len() as u64 != header.len {
+            return Err(torn("a message of another length than it says"));
+        }
+        Ok(Parcel { bytes, fds })
+    }
 }
 
 thread_local! {

@@ -1,5 +1,7 @@
-//! A harness for tests that each need a process of their own.
+//! A harness for tests that each need a process of their own, and what they look at.
+#![allow(dead_code)] // No file uses all of it.
 
+use rustix::process::{Pid, Signal, kill_process};
 use std::io::Read;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
@@ -76,4 +78,60 @@ fn run(name: &str, old_kernel: bool) -> Result<(), String> {
             None => std::thread::sleep(Duration::from_millis(5)),
         }
     }
+}
+
+pub fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+}
+
+/// Nothing here may hang.
+#[track_caller]
+pub fn within<T>(future: impl Future<Output = T>) -> impl Future<Output = T> {
+    let place = std::panic::Location::caller();
+    async move {
+        let limited = tokio::time::timeout(Duration::from_secs(30), future).await;
+        limited.unwrap_or_else(|_| panic!("not done in time: {place}"))
+    }
+}
+
+/// Waits until `done`, looking often.
+#[track_caller]
+pub fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !done() {
+        assert!(Instant::now() < deadline, "never: {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Pid, parent and state of every process there is.
+pub fn processes() -> Vec<(u32, u32, char)> {
+    let all = std::fs::read_dir("/proc").unwrap().filter_map(|entry| {
+        let pid: u32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let mut rest = stat[stat.rfind(')')? + 2..].split(' ');
+        let state = rest.next()?.chars().next()?;
+        Some((pid, rest.next()?.parse().ok()?, state))
+    });
+    all.collect()
+}
+
+pub fn children_of(parent: u32) -> Vec<(u32, char)> {
+    processes().into_iter().filter(|(_, of, _)| *of == parent).map(|(pid, _, state)| (pid, state)).collect()
+}
+
+pub fn runs(pid: u32) -> bool {
+    processes().iter().any(|(other, _, state)| *other == pid && *state != 'Z')
+}
+
+/// The fork server: the one child of this process.
+#[track_caller]
+pub fn server() -> u32 {
+    let children: Vec<_> = children_of(std::process::id()).into_iter().filter(|(_, state)| *state != 'Z').collect();
+    assert_eq!(children.len(), 1, "{children:?}");
+    children[0].0
+}
+
+pub fn kill(pid: u32, signal: Signal) {
+    let _ = kill_process(Pid::from_raw(pid as i32).unwrap(), signal);
 }
