@@ -1,11 +1,11 @@
 //! One client of a server: what it says, holds and waits for, and the way back to it.
 
 use super::abroad::Abroad;
-use super::inboxes::Open;
 use super::jobs::{Job, Next, ReplyTo};
 use super::link::Handle;
 use super::method::Attempt;
 use super::objects::{Object, lock};
+use super::poller::Open;
 use super::protocol::{self, Reader, Writer};
 use super::server::{Event, Server};
 use super::waits::End;

@@ -6,7 +6,7 @@
 //! proxy.rs     the typed handle a client holds            jobs.rs      calls, from object to object
 //! list.rs dict.rs namespace.rs queue.rs primitives.rs     helpers.rs   threads that take over
 //! value.rs     its forms                                  clients.rs   one client: what it holds, the way back
-//! link.rs      one manager, and who holds what of it      inboxes.rs   whose pipe is looked into, and whose rings
+//! link.rs      one manager, and who holds what of it      poller.rs    whose pipe is looked into
 //! pipes.rs far.rs  the ways there                         gate.rs      clients from elsewhere
 //! slots.rs     who waits for which answer                 objects.rs   the objects and who holds them
 //!
@@ -21,7 +21,6 @@ mod dict;
 mod far;
 mod gate;
 mod helpers;
-mod inboxes;
 mod jobs;
 mod link;
 mod list;
@@ -33,10 +32,12 @@ mod objects;
 mod pipes;
 #[cfg(test)]
 mod played;
+mod poller;
 mod primitives;
 mod protocol;
 mod proxy;
 mod queue;
+mod ready;
 mod server;
 mod slots;
 mod value;

@@ -10,19 +10,21 @@
 //! be withdrawn, also if it has to go back for want of room once more: the outbox's lock decides.
 
 use super::objects::lock;
-use super::protocol::Writer;
+use super::protocol::{self, Reader, Writer};
+use super::ready::{CLIENTS, ReadyMap};
 use super::slots::Slots;
 use crate::channel::{self, Inbox, Sender};
 use crate::error::{Error, ErrorKind, Result, SendError};
 use crate::os::reactor;
 use crate::os::socket::{self, Wait};
 use crate::os::timer;
+use crate::shm::atomic::fence;
 use crate::wait::{Line, until_read};
 use crate::wire::{self, Sealed, frame};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
@@ -44,6 +46,8 @@ pub(super) struct Wire {
     room: Arc<Line>,
     rooms: AtomicU64,
     rx: Inbox<Sealed>,
+    /// Where the manager is told that there is something in the pipe, by which bit; from its first message on.
+    ready: OnceLock<(ReadyMap, u32)>,
     pub(super) slots: Slots,
     #[cfg(test)]
     meddler: Mutex<Option<Meddler>>,
@@ -100,6 +104,7 @@ impl Wire {
                 room,
                 rooms,
                 rx,
+                ready: OnceLock::new(),
                 slots,
                 #[cfg(test)]
                 meddler: Mutex::default(),
@@ -128,6 +133,12 @@ impl Wire {
     fn read(&self) {
         while let Some(next) = self.rx.next() {
             match next {
+                Ok(answer) if protocol::id_of(answer.bytes()) == Some(0) => {
+                    if let Err(error) = self.greeted(answer) {
+                        self.slots.fail_because(Some(&error));
+                        return self.end(&error);
+                    }
+                }
                 // Of one that nobody waits for, the caller was dropped.
                 Ok(answer) => _ = self.slots.deliver(answer),
                 // Closed; or an answer was lost, and nobody can say whose.
@@ -136,10 +147,32 @@ impl Wire {
         }
     }
 
+    /// The manager's first message: which bit of its map this client has.
+    fn greeted(&self, answer: Sealed) -> Result<()> {
+        let mut reader = Reader::new(answer)?;
+        let (_, bit, memory) = (reader.number()?, reader.number()?, reader.fd()?);
+        let bit = u32::try_from(bit).ok().filter(|bit| *bit < CLIENTS).ok_or_else(protocol::torn)?;
+        let map = ReadyMap::open(memory).map_err(|error| Error::io("cannot map a manager's memory", error))?;
+        let _ = self.ready.set((map, bit));
+        Ok(())
+    }
+
+    /// Tells the manager that there is something in the pipe; true if it slept. Without a bit yet, this client has one in the
+    /// pipe of answers, or the manager will look into the pipe by itself.
+    fn ring(&self) -> bool {
+        if self.ready.get().is_none() {
+            fence(SeqCst);
+            self.read();
+        }
+        self.ready.get().is_none_or(|(map, bit)| map.ring(*bit))
+    }
+
     /// There will be no answer any more, and nothing more is sent.
     fn end(&self, why: &Error) {
         self.slots.fail_because((why.kind() == ErrorKind::Corrupt).then_some(why));
         self.empty_outbox();
+        // It finds the same damage.
+        self.ready.get().iter().for_each(|(map, bit)| _ = map.ring(*bit));
     }
 
     /// Reads, and has the reader come for what is still to be read and nobody looks for.
@@ -177,8 +210,8 @@ impl Wire {
             };
             drop(tx);
             match sent {
-                Ok(was_asleep) => {
-                    if !was_asleep {
+                Ok(_) => {
+                    if !self.ring() {
                         self.rx.line().encourage();
                     }
                     // Others may have come meanwhile, and found the pipe taken.
@@ -246,6 +279,7 @@ impl Wire {
             let Ok(mut tx) = self.tx.try_lock() else { return };
             let told = self.send_told(&mut tx);
             drop(tx);
+            self.ring();
             match told {
                 Ok(true) => in_vain = 0,
                 // Room is told again and again, and never there: it comes later, or what tells of it is damaged.

@@ -38,10 +38,10 @@
 use super::clients::{Connection, Incoming, Out, Outgoing, next_request};
 use super::gate::{Bind, greet};
 use super::helpers::{Helpers, Task};
-use super::inboxes::{Inboxes, Open};
 use super::jobs::{Job, LAST_ENTRY, Next};
 use super::link::Link;
 use super::objects::{Lease, Objects, lock};
+use super::poller::{Open, Poller};
 use super::protocol;
 use super::waits::End;
 use crate::channel::{Receiver, Sender};
@@ -115,14 +115,14 @@ pub(super) struct Server {
     pub(super) address: Option<String>,
     pub(super) objects: Objects<Box<Job>>,
     pub(super) runtime: Runtime,
-    /// Where requests of this machine's clients come in, and how long it pays to look for them.
-    pub(super) inboxes: Inboxes<Arc<Connection>>,
+    /// Takes in the requests of this machine's clients; and how long it pays to look for them.
+    pub(super) poller: Poller<Arc<Connection>>,
     pub(super) look: Look,
     /// What else happens.
     pub(super) readers: Mutex<FuturesUnordered<Pin<Box<dyn Future<Output = Event> + Send>>>>,
     /// To be read from now on, said by threads that do not lead.
     pub(super) arrivals: Mutex<Vec<Pin<Box<dyn Future<Output = Event> + Send>>>>,
-    pub(super) arrived: Notify,
+    pub(super) arrived: Arc<Notify>,
     pub(super) pulse: Mutex<Arc<AtomicU64>>,
     pub(super) is_dozing: AtomicBool,
     pub(super) watcher: Thread,
@@ -146,8 +146,6 @@ pub(super) enum Event {
     /// A client may have said hello.
     Intake(Watched<Arc<OwnedFd>>),
     Request(Arc<Connection>, Incoming, Result<Sealed>),
-    /// It is worth to look into the inboxes again.
-    Changed,
     /// Somebody from elsewhere has connected, or could not.
     Peer(Arc<Listener>, Result<ByteConnection>),
     /// And has said who it is.
@@ -168,6 +166,8 @@ pub(super) fn serve(setup: Setup) -> Result<()> {
     let built = Builder::new_current_thread().enable_all().build();
     let runtime = built.map_err(|error| Error::io("cannot build a tokio runtime in the manager", error))?;
     let listener = setup.bind.map(|bind| runtime.block_on(bind.listen())).transpose()?.map(Arc::new);
+    let poller = Poller::new()?;
+    let arrived = poller.changed.clone();
     let server = Arc::new(Server {
         id: setup.id,
         intake: Arc::new(setup.intake.into_inner()),
@@ -176,11 +176,11 @@ pub(super) fn serve(setup: Setup) -> Result<()> {
         address: listener.as_ref().map(|listener| listener.local_addr()),
         objects: Objects::new(),
         runtime,
-        inboxes: Inboxes::new(),
+        poller,
         look: Look::default(),
         readers: Mutex::default(),
         arrivals: Mutex::default(),
-        arrived: Notify::new(),
+        arrived,
         pulse: Mutex::default(),
         is_dozing: AtomicBool::new(false),
         watcher: std::thread::current(),
@@ -206,7 +206,6 @@ pub(super) fn serve(setup: Setup) -> Result<()> {
         reactor::watch(server.intake.clone(), Interest::READABLE)?
     };
     server.read(until_hello(intake));
-    server.read(server.clone().until_change());
     let pulse = lock(&server.pulse).clone();
     if server.helpers.run(&server, Task::Lead(pulse)).is_some() {
         return Err(Error::other("the manager cannot start a thread"));
@@ -327,14 +326,9 @@ impl Server {
         }
     }
 
-    async fn until_change(self: Arc<Self>) -> Event {
-        self.inboxes.changed().await;
-        Event::Changed
-    }
-
     /// A request of one of this machine's clients.
     fn next_near(&self) -> Option<Event> {
-        let (open, request) = self.inboxes.next()?;
+        let (open, request) = self.poller.next()?;
         Some(Event::of(open, request))
     }
 
@@ -346,7 +340,6 @@ impl Server {
         }
         let mut watchful = Watchful::default();
         if !is_turn
-            && self.inboxes.has_hot()
             && let Seen::Found(event) = watchful.look_as(&self.look, &mut || self.next_near())
         {
             return event;
@@ -368,15 +361,11 @@ impl Server {
                 if let Poll::Ready(Some(event)) = readers.poll_next_unpin(cx) {
                     return Poll::Ready(event);
                 }
-                let seen = match self.inboxes.has_hot() {
-                    true => watchful.look_as(&self.look, &mut || self.next_near()),
-                    false => Seen::Over,
-                };
-                match seen {
+                match watchful.look_as(&self.look, &mut || self.next_near()) {
                     Seen::Found(event) => return Poll::Ready(event),
                     Seen::Again => cx.waker().wake_by_ref(),
                     Seen::Over => {
-                        if let Some((open, request)) = self.inboxes.leave() {
+                        if let Some((open, request)) = self.poller.sleep() {
                             return Poll::Ready(Event::of(open, request));
                         }
                     }
@@ -463,10 +452,6 @@ impl Server {
                     self.go_on_reading(connection, receiver);
                 }
             }
-            Event::Changed => {
-                self.inboxes.look_again();
-                self.read(self.clone().until_change());
-            }
         }
     }
 
@@ -487,7 +472,7 @@ impl Server {
 
     fn go_on_reading(&self, connection: Arc<Connection>, receiver: Incoming) {
         match receiver {
-            Incoming::Near(open) => self.inboxes.put_back(open),
+            Incoming::Near(open) => self.poller.put_back(open),
             Incoming::Far(receiver) => self.read(next_request(connection, receiver)),
         }
     }
@@ -519,9 +504,11 @@ impl Server {
             };
             match wire::decode::<(Receiver<Sealed>, Sender<Sealed>)>(parcel) {
                 Ok((receiver, sender)) => {
-                    let connection = self.admit(Outgoing::Near(sender));
                     let _inside = self.runtime.enter();
-                    self.inboxes.add(connection, receiver);
+                    let added = self.poller.add(receiver, sender, |sender| self.admit(Outgoing::Near(sender)));
+                    if let Err(error) = added {
+                        tracing::warn!(%error, "a client of the manager could not be taken in");
+                    }
                 }
                 // Its pipes are closed by now, which tells the client.
                 Err(error) => tracing::warn!(%error, "a client of the manager could not be taken in"),

@@ -1,0 +1,164 @@
+//! The request poller: takes requests out of the pipes of this machine's clients, of those that have sent something.
+//!
+//! # State
+//! An inbox is `ready`: it is looked into in its turn; or `idle`: it was found empty, and its client's bit (`ready.rs`)
+//! makes it ready; or in the hand of the thread that takes a request out of it. `is_asleep`: nobody looks; a bit, and who
+//! puts an inbox back, wakes the leader.
+//!
+//! # Moves
+//! | move | who | then |
+//! |---|---|---|
+//! | ready -> in hand, with a request | [`next`](Poller::next) | the request gets its place |
+//! | in hand -> ready | [`put_back`](Poller::put_back) | - |
+//! | ready -> idle | [`next`](Poller::next) that finds it empty | a bit that is set meanwhile makes it ready again |
+//! | idle -> ready | [`next`](Poller::next) that finds its bit | it is looked into |
+//! | awake -> asleep | [`sleep`](Poller::sleep), announced to all clients | each bit is looked at once more |
+//!
+//! # Death
+//! A client that dies hangs up, which sets its bit; its inbox then yields what it had sent, and an error.
+//!
+//! # Cancel
+//! Nothing here waits.
+
+use super::objects::lock;
+use super::protocol::Writer;
+use super::ready::{CLIENTS, ReadyMap};
+use crate::channel::{Inbox, Receiver, Sender};
+use crate::error::{Error, ErrorKind, Result};
+use crate::shm::atomic::fence;
+use crate::wire::Sealed;
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::{Arc, Mutex};
+use tokio::sync::Notify;
+
+/// The inboxes of clients, each of which is a `C`.
+pub(super) struct Poller<C> {
+    map: Arc<ReadyMap>,
+    state: Mutex<State<C>>,
+    free: Arc<Mutex<Vec<u32>>>,
+    /// It is worth to look again, for who sleeps.
+    pub(super) changed: Arc<Notify>,
+}
+
+struct State<C> {
+    ready: VecDeque<Open<C>>,
+    /// Each at its bit.
+    idle: Vec<Option<Open<C>>>,
+    is_asleep: bool,
+}
+
+/// One client's inbox.
+pub(super) struct Open<C> {
+    pub(super) client: C,
+    inbox: Inbox<Sealed>,
+    bit: Bit,
+}
+
+/// A client's bit, free for another one when dropped.
+struct Bit {
+    number: u32,
+    free: Arc<Mutex<Vec<u32>>>,
+}
+
+impl Drop for Bit {
+    fn drop(&mut self) {
+        lock(&self.free).push(self.number);
+    }
+}
+
+impl<C> Poller<C> {
+    pub(super) fn new() -> Result<Self> {
+        let map = ReadyMap::create().map_err(|error| Error::io("cannot make a manager's memory", error))?;
+        let changed = Arc::<Notify>::default();
+        let wake = changed.clone();
+        map.line.set_reader(move || wake.notify_one());
+        let state = State { ready: VecDeque::new(), idle: Vec::new(), is_asleep: false };
+        Ok(Self { map: Arc::new(map), state: Mutex::new(state), free: Arc::default(), changed })
+    }
+
+    /// Takes in one more inbox, inside the runtime that is to hear it: tells its client by `sender` which bit it has. After
+    /// an error the client has to be let go.
+    pub(super) fn add(
+        &self,
+        receiver: Receiver<Sealed>,
+        mut sender: Sender<Sealed>,
+        client: impl FnOnce(Sender<Sealed>) -> C,
+    ) -> Result<()> {
+        let bit = self.free_bit()?;
+        let inbox = receiver.into_inbox();
+        let (map, number, changed) = (self.map.clone(), bit.number, self.changed.clone());
+        inbox.line().set_reader(move || {
+            map.set(number);
+            changed.notify_one();
+        });
+        inbox.listen().map_err(|error| Error::io("a client's end cannot be heard", error))?;
+        let mut hello = Writer::answer(0);
+        hello.number(number.into()).attach(self.map.fd());
+        sender.try_send(hello.seal()).map_err(Error::from)?;
+        // Then the inbox is looked into: see invariant 3 of `ready.rs`.
+        fence(SeqCst);
+        self.put_back(Open { client: client(sender), inbox, bit });
+        Ok(())
+    }
+
+    fn free_bit(&self) -> Result<Bit> {
+        let mut state = lock(&self.state);
+        let free = lock(&self.free).pop();
+        if free.is_none() && state.idle.len() >= CLIENTS as usize {
+            return Err(Error::new(ErrorKind::Full, "a manager has no more places for clients"));
+        }
+        let number = free.unwrap_or_else(|| {
+            state.idle.push(None);
+            state.idle.len() as u32 - 1
+        });
+        Ok(Bit { number, free: self.free.clone() })
+    }
+
+    /// A request, or why there will be none any more, and the inbox it came by: to be put back when the request has
+    /// its place.
+    pub(super) fn next(&self) -> Option<(Open<C>, Result<Sealed>)> {
+        let state = &mut *lock(&self.state);
+        if std::mem::take(&mut state.is_asleep) {
+            self.map.line.disarm();
+        }
+        self.look(state)
+    }
+
+    /// The same before a sleep: if there is nothing, `changed` is notified once there is.
+    pub(super) fn sleep(&self) -> Option<(Open<C>, Result<Sealed>)> {
+        let state = &mut *lock(&self.state);
+        // It fails only where this process has no place in its family, and then nothing works.
+        if let Err(error) = self.map.line.arm() {
+            tracing::warn!(%error, "the clients of a manager cannot wake it");
+        }
+        state.is_asleep = true;
+        let found = self.look(state);
+        if found.is_some() {
+            state.is_asleep = false;
+            self.map.line.disarm();
+        }
+        found
+    }
+
+    fn look(&self, state: &mut State<C>) -> Option<(Open<C>, Result<Sealed>)> {
+        let State { ready, idle, .. } = state;
+        self.map.take(idle.len(), |bit| ready.extend(idle.get_mut(bit).and_then(Option::take)));
+        while let Some(open) = ready.pop_front() {
+            if let Some(request) = open.inbox.next() {
+                return Some((open, request));
+            }
+            let bit = open.bit.number as usize;
+            idle[bit] = Some(open);
+        }
+        None
+    }
+
+    pub(super) fn put_back(&self, open: Open<C>) {
+        let mut state = lock(&self.state);
+        state.ready.push_back(open);
+        if state.is_asleep {
+            self.changed.notify_one();
+        }
+    }
+}
