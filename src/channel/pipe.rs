@@ -176,6 +176,11 @@ impl<T: Item> Sender<T> {
         self.half.link.try_put_blindly(value).map_err(|(error, value)| SendError::new(error, value))
     }
 
+    /// Who waits for something to receive, at the other end.
+    pub(crate) fn items(&self) -> &Arc<Line> {
+        self.half.link.lines()[1]
+    }
+
     /// Where it is told that there is room again.
     pub(crate) fn room(&self) -> &Arc<Line> {
         self.half.link.lines()[0]

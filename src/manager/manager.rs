@@ -45,7 +45,7 @@ const GRACE: Duration = Duration::from_secs(5);
 /// address by [`connect`](Self::connect).
 ///
 /// Costs one process with two threads, of which one wakes every millisecond while there are calls, and none when there
-/// are not; and two pipes for each process that uses it.
+/// are not; and two pipes and an eventfd for each process that uses it.
 ///
 /// ```
 /// use multiprocess::{self as mp, Manager, Process, ListProxy};

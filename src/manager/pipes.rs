@@ -15,12 +15,13 @@ use super::ready::{CLIENTS, ReadyMap};
 use super::slots::Slots;
 use crate::channel::{self, Inbox, Sender};
 use crate::error::{Error, ErrorKind, Result, SendError};
+use crate::os::eventfd;
 use crate::os::reactor;
 use crate::os::socket::{self, Wait};
 use crate::os::timer;
 use crate::shm::atomic::fence;
 use crate::wait::{Line, until_read};
-use crate::wire::{self, Sealed, frame};
+use crate::wire::{self, Fd, Sealed, frame};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
@@ -79,7 +80,10 @@ impl Wire {
     /// The thread waits while more are at the door than it holds, as long as [`limit_waiting`] has said.
     pub(super) fn connect(door: &Arc<OwnedFd>) -> Result<Arc<Self>> {
         let ((tx, theirs), (back, rx)) = (channel::simplex::<Sealed>()?, channel::simplex::<Sealed>()?);
-        let hello = (theirs, back);
+        let failed = |error| Error::io("cannot connect to the manager", error);
+        let bell = eventfd::create().map_err(failed)?;
+        let theirs_of_bell = Fd::new(bell.try_clone().map_err(failed)?);
+        let hello = (theirs, back, theirs_of_bell);
         let message = wire::encode(&hello)?;
         let fds: Vec<_> = message.attachments.iter().map(AsFd::as_fd).collect();
         frame::send(door.as_fd(), &[message.payload(&hello)], &fds, Wait::Yes).map_err(|error| match error.kind() {
@@ -88,9 +92,10 @@ impl Wire {
                 let why = "the manager takes no clients in: it is stopped, or has more to do than it can";
                 Error::new(ErrorKind::Timeout, why)
             }
-            _ => Error::io("cannot connect to the manager", error),
+            _ => failed(error),
         })?;
         let (rx, outbox, slots) = (rx.into_inbox(), Mutex::default(), Slots::default());
+        rx.line().set_own_bell(Arc::new(bell));
         // Outside of a runtime: whoever waits first will listen.
         let _ = rx.listen();
         let (room, rooms, tx) = (tx.room().clone(), AtomicU64::new(0), Mutex::new(tx));
@@ -150,9 +155,9 @@ impl Wire {
     /// The manager's first message: which bit of its map this client has.
     fn greeted(&self, answer: Sealed) -> Result<()> {
         let mut reader = Reader::new(answer)?;
-        let (_, bit, memory) = (reader.number()?, reader.number()?, reader.fd()?);
+        let (_, bit, memory, bell) = (reader.number()?, reader.number()?, reader.fd()?, reader.fd()?);
         let bit = u32::try_from(bit).ok().filter(|bit| *bit < CLIENTS).ok_or_else(protocol::torn)?;
-        let map = ReadyMap::open(memory).map_err(|error| Error::io("cannot map a manager's memory", error))?;
+        let map = ReadyMap::open(memory, bell).map_err(|error| Error::io("cannot map a manager's memory", error))?;
         let _ = self.ready.set((map, bit));
         Ok(())
     }

@@ -31,7 +31,8 @@ pub(super) fn linked() -> (Arc<Link>, Played) {
     let link = Link::new((77, LAST.fetch_add(1, Relaxed)), 1, door).unwrap();
     link.wire().unwrap();
     let hello = frame::recv(intake.as_fd(), Wait::No).unwrap().unwrap();
-    let (requests, answers) = wire::decode(hello).unwrap();
+    let (requests, answers, bell): (_, Sender<Sealed>, Fd<OwnedFd>) = wire::decode(hello).unwrap();
+    answers.items().set_own_bell(Arc::new(bell.into_inner()));
     (link, Played { requests, answers })
 }
 

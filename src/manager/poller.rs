@@ -94,7 +94,8 @@ impl<C> Poller<C> {
         });
         inbox.listen().map_err(|error| Error::io("a client's end cannot be heard", error))?;
         let mut hello = Writer::answer(0);
-        hello.number(number.into()).attach(self.map.fd());
+        hello.number(number.into());
+        self.map.fds().into_iter().for_each(|fd| _ = hello.attach(fd));
         sender.try_send(hello.seal()).map_err(Error::from)?;
         // Then the inbox is looked into: see invariant 3 of `ready.rs`.
         fence(SeqCst);

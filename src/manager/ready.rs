@@ -1,8 +1,9 @@
 //! Which clients have sent something: a bitmap in shared memory, so that a manager finds those few among many.
 //!
 //! # State
-//! The event on which the manager sleeps, then a bit for each of [`CLIENTS`] connections. The manager makes the memory, and
-//! gives each client a descriptor of it and the number of its bit by the first message of the pipe of answers.
+//! The event on which the manager sleeps, then a bit for each of [`CLIENTS`] connections; beside it, an eventfd that wakes
+//! the manager and nobody else. The manager makes both, and gives each client their descriptors and the number of its bit by
+//! the first message of the pipe of answers.
 //!
 //! # Moves
 //! | from -> to | who | ordering | wakes |
@@ -32,6 +33,7 @@
 //! # Cancel
 //! Nothing here waits.
 
+use crate::os::eventfd;
 use crate::shm::atomic::AtomicU64;
 use crate::shm::region::Region;
 use crate::wait::{Line, event};
@@ -49,27 +51,31 @@ const LEN: usize = (BITS + CLIENTS as usize / 64) * 8;
 
 pub(super) struct ReadyMap {
     region: Arc<Region>,
+    bell: Arc<OwnedFd>,
     /// Where the manager sleeps.
     pub(super) line: Arc<Line>,
 }
 
 impl ReadyMap {
     pub(super) fn create() -> io::Result<Self> {
-        Self::of(Region::create("multiprocess-ready", LEN, LEN as u64)?)
+        Self::of(Region::create("multiprocess-ready", LEN, LEN as u64)?, eventfd::create()?)
     }
 
     /// The one that another process has made.
-    pub(super) fn open(fd: OwnedFd) -> io::Result<Self> {
-        Self::of(Region::open(fd, LEN)?)
+    pub(super) fn open(memory: OwnedFd, bell: OwnedFd) -> io::Result<Self> {
+        Self::of(Region::open(memory, LEN)?, bell)
     }
 
-    fn of(region: Region) -> io::Result<Self> {
-        let region = Arc::new(region);
-        Ok(Self { line: Line::new(region.clone(), 0, None)?, region })
+    fn of(region: Region, bell: OwnedFd) -> io::Result<Self> {
+        let (region, bell) = (Arc::new(region), Arc::new(bell));
+        let line = Line::new(region.clone(), 0, None)?;
+        line.set_own_bell(bell.clone());
+        Ok(Self { region, bell, line })
     }
 
-    pub(super) fn fd(&self) -> Attachment {
-        Attachment::Shared(self.region.fd().clone())
+    /// What [`open`](Self::open) takes.
+    pub(super) fn fds(&self) -> [Attachment; 2] {
+        [self.region.fd(), &self.bell].map(|fd| Attachment::Shared(fd.clone()))
     }
 
     fn words(&self) -> &[AtomicU64] {

@@ -339,9 +339,7 @@ impl Server {
             return event;
         }
         let mut watchful = Watchful::default();
-        if !is_turn
-            && let Seen::Found(event) = watchful.look_as(&self.look, &mut || self.next_near())
-        {
+        if !is_turn && let Seen::Found(event) = watchful.look_as(&self.look, &mut || self.next_near()) {
             return event;
         }
         let mut readers = lock(&self.readers);
@@ -502,8 +500,9 @@ impl Server {
                 }
                 Err(_) => return,
             };
-            match wire::decode::<(Receiver<Sealed>, Sender<Sealed>)>(parcel) {
-                Ok((receiver, sender)) => {
+            match wire::decode::<(Receiver<Sealed>, Sender<Sealed>, Fd<OwnedFd>)>(parcel) {
+                Ok((receiver, sender, bell)) => {
+                    sender.items().set_own_bell(Arc::new(bell.into_inner()));
                     let _inside = self.runtime.enter();
                     let added = self.poller.add(receiver, sender, |sender| self.admit(Outgoing::Near(sender)));
                     if let Err(error) = added {

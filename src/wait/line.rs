@@ -33,6 +33,7 @@
 use super::bell::{self, Watches, lock};
 use super::event::{self, Event, Place, Sleeper, Wake};
 use super::look::Look;
+use crate::os::eventfd;
 use crate::os::fork;
 use crate::os::socket;
 use crate::shm::atomic::AtomicU64;
@@ -54,6 +55,8 @@ pub(crate) struct Line {
     /// Which of the 64 hints stands for this event: the same in every process.
     hint: u32,
     hangup: Option<Arc<Hangup>>,
+    /// A doorbell of the one process that sleeps here, where there are many that would share those of the family.
+    own_bell: OnceLock<(Arc<OwnedFd>, Watches<Arc<OwnedFd>>)>,
     /// What the bell does instead of waking the front.
     react: OnceLock<Box<dyn Fn() + Send + Sync>>,
     waiting: AtomicUsize,
@@ -82,8 +85,9 @@ impl Line {
         let (_, inode) = region.identity();
         let hint =
             (inode as u32).wrapping_mul(0x9e37_79b9).wrapping_add(first_word as u32 / event::LEN as u32) >> 3 & 63;
-        let (react, waiting, local, look) = (OnceLock::new(), AtomicUsize::new(0), Mutex::default(), Look::default());
-        Ok(Arc::new(Self { family, region, first_word, hint, hangup, react, waiting, local, look }))
+        let (own_bell, react) = (OnceLock::new(), OnceLock::new());
+        let (waiting, local, look) = (AtomicUsize::new(0), Mutex::default(), Look::default());
+        Ok(Arc::new(Self { family, region, first_word, hint, hangup, own_bell, react, waiting, local, look }))
     }
 
     /// A line without a queue: while it is armed, a notice calls `react` from within the runtime's driver, or from
@@ -114,7 +118,10 @@ impl Line {
     fn wake(&self, wake: Wake, mine: Option<Sleeper>) -> bool {
         match wake {
             Wake::Sleeper(sleeper) if Some(sleeper) == mine => return true,
-            Wake::Sleeper(sleeper) => self.family.ring(sleeper.slot, 1 << self.hint),
+            Wake::Sleeper(sleeper) => match self.own_bell.get() {
+                Some((bell, _)) => eventfd::ring(bell.as_fd()),
+                None => self.family.ring(sleeper.slot, 1 << self.hint),
+            },
             Wake::Bells(bells) => self.family.ring_bells(bells, 1 << self.hint),
         }
         false
@@ -128,6 +135,12 @@ impl Line {
         if is_mine {
             bell::answer_here(self.hint);
         }
+    }
+
+    /// Says once by which eventfd the one process that sleeps here is woken: to be said there, and to those who wake it. Only
+    /// its runtimes listen to that, so it must not wait here without one.
+    pub(crate) fn set_own_bell(&self, bell: Arc<OwnedFd>) {
+        let _ = self.own_bell.set((bell, Watches::new()));
     }
 
     /// Who changes what this is about is awake, so the next wait here had better begin with a look.
@@ -232,9 +245,14 @@ impl Line {
     }
 
     /// Makes sure that the current runtime wakes the front when there is something to try for.
-    pub(crate) fn listen(&self) -> io::Result<()> {
+    pub(crate) fn listen(self: &Arc<Self>) -> io::Result<()> {
         let runtime = bell::runtime()?;
         bell::listen(self.family, runtime)?;
+        if let Some((bell, watches)) = self.own_bell.get() {
+            let line = Arc::downgrade(self);
+            let answer = move || line.upgrade().iter().for_each(|line| line.look(false));
+            watches.listen(runtime, || (bell.clone(), answer))?;
+        }
         self.hangup.as_ref().map_or(Ok(()), |hangup| hangup.listen(runtime))
     }
 
