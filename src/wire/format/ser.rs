@@ -22,7 +22,8 @@ pub(crate) fn append<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>) -> Res
     names.begin();
     let start = out.len();
     out.push(VERSION);
-    let mut writer = Writer { out, names: &mut names, start, depth: 0, deepest: 0, limit: limits::depth() };
+    let limit = limits::depth();
+    let mut writer = Writer { out, names: &mut names, start, depth: 0, deepest: 0, limit, is_broken: false };
     let written = value.serialize(&mut writer).and_then(|()| writer.finish());
     if names.are_few() {
         let _ = NAMES.try_with(|kept| kept.set(Some(names)));
@@ -48,11 +49,16 @@ pub(super) struct Writer<'a> {
     depth: u32,
     deepest: u32,
     limit: u32,
+    /// A part of it was not written whole.
+    is_broken: bool,
 }
 
 impl Writer<'_> {
     /// What follows the value.
     fn finish(&mut self) -> Result<()> {
+        if self.is_broken {
+            return fail("its own code went on after a part of it could not be written");
+        }
         let start = self.start;
         let end = self.out.len() - start;
         let has_table = !self.names.is_unused();
@@ -131,13 +137,14 @@ impl Writer<'_> {
         if run::kind::<T>().is_none() && self.depth >= SHALLOW && self.depth.is_multiple_of(SHALLOW) {
             return self.part_with_room(value);
         }
-        value.serialize(self)
+        value.serialize(&mut *self).inspect_err(|_| self.is_broken = true)
     }
 
     #[cold]
     #[inline(never)]
     fn part_with_room<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<()> {
-        stack::with_room(STACK_TO_GO_ON, || value.serialize(self)).unwrap_or_else(no_stack)
+        let written = stack::with_room(STACK_TO_GO_ON, || value.serialize(&mut *self));
+        written.unwrap_or_else(no_stack).inspect_err(|_| self.is_broken = true)
     }
 
     #[inline]

@@ -393,6 +393,215 @@ mod variants {
     }
 }
 
+/// Code of users that does what serde permits and hardly anybody does.
+mod odd {
+    use super::*;
+    use serde::Serializer;
+    use serde::ser::{SerializeMap, SerializeSeq, SerializeStruct, SerializeTuple};
+    use std::marker::PhantomData;
+
+    type Written<S> = Result<<S as Serializer>::Ok, <S as Serializer>::Error>;
+
+    /// Leaves out what cannot be written, where an error should end it all.
+    struct Swallows;
+    impl Serialize for Swallows {
+        fn serialize<S: Serializer>(&self, serializer: S) -> Written<S> {
+            struct Fails;
+            impl Serialize for Fails {
+                fn serialize<S: Serializer>(&self, serializer: S) -> Written<S> {
+                    let mut tuple = serializer.serialize_tuple(2)?;
+                    tuple.serialize_element(&1u8)?;
+                    Err(serde::ser::Error::custom("on purpose"))
+                }
+            }
+            let mut seq = serializer.serialize_seq(None)?;
+            seq.serialize_element(&"before")?;
+            let _ = seq.serialize_element(&Fails);
+            seq.serialize_element(&"after")?;
+            seq.end()
+        }
+    }
+
+    #[test]
+    fn a_part_that_failed_fails_the_whole_whoever_swallows_the_error() {
+        for error in [append(&Swallows, &mut Vec::new()), append(&vec![(1u8, Swallows)], &mut Vec::new())] {
+            assert!(error.unwrap_err().to_string().contains("went on after a part of it"));
+        }
+        same(1u8);
+    }
+
+    /// Says how many elements there will be, and is wrong.
+    #[derive(PartialEq, Debug, Clone)]
+    struct Lies(Vec<(u16, u8)>, usize);
+    impl Serialize for Lies {
+        fn serialize<S: Serializer>(&self, serializer: S) -> Written<S> {
+            let mut seq = serializer.serialize_seq(Some(self.1))?;
+            self.0.iter().try_for_each(|element| seq.serialize_element(element))?;
+            seq.end()
+        }
+    }
+
+    #[test]
+    fn counts_are_counted() {
+        for (len, said) in [(0, 9), (1, usize::MAX), (2, 8), (9, 0), (20, 1), (20, usize::MAX), (300, 8)] {
+            let elements: Vec<_> = (0..len).map(|n| (n as u16, 1)).collect();
+            let read: Vec<(u16, u8)> = from_slice(&bytes_of(&Lies(elements.clone(), said))).unwrap();
+            assert_eq!(read, elements, "{len} elements, {said} were said");
+            let nested: Vec<Vec<(u16, u8)>> = from_slice(&bytes_of(&vec![Lies(elements.clone(), said); 9])).unwrap();
+            assert_eq!(nested, vec![elements; 9]);
+        }
+    }
+
+    /// A struct without fields, a variant and a struct of the same name, in one message.
+    #[derive(Serialize, Deserialize, PartialEq, Debug, Clone)]
+    enum Same {
+        Same,
+        Other { same: u8 },
+    }
+    #[derive(Serialize, Deserialize, PartialEq, Debug, Clone)]
+    #[serde(rename = "Same")]
+    struct Empty {}
+    #[derive(Serialize, Deserialize, PartialEq, Debug, Clone)]
+    #[serde(rename = "")]
+    struct Nameless {
+        #[serde(rename = "")]
+        field: u8,
+    }
+
+    #[test]
+    fn names_that_are_equal_or_empty_are_told_apart() {
+        same((Empty {}, Same::Same, Empty {}, Same::Other { same: 1 }, Nameless { field: 1 }));
+        same(vec![(Nameless { field: 1 }, Empty {}); 20]);
+        same((PhantomData::<u8>, [(); 20], vec![PhantomData::<u8>; 20], vec![[0u8; 0]; 20], vec![Empty {}; 20]));
+    }
+
+    #[test]
+    fn the_bits_of_numbers_that_are_none_arrive() {
+        let (narrow, wide) = (f32::from_bits(0x7fa1_2345), f64::from_bits(0xfff4_5678_9abc_def0));
+        #[derive(Serialize, Deserialize, Clone)]
+        struct Holds {
+            narrow: f32,
+            #[serde(flatten)]
+            rest: BTreeMap<String, f64>,
+        }
+        let bits = |(a, b): &(f32, f64)| (a.to_bits(), b.to_bits());
+        let pairs = vec![(narrow, wide), (-0.0, -0.0), (narrow, f64::NAN)];
+        for pairs in [pairs.clone(), pairs.repeat(9)] {
+            assert!(back(&pairs).iter().map(bits).eq(pairs.iter().map(bits)));
+        }
+        let lists = back(&(vec![narrow; 3], vec![Some(wide); 3], [narrow; 20]));
+        assert!(lists.0.iter().chain(&lists.2).all(|number| number.to_bits() == narrow.to_bits()));
+        assert!(lists.1.iter().flatten().all(|number| number.to_bits() == wide.to_bits()));
+        let held = back(&Holds { narrow, rest: BTreeMap::from([("x".to_string(), wide)]) });
+        assert_eq!((held.narrow.to_bits(), held.rest["x"].to_bits()), (narrow.to_bits(), wide.to_bits()));
+    }
+
+    #[test]
+    fn numbers_of_128_bits_arrive_wherever_serde_hands_them_over() {
+        let ends = [i128::MIN, -1, 0, 1, i128::MAX];
+        same(ends.map(Some));
+        same(ends.to_vec().repeat(5));
+        same(ends.map(|n| (n, n as u128)).to_vec().repeat(5));
+        same(BTreeMap::from(ends.map(|n| (n, (n as u128, n)))));
+    }
+
+    /// Its keys are integers, and those of some fields with it.
+    #[derive(Serialize, Deserialize, PartialEq, Debug)]
+    struct ByNumber {
+        zero: u8,
+        one: u8,
+        #[serde(flatten)]
+        rest: BTreeMap<u32, String>,
+    }
+    #[derive(Serialize, Deserialize, PartialEq, Debug, Clone)]
+    #[serde(untagged)]
+    enum Outer {
+        Tagged(Middle),
+        List(Vec<Outer>),
+        Char(char),
+    }
+    #[derive(Serialize, Deserialize, PartialEq, Debug, Clone)]
+    struct Middle {
+        at: u8,
+        #[serde(flatten)]
+        kind: Kind,
+    }
+    #[derive(Serialize, Deserialize, PartialEq, Debug, Clone)]
+    #[serde(tag = "kind")]
+    enum Kind {
+        Unit,
+        Newtype(Inner),
+        Struct { deep: Option<Box<Outer>>, pair: (u8, Option<()>) },
+    }
+    #[derive(Serialize, Deserialize, PartialEq, Debug, Clone)]
+    struct Inner {
+        points: Vec<(f32, u8)>,
+        unit: (),
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        option: Option<Option<u8>>,
+    }
+
+    #[test]
+    fn what_serde_buffers_arrives() {
+        same(ByNumber { zero: 7, one: 8, rest: BTreeMap::from([(0, "a".to_string()), (1, "b".to_string())]) });
+        let unit = Outer::Tagged(Middle { at: 1, kind: Kind::Unit });
+        let inner = |option| Inner { points: vec![(1.5, 2); 12], unit: (), option };
+        let newtype = |option| Outer::Tagged(Middle { at: 2, kind: Kind::Newtype(inner(option)) });
+        let list = Outer::List(vec![Outer::Char('x'), unit.clone(), newtype(Some(Some(1)))]);
+        let deep = Kind::Struct { deep: Some(Box::new(list.clone())), pair: (1, Some(())) };
+        let shallow = Kind::Struct { deep: None, pair: (1, None) };
+        same(vec![
+            unit,
+            newtype(None),
+            newtype(Some(Some(3))),
+            list,
+            Outer::Tagged(Middle { at: 3, kind: deep }),
+            Outer::Tagged(Middle { at: 4, kind: shallow }),
+        ]);
+    }
+
+    /// Fields that come twice, not at all, or in another order than was said.
+    struct Fields(&'static [&'static str]);
+    impl Serialize for Fields {
+        fn serialize<S: Serializer>(&self, serializer: S) -> Written<S> {
+            let mut fields = serializer.serialize_struct("Fields", 2)?;
+            self.0.iter().try_for_each(|name| fields.serialize_field(name, &(name.len() as u8)))?;
+            fields.end()
+        }
+    }
+    /// Keys and values of several types, which come in two calls.
+    struct Mixed;
+    impl Serialize for Mixed {
+        fn serialize<S: Serializer>(&self, serializer: S) -> Written<S> {
+            let mut map = serializer.serialize_map(Some(77))?;
+            map.serialize_key(&Some('c'))?;
+            map.serialize_value(&[1u8; 20])?;
+            map.serialize_entry(&None::<char>, &vec![(1u8, 2u8); 20])?;
+            map.end()
+        }
+    }
+
+    #[test]
+    fn fields_and_entries_that_come_as_they_like_are_read_by_name() {
+        #[derive(Deserialize, PartialEq, Debug)]
+        struct Read {
+            b: u8,
+            ccc: u8,
+        }
+        let read = |fields| from_slice::<Read>(&bytes_of(&[Fields(fields)]));
+        let one = |fields| {
+            from_slice::<Vec<Read>>(&bytes_of(&std::iter::repeat_n(fields, 12).map(Fields).collect::<Vec<_>>()))
+        };
+        assert!(read(&["b", "ccc"]).is_err(), "a list is no struct");
+        for fields in [&["b", "ccc"][..], &["ccc", "b"], &["ccc", "dd", "b"]] {
+            assert!(one(fields).unwrap().iter().all(|read| *read == Read { b: 1, ccc: 3 }));
+        }
+        assert!(one(&["b", "b", "ccc"]).is_err() && one(&["b"]).is_err() && one(&[]).is_err());
+        let map: BTreeMap<Option<char>, Vec<serde_json::Value>> = from_slice(&bytes_of(&Mixed)).unwrap();
+        assert_eq!((map[&Some('c')].len(), map[&None].len(), &map[&None][0]), (20, 20, &serde_json::json!([1, 2])));
+    }
+}
+
 mod readable {
     use super::*;
 
