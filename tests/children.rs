@@ -5,21 +5,13 @@
 #[path = "common/alone.rs"]
 mod alone;
 
-use alone::Scenario;
+use alone::{Scenario, block_on, children_of, kill, processes, scenarios, server, until, within};
 use multiprocess::{self as mp, ErrorKind, Process, StartMethod};
 use rustix::process::Signal;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
-
-macro_rules! scenarios {
-    ($($(#[$late:ident])? $name:ident)*) => {
-        &[$(Scenario { name: stringify!($name), calls_init: scenarios!(@ $($late)?), run: $name }),*]
-    };
-    (@) => { true };
-    (@ late) => { false };
-}
 
 const SCENARIOS: &[Scenario] = scenarios! {
     children_that_end_early_are_all_heard_of
@@ -53,59 +45,8 @@ fn main() -> ExitCode {
     alone::main_of(SCENARIOS)
 }
 
-fn block_on<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
-}
-
-/// Nothing here may hang.
-#[track_caller]
-fn within<T>(future: impl Future<Output = T>) -> impl Future<Output = T> {
-    let place = std::panic::Location::caller();
-    async move {
-        let limited = tokio::time::timeout(Duration::from_secs(40), future).await;
-        limited.unwrap_or_else(|_| panic!("not done in time: {place}"))
-    }
-}
-
-/// Waits until `done`, looking often.
-#[track_caller]
-fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !done() {
-        assert!(Instant::now() < deadline, "{what}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
-/// Pid, parent and state of every process there is.
-fn processes() -> Vec<(u32, u32, char)> {
-    let all = std::fs::read_dir("/proc").unwrap().filter_map(|entry| {
-        let pid: u32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        let mut rest = stat[stat.rfind(')')? + 2..].split(' ');
-        let state = rest.next()?.chars().next()?;
-        Some((pid, rest.next()?.parse().ok()?, state))
-    });
-    all.collect()
-}
-
-fn children_of(parent: u32) -> Vec<(u32, char)> {
-    processes().into_iter().filter(|(_, of, _)| *of == parent).map(|(pid, _, state)| (pid, state)).collect()
-}
-
-/// The fork server: the one child of this process that runs.
-fn server() -> u32 {
-    let children: Vec<_> = children_of(std::process::id()).into_iter().filter(|(_, state)| *state != 'Z').collect();
-    assert_eq!(children.len(), 1, "{children:?}");
-    children[0].0
-}
-
 fn zombies_of(parent: u32) -> usize {
     children_of(parent).iter().filter(|(_, state)| *state == 'Z').count()
-}
-
-fn kill(pid: u32, signal: Signal) {
-    let _ = rustix::process::kill_process(rustix::process::Pid::from_raw(pid as i32).unwrap(), signal);
 }
 
 fn add(a: u64, b: u64) -> u64 {
@@ -664,7 +605,10 @@ fn a_group_of_its_own_ends_with_the_parent_whatever_it_has_started_or_executed()
         });
     }
     let runs = |pid: u32| processes().iter().any(|(other, _, state)| *other == pid && *state != 'Z');
-    let is_sleep = |pid: u32| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm == "sleep\n");
+    // Asleep: while the kernel is still at the exec it has not let go yet of what the program before had open.
+    let is_sleep = |pid: u32| {
+        std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains("(sleep) S "))
+    };
     for own in ["own", "none"] {
         let mut root = Command::new(std::env::current_exe().unwrap());
         let mut root = root.env("INNER", own).stdout(std::process::Stdio::piped()).spawn().unwrap();

@@ -5,7 +5,7 @@
 #[path = "common/alone.rs"]
 mod alone;
 
-use alone::{Scenario, block_on, children_of, kill, processes, runs, server, until, within};
+use alone::{Scenario, block_on, children_of, kill, processes, runs, scenarios, server, until, within};
 use futures::FutureExt;
 use multiprocess::connection::{Listener, connect};
 use multiprocess::{self as mp, ErrorKind, Fd, Pool, Process, StartMethod};
@@ -17,14 +17,6 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicI32, Ordering::SeqCst};
 use std::time::Duration;
-
-macro_rules! scenarios {
-    ($($(#[$late:ident])? $name:ident)*) => {
-        &[$(Scenario { name: stringify!($name), calls_init: scenarios!(@ $($late)?), run: $name }),*]
-    };
-    (@) => { true };
-    (@ late) => { false };
-}
 
 const SCENARIOS: &[Scenario] = scenarios! {
     a_spawn_that_failed_because_the_server_is_stopped_never_runs_its_function

@@ -2,6 +2,10 @@
 //! its program. Each scenario runs in a process of its own, started by a harness that is as small as it can be.
 #![allow(clippy::unwrap_used)] // A test, though clippy sees none in a harness of our own.
 
+#[path = "common/alone.rs"]
+mod alone;
+
+use alone::{Scenario, block_on, children_of, kill, processes, runs, scenarios, server, until};
 use multiprocess::{self as mp, ErrorKind, Fd, Process, StartMethod, Stdio};
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -11,17 +15,6 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
-
-/// Name, whether `main` calls `init` first, and what happens then.
-type Scenario = (&'static str, bool, fn());
-
-macro_rules! scenarios {
-    ($($(#[$late:ident])? $name:ident)*) => {
-        &[$((stringify!($name), scenarios!(@ $($late)?), $name as fn())),*]
-    };
-    (@) => { true };
-    (@ late) => { false };
-}
 
 const SCENARIOS: &[Scenario] = scenarios! {
     #[late] flags_03_without_init_spawning_is_an_error_and_main_never_runs_again
@@ -66,76 +59,7 @@ const SCENARIOS: &[Scenario] = scenarios! {
 };
 
 fn main() -> ExitCode {
-    if let Some(name) = std::env::var_os("SCENARIO") {
-        let scenario = SCENARIOS.iter().find(|(other, ..)| *other == name).expect("a scenario of this name");
-        if scenario.1 {
-            mp::init();
-        }
-        scenario.2();
-        return ExitCode::SUCCESS;
-    }
-    mp::init(); // Only the copies that a late scenario starts come by here in a role.
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if arguments.iter().any(|argument| argument == "--list") {
-        if !arguments.iter().any(|argument| argument == "--ignored") {
-            SCENARIOS.iter().for_each(|(name, ..)| println!("{name}: test"));
-        }
-        return ExitCode::SUCCESS;
-    }
-    let filters: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
-    let chosen = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()));
-    let mut failed = 0;
-    for (name, ..) in SCENARIOS.iter().filter(|(name, ..)| chosen(name)) {
-        for old_kernel in [false, true] {
-            let way = if old_kernel { " (exits by message)" } else { "" };
-            match run_scenario(name, old_kernel) {
-                Ok(()) => println!("test {name}{way} ... ok"),
-                Err(why) => {
-                    println!("test {name}{way} ... FAILED\n{why}");
-                    failed += 1;
-                }
-            }
-        }
-    }
-    println!("{failed} failed");
-    ExitCode::from((failed > 0) as u8)
-}
-
-fn run_scenario(name: &str, old_kernel: bool) -> Result<(), String> {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.env("SCENARIO", name).env("RUST_BACKTRACE", "0");
-    if old_kernel {
-        command.env("MULTIPROCESS_OLD_KERNEL", "1");
-    }
-    let (mut read, write) = std::io::pipe().unwrap();
-    let mut process = command.stdout(write.try_clone().unwrap()).stderr(write).spawn().unwrap();
-    drop(command);
-    let text = std::thread::spawn(move || {
-        let mut text = String::new();
-        read.read_to_string(&mut text).map(|_| text).unwrap_or_default()
-    });
-    let deadline = Instant::now() + Duration::from_secs(60);
-    let status = loop {
-        if let Some(status) = process.try_wait().unwrap() {
-            break Some(status);
-        }
-        if Instant::now() > deadline {
-            process.kill().unwrap();
-            process.wait().unwrap();
-            break None;
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    };
-    match status {
-        Some(status) if status.success() => Ok(()),
-        // The output ends when the last descendant has ended; it is in the report for that.
-        Some(status) => Err(format!("{status}\n{}", text.join().unwrap())),
-        None => Err(format!("not done after 60 s\n{}", text.join().unwrap())),
-    }
-}
-
-fn block_on<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+    alone::main_of(SCENARIOS)
 }
 
 fn add(a: u64, b: u64) -> u64 {
@@ -144,46 +68,6 @@ fn add(a: u64, b: u64) -> u64 {
 
 async fn hang() {
     std::future::pending().await
-}
-
-/// Waits until `done`, looking often.
-fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !done() {
-        assert!(Instant::now() < deadline, "{what}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
-/// Parent, state and name of every process there is.
-fn processes() -> Vec<(u32, u32, char)> {
-    let all = std::fs::read_dir("/proc").unwrap().filter_map(|entry| {
-        let pid: u32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        let mut rest = stat[stat.rfind(')')? + 2..].split(' ');
-        let state = rest.next()?.chars().next()?;
-        Some((pid, rest.next()?.parse().ok()?, state))
-    });
-    all.collect()
-}
-
-fn children_of(parent: u32) -> Vec<(u32, char)> {
-    processes().into_iter().filter(|(_, of, _)| *of == parent).map(|(pid, _, state)| (pid, state)).collect()
-}
-
-fn runs(pid: u32) -> bool {
-    processes().iter().any(|(other, _, state)| *other == pid && *state != 'Z')
-}
-
-/// The fork server: the one child of this process.
-fn server() -> u32 {
-    let children: Vec<_> = children_of(std::process::id()).into_iter().filter(|(_, state)| *state != 'Z').collect();
-    assert_eq!(children.len(), 1, "{children:?}");
-    children[0].0
-}
-
-fn kill(pid: u32, signal: rustix::process::Signal) {
-    let _ = rustix::process::kill_process(rustix::process::Pid::from_raw(pid as i32).unwrap(), signal);
 }
 
 /// Whether the fork server has no child left but the spare ones.

@@ -2,21 +2,18 @@
 //! is, so each runs in a process of its own.
 #![allow(clippy::unwrap_used)] // A test, though clippy sees none in a harness of our own.
 
+#[path = "common/alone.rs"]
+mod alone;
+
+use alone::{Scenario, block_on, scenarios};
 use multiprocess::{self as mp, ErrorKind, Pool, Process, Queue};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 use rustix::process::Signal;
 use rustix::thread::CapabilitySet;
-use std::io::Read;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
-
-type Scenario = (&'static str, fn());
-
-macro_rules! scenarios {
-    ($($name:ident)*) => { &[$((stringify!($name), $name as fn())),*] };
-}
 
 const SCENARIOS: &[Scenario] = scenarios! {
     who_gives_up_root_gets_children_without_it
@@ -53,76 +50,7 @@ static AT_BEGIN: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
 fn main() -> ExitCode {
     AT_BEGIN.get_or_init(permitted);
     mp::init();
-    if let Some(name) = std::env::var_os("SCENARIO") {
-        let parts: &[Scenario] = scenarios! { spawns_with_a_refused_call spawns_at_a_limit spawns_at_this_limit };
-        let scenario =
-            SCENARIOS.iter().chain(parts).find(|(other, ..)| *other == name).expect("a scenario of this name");
-        scenario.1();
-        return ExitCode::SUCCESS;
-    }
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if arguments.iter().any(|argument| argument == "--list") {
-        if !arguments.iter().any(|argument| argument == "--ignored") {
-            SCENARIOS.iter().for_each(|(name, ..)| println!("{name}: test"));
-        }
-        return ExitCode::SUCCESS;
-    }
-    let filters: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
-    let chosen = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()));
-    let mut failed = 0;
-    for (name, ..) in SCENARIOS.iter().filter(|(name, ..)| chosen(name)) {
-        match run_scenario(name) {
-            Ok(text) => println!("test {name} ... ok\n{text}"),
-            Err(why) => {
-                println!("test {name} ... FAILED\n{why}");
-                failed += 1;
-            }
-        }
-    }
-    println!("{failed} failed");
-    ExitCode::from((failed > 0) as u8)
-}
-
-fn run_scenario(name: &str) -> Result<String, String> {
-    let (mut read, write) = std::io::pipe().unwrap();
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.env("SCENARIO", name).env("RUST_BACKTRACE", "0").stdout(write.try_clone().unwrap()).stderr(write);
-    let mut process = command.spawn().unwrap();
-    drop(command);
-    let text = std::thread::spawn(move || {
-        let mut text = Vec::new();
-        read.read_to_end(&mut text).map(|_| String::from_utf8_lossy(&text).into_owned()).unwrap_or_default()
-    });
-    let deadline = Instant::now() + Duration::from_secs(60);
-    let status = loop {
-        if let Some(status) = process.try_wait().unwrap() {
-            break Some(status);
-        }
-        if Instant::now() > deadline {
-            process.kill().unwrap();
-            process.wait().unwrap();
-            break None;
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    };
-    // The output ends when the last descendant has ended.
-    let text = text.join().unwrap();
-    // What a scenario that gave up root could not remove.
-    for entry in std::fs::read_dir(std::env::temp_dir()).unwrap().flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if name.starts_with("multiprocess-") && name.ends_with(&format!("-{}", process.id())) {
-            let _ = std::fs::remove_dir(entry.path());
-        }
-    }
-    match status {
-        Some(status) if status.success() => Ok(text),
-        Some(status) => Err(format!("{status}\n{text}")),
-        None => Err(format!("not done after 60 s\n{text}")),
-    }
-}
-
-fn block_on<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+    alone::main_once_of(SCENARIOS, scenarios! { spawns_with_a_refused_call spawns_at_a_limit spawns_at_this_limit })
 }
 
 /// Waits until `done`, looking often.

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::alone::Scenario;
+use common::alone::{Scenario, scenarios};
 use common::{eventually, within};
 use multiprocess::{self as mp, Manager, Pool, Process, Queue, ShutdownSignal, StartMethod};
 use rustix::process::{Pid, Signal, kill_current_process_group, kill_process, kill_process_group};
@@ -13,14 +13,6 @@ use std::process::{Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
-
-macro_rules! scenarios {
-    ($($(#[$late:ident])? $name:ident)*) => {
-        &[$(Scenario { name: stringify!($name), calls_init: scenarios!(@ $($late)?), run: $name }),*]
-    };
-    (@) => { true };
-    (@ late) => { false };
-}
 
 const SCENARIOS: &[Scenario] = scenarios! {
     #[late] a_server_that_is_hit_at_its_start_is_started_again

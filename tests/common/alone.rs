@@ -1,9 +1,10 @@
 //! A harness for tests that each need a process of their own, and what they look at.
-#![allow(dead_code)] // No file uses all of it.
+#![allow(dead_code, unused_imports, unused_macros)] // No file uses all of it.
 
 use rustix::process::{Pid, Signal, kill_process};
 use std::io::Read;
 use std::process::{Command, ExitCode};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// A test: its name, and what it does in a process of its own, before which `main` has called `init` or not.
@@ -13,17 +14,38 @@ pub struct Scenario {
     pub run: fn(),
 }
 
+/// Scenarios by the names of their functions; `#[late]` before those for which `main` does not call `init`.
+macro_rules! scenarios {
+    ($($(#[$late:ident])? $name:ident)*) => {
+        &[$(Scenario { name: stringify!($name), calls_init: scenarios!(@ $($late)?), run: $name }),*]
+    };
+    (@) => { true };
+    (@ late) => { false };
+}
+pub(crate) use scenarios;
+
 /// Runs the scenario that this process was started for, or all that the arguments choose, each twice: as the kernel is,
 /// and as one that tells an exit status to the parent alone.
 pub fn main_of(scenarios: &[Scenario]) -> ExitCode {
+    run_all(scenarios, &[], &[false, true])
+}
+
+/// The same, each once. `parts` are run by scenarios only, which start this program again.
+pub fn main_once_of(scenarios: &[Scenario], parts: &[Scenario]) -> ExitCode {
+    run_all(scenarios, parts, &[false])
+}
+
+fn run_all(scenarios: &[Scenario], parts: &[Scenario], old_kernels: &[bool]) -> ExitCode {
     if let Some(name) = std::env::var_os("SCENARIO") {
-        let scenario = scenarios.iter().find(|scenario| scenario.name == name).expect("a scenario of this name");
+        let mut all = scenarios.iter().chain(parts);
+        let scenario = all.find(|scenario| scenario.name == name).expect("a scenario of this name");
         if scenario.calls_init {
             multiprocess::init();
         }
         (scenario.run)();
         return ExitCode::SUCCESS;
     }
+    multiprocess::init(); // Only copies that a late scenario starts come by here in a role.
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if arguments.iter().any(|argument| argument == "--list") {
         if !arguments.iter().any(|argument| argument == "--ignored") {
@@ -35,10 +57,10 @@ pub fn main_of(scenarios: &[Scenario]) -> ExitCode {
     let chosen = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()));
     let mut failed = 0;
     for name in scenarios.iter().map(|scenario| scenario.name).filter(|name| chosen(name)) {
-        for old_kernel in [false, true] {
-            let way = if old_kernel { " (exits by message)" } else { "" };
-            match run(name, old_kernel) {
-                Ok(()) => println!("test {name}{way} ... ok"),
+        for old_kernel in old_kernels {
+            let way = if *old_kernel { " (exits by message)" } else { "" };
+            match run(name, *old_kernel) {
+                Ok(skips) => println!("test {name}{way} ... ok{skips}"),
                 Err(why) => {
                     println!("test {name}{way} ... FAILED\n{why}");
                     failed += 1;
@@ -50,7 +72,13 @@ pub fn main_of(scenarios: &[Scenario]) -> ExitCode {
     ExitCode::from((failed > 0) as u8)
 }
 
-fn run(name: &str, old_kernel: bool) -> Result<(), String> {
+/// In which a scenario must be done.
+const LIMIT: Duration = Duration::from_secs(100);
+/// In which what a scenario said has been read, though a process that it left may still have the other end.
+const READ: Duration = Duration::from_millis(300);
+
+/// What it said about what it could not do here, or why it failed.
+fn run(name: &str, old_kernel: bool) -> Result<String, String> {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.env("SCENARIO", name).env("RUST_BACKTRACE", "0");
     if old_kernel {
@@ -59,23 +87,48 @@ fn run(name: &str, old_kernel: bool) -> Result<(), String> {
     let (mut read, write) = std::io::pipe().unwrap();
     let mut process = command.stdout(write.try_clone().unwrap()).stderr(write).spawn().unwrap();
     drop(command);
-    let text = std::thread::spawn(move || {
-        let mut text = Vec::new();
-        let _ = read.read_to_end(&mut text);
-        String::from_utf8_lossy(&text).into_owned()
+    let text = Arc::new(Mutex::new(Vec::new()));
+    let (said, filled) = (text.clone(), text);
+    let reading = std::thread::spawn(move || {
+        let mut room = [0; 4096];
+        while let Ok(len @ 1..) = read.read(&mut room) {
+            filled.lock().unwrap().extend_from_slice(&room[..len]);
+        }
     });
-    let deadline = Instant::now() + Duration::from_secs(100);
-    loop {
+    let deadline = Instant::now() + LIMIT;
+    let status = loop {
         match process.try_wait().unwrap() {
-            Some(status) if status.success() => return Ok(()),
-            // The output ends when the last descendant has ended; it is in the report for that.
-            Some(status) => return Err(format!("{status}\n{}", text.join().unwrap())),
-            None if Instant::now() > deadline => {
+            None if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
+            None => {
                 process.kill().unwrap();
                 process.wait().unwrap();
-                return Err(format!("not done in time\n{}", text.join().unwrap()));
+                break None;
             }
-            None => std::thread::sleep(Duration::from_millis(5)),
+            status => break status,
+        }
+    };
+    let deadline = Instant::now() + READ;
+    while !reading.is_finished() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    remove_places_of(process.id());
+    let text = String::from_utf8_lossy(&said.lock().unwrap()).into_owned();
+    match status {
+        Some(status) if status.success() => {
+            let skips = text.lines().filter(|line| line.contains("SKIPPED"));
+            Ok(skips.map(|line| format!("\n{line}")).collect())
+        }
+        Some(status) => Err(format!("{status}\n{text}")),
+        None => Err(format!("not done after {LIMIT:?}\n{text}")),
+    }
+}
+
+/// Removes the empty directories of a scenario that has given up the right to do so.
+fn remove_places_of(pid: u32) {
+    for entry in std::fs::read_dir(std::env::temp_dir()).unwrap().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with("multiprocess-") && name.ends_with(&format!("-{pid}")) {
+            let _ = std::fs::remove_dir(entry.path());
         }
     }
 }
@@ -89,7 +142,7 @@ pub fn block_on<T>(future: impl Future<Output = T>) -> T {
 pub fn within<T>(future: impl Future<Output = T>) -> impl Future<Output = T> {
     let place = std::panic::Location::caller();
     async move {
-        let limited = tokio::time::timeout(Duration::from_secs(30), future).await;
+        let limited = tokio::time::timeout(Duration::from_secs(40), future).await;
         limited.unwrap_or_else(|_| panic!("not done in time: {place}"))
     }
 }
