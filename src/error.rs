@@ -624,8 +624,8 @@ mod tests {
     fn an_error_that_travels_keeps_its_facts_and_its_source_chain_as_text() {
         let inner = std::io::Error::other("inner");
         let sent = Error::other(Error::io("outer", inner)).with_exit_status(Some(ExitStatus::from_raw(9)));
-        let bytes = rmp_serde::to_vec(&sent).unwrap();
-        let back: Error = rmp_serde::from_slice(&bytes).unwrap();
+        let bytes = serde_json::to_vec(&sent).unwrap();
+        let back: Error = serde_json::from_slice(&bytes).unwrap();
         assert_eq!((back.kind(), back.to_string()), (ErrorKind::Other, "outer: inner".to_string()));
         assert_eq!(back.exit_status().unwrap().signal(), Some(9));
         let mut deepest = back.source().unwrap();

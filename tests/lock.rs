@@ -266,7 +266,7 @@ async fn lock_07_another_kind_of_object_is_refused_and_so_is_another_way_to_trav
     let Err(error) = within(queue.get()).await else { panic!("taken for a lock") };
     assert_eq!(error.kind(), ErrorKind::Decode);
     assert!(error.to_string().contains("lock"), "{error}");
-    let bytes = rmp_serde::to_vec(&Lock::new().unwrap());
+    let bytes = serde_json::to_vec(&Lock::new().unwrap());
     assert!(bytes.unwrap_err().to_string().contains("on its way to another process"));
 }
 

@@ -980,7 +980,7 @@ async fn a_handle_is_no_value_outside_of_a_message() {
     within(async {
         let manager = Manager::start().await.unwrap();
         let list = manager.list::<u32>().await.unwrap();
-        let error = rmp_serde::to_vec(&list).unwrap_err();
+        let error = serde_json::to_vec(&list).unwrap_err();
         assert!(error.to_string().contains("on its way to another process"), "{error}");
         manager.shutdown().await.unwrap();
     })

@@ -307,7 +307,7 @@ async fn queue_25_a_child_that_put_much_can_be_joined_before_any_get() {
 #[tokio::test]
 async fn queue_31_a_handle_serialised_outside_a_journey_is_refused() {
     let queue = Queue::<u8>::unbounded().unwrap();
-    assert!(rmp_serde::to_vec(&queue).unwrap_err().to_string().contains("on its way to another process"));
+    assert!(serde_json::to_vec(&queue).unwrap_err().to_string().contains("on its way to another process"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -851,7 +851,7 @@ fn blocking_calls_work_without_any_runtime() {
     });
     (0..10_000).for_each(|n| queue.blocking_put(n).unwrap());
     queue.close();
-    assert_eq!(getter.join().unwrap(), (0..10_000).sum());
+    assert_eq!(getter.join().unwrap(), (0..10_000).sum::<u64>());
 }
 
 #[tokio::test]

@@ -8,23 +8,21 @@
 //!
 //! Dropping that stream cancels what runs in the workers. Ctrl-C and SIGTERM do nothing else here.
 
-use futures::channel::mpsc::{UnboundedSender, unbounded};
-use futures::channel::oneshot;
-use futures::{Stream, StreamExt};
-use indicatif::{HumanBytes, HumanCount, HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use futures_util::{Stream, StreamExt, stream};
 use multiprocess::{self as mp, Pool};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::cell::Cell;
 use std::ffi::{OsStr, OsString};
 use std::future::ready;
-use std::io::{self, BufWriter, ErrorKind, Read, Write};
+use std::io::{self, BufWriter, ErrorKind, IsTerminal, Read, Write};
 use std::os::unix::{ffi::OsStrExt, fs::OpenOptionsExt};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use std::{fs, thread};
-use tokio::sync::watch;
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+use tokio::sync::{oneshot, watch};
 
 const USAGE: &str = "\
 usage: treesum [-j N] [-q] [--] DIR..
@@ -173,7 +171,7 @@ impl Count {
 ///
 /// The walk runs ahead of whoever takes the batches, and the count with it: so the time left is soon known.
 fn walk(roots: Vec<PathBuf>) -> (impl Stream<Item = News>, watch::Receiver<Count>) {
-    let (news, batches) = unbounded();
+    let (news, mut batches) = unbounded_channel();
     let (count, found) = watch::channel(Count::default());
     let mut walker = Walker { news, count, batch: Batch::default(), found: Count::default() };
     // Not `spawn_blocking`: the runtime waits for those when it ends, and a dead file server may take forever.
@@ -182,7 +180,7 @@ fn walk(roots: Vec<PathBuf>) -> (impl Stream<Item = News>, watch::Receiver<Count
             walker.flush();
         }
     });
-    (batches, found)
+    (stream::poll_fn(move |context| batches.poll_recv(context)), found)
 }
 
 struct Walker {
@@ -242,19 +240,19 @@ impl Walker {
     fn flush(&mut self) -> bool {
         let batch = std::mem::take(&mut self.batch);
         self.count.send_replace(self.found);
-        batch.paths.is_empty() || self.news.unbounded_send(Ok(batch)).is_ok()
+        batch.paths.is_empty() || self.news.send(Ok(batch)).is_ok()
     }
 
     fn complain(&mut self, path: PathBuf, error: io::Error) -> bool {
-        self.news.unbounded_send(Err((path.into(), error))).is_ok()
+        self.news.send(Err((path.into(), error))).is_ok()
     }
 }
 
 // ---- what the user sees
 
-/// A bar if stderr is a terminal, a line now and then if not; and what went wrong.
+/// One line that is written again and again if stderr is a terminal, a line now and then if not; and what went wrong.
 struct Progress {
-    bar: ProgressBar,
+    is_terminal: bool,
     quiet: bool,
     started: Instant,
     found: watch::Receiver<Count>,
@@ -264,17 +262,13 @@ struct Progress {
 
 impl Progress {
     fn new(quiet: bool, found: watch::Receiver<Count>) -> Self {
-        let target = if quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
-        let bar = ProgressBar::with_draw_target(Some(0), target);
-        if let Ok(style) = ProgressStyle::with_template("{bar:12} {wide_msg}") {
-            bar.set_style(style);
-        }
+        let is_terminal = !quiet && io::stderr().is_terminal();
         let (done, failures) = Default::default();
-        Self { bar, quiet, started: Instant::now(), found, done, failures }
+        Self { is_terminal, quiet, started: Instant::now(), found, done, failures }
     }
 
     fn period(&self) -> Duration {
-        if self.bar.is_hidden() { Duration::from_secs(2) } else { Duration::from_millis(100) }
+        if self.is_terminal { Duration::from_millis(100) } else { Duration::from_secs(2) }
     }
 
     fn done(&self, batch: &Batch) {
@@ -285,7 +279,7 @@ impl Progress {
     /// The path comes with its odd characters escaped, for the terminal's sake.
     fn complain(&self, path: &OsStr, error: impl std::fmt::Display) {
         self.failures.set(self.failures.get() + 1);
-        self.bar.suspend(|| eprintln!("treesum: {path:?}: {error}"));
+        eprintln!("{}treesum: {path:?}: {error}", self.clear());
     }
 
     fn show(&self) {
@@ -296,35 +290,34 @@ impl Progress {
         let share = done.work() as f64 / found.work() as f64;
         let at_least = if self.found.has_changed().is_ok() { "at least " } else { "" };
         let text = format!(
-            "{}/{} files, {}/{}, {}/s, {at_least}{:#} left",
-            HumanCount(done.files),
-            HumanCount(found.files),
-            HumanBytes(done.bytes),
-            HumanBytes(found.bytes),
+            "{}/{} files, {}/{}, {}, {at_least}{:.0?} left",
+            done.files,
+            found.files,
+            size(done.bytes as f64),
+            size(found.bytes as f64),
             rate(done.bytes, elapsed),
-            HumanDuration(elapsed.mul_f64(1.0 / share - 1.0)),
+            elapsed.mul_f64(1.0 / share - 1.0),
         );
-        if self.bar.is_hidden() {
-            eprintln!("treesum: {text}");
-        } else {
-            self.bar.set_length(found.work());
-            self.bar.set_position(done.work());
-            self.bar.set_message(text);
-        }
+        let end = if self.is_terminal { "" } else { "\n" };
+        eprint!("{}treesum: {text}{end}", self.clear());
+    }
+
+    /// Clears the line, on a terminal.
+    fn clear(&self) -> &'static str {
+        if self.is_terminal { "\r\x1b[K" } else { "" }
     }
 
     fn summarise(&self, files: usize, busy: Duration, workers: usize) {
-        self.bar.finish_and_clear();
         if self.quiet {
             return;
         }
         let (bytes, wall) = (self.done.get().bytes, self.started.elapsed());
         eprintln!(
-            "treesum: {} files, {} in {wall:.2?} ({}/s), {} not read",
-            HumanCount(files as u64),
-            HumanBytes(bytes),
+            "{}treesum: {files} files, {} in {wall:.2?} ({}), {} not read",
+            self.clear(),
+            size(bytes as f64),
             rate(bytes, wall),
-            HumanCount(self.failures.get()),
+            self.failures.get(),
         );
         eprintln!(
             "treesum: at least {:.2} times as fast as one process (workers: {workers}; their work: {busy:.2?}, \
@@ -334,8 +327,14 @@ impl Progress {
     }
 }
 
-fn rate(bytes: u64, time: Duration) -> HumanBytes {
-    HumanBytes((bytes as f64 / time.as_secs_f64()) as u64)
+fn rate(bytes: u64, time: Duration) -> String {
+    format!("{}/s", size(bytes as f64 / time.as_secs_f64()))
+}
+
+fn size(bytes: f64) -> String {
+    const UNITS: [(f64, &str); 3] = [(1073741824.0, "GiB"), (1048576.0, "MiB"), (1024.0, "KiB")];
+    let unit = UNITS.into_iter().find(|(unit, _)| bytes >= *unit);
+    unit.map_or_else(|| format!("{bytes:.0} B"), |(unit, name)| format!("{:.2} {name}", bytes / unit))
 }
 
 /// As `sha256sum` does it: a name with a newline, carriage return or backslash is escaped, and its line then

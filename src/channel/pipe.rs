@@ -7,7 +7,7 @@ use crate::error::{Error, ErrorKind, Result, SendError};
 use crate::os::socket;
 use crate::wait::{Hangup, Line};
 use crate::wire::{Attachment, attach};
-use futures::{FutureExt, Sink, SinkExt, Stream, StreamExt};
+use futures_util::{FutureExt, Sink, SinkExt, Stream, StreamExt};
 use serde::de::Error as _;
 use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};

@@ -7,7 +7,7 @@ use crate::os::memfd;
 use crate::os::socket;
 use crate::shm::mapped::Mapped;
 use crate::wire::attach;
-use futures::{Sink, Stream, StreamExt};
+use futures_util::{Sink, Stream, StreamExt};
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
@@ -392,7 +392,7 @@ pub struct QueueStream<T>(Pin<Box<dyn Stream<Item = Result<T>> + Send>>);
 
 impl<T: Item> QueueStream<T> {
     pub(super) fn new(link: Arc<Link>) -> Self {
-        let items = futures::stream::unfold(Some(link), |link| async {
+        let items = futures_util::stream::unfold(Some(link), |link| async {
             let link = link?;
             match link.get().await {
                 Err(error) if error.kind() == ErrorKind::Closed => None,

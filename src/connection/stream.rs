@@ -4,7 +4,7 @@ use super::auth::{self, Key, Role};
 use super::frame::{FrameReader, FrameWriter};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::{fork, fork::Own, socket, timer};
-use futures::{Sink, Stream};
+use futures_util::{Sink, Stream};
 use std::fmt;
 use std::future::poll_fn;
 use std::io;

@@ -14,7 +14,7 @@ use crate::connection::{ByteReceiver, ByteSender};
 use crate::error::{ErrorKind, Result, SendError};
 use crate::os::fault;
 use crate::wire::Sealed;
-use futures::SinkExt;
+use futures_util::SinkExt;
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Waker};

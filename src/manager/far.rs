@@ -4,7 +4,7 @@ use super::objects::lock;
 use super::slots::Slots;
 use crate::connection::{ByteConnection, ByteSender};
 use crate::wire::Sealed;
-use futures::SinkExt;
+use futures_util::SinkExt;
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, Weak};

@@ -325,7 +325,7 @@ impl Job {
 mod tests {
     use super::super::played::beside;
     use super::super::proxy;
-    use futures::FutureExt;
+    use futures_util::FutureExt;
     use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
     static MADE: AtomicU64 = AtomicU64::new(0);

@@ -3,7 +3,7 @@
 use super::proxy::{Lend, Proxy};
 use crate::error::{Error, Result};
 use crate::wire::{self, Message};
-use futures::{Stream, StreamExt, stream};
+use futures_util::{Stream, StreamExt, stream};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::fmt;

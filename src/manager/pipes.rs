@@ -433,7 +433,7 @@ mod tests {
     use super::super::protocol::{COUNT, RELEASE, UNREAD, WAIT};
     use super::super::slots::{Brings, Pending};
     use super::*;
-    use futures::FutureExt;
+    use futures_util::FutureExt;
     use std::sync::mpsc;
 
     fn meddle(wire: &Wire, meddler: impl FnMut(&Wire) -> Option<ErrorKind> + Send + 'static) {

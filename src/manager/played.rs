@@ -9,7 +9,7 @@ use super::slots::Brings;
 use crate::channel::{Receiver, Sender};
 use crate::os::socket::{Wait, packet_pair};
 use crate::wire::{self, Fd, Sealed, frame};
-use futures::FutureExt;
+use futures_util::FutureExt;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};

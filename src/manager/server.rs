@@ -52,7 +52,7 @@ use crate::os::socket::Wait;
 use crate::process::entry::survive;
 use crate::wait::{Look, Seen, Watchful};
 use crate::wire::{self, Fd, Sealed, frame};
-use futures::stream::{FuturesUnordered, StreamExt};
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use std::collections::{HashSet, VecDeque};
 use std::future::poll_fn;
 use std::io;

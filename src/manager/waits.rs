@@ -202,7 +202,7 @@ mod tests {
     use super::super::queue::{Items, QueueProxy};
     use super::super::{protocol::RELEASE, proxy};
     use super::*;
-    use futures::FutureExt;
+    use futures_util::FutureExt;
 
     fn full() -> (Arc<Link>, Played) {
         let (link, manager) = linked();

@@ -5,7 +5,7 @@ use crate::channel::spsc;
 use crate::error::{Error, ErrorKind, Result};
 use crate::process::entry;
 use crate::wire::{self, Attachment};
-use futures::Stream;
+use futures_util::Stream;
 use serde::Serialize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;

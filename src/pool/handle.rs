@@ -6,7 +6,7 @@ use super::group::{Block, Options};
 use super::pool::Handle;
 use super::scheduler::stranded;
 use crate::error::{Error, Result};
-use futures::Stream;
+use futures_util::Stream;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::marker::PhantomData;

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::os::{fork, memory, reactor, timer};
 use crate::process::function::{Arguments, captures_nothing};
 use crate::process::{Function, entry};
-use futures::{Stream, StreamExt};
+use futures_util::{Stream, StreamExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fmt;

@@ -329,7 +329,7 @@ fn wait_to_begin(report: &OwnedFd) -> io::Result<()> {
     match word {
         Ok(Some(word)) if word.bytes.is_empty() => Ok(()),
         Ok(Some(word)) => {
-            let attributes: Attributes = rmp_serde::from_slice(&word.bytes).map_err(io::Error::other)?;
+            let attributes: Attributes = wire::from_bytes(&word.bytes)?;
             attributes.take_on_what_is_permitted();
             Ok(())
         }

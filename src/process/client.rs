@@ -46,7 +46,7 @@ use crate::os::{
     spawn,
 };
 use crate::shm::family::Family;
-use crate::wire::frame;
+use crate::wire::{self, frame};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::Signal;
 use std::io::{self, PipeReader, PipeWriter};
@@ -939,7 +939,7 @@ impl Connection {
 /// Gives a child that has its order the word to begin. One that gets none, because this process lets go of `report`, ends without
 /// having begun.
 fn let_begin(report: &OwnedFd, attributes: &Option<Attributes>) -> io::Result<()> {
-    let word = attributes.as_ref().map(rmp_serde::to_vec).transpose().map_err(io::Error::other)?;
+    let word = attributes.as_ref().map(wire::to_bytes).transpose()?;
     match frame::send(report.as_fd(), &[&word.unwrap_or_default()], &[], Wait::Yes) {
         // Nobody there: a child that has died. Who waits finds out.
         Err(error) if !is_gone(&error) => Err(error),

@@ -25,7 +25,7 @@ use super::info::{self, ProcessInfo};
 use crate::error::{Error, PanicInfo, Result};
 use crate::os::attributes::Attributes;
 use crate::os::{credentials::Credentials, named, signal, socket::Wait};
-use crate::wire::{Parcel, frame, frame::Begun};
+use crate::wire::{self, Parcel, frame, frame::Begun};
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -259,7 +259,7 @@ impl Order {
             self.attributes.is_some(),
             self.arguments_in_memfd.is_some(),
         ]);
-        let attributes = self.attributes.as_ref().map(rmp_serde::to_vec).transpose().map_err(io::Error::other)?;
+        let attributes = self.attributes.as_ref().map(wire::to_bytes).transpose()?;
         let texts: [&[u8]; TEXTS] = [
             self.name.as_bytes(),
             parent.name.as_bytes(),
@@ -315,7 +315,7 @@ impl Order {
         };
         let attributes = text(4)?;
         if flags.next() {
-            order.attributes = Some(rmp_serde::from_slice(attributes).ok()?);
+            order.attributes = Some(wire::from_bytes(attributes).ok()?);
         }
         order.arguments_in_memfd = Some(number(4)?).filter(|_| flags.next());
         Some((order, bytes.len() - rest.len()))
@@ -412,7 +412,7 @@ impl Report {
     }
 
     pub(super) fn send_panicked(to: BorrowedFd<'_>, panic: &PanicInfo) -> io::Result<()> {
-        let panic = rmp_serde::to_vec(panic).map_err(io::Error::other)?;
+        let panic = wire::to_bytes(panic)?;
         frame::send(to, &[&panic, &[PANICKED]], &[], Wait::No)
     }
 
@@ -439,10 +439,7 @@ impl Report {
             BORN => Ok(Some(Self::Born(number().ok_or_else(torn)?))),
             EXITED => Ok(Some(Self::Exited(number().ok_or_else(torn)? as i32))),
             LINGERS => Ok(Some(Self::Lingers)),
-            PANICKED => {
-                let panic = rmp_serde::from_slice(&parcel.bytes);
-                Ok(Some(Self::Panicked(panic.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?)))
-            }
+            PANICKED => Ok(Some(Self::Panicked(wire::from_bytes(&parcel.bytes)?))),
             OUT_OF_MEMORY => {
                 let limit = parcel.bytes.get(..8).and_then(|bytes| bytes.try_into().ok()).ok_or_else(torn)?;
                 Ok(Some(Self::OutOfMemory(u64::from_le_bytes(limit))))
@@ -460,17 +457,13 @@ pub(super) fn send<T: Serialize>(to: BorrowedFd<'_>, value: &T, tail: &[u8], fds
 
 /// A value of the protocol as [`recv`] reads it.
 pub(super) fn to_bytes<T: Serialize>(value: &T) -> io::Result<Vec<u8>> {
-    let mut bytes = vec![0; 4];
-    rmp_serde::encode::write(&mut bytes, value).map_err(io::Error::other)?;
-    let len = (bytes.len() - 4) as u32;
-    bytes[..4].copy_from_slice(&len.to_le_bytes());
-    Ok(bytes)
+    let value = wire::to_bytes(value)?;
+    Ok([&(value.len() as u32).to_le_bytes(), &value[..]].concat())
 }
 
 /// [`send`] without a tail, if there is room now.
 pub(super) fn try_send<T: Serialize>(to: BorrowedFd<'_>, value: &T) -> io::Result<()> {
-    let head = rmp_serde::to_vec(value).map_err(io::Error::other)?;
-    frame::send(to, &[&(head.len() as u32).to_le_bytes(), &head], &[], Wait::No)
+    frame::send(to, &[&to_bytes(value)?], &[], Wait::No)
 }
 
 /// Receives what [`send`] sent: the value, and a parcel of the raw bytes and the descriptors.
@@ -490,7 +483,7 @@ fn read<T: DeserializeOwned>(parcel: Option<Parcel>) -> io::Result<Option<(T, Pa
     let len: [u8; 4] = parcel.bytes.get(..4).and_then(|len| len.try_into().ok()).ok_or_else(torn)?;
     let end = 4 + u32::from_le_bytes(len) as usize;
     let head = parcel.bytes.get(4..end).ok_or_else(torn)?;
-    let value = rmp_serde::from_slice(head).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+    let value = wire::from_bytes(head)?;
     parcel.bytes.drain(..end);
     Ok(Some((value, parcel)))
 }

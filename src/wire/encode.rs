@@ -244,6 +244,18 @@ impl<'de> serde::Deserialize<'de> for Sealed {
     }
 }
 
+/// A value without descriptors as bytes, for messages of the crate's own.
+pub(crate) fn to_bytes<T: Serialize>(value: &T) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    format::append(value, &mut bytes).map_err(std::io::Error::other)?;
+    Ok(bytes)
+}
+
+/// The reverse of [`to_bytes`].
+pub(crate) fn from_bytes<T: DeserializeOwned>(bytes: &[u8]) -> std::io::Result<T> {
+    format::from_slice(bytes).map_err(|error| std::io::Error::new(std::io::ErrorKind::InvalidData, error))
+}
+
 /// The reverse of [`encode`]. Descriptors that `T` does not take are closed.
 pub(crate) fn decode<T: DeserializeOwned + 'static>(parcel: Parcel) -> Result<T> {
     if const { size_of::<T>() == size_of::<Sealed>() } && TypeId::of::<T>() == TypeId::of::<Sealed>() {
@@ -316,7 +328,7 @@ mod tests {
     #[test]
     fn a_handle_outside_a_message_refuses() {
         let (fd, _) = crate::os::socket::packet_pair().unwrap();
-        let error = rmp_serde::to_vec(&super::super::Fd::new(fd)).unwrap_err();
+        let error = to_bytes(&super::super::Fd::new(fd)).unwrap_err();
         assert!(error.to_string().contains("on its way to another process"));
     }
 }
