@@ -606,9 +606,8 @@ fn a_group_of_its_own_ends_with_the_parent_whatever_it_has_started_or_executed()
     }
     let runs = |pid: u32| processes().iter().any(|(other, _, state)| *other == pid && *state != 'Z');
     // Asleep: while the kernel is still at the exec it has not let go yet of what the program before had open.
-    let is_sleep = |pid: u32| {
-        std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains("(sleep) S "))
-    };
+    let is_sleep =
+        |pid: u32| std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains("(sleep) S "));
     for own in ["own", "none"] {
         let mut root = Command::new(std::env::current_exe().unwrap());
         let mut root = root.env("INNER", own).stdout(std::process::Stdio::piped()).spawn().unwrap();
