@@ -16,7 +16,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicI32, Ordering::SeqCst};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const SCENARIOS: &[Scenario] = scenarios! {
     a_spawn_that_failed_because_the_server_is_stopped_never_runs_its_function
@@ -30,6 +30,9 @@ const SCENARIOS: &[Scenario] = scenarios! {
     #[late] descriptors_that_main_has_opened_before_init_stay_in_started_processes
     #[late] threads_that_call_init_at_once_take_one_role
     a_parent_that_has_confined_itself_by_landlock_has_confined_children
+    a_frozen_server_is_an_error_of_the_spawn_in_time_which_never_runs
+    waits_for_a_frozen_child_end_in_time_and_it_goes_on_when_it_is_thawed
+    a_frozen_worker_of_a_pool_keeps_no_item_and_times_out_like_any_other
     a_socket_file_with_a_relative_path_goes_with_its_listener_wherever_the_program_is_by_then
 };
 
@@ -352,6 +355,129 @@ fn a_parent_that_has_confined_itself_by_landlock_has_confined_children() {
         assert_eq!(within(Process::spawn(add, (1, 2)).unwrap()).await.unwrap(), 3);
         assert_eq!(children_of(std::process::id()).len(), servers, "the next ones come from the same server");
     });
+}
+
+/// A control group, of the second version, that can be frozen.
+struct Freezer(PathBuf);
+
+impl Freezer {
+    /// `None`, and a word about it, where there is none to be had. The mount is for this process alone.
+    fn new() -> Option<Self> {
+        use nix::mount::{MsFlags, mount};
+        let nothing = None::<&str>;
+        let place = temporary("cgroups");
+        std::fs::create_dir_all(&place).unwrap();
+        let made = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)
+            .and_then(|()| mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing))
+            .and_then(|()| mount(Some("none"), &place, Some("cgroup2"), MsFlags::empty(), nothing));
+        let group = place.join(format!("multiprocess-{}", std::process::id()));
+        let made = made.map_err(std::io::Error::from).and_then(|()| std::fs::create_dir(&group));
+        let freezer = Self(group);
+        match made.and_then(|()| std::fs::metadata(freezer.0.join("cgroup.freeze"))) {
+            Ok(_) => Some(freezer),
+            Err(error) => {
+                eprintln!("SKIPPED, as it needs root and the second version of control groups: {error}");
+                None
+            }
+        }
+    }
+
+    fn freeze(&self, pid: u32) {
+        std::fs::write(self.0.join("cgroup.procs"), pid.to_string()).unwrap();
+        std::fs::write(self.0.join("cgroup.freeze"), "1").unwrap();
+        let events = || std::fs::read_to_string(self.0.join("cgroup.events")).unwrap();
+        until("it is frozen", || events().contains("frozen 1"));
+    }
+
+    fn thaw(&self) {
+        std::fs::write(self.0.join("cgroup.freeze"), "0").unwrap();
+    }
+}
+
+impl Drop for Freezer {
+    fn drop(&mut self) {
+        let _ = std::fs::write(self.0.join("cgroup.freeze"), "0");
+        let _ = std::fs::write(self.0.join("cgroup.kill"), "1");
+        until("the group is empty", || std::fs::remove_dir(&self.0).is_ok() || !self.0.exists());
+        let place = self.0.parent().unwrap();
+        let _ = nix::mount::umount(place);
+        let _ = std::fs::remove_dir(place);
+    }
+}
+
+fn a_frozen_server_is_an_error_of_the_spawn_in_time_which_never_runs() {
+    block_on(async {
+        let Some(freezer) = Freezer::new() else { return };
+        let path = temporary("touched");
+        assert_eq!(within(Process::spawn(add, (1, 2)).unwrap()).await.unwrap(), 3);
+        let server = server();
+        freezer.freeze(server);
+        let start = Instant::now();
+        let error = Process::spawn(touch, (path.clone(),)).unwrap_err();
+        assert!(error.to_string().contains("frozen"), "{error}");
+        assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
+        freezer.thaw();
+        assert_eq!(within(Process::spawn(add, (1, 2)).unwrap()).await.unwrap(), 3);
+        until("what has been started has ended", || {
+            children_of(server).iter().all(|(pid, state)| comm(*pid) == "mp-spare" || *state == 'Z')
+        });
+        assert!(!path.exists());
+    });
+}
+
+fn waits_for_a_frozen_child_end_in_time_and_it_goes_on_when_it_is_thawed() {
+    async fn answers(lock: mp::Lock, asked: mp::Queue<u32>, answers: mp::Queue<u32>) {
+        let guard = lock.acquire().await.unwrap();
+        answers.put(0).await.unwrap();
+        let question = asked.get().await.unwrap();
+        drop(guard);
+        answers.put(question + 1).await.unwrap();
+    }
+    block_on(async {
+        let Some(freezer) = Freezer::new() else { return };
+        let (lock, asked, told) =
+            (mp::Lock::new().unwrap(), mp::Queue::unbounded().unwrap(), mp::Queue::unbounded().unwrap());
+        let mut child = Process::spawn(answers, (lock.clone(), asked.clone(), told.clone())).unwrap();
+        assert_eq!(within(told.get()).await.unwrap(), 0);
+        freezer.freeze(child.pid());
+        asked.put(1).await.unwrap();
+        let short = Duration::from_millis(50);
+        let got = within(told.get_timeout(short)).await.map(drop).unwrap_err();
+        assert_eq!(got.kind(), ErrorKind::Timeout);
+        let locked = within(lock.acquire_timeout(short)).await.map(drop).unwrap_err();
+        assert_eq!(locked.kind(), ErrorKind::Timeout, "its holder lives");
+        assert!(tokio::time::timeout(short, child.join()).await.is_err());
+        assert!(child.is_alive() && child.exit_status().is_none());
+        freezer.thaw();
+        assert_eq!(within(told.get()).await.unwrap(), 2);
+        within(child.join()).await.unwrap();
+        // One that is frozen can be killed.
+        let mut child = Process::spawn(hang, ()).unwrap();
+        freezer.freeze(child.pid());
+        child.kill().unwrap();
+        within(child.wait()).await.unwrap();
+    });
+}
+
+fn a_frozen_worker_of_a_pool_keeps_no_item_and_times_out_like_any_other() {
+    block_on(within(async {
+        let Some(freezer) = Freezer::new() else { return };
+        let pool = Pool::new(2).unwrap();
+        let one = pool.apply(std::process::id, ()).await.unwrap();
+        freezer.freeze(one);
+        for n in 0..8 {
+            let done = pool.apply(add, (n, 1)).timeout(Duration::from_secs(20)).await;
+            assert_eq!(done.unwrap(), n + 1);
+        }
+        pool.shutdown(Duration::from_millis(100)).await;
+        let pool = Pool::new(1).unwrap();
+        let only = pool.apply(std::process::id, ()).await.unwrap();
+        freezer.freeze(only);
+        let error = pool.apply(add, (1, 1)).timeout(Duration::from_millis(200)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+        assert_eq!(pool.apply(add, (1, 1)).await.unwrap(), 2, "another worker has taken its place");
+        pool.shutdown(Duration::from_secs(1)).await;
+    }));
 }
 
 fn a_socket_file_with_a_relative_path_goes_with_its_listener_wherever_the_program_is_by_then() {

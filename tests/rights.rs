@@ -19,6 +19,7 @@ const SCENARIOS: &[Scenario] = scenarios! {
     who_gives_up_root_gets_children_without_it
     who_takes_root_back_gets_children_with_it
     a_thread_that_is_another_user_gets_children_of_that_user
+    threads_of_two_users_that_spawn_in_turn_take_no_more_descriptors_each_time
     a_child_that_gives_up_root_gets_no_child_with_it
     a_child_keeps_what_its_parent_has_of_capabilities_and_no_more
     capabilities_that_root_has_dropped_do_not_come_back_before_init
@@ -174,6 +175,33 @@ fn a_thread_that_is_another_user_gets_children_of_that_user() {
     });
     assert_eq!(theirs.0, theirs.1);
     assert_eq!(ours, [0; 6]);
+}
+
+fn threads_of_two_users_that_spawn_in_turn_take_no_more_descriptors_each_time() {
+    if !is_root() {
+        return;
+    }
+    let spawn_as = |user: u32| {
+        std::thread::scope(|scope| {
+            let other = scope.spawn(|| {
+                let user = rustix::process::Uid::from_raw(user);
+                rustix::thread::set_thread_res_uid(user, user, user).unwrap();
+                block_on(async { Process::spawn(users, ()).unwrap().await.unwrap()[0] })
+            });
+            assert_eq!(other.join().unwrap(), user);
+        });
+    };
+    let pipes = || {
+        let links =
+            std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|fd| std::fs::read_link(fd.ok()?.path()).ok());
+        links.filter(|link| link.to_string_lossy().starts_with("pipe:")).count()
+    };
+    let in_turn = || [NOBODY, NOBODY - 1].into_iter().for_each(spawn_as);
+    in_turn();
+    let before = pipes();
+    in_turn();
+    in_turn();
+    assert_eq!(pipes(), before);
 }
 
 async fn gives_up_and_spawns(begins_with_a_child: bool) -> (Vec<String>, Vec<String>) {

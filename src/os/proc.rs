@@ -39,6 +39,33 @@ pub(crate) fn is_runnable(pid: u32) -> bool {
     stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('R'))
 }
 
+/// What a process is at: its state by its letter, and how often it has had a CPU.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Activity {
+    state: u8,
+    turns: u64,
+}
+
+impl Activity {
+    pub(crate) fn of(pid: u32) -> Option<Self> {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim_start);
+        let number = |name| field(name)?.parse::<u64>().ok();
+        let state = *field("State:")?.as_bytes().first()?;
+        Some(Self { state, turns: number("voluntary_ctxt_switches:")? + number("nonvoluntary_ctxt_switches:")? })
+    }
+
+    /// A signal, or a debugger, has stopped it.
+    pub(crate) fn is_stopped(self) -> bool {
+        matches!(self.state, b'T' | b't')
+    }
+
+    /// It has not had a CPU since, and wants none.
+    pub(crate) fn is_idle_since(self, earlier: Self) -> bool {
+        self == earlier && self.state != b'R'
+    }
+}
+
 /// What `ps` calls a process: at most 15 bytes.
 pub(crate) fn name(pid: u32) -> Option<String> {
     Some(fs::read_to_string(format!("/proc/{pid}/comm")).ok()?.trim_end().to_string())

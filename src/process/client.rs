@@ -41,7 +41,9 @@ use crate::error::{Error, Result};
 use crate::os::{
     attributes::{Attributes, Kept},
     credentials::{self, Credentials},
-    exec, fork, pidfd, reactor, refuse, rights, signal, socket,
+    exec, fork, pidfd,
+    proc::Activity,
+    reactor, refuse, rights, signal, socket,
     socket::Wait,
     spawn,
 };
@@ -181,7 +183,9 @@ struct Connection {
     socket: Arc<OwnedFd>,
     /// The server, if it was this process that started it.
     server: Option<exec::Process>,
-    /// The pid of the server, if the thread that made this connection could look into it: one that cannot is confined more.
+    /// Of the server.
+    pid: Option<u32>,
+    /// The same, if the thread that made this connection could look into it: one that cannot is confined more.
     seen: Option<u32>,
     /// The rights of who started the server, which has no more, and what its children are like unless they are told.
     base: Base,
@@ -691,6 +695,7 @@ impl Connection {
             _private,
             socket: Arc::new(socket),
             server,
+            pid,
             seen: pid.filter(|pid| rights::may_look_at(*pid) == Some(true)),
             base,
             kept: Default::default(),
@@ -882,13 +887,19 @@ impl Connection {
         }
     }
 
-    /// [`hear`](Self::hear), unless the server is stopped, or silent for longer than anything that it does takes. What it was
+    /// [`hear`](Self::hear), unless the server is stopped or frozen, or silent for longer than anything that it does takes. What it was
     /// told it does when it goes on; a child that is born then finds nobody to report to, and does nothing.
     fn hear_in_time(&mut self) -> io::Result<Heard> {
-        let start = Instant::now();
+        let (start, mut before) = (Instant::now(), None::<Activity>);
         while !socket::is_readable_within(self.socket.as_fd(), LOOK_AFTER) {
-            let why = if self.server.as_ref().is_some_and(exec::Process::is_stopped) {
+            let now = self.pid.and_then(Activity::of);
+            let is_idle = now.zip(before).is_some_and(|(now, before)| now.is_idle_since(before));
+            before = now;
+            let is_stopped = self.server.as_ref().is_some_and(exec::Process::is_stopped);
+            let why = if is_stopped || now.is_some_and(Activity::is_stopped) {
                 "the fork server is stopped (SIGSTOP, or a debugger)".to_string()
+            } else if is_idle {
+                format!("the fork server has not run for {LOOK_AFTER:?} (is its control group frozen?)")
             } else if start.elapsed() > SILENCE {
                 format!("the fork server has not answered for {SILENCE:?}")
             } else {
