@@ -42,6 +42,7 @@
 use super::extents::{self, BASE, Extent, Extents, HEAD_LEN, IS_MODEL, Impossible, corrupt};
 use super::segment::{Mark, RecordHead, Segment};
 use crate::error::Damage;
+use crate::os::sync::lock;
 use crate::os::{fault, memory};
 #[cfg(not(multiprocess_loom))]
 use crate::shm::family::Family;
@@ -55,7 +56,7 @@ use crate::wire::Payload;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering::*;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// Where things are in the head of the region.
@@ -172,10 +173,6 @@ fn spend(
     }
     segment.write_head(tail, record);
     Ok(())
-}
-
-fn lock(side: &Mutex<Side>) -> MutexGuard<'_, Side> {
-    side.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Ring {

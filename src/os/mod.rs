@@ -32,4 +32,5 @@ pub(crate) mod socket;
 pub(crate) mod spawn;
 pub(crate) mod stack;
 pub(crate) mod startup;
+pub(crate) mod sync;
 pub(crate) mod timer;

@@ -5,6 +5,7 @@
 //! there the hook prints what tokio says, and the program ends.
 
 use super::fork;
+use super::sync::lock;
 use std::any::Any;
 use std::cell::Cell;
 use std::collections::HashSet;
@@ -13,7 +14,7 @@ use std::mem::ManuallyDrop;
 use std::ops::Deref;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind, set_hook, take_hook};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use tokio::io::{Interest, unix::AsyncFd};
 use tokio::runtime::{Handle, Id};
@@ -152,7 +153,7 @@ fn has_been_found(driver: Driver) -> bool {
 /// Runtimes that have a driver.
 fn known<T>(with: impl FnOnce(&mut HashSet<(Id, Driver)>) -> T) -> T {
     static KNOWN: Mutex<Option<HashSet<(Id, Driver)>>> = Mutex::new(None);
-    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut known = lock(&KNOWN);
     let known = known.get_or_insert_default();
     // A program that makes a runtime for each call must not grow.
     if known.len() >= 1024 {
@@ -170,7 +171,7 @@ fn silently<T>(call: impl FnOnce() -> T) -> Result<T, Box<dyn Any + Send>> {
         return catch_unwind(AssertUnwindSafe(call));
     }
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let _one = lock(&ONE_AT_A_TIME);
     let (me, before) = (std::thread::current().id(), Arc::new(take_hook()));
     let theirs = before.clone();
     let ours: Hook = Box::new(move |info| {

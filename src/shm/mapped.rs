@@ -1,8 +1,9 @@
 //! The objects that this process has mapped, so that one that arrives twice is mapped once.
 
+use crate::os::sync::lock;
 use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 /// Objects of one kind by the identity of their memory.
 pub(crate) struct Mapped<T>(Mutex<Option<Table<T>>>);
@@ -26,8 +27,7 @@ impl<T> Mapped<T> {
         identity: (u64, u64),
         make: impl FnOnce() -> io::Result<Arc<T>>,
     ) -> io::Result<Arc<T>> {
-        // Nothing panics between two changes, so a poisoned table is whole.
-        let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut table = lock(&self.0);
         let table = table.get_or_insert_with(|| Table { objects: HashMap::new(), sweep_at: FIRST_SWEEP });
         if let Some(object) = table.objects.get(&identity).and_then(Weak::upgrade) {
             return Ok(object);

@@ -17,10 +17,11 @@ use super::atomic::AtomicU64;
 use super::view;
 use crate::os::memfd;
 pub(crate) use crate::os::mmap::Map;
+use crate::os::sync::lock;
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 /// The granularity of maps and reservations.
 pub(crate) const PAGE: u64 = 4096;
@@ -77,7 +78,7 @@ impl Region {
 
     /// The map of an extent, made at the first call.
     pub(crate) fn extent(&self, offset: u64, len: u64) -> io::Result<Arc<Map>> {
-        let mut extents = self.extents.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut extents = lock(&self.extents);
         if let Some(map) = extents.get(&offset).filter(|map| map.len() as u64 == len) {
             return Ok(map.clone());
         }
@@ -121,7 +122,7 @@ impl Region {
 
     /// Unmaps the extent at `offset` here and gives `len` bytes of it, from `skip` on, back, for all processes.
     pub(crate) fn give_back(&self, offset: u64, skip: u64, len: u64) -> io::Result<()> {
-        self.extents.lock().unwrap_or_else(PoisonError::into_inner).remove(&offset);
+        lock(&self.extents).remove(&offset);
         memfd::give_back(self.fd.as_fd(), offset + skip, len)
     }
 }

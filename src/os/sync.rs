@@ -1,0 +1,36 @@
+//! Locks of std that ignore poison.
+//!
+//! A lock of this crate is never left half changed by a panic: nothing panics between two changes of what it guards. So
+//! what a poisoned lock guards is whole.
+
+use std::sync::{LockResult, Mutex, MutexGuard, PoisonError};
+
+/// Locks `mutex`, poisoned or not.
+#[inline]
+pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    unpoisoned(mutex.lock())
+}
+
+/// The guard or the value of any lock operation, poisoned or not: `get_mut`, a wait on a condition variable, a read-write
+/// lock, a mutex of the model checker.
+#[inline]
+pub(crate) fn unpoisoned<G>(locked: LockResult<G>) -> G {
+    locked.unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_poisoned_mutex_locks_and_shows_its_value() {
+        let mutex = Mutex::new(1);
+        let poison = || {
+            let _guard = lock(&mutex);
+            panic!("with the lock held");
+        };
+        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(poison)).is_err());
+        assert!(mutex.is_poisoned());
+        assert_eq!(*lock(&mutex), 1);
+    }
+}
