@@ -31,20 +31,20 @@
 //! # Cancel
 //! A dropped `lock` has not locked; see [`mutex`].
 
-use super::debug::Report;
-use super::mutex::{self, Mutex, Taken, Words, outcome};
-use super::object::{self, Core, Owner};
-use crate::error::{Damage, Error, ErrorKind, LockError, Result};
+use super::acquire::{self, Held};
+use super::mutex::{self, ByMutex, Mutex, Taken, Words};
+use super::object::{self, Core, Owner, Report};
+use crate::error::{Damage, Error, LockError, Result};
 use crate::os::fault;
 use crate::os::fork;
 use crate::os::mmap::Map;
+use crate::os::sync::lock;
 use crate::shm::atomic::AtomicU64;
 use crate::shm::family::Family;
 use crate::shm::lent::{Lendable, Lent};
 use crate::shm::mapped::Mapped;
 use crate::shm::region::{PAGE, Region};
 use crate::shm::view;
-use crate::wait::refuse_inside_async;
 use bytemuck::Pod;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -54,8 +54,8 @@ use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering::*};
-use std::sync::{Arc, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, MutexGuard, OnceLock};
+use std::time::Duration;
 use tokio::runtime::{Handle, RuntimeFlavor};
 
 /// A row of plain values (`T: bytemuck::Pod`) that several processes use in place: no copy crosses processes.
@@ -71,7 +71,7 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 /// atomics, on a mapping of their own. An element of 1, 2, 4 or 8 bytes is then always whole; of another size it may be half of
 /// one `set` and half of another, and what a guard is at is seen half done.
 ///
-/// **Death.** A process killed with a guard leaves what it had changed so far. Who locks next is told: it gets [`OwnerDied`](ErrorKind::OwnerDied) with the guard inside.
+/// **Death.** A process killed with a guard leaves what it had changed so far. Who locks next is told: it gets [`OwnerDied`](crate::ErrorKind::OwnerDied) with the guard inside.
 /// **Cost.** An array is one descriptor; all its memory is reserved when it is created, so that too little of it is an
 /// error there and never later. A lock that is free costs a few atomics.
 ///
@@ -160,8 +160,8 @@ impl ArrayCore {
     }
 
     fn local(&self) -> MutexGuard<'_, Option<Owner>> {
-        // Nothing panics while it is held, but for `set`, which changes nothing then.
-        self.local.lock().unwrap_or_else(PoisonError::into_inner)
+        // `set` may panic while it is locked: it has changed nothing then.
+        lock(&self.local)
     }
 
     fn single(&self) -> io::Result<&Map> {
@@ -209,6 +209,35 @@ impl ArrayCore {
             Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(wait),
             _ => wait(),
         }
+    }
+}
+
+impl<T: Pod> ByMutex for Array<T> {
+    const NAME: &'static str = ArrayCore::NAME;
+    type Guard = ArrayGuard<T>;
+
+    #[inline]
+    fn mutex(&self) -> &Mutex {
+        &self.0.mutex
+    }
+
+    #[inline]
+    fn guard(&self, taken: Taken) -> io::Result<Held<ArrayGuard<T>>> {
+        let core = &self.0;
+        let died_before = core.died().load(Relaxed) != 0;
+        if died_before {
+            core.died().store(0, Relaxed);
+        }
+        fault::point("array.taken");
+        // Whoever had it in this process gave it back before it let the mutex go.
+        let Some(lent) = core.whole.lend() else {
+            core.mutex.release();
+            return Err(io::Error::other("it is lent and not locked"));
+        };
+        core.is_open.store(false, Relaxed);
+        *core.local() = Some(Owner::here());
+        let guard = ArrayGuard { core: core.clone(), lent: Some(lent), marker: PhantomData };
+        Ok(Held { guard, owner_died: died_before || taken == Taken::FromTheDead })
     }
 }
 
@@ -316,7 +345,7 @@ impl<T: Pod> Array<T> {
 
     /// Replaces the element at `index`. Waits while somebody else has the guard: blocks this thread then, so in async
     /// code rather lock what others lock for long. If the memory of the array's lock was found damaged (`lock` says
-    /// [`Corrupt`](ErrorKind::Corrupt)), it writes nothing and logs an error. The task that has the guard may use it too, as long as it has not
+    /// [`Corrupt`](crate::ErrorKind::Corrupt)), it writes nothing and logs an error. The task that has the guard may use it too, as long as it has not
     /// used the guard.
     ///
     /// ```
@@ -368,34 +397,6 @@ impl<T: Pod> Array<T> {
         all
     }
 
-    #[inline]
-    fn locked(
-        &self,
-        taken: io::Result<Option<Taken>>,
-        missed: ErrorKind,
-    ) -> Result<ArrayGuard<T>, LockError<ArrayGuard<T>>> {
-        let core = &self.0;
-        let mut lent = None;
-        let taken = taken.and_then(|taken| {
-            let Some(mut taken) = taken else { return Ok(None) };
-            if core.died().load(Relaxed) != 0 {
-                core.died().store(0, Relaxed);
-                taken = Taken::FromTheDead;
-            }
-            fault::point("array.taken");
-            // Whoever had it in this process gave it back before it let the mutex go.
-            lent = core.whole.lend();
-            if lent.is_none() {
-                core.mutex.release();
-                return Err(io::Error::other("it is lent and not locked"));
-            }
-            core.is_open.store(false, Relaxed);
-            *core.local() = Some(Owner::here());
-            Ok(Some(taken))
-        });
-        outcome(ArrayCore::NAME, taken, missed, || ArrayGuard { core: core.clone(), lent, marker: PhantomData })
-    }
-
     /// Waits for its turn, and derefs to the elements themselves. Cancel-safe: dropped, it has not locked.
     ///
     /// ```
@@ -411,7 +412,7 @@ impl<T: Pod> Array<T> {
     /// `OwnerDied`, and then it is locked: the guard is inside. `Io` if this process has no descriptor left to wait
     /// with.
     pub async fn lock(&self) -> Result<ArrayGuard<T>, LockError<ArrayGuard<T>>> {
-        self.locked(self.0.mutex.take().await.map(Some), ErrorKind::Timeout)
+        acquire::wait(self).await
     }
 
     /// [`lock`](Self::lock) if that needs no waiting.
@@ -427,7 +428,7 @@ impl<T: Pod> Array<T> {
     /// # Errors
     /// `WouldBlock` if somebody has locked it, else as [`lock`](Self::lock).
     pub fn try_lock(&self) -> Result<ArrayGuard<T>, LockError<ArrayGuard<T>>> {
-        self.locked(self.0.mutex.try_take(), ErrorKind::WouldBlock)
+        acquire::attempt(self)
     }
 
     /// [`lock`](Self::lock) that gives up after `timeout`. Counted in real time: see [Timeouts](crate#timeouts).
@@ -445,7 +446,7 @@ impl<T: Pod> Array<T> {
     /// # Errors
     /// `Timeout`, else as [`lock`](Self::lock).
     pub async fn lock_timeout(&self, timeout: Duration) -> Result<ArrayGuard<T>, LockError<ArrayGuard<T>>> {
-        self.locked(self.0.mutex.take_within(timeout).await, ErrorKind::Timeout)
+        acquire::wait_timeout(self, timeout).await
     }
 
     /// [`lock`](Self::lock) for plain functions: blocks this thread.
@@ -465,8 +466,7 @@ impl<T: Pod> Array<T> {
     /// As [`lock`](Self::lock).
     #[track_caller]
     pub fn blocking_lock(&self) -> Result<ArrayGuard<T>, LockError<ArrayGuard<T>>> {
-        refuse_inside_async();
-        self.locked(self.0.mutex.take_blocking(None), ErrorKind::Timeout)
+        acquire::block(self)
     }
 
     /// [`blocking_lock`](Self::blocking_lock) that gives up after `timeout`.
@@ -486,8 +486,7 @@ impl<T: Pod> Array<T> {
     /// `Timeout`, else as [`lock`](Self::lock).
     #[track_caller]
     pub fn blocking_lock_timeout(&self, timeout: Duration) -> Result<ArrayGuard<T>, LockError<ArrayGuard<T>>> {
-        refuse_inside_async();
-        self.locked(self.0.mutex.take_blocking(Instant::now().checked_add(timeout)), ErrorKind::Timeout)
+        acquire::block_timeout(self, timeout)
     }
 
     /// Where the elements are in this process, for access without the lock; as long as any handle in this process

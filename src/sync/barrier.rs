@@ -1,8 +1,7 @@
 //! Barriers: nobody goes on before all have come, across processes. What the processes share of one is in
 //! [`super::rounds`], beside how many parties it has and how long they wait, which never change, and a line.
 
-use super::debug::Report;
-use super::object::{self, Core, FIRST};
+use super::object::{self, Core, FIRST, Report};
 use super::rounds::{Arrival, Outcome, Round, Rounds};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::{fault, fork, reactor, timer};

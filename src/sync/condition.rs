@@ -1,11 +1,12 @@
 //! Condition: tasks of any process wait, with the lock released, until somebody notifies them. What the processes share of
 //! it is in [`super::mutex`] and [`super::notices`].
 
-use super::debug::Report;
-use super::mutex::{self, Mutex, Taken, outcome};
+use super::acquire::{self, Held};
+use super::mutex::{self, ByMutex, Mutex, Taken};
 use super::notices::{self, COUNT, Local, Room};
-use super::object::{self, Core, FIRST};
+use super::object::{self, Core, FIRST, Report};
 use crate::error::{Error, ErrorKind, LockError, Result};
+use crate::os::sync::lock;
 use crate::os::{fault, fork, reactor, timer};
 use crate::shm::atomic::AtomicU64;
 use crate::shm::family::{Family, Member};
@@ -15,7 +16,7 @@ use crate::wait::{Line, Turn, refuse_inside_async, until_blocking_in_turn, until
 use std::cell::RefCell;
 use std::fmt;
 use std::io;
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 /// A condition across processes: a lock, and a place to wait for what it protects to change.
@@ -117,16 +118,7 @@ impl ConditionCore {
     }
 
     fn local(&self) -> MutexGuard<'_, Local> {
-        // Nothing panics while it is locked.
-        self.local.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn outcome(
-        self: &Arc<Self>,
-        taken: io::Result<Option<Taken>>,
-        missed: ErrorKind,
-    ) -> Result<ConditionGuard, LockError<ConditionGuard>> {
-        outcome(Self::NAME, taken, missed, || ConditionGuard(self.clone()))
+        lock(&self.local)
     }
 
     /// Enters the caller, who holds the lock, among those who wait, and releases the lock.
@@ -202,6 +194,19 @@ impl Drop for Waiter {
     }
 }
 
+impl ByMutex for Condition {
+    const NAME: &'static str = ConditionCore::NAME;
+    type Guard = ConditionGuard;
+
+    fn mutex(&self) -> &Mutex {
+        &self.0.mutex
+    }
+
+    fn guard(&self, taken: Taken) -> io::Result<Held<ConditionGuard>> {
+        Ok(Held { guard: ConditionGuard(self.0.clone()), owner_died: taken == Taken::FromTheDead })
+    }
+}
+
 impl Condition {
     /// A condition whose lock nobody holds.
     ///
@@ -217,7 +222,7 @@ impl Condition {
     /// `OwnerDied`, and then the lock is taken: the guard is inside. `Io` if this process has no descriptor left to
     /// wait with.
     pub async fn lock(&self) -> Result<ConditionGuard, LockError<ConditionGuard>> {
-        self.0.outcome(self.0.mutex.take().await.map(Some), ErrorKind::Timeout)
+        acquire::wait(self).await
     }
 
     /// Takes the lock if that needs no waiting.
@@ -225,7 +230,7 @@ impl Condition {
     /// # Errors
     /// `WouldBlock` if somebody holds it, or has waited for long and gets it next; else as [`lock`](Self::lock).
     pub fn try_lock(&self) -> Result<ConditionGuard, LockError<ConditionGuard>> {
-        self.0.outcome(self.0.mutex.try_take(), ErrorKind::WouldBlock)
+        acquire::attempt(self)
     }
 
     /// [`lock`](Self::lock) that gives up after `timeout`. Counted in real time: see [Timeouts](crate#timeouts).
@@ -233,7 +238,7 @@ impl Condition {
     /// # Errors
     /// `Timeout`, else as [`lock`](Self::lock).
     pub async fn lock_timeout(&self, timeout: Duration) -> Result<ConditionGuard, LockError<ConditionGuard>> {
-        self.0.outcome(self.0.mutex.take_within(timeout).await, ErrorKind::Timeout)
+        acquire::wait_timeout(self, timeout).await
     }
 
     /// [`lock`](Self::lock) for plain functions: blocks this thread.
@@ -245,8 +250,7 @@ impl Condition {
     /// As [`lock`](Self::lock).
     #[track_caller]
     pub fn blocking_lock(&self) -> Result<ConditionGuard, LockError<ConditionGuard>> {
-        refuse_inside_async();
-        self.0.outcome(self.0.mutex.take_blocking(None), ErrorKind::Timeout)
+        acquire::block(self)
     }
 
     /// [`blocking_lock`](Self::blocking_lock) that gives up after `timeout`.
@@ -258,8 +262,7 @@ impl Condition {
     /// `Timeout`, else as [`lock`](Self::lock).
     #[track_caller]
     pub fn blocking_lock_timeout(&self, timeout: Duration) -> Result<ConditionGuard, LockError<ConditionGuard>> {
-        refuse_inside_async();
-        self.0.outcome(self.0.mutex.take_blocking(Instant::now().checked_add(timeout)), ErrorKind::Timeout)
+        acquire::block_timeout(self, timeout)
     }
 
     /// Releases the lock, waits for a notice, and takes the lock again.
@@ -332,7 +335,7 @@ impl Condition {
         if let (Some(waiter), Ok(Some(_))) = (waiter, &taken) {
             waiter.finish();
         }
-        let guard = self.0.outcome(taken, ErrorKind::Timeout)?;
+        let guard = acquire::finish(self, taken, ErrorKind::Timeout)?;
         match noticed {
             Ok(Some(())) => Ok(guard),
             Ok(None) => Err(LockError::new(
@@ -464,7 +467,7 @@ impl Condition {
     pub fn notify_all(&self) {
         fork::refuse("notify a condition");
         self.0.with_room(|room| {
-            let _one = self.0.notifying.lock().unwrap_or_else(PoisonError::into_inner);
+            let _one = lock(&self.0.notifying);
             room.notify_all(self.0.family.me().ok());
         });
     }

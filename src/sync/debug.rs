@@ -4,7 +4,7 @@ use super::barrier::Gate;
 use super::condition::ConditionCore;
 use super::event::Flag;
 use super::lock::LockCore;
-use super::object::{Core, KIND, MEMFD};
+use super::object::{Core, KIND, MEMFD, Report};
 use super::rlock::RLockCore;
 use super::rwlock::Shares;
 use super::semaphore::Permits;
@@ -13,7 +13,6 @@ use crate::os::{clock, proc};
 use crate::shm::atomic::AtomicU64;
 use crate::shm::family::{Family, Member};
 use crate::shm::region::Region;
-use crate::wait::event::Sleeper;
 use std::collections::HashSet;
 use std::fmt;
 use std::sync::atomic::Ordering::*;
@@ -43,18 +42,6 @@ const KINDS: &[Kind] = &[
     kind::<Flag>(),
     kind::<Gate>(),
 ];
-
-/// What an object's words say about who is at it.
-#[derive(Default)]
-pub(super) struct Report {
-    /// And since when, in [`clock`]'s nanoseconds.
-    pub(super) holder: Option<(Member, u64)>,
-    /// Who holds all of it, where nobody notes since when.
-    pub(super) writer: Option<Member>,
-    /// Who holds how much of what many can hold.
-    pub(super) shares: Vec<(Member, u32)>,
-    pub(super) waiting: Vec<Sleeper>,
-}
 
 /// A process, as far as it can be told.
 ///

@@ -22,8 +22,7 @@
 //! # Cancel
 //! A dropped wait has changed nothing.
 
-use super::debug::Report;
-use super::object::{self, Core, FIRST};
+use super::object::{self, Core, FIRST, Report};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::{fault, fork, timer};
 use crate::shm::atomic::AtomicU64;

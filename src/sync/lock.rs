@@ -1,17 +1,16 @@
 //! Mutual exclusion across processes; the protocol is in [`super::mutex`].
 
-use super::debug::Report;
-use super::mutex::{self, Mutex, Words, outcome};
-use super::object::{self, Core, FIRST};
-use crate::error::{ErrorKind, LockError, Result};
+use super::acquire::{self, Held};
+use super::mutex::{self, ByMutex, Mutex, Taken, Words};
+use super::object::{self, Core, FIRST, Report};
+use crate::error::{LockError, Result};
 use crate::shm::atomic::AtomicU64;
 use crate::shm::mapped::Mapped;
 use crate::shm::region::Region;
-use crate::wait::refuse_inside_async;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// A lock across processes.
 ///
@@ -21,7 +20,7 @@ use std::time::{Duration, Instant};
 /// **Waiting.** [`acquire`](Lock::acquire) waits while somebody holds the lock; who runs may take a free lock ahead of
 /// those who sleep, and who has waited for about a millisecond gets it next. Cancel-safe: a dropped future has not
 /// taken it. **Death.** If the holder is killed, or ends with its guard forgotten, one of those who wait is told so at
-/// once: it gets [`OwnerDied`](ErrorKind::OwnerDied) with the guard inside. A process that is only stopped (SIGSTOP) still
+/// once: it gets [`OwnerDied`](crate::ErrorKind::OwnerDied) with the guard inside. A process that is only stopped (SIGSTOP) still
 /// holds what it holds; if it is the one that was woken for the lock, those who sleep behind it are woken by the next
 /// release, or when it goes on. **Cost.** A lock that is free and that
 /// nobody waits for is taken and released by a few atomics, without a system call or an allocation; a lock is one
@@ -77,6 +76,21 @@ impl Core for LockCore {
     }
 }
 
+impl ByMutex for Lock {
+    const NAME: &'static str = LockCore::NAME;
+    type Guard = LockGuard;
+
+    #[inline]
+    fn mutex(&self) -> &Mutex {
+        &self.0.mutex
+    }
+
+    #[inline]
+    fn guard(&self, taken: Taken) -> io::Result<Held<LockGuard>> {
+        Ok(Held { guard: LockGuard(self.0.clone()), owner_died: taken == Taken::FromTheDead })
+    }
+}
+
 impl Lock {
     /// A lock that nobody holds.
     ///
@@ -86,18 +100,13 @@ impl Lock {
         object::create(|_| ()).map(Self)
     }
 
-    #[inline]
-    fn guard(&self) -> LockGuard {
-        LockGuard(self.0.clone())
-    }
-
     /// Takes the lock; waits while somebody holds it. Cancel-safe: dropped, it has not taken it.
     ///
     /// # Errors
     /// `OwnerDied`, and then the lock is taken: the guard is inside. `Io` if this process has no descriptor left to
     /// wait with.
     pub async fn acquire(&self) -> Result<LockGuard, LockError<LockGuard>> {
-        outcome(LockCore::NAME, self.0.mutex.take().await.map(Some), ErrorKind::Timeout, || self.guard())
+        acquire::wait(self).await
     }
 
     /// Takes the lock if that needs no waiting.
@@ -106,7 +115,7 @@ impl Lock {
     /// `WouldBlock` if somebody holds it, or has waited for long and gets it next; else as [`acquire`](Self::acquire).
     #[inline]
     pub fn try_acquire(&self) -> Result<LockGuard, LockError<LockGuard>> {
-        outcome(LockCore::NAME, self.0.mutex.try_take(), ErrorKind::WouldBlock, || self.guard())
+        acquire::attempt(self)
     }
 
     /// [`acquire`](Self::acquire) that gives up after `timeout`. Counted in real time: see [Timeouts](crate#timeouts).
@@ -114,7 +123,7 @@ impl Lock {
     /// # Errors
     /// `Timeout`, else as [`acquire`](Self::acquire).
     pub async fn acquire_timeout(&self, timeout: Duration) -> Result<LockGuard, LockError<LockGuard>> {
-        outcome(LockCore::NAME, self.0.mutex.take_within(timeout).await, ErrorKind::Timeout, || self.guard())
+        acquire::wait_timeout(self, timeout).await
     }
 
     /// [`acquire`](Self::acquire) for plain functions: blocks this thread.
@@ -126,8 +135,7 @@ impl Lock {
     /// As [`acquire`](Self::acquire).
     #[track_caller]
     pub fn blocking_acquire(&self) -> Result<LockGuard, LockError<LockGuard>> {
-        refuse_inside_async();
-        outcome(LockCore::NAME, self.0.mutex.take_blocking(None), ErrorKind::Timeout, || self.guard())
+        acquire::block(self)
     }
 
     /// [`blocking_acquire`](Self::blocking_acquire) that gives up after `timeout`.
@@ -139,9 +147,7 @@ impl Lock {
     /// `Timeout`, else as [`acquire`](Self::acquire).
     #[track_caller]
     pub fn blocking_acquire_timeout(&self, timeout: Duration) -> Result<LockGuard, LockError<LockGuard>> {
-        refuse_inside_async();
-        let deadline = Instant::now().checked_add(timeout);
-        outcome(LockCore::NAME, self.0.mutex.take_blocking(deadline), ErrorKind::Timeout, || self.guard())
+        acquire::block_timeout(self, timeout)
     }
 }
 

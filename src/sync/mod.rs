@@ -3,6 +3,7 @@
 //! One file per primitive: its state word, its table of moves, its `try_*`. Waiting is [`crate::wait::until`].
 #![forbid(unsafe_code)]
 
+mod acquire;
 #[cfg(not(multiprocess_loom))] // A model has no bytes to refer to.
 mod array;
 mod barrier;

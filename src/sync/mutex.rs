@@ -45,9 +45,10 @@
 //! # Cancel
 //! A dropped waiter leaves the line, which passes a notice on; as heir it says so first, as if it had released.
 
-use super::debug::Report;
-use crate::error::{Damage, Error, ErrorKind, LockError};
-use crate::os::{clock, fault, fork, timer};
+use super::acquire::{Acquire, Held};
+use super::object::Report;
+use crate::error::{Damage, ErrorKind};
+use crate::os::{clock, fault, fork};
 use crate::shm::atomic::AtomicU64;
 use crate::shm::family::{Family, Member};
 use crate::shm::region::Region;
@@ -56,7 +57,7 @@ use crate::wait::{Line, at_once, until_blocking_in_turn, until_in_turn};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::*;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 const STATE: usize = 0;
 const WOKEN: usize = 1;
@@ -276,40 +277,65 @@ impl Words<'_> {
     }
 }
 
-/// What a try to take it comes to for the user. `missed`: what it means that it was not taken.
-#[inline]
-pub(super) fn outcome<G>(
-    what: &'static str,
-    taken: io::Result<Option<Taken>>,
-    missed: ErrorKind,
-    guard: impl FnOnce() -> G,
-) -> Result<G, LockError<G>> {
-    match taken {
-        Ok(Some(Taken::Free)) => Ok(guard()),
-        taken => Err(failure(what, taken, missed, guard)),
+/// A primitive that is held by holding its mutex.
+pub(super) trait ByMutex {
+    /// The name of the primitive in errors.
+    const NAME: &'static str;
+    type Guard;
+
+    fn mutex(&self) -> &Mutex;
+    /// The guard of a mutex that was just taken.
+    fn guard(&self, taken: Taken) -> io::Result<Held<Self::Guard>>;
+    /// See [`Acquire::guard_again`].
+    fn guard_again(&self) -> Option<Self::Guard> {
+        None
     }
 }
 
-#[cold]
-fn failure<G>(
-    what: &'static str,
-    taken: io::Result<Option<Taken>>,
-    missed: ErrorKind,
-    guard: impl FnOnce() -> G,
-) -> LockError<G> {
-    match taken {
-        Ok(Some(_)) => {
-            let message = format!(
-                "the last holder of the {what} ended without releasing it, and may have left half changed what it \
-                 protects: the guard in this error (into_guard) holds the {what} now"
-            );
-            LockError::new(Error::new(ErrorKind::OwnerDied, message), Some(guard()))
+impl<P: ByMutex> Acquire for P {
+    type Taken = Taken;
+    type Guard = P::Guard;
+
+    #[inline]
+    fn try_take(&self) -> io::Result<Option<Taken>> {
+        self.mutex().try_take()
+    }
+
+    #[inline]
+    fn take(&self) -> impl Future<Output = io::Result<Taken>> {
+        self.mutex().take()
+    }
+
+    fn take_blocking(&self, deadline: Option<Instant>) -> io::Result<Option<Taken>> {
+        self.mutex().take_blocking(deadline)
+    }
+
+    #[inline]
+    fn guard(&self, taken: Taken) -> io::Result<Held<P::Guard>> {
+        ByMutex::guard(self, taken)
+    }
+
+    #[inline]
+    fn guard_again(&self) -> Option<P::Guard> {
+        ByMutex::guard_again(self)
+    }
+
+    fn try_at_deadline(&self) -> io::Result<Option<Taken>> {
+        self.mutex().try_take()
+    }
+
+    #[cold]
+    fn message(kind: ErrorKind) -> String {
+        let name = P::NAME;
+        match kind {
+            ErrorKind::OwnerDied => format!(
+                "the last holder of the {name} ended without releasing it, and may have left half changed what it \
+                 protects: the guard in this error (into_guard) holds the {name} now"
+            ),
+            ErrorKind::Timeout => format!("the {name} was not released in time"),
+            ErrorKind::WouldBlock => format!("the {name} is held by another"),
+            _ => format!("cannot take a {name}"),
         }
-        Ok(None) if missed == ErrorKind::Timeout => {
-            LockError::new(Error::new(missed, format!("the {what} was not released in time")), None)
-        }
-        Ok(None) => LockError::new(Error::new(missed, format!("the {what} is held by another")), None),
-        Err(error) => LockError::new(Error::io(format_args!("cannot take a {what}"), error), None),
     }
 }
 
@@ -395,22 +421,11 @@ impl Mutex {
         until_in_turn(&self.line, None, |in_line| claim.attempt(in_line)).await.and_then(|taken| taken)
     }
 
-    /// [`Mutex::take`] that gives up after `timeout`, which a last try precedes.
-    pub(super) async fn take_within(&self, timeout: Duration) -> io::Result<Option<Taken>> {
-        match timer::limited(timeout, self.take())?.await {
-            Ok(taken) => taken.map(Some),
-            Err(_) => self.try_take(),
-        }
-    }
-
-    /// [`Mutex::take`] for a thread without a runtime; `None` at the deadline, which a last try precedes.
+    /// [`Mutex::take`] for a thread without a runtime; `None` at the deadline.
     pub(super) fn take_blocking(&self, deadline: Option<Instant>) -> io::Result<Option<Taken>> {
         let me = self.family.me()?;
         let mut claim = Claim { mutex: self, me, since: None, is_heir: false };
-        match until_blocking_in_turn(&self.line, None, deadline, |in_line| claim.attempt(in_line))? {
-            None => self.try_take(),
-            Some(taken) => taken.map(Some),
-        }
+        until_blocking_in_turn(&self.line, None, deadline, |in_line| claim.attempt(in_line))?.transpose()
     }
 
     /// Whether a live process holds it, which may have changed by now.

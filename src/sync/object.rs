@@ -1,12 +1,13 @@
 //! What all shared objects have in common: one memfd whose first word says what it is, mapped once per process, and
 //! handles that travel as its descriptor.
 
-use super::debug::Report;
 use crate::error::{Error, Result};
 use crate::os::memfd;
 use crate::shm::atomic::AtomicU64;
+use crate::shm::family::Member;
 use crate::shm::mapped::Mapped;
 use crate::shm::region::{PAGE, Region};
+use crate::wait::event::Sleeper;
 use crate::wire::attach::{self, Attachment};
 use serde::de::Error as _;
 use serde::{Deserializer, Serializer};
@@ -21,6 +22,18 @@ pub(super) const FIRST: usize = 1;
 
 /// How the names of all objects' memfds begin.
 pub(super) const MEMFD: &str = "multiprocess-";
+
+/// The holders and the waiters of an object, as its words tell.
+#[derive(Default)]
+pub(super) struct Report {
+    /// The holder and since when, in nanoseconds of [`clock`](crate::os::clock).
+    pub(super) holder: Option<(Member, u64)>,
+    /// The holder of all of it, for objects that do not note since when.
+    pub(super) writer: Option<Member>,
+    /// The holders and how much each has, for objects that many can hold.
+    pub(super) shares: Vec<(Member, u32)>,
+    pub(super) waiting: Vec<Sleeper>,
+}
 
 /// One kind of object, as this process sees one of them.
 pub(super) trait Core: Send + Sync + Sized + 'static {

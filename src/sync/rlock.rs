@@ -1,18 +1,18 @@
 //! A lock that its owner may take again: the depth is this process's own affair, the rest is [`super::mutex`].
 
-use super::debug::Report;
-use super::mutex::{self, Mutex, Taken, Words, outcome};
-use super::object::{self, Core, FIRST, Owner};
-use crate::error::{ErrorKind, LockError, Result};
+use super::acquire::{self, Held};
+use super::mutex::{self, ByMutex, Mutex, Taken, Words};
+use super::object::{self, Core, FIRST, Owner, Report};
+use crate::error::{LockError, Result};
 use crate::os::fork;
+use crate::os::sync::lock;
 use crate::shm::atomic::AtomicU64;
 use crate::shm::mapped::Mapped;
 use crate::shm::region::Region;
-use crate::wait::refuse_inside_async;
 use std::fmt;
 use std::io;
-use std::sync::{Arc, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 /// A lock across processes that its owner may take again.
 ///
@@ -70,8 +70,7 @@ impl Core for RLockCore {
 
 impl RLockCore {
     fn held(&self) -> std::sync::MutexGuard<'_, Option<(Owner, usize)>> {
-        // Nothing panics while it is locked.
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.held)
     }
 
     /// Takes it once more if the caller has it.
@@ -102,6 +101,24 @@ impl RLockCore {
     }
 }
 
+impl ByMutex for RLock {
+    const NAME: &'static str = RLockCore::NAME;
+    type Guard = RLockGuard;
+
+    fn mutex(&self) -> &Mutex {
+        &self.0.mutex
+    }
+
+    fn guard(&self, taken: Taken) -> io::Result<Held<RLockGuard>> {
+        self.0.is_mine_now();
+        Ok(Held { guard: RLockGuard(self.0.clone()), owner_died: taken == Taken::FromTheDead })
+    }
+
+    fn guard_again(&self) -> Option<RLockGuard> {
+        self.0.take_again().then(|| RLockGuard(self.0.clone()))
+    }
+}
+
 impl RLock {
     /// A lock that nobody holds.
     ///
@@ -111,32 +128,13 @@ impl RLock {
         object::create(|_| ()).map(Self)
     }
 
-    fn outcome(
-        &self,
-        taken: io::Result<Option<Taken>>,
-        missed: ErrorKind,
-    ) -> Result<RLockGuard, LockError<RLockGuard>> {
-        let guard = || {
-            self.0.is_mine_now();
-            RLockGuard(self.0.clone())
-        };
-        outcome(RLockCore::NAME, taken, missed, guard)
-    }
-
-    fn again(&self) -> Option<RLockGuard> {
-        self.0.take_again().then(|| RLockGuard(self.0.clone()))
-    }
-
     /// Takes the lock; waits while another owner holds it. Cancel-safe: dropped, it has not taken it.
     ///
     /// # Errors
     /// `OwnerDied`, and then the lock is taken: the guard is inside. `Io` if this process has no descriptor left to
     /// wait with.
     pub async fn acquire(&self) -> Result<RLockGuard, LockError<RLockGuard>> {
-        match self.again() {
-            Some(guard) => Ok(guard),
-            None => self.outcome(self.0.mutex.take().await.map(Some), ErrorKind::Timeout),
-        }
+        acquire::wait(self).await
     }
 
     /// Takes the lock if that needs no waiting.
@@ -145,10 +143,7 @@ impl RLock {
     /// `WouldBlock` if another owner holds it, or has waited for long and gets it next; else as
     /// [`acquire`](Self::acquire).
     pub fn try_acquire(&self) -> Result<RLockGuard, LockError<RLockGuard>> {
-        match self.again() {
-            Some(guard) => Ok(guard),
-            None => self.outcome(self.0.mutex.try_take(), ErrorKind::WouldBlock),
-        }
+        acquire::attempt(self)
     }
 
     /// [`acquire`](Self::acquire) that gives up after `timeout`. Counted in real time: see [Timeouts](crate#timeouts).
@@ -156,10 +151,7 @@ impl RLock {
     /// # Errors
     /// `Timeout`, else as [`acquire`](Self::acquire).
     pub async fn acquire_timeout(&self, timeout: Duration) -> Result<RLockGuard, LockError<RLockGuard>> {
-        match self.again() {
-            Some(guard) => Ok(guard),
-            None => self.outcome(self.0.mutex.take_within(timeout).await, ErrorKind::Timeout),
-        }
+        acquire::wait_timeout(self, timeout).await
     }
 
     /// [`acquire`](Self::acquire) for plain functions: blocks this thread.
@@ -171,11 +163,7 @@ impl RLock {
     /// As [`acquire`](Self::acquire).
     #[track_caller]
     pub fn blocking_acquire(&self) -> Result<RLockGuard, LockError<RLockGuard>> {
-        refuse_inside_async();
-        match self.again() {
-            Some(guard) => Ok(guard),
-            None => self.outcome(self.0.mutex.take_blocking(None), ErrorKind::Timeout),
-        }
+        acquire::block(self)
     }
 
     /// [`blocking_acquire`](Self::blocking_acquire) that gives up after `timeout`.
@@ -187,12 +175,7 @@ impl RLock {
     /// `Timeout`, else as [`acquire`](Self::acquire).
     #[track_caller]
     pub fn blocking_acquire_timeout(&self, timeout: Duration) -> Result<RLockGuard, LockError<RLockGuard>> {
-        refuse_inside_async();
-        let deadline = Instant::now().checked_add(timeout);
-        match self.again() {
-            Some(guard) => Ok(guard),
-            None => self.outcome(self.0.mutex.take_blocking(deadline), ErrorKind::Timeout),
-        }
+        acquire::block_timeout(self, timeout)
     }
 }
 

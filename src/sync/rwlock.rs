@@ -1,19 +1,18 @@
 //! Read-write locks: many readers at a time, or one writer. The protocol is in [`super::turns`]; here are its waiters.
 
-use super::debug::Report;
+use super::acquire::{self, Acquire, Held};
 use super::ledger::Taken;
-use super::object::{self, Core, FIRST};
+use super::object::{self, Core, FIRST, Report};
 use super::patience::{Patience, Taker};
 use super::turns::{self, Own, Turns};
-use crate::error::{Damage, Error, ErrorKind, LockError, Result};
+use crate::error::{Damage, ErrorKind, LockError, Result};
 use crate::os::fork;
-use crate::os::timer;
 use crate::shm::atomic::AtomicU64;
 use crate::shm::family::{Family, Member};
 use crate::shm::mapped::Mapped;
 use crate::shm::region::Region;
 use crate::wait::event::{self, Event};
-use crate::wait::{self, Line, until, until_blocking};
+use crate::wait::{Line, until, until_blocking};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use std::io;
@@ -68,9 +67,6 @@ struct Share {
     row: usize,
 }
 
-/// Something taken, and whether the last writer died.
-type Got<G> = (G, bool);
-
 impl Shares {
     #[inline]
     fn turns(&self) -> Turns<'_, Family> {
@@ -82,23 +78,28 @@ impl Shares {
     }
 
     #[inline]
-    fn reading(self: &Arc<Self>, taken: Taken) -> Got<RwLockReadGuard> {
-        (RwLockReadGuard { share: Share { lock: self.clone(), row: taken.row } }, taken.is_poisoned)
+    fn share(self: &Arc<Self>, taken: Taken) -> Share {
+        Share { lock: self.clone(), row: taken.row }
     }
 
     #[inline]
-    fn writing(self: &Arc<Self>, taken: Taken) -> Got<RwLockWriteGuard> {
-        (RwLockWriteGuard { share: Share { lock: self.clone(), row: taken.row } }, taken.is_poisoned)
+    fn reading(self: &Arc<Self>, taken: Taken) -> Held<RwLockReadGuard> {
+        Held { guard: RwLockReadGuard { share: self.share(taken) }, owner_died: taken.is_poisoned }
     }
 
     #[inline]
-    fn take_read(self: &Arc<Self>, since: u64) -> io::Result<Option<Got<RwLockReadGuard>>> {
+    fn writing(self: &Arc<Self>, taken: Taken) -> Held<RwLockWriteGuard> {
+        Held { guard: RwLockWriteGuard { share: self.share(taken) }, owner_died: taken.is_poisoned }
+    }
+
+    #[inline]
+    fn take_read(self: &Arc<Self>, since: u64) -> io::Result<Option<Held<RwLockReadGuard>>> {
         let taken = self.turns().take_read(self.family.me()?, since);
         self.sound(taken.map(|taken| self.reading(taken)))
     }
 
     #[inline]
-    fn take_write(self: &Arc<Self>) -> io::Result<Option<Got<RwLockWriteGuard>>> {
+    fn take_write(self: &Arc<Self>) -> io::Result<Option<Held<RwLockWriteGuard>>> {
         let taken = self.turns().take_write(self.family.me()?);
         self.sound(taken.map(|taken| self.writing(taken)))
     }
@@ -118,7 +119,7 @@ impl Shares {
         Damage::error(Self::NAME, self.region.identity(), "counts that cannot be, or as was found before")
     }
 
-    fn read_attempt(self: &Arc<Self>) -> impl FnMut() -> Option<io::Result<Got<RwLockReadGuard>>> + '_ {
+    fn read_attempt(self: &Arc<Self>) -> impl FnMut() -> Option<io::Result<Held<RwLockReadGuard>>> + '_ {
         let (phase, mut taker) = (self.turns().phase(), Taker::default());
         move || {
             let got = self.take_read(phase).transpose();
@@ -127,7 +128,7 @@ impl Shares {
         }
     }
 
-    fn write_attempt(self: &Arc<Self>) -> impl FnMut() -> Option<io::Result<Got<RwLockWriteGuard>>> + '_ {
+    fn write_attempt(self: &Arc<Self>) -> impl FnMut() -> Option<io::Result<Held<RwLockWriteGuard>>> + '_ {
         let (mut wanting, mut taker) = (None::<Wanting<'_>>, Taker::default());
         move || {
             let got = self.take_write().transpose().or_else(|| {
@@ -145,16 +146,10 @@ impl Shares {
     fn take_write_or_wish<'a>(
         self: &'a Arc<Self>,
         wanting: &mut Option<Wanting<'a>>,
-    ) -> io::Result<Option<Got<RwLockWriteGuard>>> {
+    ) -> io::Result<Option<Held<RwLockWriteGuard>>> {
         let me = self.family.me()?;
         wanting.get_or_insert_with(|| Wanting::begin(self, me));
         self.sound(self.turns().take_write_or_wish(me).map(|taken| self.writing(taken)))
-    }
-
-    #[track_caller]
-    fn blocking_stand_back(&self, line: &Line) {
-        wait::refuse_inside_async();
-        self.patience().blocking_stand_back(line);
     }
 }
 
@@ -182,6 +177,88 @@ impl Drop for Wanting<'_> {
             self.lock.writers.notify_one();
         }
     }
+}
+
+/// A read-write lock, to be acquired for reading.
+struct Reading<'a>(&'a Arc<Shares>);
+
+/// A read-write lock, to be acquired for writing.
+struct Writing<'a>(&'a Arc<Shares>);
+
+impl Acquire for Reading<'_> {
+    type Taken = Held<RwLockReadGuard>;
+    type Guard = RwLockReadGuard;
+
+    fn try_take(&self) -> io::Result<Option<Self::Taken>> {
+        self.0.take_read(self.0.turns().phase())
+    }
+
+    async fn take(&self) -> io::Result<Self::Taken> {
+        let attempt = self.0.read_attempt();
+        self.0.patience().stand_back(&self.0.readers).await;
+        until(&self.0.readers, attempt).await?
+    }
+
+    #[track_caller]
+    fn take_blocking(&self, deadline: Option<Instant>) -> io::Result<Option<Self::Taken>> {
+        let attempt = self.0.read_attempt();
+        self.0.patience().blocking_stand_back(&self.0.readers);
+        until_blocking(&self.0.readers, deadline, attempt)?.transpose()
+    }
+
+    #[inline]
+    fn guard(&self, held: Self::Taken) -> io::Result<Held<RwLockReadGuard>> {
+        Ok(held)
+    }
+
+    fn message(kind: ErrorKind) -> String {
+        message(kind)
+    }
+}
+
+impl Acquire for Writing<'_> {
+    type Taken = Held<RwLockWriteGuard>;
+    type Guard = RwLockWriteGuard;
+
+    fn try_take(&self) -> io::Result<Option<Self::Taken>> {
+        self.0.take_write()
+    }
+
+    async fn take(&self) -> io::Result<Self::Taken> {
+        let attempt = self.0.write_attempt();
+        self.0.patience().stand_back(&self.0.writers).await;
+        until(&self.0.writers, attempt).await?
+    }
+
+    #[track_caller]
+    fn take_blocking(&self, deadline: Option<Instant>) -> io::Result<Option<Self::Taken>> {
+        let attempt = self.0.write_attempt();
+        self.0.patience().blocking_stand_back(&self.0.writers);
+        until_blocking(&self.0.writers, deadline, attempt)?.transpose()
+    }
+
+    #[inline]
+    fn guard(&self, held: Self::Taken) -> io::Result<Held<RwLockWriteGuard>> {
+        Ok(held)
+    }
+
+    fn message(kind: ErrorKind) -> String {
+        message(kind)
+    }
+}
+
+#[cold]
+fn message(kind: ErrorKind) -> String {
+    match kind {
+        ErrorKind::OwnerDied => {
+            "a process was killed while it held the read-write lock for writing: \
+             what the lock guards may be half changed"
+        }
+        ErrorKind::WouldBlock => "the read-write lock is held or waited for",
+        ErrorKind::Timeout => "the read-write lock was not free in time",
+        _ => "cannot acquire a read-write lock",
+    }
+    .to_string()
 }
 
 /// The right to read, shared with other readers. Dropping it gives it back, and never waits.
@@ -312,9 +389,7 @@ impl RwLock {
     /// `OwnerDied`, with the guard, if a writer was killed and no writer has come since; `Io` if the system refuses
     /// what waiting needs.
     pub async fn read(&self) -> Result<RwLockReadGuard, LockError<RwLockReadGuard>> {
-        let attempt = self.shares.read_attempt();
-        self.shares.patience().stand_back(&self.shares.readers).await;
-        finish(until(&self.shares.readers, attempt).await)
+        acquire::wait(&Reading(&self.shares)).await
     }
 
     /// Takes the lock for writing; waits while anybody reads or writes. Cancel-safe: dropped, it has taken nothing.
@@ -322,9 +397,7 @@ impl RwLock {
     /// # Errors
     /// `OwnerDied`, with the guard, if the last writer was killed; `Io` if the system refuses what waiting needs.
     pub async fn write(&self) -> Result<RwLockWriteGuard, LockError<RwLockWriteGuard>> {
-        let attempt = self.shares.write_attempt();
-        self.shares.patience().stand_back(&self.shares.writers).await;
-        finish(until(&self.shares.writers, attempt).await)
+        acquire::wait(&Writing(&self.shares)).await
     }
 
     /// Takes the lock for reading if that is possible now, and no writer waits.
@@ -332,7 +405,7 @@ impl RwLock {
     /// # Errors
     /// `WouldBlock`, else as [`read`](Self::read).
     pub fn try_read(&self) -> Result<RwLockReadGuard, LockError<RwLockReadGuard>> {
-        finish_try(self.shares.take_read(self.shares.turns().phase()))
+        acquire::attempt(&Reading(&self.shares))
     }
 
     /// Takes the lock for writing if that is possible now.
@@ -340,7 +413,7 @@ impl RwLock {
     /// # Errors
     /// `WouldBlock`, else as [`write`](Self::write).
     pub fn try_write(&self) -> Result<RwLockWriteGuard, LockError<RwLockWriteGuard>> {
-        finish_try(self.shares.take_write())
+        acquire::attempt(&Writing(&self.shares))
     }
 
     /// [`read`](Self::read) that gives up after `timeout`, and then has taken nothing.
@@ -349,7 +422,7 @@ impl RwLock {
     /// # Errors
     /// `Timeout`, else as [`read`](Self::read).
     pub async fn read_timeout(&self, timeout: Duration) -> Result<RwLockReadGuard, LockError<RwLockReadGuard>> {
-        timer::limited(timeout, self.read()).map_err(failed)?.await.unwrap_or_else(|_| Err(timed_out()))
+        acquire::wait_timeout(&Reading(&self.shares), timeout).await
     }
 
     /// [`write`](Self::write) that gives up after `timeout`, and then has taken nothing.
@@ -358,7 +431,7 @@ impl RwLock {
     /// # Errors
     /// `Timeout`, else as [`write`](Self::write).
     pub async fn write_timeout(&self, timeout: Duration) -> Result<RwLockWriteGuard, LockError<RwLockWriteGuard>> {
-        timer::limited(timeout, self.write()).map_err(failed)?.await.unwrap_or_else(|_| Err(timed_out()))
+        acquire::wait_timeout(&Writing(&self.shares), timeout).await
     }
 
     /// [`read`](Self::read) for plain functions: blocks this thread.
@@ -370,9 +443,7 @@ impl RwLock {
     /// As [`read`](Self::read).
     #[track_caller]
     pub fn blocking_read(&self) -> Result<RwLockReadGuard, LockError<RwLockReadGuard>> {
-        let attempt = self.shares.read_attempt();
-        self.shares.blocking_stand_back(&self.shares.readers);
-        finish_blocking(until_blocking(&self.shares.readers, None, attempt))
+        acquire::block(&Reading(&self.shares))
     }
 
     /// [`write`](Self::write) for plain functions: blocks this thread.
@@ -384,9 +455,7 @@ impl RwLock {
     /// As [`write`](Self::write).
     #[track_caller]
     pub fn blocking_write(&self) -> Result<RwLockWriteGuard, LockError<RwLockWriteGuard>> {
-        let attempt = self.shares.write_attempt();
-        self.shares.blocking_stand_back(&self.shares.writers);
-        finish_blocking(until_blocking(&self.shares.writers, None, attempt))
+        acquire::block(&Writing(&self.shares))
     }
 
     /// [`read_timeout`](Self::read_timeout) for plain functions: blocks this thread.
@@ -398,9 +467,7 @@ impl RwLock {
     /// As [`read_timeout`](Self::read_timeout).
     #[track_caller]
     pub fn blocking_read_timeout(&self, timeout: Duration) -> Result<RwLockReadGuard, LockError<RwLockReadGuard>> {
-        let (attempt, deadline) = (self.shares.read_attempt(), Instant::now().checked_add(timeout));
-        self.shares.blocking_stand_back(&self.shares.readers);
-        finish_blocking(until_blocking(&self.shares.readers, deadline, attempt))
+        acquire::block_timeout(&Reading(&self.shares), timeout)
     }
 
     /// [`write_timeout`](Self::write_timeout) for plain functions: blocks this thread.
@@ -412,39 +479,8 @@ impl RwLock {
     /// As [`write_timeout`](Self::write_timeout).
     #[track_caller]
     pub fn blocking_write_timeout(&self, timeout: Duration) -> Result<RwLockWriteGuard, LockError<RwLockWriteGuard>> {
-        let (attempt, deadline) = (self.shares.write_attempt(), Instant::now().checked_add(timeout));
-        self.shares.blocking_stand_back(&self.shares.writers);
-        finish_blocking(until_blocking(&self.shares.writers, deadline, attempt))
+        acquire::block_timeout(&Writing(&self.shares), timeout)
     }
-}
-
-fn finish<G>(got: io::Result<io::Result<Got<G>>>) -> Result<G, LockError<G>> {
-    match got.and_then(|got| got) {
-        Ok((guard, false)) => Ok(guard),
-        Ok((guard, true)) => {
-            let died = "a process was killed while it held the read-write lock for writing: \
-                        what the lock guards may be half changed";
-            Err(LockError::new(Error::new(ErrorKind::OwnerDied, died), Some(guard)))
-        }
-        Err(error) => Err(failed(error)),
-    }
-}
-
-fn finish_try<G>(got: io::Result<Option<Got<G>>>) -> Result<G, LockError<G>> {
-    let held = || LockError::new(Error::new(ErrorKind::WouldBlock, "the read-write lock is held or waited for"), None);
-    got.transpose().map_or_else(|| Err(held()), |got| finish(Ok(got)))
-}
-
-fn finish_blocking<G>(got: io::Result<Option<io::Result<Got<G>>>>) -> Result<G, LockError<G>> {
-    got.transpose().map_or_else(|| Err(timed_out()), finish)
-}
-
-fn failed<G>(error: io::Error) -> LockError<G> {
-    LockError::new(Error::io("cannot acquire a read-write lock", error), None)
-}
-
-fn timed_out<G>() -> LockError<G> {
-    LockError::new(Error::new(ErrorKind::Timeout, "the read-write lock was not free in time"), None)
 }
 
 macro_rules! opaque {

@@ -25,19 +25,18 @@
 //! # Cancel
 //! A dropped acquire has taken nothing: there is no await point after the take.
 
-use super::debug::Report;
+use super::acquire::{self, Acquire, Held};
 use super::ledger::{self, Ledger, MAX};
-use super::object::{self, Core, FIRST};
+use super::object::{self, Core, FIRST, Report};
 use super::patience::{Patience, Taker};
 use crate::error::{Damage, Error, ErrorKind, LockError, Result};
 use crate::os::fork;
-use crate::os::timer;
 use crate::shm::atomic::AtomicU64;
 use crate::shm::family::Family;
 use crate::shm::mapped::Mapped;
 use crate::shm::region::Region;
 use crate::wait::event::{self, Event};
-use crate::wait::{self, Line, until, until_blocking};
+use crate::wait::{Line, until, until_blocking};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
@@ -122,7 +121,7 @@ impl Permits {
     }
 
     #[inline]
-    fn take(self: &Arc<Self>) -> io::Result<Option<Permit>> {
+    fn take_permit(self: &Arc<Self>) -> io::Result<Option<Permit>> {
         match self.ledger().take_one(self.family.me()?, &self.mine) {
             Some(taken) => Ok(Some(Permit { permits: self.clone(), row: Some(taken.row) })),
             None if self.ledger().is_damaged() => Err(self.damaged()),
@@ -138,41 +137,14 @@ impl Permits {
         Damage::error(Self::NAME, self.region.identity(), "counts that cannot be, or as was found before")
     }
 
-    /// [`Self::take`] for who waits if there is none.
+    /// [`Self::take_permit`] for a caller that waits if there is none.
     fn attempt(self: &Arc<Self>) -> impl FnMut() -> Option<io::Result<Permit>> + '_ {
         let mut taker = Taker::default();
         move || {
-            let taken = self.take().transpose();
+            let taken = self.take_permit().transpose();
             taker.looked(&self.patience(), taken.is_some());
             taken
         }
-    }
-
-    async fn acquire(self: &Arc<Self>) -> Result<Permit, LockError<Permit>> {
-        self.patience().stand_back(&self.line).await;
-        until(&self.line, self.attempt()).await.and_then(|taken| taken).map_err(failed)
-    }
-
-    async fn acquire_timeout(self: &Arc<Self>, timeout: Duration) -> Result<Permit, LockError<Permit>> {
-        timer::limited(timeout, self.acquire()).map_err(failed)?.await.unwrap_or_else(|_| Err(timed_out()))
-    }
-
-    fn try_acquire(self: &Arc<Self>) -> Result<Permit, LockError<Permit>> {
-        self.take().map_err(failed)?.ok_or_else(|| {
-            LockError::new(Error::new(ErrorKind::WouldBlock, "no permit of the semaphore is free"), None)
-        })
-    }
-
-    #[track_caller]
-    fn blocking_acquire(self: &Arc<Self>, timeout: Option<Duration>) -> Result<Permit, LockError<Permit>> {
-        wait::refuse_inside_async();
-        self.patience().blocking_stand_back(&self.line);
-        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        match until_blocking(&self.line, deadline, self.attempt()) {
-            Ok(taken) => taken.unwrap_or_else(|| Err(io::ErrorKind::TimedOut.into())),
-            Err(error) => Err(error),
-        }
-        .map_err(|error| if error.kind() == io::ErrorKind::TimedOut { timed_out() } else { failed(error) })
     }
 
     fn release(&self) -> Result<()> {
@@ -198,12 +170,39 @@ impl Permits {
     }
 }
 
-fn failed(error: io::Error) -> LockError<Permit> {
-    LockError::new(Error::io("cannot acquire a semaphore", error), None)
-}
+impl Acquire for Arc<Permits> {
+    type Taken = Permit;
+    type Guard = Permit;
 
-fn timed_out() -> LockError<Permit> {
-    LockError::new(Error::new(ErrorKind::Timeout, "no permit of the semaphore became free in time"), None)
+    fn try_take(&self) -> io::Result<Option<Permit>> {
+        self.take_permit()
+    }
+
+    async fn take(&self) -> io::Result<Permit> {
+        self.patience().stand_back(&self.line).await;
+        until(&self.line, self.attempt()).await?
+    }
+
+    #[track_caller]
+    fn take_blocking(&self, deadline: Option<Instant>) -> io::Result<Option<Permit>> {
+        self.patience().blocking_stand_back(&self.line);
+        until_blocking(&self.line, deadline, self.attempt())?.transpose()
+    }
+
+    #[inline]
+    fn guard(&self, permit: Permit) -> io::Result<Held<Permit>> {
+        Ok(Held { guard: permit, owner_died: false })
+    }
+
+    #[cold]
+    fn message(kind: ErrorKind) -> String {
+        match kind {
+            ErrorKind::WouldBlock => "no permit of the semaphore is free",
+            ErrorKind::Timeout => "no permit of the semaphore became free in time",
+            _ => "cannot acquire a semaphore",
+        }
+        .to_string()
+    }
 }
 
 /// One permit of a [`Semaphore`] or [`BoundedSemaphore`]. Dropping it gives it back, and never waits.
@@ -339,7 +338,7 @@ macro_rules! semaphore {
             /// # Errors
             /// `Io` if the system refuses what waiting needs.
             pub async fn acquire(&self) -> Result<Permit, LockError<Permit>> {
-                self.permits.acquire().await
+                acquire::wait(&self.permits).await
             }
 
             /// Takes a permit if one is free now.
@@ -347,7 +346,7 @@ macro_rules! semaphore {
             /// # Errors
             /// `WouldBlock`.
             pub fn try_acquire(&self) -> Result<Permit, LockError<Permit>> {
-                self.permits.try_acquire()
+                acquire::attempt(&self.permits)
             }
 
             /// [`acquire`](Self::acquire) that gives up after `timeout`, and then has taken nothing.
@@ -356,7 +355,7 @@ macro_rules! semaphore {
             /// # Errors
             /// `Timeout`, else as [`acquire`](Self::acquire).
             pub async fn acquire_timeout(&self, timeout: Duration) -> Result<Permit, LockError<Permit>> {
-                self.permits.acquire_timeout(timeout).await
+                acquire::wait_timeout(&self.permits, timeout).await
             }
 
             /// [`acquire`](Self::acquire) for plain functions: blocks this thread.
@@ -368,7 +367,7 @@ macro_rules! semaphore {
             /// As [`acquire`](Self::acquire).
             #[track_caller]
             pub fn blocking_acquire(&self) -> Result<Permit, LockError<Permit>> {
-                self.permits.blocking_acquire(None)
+                acquire::block(&self.permits)
             }
 
             /// [`acquire_timeout`](Self::acquire_timeout) for plain functions: blocks this thread.
@@ -380,7 +379,7 @@ macro_rules! semaphore {
             /// As [`acquire_timeout`](Self::acquire_timeout).
             #[track_caller]
             pub fn blocking_acquire_timeout(&self, timeout: Duration) -> Result<Permit, LockError<Permit>> {
-                self.permits.blocking_acquire(Some(timeout))
+                acquire::block_timeout(&self.permits, timeout)
             }
 
             /// Adds a permit beyond any that is held, and wakes one who waits. Any process may. Never waits.

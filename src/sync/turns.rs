@@ -39,10 +39,10 @@
 
 use super::ledger::{self, Ledger, MAX, Taken};
 use crate::os::fault;
+use crate::os::sync::unpoisoned;
 use crate::shm::atomic::{AtomicU64, Mutex};
 use crate::shm::family::Member;
 use crate::shm::latch::Lives;
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering::*};
 
 const WANTED: usize = 0;
@@ -140,8 +140,7 @@ impl<'a, L: Lives> Turns<'a, L> {
     }
 
     fn count_waiting(&self, count: impl FnOnce(&mut usize)) -> usize {
-        // Nothing panics while it is locked.
-        let mut waiting = self.own.waiting_writers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = unpoisoned(self.own.waiting_writers.lock());
         count(&mut waiting);
         *waiting
     }

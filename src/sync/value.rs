@@ -25,11 +25,11 @@
 //! # Cancel
 //! A dropped `lock` has not locked, and changed nothing; see [`mutex`].
 
-use super::debug::Report;
-use super::mutex::{self, Mutex, Taken, Words, outcome};
-use super::object::{self, Core};
+use super::acquire::{self, Held};
+use super::mutex::{self, ByMutex, Mutex, Taken, Words};
+use super::object::{self, Core, Report};
 use super::register::{self, Register};
-use crate::error::{ErrorKind, LockError, Result};
+use crate::error::{LockError, Result};
 use crate::os::fault;
 use crate::os::fork;
 use crate::shm::atomic::AtomicU64;
@@ -41,7 +41,6 @@ use crate::shm::region::{self as view, Members as Family};
 use crate::shm::region::{Map, PAGE, Region};
 #[cfg(not(multiprocess_loom))]
 use crate::shm::view;
-use crate::wait::refuse_inside_async;
 use bytemuck::Pod;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -251,6 +250,23 @@ fn place<T>() -> std::ops::Range<usize> {
     if cfg!(target_endian = "big") { 8 - size_of::<T>()..8 } else { 0..size_of::<T>() }
 }
 
+impl<T: Pod> ByMutex for Value<T> {
+    const NAME: &'static str = ValueCore::NAME;
+    type Guard = ValueGuard<T>;
+
+    #[inline]
+    fn mutex(&self) -> &Mutex {
+        &self.0.mutex
+    }
+
+    /// That the last holder died does not matter: what it had not stored is gone with it.
+    #[inline]
+    fn guard(&self, _taken: Taken) -> io::Result<Held<ValueGuard<T>>> {
+        let guard = ValueGuard { core: self.0.clone(), value: self.0.load(), is_changed: false };
+        Ok(Held { guard, owner_died: false })
+    }
+}
+
 impl<T: Pod> Value<T> {
     /// A value that is `value`.
     ///
@@ -299,18 +315,6 @@ impl<T: Pod> Value<T> {
         self.0.store(&value);
     }
 
-    /// Who held it before is no matter: what it had not put back is gone with it.
-    #[inline]
-    fn locked(
-        &self,
-        taken: io::Result<Option<Taken>>,
-        missed: ErrorKind,
-    ) -> Result<ValueGuard<T>, LockError<ValueGuard<T>>> {
-        let taken = taken.map(|taken| taken.map(|_| Taken::Free));
-        let guard = || ValueGuard { core: self.0.clone(), value: self.0.load(), is_changed: false };
-        outcome(ValueCore::NAME, taken, missed, guard)
-    }
-
     /// Waits for its turn, and derefs to a copy of the value that is put back at the end. Cancel-safe: dropped, it has
     /// not locked.
     ///
@@ -328,7 +332,7 @@ impl<T: Pod> Value<T> {
     /// # Errors
     /// `Io` if this process has no descriptor left to wait with. Never `OwnerDied`.
     pub async fn lock(&self) -> Result<ValueGuard<T>, LockError<ValueGuard<T>>> {
-        self.locked(self.0.mutex.take().await.map(Some), ErrorKind::Timeout)
+        acquire::wait(self).await
     }
 
     /// [`lock`](Self::lock) if that needs no waiting.
@@ -345,7 +349,7 @@ impl<T: Pod> Value<T> {
     /// `WouldBlock` if somebody has locked it.
     #[inline]
     pub fn try_lock(&self) -> Result<ValueGuard<T>, LockError<ValueGuard<T>>> {
-        self.locked(self.0.mutex.try_take(), ErrorKind::WouldBlock)
+        acquire::attempt(self)
     }
 
     /// [`lock`](Self::lock) that gives up after `timeout`. Counted in real time: see [Timeouts](crate#timeouts).
@@ -363,7 +367,7 @@ impl<T: Pod> Value<T> {
     /// # Errors
     /// `Timeout`, else as [`lock`](Self::lock).
     pub async fn lock_timeout(&self, timeout: Duration) -> Result<ValueGuard<T>, LockError<ValueGuard<T>>> {
-        self.locked(self.0.mutex.take_within(timeout).await, ErrorKind::Timeout)
+        acquire::wait_timeout(self, timeout).await
     }
 
     /// [`lock`](Self::lock) for plain functions: blocks this thread.
@@ -383,8 +387,7 @@ impl<T: Pod> Value<T> {
     /// As [`lock`](Self::lock).
     #[track_caller]
     pub fn blocking_lock(&self) -> Result<ValueGuard<T>, LockError<ValueGuard<T>>> {
-        refuse_inside_async();
-        self.locked(self.0.mutex.take_blocking(None), ErrorKind::Timeout)
+        acquire::block(self)
     }
 
     /// [`blocking_lock`](Self::blocking_lock) that gives up after `timeout`.
@@ -404,8 +407,7 @@ impl<T: Pod> Value<T> {
     /// `Timeout`, else as [`lock`](Self::lock).
     #[track_caller]
     pub fn blocking_lock_timeout(&self, timeout: Duration) -> Result<ValueGuard<T>, LockError<ValueGuard<T>>> {
-        refuse_inside_async();
-        self.locked(self.0.mutex.take_blocking(Instant::now().checked_add(timeout)), ErrorKind::Timeout)
+        acquire::block_timeout(self, timeout)
     }
 }
 

@@ -3,26 +3,21 @@
 //! An eventfd under EPOLLET fires on each write without being read. Tokio wakes our own waker right inside its
 //! driver, which looks up who is concerned (`hints`) and wakes those tasks: no task of ours, no extra hop.
 
-use super::line::Line;
 use crate::os::epoll::{self, Epoll};
 use crate::os::eventfd;
 use crate::os::reactor::Watched;
+use crate::os::sync::lock;
 use crate::shm::family::Family;
 use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::pin::pin;
 use std::sync::atomic::Ordering::*;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::ThreadId;
 use std::time::Instant;
 use tokio::runtime::{Handle, Id};
-
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing panics while it holds one of our locks, so what a poisoned one guards is whole.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// Calls `react` in tokio's driver at each edge of a descriptor, until dropped.
 pub(crate) struct Watch<F: AsFd + AsRawFd> {
@@ -103,7 +98,13 @@ type OwnBell = BorrowedFd<'static>;
 
 static BELL: Watches<OwnBell> = Watches::new();
 /// The lines that have had a sleeper, by their hint.
-static SLEEPING: [Mutex<Vec<Weak<Line>>>; 64] = [const { Mutex::new(Vec::new()) }; 64];
+static SLEEPING: [Mutex<Vec<Weak<dyn Answers>>>; 64] = [const { Mutex::new(Vec::new()) }; 64];
+
+/// What the bell is answered for.
+pub(super) trait Answers: Send + Sync {
+    /// The bell was rung: wakes the front if its notice has come, or in any case if `anyway`.
+    fn look(&self, anyway: bool);
+}
 
 /// The runtime that polls.
 pub(super) fn runtime() -> io::Result<Id> {
@@ -157,13 +158,13 @@ pub(super) fn answer_here(bit: u32) {
 }
 
 /// From now on the bell of this process is answered for `line`.
-pub(super) fn list(line: &Arc<Line>, bit: u32) {
-    lock(&SLEEPING[bit as usize]).push(Arc::downgrade(line));
+pub(super) fn list(line: Weak<dyn Answers>, bit: u32) {
+    lock(&SLEEPING[bit as usize]).push(line);
 }
 
 /// The reverse of [`list`].
-pub(super) fn unlist(line: &Line, bit: u32) {
-    lock(&SLEEPING[bit as usize]).retain(|other| !std::ptr::eq(other.as_ptr(), line));
+pub(super) fn unlist<L>(line: &L, bit: u32) {
+    lock(&SLEEPING[bit as usize]).retain(|other| !std::ptr::addr_eq(other.as_ptr(), line));
 }
 
 /// Wakes a thread in [`Nap::until`] by ringing the bell of its own process, unless it is that thread.

@@ -30,12 +30,13 @@
 //! | in front, others behind | the next one is woken and tries; the notice stays for it |
 //! | in front, nobody behind | the place is given up; a notice that had come goes to another process |
 
-use super::bell::{self, Watches, lock};
+use super::bell::{self, Answers, Watches};
 use super::event::{self, Event, Place, Sleeper, Wake};
 use super::look::Look;
 use crate::os::eventfd;
 use crate::os::fork;
 use crate::os::socket;
+use crate::os::sync::lock;
 use crate::shm::atomic::AtomicU64;
 use crate::shm::family::{Family, Member};
 use crate::shm::region::Region;
@@ -181,22 +182,6 @@ impl Line {
         }
     }
 
-    /// The bell was rung: lets the front try if its notice has come, or whatever has come if `anyway`.
-    pub(super) fn look(&self, anyway: bool) {
-        let mut local = lock(&self.local);
-        let noticed = local.place.is_some_and(|place| self.event().take_notice(place));
-        if noticed {
-            local.place = None;
-            local.granted = true;
-        }
-        let waker = if noticed || anyway { local.queue.front_mut().and_then(|front| front.waker.take()) } else { None };
-        drop(local);
-        waker.into_iter().for_each(Waker::wake);
-        if let Some(react) = self.react.get() {
-            react();
-        }
-    }
-
     /// Says once who reads on behalf of all who sleep by [`until_read`](super::until_read): `read` is called at each
     /// notice, in the driver of a runtime. It takes all there is, and [`arm`](Self::arm)s again if somebody goes on
     /// waiting.
@@ -233,7 +218,8 @@ impl Line {
         }
         self.family.hold_slot();
         if !local.is_listed {
-            bell::list(self, self.hint);
+            let weak: Weak<Self> = Arc::downgrade(self);
+            bell::list(weak, self.hint);
             local.is_listed = true;
         }
         let bell = u32::from(me.slot) % crate::shm::family::BELLS as u32;
@@ -274,6 +260,24 @@ impl Line {
         local.queue.push_back(Waiting { id, waker: None });
         self.waiting.store(local.queue.len(), Release);
         Turn { line: self.clone(), id, has_left: false }
+    }
+}
+
+impl Answers for Line {
+    /// The bell was rung: lets the front try if its notice has come, or whatever has come if `anyway`.
+    fn look(&self, anyway: bool) {
+        let mut local = lock(&self.local);
+        let noticed = local.place.is_some_and(|place| self.event().take_notice(place));
+        if noticed {
+            local.place = None;
+            local.granted = true;
+        }
+        let waker = if noticed || anyway { local.queue.front_mut().and_then(|front| front.waker.take()) } else { None };
+        drop(local);
+        waker.into_iter().for_each(Waker::wake);
+        if let Some(react) = self.react.get() {
+            react();
+        }
     }
 }
 
