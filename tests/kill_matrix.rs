@@ -392,13 +392,13 @@ async fn take_turns(semaphore: Semaphore, count: usize) {
     held.clear();
 }
 
-/// `ledger`: killed at any move of a take or of a give, no permit is lost and none is made.
+/// `holders`: killed at any move of a take or of a give, no permit is lost and none is made.
 #[tokio::test]
 async fn killed_at_the_moves_of_a_semaphore() {
     let _alone = alone().await;
     // The takes are passages 1 and 2, the gives 3 and 4.
-    let counted = (1..=4).flat_map(|n| [format!("ledger.counted:{n}"), format!("ledger.written:{n}")]);
-    for point in counted.chain(["ledger.entered".to_string()]) {
+    let counted = (1..=4).flat_map(|n| [format!("holders.counted:{n}"), format!("holders.written:{n}")]);
+    for point in counted.chain(["holders.entered".to_string()]) {
         let semaphore = Semaphore::new(2).unwrap();
         death(doomed!(&point, take_turns, (semaphore.clone(), 2)), &point).await;
         eventually(&point, || semaphore.available() == 2).await;
@@ -408,12 +408,12 @@ async fn killed_at_the_moves_of_a_semaphore() {
     }
 }
 
-/// `ledger` and `event`: whoever dies with a permit, or with the wake for one, a sleeper is woken.
+/// `holders` and `event`: whoever dies with a permit, or with the wake for one, a sleeper is woken.
 #[tokio::test]
 async fn killed_before_the_wake_an_acquirer_sleeps() {
     let _alone = alone().await;
     let release = async |semaphore: Semaphore| semaphore.release().unwrap();
-    for point in ["ledger.counted", "ledger.written", "notify.marked"] {
+    for point in ["holders.counted", "holders.written", "notify.marked"] {
         let semaphore = Semaphore::new(0).unwrap();
         let sleeper = asleep(Process::spawn(take_turns, (semaphore.clone(), 1)).unwrap()).await;
         death(doomed!(point, release, (semaphore.clone(),)), point).await;
@@ -423,7 +423,7 @@ async fn killed_before_the_wake_an_acquirer_sleeps() {
     // Stopped while it holds, then killed: what it held wakes the sleeper.
     let semaphore = Semaphore::new(1).unwrap();
     let mut victim = Process::builder()
-        .env("MULTIPROCESS_STOP_AT", "ledger.written")
+        .env("MULTIPROCESS_STOP_AT", "holders.written")
         .spawn(take_turns, (semaphore.clone(), 1))
         .unwrap();
     eventually("it holds the permit", || semaphore.available() == 0).await;
@@ -434,13 +434,13 @@ async fn killed_before_the_wake_an_acquirer_sleeps() {
     assert_eq!(semaphore.available(), 1);
 }
 
-/// `ledger`: the row of a process that died with its move half done is used by the next one.
+/// `holders`: the row of a process that died with its move half done is used by the next one.
 #[tokio::test]
 async fn killed_and_the_row_is_used_again() {
     let _alone = alone().await;
     let semaphore = Semaphore::new(3).unwrap();
     for round in 0..20 {
-        let point = ["ledger.entered", "ledger.counted", "ledger.written"][round % 3];
+        let point = ["holders.entered", "holders.counted", "holders.written"][round % 3];
         death(doomed!(point, take_turns, (semaphore.clone(), 1)), point).await;
     }
     eventually("all are back", || semaphore.available() == 3).await;
@@ -457,12 +457,12 @@ async fn take_both(witness: Semaphore, semaphore: Semaphore, forgets: bool) {
     }
 }
 
-/// `ledger`: killed while it forgets a permit: it is gone from then on, and not before.
+/// `holders`: killed while it forgets a permit: it is gone from then on, and not before.
 #[tokio::test]
 async fn killed_while_forgetting_a_permit() {
     let _alone = alone().await;
     // The takes are passages 1 and 2.
-    for (point, left) in [("ledger.written:2", 1), ("ledger.counted:3", 0), ("ledger.written:3", 0)] {
+    for (point, left) in [("holders.written:2", 1), ("holders.counted:3", 0), ("holders.written:3", 0)] {
         let (witness, semaphore) = (Semaphore::new(1).unwrap(), Semaphore::new(1).unwrap());
         death(doomed!(point, take_both, (witness.clone(), semaphore.clone(), true)), point).await;
         eventually("it is buried", || witness.available() == 1).await;
@@ -472,14 +472,14 @@ async fn killed_while_forgetting_a_permit() {
     }
 }
 
-/// `ledger`: who takes back what the dead had dies as well: it comes back once.
+/// `holders`: who takes back what the dead had dies as well: it comes back once.
 #[tokio::test]
 async fn killed_taking_back_from_the_dead() {
     let _alone = alone().await;
     let look = async |semaphore: Semaphore| semaphore.available();
-    for point in ["ledger.counted", "ledger.written"] {
+    for point in ["holders.counted", "holders.written"] {
         let (witness, semaphore) = (Semaphore::new(1).unwrap(), Semaphore::new(2).unwrap());
-        let at = "ledger.written:2";
+        let at = "holders.written:2";
         death(doomed!(at, take_both, (witness.clone(), semaphore.clone(), false)), at).await;
         eventually("it is buried", || witness.available() == 1).await;
         death(doomed!(point, look, (semaphore.clone(),)), point).await;
@@ -490,17 +490,17 @@ async fn killed_taking_back_from_the_dead() {
     }
 }
 
-/// `patience`: who has complained dies, and those who come stand back for nobody, but not for long.
+/// `fairness`: who has complained dies, and those who come stand back for nobody, but not for long.
 #[tokio::test]
 async fn killed_when_it_has_complained() {
     let _alone = alone().await;
     let semaphore = Semaphore::new(1).unwrap();
     let permit = semaphore.acquire().await.unwrap();
-    let victim = asleep(doomed!("patience.complained", take_turns, (semaphore.clone(), 1))).await;
+    let victim = asleep(doomed!("fairness.long_wait", take_turns, (semaphore.clone(), 1))).await;
     // The burial of a bystander makes it look, in vain.
     let mut bystander = Process::spawn(lock_once, (Lock::new().unwrap(),)).unwrap();
     within(bystander.wait()).await.unwrap();
-    death(victim, "patience.complained").await;
+    death(victim, "fairness.long_wait").await;
     drop(permit);
     let start = std::time::Instant::now();
     for _ in 0..10 {
@@ -515,12 +515,12 @@ async fn killed_while_writing() {
     let _alone = alone().await;
     let write = async |lock: RwLock| drop(lock.write().await.unwrap());
     for (point, is_told) in [
-        ("ledger.entered", false),
-        ("ledger.counted:1", true),
-        ("ledger.written:1", true),
+        ("holders.entered", false),
+        ("holders.counted:1", true),
+        ("holders.written:1", true),
         ("write.phase", true),
-        ("ledger.counted:2", false),
-        ("ledger.written:2", false),
+        ("holders.counted:2", false),
+        ("holders.written:2", false),
     ] {
         let lock = RwLock::new().unwrap();
         death(doomed!(point, write, (lock.clone(),)), point).await;
@@ -537,7 +537,8 @@ async fn killed_while_writing() {
 async fn killed_while_reading() {
     let _alone = alone().await;
     let read = async |lock: RwLock| drop(lock.read().await.unwrap());
-    for point in ["ledger.entered", "ledger.counted:1", "ledger.written:1", "ledger.counted:2", "ledger.written:2"] {
+    for point in ["holders.entered", "holders.counted:1", "holders.written:1", "holders.counted:2", "holders.written:2"]
+    {
         let lock = RwLock::new().unwrap();
         let writer = Process::spawn(async |lock: RwLock| drop(lock.write().await.unwrap()), (lock.clone(),));
         death(doomed!(point, read, (lock.clone(),)), point).await;
@@ -556,12 +557,12 @@ async fn killed_while_wanting_to_write() {
     let read = async |lock: RwLock| drop(lock.read().await.unwrap());
     let lock = RwLock::new().unwrap();
     let reading = lock.read().await.unwrap();
-    death(doomed!("write.wanted", write, (lock.clone(),)), "write.wanted").await;
+    death(doomed!("write.announced", write, (lock.clone(),)), "write.announced").await;
     within(Process::spawn(read, (lock.clone(),)).unwrap()).await.unwrap();
-    let victim = doomed!("write.unwanted", give_up, (lock.clone(),));
+    let victim = doomed!("write.withdrawn", give_up, (lock.clone(),));
     eventually("it wants to write", || lock.try_read().is_err()).await;
     let sleeper = Process::spawn(read, (lock.clone(),)).unwrap();
-    death(victim, "write.unwanted").await;
+    death(victim, "write.withdrawn").await;
     within(sleeper).await.unwrap();
     drop(reading);
     drop(lock.try_write().unwrap());
@@ -585,7 +586,7 @@ async fn killed_before_the_wake_readers_and_writers_sleep() {
         };
         assert!(kind.is_none_or(|kind| kind == ErrorKind::OwnerDied));
     };
-    for point in ["write.phase", "ledger.counted:2", "ledger.written:2", "notify.marked"] {
+    for point in ["write.phase", "holders.counted:2", "holders.written:2", "notify.marked"] {
         let (lock, held, go) = (RwLock::new().unwrap(), Event::new().unwrap(), Event::new().unwrap());
         let victim = doomed!(point, hold, (lock.clone(), held.clone(), go.clone()));
         // Not by sleeping: that would be a notice more.
@@ -838,7 +839,7 @@ async fn killed_woken_by_a_lock() {
 #[tokio::test]
 async fn killed_as_heir_of_a_lock() {
     let _alone = alone().await;
-    for point in ["heir.named", "heir.marked", "asleep"] {
+    for point in ["handoff.named", "handoff.marked", "asleep"] {
         let lock = Lock::new().unwrap();
         let guard = lock.acquire().await.unwrap();
         let mut victim = match point {
@@ -872,11 +873,11 @@ async fn killed_as_heir_of_a_lock() {
 async fn killed_as_heir_that_gives_up_or_takes() {
     let _alone = alone().await;
     let give_up = async |lock: Lock| lock.acquire_timeout(Duration::from_secs(1)).await.map(drop).map_err(|e| e.kind());
-    for point in ["heir.unmarked", "lock.taken"] {
+    for point in ["handoff.unmarked", "lock.taken"] {
         let lock = Lock::new().unwrap();
         let guard = lock.acquire().await.unwrap();
         let victim = match point {
-            "heir.unmarked" => doomed!(point, give_up, (lock.clone(),)),
+            "handoff.unmarked" => doomed!(point, give_up, (lock.clone(),)),
             _ => doomed!(point, lock_once, (lock.clone(),)),
         };
         falls_asleep_in_line(victim.pid()).await;
@@ -886,7 +887,7 @@ async fn killed_as_heir_that_gives_up_or_takes() {
         let mut bystander = Process::spawn(lock_once, (Lock::new().unwrap(),)).unwrap();
         within(bystander.wait()).await.unwrap();
         let mut is_told = false;
-        if point == "heir.unmarked" {
+        if point == "handoff.unmarked" {
             death(victim, point).await;
             let other = asleep(Process::spawn(lock_once, (lock.clone(),)).unwrap()).await;
             drop(guard);

@@ -237,7 +237,7 @@ impl<T: Pod> ByMutex for Array<T> {
         core.is_open.store(false, Relaxed);
         *core.local() = Some(Owner::here());
         let guard = ArrayGuard { core: core.clone(), lent: Some(lent), marker: PhantomData };
-        Ok(Held { guard, owner_died: died_before || taken == Taken::FromTheDead })
+        Ok(Held { guard, owner_died: died_before || taken == Taken::OwnerDied })
     }
 }
 
@@ -371,7 +371,7 @@ impl<T: Pod> Array<T> {
             _ => core.take_to_write(&write),
         };
         let Some(taken) = taken else { return };
-        if taken == Taken::FromTheDead {
+        if taken == Taken::OwnerDied {
             core.died().store(1, Relaxed);
         }
         write();

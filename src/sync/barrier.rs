@@ -1,8 +1,8 @@
 //! Barriers: nobody goes on before all have come, across processes. What the processes share of one is in
-//! [`super::rounds`], beside how many parties it has and how long they wait, which never change, and a line.
+//! [`super::barrier_state`], beside how many parties it has and how long they wait, which never change, and a line.
 
+use super::barrier_state::{Arrival, BarrierState, Outcome, Round};
 use super::object::{self, Core, FIRST, Report};
-use super::rounds::{Arrival, Outcome, Round, Rounds};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::{fault, fork, reactor, timer};
 use crate::shm::atomic::AtomicU64;
@@ -19,14 +19,14 @@ use std::time::{Duration, Instant};
 
 const PARTIES: usize = FIRST;
 const TIMEOUT: usize = PARTIES + 1;
-const ROUND: usize = TIMEOUT + 1;
-const LINE: usize = ROUND + 1;
+const STATE: usize = TIMEOUT + 1;
+const LINE: usize = STATE + 1;
 const PLACES: usize = LINE + event::LEN;
 
 /// The most parties: each has a word.
 const MOST: usize = 1 << 20;
 /// A barrier as this process sees it.
-pub(super) struct Gate {
+pub(super) struct BarrierCore {
     region: Arc<Region>,
     line: Arc<Line>,
     family: &'static Family,
@@ -35,9 +35,9 @@ pub(super) struct Gate {
     timeout: Option<Duration>,
 }
 
-static MAPPED: Mapped<Gate> = Mapped::new();
+static MAPPED: Mapped<BarrierCore> = Mapped::new();
 
-impl Core for Gate {
+impl Core for BarrierCore {
     const KIND: u64 = u64::from_le_bytes(*b"mpbarr01");
     const NAME: &'static str = "barrier";
     /// And one for each party.
@@ -68,7 +68,7 @@ impl Core for Gate {
     }
 }
 
-impl Gate {
+impl BarrierCore {
     fn words(&self) -> &[AtomicU64] {
         self.region.words()
     }
@@ -81,16 +81,16 @@ impl Gate {
         self.timeout
     }
 
-    fn rounds(&self) -> Rounds<'_, impl Fn(Sleeper) -> bool + '_, impl Fn() + '_> {
+    fn state(&self) -> BarrierState<'_, impl Fn(Sleeper) -> bool + '_, impl Fn() + '_> {
         let is_listed =
             |sleeper: Sleeper| self.family.epoch_of(sleeper.slot).is_some_and(|epoch| sleeper.has_epoch(epoch));
         let places = &self.words()[PLACES..PLACES + self.parties()];
-        Rounds::new(&self.words()[ROUND], places, is_listed, || self.line.notify_all())
+        BarrierState::new(&self.words()[STATE], places, is_listed, || self.line.notify_all())
     }
 
     /// Whoever changes the round must be known, so that its death is. Without a slot left it goes on all the same.
     #[track_caller]
-    fn be_known(&self) {
+    fn claim_slot(&self) {
         fork::refuse("change a barrier");
         let _ = self.family.me();
     }
@@ -101,8 +101,8 @@ impl Gate {
             Ok(me) => me,
             Err(error) => return Some(Err(failed(error))),
         };
-        match self.rounds().arrive(me.into(), only_last, acting) {
-            Arrival::At { generation, index } => Some(Ok(Party { gate: self, generation, index, is_over: false })),
+        match self.state().arrive(me.into(), only_last, acting) {
+            Arrival::At { generation, index } => Some(Ok(Party { core: self, generation, index, is_over: false })),
             Arrival::NotLast => Some(Err(would_block())),
             Arrival::Busy => None,
             Arrival::Broken => Some(Err(broken())),
@@ -158,7 +158,7 @@ async fn by<T>(deadline: Option<Instant>, future: impl Future<Output = T>) -> Op
 
 /// Somebody who waits: if it stops before its generation has ended, that is broken.
 struct Party<'a> {
-    gate: &'a Gate,
+    core: &'a BarrierCore,
     generation: u64,
     index: usize,
     is_over: bool,
@@ -166,12 +166,12 @@ struct Party<'a> {
 
 impl Party<'_> {
     fn look(&self) -> Option<Outcome> {
-        Some(self.gate.rounds().settle(self.generation)).filter(|outcome| *outcome != Outcome::Open)
+        Some(self.core.state().settle(self.generation)).filter(|outcome| *outcome != Outcome::Open)
     }
 
     /// Ends the generation, if it has not ended meanwhile.
     fn end(self, badly: bool) -> Result<BarrierWaitResult> {
-        let outcome = self.gate.rounds().end(self.generation, badly);
+        let outcome = self.core.state().end(self.generation, badly);
         self.finish(outcome)
     }
 
@@ -184,7 +184,7 @@ impl Party<'_> {
         // Who comes last does not stand in line with those who came before.
         let outcome = match self.look() {
             Some(outcome) => outcome,
-            None => match by(deadline, until(&self.gate.line, || self.look())).await {
+            None => match by(deadline, until(&self.core.line, || self.look())).await {
                 Some(outcome) => outcome.map_err(failed)?,
                 None => return self.end(true),
             },
@@ -196,7 +196,7 @@ impl Party<'_> {
 impl Drop for Party<'_> {
     fn drop(&mut self) {
         if !self.is_over && !fork::is_forked() {
-            self.gate.rounds().end(self.generation, true);
+            self.core.state().end(self.generation, true);
         }
     }
 }
@@ -276,7 +276,7 @@ impl BarrierWaitResult {
 /// ```
 #[derive(Clone)]
 pub struct Barrier {
-    gate: Arc<Gate>,
+    core: Arc<BarrierCore>,
 }
 
 impl Barrier {
@@ -312,9 +312,14 @@ impl Barrier {
         let fill = |words: &[AtomicU64]| {
             words[PARTIES].store(parties as u64, Release);
             words[TIMEOUT].store(timeout, Release);
-            words[ROUND].store(Round::FIRST.0, Release);
+            words[STATE].store(Round::FIRST.0, Release);
         };
-        Ok(Self { gate: object::create_of_len::<Gate>(((Gate::WORDS + parties) * size_of::<u64>()) as u64, fill)? })
+        Ok(Self {
+            core: object::create_of_len::<BarrierCore>(
+                ((BarrierCore::WORDS + parties) * size_of::<u64>()) as u64,
+                fill,
+            )?,
+        })
     }
 
     /// Waits until all parties have come, or for as long as [`with_timeout`](Self::with_timeout) said. Dropped before
@@ -323,7 +328,7 @@ impl Barrier {
     /// # Errors
     /// `BrokenBarrier`; `Io` if the system refuses what waiting needs, which breaks the barrier too.
     pub async fn wait(&self) -> Result<BarrierWaitResult> {
-        self.gate.wait(self.gate.timeout()).await
+        self.core.wait(self.core.timeout()).await
     }
 
     /// [`wait`](Self::wait) for at most `timeout`, after which the barrier is broken.
@@ -332,7 +337,7 @@ impl Barrier {
     /// # Errors
     /// As [`wait`](Self::wait).
     pub async fn wait_timeout(&self, timeout: Duration) -> Result<BarrierWaitResult> {
-        self.gate.wait(Some(timeout)).await
+        self.core.wait(Some(timeout)).await
     }
 
     /// [`wait`](Self::wait) for who comes last, whom nobody keeps waiting. Otherwise it has not come at all.
@@ -340,7 +345,7 @@ impl Barrier {
     /// # Errors
     /// `WouldBlock` if others have yet to come, `BrokenBarrier`.
     pub fn try_wait(&self) -> Result<BarrierWaitResult> {
-        self.gate.try_arrive(true, false).unwrap_or_else(|| Err(would_block()))?.end(false)
+        self.core.try_arrive(true, false).unwrap_or_else(|| Err(would_block()))?.end(false)
     }
 
     /// [`wait`](Self::wait), and who comes last runs its `action` before anybody goes on: once in each generation, if
@@ -357,7 +362,7 @@ impl Barrier {
     /// # Errors
     /// What `action` says, which breaks the barrier for the others; else as [`wait`](Self::wait).
     pub async fn wait_then(&self, action: impl AsyncFnOnce() -> Result<()>) -> Result<BarrierWaitResult> {
-        self.gate.wait_then(action).await
+        self.core.wait_then(action).await
     }
 
     /// [`wait`](Self::wait) for plain functions: blocks this thread.
@@ -369,7 +374,7 @@ impl Barrier {
     /// As [`wait`](Self::wait).
     #[track_caller]
     pub fn blocking_wait(&self) -> Result<BarrierWaitResult> {
-        self.gate.blocking_wait(self.gate.timeout())
+        self.core.blocking_wait(self.core.timeout())
     }
 
     /// [`wait_timeout`](Self::wait_timeout) for plain functions: blocks this thread.
@@ -381,34 +386,34 @@ impl Barrier {
     /// As [`wait`](Self::wait).
     #[track_caller]
     pub fn blocking_wait_timeout(&self, timeout: Duration) -> Result<BarrierWaitResult> {
-        self.gate.blocking_wait(Some(timeout))
+        self.core.blocking_wait(Some(timeout))
     }
 
     /// Breaks the barrier: all who wait, and all who come, get `BrokenBarrier`, until [`reset`](Self::reset).
     pub fn abort(&self) {
-        self.gate.be_known();
-        self.gate.rounds().abort();
+        self.core.claim_slot();
+        self.core.state().abort();
     }
 
     /// Makes the barrier whole and empty; the dead are forgotten, and who waits gets `BrokenBarrier`.
     pub fn reset(&self) {
-        self.gate.be_known();
-        self.gate.rounds().reset();
+        self.core.claim_slot();
+        self.core.state().reset();
     }
 
     /// How many must come.
     pub fn parties(&self) -> usize {
-        self.gate.parties()
+        self.core.parties()
     }
 
     /// How many have come and wait; 0 while it is broken.
     pub fn waiting(&self) -> usize {
-        self.gate.rounds().waiting()
+        self.core.state().waiting()
     }
 
     /// Whether the barrier is broken.
     pub fn is_broken(&self) -> bool {
-        self.gate.rounds().is_broken()
+        self.core.state().is_broken()
     }
 }
 
@@ -422,4 +427,4 @@ impl fmt::Debug for Barrier {
     }
 }
 
-object::travels!(Barrier, gate);
+object::travels!(Barrier, core);

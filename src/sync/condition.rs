@@ -1,9 +1,9 @@
 //! Condition: tasks of any process wait, with the lock released, until somebody notifies them. What the processes share of
-//! it is in [`super::mutex`] and [`super::notices`].
+//! it is in [`super::mutex`] and [`super::condition_state`].
 
 use super::acquire::{self, Held};
+use super::condition_state::{self, COUNT, ConditionState, LocalWaiters};
 use super::mutex::{self, ByMutex, Mutex, Taken};
-use super::notices::{self, COUNT, Local, Room};
 use super::object::{self, Core, FIRST, Report};
 use crate::error::{Error, ErrorKind, LockError, Result};
 use crate::os::sync::lock;
@@ -62,17 +62,17 @@ pub(super) struct ConditionCore {
     region: Arc<Region>,
     mutex: Mutex,
     waiting: Arc<Line>,
-    local: std::sync::Mutex<Local>,
+    local: std::sync::Mutex<LocalWaiters>,
     notifying: std::sync::Mutex<()>,
 }
 
 static MAPPED: Mapped<ConditionCore> = Mapped::new();
-const ROOM: usize = FIRST + mutex::LEN;
+const STATE: usize = FIRST + mutex::LEN;
 
 impl Core for ConditionCore {
     const KIND: u64 = 0x6d70_636f_6e64_0001;
     const NAME: &'static str = "condition";
-    const WORDS: usize = ROOM + notices::LEN;
+    const WORDS: usize = STATE + condition_state::LEN;
 
     fn mapped() -> &'static Mapped<Self> {
         &MAPPED
@@ -84,12 +84,12 @@ impl Core for ConditionCore {
 
     fn report(words: &[AtomicU64]) -> Report {
         let mut report = mutex::Words(&words[FIRST..FIRST + mutex::LEN]).report();
-        report.waiting.extend(notices::sleepers(&words[ROOM..ROOM + notices::LEN]));
+        report.waiting.extend(condition_state::sleepers(&words[STATE..STATE + condition_state::LEN]));
         report
     }
 
     fn view(region: Arc<Region>) -> io::Result<Self> {
-        let waiting = Line::new(region.clone(), ROOM + notices::EVENT, None)?;
+        let waiting = Line::new(region.clone(), STATE + condition_state::EVENT, None)?;
         let (mutex, family) = (Mutex::view(&region, FIRST, Self::NAME)?, Family::get()?);
         let (local, notifying) = (std::sync::Mutex::default(), std::sync::Mutex::default());
         Ok(Self { family, region, mutex, waiting, local, notifying })
@@ -106,10 +106,13 @@ impl ConditionCore {
     }
 
     /// Wakes come last: with no lock of ours held, for a waker may drop other futures.
-    fn with_room<R>(&self, act: impl FnOnce(&Room<'_, &dyn Fn(u16) -> Option<u32>, &dyn Fn(Member)>) -> R) -> R {
+    fn with_state<R>(
+        &self,
+        act: impl FnOnce(&ConditionState<'_, &dyn Fn(u16) -> Option<u32>, &dyn Fn(Member)>) -> R,
+    ) -> R {
         let woken = RefCell::new(Vec::new());
-        let result = act(&Room {
-            words: &self.region.words()[ROOM..ROOM + notices::LEN],
+        let result = act(&ConditionState {
+            words: &self.region.words()[STATE..STATE + condition_state::LEN],
             epoch_of: &|slot| self.family.epoch_of(slot),
             wake: &|member| woken.borrow_mut().push(member),
         });
@@ -117,7 +120,7 @@ impl ConditionCore {
         result
     }
 
-    fn local(&self) -> MutexGuard<'_, Local> {
+    fn local(&self) -> MutexGuard<'_, LocalWaiters> {
         lock(&self.local)
     }
 
@@ -131,7 +134,7 @@ impl ConditionCore {
         let turn = self.waiting.join();
         let entered = self.family.me().and_then(|me| {
             let full = || io::Error::other(format!("more than {COUNT} tasks of one process wait for one condition"));
-            let ticket = self.with_room(|room| self.local().enter(room, me));
+            let ticket = self.with_state(|state| self.local().enter(state, me));
             ticket.map(|ticket| (me, ticket)).ok_or_else(full)
         });
         match entered {
@@ -164,10 +167,10 @@ struct Waiter {
 impl Waiter {
     fn attempt(&mut self) -> Option<io::Result<()>> {
         // Also of what the dead had: their burial is what makes us look.
-        self.core.with_room(|room| room.heal(self.me));
-        let taken = self.core.with_room(|room| {
+        self.core.with_state(|state| state.heal(self.me));
+        let taken = self.core.with_state(|state| {
             let mut local = self.core.local();
-            local.is_sound(room, self.me).then(|| local.take(room, self.me, self.ticket))
+            local.is_sound(state, self.me).then(|| local.take(state, self.me, self.ticket))
         });
         match taken {
             Some(true) => {
@@ -180,7 +183,7 @@ impl Waiter {
     }
 
     fn finish(mut self) {
-        self.core.with_room(|room| self.core.local().finish(room, self.me));
+        self.core.with_state(|state| self.core.local().finish(state, self.me));
         self.stage = Stage::HasLeft;
     }
 }
@@ -189,7 +192,7 @@ impl Drop for Waiter {
     fn drop(&mut self) {
         if self.stage != Stage::HasLeft && !fork::is_forked() {
             let has_taken = self.stage == Stage::HasTaken;
-            self.core.with_room(|room| self.core.local().leave(room, self.me, self.ticket, has_taken));
+            self.core.with_state(|state| self.core.local().leave(state, self.me, self.ticket, has_taken));
         }
     }
 }
@@ -203,7 +206,7 @@ impl ByMutex for Condition {
     }
 
     fn guard(&self, taken: Taken) -> io::Result<Held<ConditionGuard>> {
-        Ok(Held { guard: ConditionGuard(self.0.clone()), owner_died: taken == Taken::FromTheDead })
+        Ok(Held { guard: ConditionGuard(self.0.clone()), owner_died: taken == Taken::OwnerDied })
     }
 }
 
@@ -447,7 +450,7 @@ impl Condition {
 
     /// How many tasks wait now, in all processes that are alive; those with a notice count until they have the lock.
     pub fn waiting(&self) -> usize {
-        self.0.with_room(|room| room.waiting()) as usize
+        self.0.with_state(|state| state.waiting()) as usize
     }
 
     /// Wakes one of those who wait now, if any. Never waits.
@@ -460,15 +463,15 @@ impl Condition {
         fork::refuse("notify a condition");
         // Killed halfway it is healed by its burial, and only who has a slot is buried.
         let _ = self.0.family.me();
-        self.0.with_room(|room| room.notify(count));
+        self.0.with_state(|state| state.notify(count));
     }
 
     /// Wakes all who wait now. Never waits.
     pub fn notify_all(&self) {
         fork::refuse("notify a condition");
-        self.0.with_room(|room| {
+        self.0.with_state(|state| {
             let _one = lock(&self.0.notifying);
-            room.notify_all(self.0.family.me().ok());
+            state.notify_all(self.0.family.me().ok());
         });
     }
 }

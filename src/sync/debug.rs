@@ -1,13 +1,13 @@
 //! Who holds what, and who waits for it: for finding deadlocks.
 
-use super::barrier::Gate;
+use super::barrier::BarrierCore;
 use super::condition::ConditionCore;
-use super::event::Flag;
+use super::event::EventCore;
 use super::lock::LockCore;
 use super::object::{Core, KIND, MEMFD, Report};
 use super::rlock::RLockCore;
-use super::rwlock::Shares;
-use super::semaphore::Permits;
+use super::rwlock::RwLockCore;
+use super::semaphore::SemaphoreCore;
 use super::value::ValueCore;
 use crate::os::{clock, proc};
 use crate::shm::atomic::AtomicU64;
@@ -37,10 +37,10 @@ const KINDS: &[Kind] = &[
     kind::<ValueCore>(),
     #[cfg(not(multiprocess_loom))]
     kind::<super::array::ArrayCore>(),
-    kind::<Permits>(),
-    kind::<Shares>(),
-    kind::<Flag>(),
-    kind::<Gate>(),
+    kind::<SemaphoreCore>(),
+    kind::<RwLockCore>(),
+    kind::<EventCore>(),
+    kind::<BarrierCore>(),
 ];
 
 /// A process, as far as it can be told.

@@ -74,15 +74,15 @@ impl Word<'_> {
 }
 
 /// An event as this process sees it.
-pub(super) struct Flag {
+pub(super) struct EventCore {
     region: Arc<Region>,
     line: Arc<Line>,
     family: &'static Family,
 }
 
-static MAPPED: Mapped<Flag> = Mapped::new();
+static MAPPED: Mapped<EventCore> = Mapped::new();
 
-impl Core for Flag {
+impl Core for EventCore {
     const KIND: u64 = u64::from_le_bytes(*b"mpevnt01");
     const NAME: &'static str = "event";
     const WORDS: usize = LINE + event::LEN;
@@ -105,7 +105,7 @@ impl Core for Flag {
     }
 }
 
-impl Flag {
+impl EventCore {
     fn word(&self) -> Word<'_> {
         Word(&self.region.words()[FLAG])
     }
@@ -170,7 +170,7 @@ fn timed_out() -> Error {
 /// ```
 #[derive(Clone)]
 pub struct Event {
-    flag: Arc<Flag>,
+    core: Arc<EventCore>,
 }
 
 impl Event {
@@ -179,23 +179,23 @@ impl Event {
     /// # Errors
     /// `Io` if there is no memory or descriptor left.
     pub fn new() -> Result<Self> {
-        Ok(Self { flag: object::create(|_| ())? })
+        Ok(Self { core: object::create(|_| ())? })
     }
 
     /// Sets the flag and wakes all who wait. Setting it twice is fine.
     pub fn set(&self) {
-        self.flag.set();
+        self.core.set();
     }
 
     /// Clears the flag; who was waiting when it was set goes on all the same.
     pub fn clear(&self) {
         fork::refuse("clear an event");
-        self.flag.word().clear();
+        self.core.word().clear();
     }
 
     /// Whether the flag is set.
     pub fn is_set(&self) -> bool {
-        self.flag.word().is_set()
+        self.core.word().is_set()
     }
 
     /// Waits until the flag is set. Cancel-safe.
@@ -203,7 +203,7 @@ impl Event {
     /// # Errors
     /// `Io` if the system refuses what waiting needs.
     pub async fn wait(&self) -> Result<()> {
-        until(&self.flag.line, self.flag.attempt()).await.map_err(failed)
+        until(&self.core.line, self.core.attempt()).await.map_err(failed)
     }
 
     /// [`wait`](Self::wait) that gives up after `timeout`. Counted in real time: see [Timeouts](crate#timeouts).
@@ -232,7 +232,7 @@ impl Event {
     /// As [`wait`](Self::wait).
     #[track_caller]
     pub fn blocking_wait(&self) -> Result<()> {
-        self.flag.block(None)
+        self.core.block(None)
     }
 
     /// [`wait_timeout`](Self::wait_timeout) for plain functions: blocks this thread.
@@ -244,7 +244,7 @@ impl Event {
     /// As [`wait_timeout`](Self::wait_timeout).
     #[track_caller]
     pub fn blocking_wait_timeout(&self, timeout: Duration) -> Result<()> {
-        self.flag.block(Some(timeout))
+        self.core.block(Some(timeout))
     }
 }
 
@@ -254,13 +254,13 @@ impl fmt::Debug for Event {
     }
 }
 
-object::travels!(Event, flag);
+object::travels!(Event, core);
 
 #[cfg(all(test, multiprocess_loom))]
 mod models {
     use super::*;
     use crate::shm::region::{explore, play};
-    use crate::sync::ledger_models::{Bells, Part, look, wait, zeros};
+    use crate::sync::holders_models::{Bells, Part, look, wait, zeros};
     use loom::thread;
 
     struct World {
@@ -310,7 +310,7 @@ mod models {
     }
 
     #[test]
-    fn models_who_waits_for_an_event_goes_on_when_it_is_set() {
+    fn models_waiters_of_an_event_proceed_when_it_is_set() {
         flag("an event", 2, None, None);
         for at in ["event.set", "notify.marked"] {
             flag(&format!("an event, {at}"), 2, Some(at), None);

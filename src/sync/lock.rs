@@ -87,7 +87,7 @@ impl ByMutex for Lock {
 
     #[inline]
     fn guard(&self, taken: Taken) -> io::Result<Held<LockGuard>> {
-        Ok(Held { guard: LockGuard(self.0.clone()), owner_died: taken == Taken::FromTheDead })
+        Ok(Held { guard: LockGuard(self.0.clone()), owner_died: taken == Taken::OwnerDied })
     }
 }
 

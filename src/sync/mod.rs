@@ -7,29 +7,29 @@ mod acquire;
 #[cfg(not(multiprocess_loom))] // A model has no bytes to refer to.
 mod array;
 mod barrier;
+mod barrier_state;
 mod condition;
+mod condition_state;
 pub mod debug;
+mod double_buffer;
 mod event;
-mod ledger;
+mod fairness;
+mod holders;
 #[cfg(all(test, multiprocess_loom))]
-mod ledger_models;
+mod holders_models;
 mod lock;
 #[cfg(all(test, multiprocess_loom))]
 mod models;
 mod mutex;
-mod notices;
 mod object;
-mod patience;
-mod register;
 mod rlock;
-mod rounds;
 mod rwlock;
+mod rwlock_state;
+#[cfg(all(test, multiprocess_loom))]
+mod rwlock_state_models;
 mod semaphore;
 #[cfg(all(test, not(multiprocess_loom)))]
 mod stress;
-mod turns;
-#[cfg(all(test, multiprocess_loom))]
-mod turns_models;
 mod value;
 
 #[cfg(not(multiprocess_loom))]

@@ -1,7 +1,7 @@
 //! The hand-off of a mutex and the notices of a condition in every schedule, by processes that die and cancel.
 
-use super::mutex::{self, Next, PATIENCE_NS, Tried, Words};
-use super::notices::{self, Local, Room};
+use super::condition_state::{self, ConditionState, LocalWaiters};
+use super::mutex::{self, FAIRNESS_NS, ToWake, Tried, Words};
 use crate::os::fault;
 use crate::shm::atomic::{AtomicU64, fence};
 use crate::shm::family::Member;
@@ -17,7 +17,7 @@ const RUNG: u64 = 1;
 const FOR_ALL: u64 = 2;
 
 /// Late enough that whoever is patient may become heir; time stands still.
-const NOW: u64 = 10 * PATIENCE_NS;
+const NOW: u64 = 10 * FAIRNESS_NS;
 
 fn member(slot: u16) -> Member {
     Member { slot, epoch: 1 }
@@ -179,7 +179,7 @@ struct Taker {
     world: Arc<Guarded>,
     me: u16,
     waited: u64,
-    is_heir: bool,
+    is_handoff: bool,
 }
 
 impl Taker {
@@ -187,12 +187,12 @@ impl Taker {
         Words(&self.world.words)
     }
 
-    fn wake(&self, next: Next) {
+    fn wake(&self, next: ToWake) {
         match next {
-            Next::Nobody => {}
-            Next::All => panic!("nobody has damaged it"),
-            Next::Longest => self.pass_on(),
-            Next::Heir(heir) => self.event().notify_sleeper(heir.into(), |wake| self.world.bells.ring(wake)),
+            ToWake::Nobody => {}
+            ToWake::All => panic!("nobody has damaged it"),
+            ToWake::Longest => self.pass_on(),
+            ToWake::Handoff(waiter) => self.event().notify_sleeper(waiter.into(), |wake| self.world.bells.ring(wake)),
         }
     }
 
@@ -227,8 +227,8 @@ impl Waits for Taker {
             match self.words().take(me, waited, |other| Members.is_listed(other), || NOW) {
                 Tried::Taken(_) => true,
                 Tried::Damaged => panic!("nobody has damaged it"),
-                Tried::Refused { is_heir } => {
-                    self.is_heir |= is_heir;
+                Tried::Refused { is_handoff } => {
+                    self.is_handoff |= is_handoff;
                     false
                 }
             }
@@ -240,7 +240,7 @@ impl Waits for Taker {
     }
 
     fn give_up(&mut self) {
-        if std::mem::take(&mut self.is_heir) && self.words().renounce(member(self.me)) {
+        if std::mem::take(&mut self.is_handoff) && self.words().give_up_handoff(member(self.me)) {
             self.pass_on();
         }
     }
@@ -267,8 +267,8 @@ fn exclusion(what: &str, preemptions: usize, roles: &[Role]) {
         let bells = Bells(zeros(4));
         let world = Arc::new(Guarded { words: zeros(mutex::LEN), bells, value: Plain::new(0) });
         let taker = |n: usize| {
-            let waited = if roles[n].is_patient { PATIENCE_NS } else { 0 };
-            Taker { world: world.clone(), me: n as u16, waited, is_heir: false }
+            let waited = if roles[n].is_patient { FAIRNESS_NS } else { 0 };
+            Taker { world: world.clone(), me: n as u16, waited, is_handoff: false }
         };
         let playing = |n: usize| {
             let bury = {
@@ -298,13 +298,13 @@ fn exclusion(what: &str, preemptions: usize, roles: &[Role]) {
         let value = world.value.read();
         assert!((done..=done + dead).contains(&value), "{value} changes by {done} and {dead} dead");
         // Whoever comes now gets it.
-        let mut last = Taker { world: world.clone(), me: 3, waited: 0, is_heir: false };
+        let mut last = Taker { world: world.clone(), me: 3, waited: 0, is_handoff: false };
         assert!(play(3, None, || last.attempt(false)).unwrap());
     });
 }
 
 #[test]
-fn models_a_mutex_excludes_and_nobody_sleeps_beside_a_free_one() {
+fn models_mutex_excludes_and_nobody_sleeps_beside_a_free_one() {
     exclusion("two takers", 4, &[LIVES, LIVES]);
     exclusion("two takers, patient", 4, &[PATIENT, PATIENT]);
     exclusion("three takers", 2, &[LIVES, LIVES, LIVES]);
@@ -313,7 +313,7 @@ fn models_a_mutex_excludes_and_nobody_sleeps_beside_a_free_one() {
 }
 
 #[test]
-fn models_a_taker_cancels() {
+fn models_cancelled_taker_takes_nothing_and_loses_no_wake() {
     exclusion("two takers, one cancels", 3, &[PATIENT, CANCELS]);
     exclusion("three takers, one cancels", 2, &[PATIENT, CANCELS, PATIENT]);
     exclusion("three takers, two cancel", 2, &[LIVES, CANCELS, CANCELS]);
@@ -329,10 +329,19 @@ macro_rules! deaths {
 }
 
 #[test]
-fn models_a_taker_dies() {
-    deaths!(3, "lock.taken", "changed", "lock.released", "lock.woken", "heir.named", "heir.marked", "heir.unmarked");
+fn models_taker_that_dies_blocks_nobody() {
+    deaths!(
+        3,
+        "lock.taken",
+        "changed",
+        "lock.released",
+        "lock.woken",
+        "handoff.named",
+        "handoff.marked",
+        "handoff.unmarked"
+    );
     deaths!(3, "sleep.entered", "sleep.noticed", "notify.marked");
-    exclusion("two die", 2, &[PATIENT, dies("lock.taken"), dies("heir.marked")]);
+    exclusion("two die", 2, &[PATIENT, dies("lock.taken"), dies("handoff.marked")]);
 }
 
 struct Waited {
@@ -341,13 +350,13 @@ struct Waited {
 }
 
 impl Waited {
-    fn with_room<R>(&self, act: impl FnOnce(&Room<'_, fn(u16) -> Option<u32>, &dyn Fn(Member)>) -> R) -> R {
+    fn with_state<R>(&self, act: impl FnOnce(&ConditionState<'_, fn(u16) -> Option<u32>, &dyn Fn(Member)>) -> R) -> R {
         let woken = RefCell::new(Vec::new());
         let epoch_of = |slot| Members.is_listed(member(slot)).then_some(1);
         let wake = |member| woken.borrow_mut().push(member);
-        let result = act(&Room { words: &self.words, epoch_of, wake: &wake });
+        let result = act(&ConditionState { words: &self.words, epoch_of, wake: &wake });
         for woken in woken.into_inner() {
-            let event = Event::new(&self.words[notices::EVENT..notices::TABLE]);
+            let event = Event::new(&self.words[condition_state::EVENT..condition_state::TABLE]);
             event.notify_sleeper(woken.into(), |wake| self.bells.ring(wake));
         }
         result
@@ -358,13 +367,13 @@ impl Waited {
 struct Waiter {
     world: Arc<Waited>,
     me: u16,
-    local: Local,
+    local: LocalWaiters,
     ticket: u64,
 }
 
 impl Waits for Waiter {
     fn event(&self) -> Event<'_> {
-        Event::new(&self.world.words[notices::EVENT..notices::TABLE])
+        Event::new(&self.world.words[condition_state::EVENT..condition_state::TABLE])
     }
 
     fn bells(&self) -> &Bells {
@@ -377,16 +386,16 @@ impl Waits for Waiter {
 
     fn attempt(&mut self, _in_line: bool) -> bool {
         let me = member(self.me);
-        self.world.with_room(|room| room.heal(me));
-        let taken = self.world.with_room(|room| self.local.take(room, me, self.ticket));
+        self.world.with_state(|state| state.heal(me));
+        let taken = self.world.with_state(|state| self.local.take(state, me, self.ticket));
         if taken {
-            self.world.with_room(|room| self.local.finish(room, me));
+            self.world.with_state(|state| self.local.finish(state, me));
         }
         taken
     }
 
     fn give_up(&mut self) {
-        self.world.with_room(|room| self.local.leave(room, member(self.me), self.ticket, false));
+        self.world.with_state(|state| self.local.leave(state, member(self.me), self.ticket, false));
     }
 }
 
@@ -409,11 +418,11 @@ fn notices(
 ) {
     let (roles, notify) = (roles.to_vec(), notify.to_vec());
     explore(what, preemptions, move || {
-        let world = Arc::new(Waited { words: zeros(notices::LEN), bells: Bells(zeros(4)) });
+        let world = Arc::new(Waited { words: zeros(condition_state::LEN), bells: Bells(zeros(4)) });
         let entered: Vec<_> = (0..roles.len() as u16)
             .map(|me| {
-                let mut local = Local::default();
-                let enter = || world.with_room(|room| local.enter(room, member(me))).expect("room");
+                let mut local = LocalWaiters::default();
+                let enter = || world.with_state(|state| local.enter(state, member(me))).expect("room");
                 let ticket = play(me, None, enter).expect("alive");
                 Waiter { world: world.clone(), me, local, ticket }
             })
@@ -433,9 +442,9 @@ fn notices(
         let playing: Vec<_> = moving.into_iter().map(play_role).collect();
         let notifier = play(3, dies_at, || {
             for notify in &notify {
-                world.with_room(|room| match notify {
-                    Notify::One => room.notify(1),
-                    Notify::All => room.notify_all(Some(member(3))),
+                world.with_state(|state| match notify {
+                    Notify::One => state.notify(1),
+                    Notify::All => state.notify_all(Some(member(3))),
                 });
             }
         });
@@ -452,14 +461,14 @@ fn notices(
         );
         for (waiter, part) in &parts {
             let asleep = matches!(part, Part::Asleep(_));
-            let row = world.words[notices::TABLE + usize::from(waiter.me)].load(Acquire);
-            assert_eq!(row & notices::COUNTS, u64::from(asleep), "a row of who sleeps, or of nobody");
+            let row = world.words[condition_state::TABLE + usize::from(waiter.me)].load(Acquire);
+            assert_eq!(row & condition_state::COUNTS, u64::from(asleep), "a row of who sleeps, or of nobody");
         }
     });
 }
 
 #[test]
-fn models_a_notice_wakes_exactly_one() {
+fn models_notify_one_wakes_exactly_one() {
     notices("one waiter, one notice", 4, &[LIVES], &[Notify::One], None, (1, 1));
     notices("two waiters, one notice", 2, &[LIVES, LIVES], &[Notify::One], None, (1, 1));
     notices("two waiters, two notices", 2, &[LIVES, LIVES], &[Notify::One, Notify::One], None, (2, 2));
@@ -467,7 +476,7 @@ fn models_a_notice_wakes_exactly_one() {
 }
 
 #[test]
-fn models_a_waiter_cancels_and_its_notice_is_passed_on() {
+fn models_notice_of_a_cancelled_waiter_is_passed_on() {
     // One that leaves may have been woken first, and then stays.
     notices("one of two cancels", 2, &[CANCELS, LIVES], &[Notify::One], None, (1, 1));
     notices("the other of two cancels", 1, &[LIVES, CANCELS], &[Notify::One], None, (1, 1));
@@ -475,7 +484,7 @@ fn models_a_waiter_cancels_and_its_notice_is_passed_on() {
 }
 
 #[test]
-fn models_a_waiter_dies_and_its_notice_is_passed_on() {
+fn models_notice_of_a_dead_waiter_is_passed_on() {
     static AT: [&str; 4] = ["condition.taken", "sleep.entered", "sleep.noticed", "sleep.unmarked"];
     static DYING: [[Role; 2]; 4] = [
         [Role { dies_at: Some(AT[0]), ..LIVES }, LIVES],
@@ -492,7 +501,7 @@ fn models_a_waiter_dies_and_its_notice_is_passed_on() {
 }
 
 #[test]
-fn models_a_notifier_dies() {
+fn models_notifier_that_dies_loses_no_notice() {
     for at in ["condition.given", "condition.notifying", "notify.marked"] {
         notices(&format!("{at}, all"), 2, &[LIVES, LIVES], &[Notify::All], Some(at), (2, 2));
     }
@@ -504,12 +513,12 @@ fn models_a_notifier_dies() {
 /// Two die with notices, the second while what the first had is passed on, and those who look then leave it to the
 /// healer, who has been past: both notices wake somebody.
 #[test]
-fn models_another_dies_while_somebody_heals() {
+fn models_death_during_a_recovery_is_recovered() {
     explore("two die with notices", 1, || {
-        let world = Arc::new(Waited { words: zeros(notices::LEN), bells: Bells(zeros(4)) });
+        let world = Arc::new(Waited { words: zeros(condition_state::LEN), bells: Bells(zeros(4)) });
         let enter = |me: u16| {
-            let mut local = Local::default();
-            let enter = || world.with_room(|room| local.enter(room, member(me))).expect("room");
+            let mut local = LocalWaiters::default();
+            let enter = || world.with_state(|state| local.enter(state, member(me))).expect("room");
             let ticket = play(me, None, enter).expect("alive");
             Waiter { world: world.clone(), me, local, ticket }
         };
@@ -517,7 +526,7 @@ fn models_another_dies_while_somebody_heals() {
         let asleep =
             [&mut third, &mut fourth].map(|waiter| play(waiter.me, None, || waiter.start()).expect("it lives"));
         let [healing, looking] = asleep;
-        play(3, None, || world.with_room(|room| room.notify(2)));
+        play(3, None, || world.with_state(|state| state.notify(2)));
         assert!(play(0, Some("condition.taken"), || drop(first.start())).is_none(), "the first has a notice");
         world.bells.ring_all();
         let dying = {
@@ -539,7 +548,7 @@ fn models_another_dies_while_somebody_heals() {
 }
 
 #[test]
-fn models_who_heals_dies() {
+fn models_recovery_that_dies_is_finished_by_another() {
     static ROLES: [[Role; 2]; 2] = [
         [Role { dies_at: Some("heal.begun"), ..LIVES }, LIVES],
         [Role { dies_at: Some("heal.given"), ..LIVES }, LIVES],

@@ -2,8 +2,8 @@
 //!
 //! # State
 //! [`LEN`] words at any place in an object's region. `STATE`: 0 is free, else the [`Member`] that holds it (48 bits),
-//! and `HEIR`, the top bit: when it is released it is only for the member in the word `HEIR`. `WOKEN`: when a sleeper
-//! was last notified, 0 once it has tried. `HEIR` and `HEIR_SINCE`: who is to have it next, and when that was said
+//! and `HANDOFF`, the top bit: when it is released it is only for the member in the word `HANDOFF`. `WOKEN`: when a sleeper
+//! was last notified, 0 once it has tried. `HANDOFF` and `HANDOFF_SINCE`: who is to have it next, and when that was said
 //! last. `SINCE`: when it was taken, to a tick of the kernel's. Then the [`event`] of those who wait.
 //!
 //! # Moves
@@ -11,20 +11,20 @@
 //! |---|---|---|---|
 //! | STATE 0 -> me | anybody, ahead of those who sleep | Acquire CAS | - |
 //! | STATE dead M -> me | who finds M dead | Acquire CAS | - |
-//! | STATE me -> 0, HEIR kept | the holder | SeqCst subtraction, then reads the event's marks | see below |
+//! | STATE me -> 0, HANDOFF kept | the holder | SeqCst subtraction, then reads the event's marks | see below |
 //! | WOKEN 0 -> now | a releaser that will notify | SeqCst CAS | the longest sleeper; nobody if it was fresh |
 //! | WOKEN -> 0 | whoever tries from the line | AcqRel swap | - |
-//! | word HEIR 0 or dead -> me, then STATE with HEIR | who has waited [`PATIENCE_NS`] and finds it held | AcqRel CAS | - |
-//! | HEIR_SINCE -> now | a releaser that finds HEIR | Relaxed | the heir |
-//! | STATE HEIR -> me, then word HEIR -> 0 | the heir; anybody if the heir is dead or late | Acquire CAS | - |
+//! | word HANDOFF 0 or dead -> me, then STATE with HANDOFF | who has waited [`FAIRNESS_NS`] and finds it held | AcqRel CAS | - |
+//! | HANDOFF_SINCE -> now | a releaser that finds HANDOFF | Relaxed | the waiter |
+//! | STATE HANDOFF -> me, then word HANDOFF -> 0 | the waiter; anybody if the heir is dead or late | Acquire CAS | - |
 //! | STATE, anything that cannot be -> DAMAGED, for good | who finds it | AcqRel | all |
-//! | STATE without HEIR, then word HEIR -> 0 | an heir that gives up | AcqRel | the longest sleeper, if it was free |
+//! | STATE without HANDOFF, then word HANDOFF -> 0 | an heir that gives up | AcqRel | the longest sleeper, if it was free |
 //!
 //! # Invariants
 //! 1. Only the holder, or who has found it dead, changes the member in STATE.
 //! 2. A sleeper is in the event, then clears WOKEN, then tries, then sleeps; a releaser frees STATE, then sets WOKEN,
 //!    then notifies. So if WOKEN keeps a releaser from notifying, somebody is yet to try who will see its release.
-//! 3. HEIR in STATE is set by the member in the word HEIR only; if it is lost to a race, that member sets it again.
+//! 3. HANDOFF in STATE is set by the member in the word HANDOFF only; if it is lost to a race, that member sets it again.
 //! 4. Whoever passes over an heir or a woken one because it is late (stopped, or its runtime busy) harms nobody:
 //!    it only looked first.
 //! 5. STATE with bits that no member has, or of another than who lets go, is damage. The mutex is closed for good then,
@@ -36,14 +36,14 @@
 //! | holding | STATE of an unlisted member | whoever tries next takes it, and is told; its burial makes all sleepers try |
 //! | between release and notice, or between WOKEN and the notice | sleepers beside a free lock | its burial: all try, which clears WOKEN |
 //! | woken, before it tried | WOKEN set | likewise |
-//! | heir, at any move | the word HEIR of an unlisted member | its burial: all try; whoever tries passes over it |
+//! | heir, at any move | the word HANDOFF of an unlisted member | its burial: all try; whoever tries passes over it |
 //!
 //! Stopped is not dead (SIGSTOP): what a stopped process holds is held. If it is the one that was notified, the lock is
 //! free for those who come, and those who sleep behind it are notified by the next release that is `LATE_NS` later, or
 //! when it goes on or is killed. Nobody looks after it meanwhile: that would take a clock that ticks for each sleeper.
 //!
 //! # Cancel
-//! A dropped waiter leaves the line, which passes a notice on; as heir it says so first, as if it had released.
+//! A dropped waiter leaves the line, which passes a notice on; as waiter it says so first, as if it had released.
 
 use super::acquire::{Acquire, Held};
 use super::object::Report;
@@ -61,8 +61,8 @@ use std::time::Instant;
 
 const STATE: usize = 0;
 const WOKEN: usize = 1;
-const HEIR: usize = 2;
-const HEIR_SINCE: usize = 3;
+const HANDOFF: usize = 2;
+const HANDOFF_SINCE: usize = 3;
 const SINCE: usize = 4;
 /// On a cache line of its own: the holder reads it, waiters write it.
 pub(super) const EVENT: usize = 8;
@@ -70,13 +70,13 @@ pub(super) const EVENT: usize = 8;
 /// Words that a mutex takes up; zeros are a free one.
 pub(super) const LEN: usize = EVENT + event::LEN;
 
-const IS_HEIR: u64 = 1 << 63;
+const IS_HANDOFF: u64 = 1 << 63;
 const MEMBER: u64 = (1 << 48) - 1;
 /// Bits of STATE that nobody sets; all of them close it for good.
-const DAMAGED: u64 = !IS_HEIR & !MEMBER;
+const DAMAGED: u64 = !IS_HANDOFF & !MEMBER;
 
-/// Who has waited for so long may become heir; there is one heir in such a time at most, for each hand-over costs a wake.
-pub(super) const PATIENCE_NS: u64 = 1_000_000;
+/// Who has waited for so long may become waiter; there is one heir in such a time at most, for each hand-over costs a wake.
+pub(super) const FAIRNESS_NS: u64 = 1_000_000;
 /// An heir, or one that was woken, that has not tried for so long is stopped or busy, and waited for no more.
 const LATE_NS: u64 = 5_000_000;
 
@@ -85,15 +85,15 @@ const LATE_NS: u64 = 5_000_000;
 pub(super) enum Taken {
     Free,
     /// Its holder died, or ended without letting go; what it guards may be half changed.
-    FromTheDead,
+    OwnerDied,
 }
 
 /// What a release has to do for those who wait.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Next {
+pub(super) enum ToWake {
     Nobody,
     Longest,
-    Heir(Member),
+    Handoff(Member),
     /// It is damaged.
     All,
 }
@@ -102,7 +102,7 @@ pub(super) enum Next {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Tried {
     Taken(Taken),
-    Refused { is_heir: bool },
+    Refused { is_handoff: bool },
     Damaged,
 }
 
@@ -140,69 +140,75 @@ impl Words<'_> {
             let holder = Member::from_bits(seen & MEMBER);
             let is_free = seen & MEMBER == 0;
             if !is_free && is_listed(holder) {
-                let patient = waited.is_some_and(|waited| waited >= PATIENCE_NS);
-                match patient && self.become_heir(me, &is_listed, &now) {
-                    true if !self.mark_heir(seen) => continue,
-                    is_heir => return Tried::Refused { is_heir },
+                let patient = waited.is_some_and(|waited| waited >= FAIRNESS_NS);
+                match patient && self.become_handoff(me, &is_listed, &now) {
+                    true if !self.mark_handoff(seen) => continue,
+                    is_handoff => return Tried::Refused { is_handoff },
                 }
             }
-            let heir = self.0[HEIR].load(Acquire);
-            let is_mine = waited.is_some() && heir == me.to_bits();
-            if seen & IS_HEIR != 0 && !is_mine && self.is_awaited(heir, is_free, &is_listed, &now) {
-                return Tried::Refused { is_heir: false };
+            let waiter = self.0[HANDOFF].load(Acquire);
+            let is_mine = waited.is_some() && waiter == me.to_bits();
+            if seen & IS_HANDOFF != 0 && !is_mine && self.is_awaited(waiter, is_free, &is_listed, &now) {
+                return Tried::Refused { is_handoff: false };
             }
             if self.0[STATE].compare_exchange(seen, me.to_bits(), AcqRel, Relaxed).is_ok() {
                 fault::point("lock.taken");
-                if seen & IS_HEIR != 0 {
-                    let _ = self.0[HEIR].compare_exchange(heir, 0, AcqRel, Relaxed);
+                if seen & IS_HANDOFF != 0 {
+                    let _ = self.0[HANDOFF].compare_exchange(waiter, 0, AcqRel, Relaxed);
                 }
-                return Tried::Taken(if is_free { Taken::Free } else { Taken::FromTheDead });
+                return Tried::Taken(if is_free { Taken::Free } else { Taken::OwnerDied });
             }
         }
     }
 
-    fn is_awaited(self, heir: u64, is_free: bool, is_listed: &impl Fn(Member) -> bool, now: &impl Fn() -> u64) -> bool {
-        let is_late = || is_free && now().abs_diff(self.0[HEIR_SINCE].load(Relaxed)) > LATE_NS;
-        heir != 0 && is_listed(Member::from_bits(heir)) && !is_late()
+    fn is_awaited(
+        self,
+        waiter: u64,
+        is_free: bool,
+        is_listed: &impl Fn(Member) -> bool,
+        now: &impl Fn() -> u64,
+    ) -> bool {
+        let is_late = || is_free && now().abs_diff(self.0[HANDOFF_SINCE].load(Relaxed)) > LATE_NS;
+        waiter != 0 && is_listed(Member::from_bits(waiter)) && !is_late()
     }
 
-    fn become_heir(self, me: Member, is_listed: &impl Fn(Member) -> bool, now: &impl Fn() -> u64) -> bool {
-        let heir = self.0[HEIR].load(Acquire);
-        if heir == me.to_bits() {
+    fn become_handoff(self, me: Member, is_listed: &impl Fn(Member) -> bool, now: &impl Fn() -> u64) -> bool {
+        let waiter = self.0[HANDOFF].load(Acquire);
+        if waiter == me.to_bits() {
             return true;
         }
-        let (now, since) = (now(), self.0[HEIR_SINCE].load(Relaxed));
-        if heir != 0 && is_listed(Member::from_bits(heir)) || now.abs_diff(since) < PATIENCE_NS {
+        let (now, since) = (now(), self.0[HANDOFF_SINCE].load(Relaxed));
+        if waiter != 0 && is_listed(Member::from_bits(waiter)) || now.abs_diff(since) < FAIRNESS_NS {
             return false;
         }
-        let named = self.0[HEIR].compare_exchange(heir, me.to_bits(), AcqRel, Relaxed).is_ok();
+        let named = self.0[HANDOFF].compare_exchange(waiter, me.to_bits(), AcqRel, Relaxed).is_ok();
         if named {
-            self.0[HEIR_SINCE].store(now, Relaxed);
-            fault::point("heir.named");
+            self.0[HANDOFF_SINCE].store(now, Relaxed);
+            fault::point("handoff.named");
         }
         named
     }
 
     /// False if what was seen is so no more.
-    fn mark_heir(self, seen: u64) -> bool {
+    fn mark_handoff(self, seen: u64) -> bool {
         let marked =
-            seen & IS_HEIR != 0 || self.0[STATE].compare_exchange(seen, seen | IS_HEIR, AcqRel, Relaxed).is_ok();
+            seen & IS_HANDOFF != 0 || self.0[STATE].compare_exchange(seen, seen | IS_HANDOFF, AcqRel, Relaxed).is_ok();
         if marked {
-            fault::point("heir.marked");
+            fault::point("handoff.marked");
         }
         marked
     }
 
     /// Who was named heir is it no more, because it has the lock or gives up; true if somebody else is to be woken.
     #[must_use]
-    pub(super) fn renounce(self, me: Member) -> bool {
-        if self.0[HEIR].load(Acquire) != me.to_bits() {
+    pub(super) fn give_up_handoff(self, me: Member) -> bool {
+        if self.0[HANDOFF].load(Acquire) != me.to_bits() {
             return false;
         }
-        let before = self.0[STATE].fetch_and(!IS_HEIR, SeqCst);
-        fault::point("heir.unmarked");
-        let _ = self.0[HEIR].compare_exchange(me.to_bits(), 0, AcqRel, Relaxed);
-        before == IS_HEIR || before & DAMAGED != 0
+        let before = self.0[STATE].fetch_and(!IS_HANDOFF, SeqCst);
+        fault::point("handoff.unmarked");
+        let _ = self.0[HANDOFF].compare_exchange(me.to_bits(), 0, AcqRel, Relaxed);
+        before == IS_HANDOFF || before & DAMAGED != 0
     }
 
     /// Lets go; true if [`Words::hand_on`] has to see to somebody.
@@ -218,7 +224,7 @@ impl Words<'_> {
     /// What was not just this member's has an heir, or is damaged.
     #[cold]
     fn is_unusual(self, me: Member, before: u64) -> bool {
-        if before & !IS_HEIR != me.to_bits() {
+        if before & !IS_HANDOFF != me.to_bits() {
             self.close();
         }
         true
@@ -237,17 +243,17 @@ impl Words<'_> {
 
     /// Whom a release, after it, has to wake.
     #[cold]
-    pub(super) fn hand_on(self, is_listed: impl Fn(Member) -> bool, now: impl Fn() -> u64) -> Next {
+    pub(super) fn hand_on(self, is_listed: impl Fn(Member) -> bool, now: impl Fn() -> u64) -> ToWake {
         let now = now().max(1);
         let state = self.0[STATE].load(Relaxed);
         if state & DAMAGED != 0 {
-            return Next::All;
+            return ToWake::All;
         }
-        if state & IS_HEIR != 0 {
-            let heir = Member::from_bits(self.0[HEIR].load(Acquire));
-            if heir.to_bits() != 0 && is_listed(heir) {
-                self.0[HEIR_SINCE].store(now, Relaxed);
-                return Next::Heir(heir);
+        if state & IS_HANDOFF != 0 {
+            let waiter = Member::from_bits(self.0[HANDOFF].load(Acquire));
+            if waiter.to_bits() != 0 && is_listed(waiter) {
+                self.0[HANDOFF_SINCE].store(now, Relaxed);
+                return ToWake::Handoff(waiter);
             }
         }
         loop {
@@ -257,7 +263,7 @@ impl Words<'_> {
             // Also if it stays as it is: who clears it later must see our release.
             if self.0[WOKEN].compare_exchange(woken, next, SeqCst, Relaxed).is_ok() {
                 fault::point("lock.woken");
-                return if is_fresh { Next::Nobody } else { Next::Longest };
+                return if is_fresh { ToWake::Nobody } else { ToWake::Longest };
             }
         }
     }
@@ -417,14 +423,14 @@ impl Mutex {
             self.stamp();
             return Ok(taken);
         }
-        let mut claim = Claim { mutex: self, me, since: None, is_heir: false };
+        let mut claim = Claim { mutex: self, me, since: None, is_handoff: false };
         until_in_turn(&self.line, None, |in_line| claim.attempt(in_line)).await.and_then(|taken| taken)
     }
 
     /// [`Mutex::take`] for a thread without a runtime; `None` at the deadline.
     pub(super) fn take_blocking(&self, deadline: Option<Instant>) -> io::Result<Option<Taken>> {
         let me = self.family.me()?;
-        let mut claim = Claim { mutex: self, me, since: None, is_heir: false };
+        let mut claim = Claim { mutex: self, me, since: None, is_handoff: false };
         until_blocking_in_turn(&self.line, None, deadline, |in_line| claim.attempt(in_line))?.transpose()
     }
 
@@ -447,10 +453,10 @@ impl Mutex {
     #[cold]
     fn hand_on(&self) {
         match self.words().hand_on(self.is_listed(), clock::now_ns) {
-            Next::Nobody => {}
-            Next::Longest => self.line.notify_one(),
-            Next::All => self.line.notify_all(),
-            Next::Heir(heir) => self.line.notify_member(heir),
+            ToWake::Nobody => {}
+            ToWake::Longest => self.line.notify_one(),
+            ToWake::All => self.line.notify_all(),
+            ToWake::Handoff(waiter) => self.line.notify_member(waiter),
         }
     }
 }
@@ -460,7 +466,7 @@ struct Claim<'a> {
     mutex: &'a Mutex,
     me: Member,
     since: Option<u64>,
-    is_heir: bool,
+    is_handoff: bool,
 }
 
 impl Claim<'_> {
@@ -486,8 +492,8 @@ impl Claim<'_> {
         match words.take(self.me, in_line.then_some(waited), self.mutex.is_listed(), || now) {
             Tried::Taken(taken) => Some(Ok(taken)),
             Tried::Damaged => Some(Err(self.mutex.damaged(IMPOSSIBLE))),
-            Tried::Refused { is_heir } => {
-                self.is_heir |= is_heir;
+            Tried::Refused { is_handoff } => {
+                self.is_handoff |= is_handoff;
                 None
             }
         }
@@ -496,7 +502,7 @@ impl Claim<'_> {
 
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
-        if self.is_heir && !fork::is_forked() && self.mutex.words().renounce(self.me) {
+        if self.is_handoff && !fork::is_forked() && self.mutex.words().give_up_handoff(self.me) {
             self.mutex.line.notify_one();
         }
     }
@@ -514,7 +520,7 @@ mod tests {
     }
 
     #[test]
-    fn a_holder_that_cannot_be_closes_the_mutex_for_all() {
+    fn impossible_holder_closes_the_mutex_for_all() {
         for bit in 48..63 {
             let words = words();
             words[STATE].store(A.to_bits() | 1 << bit, Release);
@@ -526,20 +532,20 @@ mod tests {
     }
 
     #[test]
-    fn letting_go_of_what_another_holds_closes_the_mutex_and_wakes_all() {
+    fn releasing_what_another_holds_closes_the_mutex_and_wakes_all() {
         let words = words();
         let mutex = Words(&words);
         assert!(mutex.take_free(A));
         words[STATE].store(B.to_bits(), Release);
         assert!(mutex.release(A));
-        assert_eq!(mutex.hand_on(|_| true, || 1), Next::All);
+        assert_eq!(mutex.hand_on(|_| true, || 1), ToWake::All);
         assert_eq!(mutex.take(B, None, |_| true, || 1), Tried::Damaged);
     }
 
     #[test]
-    fn a_wake_from_the_future_keeps_nobody_asleep() {
+    fn wake_time_in_the_future_keeps_nobody_asleep() {
         let words = words();
         words[WOKEN].store(u64::MAX, Release);
-        assert_eq!(Words(&words).hand_on(|_| true, || 1), Next::Longest);
+        assert_eq!(Words(&words).hand_on(|_| true, || 1), ToWake::Longest);
     }
 }

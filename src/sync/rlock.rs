@@ -111,7 +111,7 @@ impl ByMutex for RLock {
 
     fn guard(&self, taken: Taken) -> io::Result<Held<RLockGuard>> {
         self.0.is_mine_now();
-        Ok(Held { guard: RLockGuard(self.0.clone()), owner_died: taken == Taken::FromTheDead })
+        Ok(Held { guard: RLockGuard(self.0.clone()), owner_died: taken == Taken::OwnerDied })
     }
 
     fn guard_again(&self) -> Option<RLockGuard> {

@@ -1,10 +1,10 @@
-//! Read-write locks: many readers at a time, or one writer. The protocol is in [`super::turns`]; here are its waiters.
+//! Read-write locks: many readers at a time, or one writer. The protocol is in [`super::rwlock_state`]; here are its waiters.
 
 use super::acquire::{self, Acquire, Held};
-use super::ledger::Taken;
+use super::fairness::{Fairness, Taker};
+use super::holders::Taken;
 use super::object::{self, Core, FIRST, Report};
-use super::patience::{Patience, Taker};
-use super::turns::{self, Own, Turns};
+use super::rwlock_state::{self, Own, RwLockState};
 use crate::error::{Damage, ErrorKind, LockError, Result};
 use crate::os::fork;
 use crate::shm::atomic::AtomicU64;
@@ -19,13 +19,13 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-const PATIENCE: usize = FIRST;
-const TURNS: usize = PATIENCE + 1;
-const READERS: usize = TURNS + turns::LEN;
+const FAIRNESS: usize = FIRST;
+const STATE: usize = FAIRNESS + 1;
+const READERS: usize = STATE + rwlock_state::LEN;
 const WRITERS: usize = READERS + event::LEN;
 
 /// A read-write lock as this process sees it.
-pub(super) struct Shares {
+pub(super) struct RwLockCore {
     region: Arc<Region>,
     readers: Arc<Line>,
     writers: Arc<Line>,
@@ -33,9 +33,9 @@ pub(super) struct Shares {
     own: Own,
 }
 
-static MAPPED: Mapped<Shares> = Mapped::new();
+static MAPPED: Mapped<RwLockCore> = Mapped::new();
 
-impl Core for Shares {
+impl Core for RwLockCore {
     const KIND: u64 = u64::from_le_bytes(*b"mprwlo01");
     const NAME: &'static str = "read-write lock";
     const WORDS: usize = WRITERS + event::LEN;
@@ -50,7 +50,7 @@ impl Core for Shares {
 
     fn report(words: &[AtomicU64]) -> Report {
         let lines = [READERS, WRITERS].map(|line| Event::new(&words[line..line + event::LEN]).sleepers());
-        let (writer, shares) = Turns::<Family>::holders(&words[TURNS..READERS]);
+        let (writer, shares) = RwLockState::<Family>::list(&words[STATE..READERS]);
         Report { writer, shares, waiting: lines.concat(), ..Report::default() }
     }
 
@@ -63,18 +63,18 @@ impl Core for Shares {
 
 /// What a guard holds: given back when it is dropped.
 struct Share {
-    lock: Arc<Shares>,
+    lock: Arc<RwLockCore>,
     row: usize,
 }
 
-impl Shares {
+impl RwLockCore {
     #[inline]
-    fn turns(&self) -> Turns<'_, Family> {
-        Turns::new(&self.region.words()[TURNS..READERS], &self.own, self.family)
+    fn state(&self) -> RwLockState<'_, Family> {
+        RwLockState::new(&self.region.words()[STATE..READERS], &self.own, self.family)
     }
 
-    fn patience(&self) -> Patience<'_> {
-        Patience(&self.region.words()[PATIENCE])
+    fn fairness(&self) -> Fairness<'_> {
+        Fairness(&self.region.words()[FAIRNESS])
     }
 
     #[inline]
@@ -94,25 +94,25 @@ impl Shares {
 
     #[inline]
     fn take_read(self: &Arc<Self>, since: u64) -> io::Result<Option<Held<RwLockReadGuard>>> {
-        let taken = self.turns().take_read(self.family.me()?, since);
+        let taken = self.state().take_read(self.family.me()?, since);
         self.sound(taken.map(|taken| self.reading(taken)))
     }
 
     #[inline]
     fn take_write(self: &Arc<Self>) -> io::Result<Option<Held<RwLockWriteGuard>>> {
-        let taken = self.turns().take_write(self.family.me()?);
+        let taken = self.state().take_write(self.family.me()?);
         self.sound(taken.map(|taken| self.writing(taken)))
     }
 
     /// Whoever got nothing finds out whether that is because of damage.
     #[inline]
     fn sound<G>(&self, got: Option<G>) -> io::Result<Option<G>> {
-        if got.is_none() && self.turns().is_damaged() { Err(self.damaged()) } else { Ok(got) }
+        if got.is_none() && self.state().is_damaged() { Err(self.damaged()) } else { Ok(got) }
     }
 
     #[cold]
     fn damaged(&self) -> io::Error {
-        if self.turns().is_to_be_told() {
+        if self.state().is_first_report() {
             self.readers.notify_all();
             self.writers.notify_all();
         }
@@ -120,59 +120,59 @@ impl Shares {
     }
 
     fn read_attempt(self: &Arc<Self>) -> impl FnMut() -> Option<io::Result<Held<RwLockReadGuard>>> + '_ {
-        let (phase, mut taker) = (self.turns().phase(), Taker::default());
+        let (phase, mut taker) = (self.state().phase(), Taker::default());
         move || {
             let got = self.take_read(phase).transpose();
-            taker.looked(&self.patience(), got.is_some());
+            taker.looked(&self.fairness(), got.is_some());
             got
         }
     }
 
     fn write_attempt(self: &Arc<Self>) -> impl FnMut() -> Option<io::Result<Held<RwLockWriteGuard>>> + '_ {
-        let (mut wanting, mut taker) = (None::<Wanting<'_>>, Taker::default());
+        let (mut wanting, mut taker) = (None::<WaitingWriter<'_>>, Taker::default());
         move || {
             let got = self.take_write().transpose().or_else(|| {
-                taker.looked(&self.patience(), false);
-                self.take_write_or_wish(&mut wanting).transpose()
+                taker.looked(&self.fairness(), false);
+                self.take_write_or_announce(&mut wanting).transpose()
             });
             if let (Some(Ok(_)), Some(wanting)) = (&got, &mut wanting) {
                 wanting.got_it = true;
-                taker.looked(&self.patience(), true);
+                taker.looked(&self.fairness(), true);
             }
             got
         }
     }
 
-    fn take_write_or_wish<'a>(
+    fn take_write_or_announce<'a>(
         self: &'a Arc<Self>,
-        wanting: &mut Option<Wanting<'a>>,
+        wanting: &mut Option<WaitingWriter<'a>>,
     ) -> io::Result<Option<Held<RwLockWriteGuard>>> {
         let me = self.family.me()?;
-        wanting.get_or_insert_with(|| Wanting::begin(self, me));
-        self.sound(self.turns().take_write_or_wish(me).map(|taken| self.writing(taken)))
+        wanting.get_or_insert_with(|| WaitingWriter::begin(self, me));
+        self.sound(self.state().take_write_or_announce(me).map(|taken| self.writing(taken)))
     }
 }
 
 /// A writer that waits. As long as one does, new readers stand back.
-struct Wanting<'a> {
-    lock: &'a Shares,
+struct WaitingWriter<'a> {
+    lock: &'a RwLockCore,
     me: Member,
     got_it: bool,
 }
 
-impl<'a> Wanting<'a> {
-    fn begin(lock: &'a Shares, me: Member) -> Self {
-        lock.turns().begin_wait();
+impl<'a> WaitingWriter<'a> {
+    fn begin(lock: &'a RwLockCore, me: Member) -> Self {
+        lock.state().begin_wait();
         Self { lock, me, got_it: false }
     }
 }
 
-impl Drop for Wanting<'_> {
+impl Drop for WaitingWriter<'_> {
     fn drop(&mut self) {
         if fork::is_forked() {
             return;
         }
-        if self.lock.turns().end_wait(self.me) && !self.got_it {
+        if self.lock.state().end_wait(self.me) && !self.got_it {
             self.lock.readers.notify_all();
             self.lock.writers.notify_one();
         }
@@ -180,29 +180,29 @@ impl Drop for Wanting<'_> {
 }
 
 /// A read-write lock, to be acquired for reading.
-struct Reading<'a>(&'a Arc<Shares>);
+struct Reading<'a>(&'a Arc<RwLockCore>);
 
 /// A read-write lock, to be acquired for writing.
-struct Writing<'a>(&'a Arc<Shares>);
+struct Writing<'a>(&'a Arc<RwLockCore>);
 
 impl Acquire for Reading<'_> {
     type Taken = Held<RwLockReadGuard>;
     type Guard = RwLockReadGuard;
 
     fn try_take(&self) -> io::Result<Option<Self::Taken>> {
-        self.0.take_read(self.0.turns().phase())
+        self.0.take_read(self.0.state().phase())
     }
 
     async fn take(&self) -> io::Result<Self::Taken> {
         let attempt = self.0.read_attempt();
-        self.0.patience().stand_back(&self.0.readers).await;
+        self.0.fairness().yield_to_sleepers(&self.0.readers).await;
         until(&self.0.readers, attempt).await?
     }
 
     #[track_caller]
     fn take_blocking(&self, deadline: Option<Instant>) -> io::Result<Option<Self::Taken>> {
         let attempt = self.0.read_attempt();
-        self.0.patience().blocking_stand_back(&self.0.readers);
+        self.0.fairness().blocking_yield_to_sleepers(&self.0.readers);
         until_blocking(&self.0.readers, deadline, attempt)?.transpose()
     }
 
@@ -226,14 +226,14 @@ impl Acquire for Writing<'_> {
 
     async fn take(&self) -> io::Result<Self::Taken> {
         let attempt = self.0.write_attempt();
-        self.0.patience().stand_back(&self.0.writers).await;
+        self.0.fairness().yield_to_sleepers(&self.0.writers).await;
         until(&self.0.writers, attempt).await?
     }
 
     #[track_caller]
     fn take_blocking(&self, deadline: Option<Instant>) -> io::Result<Option<Self::Taken>> {
         let attempt = self.0.write_attempt();
-        self.0.patience().blocking_stand_back(&self.0.writers);
+        self.0.fairness().blocking_yield_to_sleepers(&self.0.writers);
         until_blocking(&self.0.writers, deadline, attempt)?.transpose()
     }
 
@@ -304,10 +304,10 @@ impl Drop for RwLockReadGuard {
             return;
         }
         let Share { lock, row } = &self.share;
-        match lock.turns().give_read(*row) {
+        match lock.state().give_read(*row) {
             Some(false) => {}
             Some(true) => {
-                lock.patience().give_way();
+                lock.fairness().after_release();
                 lock.writers.notify_one();
             }
             None => drop(lock.damaged()),
@@ -322,8 +322,8 @@ impl Drop for RwLockWriteGuard {
             return;
         }
         let Share { lock, row } = &self.share;
-        lock.turns().give_write(*row);
-        lock.patience().give_way();
+        lock.state().give_write(*row);
+        lock.fairness().after_release();
         lock.readers.notify_all();
         // Whoever is woken finds out if it is damaged, and tells the others.
         lock.writers.notify_one();
@@ -371,7 +371,7 @@ impl Drop for RwLockWriteGuard {
 /// ```
 #[derive(Clone)]
 pub struct RwLock {
-    shares: Arc<Shares>,
+    core: Arc<RwLockCore>,
 }
 
 impl RwLock {
@@ -380,7 +380,7 @@ impl RwLock {
     /// # Errors
     /// `Io` if there is no memory or descriptor left.
     pub fn new() -> Result<Self> {
-        Ok(Self { shares: object::create(|words| Turns::<Family>::fill(&words[TURNS..READERS]))? })
+        Ok(Self { core: object::create(|words| RwLockState::<Family>::fill(&words[STATE..READERS]))? })
     }
 
     /// Takes the lock for reading; waits while somebody writes or waits to. Cancel-safe: dropped, it has taken nothing.
@@ -389,7 +389,7 @@ impl RwLock {
     /// `OwnerDied`, with the guard, if a writer was killed and no writer has come since; `Io` if the system refuses
     /// what waiting needs.
     pub async fn read(&self) -> Result<RwLockReadGuard, LockError<RwLockReadGuard>> {
-        acquire::wait(&Reading(&self.shares)).await
+        acquire::wait(&Reading(&self.core)).await
     }
 
     /// Takes the lock for writing; waits while anybody reads or writes. Cancel-safe: dropped, it has taken nothing.
@@ -397,7 +397,7 @@ impl RwLock {
     /// # Errors
     /// `OwnerDied`, with the guard, if the last writer was killed; `Io` if the system refuses what waiting needs.
     pub async fn write(&self) -> Result<RwLockWriteGuard, LockError<RwLockWriteGuard>> {
-        acquire::wait(&Writing(&self.shares)).await
+        acquire::wait(&Writing(&self.core)).await
     }
 
     /// Takes the lock for reading if that is possible now, and no writer waits.
@@ -405,7 +405,7 @@ impl RwLock {
     /// # Errors
     /// `WouldBlock`, else as [`read`](Self::read).
     pub fn try_read(&self) -> Result<RwLockReadGuard, LockError<RwLockReadGuard>> {
-        acquire::attempt(&Reading(&self.shares))
+        acquire::attempt(&Reading(&self.core))
     }
 
     /// Takes the lock for writing if that is possible now.
@@ -413,7 +413,7 @@ impl RwLock {
     /// # Errors
     /// `WouldBlock`, else as [`write`](Self::write).
     pub fn try_write(&self) -> Result<RwLockWriteGuard, LockError<RwLockWriteGuard>> {
-        acquire::attempt(&Writing(&self.shares))
+        acquire::attempt(&Writing(&self.core))
     }
 
     /// [`read`](Self::read) that gives up after `timeout`, and then has taken nothing.
@@ -422,7 +422,7 @@ impl RwLock {
     /// # Errors
     /// `Timeout`, else as [`read`](Self::read).
     pub async fn read_timeout(&self, timeout: Duration) -> Result<RwLockReadGuard, LockError<RwLockReadGuard>> {
-        acquire::wait_timeout(&Reading(&self.shares), timeout).await
+        acquire::wait_timeout(&Reading(&self.core), timeout).await
     }
 
     /// [`write`](Self::write) that gives up after `timeout`, and then has taken nothing.
@@ -431,7 +431,7 @@ impl RwLock {
     /// # Errors
     /// `Timeout`, else as [`write`](Self::write).
     pub async fn write_timeout(&self, timeout: Duration) -> Result<RwLockWriteGuard, LockError<RwLockWriteGuard>> {
-        acquire::wait_timeout(&Writing(&self.shares), timeout).await
+        acquire::wait_timeout(&Writing(&self.core), timeout).await
     }
 
     /// [`read`](Self::read) for plain functions: blocks this thread.
@@ -443,7 +443,7 @@ impl RwLock {
     /// As [`read`](Self::read).
     #[track_caller]
     pub fn blocking_read(&self) -> Result<RwLockReadGuard, LockError<RwLockReadGuard>> {
-        acquire::block(&Reading(&self.shares))
+        acquire::block(&Reading(&self.core))
     }
 
     /// [`write`](Self::write) for plain functions: blocks this thread.
@@ -455,7 +455,7 @@ impl RwLock {
     /// As [`write`](Self::write).
     #[track_caller]
     pub fn blocking_write(&self) -> Result<RwLockWriteGuard, LockError<RwLockWriteGuard>> {
-        acquire::block(&Writing(&self.shares))
+        acquire::block(&Writing(&self.core))
     }
 
     /// [`read_timeout`](Self::read_timeout) for plain functions: blocks this thread.
@@ -467,7 +467,7 @@ impl RwLock {
     /// As [`read_timeout`](Self::read_timeout).
     #[track_caller]
     pub fn blocking_read_timeout(&self, timeout: Duration) -> Result<RwLockReadGuard, LockError<RwLockReadGuard>> {
-        acquire::block_timeout(&Reading(&self.shares), timeout)
+        acquire::block_timeout(&Reading(&self.core), timeout)
     }
 
     /// [`write_timeout`](Self::write_timeout) for plain functions: blocks this thread.
@@ -479,7 +479,7 @@ impl RwLock {
     /// As [`write_timeout`](Self::write_timeout).
     #[track_caller]
     pub fn blocking_write_timeout(&self, timeout: Duration) -> Result<RwLockWriteGuard, LockError<RwLockWriteGuard>> {
-        acquire::block_timeout(&Writing(&self.shares), timeout)
+        acquire::block_timeout(&Writing(&self.core), timeout)
     }
 }
 
@@ -497,12 +497,12 @@ opaque!(RwLock RwLockReadGuard RwLockWriteGuard);
 
 impl Serialize for RwLock {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        object::serialize(&*self.shares, serializer)
+        object::serialize(&*self.core, serializer)
     }
 }
 
 impl<'de> Deserialize<'de> for RwLock {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Ok(Self { shares: object::deserialize(deserializer)? })
+        Ok(Self { core: object::deserialize(deserializer)? })
     }
 }

@@ -1,15 +1,15 @@
 //! Semaphores: so many at a time, across processes.
 //!
 //! # State
-//! [`LIMIT`]: one more than how many permits there may be, 0 for as many as can be counted. A [`Patience`], a [`Ledger`] of the
+//! [`LIMIT`]: one more than how many permits there may be, 0 for as many as can be counted. A [`Fairness`], a [`Holders`] of the
 //! permits, and the line of those who wait for one.
 //!
 //! # Moves
 //! | move | then |
 //! |---|---|
-//! | a permit taken (`ledger`) | - |
-//! | a permit given back or added (`ledger`) | a complaint makes newcomers stand back; the longest waiting is notified |
-//! | a permit forgotten (`ledger`) | - |
+//! | a permit taken (`holders`) | - |
+//! | a permit given back or added (`holders`) | a complaint makes newcomers stand back; the longest waiting is notified |
+//! | a permit forgotten (`holders`) | - |
 //!
 //! # Invariants
 //! 1. A permit that becomes free notifies one waiter, or is one of the dead: their burial makes all look.
@@ -26,9 +26,9 @@
 //! A dropped acquire has taken nothing: there is no await point after the take.
 
 use super::acquire::{self, Acquire, Held};
-use super::ledger::{self, Ledger, MAX};
+use super::fairness::{Fairness, Taker};
+use super::holders::{self, Holders, MAX};
 use super::object::{self, Core, FIRST, Report};
-use super::patience::{Patience, Taker};
 use crate::error::{Damage, Error, ErrorKind, LockError, Result};
 use crate::os::fork;
 use crate::shm::atomic::AtomicU64;
@@ -46,12 +46,12 @@ use std::sync::atomic::{AtomicUsize, Ordering::*};
 use std::time::{Duration, Instant};
 
 const LIMIT: usize = FIRST;
-const PATIENCE: usize = LIMIT + 1;
-const LEDGER: usize = PATIENCE + 1;
-const LINE: usize = LEDGER + ledger::LEN;
+const FAIRNESS: usize = LIMIT + 1;
+const HOLDERS: usize = FAIRNESS + 1;
+const LINE: usize = HOLDERS + holders::LEN;
 
 /// A semaphore as this process sees it.
-pub(super) struct Permits {
+pub(super) struct SemaphoreCore {
     region: Arc<Region>,
     line: Arc<Line>,
     family: &'static Family,
@@ -61,9 +61,9 @@ pub(super) struct Permits {
     mine: AtomicUsize,
 }
 
-static MAPPED: Mapped<Permits> = Mapped::new();
+static MAPPED: Mapped<SemaphoreCore> = Mapped::new();
 
-impl Core for Permits {
+impl Core for SemaphoreCore {
     const KIND: u64 = u64::from_le_bytes(*b"mpsema01");
     const NAME: &'static str = "semaphore";
     const WORDS: usize = LINE + event::LEN;
@@ -77,7 +77,7 @@ impl Core for Permits {
     }
 
     fn report(words: &[AtomicU64]) -> Report {
-        let shares = Ledger::<Family>::holders(&words[LEDGER..LINE]);
+        let shares = Holders::<Family>::list(&words[HOLDERS..LINE]);
         Report { shares, waiting: Event::new(&words[LINE..LINE + event::LEN]).sleepers(), ..Report::default() }
     }
 
@@ -92,14 +92,14 @@ impl Core for Permits {
     }
 }
 
-impl Permits {
+impl SemaphoreCore {
     fn create(permits: usize, is_bounded: bool) -> Result<Arc<Self>> {
         let Ok(permits @ 0..=MAX) = u32::try_from(permits) else {
             return Err(Error::other(format!("{permits} permits are more than a semaphore can count, {MAX}")));
         };
         object::create(|words| {
             words[LIMIT].store(if is_bounded { u64::from(permits) + 1 } else { 0 }, Release);
-            Ledger::<Family>::fill(&words[LEDGER..LINE], permits);
+            Holders::<Family>::fill(&words[HOLDERS..LINE], permits);
         })
     }
 
@@ -108,12 +108,12 @@ impl Permits {
     }
 
     #[inline]
-    fn ledger(&self) -> Ledger<'_, Family> {
-        Ledger::new(&self.words()[LEDGER..LINE], self.family)
+    fn holders(&self) -> Holders<'_, Family> {
+        Holders::new(&self.words()[HOLDERS..LINE], self.family)
     }
 
-    fn patience(&self) -> Patience<'_> {
-        Patience(&self.words()[PATIENCE])
+    fn fairness(&self) -> Fairness<'_> {
+        Fairness(&self.words()[FAIRNESS])
     }
 
     fn limit(&self) -> Option<u32> {
@@ -122,16 +122,16 @@ impl Permits {
 
     #[inline]
     fn take_permit(self: &Arc<Self>) -> io::Result<Option<Permit>> {
-        match self.ledger().take_one(self.family.me()?, &self.mine) {
-            Some(taken) => Ok(Some(Permit { permits: self.clone(), row: Some(taken.row) })),
-            None if self.ledger().is_damaged() => Err(self.damaged()),
+        match self.holders().take_one(self.family.me()?, &self.mine) {
+            Some(taken) => Ok(Some(Permit { core: self.clone(), row: Some(taken.row) })),
+            None if self.holders().is_damaged() => Err(self.damaged()),
             None => Ok(None),
         }
     }
 
     #[cold]
     fn damaged(&self) -> io::Error {
-        if self.ledger().is_to_be_told() {
+        if self.holders().is_first_report() {
             self.line.notify_all();
         }
         Damage::error(Self::NAME, self.region.identity(), "counts that cannot be, or as was found before")
@@ -142,15 +142,15 @@ impl Permits {
         let mut taker = Taker::default();
         move || {
             let taken = self.take_permit().transpose();
-            taker.looked(&self.patience(), taken.is_some());
+            taker.looked(&self.fairness(), taken.is_some());
             taken
         }
     }
 
     fn release(&self) -> Result<()> {
         self.family.me().map_err(|error| Error::io("cannot release a semaphore", error))?;
-        if !self.ledger().add_one(self.limit().unwrap_or(MAX)) {
-            if self.ledger().is_damaged() {
+        if !self.holders().add_one(self.limit().unwrap_or(MAX)) {
+            if self.holders().is_damaged() {
                 return Err(Error::io("cannot release a semaphore", self.damaged()));
             }
             return Err(Error::other(match self.limit() {
@@ -165,12 +165,12 @@ impl Permits {
     /// After a permit has become free.
     #[inline]
     fn tell(&self) {
-        self.patience().give_way();
+        self.fairness().after_release();
         self.line.notify_one();
     }
 }
 
-impl Acquire for Arc<Permits> {
+impl Acquire for Arc<SemaphoreCore> {
     type Taken = Permit;
     type Guard = Permit;
 
@@ -179,13 +179,13 @@ impl Acquire for Arc<Permits> {
     }
 
     async fn take(&self) -> io::Result<Permit> {
-        self.patience().stand_back(&self.line).await;
+        self.fairness().yield_to_sleepers(&self.line).await;
         until(&self.line, self.attempt()).await?
     }
 
     #[track_caller]
     fn take_blocking(&self, deadline: Option<Instant>) -> io::Result<Option<Permit>> {
-        self.patience().blocking_stand_back(&self.line);
+        self.fairness().blocking_yield_to_sleepers(&self.line);
         until_blocking(&self.line, deadline, self.attempt())?.transpose()
     }
 
@@ -220,7 +220,7 @@ impl Acquire for Arc<Permits> {
 /// ```
 #[must_use = "a permit that is dropped is given back at once"]
 pub struct Permit {
-    permits: Arc<Permits>,
+    core: Arc<SemaphoreCore>,
     /// Where it is booked, unless it is forgotten.
     row: Option<usize>,
 }
@@ -240,7 +240,7 @@ impl Permit {
     /// ```
     pub fn forget(mut self) {
         if let Some(row) = self.row.take() {
-            self.permits.ledger().forget_one(row);
+            self.core.holders().forget_one(row);
         }
     }
 }
@@ -249,9 +249,9 @@ impl Drop for Permit {
     #[inline]
     fn drop(&mut self) {
         if let Some(row) = self.row.filter(|_| !fork::is_forked()) {
-            match self.permits.ledger().give_one(row) {
-                Some(_) => self.permits.tell(),
-                None => drop(self.permits.damaged()),
+            match self.core.holders().give_one(row) {
+                Some(_) => self.core.tell(),
+                None => drop(self.core.damaged()),
             }
         }
     }
@@ -300,7 +300,7 @@ impl fmt::Debug for Permit {
 /// ```
 #[derive(Clone)]
 pub struct Semaphore {
-    permits: Arc<Permits>,
+    core: Arc<SemaphoreCore>,
 }
 
 /// A [`Semaphore`] that never has more permits than it was made with: releasing one that is not missing is an error.
@@ -319,7 +319,7 @@ pub struct Semaphore {
 /// ```
 #[derive(Clone)]
 pub struct BoundedSemaphore {
-    permits: Arc<Permits>,
+    core: Arc<SemaphoreCore>,
 }
 
 macro_rules! semaphore {
@@ -330,7 +330,7 @@ macro_rules! semaphore {
             /// # Errors
             /// `Other` beyond 2^31 - 1 permits, `Io` if there is no memory or descriptor left.
             pub fn new(permits: usize) -> Result<Self> {
-                Ok(Self { permits: Permits::create(permits, $is_bounded)? })
+                Ok(Self { core: SemaphoreCore::create(permits, $is_bounded)? })
             }
 
             /// Takes a permit; waits while none is free. Cancel-safe: dropped, it has taken nothing.
@@ -338,7 +338,7 @@ macro_rules! semaphore {
             /// # Errors
             /// `Io` if the system refuses what waiting needs.
             pub async fn acquire(&self) -> Result<Permit, LockError<Permit>> {
-                acquire::wait(&self.permits).await
+                acquire::wait(&self.core).await
             }
 
             /// Takes a permit if one is free now.
@@ -346,7 +346,7 @@ macro_rules! semaphore {
             /// # Errors
             /// `WouldBlock`.
             pub fn try_acquire(&self) -> Result<Permit, LockError<Permit>> {
-                acquire::attempt(&self.permits)
+                acquire::attempt(&self.core)
             }
 
             /// [`acquire`](Self::acquire) that gives up after `timeout`, and then has taken nothing.
@@ -355,7 +355,7 @@ macro_rules! semaphore {
             /// # Errors
             /// `Timeout`, else as [`acquire`](Self::acquire).
             pub async fn acquire_timeout(&self, timeout: Duration) -> Result<Permit, LockError<Permit>> {
-                acquire::wait_timeout(&self.permits, timeout).await
+                acquire::wait_timeout(&self.core, timeout).await
             }
 
             /// [`acquire`](Self::acquire) for plain functions: blocks this thread.
@@ -367,7 +367,7 @@ macro_rules! semaphore {
             /// As [`acquire`](Self::acquire).
             #[track_caller]
             pub fn blocking_acquire(&self) -> Result<Permit, LockError<Permit>> {
-                acquire::block(&self.permits)
+                acquire::block(&self.core)
             }
 
             /// [`acquire_timeout`](Self::acquire_timeout) for plain functions: blocks this thread.
@@ -379,7 +379,7 @@ macro_rules! semaphore {
             /// As [`acquire_timeout`](Self::acquire_timeout).
             #[track_caller]
             pub fn blocking_acquire_timeout(&self, timeout: Duration) -> Result<Permit, LockError<Permit>> {
-                acquire::block_timeout(&self.permits, timeout)
+                acquire::block_timeout(&self.core, timeout)
             }
 
             /// Adds a permit beyond any that is held, and wakes one who waits. Any process may. Never waits.
@@ -387,12 +387,12 @@ macro_rules! semaphore {
             /// # Errors
             /// `Other` if there are as many permits as there can be, free or held; then nothing has changed.
             pub fn release(&self) -> Result<()> {
-                self.permits.release()
+                self.core.release()
             }
 
             /// How many permits are free, with those that the dead have left: exact while nobody moves.
             pub fn available(&self) -> usize {
-                self.permits.ledger().free() as usize
+                self.core.holders().free() as usize
             }
         }
 
@@ -400,7 +400,7 @@ macro_rules! semaphore {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 let mut debug = f.debug_struct(stringify!($name));
                 debug.field("available", &self.available());
-                self.permits.limit().iter().for_each(|limit| {
+                self.core.limit().iter().for_each(|limit| {
                     debug.field("limit", limit);
                 });
                 debug.finish_non_exhaustive()
@@ -409,15 +409,15 @@ macro_rules! semaphore {
 
         impl Serialize for $name {
             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                object::serialize(&*self.permits, serializer)
+                object::serialize(&*self.core, serializer)
             }
         }
 
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                let permits: Arc<Permits> = object::deserialize(deserializer)?;
-                match permits.limit().is_some() {
-                    $is_bounded => Ok(Self { permits }),
+                let core: Arc<SemaphoreCore> = object::deserialize(deserializer)?;
+                match core.limit().is_some() {
+                    $is_bounded => Ok(Self { core }),
                     _ => Err(D::Error::custom("a semaphore of another kind")),
                 }
             }

@@ -4,11 +4,11 @@
 //! Fences, which it does not understand, order nothing plain here: the wake of a sleeper rests on them, and one that is
 //! lost is found by the deadline.
 
-use super::ledger::{self, Ledger};
-use super::mutex::{self, Next, Tried, Words};
-use super::notices::{self, Local, Room};
-use super::register::{self, Register};
-use super::rounds::{Arrival, Outcome, Round, Rounds};
+use super::barrier_state::{Arrival, BarrierState, Outcome, Round};
+use super::condition_state::{self, ConditionState, LocalWaiters};
+use super::double_buffer::{self, DoubleBuffer};
+use super::holders::{self, Holders};
+use super::mutex::{self, ToWake, Tried, Words};
 use crate::os::{clock, fault};
 use crate::shm::atomic::{AtomicU64, fence};
 use crate::shm::family::Member;
@@ -219,7 +219,7 @@ impl Mutex<'_> {
 
     /// False if it gave up.
     fn lock(&self, process: &Process<'_>, gives_up: bool) -> bool {
-        let (words, me, mut since, mut is_heir) = (Words(self.0), process.me, None, false);
+        let (words, me, mut since, mut is_handoff) = (Words(self.0), process.me, None, false);
         let mut attempt = |in_line: bool| {
             if !in_line && words.take_free(me) {
                 return Some(());
@@ -229,15 +229,15 @@ impl Mutex<'_> {
             match words.take(me, in_line.then_some(waited), process.is_listed(), || now) {
                 Tried::Taken(_) => Some(()),
                 Tried::Damaged => panic!("nobody has damaged it"),
-                Tried::Refused { is_heir: named } => {
-                    is_heir |= named;
+                Tried::Refused { is_handoff: named } => {
+                    is_handoff |= named;
                     None
                 }
             }
         };
         let sleeps = if gives_up { 1 } else { u32::MAX };
         let taken = attempt(false).or_else(|| process.in_line(self.event(), sleeps, || attempt(true)));
-        if is_heir && words.renounce(me) {
+        if is_handoff && words.give_up_handoff(me) {
             process.notify_one(self.event());
         }
         taken.is_some()
@@ -247,10 +247,10 @@ impl Mutex<'_> {
         let (words, event) = (Words(self.0), self.event());
         if words.release(process.me) | event.has_sleepers_after_rmw() {
             match words.hand_on(process.is_listed(), now) {
-                Next::Nobody => {}
-                Next::All => panic!("nobody has damaged it"),
-                Next::Longest => process.notify_one(event),
-                Next::Heir(heir) => event.notify_sleeper(heir.into(), |wake| process.world.ring(wake)),
+                ToWake::Nobody => {}
+                ToWake::All => panic!("nobody has damaged it"),
+                ToWake::Longest => process.notify_one(event),
+                ToWake::Handoff(heir) => event.notify_sleeper(heir.into(), |wake| process.world.ring(wake)),
             }
         }
     }
@@ -286,12 +286,12 @@ fn a_mutex_excludes_on_the_heap_whoever_dies() {
 
 /// So many permits of which each protects a plain counter while there is one; more of them are counted.
 fn permits(free: u32, are_mortal: bool) {
-    let (words, line, value, done) = (zeros(ledger::LEN), zeros(event::LEN), Plain::new(0_u64), AtomicU64::new(0));
+    let (words, line, value, done) = (zeros(holders::LEN), zeros(event::LEN), Plain::new(0_u64), AtomicU64::new(0));
     let inside = AtomicU64::new(0);
-    Ledger::<Members>::fill(&words, free);
+    Holders::<Members>::fill(&words, free);
     let deaths = play(ROUNDS, are_mortal, |process, mine: &mut Row| {
-        let (ledger, event) = (Ledger::new(&words, &process.world.members), Event::new(&line));
-        let taken = process.until(event, |_| ledger.take_one(process.me, &mine.0));
+        let (table, event) = (Holders::new(&words, &process.world.members), Event::new(&line));
+        let taken = process.until(event, |_| table.take_one(process.me, &mine.0));
         if free == 1 {
             value.change(|value| *value += 1);
         } else if !are_mortal {
@@ -299,12 +299,12 @@ fn permits(free: u32, are_mortal: bool) {
             inside.fetch_sub(1, Relaxed);
         }
         fault::point("held");
-        ledger.give_one(taken.row);
+        table.give_one(taken.row);
         process.notify_one(event);
         done.fetch_add(1, Relaxed);
     });
     let nobody = Members::new(0);
-    assert_eq!(Ledger::new(&words, &nobody).free(), free, "all have come back");
+    assert_eq!(Holders::new(&words, &nobody).free(), free, "all have come back");
     let (changed, done) = (value.read(), done.load(Relaxed));
     assert!(free > 1 || (done..=done + deaths).contains(&changed), "{changed} changes by {done} and {deaths} dead");
 }
@@ -319,7 +319,7 @@ impl Default for Row {
 }
 
 #[test]
-fn permits_go_from_hand_to_hand_on_the_heap() {
+fn permits_pass_from_holder_to_waiter_on_the_heap() {
     permits(1, false);
     permits(3, false);
 }
@@ -331,30 +331,30 @@ fn permits_of_the_dead_come_back_on_the_heap() {
 }
 
 fn readers_and_writers(are_mortal: bool) {
-    let (words, line, value) = (zeros(ledger::LEN), zeros(event::LEN), Plain::new([0_u64; 2]));
-    Ledger::<Members>::fill(&words, ledger::MAX);
+    let (words, line, value) = (zeros(holders::LEN), zeros(event::LEN), Plain::new([0_u64; 2]));
+    Holders::<Members>::fill(&words, holders::MAX);
     play(ROUNDS, are_mortal, |process, mine: &mut Row| {
-        let (ledger, event) = (Ledger::new(&words, &process.world.members), Event::new(&line));
+        let (table, event) = (Holders::new(&words, &process.world.members), Event::new(&line));
         if process.random(3) == 0 {
-            let taken = process.until(event, |_| ledger.take_all(process.me, &mine.0));
+            let taken = process.until(event, |_| table.take_all(process.me, &mine.0));
             let [first, second] = value.read();
             assert!(taken.is_poisoned || first == second, "a writer died and nobody says so");
             value.change(|value| value[0] = first + 1);
             fault::point("writing");
             value.change(|value| value[1] = first + 1);
-            ledger.give_all(taken.row);
+            table.give_all(taken.row);
             process.notify_all(event);
         } else {
-            let taken = process.until(event, |_| ledger.take_one(process.me, &mine.0));
+            let taken = process.until(event, |_| table.take_one(process.me, &mine.0));
             let [first, second] = value.read();
             assert!(taken.is_poisoned || first == second, "a reader beside a writer, or after a dead one");
-            if ledger.give_one(taken.row) == Some(ledger::MAX) {
+            if table.give_one(taken.row) == Some(holders::MAX) {
                 process.notify_all(event);
             }
         }
     });
     let nobody = Members::new(0);
-    assert_eq!(Ledger::new(&words, &nobody).free(), ledger::MAX, "all have come back");
+    assert_eq!(Holders::new(&words, &nobody).free(), holders::MAX, "all have come back");
 }
 
 #[test]
@@ -378,17 +378,17 @@ const ROOM_FOR: u32 = 2;
 
 impl Store {
     fn event(&self, side: usize) -> Event<'_> {
-        Event::new(&self.rooms[side][notices::EVENT..notices::TABLE])
+        Event::new(&self.rooms[side][condition_state::EVENT..condition_state::TABLE])
     }
 
-    fn with_room<R>(
+    fn with_state<R>(
         &self,
         process: &Process<'_>,
         side: usize,
-        act: impl FnOnce(&Room<'_, &dyn Fn(u16) -> Option<u32>, &dyn Fn(Member)>) -> R,
+        act: impl FnOnce(&ConditionState<'_, &dyn Fn(u16) -> Option<u32>, &dyn Fn(Member)>) -> R,
     ) -> R {
         let woken = RefCell::new(Vec::new());
-        let result = act(&Room {
+        let result = act(&ConditionState {
             words: &self.rooms[side],
             epoch_of: &|slot| process.world.members.epoch_of(slot),
             wake: &|member| woken.borrow_mut().push(member),
@@ -405,21 +405,21 @@ impl Store {
     }
 
     /// As `Condition::wait`: with the mutex, and without it meanwhile. False if it gave up, and then without it.
-    fn wait(&self, process: &Process<'_>, local: &mut Local, side: usize, gives_up: bool) -> bool {
+    fn wait(&self, process: &Process<'_>, local: &mut LocalWaiters, side: usize, gives_up: bool) -> bool {
         let (me, mutex) = (process.me, Mutex(&self.mutex));
-        let ticket = self.with_room(process, side, |room| local.enter(room, me)).expect("there is room");
+        let ticket = self.with_state(process, side, |state| local.enter(state, me)).expect("there is room");
         mutex.unlock(process);
         let sleeps = if gives_up { 1 } else { u32::MAX };
         let noticed = process.in_line(self.event(side), sleeps, || {
-            self.with_room(process, side, |room| room.heal(me));
-            self.with_room(process, side, |room| local.take(room, me, ticket)).then_some(())
+            self.with_state(process, side, |state| state.heal(me));
+            self.with_state(process, side, |state| local.take(state, me, ticket)).then_some(())
         });
         if noticed.is_none() {
-            self.with_room(process, side, |room| local.leave(room, me, ticket, false));
+            self.with_state(process, side, |state| local.leave(state, me, ticket, false));
             return false;
         }
         mutex.lock(process, false);
-        self.with_room(process, side, |room| local.finish(room, me));
+        self.with_state(process, side, |state| local.finish(state, me));
         true
     }
 }
@@ -427,9 +427,9 @@ impl Store {
 /// Processes with an even slot put, the others take, until all has been put and taken.
 fn a_store(are_mortal: bool, some_give_up: bool) {
     let all = 2 * ROUNDS;
-    let rooms = [zeros(notices::LEN), zeros(notices::LEN)];
+    let rooms = [zeros(condition_state::LEN), zeros(condition_state::LEN)];
     let store = Store { mutex: zeros(mutex::LEN), rooms, items: Plain::new([0; 2]) };
-    play(4 * all, are_mortal, |process, (local, has_done): &mut (Local, bool)| {
+    play(4 * all, are_mortal, |process, (local, has_done): &mut (LocalWaiters, bool)| {
         let (side, mutex) = (usize::from(process.me.slot % 2), Mutex(&store.mutex));
         if *has_done {
             return;
@@ -444,11 +444,11 @@ fn a_store(are_mortal: bool, some_give_up: bool) {
         if store.items.read()[side] < all {
             // Between these two nobody dies, so the other side always hears of it.
             store.items.change(|items| items[side] += 1);
-            store.with_room(process, 1 - side, |room| room.notify(1));
+            store.with_state(process, 1 - side, |state| state.notify(1));
         }
         let is_end = store.items.read()[side] == all;
         if is_end {
-            store.with_room(process, side, |room| room.notify_all(Some(process.me)));
+            store.with_state(process, side, |state| state.notify_all(Some(process.me)));
         }
         mutex.unlock(process);
         // Who dies before this has a successor that wakes the others once more.
@@ -464,7 +464,7 @@ fn notices_of_a_condition_arrive_on_the_heap() {
 }
 
 #[test]
-fn notices_that_the_dead_had_arrive_on_the_heap() {
+fn notices_of_the_dead_are_passed_on_on_the_heap() {
     a_store(true, false);
     a_store(true, true);
 }
@@ -480,14 +480,14 @@ impl Gate {
         Self { round: AtomicU64::new(Round::FIRST.0), places: zeros(PROCESSES.into()), line: zeros(event::LEN) }
     }
 
-    fn rounds<'a>(&'a self, process: &'a Process<'a>) -> Rounds<'a, impl Fn(Sleeper) -> bool, impl Fn()> {
+    fn state<'a>(&'a self, process: &'a Process<'a>) -> BarrierState<'a, impl Fn(Sleeper) -> bool, impl Fn()> {
         let tell = || process.notify_all(Event::new(&self.line));
-        Rounds::new(&self.round, &self.places, process.is_sleeper_listed(), tell)
+        BarrierState::new(&self.round, &self.places, process.is_sleeper_listed(), tell)
     }
 
     /// Generation, index and outcome; `None` if it was broken before it came.
     fn wait(&self, process: &Process<'_>) -> Option<(u64, usize, Outcome)> {
-        let rounds = self.rounds(process);
+        let rounds = self.state(process);
         match rounds.arrive(process.me.into(), false, false) {
             Arrival::At { generation, index } => {
                 let settled = || Some(rounds.settle(generation)).filter(|outcome| *outcome != Outcome::Open);
@@ -501,7 +501,7 @@ impl Gate {
 
 /// What each wrote before it came all see after they have passed.
 #[test]
-fn a_barrier_orders_what_was_before_it_on_the_heap() {
+fn barrier_orders_writes_before_it_on_the_heap() {
     let gate = Gate::new();
     let cells: Vec<_> = (0..PROCESSES).map(|_| Plain::new(0_u64)).collect();
     play(ROUNDS, false, |process, round: &mut u64| {
@@ -515,13 +515,13 @@ fn a_barrier_orders_what_was_before_it_on_the_heap() {
 
 /// A generation ends alike for all its parties, whoever dies; each index is had once.
 #[test]
-fn a_barrier_ends_alike_for_all_on_the_heap_whoever_dies() {
+fn barrier_ends_alike_for_all_on_the_heap_whoever_dies() {
     let gate = Gate::new();
     // More generations than there can be: each round of a process ends one at most, and resets one at most.
     let most = 2 * usize::from(PROCESSES) * ROUNDS as usize + 2;
     let (outcomes, indices, is_over) = (zeros(most), zeros(most), AtomicBool::new(false));
     play(ROUNDS, true, |process, ()| {
-        let rounds = gate.rounds(process);
+        let rounds = gate.state(process);
         // So that nobody waits for those who have done all their rounds, it is left broken.
         let leave = || {
             is_over.store(true, SeqCst);
@@ -552,9 +552,9 @@ fn a_barrier_ends_alike_for_all_on_the_heap_whoever_dies() {
 }
 
 /// Who reads a value sees what its writer had done before; it is never torn.
-fn a_register(are_mortal: bool) {
-    let (control, buffers) = (zeros(register::CONTROL), zeros(register::buffer_words(32)));
-    let register = Register { control: &control, buffers: &buffers };
+fn double_buffer(are_mortal: bool) {
+    let (control, buffers) = (zeros(double_buffer::CONTROL), zeros(double_buffer::buffer_words(32)));
+    let register = DoubleBuffer { control: &control, buffers: &buffers };
     let most = u64::from(PROCESSES) * u64::from(ROUNDS) + 1;
     let (book, next) = ((0..most).map(|_| Plain::new(0_u64)).collect::<Vec<_>>(), AtomicU64::new(1));
     play(ROUNDS, are_mortal, |process, ()| {
@@ -572,9 +572,9 @@ fn a_register(are_mortal: bool) {
 }
 
 #[test]
-fn a_register_publishes_whole_values_on_the_heap() {
-    a_register(false);
-    a_register(true);
+fn double_buffer_publishes_whole_values_on_the_heap() {
+    double_buffer(false);
+    double_buffer(true);
 }
 
 fn a_latch(are_mortal: bool) {
@@ -593,7 +593,7 @@ fn a_latch(are_mortal: bool) {
 }
 
 #[test]
-fn a_latch_excludes_on_the_heap() {
+fn robust_lock_excludes_on_the_heap() {
     a_latch(false);
     a_latch(true);
 }

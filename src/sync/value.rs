@@ -2,7 +2,7 @@
 //!
 //! # State
 //! `SIZE`: how many bytes a value has. Up to 8 of them are the lower end of `WORD`, whose other bytes mean nothing; more
-//! are a [`register`]. Then a [`mutex`], which guards nothing but the turns of those who lock.
+//! are a [`double_buffer`]. Then a [`mutex`], which guards nothing but the turns of those who lock.
 //!
 //! # Moves
 //! | from -> to | who | ordering | wakes |
@@ -20,15 +20,15 @@
 //! | with a guard, before it is dropped | the old value | who locks next takes the mutex over |
 //! | dropping a guard, before the value is replaced | the old value | likewise |
 //! | dropping a guard, after that | the new value | likewise |
-//! | in `set` | the old value or the new one | see [`register`] |
+//! | in `set` | the old value or the new one | see [`double_buffer`] |
 //!
 //! # Cancel
 //! A dropped `lock` has not locked, and changed nothing; see [`mutex`].
 
 use super::acquire::{self, Held};
+use super::double_buffer::{self, DoubleBuffer};
 use super::mutex::{self, ByMutex, Mutex, Taken, Words};
 use super::object::{self, Core, Report};
-use super::register::{self, Register};
 use crate::error::{LockError, Result};
 use crate::os::fault;
 use crate::os::fork;
@@ -102,7 +102,7 @@ use std::time::{Duration, Instant};
 pub struct Value<T>(Arc<ValueCore>, PhantomData<T>);
 
 const SIZE: usize = 1;
-const REGISTER: usize = 2;
+const BUFFER_CONTROL: usize = 2;
 /// On cache lines of their own: who counts does not disturb who waits.
 const WORD: usize = 8;
 const MUTEX: usize = 16;
@@ -166,7 +166,7 @@ fn is_word(size: usize) -> bool {
 
 /// The bytes of the buffers, if they need pages of their own.
 fn outside(size: usize) -> u64 {
-    let words = if is_word(size) { 0 } else { register::buffer_words(size) };
+    let words = if is_word(size) { 0 } else { double_buffer::buffer_words(size) };
     if words <= WORDS - BUFFERS { 0 } else { (words as u64 * 8).next_multiple_of(PAGE) }
 }
 
@@ -176,13 +176,13 @@ impl ValueCore {
         &self.region.words()[WORD]
     }
 
-    fn register(&self) -> Register<'_> {
-        let (words, len) = (self.region.words(), register::buffer_words(self.size));
+    fn buffer_pair(&self) -> DoubleBuffer<'_> {
+        let (words, len) = (self.region.words(), double_buffer::buffer_words(self.size));
         let buffers = match &self.map {
             Some(map) => &view::words(map)[..len],
             None => &words[BUFFERS..BUFFERS + len],
         };
-        Register { control: &words[REGISTER..REGISTER + register::CONTROL], buffers }
+        DoubleBuffer { control: &words[BUFFER_CONTROL..BUFFER_CONTROL + double_buffer::CONTROL], buffers }
     }
 
     #[inline]
@@ -191,7 +191,7 @@ impl ValueCore {
             return of_word(self.word().load(SeqCst));
         }
         let mut value = T::zeroed();
-        self.register().read(bytemuck::bytes_of_mut(&mut value));
+        self.buffer_pair().read(bytemuck::bytes_of_mut(&mut value));
         value
     }
 
@@ -206,7 +206,7 @@ impl ValueCore {
     fn write(&self, bytes: &[u8]) {
         // Only a process that was forked with this value in it has no place yet.
         let me = self.family.me().unwrap_or_else(|error| panic!("a value cannot be set: {error}"));
-        let register = self.register();
+        let register = self.buffer_pair();
         let (mut tries, mut stuck) = (0_u32, None);
         while !register.try_write(bytes, me, self.family) {
             tries += 1;
@@ -615,7 +615,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_carried_out_of_a_small_integer_is_nobodys_business() {
+    fn carry_out_of_a_small_integer_is_ignored() {
         let value = Value::new(u8::MAX).unwrap();
         for n in 0..=255 {
             assert_eq!(value.fetch_add(1), n_after(n));

@@ -31,7 +31,7 @@
 //! 4. A row has a new owner only when its last one is dead and it holds nothing; who empties the row of a dead
 //!    member finds it still the owner after reading the row.
 //! 5. Every word is a claim: a row that there is not, more than [`MAX`] free or held, or a permit given back by a row that
-//!    has none, closes the ledger for good. Nothing is taken or given any more, and [`Ledger::is_damaged`] says why.
+//!    has none, closes the ledger for good. Nothing is taken or given any more, and [`Holders::is_damaged`] says why.
 //!
 //! # Death
 //! | killed | survivors see | repaired by |
@@ -71,7 +71,7 @@ const NO_ROW: usize = 511;
 /// The move of a ledger that is closed for good: by a row that there is not.
 const DAMAGED: u64 = 510 << 32;
 /// The same as long as those who wait have not been told.
-const UNTOLD: u64 = DAMAGED | 1;
+const UNREPORTED: u64 = DAMAGED | 1;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Kind {
@@ -174,12 +174,12 @@ pub(super) struct Taken {
 }
 
 /// The ledger, wherever its words are.
-pub(super) struct Ledger<'a, L> {
+pub(super) struct Holders<'a, L> {
     words: &'a [AtomicU64],
     lives: &'a L,
 }
 
-impl<'a, L: Lives> Ledger<'a, L> {
+impl<'a, L: Lives> Holders<'a, L> {
     pub(super) fn new(words: &'a [AtomicU64], lives: &'a L) -> Self {
         debug_assert_eq!(words.len(), LEN); // As its callers slice.
         Self { words, lives }
@@ -274,12 +274,12 @@ impl<'a, L: Lives> Ledger<'a, L> {
 
     #[cold]
     fn close(&self) {
-        self.words[COUNT].store(UNTOLD, Release);
+        self.words[COUNT].store(UNREPORTED, Release);
     }
 
     /// Closes it for good. True for the first, who is to tell those who wait.
     #[cold]
-    pub(super) fn is_to_be_told(&self) -> bool {
+    pub(super) fn is_first_report(&self) -> bool {
         self.words[COUNT].swap(DAMAGED, AcqRel) != DAMAGED
     }
 
@@ -306,9 +306,9 @@ impl<'a, L: Lives> Ledger<'a, L> {
             let next = seen.next(plan, row, line);
             match self.words[COUNT].compare_exchange(seen.0, next.0, AcqRel, Acquire) {
                 Ok(_) => {
-                    fault::point("ledger.counted");
+                    fault::point("holders.counted");
                     self.write_down(next);
-                    fault::point("ledger.written");
+                    fault::point("holders.written");
                     return Some(seen);
                 }
                 Err(now) => seen = Count(now),
@@ -379,7 +379,7 @@ impl<'a, L: Lives> Ledger<'a, L> {
         let row = self.used().find(is_mine).or_else(|| (0..ROWS - 1).find(|row| self.get_row(*row, me)));
         match row {
             Some(row) => {
-                fault::point("ledger.entered");
+                fault::point("holders.entered");
                 mine.store(row, Relaxed);
                 row
             }
@@ -409,7 +409,7 @@ impl<'a, L: Lives> Ledger<'a, L> {
     }
 
     /// Who holds how much, as the rows say; the last move may be missing. All, for a writer, is [`MAX`].
-    pub(super) fn holders(words: &[AtomicU64]) -> Vec<(Member, u32)> {
+    pub(super) fn list(words: &[AtomicU64]) -> Vec<(Member, u32)> {
         let rows = words[FIRST..].chunks_exact(2).map(|row| (row[0].load(Acquire), Row(row[1].load(Acquire)).held()));
         let rows = rows.take_while(|(owner, _)| *owner != 0).filter(|(owner, held)| *held > 0 && *owner != EVERYBODY);
         rows.map(|(owner, held)| (Member::from_bits(owner), held)).collect()
@@ -431,43 +431,44 @@ mod tests {
 
     fn words(free: u32) -> Vec<AtomicU64> {
         let words: Vec<_> = (0..LEN).map(|_| AtomicU64::new(0)).collect();
-        Ledger::<Members>::fill(&words, free);
+        Holders::<Members>::fill(&words, free);
         words
     }
 
     #[test]
-    fn a_move_by_a_row_that_there_is_not_closes_the_ledger() {
+    fn move_by_an_impossible_row_closes_the_table() {
         for row in ROWS..NO_ROW {
             let (words, members, mine) = (words(3), Members::new(2), AtomicUsize::new(usize::MAX));
-            let ledger = Ledger::new(&words, &members);
-            let taken = ledger.take_one(members.member(1), &mine).unwrap();
+            let holders = Holders::new(&words, &members);
+            let taken = holders.take_one(members.member(1), &mine).unwrap();
             words[COUNT].store((row as u64) << 32 | 3, Release);
-            assert_eq!(ledger.take_one(members.member(1), &mine), None);
-            assert_eq!((ledger.give_one(taken.row), ledger.add_one(9)), (None, false));
-            assert!(ledger.is_damaged() && ledger.is_to_be_told() && !ledger.is_to_be_told());
+            assert_eq!(holders.take_one(members.member(1), &mine), None);
+            assert_eq!((holders.give_one(taken.row), holders.add_one(9)), (None, false));
+            assert!(holders.is_damaged() && holders.is_first_report() && !holders.is_first_report());
         }
     }
 
     #[test]
-    fn counts_that_cannot_be_close_the_ledger() {
+    fn impossible_counts_close_the_table() {
         let (words, members, mine) = (words(MAX), Members::new(2), AtomicUsize::new(usize::MAX));
-        let ledger = Ledger::new(&words, &members);
-        let taken = ledger.take_one(members.member(1), &mine).unwrap();
+        let holders = Holders::new(&words, &members);
+        let taken = holders.take_one(members.member(1), &mine).unwrap();
         words[FIRST + 2 * taken.row + 1].fetch_and(!u64::from(MAX), AcqRel);
-        assert_eq!(ledger.give_one(taken.row), None, "it holds none");
-        assert!(ledger.is_damaged());
+        assert_eq!(holders.give_one(taken.row), None, "it holds none");
+        assert!(holders.is_damaged());
     }
 
     #[test]
-    fn no_word_leads_to_a_panic_or_an_endless_loop() {
+    fn no_word_causes_a_panic_or_an_endless_loop() {
         for (at, value) in (0..9).flat_map(|at| [0, 1, u64::MAX, 1 << 31, !0 << 32].map(|value| (at, value))) {
             let (words, members, mine) = (words(MAX), Members::new(2), AtomicUsize::new(usize::MAX));
-            let ledger = Ledger::new(&words, &members);
-            let taken = ledger.take_one(members.member(1), &mine).unwrap();
+            let holders = Holders::new(&words, &members);
+            let taken = holders.take_one(members.member(1), &mine).unwrap();
             words[at].store(value, Release);
-            let _ = (ledger.take_one(members.member(0), &AtomicUsize::new(7)), ledger.free(), ledger.add_one(5));
-            let _ = (ledger.give_one(taken.row), ledger.take_all(members.member(1), &mine), ledger.give_all(taken.row));
-            let _ = Ledger::<Members>::holders(&words);
+            let _ = (holders.take_one(members.member(0), &AtomicUsize::new(7)), holders.free(), holders.add_one(5));
+            let _ =
+                (holders.give_one(taken.row), holders.take_all(members.member(1), &mine), holders.give_all(taken.row));
+            let _ = Holders::<Members>::list(&words);
         }
     }
 }

@@ -1,8 +1,8 @@
 //! Readers and writers in every schedule, by processes that wait, sleep, give up and die.
 
-use super::ledger::Taken;
-use super::ledger_models::{Bells, Part, cancel, look, member, wait, zeros};
-use super::turns::{self, Own, Turns};
+use super::holders::Taken;
+use super::holders_models::{Bells, Part, cancel, look, member, wait, zeros};
+use super::rwlock_state::{self, Own, RwLockState};
 use crate::os::fault;
 use crate::shm::atomic::AtomicU64;
 use crate::shm::region::{Members, Plain, explore, play};
@@ -12,7 +12,7 @@ use std::cell::Cell;
 use std::sync::Arc;
 
 struct Doors {
-    turns: Vec<AtomicU64>,
+    words: Vec<AtomicU64>,
     readers: Vec<AtomicU64>,
     writers: Vec<AtomicU64>,
     bells: Bells,
@@ -72,15 +72,15 @@ struct Actor {
 
 impl Doors {
     fn new() -> Arc<Self> {
-        let turns = zeros(turns::LEN);
-        Turns::<Members>::fill(&turns);
+        let words = zeros(rwlock_state::LEN);
+        RwLockState::<Members>::fill(&words);
         let own = (0..4).map(|_| Own::default()).collect();
         let (readers, writers, value) = (zeros(event::LEN), zeros(event::LEN), Plain::new([0; 2]));
-        Arc::new(Self { turns, readers, writers, bells: Bells::new(), own, value })
+        Arc::new(Self { words, readers, writers, bells: Bells::new(), own, value })
     }
 
-    fn turns(&self, me: u16) -> Turns<'_, Members> {
-        Turns::new(&self.turns, &self.own[usize::from(me)], &Members)
+    fn state(&self, me: u16) -> RwLockState<'_, Members> {
+        RwLockState::new(&self.words, &self.own[usize::from(me)], &Members)
     }
 
     fn event(&self, does: Does) -> Event<'_> {
@@ -90,12 +90,12 @@ impl Doors {
     fn attempt(&self, actor: &Actor) -> Option<Taken> {
         let (slot, me) = (actor.role.slot, member(actor.role.slot));
         match actor.role.does {
-            Reads => self.turns(slot).take_read(me, actor.since),
-            Writes => self.turns(slot).take_write(me).or_else(|| {
+            Reads => self.state(slot).take_read(me, actor.since),
+            Writes => self.state(slot).take_write(me).or_else(|| {
                 if !actor.is_counted.replace(true) {
-                    self.turns(slot).begin_wait();
+                    self.state(slot).begin_wait();
                 }
-                self.turns(slot).take_write_or_wish(me)
+                self.state(slot).take_write_or_announce(me)
             }),
         }
     }
@@ -103,7 +103,7 @@ impl Doors {
     /// As `until` does it.
     fn wait(&self, actor: &mut Actor) {
         let (slot, event) = (actor.role.slot, self.event(actor.role.does));
-        actor.since = self.turns(slot).phase();
+        actor.since = self.state(slot).phase();
         actor.part = wait(&self.bells, slot, event, &|| self.attempt(actor));
         self.wait_no_more_if_got(actor);
     }
@@ -117,7 +117,7 @@ impl Doors {
 
     fn wait_no_more_if_got(&self, actor: &Actor) {
         if matches!(actor.part, Part::Got(_)) && actor.is_counted.take() {
-            let _ = self.turns(actor.role.slot).end_wait(member(actor.role.slot));
+            let _ = self.state(actor.role.slot).end_wait(member(actor.role.slot));
         }
     }
 
@@ -125,7 +125,7 @@ impl Doors {
         let (slot, event) = (actor.role.slot, self.event(actor.role.does));
         let part = std::mem::replace(&mut actor.part, Part::Left);
         cancel(&self.bells, slot, event, part);
-        if actor.is_counted.take() && self.turns(slot).end_wait(member(slot)) {
+        if actor.is_counted.take() && self.state(slot).end_wait(member(slot)) {
             self.bells.notify(slot, self.event(Reads), true);
             self.bells.notify(slot, self.event(Writes), false);
         }
@@ -140,14 +140,14 @@ impl Doors {
         assert!(taken.is_poisoned || first == second, "half a write");
         if actor.role.does == Reads {
             fault::point("reading");
-            if self.turns(slot).give_read(taken.row).unwrap() {
+            if self.state(slot).give_read(taken.row).unwrap() {
                 self.bells.notify(slot, self.event(Writes), false);
             }
         } else {
             self.value.change(|value| value[0] = first + 1);
             fault::point("writing");
             self.value.change(|value| value[1] = first + 1);
-            self.turns(slot).give_write(taken.row);
+            self.state(slot).give_write(taken.row);
             fault::point("given");
             self.bells.notify(slot, self.event(Reads), true);
             self.bells.notify(slot, self.event(Writes), false);
@@ -231,20 +231,20 @@ fn doors(what: &str, preemptions: usize, stay: &[Role], play_at_once: &[Role]) {
         assert!(asleep.is_empty(), "asleep: {:?}", asleep.iter().map(|actor| actor.role).collect::<Vec<_>>());
         let died_writing = play_at_once.iter().any(|role| role.does == Writes && role.dies_at.is_some());
         play(3, None, || {
-            let turns = doors.turns(3);
-            let reading = turns.take_read(member(3), turns.phase()).expect("nobody writes, or wants to");
+            let words = doors.state(3);
+            let reading = words.take_read(member(3), words.phase()).expect("nobody writes, or wants to");
             assert!(!reading.is_poisoned || died_writing, "nobody died");
-            assert!(turns.give_read(reading.row).unwrap(), "all other shares are back");
-            let writing = turns.take_write(member(3)).expect("nobody is there");
+            assert!(words.give_read(reading.row).unwrap(), "all other shares are back");
+            let writing = words.take_write(member(3)).expect("nobody is there");
             assert_eq!(writing.is_poisoned, reading.is_poisoned);
-            turns.give_write(writing.row);
-            assert!(!turns.take_read(member(3), turns.phase()).expect("free").is_poisoned, "a writer has come");
+            words.give_write(writing.row);
+            assert!(!words.take_read(member(3), words.phase()).expect("free").is_poisoned, "a writer has come");
         });
     });
 }
 
 #[test]
-fn models_readers_and_writers_take_turns() {
+fn models_readers_and_writers_exclude_each_other_and_all_proceed() {
     let (reader, writer) = (role(0, Reads, Outside), role(1, Writes, Outside));
     let (reading, writing) = (role(0, Reads, Inside), role(0, Writes, Inside));
     doors("a reader and a writer", 2, &[], &[reader, writer]);
@@ -257,7 +257,7 @@ fn models_readers_and_writers_take_turns() {
 }
 
 #[test]
-fn models_a_writer_gives_up() {
+fn models_writer_that_gives_up_releases_the_readers_behind_it() {
     let (reading, writer) = (role(0, Reads, Inside), role(1, Writes, Outside).gives_up());
     let asleep = Role { at: Asleep, ..writer };
     doors("a writer gives up beside a reader", 1, &[reading], &[role(2, Reads, Outside), writer]);
@@ -273,15 +273,15 @@ fn models_a_writer_gives_up() {
 
 /// One wish stands for all writers of a process: who is the last takes it back, and nobody else.
 #[test]
-fn models_writers_of_one_process_share_a_wish() {
+fn models_writers_of_one_process_share_one_announcement() {
     explore("two of one process give up", 3, || {
         let doors = Doors::new();
-        let reading = play(0, None, || doors.turns(0).take_read(member(0), 0)).unwrap().expect("free");
+        let reading = play(0, None, || doors.state(0).take_read(member(0), 0)).unwrap().expect("free");
         let wish = |doors: &Doors| {
-            let turns = doors.turns(1);
-            turns.begin_wait();
-            assert!(turns.take_write_or_wish(member(1)).is_none(), "a writer beside a reader");
-            turns.end_wait(member(1))
+            let words = doors.state(1);
+            words.begin_wait();
+            assert!(words.take_write_or_announce(member(1)).is_none(), "a writer beside a reader");
+            words.end_wait(member(1))
         };
         let other = {
             let doors = doors.clone();
@@ -290,32 +290,34 @@ fn models_writers_of_one_process_share_a_wish() {
         let mine = play(1, None, || wish(&doors)).unwrap();
         assert!(other.join().unwrap() | mine, "somebody tells those who stood back");
         play(3, None, || {
-            let turns = doors.turns(3);
-            assert!(turns.take_read(member(3), turns.phase()).is_some(), "a wish of nobody");
-            assert!(!turns.give_read(reading.row).unwrap(), "two read");
+            let words = doors.state(3);
+            assert!(words.take_read(member(3), words.phase()).is_some(), "a wish of nobody");
+            assert!(!words.give_read(reading.row).unwrap(), "two read");
         });
     });
 }
 
 #[test]
-fn models_a_writer_dies() {
+fn models_writer_that_dies_blocks_nobody() {
     let (reading, writer) = (role(0, Reads, Inside), role(1, Writes, Outside));
-    for at in ["write.wanted", "ledger.counted", "ledger.written", "writing", "write.phase", "given", "sleep.entered"] {
+    for at in
+        ["write.announced", "holders.counted", "holders.written", "writing", "write.phase", "given", "sleep.entered"]
+    {
         doors(&format!("a writer dies, {at}"), 2, &[], &[reading, writer.dies(at)]);
     }
-    for at in ["write.wanted", "sleep.entered", "write.unwanted"] {
+    for at in ["write.announced", "sleep.entered", "write.withdrawn"] {
         let writer = writer.gives_up().dies(at);
         doors(&format!("a writer dies, {at}, beside a reader"), 1, &[reading], &[role(2, Reads, Outside), writer]);
     }
-    for at in ["writing", "write.phase", "ledger.counted", "given", "notify.marked"] {
+    for at in ["writing", "write.phase", "holders.counted", "given", "notify.marked"] {
         let (writing, asleep) = (role(0, Writes, Inside).dies(at), [role(1, Writes, Asleep), role(2, Reads, Asleep)]);
         doors(&format!("a writer dies, {at}, others asleep"), 2, &asleep, &[writing]);
     }
 }
 
 #[test]
-fn models_a_reader_dies() {
-    for at in ["reading", "ledger.counted", "ledger.written", "notify.marked"] {
+fn models_reader_that_dies_blocks_nobody() {
+    for at in ["reading", "holders.counted", "holders.written", "notify.marked"] {
         let reading = role(0, Reads, Inside).dies(at);
         doors(&format!("a reader dies, {at}"), 2, &[], &[reading, role(1, Writes, Outside)]);
         doors(

@@ -1,7 +1,7 @@
 //! Who has come to a barrier, and how each generation ends.
 //!
 //! # State
-//! `ROUND`: `generation:31 | broken:1 | history:32`, where history
+//! `STATE`: `generation:31 | broken:1 | history:32`, where history
 //! has a bit for each of the last 32 generations: whether it ended badly. Then a place for each party, in the
 //! order of arrival: `generation:31 | acting:1 | slot:12 | epoch:20` of the process that came.
 //!
@@ -10,13 +10,13 @@
 //! |---|---|---|---|
 //! | the first place that is not of this generation -> mine | an arriving party | AcqRel CAS | - |
 //! | the last place -> mine, acting | one that has something to do first | AcqRel CAS | - |
-//! | ROUND (g, whole) -> (g + 1, whole), history good | any party that finds the last place taken; if acting, who acts | AcqRel CAS | all |
-//! | ROUND (g, whole) -> (g, broken) | `abort`; a wait that ends early; whoever finds a party dead | AcqRel CAS | all |
-//! | ROUND (g, any) -> (g + 1, whole), history bad | `reset`, if it is broken or anybody waits | AcqRel CAS | all |
+//! | STATE (g, whole) -> (g + 1, whole), history good | any party that finds the last place taken; if acting, who acts | AcqRel CAS | all |
+//! | STATE (g, whole) -> (g, broken) | `abort`; a wait that ends early; whoever finds a party dead | AcqRel CAS | all |
+//! | STATE (g, any) -> (g + 1, whole), history bad | `reset`, if it is broken or anybody waits | AcqRel CAS | all |
 //!
 //! # Invariants
 //! 1. Places are taken in order and never left, so those of this generation are a prefix: an index is had once.
-//! 2. How a generation ended is decided by the one change of ROUND that ends or breaks it, for all its parties alike.
+//! 2. How a generation ended is decided by the one change of STATE that ends or breaks it, for all its parties alike.
 //! 3. A place is taken by who saw the round unchanged after reading it, so a party that is late for its generation
 //!    displaces nobody of a later one.
 //! 4. Who waited and was kept from looking while 32 generations came and went is told that it was broken, unless
@@ -27,9 +27,9 @@
 //! |---|---|
 //! | before it comes | a party that is missing: they wait, or time out |
 //! | waiting, in its place | a place of an unlisted member: whoever looks breaks the barrier; its burial makes all look |
-//! | in the last place, before ROUND | the last place taken: whoever looks ends the generation, well |
+//! | in the last place, before STATE | the last place taken: whoever looks ends the generation, well |
 //! | acting | as waiting |
-//! | after ROUND, before the wake | its burial rings every bell |
+//! | after STATE, before the wake | its burial rings every bell |
 //!
 //! # Cancel
 //! A wait that is dropped, or times out, breaks its generation, unless that has ended already.
@@ -39,7 +39,7 @@ use crate::shm::atomic::AtomicU64;
 use crate::wait::event::Sleeper;
 use std::sync::atomic::Ordering::*;
 
-/// The word `ROUND`.
+/// The word `STATE`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Round(pub(super) u64);
 
@@ -126,7 +126,7 @@ pub(super) enum Arrival {
 }
 
 /// The rounds of a barrier, wherever their words are.
-pub(super) struct Rounds<'a, L, T> {
+pub(super) struct BarrierState<'a, L, T> {
     round: &'a AtomicU64,
     places: &'a [AtomicU64],
     is_listed: L,
@@ -134,7 +134,7 @@ pub(super) struct Rounds<'a, L, T> {
     tell: T,
 }
 
-impl<'a, L: Fn(Sleeper) -> bool, T: Fn()> Rounds<'a, L, T> {
+impl<'a, L: Fn(Sleeper) -> bool, T: Fn()> BarrierState<'a, L, T> {
     pub(super) fn new(round: &'a AtomicU64, places: &'a [AtomicU64], is_listed: L, tell: T) -> Self {
         Self { round, places, is_listed, tell }
     }
@@ -157,7 +157,7 @@ impl<'a, L: Fn(Sleeper) -> bool, T: Fn()> Rounds<'a, L, T> {
         low
     }
 
-    /// Takes the next place. `acting`: if it is the last, the generation stays open until [`Rounds::end`].
+    /// Takes the next place. `acting`: if it is the last, the generation stays open until [`BarrierState::end`].
     pub(super) fn arrive(&self, me: Sleeper, only_last: bool, acting: bool) -> Arrival {
         loop {
             let round = self.now();

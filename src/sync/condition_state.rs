@@ -4,7 +4,7 @@
 //! The event of those who wait, and a table with a row per slot of the family: how many tasks of that
 //! process wait and how many notices it has been given (`epoch:20 | NOTIFYING:1 | given:21 | waiting:21`). `ORDER`: the
 //! ticket of its longest waiting task that has taken no notice. `HEALER`: who passes on what the dead had.
-//! Within a process, `Local`: tickets in order, and notices that a task has taken and not yet returned with.
+//! Within a process, `LocalWaiters`: tickets in order, and notices that a task has taken and not yet returned with.
 //!
 //! # Moves
 //! | from -> to | who | ordering | wakes |
@@ -12,7 +12,7 @@
 //! | waiting + 1 | a waiter that still holds the lock | SeqCst CAS | - |
 //! | given + 1, at most waiting | a notifier; the process with the lowest ORDER, of those with no notice under way | SeqCst CAS | that process |
 //! | NOTIFYING set; given = waiting in each row; NOTIFYING cleared | who notifies all | SeqCst CAS | all |
-//! | a notice taken | the first task in line, in `Local` only | - | - |
+//! | a notice taken | the first task in line, in `LocalWaiters` only | - | - |
 //! | waiting - 1, given - 1 | a waiter that has the lock again | SeqCst CAS | - |
 //! | another's given + 1, then waiting - 1, given - 1 | a waiter that leaves with a notice | SeqCst CAS | the other |
 //! | another's given + 1, then a dead row's given - 1 | the healer | SeqCst CAS | the other |
@@ -22,7 +22,7 @@
 //! 1. A waiter is in its row before it releases the lock, and in the local line: who notifies later finds it.
 //! 2. given <= waiting, so a notice never waits for somebody to come.
 //! 3. A notice leaves its row only with a task that has returned from `wait` holding the lock, or after it was passed on.
-//! 4. Every word is a claim: a row counts as many tasks as its process knows of (`Local`), or it is damaged, and the waits
+//! 4. Every word is a claim: a row counts as many tasks as its process knows of (`LocalWaiters`), or it is damaged, and the waits
 //!    of that process end with an error; of other rows only what cannot lead out of the table is believed.
 //! 5. Only its own process lowers a live row; only one healer at a time touches dead ones.
 //!
@@ -91,13 +91,13 @@ fn fresh(me: Member) -> u64 {
 
 /// The table, wherever its words are. `epoch_of` tells who has a slot, `wake` reaches a process.
 #[derive(Clone, Copy)]
-pub(super) struct Room<'a, E, W> {
+pub(super) struct ConditionState<'a, E, W> {
     pub(super) words: &'a [AtomicU64],
     pub(super) epoch_of: E,
     pub(super) wake: W,
 }
 
-impl<E: Fn(u16) -> Option<u32>, W: Fn(Member)> Room<'_, E, W> {
+impl<E: Fn(u16) -> Option<u32>, W: Fn(Member)> ConditionState<'_, E, W> {
     fn row(&self, slot: u16) -> &AtomicU64 {
         &self.words[TABLE + usize::from(slot) % ROWS]
     }
@@ -256,31 +256,31 @@ impl<E: Fn(u16) -> Option<u32>, W: Fn(Member)> Room<'_, E, W> {
 
 /// Those of this process who wait. All that lowers this process's row happens under its lock.
 #[derive(Default)]
-pub(super) struct Local {
+pub(super) struct LocalWaiters {
     /// Of those who have taken no notice.
     tickets: VecDeque<u64>,
     /// Notices taken by those who have not yet returned.
     taken: u64,
 }
 
-impl Local {
-    fn say_order<E, W>(&self, room: &Room<'_, E, W>, me: Member) {
+impl LocalWaiters {
+    fn say_order<E, W>(&self, state: &ConditionState<'_, E, W>, me: Member) {
         if let Some(first) = self.tickets.front() {
-            room.words[ORDER + usize::from(me.slot) % ROWS].store(*first, Release);
+            state.words[ORDER + usize::from(me.slot) % ROWS].store(*first, Release);
         }
     }
 
     /// Enters a waiter; `None` if there are more than 2^21 in this process.
     pub(super) fn enter<E: Fn(u16) -> Option<u32>, W: Fn(Member)>(
         &mut self,
-        room: &Room<'_, E, W>,
+        state: &ConditionState<'_, E, W>,
         me: Member,
     ) -> Option<u64> {
-        room.claim_row(me);
-        let ticket = room.words[TICKET].fetch_add(1, AcqRel);
+        state.claim_row(me);
+        let ticket = state.words[TICKET].fetch_add(1, AcqRel);
         self.tickets.push_back(ticket);
-        self.say_order(room, me);
-        let entered = room.change(me.slot, |row| (waiting(row) < COUNT).then_some(row + 1));
+        self.say_order(state, me);
+        let entered = state.change(me.slot, |row| (waiting(row) < COUNT).then_some(row + 1));
         if entered.is_none() {
             self.tickets.pop_back();
         }
@@ -288,17 +288,21 @@ impl Local {
         entered.map(|_| ticket)
     }
 
-    fn strike<E, W>(&mut self, room: &Room<'_, E, W>, me: Member, ticket: u64) {
+    fn strike<E, W>(&mut self, state: &ConditionState<'_, E, W>, me: Member, ticket: u64) {
         // They are in order, if nobody but us wrote to the word that they are of.
         let found = self.tickets.binary_search(&ticket).ok();
         let found = found.or_else(|| self.tickets.iter().position(|other| *other == ticket));
         found.and_then(|at| self.tickets.remove(at));
-        self.say_order(room, me);
+        self.say_order(state, me);
     }
 
     /// Whether this process's row can be true: it counts those that we know of, and as many notices at most.
-    pub(super) fn is_sound<E: Fn(u16) -> Option<u32>, W: Fn(Member)>(&self, room: &Room<'_, E, W>, me: Member) -> bool {
-        let row = room.row(me.slot).load(Acquire);
+    pub(super) fn is_sound<E: Fn(u16) -> Option<u32>, W: Fn(Member)>(
+        &self,
+        state: &ConditionState<'_, E, W>,
+        me: Member,
+    ) -> bool {
+        let row = state.row(me.slot).load(Acquire);
         let known = self.tickets.len() as u64 + self.taken;
         row & EPOCH == fresh(me) && waiting(row) == known && (self.taken..=known).contains(&given(row))
     }
@@ -306,44 +310,48 @@ impl Local {
     /// Takes a notice for this waiter, if there is one.
     pub(super) fn take<E: Fn(u16) -> Option<u32>, W: Fn(Member)>(
         &mut self,
-        room: &Room<'_, E, W>,
+        state: &ConditionState<'_, E, W>,
         me: Member,
         ticket: u64,
     ) -> bool {
-        let taken = room.given_to(me) > self.taken;
+        let taken = state.given_to(me) > self.taken;
         if taken {
             self.taken += 1;
-            self.strike(room, me, ticket);
+            self.strike(state, me, ticket);
             fault::point("condition.taken");
         }
         taken
     }
 
     /// A waiter that took a notice has the lock again.
-    pub(super) fn finish<E: Fn(u16) -> Option<u32>, W: Fn(Member)>(&mut self, room: &Room<'_, E, W>, me: Member) {
+    pub(super) fn finish<E: Fn(u16) -> Option<u32>, W: Fn(Member)>(
+        &mut self,
+        state: &ConditionState<'_, E, W>,
+        me: Member,
+    ) {
         self.taken -= 1;
-        room.change(me.slot, one_less);
+        state.change(me.slot, one_less);
         fault::point("condition.finished");
     }
 
     /// A waiter leaves without having returned.
     pub(super) fn leave<E: Fn(u16) -> Option<u32>, W: Fn(Member)>(
         &mut self,
-        room: &Room<'_, E, W>,
+        state: &ConditionState<'_, E, W>,
         me: Member,
         ticket: u64,
         has_taken: bool,
     ) {
-        self.strike(room, me, ticket);
+        self.strike(state, me, ticket);
         let spare = |row: u64| (has_taken || given(row) == waiting(row)).then_some(row);
         let leaves = |row: u64| (spare(row).is_none() && waiting(row) > 0).then(|| row - 1);
-        if !has_taken && room.change(me.slot, leaves).is_some() {
+        if !has_taken && state.change(me.slot, leaves).is_some() {
             return;
         }
-        room.give_one();
+        state.give_one();
         fault::point("condition.passed");
         self.taken -= u64::from(has_taken);
-        room.change(me.slot, one_less);
+        state.change(me.slot, one_less);
     }
 }
 
@@ -365,8 +373,8 @@ mod tests {
 
     const ME: Member = Member { slot: 3, epoch: 1 };
 
-    fn room(words: &[AtomicU64]) -> Room<'_, impl Fn(u16) -> Option<u32>, impl Fn(Member)> {
-        Room { words, epoch_of: |slot| (slot == ME.slot).then_some(ME.epoch), wake: |_| () }
+    fn state_of(words: &[AtomicU64]) -> ConditionState<'_, impl Fn(u16) -> Option<u32>, impl Fn(Member)> {
+        ConditionState { words, epoch_of: |slot| (slot == ME.slot).then_some(ME.epoch), wake: |_| () }
     }
 
     #[test]
@@ -378,19 +386,19 @@ mod tests {
             .flat_map(|at| noise.map(|value| (at, value)))
         {
             let words: Vec<_> = (0..LEN).map(|_| AtomicU64::new(0)).collect();
-            let (room, mut local) = (room(&words), Local::default());
-            let tickets: Vec<_> = (0..2).map(|_| local.enter(&room, ME).unwrap()).collect();
-            assert!(local.is_sound(&room, ME));
+            let (state, mut local) = (state_of(&words), LocalWaiters::default());
+            let tickets: Vec<_> = (0..2).map(|_| local.enter(&state, ME).unwrap()).collect();
+            assert!(local.is_sound(&state, ME));
             words[at].store(value, Release);
-            assert!(at != TABLE + 3 || !local.is_sound(&room, ME));
-            room.notify(3);
-            room.notify_all(Some(ME));
-            room.heal(ME);
+            assert!(at != TABLE + 3 || !local.is_sound(&state, ME));
+            state.notify(3);
+            state.notify_all(Some(ME));
+            state.heal(ME);
             assert!(sleepers(&words).count() <= ROWS);
-            let has_taken = local.take(&room, ME, tickets[0]);
-            local.leave(&room, ME, tickets[0], has_taken);
-            local.leave(&room, ME, tickets[1], false);
-            room.waiting();
+            let has_taken = local.take(&state, ME, tickets[0]);
+            local.leave(&state, ME, tickets[0], has_taken);
+            local.leave(&state, ME, tickets[1], false);
+            state.waiting();
         }
     }
 

@@ -1,7 +1,7 @@
 //! The ledger with those who wait for it, and the rounds of a barrier, in every schedule, by processes that die.
 
-use super::ledger::{self, Ledger, MAX, Taken};
-use super::rounds::{Arrival, Outcome, Round, Rounds};
+use super::barrier_state::{Arrival, BarrierState, Outcome, Round};
+use super::holders::{self, Holders, MAX, Taken};
 use crate::os::fault;
 use crate::shm::atomic::{AtomicU64, fence};
 use crate::shm::family::Member;
@@ -133,21 +133,21 @@ pub(super) fn cancel<T>(bells: &Bells, me: u16, event: Event<'_>, part: Part<T>)
 }
 
 /// A semaphore, or a read-write lock without courtesy, with its waiters.
-struct Permits {
-    ledger: Vec<AtomicU64>,
+struct SemaphoreCore {
+    table: Vec<AtomicU64>,
     event: Vec<AtomicU64>,
     bells: Bells,
 }
 
-impl Permits {
+impl SemaphoreCore {
     fn new(free: u32) -> Arc<Self> {
-        let permits = Self { ledger: zeros(ledger::LEN), event: zeros(event::LEN), bells: Bells::new() };
-        Ledger::<Members>::fill(&permits.ledger, free);
+        let permits = Self { table: zeros(holders::LEN), event: zeros(event::LEN), bells: Bells::new() };
+        Holders::<Members>::fill(&permits.table, free);
         Arc::new(permits)
     }
 
-    fn ledger(&self) -> Ledger<'_, Members> {
-        Ledger::new(&self.ledger, &Members)
+    fn holders(&self) -> Holders<'_, Members> {
+        Holders::new(&self.table, &Members)
     }
 
     fn event(&self) -> Event<'_> {
@@ -155,21 +155,21 @@ impl Permits {
     }
 
     fn take(&self, me: u16) -> Option<Taken> {
-        self.ledger().take_one(member(me), &AtomicUsize::new(usize::MAX))
+        self.holders().take_one(member(me), &AtomicUsize::new(usize::MAX))
     }
 
     fn take_all(&self, me: u16) -> Option<Taken> {
-        self.ledger().take_all(member(me), &AtomicUsize::new(usize::MAX))
+        self.holders().take_all(member(me), &AtomicUsize::new(usize::MAX))
     }
 
     fn give(&self, me: u16, taken: Taken) {
-        self.ledger().give_one(taken.row);
+        self.holders().give_one(taken.row);
         fault::point("given");
         self.bells.notify(me, self.event(), false);
     }
 
     fn give_all(&self, me: u16, taken: Taken) {
-        self.ledger().give_all(taken.row);
+        self.holders().give_all(taken.row);
         fault::point("given");
         self.bells.notify(me, self.event(), true);
     }
@@ -199,8 +199,8 @@ impl Permits {
     fn end(&self, free: u32, parts: Vec<(u16, Part<Taken>)>) {
         play(3, None, || {
             self.settle(parts);
-            assert_eq!(self.ledger().free(), free, "permits are lost or made");
-            assert_eq!(self.ledger().sum(), u64::from(free));
+            assert_eq!(self.holders().free(), free, "permits are lost or made");
+            assert_eq!(self.holders().sum(), u64::from(free));
         });
     }
 
@@ -229,15 +229,15 @@ impl Permits {
             }
         }
         let sleeps = parts.iter().any(|(_, part)| matches!(part, Part::Asleep(_)));
-        assert!(!sleeps || self.ledger().free() == 0, "asleep with a permit free: {parts:?}");
+        assert!(!sleeps || self.holders().free() == 0, "asleep with a permit free: {parts:?}");
     }
 }
 
 fn spawn<T: 'static>(
-    permits: &Arc<Permits>,
+    permits: &Arc<SemaphoreCore>,
     slot: u16,
     dies_at: Option<&'static str>,
-    part: impl FnOnce(&Permits) -> T + 'static,
+    part: impl FnOnce(&SemaphoreCore) -> T + 'static,
 ) -> thread::JoinHandle<Option<T>> {
     let permits = permits.clone();
     thread::spawn(move || {
@@ -252,7 +252,7 @@ fn spawn<T: 'static>(
 /// One takes and gives and may die at it; the other waits, and may cancel that.
 fn semaphore(what: &str, free: u32, dies_at: Option<&'static str>, cancels: bool) {
     explore(what, 2, move || {
-        let permits = Permits::new(free);
+        let permits = SemaphoreCore::new(free);
         let victim = spawn(&permits, 0, dies_at, move |permits| {
             let Some(taken) = permits.take(0) else { return };
             fault::point("held");
@@ -267,7 +267,7 @@ fn semaphore(what: &str, free: u32, dies_at: Option<&'static str>, cancels: bool
 /// As [`semaphore`], but the permit is held and somebody is in line for it when they begin.
 fn line(what: &str, dies_at: Option<&'static str>, cancels: bool) {
     explore(what, 2, move || {
-        let permits = Permits::new(1);
+        let permits = SemaphoreCore::new(1);
         let held = play(0, None, || permits.take(0)).unwrap().unwrap();
         let first = play(1, None, || permits.wait(1)).unwrap();
         let victim = spawn(&permits, 0, dies_at, move |permits| {
@@ -281,7 +281,7 @@ fn line(what: &str, dies_at: Option<&'static str>, cancels: bool) {
 }
 
 #[test]
-fn models_a_permit_goes_from_hand_to_hand() {
+fn models_permit_passes_from_holder_to_waiter() {
     for (what, cancels) in [("hand to hand", false), ("hand to hand, cancel", true)] {
         semaphore(what, 1, None, cancels);
         line(&format!("{what}, in line"), None, cancels);
@@ -290,11 +290,11 @@ fn models_a_permit_goes_from_hand_to_hand() {
 }
 
 #[test]
-fn models_a_permit_whose_holder_dies_comes_back() {
-    for at in ["ledger.entered", "ledger.counted", "ledger.written", "held", "given", "notify.marked"] {
+fn models_permit_of_a_dead_holder_comes_back() {
+    for at in ["holders.entered", "holders.counted", "holders.written", "held", "given", "notify.marked"] {
         semaphore(at, 1, Some(at), false);
     }
-    for at in ["held", "ledger.counted", "ledger.written", "given", "notify.marked"] {
+    for at in ["held", "holders.counted", "holders.written", "given", "notify.marked"] {
         line(&format!("{at}, in line"), Some(at), false);
         line(&format!("{at}, in line, cancel"), Some(at), true);
     }
@@ -302,10 +302,10 @@ fn models_a_permit_whose_holder_dies_comes_back() {
 
 /// The second move of a process dies: what it gave.
 #[test]
-fn models_a_holder_dies_giving() {
-    for at in ["ledger.counted", "ledger.written"] {
+fn models_holder_that_dies_releasing_loses_no_permit() {
+    for at in ["holders.counted", "holders.written"] {
         explore(&format!("giving, {at}"), 3, move || {
-            let permits = Permits::new(1);
+            let permits = SemaphoreCore::new(1);
             let taken = play(0, None, || permits.take(0)).unwrap().unwrap();
             let victim = spawn(&permits, 0, Some(at), move |permits| permits.give(0, taken));
             let part = play(1, None, || permits.wait(1)).unwrap();
@@ -317,9 +317,9 @@ fn models_a_holder_dies_giving() {
 
 /// Rows of the dead are taken over while others take back what they held.
 #[test]
-fn models_rows_of_the_dead_are_used_again() {
+fn models_rows_of_the_dead_are_reused() {
     explore("rows of the dead", 2, || {
-        let permits = Permits::new(2);
+        let permits = SemaphoreCore::new(2);
         for victim in 0..2 {
             play(victim, Some("held"), || {
                 permits.take(victim);
@@ -330,21 +330,21 @@ fn models_rows_of_the_dead_are_used_again() {
         let mine = play(3, None, || permits.take(3)).unwrap();
         let theirs = other.join().unwrap().unwrap();
         assert!(mine.is_some() && theirs, "there is one for each");
-        play(3, None, || assert_eq!((permits.ledger().free(), permits.ledger().sum()), (0, 2)));
+        play(3, None, || assert_eq!((permits.holders().free(), permits.holders().sum()), (0, 2)));
     });
 }
 
 /// Somebody who only asks takes back what the dead held, while a waiter looks for it.
 #[test]
-fn models_who_asks_takes_back_for_who_waits() {
+fn models_permit_recovered_by_a_query_reaches_a_waiter() {
     explore("asking", 2, || {
-        let permits = Permits::new(1);
+        let permits = SemaphoreCore::new(1);
         let dead = play(0, Some("held"), || {
             permits.take(0);
             fault::point("held");
         });
         assert!(dead.is_none());
-        let asking = spawn(&permits, 1, None, |permits| permits.ledger().free());
+        let asking = spawn(&permits, 1, None, |permits| permits.holders().free());
         let part = play(2, None, || permits.wait(2)).unwrap();
         assert!(asking.join().unwrap().unwrap() <= 1);
         permits.bells.bury();
@@ -354,24 +354,24 @@ fn models_who_asks_takes_back_for_who_waits() {
 
 /// Releases beyond what is held never make more than the limit.
 #[test]
-fn models_a_bounded_ledger_has_its_limit() {
+fn models_bounded_table_keeps_its_limit() {
     explore("limit", 2, || {
-        let permits = Permits::new(1);
+        let permits = SemaphoreCore::new(1);
         let taken = play(0, None, || permits.take(0)).unwrap().unwrap();
         let giving = spawn(&permits, 0, None, move |permits| permits.give(0, taken));
-        let other = spawn(&permits, 1, None, |permits| permits.ledger().add_one(2));
-        let mine = play(2, None, || permits.ledger().add_one(2)).unwrap();
+        let other = spawn(&permits, 1, None, |permits| permits.holders().add_one(2));
+        let mine = play(2, None, || permits.holders().add_one(2)).unwrap();
         giving.join().unwrap();
         let theirs = other.join().unwrap().unwrap();
         assert!(mine != theirs, "room for one more");
-        play(3, None, || assert_eq!((permits.ledger().free(), permits.ledger().sum()), (2, 2)));
+        play(3, None, || assert_eq!((permits.holders().free(), permits.holders().sum()), (2, 2)));
     });
 }
 
 /// A writer that may die writing, and a reader, twice: never both inside, and told of a death until a writer comes.
 fn rwlock(what: &str, dies_at: Option<&'static str>) {
     explore(what, 1, move || {
-        let lock = Permits::new(MAX);
+        let lock = SemaphoreCore::new(MAX);
         let writing = Arc::new(AtomicU64::new(0));
         let writer = spawn(&lock, 0, dies_at, {
             let writing = writing.clone();
@@ -384,10 +384,10 @@ fn rwlock(what: &str, dies_at: Option<&'static str>) {
                 Some(())
             }
         });
-        let read = move |lock: &Permits, me: u16| {
+        let read = move |lock: &SemaphoreCore, me: u16| {
             lock.take(me).map(|taken| {
                 assert!(taken.is_poisoned || writing.load(Relaxed) == 0, "a reader beside a writer");
-                lock.ledger().give_one(taken.row);
+                lock.holders().give_one(taken.row);
                 taken.is_poisoned
             })
         };
@@ -401,25 +401,25 @@ fn rwlock(what: &str, dies_at: Option<&'static str>) {
                 "forgotten before a writer came"
             );
             assert!(!reading.is_poisoned || wrote.is_none());
-            lock.ledger().give_one(reading.row);
+            lock.holders().give_one(reading.row);
             let writing = lock.take_all(3).expect("free");
             assert_eq!(writing.is_poisoned, reading.is_poisoned);
-            lock.ledger().give_all(writing.row);
+            lock.holders().give_all(writing.row);
             assert!(!lock.take(3).expect("free").is_poisoned, "a writer has come");
         });
     });
 }
 
 #[test]
-fn models_a_writer_is_alone_and_its_death_is_told() {
+fn models_writer_excludes_others_and_its_death_is_reported() {
     rwlock("writer", None);
-    for at in ["ledger.counted", "held", "ledger.written"] {
+    for at in ["holders.counted", "held", "holders.written"] {
         rwlock(&format!("writer, {at}"), Some(at));
     }
 }
 
 /// A barrier and those who wait at it.
-struct Gate {
+struct World {
     round: AtomicU64,
     places: Vec<AtomicU64>,
     event: Vec<AtomicU64>,
@@ -429,7 +429,7 @@ struct Gate {
     has_acted: AtomicU64,
 }
 
-impl Gate {
+impl World {
     fn new(parties: usize, acts: bool) -> Arc<Self> {
         let (round, has_acted) = (AtomicU64::new(Round::FIRST.0), AtomicU64::new(0));
         let (places, event, bells) = (zeros(parties), zeros(event::LEN), Bells::new());
@@ -440,14 +440,14 @@ impl Gate {
         Event::new(&self.event)
     }
 
-    fn rounds(&self, me: u16) -> Rounds<'_, fn(Sleeper) -> bool, impl Fn() + '_> {
-        Rounds::new(&self.round, &self.places, is_listed as fn(Sleeper) -> bool, move || {
+    fn state(&self, me: u16) -> BarrierState<'_, fn(Sleeper) -> bool, impl Fn() + '_> {
+        BarrierState::new(&self.round, &self.places, is_listed as fn(Sleeper) -> bool, move || {
             self.bells.notify(me, self.event(), true);
         })
     }
 
     fn attempt(&self, me: u16, generation: u64) -> Option<Outcome> {
-        let outcome = self.rounds(me).settle(generation);
+        let outcome = self.state(me).settle(generation);
         let is_early = self.acts && outcome == Outcome::Passed && self.has_acted.load(Relaxed) == 0;
         assert!(!is_early, "passed before the action was done");
         Some(outcome).filter(|outcome| *outcome != Outcome::Open)
@@ -455,11 +455,11 @@ impl Gate {
 
     /// Comes and waits; the generation and index with what became of it.
     fn wait(&self, me: u16) -> (u64, usize, Part<Outcome>) {
-        match self.rounds(me).arrive(member(me).into(), false, self.acts) {
+        match self.state(me).arrive(member(me).into(), false, self.acts) {
             Arrival::At { generation, index } if self.acts && index + 1 == self.places.len() => {
                 fault::point("acting");
                 self.has_acted.store(1, Relaxed);
-                (generation, index, Part::Got(self.rounds(me).end(generation, false)))
+                (generation, index, Part::Got(self.state(me).end(generation, false)))
             }
             Arrival::At { generation, index } => {
                 let part = wait(&self.bells, me, self.event(), &|| self.attempt(me, generation));
@@ -482,17 +482,17 @@ impl Gate {
     }
 }
 
-fn spawn_at_gate<T: 'static>(
-    gate: &Arc<Gate>,
+fn spawn_at_barrier<T: 'static>(
+    barrier: &Arc<World>,
     slot: u16,
     dies_at: Option<&'static str>,
-    part: impl FnOnce(&Gate) -> T + 'static,
+    part: impl FnOnce(&World) -> T + 'static,
 ) -> thread::JoinHandle<Option<T>> {
-    let gate = gate.clone();
+    let barrier = barrier.clone();
     thread::spawn(move || {
-        let played = play(slot, dies_at, || part(&gate));
+        let played = play(slot, dies_at, || part(&barrier));
         if played.is_none() {
-            gate.bells.bury();
+            barrier.bells.bury();
         }
         played
     })
@@ -501,22 +501,22 @@ fn spawn_at_gate<T: 'static>(
 /// Two parties, of whom one may die, or give up.
 fn barrier(what: &str, dies_at: Option<&'static str>, gives_up: bool, acting: bool) {
     explore(what, 2, move || {
-        let gate = Gate::new(2, acting);
-        let other = spawn_at_gate(&gate, 0, dies_at, move |gate| {
-            let (generation, index, part) = gate.wait(0);
+        let barrier = World::new(2, acting);
+        let other = spawn_at_barrier(&barrier, 0, dies_at, move |barrier| {
+            let (generation, index, part) = barrier.wait(0);
             fault::point("asleep");
             if gives_up && matches!(part, Part::Asleep(_)) {
-                cancel(&gate.bells, 0, gate.event(), part);
-                return (generation, index, Part::Got(gate.rounds(0).end(generation, true)));
+                cancel(&barrier.bells, 0, barrier.event(), part);
+                return (generation, index, Part::Got(barrier.state(0).end(generation, true)));
             }
             (generation, index, part)
         });
-        let mine = play(1, None, || gate.wait(1)).unwrap();
+        let mine = play(1, None, || barrier.wait(1)).unwrap();
         let theirs = other.join().unwrap();
         let mut parts = vec![(1, mine)];
         let lives = theirs.is_some();
         parts.extend(theirs.map(|part| (0, part)));
-        let mut outcomes = gate.settle(parts);
+        let mut outcomes = barrier.settle(parts);
         outcomes.sort_by_key(|(index, _)| *index);
         let passed = outcomes.iter().filter(|(_, outcome)| *outcome == Outcome::Passed).count();
         assert!(passed == 0 || passed == outcomes.len(), "all alike: {outcomes:?}");
@@ -527,7 +527,7 @@ fn barrier(what: &str, dies_at: Option<&'static str>, gives_up: bool, acting: bo
 }
 
 #[test]
-fn models_two_parties_pass_or_neither() {
+fn models_both_parties_pass_or_neither() {
     barrier("barrier", None, false, false);
     barrier("barrier, one gives up", None, true, false);
     barrier("barrier, acting", None, false, true);
@@ -541,47 +541,51 @@ fn models_two_parties_pass_or_neither() {
 
 /// A party that waits learns how its own generation ended, whatever comes after; who comes is of the next.
 #[test]
-fn models_a_reset_is_for_one_generation() {
+fn models_reset_ends_one_generation() {
     explore("reset", 2, || {
-        let gate = Gate::new(2, false);
-        let mine = play(1, None, || gate.wait(1)).unwrap();
-        let other = spawn_at_gate(&gate, 0, None, |gate| gate.wait(0));
-        play(2, None, || gate.rounds(2).reset());
+        let barrier = World::new(2, false);
+        let mine = play(1, None, || barrier.wait(1)).unwrap();
+        let other = spawn_at_barrier(&barrier, 0, None, |barrier| barrier.wait(0));
+        play(2, None, || barrier.state(2).reset());
         let theirs = other.join().unwrap().unwrap();
         assert!(mine.1 < 2 && theirs.1 < 2, "sent away without having come");
         if mine.0 == theirs.0 {
-            let outcomes = gate.settle(vec![(1, mine), (0, theirs)]);
+            let outcomes = barrier.settle(vec![(1, mine), (0, theirs)]);
             assert!(outcomes[0].1 == outcomes[1].1, "{outcomes:?}");
             return;
         }
         // One was sent away by the reset; the other waits for the next.
         let (first, second) = if mine.0 < theirs.0 { ((1, mine), (0, theirs)) } else { ((0, theirs), (1, mine)) };
-        assert_eq!(gate.settle(vec![first])[0].1, Outcome::Broken);
-        let third = play(3, None, || gate.wait(3)).unwrap();
-        let outcomes = gate.settle(vec![second, (3, third)]);
+        assert_eq!(barrier.settle(vec![first])[0].1, Outcome::Broken);
+        let third = play(3, None, || barrier.wait(3)).unwrap();
+        let outcomes = barrier.settle(vec![second, (3, third)]);
         assert!(outcomes.iter().all(|(_, outcome)| *outcome == Outcome::Passed), "{outcomes:?}");
     });
 }
 
 /// Who is late for a generation takes no place from those of the next.
 #[test]
-fn models_a_late_party_displaces_nobody() {
+fn models_late_party_displaces_nobody() {
     explore("late for a reset", 2, || {
-        let gate = Gate::new(3, false);
-        let arrive = |gate: &Gate, me| match gate.rounds(me).arrive(member(me).into(), false, false) {
+        let barrier = World::new(3, false);
+        let arrive = |barrier: &World, me| match barrier.state(me).arrive(member(me).into(), false, false) {
             Arrival::At { generation, .. } => generation,
             other => panic!("{other:?}"),
         };
-        let first = play(0, None, || arrive(&gate, 0)).unwrap();
-        let late = spawn_at_gate(&gate, 1, None, move |gate| arrive(gate, 1));
-        play(2, None, || gate.rounds(2).reset());
-        let next = play(2, None, || arrive(&gate, 2)).unwrap();
-        assert_eq!(play(3, None, || arrive(&gate, 3)).unwrap(), next);
+        let first = play(0, None, || arrive(&barrier, 0)).unwrap();
+        let late = spawn_at_barrier(&barrier, 1, None, move |barrier| arrive(barrier, 1));
+        play(2, None, || barrier.state(2).reset());
+        let next = play(2, None, || arrive(&barrier, 2)).unwrap();
+        assert_eq!(play(3, None, || arrive(&barrier, 3)).unwrap(), next);
         let late = late.join().unwrap().unwrap();
         play(3, None, || {
             let outcome = if late == next { Outcome::Passed } else { Outcome::Open };
-            assert_eq!(gate.rounds(3).settle(next), outcome, "two have come, and one that was late for {first} or not");
-            assert_eq!(gate.rounds(3).waiting(), if late == next { 0 } else { 2 });
+            assert_eq!(
+                barrier.state(3).settle(next),
+                outcome,
+                "two have come, and one that was late for {first} or not"
+            );
+            assert_eq!(barrier.state(3).waiting(), if late == next { 0 } else { 2 });
         });
     });
 }

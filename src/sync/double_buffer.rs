@@ -44,7 +44,7 @@ pub(super) const CONTROL: usize = 2;
 
 /// The words, wherever they are.
 #[derive(Clone, Copy)]
-pub(super) struct Register<'a> {
+pub(super) struct DoubleBuffer<'a> {
     pub(super) control: &'a [AtomicU64],
     /// Both, one after the other.
     pub(super) buffers: &'a [AtomicU64],
@@ -55,7 +55,7 @@ pub(super) const fn buffer_words(len: usize) -> usize {
     2 * len.div_ceil(8)
 }
 
-impl<'a> Register<'a> {
+impl<'a> DoubleBuffer<'a> {
     fn buffer(self, version: u64) -> &'a [AtomicU64] {
         let (even, odd) = self.buffers.split_at(self.buffers.len() / 2);
         if version.is_multiple_of(2) { even } else { odd }
@@ -131,27 +131,27 @@ mod models {
             Arc::new(Self { control: zeros(CONTROL), buffers: zeros(4) })
         }
 
-        fn register(&self) -> Register<'_> {
-            Register { control: &self.control, buffers: &self.buffers }
+        fn buffer_pair(&self) -> DoubleBuffer<'_> {
+            DoubleBuffer { control: &self.control, buffers: &self.buffers }
         }
 
         fn write(&self, number: u64) -> bool {
             let word = number.to_ne_bytes();
-            self.register().try_write(&[word, word].concat(), Members.me().unwrap(), &Members)
+            self.buffer_pair().try_write(&[word, word].concat(), Members.me().unwrap(), &Members)
         }
 
         /// What it is, which must be one whole write.
         fn read(&self) -> u64 {
             let mut bytes = [0; 16];
-            self.register().read(&mut bytes);
+            self.buffer_pair().read(&mut bytes);
             assert_eq!(bytes[..8], bytes[8..], "torn");
             u64::from_ne_bytes(bytes[..8].try_into().unwrap())
         }
     }
 
     #[test]
-    fn models_a_register_is_never_torn_and_never_goes_back() {
-        explore("register, two writers and a reader", 2, || {
+    fn models_double_buffer_is_never_torn_and_never_goes_back() {
+        explore("double buffer, two writers and a reader", 2, || {
             let memory = Memory::new();
             let writer = |slot, number| {
                 let memory = memory.clone();
@@ -166,7 +166,7 @@ mod models {
             assert!(written.0 || last == 2);
             assert!(written.1 || last == 1);
         });
-        explore("register, one writes three times", 2, || {
+        explore("double buffer, one writes three times", 2, || {
             let memory = Memory::new();
             let writer = {
                 let memory = memory.clone();
@@ -180,7 +180,7 @@ mod models {
     }
 
     #[test]
-    fn models_death_while_writing_leaves_what_was_or_what_is_to_be() {
+    fn models_death_while_writing_leaves_the_old_value_or_the_new() {
         for (at, after) in [("set.taken", 5), ("set.written", 5), ("set.published", 7)] {
             explore(at, 2, move || {
                 let memory = Memory::new();

@@ -7,13 +7,13 @@
 //! The idea, a fair turn after about a millisecond, is parking_lot's "eventual fairness".
 //!
 //! # State
-//! One word: 0, `COMPLAINT`, or until when newcomers stand back, in nanoseconds of a clock that all processes share.
+//! One word: 0, `LONG_WAIT`, or until when newcomers stand back, in nanoseconds of a clock that all processes share.
 //!
 //! # Moves
 //! | from -> to | who | ordering | wakes |
 //! |---|---|---|---|
-//! | 0 -> COMPLAINT | a waiter that finds nothing and has waited long | Relaxed CAS | - |
-//! | COMPLAINT -> a moment from now | who gives | Relaxed CAS | - |
+//! | 0 -> LONG_WAIT | a waiter that finds nothing and has waited long | Relaxed CAS | - |
+//! | LONG_WAIT -> a moment from now | who gives | Relaxed CAS | - |
 //! | a moment -> 0 | a waiter that has been served; a newcomer, when it is over | Relaxed CAS | - |
 //!
 //! # Invariants
@@ -32,60 +32,60 @@ use crate::wait::Line;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-const COMPLAINT: u64 = 1;
+const LONG_WAIT: u64 = 1;
 /// Waiting longer than this is long.
 const LONG: Duration = Duration::from_millis(1);
 /// Enough for a wake on a busy machine.
 const A_MOMENT: Duration = Duration::from_millis(5);
 
 /// The word, wherever it is.
-pub(super) struct Patience<'a>(pub(super) &'a AtomicU64);
+pub(super) struct Fairness<'a>(pub(super) &'a AtomicU64);
 
-impl Patience<'_> {
+impl Fairness<'_> {
     /// Notes that who began to wait at `since` has looked in vain once more.
-    fn complain(&self, since: Instant) {
+    fn report_long_wait(&self, since: Instant) {
         if since.elapsed() > LONG && self.0.load(Relaxed) == 0 {
-            let _ = self.0.compare_exchange(0, COMPLAINT, Relaxed, Relaxed);
-            fault::point("patience.complained");
+            let _ = self.0.compare_exchange(0, LONG_WAIT, Relaxed, Relaxed);
+            fault::point("fairness.long_wait");
         }
     }
 
     /// To be called after a give, before its notice.
     #[inline]
-    pub(super) fn give_way(&self) {
-        if self.0.load(Relaxed) == COMPLAINT {
+    pub(super) fn after_release(&self) {
+        if self.0.load(Relaxed) == LONG_WAIT {
             let until = now_ns() + A_MOMENT.as_nanos() as u64;
-            let _ = self.0.compare_exchange(COMPLAINT, until, Relaxed, Relaxed);
+            let _ = self.0.compare_exchange(LONG_WAIT, until, Relaxed, Relaxed);
         }
     }
 
     /// Notes that somebody who waited need not wait any more.
     fn served(&self) {
         let until = self.0.load(Relaxed);
-        if until > COMPLAINT {
+        if until > LONG_WAIT {
             let _ = self.0.compare_exchange(until, 0, Relaxed, Relaxed);
         }
     }
 
     /// Whether a newcomer should let others go first, for now.
     #[inline]
-    fn asks_to_stand_back(&self) -> bool {
+    fn pauses_newcomers(&self) -> bool {
         let until = self.0.load(Relaxed);
-        until > COMPLAINT && !self.is_over(until)
+        until > LONG_WAIT && !self.is_over(until)
     }
 
     /// Lets others go first, if it is asked to and nobody of this process waits before it.
-    pub(super) async fn stand_back(&self, line: &Line) {
-        while self.asks_to_stand_back() && !line.has_waiters() {
+    pub(super) async fn yield_to_sleepers(&self, line: &Line) {
+        while self.pauses_newcomers() && !line.has_waiters() {
             std::thread::yield_now();
             tokio::task::yield_now().await;
         }
     }
 
-    /// [`Patience::stand_back`] for a thread without a runtime.
+    /// [`Fairness::yield_to_sleepers`] for a thread without a runtime.
     #[track_caller]
-    pub(super) fn blocking_stand_back(&self, line: &Line) {
-        while self.asks_to_stand_back() && !line.has_waiters() {
+    pub(super) fn blocking_yield_to_sleepers(&self, line: &Line) {
+        while self.pauses_newcomers() && !line.has_waiters() {
             std::thread::yield_now();
         }
     }
@@ -109,10 +109,10 @@ pub(super) struct Taker {
 
 impl Taker {
     /// To be called after each look. `found`: it has what it looked for.
-    pub(super) fn looked(&mut self, patience: &Patience<'_>, found: bool) {
+    pub(super) fn looked(&mut self, fairness: &Fairness<'_>, found: bool) {
         match self.since {
-            _ if !found => patience.complain(*self.since.get_or_insert_with(Instant::now)),
-            Some(_) => patience.served(),
+            _ if !found => fairness.report_long_wait(*self.since.get_or_insert_with(Instant::now)),
+            Some(_) => fairness.served(),
             None => {}
         }
     }
@@ -123,32 +123,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn they_stand_back_no_longer_when_somebody_has_been_served() {
+    fn newcomers_are_no_longer_paused_once_a_sleeper_was_served() {
         let word = AtomicU64::new(0);
-        let patience = Patience(&word);
-        patience.complain(Instant::now() - 2 * LONG);
-        patience.served();
-        assert_eq!(word.load(Relaxed), COMPLAINT, "a complaint stands until a give");
-        patience.give_way();
-        patience.served();
-        assert!(!patience.asks_to_stand_back());
+        let fairness = Fairness(&word);
+        fairness.report_long_wait(Instant::now() - 2 * LONG);
+        fairness.served();
+        assert_eq!(word.load(Relaxed), LONG_WAIT, "a complaint stands until a give");
+        fairness.after_release();
+        fairness.served();
+        assert!(!fairness.pauses_newcomers());
     }
 
     #[test]
-    fn newcomers_stand_back_for_a_moment_after_a_complaint_and_a_give() {
+    fn newcomers_pause_for_a_moment_after_a_long_wait_and_a_release() {
         let word = AtomicU64::new(0);
-        let patience = Patience(&word);
-        patience.give_way();
-        assert!(!patience.asks_to_stand_back());
-        patience.complain(Instant::now());
+        let fairness = Fairness(&word);
+        fairness.after_release();
+        assert!(!fairness.pauses_newcomers());
+        fairness.report_long_wait(Instant::now());
         assert_eq!(word.load(Relaxed), 0, "it has not waited long");
-        patience.complain(Instant::now() - 2 * LONG);
-        assert!(!patience.asks_to_stand_back(), "there is nothing to take yet");
-        patience.give_way();
+        fairness.report_long_wait(Instant::now() - 2 * LONG);
+        assert!(!fairness.pauses_newcomers(), "there is nothing to take yet");
+        fairness.after_release();
         let start = Instant::now();
-        let stood_back = patience.asks_to_stand_back();
+        let stood_back = fairness.pauses_newcomers();
         assert!(stood_back || start.elapsed() > A_MOMENT / 2);
-        while patience.asks_to_stand_back() {}
+        while fairness.pauses_newcomers() {}
         assert_eq!(word.load(Relaxed), 0);
         assert!(start.elapsed() > A_MOMENT / 2, "{:?}", start.elapsed());
     }

@@ -3,17 +3,17 @@
 //! # State
 //! [`LEN`] words at any place in an object's region. [`WANTED`]: a [`Member`] in which a writer waits, or 0; new readers
 //! stand back for it. [`PHASE`]: how often a writer has let go; a reader that has seen one come and go since it began to
-//! wait stands back no more. Then a [`Ledger`] of [`MAX`](super::ledger::MAX) shares: a reader holds one, a writer all.
+//! wait stands back no more. Then a [`Holders`] of [`MAX`](super::holders::MAX) shares: a reader holds one, a writer all.
 //!
 //! # Moves
 //! | from -> to | who | ordering | wakes |
 //! |---|---|---|---|
-//! | one share taken (`ledger`) | a reader, unless it stands back | - | - |
+//! | one share taken (`holders`) | a reader, unless it stands back | - | - |
 //! | WANTED 0, or of a dead member -> me | a writer that finds the lock held | SeqCst CAS | - |
-//! | all shares taken (`ledger`) | a writer | - | - |
+//! | all shares taken (`holders`) | a writer | - | - |
 //! | WANTED me -> 0 | the last waiting writer of this process, as it stops waiting | SeqCst CAS | unless it got the lock: all readers, one writer |
-//! | one share given (`ledger`) | a reader | - | the last: one writer |
-//! | PHASE + 1, then all shares given (`ledger`) | the writer | Release | all readers, one writer |
+//! | one share given (`holders`) | a reader | - | the last: one writer |
+//! | PHASE + 1, then all shares given (`holders`) | the writer | Release | all readers, one writer |
 //!
 //! # Invariants
 //! 1. A reader that sleeps does so because of a writer that holds the lock, or of one that waits; either wakes it.
@@ -37,7 +37,7 @@
 //! | a read that waits | nothing has been taken |
 //! | a write that waits | nothing has been taken; WANTED is cleared, and those who stood back for it are woken |
 
-use super::ledger::{self, Ledger, MAX, Taken};
+use super::holders::{self, Holders, MAX, Taken};
 use crate::os::fault;
 use crate::os::sync::unpoisoned;
 use crate::shm::atomic::{AtomicU64, Mutex};
@@ -47,9 +47,9 @@ use std::sync::atomic::{AtomicUsize, Ordering::*};
 
 const WANTED: usize = 0;
 const PHASE: usize = 1;
-const LEDGER: usize = 2;
+const HOLDERS: usize = 2;
 /// Words that it takes up.
-pub(super) const LEN: usize = LEDGER + ledger::LEN;
+pub(super) const LEN: usize = HOLDERS + holders::LEN;
 
 /// What this process knows of itself.
 #[derive(Default)]
@@ -69,13 +69,13 @@ impl Default for Row {
 }
 
 /// The words, wherever they are.
-pub(super) struct Turns<'a, L> {
+pub(super) struct RwLockState<'a, L> {
     words: &'a [AtomicU64],
     own: &'a Own,
     lives: &'a L,
 }
 
-impl<'a, L: Lives> Turns<'a, L> {
+impl<'a, L: Lives> RwLockState<'a, L> {
     #[inline]
     pub(super) fn new(words: &'a [AtomicU64], own: &'a Own, lives: &'a L) -> Self {
         debug_assert_eq!(words.len(), LEN);
@@ -84,12 +84,12 @@ impl<'a, L: Lives> Turns<'a, L> {
 
     /// Nobody's turn yet, before anybody else can see it.
     pub(super) fn fill(words: &[AtomicU64]) {
-        Ledger::<L>::fill(&words[LEDGER..], MAX);
+        Holders::<L>::fill(&words[HOLDERS..], MAX);
     }
 
     #[inline]
-    fn ledger(&self) -> Ledger<'a, L> {
-        Ledger::new(&self.words[LEDGER..], self.lives)
+    fn holders(&self) -> Holders<'a, L> {
+        Holders::new(&self.words[HOLDERS..], self.lives)
     }
 
     fn wanted(&self) -> &'a AtomicU64 {
@@ -118,22 +118,22 @@ impl<'a, L: Lives> Turns<'a, L> {
         if self.stands_back(since) {
             return None;
         }
-        self.ledger().take_one(me, &self.own.row.0)
+        self.holders().take_one(me, &self.own.row.0)
     }
 
     /// All shares.
     #[inline]
     pub(super) fn take_write(&self, me: Member) -> Option<Taken> {
-        self.ledger().take_all(me, &self.own.row.0)
+        self.holders().take_all(me, &self.own.row.0)
     }
 
     /// All shares for a writer that has just found too few; if there still are too few, new readers stand back now.
-    pub(super) fn take_write_or_wish(&self, me: Member) -> Option<Taken> {
+    pub(super) fn take_write_or_announce(&self, me: Member) -> Option<Taken> {
         let seen = self.wanted().load(SeqCst);
         if !self.is_listed(seen) {
             // If it fails somebody else's wish is there.
             let _ = self.wanted().compare_exchange(seen, me.to_bits(), SeqCst, Relaxed);
-            fault::point("write.wanted");
+            fault::point("write.announced");
         }
         // Between our look and our wish the last share may have been given: look once more.
         self.take_write(me)
@@ -160,7 +160,7 @@ impl<'a, L: Lives> Turns<'a, L> {
             is_withdrawn = *waiting == 0 && self.wanted().compare_exchange(me.to_bits(), 0, SeqCst, Relaxed).is_ok();
         });
         if is_withdrawn {
-            fault::point("write.unwanted");
+            fault::point("write.withdrawn");
         }
         is_withdrawn
     }
@@ -169,7 +169,7 @@ impl<'a, L: Lives> Turns<'a, L> {
     #[must_use]
     #[inline]
     pub(super) fn give_read(&self, row: usize) -> Option<bool> {
-        self.ledger().give_one(row).map(|free| free == MAX)
+        self.holders().give_one(row).map(|free| free == MAX)
     }
 
     #[inline]
@@ -177,22 +177,22 @@ impl<'a, L: Lives> Turns<'a, L> {
         self.words[PHASE].fetch_add(1, Release);
         fault::point("write.phase");
         // Damaged or not, everybody is told.
-        self.ledger().give_all(row);
+        self.holders().give_all(row);
     }
 
     /// Whether nothing can be taken or given any more.
     pub(super) fn is_damaged(&self) -> bool {
-        self.ledger().is_damaged()
+        self.holders().is_damaged()
     }
 
-    /// See [`Ledger::is_to_be_told`].
-    pub(super) fn is_to_be_told(&self) -> bool {
-        self.ledger().is_to_be_told()
+    /// See [`Holders::is_first_report`].
+    pub(super) fn is_first_report(&self) -> bool {
+        self.holders().is_first_report()
     }
 
     /// Who writes, and who reads.
-    pub(super) fn holders(words: &[AtomicU64]) -> (Option<Member>, Vec<(Member, u32)>) {
-        let holders = Ledger::<L>::holders(&words[LEDGER..]);
+    pub(super) fn list(words: &[AtomicU64]) -> (Option<Member>, Vec<(Member, u32)>) {
+        let holders = Holders::<L>::list(&words[HOLDERS..]);
         let (writer, readers): (Vec<_>, Vec<_>) = holders.into_iter().partition(|(_, held)| *held == MAX);
         (writer.first().map(|(member, _)| *member), readers)
     }
