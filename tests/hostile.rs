@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 const SCENARIOS: &[Scenario] = scenarios! {
     a_spawn_that_failed_because_the_server_is_stopped_never_runs_its_function
+    signals_that_come_all_the_time_do_not_keep_a_wait_from_its_end
     a_join_does_not_wait_for_the_spawn_of_another_thread
     a_function_that_forks_and_returns_in_both_has_one_result
     a_task_of_a_pool_that_forks_and_returns_in_both_has_one_result
@@ -83,6 +84,27 @@ fn a_spawn_that_failed_because_the_server_is_stopped_never_runs_its_function() {
             });
             assert!(!path.exists(), "{method:?}");
         }
+    });
+}
+
+extern "C" fn on_alarm(_: libc::c_int) {}
+
+fn signals_that_come_all_the_time_do_not_keep_a_wait_from_its_end() {
+    block_on(async {
+        assert_eq!(within(Process::spawn(add, (1, 2)).unwrap()).await.unwrap(), 3);
+        let server = server();
+        stop(server);
+        // As a profiler does it.
+        let often = libc::timeval { tv_sec: 0, tv_usec: 20_000 };
+        let timer = libc::itimerval { it_interval: often, it_value: often };
+        // SAFETY: the handler does nothing, and the timer is read by the call.
+        unsafe {
+            libc::signal(libc::SIGALRM, on_alarm as *const () as libc::sighandler_t);
+            libc::setitimer(libc::ITIMER_REAL, &timer, std::ptr::null_mut());
+        }
+        let error = Process::spawn(add, (1, 2)).unwrap_err();
+        assert!(error.to_string().contains("stopped"), "{error}");
+        kill(server, Signal::CONT);
     });
 }
 

@@ -3,15 +3,26 @@
 use super::refuse;
 use rustix::event::{PollFd, Timespec};
 use rustix::io::Errno;
+use std::time::{Duration, Instant};
 
 /// So often it is asked again: nobody who asks has a way to go on without an answer.
 const TRIES: u32 = 16;
 
-/// Waits until something is ready, or for so long; how many are. A signal makes it wait again.
+/// Waits until something is ready, or for so long; how many are. After a signal it waits for the rest of the time.
 pub(crate) fn poll(fds: &mut [PollFd<'_>], limit: Option<&Timespec>) -> rustix::io::Result<usize> {
+    let limit = limit.copied();
+    let patience = limit.and_then(|limit| Duration::try_from(limit).ok()).filter(|patience| !patience.is_zero());
+    let deadline = patience.and_then(|patience| Instant::now().checked_add(patience));
+    let mut left = limit;
     again(|| {
         refuse::at("poll")?;
-        rustix::event::poll(fds, limit)
+        let polled = rustix::event::poll(fds, left.as_ref());
+        if polled.is_err()
+            && let Some(deadline) = deadline
+        {
+            left = Timespec::try_from(deadline.saturating_duration_since(Instant::now())).ok();
+        }
+        polled
     })
 }
 
