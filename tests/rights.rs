@@ -32,6 +32,7 @@ const SCENARIOS: &[Scenario] = scenarios! {
     a_pool_with_privileged_workers_keeps_its_deadlines_and_ends
     a_retired_server_ends_with_its_last_child
     what_root_preloads_is_loaded_again_by_the_user_that_it_becomes
+    names_are_removed_by_a_process_of_the_user_that_gave_them
     umask_nice_value_cpus_and_limits_are_those_of_the_parent_at_the_spawn
     a_builder_gives_a_child_umask_nice_value_cpus_and_limits
     what_a_builder_cannot_give_is_an_error_that_names_it
@@ -51,7 +52,10 @@ static AT_BEGIN: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
 fn main() -> ExitCode {
     AT_BEGIN.get_or_init(permitted);
     mp::init();
-    alone::main_once_of(SCENARIOS, scenarios! { spawns_with_a_refused_call spawns_at_a_limit spawns_at_this_limit })
+    alone::main_once_of(
+        SCENARIOS,
+        scenarios! { gives_names_as_two_users spawns_with_a_refused_call spawns_at_a_limit spawns_at_this_limit },
+    )
 }
 
 /// Waits until `done`, looking often.
@@ -515,6 +519,60 @@ fn what_root_preloads_is_loaded_again_by_the_user_that_it_becomes() {
         assert!(start.elapsed() < Duration::from_secs(3), "it did not wait for what it has no use for");
         until("the first server has ended, and is no zombie", || servers().len() == 1).await;
     });
+}
+
+/// The users of the processes that remove names when this one ends.
+fn removers() -> Vec<String> {
+    let pids = alone::children_of(std::process::id()).into_iter();
+    let statuses = pids.filter_map(|(pid, _)| std::fs::read_to_string(format!("/proc/{pid}/status")).ok());
+    let of_heirs = statuses.filter(|status| status.starts_with("Name:\tmp-heir\n"));
+    let mut users: Vec<String> = of_heirs
+        .filter_map(|status| {
+            Some(status.lines().find_map(|line| line.strip_prefix("Uid:"))?.split_whitespace().next()?.to_owned())
+        })
+        .collect();
+    users.sort();
+    users
+}
+
+fn gives_names_as_two_users() {
+    let give = |number: u32| mp::SharedMemory::create(&format!("given-{number}-{}", std::process::id()), 10).unwrap();
+    let change = |user: u32| {
+        let (user, saved) = (Uid::from_raw(user), Uid::from_raw(0));
+        setresuid(Uid::from_raw(0), Uid::from_raw(0), saved).unwrap();
+        setresuid(user, user, saved).unwrap();
+    };
+    let mut all = vec![give(0)];
+    change(NOBODY);
+    all.push(give(1));
+    assert_eq!(removers(), ["0", &NOBODY.to_string()]);
+    setresuid(Uid::from_raw(0), Uid::from_raw(0), Uid::from_raw(0)).unwrap();
+    all.push(give(2));
+    change(NOBODY);
+    all.push(give(3));
+    let left = mp::SharedMemory::create(&format!("left-{}", std::process::id()), 10).unwrap();
+    left.unlink().unwrap();
+    assert_eq!(removers(), ["0", &NOBODY.to_string()], "there is one for each");
+    println!("given");
+    std::thread::sleep(Duration::from_secs(90)); // Until it is killed.
+    drop(all);
+}
+
+fn names_are_removed_by_a_process_of_the_user_that_gave_them() {
+    if !is_root() {
+        return;
+    }
+    let mut inner = Command::new(std::env::current_exe().unwrap());
+    let mut inner =
+        inner.env("SCENARIO", "gives_names_as_two_users").stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(inner.stdout.take().unwrap()), &mut line).unwrap();
+    assert_eq!(line, "given\n");
+    let names: Vec<_> = (0..4).map(|number| format!("/dev/shm/given-{number}-{}", inner.id())).collect();
+    assert!(names.iter().all(|name| std::path::Path::new(name).exists()));
+    inner.kill().unwrap();
+    inner.wait().unwrap();
+    alone::until("the names are gone", || !names.iter().any(|name| std::path::Path::new(name).exists()));
 }
 
 fn descriptors() -> Vec<String> {

@@ -218,6 +218,12 @@ pub(crate) fn peek(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usiz
     Ok(rustix::io::retry_on_intr(recv)?.0)
 }
 
+/// Waits until there is something to read, an end included; `false` if that cannot be found out.
+pub(crate) fn until_readable(socket: BorrowedFd<'_>) -> bool {
+    use rustix::event::{PollFd, PollFlags};
+    poll(&mut [PollFd::new(&socket, PollFlags::IN)], None).is_ok()
+}
+
 /// Waits at most `limit` for something to read, an end included.
 pub(crate) fn is_readable_within(socket: BorrowedFd<'_>, limit: Duration) -> bool {
     use rustix::event::{PollFd, PollFlags, Timespec};
@@ -238,8 +244,10 @@ pub(crate) fn is_readable_within_open_to_signals(
     let blocked = stops.map_or_else(nix::sys::signal::SigSet::empty, |(_, blocked)| blocked);
     let watched = [Some(socket), stops.map(|(watch, _)| watch)];
     let mut fds: Vec<_> = watched.into_iter().flatten().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+    let deadline = Instant::now() + limit;
     loop {
-        match ppoll(&mut fds, Some(limit.into()), Some(blocked)) {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match ppoll(&mut fds, Some(left.into()), Some(blocked)) {
             Err(nix::errno::Errno::EINTR) => {}
             found => return found.is_ok() && fds[0].any() == Some(true),
         }

@@ -16,6 +16,11 @@
 //! program's process group does not reach the heir. Nobody watches it: that would take a thread, or an heir of the heir.
 //! What is left is marked as going with a process, and that process has it locked as long as it lives (`os::named`).
 //!
+//! # Rights
+//! An heir removes names with the rights that its testator had when it started it. It takes note of a name only from a process that
+//! has its own user and group, by the kernel's word. A testator that has become another user starts another heir for what it
+//! names from then on, and keeps the former one for what that has taken note of.
+//!
 //! # Limits
 //! An heir that does not answer in time (stopped, or a message was lost) is killed and replaced, so that giving a name waits
 //! for it [`ANSWER`] at most, and then for a new one to start. Who only takes a name away waits for neither: what it has to
@@ -24,8 +29,8 @@
 
 use super::protocol::{self, Answer, Named, Ready, Role, Variables, Will};
 use super::{boot, door};
-use crate::error::{Error, Result};
-use crate::os::{attributes::Attributes, exec, fork, named, signal, socket, spawn};
+use crate::error::{Error, ErrorKind, Result};
+use crate::os::{attributes::Attributes, exec, fork, named, signal, socket, socket::Sender, spawn};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
@@ -37,6 +42,8 @@ const ANSWER: Duration = Duration::from_secs(3);
 struct Heir {
     /// Of this process: one that was forked from it has no heir yet.
     testator: u32,
+    /// Real user and group of the testator when it started it.
+    user: (u32, u32),
     /// It hangs up when this process ends, whatever was forked from it meanwhile.
     _private: fork::Private,
     socket: OwnedFd,
@@ -45,10 +52,16 @@ struct Heir {
 
 struct Estate {
     heir: Option<Heir>,
+    /// Heirs from before this process was another user.
+    former: Vec<Heir>,
     names: Vec<Named>,
 }
 
-static ESTATE: Mutex<Estate> = Mutex::new(Estate { heir: None, names: Vec::new() });
+impl Estate {
+    const EMPTY: Self = Self { heir: None, former: Vec::new(), names: Vec::new() };
+}
+
+static ESTATE: Mutex<Estate> = Mutex::new(Estate::EMPTY);
 /// What the heir need not remove any more, and does not know yet. Its lock is held for a moment only.
 static LEFT: Mutex<Vec<Named>> = Mutex::new(Vec::new());
 
@@ -85,6 +98,7 @@ pub(crate) fn keep(name: &str, identity: named::Identity) -> Result<()> {
     let named = Named { name: name.to_string(), identity };
     estate.names.retain(|other| *other != named);
     // One that cannot be told would remove it, so another one takes its place. One that is gone removes nothing.
+    estate.former.iter().for_each(|heir| heir.hint(&Will::Leave(named.clone())));
     let kept = if estate.heir.is_none() || estate.tell(&Will::Leave(named)) { Ok(()) } else { estate.appoint() };
     drop(estate);
     pass_on();
@@ -123,7 +137,7 @@ impl Estate {
     fn forget_others(&mut self) {
         let estate = self;
         if estate.heir.as_ref().is_some_and(|heir| heir.testator != std::process::id()) {
-            *estate = Self { heir: None, names: Vec::new() };
+            *estate = Self::EMPTY;
         }
     }
 
@@ -132,11 +146,9 @@ impl Estate {
         self.heir.as_ref().is_some_and(|heir| protocol::send(heir.socket.as_fd(), will, &[], &[]).is_ok())
     }
 
-    /// Tells it something that it can do without.
+    /// Tells all that there are something that they can do without.
     fn hint(&self, will: &Will) {
-        if let Some(heir) = &self.heir {
-            let _ = protocol::try_send(heir.socket.as_fd(), will);
-        }
+        self.heir.iter().chain(&self.former).for_each(|heir| heir.hint(will));
     }
 
     /// False if there is no heir that has taken note: one that is being killed still takes what it is sent.
@@ -145,14 +157,26 @@ impl Estate {
             socket::is_readable_within(heir.socket.as_fd(), ANSWER)
                 && matches!(protocol::recv::<Answer<Ready>>(heir.socket.as_fd()), Ok(Some((Ok(_), _))))
         };
-        self.tell(&Will::Remove(named.clone())) && self.heir.as_ref().is_some_and(heard)
+        self.heir.as_ref().is_some_and(|heir| heir.user == own_user())
+            && self.tell(&Will::Remove(named.clone()))
+            && self.heir.as_ref().is_some_and(heard)
     }
 
     /// Starts an heir and tells it all names.
     fn appoint(&mut self) -> Result<()> {
-        if let Some(gone) = self.heir.take() {
+        match self.heir.take() {
+            Some(former) if former.user != own_user() => self.former.push(former),
             // It has closed its socket, so it is ending, or does not answer.
-            gone.process.end();
+            Some(gone) => gone.process.end(),
+            None => {}
+        }
+        // One from when this process was this user before.
+        if let Some(at) = self.former.iter().position(|heir| heir.user == own_user()) {
+            self.heir = Some(self.former.swap_remove(at));
+            if self.names.iter().all(|named| self.promise(named)) {
+                return Ok(());
+            }
+            self.heir.take().into_iter().for_each(|gone| gone.process.end());
         }
         // Those that had no luck with theirs.
         named::sweep();
@@ -162,6 +186,7 @@ impl Estate {
         let variables = Variables::of_this_process();
         let start = || {
             let (socket, theirs) = socket::packet_pair().map_err(failed)?;
+            socket::learn_senders(theirs.as_fd()).map_err(failed)?;
             let started = door::start(program.as_fd(), &variables, Role::Heir, &[], (&socket, theirs));
             let process = started.map_err(failed)?;
             socket::limit_sends(socket.as_fd(), ANSWER).map_err(failed)?;
@@ -173,10 +198,21 @@ impl Estate {
             started => started?,
         };
         let _private = fork::Private::mark(socket.as_fd());
-        self.heir = Some(Heir { testator: std::process::id(), _private, socket, process });
+        self.heir = Some(Heir { testator: std::process::id(), user: own_user(), _private, socket, process });
         let untold = self.names.iter().any(|named| !self.promise(named));
         if untold { Err(failed(io::ErrorKind::BrokenPipe.into())) } else { Ok(()) }
     }
+}
+
+impl Heir {
+    fn hint(&self, will: &Will) {
+        let _ = protocol::try_send(self.socket.as_fd(), will);
+    }
+}
+
+/// What the kernel tells of a sender.
+fn own_user() -> (u32, u32) {
+    (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw())
 }
 
 /// The whole life of an heir.
@@ -204,10 +240,16 @@ pub(super) fn serve(testator: OwnedFd) -> ! {
     answer();
     let (mut names, mut errors) = (Vec::new(), 0);
     loop {
+        socket::until_readable(testator.as_fd());
+        let sender = socket::sender(testator.as_fd());
         match protocol::recv::<Will>(testator.as_fd()) {
-            Ok(Some((Will::Remove(named), _))) => {
+            Ok(Some((Will::Remove(named), _))) if sender == Sender::SameUser => {
                 names.push(named);
                 answer();
+            }
+            Ok(Some((Will::Remove(_), _))) => {
+                let other = Error::new(ErrorKind::Io, "a name of another user is not for this process to remove");
+                let _ = protocol::send(testator.as_fd(), &Answer::<Ready>::Err(other), &[], &[]);
             }
             Ok(Some((Will::Leave(named), _))) => names.retain(|other| *other != named),
             Ok(None) => break,
