@@ -196,6 +196,15 @@ WORKLOADS = {
     ),
     "W14": Workload("64-byte messages over an authenticated Unix socket", [Metric("msgs_per_s", "messages/s", MORE)], "mp/connection"),
     "W15": Workload("1 MiB messages over an authenticated Unix socket", [Metric("mib_per_s", "MiB/s", MORE)], "mp/connection"),
+    "W16": Workload(
+        "Tiny tasks on pools of 2 to 1024 workers",
+        [
+            Metric("rate_256", "tasks/s with 256 workers by those with 2", MORE),
+            Metric("cpu_growth", "CPU of the caller per task, the dearest pool by that of 2", LESS),
+            *[Metric(f"per_s_{workers}", f"tasks/s with {workers}", MORE) for workers in (2, 8, 32, 128, 256, 1024)],
+        ],
+        "multiprocess/chunk_1",
+    ),
 }
 
 
@@ -361,7 +370,7 @@ def render(result, against=None):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("workload", nargs="?", help="W0 ... W15, or all")
+    parser.add_argument("workload", nargs="?", help="W0 ... W16, or all")
     parser.add_argument("--rounds", type=int, help="interleaved repeats")
     parser.add_argument("--only", default=",".join(PROGRAMS), help="programs, comma-separated")
     parser.add_argument("--against", help="the contender that ratios refer to")

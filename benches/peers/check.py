@@ -81,6 +81,8 @@ GOALS = [
     Goal("W13", "next_task_ms", ["pool"], 1.0, ["procspawn/pool"]),
     Goal("W14", "msgs_per_s", ["send"], 2.0, ["mp/connection"]),
     Goal("W15", "mib_per_s", ["send"], 1.3, ["mp/connection"]),
+    Goal("W16", "rate_256", ["chunk_default", "chunk_1", "async_1000", "async_100000"], 0.6, []),
+    Goal("W16", "cpu_growth", ["chunk_default", "chunk_1", "async_1000", "async_100000"], 1.5, []),
 ]
 
 

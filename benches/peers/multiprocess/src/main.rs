@@ -174,6 +174,63 @@ async fn endless() -> Metrics {
     vec![("growth", quantile(&growths, 0.5)), ("memory_mib", memory), ("tasks_per_s", quantile(&rates, 0.5))]
 }
 
+// W16
+
+/// Has `tasks` done by `run`, some times over: tasks per second, and CPU time of this process for each.
+async fn width(pool: &Pool, tasks: usize, run: &impl AsyncFn(&Pool, usize) -> i64) -> (f64, f64) {
+    let (mut rates, mut costs) = (Vec::new(), Vec::new());
+    for round in 0..size::WIDTH_ROUNDS + 1 {
+        let (cpu, start) = (sys::own_cpu_time(), Instant::now());
+        assert_eq!(run(pool, tasks).await, increment_total(tasks));
+        if round > 0 {
+            rates.push(per_second(tasks, start.elapsed()));
+            costs.push((sys::own_cpu_time() - cpu).as_secs_f64() / tasks as f64);
+        }
+    }
+    (quantile(&rates, 0.5), quantile(&costs, 0.5))
+}
+
+async fn widths(tasks: usize, run: impl AsyncFn(&Pool, usize) -> i64) -> Metrics {
+    let mut figures = Vec::new();
+    for workers in size::WIDTHS {
+        let (pool, _) = warm_pool(workers).await;
+        figures.push(width(&pool, tasks, &run).await);
+        pool.close();
+        pool.join().await.unwrap();
+    }
+    let (rate, cost) = figures[0];
+    let of_256 = size::WIDTHS.iter().position(|workers| *workers == 256).unwrap();
+    let most_cpu = figures.iter().map(|(_, other)| other / cost).fold(0.0, f64::max);
+    let names = ["per_s_2", "per_s_8", "per_s_32", "per_s_128", "per_s_256", "per_s_1024"];
+    let mut metrics = vec![("rate_256", figures[of_256].0 / rate), ("cpu_growth", most_cpu)];
+    metrics.extend(names.into_iter().zip(figures).map(|(name, (rate, _))| (name, rate)));
+    metrics
+}
+
+async fn map_of(pool: &Pool, tasks: usize, chunk: usize) -> i64 {
+    pool.map(increment, 0..tasks as i64).chunksize(chunk).await.unwrap().into_iter().sum()
+}
+
+/// `tasks` calls, of which `outstanding` are begun before the first of them is awaited.
+async fn calls_of(pool: &Pool, tasks: usize, outstanding: usize) -> i64 {
+    let mut total = 0;
+    for first in (0..tasks).step_by(outstanding) {
+        let calls = (first..first + outstanding).map(|n| pool.apply_async(increment, (n as i64,)));
+        for call in calls.collect::<Vec<_>>() {
+            total += call.await.unwrap();
+        }
+    }
+    total
+}
+
+async fn one_by_one(pool: &Pool, tasks: usize) -> i64 {
+    let mut total = 0;
+    for n in 0..tasks as i64 {
+        total += pool.apply(increment, (n,)).await.unwrap();
+    }
+    total
+}
+
 async fn cpu_bound(chunk: usize) -> Metrics {
     let (pool, _) = warm_pool(size::WORKERS).await;
     let (serial, ()) = stats::timed(|| (0..size::CPU_TASKS).for_each(|_| _ = burn(size::CPU_STEPS)));
@@ -524,6 +581,11 @@ fn main() {
             case("W14", "sink", || block_on(small_over(feed_small))),
             case("W15", "send", || block_on(large_over())),
             case("W15", "send_run", || block_on_run(large_over())),
+            case("W16", "chunk_default", || block_on(widths(10 * size::MAP_TASKS, async |pool, n| map_of(pool, n, 0).await))),
+            case("W16", "chunk_1", || block_on(widths(size::MAP_TASKS, async |pool, n| map_of(pool, n, 1).await))),
+            case("W16", "async_1000", || block_on(widths(50_000, async |pool, n| calls_of(pool, n, 1000).await))),
+            case("W16", "async_100000", || block_on(widths(100_000, async |pool, n| calls_of(pool, n, n).await))),
+            case("W16", "apply", || block_on(widths(size::CALLS, async |pool, n| one_by_one(pool, n).await))),
             case("W8", "try", lock_tried),
             case("W8", "blocking", lock_blocking),
             case("W8", "async", lock_awaited),
