@@ -1523,3 +1523,85 @@ async fn rule_11_a_worker_at_its_memory_limit_ends_with_an_error_that_names_the_
     assert_eq!(error.kind(), ErrorKind::ProcessDied, "{error}");
     Ok(())
 }
+
+/// A pool of one worker, which waits at `gate`, of which `most` items may wait.
+async fn bounded(most: usize, gate: &Gate) -> mp::Result<(Pool, mp::AsyncResult<()>)> {
+    let pool = Pool::builder().workers(1).max_waiting(most).build()?;
+    let busy = pool.apply_async(|gate: Gate| gate.pass(), (gate.clone(),));
+    eventually("it is at work", || pool.stats().running == 1).await;
+    Ok((pool, busy))
+}
+
+#[tokio::test]
+async fn try_apply_of_a_pool_with_as_many_waiting_as_may_is_full_at_once_and_apply_waits_for_room() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let gate = Gate::new("max_waiting");
+    let (pool, busy) = bounded(2, &gate).await?;
+    let waiting = [pool.try_apply(square, (1,))?, pool.try_apply(square, (2,))?];
+    let error = pool.try_apply(square, (3,)).err().expect("it is full");
+    assert_eq!(error.kind(), ErrorKind::Full, "{error}");
+    let mut held_back = Box::pin(async { pool.apply(square, (4,)).await });
+    let mut begun = pool.apply_async(square, (5,));
+    assert!(held_back.as_mut().now_or_never().is_none() && (&mut begun).now_or_never().is_none());
+    assert_eq!(pool.stats().queued, 2, "who waits for room has handed nothing in");
+    // Those behind them do not come before them.
+    assert_eq!(pool.try_apply(square, (6,)).err().map(|error| error.kind()), Some(ErrorKind::Full));
+    gate.open();
+    within(busy).await?;
+    assert_eq!((within(held_back).await?, within(begun).await?), (16, 25));
+    for (n, result) in (1..).zip(waiting) {
+        assert_eq!(within(result).await?, square(n));
+    }
+    assert_eq!(within(pool.try_apply(square, (7,))?).await?, 49);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_call_that_waits_for_room_and_is_dropped_leaves_its_place_to_the_next() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let gate = Gate::new("max_waiting_dropped");
+    let (pool, busy) = bounded(1, &gate).await?;
+    let waiting = pool.try_apply(square, (1,))?;
+    let mut dropped = [2, 3].map(|n| Box::pin(pool.apply(square, (n,))));
+    assert!(dropped.iter_mut().all(|call| call.now_or_never().is_none()));
+    let last = tokio::spawn({
+        let pool = pool.clone();
+        async move { pool.apply(square, (4,)).await }
+    });
+    tokio::task::yield_now().await;
+    let [first, second] = dropped;
+    drop(first);
+    gate.open();
+    within(busy).await?;
+    within(waiting).await?;
+    // It has been woken by now, or will be; nobody polls it.
+    drop(second);
+    assert_eq!(within(last).await.expect("no panic")?, 16);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_map_hands_in_no_more_items_than_may_wait_and_all_get_done() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    assert!(Pool::builder().workers(1).max_waiting(0).build().is_err());
+    for workers in [1, 3] {
+        let pool = Pool::builder().workers(workers).max_waiting(5).build()?;
+        let both = futures::future::join(
+            pool.map(square, 0..2000),
+            pool.imap(square, 0..2000).chunksize(100).try_collect::<Vec<_>>(),
+        );
+        let (map, imap) = within(both).await;
+        let expected: Vec<_> = (0..2000).map(square).collect();
+        assert_eq!((map?, imap?), (expected.clone(), expected));
+    }
+    let gate = Gate::new("max_waiting_map");
+    let (pool, busy) = bounded(5, &gate).await?;
+    let map = tokio::spawn(pool.map(square, 0..2000).chunksize(3).into_future());
+    eventually("as many wait as may", || pool.stats().queued == 5).await;
+    // Those that wait for room hear of the end, too.
+    pool.terminate();
+    gate.open();
+    assert_eq!(within(map).await.expect("no panic").unwrap_err().kind(), ErrorKind::Cancelled);
+    assert!(within(busy).await.is_err());
+    Ok(())
+}

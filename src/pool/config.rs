@@ -53,6 +53,8 @@ pub(super) struct Config {
     /// The seats' CPUs, taken in turn; empty is any.
     pub(super) cpus: Vec<usize>,
     pub(super) variables: Vec<(OsString, OsString)>,
+    /// Items that may wait; see [`PoolBuilder::max_waiting`].
+    pub(super) max_waiting: Option<usize>,
     /// What was asked to stop may finish within this; then its worker is killed.
     pub(super) grace: Duration,
     /// How much of a dead worker's stderr its error quotes; with 0 the stream is not touched.
@@ -80,6 +82,7 @@ impl Default for Config {
             conditions: Conditions::default(),
             cpus: Vec::new(),
             variables: Vec::new(),
+            max_waiting: None,
             grace: Duration::from_millis(10),
             stderr_lines: 0,
             backtraces: None,
@@ -101,6 +104,9 @@ impl Config {
         }
         if self.max_tasks_per_worker == Some(0) {
             return Err(Error::other("the workers of a pool need to have at least one task each"));
+        }
+        if self.max_waiting == Some(0) {
+            return Err(Error::other("a pool needs to let at least one item wait: how else would it reach a worker?"));
         }
         if let Some(cpu) = self.cpus.iter().find(|cpu| **cpu >= CpuSet::MAX_CPU) {
             return Err(Error::other(format!("there is no CPU {cpu} to tie a worker to")));
@@ -343,6 +349,39 @@ impl PoolBuilder {
     #[must_use]
     pub fn keep_stderr(mut self, lines: usize) -> Self {
         self.config.stderr_lines = lines;
+        self
+    }
+
+    /// Bounds how many items may wait for a worker: items that were handed in and that no worker has. By default any number may.
+    ///
+    /// With a bound a caller is held back when that many wait: [`apply`](crate::Pool::apply) and the result of
+    /// [`apply_async`](crate::Pool::apply_async) hand their item in once there is room, first come, first served, while they
+    /// are awaited; `map` and `imap` take no more from their source; and [`try_apply`](crate::Pool::try_apply) fails at once.
+    /// An item that waits for room has not been handed in: dropping its future forgets it, that of `apply_async` included,
+    /// and a [`queue_timeout`](crate::Call::queue_timeout) does not count yet. Chunks have no more items than may wait. The calls
+    /// of a [`Checkout`](crate::Checkout) and items that are tried again are not held back.
+    ///
+    /// ```
+    /// use multiprocess::{self as mp, ErrorKind, Pool};
+    /// use std::time::Duration;
+    /// # fn main() -> mp::Result<()> { mp::run(async {
+    /// let pool = Pool::builder().workers(1).max_waiting(2).build()?;
+    /// let slow = || std::thread::sleep(Duration::from_millis(100));
+    /// let mut begun = Vec::new();
+    /// let error = loop {
+    ///     // One is at work, two wait.
+    ///     match pool.try_apply(slow, ()) {
+    ///         Ok(result) => begun.push(result),
+    ///         Err(error) => break error,
+    ///     }
+    /// };
+    /// assert_eq!(error.kind(), ErrorKind::Full);
+    /// pool.apply(slow, ()).await?; // waits for room, and then for its turn
+    /// # Ok(()) }) }
+    /// ```
+    #[must_use]
+    pub fn max_waiting(mut self, items: usize) -> Self {
+        self.config.max_waiting = Some(items);
         self
     }
 

@@ -83,8 +83,8 @@ impl Shared {
     }
 
     /// Ends an event.
-    fn leave(&self, mut scheduler: MutexGuard<'_, Scheduler>, effects: Effects) {
-        self.out.store(scheduler.leave(&effects), Release);
+    fn leave(&self, mut scheduler: MutexGuard<'_, Scheduler>, mut effects: Effects) {
+        self.out.store(scheduler.leave(&mut effects), Release);
         drop(scheduler);
         effects.ears.iter().for_each(|ear| ear.pass_on());
         for (worker, timeout) in effects.late {
@@ -149,6 +149,33 @@ impl Shared {
 
     pub(super) fn let_go(&self) {
         self.event(Scheduler::let_go);
+    }
+
+    /// For how many of up to `wanted` items of `group` there is room. If for none, `waker` is woken when there is, and `ticket`
+    /// keeps the place until then.
+    pub(super) fn reserve(
+        &self,
+        group: &Group,
+        wanted: usize,
+        ticket: &mut Option<u64>,
+        waker: Option<&Waker>,
+    ) -> usize {
+        match self.config.max_waiting {
+            Some(_) if group.is_bounded() => self.scheduler().room_wanted(wanted, ticket, waker),
+            _ => wanted,
+        }
+    }
+
+    /// There were so many items fewer than there was room for.
+    pub(super) fn give_back(&self, group: &Group, items: usize) {
+        if self.config.max_waiting.is_some() && group.is_bounded() && items > 0 {
+            self.event(|scheduler, _| scheduler.room_left_over(items));
+        }
+    }
+
+    /// Whoever had `ticket` waits for room no longer.
+    pub(super) fn leave_line(&self, ticket: u64) {
+        self.event(|scheduler, _| scheduler.room_not_wanted(ticket));
     }
 
     /// Hands chunks in, and on to workers that are free.

@@ -9,7 +9,7 @@ use crate::os::fork;
 use crate::process::entry;
 use crate::wait::{Seen, Watchful};
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Instant;
 
 /// What is to be called.
@@ -41,6 +41,8 @@ pub(super) struct Flight {
     pub(super) pool: Arc<Handle>,
     pub(super) group: Arc<Group>,
     feed: Option<(Box<dyn Feed>, Ticket)>,
+    /// The place in line for room, if the pool lets only so many items wait and has none now.
+    place: Option<u64>,
     /// What the source itself had to say, in the place of an item.
     failed: Option<(u64, Error)>,
     pulled: u64,
@@ -73,7 +75,18 @@ impl Flight {
         let group = Arc::new(Group::new(target.call, target.label, options));
         let workers = pool.shared().widths();
         let (feed, watchful) = (Some((feed, ticket)), Watchful::default());
-        Ok(Self { pool, group, feed, failed: None, pulled: 0, returned: 0, workers, watchful, began: None })
+        Ok(Self {
+            pool,
+            group,
+            feed,
+            place: None,
+            failed: None,
+            pulled: 0,
+            returned: 0,
+            workers,
+            watchful,
+            began: None,
+        })
     }
 
     fn in_flight(&self) -> usize {
@@ -101,12 +114,19 @@ impl Flight {
                 (0, remaining) if remaining > 0 => size.min((remaining / (2 * workers)).max(1)),
                 _ => size,
             };
+            // Who only tries does not stay in line.
+            let waker = Some(cx.waker()).filter(|waker| !waker.will_wake(Waker::noop()));
+            let most = self.pool.shared().reserve(&self.group, most, &mut self.place, waker);
+            if most == 0 {
+                break;
+            }
             let mut chunk = Chunk::new(self.pulled);
             if most > 1 {
                 chunk.body.reserve((most * 16).min(CHUNK_BYTES));
             }
             let stop = feed.fill(&mut chunk, most, cx);
             self.pulled += u64::from(chunk.count);
+            self.pool.shared().give_back(&self.group, most - chunk.count as usize);
             // Small ones are handed in together.
             let is_large = chunk.bytes().len() >= TOGETHER / 16;
             if chunk.count > 0 {
@@ -244,6 +264,11 @@ impl Flight {
         out >= 2 * chunk && self.pool.shared().out() <= out
     }
 
+    /// Whether its source has something that was not handed in.
+    pub(super) fn is_held_back(&self) -> bool {
+        self.feed.is_some()
+    }
+
     /// Lets go of what was handed in.
     pub(super) fn detach(&mut self) {
         self.returned = self.pulled;
@@ -256,6 +281,9 @@ impl Drop for Flight {
             return;
         }
         self.feed = None;
+        if let Some(place) = self.place.take() {
+            self.pool.shared().leave_line(place);
+        }
         if self.in_flight() > 0 {
             self.pool.shared().cancel(&self.group);
         }

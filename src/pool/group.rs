@@ -247,7 +247,7 @@ impl Pace {
     }
 
     /// Goes a quarter of the way up at most, or down: as many are above it as below in the long run.
-    fn learn(&self, ns: u64) {
+    pub(super) fn learn(&self, ns: u64) {
         let old = self.ns();
         let new = match old {
             0 => ns,
@@ -322,6 +322,11 @@ impl Group {
     /// Whether its items are for one certain worker.
     pub(super) fn is_certain(&self) -> bool {
         self.options.lease > 0 && !self.options.acquires
+    }
+
+    /// Whether its items count among those of which only so many may wait.
+    pub(super) fn is_bounded(&self) -> bool {
+        self.options.lease == 0
     }
 
     /// How many items a chunk should have now.

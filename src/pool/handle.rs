@@ -5,7 +5,7 @@ use super::flight::{Flight, Stage, Target, Ticket};
 use super::group::{Block, Options};
 use super::pool::Handle;
 use super::scheduler::stranded;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use futures_util::Stream;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
@@ -173,7 +173,8 @@ impl<R: DeserializeOwned + 'static> Future for Call<R> {
     }
 }
 
-/// A call that already runs; made by [`Pool::apply_async`](crate::Pool::apply_async). Dropping it lets it go on.
+/// A call that already runs; made by [`Pool::apply_async`](crate::Pool::apply_async). Dropping it lets it go on, unless it still
+/// waits for room in a pool with [`max_waiting`](crate::PoolBuilder::max_waiting).
 ///
 /// ```
 /// use multiprocess::{self as mp, Pool};
@@ -192,6 +193,26 @@ pub struct AsyncResult<R> {
 impl<R> AsyncResult<R> {
     pub(super) fn start(pool: Arc<Handle>, target: Target, feed: Result<Box<dyn Feed>>) -> Self {
         Self { stage: started(planned_one(pool, target, feed)), result: PhantomData }
+    }
+
+    /// The same if there is room for it.
+    pub(super) fn try_start(pool: Arc<Handle>, target: Target, feed: Result<Box<dyn Feed>>) -> Result<Self> {
+        let mut call = Self::start(pool, target, feed);
+        match std::mem::replace(&mut call.stage, Stage::Over) {
+            Stage::Failed(error) => Err(error),
+            Stage::Flying(flight) if flight.is_held_back() => {
+                let most = flight.pool.shared().config.max_waiting.unwrap_or_default();
+                let text = format!(
+                    "{} items wait for a worker of the pool, as many as may wait: await `apply`, or try later",
+                    most
+                );
+                Err(Error::new(ErrorKind::Full, text))
+            }
+            stage => {
+                call.stage = stage;
+                Ok(call)
+            }
+        }
     }
 
     /// Whether the result is there.

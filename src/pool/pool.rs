@@ -185,6 +185,29 @@ impl Pool {
         AsyncResult::start(self.handle.clone(), target(f), one(&args))
     }
 
+    /// [`apply_async`](Self::apply_async) if the pool lets one more item wait; never waits. The same as `apply_async` for
+    /// a pool without [`max_waiting`](PoolBuilder::max_waiting).
+    ///
+    /// ```
+    /// use multiprocess::{self as mp, Pool};
+    /// # fn main() -> mp::Result<()> { mp::run(async {
+    /// let pool = Pool::builder().workers(1).max_waiting(100).build()?;
+    /// assert_eq!(pool.try_apply(|x: u32| x + 1, (1,))?.await?, 2);
+    /// # Ok(()) }) }
+    /// ```
+    ///
+    /// # Errors
+    /// `Full` if as many items wait as may, or others wait for room; `Closed` and `Encode` as [`apply`](Self::apply). Those of
+    /// the call itself come when the result is awaited.
+    pub fn try_apply<F, A, M>(&self, f: F, args: A) -> Result<AsyncResult<F::Output>>
+    where
+        F: Function<A, M>,
+        A: Arguments,
+    {
+        const { captures_nothing::<F>() };
+        AsyncResult::try_start(self.handle.clone(), target(f), one(&args))
+    }
+
     /// Runs `f` on each item when awaited; the results are in order.
     ///
     /// # Errors

@@ -275,7 +275,7 @@ impl Scheduler {
             let is_empty = items.is_queued && items.pending.is_empty();
             (late, items.pending.iter().filter_map(|chunk| chunk.queued).min(), is_empty)
         };
-        self.no_longer_wait(late.iter());
+        self.no_longer_wait(group, late.iter());
         if is_empty {
             self.queue_of(group).into_iter().for_each(Queue::was_emptied);
         }

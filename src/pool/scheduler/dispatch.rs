@@ -62,7 +62,8 @@ impl Scheduler {
                 items.pending.push_back(chunk);
             }),
         }
-        (self.waiting, self.waiting_chunks) = (self.waiting + waiting, self.waiting_chunks + new);
+        self.waiting += if group.is_bounded() { waiting } else { 0 };
+        self.waiting_chunks += if group.is_certain() { 0 } else { new };
         if items.has_pending() && !std::mem::replace(&mut items.is_queued, true) {
             drop(items);
             if group.is_certain() {
@@ -78,14 +79,14 @@ impl Scheduler {
     /// All of `group` that no worker has. It stays where it is queued.
     pub(super) fn take_pending(&mut self, group: &Group) -> VecDeque<Chunk> {
         let pending = std::mem::take(&mut group.items().pending);
-        self.no_longer_wait(pending.iter());
+        self.no_longer_wait(group, pending.iter());
         pending
     }
 
-    pub(super) fn no_longer_wait<'a>(&mut self, chunks: impl Iterator<Item = &'a Chunk>) {
+    pub(super) fn no_longer_wait<'a>(&mut self, group: &Group, chunks: impl Iterator<Item = &'a Chunk>) {
         for chunk in chunks {
-            self.waiting -= chunk.count as usize;
-            self.waiting_chunks -= 1;
+            self.waiting -= if group.is_bounded() { chunk.count as usize } else { 0 };
+            self.waiting_chunks -= usize::from(!group.is_certain());
         }
     }
 
@@ -96,7 +97,7 @@ impl Scheduler {
         items.is_queued = items.has_pending();
         let has_more = items.is_queued;
         drop(items);
-        self.no_longer_wait(chunk.iter());
+        self.no_longer_wait(group, chunk.iter());
         (chunk, has_more)
     }
 
@@ -296,7 +297,7 @@ impl Scheduler {
             }
             worker.pop_complete(None, &mut Vec::new());
         }
-        let at = later(Instant::now(), grace);
+        let at = later(effects.now(), grace);
         asked.into_iter().for_each(|(place, item)| self.at(at, Event::Kill(place, item), effects));
     }
 

@@ -16,10 +16,14 @@ mod deadlines;
 mod dispatch;
 mod queue;
 mod results;
+mod room;
 mod scaling;
 mod seats;
 mod teardown;
 mod worker;
+
+#[cfg(all(test, not(multiprocess_loom)))]
+mod tests;
 
 use super::config::Config;
 use super::group::{Block, Chunk, Group, Pace};
@@ -32,6 +36,7 @@ use crate::process::cpu_count;
 use crate::wire::Sealed;
 use deadlines::{Event, Timer};
 use queue::Queue;
+use room::Room;
 use seats::{SeatSet, Seats};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
@@ -77,9 +82,12 @@ pub(super) struct Scheduler {
     open: usize,
     /// Items handed in and not settled.
     out: usize,
-    /// Items that no worker has, and in how many chunks.
+    /// Items that no worker has, but for those of checkouts.
     waiting: usize,
+    /// Chunks that any worker may have and none has.
     waiting_chunks: usize,
+    /// For items that wait.
+    room: Room,
     /// So many workers are kept awake with brief items before another is woken.
     awake: usize,
     /// That number is doubled so often, as those did not get on.
@@ -224,6 +232,7 @@ impl Scheduler {
         let workers = config.workers.clone();
         // Who says which CPUs its workers have does not want them to be chosen by us.
         let awake = if config.cpus.is_empty() { cpu_count() } else { usize::MAX };
+        let room = Room::new(config.max_waiting);
         let mut scheduler = Self {
             config,
             board,
@@ -239,6 +248,7 @@ impl Scheduler {
             out: 0,
             waiting: 0,
             waiting_chunks: 0,
+            room,
             awake,
             boost: 0,
             is_closed: false,
@@ -272,7 +282,8 @@ impl Scheduler {
     }
 
     /// The caller lets go of the lock: how many items are out now, workers at their initializers included.
-    pub(super) fn leave(&mut self, effects: &Effects) -> usize {
+    pub(super) fn leave(&mut self, effects: &mut Effects) -> usize {
+        self.room.pass_on(self.waiting, &mut effects.wakers);
         self.out -= effects.settled;
         self.seats.update();
         self.out + self.seats.index().beginning.len()
@@ -305,6 +316,9 @@ impl Scheduler {
         let items = chunks.iter().map(|chunk| chunk.count as usize).sum::<usize>();
         group.items().out += items;
         self.out += items;
+        if group.is_bounded() {
+            self.room.give_back(items);
+        }
         group.set_pace(|| self.pace(group));
         if group.options.queue_timeout.is_some() {
             let now = effects.now();
@@ -326,6 +340,22 @@ impl Scheduler {
             let now = effects.now();
             items.pending.iter_mut().rev().take(waiting).for_each(|chunk| _ = chunk.handed.get_or_insert(now));
         }
+    }
+
+    /// A caller is about to take up to `wanted` items from their source: for how many there is room. If for none, `waker` is
+    /// woken when there is.
+    pub(super) fn room_wanted(&mut self, wanted: usize, ticket: &mut Option<u64>, waker: Option<&Waker>) -> usize {
+        self.room.reserve(self.waiting, wanted, ticket, waker)
+    }
+
+    /// There were fewer items than there was room for.
+    pub(super) fn room_left_over(&mut self, items: usize) {
+        self.room.give_back(items);
+    }
+
+    /// A caller waits for room no longer.
+    pub(super) fn room_not_wanted(&mut self, ticket: u64) {
+        self.room.leave(ticket);
     }
 
     fn pace(&mut self, group: &Group) -> Arc<Pace> {
@@ -409,7 +439,7 @@ impl Scheduler {
         if phase == Phase::Doomed {
             hired.control.kill();
         }
-        let now = Instant::now();
+        let now = effects.now();
         // Any number will do that differs from worker to worker.
         let spread = |most: u64| (generation.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) % most.saturating_add(1);
         let max_tasks = self.config.max_tasks_per_worker.unwrap_or(usize::MAX);
@@ -609,7 +639,7 @@ impl Scheduler {
 
     /// Time has passed: what is due is done. What the driver has to do now.
     pub(super) fn time_passed(&mut self, is_local: bool, effects: &mut Effects) -> Step {
-        let now = Instant::now();
+        let now = effects.now();
         if now >= self.next_sweep {
             // Lanes that nobody marked, too: damage to the marks costs time, but nobody waits for ever.
             self.next_sweep = now + SWEEP;

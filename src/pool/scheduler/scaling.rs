@@ -33,7 +33,7 @@ impl Scheduler {
         if wanted == 0 {
             return;
         }
-        let now = Instant::now();
+        let now = effects.now();
         let free: Vec<_> = (0..most).filter(|seat| !self.seats.is_taken(*seat)).take(wanted).collect();
         for seat in free {
             self.seats.set_vacant(seat, Some(now));

@@ -106,7 +106,7 @@ impl Scheduler {
         match has_worked {
             true => {
                 self.seats.forgive(seat);
-                self.seats.set_vacant(seat, Some(Instant::now()));
+                self.seats.set_vacant(seat, Some(effects.now()));
             }
             false => {
                 let doing = if worker.phase == Phase::Beginning { "its initializer" } else { "nothing" };
@@ -138,7 +138,7 @@ impl Scheduler {
             true => self.again(group, again, effects),
             false => {
                 group.items().resting += 1;
-                self.at(later(Instant::now(), wait), Event::Retry(group.clone(), again), effects);
+                self.at(later(effects.now(), wait), Event::Retry(group.clone(), again), effects);
             }
         }
     }
@@ -155,7 +155,7 @@ impl Scheduler {
             return self.break_down(error, effects);
         }
         let back_off = BACK_OFF * (1 << failures.min(8)) / 2;
-        self.seats.set_vacant(seat, is_wanted.then(|| Instant::now() + back_off));
+        self.seats.set_vacant(seat, is_wanted.then(|| effects.now() + back_off));
     }
 
     /// No worker can be had: everybody is told why.

@@ -1,0 +1,100 @@
+//! Room for items that wait, where their number is bounded: asked for before an item is taken from its source, given in
+//! the order in which it was asked for.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::task::Waker;
+
+#[derive(Default)]
+pub(super) struct Room {
+    /// Items that may wait; without a bound there is always room.
+    most: Option<usize>,
+    /// Items that have room and have not been handed in.
+    reserved: usize,
+    /// Callers that wait for room, by their tickets.
+    waiters: BTreeMap<u64, Waker>,
+    /// Callers that were woken, each with room for one item.
+    woken: BTreeSet<u64>,
+    tickets: u64,
+}
+
+impl Room {
+    pub(super) fn new(most: Option<usize>) -> Self {
+        Self { most, ..Self::default() }
+    }
+
+    /// Reserves room for up to `wanted` items while `waiting` wait; for how many there was. If for none, `waker` is woken
+    /// when there is, and `ticket` keeps the place in line.
+    pub(super) fn reserve(
+        &mut self,
+        waiting: usize,
+        wanted: usize,
+        ticket: &mut Option<u64>,
+        waker: Option<&Waker>,
+    ) -> usize {
+        let Some(most) = self.most.filter(|_| wanted > 0) else { return wanted };
+        let held = ticket.is_some_and(|ticket| self.woken.remove(&ticket));
+        if !held && let Some(place) = ticket.and_then(|ticket| self.waiters.get_mut(&ticket)) {
+            waker.into_iter().for_each(|waker| place.clone_from(waker));
+            return 0;
+        }
+        let free = if self.waiters.is_empty() { most.saturating_sub(waiting + self.reserved) } else { 0 };
+        let more = free.min(wanted - usize::from(held));
+        self.reserved += more;
+        *ticket = None;
+        let granted = more + usize::from(held);
+        if let Some(waker) = waker.filter(|_| granted == 0) {
+            self.tickets += 1;
+            self.waiters.insert(self.tickets, waker.clone());
+            *ticket = Some(self.tickets);
+        }
+        granted
+    }
+
+    /// Room for so many items is needed no longer: they were handed in, or there are none.
+    pub(super) fn give_back(&mut self, items: usize) {
+        self.reserved = self.reserved.saturating_sub(items);
+    }
+
+    /// Somebody waits no longer.
+    pub(super) fn leave(&mut self, ticket: u64) {
+        if self.waiters.remove(&ticket).is_none() && self.woken.remove(&ticket) {
+            self.give_back(1);
+        }
+    }
+
+    /// Whom to wake now that `waiting` items wait.
+    pub(super) fn pass_on(&mut self, waiting: usize, wakers: &mut Vec<Waker>) {
+        let Some(most) = self.most else { return };
+        while waiting + self.reserved < most
+            && let Some((ticket, waker)) = self.waiters.pop_first()
+        {
+            self.reserved += 1;
+            self.woken.insert(ticket);
+            wakers.push(waker);
+        }
+    }
+}
+
+#[cfg(all(test, not(multiprocess_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_goes_to_those_who_wait_in_their_order_and_on_from_those_who_leave() {
+        let (mut room, mut wakers, waker) = (Room::new(Some(2)), Vec::new(), Waker::noop());
+        let [mut a, mut b, mut c] = [None; 3];
+        assert_eq!(room.reserve(0, 5, &mut a, Some(waker)), 2);
+        assert_eq!((room.reserve(0, 1, &mut b, Some(waker)), room.reserve(0, 1, &mut c, Some(waker))), (0, 0));
+        // The two items wait now; then one of them begins.
+        room.give_back(2);
+        room.pass_on(2, &mut wakers);
+        assert!(wakers.is_empty());
+        room.pass_on(1, &mut wakers);
+        assert_eq!(wakers.len(), 1);
+        assert_eq!((room.reserve(1, 1, &mut a, None), room.reserve(1, 1, &mut c, Some(waker))), (0, 0), "b is first");
+        room.leave(b.unwrap());
+        room.pass_on(1, &mut wakers);
+        assert_eq!((wakers.len(), room.reserve(1, 1, &mut c, Some(waker)), c), (2, 1, None));
+        assert_eq!(Room::new(None).reserve(usize::MAX, 7, &mut None, None), 7);
+    }
+}

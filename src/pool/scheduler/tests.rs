@@ -1,0 +1,410 @@
+//! The scheduler as a state machine: events in any order, with invariants after each. Lanes are real; who is at their other
+//! ends is played by the test, step by step, and the clock is the test's.
+
+use super::*;
+use crate::channel::lane::{self, Order, WorkerEnd};
+use crate::channel::{self, spsc};
+use crate::pool::group::Options;
+use crate::process::entry;
+use std::os::unix::process::ExitStatusExt;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+const SEATS: usize = 3;
+const MS: Duration = Duration::from_millis(1);
+
+struct Kill(Arc<AtomicBool>);
+
+impl Control for Kill {
+    fn kill(&self) {
+        self.0.store(true, Relaxed);
+    }
+    fn leaves_within(&self, _: Duration) {}
+}
+
+/// A worker process, as far as its lane shows it.
+struct Played {
+    generation: u64,
+    lane: WorkerEnd,
+    order: Option<(Order, u32)>,
+    is_killed: Arc<AtomicBool>,
+    _pipes: (channel::Receiver<Sealed>, channel::Sender<Sealed>),
+}
+
+impl Played {
+    /// One move: it takes an order, starts an item, puts a result, or gives an order up. Whether there was any.
+    fn step(&mut self) -> bool {
+        let Some((order, at_work)) = &mut self.order else {
+            if !self.lane.has_any() {
+                self.lane.tell();
+                return false;
+            }
+            let mut bytes = Vec::new();
+            let Ok(Some(order)) = self.lane.next(&mut bytes) else { panic!("an order") };
+            self.order = Some((order, 0));
+            return true;
+        };
+        if *at_work > 0 {
+            // What it was at is done.
+            if self.lane.is_last(order, *at_work - 1) {
+                self.lane.note_took(order, Duration::from_micros(1));
+            }
+            self.lane.report(entry::IS_VALUE, [&[7], &[]]).unwrap();
+            *at_work = 0;
+        } else if let Some(index) = self.lane.start(order) {
+            *at_work = index + 1;
+        } else if let Some((order, _)) = self.order.take() {
+            self.lane.finish(order);
+        }
+        true
+    }
+}
+
+/// A call, and how often each of its items was settled.
+struct Asked {
+    group: Arc<Group>,
+    items: u32,
+    settled: Vec<u32>,
+}
+
+struct World {
+    scheduler: Scheduler,
+    now: Instant,
+    played: Vec<Option<Played>>,
+    asked: Vec<Asked>,
+    checkout: u64,
+    /// The call that takes the worker of that.
+    acquires: Option<Arc<Group>>,
+    wakers: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Act {
+    Apply,
+    Deadline,
+    Brief,
+    Chunk,
+    Retry,
+    Step(usize),
+    Collect,
+    Die(usize),
+    Time(u32),
+    Cancel,
+    Checkout,
+    CallCheckout,
+    Release,
+    Resize(usize, usize),
+    Sleep,
+    Shut,
+    Terminate,
+}
+
+impl World {
+    fn new() -> Self {
+        let board = Arc::new(Board::create().unwrap());
+        let config = Config { workers: 2..=2, grace: MS, ..Config::default() };
+        let mut scheduler = Scheduler::new(Arc::new(config), board);
+        scheduler.awake = 1;
+        let played = (0..SEATS).map(|_| None).collect();
+        let mut world = Self {
+            scheduler,
+            now: Instant::now() + MS,
+            played,
+            asked: Vec::new(),
+            checkout: 0,
+            acquires: None,
+            wakers: 0,
+        };
+        world.time(0);
+        world
+    }
+
+    fn event<T>(&mut self, happens: impl FnOnce(&mut Scheduler, &mut Effects) -> T) -> T {
+        self.now += Duration::from_nanos(100);
+        let mut effects = Effects { now: Some(self.now), ..Effects::default() };
+        let result = happens(&mut self.scheduler, &mut effects);
+        self.scheduler.leave(&mut effects);
+        self.wakers += effects.wakers.len();
+        self.check();
+        result
+    }
+
+    /// The driver's turn, after `ms`: it starts workers, and hears of those that were killed.
+    fn time(&mut self, ms: u32) {
+        self.now += MS * ms;
+        for seat in 0..self.played.len() {
+            let Some(played) = &self.played[seat] else { continue };
+            let is_over = |worker: &Worker| worker.phase == Phase::Leaving && !played.lane.has_any();
+            let has_ended = played.order.is_none() && self.scheduler.seats.get(seat).is_some_and(is_over);
+            if has_ended || played.is_killed.load(Relaxed) {
+                self.die(seat);
+            }
+        }
+        let step = self.event(|scheduler, effects| scheduler.time_passed(false, effects));
+        for hire in step.hires {
+            let (lane, end) = lane::create(&self.scheduler.board, hire.seat).unwrap();
+            let ((orders, taken), (put, results)) = (channel::simplex().unwrap(), channel::simplex().unwrap());
+            let is_killed = Arc::new(AtomicBool::new(false));
+            let hired = Hired {
+                name: format!("worker {}", hire.seat),
+                // Of a process that is asleep, if there is one.
+                pid: u32::MAX,
+                control: Box::new(Kill(is_killed.clone())),
+                lane,
+                outbox: Outbox::new(hire.seat, orders),
+                mail: Mail::new(results, self.scheduler.board.marker(hire.seat)),
+            };
+            self.event(|scheduler, effects| scheduler.hired(&hire, hired, effects));
+            let _pipes = (taken, put);
+            self.played[hire.seat] =
+                Some(Played { generation: hire.generation, lane: end, order: None, is_killed, _pipes });
+        }
+    }
+
+    fn die(&mut self, seat: usize) {
+        let Some(played) = self.played[seat].take() else { return };
+        let status = Ok(ExitStatus::from_raw(9));
+        self.event(|scheduler, effects| {
+            scheduler.exited(seat, played.generation, &status, Circumstances::default(), effects);
+        });
+    }
+
+    fn submit(&mut self, items: u32, chunk: u32, is_brief: bool, options: Options) {
+        let group = Arc::new(Group::new(entry::Call::of(|| ()), "f", options));
+        if is_brief {
+            let pace = Arc::new(Pace::default());
+            pace.learn(100);
+            group.set_pace(|| pace);
+        } else {
+            group.set_pace(Arc::default);
+        }
+        self.asked.push(Asked { group: group.clone(), items, settled: vec![0; items as usize] });
+        let chunks = (0..items).step_by(chunk as usize).map(|first| {
+            let mut chunk_ = Chunk::new(first.into());
+            (first..(first + chunk).min(items)).for_each(|_| {
+                spsc::append_record(&mut chunk_.body, &[1]).unwrap();
+                chunk_.count += 1;
+            });
+            chunk_
+        });
+        let chunks = chunks.collect();
+        self.event(|scheduler, effects| scheduler.submitted(&group, chunks, effects));
+    }
+
+    fn act(&mut self, act: Act) {
+        let options = Options::default;
+        match act {
+            Act::Apply => self.submit(1, 1, false, options()),
+            Act::Deadline => {
+                let limits = Options { timeout: Some(5 * MS), queue_timeout: Some(20 * MS), ..options() };
+                self.submit(2, 1, false, limits);
+            }
+            Act::Brief => self.submit(6, 1, true, options()),
+            Act::Chunk => self.submit(4, 3, false, options()),
+            Act::Retry => self.submit(1, 1, false, Options { retries: 1, back_off: 3 * MS, ..options() }),
+            Act::Step(seat) => {
+                let _ = self.played[seat].as_mut().is_some_and(Played::step);
+                self.check();
+            }
+            Act::Collect => _ = self.event(Scheduler::results_arrived),
+            Act::Die(seat) => self.die(seat),
+            Act::Time(ms) => self.time(ms),
+            Act::Cancel => {
+                if let Some(asked) = self.asked.last() {
+                    let group = asked.group.clone();
+                    self.event(|scheduler, effects| scheduler.cancelled(&group, effects));
+                }
+            }
+            Act::Checkout if self.checkout == 0 => {
+                self.checkout = self.scheduler.new_checkout();
+                let (lease, acquires) = (self.checkout, true);
+                self.submit(1, 1, false, Options { lease, acquires, ..options() });
+                self.acquires = self.asked.last().map(|asked| asked.group.clone());
+            }
+            Act::CallCheckout => {
+                let is_taken = |leased: &Leased| leased.seat.is_some();
+                if self.scheduler.checkouts.get(&self.checkout).is_some_and(is_taken) {
+                    self.submit(2, 1, false, Options { lease: self.checkout, ..options() });
+                }
+            }
+            Act::Release if self.checkout > 0 => {
+                let lease = std::mem::take(&mut self.checkout);
+                // As a checkout that is dropped while it is waited for: its call goes first.
+                if let Some(group) = self.acquires.take().filter(|group| group.items().out > 0) {
+                    self.event(|scheduler, effects| scheduler.cancelled(&group, effects));
+                }
+                self.event(|scheduler, effects| scheduler.released(lease, effects));
+            }
+            Act::Checkout | Act::Release => {}
+            Act::Resize(least, most) => self.event(|scheduler, effects| scheduler.resized(least..=most, effects)),
+            Act::Sleep => self.event(Scheduler::about_to_sleep),
+            Act::Shut => _ = self.event(Scheduler::shut),
+            Act::Terminate => self.event(Scheduler::terminated),
+        }
+    }
+
+    /// What holds after each event.
+    fn check(&mut self) {
+        let scheduler = &mut self.scheduler;
+        scheduler.seats.update();
+        let index = scheduler.seats.index();
+        let (mut out, mut pending, mut chunks) = (0, 0, 0);
+        for asked in &mut self.asked {
+            while let Some(block) = asked.group.take_done() {
+                (0..block.count()).for_each(|at| asked.settled[block.first() as usize + at as usize] += 1);
+            }
+            let items = asked.group.items();
+            assert!(asked.settled.iter().all(|times| *times <= 1), "settled twice: {:?}", asked.settled);
+            let settled = asked.settled.iter().sum::<u32>() as usize;
+            if !items.is_cancelled {
+                assert_eq!(items.out + settled, asked.items as usize, "an item is neither out nor settled");
+            }
+            out += items.out;
+            if asked.group.options.lease == 0 {
+                pending += items.pending.iter().map(|chunk| chunk.count as usize).sum::<usize>();
+            }
+            chunks += if asked.group.is_certain() { 0 } else { items.pending.len() };
+        }
+        assert_eq!((scheduler.out, scheduler.waiting, scheduler.waiting_chunks), (out, pending, chunks));
+        // No item waits while a worker is idle, but for brief ones while enough are awake with such.
+        if let Some(first) = scheduler.queue.front().filter(|group| group.items().has_pending()) {
+            let enough = first.is_brief() && index.awake.len() >= scheduler.awake << scheduler.boost;
+            assert!(index.open[0].is_empty() || enough, "an item waits, and a worker is idle");
+            let is_planned = scheduler.is_share_planned || index.open[0].is_empty();
+            assert!(is_planned, "nobody looks whether those that are awake get on");
+        }
+        for (seat, worker) in scheduler.seats.workers() {
+            let serves = worker.phase == Phase::Serving && worker.lease == 0 && worker.full.is_none();
+            let level = (serves && worker.given < worker.share).then_some(worker.running.len());
+            let found = index.open.iter().position(|set| set.contains(seat));
+            // What it has done about orders that it was stopped at is known when its mark is seen.
+            let is_right = worker.stalled.is_some() || found == level.filter(|level| *level < DEPTH);
+            assert!(is_right, "a worker with {} orders is in set {found:?}", worker.running.len());
+            assert!(index.taken.contains(seat));
+            // No deadline is forgotten.
+            for running in worker.running.iter().filter(|running| running.group.options.timeout.is_some()) {
+                let mut events = scheduler.timers.iter().map(|Reverse(timer)| &timer.event);
+                let is_its = |place: &Place| {
+                    (place.seat, place.generation, place.number) == (seat, worker.generation, running.number)
+                };
+                let is_timed = events.any(|event| match event {
+                    Event::Overrun(place) | Event::Kill(place, _) => is_its(place),
+                    _ => false,
+                });
+                assert!(is_timed || worker.phase == Phase::Doomed, "an order with a deadline has no timer");
+            }
+        }
+    }
+
+    fn unsettled(&self) -> String {
+        let open = self.asked.iter().filter(|asked| asked.settled.contains(&0)).map(|asked| {
+            let (items, options) = (asked.group.items(), &asked.group.options);
+            format!(
+                "{:?} lease {} of {}, {} pending",
+                asked.settled,
+                options.lease,
+                options.acquires,
+                items.pending.len()
+            )
+        });
+        let seats = self.scheduler.seats.workers().map(|(seat, worker)| {
+            let (lease, orders) = (worker.lease, worker.running.len());
+            format!("seat {seat}: {:?}, lease {lease}, {orders} orders, stalled {}", worker.phase, worker.is_stalled())
+        });
+        format!("{:#?}", open.chain(seats).collect::<Vec<_>>())
+    }
+
+    /// Everybody does what is to be done until all is settled.
+    fn finish(&mut self) {
+        for round in 0.. {
+            assert!(round < 500, "never settled: {}", self.unsettled());
+            (0..SEATS).for_each(|seat| while self.played[seat].as_mut().is_some_and(Played::step) {});
+            self.act(Act::Collect);
+            self.time(if round % 10 == 9 { 1500 } else { 3 });
+            if self.scheduler.out == 0 {
+                break;
+            }
+        }
+        for asked in &self.asked {
+            let is_whole = asked.settled.iter().all(|times| *times == 1);
+            assert!(is_whole || asked.group.items().is_cancelled, "{:?}", asked.settled);
+        }
+    }
+}
+
+fn run(acts: impl Iterator<Item = Act>) -> Vec<Act> {
+    let (mut world, mut done) = (World::new(), Vec::new());
+    struct Told<'a>(&'a mut Vec<Act>);
+    impl Drop for Told<'_> {
+        fn drop(&mut self) {
+            if std::thread::panicking() {
+                eprintln!("after {:?}", self.0);
+            }
+        }
+    }
+    let told = Told(&mut done);
+    for act in acts {
+        told.0.push(act);
+        world.act(act);
+    }
+    // Whoever has a worker checked out gives it back.
+    world.act(Act::Release);
+    world.finish();
+    drop(told);
+    done
+}
+
+#[test]
+fn short_sequences_of_events_settle_every_item_once_in_every_order() {
+    let acts =
+        [Act::Deadline, Act::Brief, Act::Step(0), Act::Collect, Act::Die(0), Act::Time(3), Act::Cancel, Act::Checkout];
+    // A call first, else nothing happens.
+    for first in [Act::Apply, Act::Chunk] {
+        for sequence in 0..acts.len().pow(3) {
+            let at = |digit: u32| acts[sequence / acts.len().pow(digit) % acts.len()];
+            run([first, at(0), at(1), at(2)].into_iter());
+        }
+    }
+}
+
+#[test]
+fn long_random_sequences_of_events_settle_every_item_once() {
+    let mut random = 1u64;
+    let mut next = move |most: usize| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random as usize % most
+    };
+    for _ in 0..150 {
+        let len = 20 + next(150);
+        let mut acts = Vec::new();
+        for _ in 0..len {
+            let seat = next(SEATS);
+            acts.push(match next(32) {
+                0 | 1 => Act::Apply,
+                2 => Act::Deadline,
+                3 | 4 => Act::Brief,
+                5 | 6 => Act::Chunk,
+                7 => Act::Retry,
+                8..=17 => Act::Step(seat),
+                18..=21 => Act::Collect,
+                22 => Act::Die(seat),
+                23 => Act::Time(1),
+                24 => Act::Time(next(30) as u32),
+                25 => Act::Cancel,
+                26 => Act::Checkout,
+                27 => Act::CallCheckout,
+                28 => Act::Release,
+                29 => Act::Resize(next(2), 1 + seat),
+                30 => Act::Sleep,
+                _ => Act::Step(seat),
+            });
+        }
+        match next(6) {
+            0 => acts.push(Act::Shut),
+            1 => acts.push(Act::Terminate),
+            _ => {}
+        }
+        run(acts.into_iter());
+    }
+}
