@@ -1,4 +1,4 @@
-//! Blocks of bytes that several processes see, with a name or without.
+//! Blocks of bytes in shared memory, with a name or without.
 #![forbid(unsafe_code)]
 
 mod shared_memory;

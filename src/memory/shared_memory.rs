@@ -15,33 +15,11 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering::*};
 use std::sync::{Arc, OnceLock};
 
-/// A block of bytes that several processes see.
+/// A block of bytes in shared memory, anonymous or with a name that any program can open.
 ///
-/// **Handles.** A handle is cheap to clone and a serde value: it travels as the descriptor of its memory, so it works
-/// wherever it arrives, also when the name is gone or was never there. The memory lives as long as any handle, in
-/// any process.
-///
-/// **Names.** A block from [`create`](Self::create) has a name, and is exactly what Python's
-/// `multiprocessing.shared_memory` and C's `shm_open` open by it, as [`open`](Self::open) opens theirs. It appears
-/// under its name whole: nobody finds it half made. Its name goes with the last handle in the process that created it, and with that
-/// process however it ends, unless [`persist`](Self::persist) was called. Whoever only opened it never removes it.
-///
-/// **Python as a reader.** Before 3.13, and in 3.13 without `track=False`, a Python process that attaches to a block
-/// removes the name when it ends. Nobody can stop it from outside, but it can be told not to, right after attaching:
-/// `resource_tracker.unregister(block._name, "shared_memory")`. Handles and mappings that exist go on working all
-/// the same.
-///
-/// **Copies.** [`read`](Self::read) and [`write`](Self::write) copy, and order nothing between processes: what one
-/// writes while another reads may arrive in part. A [`Lock`](crate::Lock) that travels along, or a queue, says when.
-/// For typed data prefer [`Array`](crate::Array) and [`Value`](crate::Value).
-///
-/// **Death.** A process killed in the middle of a `write` has written a part of it. Names of a killed process are removed
-/// by a small process of their own; only if that one was killed first, and no name was given since, do they stay.
-///
-/// **Cost.** A block is one descriptor. A copy is a system call and a memcpy: the bytes are not mapped, so two threads
-/// that copy at once are no data race, and a named block that a stranger cuts short is an error rather than a crash. For
-/// many small accesses there is [`as_ptr`](Self::as_ptr). The first name that a process gives starts a small process
-/// that removes its names if it is killed.
+/// [`read`](Self::read) and [`write`](Self::write) copy bytes out and in. A named block is exactly the shared memory of
+/// Python's `multiprocessing.shared_memory` and of C's `shm_open`, so those programs can use it too. For typed data prefer
+/// [`Array`](crate::Array) and [`Value`](crate::Value).
 ///
 /// ```
 /// use multiprocess::{self as mp, Process, SharedMemory};
@@ -64,6 +42,25 @@ use std::sync::{Arc, OnceLock};
 ///     })
 /// }
 /// ```
+///
+/// # Handles
+/// A handle is cheap to clone and is a serde value. It travels as the descriptor of its memory, so it works wherever it
+/// arrives, also when the name is gone or there never was one. The memory exists as long as any process has a handle.
+///
+/// # Details
+/// - **Names.** A block from [`create`](Self::create) appears under its name complete, never half made. The name is removed
+///   with the last handle in the process that created it, and when that process ends in any way, unless
+///   [`persist`](Self::persist) was called. A process that only opened a block never removes its name.
+/// - **Order.** Copies order nothing between processes: a concurrent read may see part of a write. Use a
+///   [`Lock`](crate::Lock) or a queue to order them.
+/// - **Death.** A process killed during a `write` has written part of it. A helper process removes the names of a killed
+///   process. They stay only if the helper was killed first and no name was created since.
+/// - **Cost.** A copy is a system call and a memcpy. The bytes are not mapped, so two threads that copy at once are no data
+///   race, and a named block that another program truncates is an error and not a crash. For many small accesses use
+///   [`as_ptr`](Self::as_ptr). A block is one descriptor. The first name that a process creates starts the helper process.
+/// - **Python as a reader.** Before 3.13, and in 3.13 without `track=False`, a Python process that attaches to a block
+///   removes the name when it ends. To prevent that, it calls `resource_tracker.unregister(block._name,
+///   "shared_memory")` right after attaching. Existing handles and mappings work in any case.
 #[derive(Clone)]
 pub struct SharedMemory(Arc<Block>);
 
@@ -82,8 +79,12 @@ struct Block {
 static MAPPED: Mapped<Block> = Mapped::new();
 
 impl SharedMemory {
-    /// `len` bytes of zeros without a name, reserved now: too little memory is an error here and never later.
-    /// It cannot be shrunk by anybody.
+    /// Creates an anonymous block of `len` zero bytes.
+    ///
+    /// The memory is reserved now, so too little of it is an error here and never later. No process can shrink the block.
+    ///
+    /// # Errors
+    /// `Io` if `len` is 0, or if there is not enough memory, or if no descriptor is left.
     ///
     /// ```
     /// use multiprocess::SharedMemory;
@@ -100,11 +101,16 @@ impl SharedMemory {
         create().map(Self).map_err(|error| failed(format_args!("cannot create {len} bytes of shared memory"), error))
     }
 
-    /// `len` bytes of zeros under `name`, reserved now. That the name is taken is an error that says by which user, whose
-    /// source is an `io::Error` of kind `AlreadyExists`.
+    /// Creates a block of `len` zero bytes under `name`.
     ///
-    /// The name is that of `shm_open`, at most 255 bytes; a slash at its beginning does not count, others and NULs are
-    /// refused. Needs [`run`](crate::run) or [`init`](crate::init), because of what happens when this process is killed.
+    /// The name is that of `shm_open`: at most 255 bytes, without NULs, and without slashes but for one at its beginning,
+    /// which does not count. The memory is reserved now.
+    ///
+    /// # Errors
+    /// - `Io` if the name is taken. The message names the user that owns it; the source is an `io::Error` of kind
+    ///   `AlreadyExists`.
+    /// - `Io` if the name is not valid, if `len` is 0, or if there is not enough memory.
+    /// - `NotInitialized` without [`run`](crate::run) or [`init`](crate::init), which the helper process needs.
     ///
     /// ```
     /// use multiprocess::{self as mp, SharedMemory};
@@ -128,7 +134,10 @@ impl SharedMemory {
         }
     }
 
-    /// `len` bytes of zeros under a name that nothing had before: ask for it by [`name`](Self::name).
+    /// Creates a block of `len` zero bytes under a new name, which [`name`](Self::name) returns.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
     ///
     /// ```
     /// use multiprocess::{self as mp, SharedMemory};
@@ -160,8 +169,12 @@ impl SharedMemory {
         Err(failed(format_args!("every name tried for shared memory is taken"), last))
     }
 
-    /// What is there under `name`, or else what [`create`](Self::create) makes. What is there keeps its length, and must
-    /// be this user's, as for [`open`](Self::open).
+    /// Opens the block `name`, or creates it with `len` zero bytes if there is none.
+    ///
+    /// An existing block keeps its length.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open) and [`create`](Self::create), but for a name that is missing or taken.
     ///
     /// ```
     /// use multiprocess::{self as mp, SharedMemory};
@@ -195,8 +208,14 @@ impl SharedMemory {
         }
     }
 
-    /// The block of this name, whoever made it. That there is none is an error, whose source is an `io::Error` of
-    /// kind `NotFound`.
+    /// Opens the block `name`, which any program may have created.
+    ///
+    /// It must belong to the effective user of this process, for any user can create something under a name first. Use
+    /// [`open_of_user`](Self::open_of_user) for a block of another user. A symbolic link is not followed.
+    ///
+    /// # Errors
+    /// - `Io` if there is none. The source is an `io::Error` of kind `NotFound`.
+    /// - `Io` if it belongs to another user, which the message names, or if this process may not open it.
     ///
     /// ```
     /// use multiprocess::SharedMemory;
@@ -206,20 +225,16 @@ impl SharedMemory {
     /// let source = error.source().and_then(|source| source.downcast_ref::<std::io::Error>());
     /// assert_eq!(source.map(|source| source.kind()), Some(std::io::ErrorKind::NotFound));
     /// ```
-    ///
-    /// It must belong to this process's user (its effective uid), for everybody can put something under a name first;
-    /// what another has put there is an error that says whose it is. [`open_of_user`](Self::open_of_user) takes that of
-    /// the user it is told. A symbolic link is not followed.
     pub fn open(name: &str) -> Result<Self> {
         Self::open_permitted(name, None)
     }
 
-    /// [`open`](Self::open), also if the block belongs to the user with this uid.
+    /// Opens the block `name` if it belongs to this user or to the user with this uid.
     ///
-    /// Whoever made it can read, change and cut it short at any time, and may be at it with a program of their own.
+    /// That user can read, change and truncate the block at any time.
     ///
     /// # Errors
-    /// `Io` if there is none of this name, or it is of neither user, or this process may not open it.
+    /// As [`open`](Self::open).
     ///
     /// ```no_run
     /// use multiprocess::SharedMemory;
@@ -243,7 +258,7 @@ impl SharedMemory {
         Ok(Self(Arc::new(Block::of(fd, len, name.to_string(), 0)?)))
     }
 
-    /// The outer error: there is nobody to see to the name.
+    /// The outer error: no helper process would remove the name.
     fn try_create(name: &str, len: usize) -> Result<io::Result<Self>> {
         let make = || {
             named::check(name)?;
@@ -262,19 +277,21 @@ impl SharedMemory {
         Ok(linked.and_then(|()| block.listed()).map(Self))
     }
 
-    /// How many bytes there are.
+    /// Returns the number of bytes.
     #[allow(clippy::len_without_is_empty)] // It never is.
     pub fn len(&self) -> usize {
         self.0.len
     }
 
-    /// The name, without a slash; empty for an anonymous block.
+    /// Returns the name, without a slash. It is empty for an anonymous block.
     pub fn name(&self) -> &str {
         &self.0.name
     }
 
-    /// Copies the bytes from `offset` on to `to`. An error, with nothing promised about `to`, if they are not all
-    /// there.
+    /// Copies the bytes from `offset` on to `to`.
+    ///
+    /// # Errors
+    /// `Io` if the range is not inside the block. The content of `to` is then unspecified.
     ///
     /// ```
     /// use multiprocess::SharedMemory;
@@ -292,7 +309,10 @@ impl SharedMemory {
             .map_err(|error| failed(format_args!("cannot read shared memory {:?}", block.name), error))
     }
 
-    /// Copies `from` to `offset`. An error, with nothing written, if it does not fit in.
+    /// Copies `from` to the bytes from `offset` on.
+    ///
+    /// # Errors
+    /// `Io` if the range is not inside the block. Nothing is written then.
     ///
     /// ```
     /// use multiprocess::SharedMemory;
@@ -308,12 +328,15 @@ impl SharedMemory {
             .map_err(|error| failed(format_args!("cannot write to shared memory {:?}", block.name), error))
     }
 
-    /// Where the bytes are in this process, for access without a copy; mapped at the first call, as long as any handle
-    /// in this process lives.
+    /// Returns a pointer to the bytes, for access without a copy.
     ///
-    /// To have the pointer is safe, to use it is not: other processes write there at any time, so plain references and
-    /// plain reads are data races unless a lock says otherwise; atomics, and volatile reads of bytes, are not. A named
-    /// block may be cut short by another program, and then a touch ends this process with SIGBUS.
+    /// The first call maps them. The pointer is valid as long as any handle in this process lives. Using it is unsafe: other
+    /// processes may write at any time, so plain references and plain reads are data races unless a lock prevents that.
+    /// Atomics, and volatile reads of bytes, are not. If another program truncates a named block, an access ends this process
+    /// with SIGBUS.
+    ///
+    /// # Errors
+    /// `Io` if the bytes cannot be mapped.
     ///
     /// ```
     /// use multiprocess::SharedMemory;
@@ -331,8 +354,12 @@ impl SharedMemory {
         Ok(map.start())
     }
 
-    /// Takes the name away now; handles go on working. A second time it is an error, whose source is an `io::Error` of
-    /// kind `NotFound`, and so it is if the name has come to be that of another block.
+    /// Removes the name. Existing handles go on working.
+    ///
+    /// # Errors
+    /// - `Io` if the name was removed before, or belongs to another block by now. The source is an `io::Error` of kind
+    ///   `NotFound`.
+    /// - `Other` for an anonymous block.
     ///
     /// ```
     /// use multiprocess::{self as mp, SharedMemory};
@@ -354,8 +381,10 @@ impl SharedMemory {
             .map_err(|error| failed(format_args!("cannot remove shared memory {name:?}"), error))
     }
 
-    /// Leaves the name to those who open it: it goes only by [`unlink`](Self::unlink), of anybody. An error unless
-    /// this process created the block.
+    /// Keeps the name when this process ends: only [`unlink`](Self::unlink) removes it, in any process.
+    ///
+    /// # Errors
+    /// `Other` unless this process created the block under a name.
     ///
     /// ```
     /// use multiprocess::{self as mp, SharedMemory};

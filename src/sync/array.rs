@@ -58,22 +58,10 @@ use std::sync::{Arc, MutexGuard, OnceLock};
 use std::time::Duration;
 use tokio::runtime::{Handle, RuntimeFlavor};
 
-/// A row of plain values (`T: bytemuck::Pod`) that several processes use in place: no copy crosses processes.
+/// An array of plain values (`T: bytemuck::Pod`) in shared memory, which processes use in place.
 ///
-/// A handle is cheap to clone and is itself a serde value: it travels as an argument, in a result, inside other
-/// values, through queues and pipes. The elements stay where they are.
-///
-/// **Access.** [`lock`](Array::lock) waits for its turn and derefs to the elements themselves, a `[T]`. For single
-/// elements there are [`get`](Array::get), which never waits, and [`set`](Array::set), which has the lock for as long as it takes.
-///
-/// **What is sound.** A guard's slice is an ordinary Rust slice: nobody else writes to it, in this process or in
-/// another, because every way to write has the lock. `get` and [`to_vec`](Array::to_vec) read while somebody may be writing: by
-/// atomics, on a mapping of their own. An element of 1, 2, 4 or 8 bytes is then always whole; of another size it may be half of
-/// one `set` and half of another, and what a guard is at is seen half done.
-///
-/// **Death.** A process killed with a guard leaves what it had changed so far. Who locks next is told: it gets [`OwnerDied`](crate::ErrorKind::OwnerDied) with the guard inside.
-/// **Cost.** An array is one descriptor; all its memory is reserved when it is created, so that too little of it is an
-/// error there and never later. A lock that is free costs a few atomics.
+/// [`lock`](Array::lock) waits for its turn and derefs to the elements themselves, a `[T]`. For single elements there are
+/// [`get`](Array::get), which never waits, and [`set`](Array::set), which holds the lock while it writes.
 ///
 /// ```
 /// use multiprocess::{self as mp, Array, Process};
@@ -94,6 +82,21 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 ///     })
 /// }
 /// ```
+///
+/// # Handles
+/// A handle is cheap to clone and is a serde value. It can be an argument, a result, or part of a value in a queue or a
+/// pipe. The elements stay where they are; the array exists as long as any process has a handle or one is on its way.
+///
+/// # Details
+/// - **Soundness.** The slice of a guard is an ordinary Rust slice: no other process or thread writes to it, because every
+///   write needs the lock. [`get`](Array::get) and [`to_vec`](Array::to_vec) read by atomics, also while another process
+///   writes.
+/// - **Consistency.** `get` and `to_vec` read an element of 1, 2, 4 or 8 bytes as a whole. An element of another size may be
+///   part of one write and part of another, and changes through a guard are seen while they are made.
+/// - **Death.** A process killed with a guard leaves what it had changed so far. The next `lock` gets
+///   [`OwnerDied`](crate::ErrorKind::OwnerDied) with the guard inside the error.
+/// - **Cost.** A free lock costs a few atomic operations. All memory is reserved on creation, so too little of it is an
+///   error there and never later. An array is one descriptor.
 pub struct Array<T>(Arc<ArrayCore>, PhantomData<T>);
 
 const LEN: usize = 1;
@@ -244,7 +247,7 @@ impl<T: Pod> ByMutex for Array<T> {
 impl<T: Pod> Array<T> {
     const GRAIN: usize = view::grain(size_of::<T>());
 
-    /// An array of these elements; none is fine.
+    /// Creates an array of a copy of `elements`, which may be empty.
     ///
     /// ```
     /// # multiprocess::init();
@@ -254,7 +257,7 @@ impl<T: Pod> Array<T> {
     /// ```
     ///
     /// # Errors
-    /// `Io` if there is not enough memory, or no descriptor left.
+    /// `Io` if there is not enough memory, or no descriptor is left.
     pub fn from_slice(elements: &[T]) -> Result<Self> {
         let array = Self::zeroed(elements.len())?;
         // Nobody else has it yet, so nobody has lent it.
@@ -265,7 +268,7 @@ impl<T: Pod> Array<T> {
         Ok(array)
     }
 
-    /// An array of `len` elements whose bytes are 0.
+    /// Creates an array of `len` elements whose bytes are all zero.
     ///
     /// ```
     /// # multiprocess::init();
@@ -293,7 +296,7 @@ impl<T: Pod> Array<T> {
         Ok(Self(core, PhantomData))
     }
 
-    /// How many elements there are.
+    /// Returns the number of elements.
     ///
     /// ```
     /// # multiprocess::init();
@@ -305,7 +308,7 @@ impl<T: Pod> Array<T> {
         self.0.len
     }
 
-    /// Whether there are none.
+    /// Returns whether the array has no elements.
     ///
     /// ```
     /// # multiprocess::init();
@@ -322,7 +325,7 @@ impl<T: Pod> Array<T> {
         self.0.single().unwrap_or_else(|error| panic!("an array cannot be mapped for access to its elements: {error}"))
     }
 
-    /// The element at `index`, if there is one; never waits, not even for who has the guard.
+    /// Returns a copy of the element at `index`, or `None` if it is out of bounds. Never waits, not even for a guard.
     ///
     /// ```
     /// # multiprocess::init();
@@ -332,7 +335,7 @@ impl<T: Pod> Array<T> {
     /// ```
     ///
     /// # Panics
-    /// If this process has no address space left for its first access.
+    /// If the first access of this process finds no address space left.
     #[inline]
     pub fn get(&self, index: usize) -> Option<T> {
         if index >= self.0.len {
@@ -343,10 +346,13 @@ impl<T: Pod> Array<T> {
         Some(element)
     }
 
-    /// Replaces the element at `index`. Waits while somebody else has the guard: blocks this thread then, so in async
-    /// code rather lock what others lock for long. If the memory of the array's lock was found damaged (`lock` says
-    /// [`Corrupt`](crate::ErrorKind::Corrupt)), it writes nothing and logs an error. The task that has the guard may use it too, as long as it has not
-    /// used the guard.
+    /// Replaces the element at `index`.
+    ///
+    /// It blocks this thread while the array is locked elsewhere. In async code prefer [`lock`](Self::lock) if others hold
+    /// the lock for long. The task that holds the guard may call `set` too, as long as it has not used the guard.
+    ///
+    /// If the memory of the lock is damaged ([`lock`](Self::lock) fails with [`Corrupt`](crate::ErrorKind::Corrupt)), it
+    /// writes nothing and logs an error.
     ///
     /// ```
     /// # multiprocess::init();
@@ -357,8 +363,9 @@ impl<T: Pod> Array<T> {
     /// ```
     ///
     /// # Panics
-    /// If there is no such element, as a slice does. If it could never return: this task has the guard and has used
-    /// it, or another task of the same current-thread runtime has it.
+    /// - If `index` is out of bounds.
+    /// - If it could never return: this task holds the guard and has used it, or another task of the same current-thread
+    ///   runtime holds it.
     #[inline]
     #[track_caller]
     pub fn set(&self, index: usize, value: T) {
@@ -379,7 +386,7 @@ impl<T: Pod> Array<T> {
         core.mutex.release();
     }
 
-    /// A copy of all elements, each as [`get`](Self::get) would give it.
+    /// Returns a copy of all elements, each as [`get`](Self::get) returns it. Never waits.
     ///
     /// ```
     /// # multiprocess::init();
@@ -397,7 +404,9 @@ impl<T: Pod> Array<T> {
         all
     }
 
-    /// Waits for its turn, and derefs to the elements themselves. Cancel-safe: dropped, it has not locked.
+    /// Acquires the lock of the array, waiting until it is free.
+    ///
+    /// The guard derefs to the elements. Cancel-safe: a dropped future has not taken the lock.
     ///
     /// ```
     /// # multiprocess::init();
@@ -409,13 +418,13 @@ impl<T: Pod> Array<T> {
     /// ```
     ///
     /// # Errors
-    /// `OwnerDied`, and then it is locked: the guard is inside. `Io` if this process has no descriptor left to wait
-    /// with.
+    /// - `OwnerDied` if the last holder died. The array is locked: the guard is inside the error.
+    /// - `Io` if the system refuses what waiting needs, such as a descriptor.
     pub async fn lock(&self) -> Result<ArrayGuard<T>, LockError<ArrayGuard<T>>> {
         acquire::wait(self).await
     }
 
-    /// [`lock`](Self::lock) if that needs no waiting.
+    /// Attempts to acquire the lock of the array without waiting.
     ///
     /// ```
     /// # multiprocess::init();
@@ -426,12 +435,14 @@ impl<T: Pod> Array<T> {
     /// ```
     ///
     /// # Errors
-    /// `WouldBlock` if somebody has locked it, else as [`lock`](Self::lock).
+    /// `WouldBlock` if the array is locked. Otherwise as [`lock`](Self::lock).
     pub fn try_lock(&self) -> Result<ArrayGuard<T>, LockError<ArrayGuard<T>>> {
         acquire::attempt(self)
     }
 
-    /// [`lock`](Self::lock) that gives up after `timeout`. Counted in real time: see [Timeouts](crate#timeouts).
+    /// Acquires the lock of the array, waiting at most `timeout`.
+    ///
+    /// Cancel-safe: a dropped future has not taken the lock. The timeout is real time: see [Timeouts](crate#timeouts).
     ///
     /// ```
     /// # multiprocess::init();
@@ -444,12 +455,12 @@ impl<T: Pod> Array<T> {
     /// ```
     ///
     /// # Errors
-    /// `Timeout`, else as [`lock`](Self::lock).
+    /// `Timeout` if the array was not unlocked in time. Otherwise as [`lock`](Self::lock).
     pub async fn lock_timeout(&self, timeout: Duration) -> Result<ArrayGuard<T>, LockError<ArrayGuard<T>>> {
         acquire::wait_timeout(self, timeout).await
     }
 
-    /// [`lock`](Self::lock) for plain functions: blocks this thread.
+    /// Acquires the lock of the array, blocking this thread until it is free.
     ///
     /// ```
     /// # multiprocess::init();
@@ -469,7 +480,7 @@ impl<T: Pod> Array<T> {
         acquire::block(self)
     }
 
-    /// [`blocking_lock`](Self::blocking_lock) that gives up after `timeout`.
+    /// Acquires the lock of the array, blocking this thread for at most `timeout`.
     ///
     /// ```
     /// # multiprocess::init();
@@ -483,18 +494,17 @@ impl<T: Pod> Array<T> {
     /// Inside async code, as tokio's blocking calls do.
     ///
     /// # Errors
-    /// `Timeout`, else as [`lock`](Self::lock).
+    /// As [`lock_timeout`](Self::lock_timeout).
     #[track_caller]
     pub fn blocking_lock_timeout(&self, timeout: Duration) -> Result<ArrayGuard<T>, LockError<ArrayGuard<T>>> {
         acquire::block_timeout(self, timeout)
     }
 
-    /// Where the elements are in this process, for access without the lock; as long as any handle in this process
-    /// lives.
+    /// Returns a pointer to the elements, for access without the lock.
     ///
-    /// To have the pointer is safe, to use it is not: whoever has a guard, here or in another process, takes it that
-    /// nobody else writes, and `get` reads by atomics. Sound is, for instance, that processes which never lock write to
-    /// parts that they have agreed upon.
+    /// It is valid as long as any handle in this process lives. Using it is unsafe: a guard, in any process, assumes that no
+    /// one else writes, and [`get`](Self::get) reads by atomics. A sound use is that processes which never lock write to
+    /// disjoint parts.
     ///
     /// ```
     /// use multiprocess::{self as mp, Array, Process};
@@ -520,7 +530,7 @@ impl<T: Pod> Array<T> {
     /// ```
     ///
     /// # Errors
-    /// `Io` if this process has no address space left for its first access.
+    /// `Io` if the first access of this process finds no address space left.
     pub fn as_ptr(&self) -> Result<std::ptr::NonNull<T>> {
         let map = self.0.single().map_err(|error| Error::io("cannot map a shared array", error))?;
         Ok(map.start().cast())
@@ -557,9 +567,9 @@ impl<'de, T: Pod> Deserialize<'de> for Array<T> {
     }
 }
 
-/// A turn at an [`Array`]: derefs to its elements, in place, until it is dropped.
+/// A guard of an [`Array`], which derefs to its elements in place. Dropping it unlocks the array.
 ///
-/// It may cross `.await` and threads. Leaked, it keeps the array locked as long as its process lives.
+/// It may be held across `.await` and moved to other threads. A leaked guard keeps the array locked until its process ends.
 ///
 /// ```
 /// # multiprocess::init();

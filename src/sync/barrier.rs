@@ -1,5 +1,5 @@
-//! Barriers: nobody goes on before all have come, across processes. What the processes share of one is in
-//! [`super::barrier_state`], beside how many parties it has and how long they wait, which never change, and a line.
+//! A barrier: no party continues before all have arrived. Its shared words are in [`super::barrier_state`], beside the
+//! number of parties and the timeout, which never change, and the sleepers.
 
 use super::barrier_state::{Arrival, BarrierState, Outcome, Round};
 use super::object::{self, Core, FIRST, Report};
@@ -219,7 +219,7 @@ fn still_busy() -> Error {
     Error::new(ErrorKind::Timeout, "the action of the barrier's last generation was not done in time")
 }
 
-/// What a party learns when all have come.
+/// The result of [`Barrier::wait`]: the place of this party among the others.
 ///
 /// ```
 /// # multiprocess::init();
@@ -234,28 +234,21 @@ pub struct BarrierWaitResult {
 }
 
 impl BarrierWaitResult {
-    /// Its number in this generation: 0 to one less than the parties, in the order they came.
+    /// Returns the number of this party in its generation, by order of arrival: 0 for the first.
     pub fn index(&self) -> usize {
         self.index
     }
 
-    /// True for one party of each generation: the one with index 0.
+    /// Returns true for exactly one party of each generation: the one with index 0.
     pub fn is_leader(&self) -> bool {
         self.index == 0
     }
 }
 
-/// A barrier across processes: `n` parties wait for each other, again and again.
+/// A barrier between processes: a number of parties wait for each other, again and again.
 ///
-/// A handle is cheap to clone and is itself a serde value: it travels as an argument, in a result, inside other
-/// values, through queues. A party is whoever calls [`wait`](Barrier::wait): a process, a task, a thread.
-///
-/// **Waiting.** [`wait`](Barrier::wait) waits until as many have come as there are parties. One that is dropped or
-/// times out breaks the barrier: all who wait, and all who come, get an error of kind `BrokenBarrier`, until somebody
-/// calls [`reset`](Barrier::reset). [`abort`](Barrier::abort), [`reset`](Barrier::reset) and the other plain calls
-/// never wait. **Death.** A party that is killed while it waits breaks the barrier within milliseconds; one that is
-/// killed before it comes is only missing, and a timeout finds that out. **Cost.** Without waiting a few atomics and
-/// no system call unless somebody must be woken; a barrier is one descriptor, 600 bytes and 8 for each party.
+/// Use it to separate the phases of a computation. A party is any caller of [`wait`](Barrier::wait): a process, a task or a
+/// thread. When the last party of a generation arrives, all continue, and the next generation begins.
 ///
 /// ```
 /// use multiprocess::{self as mp, Barrier, Process};
@@ -274,21 +267,36 @@ impl BarrierWaitResult {
 ///     })
 /// }
 /// ```
+///
+/// # Handles
+/// A handle is cheap to clone and is a serde value. It can be an argument, a result, or part of a value in a queue or a
+/// pipe. The barrier exists as long as any process has a handle or one is on its way.
+///
+/// # Details
+/// - **Broken barriers.** A party that is dropped, times out or is killed while it waits breaks the barrier. All parties
+///   that wait or arrive then get an error of kind `BrokenBarrier`, until [`reset`](Barrier::reset) is called.
+/// - **Waiting.** Only the `wait` methods wait. [`abort`](Barrier::abort), [`reset`](Barrier::reset) and the queries never
+///   do.
+/// - **Death.** A party killed while it waits breaks the barrier within milliseconds. A party killed before it arrives is
+///   missing: use a timeout to notice that.
+/// - **Cost.** Without waiting a few atomic operations. A system call is made only to wake a process. A barrier is one
+///   descriptor, 600 bytes, and 8 bytes for each party.
 #[derive(Clone)]
 pub struct Barrier {
     core: Arc<BarrierCore>,
 }
 
 impl Barrier {
-    /// A barrier for `parties`.
+    /// Creates a barrier for `parties` parties.
     ///
     /// # Errors
-    /// `Other` for 0 parties or more than 2^20, `Io` if there is no memory or descriptor left.
+    /// - `Other` for 0 parties, or more than 2^20.
+    /// - `Io` if no memory or descriptor is left.
     pub fn new(parties: usize) -> Result<Self> {
         Self::create(parties, 0)
     }
 
-    /// A barrier whose [`wait`](Self::wait) gives up, and breaks it, after `timeout`.
+    /// Creates a barrier whose [`wait`](Self::wait) breaks it after `timeout`.
     ///
     /// ```
     /// # multiprocess::init();
@@ -322,17 +330,21 @@ impl Barrier {
         })
     }
 
-    /// Waits until all parties have come, or for as long as [`with_timeout`](Self::with_timeout) said. Dropped before
-    /// that, it breaks the barrier.
+    /// Waits until all parties have arrived.
+    ///
+    /// It waits at most as long as [`with_timeout`](Self::with_timeout) was given. Dropping the future before it is ready
+    /// breaks the barrier.
     ///
     /// # Errors
-    /// `BrokenBarrier`; `Io` if the system refuses what waiting needs, which breaks the barrier too.
+    /// - `BrokenBarrier` if the barrier is broken, or breaks while this waits.
+    /// - `Io` if the system refuses what waiting needs, such as a descriptor. This breaks the barrier too.
     pub async fn wait(&self) -> Result<BarrierWaitResult> {
         self.core.wait(self.core.timeout()).await
     }
 
-    /// [`wait`](Self::wait) for at most `timeout`, after which the barrier is broken.
-    /// Counted in real time: see [Timeouts](crate#timeouts).
+    /// Waits until all parties have arrived, and breaks the barrier after `timeout`.
+    ///
+    /// The timeout is real time: see [Timeouts](crate#timeouts). Dropping the future before it is ready breaks the barrier.
     ///
     /// # Errors
     /// As [`wait`](Self::wait).
@@ -340,16 +352,19 @@ impl Barrier {
         self.core.wait(Some(timeout)).await
     }
 
-    /// [`wait`](Self::wait) for who comes last, whom nobody keeps waiting. Otherwise it has not come at all.
+    /// Arrives if this is the last party, which need not wait. Otherwise it does not arrive at all.
     ///
     /// # Errors
-    /// `WouldBlock` if others have yet to come, `BrokenBarrier`.
+    /// - `WouldBlock` if other parties have yet to arrive.
+    /// - `BrokenBarrier` if the barrier is broken.
     pub fn try_wait(&self) -> Result<BarrierWaitResult> {
         self.core.try_arrive(true, false).unwrap_or_else(|| Err(would_block()))?.end(false)
     }
 
-    /// [`wait`](Self::wait), and who comes last runs its `action` before anybody goes on: once in each generation, if
-    /// all parties wait in this way. Others that come meanwhile, for the next generation, wait until it is done.
+    /// Waits until all parties have arrived and the last of them has run its `action`.
+    ///
+    /// If all parties wait in this way, one action runs in each generation, before any party continues. Parties of the next
+    /// generation wait until it has ended. Dropping the future before it is ready breaks the barrier.
     ///
     /// ```
     /// # multiprocess::init();
@@ -360,12 +375,12 @@ impl Barrier {
     /// ```
     ///
     /// # Errors
-    /// What `action` says, which breaks the barrier for the others; else as [`wait`](Self::wait).
+    /// The error of `action`, which breaks the barrier for the others. Otherwise as [`wait`](Self::wait).
     pub async fn wait_then(&self, action: impl AsyncFnOnce() -> Result<()>) -> Result<BarrierWaitResult> {
         self.core.wait_then(action).await
     }
 
-    /// [`wait`](Self::wait) for plain functions: blocks this thread.
+    /// Blocks this thread until all parties have arrived.
     ///
     /// # Panics
     /// Inside async code, as tokio's blocking calls do.
@@ -377,7 +392,7 @@ impl Barrier {
         self.core.blocking_wait(self.core.timeout())
     }
 
-    /// [`wait_timeout`](Self::wait_timeout) for plain functions: blocks this thread.
+    /// Blocks this thread until all parties have arrived, and breaks the barrier after `timeout`.
     ///
     /// # Panics
     /// Inside async code, as tokio's blocking calls do.
@@ -389,29 +404,29 @@ impl Barrier {
         self.core.blocking_wait(Some(timeout))
     }
 
-    /// Breaks the barrier: all who wait, and all who come, get `BrokenBarrier`, until [`reset`](Self::reset).
+    /// Breaks the barrier: all parties that wait or arrive get `BrokenBarrier`, until [`reset`](Self::reset).
     pub fn abort(&self) {
         self.core.claim_slot();
         self.core.state().abort();
     }
 
-    /// Makes the barrier whole and empty; the dead are forgotten, and who waits gets `BrokenBarrier`.
+    /// Repairs the barrier and empties it. Parties that wait get `BrokenBarrier`.
     pub fn reset(&self) {
         self.core.claim_slot();
         self.core.state().reset();
     }
 
-    /// How many must come.
+    /// Returns the number of parties that must arrive.
     pub fn parties(&self) -> usize {
         self.core.parties()
     }
 
-    /// How many have come and wait; 0 while it is broken.
+    /// Returns the number of parties that have arrived and wait; 0 while the barrier is broken.
     pub fn waiting(&self) -> usize {
         self.core.state().waiting()
     }
 
-    /// Whether the barrier is broken.
+    /// Returns whether the barrier is broken.
     pub fn is_broken(&self) -> bool {
         self.core.state().is_broken()
     }

@@ -1,5 +1,4 @@
-//! Condition: tasks of any process wait, with the lock released, until somebody notifies them. What the processes share of
-//! it is in [`super::mutex`] and [`super::condition_state`].
+//! A condition variable with its lock. Its shared words are in [`super::mutex`] and [`super::condition_state`].
 
 use super::acquire::{self, Held};
 use super::condition_state::{self, COUNT, ConditionState, LocalWaiters};
@@ -19,19 +18,11 @@ use std::io;
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
-/// A condition across processes: a lock, and a place to wait for what it protects to change.
+/// A condition variable between processes, together with the lock that it releases.
 ///
-/// A handle is cheap to clone and is itself a serde value. [`lock`](Condition::lock) gives a guard;
-/// [`wait`](Condition::wait) takes it, releases the lock while it waits for a notice, and gives it back. Any number of
-/// tasks, in any process, may wait.
-///
-/// **Notices.** [`notify_one`](Condition::notify_one) wakes exactly one of those who wait when it is called, if any:
-/// of processes the one whose task has waited longest, of its tasks the longest waiting. Notifying needs no guard,
-/// but who changes what is waited for should hold it. **Cancel.** A dropped wait leaves the lock free and no waiter
-/// behind; a notice that it had gets another. **Death.** So does the notice of a waiter that is killed; if somebody is
-/// killed while notifying all, all are notified. In both cases, at worst one waiter too many is woken, so look again
-/// at what you wait for, as [`wait_for`](Condition::wait_for) does. A process that is only stopped (SIGSTOP) keeps the
-/// notice that it was given until it goes on. **Cost.** One descriptor and 70 KiB.
+/// Use it to wait until data that the lock protects has changed. [`lock`](Condition::lock) returns a guard.
+/// [`wait`](Condition::wait) takes the guard, releases the lock while it waits for a notification, and returns the guard.
+/// Any number of tasks in any process may wait.
 ///
 /// ```
 /// use multiprocess::{self as mp, Condition, Process, Queue};
@@ -55,8 +46,24 @@ use std::time::{Duration, Instant};
 ///     })
 /// }
 /// ```
+///
+/// # Handles
+/// A handle is cheap to clone and is a serde value. It can be an argument, a result, or part of a value in a queue or a
+/// pipe. The condition exists as long as any process has a handle or one is on its way.
+///
+/// # Details
+/// - **Notifying.** [`notify_one`](Condition::notify_one) wakes exactly one waiter, if there is one: the longest waiting task
+///   of the process whose task has waited longest. It needs no guard, but hold one while you change the data.
+/// - **Waiting.** Dropping a future that waits leaves the lock free and no waiter behind. A notification that it had goes to
+///   another waiter.
+/// - **Death.** A notification of a killed waiter goes to another waiter. If a process is killed in
+///   [`notify_all`](Condition::notify_all), all waiters are notified. In both cases one waiter too many may wake, so check
+///   your condition again, as [`wait_for`](Condition::wait_for) does.
+/// - **Stopped processes.** A process stopped by SIGSTOP keeps its notification until it continues.
+/// - **Cost.** One descriptor and 70 KiB.
 #[derive(Clone)]
 pub struct Condition(Arc<ConditionCore>);
+
 pub(super) struct ConditionCore {
     family: &'static Family,
     region: Arc<Region>,
@@ -211,40 +218,45 @@ impl ByMutex for Condition {
 }
 
 impl Condition {
-    /// A condition whose lock nobody holds.
+    /// Creates a condition whose lock is free.
     ///
     /// # Errors
-    /// `Io` if there is no memory or descriptor left.
+    /// `Io` if no memory or descriptor is left.
     pub fn new() -> Result<Self> {
         object::create(|_| ()).map(Self)
     }
 
-    /// Takes the lock; waits while somebody holds it. Cancel-safe: dropped, it has not taken it.
+    /// Acquires the lock, waiting until it is free.
+    ///
+    /// Cancel-safe: a dropped future has not taken the lock.
     ///
     /// # Errors
-    /// `OwnerDied`, and then the lock is taken: the guard is inside. `Io` if this process has no descriptor left to
-    /// wait with.
+    /// - `OwnerDied` if the last holder died. The lock is acquired: the guard is inside the error.
+    /// - `Io` if the system refuses what waiting needs, such as a descriptor.
     pub async fn lock(&self) -> Result<ConditionGuard, LockError<ConditionGuard>> {
         acquire::wait(self).await
     }
 
-    /// Takes the lock if that needs no waiting.
+    /// Attempts to acquire the lock without waiting.
     ///
     /// # Errors
-    /// `WouldBlock` if somebody holds it, or has waited for long and gets it next; else as [`lock`](Self::lock).
+    /// `WouldBlock` if the lock is held, or is reserved for a task that has waited long. Otherwise as
+    /// [`lock`](Self::lock).
     pub fn try_lock(&self) -> Result<ConditionGuard, LockError<ConditionGuard>> {
         acquire::attempt(self)
     }
 
-    /// [`lock`](Self::lock) that gives up after `timeout`. Counted in real time: see [Timeouts](crate#timeouts).
+    /// Acquires the lock, waiting at most `timeout`.
+    ///
+    /// Cancel-safe: a dropped future has not taken the lock. The timeout is real time: see [Timeouts](crate#timeouts).
     ///
     /// # Errors
-    /// `Timeout`, else as [`lock`](Self::lock).
+    /// `Timeout` if the lock was not released in time. Otherwise as [`lock`](Self::lock).
     pub async fn lock_timeout(&self, timeout: Duration) -> Result<ConditionGuard, LockError<ConditionGuard>> {
         acquire::wait_timeout(self, timeout).await
     }
 
-    /// [`lock`](Self::lock) for plain functions: blocks this thread.
+    /// Acquires the lock, blocking this thread until it is free.
     ///
     /// # Panics
     /// Inside async code, as tokio's blocking calls do.
@@ -256,38 +268,40 @@ impl Condition {
         acquire::block(self)
     }
 
-    /// [`blocking_lock`](Self::blocking_lock) that gives up after `timeout`.
+    /// Acquires the lock, blocking this thread for at most `timeout`.
     ///
     /// # Panics
     /// Inside async code, as tokio's blocking calls do.
     ///
     /// # Errors
-    /// `Timeout`, else as [`lock`](Self::lock).
+    /// As [`lock_timeout`](Self::lock_timeout).
     #[track_caller]
     pub fn blocking_lock_timeout(&self, timeout: Duration) -> Result<ConditionGuard, LockError<ConditionGuard>> {
         acquire::block_timeout(self, timeout)
     }
 
-    /// Releases the lock, waits for a notice, and takes the lock again.
+    /// Releases the lock, waits for a notification, and acquires the lock again.
     ///
-    /// It counts as waiting from its first poll on, before the lock is released. Dropped, it waits no more, does not
-    /// hold the lock, and a notice that it had goes to another.
+    /// It counts as a waiter from its first poll, before it releases the lock. A dropped future no longer waits and does
+    /// not hold the lock. A notification that it had goes to another waiter.
     ///
     /// # Errors
-    /// `OwnerDied` if the holder before us ended without releasing the lock: notified all the same, with the guard
-    /// inside. `Other` for the guard of another condition, which comes back. `Io` if this process has no descriptor
-    /// left to wait with.
+    /// - `OwnerDied` if it was notified and the last holder of the lock died. The guard is inside the error.
+    /// - `Other` if `guard` belongs to another condition. It is inside the error.
+    /// - `Io` if the system refuses what waiting needs, such as a descriptor.
     pub async fn wait(&self, guard: ConditionGuard) -> Result<ConditionGuard, LockError<ConditionGuard>> {
         let (turn, mut waiter) = self.0.enter(guard)?;
         let noticed = until_in_turn(&self.0.waiting, Some(turn), |_| waiter.attempt()).await;
         self.back(noticed.and_then(|noticed| noticed).map(Some), waiter).await
     }
 
-    /// [`wait`](Self::wait) that waits for a notice for `timeout` at most. The lock is taken again in any case, however
-    /// long that takes. Counted in real time: see [Timeouts](crate#timeouts).
+    /// Like [`wait`](Self::wait), but waits at most `timeout` for the notification.
+    ///
+    /// It then acquires the lock in any case, however long that takes. The timeout is real time: see
+    /// [Timeouts](crate#timeouts). A dropped future behaves as with [`wait`](Self::wait).
     ///
     /// # Errors
-    /// `Timeout` if no notice came: the guard is inside. Else as [`wait`](Self::wait).
+    /// `Timeout` if no notification came. The guard is inside the error. Otherwise as [`wait`](Self::wait).
     ///
     /// ```
     /// # multiprocess::init();
@@ -349,7 +363,7 @@ impl Condition {
         }
     }
 
-    /// [`wait`](Self::wait) for plain functions: blocks this thread.
+    /// Like [`wait`](Self::wait), but blocks this thread.
     ///
     /// # Panics
     /// Inside async code, as tokio's blocking calls do.
@@ -361,7 +375,7 @@ impl Condition {
         self.block(guard, None)
     }
 
-    /// [`wait_timeout`](Self::wait_timeout) for plain functions: blocks this thread.
+    /// Like [`wait_timeout`](Self::wait_timeout), but blocks this thread.
     ///
     /// # Panics
     /// Inside async code, as tokio's blocking calls do.
@@ -391,9 +405,10 @@ impl Condition {
         self.returned(noticed, waiter, self.0.mutex.take_blocking(None))
     }
 
-    /// Waits until `is_so`, which is looked at with the lock held: at once, and at each notice.
+    /// Waits until `is_so` returns true.
     ///
-    /// Dropped, it leaves the lock free and no waiter behind.
+    /// It calls `is_so` with the lock held: at once, and after each notification. A dropped future leaves the lock free and
+    /// no waiter behind.
     ///
     /// # Errors
     /// As [`wait`](Self::wait).
@@ -408,11 +423,13 @@ impl Condition {
         Ok(guard)
     }
 
-    /// [`wait_for`](Self::wait_for) that gives up after `timeout`, and a last look.
-    /// Counted in real time: see [Timeouts](crate#timeouts).
+    /// Waits until `is_so` returns true, for at most `timeout`.
+    ///
+    /// It calls `is_so` once more after the timeout. The timeout is real time: see [Timeouts](crate#timeouts). A dropped
+    /// future leaves the lock free and no waiter behind.
     ///
     /// # Errors
-    /// `Timeout` if it is not so by then: the guard is inside. Else as [`wait`](Self::wait).
+    /// `Timeout` if `is_so` still returns false. The guard is inside the error. Otherwise as [`wait`](Self::wait).
     pub async fn wait_for_timeout(
         &self,
         mut guard: ConditionGuard,
@@ -429,7 +446,7 @@ impl Condition {
         Ok(guard)
     }
 
-    /// [`wait_for`](Self::wait_for) for plain functions: blocks this thread.
+    /// Like [`wait_for`](Self::wait_for), but blocks this thread.
     ///
     /// # Panics
     /// Inside async code, as tokio's blocking calls do.
@@ -448,17 +465,19 @@ impl Condition {
         Ok(guard)
     }
 
-    /// How many tasks wait now, in all processes that are alive; those with a notice count until they have the lock.
+    /// Returns the number of waiting tasks in all living processes.
+    ///
+    /// A notified task counts until it has the lock again.
     pub fn waiting(&self) -> usize {
         self.0.with_state(|state| state.waiting()) as usize
     }
 
-    /// Wakes one of those who wait now, if any. Never waits.
+    /// Wakes one waiter, if there is one. Never waits.
     pub fn notify_one(&self) {
         self.notify(1);
     }
 
-    /// Wakes `count` of those who wait now, or all if they are fewer. Never waits.
+    /// Wakes `count` waiters, or all if there are fewer. Never waits.
     pub fn notify(&self, count: usize) {
         fork::refuse("notify a condition");
         // Killed halfway it is healed by its burial, and only who has a slot is buried.
@@ -466,7 +485,7 @@ impl Condition {
         self.0.with_state(|state| state.notify(count));
     }
 
-    /// Wakes all who wait now. Never waits.
+    /// Wakes all waiters. Never waits.
     pub fn notify_all(&self) {
         fork::refuse("notify a condition");
         self.0.with_state(|state| {
@@ -485,7 +504,7 @@ impl fmt::Debug for Condition {
 
 object::travels!(Condition, 0);
 
-/// Holds the lock of a [`Condition`] until it is dropped or given to [`Condition::wait`].
+/// A guard of the lock of a [`Condition`], which dropping it or passing it to [`Condition::wait`] releases.
 ///
 /// ```
 /// # multiprocess::init();

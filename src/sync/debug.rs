@@ -1,4 +1,4 @@
-//! Who holds what, and who waits for it: for finding deadlocks.
+//! Lists the holders and the waiters of all locks of a program, to find deadlocks.
 
 use super::barrier::BarrierCore;
 use super::condition::ConditionCore;
@@ -18,7 +18,7 @@ use std::fmt;
 use std::sync::atomic::Ordering::*;
 use std::time::Duration;
 
-/// What [`dump`] knows of an object.
+/// A kind of object, as [`dump`] reads it.
 struct Kind {
     name: &'static str,
     number: u64,
@@ -43,7 +43,7 @@ const KINDS: &[Kind] = &[
     kind::<BarrierCore>(),
 ];
 
-/// A process, as far as it can be told.
+/// A process that holds an object or waits for it.
 ///
 /// ```
 /// # multiprocess::init();
@@ -66,12 +66,14 @@ impl Participant {
         Self { pid, name }
     }
 
-    /// Its process id; `None` if it has ended.
+    /// Returns the process id, or `None` if the process has ended.
     pub fn pid(&self) -> Option<u32> {
         self.pid
     }
 
-    /// What the kernel calls it: the first 15 bytes of the name that it was started with, at the root the program's.
+    /// Returns the name of the process as the kernel shows it.
+    ///
+    /// It is the first 15 bytes of the name that the process was started with; for the root process, of the program.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -86,7 +88,7 @@ impl fmt::Display for Participant {
     }
 }
 
-/// A shared object that somebody holds or waits for.
+/// A shared object that has a holder or a waiter.
 ///
 /// ```
 /// # multiprocess::init();
@@ -110,22 +112,22 @@ pub struct Object {
 }
 
 impl Object {
-    /// What it is: `lock`, `rlock`, `condition`, ..
+    /// Returns the kind of object: `lock`, `rlock`, `condition` and so on.
     pub fn kind(&self) -> &str {
         self.kind
     }
 
-    /// Who holds it, where an object has one holder: of a read-write lock, the writer.
+    /// Returns the holder, for objects that have one holder at a time; of a read-write lock, the writer.
     pub fn holder(&self) -> Option<&Participant> {
         self.holder.as_ref()
     }
 
-    /// For how long, to a tick of the kernel's clock (1 to 10 ms); not known of a writer.
+    /// Returns how long it has been held, to a tick of the kernel's clock (1 to 10 ms). `None` for a writer.
     pub fn held_for(&self) -> Option<Duration> {
         self.held_for
     }
 
-    /// Who holds how much of it, where many can: permits of a semaphore, read guards of a read-write lock.
+    /// Returns the holders of a semaphore or the readers of a read-write lock, with the number of permits or guards of each.
     ///
     /// ```
     /// # multiprocess::init();
@@ -140,8 +142,10 @@ impl Object {
         &self.shares
     }
 
-    /// The processes that wait for it, one for all its tasks. Those that look again before they sleep, for
-    /// microseconds, are not listed.
+    /// Returns the processes that wait for it.
+    ///
+    /// A process is listed once for all its tasks. A process that still spins before it sleeps, for microseconds, is not
+    /// listed.
     pub fn waiting(&self) -> &[Participant] {
         &self.waiting
     }
@@ -169,7 +173,7 @@ impl fmt::Display for Object {
     }
 }
 
-/// What [`dump`] found; its `Display` is a line for each object.
+/// The result of [`dump`]. Its `Display` is one line for each object.
 ///
 /// ```
 /// # multiprocess::init();
@@ -186,7 +190,7 @@ pub struct Dump {
 }
 
 impl Dump {
-    /// The objects that have a holder or somebody who waits.
+    /// Returns the objects that have a holder or a waiter.
     pub fn objects(&self) -> &[Object] {
         &self.objects
     }
@@ -198,11 +202,12 @@ impl fmt::Display for Dump {
     }
 }
 
-/// Each lock of this program's processes that somebody holds or waits for: what it is, who holds it and for how long
-/// or how much of it, and who waits. For finding deadlocks: it may be called anywhere, stops nobody, takes nothing, and waits for nothing.
+/// Lists all shared objects of this program that a process holds or waits for, to find deadlocks.
 ///
-/// It looks through the descriptors of all processes of the family in /proc, so it takes about as long as `lsof`; what
-/// it says of objects that are in use meanwhile is out of date when it is read.
+/// For each object it shows the holders and the waiters. It can be called anywhere, never waits, and takes no lock.
+///
+/// It reads the descriptors of all processes of the program in /proc, so it takes about as long as `lsof`. Objects that
+/// change meanwhile are shown as they were.
 ///
 /// ```
 /// use multiprocess::{self as mp, Lock};
@@ -222,15 +227,15 @@ pub fn dump() -> Dump {
     for memfd in family.pids().into_iter().flat_map(|pid| proc::memfds(pid, MEMFD)) {
         let kind = KINDS.iter().find(|kind| memfd.name.strip_prefix(MEMFD) == Some(kind.name));
         if let Some(kind) = kind.filter(|_| seen.insert(memfd.identity)) {
-            objects.extend(look(family, kind, &memfd));
+            objects.extend(inspect(family, kind, &memfd));
         }
     }
     objects.sort_by_key(|object| object.identity);
     Dump { objects }
 }
 
-/// `None` if nobody is at it, or it is gone by now.
-fn look(family: &Family, kind: &Kind, memfd: &proc::Memfd) -> Option<Object> {
+/// Reads one object; `None` if it has neither holder nor waiter, or is gone by now.
+fn inspect(family: &Family, kind: &Kind, memfd: &proc::Memfd) -> Option<Object> {
     let region = Region::open(memfd.open().ok()?, kind.words * size_of::<u64>()).ok()?;
     let words = region.words();
     if words[KIND].load(Acquire) != kind.number {

@@ -143,14 +143,7 @@ fn timed_out() -> Error {
 
 /// A flag that processes set, clear and wait for.
 ///
-/// A handle is cheap to clone and is itself a serde value: it travels as an argument, in a result, inside other
-/// values, through queues.
-///
-/// **Waiting.** [`wait`](Event::wait) waits until the flag is set, in any process; all who waited when it was set go
-/// on, also if it is cleared at once. It is cancel-safe. [`set`](Event::set), [`clear`](Event::clear) and
-/// [`is_set`](Event::is_set) never wait. **Death.** Whoever is killed, waiting or setting, harms nobody else.
-/// **Cost.** Without waiting a few atomics, no system call unless `set` wakes somebody; an event is one descriptor
-/// and 4 KiB.
+/// Use it to announce something once to any number of waiters: that a service is ready, or that all should stop.
 ///
 /// ```
 /// use multiprocess::{self as mp, Event, Process};
@@ -168,62 +161,78 @@ fn timed_out() -> Error {
 ///     })
 /// }
 /// ```
+///
+/// # Handles
+/// A handle is cheap to clone and is a serde value. It can be an argument, a result, or part of a value in a queue or a
+/// pipe. The event exists as long as any process has a handle or one is on its way.
+///
+/// # Details
+/// - **Waiting.** [`wait`](Event::wait) returns once the flag is set. All tasks that wait when it is set continue, even if it
+///   is cleared at once. Dropping a future that waits changes nothing. [`set`](Event::set), [`clear`](Event::clear) and
+///   [`is_set`](Event::is_set) never wait.
+/// - **Death.** A process killed while it waits or sets harms no other.
+/// - **Cost.** Without waiting a few atomic operations. `set` makes a system call only to wake a process. An event is one
+///   descriptor and 4 KiB.
 #[derive(Clone)]
 pub struct Event {
     core: Arc<EventCore>,
 }
 
 impl Event {
-    /// An event that is not set.
+    /// Creates an event that is not set.
     ///
     /// # Errors
-    /// `Io` if there is no memory or descriptor left.
+    /// `Io` if no memory or descriptor is left.
     pub fn new() -> Result<Self> {
         Ok(Self { core: object::create(|_| ())? })
     }
 
-    /// Sets the flag and wakes all who wait. Setting it twice is fine.
+    /// Sets the flag and wakes all waiters. Setting it again has no further effect.
     pub fn set(&self) {
         self.core.set();
     }
 
-    /// Clears the flag; who was waiting when it was set goes on all the same.
+    /// Clears the flag. Tasks that waited when it was set continue all the same.
     pub fn clear(&self) {
         fork::refuse("clear an event");
         self.core.word().clear();
     }
 
-    /// Whether the flag is set.
+    /// Returns whether the flag is set.
     pub fn is_set(&self) -> bool {
         self.core.word().is_set()
     }
 
-    /// Waits until the flag is set. Cancel-safe.
+    /// Waits until the flag is set.
+    ///
+    /// Cancel-safe: dropping the future changes nothing.
     ///
     /// # Errors
-    /// `Io` if the system refuses what waiting needs.
+    /// `Io` if the system refuses what waiting needs, such as a descriptor.
     pub async fn wait(&self) -> Result<()> {
         until(&self.core.line, self.core.attempt()).await.map_err(failed)
     }
 
-    /// [`wait`](Self::wait) that gives up after `timeout`. Counted in real time: see [Timeouts](crate#timeouts).
+    /// Waits until the flag is set, for at most `timeout`.
+    ///
+    /// Cancel-safe: dropping the future changes nothing. The timeout is real time: see [Timeouts](crate#timeouts).
     ///
     /// # Errors
-    /// `Timeout`, else as [`wait`](Self::wait).
+    /// `Timeout` if the flag was not set in time. Otherwise as [`wait`](Self::wait).
     pub async fn wait_timeout(&self, timeout: Duration) -> Result<()> {
         timer::limited(timeout, self.wait()).map_err(failed)?.await.unwrap_or_else(|_| Err(timed_out()))
     }
 
-    /// [`is_set`](Self::is_set) as a wait that does not wait.
+    /// Returns at once if the flag is set, and fails if it is not.
     ///
     /// # Errors
-    /// `WouldBlock` if it is not set.
+    /// `WouldBlock` if the flag is not set.
     pub fn try_wait(&self) -> Result<()> {
         let unset = || Error::new(ErrorKind::WouldBlock, "the event is not set");
         if self.is_set() { Ok(()) } else { Err(unset()) }
     }
 
-    /// [`wait`](Self::wait) for plain functions: blocks this thread.
+    /// Blocks this thread until the flag is set.
     ///
     /// # Panics
     /// Inside async code, as tokio's blocking calls do.
@@ -235,7 +244,7 @@ impl Event {
         self.core.block(None)
     }
 
-    /// [`wait_timeout`](Self::wait_timeout) for plain functions: blocks this thread.
+    /// Blocks this thread until the flag is set, for at most `timeout`.
     ///
     /// # Panics
     /// Inside async code, as tokio's blocking calls do.

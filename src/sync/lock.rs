@@ -1,4 +1,4 @@
-//! Mutual exclusion across processes; the protocol is in [`super::mutex`].
+//! A lock: one holder at a time, in all processes. The protocol is in [`super::mutex`].
 
 use super::acquire::{self, Held};
 use super::mutex::{self, ByMutex, Mutex, Taken, Words};
@@ -12,19 +12,11 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A lock across processes.
+/// A mutual exclusion lock between processes.
 ///
-/// A handle is cheap to clone and is itself a serde value: it travels as an argument, in a result, inside other
-/// values, through queues and pipes. Tasks and threads of one process exclude each other as processes do.
-///
-/// **Waiting.** [`acquire`](Lock::acquire) waits while somebody holds the lock; who runs may take a free lock ahead of
-/// those who sleep, and who has waited for about a millisecond gets it next. Cancel-safe: a dropped future has not
-/// taken it. **Death.** If the holder is killed, or ends with its guard forgotten, one of those who wait is told so at
-/// once: it gets [`OwnerDied`](crate::ErrorKind::OwnerDied) with the guard inside. A process that is only stopped (SIGSTOP) still
-/// holds what it holds; if it is the one that was woken for the lock, those who sleep behind it are woken by the next
-/// release, or when it goes on. **Cost.** A lock that is free and that
-/// nobody waits for is taken and released by a few atomics, without a system call or an allocation; a lock is one
-/// descriptor and a page of memory.
+/// It protects anything that processes share: a file, a device, a step that only one of them may do at a time. Tasks and
+/// threads of one process exclude each other as processes do. [`acquire`](Lock::acquire) returns a guard; dropping the
+/// guard releases the lock.
 ///
 /// ```
 /// use multiprocess::{self as mp, Lock, Process};
@@ -44,6 +36,20 @@ use std::time::Duration;
 ///     })
 /// }
 /// ```
+///
+/// # Handles
+/// A handle is cheap to clone and is a serde value. It can be an argument, a result, or part of a value in a queue or a
+/// pipe. All handles refer to the same lock, which exists as long as any process has a handle or one is on its way.
+///
+/// # Details
+/// - **Waiting.** A running task may take a free lock ahead of tasks that sleep. A task that has waited for about a
+///   millisecond gets the lock next. Dropping a future that waits is safe: it has not taken the lock.
+/// - **Death.** If the holder is killed, or ends with its guard leaked, the next holder gets
+///   [`OwnerDied`](crate::ErrorKind::OwnerDied) at once, with the guard inside the error.
+/// - **Stopped processes.** A process stopped by SIGSTOP keeps what it holds. If it is the one that was woken for the
+///   lock, others that sleep are woken by the next release, or when it continues.
+/// - **Cost.** An uncontended lock is taken and released by a few atomic operations, without a system call or an
+///   allocation. A lock is one descriptor and a page of memory.
 #[derive(Clone)]
 pub struct Lock(Arc<LockCore>);
 
@@ -92,41 +98,46 @@ impl ByMutex for Lock {
 }
 
 impl Lock {
-    /// A lock that nobody holds.
+    /// Creates an unlocked lock.
     ///
     /// # Errors
-    /// `Io` if there is no memory or descriptor left.
+    /// `Io` if no memory or descriptor is left.
     pub fn new() -> Result<Self> {
         object::create(|_| ()).map(Self)
     }
 
-    /// Takes the lock; waits while somebody holds it. Cancel-safe: dropped, it has not taken it.
+    /// Acquires the lock, waiting until it is free.
+    ///
+    /// Cancel-safe: a dropped future has not taken the lock.
     ///
     /// # Errors
-    /// `OwnerDied`, and then the lock is taken: the guard is inside. `Io` if this process has no descriptor left to
-    /// wait with.
+    /// - `OwnerDied` if the last holder died. The lock is acquired: the guard is inside the error.
+    /// - `Io` if the system refuses what waiting needs, such as a descriptor.
     pub async fn acquire(&self) -> Result<LockGuard, LockError<LockGuard>> {
         acquire::wait(self).await
     }
 
-    /// Takes the lock if that needs no waiting.
+    /// Attempts to acquire the lock without waiting.
     ///
     /// # Errors
-    /// `WouldBlock` if somebody holds it, or has waited for long and gets it next; else as [`acquire`](Self::acquire).
+    /// `WouldBlock` if the lock is held, or is reserved for a task that has waited long. Otherwise as
+    /// [`acquire`](Self::acquire).
     #[inline]
     pub fn try_acquire(&self) -> Result<LockGuard, LockError<LockGuard>> {
         acquire::attempt(self)
     }
 
-    /// [`acquire`](Self::acquire) that gives up after `timeout`. Counted in real time: see [Timeouts](crate#timeouts).
+    /// Acquires the lock, waiting at most `timeout`.
+    ///
+    /// Cancel-safe: a dropped future has not taken the lock. The timeout is real time: see [Timeouts](crate#timeouts).
     ///
     /// # Errors
-    /// `Timeout`, else as [`acquire`](Self::acquire).
+    /// `Timeout` if the lock was not released in time. Otherwise as [`acquire`](Self::acquire).
     pub async fn acquire_timeout(&self, timeout: Duration) -> Result<LockGuard, LockError<LockGuard>> {
         acquire::wait_timeout(self, timeout).await
     }
 
-    /// [`acquire`](Self::acquire) for plain functions: blocks this thread.
+    /// Acquires the lock, blocking this thread until it is free.
     ///
     /// # Panics
     /// Inside async code, as tokio's blocking calls do.
@@ -138,13 +149,13 @@ impl Lock {
         acquire::block(self)
     }
 
-    /// [`blocking_acquire`](Self::blocking_acquire) that gives up after `timeout`.
+    /// Acquires the lock, blocking this thread for at most `timeout`.
     ///
     /// # Panics
     /// Inside async code, as tokio's blocking calls do.
     ///
     /// # Errors
-    /// `Timeout`, else as [`acquire`](Self::acquire).
+    /// As [`acquire_timeout`](Self::acquire_timeout).
     #[track_caller]
     pub fn blocking_acquire_timeout(&self, timeout: Duration) -> Result<LockGuard, LockError<LockGuard>> {
         acquire::block_timeout(self, timeout)
@@ -159,7 +170,9 @@ impl fmt::Debug for Lock {
 
 object::travels!(Lock, 0);
 
-/// Holds a [`Lock`] until it is dropped, in whichever task or thread of its process.
+/// A guard of a [`Lock`], which dropping it releases.
+///
+/// It may be held across `.await` and dropped in another task or thread of its process. Dropping it never waits.
 ///
 /// ```
 /// # multiprocess::init();

@@ -1,4 +1,4 @@
-//! A lock that its owner may take again: the depth is this process's own affair, the rest is [`super::mutex`].
+//! A re-entrant lock. The count of acquisitions belongs to this process; the rest is [`super::mutex`].
 
 use super::acquire::{self, Held};
 use super::mutex::{self, ByMutex, Mutex, Taken, Words};
@@ -14,13 +14,10 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A lock across processes that its owner may take again.
+/// A re-entrant lock between processes: its owner may acquire it again.
 ///
-/// The owner is the tokio task, or outside of tasks the thread. (The future that a runtime's `block_on` drives is
-/// outside; so a future that holds the lock and moves into another task is another owner.) Each acquisition has its
-/// guard; when the last of them is dropped, wherever, the lock is free.
-///
-/// In all else it is a [`Lock`](crate::Lock): waiting, cancelling, death, cost (and a mutex of this process).
+/// The owner is a tokio task, or a thread outside of tasks. Each acquisition has its own guard. The lock is free when the
+/// last of them is dropped.
 ///
 /// ```
 /// # multiprocess::init();
@@ -34,13 +31,19 @@ use std::time::Duration;
 /// assert!(of_another_thread());
 /// # Ok::<(), multiprocess::Error>(())
 /// ```
+///
+/// # Details
+/// - **Owner.** The future that `block_on` drives is outside of tasks, so its owner is the thread. A future that holds the
+///   lock and moves into another task has another owner there. Guards may be dropped in any task or thread.
+/// - **Waiting, death, handles.** As with [`Lock`](crate::Lock).
+/// - **Cost.** That of a [`Lock`](crate::Lock), and a mutex within this process.
 #[derive(Clone)]
 pub struct RLock(Arc<RLockCore>);
 
 pub(super) struct RLockCore {
     region: Arc<Region>,
     mutex: Mutex,
-    /// Who in this process has it, and how often.
+    /// The owner in this process and the number of its acquisitions.
     held: std::sync::Mutex<Option<(Owner, usize)>>,
 }
 
@@ -120,41 +123,45 @@ impl ByMutex for RLock {
 }
 
 impl RLock {
-    /// A lock that nobody holds.
+    /// Creates an unlocked lock.
     ///
     /// # Errors
-    /// `Io` if there is no memory or descriptor left.
+    /// `Io` if no memory or descriptor is left.
     pub fn new() -> Result<Self> {
         object::create(|_| ()).map(Self)
     }
 
-    /// Takes the lock; waits while another owner holds it. Cancel-safe: dropped, it has not taken it.
+    /// Acquires the lock, waiting until no other owner holds it.
+    ///
+    /// Cancel-safe: a dropped future has not taken the lock.
     ///
     /// # Errors
-    /// `OwnerDied`, and then the lock is taken: the guard is inside. `Io` if this process has no descriptor left to
-    /// wait with.
+    /// - `OwnerDied` if the last holder died. The lock is acquired: the guard is inside the error.
+    /// - `Io` if the system refuses what waiting needs, such as a descriptor.
     pub async fn acquire(&self) -> Result<RLockGuard, LockError<RLockGuard>> {
         acquire::wait(self).await
     }
 
-    /// Takes the lock if that needs no waiting.
+    /// Attempts to acquire the lock without waiting.
     ///
     /// # Errors
-    /// `WouldBlock` if another owner holds it, or has waited for long and gets it next; else as
+    /// `WouldBlock` if another owner holds the lock, or it is reserved for one that has waited long. Otherwise as
     /// [`acquire`](Self::acquire).
     pub fn try_acquire(&self) -> Result<RLockGuard, LockError<RLockGuard>> {
         acquire::attempt(self)
     }
 
-    /// [`acquire`](Self::acquire) that gives up after `timeout`. Counted in real time: see [Timeouts](crate#timeouts).
+    /// Acquires the lock, waiting at most `timeout`.
+    ///
+    /// Cancel-safe: a dropped future has not taken the lock. The timeout is real time: see [Timeouts](crate#timeouts).
     ///
     /// # Errors
-    /// `Timeout`, else as [`acquire`](Self::acquire).
+    /// `Timeout` if the lock was not released in time. Otherwise as [`acquire`](Self::acquire).
     pub async fn acquire_timeout(&self, timeout: Duration) -> Result<RLockGuard, LockError<RLockGuard>> {
         acquire::wait_timeout(self, timeout).await
     }
 
-    /// [`acquire`](Self::acquire) for plain functions: blocks this thread.
+    /// Acquires the lock, blocking this thread until no other owner holds it.
     ///
     /// # Panics
     /// Inside async code, as tokio's blocking calls do.
@@ -166,13 +173,13 @@ impl RLock {
         acquire::block(self)
     }
 
-    /// [`blocking_acquire`](Self::blocking_acquire) that gives up after `timeout`.
+    /// Acquires the lock, blocking this thread for at most `timeout`.
     ///
     /// # Panics
     /// Inside async code, as tokio's blocking calls do.
     ///
     /// # Errors
-    /// `Timeout`, else as [`acquire`](Self::acquire).
+    /// As [`acquire_timeout`](Self::acquire_timeout).
     #[track_caller]
     pub fn blocking_acquire_timeout(&self, timeout: Duration) -> Result<RLockGuard, LockError<RLockGuard>> {
         acquire::block_timeout(self, timeout)
@@ -187,7 +194,9 @@ impl fmt::Debug for RLock {
 
 object::travels!(RLock, 0);
 
-/// One acquisition of an [`RLock`], until it is dropped, in whichever task or thread of its process.
+/// A guard of an [`RLock`]: one acquisition, which dropping it ends.
+///
+/// It may be held across `.await` and dropped in another task or thread of its process. Dropping it never waits.
 ///
 /// ```
 /// # multiprocess::init();

@@ -261,9 +261,10 @@ fn message(kind: ErrorKind) -> String {
     .to_string()
 }
 
-/// The right to read, shared with other readers. Dropping it gives it back, and never waits.
+/// A shared guard of a [`RwLock`], which dropping it releases.
 ///
-/// It may cross `.await` and threads. If its process is killed, its share is free again within milliseconds.
+/// It may be held across `.await` and moved to other threads. Dropping it never waits. If its process is killed, its share
+/// is free again within milliseconds.
 ///
 /// ```
 /// # multiprocess::init();
@@ -279,9 +280,10 @@ pub struct RwLockReadGuard {
     share: Share,
 }
 
-/// The right to write, alone. Dropping it gives it back, and never waits.
+/// An exclusive guard of a [`RwLock`], which dropping it releases.
 ///
-/// It may cross `.await` and threads. If its process is killed, those who come next are told `OwnerDied`.
+/// It may be held across `.await` and moved to other threads. Dropping it never waits. If its process is killed, the next
+/// holders get an error of kind `OwnerDied`.
 ///
 /// ```
 /// # multiprocess::init();
@@ -330,22 +332,10 @@ impl Drop for RwLockWriteGuard {
     }
 }
 
-/// A read-write lock across processes: many readers at a time, or one writer.
+/// A read-write lock between processes: many readers at a time, or one writer.
 ///
-/// It guards what you say it guards: a file, an [`Array`](crate::SharedMemory), anything that processes share. A handle
-/// is cheap to clone and is itself a serde value: it travels as an argument, in a result, inside other values,
-/// through queues.
-///
-/// **Waiting.** [`read`](RwLock::read) waits while somebody writes, or waits to write; [`write`](RwLock::write) while
-/// anybody reads or writes. Both wait in line from their first poll and are cancel-safe: a dropped one has taken
-/// nothing. Nobody starves: new readers let a waiting writer go first, and readers that have waited for a writer go
-/// before the next one. So a task that reads and then reads again may wait for a writer that waits for its first
-/// guard: hold one guard at a time. Giving back and the `try_` forms never wait. **Death.** If a process is killed
-/// while it writes, all who read from then on, and the next who writes, get their guard inside an error of kind
-/// `OwnerDied`: what the lock guards may be half changed, and that writer is the one to put it right. One that is
-/// killed while it reads or waits harms nobody. A process that is only stopped (SIGSTOP) holds what it holds, and if it waits
-/// to write, new readers wait until it goes on or is killed. **Cost.** Without waiting a few atomics, no system call and no
-/// allocation; a lock is one descriptor and 8 KiB.
+/// It protects anything that processes share, such as a file or an [`Array`](crate::Array). [`read`](RwLock::read) and
+/// [`write`](RwLock::write) return guards; dropping a guard releases the lock.
 ///
 /// ```
 /// use multiprocess::{self as mp, ErrorKind, Process, RwLock};
@@ -369,72 +359,98 @@ impl Drop for RwLockWriteGuard {
 ///     })
 /// }
 /// ```
+///
+/// # Handles
+/// A handle is cheap to clone and is a serde value. It can be an argument, a result, or part of a value in a queue or a
+/// pipe. The lock exists as long as any process has a handle or one is on its way.
+///
+/// # Details
+/// - **Waiting.** [`read`](RwLock::read) waits while a process writes or waits to write. [`write`](RwLock::write) waits
+///   while any process reads or writes. Both queue from their first poll. Dropping a future that waits is safe: it has
+///   taken nothing. Releasing and the `try_` methods never wait.
+/// - **Fairness.** Nobody starves. New readers let a waiting writer go first, and readers that waited for a writer go
+///   before the next writer. So hold one guard at a time: a task that reads twice can wait for a writer, which waits for
+///   the task's first guard.
+/// - **Death.** If a process is killed while it writes, all readers from then on and the next writer get their guard
+///   inside an error of kind `OwnerDied`. The data may be half changed; that writer is expected to repair it. A process
+///   killed while it reads or waits harms nobody.
+/// - **Stopped processes.** A process stopped by SIGSTOP keeps what it holds. If it waits to write, new readers wait until
+///   it continues or is killed.
+/// - **Cost.** Without waiting a few atomic operations, no system call and no allocation. A lock is one descriptor and
+///   8 KiB.
 #[derive(Clone)]
 pub struct RwLock {
     core: Arc<RwLockCore>,
 }
 
 impl RwLock {
-    /// A free lock.
+    /// Creates an unlocked lock.
     ///
     /// # Errors
-    /// `Io` if there is no memory or descriptor left.
+    /// `Io` if no memory or descriptor is left.
     pub fn new() -> Result<Self> {
         Ok(Self { core: object::create(|words| RwLockState::<Family>::fill(&words[STATE..READERS]))? })
     }
 
-    /// Takes the lock for reading; waits while somebody writes or waits to. Cancel-safe: dropped, it has taken nothing.
+    /// Acquires shared access, waiting until no process writes or waits to write.
+    ///
+    /// Cancel-safe: a dropped future has taken nothing.
     ///
     /// # Errors
-    /// `OwnerDied`, with the guard, if a writer was killed and no writer has come since; `Io` if the system refuses
-    /// what waiting needs.
+    /// - `OwnerDied` if a writer was killed and none has acquired the lock since. The guard is inside the error.
+    /// - `Io` if the system refuses what waiting needs, such as a descriptor.
     pub async fn read(&self) -> Result<RwLockReadGuard, LockError<RwLockReadGuard>> {
         acquire::wait(&Reading(&self.core)).await
     }
 
-    /// Takes the lock for writing; waits while anybody reads or writes. Cancel-safe: dropped, it has taken nothing.
+    /// Acquires exclusive access, waiting until no process reads or writes.
+    ///
+    /// Cancel-safe: a dropped future has taken nothing, and readers that waited behind it continue.
     ///
     /// # Errors
-    /// `OwnerDied`, with the guard, if the last writer was killed; `Io` if the system refuses what waiting needs.
+    /// - `OwnerDied` if the last writer was killed. The guard is inside the error.
+    /// - `Io` if the system refuses what waiting needs, such as a descriptor.
     pub async fn write(&self) -> Result<RwLockWriteGuard, LockError<RwLockWriteGuard>> {
         acquire::wait(&Writing(&self.core)).await
     }
 
-    /// Takes the lock for reading if that is possible now, and no writer waits.
+    /// Attempts to acquire shared access without waiting.
     ///
     /// # Errors
-    /// `WouldBlock`, else as [`read`](Self::read).
+    /// `WouldBlock` if a process writes or waits to write. Otherwise as [`read`](Self::read).
     pub fn try_read(&self) -> Result<RwLockReadGuard, LockError<RwLockReadGuard>> {
         acquire::attempt(&Reading(&self.core))
     }
 
-    /// Takes the lock for writing if that is possible now.
+    /// Attempts to acquire exclusive access without waiting.
     ///
     /// # Errors
-    /// `WouldBlock`, else as [`write`](Self::write).
+    /// `WouldBlock` if a process reads or writes. Otherwise as [`write`](Self::write).
     pub fn try_write(&self) -> Result<RwLockWriteGuard, LockError<RwLockWriteGuard>> {
         acquire::attempt(&Writing(&self.core))
     }
 
-    /// [`read`](Self::read) that gives up after `timeout`, and then has taken nothing.
-    /// Counted in real time: see [Timeouts](crate#timeouts).
+    /// Acquires shared access, waiting at most `timeout`.
+    ///
+    /// Cancel-safe: a dropped future has taken nothing. The timeout is real time: see [Timeouts](crate#timeouts).
     ///
     /// # Errors
-    /// `Timeout`, else as [`read`](Self::read).
+    /// `Timeout` if the lock was not free in time. Otherwise as [`read`](Self::read).
     pub async fn read_timeout(&self, timeout: Duration) -> Result<RwLockReadGuard, LockError<RwLockReadGuard>> {
         acquire::wait_timeout(&Reading(&self.core), timeout).await
     }
 
-    /// [`write`](Self::write) that gives up after `timeout`, and then has taken nothing.
-    /// Counted in real time: see [Timeouts](crate#timeouts).
+    /// Acquires exclusive access, waiting at most `timeout`.
+    ///
+    /// Cancel-safe: a dropped future has taken nothing. The timeout is real time: see [Timeouts](crate#timeouts).
     ///
     /// # Errors
-    /// `Timeout`, else as [`write`](Self::write).
+    /// `Timeout` if the lock was not free in time. Otherwise as [`write`](Self::write).
     pub async fn write_timeout(&self, timeout: Duration) -> Result<RwLockWriteGuard, LockError<RwLockWriteGuard>> {
         acquire::wait_timeout(&Writing(&self.core), timeout).await
     }
 
-    /// [`read`](Self::read) for plain functions: blocks this thread.
+    /// Acquires shared access, blocking this thread until the lock is free.
     ///
     /// # Panics
     /// Inside async code, as tokio's blocking calls do.
@@ -446,7 +462,7 @@ impl RwLock {
         acquire::block(&Reading(&self.core))
     }
 
-    /// [`write`](Self::write) for plain functions: blocks this thread.
+    /// Acquires exclusive access, blocking this thread until the lock is free.
     ///
     /// # Panics
     /// Inside async code, as tokio's blocking calls do.
@@ -458,7 +474,7 @@ impl RwLock {
         acquire::block(&Writing(&self.core))
     }
 
-    /// [`read_timeout`](Self::read_timeout) for plain functions: blocks this thread.
+    /// Acquires shared access, blocking this thread for at most `timeout`.
     ///
     /// # Panics
     /// Inside async code, as tokio's blocking calls do.
@@ -470,7 +486,7 @@ impl RwLock {
         acquire::block_timeout(&Reading(&self.core), timeout)
     }
 
-    /// [`write_timeout`](Self::write_timeout) for plain functions: blocks this thread.
+    /// Acquires exclusive access, blocking this thread for at most `timeout`.
     ///
     /// # Panics
     /// Inside async code, as tokio's blocking calls do.

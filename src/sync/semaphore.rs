@@ -205,9 +205,10 @@ impl Acquire for Arc<SemaphoreCore> {
     }
 }
 
-/// One permit of a [`Semaphore`] or [`BoundedSemaphore`]. Dropping it gives it back, and never waits.
+/// A permit of a [`Semaphore`] or [`BoundedSemaphore`], which dropping it returns.
 ///
-/// It may cross `.await` and threads. If its process is killed, the permit is free again within milliseconds.
+/// It may be held across `.await` and moved to other threads. Dropping it never waits. If its process is killed, the
+/// permit is free again within milliseconds.
 ///
 /// ```
 /// # multiprocess::init();
@@ -226,8 +227,9 @@ pub struct Permit {
 }
 
 impl Permit {
-    /// Keeps the permit taken for good: it is nobody's, and does not come back when this process dies. Somebody, in
-    /// any process, may call `release` for it.
+    /// Drops the permit without returning it to the semaphore.
+    ///
+    /// It does not come back when this process dies. A `release`, in any process, adds one in its place.
     ///
     /// ```
     /// # multiprocess::init();
@@ -263,19 +265,10 @@ impl fmt::Debug for Permit {
     }
 }
 
-/// A semaphore across processes: as many holders at a time as it has permits.
+/// A counting semaphore between processes: it admits as many holders at a time as it has permits.
 ///
-/// A handle is cheap to clone and is itself a serde value: it travels as an argument, in a result, inside other
-/// values, through queues. The semaphore lives as long as any process has a handle, or one is on its way.
-///
-/// **Waiting.** [`acquire`](Semaphore::acquire) waits while no permit is free, in line from its first poll; it is
-/// cancel-safe: a dropped one has taken nothing. Who runs may be ahead of who sleeps, but nobody who has waited for a
-/// millisecond is overtaken for long. Giving back, [`release`](Semaphore::release) and the `try_` forms never wait,
-/// not even for a process that is stopped in the middle of one. **Death.** What a killed process held is free again
-/// within milliseconds, and those who wait for it are woken. A permit guards nothing, so nobody is told `OwnerDied`.
-/// A process that is only stopped (SIGSTOP) keeps its permits, and the wake that it was given: the next goes to another.
-/// **Cost.** Without waiting a few atomics, no system call and no allocation; a semaphore is one descriptor and 8 KiB.
-/// **Limits.** 2^31 - 1 permits. Beyond 440 processes that have held one, permits of the dead do not come back.
+/// Use it to bound how many processes do something at once, such as downloads or builds. [`acquire`](Semaphore::acquire)
+/// returns a [`Permit`]; dropping the permit returns it.
 ///
 /// ```
 /// use multiprocess::{self as mp, Process, Semaphore};
@@ -298,15 +291,33 @@ impl fmt::Debug for Permit {
 ///     })
 /// }
 /// ```
+///
+/// # Handles
+/// A handle is cheap to clone and is a serde value. It can be an argument, a result, or part of a value in a queue or a
+/// pipe. The semaphore exists as long as any process has a handle or one is on its way.
+///
+/// # Details
+/// - **Waiting.** [`acquire`](Semaphore::acquire) queues from its first poll. Running tasks may overtake sleeping ones, but
+///   a task that has waited for a millisecond is not overtaken for long. Dropping a future that waits is safe: it has
+///   taken nothing. Returning a permit, [`release`](Semaphore::release) and the `try_` methods never wait, not even for a
+///   process stopped in the middle of one.
+/// - **Death.** The permits of a killed process are free again within milliseconds, and waiters are woken. There is no
+///   `OwnerDied`: a permit guards no data.
+/// - **Stopped processes.** A process stopped by SIGSTOP keeps its permits and the wake that it was given. The next permit
+///   goes to another.
+/// - **Cost.** Without waiting a few atomic operations, no system call and no allocation. A semaphore is one descriptor and
+///   8 KiB.
+/// - **Limits.** 2^31 - 1 permits. If more than 440 living processes have held one, permits of those beyond do not come
+///   back when they die.
 #[derive(Clone)]
 pub struct Semaphore {
     core: Arc<SemaphoreCore>,
 }
 
-/// A [`Semaphore`] that never has more permits than it was made with: releasing one that is not missing is an error.
+/// A [`Semaphore`] that never has more permits than it was created with.
 ///
-/// Dropping a [`Permit`] is how one is given back; [`release`](BoundedSemaphore::release) is for one that was
-/// [forgotten](Permit::forget). All else is as with [`Semaphore`].
+/// Dropping a [`Permit`] returns it. [`release`](BoundedSemaphore::release) replaces a permit that was
+/// [forgotten](Permit::forget); it fails if none is missing. Otherwise this is a [`Semaphore`].
 ///
 /// ```
 /// # multiprocess::init();
@@ -325,40 +336,45 @@ pub struct BoundedSemaphore {
 macro_rules! semaphore {
     ($name:ident, $is_bounded:literal) => {
         impl $name {
-            /// One with `permits` free permits; 0 is fine.
+            /// Creates a semaphore with `permits` free permits, which may be 0.
             ///
             /// # Errors
-            /// `Other` beyond 2^31 - 1 permits, `Io` if there is no memory or descriptor left.
+            /// - `Other` for more than 2^31 - 1 permits.
+            /// - `Io` if no memory or descriptor is left.
             pub fn new(permits: usize) -> Result<Self> {
                 Ok(Self { core: SemaphoreCore::create(permits, $is_bounded)? })
             }
 
-            /// Takes a permit; waits while none is free. Cancel-safe: dropped, it has taken nothing.
+            /// Acquires a permit, waiting until one is free.
+            ///
+            /// Cancel-safe: a dropped future has taken nothing.
             ///
             /// # Errors
-            /// `Io` if the system refuses what waiting needs.
+            /// `Io` if the system refuses what waiting needs, such as a descriptor.
             pub async fn acquire(&self) -> Result<Permit, LockError<Permit>> {
                 acquire::wait(&self.core).await
             }
 
-            /// Takes a permit if one is free now.
+            /// Attempts to acquire a permit without waiting.
             ///
             /// # Errors
-            /// `WouldBlock`.
+            /// `WouldBlock` if no permit is free.
             pub fn try_acquire(&self) -> Result<Permit, LockError<Permit>> {
                 acquire::attempt(&self.core)
             }
 
-            /// [`acquire`](Self::acquire) that gives up after `timeout`, and then has taken nothing.
-            /// Counted in real time: see [Timeouts](crate#timeouts).
+            /// Acquires a permit, waiting at most `timeout`.
+            ///
+            /// Cancel-safe: a dropped future has taken nothing. The timeout is real time: see
+            /// [Timeouts](crate#timeouts).
             ///
             /// # Errors
-            /// `Timeout`, else as [`acquire`](Self::acquire).
+            /// `Timeout` if no permit became free in time. Otherwise as [`acquire`](Self::acquire).
             pub async fn acquire_timeout(&self, timeout: Duration) -> Result<Permit, LockError<Permit>> {
                 acquire::wait_timeout(&self.core, timeout).await
             }
 
-            /// [`acquire`](Self::acquire) for plain functions: blocks this thread.
+            /// Acquires a permit, blocking this thread until one is free.
             ///
             /// # Panics
             /// Inside async code, as tokio's blocking calls do.
@@ -370,7 +386,7 @@ macro_rules! semaphore {
                 acquire::block(&self.core)
             }
 
-            /// [`acquire_timeout`](Self::acquire_timeout) for plain functions: blocks this thread.
+            /// Acquires a permit, blocking this thread for at most `timeout`.
             ///
             /// # Panics
             /// Inside async code, as tokio's blocking calls do.
@@ -382,15 +398,19 @@ macro_rules! semaphore {
                 acquire::block_timeout(&self.core, timeout)
             }
 
-            /// Adds a permit beyond any that is held, and wakes one who waits. Any process may. Never waits.
+            /// Adds a permit and wakes one waiter.
+            ///
+            /// Any process may call it, also one that holds no permit. It never waits.
             ///
             /// # Errors
-            /// `Other` if there are as many permits as there can be, free or held; then nothing has changed.
+            /// `Other` if there are as many permits as there can be, free or held. Nothing has changed then.
             pub fn release(&self) -> Result<()> {
                 self.core.release()
             }
 
-            /// How many permits are free, with those that the dead have left: exact while nobody moves.
+            /// Returns the number of free permits, including those that killed processes held.
+            ///
+            /// It is a snapshot: other processes may have changed it when you read it.
             pub fn available(&self) -> usize {
                 self.core.holders().free() as usize
             }

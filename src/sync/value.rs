@@ -52,23 +52,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::*;
 use std::time::{Duration, Instant};
 
-/// One value that several processes see: an integer, a float, or any plain struct (`T: bytemuck::Pod`) of any size.
+/// A value in shared memory: an integer, a float, or any plain struct (`T: bytemuck::Pod`) of any size.
 ///
-/// A handle is cheap to clone and is itself a serde value: it travels as an argument, in a result, inside other
-/// values, through queues and pipes.
+/// - [`get`](Value::get) and [`set`](Value::set) copy the whole value.
+/// - Integers have [`fetch_add`](Value::fetch_add) and similar operations, which are atomic.
+/// - Any other change that depends on the old value needs a guard: [`lock`](Value::lock) waits for its turn and derefs to a
+///   copy of the value. Dropping the guard stores the copy if it was written to.
 ///
-/// **Access.** [`get`](Value::get) and [`set`](Value::set) copy the whole value, never a part of an old one and a part of a new one.
-/// Integers have [`fetch_add`](Value::fetch_add) and its like, which nobody comes between. Anything else that reads and then writes, such as
-/// `+=`, goes through a guard: [`lock`](Value::lock) waits for its turn and derefs to a copy of the value, which is put back
-/// when the guard is dropped, if it was written to. `get`, `set` and `fetch_*` do not wait for guards: what they
-/// change while somebody holds one is lost when that guard is put back.
-///
-/// **Death.** A process killed with a guard leaves the old value, and the next `lock` simply succeeds.
-/// **Cost.** Up to 8 bytes: one atomic operation, without a system call. More: a copy and a few atomics; `set` waits
-/// for another `set` in the middle of its copy, `get` for nobody. A value is one descriptor and a page of memory.
-/// All operations on values of up to 8 bytes have one order, the same for all processes (`SeqCst`).
-///
-/// A value is copied on the stack: for megabytes take an [`Array`](crate::Array).
+/// A value is copied on the stack. For megabytes use an [`Array`](crate::Array).
 ///
 /// ```
 /// use multiprocess::{self as mp, Process, Value};
@@ -99,6 +90,18 @@ use std::time::{Duration, Instant};
 ///     })
 /// }
 /// ```
+///
+/// # Handles
+/// A handle is cheap to clone and is a serde value. It can be an argument, a result, or part of a value in a queue or a
+/// pipe. The value exists as long as any process has a handle or one is on its way.
+///
+/// # Details
+/// - **Consistency.** A value that was read is one that was written, never parts of two. `get`, `set` and the atomic
+///   operations do not wait for guards: a change made while a guard exists is lost if that guard is written back.
+/// - **Order.** All operations on values of up to 8 bytes have one order, the same for all processes (`SeqCst`).
+/// - **Death.** A process killed with a guard leaves the old value, and the next `lock` succeeds.
+/// - **Cost.** Up to 8 bytes: one atomic operation and no system call. Larger: a copy and a few atomic operations. `get`
+///   never waits; `set` waits for another `set` that is copying. A value is one descriptor and a page of memory.
 pub struct Value<T>(Arc<ValueCore>, PhantomData<T>);
 
 const SIZE: usize = 1;
@@ -107,7 +110,7 @@ const BUFFER_CONTROL: usize = 2;
 const WORD: usize = 8;
 const MUTEX: usize = 16;
 const BUFFERS: usize = MUTEX + mutex::LEN;
-/// Nobody writes for so long: who is said to be is stopped, or that is damage.
+/// No write takes so long: the writer is stopped, or its entry is damage.
 const LONG: Duration = Duration::from_secs(5);
 /// Bytes of a value: no stack has room for more.
 const MOST: usize = 1 << 40;
@@ -268,7 +271,7 @@ impl<T: Pod> ByMutex for Value<T> {
 }
 
 impl<T: Pod> Value<T> {
-    /// A value that is `value`.
+    /// Creates a shared value that is initially `value`.
     ///
     /// ```
     /// # multiprocess::init();
@@ -278,7 +281,7 @@ impl<T: Pod> Value<T> {
     /// ```
     ///
     /// # Errors
-    /// `Io` if there is no memory or descriptor left.
+    /// `Io` if no memory or descriptor is left.
     pub fn new(value: T) -> Result<Self> {
         let core = object::create_of_len::<ValueCore>(PAGE + outside(size_of::<T>()), |words| {
             words[SIZE].store(size_of::<T>() as u64, Release);
@@ -287,7 +290,7 @@ impl<T: Pod> Value<T> {
         Ok(Self(core, PhantomData))
     }
 
-    /// The value as it is now. Never waits.
+    /// Returns a copy of the value. Never waits.
     ///
     /// ```
     /// # multiprocess::init();
@@ -301,7 +304,7 @@ impl<T: Pod> Value<T> {
         self.0.load()
     }
 
-    /// Replaces the value, whether or not somebody has locked it.
+    /// Replaces the value, also while it is locked.
     ///
     /// ```
     /// # multiprocess::init();
@@ -315,8 +318,10 @@ impl<T: Pod> Value<T> {
         self.0.store(&value);
     }
 
-    /// Waits for its turn, and derefs to a copy of the value that is put back at the end. Cancel-safe: dropped, it has
-    /// not locked.
+    /// Acquires the lock of the value, waiting until it is free.
+    ///
+    /// The guard derefs to a copy of the value. Dropping the guard stores the copy, if it was written to. Cancel-safe: a
+    /// dropped future has not taken the lock.
     ///
     /// ```
     /// # multiprocess::init();
@@ -330,12 +335,12 @@ impl<T: Pod> Value<T> {
     /// ```
     ///
     /// # Errors
-    /// `Io` if this process has no descriptor left to wait with. Never `OwnerDied`.
+    /// `Io` if the system refuses what waiting needs, such as a descriptor. Never `OwnerDied`.
     pub async fn lock(&self) -> Result<ValueGuard<T>, LockError<ValueGuard<T>>> {
         acquire::wait(self).await
     }
 
-    /// [`lock`](Self::lock) if that needs no waiting.
+    /// Attempts to acquire the lock of the value without waiting.
     ///
     /// ```
     /// # multiprocess::init();
@@ -346,13 +351,15 @@ impl<T: Pod> Value<T> {
     /// ```
     ///
     /// # Errors
-    /// `WouldBlock` if somebody has locked it.
+    /// `WouldBlock` if the value is locked. Otherwise as [`lock`](Self::lock).
     #[inline]
     pub fn try_lock(&self) -> Result<ValueGuard<T>, LockError<ValueGuard<T>>> {
         acquire::attempt(self)
     }
 
-    /// [`lock`](Self::lock) that gives up after `timeout`. Counted in real time: see [Timeouts](crate#timeouts).
+    /// Acquires the lock of the value, waiting at most `timeout`.
+    ///
+    /// Cancel-safe: a dropped future has not taken the lock. The timeout is real time: see [Timeouts](crate#timeouts).
     ///
     /// ```
     /// # multiprocess::init();
@@ -365,12 +372,12 @@ impl<T: Pod> Value<T> {
     /// ```
     ///
     /// # Errors
-    /// `Timeout`, else as [`lock`](Self::lock).
+    /// `Timeout` if the value was not unlocked in time. Otherwise as [`lock`](Self::lock).
     pub async fn lock_timeout(&self, timeout: Duration) -> Result<ValueGuard<T>, LockError<ValueGuard<T>>> {
         acquire::wait_timeout(self, timeout).await
     }
 
-    /// [`lock`](Self::lock) for plain functions: blocks this thread.
+    /// Acquires the lock of the value, blocking this thread until it is free.
     ///
     /// ```
     /// # multiprocess::init();
@@ -390,7 +397,7 @@ impl<T: Pod> Value<T> {
         acquire::block(self)
     }
 
-    /// [`blocking_lock`](Self::blocking_lock) that gives up after `timeout`.
+    /// Acquires the lock of the value, blocking this thread for at most `timeout`.
     ///
     /// ```
     /// # multiprocess::init();
@@ -404,14 +411,14 @@ impl<T: Pod> Value<T> {
     /// Inside async code, as tokio's blocking calls do.
     ///
     /// # Errors
-    /// `Timeout`, else as [`lock`](Self::lock).
+    /// As [`lock_timeout`](Self::lock_timeout).
     #[track_caller]
     pub fn blocking_lock_timeout(&self, timeout: Duration) -> Result<ValueGuard<T>, LockError<ValueGuard<T>>> {
         acquire::block_timeout(self, timeout)
     }
 }
 
-/// The integers of up to 64 bits, which a [`Value`] changes without a lock.
+/// An integer of up to 64 bits, which a [`Value`] can change atomically.
 ///
 /// ```
 /// fn count<T: multiprocess::Integer>(value: &multiprocess::Value<T>, one: T) -> T {
@@ -435,10 +442,9 @@ macro_rules! integers {
 }
 integers!(u8 u16 u32 u64 usize i8 i16 i32 i64 isize);
 
-/// Integers: read, changed and written as one, by one atomic operation. All wrap around at their ends, as std's
-/// atomics do, and return the value from before.
+/// Atomic operations on integers. They wrap around on overflow, as std's atomics do, and return the previous value.
 impl<T: Integer> Value<T> {
-    /// Adds, and returns the value from before.
+    /// Adds to the value and returns the previous one.
     ///
     /// ```
     /// # multiprocess::init();
@@ -453,7 +459,7 @@ impl<T: Integer> Value<T> {
         of_word(self.0.word().fetch_add(to_word(&more), SeqCst))
     }
 
-    /// Subtracts, and returns the value from before.
+    /// Subtracts from the value and returns the previous one.
     ///
     /// ```
     /// # multiprocess::init();
@@ -467,7 +473,7 @@ impl<T: Integer> Value<T> {
         of_word(self.0.word().fetch_add(to_word(&less).wrapping_neg(), SeqCst))
     }
 
-    /// Makes it the larger of the two, and returns the value from before.
+    /// Sets the value to the maximum of itself and `other`, and returns the previous one.
     ///
     /// ```
     /// # multiprocess::init();
@@ -480,7 +486,7 @@ impl<T: Integer> Value<T> {
         self.update(|value| (other > value).then_some(other)).unwrap_or_else(|value| value)
     }
 
-    /// Makes it the smaller of the two, and returns the value from before.
+    /// Sets the value to the minimum of itself and `other`, and returns the previous one.
     ///
     /// ```
     /// # multiprocess::init();
@@ -493,7 +499,7 @@ impl<T: Integer> Value<T> {
         self.update(|value| (other < value).then_some(other)).unwrap_or_else(|value| value)
     }
 
-    /// Replaces it, and returns the value from before.
+    /// Replaces the value and returns the previous one.
     ///
     /// ```
     /// # multiprocess::init();
@@ -506,7 +512,10 @@ impl<T: Integer> Value<T> {
         of_word(self.0.word().swap(to_word(&new), SeqCst))
     }
 
-    /// Replaces it by `new` if it is `current`. The value from before, as an error if it was another.
+    /// Replaces the value by `new` if it is `current`.
+    ///
+    /// # Errors
+    /// The value as it is, if it is not `current`. Nothing has changed then.
     ///
     /// ```
     /// # multiprocess::init();
@@ -556,9 +565,9 @@ impl<'de, T: Pod> Deserialize<'de> for Value<T> {
     }
 }
 
-/// A turn at a [`Value`]: derefs to a copy, which is put back when this is dropped, if it was written to.
+/// A guard of a [`Value`]: a copy of it, which dropping the guard stores if it was written to.
 ///
-/// It may cross `.await` and threads. Leaked, it keeps the value locked as long as its process lives.
+/// It may be held across `.await` and moved to other threads. A leaked guard keeps the value locked until its process ends.
 ///
 /// ```
 /// # multiprocess::init();
