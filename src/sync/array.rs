@@ -1,31 +1,31 @@
-//! A row of values that several processes use in place.
+//! An array in shared memory, used in place.
 //!
 //! # State
-//! `LEN` and `SIZE`: how many elements, of how many bytes. `MUTEX`, which guards the elements. `DIED`: somebody died
-//! holding it, and who locked it has not been told. Behind the first page, the elements.
-//! In this process: two mappings of them, one for references and one for single elements, and who has the guard.
+//! `LEN` and `SIZE`: the number of elements and the bytes of each. `MUTEX`, which guards the elements. `DIED`: a holder died,
+//! and no guard has reported it yet. Behind the first page, the elements. In this process: two mappings of them, one for
+//! references and one for single elements, and the owner of the guard.
 //!
 //! # Moves
-//! | from -> to | who | ordering | wakes |
+//! | from -> to | by | ordering | wakes |
 //! |---|---|---|---|
-//! | any element, any number of times | who has the mutex by a guard | between those of the mutex | - |
-//! | an element -> another value | `set`, which has the mutex for that; or whose task has the guard | Release | - |
-//! | DIED 0 -> 1 | `set` that took the mutex from the dead | between those of the mutex | - |
-//! | DIED 1 -> 0 | a guard, which then says so | likewise | - |
+//! | any element, any number of times | the holder of the mutex, by a guard | between those of the mutex | - |
+//! | an element -> another value | `set`, which holds the mutex for that; or whose task holds the guard | Release | - |
+//! | DIED 0 -> 1 | `set` that took the mutex from a dead holder | between those of the mutex | - |
+//! | DIED 1 -> 0 | a guard, which then reports it | likewise | - |
 //!
 //! # Invariants
-//! 1. Elements change only at the hand of who has the mutex, so what a guard's slice refers to changes for nobody else.
-//! 2. In this process, the mapping for references is used by the guard alone ([`crate::shm::lent`]); `get`, `set` and
-//!    `to_vec` use the other one, by atomics.
-//! 3. `set` beside a guard of the same task writes only if no reference was taken from that guard yet, and none can be
+//! 1. Only the holder of the mutex changes elements, so no other process changes the memory of a guard's slice.
+//! 2. In this process only the guard uses the mapping for references ([`crate::shm::lent`]). `get`, `set` and `to_vec` use the
+//!    other one, by atomics.
+//! 3. `set` beside a guard of the same task writes only if no reference was taken from that guard yet, and none can be taken
 //!    while it writes: both happen under `local`.
 //!
 //! # Death
 //! | killed | survivors see | repaired by |
 //! |---|---|---|
-//! | with a guard | elements changed so far | who locks next is told, and has the guard |
-//! | in `set` | the element of before, or the new one, or a part of it if it has more than 8 bytes | likewise |
-//! | after `set` took the mutex from the dead | likewise | likewise: it died holding it |
+//! | with a guard | elements changed so far | the next locker gets `OwnerDied` with the guard |
+//! | in `set` | the old element or the new one, or parts of both if it has more than 8 bytes | likewise |
+//! | after `set` took the mutex from a dead holder | likewise | likewise: it died holding it |
 //! | as DIED was taken | likewise | likewise |
 //!
 //! # Cancel
@@ -113,7 +113,7 @@ pub(super) struct ArrayCore {
     whole: Arc<Lendable>,
     /// The elements, one by one; mapped when first needed.
     single: OnceLock<Map>,
-    /// Who took the guard that this process has.
+    /// The owner of the guard that this process has.
     local: std::sync::Mutex<Option<Owner>>,
     /// References have been taken from the guard that this process has. Set under `local`.
     is_open: AtomicBool,
@@ -150,7 +150,7 @@ impl Core for ArrayCore {
     }
 }
 
-/// What the elements take up: whole pages, at least one.
+/// The bytes that the elements take up: whole pages, at least one.
 fn bytes(len: usize, size: usize) -> Option<u64> {
     let bytes = (len as u64).checked_mul(size as u64)?.max(1).checked_next_multiple_of(PAGE)?;
     bytes.checked_add(PAGE).filter(|all| *all <= isize::MAX as u64)?;
@@ -232,7 +232,7 @@ impl<T: Pod> ByMutex for Array<T> {
             core.died().store(0, Relaxed);
         }
         fault::point("array.taken");
-        // Whoever had it in this process gave it back before it let the mutex go.
+        // The last holder in this process returned it before it released the mutex.
         let Some(lent) = core.whole.lend() else {
             core.mutex.release();
             return Err(io::Error::other("it is lent and not locked"));
@@ -260,7 +260,7 @@ impl<T: Pod> Array<T> {
     /// `Io` if there is not enough memory, or no descriptor is left.
     pub fn from_slice(elements: &[T]) -> Result<Self> {
         let array = Self::zeroed(elements.len())?;
-        // Nobody else has it yet, so nobody has lent it.
+        // No other handle exists yet, so it is not lent.
         if let Some(mut lent) = array.0.whole.lend().filter(|_| !elements.is_empty()) {
             lent.populate();
             lent.slice_mut(elements.len()).copy_from_slice(elements);

@@ -88,7 +88,7 @@ impl BarrierCore {
         BarrierState::new(&self.words()[STATE], places, is_listed, || self.line.notify_all())
     }
 
-    /// Whoever changes the round must be known, so that its death is. Without a slot left it goes on all the same.
+    /// A process that changes the state needs a slot, so that its death is noticed. If no slot is left it continues all the same.
     #[track_caller]
     fn claim_slot(&self) {
         fork::refuse("change a barrier");
@@ -156,7 +156,7 @@ async fn by<T>(deadline: Option<Instant>, future: impl Future<Output = T>) -> Op
     }
 }
 
-/// Somebody who waits: if it stops before its generation has ended, that is broken.
+/// A waiting party. Dropped before its generation has ended, it breaks the generation.
 struct Party<'a> {
     core: &'a BarrierCore,
     generation: u64,
@@ -181,7 +181,7 @@ impl Party<'_> {
     }
 
     async fn wait(self, deadline: Option<Instant>) -> Result<BarrierWaitResult> {
-        // Who comes last does not stand in line with those who came before.
+        // The last party does not join the queue of those that arrived before.
         let outcome = match self.look() {
             Some(outcome) => outcome,
             None => match by(deadline, until(&self.core.line, || self.look())).await {

@@ -1,35 +1,33 @@
-//! Who has come to a barrier, and how each generation ends.
+//! The shared state of a barrier: the parties that have arrived, and the outcome of each generation.
 //!
 //! # State
-//! `STATE`: `generation:31 | broken:1 | history:32`, where history
-//! has a bit for each of the last 32 generations: whether it ended badly. Then a place for each party, in the
-//! order of arrival: `generation:31 | acting:1 | slot:12 | epoch:20` of the process that came.
+//! `STATE`: `generation:31 | broken:1 | history:32`. History has a bit for each of the last 32 generations: whether it broke.
+//! Then a place for each party, in the order of arrival: `generation:31 | acting:1 | slot:12 | epoch:20` of its process.
 //!
 //! # Moves
-//! | from -> to | who | ordering | wakes |
+//! | from -> to | by | ordering | wakes |
 //! |---|---|---|---|
 //! | the first place that is not of this generation -> mine | an arriving party | AcqRel CAS | - |
-//! | the last place -> mine, acting | one that has something to do first | AcqRel CAS | - |
-//! | STATE (g, whole) -> (g + 1, whole), history good | any party that finds the last place taken; if acting, who acts | AcqRel CAS | all |
-//! | STATE (g, whole) -> (g, broken) | `abort`; a wait that ends early; whoever finds a party dead | AcqRel CAS | all |
-//! | STATE (g, any) -> (g + 1, whole), history bad | `reset`, if it is broken or anybody waits | AcqRel CAS | all |
+//! | the last place -> mine, acting | a party that runs an action first | AcqRel CAS | - |
+//! | STATE (g, whole) -> (g + 1, whole), history good | any party that finds the last place taken; if acting, that party | AcqRel CAS | all |
+//! | STATE (g, whole) -> (g, broken) | `abort`; a wait that ends early; a party that finds another dead | AcqRel CAS | all |
+//! | STATE (g, any) -> (g + 1, whole), history bad | `reset`, if it is broken or a party waits | AcqRel CAS | all |
 //!
 //! # Invariants
-//! 1. Places are taken in order and never left, so those of this generation are a prefix: an index is had once.
-//! 2. How a generation ended is decided by the one change of STATE that ends or breaks it, for all its parties alike.
-//! 3. A place is taken by who saw the round unchanged after reading it, so a party that is late for its generation
-//!    displaces nobody of a later one.
-//! 4. Who waited and was kept from looking while 32 generations came and went is told that it was broken, unless
-//!    none of them was.
+//! 1. Places are taken in order and never left, so those of this generation are a prefix, and each index is given once.
+//! 2. The one change of STATE that ends or breaks a generation decides its outcome, for all its parties alike.
+//! 3. A party takes a place only if STATE is unchanged after it read the place. So a party that is late for its generation
+//!    takes no place of a later one.
+//! 4. A waiter that did not run while 32 generations ended gets `BrokenBarrier`, unless none of them broke.
 //!
 //! # Death
 //! | killed | survivors see |
 //! |---|---|
-//! | before it comes | a party that is missing: they wait, or time out |
-//! | waiting, in its place | a place of an unlisted member: whoever looks breaks the barrier; its burial makes all look |
-//! | in the last place, before STATE | the last place taken: whoever looks ends the generation, well |
+//! | before it arrives | a missing party: they wait, or time out |
+//! | waiting, in its place | a place of an unlisted member; recovery makes all parties try, and the first breaks the barrier |
+//! | in the last place, before STATE | the last place taken: the next party to try ends the generation, well |
 //! | acting | as waiting |
-//! | after STATE, before the wake | its burial rings every bell |
+//! | after STATE, before the wake | recovery rings every doorbell |
 //!
 //! # Cancel
 //! A wait that is dropped, or times out, breaks its generation, unless that has ended already.
@@ -130,7 +128,7 @@ pub(super) struct BarrierState<'a, L, T> {
     round: &'a AtomicU64,
     places: &'a [AtomicU64],
     is_listed: L,
-    /// Wakes all who wait: called by whoever has changed the round.
+    /// Wakes all waiters: called after each change of STATE.
     tell: T,
 }
 
@@ -233,7 +231,7 @@ impl<'a, L: Fn(Sleeper) -> bool, T: Fn()> BarrierState<'a, L, T> {
         self.end(self.now().generation(), true);
     }
 
-    /// Makes it whole, for a new generation, unless it is whole and nobody waits.
+    /// Repairs it for a new generation, unless it is whole and no party waits.
     pub(super) fn reset(&self) {
         let mut seen = self.now();
         while seen.is_broken() || self.come(seen.generation()) > 0 {

@@ -104,10 +104,10 @@ impl Core for ConditionCore {
 }
 
 impl ConditionCore {
-    /// Closes it for all; whoever waits finds out.
+    /// Closes it for all; waiters get an error.
     #[cold]
     fn damaged(&self) -> io::Error {
-        let error = self.mutex.damaged("counts of those who wait that cannot be");
+        let error = self.mutex.damaged("impossible counts of waiters");
         self.waiting.notify_all();
         error
     }
@@ -131,13 +131,13 @@ impl ConditionCore {
         lock(&self.local)
     }
 
-    /// Enters the caller, who holds the lock, among those who wait, and releases the lock.
+    /// Adds the caller, which holds the lock, to the waiters, and releases the lock.
     fn enter(self: &Arc<Self>, guard: ConditionGuard) -> Result<(Turn, Waiter), LockError<ConditionGuard>> {
         if !Arc::ptr_eq(self, &guard.0) {
             let error = Error::other("wait was given the guard of another condition: lock this one");
             return Err(LockError::new(error, Some(guard)));
         }
-        // First into the line: who enters later, holding the lock, is behind us.
+        // Join the queue first: a caller that enters later, holding the lock, is behind us.
         let turn = self.waiting.join();
         let entered = self.family.me().and_then(|me| {
             let full = || io::Error::other(format!("more than {COUNT} tasks of one process wait for one condition"));
@@ -173,7 +173,7 @@ struct Waiter {
 
 impl Waiter {
     fn attempt(&mut self) -> Option<io::Result<()>> {
-        // Also of what the dead had: their burial is what makes us look.
+        // Also the notifications of the dead: their recovery is what made us try.
         self.core.with_state(|state| state.heal(self.me));
         let taken = self.core.with_state(|state| {
             let mut local = self.core.local();
@@ -480,7 +480,7 @@ impl Condition {
     /// Wakes `count` waiters, or all if there are fewer. Never waits.
     pub fn notify(&self, count: usize) {
         fork::refuse("notify a condition");
-        // Killed halfway it is healed by its burial, and only who has a slot is buried.
+        // If this process is killed halfway, others repair it, but only if it has a slot.
         let _ = self.0.family.me();
         self.0.with_state(|state| state.notify(count));
     }

@@ -1,43 +1,44 @@
-//! Who waits for a condition, and whose the notices are: the table, and this process's part of it.
+//! The shared state of a condition: a table of waiters and notifications, and this process's part of it.
 //!
 //! # State
-//! The event of those who wait, and a table with a row per slot of the family: how many tasks of that
-//! process wait and how many notices it has been given (`epoch:20 | NOTIFYING:1 | given:21 | waiting:21`). `ORDER`: the
-//! ticket of its longest waiting task that has taken no notice. `HEALER`: who passes on what the dead had.
-//! Within a process, `LocalWaiters`: tickets in order, and notices that a task has taken and not yet returned with.
+//! The list of sleeping processes, and a table with a row per slot of the family. A row has the number of waiting tasks of
+//! that process and the number of notifications that it was given (`epoch:20 | NOTIFYING:1 | given:21 | waiting:21`).
+//! `ORDER`: the ticket of its longest waiting task without a notification. `HEALER`: the member that passes on the
+//! notifications of the dead. Within a process, `LocalWaiters`: tickets in order, and the notifications that tasks have taken
+//! but not yet returned with.
 //!
 //! # Moves
-//! | from -> to | who | ordering | wakes |
+//! | from -> to | by | ordering | wakes |
 //! |---|---|---|---|
 //! | waiting + 1 | a waiter that still holds the lock | SeqCst CAS | - |
-//! | given + 1, at most waiting | a notifier; the process with the lowest ORDER, of those with no notice under way | SeqCst CAS | that process |
-//! | NOTIFYING set; given = waiting in each row; NOTIFYING cleared | who notifies all | SeqCst CAS | all |
-//! | a notice taken | the first task in line, in `LocalWaiters` only | - | - |
+//! | given + 1, at most waiting | a notifier, for the process with the lowest ORDER among those with no notification under way | SeqCst CAS | that process |
+//! | NOTIFYING set; given = waiting in each row; NOTIFYING cleared | a notifier of all | SeqCst CAS | all |
+//! | a notification taken | the first task in the queue, in `LocalWaiters` only | - | - |
 //! | waiting - 1, given - 1 | a waiter that has the lock again | SeqCst CAS | - |
-//! | another's given + 1, then waiting - 1, given - 1 | a waiter that leaves with a notice | SeqCst CAS | the other |
+//! | another's given + 1, then waiting - 1, given - 1 | a waiter that leaves with a notification | SeqCst CAS | the other |
 //! | another's given + 1, then a dead row's given - 1 | the healer | SeqCst CAS | the other |
 //! | a row of an old epoch -> a fresh one | the slot's new owner | SeqCst CAS | - |
 //!
 //! # Invariants
-//! 1. A waiter is in its row before it releases the lock, and in the local line: who notifies later finds it.
-//! 2. given <= waiting, so a notice never waits for somebody to come.
-//! 3. A notice leaves its row only with a task that has returned from `wait` holding the lock, or after it was passed on.
-//! 4. Every word is a claim: a row counts as many tasks as its process knows of (`LocalWaiters`), or it is damaged, and the waits
-//!    of that process end with an error; of other rows only what cannot lead out of the table is believed.
-//! 5. Only its own process lowers a live row; only one healer at a time touches dead ones.
+//! 1. A waiter is in its row and in the local queue before it releases the lock, so later notifiers find it.
+//! 2. given <= waiting, so a notification never waits for a waiter to come.
+//! 3. A notification leaves its row only with a task that returned from `wait` holding the lock, or after it was passed on.
+//! 4. Every word is untrusted. A row counts as many tasks as its process knows of (`LocalWaiters`). Otherwise it is damaged,
+//!    and the waits of that process end with an error. Of other rows, nothing that leads out of the table is believed.
+//! 5. Only its own process lowers a live row. Only one healer at a time changes dead ones.
 //!
 //! # Death
 //! | killed | survivors see | repaired by |
 //! |---|---|---|
-//! | waiting | a row of an unlisted process: passed over | the slot's next owner |
-//! | with a notice, before it had the lock again | given > 0 in a dead row | its burial: all who wait look, the healer passes it on |
-//! | notifying one, before the wake | a notice whose owner sleeps | its burial: all look |
-//! | notifying all, half-way | NOTIFYING in a dead row | its burial: the healer notifies all, also who came since |
-//! | healing, or passing on, half-way | the row as it was, HEALER dead | the next healer; a notice may then wake two |
+//! | waiting | a row of an unlisted process, which is passed over | the slot's next owner |
+//! | with a notification, before it had the lock again | given > 0 in a dead row | recovery: all waiters try, the healer passes it on |
+//! | notifying one, before the wake | a notification whose owner sleeps | recovery: all try |
+//! | notifying all, half-way | NOTIFYING in a dead row | recovery: the healer notifies all, also later waiters |
+//! | healing, or passing on, half-way | the row as it was, HEALER dead | the next healer; a notification may then wake two |
 //!
 //! # Cancel
-//! A dropped wait leaves its row; if it had a notice, or its process has as many as waiters, one is passed on first. It
-//! does not hold the lock.
+//! A dropped wait leaves its row and does not hold the lock. If it had a notification, or its process has as many as waiters,
+//! one is passed on first.
 
 use crate::os::fault;
 use crate::shm::atomic::{AtomicU64, fence};
@@ -67,7 +68,7 @@ pub(super) const COUNT: u64 = (1 << COUNT_BITS) - 1;
 const ONE_GIVEN: u64 = 1 << COUNT_BITS;
 const NOTIFYING: u64 = 1 << 42;
 const EPOCH_SHIFT: u32 = 44;
-/// What a row counts, without whose it is.
+/// The counts of a row, without its epoch.
 #[cfg(all(test, multiprocess_loom))]
 pub(super) const COUNTS: u64 = ONE_GIVEN * ONE_GIVEN - 1;
 const EPOCH: u64 = !0 << EPOCH_SHIFT;
@@ -89,7 +90,7 @@ fn fresh(me: Member) -> u64 {
     u64::from(me.epoch) << EPOCH_SHIFT
 }
 
-/// The table, wherever its words are. `epoch_of` tells who has a slot, `wake` reaches a process.
+/// The table, wherever its words are. `epoch_of` returns the epoch of the process in a slot, `wake` wakes a process.
 #[derive(Clone, Copy)]
 pub(super) struct ConditionState<'a, E, W> {
     pub(super) words: &'a [AtomicU64],
@@ -131,7 +132,7 @@ impl<E: Fn(u16) -> Option<u32>, W: Fn(Member)> ConditionState<'_, E, W> {
             if seen & EPOCH == fresh(me) {
                 return;
             }
-            // What the slot's last owner had is passed on first, unless who does so is stopped.
+            // The notifications of the slot's last owner are passed on first, unless the healer is stopped.
             if is_dirty(seen) && round < 1000 {
                 self.heal(me);
                 if round > 0 {
@@ -144,7 +145,7 @@ impl<E: Fn(u16) -> Option<u32>, W: Fn(Member)> ConditionState<'_, E, W> {
         }
     }
 
-    /// Gives a notice to the process that is to have the next one; false if nobody waits.
+    /// Gives a notification to the process that is next; false if there is no waiter.
     fn give_one(&self) -> bool {
         loop {
             let mut best: Option<(bool, u64, u64, Member)> = None;
@@ -187,7 +188,7 @@ impl<E: Fn(u16) -> Option<u32>, W: Fn(Member)> ConditionState<'_, E, W> {
         }
     }
 
-    /// Notifies all who wait. One at a time in each process.
+    /// Notifies all waiters. Only one call at a time in each process.
     pub(super) fn notify_all(&self, me: Option<Member>) {
         fence(SeqCst);
         let Some(me) = me else { return self.give_all() };
@@ -201,13 +202,13 @@ impl<E: Fn(u16) -> Option<u32>, W: Fn(Member)> ConditionState<'_, E, W> {
         self.change(me.slot, |row| Some(row & !NOTIFYING));
     }
 
-    /// Passes on what the dead had.
+    /// Passes on the notifications of the dead.
     pub(super) fn heal(&self, me: Member) {
         let is_dead = |slot: u16| {
             let row = self.row(slot).load(Acquire);
             (is_dirty(row) && self.owner(slot, row).is_none()).then_some(row)
         };
-        // Once more after letting go, for somebody may have died meanwhile whom others left to us.
+        // Once more after the release: others may have left to us a process that died meanwhile.
         for _ in 0..ROWS {
             if !self.used().any(|slot| is_dead(slot).is_some()) {
                 return;
@@ -231,7 +232,7 @@ impl<E: Fn(u16) -> Option<u32>, W: Fn(Member)> ConditionState<'_, E, W> {
                             row & !NOTIFYING
                         }
                         false if self.give_one() => row - ONE_GIVEN,
-                        // Nobody waits: what it had is for nobody.
+                        // There is no waiter: the notifications are dropped.
                         false => row & !(COUNT << COUNT_BITS),
                     };
                     fault::point("heal.given");
@@ -254,12 +255,12 @@ impl<E: Fn(u16) -> Option<u32>, W: Fn(Member)> ConditionState<'_, E, W> {
     }
 }
 
-/// Those of this process who wait. All that lowers this process's row happens under its lock.
+/// The waiters of this process. Its row is lowered only under the lock of this table.
 #[derive(Default)]
 pub(super) struct LocalWaiters {
-    /// Of those who have taken no notice.
+    /// The tickets of waiters that have taken no notification.
     tickets: VecDeque<u64>,
-    /// Notices taken by those who have not yet returned.
+    /// Notifications taken by waiters that have not yet returned.
     taken: u64,
 }
 
@@ -289,7 +290,7 @@ impl LocalWaiters {
     }
 
     fn strike<E, W>(&mut self, state: &ConditionState<'_, E, W>, me: Member, ticket: u64) {
-        // They are in order, if nobody but us wrote to the word that they are of.
+        // They are in order, unless the word that they come from was damaged.
         let found = self.tickets.binary_search(&ticket).ok();
         let found = found.or_else(|| self.tickets.iter().position(|other| *other == ticket));
         found.and_then(|at| self.tickets.remove(at));
@@ -360,7 +361,7 @@ fn one_less(row: u64) -> Option<u64> {
     (waiting(row) > 0 && given(row) > 0).then(|| row - ONE_GIVEN - 1)
 }
 
-/// Who waits, as the rows say.
+/// The waiters, as the rows tell.
 pub(super) fn sleepers(words: &[AtomicU64]) -> impl Iterator<Item = Sleeper> {
     let rows = words[TABLE..TABLE + ROWS].iter().take(words[USED].load(Acquire).min(ROWS as u64) as usize).zip(0..);
     let rows = rows.map(|(row, slot)| (row.load(Acquire), slot)).filter(|(row, _)| waiting(*row) > 0);

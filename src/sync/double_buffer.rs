@@ -1,35 +1,35 @@
-//! Bytes that are read and replaced as a whole: what a [`super::Value`] too large for one word is.
+//! A versioned double buffer: bytes that are read and replaced as a whole, for a [`super::Value`] larger than one word.
 //!
 //! # State
-//! `VERSION`: how often it was replaced; its lowest bit says which of the two buffers is it. `LATCH`: who is replacing
-//! it, a [`Latch`]. The buffers are atomic words, of which the last may have unused bytes.
+//! `VERSION`: the number of replacements; its lowest bit selects the current buffer. `LATCH`: the writer that is replacing
+//! it, in a [`Latch`]. Two buffers of atomic words, of which the last may have unused bytes.
 //!
 //! # Moves
-//! | from -> to | who | ordering | wakes |
+//! | from -> to | by | ordering | wakes |
 //! |---|---|---|---|
-//! | latch 0 or dead M -> me | a writer | Acquire CAS | - |
-//! | words of the buffer that is not it | the latch's holder | fence(Release), Relaxed | - |
-//! | VERSION v -> v + 1 | the latch's holder | Release | - |
-//! | latch me -> 0 | its holder | Release | - |
-//! | latch M -> 0 | a writer that has found the same M there for five seconds: stopped, or damage | AcqRel | - |
+//! | lock 0 or dead M -> me | a writer | Acquire CAS | - |
+//! | words of the other buffer | the holder of the lock | fence(Release), Relaxed | - |
+//! | VERSION v -> v + 1 | the holder of the lock | Release | - |
+//! | lock me -> 0 | its holder | Release | - |
+//! | lock M -> 0 | a writer that has found the same M there for five seconds: stopped, or damage | AcqRel | - |
 //!
 //! # Invariants
-//! 1. Only the latch's holder writes, and only to the buffer that is not it: version v's is untouched until v + 1 is out.
-//! 2. A reader copies words, and then sees whether the version is the one it began with; if so, nobody has written
-//!    to what it copied. (A seqlock, after Boehm's "Can seqlocks get along with programming language memory models?",
-//!    with two buffers, so that a writer that is stopped or killed holds no reader up.)
-//! 3. The two fences: who copies a word of a write sees the version that the write began with, which is another.
-//! 4. A writer that was passed over because it was stopped for so long in the middle of its copy, and goes on, may leave a
-//!    value of parts. The alternative was that a word of damage keeps all others waiting for ever.
+//! 1. Only the holder of the lock writes, and only to the other buffer: that of version v is untouched until v + 1 is out.
+//! 2. A reader copies the words and then checks that the version is the one it began with. If so, nothing was written to
+//!    the words it copied. (A seqlock, after Boehm's "Can seqlocks get along with programming language memory models?", with
+//!    two buffers, so that a stopped or killed writer delays no reader.)
+//! 3. The two fences: a reader that copies a word of a later write sees the version with which that write began.
+//! 4. A writer whose lock was taken away, because it was stopped in its copy for so long, may leave a value of two parts when
+//!    it continues. The alternative was that one damaged word blocks all others for ever.
 //!
 //! # Death
 //! | killed | survivors see | repaired by |
 //! |---|---|---|
-//! | holding the latch, before VERSION | what was there before | the next writer takes the latch and writes over it |
-//! | after VERSION | what was written | the next writer takes the latch |
+//! | holding the lock, before VERSION | the old value | the next writer takes the lock and writes over it |
+//! | after VERSION | the new value | the next writer takes the lock |
 //!
 //! # Cancel
-//! Nothing here waits; a writer that finds the latch held is told so.
+//! Nothing here waits: a writer that finds the lock held gets `false`.
 
 use crate::os::fault;
 use crate::shm::atomic::{AtomicU64, fence};
@@ -61,7 +61,7 @@ impl<'a> DoubleBuffer<'a> {
         if version.is_multiple_of(2) { even } else { odd }
     }
 
-    /// Copies what it is to `to`.
+    /// Copies the current bytes to `to`.
     #[inline]
     pub(super) fn read(self, to: &mut [u8]) {
         let mut version = self.control[VERSION].load(Acquire);
@@ -78,18 +78,18 @@ impl<'a> DoubleBuffer<'a> {
         }
     }
 
-    /// Who is replacing it, as the latch says.
+    /// The writer that holds the lock.
     pub(super) fn holder(self) -> u64 {
         self.control[LATCH].load(Relaxed)
     }
 
-    /// Frees the latch of who has had it for longer than any write takes.
+    /// Takes the lock away from a writer that has held it for longer than any write takes.
     #[cold]
     pub(super) fn take_from(self, holder: u64) {
         let _ = self.control[LATCH].compare_exchange(holder, 0, AcqRel, Relaxed);
     }
 
-    /// Replaces it by `from`; false if somebody else is at it.
+    /// Replaces the bytes by `from`; false if another writer holds the lock.
     #[inline]
     pub(super) fn try_write(self, from: &[u8], me: Member, lives: &impl Lives) -> bool {
         let latch = Latch(&self.control[LATCH]);
@@ -107,7 +107,7 @@ impl<'a> DoubleBuffer<'a> {
         fault::point("set.written");
         self.control[VERSION].store(version.wrapping_add(1), Release);
         fault::point("set.published");
-        // Nobody asks for a wake: who finds it held tries again.
+        // No writer asks for a wake: a writer that finds it held tries again.
         let _ = latch.release();
         true
     }
@@ -140,7 +140,7 @@ mod models {
             self.buffer_pair().try_write(&[word, word].concat(), Members.me().unwrap(), &Members)
         }
 
-        /// What it is, which must be one whole write.
+        /// The current bytes, which must be those of one write.
         fn read(&self) -> u64 {
             let mut bytes = [0; 16];
             self.buffer_pair().read(&mut bytes);

@@ -1,23 +1,23 @@
-//! An event across processes: a flag that everybody can wait for.
+//! An event: a flag that processes set and wait for.
 //!
 //! # State
-//! [`FLAG`]: `times set:63 | is set:1`. The line of those who wait.
+//! [`FLAG`]: `times set:63 | is set:1`. The list of sleeping processes.
 //!
 //! # Moves
-//! | from -> to | who | ordering | wakes |
+//! | from -> to | by | ordering | wakes |
 //! |---|---|---|---|
 //! | (n, unset) -> (n + 1, set) | `set` | AcqRel CAS | all |
 //! | (n, set) -> (n, unset) | `clear` | AcqRel CAS | - |
 //!
 //! # Invariants
-//! 1. Who waits is done when the flag is set, or has been set once more than when it began: a `clear` that follows
-//!    at once takes nothing from those who waited.
+//! 1. A waiter is done when the flag is set, or was set since it began to wait: a `clear` right after a `set` keeps no waiter
+//!    from continuing.
 //!
 //! # Death
 //! | killed | survivors see |
 //! |---|---|
-//! | after `set`, before the wake | the flag set; its burial makes all who sleep look |
-//! | waiting, or with its notice | see `wait::event`: `set` is a store and goes past the dead |
+//! | after `set`, before the wake | the flag set; its recovery makes all sleepers try |
+//! | waiting, or with its notification | see `wait::event`: `set` is a store and passes over the dead |
 //!
 //! # Cancel
 //! A dropped wait has changed nothing.
@@ -46,7 +46,7 @@ const SET: u64 = 1;
 struct Word<'a>(&'a AtomicU64);
 
 impl Word<'_> {
-    /// All who wait are to be told afterwards, also if it was set: who set it may have died before it told anybody.
+    /// The caller notifies all waiters afterwards, also if it was set: the process that set it may have died before it did.
     fn set(self) {
         let set = |seen: u64| (seen & SET == 0).then(|| seen.wrapping_add(2) | SET);
         let _ = self.0.fetch_update(AcqRel, Acquire, set);
@@ -61,12 +61,12 @@ impl Word<'_> {
         self.0.load(Acquire) & SET != 0
     }
 
-    /// What who begins to wait now has to remember.
+    /// The count that a waiter that begins now passes to [`Word::is_over`].
     fn since(self) -> u64 {
         self.0.load(Acquire) >> 1
     }
 
-    /// Whether who began then need not wait any more.
+    /// Whether a waiter that began then is done.
     fn is_over(self, since: u64) -> bool {
         let now = self.0.load(Acquire);
         now & SET != 0 || now >> 1 != since
@@ -113,13 +113,13 @@ impl EventCore {
     #[track_caller]
     fn set(&self) {
         fork::refuse("set an event");
-        // Who sets must be known, so that its death is: without a slot left it goes on as if nobody could kill it.
+        // A process that sets needs a slot, so that its death is noticed. If no slot is left it continues all the same.
         let _ = self.family.me();
         self.word().set();
         self.line.notify_all();
     }
 
-    /// What is tried while one waits, from now on.
+    /// The attempt of a waiter that begins now.
     fn attempt(&self) -> impl FnMut() -> Option<()> + '_ {
         let since = self.word().since();
         move || self.word().is_over(since).then_some(())
@@ -278,7 +278,7 @@ mod models {
         bells: Bells,
     }
 
-    /// Two have begun to wait; then it is set, and cleared at once. Whoever lives goes on, whoever dies.
+    /// Two have begun to wait; then it is set, and cleared at once. The living continue, whichever process dies.
     fn flag(what: &str, preemptions: usize, setter: Option<&'static str>, waiter: Option<&'static str>) {
         explore(what, preemptions, move || {
             let world = Arc::new(World { flag: AtomicU64::new(0), line: zeros(event::LEN), bells: Bells::new() });

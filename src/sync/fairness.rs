@@ -1,26 +1,25 @@
-//! Who has waited long gets its turn: those who come running stand back for a moment.
+//! Fairness: newcomers pause for a moment when a sleeper has waited long.
 //!
-//! A wake takes 20 us, so whoever runs may take ahead of sleepers; but a sleeper that came too late each time for
-//! [`LONG`] complains, and after the next give newcomers stand back until a sleeper has been served. Nothing else
-//! depends on it: it is a courtesy with an end, so whoever dies, stops or gives up in between delays others by
-//! [`A_MOMENT`].
-//! The idea, a fair turn after about a millisecond, is parking_lot's "eventual fairness".
+//! A wake takes 20 us, so running tasks may overtake sleepers. A sleeper that has come too late each time for [`LONG`]
+//! reports that. After the next release newcomers pause until a sleeper has been served. Nothing else depends on it, and it is
+//! bounded in time: a process that dies, stops or gives up in between delays others by [`A_MOMENT`] at most. The idea, a fair
+//! turn after about a millisecond, is parking_lot's "eventual fairness".
 //!
 //! # State
-//! One word: 0, `LONG_WAIT`, or until when newcomers stand back, in nanoseconds of a clock that all processes share.
+//! One word: 0, `LONG_WAIT`, or the time until which newcomers pause, in nanoseconds of a clock that all processes share.
 //!
 //! # Moves
-//! | from -> to | who | ordering | wakes |
+//! | from -> to | by | ordering | wakes |
 //! |---|---|---|---|
-//! | 0 -> LONG_WAIT | a waiter that finds nothing and has waited long | Relaxed CAS | - |
-//! | LONG_WAIT -> a moment from now | who gives | Relaxed CAS | - |
+//! | 0 -> LONG_WAIT | a waiter that has waited long and finds nothing | Relaxed CAS | - |
+//! | LONG_WAIT -> a moment from now | a releaser | Relaxed CAS | - |
 //! | a moment -> 0 | a waiter that has been served; a newcomer, when it is over | Relaxed CAS | - |
 //!
 //! # Invariants
-//! 1. Who has taken its place in line never stands back, so a wake that it was given is never lost.
+//! 1. A task that is in the queue never pauses, so a wake that it was given is never lost.
 //!
 //! # Death
-//! Killed between any two moves: a complaint of nobody, which costs newcomers one moment.
+//! Killed between any two moves, a process leaves a report that costs newcomers one moment.
 //!
 //! # Cancel
 //! As in death.
@@ -42,7 +41,7 @@ const A_MOMENT: Duration = Duration::from_millis(5);
 pub(super) struct Fairness<'a>(pub(super) &'a AtomicU64);
 
 impl Fairness<'_> {
-    /// Notes that who began to wait at `since` has looked in vain once more.
+    /// Reports a waiter that began at `since` and has tried in vain once more, if it has waited long.
     fn report_long_wait(&self, since: Instant) {
         if since.elapsed() > LONG && self.0.load(Relaxed) == 0 {
             let _ = self.0.compare_exchange(0, LONG_WAIT, Relaxed, Relaxed);
@@ -50,7 +49,7 @@ impl Fairness<'_> {
         }
     }
 
-    /// To be called after a give, before its notice.
+    /// To be called after a release, before its notification.
     #[inline]
     pub(super) fn after_release(&self) {
         if self.0.load(Relaxed) == LONG_WAIT {
@@ -59,7 +58,7 @@ impl Fairness<'_> {
         }
     }
 
-    /// Notes that somebody who waited need not wait any more.
+    /// Ends the pause, as a waiter has been served.
     fn served(&self) {
         let until = self.0.load(Relaxed);
         if until > LONG_WAIT {
@@ -67,14 +66,14 @@ impl Fairness<'_> {
         }
     }
 
-    /// Whether a newcomer should let others go first, for now.
+    /// Whether a newcomer should let sleepers go first, for now.
     #[inline]
     fn pauses_newcomers(&self) -> bool {
         let until = self.0.load(Relaxed);
         until > LONG_WAIT && !self.is_over(until)
     }
 
-    /// Lets others go first, if it is asked to and nobody of this process waits before it.
+    /// Lets sleepers go first during a pause, unless there are waiters of this process.
     pub(super) async fn yield_to_sleepers(&self, line: &Line) {
         while self.pauses_newcomers() && !line.has_waiters() {
             std::thread::yield_now();
@@ -101,14 +100,14 @@ impl Fairness<'_> {
     }
 }
 
-/// One who takes when there is something, and complains when it has waited long.
+/// The waiting time of one taker.
 #[derive(Default)]
 pub(super) struct Taker {
     since: Option<Instant>,
 }
 
 impl Taker {
-    /// To be called after each look. `found`: it has what it looked for.
+    /// To be called after each attempt. `found`: it succeeded.
     pub(super) fn looked(&mut self, fairness: &Fairness<'_>, found: bool) {
         match self.since {
             _ if !found => fairness.report_long_wait(*self.since.get_or_insert_with(Instant::now)),

@@ -1,46 +1,46 @@
-//! Who holds how much of what there is so much of: the permits of a semaphore, the shares of a read-write lock.
+//! A table of holders: how many permits of a semaphore, or shares of a read-write lock, each process holds.
 //!
-//! Nobody ever waits for anybody here. The count says what its last move was, and whoever makes the next one first
-//! writes that move down in its mover's row: a move is one compare-exchange, and each later step of it anyone can do.
+//! It is lock-free. The count records the last move. The process that makes the next move first writes the last one into
+//! the row that made it. So a move is one compare-exchange, and any process can complete each later step.
 //!
 //! # State
-//! `COUNT`: `seq:20 | odd:1 | kind:2 | row:9 | poisoned:1 | free:31`, the free permits, and the last move: what was
-//! done, by which row, and whether it was that row's odd or even move. Then [`ROWS`] rows of two words: the
-//! [`Member`] it belongs to (0: never used; the last row may be everybody's), and `moves:33 | held:31`.
+//! `COUNT`: `seq:20 | odd:1 | kind:2 | row:9 | poisoned:1 | free:31`. It has the free permits, and the last move: its kind,
+//! its row, and whether it was an odd or even move of that row. Then [`ROWS`] rows of two words: the [`Member`] that owns the
+//! row (0 if never used; the last row may be shared by all), and `moves:33 | held:31`.
 //!
 //! # Moves
-//! | from -> to | who | ordering | wakes |
+//! | from -> to | by | ordering | wakes |
 //! |---|---|---|---|
 //! | owner 0 -> me, or a dead member with nothing held -> me | a process at its first take | AcqRel CAS | - |
 //! | COUNT: free-1, take one by row r | a taker, if any is free | AcqRel CAS | - |
 //! | COUNT: free MAX -> 0, take all by row r; not poisoned | a writer, if all are free | AcqRel CAS | - |
-//! | COUNT: free+1, give one by row r | who drops a permit | AcqRel CAS | its caller, one |
-//! | COUNT: free as it was, give one by row r | who forgets a permit | AcqRel CAS | - |
-//! | COUNT: free+held, empty row r; poisoned if it held all | who drops all; anyone, if the owner of r is dead | AcqRel CAS | its caller; the burial did |
-//! | COUNT -> a move by a row that there is not, for good | who finds what cannot be | Release | its caller, all |
-//! | COUNT: free+1 by nobody | who adds a permit | AcqRel CAS | its caller, one |
-//! | row r: the last move done, moves+1 | whoever meets it in COUNT and not in the row | AcqRel CAS | - |
+//! | COUNT: free+1, give one by row r | the holder that drops a permit | AcqRel CAS | its caller, one |
+//! | COUNT: free as it was, give one by row r | the holder that forgets a permit | AcqRel CAS | - |
+//! | COUNT: free+held, empty row r; poisoned if it held all | a holder that releases all; any process, if the owner of r is dead | AcqRel CAS | its caller; the recovery did |
+//! | COUNT: free+1 by no row | a process that adds a permit | AcqRel CAS | its caller, one |
+//! | row r: the last move done, moves+1 | any process that finds it in COUNT and not in the row | AcqRel CAS | - |
+//! | COUNT -> a move by an impossible row, for good | the process that finds damage | Release | its caller, all |
 //!
 //! # Invariants
-//! 1. COUNT moves on only from a move that is in its row. So at most one is not, and `odd` tells whether it is:
-//!    a row that has not had it differs by one in its number of moves.
-//! 2. A row that was read is changed only if its 33 bits of moves are still the same, so a process that was stopped
-//!    in between changes nothing. One stopped between reading COUNT and changing it would have to miss a multiple of
-//!    2^20 moves that left everything else as it was.
-//! 3. free + all that is held + all that was forgotten is what was created and added. It is at most [`MAX`].
-//! 4. A row has a new owner only when its last one is dead and it holds nothing; who empties the row of a dead
-//!    member finds it still the owner after reading the row.
-//! 5. Every word is a claim: a row that there is not, more than [`MAX`] free or held, or a permit given back by a row that
-//!    has none, closes the ledger for good. Nothing is taken or given any more, and [`Holders::is_damaged`] says why.
+//! 1. COUNT moves on only from a move that is in its row. So at most one move is not, and `odd` tells whether it is: the row
+//!    lacks it if its number of moves has the other parity.
+//! 2. A row that was read is changed only if its 33 bits of moves are still the same, so a process that was stopped in between
+//!    changes nothing. A process stopped between reading and changing COUNT goes wrong only if it missed a multiple of 2^20
+//!    moves that left everything else equal.
+//! 3. free + all held + all forgotten = all created and added. It is at most [`MAX`].
+//! 4. A row gets a new owner only when the last one is dead and holds nothing. A process that empties the row of a dead
+//!    member checks that it is still the owner after reading the row.
+//! 5. Every word is untrusted. An impossible row, more than [`MAX`] free or held, or a release by a row that holds nothing
+//!    closes the table for good: nothing is taken or given any more, and [`Holders::is_damaged`] is true.
 //!
 //! # Death
 //! | killed | survivors see | repaired by |
 //! |---|---|---|
-//! | after it got a row | a row of nobody alive, with nothing held | the next process that needs one |
-//! | holding | a row of an unlisted member | the next that finds too little free, or asks; its burial makes all waiters look |
-//! | holding all | the same, and from then on `poisoned`, until the next who takes all | as above |
-//! | between COUNT and its row | a move that is not in its row | the next to move: it writes it down first |
-//! | after a give, before the wake | a free permit, sleepers not woken | its burial rings every bell |
+//! | after it got a row | a row of a dead member, with nothing held | the next process that needs a row |
+//! | holding | a row of an unlisted member | the next process that finds too little free; recovery makes all waiters try |
+//! | holding all | the same, and from then on `poisoned`, until the next take of all | as above |
+//! | between COUNT and its row | a move that is not in its row | the next to move, which first writes it into the row |
+//! | after a give, before the wake | a free permit, sleepers not woken | recovery rings every doorbell |
 //!
 //! # Cancel
 //! Nothing here waits.
@@ -54,7 +54,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::*};
 /// The most permits there can be.
 pub(super) const MAX: u32 = (1 << 31) - 1;
 
-/// Processes that can have held something and be alive at the same time, and be told apart.
+/// Processes that can be alive at the same time, have held something, and have a row each.
 #[cfg(not(multiprocess_loom))]
 const ROWS: usize = 440;
 #[cfg(multiprocess_loom)]
@@ -64,13 +64,13 @@ const COUNT: usize = 0;
 const FIRST: usize = 1;
 pub(super) const LEN: usize = FIRST + 2 * ROWS;
 
-/// The owner of the last row, when there are no others left: what it holds never comes back by itself.
+/// The owner of the last row, when no other row is left: permits held there do not come back by themselves.
 const EVERYBODY: u64 = u64::MAX;
 /// A move that concerns no row.
 const NO_ROW: usize = 511;
-/// The move of a ledger that is closed for good: by a row that there is not.
+/// The move of a table that is closed for good: by an impossible row.
 const DAMAGED: u64 = 510 << 32;
-/// The same as long as those who wait have not been told.
+/// The same before the waiters have been notified.
 const UNREPORTED: u64 = DAMAGED | 1;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -134,7 +134,7 @@ impl Row {
 
     fn after(self, kind: Kind) -> Self {
         let held = match kind {
-            // What is damaged may have as much already; who moves next finds that.
+            // A damaged row may have as much already; the next move finds that.
             Kind::TakeOne => (self.held() + 1).min(MAX),
             Kind::TakeAll => MAX,
             Kind::GiveOne => self.held().saturating_sub(1),
@@ -144,7 +144,7 @@ impl Row {
     }
 }
 
-/// What a move makes of the count.
+/// The effect of a move on the count.
 #[derive(Clone, Copy)]
 struct Plan {
     kind: Kind,
@@ -153,7 +153,7 @@ struct Plan {
 }
 
 impl Plan {
-    /// Whether what follows can be counted; `line`: the row that it is of, before.
+    /// Whether the result can be counted. `line`: the row before the move.
     #[inline]
     fn is_possible(&self, line: Row) -> bool {
         let is_row = match self.kind {
@@ -165,15 +165,15 @@ impl Plan {
     }
 }
 
-/// What was taken, and must be given back to.
+/// A take, to be given back by the same row.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Taken {
     pub(super) row: usize,
-    /// Somebody died holding all, and nobody has taken all since.
+    /// A process died holding all, and all has not been taken since.
     pub(super) is_poisoned: bool,
 }
 
-/// The ledger, wherever its words are.
+/// The table, wherever its words are.
 pub(super) struct Holders<'a, L> {
     words: &'a [AtomicU64],
     lives: &'a L,
@@ -185,7 +185,7 @@ impl<'a, L: Lives> Holders<'a, L> {
         Self { words, lives }
     }
 
-    /// A ledger of `free` permits, before anybody else can see it.
+    /// Initialises a table of `free` permits, before any other process can see it.
     pub(super) fn fill(words: &[AtomicU64], free: u32) {
         words[COUNT].store(Count::first(free).0, Release);
     }
@@ -203,7 +203,7 @@ impl<'a, L: Lives> Holders<'a, L> {
         &self.words[FIRST + 2 * row + 1]
     }
 
-    /// What is free, with what the dead have left.
+    /// The free permits, including those of the dead.
     pub(super) fn free(&self) -> u32 {
         self.take_back();
         self.count().free()
@@ -232,7 +232,7 @@ impl<'a, L: Lives> Holders<'a, L> {
         Some(Taken { row, is_poisoned: before.is_poisoned() })
     }
 
-    /// Gives back one permit of `row`; returns how many are free then, `None` if the ledger is damaged.
+    /// Gives back one permit of `row`; returns the number of free permits then, or `None` if the table is damaged.
     #[inline]
     pub(super) fn give_one(&self, row: usize) -> Option<u32> {
         let give = |count: Count, _| {
@@ -241,7 +241,7 @@ impl<'a, L: Lives> Holders<'a, L> {
         self.change(row, give).map(|before| before.free() + 1)
     }
 
-    /// Gives back all that `row` holds; false if the ledger is damaged.
+    /// Gives back all that `row` holds; false if the table is damaged.
     #[inline]
     pub(super) fn give_all(&self, row: usize) -> bool {
         let give = |count: Count, held| {
@@ -250,7 +250,7 @@ impl<'a, L: Lives> Holders<'a, L> {
         self.change(row, give).is_some()
     }
 
-    /// Takes one permit of `row` off the books: it belongs to nobody, and is not free.
+    /// Removes one permit of `row` from the table: it is neither held nor free.
     pub(super) fn forget_one(&self, row: usize) {
         let forget =
             |count: Count, _| Some(Plan { kind: Kind::GiveOne, free: count.free(), is_poisoned: count.is_poisoned() });
@@ -277,14 +277,13 @@ impl<'a, L: Lives> Holders<'a, L> {
         self.words[COUNT].store(UNREPORTED, Release);
     }
 
-    /// Closes it for good. True for the first, who is to tell those who wait.
+    /// Closes it for good. True for the first caller, which is to notify the waiters.
     #[cold]
     pub(super) fn is_first_report(&self) -> bool {
         self.words[COUNT].swap(DAMAGED, AcqRel) != DAMAGED
     }
 
-    /// Makes one move by `row`, unless `plan` finds that it cannot be made, or memory that it cannot be. Returns what was
-    /// before.
+    /// Makes one move by `row`, unless `plan` returns `None` or the memory is damaged. Returns the count before it.
     #[inline]
     fn change(&self, row: usize, mut plan: impl FnMut(Count, u32) -> Option<Plan>) -> Option<Count> {
         let mut seen = self.count();
@@ -316,7 +315,7 @@ impl<'a, L: Lives> Holders<'a, L> {
         }
     }
 
-    /// Makes sure that the move that `count` tells of is in its row; false if there is no such row.
+    /// Makes sure that the move of `count` is in its row; false if there is no such row.
     #[inline]
     fn write_down(&self, count: Count) -> bool {
         if count.row() >= ROWS {
@@ -324,9 +323,9 @@ impl<'a, L: Lives> Holders<'a, L> {
         }
         let word = self.line(count.row());
         let line = Row(word.load(Acquire));
-        // In this order: a row that has gone past this move was read from someone who saw the count go past it too.
+        // In this order: a process that wrote a later move into the row has seen the count go past this one.
         if !count.is_in(line) && self.count() == count {
-            // If it fails somebody else has done it.
+            // If it fails another process has done it.
             let _ = word.compare_exchange(line.0, line.after(count.kind()).0, AcqRel, Acquire);
         }
         true
@@ -344,11 +343,11 @@ impl<'a, L: Lives> Holders<'a, L> {
     #[cold]
     fn change_after_deaths(&self, row: usize, plan: impl FnMut(Count, u32) -> Option<Plan>) -> Option<Count> {
         self.take_back();
-        // Also if that was nothing: somebody else may have taken it back since we looked, and tells nobody.
+        // Also if that was nothing: another process may have taken it back since we read, without notifying anyone.
         self.change(row, plan)
     }
 
-    /// Takes back what the dead hold.
+    /// Takes back the permits of the dead.
     fn take_back(&self) {
         self.used().for_each(|row| self.take_back_from(row));
     }
@@ -390,7 +389,7 @@ impl<'a, L: Lives> Holders<'a, L> {
         }
     }
 
-    /// Makes `row` mine, if it never was anybody's or its owner is dead.
+    /// Makes `row` mine, if it was never owned or its owner is dead.
     fn get_row(&self, row: usize, me: Member) -> bool {
         let owner = self.owner(row).load(Acquire);
         if owner == me.to_bits() {
@@ -408,14 +407,14 @@ impl<'a, L: Lives> Holders<'a, L> {
         }
     }
 
-    /// Who holds how much, as the rows say; the last move may be missing. All, for a writer, is [`MAX`].
+    /// The holders and the number of permits of each, as the rows tell. The last move may be missing. A writer holds [`MAX`].
     pub(super) fn list(words: &[AtomicU64]) -> Vec<(Member, u32)> {
         let rows = words[FIRST..].chunks_exact(2).map(|row| (row[0].load(Acquire), Row(row[1].load(Acquire)).held()));
         let rows = rows.take_while(|(owner, _)| *owner != 0).filter(|(owner, held)| *held > 0 && *owner != EVERYBODY);
         rows.map(|(owner, held)| (Member::from_bits(owner), held)).collect()
     }
 
-    /// What each row holds, and the sum of it all: for models, while nobody moves.
+    /// All held and free permits: for models, while no process moves.
     #[cfg(all(test, multiprocess_loom))]
     pub(super) fn sum(&self) -> u64 {
         self.write_down(self.count());

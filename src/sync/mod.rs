@@ -1,6 +1,7 @@
-//! Locks and signals that live in shared memory.
+//! Locks, signals and data in shared memory.
 //!
-//! One file per primitive: its state word, its table of moves, its `try_*`. Waiting is [`crate::wait::until`].
+//! One file per primitive, and one for the shared words of each that has more than one. `acquire` has the five ways to
+//! acquire a primitive, `object` the memory and the descriptor of any of them. Waiting is [`crate::wait::until`].
 #![forbid(unsafe_code)]
 
 mod acquire;

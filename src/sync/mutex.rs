@@ -1,49 +1,52 @@
-//! One holder at a time, whoever dies: what locks, conditions and guarded values have in common.
+//! A mutex with hand-off: one holder at a time, also when processes die. Locks, conditions, values and arrays use it.
 //!
 //! # State
-//! [`LEN`] words at any place in an object's region. `STATE`: 0 is free, else the [`Member`] that holds it (48 bits),
-//! and `HANDOFF`, the top bit: when it is released it is only for the member in the word `HANDOFF`. `WOKEN`: when a sleeper
-//! was last notified, 0 once it has tried. `HANDOFF` and `HANDOFF_SINCE`: who is to have it next, and when that was said
-//! last. `SINCE`: when it was taken, to a tick of the kernel's. Then the [`event`] of those who wait.
+//! [`LEN`] words at any place in the region of an object:
+//! - `STATE`: 0 if free, otherwise the [`Member`] that holds it (48 bits). The top bit, `IS_HANDOFF`, reserves the next
+//!   release for the hand-off waiter.
+//! - `WOKEN`: the time at which a sleeper was last notified; 0 once that sleeper has tried.
+//! - `HANDOFF`, `HANDOFF_SINCE`: the member that is to have the mutex next, and when that was last confirmed.
+//! - `SINCE`: when it was taken, to a tick of the kernel's clock.
+//! - The [`event`]: the list of sleeping processes.
 //!
 //! # Moves
-//! | from -> to | who | ordering | wakes |
+//! | from -> to | by | ordering | wakes |
 //! |---|---|---|---|
-//! | STATE 0 -> me | anybody, ahead of those who sleep | Acquire CAS | - |
-//! | STATE dead M -> me | who finds M dead | Acquire CAS | - |
-//! | STATE me -> 0, HANDOFF kept | the holder | SeqCst subtraction, then reads the event's marks | see below |
-//! | WOKEN 0 -> now | a releaser that will notify | SeqCst CAS | the longest sleeper; nobody if it was fresh |
-//! | WOKEN -> 0 | whoever tries from the line | AcqRel swap | - |
-//! | word HANDOFF 0 or dead -> me, then STATE with HANDOFF | who has waited [`FAIRNESS_NS`] and finds it held | AcqRel CAS | - |
-//! | HANDOFF_SINCE -> now | a releaser that finds HANDOFF | Relaxed | the waiter |
-//! | STATE HANDOFF -> me, then word HANDOFF -> 0 | the waiter; anybody if the heir is dead or late | Acquire CAS | - |
-//! | STATE, anything that cannot be -> DAMAGED, for good | who finds it | AcqRel | all |
-//! | STATE without HANDOFF, then word HANDOFF -> 0 | an heir that gives up | AcqRel | the longest sleeper, if it was free |
+//! | STATE 0 -> me | any taker, also ahead of sleepers | Acquire CAS | - |
+//! | STATE dead M -> me | a taker that finds M dead | Acquire CAS | - |
+//! | STATE me -> 0, IS_HANDOFF kept | the holder | SeqCst subtraction, then reads the sleepers' marks | see below |
+//! | WOKEN 0 -> now | a releaser that will notify | SeqCst CAS | the longest sleeper; none if a wake is fresh |
+//! | WOKEN -> 0 | a taker in the queue | AcqRel swap | - |
+//! | word HANDOFF 0 or dead -> me, then STATE with IS_HANDOFF | a taker that has waited [`FAIRNESS_NS`] and finds it held | AcqRel CAS | - |
+//! | HANDOFF_SINCE -> now | a releaser that finds IS_HANDOFF | Relaxed | the hand-off waiter |
+//! | STATE IS_HANDOFF -> me, then word HANDOFF -> 0 | the hand-off waiter; any taker if that one is dead or late | Acquire CAS | - |
+//! | STATE without IS_HANDOFF, then word HANDOFF -> 0 | a hand-off waiter that gives up | AcqRel | the longest sleeper, if it was free |
+//! | impossible STATE -> DAMAGED, for good | the process that finds it | AcqRel | all |
 //!
 //! # Invariants
-//! 1. Only the holder, or who has found it dead, changes the member in STATE.
-//! 2. A sleeper is in the event, then clears WOKEN, then tries, then sleeps; a releaser frees STATE, then sets WOKEN,
-//!    then notifies. So if WOKEN keeps a releaser from notifying, somebody is yet to try who will see its release.
-//! 3. HANDOFF in STATE is set by the member in the word HANDOFF only; if it is lost to a race, that member sets it again.
-//! 4. Whoever passes over an heir or a woken one because it is late (stopped, or its runtime busy) harms nobody:
-//!    it only looked first.
-//! 5. STATE with bits that no member has, or of another than who lets go, is damage. The mutex is closed for good then,
-//!    by a STATE that nobody takes: all who wait, and come, are told. Times from the future are as good as none.
+//! 1. Only the holder, or a taker that has found it dead, changes the member in STATE.
+//! 2. A sleeper enters the list, clears WOKEN, tries, then sleeps. A releaser frees STATE, sets WOKEN, then notifies. So if
+//!    WOKEN keeps a releaser from notifying, some sleeper has yet to try and will see its release.
+//! 3. Only the member in the word HANDOFF sets IS_HANDOFF. If the bit is lost to a race, that member sets it again.
+//! 4. A taker that overtakes a late hand-off waiter, or a late woken one, harms no other: it was only first. Late means
+//!    stopped, or on a busy runtime.
+//! 5. STATE with bits that no member has, or released by a process that does not hold it, is damage. The mutex is then closed
+//!    for good: all waiters and newcomers get an error. Times in the future are treated as old.
 //!
 //! # Death
 //! | killed | survivors see | repaired by |
 //! |---|---|---|
-//! | holding | STATE of an unlisted member | whoever tries next takes it, and is told; its burial makes all sleepers try |
-//! | between release and notice, or between WOKEN and the notice | sleepers beside a free lock | its burial: all try, which clears WOKEN |
+//! | holding | STATE of an unlisted member | the next taker takes it and gets `OwnerDied`; recovery makes all sleepers try |
+//! | between release and notification, or between WOKEN and the notification | sleepers beside a free mutex | recovery: all try, which clears WOKEN |
 //! | woken, before it tried | WOKEN set | likewise |
-//! | heir, at any move | the word HANDOFF of an unlisted member | its burial: all try; whoever tries passes over it |
+//! | as hand-off waiter, at any move | the word HANDOFF of an unlisted member | recovery: all try, and takers pass over it |
 //!
-//! Stopped is not dead (SIGSTOP): what a stopped process holds is held. If it is the one that was notified, the lock is
-//! free for those who come, and those who sleep behind it are notified by the next release that is `LATE_NS` later, or
-//! when it goes on or is killed. Nobody looks after it meanwhile: that would take a clock that ticks for each sleeper.
+//! A process stopped by SIGSTOP keeps what it holds. If it was the one notified, newcomers can take the free mutex. Sleepers
+//! behind it are notified by the next release that is `LATE_NS` later, or when it continues or is killed.
 //!
 //! # Cancel
-//! A dropped waiter leaves the line, which passes a notice on; as waiter it says so first, as if it had released.
+//! A dropped waiter leaves the queue, which passes a notification on. A hand-off waiter first gives up its reservation, as
+//! if it had released.
 
 use super::acquire::{Acquire, Held};
 use super::object::Report;
@@ -72,23 +75,23 @@ pub(super) const LEN: usize = EVENT + event::LEN;
 
 const IS_HANDOFF: u64 = 1 << 63;
 const MEMBER: u64 = (1 << 48) - 1;
-/// Bits of STATE that nobody sets; all of them close it for good.
+/// Bits of STATE that no move sets; all of them close it for good.
 const DAMAGED: u64 = !IS_HANDOFF & !MEMBER;
 
-/// Who has waited for so long may become waiter; there is one heir in such a time at most, for each hand-over costs a wake.
+/// A waiter may become the hand-off waiter after this time, and at most one does in such a time: each hand-off costs a wake.
 pub(super) const FAIRNESS_NS: u64 = 1_000_000;
-/// An heir, or one that was woken, that has not tried for so long is stopped or busy, and waited for no more.
+/// A hand-off waiter, or a woken sleeper, that has not tried for so long is not waited for any more.
 const LATE_NS: u64 = 5_000_000;
 
-/// How it was taken.
+/// How a mutex was taken.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Taken {
     Free,
-    /// Its holder died, or ended without letting go; what it guards may be half changed.
+    /// The last holder died, or ended without releasing; the data may be half changed.
     OwnerDied,
 }
 
-/// What a release has to do for those who wait.
+/// The waiters that a release has to wake.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum ToWake {
     Nobody,
@@ -98,7 +101,7 @@ pub(super) enum ToWake {
     All,
 }
 
-/// What a try came to.
+/// The outcome of an attempt.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Tried {
     Taken(Taken),
@@ -120,7 +123,7 @@ impl Words<'_> {
         taken
     }
 
-    /// The whole of a try. `waited`: for how long, if it is made from the line.
+    /// A full attempt. `waited`: the time since the first attempt, if it is made from the queue.
     #[cold]
     pub(super) fn take(
         self,
@@ -189,7 +192,7 @@ impl Words<'_> {
         named
     }
 
-    /// False if what was seen is so no more.
+    /// False if STATE is no longer `seen`.
     fn mark_handoff(self, seen: u64) -> bool {
         let marked =
             seen & IS_HANDOFF != 0 || self.0[STATE].compare_exchange(seen, seen | IS_HANDOFF, AcqRel, Relaxed).is_ok();
@@ -199,7 +202,7 @@ impl Words<'_> {
         marked
     }
 
-    /// Who was named heir is it no more, because it has the lock or gives up; true if somebody else is to be woken.
+    /// Gives up the place of hand-off waiter. True if another waiter is to be woken.
     #[must_use]
     pub(super) fn give_up_handoff(self, me: Member) -> bool {
         if self.0[HANDOFF].load(Acquire) != me.to_bits() {
@@ -211,7 +214,7 @@ impl Words<'_> {
         before == IS_HANDOFF || before & DAMAGED != 0
     }
 
-    /// Lets go; true if [`Words::hand_on`] has to see to somebody.
+    /// Releases it; true if [`Words::hand_on`] has to be called.
     #[must_use]
     #[inline]
     pub(super) fn release(self, me: Member) -> bool {
@@ -221,7 +224,7 @@ impl Words<'_> {
         before != me.to_bits() && self.is_unusual(me, before)
     }
 
-    /// What was not just this member's has an heir, or is damaged.
+    /// STATE that was not just this member's has a hand-off waiter, or is damaged.
     #[cold]
     fn is_unusual(self, me: Member, before: u64) -> bool {
         if before & !IS_HANDOFF != me.to_bits() {
@@ -241,7 +244,7 @@ impl Words<'_> {
         self.0[STATE].load(Acquire) & DAMAGED != 0
     }
 
-    /// Whom a release, after it, has to wake.
+    /// The waiters to wake, after a release.
     #[cold]
     pub(super) fn hand_on(self, is_listed: impl Fn(Member) -> bool, now: impl Fn() -> u64) -> ToWake {
         let now = now().max(1);
@@ -260,7 +263,7 @@ impl Words<'_> {
             let woken = self.0[WOKEN].load(Relaxed);
             let is_fresh = woken != 0 && now.abs_diff(woken) <= LATE_NS;
             let next = if is_fresh { woken } else { now };
-            // Also if it stays as it is: who clears it later must see our release.
+            // Also if it stays as it is: the sleeper that clears it later must see our release.
             if self.0[WOKEN].compare_exchange(woken, next, SeqCst, Relaxed).is_ok() {
                 fault::point("lock.woken");
                 return if is_fresh { ToWake::Nobody } else { ToWake::Longest };
@@ -272,7 +275,7 @@ impl Words<'_> {
         event::Event::new(&self.0[EVENT..EVENT + event::LEN])
     }
 
-    /// Who is at it, as far as can be told without stopping anybody.
+    /// The holder and the waiters: a snapshot.
     pub(super) fn report(self) -> Report {
         Report { holder: self.holder(), waiting: self.event().sleepers(), ..Report::default() }
     }
@@ -345,7 +348,7 @@ impl<P: ByMutex> Acquire for P {
     }
 }
 
-const IMPOSSIBLE: &str = "a holder that cannot be, or as was found before";
+const IMPOSSIBLE: &str = "an impossible holder, or damage found before";
 
 /// A mutex in a mapped object.
 pub(super) struct Mutex {
@@ -364,7 +367,7 @@ impl Mutex {
         Ok(Self { family: Family::get()?, region: region.clone(), first, line, what })
     }
 
-    /// Closes it for good, for all: its memory, or that of what it is part of, is damaged. `why`: which words cannot be.
+    /// Closes it for good, for all processes, because the memory of the object is damaged. `why`: the impossible words.
     #[cold]
     pub(super) fn damaged(&self, why: &'static str) -> io::Error {
         if self.words().close() {
@@ -439,10 +442,10 @@ impl Mutex {
         self.words().holder().is_some_and(|(holder, _)| self.family.is_listed(holder))
     }
 
-    /// Lets go of what this process holds.
+    /// Releases it.
     #[inline]
     pub(super) fn release(&self) {
-        // Who holds it has a slot.
+        // A holder has a slot.
         if let Some(me) = self.family.me_if_claimed()
             && (self.words().release(me) | self.line.has_sleepers_after_rmw())
         {
@@ -472,7 +475,7 @@ struct Claim<'a> {
 impl Claim<'_> {
     #[inline]
     fn attempt(&mut self, in_line: bool) -> Option<io::Result<Taken>> {
-        // From the line the whole try is due, which says that who was woken has tried.
+        // From the queue a full attempt is due, which records that the woken process has tried.
         let taken = if !in_line && self.mutex.words().take_free(self.me) {
             Some(Ok(Taken::Free))
         } else {

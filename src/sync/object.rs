@@ -1,5 +1,5 @@
-//! What all shared objects have in common: one memfd whose first word says what it is, mapped once per process, and
-//! handles that travel as its descriptor.
+//! The memory of any shared object: one memfd, whose first word is its kind, mapped once per process. Handles travel as its
+//! descriptor.
 
 use crate::error::{Error, Result};
 use crate::os::memfd;
@@ -16,11 +16,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::*;
 
-/// The word that says what an object is; its own words begin after it.
+/// The word with the kind of the object. The words of the object begin after it.
 pub(super) const KIND: usize = 0;
 pub(super) const FIRST: usize = 1;
 
-/// How the names of all objects' memfds begin.
+/// The prefix of the names of all objects' memfds.
 pub(super) const MEMFD: &str = "multiprocess-";
 
 /// The holders and the waiters of an object, as its words tell.
@@ -37,18 +37,18 @@ pub(super) struct Report {
 
 /// One kind of object, as this process sees one of them.
 pub(super) trait Core: Send + Sync + Sized + 'static {
-    /// What the first word says: of this kind, and of this layout.
+    /// The first word: this kind, and this layout.
     const KIND: u64;
-    /// What errors and listings call it; its memfd is called `multiprocess-` and this.
+    /// Its name in errors and listings. The name of its memfd is `multiprocess-` and this.
     const NAME: &'static str;
-    /// How many words it has at least, the first included.
+    /// The least number of words, including the first.
     const WORDS: usize;
-    /// Whether an object may have more than these, each its own number.
+    /// Whether objects may have more words, each its own number.
     const IS_ALL_WORDS: bool = false;
 
     fn mapped() -> &'static Mapped<Self>;
     fn region(&self) -> &Arc<Region>;
-    /// Who is at an object whose words these are, for listings.
+    /// The holders and waiters of an object with these words, for listings.
     fn report(_words: &[AtomicU64]) -> Report {
         Report::default()
     }
@@ -61,24 +61,24 @@ fn head_len<C: Core>() -> usize {
     C::WORDS * size_of::<u64>()
 }
 
-/// What is mapped for good of an object of `len` bytes.
+/// The bytes that stay mapped of an object of `len` bytes.
 fn head_of<C: Core>(len: u64) -> usize {
     if C::IS_ALL_WORDS { head_len::<C>().max(len as usize) } else { head_len::<C>() }
 }
 
-/// A new object; `fill` sets its words before anybody else can see it.
+/// Creates an object. `fill` sets its words before any other process can see it.
 pub(super) fn create<C: Core>(fill: impl FnOnce(&[AtomicU64])) -> Result<Arc<C>> {
     create_of_len(head_len::<C>() as u64, fill)
 }
 
-/// A new object of `len` bytes, of which its words are the first, or all.
+/// Creates an object of `len` bytes, of which its words are the first, or all.
 pub(super) fn create_of_len<C: Core>(len: u64, fill: impl FnOnce(&[AtomicU64])) -> Result<Arc<C>> {
     let create = || {
         let head_len = head_of::<C>(len);
         let words: Vec<_> = (0..head_len / size_of::<u64>()).map(|_| AtomicU64::new(0)).collect();
         words[KIND].store(C::KIND, Release);
         fill(&words);
-        // Written, they need not be touched: who creates an object for others does without the page fault.
+        // Written by a system call, they need not be touched: a process that creates an object for others has no page fault.
         let is_set = words.iter().rposition(|word| word.load(Relaxed) != 0).map_or(0, |last| last + 1);
         let first = if head_len as u64 == len && len <= PAGE { words.len() } else { is_set };
         let region = Region::create_with(&format!("{MEMFD}{}", C::NAME), &words[..first], head_len, len)?;
@@ -130,7 +130,7 @@ macro_rules! travels {
 }
 pub(super) use travels;
 
-/// Who in this process takes something: the tokio task, or outside of tasks the thread.
+/// The owner of a guard within this process: a tokio task, or a thread outside of tasks.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Owner {
     Task(tokio::task::Id),

@@ -1,4 +1,4 @@
-//! Read-write locks: many readers at a time, or one writer. The protocol is in [`super::rwlock_state`]; here are its waiters.
+//! A read-write lock. Its shared words are in [`super::rwlock_state`]; here are its waiters.
 
 use super::acquire::{self, Acquire, Held};
 use super::fairness::{Fairness, Taker};
@@ -61,7 +61,7 @@ impl Core for RwLockCore {
     }
 }
 
-/// What a guard holds: given back when it is dropped.
+/// The share of a guard, to be given back when it is dropped.
 struct Share {
     lock: Arc<RwLockCore>,
     row: usize,
@@ -104,7 +104,7 @@ impl RwLockCore {
         self.sound(taken.map(|taken| self.writing(taken)))
     }
 
-    /// Whoever got nothing finds out whether that is because of damage.
+    /// An error if nothing was taken because the memory is damaged.
     #[inline]
     fn sound<G>(&self, got: Option<G>) -> io::Result<Option<G>> {
         if got.is_none() && self.state().is_damaged() { Err(self.damaged()) } else { Ok(got) }
@@ -116,7 +116,7 @@ impl RwLockCore {
             self.readers.notify_all();
             self.writers.notify_all();
         }
-        Damage::error(Self::NAME, self.region.identity(), "counts that cannot be, or as was found before")
+        Damage::error(Self::NAME, self.region.identity(), "impossible counts, or damage found before")
     }
 
     fn read_attempt(self: &Arc<Self>) -> impl FnMut() -> Option<io::Result<Held<RwLockReadGuard>>> + '_ {
@@ -153,7 +153,7 @@ impl RwLockCore {
     }
 }
 
-/// A writer that waits. As long as one does, new readers stand back.
+/// A waiting writer. As long as there is one, new readers let it go first.
 struct WaitingWriter<'a> {
     lock: &'a RwLockCore,
     me: Member,
@@ -327,7 +327,7 @@ impl Drop for RwLockWriteGuard {
         lock.state().give_write(*row);
         lock.fairness().after_release();
         lock.readers.notify_all();
-        // Whoever is woken finds out if it is damaged, and tells the others.
+        // If it is damaged, the woken process finds that and wakes the others.
         lock.writers.notify_one();
     }
 }

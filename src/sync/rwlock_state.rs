@@ -1,14 +1,15 @@
-//! Whose turn it is with a read-write lock: readers side by side or one writer, and neither starves.
+//! The shared state of a read-write lock: readers side by side or one writer, without starvation of either.
 //!
 //! # State
-//! [`LEN`] words at any place in an object's region. [`WANTED`]: a [`Member`] in which a writer waits, or 0; new readers
-//! stand back for it. [`PHASE`]: how often a writer has let go; a reader that has seen one come and go since it began to
-//! wait stands back no more. Then a [`Holders`] of [`MAX`](super::holders::MAX) shares: a reader holds one, a writer all.
+//! [`LEN`] words at any place in the region of an object. [`WANTED`]: a [`Member`] in which a writer waits, or 0; new readers
+//! let it go first. [`PHASE`]: the number of releases by writers. A reader for which PHASE has changed since it began to wait
+//! lets no writer go first any more. Then a table of [`Holders`] with [`MAX`](super::holders::MAX) shares: a reader holds one,
+//! a writer all.
 //!
 //! # Moves
-//! | from -> to | who | ordering | wakes |
+//! | from -> to | by | ordering | wakes |
 //! |---|---|---|---|
-//! | one share taken (`holders`) | a reader, unless it stands back | - | - |
+//! | one share taken (`holders`) | a reader, unless it lets a writer go first | - | - |
 //! | WANTED 0, or of a dead member -> me | a writer that finds the lock held | SeqCst CAS | - |
 //! | all shares taken (`holders`) | a writer | - | - |
 //! | WANTED me -> 0 | the last waiting writer of this process, as it stops waiting | SeqCst CAS | unless it got the lock: all readers, one writer |
@@ -16,26 +17,26 @@
 //! | PHASE + 1, then all shares given (`holders`) | the writer | Release | all readers, one writer |
 //!
 //! # Invariants
-//! 1. A reader that sleeps does so because of a writer that holds the lock, or of one that waits; either wakes it.
-//! 2. A writer that sleeps has seen a share held; whoever gives the last one wakes a writer.
-//! 3. A reader waits for one writer that came after it at most, a writer for the readers that were there or waited
-//!    when the last writer let go; and for newcomers of its own kind no longer than `patience` allows.
+//! 1. A reader sleeps because a writer holds the lock or waits for it. Either writer wakes it.
+//! 2. A writer sleeps because it has seen a share held. The release of the last share wakes a writer.
+//! 3. A reader waits for at most one writer that came after it. A writer waits for the readers that were there or waited when
+//!    the last writer released. Each waits for newcomers of its own kind no longer than `fairness` allows.
 //! 4. WANTED is a live member's only while a writer of it waits: a process counts its own under a mutex of its own.
 //!
 //! # Death
 //! | killed | survivors see |
 //! |---|---|
-//! | reading | its share is free again: nobody is told, for it changed nothing |
-//! | writing | `is_poisoned`: each reader, until the first writer, that one included |
+//! | reading | its share is free again, without an error, for it changed nothing |
+//! | writing | `is_poisoned`: each reader, until and including the first writer |
 //! | waiting to write, or after WANTED, before the wake | WANTED of an unlisted member, which counts as 0 |
 //! | between PHASE and the give | a phase too many: readers that waited go first, as they would anyway |
-//! | at any move of the ledger; waiting, or with its notice | see there, and `wait::event` |
+//! | at any move of the table; waiting, or with its notification | see `holders` and `wait::event` |
 //!
 //! # Cancel
-//! | dropped | what happens |
+//! | dropped | effect |
 //! |---|---|
 //! | a read that waits | nothing has been taken |
-//! | a write that waits | nothing has been taken; WANTED is cleared, and those who stood back for it are woken |
+//! | a write that waits | nothing has been taken; WANTED is cleared, and readers and writers behind it are woken |
 
 use super::holders::{self, Holders, MAX, Taken};
 use crate::os::fault;
@@ -51,7 +52,7 @@ const HOLDERS: usize = 2;
 /// Words that it takes up.
 pub(super) const LEN: usize = HOLDERS + holders::LEN;
 
-/// What this process knows of itself.
+/// The part of the state that belongs to this process.
 #[derive(Default)]
 pub(super) struct Own {
     /// Which row of the ledger is ours.
@@ -82,7 +83,7 @@ impl<'a, L: Lives> RwLockState<'a, L> {
         Self { words, own, lives }
     }
 
-    /// Nobody's turn yet, before anybody else can see it.
+    /// Initialises an unlocked state, before any other process can see it.
     pub(super) fn fill(words: &[AtomicU64]) {
         Holders::<L>::fill(&words[HOLDERS..], MAX);
     }
@@ -96,7 +97,7 @@ impl<'a, L: Lives> RwLockState<'a, L> {
         &self.words[WANTED]
     }
 
-    /// What a reader that begins to wait now has to remember.
+    /// The phase in which a reader that begins to wait now began.
     pub(super) fn phase(&self) -> u64 {
         self.words[PHASE].load(Acquire)
     }
@@ -127,15 +128,15 @@ impl<'a, L: Lives> RwLockState<'a, L> {
         self.holders().take_all(me, &self.own.row.0)
     }
 
-    /// All shares for a writer that has just found too few; if there still are too few, new readers stand back now.
+    /// All shares, for a writer that has just found too few. If there still are too few, new readers let it go first from now on.
     pub(super) fn take_write_or_announce(&self, me: Member) -> Option<Taken> {
         let seen = self.wanted().load(SeqCst);
         if !self.is_listed(seen) {
-            // If it fails somebody else's wish is there.
+            // If it fails another writer has announced itself.
             let _ = self.wanted().compare_exchange(seen, me.to_bits(), SeqCst, Relaxed);
             fault::point("write.announced");
         }
-        // Between our look and our wish the last share may have been given: look once more.
+        // The last share may have been given between our attempt and our announcement: try once more.
         self.take_write(me)
     }
 
@@ -145,13 +146,13 @@ impl<'a, L: Lives> RwLockState<'a, L> {
         *waiting
     }
 
-    /// A writer of this process begins to wait: before its first wish.
+    /// A writer of this process begins to wait: before its first announcement.
     pub(super) fn begin_wait(&self) {
         self.count_waiting(|waiting| *waiting += 1);
     }
 
-    /// A writer of this process waits no more. True if nobody wishes any more: if it did not get the lock, readers may have stood
-    /// back for nothing.
+    /// A writer of this process waits no more. True if that was the last announcement: unless the writer got the lock, readers may
+    /// have waited for it in vain.
     #[must_use]
     pub(super) fn end_wait(&self, me: Member) -> bool {
         let mut is_withdrawn = false;
@@ -176,7 +177,7 @@ impl<'a, L: Lives> RwLockState<'a, L> {
     pub(super) fn give_write(&self, row: usize) {
         self.words[PHASE].fetch_add(1, Release);
         fault::point("write.phase");
-        // Damaged or not, everybody is told.
+        // Damaged or not, the caller wakes all.
         self.holders().give_all(row);
     }
 
@@ -190,7 +191,7 @@ impl<'a, L: Lives> RwLockState<'a, L> {
         self.holders().is_first_report()
     }
 
-    /// Who writes, and who reads.
+    /// The writer and the readers.
     pub(super) fn list(words: &[AtomicU64]) -> (Option<Member>, Vec<(Member, u32)>) {
         let holders = Holders::<L>::list(&words[HOLDERS..]);
         let (writer, readers): (Vec<_>, Vec<_>) = holders.into_iter().partition(|(_, held)| *held == MAX);

@@ -1,26 +1,26 @@
-//! Semaphores: so many at a time, across processes.
+//! A counting semaphore.
 //!
 //! # State
-//! [`LIMIT`]: one more than how many permits there may be, 0 for as many as can be counted. A [`Fairness`], a [`Holders`] of the
-//! permits, and the line of those who wait for one.
+//! [`LIMIT`]: one more than the greatest number of permits, or 0 if there is no limit but that of the count. The word of
+//! [`Fairness`], the table of [`Holders`], and the list of sleeping processes.
 //!
 //! # Moves
 //! | move | then |
 //! |---|---|
 //! | a permit taken (`holders`) | - |
-//! | a permit given back or added (`holders`) | a complaint makes newcomers stand back; the longest waiting is notified |
+//! | a permit given back or added (`holders`) | newcomers pause if a long wait was reported; the longest sleeper is notified |
 //! | a permit forgotten (`holders`) | - |
 //!
 //! # Invariants
-//! 1. A permit that becomes free notifies one waiter, or is one of the dead: their burial makes all look.
-//! 2. A bounded semaphore never has more permits, free and held and forgotten, than it was made with.
+//! 1. A permit that becomes free notifies one waiter. The permits of the dead are found by all waiters, after the recovery.
+//! 2. A bounded semaphore never has more permits, free and held and forgotten, than it was created with.
 //!
 //! # Death
 //! | killed | survivors see |
 //! |---|---|
-//! | holding permits | they are free again once it is buried; no error, for a permit guards nothing |
-//! | at any move of the ledger | see there |
-//! | waiting, or with its notice | see `wait::event`: the next is notified |
+//! | holding permits | they are free again after its recovery; no error, for a permit guards no data |
+//! | at any move of the table | see `holders` |
+//! | waiting, or with its notification | see `wait::event`: the next is notified |
 //!
 //! # Cancel
 //! A dropped acquire has taken nothing: there is no await point after the take.
@@ -55,9 +55,9 @@ pub(super) struct SemaphoreCore {
     region: Arc<Region>,
     line: Arc<Line>,
     family: &'static Family,
-    /// What `LIMIT` says, which never changes.
+    /// The limit of `LIMIT`, which never changes.
     limit: Option<u32>,
-    /// Which row of the ledger is ours.
+    /// The row of this process in the table.
     mine: AtomicUsize,
 }
 
@@ -134,7 +134,7 @@ impl SemaphoreCore {
         if self.holders().is_first_report() {
             self.line.notify_all();
         }
-        Damage::error(Self::NAME, self.region.identity(), "counts that cannot be, or as was found before")
+        Damage::error(Self::NAME, self.region.identity(), "impossible counts, or damage found before")
     }
 
     /// [`Self::take_permit`] for a caller that waits if there is none.
@@ -222,7 +222,7 @@ impl Acquire for Arc<SemaphoreCore> {
 #[must_use = "a permit that is dropped is given back at once"]
 pub struct Permit {
     core: Arc<SemaphoreCore>,
-    /// Where it is booked, unless it is forgotten.
+    /// The row that holds it, unless it is forgotten.
     row: Option<usize>,
 }
 

@@ -1,23 +1,23 @@
-//! One value that several processes see.
+//! One value in shared memory.
 //!
 //! # State
-//! `SIZE`: how many bytes a value has. Up to 8 of them are the lower end of `WORD`, whose other bytes mean nothing; more
-//! are a [`double_buffer`]. Then a [`mutex`], which guards nothing but the turns of those who lock.
+//! `SIZE`: the number of bytes of the value. Up to 8 of them are the lower end of `WORD`, whose other bytes mean nothing. More
+//! are a [`double_buffer`]. Then a [`mutex`], which only orders the guards.
 //!
 //! # Moves
-//! | from -> to | who | ordering | wakes |
+//! | from -> to | by | ordering | wakes |
 //! |---|---|---|---|
-//! | WORD, or the register, replaced | `set`, at any time; a guard that was written to, as it is dropped | SeqCst | - |
+//! | WORD, or the buffer, replaced | `set`, at any time; a guard that was written to, as it is dropped | SeqCst | - |
 //! | WORD changed | `fetch_*`, `swap`, `compare_exchange`, at any time | SeqCst | - |
 //!
 //! # Invariants
-//! 1. A value is replaced as a whole, by one store, so who reads it finds one that somebody has written.
-//! 2. A guard has a copy, made when it had the mutex, and puts it back before it lets the mutex go.
+//! 1. A value is replaced as a whole, by one store, so a reader finds a value that was written.
+//! 2. A guard has a copy, made when it had the mutex, and stores it before it releases the mutex.
 //!
 //! # Death
 //! | killed | survivors see | repaired by |
 //! |---|---|---|
-//! | with a guard, before it is dropped | the old value | who locks next takes the mutex over |
+//! | with a guard, before it is dropped | the old value | the next locker takes the mutex over |
 //! | dropping a guard, before the value is replaced | the old value | likewise |
 //! | dropping a guard, after that | the new value | likewise |
 //! | in `set` | the old value or the new one | see [`double_buffer`] |
@@ -106,7 +106,7 @@ pub struct Value<T>(Arc<ValueCore>, PhantomData<T>);
 
 const SIZE: usize = 1;
 const BUFFER_CONTROL: usize = 2;
-/// On cache lines of their own: who counts does not disturb who waits.
+/// On cache lines of their own: counting does not disturb waiters.
 const WORD: usize = 8;
 const MUTEX: usize = 16;
 const BUFFERS: usize = MUTEX + mutex::LEN;
@@ -217,7 +217,7 @@ impl ValueCore {
                 std::thread::yield_now();
                 continue;
             }
-            // Who is at it does not run; it is not worth a CPU to wait for that.
+            // The writer does not run; spinning would waste a CPU.
             std::thread::sleep(Duration::from_micros(100));
             let holder = register.holder();
             match stuck {
@@ -455,7 +455,7 @@ impl<T: Integer> Value<T> {
     /// ```
     #[inline]
     pub fn fetch_add(&self, more: T) -> T {
-        // What is carried beyond the integer's own bytes means nothing there.
+        // A carry beyond the integer's own bytes means nothing there.
         of_word(self.0.word().fetch_add(to_word(&more), SeqCst))
     }
 
