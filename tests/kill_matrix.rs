@@ -332,7 +332,7 @@ async fn killed_burying_an_entry() {
     let queue = Queue::unbounded().unwrap();
     death(doomed!("sleep.entered", get, (queue.clone(), 1)), "sleep.entered").await;
     // The next sleeper finds the dead entry first.
-    death(doomed!("bury.entry", get, (queue.clone(), 1)), "bury.entry").await;
+    death(doomed!("recover.entry", get, (queue.clone(), 1)), "recover.entry").await;
     let other = asleep(Process::spawn(get, (queue.clone(), 1)).unwrap()).await;
     within(queue.put(Item::new(1, 10, 0))).await.unwrap();
     assert_eq!(within(other).await.unwrap(), [1]);

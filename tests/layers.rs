@@ -34,7 +34,7 @@ const SHARED: &[&str] = &[
     "channel/segment.rs",
     "channel/spsc.rs",
     "shm/family.rs",
-    "shm/latch.rs",
+    "shm/robust_lock.rs",
     "sync/array.rs",
     "sync/condition_state.rs",
     "sync/double_buffer.rs",
@@ -46,8 +46,8 @@ const SHARED: &[&str] = &[
     "sync/fairness.rs",
     "sync/semaphore.rs",
     "sync/rwlock_state.rs",
-    "wait/event.rs",
-    "wait/line.rs",
+    "wait/sleepers.rs",
+    "wait/local_queue.rs",
 ];
 /// Files whose atomics belong to one process, and those that only hand atomics out.
 const ALONE: &[&str] = &[
@@ -66,7 +66,7 @@ const ALONE: &[&str] = &[
     "sync/stress.rs",
     "memory/shared_memory.rs",
     "shm/lent.rs",
-    "wait/look.rs",
+    "wait/spin.rs",
 ];
 const PAGE: [&str; 5] = ["//! # State", "//! # Moves", "//! # Invariants", "//! # Death", "//! # Cancel"];
 

@@ -64,7 +64,7 @@ use crate::shm::region as view;
 use crate::shm::region::{Map, Region};
 #[cfg(not(multiprocess_loom))]
 use crate::shm::view;
-use crate::wait::{Line, event, until_blocking};
+use crate::wait::{WaitQueue, sleepers, until_blocking};
 use crate::wire::{Attachment, attach};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -76,7 +76,7 @@ use std::sync::atomic::Ordering::*;
 use std::time::Duration;
 
 mod word {
-    use super::event;
+    use super::sleepers;
     pub(super) const MAGIC: usize = 0;
     pub(super) const ORDERS_TAIL: usize = 16;
     pub(super) const ORDERS_HEAD: usize = 32;
@@ -96,8 +96,8 @@ mod word {
     /// Rows of [`super::ROW`] words, so that no two share a cache line.
     pub(super) const CLAIMS: usize = 96;
     pub(super) const WORK: usize = CLAIMS + super::ROW * super::AHEAD as usize;
-    pub(super) const ROOM: usize = WORK + event::LEN;
-    pub(super) const STOP: usize = ROOM + event::LEN;
+    pub(super) const ROOM: usize = WORK + sleepers::LEN;
+    pub(super) const STOP: usize = ROOM + sleepers::LEN;
 }
 
 const MAGIC: u64 = u64::from_be_bytes(*b"mpLane01");
@@ -115,7 +115,7 @@ const RESULTS: u32 = 64 << 10;
 const BOARD_LEN: usize = 4096;
 
 /// Marks of the board, behind its event: lane `n` has bit `n % 64` of word `n / 64`.
-const MARKS: usize = event::LEN;
+const MARKS: usize = sleepers::LEN;
 const MARK_WORDS: usize = SLOTS.div_ceil(64);
 
 /// Where the pool sleeps, and sees which lanes have something for it; shared by all its workers.
@@ -156,8 +156,8 @@ impl Board {
     }
 
     /// Calls `react` when a result has come while it is armed.
-    pub(crate) fn alarm(&self, react: impl Fn() + Send + Sync + 'static) -> io::Result<Arc<Line>> {
-        Line::alarm(self.0.clone(), 0, react)
+    pub(crate) fn alarm(&self, react: impl Fn() + Send + Sync + 'static) -> io::Result<Arc<WaitQueue>> {
+        WaitQueue::alarm(self.0.clone(), 0, react)
     }
 }
 
@@ -270,9 +270,9 @@ pub(crate) fn now_us() -> u64 {
 /// The pool's end.
 pub(crate) struct PoolEnd {
     region: Arc<Region>,
-    work: Arc<Line>,
-    room: Arc<Line>,
-    stop: Arc<Line>,
+    work: Arc<WaitQueue>,
+    room: Arc<WaitQueue>,
+    stop: Arc<WaitQueue>,
     orders: Writer<Ring>,
     results: Reader<Ring>,
     given: u32,
@@ -288,7 +288,7 @@ pub(crate) fn create(board: &Board, lane: usize) -> io::Result<(PoolEnd, WorkerE
     let len = HEAD_LEN as u64 + u64::from(ORDERS) + u64::from(RESULTS);
     let region = Arc::new(Region::create("multiprocess-lane", HEAD_LEN, len)?);
     region.words()[word::MAGIC].store(MAGIC, Release);
-    let line = |first| Line::new(region.clone(), first, None);
+    let line = |first| WaitQueue::new(region.clone(), first, None);
     let (work, room, stop) = (line(word::WORK)?, line(word::ROOM)?, line(word::STOP)?);
     let [orders, results] = rings(&region)?;
     let worker = WorkerEnd::of(region.clone(), board.0.clone(), lane)?;
@@ -449,8 +449,8 @@ fn asked(number: u32, index: u32) -> u64 {
 pub(crate) struct WorkerEnd {
     region: Arc<Region>,
     pool: PoolBell,
-    work: Arc<Line>,
-    room: Arc<Line>,
+    work: Arc<WaitQueue>,
+    room: Arc<WaitQueue>,
     orders: Reader<Ring>,
     results: Writer<Ring>,
     next: u32,
@@ -463,7 +463,7 @@ pub(crate) struct WorkerEnd {
 struct PoolBell {
     board: Arc<Region>,
     lane: usize,
-    line: Arc<Line>,
+    line: Arc<WaitQueue>,
 }
 
 impl PoolBell {
@@ -529,7 +529,7 @@ impl StopSign {
 
     /// Blocks until it is shown (true) or need not be watched any more.
     pub(crate) fn blocking_wait(&self) -> io::Result<bool> {
-        let line = Line::new(self.region.clone(), word::STOP, None)?;
+        let line = WaitQueue::new(self.region.clone(), word::STOP, None)?;
         let is_over = || self.region.words()[word::WATCHED].load(Acquire) != self.item();
         let shown = until_blocking(&line, None, || match self.is_shown() {
             false if is_over() => Some(false),
@@ -541,7 +541,7 @@ impl StopSign {
     /// The item is done: whoever waits need not any more.
     pub(crate) fn dismiss(&self) {
         self.region.words()[word::WATCHED].store(0, Release);
-        if let Ok(line) = Line::new(self.region.clone(), word::STOP, None) {
+        if let Ok(line) = WaitQueue::new(self.region.clone(), word::STOP, None) {
             line.notify_all();
         }
     }
@@ -567,9 +567,9 @@ impl WorkerEnd {
         if region.words()[word::MAGIC].load(Acquire) != MAGIC || lane >= SLOTS {
             return Err(corrupt());
         }
-        let line = |first| Line::new(region.clone(), first, None);
+        let line = |first| WaitQueue::new(region.clone(), first, None);
         let (work, room) = (line(word::WORK)?, line(word::ROOM)?);
-        let line = Line::new(board.clone(), 0, None)?;
+        let line = WaitQueue::new(board.clone(), 0, None)?;
         let pool = PoolBell { board, lane, line };
         let [orders, results] = rings(&region)?;
         let (orders, results) = (Reader::new(orders, ORDERS), Writer::new(results, RESULTS));
@@ -722,7 +722,7 @@ impl WorkerEnd {
 /// the thread that runs the items, between an item's start and its result.
 pub(crate) struct Teller {
     region: Arc<Region>,
-    room: Arc<Line>,
+    room: Arc<WaitQueue>,
     pool: PoolBell,
     results: Writer<Ring>,
     kind: u8,

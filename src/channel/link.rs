@@ -39,7 +39,7 @@ use crate::os::socket::{self, MAX_FDS, Packet, Wait};
 use crate::os::{fault, timer};
 use crate::shm::atomic::{AtomicU64, fence};
 use crate::shm::family::Member;
-use crate::wait::{Hangup, Line, refuse_inside_async, until, until_blocking};
+use crate::wait::{Hangup, WaitQueue, refuse_inside_async, until, until_blocking};
 use crate::wire::{self, Attachment, Message, Parcel, Payload};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -53,9 +53,9 @@ const HOLDERS: usize = 96;
 
 pub(super) struct Link {
     ring: Ring,
-    room: Arc<Line>,
-    items: Arc<Line>,
-    joined: Arc<Line>,
+    room: Arc<WaitQueue>,
+    items: Arc<WaitQueue>,
+    joined: Arc<WaitQueue>,
     tx: Arc<OwnedFd>,
     rx: Arc<OwnedFd>,
     /// For a pipe: hangs up when the other end is gone.
@@ -76,12 +76,12 @@ impl Link {
         what: &'static str,
     ) -> io::Result<Arc<Self>> {
         ring.is_called(what);
-        let line = |first| Line::new(ring.region().clone(), first, hangup.clone());
+        let line = |first| WaitQueue::new(ring.region().clone(), first, hangup.clone());
         let (room, items, joined) = (line(word::ROOM)?, line(word::ITEMS)?, line(word::JOINED)?);
         Ok(Arc::new(Self { ring, room, items, joined, tx, rx, hangup, is_joinable, what }))
     }
 
-    pub(super) fn lines(&self) -> [&Arc<Line>; 2] {
+    pub(super) fn lines(&self) -> [&Arc<WaitQueue>; 2] {
         [&self.room, &self.items]
     }
 
@@ -345,7 +345,7 @@ impl Link {
 
     fn block<T>(
         &self,
-        line: &Arc<Line>,
+        line: &Arc<WaitQueue>,
         deadline: Option<Instant>,
         attempt: impl FnMut() -> Option<Result<T>>,
     ) -> Result<T> {

@@ -1,10 +1,10 @@
-//! Latch and ring in every schedule, on memory where an unsynchronised access is an error, by processes that die.
+//! RobustLock and ring in every schedule, on memory where an unsynchronised access is an error, by processes that die.
 
 use super::ring::{Pop, Push, Ring};
 use crate::os::fault;
 use crate::shm::atomic::AtomicU64;
-use crate::shm::latch::Latch;
 use crate::shm::region::{Members, Plain, Region, explore, play};
+use crate::shm::robust_lock::RobustLock;
 use crate::wire::Payload;
 use loom::thread;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ struct Guarded {
 impl Guarded {
     /// One turn at the latch; false if it was busy and a wake has been asked for.
     fn work(&self) -> bool {
-        let latch = Latch(&self.word);
+        let latch = RobustLock(&self.word);
         loop {
             if latch.try_take(Members.me().unwrap(), &Members).is_some() {
                 fault::point("taken");

@@ -7,7 +7,7 @@ use super::news::{Listener, News, hark, take_marks, will_tell};
 use crate::shm::atomic::{AtomicU64, fence};
 use crate::shm::family::Member;
 use crate::shm::region::{Members, explore, play};
-use crate::wait::event::{Event, LEN, Sleeper, Wake};
+use crate::wait::sleepers::{LEN, Sleeper, Sleepers, Wake};
 use loom::thread;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::*;
@@ -50,8 +50,8 @@ impl World {
         Arc::new(Self { orders, results, claims: [zero(), zero()], words, mark: zero(), bell: zero() })
     }
 
-    fn event(&self) -> Event<'_> {
-        Event::new(&self.words)
+    fn event(&self) -> Sleepers<'_> {
+        Sleepers::new(&self.words)
     }
 
     /// What a worker does with two orders of many quick items; in item `stuck` it stays for ever.

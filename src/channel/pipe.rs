@@ -5,7 +5,7 @@ use super::queue::{Item, QueueSink, QueueStream};
 use super::ring::Ring;
 use crate::error::{Error, ErrorKind, Result, SendError};
 use crate::os::socket;
-use crate::wait::{Hangup, Line};
+use crate::wait::{Hangup, WaitQueue};
 use crate::wire::{Attachment, attach};
 use futures_util::{FutureExt, Sink, SinkExt, Stream, StreamExt};
 use serde::de::Error as _;
@@ -177,12 +177,12 @@ impl<T: Item> Sender<T> {
     }
 
     /// Who waits for something to receive, at the other end.
-    pub(crate) fn items(&self) -> &Arc<Line> {
+    pub(crate) fn items(&self) -> &Arc<WaitQueue> {
         self.half.link.lines()[1]
     }
 
     /// Where it is told that there is room again.
-    pub(crate) fn room(&self) -> &Arc<Line> {
+    pub(crate) fn room(&self) -> &Arc<WaitQueue> {
         self.half.link.lines()[0]
     }
 
@@ -289,7 +289,7 @@ impl<T: Item> Inbox<T> {
     }
 
     /// Who waits for something to receive.
-    pub(crate) fn line(&self) -> &Arc<Line> {
+    pub(crate) fn line(&self) -> &Arc<WaitQueue> {
         self.0.link.lines()[1]
     }
 }

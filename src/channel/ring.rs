@@ -47,11 +47,11 @@ use crate::os::{fault, memory};
 #[cfg(not(multiprocess_loom))]
 use crate::shm::family::Family;
 use crate::shm::family::Member;
-use crate::shm::latch::{Latch, Taken};
 #[cfg(multiprocess_loom)]
 use crate::shm::region::Members as Family;
 use crate::shm::region::Region;
-use crate::wait::event;
+use crate::shm::robust_lock::{RobustLock, Taken};
+use crate::wait::sleepers;
 use crate::wire::Payload;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -61,7 +61,7 @@ use std::time::{Duration, Instant};
 
 /// Where things are in the head of the region.
 pub(super) mod word {
-    use super::event;
+    use super::sleepers;
     pub(super) const MAGIC: usize = 0;
     pub(super) const ITEM_LIMIT: usize = 1;
     pub(super) const BYTE_LIMIT: usize = 2;
@@ -77,10 +77,10 @@ pub(super) mod word {
     pub(super) const GET_SEGMENT: usize = 33;
     /// The events are for `link`.
     pub(in crate::channel) const ITEMS: usize = 128;
-    pub(in crate::channel) const ROOM: usize = ITEMS + event::LEN;
-    pub(in crate::channel) const JOINED: usize = ROOM + event::LEN;
+    pub(in crate::channel) const ROOM: usize = ITEMS + sleepers::LEN;
+    pub(in crate::channel) const JOINED: usize = ROOM + sleepers::LEN;
     /// Who holds how many unfinished items of a joinable queue.
-    pub(in crate::channel) const HOLDERS: usize = JOINED + event::LEN;
+    pub(in crate::channel) const HOLDERS: usize = JOINED + sleepers::LEN;
 }
 
 const MAGIC: u64 = u64::from_be_bytes(*b"mpRing01");
@@ -260,12 +260,12 @@ impl Ring {
         &self.region().words()[index]
     }
 
-    fn put_latch(&self) -> Latch<'_> {
-        Latch(self.word(word::PUT_LATCH))
+    fn put_latch(&self) -> RobustLock<'_> {
+        RobustLock(self.word(word::PUT_LATCH))
     }
 
-    fn get_latch(&self) -> Latch<'_> {
-        Latch(self.word(word::GET_LATCH))
+    fn get_latch(&self) -> RobustLock<'_> {
+        RobustLock(self.word(word::GET_LATCH))
     }
 
     /// Asks who is putting for a wake; false if nobody is, so that it is worth trying at once.
@@ -641,7 +641,7 @@ impl Ring {
         match latch.try_take(me, self.family) {
             None => return false,
             Some(Taken::Free) => {}
-            Some(Taken::FromTheDead) => self.repair(),
+            Some(Taken::OwnerDied) => self.repair(),
         }
         let name = self.word(word::GET_SEGMENT).load(Acquire);
         let (head, tail) = (large.segment().head(), large.segment().tail());
@@ -669,7 +669,7 @@ impl Ring {
     /// With one latch taken, after a death: frees what is in no chain, or leaves that to the next, if somebody holds
     /// the `other`. True if somebody asked for that one meanwhile.
     #[cold]
-    fn repair_beside(&self, other: Latch<'_>, me: Member) -> bool {
+    fn repair_beside(&self, other: RobustLock<'_>, me: Member) -> bool {
         self.word(word::REPAIR).store(1, Release);
         other.try_take(me, self.family).is_some() && {
             self.repair();
@@ -722,7 +722,7 @@ impl Ring {
         let _side = lock(&self.put);
         let Some(taken) = self.put_latch().try_take(me, self.family) else { return Ok(false) };
         let _ = self.word(word::CLOSED).compare_exchange(0, 1, AcqRel, Relaxed);
-        if taken == Taken::FromTheDead {
+        if taken == Taken::OwnerDied {
             // Whoever asked for either latch is woken with everybody else: closing concerns all.
             let _ = self.repair_beside(self.get_latch(), me);
         }

@@ -20,7 +20,7 @@ use crate::os::reactor;
 use crate::os::socket::{self, Wait};
 use crate::os::timer;
 use crate::shm::atomic::fence;
-use crate::wait::{Line, until_read};
+use crate::wait::{WaitQueue, until_read};
 use crate::wire::{self, Fd, Sealed, frame};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -44,7 +44,7 @@ pub(super) struct Wire {
     outbox: Mutex<Outbox>,
     is_trying_later: AtomicBool,
     /// Where room in the pipe is told, and how often it was.
-    room: Arc<Line>,
+    room: Arc<WaitQueue>,
     rooms: AtomicU64,
     rx: Inbox<Sealed>,
     /// Where the manager is told that there is something in the pipe, by which bit; from its first message on.
@@ -95,7 +95,7 @@ impl Wire {
             _ => failed(error),
         })?;
         let (rx, outbox, slots) = (rx.into_inbox(), Mutex::default(), Slots::default());
-        rx.line().set_own_bell(Arc::new(bell));
+        rx.line().set_own_doorbell(Arc::new(bell));
         // Outside of a runtime: whoever waits first will listen.
         let _ = rx.listen();
         let (room, rooms, tx) = (tx.room().clone(), AtomicU64::new(0), Mutex::new(tx));

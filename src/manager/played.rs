@@ -32,7 +32,7 @@ pub(super) fn linked() -> (Arc<Link>, Played) {
     link.wire().unwrap();
     let hello = frame::recv(intake.as_fd(), Wait::No).unwrap().unwrap();
     let (requests, answers, bell): (_, Sender<Sealed>, Fd<OwnedFd>) = wire::decode(hello).unwrap();
-    answers.items().set_own_bell(Arc::new(bell.into_inner()));
+    answers.items().set_own_doorbell(Arc::new(bell.into_inner()));
     (link, Played { requests, answers })
 }
 

@@ -36,7 +36,7 @@
 use crate::os::eventfd;
 use crate::shm::atomic::AtomicU64;
 use crate::shm::region::Region;
-use crate::wait::{Line, event};
+use crate::wait::{WaitQueue, sleepers};
 use crate::wire::Attachment;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -46,14 +46,14 @@ use std::sync::atomic::Ordering::SeqCst;
 /// Connections at the same time, which are as many as a family has members that can wait.
 pub(super) const CLIENTS: u32 = 4096;
 
-const BITS: usize = event::LEN;
+const BITS: usize = sleepers::LEN;
 const LEN: usize = (BITS + CLIENTS as usize / 64) * 8;
 
 pub(super) struct ReadyMap {
     region: Arc<Region>,
     bell: Arc<OwnedFd>,
     /// Where the manager sleeps.
-    pub(super) line: Arc<Line>,
+    pub(super) line: Arc<WaitQueue>,
 }
 
 impl ReadyMap {
@@ -68,8 +68,8 @@ impl ReadyMap {
 
     fn of(region: Region, bell: OwnedFd) -> io::Result<Self> {
         let (region, bell) = (Arc::new(region), Arc::new(bell));
-        let line = Line::new(region.clone(), 0, None)?;
-        line.set_own_bell(bell.clone());
+        let line = WaitQueue::new(region.clone(), 0, None)?;
+        line.set_own_doorbell(bell.clone());
         Ok(Self { region, bell, line })
     }
 

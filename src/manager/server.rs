@@ -50,7 +50,7 @@ use crate::error::{Error, Result};
 use crate::os::reactor::{self, Watched};
 use crate::os::socket::Wait;
 use crate::process::entry::survive;
-use crate::wait::{Look, Seen, Watchful};
+use crate::wait::{Spin, Spinner, Spun};
 use crate::wire::{self, Fd, Sealed, frame};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use std::collections::{HashSet, VecDeque};
@@ -117,7 +117,7 @@ pub(super) struct Server {
     pub(super) runtime: Runtime,
     /// Takes in the requests of this machine's clients; and how long it pays to look for them.
     pub(super) poller: Poller<Arc<Connection>>,
-    pub(super) look: Look,
+    pub(super) look: Spin,
     /// What else happens.
     pub(super) readers: Mutex<FuturesUnordered<Pin<Box<dyn Future<Output = Event> + Send>>>>,
     /// To be read from now on, said by threads that do not lead.
@@ -177,7 +177,7 @@ pub(super) fn serve(setup: Setup) -> Result<()> {
         objects: Objects::new(),
         runtime,
         poller,
-        look: Look::default(),
+        look: Spin::default(),
         readers: Mutex::default(),
         arrivals: Mutex::default(),
         arrived,
@@ -338,8 +338,8 @@ impl Server {
         if !is_turn && let Some(event) = self.next_near() {
             return event;
         }
-        let mut watchful = Watchful::default();
-        if !is_turn && let Seen::Found(event) = watchful.look_as(&self.look, &mut || self.next_near()) {
+        let mut watchful = Spinner::default();
+        if !is_turn && let Spun::Found(event) = watchful.spin_with(&self.look, &mut || self.next_near()) {
             return event;
         }
         let mut readers = lock(&self.readers);
@@ -359,10 +359,10 @@ impl Server {
                 if let Poll::Ready(Some(event)) = readers.poll_next_unpin(cx) {
                     return Poll::Ready(event);
                 }
-                match watchful.look_as(&self.look, &mut || self.next_near()) {
-                    Seen::Found(event) => return Poll::Ready(event),
-                    Seen::Again => cx.waker().wake_by_ref(),
-                    Seen::Over => {
+                match watchful.spin_with(&self.look, &mut || self.next_near()) {
+                    Spun::Found(event) => return Poll::Ready(event),
+                    Spun::Again => cx.waker().wake_by_ref(),
+                    Spun::Over => {
                         if let Some((open, request)) = self.poller.sleep() {
                             return Poll::Ready(Event::of(open, request));
                         }
@@ -502,7 +502,7 @@ impl Server {
             };
             match wire::decode::<(Receiver<Sealed>, Sender<Sealed>, Fd<OwnedFd>)>(parcel) {
                 Ok((receiver, sender, bell)) => {
-                    sender.items().set_own_bell(Arc::new(bell.into_inner()));
+                    sender.items().set_own_doorbell(Arc::new(bell.into_inner()));
                     let _inside = self.runtime.enter();
                     let added = self.poller.add(receiver, sender, |sender| self.admit(Outgoing::Near(sender)));
                     if let Err(error) = added {

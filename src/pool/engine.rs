@@ -14,7 +14,7 @@ use crate::channel::lane::{Board, PoolEnd};
 use crate::channel::{Receiver, Sender};
 use crate::error::{Error, Result};
 use crate::os::fork;
-use crate::wait::Line;
+use crate::wait::WaitQueue;
 use crate::wire::Sealed;
 use std::ops::RangeInclusive;
 use std::process::ExitStatus;
@@ -28,7 +28,7 @@ pub(super) struct Shared {
     pub(super) config: Arc<Config>,
     scheduler: Mutex<Scheduler>,
     pub(super) board: Arc<Board>,
-    alarm: OnceLock<Arc<Line>>,
+    alarm: OnceLock<Arc<WaitQueue>>,
     /// Tells the thread that is the only worker of a pool within this process.
     local: Option<Mutex<mpsc::Sender<()>>>,
     /// Items handed in and not settled.
@@ -78,7 +78,7 @@ impl Shared {
         self.scheduler.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn alarm(&self) -> Option<&Arc<Line>> {
+    pub(super) fn alarm(&self) -> Option<&Arc<WaitQueue>> {
         self.alarm.get()
     }
 

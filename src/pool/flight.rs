@@ -7,7 +7,7 @@ use super::pool::Handle;
 use crate::error::{Error, Result};
 use crate::os::fork;
 use crate::process::entry;
-use crate::wait::{Seen, Watchful};
+use crate::wait::{Spinner, Spun};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Instant;
@@ -49,7 +49,7 @@ pub(super) struct Flight {
     returned: u64,
     /// How many workers there were at the start, and how many of them get items that are over soon.
     workers: (usize, usize),
-    watchful: Watchful,
+    watchful: Spinner,
     /// Since when there is progress, if somebody wants to know.
     began: Option<Instant>,
 }
@@ -74,7 +74,7 @@ impl Flight {
         let ticket = ticket.map_or_else(|| Ticket::of(&pool, options.lease), Ok)?;
         let group = Arc::new(Group::new(target.call, target.label, options));
         let workers = pool.shared().widths();
-        let (feed, watchful) = (Some((feed, ticket)), Watchful::default());
+        let (feed, watchful) = (Some((feed, ticket)), Spinner::default());
         Ok(Self {
             pool,
             group,
@@ -172,7 +172,7 @@ impl Flight {
         self.refill(held, cx);
         let next = ready!(self.poll_block(cx));
         coop.made_progress();
-        self.watchful = Watchful::default();
+        self.watchful = Spinner::default();
         if let Some(block) = &next {
             // What the source had to say counts for no item.
             self.returned = (self.returned + u64::from(block.count())).min(self.pulled);
@@ -237,13 +237,13 @@ impl Flight {
                 shared.stir();
             }
         }
-        match self.watchful.look(alarm, &mut attempt) {
-            Seen::Found(block) => Poll::Ready(Some(block)),
-            Seen::Again => {
+        match self.watchful.spin(alarm, &mut attempt) {
+            Spun::Found(block) => Poll::Ready(Some(block)),
+            Spun::Again => {
                 cx.waker().wake_by_ref();
                 Poll::Pending
             }
-            Seen::Over => {
+            Spun::Over => {
                 if let Some(block) = group.take_done_or_wait(cx) {
                     return Poll::Ready(Some(block));
                 }

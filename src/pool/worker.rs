@@ -8,7 +8,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::os::memory;
 use crate::process::entry::{Arguments, Batch, Executor, IS_VALUE, report_error};
 use crate::process::note_memory_limit;
-use crate::wait::bell;
+use crate::wait::doorbell;
 use crate::wire::{Attachment, Sealed};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::any::Any;
@@ -18,7 +18,7 @@ use tracing::dispatcher::DefaultGuard;
 
 /// Runs orders until the pool closes the lane. The first result is the initializer's, if there is one.
 pub(super) fn work(contract: Contract) -> Result<()> {
-    bell::keep_naps();
+    doorbell::keep_parker();
     let Contract { lane, orders, results, initializer, finalizer, conditions } = contract;
     conditions.apply()?;
     let mut executor = Executor::default();

@@ -110,7 +110,7 @@ impl Child {
     /// Makes sure that whoever hears from us that it has ended finds nothing held by it.
     pub(super) fn bury(&self) {
         if let Ok(family) = Family::get() {
-            family.bury(self.info.pid, self.pidfd.as_fd());
+            family.recover(self.info.pid, self.pidfd.as_fd());
         }
     }
 

@@ -246,11 +246,11 @@ impl Server {
             }
             match pidfd::open(pid) {
                 Ok(pidfd) => {
-                    family.bury_predecessors(pid, pidfd.as_fd());
+                    family.recover_predecessors(pid, pidfd.as_fd());
                     self.watched.push((pid, pidfd));
                 }
                 Err(error) => {
-                    family.bury_if_gone(pid);
+                    family.recover_if_gone(pid);
                     self.has_unwatched |= error.raw_os_error() != Some(libc::ESRCH);
                 }
             }
@@ -609,7 +609,7 @@ fn pass_on(signal: i32, child: &OwnedFd) {
 
 fn bury(pid: u32, pidfd: &OwnedFd) {
     if let Ok(family) = Family::get() {
-        family.bury(pid, pidfd.as_fd());
+        family.recover(pid, pidfd.as_fd());
     }
 }
 

@@ -1,21 +1,21 @@
 //! The family: a root process and all its descendants, and who of them is alive.
 //!
 //! # State
-//! A table of [`SLOTS`] words in one sealed memfd, and eventfds: [`BELLS`] at most, and one that tells the guardian (the fork
+//! A table of [`SLOTS`] words in one sealed memfd, and eventfds: [`DOORBELLS`] at most, and one that tells the guardian (the fork
 //! server) that somebody has claimed a slot and is to be watched. Every member has them from its birth.
 //! A slot word is `epoch << 32 | pid`; pid 0 is a free slot. A member claims a slot when it first waits or locks;
-//! most children never do. `hints` is a bit set of what its bell was rung for. `IDENTITY` is `epoch:24 | inode:40` of
+//! most children never do. `hints` is a bit set of what its doorbell was rung for. `IDENTITY` is `epoch:24 | inode:40` of
 //! the member's pidfd, once it has said so.
 //!
 //! # Moves
 //! | from -> to | who | ordering | wakes |
 //! |---|---|---|---|
 //! | free(e) -> (e+1, pid) | the member | AcqRel CAS | the guardian |
-//! | (e, pid) -> free(e) | who saw it die, also after a regular exit | AcqRel CAS | it rings every bell |
+//! | (e, pid) -> free(e) | who saw it die, also after a regular exit | AcqRel CAS | it rings every doorbell |
 //!
 //! # Invariants
 //! 1. A [`Member`] (slot, epoch) is alive only while the slot's word has that epoch and a pid.
-//! 2. Whoever buries a member rings all bells afterwards, so whoever waited for it looks again.
+//! 2. Whoever buries a member rings all doorbells afterwards, so whoever waited for it looks again.
 //! 3. No member gives its slot up while it runs: its threads may hold latches until the kernel stops them.
 //! 4. A slot is named by 12 bits, so no number from anywhere leads out of the table. Damage can make the living look dead
 //!    and the dead alive; a member that finds its own words changed puts them right before it sleeps.
@@ -26,7 +26,7 @@
 //! has told the guardian of its claim: the next claim does, or who looks at the owner. Killed with a
 //! claimed slot: the guardian, who watches its pidfd, buries it within one wake-up; a waiter that looks
 //! at the owner itself may find out earlier ([`Family::is_alive`]). Killed at any move: a move is one CAS. Killed
-//! after burying, before the bells: a member's own burial rings them; the successor of a fork server does too.
+//! after burying, before the doorbells: a member's own burial rings them; the successor of a fork server does too.
 //!
 //! # Cancel
 //! Nothing here waits.
@@ -39,12 +39,12 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*, fence};
 
 /// Members that can wait or hold locks at the same time.
 pub(crate) const SLOTS: usize = 4096;
-/// Doorbells; slots beyond share by modulo, and a shared bell only means a spurious look. At a low limit of descriptors
+/// Doorbells; slots beyond share by modulo, and a shared doorbell only means a spurious look. At a low limit of descriptors
 /// there are fewer, and more of them are shared: each process of the family has them all.
-pub(crate) const BELLS: usize = 64;
-/// The part of its descriptors that a process may have as bells, and as many it has in any case.
-const SHARE_OF_BELLS: u64 = 32;
-const LEAST_BELLS: u64 = 4;
+pub(crate) const DOORBELLS: usize = 64;
+/// The part of its descriptors that a process may have as doorbells, and as many it has in any case.
+const SHARE_OF_DOORBELLS: u64 = 32;
+const LEAST_DOORBELLS: u64 = 4;
 
 /// Of a slot.
 const WORDS: usize = 4;
@@ -71,11 +71,11 @@ impl Member {
     }
 }
 
-/// The table and the bells.
+/// The table and the doorbells.
 pub(crate) struct Family {
     memory: OwnedFd,
     map: Map,
-    bells: Vec<OwnedFd>,
+    doorbells: Vec<OwnedFd>,
     claims: OwnedFd,
 }
 
@@ -97,34 +97,34 @@ impl Family {
 
     fn found() -> io::Result<Self> {
         let memory = memfd::create("multiprocess-family", LEN as u64, false)?;
-        let bells = (0..bells_at(descriptor_limit())).map(|_| eventfd::create()).collect::<io::Result<_>>()?;
-        Self::of(memory, bells, eventfd::create()?)
+        let doorbells = (0..doorbells_at(descriptor_limit())).map(|_| eventfd::create()).collect::<io::Result<_>>()?;
+        Self::of(memory, doorbells, eventfd::create()?)
     }
 
-    fn of(memory: OwnedFd, bells: Vec<OwnedFd>, claims: OwnedFd) -> io::Result<Self> {
+    fn of(memory: OwnedFd, doorbells: Vec<OwnedFd>, claims: OwnedFd) -> io::Result<Self> {
         let map = Map::shared(memory.as_fd(), 0, LEN)?;
         fork::watch(&SELF);
-        Ok(Self { memory, map, bells, claims })
+        Ok(Self { memory, map, doorbells, claims })
     }
 
     /// Joins the family whose [`Family::descriptors`] these are: once, at birth, before any other call.
     pub(crate) fn join(mut descriptors: Vec<OwnedFd>) -> io::Result<()> {
         let invalid = || io::Error::new(io::ErrorKind::InvalidData, "not the descriptors of a family");
-        if descriptors.len() < 3 || descriptors.len() > 2 + BELLS {
+        if descriptors.len() < 3 || descriptors.len() > 2 + DOORBELLS {
             return Err(invalid());
         }
-        let bells = descriptors.split_off(2);
+        let doorbells = descriptors.split_off(2);
         let claims = descriptors.pop().ok_or_else(invalid)?;
         let memory = descriptors.pop().ok_or_else(invalid)?;
         if memfd::sealed_len(memory.as_fd()).is_none_or(|len| len < LEN as u64) {
             return Err(invalid());
         }
-        FAMILY.set(Self::of(memory, bells, claims)?).map_err(|_| invalid())
+        FAMILY.set(Self::of(memory, doorbells, claims)?).map_err(|_| invalid())
     }
 
     /// What a new member that does not inherit by fork must be given.
     pub(crate) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        [&self.memory, &self.claims].into_iter().chain(&self.bells).map(AsFd::as_fd)
+        [&self.memory, &self.claims].into_iter().chain(&self.doorbells).map(AsFd::as_fd)
     }
 
     fn word(&self, slot: u16, index: usize) -> &AtomicU64 {
@@ -138,7 +138,7 @@ impl Family {
         self.word(slot, 0)
     }
 
-    /// What the bell of `slot` was last rung for.
+    /// What the doorbell of `slot` was last rung for.
     pub(crate) fn hints(&self, slot: u16) -> &AtomicU64 {
         self.word(slot, HINTS)
     }
@@ -158,8 +158,8 @@ impl Family {
         }
     }
 
-    pub(crate) fn bell(&self, slot: u16) -> BorrowedFd<'_> {
-        self.bells[slot as usize % BELLS % self.bells.len()].as_fd()
+    pub(crate) fn doorbell(&self, slot: u16) -> BorrowedFd<'_> {
+        self.doorbells[slot as usize % DOORBELLS % self.doorbells.len()].as_fd()
     }
 
     /// Who this process is; claims a slot the first time.
@@ -269,17 +269,18 @@ impl Family {
         (word as u32 != 0).then_some((word as u32, (word >> 32) as u32))
     }
 
-    /// Rings these bells for the events that `hint` stands for.
-    pub(crate) fn ring_bells(&self, bells: u64, hint: u64) {
+    /// Rings these doorbells for the events that `hint` stands for.
+    pub(crate) fn ring_doorbells(&self, doorbells: u64, hint: u64) {
         if fork::is_forked() {
             return;
         }
-        for bell in (0..BELLS as u16).filter(|bell| bells & 1 << bell != 0) {
-            let slots = (bell..SLOTS as u16).step_by(BELLS).take_while(|slot| self.state(*slot).load(Acquire) != 0);
+        for doorbell in (0..DOORBELLS as u16).filter(|doorbell| doorbells & 1 << doorbell != 0) {
+            let slots =
+                (doorbell..SLOTS as u16).step_by(DOORBELLS).take_while(|slot| self.state(*slot).load(Acquire) != 0);
             for slot in slots {
                 self.hints(slot).fetch_or(hint, AcqRel);
             }
-            eventfd::ring(self.bell(bell));
+            eventfd::ring(self.doorbell(doorbell));
         }
     }
 
@@ -311,21 +312,21 @@ impl Family {
     }
 
     /// Frees the slots of a process that has ended, and makes everybody look again.
-    pub(crate) fn bury(&self, pid: u32, pidfd: BorrowedFd<'_>) {
-        self.bury_those(|member, of| of == pid && self.may_be(member.slot, member.epoch, pidfd::identity(pidfd)));
+    pub(crate) fn recover(&self, pid: u32, pidfd: BorrowedFd<'_>) {
+        self.recover_those(|member, of| of == pid && self.may_be(member.slot, member.epoch, pidfd::identity(pidfd)));
     }
 
     /// The same for a pid that is nobody's any more, or somebody else's.
-    pub(crate) fn bury_if_gone(&self, pid: u32) {
-        self.bury_those(|member, of| of == pid && self.is_gone(member.slot, member.epoch, pid));
+    pub(crate) fn recover_if_gone(&self, pid: u32) {
+        self.recover_those(|member, of| of == pid && self.is_gone(member.slot, member.epoch, pid));
     }
 
     /// The same for whoever had the pid of this process before it.
-    pub(crate) fn bury_predecessors(&self, pid: u32, pidfd: BorrowedFd<'_>) {
-        self.bury_those(|member, of| of == pid && !self.may_be(member.slot, member.epoch, pidfd::identity(pidfd)));
+    pub(crate) fn recover_predecessors(&self, pid: u32, pidfd: BorrowedFd<'_>) {
+        self.recover_those(|member, of| of == pid && !self.may_be(member.slot, member.epoch, pidfd::identity(pidfd)));
     }
 
-    fn bury_those(&self, has_ended: impl Fn(Member, u32) -> bool) {
+    fn recover_those(&self, has_ended: impl Fn(Member, u32) -> bool) {
         let ended = self.members().filter(|(member, pid)| has_ended(*member, *pid));
         if ended.filter(|(member, pid)| self.release(*member, *pid)).count() > 0 {
             self.ring_all();
@@ -337,13 +338,13 @@ impl Family {
         self.members().map(|(_, pid)| pid).collect()
     }
 
-    /// Rings `slot`'s bell for the events that `hint` stands for.
+    /// Rings `slot`'s doorbell for the events that `hint` stands for.
     pub(crate) fn ring(&self, slot: u16, hint: u64) {
         if fork::is_forked() {
             return;
         }
         self.hints(slot).fetch_or(hint, AcqRel);
-        eventfd::ring(self.bell(slot));
+        eventfd::ring(self.doorbell(slot));
     }
 
     /// Makes every member look at everything it waits for.
@@ -358,13 +359,13 @@ impl Family {
             self.hints(slot).fetch_or(u64::MAX, AcqRel);
             used += 1;
         }
-        self.bells[..used.min(self.bells.len())].iter().for_each(|bell| eventfd::ring(bell.as_fd()));
+        self.doorbells[..used.min(self.doorbells.len())].iter().for_each(|doorbell| eventfd::ring(doorbell.as_fd()));
     }
 }
 
-/// How many bells a family has whose founder may have so many descriptors.
-fn bells_at(limit: Option<u64>) -> usize {
-    limit.map_or(BELLS, |limit| (limit / SHARE_OF_BELLS).clamp(LEAST_BELLS, BELLS as u64) as usize)
+/// How many doorbells a family has whose founder may have so many descriptors.
+fn doorbells_at(limit: Option<u64>) -> usize {
+    limit.map_or(DOORBELLS, |limit| (limit / SHARE_OF_DOORBELLS).clamp(LEAST_DOORBELLS, DOORBELLS as u64) as usize)
 }
 
 fn descriptor_limit() -> Option<u64> {
@@ -386,7 +387,7 @@ mod tests {
         put(1, u64::from(std::process::id()));
         let first = Member { slot: 0, epoch: 1 };
         assert!(family.is_listed(first) && family.is_alive(first));
-        family.bury(std::process::id(), pidfd::open(std::process::id()).unwrap().as_fd());
+        family.recover(std::process::id(), pidfd::open(std::process::id()).unwrap().as_fd());
         assert!(!family.is_listed(first) && !family.is_alive(first));
         put(2, u64::from(std::process::id()));
         assert!(!family.is_listed(first) && family.is_listed(Member { slot: 0, epoch: 2 }));
@@ -422,14 +423,14 @@ mod tests {
             Member { slot: 0, epoch }
         };
         let member = put(1, identity);
-        family.bury_if_gone(me);
+        family.recover_if_gone(me);
         assert!(family.is_alive(member));
         let member = put(2, other);
         assert!(!family.is_alive(member) && !family.is_listed(member));
         let member = put(3, other);
-        family.bury(me, pidfd::open(me).unwrap().as_fd());
+        family.recover(me, pidfd::open(me).unwrap().as_fd());
         assert!(family.is_listed(member), "it was not this one that ended");
-        family.bury_predecessors(me, pidfd::open(me).unwrap().as_fd());
+        family.recover_predecessors(me, pidfd::open(me).unwrap().as_fd());
         assert!(!family.is_listed(member));
         // What the slot's last member said is not about the next one.
         put(4, other);

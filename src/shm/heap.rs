@@ -2,7 +2,7 @@
 //! sanitizer sees every access.
 
 use super::family::Member;
-use super::latch::Lives;
+use super::robust_lock::Liveness;
 use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicU64, Ordering::*};
 
@@ -51,7 +51,7 @@ impl Members {
     }
 
     /// Who has `slot` is dead from now on.
-    pub(crate) fn bury(&self, slot: u16) {
+    pub(crate) fn recover(&self, slot: u16) {
         self.0[usize::from(slot)].fetch_and(!1, AcqRel);
     }
 
@@ -61,7 +61,7 @@ impl Members {
     }
 }
 
-impl Lives for Members {
+impl Liveness for Members {
     fn is_listed(&self, member: Member) -> bool {
         self.epoch_of(member.slot) == Some(member.epoch)
     }

@@ -9,8 +9,8 @@ use crate::shm::atomic::AtomicU64;
 use crate::shm::family::Family;
 use crate::shm::mapped::Mapped;
 use crate::shm::region::Region;
-use crate::wait::event::{self, Event, Sleeper};
-use crate::wait::{self, Line, until, until_blocking};
+use crate::wait::sleepers::{self, Sleeper, Sleepers};
+use crate::wait::{self, WaitQueue, until, until_blocking};
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -21,14 +21,14 @@ const PARTIES: usize = FIRST;
 const TIMEOUT: usize = PARTIES + 1;
 const STATE: usize = TIMEOUT + 1;
 const LINE: usize = STATE + 1;
-const PLACES: usize = LINE + event::LEN;
+const PLACES: usize = LINE + sleepers::LEN;
 
 /// The most parties: each has a word.
 const MOST: usize = 1 << 20;
 /// A barrier as this process sees it.
 pub(super) struct BarrierCore {
     region: Arc<Region>,
-    line: Arc<Line>,
+    line: Arc<WaitQueue>,
     family: &'static Family,
     /// What `PARTIES` and `TIMEOUT` say, which never change.
     parties: usize,
@@ -53,7 +53,7 @@ impl Core for BarrierCore {
     }
 
     fn report(words: &[AtomicU64]) -> Report {
-        Report { waiting: Event::new(&words[LINE..LINE + event::LEN]).sleepers(), ..Report::default() }
+        Report { waiting: Sleepers::new(&words[LINE..LINE + sleepers::LEN]).list(), ..Report::default() }
     }
 
     fn view(region: Arc<Region>) -> io::Result<Self> {
@@ -63,7 +63,7 @@ impl Core for BarrierCore {
         }
         let nanoseconds = region.words()[TIMEOUT].load(Acquire);
         let (parties, timeout) = (parties as usize, nanoseconds.checked_sub(1).map(Duration::from_nanos));
-        let line = Line::new(region.clone(), LINE, None)?;
+        let line = WaitQueue::new(region.clone(), LINE, None)?;
         Ok(Self { region, line, family: Family::get()?, parties, timeout })
     }
 }

@@ -34,7 +34,7 @@
 
 use crate::os::fault;
 use crate::shm::atomic::AtomicU64;
-use crate::wait::event::Sleeper;
+use crate::wait::sleepers::Sleeper;
 use std::sync::atomic::Ordering::*;
 
 /// The word `STATE`.

@@ -11,7 +11,7 @@ use crate::shm::atomic::AtomicU64;
 use crate::shm::family::{Family, Member};
 use crate::shm::mapped::Mapped;
 use crate::shm::region::Region;
-use crate::wait::{Line, Turn, refuse_inside_async, until_blocking_in_turn, until_in_turn};
+use crate::wait::{Turn, WaitQueue, refuse_inside_async, until_blocking_in_turn, until_in_turn};
 use std::cell::RefCell;
 use std::fmt;
 use std::io;
@@ -68,7 +68,7 @@ pub(super) struct ConditionCore {
     family: &'static Family,
     region: Arc<Region>,
     mutex: Mutex,
-    waiting: Arc<Line>,
+    waiting: Arc<WaitQueue>,
     local: std::sync::Mutex<LocalWaiters>,
     notifying: std::sync::Mutex<()>,
 }
@@ -96,7 +96,7 @@ impl Core for ConditionCore {
     }
 
     fn view(region: Arc<Region>) -> io::Result<Self> {
-        let waiting = Line::new(region.clone(), STATE + condition_state::EVENT, None)?;
+        let waiting = WaitQueue::new(region.clone(), STATE + condition_state::EVENT, None)?;
         let (mutex, family) = (Mutex::view(&region, FIRST, Self::NAME)?, Family::get()?);
         let (local, notifying) = (std::sync::Mutex::default(), std::sync::Mutex::default());
         Ok(Self { family, region, mutex, waiting, local, notifying })

@@ -43,7 +43,7 @@
 use crate::os::fault;
 use crate::shm::atomic::{AtomicU64, fence};
 use crate::shm::family::{Member, SLOTS};
-use crate::wait::event::{self, Sleeper};
+use crate::wait::sleepers::{self, Sleeper};
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering::*;
 
@@ -57,7 +57,7 @@ const HEALER: usize = 1;
 /// Rows from here on were never used.
 const USED: usize = 2;
 pub(super) const EVENT: usize = 8;
-pub(super) const TABLE: usize = EVENT + event::LEN;
+pub(super) const TABLE: usize = EVENT + sleepers::LEN;
 const ORDER: usize = TABLE + ROWS;
 /// Words that a room of waiters takes up; zeros are an empty one.
 pub(super) const LEN: usize = ORDER + ROWS;

@@ -1,8 +1,8 @@
 //! A versioned double buffer: bytes that are read and replaced as a whole, for a [`super::Value`] larger than one word.
 //!
 //! # State
-//! `VERSION`: the number of replacements; its lowest bit selects the current buffer. `LATCH`: the writer that is replacing
-//! it, in a [`Latch`]. Two buffers of atomic words, of which the last may have unused bytes.
+//! `VERSION`: the number of replacements; its lowest bit selects the current buffer. `LOCK`: the writer that is replacing
+//! it, in a [`RobustLock`]. Two buffers of atomic words, of which the last may have unused bytes.
 //!
 //! # Moves
 //! | from -> to | by | ordering | wakes |
@@ -34,10 +34,10 @@
 use crate::os::fault;
 use crate::shm::atomic::{AtomicU64, fence};
 use crate::shm::family::Member;
-use crate::shm::latch::{Latch, Lives};
+use crate::shm::robust_lock::{Liveness, RobustLock};
 use std::sync::atomic::Ordering::*;
 
-const LATCH: usize = 0;
+const LOCK: usize = 0;
 const VERSION: usize = 1;
 /// Words beside the buffers.
 pub(super) const CONTROL: usize = 2;
@@ -80,20 +80,20 @@ impl<'a> DoubleBuffer<'a> {
 
     /// The writer that holds the lock.
     pub(super) fn holder(self) -> u64 {
-        self.control[LATCH].load(Relaxed)
+        self.control[LOCK].load(Relaxed)
     }
 
     /// Takes the lock away from a writer that has held it for longer than any write takes.
     #[cold]
     pub(super) fn take_from(self, holder: u64) {
-        let _ = self.control[LATCH].compare_exchange(holder, 0, AcqRel, Relaxed);
+        let _ = self.control[LOCK].compare_exchange(holder, 0, AcqRel, Relaxed);
     }
 
     /// Replaces the bytes by `from`; false if another writer holds the lock.
     #[inline]
-    pub(super) fn try_write(self, from: &[u8], me: Member, lives: &impl Lives) -> bool {
-        let latch = Latch(&self.control[LATCH]);
-        if latch.try_take(me, lives).is_none() {
+    pub(super) fn try_write(self, from: &[u8], me: Member, lives: &impl Liveness) -> bool {
+        let lock = RobustLock(&self.control[LOCK]);
+        if lock.try_take(me, lives).is_none() {
             return false;
         }
         fault::point("set.taken");
@@ -108,7 +108,7 @@ impl<'a> DoubleBuffer<'a> {
         self.control[VERSION].store(version.wrapping_add(1), Release);
         fault::point("set.published");
         // No writer asks for a wake: a writer that finds it held tries again.
-        let _ = latch.release();
+        let _ = lock.release();
         true
     }
 }

@@ -17,7 +17,7 @@
 //! | killed | survivors see |
 //! |---|---|
 //! | after `set`, before the wake | the flag set; its recovery makes all sleepers try |
-//! | waiting, or with its notification | see `wait::event`: `set` is a store and passes over the dead |
+//! | waiting, or with its notification | see `wait::sleepers`: `set` is a store and passes over the dead |
 //!
 //! # Cancel
 //! A dropped wait has changed nothing.
@@ -29,7 +29,7 @@ use crate::shm::atomic::AtomicU64;
 use crate::shm::family::Family;
 use crate::shm::mapped::Mapped;
 use crate::shm::region::Region;
-use crate::wait::{self, Line, event, until, until_blocking};
+use crate::wait::{self, WaitQueue, sleepers, until, until_blocking};
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -76,7 +76,7 @@ impl Word<'_> {
 /// An event as this process sees it.
 pub(super) struct EventCore {
     region: Arc<Region>,
-    line: Arc<Line>,
+    line: Arc<WaitQueue>,
     family: &'static Family,
 }
 
@@ -85,7 +85,7 @@ static MAPPED: Mapped<EventCore> = Mapped::new();
 impl Core for EventCore {
     const KIND: u64 = u64::from_le_bytes(*b"mpevnt01");
     const NAME: &'static str = "event";
-    const WORDS: usize = LINE + event::LEN;
+    const WORDS: usize = LINE + sleepers::LEN;
 
     fn mapped() -> &'static Mapped<Self> {
         &MAPPED
@@ -96,11 +96,11 @@ impl Core for EventCore {
     }
 
     fn report(words: &[AtomicU64]) -> Report {
-        Report { waiting: event::Event::new(&words[LINE..LINE + event::LEN]).sleepers(), ..Report::default() }
+        Report { waiting: sleepers::Sleepers::new(&words[LINE..LINE + sleepers::LEN]).list(), ..Report::default() }
     }
 
     fn view(region: Arc<Region>) -> io::Result<Self> {
-        let line = Line::new(region.clone(), LINE, None)?;
+        let line = WaitQueue::new(region.clone(), LINE, None)?;
         Ok(Self { region, line, family: Family::get()? })
     }
 }
@@ -269,25 +269,26 @@ object::travels!(Event, core);
 mod models {
     use super::*;
     use crate::shm::region::{explore, play};
-    use crate::sync::holders_models::{Bells, Part, look, wait, zeros};
+    use crate::sync::holders_models::{Doorbells, Part, look, wait, zeros};
     use loom::thread;
 
     struct World {
         flag: AtomicU64,
         line: Vec<AtomicU64>,
-        bells: Bells,
+        doorbells: Doorbells,
     }
 
     /// Two have begun to wait; then it is set, and cleared at once. The living continue, whichever process dies.
     fn flag(what: &str, preemptions: usize, setter: Option<&'static str>, waiter: Option<&'static str>) {
         explore(what, preemptions, move || {
-            let world = Arc::new(World { flag: AtomicU64::new(0), line: zeros(event::LEN), bells: Bells::new() });
+            let world =
+                Arc::new(World { flag: AtomicU64::new(0), line: zeros(sleepers::LEN), doorbells: Doorbells::new() });
             let since = Word(&world.flag).since();
             let attempt = move |world: &World| Word(&world.flag).is_over(since).then_some(());
             let waits = move |world: &World, me| {
-                let line = event::Event::new(&world.line);
-                let part = wait(&world.bells, me, line, &|| attempt(world));
-                look(&world.bells, me, line, &|| attempt(world), part)
+                let line = sleepers::Sleepers::new(&world.line);
+                let part = wait(&world.doorbells, me, line, &|| attempt(world));
+                look(&world.doorbells, me, line, &|| attempt(world), part)
             };
             let asleep = play(1, None, || waits(&world, 1)).expect("it lives");
             let waiting = {
@@ -295,23 +296,23 @@ mod models {
                 thread::spawn(move || {
                     let part = play(0, waiter, || waits(&world, 0));
                     if part.is_none() {
-                        world.bells.bury();
+                        world.doorbells.recover();
                     }
                     part
                 })
             };
             let set = play(2, setter, || {
                 Word(&world.flag).set();
-                world.bells.notify(2, event::Event::new(&world.line), true);
+                world.doorbells.notify(2, sleepers::Sleepers::new(&world.line), true);
                 Word(&world.flag).clear();
             });
             if set.is_none() {
-                world.bells.bury();
+                world.doorbells.recover();
             }
             let parts = waiting.join().unwrap().map(|part| (0, part)).into_iter().chain([(1, asleep)]);
             for (me, part) in parts {
-                let line = event::Event::new(&world.line);
-                let part = play(me, None, || look(&world.bells, me, line, &|| attempt(&world), part));
+                let line = sleepers::Sleepers::new(&world.line);
+                let part = play(me, None, || look(&world.doorbells, me, line, &|| attempt(&world), part));
                 assert!(matches!(part, Some(Part::Got(()))), "{me} sleeps on");
             }
             assert_eq!(Word(&world.flag).is_set(), set.is_none());

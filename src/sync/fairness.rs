@@ -27,7 +27,7 @@
 use crate::os::clock::now_ns;
 use crate::os::fault;
 use crate::shm::atomic::AtomicU64;
-use crate::wait::Line;
+use crate::wait::WaitQueue;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
@@ -74,7 +74,7 @@ impl Fairness<'_> {
     }
 
     /// Lets sleepers go first during a pause, unless there are waiters of this process.
-    pub(super) async fn yield_to_sleepers(&self, line: &Line) {
+    pub(super) async fn yield_to_sleepers(&self, line: &WaitQueue) {
         while self.pauses_newcomers() && !line.has_waiters() {
             std::thread::yield_now();
             tokio::task::yield_now().await;
@@ -83,7 +83,7 @@ impl Fairness<'_> {
 
     /// [`Fairness::yield_to_sleepers`] for a thread without a runtime.
     #[track_caller]
-    pub(super) fn blocking_yield_to_sleepers(&self, line: &Line) {
+    pub(super) fn blocking_yield_to_sleepers(&self, line: &WaitQueue) {
         while self.pauses_newcomers() && !line.has_waiters() {
             std::thread::yield_now();
         }

@@ -48,7 +48,7 @@
 use crate::os::fault;
 use crate::shm::atomic::AtomicU64;
 use crate::shm::family::Member;
-use crate::shm::latch::Lives;
+use crate::shm::robust_lock::Liveness;
 use std::sync::atomic::{AtomicUsize, Ordering::*};
 
 /// The most permits there can be.
@@ -179,7 +179,7 @@ pub(super) struct Holders<'a, L> {
     lives: &'a L,
 }
 
-impl<'a, L: Lives> Holders<'a, L> {
+impl<'a, L: Liveness> Holders<'a, L> {
     pub(super) fn new(words: &'a [AtomicU64], lives: &'a L) -> Self {
         debug_assert_eq!(words.len(), LEN); // As its callers slice.
         Self { words, lives }

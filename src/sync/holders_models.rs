@@ -6,7 +6,7 @@ use crate::os::fault;
 use crate::shm::atomic::{AtomicU64, fence};
 use crate::shm::family::Member;
 use crate::shm::region::{Members, explore, play};
-use crate::wait::event::{self, Event, Place, Sleeper, Wake};
+use crate::wait::sleepers::{self, Place, Sleeper, Sleepers, Wake};
 use loom::thread;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::*};
@@ -26,38 +26,40 @@ fn is_listed(sleeper: Sleeper) -> bool {
     Members.is_listed(member(sleeper.slot))
 }
 
-/// Events and the bells of up to four processes.
-pub(super) struct Bells {
-    bells: Vec<AtomicU64>,
+/// Events and the doorbells of up to four processes.
+pub(super) struct Doorbells {
+    doorbells: Vec<AtomicU64>,
 }
 
-impl Bells {
+impl Doorbells {
     pub(super) fn new() -> Self {
-        Self { bells: zeros(4) }
+        Self { doorbells: zeros(4) }
     }
 
     pub(super) fn is_rung(&self, me: u16) -> bool {
-        self.bells[usize::from(me)].load(Acquire) != 0
+        self.doorbells[usize::from(me)].load(Acquire) != 0
     }
 
     fn wake(&self, wake: Wake) {
         match wake {
-            Wake::Sleeper(sleeper) => drop(self.bells[usize::from(sleeper.slot)].fetch_or(RUNG, AcqRel)),
-            Wake::Bells(bells) => (0..4).filter(|bell| bells >> bell & 1 == 1).for_each(|bell| {
-                self.bells[bell].fetch_or(RUNG, AcqRel);
-            }),
+            Wake::Sleeper(sleeper) => drop(self.doorbells[usize::from(sleeper.slot)].fetch_or(RUNG, AcqRel)),
+            Wake::Doorbells(doorbells) => {
+                (0..4).filter(|doorbell| doorbells >> doorbell & 1 == 1).for_each(|doorbell| {
+                    self.doorbells[doorbell].fetch_or(RUNG, AcqRel);
+                })
+            }
         }
     }
 
-    pub(super) fn notify(&self, me: u16, event: Event<'_>, all: bool) {
+    pub(super) fn notify(&self, me: u16, sleepers: Sleepers<'_>, all: bool) {
         let (me, wake) = (Some(member(me).into()), |wake| self.wake(wake));
-        if all { event.notify_all(me, is_listed, wake) } else { event.notify_one(me, is_listed, wake) }
+        if all { sleepers.notify_all(me, is_listed, wake) } else { sleepers.notify_one(me, is_listed, wake) }
     }
 
-    pub(super) fn bury(&self) {
+    pub(super) fn recover(&self) {
         fence(SeqCst);
-        for bell in &self.bells {
-            bell.fetch_or(FOR_ALL, AcqRel);
+        for doorbell in &self.doorbells {
+            doorbell.fetch_or(FOR_ALL, AcqRel);
         }
     }
 }
@@ -71,19 +73,30 @@ pub(super) enum Part<T> {
 }
 
 /// One try, a place, one more try: what `wait::until` does before it sleeps.
-pub(super) fn wait<T>(bells: &Bells, me: u16, event: Event<'_>, attempt: &dyn Fn() -> Option<T>) -> Part<T> {
+pub(super) fn wait<T>(
+    doorbells: &Doorbells,
+    me: u16,
+    sleepers: Sleepers<'_>,
+    attempt: &dyn Fn() -> Option<T>,
+) -> Part<T> {
     match attempt() {
         Some(got) => Part::Got(got),
-        None => join(bells, me, event, attempt, None),
+        None => join(doorbells, me, sleepers, attempt, None),
     }
 }
 
-fn join<T>(bells: &Bells, me: u16, event: Event<'_>, attempt: &dyn Fn() -> Option<T>, ticket: Option<u64>) -> Part<T> {
-    let place = event.join(member(me).into(), me.into(), ticket, is_listed);
+fn join<T>(
+    doorbells: &Doorbells,
+    me: u16,
+    sleepers: Sleepers<'_>,
+    attempt: &dyn Fn() -> Option<T>,
+    ticket: Option<u64>,
+) -> Part<T> {
+    let place = sleepers.join(member(me).into(), me.into(), ticket, is_listed);
     match attempt() {
         Some(got) => {
-            if event.leave(place) {
-                bells.notify(me, event, false);
+            if sleepers.leave(place) {
+                doorbells.notify(me, sleepers, false);
             }
             Part::Got(got)
         }
@@ -91,16 +104,16 @@ fn join<T>(bells: &Bells, me: u16, event: Event<'_>, attempt: &dyn Fn() -> Optio
     }
 }
 
-/// What a sleeper does when its bell has been rung, until it is not.
+/// What a sleeper does when its doorbell has been rung, until it is not.
 pub(super) fn look<T>(
-    bells: &Bells,
+    doorbells: &Doorbells,
     me: u16,
-    event: Event<'_>,
+    sleepers: Sleepers<'_>,
     attempt: &dyn Fn() -> Option<T>,
     mut part: Part<T>,
 ) -> Part<T> {
     while let Part::Asleep(place) = part {
-        let rung = bells.bells[usize::from(me)].swap(0, AcqRel);
+        let rung = doorbells.doorbells[usize::from(me)].swap(0, AcqRel);
         if rung == 0 {
             break;
         }
@@ -108,13 +121,13 @@ pub(super) fn look<T>(
             Place::Entry { ticket, .. } => Some(ticket),
             Place::Crowd => None,
         };
-        let noticed = event.take_notice(place);
+        let noticed = sleepers.take_notice(place);
         part = match (noticed, if noticed || rung & FOR_ALL != 0 { attempt() } else { None }) {
-            (_, None) if noticed => join(bells, me, event, attempt, ticket),
+            (_, None) if noticed => join(doorbells, me, sleepers, attempt, ticket),
             (true, Some(got)) => Part::Got(got),
             (false, Some(got)) => {
-                if event.leave(place) {
-                    bells.notify(me, event, false);
+                if sleepers.leave(place) {
+                    doorbells.notify(me, sleepers, false);
                 }
                 Part::Got(got)
             }
@@ -124,10 +137,10 @@ pub(super) fn look<T>(
     part
 }
 
-pub(super) fn cancel<T>(bells: &Bells, me: u16, event: Event<'_>, part: Part<T>) -> Part<T> {
+pub(super) fn cancel<T>(doorbells: &Doorbells, me: u16, sleepers: Sleepers<'_>, part: Part<T>) -> Part<T> {
     let Part::Asleep(place) = part else { return part };
-    if event.leave(place) {
-        bells.notify(me, event, false);
+    if sleepers.leave(place) {
+        doorbells.notify(me, sleepers, false);
     }
     Part::Left
 }
@@ -135,13 +148,13 @@ pub(super) fn cancel<T>(bells: &Bells, me: u16, event: Event<'_>, part: Part<T>)
 /// A semaphore, or a read-write lock without courtesy, with its waiters.
 struct SemaphoreCore {
     table: Vec<AtomicU64>,
-    event: Vec<AtomicU64>,
-    bells: Bells,
+    sleepers: Vec<AtomicU64>,
+    doorbells: Doorbells,
 }
 
 impl SemaphoreCore {
     fn new(free: u32) -> Arc<Self> {
-        let permits = Self { table: zeros(holders::LEN), event: zeros(event::LEN), bells: Bells::new() };
+        let permits = Self { table: zeros(holders::LEN), sleepers: zeros(sleepers::LEN), doorbells: Doorbells::new() };
         Holders::<Members>::fill(&permits.table, free);
         Arc::new(permits)
     }
@@ -150,8 +163,8 @@ impl SemaphoreCore {
         Holders::new(&self.table, &Members)
     }
 
-    fn event(&self) -> Event<'_> {
-        Event::new(&self.event)
+    fn sleepers(&self) -> Sleepers<'_> {
+        Sleepers::new(&self.sleepers)
     }
 
     fn take(&self, me: u16) -> Option<Taken> {
@@ -165,21 +178,21 @@ impl SemaphoreCore {
     fn give(&self, me: u16, taken: Taken) {
         self.holders().give_one(taken.row);
         fault::point("given");
-        self.bells.notify(me, self.event(), false);
+        self.doorbells.notify(me, self.sleepers(), false);
     }
 
     fn give_all(&self, me: u16, taken: Taken) {
         self.holders().give_all(taken.row);
         fault::point("given");
-        self.bells.notify(me, self.event(), true);
+        self.doorbells.notify(me, self.sleepers(), true);
     }
 
     fn wait(&self, me: u16) -> Part<Taken> {
-        wait(&self.bells, me, self.event(), &|| self.take(me))
+        wait(&self.doorbells, me, self.sleepers(), &|| self.take(me))
     }
 
     fn look(&self, me: u16, part: Part<Taken>) -> Part<Taken> {
-        look(&self.bells, me, self.event(), &|| self.take(me), part)
+        look(&self.doorbells, me, self.sleepers(), &|| self.take(me), part)
     }
 
     /// Waits, as process `me`, and gives back what it got, or gives up.
@@ -189,7 +202,7 @@ impl SemaphoreCore {
                 self.give(me, taken);
                 Part::Left
             }
-            part if cancels => cancel(&self.bells, me, self.event(), part),
+            part if cancels => cancel(&self.doorbells, me, self.sleepers(), part),
             part => part,
         };
         play(me, None, part).expect("it lives")
@@ -210,7 +223,7 @@ impl SemaphoreCore {
         loop {
             let mut moved = false;
             for (me, part) in &mut parts {
-                let is_rung = self.bells.is_rung(*me);
+                let is_rung = self.doorbells.is_rung(*me);
                 *part = match std::mem::replace(part, Part::Left) {
                     Part::Asleep(place) if is_rung => {
                         moved = true;
@@ -243,7 +256,7 @@ fn spawn<T: 'static>(
     thread::spawn(move || {
         let played = play(slot, dies_at, || part(&permits));
         if played.is_none() {
-            permits.bells.bury();
+            permits.doorbells.recover();
         }
         played
     })
@@ -347,7 +360,7 @@ fn models_permit_recovered_by_a_query_reaches_a_waiter() {
         let asking = spawn(&permits, 1, None, |permits| permits.holders().free());
         let part = play(2, None, || permits.wait(2)).unwrap();
         assert!(asking.join().unwrap().unwrap() <= 1);
-        permits.bells.bury();
+        permits.doorbells.recover();
         permits.end(1, vec![(2, part)]);
     });
 }
@@ -422,8 +435,8 @@ fn models_writer_excludes_others_and_its_death_is_reported() {
 struct World {
     round: AtomicU64,
     places: Vec<AtomicU64>,
-    event: Vec<AtomicU64>,
-    bells: Bells,
+    sleepers: Vec<AtomicU64>,
+    doorbells: Doorbells,
     /// Who comes last has something to do first, and has done it.
     acts: bool,
     has_acted: AtomicU64,
@@ -432,17 +445,17 @@ struct World {
 impl World {
     fn new(parties: usize, acts: bool) -> Arc<Self> {
         let (round, has_acted) = (AtomicU64::new(Round::FIRST.0), AtomicU64::new(0));
-        let (places, event, bells) = (zeros(parties), zeros(event::LEN), Bells::new());
-        Arc::new(Self { round, places, event, bells, acts, has_acted })
+        let (places, sleepers, doorbells) = (zeros(parties), zeros(sleepers::LEN), Doorbells::new());
+        Arc::new(Self { round, places, sleepers, doorbells, acts, has_acted })
     }
 
-    fn event(&self) -> Event<'_> {
-        Event::new(&self.event)
+    fn sleepers(&self) -> Sleepers<'_> {
+        Sleepers::new(&self.sleepers)
     }
 
     fn state(&self, me: u16) -> BarrierState<'_, fn(Sleeper) -> bool, impl Fn() + '_> {
         BarrierState::new(&self.round, &self.places, is_listed as fn(Sleeper) -> bool, move || {
-            self.bells.notify(me, self.event(), true);
+            self.doorbells.notify(me, self.sleepers(), true);
         })
     }
 
@@ -462,7 +475,7 @@ impl World {
                 (generation, index, Part::Got(self.state(me).end(generation, false)))
             }
             Arrival::At { generation, index } => {
-                let part = wait(&self.bells, me, self.event(), &|| self.attempt(me, generation));
+                let part = wait(&self.doorbells, me, self.sleepers(), &|| self.attempt(me, generation));
                 (generation, index, part)
             }
             Arrival::Broken => (0, usize::MAX, Part::Got(Outcome::Broken)),
@@ -472,7 +485,8 @@ impl World {
 
     fn settle(&self, parts: Vec<(u16, (u64, usize, Part<Outcome>))>) -> Vec<(usize, Outcome)> {
         let outcomes = parts.into_iter().map(|(me, (generation, index, part))| {
-            let part = play(me, None, || look(&self.bells, me, self.event(), &|| self.attempt(me, generation), part));
+            let part =
+                play(me, None, || look(&self.doorbells, me, self.sleepers(), &|| self.attempt(me, generation), part));
             match part.unwrap() {
                 Part::Got(outcome) => (index, outcome),
                 other => panic!("{other:?} though all have come, or somebody is dead"),
@@ -492,7 +506,7 @@ fn spawn_at_barrier<T: 'static>(
     thread::spawn(move || {
         let played = play(slot, dies_at, || part(&barrier));
         if played.is_none() {
-            barrier.bells.bury();
+            barrier.doorbells.recover();
         }
         played
     })
@@ -506,7 +520,7 @@ fn barrier(what: &str, dies_at: Option<&'static str>, gives_up: bool, acting: bo
             let (generation, index, part) = barrier.wait(0);
             fault::point("asleep");
             if gives_up && matches!(part, Part::Asleep(_)) {
-                cancel(&barrier.bells, 0, barrier.event(), part);
+                cancel(&barrier.doorbells, 0, barrier.sleepers(), part);
                 return (generation, index, Part::Got(barrier.state(0).end(generation, true)));
             }
             (generation, index, part)

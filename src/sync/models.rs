@@ -6,13 +6,13 @@ use crate::os::fault;
 use crate::shm::atomic::{AtomicU64, fence};
 use crate::shm::family::Member;
 use crate::shm::region::{Members, Plain, explore, play};
-use crate::wait::event::{Event, Place, Sleeper, Wake};
+use crate::wait::sleepers::{Place, Sleeper, Sleepers, Wake};
 use loom::thread;
 use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::*;
 
-/// A bell that was rung for one event, and one that was rung for all.
+/// A doorbell that was rung for one sleepers, and one that was rung for all.
 const RUNG: u64 = 1;
 const FOR_ALL: u64 = 2;
 
@@ -31,23 +31,25 @@ fn zeros(len: usize) -> Vec<AtomicU64> {
     (0..len).map(|_| AtomicU64::new(0)).collect()
 }
 
-struct Bells(Vec<AtomicU64>);
+struct Doorbells(Vec<AtomicU64>);
 
-impl Bells {
+impl Doorbells {
     fn ring(&self, wake: Wake) {
         match wake {
             Wake::Sleeper(sleeper) => drop(self.0[usize::from(sleeper.slot)].fetch_or(RUNG, AcqRel)),
-            Wake::Bells(bells) => (0..4).filter(|bell| bells >> bell & 1 == 1).for_each(|bell| {
-                self.0[bell].fetch_or(RUNG, AcqRel);
-            }),
+            Wake::Doorbells(doorbells) => {
+                (0..4).filter(|doorbell| doorbells >> doorbell & 1 == 1).for_each(|doorbell| {
+                    self.0[doorbell].fetch_or(RUNG, AcqRel);
+                })
+            }
         }
     }
 
     /// What burying does after the slot is free.
     fn ring_all(&self) {
         fence(SeqCst);
-        for bell in &self.0 {
-            bell.fetch_or(FOR_ALL, AcqRel);
+        for doorbell in &self.0 {
+            doorbell.fetch_or(FOR_ALL, AcqRel);
         }
     }
 
@@ -70,8 +72,8 @@ enum Part {
 
 /// What a process does that waits for something: as `until` and `line` do it.
 trait Waits {
-    fn event(&self) -> Event<'_>;
-    fn bells(&self) -> &Bells;
+    fn sleepers(&self) -> Sleepers<'_>;
+    fn doorbells(&self) -> &Doorbells;
     /// Tries, from the line or ahead of it, and does its work if that succeeds.
     fn attempt(&mut self, in_line: bool) -> bool;
     /// Gives up for good.
@@ -79,11 +81,11 @@ trait Waits {
     fn me(&self) -> u16;
 
     fn pass_on(&self) {
-        self.event().notify_one(Some(member(self.me()).into()), is_listed, |wake| self.bells().ring(wake));
+        self.sleepers().notify_one(Some(member(self.me()).into()), is_listed, |wake| self.doorbells().ring(wake));
     }
 
     fn done(&self, place: Place) -> Part {
-        if self.event().leave(place) {
+        if self.sleepers().leave(place) {
             self.pass_on();
         }
         Part::Done
@@ -91,7 +93,7 @@ trait Waits {
 
     fn sleep(&mut self, keeps: Option<u64>) -> Part {
         let me = self.me();
-        let place = self.event().join(member(me).into(), me.into(), keeps, is_listed);
+        let place = self.sleepers().join(member(me).into(), me.into(), keeps, is_listed);
         if self.attempt(true) { self.done(place) } else { Part::Asleep(place) }
     }
 
@@ -101,7 +103,7 @@ trait Waits {
 
     fn look(&mut self, mut part: Part) -> Part {
         while let Part::Asleep(place) = part {
-            let rung = self.bells().rung(self.me());
+            let rung = self.doorbells().rung(self.me());
             if rung == 0 {
                 break;
             }
@@ -109,7 +111,7 @@ trait Waits {
                 Place::Entry { ticket, .. } => Some(ticket),
                 Place::Crowd => None,
             };
-            part = match self.event().take_notice(place) {
+            part = match self.sleepers().take_notice(place) {
                 true if self.attempt(true) => Part::Done,
                 true => self.sleep(ticket),
                 false if rung & FOR_ALL != 0 && self.attempt(true) => self.done(place),
@@ -121,7 +123,7 @@ trait Waits {
 
     fn cancel(&mut self, part: Part) -> Part {
         let Part::Asleep(place) = part else { return part };
-        if self.event().leave(place) {
+        if self.sleepers().leave(place) {
             self.pass_on();
         }
         self.give_up();
@@ -135,7 +137,7 @@ fn spawn<W: Waits + 'static>(
     mut waits: W,
     dies_at: Option<&'static str>,
     cancels: bool,
-    bury: impl Fn() + 'static,
+    recover: impl Fn() + 'static,
 ) -> thread::JoinHandle<Played<W>> {
     thread::spawn(move || {
         let me = waits.me();
@@ -146,7 +148,7 @@ fn spawn<W: Waits + 'static>(
             (waits, part)
         });
         if played.is_none() {
-            bury();
+            recover();
         }
         played
     })
@@ -154,7 +156,7 @@ fn spawn<W: Waits + 'static>(
 
 /// Lets everybody who was rung for look, until nobody is.
 fn settle<W: Waits>(mut parts: Vec<(W, Part)>) -> Vec<(W, Part)> {
-    while parts.iter().any(|(waits, part)| matches!(part, Part::Asleep(_)) && waits.bells().is_rung(waits.me())) {
+    while parts.iter().any(|(waits, part)| matches!(part, Part::Asleep(_)) && waits.doorbells().is_rung(waits.me())) {
         parts = parts
             .into_iter()
             .map(|(mut waits, part)| {
@@ -170,7 +172,7 @@ fn settle<W: Waits>(mut parts: Vec<(W, Part)>) -> Vec<(W, Part)> {
 
 struct Guarded {
     words: Vec<AtomicU64>,
-    bells: Bells,
+    doorbells: Doorbells,
     /// What the mutex guards.
     value: Plain<u64>,
 }
@@ -192,7 +194,9 @@ impl Taker {
             ToWake::Nobody => {}
             ToWake::All => panic!("nobody has damaged it"),
             ToWake::Longest => self.pass_on(),
-            ToWake::Handoff(waiter) => self.event().notify_sleeper(waiter.into(), |wake| self.world.bells.ring(wake)),
+            ToWake::Handoff(waiter) => {
+                self.sleepers().notify_sleeper(waiter.into(), |wake| self.world.doorbells.ring(wake))
+            }
         }
     }
 
@@ -200,7 +204,7 @@ impl Taker {
         self.world.value.change(|value| *value += 1);
         fault::point("changed");
         let me = member(self.me);
-        if self.words().release(me) | self.event().has_sleepers_after_rmw() {
+        if self.words().release(me) | self.sleepers().has_sleepers_after_rmw() {
             self.wake(self.words().hand_on(|other| Members.is_listed(other), || NOW));
         }
         self.give_up();
@@ -208,12 +212,12 @@ impl Taker {
 }
 
 impl Waits for Taker {
-    fn event(&self) -> Event<'_> {
-        Event::new(&self.world.words[mutex::EVENT..])
+    fn sleepers(&self) -> Sleepers<'_> {
+        Sleepers::new(&self.world.words[mutex::EVENT..])
     }
 
-    fn bells(&self) -> &Bells {
-        &self.world.bells
+    fn doorbells(&self) -> &Doorbells {
+        &self.world.doorbells
     }
 
     fn me(&self) -> u16 {
@@ -264,18 +268,18 @@ fn dies(at: &'static str) -> Role {
 fn exclusion(what: &str, preemptions: usize, roles: &[Role]) {
     let roles = roles.to_vec();
     explore(what, preemptions, move || {
-        let bells = Bells(zeros(4));
-        let world = Arc::new(Guarded { words: zeros(mutex::LEN), bells, value: Plain::new(0) });
+        let doorbells = Doorbells(zeros(4));
+        let world = Arc::new(Guarded { words: zeros(mutex::LEN), doorbells, value: Plain::new(0) });
         let taker = |n: usize| {
             let waited = if roles[n].is_patient { FAIRNESS_NS } else { 0 };
             Taker { world: world.clone(), me: n as u16, waited, is_handoff: false }
         };
         let playing = |n: usize| {
-            let bury = {
+            let recover = {
                 let world = world.clone();
-                move || world.bells.ring_all()
+                move || world.doorbells.ring_all()
             };
-            spawn(taker(n), roles[n].dies_at, roles[n].cancels, bury)
+            spawn(taker(n), roles[n].dies_at, roles[n].cancels, recover)
         };
         let others: Vec<_> = (1..roles.len()).map(playing).collect();
         let mut first = taker(0);
@@ -285,7 +289,7 @@ fn exclusion(what: &str, preemptions: usize, roles: &[Role]) {
             if roles[0].cancels { first.cancel(part) } else { part }
         });
         if mine.is_none() {
-            world.bells.ring_all();
+            world.doorbells.ring_all();
         }
         let mut parts: Vec<_> = mine.map(|part| (first, part)).into_iter().collect();
         parts.extend(others.into_iter().filter_map(|other| other.join().unwrap()));
@@ -346,7 +350,7 @@ fn models_taker_that_dies_blocks_nobody() {
 
 struct Waited {
     words: Vec<AtomicU64>,
-    bells: Bells,
+    doorbells: Doorbells,
 }
 
 impl Waited {
@@ -356,8 +360,8 @@ impl Waited {
         let wake = |member| woken.borrow_mut().push(member);
         let result = act(&ConditionState { words: &self.words, epoch_of, wake: &wake });
         for woken in woken.into_inner() {
-            let event = Event::new(&self.words[condition_state::EVENT..condition_state::TABLE]);
-            event.notify_sleeper(woken.into(), |wake| self.bells.ring(wake));
+            let sleepers = Sleepers::new(&self.words[condition_state::EVENT..condition_state::TABLE]);
+            sleepers.notify_sleeper(woken.into(), |wake| self.doorbells.ring(wake));
         }
         result
     }
@@ -372,12 +376,12 @@ struct Waiter {
 }
 
 impl Waits for Waiter {
-    fn event(&self) -> Event<'_> {
-        Event::new(&self.world.words[condition_state::EVENT..condition_state::TABLE])
+    fn sleepers(&self) -> Sleepers<'_> {
+        Sleepers::new(&self.world.words[condition_state::EVENT..condition_state::TABLE])
     }
 
-    fn bells(&self) -> &Bells {
-        &self.world.bells
+    fn doorbells(&self) -> &Doorbells {
+        &self.world.doorbells
     }
 
     fn me(&self) -> u16 {
@@ -418,7 +422,7 @@ fn notices(
 ) {
     let (roles, notify) = (roles.to_vec(), notify.to_vec());
     explore(what, preemptions, move || {
-        let world = Arc::new(Waited { words: zeros(condition_state::LEN), bells: Bells(zeros(4)) });
+        let world = Arc::new(Waited { words: zeros(condition_state::LEN), doorbells: Doorbells(zeros(4)) });
         let entered: Vec<_> = (0..roles.len() as u16)
             .map(|me| {
                 let mut local = LocalWaiters::default();
@@ -437,7 +441,7 @@ fn notices(
         let asleep: Vec<_> = asleep.into_iter().map(start).collect();
         let play_role = |(waiter, role): (Waiter, &Role)| {
             let world = world.clone();
-            spawn(waiter, role.dies_at, role.cancels, move || world.bells.ring_all())
+            spawn(waiter, role.dies_at, role.cancels, move || world.doorbells.ring_all())
         };
         let playing: Vec<_> = moving.into_iter().map(play_role).collect();
         let notifier = play(3, dies_at, || {
@@ -449,7 +453,7 @@ fn notices(
             }
         });
         if notifier.is_none() {
-            world.bells.ring_all();
+            world.doorbells.ring_all();
         }
         let moved = playing.into_iter().filter_map(|part| part.join().unwrap());
         let parts = settle(moved.chain(asleep).collect());
@@ -515,7 +519,7 @@ fn models_notifier_that_dies_loses_no_notice() {
 #[test]
 fn models_death_during_a_recovery_is_recovered() {
     explore("two die with notices", 1, || {
-        let world = Arc::new(Waited { words: zeros(condition_state::LEN), bells: Bells(zeros(4)) });
+        let world = Arc::new(Waited { words: zeros(condition_state::LEN), doorbells: Doorbells(zeros(4)) });
         let enter = |me: u16| {
             let mut local = LocalWaiters::default();
             let enter = || world.with_state(|state| local.enter(state, member(me))).expect("room");
@@ -528,12 +532,12 @@ fn models_death_during_a_recovery_is_recovered() {
         let [healing, looking] = asleep;
         play(3, None, || world.with_state(|state| state.notify(2)));
         assert!(play(0, Some("condition.taken"), || drop(first.start())).is_none(), "the first has a notice");
-        world.bells.ring_all();
+        world.doorbells.ring_all();
         let dying = {
             let world = world.clone();
             thread::spawn(move || {
                 assert!(play(1, Some("condition.taken"), || drop(second.start())).is_none(), "and so has the second");
-                world.bells.ring_all();
+                world.doorbells.ring_all();
             })
         };
         let healing = thread::spawn(move || {

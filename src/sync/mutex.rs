@@ -7,7 +7,7 @@
 //! - `WOKEN`: the time at which a sleeper was last notified; 0 once that sleeper has tried.
 //! - `HANDOFF`, `HANDOFF_SINCE`: the member that is to have the mutex next, and when that was last confirmed.
 //! - `SINCE`: when it was taken, to a tick of the kernel's clock.
-//! - The [`event`]: the list of sleeping processes.
+//! - The [`sleepers`]: the list of sleeping processes.
 //!
 //! # Moves
 //! | from -> to | by | ordering | wakes |
@@ -55,8 +55,8 @@ use crate::os::{clock, fault, fork};
 use crate::shm::atomic::AtomicU64;
 use crate::shm::family::{Family, Member};
 use crate::shm::region::Region;
-use crate::wait::event;
-use crate::wait::{Line, at_once, until_blocking_in_turn, until_in_turn};
+use crate::wait::sleepers;
+use crate::wait::{WaitQueue, at_once, until_blocking_in_turn, until_in_turn};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::*;
@@ -71,7 +71,7 @@ const SINCE: usize = 4;
 pub(super) const EVENT: usize = 8;
 
 /// Words that a mutex takes up; zeros are a free one.
-pub(super) const LEN: usize = EVENT + event::LEN;
+pub(super) const LEN: usize = EVENT + sleepers::LEN;
 
 const IS_HANDOFF: u64 = 1 << 63;
 const MEMBER: u64 = (1 << 48) - 1;
@@ -271,13 +271,13 @@ impl Words<'_> {
         }
     }
 
-    fn event(&self) -> event::Event<'_> {
-        event::Event::new(&self.0[EVENT..EVENT + event::LEN])
+    fn sleepers(&self) -> sleepers::Sleepers<'_> {
+        sleepers::Sleepers::new(&self.0[EVENT..EVENT + sleepers::LEN])
     }
 
     /// The holder and the waiters: a snapshot.
     pub(super) fn report(self) -> Report {
-        Report { holder: self.holder(), waiting: self.event().sleepers(), ..Report::default() }
+        Report { holder: self.holder(), waiting: self.sleepers().list(), ..Report::default() }
     }
 
     fn holder(&self) -> Option<(Member, u64)> {
@@ -355,7 +355,7 @@ pub(super) struct Mutex {
     family: &'static Family,
     region: Arc<Region>,
     first: usize,
-    line: Arc<Line>,
+    line: Arc<WaitQueue>,
     /// What errors call the object.
     what: &'static str,
 }
@@ -363,7 +363,7 @@ pub(super) struct Mutex {
 impl Mutex {
     /// The mutex whose words begin at `first`.
     pub(super) fn view(region: &Arc<Region>, first: usize, what: &'static str) -> io::Result<Self> {
-        let line = Line::new(region.clone(), first + EVENT, None)?;
+        let line = WaitQueue::new(region.clone(), first + EVENT, None)?;
         Ok(Self { family: Family::get()?, region: region.clone(), first, line, what })
     }
 

@@ -7,7 +7,7 @@ use crate::shm::atomic::AtomicU64;
 use crate::shm::family::Member;
 use crate::shm::mapped::Mapped;
 use crate::shm::region::{PAGE, Region};
-use crate::wait::event::Sleeper;
+use crate::wait::sleepers::Sleeper;
 use crate::wire::attach::{self, Attachment};
 use serde::de::Error as _;
 use serde::{Deserializer, Serializer};

@@ -11,8 +11,8 @@ use crate::shm::atomic::AtomicU64;
 use crate::shm::family::{Family, Member};
 use crate::shm::mapped::Mapped;
 use crate::shm::region::Region;
-use crate::wait::event::{self, Event};
-use crate::wait::{Line, until, until_blocking};
+use crate::wait::sleepers::{self, Sleepers};
+use crate::wait::{WaitQueue, until, until_blocking};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use std::io;
@@ -22,13 +22,13 @@ use std::time::{Duration, Instant};
 const FAIRNESS: usize = FIRST;
 const STATE: usize = FAIRNESS + 1;
 const READERS: usize = STATE + rwlock_state::LEN;
-const WRITERS: usize = READERS + event::LEN;
+const WRITERS: usize = READERS + sleepers::LEN;
 
 /// A read-write lock as this process sees it.
 pub(super) struct RwLockCore {
     region: Arc<Region>,
-    readers: Arc<Line>,
-    writers: Arc<Line>,
+    readers: Arc<WaitQueue>,
+    writers: Arc<WaitQueue>,
     family: &'static Family,
     own: Own,
 }
@@ -38,7 +38,7 @@ static MAPPED: Mapped<RwLockCore> = Mapped::new();
 impl Core for RwLockCore {
     const KIND: u64 = u64::from_le_bytes(*b"mprwlo01");
     const NAME: &'static str = "read-write lock";
-    const WORDS: usize = WRITERS + event::LEN;
+    const WORDS: usize = WRITERS + sleepers::LEN;
 
     fn mapped() -> &'static Mapped<Self> {
         &MAPPED
@@ -49,13 +49,13 @@ impl Core for RwLockCore {
     }
 
     fn report(words: &[AtomicU64]) -> Report {
-        let lines = [READERS, WRITERS].map(|line| Event::new(&words[line..line + event::LEN]).sleepers());
+        let lines = [READERS, WRITERS].map(|line| Sleepers::new(&words[line..line + sleepers::LEN]).list());
         let (writer, shares) = RwLockState::<Family>::list(&words[STATE..READERS]);
         Report { writer, shares, waiting: lines.concat(), ..Report::default() }
     }
 
     fn view(region: Arc<Region>) -> io::Result<Self> {
-        let line = |first| Line::new(region.clone(), first, None);
+        let line = |first| WaitQueue::new(region.clone(), first, None);
         let (readers, writers) = (line(READERS)?, line(WRITERS)?);
         Ok(Self { region, readers, writers, family: Family::get()?, own: Own::default() })
     }

@@ -30,7 +30,7 @@
 //! | writing | `is_poisoned`: each reader, until and including the first writer |
 //! | waiting to write, or after WANTED, before the wake | WANTED of an unlisted member, which counts as 0 |
 //! | between PHASE and the give | a phase too many: readers that waited go first, as they would anyway |
-//! | at any move of the table; waiting, or with its notification | see `holders` and `wait::event` |
+//! | at any move of the table; waiting, or with its notification | see `holders` and `wait::sleepers` |
 //!
 //! # Cancel
 //! | dropped | effect |
@@ -43,7 +43,7 @@ use crate::os::fault;
 use crate::os::sync::unpoisoned;
 use crate::shm::atomic::{AtomicU64, Mutex};
 use crate::shm::family::Member;
-use crate::shm::latch::Lives;
+use crate::shm::robust_lock::Liveness;
 use std::sync::atomic::{AtomicUsize, Ordering::*};
 
 const WANTED: usize = 0;
@@ -76,7 +76,7 @@ pub(super) struct RwLockState<'a, L> {
     lives: &'a L,
 }
 
-impl<'a, L: Lives> RwLockState<'a, L> {
+impl<'a, L: Liveness> RwLockState<'a, L> {
     #[inline]
     pub(super) fn new(words: &'a [AtomicU64], own: &'a Own, lives: &'a L) -> Self {
         debug_assert_eq!(words.len(), LEN);

@@ -1,12 +1,12 @@
 //! Readers and writers in every schedule, by processes that wait, sleep, give up and die.
 
 use super::holders::Taken;
-use super::holders_models::{Bells, Part, cancel, look, member, wait, zeros};
+use super::holders_models::{Doorbells, Part, cancel, look, member, wait, zeros};
 use super::rwlock_state::{self, Own, RwLockState};
 use crate::os::fault;
 use crate::shm::atomic::AtomicU64;
 use crate::shm::region::{Members, Plain, explore, play};
-use crate::wait::event::{self, Event};
+use crate::wait::sleepers::{self, Sleepers};
 use loom::thread;
 use std::cell::Cell;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ struct Doors {
     words: Vec<AtomicU64>,
     readers: Vec<AtomicU64>,
     writers: Vec<AtomicU64>,
-    bells: Bells,
+    doorbells: Doorbells,
     /// Of each process.
     own: Vec<Own>,
     /// What the lock guards: a writer changes one after the other.
@@ -75,16 +75,16 @@ impl Doors {
         let words = zeros(rwlock_state::LEN);
         RwLockState::<Members>::fill(&words);
         let own = (0..4).map(|_| Own::default()).collect();
-        let (readers, writers, value) = (zeros(event::LEN), zeros(event::LEN), Plain::new([0; 2]));
-        Arc::new(Self { words, readers, writers, bells: Bells::new(), own, value })
+        let (readers, writers, value) = (zeros(sleepers::LEN), zeros(sleepers::LEN), Plain::new([0; 2]));
+        Arc::new(Self { words, readers, writers, doorbells: Doorbells::new(), own, value })
     }
 
     fn state(&self, me: u16) -> RwLockState<'_, Members> {
         RwLockState::new(&self.words, &self.own[usize::from(me)], &Members)
     }
 
-    fn event(&self, does: Does) -> Event<'_> {
-        Event::new(if does == Reads { &self.readers } else { &self.writers })
+    fn sleepers(&self, does: Does) -> Sleepers<'_> {
+        Sleepers::new(if does == Reads { &self.readers } else { &self.writers })
     }
 
     fn attempt(&self, actor: &Actor) -> Option<Taken> {
@@ -102,16 +102,16 @@ impl Doors {
 
     /// As `until` does it.
     fn wait(&self, actor: &mut Actor) {
-        let (slot, event) = (actor.role.slot, self.event(actor.role.does));
+        let (slot, sleepers) = (actor.role.slot, self.sleepers(actor.role.does));
         actor.since = self.state(slot).phase();
-        actor.part = wait(&self.bells, slot, event, &|| self.attempt(actor));
+        actor.part = wait(&self.doorbells, slot, sleepers, &|| self.attempt(actor));
         self.wait_no_more_if_got(actor);
     }
 
     fn look(&self, actor: &mut Actor) {
-        let (slot, event) = (actor.role.slot, self.event(actor.role.does));
+        let (slot, sleepers) = (actor.role.slot, self.sleepers(actor.role.does));
         let part = std::mem::replace(&mut actor.part, Part::Left);
-        actor.part = look(&self.bells, slot, event, &|| self.attempt(actor), part);
+        actor.part = look(&self.doorbells, slot, sleepers, &|| self.attempt(actor), part);
         self.wait_no_more_if_got(actor);
     }
 
@@ -122,12 +122,12 @@ impl Doors {
     }
 
     fn give_up(&self, actor: &mut Actor) {
-        let (slot, event) = (actor.role.slot, self.event(actor.role.does));
+        let (slot, sleepers) = (actor.role.slot, self.sleepers(actor.role.does));
         let part = std::mem::replace(&mut actor.part, Part::Left);
-        cancel(&self.bells, slot, event, part);
+        cancel(&self.doorbells, slot, sleepers, part);
         if actor.is_counted.take() && self.state(slot).end_wait(member(slot)) {
-            self.bells.notify(slot, self.event(Reads), true);
-            self.bells.notify(slot, self.event(Writes), false);
+            self.doorbells.notify(slot, self.sleepers(Reads), true);
+            self.doorbells.notify(slot, self.sleepers(Writes), false);
         }
     }
 
@@ -141,7 +141,7 @@ impl Doors {
         if actor.role.does == Reads {
             fault::point("reading");
             if self.state(slot).give_read(taken.row).unwrap() {
-                self.bells.notify(slot, self.event(Writes), false);
+                self.doorbells.notify(slot, self.sleepers(Writes), false);
             }
         } else {
             self.value.change(|value| value[0] = first + 1);
@@ -149,8 +149,8 @@ impl Doors {
             self.value.change(|value| value[1] = first + 1);
             self.state(slot).give_write(taken.row);
             fault::point("given");
-            self.bells.notify(slot, self.event(Reads), true);
-            self.bells.notify(slot, self.event(Writes), false);
+            self.doorbells.notify(slot, self.sleepers(Reads), true);
+            self.doorbells.notify(slot, self.sleepers(Writes), false);
         }
     }
 
@@ -169,7 +169,7 @@ impl Doors {
             actor
         });
         if played.is_none() {
-            self.bells.bury();
+            self.doorbells.recover();
         }
         played
     }
@@ -181,7 +181,7 @@ impl Doors {
             for actor in actors.iter_mut() {
                 let is_due = match actor.part {
                     Part::Got(_) => true,
-                    Part::Asleep(_) => self.bells.is_rung(actor.role.slot),
+                    Part::Asleep(_) => self.doorbells.is_rung(actor.role.slot),
                     Part::Left => false,
                 };
                 if is_due {

@@ -20,7 +20,7 @@
 //! |---|---|
 //! | holding permits | they are free again after its recovery; no error, for a permit guards no data |
 //! | at any move of the table | see `holders` |
-//! | waiting, or with its notification | see `wait::event`: the next is notified |
+//! | waiting, or with its notification | see `wait::sleepers`: the next is notified |
 //!
 //! # Cancel
 //! A dropped acquire has taken nothing: there is no await point after the take.
@@ -35,8 +35,8 @@ use crate::shm::atomic::AtomicU64;
 use crate::shm::family::Family;
 use crate::shm::mapped::Mapped;
 use crate::shm::region::Region;
-use crate::wait::event::{self, Event};
-use crate::wait::{Line, until, until_blocking};
+use crate::wait::sleepers::{self, Sleepers};
+use crate::wait::{WaitQueue, until, until_blocking};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
@@ -53,7 +53,7 @@ const LINE: usize = HOLDERS + holders::LEN;
 /// A semaphore as this process sees it.
 pub(super) struct SemaphoreCore {
     region: Arc<Region>,
-    line: Arc<Line>,
+    line: Arc<WaitQueue>,
     family: &'static Family,
     /// The limit of `LIMIT`, which never changes.
     limit: Option<u32>,
@@ -66,7 +66,7 @@ static MAPPED: Mapped<SemaphoreCore> = Mapped::new();
 impl Core for SemaphoreCore {
     const KIND: u64 = u64::from_le_bytes(*b"mpsema01");
     const NAME: &'static str = "semaphore";
-    const WORDS: usize = LINE + event::LEN;
+    const WORDS: usize = LINE + sleepers::LEN;
 
     fn mapped() -> &'static Mapped<Self> {
         &MAPPED
@@ -78,11 +78,11 @@ impl Core for SemaphoreCore {
 
     fn report(words: &[AtomicU64]) -> Report {
         let shares = Holders::<Family>::list(&words[HOLDERS..LINE]);
-        Report { shares, waiting: Event::new(&words[LINE..LINE + event::LEN]).sleepers(), ..Report::default() }
+        Report { shares, waiting: Sleepers::new(&words[LINE..LINE + sleepers::LEN]).list(), ..Report::default() }
     }
 
     fn view(region: Arc<Region>) -> io::Result<Self> {
-        let line = Line::new(region.clone(), LINE, None)?;
+        let line = WaitQueue::new(region.clone(), LINE, None)?;
         let limit = match region.words()[LIMIT].load(Acquire).checked_sub(1).map(u32::try_from) {
             None => None,
             Some(Ok(limit @ 0..=MAX)) => Some(limit),

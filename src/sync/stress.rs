@@ -13,8 +13,8 @@ use crate::os::{clock, fault};
 use crate::shm::atomic::{AtomicU64, fence};
 use crate::shm::family::Member;
 use crate::shm::heap::{Members, Plain};
-use crate::shm::latch::{Latch, Lives};
-use crate::wait::event::{self, Event, Place, Sleeper, Wake};
+use crate::shm::robust_lock::{Liveness, RobustLock};
+use crate::wait::sleepers::{self, Place, Sleeper, Sleepers, Wake};
 use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::*};
@@ -25,7 +25,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 const PROCESSES: u16 = 4;
 const ROUNDS: u32 = if cfg!(debug_assertions) { 5_000 } else { 20_000 };
 
-/// A bell that was rung for one event, and one that was rung for all.
+/// A doorbell that was rung for one sleepers, and one that was rung for all.
 const RUNG: u64 = 1;
 const FOR_ALL: u64 = 2;
 
@@ -36,7 +36,7 @@ fn zeros(len: usize) -> Vec<AtomicU64> {
 /// The family, and who of it is to wake up.
 struct World {
     members: Members,
-    bells: Vec<AtomicU64>,
+    doorbells: Vec<AtomicU64>,
     deaths: AtomicU64,
     has_failed: AtomicBool,
 }
@@ -44,20 +44,20 @@ struct World {
 impl World {
     fn ring(&self, wake: Wake) {
         match wake {
-            Wake::Sleeper(sleeper) => drop(self.bells[usize::from(sleeper.slot)].fetch_or(RUNG, AcqRel)),
-            Wake::Bells(bells) => (0..PROCESSES).filter(|slot| bells >> slot & 1 == 1).for_each(|slot| {
-                self.bells[usize::from(slot)].fetch_or(RUNG, AcqRel);
+            Wake::Sleeper(sleeper) => drop(self.doorbells[usize::from(sleeper.slot)].fetch_or(RUNG, AcqRel)),
+            Wake::Doorbells(doorbells) => (0..PROCESSES).filter(|slot| doorbells >> slot & 1 == 1).for_each(|slot| {
+                self.doorbells[usize::from(slot)].fetch_or(RUNG, AcqRel);
             }),
         }
     }
 
     /// What the guardian does, and then another process gets the slot.
-    fn bury(&self, slot: u16) {
+    fn recover(&self, slot: u16) {
         self.deaths.fetch_add(1, Relaxed);
-        self.members.bury(slot);
+        self.members.recover(slot);
         fence(SeqCst);
-        for bell in &self.bells {
-            bell.fetch_or(FOR_ALL, AcqRel);
+        for doorbell in &self.doorbells {
+            doorbell.fetch_or(FOR_ALL, AcqRel);
         }
         self.members.succeed(slot);
     }
@@ -90,19 +90,19 @@ impl Process<'_> {
         |sleeper| self.world.members.epoch_of(sleeper.slot).is_some_and(|epoch| sleeper.has_epoch(epoch))
     }
 
-    fn notify_one(&self, event: Event<'_>) {
-        event.notify_one(Some(self.me.into()), self.is_sleeper_listed(), |wake| self.world.ring(wake));
+    fn notify_one(&self, sleepers: Sleepers<'_>) {
+        sleepers.notify_one(Some(self.me.into()), self.is_sleeper_listed(), |wake| self.world.ring(wake));
     }
 
-    fn notify_all(&self, event: Event<'_>) {
-        event.notify_all(Some(self.me.into()), self.is_sleeper_listed(), |wake| self.world.ring(wake));
+    fn notify_all(&self, sleepers: Sleepers<'_>) {
+        sleepers.notify_all(Some(self.me.into()), self.is_sleeper_listed(), |wake| self.world.ring(wake));
     }
 
     fn sleep(&self) -> u64 {
-        let (bell, start) = (&self.world.bells[usize::from(self.me.slot)], Instant::now());
+        let (doorbell, start) = (&self.world.doorbells[usize::from(self.me.slot)], Instant::now());
         for look in 0.. {
-            if bell.load(Relaxed) != 0 {
-                return bell.swap(0, AcqRel);
+            if doorbell.load(Relaxed) != 0 {
+                return doorbell.swap(0, AcqRel);
             }
             assert!(!self.world.has_failed.load(Relaxed), "another process has failed");
             assert!(start.elapsed() < DEADLINE, "{:?} has lost its wake", self.me);
@@ -116,23 +116,23 @@ impl Process<'_> {
     }
 
     /// Waits as `wait::until` and `wait::line` do it. `attempt` is told whether it is made from the line.
-    fn until<T>(&self, event: Event<'_>, mut attempt: impl FnMut(bool) -> Option<T>) -> T {
+    fn until<T>(&self, sleepers: Sleepers<'_>, mut attempt: impl FnMut(bool) -> Option<T>) -> T {
         match attempt(false) {
             Some(value) => value,
-            None => self.in_line(event, u32::MAX, || attempt(true)).expect("it does not give up"),
+            None => self.in_line(sleepers, u32::MAX, || attempt(true)).expect("it does not give up"),
         }
     }
 
     /// Gives up, with `None`, after it has slept `sleeps` times.
-    fn in_line<T>(&self, event: Event<'_>, mut sleeps: u32, mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
+    fn in_line<T>(&self, sleepers: Sleepers<'_>, mut sleeps: u32, mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
         let mut ticket = None;
         let leave = |place| {
-            if event.leave(place) {
-                self.notify_one(event);
+            if sleepers.leave(place) {
+                self.notify_one(sleepers);
             }
         };
         loop {
-            let place = event.join(self.me.into(), self.me.slot.into(), ticket, self.is_sleeper_listed());
+            let place = sleepers.join(self.me.into(), self.me.slot.into(), ticket, self.is_sleeper_listed());
             if let Some(value) = attempt() {
                 leave(place);
                 return Some(value);
@@ -144,7 +144,7 @@ impl Process<'_> {
                 }
                 sleeps -= 1;
                 let rung = self.sleep();
-                if event.take_notice(place) {
+                if sleepers.take_notice(place) {
                     if let Some(value) = attempt() {
                         return Some(value);
                     }
@@ -167,8 +167,8 @@ impl Process<'_> {
 fn play<L: Default>(rounds: u32, are_mortal: bool, part: impl Fn(&Process<'_>, &mut L) + Sync) -> u64 {
     // What the points know is found out before there are threads: a std without instruments hides that they share it.
     fault::point("beginning");
-    let (bells, deaths, has_failed) = (zeros(PROCESSES.into()), AtomicU64::new(0), AtomicBool::new(false));
-    let world = World { members: Members::new(PROCESSES), bells, deaths, has_failed };
+    let (doorbells, deaths, has_failed) = (zeros(PROCESSES.into()), AtomicU64::new(0), AtomicBool::new(false));
+    let world = World { members: Members::new(PROCESSES), doorbells, deaths, has_failed };
     let life = |slot: u16| {
         let (mut own, random) = (L::default(), Cell::new(u64::from(slot) + 0x9e37_79b9_7f4a_7c15));
         for round in 1..=rounds {
@@ -182,7 +182,7 @@ fn play<L: Default>(rounds: u32, are_mortal: bool, part: impl Fn(&Process<'_>, &
             match played {
                 Ok(()) => {}
                 Err(death) if death.is::<fault::Death>() => {
-                    world.bury(slot);
+                    world.recover(slot);
                     own = L::default();
                 }
                 Err(panic) => {
@@ -213,8 +213,8 @@ fn now() -> u64 {
 struct Mutex<'a>(&'a [AtomicU64]);
 
 impl Mutex<'_> {
-    fn event(&self) -> Event<'_> {
-        Event::new(&self.0[mutex::EVENT..mutex::LEN])
+    fn sleepers(&self) -> Sleepers<'_> {
+        Sleepers::new(&self.0[mutex::EVENT..mutex::LEN])
     }
 
     /// False if it gave up.
@@ -236,21 +236,21 @@ impl Mutex<'_> {
             }
         };
         let sleeps = if gives_up { 1 } else { u32::MAX };
-        let taken = attempt(false).or_else(|| process.in_line(self.event(), sleeps, || attempt(true)));
+        let taken = attempt(false).or_else(|| process.in_line(self.sleepers(), sleeps, || attempt(true)));
         if is_handoff && words.give_up_handoff(me) {
-            process.notify_one(self.event());
+            process.notify_one(self.sleepers());
         }
         taken.is_some()
     }
 
     fn unlock(&self, process: &Process<'_>) {
-        let (words, event) = (Words(self.0), self.event());
-        if words.release(process.me) | event.has_sleepers_after_rmw() {
+        let (words, sleepers) = (Words(self.0), self.sleepers());
+        if words.release(process.me) | sleepers.has_sleepers_after_rmw() {
             match words.hand_on(process.is_listed(), now) {
                 ToWake::Nobody => {}
                 ToWake::All => panic!("nobody has damaged it"),
-                ToWake::Longest => process.notify_one(event),
-                ToWake::Handoff(heir) => event.notify_sleeper(heir.into(), |wake| process.world.ring(wake)),
+                ToWake::Longest => process.notify_one(sleepers),
+                ToWake::Handoff(heir) => sleepers.notify_sleeper(heir.into(), |wake| process.world.ring(wake)),
             }
         }
     }
@@ -286,12 +286,12 @@ fn a_mutex_excludes_on_the_heap_whoever_dies() {
 
 /// So many permits of which each protects a plain counter while there is one; more of them are counted.
 fn permits(free: u32, are_mortal: bool) {
-    let (words, line, value, done) = (zeros(holders::LEN), zeros(event::LEN), Plain::new(0_u64), AtomicU64::new(0));
+    let (words, line, value, done) = (zeros(holders::LEN), zeros(sleepers::LEN), Plain::new(0_u64), AtomicU64::new(0));
     let inside = AtomicU64::new(0);
     Holders::<Members>::fill(&words, free);
     let deaths = play(ROUNDS, are_mortal, |process, mine: &mut Row| {
-        let (table, event) = (Holders::new(&words, &process.world.members), Event::new(&line));
-        let taken = process.until(event, |_| table.take_one(process.me, &mine.0));
+        let (table, sleepers) = (Holders::new(&words, &process.world.members), Sleepers::new(&line));
+        let taken = process.until(sleepers, |_| table.take_one(process.me, &mine.0));
         if free == 1 {
             value.change(|value| *value += 1);
         } else if !are_mortal {
@@ -300,7 +300,7 @@ fn permits(free: u32, are_mortal: bool) {
         }
         fault::point("held");
         table.give_one(taken.row);
-        process.notify_one(event);
+        process.notify_one(sleepers);
         done.fetch_add(1, Relaxed);
     });
     let nobody = Members::new(0);
@@ -331,25 +331,25 @@ fn permits_of_the_dead_come_back_on_the_heap() {
 }
 
 fn readers_and_writers(are_mortal: bool) {
-    let (words, line, value) = (zeros(holders::LEN), zeros(event::LEN), Plain::new([0_u64; 2]));
+    let (words, line, value) = (zeros(holders::LEN), zeros(sleepers::LEN), Plain::new([0_u64; 2]));
     Holders::<Members>::fill(&words, holders::MAX);
     play(ROUNDS, are_mortal, |process, mine: &mut Row| {
-        let (table, event) = (Holders::new(&words, &process.world.members), Event::new(&line));
+        let (table, sleepers) = (Holders::new(&words, &process.world.members), Sleepers::new(&line));
         if process.random(3) == 0 {
-            let taken = process.until(event, |_| table.take_all(process.me, &mine.0));
+            let taken = process.until(sleepers, |_| table.take_all(process.me, &mine.0));
             let [first, second] = value.read();
             assert!(taken.is_poisoned || first == second, "a writer died and nobody says so");
             value.change(|value| value[0] = first + 1);
             fault::point("writing");
             value.change(|value| value[1] = first + 1);
             table.give_all(taken.row);
-            process.notify_all(event);
+            process.notify_all(sleepers);
         } else {
-            let taken = process.until(event, |_| table.take_one(process.me, &mine.0));
+            let taken = process.until(sleepers, |_| table.take_one(process.me, &mine.0));
             let [first, second] = value.read();
             assert!(taken.is_poisoned || first == second, "a reader beside a writer, or after a dead one");
             if table.give_one(taken.row) == Some(holders::MAX) {
-                process.notify_all(event);
+                process.notify_all(sleepers);
             }
         }
     });
@@ -377,8 +377,8 @@ const PUTS: usize = 0;
 const ROOM_FOR: u32 = 2;
 
 impl Store {
-    fn event(&self, side: usize) -> Event<'_> {
-        Event::new(&self.rooms[side][condition_state::EVENT..condition_state::TABLE])
+    fn sleepers(&self, side: usize) -> Sleepers<'_> {
+        Sleepers::new(&self.rooms[side][condition_state::EVENT..condition_state::TABLE])
     }
 
     fn with_state<R>(
@@ -394,7 +394,7 @@ impl Store {
             wake: &|member| woken.borrow_mut().push(member),
         });
         for member in woken.into_inner() {
-            self.event(side).notify_sleeper(member.into(), |wake| process.world.ring(wake));
+            self.sleepers(side).notify_sleeper(member.into(), |wake| process.world.ring(wake));
         }
         result
     }
@@ -410,7 +410,7 @@ impl Store {
         let ticket = self.with_state(process, side, |state| local.enter(state, me)).expect("there is room");
         mutex.unlock(process);
         let sleeps = if gives_up { 1 } else { u32::MAX };
-        let noticed = process.in_line(self.event(side), sleeps, || {
+        let noticed = process.in_line(self.sleepers(side), sleeps, || {
             self.with_state(process, side, |state| state.heal(me));
             self.with_state(process, side, |state| local.take(state, me, ticket)).then_some(())
         });
@@ -477,11 +477,11 @@ struct Gate {
 
 impl Gate {
     fn new() -> Self {
-        Self { round: AtomicU64::new(Round::FIRST.0), places: zeros(PROCESSES.into()), line: zeros(event::LEN) }
+        Self { round: AtomicU64::new(Round::FIRST.0), places: zeros(PROCESSES.into()), line: zeros(sleepers::LEN) }
     }
 
     fn state<'a>(&'a self, process: &'a Process<'a>) -> BarrierState<'a, impl Fn(Sleeper) -> bool, impl Fn()> {
-        let tell = || process.notify_all(Event::new(&self.line));
+        let tell = || process.notify_all(Sleepers::new(&self.line));
         BarrierState::new(&self.round, &self.places, process.is_sleeper_listed(), tell)
     }
 
@@ -491,7 +491,7 @@ impl Gate {
         match rounds.arrive(process.me.into(), false, false) {
             Arrival::At { generation, index } => {
                 let settled = || Some(rounds.settle(generation)).filter(|outcome| *outcome != Outcome::Open);
-                Some((generation, index, process.until(Event::new(&self.line), |_| settled())))
+                Some((generation, index, process.until(Sleepers::new(&self.line), |_| settled())))
             }
             Arrival::Broken => None,
             other => panic!("{other:?}"),
@@ -580,12 +580,12 @@ fn double_buffer_publishes_whole_values_on_the_heap() {
 fn a_latch(are_mortal: bool) {
     let (word, value, done) = (AtomicU64::new(0), Plain::new(0_u64), AtomicU64::new(0));
     let deaths = play(ROUNDS, are_mortal, |process, ()| {
-        while Latch(&word).try_take(process.me, &process.world.members).is_none() {
+        while RobustLock(&word).try_take(process.me, &process.world.members).is_none() {
             std::thread::yield_now();
         }
         value.change(|value| *value += 1);
         fault::point("held");
-        let _ = Latch(&word).release();
+        let _ = RobustLock(&word).release();
         done.fetch_add(1, Relaxed);
     });
     let (changed, done) = (value.read(), done.load(Relaxed));

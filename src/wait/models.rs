@@ -1,6 +1,6 @@
 //! The shared list of sleepers in every schedule: nobody sleeps while there is something for it and no notice under way.
 
-use super::event::{Event, LEN, Place, Sleeper, Wake};
+use super::sleepers::{LEN, Place, Sleeper, Sleepers, Wake};
 use crate::shm::atomic::{AtomicU64, fence};
 use crate::shm::family::Member;
 use crate::shm::region::{Members, explore, play};
@@ -8,7 +8,7 @@ use loom::thread;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::*;
 
-/// A bell that was rung for one event, and one that was rung for all.
+/// A doorbell that was rung for one sleepers, and one that was rung for all.
 const RUNG: u64 = 1;
 const FOR_ALL: u64 = 2;
 
@@ -16,7 +16,7 @@ struct World {
     words: Vec<AtomicU64>,
     /// What sleepers wait for: each takes one.
     items: AtomicU64,
-    bells: Vec<AtomicU64>,
+    doorbells: Vec<AtomicU64>,
 }
 
 /// How a sleeper's part ended.
@@ -45,11 +45,11 @@ fn ticket(place: Place) -> Option<u64> {
 impl World {
     fn new(items: u64) -> Arc<Self> {
         let zeros = |len| (0..len).map(|_| AtomicU64::new(0)).collect();
-        Arc::new(Self { words: zeros(LEN), items: AtomicU64::new(items), bells: zeros(4) })
+        Arc::new(Self { words: zeros(LEN), items: AtomicU64::new(items), doorbells: zeros(4) })
     }
 
-    fn event(&self) -> Event<'_> {
-        Event::new(&self.words)
+    fn sleepers(&self) -> Sleepers<'_> {
+        Sleepers::new(&self.words)
     }
 
     fn take(&self) -> bool {
@@ -73,33 +73,35 @@ impl World {
     }
 
     fn notify(&self, me: u16) {
-        self.event().notify_one(Some(member(me).into()), is_listed, |wake| self.wake(wake));
+        self.sleepers().notify_one(Some(member(me).into()), is_listed, |wake| self.wake(wake));
     }
 
     fn wake(&self, wake: Wake) {
         match wake {
-            Wake::Sleeper(sleeper) => drop(self.bells[usize::from(sleeper.slot)].fetch_or(RUNG, AcqRel)),
-            Wake::Bells(bells) => (0..4).filter(|bell| bells >> bell & 1 == 1).for_each(|bell| {
-                self.bells[bell].fetch_or(RUNG, AcqRel);
-            }),
+            Wake::Sleeper(sleeper) => drop(self.doorbells[usize::from(sleeper.slot)].fetch_or(RUNG, AcqRel)),
+            Wake::Doorbells(doorbells) => {
+                (0..4).filter(|doorbell| doorbells >> doorbell & 1 == 1).for_each(|doorbell| {
+                    self.doorbells[doorbell].fetch_or(RUNG, AcqRel);
+                })
+            }
         }
     }
 
     /// What burying does after the slot is free.
     fn ring_all(&self) {
         fence(SeqCst);
-        for bell in &self.bells {
-            bell.fetch_or(FOR_ALL, AcqRel);
+        for doorbell in &self.doorbells {
+            doorbell.fetch_or(FOR_ALL, AcqRel);
         }
     }
 
     fn try_or_join(&self, me: u16, keeps: Option<u64>) -> Part {
-        let place = self.event().join(member(me).into(), me.into(), keeps, is_listed);
+        let place = self.sleepers().join(member(me).into(), me.into(), keeps, is_listed);
         if self.take() { self.got(me, place) } else { Part::Asleep(place) }
     }
 
     fn got(&self, me: u16, place: Place) -> Part {
-        if self.event().leave(place) {
+        if self.sleepers().leave(place) {
             self.notify(me);
         }
         Part::Got
@@ -109,14 +111,14 @@ impl World {
         if self.take() { Part::Got } else { self.look(me, self.try_or_join(me, None)) }
     }
 
-    /// What a sleeper does when its bell is rung, until it is not.
+    /// What a sleeper does when its doorbell is rung, until it is not.
     fn look(&self, me: u16, mut part: Part) -> Part {
         while let Part::Asleep(place) = part {
-            let rung = self.bells[usize::from(me)].swap(0, AcqRel);
+            let rung = self.doorbells[usize::from(me)].swap(0, AcqRel);
             if rung == 0 {
                 break;
             }
-            part = match self.event().take_notice(place) {
+            part = match self.sleepers().take_notice(place) {
                 true if self.take() => Part::Got,
                 true => self.try_or_join(me, ticket(place)),
                 false if rung & FOR_ALL != 0 && self.take() => self.got(me, place),
@@ -128,7 +130,7 @@ impl World {
 
     fn cancel(&self, me: u16, part: Part) -> Part {
         let Part::Asleep(place) = part else { return part };
-        if self.event().leave(place) {
+        if self.sleepers().leave(place) {
             self.notify(me);
         }
         Part::Left
@@ -139,7 +141,7 @@ impl World {
         let mut parts: Vec<_> = parts.into_iter().map(|(me, part)| (me, self.look(me, part))).collect();
         while parts
             .iter()
-            .any(|(me, part)| matches!(part, Part::Asleep(_)) && self.bells[usize::from(*me)].load(Acquire) != 0)
+            .any(|(me, part)| matches!(part, Part::Asleep(_)) && self.doorbells[usize::from(*me)].load(Acquire) != 0)
         {
             parts = parts.into_iter().map(|(me, part)| (me, self.look(me, part))).collect();
         }
@@ -299,5 +301,5 @@ fn models_the_dead_make_room() {
         }
     };
     explore("two dead entries", 3, takes_over(None));
-    explore("two dead entries, bury.entry", 3, takes_over(Some("bury.entry")));
+    explore("two dead entries, recover.entry", 3, takes_over(Some("recover.entry")));
 }

@@ -1,8 +1,8 @@
 //! The one loop that suspends: try, look again for a while, take a place, try once more, sleep.
 
-use super::bell::Nap;
-use super::line::{Line, Turn};
-use super::look::{Look, Looking};
+use super::doorbell::Parker;
+use super::local_queue::{Turn, WaitQueue};
+use super::spin::{Spin, SpinWindow};
 use crate::os::fork;
 use std::future::poll_fn;
 use std::io;
@@ -15,7 +15,7 @@ use std::time::Instant;
 /// Takes its place in line at the first poll. Dropped: it has not succeeded, so whatever `attempt` does has not
 /// happened, and a notice that was meant for it goes on to the next.
 pub(crate) fn until<T>(
-    line: &Arc<Line>,
+    line: &Arc<WaitQueue>,
     mut attempt: impl FnMut() -> Option<T>,
 ) -> impl Future<Output = io::Result<T>> {
     until_in_turn(line, None, move |_| attempt())
@@ -24,7 +24,7 @@ pub(crate) fn until<T>(
 /// [`until`] for an attempt that is told whether it is made from the line, or ahead of it. With a `turn` it is in line
 /// already and never tries ahead.
 pub(crate) async fn until_in_turn<T>(
-    line: &Arc<Line>,
+    line: &Arc<WaitQueue>,
     turn: Option<Turn>,
     mut attempt: impl FnMut(bool) -> Option<T>,
 ) -> io::Result<T> {
@@ -35,14 +35,14 @@ pub(crate) async fn until_in_turn<T>(
 #[derive(Default)]
 struct Waiting {
     turn: Option<Turn>,
-    looking: Option<Looking>,
-    has_looked: bool,
+    window: Option<SpinWindow>,
+    has_spun: bool,
 }
 
 impl Waiting {
     fn poll<T>(
         &mut self,
-        line: &Arc<Line>,
+        line: &Arc<WaitQueue>,
         attempt: &mut impl FnMut(bool) -> Option<T>,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<T>> {
@@ -69,7 +69,7 @@ impl Waiting {
 
     fn poll_in_line<T>(
         &mut self,
-        line: &Arc<Line>,
+        line: &Arc<WaitQueue>,
         attempt: &mut impl FnMut(bool) -> Option<T>,
         has_tried: bool,
         cx: &mut Context<'_>,
@@ -79,24 +79,24 @@ impl Waiting {
             return Poll::Pending;
         }
         if !has_tried && let Some(value) = attempt(true) {
-            if let Some(looking) = &self.looking {
-                line.look.paid(looking);
+            if let Some(window) = &self.window {
+                line.spin.paid(window);
             }
             return Poll::Ready(Ok(value));
         }
-        if !self.has_looked {
-            self.has_looked = true;
-            self.looking = line.look.begin();
-            let found = self.looking.as_ref().and_then(|looking| line.look.in_place(looking, &mut || attempt(true)));
+        if !self.has_spun {
+            self.has_spun = true;
+            self.window = line.spin.begin();
+            let found = self.window.as_ref().and_then(|window| line.spin.in_place(window, &mut || attempt(true)));
             if let Some(value) = found {
                 return Poll::Ready(Ok(value));
             }
         }
-        if self.looking.as_ref().is_some_and(|looking| !line.look.is_over(looking)) {
+        if self.window.as_ref().is_some_and(|window| !line.spin.is_over(window)) {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
-        self.looking = None;
+        self.window = None;
         turn.prepare_sleep(cx.waker(), || line.listen())?;
         attempt(true).map_or(Poll::Pending, |value| Poll::Ready(Ok(value)))
     }
@@ -122,34 +122,34 @@ pub(crate) async fn at_once<T>(mut attempt: impl FnMut() -> Option<T>) -> Option
 ///
 /// `sleep` leaves a waker with the reader; `attempt` reads what has come, for others too.
 pub(crate) async fn until_read<T>(
-    line: &Arc<Line>,
+    line: &Arc<WaitQueue>,
     mut attempt: impl FnMut() -> Option<T>,
     mut sleep: impl FnMut(&Waker),
 ) -> io::Result<T> {
-    let (mut looking, mut has_looked) = (None, false);
+    let (mut window, mut has_spun) = (None, false);
     poll_fn(|cx| {
         fork::check()?;
         let coop = ready!(tokio::task::coop::poll_proceed(cx));
         let mut poll = || {
             if let Some(value) = attempt() {
-                if let Some(looking) = &looking {
-                    line.look.paid(looking);
+                if let Some(window) = &window {
+                    line.spin.paid(window);
                 }
                 return Poll::Ready(Ok(value));
             }
-            if !has_looked {
-                has_looked = true;
-                looking = line.look.begin();
-                let found = looking.as_ref().and_then(|looking| line.look.in_place(looking, &mut attempt));
+            if !has_spun {
+                has_spun = true;
+                window = line.spin.begin();
+                let found = window.as_ref().and_then(|window| line.spin.in_place(window, &mut attempt));
                 if let Some(value) = found {
                     return Poll::Ready(Ok(value));
                 }
             }
-            if looking.as_ref().is_some_and(|looking| !line.look.is_over(looking)) {
+            if window.as_ref().is_some_and(|window| !line.spin.is_over(window)) {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            looking = None;
+            window = None;
             sleep(cx.waker());
             line.listen()?;
             line.arm()?;
@@ -166,13 +166,13 @@ pub(crate) async fn until_read<T>(
 
 /// The look before the sleep, for who waits for an alarm.
 #[derive(Default)]
-pub(crate) struct Watchful {
-    looking: Option<Looking>,
-    has_looked: bool,
+pub(crate) struct Spinner {
+    window: Option<SpinWindow>,
+    has_spun: bool,
 }
 
-/// What looking came to.
-pub(crate) enum Seen<T> {
+/// What window came to.
+pub(crate) enum Spun<T> {
     Found(T),
     /// Nothing yet: look again once other tasks had their turn.
     Again,
@@ -180,35 +180,35 @@ pub(crate) enum Seen<T> {
     Over,
 }
 
-impl Watchful {
-    pub(crate) fn look<T>(&mut self, line: &Line, attempt: &mut impl FnMut() -> Option<T>) -> Seen<T> {
-        self.look_as(&line.look, attempt)
+impl Spinner {
+    pub(crate) fn spin<T>(&mut self, line: &WaitQueue, attempt: &mut impl FnMut() -> Option<T>) -> Spun<T> {
+        self.spin_with(&line.spin, attempt)
     }
 
     /// The same for who waits for several lines at once, and has learned from all of them how long to look.
-    pub(crate) fn look_as<T>(&mut self, look: &Look, attempt: &mut impl FnMut() -> Option<T>) -> Seen<T> {
-        if !self.has_looked {
-            self.has_looked = true;
-            self.looking = look.begin();
-            let found = self.looking.as_ref().and_then(|looking| look.in_place(looking, attempt));
+    pub(crate) fn spin_with<T>(&mut self, spin: &Spin, attempt: &mut impl FnMut() -> Option<T>) -> Spun<T> {
+        if !self.has_spun {
+            self.has_spun = true;
+            self.window = spin.begin();
+            let found = self.window.as_ref().and_then(|window| spin.in_place(window, attempt));
             if let Some(value) = found {
-                return Seen::Found(value);
+                return Spun::Found(value);
             }
         } else if let Some(value) = attempt() {
-            self.looking.iter().for_each(|looking| look.paid(looking));
-            return Seen::Found(value);
+            self.window.iter().for_each(|window| spin.paid(window));
+            return Spun::Found(value);
         }
-        if self.looking.as_ref().is_some_and(|looking| !look.is_over(looking)) {
-            return Seen::Again;
+        if self.window.as_ref().is_some_and(|window| !spin.is_over(window)) {
+            return Spun::Again;
         }
-        self.looking = None;
-        Seen::Over
+        self.window = None;
+        Spun::Over
     }
 }
 
 /// [`until`] for a thread without a runtime; `None` at the deadline.
 pub(crate) fn until_blocking<T>(
-    line: &Arc<Line>,
+    line: &Arc<WaitQueue>,
     deadline: Option<Instant>,
     mut attempt: impl FnMut() -> Option<T>,
 ) -> io::Result<Option<T>> {
@@ -217,7 +217,7 @@ pub(crate) fn until_blocking<T>(
 
 /// [`until_in_turn`] for a thread without a runtime; `None` at the deadline.
 pub(crate) fn until_blocking_in_turn<T>(
-    line: &Arc<Line>,
+    line: &Arc<WaitQueue>,
     turn: Option<Turn>,
     deadline: Option<Instant>,
     mut attempt: impl FnMut(bool) -> Option<T>,
@@ -227,28 +227,28 @@ pub(crate) fn until_blocking_in_turn<T>(
         if let Some(value) = attempt(false) {
             return Ok(Some(value));
         }
-        let looking = line.look.begin();
-        if let Some(value) = looking.as_ref().and_then(|looking| line.look.in_place(looking, &mut || attempt(false))) {
+        let window = line.spin.begin();
+        if let Some(value) = window.as_ref().and_then(|window| line.spin.in_place(window, &mut || attempt(false))) {
             return Ok(Some(value));
         }
         // This thread has no other tasks; and who yields the CPU while somebody else wants it loses a time slice.
-        while let Some(looking) = looking.as_ref().filter(|looking| !line.look.is_over(looking)) {
-            if let Some(value) = line.look.in_place(looking, &mut || attempt(false)) {
+        while let Some(window) = window.as_ref().filter(|window| !line.spin.is_over(window)) {
+            if let Some(value) = line.spin.in_place(window, &mut || attempt(false)) {
                 return Ok(Some(value));
             }
         }
     }
     let turn = turn.unwrap_or_else(|| line.join());
-    let nap = Nap::of_thread(line.family(), line.hangup())?;
+    let parker = Parker::of_thread(line.family(), line.hangup())?;
     loop {
-        if turn.is_front(&nap.waker) {
-            turn.prepare_sleep(&nap.waker, || Ok(()))?;
+        if turn.is_front(&parker.waker) {
+            turn.prepare_sleep(&parker.waker, || Ok(()))?;
             if let Some(value) = attempt(true) {
                 turn.succeed();
                 return Ok(Some(value));
             }
         }
-        if !nap.until(deadline)? {
+        if !parker.until(deadline)? {
             return Ok(None);
         }
     }

@@ -93,17 +93,17 @@ impl<F: AsFd + AsRawFd + Send + Sync + 'static> Watches<F> {
     }
 }
 
-/// The bell of this process; it is never closed.
-type OwnBell = BorrowedFd<'static>;
+/// The doorbell of this process; it is never closed.
+type OwnDoorbell = BorrowedFd<'static>;
 
-static BELL: Watches<OwnBell> = Watches::new();
+static DOORBELL: Watches<OwnDoorbell> = Watches::new();
 /// The lines that have had a sleeper, by their hint.
 static SLEEPING: [Mutex<Vec<Weak<dyn Answers>>>; 64] = [const { Mutex::new(Vec::new()) }; 64];
 
-/// What the bell is answered for.
+/// What the doorbell is answered for.
 pub(super) trait Answers: Send + Sync {
-    /// The bell was rung: wakes the front if its notice has come, or in any case if `anyway`.
-    fn look(&self, anyway: bool);
+    /// The doorbell was rung: wakes the front if its notice has come, or in any case if `anyway`.
+    fn rung(&self, anyway: bool);
 }
 
 /// The runtime that polls.
@@ -112,10 +112,10 @@ pub(super) fn runtime() -> io::Result<Id> {
     Ok(Handle::try_current().map_err(outside)?.id())
 }
 
-/// Makes a runtime listen to this process's bell.
+/// Makes a runtime listen to this process's doorbell.
 pub(super) fn listen(family: &'static Family, runtime: Id) -> io::Result<()> {
-    let bell = family.bell(family.me()?.slot);
-    BELL.listen(runtime, || (bell, || answer(family)))
+    let doorbell = family.doorbell(family.me()?.slot);
+    DOORBELL.listen(runtime, || (doorbell, || answer(family)))
 }
 
 impl<F: AsFd + AsRawFd> Watch<F> {
@@ -127,7 +127,7 @@ impl<F: AsFd + AsRawFd> Watch<F> {
     }
 }
 
-/// Looks after everybody whom the bell may have been rung for.
+/// Looks after everybody whom the doorbell may have been rung for.
 fn answer(family: &Family) {
     let Ok(me) = family.me() else { return };
     let hints = family.hints(me.slot);
@@ -137,27 +137,27 @@ fn answer(family: &Family) {
     let rung = hints.swap(0, AcqRel);
     let mut bits = rung;
     while bits != 0 {
-        look_at(bits.trailing_zeros(), rung == u64::MAX);
+        answer_hint(bits.trailing_zeros(), rung == u64::MAX);
         bits &= bits - 1;
     }
 }
 
 /// Makes the lines of one hint look. They are many only if they share it by chance.
-fn look_at(bit: u32, anyway: bool) {
+fn answer_hint(bit: u32, anyway: bool) {
     let bucket = lock(&SLEEPING[bit as usize]);
     let mut lines = bucket.iter().filter_map(Weak::upgrade);
     let first = lines.next();
     let others: Vec<_> = lines.collect();
     drop(bucket);
-    first.iter().chain(&others).for_each(|line| line.look(anyway));
+    first.iter().chain(&others).for_each(|line| line.rung(anyway));
 }
 
-/// Does what the bell would do, for a notice that this process gave to itself.
+/// Does what the doorbell would do, for a notice that this process gave to itself.
 pub(super) fn answer_here(bit: u32) {
-    look_at(bit, false);
+    answer_hint(bit, false);
 }
 
-/// From now on the bell of this process is answered for `line`.
+/// From now on the doorbell of this process is answered for `line`.
 pub(super) fn list(line: Weak<dyn Answers>, bit: u32) {
     lock(&SLEEPING[bit as usize]).push(line);
 }
@@ -167,7 +167,7 @@ pub(super) fn unlist<L>(line: &L, bit: u32) {
     lock(&SLEEPING[bit as usize]).retain(|other| !std::ptr::addr_eq(other.as_ptr(), line));
 }
 
-/// Wakes a thread in [`Nap::until`] by ringing the bell of its own process, unless it is that thread.
+/// Wakes a thread in [`Parker::until`] by ringing the doorbell of its own process, unless it is that thread.
 struct RingMyself(&'static Family, ThreadId);
 
 impl Wake for RingMyself {
@@ -175,13 +175,13 @@ impl Wake for RingMyself {
         if std::thread::current().id() == self.1 {
             STAYS_UP.set(true);
         } else if let Ok(me) = self.0.me() {
-            eventfd::ring(self.0.bell(me.slot));
+            eventfd::ring(self.0.doorbell(me.slot));
         }
     }
 }
 
-/// How a thread without a runtime sleeps: on an epoll of its own that watches the bell of its process.
-pub(super) struct Nap {
+/// How a thread without a runtime sleeps: on an epoll of its own that watches the doorbell of its process.
+pub(super) struct Parker {
     family: &'static Family,
     epoll: Option<Epoll>,
     pub(super) waker: Waker,
@@ -189,7 +189,7 @@ pub(super) struct Nap {
 }
 
 thread_local! {
-    /// What the last nap slept on, if it was the bell alone: a thread that waits often makes it once.
+    /// What the last parker slept on, if it was the doorbell alone: a thread that waits often makes it once.
     static KEPT: Cell<Option<Epoll>> = const { Cell::new(None) };
     static KEEPS: Cell<bool> = const { Cell::new(false) };
     /// This thread has woken itself.
@@ -197,11 +197,11 @@ thread_local! {
 }
 
 /// From now on this thread keeps what it naps on, which is one descriptor: for those who wait again and again.
-pub(crate) fn keep_naps() {
+pub(crate) fn keep_parker() {
     KEEPS.set(true);
 }
 
-impl Drop for Nap {
+impl Drop for Parker {
     fn drop(&mut self) {
         if self.is_kept {
             // At the thread's end there is nothing to keep it for.
@@ -210,17 +210,17 @@ impl Drop for Nap {
     }
 }
 
-impl Nap {
-    /// `hangup` is a second thing that ends a nap.
+impl Parker {
+    /// `hangup` is a second thing that ends a parker.
     pub(super) fn of_thread(family: &'static Family, hangup: Option<BorrowedFd<'_>>) -> io::Result<Self> {
         let is_kept = hangup.is_none() && KEEPS.get();
         let kept = if is_kept { KEPT.try_with(Cell::take).ok().flatten() } else { None };
         let epoll = match kept {
-            // An edge that came meanwhile ends the nap at once, and then it is looked again.
+            // An edge that came meanwhile ends the parker at once, and then it is looked again.
             Some(epoll) => epoll,
             None => {
                 let epoll = Epoll::new()?;
-                epoll.watch_edges(family.bell(family.me()?.slot).as_fd())?;
+                epoll.watch_edges(family.doorbell(family.me()?.slot).as_fd())?;
                 hangup.map_or(Ok(()), |fd| epoll.watch_edges(fd))?;
                 epoll
             }

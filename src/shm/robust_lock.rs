@@ -23,7 +23,7 @@
 //! | killed | survivors see | repaired by |
 //! |---|---|---|
 //! | holding | a word of an unlisted member | the next taker: it takes the latch over |
-//! | between the swap and the wake | a free latch, sleepers not woken | its burial rings every bell |
+//! | between the swap and the wake | a free latch, sleepers not woken | its burial rings every doorbell |
 //!
 //! # Cancel
 //! A holder has no await point; a taker that is dropped while it waits leaves CONTENDED behind: one wake too many.
@@ -37,18 +37,18 @@ const MEMBER: u64 = (1 << 48) - 1;
 const SPINS: u32 = if cfg!(multiprocess_loom) { 1 } else { 100 };
 
 #[derive(Clone, Copy)]
-pub(crate) struct Latch<'a>(pub(crate) &'a AtomicU64);
+pub(crate) struct RobustLock<'a>(pub(crate) &'a AtomicU64);
 
 /// How a latch was taken.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Taken {
     Free,
     /// Its holder died; what it was about may be half done, each store whole.
-    FromTheDead,
+    OwnerDied,
 }
 
 /// What a taker can find out about a holder.
-pub(crate) trait Lives {
+pub(crate) trait Liveness {
     /// By the table: a few loads.
     fn is_listed(&self, member: Member) -> bool;
     /// By the kernel: a few system calls.
@@ -57,7 +57,7 @@ pub(crate) trait Lives {
 
 macro_rules! lives {
     ($family:ty) => {
-        impl Lives for $family {
+        impl Liveness for $family {
             fn is_listed(&self, member: Member) -> bool {
                 <$family>::is_listed(self, member)
             }
@@ -73,7 +73,7 @@ lives!(Family);
 #[cfg(multiprocess_loom)]
 lives!(super::region::Members);
 
-impl Latch<'_> {
+impl RobustLock<'_> {
     /// Takes a latch that nobody has or asks for.
     #[inline]
     pub(crate) fn try_take_free(self, me: Member) -> bool {
@@ -81,12 +81,12 @@ impl Latch<'_> {
     }
 
     #[inline]
-    pub(crate) fn try_take(self, me: Member, lives: &impl Lives) -> Option<Taken> {
+    pub(crate) fn try_take(self, me: Member, lives: &impl Liveness) -> Option<Taken> {
         if self.try_take_free(me) { Some(Taken::Free) } else { self.try_take_held(me, lives) }
     }
 
     #[cold]
-    fn try_take_held(self, me: Member, lives: &impl Lives) -> Option<Taken> {
+    fn try_take_held(self, me: Member, lives: &impl Liveness) -> Option<Taken> {
         for _ in 0..SPINS {
             std::hint::spin_loop();
             let seen = self.0.load(Relaxed);
@@ -105,7 +105,7 @@ impl Latch<'_> {
             return None;
         }
         let mine = me.to_bits() | seen & CONTENDED;
-        self.0.compare_exchange(seen, mine, Acquire, Relaxed).is_ok().then_some(Taken::FromTheDead)
+        self.0.compare_exchange(seen, mine, Acquire, Relaxed).is_ok().then_some(Taken::OwnerDied)
     }
 
     /// Asks the holder for a wake; false if there is no holder any more.
@@ -128,7 +128,7 @@ mod tests {
 
     struct Dead(Vec<u16>);
 
-    impl Lives for Dead {
+    impl Liveness for Dead {
         fn is_listed(&self, member: Member) -> bool {
             self.is_alive(member)
         }
@@ -143,7 +143,7 @@ mod tests {
     #[test]
     fn a_latch_is_held_by_one_and_a_contender_gets_a_wake() {
         let word = AtomicU64::new(0);
-        let latch = Latch(&word);
+        let latch = RobustLock(&word);
         let nobody = Dead(vec![]);
         assert!(!latch.contend());
         assert_eq!(latch.try_take(A, &nobody), Some(Taken::Free));
@@ -158,18 +158,18 @@ mod tests {
     fn a_word_that_no_member_is_holds_nobody_up() {
         for bit in 48..63 {
             let word = AtomicU64::new(A.to_bits() | 1 << bit);
-            assert_eq!(Latch(&word).try_take(B, &Dead(vec![])), Some(Taken::FromTheDead));
-            assert!(!Latch(&word).release());
+            assert_eq!(RobustLock(&word).try_take(B, &Dead(vec![])), Some(Taken::OwnerDied));
+            assert!(!RobustLock(&word).release());
         }
     }
 
     #[test]
     fn death_holding_the_next_taker_takes_over_and_keeps_the_promise_of_a_wake() {
         let word = AtomicU64::new(0);
-        let latch = Latch(&word);
+        let latch = RobustLock(&word);
         assert_eq!(latch.try_take(A, &Dead(vec![])), Some(Taken::Free));
         assert!(latch.contend());
-        assert_eq!(latch.try_take(B, &Dead(vec![1])), Some(Taken::FromTheDead));
+        assert_eq!(latch.try_take(B, &Dead(vec![1])), Some(Taken::OwnerDied));
         assert!(latch.release());
     }
 }

@@ -9,16 +9,16 @@
 //! |---|---|---|
 //! | join the queue | a future at its first poll | if in front, it tries |
 //! | take a place | the front, before it sleeps | it tries once more |
-//! | place -> granted, front woken | the bell ([`Line::look`]) | the front tries |
+//! | place -> granted, front woken | the doorbell (`rung`) | the front tries |
 //! | leave with success | the front | a granted notice is used up, one that is still in the list passed on; the next one is woken to try |
 //! | leave without | anyone whose future is dropped | below |
-//! | place -> none, all there is read | the bell, if the line has a reader instead of a queue | who is read for is woken |
+//! | place -> none, all there is read | the doorbell, if the line has a reader instead of a queue | who is read for is woken |
 //!
 //! # Invariants
 //! 1. Only the front tries, so tasks of one process are served in the order of their first poll.
 //! 2. While the queue is not empty, the front is awake (polled, or its waker called), or `place` is set.
 //! 3. No lock of ours is held while a waker runs or is dropped: it may drop other futures.
-//! 4. Whoever is in front and asleep has a runtime, or a nap, of its own that answers the bell.
+//! 4. Whoever is in front and asleep has a runtime, or a parker, of its own that answers the doorbell.
 //!
 //! # Death
 //! All of it dies with the process; see `event` for the shared part.
@@ -30,9 +30,9 @@
 //! | in front, others behind | the next one is woken and tries; the notice stays for it |
 //! | in front, nobody behind | the place is given up; a notice that had come goes to another process |
 
-use super::bell::{self, Answers, Watches};
-use super::event::{self, Event, Place, Sleeper, Wake};
-use super::look::Look;
+use super::doorbell::{self, Answers, Watches};
+use super::sleepers::{self, Place, Sleeper, Sleepers, Wake};
+use super::spin::Spin;
 use crate::os::eventfd;
 use crate::os::fork;
 use crate::os::socket;
@@ -49,7 +49,7 @@ use std::task::Waker;
 use tokio::runtime::Id;
 
 /// One event of one mapped object, as this process sees it.
-pub(crate) struct Line {
+pub(crate) struct WaitQueue {
     family: &'static Family,
     region: Arc<Region>,
     first_word: usize,
@@ -57,12 +57,12 @@ pub(crate) struct Line {
     hint: u32,
     hangup: Option<Arc<Hangup>>,
     /// A doorbell of the one process that sleeps here, where there are many that would share those of the family.
-    own_bell: OnceLock<(Arc<OwnedFd>, Watches<Arc<OwnedFd>>)>,
-    /// What the bell does instead of waking the front.
+    own_doorbell: OnceLock<(Arc<OwnedFd>, Watches<Arc<OwnedFd>>)>,
+    /// What the doorbell does instead of waking the front.
     react: OnceLock<Box<dyn Fn() + Send + Sync>>,
     waiting: AtomicUsize,
     local: Mutex<Local>,
-    pub(super) look: Look,
+    pub(super) spin: Spin,
 }
 
 #[derive(Default)]
@@ -80,15 +80,15 @@ struct Waiting {
     waker: Option<Waker>,
 }
 
-impl Line {
+impl WaitQueue {
     pub(crate) fn new(region: Arc<Region>, first_word: usize, hangup: Option<Arc<Hangup>>) -> io::Result<Arc<Self>> {
         let family = Family::get()?;
         let (_, inode) = region.identity();
         let hint =
-            (inode as u32).wrapping_mul(0x9e37_79b9).wrapping_add(first_word as u32 / event::LEN as u32) >> 3 & 63;
-        let (own_bell, react) = (OnceLock::new(), OnceLock::new());
-        let (waiting, local, look) = (AtomicUsize::new(0), Mutex::default(), Look::default());
-        Ok(Arc::new(Self { family, region, first_word, hint, hangup, own_bell, react, waiting, local, look }))
+            (inode as u32).wrapping_mul(0x9e37_79b9).wrapping_add(first_word as u32 / sleepers::LEN as u32) >> 3 & 63;
+        let (own_doorbell, react) = (OnceLock::new(), OnceLock::new());
+        let (waiting, local, spin) = (AtomicUsize::new(0), Mutex::default(), Spin::default());
+        Ok(Arc::new(Self { family, region, first_word, hint, hangup, own_doorbell, react, waiting, local, spin }))
     }
 
     /// A line without a queue: while it is armed, a notice calls `react` from within the runtime's driver, or from
@@ -107,9 +107,9 @@ impl Line {
         self.family
     }
 
-    fn event(&self) -> Event<'_> {
+    fn sleepers(&self) -> Sleepers<'_> {
         let words: &[AtomicU64] = self.region.words();
-        Event::new(&words[self.first_word..self.first_word + event::LEN])
+        Sleepers::new(&words[self.first_word..self.first_word + sleepers::LEN])
     }
 
     fn is_listed(&self, sleeper: Sleeper) -> bool {
@@ -119,11 +119,11 @@ impl Line {
     fn wake(&self, wake: Wake, mine: Option<Sleeper>) -> bool {
         match wake {
             Wake::Sleeper(sleeper) if Some(sleeper) == mine => return true,
-            Wake::Sleeper(sleeper) => match self.own_bell.get() {
-                Some((bell, _)) => eventfd::ring(bell.as_fd()),
+            Wake::Sleeper(sleeper) => match self.own_doorbell.get() {
+                Some((doorbell, _)) => eventfd::ring(doorbell.as_fd()),
                 None => self.family.ring(sleeper.slot, 1 << self.hint),
             },
-            Wake::Bells(bells) => self.family.ring_bells(bells, 1 << self.hint),
+            Wake::Doorbells(doorbells) => self.family.ring_doorbells(doorbells, 1 << self.hint),
         }
         false
     }
@@ -132,30 +132,30 @@ impl Line {
     #[inline]
     pub(crate) fn notify_one(&self) {
         let (mine, mut is_mine) = (self.family.me_if_claimed().map(Sleeper::from), false);
-        self.event().notify_one(mine, |sleeper| self.is_listed(sleeper), |wake| is_mine |= self.wake(wake, mine));
+        self.sleepers().notify_one(mine, |sleeper| self.is_listed(sleeper), |wake| is_mine |= self.wake(wake, mine));
         if is_mine {
-            bell::answer_here(self.hint);
+            doorbell::answer_here(self.hint);
         }
     }
 
     /// Says once by which eventfd the one process that sleeps here is woken: to be said there, and to those who wake it. Only
     /// its runtimes listen to that, so it must not wait here without one.
-    pub(crate) fn set_own_bell(&self, bell: Arc<OwnedFd>) {
-        let _ = self.own_bell.set((bell, Watches::new()));
+    pub(crate) fn set_own_doorbell(&self, doorbell: Arc<OwnedFd>) {
+        let _ = self.own_doorbell.set((doorbell, Watches::new()));
     }
 
     /// Who changes what this is about is awake, so the next wait here had better begin with a look.
     pub(crate) fn encourage(&self) {
-        self.look.encourage();
+        self.spin.encourage();
     }
 
     /// Whether any process may sleep here, for who has just made its change by a SeqCst read-modify-write.
     #[inline]
     pub(crate) fn has_sleepers_after_rmw(&self) -> bool {
-        self.event().has_sleepers_after_rmw()
+        self.sleepers().has_sleepers_after_rmw()
     }
 
-    /// [`Line::notify_one`] for who has just made its change, and after it a SeqCst read-modify-write. The change itself
+    /// [`WaitQueue::notify_one`] for who has just made its change, and after it a SeqCst read-modify-write. The change itself
     /// may be a store with Release: no CPU lets such a read-modify-write pass it, or a load pass that.
     #[inline]
     pub(crate) fn notify_one_after_rmw(&self) {
@@ -167,18 +167,18 @@ impl Line {
     /// Wakes this process, if it sleeps here. To be called after the change that it waits for.
     pub(crate) fn notify_member(&self, member: Member) {
         let (mine, mut is_mine) = (self.family.me_if_claimed().map(Sleeper::from), false);
-        self.event().notify_sleeper(member.into(), |wake| is_mine |= self.wake(wake, mine));
+        self.sleepers().notify_sleeper(member.into(), |wake| is_mine |= self.wake(wake, mine));
         if is_mine {
-            bell::answer_here(self.hint);
+            doorbell::answer_here(self.hint);
         }
     }
 
     /// Wakes every process that waits.
     pub(crate) fn notify_all(&self) {
         let (mine, mut is_mine) = (self.family.me_if_claimed().map(Sleeper::from), false);
-        self.event().notify_all(mine, |sleeper| self.is_listed(sleeper), |wake| is_mine |= self.wake(wake, mine));
+        self.sleepers().notify_all(mine, |sleeper| self.is_listed(sleeper), |wake| is_mine |= self.wake(wake, mine));
         if is_mine {
-            bell::answer_here(self.hint);
+            doorbell::answer_here(self.hint);
         }
     }
 
@@ -193,37 +193,37 @@ impl Line {
     /// the reaction takes. Cheap if it is armed already.
     pub(crate) fn arm(self: &Arc<Self>) -> io::Result<()> {
         let me = self.family.me()?;
-        if lock(&self.local).place.is_some_and(|place| self.event().keep(place, me.into())) {
+        if lock(&self.local).place.is_some_and(|place| self.sleepers().keep(place, me.into())) {
             return Ok(());
         }
-        // Outside a runtime the bell is answered by those runtimes that have listened before.
+        // Outside a runtime the doorbell is answered by those runtimes that have listened before.
         let heard = self.listen();
         self.take_place(&mut lock(&self.local), me);
         heard
     }
 
-    /// The reverse of [`Line::arm`], by someone who looks from now on.
+    /// The reverse of [`WaitQueue::arm`], by someone who looks from now on.
     pub(crate) fn disarm(&self) {
         let mut local = lock(&self.local);
         if let Some(place) = local.place.take() {
             // A notice is for whoever looks, and that is the caller.
-            let _ = self.event().leave(place);
+            let _ = self.sleepers().leave(place);
         }
     }
 
-    /// Enters the shared list, unless this process is there, and sees to it that the bell is answered.
+    /// Enters the shared list, unless this process is there, and sees to it that the doorbell is answered.
     fn take_place(self: &Arc<Self>, local: &mut Local, me: Member) {
-        if local.place.is_some_and(|place| self.event().keep(place, me.into())) {
+        if local.place.is_some_and(|place| self.sleepers().keep(place, me.into())) {
             return;
         }
         self.family.hold_slot();
         if !local.is_listed {
             let weak: Weak<Self> = Arc::downgrade(self);
-            bell::list(weak, self.hint);
+            doorbell::list(weak, self.hint);
             local.is_listed = true;
         }
-        let bell = u32::from(me.slot) % crate::shm::family::BELLS as u32;
-        let place = self.event().join(me.into(), bell, local.ticket, |sleeper| self.is_listed(sleeper));
+        let doorbell = u32::from(me.slot) % crate::shm::family::DOORBELLS as u32;
+        let place = self.sleepers().join(me.into(), doorbell, local.ticket, |sleeper| self.is_listed(sleeper));
         if let Place::Entry { ticket, .. } = place {
             local.ticket = Some(ticket);
         }
@@ -232,12 +232,12 @@ impl Line {
 
     /// Makes sure that the current runtime wakes the front when there is something to try for.
     pub(crate) fn listen(self: &Arc<Self>) -> io::Result<()> {
-        let runtime = bell::runtime()?;
-        bell::listen(self.family, runtime)?;
-        if let Some((bell, watches)) = self.own_bell.get() {
+        let runtime = doorbell::runtime()?;
+        doorbell::listen(self.family, runtime)?;
+        if let Some((doorbell, watches)) = self.own_doorbell.get() {
             let line = Arc::downgrade(self);
-            let answer = move || line.upgrade().iter().for_each(|line| line.look(false));
-            watches.listen(runtime, || (bell.clone(), answer))?;
+            let answer = move || line.upgrade().iter().for_each(|line| line.rung(false));
+            watches.listen(runtime, || (doorbell.clone(), answer))?;
         }
         self.hangup.as_ref().map_or(Ok(()), |hangup| hangup.listen(runtime))
     }
@@ -263,11 +263,11 @@ impl Line {
     }
 }
 
-impl Answers for Line {
-    /// The bell was rung: lets the front try if its notice has come, or whatever has come if `anyway`.
-    fn look(&self, anyway: bool) {
+impl Answers for WaitQueue {
+    /// The doorbell was rung: lets the front try if its notice has come, or whatever has come if `anyway`.
+    fn rung(&self, anyway: bool) {
         let mut local = lock(&self.local);
-        let noticed = local.place.is_some_and(|place| self.event().take_notice(place));
+        let noticed = local.place.is_some_and(|place| self.sleepers().take_notice(place));
         if noticed {
             local.place = None;
             local.granted = true;
@@ -281,19 +281,19 @@ impl Answers for Line {
     }
 }
 
-impl Drop for Line {
+impl Drop for WaitQueue {
     fn drop(&mut self) {
         if fork::is_forked() {
             return;
         }
-        bell::unlist(self, self.hint);
+        doorbell::unlist(self, self.hint);
     }
 }
 
 /// A socket whose hang-up the lines of a pipe end have to hear of.
 pub(crate) struct Hangup {
     fd: Arc<OwnedFd>,
-    lines: OnceLock<Vec<Weak<Line>>>,
+    lines: OnceLock<Vec<Weak<WaitQueue>>>,
     watches: Watches<Arc<OwnedFd>>,
     /// Once it is known it is for ever.
     is_gone: Arc<AtomicBool>,
@@ -308,7 +308,7 @@ impl Hangup {
     }
 
     /// Says once whom a hang-up concerns.
-    pub(crate) fn concerns(&self, lines: &[&Arc<Line>]) {
+    pub(crate) fn concerns(&self, lines: &[&Arc<WaitQueue>]) {
         let _ = self.lines.set(lines.iter().map(|line| Arc::downgrade(line)).collect());
     }
 
@@ -334,7 +334,7 @@ impl Hangup {
                 if socket::is_hung_up(fd.as_fd()) {
                     is_gone.store(true, Release);
                 }
-                lines.iter().filter_map(Weak::upgrade).for_each(|line| line.look(true));
+                lines.iter().filter_map(Weak::upgrade).for_each(|line| line.rung(true));
             };
             (self.fd.clone(), nudge)
         })?;
@@ -345,7 +345,7 @@ impl Hangup {
 
 /// A place in the local line; dropping it is leaving without success.
 pub(crate) struct Turn {
-    line: Arc<Line>,
+    line: Arc<WaitQueue>,
     id: u64,
     has_left: bool,
 }
@@ -380,7 +380,7 @@ impl Turn {
     }
 
     /// Prepares the front for sleep; it must try once more afterwards.
-    /// `listen` makes sure that somebody in this process answers its bell.
+    /// `listen` makes sure that somebody in this process answers its doorbell.
     pub(super) fn prepare_sleep(&self, waker: &Waker, listen: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         let line = &self.line;
         let me = line.family.me()?;
@@ -421,7 +421,7 @@ impl Turn {
         }
         let granted = std::mem::take(&mut local.granted);
         // A notice that comes while we succeed may be for another change than the one we used.
-        let noticed = local.place.take().is_some_and(|place| line.event().leave(place));
+        let noticed = local.place.take().is_some_and(|place| line.sleepers().leave(place));
         drop(local);
         if noticed || granted && !succeeded {
             line.notify_one();

@@ -2,18 +2,18 @@
 //!
 //! # State
 //! [`LEN`] words. `MARKS`: bit i says that entry i may hold a sleeper, the top bit that `OVERFLOW` is not empty.
-//! `TICKET`: the next place in line. `OVERFLOW`: bells of those who found no free entry. Then the entries:
+//! `TICKET`: the next place in line. `OVERFLOW`: doorbells of those who found no free entry. Then the entries:
 //! 0 is free, else `NOTIFIED:1 | ticket:31 | slot:12 | epoch:20` of the process that sleeps.
 //!
 //! # Moves
 //! | from -> to | who | ordering | wakes |
 //! |---|---|---|---|
 //! | entry 0 -> mine, then mark i set | the sleeper | SeqCst, then looks again | - |
-//! | entry E -> E with NOTIFIED | a notifier, oldest ticket first | AcqRel CAS | the sleeper's bell |
+//! | entry E -> E with NOTIFIED | a notifier, oldest ticket first | AcqRel CAS | the sleeper's doorbell |
 //! | mark i cleared, then entry -> 0 | the sleeper, on notice or when it leaves | Release | - |
 //! | entry of a dead process -> mine with NOTIFIED, then as above | any notifier or sleeper | AcqRel CAS | - |
-//! | overflow bell set, then the top mark | the sleeper | SeqCst, then looks again | - |
-//! | top mark cleared, then OVERFLOW -> 0 | a notifier | AcqRel | all bells taken |
+//! | overflow doorbell set, then the top mark | the sleeper | SeqCst, then looks again | - |
+//! | top mark cleared, then OVERFLOW -> 0 | a notifier | AcqRel | all doorbells taken |
 //!
 //! # Invariants
 //! 1. Mark i changes only at the hand of the process that owns entry i, so it never hides a later sleeper.
@@ -29,12 +29,12 @@
 //! |---|---|---|
 //! | sleeper between entry and mark | an entry without a mark: never chosen, never waited for | the next sleeper that needs the entry |
 //! | sleeper asleep | an entry of an unlisted member | the notifier that meets it takes it over and goes on |
-//! | sleeper after NOTIFIED | the notice died with it | its burial rings every bell: all look again |
-//! | notifier between NOTIFIED and the bell, or between top mark and OVERFLOW | a sleeper that nobody wakes | its burial rings every bell |
+//! | sleeper after NOTIFIED | the notice died with it | its burial rings every doorbell: all look again |
+//! | notifier between NOTIFIED and the doorbell, or between top mark and OVERFLOW | a sleeper that nobody wakes | its burial rings every doorbell |
 //! | who takes a dead entry over | an entry of a dead member with NOTIFIED | the next that needs the entry |
 //!
 //! # Cancel
-//! Leaving returns whether a notice had come; `wait::line` then passes it on.
+//! Leaving returns whether a notice had come; `wait::local_queue` then passes it on.
 
 use crate::os::fault;
 use crate::shm::atomic::{AtomicU64, fence};
@@ -51,7 +51,7 @@ const TICKET: usize = 1;
 const OVERFLOW: usize = 2;
 const FIRST: usize = 3;
 
-/// Words that an event takes up; zeros are a fresh one.
+/// Words that an sleepers takes up; zeros are a fresh one.
 pub(crate) const LEN: usize = FIRST + ENTRIES;
 
 const CROWD: u64 = 1 << 63;
@@ -109,17 +109,17 @@ pub(crate) enum Place {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Wake {
     Sleeper(Sleeper),
-    /// Everybody who listens to these bells.
-    Bells(u64),
+    /// Everybody who listens to these doorbells.
+    Doorbells(u64),
 }
 
 /// The list, wherever its words are.
 #[derive(Clone, Copy)]
-pub(crate) struct Event<'a> {
+pub(crate) struct Sleepers<'a> {
     words: &'a [AtomicU64],
 }
 
-impl<'a> Event<'a> {
+impl<'a> Sleepers<'a> {
     pub(crate) fn new(words: &'a [AtomicU64]) -> Self {
         debug_assert_eq!(words.len(), LEN);
         Self { words }
@@ -134,7 +134,7 @@ impl<'a> Event<'a> {
     pub(crate) fn join(
         &self,
         me: Sleeper,
-        bell: u32,
+        doorbell: u32,
         ticket: Option<u64>,
         is_listed: impl Fn(Sleeper) -> bool,
     ) -> Place {
@@ -150,7 +150,7 @@ impl<'a> Event<'a> {
                 return Place::Entry { index, ticket };
             }
         }
-        self.words[OVERFLOW].fetch_or(1 << bell, SeqCst);
+        self.words[OVERFLOW].fetch_or(1 << doorbell, SeqCst);
         fault::point("sleep.crowded");
         self.words[MARKS].fetch_or(CROWD, SeqCst);
         fence(SeqCst);
@@ -163,7 +163,7 @@ impl<'a> Event<'a> {
         let mine = me.to_entry(0) | NOTIFIED;
         let taken = self.entry(index).compare_exchange(seen, mine, AcqRel, Relaxed).is_ok();
         if taken {
-            fault::point("bury.entry");
+            fault::point("recover.entry");
             self.free(index);
         }
         taken
@@ -264,9 +264,9 @@ impl<'a> Event<'a> {
         if self.words[MARKS].load(Acquire) & CROWD != 0 {
             self.words[MARKS].fetch_and(!CROWD, SeqCst);
             fault::point("notify.crowd");
-            let bells = self.words[OVERFLOW].swap(0, SeqCst);
-            if bells != 0 {
-                wake(Wake::Bells(bells));
+            let doorbells = self.words[OVERFLOW].swap(0, SeqCst);
+            if doorbells != 0 {
+                wake(Wake::Doorbells(doorbells));
             }
         }
     }
@@ -320,7 +320,7 @@ impl<'a> Event<'a> {
     }
 
     /// Who is in the list, dead or alive, but for the crowd.
-    pub(crate) fn sleepers(&self) -> Vec<Sleeper> {
+    pub(crate) fn list(&self) -> Vec<Sleeper> {
         let entries = self.words[FIRST..].iter().map(|entry| entry.load(Acquire));
         entries.filter(|entry| entry & MEMBER_MASK != 0).map(Sleeper::from_bits).collect()
     }
@@ -344,12 +344,12 @@ mod tests {
         (0..LEN).map(|_| AtomicU64::new(0)).collect()
     }
 
-    fn woken(event: Event<'_>, all: bool, dead: &[u16]) -> Vec<Wake> {
+    fn woken(sleepers: Sleepers<'_>, all: bool, dead: &[u16]) -> Vec<Wake> {
         let mut woken = Vec::new();
         let listed = |sleeper: Sleeper| !dead.contains(&sleeper.slot);
         match all {
-            false => event.notify_one(Some(sleeper(99)), listed, |wake| woken.push(wake)),
-            true => event.notify_all(Some(sleeper(99)), listed, |wake| woken.push(wake)),
+            false => sleepers.notify_one(Some(sleeper(99)), listed, |wake| woken.push(wake)),
+            true => sleepers.notify_all(Some(sleeper(99)), listed, |wake| woken.push(wake)),
         }
         woken
     }
@@ -357,118 +357,122 @@ mod tests {
     #[test]
     fn sleepers_are_notified_in_the_order_they_came_each_once() {
         let words = words();
-        let event = Event::new(&words);
-        let places: Vec<_> = [5, 3, 4].map(|slot| event.join(sleeper(slot), 0, None, |_| true)).into();
+        let sleepers = Sleepers::new(&words);
+        let places: Vec<_> = [5, 3, 4].map(|slot| sleepers.join(sleeper(slot), 0, None, |_| true)).into();
         for slot in [5, 3, 4] {
-            assert_eq!(woken(event, false, &[]), [Wake::Sleeper(sleeper(slot))]);
+            assert_eq!(woken(sleepers, false, &[]), [Wake::Sleeper(sleeper(slot))]);
         }
-        assert_eq!(woken(event, false, &[]), []);
-        assert!(places.into_iter().all(|place| event.take_notice(place)));
-        assert!(event.is_empty());
+        assert_eq!(woken(sleepers, false, &[]), []);
+        assert!(places.into_iter().all(|place| sleepers.take_notice(place)));
+        assert!(sleepers.is_empty());
     }
 
     #[test]
     fn one_sleeper_is_notified_by_name_and_once() {
         let words = words();
-        let event = Event::new(&words);
-        let places: Vec<_> = [5, 3, 4].map(|slot| event.join(sleeper(slot), 0, None, |_| true)).into();
+        let sleepers = Sleepers::new(&words);
+        let places: Vec<_> = [5, 3, 4].map(|slot| sleepers.join(sleeper(slot), 0, None, |_| true)).into();
         let mut woken = Vec::new();
         for slot in [3, 3, 9] {
-            event.notify_sleeper(sleeper(slot), |wake| woken.push(wake));
+            sleepers.notify_sleeper(sleeper(slot), |wake| woken.push(wake));
         }
         assert_eq!(woken, [Wake::Sleeper(sleeper(3))]);
-        assert_eq!(places.into_iter().map(|place| event.take_notice(place)).collect::<Vec<_>>(), [false, true, false]);
+        assert_eq!(
+            places.into_iter().map(|place| sleepers.take_notice(place)).collect::<Vec<_>>(),
+            [false, true, false]
+        );
     }
 
     #[test]
     fn a_sleeper_that_looked_in_vain_keeps_its_ticket() {
         let words = words();
-        let event = Event::new(&words);
-        let first = event.join(sleeper(1), 0, None, |_| true);
-        let _second = event.join(sleeper(2), 0, None, |_| true);
-        assert_eq!(woken(event, false, &[]), [Wake::Sleeper(sleeper(1))]);
-        assert!(event.take_notice(first));
+        let sleepers = Sleepers::new(&words);
+        let first = sleepers.join(sleeper(1), 0, None, |_| true);
+        let _second = sleepers.join(sleeper(2), 0, None, |_| true);
+        assert_eq!(woken(sleepers, false, &[]), [Wake::Sleeper(sleeper(1))]);
+        assert!(sleepers.take_notice(first));
         let Place::Entry { ticket, .. } = first else { panic!("no entry") };
-        event.join(sleeper(1), 0, Some(ticket), |_| true);
-        assert_eq!(woken(event, false, &[]), [Wake::Sleeper(sleeper(1))]);
+        sleepers.join(sleeper(1), 0, Some(ticket), |_| true);
+        assert_eq!(woken(sleepers, false, &[]), [Wake::Sleeper(sleeper(1))]);
     }
 
     #[test]
     fn death_asleep_the_notifier_goes_on_to_the_next() {
         let words = words();
-        let event = Event::new(&words);
+        let sleepers = Sleepers::new(&words);
         for slot in [1, 2, 3] {
-            event.join(sleeper(slot), 0, None, |_| true);
+            sleepers.join(sleeper(slot), 0, None, |_| true);
         }
-        assert_eq!(woken(event, false, &[1, 2]), [Wake::Sleeper(sleeper(3))]);
+        assert_eq!(woken(sleepers, false, &[1, 2]), [Wake::Sleeper(sleeper(3))]);
     }
 
     #[test]
     fn death_between_entry_and_mark_the_entry_is_reused() {
         let words = words();
-        let event = Event::new(&words);
+        let sleepers = Sleepers::new(&words);
         for index in 0..ENTRIES {
             words[FIRST + index].store(sleeper(7).to_entry(0), Release);
         }
-        assert_eq!(event.join(sleeper(8), 0, None, |other| other.slot != 7), Place::Entry { index: 0, ticket: 0 });
-        assert_eq!(woken(event, false, &[7]), [Wake::Sleeper(sleeper(8))]);
+        assert_eq!(sleepers.join(sleeper(8), 0, None, |other| other.slot != 7), Place::Entry { index: 0, ticket: 0 });
+        assert_eq!(woken(sleepers, false, &[7]), [Wake::Sleeper(sleeper(8))]);
     }
 
     #[test]
     fn those_who_find_no_entry_are_woken_by_their_bells_at_the_next_notice() {
         let words = words();
-        let event = Event::new(&words);
+        let sleepers = Sleepers::new(&words);
         let places: Vec<_> =
-            (0..ENTRIES as u16 + 2).map(|n| event.join(sleeper(n), n as u32 % 64, None, |_| true)).collect();
+            (0..ENTRIES as u16 + 2).map(|n| sleepers.join(sleeper(n), n as u32 % 64, None, |_| true)).collect();
         assert_eq!(places[ENTRIES..], [Place::Crowd, Place::Crowd]);
-        assert_eq!(woken(event, false, &[]), [Wake::Bells(3 << ENTRIES), Wake::Sleeper(sleeper(0))]);
-        assert_eq!(woken(event, true, &[]).len(), ENTRIES - 1);
+        assert_eq!(woken(sleepers, false, &[]), [Wake::Doorbells(3 << ENTRIES), Wake::Sleeper(sleeper(0))]);
+        assert_eq!(woken(sleepers, true, &[]).len(), ENTRIES - 1);
     }
 
     #[test]
     fn marks_of_no_entry_are_nobody_and_do_not_last() {
         for bit in 61..63 {
             let words = words();
-            let event = Event::new(&words);
-            event.join(sleeper(1), 0, None, |_| true);
+            let sleepers = Sleepers::new(&words);
+            sleepers.join(sleeper(1), 0, None, |_| true);
             words[MARKS].fetch_or(1 << bit, Release);
-            event.notify_sleeper(sleeper(9), |wake| panic!("{wake:?}"));
-            assert_eq!(woken(event, false, &[]), [Wake::Sleeper(sleeper(1))]);
+            sleepers.notify_sleeper(sleeper(9), |wake| panic!("{wake:?}"));
+            assert_eq!(woken(sleepers, false, &[]), [Wake::Sleeper(sleeper(1))]);
             assert_eq!(words[MARKS].load(Acquire), 1);
             words[MARKS].fetch_or(1 << bit, Release);
-            assert_eq!(woken(event, true, &[]), []);
+            assert_eq!(woken(sleepers, true, &[]), []);
         }
     }
 
     #[test]
     fn a_sleeper_whose_entry_or_mark_was_changed_finds_out_before_it_sleeps_again() {
         let words = words();
-        let event = Event::new(&words);
-        let place = event.join(sleeper(1), 0, None, |_| true);
+        let sleepers = Sleepers::new(&words);
+        let place = sleepers.join(sleeper(1), 0, None, |_| true);
         words[MARKS].store(0, Release);
-        assert!(event.keep(place, sleeper(1)));
+        assert!(sleepers.keep(place, sleeper(1)));
         assert_eq!(words[MARKS].load(Acquire), 1);
         words[FIRST].store(0, Release);
-        assert!(!event.keep(place, sleeper(1)));
+        assert!(!sleepers.keep(place, sleeper(1)));
     }
 
     #[test]
     fn entries_of_noise_do_not_keep_a_notifier() {
         let words = words();
         words.iter().for_each(|word| word.store(0x7fff_ffff_ffff_ffff, Release));
-        let event = Event::new(&words);
-        assert!(woken(event, true, &[]).len() <= ENTRIES + 1);
-        assert_eq!(woken(event, true, &[0xfff]), []);
+        let sleepers = Sleepers::new(&words);
+        assert!(woken(sleepers, true, &[]).len() <= ENTRIES + 1);
+        assert_eq!(woken(sleepers, true, &[0xfff]), []);
     }
 
     #[test]
     fn cancel_tells_whether_a_notice_had_come() {
         let words = words();
-        let event = Event::new(&words);
-        let (first, second) = (event.join(sleeper(1), 0, None, |_| true), event.join(sleeper(2), 0, None, |_| true));
-        assert_eq!(woken(event, false, &[]), [Wake::Sleeper(sleeper(1))]);
-        assert!(event.leave(first));
-        assert!(!event.leave(second));
-        assert!(event.is_empty());
+        let sleepers = Sleepers::new(&words);
+        let (first, second) =
+            (sleepers.join(sleeper(1), 0, None, |_| true), sleepers.join(sleeper(2), 0, None, |_| true));
+        assert_eq!(woken(sleepers, false, &[]), [Wake::Sleeper(sleeper(1))]);
+        assert!(sleepers.leave(first));
+        assert!(!sleepers.leave(second));
+        assert!(sleepers.is_empty());
     }
 }

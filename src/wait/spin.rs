@@ -1,6 +1,6 @@
-//! Looking again for a short while before sleeping, for a wake costs 20 us and the answer often comes sooner.
+//! SpinWindow again for a short while before sleeping, for a wake costs 20 us and the answer often comes sooner.
 //!
-//! The while is learned per event: it grows when looking paid, halves when it did not, down to none, and is tried
+//! The while is learned per event: it grows when run paid, halves when it did not, down to none, and is tried
 //! anew now and then. So waits that are long, or that need the CPU we look with, stop being looked for. An answer that
 //! took as long as a wake pays once, for the peer may be in step from now on; twice in a row it is asleep each time.
 //! Who has just seen that the other side is awake may be encouraged to look all the same, shortly first, and then for as
@@ -23,13 +23,13 @@ const ENCOURAGED_NS: u32 = 10_000;
 const MOST_IGNORED: u32 = 64;
 /// The part spent without letting other tasks run.
 const IN_PLACE: Duration = Duration::from_micros(4);
-/// Of so many waits that go straight to sleep, one tries whether looking pays again.
+/// Of so many waits that go straight to sleep, one tries whether run pays again.
 const TRY_ONE_IN: u32 = 32;
 
-pub(crate) struct Look {
+pub(crate) struct Spin {
     window_ns: AtomicU32,
     skipped: AtomicU32,
-    /// The last answer that looking found came from a peer that had been asleep.
+    /// The last answer that run found came from a peer that had been asleep.
     was_asleep: AtomicBool,
     /// Encouragements to be ignored, and how many it will be after the next that was in vain.
     ignored: AtomicU32,
@@ -41,7 +41,7 @@ pub(crate) struct Look {
     is_peer_awake: AtomicBool,
 }
 
-impl Default for Look {
+impl Default for Spin {
     fn default() -> Self {
         let window = if has_spare_cpu() { LONGEST_NS } else { 0 };
         let (window_ns, ignores) = (AtomicU32::new(window), AtomicU32::new(1));
@@ -57,13 +57,13 @@ fn has_spare_cpu() -> bool {
     *CPUS.get_or_init(|| std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1))
 }
 
-/// One while of looking.
-pub(super) struct Looking {
+/// One while of run.
+pub(super) struct SpinWindow {
     started: Instant,
     window: Duration,
 }
 
-impl Look {
+impl Spin {
     /// The other side is awake: what is to be looked for next may come at once.
     pub(crate) fn encourage(&self) {
         self.is_peer_awake.store(true, Relaxed);
@@ -80,7 +80,7 @@ impl Look {
         }
     }
 
-    pub(super) fn begin(&self) -> Option<Looking> {
+    pub(super) fn begin(&self) -> Option<SpinWindow> {
         let mut window = self.window_ns.load(Relaxed);
         if window == 0 {
             let skipped = self.skipped.fetch_add(1, Relaxed);
@@ -89,19 +89,19 @@ impl Look {
             }
             window = LONGEST_NS;
         }
-        Some(Looking { started: Instant::now(), window: Duration::from_nanos(window.into()) })
+        Some(SpinWindow { started: Instant::now(), window: Duration::from_nanos(window.into()) })
     }
 
     /// Looks without a break for a while; `Some` if it was worth it.
-    pub(super) fn in_place<T>(&self, looking: &Looking, attempt: &mut impl FnMut() -> Option<T>) -> Option<T> {
-        let end = Instant::now() + looking.window.min(IN_PLACE);
+    pub(super) fn in_place<T>(&self, run: &SpinWindow, attempt: &mut impl FnMut() -> Option<T>) -> Option<T> {
+        let end = Instant::now() + run.window.min(IN_PLACE);
         loop {
             for _ in 0..16 {
                 std::hint::spin_loop();
             }
             let found = attempt();
             if found.is_some() {
-                self.paid(looking);
+                self.paid(run);
                 return found;
             }
             if Instant::now() >= end {
@@ -110,8 +110,8 @@ impl Look {
         }
     }
 
-    pub(super) fn is_over(&self, looking: &Looking) -> bool {
-        let over = looking.started.elapsed() >= looking.window;
+    pub(super) fn is_over(&self, run: &SpinWindow) -> bool {
+        let over = run.started.elapsed() >= run.window;
         if over {
             self.is_peer_awake.store(false, Relaxed);
             if self.is_encouraged.swap(false, Relaxed) && self.encouraged_ns.swap(LONGEST_NS, Relaxed) == LONGEST_NS {
@@ -126,8 +126,8 @@ impl Look {
         over
     }
 
-    pub(super) fn paid(&self, looking: &Looking) {
-        let took = looking.started.elapsed().as_nanos().min(LONGEST_NS.into()) as u32;
+    pub(super) fn paid(&self, run: &SpinWindow) {
+        let took = run.started.elapsed().as_nanos().min(LONGEST_NS.into()) as u32;
         if self.is_encouraged.swap(false, Relaxed) {
             self.ignores.store(1, Relaxed);
         }
@@ -151,10 +151,10 @@ mod tests {
 
     #[test]
     fn looking_that_never_pays_stops_and_is_tried_again_now_and_then() {
-        let look = Look { window_ns: AtomicU32::new(LONGEST_NS), ..Look::default() };
+        let look = Spin { window_ns: AtomicU32::new(LONGEST_NS), ..Spin::default() };
         for _ in 0..8 {
-            if let Some(looking) = look.begin() {
-                while !look.is_over(&looking) {}
+            if let Some(run) = look.begin() {
+                while !look.is_over(&run) {}
             }
         }
         assert_eq!(look.window_ns.load(Relaxed), 0);
