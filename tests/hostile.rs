@@ -12,7 +12,7 @@ use multiprocess::{self as mp, ErrorKind, Fd, Pool, Process, StartMethod};
 use rustix::process::Signal;
 use std::fs::File;
 use std::future::IntoFuture;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicI32, Ordering::SeqCst};
@@ -31,6 +31,8 @@ const SCENARIOS: &[Scenario] = scenarios! {
     #[late] descriptors_that_main_has_opened_before_init_stay_in_started_processes
     #[late] threads_that_call_init_at_once_take_one_role
     a_parent_that_has_confined_itself_by_landlock_has_confined_children
+    signals_reach_each_child_though_a_preload_has_built_a_runtime
+    #[late] signals_reach_each_child_though_main_has_built_a_runtime
     a_frozen_server_is_an_error_of_the_spawn_in_time_which_never_runs
     waits_for_a_frozen_child_end_in_time_and_it_goes_on_when_it_is_thawed
     a_frozen_worker_of_a_pool_keeps_no_item_and_times_out_like_any_other
@@ -379,6 +381,55 @@ fn a_parent_that_has_confined_itself_by_landlock_has_confined_children() {
         // The first one ends some time.
         assert!(servers().iter().all(|pid| before.contains(pid)), "the next ones come from the same server");
     });
+}
+
+async fn does_nothing() {}
+
+/// Says who it is; hears one SIGUSR1, and does nothing else before `busy` is closed, if it is there; says so.
+async fn listens(told: mp::Queue<u32>, busy: Option<Fd<File>>) {
+    let mut signals = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::user_defined1()).unwrap();
+    told.put(std::process::id()).await.unwrap();
+    if let Some(mut busy) = busy {
+        busy.read_to_end(&mut Vec::new()).unwrap();
+    }
+    signals.recv().await;
+    told.put(std::process::id()).await.unwrap();
+}
+
+fn signals_reach_each_child_though_a_preload_has_built_a_runtime() {
+    block_on(async {
+        // It makes what tokio hears signals by, in the fork server.
+        mp::preload(does_nothing).unwrap();
+        signals_reach_each_child().await;
+    });
+}
+
+fn signals_reach_each_child_though_main_has_built_a_runtime() {
+    block_on(async {
+        mp::init();
+        signals_reach_each_child().await;
+    });
+}
+
+async fn signals_reach_each_child() {
+    let told = mp::Queue::unbounded().unwrap();
+    let (read, go_on) = std::io::pipe().unwrap();
+    let read = Fd::from(File::from(std::os::fd::OwnedFd::from(read)));
+    let idle = Process::spawn(listens, (told.clone(), None)).unwrap();
+    let busy = Process::spawn(listens, (told.clone(), Some(read))).unwrap();
+    for _ in 0..2 {
+        within(told.get()).await.unwrap();
+    }
+    until("the idle one sleeps", || processes().iter().any(|(pid, _, state)| *pid == idle.pid() && *state == 'S'));
+    kill(busy.pid(), Signal::USR1);
+    // Time for the idle one to take what is not its own.
+    std::thread::sleep(Duration::from_millis(100));
+    drop(go_on);
+    assert_eq!(within(told.get()).await.unwrap(), busy.pid());
+    kill(idle.pid(), Signal::USR1);
+    assert_eq!(within(told.get()).await.unwrap(), idle.pid());
+    within(busy).await.unwrap();
+    within(idle).await.unwrap();
 }
 
 /// A control group, of the second version, that can be frozen.

@@ -163,17 +163,24 @@ impl Connect {
     async fn to_file(&self, path: &Path) -> io::Result<UnixStream> {
         let file = listen::file_at(path, self.owner)?;
         match unix(format!("/proc/self/fd/{}", file.as_raw_fd()).as_ref()).await {
-            // No /proc here.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => unix(path).await,
+            // No /proc here. What has the name by now may be another's socket, which only the kernel can tell.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let stream = unix(path).await?;
+                self.check_user(&stream)?;
+                Ok(stream)
+            }
             connected => connected,
         }
     }
 
     /// An abstract name says nothing about who listens there, but the kernel does.
     fn check_peer(&self, stream: &UnixStream) -> io::Result<()> {
-        let Some(owner) = self.owner else { return Ok(()) };
+        if self.owner.is_some() { self.check_user(stream) } else { Ok(()) }
+    }
+
+    fn check_user(&self, stream: &UnixStream) -> io::Result<()> {
         match stream.peer_cred()?.uid() {
-            uid if uid == owner || uid == rustix::process::geteuid().as_raw() => Ok(()),
+            uid if Some(uid) == self.owner || uid == rustix::process::geteuid().as_raw() => Ok(()),
             uid => {
                 let why = format!("who listens there is the user with uid {uid}");
                 Err(io::Error::new(io::ErrorKind::PermissionDenied, why))

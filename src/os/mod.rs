@@ -27,6 +27,7 @@ pub(crate) mod random;
 pub(crate) mod reactor;
 pub(crate) mod refuse;
 pub(crate) mod rights;
+pub(crate) mod self_pipe;
 pub(crate) mod signal;
 pub(crate) mod socket;
 pub(crate) mod spawn;

@@ -128,13 +128,17 @@ pub(crate) fn standard(fd: RawFd) -> Option<BorrowedFd<'static>> {
 /// Descriptors beyond the standard streams that this process has from who executed it: those that are not close-on-exec,
 /// and so were not opened here by Rust code.
 pub(crate) fn inherited() -> Vec<RawFd> {
+    open_descriptors().into_iter().filter(|fd| *fd > 2 && is_inheritable(*fd)).collect()
+}
+
+/// The numbers of what is open here; some may be closed by now.
+pub(crate) fn open_descriptors() -> Vec<RawFd> {
     let listed = std::fs::read_dir("/proc/self/fd").map(|entries| {
         let number = |entry: io::Result<std::fs::DirEntry>| entry.ok()?.file_name().to_str()?.parse().ok();
         entries.filter_map(number).collect::<Vec<RawFd>>()
     });
     // Without /proc every number is asked that a program is likely to have.
-    let all = listed.unwrap_or_else(|_| (0..1 << 16).collect());
-    all.into_iter().filter(|fd| *fd > 2 && is_inheritable(*fd)).collect()
+    listed.unwrap_or_else(|_| (0..1 << 16).collect())
 }
 
 /// A look at one of [`inherited`], which may turn out to be another's.

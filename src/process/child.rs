@@ -9,7 +9,7 @@ use crate::error::{Error, ErrorKind, PanicInfo, Result};
 use crate::os::attributes::Attributes;
 use crate::os::socket::{self, Sender, Wait};
 use crate::os::spawn::{self, SingleThreaded};
-use crate::os::{fork, memory, profile, signal};
+use crate::os::{fork, memory, profile, self_pipe, signal};
 use crate::shm::family::Family;
 use crate::wire::{self, Parcel, frame};
 use rustix::process::Pid;
@@ -40,6 +40,8 @@ pub(super) fn after_fork(
     single: SingleThreaded,
 ) -> ! {
     Family::forget_me();
+    // Out of descriptors it goes on with the shared one.
+    let _ = self_pipe::renew();
     spawn::close_all(private);
     let tie = lifeline.map(|lifeline| match signal::die_with(lifeline) {
         Ok(Some(tie)) => tie,

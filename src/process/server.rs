@@ -41,7 +41,7 @@ use crate::os::{
     credentials::{self, Credentials},
     eventfd, exec, pidfd,
     poll::poll,
-    profile, signal, socket,
+    profile, self_pipe, signal, socket,
     socket::{Sender, Wait},
 };
 use crate::shm::family::Family;
@@ -187,6 +187,10 @@ impl Server {
         }
         // Only a preload could have started a thread since.
         let single = if has_preloaded { single.and_then(|_| SingleThreaded::check_soon()) } else { single };
+        if single.is_some() {
+            // Where it fails children share what tokio hears signals by; all else is as it should be.
+            let _ = self_pipe::find();
+        }
         let _ = std::io::stdout(); // Made here once rather than in every child.
         child::rehearse(Some(socket::packet_pair().map_err(failed)?))?;
         let nowhere = exec::nowhere_to_write().map_err(failed)?;
