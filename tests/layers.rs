@@ -358,6 +358,87 @@ fn calls_go_down_the_page_and_unsafe_stays_in_its_rooms() {
     assert!(!lib.is_empty() && found.is_empty(), "{}", found.join("\n"));
 }
 
+/// The sides of the manager's room, and which of them each may use.
+const SIDES: &[(&str, &[&str])] =
+    &[("client", &["client", "wire"]), ("server", &["server", "wire"]), ("wire", &["wire"])];
+
+/// The files of the manager's room that a file of it imports, as `side/file`; those of its tests do not count.
+fn imports_in_manager(file: &str, text: &str) -> Vec<String> {
+    let code = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+    let (tokens, own) = (tokens(code), file.split('/').next().unwrap_or_default());
+    let starts = (0..tokens.len()).filter(|at| tokens[*at] == "use");
+    let paths = starts.map(|at| tokens[at + 1..].iter().filter(|token| **token != ":").take(4).collect::<Vec<_>>());
+    let named = paths.filter_map(|path| match path[..] {
+        [&"super", &"super", side, file] => Some((*side, *file)),
+        [&"super", file, ..] => Some((own, *file)),
+        [&"crate", &"manager", side, file] => Some((*side, *file)),
+        _ => None,
+    });
+    named.map(|(side, file)| format!("{side}/{file}")).collect()
+}
+
+/// A way that leads from `at` back to a file on it, if there is one.
+fn circle(imports: &HashMap<String, Vec<String>>, way: &mut Vec<String>) -> Option<String> {
+    for next in imports.get(way.last()?).into_iter().flatten() {
+        if way.contains(next) {
+            return Some(format!("{} -> {next}", way.join(" -> ")));
+        }
+        way.push(next.clone());
+        let found = circle(imports, way);
+        way.pop();
+        if found.is_some() {
+            return found;
+        }
+    }
+    None
+}
+
+/// What is wrong with the files of the manager's room, given what each imports.
+fn complaints_of_sides(imports: &HashMap<String, Vec<String>>) -> Vec<String> {
+    let side = |file: &str| file.split('/').next().unwrap_or_default().to_string();
+    let mut found: Vec<String> = imports.keys().filter_map(|file| circle(imports, &mut vec![file.clone()])).collect();
+    for (file, used) in imports {
+        let Some((_, may)) = SIDES.iter().find(|(name, _)| *name == side(file)) else {
+            found.push(format!("{file} is of no side"));
+            continue;
+        };
+        let wrong = used.iter().filter(|used| !may.contains(&side(used).as_str()));
+        found.extend(wrong.map(|used| format!("{file} may not use {used}")));
+    }
+    found
+}
+
+#[test]
+fn neither_side_of_the_manager_uses_the_other_and_its_files_use_each_other_in_one_direction() {
+    let room = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/manager");
+    let mut imports = HashMap::new();
+    for path in SIDES.iter().flat_map(|(side, _)| files_below(&room.join(side))) {
+        let file = path.strip_prefix(&room).unwrap().to_str().unwrap().trim_end_matches(".rs").to_string();
+        let used = imports_in_manager(&file, &fs::read_to_string(&path).unwrap());
+        imports.insert(file, used);
+    }
+    let found = complaints_of_sides(&imports);
+    assert!(imports.len() > 20 && found.is_empty(), "{}", found.join("\n"));
+}
+
+#[test]
+fn the_check_of_the_managers_sides_can_fail() {
+    let count = |files: &[(&str, &str)]| {
+        let imports = files.iter().map(|(file, text)| (file.to_string(), imports_in_manager(file, text)));
+        complaints_of_sides(&imports.collect()).len()
+    };
+    assert_eq!(
+        count(&[("client/a", "use super::b::B;\nuse crate::manager::wire::c::{self, D};"), ("client/b", "")]),
+        0
+    );
+    assert_eq!(count(&[("client/a", "use crate::manager::server::b::B;")]), 1);
+    assert_eq!(count(&[("server/a", "use super::super::client::b::B;")]), 1);
+    assert_eq!(count(&[("wire/a", "use crate::manager::client::b::B;")]), 1);
+    assert_eq!(count(&[("client/a", "#[cfg(test)]\nmod tests { use crate::manager::server::b::B; }")]), 0);
+    assert_eq!(count(&[("client/a", "use super::b::B;"), ("client/b", "use super::a::{A};")]), 2);
+    assert_eq!(count(&[("garage/a", "")]), 1);
+}
+
 #[test]
 fn the_check_can_fail() {
     let lib = tokens("pub use error::{Error, Result};\npub use pool::Pool;");

@@ -1,23 +1,23 @@
 //! The face: start a manager, make objects in it.
 
-use super::dict::DictProxy;
-use super::gate::{Bind, GREETING, GREETING_TIME, Welcome};
-use super::link::{Handle, Link, Running};
-use super::list::ListProxy;
-use super::method::{Exposed, Maker};
-use super::namespace::{Names, Namespace};
-use super::pipes;
-use super::primitives::{
-    BarrierProxy, ConditionProxy, EventProxy, Flag, Held, LockProxy, Parties, Permits, SemaphoreProxy, Waiters,
-};
-use super::protocol::{self, Writer};
-use super::proxy::{self, Proxy};
-use super::queue::{Items, QueueProxy};
-use super::server::{self, Setup};
-use super::slots::Brings;
-use super::value::{ArrayProxy, One, Row, ValueProxy};
 use crate::connection::{self, ByteConnection, Connect};
 use crate::error::{Error, ErrorKind, Result};
+use crate::manager::client::dict::DictProxy;
+use crate::manager::client::link::{Handle, Link, Running};
+use crate::manager::client::list::ListProxy;
+use crate::manager::client::namespace::{Names, Namespace};
+use crate::manager::client::pending::Brings;
+use crate::manager::client::pipe;
+use crate::manager::client::primitives::{
+    BarrierProxy, ConditionProxy, EventProxy, Flag, Held, LockProxy, Parties, Permits, SemaphoreProxy, Waiters,
+};
+use crate::manager::client::proxy::{self, Proxy};
+use crate::manager::client::queue::{Items, QueueProxy};
+use crate::manager::client::value::{ArrayProxy, One, Row, ValueProxy};
+use crate::manager::server::leader;
+use crate::manager::wire::greeting::{Bind, GREETING, GREETING_TIME, Setup, Welcome};
+use crate::manager::wire::messages::{self, Writer};
+use crate::manager::wire::method::{Exposed, Maker};
 use crate::os::{image, reactor, socket, timer};
 use crate::process::Process;
 use crate::process::function::{Arguments, captures_nothing};
@@ -171,13 +171,12 @@ impl ManagerBuilder {
         let failed = |error| Error::io("cannot start a manager", error);
         reactor::has_io().and_then(|()| reactor::has_timer()).map_err(failed)?;
         let (intake, door) = socket::packet_pair().map_err(failed)?;
-        pipes::limit_waiting(&door, GREETING_TIME).map_err(failed)?;
+        pipe::limit_waiting(&door, GREETING_TIME).map_err(failed)?;
         let id = (RandomState::new().hash_one(std::process::id()), RandomState::new().hash_one(&self.name));
         let theirs = Fd::new(door.try_clone().map_err(failed)?);
         let setup = Setup { id, intake: Fd::new(intake), door: theirs, exposed: self.exposed, bind };
         let name = self.name.unwrap_or_else(|| "Manager".into());
-        let mut process =
-            Process::builder().name(name).daemon(true).shield_signals(true).spawn(server::serve, (setup,))?;
+        let mut process = Process::builder().name(name).daemon(true).shield_signals(true).spawn(serve, (setup,))?;
         let link = Link::new(id, process.pid(), door)?;
         let manager = Manager { link, pid: process.pid(), process: Arc::default(), is_far: false };
         manager.link.know_process(&manager.process);
@@ -192,6 +191,10 @@ impl ManagerBuilder {
         *manager.process.lock().await = Some(process);
         Ok(manager)
     }
+}
+
+fn serve(setup: Setup) -> Result<()> {
+    leader::serve(setup, Box::new(Names::new()))
 }
 
 impl Manager {
@@ -253,7 +256,7 @@ impl Manager {
     /// # Errors
     /// `Closed` if the manager is gone.
     pub async fn address(&self) -> Result<Option<String>> {
-        let mut request = Writer::request(protocol::WHERE);
+        let mut request = Writer::request(messages::WHERE);
         request.number(0);
         self.link.ask(request, 1, Brings::Values).await?.part()
     }
@@ -262,7 +265,7 @@ impl Manager {
     /// What it holds stays until it is removed, or the manager ends.
     pub fn names(&self) -> Namespace {
         // It is there as long as the manager, so it does not matter when the claim arrives.
-        let handle = Handle::claimed(&self.link, protocol::NAMES);
+        let handle = Handle::claimed(&self.link, messages::NAMES);
         Namespace(Proxy::new(handle))
     }
 
@@ -396,7 +399,7 @@ impl Manager {
     /// # Errors
     /// `Closed` if the manager is gone.
     pub async fn object_count(&self) -> Result<usize> {
-        let mut request = Writer::request(protocol::COUNT);
+        let mut request = Writer::request(messages::COUNT);
         request.number(0);
         let count: u64 = self.link.ask(request, 1, Brings::Values).await?.part()?;
         Ok(count as usize)
@@ -414,7 +417,7 @@ impl Manager {
         }
         let mut process = self.process.lock().await;
         let Some(running) = process.as_mut() else { return Ok(()) };
-        let mut request = Writer::request(protocol::END);
+        let mut request = Writer::request(messages::END);
         request.number(0);
         let failed = |error| Error::io("cannot wait for the end of a manager", error);
         match timer::limited(GRACE, self.link.ask(request, 1, Brings::Values)).map_err(failed)?.await {

@@ -1,54 +1,38 @@
 //! Objects that live in one process and are used from many.
 //!
 //! ```text
-//! In a client:                                            In the manager:
-//! manager.rs   Manager, ManagerBuilder: the public face   server.rs    who leads, and how a slow call is left behind
-//! proxy.rs     the typed handle a client holds            jobs.rs      calls, from object to object
-//! list.rs dict.rs namespace.rs queue.rs primitives.rs     helpers.rs   threads that take over
-//! value.rs     its forms                                  clients.rs   one client: what it holds, the way back
-//! link.rs      one manager, and who holds what of it      poller.rs    whose pipe is looked into
-//! pipes.rs far.rs  the ways there                         gate.rs      clients from elsewhere
-//! slots.rs     who waits for which answer                 objects.rs   the objects and who holds them
-//!
-//! Of both:  protocol.rs  what they say to each other      method.rs    function <-> address, with an object in its hand
-//!           waits.rs     operations that may have to wait abroad.rs    handles that cross to another host and back
+//! manager.rs   Manager, ManagerBuilder: the public face
+//! client/      link.rs       one manager, and who holds what of it
+//!              pipe.rs stream.rs   the ways there          pending.rs   calls that wait for an answer
+//!              proxy.rs      the typed handle a client holds, and its forms: list.rs dict.rs namespace.rs queue.rs
+//!                            primitives.rs value.rs         waits.rs     operations that may have to wait
+//! server/      leader.rs     the thread that takes requests  executor.rs  calls, from object to object
+//!              overflow.rs   threads that take over          connection.rs  what a client holds, the way back to it
+//!              poller.rs     whose pipe is looked into       acceptor.rs  clients from elsewhere
+//!              objects.rs    the objects and who holds them  state.rs     all this as one
+//! wire/        messages.rs   what both say to each other     method.rs    function <-> address, with an object
+//!              waiting.rs    waitable operations             marshal.rs   handles as references
+//!              ready.rs      which clients have sent something
+//!              local.rs      the manager of this process     greeting.rs  first words
 //! ```
+//!
+//! No file of one side imports one of the other; both use `wire`. `tests/layers.rs` checks it.
 #![forbid(unsafe_code)]
 
-mod abroad;
-mod clients;
-mod dict;
-mod far;
-mod gate;
-mod helpers;
-mod jobs;
-mod link;
-mod list;
+mod client;
 #[allow(clippy::module_inception)] // STYLE: the room's face carries the room's name.
 mod manager;
-mod method;
-mod namespace;
-mod objects;
-mod pipes;
 #[cfg(test)]
-mod played;
-mod poller;
-mod primitives;
-mod protocol;
-mod proxy;
-mod queue;
-mod ready;
+mod mock;
 mod server;
-mod slots;
-mod value;
-mod waits;
+mod wire;
 
-pub use dict::DictProxy;
-pub use list::ListProxy;
+pub use client::dict::DictProxy;
+pub use client::list::ListProxy;
+pub use client::namespace::Namespace;
+pub use client::primitives::{BarrierProxy, ConditionProxy, EventProxy, Grant, LockProxy, SemaphoreProxy};
+pub use client::proxy::{Batch, Proxy, Replies, Ticket};
+pub use client::queue::QueueProxy;
+pub use client::value::{ArrayProxy, ValueProxy};
 pub use manager::{Manager, ManagerBuilder, ManagerConnect};
-pub use method::{Exposed, Maker, Method};
-pub use namespace::Namespace;
-pub use primitives::{BarrierProxy, ConditionProxy, EventProxy, Grant, LockProxy, SemaphoreProxy};
-pub use proxy::{Batch, Proxy, Replies, Ticket};
-pub use queue::QueueProxy;
-pub use value::{ArrayProxy, ValueProxy};
+pub use wire::method::{Exposed, Maker, Method};

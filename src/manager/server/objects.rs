@@ -4,24 +4,26 @@
 //! that are part of objects themselves. It goes when nobody holds it. Objects that hold each other in a circle, and
 //! that nobody outside leads to, are found by [`Objects::collect`].
 
-use super::waits::Settle;
+use crate::manager::wire::local::Lease;
+use crate::manager::wire::lock::lock;
+use crate::manager::wire::waiting::Settle;
 use crate::process::entry::survive;
 use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 
 /// One object: its value, and whose turn it is.
-pub(super) struct Object<J> {
-    pub(super) number: u64,
+pub(crate) struct Object<J> {
+    pub(crate) number: u64,
     /// `None` only while a call has it in its hand.
-    pub(super) value: Mutex<Option<Box<dyn Any + Send>>>,
+    pub(crate) value: Mutex<Option<Box<dyn Any + Send>>>,
     turn: Mutex<Turn<J>>,
     /// Jobs that had their turn and wait for a change. Only who has the turn looks here.
-    pub(super) parked: Mutex<Vec<J>>,
+    pub(crate) parked: Mutex<Vec<J>>,
     /// How its waiting operations are ended; known once there was one.
-    pub(super) settle: OnceLock<Settle>,
+    pub(crate) settle: OnceLock<Settle>,
 }
 
 struct Turn<J> {
@@ -29,14 +31,9 @@ struct Turn<J> {
     waiting: VecDeque<J>,
 }
 
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // User code runs under none of our locks but an object's own, and its value is put back whatever happens.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl<J> Object<J> {
     /// Takes the turn for `job`, or lets it wait in line until [`pass_on`](Self::pass_on) hands it out.
-    pub(super) fn take_turn(&self, job: J) -> Option<J> {
+    pub(crate) fn take_turn(&self, job: J) -> Option<J> {
         let mut turn = lock(&self.turn);
         if turn.is_taken {
             turn.waiting.push_back(job);
@@ -47,13 +44,13 @@ impl<J> Object<J> {
     }
 
     /// Whether who has the turn may as well keep it.
-    pub(super) fn is_nobody_waiting(&self) -> bool {
+    pub(crate) fn is_nobody_waiting(&self) -> bool {
         lock(&self.turn).waiting.is_empty()
     }
 
     /// Ends a turn. The job that is returned has the next one.
     #[must_use]
-    pub(super) fn pass_on(&self) -> Option<J> {
+    pub(crate) fn pass_on(&self) -> Option<J> {
         let mut turn = lock(&self.turn);
         let next = turn.waiting.pop_front();
         turn.is_taken = next.is_some();
@@ -61,7 +58,7 @@ impl<J> Object<J> {
     }
 }
 
-pub(super) struct Objects<J>(Mutex<State<J>>);
+pub(crate) struct Objects<J>(Mutex<State<J>>);
 
 struct State<J> {
     entries: HashMap<u64, Row<J>>,
@@ -80,41 +77,38 @@ struct Row<J> {
     inside: Vec<(u64, u64)>,
 }
 
-/// Who gave a lease and its number there.
-pub(super) type Lease = (u64, u64);
-
 type Dead<J> = Vec<Arc<Object<J>>>;
 
 impl<J: Send + 'static> Objects<J> {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let (entries, leases) = (HashMap::new(), HashMap::new());
         Self(Mutex::new(State { entries, leases, last: 0, has_lost_holders: false, is_only_in_hand: false }))
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         lock(&self.0).entries.len()
     }
 
-    pub(super) fn has_leases(&self) -> bool {
+    pub(crate) fn has_leases(&self) -> bool {
         !lock(&self.0).leases.is_empty()
     }
 
     /// Adds an object that is held once from outside.
-    pub(super) fn add(&self, value: Box<dyn Any + Send>) -> u64 {
+    pub(crate) fn add(&self, value: Box<dyn Any + Send>) -> u64 {
         let number = self.reserve();
         self.add_as(number, value);
         number
     }
 
     /// The number of an object that is yet to be made. Who holds something for it holds it for good until then.
-    pub(super) fn reserve(&self) -> u64 {
+    pub(crate) fn reserve(&self) -> u64 {
         let mut state = lock(&self.0);
         state.last += 1;
         state.last
     }
 
     /// [`add`](Self::add) under a number that was reserved.
-    pub(super) fn add_as(&self, number: u64, value: Box<dyn Any + Send>) {
+    pub(crate) fn add_as(&self, number: u64, value: Box<dyn Any + Send>) {
         let mut state = lock(&self.0);
         let turn = Mutex::new(Turn { is_taken: false, waiting: VecDeque::new() });
         let (parked, settle) = (Mutex::default(), OnceLock::new());
@@ -122,17 +116,17 @@ impl<J: Send + 'static> Objects<J> {
         state.entries.insert(number, Row { object, outside: 1, inside: Vec::new() });
     }
 
-    pub(super) fn find(&self, number: u64) -> Option<Arc<Object<J>>> {
+    pub(crate) fn find(&self, number: u64) -> Option<Arc<Object<J>>> {
         lock(&self.0).entries.get(&number).map(|entry| entry.object.clone())
     }
 
     /// One more holder outside; false if there is no such object.
-    pub(super) fn hold(&self, number: u64) -> bool {
+    pub(crate) fn hold(&self, number: u64) -> bool {
         lock(&self.0).entries.get_mut(&number).map(|entry| entry.outside += 1).is_some()
     }
 
     /// `count` holders outside fewer.
-    pub(super) fn release(&self, numbers: impl IntoIterator<Item = (u64, u64)>) {
+    pub(crate) fn release(&self, numbers: impl IntoIterator<Item = (u64, u64)>) {
         let mut state = lock(&self.0);
         let dead: Dead<J> = numbers.into_iter().filter_map(|(number, count)| state.release(number, count)).collect();
         drop(state);
@@ -140,7 +134,7 @@ impl<J: Send + 'static> Objects<J> {
     }
 
     /// One more handle inside `owner`.
-    pub(super) fn hold_inside(&self, owner: u64, number: u64) {
+    pub(crate) fn hold_inside(&self, owner: u64, number: u64) {
         if let Some(entry) = lock(&self.0).entries.get_mut(&number) {
             match entry.inside.iter_mut().find(|(who, _)| *who == owner) {
                 Some((_, count)) => *count += 1,
@@ -150,7 +144,7 @@ impl<J: Send + 'static> Objects<J> {
     }
 
     /// One handle inside `owner` less.
-    pub(super) fn release_inside(&self, owner: u64, number: u64) {
+    pub(crate) fn release_inside(&self, owner: u64, number: u64) {
         let mut state = lock(&self.0);
         let Some(entry) = state.entries.get_mut(&number) else { return };
         if let Some(at) = entry.inside.iter().position(|(who, _)| *who == owner) {
@@ -165,7 +159,7 @@ impl<J: Send + 'static> Objects<J> {
     }
 
     /// False if there is such a lease, which stays as it is.
-    pub(super) fn open_lease(&self, lease: Lease) -> bool {
+    pub(crate) fn open_lease(&self, lease: Lease) -> bool {
         match lock(&self.0).leases.entry(lease) {
             Entry::Occupied(_) => false,
             Entry::Vacant(free) => {
@@ -176,7 +170,7 @@ impl<J: Send + 'static> Objects<J> {
     }
 
     /// The lease holds the object, unless it has ended already.
-    pub(super) fn lease(&self, lease: Lease, number: u64) {
+    pub(crate) fn lease(&self, lease: Lease, number: u64) {
         let state = &mut *lock(&self.0);
         if let (Some(held), Some(entry)) = (state.leases.get_mut(&lease), state.entries.get_mut(&number)) {
             entry.outside += 1;
@@ -184,31 +178,31 @@ impl<J: Send + 'static> Objects<J> {
         }
     }
 
-    pub(super) fn end_lease(&self, lease: Lease) {
+    pub(crate) fn end_lease(&self, lease: Lease) {
         let held = lock(&self.0).leases.remove(&lease);
         self.release(held.into_iter().flatten().map(|number| (number, 1)));
     }
 
     /// Whether [`collect`](Self::collect) might find something.
-    pub(super) fn may_have_circles(&self) -> bool {
+    pub(crate) fn may_have_circles(&self) -> bool {
         let state = lock(&self.0);
         state.has_lost_holders || state.is_only_in_hand
     }
 
     /// Whether it might, whatever calls have in their hands.
-    pub(super) fn has_lost_holders(&self) -> bool {
+    pub(crate) fn has_lost_holders(&self) -> bool {
         lock(&self.0).has_lost_holders
     }
 
     /// A call has let go of what it had in its hand. True if that may have been all that held a circle.
-    pub(super) fn look_again_if_in_hand(&self) -> bool {
+    pub(crate) fn look_again_if_in_hand(&self) -> bool {
         let mut state = lock(&self.0);
         state.has_lost_holders |= state.is_only_in_hand;
         state.is_only_in_hand
     }
 
     /// Lets go of objects that only hold each other. One that a call has in its hand counts as held.
-    pub(super) fn collect(&self) {
+    pub(crate) fn collect(&self) {
         let mut state = lock(&self.0);
         let mut is_only_in_hand = false;
         let mut leads_to: HashMap<u64, Vec<u64>> = HashMap::new();

@@ -1,12 +1,15 @@
 //! A manager that a test plays, at the other end of a link, and one that runs beside the tests in their process.
 
-use super::link::{Handle, Link};
-use super::objects::lock;
-use super::protocol::{COUNT, Writer};
-use super::proxy::Proxy;
-use super::server::{HERE, Server, Setup, serve};
-use super::slots::Brings;
 use crate::channel::{Receiver, Sender};
+use crate::manager::client::link::{Handle, Link};
+use crate::manager::client::namespace::Names;
+use crate::manager::client::pending::Brings;
+use crate::manager::client::proxy::Proxy;
+use crate::manager::server::leader::{HERE, serve};
+use crate::manager::server::state::Server;
+use crate::manager::wire::greeting::Setup;
+use crate::manager::wire::lock::lock;
+use crate::manager::wire::messages::{COUNT, Writer};
 use crate::os::socket::{Wait, packet_pair};
 use crate::wire::{self, Fd, Sealed, frame};
 use futures_util::FutureExt;
@@ -20,12 +23,12 @@ use tokio::sync::{Mutex, MutexGuard, OnceCell};
 const LONG: usize = 1 << 18;
 
 /// The manager's ends of a link.
-pub(super) struct Played {
+pub(crate) struct Played {
     requests: Receiver<Sealed>,
     answers: Sender<Sealed>,
 }
 
-pub(super) fn linked() -> (Arc<Link>, Played) {
+pub(crate) fn linked() -> (Arc<Link>, Played) {
     static LAST: AtomicU64 = AtomicU64::new(0);
     let (door, intake) = packet_pair().unwrap();
     let link = Link::new((77, LAST.fetch_add(1, Relaxed)), 1, door).unwrap();
@@ -37,20 +40,20 @@ pub(super) fn linked() -> (Arc<Link>, Played) {
 }
 
 /// Puts into the pipe until something has to wait for room.
-pub(super) fn fill(link: &Link) {
+pub(crate) fn fill(link: &Link) {
     let wire = link.wire().unwrap();
     while !wire.has_what_waits() {
         wire.tell(Sealed::new(vec![u8::MAX; LONG], Vec::new()));
     }
 }
 
-pub(super) fn proxy<T>(link: &Arc<Link>) -> Proxy<T> {
+pub(crate) fn proxy<T>(link: &Arc<Link>) -> Proxy<T> {
     Proxy::new(Handle::held(link, 7))
 }
 
 impl Played {
     /// The kind of the next request that is not there to fill the pipe, and its number.
-    pub(super) async fn next(&mut self) -> (u8, u64) {
+    pub(crate) async fn next(&mut self) -> (u8, u64) {
         loop {
             let request = self.requests.recv_timeout(Duration::from_secs(20)).await.unwrap();
             if request.bytes().len() != LONG {
@@ -59,14 +62,14 @@ impl Played {
         }
     }
 
-    pub(super) async fn answer(&mut self, id: u64, part: impl FnOnce(&mut Writer)) {
+    pub(crate) async fn answer(&mut self, id: u64, part: impl FnOnce(&mut Writer)) {
         let mut answer = Writer::answer(id);
         part(&mut answer);
         self.answers.send(answer.seal()).await.unwrap();
     }
 
     /// Has `asking` wait for room, reads until it is sent, which is the runtime's doing, and drops it without another poll.
-    pub(super) async fn drop_once_sent(&mut self, asking: impl Future) -> (u8, u64) {
+    pub(crate) async fn drop_once_sent(&mut self, asking: impl Future) -> (u8, u64) {
         let mut asking = Box::pin(asking);
         assert!((&mut asking).now_or_never().is_none());
         let sent = self.next().await;
@@ -76,23 +79,23 @@ impl Played {
 }
 
 /// A manager in this process.
-pub(super) struct Beside {
+pub(crate) struct Beside {
     door: &'static OwnedFd,
-    pub(super) server: &'static Arc<Server>,
+    pub(crate) server: &'static Arc<Server>,
     /// To it as another process would have it.
-    pub(super) client: Arc<Link>,
+    pub(crate) client: Arc<Link>,
     _alone: MutexGuard<'static, ()>,
 }
 
 /// One test has it at a time.
-pub(super) async fn beside() -> Beside {
+pub(crate) async fn beside() -> Beside {
     static ALONE: Mutex<()> = Mutex::const_new(());
     static FIRST: OnceCell<(OwnedFd, Arc<Link>)> = OnceCell::const_new();
     let start = || async {
         let (intake, door) = packet_pair().unwrap();
         let theirs = Fd::new(door.try_clone().unwrap());
         let setup = Setup { id: (99, 0), intake: Fd::new(intake), door: theirs, exposed: None, bind: None };
-        std::thread::spawn(|| serve(setup).unwrap());
+        std::thread::spawn(|| serve(setup, Box::new(Names::new())).unwrap());
         // It ends with its last client.
         let first = link(&door);
         count(&first).await;
@@ -118,16 +121,16 @@ async fn count(link: &Arc<Link>) -> u64 {
 
 impl Beside {
     /// As who runs in the manager has it.
-    pub(super) fn here(&self) -> Arc<Link> {
-        self.server.link().unwrap()
+    pub(crate) fn here(&self) -> Arc<Link> {
+        Link::here().unwrap()
     }
 
     /// To it as one more process would have it.
-    pub(super) fn another(&self) -> Arc<Link> {
+    pub(crate) fn another(&self) -> Arc<Link> {
         link(self.door)
     }
 
-    pub(super) async fn until(&self, is_so: impl Fn() -> bool) {
+    pub(crate) async fn until(&self, is_so: impl Fn() -> bool) {
         let start = Instant::now();
         while !is_so() {
             assert!(start.elapsed() < Duration::from_secs(20), "it does not happen");

@@ -1,13 +1,12 @@
 //! Calls: how they go from object to object, wait in line or for a change, and are answered.
 
-use super::clients::Connection;
-use super::helpers::Task;
-use super::method::{Doors, Frame};
-use super::objects::{Object, lock};
-use super::protocol::{self, Op, Reader, Writer};
-use super::server::Server;
-use super::waits::{End, Ticket};
+use super::objects::Object;
+use super::state::{Job, Next, ReplyTo, Server, Task};
 use crate::error::{Error, Result};
+use crate::manager::wire::local::{AT_WORK_ON, Unread};
+use crate::manager::wire::lock::lock;
+use crate::manager::wire::messages::{self, Op, Reader, Writer};
+use crate::manager::wire::method::{Dispatch, Frame};
 use crate::os::fault;
 use crate::process::entry::survive;
 use crate::wire::Sealed;
@@ -18,82 +17,15 @@ use std::sync::atomic::Ordering::*;
 use tokio::sync::oneshot;
 
 thread_local! {
-    /// The object that a call on this thread works on; 0 is none.
-    static AT_WORK_ON: Cell<u64> = const { Cell::new(0) };
     /// The function that this thread called last.
-    pub(super) static LAST_ENTRY: Cell<Option<u64>> = const { Cell::new(None) };
-    static DOORS: Cell<Option<Box<Doors>>> = const { Cell::new(None) };
-}
-
-/// The object that handles decoded on this thread become part of.
-pub(super) fn owner_of_new_handles() -> u64 {
-    AT_WORK_ON.get()
-}
-
-/// A call that is being worked off, operation by operation.
-pub(super) struct Job {
-    pub(super) frame: Frame,
-    pub(super) left: u64,
-    pub(super) reply_to: ReplyTo,
-    /// The operation that is next, if it has been read.
-    pub(super) next: Option<Next>,
-    /// It has the turn of its next object.
-    pub(super) object: Option<Arc<Object<Box<Job>>>>,
-}
-
-pub(super) enum Next {
-    Run(Op),
-    /// What a waiting operation brought, or still waits for, is taken or given back.
-    Settle(Ticket, End),
-    /// The time of a waiting operation is over.
-    Expire(Ticket),
-}
-
-impl Job {
-    /// Boxed, for it goes from hand to hand.
-    pub(super) fn new(reader: Reader, left: u64, answer: Writer, reply_to: ReplyTo) -> Box<Self> {
-        let frame = Frame::new(reader, answer);
-        Box::new(Self { frame, left, reply_to, next: None, object: None })
-    }
-
-    pub(super) fn entry(&self) -> Option<u64> {
-        match &self.next {
-            Some(Next::Run(op)) => Some(op.entry),
-            _ => None,
-        }
-    }
-}
-
-pub(super) enum ReplyTo {
-    Client(Arc<Connection>),
-    Nobody,
-    /// A task of this process.
-    Here(oneshot::Sender<Unread>),
-}
-
-/// An answer for a task of this process. Dropped unread, what it made goes.
-pub(super) struct Unread {
-    server: Arc<Server>,
-    answer: Option<Sealed>,
-}
-
-impl Unread {
-    pub(super) fn read(mut self) -> Option<Sealed> {
-        self.answer.take()
-    }
-}
-
-impl Drop for Unread {
-    fn drop(&mut self) {
-        let made = self.answer.take().and_then(|answer| protocol::made_in(answer.bytes()));
-        self.server.objects.release(made.map(|object| (object, 1)));
-    }
+    pub(crate) static LAST_ENTRY: Cell<Option<u64>> = const { Cell::new(None) };
+    static TABLE: Cell<Option<Box<Dispatch>>> = const { Cell::new(None) };
 }
 
 /// Calls.
 impl Server {
     /// Runs a call of this process's own.
-    pub(super) fn submit(self: &Arc<Self>, call: Sealed) -> Result<oneshot::Receiver<Unread>> {
+    pub(crate) fn run_for_itself(self: &Arc<Self>, call: Sealed) -> Result<oneshot::Receiver<Unread>> {
         let mut reader = Reader::new(call)?;
         let (_, id, left) = (reader.byte()?, reader.number()?, reader.number()?);
         let (sender, answer) = oneshot::channel();
@@ -106,7 +38,7 @@ impl Server {
     }
 
     /// Works off `job` and all that this lets go on, unless it has to wait, or is better left to a helper.
-    pub(super) fn work(self: &Arc<Self>, job: Box<Job>) {
+    pub(crate) fn work(self: &Arc<Self>, job: Box<Job>) {
         if self.has_slow.load(Relaxed) && self.is_slow(&job) {
             self.delegate(job);
         } else {
@@ -125,7 +57,7 @@ impl Server {
     }
 
     /// Tells an object of what became of a request that may wait, after everything that came to it before.
-    pub(super) fn tell(self: &Arc<Self>, object: Arc<Object<Box<Job>>>, what: Next) {
+    pub(crate) fn tell(self: &Arc<Self>, object: Arc<Object<Box<Job>>>, what: Next) {
         let mut job = Job::new(Reader::default(), 0, Writer::default(), ReplyTo::Nobody);
         (job.next, job.object) = (Some(what), Some(object.clone()));
         if let Some(job) = object.take_turn(job) {
@@ -133,7 +65,7 @@ impl Server {
         }
     }
 
-    pub(super) fn work_here(self: &Arc<Self>, job: Box<Job>) {
+    pub(crate) fn work_here(self: &Arc<Self>, job: Box<Job>) {
         let mut todo = VecDeque::from([job]);
         while let Some(job) = todo.pop_front() {
             self.advance(job, &mut todo);
@@ -169,7 +101,7 @@ impl Server {
                     self.prepare(job, None)
                 }
                 (Some(Next::Settle(..) | Next::Expire(_)), None) => return,
-                (None, _) => return job.finish(self),
+                (None, _) => return job.finish(),
             };
         }
     }
@@ -203,7 +135,7 @@ impl Server {
 
     /// Gets a job ready for its next operation, or for its end. `None`: it waits in line at its object. It keeps the turn
     /// at the object where it `has` it if that is the next one, too, and nobody waits there.
-    pub(super) fn prepare(&self, mut job: Box<Job>, has: Option<&Arc<Object<Box<Job>>>>) -> Option<Box<Job>> {
+    pub(crate) fn prepare(&self, mut job: Box<Job>, has: Option<&Arc<Object<Box<Job>>>>) -> Option<Box<Job>> {
         while job.next.is_none() && job.left > 0 {
             job.left -= 1;
             let frame = &mut job.frame;
@@ -218,7 +150,7 @@ impl Server {
             frame.arguments = Some(arguments);
             if self.exposed.as_ref().is_some_and(|exposed| !exposed.contains(&op.entry)) {
                 frame.out.error(&Error::other("this function is not exposed by the manager"));
-            } else if op.object == protocol::MAKER {
+            } else if op.object == messages::MAKER {
                 job.next = Some(Next::Run(op));
             } else if let Some(object) = has.filter(|has| has.number == op.object && has.is_nobody_waiting()) {
                 (job.next, job.object) = (Some(Next::Run(op)), Some(object.clone()));
@@ -249,7 +181,7 @@ impl Server {
                 }
                 job.frame.out.made(number);
             }
-            (Ok(()), None) => job.frame.out.error(&protocol::torn()),
+            (Ok(()), None) => job.frame.out.error(&messages::torn()),
             (Err(error), _) => job.frame.out.error(&error),
         }
     }
@@ -258,9 +190,9 @@ impl Server {
 fn enter(op: &Op, frame: &mut Frame) -> Result<()> {
     LAST_ENTRY.set(Some(op.entry));
     // User code in it may come back here, on another object.
-    let mut doors = DOORS.take().unwrap_or_default();
-    let result = doors.enter(op, frame);
-    DOORS.set(Some(doors));
+    let mut table = TABLE.take().unwrap_or_default();
+    let result = table.enter(op, frame);
+    TABLE.set(Some(table));
     result
 }
 
@@ -306,7 +238,7 @@ fn run(object: &Object<Box<Job>>, next: Next, job: &mut Job) -> Option<Next> {
 }
 
 impl Job {
-    fn finish(self: Box<Self>, server: &Arc<Server>) {
+    fn finish(self: Box<Self>) {
         fault::point("manager.answer");
         let Self { frame: Frame { out, wait, .. }, reply_to, .. } = *self;
         // What it kept is the user's.
@@ -316,15 +248,15 @@ impl Job {
             ReplyTo::Nobody => {}
             ReplyTo::Client(connection) => connection.reply(answer),
             // Who asked may have gone, or may go before it reads.
-            ReplyTo::Here(sender) => drop(sender.send(Unread { server: server.clone(), answer: Some(answer) })),
+            ReplyTo::Here(sender) => drop(sender.send(Unread::new(answer))),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::played::beside;
-    use super::super::proxy;
+    use crate::manager::client::proxy;
+    use crate::manager::mock::beside;
     use futures_util::FutureExt;
     use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 

@@ -1,7 +1,7 @@
 //! Functions that make an object or work on one, and how they are entered where the object is.
 
-use super::protocol::{Op, Reader, Span, Writer, torn};
-use super::waits::{self, Settle, Ticket, Try, Waits};
+use super::messages::{MAKER, Op, Reader, Span, Writer, torn};
+use super::waiting::{self, Settle, Ticket, Try, Waits};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::image::{self, Enter};
 use crate::process::entry::catch_panic;
@@ -108,7 +108,7 @@ macro_rules! methods {
 up_to_eleven!(methods);
 
 /// A method and how its result is encoded.
-pub(super) trait Invoke<T, A, M>: Copy + 'static {
+pub(crate) trait Invoke<T, A, M>: Copy + 'static {
     /// How what it brings is settled, if it may have to wait.
     const SETTLE: Option<Settle> = None;
 
@@ -117,13 +117,13 @@ pub(super) trait Invoke<T, A, M>: Copy + 'static {
 }
 
 /// Marks a method that returns a value.
-pub(super) enum Owned {}
+pub(crate) enum Owned {}
 
 /// Marks a method of ours that encodes what it lends.
-pub(super) enum Lent {}
+pub(crate) enum Lent {}
 
 /// Marks a method of ours that may have to wait.
-pub(super) enum Waiting {}
+pub(crate) enum Waiting {}
 
 impl<F: Method<T, A>, T, A> Invoke<T, A, Owned> for F {
     fn invoke(self, object: &mut T, args: &mut Option<A>, _: &mut Option<Attempt>, out: &mut Writer) -> Result<()> {
@@ -148,7 +148,7 @@ impl<F, T: Waits, A> Invoke<T, A, Waiting> for F
 where
     F: Fn(&mut T, &mut Option<A>, Try) -> Poll<Result<Message>> + Copy + 'static,
 {
-    const SETTLE: Option<Settle> = Some(waits::settle::<T>);
+    const SETTLE: Option<Settle> = Some(waiting::settle::<T>);
 
     fn invoke(self, object: &mut T, args: &mut Option<A>, wait: &mut Option<Attempt>, out: &mut Writer) -> Result<()> {
         let wait = wait.as_mut().ok_or_else(torn)?;
@@ -168,36 +168,36 @@ where
 }
 
 /// An operation that may have to wait.
-pub(super) struct Attempt {
-    pub(super) ticket: Ticket,
+pub(crate) struct Attempt {
+    pub(crate) ticket: Ticket,
     /// It is to be tried again.
-    pub(super) has_to_wait: bool,
+    pub(crate) has_to_wait: bool,
     /// Its asker's time is over.
-    pub(super) is_late: bool,
+    pub(crate) is_late: bool,
     /// How what it brings is settled.
-    pub(super) settle: Option<Settle>,
+    pub(crate) settle: Option<Settle>,
     /// What is left of its arguments, since the first try.
     kept: Option<Box<dyn Any + Send>>,
 }
 
 impl Attempt {
-    pub(super) fn new(ticket: Ticket) -> Self {
+    pub(crate) fn new(ticket: Ticket) -> Self {
         Self { ticket, has_to_wait: false, is_late: false, settle: None, kept: None }
     }
 }
 
 /// The operation that makes an object by `f`.
-pub(super) fn make_op<F, A>(f: F) -> Op
+pub(crate) fn make_op<F, A>(f: F) -> Op
 where
     F: Maker<A>,
     A: DeserializeOwned + 'static,
 {
     let entry = image::offset_of::<MakerDoor<F, A>>(f);
-    Op { object: super::protocol::MAKER, entry, fingerprint: fingerprint::<F, A, F::Object>() }
+    Op { object: MAKER, entry, fingerprint: fingerprint::<F, A, F::Object>() }
 }
 
 /// The operation that calls `f` on `object`, which is a `T`.
-pub(super) fn call_op<F, T, A, M>(object: u64, f: F) -> Op
+pub(crate) fn call_op<F, T, A, M>(object: u64, f: F) -> Op
 where
     F: Invoke<T, A, M>,
     T: Send + 'static,
@@ -242,17 +242,17 @@ impl Hasher for Plainly {
 }
 
 /// What a door is entered with, and what is found there afterwards.
-pub(super) struct Frame {
+pub(crate) struct Frame {
     fingerprint: u64,
     /// What is called, or was made.
-    pub(super) object: Option<Box<dyn Any + Send>>,
+    pub(crate) object: Option<Box<dyn Any + Send>>,
     /// The arguments are part of it.
-    pub(super) reader: Reader,
-    pub(super) arguments: Option<Span>,
+    pub(crate) reader: Reader,
+    pub(crate) arguments: Option<Span>,
     /// The answer, to which what is returned is appended.
-    pub(super) out: Writer,
+    pub(crate) out: Writer,
     /// If the call may have to wait.
-    pub(super) wait: Option<Attempt>,
+    pub(crate) wait: Option<Attempt>,
     /// `None` until a door of ours was entered.
     result: Option<Result<()>>,
 }
@@ -330,7 +330,7 @@ where
 }
 
 impl Frame {
-    pub(super) fn new(reader: Reader, out: Writer) -> Self {
+    pub(crate) fn new(reader: Reader, out: Writer) -> Self {
         Self { fingerprint: 0, object: None, reader, arguments: None, out, wait: None, result: None }
     }
 
@@ -347,13 +347,13 @@ impl Frame {
     }
 }
 
-/// Finds entries by their place, and remembers those it has found.
+/// The dispatch table: finds entries by their place, and remembers those it has found.
 #[derive(Default)]
-pub(super) struct Doors(HashMap<u64, image::Entry, BuildHasherDefault<Plainly>>);
+pub(crate) struct Dispatch(HashMap<u64, image::Entry, BuildHasherDefault<Plainly>>);
 
-impl Doors {
+impl Dispatch {
     /// Calls a method on the frame's object, or makes one where there is none. After an error, the answer is as before.
-    pub(super) fn enter(&mut self, op: &Op, frame: &mut Frame) -> Result<()> {
+    pub(crate) fn enter(&mut self, op: &Op, frame: &mut Frame) -> Result<()> {
         let unknown = |why| Error::new(ErrorKind::Decode, why);
         let entry = match self.0.get(&op.entry) {
             Some(entry) => *entry,
@@ -377,7 +377,7 @@ impl Doors {
     }
 }
 
-/// Functions that clients may call, for [`ManagerBuilder::expose`](super::ManagerBuilder::expose).
+/// Functions that clients may call, for [`ManagerBuilder::expose`](crate::ManagerBuilder::expose).
 ///
 /// ```
 /// use multiprocess::{self as mp, ErrorKind, Exposed, Manager};
@@ -393,7 +393,7 @@ impl Doors {
 /// }
 /// ```
 #[derive(Clone, Debug)]
-pub struct Exposed(pub(super) Vec<u64>);
+pub struct Exposed(pub(crate) Vec<u64>);
 
 impl Exposed {
     /// A function that makes objects.

@@ -1,10 +1,10 @@
 //! The typed handle a client holds, and several calls in one message.
 
-use super::link::{self, Handle, Link};
-use super::method::{self, Invoke, Lent, Maker, Method, Owned};
-use super::protocol::{self, Place, Reader, Writer};
-use super::slots::Brings;
 use crate::error::{Error, Result};
+use crate::manager::client::link::{self, Handle, Link};
+use crate::manager::client::pending::Brings;
+use crate::manager::wire::messages::{self, Lend, Place, Reader, Writer};
+use crate::manager::wire::method::{self, Invoke, Lent, Maker, Method, Owned};
 use crate::process::function::{Arguments, captures_nothing};
 use crate::wire::{self, Message};
 use serde::de::DeserializeOwned;
@@ -25,7 +25,7 @@ const COUNT_AT: usize = 9;
 /// other. The handle is a serde value: it travels to other processes, in arguments, results, queues and inside other
 /// objects of the manager. The object lives as long as any handle does, or one is on its way; it goes with the
 /// last, also when that one's process is killed. An object must not wait for a call on itself. A handle that came through
-/// [`Manager::connect`](super::Manager::connect) travels to that manager and back only, and goes with its connection.
+/// [`Manager::connect`](crate::Manager::connect) travels to that manager and back only, and goes with its connection.
 /// Objects that have handles of each other go, too, once nobody else has any; but a handle that was decoded in the
 /// manager by a thread that an object has started itself is that thread's, and holds like anybody's.
 ///
@@ -58,7 +58,7 @@ const COUNT_AT: usize = 9;
 /// }
 /// ```
 pub struct Proxy<T> {
-    pub(super) handle: Arc<Handle>,
+    pub(crate) handle: Arc<Handle>,
     object: PhantomData<fn(T) -> T>,
 }
 
@@ -75,7 +75,7 @@ impl<T: Send + 'static> Proxy<T> {
         A: Arguments,
     {
         const { captures_nothing::<F>() };
-        let mut request = self.handle.link.request(protocol::CALL);
+        let mut request = self.handle.link.request(messages::CALL);
         request.number(0).number(1);
         append::<F, T, A, Owned>(&mut request, &self.handle, g, &args)?;
         drop(args);
@@ -84,13 +84,13 @@ impl<T: Send + 'static> Proxy<T> {
 
     /// Calls a function of ours whose result is lent by the object and read here as an `R`. `args` are those of `A` as
     /// the caller has them, borrowed.
-    pub(super) fn lend<R, F, A>(&self, g: F, args: &(impl Serialize + ?Sized)) -> impl Future<Output = Result<R>>
+    pub(crate) fn lend<R, F, A>(&self, g: F, args: &(impl Serialize + ?Sized)) -> impl Future<Output = Result<R>>
     where
         R: DeserializeOwned + 'static,
         F: Fn(&mut T, Lend<A>) -> Result<Message> + Copy + 'static,
         A: DeserializeOwned + Send + 'static,
     {
-        let mut request = self.handle.link.request(protocol::CALL);
+        let mut request = self.handle.link.request(messages::CALL);
         let request = request.encode(|| wire::encode_by_serde(&Lend(args))).map(|message| {
             request.number(0).number(1);
             request.op(&method::call_op::<F, T, Lend<A>, Lent>(self.handle.object, g)).value(&message, &());
@@ -101,7 +101,7 @@ impl<T: Send + 'static> Proxy<T> {
 }
 
 impl<T> Proxy<T> {
-    pub(super) fn new(handle: Handle) -> Self {
+    pub(crate) fn new(handle: Handle) -> Self {
         Self { handle: Arc::new(handle), object: PhantomData }
     }
 
@@ -116,17 +116,13 @@ impl<T> Proxy<T> {
     }
 }
 
-/// What travels as serde has it, whatever its type, so that a borrowed value can be read as an owned one.
-#[derive(Serialize, Deserialize)]
-pub(super) struct Lend<A: ?Sized>(pub(super) A);
-
 /// Makes an object by `f` in the manager behind `link`.
-pub(super) async fn create<F, A>(link: &Arc<Link>, f: F, args: A) -> Result<Proxy<F::Object>>
+pub(crate) async fn create<F, A>(link: &Arc<Link>, f: F, args: A) -> Result<Proxy<F::Object>>
 where
     F: Maker<A>,
     A: Serialize + DeserializeOwned + Send + 'static,
 {
-    let mut request = link.request(protocol::CALL);
+    let mut request = link.request(messages::CALL);
     request.number(0).number(1).op(&method::make_op(f)).append(&args)?;
     drop(args);
     let object = link.ask(request, ID_AT, Brings::AnObject).await?.made()?;
@@ -216,7 +212,7 @@ pub struct Ticket<R> {
 
 impl Batch {
     fn new(link: Arc<Link>) -> Self {
-        let mut request = link.request(protocol::CALL);
+        let mut request = link.request(messages::CALL);
         request.number(0).number(0);
         let (end, number) = (request.len(), BATCHES.fetch_add(1, Relaxed));
         Self { link, request, end, number, count: 0, handles: Vec::new() }

@@ -11,102 +11,104 @@
 //! Between hosts there are no descriptors and no leases. There an answer ends with the references that it gives: what
 //! the client holds from now on, `object* count`.
 
-use super::abroad::{self, Abroad};
-use super::link::Handle;
+use super::marshal::{self, Abroad, Kept};
 use crate::error::{Error, ErrorKind, Result};
 use crate::wire::{self, Attachment, Message, Parcel, Sealed};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 
 /// Request: run these.
-pub(super) const CALL: u8 = 0;
+pub(crate) const CALL: u8 = 0;
 /// Request: a lease begins; it ends when the other end of this descriptor is closed everywhere.
-pub(super) const LEASE_OPEN: u8 = 1;
+pub(crate) const LEASE_OPEN: u8 = 1;
 /// Request: the lease holds this object.
-pub(super) const LEASE: u8 = 2;
+pub(crate) const LEASE: u8 = 2;
 /// Request: a handle of this object has arrived here.
-pub(super) const CLAIM: u8 = 3;
+pub(crate) const CLAIM: u8 = 3;
 /// Request: everything under the lease of this descriptor has been claimed.
-pub(super) const CLAIMED: u8 = 4;
+pub(crate) const CLAIMED: u8 = 4;
 /// Request: a handle has gone.
-pub(super) const RELEASE: u8 = 5;
+pub(crate) const RELEASE: u8 = 5;
 /// Request: how many objects are there?
-pub(super) const COUNT: u8 = 6;
+pub(crate) const COUNT: u8 = 6;
 /// Request: end.
-pub(super) const END: u8 = 7;
+pub(crate) const END: u8 = 7;
 /// Request: run this, which may have to wait.
-pub(super) const WAIT: u8 = 8;
+pub(crate) const WAIT: u8 = 8;
 /// Request: what the answer to this request brought is the client's for good.
-pub(super) const TOOK: u8 = 9;
+pub(crate) const TOOK: u8 = 9;
 /// Request: what the answer to this request brought is not needed any more.
-pub(super) const GIVE_BACK: u8 = 10;
+pub(crate) const GIVE_BACK: u8 = 10;
 /// Request: where do clients from elsewhere connect?
-pub(super) const WHERE: u8 = 11;
+pub(crate) const WHERE: u8 = 11;
 /// Request: whoever waits for this request is gone, and has not read what it may have got.
-pub(super) const UNREAD: u8 = 12;
+pub(crate) const UNREAD: u8 = 12;
 /// Request: the time of this request is over.
-pub(super) const EXPIRE: u8 = 13;
+pub(crate) const EXPIRE: u8 = 13;
 
 /// An answer's part: a value.
-pub(super) const VALUE: u8 = 0;
+pub(crate) const VALUE: u8 = 0;
 /// An answer's part: an error.
-pub(super) const ERROR: u8 = 1;
+pub(crate) const ERROR: u8 = 1;
 /// An answer's part: the number of an object that was made, and that the client holds from now on.
-pub(super) const MADE: u8 = 2;
+pub(crate) const MADE: u8 = 2;
 
 /// The object that makes objects.
-pub(super) const MAKER: u64 = 0;
+pub(crate) const MAKER: u64 = 0;
 /// The namespace that is always there.
-pub(super) const NAMES: u64 = 1;
+pub(crate) const NAMES: u64 = 1;
+
+/// What travels as serde has it, whatever its type, so that a borrowed value can be read as an owned one.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Lend<A: ?Sized>(pub(crate) A);
 
 /// One operation of a call.
-pub(super) struct Op {
-    pub(super) object: u64,
-    pub(super) entry: u64,
-    pub(super) fingerprint: u64,
+pub(crate) struct Op {
+    pub(crate) object: u64,
+    pub(crate) entry: u64,
+    pub(crate) fingerprint: u64,
 }
 
 /// A message that is being written.
 #[derive(Default)]
-pub(super) struct Writer {
+pub(crate) struct Writer {
     bytes: Vec<u8>,
     attachments: Vec<Attachment>,
     abroad: Option<Abroad>,
     references: Vec<u64>,
-    kept: Vec<Arc<Handle>>,
+    kept: Vec<Kept>,
 }
 
 impl Writer {
-    pub(super) fn request(kind: u8) -> Self {
+    pub(crate) fn request(kind: u8) -> Self {
         let mut bytes = Vec::with_capacity(96);
         bytes.push(kind);
         Self { bytes, ..Self::default() }
     }
 
-    pub(super) fn answer(id: u64) -> Self {
+    pub(crate) fn answer(id: u64) -> Self {
         let mut writer = Self { bytes: Vec::with_capacity(64), ..Self::default() };
         writer.number(id);
         writer
     }
 
     /// What it is written for, if that is another host.
-    pub(super) fn to(mut self, abroad: Option<Abroad>) -> Self {
+    pub(crate) fn to(mut self, abroad: Option<Abroad>) -> Self {
         self.abroad = abroad;
         self
     }
 
     /// Encodes what becomes part of it.
-    pub(super) fn encode(&mut self, encode: impl FnOnce() -> Result<Message>) -> Result<Message> {
+    pub(crate) fn encode(&mut self, encode: impl FnOnce() -> Result<Message>) -> Result<Message> {
         let Some(abroad) = &self.abroad else { return encode() };
-        let message = abroad::leaving(abroad, &mut self.references, &mut self.kept, encode)?;
+        let message = marshal::leaving(abroad, &mut self.references, &mut self.kept, encode)?;
         unattached(&message.attachments).map(|()| message)
     }
 
     /// Appends a value, encoded in its place. After an error it is as before.
     #[inline]
-    pub(super) fn append<T: Serialize + 'static>(&mut self, value: &T) -> Result<()> {
+    pub(crate) fn append<T: Serialize + 'static>(&mut self, value: &T) -> Result<()> {
         let start = self.bytes.len();
         self.number(0).number(0);
         let bytes = &mut self.bytes;
@@ -114,7 +116,7 @@ impl Writer {
             None => wire::append(value, bytes),
             Some(abroad) => {
                 let append = || wire::append(value, bytes);
-                abroad::leaving(abroad, &mut self.references, &mut self.kept, append)
+                marshal::leaving(abroad, &mut self.references, &mut self.kept, append)
                     .and_then(|attachments| unattached(&attachments).map(|()| attachments))
             }
         };
@@ -136,7 +138,7 @@ impl Writer {
 
     /// Appends an answer's part. After an error it is as before.
     #[inline]
-    pub(super) fn append_part<T: Serialize + 'static>(&mut self, value: &T) -> Result<()> {
+    pub(crate) fn append_part<T: Serialize + 'static>(&mut self, value: &T) -> Result<()> {
         self.bytes.push(VALUE);
         let appended = self.append(value);
         if appended.is_err() {
@@ -146,40 +148,40 @@ impl Writer {
     }
 
     /// Decodes what came with the request that this answers.
-    pub(super) fn decode<T>(&mut self, decode: impl FnOnce() -> Result<T>) -> Result<T> {
+    pub(crate) fn decode<T>(&mut self, decode: impl FnOnce() -> Result<T>) -> Result<T> {
         match &self.abroad {
             None => decode(),
             // Its references are those given so far, which nothing in a request can take.
-            Some(abroad) => abroad::arriving(abroad, &mut Vec::new(), decode),
+            Some(abroad) => marshal::arriving(abroad, &mut Vec::new(), decode),
         }
     }
 
     /// Handles that must live until the request is answered.
-    pub(super) fn take_kept(&mut self) -> Vec<Arc<Handle>> {
+    pub(crate) fn take_kept(&mut self) -> Vec<Kept> {
         std::mem::take(&mut self.kept)
     }
 
-    pub(super) fn number(&mut self, number: u64) -> &mut Self {
+    pub(crate) fn number(&mut self, number: u64) -> &mut Self {
         self.bytes.extend_from_slice(&number.to_le_bytes());
         self
     }
 
-    pub(super) fn attach(&mut self, fd: Attachment) -> &mut Self {
+    pub(crate) fn attach(&mut self, fd: Attachment) -> &mut Self {
         self.attachments.push(fd);
         self
     }
 
     /// Overwrites the number at `at`.
-    pub(super) fn amend(&mut self, at: usize, number: u64) {
+    pub(crate) fn amend(&mut self, at: usize, number: u64) {
         self.bytes[at..at + 8].copy_from_slice(&number.to_le_bytes());
     }
 
-    pub(super) fn op(&mut self, op: &Op) -> &mut Self {
+    pub(crate) fn op(&mut self, op: &Op) -> &mut Self {
         self.number(op.object).number(op.entry).number(op.fingerprint)
     }
 
     /// Appends a value that was encoded as `message`.
-    pub(super) fn value<T: 'static>(&mut self, message: &Message, value: &T) {
+    pub(crate) fn value<T: 'static>(&mut self, message: &Message, value: &T) {
         self.run(message.payload(value), &message.attachments);
     }
 
@@ -189,17 +191,17 @@ impl Writer {
         self.attachments.extend_from_slice(attachments);
     }
 
-    pub(super) fn part<T: 'static>(&mut self, message: &Message, value: &T) {
+    pub(crate) fn part<T: 'static>(&mut self, message: &Message, value: &T) {
         self.bytes.push(VALUE);
         self.value(message, value);
     }
 
-    pub(super) fn made(&mut self, object: u64) {
+    pub(crate) fn made(&mut self, object: u64) {
         self.bytes.push(MADE);
         self.run(&object.to_le_bytes(), &[]);
     }
 
-    pub(super) fn error(&mut self, error: &Error) {
+    pub(crate) fn error(&mut self, error: &Error) {
         self.bytes.push(ERROR);
         match wire::encode_by_serde(error) {
             Ok(message) => self.value(&message, &()),
@@ -208,15 +210,15 @@ impl Writer {
         }
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.bytes.len()
     }
 
-    pub(super) fn truncate(&mut self, len: usize) {
+    pub(crate) fn truncate(&mut self, len: usize) {
         self.bytes.truncate(len);
     }
 
-    pub(super) fn seal(mut self) -> Sealed {
+    pub(crate) fn seal(mut self) -> Sealed {
         if matches!(self.abroad, Some(Abroad::Server(_))) {
             let references = std::mem::take(&mut self.references);
             for object in &references {
@@ -237,7 +239,7 @@ fn unattached(attachments: &[Attachment]) -> Result<()> {
 
 /// A message that is being read. Everything is checked: it may come from another machine.
 #[derive(Default)]
-pub(super) struct Reader {
+pub(crate) struct Reader {
     bytes: Vec<u8>,
     at: usize,
     fds: Vec<Option<OwnedFd>>,
@@ -249,15 +251,15 @@ pub(super) struct Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        if let Some(Abroad::Client(link)) = &self.abroad {
-            self.references.drain(..).for_each(|object| link.release(object));
+        if let Some(Abroad::Client(end)) = &self.abroad {
+            self.references.drain(..).for_each(|object| end.release(object));
         }
     }
 }
 
 /// Where a value stands.
 #[derive(Clone, Copy)]
-pub(super) struct Span {
+pub(crate) struct Span {
     at: usize,
     len: usize,
     fds_at: usize,
@@ -266,20 +268,20 @@ pub(super) struct Span {
 
 /// Where a part of an answer begins.
 #[derive(Clone, Copy)]
-pub(super) struct Place {
+pub(crate) struct Place {
     at: usize,
     fds_at: usize,
 }
 
 impl Reader {
-    pub(super) fn new(sealed: Sealed) -> Result<Self> {
+    pub(crate) fn new(sealed: Sealed) -> Result<Self> {
         let Parcel { bytes, fds } = sealed.open()?;
         let fds = fds.into_iter().map(Some).collect();
         Ok(Self { bytes, at: 0, fds, fds_at: 0, abroad: None, references: Vec::new() })
     }
 
     /// A message of another host's.
-    pub(super) fn from(sealed: Sealed, abroad: Option<Abroad>) -> Result<Self> {
+    pub(crate) fn from(sealed: Sealed, abroad: Option<Abroad>) -> Result<Self> {
         let mut reader = Self::new(sealed)?;
         if matches!(abroad, Some(Abroad::Client(_))) {
             let mut last = || {
@@ -298,13 +300,13 @@ impl Reader {
 
     /// Decodes a value that is part of it.
     #[inline]
-    pub(super) fn decode<T: DeserializeOwned + 'static>(&mut self, span: Span) -> Result<T> {
+    pub(crate) fn decode<T: DeserializeOwned + 'static>(&mut self, span: Span) -> Result<T> {
         let fds = (span.fds_at..span.fds_at + span.fds).map(|at| self.fds.get_mut(at).and_then(Option::take));
         let fds = fds.map(|fd| fd.ok_or_else(torn)).collect::<Result<_>>()?;
         let bytes = &self.bytes[span.at..span.at + span.len];
         match &self.abroad {
             None => wire::decode_bytes(bytes, fds),
-            Some(abroad) => abroad::arriving(abroad, &mut self.references, || wire::decode_bytes(bytes, fds)),
+            Some(abroad) => marshal::arriving(abroad, &mut self.references, || wire::decode_bytes(bytes, fds)),
         }
     }
 
@@ -315,25 +317,25 @@ impl Reader {
         Ok(taken)
     }
 
-    pub(super) fn byte(&mut self) -> Result<u8> {
+    pub(crate) fn byte(&mut self) -> Result<u8> {
         Ok(self.take(1)?[0])
     }
 
-    pub(super) fn number(&mut self) -> Result<u64> {
+    pub(crate) fn number(&mut self) -> Result<u64> {
         Ok(u64::from_le_bytes(self.take(8)?.try_into().map_err(|_| torn())?))
     }
 
-    pub(super) fn fd(&mut self) -> Result<OwnedFd> {
+    pub(crate) fn fd(&mut self) -> Result<OwnedFd> {
         self.fds_at += 1;
         self.fds.get_mut(self.fds_at - 1).and_then(Option::take).ok_or_else(torn)
     }
 
-    pub(super) fn op(&mut self) -> Result<Op> {
+    pub(crate) fn op(&mut self) -> Result<Op> {
         Ok(Op { object: self.number()?, entry: self.number()?, fingerprint: self.number()? })
     }
 
     /// A value, still encoded, which is passed.
-    pub(super) fn value(&mut self) -> Result<Span> {
+    pub(crate) fn value(&mut self) -> Result<Span> {
         let (len, count) = (self.number()?, self.number()?);
         let (Ok(len), Ok(fds)) = (usize::try_from(len), usize::try_from(count)) else { return Err(torn()) };
         self.take(len)?;
@@ -343,7 +345,7 @@ impl Reader {
     }
 
     /// The part of an answer with the number `n`; `places` keeps where the parts begin that were passed.
-    pub(super) fn part_at<R: DeserializeOwned + 'static>(&mut self, n: usize, places: &mut Vec<Place>) -> Result<R> {
+    pub(crate) fn part_at<R: DeserializeOwned + 'static>(&mut self, n: usize, places: &mut Vec<Place>) -> Result<R> {
         while places.len() <= n {
             places.push(Place { at: self.at, fds_at: self.fds_at });
             self.byte()?;
@@ -357,7 +359,7 @@ impl Reader {
     }
 
     /// One part of an answer, which is a value or an error.
-    pub(super) fn part<R: DeserializeOwned + 'static>(&mut self) -> Result<R> {
+    pub(crate) fn part<R: DeserializeOwned + 'static>(&mut self) -> Result<R> {
         match self.byte()? {
             VALUE => {
                 let value = self.value()?;
@@ -369,7 +371,7 @@ impl Reader {
     }
 
     /// One part of an answer, which is a made object or an error.
-    pub(super) fn made(&mut self) -> Result<u64> {
+    pub(crate) fn made(&mut self) -> Result<u64> {
         match self.byte()? {
             MADE => {
                 self.take(16)?;
@@ -388,16 +390,16 @@ impl Reader {
 }
 
 /// The request or answer that an answer's first number names.
-pub(super) fn id_of(answer: &[u8]) -> Option<u64> {
+pub(crate) fn id_of(answer: &[u8]) -> Option<u64> {
     Some(u64::from_le_bytes(answer.get(..8)?.try_into().ok()?))
 }
 
 /// The object that an answer of one part says was made.
-pub(super) fn made_in(answer: &[u8]) -> Option<u64> {
+pub(crate) fn made_in(answer: &[u8]) -> Option<u64> {
     (*answer.get(8)? == MADE).then(|| id_of(answer.get(25..)?)).flatten()
 }
 
 /// Both sides are the same program, so this is a defect, or somebody else's bytes.
-pub(super) fn torn() -> Error {
+pub(crate) fn torn() -> Error {
     Error::new(ErrorKind::Decode, "a message between a manager and its client cannot be read")
 }

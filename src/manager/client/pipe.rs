@@ -9,12 +9,12 @@
 //! A request that is withdrawn while it waits in the outbox is not sent. One that is taken out of there to be sent cannot
 //! be withdrawn, also if it has to go back for want of room once more: the outbox's lock decides.
 
-use super::objects::lock;
-use super::protocol::{self, Reader, Writer};
-use super::ready::{CLIENTS, ReadyMap};
-use super::slots::Slots;
+use super::pending::PendingCalls;
 use crate::channel::{self, Inbox, Sender};
 use crate::error::{Error, ErrorKind, Result, SendError};
+use crate::manager::wire::lock::lock;
+use crate::manager::wire::messages::{self, Reader, Writer};
+use crate::manager::wire::ready::{CLIENTS, ReadyMap};
 use crate::os::eventfd;
 use crate::os::reactor;
 use crate::os::socket::{self, Wait};
@@ -38,7 +38,7 @@ const LATER: Duration = Duration::from_millis(10);
 /// Tries in a row that found no room though some was told.
 const MOST_IN_VAIN: u32 = 64;
 
-pub(super) struct Wire {
+pub(crate) struct Wire {
     this: Weak<Self>,
     tx: Mutex<Sender<Sealed>>,
     outbox: Mutex<Outbox>,
@@ -49,14 +49,14 @@ pub(super) struct Wire {
     rx: Inbox<Sealed>,
     /// Where the manager is told that there is something in the pipe, by which bit; from its first message on.
     ready: OnceLock<(ReadyMap, u32)>,
-    pub(super) slots: Slots,
+    pub(crate) slots: PendingCalls,
     #[cfg(test)]
     meddler: Mutex<Option<Meddler>>,
 }
 
 /// Is there whenever something is sent, and may have it refused.
 #[cfg(test)]
-pub(super) type Meddler = Box<dyn FnMut(&Wire) -> Option<ErrorKind> + Send>;
+pub(crate) type Meddler = Box<dyn FnMut(&Wire) -> Option<ErrorKind> + Send>;
 
 /// What goes out before anything else, in the order of its places.
 #[derive(Default)]
@@ -72,13 +72,13 @@ struct Outgoing {
 }
 
 /// Has nobody wait longer at the door of a manager.
-pub(super) fn limit_waiting(door: &OwnedFd, time: Duration) -> std::io::Result<()> {
+pub(crate) fn limit_waiting(door: &OwnedFd, time: Duration) -> std::io::Result<()> {
     socket::limit_sends(door.as_fd(), time)
 }
 
 impl Wire {
     /// The thread waits while more are at the door than it holds, as long as [`limit_waiting`] has said.
-    pub(super) fn connect(door: &Arc<OwnedFd>) -> Result<Arc<Self>> {
+    pub(crate) fn connect(door: &Arc<OwnedFd>) -> Result<Arc<Self>> {
         let ((tx, theirs), (back, rx)) = (channel::simplex::<Sealed>()?, channel::simplex::<Sealed>()?);
         let failed = |error| Error::io("cannot connect to the manager", error);
         let bell = eventfd::create().map_err(failed)?;
@@ -94,7 +94,7 @@ impl Wire {
             }
             _ => failed(error),
         })?;
-        let (rx, outbox, slots) = (rx.into_inbox(), Mutex::default(), Slots::default());
+        let (rx, outbox, slots) = (rx.into_inbox(), Mutex::default(), PendingCalls::default());
         rx.line().set_own_doorbell(Arc::new(bell));
         // Outside of a runtime: whoever waits first will listen.
         let _ = rx.listen();
@@ -138,7 +138,7 @@ impl Wire {
     fn read(&self) {
         while let Some(next) = self.rx.next() {
             match next {
-                Ok(answer) if protocol::id_of(answer.bytes()) == Some(0) => {
+                Ok(answer) if messages::id_of(answer.bytes()) == Some(0) => {
                     if let Err(error) = self.greeted(answer) {
                         self.slots.fail_because(Some(&error));
                         return self.end(&error);
@@ -156,7 +156,7 @@ impl Wire {
     fn greeted(&self, answer: Sealed) -> Result<()> {
         let mut reader = Reader::new(answer)?;
         let (_, bit, memory, bell) = (reader.number()?, reader.number()?, reader.fd()?, reader.fd()?);
-        let bit = u32::try_from(bit).ok().filter(|bit| *bit < CLIENTS).ok_or_else(protocol::torn)?;
+        let bit = u32::try_from(bit).ok().filter(|bit| *bit < CLIENTS).ok_or_else(messages::torn)?;
         let map = ReadyMap::open(memory, bell).map_err(|error| Error::io("cannot map a manager's memory", error))?;
         let _ = self.ready.set((map, bit));
         Ok(())
@@ -181,7 +181,7 @@ impl Wire {
     }
 
     /// Reads, and has the reader come for what is still to be read and nobody looks for.
-    pub(super) fn read_for_sleepers(&self) {
+    pub(crate) fn read_for_sleepers(&self) {
         self.read();
         let someone_sleeps = self.slots.has_sleepers();
         if someone_sleeps {
@@ -191,7 +191,7 @@ impl Wire {
         }
     }
 
-    pub(super) async fn answer(&self, id: u64) -> Result<Sealed> {
+    pub(crate) async fn answer(&self, id: u64) -> Result<Sealed> {
         let attempt = || {
             self.read();
             self.slots.take(id)
@@ -203,7 +203,7 @@ impl Wire {
 
     /// Sends a request after everything that was told before it. If it has to wait for room, its place in the outbox is
     /// returned. That it could not be sent from there, and that the manager is gone, is learned from its answer.
-    pub(super) fn send(&self, mut request: Sealed, number: u64) -> Result<Option<u64>> {
+    pub(crate) fn send(&self, mut request: Sealed, number: u64) -> Result<Option<u64>> {
         if let Some(gone) = self.slots.gone() {
             return Err(gone);
         }
@@ -241,7 +241,7 @@ impl Wire {
         Ok(Some(self.put_out(request, Some(number))))
     }
 
-    pub(super) fn tell(&self, request: Sealed) {
+    pub(crate) fn tell(&self, request: Sealed) {
         if !self.slots.is_gone() {
             self.put_out(request, None);
         }
@@ -261,7 +261,7 @@ impl Wire {
     }
 
     /// Takes a request out of the outbox; false if it was sent, or is to be sent in any case.
-    pub(super) fn withdraw(&self, place: u64) -> bool {
+    pub(crate) fn withdraw(&self, place: u64) -> bool {
         let withdrawn = lock(&self.outbox).waiting.remove(&place);
         withdrawn.is_some()
     }
@@ -272,7 +272,7 @@ impl Wire {
         drop(unsent);
     }
 
-    pub(super) fn has_what_waits(&self) -> bool {
+    pub(crate) fn has_what_waits(&self) -> bool {
         !lock(&self.outbox).waiting.is_empty()
     }
 
@@ -400,7 +400,7 @@ impl Wire {
     }
 
     /// Waits a little, without a runtime's help, until what was told is in the pipe.
-    pub(super) fn press(&self) {
+    pub(crate) fn press(&self) {
         let start = Instant::now();
         loop {
             // What another thread has in its hand is neither in the outbox nor in the pipe.
@@ -427,12 +427,13 @@ impl Drop for Later {
 
 #[cfg(test)]
 mod tests {
-    use super::super::link::Link;
-    use super::super::played::{fill, linked, proxy};
-    use super::super::primitives::{Held, LockProxy};
-    use super::super::protocol::{COUNT, RELEASE, UNREAD, WAIT};
-    use super::super::slots::{Brings, Pending};
+    use super::super::link::Pending;
+    use super::super::pending::Brings;
     use super::*;
+    use crate::manager::client::link::Link;
+    use crate::manager::client::primitives::{Held, LockProxy};
+    use crate::manager::mock::{fill, linked, proxy};
+    use crate::manager::wire::messages::{COUNT, RELEASE, UNREAD, WAIT};
     use futures_util::FutureExt;
     use std::sync::mpsc;
 

@@ -1,57 +1,24 @@
 //! One client of a server: what it says, holds and waits for, and the way back to it.
 
-use super::abroad::Abroad;
-use super::jobs::{Job, Next, ReplyTo};
-use super::link::Handle;
-use super::method::Attempt;
-use super::objects::{Object, lock};
-use super::poller::Open;
-use super::protocol::{self, Reader, Writer};
-use super::server::{Event, Server};
-use super::waits::End;
+use super::state::{Connection, Event, Incoming, Job, Next, Out, Outgoing, ReplyTo, Server};
 use crate::channel::Sender;
-use crate::connection::{ByteReceiver, ByteSender};
+use crate::connection::ByteReceiver;
 use crate::error::{ErrorKind, Result, SendError};
+use crate::manager::wire::greeting::Id;
+use crate::manager::wire::local::Lease;
+use crate::manager::wire::lock::lock;
+use crate::manager::wire::marshal::{Abroad, ServerEnd};
+use crate::manager::wire::messages::{self, Reader, Writer};
+use crate::manager::wire::method::Attempt;
+use crate::manager::wire::waiting::End;
 use crate::os::fault;
+use crate::os::reactor;
 use crate::wire::Sealed;
 use futures_util::SinkExt;
-use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::task::{Context, Waker};
-
-/// One client.
-pub(super) struct Connection {
-    pub(super) number: u64,
-    pub(super) server: Arc<Server>,
-    /// It shares no memory with this process: handles go as references that it holds.
-    pub(super) is_far: bool,
-    pub(super) held: Mutex<HashMap<u64, u64>>,
-    /// Where requests that may wait were made, and what they brought may be held.
-    pub(super) asked: Mutex<HashMap<u64, Arc<Object<Box<Job>>>>>,
-    pub(super) out: Mutex<Out>,
-}
-
-/// The way back to a client.
-pub(super) struct Out {
-    /// `None` while a flush has it.
-    pub(super) sender: Option<Outgoing>,
-    pub(super) backlog: VecDeque<Sealed>,
-    pub(super) is_flushing: bool,
-    pub(super) is_gone: bool,
-    /// Read again when the backlog is gone: a client that does not read is not read either.
-    pub(super) parked: Option<Incoming>,
-}
-
-/// Where requests come from; a near one is in the server's hand.
-pub(super) enum Incoming {
-    Near(Open<Arc<Connection>>),
-    Far(ByteReceiver),
-}
-
-pub(super) enum Outgoing {
-    Near(Sender<Sealed>),
-    Far(ByteSender),
-}
+use tokio::io::Interest;
 
 impl Outgoing {
     async fn send(&mut self, answer: Sealed, _server: &Server) -> Result<()> {
@@ -74,32 +41,29 @@ impl Outgoing {
 }
 
 impl Connection {
-    pub(super) fn abroad(self: &Arc<Self>) -> Option<Abroad> {
+    pub(crate) fn abroad(self: &Arc<Self>) -> Option<Abroad> {
         self.is_far.then(|| Abroad::Server(self.clone()))
     }
+}
 
-    /// Holds the object of a handle that leaves this way; false if it is no object of this manager.
-    pub(super) fn give(&self, handle: &Handle) -> bool {
-        let is_ours = handle.link.id == self.server.id && self.server.objects.hold(handle.object);
+impl ServerEnd for Connection {
+    fn give(&self, manager: Id, object: u64) -> bool {
+        let is_ours = manager == self.server.id && self.server.objects.hold(object);
         if is_ours {
-            *lock(&self.held).entry(handle.object).or_default() += 1;
+            *lock(&self.held).entry(object).or_default() += 1;
         }
         is_ours
     }
 
-    /// A handle of an object that it holds.
-    pub(super) fn receive(&self, object: u64) -> Option<Handle> {
-        if object != protocol::NAMES && !lock(&self.held).contains_key(&object) {
-            return None;
-        }
-        Handle::inside(self.server.link().ok()?, object).ok()
+    fn has(&self, object: u64) -> bool {
+        object == messages::NAMES || lock(&self.held).contains_key(&object)
     }
 }
 
 impl Connection {
     /// Sends an answer, or keeps it until the client reads again.
-    pub(super) fn reply(self: &Arc<Self>, answer: Sealed) {
-        let (id, made) = (protocol::id_of(answer.bytes()).unwrap_or_default(), protocol::made_in(answer.bytes()));
+    pub(crate) fn reply(self: &Arc<Self>, answer: Sealed) {
+        let (id, made) = (messages::id_of(answer.bytes()).unwrap_or_default(), messages::made_in(answer.bytes()));
         let mut unheard = None;
         let mut out = lock(&self.out);
         let Out { sender, backlog, is_flushing, .. } = &mut *out;
@@ -145,7 +109,7 @@ impl Connection {
     }
 
     /// It holds an object once less.
-    pub(super) fn release(&self, object: u64) {
+    pub(crate) fn release(&self, object: u64) {
         let mut held = lock(&self.held);
         if let Some(count) = held.get_mut(&object) {
             *count -= 1;
@@ -164,17 +128,17 @@ impl Drop for Connection {
     }
 }
 
-pub(super) async fn next_request(connection: Arc<Connection>, receiver: ByteReceiver) -> Event {
+pub(crate) async fn next_request(connection: Arc<Connection>, receiver: ByteReceiver) -> Event {
     let request = receiver.recv_bytes().await.map(|bytes| Sealed::new(bytes, Vec::new()));
     Event::Request(connection, Incoming::Far(receiver), request)
 }
 
-pub(super) async fn flush(connection: Arc<Connection>, mut sender: Outgoing) -> Event {
+pub(crate) async fn flush(connection: Arc<Connection>, mut sender: Outgoing) -> Event {
     let (mut refused, mut unheard) = (None, Vec::new());
     loop {
         let next = lock(&connection.out).backlog.pop_front();
-        let id = next.as_ref().and_then(|answer| protocol::id_of(answer.bytes()));
-        let made = next.as_ref().and_then(|answer| protocol::made_in(answer.bytes()));
+        let id = next.as_ref().and_then(|answer| messages::id_of(answer.bytes()));
+        let made = next.as_ref().and_then(|answer| messages::made_in(answer.bytes()));
         let sent = match next {
             Some(answer) => sender.send(answer, &connection.server).await,
             None => sender.flush().await,
@@ -201,6 +165,18 @@ pub(super) async fn flush(connection: Arc<Connection>, mut sender: Outgoing) -> 
     Event::Flushed(connection, unheard)
 }
 
+pub(crate) async fn until_ended(lease: Lease, reader: Arc<OwnedFd>) -> Event {
+    match reactor::watch(reader, Interest::READABLE) {
+        Ok(watch) => drop(watch.readable().await.map(|mut ready| ready.clear_ready())),
+        // Without a way to learn of its end it must not end.
+        Err(error) => {
+            tracing::warn!(%error, "a handle on its way cannot be watched; its object stays");
+            std::future::pending::<()>().await;
+        }
+    }
+    Event::LeaseEnded(lease)
+}
+
 impl Server {
     fn try_answer(&self, sender: &mut Sender<Sealed>, answer: Sealed) -> Result<bool, SendError<Sealed>> {
         #[cfg(test)]
@@ -219,7 +195,7 @@ impl Server {
 /// What clients say.
 impl Server {
     /// Does what a request says. A call is returned if it can go on, and waits in line at its object if not.
-    pub(super) fn take_request(
+    pub(crate) fn take_request(
         self: &Arc<Self>,
         connection: &Arc<Connection>,
         request: Sealed,
@@ -227,35 +203,35 @@ impl Server {
         let mut reader = Reader::new(request)?;
         fault::point("manager.request");
         match reader.byte()? {
-            protocol::CALL => {
+            messages::CALL => {
                 let (id, left) = (reader.number()?, reader.number()?);
                 let reply_to = ReplyTo::Client(connection.clone());
                 let answer = Writer::answer(id).to(connection.abroad());
                 return Ok(self.prepare(Job::new(reader, left, answer, reply_to), None));
             }
-            protocol::WAIT => {
+            messages::WAIT => {
                 let id = reader.number()?;
                 if lock(&connection.asked).contains_key(&id) {
-                    return Err(protocol::torn());
+                    return Err(messages::torn());
                 }
                 let reply_to = ReplyTo::Client(connection.clone());
                 let mut job = Job::new(reader, 1, Writer::answer(id).to(connection.abroad()), reply_to);
                 job.frame.wait = Some(Attempt::new((connection.number, id)));
                 return Ok(self.prepare(job, None));
             }
-            kind @ (protocol::TOOK | protocol::GIVE_BACK | protocol::UNREAD) => {
+            kind @ (messages::TOOK | messages::GIVE_BACK | messages::UNREAD) => {
                 let id = reader.number()?;
                 let object = lock(&connection.asked).remove(&id);
                 if let Some(object) = object {
                     let end = match kind {
-                        protocol::TOOK => End::Took,
-                        protocol::GIVE_BACK => End::GaveBack,
+                        messages::TOOK => End::Took,
+                        messages::GIVE_BACK => End::GaveBack,
                         _ => End::Unread,
                     };
                     self.tell(object, Next::Settle((connection.number, id), end));
                 }
             }
-            protocol::EXPIRE => {
+            messages::EXPIRE => {
                 let id = reader.number()?;
                 let object = lock(&connection.asked).get(&id).cloned();
                 if let Some(object) = object {
@@ -263,46 +239,46 @@ impl Server {
                 }
             }
             // Leases are for families, and ending the manager is for who started it.
-            protocol::LEASE_OPEN | protocol::LEASE | protocol::CLAIMED | protocol::END if connection.is_far => {
-                return Err(protocol::torn());
+            messages::LEASE_OPEN | messages::LEASE | messages::CLAIMED | messages::END if connection.is_far => {
+                return Err(messages::torn());
             }
-            protocol::LEASE_OPEN => {
+            messages::LEASE_OPEN => {
                 let lease = (connection.number, reader.number()?);
                 let reader = reader.fd()?;
                 if !self.objects.open_lease(lease) {
-                    return Err(protocol::torn());
+                    return Err(messages::torn());
                 }
-                self.read(super::server::until_ended(lease, Arc::new(reader)));
+                self.read(until_ended(lease, Arc::new(reader)));
             }
-            protocol::LEASE => self.objects.lease((connection.number, reader.number()?), reader.number()?),
-            protocol::CLAIM => {
+            messages::LEASE => self.objects.lease((connection.number, reader.number()?), reader.number()?),
+            messages::CLAIM => {
                 let object = reader.number()?;
                 if self.objects.hold(object) {
                     *lock(&connection.held).entry(object).or_default() += 1;
                 }
             }
             // The descriptor closes as the reader drops.
-            protocol::CLAIMED => {}
-            protocol::RELEASE => connection.release(reader.number()?),
-            protocol::COUNT => {
+            messages::CLAIMED => {}
+            messages::RELEASE => connection.release(reader.number()?),
+            messages::COUNT => {
                 // Without the namespace that is always there.
                 let count = self.objects.len().saturating_sub(1) as u64;
                 let mut answer = Writer::answer(reader.number()?).to(connection.abroad());
                 answer.append_part(&count)?;
                 connection.reply(answer.seal());
             }
-            protocol::WHERE => {
+            messages::WHERE => {
                 let mut answer = Writer::answer(reader.number()?).to(connection.abroad());
                 answer.append_part(&self.address)?;
                 connection.reply(answer.seal());
             }
-            protocol::END => {
+            messages::END => {
                 let mut answer = Writer::answer(reader.number()?);
                 answer.append_part(&())?;
                 connection.reply(answer.seal());
                 self.finish();
             }
-            _ => return Err(protocol::torn()),
+            _ => return Err(messages::torn()),
         }
         Ok(None)
     }
@@ -310,15 +286,16 @@ impl Server {
 
 #[cfg(test)]
 mod tests {
-    use super::super::method::{Owned, Waiting, call_op, make_op};
-    use super::super::namespace::{Names, Namespace};
-    use super::super::played::{Beside, beside};
-    use super::super::protocol::Op;
-    use super::super::proxy::{self, Proxy};
-    use super::super::queue::Items;
-    use super::super::slots::Brings;
-    use super::super::waits::Try;
     use super::*;
+    use crate::manager::client::link::Handle;
+    use crate::manager::client::namespace::{Names, Namespace};
+    use crate::manager::client::pending::Brings;
+    use crate::manager::client::proxy::{self, Proxy};
+    use crate::manager::client::queue::Items;
+    use crate::manager::mock::{Beside, beside};
+    use crate::manager::wire::messages::Op;
+    use crate::manager::wire::method::{Owned, Waiting, call_op, make_op};
+    use crate::manager::wire::waiting::Try;
     use crate::os::socket::packet_pair;
     use crate::wire::{Attachment, Message};
     use std::sync::atomic::AtomicBool;
@@ -332,7 +309,7 @@ mod tests {
         let mut why = why.into_iter();
         let is_begun = AtomicBool::new(false);
         *lock(&beside.server.meddler) = Some(Box::new(move |answer| {
-            let is_its = is_begun.load(SeqCst) || protocol::made_in(answer.bytes()).is_some();
+            let is_its = is_begun.load(SeqCst) || messages::made_in(answer.bytes()).is_some();
             is_begun.store(is_its, SeqCst);
             if is_its { why.next() } else { None }
         }));
@@ -367,7 +344,7 @@ mod tests {
     #[tokio::test]
     async fn no_request_on_any_object_harms_the_objects_of_others() {
         let beside = beside().await;
-        let names = Namespace(Proxy::new(Handle::held(&beside.client, protocol::NAMES)));
+        let names = Namespace(Proxy::new(Handle::held(&beside.client, messages::NAMES)));
         names.set("key", 7u32).await.unwrap();
         let others = proxy::create(&beside.here(), || vec![1u32], ()).await.unwrap();
         let before = beside.server.objects.len();
@@ -382,20 +359,20 @@ mod tests {
             ]
         };
         // END names no object, and ends the manager: that is for who started it.
-        let kinds = (0..=protocol::EXPIRE).filter(|kind| *kind != protocol::END);
+        let kinds = (0..=messages::EXPIRE).filter(|kind| *kind != messages::END);
         for (kind, which) in kinds.flat_map(|kind| (0..5).map(move |which| (kind, which))) {
             let client = beside.another();
             let own = proxy::create(&client, make, (1,)).await.unwrap();
-            let number = [protocol::MAKER, protocol::NAMES, others.handle.object, own.handle.object, u64::MAX][which];
+            let number = [messages::MAKER, messages::NAMES, others.handle.object, own.handle.object, u64::MAX][which];
             for door in doors(number) {
                 let mut request = client.request(kind);
-                let has_answer = matches!(kind, protocol::CALL | protocol::WAIT | protocol::COUNT | protocol::WHERE);
+                let has_answer = matches!(kind, messages::CALL | messages::WAIT | messages::COUNT | messages::WHERE);
                 request.number(number);
                 match kind {
-                    protocol::CALL => request.number(1).op(&door).append(&(5u32,)).unwrap(),
-                    protocol::WAIT => request.op(&door).append(&(5u32,)).unwrap(),
-                    protocol::LEASE => drop(request.number(number)),
-                    protocol::LEASE_OPEN => drop(request.attach(Attachment::owned(packet_pair().unwrap().0))),
+                    messages::CALL => request.number(1).op(&door).append(&(5u32,)).unwrap(),
+                    messages::WAIT => request.op(&door).append(&(5u32,)).unwrap(),
+                    messages::LEASE => drop(request.number(number)),
+                    messages::LEASE_OPEN => drop(request.attach(Attachment::owned(packet_pair().unwrap().0))),
                     _ => {}
                 }
                 match has_answer {
@@ -422,7 +399,7 @@ mod tests {
         refuse_made(&beside, [ErrorKind::Full, ErrorKind::Io, ErrorKind::Io]);
         let error = proxy::create(&beside.client, String::new, ()).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Closed);
-        let mut request = beside.client.request(protocol::COUNT);
+        let mut request = beside.client.request(messages::COUNT);
         request.number(0);
         let error = beside.client.ask(request, 1, Brings::Values).await.map(drop).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Closed);

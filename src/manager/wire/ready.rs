@@ -44,25 +44,25 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
 /// Connections at the same time, which are as many as a family has members that can wait.
-pub(super) const CLIENTS: u32 = 4096;
+pub(crate) const CLIENTS: u32 = 4096;
 
 const BITS: usize = sleepers::LEN;
 const LEN: usize = (BITS + CLIENTS as usize / 64) * 8;
 
-pub(super) struct ReadyMap {
+pub(crate) struct ReadyMap {
     region: Arc<Region>,
     bell: Arc<OwnedFd>,
     /// Where the manager sleeps.
-    pub(super) line: Arc<WaitQueue>,
+    pub(crate) line: Arc<WaitQueue>,
 }
 
 impl ReadyMap {
-    pub(super) fn create() -> io::Result<Self> {
+    pub(crate) fn create() -> io::Result<Self> {
         Self::of(Region::create("multiprocess-ready", LEN, LEN as u64)?, eventfd::create()?)
     }
 
     /// The one that another process has made.
-    pub(super) fn open(memory: OwnedFd, bell: OwnedFd) -> io::Result<Self> {
+    pub(crate) fn open(memory: OwnedFd, bell: OwnedFd) -> io::Result<Self> {
         Self::of(Region::open(memory, LEN)?, bell)
     }
 
@@ -74,7 +74,7 @@ impl ReadyMap {
     }
 
     /// What [`open`](Self::open) takes.
-    pub(super) fn fds(&self) -> [Attachment; 2] {
+    pub(crate) fn fds(&self) -> [Attachment; 2] {
         [self.region.fd(), &self.bell].map(|fd| Attachment::Shared(fd.clone()))
     }
 
@@ -84,13 +84,13 @@ impl ReadyMap {
 
     /// Sets a bit, which is less than [`CLIENTS`].
     #[inline]
-    pub(super) fn set(&self, bit: u32) {
+    pub(crate) fn set(&self, bit: u32) {
         self.words()[bit as usize / 64].fetch_or(1 << (bit % 64), SeqCst);
     }
 
     /// Sets a bit and wakes the manager; true if it slept.
     #[inline]
-    pub(super) fn ring(&self, bit: u32) -> bool {
+    pub(crate) fn ring(&self, bit: u32) -> bool {
         self.set(bit);
         let is_asleep = self.line.has_sleepers_after_rmw();
         if is_asleep {
@@ -101,7 +101,7 @@ impl ReadyMap {
 
     /// Clears the bits below `end`, and calls `each` with those that were set.
     #[inline]
-    pub(super) fn take(&self, end: usize, mut each: impl FnMut(usize)) {
+    pub(crate) fn take(&self, end: usize, mut each: impl FnMut(usize)) {
         for (at, word) in self.words()[..end.div_ceil(64)].iter().enumerate() {
             if word.load(SeqCst) != 0 {
                 let mut bits = word.swap(0, SeqCst);

@@ -7,21 +7,22 @@
 //! A call dropped while its request waits for room in the pipe was never made; after that it is done, also if nobody had
 //! polled it since, and its answer is thrown away. If that answer made an object, the object goes.
 
-use super::abroad::{self, Abroad};
-use super::far::Far;
-use super::jobs::{self, Unread};
-use super::objects::{Lease, lock};
-use super::pipes::Wire;
-use super::protocol::{self, Reader, Writer};
-use super::server::{self, Id, Server};
-use super::slots::{Brings, Pending};
+use super::pending::{Brings, Discards, PendingCalls, Slot};
+use super::pipe::Wire;
+use super::stream::Far;
 use crate::connection::ByteConnection;
 use crate::error::{Error, ErrorKind, Result};
+use crate::manager::wire::greeting::Id;
+use crate::manager::wire::local::{self, Lease, Local, Unread};
+use crate::manager::wire::lock::lock;
+use crate::manager::wire::marshal::{self, Abroad, ClientEnd, Kept};
+use crate::manager::wire::messages::{self, Reader, Writer};
 use crate::os::{fork, refuse};
 use crate::process::{Cause, Process};
 use crate::wire::{Attachment, Sealed, attach};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::any::Any;
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -31,11 +32,11 @@ use std::sync::{Arc, Mutex, OnceLock, Weak};
 static LINKS: Mutex<Option<HashMap<Id, Weak<Link>>>> = Mutex::new(None);
 
 /// The process of a manager, until it has been shut down.
-pub(super) type Running = tokio::sync::Mutex<Option<Process<Result<()>>>>;
+pub(crate) type Running = tokio::sync::Mutex<Option<Process<Result<()>>>>;
 
-pub(super) struct Link {
-    pub(super) id: Id,
-    pub(super) pid: u32,
+pub(crate) struct Link {
+    pub(crate) id: Id,
+    pub(crate) pid: u32,
     end: End,
     last_lease: AtomicU64,
     /// Of the manager, where this process has started it.
@@ -46,20 +47,20 @@ enum End {
     /// A client's: its door, and its pipes from the first use on.
     Client { door: Arc<OwnedFd>, wire: OnceLock<Arc<Wire>>, connecting: Mutex<()> },
     /// The manager is this very process.
-    Here(&'static Arc<Server>),
+    Here(&'static dyn Local),
     /// A client's that shares no memory with the manager.
     Far(Arc<Far>),
 }
 
 impl Link {
     /// The link to the manager of this name, which has its door at `door`.
-    pub(super) fn to(id: Id, pid: u32, door: impl FnOnce() -> Result<OwnedFd>) -> Result<Arc<Self>> {
+    pub(crate) fn to(id: Id, pid: u32, door: impl FnOnce() -> Result<OwnedFd>) -> Result<Arc<Self>> {
         let mut links = lock(&LINKS);
         let links = links.get_or_insert_default();
         if let Some(link) = links.get(&id).and_then(Weak::upgrade) {
             return Ok(link);
         }
-        let end = match server::here(id) {
+        let end = match local::get().filter(|local| local.id() == id) {
             Some(server) => End::Here(server),
             None => {
                 let (wire, connecting) = (OnceLock::new(), Mutex::default());
@@ -72,36 +73,42 @@ impl Link {
         Ok(link)
     }
 
-    pub(super) fn new(id: Id, pid: u32, door: OwnedFd) -> Result<Arc<Self>> {
+    /// The link of handles that are made in the manager's own process.
+    pub(crate) fn here() -> Result<Arc<Self>> {
+        let local = local::get().ok_or_else(messages::torn)?;
+        Self::to(local.id(), std::process::id(), || Err(messages::torn()))
+    }
+
+    pub(crate) fn new(id: Id, pid: u32, door: OwnedFd) -> Result<Arc<Self>> {
         Self::to(id, pid, || Ok(door))
     }
 
     /// The link to the manager at the other end of `connection`, which this one keeps to itself.
-    pub(super) fn far(id: Id, pid: u32, connection: ByteConnection) -> Arc<Self> {
+    pub(crate) fn far(id: Id, pid: u32, connection: ByteConnection) -> Arc<Self> {
         Self::of(id, pid, Far::open(connection))
     }
 
-    pub(super) fn of(id: Id, pid: u32, far: Arc<Far>) -> Arc<Self> {
+    pub(crate) fn of(id: Id, pid: u32, far: Arc<Far>) -> Arc<Self> {
         Arc::new(Self { id, pid, end: End::Far(far), last_lease: AtomicU64::new(0), process: OnceLock::new() })
     }
 
     /// Whether a request through here goes to another host.
-    pub(super) fn is_far(&self) -> bool {
+    pub(crate) fn is_far(&self) -> bool {
         matches!(self.end, End::Far(_))
     }
 
     /// Whether the manager is this very process.
-    pub(super) fn is_here(&self) -> bool {
+    pub(crate) fn is_here(&self) -> bool {
         matches!(self.end, End::Here(_))
     }
 
     /// What a request through here is written for, if that is another host.
-    pub(super) fn abroad(self: &Arc<Self>) -> Option<Abroad> {
+    pub(crate) fn abroad(self: &Arc<Self>) -> Option<Abroad> {
         self.is_far().then(|| Abroad::Client(self.clone()))
     }
 
     /// A request that goes through here.
-    pub(super) fn request(self: &Arc<Self>, kind: u8) -> Writer {
+    pub(crate) fn request(self: &Arc<Self>, kind: u8) -> Writer {
         Writer::request(kind).to(self.abroad())
     }
 
@@ -127,7 +134,7 @@ impl Link {
     }
 
     /// In the process that started the manager: from now on errors say why that has ended, if it could tell.
-    pub(super) fn know_process(&self, process: &Arc<Running>) {
+    pub(crate) fn know_process(&self, process: &Arc<Running>) {
         // A manager is started once.
         let _ = self.process.set(Arc::downgrade(process));
     }
@@ -140,16 +147,16 @@ impl Link {
     }
 
     /// An error of its pipes, which says what has ended if one has.
-    pub(super) fn told_gone(&self, error: Error) -> Error {
+    pub(crate) fn told_gone(&self, error: Error) -> Error {
         match error.kind() {
             ErrorKind::Closed => self.is_gone(),
             _ => error,
         }
     }
 
-    pub(super) fn wire(&self) -> Result<&Arc<Wire>> {
+    pub(crate) fn wire(&self) -> Result<&Arc<Wire>> {
         check_forked()?;
-        let End::Client { door, wire, connecting } = &self.end else { return Err(protocol::torn()) };
+        let End::Client { door, wire, connecting } = &self.end else { return Err(messages::torn()) };
         if let Some(wire) = wire.get() {
             return Ok(wire);
         }
@@ -164,7 +171,7 @@ impl Link {
     }
 
     /// Sends a request whose number is at `at`, and reads its answer.
-    pub(super) async fn ask(self: &Arc<Self>, request: Writer, at: usize, brings: Brings) -> Result<Reader> {
+    pub(crate) async fn ask(self: &Arc<Self>, request: Writer, at: usize, brings: Brings) -> Result<Reader> {
         check_forked()?;
         let answer = match &self.end {
             End::Here(server) => {
@@ -177,11 +184,11 @@ impl Link {
     }
 
     /// Sends a request whose number is at `at` to another process, at once or as soon as there is room.
-    pub(super) fn send(self: &Arc<Self>, mut request: Writer, at: usize, brings: Brings) -> Result<Pending<'_>> {
+    pub(crate) fn send(self: &Arc<Self>, mut request: Writer, at: usize, brings: Brings) -> Result<Pending<'_>> {
         check_forked()?;
         let mut pending;
         match &self.end {
-            End::Here(_) => return Err(protocol::torn()),
+            End::Here(_) => return Err(messages::torn()),
             End::Far(far) => {
                 pending = Pending::new(self, &far.slots, brings);
                 request.amend(at, pending.id);
@@ -200,14 +207,14 @@ impl Link {
         Ok(pending)
     }
 
-    pub(super) fn open(self: &Arc<Self>, answer: Sealed) -> Result<Reader> {
+    pub(crate) fn open(self: &Arc<Self>, answer: Sealed) -> Result<Reader> {
         let mut reader = Reader::from(answer, self.abroad())?;
         reader.number()?;
         Ok(reader)
     }
 
     /// Tells the manager something that has no answer. If it is gone, it need not know.
-    pub(super) fn tell(&self, request: Writer) {
+    pub(crate) fn tell(&self, request: Writer) {
         // What the process that this one was forked from holds is no business of this one.
         if fork::is_forked() {
             return;
@@ -224,24 +231,103 @@ impl Link {
     }
 
     /// Tells the manager something of an object, or of a request of this link.
-    pub(super) fn tell_of(&self, what: u8, number: u64) {
+    pub(crate) fn tell_of(&self, what: u8, number: u64) {
         let mut request = Writer::request(what);
         request.number(number);
         self.tell(request);
     }
 
-    pub(super) fn release(&self, object: u64) {
-        self.tell_of(protocol::RELEASE, object);
+    pub(crate) fn release(&self, object: u64) {
+        self.tell_of(messages::RELEASE, object);
     }
 }
 
-impl Link {
-    /// Lets go of what an answer brings that nobody reads.
-    pub(super) fn discard(self: &Arc<Self>, answer: Sealed) {
-        if let Some(object) = protocol::made_in(answer.bytes()) {
+impl Discards for Link {
+    fn discard(self: Arc<Self>, answer: Sealed) {
+        if let Some(object) = messages::made_in(answer.bytes()) {
             self.release(object);
         }
         drop(Reader::from(answer, self.abroad()));
+    }
+}
+
+impl ClientEnd for Link {
+    fn release(&self, object: u64) {
+        self.tell_of(messages::RELEASE, object);
+    }
+}
+
+/// A call that waits for its answer; dropped, nobody does.
+pub(crate) struct Pending<'a> {
+    link: &'a Arc<Link>,
+    slots: &'a PendingCalls,
+    pub(crate) id: u64,
+    brings: Brings,
+    pub(crate) is_sent: bool,
+    /// By which pipe, if it is one, and where it waited for room in that.
+    pub(crate) wire: Option<&'a Wire>,
+    pub(crate) place: Option<u64>,
+    pub(crate) kept: Vec<Kept>,
+}
+
+impl<'a> Pending<'a> {
+    pub(crate) fn new(link: &'a Arc<Link>, slots: &'a PendingCalls, brings: Brings) -> Self {
+        let mut state = lock(&slots.0);
+        state.last += 1;
+        let id = state.last;
+        state.slots.insert(id, Slot::Awake);
+        Self { link, slots, id, brings, is_sent: false, wire: None, place: None, kept: Vec::new() }
+    }
+
+    /// The answer, or why there is none.
+    pub(crate) async fn answer(&self) -> Result<Sealed> {
+        let answered = match self.wire {
+            Some(wire) => wire.answer(self.id).await,
+            None => self.slots.answered(self.id).await,
+        };
+        answered.map_err(|error| self.link.told_gone(error))
+    }
+
+    /// Has it not be sent, if it still waits for room: then it was never made.
+    pub(crate) fn withdraw(&self) -> bool {
+        let waits = self.wire.zip(self.place);
+        let is_withdrawn = waits.is_some_and(|(wire, place)| wire.withdraw(place));
+        if is_withdrawn {
+            let slot = lock(&self.slots.0).slots.remove(&self.id);
+            drop(slot);
+        }
+        is_withdrawn
+    }
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        if self.withdraw() {
+            return;
+        }
+        let mut slots = lock(&self.slots.0);
+        // It was taken, or withdrawn.
+        let Some(slot) = slots.slots.remove(&self.id) else { return };
+        let is_looked_at = self.brings == Brings::AnObject || self.link.is_far();
+        let is_answered = matches!(slot, Slot::Answered(_));
+        let is_abandoned = is_looked_at && self.is_sent && !is_answered && !slots.is_gone;
+        if is_abandoned {
+            let kept = std::mem::take(&mut self.kept);
+            slots.slots.insert(self.id, Slot::Abandoned(Arc::<Link>::downgrade(self.link), kept));
+        }
+        drop(slots);
+        match slot {
+            Slot::Answered(answer) if is_looked_at => self.link.clone().discard(answer),
+            // Its waker's drop may be the end of another task.
+            slot => drop(slot),
+        }
+        if is_abandoned {
+            // It may have been the last that looked.
+            self.wire.into_iter().for_each(Wire::read_for_sleepers);
+        }
+        if self.is_sent && self.brings == Brings::AGrant {
+            self.link.tell_of(messages::UNREAD, self.id);
+        }
     }
 }
 
@@ -250,38 +336,38 @@ fn check_forked() -> Result<()> {
 }
 
 /// One hold on an object, given back when dropped. It is a serde value; on its way a lease holds the object.
-pub(super) struct Handle {
-    pub(super) link: Arc<Link>,
-    pub(super) object: u64,
+pub(crate) struct Handle {
+    pub(crate) link: Arc<Link>,
+    pub(crate) object: u64,
     /// The object that this handle is part of, in the manager itself.
     owner: u64,
 }
 
 impl Handle {
     /// A handle of an object that the manager already counts for this process.
-    pub(super) fn counted(link: &Arc<Link>, object: u64) -> Self {
-        let owner = jobs::owner_of_new_handles();
+    pub(crate) fn counted(link: &Arc<Link>, object: u64) -> Self {
+        let owner = local::owner_of_new_handles();
         if let End::Here(server) = &link.end {
-            server.objects.hold_inside(owner, object);
-            server.objects.release([(object, 1)]);
+            server.hold_inside(owner, object);
+            server.release(object);
         }
         Self { link: link.clone(), object, owner }
     }
 
     /// A handle that a client counts already.
-    pub(super) fn held(link: &Arc<Link>, object: u64) -> Self {
+    pub(crate) fn held(link: &Arc<Link>, object: u64) -> Self {
         Self { link: link.clone(), object, owner: 0 }
     }
 
     /// One more handle of an object that is there anyway.
-    pub(super) fn claimed(link: &Arc<Link>, object: u64) -> Self {
+    pub(crate) fn claimed(link: &Arc<Link>, object: u64) -> Self {
         // Without a pipe to the manager the handle is of no use, as the first call on it says.
         let owner = link.claim(object).unwrap_or_default();
         Self { link: link.clone(), object, owner }
     }
 
     /// One more handle, in the manager itself.
-    pub(super) fn inside(link: Arc<Link>, object: u64) -> Result<Self> {
+    pub(crate) fn inside(link: Arc<Link>, object: u64) -> Result<Self> {
         let owner = link.claim(object)?;
         Ok(Self { link, object, owner })
     }
@@ -294,7 +380,7 @@ impl Drop for Handle {
         }
         match &self.link.end {
             End::Client { .. } | End::Far(_) => self.link.release(self.object),
-            End::Here(server) => server.objects.release_inside(self.owner, self.object),
+            End::Here(server) => server.release_inside(self.owner, self.object),
         }
     }
 }
@@ -324,7 +410,7 @@ impl Link {
             End::Client { door, .. } => {
                 let lease = (0, self.last_lease.fetch_add(1, Relaxed));
                 self.be_connected().map_err(|error| E::custom(format_args!("a handle cannot leave: {error}")))?;
-                let mut request = Writer::request(protocol::LEASE_OPEN);
+                let mut request = Writer::request(messages::LEASE_OPEN);
                 request.number(lease.1).attach(Attachment::owned(reader.into()));
                 self.tell(request);
                 (door, lease)
@@ -337,9 +423,9 @@ impl Link {
 
     fn lease(&self, lease: Lease, object: u64) {
         match &self.end {
-            End::Here(server) => server.objects.lease(lease, object),
+            End::Here(server) => server.lease(lease, object),
             End::Client { wire, .. } => {
-                let mut request = Writer::request(protocol::LEASE);
+                let mut request = Writer::request(messages::LEASE);
                 request.number(lease.1).number(object);
                 self.tell(request);
                 // Should this process die at once, the manager must know of the handle that has left.
@@ -352,12 +438,12 @@ impl Link {
     }
 
     fn claim(&self, object: u64) -> Result<u64> {
-        let owner = jobs::owner_of_new_handles();
+        let owner = local::owner_of_new_handles();
         match &self.end {
-            End::Here(server) => server.objects.hold_inside(owner, object),
+            End::Here(server) => server.hold_inside(owner, object),
             End::Client { .. } | End::Far(_) => {
                 self.be_connected()?;
-                self.tell_of(protocol::CLAIM, object);
+                self.tell_of(messages::CLAIM, object);
             }
         }
         Ok(owner)
@@ -386,7 +472,7 @@ impl Drop for Arriving {
     /// After the last claim: the end of the lease follows it, by the same pipe.
     fn drop(&mut self) {
         if let (End::Client { .. }, Some(end)) = (&self.link.end, self.end.take()) {
-            let mut request = Writer::request(protocol::CLAIMED);
+            let mut request = Writer::request(messages::CLAIMED);
             request.attach(Attachment::owned(end));
             self.link.tell(request);
         }
@@ -403,8 +489,9 @@ struct Told {
 }
 
 /// The serde form of a handle that others may have too.
-pub(super) fn serialize<S: Serializer>(handle: &Arc<Handle>, serializer: S) -> Result<S::Ok, S::Error> {
-    match abroad::leave(handle) {
+pub(crate) fn serialize<S: Serializer>(handle: &Arc<Handle>, serializer: S) -> Result<S::Ok, S::Error> {
+    let kept: Kept = handle.clone();
+    match marshal::leave(handle.link.id, handle.object, Arc::as_ptr(&handle.link).cast(), &kept) {
         Some(Ok(object)) => object.serialize(serializer),
         Some(Err(why)) => Err(serde::ser::Error::custom(why)),
         None => handle.serialize(serializer),
@@ -412,6 +499,17 @@ pub(super) fn serialize<S: Serializer>(handle: &Arc<Handle>, serializer: S) -> R
 }
 
 impl Handle {
+    /// A handle that came as a reference.
+    fn taken(end: Abroad, object: u64) -> Option<Self> {
+        match end {
+            Abroad::Client(end) => {
+                let end: Arc<dyn Any + Send + Sync> = end;
+                Some(Self::held(&end.downcast::<Link>().ok()?, object))
+            }
+            Abroad::Server(_) => Self::inside(Link::here().ok()?, object).ok(),
+        }
+    }
+
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let is_it = |leaving: &Leaving| leaving.manager == self.link.id;
         let leaving = attach::in_common(is_it, || self.link.open_lease::<S::Error>())?;
@@ -423,9 +521,10 @@ impl Handle {
 
 impl<'de> Deserialize<'de> for Handle {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        if abroad::is_arriving() {
+        if marshal::is_arriving() {
             let object = u64::deserialize(deserializer)?;
-            return abroad::take(object).ok_or_else(|| D::Error::custom("a handle of an object that was not given"));
+            let taken = marshal::take(object).and_then(|end| Self::taken(end, object));
+            return taken.ok_or_else(|| D::Error::custom("a handle of an object that was not given"));
         }
         let told = Told::deserialize(deserializer)?;
         let arriving = attach::in_common(

@@ -1,7 +1,8 @@
 //! A list in a manager.
 
-use super::proxy::{Lend, Proxy};
 use crate::error::{Error, Result};
+use crate::manager::client::proxy::Proxy;
+use crate::manager::wire::messages::Lend;
 use crate::wire::{self, Message};
 use futures_util::{Stream, StreamExt, stream};
 use serde::de::DeserializeOwned;
@@ -11,7 +12,7 @@ use std::fmt;
 /// How many elements a stream fetches at a time.
 const CHUNK: usize = 256;
 
-/// A list that lives in a manager's process; made by [`Manager::list`](super::Manager::list).
+/// A list that lives in a manager's process; made by [`Manager::list`](crate::Manager::list).
 ///
 /// Its elements are values: what comes out is a copy, and changing it changes nothing here. To change an element in
 /// place, say how with [`update`](Self::update), or let the element be a proxy itself. See [`Proxy`] for what a handle
@@ -37,7 +38,7 @@ const CHUNK: usize = 256;
 /// ```
 #[derive(Serialize, Deserialize)]
 #[serde(bound = "")]
-pub struct ListProxy<T>(pub(super) Proxy<Vec<T>>);
+pub struct ListProxy<T>(pub(crate) Proxy<Vec<T>>);
 
 impl<T> Clone for ListProxy<T> {
     fn clone(&self) -> Self {
@@ -56,7 +57,7 @@ fn beyond(doing: &str, at: usize, len: usize) -> Error {
 }
 
 impl<T: Serialize + DeserializeOwned + Send + 'static> ListProxy<T> {
-    /// The list as an object, for [`Proxy::call`] and [`Batch`](super::Batch).
+    /// The list as an object, for [`Proxy::call`] and [`Batch`](crate::Batch).
     pub fn proxy(&self) -> &Proxy<Vec<T>> {
         &self.0
     }

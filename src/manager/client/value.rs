@@ -1,7 +1,8 @@
 //! One value, and a row of values, in a manager.
 
-use super::proxy::{Lend, Proxy};
 use crate::error::{Error, Result};
+use crate::manager::client::proxy::Proxy;
+use crate::manager::wire::messages::Lend;
 use crate::sync::{Integer, of_word, to_word};
 use crate::wire;
 use serde::de::DeserializeOwned;
@@ -9,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// A value that lives in a manager's process, for those who share no memory; made by
-/// [`Manager::value`](super::Manager::value). Within a family [`Value`](crate::Value) is faster.
+/// [`Manager::value`](crate::Manager::value). Within a family [`Value`](crate::Value) is faster.
 ///
 /// See [`Proxy`] for what a handle promises: a call waits for its answer, is made whole or not at all, and fails with
 /// `Closed` once the manager is gone.
@@ -29,10 +30,10 @@ use std::fmt;
 /// ```
 #[derive(Serialize, Deserialize)]
 #[serde(bound = "")]
-pub struct ValueProxy<T>(pub(super) Proxy<One<T>>);
+pub struct ValueProxy<T>(pub(crate) Proxy<One<T>>);
 
 /// What the manager keeps of a value.
-pub(super) struct One<T>(pub(super) T);
+pub(crate) struct One<T>(pub(crate) T);
 
 impl<T> ValueProxy<T>
 where
@@ -164,7 +165,7 @@ where
 }
 
 /// Values in a row, as many as there were at first, that live in a manager's process, for those who share no memory; made
-/// by [`Manager::array`](super::Manager::array). Within a family [`Array`](crate::Array) is faster.
+/// by [`Manager::array`](crate::Manager::array). Within a family [`Array`](crate::Array) is faster.
 ///
 /// See [`Proxy`] for what a handle promises: a call waits for its answer, is made whole or not at all, and fails with
 /// `Closed` once the manager is gone.
@@ -186,10 +187,10 @@ where
 /// ```
 #[derive(Serialize, Deserialize)]
 #[serde(bound = "")]
-pub struct ArrayProxy<T>(pub(super) Proxy<Row<T>>);
+pub struct ArrayProxy<T>(pub(crate) Proxy<Row<T>>);
 
 /// What the manager keeps of an array.
-pub(super) struct Row<T>(pub(super) Box<[T]>);
+pub(crate) struct Row<T>(pub(crate) Box<[T]>);
 
 impl<T> ArrayProxy<T>
 where

@@ -1,24 +1,43 @@
-//! Clients from elsewhere: where they connect, and the first words with them.
+//! What a manager is started with, and the first words with clients from elsewhere.
 
-use super::server::{Event, Id};
+use crate::connection::Listener;
 #[cfg(feature = "tls")]
 use crate::connection::rustls;
-use crate::connection::{ByteConnection, Listener};
-use crate::error::{Error, ErrorKind, Result};
-use crate::os::{image, memfd, named, timer};
-use crate::wire::{self, Fd};
+#[cfg(feature = "tls")]
+use crate::error::ErrorKind;
+use crate::error::{Error, Result};
+use crate::os::{memfd, named};
+use crate::wire::Fd;
+use std::collections::HashSet;
 use std::os::fd::{AsFd, OwnedFd};
 #[cfg(feature = "tls")]
 use std::sync::Arc;
 use std::time::Duration;
 use zeroize::Zeroizing;
 
+/// Names one server in the world.
+pub(crate) type Id = (u64, u64);
+
+/// What a server is started with.
+#[derive(serde::Serialize, serde::Deserialize)]
+pub(crate) struct Setup {
+    pub(crate) id: Id,
+    /// Where clients say hello.
+    pub(crate) intake: Fd<OwnedFd>,
+    /// The clients' end, for handles that leave from here.
+    pub(crate) door: Fd<OwnedFd>,
+    /// The entries that may be called; `None` is all.
+    pub(crate) exposed: Option<HashSet<u64>>,
+    /// Where clients from elsewhere connect.
+    pub(crate) bind: Option<Bind>,
+}
+
 /// In which a client from elsewhere must have said who it is, and one of this machine must have been let in.
-pub(super) const GREETING_TIME: Duration = Duration::from_secs(10);
+pub(crate) const GREETING_TIME: Duration = Duration::from_secs(10);
 
 /// Where and how clients from elsewhere connect.
 #[derive(serde::Serialize, serde::Deserialize)]
-pub(super) struct Bind {
+pub(crate) struct Bind {
     address: String,
     key: Secret,
     /// Certificates and the key to them, in DER.
@@ -50,7 +69,7 @@ impl Secret {
 }
 
 impl Bind {
-    pub(super) fn new(address: String, key: &[u8]) -> Result<Self> {
+    pub(crate) fn new(address: String, key: &[u8]) -> Result<Self> {
         Ok(Self {
             address,
             key: Secret::new(key)?,
@@ -60,12 +79,12 @@ impl Bind {
     }
 
     #[cfg(feature = "tls")]
-    pub(super) fn with_tls(mut self, certificates: Vec<Vec<u8>>, key: &[u8]) -> Result<Self> {
+    pub(crate) fn with_tls(mut self, certificates: Vec<Vec<u8>>, key: &[u8]) -> Result<Self> {
         self.tls = Some((certificates, Secret::new(key)?));
         Ok(self)
     }
 
-    pub(super) async fn listen(self) -> Result<Listener> {
+    pub(crate) async fn listen(self) -> Result<Listener> {
         let bind = Listener::bind(&self.address).authkey(&*self.key.read()?).allow_md5(false);
         #[cfg(feature = "tls")]
         let bind = match self.tls {
@@ -88,31 +107,10 @@ fn tls(certificates: Vec<Vec<u8>>, key: &[u8]) -> Result<Arc<rustls::ServerConfi
 /// What a client from elsewhere is told; the number of the build follows it, which tells a client of another one, whatever
 /// that makes of this.
 #[derive(serde::Serialize, serde::Deserialize)]
-pub(super) struct Welcome {
-    pub(super) id: Id,
-    pub(super) pid: u32,
+pub(crate) struct Welcome {
+    pub(crate) id: Id,
+    pub(crate) pid: u32,
 }
 
 /// The first words of a client from elsewhere, and of the manager to it.
-pub(super) const GREETING: &[u8; 16] = b"multiprocess mgr";
-
-/// Lets in who runs the same build.
-pub(super) async fn greet(id: Id, peer: ByteConnection) -> Event {
-    let greeted = async {
-        let build = image::fingerprint();
-        let theirs = peer.recv_bytes().await?;
-        let Some(theirs) = theirs.strip_prefix(GREETING).and_then(|rest| <[u8; 8]>::try_from(rest).ok()) else {
-            return Err(Error::new(ErrorKind::Decode, "the other end is no client of a manager"));
-        };
-        let welcome = Welcome { id, pid: std::process::id() };
-        let message = wire::encode(&welcome)?;
-        peer.send_bytes(&[&GREETING[..], message.payload(&welcome), &build.to_le_bytes()].concat()).await?;
-        match u64::from_le_bytes(theirs) == build {
-            true => Ok(()),
-            false => Err(Error::new(ErrorKind::Decode, "it is another build of this program, or another program")),
-        }
-    };
-    let greeted = timer::within(GREETING_TIME, greeted).await;
-    let greeted = greeted.unwrap_or_else(|_| Err(Error::new(ErrorKind::Timeout, "it did not say who it is")));
-    Event::Hello(greeted.map(|()| peer.split()))
-}
+pub(crate) const GREETING: &[u8; 16] = b"multiprocess mgr";

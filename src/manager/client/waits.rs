@@ -1,8 +1,4 @@
-//! Operations that may have to wait, and what they bring.
-//!
-//! Such an operation is tried in its object's turn. If it has to wait it is parked at the object, where it holds neither
-//! the turn nor a thread, and is tried again after every change. What it brings (an item, a permit) is the asker's under
-//! a ticket, until the asker says that it took it, or gives it back. Who disconnects gives everything back.
+//! A client's part of waitable operations (see `wire/waiting.rs`).
 //!
 //! # Cancel
 //! A wait that is dropped gives back: its place, or what it got meanwhile. Its asker knows whether it has read the answer,
@@ -13,82 +9,35 @@
 //! Of one who is killed nobody knows whether it had read: what it got is given back, and a lock that it got is told as left by
 //! the dead.
 
-use super::link::Handle;
-use super::method::{self, Waiting};
-use super::protocol::{self, Reader, Writer};
-use super::proxy::{Lend, Proxy};
-use super::slots::Brings;
 use crate::error::{Error, ErrorKind, Result};
+use crate::manager::client::link::Handle;
+use crate::manager::client::pending::Brings;
+use crate::manager::client::proxy::Proxy;
+use crate::manager::wire::messages::{self, Lend, Reader, Writer};
+use crate::manager::wire::method::{self, Waiting};
+use crate::manager::wire::waiting::{Try, Waits};
 use crate::os::{fault, reactor, timer};
-use crate::wire::{self, Message};
+use crate::wire::Message;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::any::Any;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
-
-/// Who asks: the connection, and the number of the request there.
-pub(super) type Ticket = (u64, u64);
-
-/// One try of an operation that may have to wait.
-#[derive(Clone, Copy)]
-pub(super) struct Try {
-    pub(super) ticket: Ticket,
-    /// The asker's time is over: what cannot be done at once is not done.
-    pub(super) is_late: bool,
-}
-
-/// How an operation ends for its asker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum End {
-    /// What it brought is the asker's for good.
-    Took,
-    /// The asker needs it no more.
-    GaveBack,
-    /// The asker is gone, and has not read what came of it.
-    Unread,
-    /// The asker is gone.
-    Lost,
-}
-
-/// An object with such operations.
-pub(super) trait Waits: Send + 'static {
-    fn settle(&mut self, ticket: Ticket, end: End);
-}
-
-/// [`Waits::settle`] of an object whose type is not known.
-pub(super) type Settle = fn(&mut (dyn Any + Send), Ticket, End);
-
-pub(super) fn settle<T: Waits>(object: &mut (dyn Any + Send), ticket: Ticket, end: End) {
-    if let Some(object) = object.downcast_mut::<T>() {
-        object.settle(ticket, end);
-    }
-}
-
-/// What a waiting operation answers.
-pub(super) fn ready<R: Serialize>(value: &R) -> Poll<Result<Message>> {
-    Poll::Ready(wire::encode_by_serde(&Lend(value)))
-}
-
-pub(super) fn too_late(what: &str) -> Error {
-    Error::new(ErrorKind::Timeout, format!("{what} in time"))
-}
 
 fn no_timer(error: std::io::Error) -> Error {
     Error::io("cannot wait for a manager", error)
 }
 
 /// Drops a wait after `timeout`, which must leave nothing behind; `what` was not in time then.
-pub(super) async fn in_time<R>(timeout: Duration, wait: impl Future<Output = Result<R>>, what: &str) -> Result<R> {
+pub(crate) async fn in_time<R>(timeout: Duration, wait: impl Future<Output = Result<R>>, what: &str) -> Result<R> {
     let waited = timer::limited(timeout, wait).map_err(no_timer)?.await;
     waited.unwrap_or_else(|_| Err(Error::new(ErrorKind::Timeout, format!("{what} within {timeout:?}"))))
 }
 
 impl<T> Proxy<T> {
     /// Runs `f` until it is ready. What it brought is held by what is returned with it.
-    pub(super) async fn wait<R, F, A>(&self, f: F, args: A) -> Result<(R, Asked)>
+    pub(crate) async fn wait<R, F, A>(&self, f: F, args: A) -> Result<(R, Asked)>
     where
         T: Waits,
         R: DeserializeOwned + 'static,
@@ -99,7 +48,7 @@ impl<T> Proxy<T> {
     }
 
     /// As [`wait`](Self::wait), and after `timeout` tells `f` that it is late: the manager's word on what came of it is waited for.
-    pub(super) async fn wait_until<R, F, A>(&self, timeout: Option<Duration>, f: F, args: A) -> Result<(R, Asked)>
+    pub(crate) async fn wait_until<R, F, A>(&self, timeout: Option<Duration>, f: F, args: A) -> Result<(R, Asked)>
     where
         T: Waits,
         R: DeserializeOwned + 'static,
@@ -107,7 +56,7 @@ impl<T> Proxy<T> {
         A: Serialize + DeserializeOwned + Send + 'static,
     {
         let handle: Arc<Handle> = self.handle.clone();
-        let mut request = handle.link.request(protocol::WAIT);
+        let mut request = handle.link.request(messages::WAIT);
         request.number(0).op(&method::call_op::<F, T, A, Waiting>(handle.object, f)).append(&args)?;
         drop(args);
         let (mut reader, mut asked) = Asked::ask(handle, request, timeout).await?;
@@ -117,7 +66,7 @@ impl<T> Proxy<T> {
     }
 
     /// As [`wait`](Self::wait), and takes what it brought.
-    pub(super) async fn wait_and_take<R, F, A>(&self, f: F, args: A) -> Result<R>
+    pub(crate) async fn wait_and_take<R, F, A>(&self, f: F, args: A) -> Result<R>
     where
         T: Waits,
         R: DeserializeOwned + 'static,
@@ -131,18 +80,18 @@ impl<T> Proxy<T> {
 }
 
 /// Something that was got, and must be taken or given back. Dropped, it is given back.
-pub(super) struct Asked {
+pub(crate) struct Asked {
     handle: Arc<Handle>,
     /// The number of the request that asked; 0 once it is settled.
     id: u64,
     /// The answer was read.
-    pub(super) is_read: bool,
+    pub(crate) is_read: bool,
 }
 
 impl Asked {
     /// Asks by a request that may have to wait. After `timeout` the manager is told that it is too late, and answers what came
     /// of it; only what was not even sent is over without its word.
-    pub(super) async fn ask(handle: Arc<Handle>, request: Writer, timeout: Option<Duration>) -> Result<(Reader, Self)> {
+    pub(crate) async fn ask(handle: Arc<Handle>, request: Writer, timeout: Option<Duration>) -> Result<(Reader, Self)> {
         let link = &handle.link;
         if link.is_here() {
             return Err(Error::other("an object of a manager cannot wait in there for another one"));
@@ -160,7 +109,7 @@ impl Asked {
                     return Err(Error::new(ErrorKind::Timeout, "the manager could not be asked in time"));
                 }
                 Err(_) => {
-                    link.tell_of(protocol::EXPIRE, id);
+                    link.tell_of(messages::EXPIRE, id);
                     answer.await?
                 }
             },
@@ -171,13 +120,13 @@ impl Asked {
     }
 
     /// The number of the request that asked.
-    pub(super) fn id(&self) -> u64 {
+    pub(crate) fn id(&self) -> u64 {
         self.id
     }
 
     /// What it brought is taken for good.
-    pub(super) fn take(mut self) {
-        self.settle(protocol::TOOK);
+    pub(crate) fn take(mut self) {
+        self.settle(messages::TOOK);
     }
 
     fn settle(&mut self, how: u8) {
@@ -190,18 +139,19 @@ impl Asked {
 
 impl Drop for Asked {
     fn drop(&mut self) {
-        self.settle(if self.is_read { protocol::GIVE_BACK } else { protocol::UNREAD });
+        self.settle(if self.is_read { messages::GIVE_BACK } else { messages::UNREAD });
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::link::Link;
-    use super::super::played::{Played, fill, linked, proxy};
-    use super::super::primitives::{ConditionProxy, Held, LockProxy, Waiters};
-    use super::super::queue::{Items, QueueProxy};
-    use super::super::{protocol::RELEASE, proxy};
     use super::*;
+    use crate::manager::client::link::Link;
+    use crate::manager::client::primitives::{ConditionProxy, Held, LockProxy, Waiters};
+    use crate::manager::client::proxy;
+    use crate::manager::client::queue::{Items, QueueProxy};
+    use crate::manager::mock::{Played, fill, linked, proxy};
+    use crate::manager::wire::messages::RELEASE;
     use futures_util::FutureExt;
 
     fn full() -> (Arc<Link>, Played) {
@@ -215,18 +165,18 @@ mod tests {
         let (link, mut manager) = full();
         let lock = LockProxy(proxy::<Held>(&link));
         let (kind, id) = manager.drop_once_sent(lock.acquire()).await;
-        assert_eq!((kind, manager.next().await), (protocol::WAIT, (protocol::UNREAD, id)));
+        assert_eq!((kind, manager.next().await), (messages::WAIT, (messages::UNREAD, id)));
         let (link, mut manager) = full();
         let queue = QueueProxy(proxy::<Items<u32>>(&link));
         let (kind, id) = manager.drop_once_sent(queue.get()).await;
-        assert_eq!((kind, manager.next().await), (protocol::WAIT, (protocol::UNREAD, id)));
+        assert_eq!((kind, manager.next().await), (messages::WAIT, (messages::UNREAD, id)));
     }
 
     #[tokio::test]
     async fn an_object_made_for_a_call_that_was_sent_once_there_was_room_and_dropped_unpolled_goes() {
         let (link, mut manager) = full();
         let (kind, id) = manager.drop_once_sent(proxy::create(&link, Held::default, ())).await;
-        assert_eq!((kind, id), (protocol::CALL, 1));
+        assert_eq!((kind, id), (messages::CALL, 1));
         manager.answer(id, |answer| answer.made(42)).await;
         assert_eq!(manager.next().await, (RELEASE, 42));
     }
@@ -236,7 +186,7 @@ mod tests {
         let (link, mut manager) = linked();
         let condition = ConditionProxy(proxy::<Waiters>(&link));
         let answer = async {
-            assert_eq!(manager.next().await, (protocol::WAIT, 1));
+            assert_eq!(manager.next().await, (messages::WAIT, 1));
             manager.answer(1, |answer| answer.append_part(&Lend(false)).unwrap()).await;
         };
         let (held, ()) = futures::join!(condition.lock(), answer);
@@ -244,7 +194,7 @@ mod tests {
         let error = condition.wait_timeout(held.unwrap(), Duration::from_millis(1)).await.unwrap_err();
         assert!(error.kind() == ErrorKind::Timeout && error.has_guard(), "{error}");
         drop(error);
-        assert_eq!(manager.next().await, (protocol::GIVE_BACK, 1));
+        assert_eq!(manager.next().await, (messages::GIVE_BACK, 1));
     }
 
     #[tokio::test]
@@ -256,13 +206,13 @@ mod tests {
         let mut putting = Box::pin(queue.put_timeout(2, Duration::from_millis(1)));
         assert!((&mut putting).now_or_never().is_none());
         let (kind, id) = manager.next().await;
-        assert_eq!((kind, id), (protocol::WAIT, 2));
+        assert_eq!((kind, id), (messages::WAIT, 2));
         let answer = async {
-            assert_eq!(manager.next().await, (protocol::EXPIRE, id));
+            assert_eq!(manager.next().await, (messages::EXPIRE, id));
             manager.answer(id, |answer| answer.append_part(&Lend(())).unwrap()).await;
         };
         let (put, ()) = futures::join!(putting, answer);
         put.unwrap();
-        assert_eq!(manager.next().await, (protocol::TOOK, id));
+        assert_eq!(manager.next().await, (messages::TOOK, id));
     }
 }

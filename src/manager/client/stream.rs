@@ -1,8 +1,8 @@
 //! The connection to a manager on another host.
 
-use super::objects::lock;
-use super::slots::Slots;
+use super::pending::PendingCalls;
 use crate::connection::{ByteConnection, ByteSender};
+use crate::manager::wire::lock::lock;
 use crate::wire::Sealed;
 use futures_util::SinkExt;
 use std::future::poll_fn;
@@ -14,12 +14,12 @@ use tokio::task::AbortHandle;
 
 /// The connection to a manager on another host. What can go out at once does; the rest, and all that comes in, is
 /// moved by two tasks, in the runtime that the connection was made in.
-pub(super) struct Far {
+pub(crate) struct Far {
     sender: Mutex<FarSender>,
     /// There is a rest.
     is_pressed: Arc<Notify>,
-    pub(super) slots: Slots,
-    pub(super) peer: String,
+    pub(crate) slots: PendingCalls,
+    pub(crate) peer: String,
     /// Its tasks ended with the runtime that it was made in.
     is_without_runtime: AtomicBool,
     tasks: Mutex<Vec<AbortHandle>>,
@@ -47,13 +47,13 @@ struct FarSender {
 }
 
 impl Far {
-    pub(super) fn open(connection: ByteConnection) -> Arc<Self> {
+    pub(crate) fn open(connection: ByteConnection) -> Arc<Self> {
         let peer = connection.peer_addr().to_string();
         let (sender, receiver) = connection.split();
         let far = Arc::new(Self {
             sender: Mutex::new(FarSender { sender, is_flushing: false }),
             is_pressed: Arc::default(),
-            slots: Slots::default(),
+            slots: PendingCalls::default(),
             peer,
             is_without_runtime: AtomicBool::new(false),
             tasks: Mutex::default(),
@@ -91,7 +91,7 @@ impl Far {
         far
     }
 
-    pub(super) fn tell(&self, request: Sealed) {
+    pub(crate) fn tell(&self, request: Sealed) {
         let out = &mut *lock(&self.sender);
         let told = out.sender.start_send_unpin(request.bytes().to_vec());
         if !out.is_flushing && told.is_ok() {
@@ -121,7 +121,7 @@ impl Far {
 
 impl Far {
     /// Why there will be no answer any more.
-    pub(super) fn why_lost(&self) -> &'static str {
+    pub(crate) fn why_lost(&self) -> &'static str {
         match self.is_without_runtime.load(Relaxed) {
             true => "has ended, because its runtime has ended: connect again from one that goes on",
             false => "is lost: connect again",
@@ -145,11 +145,12 @@ impl Drop for Far {
 
 #[cfg(test)]
 mod tests {
-    use super::super::link::{Handle, Link};
-    use super::super::protocol::{self, Writer};
-    use super::super::slots::Slot;
     use super::*;
     use crate::connection::{Listener, connect};
+    use crate::manager::client::link::{Handle, Link};
+    use crate::manager::client::pending::Slot;
+    use crate::manager::wire::marshal::Kept;
+    use crate::manager::wire::messages::{self, Writer};
     use std::sync::mpsc;
     use std::time::Duration;
 
@@ -168,11 +169,11 @@ mod tests {
                 // The writer's part is done here, and nobody else's.
                 lock(&far.tasks).drain(..).for_each(|task| task.abort());
                 let link = Link::of((1, 1), 1, far.clone());
-                let kept = vec![Arc::new(Handle::held(&link, 7))];
-                lock(&far.slots.0).slots.insert(1, Slot::Abandoned(Arc::downgrade(&link), kept));
+                let kept: Vec<Kept> = vec![Arc::new(Handle::held(&link, 7))];
+                lock(&far.slots.0).slots.insert(1, Slot::Abandoned(Arc::<Link>::downgrade(&link), kept));
                 drop(server.unwrap());
                 while !far.slots.is_gone() {
-                    far.tell(Writer::request(protocol::RELEASE).seal());
+                    far.tell(Writer::request(messages::RELEASE).seal());
                     poll_fn(|cx| far.poll_flush(cx)).await;
                     tokio::task::yield_now().await;
                 }

@@ -1,8 +1,9 @@
 //! Named values of different types in a manager.
 
-use super::method::{Exposed, Lent, call_op, make_op};
-use super::proxy::{Lend, Proxy};
 use crate::error::{Error, ErrorKind, Result};
+use crate::manager::client::proxy::Proxy;
+use crate::manager::wire::messages::Lend;
+use crate::manager::wire::method::{Exposed, Lent, call_op, make_op};
 use crate::wire::{self, Message};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -10,7 +11,7 @@ use std::any::{Any, type_name};
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// Names and values, of any types, in a manager's process; made by [`Manager::namespace`](super::Manager::namespace).
+/// Names and values, of any types, in a manager's process; made by [`Manager::namespace`](crate::Manager::namespace).
 ///
 /// See [`Proxy`] for what a handle promises: a call waits for its answer, is made whole or not at all, and fails with
 /// `Closed` once the manager is gone.
@@ -35,12 +36,12 @@ use std::fmt;
 /// }
 /// ```
 #[derive(Clone, Serialize, Deserialize)]
-pub struct Namespace(pub(super) Proxy<Names>);
+pub struct Namespace(pub(crate) Proxy<Names>);
 
 /// What the manager keeps of a namespace.
-pub(super) type Names = BTreeMap<String, Named>;
+pub(crate) type Names = BTreeMap<String, Named>;
 
-pub(super) struct Named {
+pub(crate) struct Named {
     value: Box<dyn Any + Send>,
     type_name: &'static str,
 }

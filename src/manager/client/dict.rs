@@ -1,7 +1,8 @@
 //! A dictionary in a manager.
 
-use super::proxy::{Lend, Proxy};
 use crate::error::Result;
+use crate::manager::client::proxy::Proxy;
+use crate::manager::wire::messages::Lend;
 use crate::wire;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -10,7 +11,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::hash::Hash;
 
-/// A dictionary that lives in a manager's process; made by [`Manager::dict`](super::Manager::dict).
+/// A dictionary that lives in a manager's process; made by [`Manager::dict`](crate::Manager::dict).
 ///
 /// Its values are values: what comes out is a copy, and changing it changes nothing here. To change one in place, say
 /// how with [`update`](Self::update), or let the value be a proxy itself. The order of its items is any. See
@@ -37,7 +38,7 @@ use std::hash::Hash;
 /// ```
 #[derive(Serialize, Deserialize)]
 #[serde(bound = "")]
-pub struct DictProxy<K, V>(pub(super) Proxy<HashMap<K, V>>);
+pub struct DictProxy<K, V>(pub(crate) Proxy<HashMap<K, V>>);
 
 impl<K, V> Clone for DictProxy<K, V> {
     fn clone(&self) -> Self {
@@ -56,7 +57,7 @@ where
     K: Eq + Hash + Serialize + DeserializeOwned + Send + 'static,
     V: Serialize + DeserializeOwned + Send + 'static,
 {
-    /// The dictionary as an object, for [`Proxy::call`] and [`Batch`](super::Batch).
+    /// The dictionary as an object, for [`Proxy::call`] and [`Batch`](crate::Batch).
     pub fn proxy(&self) -> &Proxy<HashMap<K, V>> {
         &self.0
     }

@@ -35,40 +35,42 @@
 //! A call whose future is dropped is done if it was sent; its answer is thrown away by the client. Of one that waits
 //! see `waits.rs`.
 
-use super::clients::{Connection, Incoming, Out, Outgoing, next_request};
-use super::gate::{Bind, greet};
-use super::helpers::{Helpers, Task};
-use super::jobs::{Job, LAST_ENTRY, Next};
-use super::link::Link;
-use super::objects::{Lease, Objects, lock};
-use super::poller::{Open, Poller};
-use super::protocol;
-use super::waits::End;
+use super::acceptor::greet;
+use super::connection::{next_request, until_ended};
+use super::executor::LAST_ENTRY;
+use super::objects::Objects;
+use super::poller::Poller;
+use super::state::{Connection, Event, Helpers, Incoming, LOOK, Next, Out, Outgoing, Server, Task};
 use crate::channel::{Receiver, Sender};
-use crate::connection::{ByteConnection, ByteReceiver, ByteSender, Listener};
+use crate::connection::Listener;
 use crate::error::{Error, Result};
+use crate::manager::wire::greeting::{Id, Setup};
+use crate::manager::wire::local::{self, Lease, Local, Unread};
+use crate::manager::wire::lock::lock;
+use crate::manager::wire::messages;
+use crate::manager::wire::waiting::End;
 use crate::os::reactor::{self, Watched};
 use crate::os::socket::Wait;
 use crate::process::entry::survive;
 use crate::wait::{Spin, Spinner, Spun};
 use crate::wire::{self, Fd, Sealed, frame};
-use futures_util::stream::{FuturesUnordered, StreamExt};
-use std::collections::{HashSet, VecDeque};
+use futures_util::stream::StreamExt;
+use std::any::Any;
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::pin::{Pin, pin};
+use std::pin::pin;
+#[cfg(test)]
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::*};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::task::Poll;
-use std::thread::Thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tokio::io::Interest;
-use tokio::runtime::{Builder, Runtime};
-use tokio::sync::Notify;
+use tokio::runtime::Builder;
+use tokio::sync::oneshot;
 
-/// Between two looks at the leader. A call is left behind after one to two of them.
-pub(super) const LOOK: Duration = Duration::from_millis(1);
 /// So many looks without a call, and the watcher dozes.
 const DOZE_AFTER: u32 = 50;
 /// Requests taken in place before the runtime looks around.
@@ -81,88 +83,12 @@ const ONE_CALL: u64 = 4;
 /// So often in a row the manager may fail to take in what clients say first.
 const HELLO_FAILURES: u32 = 64;
 
-/// Names one server in the world.
-pub(super) type Id = (u64, u64);
-
-/// What a server is started with.
-#[derive(serde::Serialize, serde::Deserialize)]
-pub(super) struct Setup {
-    pub(super) id: Id,
-    /// Where clients say hello.
-    pub(super) intake: Fd<OwnedFd>,
-    /// The clients' end, for handles that leave from here.
-    pub(super) door: Fd<OwnedFd>,
-    /// The entries that may be called; `None` is all.
-    pub(super) exposed: Option<HashSet<u64>>,
-    /// Where clients from elsewhere connect.
-    pub(super) bind: Option<Bind>,
-}
-
-/// The server of this process, if it is one.
-pub(super) static HERE: OnceLock<Arc<Server>> = OnceLock::new();
-
-/// The server of this process, if it is the one of this name.
-pub(super) fn here(id: Id) -> Option<&'static Arc<Server>> {
-    HERE.get().filter(|server| server.id == id)
-}
-
-pub(super) struct Server {
-    pub(super) id: Id,
-    pub(super) intake: Arc<OwnedFd>,
-    pub(super) door: Arc<OwnedFd>,
-    pub(super) exposed: Option<HashSet<u64>>,
-    /// Where clients from elsewhere connect.
-    pub(super) address: Option<String>,
-    pub(super) objects: Objects<Box<Job>>,
-    pub(super) runtime: Runtime,
-    /// Takes in the requests of this machine's clients; and how long it pays to look for them.
-    pub(super) poller: Poller<Arc<Connection>>,
-    pub(super) look: Spin,
-    /// What else happens.
-    pub(super) readers: Mutex<FuturesUnordered<Pin<Box<dyn Future<Output = Event> + Send>>>>,
-    /// To be read from now on, said by threads that do not lead.
-    pub(super) arrivals: Mutex<Vec<Pin<Box<dyn Future<Output = Event> + Send>>>>,
-    pub(super) arrived: Arc<Notify>,
-    pub(super) pulse: Mutex<Arc<AtomicU64>>,
-    pub(super) is_dozing: AtomicBool,
-    pub(super) watcher: Thread,
-    pub(super) helpers: Helpers,
-    /// Functions that have kept a leader too long.
-    pub(super) slow: Mutex<HashSet<u64>>,
-    pub(super) has_slow: AtomicBool,
-    pub(super) connections: AtomicUsize,
-    #[cfg(test)]
-    pub(super) meddler: Mutex<Option<Meddler>>,
-    pub(super) last_connection: AtomicU64,
-    pub(super) last_lease: AtomicU64,
-    pub(super) has_ended: AtomicBool,
-}
-
-/// Is there whenever an answer is sent, and may have it refused.
+/// The server of this process.
 #[cfg(test)]
-pub(super) type Meddler = Box<dyn FnMut(&Sealed) -> Option<crate::error::ErrorKind> + Send>;
+pub(crate) static HERE: OnceLock<Arc<Server>> = OnceLock::new();
 
-pub(super) enum Event {
-    /// A client may have said hello.
-    Intake(Watched<Arc<OwnedFd>>),
-    Request(Arc<Connection>, Incoming, Result<Sealed>),
-    /// Somebody from elsewhere has connected, or could not.
-    Peer(Arc<Listener>, Result<ByteConnection>),
-    /// And has said who it is.
-    Hello(Result<(ByteSender, ByteReceiver)>),
-    LeaseEnded(Lease),
-    /// With the objects that the client was to hold, and never heard of.
-    Flushed(Arc<Connection>, Vec<u64>),
-}
-
-impl Event {
-    fn of(open: Open<Arc<Connection>>, request: Result<Sealed>) -> Self {
-        Self::Request(open.client.clone(), Incoming::Near(open), request)
-    }
-}
-
-/// Runs the server until it is told to end or nobody holds anything of it.
-pub(super) fn serve(setup: Setup) -> Result<()> {
+/// Runs the server until it is told to end or nobody holds anything of it. `names` is the namespace that is always there.
+pub(crate) fn serve(setup: Setup, names: Box<dyn Any + Send>) -> Result<()> {
     let built = Builder::new_current_thread().enable_all().build();
     let runtime = built.map_err(|error| Error::io("cannot build a tokio runtime in the manager", error))?;
     let listener = setup.bind.map(|bind| runtime.block_on(bind.listen())).transpose()?.map(Arc::new);
@@ -194,10 +120,12 @@ pub(super) fn serve(setup: Setup) -> Result<()> {
         last_lease: AtomicU64::new(0),
         has_ended: AtomicBool::new(false),
     });
+    local::set(server.clone());
+    #[cfg(test)]
     let _ = HERE.set(server.clone());
     // It has the number that clients know, and is held for ever.
-    let names = server.objects.add(Box::new(super::namespace::Names::new()));
-    debug_assert_eq!(names, protocol::NAMES);
+    let names = server.objects.add(names);
+    debug_assert_eq!(names, messages::NAMES);
     if let Some(listener) = &listener {
         server.read(until_peer(listener.clone()));
     }
@@ -216,26 +144,14 @@ pub(super) fn serve(setup: Setup) -> Result<()> {
     Ok(())
 }
 
-pub(super) async fn until_hello(intake: Watched<Arc<OwnedFd>>) -> Event {
+pub(crate) async fn until_hello(intake: Watched<Arc<OwnedFd>>) -> Event {
     if let Ok(mut ready) = intake.readable().await {
         ready.clear_ready();
     }
     Event::Intake(intake)
 }
 
-pub(super) async fn until_ended(lease: Lease, reader: Arc<OwnedFd>) -> Event {
-    match reactor::watch(reader, Interest::READABLE) {
-        Ok(watch) => drop(watch.readable().await.map(|mut ready| ready.clear_ready())),
-        // Without a way to learn of its end it must not end.
-        Err(error) => {
-            tracing::warn!(%error, "a handle on its way cannot be watched; its object stays");
-            std::future::pending::<()>().await;
-        }
-    }
-    Event::LeaseEnded(lease)
-}
-
-pub(super) async fn until_peer(listener: Arc<Listener>) -> Event {
+pub(crate) async fn until_peer(listener: Arc<Listener>) -> Event {
     let peer = listener.accept().await;
     Event::Peer(listener, peer)
 }
@@ -289,7 +205,7 @@ impl Server {
     }
 
     /// A thread that does not lead has done what may have kept objects in its hand.
-    pub(super) fn let_go(&self) {
+    pub(crate) fn let_go(&self) {
         if self.objects.look_again_if_in_hand() {
             self.wake_watcher();
         }
@@ -316,7 +232,7 @@ impl Server {
 /// The leader's part.
 impl Server {
     /// Waits for `event` too from now on. If another thread leads meanwhile, it is told.
-    pub(super) fn read(&self, event: impl Future<Output = Event> + Send + 'static) {
+    pub(crate) fn read(&self, event: impl Future<Output = Event> + Send + 'static) {
         match self.readers.try_lock() {
             Ok(readers) => readers.push(Box::pin(event)),
             Err(_) => {
@@ -374,7 +290,7 @@ impl Server {
         })
     }
 
-    pub(super) fn lead(self: &Arc<Self>, pulse: &AtomicU64) {
+    pub(crate) fn lead(self: &Arc<Self>, pulse: &AtomicU64) {
         let mut taken = 0u32;
         loop {
             taken = taken.wrapping_add(1);
@@ -523,28 +439,46 @@ impl Server {
         }
     }
 
-    pub(super) fn finish(&self) {
+    pub(crate) fn finish(&self) {
         self.has_ended.store(true, SeqCst);
         self.watcher.unpark();
     }
 }
 
-/// Handles that leave from here.
-impl Server {
-    /// The link of handles that are made in this process.
-    pub(super) fn link(&self) -> Result<Arc<Link>> {
-        Link::to(self.id, std::process::id(), || Err(protocol::torn()))
+/// For handles inside of this process.
+impl Local for Arc<Server> {
+    fn id(&self) -> Id {
+        self.id
     }
 
-    pub(super) fn door(&self) -> &Arc<OwnedFd> {
+    fn door(&self) -> &Arc<OwnedFd> {
         &self.door
     }
 
-    /// A lease that ends when the other end of `reader` is closed everywhere.
-    pub(super) fn open_lease(self: &Arc<Self>, reader: OwnedFd) -> Lease {
+    fn submit(&self, call: Sealed) -> Result<oneshot::Receiver<Unread>> {
+        self.run_for_itself(call)
+    }
+
+    fn hold_inside(&self, owner: u64, object: u64) {
+        self.objects.hold_inside(owner, object);
+    }
+
+    fn release_inside(&self, owner: u64, object: u64) {
+        self.objects.release_inside(owner, object);
+    }
+
+    fn release(&self, object: u64) {
+        self.objects.release([(object, 1)]);
+    }
+
+    fn open_lease(&self, reader: OwnedFd) -> Lease {
         let lease = (0, self.last_lease.fetch_add(1, Relaxed));
         self.objects.open_lease(lease);
         self.read(until_ended(lease, Arc::new(reader)));
         lease
+    }
+
+    fn lease(&self, lease: Lease, object: u64) {
+        self.objects.lease(lease, object);
     }
 }

@@ -20,11 +20,11 @@
 //! # Cancel
 //! Nothing here waits.
 
-use super::objects::lock;
-use super::protocol::Writer;
-use super::ready::{CLIENTS, ReadyMap};
 use crate::channel::{Inbox, Receiver, Sender};
 use crate::error::{Error, ErrorKind, Result};
+use crate::manager::wire::lock::lock;
+use crate::manager::wire::messages::Writer;
+use crate::manager::wire::ready::{CLIENTS, ReadyMap};
 use crate::shm::atomic::fence;
 use crate::wire::Sealed;
 use std::collections::VecDeque;
@@ -33,12 +33,12 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::Notify;
 
 /// The inboxes of clients, each of which is a `C`.
-pub(super) struct Poller<C> {
+pub(crate) struct Poller<C> {
     map: Arc<ReadyMap>,
     state: Mutex<State<C>>,
     free: Arc<Mutex<Vec<u32>>>,
     /// It is worth to look again, for who sleeps.
-    pub(super) changed: Arc<Notify>,
+    pub(crate) changed: Arc<Notify>,
 }
 
 struct State<C> {
@@ -49,8 +49,8 @@ struct State<C> {
 }
 
 /// One client's inbox.
-pub(super) struct Open<C> {
-    pub(super) client: C,
+pub(crate) struct Open<C> {
+    pub(crate) client: C,
     inbox: Inbox<Sealed>,
     bit: Bit,
 }
@@ -68,7 +68,7 @@ impl Drop for Bit {
 }
 
 impl<C> Poller<C> {
-    pub(super) fn new() -> Result<Self> {
+    pub(crate) fn new() -> Result<Self> {
         let map = ReadyMap::create().map_err(|error| Error::io("cannot make a manager's memory", error))?;
         let changed = Arc::<Notify>::default();
         let wake = changed.clone();
@@ -79,7 +79,7 @@ impl<C> Poller<C> {
 
     /// Takes in one more inbox, inside the runtime that is to hear it: tells its client by `sender` which bit it has. After
     /// an error the client has to be let go.
-    pub(super) fn add(
+    pub(crate) fn add(
         &self,
         receiver: Receiver<Sealed>,
         mut sender: Sender<Sealed>,
@@ -118,7 +118,7 @@ impl<C> Poller<C> {
 
     /// A request, or why there will be none any more, and the inbox it came by: to be put back when the request has
     /// its place.
-    pub(super) fn next(&self) -> Option<(Open<C>, Result<Sealed>)> {
+    pub(crate) fn next(&self) -> Option<(Open<C>, Result<Sealed>)> {
         let state = &mut *lock(&self.state);
         if std::mem::take(&mut state.is_asleep) {
             self.map.line.disarm();
@@ -127,7 +127,7 @@ impl<C> Poller<C> {
     }
 
     /// The same before a sleep: if there is nothing, `changed` is notified once there is.
-    pub(super) fn sleep(&self) -> Option<(Open<C>, Result<Sealed>)> {
+    pub(crate) fn sleep(&self) -> Option<(Open<C>, Result<Sealed>)> {
         let state = &mut *lock(&self.state);
         // It fails only where this process has no place in its family, and then nothing works.
         if let Err(error) = self.map.line.arm() {
@@ -155,7 +155,7 @@ impl<C> Poller<C> {
         None
     }
 
-    pub(super) fn put_back(&self, open: Open<C>) {
+    pub(crate) fn put_back(&self, open: Open<C>) {
         let mut state = lock(&self.state);
         state.ready.push_back(open);
         if state.is_asleep {

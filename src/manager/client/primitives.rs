@@ -1,8 +1,9 @@
 //! Locks, semaphores, events, barriers, conditions in a manager, for those who share no memory.
 
-use super::proxy::Proxy;
-use super::waits::{Asked, End, Ticket, Try, Waits, in_time, ready, too_late};
 use crate::error::{Error, ErrorKind, LockError, Result};
+use crate::manager::client::proxy::Proxy;
+use crate::manager::client::waits::{Asked, in_time};
+use crate::manager::wire::waiting::{End, Ticket, Try, Waits, ready, too_late};
 use crate::wire::Message;
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -24,7 +25,7 @@ handles!(LockProxy SemaphoreProxy EventProxy BarrierProxy ConditionProxy);
 
 /// Who holds a lock.
 #[derive(Default)]
-pub(super) struct Held {
+pub(crate) struct Held {
     holder: Option<Ticket>,
     /// The last holder was lost with it.
     is_orphaned: bool,
@@ -97,7 +98,7 @@ fn granted<G>(answer: Result<(bool, Asked)>, grant: impl FnOnce(Asked) -> G) -> 
 }
 
 /// A lock that lives in a manager's process, for those who share no memory; made by
-/// [`Manager::lock`](super::Manager::lock). Within a family [`Lock`](crate::Lock) is faster.
+/// [`Manager::lock`](crate::Manager::lock). Within a family [`Lock`](crate::Lock) is faster.
 ///
 /// **Order.** First come, first served. **Cancel.** A dropped `acquire` has not acquired it.
 /// **Death.** The lock of a process that is killed or cut off is free at once; the next holder gets `OwnerDied` with the
@@ -120,7 +121,7 @@ fn granted<G>(answer: Result<(bool, Asked)>, grant: impl FnOnce(Asked) -> G) -> 
 /// }
 /// ```
 #[derive(Clone, Serialize, Deserialize)]
-pub struct LockProxy(pub(super) Proxy<Held>);
+pub struct LockProxy(pub(crate) Proxy<Held>);
 
 impl LockProxy {
     /// Waits until the lock is this caller's.
@@ -150,13 +151,13 @@ impl LockProxy {
 }
 
 /// What the manager keeps of a semaphore.
-pub(super) struct Permits {
+pub(crate) struct Permits {
     available: usize,
     held: HashSet<Ticket>,
 }
 
 impl Permits {
-    pub(super) fn new(available: usize) -> Self {
+    pub(crate) fn new(available: usize) -> Self {
         Self { available, held: HashSet::new() }
     }
 
@@ -182,7 +183,7 @@ impl Waits for Permits {
 }
 
 /// A semaphore that lives in a manager's process, for those who share no memory; made by
-/// [`Manager::semaphore`](super::Manager::semaphore). Within a family [`Semaphore`](crate::Semaphore) is faster.
+/// [`Manager::semaphore`](crate::Manager::semaphore). Within a family [`Semaphore`](crate::Semaphore) is faster.
 ///
 /// **Order.** First come, first served. **Cancel.** A dropped `acquire` has no permit, and loses none. **Death.** The
 /// permits of a process that is killed or cut off are available again at once.
@@ -203,7 +204,7 @@ impl Waits for Permits {
 /// }
 /// ```
 #[derive(Clone, Serialize, Deserialize)]
-pub struct SemaphoreProxy(pub(super) Proxy<Permits>);
+pub struct SemaphoreProxy(pub(crate) Proxy<Permits>);
 
 impl SemaphoreProxy {
     /// Waits for a permit.
@@ -252,14 +253,14 @@ impl SemaphoreProxy {
 
 /// What the manager keeps of an event.
 #[derive(Default)]
-pub(super) struct Flag(bool);
+pub(crate) struct Flag(bool);
 
 impl Waits for Flag {
     fn settle(&mut self, _: Ticket, _: End) {}
 }
 
 /// An event that lives in a manager's process, for those who share no memory; made by
-/// [`Manager::event`](super::Manager::event). Within a family [`Event`](crate::Event) is faster.
+/// [`Manager::event`](crate::Manager::event). Within a family [`Event`](crate::Event) is faster.
 ///
 /// **Order.** Setting wakes everybody who waits, also if it is cleared at once. **Cancel.** A dropped `wait` leaves
 /// nothing behind. **Death.** Nobody holds anything; if the manager ends, every call fails with kind `Closed`.
@@ -278,7 +279,7 @@ impl Waits for Flag {
 /// }
 /// ```
 #[derive(Clone, Serialize, Deserialize)]
-pub struct EventProxy(pub(super) Proxy<Flag>);
+pub struct EventProxy(pub(crate) Proxy<Flag>);
 
 impl EventProxy {
     /// Sets it, and wakes all who wait.
@@ -324,7 +325,7 @@ impl EventProxy {
 }
 
 /// What the manager keeps of a barrier.
-pub(super) struct Parties {
+pub(crate) struct Parties {
     count: usize,
     waiting: Vec<Ticket>,
     /// Who may go on, and as which; or may not.
@@ -333,7 +334,7 @@ pub(super) struct Parties {
 }
 
 impl Parties {
-    pub(super) fn new(count: usize) -> Self {
+    pub(crate) fn new(count: usize) -> Self {
         Self { count, waiting: Vec::new(), released: HashMap::new(), is_broken: false }
     }
 
@@ -386,7 +387,7 @@ impl Waits for Parties {
 }
 
 /// A barrier that lives in a manager's process, for those who share no memory; made by
-/// [`Manager::barrier`](super::Manager::barrier). Within a family [`Barrier`](crate::Barrier) is faster.
+/// [`Manager::barrier`](crate::Manager::barrier). Within a family [`Barrier`](crate::Barrier) is faster.
 ///
 /// **Cancel.** A `wait` that is dropped breaks it: those who wait fail with kind `BrokenBarrier`, and those who come,
 /// until it is reset. **Death.** So does one of a process that is killed or cut off.
@@ -405,7 +406,7 @@ impl Waits for Parties {
 /// }
 /// ```
 #[derive(Clone, Serialize, Deserialize)]
-pub struct BarrierProxy(pub(super) Proxy<Parties>);
+pub struct BarrierProxy(pub(crate) Proxy<Parties>);
 
 impl BarrierProxy {
     /// Waits until all parties wait, and returns which of them this is: 0 is one of them.
@@ -478,7 +479,7 @@ impl BarrierProxy {
 
 /// What the manager keeps of a condition.
 #[derive(Default)]
-pub(super) struct Waiters {
+pub(crate) struct Waiters {
     lock: Held,
     waiting: VecDeque<Ticket>,
     /// Noticed, or too late for it, and not holding the lock again.
@@ -538,7 +539,7 @@ impl Waits for Waiters {
 }
 
 /// A condition, with the lock that belongs to it, that lives in a manager's process, for those who share no memory; made
-/// by [`Manager::condition`](super::Manager::condition). Within a family [`Condition`](crate::Condition) is faster.
+/// by [`Manager::condition`](crate::Manager::condition). Within a family [`Condition`](crate::Condition) is faster.
 ///
 /// **Order.** Those who wait are noticed in the order they came in. **Cancel.** A dropped `wait` leaves the lock free and
 /// no waiter behind; a notice that had come, but not to its caller, goes to the next. **Death.** As for [`LockProxy`]; a
@@ -563,7 +564,7 @@ impl Waits for Waiters {
 /// }
 /// ```
 #[derive(Clone, Serialize, Deserialize)]
-pub struct ConditionProxy(pub(super) Proxy<Waiters>);
+pub struct ConditionProxy(pub(crate) Proxy<Waiters>);
 
 impl ConditionProxy {
     /// Waits until the lock is this caller's.

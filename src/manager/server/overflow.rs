@@ -1,47 +1,20 @@
 //! Threads that take over: from a leader that was left behind, or a call that is known to be slow.
 
-use super::jobs::Job;
-use super::objects::lock;
-use super::server::{LOOK, Server};
+use super::state::{Helpers, LOOK, Server, Task};
+use crate::manager::wire::lock::lock;
 use crate::process::entry::survive;
-use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 /// A helper without work ends after this.
 const HELPER_IDLE: Duration = Duration::from_secs(10);
 
-pub(super) enum Task {
-    Lead(Arc<AtomicU64>),
-    Work(Box<Job>),
-}
-
-#[derive(Default)]
-pub(super) struct Helpers {
-    state: Mutex<HelpersState>,
-    called: Condvar,
-    /// A leader waits for a thread that could not be started.
-    is_short: AtomicBool,
-    /// As if no thread were free, and none could be started.
-    #[cfg(test)]
-    pub(super) has_no_threads: AtomicBool,
-}
-
-#[derive(Default)]
-struct HelpersState {
-    /// Each under its number.
-    tasks: VecDeque<(u64, Task)>,
-    last: u64,
-    threads: usize,
-    idle: usize,
-}
-
 impl Helpers {
     /// Has a thread do `task`. A call comes back if no thread is free and none can be started. A leader then waits for one
     /// of those at work, or for [`try_again`](Self::try_again), and comes back only if there is none at all.
     #[must_use]
-    pub(super) fn run(&self, server: &Arc<Server>, task: Task) -> Option<Task> {
+    pub(crate) fn run(&self, server: &Arc<Server>, task: Task) -> Option<Task> {
         let mut state = lock(&self.state);
         state.last += 1;
         let number = state.last;
@@ -91,12 +64,12 @@ impl Helpers {
     }
 
     /// Whether a leader waits for a thread.
-    pub(super) fn is_short(&self) -> bool {
+    pub(crate) fn is_short(&self) -> bool {
         self.is_short.load(Relaxed)
     }
 
     /// For a leader that waits: those at work may stay there for ever.
-    pub(super) fn try_again(&self, server: &Arc<Server>) {
+    pub(crate) fn try_again(&self, server: &Arc<Server>) {
         let is_over = lock(&self.state).tasks.is_empty();
         if is_over || self.start(server).is_ok() {
             self.is_short.store(false, Relaxed);
@@ -147,10 +120,10 @@ impl Server {
 
 #[cfg(test)]
 mod tests {
-    use super::super::played::beside;
-    use super::super::proxy;
     use super::*;
-    use std::sync::atomic::Ordering::SeqCst;
+    use crate::manager::client::proxy;
+    use crate::manager::mock::beside;
+    use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
     async fn in_time<T>(future: impl Future<Output = T>) -> T {
         tokio::time::timeout(Duration::from_secs(20), future).await.expect("it ends")

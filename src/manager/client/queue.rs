@@ -1,8 +1,9 @@
 //! A queue in a manager.
 
-use super::proxy::Proxy;
-use super::waits::{End, Ticket, Try, Waits, in_time, ready, too_late};
 use crate::error::{Error, ErrorKind, Result};
+use crate::manager::client::proxy::Proxy;
+use crate::manager::client::waits::in_time;
+use crate::manager::wire::waiting::{End, Ticket, Try, Waits, ready, too_late};
 use crate::wire::Message;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -12,7 +13,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 /// A queue that lives in a manager's process, for those who share no memory; made by
-/// [`Manager::queue`](super::Manager::queue). Within a family [`Queue`](crate::Queue) is faster.
+/// [`Manager::queue`](crate::Manager::queue). Within a family [`Queue`](crate::Queue) is faster.
 ///
 /// **Order.** First in, first out, and those who wait are served in the order they came in.
 /// **Cancel.** A dropped `get` loses no item: one that was on its way is the first again. A dropped `put` has put its
@@ -40,10 +41,10 @@ use std::time::Duration;
 /// ```
 #[derive(Serialize, Deserialize)]
 #[serde(bound = "")]
-pub struct QueueProxy<T>(pub(super) Proxy<Items<T>>);
+pub struct QueueProxy<T>(pub(crate) Proxy<Items<T>>);
 
 /// What the manager keeps of a queue.
-pub(super) struct Items<T> {
+pub(crate) struct Items<T> {
     /// Each with its place in the order.
     items: VecDeque<(u64, T)>,
     /// On their way to who got them.
@@ -55,7 +56,7 @@ pub(super) struct Items<T> {
 }
 
 impl<T> Items<T> {
-    pub(super) fn new(capacity: Option<usize>) -> Self {
+    pub(crate) fn new(capacity: Option<usize>) -> Self {
         let (items, taken) = (VecDeque::new(), HashMap::new());
         Self { items, taken, last: 0, capacity, unfinished: 0, is_closed: false }
     }

@@ -1,0 +1,183 @@
+//! What a manager consists of, and what goes through it: clients, jobs, events.
+
+use super::objects::{Object, Objects};
+use super::poller::{Open, Poller};
+use crate::channel::Sender;
+use crate::connection::{ByteConnection, ByteReceiver, ByteSender, Listener};
+use crate::error::Result;
+use crate::manager::wire::greeting::Id;
+use crate::manager::wire::local::{Lease, Unread};
+use crate::manager::wire::messages::{Op, Reader, Writer};
+use crate::manager::wire::method::Frame;
+use crate::manager::wire::waiting::{End, Ticket};
+use crate::os::reactor::Watched;
+use crate::wait::Spin;
+use crate::wire::Sealed;
+use futures_util::stream::FuturesUnordered;
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::os::fd::OwnedFd;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread::Thread;
+use std::time::Duration;
+use tokio::runtime::Runtime;
+use tokio::sync::{Notify, oneshot};
+
+/// Between two looks at the leader. A call is left behind after one to two of them.
+pub(crate) const LOOK: Duration = Duration::from_millis(1);
+
+pub(crate) struct Server {
+    pub(crate) id: Id,
+    pub(crate) intake: Arc<OwnedFd>,
+    pub(crate) door: Arc<OwnedFd>,
+    pub(crate) exposed: Option<HashSet<u64>>,
+    /// Where clients from elsewhere connect.
+    pub(crate) address: Option<String>,
+    pub(crate) objects: Objects<Box<Job>>,
+    pub(crate) runtime: Runtime,
+    /// Takes in the requests of this machine's clients; and how long it pays to look for them.
+    pub(crate) poller: Poller<Arc<Connection>>,
+    pub(crate) look: Spin,
+    /// What else happens.
+    pub(crate) readers: Mutex<FuturesUnordered<Pin<Box<dyn Future<Output = Event> + Send>>>>,
+    /// To be read from now on, said by threads that do not lead.
+    pub(crate) arrivals: Mutex<Vec<Pin<Box<dyn Future<Output = Event> + Send>>>>,
+    pub(crate) arrived: Arc<Notify>,
+    pub(crate) pulse: Mutex<Arc<AtomicU64>>,
+    pub(crate) is_dozing: AtomicBool,
+    pub(crate) watcher: Thread,
+    pub(crate) helpers: Helpers,
+    /// Functions that have kept a leader too long.
+    pub(crate) slow: Mutex<HashSet<u64>>,
+    pub(crate) has_slow: AtomicBool,
+    pub(crate) connections: AtomicUsize,
+    #[cfg(test)]
+    pub(crate) meddler: Mutex<Option<Meddler>>,
+    pub(crate) last_connection: AtomicU64,
+    pub(crate) last_lease: AtomicU64,
+    pub(crate) has_ended: AtomicBool,
+}
+
+/// Is there whenever an answer is sent, and may have it refused.
+#[cfg(test)]
+pub(crate) type Meddler = Box<dyn FnMut(&Sealed) -> Option<crate::error::ErrorKind> + Send>;
+
+pub(crate) enum Event {
+    /// A client may have said hello.
+    Intake(Watched<Arc<OwnedFd>>),
+    Request(Arc<Connection>, Incoming, Result<Sealed>),
+    /// Somebody from elsewhere has connected, or could not.
+    Peer(Arc<Listener>, Result<ByteConnection>),
+    /// And has said who it is.
+    Hello(Result<(ByteSender, ByteReceiver)>),
+    LeaseEnded(Lease),
+    /// With the objects that the client was to hold, and never heard of.
+    Flushed(Arc<Connection>, Vec<u64>),
+}
+
+impl Event {
+    pub(crate) fn of(open: Open<Arc<Connection>>, request: Result<Sealed>) -> Self {
+        Self::Request(open.client.clone(), Incoming::Near(open), request)
+    }
+}
+
+/// A call that is being worked off, operation by operation.
+pub(crate) struct Job {
+    pub(crate) frame: Frame,
+    pub(crate) left: u64,
+    pub(crate) reply_to: ReplyTo,
+    /// The operation that is next, if it has been read.
+    pub(crate) next: Option<Next>,
+    /// It has the turn of its next object.
+    pub(crate) object: Option<Arc<Object<Box<Job>>>>,
+}
+
+pub(crate) enum Next {
+    Run(Op),
+    /// What a waiting operation brought, or still waits for, is taken or given back.
+    Settle(Ticket, End),
+    /// The time of a waiting operation is over.
+    Expire(Ticket),
+}
+
+impl Job {
+    /// Boxed, for it goes from hand to hand.
+    pub(crate) fn new(reader: Reader, left: u64, answer: Writer, reply_to: ReplyTo) -> Box<Self> {
+        let frame = Frame::new(reader, answer);
+        Box::new(Self { frame, left, reply_to, next: None, object: None })
+    }
+
+    pub(crate) fn entry(&self) -> Option<u64> {
+        match &self.next {
+            Some(Next::Run(op)) => Some(op.entry),
+            _ => None,
+        }
+    }
+}
+
+pub(crate) enum ReplyTo {
+    Client(Arc<Connection>),
+    Nobody,
+    /// A task of this process.
+    Here(oneshot::Sender<Unread>),
+}
+
+/// One client.
+pub(crate) struct Connection {
+    pub(crate) number: u64,
+    pub(crate) server: Arc<Server>,
+    /// It shares no memory with this process: handles go as references that it holds.
+    pub(crate) is_far: bool,
+    pub(crate) held: Mutex<HashMap<u64, u64>>,
+    /// Where requests that may wait were made, and what they brought may be held.
+    pub(crate) asked: Mutex<HashMap<u64, Arc<Object<Box<Job>>>>>,
+    pub(crate) out: Mutex<Out>,
+}
+
+/// The way back to a client.
+pub(crate) struct Out {
+    /// `None` while a flush has it.
+    pub(crate) sender: Option<Outgoing>,
+    pub(crate) backlog: VecDeque<Sealed>,
+    pub(crate) is_flushing: bool,
+    pub(crate) is_gone: bool,
+    /// Read again when the backlog is gone: a client that does not read is not read either.
+    pub(crate) parked: Option<Incoming>,
+}
+
+/// Where requests come from; a near one is in the server's hand.
+pub(crate) enum Incoming {
+    Near(Open<Arc<Connection>>),
+    Far(ByteReceiver),
+}
+
+pub(crate) enum Outgoing {
+    Near(Sender<Sealed>),
+    Far(ByteSender),
+}
+
+pub(crate) enum Task {
+    Lead(Arc<AtomicU64>),
+    Work(Box<Job>),
+}
+
+#[derive(Default)]
+pub(crate) struct Helpers {
+    pub(crate) state: Mutex<HelpersState>,
+    pub(crate) called: Condvar,
+    /// A leader waits for a thread that could not be started.
+    pub(crate) is_short: AtomicBool,
+    /// As if no thread were free, and none could be started.
+    #[cfg(test)]
+    pub(crate) has_no_threads: AtomicBool,
+}
+
+#[derive(Default)]
+pub(crate) struct HelpersState {
+    /// Each under its number.
+    pub(crate) tasks: VecDeque<(u64, Task)>,
+    pub(crate) last: u64,
+    pub(crate) threads: usize,
+    pub(crate) idle: usize,
+}

@@ -1,0 +1,10 @@
+//! What a client and a manager have in common: messages, the dispatch table, and how handles travel. Knows neither side.
+
+pub(crate) mod greeting;
+pub(crate) mod local;
+pub(crate) mod lock;
+pub(crate) mod marshal;
+pub(crate) mod messages;
+pub(crate) mod method;
+pub(crate) mod ready;
+pub(crate) mod waiting;

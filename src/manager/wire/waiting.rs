@@ -1,0 +1,59 @@
+//! Waitable operations: those that may have to wait at their object.
+//!
+//! Such an operation is tried in its object's turn. If it has to wait it is parked at the object, where it holds neither
+//! the turn nor a thread, and is tried again after every change. What it brings (an item, a permit) is the asker's under
+//! a ticket, until the asker says that it took it, or gives it back. Who disconnects gives everything back.
+
+use super::messages::Lend;
+use crate::error::{Error, ErrorKind, Result};
+use crate::wire::{self, Message};
+use serde::Serialize;
+use std::any::Any;
+use std::task::Poll;
+
+/// Who asks: the connection, and the number of the request there.
+pub(crate) type Ticket = (u64, u64);
+
+/// One try of an operation that may have to wait.
+#[derive(Clone, Copy)]
+pub(crate) struct Try {
+    pub(crate) ticket: Ticket,
+    /// The asker's time is over: what cannot be done at once is not done.
+    pub(crate) is_late: bool,
+}
+
+/// How an operation ends for its asker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// What it brought is the asker's for good.
+    Took,
+    /// The asker needs it no more.
+    GaveBack,
+    /// The asker is gone, and has not read what came of it.
+    Unread,
+    /// The asker is gone.
+    Lost,
+}
+
+/// An object with such operations.
+pub(crate) trait Waits: Send + 'static {
+    fn settle(&mut self, ticket: Ticket, end: End);
+}
+
+/// [`Waits::settle`] of an object whose type is not known.
+pub(crate) type Settle = fn(&mut (dyn Any + Send), Ticket, End);
+
+pub(crate) fn settle<T: Waits>(object: &mut (dyn Any + Send), ticket: Ticket, end: End) {
+    if let Some(object) = object.downcast_mut::<T>() {
+        object.settle(ticket, end);
+    }
+}
+
+/// What a waiting operation answers.
+pub(crate) fn ready<R: Serialize>(value: &R) -> Poll<Result<Message>> {
+    Poll::Ready(wire::encode_by_serde(&Lend(value)))
+}
+
+pub(crate) fn too_late(what: &str) -> Error {
+    Error::new(ErrorKind::Timeout, format!("{what} in time"))
+}
