@@ -85,6 +85,11 @@ impl Link {
         [&self.room, &self.items]
     }
 
+    /// See [`Ring::ignore_byte_limit`].
+    pub(super) fn ignore_byte_limit(&mut self) {
+        self.ring.ignore_byte_limit();
+    }
+
     pub(super) fn ring(&self) -> &Ring {
         &self.ring
     }
@@ -122,7 +127,7 @@ impl Link {
     }
 
     /// For an attempt that is made again when the other end hangs up.
-    fn is_known_hung_up(&self) -> bool {
+    pub(super) fn is_known_hung_up(&self) -> bool {
         self.hangup.as_ref().is_some_and(|hangup| hangup.is_known())
     }
 

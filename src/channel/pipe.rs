@@ -176,6 +176,18 @@ impl<T: Item> Sender<T> {
         self.half.link.try_put_blindly(value).map_err(|(error, value)| SendError::new(error, value))
     }
 
+    /// This end for somebody who has an eye on how much is under way, and sends beyond the pipe's limit what must not wait.
+    pub(crate) fn beyond_limit(mut self) -> Self {
+        // Nobody else has it yet: it comes from a message, or was just made.
+        Arc::get_mut(&mut self.half.link).iter_mut().for_each(|link| link.ignore_byte_limit());
+        self
+    }
+
+    /// How many values are under way.
+    pub(crate) fn under_way(&self) -> usize {
+        self.half.link.len()
+    }
+
     /// Who waits for something to receive, at the other end.
     pub(crate) fn items(&self) -> &Arc<WaitQueue> {
         self.half.link.lines()[1]
@@ -281,6 +293,11 @@ impl<T: Item> Inbox<T> {
     /// What there is to receive, for somebody who is told by [`line`](Self::line) when that changes.
     pub(crate) fn next(&self) -> Option<Result<T>> {
         self.0.link.next_told()
+    }
+
+    /// Whether the other end is gone, for somebody who [listens](Self::listen).
+    pub(crate) fn has_hung_up(&self) -> bool {
+        self.0.link.is_known_hung_up()
     }
 
     /// From now on a runtime tells when the other end goes, so that nobody need ask. It fails outside of one.

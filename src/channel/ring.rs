@@ -251,6 +251,11 @@ impl Ring {
         self.item_limit != 0 || self.byte_limit != 0
     }
 
+    /// From now on this end puts beyond the limit in bytes. The other end tells of room as before.
+    pub(super) fn ignore_byte_limit(&mut self) {
+        self.byte_limit = 0;
+    }
+
     pub(super) fn item_limit(&self) -> Option<usize> {
         (self.item_limit != 0).then_some(self.item_limit as usize)
     }

@@ -12,7 +12,6 @@ use crate::manager::wire::lock::lock;
 use crate::manager::wire::messages::{COUNT, Writer};
 use crate::os::socket::{Wait, packet_pair};
 use crate::wire::{self, Fd, Sealed, frame};
-use futures_util::FutureExt;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -42,7 +41,7 @@ pub(crate) fn linked() -> (Arc<Link>, Played) {
 /// Puts into the pipe until something has to wait for room.
 pub(crate) fn fill(link: &Link) {
     let wire = link.wire().unwrap();
-    while !wire.has_what_waits() {
+    while !wire.is_full() {
         wire.tell(Sealed::new(vec![u8::MAX; LONG], Vec::new()));
     }
 }
@@ -68,13 +67,12 @@ impl Played {
         self.answers.send(answer.seal()).await.unwrap();
     }
 
-    /// Has `asking` wait for room, reads until it is sent, which is the runtime's doing, and drops it without another poll.
-    pub(crate) async fn drop_once_sent(&mut self, asking: impl Future) -> (u8, u64) {
-        let mut asking = Box::pin(asking);
-        assert!((&mut asking).now_or_never().is_none());
-        let sent = self.next().await;
-        drop(asking);
-        sent
+    /// The same, while `asking` is polled, which is not answered yet.
+    pub(crate) async fn next_while(&mut self, asking: &mut (impl Future + Unpin)) -> (u8, u64) {
+        tokio::select! {
+            next = self.next() => next,
+            _ = asking => panic!("nobody has answered"),
+        }
     }
 }
 

@@ -12,7 +12,7 @@
 //!              objects.rs    the objects and who holds them  state.rs     all this as one
 //! wire/        messages.rs   what both say to each other     method.rs    function <-> address, with an object
 //!              waiting.rs    waitable operations             marshal.rs   handles as references
-//!              ready.rs      which clients have sent something
+//!              ready.rs      which clients have sent something   outlet.rs   admission to a pipe
 //!              local.rs      the manager of this process     greeting.rs  first words
 //! ```
 //!

@@ -196,6 +196,10 @@ pub(crate) struct Sealed {
 }
 
 impl Sealed {
+    pub(crate) fn has_attachments(&self) -> bool {
+        !self.attachments.is_empty()
+    }
+
     pub(crate) fn new(bytes: impl Into<Bytes>, attachments: Vec<Attachment>) -> Self {
         Self { bytes: bytes.into(), attachments }
     }

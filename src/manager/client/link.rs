@@ -4,8 +4,8 @@
 //! of others too while it looks; who sleeps is woken by name, by the reader that runs in the runtime's driver.
 //!
 //! # Cancel
-//! A call dropped while its request waits for room in the pipe was never made; after that it is done, also if nobody had
-//! polled it since, and its answer is thrown away. If that answer made an object, the object goes.
+//! A call dropped while it waits for room in the pipe was never made; after that it is done, and its answer is thrown away. If
+//! that answer made an object, the object goes.
 
 use super::pending::{Brings, Discards, PendingCalls, Slot};
 use super::pipe::Wire;
@@ -178,13 +178,13 @@ impl Link {
                 let answer = server.submit(request.seal())?.await;
                 answer.ok().and_then(Unread::read).ok_or_else(|| self.is_gone())?
             }
-            _ => self.send(request, at, brings)?.answer().await?,
+            _ => self.send(request, at, brings).await?.answer().await?,
         };
         self.open(answer)
     }
 
-    /// Sends a request whose number is at `at` to another process, at once or as soon as there is room.
-    pub(crate) fn send(self: &Arc<Self>, mut request: Writer, at: usize, brings: Brings) -> Result<Pending<'_>> {
+    /// Sends a request whose number is at `at` to another process, once there is room. Dropped before, it was never made.
+    pub(crate) async fn send(self: &Arc<Self>, mut request: Writer, at: usize, brings: Brings) -> Result<Pending<'_>> {
         check_forked()?;
         let mut pending;
         match &self.end {
@@ -200,7 +200,7 @@ impl Link {
                 pending = Pending::new(self, &wire.slots, brings);
                 request.amend(at, pending.id);
                 pending.wire = Some(wire);
-                pending.place = wire.send(request.seal(), pending.id).map_err(|error| self.told_gone(error))?;
+                wire.send(request.seal()).await.map_err(|error| self.told_gone(error))?;
             }
         }
         pending.is_sent = true;
@@ -264,9 +264,8 @@ pub(crate) struct Pending<'a> {
     pub(crate) id: u64,
     brings: Brings,
     pub(crate) is_sent: bool,
-    /// By which pipe, if it is one, and where it waited for room in that.
+    /// By which pipe, if it is one.
     pub(crate) wire: Option<&'a Wire>,
-    pub(crate) place: Option<u64>,
     pub(crate) kept: Vec<Kept>,
 }
 
@@ -276,7 +275,7 @@ impl<'a> Pending<'a> {
         state.last += 1;
         let id = state.last;
         state.slots.insert(id, Slot::Awake);
-        Self { link, slots, id, brings, is_sent: false, wire: None, place: None, kept: Vec::new() }
+        Self { link, slots, id, brings, is_sent: false, wire: None, kept: Vec::new() }
     }
 
     /// The answer, or why there is none.
@@ -287,26 +286,12 @@ impl<'a> Pending<'a> {
         };
         answered.map_err(|error| self.link.told_gone(error))
     }
-
-    /// Has it not be sent, if it still waits for room: then it was never made.
-    pub(crate) fn withdraw(&self) -> bool {
-        let waits = self.wire.zip(self.place);
-        let is_withdrawn = waits.is_some_and(|(wire, place)| wire.withdraw(place));
-        if is_withdrawn {
-            let slot = lock(&self.slots.0).slots.remove(&self.id);
-            drop(slot);
-        }
-        is_withdrawn
-    }
 }
 
 impl Drop for Pending<'_> {
     fn drop(&mut self) {
-        if self.withdraw() {
-            return;
-        }
         let mut slots = lock(&self.slots.0);
-        // It was taken, or withdrawn.
+        // It was taken.
         let Some(slot) = slots.slots.remove(&self.id) else { return };
         let is_looked_at = self.brings == Brings::AnObject || self.link.is_far();
         let is_answered = matches!(slot, Slot::Answered(_));

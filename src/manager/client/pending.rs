@@ -163,6 +163,7 @@ mod tests {
     use super::*;
     use crate::manager::client::link::Link;
     use crate::manager::mock::linked;
+    use futures_util::FutureExt;
     use std::sync::mpsc;
     use std::task::Wake;
     use std::time::Duration;
@@ -187,7 +188,7 @@ mod tests {
             let (link, _manager) = linked();
             let mut request = link.request(messages::COUNT);
             request.number(0);
-            let pending = link.send(request, 1, Brings::Values).unwrap();
+            let pending = link.send(request, 1, Brings::Values).now_or_never().unwrap().unwrap();
             link.wire().unwrap().slots.sleep(pending.id, &Arc::new(Looks(link.clone())).into());
             drop(pending);
             done.send(()).unwrap();

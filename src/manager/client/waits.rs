@@ -2,8 +2,8 @@
 //!
 //! # Cancel
 //! A wait that is dropped gives back: its place, or what it got meanwhile. Its asker knows whether it has read the answer,
-//! and says so: what was not read was never had, and is given back as if nobody had got it. So does one whose request
-//! waited for room in the pipe, unless it waits there still: then it was never made.
+//! and says so: what was not read was never had, and is given back as if nobody had got it. One that still waits for room in
+//! the pipe was never made.
 //!
 //! # Death
 //! Of one who is killed nobody knows whether it had read: what it got is given back, and a lock that it got is told as left by
@@ -23,7 +23,7 @@ use serde::de::DeserializeOwned;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 fn no_timer(error: std::io::Error) -> Error {
     Error::io("cannot wait for a manager", error)
@@ -98,16 +98,19 @@ impl Asked {
         }
         timeout.map_or(Ok(()), |_| reactor::has_timer()).map_err(no_timer)?;
         // Dropped before its answer is taken, it says itself that nobody has read that.
-        let pending = link.send(request, 1, Brings::AGrant)?;
+        let start = Instant::now();
+        let sending = link.send(request, 1, Brings::AGrant);
+        let late = || Error::new(ErrorKind::Timeout, "the manager could not be asked in time");
+        let pending = match timeout {
+            None => sending.await?,
+            Some(timeout) => timer::within(timeout, sending).await.unwrap_or_else(|_| Err(late()))?,
+        };
         let id = pending.id;
         let mut answer = pin!(pending.answer());
         let answer = match timeout {
             None => answer.await?,
-            Some(timeout) => match timer::within(timeout, &mut answer).await {
+            Some(timeout) => match timer::within(timeout.saturating_sub(start.elapsed()), &mut answer).await {
                 Ok(answer) => answer?,
-                Err(_) if pending.withdraw() => {
-                    return Err(Error::new(ErrorKind::Timeout, "the manager could not be asked in time"));
-                }
                 Err(_) => {
                     link.tell_of(messages::EXPIRE, id);
                     answer.await?
@@ -146,37 +149,37 @@ impl Drop for Asked {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::manager::client::link::Link;
     use crate::manager::client::primitives::{ConditionProxy, Held, LockProxy, Waiters};
     use crate::manager::client::proxy;
     use crate::manager::client::queue::{Items, QueueProxy};
-    use crate::manager::mock::{Played, fill, linked, proxy};
+    use crate::manager::mock::{fill, linked, proxy};
     use crate::manager::wire::messages::RELEASE;
     use futures_util::FutureExt;
 
-    fn full() -> (Arc<Link>, Played) {
-        let (link, manager) = linked();
-        fill(&link);
-        (link, manager)
-    }
-
     #[tokio::test]
-    async fn what_was_sent_once_there_was_room_and_dropped_unpolled_is_given_back() {
-        let (link, mut manager) = full();
+    async fn what_waits_for_room_and_is_dropped_is_never_asked_and_what_was_sent_is_given_back() {
+        let (link, mut manager) = linked();
         let lock = LockProxy(proxy::<Held>(&link));
-        let (kind, id) = manager.drop_once_sent(lock.acquire()).await;
-        assert_eq!((kind, manager.next().await), (messages::WAIT, (messages::UNREAD, id)));
-        let (link, mut manager) = full();
+        fill(&link);
+        assert!(lock.acquire().now_or_never().is_none());
         let queue = QueueProxy(proxy::<Items<u32>>(&link));
-        let (kind, id) = manager.drop_once_sent(queue.get()).await;
-        assert_eq!((kind, manager.next().await), (messages::WAIT, (messages::UNREAD, id)));
+        let mut getting = Box::pin(queue.get());
+        assert!((&mut getting).now_or_never().is_none());
+        // There is room once some was read.
+        let (kind, id) = manager.next_while(&mut getting).await;
+        assert_eq!(kind, messages::WAIT);
+        drop(getting);
+        assert_eq!(manager.next().await, (messages::UNREAD, id));
     }
 
     #[tokio::test]
-    async fn an_object_made_for_a_call_that_was_sent_once_there_was_room_and_dropped_unpolled_goes() {
-        let (link, mut manager) = full();
-        let (kind, id) = manager.drop_once_sent(proxy::create(&link, Held::default, ())).await;
+    async fn an_object_made_for_a_call_that_was_sent_and_dropped_goes() {
+        let (link, mut manager) = linked();
+        fill(&link);
+        let mut making = Box::pin(proxy::create(&link, Held::default, ()));
+        let (kind, id) = manager.next_while(&mut making).await;
         assert_eq!((kind, id), (messages::CALL, 1));
+        drop(making);
         manager.answer(id, |answer| answer.made(42)).await;
         assert_eq!(manager.next().await, (RELEASE, 42));
     }
@@ -199,14 +202,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_put_is_not_sent_after_its_time_and_one_that_was_sent_is_the_managers_word() {
-        let (link, mut manager) = full();
+        let (link, mut manager) = linked();
+        fill(&link);
         let queue = QueueProxy(proxy::<Items<u32>>(&link));
         let error = queue.put_timeout(1, Duration::from_millis(1)).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Timeout);
-        let mut putting = Box::pin(queue.put_timeout(2, Duration::from_millis(1)));
-        assert!((&mut putting).now_or_never().is_none());
-        let (kind, id) = manager.next().await;
-        assert_eq!((kind, id), (messages::WAIT, 2));
+        let mut putting = Box::pin(queue.put_timeout(2, Duration::from_secs(1)));
+        let (kind, id) = manager.next_while(&mut putting).await;
+        assert_eq!(kind, messages::WAIT);
         let answer = async {
             assert_eq!(manager.next().await, (messages::EXPIRE, id));
             manager.answer(id, |answer| answer.append_part(&Lend(())).unwrap()).await;

@@ -1,9 +1,9 @@
 //! One client of a server: what it says, holds and waits for, and the way back to it.
 
-use super::state::{Connection, Event, Incoming, Job, Next, Out, Outgoing, ReplyTo, Server};
-use crate::channel::Sender;
+use super::poller::Admits;
+use super::state::{Connection, Event, Incoming, Job, Next, Out, ReplyTo, Server};
 use crate::connection::ByteReceiver;
-use crate::error::{ErrorKind, Result, SendError};
+use crate::error::{ErrorKind, Result};
 use crate::manager::wire::greeting::Id;
 use crate::manager::wire::local::Lease;
 use crate::manager::wire::lock::lock;
@@ -15,30 +15,11 @@ use crate::os::fault;
 use crate::os::reactor;
 use crate::wire::Sealed;
 use futures_util::SinkExt;
+use std::future::poll_fn;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
 use tokio::io::Interest;
-
-impl Outgoing {
-    async fn send(&mut self, answer: Sealed, _server: &Server) -> Result<()> {
-        #[cfg(test)]
-        if let Some(kind) = _server.meddle(&answer) {
-            return Err(crate::error::Error::new(kind, "a test refuses it"));
-        }
-        match self {
-            Self::Near(sender) => sender.send(answer).await.map_err(Into::into),
-            Self::Far(sender) => sender.feed(answer.bytes().to_vec()).await,
-        }
-    }
-
-    async fn flush(&mut self) -> Result<()> {
-        match self {
-            Self::Near(_) => Ok(()),
-            Self::Far(sender) => sender.flush().await,
-        }
-    }
-}
 
 impl Connection {
     pub(crate) fn abroad(self: &Arc<Self>) -> Option<Abroad> {
@@ -61,51 +42,48 @@ impl ServerEnd for Connection {
 }
 
 impl Connection {
-    /// Sends an answer, or keeps it until the client reads again.
+    /// Sends an answer, at once.
     pub(crate) fn reply(self: &Arc<Self>, answer: Sealed) {
         let (id, made) = (messages::id_of(answer.bytes()).unwrap_or_default(), messages::made_in(answer.bytes()));
-        let mut unheard = None;
-        let mut out = lock(&self.out);
-        let Out { sender, backlog, is_flushing, .. } = &mut *out;
-        let refused = match sender {
-            Some(Outgoing::Near(sender)) if backlog.is_empty() => match self.server.try_answer(sender, answer) {
-                Ok(true) => return,
-                // It may ask again at once.
-                Ok(false) => return self.server.look.encourage(),
-                Err(refused) => Some(refused),
-            },
-            Some(Outgoing::Far(sender)) if backlog.is_empty() => {
-                let mut now = Context::from_waker(Waker::noop());
-                let sent = sender.start_send_unpin(answer.bytes().to_vec());
-                match sent.is_ok() && sender.poll_flush_unpin(&mut now).is_pending() {
-                    true => None,
-                    // An error is the end of the connection, which its other half tells of.
-                    false => return,
+        let Err(error) = self.send(answer) else { return };
+        if error.kind() == ErrorKind::Closed {
+            return;
+        }
+        // Memory or descriptors run out: who asked hears of it, and has not got what was made.
+        let mut refusal = Writer::answer(id);
+        refusal.error(&error);
+        if self.send(refusal.seal()).is_err() {
+            // It cannot be told anything, and so hears that this end is gone.
+            let gone = std::mem::replace(&mut *lock(&self.out), Out::Gone);
+            drop(gone);
+        }
+        made.into_iter().for_each(|object| self.release(object));
+    }
+
+    fn send(self: &Arc<Self>, answer: Sealed) -> Result<()> {
+        #[cfg(test)]
+        if let Some(kind) = self.server.meddle(&answer) {
+            return Err(crate::error::Error::new(kind, "a test refuses it"));
+        }
+        match &mut *lock(&self.out) {
+            Out::Near(outlet) => {
+                if !outlet.send(answer)? {
+                    // It may ask again at once.
+                    self.server.look.encourage();
                 }
             }
-            None if !*is_flushing => return, // The client is gone.
-            _ => return backlog.push_back(answer),
-        };
-        match refused {
-            None => {}
-            Some(refused) => match refused.kind() {
-                ErrorKind::Closed => return,
-                ErrorKind::Full => out.backlog.push_back(refused.into_inner()),
-                _ => {
-                    let mut answer = Writer::answer(id);
-                    answer.error(&refused.into_error());
-                    out.backlog.push_back(answer.seal());
-                    unheard = made;
+            Out::Far(sender, is_flushing) => {
+                // An error is the end of the connection, which its other half tells of.
+                let sent = sender.start_send_unpin(answer.bytes().to_vec()).is_ok();
+                let mut now = Context::from_waker(Waker::noop());
+                if sent && !*is_flushing && sender.poll_flush_unpin(&mut now).is_pending() {
+                    *is_flushing = true;
+                    self.server.read(flush(self.clone()));
                 }
-            },
+            }
+            Out::Gone => {}
         }
-        let sender = out.sender.take();
-        out.is_flushing |= sender.is_some();
-        drop(out);
-        if let Some(sender) = sender {
-            self.server.read(flush(self.clone(), sender));
-        }
-        unheard.into_iter().for_each(|object| self.release(object));
+        Ok(())
     }
 
     /// It holds an object once less.
@@ -128,41 +106,33 @@ impl Drop for Connection {
     }
 }
 
+impl Admits for Arc<Connection> {
+    fn admits(&self) -> bool {
+        let Out::Near(outlet) = &mut *lock(&self.out) else { return true };
+        // Room that comes after this is told.
+        outlet.has_room() || outlet.room().arm().is_err() || outlet.has_room()
+    }
+}
+
+/// The next request, which is begun when the client has read its answers.
 pub(crate) async fn next_request(connection: Arc<Connection>, receiver: ByteReceiver) -> Event {
+    while matches!(&*lock(&connection.out), Out::Far(_, true)) {
+        connection.flushed.notified().await;
+    }
     let request = receiver.recv_bytes().await.map(|bytes| Sealed::new(bytes, Vec::new()));
     Event::Request(connection, Incoming::Far(receiver), request)
 }
 
-pub(crate) async fn flush(connection: Arc<Connection>, mut sender: Outgoing) -> Event {
-    let (mut refused, mut unheard) = (None, Vec::new());
-    loop {
-        let next = lock(&connection.out).backlog.pop_front();
-        let id = next.as_ref().and_then(|answer| messages::id_of(answer.bytes()));
-        let made = next.as_ref().and_then(|answer| messages::made_in(answer.bytes()));
-        let sent = match next {
-            Some(answer) => sender.send(answer, &connection.server).await,
-            None => sender.flush().await,
-        };
+async fn flush(connection: Arc<Connection>) -> Event {
+    poll_fn(|cx| {
         let out = &mut *lock(&connection.out);
-        match sent {
-            Ok(()) if id.is_some() || !out.backlog.is_empty() => continue,
-            Ok(()) => out.sender = (!out.is_gone).then_some(sender),
-            // Memory or descriptors run out: who asked hears of it.
-            Err(error) if error.kind() == ErrorKind::Io && !connection.is_far && refused != id => {
-                let mut answer = Writer::answer(id.unwrap_or_default());
-                answer.error(&error);
-                out.backlog.push_front(answer.seal());
-                refused = id;
-                unheard.extend(made);
-                continue;
-            }
-            // The client is gone, as its other half tells; or it cannot be told anything, and so hears that this end is gone.
-            Err(_) => out.backlog.clear(),
-        }
-        out.is_flushing = false;
-        break;
-    }
-    Event::Flushed(connection, unheard)
+        let Out::Far(sender, is_flushing) = out else { return Poll::Ready(()) };
+        *is_flushing = sender.poll_flush_unpin(cx).is_pending();
+        if *is_flushing { Poll::Pending } else { Poll::Ready(()) }
+    })
+    .await;
+    connection.flushed.notify_one();
+    Event::Flushed
 }
 
 pub(crate) async fn until_ended(lease: Lease, reader: Arc<OwnedFd>) -> Event {
@@ -177,16 +147,8 @@ pub(crate) async fn until_ended(lease: Lease, reader: Arc<OwnedFd>) -> Event {
     Event::LeaseEnded(lease)
 }
 
+#[cfg(test)]
 impl Server {
-    fn try_answer(&self, sender: &mut Sender<Sealed>, answer: Sealed) -> Result<bool, SendError<Sealed>> {
-        #[cfg(test)]
-        if let Some(kind) = self.meddle(&answer) {
-            return Err(SendError::new(crate::error::Error::new(kind, "a test refuses it"), answer));
-        }
-        sender.try_send_blindly(answer)
-    }
-
-    #[cfg(test)]
     fn meddle(&self, answer: &Sealed) -> Option<ErrorKind> {
         lock(&self.meddler).as_mut().and_then(|meddler| meddler(answer))
     }
@@ -331,11 +293,6 @@ mod tests {
         is_let_go([ErrorKind::Io]).await;
     }
 
-    #[tokio::test]
-    async fn what_was_made_for_an_answer_that_cannot_be_sent_when_there_is_room_goes() {
-        is_let_go([ErrorKind::Full, ErrorKind::Io]).await;
-    }
-
     fn waits(_: &mut Items<u32>, _: &mut Option<(u32,)>, _: Try) -> Poll<Result<Message>> {
         Poll::Pending
     }
@@ -396,7 +353,7 @@ mod tests {
     #[tokio::test]
     async fn who_cannot_even_be_told_that_there_is_no_memory_hears_that_the_manager_is_gone() {
         let beside = beside().await;
-        refuse_made(&beside, [ErrorKind::Full, ErrorKind::Io, ErrorKind::Io]);
+        refuse_made(&beside, [ErrorKind::Io, ErrorKind::Io]);
         let error = proxy::create(&beside.client, String::new, ()).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Closed);
         let mut request = beside.client.request(messages::COUNT);

@@ -40,7 +40,7 @@ use super::connection::{next_request, until_ended};
 use super::executor::LAST_ENTRY;
 use super::objects::Objects;
 use super::poller::Poller;
-use super::state::{Connection, Event, Helpers, Incoming, LOOK, Next, Out, Outgoing, Server, Task};
+use super::state::{Connection, Event, Helpers, Incoming, LOOK, Next, Out, Server, Task};
 use crate::channel::{Receiver, Sender};
 use crate::connection::Listener;
 use crate::error::{Error, Result};
@@ -56,7 +56,6 @@ use crate::wait::{Spin, Spinner, Spun};
 use crate::wire::{self, Fd, Sealed, frame};
 use futures_util::stream::StreamExt;
 use std::any::Any;
-use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -69,7 +68,7 @@ use std::task::Poll;
 use std::time::Instant;
 use tokio::io::Interest;
 use tokio::runtime::Builder;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 /// So many looks without a call, and the watcher dozes.
 const DOZE_AFTER: u32 = 50;
@@ -328,13 +327,9 @@ impl Server {
                         return self.lose(connection);
                     }
                 };
-                let mut out = lock(&connection.out);
-                if out.backlog.is_empty() {
-                    drop(out);
-                    self.go_on_reading(connection, receiver);
-                } else {
-                    out.parked = Some(receiver);
-                    drop(out);
+                match receiver {
+                    Incoming::Near(open) => self.poller.put_back(open),
+                    Incoming::Far(receiver) => self.read(next_request(connection, receiver)),
                 }
                 job.into_iter().for_each(|job| self.work(job));
             }
@@ -351,7 +346,7 @@ impl Server {
                 self.read(until_peer(listener));
             }
             Event::Hello(Ok((sender, receiver))) => {
-                let connection = self.admit(Outgoing::Far(sender));
+                let connection = self.admit(Out::Far(sender, false));
                 self.read(next_request(connection, receiver));
             }
             Event::Hello(Err(error)) => tracing::warn!(%error, "a client from elsewhere was not let in"),
@@ -359,21 +354,12 @@ impl Server {
                 self.objects.end_lease(lease);
                 self.end_if_forgotten();
             }
-            Event::Flushed(connection, unheard) => {
-                unheard.into_iter().for_each(|object| connection.release(object));
-                let parked = lock(&connection.out).parked.take();
-                if let Some(receiver) = parked {
-                    self.go_on_reading(connection, receiver);
-                }
-            }
+            Event::Flushed => {}
         }
     }
 
     fn lose(self: &Arc<Self>, connection: Arc<Connection>) {
-        let mut out = lock(&connection.out);
-        out.is_gone = true;
-        let gone = (out.sender.take(), out.parked.take(), std::mem::take(&mut out.backlog));
-        drop(out);
+        let gone = std::mem::replace(&mut *lock(&connection.out), Out::Gone);
         drop(gone);
         let asked = std::mem::take(&mut *lock(&connection.asked));
         for (id, object) in asked {
@@ -384,21 +370,13 @@ impl Server {
         self.end_if_forgotten();
     }
 
-    fn go_on_reading(&self, connection: Arc<Connection>, receiver: Incoming) {
-        match receiver {
-            Incoming::Near(open) => self.poller.put_back(open),
-            Incoming::Far(receiver) => self.read(next_request(connection, receiver)),
-        }
-    }
-
-    fn admit(self: &Arc<Self>, sender: Outgoing) -> Arc<Connection> {
+    fn admit(self: &Arc<Self>, out: Out) -> Arc<Connection> {
         self.connections.fetch_add(1, SeqCst);
-        let is_far = matches!(sender, Outgoing::Far(_));
-        let out =
-            Out { sender: Some(sender), backlog: VecDeque::new(), is_flushing: false, is_gone: false, parked: None };
+        let is_far = matches!(out, Out::Far(..));
         let number = self.last_connection.fetch_add(1, Relaxed) + 1;
         let (server, held, out) = (self.clone(), Mutex::default(), Mutex::new(out));
-        Arc::new(Connection { number, server, is_far, held, asked: Mutex::default(), out })
+        let (asked, flushed) = (Mutex::default(), Notify::new());
+        Arc::new(Connection { number, server, is_far, held, asked, out, flushed })
     }
 
     fn take_hellos(self: &Arc<Self>) {
@@ -420,7 +398,7 @@ impl Server {
                 Ok((receiver, sender, bell)) => {
                     sender.items().set_own_doorbell(Arc::new(bell.into_inner()));
                     let _inside = self.runtime.enter();
-                    let added = self.poller.add(receiver, sender, |sender| self.admit(Outgoing::Near(sender)));
+                    let added = self.poller.add(receiver, sender, |sender| self.admit(Out::Near(sender)));
                     if let Err(error) = added {
                         tracing::warn!(%error, "a client of the manager could not be taken in");
                     }

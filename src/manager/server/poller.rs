@@ -1,8 +1,8 @@
 //! The request poller: takes requests out of the pipes of this machine's clients, of those that have sent something.
 //!
 //! # State
-//! An inbox is `ready`: it is looked into in its turn; or `idle`: it was found empty, and its client's bit (`ready.rs`)
-//! makes it ready; or in the hand of the thread that takes a request out of it. `is_asleep`: nobody looks; a bit, and who
+//! An inbox is `ready`: it is looked into in its turn; or `idle`: it was found empty, or its client does not read its answers,
+//! and its bit (`ready.rs`) makes it ready; or in the hand of the thread that takes a request out of it. `is_asleep`: nobody looks; a bit, and who
 //! puts an inbox back, wakes the leader.
 //!
 //! # Moves
@@ -24,6 +24,7 @@ use crate::channel::{Inbox, Receiver, Sender};
 use crate::error::{Error, ErrorKind, Result};
 use crate::manager::wire::lock::lock;
 use crate::manager::wire::messages::Writer;
+use crate::manager::wire::outlet::Outlet;
 use crate::manager::wire::ready::{CLIENTS, ReadyMap};
 use crate::shm::atomic::fence;
 use crate::wire::Sealed;
@@ -31,6 +32,11 @@ use std::collections::VecDeque;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex};
 use tokio::sync::Notify;
+
+/// Whether a client's next request may be begun. If not, its bit is set once it may.
+pub(crate) trait Admits {
+    fn admits(&self) -> bool;
+}
 
 /// The inboxes of clients, each of which is a `C`.
 pub(crate) struct Poller<C> {
@@ -67,7 +73,7 @@ impl Drop for Bit {
     }
 }
 
-impl<C> Poller<C> {
+impl<C: Admits> Poller<C> {
     pub(crate) fn new() -> Result<Self> {
         let map = ReadyMap::create().map_err(|error| Error::io("cannot make a manager's memory", error))?;
         let changed = Arc::<Notify>::default();
@@ -82,24 +88,32 @@ impl<C> Poller<C> {
     pub(crate) fn add(
         &self,
         receiver: Receiver<Sealed>,
-        mut sender: Sender<Sealed>,
-        client: impl FnOnce(Sender<Sealed>) -> C,
+        sender: Sender<Sealed>,
+        client: impl FnOnce(Outlet) -> C,
     ) -> Result<()> {
         let bit = self.free_bit()?;
         let inbox = receiver.into_inbox();
-        let (map, number, changed) = (self.map.clone(), bit.number, self.changed.clone());
-        inbox.line().set_reader(move || {
-            map.set(number);
-            changed.notify_one();
-        });
+        let mut outlet = Outlet::new(sender);
+        let number = bit.number;
+        for line in [inbox.line(), outlet.room()] {
+            let (map, changed) = (self.map.clone(), self.changed.clone());
+            line.set_reader(move || {
+                map.set(number);
+                changed.notify_one();
+            });
+        }
         inbox.listen().map_err(|error| Error::io("a client's end cannot be heard", error))?;
         let mut hello = Writer::answer(0);
         hello.number(number.into());
         self.map.fds().into_iter().for_each(|fd| _ = hello.attach(fd));
-        sender.try_send(hello.seal()).map_err(Error::from)?;
+        match outlet.send(hello.seal()) {
+            // It is gone already; what it had sent is taken all the same.
+            Err(refused) if refused.kind() == ErrorKind::Closed => {}
+            sent => drop(sent?),
+        }
         // Then the inbox is looked into: see invariant 3 of `ready.rs`.
         fence(SeqCst);
-        self.put_back(Open { client: client(sender), inbox, bit });
+        self.put_back(Open { client: client(outlet), inbox, bit });
         Ok(())
     }
 
@@ -146,7 +160,9 @@ impl<C> Poller<C> {
         let State { ready, idle, .. } = state;
         self.map.take(idle.len(), |bit| ready.extend(idle.get_mut(bit).and_then(Option::take)));
         while let Some(open) = ready.pop_front() {
-            if let Some(request) = open.inbox.next() {
+            // Of one that is gone the rest is taken, and its end.
+            let may_begin = open.client.admits() || open.inbox.has_hung_up();
+            if may_begin && let Some(request) = open.inbox.next() {
                 return Some((open, request));
             }
             let bit = open.bit.number as usize;

@@ -2,13 +2,13 @@
 
 use super::objects::{Object, Objects};
 use super::poller::{Open, Poller};
-use crate::channel::Sender;
 use crate::connection::{ByteConnection, ByteReceiver, ByteSender, Listener};
 use crate::error::Result;
 use crate::manager::wire::greeting::Id;
 use crate::manager::wire::local::{Lease, Unread};
 use crate::manager::wire::messages::{Op, Reader, Writer};
 use crate::manager::wire::method::Frame;
+use crate::manager::wire::outlet::Outlet;
 use crate::manager::wire::waiting::{End, Ticket};
 use crate::os::reactor::Watched;
 use crate::wait::Spin;
@@ -72,8 +72,7 @@ pub(crate) enum Event {
     /// And has said who it is.
     Hello(Result<(ByteSender, ByteReceiver)>),
     LeaseEnded(Lease),
-    /// With the objects that the client was to hold, and never heard of.
-    Flushed(Arc<Connection>, Vec<u64>),
+    Flushed,
 }
 
 impl Event {
@@ -133,28 +132,23 @@ pub(crate) struct Connection {
     /// Where requests that may wait were made, and what they brought may be held.
     pub(crate) asked: Mutex<HashMap<u64, Arc<Object<Box<Job>>>>>,
     pub(crate) out: Mutex<Out>,
+    /// A flush is over.
+    pub(crate) flushed: Notify,
 }
 
-/// The way back to a client.
-pub(crate) struct Out {
-    /// `None` while a flush has it.
-    pub(crate) sender: Option<Outgoing>,
-    pub(crate) backlog: VecDeque<Sealed>,
-    pub(crate) is_flushing: bool,
-    pub(crate) is_gone: bool,
-    /// Read again when the backlog is gone: a client that does not read is not read either.
-    pub(crate) parked: Option<Incoming>,
+/// The way back to a client. An answer is sent at once, also beyond what there is room for; as long as there is no room the
+/// client's next request is not begun.
+pub(crate) enum Out {
+    Near(Outlet),
+    /// And whether a flush is under way.
+    Far(ByteSender, bool),
+    Gone,
 }
 
 /// Where requests come from; a near one is in the server's hand.
 pub(crate) enum Incoming {
     Near(Open<Arc<Connection>>),
     Far(ByteReceiver),
-}
-
-pub(crate) enum Outgoing {
-    Near(Sender<Sealed>),
-    Far(ByteSender),
 }
 
 pub(crate) enum Task {

@@ -6,5 +6,6 @@ pub(crate) mod lock;
 pub(crate) mod marshal;
 pub(crate) mod messages;
 pub(crate) mod method;
+pub(crate) mod outlet;
 pub(crate) mod ready;
 pub(crate) mod waiting;

@@ -1,0 +1,72 @@
+//! Admission to a pipe: a message is begun only when what is under way leaves room for it, so that none waits once begun.
+//!
+//! What must not wait (a release, the answer to a request that was begun) goes in any case, beyond the limit; so how much can
+//! be under way is bounded by the limit and by what was begun.
+
+use crate::channel::Sender;
+use crate::error::{Error, ErrorKind, SendError};
+use crate::wait::WaitQueue;
+use crate::wire::Sealed;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// Bytes under way, beyond which nothing is begun.
+const MOST: usize = 1 << 20;
+/// Sizes that are kept, beyond which it is asked which messages were taken.
+const KEPT: usize = 256;
+/// What a message counts as beyond its bytes, and one with descriptors, of which a socket holds few.
+const HEAD: usize = 32;
+const WITH_DESCRIPTORS: usize = MOST / 64;
+
+/// The sending end of a pipe between a client and a manager.
+pub(crate) struct Outlet {
+    sender: Sender<Sealed>,
+    /// How much each message counts that may be under way, the oldest first, and all of them.
+    sizes: VecDeque<usize>,
+    sum: usize,
+}
+
+impl Outlet {
+    pub(crate) fn new(sender: Sender<Sealed>) -> Self {
+        Self { sender: sender.beyond_limit(), sizes: VecDeque::new(), sum: 0 }
+    }
+
+    /// Whether something may be begun. If not, [`room`](Self::room) tells when to ask again.
+    pub(crate) fn has_room(&mut self) -> bool {
+        if self.sum >= MOST {
+            self.forget_taken();
+        }
+        self.sum < MOST
+    }
+
+    fn forget_taken(&mut self) {
+        let taken = self.sizes.len().saturating_sub(self.sender.under_way());
+        self.sum -= self.sizes.drain(..taken).sum::<usize>();
+    }
+
+    /// Sends at once, and tells whether the other end had to be woken. Without memory, or with descriptors that do not fit
+    /// into the socket, the message comes back, with kind `Io`.
+    pub(crate) fn send(&mut self, message: Sealed) -> Result<bool, SendError<Sealed>> {
+        let size = message.bytes().len() + if message.has_attachments() { WITH_DESCRIPTORS } else { HEAD };
+        match self.sender.try_send_blindly(message) {
+            Ok(was_asleep) => {
+                if self.sizes.len() >= KEPT {
+                    self.forget_taken();
+                }
+                self.sizes.push_back(size);
+                self.sum += size;
+                Ok(was_asleep)
+            }
+            Err(refused) if refused.kind() == ErrorKind::Full => {
+                let why = Error::new(ErrorKind::Io, "more descriptors are on their way than the other end takes");
+                Err(SendError::new(why, refused.into_inner()))
+            }
+            Err(refused) => Err(refused),
+        }
+    }
+
+    /// Where it is told that there is room again.
+    pub(crate) fn room(&self) -> &Arc<WaitQueue> {
+        self.sender.room()
+    }
+}
