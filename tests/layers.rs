@@ -22,7 +22,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("error", &[]),
 ];
 /// Rooms that are not yet checked for circles among their files, with the number of files on one when they were listed.
-const NOT_YET_CHECKED: &[(&str, usize)] = &[("manager", 20), ("pool", 12), ("process", 11), ("wire", 4)];
+const NOT_YET_CHECKED: &[(&str, usize)] = &[("pool", 12), ("process", 11), ("wire", 4)];
 const MAY_BE_UNSAFE: &[&str] = &["os", "shm"];
 /// Files that keep state in memory which other processes see. Models of them owe no page.
 const SHARED: &[&str] = &[
@@ -302,7 +302,8 @@ fn files_of_a_room_import_each_other_in_one_direction() {
         (file, fs::read_to_string(path).unwrap())
     };
     let texts: Vec<_> = files_below(&src).into_iter().map(read).collect();
-    let modules: Modules<'_> = texts.iter().map(|(file, text)| (module_of(file), tokens(text))).collect();
+    let modules: Modules<'_> =
+        texts.iter().map(|(file, text)| (module_of(file), tokens(without_tests(text)))).collect();
     let mut circles = circles(&modules);
     circles.retain(|room, _| NOT_YET_CHECKED.iter().all(|(other, _)| other != room));
     assert!(circles.is_empty(), "{circles:#?}");
@@ -358,14 +359,18 @@ fn calls_go_down_the_page_and_unsafe_stays_in_its_rooms() {
     assert!(!lib.is_empty() && found.is_empty(), "{}", found.join("\n"));
 }
 
+/// A file without the module of its tests, which may use what stands above it.
+fn without_tests(text: &str) -> &str {
+    text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default()
+}
+
 /// The sides of the manager's room, and which of them each may use.
 const SIDES: &[(&str, &[&str])] =
     &[("client", &["client", "wire"]), ("server", &["server", "wire"]), ("wire", &["wire"])];
 
 /// The files of the manager's room that a file of it imports, as `side/file`; those of its tests do not count.
 fn imports_in_manager(file: &str, text: &str) -> Vec<String> {
-    let code = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
-    let (tokens, own) = (tokens(code), file.split('/').next().unwrap_or_default());
+    let (tokens, own) = (tokens(without_tests(text)), file.split('/').next().unwrap_or_default());
     let starts = (0..tokens.len()).filter(|at| tokens[*at] == "use");
     let paths = starts.map(|at| tokens[at + 1..].iter().filter(|token| **token != ":").take(4).collect::<Vec<_>>());
     let named = paths.filter_map(|path| match path[..] {
@@ -377,26 +382,10 @@ fn imports_in_manager(file: &str, text: &str) -> Vec<String> {
     named.map(|(side, file)| format!("{side}/{file}")).collect()
 }
 
-/// A way that leads from `at` back to a file on it, if there is one.
-fn circle(imports: &HashMap<String, Vec<String>>, way: &mut Vec<String>) -> Option<String> {
-    for next in imports.get(way.last()?).into_iter().flatten() {
-        if way.contains(next) {
-            return Some(format!("{} -> {next}", way.join(" -> ")));
-        }
-        way.push(next.clone());
-        let found = circle(imports, way);
-        way.pop();
-        if found.is_some() {
-            return found;
-        }
-    }
-    None
-}
-
 /// What is wrong with the files of the manager's room, given what each imports.
 fn complaints_of_sides(imports: &HashMap<String, Vec<String>>) -> Vec<String> {
     let side = |file: &str| file.split('/').next().unwrap_or_default().to_string();
-    let mut found: Vec<String> = imports.keys().filter_map(|file| circle(imports, &mut vec![file.clone()])).collect();
+    let mut found = Vec::new();
     for (file, used) in imports {
         let Some((_, may)) = SIDES.iter().find(|(name, _)| *name == side(file)) else {
             found.push(format!("{file} is of no side"));
@@ -409,7 +398,7 @@ fn complaints_of_sides(imports: &HashMap<String, Vec<String>>) -> Vec<String> {
 }
 
 #[test]
-fn neither_side_of_the_manager_uses_the_other_and_its_files_use_each_other_in_one_direction() {
+fn neither_side_of_the_manager_uses_the_other() {
     let room = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/manager");
     let mut imports = HashMap::new();
     for path in SIDES.iter().flat_map(|(side, _)| files_below(&room.join(side))) {
@@ -435,7 +424,6 @@ fn the_check_of_the_managers_sides_can_fail() {
     assert_eq!(count(&[("server/a", "use super::super::client::b::B;")]), 1);
     assert_eq!(count(&[("wire/a", "use crate::manager::client::b::B;")]), 1);
     assert_eq!(count(&[("client/a", "#[cfg(test)]\nmod tests { use crate::manager::server::b::B; }")]), 0);
-    assert_eq!(count(&[("client/a", "use super::b::B;"), ("client/b", "use super::a::{A};")]), 2);
     assert_eq!(count(&[("garage/a", "")]), 1);
 }
 
