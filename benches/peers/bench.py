@@ -205,6 +205,16 @@ WORKLOADS = {
         ],
         "multiprocess/chunk_1",
     ),
+    "W17": Workload(
+        "Values: the codec, and the trip through a queue",
+        [
+            Metric("ratio", "codec, to the peer", LESS),
+            Metric("codec_us", "encode and decode µs", LESS),
+            Metric("trip", "put and get, to bare bytes", LESS),
+        ],
+        "multiprocess/pair_bytes_1_mib",
+        3,
+    ),
 }
 
 
@@ -370,7 +380,7 @@ def render(result, against=None):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("workload", nargs="?", help="W0 ... W16, or all")
+    parser.add_argument("workload", nargs="?", help="W0 ... W17, or all")
     parser.add_argument("--rounds", type=int, help="interleaved repeats")
     parser.add_argument("--only", default=",".join(PROGRAMS), help="programs, comma-separated")
     parser.add_argument("--against", help="the contender that ratios refer to")

@@ -35,6 +35,8 @@ class Goal:
         return next(metric.more_is_better for metric in metrics if metric.key == self.metric)
 
 
+LARGE_VALUES = [f"{kind}_{mib}_mib" for kind in ["pair_bytes", "pair_f64", "struct_f64"] for mib in [1, 16]]
+
 GOALS = [
     Goal("W1", "seq_p50_us", ["forkserver"], 0.40, ["limits/posix_spawn"]),
     Goal("W1", "burst_us", ["forkserver"], 0.30, ["limits/posix_spawn"]),
@@ -83,6 +85,15 @@ GOALS = [
     Goal("W15", "mib_per_s", ["send"], 1.3, ["mp/connection"]),
     Goal("W16", "rate_256", ["chunk_default", "chunk_1", "async_1000", "async_100000"], 0.6, []),
     Goal("W16", "cpu_growth", ["chunk_default", "chunk_1", "async_1000", "async_100000"], 1.5, []),
+    # The peer is within the figure: see the README.
+    Goal("W17", "ratio", LARGE_VALUES, 3.0, []),
+    Goal("W17", "trip", LARGE_VALUES, 1.3, []),
+    Goal("W17", "ratio", ["arrays"], 1 / 4, []),
+    Goal("W17", "ratio", ["pairs", "structs"], 1.0, []),
+    Goal("W17", "ratio", ["pairs_small", "structs_small"], 1.25, []),
+    Goal("W17", "ratio", ["strings", "map"], 1.2, []),
+    Goal("W17", "ratio", ["eight", "eight_small"], 1.5, []),
+    Goal("W5", "msgs_per_s", ["bounded_named"], 1 / 1.15, ["multiprocess/bounded"]),
 ]
 
 

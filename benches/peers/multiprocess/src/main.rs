@@ -1,10 +1,33 @@
-//! multiprocess: the crate whose benches these are, through its public face only.
+//! multiprocess: the crate whose benches these are, through its public face only, but for the codec of W17.
 //! The caller is a current-thread runtime, as in `limits`; in the `_run` variants
 //! it is the multi-thread runtime that `multiprocess::run` would build.
 
 mod dict;
 mod locks;
 mod memory;
+mod values;
+
+#[path = "../../../../src/os"]
+#[allow(dead_code)]
+mod os {
+    pub(crate) mod identity;
+    pub(crate) mod stack;
+}
+
+#[path = "../../../../src/wire"]
+#[allow(dead_code, unused_imports)]
+mod wire {
+    mod format;
+    pub(crate) mod limits;
+
+    pub(crate) fn append<T: serde::Serialize>(value: &T, to: &mut Vec<u8>) {
+        format::append(value, to).unwrap();
+    }
+
+    pub(crate) fn read<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> T {
+        format::from_slice(bytes).unwrap()
+    }
+}
 
 use bytes::Bytes;
 use futures::{SinkExt, TryStreamExt};
@@ -25,6 +48,30 @@ use std::time::{Duration, Instant};
 use tokio::runtime::{Builder, Runtime};
 
 type Message = [u64; 8];
+
+/// A message of W5, by its number.
+trait Small: Serialize + DeserializeOwned + Send + 'static {
+    fn of(number: u64) -> Self;
+    fn number(&self) -> u64;
+}
+
+impl Small for Message {
+    fn of(number: u64) -> Self {
+        [number; 8]
+    }
+    fn number(&self) -> u64 {
+        self[0]
+    }
+}
+
+impl Small for values::Eight {
+    fn of(number: u64) -> Self {
+        Self::of(|| number)
+    }
+    fn number(&self) -> u64 {
+        self.first
+    }
+}
 
 const CAPACITY: usize = 4096;
 const LARGE_CAPACITY: usize = 4;
@@ -271,13 +318,13 @@ async fn killed_worker() -> Metrics {
 
 // W5, W6
 
-async fn produce_small(queue: Queue<Message>, numbers: Range<u64>) {
+async fn produce_small<T: Small>(queue: Queue<T>, numbers: Range<u64>) {
     for n in numbers {
-        queue.put([n; 8]).await.unwrap();
+        queue.put(T::of(n)).await.unwrap();
     }
 }
 
-fn bounded() -> Queue<Message> {
+fn bounded<T: Small>() -> Queue<T> {
     Queue::bounded(CAPACITY).unwrap()
 }
 
@@ -285,7 +332,7 @@ fn unbounded() -> Queue<Message> {
     Queue::unbounded().unwrap()
 }
 
-async fn small(queue: fn() -> Queue<Message>, producers: u64) -> Metrics {
+async fn small<T: Small>(queue: fn() -> Queue<T>, producers: u64) -> Metrics {
     let mut rates = Vec::new();
     for _ in 0..RUNS {
         rates.push(small_rate(queue(), producers).await);
@@ -293,14 +340,14 @@ async fn small(queue: fn() -> Queue<Message>, producers: u64) -> Metrics {
     vec![("msgs_per_s", quantile(&rates, 0.5))]
 }
 
-async fn small_rate(queue: Queue<Message>, producers: u64) -> f64 {
+async fn small_rate<T: Small>(queue: Queue<T>, producers: u64) -> f64 {
     let messages = size::SMALL_MESSAGES as u64;
     let share = messages / producers;
-    let start = |p| Process::spawn(produce_small, (queue.clone(), p * share..(p + 1) * share)).unwrap();
+    let start = |p| Process::spawn(produce_small::<T>, (queue.clone(), p * share..(p + 1) * share)).unwrap();
     let children: Vec<_> = (0..producers).map(start).collect();
     let (mut clock, mut total) = (FirstToLast::new(), 0);
     for _ in 0..messages {
-        total += queue.get().await.unwrap()[0];
+        total += queue.get().await.unwrap().number();
         clock.message();
     }
     let rate = clock.per_second();
@@ -565,10 +612,11 @@ fn main() {
             case("W3e", "endless", || block_on(endless())),
             case("W4", "chunk_default", || block_on(cpu_bound(0))),
             case("W4", "chunk_1", || block_on(cpu_bound(1))),
-            case("W5", "bounded", || block_on(small(bounded, 1))),
+            case("W5", "bounded", || block_on(small(bounded::<Message>, 1))),
+            case("W5", "bounded_named", || block_on(small(bounded::<values::Eight>, 1))),
             case("W5", "unbounded", || block_on(small(unbounded, 1))),
-            case("W5", "bounded_run", || block_on_run(small(bounded, 1))),
-            case("W5x4", "bounded", || block_on(small(bounded, P))),
+            case("W5", "bounded_run", || block_on_run(small(bounded::<Message>, 1))),
+            case("W5x4", "bounded", || block_on(small(bounded::<Message>, P))),
             case("W5x4", "unbounded", || block_on(small(unbounded, P))),
             case("W6", "bytes", || block_on(large::<Bytes>())),
             case("W6", "vec", || block_on(large::<Vec<u8>>())),
@@ -600,6 +648,23 @@ fn main() {
             case("W11s", "manager", dict::from_sleep),
             case("W12", "pool", || block_on(idle_workers())),
             case("W13", "pool", || block_on(killed_worker())),
+            case("W17", "pair_bytes_1_mib", values::pair_bytes::<1>),
+            case("W17", "pair_bytes_16_mib", values::pair_bytes::<16>),
+            case("W17", "pair_f64_1_mib", values::pair_f64::<1>),
+            case("W17", "pair_f64_16_mib", values::pair_f64::<16>),
+            case("W17", "struct_f64_1_mib", values::struct_f64::<1>),
+            case("W17", "struct_f64_16_mib", values::struct_f64::<16>),
+            case("W17", "string_1_mib", values::string),
+            case("W17", "list_f64_1_mib", values::list_f64),
+            case("W17", "arrays", values::arrays),
+            case("W17", "pairs", values::pairs),
+            case("W17", "pairs_small", values::pairs_small),
+            case("W17", "structs", values::structs),
+            case("W17", "structs_small", values::structs_small),
+            case("W17", "strings", values::strings),
+            case("W17", "map", values::map),
+            case("W17", "eight", values::eight),
+            case("W17", "eight_small", values::eight_small),
         ],
         &[],
     );
