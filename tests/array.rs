@@ -38,7 +38,7 @@ async fn array_01_array_03_length_index_slices_and_a_child_changes_it_in_place()
 }
 
 #[test]
-fn array_05_none_is_fine_and_what_is_not_there_is_none() {
+fn array_05_empty_array_is_valid_and_out_of_bounds_is_none() {
     let array = Array::<u64>::from_slice(&[]).unwrap();
     assert_eq!((array.len(), array.is_empty(), array.get(0), array.to_vec()), (0, true, None, vec![]));
     assert!(array.try_lock().unwrap().is_empty());
@@ -55,7 +55,7 @@ fn array_05_writing_out_of_bounds_panics_as_a_slice_does() {
 }
 
 #[test]
-fn heap_04_sizes_that_cannot_be_are_errors() {
+fn heap_04_impossible_sizes_are_errors() {
     let kinds = [
         Array::<u64>::zeroed(usize::MAX).map(drop),
         Array::<u8>::zeroed(usize::MAX).map(drop),
@@ -96,7 +96,7 @@ async fn ctypes_01_structs_are_doubled_in_place() {
 }
 
 #[test]
-fn ctypes_02_a_copy_is_independent() {
+fn ctypes_02_copy_is_independent() {
     let array = Array::from_slice(&[1, 2, 3]).unwrap();
     let copy = Array::from_slice(&array.try_lock().unwrap()).unwrap();
     array.set(0, 100);
@@ -105,7 +105,7 @@ fn ctypes_02_a_copy_is_independent() {
 
 /// 64 MiB are summed where they are: the child maps them and nothing is sent or copied.
 #[tokio::test]
-async fn a_large_array_is_used_in_place() {
+async fn large_array_is_used_in_place() {
     const LEN: usize = 8 << 20;
     async fn sum(array: Array<f64>) -> mp::Result<(f64, u64)> {
         let before = own_memory();
@@ -126,7 +126,7 @@ async fn a_large_array_is_used_in_place() {
 }
 
 #[tokio::test]
-async fn everybody_adds_and_nothing_is_lost() {
+async fn concurrent_additions_lose_nothing() {
     async fn add(array: Array<u32>, times: usize) -> mp::Result<()> {
         for n in 0..times {
             let len = array.len();
@@ -183,7 +183,7 @@ async fn set_waits_for_a_guard_of_another_task() {
 }
 
 #[tokio::test]
-async fn who_has_the_guard_may_set_until_it_uses_the_guard() {
+async fn holder_of_the_guard_may_set_until_it_uses_the_guard() {
     let array = Array::from_slice(&[1, 2]).unwrap();
     let guard = array.lock().await.unwrap();
     array.set(0, array.get(0).unwrap() + 10);
@@ -226,7 +226,7 @@ async fn all_forms_of_lock() {
 
 /// `array`, Cancel.
 #[tokio::test]
-async fn dropped_while_waiting_it_has_not_locked() {
+async fn cancelled_lock_takes_nothing() {
     let array = Array::from_slice(&[1]).unwrap();
     let guard = array.lock().await.unwrap();
     let mut dropped = Box::pin(array.lock());
@@ -248,7 +248,7 @@ async fn write_half_and_hang(array: Array<u64>) -> mp::Result<()> {
 
 /// `array`, Death: who locks next is told, and has the guard; after that all is as before.
 #[tokio::test]
-async fn killed_with_a_guard_the_next_is_told() {
+async fn death_with_a_guard_is_reported_to_the_next_holder() {
     let array = Array::<u64>::zeroed(10).unwrap();
     let mut holder = Process::spawn(write_half_and_hang, (array.clone(),)).unwrap();
     eventually("it is half way", || array.get(4) == Some(7)).await;
@@ -265,7 +265,7 @@ async fn killed_with_a_guard_the_next_is_told() {
 
 /// `array`, Death: a `set` in between does not hide that somebody died.
 #[tokio::test]
-async fn killed_with_a_guard_the_next_to_lock_is_told_also_after_a_set() {
+async fn death_with_a_guard_is_reported_to_the_next_lock_also_after_a_set() {
     let array = Array::<u64>::zeroed(10).unwrap();
     let mut holder = Process::spawn(write_half_and_hang, (array.clone(),)).unwrap();
     eventually("it is half way", || array.get(4) == Some(7)).await;
@@ -315,7 +315,7 @@ async fn killed_at_each_move() {
 /// `array`, Death: a `set` that had the mutex from the dead dies as well, and so does the first to be told: the next is.
 #[cfg(debug_assertions)]
 #[tokio::test]
-async fn killed_after_the_dead() {
+async fn death_after_taking_over_is_reported_once() {
     fn set(array: Array<u64>) {
         array.set(1, 7);
     }
@@ -342,7 +342,7 @@ async fn killed_after_the_dead() {
 }
 
 #[tokio::test]
-async fn heap_02_arrays_that_are_dropped_leave_nothing() {
+async fn heap_02_dropped_arrays_leave_nothing() {
     let rounds = || {
         let round = || {
             for n in 1..300 {
@@ -397,7 +397,7 @@ fn sl_01_sl_04_records_are_indexed_counted_and_walked_over() {
 }
 
 #[test]
-fn sl_02_sl_07_p28_bytes_come_back_as_they_went_and_what_does_not_fit_is_refused() {
+fn sl_02_sl_07_p28_bytes_round_trip_and_excess_is_refused() {
     let list = Array::from_slice(&records()).unwrap();
     for text in ["12345678".as_bytes(), b"\0\0", b"ab\0", "\u{1f680}\u{1f680}".as_bytes(), b""] {
         list.set(1, Record::new(1, 0.5, text).unwrap());
@@ -410,7 +410,7 @@ fn sl_02_sl_07_p28_bytes_come_back_as_they_went_and_what_does_not_fit_is_refused
 }
 
 #[tokio::test]
-async fn sl_03_sl_05_a_copy_is_independent_and_a_handle_is_the_same() {
+async fn sl_03_sl_05_copy_is_independent_and_handle_is_the_same() {
     let list = Array::from_slice(&records()).unwrap();
     let copy = Array::from_slice(&list.to_vec()).unwrap();
     let change = |list: Array<Record>| {
@@ -424,7 +424,7 @@ async fn sl_03_sl_05_a_copy_is_independent_and_a_handle_is_the_same() {
 }
 
 #[test]
-fn threads_share_it_as_processes_do() {
+fn threads_exclude_each_other_as_processes_do() {
     let _deadline = Deadline::start();
     let array = Array::<u64>::zeroed(4).unwrap();
     let threads: Vec<_> = (0..4)

@@ -28,7 +28,7 @@ async fn all_but(barrier: &Barrier, missing: usize) -> Vec<Process<mp::Result<us
 }
 
 #[tokio::test]
-async fn barr_01_parties_pass_in_step_and_nobody_is_left() {
+async fn barr_01_parties_pass_in_step_and_none_is_left() {
     let (barrier, log) = (Barrier::new(4).unwrap(), Queue::<u32>::unbounded().unwrap());
     let party = async |barrier: Barrier, log: Queue<u32>| {
         log.put(1).await.unwrap();
@@ -116,7 +116,7 @@ async fn barr_05_abort_breaks_it_for_all_and_it_stays_broken() {
 }
 
 #[tokio::test]
-async fn barr_06_reset_sends_away_who_waits_and_then_it_works() {
+async fn barr_06_reset_breaks_waits_and_then_the_barrier_works() {
     let barrier = Barrier::new(4).unwrap();
     let children = all_but(&barrier, 1).await;
     barrier.reset();
@@ -148,7 +148,7 @@ async fn barr_07_abort_reset_and_then_it_works() {
 }
 
 #[tokio::test]
-async fn barr_08_a_late_party_and_all_others_find_it_broken() {
+async fn barr_08_timeout_breaks_the_barrier_for_all() {
     let barrier = Barrier::new(3).unwrap();
     let early = async |barrier: Barrier| barrier.wait_timeout(SHORT).await.map(|result| result.index());
     let children: Vec<_> = (0..2).map(|_| Process::spawn(early, (barrier.clone(),)).unwrap()).collect();
@@ -216,7 +216,7 @@ async fn barr_11_five_processes_stay_in_step_for_a_thousand_passes() {
 }
 
 #[tokio::test]
-async fn barr_12_no_time_to_wait_breaks_it_at_once_and_reset_empties_it() {
+async fn barr_12_zero_timeout_breaks_it_at_once_and_reset_empties_it() {
     let barrier = Barrier::new(2).unwrap();
     assert!(is_broken(barrier.wait_timeout(Duration::ZERO).await));
     assert!(barrier.is_broken());
@@ -228,7 +228,7 @@ async fn barr_12_no_time_to_wait_breaks_it_at_once_and_reset_empties_it() {
 }
 
 #[test]
-fn barr_13_abort_breaks_it_with_nobody_there() {
+fn barr_13_abort_without_waiters_breaks_it() {
     let barrier = Barrier::new(3).unwrap();
     barrier.abort();
     assert!(barrier.is_broken());
@@ -236,7 +236,7 @@ fn barr_13_abort_breaks_it_with_nobody_there() {
 }
 
 #[tokio::test]
-async fn barr_14_an_action_that_fails_tells_its_runner_and_breaks_it_for_the_others() {
+async fn barr_14_failed_action_returns_its_error_and_breaks_the_barrier_for_others() {
     let barrier = Barrier::new(3).unwrap();
     let children = all_but(&barrier, 1).await;
     let error = barrier.wait_then(async || Err(mp::Error::other("no luck"))).await.unwrap_err();
@@ -247,14 +247,14 @@ async fn barr_14_an_action_that_fails_tells_its_runner_and_breaks_it_for_the_oth
 }
 
 #[test]
-fn barr_15_a_barrier_for_nobody_is_refused() {
+fn barr_15_barrier_for_zero_parties_is_refused() {
     assert_eq!(Barrier::new(0).unwrap_err().kind(), ErrorKind::Other);
     assert_eq!(Barrier::new(usize::MAX).unwrap_err().kind(), ErrorKind::Other);
     assert!(Barrier::new(100_000).unwrap().try_wait().is_err());
 }
 
 #[test]
-fn every_form_waits_its_time() {
+fn every_form_of_wait_waits_as_long_as_it_says() {
     let _deadline = Deadline::start();
     let barrier = Barrier::new(2).unwrap();
     assert_eq!(barrier.try_wait().unwrap_err().kind(), ErrorKind::WouldBlock);
@@ -278,7 +278,7 @@ fn every_form_waits_its_time() {
 }
 
 #[tokio::test]
-async fn a_dropped_wait_breaks_its_generation() {
+async fn cancelled_wait_breaks_its_generation() {
     let barrier = Barrier::new(3).unwrap();
     let child = Process::spawn(wait, (barrier.clone(),)).unwrap();
     eventually("it waits", || barrier.waiting() == 1).await;
@@ -293,7 +293,7 @@ async fn a_dropped_wait_breaks_its_generation() {
 
 /// One that is dropped when its generation has ended already breaks nothing.
 #[tokio::test]
-async fn a_wait_dropped_too_late_breaks_nothing() {
+async fn wait_cancelled_too_late_breaks_nothing() {
     let barrier = Barrier::new(2).unwrap();
     {
         let mut dropped = pin!(barrier.wait());
@@ -305,7 +305,7 @@ async fn a_wait_dropped_too_late_breaks_nothing() {
 
 /// P4: in CPython the others hang, and not even their timeouts fire.
 #[tokio::test]
-async fn barr_p4_a_party_killed_while_it_waits_breaks_it_and_nobody_hangs() {
+async fn barr_p4_party_killed_while_it_waits_breaks_the_barrier() {
     let barrier = Barrier::new(5).unwrap();
     let mut children = all_but(&barrier, 1).await;
     let start = Instant::now();
@@ -327,7 +327,7 @@ async fn barr_p4_a_party_killed_while_it_waits_breaks_it_and_nobody_hangs() {
 
 /// Who comes while the action of the generation before still runs waits for it, and does not count in that one.
 #[tokio::test]
-async fn who_comes_during_the_action_waits_for_the_next_generation() {
+async fn party_that_arrives_during_the_action_waits_for_the_next_generation() {
     let barrier = Barrier::new(2).unwrap();
     let (go, gone) = tokio::sync::oneshot::channel();
     let first = tokio::spawn({
@@ -354,7 +354,7 @@ async fn who_comes_during_the_action_waits_for_the_next_generation() {
 }
 
 #[tokio::test]
-async fn random_kills_and_resets_leave_it_whole() {
+async fn random_kills_and_resets_leave_the_barrier_usable() {
     let barrier = Barrier::new(3).unwrap();
     let party = async |barrier: Barrier| {
         loop {
@@ -388,7 +388,7 @@ async fn random_kills_and_resets_leave_it_whole() {
 
 /// Stopped is not dead: who has come has come, and others' timeouts fire.
 #[tokio::test]
-async fn a_stopped_party_counts_and_delays_nobody_beyond_their_timeouts() {
+async fn stopped_party_counts_and_delays_others_up_to_their_timeouts() {
     let barrier = Barrier::new(2).unwrap();
     let party = all_but(&barrier, 1).await.pop().unwrap();
     stop(party.pid());

@@ -84,7 +84,7 @@ impl Sleepers {
 }
 
 #[tokio::test]
-async fn cond_01_a_notice_wakes_exactly_one_and_the_next_the_other() {
+async fn cond_01_notify_one_wakes_exactly_one_and_the_next_the_other() {
     let all = Sleepers::new();
     let child = all.child(1).await;
     let task = all.task(2).await;
@@ -102,7 +102,7 @@ async fn cond_01_a_notice_wakes_exactly_one_and_the_next_the_other() {
 }
 
 #[tokio::test]
-async fn cond_02_nobody_is_left_behind_when_nobody_waits() {
+async fn cond_02_notifying_without_waiters_leaves_no_waiter_behind() {
     let condition = Condition::new().unwrap();
     let guard = condition.lock().await.unwrap();
     {
@@ -116,7 +116,7 @@ async fn cond_02_nobody_is_left_behind_when_nobody_waits() {
 }
 
 #[tokio::test]
-async fn cond_03_six_that_time_out_are_not_there_any_more() {
+async fn cond_03_six_waits_that_time_out_are_no_waiters_any_more() {
     let condition = Condition::new().unwrap();
     let time_out = async |condition: Condition| {
         let guard = condition.lock().await.unwrap();
@@ -156,7 +156,7 @@ async fn cond_04_all_wake_when_all_are_notified() {
 }
 
 #[tokio::test]
-async fn cond_05_as_many_wake_as_are_notified() {
+async fn cond_05_notify_wakes_as_many_as_it_is_given() {
     let all = Sleepers::new();
     let (_children, _tasks) = all.six().await;
     all.condition.notify(2);
@@ -192,7 +192,7 @@ async fn cond_05_a_process_counts_its_tasks() {
 }
 
 #[tokio::test]
-async fn cond_06_and_09_a_timed_wait_holds_the_lock_again_whether_or_not_it_was_notified() {
+async fn cond_06_and_09_timed_wait_holds_the_lock_again_notified_or_not() {
     let condition = Condition::new().unwrap();
     for timeout in [Duration::ZERO, Duration::from_millis(100)] {
         let guard = condition.lock().await.unwrap();
@@ -240,7 +240,7 @@ fn cond_06_for_plain_functions() {
 }
 
 #[tokio::test]
-async fn cond_07_what_is_waited_for_is_looked_at_at_each_notice() {
+async fn cond_07_predicate_is_checked_at_each_notification() {
     let (condition, state) = (Condition::new().unwrap(), Queue::<u32>::unbounded().unwrap());
     let count = async |condition: Condition, state: Queue<u32>| {
         let mut looks = 0;
@@ -271,7 +271,7 @@ async fn cond_07_what_is_waited_for_is_looked_at_at_each_notice() {
 }
 
 #[tokio::test]
-async fn cond_10_a_dropped_wait_leaves_the_lock_free_and_nobody_behind() {
+async fn cond_10_cancelled_wait_leaves_the_lock_free_and_no_waiter() {
     let condition = Condition::new().unwrap();
     for polls in 0..3 {
         let guard = condition.lock().await.unwrap();
@@ -295,7 +295,7 @@ async fn cond_10_a_dropped_wait_leaves_the_lock_free_and_nobody_behind() {
 }
 
 #[tokio::test]
-async fn cond_10_a_wait_dropped_with_a_notice_passes_it_on() {
+async fn cond_10_notification_of_a_cancelled_wait_is_passed_on() {
     let all = Sleepers::new();
     // Once while it waits to be woken, once while it waits for the lock.
     for is_woken in [false, true] {
@@ -330,7 +330,7 @@ async fn cond_10_a_wait_dropped_with_a_notice_passes_it_on() {
 }
 
 #[tokio::test]
-async fn cond_11_the_guard_of_another_condition_comes_back() {
+async fn cond_11_guard_of_another_condition_is_returned_in_the_error() {
     let (one, other) = (Condition::new().unwrap(), Condition::new().unwrap());
     let guard = one.lock().await.unwrap();
     let error = other.wait(guard).now_or_never().unwrap().unwrap_err();
@@ -341,7 +341,7 @@ async fn cond_11_the_guard_of_another_condition_comes_back() {
 }
 
 #[tokio::test]
-async fn cond_12_notifying_none_or_nobody_does_nothing() {
+async fn cond_12_notifying_zero_or_without_waiters_does_nothing() {
     let all = Sleepers::new();
     all.condition.notify_one();
     all.condition.notify_all();
@@ -353,7 +353,7 @@ async fn cond_12_notifying_none_or_nobody_does_nothing() {
 }
 
 #[tokio::test]
-async fn cond_01_a_killed_waiter_is_passed_over_and_its_notice_passed_on() {
+async fn cond_01_notification_of_a_killed_waiter_is_passed_on() {
     let all = Sleepers::new();
     let (first, second) = (all.child(1).await, all.child(2).await);
     first.kill().unwrap();
@@ -373,7 +373,7 @@ async fn cond_01_a_killed_waiter_is_passed_over_and_its_notice_passed_on() {
 }
 
 #[tokio::test]
-async fn cond_01_the_holder_is_killed_while_others_come_back_from_waiting() {
+async fn cond_01_holder_killed_while_others_return_from_wait_is_reported() {
     let all = Sleepers::new();
     let waits = async |condition: Condition, sleeping: Queue<u32>| {
         let guard = condition.lock().await.unwrap();
@@ -396,7 +396,7 @@ async fn cond_01_the_holder_is_killed_while_others_come_back_from_waiting() {
 
 /// `dump` says what is needed to find a deadlock, in any process of the family.
 #[tokio::test]
-async fn a_deadlock_can_be_read_from_the_dump() {
+async fn dump_shows_a_deadlock() {
     let (one, two) = (Lock::new().unwrap(), Lock::new().unwrap());
     let (told, go) = (Queue::unbounded().unwrap(), Queue::unbounded().unwrap());
     let both = async |first: Lock, second: Lock, told: Queue<()>, go: Queue<()>| {
@@ -433,7 +433,7 @@ async fn a_deadlock_can_be_read_from_the_dump() {
 
 /// Stopped is not dead: it keeps the lock that it holds and the notice that it has, and others' timeouts fire.
 #[tokio::test]
-async fn a_stopped_holder_or_waiter_delays_nobody_beyond_their_timeouts() {
+async fn stopped_holder_or_waiter_delays_others_up_to_their_timeouts() {
     let sleepers = Sleepers::new();
     let (first, second) = (sleepers.child(1).await, sleepers.child(2).await);
     stop(first.pid());
@@ -461,7 +461,7 @@ async fn a_stopped_holder_or_waiter_delays_nobody_beyond_their_timeouts() {
 
 /// Not a panic, as tokio's own would be; and nobody is left waiting, or without its guard.
 #[test]
-fn timeouts_of_every_primitive_without_a_timer_are_errors() {
+fn timeouts_in_a_runtime_without_timer_are_errors() {
     let (lock, rlock, semaphore) = (Lock::new().unwrap(), RLock::new().unwrap(), Semaphore::new(0).unwrap());
     let (rwlock, event, barrier) = (RwLock::new().unwrap(), Event::new().unwrap(), Barrier::new(2).unwrap());
     let (condition, value) = (Condition::new().unwrap(), Value::new(0u64).unwrap());

@@ -13,7 +13,7 @@ mp::test_support!();
 const SHORT: Duration = Duration::from_millis(50);
 
 #[test]
-fn event_01_unset_it_says_so_and_waits_time_out() {
+fn event_01_waits_of_an_unset_event_time_out() {
     let _deadline = Deadline::start();
     let event = Event::new().unwrap();
     assert!(!event.is_set());
@@ -32,7 +32,7 @@ fn event_01_unset_it_says_so_and_waits_time_out() {
 }
 
 #[test]
-fn event_02_set_it_says_so_and_waits_return_at_once() {
+fn event_02_waits_of_a_set_event_return_at_once() {
     let _deadline = Deadline::start();
     let event = Event::new().unwrap();
     event.set();
@@ -47,7 +47,7 @@ fn event_02_set_it_says_so_and_waits_return_at_once() {
 }
 
 #[tokio::test]
-async fn event_03_cleared_and_set_by_a_child_it_wakes_who_waits() {
+async fn event_03_set_in_a_child_wakes_waiters() {
     let event = Event::new().unwrap();
     event.set();
     event.clear();
@@ -65,7 +65,7 @@ async fn event_03_cleared_and_set_by_a_child_it_wakes_who_waits() {
 }
 
 #[test]
-fn event_04_debug_tells_whether_it_is_set() {
+fn event_04_debug_shows_whether_it_is_set() {
     let event = Event::new().unwrap();
     assert!(format!("{event:?}").contains("is_set: false"));
     event.set();
@@ -112,7 +112,7 @@ async fn event_06_p4_killed_waiters_delay_neither_set_nor_the_others() {
 }
 
 #[tokio::test]
-async fn who_waits_when_it_is_set_goes_on_though_it_is_cleared_at_once() {
+async fn waiters_continue_though_the_event_is_cleared_at_once() {
     let event = Event::new().unwrap();
     let mut here: Vec<_> = (0..3).map(|_| Box::pin(event.wait())).collect();
     for wait in &mut here {
@@ -136,7 +136,7 @@ async fn who_waits_when_it_is_set_goes_on_though_it_is_cleared_at_once() {
 }
 
 #[tokio::test]
-async fn a_dropped_wait_leaves_nobody_behind() {
+async fn cancelled_wait_leaves_no_waiter() {
     let event = Event::new().unwrap();
     {
         let mut dropped = pin!(event.wait());
@@ -150,7 +150,7 @@ async fn a_dropped_wait_leaves_nobody_behind() {
 }
 
 #[tokio::test]
-async fn it_travels() {
+async fn handle_travels() {
     let event = Event::new().unwrap();
     let same = in_child(
         async |event: Event| {
@@ -167,7 +167,7 @@ async fn it_travels() {
 
 /// Stopped is not dead: who sets it does not wait for it, the others go on, and it learns of it when it goes on.
 #[tokio::test]
-async fn a_stopped_waiter_delays_nobody_and_misses_nothing() {
+async fn stopped_waiter_delays_no_other_and_misses_nothing() {
     let event = Event::new().unwrap();
     let wait = async |event: Event| event.wait().await.is_ok();
     let children: Vec<_> = (0..2).map(|_| Process::spawn(wait, (event.clone(),)).unwrap()).collect();

@@ -123,7 +123,7 @@ async fn killed_while_claiming_a_slot() {
     }
 }
 
-/// `ring`, `segment` and `latch`: killed while putting. The record is there if it was published, and nothing else changed.
+/// `ring`, `segment` and `robust_lock`: killed while putting. The record is there if it was published, and nothing else changed.
 #[tokio::test]
 async fn killed_while_putting() {
     let _alone = alone().await;
@@ -267,7 +267,7 @@ async fn killed_holding_an_item_of_a_joinable_queue() {
     }
 }
 
-/// `event` and `latch`: whoever dies with somebody's wake in its hands, a sleeper is woken.
+/// `event` and `robust_lock`: whoever dies with somebody's wake in its hands, a sleeper is woken.
 #[tokio::test]
 async fn killed_before_the_wake_a_getter_sleeps() {
     let _alone = alone().await;
@@ -327,7 +327,7 @@ async fn killed_asleep() {
 
 /// `event`: who takes a dead entry over dies on the way.
 #[tokio::test]
-async fn killed_burying_an_entry() {
+async fn killed_taking_over_a_dead_entry() {
     let _alone = alone().await;
     let queue = Queue::unbounded().unwrap();
     death(doomed!("sleep.entered", get, (queue.clone(), 1)), "sleep.entered").await;
@@ -338,9 +338,9 @@ async fn killed_burying_an_entry() {
     assert_eq!(within(other).await.unwrap(), [1]);
 }
 
-/// `latch`: a holder that is stopped is waited for; when it is killed, whoever waits takes the latch over.
+/// `robust_lock`: a holder that is stopped is waited for; when it is killed, whoever waits takes the latch over.
 #[tokio::test]
-async fn stopped_holding_the_latch_and_then_killed() {
+async fn stopped_holding_the_robust_lock_and_then_killed() {
     let _alone = alone().await;
     let queue = Queue::unbounded().unwrap();
     let victim =
@@ -436,7 +436,7 @@ async fn killed_before_the_wake_an_acquirer_sleeps() {
 
 /// `holders`: the row of a process that died with its move half done is used by the next one.
 #[tokio::test]
-async fn killed_and_the_row_is_used_again() {
+async fn killed_and_the_row_is_reused() {
     let _alone = alone().await;
     let semaphore = Semaphore::new(3).unwrap();
     for round in 0..20 {
@@ -474,7 +474,7 @@ async fn killed_while_forgetting_a_permit() {
 
 /// `holders`: who takes back what the dead had dies as well: it comes back once.
 #[tokio::test]
-async fn killed_taking_back_from_the_dead() {
+async fn killed_recovering_permits_of_the_dead() {
     let _alone = alone().await;
     let look = async |semaphore: Semaphore| semaphore.available();
     for point in ["holders.counted", "holders.written"] {
@@ -490,14 +490,14 @@ async fn killed_taking_back_from_the_dead() {
     }
 }
 
-/// `fairness`: who has complained dies, and those who come stand back for nobody, but not for long.
+/// `fairness`: a process that has reported a long wait dies: newcomers pause, but not for long.
 #[tokio::test]
-async fn killed_when_it_has_complained() {
+async fn killed_after_reporting_a_long_wait() {
     let _alone = alone().await;
     let semaphore = Semaphore::new(1).unwrap();
     let permit = semaphore.acquire().await.unwrap();
     let victim = asleep(doomed!("fairness.long_wait", take_turns, (semaphore.clone(), 1))).await;
-    // The burial of a bystander makes it look, in vain.
+    // The recovery of a bystander makes it look, in vain.
     let mut bystander = Process::spawn(lock_once, (Lock::new().unwrap(),)).unwrap();
     within(bystander.wait()).await.unwrap();
     death(victim, "fairness.long_wait").await;
@@ -550,7 +550,7 @@ async fn killed_while_reading() {
 
 /// `rwlock`: a writer dies waiting, at its wish and after taking it back; readers that stood back go on.
 #[tokio::test]
-async fn killed_while_wanting_to_write() {
+async fn killed_while_waiting_to_write() {
     let _alone = alone().await;
     let write = async |lock: RwLock| drop(lock.write().await.unwrap());
     let give_up = async |lock: RwLock| drop(lock.write_timeout(Duration::from_millis(300)).await);
@@ -627,7 +627,7 @@ async fn killed_while_setting() {
 
 /// `event` of `sync`, `barrier`, `rwlock`: woken together with others, one dies with its notice: the others go on.
 #[tokio::test]
-async fn killed_with_the_notice_of_all() {
+async fn killed_with_the_notification_of_all() {
     let _alone = alone().await;
     let wait = async |event: Event| event.wait().await.unwrap();
     let pass = async |barrier: Barrier| barrier.wait().await.map(drop).map_err(|error| error.kind());
@@ -710,7 +710,7 @@ async fn killed_at_a_barrier() {
 
 /// `semaphore`: dropped with its notice, the permit goes to another process.
 #[tokio::test]
-async fn dropped_with_the_notice_of_a_permit() {
+async fn dropped_with_the_notification_of_a_permit() {
     let _alone = alone().await;
     let semaphore = Semaphore::new(0).unwrap();
     let mut acquiring = Box::pin(semaphore.acquire());
@@ -744,7 +744,7 @@ async fn dropped_while_waiting() {
 
 /// `line`: dropped in front with others behind, and not in front.
 #[tokio::test]
-async fn dropped_in_line() {
+async fn dropped_in_the_queue() {
     let _alone = alone().await;
     for dropped in 0..3 {
         let queue = Queue::unbounded().unwrap();
@@ -765,7 +765,7 @@ async fn dropped_in_line() {
 
 /// `line` and `event`: dropped after the notice had come, with nobody behind: another process gets it.
 #[tokio::test]
-async fn dropped_with_a_notice() {
+async fn dropped_with_a_notification() {
     let _alone = alone().await;
     let queue = Queue::unbounded().unwrap();
     let mut getting = Box::pin(queue.get());
@@ -835,9 +835,9 @@ async fn killed_woken_by_a_lock() {
     }
 }
 
-/// `mutex`: a waiter dies as it becomes heir, or as heir; nobody waits for a dead heir.
+/// `mutex`: a waiter dies as it becomes the hand-off waiter, or as one; nobody waits for a dead hand-off waiter.
 #[tokio::test]
-async fn killed_as_heir_of_a_lock() {
+async fn killed_as_hand_off_waiter_of_a_lock() {
     let _alone = alone().await;
     for point in ["handoff.named", "handoff.marked", "asleep"] {
         let lock = Lock::new().unwrap();
@@ -846,11 +846,11 @@ async fn killed_as_heir_of_a_lock() {
             "asleep" => Process::spawn(lock_once, (lock.clone(),)).unwrap(),
             _ => doomed!(point, lock_once, (lock.clone(),)),
         };
-        // One that is to die may look, and die, at any burial from now on.
+        // One that is to die may look, and die, at any recovery from now on.
         falls_asleep_in_line(victim.pid()).await;
         tokio::time::sleep(LONG_FOR_A_LOCK).await;
         let before = switches(victim.pid());
-        // Woken in vain after a long wait, it becomes heir: the burial of a bystander makes it look.
+        // Woken in vain after a long wait, it becomes the hand-off waiter: the recovery of a bystander makes it look.
         let mut bystander = Process::spawn(lock_once, (Lock::new().unwrap(),)).unwrap();
         within(bystander.wait()).await.unwrap();
         match point {
@@ -868,9 +868,9 @@ async fn killed_as_heir_of_a_lock() {
     }
 }
 
-/// `mutex`: an heir dies as it gives up, or as it takes what was kept for it.
+/// `mutex`: a hand-off waiter dies as it gives up, or as it takes what was kept for it.
 #[tokio::test]
-async fn killed_as_heir_that_gives_up_or_takes() {
+async fn killed_as_hand_off_waiter_that_gives_up_or_takes() {
     let _alone = alone().await;
     let give_up = async |lock: Lock| lock.acquire_timeout(Duration::from_secs(1)).await.map(drop).map_err(|e| e.kind());
     for point in ["handoff.unmarked", "lock.taken"] {
@@ -883,7 +883,7 @@ async fn killed_as_heir_that_gives_up_or_takes() {
         falls_asleep_in_line(victim.pid()).await;
         tokio::time::sleep(LONG_FOR_A_LOCK).await;
         let before = switches(victim.pid());
-        // The burial of a bystander makes it look in vain: it is heir.
+        // The recovery of a bystander makes it look in vain: it is the hand-off waiter.
         let mut bystander = Process::spawn(lock_once, (Lock::new().unwrap(),)).unwrap();
         within(bystander.wait()).await.unwrap();
         let mut is_told = false;
@@ -897,9 +897,9 @@ async fn killed_as_heir_that_gives_up_or_takes() {
             let other = asleep(Process::spawn(lock_once, (lock.clone(),)).unwrap()).await;
             let released = Instant::now();
             drop(guard);
-            // It is kept for the heir for some milliseconds, unless that has taken it and died by now, which is told.
+            // It is kept for the hand-off waiter for some milliseconds, unless that has taken it and died by now, which is told.
             match lock.try_acquire() {
-                Ok(_) => assert!(released.elapsed() > Duration::from_millis(5), "there is no heir"),
+                Ok(_) => assert!(released.elapsed() > Duration::from_millis(5), "there is no hand-off waiter"),
                 Err(error) => is_told |= error.kind() == ErrorKind::OwnerDied,
             }
             death(victim, point).await;
@@ -910,7 +910,7 @@ async fn killed_as_heir_that_gives_up_or_takes() {
     }
 }
 
-/// Who has waited for so long becomes heir when it looks in vain.
+/// Who has waited for so long becomes the hand-off waiter when it looks in vain.
 const LONG_FOR_A_LOCK: Duration = Duration::from_millis(2);
 
 /// How often a process has gone to sleep.
@@ -924,17 +924,21 @@ async fn asleep_again<R: serde::de::DeserializeOwned + 'static>(process: &Proces
     eventually("it has looked", || switches(process.pid()) > before && is_asleep(process.pid())).await;
 }
 
-/// `mutex`: a dropped heir says so, and the lock is anybody's.
+/// `mutex`: a dropped hand-off waiter gives up its place, and the lock is anybody's.
 #[tokio::test]
-async fn dropped_as_heir_of_a_lock() {
+async fn dropped_as_hand_off_waiter_of_a_lock() {
     let _alone = alone().await;
     let lock = Lock::new().unwrap();
     let guard = lock.acquire().await.unwrap();
     let mut waiting = Box::pin(lock.acquire());
     assert!(tokio::time::timeout(Duration::from_millis(50), &mut waiting).await.is_err());
-    assert!(poll!(&mut waiting).is_pending(), "and has looked once more: it is heir");
+    assert!(poll!(&mut waiting).is_pending(), "and has looked once more: it is the hand-off waiter");
     drop(guard);
-    assert_eq!(lock.try_acquire().err().map(|error| error.kind()), Some(ErrorKind::WouldBlock), "it is for the heir");
+    assert_eq!(
+        lock.try_acquire().err().map(|error| error.kind()),
+        Some(ErrorKind::WouldBlock),
+        "it is for the hand-off waiter"
+    );
     drop(waiting);
     drop(lock.try_acquire().unwrap());
 }
@@ -974,7 +978,7 @@ async fn killed_entering_a_condition() {
 
 /// `condition`: killed with its notice, at each step of its way back; the next one gets it.
 #[tokio::test]
-async fn killed_with_a_notice_of_a_condition() {
+async fn killed_with_a_notification_of_a_condition() {
     let _alone = alone().await;
     for point in ["sleep.noticed", "sleep.unmarked", "condition.taken"] {
         let (condition, told) = (Condition::new().unwrap(), Queue::unbounded().unwrap());
@@ -1058,7 +1062,7 @@ async fn killed_notifying_one() {
 
 /// `condition`: who leaves with a notice is killed when it has passed it on: one wakes, at worst one more.
 #[tokio::test]
-async fn killed_passing_a_notice_on() {
+async fn killed_passing_a_notification_on() {
     let _alone = alone().await;
     let (condition, told) = (Condition::new().unwrap(), Queue::unbounded().unwrap());
     let leave = async |condition: Condition, told: Queue<u32>| {

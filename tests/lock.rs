@@ -78,7 +78,7 @@ async fn lock_01_excludes_across_processes() {
 }
 
 #[tokio::test]
-async fn lock_02_an_owner_takes_it_again_and_must_let_go_as_often() {
+async fn lock_02_owner_acquires_again_and_must_release_as_often() {
     let lock = RLock::new().unwrap();
     let (one, two, three) = (lock.acquire().await.unwrap(), lock.try_acquire().unwrap(), lock.acquire().await.unwrap());
     let other = async |lock: RLock| lock.try_acquire().map(drop).map_err(|error| error.kind());
@@ -138,7 +138,7 @@ async fn lock_04_a_guard_may_be_dropped_in_another_task_or_thread() {
 }
 
 #[tokio::test]
-async fn lock_06_the_holder_is_killed() {
+async fn lock_06_killed_holder_is_reported_as_owner_died() {
     let lock = Lock::new().unwrap();
     let child = held_by_child(&lock).await;
     let mut waiting = pin!(lock.acquire());
@@ -156,7 +156,7 @@ async fn lock_06_the_holder_is_killed() {
 }
 
 #[tokio::test]
-async fn lock_06_the_error_of_a_dead_holder_lets_go_when_dropped() {
+async fn lock_06_dropped_owner_died_error_releases_the_lock() {
     let lock = Lock::new().unwrap();
     let child = held_by_child(&lock).await;
     child.kill().unwrap();
@@ -166,7 +166,7 @@ async fn lock_06_the_error_of_a_dead_holder_lets_go_when_dropped() {
 }
 
 #[tokio::test]
-async fn lock_06_a_holder_that_ends_with_its_guard_forgotten_counts_as_dead() {
+async fn lock_06_holder_that_exits_with_a_leaked_guard_counts_as_dead() {
     let lock = Lock::new().unwrap();
     let forget = async |lock: Lock| std::mem::forget(lock.acquire().await.unwrap());
     within(Process::spawn(forget, (lock.clone(),)).unwrap()).await.unwrap();
@@ -193,7 +193,7 @@ fn lock_06_for_plain_functions() {
 
 /// Who is stopped with the wake in its hands delays those who sleep behind it until the next release, and no longer.
 #[tokio::test]
-async fn a_stopped_process_that_was_woken_is_passed_over() {
+async fn stopped_process_that_was_woken_is_overtaken() {
     let signal = |pid: u32, signal| {
         rustix::process::kill_process(rustix::process::Pid::from_raw(pid as i32).unwrap(), signal).unwrap();
     };
@@ -260,7 +260,7 @@ impl<'de> serde::Deserialize<'de> for Disguised {
 }
 
 #[tokio::test]
-async fn lock_07_another_kind_of_object_is_refused_and_so_is_another_way_to_travel() {
+async fn lock_07_other_kinds_of_object_and_other_formats_are_refused() {
     let queue = Queue::unbounded().unwrap();
     queue.put(Disguised::Sent(RLock::new().unwrap())).await.unwrap();
     let Err(error) = within(queue.get()).await else { panic!("taken for a lock") };
@@ -271,7 +271,7 @@ async fn lock_07_another_kind_of_object_is_refused_and_so_is_another_way_to_trav
 }
 
 #[test]
-fn an_operation_that_need_not_wait_makes_no_system_call_and_no_allocation() {
+fn uncontended_acquire_makes_no_system_call_and_no_allocation() {
     let _deadline = Deadline::start();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let operate = |rounds: u32| {
@@ -331,7 +331,7 @@ static COUNTING: Counting = Counting;
 
 /// A child that has the lock is sent it again: nothing more is open or mapped there.
 #[tokio::test]
-async fn sent_again_it_is_the_same_descriptor_and_the_same_mapping() {
+async fn lock_that_returns_is_the_same_descriptor_and_mapping() {
     let lock = Lock::new().unwrap();
     let (to, counts) = (Queue::<Lock>::unbounded().unwrap(), Queue::<common::Holdings>::unbounded().unwrap());
     let keep = async |to: Queue<Lock>, counts: Queue<common::Holdings>| {
@@ -359,7 +359,7 @@ fn cpu_time() -> Duration {
 
 /// Many processes on one lock: everybody gets its turns, and each costs no more than twice what it does with two.
 #[tokio::test]
-async fn nobody_starves_however_many_contend() {
+async fn no_contender_starves() {
     let contend = |lock: Lock, go: Queue<()>, turns: u32| {
         go.blocking_get().unwrap();
         let (before, mut longest) = (cpu_time(), Duration::ZERO);

@@ -57,7 +57,7 @@ async fn waiting<R: serde::de::DeserializeOwned + 'static>(process: Process<R>) 
 }
 
 #[tokio::test]
-async fn many_read_or_one_writes() {
+async fn many_readers_or_one_writer() {
     let lock = RwLock::new().unwrap();
     let readers = (lock.read().await.unwrap(), lock.try_read().unwrap());
     assert_eq!(kind(lock.try_write()), ErrorKind::WouldBlock);
@@ -72,7 +72,7 @@ async fn many_read_or_one_writes() {
 }
 
 #[test]
-fn every_form_waits_its_time() {
+fn every_form_of_acquire_waits_as_long_as_it_says() {
     let _deadline = Deadline::start();
     let lock = RwLock::new().unwrap();
     drop((lock.blocking_read().unwrap(), lock.blocking_read_timeout(SHORT).unwrap()));
@@ -108,7 +108,7 @@ fn guards_are_send_and_have_no_lifetime() {
 }
 
 #[tokio::test]
-async fn it_travels() {
+async fn handle_travels() {
     let lock = RwLock::new().unwrap();
     let same = in_child(
         async |lock: RwLock| {
@@ -155,7 +155,7 @@ async fn readers_never_see_half_a_write() {
 }
 
 #[tokio::test]
-async fn a_waiting_writer_goes_before_new_readers_and_waiting_readers_before_the_next_writer() {
+async fn waiting_writer_precedes_new_readers_and_waiting_readers_the_next_writer() {
     let lock = RwLock::new().unwrap();
     let reading = lock.read().await.unwrap();
     let writer = waiting(Process::spawn(write, (lock.clone(),)).unwrap()).await;
@@ -171,7 +171,7 @@ async fn a_waiting_writer_goes_before_new_readers_and_waiting_readers_before_the
 
 /// Readers that overlap for ever do not keep a writer out, nor writers that follow each other the readers.
 #[tokio::test]
-async fn neither_starves() {
+async fn neither_readers_nor_writers_starve() {
     let (lock, stop) = (RwLock::new().unwrap(), Event::new().unwrap());
     let spin = |time| {
         let start = Instant::now();
@@ -233,7 +233,7 @@ async fn neither_starves() {
 }
 
 #[tokio::test]
-async fn a_dead_writer_is_told_of_to_readers_until_a_writer_has_come() {
+async fn dead_writer_is_reported_to_readers_until_the_next_writer() {
     let (lock, ready) = (RwLock::new().unwrap(), Event::new().unwrap());
     let victim = Process::spawn(hold_write, (lock.clone(), ready.clone())).unwrap();
     within(ready.wait()).await.unwrap();
@@ -265,7 +265,7 @@ async fn a_dead_writer_is_told_of_to_readers_until_a_writer_has_come() {
 }
 
 #[tokio::test]
-async fn a_dead_reader_harms_nobody() {
+async fn dead_reader_releases_its_share() {
     let (lock, ready) = (RwLock::new().unwrap(), Event::new().unwrap());
     let victim = Process::spawn(hold_read, (lock.clone(), ready.clone())).unwrap();
     within(ready.wait()).await.unwrap();
@@ -276,7 +276,7 @@ async fn a_dead_reader_harms_nobody() {
 }
 
 #[tokio::test]
-async fn a_writer_killed_while_it_waits_lets_the_readers_go_on() {
+async fn writer_killed_while_waiting_releases_the_readers_behind_it() {
     let lock = RwLock::new().unwrap();
     let reading = lock.read().await.unwrap();
     let victim = waiting(Process::spawn(write, (lock.clone(),)).unwrap()).await;
@@ -288,7 +288,7 @@ async fn a_writer_killed_while_it_waits_lets_the_readers_go_on() {
 }
 
 #[tokio::test]
-async fn a_dropped_write_lets_the_readers_go_on() {
+async fn dropped_write_releases_the_readers_behind_it() {
     let lock = RwLock::new().unwrap();
     let reading = lock.read().await.unwrap();
     let mut writing = Box::pin(lock.write());
@@ -327,7 +327,7 @@ async fn random_cancels_lose_nothing() {
 }
 
 #[tokio::test]
-async fn random_kills_leave_it_whole() {
+async fn random_kills_leave_the_lock_usable() {
     let lock = RwLock::new().unwrap();
     let work = async |lock: RwLock, seed: u64| {
         let mut random = Random::new(seed);
@@ -357,7 +357,7 @@ async fn random_kills_leave_it_whole() {
 
 /// `dump` tells who reads, who writes, and who waits for either.
 #[tokio::test]
-async fn who_reads_and_writes_can_be_read_from_the_dump() {
+async fn dump_lists_readers_and_writers() {
     let (lock, ready) = (RwLock::new().unwrap(), Event::new().unwrap());
     let start = |name: &str| Process::builder().name(name);
     let named = |name: &str| {
@@ -396,7 +396,7 @@ async fn who_reads_and_writes_can_be_read_from_the_dump() {
 
 /// Stopped is not dead: what it holds is held, and others' timeouts fire.
 #[tokio::test]
-async fn a_stopped_holder_or_waiter_is_waited_for_in_vain_but_not_for_long() {
+async fn stopped_holder_or_waiter_delays_others_up_to_their_timeouts() {
     let (lock, ready) = (RwLock::new().unwrap(), Event::new().unwrap());
     let holder = Process::spawn(hold_write, (lock.clone(), ready.clone())).unwrap();
     within(ready.wait()).await.unwrap();

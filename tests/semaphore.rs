@@ -32,7 +32,7 @@ async fn killed<R: serde::de::DeserializeOwned + 'static>(mut process: Process<R
 }
 
 #[tokio::test]
-async fn sem_01_the_count_goes_down_and_up_and_at_zero_a_try_fails() {
+async fn sem_01_count_goes_down_and_up_and_at_zero_a_try_fails() {
     let semaphore = Semaphore::new(2).unwrap();
     assert_eq!(semaphore.available(), 2);
     let first = semaphore.acquire().await.unwrap();
@@ -58,7 +58,7 @@ fn sem_02_release_adds_permits_beyond_the_first_ones_in_any_process() {
 }
 
 #[tokio::test]
-async fn sem_03_a_bounded_semaphore_counts_alike_and_refuses_what_is_not_missing() {
+async fn sem_03_bounded_semaphore_refuses_a_release_beyond_its_limit() {
     let semaphore = BoundedSemaphore::new(2).unwrap();
     let too_many = || semaphore.release().unwrap_err();
     assert_eq!(too_many().kind(), ErrorKind::Other);
@@ -128,7 +128,7 @@ fn handles_and_permits_are_send_and_permits_have_no_lifetime() {
 }
 
 #[test]
-fn a_blocking_call_inside_async_code_panics() {
+fn blocking_call_inside_async_code_panics() {
     let semaphore = Semaphore::new(1).unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
@@ -159,7 +159,7 @@ impl<'de> serde::Deserialize<'de> for Disguised {
 }
 
 #[tokio::test]
-async fn it_travels_as_one_descriptor_and_only_as_what_it_is() {
+async fn handle_travels_as_one_descriptor_and_keeps_its_kind() {
     let semaphore = Semaphore::new(1).unwrap();
     let travel = async |semaphore: Semaphore, again: Semaphore| {
         let permit = semaphore.acquire().await.unwrap();
@@ -205,7 +205,7 @@ async fn waiters_of_a_process_are_served_in_the_order_of_their_first_poll() {
 }
 
 #[tokio::test]
-async fn a_sleeper_in_another_process_is_woken_by_a_dropped_permit_and_by_a_release() {
+async fn dropped_permit_and_release_wake_a_sleeper_in_another_process() {
     for by_release in [false, true] {
         let semaphore = Semaphore::new(1).unwrap();
         let permit = semaphore.acquire().await.unwrap();
@@ -226,7 +226,7 @@ async fn a_sleeper_in_another_process_is_woken_by_a_dropped_permit_and_by_a_rele
 }
 
 #[tokio::test]
-async fn never_more_holders_than_permits() {
+async fn there_are_never_more_holders_than_permits() {
     let (semaphore, inside) = (Semaphore::new(3).unwrap(), Semaphore::new(3).unwrap());
     let work = async |semaphore: Semaphore, inside: Semaphore| {
         for _ in 0..2000 {
@@ -245,7 +245,7 @@ async fn never_more_holders_than_permits() {
 }
 
 #[tokio::test]
-async fn what_a_killed_process_held_is_free_again_for_those_who_wait() {
+async fn permits_of_a_killed_process_go_to_waiters() {
     let semaphore = Semaphore::new(3).unwrap();
     let ready = Event::new().unwrap();
     let mut victim = Process::spawn(hold, (semaphore.clone(), 3, ready.clone())).unwrap();
@@ -278,7 +278,7 @@ async fn what_a_killed_process_held_is_free_again_for_those_who_wait() {
 }
 
 #[tokio::test]
-async fn a_killed_waiter_takes_nothing_along() {
+async fn killed_waiter_takes_no_permit() {
     let semaphore = Semaphore::new(0).unwrap();
     let wait = async |semaphore: Semaphore| drop(semaphore.acquire().await);
     let victim = Process::spawn(wait, (semaphore.clone(),)).unwrap();
@@ -292,7 +292,7 @@ async fn a_killed_waiter_takes_nothing_along() {
 }
 
 #[tokio::test]
-async fn a_release_never_waits_for_a_stopped_process() {
+async fn release_never_waits_for_a_stopped_process() {
     let (semaphore, ready) = (Semaphore::new(1).unwrap(), Event::new().unwrap());
     let victim = Process::spawn(hold, (semaphore.clone(), 1, ready.clone())).unwrap();
     within(ready.wait()).await.unwrap();
@@ -305,7 +305,7 @@ async fn a_release_never_waits_for_a_stopped_process() {
 }
 
 #[tokio::test]
-async fn dropped_acquires_lose_no_permit() {
+async fn cancelled_acquires_lose_no_permit() {
     let semaphore = Semaphore::new(2).unwrap();
     let work = async |semaphore: Semaphore, seed: u64| {
         let mut random = Random::new(seed);
@@ -356,7 +356,7 @@ async fn random_kills_lose_no_permit_and_make_none() {
 
 /// One that sleeps is not overtaken for ever by one that runs.
 #[tokio::test]
-async fn nobody_starves() {
+async fn no_waiter_starves() {
     let (semaphore, stop) = (Semaphore::new(1).unwrap(), Event::new().unwrap());
     let greedy = async |semaphore: Semaphore, stop: Event| {
         let mut turns = 0_u64;
@@ -385,7 +385,7 @@ async fn nobody_starves() {
 
 /// `dump` tells who holds how many permits, and who waits for one.
 #[tokio::test]
-async fn who_holds_permits_can_be_read_from_the_dump() {
+async fn dump_lists_holders_of_permits() {
     let semaphore = Semaphore::new(3).unwrap();
     let start = |name: &str, count, ready: &Event| {
         Process::builder().name(name).spawn(hold, (semaphore.clone(), count, ready.clone())).unwrap()
@@ -417,7 +417,7 @@ async fn who_holds_permits_can_be_read_from_the_dump() {
 
 /// Stopped is not dead: what it holds is held, others' timeouts fire, and a permit that is free is for who comes.
 #[tokio::test]
-async fn a_stopped_holder_or_waiter_delays_nobody_beyond_their_timeouts() {
+async fn stopped_holder_or_waiter_delays_others_up_to_their_timeouts() {
     let (semaphore, ready) = (Semaphore::new(1).unwrap(), Event::new().unwrap());
     let holder = Process::spawn(hold, (semaphore.clone(), 1, ready.clone())).unwrap();
     within(ready.wait()).await.unwrap();

@@ -41,7 +41,7 @@ fn python(program: &str, arguments: &[&str], told: fn(&str) -> bool) -> String {
 }
 
 #[test]
-fn shm_01_names_that_cannot_be_are_refused() {
+fn shm_01_invalid_names_are_refused() {
     for bad in ["a\0b", "", "/", "a/b", "..", "."] {
         assert_eq!(io_kind(SharedMemory::create(bad, 10)), Some(io::ErrorKind::InvalidInput), "{bad:?}");
         assert_eq!(io_kind(SharedMemory::open(bad)), Some(io::ErrorKind::InvalidInput), "{bad:?}");
@@ -93,14 +93,14 @@ fn shm_05_unlinked_twice_is_not_found() {
 }
 
 #[test]
-fn shm_06_a_name_in_use_is_refused() {
+fn shm_06_name_in_use_is_refused() {
     let _memory = SharedMemory::create(&name("exclusive"), 10).unwrap();
     assert_eq!(io_kind(SharedMemory::create(&name("exclusive"), 10)), Some(io::ErrorKind::AlreadyExists));
     assert!(is_there(&name("exclusive")));
 }
 
 #[test]
-fn shm_07_open_or_create_changes_nothing_that_is_there() {
+fn shm_07_open_or_create_keeps_an_existing_block() {
     let made = SharedMemory::open_or_create(&name("either"), 100).unwrap();
     made.write(0, b"kept").unwrap();
     let found = SharedMemory::open_or_create(&name("either"), 5).unwrap();
@@ -112,19 +112,19 @@ fn shm_07_open_or_create_changes_nothing_that_is_there() {
 }
 
 #[test]
-fn shm_08_a_missing_name_is_not_found() {
+fn shm_08_missing_name_is_not_found() {
     assert_eq!(io_kind(SharedMemory::open(&name("missing"))), Some(io::ErrorKind::NotFound));
 }
 
 #[test]
-fn shm_09_nothing_is_not_a_block() {
+fn shm_09_zero_bytes_are_refused() {
     assert_eq!(io_kind(SharedMemory::create(&name("zero"), 0)), Some(io::ErrorKind::InvalidInput));
     assert_eq!(io_kind(SharedMemory::anonymous(0)), Some(io::ErrorKind::InvalidInput));
     assert!(!is_there(&name("zero")));
 }
 
 #[test]
-fn shm_22_what_the_machine_does_not_have_is_an_error() {
+fn shm_22_more_memory_than_the_machine_has_is_an_error() {
     for size in [1 << 62, 1 << 45, usize::MAX] {
         assert_eq!(io_kind(SharedMemory::create(&name("absurd"), size)), Some(io::ErrorKind::OutOfMemory), "{size}");
         assert_eq!(io_kind(SharedMemory::anonymous(size)), Some(io::ErrorKind::OutOfMemory), "{size}");
@@ -154,7 +154,7 @@ fn shout_by_name(name: String) -> mp::Result<()> {
 }
 
 #[tokio::test]
-async fn shm_10_a_handle_is_the_same_memory_wherever_it_goes() {
+async fn shm_10_handle_is_the_same_memory_in_every_process() {
     for memory in [SharedMemory::anonymous(100).unwrap(), SharedMemory::create(&name("handle"), 100).unwrap()] {
         memory.write(0, b"hello").unwrap();
         let before = holdings();
@@ -170,7 +170,7 @@ async fn shm_10_a_handle_is_the_same_memory_wherever_it_goes() {
 }
 
 #[tokio::test]
-async fn shm_11_shm_19_a_handle_stays_good_when_the_name_is_gone() {
+async fn shm_11_shm_19_handle_works_after_the_name_is_gone() {
     let memory = SharedMemory::create(&name("unlinked"), 100).unwrap();
     memory.write(0, b"hello").unwrap();
     let child = Process::spawn(shout, (memory.clone(),)).unwrap();
@@ -183,7 +183,7 @@ async fn shm_11_shm_19_a_handle_stays_good_when_the_name_is_gone() {
 }
 
 #[tokio::test]
-async fn shm_12_shm_17_a_child_writes_by_name_and_its_exit_removes_nothing() {
+async fn shm_12_shm_17_exit_of_a_child_that_opened_a_name_removes_nothing() {
     let memory = SharedMemory::create(&name("child"), 100).unwrap();
     memory.write(0, b"hello").unwrap();
     within(Process::spawn(shout_by_name, (name("child"),)).unwrap()).await.unwrap().unwrap();
@@ -216,7 +216,7 @@ async fn create_and_hang(names: Vec<String>, persist: bool, created: mp::Queue<(
 }
 
 #[tokio::test]
-async fn shm_16_p17_a_killed_child_takes_its_names_with_it() {
+async fn shm_16_p17_names_of_a_killed_child_are_removed() {
     for persist in [false, true] {
         let (names, created) = (vec![name("killed-1"), name("killed-2")], mp::Queue::unbounded().unwrap());
         let mut child = Process::spawn(create_and_hang, (names.clone(), persist, created.clone())).unwrap();
@@ -236,7 +236,7 @@ async fn shm_16_p17_a_killed_child_takes_its_names_with_it() {
 }
 
 #[tokio::test]
-async fn a_handle_that_comes_back_to_its_creator_is_the_creators() {
+async fn handle_that_returns_to_its_creator_is_the_creators() {
     let memory = SharedMemory::create(&name("back"), 100).unwrap();
     memory.write(0, b"hello").unwrap();
     let back = within(Process::spawn(shout, (memory.clone(),)).unwrap()).await.unwrap().unwrap();
@@ -247,7 +247,7 @@ async fn a_handle_that_comes_back_to_its_creator_is_the_creators() {
 }
 
 #[tokio::test]
-async fn what_a_child_created_goes_with_the_child_and_its_memory_stays_with_the_handle() {
+async fn name_created_by_a_child_goes_with_it_and_memory_stays_with_the_handle() {
     let make = |name: String| SharedMemory::create(&name, 100).unwrap();
     let memory = in_child(make, (name("made-there"),)).await;
     eventually("the name is gone", || !is_there(&name("made-there"))).await;
@@ -340,7 +340,7 @@ block.close()
 
 /// Ours never: any number of readers come and go.
 #[tokio::test]
-async fn p17_our_readers_remove_nothing_and_say_nothing() {
+async fn p17_our_readers_remove_nothing_and_print_nothing() {
     let memory = SharedMemory::create(&name("readers"), 100).unwrap();
     memory.write(0, b"hello").unwrap();
     let read = |name: String| text(&SharedMemory::open(&name).unwrap(), 5);
@@ -352,7 +352,7 @@ async fn p17_our_readers_remove_nothing_and_say_nothing() {
 
 /// Another program that cuts a block short makes errors, no SIGBUS.
 #[test]
-fn a_block_that_somebody_cut_short_is_an_error() {
+fn truncated_block_is_an_error() {
     let memory = SharedMemory::create(&name("short"), 8192).unwrap();
     std::fs::File::options().write(true).open(format!("/dev/shm/{}", memory.name())).unwrap().set_len(100).unwrap();
     assert_eq!(io_kind(memory.read(4096, &mut [0; 4])), Some(io::ErrorKind::UnexpectedEof));
@@ -360,7 +360,7 @@ fn a_block_that_somebody_cut_short_is_an_error() {
 }
 
 #[test]
-fn a_pointer_reaches_the_same_bytes() {
+fn pointer_reaches_the_same_bytes() {
     for memory in [SharedMemory::anonymous(100).unwrap(), SharedMemory::create(&name("pointer"), 100).unwrap()] {
         memory.write(99, b"x").unwrap();
         let start = memory.as_ptr().unwrap();
@@ -391,7 +391,7 @@ async fn heap_02_dropped_blocks_leave_nothing() {
 }
 
 #[tokio::test]
-async fn memory_that_another_user_put_under_a_name_is_refused_and_taken_where_its_owner_is_named() {
+async fn block_of_another_user_is_refused_unless_its_owner_is_named() {
     let name = name("of-a-stranger");
     let path = format!("/dev/shm/{name}");
     std::fs::write(&path, b"12345").unwrap();
@@ -412,7 +412,7 @@ async fn memory_that_another_user_put_under_a_name_is_refused_and_taken_where_it
 }
 
 #[tokio::test]
-async fn a_symbolic_link_under_a_name_is_not_followed() {
+async fn symbolic_link_is_not_followed() {
     let (name, target) = (name("link"), name("target"));
     let _memory = SharedMemory::create(&target, 10).unwrap();
     let path = format!("/dev/shm/{name}");

@@ -27,7 +27,7 @@ const MIXED: Mixed = Mixed { real: 1.5, number: -3, letters: *b"hello, world" };
 struct Huge([u64; 1000]);
 
 #[tokio::test]
-async fn value_01_value_02_initialised_here_changed_there_seen_here() {
+async fn value_01_value_02_change_in_a_child_is_seen_here() {
     fn change(i: Value<i32>, d: Value<f64>, h: Value<i16>, q: Value<i64>, c: Value<u8>, m: Value<Mixed>) {
         assert_eq!((i.get(), d.get(), h.get(), q.get(), c.get(), m.get()), (4343, 3.625, -232, 1 << 33, b'c', MIXED));
         i.set(2424);
@@ -45,7 +45,7 @@ async fn value_01_value_02_initialised_here_changed_there_seen_here() {
 }
 
 #[test]
-fn value_02_any_size_goes() {
+fn value_02_values_of_any_size() {
     fn check<T: Pod + PartialEq + std::fmt::Debug>(a: T, b: T) {
         let value = Value::new(a).unwrap();
         assert_eq!(value.get(), a);
@@ -102,7 +102,7 @@ async fn value_05_p27_fetch_add_loses_nothing() {
 }
 
 #[tokio::test]
-async fn integers_are_changed_in_one_step_by_all() {
+async fn integer_operations_are_atomic_across_processes() {
     macro_rules! check {
         ($($integer:ty)*) => {$({
             let value = Value::<$integer>::new(<$integer>::MAX).unwrap();
@@ -128,7 +128,7 @@ async fn integers_are_changed_in_one_step_by_all() {
 
 /// Two processes replace it, this one reads: always one whole write.
 #[tokio::test]
-async fn nothing_is_ever_torn() {
+async fn no_read_is_torn() {
     fn write(value: Value<Huge>, small: Value<[u8; 24]>, mine: u64, stop: Value<u8>) -> u64 {
         let mut writes = 0;
         while stop.get() == 0 {
@@ -161,7 +161,7 @@ async fn nothing_is_ever_torn() {
 }
 
 #[tokio::test]
-async fn ctypes_01_a_struct_is_changed_as_a_whole_by_a_child() {
+async fn ctypes_01_struct_is_changed_as_a_whole_by_a_child() {
     async fn double(value: Value<Mixed>, number: Value<i64>) -> mp::Result<()> {
         let mut guard = value.lock().await?;
         guard.real *= 2.0;
@@ -177,7 +177,7 @@ async fn ctypes_01_a_struct_is_changed_as_a_whole_by_a_child() {
 }
 
 #[test]
-fn ctypes_02_a_copy_is_independent() {
+fn ctypes_02_copy_is_independent() {
     let value = Value::new(MIXED).unwrap();
     let (copy, same) = (Value::new(value.get()).unwrap(), value.clone());
     value.set(Mixed { number: 100, ..MIXED });
@@ -185,7 +185,7 @@ fn ctypes_02_a_copy_is_independent() {
 }
 
 #[tokio::test]
-async fn a_guard_keeps_others_out_and_is_put_back_only_if_it_was_written_to() {
+async fn guard_excludes_others_and_is_stored_only_if_written_to() {
     let value = Value::new(1).unwrap();
     let guard = value.lock().await.unwrap();
     assert_eq!(value.try_lock().unwrap_err().kind(), ErrorKind::WouldBlock);
@@ -215,7 +215,7 @@ async fn a_guard_keeps_others_out_and_is_put_back_only_if_it_was_written_to() {
 }
 
 #[test]
-fn a_plain_function_locks_and_so_does_a_thread() {
+fn plain_functions_and_threads_can_lock() {
     let _deadline = Deadline::start();
     let value = Value::new([0_u64; 2]).unwrap();
     let guard = value.blocking_lock().unwrap();
@@ -237,7 +237,7 @@ fn a_plain_function_locks_and_so_does_a_thread() {
 
 /// `value`, Cancel: a dropped `lock` has not locked, at whatever point.
 #[tokio::test]
-async fn dropped_while_waiting_it_has_not_locked() {
+async fn cancelled_lock_takes_nothing() {
     let value = Value::new(0).unwrap();
     drop(value.lock());
     let guard = value.lock().await.unwrap();
@@ -273,7 +273,7 @@ async fn lock_and_hang(value: Value<[u64; 4]>, locked: Queue<()>) -> mp::Result<
 
 /// `value`, Death: killed with a guard that was written to, the old value is there and the next lock succeeds.
 #[tokio::test]
-async fn killed_with_a_guard_the_old_value_is_there() {
+async fn death_with_a_guard_leaves_the_old_value() {
     let (value, locked) = (Value::new([5_u64; 4]).unwrap(), Queue::unbounded().unwrap());
     let mut holder = Process::spawn(lock_and_hang, (value.clone(), locked.clone())).unwrap();
     within(locked.get()).await.unwrap();
@@ -319,7 +319,7 @@ async fn killed_while_changing_a_value() {
 /// A process that is stopped in the middle of a `set` holds no reader up.
 #[cfg(debug_assertions)]
 #[tokio::test]
-async fn stopped_while_setting_it_holds_no_reader_up() {
+async fn writer_stopped_in_set_delays_no_reader() {
     let value = Value::new([5_u64; 4]).unwrap();
     let set = |value: Value<[u64; 4]>| value.set([7; 4]);
     let victim = Process::builder().env("MULTIPROCESS_STOP_AT", "set.written").spawn(set, (value.clone(),)).unwrap();
@@ -338,7 +338,7 @@ async fn stopped_while_setting_it_holds_no_reader_up() {
 }
 
 #[tokio::test]
-async fn a_handle_that_comes_back_is_the_one_that_is_there() {
+async fn handle_that_returns_is_the_one_that_is_there() {
     let value = Value::new([1_u64; 500]).unwrap();
     let back = in_child(|value: Value<[u64; 300]>| value, (Value::new([1_u64; 300]).unwrap(),)).await;
     assert_eq!(back.get(), [1; 300]);
