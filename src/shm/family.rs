@@ -1,32 +1,35 @@
-//! The family: a root process and all its descendants, and who of them is alive.
+//! The family: a root process and all its descendants, and a table of those that are alive.
 //!
 //! # State
-//! A table of [`SLOTS`] words in one sealed memfd, and eventfds: [`DOORBELLS`] at most, and one that tells the guardian (the fork
-//! server) that somebody has claimed a slot and is to be watched. Every member has them from its birth.
-//! A slot word is `epoch << 32 | pid`; pid 0 is a free slot. A member claims a slot when it first waits or locks;
-//! most children never do. `hints` is a bit set of what its doorbell was rung for. `IDENTITY` is `epoch:24 | inode:40` of
-//! the member's pidfd, once it has said so.
+//! A table of [`SLOTS`] slots in one sealed memfd, and eventfds: at most [`DOORBELLS`], and one that tells the supervisor (the
+//! fork server) of each claimed slot. Every member has them from its birth. The first word of a slot is `epoch << 32 | pid`; pid
+//! 0 is a free slot. A member claims a slot when it first waits or locks; most children never do. `hints` is the set of wait queues
+//! that its doorbell was rung for. `IDENTITY` is `epoch:24 | inode:40` of the member's pidfd, once it has published it.
 //!
 //! # Moves
-//! | from -> to | who | ordering | wakes |
+//! | from -> to | by | ordering | wakes |
 //! |---|---|---|---|
-//! | free(e) -> (e+1, pid) | the member | AcqRel CAS | the guardian |
-//! | (e, pid) -> free(e) | who saw it die, also after a regular exit | AcqRel CAS | it rings every doorbell |
+//! | free(e) -> (e+1, pid) | the member | AcqRel CAS | the supervisor |
+//! | (e, pid) -> free(e) | a process that sees its death, also after a regular exit | AcqRel CAS | every doorbell |
 //!
 //! # Invariants
 //! 1. A [`Member`] (slot, epoch) is alive only while the slot's word has that epoch and a pid.
-//! 2. Whoever buries a member rings all doorbells afterwards, so whoever waited for it looks again.
-//! 3. No member gives its slot up while it runs: its threads may hold latches until the kernel stops them.
-//! 4. A slot is named by 12 bits, so no number from anywhere leads out of the table. Damage can make the living look dead
-//!    and the dead alive; a member that finds its own words changed puts them right before it sleeps.
-//! 5. A pid that another process has by now is nobody alive: `IDENTITY` differs, if the kernel gives one.
+//! 2. A process that frees the slot of a dead member rings all doorbells afterwards, so that all its waiters try again. This is
+//!    the recovery of what the member held.
+//! 3. No member frees its slot while it runs: its threads may hold robust locks until the kernel stops them.
+//! 4. A slot is named by 12 bits, so no number leads out of the table. Damage can make the living look dead and the dead alive. A
+//!    member that finds its own words changed corrects them before it sleeps.
+//! 5. A pid that another process has by now is not alive: `IDENTITY` differs, if the kernel provides one.
 //!
 //! # Death
-//! Killed before it has said its identity: a later process of its pid counts as it, until that ends. Killed before it
-//! has told the guardian of its claim: the next claim does, or who looks at the owner. Killed with a
-//! claimed slot: the guardian, who watches its pidfd, buries it within one wake-up; a waiter that looks
-//! at the owner itself may find out earlier ([`Family::is_alive`]). Killed at any move: a move is one CAS. Killed
-//! after burying, before the doorbells: a member's own burial rings them; the successor of a fork server does too.
+//! | killed | survivors see | repaired by |
+//! |---|---|---|
+//! | before it published its identity | a later process of its pid counts as it | the end of that process |
+//! | before it told the supervisor of its claim | an unwatched slot | the next claim, or a waiter that checks the owner |
+//! | with a claimed slot | its slot | the supervisor, within one wake-up of its pidfd; earlier a waiter that checks ([`Family::is_alive`]) |
+//! | after freeing a slot, before the doorbells | sleepers not woken | its own recovery, or the successor of a fork server |
+//!
+//! Every move is one compare-exchange.
 //!
 //! # Cancel
 //! Nothing here waits.
@@ -122,7 +125,7 @@ impl Family {
         FAMILY.set(Self::of(memory, doorbells, claims)?).map_err(|_| invalid())
     }
 
-    /// What a new member that does not inherit by fork must be given.
+    /// The descriptors that a new member which does not inherit by fork must be given.
     pub(crate) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         [&self.memory, &self.claims].into_iter().chain(&self.doorbells).map(AsFd::as_fd)
     }
@@ -138,7 +141,7 @@ impl Family {
         self.word(slot, 0)
     }
 
-    /// What the doorbell of `slot` was last rung for.
+    /// The hints that the doorbell of `slot` was last rung for.
     pub(crate) fn hints(&self, slot: u16) -> &AtomicU64 {
         self.word(slot, HINTS)
     }
@@ -150,7 +153,7 @@ impl Family {
         identity == 0 || said >> INODE_BITS != expected >> INODE_BITS || said == expected
     }
 
-    /// Whether the member that has `slot` in `epoch` has ended, as the kernel says.
+    /// Whether the member that has `slot` in `epoch` has ended, by the kernel.
     fn is_gone(&self, slot: u16, epoch: u32, pid: u32) -> bool {
         match pidfd::open(pid) {
             Ok(pidfd) => pidfd::has_exited(pidfd.as_fd()) || !self.may_be(slot, epoch, pidfd::identity(pidfd.as_fd())),
@@ -162,7 +165,7 @@ impl Family {
         self.doorbells[slot as usize % DOORBELLS % self.doorbells.len()].as_fd()
     }
 
-    /// Who this process is; claims a slot the first time.
+    /// The member that this process is; claims a slot the first time.
     #[inline]
     pub(crate) fn me(&self) -> io::Result<Member> {
         match SELF.load(Acquire) {
@@ -190,7 +193,7 @@ impl Family {
             return match SELF.compare_exchange(0, member.to_bits(), AcqRel, Acquire) {
                 Ok(_) => {
                     fault::point("claim.entered");
-                    // Without a descriptor left nobody can tell a later process of this pid from this one.
+                    // If no descriptor is left, a later process of this pid cannot be told from this one.
                     let identity = pidfd::open(pid).map_or(0, |pidfd| pidfd::identity(pidfd.as_fd()));
                     if identity != 0 {
                         self.word(slot, IDENTITY).store(to_identity(epoch, identity), Release);
@@ -232,7 +235,7 @@ impl Family {
         }
     }
 
-    /// What tells the guardian that somebody has claimed a slot.
+    /// The eventfd that tells the supervisor of each claimed slot.
     pub(crate) fn claims(&self) -> BorrowedFd<'_> {
         self.claims.as_fd()
     }
@@ -243,12 +246,12 @@ impl Family {
         self.state(member.slot).compare_exchange(claimed, free, AcqRel, Relaxed).is_ok()
     }
 
-    /// In a process that was just forked: whoever the other one is, this one is someone else.
+    /// Forgets the slot of the parent, in a process that was just forked.
     pub(crate) fn forget_me() {
         SELF.store(0, Release);
     }
 
-    /// Who this process is, if it ever had to be someone.
+    /// The member that this process is, if it has claimed a slot.
     #[inline]
     pub(crate) fn me_if_claimed(&self) -> Option<Member> {
         match SELF.load(Acquire) {
@@ -257,13 +260,13 @@ impl Family {
         }
     }
 
-    /// The epoch of `slot`, if somebody has it.
+    /// The epoch of the member that has `slot`, if there is one.
     pub(crate) fn epoch_of(&self, slot: u16) -> Option<u32> {
         let word = self.state(slot).load(Acquire);
         (word as u32 != 0).then_some((word >> 32) as u32)
     }
 
-    /// The pid and epoch of who has `slot`, if somebody has it.
+    /// The pid and epoch of the member that has `slot`, if there is one.
     pub(crate) fn pid_of(&self, slot: u16) -> Option<(u32, u32)> {
         let word = self.state(slot).load(Acquire);
         (word as u32 != 0).then_some((word as u32, (word >> 32) as u32))
@@ -304,24 +307,24 @@ impl Family {
         !gone
     }
 
-    /// Slot, epoch and pid of everybody. Slots are claimed from the bottom: nobody ever was above a virgin one.
+    /// Slot, epoch and pid of all members. Slots are claimed from the bottom, so none above an unused one was ever claimed.
     fn members(&self) -> impl Iterator<Item = (Member, u32)> {
         let words = (0..SLOTS as u16).map(|slot| (slot, self.state(slot).load(Acquire)));
         let used = words.take_while(|(_, word)| *word != 0).filter(|(_, word)| *word as u32 != 0);
         used.map(|(slot, word)| (Member { slot, epoch: (word >> 32) as u32 }, word as u32))
     }
 
-    /// Frees the slots of a process that has ended, and makes everybody look again.
+    /// Frees the slots of a process that has ended, and makes all members try again.
     pub(crate) fn recover(&self, pid: u32, pidfd: BorrowedFd<'_>) {
         self.recover_those(|member, of| of == pid && self.may_be(member.slot, member.epoch, pidfd::identity(pidfd)));
     }
 
-    /// The same for a pid that is nobody's any more, or somebody else's.
+    /// The same for a pid that no process has any more, or another one.
     pub(crate) fn recover_if_gone(&self, pid: u32) {
         self.recover_those(|member, of| of == pid && self.is_gone(member.slot, member.epoch, pid));
     }
 
-    /// The same for whoever had the pid of this process before it.
+    /// The same for earlier processes with the pid of this process.
     pub(crate) fn recover_predecessors(&self, pid: u32, pidfd: BorrowedFd<'_>) {
         self.recover_those(|member, of| of == pid && !self.may_be(member.slot, member.epoch, pidfd::identity(pidfd)));
     }
@@ -347,12 +350,12 @@ impl Family {
         eventfd::ring(self.doorbell(slot));
     }
 
-    /// Makes every member look at everything it waits for.
+    /// Makes every member try again everything it waits for.
     pub(crate) fn ring_all(&self) {
         if fork::is_forked() {
             return;
         }
-        // Whoever saw a member still listed had published its change before: those whom we ring see that change.
+        // A process that saw a member still listed had published its change before: the members woken here see that change.
         fence(SeqCst);
         let mut used = 0;
         for slot in (0..SLOTS as u16).take_while(|slot| self.state(*slot).load(Acquire) != 0) {

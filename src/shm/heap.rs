@@ -28,7 +28,7 @@ impl<T: Copy> Plain<T> {
     }
 }
 
-/// Who plays, in place of the family's table: for each slot `epoch:63 | alive:1`.
+/// The members of a test, in place of the family's table: for each slot `epoch:63 | alive:1`.
 pub(crate) struct Members(Vec<AtomicU64>);
 
 impl Members {
@@ -44,13 +44,13 @@ impl Members {
         Member { slot, epoch: (self.state(slot) >> 1) as u32 }
     }
 
-    /// The epoch of `slot`, if somebody has it.
+    /// The epoch of the member that has `slot`, if there is one.
     pub(crate) fn epoch_of(&self, slot: u16) -> Option<u32> {
         let state = self.0.get(usize::from(slot))?.load(Acquire);
         (state & 1 == 1).then_some((state >> 1) as u32)
     }
 
-    /// Who has `slot` is dead from now on.
+    /// The member that has `slot` is dead from now on.
     pub(crate) fn recover(&self, slot: u16) {
         self.0[usize::from(slot)].fetch_and(!1, AcqRel);
     }

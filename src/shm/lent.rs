@@ -1,6 +1,6 @@
 //! Mapped memory by reference, for one holder at a time in this process.
 //!
-//! Shared bytes are otherwise reached by atomics and copies only. Who has a [`Lent`] has them as Rust's own memory: this
+//! Shared bytes are otherwise reached by atomics and copies only. The owner of a [`Lent`] has them as Rust's own memory: this
 //! process makes no other access to that mapping meanwhile (a second mapping of the same memory is other memory, as far
 //! as the language is concerned, that somebody else changes), and other processes are kept away by the lock that the caller holds.
 
@@ -20,7 +20,7 @@ impl Lendable {
         Arc::new(Self { map, is_lent: AtomicBool::new(false) })
     }
 
-    /// The memory, unless somebody in this process has it.
+    /// The memory, unless it is lent in this process.
     pub(crate) fn lend(self: &Arc<Self>) -> Option<Lent> {
         (!self.is_lent.swap(true, Acquire)).then(|| Lent(self.clone()))
     }
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_it_next_sees_what_was_written() {
+    fn next_borrower_sees_what_was_written() {
         let fd = memfd::create("multiprocess-test", 4096, false).unwrap();
         let memory = Lendable::new(Map::shared(fd.as_fd(), 0, 4096).unwrap());
         let add = || {

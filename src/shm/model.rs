@@ -200,7 +200,7 @@ impl Region {
         Ok(())
     }
 
-    /// Zeros the memory, which is a race with everybody who still uses it.
+    /// Zeros the memory, which is a race with every other use of it.
     pub(crate) fn give_back(&self, offset: u64, skip: u64, len: u64) -> io::Result<()> {
         let Some(map) = self.extents.lock().unwrap().get(&offset).cloned() else { return Ok(()) };
         if skip == 0 {
@@ -214,7 +214,7 @@ impl Region {
     }
 }
 
-/// Who plays in a model, in place of the family's table.
+/// The members of a model, in place of the family's table.
 pub(crate) struct Members;
 
 loom::lazy_static! {

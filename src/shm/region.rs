@@ -26,7 +26,7 @@ use std::sync::{Arc, Mutex};
 /// The granularity of maps and reservations.
 pub(crate) const PAGE: u64 = 4096;
 
-/// With so many extents mapped those that nobody here is at are let go.
+/// With so many extents mapped, those not in use in this process are unmapped.
 const MANY: usize = 64;
 
 pub(crate) struct Region {
@@ -42,12 +42,12 @@ impl Region {
         Self::of(memfd::create(name, len, true)?, head_len)
     }
 
-    /// [`Region::create`], whose first words are these; they are there before anybody touches the memory.
+    /// Like [`Region::create`], with these first words, which are written before any process touches the memory.
     pub(crate) fn create_with(name: &str, first: &[AtomicU64], head_len: usize, len: u64) -> io::Result<Self> {
         Self::of(memfd::create_with(name, &view::bytes_of(first), len, true)?, head_len)
     }
 
-    /// Maps what somebody else created. A descriptor of anything else is an error.
+    /// Maps a region that was created elsewhere. A descriptor of anything else is an error.
     pub(crate) fn open(fd: OwnedFd, head_len: usize) -> io::Result<Self> {
         if memfd::sealed_len(fd.as_fd()).is_none_or(|len| len < head_len as u64) {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "not a shared object of this crate"));

@@ -1,10 +1,10 @@
-//! The short lock around one side of a ring, which outlives its holder.
+//! A robust lock: short, in shared memory, and taken over when its holder dies.
 //!
 //! # State
-//! One word: 0 is free, else the [`Member`] that holds it (48 bits) and `CONTENDED` (the top bit).
+//! One word: 0 is free, otherwise the [`Member`] that holds it (48 bits) and `CONTENDED` (the top bit).
 //!
 //! # Moves
-//! | from -> to | who | ordering | wakes |
+//! | from -> to | by | ordering | wakes |
 //! |---|---|---|---|
 //! | 0 -> me | a taker | Acquire CAS | - |
 //! | M -> M with CONTENDED | a taker that will sleep | AcqRel | - |
@@ -12,21 +12,21 @@
 //! | me -> 0 | the holder | SeqCst swap | if CONTENDED, all that wait on this side |
 //!
 //! # Invariants
-//! 1. What a latch guards is whole after each single store, so a latch taken from the dead guards whole data.
-//! 2. A holder never waits: it holds the latch for a copy and a few stores.
-//! 3. A holder that is stopped (SIGSTOP) is alive and is waited for, until it goes on or is killed: it may be about to
-//!    store. What must not wait for that has no latch (`sync::ledger`, `sync::register` for readers).
-//! 4. A word that no member can be is damage, and is taken over like that of the dead; one that looks like a living holder
-//!    is waited for, by whoever has a deadline for that.
+//! 1. The data is consistent after each single store, so a lock taken over from a dead holder guards consistent data.
+//! 2. A holder never waits: it holds the lock for a copy and a few stores.
+//! 3. A holder stopped by SIGSTOP is alive, and takers wait until it continues or is killed: it may be about to store. Data that
+//!    must not wait for that has no robust lock (`sync::holders`, readers of `sync::double_buffer`).
+//! 4. A word that no member can be is damage, and is taken over like that of the dead. One that looks like a living holder is
+//!    waited for, up to the deadline of the taker.
 //!
 //! # Death
 //! | killed | survivors see | repaired by |
 //! |---|---|---|
-//! | holding | a word of an unlisted member | the next taker: it takes the latch over |
-//! | between the swap and the wake | a free latch, sleepers not woken | its burial rings every doorbell |
+//! | holding | a word of an unlisted member | the next taker: it takes the lock over |
+//! | between the swap and the wake | a free lock, sleepers not woken | recovery rings every doorbell |
 //!
 //! # Cancel
-//! A holder has no await point; a taker that is dropped while it waits leaves CONTENDED behind: one wake too many.
+//! A holder has no await point. A taker that is dropped while it waits leaves CONTENDED behind: one wake too many.
 
 use super::atomic::AtomicU64;
 use super::family::{Family, Member};
@@ -39,15 +39,15 @@ const SPINS: u32 = if cfg!(multiprocess_loom) { 1 } else { 100 };
 #[derive(Clone, Copy)]
 pub(crate) struct RobustLock<'a>(pub(crate) &'a AtomicU64);
 
-/// How a latch was taken.
+/// How a lock was taken.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Taken {
     Free,
-    /// Its holder died; what it was about may be half done, each store whole.
+    /// Its holder died: its stores may be only partly made, each of them whole.
     OwnerDied,
 }
 
-/// What a taker can find out about a holder.
+/// Whether members are alive.
 pub(crate) trait Liveness {
     /// By the table: a few loads.
     fn is_listed(&self, member: Member) -> bool;
@@ -74,7 +74,7 @@ lives!(Family);
 lives!(super::region::Members);
 
 impl RobustLock<'_> {
-    /// Takes a latch that nobody has or asks for.
+    /// Takes a lock that is free and not contended.
     #[inline]
     pub(crate) fn try_take_free(self, me: Member) -> bool {
         self.0.compare_exchange(0, me.to_bits(), Acquire, Relaxed).is_ok()
@@ -114,7 +114,7 @@ impl RobustLock<'_> {
         self.0.fetch_update(AcqRel, Relaxed, held).is_ok()
     }
 
-    /// Lets go; true if somebody asked for a wake. SeqCst: who then looks for sleepers needs no fence.
+    /// Releases it; true if a taker asked for a wake. SeqCst: a caller that then reads the marks of sleepers needs no fence.
     #[must_use]
     #[inline]
     pub(crate) fn release(self) -> bool {
@@ -141,21 +141,21 @@ mod tests {
     const B: Member = Member { slot: 2, epoch: 1 };
 
     #[test]
-    fn a_latch_is_held_by_one_and_a_contender_gets_a_wake() {
+    fn lock_is_held_by_one_and_a_contender_gets_a_wake() {
         let word = AtomicU64::new(0);
-        let latch = RobustLock(&word);
+        let lock = RobustLock(&word);
         let nobody = Dead(vec![]);
-        assert!(!latch.contend());
-        assert_eq!(latch.try_take(A, &nobody), Some(Taken::Free));
-        assert_eq!(latch.try_take(B, &nobody), None);
-        assert!(latch.contend());
-        assert!(latch.release());
-        assert_eq!(latch.try_take(B, &nobody), Some(Taken::Free));
-        assert!(!latch.release());
+        assert!(!lock.contend());
+        assert_eq!(lock.try_take(A, &nobody), Some(Taken::Free));
+        assert_eq!(lock.try_take(B, &nobody), None);
+        assert!(lock.contend());
+        assert!(lock.release());
+        assert_eq!(lock.try_take(B, &nobody), Some(Taken::Free));
+        assert!(!lock.release());
     }
 
     #[test]
-    fn a_word_that_no_member_is_holds_nobody_up() {
+    fn impossible_holder_is_taken_over() {
         for bit in 48..63 {
             let word = AtomicU64::new(A.to_bits() | 1 << bit);
             assert_eq!(RobustLock(&word).try_take(B, &Dead(vec![])), Some(Taken::OwnerDied));
@@ -164,12 +164,12 @@ mod tests {
     }
 
     #[test]
-    fn death_holding_the_next_taker_takes_over_and_keeps_the_promise_of_a_wake() {
+    fn lock_of_a_dead_holder_is_taken_over_and_stays_contended() {
         let word = AtomicU64::new(0);
-        let latch = RobustLock(&word);
-        assert_eq!(latch.try_take(A, &Dead(vec![])), Some(Taken::Free));
-        assert!(latch.contend());
-        assert_eq!(latch.try_take(B, &Dead(vec![1])), Some(Taken::OwnerDied));
-        assert!(latch.release());
+        let lock = RobustLock(&word);
+        assert_eq!(lock.try_take(A, &Dead(vec![])), Some(Taken::Free));
+        assert!(lock.contend());
+        assert_eq!(lock.try_take(B, &Dead(vec![1])), Some(Taken::OwnerDied));
+        assert!(lock.release());
     }
 }

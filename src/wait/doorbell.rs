@@ -1,7 +1,7 @@
 //! How a sleeping process is reached: its eventfd, watched by every runtime in it that has a sleeper.
 //!
 //! An eventfd under EPOLLET fires on each write without being read. Tokio wakes our own waker right inside its
-//! driver, which looks up who is concerned (`hints`) and wakes those tasks: no task of ours, no extra hop.
+//! driver. That reads which wait queues are concerned (`hints`) and wakes their tasks: no task of ours, no extra hop.
 
 use crate::os::epoll::{self, Epoll};
 use crate::os::eventfd;
@@ -97,10 +97,10 @@ impl<F: AsFd + AsRawFd + Send + Sync + 'static> Watches<F> {
 type OwnDoorbell = BorrowedFd<'static>;
 
 static DOORBELL: Watches<OwnDoorbell> = Watches::new();
-/// The lines that have had a sleeper, by their hint.
+/// The wait queues that have had a sleeper, by their hint.
 static SLEEPING: [Mutex<Vec<Weak<dyn Answers>>>; 64] = [const { Mutex::new(Vec::new()) }; 64];
 
-/// What the doorbell is answered for.
+/// A wait queue that the doorbell is answered for.
 pub(super) trait Answers: Send + Sync {
     /// The doorbell was rung: wakes the front if its notice has come, or in any case if `anyway`.
     fn rung(&self, anyway: bool);
@@ -127,7 +127,7 @@ impl<F: AsFd + AsRawFd> Watch<F> {
     }
 }
 
-/// Looks after everybody whom the doorbell may have been rung for.
+/// Serves all wait queues that the doorbell may have been rung for.
 fn answer(family: &Family) {
     let Ok(me) = family.me() else { return };
     let hints = family.hints(me.slot);
@@ -142,7 +142,7 @@ fn answer(family: &Family) {
     }
 }
 
-/// Makes the lines of one hint look. They are many only if they share it by chance.
+/// Serves the wait queues of one hint. They are several only if they share it by chance.
 fn answer_hint(bit: u32, anyway: bool) {
     let bucket = lock(&SLEEPING[bit as usize]);
     let mut lines = bucket.iter().filter_map(Weak::upgrade);
@@ -152,7 +152,7 @@ fn answer_hint(bit: u32, anyway: bool) {
     first.iter().chain(&others).for_each(|line| line.rung(anyway));
 }
 
-/// Does what the doorbell would do, for a notice that this process gave to itself.
+/// Serves a notification that this process gave to itself, without the doorbell.
 pub(super) fn answer_here(bit: u32) {
     answer_hint(bit, false);
 }
@@ -189,14 +189,14 @@ pub(super) struct Parker {
 }
 
 thread_local! {
-    /// What the last parker slept on, if it was the doorbell alone: a thread that waits often makes it once.
+    /// The epoll of the last parker, if it watched the doorbell alone: a thread that waits often makes it once.
     static KEPT: Cell<Option<Epoll>> = const { Cell::new(None) };
     static KEEPS: Cell<bool> = const { Cell::new(false) };
     /// This thread has woken itself.
     static STAYS_UP: Cell<bool> = const { Cell::new(false) };
 }
 
-/// From now on this thread keeps what it naps on, which is one descriptor: for those who wait again and again.
+/// From now on this thread keeps the epoll of its parker, which is one descriptor: for threads that wait again and again.
 pub(crate) fn keep_parker() {
     KEEPS.set(true);
 }
@@ -216,7 +216,7 @@ impl Parker {
         let is_kept = hangup.is_none() && KEEPS.get();
         let kept = if is_kept { KEPT.try_with(Cell::take).ok().flatten() } else { None };
         let epoll = match kept {
-            // An edge that came meanwhile ends the parker at once, and then it is looked again.
+            // An edge that came meanwhile ends the sleep at once, and the caller tries again.
             Some(epoll) => epoll,
             None => {
                 let epoll = Epoll::new()?;
@@ -236,7 +236,7 @@ impl Parker {
         }
         let woken = self.epoll.as_ref().map_or(Ok(false), |epoll| epoll.wait(deadline))?;
         answer(self.family);
-        // Whoever naps looks again now in any case.
+        // The caller tries again now in any case.
         Ok(STAYS_UP.take() | woken)
     }
 }

@@ -1,34 +1,34 @@
-//! The tasks of this process that wait for one event: a local line behind one entry of the shared list.
+//! The local wait queue: the tasks of this process that wait for one thing, behind one entry of the shared list.
 //!
 //! # State
-//! `queue`: who waits here, first come first served; only the front may try. `place`: this process's entry in
-//! the shared list while its front sleeps. `granted`: a notice has been taken from the list and not yet used.
+//! `queue`: the waiting tasks, first come first served; only the front may try. `place`: the entry of this process in the
+//! shared list while its front sleeps. `granted`: a notification was taken from the list and is not used yet.
 //!
 //! # Moves
-//! | move | who | then |
+//! | move | by | then |
 //! |---|---|---|
 //! | join the queue | a future at its first poll | if in front, it tries |
 //! | take a place | the front, before it sleeps | it tries once more |
 //! | place -> granted, front woken | the doorbell (`rung`) | the front tries |
-//! | leave with success | the front | a granted notice is used up, one that is still in the list passed on; the next one is woken to try |
-//! | leave without | anyone whose future is dropped | below |
-//! | place -> none, all there is read | the doorbell, if the line has a reader instead of a queue | who is read for is woken |
+//! | leave with success | the front | a granted notification is used up, one still in the list is passed on; the next task is woken to try |
+//! | leave without | a future that is dropped | see Cancel |
+//! | place -> none, all there is read | the doorbell, if the queue has a reader | the reader wakes the tasks that it read for |
 //!
 //! # Invariants
 //! 1. Only the front tries, so tasks of one process are served in the order of their first poll.
 //! 2. While the queue is not empty, the front is awake (polled, or its waker called), or `place` is set.
 //! 3. No lock of ours is held while a waker runs or is dropped: it may drop other futures.
-//! 4. Whoever is in front and asleep has a runtime, or a parker, of its own that answers the doorbell.
+//! 4. A sleeping front has a runtime, or a parker, of its own that answers the doorbell.
 //!
 //! # Death
-//! All of it dies with the process; see `event` for the shared part.
+//! All of it dies with the process; see `sleepers` for the shared part.
 //!
 //! # Cancel
-//! | dropped | what happens |
+//! | dropped | effect |
 //! |---|---|
 //! | not in front | it is gone from the queue |
-//! | in front, others behind | the next one is woken and tries; the notice stays for it |
-//! | in front, nobody behind | the place is given up; a notice that had come goes to another process |
+//! | in front, others behind | the next one is woken and tries; the notification stays for it |
+//! | in front, none behind | the place is given up; a notification that had come goes to another process |
 
 use super::doorbell::{self, Answers, Watches};
 use super::sleepers::{self, Place, Sleeper, Sleepers, Wake};
@@ -58,7 +58,7 @@ pub(crate) struct WaitQueue {
     hangup: Option<Arc<Hangup>>,
     /// A doorbell of the one process that sleeps here, where there are many that would share those of the family.
     own_doorbell: OnceLock<(Arc<OwnedFd>, Watches<Arc<OwnedFd>>)>,
-    /// What the doorbell does instead of waking the front.
+    /// The reaction to the doorbell, in place of waking the front.
     react: OnceLock<Box<dyn Fn() + Send + Sync>>,
     waiting: AtomicUsize,
     local: Mutex<Local>,
@@ -91,8 +91,8 @@ impl WaitQueue {
         Ok(Arc::new(Self { family, region, first_word, hint, hangup, own_doorbell, react, waiting, local, spin }))
     }
 
-    /// A line without a queue: while it is armed, a notice calls `react` from within the runtime's driver, or from
-    /// whoever arms it. It may come more often than it was asked for.
+    /// An alarm, which has no waiting tasks. While it is armed, a notification calls `react` in the driver of the runtime, or in
+    /// the call that arms it. It may be called more often than asked for.
     pub(crate) fn alarm(
         region: Arc<Region>,
         first_word: usize,
@@ -144,18 +144,18 @@ impl WaitQueue {
         let _ = self.own_doorbell.set((doorbell, Watches::new()));
     }
 
-    /// Who changes what this is about is awake, so the next wait here had better begin with a look.
+    /// The process that will notify this queue is awake, so the next wait here should spin first.
     pub(crate) fn encourage(&self) {
         self.spin.encourage();
     }
 
-    /// Whether any process may sleep here, for who has just made its change by a SeqCst read-modify-write.
+    /// Whether any process may sleep here, for a caller that has just made its change by a SeqCst read-modify-write.
     #[inline]
     pub(crate) fn has_sleepers_after_rmw(&self) -> bool {
         self.sleepers().has_sleepers_after_rmw()
     }
 
-    /// [`WaitQueue::notify_one`] for who has just made its change, and after it a SeqCst read-modify-write. The change itself
+    /// [`WaitQueue::notify_one`] for a caller that has made its change, and after it a SeqCst read-modify-write. The change itself
     /// may be a store with Release: no CPU lets such a read-modify-write pass it, or a load pass that.
     #[inline]
     pub(crate) fn notify_one_after_rmw(&self) {
@@ -202,11 +202,11 @@ impl WaitQueue {
         heard
     }
 
-    /// The reverse of [`WaitQueue::arm`], by someone who looks from now on.
+    /// The reverse of [`WaitQueue::arm`], by a caller that tries from now on.
     pub(crate) fn disarm(&self) {
         let mut local = lock(&self.local);
         if let Some(place) = local.place.take() {
-            // A notice is for whoever looks, and that is the caller.
+            // A notification is for the process that tries, and that is the caller.
             let _ = self.sleepers().leave(place);
         }
     }
@@ -252,7 +252,7 @@ impl WaitQueue {
         self.waiting.load(Acquire) != 0
     }
 
-    /// Takes a place in the local line, to wait from there.
+    /// Joins the local queue, to wait there.
     pub(crate) fn join(self: &Arc<Self>) -> Turn {
         let mut local = lock(&self.local);
         let id = local.next_id;
@@ -290,14 +290,14 @@ impl Drop for WaitQueue {
     }
 }
 
-/// A socket whose hang-up the lines of a pipe end have to hear of.
+/// A socket whose hang-up wakes the wait queues of a pipe end.
 pub(crate) struct Hangup {
     fd: Arc<OwnedFd>,
     lines: OnceLock<Vec<Weak<WaitQueue>>>,
     watches: Watches<Arc<OwnedFd>>,
     /// Once it is known it is for ever.
     is_gone: Arc<AtomicBool>,
-    /// Some runtime tells when it happens, so that nobody need ask.
+    /// A runtime watches it, so that no call need ask.
     is_watched: AtomicBool,
 }
 
@@ -307,7 +307,7 @@ impl Hangup {
         Arc::new(Self { fd, lines, watches, is_gone, is_watched: AtomicBool::new(false) })
     }
 
-    /// Says once whom a hang-up concerns.
+    /// Sets the wait queues that a hang-up wakes, once.
     pub(crate) fn concerns(&self, lines: &[&Arc<WaitQueue>]) {
         let _ = self.lines.set(lines.iter().map(|line| Arc::downgrade(line)).collect());
     }
@@ -321,7 +321,7 @@ impl Hangup {
         gone
     }
 
-    /// The same for who will be told when it happens, and then looks again: no system call.
+    /// The same for a caller that will be woken when it happens, and then asks again: no system call.
     pub(crate) fn is_known(&self) -> bool {
         if self.is_watched.load(Acquire) { self.is_gone.load(Acquire) } else { self.has_happened() }
     }
@@ -343,7 +343,7 @@ impl Hangup {
     }
 }
 
-/// A place in the local line; dropping it is leaving without success.
+/// A place in the local queue. Dropping it leaves the queue without success.
 pub(crate) struct Turn {
     line: Arc<WaitQueue>,
     id: u64,
@@ -380,11 +380,11 @@ impl Turn {
     }
 
     /// Prepares the front for sleep; it must try once more afterwards.
-    /// `listen` makes sure that somebody in this process answers its doorbell.
+    /// `listen` makes sure that a runtime or parker of this process answers its doorbell.
     pub(super) fn prepare_sleep(&self, waker: &Waker, listen: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         let line = &self.line;
         let me = line.family.me()?;
-        // Also with a place already taken: who took it may have been on another runtime, which need not run any more.
+        // Also with a place already taken: it may have been taken on another runtime, which need not run any more.
         listen()?;
         let mut local = lock(&line.local);
         let old = self.replace_waker(&mut local, waker);

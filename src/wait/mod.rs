@@ -1,7 +1,8 @@
-//! From "a shared word changed" to "a task runs".
+//! Waiting, from "a shared word changed" to "a task runs".
 //!
-//! [`sleepers`] is the list in shared memory, [`local_queue`] the queue of this process behind it, [`doorbell`] how a sleeping
-//! process is reached, and [`until`] the one loop that suspends.
+//! [`sleepers`] is the list of waiting processes in shared memory, `local_queue` the queue of waiting tasks of this process,
+//! `spin` adaptive spinning before sleeping, [`doorbell`] the wake of a sleeping process, and [`until`] the one loop that
+//! suspends.
 #![forbid(unsafe_code)]
 
 pub(crate) mod doorbell;

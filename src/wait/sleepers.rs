@@ -1,40 +1,40 @@
-//! Who sleeps until a shared word changes: one small list of processes, in shared memory, in order.
+//! The list of sleepers: the processes that sleep until a shared word changes, in shared memory, in order.
 //!
 //! # State
-//! [`LEN`] words. `MARKS`: bit i says that entry i may hold a sleeper, the top bit that `OVERFLOW` is not empty.
-//! `TICKET`: the next place in line. `OVERFLOW`: doorbells of those who found no free entry. Then the entries:
-//! 0 is free, else `NOTIFIED:1 | ticket:31 | slot:12 | epoch:20` of the process that sleeps.
+//! [`LEN`] words. `MARKS`: bit i means that entry i may hold a sleeper, the top bit that `OVERFLOW` is not empty. `TICKET`: the
+//! next place in the order. `OVERFLOW`: the doorbells of the sleepers that found no free entry, the crowd. Then the entries: 0 is
+//! free, otherwise `NOTIFIED:1 | ticket:31 | slot:12 | epoch:20` of the sleeping process.
 //!
 //! # Moves
-//! | from -> to | who | ordering | wakes |
+//! | from -> to | by | ordering | wakes |
 //! |---|---|---|---|
-//! | entry 0 -> mine, then mark i set | the sleeper | SeqCst, then looks again | - |
+//! | entry 0 -> mine, then mark i set | the sleeper | SeqCst, then tries again | - |
 //! | entry E -> E with NOTIFIED | a notifier, oldest ticket first | AcqRel CAS | the sleeper's doorbell |
-//! | mark i cleared, then entry -> 0 | the sleeper, on notice or when it leaves | Release | - |
+//! | mark i cleared, then entry -> 0 | the sleeper, when notified or when it leaves | Release | - |
 //! | entry of a dead process -> mine with NOTIFIED, then as above | any notifier or sleeper | AcqRel CAS | - |
-//! | overflow doorbell set, then the top mark | the sleeper | SeqCst, then looks again | - |
+//! | overflow doorbell set, then the top mark | the sleeper | SeqCst, then tries again | - |
 //! | top mark cleared, then OVERFLOW -> 0 | a notifier | AcqRel | all doorbells taken |
 //!
 //! # Invariants
-//! 1. Mark i changes only at the hand of the process that owns entry i, so it never hides a later sleeper.
-//! 2. A sleeper publishes its entry and its mark, and then looks again before it sleeps; a notifier publishes
-//!    its change, and then reads the marks. Sequential consistency between the two: one of them sees the other.
-//! 3. Damage cannot do more than lose a wake, or make for one too many: marks beyond the entries are ignored, a walk ends
-//!    after so many steps, and a sleeper that finds its entry changed takes another before it sleeps again.
-//! 4. An entry is notified at most once. A notice that was taken is used by one success or passed on; one that is
-//!    found at leaving is always passed on, for it may have come after the change that made for the success.
+//! 1. Only the process that owns entry i changes mark i, so it never hides a later sleeper.
+//! 2. A sleeper publishes its entry and its mark, and tries again before it sleeps. A notifier publishes its change, and then reads
+//!    the marks. By sequential consistency one of them sees the other.
+//! 3. Damage can only lose a wake or add one: marks beyond the entries are ignored, a walk ends after a bounded number of steps,
+//!    and a sleeper that finds its entry changed takes another before it sleeps again.
+//! 4. An entry is notified at most once. A notification that was taken is used by one success or passed on. One found while
+//!    leaving is always passed on, for it may have come after the change that made for the success.
 //!
 //! # Death
 //! | killed | survivors see | repaired by |
 //! |---|---|---|
 //! | sleeper between entry and mark | an entry without a mark: never chosen, never waited for | the next sleeper that needs the entry |
 //! | sleeper asleep | an entry of an unlisted member | the notifier that meets it takes it over and goes on |
-//! | sleeper after NOTIFIED | the notice died with it | its burial rings every doorbell: all look again |
-//! | notifier between NOTIFIED and the doorbell, or between top mark and OVERFLOW | a sleeper that nobody wakes | its burial rings every doorbell |
-//! | who takes a dead entry over | an entry of a dead member with NOTIFIED | the next that needs the entry |
+//! | sleeper after NOTIFIED | the notification died with it | recovery rings every doorbell: all try again |
+//! | notifier between NOTIFIED and the doorbell, or between top mark and OVERFLOW | a sleeper without a wake | recovery rings every doorbell |
+//! | process that takes a dead entry over | an entry of a dead member with NOTIFIED | the next that needs the entry |
 //!
 //! # Cancel
-//! Leaving returns whether a notice had come; `wait::local_queue` then passes it on.
+//! Leaving returns whether a notification had come; `wait::local_queue` then passes it on.
 
 use crate::os::fault;
 use crate::shm::atomic::{AtomicU64, fence};
@@ -55,9 +55,9 @@ const FIRST: usize = 3;
 pub(crate) const LEN: usize = FIRST + ENTRIES;
 
 const CROWD: u64 = 1 << 63;
-/// Marks that there can be, the crowd's apart. Any other is damage, and stands for nobody.
+/// The possible marks, without that of the crowd. Any other is damage and is ignored.
 const MARKED: u64 = (1 << ENTRIES) - 1;
-/// Entries that one notifier looks at, those counted that change under its hands.
+/// The most entries that one notifier reads, including those that change meanwhile.
 const MOST_STEPS: usize = 16 * ENTRIES;
 const NOTIFIED: u64 = 1 << 63;
 const TICKET_MASK: u64 = (1 << 31) - 1;
@@ -105,11 +105,11 @@ pub(crate) enum Place {
     Crowd,
 }
 
-/// Whom a notifier must wake.
+/// The processes that a notifier must wake.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Wake {
     Sleeper(Sleeper),
-    /// Everybody who listens to these doorbells.
+    /// All processes that listen to these doorbells.
     Doorbells(u64),
 }
 
@@ -129,8 +129,7 @@ impl<'a> Sleepers<'a> {
         &self.words[FIRST + index]
     }
 
-    /// Takes a place at the end of the line, or the place that `ticket` still gives.
-    /// The caller must look at its condition again before it sleeps.
+    /// Takes a place at the end of the list, or the place that `ticket` still gives. The caller must try again before it sleeps.
     pub(crate) fn join(
         &self,
         me: Sleeper,
@@ -233,7 +232,7 @@ impl<'a> Sleepers<'a> {
         }
     }
 
-    /// Whether anybody may sleep here, for who has just published its change by a SeqCst read-modify-write: between
+    /// Whether any process may sleep here, for a caller that has just published its change by a SeqCst read-modify-write: between
     /// that and a SeqCst load there is no need of a fence. The model checker knows only fences.
     #[inline]
     pub(crate) fn has_sleepers_after_rmw(&self) -> bool {
@@ -242,7 +241,7 @@ impl<'a> Sleepers<'a> {
         self.words[MARKS].load(SeqCst) != 0
     }
 
-    /// Notifies this process, if it is in the list; whoever is in the crowd looks too.
+    /// Notifies this process, if it is in the list. The crowd is woken too.
     #[cold]
     pub(crate) fn notify_sleeper(&self, who: Sleeper, mut wake: impl FnMut(Wake)) {
         fence(SeqCst);
@@ -274,7 +273,7 @@ impl<'a> Sleepers<'a> {
     #[cold]
     fn notify(&self, me: Option<Sleeper>, all: bool, is_listed: impl Fn(Sleeper) -> bool, mut wake: impl FnMut(Wake)) {
         self.notify_crowd(&mut wake);
-        // Who comes later has seen the change. So this ends, however often those who were woken come back.
+        // Later sleepers have seen the change. So this ends, however often woken sleepers come back.
         let seen = self.words[MARKS].load(Acquire);
         if seen & !(MARKED | CROWD) != 0 {
             // Else every notifier would come here for nothing.
@@ -319,13 +318,13 @@ impl<'a> Sleepers<'a> {
         oldest
     }
 
-    /// Who is in the list, dead or alive, but for the crowd.
+    /// The processes in the list, dead or alive, without the crowd.
     pub(crate) fn list(&self) -> Vec<Sleeper> {
         let entries = self.words[FIRST..].iter().map(|entry| entry.load(Acquire));
         entries.filter(|entry| entry & MEMBER_MASK != 0).map(Sleeper::from_bits).collect()
     }
 
-    /// Whether nobody is in the list: what every test wants to see at its end.
+    /// Whether the list is empty, as at the end of every test.
     #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
         self.words[FIRST..].iter().all(|entry| entry.load(Acquire) == 0) && self.words[OVERFLOW].load(Acquire) == 0

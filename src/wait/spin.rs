@@ -1,11 +1,12 @@
-//! SpinWindow again for a short while before sleeping, for a wake costs 20 us and the answer often comes sooner.
+//! Adaptive spinning: trying again for a short while before sleeping, as a wake costs 20 us and the answer often comes sooner.
 //!
-//! The while is learned per event: it grows when run paid, halves when it did not, down to none, and is tried
-//! anew now and then. So waits that are long, or that need the CPU we look with, stop being looked for. An answer that
-//! took as long as a wake pays once, for the peer may be in step from now on; twice in a row it is asleep each time.
-//! Who has just seen that the other side is awake may be encouraged to look all the same, shortly first, and then for as
-//! long as it is ever worth it; in vain, that is not tried again for a while, which doubles each time. An answer that took
-//! long although the other side was awake took work, not a wake: the next may take as long.
+//! The length of that while, the window, is learned for each wait queue. It grows when spinning paid, halves down to none when
+//! it did not, and is tried anew now and then. So waits that are long, or that need the CPU that spins, stop spinning. An answer
+//! that took as long as a wake pays once, for the peer may be in step from now on. Twice in a row means that it sleeps each time.
+//!
+//! A process that has just seen its peer awake can encourage the next wait to spin: shortly at first, then for the longest
+//! window. After a failure that is ignored for a number of times, which doubles with each failure. A late answer from a peer that
+//! was awake took work, not a wake: the next may take as long.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
@@ -18,7 +19,7 @@ const LONGEST_NS: u32 = 50_000;
 const SHORTEST_NS: u32 = 1_000;
 /// An answer from a peer that is awake comes sooner, and one from a peer that has to be woken later.
 const AWAKE_NS: u32 = 12_000;
-/// The while of who was encouraged, at first.
+/// The first window after an encouragement.
 const ENCOURAGED_NS: u32 = 10_000;
 const MOST_IGNORED: u32 = 64;
 /// The part spent without letting other tasks run.
@@ -37,7 +38,7 @@ pub(crate) struct Spin {
     is_encouraged: AtomicBool,
     /// The while of the next that is encouraged.
     encouraged_ns: AtomicU32,
-    /// It is known of who is looked for next.
+    /// The peer of the next wait is known to be awake.
     is_peer_awake: AtomicBool,
 }
 
@@ -51,7 +52,7 @@ impl Default for Spin {
     }
 }
 
-/// On one CPU the other side cannot run while we look.
+/// On one CPU the other side cannot run while we spin.
 fn has_spare_cpu() -> bool {
     static CPUS: OnceLock<bool> = OnceLock::new();
     *CPUS.get_or_init(|| std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1))
@@ -64,7 +65,7 @@ pub(super) struct SpinWindow {
 }
 
 impl Spin {
-    /// The other side is awake: what is to be looked for next may come at once.
+    /// The other side is awake: the next answer may come at once.
     pub(crate) fn encourage(&self) {
         self.is_peer_awake.store(true, Relaxed);
         let encouraged = self.encouraged_ns.load(Relaxed);

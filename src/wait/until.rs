@@ -1,4 +1,4 @@
-//! The one loop that suspends: try, look again for a while, take a place, try once more, sleep.
+//! The one loop that suspends: try, spin, take a place, try once more, sleep.
 
 use super::doorbell::Parker;
 use super::local_queue::{Turn, WaitQueue};
@@ -12,8 +12,8 @@ use std::time::Instant;
 
 /// Resolves to what `attempt` yields, trying whenever `line` is notified.
 ///
-/// Takes its place in line at the first poll. Dropped: it has not succeeded, so whatever `attempt` does has not
-/// happened, and a notice that was meant for it goes on to the next.
+/// It queues at the first poll. A dropped future has not succeeded: the effect of `attempt` has not happened, and a notification
+/// that was meant for it goes to the next waiter.
 pub(crate) fn until<T>(
     line: &Arc<WaitQueue>,
     mut attempt: impl FnMut() -> Option<T>,
@@ -117,10 +117,10 @@ pub(crate) async fn at_once<T>(mut attempt: impl FnMut() -> Option<T>) -> Option
     .await
 }
 
-/// [`until`] for those who wait for different things that come by one line, which has a reader: each tries for itself
-/// while it looks, and the reader wakes by name who sleeps. So nobody need be polled for others to go on.
+/// [`until`] for tasks that wait for different things through one queue, which has a reader. Each tries for itself while it spins,
+/// and the reader wakes the sleeping tasks that it read for. So no task need be polled for others to continue.
 ///
-/// `sleep` leaves a waker with the reader; `attempt` reads what has come, for others too.
+/// `sleep` leaves a waker with the reader. `attempt` reads all that has come, also for others.
 pub(crate) async fn until_read<T>(
     line: &Arc<WaitQueue>,
     mut attempt: impl FnMut() -> Option<T>,
@@ -164,17 +164,17 @@ pub(crate) async fn until_read<T>(
     .await
 }
 
-/// The look before the sleep, for who waits for an alarm.
+/// Spinning before sleeping, for a caller that waits for an alarm.
 #[derive(Default)]
 pub(crate) struct Spinner {
     window: Option<SpinWindow>,
     has_spun: bool,
 }
 
-/// What window came to.
+/// The outcome of spinning once.
 pub(crate) enum Spun<T> {
     Found(T),
-    /// Nothing yet: look again once other tasks had their turn.
+    /// Nothing yet: spin again after other tasks had their turn.
     Again,
     /// It is time to sleep.
     Over,
@@ -185,7 +185,7 @@ impl Spinner {
         self.spin_with(&line.spin, attempt)
     }
 
-    /// The same for who waits for several lines at once, and has learned from all of them how long to look.
+    /// The same for a caller that waits for several queues at once, with one learned window for all of them.
     pub(crate) fn spin_with<T>(&mut self, spin: &Spin, attempt: &mut impl FnMut() -> Option<T>) -> Spun<T> {
         if !self.has_spun {
             self.has_spun = true;
@@ -231,7 +231,7 @@ pub(crate) fn until_blocking_in_turn<T>(
         if let Some(value) = window.as_ref().and_then(|window| line.spin.in_place(window, &mut || attempt(false))) {
             return Ok(Some(value));
         }
-        // This thread has no other tasks; and who yields the CPU while somebody else wants it loses a time slice.
+        // This thread has no other tasks, and yielding the CPU while another thread wants it would lose a time slice.
         while let Some(window) = window.as_ref().filter(|window| !line.spin.is_over(window)) {
             if let Some(value) = line.spin.in_place(window, &mut || attempt(false)) {
                 return Ok(Some(value));
