@@ -59,6 +59,9 @@ const AGAIN: Duration = Duration::from_millis(1);
 /// The driver looks into all lanes this often at most.
 const SWEEP: Duration = Duration::from_millis(100);
 
+/// To look into so many lanes costs less than to look for their marks.
+const FEW: usize = 8;
+
 /// A worker that has not come up after this does not come up.
 const STARTS: Duration = Duration::from_secs(10);
 
@@ -88,6 +91,8 @@ pub(super) struct Scheduler {
     waiting_chunks: usize,
     /// For items that wait.
     room: Room,
+    /// In a pool of so many seats all lanes are looked into.
+    few: usize,
     /// So many workers are kept awake with brief items before another is woken.
     awake: usize,
     /// That number is doubled so often, as those did not get on.
@@ -249,6 +254,7 @@ impl Scheduler {
             waiting: 0,
             waiting_chunks: 0,
             room,
+            few: FEW,
             awake,
             boost: 0,
             is_closed: false,

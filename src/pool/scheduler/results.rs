@@ -16,28 +16,51 @@ use std::time::Duration;
 const FETCH_AFTER: Duration = Duration::from_millis(5);
 
 impl Scheduler {
-    /// Whether some worker has left word that it has something, or is to be looked at for another reason.
+    /// Whether some worker has something, or is to be looked at for another reason.
     #[inline]
     pub(in crate::pool) fn has_results(&self) -> bool {
-        self.board.has_marks(self.seats.len()) || self.seats.has_suspects()
+        self.seats.has_suspects()
+            || match self.are_few() {
+                true => self.seats.workers().any(|(_, worker)| worker.has_come()),
+                false => self.board.has_marks(self.seats.len()),
+            }
+    }
+
+    /// Whether all lanes are looked into, and not only those that are marked: a mark is one more word that travels from
+    /// CPU to CPU.
+    fn are_few(&self) -> bool {
+        self.seats.len() <= self.few
     }
 
     /// Whether some worker has put results that it may not tell of any more, or will soon have no orders.
     pub(in crate::pool) fn has_news(&self) -> bool {
-        let mut workers = self.board.marked(self.seats.len()).filter_map(|seat| self.seats.get(seat));
         let tells = |worker: &Worker, last: &Running| {
             last.is_quiet && last.end >= lane::MANY && worker.lane.will_tell(last.number)
         };
         let will_tell = |worker: &Worker| worker.running.back().is_some_and(|last| tells(worker, last));
-        workers.any(|worker| !will_tell(worker)) || self.seats.has_suspects()
+        let has_news = |worker: &Worker| worker.has_room_again() || !will_tell(worker) && worker.lane.has_results();
+        self.seats.has_suspects()
+            || match self.are_few() {
+                true => self.seats.workers().any(|(_, worker)| has_news(worker)),
+                false => {
+                    let mut marked = self.board.marked(self.seats.len());
+                    marked.any(|seat| self.seats.get(seat).is_some_and(has_news))
+                }
+            }
     }
 
     /// Takes in what has come from workers that have left word of it; whether anything has, be it room.
     pub(super) fn collect(&mut self, effects: &mut Effects) -> bool {
         let mut any = false;
-        let board = self.board.clone();
-        for seat in board.take_marked(self.seats.len()) {
-            any |= self.collect_from(seat, effects);
+        if self.are_few() {
+            for seat in 0..self.seats.len() {
+                any |= self.collect_from(seat, effects);
+            }
+        } else {
+            let board = self.board.clone();
+            for seat in board.take_marked(self.seats.len()) {
+                any |= self.collect_from(seat, effects);
+            }
         }
         while let Some(seat) = self.seats.next_suspect() {
             any |= self.collect_from(seat, effects);

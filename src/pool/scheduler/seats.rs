@@ -87,7 +87,9 @@ pub(super) struct Seat {
     vacant: Option<Instant>,
     /// The driver is starting it.
     is_hiring: bool,
-    pub(super) failures: u32,
+    failures: u32,
+    /// As what it was counted last.
+    class: Class,
 }
 
 /// What a seat counts as.
@@ -112,6 +114,40 @@ pub(super) struct Index {
     pub(super) taken: SeatSet,
     /// Workers that are about to come, or at their initializer.
     pub(super) coming: SeatSet,
+}
+
+/// The sets that a seat is in.
+#[derive(Clone, Copy, Default, PartialEq)]
+struct Class {
+    open: Option<usize>,
+    brisk: Option<usize>,
+    /// In the order in which [`Index::change`] has them.
+    flags: [bool; 7],
+}
+
+impl Index {
+    fn change(&mut self, seat: usize, old: Class, new: Class) {
+        for (sets, old, new) in [(&mut self.open, old.open, new.open), (&mut self.brisk, old.brisk, new.brisk)] {
+            if old != new {
+                old.into_iter().for_each(|orders| sets[orders].set(seat, false));
+                new.into_iter().for_each(|orders| sets[orders].set(seat, true));
+            }
+        }
+        let sets = [
+            &mut self.awake,
+            &mut self.behind,
+            &mut self.unbegun,
+            &mut self.beginning,
+            &mut self.serving,
+            &mut self.taken,
+            &mut self.coming,
+        ];
+        for (set, (old, new)) in sets.into_iter().zip(old.flags.into_iter().zip(new.flags)) {
+            if old != new {
+                set.set(seat, new);
+            }
+        }
+    }
 }
 
 #[derive(Default)]
@@ -230,15 +266,14 @@ impl Seats {
     }
 
     fn classify(&mut self, seat: usize) {
-        let Some(place) = self.all.get(seat) else { return };
-        let index = &mut self.index;
+        let Some(place) = self.all.get_mut(seat) else { return };
         let worker = place.worker.as_ref();
         let (mut open, mut brisk) = (None, false);
         if let Some(worker) = worker {
             let is_everybodys = worker.phase == Phase::Serving && worker.lease == 0;
             let orders = worker.running.len();
             if is_everybodys && worker.given < worker.share && worker.full.is_none() && !worker.is_stalled() {
-                open = Some(orders);
+                open = Some(orders).filter(|orders| *orders < DEPTH);
             }
             brisk = is_everybodys && worker.is_brisk();
             if worker.lease > 0 {
@@ -248,19 +283,22 @@ impl Seats {
                 self.suspect.insert(seat);
             }
         }
-        for (orders, (all, some)) in index.open.iter_mut().zip(&mut index.brisk).enumerate() {
-            all.set(seat, open == Some(orders));
-            some.set(seat, brisk && open == Some(orders));
-        }
-        index.awake.set(seat, brisk);
-        index.behind.set(seat, worker.is_some_and(|worker| worker.is_shared() && worker.has_more()));
-        index.unbegun.set(seat, worker.is_some_and(Worker::may_not_begin));
-        let is_beginning = worker.is_some_and(Worker::is_beginning);
-        index.beginning.set(seat, is_beginning);
-        index.serving.set(seat, worker.is_some_and(|worker| worker.phase == Phase::Serving));
         let is_coming = place.vacant.is_some() || place.is_hiring;
-        index.taken.set(seat, worker.is_some() || is_coming);
-        index.coming.set(seat, is_coming || is_beginning);
+        let is_beginning = worker.is_some_and(Worker::is_beginning);
+        let flags = [
+            brisk,
+            worker.is_some_and(|worker| worker.is_shared() && worker.has_more()),
+            worker.is_some_and(Worker::may_not_begin),
+            is_beginning,
+            worker.is_some_and(|worker| worker.phase == Phase::Serving),
+            worker.is_some() || is_coming,
+            is_coming || is_beginning,
+        ];
+        let class = Class { open, brisk: open.filter(|_| brisk), flags };
+        let old = std::mem::replace(&mut place.class, class);
+        if old != class {
+            self.index.change(seat, old, class);
+        }
     }
 
     /// Something waits for the worker of a checkout.
