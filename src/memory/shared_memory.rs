@@ -56,7 +56,7 @@ use std::sync::{Arc, OnceLock};
 /// - **Death.** A process killed during a `write` has written part of it. A helper process removes the names of a killed
 ///   process. They stay only if the helper was killed first and no name was created since.
 /// - **Cost.** A copy is a system call and a memcpy. The bytes are not mapped, so two threads that copy at once are no data
-///   race, and a named block that another program truncates is an error and not a crash. For many small accesses use
+///   race, and a read of a named block that another program has truncated is an error and not a crash. For many small accesses use
 ///   [`as_ptr`](Self::as_ptr). A block is one descriptor. The first name that a process creates starts the helper process.
 /// - **Python as a reader.** Before 3.13, and in 3.13 without `track=False`, a Python process that attaches to a block
 ///   removes the name when it ends. To prevent that, it calls `resource_tracker.unregister(block._name,
@@ -70,7 +70,7 @@ struct Block {
     identity: named::Identity,
     /// Empty: anonymous.
     name: String,
-    /// The process that takes the name away; 0 is nobody.
+    /// The process that removes the name; 0 if none does.
     owner: u32,
     is_left: AtomicBool,
     map: OnceLock<Map>,
@@ -291,7 +291,7 @@ impl SharedMemory {
     /// Copies the bytes from `offset` on to `to`.
     ///
     /// # Errors
-    /// `Io` if the range is not inside the block. The content of `to` is then unspecified.
+    /// `Io` if the range is not inside the block, or another program has truncated it. The content of `to` is then unspecified.
     ///
     /// ```
     /// use multiprocess::SharedMemory;
@@ -312,7 +312,8 @@ impl SharedMemory {
     /// Copies `from` to the bytes from `offset` on.
     ///
     /// # Errors
-    /// `Io` if the range is not inside the block. Nothing is written then.
+    /// - `Io` if the range is not inside the block. Nothing is written then.
+    /// - `Io` if the end of the range is beyond the file size limit of this process (`RLIMIT_FSIZE`).
     ///
     /// ```
     /// use multiprocess::SharedMemory;

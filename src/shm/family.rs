@@ -384,7 +384,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_member_is_listed_until_it_leaves_or_is_buried_and_never_confused_with_its_successor() {
+    fn member_is_listed_until_it_is_released_and_never_confused_with_its_successor() {
         let family = Family::found().unwrap();
         let put = |epoch: u64, pid: u64| family.state(0).store(epoch << 32 | pid, Release);
         put(1, u64::from(std::process::id()));
@@ -398,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dead_pid_is_found_out_by_asking_the_kernel() {
+    fn dead_pid_is_found_by_asking_the_kernel() {
         let family = Family::found().unwrap();
         let mut child = std::process::Command::new("/bin/true").spawn().unwrap();
         let member = Member { slot: 0, epoch: 7 };
@@ -410,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pid_that_is_somebody_elses_by_now_is_a_dead_member() {
+    fn pid_of_another_process_by_now_is_a_dead_member() {
         let family = Family::found().unwrap();
         let me = std::process::id();
         let identity = pidfd::identity(pidfd::open(me).unwrap().as_fd());

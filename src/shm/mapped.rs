@@ -47,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_object_is_made_once_while_it_lives_and_the_gone_are_forgotten() {
+    fn object_is_made_once_while_it_lives_and_forgotten_afterwards() {
         let mapped = Mapped::new();
         let first = mapped.or_make((1, 1), || Ok(Arc::new(1))).unwrap();
         assert!(Arc::ptr_eq(&first, &mapped.or_make((1, 1), || Ok(Arc::new(2))).unwrap()));

@@ -93,7 +93,7 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 ///   writes.
 /// - **Consistency.** `get` and `to_vec` read an element of 1, 2, 4 or 8 bytes as a whole. An element of another size may be
 ///   part of one write and part of another, and changes through a guard are seen while they are made.
-/// - **Death.** A process killed with a guard leaves what it had changed so far. The next `lock` gets
+/// - **Death.** A process killed with a guard leaves its changes so far. The next `lock` gets
 ///   [`OwnerDied`](crate::ErrorKind::OwnerDied) with the guard inside the error.
 /// - **Cost.** A free lock costs a few atomic operations. All memory is reserved on creation, so too little of it is an
 ///   error there and never later. An array is one descriptor.
@@ -419,7 +419,7 @@ impl<T: Pod> Array<T> {
     ///
     /// # Errors
     /// - `OwnerDied` if the last holder died. The array is locked: the guard is inside the error.
-    /// - `Io` if the system refuses what waiting needs, such as a descriptor.
+    /// - `Io` if the system refuses a resource that waiting needs, such as a descriptor.
     pub async fn lock(&self) -> Result<ArrayGuard<T>, LockError<ArrayGuard<T>>> {
         acquire::wait(self).await
     }

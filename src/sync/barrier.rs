@@ -337,7 +337,7 @@ impl Barrier {
     ///
     /// # Errors
     /// - `BrokenBarrier` if the barrier is broken, or breaks while this waits.
-    /// - `Io` if the system refuses what waiting needs, such as a descriptor. This breaks the barrier too.
+    /// - `Io` if the system refuses a resource that waiting needs, such as a descriptor. This breaks the barrier too.
     pub async fn wait(&self) -> Result<BarrierWaitResult> {
         self.core.wait(self.core.timeout()).await
     }

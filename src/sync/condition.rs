@@ -232,7 +232,7 @@ impl Condition {
     ///
     /// # Errors
     /// - `OwnerDied` if the last holder died. The lock is acquired: the guard is inside the error.
-    /// - `Io` if the system refuses what waiting needs, such as a descriptor.
+    /// - `Io` if the system refuses a resource that waiting needs, such as a descriptor.
     pub async fn lock(&self) -> Result<ConditionGuard, LockError<ConditionGuard>> {
         acquire::wait(self).await
     }
@@ -288,7 +288,7 @@ impl Condition {
     /// # Errors
     /// - `OwnerDied` if it was notified and the last holder of the lock died. The guard is inside the error.
     /// - `Other` if `guard` belongs to another condition. It is inside the error.
-    /// - `Io` if the system refuses what waiting needs, such as a descriptor.
+    /// - `Io` if the system refuses a resource that waiting needs, such as a descriptor.
     pub async fn wait(&self, guard: ConditionGuard) -> Result<ConditionGuard, LockError<ConditionGuard>> {
         let (turn, mut waiter) = self.0.enter(guard)?;
         let noticed = until_in_turn(&self.0.waiting, Some(turn), |_| waiter.attempt()).await;

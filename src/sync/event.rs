@@ -208,7 +208,7 @@ impl Event {
     /// Cancel-safe: dropping the future changes nothing.
     ///
     /// # Errors
-    /// `Io` if the system refuses what waiting needs, such as a descriptor.
+    /// `Io` if the system refuses a resource that waiting needs, such as a descriptor.
     pub async fn wait(&self) -> Result<()> {
         until(&self.core.line, self.core.attempt()).await.map_err(failed)
     }

@@ -46,7 +46,7 @@ use std::time::Duration;
 ///   millisecond gets the lock next. Dropping a future that waits is safe: it has not taken the lock.
 /// - **Death.** If the holder is killed, or ends with its guard leaked, the next holder gets
 ///   [`OwnerDied`](crate::ErrorKind::OwnerDied) at once, with the guard inside the error.
-/// - **Stopped processes.** A process stopped by SIGSTOP keeps what it holds. If it is the one that was woken for the
+/// - **Stopped processes.** A process stopped by SIGSTOP still holds the lock. If it is the one that was woken for the
 ///   lock, others that sleep are woken by the next release, or when it continues.
 /// - **Cost.** An uncontended lock is taken and released by a few atomic operations, without a system call or an
 ///   allocation. A lock is one descriptor and a page of memory.
@@ -112,7 +112,7 @@ impl Lock {
     ///
     /// # Errors
     /// - `OwnerDied` if the last holder died. The lock is acquired: the guard is inside the error.
-    /// - `Io` if the system refuses what waiting needs, such as a descriptor.
+    /// - `Io` if the system refuses a resource that waiting needs, such as a descriptor.
     pub async fn acquire(&self) -> Result<LockGuard, LockError<LockGuard>> {
         acquire::wait(self).await
     }

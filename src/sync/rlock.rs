@@ -137,7 +137,7 @@ impl RLock {
     ///
     /// # Errors
     /// - `OwnerDied` if the last holder died. The lock is acquired: the guard is inside the error.
-    /// - `Io` if the system refuses what waiting needs, such as a descriptor.
+    /// - `Io` if the system refuses a resource that waiting needs, such as a descriptor.
     pub async fn acquire(&self) -> Result<RLockGuard, LockError<RLockGuard>> {
         acquire::wait(self).await
     }

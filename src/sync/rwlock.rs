@@ -373,8 +373,8 @@ impl Drop for RwLockWriteGuard {
 ///   the task's first guard.
 /// - **Death.** If a process is killed while it writes, all readers from then on and the next writer get their guard
 ///   inside an error of kind `OwnerDied`. The data may be half changed; that writer is expected to repair it. A process
-///   killed while it reads or waits harms nobody.
-/// - **Stopped processes.** A process stopped by SIGSTOP keeps what it holds. If it waits to write, new readers wait until
+///   killed while it reads or waits harms no other.
+/// - **Stopped processes.** A process stopped by SIGSTOP still holds the lock. If it waits to write, new readers wait until
 ///   it continues or is killed.
 /// - **Cost.** Without waiting a few atomic operations, no system call and no allocation. A lock is one descriptor and
 ///   8 KiB.
@@ -398,7 +398,7 @@ impl RwLock {
     ///
     /// # Errors
     /// - `OwnerDied` if a writer was killed and none has acquired the lock since. The guard is inside the error.
-    /// - `Io` if the system refuses what waiting needs, such as a descriptor.
+    /// - `Io` if the system refuses a resource that waiting needs, such as a descriptor.
     pub async fn read(&self) -> Result<RwLockReadGuard, LockError<RwLockReadGuard>> {
         acquire::wait(&Reading(&self.core)).await
     }
@@ -409,7 +409,7 @@ impl RwLock {
     ///
     /// # Errors
     /// - `OwnerDied` if the last writer was killed. The guard is inside the error.
-    /// - `Io` if the system refuses what waiting needs, such as a descriptor.
+    /// - `Io` if the system refuses a resource that waiting needs, such as a descriptor.
     pub async fn write(&self) -> Result<RwLockWriteGuard, LockError<RwLockWriteGuard>> {
         acquire::wait(&Writing(&self.core)).await
     }

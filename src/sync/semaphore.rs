@@ -350,7 +350,7 @@ macro_rules! semaphore {
             /// Cancel-safe: a dropped future has taken nothing.
             ///
             /// # Errors
-            /// `Io` if the system refuses what waiting needs, such as a descriptor.
+            /// `Io` if the system refuses a resource that waiting needs, such as a descriptor.
             pub async fn acquire(&self) -> Result<Permit, LockError<Permit>> {
                 acquire::wait(&self.core).await
             }

@@ -335,7 +335,7 @@ impl<T: Pod> Value<T> {
     /// ```
     ///
     /// # Errors
-    /// `Io` if the system refuses what waiting needs, such as a descriptor. Never `OwnerDied`.
+    /// `Io` if the system refuses a resource that waiting needs, such as a descriptor. Never `OwnerDied`.
     pub async fn lock(&self) -> Result<ValueGuard<T>, LockError<ValueGuard<T>>> {
         acquire::wait(self).await
     }

@@ -214,7 +214,7 @@ fn models_two_sleepers_two_notifiers() {
 
 /// Who succeeds at its second look, thanks to a change that notified nobody, must not keep the notice for the next.
 #[test]
-fn models_a_success_passes_a_later_notice_on() {
+fn models_success_passes_a_later_notification_on() {
     explore("two sleepers, two puts", 2, || {
         let world = World::new(0);
         let parts = (0..2).map(|me| (me, spawn(&world, me, None, move |world| world.sleep(me)))).collect();
@@ -224,19 +224,19 @@ fn models_a_success_passes_a_later_notice_on() {
 }
 
 #[test]
-fn models_a_sleeper_that_cancels_passes_its_notice_on() {
+fn models_cancelled_sleeper_passes_its_notification_on() {
     explore("cancel, two sleepers", 2, || act(&[(None, true), LIVES], &[None], 0));
 }
 
 #[test]
-fn models_a_sleeper_dies() {
+fn models_sleeper_that_dies_blocks_nobody() {
     for at in ["sleep.entered", "sleep.noticed", "sleep.unmarked"] {
         explore(at, 2, move || act(&[(Some(at), false), LIVES], &[None], 0));
     }
 }
 
 #[test]
-fn models_a_sleeper_dies_asleep() {
+fn models_sleeper_that_dies_asleep_blocks_nobody() {
     explore("dies asleep", 2, || {
         let world = World::new(0);
         let victim = spawn(&world, 0, Some("asleep"), |world| {
@@ -253,14 +253,14 @@ fn models_a_sleeper_dies_asleep() {
 }
 
 #[test]
-fn models_a_notifier_dies() {
+fn models_notifier_that_dies_loses_no_wake() {
     explore("notify.marked", 3, || act(&[LIVES], &[Some("notify.marked")], 0));
     explore("notify.marked, two sleepers", 1, || act(&[LIVES, LIVES], &[Some("notify.marked")], 0));
 }
 
 /// With two entries in a model, a third sleeper is in the crowd.
 #[test]
-fn models_a_crowd() {
+fn models_crowd_loses_no_wake() {
     let crowd = |putter: Option<&'static str>, sleeper: Option<&'static str>| {
         move || {
             let world = World::new(0);
@@ -282,7 +282,7 @@ fn models_a_crowd() {
 
 /// A dead entry is taken over by whoever needs it; who does so may die as well.
 #[test]
-fn models_the_dead_make_room() {
+fn models_entries_of_the_dead_are_reused() {
     let takes_over = |dies_at: Option<&'static str>| {
         move || {
             let world = World::new(0);

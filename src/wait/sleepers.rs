@@ -354,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn sleepers_are_notified_in_the_order_they_came_each_once() {
+    fn sleepers_are_notified_once_each_in_order_of_arrival() {
         let words = words();
         let sleepers = Sleepers::new(&words);
         let places: Vec<_> = [5, 3, 4].map(|slot| sleepers.join(sleeper(slot), 0, None, |_| true)).into();
@@ -367,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn one_sleeper_is_notified_by_name_and_once() {
+    fn notify_sleeper_notifies_one_by_name_and_once() {
         let words = words();
         let sleepers = Sleepers::new(&words);
         let places: Vec<_> = [5, 3, 4].map(|slot| sleepers.join(sleeper(slot), 0, None, |_| true)).into();
@@ -383,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sleeper_that_looked_in_vain_keeps_its_ticket() {
+    fn sleeper_that_tried_in_vain_keeps_its_ticket() {
         let words = words();
         let sleepers = Sleepers::new(&words);
         let first = sleepers.join(sleeper(1), 0, None, |_| true);
@@ -396,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn death_asleep_the_notifier_goes_on_to_the_next() {
+    fn notifier_passes_over_a_dead_sleeper() {
         let words = words();
         let sleepers = Sleepers::new(&words);
         for slot in [1, 2, 3] {
@@ -406,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn death_between_entry_and_mark_the_entry_is_reused() {
+    fn entry_of_a_death_before_its_mark_is_reused() {
         let words = words();
         let sleepers = Sleepers::new(&words);
         for index in 0..ENTRIES {
@@ -417,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn those_who_find_no_entry_are_woken_by_their_bells_at_the_next_notice() {
+    fn crowd_is_woken_by_doorbells_at_the_next_notification() {
         let words = words();
         let sleepers = Sleepers::new(&words);
         let places: Vec<_> =
@@ -428,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn marks_of_no_entry_are_nobody_and_do_not_last() {
+    fn impossible_marks_are_ignored_and_cleared() {
         for bit in 61..63 {
             let words = words();
             let sleepers = Sleepers::new(&words);
@@ -443,7 +443,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sleeper_whose_entry_or_mark_was_changed_finds_out_before_it_sleeps_again() {
+    fn changed_entry_or_mark_is_found_before_the_next_sleep() {
         let words = words();
         let sleepers = Sleepers::new(&words);
         let place = sleepers.join(sleeper(1), 0, None, |_| true);
@@ -455,7 +455,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_of_noise_do_not_keep_a_notifier() {
+    fn notifier_ends_among_entries_of_noise() {
         let words = words();
         words.iter().for_each(|word| word.store(0x7fff_ffff_ffff_ffff, Release));
         let sleepers = Sleepers::new(&words);
@@ -464,7 +464,7 @@ mod tests {
     }
 
     #[test]
-    fn cancel_tells_whether_a_notice_had_come() {
+    fn leave_returns_whether_a_notification_had_come() {
         let words = words();
         let sleepers = Sleepers::new(&words);
         let (first, second) =
