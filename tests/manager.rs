@@ -679,6 +679,23 @@ async fn a_handle_outlives_a_sender_that_is_killed_once_it_is_sent() {
     .await;
 }
 
+#[tokio::test]
+async fn a_handle_outlives_a_sender_that_is_killed_before_the_manager_has_taken_it_in() {
+    within(async {
+        let manager = Manager::start().await.unwrap();
+        let queue = Queue::unbounded().unwrap();
+        let list = manager.list::<u32>().await.unwrap();
+        list.push(1).await.unwrap();
+        stop(manager.pid());
+        let mut child = Process::spawn(pass_on_and_die, (list, queue.clone())).unwrap();
+        child.wait().await.unwrap();
+        go_on(manager.pid());
+        assert_eq!(queue.get().await.unwrap().to_vec().await.unwrap(), [1]);
+        manager.shutdown().await.unwrap();
+    })
+    .await;
+}
+
 async fn hold_many(list: ListProxy<ListProxy<u32>>, ready: Queue<usize>) {
     let lists = list.to_vec().await.unwrap();
     list.clear().await.unwrap();

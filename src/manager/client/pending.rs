@@ -1,9 +1,9 @@
 //! Pending calls: those that wait for an answer.
 
 use crate::error::{Error, Result};
-use crate::manager::wire::lock::lock;
 use crate::manager::wire::marshal::Kept;
 use crate::manager::wire::messages;
+use crate::os::sync::lock;
 use crate::wire::Sealed;
 use std::collections::HashMap;
 use std::future::poll_fn;

@@ -12,12 +12,12 @@
 use super::pending::PendingCalls;
 use crate::channel::{self, Inbox};
 use crate::error::{Error, ErrorKind, Result, SendError};
-use crate::manager::wire::lock::lock;
 use crate::manager::wire::messages::{self, Reader};
 use crate::manager::wire::outlet::Outlet;
 use crate::manager::wire::ready::{CLIENTS, ReadyMap};
 use crate::os::eventfd;
 use crate::os::socket::{self, Wait};
+use crate::os::sync::lock;
 use crate::shm::atomic::fence;
 use crate::wait::{WaitQueue, until_read};
 use crate::wire::{self, Fd, Sealed, frame};

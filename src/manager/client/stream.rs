@@ -2,7 +2,7 @@
 
 use super::pending::PendingCalls;
 use crate::connection::{ByteConnection, ByteSender};
-use crate::manager::wire::lock::lock;
+use crate::os::sync::lock;
 use crate::wire::Sealed;
 use futures_util::SinkExt;
 use std::future::poll_fn;

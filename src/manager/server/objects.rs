@@ -5,8 +5,8 @@
 //! that nobody outside leads to, are found by [`Objects::collect`].
 
 use crate::manager::wire::local::Lease;
-use crate::manager::wire::lock::lock;
 use crate::manager::wire::waiting::Settle;
+use crate::os::sync::lock;
 use crate::process::entry::survive;
 use std::any::Any;
 use std::cell::{Cell, RefCell};

@@ -1,7 +1,7 @@
 //! Threads that take over: from a leader that was left behind, or a call that is known to be slow.
 
 use super::state::{Helpers, LOOK, Server, Task};
-use crate::manager::wire::lock::lock;
+use crate::os::sync::lock;
 use crate::process::entry::survive;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;

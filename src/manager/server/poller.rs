@@ -22,10 +22,10 @@
 
 use crate::channel::{Inbox, Receiver, Sender};
 use crate::error::{Error, ErrorKind, Result};
-use crate::manager::wire::lock::lock;
 use crate::manager::wire::messages::Writer;
 use crate::manager::wire::outlet::Outlet;
 use crate::manager::wire::ready::{CLIENTS, ReadyMap};
+use crate::os::sync::lock;
 use crate::shm::atomic::fence;
 use crate::wire::Sealed;
 use std::collections::VecDeque;

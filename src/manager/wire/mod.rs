@@ -2,7 +2,6 @@
 
 pub(crate) mod greeting;
 pub(crate) mod local;
-pub(crate) mod lock;
 pub(crate) mod marshal;
 pub(crate) mod messages;
 pub(crate) mod method;
