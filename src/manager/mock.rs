@@ -67,7 +67,7 @@ impl Played {
         self.answers.send(answer.seal()).await.unwrap();
     }
 
-    /// The same, while `asking` is polled, which is not answered yet.
+    /// The kind and number of the next request, while `asking` is polled, which is not answered yet.
     pub(crate) async fn next_while(&mut self, asking: &mut (impl Future + Unpin)) -> (u8, u64) {
         tokio::select! {
             next = self.next() => next,

@@ -24,7 +24,7 @@ use crate::wire::{self, Fd, Sealed, frame};
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::pin;
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::task::Waker;
 use std::time::Duration;
@@ -40,12 +40,29 @@ pub(crate) struct Wire {
     /// What was told, until whoever has the pipe has sent it; or descriptors do not fit into the socket.
     unsent: Mutex<VecDeque<Sealed>>,
     room: Arc<WaitQueue>,
-    /// Those that wait for room are woken, all of them.
+    /// Those that wait for room are woken, all of them; and how many they are.
     has_room: Notify,
+    waiting: AtomicUsize,
     rx: Inbox<Sealed>,
     /// Where the manager is told that there is something in the pipe, by which bit; from its first message on.
     ready: OnceLock<(ReadyMap, u32)>,
     pub(crate) slots: PendingCalls,
+}
+
+/// Counts one that waits, until dropped.
+struct Waits<'a>(&'a AtomicUsize);
+
+impl<'a> Waits<'a> {
+    fn new(waiting: &'a AtomicUsize) -> Self {
+        waiting.fetch_add(1, SeqCst);
+        Self(waiting)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, SeqCst);
+    }
 }
 
 /// Has nobody wait longer at the door of a manager.
@@ -78,8 +95,9 @@ impl Wire {
         let outlet = Outlet::new(tx);
         let room = outlet.room().clone();
         let (outlet, unsent) = (Mutex::new(Some(outlet)), Mutex::default());
-        let (has_room, ready, slots) = (Notify::new(), OnceLock::new(), PendingCalls::default());
-        let wire = Arc::new(Self { outlet, unsent, room, has_room, rx, ready, slots });
+        let (has_room, waiting) = (Notify::new(), AtomicUsize::new(0));
+        let (ready, slots) = (OnceLock::new(), PendingCalls::default());
+        let wire = Arc::new(Self { outlet, unsent, room, has_room, waiting, rx, ready, slots });
         let (reader, sender) = (Arc::downgrade(&wire), Arc::downgrade(&wire));
         wire.room.set_reader(move || {
             if let Some(wire) = sender.upgrade() {
@@ -148,7 +166,8 @@ impl Wire {
     /// Reads, and has the reader come for what is still to be read and nobody looks for.
     pub(crate) fn read_for_sleepers(&self) {
         self.read();
-        let someone_sleeps = self.slots.has_sleepers();
+        // Who waits for room waits for answers, too, that nobody else need read: the manager takes no more before they are.
+        let someone_sleeps = self.slots.has_sleepers() || self.waiting.load(SeqCst) > 0;
         if someone_sleeps {
             // It fails outside a runtime, where those that have listened before go on.
             let _ = self.rx.line().arm();
@@ -172,6 +191,7 @@ impl Wire {
         if self.try_send(&mut request)? {
             return Ok(());
         }
+        let _waits = Waits::new(&self.waiting);
         loop {
             let mut noticed = pin!(self.has_room.notified());
             noticed.as_mut().enable();
@@ -181,6 +201,7 @@ impl Wire {
             if self.try_send(&mut request)? {
                 return Ok(());
             }
+            self.read_for_sleepers();
             noticed.await;
         }
     }
