@@ -67,6 +67,11 @@ impl Played {
         self.answers.send(answer.seal()).await.unwrap();
     }
 
+    /// How many answers the client has not read.
+    pub(crate) fn unread_answers(&self) -> usize {
+        self.answers.under_way()
+    }
+
     /// The kind and number of the next request, while `asking` is polled, which is not answered yet.
     pub(crate) async fn next_while(&mut self, asking: &mut (impl Future + Unpin)) -> (u8, u64) {
         tokio::select! {

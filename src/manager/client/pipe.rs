@@ -347,6 +347,31 @@ mod tests {
         }
     }
 
+    /// The manager takes no request of who does not read its answers.
+    #[tokio::test]
+    async fn who_waits_for_room_reads_answers_that_nobody_else_reads() {
+        let (link, mut manager) = linked();
+        let mut request = link.request(COUNT);
+        request.number(0);
+        let not_polled = link.send(request, 1, Brings::Values).await.unwrap();
+        fill(&link);
+        let mut waits = Box::pin(ask(&link));
+        assert!((&mut waits).now_or_never().is_none());
+        manager.answer(not_polled.id, |answer| answer.append_part(&7u64).unwrap()).await;
+        let read = async {
+            while manager.unread_answers() > 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        let read = async {
+            tokio::select! {
+                () = read => {}
+                _ = &mut waits => panic!("nobody has answered"),
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), read).await.unwrap();
+    }
+
     #[test]
     fn who_is_not_let_in_in_time_is_told() {
         let (door, _intake) = socket::packet_pair().unwrap();
