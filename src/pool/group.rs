@@ -10,7 +10,7 @@ use crate::process::entry::{self, IS_VALUE, Outcome};
 use crate::wire::{Attachment, Sealed};
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Waker};
@@ -264,7 +264,8 @@ enum Visited {
     #[default]
     None,
     One(usize),
-    Many(BTreeSet<usize>),
+    /// A bit for each seat.
+    Many(Vec<u64>),
 }
 
 #[derive(Default)]
@@ -290,7 +291,32 @@ pub(super) struct Items {
     visited: Visited,
 }
 
+impl Visited {
+    #[inline]
+    fn note(&mut self, seat: usize) {
+        match self {
+            Visited::None => *self = Visited::One(seat),
+            Visited::One(one) if *one == seat => {}
+            Visited::One(one) => {
+                let one = *one;
+                *self = Visited::Many(Vec::new());
+                [one, seat].into_iter().for_each(|seat| self.note(seat));
+            }
+            Visited::Many(words) => {
+                words.resize(words.len().max(seat / 64 + 1), 0);
+                words[seat / 64] |= 1 << (seat % 64);
+            }
+        }
+    }
+}
+
 impl Items {
+    /// An order of it goes to a worker at this seat.
+    #[inline]
+    pub(super) fn note_seat(&mut self, seat: usize) {
+        self.visited.note(seat);
+    }
+
     pub(super) fn has_pending(&self) -> bool {
         !self.pending.is_empty()
     }
@@ -361,23 +387,14 @@ impl Group {
         self.pace.get_or_init(pace);
     }
 
-    /// An order of it goes to a worker at this seat.
-    pub(super) fn note_seat(&self, seat: usize) {
-        let visited = &mut self.items().visited;
-        match visited {
-            Visited::None => *visited = Visited::One(seat),
-            Visited::One(one) if *one == seat => {}
-            Visited::One(one) => *visited = Visited::Many([*one, seat].into()),
-            Visited::Many(seats) => _ = seats.insert(seat),
-        }
-    }
-
     /// Where its orders may be.
     pub(super) fn seats(&self) -> Vec<usize> {
         match &self.items().visited {
             Visited::None => Vec::new(),
             Visited::One(seat) => vec![*seat],
-            Visited::Many(seats) => seats.iter().copied().collect(),
+            Visited::Many(words) => {
+                (0..64 * words.len()).filter(|seat| words[seat / 64] >> (seat % 64) & 1 != 0).collect()
+            }
         }
     }
 

@@ -90,9 +90,10 @@ impl Scheduler {
         }
     }
 
-    /// The next chunk of the first group of a queue, and whether it has more.
-    pub(super) fn next_chunk(&mut self, group: &Group) -> (Option<Chunk>, bool) {
+    /// The next chunk of the first group of a queue, for the worker at `seat` if it has one, and whether it has more.
+    pub(super) fn next_chunk(&mut self, group: &Group, seat: Option<usize>) -> (Option<Chunk>, bool) {
         let mut items = group.items();
+        seat.into_iter().for_each(|seat| items.note_seat(seat));
         let chunk = items.pending.pop_front();
         items.is_queued = items.has_pending();
         let has_more = items.is_queued;
@@ -119,7 +120,7 @@ impl Scheduler {
             if !worker.takes(len) {
                 continue;
             }
-            let (chunk, has_more) = self.next_chunk(&group);
+            let (chunk, has_more) = self.next_chunk(&group, Some(seat));
             // Calls take turns.
             if !has_more || self.queue.len() > 1 {
                 self.queue.pop_front();
@@ -174,7 +175,7 @@ impl Scheduler {
         if !self.seats.worker(seat).is_some_and(|worker| worker.takes(len)) {
             return;
         }
-        let (chunk, has_more) = self.next_chunk(&group);
+        let (chunk, has_more) = self.next_chunk(&group, Some(seat));
         if let Some(queue) = self.queue_of(&group) {
             queue.pop_front();
             if has_more {
@@ -217,7 +218,6 @@ impl Scheduler {
                 let (done, end, is_quiet, is_brief) = (0, chunk.count, group.is_bulk(), group.is_brief());
                 let (begun, unnoted, since) = (None, None, now);
                 let group_there = group.clone();
-                group.note_seat(seat);
                 worker.running.push_back(Running {
                     group: group_there,
                     chunk,

@@ -552,7 +552,7 @@ impl Scheduler {
     pub(super) fn take_order(&mut self) -> Option<(Arc<Group>, Chunk)> {
         loop {
             let group = self.queue.pop_front()?;
-            let (chunk, has_more) = self.next_chunk(&group);
+            let (chunk, has_more) = self.next_chunk(&group, None);
             // Calls take turns.
             if has_more {
                 self.queue.push_back(group.clone());
