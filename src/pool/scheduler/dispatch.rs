@@ -9,7 +9,8 @@
 //!
 //! More workers than CPUs do not get through brief items faster, and each that is woken costs as much as several of them.
 //! If those that are awake do not get on (an item is long after all, or another program has their CPUs), twice as many are
-//! woken each 2 ms, and what they have not begun goes to others.
+//! woken each 2 ms, and what they have not begun goes to others. If none of the workers is idle and the pool may have more,
+//! more are started for that.
 
 use super::queue::Queue;
 use super::worker::{Phase, Running, Worker};
@@ -147,7 +148,7 @@ impl Scheduler {
         }
         let busy = if idle.is_none() && is_soon_over { lowest(&index.open) } else { None };
         if idle.is_none() {
-            self.call_in(effects);
+            self.call_in(self.waiting_chunks, effects);
         }
         idle.or(busy)
     }
@@ -328,18 +329,21 @@ impl Scheduler {
         }
     }
 
-    /// Sees to it that nobody idles for long while another has what it has not begun.
+    /// Sees to it that nobody idles for long while another has what it has not begun, and that more workers come for that
+    /// if there may be more.
     pub(super) fn plan_to_share(&mut self, effects: &mut Effects) {
         if self.is_share_planned {
             return;
         }
         self.seats.update();
         let index = self.seats.index();
-        let while_ = match index.open[0].is_empty() {
-            true => return,
-            false if !index.behind.is_empty() || !self.queue.is_empty() => SHARE_AFTER,
-            false if !index.unbegun.is_empty() => TAKE_OVER_AFTER,
-            false => return,
+        let has_idle = !index.open[0].is_empty();
+        let may_come = !has_idle && index.coming.is_empty() && self.may_call_in(effects);
+        let while_ = match has_idle {
+            true if !index.behind.is_empty() || !self.queue.is_empty() => SHARE_AFTER,
+            true if !index.unbegun.is_empty() => TAKE_OVER_AFTER,
+            false if may_come && !index.behind.is_empty() => SHARE_AFTER,
+            _ => return,
         };
         self.is_share_planned = true;
         let at = effects.now() + while_;
@@ -362,6 +366,12 @@ impl Scheduler {
             self.seats.worker(seat).into_iter().for_each(|worker| worker.is_lagging = true);
         }
         slow.retain(|seat| self.seats.worker(*seat).is_some_and(|worker| worker.is_slow(now)));
+        if idle == 0 {
+            // Once more workers are there they get a part of what lies behind.
+            let behind = |seat: &usize| self.seats.get(*seat).map_or(0, Worker::orders_behind);
+            let chunks = slow.iter().map(behind).sum::<usize>() + self.waiting_chunks;
+            self.call_in(chunks, effects);
+        }
         for seat in slow.into_iter().filter(|_| idle > 0) {
             // Before it is taken back: what the worker gives up after that is a sign of life.
             let Some(given_up) = self.seats.get(seat).map(|worker| worker.lane.given_up()) else {
@@ -403,6 +413,11 @@ impl Worker {
     pub(super) fn has_more(&self) -> bool {
         let mut unbegun = self.running.iter().enumerate();
         unbegun.any(|(at, running)| running.end > running.done + u32::from(at == 0))
+    }
+
+    /// How many orders others might be given in its stead.
+    fn orders_behind(&self) -> usize {
+        if self.has_more() { (self.running.len() - 1).max(1) } else { 0 }
     }
 
     /// Whether it is not known to have begun what it is at.

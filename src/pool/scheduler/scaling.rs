@@ -17,19 +17,22 @@ impl Scheduler {
         }
     }
 
-    /// Has more workers come, if there may be more; they all come at once if that many are wanted.
-    pub(super) fn call_in(&mut self, effects: &mut Effects) {
-        let most = *self.workers.end();
-        if *self.workers.start() == most || !self.needs_workers(effects) {
-            return;
-        }
-        self.seats.update();
-        let index = self.seats.index();
+    /// Whether more workers may come than there are. The seats were updated.
+    pub(super) fn may_call_in(&self, effects: &Effects) -> bool {
         // Seats above the most are of workers that are on their way out.
-        if index.taken.len() >= self.seats.len() {
+        *self.workers.start() < *self.workers.end()
+            && self.seats.index().taken.len() < self.seats.len()
+            && self.needs_workers(effects)
+    }
+
+    /// Has more workers come for so many chunks, if there may be more; they all come at once if that many are wanted.
+    pub(super) fn call_in(&mut self, chunks: usize, effects: &mut Effects) {
+        self.seats.update();
+        if !self.may_call_in(effects) {
             return;
         }
-        let wanted = self.waiting_chunks.saturating_sub(index.coming.len());
+        let most = *self.workers.end();
+        let wanted = chunks.saturating_sub(self.seats.index().coming.len());
         if wanted == 0 {
             return;
         }

@@ -354,6 +354,27 @@ fn run(few: usize, acts: impl Iterator<Item = Act>) {
 }
 
 #[test]
+fn more_workers_are_called_in_when_brief_items_turn_out_long() {
+    let mut world = World::new(0);
+    world.act(Act::Resize(1, 1));
+    world.time(0);
+    world.act(Act::Resize(1, SEATS));
+    assert!(world.played[1..].iter().all(Option::is_none), "one worker");
+    // One order each, all of which the one worker takes; whoever begins one does not get on.
+    world.submit(DEPTH as u32, 1, true, Options::default());
+    for _ in 0..8 {
+        for played in world.played.iter_mut().flatten().filter(|played| played.order.is_none()) {
+            let _ = played.step() && played.step();
+        }
+        world.time(3);
+    }
+    assert!(world.played.iter().all(Option::is_some), "three wait behind the long one, and two may come");
+    let orders = |(_, worker): (usize, &Worker)| worker.running.len();
+    assert!(world.scheduler.seats.workers().map(orders).min() > Some(0), "they have their parts");
+    world.finish();
+}
+
+#[test]
 fn short_sequences_of_events_settle_every_item_once_in_every_order() {
     let acts =
         [Act::Deadline, Act::Brief, Act::Step(0), Act::Collect, Act::Die(0), Act::Time(3), Act::Cancel, Act::Checkout];
