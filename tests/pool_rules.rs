@@ -1581,6 +1581,32 @@ async fn a_call_that_waits_for_room_and_is_dropped_leaves_its_place_to_the_next(
 }
 
 #[tokio::test]
+async fn a_call_that_is_cancelled_while_it_waits_for_room_never_runs_and_leaves_its_place() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let gate = Gate::new("max_waiting_cancelled");
+    let (pool, busy) = bounded(1, &gate).await?;
+    let waiting = pool.try_apply(square, (1,))?;
+    let ran = Queue::unbounded()?;
+    let says = |ran: Queue<u32>| ran.blocking_put(1).expect("put");
+    let not_in_line = pool.apply_async(says, (ran.clone(),));
+    let mut in_line = pool.apply_async(says, (ran.clone(),));
+    assert!(futures::poll!(&mut in_line).is_pending());
+    not_in_line.cancel();
+    in_line.cancel();
+    gate.open();
+    within(busy).await?;
+    within(waiting).await?;
+    assert_eq!(within(pool.apply(square, (2,))).await?, 4, "nobody is before it, though the others were not dropped");
+    for cancelled in [not_in_line, in_line] {
+        assert_eq!(within(cancelled).await.unwrap_err().kind(), ErrorKind::Cancelled);
+    }
+    // What the one worker was given before this has run by now.
+    assert_eq!(within(pool.apply(square, (3,))).await?, 9);
+    assert!(ran.try_get().is_err(), "a cancelled call ran");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_map_hands_in_no_more_items_than_may_wait_and_all_get_done() -> mp::Result<()> {
     let _deadline = Deadline::start();
     assert!(Pool::builder().workers(1).max_waiting(0).build().is_err());

@@ -98,6 +98,10 @@ impl Flight {
         if self.group.options.progress.is_some() {
             self.began.get_or_insert_with(Instant::now);
         }
+        if self.pool.shared().config.max_waiting.is_some() && self.group.items().is_cancelled {
+            // It was cancelled before there was room for it.
+            return self.end();
+        }
         let workers = if self.group.is_brief() { self.workers.1 } else { self.workers.0 };
         let mut chunks = Vec::new();
         while let Some((feed, _)) = &mut self.feed {
@@ -267,6 +271,14 @@ impl Flight {
     /// Whether its source has something that was not handed in.
     pub(super) fn is_held_back(&self) -> bool {
         self.feed.is_some()
+    }
+
+    /// Nobody waits for it any more: what runs is stopped, and what was not handed in never is.
+    pub(super) fn cancel(&self) {
+        self.pool.shared().cancel(&self.group);
+        if let Some(place) = self.place {
+            self.pool.shared().leave_line(place);
+        }
     }
 
     /// Lets go of what was handed in.

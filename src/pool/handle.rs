@@ -1,7 +1,7 @@
 //! What a caller awaits. Encoding and decoding happen here, in the caller's task.
 
 use super::feed::Feed;
-use super::flight::{Flight, Stage, Target, Ticket};
+use super::flight::{Stage, Target, Ticket};
 use super::group::{Block, Options};
 use super::pool::Handle;
 use super::scheduler::stranded;
@@ -227,12 +227,12 @@ impl<R> AsyncResult<R> {
     /// Cancels the call: if it has not begun it never does; if it runs its worker is stopped and replaced. The
     /// result is then of kind `Cancelled`, unless it was there already.
     pub fn cancel(&self) {
-        if let Stage::Flying(Flight { pool, group, .. }) = &self.stage
-            && !group.has_done()
+        if let Stage::Flying(flight) = &self.stage
+            && !flight.group.has_done()
         {
-            pool.shared().cancel(group);
+            flight.cancel();
             // From here on nothing is delivered any more; what came before counts.
-            group.settle_cancelled();
+            flight.group.settle_cancelled();
         }
     }
 }
