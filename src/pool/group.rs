@@ -11,6 +11,7 @@ use crate::wire::{Attachment, Sealed};
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Waker};
@@ -117,18 +118,34 @@ impl Chunk {
 
     /// The items from `from` on, before `to`, as a chunk of their own.
     pub(super) fn part(&self, from: u32, to: u32) -> Self {
-        let skip = |mut at: usize, items: u32| {
-            for _ in 0..items {
-                at += spsc::first(self.bytes().get(at..).unwrap_or_default()).map_or(0, |(_, _, len)| len);
-            }
-            at
+        let start = self.skip(0, from);
+        self.cut((from, to), start..self.skip(start, to - from))
+    }
+
+    /// The same in chunks of `size` items; each item is looked at once.
+    pub(super) fn parts(&self, from: u32, to: u32, size: u32) -> Vec<Self> {
+        let mut start = self.skip(0, from);
+        let next = |first: u32| {
+            let last = first.saturating_add(size).min(to);
+            let end = self.skip(start, last - first);
+            self.cut((first, last), std::mem::replace(&mut start, end)..end)
         };
-        let start = skip(0, from);
-        let end = skip(start, to - from);
+        (from..to).step_by(size.max(1) as usize).map(next).collect()
+    }
+
+    /// Where so many items that begin at `at` of the body end.
+    fn skip(&self, mut at: usize, items: u32) -> usize {
+        for _ in 0..items {
+            at += spsc::first(self.bytes().get(at..).unwrap_or_default()).map_or(0, |(_, _, len)| len);
+        }
+        at
+    }
+
+    fn cut(&self, (from, to): (u32, u32), bytes: Range<usize>) -> Self {
         // What went through a pipe is shared, not copied.
         let (body, sent) = match &self.sent {
-            Some(sent) => (Vec::new(), Some(sent.slice(start..end))),
-            None => (self.body[start..end].to_vec(), None),
+            Some(sent) => (Vec::new(), Some(sent.slice(bytes))),
+            None => (self.body[bytes].to_vec(), None),
         };
         let attachments = self.attachments.clone();
         let first = self.first + u64::from(from);
@@ -558,6 +575,26 @@ impl Group {
 mod tests {
     use super::*;
     use crate::channel::{self, lane};
+
+    #[test]
+    fn a_chunk_of_most_items_for_most_workers_is_split_in_one_walk() {
+        let mut chunk = Chunk::new(5);
+        for item in 0..lane::MOST_ITEMS as u32 {
+            spsc::append_record(&mut chunk.body, &item.to_ne_bytes()).unwrap();
+            chunk.count += 1;
+        }
+        let took = |_| {
+            let began = Instant::now();
+            let parts = chunk.parts(1, chunk.count, 8);
+            let took = began.elapsed();
+            assert_eq!(parts.iter().map(|part| part.count).sum::<u32>(), chunk.count - 1);
+            assert_eq!((parts[1].first, parts[1].count, parts[1].bytes()), (14, 8, chunk.part(9, 17).bytes()));
+            assert_eq!(parts.last().unwrap().count, 7);
+            took
+        };
+        let took = (0..3).map(took).min().unwrap();
+        assert!(took < Duration::from_millis(200), "{took:?}: a walk for each part takes seconds");
+    }
 
     /// A result is large, and is announced between the look for one and the cancellation.
     #[test]

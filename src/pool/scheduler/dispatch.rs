@@ -313,8 +313,7 @@ impl Scheduler {
             }
             worker.given -= (running.end - claim.end) as usize;
             let size = (running.end - claim.end).div_ceil(pieces.max(1));
-            let starts = (claim.end..running.end).step_by(size as usize);
-            let parts: Vec<_> = starts.map(|from| running.chunk.part(from, (from + size).min(running.end))).collect();
+            let parts = running.chunk.parts(claim.end, running.end, size);
             back.push((running.group.clone(), parts));
             running.end = claim.end;
         }
