@@ -359,7 +359,8 @@ impl PoolBuilder {
     /// are awaited; `map` and `imap` take no more from their source; and [`try_apply`](crate::Pool::try_apply) fails at once.
     /// An item that waits for room has not been handed in: dropping its future forgets it, that of `apply_async` included,
     /// and a [`queue_timeout`](crate::Call::queue_timeout) does not count yet. Chunks have no more items than may wait. The calls
-    /// of a [`Checkout`](crate::Checkout) and items that are tried again are not held back.
+    /// of a [`Checkout`](crate::Checkout) and items that are tried again are not held back. A future that has waited for room and
+    /// is kept without being polled any more keeps its place: drop it.
     ///
     /// ```
     /// use multiprocess::{self as mp, ErrorKind, Pool};

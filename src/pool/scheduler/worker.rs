@@ -138,7 +138,8 @@ impl Worker {
     /// Ends it; `doom` is what to tell about the item that it is at.
     pub(super) fn kill(&mut self, doom: Option<Error>) {
         self.phase = Phase::Doomed;
-        self.doom = doom;
+        // The first reason is the one that its item is told.
+        self.doom = self.doom.take().or(doom);
         self.control.kill();
     }
 
