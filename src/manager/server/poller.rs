@@ -143,9 +143,9 @@ impl<C: Admits> Poller<C> {
     /// The same before a sleep: if there is nothing, `changed` is notified once there is.
     pub(crate) fn sleep(&self) -> Option<(Open<C>, Result<Sealed>)> {
         let state = &mut *lock(&self.state);
-        // It fails only where this process has no place in its family, and then nothing works.
         if let Err(error) = self.map.line.arm() {
-            tracing::warn!(%error, "the clients of a manager cannot wake it");
+            tracing::warn!(%error, "the clients of a manager cannot wake it yet; it looks again");
+            self.changed.notify_one();
         }
         state.is_asleep = true;
         let found = self.look(state);
