@@ -23,8 +23,8 @@
 //! 3. The write end of the lifeline is close-on-exec and never sent, so it closes exactly when this process ends.
 //!
 //! # Death
-//! A spare dies, is signalled, or has waited too long: it cannot be told, and the next one is. One that was told and is
-//! killed before it has read that is a child that died. The server dies before it answers: the report socket tells which
+//! A spare dies, is signalled, or has waited too long: it cannot be told, or gets no word to begin, and the next one is told.
+//! One that is killed after that word is a child that died. The server dies before it answers: the report socket tells which
 //! ([`Report::Born`], or hung up). This process dies: the server sees the connection hang up, and the lifeline of the
 //! children and the spares closes.
 //!
@@ -751,15 +751,18 @@ impl Connection {
         self.spares.learn(self.spares.coming > 0 && socket::is_readable_within(socket, Duration::ZERO));
         if is_new || directory.is_some() {
             self.spares.renew();
-        } else if start.start_method == StartMethod::ForkServer
-            && let Some((pid, pidfd, report)) = self.tell_spare(&order, inline, &fds).map_err(failed)?
-        {
-            match self.rights_and_attributes().map_err(failed)? {
-                Err(others) => return Ok(Ordered::Elsewhere(others)),
-                Ok(attributes) => let_begin(&report, &attributes).map_err(failed)?,
+        } else if start.start_method == StartMethod::ForkServer {
+            while let Some((pid, pidfd, report)) = self.tell_spare(&order, inline, &fds).map_err(failed)? {
+                let attributes = match self.rights_and_attributes().map_err(failed)? {
+                    Err(others) => return Ok(Ordered::Elsewhere(others)),
+                    Ok(attributes) => attributes,
+                };
+                // One that was killed, or had waited too long when the order came, has not begun.
+                if let_begin(&report, &attributes).map_err(failed)? {
+                    self.ask_for_spares();
+                    return Ok(Ordered::Started(self.started(start, Born { pid, tells_exit: false }, pidfd, report)));
+                }
             }
-            self.ask_for_spares();
-            return Ok(Ordered::Started(self.started(start, Born { pid, tells_exit: false }, pidfd, report)));
         }
         let (report, theirs) = socket_pair()?;
         // Opened here, where /proc is warm, rather than in the child.
@@ -801,6 +804,7 @@ impl Connection {
                 }
             }
         };
+        // If it has ended, whoever waits for it learns that.
         let_begin(&report, &attributes).map_err(failed)?;
         if is_new {
             self.environment = Some(environment);
@@ -948,13 +952,12 @@ impl Connection {
 }
 
 /// Gives a child that has its order the word to begin. One that gets none, because this process lets go of `report`, ends without
-/// having begun.
-fn let_begin(report: &OwnedFd, attributes: &Option<Attributes>) -> io::Result<()> {
+/// having begun; false if it has ended already.
+fn let_begin(report: &OwnedFd, attributes: &Option<Attributes>) -> io::Result<bool> {
     let word = attributes.as_ref().map(wire::to_bytes).transpose()?;
     match frame::send(report.as_fd(), &[&word.unwrap_or_default()], &[], Wait::Yes) {
-        // Nobody there: a child that has died. Who waits finds out.
-        Err(error) if !is_gone(&error) => Err(error),
-        _ => Ok(()),
+        Err(error) if is_gone(&error) => Ok(false),
+        sent => sent.map(|()| true),
     }
 }
 
