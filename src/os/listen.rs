@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::time::Duration;
 
 /// As many as the kernel allows (net.core.somaxconn).
 const BACKLOG: i32 = 4096;
@@ -94,12 +95,15 @@ fn is_stale(path: &Path, stat: &Stat) -> io::Result<bool> {
     Ok(answer == Err(Errno::CONNREFUSED))
 }
 
-/// Holds the directory for as long as the result lives; gives up at once if another does.
+/// Holds the directory for as long as the result lives. Whoever holds it replaces some file there, which takes microseconds;
+/// after 20 ms it is somebody else's lock, and this gives up.
 fn lock(directory: &Path) -> io::Result<OwnedFd> {
     let directory = rustix::fs::open(directory, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
-        Errno::WOULDBLOCK => Errno::ADDRINUSE,
-        error => error,
-    })?;
-    Ok(directory)
+    for _ in 0..20 {
+        match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => std::thread::sleep(Duration::from_millis(1)),
+            locked => return Ok(locked.map(|()| directory)?),
+        }
+    }
+    Err(Errno::ADDRINUSE.into())
 }
