@@ -41,6 +41,7 @@ const SCENARIOS: &[Scenario] = scenarios! {
     what_was_preloaded_is_locked_by_children_each_as_itself
     a_preload_that_panics_is_an_error
     environment_directory_and_streams_are_those_at_the_spawn
+    a_spawn_that_fails_changes_no_later_child
     rt_01_nothing_is_left_behind
     proc_21_handles_and_children_leave_no_descriptor
     spare_children_are_like_their_parent_at_the_spawn
@@ -665,6 +666,30 @@ fn a_preload_that_panics_is_an_error() {
     let error = Process::spawn(add, (1, 2)).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Spawn);
     assert!(error.to_string().contains("no model here"), "{error}");
+}
+
+fn a_spawn_that_fails_changes_no_later_child() {
+    fn look() -> (Option<String>, PathBuf) {
+        (std::env::var("ONE").ok(), std::env::current_dir().unwrap())
+    }
+    // SAFETY: this process has one thread.
+    let set = |value| unsafe { std::env::set_var("ONE", value) };
+    block_on(async {
+        let before = (Some("before".to_string()), PathBuf::from("/proc"));
+        set("before");
+        std::env::set_current_dir("/proc").unwrap();
+        assert_eq!(Process::spawn(look, ()).unwrap().await.unwrap(), before);
+        set("meanwhile");
+        std::env::set_current_dir("/proc/sys").unwrap();
+        // No exec takes a variable of that length, and the fork server finds that out when it has the order.
+        let builder = Process::builder().start_method(StartMethod::Spawn).env("LONG", "x".repeat(4 << 20));
+        assert_eq!(builder.spawn(look, ()).unwrap_err().kind(), ErrorKind::Spawn);
+        set("before");
+        std::env::set_current_dir("/proc").unwrap();
+        for _ in 0..5 {
+            assert_eq!(Process::spawn(look, ()).unwrap().await.unwrap(), before);
+        }
+    });
 }
 
 fn environment_directory_and_streams_are_those_at_the_spawn() {

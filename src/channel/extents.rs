@@ -158,7 +158,7 @@ impl Extents {
         Ok(self.live(offset))
     }
 
-    /// Reserves a part of a new extent, `len` bytes from `at` on of what is for records, and maps it.
+    /// Reserves and maps a part of a new extent: `len` bytes of the space for records, from `at` on.
     pub(super) fn prepare(&self, name: u64, extent: &Extent, at: u64, len: u64) -> io::Result<()> {
         self.region.reserve_more((name & OFFSET_MASK) + segment::HEAD_LEN + at, len)?;
         extent.map.populate_part((segment::HEAD_LEN + at) as usize, len as usize);

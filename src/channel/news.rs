@@ -134,7 +134,7 @@ pub(super) fn mark(word: &AtomicU64, bit: u64) {
 }
 
 /// The same after a SeqCst read-modify-write that came after the change, so that a mark which is there need not be set
-/// again: whoever takes it away sees the change. The model checker knows only fences.
+/// again: the process that takes it away sees the change. The model checker knows only fences.
 #[inline]
 fn mark_after_rmw(word: &AtomicU64, bit: u64) {
     #[cfg(multiprocess_loom)]

@@ -176,7 +176,7 @@ impl<T: Item> Sender<T> {
         self.half.link.try_put_blindly(value).map_err(|(error, value)| SendError::new(error, value))
     }
 
-    /// This end for somebody who has an eye on how much is under way, and sends beyond the pipe's limit what must not wait.
+    /// This end for a sender that counts what is under way itself, and may exceed the limit of the pipe with messages that must not wait.
     pub(crate) fn beyond_limit(mut self) -> Self {
         // Nobody else has it yet: it comes from a message, or was just made.
         Arc::get_mut(&mut self.half.link).iter_mut().for_each(|link| link.ignore_byte_limit());
@@ -188,7 +188,7 @@ impl<T: Item> Sender<T> {
         self.half.link.len()
     }
 
-    /// Who waits for something to receive, at the other end.
+    /// The waiters for a message at the other end.
     pub(crate) fn items(&self) -> &Arc<WaitQueue> {
         self.half.link.lines()[1]
     }
@@ -305,7 +305,7 @@ impl<T: Item> Inbox<T> {
         self.line().listen()
     }
 
-    /// Who waits for something to receive.
+    /// The waiters for a message.
     pub(crate) fn line(&self) -> &Arc<WaitQueue> {
         self.0.link.lines()[1]
     }

@@ -32,9 +32,9 @@
 //! |---|---|---|
 //! | putting, before `tail` | nothing; descriptors sent ahead are orphans | the taker of the next descriptors drops them by number |
 //! | getting, before `head` | the record, still there, perhaps without its descriptors | the next taker: an error if they are gone |
-//! | growing, before `next` | an extent in use that is in no chain, perhaps without all its memory | who takes the latch over ([`Ring::repair`]), or, if the other side is at work then, the next that can |
+//! | growing, before `next` | an extent in use that is in no chain, perhaps without all its memory | the process that takes the latch over ([`Ring::repair`]), or the next one if the other side is at work then |
 //! | growing, after `next` | `PUT_SEGMENT` lags | the next putter |
-//! | leaving, after `GET_SEGMENT` | an extent in use that is in no chain | who takes the latch over |
+//! | leaving, after `GET_SEGMENT` | an extent in use that is in no chain | the process that takes the latch over |
 //!
 //! # Cancel
 //! No move awaits: a dropped future has moved nothing, or everything.
@@ -408,9 +408,13 @@ impl Ring {
             let prepare = |at, len| self.extents.prepare(name, &extent, at, len);
             spend(&extent.segment(), Mark::default(), record, payload, prepare)?;
             fault::point("put.written");
-            self.link(side, &old, name, tail.count)
+            // It took long, and a close that waits for a putter gives up after a while.
+            if self.check_closed()? { Ok(None) } else { self.link(side, &old, name, tail.count).map(Some) }
         };
-        let tail = fill().inspect_err(|_| self.extents.retire(name))?;
+        let Some(tail) = fill().inspect_err(|_| self.extents.retire(name))? else {
+            self.extents.retire(name);
+            return Ok(Push::Closed);
+        };
         side.segment()?.publish(tail, record);
         fault::point("put.published");
         Ok(Push::Done)
@@ -678,13 +682,13 @@ impl Ring {
         self.word(word::REPAIR).store(1, Release);
         other.try_take(me, self.family).is_some() && {
             self.repair();
-            self.word(word::REPAIR).store(0, Release);
             other.release()
         }
     }
 
-    /// Gives back every extent that a death left in use and in no chain. Under both latches.
+    /// Gives back every extent that a death left in use and in no chain, or owes that still. Under both latches.
     fn repair(&self) {
+        self.word(word::REPAIR).store(1, Release);
         let mut chain = Vec::new();
         let mut name = self.word(word::GET_SEGMENT).load(Acquire);
         while name != 0 && chain.len() < extents::MOST {
@@ -694,6 +698,7 @@ impl Ring {
             name = extent.segment().next();
         }
         self.extents.free_all_but(&chain);
+        self.word(word::REPAIR).store(0, Release);
     }
 
     /// Lets no further record in. Waits only for a putter at work, and not for ever.
@@ -820,7 +825,6 @@ mod tests {
         }
     }
 
-    /// What is to become of the bytes is for who gives them.
     #[test]
     fn payloads_that_are_spent_arrive_whole_in_new_segments_and_in_old_ones() {
         let ring = ring(0, 0);

@@ -163,7 +163,7 @@ impl Connect {
     async fn to_file(&self, path: &Path) -> io::Result<UnixStream> {
         let file = listen::file_at(path, self.owner)?;
         match unix(format!("/proc/self/fd/{}", file.as_raw_fd()).as_ref()).await {
-            // No /proc here. What has the name by now may be another's socket, which only the kernel can tell.
+            // Without /proc the name may lead to another user's socket by now; only the kernel can tell.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let stream = unix(path).await?;
                 self.check_user(&stream)?;

@@ -87,9 +87,6 @@ impl Shared {
         self.out.store(scheduler.leave(&mut effects), Release);
         drop(scheduler);
         effects.ears.iter().for_each(|ear| ear.pass_on());
-        for (worker, timeout) in effects.late {
-            tracing::warn!(%worker, ?timeout, "a worker that was to end did not; it was killed");
-        }
         if effects.nudge {
             self.nudge.notify_one();
         }
@@ -98,6 +95,10 @@ impl Shared {
         // Large orders last of all, as they take their time.
         for outbox in &effects.outboxes {
             outbox.send().iter().for_each(|unsent| self.not_sent(outbox, unsent));
+        }
+        // It runs code of a subscriber, whose panic must not keep the rest from being done.
+        for (worker, timeout) in effects.late {
+            tracing::warn!(%worker, ?timeout, "a worker that was to end did not; it was killed");
         }
     }
 

@@ -62,8 +62,8 @@ pub(super) fn after_fork(
         let mut has_come = socket::is_readable_within_open_to_signals(socket.as_fd(), SPARE_TIME, watch);
         drop(stops);
         if !has_come {
-            // It is too late, or a signal has come that would have ended it. From here on no order can come; one that came
-            // just before is done, and the signal is for what it orders.
+            // It is too late, or a signal has come that would have ended it. From here on neither an order can come nor the
+            // word to begin. If both came just before, the order is done, and the signal is for what it orders.
             socket::refuse_more(socket.as_fd());
             has_come = socket::is_readable_within(socket.as_fd(), Duration::ZERO);
         }
@@ -89,8 +89,8 @@ pub(super) fn after_fork(
     live(order, bytes, fds, tie, told.and(moved).map_err(Error::from), Exit::Forked)
 }
 
-/// Ends a spare child that could not get ready. From here on its starter finds it gone, and has the order done in another way;
-/// if the order has come already, the starter hears why nothing comes of it.
+/// Ends a spare child that could not get ready. From here on its starter finds it gone, and has the order done in another way,
+/// also if it has sent the order already but not the word to begin.
 fn give_up(socket: BorrowedFd<'_>, error: io::Error) -> ! {
     socket::refuse_more(socket);
     refuse(socket, error)

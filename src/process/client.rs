@@ -768,6 +768,13 @@ impl Connection {
         // Opened here, where /proc is warm, rather than in the child.
         let tie = reopened_lifeline().map_err(failed)?;
         fds.splice(..0, [theirs.as_fd(), tie.as_fd()]);
+        // The server takes note of these before it forks, which may fail: until it has answered, nobody knows what it has.
+        if is_new {
+            self.environment = None;
+        }
+        if directory.is_some() {
+            self.directory = None;
+        }
         self.number += 1;
         let request = Request::Child { number: self.number };
         let tail = [&order.to_bytes().map_err(failed)?, inline].concat();

@@ -141,7 +141,7 @@ impl Link {
 
     fn cause(&self) -> Option<Cause> {
         let process = self.process.get()?.upgrade()?;
-        // Whoever has it ends the manager.
+        // A process that holds this end can end the manager.
         let process = process.try_lock().ok()?;
         process.as_ref()?.cause()
     }

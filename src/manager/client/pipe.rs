@@ -1,7 +1,7 @@
 //! The pipes of a process to a manager of its own machine.
 //!
 //! A call is begun when the pipe has room for it. One that waits for room has sent nothing, and holds nobody up: all who wait
-//! are woken, and whoever is polled tries. What must not wait, such as the release of a handle, is sent beyond the limit.
+//! are woken, and each that is polled tries. A message that must not wait, such as the release of a handle, may exceed the limit.
 //!
 //! Memory of a pipe that is found damaged ends the connection: those who wait are told so, and nothing is tried again. So does a
 //! lack of memory for what must be told: the manager then lets go of all that this process holds.
