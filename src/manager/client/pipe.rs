@@ -11,7 +11,7 @@
 
 use super::pending::PendingCalls;
 use crate::channel::{self, Inbox};
-use crate::error::{Error, ErrorKind, Result, SendError};
+use crate::error::{Error, ErrorKind, Result};
 use crate::manager::wire::messages::{self, Reader};
 use crate::manager::wire::outlet::Outlet;
 use crate::manager::wire::ready::{CLIENTS, ReadyMap};
@@ -24,8 +24,8 @@ use crate::wire::{self, Fd, Sealed, frame};
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::pin;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, TryLockError};
 use std::task::Waker;
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -40,6 +40,8 @@ pub(crate) struct Wire {
     /// What was told, until whoever has the pipe has sent it; or descriptors do not fit into the socket.
     unsent: Mutex<VecDeque<Sealed>>,
     room: Arc<WaitQueue>,
+    /// How often room was told.
+    rooms: AtomicU64,
     /// Those that wait for room are woken, all of them; and how many they are.
     has_room: Notify,
     waiting: AtomicUsize,
@@ -70,6 +72,26 @@ pub(crate) fn limit_waiting(door: &OwnedFd, time: Duration) -> std::io::Result<(
     socket::limit_sends(door.as_fd(), time)
 }
 
+/// What came of sending the messages that must not wait.
+enum Flushed {
+    All,
+    /// The rest goes when there is room.
+    NoRoom,
+    /// The kernel has no memory for descriptors now; the rest is still there.
+    Refused(Error),
+    /// A message could not be kept.
+    Lost(Error),
+}
+
+/// The pipe, unless a thread has it in its hand.
+fn free(outlet: &Mutex<Option<Outlet>>) -> Option<MutexGuard<'_, Option<Outlet>>> {
+    match outlet.try_lock() {
+        Ok(outlet) => Some(outlet),
+        Err(TryLockError::Poisoned(outlet)) => Some(outlet.into_inner()),
+        Err(TryLockError::WouldBlock) => None,
+    }
+}
+
 impl Wire {
     /// The thread waits while more are at the door than it holds, as long as [`limit_waiting`] has said.
     pub(crate) fn connect(door: &Arc<OwnedFd>) -> Result<Arc<Self>> {
@@ -95,12 +117,13 @@ impl Wire {
         let outlet = Outlet::new(tx);
         let room = outlet.room().clone();
         let (outlet, unsent) = (Mutex::new(Some(outlet)), Mutex::default());
-        let (has_room, waiting) = (Notify::new(), AtomicUsize::new(0));
+        let (rooms, has_room, waiting) = (AtomicU64::new(0), Notify::new(), AtomicUsize::new(0));
         let (ready, slots) = (OnceLock::new(), PendingCalls::default());
-        let wire = Arc::new(Self { outlet, unsent, room, has_room, waiting, rx, ready, slots });
+        let wire = Arc::new(Self { outlet, unsent, room, rooms, has_room, waiting, rx, ready, slots });
         let (reader, sender) = (Arc::downgrade(&wire), Arc::downgrade(&wire));
         wire.room.set_reader(move || {
             if let Some(wire) = sender.upgrade() {
+                wire.rooms.fetch_add(1, SeqCst);
                 wire.tell_rest();
                 // Or the other end is gone.
                 wire.read();
@@ -140,6 +163,9 @@ impl Wire {
         let bit = u32::try_from(bit).ok().filter(|bit| *bit < CLIENTS).ok_or_else(messages::torn)?;
         let map = ReadyMap::open(memory, bell).map_err(|error| Error::io("cannot map a manager's memory", error))?;
         let _ = self.ready.set((map, bit));
+        // Another thread may have put a request meanwhile, and found neither a bit nor this message.
+        fence(SeqCst);
+        self.ready.get().iter().for_each(|(map, bit)| _ = map.ring(*bit));
         Ok(())
     }
 
@@ -156,11 +182,22 @@ impl Wire {
     /// There will be no answer any more, and nothing more is sent.
     fn end(&self, why: &Error) {
         self.slots.fail_because((why.kind() != ErrorKind::Closed).then_some(why));
-        let gone = (lock(&self.outlet).take(), std::mem::take(&mut *lock(&self.unsent)));
-        drop(gone);
-        self.has_room.notify_waiters();
+        self.shut_if_gone();
         // It finds the same damage, or this end gone.
         self.ready.get().iter().for_each(|(map, bit)| _ = map.ring(*bit));
+    }
+
+    /// Closes the pipe if the connection has ended. A thread that has the pipe in its hand, which may be this one, comes here
+    /// when it has let go of it.
+    fn shut_if_gone(&self) {
+        if self.slots.is_gone()
+            && let Some(mut outlet) = free(&self.outlet)
+        {
+            let gone = (outlet.take(), std::mem::take(&mut *lock(&self.unsent)));
+            drop(outlet);
+            drop(gone);
+            self.has_room.notify_waiters();
+        }
     }
 
     /// Reads, and has the reader come for what is still to be read and nobody looks for.
@@ -209,42 +246,67 @@ impl Wire {
     /// Takes the request and sends it; false if there is no room.
     fn try_send(&self, request: &mut Option<Sealed>) -> Result<bool> {
         let mut outlet = lock(&self.outlet);
-        let Some(open) = outlet.as_mut() else {
+        let Some(open) = outlet.as_mut().filter(|_| !self.slots.is_gone()) else {
+            drop(outlet);
+            self.shut_if_gone();
             return Err(self.slots.gone().unwrap_or_else(|| Error::closed("manager")));
         };
-        let sent = match self.flush(open) {
-            Ok(true) if open.has_room() => request.take().map(|request| open.send(request)).transpose(),
-            Ok(_) => Ok(None),
-            Err(refused) => Err(refused),
+        let flushed = self.flush(open);
+        let sent = match &flushed {
+            Flushed::All if open.has_room() => request.take().map(|request| open.send(request)).transpose(),
+            _ => Ok(None),
         };
         drop(outlet);
+        self.shut_if_gone();
         if matches!(sent, Ok(Some(_))) && !self.ring() {
             self.rx.line().encourage();
         }
+        match flushed {
+            Flushed::All | Flushed::NoRoom => {}
+            Flushed::Refused(error) => return Err(error),
+            // What was to be told is lost.
+            Flushed::Lost(error) => {
+                self.end(&error);
+                return Err(error);
+            }
+        }
         // Others may have come meanwhile, and found the pipe taken.
         self.tell_rest();
-        sent.map(|sent| sent.is_some()).map_err(|refused| {
-            let error = refused.into_error();
-            if error.kind() == ErrorKind::Corrupt {
-                self.end(&error);
+        match sent {
+            Ok(sent) => Ok(sent.is_some()),
+            Err(refused) if refused.kind() == ErrorKind::Full => {
+                *request = Some(refused.into_inner());
+                Ok(false)
             }
-            error
-        })
+            Err(refused) => {
+                let error = refused.into_error();
+                if error.kind() == ErrorKind::Corrupt {
+                    self.end(&error);
+                }
+                Err(error)
+            }
+        }
     }
 
-    /// Sends what was told, in order; true if that is all.
-    fn flush(&self, outlet: &mut Outlet) -> Result<bool, SendError<Sealed>> {
+    /// Sends what was told, in order.
+    fn flush(&self, outlet: &mut Outlet) -> Flushed {
         loop {
-            let Some(next) = lock(&self.unsent).pop_front() else { return Ok(true) };
+            let Some(next) = lock(&self.unsent).pop_front() else { return Flushed::All };
             let has_descriptors = next.has_attachments();
-            match outlet.send(next) {
-                Ok(_) => {}
+            let Err(refused) = outlet.send(next) else { continue };
+            match refused.kind() {
                 // It goes when the manager has taken others.
-                Err(refused) if refused.kind() == ErrorKind::Io && has_descriptors => {
+                ErrorKind::Full => {
                     lock(&self.unsent).push_front(refused.into_inner());
-                    return Ok(false);
+                    return Flushed::NoRoom;
                 }
-                Err(refused) => return Err(refused),
+                // The kernel has no room for more descriptors, of whatever process: it goes with what is sent next.
+                ErrorKind::Io if has_descriptors => {
+                    let why = Error::new(ErrorKind::Io, format!("cannot send to the manager: {refused}"));
+                    lock(&self.unsent).push_front(refused.into_inner());
+                    return Flushed::Refused(why);
+                }
+                _ => return Flushed::Lost(refused.into_error()),
             }
         }
     }
@@ -261,25 +323,33 @@ impl Wire {
         }
     }
 
-    /// Sends what was told. Whoever has the pipe comes here after it.
+    /// Sends what was told. A thread that has the pipe in its hand comes here after it.
     fn tell_rest(&self) {
-        let mut is_armed = false;
+        let mut armed_at = None;
         while self.has_unsent() {
-            let Ok(mut outlet) = self.outlet.try_lock() else { return };
-            let Some(open) = outlet.as_mut() else { return };
+            let Some(mut outlet) = free(&self.outlet) else { return };
+            let Some(open) = outlet.as_mut() else {
+                lock(&self.unsent).clear();
+                return;
+            };
             let flushed = self.flush(open);
             drop(outlet);
+            self.shut_if_gone();
             self.ring();
             match flushed {
-                Ok(true) => {}
-                // The reader of room goes on.
-                Ok(false) if is_armed => return,
-                Ok(false) => {
-                    is_armed = true;
+                Flushed::All => {}
+                // The reader of room goes on, unless it came before the message was back.
+                Flushed::NoRoom if armed_at == Some(self.rooms.load(SeqCst)) => return,
+                Flushed::NoRoom => {
+                    armed_at = Some(self.rooms.load(SeqCst));
                     // Outside a runtime it fails, and those that have listened before go on.
                     let _ = self.room.arm();
                 }
-                Err(refused) => return self.end(&refused.into_error()),
+                Flushed::Refused(error) => {
+                    tracing::debug!(%error, "it is tried again with what is sent next");
+                    return;
+                }
+                Flushed::Lost(error) => return self.end(&error),
             }
         }
     }
@@ -290,10 +360,13 @@ impl Wire {
             self.tell_rest();
             // What another thread has in its hand is neither there nor in the pipe.
             let in_hand = lock(&self.outlet);
-            if !self.has_unsent() {
-                return;
-            }
+            let is_done = !self.has_unsent();
             drop(in_hand);
+            self.shut_if_gone();
+            if is_done {
+                // What came meanwhile found the pipe taken.
+                return self.tell_rest();
+            }
             std::thread::sleep(PAUSE);
         }
     }

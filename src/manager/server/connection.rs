@@ -3,7 +3,7 @@
 use super::poller::Admits;
 use super::state::{Connection, Event, Incoming, Job, Next, Out, ReplyTo, Server};
 use crate::connection::ByteReceiver;
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::manager::wire::greeting::Id;
 use crate::manager::wire::local::Lease;
 use crate::manager::wire::marshal::{Abroad, ServerEnd};
@@ -63,11 +63,17 @@ impl Connection {
     fn send(self: &Arc<Self>, answer: Sealed) -> Result<()> {
         #[cfg(test)]
         if let Some(kind) = self.server.meddle(&answer) {
-            return Err(crate::error::Error::new(kind, "a test refuses it"));
+            return Err(Error::new(kind, "a test refuses it"));
         }
         match &mut *lock(&self.out) {
             Out::Near(outlet) => {
-                if !outlet.send(answer)? {
+                let sent = outlet.send(answer).map_err(|refused| match refused.kind() {
+                    ErrorKind::Full => {
+                        Error::new(ErrorKind::Io, "more descriptors are on their way to the client than it takes")
+                    }
+                    _ => refused.into_error(),
+                });
+                if !sent? {
                     // It may ask again at once.
                     self.server.look.encourage();
                 }
@@ -108,7 +114,9 @@ impl Drop for Connection {
 
 impl Admits for Arc<Connection> {
     fn admits(&self) -> bool {
-        let Out::Near(outlet) = &mut *lock(&self.out) else { return true };
+        // While another thread copies an answer, however large, nobody waits for that: what is begun meanwhile is one request.
+        let Ok(mut out) = self.out.try_lock() else { return true };
+        let Out::Near(outlet) = &mut *out else { return true };
         // Room that comes after this is told.
         outlet.has_room() || outlet.room().arm().is_err() || outlet.has_room()
     }

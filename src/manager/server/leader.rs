@@ -130,6 +130,7 @@ pub(crate) fn serve(setup: Setup, names: Box<dyn Any + Send>) -> Result<()> {
     }
     let intake = {
         let _inside = server.runtime.enter();
+        server.poller.listen()?;
         reactor::watch(server.intake.clone(), Interest::READABLE)?
     };
     server.read(until_hello(intake));

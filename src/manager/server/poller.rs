@@ -83,6 +83,11 @@ impl<C: Admits> Poller<C> {
         Ok(Self { map: Arc::new(map), state: Mutex::new(state), free: Arc::default(), changed })
     }
 
+    /// Has the runtime that is entered hear the clients' doorbell.
+    pub(crate) fn listen(&self) -> Result<()> {
+        self.map.line.listen().map_err(|error| Error::io("the clients of a manager cannot be heard", error))
+    }
+
     /// Takes in one more inbox, inside the runtime that is to hear it: tells its client by `sender` which bit it has. After
     /// an error the client has to be let go.
     pub(crate) fn add(

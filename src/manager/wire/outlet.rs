@@ -4,7 +4,7 @@
 //! be under way is bounded by the limit and by what was begun.
 
 use crate::channel::Sender;
-use crate::error::{Error, ErrorKind, SendError};
+use crate::error::SendError;
 use crate::wait::WaitQueue;
 use crate::wire::Sealed;
 use std::collections::VecDeque;
@@ -44,8 +44,9 @@ impl Outlet {
         self.sum -= self.sizes.drain(..taken).sum::<usize>();
     }
 
-    /// Sends at once, and tells whether the other end had to be woken. Without memory, or with descriptors that do not fit
-    /// into the socket, the message comes back, with kind `Io`.
+    /// Sends at once, and tells whether the other end had to be woken. Otherwise the message comes back: with kind `Full` if
+    /// its descriptors do not fit into the socket now, or the other end is at the memory of the pipe, and then
+    /// [`room`](Self::room) tells when to try again; with kind `Io` if the kernel has no memory.
     pub(crate) fn send(&mut self, message: Sealed) -> Result<bool, SendError<Sealed>> {
         let size = message.bytes().len() + if message.has_attachments() { WITH_DESCRIPTORS } else { HEAD };
         match self.sender.try_send_blindly(message) {
@@ -56,10 +57,6 @@ impl Outlet {
                 self.sizes.push_back(size);
                 self.sum += size;
                 Ok(was_asleep)
-            }
-            Err(refused) if refused.kind() == ErrorKind::Full => {
-                let why = Error::new(ErrorKind::Io, "more descriptors are on their way than the other end takes");
-                Err(SendError::new(why, refused.into_inner()))
             }
             Err(refused) => Err(refused),
         }

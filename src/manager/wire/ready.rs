@@ -18,7 +18,8 @@
 //! 2. The manager announces its sleep and then makes one more pass; a client sets its bit and then looks for a sleeper. One of
 //!    them sees the other.
 //! 3. A client without its bit looks for it after it has put a request. The manager hands the bit out and then looks into
-//!    the pipe, with a fence between on both sides: one of them sees the other.
+//!    the pipe, with a fence between on both sides: one of them sees the other. The thread that finds the bit sets it once, for
+//!    requests that other threads have put while it looked.
 //! 4. A bit is a claim: one that is set for no reason costs a look into an empty pipe. One that damage has cleared delays its
 //!    client's request until the next.
 //!
@@ -39,7 +40,7 @@ use crate::shm::region::Region;
 use crate::wait::{WaitQueue, sleepers};
 use crate::wire::Attachment;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
@@ -94,7 +95,8 @@ impl ReadyMap {
         self.set(bit);
         let is_asleep = self.line.has_sleepers_after_rmw();
         if is_asleep {
-            self.line.notify_one();
+            // Not by a notice, which a stopped client would keep from the manager: others would find it taken, and not ring.
+            eventfd::ring(self.bell.as_fd());
         }
         is_asleep
     }
