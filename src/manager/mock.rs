@@ -11,7 +11,7 @@ use crate::manager::wire::greeting::Setup;
 use crate::manager::wire::messages::{COUNT, Writer};
 use crate::os::socket::{Wait, packet_pair};
 use crate::os::sync::lock;
-use crate::wire::{self, Fd, Sealed, frame};
+use crate::wire::{self, EncodedMessage, Fd, frame};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -23,8 +23,8 @@ const LONG: usize = 1 << 18;
 
 /// The manager's ends of a link.
 pub(crate) struct Played {
-    requests: Receiver<Sealed>,
-    answers: Sender<Sealed>,
+    requests: Receiver<EncodedMessage>,
+    answers: Sender<EncodedMessage>,
 }
 
 pub(crate) fn linked() -> (Arc<Link>, Played) {
@@ -33,7 +33,7 @@ pub(crate) fn linked() -> (Arc<Link>, Played) {
     let link = Link::new((77, LAST.fetch_add(1, Relaxed)), 1, door).unwrap();
     link.wire().unwrap();
     let hello = frame::recv(intake.as_fd(), Wait::No).unwrap().unwrap();
-    let (requests, answers, bell): (_, Sender<Sealed>, Fd<OwnedFd>) = wire::decode(hello).unwrap();
+    let (requests, answers, bell): (_, Sender<EncodedMessage>, Fd<OwnedFd>) = wire::decode(hello).unwrap();
     answers.items().set_own_doorbell(Arc::new(bell.into_inner()));
     (link, Played { requests, answers })
 }
@@ -42,7 +42,7 @@ pub(crate) fn linked() -> (Arc<Link>, Played) {
 pub(crate) fn fill(link: &Link) {
     let wire = link.wire().unwrap();
     while !wire.is_full() {
-        wire.tell(Sealed::new(vec![u8::MAX; LONG], Vec::new()));
+        wire.tell(EncodedMessage::new(vec![u8::MAX; LONG], Vec::new()));
     }
 }
 
@@ -64,7 +64,7 @@ impl Played {
     pub(crate) async fn answer(&mut self, id: u64, part: impl FnOnce(&mut Writer)) {
         let mut answer = Writer::answer(id);
         part(&mut answer);
-        self.answers.send(answer.seal()).await.unwrap();
+        self.answers.send(answer.into_encoded()).await.unwrap();
     }
 
     /// How many answers the client has not read.

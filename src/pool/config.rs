@@ -6,7 +6,7 @@ use crate::process::entry::{self, Outcome};
 use crate::process::function::{Arguments, captures_nothing};
 use crate::process::{Function, StartMethod, cpu_count};
 use crate::shm::family::SLOTS;
-use crate::wire::{Parcel, Sealed};
+use crate::wire::{EncodedMessage, Parcel};
 use rustix::thread::CpuSet;
 use serde::de::DeserializeOwned;
 use std::any::Any;
@@ -394,7 +394,10 @@ impl PoolBuilder {
     }
 
     fn task<A: Arguments>(&mut self, call: entry::Call, args: &A) -> Option<Task> {
-        Sealed::of(args).map(|arguments| Task { call, arguments }).map_err(|error| self.failed = Some(error)).ok()
+        EncodedMessage::of(args)
+            .map(|arguments| Task { call, arguments })
+            .map_err(|error| self.failed = Some(error))
+            .ok()
     }
 
     /// All of it, if it can be.

@@ -15,7 +15,7 @@ use crate::channel::{Receiver, Sender};
 use crate::error::{Error, Result};
 use crate::os::fork;
 use crate::wait::WaitQueue;
-use crate::wire::Sealed;
+use crate::wire::EncodedMessage;
 use std::ops::RangeInclusive;
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicUsize, Ordering::*};
@@ -330,7 +330,7 @@ impl Shared {
         (name, pid): (String, u32),
         control: Box<dyn Control>,
         lane: PoolEnd,
-        (orders, results): (Sender<Sealed>, Receiver<Sealed>),
+        (orders, results): (Sender<EncodedMessage>, Receiver<EncodedMessage>),
     ) {
         let (outbox, mail) = (Outbox::new(hire.seat, orders), Mail::new(results, self.board.marker(hire.seat)));
         let hired = Hired { name, pid, control, lane, outbox, mail };

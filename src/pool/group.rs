@@ -7,7 +7,7 @@ use super::trace::Caller;
 use crate::channel::spsc;
 use crate::error::{Error, ErrorKind, Result};
 use crate::process::entry::{self, IS_VALUE, Outcome};
-use crate::wire::{Attachment, Sealed};
+use crate::wire::{Attachment, EncodedMessage};
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use std::collections::VecDeque;
@@ -99,10 +99,10 @@ impl Chunk {
     }
 
     /// As it goes through a pipe; not copied.
-    pub(super) fn seal(&mut self) -> Sealed {
+    pub(super) fn encoded(&mut self) -> EncodedMessage {
         let body = &mut self.body;
         let bytes = self.sent.get_or_insert_with(|| std::mem::take(body).into()).clone();
-        Sealed::new(bytes, self.attachments.clone())
+        EncodedMessage::new(bytes, self.attachments.clone())
     }
 
     /// `grace` is that of the pool.
@@ -168,7 +168,7 @@ pub(super) struct Told {
 pub(super) enum Block {
     Told(Told),
     /// One that did not come through the ring: it is large, brings descriptors, or failed here.
-    Single(u64, Option<Result<(u8, Sealed)>>),
+    Single(u64, Option<Result<(u8, EncodedMessage)>>),
 }
 
 impl Block {
@@ -207,7 +207,7 @@ impl Block {
     pub(super) fn next<R: DeserializeOwned + 'static>(&mut self) -> Option<Result<R>> {
         match self {
             Block::Told(told) => told.next(),
-            Block::Single(_, outcome) => outcome.take().map(|outcome| outcome.and_then(read_sealed)),
+            Block::Single(_, outcome) => outcome.take().map(|outcome| outcome.and_then(read_encoded)),
         }
     }
 
@@ -236,8 +236,8 @@ impl Told {
     }
 }
 
-fn read_sealed<R: DeserializeOwned + 'static>((tag, sealed): (u8, Sealed)) -> Result<R> {
-    let parcel = sealed.open()?;
+fn read_encoded<R: DeserializeOwned + 'static>((tag, encoded): (u8, EncodedMessage)) -> Result<R> {
+    let parcel = encoded.open()?;
     Outcome::read_told(tag, &parcel.bytes, parcel.fds)
 }
 
@@ -599,11 +599,11 @@ mod tests {
     /// A result is large, and is announced between the look for one and the cancellation.
     #[test]
     fn a_result_that_was_announced_and_is_not_fetched_leaves_a_cancelled_call_its_error() {
-        let (mut sender, receiver) = channel::simplex::<Sealed>().unwrap();
+        let (mut sender, receiver) = channel::simplex::<EncodedMessage>().unwrap();
         let mail = Mail::new(receiver, lane::Board::create().unwrap().marker(0));
         let group = Arc::new(Group::new(entry::Call::of(|| ()), "f", Options::default()));
         group.items().out = 1;
-        sender.try_send(Sealed::new(vec![0], Vec::new())).unwrap();
+        sender.try_send(EncodedMessage::new(vec![0], Vec::new())).unwrap();
         assert!(mail.expect(&group, 0, IS_VALUE).is_none());
         group.items().is_cancelled = true;
         group.settle_cancelled();

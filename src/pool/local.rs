@@ -5,7 +5,7 @@ use super::group::{Block, Chunk, Group};
 use crate::channel::spsc;
 use crate::error::{Error, ErrorKind, Result};
 use crate::process::entry::{Arguments, Batch, Executor, report_error};
-use crate::wire::{Attachment, Sealed};
+use crate::wire::{Attachment, EncodedMessage};
 use std::any::Any;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Weak};
@@ -63,7 +63,7 @@ impl Batch for Desk {
             };
             self.at += len;
             // Descriptors travel as they would to a process.
-            let parcel = Sealed::new(Vec::new(), self.chunk.attachments.clone()).open();
+            let parcel = EncodedMessage::new(Vec::new(), self.chunk.attachments.clone()).open();
             return Some(parcel.map(|parcel| Arguments { bytes, fds: parcel.fds }));
         }
         None
@@ -71,9 +71,9 @@ impl Batch for Desk {
 
     fn report(&mut self, tag: u8, payload: &[u8], attachments: &[Attachment]) -> bool {
         let Some(shared) = self.shared.upgrade() else { return false };
-        let sealed = Sealed::new(payload.to_vec(), attachments.to_vec());
+        let encoded = EncodedMessage::new(payload.to_vec(), attachments.to_vec());
         let index = self.chunk.first + u64::from(self.next) - 1;
-        shared.settle(&self.group, Block::Single(index, Some(Ok((tag, sealed)))));
+        shared.settle(&self.group, Block::Single(index, Some(Ok((tag, encoded)))));
         true
     }
 }

@@ -6,7 +6,7 @@ use super::group::{Block, Group};
 use crate::channel::lane::Marker;
 use crate::channel::{Receiver, Sender};
 use crate::error::{Error, ErrorKind, Result};
-use crate::wire::Sealed;
+use crate::wire::EncodedMessage;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::*, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -14,7 +14,7 @@ use std::task::Waker;
 
 /// What comes from one worker beside its lane.
 pub(super) struct Mail {
-    pipe: Mutex<Receiver<Sealed>>,
+    pipe: Mutex<Receiver<EncodedMessage>>,
     /// Whose results lie in the pipe, in order.
     expected: Mutex<VecDeque<Expected>>,
     /// What should have lain there was not, or could not be read: whoever writes there is to go.
@@ -30,7 +30,7 @@ struct Expected {
 }
 
 impl Mail {
-    pub(super) fn new(pipe: Receiver<Sealed>, marker: Marker) -> Arc<Self> {
+    pub(super) fn new(pipe: Receiver<EncodedMessage>, marker: Marker) -> Arc<Self> {
         let (expected, is_damaged) = Default::default();
         Arc::new(Self { pipe: Mutex::new(pipe), expected, is_damaged, marker })
     }
@@ -40,7 +40,7 @@ impl Mail {
     }
 
     /// A result that was announced lies there, or the pipe is damaged.
-    fn next(&self, pipe: &mut Receiver<Sealed>) -> Result<Sealed> {
+    fn next(&self, pipe: &mut Receiver<EncodedMessage>) -> Result<EncodedMessage> {
         pipe.try_recv().map_err(|error| {
             let is_damage = matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Empty);
             if is_damage {
@@ -59,7 +59,7 @@ impl Mail {
     }
 
     /// What lies there before anything is expected: the initializer's report.
-    pub(super) fn report(&self) -> Result<Sealed> {
+    pub(super) fn report(&self) -> Result<EncodedMessage> {
         self.pipe.lock().unwrap_or_else(PoisonError::into_inner).try_recv()
     }
 
@@ -86,8 +86,8 @@ impl Mail {
             loop {
                 let next = self.expected().pop_front();
                 let Some(Expected { group, index, tag }) = next else { break };
-                let sealed = self.next(&mut pipe).map(|sealed| (tag, sealed));
-                group.fetched(Block::Single(index, Some(sealed)));
+                let encoded = self.next(&mut pipe).map(|encoded| (tag, encoded));
+                group.fetched(Block::Single(index, Some(encoded)));
             }
         }
     }
@@ -96,9 +96,9 @@ impl Mail {
 /// What goes to one worker beside its lane.
 pub(super) struct Outbox {
     seat: usize,
-    pipe: Mutex<Sender<Sealed>>,
+    pipe: Mutex<Sender<EncodedMessage>>,
     /// Numbers of orders that were given, and what their worker waits for.
-    waiting: Mutex<VecDeque<(u32, Sealed)>>,
+    waiting: Mutex<VecDeque<(u32, EncodedMessage)>>,
     /// How many those are, with the one that is being sent.
     count: AtomicUsize,
     /// Somebody has come to send while another was at it.
@@ -114,7 +114,7 @@ pub(super) struct Unsent {
 }
 
 impl Outbox {
-    pub(super) fn new(seat: usize, pipe: Sender<Sealed>) -> Arc<Self> {
+    pub(super) fn new(seat: usize, pipe: Sender<EncodedMessage>) -> Arc<Self> {
         let (waiting, count, is_wanted) = Default::default();
         Arc::new(Self { seat, pipe: Mutex::new(pipe), waiting, count, is_wanted })
     }
@@ -124,7 +124,7 @@ impl Outbox {
         self.seat
     }
 
-    fn change<T>(&self, change: impl FnOnce(&mut VecDeque<(u32, Sealed)>) -> T) -> T {
+    fn change<T>(&self, change: impl FnOnce(&mut VecDeque<(u32, EncodedMessage)>) -> T) -> T {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         let result = change(&mut waiting);
         self.count.store(waiting.len(), Release);
@@ -132,16 +132,16 @@ impl Outbox {
     }
 
     /// Order `number` was given. Under the pool's lock, so that they stay in order.
-    pub(super) fn add(&self, number: u32, order: Sealed) {
+    pub(super) fn add(&self, number: u32, order: EncodedMessage) {
         self.change(|waiting| waiting.push_back((number, order)));
     }
 
     /// Nothing of order `number` is wanted any more, and if it is not on its way already an empty one does.
     pub(super) fn forget(&self, number: u32) {
         if !self.is_empty() {
-            let nothing = |(of, order): &mut (u32, Sealed)| {
+            let nothing = |(of, order): &mut (u32, EncodedMessage)| {
                 if *of == number {
-                    *order = Sealed::new(Vec::new(), Vec::new());
+                    *order = EncodedMessage::new(Vec::new(), Vec::new());
                 }
             };
             self.change(|waiting| waiting.iter_mut().for_each(nothing));
@@ -181,13 +181,13 @@ impl Outbox {
     }
 
     /// What is being sent keeps its place, empty, so that nobody takes this for done.
-    fn take_first(&self) -> Option<(u32, Sealed)> {
-        let nothing = || Sealed::new(Vec::new(), Vec::new());
+    fn take_first(&self) -> Option<(u32, EncodedMessage)> {
+        let nothing = || EncodedMessage::new(Vec::new(), Vec::new());
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.front_mut().map(|(number, order)| (*number, std::mem::replace(order, nothing())))
     }
 
-    fn send_by(&self, pipe: &mut Sender<Sealed>, unsent: &mut Vec<Unsent>) {
+    fn send_by(&self, pipe: &mut Sender<EncodedMessage>, unsent: &mut Vec<Unsent>) {
         while let Some((number, order)) = self.take_first() {
             let Err(error) = pipe.try_send(order) else {
                 self.change(VecDeque::pop_front);
@@ -222,11 +222,11 @@ mod tests {
     use super::*;
     use crate::channel;
 
-    fn order(byte: u8, len: usize) -> Sealed {
-        Sealed::new(vec![byte; len], Vec::new())
+    fn order(byte: u8, len: usize) -> EncodedMessage {
+        EncodedMessage::new(vec![byte; len], Vec::new())
     }
 
-    fn next(receiver: &mut Receiver<Sealed>) -> Option<(u8, usize)> {
+    fn next(receiver: &mut Receiver<EncodedMessage>) -> Option<(u8, usize)> {
         let bytes = receiver.try_recv().ok()?.open().ok()?.bytes;
         Some((bytes.first().copied().unwrap_or_default(), bytes.len()))
     }
@@ -234,7 +234,7 @@ mod tests {
     /// Whoever gives and takes back orders does so under the pool's lock.
     #[test]
     fn nobody_waits_for_somebody_else_who_sends() {
-        let (sender, mut receiver) = channel::simplex::<Sealed>().unwrap();
+        let (sender, mut receiver) = channel::simplex::<EncodedMessage>().unwrap();
         let outbox = Outbox::new(0, sender);
         {
             let _sends = outbox.pipe.lock();
@@ -250,7 +250,7 @@ mod tests {
     /// Else who hears of room while it is being sent would not come back for it.
     #[test]
     fn what_is_being_sent_still_waits_and_who_comes_meanwhile_is_not_forgotten() {
-        let (sender, _receiver) = channel::simplex::<Sealed>().unwrap();
+        let (sender, _receiver) = channel::simplex::<EncodedMessage>().unwrap();
         let outbox = Outbox::new(0, sender);
         outbox.add(0, order(1, 5));
         let _sends = outbox.pipe.lock();
@@ -261,7 +261,7 @@ mod tests {
 
     #[test]
     fn all_of_it_comes_in_order_whoever_sends() {
-        let (sender, mut receiver) = channel::simplex::<Sealed>().unwrap();
+        let (sender, mut receiver) = channel::simplex::<EncodedMessage>().unwrap();
         let outbox = Outbox::new(0, sender);
         // Two of these find no room at once.
         let large = 900 << 10;
@@ -292,7 +292,7 @@ mod tests {
 
     #[test]
     fn what_finds_no_room_is_kept_in_order_and_what_nobody_takes_is_not() {
-        let (sender, mut receiver) = channel::simplex::<Sealed>().unwrap();
+        let (sender, mut receiver) = channel::simplex::<EncodedMessage>().unwrap();
         let outbox = Outbox::new(0, sender);
         // As many as there is room for, and three more.
         let (mut given, mut more) = (0, 0);

@@ -2,14 +2,14 @@
 
 use crate::channel::lane;
 use crate::process::entry;
-use crate::wire::Sealed;
+use crate::wire::EncodedMessage;
 use serde::{Deserialize, Serialize};
 
 /// One function and its arguments.
 #[derive(Clone, Serialize, Deserialize)]
 pub(super) struct Task {
     pub(super) call: entry::Call,
-    pub(super) arguments: Sealed,
+    pub(super) arguments: EncodedMessage,
 }
 
 /// What comes first in an order; then the arguments of each item, as a ring of records would hold them.
@@ -67,8 +67,8 @@ pub(super) const LATE: u8 = 5;
 #[derive(Serialize, Deserialize)]
 pub(super) struct Contract {
     pub(super) lane: lane::WorkerEnd,
-    pub(super) orders: crate::channel::Receiver<Sealed>,
-    pub(super) results: crate::channel::Sender<Sealed>,
+    pub(super) orders: crate::channel::Receiver<EncodedMessage>,
+    pub(super) results: crate::channel::Sender<EncodedMessage>,
     /// Its outcome is the first result, if there is one.
     pub(super) initializer: Option<Task>,
     pub(super) finalizer: Option<Task>,

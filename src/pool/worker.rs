@@ -9,7 +9,7 @@ use crate::os::memory;
 use crate::process::entry::{Arguments, Batch, Executor, IS_VALUE, report_error};
 use crate::process::note_memory_limit;
 use crate::wait::doorbell;
-use crate::wire::{Attachment, Sealed};
+use crate::wire::{Attachment, EncodedMessage};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::any::Any;
 use std::os::fd::OwnedFd;
@@ -69,8 +69,8 @@ pub(super) fn work(contract: Contract) -> Result<()> {
 /// One order at a time, and where its results go.
 struct Desk {
     lane: WorkerEnd,
-    orders: Receiver<Sealed>,
-    results: Sender<Sealed>,
+    orders: Receiver<EncodedMessage>,
+    results: Sender<EncodedMessage>,
     /// The order's bytes, and where the next item begins in them.
     bytes: Vec<u8>,
     at: usize,
@@ -143,7 +143,7 @@ impl Desk {
                 // It may be on its way for as long as the pool needs for what it has not been told of.
                 self.lane.tell();
                 // An order that cannot be read is one whose items cannot.
-                let parcel = self.orders.blocking_recv().and_then(Sealed::open);
+                let parcel = self.orders.blocking_recv().and_then(EncodedMessage::open);
                 match parcel {
                     Ok(parcel) => (self.bytes, self.fds, self.at) = (parcel.bytes, parcel.fds, 0),
                     Err(error) if error.kind() == ErrorKind::Closed => return Ok(None),
@@ -196,7 +196,7 @@ impl Desk {
         if tag < IN_PIPE && attachments.is_empty() && self.lane.can_carry(payload.len()) {
             return self.lane.report(tag, [payload, &[]]).is_ok();
         }
-        match self.results.blocking_send(Sealed::new(payload.to_vec(), attachments.to_vec())) {
+        match self.results.blocking_send(EncodedMessage::new(payload.to_vec(), attachments.to_vec())) {
             Ok(()) => self.lane.report(tag | IN_PIPE, [&[], &[]]).is_ok(),
             Err(error) if error.kind() == ErrorKind::Closed => false,
             Err(error) => {

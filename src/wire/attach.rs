@@ -301,7 +301,7 @@ impl fmt::Debug for Attachment {
 
 #[cfg(test)]
 mod tests {
-    use super::super::encode::{Sealed, decode};
+    use super::super::encode::{EncodedMessage, decode};
     use super::*;
     use std::io::{PipeReader, PipeWriter, Read, Write};
 
@@ -327,9 +327,9 @@ mod tests {
     }
 
     fn back<T: Serialize + DeserializeOwned + 'static>(value: T) -> T {
-        let sealed = Sealed::of(&value).unwrap();
+        let encoded = EncodedMessage::of(&value).unwrap();
         drop(value);
-        decode(sealed.open().unwrap()).unwrap()
+        decode(encoded.open().unwrap()).unwrap()
     }
 
     fn pipe() -> (PipeReader, Fd<PipeWriter>) {
@@ -367,9 +367,9 @@ mod tests {
     #[test]
     fn a_descriptor_is_taken_once_by_who_reads_the_message_itself() {
         let (reader, end) = pipe();
-        let sealed = Sealed::of(&(end, 0u32)).unwrap();
+        let encoded = EncodedMessage::of(&(end, 0u32)).unwrap();
         // Two handles that name the same descriptor: damage.
-        let twice = decode::<(Fd<PipeWriter>, Fd<PipeWriter>)>(sealed.open().unwrap());
+        let twice = decode::<(Fd<PipeWriter>, Fd<PipeWriter>)>(encoded.open().unwrap());
         assert!(twice.unwrap_err().to_string().contains("already taken"));
         drop(reader);
     }

@@ -27,9 +27,9 @@ pub(crate) struct Parcel {
 
 /// Encodes `value`. An error attaches nothing and leaks nothing.
 pub(crate) fn encode<T: Serialize + 'static>(value: &T) -> Result<Message> {
-    if let Some(sealed) = as_sealed(value) {
-        limits::check_size(sealed.bytes.len()).map_err(unwritable::<T>)?;
-        return Ok(Message { encoded: None, attachments: sealed.attachments.clone() });
+    if let Some(encoded) = as_encoded(value) {
+        limits::check_size(encoded.bytes.len()).map_err(unwritable::<T>)?;
+        return Ok(Message { encoded: None, attachments: encoded.attachments.clone() });
     }
     if as_plain(value)?.is_some() {
         return Ok(Message { encoded: None, attachments: Vec::new() });
@@ -39,19 +39,19 @@ pub(crate) fn encode<T: Serialize + 'static>(value: &T) -> Result<Message> {
 
 /// `value`, if it is a message itself: that travels as it is.
 #[inline]
-fn as_sealed<T: 'static>(value: &T) -> Option<&Sealed> {
+fn as_encoded<T: 'static>(value: &T) -> Option<&EncodedMessage> {
     (value as &dyn Any).downcast_ref()
 }
 
 /// Whether values of `T` take over the buffer they arrive in.
 #[inline]
 pub(crate) fn takes_buffer<T: 'static>() -> bool {
-    TypeId::of::<T>() == TypeId::of::<Sealed>() || plain::takes_buffer::<T>()
+    TypeId::of::<T>() == TypeId::of::<EncodedMessage>() || plain::takes_buffer::<T>()
 }
 
 /// The bytes of a value that needs no encoding.
 fn as_it_is<T: 'static>(value: &T) -> Option<&[u8]> {
-    as_sealed(value).map(Sealed::bytes).or_else(|| plain::bytes(value))
+    as_encoded(value).map(EncodedMessage::bytes).or_else(|| plain::bytes(value))
 }
 
 /// Encodes a value that borrows, to be decoded as the owned twin of its type, which must not be bytes or numbers.
@@ -179,23 +179,23 @@ impl Message {
     }
 
     /// The bytes and what is attached to them.
-    pub(crate) fn seal<T: 'static>(mut self, value: &T) -> Sealed {
+    pub(crate) fn into_encoded<T: 'static>(mut self, value: &T) -> EncodedMessage {
         let attachments = std::mem::take(&mut self.attachments);
         // A buffer that would not be kept for the next message is not copied either.
         let whole = self.encoded.take_if(|encoded| encoded.capacity() > SPARE_LIMIT);
         let bytes = whole.map_or_else(|| Bytes::copy_from_slice(self.payload(value)), Bytes::from);
-        Sealed { bytes, attachments }
+        EncodedMessage { bytes, attachments }
     }
 }
 
 /// An encoded value that is itself a value: what somebody else's message carries along unread.
 #[derive(Clone, Debug)]
-pub(crate) struct Sealed {
+pub(crate) struct EncodedMessage {
     bytes: Bytes,
     attachments: Vec<Attachment>,
 }
 
-impl Sealed {
+impl EncodedMessage {
     pub(crate) fn has_attachments(&self) -> bool {
         !self.attachments.is_empty()
     }
@@ -206,7 +206,7 @@ impl Sealed {
 
     /// Encodes `value`; see [`encode`].
     pub(crate) fn of<T: Serialize + 'static>(value: &T) -> Result<Self> {
-        Ok(encode(value)?.seal(value))
+        Ok(encode(value)?.into_encoded(value))
     }
 
     fn from(Parcel { bytes, fds }: Parcel) -> Self {
@@ -233,14 +233,14 @@ impl Sealed {
     }
 }
 
-impl Serialize for Sealed {
+impl Serialize for EncodedMessage {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let indices = self.attachments.iter().cloned().map(attach::leave::<S::Error>);
         (&self.bytes, indices.collect::<Result<Vec<u32>, _>>()?).serialize(serializer)
     }
 }
 
-impl<'de> serde::Deserialize<'de> for Sealed {
+impl<'de> serde::Deserialize<'de> for EncodedMessage {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let (bytes, indices) = <(Bytes, Vec<u32>)>::deserialize(deserializer)?;
         let attachments = indices.into_iter().map(|index| attach::take::<D>(index).map(Attachment::owned));
@@ -262,8 +262,8 @@ pub(crate) fn from_bytes<T: DeserializeOwned>(bytes: &[u8]) -> std::io::Result<T
 
 /// The reverse of [`encode`]. Descriptors that `T` does not take are closed.
 pub(crate) fn decode<T: DeserializeOwned + 'static>(parcel: Parcel) -> Result<T> {
-    if const { size_of::<T>() == size_of::<Sealed>() } && TypeId::of::<T>() == TypeId::of::<Sealed>() {
-        return Sealed::from(parcel).into_same();
+    if const { size_of::<T>() == size_of::<EncodedMessage>() } && TypeId::of::<T>() == TypeId::of::<EncodedMessage>() {
+        return EncodedMessage::from(parcel).into_same();
     }
     let Parcel { bytes, fds } = parcel;
     let bytes = match plain::read(bytes) {

@@ -19,7 +19,7 @@ use crate::manager::wire::messages::{self, Reader, Writer};
 use crate::os::sync::lock;
 use crate::os::{fork, refuse};
 use crate::process::{Cause, Process};
-use crate::wire::{Attachment, Sealed, attach};
+use crate::wire::{Attachment, EncodedMessage, attach};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::any::Any;
@@ -175,7 +175,7 @@ impl Link {
         check_forked()?;
         let answer = match &self.end {
             End::Here(server) => {
-                let answer = server.submit(request.seal())?.await;
+                let answer = server.submit(request.into_encoded())?.await;
                 answer.ok().and_then(Unread::read).ok_or_else(|| self.is_gone())?
             }
             _ => self.send(request, at, brings).await?.answer().await?,
@@ -193,21 +193,21 @@ impl Link {
                 pending = Pending::new(self, &far.slots, brings);
                 request.amend(at, pending.id);
                 pending.kept = request.take_kept();
-                far.tell(request.seal());
+                far.tell(request.into_encoded());
             }
             End::Client { .. } => {
                 let wire = self.wire()?;
                 pending = Pending::new(self, &wire.slots, brings);
                 request.amend(at, pending.id);
                 pending.wire = Some(wire);
-                wire.send(request.seal()).await.map_err(|error| self.told_gone(error))?;
+                wire.send(request.into_encoded()).await.map_err(|error| self.told_gone(error))?;
             }
         }
         pending.is_sent = true;
         Ok(pending)
     }
 
-    pub(crate) fn open(self: &Arc<Self>, answer: Sealed) -> Result<Reader> {
+    pub(crate) fn open(self: &Arc<Self>, answer: EncodedMessage) -> Result<Reader> {
         let mut reader = Reader::from(answer, self.abroad())?;
         reader.number()?;
         Ok(reader)
@@ -222,10 +222,10 @@ impl Link {
         match &self.end {
             End::Client { wire, .. } => {
                 if let Some(wire) = wire.get() {
-                    wire.tell(request.seal());
+                    wire.tell(request.into_encoded());
                 }
             }
-            End::Far(far) => far.tell(request.seal()),
+            End::Far(far) => far.tell(request.into_encoded()),
             End::Here(_) => {}
         }
     }
@@ -243,7 +243,7 @@ impl Link {
 }
 
 impl Discards for Link {
-    fn discard(self: Arc<Self>, answer: Sealed) {
+    fn discard(self: Arc<Self>, answer: EncodedMessage) {
         if let Some(object) = messages::made_in(answer.bytes()) {
             self.release(object);
         }
@@ -279,7 +279,7 @@ impl<'a> Pending<'a> {
     }
 
     /// The answer, or why there is none.
-    pub(crate) async fn answer(&self) -> Result<Sealed> {
+    pub(crate) async fn answer(&self) -> Result<EncodedMessage> {
         let answered = match self.wire {
             Some(wire) => wire.answer(self.id).await,
             None => self.slots.answered(self.id).await,

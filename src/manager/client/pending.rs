@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use crate::manager::wire::marshal::Kept;
 use crate::manager::wire::messages;
 use crate::os::sync::lock;
-use crate::wire::Sealed;
+use crate::wire::EncodedMessage;
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::sync::{Arc, Mutex, Weak};
@@ -12,7 +12,7 @@ use std::task::{Poll, Waker};
 
 /// Lets go of what an answer brings that nobody reads.
 pub(crate) trait Discards: Send + Sync {
-    fn discard(self: Arc<Self>, answer: Sealed);
+    fn discard(self: Arc<Self>, answer: EncodedMessage);
 }
 
 #[derive(Default)]
@@ -30,7 +30,7 @@ pub(crate) struct State {
 pub(crate) enum Slot {
     Awake,
     Asleep(Waker),
-    Answered(Sealed),
+    Answered(EncodedMessage),
     /// Nobody waits any more, but the answer must be looked at.
     Abandoned(Weak<dyn Discards>, #[expect(dead_code, reason = "kept, not used")] Vec<Kept>),
 }
@@ -74,7 +74,7 @@ impl PendingCalls {
         wakers.into_iter().for_each(Waker::wake);
     }
 
-    pub(crate) fn take(&self, id: u64) -> Option<Result<Sealed>> {
+    pub(crate) fn take(&self, id: u64) -> Option<Result<EncodedMessage>> {
         let mut slots = lock(&self.0);
         match slots.slots.get_mut(&id) {
             Some(Slot::Answered(_)) => match slots.slots.remove(&id) {
@@ -98,7 +98,7 @@ impl PendingCalls {
     }
 
     /// Waits for an answer that another task brings.
-    pub(crate) async fn answered(&self, id: u64) -> Result<Sealed> {
+    pub(crate) async fn answered(&self, id: u64) -> Result<EncodedMessage> {
         poll_fn(|cx| {
             if let Some(answer) = self.take(id) {
                 return Poll::Ready(answer);
@@ -111,7 +111,7 @@ impl PendingCalls {
     }
 
     /// False if nobody has a slot for it: of an answer that is always looked at, nobody has asked.
-    pub(crate) fn deliver(&self, answer: Sealed) -> bool {
+    pub(crate) fn deliver(&self, answer: EncodedMessage) -> bool {
         let Some(id) = messages::id_of(answer.bytes()) else { return false };
         let mut slots = lock(&self.0);
         match slots.slots.get_mut(&id) {

@@ -20,7 +20,7 @@ use crate::os::socket::{self, Wait};
 use crate::os::sync::lock;
 use crate::shm::atomic::fence;
 use crate::wait::{WaitQueue, until_read};
-use crate::wire::{self, Fd, Sealed, frame};
+use crate::wire::{self, EncodedMessage, Fd, frame};
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::pin;
@@ -38,14 +38,14 @@ pub(crate) struct Wire {
     /// `None` once the connection has ended: the manager sees this end go.
     outlet: Mutex<Option<Outlet>>,
     /// What was told, until whoever has the pipe has sent it; or descriptors do not fit into the socket.
-    unsent: Mutex<VecDeque<Sealed>>,
+    unsent: Mutex<VecDeque<EncodedMessage>>,
     room: Arc<WaitQueue>,
     /// How often room was told.
     rooms: AtomicU64,
     /// Those that wait for room are woken, all of them; and how many they are.
     has_room: Notify,
     waiting: AtomicUsize,
-    rx: Inbox<Sealed>,
+    rx: Inbox<EncodedMessage>,
     /// Where the manager is told that there is something in the pipe, by which bit; from its first message on.
     ready: OnceLock<(ReadyMap, u32)>,
     pub(crate) slots: PendingCalls,
@@ -95,7 +95,7 @@ fn free(outlet: &Mutex<Option<Outlet>>) -> Option<MutexGuard<'_, Option<Outlet>>
 impl Wire {
     /// The thread waits while more are at the door than it holds, as long as [`limit_waiting`] has said.
     pub(crate) fn connect(door: &Arc<OwnedFd>) -> Result<Arc<Self>> {
-        let ((tx, theirs), (back, rx)) = (channel::simplex::<Sealed>()?, channel::simplex::<Sealed>()?);
+        let ((tx, theirs), (back, rx)) = (channel::simplex::<EncodedMessage>()?, channel::simplex::<EncodedMessage>()?);
         let failed = |error| Error::io("cannot connect to the manager", error);
         let bell = eventfd::create().map_err(failed)?;
         let theirs_of_bell = Fd::new(bell.try_clone().map_err(failed)?);
@@ -157,7 +157,7 @@ impl Wire {
     }
 
     /// The manager's first message: which bit of its map this client has.
-    fn greeted(&self, answer: Sealed) -> Result<()> {
+    fn greeted(&self, answer: EncodedMessage) -> Result<()> {
         let mut reader = Reader::new(answer)?;
         let (_, bit, memory, bell) = (reader.number()?, reader.number()?, reader.fd()?, reader.fd()?);
         let bit = u32::try_from(bit).ok().filter(|bit| *bit < CLIENTS).ok_or_else(messages::torn)?;
@@ -212,7 +212,7 @@ impl Wire {
         }
     }
 
-    pub(crate) async fn answer(&self, id: u64) -> Result<Sealed> {
+    pub(crate) async fn answer(&self, id: u64) -> Result<EncodedMessage> {
         let attempt = || {
             self.read();
             self.slots.take(id)
@@ -223,7 +223,7 @@ impl Wire {
     }
 
     /// Sends a request after everything that was told before it, once there is room. Dropped, it has not sent it.
-    pub(crate) async fn send(&self, request: Sealed) -> Result<()> {
+    pub(crate) async fn send(&self, request: EncodedMessage) -> Result<()> {
         let mut request = Some(request);
         if self.try_send(&mut request)? {
             return Ok(());
@@ -244,7 +244,7 @@ impl Wire {
     }
 
     /// Takes the request and sends it; false if there is no room.
-    fn try_send(&self, request: &mut Option<Sealed>) -> Result<bool> {
+    fn try_send(&self, request: &mut Option<EncodedMessage>) -> Result<bool> {
         let mut outlet = lock(&self.outlet);
         let Some(open) = outlet.as_mut().filter(|_| !self.slots.is_gone()) else {
             drop(outlet);
@@ -316,7 +316,7 @@ impl Wire {
     }
 
     /// Sends at once what must not wait.
-    pub(crate) fn tell(&self, request: Sealed) {
+    pub(crate) fn tell(&self, request: EncodedMessage) {
         if !self.slots.is_gone() {
             lock(&self.unsent).push_back(request);
             self.tell_rest();

@@ -3,7 +3,7 @@
 use super::pending::PendingCalls;
 use crate::connection::{ByteConnection, ByteSender};
 use crate::os::sync::lock;
-use crate::wire::Sealed;
+use crate::wire::EncodedMessage;
 use futures_util::SinkExt;
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -64,7 +64,7 @@ impl Far {
             loop {
                 let answer = receiver.recv_bytes().await;
                 let Some(far) = reads.far.upgrade() else { return };
-                match answer.map(|answer| far.slots.deliver(Sealed::new(answer, Vec::new()))) {
+                match answer.map(|answer| far.slots.deliver(EncodedMessage::new(answer, Vec::new()))) {
                     Ok(true) => {}
                     Ok(false) => {
                         tracing::warn!(peer = far.peer, "a manager answers what it was not asked");
@@ -91,7 +91,7 @@ impl Far {
         far
     }
 
-    pub(crate) fn tell(&self, request: Sealed) {
+    pub(crate) fn tell(&self, request: EncodedMessage) {
         let out = &mut *lock(&self.sender);
         let told = out.sender.start_send_unpin(request.bytes().to_vec());
         if !out.is_flushing && told.is_ok() {
@@ -173,7 +173,7 @@ mod tests {
                 lock(&far.slots.0).slots.insert(1, Slot::Abandoned(Arc::<Link>::downgrade(&link), kept));
                 drop(server.unwrap());
                 while !far.slots.is_gone() {
-                    far.tell(Writer::request(messages::RELEASE).seal());
+                    far.tell(Writer::request(messages::RELEASE).into_encoded());
                     poll_fn(|cx| far.poll_flush(cx)).await;
                     tokio::task::yield_now().await;
                 }

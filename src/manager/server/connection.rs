@@ -13,7 +13,7 @@ use crate::manager::wire::waiting::End;
 use crate::os::fault;
 use crate::os::reactor;
 use crate::os::sync::lock;
-use crate::wire::Sealed;
+use crate::wire::EncodedMessage;
 use futures_util::SinkExt;
 use std::future::poll_fn;
 use std::os::fd::OwnedFd;
@@ -43,7 +43,7 @@ impl ServerEnd for Connection {
 
 impl Connection {
     /// Sends an answer, at once.
-    pub(crate) fn reply(self: &Arc<Self>, answer: Sealed) {
+    pub(crate) fn reply(self: &Arc<Self>, answer: EncodedMessage) {
         let (id, made) = (messages::id_of(answer.bytes()).unwrap_or_default(), messages::made_in(answer.bytes()));
         let Err(error) = self.send(answer) else { return };
         if error.kind() == ErrorKind::Closed {
@@ -52,7 +52,7 @@ impl Connection {
         // Memory or descriptors run out: who asked hears of it, and has not got what was made.
         let mut refusal = Writer::answer(id);
         refusal.error(&error);
-        if self.send(refusal.seal()).is_err() {
+        if self.send(refusal.into_encoded()).is_err() {
             // It cannot be told anything, and so hears that this end is gone.
             let gone = std::mem::replace(&mut *lock(&self.out), Out::Gone);
             drop(gone);
@@ -60,7 +60,7 @@ impl Connection {
         made.into_iter().for_each(|object| self.release(object));
     }
 
-    fn send(self: &Arc<Self>, answer: Sealed) -> Result<()> {
+    fn send(self: &Arc<Self>, answer: EncodedMessage) -> Result<()> {
         #[cfg(test)]
         if let Some(kind) = self.server.meddle(&answer) {
             return Err(Error::new(kind, "a test refuses it"));
@@ -127,7 +127,7 @@ pub(crate) async fn next_request(connection: Arc<Connection>, receiver: ByteRece
     while matches!(&*lock(&connection.out), Out::Far(_, true)) {
         connection.flushed.notified().await;
     }
-    let request = receiver.recv_bytes().await.map(|bytes| Sealed::new(bytes, Vec::new()));
+    let request = receiver.recv_bytes().await.map(|bytes| EncodedMessage::new(bytes, Vec::new()));
     Event::Request(connection, Incoming::Far(receiver), request)
 }
 
@@ -157,7 +157,7 @@ pub(crate) async fn until_ended(lease: Lease, reader: Arc<OwnedFd>) -> Event {
 
 #[cfg(test)]
 impl Server {
-    fn meddle(&self, answer: &Sealed) -> Option<ErrorKind> {
+    fn meddle(&self, answer: &EncodedMessage) -> Option<ErrorKind> {
         lock(&self.meddler).as_mut().and_then(|meddler| meddler(answer))
     }
 }
@@ -168,7 +168,7 @@ impl Server {
     pub(crate) fn take_request(
         self: &Arc<Self>,
         connection: &Arc<Connection>,
-        request: Sealed,
+        request: EncodedMessage,
     ) -> Result<Option<Box<Job>>> {
         let mut reader = Reader::new(request)?;
         fault::point("manager.request");
@@ -235,17 +235,17 @@ impl Server {
                 let count = self.objects.len().saturating_sub(1) as u64;
                 let mut answer = Writer::answer(reader.number()?).to(connection.abroad());
                 answer.append_part(&count)?;
-                connection.reply(answer.seal());
+                connection.reply(answer.into_encoded());
             }
             messages::WHERE => {
                 let mut answer = Writer::answer(reader.number()?).to(connection.abroad());
                 answer.append_part(&self.address)?;
-                connection.reply(answer.seal());
+                connection.reply(answer.into_encoded());
             }
             messages::END => {
                 let mut answer = Writer::answer(reader.number()?);
                 answer.append_part(&())?;
-                connection.reply(answer.seal());
+                connection.reply(answer.into_encoded());
                 self.finish();
             }
             _ => return Err(messages::torn()),

@@ -9,7 +9,7 @@ use crate::manager::wire::method::{Dispatch, Frame};
 use crate::os::fault;
 use crate::os::sync::lock;
 use crate::process::entry::survive;
-use crate::wire::Sealed;
+use crate::wire::EncodedMessage;
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ thread_local! {
 /// Calls.
 impl Server {
     /// Runs a call of this process's own.
-    pub(crate) fn run_for_itself(self: &Arc<Self>, call: Sealed) -> Result<oneshot::Receiver<Unread>> {
+    pub(crate) fn run_for_itself(self: &Arc<Self>, call: EncodedMessage) -> Result<oneshot::Receiver<Unread>> {
         let mut reader = Reader::new(call)?;
         let (_, id, left) = (reader.byte()?, reader.number()?, reader.number()?);
         let (sender, answer) = oneshot::channel();
@@ -243,7 +243,7 @@ impl Job {
         let Self { frame: Frame { out, wait, .. }, reply_to, .. } = *self;
         // What it kept is the user's.
         survive(|| drop(wait));
-        let answer = out.seal();
+        let answer = out.into_encoded();
         match reply_to {
             ReplyTo::Nobody => {}
             ReplyTo::Client(connection) => connection.reply(answer),

@@ -53,7 +53,7 @@ use crate::os::socket::Wait;
 use crate::os::sync::lock;
 use crate::process::entry::survive;
 use crate::wait::{Spin, Spinner, Spun};
-use crate::wire::{self, Fd, Sealed, frame};
+use crate::wire::{self, EncodedMessage, Fd, frame};
 use futures_util::stream::StreamExt;
 use std::any::Any;
 use std::future::poll_fn;
@@ -395,7 +395,7 @@ impl Server {
                 }
                 Err(_) => return,
             };
-            match wire::decode::<(Receiver<Sealed>, Sender<Sealed>, Fd<OwnedFd>)>(parcel) {
+            match wire::decode::<(Receiver<EncodedMessage>, Sender<EncodedMessage>, Fd<OwnedFd>)>(parcel) {
                 Ok((receiver, sender, bell)) => {
                     sender.items().set_own_doorbell(Arc::new(bell.into_inner()));
                     let _inside = self.runtime.enter();
@@ -434,7 +434,7 @@ impl Local for Arc<Server> {
         &self.door
     }
 
-    fn submit(&self, call: Sealed) -> Result<oneshot::Receiver<Unread>> {
+    fn submit(&self, call: EncodedMessage) -> Result<oneshot::Receiver<Unread>> {
         self.run_for_itself(call)
     }
 

@@ -27,7 +27,7 @@ use crate::manager::wire::outlet::Outlet;
 use crate::manager::wire::ready::{CLIENTS, ReadyMap};
 use crate::os::sync::lock;
 use crate::shm::atomic::fence;
-use crate::wire::Sealed;
+use crate::wire::EncodedMessage;
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex};
@@ -57,7 +57,7 @@ struct State<C> {
 /// One client's inbox.
 pub(crate) struct Open<C> {
     pub(crate) client: C,
-    inbox: Inbox<Sealed>,
+    inbox: Inbox<EncodedMessage>,
     bit: Bit,
 }
 
@@ -92,8 +92,8 @@ impl<C: Admits> Poller<C> {
     /// an error the client has to be let go.
     pub(crate) fn add(
         &self,
-        receiver: Receiver<Sealed>,
-        sender: Sender<Sealed>,
+        receiver: Receiver<EncodedMessage>,
+        sender: Sender<EncodedMessage>,
         client: impl FnOnce(Outlet) -> C,
     ) -> Result<()> {
         let bit = self.free_bit()?;
@@ -111,7 +111,7 @@ impl<C: Admits> Poller<C> {
         let mut hello = Writer::answer(0);
         hello.number(number.into());
         self.map.fds().into_iter().for_each(|fd| _ = hello.attach(fd));
-        match outlet.send(hello.seal()) {
+        match outlet.send(hello.into_encoded()) {
             // It is gone already; what it had sent is taken all the same.
             Err(refused) if refused.kind() == ErrorKind::Closed => {}
             sent => drop(sent?),
@@ -137,7 +137,7 @@ impl<C: Admits> Poller<C> {
 
     /// A request, or why there will be none any more, and the inbox it came by: to be put back when the request has
     /// its place.
-    pub(crate) fn next(&self) -> Option<(Open<C>, Result<Sealed>)> {
+    pub(crate) fn next(&self) -> Option<(Open<C>, Result<EncodedMessage>)> {
         let state = &mut *lock(&self.state);
         if std::mem::take(&mut state.is_asleep) {
             self.map.line.disarm();
@@ -146,7 +146,7 @@ impl<C: Admits> Poller<C> {
     }
 
     /// The same before a sleep: if there is nothing, `changed` is notified once there is.
-    pub(crate) fn sleep(&self) -> Option<(Open<C>, Result<Sealed>)> {
+    pub(crate) fn sleep(&self) -> Option<(Open<C>, Result<EncodedMessage>)> {
         let state = &mut *lock(&self.state);
         if let Err(error) = self.map.line.arm() {
             tracing::warn!(%error, "the clients of a manager cannot wake it yet; it looks again");
@@ -161,7 +161,7 @@ impl<C: Admits> Poller<C> {
         found
     }
 
-    fn look(&self, state: &mut State<C>) -> Option<(Open<C>, Result<Sealed>)> {
+    fn look(&self, state: &mut State<C>) -> Option<(Open<C>, Result<EncodedMessage>)> {
         let State { ready, idle, .. } = state;
         self.map.take(idle.len(), |bit| ready.extend(idle.get_mut(bit).and_then(Option::take)));
         while let Some(open) = ready.pop_front() {

@@ -12,7 +12,7 @@ use crate::manager::wire::outlet::Outlet;
 use crate::manager::wire::waiting::{End, Ticket};
 use crate::os::reactor::Watched;
 use crate::wait::Spin;
-use crate::wire::Sealed;
+use crate::wire::EncodedMessage;
 use futures_util::stream::FuturesUnordered;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::os::fd::OwnedFd;
@@ -61,12 +61,12 @@ pub(crate) struct Server {
 
 /// Is there whenever an answer is sent, and may have it refused.
 #[cfg(test)]
-pub(crate) type Meddler = Box<dyn FnMut(&Sealed) -> Option<crate::error::ErrorKind> + Send>;
+pub(crate) type Meddler = Box<dyn FnMut(&EncodedMessage) -> Option<crate::error::ErrorKind> + Send>;
 
 pub(crate) enum Event {
     /// A client may have said hello.
     Intake(Watched<Arc<OwnedFd>>),
-    Request(Arc<Connection>, Incoming, Result<Sealed>),
+    Request(Arc<Connection>, Incoming, Result<EncodedMessage>),
     /// Somebody from elsewhere has connected, or could not.
     Peer(Arc<Listener>, Result<ByteConnection>),
     /// And has said who it is.
@@ -76,7 +76,7 @@ pub(crate) enum Event {
 }
 
 impl Event {
-    pub(crate) fn of(open: Open<Arc<Connection>>, request: Result<Sealed>) -> Self {
+    pub(crate) fn of(open: Open<Arc<Connection>>, request: Result<EncodedMessage>) -> Self {
         Self::Request(open.client.clone(), Incoming::Near(open), request)
     }
 }

@@ -3,7 +3,7 @@
 use super::greeting::Id;
 use super::messages::made_in;
 use crate::error::Result;
-use crate::wire::Sealed;
+use crate::wire::EncodedMessage;
 use std::cell::Cell;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock};
@@ -18,7 +18,7 @@ pub(crate) trait Local: Send + Sync {
     /// The clients' end of its intake.
     fn door(&self) -> &Arc<OwnedFd>;
     /// Runs a call, on another thread.
-    fn submit(&self, call: Sealed) -> Result<oneshot::Receiver<Unread>>;
+    fn submit(&self, call: EncodedMessage) -> Result<oneshot::Receiver<Unread>>;
     /// One more handle inside `owner`.
     fn hold_inside(&self, owner: u64, object: u64);
     /// One handle inside `owner` less.
@@ -52,14 +52,14 @@ pub(crate) fn owner_of_new_handles() -> u64 {
 }
 
 /// An answer for a task of this process. Dropped unread, the object that it made goes.
-pub(crate) struct Unread(Option<Sealed>);
+pub(crate) struct Unread(Option<EncodedMessage>);
 
 impl Unread {
-    pub(crate) fn new(answer: Sealed) -> Self {
+    pub(crate) fn new(answer: EncodedMessage) -> Self {
         Self(Some(answer))
     }
 
-    pub(crate) fn read(mut self) -> Option<Sealed> {
+    pub(crate) fn read(mut self) -> Option<EncodedMessage> {
         self.0.take()
     }
 }

@@ -13,7 +13,7 @@
 
 use super::marshal::{self, Abroad, Kept};
 use crate::error::{Error, ErrorKind, Result};
-use crate::wire::{self, Attachment, Message, Parcel, Sealed};
+use crate::wire::{self, Attachment, EncodedMessage, Message, Parcel};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::os::fd::OwnedFd;
@@ -218,7 +218,7 @@ impl Writer {
         self.bytes.truncate(len);
     }
 
-    pub(crate) fn seal(mut self) -> Sealed {
+    pub(crate) fn into_encoded(mut self) -> EncodedMessage {
         if matches!(self.abroad, Some(Abroad::Server(_))) {
             let references = std::mem::take(&mut self.references);
             for object in &references {
@@ -226,7 +226,7 @@ impl Writer {
             }
             self.number(references.len() as u64);
         }
-        Sealed::new(self.bytes, self.attachments)
+        EncodedMessage::new(self.bytes, self.attachments)
     }
 }
 
@@ -274,15 +274,15 @@ pub(crate) struct Place {
 }
 
 impl Reader {
-    pub(crate) fn new(sealed: Sealed) -> Result<Self> {
-        let Parcel { bytes, fds } = sealed.open()?;
+    pub(crate) fn new(encoded: EncodedMessage) -> Result<Self> {
+        let Parcel { bytes, fds } = encoded.open()?;
         let fds = fds.into_iter().map(Some).collect();
         Ok(Self { bytes, at: 0, fds, fds_at: 0, abroad: None, references: Vec::new() })
     }
 
     /// A message of another host's.
-    pub(crate) fn from(sealed: Sealed, abroad: Option<Abroad>) -> Result<Self> {
-        let mut reader = Self::new(sealed)?;
+    pub(crate) fn from(encoded: EncodedMessage, abroad: Option<Abroad>) -> Result<Self> {
+        let mut reader = Self::new(encoded)?;
         if matches!(abroad, Some(Abroad::Client(_))) {
             let mut last = || {
                 Some(u64::from_le_bytes(*reader.bytes.last_chunk()?)).inspect(|_| {

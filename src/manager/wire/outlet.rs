@@ -6,7 +6,7 @@
 use crate::channel::Sender;
 use crate::error::SendError;
 use crate::wait::WaitQueue;
-use crate::wire::Sealed;
+use crate::wire::EncodedMessage;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -20,14 +20,14 @@ const WITH_DESCRIPTORS: usize = MOST / 64;
 
 /// The sending end of a pipe between a client and a manager.
 pub(crate) struct Outlet {
-    sender: Sender<Sealed>,
+    sender: Sender<EncodedMessage>,
     /// How much each message counts that may be under way, the oldest first, and all of them.
     sizes: VecDeque<usize>,
     sum: usize,
 }
 
 impl Outlet {
-    pub(crate) fn new(sender: Sender<Sealed>) -> Self {
+    pub(crate) fn new(sender: Sender<EncodedMessage>) -> Self {
         Self { sender: sender.beyond_limit(), sizes: VecDeque::new(), sum: 0 }
     }
 
@@ -47,7 +47,7 @@ impl Outlet {
     /// Sends at once, and tells whether the other end had to be woken. Otherwise the message comes back: with kind `Full` if
     /// its descriptors do not fit into the socket now, or the other end is at the memory of the pipe, and then
     /// [`room`](Self::room) tells when to try again; with kind `Io` if the kernel has no memory.
-    pub(crate) fn send(&mut self, message: Sealed) -> Result<bool, SendError<Sealed>> {
+    pub(crate) fn send(&mut self, message: EncodedMessage) -> Result<bool, SendError<EncodedMessage>> {
         let size = message.bytes().len() + if message.has_attachments() { WITH_DESCRIPTORS } else { HEAD };
         match self.sender.try_send_blindly(message) {
             Ok(was_asleep) => {

@@ -466,7 +466,7 @@ impl Worker {
         }
         // Before it is sent: what is given up after that is a change.
         let given_up = self.lane.given_up();
-        self.outbox.add(self.lane.next_number(), chunk.seal());
+        self.outbox.add(self.lane.next_number(), chunk.encoded());
         if chunk.bytes().len() <= SOON_COPIED {
             // Its worker is to find it there, and not to sleep once more.
             let unsent = self.outbox.send().into_iter().map(|unsent| (self.outbox.clone(), unsent));

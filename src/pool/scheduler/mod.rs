@@ -33,7 +33,7 @@ use super::trace::Ear;
 use crate::channel::lane::{Board, PoolEnd};
 use crate::error::{Error, ErrorKind, Result};
 use crate::process::cpu_count;
-use crate::wire::Sealed;
+use crate::wire::EncodedMessage;
 use deadlines::{Event, Timer};
 use queue::Queue;
 use room::Room;
@@ -117,7 +117,7 @@ pub(super) struct Scheduler {
     runs: Histogram,
     leases: u64,
     /// What initializers had to say, until the driver has read it.
-    reports: Vec<(usize, u64, Result<Sealed>)>,
+    reports: Vec<(usize, u64, Result<EncodedMessage>)>,
     /// Workers in whose pipes results may lie.
     mailed: SeatSet,
     /// When the driver looks into all lanes again, if it is awake.
@@ -160,7 +160,7 @@ struct Place {
 pub(super) struct Step {
     pub(super) hires: Vec<Hire>,
     /// What initializers had to say.
-    pub(super) begun: Vec<(usize, u64, Result<Sealed>)>,
+    pub(super) begun: Vec<(usize, u64, Result<EncodedMessage>)>,
     /// Where results lie that nobody fetches.
     pub(super) unfetched: Vec<Arc<Mail>>,
     pub(super) until: Option<Instant>,

@@ -8,7 +8,7 @@ use crate::pool::group::{Block, Group};
 use crate::pool::protocol::{IN_PIPE, LATE, TOLD};
 use crate::pool::stats::Histogram;
 use crate::process::entry::IS_VALUE;
-use crate::wire::Sealed;
+use crate::wire::EncodedMessage;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -150,7 +150,7 @@ impl Worker {
         count: u32,
         runs: &mut Histogram,
         effects: &mut Effects,
-    ) -> Result<Option<Result<Sealed>>> {
+    ) -> Result<Option<Result<EncodedMessage>>> {
         let (now, mut begun) = (effects.now(), None);
         let since = self.running.front().map(|running| running.since);
         let (mut at, mut left) = (0, count);

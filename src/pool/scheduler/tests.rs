@@ -27,7 +27,7 @@ struct Played {
     lane: WorkerEnd,
     order: Option<(Order, u32)>,
     is_killed: Arc<AtomicBool>,
-    _pipes: (channel::Receiver<Sealed>, channel::Sender<Sealed>),
+    _pipes: (channel::Receiver<EncodedMessage>, channel::Sender<EncodedMessage>),
 }
 
 impl Played {
