@@ -19,7 +19,7 @@
 //! | all marks of a word -> 0 | the pool, which then looks into those lanes | SeqCst | - |
 //! | the time that an order took | the worker, before the result of its last item | Relaxed: published with that result | - |
 //! | what an item says before its result is put | the worker | Release, by the ring | the pool, if it sleeps |
-//! | `WAKER` is set before a wake, and cleared by who was woken | both | Relaxed: a hint, see `apart` | - |
+//! | `WAKER` is set before a wake, and cleared by who was woken | both | Relaxed: a hint, see `cpu_migration` | - |
 //! | results are taken | the pool | Release, by the ring | the worker, if it waits for room |
 //! | an order is given up, after its last item | the worker | Release, by the ring | the pool, if no item of it was started, or some were taken back since the worker came to it: no result tells that it goes on |
 //! | `READY`: the worker looks for its first order | the worker | Release | - |
@@ -52,7 +52,7 @@
 //! # Cancel
 //! No move awaits.
 
-use super::apart::Apart;
+use super::cpu_migration::CpuMigration;
 use super::news::{self, News};
 use super::segment::Bytes;
 use super::spsc::{Corrupt, Reader, Words, Writer};
@@ -455,7 +455,7 @@ pub(crate) struct WorkerEnd {
     results: Writer<Ring>,
     next: u32,
     news: News,
-    apart: Apart,
+    migration: CpuMigration,
 }
 
 /// How a worker reaches its pool.
@@ -573,7 +573,17 @@ impl WorkerEnd {
         let pool = PoolBell { board, lane, line };
         let [orders, results] = rings(&region)?;
         let (orders, results) = (Reader::new(orders, ORDERS), Writer::new(results, RESULTS));
-        Ok(Self { region, pool, work, room, orders, results, next: 0, news: News::default(), apart: Apart::default() })
+        Ok(Self {
+            region,
+            pool,
+            work,
+            room,
+            orders,
+            results,
+            next: 0,
+            news: News::default(),
+            migration: CpuMigration::default(),
+        })
     }
 
     /// Blocks until there is an order, whose bytes go to `to`; `None` after the last.
@@ -588,7 +598,7 @@ impl WorkerEnd {
                 self.work.encourage();
             }
         }
-        let Self { region, work, orders: reader, apart, .. } = self;
+        let Self { region, work, orders: reader, migration, .. } = self;
         let attempt = || match reader.peek(orders(region), to) {
             Ok(Some(kind)) => Some(Ok(Some(kind))),
             Ok(None) if region.words()[word::CLOSED].load(Acquire) == 0 => None,
@@ -603,7 +613,7 @@ impl WorkerEnd {
         if woken_from.is_some() {
             waker.store(0, Relaxed);
         }
-        apart.note(woken_from);
+        migration.note(woken_from);
         fault::point("lane.ordered");
         let number = self.next;
         self.next = number.wrapping_add(1);

@@ -4,7 +4,7 @@
 //! [`extents`] and [`segment`] know bytes and words, have no async and wait for nobody.
 #![forbid(unsafe_code)]
 
-mod apart;
+mod cpu_migration;
 mod extents;
 pub(crate) mod lane;
 #[cfg(all(test, multiprocess_loom))]

@@ -10,7 +10,7 @@
 
 use crate::os::cpu;
 
-pub(super) struct Apart {
+pub(super) struct CpuMigration {
     together: u32,
     enough: u32,
     in_step: u32,
@@ -22,13 +22,13 @@ const RAREST: u32 = 1 << 20;
 /// Who was found awake so often in a row is not alone on its CPU in vain.
 const STEADY: u32 = 64;
 
-impl Default for Apart {
+impl Default for CpuMigration {
     fn default() -> Self {
         Self { together: 0, enough: FIRST, in_step: 0 }
     }
 }
 
-impl Apart {
+impl CpuMigration {
     /// Notes that something has come, and from which CPU this thread was woken for it, if it slept.
     #[inline]
     pub(super) fn note(&mut self, woken_from: Option<usize>) {
@@ -65,12 +65,12 @@ mod tests {
 
     #[test]
     fn it_leaves_rarely_while_that_is_in_vain_and_soon_again_after_it_paid() {
-        let mut apart = Apart::default();
-        let mut woken = |times: u32| (0..times).filter(|_| apart.is_enough(true)).count();
+        let mut migration = CpuMigration::default();
+        let mut woken = |times: u32| (0..times).filter(|_| migration.is_enough(true)).count();
         assert_eq!((woken(FIRST - 1), woken(1), woken(4 * FIRST - 1), woken(1), woken(15 * FIRST)), (0, 1, 0, 1, 0));
-        assert!(!apart.is_enough(false));
-        assert!((1..16 * FIRST).all(|_| !apart.is_enough(true)), "only in a row do they count");
-        (0..STEADY).for_each(|_| apart.note(None));
-        assert_eq!((0..FIRST).filter(|_| apart.is_enough(true)).count(), 1);
+        assert!(!migration.is_enough(false));
+        assert!((1..16 * FIRST).all(|_| !migration.is_enough(true)), "only in a row do they count");
+        (0..STEADY).for_each(|_| migration.note(None));
+        assert_eq!((0..FIRST).filter(|_| migration.is_enough(true)).count(), 1);
     }
 }
