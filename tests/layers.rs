@@ -28,7 +28,7 @@ const MAY_BE_UNSAFE: &[&str] = &["os", "shm"];
 const SHARED: &[&str] = &[
     "channel/lane.rs",
     "channel/link.rs",
-    "channel/news.rs",
+    "channel/result_notification.rs",
     "channel/extents.rs",
     "channel/ring.rs",
     "channel/segment.rs",

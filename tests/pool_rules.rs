@@ -44,7 +44,7 @@ async fn rule_1_rule_4_a_worker_killed_at_any_step_costs_at_most_the_item_it_was
     Ok(())
 }
 
-/// `lane`, `news`: killed before it starts anything, all of the order goes to somebody else; killed between a start and
+/// `lane`, `result_notification`: killed before it starts anything, all of the order goes to somebody else; killed between a start and
 /// its look for sleepers, the results before it come although nobody told of them, and the pool slept.
 #[cfg(debug_assertions)]
 #[tokio::test]

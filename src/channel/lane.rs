@@ -3,8 +3,8 @@
 //! # State
 //! The words of the region's head, by name in [`word`]; then the two rings. An order has a number, which is its place in
 //! the ring, and some items. `CLAIMS` has a row for each order that may be under way:
-//! `LOUD:1 | number:31 | next:16 | end:16`, which item started last, and when (`microseconds:48 | item + 1:16`; 0 is
-//! none), and how many nanoseconds the order took (0: not known); for `LOUD`, and when the pool is notified, see `news`.
+//! `NOTIFY_EACH:1 | number:31 | next:16 | end:16`, which item started last, and when (`microseconds:48 | item + 1:16`; 0 is
+//! none), and how many nanoseconds the order took (0: not known); for `NOTIFY_EACH`, and when the pool is notified, see `result_notification`.
 //! The board is a second region that all workers of a pool have: one event, for the pool to sleep on, and a bit for each
 //! lane, its mark, which says that the pool should look into that lane.
 //!
@@ -12,7 +12,7 @@
 //! | from -> to | who | ordering | wakes |
 //! |---|---|---|---|
 //! | a row is made, then the order put | the pool | Release, by the ring | the worker, if it sleeps |
-//! | next -> next + 1: an item starts, if next was below end | the worker | SeqCst | the pool, as `news` says |
+//! | next -> next + 1: an item starts, if next was below end | the worker | SeqCst | the pool, as `result_notification` says |
 //! | end -> lower, never below next: items are taken back | the pool | AcqRel CAS | - |
 //! | a result is put | the worker | Release, by the ring | the pool, with the next start, or that of the last order |
 //! | a mark 0 -> 1 | the worker, with the start after a result, and before each wake | SeqCst | - |
@@ -53,7 +53,7 @@
 //! No move awaits.
 
 use super::cpu_migration::CpuMigration;
-use super::news::{self, News};
+use super::result_notification::{self, NotifyTarget, ResultNotifier};
 use super::segment::Bytes;
 use super::spsc::{Corrupt, Reader, Words, Writer};
 use crate::os::{clock, cpu, fault};
@@ -147,7 +147,7 @@ impl Board {
 
     /// The same, and takes the marks away. The caller then looks into each of these lanes.
     pub(crate) fn take_marked(&self, lanes: usize) -> impl Iterator<Item = usize> {
-        self.marks(lanes).iter().enumerate().flat_map(|(at, word)| bits(at, news::take_marks(word)))
+        self.marks(lanes).iter().enumerate().flat_map(|(at, word)| bits(at, result_notification::take_marks(word)))
     }
 
     /// Marks a lane for somebody in this process.
@@ -179,7 +179,7 @@ pub(crate) struct Marker {
 impl Marker {
     pub(crate) fn mark(&self) {
         let (word, bit) = mark_of(&self.board, self.lane);
-        news::mark(word, bit);
+        result_notification::mark(word, bit);
     }
 }
 
@@ -394,13 +394,13 @@ impl PoolEnd {
 
     /// Whether the worker will tell of what it has put when it begins order `number`, the last that was given, about which
     /// it may be quiet, and which has [`MANY`] items. For who has armed its alarm before.
-    pub(crate) fn will_tell(&self, number: u32) -> bool {
-        news::will_tell(row(&self.region, number).0)
+    pub(crate) fn will_notify(&self, number: u32) -> bool {
+        result_notification::will_notify(row(&self.region, number).0)
     }
 
     /// Wants to hear of each result of order `number` from now on, and looks for those that were put before after this.
-    pub(crate) fn hark(&self, number: u32) {
-        news::hark(row(&self.region, number).0);
+    pub(crate) fn enable_notification(&self, number: u32) {
+        result_notification::enable_notification(row(&self.region, number).0);
     }
 
     /// Whether results have come. No system call, no wake.
@@ -454,7 +454,7 @@ pub(crate) struct WorkerEnd {
     orders: Reader<Ring>,
     results: Writer<Ring>,
     next: u32,
-    news: News,
+    notifier: ResultNotifier,
     migration: CpuMigration,
 }
 
@@ -474,12 +474,12 @@ impl PoolBell {
     /// Has the pool look into the lane, asleep or not.
     fn notify(&self) {
         let (word, bit) = self.mark();
-        news::mark(word, bit);
+        result_notification::mark(word, bit);
         self.line.notify_one();
     }
 }
 
-impl news::Listener for PoolBell {
+impl NotifyTarget for PoolBell {
     #[inline]
     fn mark(&self) -> (&AtomicU64, u64) {
         Self::mark(self)
@@ -581,20 +581,20 @@ impl WorkerEnd {
             orders,
             results,
             next: 0,
-            news: News::default(),
+            notifier: ResultNotifier::default(),
             migration: CpuMigration::default(),
         })
     }
 
     /// Blocks until there is an order, whose bytes go to `to`; `None` after the last.
     pub(crate) fn next(&mut self, to: &mut Vec<u8>) -> io::Result<Option<Order>> {
-        self.news.speak_up();
+        self.notifier.notify_each();
         if self.next == 0 {
             self.region.words()[word::READY].store(1, Release);
         }
         if !self.orders.has_any(orders(&self.region)) {
-            self.tell();
-            if self.news.was_watched() {
+            self.notify_pending();
+            if self.notifier.found_pool_awake() {
                 self.work.encourage();
             }
         }
@@ -625,21 +625,21 @@ impl WorkerEnd {
     /// the last order begins.
     #[inline]
     pub(crate) fn start(&self, order: &Order) -> Option<u32> {
-        self.news.start(row(&self.region, order.number).0, &self.pool)
+        self.notifier.start(row(&self.region, order.number).0, &self.pool)
     }
 
     /// The pool wants to know of the results of this order not one by one, but when the last order that it has given
     /// begins: it gives more then.
-    pub(crate) fn keep_quiet(&self, order: &Order) {
+    pub(crate) fn defer_notification(&self, order: &Order) {
         let claim = row(&self.region, order.number).0;
         let has_untaken =
             || Claim::of(claim.load(Acquire)).end >= MANY && self.results.under_way(results(&self.region)) > 0;
-        self.news.keep_quiet(self.orders.has_more(orders(&self.region)), has_untaken);
+        self.notifier.defer(self.orders.has_more(orders(&self.region)), has_untaken);
     }
 
     /// Lets the pool know of results that no start has followed.
-    pub(crate) fn tell(&self) {
-        self.news.tell(&self.pool);
+    pub(crate) fn notify_pending(&self) {
+        self.notifier.notify_pending(&self.pool);
     }
 
     /// Notes that an item started at `now_us`, for who counts its time.
@@ -671,19 +671,19 @@ impl WorkerEnd {
     }
 
     /// Puts the result of the item that was started last; waits for room. The pool is told with the next
-    /// [`start`](Self::start), or by [`tell`](Self::tell).
+    /// [`start`](Self::start), or by [`notify_pending`](Self::notify_pending).
     #[inline]
     pub(crate) fn report(&mut self, kind: u8, parts: [&[u8]; 2]) -> io::Result<()> {
         if !self.results.push(results(&self.region), kind, parts) {
             self.report_late(kind, parts)?;
         }
-        self.news.add();
+        self.notifier.note_result();
         Ok(())
     }
 
     #[cold]
     fn report_late(&mut self, kind: u8, parts: [&[u8]; 2]) -> io::Result<()> {
-        self.tell();
+        self.notify_pending();
         let Self { region, room, results: writer, .. } = self;
         let attempt = || match writer.push(results(region), kind, parts) {
             true => Some(Ok(())),

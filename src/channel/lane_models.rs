@@ -1,7 +1,7 @@
 //! A lane in every schedule: rings for one writer and one reader, and who may start which item, by processes that die.
 
 use super::lane::{Claim, claimable, take_back};
-use super::news::{Listener, News};
+use super::result_notification::{NotifyTarget, ResultNotifier};
 use super::segment::Bytes;
 use super::spsc::{Reader, Words, Writer, first};
 use crate::shm::atomic::AtomicU64;
@@ -120,7 +120,7 @@ const ITEMS: usize = 3;
 /// A pool that never sleeps.
 struct Nobody(AtomicU64);
 
-impl Listener for Nobody {
+impl NotifyTarget for Nobody {
     fn mark(&self) -> (&AtomicU64, u64) {
         (&self.0, 1)
     }
@@ -145,8 +145,8 @@ fn claims(what: &str, dies: Option<&'static str>, keep: u32) {
                     if !has_order {
                         return false;
                     }
-                    let (news, nobody) = (News::default(), Nobody(AtomicU64::new(0)));
-                    while let Some(item) = news.start(&claim, &nobody) {
+                    let (notifier, nobody) = (ResultNotifier::default(), Nobody(AtomicU64::new(0)));
+                    while let Some(item) = notifier.start(&claim, &nobody) {
                         assert!(results.put(&mut writer, item as u8), "there is room for all");
                     }
                     true

@@ -12,11 +12,11 @@ mod lane_models;
 mod link;
 #[cfg(all(test, multiprocess_loom))]
 mod models;
-mod news;
-#[cfg(all(test, multiprocess_loom))]
-mod news_models;
 mod pipe;
 mod queue;
+mod result_notification;
+#[cfg(all(test, multiprocess_loom))]
+mod result_notification_models;
 mod ring;
 mod segment;
 pub(crate) mod spsc;

@@ -22,7 +22,7 @@ pub(super) struct Header {
     pub(super) limit: Option<u64>,
     /// How much of what a task tells `tracing` is of interest; 0 is nothing.
     pub(super) level: u8,
-    /// Its items are so quick that their results are told of together; see [`lane::WorkerEnd::keep_quiet`].
+    /// Its items are so quick that their results are told of together; see [`lane::WorkerEnd::defer_notification`].
     pub(super) is_bulk: bool,
 }
 

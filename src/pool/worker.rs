@@ -41,7 +41,7 @@ pub(super) fn work(contract: Contract) -> Result<()> {
     if let Some(Task { call, arguments }) = initializer {
         let outcome = call.run(arguments.open()?, &mut executor);
         desk.put(IN_PIPE, &outcome.parts().concat(), outcome.attachments());
-        desk.lane.tell();
+        desk.lane.notify_pending();
     }
     let mut desk = Box::new(desk);
     while let Some(header) = desk.take_order()? {
@@ -141,7 +141,7 @@ impl Desk {
             self.at = Header::LEN;
             if order.kind == IN_PIPE {
                 // It may be on its way for as long as the pool needs for what it has not been told of.
-                self.lane.tell();
+                self.lane.notify_pending();
                 // An order that cannot be read is one whose items cannot.
                 let parcel = self.orders.blocking_recv().and_then(EncodedMessage::open);
                 match parcel {
@@ -157,7 +157,7 @@ impl Desk {
                 }
             }
             if header.is_bulk {
-                self.lane.keep_quiet(&order);
+                self.lane.defer_notification(&order);
             }
             (self.order, self.header) = (Some(order), Some(header));
             self.begun = follows.unwrap_or_else(Instant::now);

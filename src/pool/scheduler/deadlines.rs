@@ -319,7 +319,7 @@ impl Scheduler {
             let Some(worker) = self.seats.worker(seat) else { continue };
             for running in worker.running.iter_mut().filter(|running| running.is_quiet) {
                 running.is_quiet = false;
-                worker.lane.hark(running.number);
+                worker.lane.enable_notification(running.number);
             }
             self.seats.suspect(seat);
         }

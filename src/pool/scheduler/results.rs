@@ -35,7 +35,7 @@ impl Scheduler {
     /// Whether some worker has put results that it may not tell of any more, or will soon have no orders.
     pub(in crate::pool) fn has_news(&self) -> bool {
         let tells = |worker: &Worker, last: &Running| {
-            last.is_quiet && last.end >= lane::MANY && worker.lane.will_tell(last.number)
+            last.is_quiet && last.end >= lane::MANY && worker.lane.will_notify(last.number)
         };
         let will_tell = |worker: &Worker| worker.running.back().is_some_and(|last| tells(worker, last));
         let has_news = |worker: &Worker| worker.has_room_again() || !will_tell(worker) && worker.lane.has_results();

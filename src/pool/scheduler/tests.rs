@@ -35,7 +35,7 @@ impl Played {
     fn step(&mut self) -> bool {
         let Some((order, at_work)) = &mut self.order else {
             if !self.lane.has_any() {
-                self.lane.tell();
+                self.lane.notify_pending();
                 return false;
             }
             let mut bytes = Vec::new();

@@ -3,7 +3,7 @@
 
 use super::lane::{claimable, take_back};
 use super::lane_models::Ring;
-use super::news::{Listener, News, hark, take_marks, will_tell};
+use super::result_notification::{NotifyTarget, ResultNotifier, enable_notification, take_marks, will_notify};
 use crate::shm::atomic::{AtomicU64, fence};
 use crate::shm::family::Member;
 use crate::shm::region::{Members, explore, play};
@@ -24,7 +24,7 @@ struct World {
     bell: AtomicU64,
 }
 
-impl Listener for World {
+impl NotifyTarget for World {
     fn mark(&self) -> (&AtomicU64, u64) {
         (&self.mark, 1)
     }
@@ -56,30 +56,31 @@ impl World {
 
     /// What a worker does with two orders of many quick items; in item `stuck` it stays for ever.
     fn work(&self, stuck: Option<u8>) {
-        let (mut reader, mut writer, news) = (self.orders.reader(), self.results.writer(), News::default());
+        let (mut reader, mut writer, notifier) =
+            (self.orders.reader(), self.results.writer(), ResultNotifier::default());
         let (mut bytes, mut item) = (Vec::new(), 0);
         for claim in &self.claims {
-            news.speak_up();
+            notifier.notify_each();
             if !reader.has_any(self.orders.words()) {
-                news.tell(self);
+                notifier.notify_pending(self);
             }
             while reader.peek(self.orders.words(), &mut bytes).unwrap().is_none() {
                 thread::yield_now();
             }
             let has_untaken = || writer.under_way(self.results.words()) > 0;
-            news.keep_quiet(reader.has_more(self.orders.words()), has_untaken);
-            while news.start(claim, self).is_some() {
+            notifier.defer(reader.has_more(self.orders.words()), has_untaken);
+            while notifier.start(claim, self).is_some() {
                 if stuck == Some(item) {
                     return;
                 }
                 assert!(self.results.put(&mut writer, item), "there is room for all");
-                news.add();
+                notifier.note_result();
                 item += 1;
             }
             reader.consume(self.orders.words(), bytes.len());
         }
-        news.speak_up();
-        news.tell(self);
+        notifier.notify_each();
+        notifier.notify_pending(self);
     }
 }
 
@@ -92,10 +93,10 @@ struct Plan {
     /// Whether the pool gives its second order up, before it sleeps.
     takes_back: bool,
     /// Whether it looks again while it sleeps, and wants to hear of each result then.
-    harks: bool,
+    enables: bool,
 }
 
-const PLAN: Plan = Plan { items: [1, 1], dies: None, stuck: None, takes_back: false, harks: false };
+const PLAN: Plan = Plan { items: [1, 1], dies: None, stuck: None, takes_back: false, enables: false };
 
 fn act(what: &str, plan: Plan) {
     explore(what, 2, move || {
@@ -123,12 +124,12 @@ fn act(what: &str, plan: Plan) {
         }
         // The pool goes to sleep.
         world.event().join(POOL.into(), 0, None, |_| true);
-        let mut got = match will_tell(last) || take_marks(&world.mark) == 0 {
+        let mut got = match will_notify(last) || take_marks(&world.mark) == 0 {
             true => Vec::new(),
             false => world.results.take(&mut reader),
         };
-        if plan.harks {
-            world.claims.iter().for_each(hark);
+        if plan.enables {
+            world.claims.iter().for_each(enable_notification);
             got.extend(world.results.take(&mut reader));
         }
         let lives = working.join().unwrap();
@@ -146,26 +147,26 @@ fn act(what: &str, plan: Plan) {
 }
 
 #[test]
-fn models_of_news_a_quiet_worker_tells_when_its_last_order_begins() {
-    act("news", PLAN);
-    act("news, two items", Plan { items: [2, 1], ..PLAN });
+fn models_of_result_notification_a_deferring_worker_notifies_when_its_last_order_begins() {
+    act("result notification", PLAN);
+    act("result notification, two items", Plan { items: [2, 1], ..PLAN });
 }
 
 #[test]
-fn models_of_news_a_worker_dies_with_what_it_has_not_told() {
+fn models_of_result_notification_a_worker_dies_with_pending_results() {
     for at in ["lane.started", "lane.written", "lane.published"] {
         act(at, Plan { dies: Some(at), ..PLAN });
     }
 }
 
 #[test]
-fn models_of_news_the_order_behind_is_taken_back() {
-    act("news, taken back", Plan { takes_back: true, ..PLAN });
+fn models_of_result_notification_the_order_behind_is_taken_back() {
+    act("result notification, taken back", Plan { takes_back: true, ..PLAN });
 }
 
 #[test]
-fn models_of_news_a_pool_that_harks_hears_of_what_precedes_a_slow_item() {
-    act("news, harks", Plan { harks: true, ..PLAN });
-    act("news, a slow second item", Plan { items: [2, 1], stuck: Some(1), harks: true, ..PLAN });
-    act("news, a slow last item", Plan { items: [1, 1], stuck: Some(1), ..PLAN });
+fn models_of_result_notification_enabled_by_the_pool_it_covers_what_precedes_a_slow_item() {
+    act("result notification, enabled", Plan { enables: true, ..PLAN });
+    act("result notification, a slow second item", Plan { items: [2, 1], stuck: Some(1), enables: true, ..PLAN });
+    act("result notification, a slow last item", Plan { items: [1, 1], stuck: Some(1), ..PLAN });
 }

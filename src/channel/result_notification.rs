@@ -2,7 +2,7 @@
 //!
 //! # State
 //! In the worker: whether something was put that the pool has not been told of, and whether it is quiet about the order
-//! that it is at. Shared: `LOUD`, the top bit of an order's claim, and how many of its items were started; and the mark of
+//! that it is at. Shared: `NOTIFY_EACH`, the top bit of an order's claim, and how many of its items were started; and the mark of
 //! the worker's lane, a bit that says that the pool should look into it.
 //!
 //! # Moves
@@ -41,10 +41,10 @@ use crate::shm::atomic::fence;
 use std::cell::Cell;
 use std::sync::atomic::Ordering::*;
 
-const LOUD: u64 = 1 << 63;
+const NOTIFY_EACH: u64 = 1 << 63;
 
 /// Whom a worker tells.
-pub(super) trait Listener {
+pub(super) trait NotifyTarget {
     /// The word and the bit that say that this lane has something.
     fn mark(&self) -> (&AtomicU64, u64);
     /// For who has just made its change, and after it a SeqCst read-modify-write.
@@ -54,48 +54,48 @@ pub(super) trait Listener {
 
 /// What the pool has not been told of.
 #[derive(Default)]
-pub(super) struct News {
-    is_untold: Cell<bool>,
-    is_quiet: Cell<bool>,
+pub(super) struct ResultNotifier {
+    is_pending: Cell<bool>,
+    is_deferred: Cell<bool>,
     /// The pool was awake when it was told last.
-    is_watched: Cell<bool>,
+    was_awake: Cell<bool>,
 }
 
-impl News {
+impl ResultNotifier {
     /// A result has been put.
     #[inline]
-    pub(super) fn add(&self) {
-        self.is_untold.set(true);
+    pub(super) fn note_result(&self) {
+        self.is_pending.set(true);
     }
 
     /// An order begins: each of its results is to be told of.
-    pub(super) fn speak_up(&self) {
-        self.is_quiet.set(false);
+    pub(super) fn notify_each(&self) {
+        self.is_deferred.set(false);
     }
 
     /// The results of the order that begins need not be told of one by one if it `has_more` behind it. About the last one
     /// the pool relies on being told when it begins, also of what it knew of and has not taken.
-    pub(super) fn keep_quiet(&self, has_more: bool, has_untaken: impl FnOnce() -> bool) {
-        self.is_quiet.set(has_more);
+    pub(super) fn defer(&self, has_more: bool, has_untaken: impl FnOnce() -> bool) {
+        self.is_deferred.set(has_more);
         if !has_more && has_untaken() {
-            self.add();
+            self.note_result();
         }
     }
 
     /// Starts the next item, if there is one; either way the pool is told, unless it need not be.
     #[inline]
-    pub(super) fn start(&self, claim: &AtomicU64, pool: &impl Listener) -> Option<u32> {
-        let (started, is_loud) = start(claim);
-        if !self.is_untold.get() {
+    pub(super) fn start(&self, claim: &AtomicU64, pool: &impl NotifyTarget) -> Option<u32> {
+        let (started, is_each) = start(claim);
+        if !self.is_pending.get() {
             return started;
         }
         let (word, bit) = pool.mark();
         mark_after_rmw(word, bit);
-        if !self.is_quiet.get() || is_loud {
-            self.is_untold.set(false);
+        if !self.is_deferred.get() || is_each {
+            self.is_pending.set(false);
             // A fence for each result would cost as much as the rest of its way.
             let sleeps = pool.may_sleep();
-            self.is_watched.set(!sleeps);
+            self.was_awake.set(!sleeps);
             if sleeps {
                 pool.wake();
             }
@@ -104,8 +104,8 @@ impl News {
     }
 
     /// Tells of what no start has followed.
-    pub(super) fn tell(&self, pool: &impl Listener) {
-        if self.is_untold.replace(false) {
+    pub(super) fn notify_pending(&self, pool: &impl NotifyTarget) {
+        if self.is_pending.replace(false) {
             let (word, bit) = pool.mark();
             mark(word, bit);
             pool.wake();
@@ -113,8 +113,8 @@ impl News {
     }
 
     /// Whether the pool was awake when it was last told; says so once.
-    pub(super) fn was_watched(&self) -> bool {
-        self.is_watched.replace(false)
+    pub(super) fn found_pool_awake(&self) -> bool {
+        self.was_awake.replace(false)
     }
 }
 
@@ -125,7 +125,7 @@ fn start(claim: &AtomicU64) -> (Option<u32>, bool) {
     let before = claim.fetch_add(1 << 16, SeqCst);
     let (next, end) = (before as u32 >> 16, before as u32 & 0xffff);
     fault::point("lane.started");
-    ((next < end).then_some(next), before & LOUD != 0)
+    ((next < end).then_some(next), before & NOTIFY_EACH != 0)
 }
 
 /// The worker's move: the pool should look into its lane.
@@ -158,11 +158,11 @@ pub(super) fn take_marks(word: &AtomicU64) -> u64 {
 /// Whether the worker will tell of all it has put when it begins the order of this claim, the last that was given. For
 /// who has armed an alarm before: between that and this look, and the worker's start and its look for sleepers, there is
 /// an order that all agree on.
-pub(super) fn will_tell(claim: &AtomicU64) -> bool {
+pub(super) fn will_notify(claim: &AtomicU64) -> bool {
     claim.load(SeqCst) as u32 >> 16 == 0
 }
 
 /// The pool's move: wants to know of each result from now on. It looks for what was put before, after this.
-pub(super) fn hark(claim: &AtomicU64) {
-    claim.fetch_or(LOUD, SeqCst);
+pub(super) fn enable_notification(claim: &AtomicU64) {
+    claim.fetch_or(NOTIFY_EACH, SeqCst);
 }
