@@ -27,7 +27,7 @@ const MAY_BE_UNSAFE: &[&str] = &["os", "shm"];
 /// Files that keep state in memory which other processes see. Models of them owe no page.
 const SHARED: &[&str] = &[
     "channel/lane.rs",
-    "channel/link.rs",
+    "channel/channel_core.rs",
     "channel/result_notification.rs",
     "channel/extents.rs",
     "channel/ring.rs",

@@ -1,15 +1,15 @@
 //! Values between processes: queues and pipes.
 //!
-//! The faces ([`queue`], [`pipe`]) know `T`; [`link`] joins a ring, its lines and its side socket; [`ring`],
+//! The faces ([`queue`], [`pipe`]) know `T`; [`channel_core`] joins a ring, its lines and its side socket; [`ring`],
 //! [`extents`] and [`segment`] know bytes and words, have no async and wait for nobody.
 #![forbid(unsafe_code)]
 
+mod channel_core;
 mod cpu_migration;
 mod extents;
 pub(crate) mod lane;
 #[cfg(all(test, multiprocess_loom))]
 mod lane_models;
-mod link;
 #[cfg(all(test, multiprocess_loom))]
 mod models;
 mod pipe;

@@ -1,6 +1,6 @@
 //! Pipes: two ends, each owned by one process at a time.
 
-use super::link::Link;
+use super::channel_core::ChannelCore;
 use super::queue::{Item, QueueSink, QueueStream};
 use super::ring::Ring;
 use crate::error::{Error, ErrorKind, Result, SendError};
@@ -89,8 +89,8 @@ fn direction<T>() -> io::Result<(Sender<T>, Receiver<T>)> {
 }
 
 /// Memory and socket: what makes one direction of an end up elsewhere.
-fn attachments(link: &Link) -> [Attachment; 2] {
-    let [memory, socket, _] = link.attachments();
+fn attachments(core: &ChannelCore) -> [Attachment; 2] {
+    let [memory, socket, _] = core.attachments();
     [memory, socket]
 }
 
@@ -116,7 +116,7 @@ pub struct Receiver<T> {
 
 /// One direction of one end.
 struct Half<T> {
-    link: Arc<Link>,
+    core: Arc<ChannelCore>,
     item: PhantomData<fn(T) -> T>,
 }
 
@@ -124,9 +124,9 @@ impl<T> Half<T> {
     fn of(ring: Ring, socket: OwnedFd) -> io::Result<Self> {
         let socket = Arc::new(socket);
         let hangup = Hangup::new(socket.clone());
-        let link = Link::new(ring, (socket.clone(), socket), Some(hangup.clone()), false, "pipe")?;
-        hangup.concerns(&link.lines());
-        Ok(Self { link, item: PhantomData })
+        let core = ChannelCore::new(ring, (socket.clone(), socket), Some(hangup.clone()), false, "pipe")?;
+        hangup.concerns(&core.lines());
+        Ok(Self { core, item: PhantomData })
     }
 }
 
@@ -154,7 +154,7 @@ impl<T: Item> Sender<T> {
         {
             return Err(SendError::new(error, value));
         }
-        self.half.link.put(value).await.map_err(|(error, value)| SendError::new(error, value))
+        self.half.core.put(value).await.map_err(|(error, value)| SendError::new(error, value))
     }
 
     /// Sends `value` if it need not wait.
@@ -166,36 +166,36 @@ impl<T: Item> Sender<T> {
         if let Err(error) = self.try_flush() {
             return Err(SendError::new(error, value));
         }
-        self.half.link.try_put(value).map_err(|(error, value)| SendError::new(error, value))
+        self.half.core.try_put(value).map_err(|(error, value)| SendError::new(error, value))
     }
 
     /// [`try_send`](Self::try_send) without a system call where nobody sleeps, for somebody who hears of the other end's
     /// going by another way: it may take `value` though there is nobody any more. Tells whether the receiver had to be
     /// woken.
     pub(crate) fn try_send_blindly(&mut self, value: T) -> Result<bool, SendError<T>> {
-        self.half.link.try_put_blindly(value).map_err(|(error, value)| SendError::new(error, value))
+        self.half.core.try_put_blindly(value).map_err(|(error, value)| SendError::new(error, value))
     }
 
     /// This end for a sender that counts what is under way itself, and may exceed the limit of the pipe with messages that must not wait.
     pub(crate) fn beyond_limit(mut self) -> Self {
         // Nobody else has it yet: it comes from a message, or was just made.
-        Arc::get_mut(&mut self.half.link).iter_mut().for_each(|link| link.ignore_byte_limit());
+        Arc::get_mut(&mut self.half.core).iter_mut().for_each(|core| core.ignore_byte_limit());
         self
     }
 
     /// How many values are under way.
     pub(crate) fn under_way(&self) -> usize {
-        self.half.link.len()
+        self.half.core.len()
     }
 
     /// The waiters for a message at the other end.
     pub(crate) fn items(&self) -> &Arc<WaitQueue> {
-        self.half.link.lines()[1]
+        self.half.core.lines()[1]
     }
 
     /// Where it is told that there is room again.
     pub(crate) fn room(&self) -> &Arc<WaitQueue> {
-        self.half.link.lines()[0]
+        self.half.core.lines()[0]
     }
 
     /// [`send`](Self::send) for plain functions: blocks this thread.
@@ -211,7 +211,7 @@ impl<T: Item> Sender<T> {
         if let Err(error) = self.try_flush() {
             return Err(SendError::new(error, value));
         }
-        self.half.link.blocking_put(value).map_err(|(error, value)| SendError::new(error, value))
+        self.half.core.blocking_put(value).map_err(|(error, value)| SendError::new(error, value))
     }
 
     /// What the sink was given goes first, or nothing does.
@@ -233,7 +233,7 @@ impl<T: Item> Receiver<T> {
     /// as `T` or its descriptors do not fit into this process: that value is gone, the pipe goes on.
     pub async fn recv(&mut self) -> Result<T> {
         self.stream = None;
-        self.half.link.get().await
+        self.half.core.get().await
     }
 
     /// Receives a value if there is one.
@@ -242,7 +242,7 @@ impl<T: Item> Receiver<T> {
     /// `Empty`, else as [`recv`](Self::recv).
     pub fn try_recv(&mut self) -> Result<T> {
         self.stream = None;
-        self.half.link.try_get()
+        self.half.core.try_get()
     }
 
     /// [`recv`](Self::recv) for plain functions: blocks this thread.
@@ -255,7 +255,7 @@ impl<T: Item> Receiver<T> {
     #[track_caller]
     pub fn blocking_recv(&mut self) -> Result<T> {
         self.stream = None;
-        self.half.link.blocking_get()
+        self.half.core.blocking_get()
     }
 
     /// [`recv`](Self::recv) that gives up after `timeout`, and then has taken nothing.
@@ -265,7 +265,7 @@ impl<T: Item> Receiver<T> {
     /// `Timeout`, `Io` where there is no tokio timer, else as [`recv`](Self::recv).
     pub async fn recv_timeout(&mut self, timeout: Duration) -> Result<T> {
         self.stream = None;
-        self.half.link.get_timeout(timeout).await
+        self.half.core.get_timeout(timeout).await
     }
 
     /// Waits up to `timeout` until there is something to receive, which it leaves where it is. True also at the
@@ -275,7 +275,7 @@ impl<T: Item> Receiver<T> {
     /// `Io` outside a tokio runtime, or in one without a timer.
     pub async fn poll(&mut self, timeout: Duration) -> Result<bool> {
         self.stream = None;
-        self.half.link.poll(timeout).await
+        self.half.core.poll(timeout).await
     }
 }
 
@@ -292,12 +292,12 @@ pub(crate) struct Inbox<T>(Half<T>);
 impl<T: Item> Inbox<T> {
     /// What there is to receive, for somebody who is told by [`line`](Self::line) when that changes.
     pub(crate) fn next(&self) -> Option<Result<T>> {
-        self.0.link.next_told()
+        self.0.core.next_told()
     }
 
     /// Whether the other end is gone, for somebody who [listens](Self::listen).
     pub(crate) fn has_hung_up(&self) -> bool {
-        self.0.link.is_known_hung_up()
+        self.0.core.is_known_hung_up()
     }
 
     /// From now on a runtime tells when the other end goes, so that nobody need ask. It fails outside of one.
@@ -307,7 +307,7 @@ impl<T: Item> Inbox<T> {
 
     /// The waiters for a message.
     pub(crate) fn line(&self) -> &Arc<WaitQueue> {
-        self.0.link.lines()[1]
+        self.0.core.lines()[1]
     }
 }
 
@@ -316,13 +316,13 @@ impl<T: Item> Stream for Receiver<T> {
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<T>>> {
         let this = self.get_mut();
-        this.stream.get_or_insert_with(|| QueueStream::new(this.half.link.clone())).poll_next_unpin(cx)
+        this.stream.get_or_insert_with(|| QueueStream::new(this.half.core.clone())).poll_next_unpin(cx)
     }
 }
 
 impl<T: Item> Sender<T> {
     fn sink(&mut self) -> &mut QueueSink<T> {
-        self.sink.get_or_insert_with(|| QueueSink::new(self.half.link.clone()))
+        self.sink.get_or_insert_with(|| QueueSink::new(self.half.core.clone()))
     }
 }
 
@@ -484,7 +484,7 @@ macro_rules! half_serde {
                 if let Some(why) = self.stays() {
                     return Err(Z::Error::custom(why));
                 }
-                attach::serialize_handle(serializer, attachments(&self.half.link), stringify!($name))
+                attach::serialize_handle(serializer, attachments(&self.half.core), stringify!($name))
             }
         }
 
@@ -501,7 +501,7 @@ macro_rules! half_serde {
 
         impl<T> fmt::Debug for $name<T> {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.debug_struct(stringify!($name)).field("under_way", &self.half.link.len()).finish()
+                f.debug_struct(stringify!($name)).field("under_way", &self.half.core.len()).finish()
             }
         }
     };

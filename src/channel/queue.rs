@@ -1,6 +1,6 @@
 //! Queues: many producers, many consumers, in order, across processes.
 
-use super::link::{Link, Refused};
+use super::channel_core::{ChannelCore, Refused};
 use super::ring::Ring;
 use crate::error::{Error, ErrorKind, PutError, Result, TryPutError};
 use crate::os::memfd;
@@ -65,35 +65,35 @@ impl<T: Serialize + DeserializeOwned + Send + 'static> Item for T {}
 /// }
 /// ```
 pub struct Queue<T> {
-    link: Arc<Link>,
+    core: Arc<ChannelCore>,
     item: PhantomData<fn(T) -> T>,
 }
 
 /// The queues that this process has mapped, so that one received twice is mapped once.
-static MAPPED: Mapped<Link> = Mapped::new();
+static MAPPED: Mapped<ChannelCore> = Mapped::new();
 
-fn create(item_limit: u64, is_joinable: bool) -> Result<Arc<Link>> {
+fn create(item_limit: u64, is_joinable: bool) -> Result<Arc<ChannelCore>> {
     let create = || {
         let ring = Ring::create(item_limit, 0)?;
         let (tx, rx) = socket::packet_pair()?;
-        let link = Link::new(ring, (Arc::new(tx), Arc::new(rx)), None, is_joinable, "queue")?;
-        MAPPED.or_make(link.ring().region().identity(), || Ok(link.clone()))
+        let core = ChannelCore::new(ring, (Arc::new(tx), Arc::new(rx)), None, is_joinable, "queue")?;
+        MAPPED.or_make(core.ring().region().identity(), || Ok(core.clone()))
     };
     create().map_err(|error: io::Error| Error::io("cannot create a queue", error))
 }
 
-fn serialize_link<S: Serializer>(link: &Link, serializer: S) -> Result<S::Ok, S::Error> {
-    attach::serialize_handle(serializer, link.attachments(), link.is_joinable())
+fn serialize_core<S: Serializer>(core: &ChannelCore, serializer: S) -> Result<S::Ok, S::Error> {
+    attach::serialize_handle(serializer, core.attachments(), core.is_joinable())
 }
 
-fn deserialize_link<'de, D: Deserializer<'de>>(deserializer: D, joinable: bool) -> Result<Arc<Link>, D::Error> {
+fn deserialize_core<'de, D: Deserializer<'de>>(deserializer: D, joinable: bool) -> Result<Arc<ChannelCore>, D::Error> {
     let ([memory, tx, rx], is_joinable): ([OwnedFd; 3], bool) = attach::deserialize_handle(deserializer)?;
     if joinable != is_joinable {
         return Err(D::Error::custom("a queue of another kind"));
     }
     let open = || {
         MAPPED.or_make(memfd::identity(memory.as_fd())?, || {
-            Link::new(Ring::open(memory)?, (Arc::new(tx), Arc::new(rx)), None, joinable, "queue")
+            ChannelCore::new(Ring::open(memory)?, (Arc::new(tx), Arc::new(rx)), None, joinable, "queue")
         })
     };
     open().map_err(|error| D::Error::custom(format_args!("a queue cannot be opened: {error}")))
@@ -109,7 +109,7 @@ impl<T: Item> Queue<T> {
     /// # Errors
     /// `Io` if there is no memory or descriptor left.
     pub fn unbounded() -> Result<Self> {
-        Ok(Self { link: create(0, false)?, item: PhantomData })
+        Ok(Self { core: create(0, false)?, item: PhantomData })
     }
 
     /// A queue of at most `capacity` items, of any size each.
@@ -117,7 +117,7 @@ impl<T: Item> Queue<T> {
     /// # Errors
     /// `Other` for a capacity of 0 or beyond 2^31, `Io` if there is no memory or descriptor left.
     pub fn bounded(capacity: usize) -> Result<Self> {
-        Ok(Self { link: create(check_capacity(capacity)?, false)?, item: PhantomData })
+        Ok(Self { core: create(check_capacity(capacity)?, false)?, item: PhantomData })
     }
 }
 
@@ -139,7 +139,7 @@ macro_rules! queue_methods {
             /// # Errors
             /// `Closed`, `Encode` if `value` cannot be serialised, `Io` if memory runs out; the value comes back.
             pub async fn put(&self, value: T) -> Result<(), PutError<T>> {
-                self.link.put(value).await.map_err(put_error)
+                self.core.put(value).await.map_err(put_error)
             }
 
             /// Takes the first item; waits while there is none. Cancel-safe: dropped, it has taken nothing.
@@ -148,7 +148,7 @@ macro_rules! queue_methods {
             /// `Closed` once the queue is closed and drained; `Decode` if the item cannot be read as `T`, or its
             /// descriptors do not fit into this process: that item is then gone, the queue goes on.
             pub async fn get(&self) -> Result<T> {
-                self.link.get().await
+                self.core.get().await
             }
 
             /// Puts `value` if there is room now.
@@ -156,7 +156,7 @@ macro_rules! queue_methods {
             /// # Errors
             /// `Full`, else as [`put`](Self::put); the value comes back.
             pub fn try_put(&self, value: T) -> Result<(), TryPutError<T>> {
-                self.link.try_put(value).map_err(|(error, value)| TryPutError::new(error, value))
+                self.core.try_put(value).map_err(|(error, value)| TryPutError::new(error, value))
             }
 
             /// Takes the first item if there is one now.
@@ -164,7 +164,7 @@ macro_rules! queue_methods {
             /// # Errors
             /// `Empty`, else as [`get`](Self::get).
             pub fn try_get(&self) -> Result<T> {
-                self.link.try_get()
+                self.core.try_get()
             }
 
             /// [`put`](Self::put) for plain functions: blocks this thread.
@@ -176,7 +176,7 @@ macro_rules! queue_methods {
             /// As [`put`](Self::put).
             #[track_caller]
             pub fn blocking_put(&self, value: T) -> Result<(), PutError<T>> {
-                self.link.blocking_put(value).map_err(put_error)
+                self.core.blocking_put(value).map_err(put_error)
             }
 
             /// [`get`](Self::get) for plain functions: blocks this thread.
@@ -188,7 +188,7 @@ macro_rules! queue_methods {
             /// As [`get`](Self::get).
             #[track_caller]
             pub fn blocking_get(&self) -> Result<T> {
-                self.link.blocking_get()
+                self.core.blocking_get()
             }
 
             /// [`put`](Self::put) that gives up after `timeout`. Counted in real time: see [Timeouts](crate#timeouts).
@@ -196,7 +196,7 @@ macro_rules! queue_methods {
             /// # Errors
             /// `Timeout`, `Io` where there is no tokio timer, else as [`put`](Self::put); the value comes back.
             pub async fn put_timeout(&self, value: T, timeout: Duration) -> Result<(), PutError<T>> {
-                self.link.put_timeout(value, timeout).await.map_err(put_error)
+                self.core.put_timeout(value, timeout).await.map_err(put_error)
             }
 
             /// [`get`](Self::get) that gives up after `timeout`, and then has taken nothing.
@@ -205,12 +205,12 @@ macro_rules! queue_methods {
             /// # Errors
             /// `Timeout`, `Io` where there is no tokio timer, else as [`get`](Self::get).
             pub async fn get_timeout(&self, timeout: Duration) -> Result<T> {
-                self.link.get_timeout(timeout).await
+                self.core.get_timeout(timeout).await
             }
 
             /// How many items there are: exact while nobody puts or takes.
             pub fn len(&self) -> usize {
-                self.link.len()
+                self.core.len()
             }
 
             /// Whether there is no item.
@@ -225,42 +225,42 @@ macro_rules! queue_methods {
 
             /// How many items fit, or `None` if the queue is unbounded.
             pub fn capacity(&self) -> Option<usize> {
-                self.link.ring().item_limit()
+                self.core.ring().item_limit()
             }
 
             /// Closes the queue for everybody: puts fail from now on, gets drain it and then say `Closed`. Wakes
             /// all who wait, in every process. Closing twice is fine.
             pub fn close(&self) {
-                self.link.close();
+                self.core.close();
             }
 
             /// Whether the queue is closed.
             pub fn is_closed(&self) -> bool {
-                self.link.ring().is_closed()
+                self.core.ring().is_closed()
             }
 
             /// The items as a stream that ends when the queue is closed and drained. Dropping it loses nothing.
             pub fn stream(&self) -> QueueStream<T> {
-                QueueStream::new(self.link.clone())
+                QueueStream::new(self.core.clone())
             }
 
             /// A sink that puts what it is sent.
             pub fn sink(&self) -> QueueSink<T> {
-                QueueSink::new(self.link.clone())
+                QueueSink::new(self.core.clone())
             }
         }
 
         impl<T> Clone for $name<T> {
             fn clone(&self) -> Self {
-                Self { link: self.link.clone(), item: PhantomData }
+                Self { core: self.core.clone(), item: PhantomData }
             }
         }
 
         impl<T> fmt::Debug for $name<T> {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 let mut debug = f.debug_struct(stringify!($name));
-                debug.field("len", &self.link.len()).field("capacity", &self.link.ring().item_limit());
-                debug.field("is_closed", &self.link.ring().is_closed()).finish()
+                debug.field("len", &self.core.len()).field("capacity", &self.core.ring().item_limit());
+                debug.field("is_closed", &self.core.ring().is_closed()).finish()
             }
         }
     };
@@ -299,7 +299,7 @@ queue_methods!(JoinableQueue);
 /// }
 /// ```
 pub struct JoinableQueue<T> {
-    link: Arc<Link>,
+    core: Arc<ChannelCore>,
     item: PhantomData<fn(T) -> T>,
 }
 
@@ -309,7 +309,7 @@ impl<T: Item> JoinableQueue<T> {
     /// # Errors
     /// `Io` if there is no memory or descriptor left.
     pub fn unbounded() -> Result<Self> {
-        Ok(Self { link: create(0, true)?, item: PhantomData })
+        Ok(Self { core: create(0, true)?, item: PhantomData })
     }
 
     /// As [`Queue::bounded`].
@@ -317,7 +317,7 @@ impl<T: Item> JoinableQueue<T> {
     /// # Errors
     /// `Other` for a capacity of 0 or beyond 2^31, `Io` if there is no memory or descriptor left.
     pub fn bounded(capacity: usize) -> Result<Self> {
-        Ok(Self { link: create(check_capacity(capacity)?, true)?, item: PhantomData })
+        Ok(Self { core: create(check_capacity(capacity)?, true)?, item: PhantomData })
     }
 
     /// Says that one item taken from this queue has been dealt with: by this process, or else by another.
@@ -325,7 +325,7 @@ impl<T: Item> JoinableQueue<T> {
     /// # Errors
     /// `Other` if no taken item is unfinished.
     pub fn task_done(&self) -> Result<()> {
-        self.link.task_done()
+        self.core.task_done()
     }
 
     /// Waits until the queue is empty and every item taken is done. Cancel-safe.
@@ -333,7 +333,7 @@ impl<T: Item> JoinableQueue<T> {
     /// # Errors
     /// `Io` outside a tokio runtime.
     pub async fn join(&self) -> Result<()> {
-        self.link.join().await
+        self.core.join().await
     }
 
     /// [`join`](Self::join) for plain functions: blocks this thread.
@@ -345,31 +345,31 @@ impl<T: Item> JoinableQueue<T> {
     /// `Io` if this process cannot wait.
     #[track_caller]
     pub fn blocking_join(&self) -> Result<()> {
-        self.link.blocking_join()
+        self.core.blocking_join()
     }
 }
 
 impl<T> Serialize for Queue<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serialize_link(&self.link, serializer)
+        serialize_core(&self.core, serializer)
     }
 }
 
 impl<'de, T> Deserialize<'de> for Queue<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Ok(Self { link: deserialize_link(deserializer, false)?, item: PhantomData })
+        Ok(Self { core: deserialize_core(deserializer, false)?, item: PhantomData })
     }
 }
 
 impl<T> Serialize for JoinableQueue<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serialize_link(&self.link, serializer)
+        serialize_core(&self.core, serializer)
     }
 }
 
 impl<'de, T> Deserialize<'de> for JoinableQueue<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Ok(Self { link: deserialize_link(deserializer, true)?, item: PhantomData })
+        Ok(Self { core: deserialize_core(deserializer, true)?, item: PhantomData })
     }
 }
 
@@ -391,14 +391,14 @@ impl<'de, T> Deserialize<'de> for JoinableQueue<T> {
 pub struct QueueStream<T>(Pin<Box<dyn Stream<Item = Result<T>> + Send>>);
 
 impl<T: Item> QueueStream<T> {
-    pub(super) fn new(link: Arc<Link>) -> Self {
-        let items = futures_util::stream::unfold(Some(link), |link| async {
-            let link = link?;
-            match link.get().await {
+    pub(super) fn new(core: Arc<ChannelCore>) -> Self {
+        let items = futures_util::stream::unfold(Some(core), |core| async {
+            let core = core?;
+            match core.get().await {
                 Err(error) if error.kind() == ErrorKind::Closed => None,
                 // Nothing follows this either.
                 Err(error) if error.kind() == ErrorKind::Corrupt => Some((Err(error), None)),
-                item => Some((item, Some(link))),
+                item => Some((item, Some(core))),
             }
         });
         // Whoever asks again after the end hears again that it is the end.
@@ -430,14 +430,14 @@ impl<T> Stream for QueueStream<T> {
 /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
 /// ```
 pub struct QueueSink<T> {
-    link: Arc<Link>,
+    core: Arc<ChannelCore>,
     putting: Option<Pin<Box<dyn Future<Output = Result<()>> + Send>>>,
     item: PhantomData<fn(T)>,
 }
 
 impl<T: Item> QueueSink<T> {
-    pub(super) fn new(link: Arc<Link>) -> Self {
-        Self { link, putting: None, item: PhantomData }
+    pub(super) fn new(core: Arc<ChannelCore>) -> Self {
+        Self { core, putting: None, item: PhantomData }
     }
 }
 
@@ -464,11 +464,11 @@ impl<T: Item> Sink<T> for QueueSink<T> {
         if self.holds_one() {
             return Err(Error::other("the sink still holds an item: wait until it is ready (`poll_ready`), or `send`"));
         }
-        match self.link.try_put(item) {
+        match self.core.try_put(item) {
             Ok(()) => Ok(()),
             Err((error, item)) if error.kind() == ErrorKind::Full => {
-                let link = self.link.clone();
-                self.putting = Some(Box::pin(async move { link.put(item).await.map_err(|(error, _)| error) }));
+                let core = self.core.clone();
+                self.putting = Some(Box::pin(async move { core.put(item).await.map_err(|(error, _)| error) }));
                 Ok(())
             }
             Err((error, _)) => Err(error),

@@ -75,7 +75,7 @@ pub(super) mod word {
     pub(super) const KNOWN_TAKEN: usize = 20;
     pub(super) const GET_LATCH: usize = 32;
     pub(super) const GET_SEGMENT: usize = 33;
-    /// The events are for `link`.
+    /// The events are for `channel_core`.
     pub(in crate::channel) const ITEMS: usize = 128;
     pub(in crate::channel) const ROOM: usize = ITEMS + sleepers::LEN;
     pub(in crate::channel) const JOINED: usize = ROOM + sleepers::LEN;

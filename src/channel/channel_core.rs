@@ -51,7 +51,7 @@ use std::time::{Duration, Instant};
 
 const HOLDERS: usize = 96;
 
-pub(super) struct Link {
+pub(super) struct ChannelCore {
     ring: Ring,
     room: Arc<WaitQueue>,
     items: Arc<WaitQueue>,
@@ -67,7 +67,7 @@ pub(super) struct Link {
 /// Why a put, or a try of one, took nothing.
 pub(super) type Refused<T> = (Error, T);
 
-impl Link {
+impl ChannelCore {
     pub(super) fn new(
         mut ring: Ring,
         (tx, rx): (Arc<OwnedFd>, Arc<OwnedFd>),
@@ -94,7 +94,7 @@ impl Link {
         &self.ring
     }
 
-    /// The descriptors that make this link up elsewhere: its memory and its sockets.
+    /// The descriptors that make this channel up elsewhere: its memory and its sockets.
     pub(super) fn attachments(&self) -> [Attachment; 3] {
         [self.ring.region().fd(), &self.tx, &self.rx].map(|fd| Attachment::Shared(fd.clone()))
     }
