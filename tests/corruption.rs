@@ -729,7 +729,7 @@ mod trial {
                 huge.set([6; 700]);
                 (wide.get() == [5; 5], huge.get() == [6; 700])
             });
-            // A latch that looks held is passed over after five seconds.
+            // A lock that looks held is passed over after five seconds.
             let (five, six) = tokio::time::timeout(RIGHT, set).await.expect("a value is set in time").unwrap();
             uses!("wide", "set", Ok(five)).await;
             uses!("huge", "set", Ok(six)).await;

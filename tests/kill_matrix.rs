@@ -152,7 +152,7 @@ async fn killed_while_putting() {
     }
 }
 
-/// `ring`: what a putter had made and not linked is given back by who takes its latch over.
+/// `ring`: what a putter had made and not linked is given back by who takes its lock over.
 #[tokio::test]
 async fn killed_while_growing_the_memory_is_given_back() {
     let _alone = alone().await;
@@ -340,7 +340,7 @@ async fn killed_taking_over_a_dead_entry() {
     assert_eq!(within(other).await.unwrap(), [1]);
 }
 
-/// `robust_lock`: a holder that is stopped is waited for; when it is killed, whoever waits takes the latch over.
+/// `robust_lock`: a holder that is stopped is waited for; when it is killed, whoever waits takes the lock over.
 #[tokio::test]
 async fn stopped_holding_the_robust_lock_and_then_killed() {
     let _alone = alone().await;

@@ -16,7 +16,7 @@
 //! | descriptors sent ahead under a number, then the push | - |
 //!
 //! # Invariants
-//! 1. Descriptors are sent under the put latch, so their order in the socket is that of their records.
+//! 1. Descriptors are sent under the put lock, so their order in the socket is that of their records.
 //! 2. A record has one packet at most, so a socket full of packets has records that make takers clear it.
 //! 3. A taker takes exactly the packet of its record's number; lower numbers are orphans of the dead.
 //! 4. All is done if at one moment nothing is left and nobody holds an item. Who holds what is looked at one after the other,
@@ -324,7 +324,7 @@ impl ChannelCore {
 
     /// The next item for somebody who is told when there may be one, in the only process that takes.
     pub(super) fn next_told<T: DeserializeOwned + 'static>(&self) -> Option<Result<T>> {
-        // Most looks find nothing: they need no latch.
+        // Most looks find nothing: they need no robust_lock.
         if self.ring.is_empty_here() && !self.is_known_hung_up() {
             return None;
         }
@@ -414,7 +414,7 @@ impl ChannelCore {
         holder == ANYBODY || holder != 0 && self.ring.family().is_listed(Member::from_bits(holder))
     }
 
-    /// Notes that `me` has one more unfinished item. Under the get latch, before the commit.
+    /// Notes that `me` has one more unfinished item. Under the get lock, before the commit.
     fn hold(&self, me: Member) {
         if let Some((_, count)) = self.holders().find(|(holder, _)| holder.load(Acquire) == me.to_bits()) {
             count.fetch_add(1, AcqRel);

@@ -8,9 +8,9 @@
 //! # Moves
 //! | from -> to | who | commits by | wakes |
 //! |---|---|---|---|
-//! | none, or free and of this size -> in use | put latch | the store of its state | - |
-//! | in use -> free, its memory given back | get latch, once it left the chain | the store of its state | - |
-//! | free -> none, if there is no row for a new one | put latch, once `PUT_SEGMENT` is in the chain | the store of its state | - |
+//! | none, or free and of this size -> in use | put lock | the store of its state | - |
+//! | in use -> free, its memory given back | get lock, once it left the chain | the store of its state | - |
+//! | free -> none, if there is no row for a new one | put lock, once `PUT_SEGMENT` is in the chain | the store of its state | - |
 //!
 //! # Invariants
 //! 1. An extent is listed before it has memory, so no death leaves memory behind that is in no list.
@@ -23,7 +23,7 @@
 //! |---|---|---|
 //! | making, after the offset was taken | a part of the region that nobody uses, without memory | nobody: it costs addresses only |
 //! | making, after another was forgotten for it | a row without an extent | the next that makes one |
-//! | making, after the list | an extent in use that is in no chain | who takes a latch over ([`Extents::free_all_but`]) |
+//! | making, after the list | an extent in use that is in no chain | who takes a lock over ([`Extents::free_all_but`]) |
 //! | giving back, before its state | an extent in use, without memory, in no chain | likewise |
 //!
 //! # Cancel
@@ -129,7 +129,7 @@ impl Extents {
     }
 
     /// An extent of this capacity, in use and in no chain; of its memory, the first `later` bytes that segments have for
-    /// records are still to be [`prepare`](Self::prepare)d. Only under the put latch.
+    /// records are still to be [`prepare`](Self::prepare)d. Only under the put robust_lock.
     pub(super) fn allocate(&self, capacity: u64, later: u64) -> io::Result<u64> {
         let len = segment::HEAD_LEN + capacity * 8;
         let reusable = self.rows().find(|(_, state)| state.load(Acquire) == capacity << 8 | FREE);
@@ -188,7 +188,7 @@ impl Extents {
         })
     }
 
-    /// Makes use of the base again, if it is free. Only under the put latch.
+    /// Makes use of the base again, if it is free. Only under the put robust_lock.
     pub(super) fn reuse_base(&self) -> Option<u64> {
         let state = self.row_of(HEAD_LEN as u64)?;
         (state.load(Acquire) & 0xff == FREE).then(|| {

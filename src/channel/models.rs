@@ -12,35 +12,35 @@ use std::sync::atomic::Ordering::*;
 
 struct Guarded {
     word: AtomicU64,
-    /// What the latch guards.
+    /// What the lock guards.
     value: Plain<u64>,
     asked: AtomicU64,
 }
 
 impl Guarded {
-    /// One turn at the latch; false if it was busy and a wake has been asked for.
+    /// One turn at the lock; false if it was busy and a wake has been asked for.
     fn work(&self) -> bool {
-        let latch = RobustLock(&self.word);
+        let robust_lock = RobustLock(&self.word);
         loop {
-            if latch.try_take(Members.me().unwrap(), &Members).is_some() {
+            if robust_lock.try_take(Members.me().unwrap(), &Members).is_some() {
                 fault::point("taken");
                 self.value.change(|value| *value += 1);
                 fault::point("changed");
-                let asked = latch.release();
+                let asked = robust_lock.release();
                 fault::point("released");
                 if asked {
                     self.asked.fetch_add(1, AcqRel);
                 }
                 return true;
             }
-            if latch.contend() {
+            if robust_lock.contend() {
                 return false;
             }
         }
     }
 }
 
-fn latch(what: &str, dies_at: Option<&'static str>) {
+fn lock(what: &str, dies_at: Option<&'static str>) {
     explore(what, 3, move || {
         let guarded = Arc::new(Guarded { word: AtomicU64::new(0), value: Plain::new(0), asked: AtomicU64::new(0) });
         let other = thread::spawn({
@@ -53,7 +53,7 @@ fn latch(what: &str, dies_at: Option<&'static str>) {
         });
         let mine = play(3, None, || guarded.work()).unwrap();
         let (other, third) = (other.join().unwrap(), third.join().unwrap());
-        // Whoever was refused is woken: by a release, or by the burial, or finds the latch taken from the dead.
+        // Whoever was refused is woken: by a release, or by the burial, or finds the lock taken from the dead.
         if [other == Some(false), !third, !mine].contains(&true) {
             let held = guarded.word.load(Acquire) != 0;
             assert!(guarded.asked.load(Acquire) > 0 || other.is_none(), "nobody wakes who was refused");
@@ -65,9 +65,9 @@ fn latch(what: &str, dies_at: Option<&'static str>) {
 
 #[test]
 fn models_a_latch_is_held_by_one_and_who_is_refused_is_woken() {
-    latch("latch", None);
+    lock("lock", None);
     for at in ["taken", "changed", "released"] {
-        latch(at, Some(at));
+        lock(at, Some(at));
     }
 }
 

@@ -1,4 +1,4 @@
-//! A queue of byte records in one region: segments that grow and are given back, a latch for either side.
+//! A queue of byte records in one region: segments that grow and are given back, a lock for either side.
 //!
 //! # State
 //! The words of the region's head, by name in [`word`]; then the base segment. The chain runs from
@@ -7,21 +7,21 @@
 //! # Moves
 //! | from -> to | who | commits by | wakes |
 //! |---|---|---|---|
-//! | a record is put | put latch | the store of `tail` | a taker |
-//! | a record is got | get latch | the store of `head` | a putter |
-//! | the chain grows: extent made, begun, linked, `PUT_SEGMENT` moved | put latch | the store of `next` | - |
-//! | the chain grows by a very large record, which is written before its extent is linked | put latch | the stores of `next`, then `tail` | a taker |
-//! | a drained segment is left: `GET_SEGMENT` moved, extent given back | get latch | the store of `GET_SEGMENT` | - |
-//! | a drained large segment is replaced by the base | both latches | the store of `next` | - |
-//! | closed | put latch | the store of `CLOSED` | all |
+//! | a record is put | put lock | the store of `tail` | a taker |
+//! | a record is got | get lock | the store of `head` | a putter |
+//! | the chain grows: extent made, begun, linked, `PUT_SEGMENT` moved | put lock | the store of `next` | - |
+//! | the chain grows by a very large record, which is written before its extent is linked | put lock | the stores of `next`, then `tail` | a taker |
+//! | a drained segment is left: `GET_SEGMENT` moved, extent given back | get lock | the store of `GET_SEGMENT` | - |
+//! | a drained large segment is replaced by the base | both locks | the store of `next` | - |
+//! | closed | put lock | the store of `CLOSED` | all |
 //! | closed for good, as [`DAMAGED`] | who finds words that cannot be | the store of `CLOSED` | all |
 //!
 //! # Invariants
 //! 1. Each move is committed by one store; before it nothing has happened, after it the rest can be redone.
 //! 2. `PUT_SEGMENT` may lag behind a linked `next`; a putter follows `next` first.
 //! 3. An extent is reused only after its segment left the chain; the generation tells the two lives apart.
-//! 4. After `CLOSED` no tail moves: it is stored under the put latch.
-//! 5. A segment that left the chain keeps its tail and its `next` until it is begun anew, which takes the put latch:
+//! 4. After `CLOSED` no tail moves: it is stored under the put robust_lock.
+//! 5. A segment that left the chain keeps its tail and its `next` until it is begun anew, which takes the put lock:
 //!    so a putter finds the chain again from a `PUT_SEGMENT` that lags.
 //! 6. Every word here is a claim. What would lead out of the region, or cannot be, closes the ring for good, with an error
 //!    of its own kind; what merely looks like a full or an empty ring, or a living holder, is taken for that. No walk is
@@ -32,9 +32,9 @@
 //! |---|---|---|
 //! | putting, before `tail` | nothing; descriptors sent ahead are orphans | the taker of the next descriptors drops them by number |
 //! | getting, before `head` | the record, still there, perhaps without its descriptors | the next taker: an error if they are gone |
-//! | growing, before `next` | an extent in use that is in no chain, perhaps without all its memory | the process that takes the latch over ([`Ring::repair`]), or the next one if the other side is at work then |
+//! | growing, before `next` | an extent in use that is in no chain, perhaps without all its memory | the process that takes the lock over ([`Ring::repair`]), or the next one if the other side is at work then |
 //! | growing, after `next` | `PUT_SEGMENT` lags | the next putter |
-//! | leaving, after `GET_SEGMENT` | an extent in use that is in no chain | the process that takes the latch over |
+//! | leaving, after `GET_SEGMENT` | an extent in use that is in no chain | the process that takes the lock over |
 //!
 //! # Cancel
 //! No move awaits: a dropped future has moved nothing, or everything.
@@ -68,12 +68,12 @@ pub(super) mod word {
     pub(super) const CLOSED: usize = 8;
     /// A death may have left extents in no chain, and the other side was busy when that was found out.
     pub(super) const REPAIR: usize = 9;
-    pub(super) const PUT_LATCH: usize = 16;
+    pub(super) const PUT_LOCK: usize = 16;
     pub(super) const PUT_SEGMENT: usize = 17;
     pub(super) const NUMBER: usize = 18;
     /// How many records had been taken when a putter last looked.
     pub(super) const KNOWN_TAKEN: usize = 20;
-    pub(super) const GET_LATCH: usize = 32;
+    pub(super) const GET_LOCK: usize = 32;
     pub(super) const GET_SEGMENT: usize = 33;
     /// The events are for `channel_core`.
     pub(in crate::channel) const ITEMS: usize = 128;
@@ -86,7 +86,7 @@ pub(super) mod word {
 const MAGIC: u64 = u64::from_be_bytes(*b"mpRing01");
 /// What `CLOSED` says of a ring whose memory was found damaged.
 const DAMAGED: u64 = u64::from_be_bytes(*b"mpDamage");
-/// Nobody holds a latch for so long: a copy takes less, so who has it is stopped, or it is damaged.
+/// Nobody holds a lock for so long: a copy takes less, so who has it is stopped, or it is damaged.
 const LONG: Duration = Duration::from_secs(5);
 /// A drained segment larger than this is given back at once.
 const KEEP: u64 = if IS_MODEL { 64 } else { 8 << 20 };
@@ -115,7 +115,7 @@ pub(super) enum Pop {
     Busy,
 }
 
-/// Who asked for a wake while we held a latch, and is to get one.
+/// Who asked for a wake while we held a lock, and is to get one.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 #[must_use]
 pub(super) struct Asked {
@@ -265,22 +265,22 @@ impl Ring {
         &self.region().words()[index]
     }
 
-    fn put_latch(&self) -> RobustLock<'_> {
-        RobustLock(self.word(word::PUT_LATCH))
+    fn put_lock(&self) -> RobustLock<'_> {
+        RobustLock(self.word(word::PUT_LOCK))
     }
 
-    fn get_latch(&self) -> RobustLock<'_> {
-        RobustLock(self.word(word::GET_LATCH))
+    fn get_lock(&self) -> RobustLock<'_> {
+        RobustLock(self.word(word::GET_LOCK))
     }
 
     /// Asks who is putting for a wake; false if nobody is, so that it is worth trying at once.
     pub(super) fn contend_put(&self) -> bool {
-        self.put_latch().contend()
+        self.put_lock().contend()
     }
 
     /// Asks who is taking for a wake; false if nobody is, so that it is worth trying at once.
     pub(super) fn contend_get(&self) -> bool {
-        self.get_latch().contend()
+        self.get_lock().contend()
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -295,19 +295,19 @@ impl Ring {
             return (false, Asked::default());
         };
         let Some(extent) = &side.extent else { return (false, Asked::default()) };
-        let latch = self.put_latch();
-        if !latch.try_take_free(me) {
+        let robust_lock = self.put_lock();
+        if !robust_lock.try_take_free(me) {
             return (false, Asked::default());
         }
         fault::point("put.taken");
-        let done = self.push_latched_here(side.name, extent, payload);
-        let putters = latch.release();
+        let done = self.push_locked_here(side.name, extent, payload);
+        let putters = robust_lock.release();
         fault::point("put.released");
         (done, Asked { putters, ..Asked::default() })
     }
 
     #[inline]
-    fn push_latched_here(&self, name: u64, extent: &Extent, payload: &[u8]) -> bool {
+    fn push_locked_here(&self, name: u64, extent: &Extent, payload: &[u8]) -> bool {
         let segment = extent.segment();
         let is_here = self.word(word::PUT_SEGMENT).load(Acquire) == name && segment.next() == 0;
         let Ok(len) = u32::try_from(payload.len()) else { return false };
@@ -336,21 +336,21 @@ impl Ring {
             Err(error) => return (Err(error), asked),
         };
         let mut side = lock(&self.put);
-        let latch = self.put_latch();
-        match latch.try_take(me, self.family) {
+        let robust_lock = self.put_lock();
+        match robust_lock.try_take(me, self.family) {
             None => return (Ok(Push::Busy), asked),
             Some(Taken::Free) if !self.owes_repair() => {}
-            Some(_) => asked.takers = self.repair_beside(self.get_latch(), me),
+            Some(_) => asked.takers = self.repair_beside(self.get_lock(), me),
         }
         fault::point("put.taken");
-        let result = self.push_latched(&mut side, payload, fds, send_fds);
+        let result = self.push_locked(&mut side, payload, fds, send_fds);
         let result = result.map_err(|error| self.judge(error, &mut asked.all));
-        asked.putters = latch.release();
+        asked.putters = robust_lock.release();
         fault::point("put.released");
         (result, asked)
     }
 
-    fn push_latched(
+    fn push_locked(
         &self,
         side: &mut Side,
         payload: &mut Payload<'_>,
@@ -517,19 +517,19 @@ impl Ring {
             return (false, Asked::default());
         };
         let Some(extent) = &side.extent else { return (false, Asked::default()) };
-        let latch = self.get_latch();
-        if extent.size() > KEEP || !latch.try_take_free(me) {
+        let robust_lock = self.get_lock();
+        if extent.size() > KEEP || !robust_lock.try_take_free(me) {
             return (false, Asked::default());
         }
         fault::point("get.taken");
-        let done = self.pop_latched_here(side.name, extent, to);
-        let takers = latch.release();
+        let done = self.pop_locked_here(side.name, extent, to);
+        let takers = robust_lock.release();
         fault::point("get.released");
         (done, Asked { takers, ..Asked::default() })
     }
 
     #[inline]
-    fn pop_latched_here(&self, name: u64, extent: &Extent, to: &mut Vec<u8>) -> bool {
+    fn pop_locked_here(&self, name: u64, extent: &Extent, to: &mut Vec<u8>) -> bool {
         if self.word(word::GET_SEGMENT).load(Acquire) != name {
             return false;
         }
@@ -544,7 +544,7 @@ impl Ring {
         true
     }
 
-    /// Whether there is surely no record: a look without the latch, for the only process that takes.
+    /// Whether there is surely no record: a look without the lock, for the only process that takes.
     #[inline]
     pub(super) fn is_empty_here(&self) -> bool {
         let Ok(side) = self.get.try_lock() else { return false };
@@ -568,21 +568,21 @@ impl Ring {
             Err(error) => return (Err(error), asked),
         };
         let mut side = lock(&self.get);
-        let latch = self.get_latch();
-        match latch.try_take(me, self.family) {
+        let robust_lock = self.get_lock();
+        match robust_lock.try_take(me, self.family) {
             None => return (Ok(Pop::Busy), asked),
             Some(Taken::Free) if !self.owes_repair() => {}
-            Some(_) => asked.putters = self.repair_beside(self.put_latch(), me),
+            Some(_) => asked.putters = self.repair_beside(self.put_lock(), me),
         }
         fault::point("get.taken");
-        let result = self.pop_latched(&mut side, &mut asked, payload, take_fds, || commit(me));
+        let result = self.pop_locked(&mut side, &mut asked, payload, take_fds, || commit(me));
         let result = result.map_err(|error| self.judge(error, &mut asked.all));
-        asked.takers = latch.release();
+        asked.takers = robust_lock.release();
         fault::point("get.released");
         (result, asked)
     }
 
-    fn pop_latched(
+    fn pop_locked(
         &self,
         side: &mut Side,
         asked: &mut Asked,
@@ -646,8 +646,8 @@ impl Ring {
     #[cold]
     fn give_back(&self, side: &mut Side, large: &Extent) -> bool {
         let (Ok(me), Ok(mut put)) = (self.family.me(), self.put.try_lock()) else { return false };
-        let latch = self.put_latch();
-        match latch.try_take(me, self.family) {
+        let robust_lock = self.put_lock();
+        match robust_lock.try_take(me, self.family) {
             None => return false,
             Some(Taken::Free) => {}
             Some(Taken::OwnerDied) => self.repair(),
@@ -668,14 +668,14 @@ impl Ring {
                 Err(_) => self.extents.retire(base),
             }
         }
-        latch.release()
+        robust_lock.release()
     }
 
     fn owes_repair(&self) -> bool {
         self.word(word::REPAIR).load(Acquire) != 0
     }
 
-    /// With one latch taken, after a death: frees what is in no chain, or leaves that to the next, if somebody holds
+    /// With one lock taken, after a death: frees what is in no chain, or leaves that to the next, if somebody holds
     /// the `other`. True if somebody asked for that one meanwhile.
     #[cold]
     fn repair_beside(&self, other: RobustLock<'_>, me: Member) -> bool {
@@ -686,7 +686,7 @@ impl Ring {
         }
     }
 
-    /// Gives back every extent that a death left in use and in no chain, or owes that still. Under both latches.
+    /// Gives back every extent that a death left in use and in no chain, or owes that still. Under both locks.
     fn repair(&self) {
         self.word(word::REPAIR).store(1, Release);
         let mut chain = Vec::new();
@@ -719,7 +719,7 @@ impl Ring {
         Ok(())
     }
 
-    /// Closes without the latch. What its holder was putting, if there is one, may come after the end and be lost.
+    /// Closes without the robust_lock. What its holder was putting, if there is one, may come after the end and be lost.
     #[cold]
     fn close_anyway(&self) {
         // What was found damaged stays so.
@@ -730,13 +730,13 @@ impl Ring {
     pub(super) fn try_close(&self) -> io::Result<bool> {
         let me = self.family.me()?;
         let _side = lock(&self.put);
-        let Some(taken) = self.put_latch().try_take(me, self.family) else { return Ok(false) };
+        let Some(taken) = self.put_lock().try_take(me, self.family) else { return Ok(false) };
         let _ = self.word(word::CLOSED).compare_exchange(0, 1, AcqRel, Relaxed);
         if taken == Taken::OwnerDied {
-            // Whoever asked for either latch is woken with everybody else: closing concerns all.
-            let _ = self.repair_beside(self.get_latch(), me);
+            // Whoever asked for either lock is woken with everybody else: closing concerns all.
+            let _ = self.repair_beside(self.get_lock(), me);
         }
-        let _ = self.put_latch().release();
+        let _ = self.put_lock().release();
         Ok(true)
     }
 
@@ -945,8 +945,8 @@ mod tests {
         ring.extents.allocate(1 << 20, 0).unwrap();
         let blocks = || rustix::fs::fstat(ring.region().fd()).unwrap().st_blocks as u64 * 512;
         assert!(blocks() > 8 << 20);
-        // The putter that did this has died holding the latch, and its slot is free.
-        ring.word(word::PUT_LATCH).store(Member { slot: 4000, epoch: 9 }.to_bits(), Release);
+        // The putter that did this has died holding the lock, and its slot is free.
+        ring.word(word::PUT_LOCK).store(Member { slot: 4000, epoch: 9 }.to_bits(), Release);
         assert_eq!(push(&ring, b"next"), Push::Done);
         assert!(blocks() < 1 << 20);
         assert_eq!((pop(&ring).unwrap(), pop(&ring).unwrap()), (b"kept".to_vec(), b"next".to_vec()));
@@ -957,12 +957,12 @@ mod tests {
         let ring = ring(0, 0);
         ring.extents.allocate(1 << 20, 0).unwrap();
         let blocks = || rustix::fs::fstat(ring.region().fd()).unwrap().st_blocks as u64 * 512;
-        ring.word(word::PUT_LATCH).store(Member { slot: 4000, epoch: 9 }.to_bits(), Release);
+        ring.word(word::PUT_LOCK).store(Member { slot: 4000, epoch: 9 }.to_bits(), Release);
         let me = ring.family.me().unwrap();
-        let _taker = ring.get_latch().try_take(me, ring.family).unwrap();
+        let _taker = ring.get_lock().try_take(me, ring.family).unwrap();
         assert_eq!(push(&ring, b"first"), Push::Done);
         assert!(blocks() > 8 << 20);
-        let _ = ring.get_latch().release();
+        let _ = ring.get_lock().release();
         assert_eq!(pop(&ring).unwrap(), b"first");
         assert!(blocks() < 1 << 20, "{} bytes lost", blocks());
     }
@@ -1028,10 +1028,10 @@ mod tests {
     }
 
     #[test]
-    fn death_holding_the_get_latch_the_record_is_still_there() {
+    fn death_holding_the_get_lock_the_record_is_still_there() {
         let ring = ring(0, 0);
         push(&ring, b"still");
-        ring.word(word::GET_LATCH).store(Member { slot: 4000, epoch: 9 }.to_bits(), Release);
+        ring.word(word::GET_LOCK).store(Member { slot: 4000, epoch: 9 }.to_bits(), Release);
         assert_eq!(pop(&ring).unwrap(), b"still");
     }
 

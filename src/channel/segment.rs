@@ -4,16 +4,16 @@
 //! `tail` and `head`: `count:32 | position:32`, positions in units of 8 bytes, free-running. Counts go on from
 //! segment to segment, so that the difference of any tail and any head is a number of records. `next`: the
 //! offset of the segment that follows, 0 while this is the last. `known_head` and `known_tail`: the other side's
-//! mark as the holders of a latch last saw it, beside their own.
+//! mark as the holders of a lock last saw it, beside their own.
 //!
 //! # Moves
 //! | from -> to | who | ordering | wakes |
 //! |---|---|---|---|
-//! | bytes beyond tail | the holder of the put latch | plain, nobody reads them yet | - |
-//! | tail -> tail + record | the holder of the put latch | Release: publishes the bytes | a taker |
-//! | head -> head + record | the holder of the get latch, after copying out | Release: gives the room back | a putter |
-//! | next 0 -> offset | the holder of the put latch | Release: no record follows here | - |
-//! | known_head, known_tail -> the other's mark | the holder of the latch of that side | Release: hands on what it saw | - |
+//! | bytes beyond tail | the holder of the put lock | plain, nobody reads them yet | - |
+//! | tail -> tail + record | the holder of the put lock | Release: publishes the bytes | a taker |
+//! | head -> head + record | the holder of the get lock, after copying out | Release: gives the room back | a putter |
+//! | next 0 -> offset | the holder of the put lock | Release: no record follows here | - |
+//! | known_head, known_tail -> the other's mark | the holder of the lock of that side | Release: hands on what it saw | - |
 //!
 //! # Invariants
 //! 1. Bytes from head to tail are whole records and change for nobody.
@@ -122,7 +122,7 @@ impl<B: Bytes> Segment<'_, B> {
         self.words[NEXT].load(Acquire)
     }
 
-    /// Whether `units` beyond `tail` are free. Under the put latch.
+    /// Whether `units` beyond `tail` are free. Under the put robust_lock.
     #[inline]
     pub(super) fn has_room(&self, tail: Mark, units: u32) -> bool {
         units <= self.room(tail, Mark::from_bits(self.words[KNOWN_HEAD].load(Acquire))) || {
@@ -143,7 +143,7 @@ impl<B: Bytes> Segment<'_, B> {
         self.capacity.saturating_sub(tail.position.wrapping_sub(head.position))
     }
 
-    /// A tail beyond `head`, if there is one. Under the get latch.
+    /// A tail beyond `head`, if there is one. Under the get robust_lock.
     #[inline]
     pub(super) fn tail_beyond(&self, head: Mark) -> Option<Mark> {
         let known = Mark::from_bits(self.words[KNOWN_TAIL].load(Acquire));
@@ -196,7 +196,7 @@ impl<B: Bytes> Segment<'_, B> {
         self.write(tail.position, record.len() + skip, part);
     }
 
-    /// Writes a record beyond `tail`, if it is known that it fits, in one piece. Under the put latch.
+    /// Writes a record beyond `tail`, if it is known that it fits, in one piece. Under the put robust_lock.
     #[inline]
     pub(super) fn write_here(&self, tail: Mark, record: RecordHead, payload: &[u8]) -> bool {
         let known = Mark::from_bits(self.words[KNOWN_HEAD].load(Acquire));
@@ -211,7 +211,7 @@ impl<B: Bytes> Segment<'_, B> {
     }
 
     /// The record without descriptors at `head`, which is before `tail`, if it lies there in one piece; its payload is
-    /// appended to `to`. Under the get latch.
+    /// appended to `to`. Under the get robust_lock.
     #[inline]
     pub(super) fn read_here(&self, head: Mark, tail: Mark, to: &mut Vec<u8>) -> Option<RecordHead> {
         let record = self.record(head, tail).filter(|record| record.fds == 0)?;
