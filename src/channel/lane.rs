@@ -448,7 +448,7 @@ fn asked(number: u32, index: u32) -> u64 {
 /// The worker's end; it travels there.
 pub(crate) struct WorkerEnd {
     region: Arc<Region>,
-    pool: PoolBell,
+    pool: PoolDoorbell,
     work: Arc<WaitQueue>,
     room: Arc<WaitQueue>,
     orders: Reader<Ring>,
@@ -460,13 +460,13 @@ pub(crate) struct WorkerEnd {
 
 /// How a worker reaches its pool.
 #[derive(Clone)]
-struct PoolBell {
+struct PoolDoorbell {
     board: Arc<Region>,
     lane: usize,
     line: Arc<WaitQueue>,
 }
 
-impl PoolBell {
+impl PoolDoorbell {
     fn mark(&self) -> (&AtomicU64, u64) {
         mark_of(&self.board, self.lane)
     }
@@ -479,7 +479,7 @@ impl PoolBell {
     }
 }
 
-impl NotifyTarget for PoolBell {
+impl NotifyTarget for PoolDoorbell {
     #[inline]
     fn mark(&self) -> (&AtomicU64, u64) {
         Self::mark(self)
@@ -570,7 +570,7 @@ impl WorkerEnd {
         let line = |first| WaitQueue::new(region.clone(), first, None);
         let (work, room) = (line(word::WORK)?, line(word::ROOM)?);
         let line = WaitQueue::new(board.clone(), 0, None)?;
-        let pool = PoolBell { board, lane, line };
+        let pool = PoolDoorbell { board, lane, line };
         let [orders, results] = rings(&region)?;
         let (orders, results) = (Reader::new(orders, ORDERS), Writer::new(results, RESULTS));
         Ok(Self {
@@ -733,7 +733,7 @@ impl WorkerEnd {
 pub(crate) struct Teller {
     region: Arc<Region>,
     room: Arc<WaitQueue>,
-    pool: PoolBell,
+    pool: PoolDoorbell,
     results: Writer<Ring>,
     kind: u8,
 }

@@ -27,7 +27,7 @@
 //! # Death
 //! | the worker is killed | the pool hears |
 //! |---|---|
-//! | quiet, with results that it has not told of | of its burial, which rings the bell: the results count |
+//! | quiet, with results that it has not told of | of its burial, which rings the doorbell: the results count |
 //! | between a start and its mark, or its look for sleepers | of its exit, and then looks into its lane, marked or not |
 //!
 //! # Cancel

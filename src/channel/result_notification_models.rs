@@ -21,7 +21,7 @@ struct World {
     claims: [AtomicU64; 2],
     words: Vec<AtomicU64>,
     mark: AtomicU64,
-    bell: AtomicU64,
+    doorbell: AtomicU64,
 }
 
 impl NotifyTarget for World {
@@ -37,7 +37,7 @@ impl NotifyTarget for World {
         let is_listed = |sleeper: Sleeper| Members.is_listed(Member { slot: sleeper.slot, epoch: 1 });
         self.event().notify_one(Some(WORKER.into()), is_listed, |wake| {
             assert_eq!(wake, Wake::Sleeper(POOL.into()));
-            self.bell.fetch_or(1, AcqRel);
+            self.doorbell.fetch_or(1, AcqRel);
         });
     }
 }
@@ -47,7 +47,7 @@ impl World {
         let zero = || AtomicU64::new(0);
         let words = (0..LEN).map(|_| zero()).collect();
         let (orders, results) = (Ring::new(32), Ring::new(32));
-        Arc::new(Self { orders, results, claims: [zero(), zero()], words, mark: zero(), bell: zero() })
+        Arc::new(Self { orders, results, claims: [zero(), zero()], words, mark: zero(), doorbell: zero() })
     }
 
     fn event(&self) -> Sleepers<'_> {
@@ -108,7 +108,7 @@ fn act(what: &str, plan: Plan) {
                 if !lives {
                     // What burying does.
                     fence(SeqCst);
-                    world.bell.fetch_or(1, AcqRel);
+                    world.doorbell.fetch_or(1, AcqRel);
                 }
                 lives
             }
@@ -133,7 +133,7 @@ fn act(what: &str, plan: Plan) {
             got.extend(world.results.take(&mut reader));
         }
         let lives = working.join().unwrap();
-        let is_woken = world.bell.load(Acquire) != 0;
+        let is_woken = world.doorbell.load(Acquire) != 0;
         let is_marked = take_marks(&world.mark) != 0;
         let late = world.results.take(&mut reader);
         assert!(is_woken || late.is_empty(), "asleep, and nobody tells of {late:?}");
