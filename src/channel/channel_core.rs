@@ -76,12 +76,12 @@ impl ChannelCore {
         what: &'static str,
     ) -> io::Result<Arc<Self>> {
         ring.is_called(what);
-        let line = |first| WaitQueue::new(ring.region().clone(), first, hangup.clone());
-        let (room, items, joined) = (line(word::ROOM)?, line(word::ITEMS)?, line(word::JOINED)?);
+        let wait_queue = |first| WaitQueue::new(ring.region().clone(), first, hangup.clone());
+        let (room, items, joined) = (wait_queue(word::ROOM)?, wait_queue(word::ITEMS)?, wait_queue(word::JOINED)?);
         Ok(Arc::new(Self { ring, room, items, joined, tx, rx, hangup, is_joinable, what }))
     }
 
-    pub(super) fn lines(&self) -> [&Arc<WaitQueue>; 2] {
+    pub(super) fn wait_queues(&self) -> [&Arc<WaitQueue>; 2] {
         [&self.room, &self.items]
     }
 
@@ -350,11 +350,11 @@ impl ChannelCore {
 
     fn block<T>(
         &self,
-        line: &Arc<WaitQueue>,
+        queue: &Arc<WaitQueue>,
         deadline: Option<Instant>,
         attempt: impl FnMut() -> Option<Result<T>>,
     ) -> Result<T> {
-        let waited = until_blocking(line, deadline, attempt).map_err(|error| self.failed("wait for", error))?;
+        let waited = until_blocking(queue, deadline, attempt).map_err(|error| self.failed("wait for", error))?;
         waited.unwrap_or_else(|| Err(self.timed_out()))
     }
 
@@ -398,7 +398,7 @@ impl ChannelCore {
     pub(super) fn close(&self) {
         // It fails only in a process that is one too many to wait or lock (`family`), which has put nothing either.
         let _ = self.ring.close();
-        self.lines().into_iter().chain([&self.joined]).for_each(|line| line.notify_all());
+        self.wait_queues().into_iter().chain([&self.joined]).for_each(|queue| queue.notify_all());
     }
 
     pub(super) fn len(&self) -> usize {

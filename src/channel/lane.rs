@@ -288,8 +288,8 @@ pub(crate) fn create(board: &Board, lane: usize) -> io::Result<(PoolEnd, WorkerE
     let len = HEAD_LEN as u64 + u64::from(ORDERS) + u64::from(RESULTS);
     let region = Arc::new(Region::create("multiprocess-lane", HEAD_LEN, len)?);
     region.words()[word::MAGIC].store(MAGIC, Release);
-    let line = |first| WaitQueue::new(region.clone(), first, None);
-    let (work, room, stop) = (line(word::WORK)?, line(word::ROOM)?, line(word::STOP)?);
+    let wait_queue = |first| WaitQueue::new(region.clone(), first, None);
+    let (work, room, stop) = (wait_queue(word::WORK)?, wait_queue(word::ROOM)?, wait_queue(word::STOP)?);
     let [orders, results] = rings(&region)?;
     let worker = WorkerEnd::of(region.clone(), board.0.clone(), lane)?;
     let (orders, results) = (Writer::new(orders, ORDERS), Reader::new(results, RESULTS));
@@ -463,7 +463,7 @@ pub(crate) struct WorkerEnd {
 struct PoolDoorbell {
     board: Arc<Region>,
     lane: usize,
-    line: Arc<WaitQueue>,
+    queue: Arc<WaitQueue>,
 }
 
 impl PoolDoorbell {
@@ -475,7 +475,7 @@ impl PoolDoorbell {
     fn notify(&self) {
         let (word, bit) = self.mark();
         result_notification::mark(word, bit);
-        self.line.notify_one();
+        self.queue.notify_one();
     }
 }
 
@@ -487,11 +487,11 @@ impl NotifyTarget for PoolDoorbell {
 
     #[inline]
     fn may_sleep(&self) -> bool {
-        self.line.has_sleepers_after_rmw()
+        self.queue.has_sleepers_after_rmw()
     }
 
     fn wake(&self) {
-        self.line.notify_one();
+        self.queue.notify_one();
     }
 }
 
@@ -529,9 +529,9 @@ impl StopSign {
 
     /// Blocks until it is shown (true) or need not be watched any more.
     pub(crate) fn blocking_wait(&self) -> io::Result<bool> {
-        let line = WaitQueue::new(self.region.clone(), word::STOP, None)?;
+        let queue = WaitQueue::new(self.region.clone(), word::STOP, None)?;
         let is_over = || self.region.words()[word::WATCHED].load(Acquire) != self.item();
-        let shown = until_blocking(&line, None, || match self.is_shown() {
+        let shown = until_blocking(&queue, None, || match self.is_shown() {
             false if is_over() => Some(false),
             shown => shown.then_some(true),
         })?;
@@ -541,8 +541,8 @@ impl StopSign {
     /// The item is done: whoever waits need not any more.
     pub(crate) fn dismiss(&self) {
         self.region.words()[word::WATCHED].store(0, Release);
-        if let Ok(line) = WaitQueue::new(self.region.clone(), word::STOP, None) {
-            line.notify_all();
+        if let Ok(queue) = WaitQueue::new(self.region.clone(), word::STOP, None) {
+            queue.notify_all();
         }
     }
 }
@@ -567,10 +567,10 @@ impl WorkerEnd {
         if region.words()[word::MAGIC].load(Acquire) != MAGIC || lane >= SLOTS {
             return Err(corrupt());
         }
-        let line = |first| WaitQueue::new(region.clone(), first, None);
-        let (work, room) = (line(word::WORK)?, line(word::ROOM)?);
-        let line = WaitQueue::new(board.clone(), 0, None)?;
-        let pool = PoolDoorbell { board, lane, line };
+        let wait_queue = |first| WaitQueue::new(region.clone(), first, None);
+        let (work, room) = (wait_queue(word::WORK)?, wait_queue(word::ROOM)?);
+        let queue = WaitQueue::new(board.clone(), 0, None)?;
+        let pool = PoolDoorbell { board, lane, queue };
         let [orders, results] = rings(&region)?;
         let (orders, results) = (Reader::new(orders, ORDERS), Writer::new(results, RESULTS));
         Ok(Self {

@@ -125,7 +125,7 @@ impl<T> Half<T> {
         let socket = Arc::new(socket);
         let hangup = Hangup::new(socket.clone());
         let core = ChannelCore::new(ring, (socket.clone(), socket), Some(hangup.clone()), false, "pipe")?;
-        hangup.concerns(&core.lines());
+        hangup.concerns(&core.wait_queues());
         Ok(Self { core, item: PhantomData })
     }
 }
@@ -190,12 +190,12 @@ impl<T: Item> Sender<T> {
 
     /// The waiters for a message at the other end.
     pub(crate) fn items(&self) -> &Arc<WaitQueue> {
-        self.half.core.lines()[1]
+        self.half.core.wait_queues()[1]
     }
 
     /// Where it is told that there is room again.
     pub(crate) fn room(&self) -> &Arc<WaitQueue> {
-        self.half.core.lines()[0]
+        self.half.core.wait_queues()[0]
     }
 
     /// [`send`](Self::send) for plain functions: blocks this thread.
@@ -290,7 +290,7 @@ impl<T: Item> Receiver<T> {
 pub(crate) struct Inbox<T>(Half<T>);
 
 impl<T: Item> Inbox<T> {
-    /// What there is to receive, for somebody who is told by [`line`](Self::line) when that changes.
+    /// What there is to receive, for somebody who is told by [`wait_queue`](Self::wait_queue) when that changes.
     pub(crate) fn next(&self) -> Option<Result<T>> {
         self.0.core.next_told()
     }
@@ -302,12 +302,12 @@ impl<T: Item> Inbox<T> {
 
     /// From now on a runtime tells when the other end goes, so that nobody need ask. It fails outside of one.
     pub(crate) fn listen(&self) -> io::Result<()> {
-        self.line().listen()
+        self.wait_queue().listen()
     }
 
     /// The waiters for a message.
-    pub(crate) fn line(&self) -> &Arc<WaitQueue> {
-        self.0.core.lines()[1]
+    pub(crate) fn wait_queue(&self) -> &Arc<WaitQueue> {
+        self.0.core.wait_queues()[1]
     }
 }
 

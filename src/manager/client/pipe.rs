@@ -111,7 +111,7 @@ impl Wire {
             _ => failed(error),
         })?;
         let rx = rx.into_inbox();
-        rx.line().set_own_doorbell(Arc::new(bell));
+        rx.wait_queue().set_own_doorbell(Arc::new(bell));
         // Outside of a runtime: whoever waits first will listen.
         let _ = rx.listen();
         let outlet = Outlet::new(tx);
@@ -130,7 +130,7 @@ impl Wire {
                 wire.has_room.notify_waiters();
             }
         });
-        wire.rx.line().set_reader(move || {
+        wire.rx.wait_queue().set_reader(move || {
             if let Some(wire) = reader.upgrade() {
                 wire.read_for_sleepers();
             }
@@ -207,7 +207,7 @@ impl Wire {
         let someone_sleeps = self.slots.has_sleepers() || self.waiting.load(SeqCst) > 0;
         if someone_sleeps {
             // It fails outside a runtime, where those that have listened before go on.
-            let _ = self.rx.line().arm();
+            let _ = self.rx.wait_queue().arm();
             self.read();
         }
     }
@@ -218,7 +218,7 @@ impl Wire {
             self.slots.take(id)
         };
         let sleep = |waker: &Waker| self.slots.sleep(id, waker);
-        let waited = until_read(self.rx.line(), attempt, sleep).await;
+        let waited = until_read(self.rx.wait_queue(), attempt, sleep).await;
         waited.map_err(|error| Error::io("cannot wait for a manager's answer", error))?
     }
 
@@ -259,7 +259,7 @@ impl Wire {
         drop(outlet);
         self.shut_if_gone();
         if matches!(sent, Ok(Some(_))) && !self.ring() {
-            self.rx.line().encourage();
+            self.rx.wait_queue().encourage();
         }
         match flushed {
             Flushed::All | Flushed::NoRoom => {}

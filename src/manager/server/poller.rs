@@ -100,7 +100,7 @@ impl<C: Admits> Poller<C> {
         let inbox = receiver.into_inbox();
         let mut outlet = Outlet::new(sender);
         let number = bit.number;
-        for line in [inbox.line(), outlet.room()] {
+        for line in [inbox.wait_queue(), outlet.room()] {
             let (map, changed) = (self.map.clone(), self.changed.clone());
             line.set_reader(move || {
                 map.set(number);
