@@ -160,7 +160,7 @@ impl ChannelCore {
         if is_hung_up(self) {
             return Err(self.closed());
         }
-        if let (Payload::Kept(payload), []) = (&payload, attachments) {
+        if let (Payload::Borrowed(payload), []) = (&payload, attachments) {
             let (done, asked) = self.ring.push_here(payload);
             self.notify(asked);
             if done {

@@ -76,7 +76,7 @@ fn ring(region: &Arc<Region>) -> Ring {
 }
 
 fn push(ring: &Ring, n: u8, len: usize) -> Option<Push> {
-    let pushed = ring.push(&mut Payload::Kept(&vec![n; len]), 0, |_| Ok(true)).0.unwrap();
+    let pushed = ring.push(&mut Payload::Borrowed(&vec![n; len]), 0, |_| Ok(true)).0.unwrap();
     (pushed != Push::Busy).then_some(pushed)
 }
 

@@ -155,7 +155,7 @@ const PIECE: usize = 4 << 20;
 
 /// Writes a record beyond `tail` and gives the memory of its payload back. `prepare` is told of each piece of the segment
 /// before it is written, as an offset and a length.
-fn spend(
+fn write_and_discard(
     segment: &Segment<'_, Extent>,
     tail: Mark,
     record: RecordHead,
@@ -373,8 +373,8 @@ impl Ring {
             if !segment.is_possible(segment.head(), tail) {
                 return Err(corrupt("a segment with an impossible tail"));
             }
-            if let Payload::Spent(payload) = payload {
-                return self.push_spent(side, tail, record, payload);
+            if let Payload::Discardable(payload) = payload {
+                return self.push_discarding(side, tail, record, payload);
             }
             let Some(grown) = self.grow(side, tail, record.units())? else { return Ok(Push::Full) };
             tail = grown;
@@ -388,8 +388,8 @@ impl Ring {
         }
         let segment = side.segment()?;
         match payload {
-            Payload::Kept(payload) => segment.write_record(tail, record, payload),
-            Payload::Spent(payload) => spend(&segment, tail, record, payload, |_, _| Ok(()))?,
+            Payload::Borrowed(payload) => segment.write_record(tail, record, payload),
+            Payload::Discardable(payload) => write_and_discard(&segment, tail, record, payload, |_, _| Ok(()))?,
         }
         fault::point("put.written");
         segment.publish(tail, record);
@@ -399,14 +399,14 @@ impl Ring {
 
     /// Puts a record into a segment of its own, which is linked when it is all there: its memory is taken piece by piece, as
     /// that of the payload is given back. After an error nothing was put.
-    fn push_spent(&self, side: &mut Side, tail: Mark, record: RecordHead, payload: &mut [u8]) -> io::Result<Push> {
+    fn push_discarding(&self, side: &mut Side, tail: Mark, record: RecordHead, payload: &mut [u8]) -> io::Result<Push> {
         let Some((old, name)) = self.extent_for(side, tail, record.units(), record.bytes())? else {
             return Ok(Push::Full);
         };
         let mut fill = || {
             let extent = self.extents.open(name)?;
             let prepare = |at, len| self.extents.prepare(name, &extent, at, len);
-            spend(&extent.segment(), Mark::default(), record, payload, prepare)?;
+            write_and_discard(&extent.segment(), Mark::default(), record, payload, prepare)?;
             fault::point("put.written");
             // It took long, and a close that waits for a putter gives up after a while.
             if self.check_closed()? { Ok(None) } else { self.link(side, &old, name, tail.count).map(Some) }
@@ -814,7 +814,7 @@ mod tests {
     }
 
     fn push(ring: &Ring, payload: &[u8]) -> Push {
-        ring.push(&mut Payload::Kept(payload), 0, |_| Ok(true)).0.unwrap()
+        ring.push(&mut Payload::Borrowed(payload), 0, |_| Ok(true)).0.unwrap()
     }
 
     fn pop(ring: &Ring) -> Option<Vec<u8>> {
@@ -826,14 +826,14 @@ mod tests {
     }
 
     #[test]
-    fn payloads_that_are_spent_arrive_whole_in_new_segments_and_in_old_ones() {
+    fn discardable_payloads_arrive_whole_in_new_segments_and_in_old_ones() {
         let ring = ring(0, 0);
         let sizes = [1, 100, 100_000, PIECE - 8, PIECE, PIECE + 5000, 2 * PIECE + 1, 70_000, PIECE + 1, 3 * PIECE];
         let payload = |n: usize| -> Vec<u8> { (0..sizes[n]).map(|at| (at ^ (at >> 8) ^ n) as u8).collect() };
         for rounds in [1, 2, 5] {
             for n in (0..sizes.len()).cycle().take(rounds * 3) {
                 let mut bytes = payload(n);
-                let pushed = ring.push(&mut Payload::Spent(&mut bytes), 0, |_| Ok(true)).0.unwrap();
+                let pushed = ring.push(&mut Payload::Discardable(&mut bytes), 0, |_| Ok(true)).0.unwrap();
                 assert_eq!((pushed, push(&ring, &[n as u8; 9])), (Push::Done, Push::Done));
             }
             for n in (0..sizes.len()).cycle().take(rounds * 3) {
@@ -845,10 +845,11 @@ mod tests {
     }
 
     #[test]
-    fn a_payload_that_finds_no_room_is_not_spent() {
+    fn a_payload_that_finds_no_room_is_not_discarded() {
         for (items, bytes) in [(1, 0), (0, 1)] {
             let ring = ring(items, bytes);
-            let full = |payload: &mut Vec<u8>| ring.push(&mut Payload::Spent(payload), 0, |_| Ok(true)).0.unwrap();
+            let full =
+                |payload: &mut Vec<u8>| ring.push(&mut Payload::Discardable(payload), 0, |_| Ok(true)).0.unwrap();
             while push(&ring, &[0; 1000]) == Push::Done {}
             let mut payload = vec![7; 2 * PIECE];
             assert_eq!(full(&mut payload), Push::Full);
@@ -1023,7 +1024,7 @@ mod tests {
     fn a_chain_that_bites_its_tail_is_an_error() {
         let ring = ring(0, 0);
         ring.extents.open(HEAD_LEN as u64).unwrap().segment().link(HEAD_LEN as u64);
-        assert!(ring.push(&mut Payload::Kept(b"x"), 0, |_| Ok(true)).0.is_err());
+        assert!(ring.push(&mut Payload::Borrowed(b"x"), 0, |_| Ok(true)).0.is_err());
         assert!(ring.pop(Vec::new, |_, _| Ok(Vec::new()), |_| ()).0.is_err());
     }
 
@@ -1056,11 +1057,11 @@ mod tests {
         ring.word(word::GET_SEGMENT).store(12345, Release);
         let (error, asked) = ring.pop(Vec::new, |_, _| Ok(Vec::new()), |_| ());
         assert!(Damage::is_in(&error.unwrap_err()) && asked.all);
-        let (error, asked) = other.push(&mut Payload::Kept(b"x"), 0, |_| Ok(true));
+        let (error, asked) = other.push(&mut Payload::Borrowed(b"x"), 0, |_| Ok(true));
         assert!(Damage::is_in(&error.unwrap_err()) && !asked.all, "the first has told everybody");
         other.close().unwrap();
         assert!(
-            ring.push(&mut Payload::Kept(b"x"), 0, |_| Ok(true)).0.is_err_and(|error| Damage::is_in(&error)),
+            ring.push(&mut Payload::Borrowed(b"x"), 0, |_| Ok(true)).0.is_err_and(|error| Damage::is_in(&error)),
             "damaged, not just closed"
         );
     }
@@ -1082,7 +1083,7 @@ mod tests {
             for ring in [Some(&ring), other.as_ref()].into_iter().flatten() {
                 for _ in 0..4 {
                     let _ = ring.push_here(&[1; 9]);
-                    let _ = ring.push(&mut Payload::Kept(&[2; 70_000]), 0, |_| Ok(true));
+                    let _ = ring.push(&mut Payload::Borrowed(&[2; 70_000]), 0, |_| Ok(true));
                     let _ = (ring.pop_here(&mut Vec::new()), ring.is_empty_here(), ring.len(), ring.drained_at());
                     let _ = ring.pop(Vec::new, |_, _| Ok(Vec::new()), |_| ());
                 }

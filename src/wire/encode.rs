@@ -104,21 +104,21 @@ const LARGE: usize = 1 << 20;
 
 /// The memory of as many encoded bytes is given back while they are copied to where they are shared. What is less comes
 /// from memory that is made use of again, which would have to be mapped anew each time.
-const SPENT: usize = 32 << 20;
+const DISCARD_FROM: usize = 32 << 20;
 
 /// The bytes of a message that are to be copied to where they are shared.
 pub(crate) enum Payload<'a> {
     /// They stay where they are.
-    Kept(&'a [u8]),
+    Borrowed(&'a [u8]),
     /// They are wanted no more once they are copied, so that their memory can be given back.
-    Spent(&'a mut [u8]),
+    Discardable(&'a mut [u8]),
 }
 
 impl Payload<'_> {
     pub(crate) fn len(&self) -> usize {
         match self {
-            Self::Kept(bytes) => bytes.len(),
-            Self::Spent(bytes) => bytes.len(),
+            Self::Borrowed(bytes) => bytes.len(),
+            Self::Discardable(bytes) => bytes.len(),
         }
     }
 }
@@ -160,13 +160,13 @@ impl Message {
 
     /// What there is to send: [`payload`](Self::payload), to be copied once, and what is attached to it.
     pub(crate) fn parts<'a, T: 'static>(&'a mut self, value: &'a T) -> (Payload<'a>, &'a [Attachment]) {
-        let is_spent = self.attachments.is_empty();
+        let is_discardable = self.attachments.is_empty();
         let payload = match &mut self.encoded {
-            Some(encoded) => match (is_spent, encoded.len()) {
-                (true, SPENT..) => Payload::Spent(encoded),
-                _ => Payload::Kept(encoded),
+            Some(encoded) => match (is_discardable, encoded.len()) {
+                (true, DISCARD_FROM..) => Payload::Discardable(encoded),
+                _ => Payload::Borrowed(encoded),
             },
-            None => Payload::Kept(as_it_is(value).unwrap_or_default()),
+            None => Payload::Borrowed(as_it_is(value).unwrap_or_default()),
         };
         (payload, &self.attachments)
     }
