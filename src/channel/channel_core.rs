@@ -323,7 +323,7 @@ impl ChannelCore {
     }
 
     /// The next item for somebody who is told when there may be one, in the only process that takes.
-    pub(super) fn next_told<T: DeserializeOwned + 'static>(&self) -> Option<Result<T>> {
+    pub(super) fn next_when_notified<T: DeserializeOwned + 'static>(&self) -> Option<Result<T>> {
         // Most looks find nothing: they need no robust_lock.
         if self.ring.is_empty_here() && !self.is_known_hung_up() {
             return None;

@@ -21,6 +21,6 @@ mod ring;
 mod segment;
 pub(crate) mod spsc;
 
-pub(crate) use pipe::Inbox;
+pub(crate) use pipe::SharedReceiver;
 pub use pipe::{Connection, Receiver, Sender, pipe, simplex};
 pub use queue::{JoinableQueue, Queue, QueueSink, QueueStream};

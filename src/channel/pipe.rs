@@ -281,18 +281,18 @@ impl<T: Item> Receiver<T> {
 
 impl<T: Item> Receiver<T> {
     /// This end for many who read it at once.
-    pub(crate) fn into_inbox(self) -> Inbox<T> {
-        Inbox(self.half)
+    pub(crate) fn into_shared(self) -> SharedReceiver<T> {
+        SharedReceiver(self.half)
     }
 }
 
 /// A receiving end that is read by whoever looks, and by its line's reader.
-pub(crate) struct Inbox<T>(Half<T>);
+pub(crate) struct SharedReceiver<T>(Half<T>);
 
-impl<T: Item> Inbox<T> {
+impl<T: Item> SharedReceiver<T> {
     /// What there is to receive, for somebody who is told by [`wait_queue`](Self::wait_queue) when that changes.
     pub(crate) fn next(&self) -> Option<Result<T>> {
-        self.0.core.next_told()
+        self.0.core.next_when_notified()
     }
 
     /// Whether the other end is gone, for somebody who [listens](Self::listen).

@@ -10,7 +10,7 @@
 //! A call that is dropped before it is sent was never made.
 
 use super::pending::PendingCalls;
-use crate::channel::{self, Inbox};
+use crate::channel::{self, SharedReceiver};
 use crate::error::{Error, ErrorKind, Result};
 use crate::manager::wire::messages::{self, Reader};
 use crate::manager::wire::outlet::Outlet;
@@ -45,7 +45,7 @@ pub(crate) struct Wire {
     /// Those that wait for room are woken, all of them; and how many they are.
     has_room: Notify,
     waiting: AtomicUsize,
-    rx: Inbox<EncodedMessage>,
+    rx: SharedReceiver<EncodedMessage>,
     /// Where the manager is told that there is something in the pipe, by which bit; from its first message on.
     ready: OnceLock<(ReadyMap, u32)>,
     pub(crate) slots: PendingCalls,
@@ -110,7 +110,7 @@ impl Wire {
             }
             _ => failed(error),
         })?;
-        let rx = rx.into_inbox();
+        let rx = rx.into_shared();
         rx.wait_queue().set_own_doorbell(Arc::new(bell));
         // Outside of a runtime: whoever waits first will listen.
         let _ = rx.listen();

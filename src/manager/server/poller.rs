@@ -1,9 +1,9 @@
 //! The request poller: takes requests out of the pipes of this machine's clients, of those that have sent something.
 //!
 //! # State
-//! An inbox is `ready`: it is looked into in its turn; or `idle`: it was found empty, or its client does not read its answers,
+//! A receiver is `ready`: it is looked into in its turn; or `idle`: it was found empty, or its client does not read its answers,
 //! and its bit (`ready.rs`) makes it ready; or in the hand of the thread that takes a request out of it. `is_asleep`: nobody looks; a bit, and who
-//! puts an inbox back, wakes the leader.
+//! puts a receiver back, wakes the leader.
 //!
 //! # Moves
 //! | move | who | then |
@@ -15,12 +15,12 @@
 //! | awake -> asleep | [`sleep`](Poller::sleep), announced to all clients | each bit is looked at once more |
 //!
 //! # Death
-//! A client that dies hangs up, which sets its bit; its inbox then yields what it had sent, and an error.
+//! A client that dies hangs up, which sets its bit; its receiver then yields what it had sent, and an error.
 //!
 //! # Cancel
 //! Nothing here waits.
 
-use crate::channel::{Inbox, Receiver, Sender};
+use crate::channel::{Receiver, Sender, SharedReceiver};
 use crate::error::{Error, ErrorKind, Result};
 use crate::manager::wire::messages::Writer;
 use crate::manager::wire::outlet::Outlet;
@@ -54,10 +54,10 @@ struct State<C> {
     is_asleep: bool,
 }
 
-/// One client's inbox.
+/// One client's receiver.
 pub(crate) struct Open<C> {
     pub(crate) client: C,
-    inbox: Inbox<EncodedMessage>,
+    receiver: SharedReceiver<EncodedMessage>,
     bit: Bit,
 }
 
@@ -88,7 +88,7 @@ impl<C: Admits> Poller<C> {
         self.map.line.listen().map_err(|error| Error::io("the clients of a manager cannot be heard", error))
     }
 
-    /// Takes in one more inbox, inside the runtime that is to hear it: tells its client by `sender` which bit it has. After
+    /// Takes in one more receiver, inside the runtime that is to hear it: tells its client by `sender` which bit it has. After
     /// an error the client has to be let go.
     pub(crate) fn add(
         &self,
@@ -97,17 +97,17 @@ impl<C: Admits> Poller<C> {
         client: impl FnOnce(Outlet) -> C,
     ) -> Result<()> {
         let bit = self.free_bit()?;
-        let inbox = receiver.into_inbox();
+        let receiver = receiver.into_shared();
         let mut outlet = Outlet::new(sender);
         let number = bit.number;
-        for line in [inbox.wait_queue(), outlet.room()] {
+        for line in [receiver.wait_queue(), outlet.room()] {
             let (map, changed) = (self.map.clone(), self.changed.clone());
             line.set_reader(move || {
                 map.set(number);
                 changed.notify_one();
             });
         }
-        inbox.listen().map_err(|error| Error::io("a client's end cannot be heard", error))?;
+        receiver.listen().map_err(|error| Error::io("a client's end cannot be heard", error))?;
         let mut hello = Writer::answer(0);
         hello.number(number.into());
         self.map.fds().into_iter().for_each(|fd| _ = hello.attach(fd));
@@ -116,9 +116,9 @@ impl<C: Admits> Poller<C> {
             Err(refused) if refused.kind() == ErrorKind::Closed => {}
             sent => drop(sent?),
         }
-        // Then the inbox is looked into: see invariant 3 of `ready.rs`.
+        // Then the receiver is looked into: see invariant 3 of `ready.rs`.
         fence(SeqCst);
-        self.put_back(Open { client: client(outlet), inbox, bit });
+        self.put_back(Open { client: client(outlet), receiver, bit });
         Ok(())
     }
 
@@ -135,7 +135,7 @@ impl<C: Admits> Poller<C> {
         Ok(Bit { number, free: self.free.clone() })
     }
 
-    /// A request, or why there will be none any more, and the inbox it came by: to be put back when the request has
+    /// A request, or why there will be none any more, and the receiver it came by: to be put back when the request has
     /// its place.
     pub(crate) fn next(&self) -> Option<(Open<C>, Result<EncodedMessage>)> {
         let state = &mut *lock(&self.state);
@@ -166,8 +166,8 @@ impl<C: Admits> Poller<C> {
         self.map.take(idle.len(), |bit| ready.extend(idle.get_mut(bit).and_then(Option::take)));
         while let Some(open) = ready.pop_front() {
             // Of one that is gone the rest is taken, and its end.
-            let may_begin = open.client.admits() || open.inbox.has_hung_up();
-            if may_begin && let Some(request) = open.inbox.next() {
+            let may_begin = open.client.admits() || open.receiver.has_hung_up();
+            if may_begin && let Some(request) = open.receiver.next() {
                 return Some((open, request));
             }
             let bit = open.bit.number as usize;
