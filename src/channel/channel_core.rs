@@ -33,7 +33,7 @@
 //! # Cancel
 //! A dropped put has not put, a dropped get has not taken; neither has an await point after its commit.
 
-use super::ring::{Asked, Pop, Push, Ring, word};
+use super::ring::{Pop, Push, Ring, WakeRequests, word};
 use crate::error::{Damage, Error, ErrorKind, Result};
 use crate::os::socket::{self, MAX_FDS, Packet, Wait};
 use crate::os::{fault, timer};
@@ -132,21 +132,21 @@ impl ChannelCore {
     }
 
     #[inline]
-    fn notify(&self, asked: Asked) {
-        if asked != Asked::default() {
-            self.notify_askers(asked);
+    fn notify(&self, requests: WakeRequests) {
+        if requests != WakeRequests::default() {
+            self.notify_requesters(requests);
         }
     }
 
     #[cold]
-    fn notify_askers(&self, asked: Asked) {
-        if asked.putters || asked.all {
+    fn notify_requesters(&self, requests: WakeRequests) {
+        if requests.putters || requests.all {
             self.room.notify_all();
         }
-        if asked.takers || asked.all {
+        if requests.takers || requests.all {
             self.items.notify_all();
         }
-        if asked.all {
+        if requests.all {
             self.joined.notify_all();
         }
     }
@@ -161,8 +161,8 @@ impl ChannelCore {
             return Err(self.closed());
         }
         if let (Payload::Borrowed(payload), []) = (&payload, attachments) {
-            let (done, asked) = self.ring.push_here(payload);
-            self.notify(asked);
+            let (done, requests) = self.ring.push_here(payload);
+            self.notify(requests);
             if done {
                 let has_sleepers = self.items.has_sleepers_after_rmw();
                 if has_sleepers {
@@ -173,8 +173,8 @@ impl ChannelCore {
         }
         loop {
             let send = |number| send_fds(self.tx.as_fd(), number, attachments);
-            let (result, asked) = self.ring.push(&mut payload, attachments.len(), send);
-            self.notify(asked);
+            let (result, requests) = self.ring.push(&mut payload, attachments.len(), send);
+            self.notify(requests);
             if result.as_ref().is_err_and(|error| !Damage::is_in(error)) {
                 // The room is still there.
                 self.room.notify_one();
@@ -203,8 +203,8 @@ impl ChannelCore {
         let buffer = || if wire::takes_buffer::<T>() { Vec::new() } else { wire::spare() };
         if !self.is_joinable {
             let mut bytes = buffer();
-            let (done, asked) = self.ring.pop_here(&mut bytes);
-            self.notify(asked);
+            let (done, requests) = self.ring.pop_here(&mut bytes);
+            self.notify(requests);
             if done {
                 if self.ring.is_limited() {
                     self.room.notify_one_after_rmw();
@@ -223,8 +223,8 @@ impl ChannelCore {
                     is_held = true;
                 }
             };
-            let (result, asked) = self.ring.pop(buffer, take, commit);
-            self.notify(asked);
+            let (result, requests) = self.ring.pop(buffer, take, commit);
+            self.notify(requests);
             if is_held && result.is_err() {
                 self.forget();
             }

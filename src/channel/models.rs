@@ -14,7 +14,7 @@ struct Guarded {
     word: AtomicU64,
     /// What the lock guards.
     value: Plain<u64>,
-    asked: AtomicU64,
+    requests: AtomicU64,
 }
 
 impl Guarded {
@@ -26,10 +26,10 @@ impl Guarded {
                 fault::point("taken");
                 self.value.change(|value| *value += 1);
                 fault::point("changed");
-                let asked = robust_lock.release();
+                let requests = robust_lock.release();
                 fault::point("released");
-                if asked {
-                    self.asked.fetch_add(1, AcqRel);
+                if requests {
+                    self.requests.fetch_add(1, AcqRel);
                 }
                 return true;
             }
@@ -42,7 +42,7 @@ impl Guarded {
 
 fn lock(what: &str, dies_at: Option<&'static str>) {
     explore(what, 3, move || {
-        let guarded = Arc::new(Guarded { word: AtomicU64::new(0), value: Plain::new(0), asked: AtomicU64::new(0) });
+        let guarded = Arc::new(Guarded { word: AtomicU64::new(0), value: Plain::new(0), requests: AtomicU64::new(0) });
         let other = thread::spawn({
             let guarded = guarded.clone();
             move || play(1, dies_at, || guarded.work())
@@ -56,7 +56,7 @@ fn lock(what: &str, dies_at: Option<&'static str>) {
         // Whoever was refused is woken: by a release, or by the burial, or finds the lock taken from the dead.
         if [other == Some(false), !third, !mine].contains(&true) {
             let held = guarded.word.load(Acquire) != 0;
-            assert!(guarded.asked.load(Acquire) > 0 || other.is_none(), "nobody wakes who was refused");
+            assert!(guarded.requests.load(Acquire) > 0 || other.is_none(), "nobody wakes who was refused");
             assert!(!held || other.is_none(), "held by nobody");
         }
         assert!(play(3, None, || guarded.work()).unwrap(), "free, or taken from the dead");

@@ -118,7 +118,7 @@ pub(super) enum Pop {
 /// Who asked for a wake while we held a lock, and is to get one.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 #[must_use]
-pub(super) struct Asked {
+pub(super) struct WakeRequests {
     pub(super) putters: bool,
     pub(super) takers: bool,
     /// The ring was found damaged just now, which concerns everybody.
@@ -290,20 +290,20 @@ impl Ring {
     /// The usual put: no descriptors, nobody else at it, and room at hand. False: nothing was done, and [`Ring::push`]
     /// finds out why.
     #[inline]
-    pub(super) fn push_here(&self, payload: &[u8]) -> (bool, Asked) {
+    pub(super) fn push_here(&self, payload: &[u8]) -> (bool, WakeRequests) {
         let (Some(me), Ok(side)) = (self.family.me_if_claimed(), self.put.try_lock()) else {
-            return (false, Asked::default());
+            return (false, WakeRequests::default());
         };
-        let Some(extent) = &side.extent else { return (false, Asked::default()) };
+        let Some(extent) = &side.extent else { return (false, WakeRequests::default()) };
         let robust_lock = self.put_lock();
         if !robust_lock.try_take_free(me) {
-            return (false, Asked::default());
+            return (false, WakeRequests::default());
         }
         fault::point("put.taken");
         let done = self.push_locked_here(side.name, extent, payload);
         let putters = robust_lock.release();
         fault::point("put.released");
-        (done, Asked { putters, ..Asked::default() })
+        (done, WakeRequests { putters, ..WakeRequests::default() })
     }
 
     #[inline]
@@ -329,25 +329,25 @@ impl Ring {
         payload: &mut Payload<'_>,
         fds: usize,
         send_fds: impl FnOnce(u64) -> io::Result<bool>,
-    ) -> (io::Result<Push>, Asked) {
-        let mut asked = Asked::default();
+    ) -> (io::Result<Push>, WakeRequests) {
+        let mut requests = WakeRequests::default();
         let me = match self.family.me() {
             Ok(me) => me,
-            Err(error) => return (Err(error), asked),
+            Err(error) => return (Err(error), requests),
         };
         let mut side = lock(&self.put);
         let robust_lock = self.put_lock();
         match robust_lock.try_take(me, self.family) {
-            None => return (Ok(Push::Busy), asked),
+            None => return (Ok(Push::Busy), requests),
             Some(Taken::Free) if !self.owes_repair() => {}
-            Some(_) => asked.takers = self.repair_beside(self.get_lock(), me),
+            Some(_) => requests.takers = self.repair_beside(self.get_lock(), me),
         }
         fault::point("put.taken");
         let result = self.push_locked(&mut side, payload, fds, send_fds);
-        let result = result.map_err(|error| self.judge(error, &mut asked.all));
-        asked.putters = robust_lock.release();
+        let result = result.map_err(|error| self.judge(error, &mut requests.all));
+        requests.putters = robust_lock.release();
         fault::point("put.released");
-        (result, asked)
+        (result, requests)
     }
 
     fn push_locked(
@@ -512,20 +512,20 @@ impl Ring {
     /// The usual get: no descriptors, nobody else at it, and a record at hand, which is appended to `to`. False: nothing
     /// was done, and [`Ring::pop`] finds out why.
     #[inline]
-    pub(super) fn pop_here(&self, to: &mut Vec<u8>) -> (bool, Asked) {
+    pub(super) fn pop_here(&self, to: &mut Vec<u8>) -> (bool, WakeRequests) {
         let (Some(me), Ok(side)) = (self.family.me_if_claimed(), self.get.try_lock()) else {
-            return (false, Asked::default());
+            return (false, WakeRequests::default());
         };
-        let Some(extent) = &side.extent else { return (false, Asked::default()) };
+        let Some(extent) = &side.extent else { return (false, WakeRequests::default()) };
         let robust_lock = self.get_lock();
         if extent.size() > KEEP || !robust_lock.try_take_free(me) {
-            return (false, Asked::default());
+            return (false, WakeRequests::default());
         }
         fault::point("get.taken");
         let done = self.pop_locked_here(side.name, extent, to);
         let takers = robust_lock.release();
         fault::point("get.released");
-        (done, Asked { takers, ..Asked::default() })
+        (done, WakeRequests { takers, ..WakeRequests::default() })
     }
 
     #[inline]
@@ -561,31 +561,31 @@ impl Ring {
         payload: impl FnOnce() -> Vec<u8>,
         take_fds: impl FnOnce(u64, usize) -> io::Result<Vec<OwnedFd>>,
         commit: impl FnOnce(Member),
-    ) -> (io::Result<Pop>, Asked) {
-        let mut asked = Asked::default();
+    ) -> (io::Result<Pop>, WakeRequests) {
+        let mut requests = WakeRequests::default();
         let me = match self.family.me() {
             Ok(me) => me,
-            Err(error) => return (Err(error), asked),
+            Err(error) => return (Err(error), requests),
         };
         let mut side = lock(&self.get);
         let robust_lock = self.get_lock();
         match robust_lock.try_take(me, self.family) {
-            None => return (Ok(Pop::Busy), asked),
+            None => return (Ok(Pop::Busy), requests),
             Some(Taken::Free) if !self.owes_repair() => {}
-            Some(_) => asked.putters = self.repair_beside(self.put_lock(), me),
+            Some(_) => requests.putters = self.repair_beside(self.put_lock(), me),
         }
         fault::point("get.taken");
-        let result = self.pop_locked(&mut side, &mut asked, payload, take_fds, || commit(me));
-        let result = result.map_err(|error| self.judge(error, &mut asked.all));
-        asked.takers = robust_lock.release();
+        let result = self.pop_locked(&mut side, &mut requests, payload, take_fds, || commit(me));
+        let result = result.map_err(|error| self.judge(error, &mut requests.all));
+        requests.takers = robust_lock.release();
         fault::point("get.released");
-        (result, asked)
+        (result, requests)
     }
 
     fn pop_locked(
         &self,
         side: &mut Side,
-        asked: &mut Asked,
+        requests: &mut WakeRequests,
         payload: impl FnOnce() -> Vec<u8>,
         take_fds: impl FnOnce(u64, usize) -> io::Result<Vec<OwnedFd>>,
         commit: impl FnOnce(),
@@ -614,7 +614,7 @@ impl Ring {
         let is_drained = head.position.wrapping_add(record.units()) == tail.position;
         let large = side.extent.as_ref().filter(|extent| is_drained && extent.size() > KEEP).cloned();
         if let Some(large) = large {
-            asked.putters |= self.give_back(side, &large);
+            requests.putters |= self.give_back(side, &large);
         }
         Ok(Pop::Got(payload, fds?))
     }
@@ -1055,10 +1055,10 @@ mod tests {
         let ring = ring(0, 0);
         let other = another(&ring);
         ring.word(word::GET_SEGMENT).store(12345, Release);
-        let (error, asked) = ring.pop(Vec::new, |_, _| Ok(Vec::new()), |_| ());
-        assert!(Damage::is_in(&error.unwrap_err()) && asked.all);
-        let (error, asked) = other.push(&mut Payload::Borrowed(b"x"), 0, |_| Ok(true));
-        assert!(Damage::is_in(&error.unwrap_err()) && !asked.all, "the first has told everybody");
+        let (error, requests) = ring.pop(Vec::new, |_, _| Ok(Vec::new()), |_| ());
+        assert!(Damage::is_in(&error.unwrap_err()) && requests.all);
+        let (error, requests) = other.push(&mut Payload::Borrowed(b"x"), 0, |_| Ok(true));
+        assert!(Damage::is_in(&error.unwrap_err()) && !requests.all, "the first has told everybody");
         other.close().unwrap();
         assert!(
             ring.push(&mut Payload::Borrowed(b"x"), 0, |_| Ok(true)).0.is_err_and(|error| Damage::is_in(&error)),
