@@ -694,13 +694,13 @@ impl WorkerEnd {
     }
 
     /// Who writes among the results while an item runs; [`catch_up`](Self::catch_up) then.
-    pub(crate) fn teller(&self, kind: u8) -> io::Result<Teller> {
+    pub(crate) fn event_writer(&self, kind: u8) -> io::Result<EventWriter> {
         let Self { region, room, pool, .. } = self;
         let (region, room, pool) = (region.clone(), room.clone(), pool.clone());
-        Ok(Teller { results: Writer::new(rings(&region)?[1].clone(), RESULTS), region, room, pool, kind })
+        Ok(EventWriter { results: Writer::new(rings(&region)?[1].clone(), RESULTS), region, room, pool, kind })
     }
 
-    /// Goes on behind what a teller has written.
+    /// Goes on behind what an event writer has written.
     pub(crate) fn catch_up(&mut self) {
         self.results.catch_up(results(&self.region));
     }
@@ -730,7 +730,7 @@ impl WorkerEnd {
 
 /// What an item has to say before its result goes among the results, as records of a kind of their own. It belongs to
 /// the thread that runs the items, between an item's start and its result.
-pub(crate) struct Teller {
+pub(crate) struct EventWriter {
     region: Arc<Region>,
     room: Arc<WaitQueue>,
     pool: PoolDoorbell,
@@ -738,9 +738,9 @@ pub(crate) struct Teller {
     kind: u8,
 }
 
-impl Teller {
+impl EventWriter {
     /// Waits for room. What is too long for the ring is left out.
-    pub(crate) fn tell(&mut self, bytes: &[u8]) {
+    pub(crate) fn write(&mut self, bytes: &[u8]) {
         let Self { region, room, pool, results: writer, kind } = self;
         if bytes.len() > RESULTS as usize / 4 {
             return;

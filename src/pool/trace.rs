@@ -5,7 +5,7 @@
 //! among the results; here they are told again, under the caller's span, each with a field `worker.pid`. Without a
 //! subscriber all of this is one load per call.
 
-use crate::channel::lane::Teller;
+use crate::channel::lane::EventWriter;
 use crate::wire;
 use serde::{Deserialize, Serialize};
 use std::cell::{Cell, RefCell};
@@ -131,7 +131,7 @@ impl Visit for Values {
 
 thread_local! {
     /// Where the thread that runs items tells; none while it is at something of the pool's own.
-    static TELLER: RefCell<Option<Teller>> = const { RefCell::new(None) };
+    static EVENT_WRITER: RefCell<Option<EventWriter>> = const { RefCell::new(None) };
     static IS_OPEN: Cell<bool> = const { Cell::new(false) };
     static ENTERED: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
 }
@@ -152,9 +152,9 @@ const LATE: usize = 1024;
 
 static FORWARD: OnceLock<(Arc<Forward>, Dispatch)> = OnceLock::new();
 
-/// Has what the items of an order say told by `teller`, until the guard is dropped. A program that has given its
+/// Has what the items of an order say told by `writer`, until the guard is dropped. A program that has given its
 /// workers a subscriber of their own keeps it.
-pub(super) fn listen(level: u8, teller: Teller) -> Option<DefaultGuard> {
+pub(super) fn listen(level: u8, writer: EventWriter) -> Option<DefaultGuard> {
     if !dispatcher::get_default(|default| default.is::<NoSubscriber>()) {
         return None;
     }
@@ -167,7 +167,7 @@ pub(super) fn listen(level: u8, teller: Teller) -> Option<DefaultGuard> {
     if forward.level.fetch_max(level, Relaxed) < level {
         tracing::callsite::rebuild_interest_cache();
     }
-    TELLER.set(Some(teller));
+    EVENT_WRITER.set(Some(writer));
     Some(dispatcher::set_default(dispatch))
 }
 
@@ -212,9 +212,9 @@ impl Forward {
 fn say(told: &Told) {
     let mut bytes = Vec::new();
     if wire::append(told, &mut bytes).is_ok() {
-        // Whatever the teller does in turn is not told.
+        // Whatever the writer does in turn is not told.
         IS_OPEN.set(false);
-        TELLER.with_borrow_mut(|teller| teller.iter_mut().for_each(|teller| teller.tell(&bytes)));
+        EVENT_WRITER.with_borrow_mut(|writer| writer.iter_mut().for_each(|writer| writer.write(&bytes)));
         IS_OPEN.set(true);
     }
 }

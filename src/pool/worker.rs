@@ -46,9 +46,9 @@ pub(super) fn work(contract: Contract) -> Result<()> {
     let mut desk = Box::new(desk);
     while let Some(header) = desk.take_order()? {
         desk.listens = (header.level > 0)
-            .then(|| desk.lane.teller(TOLD).ok())
+            .then(|| desk.lane.event_writer(TOLD).ok())
             .flatten()
-            .and_then(|teller| trace::listen(header.level, teller));
+            .and_then(|writer| trace::listen(header.level, writer));
         let (batch, entered) = header.call.run_batch(desk, &mut executor);
         desk = (batch as Box<dyn Any>).downcast().map_err(|_| Error::other("a batch did not come back"))?;
         if let Err(error) = entered {
