@@ -33,23 +33,21 @@
 //! # Cancel
 //! A dropped put has not put, a dropped get has not taken; neither has an await point after its commit.
 
+use super::descriptors::{send_fds, take_fds};
 use super::ring::{Pop, Push, Ring, WakeRequests, word};
+use super::unfinished::Unfinished;
 use crate::error::{Damage, Error, ErrorKind, Result};
-use crate::os::socket::{self, MAX_FDS, Packet, Wait};
 use crate::os::{fault, timer};
-use crate::shm::atomic::{AtomicU64, fence};
-use crate::shm::family::Member;
+use crate::shm::atomic::fence;
 use crate::wait::{Hangup, WaitQueue, refuse_inside_async, until, until_blocking};
 use crate::wire::{self, Attachment, Message, Parcel, Payload};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::io::{self, IoSlice};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::*;
 use std::time::{Duration, Instant};
-
-const HOLDERS: usize = 96;
 
 pub(super) struct ChannelCore {
     ring: Ring,
@@ -219,7 +217,7 @@ impl ChannelCore {
             let mut is_held = false;
             let commit = |me| {
                 if self.is_joinable {
-                    self.hold(me);
+                    self.unfinished().add(me);
                     is_held = true;
                 }
             };
@@ -324,7 +322,7 @@ impl ChannelCore {
 
     /// The next item for somebody who is told when there may be one, in the only process that takes.
     pub(super) fn next_when_notified<T: DeserializeOwned + 'static>(&self) -> Option<Result<T>> {
-        // Most looks find nothing: they need no robust_lock.
+        // Most looks find nothing: they need no lock.
         if self.ring.is_empty_here() && !self.is_known_hung_up() {
             return None;
         }
@@ -405,46 +403,12 @@ impl ChannelCore {
         self.ring.len().unwrap_or(0)
     }
 
-    fn holders(&self) -> impl Iterator<Item = (&AtomicU64, &AtomicU64)> {
-        let words = &self.ring.region().words()[word::HOLDERS..word::HOLDERS + 2 * HOLDERS];
-        words.chunks_exact(2).map(|row| (&row[0], &row[1]))
-    }
-
-    fn is_listed(&self, holder: u64) -> bool {
-        holder == ANYBODY || holder != 0 && self.ring.family().is_listed(Member::from_bits(holder))
-    }
-
-    /// Notes that `me` has one more unfinished item. Under the get lock, before the commit.
-    fn hold(&self, me: Member) {
-        if let Some((_, count)) = self.holders().find(|(holder, _)| holder.load(Acquire) == me.to_bits()) {
-            count.fetch_add(1, AcqRel);
-            return;
-        }
-        let mut rows = self.holders().take(HOLDERS - 1);
-        // A row without items is as good as none: whoever had it gets another with its next item.
-        let is_free =
-            |holder: &AtomicU64, count: &AtomicU64| count.load(Acquire) == 0 || !self.is_listed(holder.load(Acquire));
-        match rows.find(|(holder, count)| is_free(holder, count)) {
-            Some((holder, count)) => {
-                holder.store(0, Release);
-                count.store(1, Release);
-                holder.store(me.to_bits(), Release);
-            }
-            // More such consumers than rows: the last row is everybody's and outlives its processes.
-            None => self.holders().skip(HOLDERS - 1).for_each(|(holder, count)| {
-                count.fetch_add(1, AcqRel);
-                holder.store(ANYBODY, Release);
-            }),
-        }
+    fn unfinished(&self) -> Unfinished<'_> {
+        Unfinished(&self.ring)
     }
 
     pub(super) fn task_done(&self) -> Result<()> {
-        let me = self.ring.family().me()?.to_bits();
-        let finish = |count: &AtomicU64| count.fetch_update(AcqRel, Acquire, |count| count.checked_sub(1)).is_ok();
-        let mine =
-            self.holders().find(|(holder, _)| holder.load(Acquire) == me).is_some_and(|(_, count)| finish(count));
-        let mut others = self.holders().filter(|(holder, _)| self.is_listed(holder.load(Acquire)));
-        if !mine && !others.any(|(_, count)| finish(count)) {
+        if !self.unfinished().remove_one(self.ring.family().me()?) {
             return Err(Error::other("task_done was called more often than items were taken from the queue"));
         }
         // Of two that finish the last two items at once, one sees both done.
@@ -461,7 +425,7 @@ impl ChannelCore {
         // In this order: a taker notes what it holds before it commits.
         while let Some(at) = drained_at()? {
             fault::point("join.empty");
-            if self.holders().any(|(holder, count)| count.load(Acquire) != 0 && self.is_listed(holder.load(Acquire))) {
+            if self.unfinished().has_any() {
                 return Ok(false);
             }
             // Who finished one meanwhile may have put another before.
@@ -487,9 +451,6 @@ impl ChannelCore {
         self.block(&self.joined, None, || self.finished())
     }
 }
-
-/// The holder of what nobody else has a row for.
-const ANYBODY: u64 = u64::MAX;
 
 /// A value that waits to be put, held exclusively so that a future that holds it is `Send` without `T: Sync`.
 struct Held<'a, T>(&'a mut T);
@@ -539,69 +500,4 @@ fn when_not_busy<T>(mut attempt: impl FnMut() -> Result<Tried<T>>) -> Result<Opt
         }
     }
     Ok(None)
-}
-
-/// Sends descriptors ahead of their record, whole or not at all; false if the socket is full.
-fn send_fds(socket: BorrowedFd<'_>, number: u64, attachments: &[Attachment]) -> io::Result<bool> {
-    let fds: Vec<BorrowedFd<'_>> = attachments.iter().map(|attachment| attachment.as_fd()).collect();
-    let bundle = if fds.len() > MAX_FDS { Some(bundle(&fds)?) } else { None };
-    let bundle = bundle.as_ref().map(|bundle| [bundle.as_fd()]);
-    let sent = bundle.as_ref().map_or(&fds[..], |bundle| bundle);
-    match socket::send(socket, &[IoSlice::new(&number.to_ne_bytes())], sent, Wait::No) {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
-        result => result.map(|()| true),
-    }
-}
-
-/// More descriptors than one packet takes, as one: a socket that holds them. Sent one packet after the other they
-/// could fill the socket halfway, and no record would ever make a taker clear it.
-fn bundle(fds: &[BorrowedFd<'_>]) -> io::Result<OwnedFd> {
-    let (inlet, outlet) = socket::packet_pair()?;
-    for chunk in fds.chunks(MAX_FDS) {
-        socket::send(inlet.as_fd(), &[IoSlice::new(&[0])], chunk, Wait::No).map_err(|error| match error.kind() {
-            io::ErrorKind::WouldBlock => {
-                io::Error::new(io::ErrorKind::InvalidInput, format!("{} descriptors are too many", fds.len()))
-            }
-            _ => error,
-        })?;
-    }
-    Ok(outlet)
-}
-
-/// Takes the `count` descriptors of record `number` and drops those of earlier numbers: their senders died.
-fn take_fds(socket: BorrowedFd<'_>, number: u64, count: usize) -> io::Result<Vec<OwnedFd>> {
-    loop {
-        let mut bytes = [0; 8];
-        let next = socket::peek(socket, &mut bytes).is_ok_and(|len| len == 8).then(|| u64::from_ne_bytes(bytes));
-        if next.is_none_or(|next| next > number) {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "the descriptors of this item were lost: the process that was taking it died",
-            ));
-        }
-        let packet = socket::recv(socket, &mut bytes, Wait::No)?;
-        if next == Some(number) {
-            return if count > MAX_FDS { unbundle(packet, count) } else { all_of(count, packet.fds) };
-        }
-    }
-}
-
-/// The reverse of [`bundle`].
-fn unbundle(packet: Packet, count: usize) -> io::Result<Vec<OwnedFd>> {
-    let mut fds = Vec::new();
-    for bundle in &packet.fds {
-        while fds.len() < count {
-            let packet = socket::recv(bundle.as_fd(), &mut [0], Wait::No)?;
-            if packet.len == 0 || packet.fds_lost {
-                break;
-            }
-            fds.extend(packet.fds);
-        }
-    }
-    all_of(count, fds)
-}
-
-/// The kernel drops what does not fit into this process.
-fn all_of(count: usize, fds: Vec<OwnedFd>) -> io::Result<Vec<OwnedFd>> {
-    if fds.len() == count { Ok(fds) } else { Err(crate::wire::frame::too_many_fds(count, fds.len())) }
 }

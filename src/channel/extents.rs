@@ -129,7 +129,7 @@ impl Extents {
     }
 
     /// An extent of this capacity, in use and in no chain; of its memory, the first `later` bytes that segments have for
-    /// records are still to be [`prepare`](Self::prepare)d. Only under the put robust_lock.
+    /// records are still to be [`prepare`](Self::prepare)d. Only under the put lock.
     pub(super) fn allocate(&self, capacity: u64, later: u64) -> io::Result<u64> {
         let len = segment::HEAD_LEN + capacity * 8;
         let reusable = self.rows().find(|(_, state)| state.load(Acquire) == capacity << 8 | FREE);
@@ -188,7 +188,7 @@ impl Extents {
         })
     }
 
-    /// Makes use of the base again, if it is free. Only under the put robust_lock.
+    /// Makes use of the base again, if it is free. Only under the put lock.
     pub(super) fn reuse_base(&self) -> Option<u64> {
         let state = self.row_of(HEAD_LEN as u64)?;
         (state.load(Acquire) & 0xff == FREE).then(|| {

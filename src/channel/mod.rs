@@ -6,6 +6,7 @@
 
 mod channel_core;
 mod cpu_migration;
+mod descriptors;
 mod extents;
 pub(crate) mod lane;
 #[cfg(all(test, multiprocess_loom))]
@@ -20,6 +21,7 @@ mod result_notification_models;
 mod ring;
 mod segment;
 pub(crate) mod spsc;
+mod unfinished;
 
 pub(crate) use pipe::SharedReceiver;
 pub use pipe::{Connection, Receiver, Sender, pipe, simplex};

@@ -20,7 +20,7 @@
 //! 1. Each move is committed by one store; before it nothing has happened, after it the rest can be redone.
 //! 2. `PUT_SEGMENT` may lag behind a linked `next`; a putter follows `next` first.
 //! 3. An extent is reused only after its segment left the chain; the generation tells the two lives apart.
-//! 4. After `CLOSED` no tail moves: it is stored under the put robust_lock.
+//! 4. After `CLOSED` no tail moves: it is stored under the put lock.
 //! 5. A segment that left the chain keeps its tail and its `next` until it is begun anew, which takes the put lock:
 //!    so a putter finds the chain again from a `PUT_SEGMENT` that lags.
 //! 6. Every word here is a claim. What would lead out of the region, or cannot be, closes the ring for good, with an error
@@ -39,7 +39,7 @@
 //! # Cancel
 //! No move awaits: a dropped future has moved nothing, or everything.
 
-use super::extents::{self, BASE, Extent, Extents, HEAD_LEN, IS_MODEL, Impossible, corrupt};
+use super::extents::{Extent, Extents, HEAD_LEN, IS_MODEL, Impossible, corrupt};
 use super::segment::{Mark, RecordHead, Segment};
 use crate::error::Damage;
 use crate::os::sync::lock;
@@ -58,6 +58,10 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering::*;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+
+mod chain;
+#[cfg(all(test, not(multiprocess_loom)))]
+mod tests;
 
 /// Where things are in the head of the region.
 pub(super) mod word {
@@ -436,79 +440,6 @@ impl Ring {
         Ok(fits(taken))
     }
 
-    /// Finds the segment to put into, and where.
-    fn settle_putter(&self, side: &mut Side) -> io::Result<Mark> {
-        for _ in 0..=extents::MOST {
-            self.settle(side, self.word(word::PUT_SEGMENT).load(Acquire))?;
-            let segment = side.segment()?;
-            match segment.next() {
-                0 => return Ok(segment.tail()),
-                // Somebody died after the link: invariant 2.
-                next => self.word(word::PUT_SEGMENT).store(next, Release),
-            }
-        }
-        Err(corrupt("a chain without an end"))
-    }
-
-    /// Makes `side` be about the segment `name`.
-    #[inline]
-    fn settle(&self, side: &mut Side, name: u64) -> io::Result<()> {
-        if side.name != name || side.extent.is_none() {
-            *side = Side { name, extent: Some(self.extents.open(name)?) };
-        }
-        Ok(())
-    }
-
-    /// Links a segment with room for `units`; `None` if the limit in bytes forbids it.
-    fn grow(&self, side: &mut Side, tail: Mark, units: u32) -> io::Result<Option<Mark>> {
-        let Some((old, name)) = self.extent_for(side, tail, units, 0)? else { return Ok(None) };
-        let linked = self.link(side, &old, name, tail.count);
-        if let (Ok(_), Some(extent)) = (&linked, &side.extent) {
-            extent.populate(u64::from(units) * 8 + AHEAD);
-        }
-        linked.inspect_err(|_| self.extents.retire(name)).map(Some)
-    }
-
-    /// The last segment, and an extent to follow it with room for `units`; the first `later` bytes of that are without
-    /// memory. `None` if the limit in bytes forbids it.
-    fn extent_for(&self, side: &Side, tail: Mark, units: u32, later: u64) -> io::Result<Option<(Extent, u64)>> {
-        let Some(old) = side.extent.clone() else { return Ok(None) };
-        let is_empty = self.head()?.count == tail.count;
-        if self.byte_limit != 0 && !is_empty && old.size() >= self.byte_limit {
-            return Ok(None);
-        }
-        let alone = u64::from(units).next_power_of_two();
-        let several = (u64::from(units) * 4).next_power_of_two().min(SEVERAL / 8).max(alone);
-        let doubled = if is_empty { 0 } else { old.capacity() * 2 };
-        // Never less than the base: whole pages, so that the extent after it begins at one.
-        let capacity = several.max(doubled).max(BASE / 8);
-        if capacity > 1 << 31 {
-            return Err(io::Error::new(io::ErrorKind::OutOfMemory, "a queue of more than 16 GiB"));
-        }
-        let least = alone.max(BASE / 8);
-        let name = match self.extents.allocate(capacity, later) {
-            // Twice as much as before is more than there is: just what is needed, then.
-            Err(error) if error.kind() == io::ErrorKind::OutOfMemory && least < capacity => {
-                self.extents.allocate(least, later)?
-            }
-            allocated => allocated?,
-        };
-        Ok(Some((old, name)))
-    }
-
-    /// Begins the segment `name` and makes it the one to put into. If this fails, nothing has happened.
-    fn link(&self, side: &mut Side, old: &Extent, name: u64, count: u32) -> io::Result<Mark> {
-        let extent = self.extents.open(name)?;
-        extent.segment().begin(count);
-        fault::point("grow.begun");
-        old.segment().link(name);
-        fault::point("grow.linked");
-        self.word(word::PUT_SEGMENT).store(name, Release);
-        let tail = extent.segment().tail();
-        *side = Side { name, extent: Some(extent) };
-        Ok(tail)
-    }
-
     /// The usual get: no descriptors, nobody else at it, and a record at hand, which is appended to `to`. False: nothing
     /// was done, and [`Ring::pop`] finds out why.
     #[inline]
@@ -619,88 +550,6 @@ impl Ring {
         Ok(Pop::Got(payload, fds?))
     }
 
-    /// Finds the segment to take from: its head and a tail beyond it, if there is anything.
-    fn settle_taker(&self, side: &mut Side) -> io::Result<Option<(Mark, Mark)>> {
-        for _ in 0..=extents::MOST {
-            let name = self.word(word::GET_SEGMENT).load(Acquire);
-            self.settle(side, name)?;
-            let segment = side.segment()?;
-            let head = segment.head();
-            // Order matters: once `next` is seen, `tail` is final (segment invariant 2).
-            let next = segment.next();
-            if let Some(tail) = segment.tail_beyond(head) {
-                return Ok(Some((head, tail)));
-            }
-            if next == 0 {
-                return Ok(None);
-            }
-            self.word(word::GET_SEGMENT).store(next, Release);
-            fault::point("leave.moved");
-            self.extents.retire(name);
-        }
-        Err(corrupt("a chain without an end"))
-    }
-
-    /// Replaces a large segment that has just been drained by the base, if no putter is at work.
-    /// True if a putter asked for a wake meanwhile.
-    #[cold]
-    fn give_back(&self, side: &mut Side, large: &Extent) -> bool {
-        let (Ok(me), Ok(mut put)) = (self.family.me(), self.put.try_lock()) else { return false };
-        let robust_lock = self.put_lock();
-        match robust_lock.try_take(me, self.family) {
-            None => return false,
-            Some(Taken::Free) => {}
-            Some(Taken::OwnerDied) => self.repair(),
-        }
-        let name = self.word(word::GET_SEGMENT).load(Acquire);
-        let (head, tail) = (large.segment().head(), large.segment().tail());
-        let is_last = self.word(word::PUT_SEGMENT).load(Acquire) == name && large.segment().next() == 0;
-        if is_last
-            && head == tail
-            && let Some(base) = self.extents.reuse_base()
-        {
-            match self.link(&mut put, large, base, tail.count) {
-                Ok(_) => {
-                    self.word(word::GET_SEGMENT).store(base, Release);
-                    self.extents.retire(name);
-                    *side = Side::default();
-                }
-                Err(_) => self.extents.retire(base),
-            }
-        }
-        robust_lock.release()
-    }
-
-    fn owes_repair(&self) -> bool {
-        self.word(word::REPAIR).load(Acquire) != 0
-    }
-
-    /// With one lock taken, after a death: frees what is in no chain, or leaves that to the next, if somebody holds
-    /// the `other`. True if somebody asked for that one meanwhile.
-    #[cold]
-    fn repair_beside(&self, other: RobustLock<'_>, me: Member) -> bool {
-        self.word(word::REPAIR).store(1, Release);
-        other.try_take(me, self.family).is_some() && {
-            self.repair();
-            other.release()
-        }
-    }
-
-    /// Gives back every extent that a death left in use and in no chain, or owes that still. Under both locks.
-    fn repair(&self) {
-        self.word(word::REPAIR).store(1, Release);
-        let mut chain = Vec::new();
-        let mut name = self.word(word::GET_SEGMENT).load(Acquire);
-        while name != 0 && chain.len() < extents::MOST {
-            chain.push(name);
-            // What follows an extent that cannot be mapped now is not lost; better to free nothing.
-            let Ok(extent) = self.extents.open(name) else { return };
-            name = extent.segment().next();
-        }
-        self.extents.free_all_but(&chain);
-        self.word(word::REPAIR).store(0, Release);
-    }
-
     /// Lets no further record in. Waits only for a putter at work, and not for ever.
     pub(super) fn close(&self) -> io::Result<()> {
         let (mut rounds, start) = (0, Instant::now());
@@ -719,7 +568,7 @@ impl Ring {
         Ok(())
     }
 
-    /// Closes without the robust_lock. What its holder was putting, if there is one, may come after the end and be lost.
+    /// Closes without the lock. What its holder was putting, if there is one, may come after the end and be lost.
     #[cold]
     fn close_anyway(&self) {
         // What was found damaged stays so.
@@ -801,298 +650,5 @@ impl Ring {
     /// With everything taken, the chain is one segment, and all other extents are free.
     pub(super) fn check_that_nothing_is_lost(&self) {
         self.extents.check_that_only(self.word(word::GET_SEGMENT).load(Acquire));
-    }
-}
-
-#[cfg(all(test, not(multiprocess_loom)))]
-mod tests {
-    use super::super::segment::Bytes;
-    use super::*;
-
-    fn ring(items: u64, bytes: u64) -> Ring {
-        Ring::create(items, bytes).unwrap()
-    }
-
-    fn push(ring: &Ring, payload: &[u8]) -> Push {
-        ring.push(&mut Payload::Borrowed(payload), 0, |_| Ok(true)).0.unwrap()
-    }
-
-    fn pop(ring: &Ring) -> Option<Vec<u8>> {
-        match ring.pop(Vec::new, |_, _| Ok(Vec::new()), |_| ()).0.unwrap() {
-            Pop::Got(bytes, _) => Some(bytes),
-            Pop::Empty => None,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn discardable_payloads_arrive_whole_in_new_segments_and_in_old_ones() {
-        let ring = ring(0, 0);
-        let sizes = [1, 100, 100_000, PIECE - 8, PIECE, PIECE + 5000, 2 * PIECE + 1, 70_000, PIECE + 1, 3 * PIECE];
-        let payload = |n: usize| -> Vec<u8> { (0..sizes[n]).map(|at| (at ^ (at >> 8) ^ n) as u8).collect() };
-        for rounds in [1, 2, 5] {
-            for n in (0..sizes.len()).cycle().take(rounds * 3) {
-                let mut bytes = payload(n);
-                let pushed = ring.push(&mut Payload::Discardable(&mut bytes), 0, |_| Ok(true)).0.unwrap();
-                assert_eq!((pushed, push(&ring, &[n as u8; 9])), (Push::Done, Push::Done));
-            }
-            for n in (0..sizes.len()).cycle().take(rounds * 3) {
-                assert!(pop(&ring).unwrap() == payload(n), "{n}");
-                assert_eq!(pop(&ring).unwrap(), [n as u8; 9]);
-            }
-        }
-        assert!(pop(&ring).is_none());
-    }
-
-    #[test]
-    fn a_payload_that_finds_no_room_is_not_discarded() {
-        for (items, bytes) in [(1, 0), (0, 1)] {
-            let ring = ring(items, bytes);
-            let full =
-                |payload: &mut Vec<u8>| ring.push(&mut Payload::Discardable(payload), 0, |_| Ok(true)).0.unwrap();
-            while push(&ring, &[0; 1000]) == Push::Done {}
-            let mut payload = vec![7; 2 * PIECE];
-            assert_eq!(full(&mut payload), Push::Full);
-            assert!(payload.iter().all(|byte| *byte == 7));
-            assert_eq!(ring.try_close().map_err(|error| error.kind()), Ok(true));
-            assert_eq!(full(&mut payload), Push::Closed);
-            assert!(payload.iter().all(|byte| *byte == 7));
-        }
-    }
-
-    #[test]
-    fn a_ring_that_was_drained_just_before_it_grew_can_grow_again() {
-        let ring = ring(0, 0);
-        for n in 0..10 {
-            assert_eq!(push(&ring, &[n]), Push::Done);
-            assert_eq!(pop(&ring), Some(vec![n]));
-            let mut side = lock(&ring.put);
-            let tail = ring.settle_putter(&mut side).unwrap();
-            assert!(ring.grow(&mut side, tail, 9).unwrap().is_some());
-        }
-    }
-
-    #[test]
-    fn records_of_all_sizes_come_out_whole_and_in_order() {
-        let ring = ring(0, 0);
-        let sizes = [0, 1, 7, 8, 9, 4095, 65_000, 65_536, 200_000, 3 << 20, 5, 40 << 20, 17];
-        let payload = |n: usize, size: usize| -> Vec<u8> { (0..size).map(|i| (i * 31 + n) as u8).collect() };
-        for round in 0..3 {
-            for (n, size) in sizes.iter().enumerate() {
-                assert_eq!(push(&ring, &payload(n + round, *size)), Push::Done);
-            }
-            assert_eq!(ring.len().unwrap(), sizes.len());
-            for (n, size) in sizes.iter().enumerate() {
-                assert_eq!(pop(&ring).unwrap(), payload(n + round, *size), "record {n} of {size} bytes");
-            }
-            assert_eq!((pop(&ring), ring.len().unwrap()), (None, 0));
-        }
-    }
-
-    #[test]
-    fn segments_of_other_sizes_leave_room_for_one_that_is_needed() {
-        let ring = ring(0, 0);
-        // A backlog of small ones, as when there is no memory for large ones.
-        let small: Vec<u64> = (1..extents::MOST).map(|_| ring.extents.allocate(BASE / 8, 0).unwrap()).collect();
-        assert!(ring.extents.allocate(BASE / 8, 0).is_err());
-        small.into_iter().for_each(|name| ring.extents.retire(name));
-        // Who made room in the list for it has died.
-        assert!(ring.extents.empty_row().is_some());
-        for size in [1 << 20, 3 << 20, 10] {
-            assert_eq!(push(&ring, &vec![1; size]), Push::Done);
-            assert_eq!((pop(&ring).unwrap().len(), ring.len().unwrap()), (size, 0));
-        }
-    }
-
-    #[test]
-    fn memory_of_a_large_backlog_is_given_back() {
-        let ring = ring(0, 0);
-        let blocks = || rustix::fs::fstat(ring.region().fd()).unwrap().st_blocks as u64 * 512;
-        (0..100).for_each(|_| assert_eq!(push(&ring, &[1; 1 << 20]), Push::Done));
-        assert!(blocks() > 100 << 20);
-        (0..100).for_each(|_| assert_eq!(pop(&ring).unwrap().len(), 1 << 20));
-        assert!(blocks() < KEEP, "{} bytes kept", blocks());
-        assert_eq!(push(&ring, b"and it goes on"), Push::Done);
-        assert_eq!(pop(&ring).unwrap(), b"and it goes on");
-    }
-
-    #[test]
-    fn limits_in_items_and_in_bytes() {
-        let items = ring(2, 0);
-        assert_eq!([push(&items, b"a"), push(&items, b"b"), push(&items, b"c")], [Push::Done, Push::Done, Push::Full]);
-        assert_eq!(pop(&items).unwrap(), b"a");
-        assert_eq!(push(&items, &[0; 1 << 20]), Push::Done);
-        let bytes = ring(0, 1 << 20);
-        let fitting = (0..).take_while(|_| push(&bytes, &[0; 1000]) == Push::Done).count();
-        assert!((1000..3000).contains(&fitting), "{fitting}");
-        (0..fitting).for_each(|_| drop(pop(&bytes).unwrap()));
-        assert_eq!(push(&bytes, &[0; 5 << 20]), Push::Done, "one message always fits an empty pipe");
-    }
-
-    #[test]
-    fn closed_lets_nothing_in_and_everything_out() {
-        let ring = ring(0, 0);
-        push(&ring, b"last");
-        ring.close().unwrap();
-        assert_eq!(push(&ring, b"late"), Push::Closed);
-        assert_eq!(pop(&ring).unwrap(), b"last");
-        assert!(matches!(ring.pop(Vec::new, |_, _| Ok(Vec::new()), |_| ()).0.unwrap(), Pop::Closed));
-    }
-
-    #[test]
-    fn death_growing_before_the_link_the_lost_extent_is_given_back() {
-        let ring = ring(0, 0);
-        push(&ring, b"kept");
-        ring.extents.allocate(1 << 20, 0).unwrap();
-        let blocks = || rustix::fs::fstat(ring.region().fd()).unwrap().st_blocks as u64 * 512;
-        assert!(blocks() > 8 << 20);
-        // The putter that did this has died holding the lock, and its slot is free.
-        ring.word(word::PUT_LOCK).store(Member { slot: 4000, epoch: 9 }.to_bits(), Release);
-        assert_eq!(push(&ring, b"next"), Push::Done);
-        assert!(blocks() < 1 << 20);
-        assert_eq!((pop(&ring).unwrap(), pop(&ring).unwrap()), (b"kept".to_vec(), b"next".to_vec()));
-    }
-
-    #[test]
-    fn death_growing_before_the_link_while_the_other_side_is_at_work_is_repaired_later() {
-        let ring = ring(0, 0);
-        ring.extents.allocate(1 << 20, 0).unwrap();
-        let blocks = || rustix::fs::fstat(ring.region().fd()).unwrap().st_blocks as u64 * 512;
-        ring.word(word::PUT_LOCK).store(Member { slot: 4000, epoch: 9 }.to_bits(), Release);
-        let me = ring.family.me().unwrap();
-        let _taker = ring.get_lock().try_take(me, ring.family).unwrap();
-        assert_eq!(push(&ring, b"first"), Push::Done);
-        assert!(blocks() > 8 << 20);
-        let _ = ring.get_lock().release();
-        assert_eq!(pop(&ring).unwrap(), b"first");
-        assert!(blocks() < 1 << 20, "{} bytes lost", blocks());
-    }
-
-    #[test]
-    fn more_memory_than_there_is_is_refused_before_it_is_taken() {
-        let error = ring(0, 0).region().reserve(1 << 20, 1 << 50).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::OutOfMemory);
-    }
-
-    #[test]
-    fn death_growing_after_the_link_the_next_putter_follows_it() {
-        let ring = ring(0, 0);
-        push(&ring, b"before");
-        let name = ring.extents.allocate(1 << 14, 0).unwrap();
-        let base = ring.extents.open(HEAD_LEN as u64).unwrap();
-        ring.extents.open(name).unwrap().segment().begin(base.segment().tail().count);
-        base.segment().link(name);
-        assert_eq!(push(&ring, b"after"), Push::Done);
-        assert_eq!(
-            (pop(&ring).unwrap(), pop(&ring).unwrap(), ring.len().unwrap()),
-            (b"before".to_vec(), b"after".to_vec(), 0)
-        );
-    }
-
-    #[test]
-    fn death_growing_after_the_link_a_drained_segment_leads_the_next_putter_on() {
-        let ring = ring(0, 0);
-        let name = ring.extents.allocate(1 << 14, 0).unwrap();
-        let next = ring.extents.allocate(1 << 15, 0).unwrap();
-        // A putter died twice between a link and the move of `PUT_SEGMENT`, and a taker has left both segments.
-        for (name, next) in [(HEAD_LEN as u64, name), (name, next)] {
-            ring.extents.open(next).unwrap().segment().begin(0);
-            ring.extents.open(name).unwrap().segment().link(next);
-        }
-        assert_eq!((pop(&ring), ring.len().unwrap()), (None, 0));
-        assert_eq!(push(&ring, b"found"), Push::Done);
-        assert_eq!((ring.len().unwrap(), pop(&ring).unwrap()), (1, b"found".to_vec()));
-    }
-
-    #[test]
-    fn counts_and_positions_wrap_around() {
-        let ring = ring(3, 0);
-        let base = ring.extents.open(HEAD_LEN as u64).unwrap();
-        let start = Mark { count: u32::MAX - 5, position: u32::MAX - 4000 };
-        base.segment().begin_at(start);
-        ring.word(word::KNOWN_TAKEN).store(start.count.into(), Relaxed);
-        for n in 0..200u8 {
-            let payloads = [vec![n; 1000], vec![n; 1], vec![!n; 333]];
-            payloads.iter().for_each(|payload| assert_eq!(push(&ring, payload), Push::Done));
-            assert_eq!((push(&ring, b"one more"), ring.len().unwrap()), (Push::Full, 3));
-            payloads.iter().for_each(|payload| assert_eq!(&pop(&ring).unwrap(), payload));
-            assert_eq!((pop(&ring), ring.len().unwrap()), (None, 0));
-        }
-    }
-
-    #[test]
-    fn a_chain_that_bites_its_tail_is_an_error() {
-        let ring = ring(0, 0);
-        ring.extents.open(HEAD_LEN as u64).unwrap().segment().link(HEAD_LEN as u64);
-        assert!(ring.push(&mut Payload::Borrowed(b"x"), 0, |_| Ok(true)).0.is_err());
-        assert!(ring.pop(Vec::new, |_, _| Ok(Vec::new()), |_| ()).0.is_err());
-    }
-
-    #[test]
-    fn death_holding_the_get_lock_the_record_is_still_there() {
-        let ring = ring(0, 0);
-        push(&ring, b"still");
-        ring.word(word::GET_LOCK).store(Member { slot: 4000, epoch: 9 }.to_bits(), Release);
-        assert_eq!(pop(&ring).unwrap(), b"still");
-    }
-
-    /// What a second process would see of the same memory.
-    fn another(ring: &Ring) -> Ring {
-        Ring::open(ring.region().fd().try_clone().unwrap()).unwrap()
-    }
-
-    #[test]
-    fn corrupt_bytes_are_an_error() {
-        let ring = ring(0, 0);
-        push(&ring, b"x");
-        let base = ring.extents.open(HEAD_LEN as u64).unwrap();
-        base.write(0, &u64::MAX.to_ne_bytes());
-        assert!(ring.pop(Vec::new, |_, _| Ok(Vec::new()), |_| ()).0.is_err());
-    }
-
-    #[test]
-    fn what_is_found_damaged_is_closed_for_all_and_told_once() {
-        let ring = ring(0, 0);
-        let other = another(&ring);
-        ring.word(word::GET_SEGMENT).store(12345, Release);
-        let (error, requests) = ring.pop(Vec::new, |_, _| Ok(Vec::new()), |_| ());
-        assert!(Damage::is_in(&error.unwrap_err()) && requests.all);
-        let (error, requests) = other.push(&mut Payload::Borrowed(b"x"), 0, |_| Ok(true));
-        assert!(Damage::is_in(&error.unwrap_err()) && !requests.all, "the first has told everybody");
-        other.close().unwrap();
-        assert!(
-            ring.push(&mut Payload::Borrowed(b"x"), 0, |_| Ok(true)).0.is_err_and(|error| Damage::is_in(&error)),
-            "damaged, not just closed"
-        );
-    }
-
-    #[test]
-    fn no_word_of_the_head_leads_to_a_panic_or_an_endless_loop() {
-        let values = |seen: u64| [0, 1, u64::MAX, 1 << 63, seen ^ 1 << 33, seen ^ 1 << 12, seen.wrapping_add(8), !seen];
-        let heads = (0..128).chain(HEAD_LEN / 8..HEAD_LEN / 8 + 40);
-        for (at, n) in heads.flat_map(|at| (0..8).map(move |n| (at, n))) {
-            let ring = ring([0, 3][n % 2], 0);
-            let base = ring.extents.open(HEAD_LEN as u64).unwrap();
-            (0..2u8).for_each(|n| assert_eq!(push(&ring, &[n; 9]), Push::Done));
-            let word = match at.checked_sub(HEAD_LEN / 8) {
-                None => ring.word(at),
-                Some(at) => &base.segment().words[at],
-            };
-            word.store(values(word.load(Acquire))[n], Release);
-            let other = another_or(&ring);
-            for ring in [Some(&ring), other.as_ref()].into_iter().flatten() {
-                for _ in 0..4 {
-                    let _ = ring.push_here(&[1; 9]);
-                    let _ = ring.push(&mut Payload::Borrowed(&[2; 70_000]), 0, |_| Ok(true));
-                    let _ = (ring.pop_here(&mut Vec::new()), ring.is_empty_here(), ring.len(), ring.drained_at());
-                    let _ = ring.pop(Vec::new, |_, _| Ok(Vec::new()), |_| ());
-                }
-            }
-        }
-    }
-
-    /// The same if its first words still say that it is a ring.
-    fn another_or(ring: &Ring) -> Option<Ring> {
-        Ring::open(ring.region().fd().try_clone().unwrap()).ok()
     }
 }

@@ -122,7 +122,7 @@ impl<B: Bytes> Segment<'_, B> {
         self.words[NEXT].load(Acquire)
     }
 
-    /// Whether `units` beyond `tail` are free. Under the put robust_lock.
+    /// Whether `units` beyond `tail` are free. Under the put lock.
     #[inline]
     pub(super) fn has_room(&self, tail: Mark, units: u32) -> bool {
         units <= self.room(tail, Mark::from_bits(self.words[KNOWN_HEAD].load(Acquire))) || {
@@ -143,7 +143,7 @@ impl<B: Bytes> Segment<'_, B> {
         self.capacity.saturating_sub(tail.position.wrapping_sub(head.position))
     }
 
-    /// A tail beyond `head`, if there is one. Under the get robust_lock.
+    /// A tail beyond `head`, if there is one. Under the get lock.
     #[inline]
     pub(super) fn tail_beyond(&self, head: Mark) -> Option<Mark> {
         let known = Mark::from_bits(self.words[KNOWN_TAIL].load(Acquire));
@@ -196,7 +196,7 @@ impl<B: Bytes> Segment<'_, B> {
         self.write(tail.position, record.len() + skip, part);
     }
 
-    /// Writes a record beyond `tail`, if it is known that it fits, in one piece. Under the put robust_lock.
+    /// Writes a record beyond `tail`, if it is known that it fits, in one piece. Under the put lock.
     #[inline]
     pub(super) fn write_here(&self, tail: Mark, record: RecordHead, payload: &[u8]) -> bool {
         let known = Mark::from_bits(self.words[KNOWN_HEAD].load(Acquire));
@@ -211,7 +211,7 @@ impl<B: Bytes> Segment<'_, B> {
     }
 
     /// The record without descriptors at `head`, which is before `tail`, if it lies there in one piece; its payload is
-    /// appended to `to`. Under the get robust_lock.
+    /// appended to `to`. Under the get lock.
     #[inline]
     pub(super) fn read_here(&self, head: Mark, tail: Mark, to: &mut Vec<u8>) -> Option<RecordHead> {
         let record = self.record(head, tail).filter(|record| record.fds == 0)?;

@@ -1,4 +1,4 @@
-//! A ring of byte records for one writer and one reader, each of which lives in one place: no robust_lock.
+//! A ring of byte records for one writer and one reader, each of which lives in one place: no lock.
 //!
 //! # State
 //! `tail` and `head`: `count:32 | position:32`, positions in bytes, free-running. A record is `kind:4 | len:28` and its
