@@ -76,6 +76,7 @@ pub(super) async fn wait_timeout<A: Acquire>(what: &A, timeout: Duration) -> Out
 }
 
 /// Acquires `what` on a thread without a runtime.
+#[inline]
 #[track_caller]
 pub(super) fn block<A: Acquire>(what: &A) -> Outcome<A> {
     block_until(what, None)
@@ -87,6 +88,7 @@ pub(super) fn block_timeout<A: Acquire>(what: &A, timeout: Duration) -> Outcome<
     block_until(what, Instant::now().checked_add(timeout))
 }
 
+#[inline]
 #[track_caller]
 fn block_until<A: Acquire>(what: &A, deadline: Option<Instant>) -> Outcome<A> {
     refuse_inside_async();
@@ -103,9 +105,14 @@ fn block_until<A: Acquire>(what: &A, deadline: Option<Instant>) -> Outcome<A> {
 /// The result for the user of an attempt to take `what`. `missed`: the kind of error if it was not taken.
 #[inline]
 pub(super) fn finish<A: Acquire>(what: &A, taken: io::Result<Option<A::Taken>>, missed: ErrorKind) -> Outcome<A> {
-    match taken.and_then(|taken| taken.map(|taken| what.guard(taken)).transpose()) {
-        Ok(Some(Held { guard, owner_died: false })) => Ok(guard),
-        other => Err(failure::<A>(other, missed)),
+    // The usual case first, as one straight line of code.
+    match taken {
+        Ok(Some(taken)) => match what.guard(taken) {
+            Ok(Held { guard, owner_died: false }) => Ok(guard),
+            held => Err(failure::<A>(held.map(Some), missed)),
+        },
+        Ok(None) => Err(failure::<A>(Ok(None), missed)),
+        Err(error) => Err(failure::<A>(Err(error), missed)),
     }
 }
 

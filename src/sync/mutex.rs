@@ -315,6 +315,7 @@ impl<P: ByMutex> Acquire for P {
         self.mutex().take()
     }
 
+    #[inline]
     fn take_blocking(&self, deadline: Option<Instant>) -> io::Result<Option<Taken>> {
         self.mutex().take_blocking(deadline)
     }
@@ -431,8 +432,18 @@ impl Mutex {
     }
 
     /// [`Mutex::take`] for a thread without a runtime; `None` at the deadline.
+    #[inline]
     pub(super) fn take_blocking(&self, deadline: Option<Instant>) -> io::Result<Option<Taken>> {
         let me = self.family.me()?;
+        if !self.line.has_waiters() && self.words().take_free(me) {
+            self.stamp();
+            return Ok(Some(Taken::Free));
+        }
+        self.take_blocking_slowly(me, deadline)
+    }
+
+    #[cold]
+    fn take_blocking_slowly(&self, me: Member, deadline: Option<Instant>) -> io::Result<Option<Taken>> {
         let mut claim = Claim { mutex: self, me, since: None, is_handoff: false };
         until_blocking_in_turn(&self.line, None, deadline, |in_line| claim.attempt(in_line))?.transpose()
     }
