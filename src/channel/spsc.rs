@@ -118,6 +118,25 @@ pub(crate) fn append_record(bytes: &mut Vec<u8>, payload: &[u8]) -> Result<()> {
     Ok(())
 }
 
+/// The same for a record of any kind.
+///
+/// # Errors
+/// As [`close_record`]; also if a record that is that long is not of kind 0, for which there is no room in its head.
+pub(crate) fn append_record_of(bytes: &mut Vec<u8>, kind: u8, payload: &[u8]) -> Result<()> {
+    let start = bytes.len();
+    if kind != 0 && payload.len() >= 1 << LEN_BITS {
+        let text = format!("{} bytes are more than a record that is no value can have", payload.len());
+        return Err(Error::new(ErrorKind::Encode, text));
+    }
+    append_record(bytes, payload)?;
+    if kind != 0
+        && let Some(to) = bytes.get_mut(start..start + HEAD)
+    {
+        to.copy_from_slice(&head_of(kind, payload.len()));
+    }
+    Ok(())
+}
+
 /// The words that the two sides share.
 #[derive(Clone, Copy)]
 pub(super) struct Words<'a> {

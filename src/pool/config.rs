@@ -1,6 +1,8 @@
 //! The options of a pool: an option is a field of [`Config`], a setter of [`PoolBuilder`], and its use.
 
+use super::group::ChunkLimits;
 use super::protocol::{Conditions, Task};
+use super::taker::{External, Start};
 use crate::error::{Error, Result};
 use crate::process::entry::{self, Outcome};
 use crate::process::function::{Arguments, captures_nothing};
@@ -28,6 +30,8 @@ pub struct PoolBuilder {
     config: Config,
     /// What an argument of the initializer or the finalizer had to say.
     failed: Option<Error>,
+    /// What executes the items, if that is not worker processes.
+    start: Option<Start>,
 }
 
 /// The options of a pool, with their defaults.
@@ -60,8 +64,9 @@ pub(super) struct Config {
     /// How much of a dead worker's stderr its error quotes; with 0 the stream is not touched.
     pub(super) stderr_lines: usize,
     pub(super) backtraces: Option<bool>,
-    /// Its one worker is a thread here.
-    pub(super) is_local: bool,
+    /// It has no worker processes: its items are executed by a [`Taker`](super::taker::Taker).
+    pub(super) is_external: bool,
+    pub(super) chunks: ChunkLimits,
 }
 
 impl Default for Config {
@@ -86,20 +91,16 @@ impl Default for Config {
             grace: Duration::from_millis(10),
             stderr_lines: 0,
             backtraces: None,
-            is_local: false,
+            is_external: false,
+            chunks: ChunkLimits::LOCAL,
         }
     }
 }
 
 impl Config {
-    /// That of a pool within this process, whose thread is no process.
-    pub(super) fn in_process() -> Self {
-        Self { workers: 0..=0, is_local: true, ..Self::default() }
-    }
-
     /// Whether there can be such a pool.
     fn check(&self) -> Result<()> {
-        if !self.is_local {
+        if !self.is_external {
             checked(self.workers.clone())?;
         }
         if self.max_tasks_per_worker == Some(0) {
@@ -400,16 +401,19 @@ impl PoolBuilder {
             .ok()
     }
 
-    /// All of it, if it can be.
-    pub(super) fn config(self) -> Result<Config> {
+    /// All of it, if it can be, and what executes the items if that is not worker processes.
+    pub(super) fn config(self) -> Result<(Config, Option<Start>)> {
         self.failed.map_or(Ok(()), Err)?;
         self.config.check()?;
-        Ok(self.config)
+        Ok((self.config, self.start))
     }
 
-    /// For a pool within this process.
-    pub(super) fn in_process() -> Self {
-        Self { config: Config::in_process(), failed: None }
+    /// Has the items executed by something else than worker processes; see [`taker`](super::taker).
+    pub(crate) fn external(mut self, External { chunks, start }: External) -> Self {
+        let Config { workers, is_external, chunks: limits, .. } = &mut self.config;
+        (*workers, *is_external, *limits) = (0..=0, true, chunks);
+        self.start = Some(start);
+        self
     }
 }
 

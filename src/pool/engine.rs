@@ -5,22 +5,24 @@
 //! looks, and the driver does the rest: exits, deadlines, replacements.
 
 use super::config::Config;
-use super::group::{Block, Chunk, Group};
-use super::local;
+use super::group::{Block, Chunk, ChunkLimits, Group};
 use super::mail::{Mail, Outbox, Unsent};
-use super::scheduler::{Circumstances, Control, Effects, Hire, Hired, Scheduler, Step};
+use super::scheduler::{Circumstances, Control, Effects, Hire, Hired, Scheduler, Step, TakenOrder};
 use super::stats::PoolStats;
+use super::taker::{Handed, Orders, Source, Start, Taker};
 use crate::channel::lane::{Board, PoolEnd};
 use crate::channel::{Receiver, Sender};
 use crate::error::{Error, Result};
 use crate::os::fork;
+use crate::os::sync::lock;
 use crate::wait::WaitQueue;
 use crate::wire::EncodedMessage;
 use std::ops::RangeInclusive;
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicUsize, Ordering::*};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use std::task::Waker;
+use std::time::Duration;
 use tokio::sync::{Notify, watch};
 
 /// What all who drive a pool share.
@@ -29,8 +31,10 @@ pub(super) struct Shared {
     scheduler: Mutex<Scheduler>,
     pub(super) board: Arc<Board>,
     alarm: OnceLock<Arc<WaitQueue>>,
-    /// Tells the thread that is the only worker of a pool within this process.
-    local: Option<Mutex<mpsc::Sender<()>>>,
+    /// What executes the items of a pool without worker processes.
+    taker: OnceLock<Arc<dyn Taker>>,
+    /// How many orders can be executed at the same time, of items that take a while and of such as are over soon.
+    slots: [AtomicUsize; 2],
     /// Items handed in and not settled.
     out: AtomicUsize,
     /// The driver has something to do.
@@ -45,24 +49,26 @@ pub(super) fn check_forked() -> Result<()> {
 }
 
 impl Shared {
-    pub(super) fn new(config: Config) -> Result<Arc<Self>> {
+    pub(super) fn new(config: Config, start: Option<Start>) -> Result<Arc<Self>> {
         let failed = |error| Error::io("cannot create a pool", error);
         let (config, board) = (Arc::new(config), Arc::new(Board::create().map_err(failed)?));
-        let running = watch::Sender::new(*config.workers.start());
-        let scheduler = Mutex::new(Scheduler::new(config.clone(), board.clone()));
-        let (alarm, nudge, out) = (OnceLock::new(), Notify::new(), AtomicUsize::new(0));
-        let mut start_failed = None;
-        let create = |weak: &Weak<Self>| {
-            let local = config.is_local.then(|| local::start(weak.clone())).transpose();
-            let local = local.unwrap_or_else(|error| {
-                start_failed = Some(error);
-                None
-            });
-            Self { config, scheduler, board, alarm, local: local.map(Mutex::new), out, nudge, running }
-        };
-        let shared = Arc::new_cyclic(create);
-        if let Some(error) = start_failed {
-            return Err(error);
+        let running = watch::Sender::new(config.workers.start() + usize::from(config.is_external));
+        let scheduler = Scheduler::new(config.clone(), board.clone());
+        let (slots, brief) = scheduler.slots();
+        let shared = Arc::new(Self {
+            config,
+            scheduler: Mutex::new(scheduler),
+            board,
+            alarm: OnceLock::new(),
+            taker: OnceLock::new(),
+            slots: [slots, brief].map(AtomicUsize::new),
+            out: AtomicUsize::new(0),
+            nudge: Notify::new(),
+            running,
+        });
+        if let Some(start) = start {
+            let source: Weak<dyn Source> = Arc::<Self>::downgrade(&shared);
+            let _ = shared.taker.set(start(Orders::of(source))?);
         }
         let weak = Arc::downgrade(&shared);
         let react = move || weak.upgrade().into_iter().for_each(|shared| shared.answer());
@@ -75,7 +81,7 @@ impl Shared {
     }
 
     fn scheduler(&self) -> MutexGuard<'_, Scheduler> {
-        self.scheduler.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.scheduler)
     }
 
     pub(super) fn alarm(&self) -> Option<&Arc<WaitQueue>> {
@@ -89,6 +95,9 @@ impl Shared {
         effects.ears.iter().for_each(|ear| ear.pass_on());
         if effects.nudge {
             self.nudge.notify_one();
+        }
+        if let Some(taker) = self.taker.get().filter(|_| effects.notify_taker) {
+            taker.notify();
         }
         effects.wakers.into_iter().for_each(Waker::wake);
         effects.unsent.iter().for_each(|(outbox, unsent)| self.not_sent(outbox, unsent));
@@ -182,25 +191,41 @@ impl Shared {
     /// Hands chunks in, and on to workers that are free.
     pub(super) fn submit(&self, group: &Arc<Group>, chunks: Vec<Chunk>) {
         self.event(|scheduler, effects| scheduler.submitted(group, chunks, effects));
-        if let Some(local) = &self.local {
-            let _ = local.lock().unwrap_or_else(PoisonError::into_inner).send(());
-        }
     }
 
-    pub(super) fn take_order(&self) -> Option<(Arc<Group>, Chunk)> {
-        self.event(|scheduler, _| scheduler.take_order())
+    /// What executes the items, if that is not worker processes.
+    pub(super) fn taker(&self) -> Option<&Arc<dyn Taker>> {
+        self.taker.get()
     }
 
-    pub(super) fn gives_up(&self, group: &Group) -> Option<Error> {
-        self.scheduler().gives_up(group)
+    pub(super) fn has_processes(&self) -> bool {
+        !self.config.is_external
     }
 
-    pub(super) fn settle(&self, group: &Group, block: Block) {
-        self.event(|scheduler, effects| scheduler.settled(group, block, effects));
+    /// How much goes into one chunk.
+    pub(super) fn chunk_limits(&self) -> ChunkLimits {
+        self.config.chunks
     }
 
-    pub(super) fn is_local(&self) -> bool {
-        self.local.is_some()
+    /// How many orders can be executed at the same time, at least 1; fewer workers get `brief` items.
+    pub(super) fn slots(&self, brief: bool) -> usize {
+        self.slots[usize::from(brief)].load(Relaxed)
+    }
+
+    /// As many as the taker says.
+    pub(super) fn external_slots(&self) -> usize {
+        self.scheduler().external_slots()
+    }
+
+    fn slots_changed<T>(&self, happens: impl FnOnce(&mut Scheduler, &mut Effects) -> T) -> T {
+        // Before callers are woken.
+        self.event(|scheduler, effects| {
+            let result = happens(scheduler, effects);
+            let (slots, brief) = scheduler.slots();
+            self.slots[0].store(slots, Relaxed);
+            self.slots[1].store(brief, Relaxed);
+            result
+        })
     }
 
     pub(super) fn new_checkout(&self) -> u64 {
@@ -239,7 +264,7 @@ impl Shared {
 
     /// Sees to it that results which nobody looks for are heard of.
     pub(super) fn stir(&self) {
-        if self.out.load(Acquire) == 0 {
+        if self.out.load(Acquire) == 0 || !self.has_processes() {
             return;
         }
         if let Some(alarm) = self.alarm.get() {
@@ -273,28 +298,22 @@ impl Shared {
 
     /// From now on there are so many workers.
     pub(super) fn resize(&self, workers: RangeInclusive<usize>) {
-        self.event(|scheduler, effects| scheduler.resized(workers, effects));
+        self.slots_changed(|scheduler, effects| scheduler.resized(workers, effects));
         // Whoever waits for an earlier resize is to see that this one has come.
-        self.running.send_modify(|running| *running = self.scheduler().alive(self.is_local()));
+        self.running.send_modify(|running| *running = self.scheduler().alive());
     }
 
     /// Tells those who want to know how many workers there are. Without the lock, for it wakes them; whoever tells last has
     /// looked last.
     fn tell_count(&self) {
         self.running.send_if_modified(|running| {
-            let alive = self.scheduler().alive(self.is_local());
+            let alive = self.scheduler().alive();
             std::mem::replace(running, alive) != alive
         });
     }
 
     pub(super) fn most_workers(&self) -> usize {
         self.scheduler().most_workers()
-    }
-
-    /// How many workers there may be, and how many of them get items that are over soon.
-    pub(super) fn widths(&self) -> (usize, usize) {
-        let scheduler = self.scheduler();
-        (scheduler.most_workers().max(1), scheduler.most_awake())
     }
 
     /// Takes nothing more and gives up what has not started: how many items that is.
@@ -313,7 +332,7 @@ impl Shared {
 
     /// What the driver has to do now.
     pub(super) fn step(&self) -> Step {
-        let step = self.event(|scheduler, effects| scheduler.time_passed(self.is_local(), effects));
+        let step = self.event(Scheduler::time_passed);
         self.tell_count();
         step
     }
@@ -352,5 +371,40 @@ impl Shared {
     pub(super) fn abandon(&self, is_over: bool) {
         self.event(|scheduler, effects| scheduler.abandoned(is_over, effects));
         self.tell_count();
+    }
+}
+
+impl Source for Shared {
+    fn take(&self) -> Option<Handed> {
+        let TakenOrder { id, group, chunk, is_cancelled } = self.event(Scheduler::order_taken)?;
+        Some(Handed { id, group, chunk, is_cancelled, grace: self.config.grace })
+    }
+
+    fn settle(&self, order: u64, block: Block) {
+        self.event(|scheduler, effects| scheduler.items_settled(order, block, effects));
+    }
+
+    fn ran(&self, group: &Group, time: Duration, items: u32) {
+        self.scheduler().items_ran(group, time, items);
+    }
+
+    fn give_back(&self, order: u64, chunk: Chunk) {
+        self.event(|scheduler, effects| scheduler.order_given_back(order, &chunk, effects));
+    }
+
+    fn dropped(&self, order: u64, why: &dyn Fn() -> Error) {
+        self.event(|scheduler, effects| scheduler.order_dropped(order, why, effects));
+    }
+
+    fn cancelled(&self) -> Vec<u64> {
+        self.scheduler().cancelled_orders()
+    }
+
+    fn set_slots(&self, slots: usize) {
+        self.slots_changed(|scheduler, effects| scheduler.slots_changed(slots, effects));
+    }
+
+    fn is_over(&self) -> bool {
+        self.scheduler().has_ended()
     }
 }

@@ -1,6 +1,6 @@
 //! Where the items of a call come from: packed in the caller's task, as they will travel.
 
-use super::group::{CHUNK_BYTES, Chunk};
+use super::group::Chunk;
 use crate::channel::spsc;
 use crate::error::{Error, ErrorKind, Result};
 use crate::process::entry;
@@ -24,10 +24,25 @@ pub(super) enum Stop {
     Panicked(Error),
 }
 
+/// How much a chunk may have.
+#[derive(Clone, Copy)]
+pub(super) struct Most {
+    pub(super) items: usize,
+    /// With so many bytes it is full.
+    pub(super) bytes: usize,
+}
+
+impl Most {
+    /// Whether one more item may go into `chunk`. The first always may.
+    pub(super) fn has_room(self, chunk: &Chunk) -> bool {
+        (chunk.count as usize) < self.items && (chunk.count == 0 || chunk.body.len() < self.bytes)
+    }
+}
+
 /// A source of items, whatever their type.
 pub(super) trait Feed: Send {
-    /// Packs up to `most` items into `chunk`.
-    fn fill(&mut self, chunk: &mut Chunk, most: usize, cx: &mut Context<'_>) -> Stop;
+    /// Packs items into `chunk` until that has as much as it may.
+    fn fill(&mut self, chunk: &mut Chunk, most: Most, cx: &mut Context<'_>) -> Stop;
 
     /// At least so many items are to come, says the source.
     fn remaining(&self) -> usize;
@@ -72,7 +87,7 @@ impl<N> Packer<N> {
     fn fill<A: Serialize + 'static>(
         &mut self,
         chunk: &mut Chunk,
-        most: usize,
+        most: Most,
         mut next: impl FnMut(&mut N) -> Poll<Option<A>>,
     ) -> Stop {
         if let Some(Alone { record, attachments }) = self.alone.take() {
@@ -81,7 +96,7 @@ impl<N> Packer<N> {
             chunk.count = 1;
             return Stop::Full;
         }
-        while (chunk.count as usize) < most && (chunk.count == 0 || chunk.body.len() < CHUNK_BYTES) {
+        while most.has_room(chunk) {
             let item = match next(&mut self.next) {
                 Poll::Ready(Some(item)) => item,
                 Poll::Ready(None) => return Stop::End,
@@ -124,7 +139,7 @@ impl<I> Feed for OfIterator<I>
 where
     I: Iterator<Item: Serialize + 'static> + Send,
 {
-    fn fill(&mut self, chunk: &mut Chunk, most: usize, _: &mut Context<'_>) -> Stop {
+    fn fill(&mut self, chunk: &mut Chunk, most: Most, _: &mut Context<'_>) -> Stop {
         guarded(chunk, |chunk| self.0.fill(chunk, most, |items| Poll::Ready(items.next())))
     }
 
@@ -139,7 +154,7 @@ impl<S> Feed for OfStream<S>
 where
     S: Stream<Item: Serialize + 'static> + Send,
 {
-    fn fill(&mut self, chunk: &mut Chunk, most: usize, cx: &mut Context<'_>) -> Stop {
+    fn fill(&mut self, chunk: &mut Chunk, most: Most, cx: &mut Context<'_>) -> Stop {
         guarded(chunk, |chunk| self.0.fill(chunk, most, |items| items.as_mut().poll_next(cx)))
     }
 
@@ -161,7 +176,7 @@ impl One {
 }
 
 impl Feed for One {
-    fn fill(&mut self, chunk: &mut Chunk, _: usize, _: &mut Context<'_>) -> Stop {
+    fn fill(&mut self, chunk: &mut Chunk, _: Most, _: &mut Context<'_>) -> Stop {
         if let Some(Alone { record, attachments }) = self.0.take() {
             (chunk.body, chunk.attachments, chunk.count) = (record, attachments, 1);
         }

@@ -1,8 +1,8 @@
 //! The items of one call in flight: pulled from their source as far ahead as is good, and watched for until they come.
 
 use super::engine::{Shared, check_forked};
-use super::feed::{Feed, Stop};
-use super::group::{Block, CHUNK_BYTES, Chunk, Group, Options};
+use super::feed::{Feed, Most, Stop};
+use super::group::{Block, Chunk, Group, Options};
 use super::pool::Handle;
 use crate::error::{Error, Result};
 use crate::os::fork;
@@ -47,8 +47,6 @@ pub(super) struct Flight {
     failed: Option<(u64, Error)>,
     pulled: u64,
     returned: u64,
-    /// How many workers there were at the start, and how many of them get items that are over soon.
-    workers: (usize, usize),
     watchful: Spinner,
     /// Since when there is progress, if somebody wants to know.
     began: Option<Instant>,
@@ -64,29 +62,19 @@ const BULK: usize = 256;
 const BYTES_AHEAD: usize = 64 << 20;
 
 impl Flight {
-    fn start(
+    pub(super) fn start(
         pool: Arc<Handle>,
         target: Target,
-        options: Options,
+        mut options: Options,
         feed: Box<dyn Feed>,
         ticket: Option<Ticket>,
     ) -> Result<Self> {
         let ticket = ticket.map_or_else(|| Ticket::of(&pool, options.lease), Ok)?;
+        options.limits = pool.shared().chunk_limits();
+        let first = options.first_index;
         let group = Arc::new(Group::new(target.call, target.label, options));
-        let workers = pool.shared().widths();
         let (feed, watchful) = (Some((feed, ticket)), Spinner::default());
-        Ok(Self {
-            pool,
-            group,
-            feed,
-            place: None,
-            failed: None,
-            pulled: 0,
-            returned: 0,
-            workers,
-            watchful,
-            began: None,
-        })
+        Ok(Self { pool, group, feed, place: None, failed: None, pulled: first, returned: first, watchful, began: None })
     }
 
     fn in_flight(&self) -> usize {
@@ -102,7 +90,10 @@ impl Flight {
             // It was cancelled before there was room for it.
             return self.end();
         }
-        let workers = if self.group.is_brief() { self.workers.1 } else { self.workers.0 };
+        let options = &self.group.options;
+        let (limits, first_attempt) = (options.limits, options.first_attempt);
+        // How many there are may change meanwhile; whoever waits is then woken.
+        let workers = self.pool.shared().slots(self.group.is_brief());
         let mut chunks = Vec::new();
         while let Some((feed, _)) = &mut self.feed {
             let size = self.group.chunk_size().max(1);
@@ -125,10 +116,11 @@ impl Flight {
                 break;
             }
             let mut chunk = Chunk::new(self.pulled);
+            chunk.attempt = first_attempt;
             if most > 1 {
-                chunk.body.reserve((most * 16).min(CHUNK_BYTES));
+                chunk.body.reserve((most * 16).min(limits.bytes));
             }
-            let stop = feed.fill(&mut chunk, most, cx);
+            let stop = feed.fill(&mut chunk, Most { items: most, bytes: limits.bytes }, cx);
             self.pulled += u64::from(chunk.count);
             self.pool.shared().give_back(&self.group, most - chunk.count as usize);
             // Small ones are handed in together.
@@ -194,7 +186,8 @@ impl Flight {
     fn tell_progress(&mut self, block: &Block) {
         let Some(progress) = &self.group.options.progress else { return };
         let elapsed = self.began.get_or_insert_with(Instant::now).elapsed().as_secs_f64();
-        let total = self.pulled + self.feed.as_ref().map_or(0, |(feed, _)| feed.remaining() as u64);
+        let total = self.pulled - self.group.options.first_index
+            + self.feed.as_ref().map_or(0, |(feed, _)| feed.remaining() as u64);
         progress.send_modify(|progress| {
             progress.done += u64::from(block.count());
             progress.failed += u64::from(block.failures());
@@ -215,6 +208,10 @@ impl Flight {
             };
         }
         let (shared, group) = (self.pool.shared(), &self.group);
+        if !shared.has_processes() {
+            // Whoever settles an item wakes us.
+            return group.take_done_or_wait(cx).map_or(Poll::Pending, |block| Poll::Ready(Some(block)));
+        }
         let Some(alarm) = shared.alarm() else { return Poll::Pending };
         if self.is_bulk() {
             if shared.has_news() {

@@ -10,7 +10,7 @@ use crate::process::entry::{self, IS_VALUE, Outcome};
 use crate::wire::{Attachment, EncodedMessage};
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -38,6 +38,26 @@ pub(super) struct Options {
     /// This is the call that takes a worker for the checkout.
     pub(super) acquires: bool,
     pub(super) progress: Option<watch::Sender<Progress>>,
+    /// Those of the pool.
+    pub(super) limits: ChunkLimits,
+    /// What the first item is called, and how often the items were tried before: those of an order from elsewhere.
+    pub(super) first_index: u64,
+    pub(super) first_attempt: u32,
+}
+
+/// How much goes into one chunk, which becomes one order. `chunksize` of a call overrules `time` and `items`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ChunkLimits {
+    /// So much work is aimed at, by the measured time of the call's items.
+    pub(crate) time: Duration,
+    pub(crate) items: usize,
+    /// A chunk is full once its arguments take as many bytes.
+    pub(crate) bytes: usize,
+}
+
+impl ChunkLimits {
+    /// Those of processes and threads of this machine.
+    pub(crate) const LOCAL: Self = Self { time: Duration::from_millis(1), items: 1024, bytes: 12 << 10 };
 }
 
 impl Default for Options {
@@ -52,6 +72,9 @@ impl Default for Options {
             lease: 0,
             acquires: false,
             progress: None,
+            limits: ChunkLimits::LOCAL,
+            first_index: 0,
+            first_attempt: 0,
         }
     }
 }
@@ -202,6 +225,38 @@ impl Block {
         }
     }
 
+    /// The first item, how many there are, and a record for each. One that did not come as a record stays as it is.
+    #[expect(clippy::type_complexity, reason = "two parts of two variants")]
+    pub(super) fn into_records(self) -> std::result::Result<(u64, u32, Vec<u8>), (u64, Result<(u8, EncodedMessage)>)> {
+        match self {
+            Block::Told(Told { first, count, mut bytes, at, .. }) => Ok((first, count, bytes.split_off(at))),
+            Block::Single(index, outcome) => {
+                Err((index, outcome.unwrap_or_else(|| Err(Error::other("a result is missing")))))
+            }
+        }
+    }
+
+    /// The results of those items that are `wanted`, the others left out.
+    pub(super) fn only(self, wanted: impl Fn(u64) -> bool) -> Vec<Self> {
+        let (first, count) = (self.first(), self.count());
+        match self {
+            _ if (0..count).all(|at| wanted(first + u64::from(at))) => vec![self],
+            Block::Told(Told { bytes, mut at, .. }) => {
+                let mut blocks = Vec::new();
+                for index in first..first + u64::from(count) {
+                    let Some((tag, _, len)) = spsc::first(bytes.get(at..).unwrap_or_default()) else { break };
+                    let record = bytes.get(at..at + len).unwrap_or_default();
+                    if wanted(index) {
+                        blocks.push(Self::told(index, 1, u32::from(tag != IS_VALUE), record.to_vec()));
+                    }
+                    at += len;
+                }
+                blocks
+            }
+            Block::Single(..) => Vec::new(),
+        }
+    }
+
     /// The next result, if there is one left.
     #[inline]
     pub(super) fn next<R: DeserializeOwned + 'static>(&mut self) -> Option<Result<R>> {
@@ -306,6 +361,8 @@ pub(super) struct Items {
     /// Bytes of the arguments of items handed in and not settled.
     pub(super) bytes: usize,
     visited: Visited,
+    /// Orders that a taker has.
+    pub(super) taken: BTreeSet<u64>,
 }
 
 impl Visited {
@@ -339,17 +396,12 @@ impl Items {
     }
 }
 
-/// Aim for so much work in one chunk.
-pub(super) const CHUNK: Duration = Duration::from_millis(1);
-const LARGEST_CHUNK: u64 = 1024;
 /// Others may wait behind an item that takes no longer.
 const QUICK_NS: u64 = 200_000;
 /// An item that takes no longer is over before another worker could be woken for it. Unoptimised builds go the same ways.
 const BRIEF_NS: u64 = if cfg!(debug_assertions) { 200_000 } else { 20_000 };
 /// An item that takes no longer is one of a bulk. Unoptimised builds are slower, and are to go the same ways.
 const BULK_NS: u64 = if cfg!(debug_assertions) { 200_000 } else { 1000 };
-/// Bytes after which a chunk is full.
-pub(super) const CHUNK_BYTES: usize = 12 << 10;
 
 impl Group {
     pub(super) fn new(call: entry::Call, label: &'static str, options: Options) -> Self {
@@ -374,9 +426,10 @@ impl Group {
 
     /// How many items a chunk should have now.
     pub(super) fn chunk_size(&self) -> usize {
+        let limits = self.options.limits;
         match (self.options.chunk, self.item_ns.load(Relaxed)) {
             (0, 0) => 1,
-            (0, ns) => (CHUNK.as_nanos() as u64 / ns).clamp(1, LARGEST_CHUNK) as usize,
+            (0, ns) => (limits.time.as_nanos() as u64 / ns).clamp(1, limits.items.max(1) as u64) as usize,
             (chunk, _) => chunk.min(crate::channel::lane::MOST_ITEMS),
         }
     }
@@ -398,6 +451,10 @@ impl Group {
             0 => self.pace.get().map_or(0, |pace| pace.ns()),
             ns => ns,
         }
+    }
+
+    pub(super) fn item_time(&self) -> Option<Duration> {
+        Some(self.usual_ns()).filter(|ns| *ns > 0).map(Duration::from_nanos)
     }
 
     pub(super) fn set_pace(&self, pace: impl FnOnce() -> Arc<Pace>) {
@@ -427,7 +484,8 @@ impl Group {
         self.pace.get().into_iter().for_each(|pace| pace.learn(ns));
         let old = self.item_ns.load(Relaxed);
         // Chunks grow by a factor at most: the first items may be the cheap ones.
-        self.item_ns.store(if old == 0 { ns.max(CHUNK.as_nanos() as u64 / 16) } else { ns.max(old / 4) }, Relaxed);
+        let least = if old == 0 { self.options.limits.time.as_nanos() as u64 / 16 } else { old / 4 };
+        self.item_ns.store(ns.max(least), Relaxed);
     }
 
     /// Hands a block to whoever waits; the waker is called without any lock held, and comes with how many items are still
@@ -491,6 +549,11 @@ impl Group {
         let waker = items.waker.take();
         drop(items);
         waker.into_iter().for_each(Waker::wake);
+    }
+
+    /// The waker of whoever waits for this call's results, to be woken for another reason.
+    pub(super) fn take_waker(&self) -> Option<Waker> {
+        self.items().waker.take()
     }
 
     /// A chunk's bytes are kept no longer.

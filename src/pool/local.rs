@@ -1,79 +1,114 @@
-//! The worker of a pool within this process: a thread that runs what is queued, one item at a time.
+//! The taker of a pool within this process: a thread that executes what is queued, one item at a time.
 
-use super::engine::Shared;
-use super::group::{Block, Chunk, Group};
+use super::taker::{Order, Orders, Taker};
 use crate::channel::spsc;
 use crate::error::{Error, ErrorKind, Result};
+use crate::os::sync::lock;
 use crate::process::entry::{Arguments, Batch, Executor, report_error};
 use crate::wire::{Attachment, EncodedMessage};
 use std::any::Any;
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
-/// Starts the thread, which ends with the pool; each message tells it to look for work.
-pub(super) fn start(shared: Weak<Shared>) -> Result<Sender<()>> {
+/// Starts the thread, which ends with the pool.
+pub(super) fn start(orders: Orders) -> Result<Arc<dyn Taker>> {
     let (sender, receiver) = mpsc::channel();
     let thread = std::thread::Builder::new().name("mp-in-process".into());
-    let started = thread.spawn(move || work(&shared, &receiver));
+    orders.set_slots(1);
+    let started = thread.spawn(move || work(&orders, &receiver));
     started.map_err(|error| Error::io("cannot start the thread of a pool", error))?;
-    Ok(sender)
+    Ok(Arc::new(Thread(Mutex::new(sender))))
 }
 
-fn work(shared: &Weak<Shared>, news: &Receiver<()>) {
-    let mut executor = Executor::default();
-    while news.recv().is_ok() {
-        while let Some((group, chunk)) = shared.upgrade().and_then(|shared| shared.take_order()) {
-            let call = group.call;
-            let desk = Desk { shared: shared.clone(), group, chunk, next: 0, at: 0 };
-            let (batch, entered) = call.run_batch(Box::new(desk), &mut executor);
-            let Ok(mut desk) = (batch as Box<dyn Any>).downcast::<Desk>() else { return };
-            if let Err(error) = entered {
-                while desk.next().is_some() {
-                    report_error(&mut *desk, Error::new(error.kind(), error.to_string()));
-                }
-            }
-            desk.group.forget(&desk.chunk);
-        }
+/// How the pool reaches the thread: each message has it look for work, and without a sender it ends.
+struct Thread(Mutex<Sender<()>>);
+
+impl Taker for Thread {
+    fn notify(&self) {
+        // A thread that has ended needs no notice.
+        let _ = lock(&self.0).send(());
+    }
+
+    fn refuse(&self, what: &str) -> Error {
+        Error::other(format!("a pool within this process has no workers that can be {what}"))
     }
 }
 
-struct Desk {
-    shared: Weak<Shared>,
-    group: Arc<Group>,
-    chunk: Chunk,
+fn work(orders: &Orders, notices: &Receiver<()>) {
+    let mut executor = Executor::default();
+    while notices.recv().is_ok() {
+        while let Some(order) = orders.take() {
+            let call = order.call();
+            let run = Run { order, next: 0, at: 0, began: Instant::now() };
+            let (batch, entered) = call.run_batch(Box::new(run), &mut executor);
+            let Ok(mut run) = (batch as Box<dyn Any>).downcast::<Run>() else { return };
+            if let Err(error) = entered {
+                while run.next().is_some() {
+                    report_error(&mut *run, Error::new(error.kind(), error.to_string()));
+                }
+            }
+        }
+        // An order that is cancelled says so itself.
+        orders.cancelled();
+    }
+}
+
+/// An order that is being executed.
+struct Run {
+    order: Order,
     /// The item after the one at work, and where it lies.
     next: u32,
     at: usize,
+    began: Instant,
 }
 
-impl Batch for Desk {
+impl Run {
+    fn is_late(&self) -> bool {
+        self.order.start_by().is_some_and(|limit| Instant::now() >= limit)
+    }
+
+    /// That of the item at work.
+    fn index(&self) -> u64 {
+        self.order.first() + u64::from(self.next) - 1
+    }
+
+    /// Those of the item that begins there.
+    fn arguments(&self, start: usize) -> Result<Arguments<'_>> {
+        let Some((_, bytes, _)) = spsc::first(self.order.records().get(start..).unwrap_or_default()) else {
+            return Err(Error::new(ErrorKind::Decode, "an order with fewer items than it says"));
+        };
+        // Descriptors travel as they would to a process.
+        let parcel = EncodedMessage::new(Vec::new(), self.order.attachments().to_vec()).open()?;
+        Ok(Arguments { bytes, fds: parcel.fds })
+    }
+}
+
+impl Batch for Run {
     fn begin(&mut self, _: &'static str) {}
 
     fn next(&mut self) -> Option<Result<Arguments<'_>>> {
-        let shared = self.shared.upgrade()?;
-        while self.next < self.chunk.count {
+        while self.next < self.order.count() && !self.order.is_cancelled() {
+            let is_late = self.is_late();
+            let start = self.at;
+            let rest = self.order.records().get(start..).unwrap_or_default();
+            self.at += spsc::first(rest).map_or(0, |(_, _, len)| len);
             self.next += 1;
-            if let Some(error) = shared.gives_up(&self.group) {
-                shared.settle(&self.group, Block::failed(self.chunk.first + u64::from(self.next) - 1, error));
+            if is_late {
+                let (index, error) = (self.index(), self.order.not_begun());
+                self.order.fail(index, error);
                 continue;
             }
-            let rest = self.chunk.bytes().get(self.at..).unwrap_or_default();
-            let Some((_, bytes, len)) = spsc::first(rest) else {
-                return Some(Err(Error::new(ErrorKind::Decode, "an order with fewer items than it says")));
-            };
-            self.at += len;
-            // Descriptors travel as they would to a process.
-            let parcel = EncodedMessage::new(Vec::new(), self.chunk.attachments.clone()).open();
-            return Some(parcel.map(|parcel| Arguments { bytes, fds: parcel.fds }));
+            self.began = Instant::now();
+            return Some(self.arguments(start));
         }
         None
     }
 
     fn report(&mut self, tag: u8, payload: &[u8], attachments: &[Attachment]) -> bool {
-        let Some(shared) = self.shared.upgrade() else { return false };
-        let encoded = EncodedMessage::new(payload.to_vec(), attachments.to_vec());
-        let index = self.chunk.first + u64::from(self.next) - 1;
-        shared.settle(&self.group, Block::Single(index, Some(Ok((tag, encoded)))));
-        true
+        self.order.ran(self.began.elapsed(), 1);
+        let index = self.index();
+        self.order.settle_encoded(index, tag, EncodedMessage::new(payload.to_vec(), attachments.to_vec()));
+        !self.order.is_cancelled()
     }
 }

@@ -16,6 +16,7 @@
 mod checkout;
 mod config;
 mod driver;
+mod encoded;
 mod engine;
 mod feed;
 mod flight;
@@ -28,13 +29,22 @@ mod pool;
 mod protocol;
 mod scheduler;
 mod stats;
+mod taker;
+#[cfg(all(test, not(multiprocess_loom)))]
+mod taker_tests;
 mod task;
 mod trace;
 mod worker;
 
 pub use checkout::Checkout;
 pub use config::{PoolBuilder, Workers};
+#[allow(unused_imports)] // For rooms above.
+pub(crate) use encoded::{EncodedItems, EncodedRun};
+#[allow(unused_imports)]
+pub(crate) use group::ChunkLimits;
 pub use handle::{AsyncResult, Call, Map, MapAsync, Progress, Results};
 pub use pool::{Pool, PoolStreamExt, Shutdown};
 pub use stats::{Histogram, PoolStats, WorkerStats};
+#[allow(unused_imports)]
+pub(crate) use taker::{EncodedResults, External, Limits, Order, Orders, Start, Taker};
 pub use task::{CurrentTask, current_task};

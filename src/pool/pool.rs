@@ -3,11 +3,15 @@
 use super::checkout::Checkout;
 use super::config::{PoolBuilder, Workers, checked};
 use super::driver;
+use super::encoded::{EncodedItems, EncodedRun};
 use super::engine::{Shared, check_forked};
 use super::feed::{Feed, OfIterator, OfStream, One, Packer};
 use super::flight::Target;
+use super::group::ChunkLimits;
 use super::handle::{AsyncResult, Call, Map, MapAsync, Results};
+use super::local;
 use super::stats::PoolStats;
+use super::taker::External;
 use crate::error::{Error, Result};
 use crate::os::{fork, memory, reactor, timer};
 use crate::process::function::{Arguments, captures_nothing};
@@ -87,13 +91,13 @@ impl PoolBuilder {
     /// `Other` for 0 workers or tasks, or outside a tokio runtime; `Io` in one without its I/O or its timer; `Encode` if an argument of the initializer cannot be
     /// serialised; `NotInitialized` as for processes.
     pub fn build(self) -> Result<Pool> {
-        let config = self.config()?;
+        let (config, start) = self.config()?;
         let outside = |error| Error::other(format!("a pool must be made inside a tokio runtime: {error}"));
         let runtime = runtime::Handle::try_current().map_err(outside)?;
         let failed = |error| Error::io("a pool cannot run here", error);
         reactor::has_io().and_then(|()| reactor::has_timer()).map_err(failed)?;
         crate::process::check_initialized()?;
-        let shared = Shared::new(config)?;
+        let shared = Shared::new(config, start)?;
         runtime.spawn(driver::drive(shared.clone()));
         Ok(Pool { handle: Arc::new(Handle { shared, runtime }) })
     }
@@ -150,7 +154,8 @@ impl Pool {
     /// # Errors
     /// As [`PoolBuilder::build`].
     pub fn in_process() -> Result<Self> {
-        PoolBuilder::in_process().build()
+        let chunks = ChunkLimits::LOCAL;
+        Self::builder().external(External { chunks, start: Box::new(local::start) }).build()
     }
 
     /// A pool with options.
@@ -364,11 +369,19 @@ impl Pool {
         Ok(())
     }
 
+    /// Fails for a pool without worker processes, which cannot be `why`.
     fn has_processes(&self, why: &str) -> Result<()> {
-        match self.handle.shared.is_local() {
-            true => Err(Error::other(format!("a pool within this process has no workers that can be {why}"))),
-            false => Ok(()),
-        }
+        self.handle.shared.taker().map_or(Ok(()), |taker| Err(taker.refuse(why)))
+    }
+
+    /// Runs items that are encoded already, and gives their results back encoded; see [`encoded`](super::encoded).
+    ///
+    /// # Errors
+    /// `Decode` if the function is none of this program's, or the records are not whole; `Closed` after
+    /// [`close`](Self::close).
+    #[allow(dead_code)] // For the room above.
+    pub(crate) fn run_encoded(&self, items: EncodedItems) -> Result<EncodedRun> {
+        EncodedRun::start(self.handle.clone(), items)
     }
 
     /// Takes one worker out of the pool, for a run of calls that share what they leave in it, such as a connection or
@@ -404,7 +417,11 @@ impl Pool {
 
     /// How many workers there are, those included that are being started or are about to end.
     pub fn workers(&self) -> usize {
-        *self.handle.shared.running.borrow()
+        let running = *self.handle.shared.running.borrow();
+        match self.handle.shared.taker() {
+            Some(_) if running > 0 => self.handle.shared.external_slots(),
+            _ => running,
+        }
     }
 
     /// Takes nothing more, gives up what has not begun, and lets what runs go on for at most `grace`; then workers are

@@ -119,6 +119,19 @@ impl Call {
         }
     }
 
+    /// The function's name, as the compiler spells it. Enters the function's entry, and runs nothing of the user's.
+    ///
+    /// # Errors
+    /// `Decode` if this program has no such function, or one for other types.
+    pub(crate) fn label(self) -> Result<&'static str> {
+        let (batch, entered) = self.run_batch(Box::new(Nameplate(None)), &mut Executor::default());
+        entered?;
+        let nameplate = (batch as Box<dyn Any>).downcast::<Nameplate>().ok();
+        let unnamed =
+            || Error::new(ErrorKind::Decode, "a call names something that is not a function for other processes");
+        nameplate.and_then(|nameplate| nameplate.0).ok_or_else(unnamed)
+    }
+
     /// As two words, for a head that is not encoded.
     pub(crate) fn to_words(self) -> [u64; 2] {
         [self.offset, self.fingerprint]
@@ -195,11 +208,33 @@ impl Batch for NoItems {
     }
 }
 
+/// A batch without items that notes what the function is called.
+struct Nameplate(Option<&'static str>);
+
+impl Batch for Nameplate {
+    fn begin(&mut self, label: &'static str) {
+        self.0 = Some(label);
+    }
+    fn next(&mut self) -> Option<Result<Arguments<'_>>> {
+        None
+    }
+    fn report(&mut self, _: u8, _: &[u8], _: &[Attachment]) -> bool {
+        false
+    }
+}
+
 /// Reports an error as what came of an item.
 pub(crate) fn report_error(batch: &mut dyn Batch, error: Error) -> bool {
-    match wire::encode(&error) {
-        Ok(message) => batch.report(ERROR[0], message.payload(&error), &message.attachments),
-        Err(_) => batch.report(TEXT, error.to_string().as_bytes(), &[]),
+    let (tag, payload) = encode_error(&error);
+    batch.report(tag, &payload, &[])
+}
+
+/// An error as the tag and the payload of an outcome.
+pub(crate) fn encode_error(error: &Error) -> (u8, Vec<u8>) {
+    match wire::encode(error) {
+        Ok(message) => (ERROR[0], message.payload(error).to_vec()),
+        // An error is made of texts and numbers; if even that fails, its text still travels.
+        Err(_) => (TEXT, error.to_string().into_bytes()),
     }
 }
 
@@ -308,6 +343,8 @@ const ERROR: &[u8] = &[1];
 const TEXT: u8 = 2;
 /// The tag of an outcome that is a value.
 pub(crate) const IS_VALUE: u8 = VALUE[0];
+/// The largest tag that an outcome has.
+pub(crate) const LAST_TAG: u8 = TEXT;
 
 impl Outcome {
     fn value<R: Serialize + 'static>(value: R) -> Result<Self> {

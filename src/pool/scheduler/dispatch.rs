@@ -20,6 +20,7 @@ use crate::error::Error;
 use crate::pool::group::{Chunk, Group};
 use crate::pool::mail::{Outbox, Unsent};
 use crate::pool::protocol::{Header, IN_PIPE};
+use crate::pool::stats::Histogram;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -65,6 +66,9 @@ impl Scheduler {
         }
         self.waiting += if group.is_bounded() { waiting } else { 0 };
         self.waiting_chunks += if group.is_certain() { 0 } else { new };
+        if items.has_pending() {
+            self.taken.notify();
+        }
         if items.has_pending() && !std::mem::replace(&mut items.is_queued, true) {
             drop(items);
             if group.is_certain() {
@@ -103,8 +107,25 @@ impl Scheduler {
         (chunk, has_more)
     }
 
+    /// The next chunk of the first call that waits, for the worker at `seat` if it has one: the one way by which orders are
+    /// taken, by whatever executes them. Calls take turns.
+    pub(super) fn next_order(&mut self, group: &Arc<Group>, seat: Option<usize>) -> Option<Chunk> {
+        let (chunk, has_more) = self.next_chunk(group, seat);
+        if !has_more || self.queue.len() > 1 {
+            self.queue.pop_front();
+            if has_more {
+                self.queue.push_back(group.clone());
+            }
+        }
+        chunk
+    }
+
     /// Gives out what waits, as long as there is a worker for it.
     pub(super) fn dispatch(&mut self, effects: &mut Effects) {
+        if self.config.is_external {
+            // It is taken.
+            return;
+        }
         loop {
             self.seats.update();
             if let Some(lease) = self.seats.changed_checkout() {
@@ -121,15 +142,7 @@ impl Scheduler {
             if !worker.takes(len) {
                 continue;
             }
-            let (chunk, has_more) = self.next_chunk(&group, Some(seat));
-            // Calls take turns.
-            if !has_more || self.queue.len() > 1 {
-                self.queue.pop_front();
-                if has_more {
-                    self.queue.push_back(group.clone());
-                }
-            }
-            let Some(chunk) = chunk else { continue };
+            let Some(chunk) = self.next_order(&group, Some(seat)) else { continue };
             if group.options.acquires {
                 self.check_out(seat, group.options.lease);
             }
@@ -212,10 +225,7 @@ impl Scheduler {
                 worker.idle_since = None;
                 let generation = worker.generation;
                 let now = effects.now();
-                if !std::mem::replace(&mut chunk.has_waited, true) {
-                    let waited = chunk.handed.map_or(Duration::ZERO, |handed| now.duration_since(handed));
-                    self.waits.add(waited, u64::from(chunk.count));
-                }
+                note_wait(&mut self.waits, &mut chunk, now);
                 let (done, end, is_quiet, is_brief) = (0, chunk.count, group.is_bulk(), group.is_brief());
                 let (begun, unnoted, since) = (None, None, now);
                 let group_there = group.clone();
@@ -392,6 +402,14 @@ impl Scheduler {
         }
         self.dispatch(effects);
         self.plan_to_share(effects);
+    }
+}
+
+/// A chunk is given out: counts how long it has waited, once.
+pub(super) fn note_wait(waits: &mut Histogram, chunk: &mut Chunk, now: Instant) {
+    if !std::mem::replace(&mut chunk.has_waited, true) {
+        let waited = chunk.handed.map_or(Duration::ZERO, |handed| now.saturating_duration_since(handed));
+        waits.add(waited, u64::from(chunk.count));
     }
 }
 

@@ -19,6 +19,7 @@ mod results;
 mod room;
 mod scaling;
 mod seats;
+mod taken;
 mod teardown;
 mod worker;
 
@@ -45,6 +46,8 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use std::task::Waker;
 use std::time::{Duration, Instant};
+pub(super) use taken::TakenOrder;
+use taken::TakenOrders;
 pub(super) use worker::{Circumstances, Control};
 use worker::{Phase, Worker};
 
@@ -120,6 +123,8 @@ pub(super) struct Scheduler {
     reports: Vec<(usize, u64, Result<EncodedMessage>)>,
     /// Workers in whose pipes results may lie.
     mailed: SeatSet,
+    /// Orders that are executed elsewhere, in a pool without worker processes.
+    taken: TakenOrders,
     /// When the driver looks into all lanes again, if it is awake.
     next_sweep: Instant,
 }
@@ -175,6 +180,8 @@ pub(super) struct Effects {
     pub(super) wakers: Vec<Waker>,
     settled: usize,
     pub(super) nudge: bool,
+    /// What executes this pool's items is to look at the pool.
+    pub(super) notify_taker: bool,
     /// Something lies in a pipe, and for too long in these.
     has_mail: bool,
     unfetched: Vec<Arc<Mail>>,
@@ -275,6 +282,7 @@ impl Scheduler {
             leases: 0,
             reports: Vec::new(),
             mailed: SeatSet::default(),
+            taken: TakenOrders::default(),
             next_sweep: Instant::now(),
         };
         scheduler.open_seats();
@@ -289,6 +297,7 @@ impl Scheduler {
 
     /// The caller lets go of the lock: how many items are out now, workers at their initializers included.
     pub(super) fn leave(&mut self, effects: &mut Effects) -> usize {
+        effects.notify_taker = self.taken.take_notice();
         self.room.pass_on(self.waiting, &mut effects.wakers);
         self.out -= effects.settled;
         self.seats.update();
@@ -381,6 +390,7 @@ impl Scheduler {
         pending.iter().for_each(|chunk| effects.fail_pending(group, chunk, || group.was_cancelled()));
         self.forget_retries(group, effects);
         self.revoke(group, effects);
+        self.cancel_taken(group, effects);
         self.plan_to_look(effects);
         self.advance(effects);
     }
@@ -546,39 +556,11 @@ impl Scheduler {
         self.advance(effects);
     }
 
-    // The other taker of orders: the thread of a pool within this process, which has no seat.
-
-    /// What it is to run next.
-    pub(super) fn take_order(&mut self) -> Option<(Arc<Group>, Chunk)> {
-        loop {
-            let group = self.queue.pop_front()?;
-            let (chunk, has_more) = self.next_chunk(&group, None);
-            // Calls take turns.
-            if has_more {
-                self.queue.push_back(group.clone());
-            }
-            if let Some(chunk) = chunk {
-                return Some((group, chunk));
-            }
-        }
-    }
-
-    /// Why it should run no more items of `group`.
-    pub(super) fn gives_up(&self, group: &Group) -> Option<Error> {
-        let is_cancelled = group.items().is_cancelled;
-        self.gave_up().or_else(|| is_cancelled.then(|| group.was_cancelled()))
-    }
-
-    /// An item's outcome.
-    pub(super) fn settled(&mut self, group: &Group, block: Block, effects: &mut Effects) {
-        effects.deliver(group, block);
-        self.end_if_done(effects);
-    }
-
     // Events of the pool.
 
     pub(super) fn closed(&mut self, effects: &mut Effects) {
         self.is_closed = true;
+        self.taken.notify();
         self.end_if_done(effects);
     }
 
@@ -614,6 +596,7 @@ impl Scheduler {
             self.let_go(effects);
         }
         self.is_abandoned = true;
+        self.taken.notify();
     }
 
     /// Takes nothing more and gives up what has not started: how many items that is.
@@ -631,7 +614,11 @@ impl Scheduler {
 
     /// From now on there are so many workers.
     pub(super) fn resized(&mut self, workers: RangeInclusive<usize>, effects: &mut Effects) {
+        let has_more = workers.end() > self.workers.end();
         self.workers = workers;
+        if has_more {
+            self.wake_callers(effects);
+        }
         if self.needs_workers(effects) {
             self.open_seats();
         }
@@ -644,7 +631,7 @@ impl Scheduler {
     }
 
     /// Time has passed: what is due is done. What the driver has to do now.
-    pub(super) fn time_passed(&mut self, is_local: bool, effects: &mut Effects) -> Step {
+    pub(super) fn time_passed(&mut self, effects: &mut Effects) -> Step {
         let now = effects.now();
         if now >= self.next_sweep {
             // Lanes that nobody marked, too: damage to the marks costs time, but nobody waits for ever.
@@ -667,7 +654,7 @@ impl Scheduler {
         let begun = std::mem::take(&mut self.reports);
         self.alert = self.timers.peek().map(|Reverse(timer)| timer.at);
         self.out -= std::mem::take(&mut effects.settled);
-        let is_over = self.is_closed && self.alive(is_local) == 0;
+        let is_over = self.is_closed && self.alive() == 0;
         let is_unneeded = self.is_closed && !self.needs_workers(effects);
         effects.nudge = false;
         let unfetched = std::mem::take(&mut effects.unfetched);
@@ -699,14 +686,27 @@ impl Scheduler {
         self.awake.min(self.most_workers()).max(1)
     }
 
-    /// How many workers run or are to run.
-    pub(super) fn alive(&mut self, is_local: bool) -> usize {
-        let is_done = self.is_closed && (self.open == 0 || self.is_shut) && self.out == 0;
+    /// How many workers run or are to run; 1 for a pool without worker processes that has not ended.
+    pub(super) fn alive(&mut self) -> usize {
+        let is_done = self.is_closed && (self.open == 0 || self.is_shut || self.is_terminated) && self.out == 0;
         self.seats.update();
-        match is_local {
+        match self.config.is_external {
             _ if self.is_abandoned => 0,
-            true => usize::from(!is_done),
+            true => usize::from(!is_done || !self.taken.is_empty()),
             false => self.seats.index().taken.len(),
+        }
+    }
+
+    /// As many as what executes them says.
+    pub(super) fn external_slots(&self) -> usize {
+        self.taken.slots()
+    }
+
+    /// How many orders can be executed at the same time, and how many of those workers get items that are over soon.
+    pub(super) fn slots(&self) -> (usize, usize) {
+        match self.config.is_external {
+            true => (self.taken.slots().max(1), self.taken.slots().max(1)),
+            false => (self.most_workers().max(1), self.most_awake()),
         }
     }
 
@@ -737,7 +737,7 @@ impl Scheduler {
                 peak: worker.lane.memory().1,
             });
         }
-        stats.running = stats.workers.iter().filter(|worker| worker.is_busy).count();
+        stats.running = self.taken.running() + stats.workers.iter().filter(|worker| worker.is_busy).count();
         stats.queued = self.out.saturating_sub(stats.running);
         stats
     }

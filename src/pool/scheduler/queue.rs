@@ -33,6 +33,10 @@ impl Queue {
         self.groups.push_back(group);
     }
 
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<Group>> {
+        self.groups.iter()
+    }
+
     pub(super) fn len(&self) -> usize {
         self.groups.len()
     }

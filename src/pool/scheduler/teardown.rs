@@ -126,14 +126,15 @@ impl Scheduler {
     ) {
         let may_retry = matches!(error.kind(), ErrorKind::ProcessDied | ErrorKind::MemoryLimit | ErrorKind::Timeout);
         // Once the pool has ended nobody would run it.
-        let is_last = chunk.attempt >= group.options.retries || self.is_terminated;
+        let tried = chunk.attempt.saturating_sub(group.options.first_attempt);
+        let is_last = tried >= group.options.retries || self.is_terminated;
         if !may_retry || is_last || group.items().is_cancelled {
             return effects.fail(group, chunk, (item, item + 1), || Error::copy(&error));
         }
         let mut again = chunk.part(item, item + 1);
         // It has been given to a worker once; from here on it may wait.
         (again.attempt, again.queued) = (again.attempt + 1, None);
-        let wait = group.options.back_off.saturating_mul(1 << chunk.attempt.min(16));
+        let wait = group.options.back_off.saturating_mul(1 << tried.min(16));
         match wait.is_zero() {
             true => self.again(group, again, effects),
             false => {
@@ -169,6 +170,7 @@ impl Scheduler {
     /// Settles everything there is.
     pub(super) fn fail_all(&mut self, effects: &mut Effects, error: impl Fn() -> Error) {
         self.fail_waiting(effects, &error);
+        self.cancel_all_taken(effects, &error);
         for seat in 0..self.seats.len() {
             let Some(worker) = self.seats.worker(seat) else { continue };
             for running in worker.running.drain(..) {
@@ -186,6 +188,7 @@ impl Scheduler {
     pub(super) fn give_all_up(&mut self, effects: &mut Effects) {
         let error = if self.is_orphaned { stranded } else { terminated };
         self.fail_waiting(effects, error);
+        self.cancel_all_taken(effects, error);
         for seat in 0..self.seats.len() {
             // From here on nothing begins there.
             self.reclaim(seat, 1, effects);

@@ -140,7 +140,7 @@ impl World {
                 self.die(seat);
             }
         }
-        let step = self.event(|scheduler, effects| scheduler.time_passed(false, effects));
+        let step = self.event(|scheduler, effects| scheduler.time_passed(effects));
         for hire in step.hires {
             let (lane, end) = lane::create(&self.scheduler.board, hire.seat).unwrap();
             let ((orders, taken), (put, results)) = (channel::simplex().unwrap(), channel::simplex().unwrap());

@@ -1,0 +1,138 @@
+//! Items that arrive encoded, as an order of another pool's taker has them: run by this pool's workers, with results that
+//! stay encoded.
+
+use super::feed::{Feed, Most, Stop};
+use super::flight::{Flight, Target};
+use super::group::{Block, Chunk, Options};
+use super::pool::Handle;
+use super::taker::{EncodedResults, Limits};
+use crate::channel::{lane, spsc};
+use crate::error::{Error, ErrorKind, Result};
+use crate::process::entry;
+use bytes::Bytes;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+/// Some items of one call, encoded elsewhere by a process of the same build.
+#[derive(Clone, Debug)]
+pub(crate) struct EncodedItems {
+    pub(crate) call: entry::Call,
+    /// The index of the first item in its call, for errors and for the results.
+    pub(crate) first: u64,
+    pub(crate) count: u32,
+    /// How often these items were given to an executor before. A worker's `attempt()` begins with that.
+    pub(crate) attempt: u32,
+    /// The arguments of each item, a record each.
+    pub(crate) records: Bytes,
+    pub(crate) limits: Limits,
+    /// How long an item is known to take elsewhere. Without it the first chunks have one item each.
+    pub(crate) item_time: Option<Duration>,
+}
+
+impl EncodedItems {
+    /// Checks what a stranger may have sent: the function is one of this build and made for such arguments, and there are as
+    /// many records as it says. The function's name.
+    fn check(&self) -> Result<&'static str> {
+        let label = self.call.label()?;
+        let wrong = |what: &str| {
+            let text = format!("{} items of {label} that are not whole: {what}", self.count);
+            Err(Error::new(ErrorKind::Decode, text))
+        };
+        if self.first.checked_add(self.count.into()).is_none() {
+            return wrong("their indexes have no end");
+        }
+        let mut rest = &self.records[..];
+        for _ in 0..self.count {
+            let Some((_, _, len)) = spsc::first(rest) else { return wrong("there are fewer") };
+            rest = rest.get(len..).unwrap_or_default();
+        }
+        if rest.is_empty() { Ok(label) } else { wrong("there are more") }
+    }
+}
+
+/// A source of items that are encoded already.
+struct Records {
+    bytes: Bytes,
+    at: usize,
+    left: u32,
+}
+
+impl Feed for Records {
+    fn fill(&mut self, chunk: &mut Chunk, most: Most, _: &mut Context<'_>) -> Stop {
+        while self.left > 0 && most.has_room(chunk) {
+            let rest = self.bytes.get(self.at..).unwrap_or_default();
+            // They were counted before.
+            let Some((_, _, len)) = spsc::first(rest) else { break };
+            chunk.body.extend_from_slice(&rest[..len]);
+            // The last record may lack its padding.
+            chunk.body.resize(chunk.body.len().next_multiple_of(4), 0);
+            (self.at, self.left, chunk.count) = (self.at + len, self.left - 1, chunk.count + 1);
+        }
+        if self.left == 0 { Stop::End } else { Stop::Full }
+    }
+
+    fn remaining(&self) -> usize {
+        self.left as usize
+    }
+}
+
+/// Encoded items that run in a pool. Dropping it cancels them.
+pub(crate) struct EncodedRun {
+    flight: Flight,
+}
+
+#[allow(dead_code)] // For the room above.
+impl EncodedRun {
+    pub(super) fn start(pool: Arc<Handle>, items: EncodedItems) -> Result<Self> {
+        let label = items.check()?;
+        let EncodedItems { call, first, count, attempt, records, limits, item_time } = items;
+        let Limits { timeout, grace, retries, back_off, chunk } = limits;
+        let chunk = chunk.min(lane::MOST_ITEMS);
+        let options = Options {
+            timeout,
+            grace: Some(grace),
+            retries,
+            back_off,
+            chunk,
+            first_index: first,
+            first_attempt: attempt,
+            ..Options::default()
+        };
+        let feed = Box::new(Records { bytes: records, at: 0, left: count });
+        let flight = Flight::start(pool, Target { call, label }, options, feed, None)?;
+        item_time.into_iter().for_each(|time| flight.group.learn(time, 1));
+        Ok(Self { flight })
+    }
+
+    /// The next results, in whatever order they come; `None` after the last.
+    pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<EncodedResults>> {
+        self.flight.poll_next(0, cx).map(|block| block.map(|block| self.encode(block)))
+    }
+
+    /// The same as a future.
+    pub(crate) async fn next(&mut self) -> Option<EncodedResults> {
+        std::future::poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    /// How long an item takes, by this pool's workers; `None` until one has ended.
+    pub(crate) fn item_time(&self) -> Option<Duration> {
+        self.flight.group.item_time()
+    }
+
+    fn encode(&self, block: Block) -> EncodedResults {
+        let label = self.flight.group.label;
+        let (index, outcome) = match block.into_records() {
+            Ok((first, count, records)) => return EncodedResults { first, count, records },
+            Err(single) => single,
+        };
+        let encoded = outcome.and_then(|(tag, sealed)| match sealed.has_attachments() {
+            true => {
+                let text = format!("a result of {label} is or holds a handle, which cannot cross to another host");
+                Err(Error::new(ErrorKind::Encode, text))
+            }
+            false => EncodedResults::one(index, tag, sealed.bytes()),
+        });
+        encoded.unwrap_or_else(|error| EncodedResults::failed(index, &error))
+    }
+}

@@ -1,0 +1,229 @@
+//! Orders that a taker has: what executes the items of this pool is not a worker process.
+
+use super::dispatch::note_wait;
+use super::{Effects, Scheduler};
+use crate::error::Error;
+use crate::pool::group::{Block, Chunk, Group};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Release};
+use std::time::Duration;
+
+#[derive(Default)]
+pub(super) struct TakenOrders {
+    /// Those that the taker holds, settled or not.
+    held: HashMap<u64, Taken>,
+    last: u64,
+    /// Those that were cancelled, until the taker has asked for them.
+    cancelled: Vec<u64>,
+    /// How many can be executed at the same time.
+    slots: usize,
+    /// The taker is to be notified.
+    is_notice_due: bool,
+}
+
+struct Taken {
+    group: Arc<Group>,
+    first: u64,
+    count: u32,
+    /// Of the arguments.
+    bytes: usize,
+    /// A bit for each item that is settled.
+    settled: Vec<u64>,
+    left: u32,
+    is_cancelled: Arc<AtomicBool>,
+}
+
+impl Taken {
+    /// Whether that item is one of it, and neither settled nor cancelled.
+    fn is_open(&self, index: u64) -> bool {
+        if self.left == 0 {
+            return false;
+        }
+        let Some(at) = index.checked_sub(self.first).filter(|at| *at < u64::from(self.count)) else { return false };
+        self.settled[at as usize / 64] >> (at % 64) & 1 == 0
+    }
+
+    /// From now on these items are settled.
+    fn settle(&mut self, first: u64, count: u32) {
+        for at in first - self.first..first - self.first + u64::from(count) {
+            self.settled[at as usize / 64] |= 1 << (at % 64);
+        }
+        self.left -= count;
+    }
+
+    /// The first and the last of each run of items that are not settled, counted from 0.
+    fn open_runs(&self) -> Vec<(u32, u32)> {
+        let mut runs = Vec::<(u32, u32)>::new();
+        for at in (0..self.count).filter(|at| self.is_open(self.first + u64::from(*at))) {
+            match runs.last_mut() {
+                Some((_, end)) if *end == at => *end = at + 1,
+                _ => runs.push((at, at + 1)),
+            }
+        }
+        runs
+    }
+
+    /// All of it is settled.
+    fn end(&mut self, id: u64) {
+        self.left = 0;
+        let mut items = self.group.items();
+        items.taken.remove(&id);
+        items.bytes = items.bytes.saturating_sub(self.bytes);
+    }
+
+    fn fail_open(&mut self, id: u64, error: impl Fn() -> Error, effects: &mut Effects) {
+        if self.left == 0 {
+            return;
+        }
+        for at in self.open_runs().into_iter().flat_map(|(from, to)| from..to) {
+            effects.deliver(&self.group, Block::failed(self.first + u64::from(at), error()));
+        }
+        self.end(id);
+    }
+}
+
+impl TakenOrders {
+    pub(super) fn is_empty(&self) -> bool {
+        self.held.is_empty()
+    }
+
+    /// How many items are at work, if as many are as can be.
+    pub(super) fn running(&self) -> usize {
+        let left = self.held.values().map(|taken| taken.left as usize).sum::<usize>();
+        left.min(self.slots)
+    }
+
+    pub(super) fn slots(&self) -> usize {
+        self.slots
+    }
+
+    /// Something may have changed for the taker.
+    pub(super) fn notify(&mut self) {
+        self.is_notice_due = true;
+    }
+
+    pub(super) fn take_notice(&mut self) -> bool {
+        std::mem::take(&mut self.is_notice_due)
+    }
+}
+
+/// An order that was taken just now.
+pub(in crate::pool) struct TakenOrder {
+    pub(in crate::pool) id: u64,
+    pub(in crate::pool) group: Arc<Group>,
+    pub(in crate::pool) chunk: Chunk,
+    pub(in crate::pool) is_cancelled: Arc<AtomicBool>,
+}
+
+// Events of the taker.
+impl Scheduler {
+    /// What it is to execute next.
+    pub(in crate::pool) fn order_taken(&mut self, effects: &mut Effects) -> Option<TakenOrder> {
+        loop {
+            let group = self.queue.front()?.clone();
+            let Some(mut chunk) = self.next_order(&group, None) else { continue };
+            note_wait(&mut self.waits, &mut chunk, effects.now());
+            self.taken.last += 1;
+            let id = self.taken.last;
+            let is_cancelled = Arc::<AtomicBool>::default();
+            let taken = Taken {
+                group: group.clone(),
+                first: chunk.first,
+                count: chunk.count,
+                bytes: chunk.bytes().len(),
+                settled: vec![0; chunk.count.div_ceil(64) as usize],
+                left: chunk.count,
+                is_cancelled: is_cancelled.clone(),
+            };
+            self.taken.held.insert(id, taken);
+            group.items().taken.insert(id);
+            return Some(TakenOrder { id, group, chunk, is_cancelled });
+        }
+    }
+
+    /// Some items have their outcomes. What is settled already is passed over.
+    pub(in crate::pool) fn items_settled(&mut self, id: u64, block: Block, effects: &mut Effects) {
+        let Some(taken) = self.taken.held.get_mut(&id) else { return };
+        for block in block.only(|index| taken.is_open(index)) {
+            taken.settle(block.first(), block.count());
+            if taken.left == 0 {
+                taken.end(id);
+            }
+            effects.deliver(&taken.group, block);
+        }
+        self.end_if_done(effects);
+    }
+
+    /// The taker has measured how long `items` items took.
+    pub(in crate::pool) fn items_ran(&mut self, group: &Group, time: Duration, items: u32) {
+        if items > 0 {
+            group.learn(time, items);
+            self.runs.add(time / items, items.into());
+        }
+    }
+
+    /// What is not settled of an order goes back to those that wait.
+    pub(in crate::pool) fn order_given_back(&mut self, id: u64, chunk: &Chunk, effects: &mut Effects) {
+        let Some(mut taken) = self.taken.held.remove(&id).filter(|taken| taken.left > 0) else { return };
+        let parts = taken.open_runs().into_iter().map(|(from, to)| chunk.part(from, to)).collect::<Vec<_>>();
+        taken.end(id);
+        self.enqueue(&taken.group, parts.into_iter(), true);
+        effects.nudge |= self.is_closed;
+    }
+
+    /// The taker has let go of an order. What it has not settled never is.
+    pub(in crate::pool) fn order_dropped(&mut self, id: u64, error: impl Fn() -> Error, effects: &mut Effects) {
+        let Some(mut taken) = self.taken.held.remove(&id) else { return };
+        taken.fail_open(id, error, effects);
+        self.end_if_done(effects);
+        effects.nudge |= self.is_closed;
+    }
+
+    /// Which orders were cancelled since this was asked last.
+    pub(in crate::pool) fn cancelled_orders(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.taken.cancelled)
+    }
+
+    /// So many orders can be executed at the same time from now on.
+    pub(in crate::pool) fn slots_changed(&mut self, slots: usize, effects: &mut Effects) {
+        let before = std::mem::replace(&mut self.taken.slots, slots);
+        if slots > before {
+            self.wake_callers(effects);
+        }
+    }
+
+    /// Whether the taker will never have another order.
+    pub(in crate::pool) fn has_ended(&mut self) -> bool {
+        self.is_abandoned || self.is_closed && self.alive() == 0
+    }
+
+    /// Settles what the taker has of `group`, and has it told.
+    pub(super) fn cancel_taken(&mut self, group: &Group, effects: &mut Effects) {
+        let ids = std::mem::take(&mut group.items().taken);
+        ids.into_iter().for_each(|id| self.cancel_order(id, || group.was_cancelled(), effects));
+    }
+
+    /// The same for all that the taker has.
+    pub(super) fn cancel_all_taken(&mut self, effects: &mut Effects, error: impl Fn() -> Error) {
+        let ids = self.taken.held.keys().copied().collect::<Vec<_>>();
+        ids.into_iter().for_each(|id| self.cancel_order(id, &error, effects));
+        self.taken.notify();
+    }
+
+    fn cancel_order(&mut self, id: u64, error: impl Fn() -> Error, effects: &mut Effects) {
+        let Some(taken) = self.taken.held.get_mut(&id).filter(|taken| taken.left > 0) else { return };
+        taken.fail_open(id, error, effects);
+        taken.is_cancelled.store(true, Release);
+        self.taken.cancelled.push(id);
+        self.taken.notify();
+    }
+
+    /// Has callers look whether they may hand in more items.
+    pub(super) fn wake_callers(&mut self, effects: &mut Effects) {
+        let at_workers =
+            self.seats.workers().flat_map(|(_, worker)| worker.running.iter().map(|running| &running.group));
+        let groups = self.queue.iter().chain(self.taken.held.values().map(|taken| &taken.group)).chain(at_workers);
+        effects.wakers.extend(groups.filter_map(|group| group.take_waker()));
+    }
+}
