@@ -32,6 +32,8 @@ pub enum ErrorKind {
     Full,
     /// A `try_get` found nothing.
     Empty,
+    /// A receiver of a broadcast was too slow, and values are not kept any more; [`Error::lagged`] tells how many.
+    Lagged,
     /// The deadline passed first.
     Timeout,
     /// A `try_*` call would have had to wait.
@@ -44,6 +46,8 @@ pub enum ErrorKind {
     ProcessDied,
     /// The process ended because an allocation failed at the limit of its address space (`memory_limit`).
     MemoryLimit,
+    /// A supervised process failed too often and is not started again; `source()` is the last cause.
+    RestartLimit,
     /// The last holder of a lock was killed.
     OwnerDied,
     /// A barrier was broken.
@@ -144,18 +148,20 @@ struct Inner {
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
     panic: Option<PanicInfo>,
     exit_status: Option<ExitStatus>,
+    lagged: Option<u64>,
 }
 
 impl Error {
     pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self(Box::new(Inner { kind, message: message.into(), source: None, panic: None, exit_status: None }))
+        let (source, panic, exit_status, lagged) = (None, None, None, None);
+        Self(Box::new(Inner { kind, message: message.into(), source, panic, exit_status, lagged }))
     }
 
     /// The same to tell to one more: everything but the source, whose text is kept.
     pub(crate) fn copy(other: &Self) -> Self {
-        let Inner { kind, message, panic, exit_status, .. } = &*other.0;
-        let (message, panic) = (message.clone(), panic.clone());
-        Self(Box::new(Inner { kind: *kind, message, source: None, panic, exit_status: *exit_status }))
+        let Inner { kind, message, panic, exit_status, lagged, .. } = &*other.0;
+        let (message, panic, exit_status) = (message.clone(), panic.clone(), *exit_status);
+        Self(Box::new(Inner { kind: *kind, message, source: None, panic, exit_status, lagged: *lagged }))
     }
 
     /// What a system call said; or that memory was found damaged, which is how rooms below this one say so ([`Damage`]).
@@ -169,6 +175,14 @@ impl Error {
 
     pub(crate) fn closed(what: &str) -> Self {
         Self::new(ErrorKind::Closed, format!("the {what} is closed"))
+    }
+
+    /// A receiver of a broadcast has missed so many values.
+    pub(crate) fn lagged_by(values: u64) -> Self {
+        let message = format!("the receiver of a broadcast was too slow: {values} values are not kept any more");
+        let mut error = Self::new(ErrorKind::Lagged, message);
+        error.0.lagged = Some(values);
+        error
     }
 
     pub(crate) fn with_source(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
@@ -209,6 +223,11 @@ impl Error {
     /// The panic, if the kind is `Panicked`.
     pub fn panic(&self) -> Option<&PanicInfo> {
         self.0.panic.as_ref()
+    }
+
+    /// How many values a receiver of a broadcast has missed, if the kind is `Lagged`.
+    pub fn lagged(&self) -> Option<u64> {
+        self.0.lagged
     }
 
     /// How the process ended, if the kind is `ProcessDied`, `MemoryLimit` or `Panicked` by a panic that ended it, or `Spawn` for one that ended early, and the status is known.
@@ -386,6 +405,7 @@ struct Portable {
     sources: Vec<String>,
     panic: Option<PanicInfo>,
     raw_status: Option<i32>,
+    lagged: Option<u64>,
 }
 
 impl Serialize for Error {
@@ -397,6 +417,7 @@ impl Serialize for Error {
             sources: sources.map(|error| error.to_string()).collect(),
             panic: self.0.panic.clone(),
             raw_status: self.0.exit_status.map(ExitStatusExt::into_raw),
+            lagged: self.0.lagged,
         }
         .serialize(serializer)
     }
@@ -411,6 +432,7 @@ impl<'de> Deserialize<'de> for Error {
             source: Told::chain(told.sources).map(|told| told as _),
             panic: told.panic,
             exit_status: told.raw_status.map(ExitStatusExt::from_raw),
+            lagged: told.lagged,
         })))
     }
 }

@@ -13,10 +13,17 @@ mod os;
 mod pool;
 mod process;
 mod shm;
+#[cfg(not(multiprocess_loom))]
+mod supervision;
 mod sync;
 mod wait;
 mod wire;
 
+#[cfg(not(multiprocess_loom))]
+pub use channel::{
+    BroadcastReceiver, BroadcastSender, OneshotReceiver, OneshotSender, QueueOf, QueueSet, WatchReceiver, WatchSender,
+    broadcast, oneshot, watch,
+};
 pub use channel::{Connection, JoinableQueue, Queue, QueueSink, QueueStream, Receiver, Sender, pipe, simplex};
 pub use error::{Error, ErrorKind, LockError, PanicInfo, PutError, Result, SendError, TryPutError};
 pub use manager::{
@@ -30,11 +37,13 @@ pub use pool::{
     Progress, Results, Shutdown, WorkerStats, Workers, current_task,
 };
 pub use process::{
-    Function, ParentProcess, Process, ProcessBuilder, ProcessInfo, ShutdownSignal, StartMethod, Stdio, active_children,
-    cpu_count, current_process, init, parent_process, preload, preloaded, run, shutdown_signal,
+    Function, Group, ParentProcess, Process, ProcessBuilder, ProcessInfo, ShutdownSignal, StartMethod, Stdio, Task,
+    active_children, cpu_count, current_process, init, parent_process, preload, preloaded, run, shutdown_signal,
 };
 #[cfg(not(multiprocess_loom))]
-pub use sync::{Array, ArrayGuard};
+pub use supervision::{Restart, Supervised, SupervisedBuilder, SupervisedState};
+#[cfg(not(multiprocess_loom))]
+pub use sync::{Array, ArrayGuard, CancellationGuard, CancellationToken};
 pub use sync::{
     Barrier, BarrierWaitResult, BoundedSemaphore, Condition, ConditionGuard, Event, Integer, Lock, LockGuard, Permit,
     RLock, RLockGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, Semaphore, Value, ValueGuard, debug,

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 const ROOMS: &[(&str, &[&str])] = &[
     ("manager", &["connection", "process", "channel", "sync", "wait", "wire", "shm", "os"]),
     ("pool", &["process", "channel", "wait", "wire", "shm", "os"]),
+    ("supervision", &["process", "channel", "os"]),
     ("connection", &["wire", "os"]),
     ("memory", &["process", "wire", "shm", "os"]),
     ("process", &["wait", "wire", "shm", "os"]),
@@ -30,6 +31,7 @@ const SHARED: &[&str] = &[
     "channel/channel_core.rs",
     "channel/result_notification.rs",
     "channel/extents.rs",
+    "channel/recent.rs",
     "channel/ring.rs",
     "channel/segment.rs",
     "channel/spsc.rs",

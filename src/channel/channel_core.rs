@@ -120,13 +120,20 @@ impl ChannelCore {
         Error::new(kind, format!("cannot {doing} a {}: {error}", self.what)).with_source(error)
     }
 
-    fn is_hung_up(&self) -> bool {
+    pub(super) fn is_hung_up(&self) -> bool {
         self.hangup.as_ref().is_some_and(|hangup| hangup.has_happened())
     }
 
     /// For an attempt that is made again when the other end hangs up.
     pub(super) fn is_known_hung_up(&self) -> bool {
         self.hangup.as_ref().is_some_and(|hangup| hangup.is_known())
+    }
+
+    /// Waits until the other end hangs up.
+    #[cfg(not(multiprocess_loom))]
+    pub(super) async fn hung_up(&self) -> Result<()> {
+        let attempt = || self.is_known_hung_up().then_some(());
+        until(&self.room, attempt).await.map_err(|error| self.failed("wait for", error))
     }
 
     #[inline]

@@ -1,9 +1,12 @@
-//! Values between processes: queues and pipes.
+//! Values between processes: queues, pipes, and channels of other shapes.
 //!
-//! The faces ([`queue`], [`pipe`]) know `T`; [`channel_core`] joins a ring, its lines and its side socket; [`ring`],
-//! [`extents`] and [`segment`] know bytes and words, have no async and wait for nobody.
+//! The faces ([`queue`], [`pipe`], `oneshot`, `watch`, `broadcast`, `queue_set`) know `T`; [`channel_core`] joins a ring, its
+//! lines and its side socket; [`ring`], [`extents`], [`segment`] and `recent` know bytes and words, have no async and wait for
+//! nobody.
 #![forbid(unsafe_code)]
 
+#[cfg(not(multiprocess_loom))]
+mod broadcast;
 mod channel_core;
 mod cpu_migration;
 mod descriptors;
@@ -13,8 +16,14 @@ pub(crate) mod lane;
 mod lane_models;
 #[cfg(all(test, multiprocess_loom))]
 mod models;
+#[cfg(not(multiprocess_loom))]
+mod oneshot;
 mod pipe;
 mod queue;
+#[cfg(not(multiprocess_loom))]
+mod queue_set;
+#[cfg(not(multiprocess_loom))]
+mod recent;
 mod result_notification;
 #[cfg(all(test, multiprocess_loom))]
 mod result_notification_models;
@@ -22,7 +31,17 @@ mod ring;
 mod segment;
 pub(crate) mod spsc;
 mod unfinished;
+#[cfg(not(multiprocess_loom))]
+mod watch;
 
+#[cfg(not(multiprocess_loom))]
+pub use broadcast::{BroadcastReceiver, BroadcastSender, broadcast};
+#[cfg(not(multiprocess_loom))]
+pub use oneshot::{OneshotReceiver, OneshotSender, oneshot};
 pub(crate) use pipe::SharedReceiver;
 pub use pipe::{Connection, Receiver, Sender, pipe, simplex};
 pub use queue::{JoinableQueue, Queue, QueueSink, QueueStream};
+#[cfg(not(multiprocess_loom))]
+pub use queue_set::{QueueOf, QueueSet};
+#[cfg(not(multiprocess_loom))]
+pub use watch::{WatchReceiver, WatchSender, watch};

@@ -198,6 +198,18 @@ impl<T: Item> Sender<T> {
         self.half.core.wait_queues()[0]
     }
 
+    /// Waits until the other end is gone.
+    #[cfg(not(multiprocess_loom))]
+    pub(super) async fn closed(&mut self) -> Result<()> {
+        self.half.core.hung_up().await
+    }
+
+    /// Whether the other end is gone.
+    #[cfg(not(multiprocess_loom))]
+    pub(super) fn is_closed(&self) -> bool {
+        self.half.core.is_hung_up()
+    }
+
     /// [`send`](Self::send) for plain functions: blocks this thread.
     ///
     /// # Panics

@@ -250,6 +250,13 @@ macro_rules! queue_methods {
             }
         }
 
+        impl<T> $name<T> {
+            #[cfg(not(multiprocess_loom))]
+            pub(super) fn core(&self) -> &Arc<ChannelCore> {
+                &self.core
+            }
+        }
+
         impl<T> Clone for $name<T> {
             fn clone(&self) -> Self {
                 Self { core: self.core.clone(), item: PhantomData }

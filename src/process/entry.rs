@@ -18,25 +18,39 @@ use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::sync::{PoisonError, RwLock};
+use tokio_util::sync::CancellationToken;
 
 /// The runtime that async functions run on: made at the first one, so that plain functions never pay for it, and
 /// kept for the next.
 #[doc(hidden)]
 #[derive(Default)]
-pub struct Executor(Option<tokio::runtime::Runtime>);
+pub struct Executor {
+    own: Option<tokio::runtime::Runtime>,
+    /// A runtime that is there already, and what ends a wait in it.
+    outer: Option<(tokio::runtime::Handle, CancellationToken)>,
+}
 
 impl Executor {
+    /// One that drives async functions from a blocking thread of `runtime`, until they are cancelled.
+    pub(super) fn inside(runtime: tokio::runtime::Handle, cancelled: CancellationToken) -> Self {
+        Self { own: None, outer: Some((runtime, cancelled)) }
+    }
+
     pub(super) fn run<R>(&mut self, future: impl Future<Output = R>) -> Result<R> {
+        if let Some((runtime, cancelled)) = &self.outer {
+            let value = runtime.block_on(cancelled.run_until_cancelled(future));
+            return value.ok_or_else(|| Error::new(ErrorKind::Cancelled, "nobody waits for the task any more"));
+        }
         Ok(self.runtime()?.block_on(future))
     }
 
     pub(super) fn has_runtime(&self) -> bool {
-        self.0.is_some()
+        self.own.is_some()
     }
 
     /// The current-thread runtime itself.
     pub(crate) fn runtime(&mut self) -> Result<&tokio::runtime::Runtime> {
-        match &mut self.0 {
+        match &mut self.own {
             Some(runtime) => Ok(runtime),
             none => {
                 let built = tokio::runtime::Builder::new_current_thread().enable_all().build();

@@ -8,6 +8,7 @@
 //! info.rs      who is who                                      protocol.rs  what they say to each other
 //! names.rs     the names in /dev/shm that go with this process
 //! shutdown.rs  SIGTERM and Ctrl-C as a future
+//! task.rs    a function and its arguments as a value           group.rs   children that belong together
 //! ```
 #![forbid(unsafe_code)]
 
@@ -17,6 +18,7 @@ mod client;
 mod door;
 pub(crate) mod entry;
 pub(crate) mod function;
+mod group;
 mod info;
 pub(crate) mod names;
 #[allow(clippy::module_inception)] // STYLE: the room's face carries the room's name.
@@ -25,6 +27,7 @@ mod protocol;
 mod server;
 mod shutdown;
 mod stdio;
+mod task;
 
 pub(crate) use boot::check_initialized;
 pub use boot::{init, preload, run};
@@ -32,11 +35,14 @@ pub(crate) use child::note_memory_limit;
 pub(crate) use client::must_preload;
 pub use client::preloaded;
 pub use function::Function;
+pub use group::Group;
 pub use info::{ParentProcess, ProcessInfo, active_children, cpu_count, current_process, parent_process};
 pub(crate) use process::{Cause, Killer};
 pub use process::{Process, ProcessBuilder, StartMethod};
 pub use shutdown::{ShutdownSignal, shutdown_signal};
 pub use stdio::Stdio;
+pub use task::Task;
+pub(crate) use task::Work;
 
 #[doc(hidden)]
 pub mod private {

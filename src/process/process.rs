@@ -5,9 +5,10 @@ use super::client::{self, Child, Start};
 use super::door;
 use super::entry::{Call, Outcome};
 use super::function::{Arguments, Function, captures_nothing};
-use super::info;
+use super::info::{self, ProcessInfo};
 use super::protocol::{self, Report, Variables};
 use super::stdio::{Stdio, Streams};
+use super::task::Work;
 use crate::error::{Error, ErrorKind, PanicInfo, Result};
 use crate::os::{
     attributes::Attributes,
@@ -15,7 +16,7 @@ use crate::os::{
     reactor::{self, Watched},
     spawn,
 };
-use crate::wire::{self, Parcel, frame::Begun};
+use crate::wire::{self, Attachment, Parcel, frame::Begun};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Resource, Signal};
 use serde::de::DeserializeOwned;
@@ -110,19 +111,19 @@ pub struct Process<R> {
     /// A copy of the connection to the server that reaps it, once that is worth watching.
     server_watch: (Option<Arc<OwnedFd>>, Watch),
     streams: Streams,
-    _leash: Option<Leash>,
+    leash: Option<Leash>,
     result: PhantomData<fn() -> R>,
 }
 
 /// Kills its process when it is dropped, unless that has ended.
-struct Leash(Arc<Child>);
+struct Leash(Option<Arc<Child>>);
 
 impl Drop for Leash {
     fn drop(&mut self) {
         // It is not the child of a process that was forked from its parent.
-        if !fork::is_forked() {
+        if let Some(child) = self.0.as_ref().filter(|_| !fork::is_forked()) {
             // It fails only for one that has ended.
-            let _ = self.0.signal(Signal::KILL);
+            let _ = child.signal(Signal::KILL);
         }
     }
 }
@@ -292,6 +293,17 @@ impl Killer {
 impl<R> Process<R> {
     pub(crate) fn killer(&self) -> Killer {
         Killer(self.child.clone())
+    }
+
+    pub(crate) fn info(&self) -> &ProcessInfo {
+        &self.child.info
+    }
+
+    /// Lets go of it, also if it was to be killed when it is dropped.
+    pub(super) fn detach(mut self) {
+        if let Some(Leash(child)) = &mut self.leash {
+            *child = None;
+        }
     }
 
     /// The process id.
@@ -851,11 +863,56 @@ impl ProcessBuilder {
         A: Arguments,
     {
         const { captures_nothing::<F>() };
-        static COUNT: AtomicU64 = AtomicU64::new(1);
         let call = Call::of(f);
         let message = wire::encode(&args)?;
         let args = message.needed(args);
-        let name = self.name.unwrap_or_else(|| format!("Process-{}", COUNT.fetch_add(1, Relaxed)));
+        self.start(call, message.payload_of(args.as_ref()), &message.attachments)
+    }
+
+    /// The same options for another process.
+    pub(crate) fn again(&self) -> Result<Self> {
+        let mut stdio = <[Stdio; 3]>::default();
+        for (again, once) in stdio.iter_mut().zip(&self.stdio) {
+            let copied = once.again().map_err(|error| Error::io("a standard stream cannot be used again", error))?;
+            let why = "a process that is started again cannot have a standard stream that is piped to this process: use                        Stdio::inherit, Stdio::null or a file";
+            *again = copied.ok_or_else(|| Error::new(ErrorKind::Spawn, why))?;
+        }
+        let Self { daemon, start_method, is_shielded, backtraces, kill_on_drop, own_group, .. } = *self;
+        let (name, variables, directory) = (self.name.clone(), self.variables.clone(), self.directory.clone());
+        let attributes = self.attributes.clone();
+        Ok(Self {
+            name,
+            daemon,
+            start_method,
+            variables,
+            directory,
+            attributes,
+            stdio,
+            is_shielded,
+            backtraces,
+            kill_on_drop,
+            own_group,
+        })
+    }
+
+    /// With the name that it gets if it was given none.
+    pub(crate) fn named(mut self) -> Self {
+        self.name.get_or_insert_with(default_name);
+        self
+    }
+
+    pub(crate) fn name_or_default(&self) -> &str {
+        self.name.as_deref().unwrap_or("Process")
+    }
+
+    /// Starts one that runs a task.
+    pub(crate) fn start_work<R>(self, work: &Work) -> Result<Process<R>> {
+        self.start(work.call, work.arguments.bytes(), work.arguments.attachments())
+    }
+
+    /// Starts one that runs what is encoded.
+    pub(super) fn start<R>(self, call: Call, arguments: &[u8], attachments: &[Attachment]) -> Result<Process<R>> {
+        let name = self.name.unwrap_or_else(default_name);
         if let Some((key, _)) = self.variables.iter().find(|(key, value)| !spawn::is_variable(key, value)) {
             let why = format!("process {name} cannot be started: {key:?} cannot be an environment variable");
             return Err(Error::new(ErrorKind::Spawn, why));
@@ -885,12 +942,12 @@ impl ProcessBuilder {
             directory: directory.transpose()?,
             attributes: self.attributes,
             streams: streams.theirs(),
-            arguments: message.payload_of(args.as_ref()),
-            attachments: message.attachments.iter().map(AsFd::as_fd).collect(),
+            arguments,
+            attachments: attachments.iter().map(AsFd::as_fd).collect(),
         })?;
         streams.let_go();
         Ok(Process {
-            _leash: self.kill_on_drop.then(|| Leash(child.clone())),
+            leash: self.kill_on_drop.then(|| Leash(Some(child.clone()))),
             child,
             reports: Mutex::new(Reports {
                 socket: Some(Arc::new(socket)),
@@ -906,6 +963,12 @@ impl ProcessBuilder {
             result: PhantomData,
         })
     }
+}
+
+/// The name of a process that was given none.
+fn default_name() -> String {
+    static COUNT: AtomicU64 = AtomicU64::new(1);
+    format!("Process-{}", COUNT.fetch_add(1, Relaxed))
 }
 
 #[cfg(test)]

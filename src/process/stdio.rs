@@ -53,6 +53,21 @@ impl Stdio {
     }
 }
 
+impl Stdio {
+    /// The same for another process; `None` for a pipe, of which this process has the other end.
+    pub(super) fn again(&self) -> io::Result<Option<Self>> {
+        Ok(Some(Self(match &self.0 {
+            Inner::Inherit => Inner::Inherit,
+            Inner::Null => Inner::Null,
+            Inner::Piped => return Ok(None),
+            Inner::To(fd) => {
+                refuse::at("dup")?;
+                Inner::To(fd.try_clone()?)
+            }
+        })))
+    }
+}
+
 impl From<OwnedFd> for Stdio {
     fn from(fd: OwnedFd) -> Self {
         Self(Inner::To(fd))

@@ -31,6 +31,8 @@ mod rwlock_state_models;
 mod semaphore;
 #[cfg(all(test, not(multiprocess_loom)))]
 mod stress;
+#[cfg(not(multiprocess_loom))]
+mod token;
 mod value;
 
 #[cfg(not(multiprocess_loom))]
@@ -42,5 +44,7 @@ pub use lock::{Lock, LockGuard};
 pub use rlock::{RLock, RLockGuard};
 pub use rwlock::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 pub use semaphore::{BoundedSemaphore, Permit, Semaphore};
+#[cfg(not(multiprocess_loom))]
+pub use token::{CancellationGuard, CancellationToken};
 pub use value::{Integer, Value, ValueGuard};
 pub(crate) use value::{of_word, to_word};

@@ -202,6 +202,12 @@ impl WaitQueue {
         heard
     }
 
+    /// Whether it is armed, and no notice has come since.
+    #[cfg(not(multiprocess_loom))]
+    pub(crate) fn is_armed(&self) -> bool {
+        lock(&self.local).place.is_some()
+    }
+
     /// The reverse of [`WaitQueue::arm`], by a caller that tries from now on.
     pub(crate) fn disarm(&self) {
         let mut local = lock(&self.local);

@@ -254,6 +254,12 @@ pub(crate) fn until_blocking_in_turn<T>(
     }
 }
 
+/// Drives `future` on this thread, which is in no runtime, by a runtime of its own.
+#[cfg(not(multiprocess_loom))]
+pub(crate) fn block_on<F: Future>(future: F) -> io::Result<F::Output> {
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(future))
+}
+
 /// Panics inside async code, as tokio's own blocking calls do, by one of them.
 #[inline]
 #[track_caller]

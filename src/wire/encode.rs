@@ -220,6 +220,10 @@ impl EncodedMessage {
         same.ok_or_else(|| unreadable::<T>("it is a message"))
     }
 
+    pub(crate) fn attachments(&self) -> &[Attachment] {
+        &self.attachments
+    }
+
     /// The bytes that it carries.
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.bytes

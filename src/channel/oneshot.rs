@@ -1,0 +1,168 @@
+//! A oneshot: one value, from one sender to one receiver.
+
+use super::pipe::{Receiver, Sender, simplex};
+use super::queue::Item;
+use crate::error::{Error, ErrorKind, Result, SendError};
+use futures_util::StreamExt;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+/// A channel for one value, such as the answer to a request that went through a queue.
+///
+/// It is what `tokio::sync::oneshot` is within one process. Both ends travel: a request can bring the sender along.
+///
+/// ```
+/// use multiprocess::{self as mp, OneshotSender, Process, Queue};
+///
+/// async fn serve(requests: Queue<(u32, OneshotSender<u32>)>) -> mp::Result<()> {
+///     while let Ok((number, answer)) = requests.get().await {
+///         let _ = answer.send(2 * number); // Who asked may be gone.
+///     }
+///     Ok(())
+/// }
+///
+/// fn main() -> mp::Result<()> {
+///     mp::run(async {
+///         let requests = Queue::unbounded()?;
+///         let server = Process::spawn(serve, (requests.clone(),))?;
+///         let (sender, receiver) = mp::oneshot()?;
+///         requests.put((21, sender)).await?;
+///         assert_eq!(receiver.await?, 42);
+///         requests.close();
+///         server.await?
+///     })
+/// }
+/// ```
+///
+/// # Errors
+/// `Io` if no memory or descriptor is left.
+pub fn oneshot<T: Item>() -> Result<(OneshotSender<T>, OneshotReceiver<T>)> {
+    let (sender, receiver) = simplex()?;
+    Ok((OneshotSender(sender), OneshotReceiver(receiver)))
+}
+
+/// The sending end of a [`oneshot`].
+///
+/// It is a serde value and travels to other processes; it is not `Clone`: one process has it at a time. Dropping it without a
+/// value, or the end of its process, is `Closed` for the receiver.
+///
+/// **Cost.** That of a one-way pipe: four descriptors and about 75 KiB of shared memory, while it is there.
+#[derive(Serialize, Deserialize)]
+#[serde(bound = "")]
+pub struct OneshotSender<T>(Sender<T>);
+
+impl<T: Item> OneshotSender<T> {
+    /// Sends the value. Never waits.
+    ///
+    /// A value that was sent is received, also if this process ends at once.
+    ///
+    /// # Errors
+    /// `Closed` if the receiver is gone, `Encode` if `value` cannot be serialised, `Io` if memory runs out; the value comes back.
+    pub fn send(mut self, value: T) -> Result<(), SendError<T>> {
+        self.0.try_send(value)
+    }
+
+    /// Waits until the receiver is gone: what it asked for is wanted no more. Cancel-safe.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// let (mut sender, receiver) = multiprocess::oneshot::<u32>()?;
+    /// assert!(!sender.is_closed());
+    /// drop(receiver);
+    /// sender.closed().await?;
+    /// assert!(sender.is_closed());
+    /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+    /// ```
+    ///
+    /// # Errors
+    /// `Io` if the system refuses a resource that waiting needs, such as a descriptor.
+    pub async fn closed(&mut self) -> Result<()> {
+        self.0.closed().await
+    }
+
+    /// Whether the receiver is gone.
+    pub fn is_closed(&self) -> bool {
+        self.0.is_closed()
+    }
+}
+
+/// The receiving end of a [`oneshot`]: a future of the value.
+///
+/// It is a serde value and travels to other processes; it is not `Clone`: one process has it at a time. Polled, it waits;
+/// cancel-safe by reference: `&mut receiver` in a `select!` that it does not win has taken nothing. Dropping it is `Closed` for
+/// the sender.
+///
+/// # Errors of the awaited result
+/// `Closed` if the sender went without a value, however its process ended. `Decode` if the value cannot be read as `T`.
+#[derive(Serialize, Deserialize)]
+#[serde(bound = "")]
+#[must_use = "a future does nothing unless polled"]
+pub struct OneshotReceiver<T>(Receiver<T>);
+
+impl<T: Item> OneshotReceiver<T> {
+    /// The value, if it is there.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// let (sender, mut receiver) = multiprocess::oneshot()?;
+    /// assert_eq!(receiver.try_recv().unwrap_err().kind(), multiprocess::ErrorKind::Empty);
+    /// sender.send(1)?;
+    /// assert_eq!(receiver.try_recv()?, 1);
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// `Empty` if it may still come, else as the future.
+    pub fn try_recv(&mut self) -> Result<T> {
+        self.0.try_recv().map_err(renamed)
+    }
+
+    /// Waits for the value on a plain thread.
+    ///
+    /// # Panics
+    /// Inside async code, as tokio's blocking calls do.
+    ///
+    /// # Errors
+    /// As the future.
+    #[track_caller]
+    pub fn blocking_recv(mut self) -> Result<T> {
+        self.0.blocking_recv().map_err(renamed)
+    }
+}
+
+impl<T: Item> Future for OneshotReceiver<T> {
+    type Output = Result<T>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T>> {
+        let value = ready!(self.0.poll_next_unpin(cx));
+        Poll::Ready(value.unwrap_or_else(|| Err(closed())))
+    }
+}
+
+fn closed() -> Error {
+    Error::new(ErrorKind::Closed, "the sender of the oneshot went without a value, or its value was received before")
+}
+
+/// An error of the pipe as one of the oneshot.
+fn renamed(error: Error) -> Error {
+    match error.kind() {
+        ErrorKind::Closed => closed(),
+        ErrorKind::Empty => Error::new(ErrorKind::Empty, "the oneshot has no value yet"),
+        _ => error,
+    }
+}
+
+impl<T> fmt::Debug for OneshotSender<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OneshotSender").finish_non_exhaustive()
+    }
+}
+
+impl<T> fmt::Debug for OneshotReceiver<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OneshotReceiver").finish_non_exhaustive()
+    }
+}

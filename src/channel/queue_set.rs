@@ -1,0 +1,472 @@
+//! A set of queues: the next item of any of them.
+//!
+//! # State
+//! Per queue an alarm on its waiters for items. `State`, of this process: the queues that may have an item, and the waker of the
+//! `get` that waits.
+//!
+//! # Moves
+//! | move | then |
+//! |---|---|
+//! | a ready queue is found empty | its alarm is armed, it is tried once more, and is ready no longer |
+//! | an alarm goes off | its queue is ready; the `get` that waits is woken, or else the next sleeper of the queue |
+//! | an item is taken | its queue is the last of those that are ready |
+//! | a queue is found closed and drained | it leaves the set |
+//!
+//! # Invariants
+//! 1. A queue that is not ready has its alarm armed, and was found empty after that.
+//! 2. A notification that a `get` did not come to use is passed on to the next sleeper of its queue when the `get` ends.
+//!
+//! # Death
+//! An alarm is a sleeper like any other: see `wait::sleepers`.
+//!
+//! # Cancel
+//! A dropped `get` has taken nothing, and passes its notifications on.
+
+use super::channel_core::ChannelCore;
+use super::queue::{Item, JoinableQueue, Queue};
+use super::ring::word;
+use crate::error::{Error, ErrorKind, Result};
+use crate::os::sync::lock;
+use crate::os::{fork, timer};
+use crate::wait::{self, WaitQueue};
+use futures_util::Stream;
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::hash::Hash;
+use std::marker::PhantomData;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
+
+/// Many queues as one: the next item of any of them, with the key of its queue.
+///
+/// It waits for thousands of queues as cheaply as for one: what a `get` costs depends on how many of them have items. Queues take
+/// turns, so that a busy one does not keep the others waiting. Others may get from the same queues meanwhile.
+///
+/// ```
+/// use multiprocess::{self as mp, Process, Queue, QueueSet};
+///
+/// async fn log(queue: Queue<String>, line: String) -> mp::Result<()> {
+///     queue.put(line).await?;
+///     queue.close();
+///     Ok(())
+/// }
+///
+/// fn main() -> mp::Result<()> {
+///     mp::run(async {
+///         let mut logs = QueueSet::new();
+///         for host in ["a", "b", "c"] {
+///             let queue = Queue::unbounded()?;
+///             logs.insert(host, &queue)?;
+///             Process::spawn(log, (queue, format!("hello from {host}")))?;
+///         }
+///         for _ in 0..3 {
+///             let (host, line) = logs.get().await?;
+///             assert_eq!(line, format!("hello from {host}"));
+///         }
+///         Ok(())
+///     })
+/// }
+/// ```
+///
+/// # Details
+/// - **Order.** The items of one queue come in order. Among queues that have items, the one that was served last is the last.
+/// - **Closing.** A queue that is closed and drained leaves the set. `get` of a set without queues is `Closed`.
+/// - **Death.** A process that is killed with a set harms nobody, as with the queues themselves.
+/// - **Cost.** 64 places for sleepers are in each queue; a set takes one of them in each of its queues while they are empty. A set
+///   stays in its process; the queues travel.
+pub struct QueueSet<K, T> {
+    entries: Vec<Option<Entry<K>>>,
+    keys: HashMap<K, usize>,
+    shared: Arc<Shared>,
+    item: PhantomData<fn() -> T>,
+}
+
+struct Entry<K> {
+    key: K,
+    core: Arc<ChannelCore>,
+    alarm: Arc<WaitQueue>,
+}
+
+impl<K> Drop for Entry<K> {
+    fn drop(&mut self) {
+        if !fork::is_forked() {
+            self.alarm.disarm();
+            // A notification that had come is for the next.
+            self.alarm.notify_one();
+        }
+    }
+}
+
+#[derive(Default)]
+struct Shared(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    ready: VecDeque<usize>,
+    flags: Vec<Flags>,
+    waker: Option<Waker>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Flags {
+    is_ready: bool,
+    /// Its alarm was armed, and no notification was seen since.
+    is_armed: bool,
+    /// A notification came, which a `get` has not come to use.
+    is_noticed: bool,
+}
+
+impl Shared {
+    /// Has the queue at `index` be looked into.
+    fn make_ready(&self, index: usize) {
+        lock(&self.0).make_ready(index);
+    }
+
+    /// The alarm of the queue at `index` is a new one.
+    fn begin(&self, index: usize) {
+        let mut state = lock(&self.0);
+        if state.flags.len() <= index {
+            state.flags.resize(index + 1, Flags::default());
+        }
+        state.flags[index].is_armed = false;
+        state.make_ready(index);
+    }
+
+    /// The alarm was just armed, in a `get`.
+    fn armed(&self, index: usize, alarm: &WaitQueue) {
+        let mut state = lock(&self.0);
+        state.flags[index].is_armed = alarm.is_armed();
+        if !state.flags[index].is_armed {
+            state.flags[index].is_noticed = true;
+            state.make_ready(index);
+        }
+    }
+
+    fn next_ready(&self) -> Option<usize> {
+        let mut state = lock(&self.0);
+        let index = state.ready.pop_front()?;
+        (state.flags[index].is_ready, state.flags[index].is_noticed) = (false, false);
+        Some(index)
+    }
+
+    /// The reaction to an alarm.
+    fn alarmed(&self, index: usize, alarm: &WaitQueue, core: &ChannelCore) {
+        let mut state = lock(&self.0);
+        let flags = state.flags[index];
+        let is_noticed = flags.is_armed && !alarm.is_armed();
+        if !is_noticed && (flags.is_ready || core.ring().is_empty_here()) {
+            return;
+        }
+        state.flags[index].is_armed = flags.is_armed && !is_noticed;
+        state.make_ready(index);
+        let waker = state.waker.take();
+        if waker.is_some() {
+            state.flags[index].is_noticed |= is_noticed;
+        }
+        drop(state);
+        match waker {
+            Some(waker) => waker.wake(),
+            // Nobody waits here at the moment.
+            None if is_noticed => alarm.notify_one(),
+            None => {}
+        }
+    }
+
+    /// Leaves a waker, unless there is something to look into.
+    fn sleep(&self, waker: &Waker) -> bool {
+        let mut state = lock(&self.0);
+        let sleeps = state.ready.is_empty();
+        let old = if sleeps { state.waker.replace(waker.clone()) } else { None };
+        drop(state);
+        drop(old);
+        sleeps
+    }
+
+    /// A `get` has ended: returns whose notifications it has not come to use.
+    fn stop_waiting(&self) -> Vec<usize> {
+        let mut state = lock(&self.0);
+        let waker = state.waker.take();
+        let State { ready, flags, .. } = &mut *state;
+        let unused = |index: &usize| std::mem::take(&mut flags[*index].is_noticed);
+        let unused = ready.iter().copied().filter(unused).collect();
+        drop(state);
+        drop(waker);
+        unused
+    }
+}
+
+impl State {
+    fn make_ready(&mut self, index: usize) {
+        if !std::mem::replace(&mut self.flags[index].is_ready, true) {
+            self.ready.push_back(index);
+        }
+    }
+}
+
+mod sealed {
+    pub trait Sealed {
+        fn source(&self) -> Source;
+    }
+
+    /// What a queue is within this crate.
+    pub struct Source(pub(in crate::channel) std::sync::Arc<super::ChannelCore>);
+}
+
+/// A [`Queue`] or a [`JoinableQueue`] of `T`: what a [`QueueSet`] takes.
+pub trait QueueOf<T>: sealed::Sealed {}
+
+impl<T> sealed::Sealed for Queue<T> {
+    fn source(&self) -> sealed::Source {
+        sealed::Source(self.core().clone())
+    }
+}
+impl<T> sealed::Sealed for JoinableQueue<T> {
+    fn source(&self) -> sealed::Source {
+        sealed::Source(self.core().clone())
+    }
+}
+impl<T> QueueOf<T> for Queue<T> {}
+impl<T> QueueOf<T> for JoinableQueue<T> {}
+
+impl<K, T> Default for QueueSet<K, T> {
+    fn default() -> Self {
+        Self { entries: Vec::new(), keys: HashMap::new(), shared: Arc::default(), item: PhantomData }
+    }
+}
+
+impl<K: Clone + Eq + Hash, T: Item> QueueSet<K, T> {
+    /// Creates a set without queues.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a queue, or puts it in the place of the one that has this key.
+    ///
+    /// # Errors
+    /// `Io` if the system refuses a resource.
+    pub fn insert(&mut self, key: K, queue: &impl QueueOf<T>) -> Result<()> {
+        self.remove(&key);
+        let free = self.entries.iter().position(Option::is_none).filter(|_| self.keys.len() < self.entries.len());
+        let index = free.unwrap_or(self.entries.len());
+        let core = queue.source().0;
+        let alarm = WaitQueue::new(core.ring().region().clone(), word::ITEMS, None)
+            .map_err(|error| Error::io("cannot add a queue to a set", error))?;
+        let (shared, weak, looked_into) = (Arc::downgrade(&self.shared), Arc::downgrade(&alarm), core.clone());
+        alarm.set_reader(move || {
+            if let (Some(shared), Some(alarm)) = (shared.upgrade(), weak.upgrade()) {
+                shared.alarmed(index, &alarm, &looked_into);
+            }
+        });
+        let entry = Some(Entry { key: key.clone(), core, alarm });
+        match self.entries.get_mut(index) {
+            Some(place) => *place = entry,
+            None => self.entries.push(entry),
+        }
+        self.keys.insert(key, index);
+        self.shared.begin(index);
+        Ok(())
+    }
+
+    /// Takes a queue out of the set; returns whether there was one with this key. Its items stay in it.
+    pub fn remove(&mut self, key: &K) -> bool {
+        let index = self.keys.remove(key);
+        index.is_some_and(|index| self.entries[index].take().is_some())
+    }
+
+    /// Takes the next item of any queue, with the key of that; waits while there is none. Cancel-safe: dropped, it has taken nothing.
+    ///
+    /// # Errors
+    /// `Closed` if there is no queue (any more), `Decode` if an item cannot be read as `T`: that item is gone, the set goes on. `Io`
+    /// outside a tokio runtime, or if the system refuses a resource that waiting needs.
+    pub async fn get(&mut self) -> Result<(K, T)> {
+        let waiting = Waiting(self);
+        std::future::poll_fn(|cx| waiting.0.poll(cx)).await
+    }
+
+    /// Takes the next item if there is one now.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// use multiprocess::{ErrorKind, Queue, QueueSet};
+    /// let (one, other) = (Queue::unbounded()?, Queue::unbounded()?);
+    /// let mut set = QueueSet::new();
+    /// set.insert(1, &one)?;
+    /// set.insert(2, &other)?;
+    /// other.try_put("item".to_string())?;
+    /// assert_eq!(set.try_get()?, (2, "item".to_string()));
+    /// assert_eq!(set.try_get().unwrap_err().kind(), ErrorKind::Empty);
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// `Empty`, else as [`get`](Self::get).
+    pub fn try_get(&mut self) -> Result<(K, T)> {
+        // An alarm is heard in a runtime only, and there is none perhaps.
+        (0..self.entries.len())
+            .filter(|index| self.entries[*index].is_some())
+            .for_each(|index| self.shared.make_ready(index));
+        for _ in 0..self.entries.len() {
+            let Some(index) = self.shared.next_ready() else { break };
+            let tried = self.take(index);
+            self.shared.make_ready(index);
+            if let Some(taken) = tried {
+                return taken;
+            }
+        }
+        match self.is_empty() {
+            true => Err(self.closed()),
+            false => Err(Error::new(ErrorKind::Empty, "all queues of the set are empty")),
+        }
+    }
+
+    /// [`get`](Self::get) that gives up after `timeout`, and then has taken nothing. Counted in real time: see
+    /// [Timeouts](crate#timeouts).
+    ///
+    /// # Errors
+    /// `Timeout`, `Io` where there is no tokio timer, else as [`get`](Self::get).
+    pub async fn get_timeout(&mut self, timeout: Duration) -> Result<(K, T)> {
+        let failed = |error| Error::io("cannot wait for a set of queues", error);
+        let late = || Err(Error::new(ErrorKind::Timeout, "no queue of the set had an item in time"));
+        timer::limited(timeout, self.get()).map_err(failed)?.await.unwrap_or_else(|_| late())
+    }
+
+    /// [`get`](Self::get) for plain functions: blocks this thread.
+    ///
+    /// # Panics
+    /// Inside async code, as tokio's blocking calls do.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    #[track_caller]
+    pub fn blocking_get(&mut self) -> Result<(K, T)> {
+        wait::refuse_inside_async();
+        wait::block_on(self.get()).map_err(|error| Error::io("cannot wait for a set of queues", error))?
+    }
+
+    /// The items with their keys as a stream, which ends when all queues are closed and drained. Dropping it loses nothing.
+    ///
+    /// ```
+    /// use futures::TryStreamExt;
+    /// # multiprocess::init();
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// let queue = multiprocess::Queue::unbounded()?;
+    /// queue.put(1).await?;
+    /// queue.close();
+    /// let mut set = multiprocess::QueueSet::new();
+    /// set.insert("only", &queue)?;
+    /// let items: Vec<_> = set.stream().try_collect().await?;
+    /// assert_eq!(items, [("only", 1)]);
+    /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+    /// ```
+    pub fn stream(&mut self) -> impl Stream<Item = Result<(K, T)>> + Unpin {
+        let items = futures_util::stream::unfold(Some(self), |set| async {
+            let set = set?;
+            match set.get().await {
+                Err(error) if error.kind() == ErrorKind::Closed => None,
+                // What waiting needs is not there, and will not be there at once.
+                Err(error) if error.kind() == ErrorKind::Io => Some((Err(error), None)),
+                item => Some((item, Some(set))),
+            }
+        });
+        Box::pin(items)
+    }
+
+    /// How many queues there are.
+    pub fn len(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// Whether there is no queue.
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
+    /// The keys of the queues, in no order.
+    pub fn keys(&self) -> impl Iterator<Item = &K> {
+        self.keys.keys()
+    }
+
+    fn closed(&self) -> Error {
+        Error::new(ErrorKind::Closed, "no queue is in the set, or all are closed and drained")
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(K, T)>> {
+        let coop = ready!(tokio::task::coop::poll_proceed(cx));
+        loop {
+            while let Some(index) = self.shared.next_ready() {
+                if let Some(taken) = self.take(index) {
+                    self.shared.make_ready(index);
+                    coop.made_progress();
+                    return Poll::Ready(taken);
+                }
+                if let Some(taken) = self.arm(index) {
+                    self.shared.make_ready(index);
+                    coop.made_progress();
+                    return Poll::Ready(taken);
+                }
+            }
+            let Some(entry) = self.entries.iter().flatten().next() else {
+                coop.made_progress();
+                return Poll::Ready(Err(self.closed()));
+            };
+            // Where an alarm was armed in another runtime, this one must answer.
+            entry.alarm.listen().map_err(failed)?;
+            if self.shared.sleep(cx.waker()) {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// The next item of one queue, if it has one; a queue that has come to its end leaves the set.
+    fn take(&mut self, index: usize) -> Option<Result<(K, T)>> {
+        let entry = self.entries.get(index)?.as_ref()?;
+        match entry.core.next_when_notified::<T>()? {
+            Ok(item) => Some(Ok((entry.key.clone(), item))),
+            Err(error) => {
+                let key = entry.key.clone();
+                let is_over = matches!(error.kind(), ErrorKind::Closed | ErrorKind::Corrupt);
+                if is_over {
+                    self.remove(&key);
+                }
+                (error.kind() != ErrorKind::Closed).then_some(Err(error))
+            }
+        }
+    }
+
+    /// Arms the alarm of a queue that is empty, and tries once more.
+    fn arm(&mut self, index: usize) -> Option<Result<(K, T)>> {
+        let entry = self.entries.get(index)?.as_ref()?;
+        match entry.alarm.arm() {
+            Ok(()) => {
+                self.shared.armed(index, &entry.alarm);
+                self.take(index)
+            }
+            Err(error) => Some(Err(failed(error))),
+        }
+    }
+}
+
+fn failed(error: std::io::Error) -> Error {
+    Error::io("cannot wait for a set of queues", error)
+}
+
+/// A `get`, which ends when this is dropped.
+struct Waiting<'a, K, T>(&'a mut QueueSet<K, T>);
+
+impl<K, T> Drop for Waiting<'_, K, T> {
+    fn drop(&mut self) {
+        if fork::is_forked() {
+            return;
+        }
+        for index in self.0.shared.stop_waiting() {
+            self.0.entries[index].iter().for_each(|entry| entry.alarm.notify_one());
+        }
+    }
+}
+
+impl<K: fmt::Debug, T> fmt::Debug for QueueSet<K, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("QueueSet").field("keys", &self.keys.keys()).finish_non_exhaustive()
+    }
+}

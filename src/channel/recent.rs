@@ -1,0 +1,451 @@
+//! The last values that were sent, for any number of readers: what a watch and a broadcast are made of.
+//!
+//! # State
+//! Words of the region's head, by name in [`word`]; then a row of three words for each slot: where its bytes lie in the region's
+//! file, how many fit there, and how many there are. Value `n` is in slot `n % slots`. Senders hold one end of a socket pair,
+//! readers look at the other: it hangs up when the last sender is gone.
+//!
+//! # Moves
+//! | from -> to | who | ordering | wakes |
+//! |---|---|---|---|
+//! | BEGUN n -> n + 1 | the holder of the lock | SeqCst, before a byte of slot `n % slots` changes | - |
+//! | bytes and row of that slot | the holder of the lock | by system call, and Release | - |
+//! | SENT n -> n + 1 | the holder of the lock | SeqCst: publishes the value | all |
+//!
+//! # Invariants
+//! 1. Value `n` lies whole in its slot from SENT > n until BEGUN > n + slots. A reader copies it, looks at BEGUN, and throws away a
+//!    copy that came too late. So a reader holds up nobody, and a sender no reader.
+//! 2. One more slot than values that may be asked for: while a value is written, all those can be read.
+//! 3. Rows are claims: a copy of what they say is bounded by the file, and is thrown away if they changed meanwhile.
+//!
+//! # Death
+//! | killed | survivors see | repaired by |
+//! |---|---|---|
+//! | sending, before SENT | nothing; a value that is as old as can be may be gone | the next sender, which takes the lock over |
+//! | sending, after SENT | the value; its recovery makes all sleepers try | - |
+//! | the last sender | a socket that has hung up: what was sent, and then `Closed` | - |
+//! | reading | nothing | - |
+//!
+//! # Cancel
+//! A send awaits nothing. A dropped wait has taken nothing.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::os::sync::lock;
+use crate::os::{fault, memfd, named, socket};
+use crate::shm::atomic::{AtomicU64, fence};
+use crate::shm::family::Family;
+use crate::shm::mapped::Mapped;
+use crate::shm::region::{PAGE, Region};
+use crate::shm::robust_lock::RobustLock;
+use crate::wait::{Hangup, WaitQueue, sleepers};
+use crate::wire::{self, Attachment, Parcel, attach};
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::Ordering::*;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+mod word {
+    use super::sleepers;
+    pub(super) const MAGIC: usize = 0;
+    pub(super) const SLOTS: usize = 1;
+    pub(super) const LOCK: usize = 2;
+    pub(super) const BEGUN: usize = 3;
+    pub(super) const SENT: usize = 4;
+    /// Where the next bytes can be placed.
+    pub(super) const END: usize = 5;
+    pub(super) const LINE: usize = 8;
+    pub(super) const ROWS: usize = LINE + sleepers::LEN;
+}
+
+/// Words of a row.
+const OFFSET: usize = 0;
+const ROOM: usize = 1;
+const LEN: usize = 2;
+const ROW: usize = 3;
+
+const MAGIC: u64 = u64::from_be_bytes(*b"mpRcnt01");
+/// Values that one of these keeps at most.
+pub(super) const MOST: usize = 1 << 20;
+/// Bytes that a slot has room for at least.
+const LEAST_ROOM: u64 = 64;
+/// From this size on a length that is read is checked against the file before memory is taken for it.
+const LARGE: u64 = 1 << 20;
+
+/// What it is for its users, and so how it is read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(super) enum Shape {
+    Watch,
+    Broadcast,
+}
+
+impl Shape {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Watch => "watch",
+            Self::Broadcast => "broadcast",
+        }
+    }
+}
+
+/// What a reader finds.
+pub(super) enum Found {
+    Value(Vec<u8>),
+    NotYet,
+    /// So many values from there on are not kept any more.
+    Lagged(u64),
+}
+
+pub(super) struct Recent {
+    region: Arc<Region>,
+    line: Arc<WaitQueue>,
+    hangup: Arc<Hangup>,
+    /// Hangs up when no sender is left.
+    senders: Arc<OwnedFd>,
+    family: &'static Family,
+    shape: Shape,
+    slots: u64,
+    /// The senders of this process take turns before they try for the lock.
+    turn: Mutex<()>,
+}
+
+static MAPPED: Mapped<Recent> = Mapped::new();
+
+/// What keeps readers from `Closed`: one end of the socket pair.
+#[derive(Clone)]
+pub(super) struct Alive(Arc<OwnedFd>);
+
+/// What a handle tells beside its descriptors.
+type Facts = (Shape, u64);
+
+fn head_len(slots: u64) -> u64 {
+    ((word::ROWS as u64 + ROW as u64 * slots) * 8).next_multiple_of(PAGE)
+}
+
+impl Recent {
+    /// One that keeps `kept` values.
+    pub(super) fn create(shape: Shape, kept: usize) -> Result<(Arc<Self>, Alive)> {
+        let create = || {
+            let slots = kept as u64 + 1;
+            let region = Region::create("multiprocess-recent", head_len(slots) as usize, head_len(slots))?;
+            let words = region.words();
+            words[word::SLOTS].store(slots, Relaxed);
+            words[word::END].store(head_len(slots), Relaxed);
+            words[word::MAGIC].store(MAGIC, Release);
+            let (ours, theirs) = socket::packet_pair()?;
+            let recent = Self::of(Arc::new(region), Arc::new(theirs), shape, slots)?;
+            let recent = MAPPED.or_make(recent.region.identity(), || Ok(recent.clone()))?;
+            Ok((recent, Alive(Arc::new(ours))))
+        };
+        create().map_err(|error: io::Error| Error::io(format_args!("cannot create a {}", shape.name()), error))
+    }
+
+    fn of(region: Arc<Region>, senders: Arc<OwnedFd>, shape: Shape, slots: u64) -> io::Result<Arc<Self>> {
+        let hangup = Hangup::new(senders.clone());
+        let line = WaitQueue::new(region.clone(), word::LINE, Some(hangup.clone()))?;
+        hangup.concerns(&[&line]);
+        let (family, turn) = (Family::get()?, Mutex::default());
+        Ok(Arc::new(Self { region, line, hangup, senders, family, shape, slots, turn }))
+    }
+
+    fn open(memory: OwnedFd, senders: OwnedFd, (shape, slots): Facts) -> io::Result<Arc<Self>> {
+        MAPPED.or_make(memfd::identity(memory.as_fd())?, || {
+            let invalid = || io::Error::new(io::ErrorKind::InvalidData, format!("it is no {}", shape.name()));
+            if slots < 2 || slots > MOST as u64 + 1 {
+                return Err(invalid());
+            }
+            let region = Region::open(memory, head_len(slots) as usize)?;
+            let words = region.words();
+            if words[word::MAGIC].load(Acquire) != MAGIC || words[word::SLOTS].load(Acquire) != slots {
+                return Err(invalid());
+            }
+            Self::of(Arc::new(region), Arc::new(senders), shape, slots)
+        })
+    }
+
+    fn facts(&self) -> Facts {
+        (self.shape, self.slots)
+    }
+
+    pub(super) fn line(&self) -> &Arc<WaitQueue> {
+        &self.line
+    }
+
+    fn word(&self, index: usize) -> &AtomicU64 {
+        &self.region.words()[index]
+    }
+
+    fn row(&self, number: u64) -> &[AtomicU64] {
+        let first = word::ROWS + ROW * (number % self.slots) as usize;
+        &self.region.words()[first..first + ROW]
+    }
+
+    /// How many values have been sent.
+    pub(super) fn sent(&self) -> u64 {
+        self.word(word::SENT).load(SeqCst)
+    }
+
+    /// The number of the oldest value that may be asked for.
+    pub(super) fn oldest(&self) -> u64 {
+        self.sent().saturating_sub(self.slots - 1)
+    }
+
+    /// Sends a value. Nothing was sent if this fails.
+    pub(super) fn send<T: Serialize + 'static>(&self, value: &T) -> Result<()> {
+        let message = wire::encode(value)?;
+        if !message.attachments.is_empty() {
+            let why = format!(
+                "a value in a {} is read by any number of processes, so it must have no handle in it (a queue, a lock, a \
+                 descriptor): send such a value through a queue or a pipe",
+                self.shape.name()
+            );
+            return Err(Error::new(ErrorKind::Encode, why));
+        }
+        let failed = |error| Error::io(format_args!("cannot send to a {}", self.shape.name()), error);
+        self.push(message.payload(value)).map_err(failed)?;
+        self.line.notify_all();
+        Ok(())
+    }
+
+    fn push(&self, bytes: &[u8]) -> io::Result<()> {
+        let me = self.family.me()?;
+        let _turn = lock(&self.turn);
+        let latch = RobustLock(self.word(word::LOCK));
+        let mut tries = 0;
+        while latch.try_take(me, self.family).is_none() {
+            tries += 1;
+            match tries {
+                ..100 => std::thread::yield_now(),
+                100..10_000 => std::thread::sleep(Duration::from_micros(100)),
+                _ => {
+                    let why = "another process is in the middle of a send, and is stopped";
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+                }
+            }
+        }
+        fault::point("send.taken");
+        let pushed = self.push_locked(bytes);
+        // Who waits for the lock looks again by itself.
+        let _ = latch.release();
+        fault::point("send.released");
+        pushed
+    }
+
+    fn push_locked(&self, bytes: &[u8]) -> io::Result<()> {
+        let number = self.sent();
+        let (row, len) = (self.row(number), bytes.len() as u64);
+        self.word(word::BEGUN).store(number.wrapping_add(1), SeqCst);
+        fault::point("send.begun");
+        if row[ROOM].load(Acquire) < len {
+            self.make_room(row, len)?;
+        }
+        named::write(self.region.fd().as_fd(), row[OFFSET].load(Acquire), bytes)?;
+        row[LEN].store(len, Release);
+        fault::point("send.written");
+        self.word(word::SENT).store(number.wrapping_add(1), SeqCst);
+        fault::point("send.published");
+        Ok(())
+    }
+
+    /// Gives a slot a larger place. A death in here leaves the old place or the new one, with room for no more than it has.
+    fn make_room(&self, row: &[AtomicU64], len: u64) -> io::Result<()> {
+        let room = len.max(LEAST_ROOM).next_power_of_two();
+        // What fills pages begins with one, so that it can be given back.
+        let grain = if room >= PAGE { PAGE } else { LEAST_ROOM };
+        let offset = self.word(word::END).load(Acquire).next_multiple_of(grain);
+        self.region.reserve(offset, room)?;
+        self.word(word::END).store(offset + room, Release);
+        let (old, old_room) = (row[OFFSET].load(Acquire), row[ROOM].load(Acquire));
+        row[OFFSET].store(offset, Release);
+        row[ROOM].store(room, Release);
+        if old_room >= PAGE && old.is_multiple_of(PAGE) {
+            // Failing to give memory back costs memory, nothing else.
+            let _ = memfd::give_back(self.region.fd().as_fd(), old, old_room);
+        }
+        Ok(())
+    }
+
+    /// Value `number`, if it is there.
+    pub(super) fn find(&self, number: u64) -> io::Result<Found> {
+        loop {
+            let oldest = self.oldest();
+            if number >= self.sent() {
+                return Ok(Found::NotYet);
+            }
+            if number < oldest {
+                return Ok(Found::Lagged(oldest - number));
+            }
+            let copied = self.copy(self.row(number));
+            fence(SeqCst);
+            if self.word(word::BEGUN).load(SeqCst) <= number.saturating_add(self.slots) {
+                return copied.map(Found::Value);
+            }
+        }
+    }
+
+    fn copy(&self, row: &[AtomicU64]) -> io::Result<Vec<u8>> {
+        let (offset, len) = (row[OFFSET].load(Acquire), row[LEN].load(Acquire));
+        if len >= LARGE {
+            self.region.check_extent(offset, len)?;
+        }
+        let mut bytes = vec![0; len as usize];
+        named::read(self.region.fd().as_fd(), offset, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Value `number`, for an attempt that is made again when one is sent and when the last sender goes; or the error that ends
+    /// the wait for it.
+    pub(super) fn next(&self, number: u64) -> Option<Result<Vec<u8>>> {
+        self.look(|| self.find(number), Hangup::is_known)
+    }
+
+    /// The same now.
+    pub(super) fn try_next(&self, number: u64) -> Option<Result<Vec<u8>>> {
+        self.look(|| self.find(number), Hangup::has_happened)
+    }
+
+    fn look(&self, find: impl Fn() -> io::Result<Found>, is_gone: fn(&Hangup) -> bool) -> Option<Result<Vec<u8>>> {
+        let failed = |error| Error::io(format_args!("cannot read from a {}", self.shape.name()), error);
+        let found = |found: io::Result<Found>| match found {
+            Ok(Found::Value(bytes)) => Some(Ok(bytes)),
+            Ok(Found::NotYet) => None,
+            Ok(Found::Lagged(skipped)) => Some(Err(Error::lagged_by(skipped))),
+            Err(error) => Some(Err(failed(error))),
+        };
+        // What was sent before the last sender went comes first: look once more.
+        found(find()).or_else(|| if is_gone(&self.hangup) { found(find()).or(Some(Err(self.closed()))) } else { None })
+    }
+
+    /// Whether all senders are gone, as of now.
+    pub(super) fn is_closed(&self) -> bool {
+        self.hangup.has_happened()
+    }
+
+    /// The same for an attempt that is made again when it happens.
+    pub(super) fn is_known_closed(&self) -> bool {
+        self.hangup.is_known()
+    }
+
+    pub(super) fn closed(&self) -> Error {
+        Error::new(ErrorKind::Closed, format!("all senders of the {} are gone", self.shape.name()))
+    }
+
+    pub(super) fn failed(&self, error: io::Error) -> Error {
+        Error::io(format_args!("cannot wait for a {}", self.shape.name()), error)
+    }
+
+    pub(super) fn timed_out(&self) -> Error {
+        Error::new(ErrorKind::Timeout, format!("nothing was sent to the {} in time", self.shape.name()))
+    }
+
+    fn attachments(&self) -> [Attachment; 2] {
+        [self.region.fd(), &self.senders].map(|fd| Attachment::Shared(fd.clone()))
+    }
+}
+
+/// The value that `bytes` are.
+pub(super) fn decode<T: DeserializeOwned + 'static>(bytes: Vec<u8>) -> Result<T> {
+    wire::decode(Parcel { bytes, fds: Vec::new() })
+}
+
+/// A reader travels as the memory and the socket that tells of the senders; `place`: what else it has.
+pub(super) fn serialize_reader<S: Serializer>(recent: &Recent, place: u64, serializer: S) -> Result<S::Ok, S::Error> {
+    attach::serialize_handle(serializer, recent.attachments(), (recent.facts(), place))
+}
+
+pub(super) fn deserialize_reader<'de, D: Deserializer<'de>>(
+    shape: Shape,
+    deserializer: D,
+) -> Result<(Arc<Recent>, u64), D::Error> {
+    let ([memory, senders], (facts, place)): (_, (Facts, u64)) = attach::deserialize_handle(deserializer)?;
+    Ok((open::<D>(shape, memory, senders, facts)?, place))
+}
+
+/// A sender travels as the same, and as what tells that it is there.
+pub(super) fn serialize_sender<S: Serializer>(
+    recent: &Recent,
+    alive: &Alive,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    let alive = [Attachment::Shared(alive.0.clone())];
+    attach::serialize_handle(serializer, recent.attachments().into_iter().chain(alive), recent.facts())
+}
+
+pub(super) fn deserialize_sender<'de, D: Deserializer<'de>>(
+    shape: Shape,
+    deserializer: D,
+) -> Result<(Arc<Recent>, Alive), D::Error> {
+    let ([memory, senders, alive], facts): (_, Facts) = attach::deserialize_handle(deserializer)?;
+    Ok((open::<D>(shape, memory, senders, facts)?, Alive(Arc::new(alive))))
+}
+
+fn open<'de, D: Deserializer<'de>>(
+    shape: Shape,
+    memory: OwnedFd,
+    senders: OwnedFd,
+    facts: Facts,
+) -> Result<Arc<Recent>, D::Error> {
+    if facts.0 != shape {
+        return Err(D::Error::custom(format_args!("not a {} but a {}", shape.name(), facts.0.name())));
+    }
+    let failed = |error| D::Error::custom(format_args!("a {} cannot be opened: {error}", shape.name()));
+    Recent::open(memory, senders, facts).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn texts(recent: &Recent, numbers: std::ops::Range<u64>) -> Vec<String> {
+        let text = |number| match recent.find(number).unwrap() {
+            Found::Value(bytes) => decode::<String>(bytes).unwrap(),
+            Found::NotYet => "-".into(),
+            Found::Lagged(by) => format!("lagged {by}"),
+        };
+        numbers.map(text).collect()
+    }
+
+    #[test]
+    fn the_last_values_are_kept_and_older_ones_are_counted() {
+        let (recent, _alive) = Recent::create(Shape::Broadcast, 2).unwrap();
+        assert_eq!(texts(&recent, 0..1), ["-"]);
+        for text in ["a", "b", "c"] {
+            recent.send(&text.to_string()).unwrap();
+        }
+        assert_eq!(texts(&recent, 0..4), ["lagged 1", "b", "c", "-"]);
+    }
+
+    #[test]
+    fn values_of_any_size_take_turns_in_a_slot() {
+        let (recent, _alive) = Recent::create(Shape::Broadcast, 1).unwrap();
+        let sizes = [0, 1, 63, 64, 65, 5000, 3, 1 << 20, 10, 3 << 20, 70_000];
+        for (number, size) in sizes.into_iter().enumerate() {
+            let text = "x".repeat(size);
+            recent.send(&text).unwrap();
+            assert!(texts(&recent, number as u64..number as u64 + 1)[0] == text, "{size}");
+        }
+    }
+
+    #[test]
+    fn a_value_that_is_overwritten_while_it_is_copied_is_thrown_away() {
+        let (recent, _alive) = Recent::create(Shape::Broadcast, 1).unwrap();
+        recent.send(&"a".to_string()).unwrap();
+        recent.send(&"b".to_string()).unwrap();
+        // A sender died when it had begun the third, which is where the first was; the second is still there.
+        recent.word(word::BEGUN).store(3, SeqCst);
+        assert_eq!(texts(&recent, 0..2), ["lagged 1", "b"]);
+    }
+
+    #[test]
+    fn a_row_that_leads_out_of_the_file_is_an_error() {
+        let (recent, _alive) = Recent::create(Shape::Broadcast, 1).unwrap();
+        recent.send(&"a".to_string()).unwrap();
+        for (offset, len) in [(1 << 50, 5), (1 << 62, 1 << 32), (8192, u64::MAX >> 2)] {
+            recent.row(0)[OFFSET].store(offset, SeqCst);
+            recent.row(0)[LEN].store(len, SeqCst);
+            assert!(recent.find(0).is_err(), "{offset} {len}");
+        }
+    }
+}

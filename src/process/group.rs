@@ -1,0 +1,244 @@
+//! Children that belong together.
+#![forbid(unsafe_code)]
+
+use super::function::{Arguments, Function, captures_nothing};
+use super::info::ProcessInfo;
+use super::process::{Process, ProcessBuilder};
+use crate::error::Result;
+use crate::os::timer;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use serde::de::DeserializeOwned;
+use std::collections::VecDeque;
+use std::fmt;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+/// Child processes that belong together: what `tokio::task::JoinSet` is for tasks.
+///
+/// Their results come in the order in which they end. When the group is dropped, all of them end.
+///
+/// ```
+/// use multiprocess::{self as mp, Group};
+///
+/// fn main() -> mp::Result<()> {
+///     mp::run(async {
+///         let mut group = Group::new();
+///         for n in [1, 2, 3] {
+///             group.spawn(|n: u32| n * n, (n,))?;
+///         }
+///         let mut sum = 0;
+///         while let Some(square) = group.join_next().await {
+///             sum += square?;
+///         }
+///         assert_eq!(sum, 14);
+///         Ok(())
+///     })
+/// }
+/// ```
+///
+/// # Details
+/// - **Drop.** Dropping the group kills (SIGKILL) the children that still run, and does not wait for their end.
+///   [`shutdown`](Self::shutdown) asks them first.
+/// - **Death.** A child that is killed is an error for itself only. The children of a process that is killed end with it.
+/// - **Cancel.** A dropped [`join_next`](Self::join_next) or [`shutdown`](Self::shutdown) loses no result.
+pub struct Group<R> {
+    running: FuturesUnordered<Member<R>>,
+    /// Those that ended during a `shutdown`, which may have been dropped.
+    ended: VecDeque<(ProcessInfo, Result<R>)>,
+}
+
+/// A child, until it has ended.
+struct Member<R> {
+    process: Process<R>,
+    result: Option<Result<R>>,
+}
+
+impl<R> Unpin for Member<R> {}
+
+impl<R: DeserializeOwned + 'static> Future for Member<R> {
+    type Output = (ProcessInfo, Result<R>);
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if self.result.is_none() {
+            let result = ready!(Pin::new(&mut self.process).poll(cx));
+            self.result = Some(result);
+        }
+        // One that goes on after its result would be killed when it is dropped. A lost exit status is no matter here.
+        let _ = ready!(pin!(self.process.wait()).poll(cx));
+        let info = self.process.info().clone();
+        match self.result.take() {
+            Some(result) => Poll::Ready((info, result)),
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl<R> Default for Group<R> {
+    fn default() -> Self {
+        Self { running: FuturesUnordered::new(), ended: VecDeque::new() }
+    }
+}
+
+impl<R: DeserializeOwned + 'static> Group<R> {
+    /// Creates a group without children.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Starts a child that runs `f(args..)`, as [`Process::spawn`] does, and tells who it is.
+    ///
+    /// # Errors
+    /// As [`Process::spawn`].
+    pub fn spawn<F, A, M>(&mut self, f: F, args: A) -> Result<ProcessInfo>
+    where
+        F: Function<A, M, Output = R>,
+        A: Arguments,
+    {
+        const { captures_nothing::<F>() };
+        self.spawn_with(ProcessBuilder::default(), f, args)
+    }
+
+    /// The same with options. Whatever they say of `kill_on_drop`, the child ends with the group.
+    ///
+    /// ```
+    /// use multiprocess::{self as mp, Group, Process};
+    /// # fn main() -> mp::Result<()> { mp::run(async {
+    /// let mut group = Group::new();
+    /// let child = group.spawn_with(Process::builder().name("painter"), || 1, ())?;
+    /// assert_eq!(child.name(), "painter");
+    /// # assert_eq!(group.join_next().await.unwrap()?, 1);
+    /// # Ok(()) }) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Process::spawn`].
+    pub fn spawn_with<F, A, M>(&mut self, options: ProcessBuilder, f: F, args: A) -> Result<ProcessInfo>
+    where
+        F: Function<A, M, Output = R>,
+        A: Arguments,
+    {
+        const { captures_nothing::<F>() };
+        let process = options.kill_on_drop(true).spawn(f, args)?;
+        let info = process.info().clone();
+        self.running.push(Member { process, result: None });
+        Ok(info)
+    }
+
+    /// Waits until the next child has ended, and returns what its function returned; `None` if there is no child.
+    ///
+    /// Cancel-safe: dropped, it has taken no result. A child whose function has returned, and that still waits for blocking tasks or
+    /// children of its own, has not ended.
+    pub async fn join_next(&mut self) -> Option<Result<R>> {
+        Some(self.join_next_with_info().await?.1)
+    }
+
+    /// The same, and who it was.
+    ///
+    /// ```
+    /// use multiprocess::{self as mp, Group};
+    /// # fn main() -> mp::Result<()> { mp::run(async {
+    /// let mut group = Group::new();
+    /// let child = group.spawn(std::process::id, ())?;
+    /// let (who, pid) = group.join_next_with_info().await.expect("there is one");
+    /// assert_eq!((who.pid(), pid?), (child.pid(), child.pid()));
+    /// # Ok(()) }) }
+    /// ```
+    pub async fn join_next_with_info(&mut self) -> Option<(ProcessInfo, Result<R>)> {
+        match self.ended.pop_front() {
+            Some(ended) => Some(ended),
+            None => self.running.next().await,
+        }
+    }
+
+    /// Waits until all have ended, and returns what their functions returned, in the order in which they ended.
+    ///
+    /// Cancel-safe: dropped, it has taken no result.
+    ///
+    /// ```
+    /// use multiprocess::{self as mp, Group};
+    /// # fn main() -> mp::Result<()> { mp::run(async {
+    /// let mut group = Group::new();
+    /// group.spawn(|| 1, ())?;
+    /// assert_eq!(group.join_all().await.into_iter().collect::<mp::Result<Vec<_>>>()?, [1]);
+    /// # Ok(()) }) }
+    /// ```
+    pub async fn join_all(&mut self) -> Vec<Result<R>> {
+        self.all_end().await;
+        self.take_results()
+    }
+
+    async fn all_end(&mut self) {
+        while let Some(ended) = self.running.next().await {
+            self.ended.push_back(ended);
+        }
+    }
+
+    fn take_results(&mut self) -> Vec<Result<R>> {
+        std::mem::take(&mut self.ended).into_iter().map(|(_, result)| result).collect()
+    }
+
+    /// Asks all children to end (SIGTERM), kills those that have not ended after `grace`, waits for them, and returns what they came
+    /// to, in the order in which they ended.
+    ///
+    /// A child that ended by one of these signals is an error of kind `ProcessDied`. Dropped, it has asked, and has lost no result.
+    ///
+    /// ```
+    /// use multiprocess::{self as mp, Group};
+    /// use std::time::Duration;
+    /// # fn main() -> mp::Result<()> { mp::run(async {
+    /// let mut group = Group::new();
+    /// group.spawn(std::future::pending::<()>, ())?;
+    /// let results = group.shutdown(Duration::from_secs(5)).await;
+    /// assert_eq!(results[0].as_ref().unwrap_err().kind(), mp::ErrorKind::ProcessDied);
+    /// # Ok(()) }) }
+    /// ```
+    pub async fn shutdown(&mut self, grace: Duration) -> Vec<Result<R>> {
+        // A signal fails for what has ended, and in a process that was forked from this one, which has no children.
+        self.running.iter().for_each(|member| drop(member.process.terminate()));
+        let deadline = Instant::now().checked_add(grace);
+        let in_time = match deadline {
+            Some(deadline) => timer::by(deadline, self.all_end()).await.is_ok(),
+            None => {
+                self.all_end().await;
+                true
+            }
+        };
+        if !in_time {
+            self.kill_all();
+            self.all_end().await;
+        }
+        self.take_results()
+    }
+
+    /// How many children have not been joined.
+    pub fn len(&self) -> usize {
+        self.running.len() + self.ended.len()
+    }
+
+    /// Whether there is no child to join.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl<R> Group<R> {
+    /// Kills all children that still run (SIGKILL). Their results are joined as before.
+    pub fn kill_all(&self) {
+        self.running.iter().for_each(|member| drop(member.process.kill()));
+    }
+
+    /// Lets all children go: they run on, and are not joined.
+    pub fn detach_all(&mut self) {
+        std::mem::take(&mut self.running).into_iter().for_each(|member| member.process.detach());
+        self.ended.clear();
+    }
+}
+
+impl<R> fmt::Debug for Group<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let running: Vec<_> = self.running.iter().map(|member| member.process.info()).collect();
+        f.debug_struct("Group").field("running", &running).field("ended", &self.ended.len()).finish()
+    }
+}

@@ -1,0 +1,124 @@
+//! When a child is started again, how often, and after which time.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// When a supervised child is started again, how often, and after which time; see
+/// [`ProcessBuilder::restart`](crate::ProcessBuilder::restart).
+///
+/// ```
+/// use multiprocess::Restart;
+/// use std::time::Duration;
+///
+/// let restart = Restart::on_failure()
+///     .max(3, Duration::from_secs(60))
+///     .back_off(Duration::from_millis(50), Duration::from_secs(5));
+/// # let _ = restart;
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Restart {
+    pub(super) also_success: bool,
+    most: usize,
+    within: Duration,
+    first: Duration,
+    longest: Duration,
+}
+
+impl Restart {
+    /// Again whenever the child failed: it panicked, was killed, or ended before its function returned. A function that returned has
+    /// succeeded, whatever it returned: one that is to be started again after an error panics with it, or exits.
+    pub fn on_failure() -> Self {
+        let (first, longest) = (Duration::from_millis(100), Duration::from_secs(5));
+        Self { also_success: false, most: 5, within: Duration::from_secs(10), first, longest }
+    }
+
+    /// Again whenever it has ended, also when its function has returned.
+    pub fn always() -> Self {
+        Self { also_success: true, ..Self::on_failure() }
+    }
+
+    /// At most `restarts` within any span of `within`: the next one is given up with an error of kind `RestartLimit`. Default: 5
+    /// within 10 seconds.
+    pub fn max(mut self, restarts: usize, within: Duration) -> Self {
+        (self.most, self.within) = (restarts, within);
+        self
+    }
+
+    /// How long to wait before a restart: `first`, and twice as long each time, up to `longest`. After a child has run for as long as
+    /// the span given to [`max`](Self::max), it is `first` again. Default: 100 ms to 5 s. With [`Duration::ZERO`] there is no wait.
+    pub fn back_off(mut self, first: Duration, longest: Duration) -> Self {
+        (self.first, self.longest) = (first, longest.max(first));
+        self
+    }
+}
+
+/// What has come of a supervision so far.
+#[derive(Default)]
+pub(super) struct History {
+    /// When it was restarted, within the last span, and why.
+    restarts: VecDeque<(Instant, String)>,
+    /// Since the last time that it ran long.
+    in_a_row: u32,
+}
+
+impl History {
+    /// It has ended, after it ran for `ran`: how long to wait before the next start, or `None` if it is to be given up.
+    pub(super) fn next(&mut self, restart: &Restart, now: Instant, ran: Duration, cause: String) -> Option<Duration> {
+        let is_old = |(at, _): &(Instant, String)| now.duration_since(*at) > restart.within;
+        while self.restarts.front().is_some_and(is_old) {
+            self.restarts.pop_front();
+        }
+        if ran >= restart.within {
+            self.in_a_row = 0;
+        }
+        let is_over = self.restarts.len() >= restart.most;
+        self.restarts.push_back((now, cause));
+        if is_over {
+            return None;
+        }
+        let doubled = restart.first.saturating_mul(1_u32.checked_shl(self.in_a_row).unwrap_or(u32::MAX));
+        self.in_a_row = self.in_a_row.saturating_add(1);
+        Some(doubled.min(restart.longest))
+    }
+
+    /// Why it ended the last times, the last one last.
+    pub(super) fn causes(&self) -> impl Iterator<Item = &str> {
+        self.restarts.iter().map(|(_, cause)| &**cause)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn waits_double_up_to_the_longest_and_begin_anew_after_a_long_run() {
+        let restart = Restart::on_failure().max(100, 10 * SECOND).back_off(SECOND, 5 * SECOND);
+        let (mut history, now) = (History::default(), Instant::now());
+        let mut next = |ran| history.next(&restart, now, ran, String::new()).map(|wait| wait.as_secs());
+        assert_eq!([next(SECOND), next(SECOND), next(SECOND), next(SECOND)], [Some(1), Some(2), Some(4), Some(5)]);
+        assert_eq!([next(10 * SECOND), next(SECOND)], [Some(1), Some(2)]);
+    }
+
+    #[test]
+    fn more_restarts_than_permitted_within_the_span_are_given_up_with_their_causes() {
+        let restart = Restart::on_failure().max(2, 10 * SECOND).back_off(Duration::ZERO, Duration::ZERO);
+        let (mut history, start) = (History::default(), Instant::now());
+        let mut next = |at: u32, cause: &str| history.next(&restart, start + at * SECOND, SECOND, cause.into());
+        assert_eq!([next(0, "a"), next(8, "b"), next(11, "c")], [Some(Duration::ZERO); 3]);
+        assert_eq!(next(12, "d"), None);
+        assert_eq!(history.causes().collect::<Vec<_>>(), ["b", "c", "d"]);
+    }
+
+    #[test]
+    fn no_restart_at_all_and_very_many_are_possible() {
+        let (mut history, now) = (History::default(), Instant::now());
+        assert_eq!(history.next(&Restart::always().max(0, SECOND), now, SECOND, String::new()), None);
+        let restart = Restart::always().max(usize::MAX, Duration::MAX).back_off(SECOND, Duration::MAX);
+        for _ in 0..100 {
+            assert!(history.next(&restart, now, Duration::ZERO, String::new()).is_some());
+        }
+    }
+}

@@ -1,0 +1,356 @@
+//! The face of a supervised child, and the task that keeps it up.
+//!
+//! The task owns the process, one after the other. It ends with the last result, when it is told to stop, or when its handle is
+//! dropped, which aborts it and so kills the process.
+
+use super::restart::{History, Restart};
+use crate::channel::{WatchReceiver, WatchSender, watch};
+use crate::error::{Error, ErrorKind, Result};
+use crate::os::timer;
+use crate::process::function::{Arguments, Function, captures_nothing};
+use crate::process::{Process, ProcessBuilder, Task, Work};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
+
+impl ProcessBuilder {
+    /// Has the child started again whenever it fails, within limits: a supervised child, as systemd and OTP have it.
+    ///
+    /// ```
+    /// use multiprocess::{self as mp, Process, Restart, Value};
+    /// use std::time::Duration;
+    ///
+    /// fn serve(starts: Value<u32>) -> u32 {
+    ///     let start = starts.fetch_add(1) + 1;
+    ///     assert!(start == 3, "not this time");
+    ///     start
+    /// }
+    ///
+    /// fn main() -> mp::Result<()> {
+    ///     mp::run(async {
+    ///         let again = Restart::on_failure().max(5, Duration::from_secs(60)).back_off(Duration::ZERO, Duration::ZERO);
+    ///         let starts = Value::new(0)?;
+    ///         let mut server = Process::builder().name("server").restart(again).spawn(serve, (starts,))?;
+    ///         assert_eq!(server.wait().await?, 3);
+    ///         assert_eq!(server.restarts(), 2);
+    ///         Ok(())
+    ///     })
+    /// }
+    /// ```
+    pub fn restart(self, restart: Restart) -> SupervisedBuilder {
+        SupervisedBuilder { process: self, restart }
+    }
+}
+
+/// The options of a supervised child; made by [`ProcessBuilder::restart`].
+#[derive(Debug)]
+#[must_use = "nothing starts before `spawn`"]
+pub struct SupervisedBuilder {
+    process: ProcessBuilder,
+    restart: Restart,
+}
+
+impl SupervisedBuilder {
+    /// Starts the child, and a task of the current runtime that keeps it up.
+    ///
+    /// The arguments are encoded once, and each start gets a copy. What they refer to exists as long as the supervision: the other
+    /// end of a pipe, for example, is not told when only the child ends. Standard streams can be inherited, `/dev/null` or a file,
+    /// and not a pipe to this process, which would belong to one of the starts.
+    ///
+    /// # Errors
+    /// As [`Process::spawn`], if the first start fails. `Other` outside a tokio runtime; `Spawn` for a stream that is
+    /// [`piped`](crate::Stdio::piped); `Io` if no memory or descriptor is left.
+    pub fn spawn<F, A, M>(self, f: F, args: A) -> Result<Supervised<F::Output>>
+    where
+        F: Function<A, M>,
+        A: Arguments,
+    {
+        const { captures_nothing::<F>() };
+        let work = Task::of(f, args).into_work()?;
+        let outside =
+            |_| Error::other("a supervised process needs a tokio runtime around it (multiprocess::run makes one)");
+        let runtime = Handle::try_current().map_err(outside)?;
+        let options = self.process.kill_on_drop(true).named();
+        let first = options.again()?.start_work(&work)?;
+        let name = first.name().to_string();
+        let running = SupervisedState::Running { pid: first.pid(), restarts: 0 };
+        let (sender, states) = watch(running)?;
+        let shared = Arc::new(Shared { restarts: AtomicU64::new(0), pid: AtomicU32::new(first.pid()) });
+        let (stop, stopped) = tokio::sync::watch::channel(None);
+        let supervision = Supervision { options, work, restart: self.restart, states: sender, shared: shared.clone() };
+        let task = runtime.spawn(supervision.run(first, stopped));
+        Ok(Supervised { task: Some(task), stop, states, shared, name, result: PhantomData })
+    }
+}
+
+/// What a supervised child is at.
+///
+/// ```
+/// use multiprocess::{self as mp, Process, Restart, SupervisedState};
+/// # fn main() -> mp::Result<()> { mp::run(async {
+/// let mut child = Process::builder().restart(Restart::on_failure()).spawn(|| 1, ())?;
+/// let mut states = child.states();
+/// let ended = states.wait_for(|state| matches!(state, SupervisedState::Ended { .. })).await?;
+/// assert_eq!(ended, SupervisedState::Ended { restarts: 0 });
+/// assert_eq!(child.wait().await?, 1);
+/// # Ok(()) }) }
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum SupervisedState {
+    /// It runs.
+    Running {
+        /// The process id of this start.
+        pid: u32,
+        /// How often it was restarted before.
+        restarts: u64,
+    },
+    /// It has ended, and is started again after a time.
+    BackingOff {
+        /// How often it was restarted before.
+        restarts: u64,
+        /// The time between its end and the next start.
+        wait: Duration,
+        /// Why it ended.
+        cause: String,
+    },
+    /// It is not started again: its function has returned, or it was stopped.
+    Ended {
+        /// How often it was restarted.
+        restarts: u64,
+    },
+    /// It failed too often, and is not started again.
+    GaveUp {
+        /// How often it was restarted.
+        restarts: u64,
+        /// Why it ended the last time.
+        cause: String,
+    },
+}
+
+struct Shared {
+    restarts: AtomicU64,
+    /// 0 while none runs.
+    pid: AtomicU32,
+}
+
+/// A child that is started again when it fails; made by [`ProcessBuilder::restart`].
+///
+/// # Details
+/// - **Drop.** Dropping it kills the child (SIGKILL), which is not started again. [`stop`](Self::stop) asks it first.
+/// - **Death.** When the process that supervises ends, however it ends, the child ends too, as any child does.
+/// - **Cancel.** A dropped [`wait`](Self::wait) has changed nothing. A dropped [`stop`](Self::stop) has begun to stop the child.
+pub struct Supervised<R> {
+    task: Option<JoinHandle<Result<Option<R>>>>,
+    stop: tokio::sync::watch::Sender<Option<Duration>>,
+    states: WatchReceiver<SupervisedState>,
+    shared: Arc<Shared>,
+    name: String,
+    result: PhantomData<fn() -> R>,
+}
+
+impl<R> Supervised<R> {
+    /// The name of the child: that of the builder, or `Process-` and a number.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The process id of the child; `None` while none runs.
+    pub fn pid(&self) -> Option<u32> {
+        Some(self.shared.pid.load(Relaxed)).filter(|pid| *pid != 0)
+    }
+
+    /// How often the child was started again.
+    pub fn restarts(&self) -> u64 {
+        self.shared.restarts.load(Relaxed)
+    }
+
+    /// What the child is at, as a [`watch`]: its receiver can be sent to other processes.
+    pub fn states(&self) -> WatchReceiver<SupervisedState> {
+        self.states.clone()
+    }
+
+    /// Waits until the child is started no more, and returns what its function returned.
+    ///
+    /// Cancel-safe: dropped, it has changed nothing. A result can be had once.
+    ///
+    /// # Errors
+    /// `RestartLimit` if it failed too often; the message has the last causes, and `source()` is the last one. `Cancelled` if it was
+    /// stopped, or the runtime that it was started in has ended. With [`Restart::on_failure`], that is all.
+    pub async fn wait(&mut self) -> Result<R> {
+        let result = self.join().await?;
+        result.ok_or_else(|| Error::new(ErrorKind::Cancelled, format!("process {} was stopped", self.name)))
+    }
+
+    async fn join(&mut self) -> Result<Option<R>> {
+        let Some(task) = &mut self.task else {
+            return Err(Error::other(format!("the result of process {} was already taken", self.name)));
+        };
+        let joined = task.await;
+        self.task = None;
+        joined.unwrap_or_else(|_| {
+            let why = format!("the runtime that kept process {} up has ended", self.name);
+            Err(Error::new(ErrorKind::Cancelled, why))
+        })
+    }
+
+    /// Stops the child: it is asked to end (SIGTERM), killed after `grace`, and not started again. Returns what its function
+    /// returned, if it did, or had before; `None` if the child ended otherwise.
+    ///
+    /// ```
+    /// use multiprocess::{self as mp, Process, Restart};
+    /// use std::time::Duration;
+    /// # fn main() -> mp::Result<()> { mp::run(async {
+    /// let mut child = Process::builder().restart(Restart::always()).spawn(std::future::pending::<()>, ())?;
+    /// assert_eq!(child.stop(Duration::from_secs(5)).await?, None);
+    /// # Ok(()) }) }
+    /// ```
+    ///
+    /// # Errors
+    /// `RestartLimit` if it had failed too often before.
+    pub async fn stop(&mut self, grace: Duration) -> Result<Option<R>> {
+        self.stop.send_replace(Some(grace));
+        self.join().await
+    }
+}
+
+impl<R> Drop for Supervised<R> {
+    fn drop(&mut self) {
+        self.task.iter().for_each(JoinHandle::abort);
+    }
+}
+
+impl<R> fmt::Debug for Supervised<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut debug = f.debug_struct("Supervised");
+        debug.field("name", &self.name).field("pid", &self.pid()).field("restarts", &self.restarts()).finish()
+    }
+}
+
+type Stopped = tokio::sync::watch::Receiver<Option<Duration>>;
+
+/// What the task works with.
+struct Supervision {
+    options: ProcessBuilder,
+    work: Work,
+    restart: Restart,
+    states: WatchSender<SupervisedState>,
+    shared: Arc<Shared>,
+}
+
+impl Supervision {
+    async fn run<R: DeserializeOwned + Send + 'static>(
+        self,
+        first: Process<R>,
+        mut stopped: Stopped,
+    ) -> Result<Option<R>> {
+        let result = self.keep_up(first, &mut stopped).await;
+        self.shared.pid.store(0, Relaxed);
+        let restarts = self.restarts();
+        match &result {
+            Err(error) => self.tell(SupervisedState::GaveUp { restarts, cause: error.to_string() }),
+            Ok(_) => self.tell(SupervisedState::Ended { restarts }),
+        }
+        result
+    }
+
+    async fn keep_up<R: DeserializeOwned + Send + 'static>(
+        &self,
+        first: Process<R>,
+        stopped: &mut Stopped,
+    ) -> Result<Option<R>> {
+        let (mut history, mut started, mut next) = (History::default(), Instant::now(), Ok(first));
+        loop {
+            let ended = match next {
+                Ok(mut process) => tokio::select! {
+                    ended = process.join() => ended,
+                    grace = asked(stopped) => return Ok(stop(process, grace).await),
+                },
+                Err(error) => Err(error),
+            };
+            self.shared.pid.store(0, Relaxed);
+            let (cause, error) = match ended {
+                Ok(value) if !self.restart.also_success => return Ok(Some(value)),
+                Ok(_) => ("its function has returned".to_string(), None),
+                Err(error) => (error.to_string(), Some(error)),
+            };
+            let now = Instant::now();
+            let Some(wait) = history.next(&self.restart, now, now - started, cause.clone()) else {
+                return Err(self.gave_up(&history, error));
+            };
+            self.tell(SupervisedState::BackingOff { restarts: self.restarts(), wait, cause });
+            tokio::select! {
+                () = timer::sleep(wait) => {}
+                _ = asked(stopped) => return Ok(None),
+            }
+            started = Instant::now();
+            self.shared.restarts.fetch_add(1, Relaxed);
+            next = self.options.again().and_then(|options| options.start_work(&self.work));
+            if let Ok(process) = &next {
+                self.shared.pid.store(process.pid(), Relaxed);
+                self.tell(SupervisedState::Running { pid: process.pid(), restarts: self.restarts() });
+            }
+        }
+    }
+
+    fn restarts(&self) -> u64 {
+        self.shared.restarts.load(Relaxed)
+    }
+
+    fn tell(&self, state: SupervisedState) {
+        // It fails if memory runs out: who watches sees the next state.
+        let _ = self.states.send(state);
+    }
+
+    fn gave_up(&self, history: &History, last: Option<Error>) -> Error {
+        let causes: Vec<_> = history.causes().map(|cause| format!("\n- {cause}")).collect();
+        let why = format!(
+            "process {} is not started again: it has ended {} times in too short a time (see Restart::max):{}",
+            self.options.name_or_default(),
+            causes.len(),
+            causes.concat()
+        );
+        let error = Error::new(ErrorKind::RestartLimit, why);
+        match last {
+            Some(last) => error.with_exit_status(last.exit_status()).with_source(last),
+            None => error,
+        }
+    }
+}
+
+/// Waits until the child is to be stopped: with which grace.
+async fn asked(stopped: &mut Stopped) -> Duration {
+    let grace = stopped.wait_for(Option::is_some).await.ok().and_then(|grace| *grace);
+    match grace {
+        Some(grace) => grace,
+        // The handle was dropped, and this task is about to be aborted.
+        None => std::future::pending().await,
+    }
+}
+
+/// Asks the process to end and kills it after `grace`: what its function returned, if it did.
+async fn stop<R: DeserializeOwned + 'static>(mut process: Process<R>, grace: Duration) -> Option<R> {
+    // Signals fail for what has ended.
+    let _ = process.terminate();
+    let limit = Instant::now().checked_add(grace);
+    let in_time = match limit {
+        Some(limit) => timer::by(limit, process.join()).await.ok(),
+        None => Some(process.join().await),
+    };
+    let ended = match in_time {
+        Some(ended) => ended,
+        None => {
+            let _ = process.kill();
+            process.join().await
+        }
+    };
+    // It goes when it has ended altogether.
+    let _ = process.wait().await;
+    ended.ok()
+}

@@ -1,0 +1,1206 @@
+//! What programs are put together from: tokens, oneshots, watches, broadcasts, sets of queues, tasks as values, groups and
+//! supervised children.
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
+mod common;
+
+use common::{
+    Deadline, Random, assert_no_growth, eventually, falls_asleep, falls_asleep_in_line, holdings, in_child, is_asleep,
+    within,
+};
+use futures::{FutureExt, StreamExt, poll};
+use multiprocess::{
+    self as mp, BroadcastReceiver, BroadcastSender, CancellationToken, ErrorKind, Fd, Group, JoinableQueue, Lock,
+    OneshotReceiver, OneshotSender, Process, Queue, QueueSet, Restart, SupervisedState, Task, Value, WatchReceiver,
+    WatchSender,
+};
+use std::pin::pin;
+use std::time::{Duration, Instant};
+
+mp::test_support!();
+
+const SHORT: Duration = Duration::from_millis(50);
+
+/// Polls `future` for a random while and drops it: `None`.
+async fn cancelled<T>(random: &mut Random, future: impl Future<Output = T>) -> Option<T> {
+    let mut future = pin!(future);
+    if random.below(2) == 0 {
+        return tokio::time::timeout(Duration::from_micros(random.below(200)), future).await.ok();
+    }
+    for _ in 0..random.below(4) {
+        if let Some(value) = future.as_mut().now_or_never() {
+            return Some(value);
+        }
+        tokio::task::yield_now().await;
+    }
+    None
+}
+
+/// Starts `f` in a process that will be killed at `point`.
+#[cfg(debug_assertions)]
+macro_rules! doomed {
+    ($point:expr, $f:expr, $args:expr) => {
+        Process::builder().env("MULTIPROCESS_KILL_AT", $point).spawn($f, $args).unwrap()
+    };
+}
+
+/// Waits until `victim` has been killed, by its own hand.
+#[cfg(debug_assertions)]
+async fn death<R: serde::de::DeserializeOwned + 'static>(mut victim: Process<R>, point: &str) {
+    use std::os::unix::process::ExitStatusExt;
+    let Err(error) = within(victim.join()).await else { panic!("it never got to {point}") };
+    assert_eq!(error.exit_status().and_then(|status| status.signal()), Some(9), "{point}: {error}");
+}
+
+/// Waits until a child has begun what it was told, and is asleep over it.
+async fn asleep<R>(process: &Process<R>) {
+    // It also sleeps for a moment while it begins.
+    tokio::time::sleep(SHORT).await;
+    let of = |what| std::fs::read_to_string(format!("/proc/{}/{what}", process.pid())).unwrap_or_default();
+    // A process that waits for its order has another name, and waits in another call. Where the kernel does not tell
+    // the call, it says 0.
+    let has_begun = || !of("comm").trim_end().is_empty() && process.name().starts_with(of("comm").trim_end());
+    let is_in_epoll = || matches!(of("wchan"), call if call.contains("epoll") || call.is_empty() || call == "0");
+    eventually("it sleeps", || has_begun() && is_asleep(process.pid()) && is_in_epoll()).await;
+}
+
+mod tokens {
+    use super::*;
+
+    async fn waits(token: CancellationToken) -> bool {
+        token.cancelled().await;
+        token.is_cancelled()
+    }
+
+    #[tokio::test]
+    async fn cancel_in_one_process_is_seen_in_every_other() {
+        let token = CancellationToken::new().unwrap();
+        let children: Vec<_> = (0..3).map(|_| Process::spawn(waits, (token.clone(),)).unwrap()).collect();
+        let canceller = Process::spawn(|token: CancellationToken| token.cancel(), (token.clone(),)).unwrap();
+        within(token.cancelled()).await;
+        assert!(token.is_cancelled() && token.clone().is_cancelled());
+        for child in children {
+            assert!(within(child).await.unwrap());
+        }
+        within(canceller).await.unwrap();
+        within(token.cancelled()).await;
+    }
+
+    #[tokio::test]
+    async fn child_tokens_are_cancelled_with_their_ancestors_wherever_they_are_and_not_the_other_way() {
+        let root = CancellationToken::new().unwrap();
+        let make = |root: CancellationToken| {
+            let child = root.child_token().unwrap();
+            (child.child_token().unwrap(), child)
+        };
+        // Made in a process that is gone by now.
+        let (grandchild, child) = within(Process::spawn(make, (root.clone(),)).unwrap()).await.unwrap();
+        let other = root.child_token().unwrap();
+        let waiting = Process::spawn(waits, (grandchild.clone(),)).unwrap();
+        falls_asleep_in_line(waiting.pid()).await;
+        child.cancel();
+        assert!(within(waiting).await.unwrap());
+        assert!(grandchild.is_cancelled() && !other.is_cancelled() && !root.is_cancelled());
+        let waiting = Process::spawn(waits, (other.child_token().unwrap(),)).unwrap();
+        falls_asleep_in_line(waiting.pid()).await;
+        root.cancel();
+        assert!(within(waiting).await.unwrap());
+        assert!(other.is_cancelled());
+    }
+
+    #[tokio::test]
+    async fn a_process_that_is_killed_cancels_nothing() {
+        let token = CancellationToken::new().unwrap();
+        let holds = async |token: CancellationToken| {
+            let _guard = token.clone().drop_guard();
+            token.cancelled().await;
+        };
+        let mut child = Process::spawn(holds, (token.clone(),)).unwrap();
+        falls_asleep_in_line(child.pid()).await;
+        child.kill().unwrap();
+        within(child.wait()).await.unwrap();
+        assert_eq!(within(token.cancelled_timeout(SHORT)).await.unwrap_err().kind(), ErrorKind::Timeout);
+        assert!(!token.is_cancelled());
+        token.cancel();
+        within(token.cancelled()).await;
+    }
+
+    /// `event.set` is where a process that cancels has set the flag and has woken nobody.
+    #[cfg(debug_assertions)]
+    #[tokio::test]
+    async fn killed_while_it_cancels_the_token_is_cancelled_and_waiters_are_woken() {
+        let token = CancellationToken::new().unwrap();
+        let child_token = token.child_token().unwrap();
+        let waiting = Process::spawn(waits, (child_token,)).unwrap();
+        falls_asleep_in_line(waiting.pid()).await;
+        death(doomed!("event.set", |token: CancellationToken| token.cancel(), (token.clone(),)), "event.set").await;
+        assert!(within(waiting).await.unwrap() && token.is_cancelled());
+    }
+
+    #[tokio::test]
+    async fn guards_cancel_unless_they_are_disarmed() {
+        let token = CancellationToken::new().unwrap();
+        assert!(!token.clone().drop_guard().disarm().is_cancelled());
+        drop(token.clone().drop_guard());
+        assert!(token.is_cancelled());
+        assert_eq!(token.run_until_cancelled(std::future::pending::<()>()).await, None);
+    }
+
+    #[tokio::test]
+    async fn tokens_of_tokio_follow_and_are_followed() {
+        let token = CancellationToken::new().unwrap();
+        let local = token.to_tokio().unwrap();
+        let other = token.to_tokio().unwrap();
+        other.cancel();
+        assert!(!local.is_cancelled() && !token.is_cancelled());
+        let canceller = Process::spawn(|token: CancellationToken| token.cancel(), (token.clone(),)).unwrap();
+        within(local.cancelled()).await;
+        within(canceller).await.unwrap();
+        assert!(token.to_tokio().unwrap().is_cancelled());
+
+        let local = tokio_util::sync::CancellationToken::new();
+        let token = CancellationToken::from_tokio(&local).unwrap();
+        let waiting = Process::spawn(waits, (token.clone(),)).unwrap();
+        falls_asleep_in_line(waiting.pid()).await;
+        local.cancel();
+        assert!(within(waiting).await.unwrap());
+        assert!(CancellationToken::from_tokio(&local).unwrap().is_cancelled());
+    }
+
+    #[test]
+    fn plain_threads_wait_for_tokens_and_children_of_tokens() {
+        let _deadline = Deadline::start();
+        let token = CancellationToken::new().unwrap();
+        let child = token.child_token().unwrap();
+        assert!(token.to_tokio().is_err(), "there is no runtime");
+        std::thread::scope(|scope| {
+            let threads = [scope.spawn(|| token.blocking_cancelled()), scope.spawn(|| child.blocking_cancelled())];
+            std::thread::sleep(Duration::from_millis(5));
+            token.cancel();
+            threads.into_iter().for_each(|thread| thread.join().unwrap().unwrap());
+        });
+    }
+
+    #[tokio::test]
+    async fn ten_thousand_dropped_waits_leave_nothing_behind() {
+        let nothing_is_left = async || {
+            let mut random = Random::new(1);
+            let token = CancellationToken::new().unwrap();
+            let child = token.child_token().unwrap();
+            let _ = cancelled(&mut random, child.cancelled()).await;
+            let before = holdings();
+            for _ in 0..10_000 {
+                assert_eq!(cancelled(&mut random, child.cancelled()).await, None);
+            }
+            assert_no_growth(before, holdings());
+            assert!(mp::debug::dump().objects().iter().all(|object| object.waiting().is_empty()));
+            let mut waits = pin!(child.cancelled());
+            assert!(poll!(&mut waits).is_pending());
+            token.cancel();
+            within(waits).await;
+        };
+        in_child(nothing_is_left, ()).await;
+    }
+}
+
+mod oneshots {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_value_goes_to_another_process_and_an_answer_comes_back() {
+        let (sender, receiver) = mp::oneshot::<String>().unwrap();
+        let (answer, answered) = mp::oneshot().unwrap();
+        let child = async |receiver: OneshotReceiver<String>, answer: OneshotSender<usize>| {
+            answer.send(receiver.await.unwrap().len()).unwrap();
+        };
+        let child = Process::spawn(child, (receiver, answer)).unwrap();
+        sender.send("x".repeat(100_000)).unwrap();
+        assert_eq!(within(answered).await.unwrap(), 100_000);
+        within(child).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_sender_that_goes_or_is_killed_without_a_value_is_closed() {
+        let (sender, receiver) = mp::oneshot::<u8>().unwrap();
+        drop(sender);
+        assert_eq!(within(receiver).await.unwrap_err().kind(), ErrorKind::Closed);
+
+        let (sender, mut receiver) = mp::oneshot::<u8>().unwrap();
+        let holds = async |sender: OneshotSender<u8>| {
+            std::future::pending::<()>().await;
+            drop(sender);
+        };
+        let child = Process::spawn(holds, (sender,)).unwrap();
+        assert_eq!(receiver.try_recv().unwrap_err().kind(), ErrorKind::Empty);
+        let mut waits = pin!(&mut receiver);
+        falls_asleep(waits.as_mut()).await;
+        child.kill().unwrap();
+        assert_eq!(within(waits).await.unwrap_err().kind(), ErrorKind::Closed);
+        assert_eq!(receiver.try_recv().unwrap_err().kind(), ErrorKind::Closed);
+    }
+
+    #[tokio::test]
+    async fn what_was_sent_is_received_though_its_process_has_ended() {
+        let (sender, receiver) = mp::oneshot::<u32>().unwrap();
+        let sends = |sender: OneshotSender<u32>| {
+            sender.send(7).unwrap();
+            if true {
+                std::process::abort();
+            }
+        };
+        let mut child = Process::spawn(sends, (sender,)).unwrap();
+        within(child.wait()).await.unwrap();
+        assert_eq!(within(receiver).await.unwrap(), 7);
+    }
+
+    #[tokio::test]
+    async fn a_receiver_that_goes_is_told_to_the_sender() {
+        let (mut sender, receiver) = mp::oneshot::<u32>().unwrap();
+        let holds = async |receiver: OneshotReceiver<u32>| drop((std::future::pending::<()>().await, receiver));
+        let child = Process::spawn(holds, (receiver,)).unwrap();
+        assert!(!sender.is_closed());
+        {
+            let mut waits = pin!(sender.closed());
+            falls_asleep(waits.as_mut()).await;
+            child.kill().unwrap();
+            within(waits).await.unwrap();
+        }
+        let error = sender.send(5).unwrap_err();
+        assert_eq!((error.kind(), error.into_inner()), (ErrorKind::Closed, 5));
+    }
+
+    #[tokio::test]
+    async fn ten_thousand_dropped_polls_take_nothing() {
+        let (sender, mut receiver) = mp::oneshot::<u32>().unwrap();
+        let mut random = Random::new(2);
+        for _ in 0..10_000 {
+            assert!(cancelled(&mut random, &mut receiver).await.is_none());
+        }
+        sender.send(9).unwrap();
+        assert_eq!(within(receiver).await.unwrap(), 9);
+    }
+
+    #[test]
+    fn a_plain_thread_waits_for_the_value() {
+        let _deadline = Deadline::start();
+        let (sender, receiver) = mp::oneshot::<u32>().unwrap();
+        let thread = std::thread::spawn(|| receiver.blocking_recv().unwrap());
+        sender.send(3).unwrap();
+        assert_eq!(thread.join().unwrap(), 3);
+    }
+}
+
+mod watches {
+    use super::*;
+
+    #[tokio::test]
+    async fn receivers_in_other_processes_see_the_last_value() {
+        let (sender, receiver) = mp::watch(0_u64).unwrap();
+        let until = async |mut receiver: WatchReceiver<u64>, last: u64| {
+            let mut seen = receiver.get_and_update().unwrap();
+            while seen < last {
+                receiver.changed().await.unwrap();
+                let next = receiver.get_and_update().unwrap();
+                assert!(next > seen, "{next} after {seen}");
+                seen = next;
+            }
+        };
+        let children: Vec<_> = (0..3).map(|_| Process::spawn(until, (receiver.clone(), 2_000)).unwrap()).collect();
+        for n in 1..=2_000 {
+            sender.send(n).unwrap();
+            if n % 100 == 0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+        for child in children {
+            within(child).await.unwrap();
+        }
+        assert_eq!(receiver.get().unwrap(), 2_000);
+    }
+
+    #[tokio::test]
+    async fn a_sender_in_another_process_is_heard_and_its_death_is_closed() {
+        let (sender, mut receiver) = mp::watch(vec![0_u8]).unwrap();
+        let sends = async |sender: WatchSender<Vec<u8>>| {
+            sender.send(vec![1; 300_000]).unwrap();
+            std::future::pending::<()>().await;
+        };
+        let child = Process::spawn(sends, (sender,)).unwrap();
+        within(receiver.changed()).await.unwrap();
+        assert_eq!(receiver.get().unwrap(), vec![1; 300_000]);
+        assert!(!receiver.has_changed().unwrap());
+        {
+            let mut waits = pin!(receiver.changed());
+            falls_asleep(waits.as_mut()).await;
+            child.kill().unwrap();
+            assert_eq!(within(waits).await.unwrap_err().kind(), ErrorKind::Closed);
+        }
+        assert_eq!(receiver.has_changed().unwrap_err().kind(), ErrorKind::Closed);
+        assert_eq!(receiver.get().unwrap(), vec![1; 300_000], "it is still there");
+    }
+
+    #[tokio::test]
+    async fn a_sender_that_is_on_its_way_counts_as_there() {
+        let (sender, mut receiver) = mp::watch(1).unwrap();
+        let queue = Queue::unbounded().unwrap();
+        queue.put(sender).await.unwrap();
+        assert_eq!(within(receiver.changed_timeout(SHORT)).await.unwrap_err().kind(), ErrorKind::Timeout);
+        let sender: WatchSender<i32> = within(queue.get()).await.unwrap();
+        sender.send(2).unwrap();
+        drop(sender);
+        within(receiver.changed()).await.unwrap();
+        assert_eq!(receiver.get().unwrap(), 2);
+        assert_eq!(within(receiver.changed()).await.unwrap_err().kind(), ErrorKind::Closed);
+    }
+
+    #[tokio::test]
+    async fn a_change_before_the_last_sender_went_is_seen_before_closed() {
+        let (sender, mut receiver) = mp::watch(1).unwrap();
+        sender.send(2).unwrap();
+        drop(sender);
+        assert_eq!(within(receiver.wait_for(|n| *n == 2)).await.unwrap(), 2);
+        assert_eq!(within(receiver.wait_for(|n| *n == 3)).await.unwrap_err().kind(), ErrorKind::Closed);
+        receiver.mark_changed();
+        assert!(receiver.has_changed().unwrap());
+        assert_eq!(receiver.into_stream().map(Result::unwrap).collect::<Vec<_>>().await, [2]);
+    }
+
+    #[cfg(debug_assertions)]
+    #[tokio::test]
+    async fn killed_while_sending_the_value_is_the_old_one_or_the_new_one_and_others_go_on() {
+        let send = |sender: WatchSender<String>| sender.send("new".repeat(2000)).unwrap();
+        for (point, is_new) in [
+            ("send.taken", false),
+            ("send.begun", false),
+            ("send.written", false),
+            ("send.published", true),
+            ("send.released", true),
+        ] {
+            let (sender, mut receiver) = mp::watch("old".to_string()).unwrap();
+            let wait = async |mut receiver: WatchReceiver<String>| receiver.changed().await;
+            let waiting = Process::spawn(wait, (receiver.clone(),)).unwrap();
+            asleep(&waiting).await;
+            death(doomed!(point, send, (sender.clone(),)), point).await;
+            let expected = if is_new { "new".repeat(2000) } else { "old".to_string() };
+            assert_eq!(receiver.get_and_update().unwrap(), expected, "{point}");
+            if is_new {
+                within(waiting).await.unwrap().unwrap();
+            }
+            sender.send("next".to_string()).unwrap();
+            within(receiver.changed()).await.unwrap();
+            assert_eq!(receiver.get().unwrap(), "next", "{point}");
+        }
+    }
+
+    #[tokio::test]
+    async fn values_are_never_torn_while_senders_are_killed() {
+        let (sender, receiver) = mp::watch(vec![0_u8; 1]).unwrap();
+        let sends = |sender: WatchSender<Vec<u8>>, seed: u64| {
+            let mut random = Random::new(seed);
+            for _ in 0..u64::MAX {
+                let size = random.size(20_000) + 1;
+                sender.send(vec![random.next() as u8; size]).unwrap();
+            }
+        };
+        let start = Instant::now();
+        for seed in 0.. {
+            let child = Process::spawn(sends, (sender.clone(), seed)).unwrap();
+            for _ in 0..300 {
+                let value = receiver.get().unwrap();
+                assert!(value.iter().all(|byte| *byte == value[0]), "torn");
+            }
+            child.kill().unwrap();
+            if start.elapsed() > Duration::from_secs(2) {
+                break;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn ten_thousand_dropped_waits_change_nothing() {
+        let (sender, mut receiver) = mp::watch(0_u32).unwrap();
+        let mut random = Random::new(3);
+        let (mut dropped, mut sent) = (0, 0);
+        while dropped < 10_000 {
+            if random.below(10) == 0 {
+                sent += 1;
+                sender.send(sent).unwrap();
+            }
+            let has_changed = receiver.has_changed().unwrap();
+            match cancelled(&mut random, receiver.changed()).await {
+                Some(changed) => {
+                    changed.unwrap();
+                    assert!(has_changed);
+                }
+                None => {
+                    dropped += 1;
+                    assert_eq!(receiver.has_changed().unwrap(), has_changed);
+                }
+            }
+            assert_eq!(receiver.get().unwrap(), sent);
+        }
+    }
+
+    #[test]
+    fn a_value_with_a_handle_is_refused() {
+        let (sender, receiver) = mp::watch::<Option<Lock>>(None).unwrap();
+        let error = sender.send(Some(Lock::new().unwrap())).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Encode);
+        assert!(error.to_string().contains("queue or a pipe"), "{error}");
+        assert!(receiver.get().unwrap().is_none());
+    }
+
+    #[test]
+    fn a_plain_thread_waits_for_a_change() {
+        let _deadline = Deadline::start();
+        let (sender, mut receiver) = mp::watch(1).unwrap();
+        let thread = std::thread::spawn(move || {
+            receiver.blocking_changed().unwrap();
+            (receiver.get().unwrap(), receiver.blocking_changed().unwrap_err().kind())
+        });
+        sender.send(2).unwrap();
+        std::thread::sleep(Duration::from_millis(5));
+        drop(sender);
+        assert_eq!(thread.join().unwrap(), (2, ErrorKind::Closed));
+    }
+}
+
+mod broadcasts {
+    use super::*;
+
+    async fn collect(mut receiver: BroadcastReceiver<u64>) -> (Vec<u64>, u64) {
+        let (mut got, mut missed) = (Vec::new(), 0);
+        loop {
+            match receiver.recv().await {
+                Ok(value) => got.push(value),
+                Err(error) if error.kind() == ErrorKind::Lagged => missed += error.lagged().unwrap(),
+                Err(error) => {
+                    assert_eq!(error.kind(), ErrorKind::Closed);
+                    return (got, missed);
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn every_receiver_gets_every_value_in_order() {
+        let (sender, receiver) = mp::broadcast(10_000).unwrap();
+        let children: Vec<_> = (0..3).map(|_| Process::spawn(collect, (receiver.resubscribe(),)).unwrap()).collect();
+        let here = tokio::spawn(collect(receiver));
+        for n in 0..10_000 {
+            sender.send(n).unwrap();
+        }
+        drop(sender);
+        let all: Vec<u64> = (0..10_000).collect();
+        for child in children {
+            assert_eq!(within(child).await.unwrap(), (all.clone(), 0));
+        }
+        assert_eq!(within(here).await.unwrap(), (all, 0));
+    }
+
+    #[tokio::test]
+    async fn a_slow_receiver_is_told_how_many_it_missed() {
+        let (sender, mut receiver) = mp::broadcast(3).unwrap();
+        assert_eq!(receiver.try_recv().unwrap_err().kind(), ErrorKind::Empty);
+        (0..10).for_each(|n| sender.send(n).unwrap());
+        assert_eq!(receiver.len(), 10);
+        let error = within(receiver.recv()).await.unwrap_err();
+        assert_eq!((error.kind(), error.lagged()), (ErrorKind::Lagged, Some(7)));
+        for n in 7..10 {
+            assert_eq!(within(receiver.recv()).await.unwrap(), n);
+        }
+        assert!(receiver.is_empty());
+        assert_eq!(within(receiver.recv_timeout(SHORT)).await.unwrap_err().kind(), ErrorKind::Timeout);
+    }
+
+    #[tokio::test]
+    async fn values_and_misses_add_up_while_senders_race_and_receivers_are_slow() {
+        let (sender, receiver) = mp::broadcast(16).unwrap();
+        let child = Process::spawn(collect, (receiver.resubscribe(),)).unwrap();
+        let here = tokio::spawn(collect(receiver));
+        let sends = |sender: BroadcastSender<u64>| (0..5_000).for_each(|n| sender.send(n).unwrap());
+        let senders: Vec<_> = (0..2).map(|_| Process::spawn(sends, (sender.clone(),)).unwrap()).collect();
+        drop(sender);
+        for sender in senders {
+            within(sender).await.unwrap();
+        }
+        for (got, missed) in [within(child).await.unwrap(), within(here).await.unwrap()] {
+            assert_eq!(got.len() as u64 + missed, 10_000);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_receiver_travels_with_its_place() {
+        let (sender, mut receiver) = mp::broadcast(8).unwrap();
+        (0..4).for_each(|n| sender.send(n).unwrap());
+        assert_eq!(receiver.try_recv().unwrap(), 0);
+        let child = Process::spawn(collect, (receiver,)).unwrap();
+        drop(sender);
+        assert_eq!(within(child).await.unwrap(), (vec![1, 2, 3], 0));
+    }
+
+    #[tokio::test]
+    async fn the_death_of_the_last_sender_is_closed_after_what_it_sent() {
+        let (sender, mut receiver) = mp::broadcast(8).unwrap();
+        let sends = async |sender: BroadcastSender<u64>| {
+            sender.send(1).unwrap();
+            std::future::pending::<()>().await;
+        };
+        let child = Process::spawn(sends, (sender.clone(),)).unwrap();
+        drop(sender);
+        assert_eq!(within(receiver.recv()).await.unwrap(), 1);
+        let mut waits = pin!(receiver.recv());
+        falls_asleep(waits.as_mut()).await;
+        child.kill().unwrap();
+        assert_eq!(within(waits).await.unwrap_err().kind(), ErrorKind::Closed);
+    }
+
+    #[cfg(debug_assertions)]
+    #[tokio::test]
+    async fn killed_while_sending_the_value_is_sent_whole_or_not_at_all() {
+        let send = |sender: BroadcastSender<String>| sender.send("second".into()).unwrap();
+        for (point, is_sent) in
+            [("send.taken", false), ("send.begun", false), ("send.written", false), ("send.published", true)]
+        {
+            let (sender, mut receiver) = mp::broadcast(4).unwrap();
+            sender.send("first".to_string()).unwrap();
+            death(doomed!(point, send, (sender.clone(),)), point).await;
+            sender.send("third".to_string()).unwrap();
+            drop(sender);
+            let got: Vec<String> = within(async {
+                let mut got = Vec::new();
+                while let Ok(text) = receiver.recv().await {
+                    got.push(text);
+                }
+                got
+            })
+            .await;
+            let all: &[&str] = if is_sent { &["first", "second", "third"] } else { &["first", "third"] };
+            assert_eq!(got, all, "{point}");
+        }
+    }
+
+    #[tokio::test]
+    async fn ten_thousand_dropped_receives_lose_nothing() {
+        let (sender, mut receiver) = mp::broadcast(4).unwrap();
+        let mut random = Random::new(4);
+        let (mut dropped, mut sent, mut received) = (0, 0_u64, 0_u64);
+        while dropped < 10_000 {
+            if random.below(10) == 0 && sent - received < 4 {
+                sender.send(sent).unwrap();
+                sent += 1;
+            }
+            match cancelled(&mut random, receiver.recv()).await {
+                Some(value) => {
+                    assert_eq!(value.unwrap(), received);
+                    received += 1;
+                }
+                None => dropped += 1,
+            }
+        }
+        assert_eq!(receiver.len(), sent - received);
+    }
+
+    #[test]
+    fn a_capacity_that_cannot_be_is_an_error() {
+        for capacity in [0, usize::MAX] {
+            assert_eq!(mp::broadcast::<u8>(capacity).unwrap_err().kind(), ErrorKind::Other);
+        }
+    }
+
+    #[test]
+    fn a_plain_thread_receives() {
+        let _deadline = Deadline::start();
+        let (sender, mut receiver) = mp::broadcast(4).unwrap();
+        let thread = std::thread::spawn(move || (receiver.blocking_recv().unwrap(), receiver.blocking_recv().is_err()));
+        std::thread::sleep(Duration::from_millis(5));
+        sender.send(5).unwrap();
+        drop(sender);
+        assert_eq!(thread.join().unwrap(), (5, true));
+    }
+
+    #[test]
+    fn a_lag_keeps_its_number_on_a_journey() {
+        let (sender, mut receiver) = mp::broadcast(1).unwrap();
+        (0..3).for_each(|n| sender.send(n).unwrap());
+        let error = receiver.try_recv().unwrap_err();
+        let queue = Queue::unbounded().unwrap();
+        queue.try_put(error).unwrap();
+        assert_eq!(queue.try_get().unwrap().lagged(), Some(2));
+    }
+}
+
+mod queue_sets {
+    use super::*;
+
+    #[tokio::test]
+    async fn items_come_with_the_key_of_their_queue_and_queues_take_turns() {
+        let queues: Vec<_> = (0..3).map(|_| Queue::unbounded().unwrap()).collect();
+        let mut set = QueueSet::new();
+        for (key, queue) in queues.iter().enumerate() {
+            set.insert(key, queue).unwrap();
+            for item in 0..3 {
+                queue.put(10 * key + item).await.unwrap();
+            }
+        }
+        let mut got = Vec::new();
+        for _ in 0..9 {
+            got.push(within(set.get()).await.unwrap());
+        }
+        assert_eq!(got, [(0, 0), (1, 10), (2, 20), (0, 1), (1, 11), (2, 21), (0, 2), (1, 12), (2, 22)]);
+        assert_eq!(set.try_get().unwrap_err().kind(), ErrorKind::Empty);
+        assert_eq!(within(set.get_timeout(SHORT)).await.unwrap_err().kind(), ErrorKind::Timeout);
+    }
+
+    #[tokio::test]
+    async fn a_set_that_sleeps_is_woken_by_a_put_in_another_process() {
+        let queues: Vec<Queue<String>> = (0..3).map(|_| Queue::unbounded().unwrap()).collect();
+        let mut set = QueueSet::new();
+        queues.iter().enumerate().for_each(|(key, queue)| set.insert(key, queue).unwrap());
+        for key in [1, 0, 2, 2, 1] {
+            let mut waits = Box::pin(set.get());
+            falls_asleep(waits.as_mut()).await;
+            let put = async |queue: Queue<String>| queue.put("hello".into()).await.unwrap();
+            let child = Process::spawn(put, (queues[key].clone(),)).unwrap();
+            assert_eq!(within(&mut waits).await.unwrap(), (key, "hello".to_string()));
+            within(child).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn thousands_of_queues_are_waited_for_at_once() {
+        let many = async || {
+            let count =
+                4_000.min(rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap() as usize / 4);
+            let queues: Vec<Queue<usize>> = (0..count).map(|_| Queue::unbounded().unwrap()).collect();
+            let mut set = QueueSet::new();
+            queues.iter().enumerate().for_each(|(key, queue)| set.insert(key, queue).unwrap());
+            let mut random = Random::new(5);
+            for _ in 0..200 {
+                let key = random.below(count as u64) as usize;
+                let mut waits = Box::pin(set.get());
+                falls_asleep(waits.as_mut()).await;
+                queues[key].put(key).await.unwrap();
+                assert_eq!(within(&mut waits).await.unwrap(), (key, key));
+            }
+            count
+        };
+        let count = in_child(many, ()).await;
+        println!("{count} queues");
+    }
+
+    #[tokio::test]
+    async fn a_queue_that_is_closed_and_drained_leaves_the_set() {
+        let (one, other) = (Queue::unbounded().unwrap(), JoinableQueue::unbounded().unwrap());
+        let mut set = QueueSet::new();
+        set.insert("one", &one).unwrap();
+        set.insert("other", &other).unwrap();
+        one.put(1).await.unwrap();
+        one.close();
+        assert_eq!(within(set.get()).await.unwrap(), ("one", 1));
+        let mut waits = Box::pin(set.get());
+        falls_asleep(waits.as_mut()).await;
+        other.put(2).await.unwrap();
+        assert_eq!(within(&mut waits).await.unwrap(), ("other", 2));
+        drop(waits);
+        other.task_done().unwrap();
+        assert_eq!(set.keys().collect::<Vec<_>>(), [&"other"]);
+        let mut waits = Box::pin(set.get());
+        falls_asleep(waits.as_mut()).await;
+        other.close();
+        assert_eq!(within(&mut waits).await.unwrap_err().kind(), ErrorKind::Closed);
+        drop(waits);
+        assert!(set.is_empty() && set.try_get().unwrap_err().kind() == ErrorKind::Closed);
+        assert!(set.stream().next().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_set_that_nobody_polls_keeps_no_item_from_others() {
+        let queue = Queue::unbounded().unwrap();
+        let mut set = QueueSet::new();
+        set.insert((), &queue).unwrap();
+        {
+            let mut waits = Box::pin(set.get());
+            falls_asleep(waits.as_mut()).await;
+        }
+        let get = async |queue: Queue<u32>| queue.get().await.unwrap();
+        let other = Process::spawn(get, (queue.clone(),)).unwrap();
+        asleep(&other).await;
+        // The set has waited longer, so its alarm goes off.
+        queue.put(7).await.unwrap();
+        assert_eq!(within(other).await.unwrap(), 7);
+
+        // And one that was woken, and is dropped before it could look.
+        let mut waits = Box::pin(set.get());
+        falls_asleep(waits.as_mut()).await;
+        let other = Process::spawn(get, (queue.clone(),)).unwrap();
+        asleep(&other).await;
+        queue.put(8).await.unwrap();
+        drop(waits);
+        assert_eq!(within(other).await.unwrap(), 8);
+
+        // Removed, and dropped as a whole.
+        let other = Process::spawn(get, (queue.clone(),)).unwrap();
+        asleep(&other).await;
+        assert!(set.remove(&()) && !set.remove(&()));
+        queue.put(9).await.unwrap();
+        assert_eq!(within(other).await.unwrap(), 9);
+    }
+
+    #[tokio::test]
+    async fn the_death_of_a_process_with_a_set_keeps_no_item_from_others() {
+        let queue = Queue::unbounded().unwrap();
+        let get = async |queue: Queue<u32>| {
+            let mut set = QueueSet::new();
+            set.insert(1, &queue).unwrap();
+            set.get().await.unwrap().1
+        };
+        let (first, second) =
+            (Process::spawn(get, (queue.clone(),)).unwrap(), Process::spawn(get, (queue.clone(),)).unwrap());
+        asleep(&first).await;
+        asleep(&second).await;
+        first.kill().unwrap();
+        queue.put(1).await.unwrap();
+        assert_eq!(within(second).await.unwrap(), 1);
+    }
+
+    #[tokio::test]
+    async fn ten_thousand_dropped_gets_lose_nothing_and_keep_the_order() {
+        let queues: Vec<Queue<u64>> = (0..5).map(|_| Queue::unbounded().unwrap()).collect();
+        let put = async |queues: Vec<Queue<u64>>, stop: CancellationToken| {
+            let mut random = Random::new(6);
+            let mut numbers = vec![0; queues.len()];
+            while !stop.is_cancelled() {
+                let at = random.below(queues.len() as u64) as usize;
+                queues[at].put(numbers[at]).await.unwrap();
+                numbers[at] += 1;
+                tokio::time::sleep(Duration::from_micros(random.below(1000))).await;
+            }
+            queues.iter().for_each(Queue::close);
+            numbers
+        };
+        let stop = CancellationToken::new().unwrap();
+        let child = Process::spawn(put, (queues.clone(), stop.clone())).unwrap();
+        let mut set = QueueSet::new();
+        queues.iter().enumerate().for_each(|(key, queue)| set.insert(key, queue).unwrap());
+        let mut random = Random::new(7);
+        let (mut next, mut dropped) = (vec![0; queues.len()], 0);
+        while dropped < 10_000 {
+            match cancelled(&mut random, set.get()).await {
+                Some(item) => {
+                    let (key, number) = item.unwrap();
+                    assert_eq!(number, next[key]);
+                    next[key] += 1;
+                }
+                None => dropped += 1,
+            }
+        }
+        stop.cancel();
+        while let Ok((key, number)) = within(set.get()).await {
+            assert_eq!(number, next[key]);
+            next[key] += 1;
+        }
+        assert_eq!(within(child).await.unwrap(), next);
+    }
+
+    #[test]
+    fn a_plain_thread_gets_from_a_set() {
+        let _deadline = Deadline::start();
+        let queue = Queue::unbounded().unwrap();
+        let mut set = QueueSet::new();
+        set.insert("k", &queue).unwrap();
+        let thread = std::thread::spawn(move || set.blocking_get().unwrap());
+        queue.try_put(1).unwrap();
+        assert_eq!(thread.join().unwrap(), ("k", 1));
+    }
+}
+
+mod tasks {
+    use super::*;
+
+    fn double(n: i64) -> i64 {
+        2 * n
+    }
+
+    async fn later(n: i64, text: String) -> i64 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        n + text.len() as i64
+    }
+
+    #[tokio::test]
+    async fn tasks_of_any_function_run_here_and_in_other_processes() {
+        let tasks = || vec![Task::of(double, (4,)), Task::of(later, (1, "xyz".into())), Task::of(|| 7, ())];
+        let mut here = Vec::new();
+        for task in tasks() {
+            here.push(within(task.run()).await.unwrap());
+        }
+        assert_eq!(here, [8, 4, 7]);
+        let run = async |tasks: Vec<Task<i64>>, more: Queue<Task<i64>>| {
+            let mut results = Vec::new();
+            for task in tasks {
+                results.push(task.run().await.unwrap());
+            }
+            while let Ok(task) = more.get().await {
+                results.push(task.run().await.unwrap());
+            }
+            results
+        };
+        let queue = Queue::unbounded().unwrap();
+        let child = Process::spawn(run, (tasks(), queue.clone())).unwrap();
+        queue.put(Task::of(double, (5,))).await.unwrap();
+        queue.close();
+        assert_eq!(within(child).await.unwrap(), [8, 4, 7, 10]);
+    }
+
+    #[tokio::test]
+    async fn arguments_and_results_may_be_handles() {
+        let queue = Queue::unbounded().unwrap();
+        let put = async |queue: Queue<u32>| {
+            queue.put(1).await.unwrap();
+            queue
+        };
+        let tasks = Queue::unbounded().unwrap();
+        tasks.put(Task::of(put, (queue.clone(),))).await.unwrap();
+        let task: Task<Queue<u32>> = tasks.get().await.unwrap();
+        let same = within(task.run()).await.unwrap();
+        same.put(2).await.unwrap();
+        assert_eq!((queue.get().await.unwrap(), queue.get().await.unwrap()), (1, 2));
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_an_error() {
+        let fails = |n: u32| -> u32 { panic!("no {n}") };
+        let error = within(Task::of(fails, (3,)).run()).await.unwrap_err();
+        assert_eq!((error.kind(), error.panic().unwrap().message()), (ErrorKind::Panicked, "no 3"));
+    }
+
+    #[derive(serde::Deserialize)]
+    struct Refuses;
+
+    impl serde::Serialize for Refuses {
+        fn serialize<S: serde::Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
+            Err(serde::ser::Error::custom("not me"))
+        }
+    }
+
+    #[tokio::test]
+    async fn arguments_that_cannot_be_encoded_are_an_error_of_the_run_and_of_a_put() {
+        let task = || Task::of(|_: Refuses| 1, (Refuses,));
+        let queue = Queue::unbounded().unwrap();
+        let error = queue.put(task()).await.unwrap_err().into_error();
+        assert!(error.kind() == ErrorKind::Encode && error.to_string().contains("not me"), "{error}");
+        assert_eq!(within(task().run()).await.unwrap_err().kind(), ErrorKind::Encode);
+    }
+
+    #[tokio::test]
+    async fn a_dropped_run_cancels_an_async_function() {
+        let waits = async |dropped: mp::Event| {
+            struct Sets(mp::Event);
+            impl Drop for Sets {
+                fn drop(&mut self) {
+                    self.0.set();
+                }
+            }
+            let _sets = Sets(dropped);
+            std::future::pending::<()>().await;
+        };
+        let dropped = mp::Event::new().unwrap();
+        let run = tokio::spawn(Task::of(waits, (dropped.clone(),)).run());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        run.abort();
+        within(dropped.wait()).await.unwrap();
+    }
+
+    #[test]
+    fn a_plain_thread_runs_a_task() {
+        assert_eq!(Task::of(double, (2,)).blocking_run().unwrap(), 4);
+        assert_eq!(Task::of(later, (2, "x".into())).blocking_run().unwrap(), 3);
+        let error = futures::executor::block_on(Task::of(double, (2,)).run()).unwrap_err();
+        assert!(error.to_string().contains("runtime"), "{error}");
+    }
+}
+
+mod groups {
+    use super::*;
+
+    #[tokio::test]
+    async fn results_come_in_the_order_in_which_children_end() {
+        let mut group = Group::new();
+        let gates: Vec<_> = (0..3).map(|_| mp::Event::new().unwrap()).collect();
+        let waits = async |gate: mp::Event, n: u32| {
+            gate.wait().await.unwrap();
+            n
+        };
+        for (gate, n) in gates.iter().zip(0..) {
+            group.spawn(waits, (gate.clone(), n)).unwrap();
+        }
+        assert_eq!(group.len(), 3);
+        for n in [2, 0, 1] {
+            gates[n].set();
+            assert_eq!(within(group.join_next()).await.unwrap().unwrap(), n as u32);
+        }
+        assert!(within(group.join_next()).await.is_none() && group.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_child_that_fails_is_an_error_of_its_own() {
+        let mut group = Group::new();
+        let bad = group.spawn(|| -> u32 { std::process::abort() }, ()).unwrap();
+        group.spawn(|| -> u32 { panic!("no") }, ()).unwrap();
+        group.spawn(|| 3, ()).unwrap();
+        let mut kinds = Vec::new();
+        while let Some((who, result)) = within(group.join_next_with_info()).await {
+            if who == bad {
+                assert_eq!(result.as_ref().unwrap_err().kind(), ErrorKind::ProcessDied);
+            }
+            kinds.push(result.map_err(|error| format!("{:?}", error.kind())));
+        }
+        kinds.sort();
+        assert_eq!(kinds, [Ok(3), Err("Panicked".into()), Err("ProcessDied".into())]);
+    }
+
+    #[tokio::test]
+    async fn dropped_all_children_end() {
+        let mut group = Group::new();
+        let pids: Vec<_> = (0..3).map(|_| group.spawn(std::future::pending::<()>, ()).unwrap().pid()).collect();
+        drop(group);
+        eventually("all have ended", || {
+            pids.iter().all(|pid| !mp::active_children().iter().any(|child| child.pid() == *pid))
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn shutdown_asks_first_and_kills_after_the_grace() {
+        let mut group = Group::new();
+        let ready = Value::new(0_u32).unwrap();
+        let polite = async |ready: Value<u32>| {
+            let signal = mp::shutdown_signal();
+            let mut signal = pin!(signal);
+            assert!(poll!(&mut signal).is_pending());
+            ready.fetch_add(1);
+            signal.await.unwrap();
+            1
+        };
+        group.spawn(polite, (ready.clone(),)).unwrap();
+        let deaf = Process::builder().shield_signals(true);
+        group.spawn_with(deaf, std::future::pending::<i32>, ()).unwrap();
+        eventually("it listens", || ready.get() == 1).await;
+        let results = within(group.shutdown(Duration::from_millis(300))).await;
+        assert_eq!(*results[0].as_ref().unwrap(), 1);
+        assert_eq!(results[1].as_ref().unwrap_err().kind(), ErrorKind::ProcessDied);
+        assert!(group.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_dropped_shutdown_loses_no_result() {
+        let mut group = Group::new();
+        group.spawn(|| 5, ()).unwrap();
+        group
+            .spawn_with(Process::builder().shield_signals(true), async || std::future::pending::<u32>().await, ())
+            .unwrap();
+        let first = tokio::time::timeout(Duration::from_millis(300), group.shutdown(Duration::from_secs(60))).await;
+        assert!(first.is_err() && group.len() == 2);
+        group.kill_all();
+        let results = within(group.join_all()).await;
+        assert!(matches!(&results[..], [Ok(5), Err(_)]) || matches!(&results[..], [Err(_), Err(_)]), "{results:?}");
+    }
+
+    #[tokio::test]
+    async fn detached_children_run_on() {
+        let mut group = Group::<()>::new();
+        let (started, may_end) = (mp::Event::new().unwrap(), mp::Event::new().unwrap());
+        let work = async |started: mp::Event, may_end: mp::Event, ended: mp::Event| {
+            started.set();
+            may_end.wait().await.unwrap();
+            ended.set();
+        };
+        let ended = mp::Event::new().unwrap();
+        group.spawn(work, (started.clone(), may_end.clone(), ended.clone())).unwrap();
+        within(started.wait()).await.unwrap();
+        group.detach_all();
+        drop(group);
+        may_end.set();
+        within(ended.wait()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_thousand_dropped_joins_lose_no_result() {
+        let mut group = Group::new();
+        let mut random = Random::new(8);
+        (0..20).for_each(|n| drop(group.spawn(|n: u32| n, (n,)).unwrap()));
+        let (mut got, mut dropped) = (Vec::new(), 0);
+        while got.len() < 20 {
+            match cancelled(&mut random, group.join_next()).await {
+                Some(result) => got.push(result.unwrap().unwrap()),
+                None => dropped += 1,
+            }
+        }
+        println!("{dropped} dropped");
+        got.sort();
+        assert_eq!(got, (0..20).collect::<Vec<_>>());
+    }
+}
+
+mod supervision {
+    use super::*;
+
+    const AT_ONCE: Duration = Duration::ZERO;
+
+    fn often() -> Restart {
+        Restart::on_failure().max(1000, Duration::from_secs(60)).back_off(AT_ONCE, AT_ONCE)
+    }
+
+    #[tokio::test]
+    async fn a_child_that_fails_is_started_again_until_it_returns() {
+        let starts = Value::new(0_u32).unwrap();
+        let serve = |starts: Value<u32>| match starts.fetch_add(1) {
+            0 => panic!("first"),
+            1 => std::process::abort(),
+            2 => std::process::exit(3),
+            n => n,
+        };
+        let mut child = Process::builder().name("server").restart(often()).spawn(serve, (starts.clone(),)).unwrap();
+        assert_eq!(child.name(), "server");
+        assert_eq!(within(child.wait()).await.unwrap(), 3);
+        assert_eq!((child.restarts(), starts.get(), child.pid()), (3, 4, None));
+        assert!(within(child.wait()).await.unwrap_err().to_string().contains("already taken"));
+    }
+
+    #[tokio::test]
+    async fn too_many_failures_are_given_up_with_the_last_causes() {
+        let again = Restart::on_failure().max(2, Duration::from_secs(60)).back_off(AT_ONCE, AT_ONCE);
+        let starts = Value::new(0_u32).unwrap();
+        let fail = |starts: Value<u32>| assert!(starts.get() == 99, "failure {}", starts.fetch_add(1));
+        let mut child = Process::builder().name("flaky").restart(again).spawn(fail, (starts,)).unwrap();
+        let states = child.states();
+        let error = within(child.wait()).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::RestartLimit);
+        let text = error.to_string();
+        assert!(["flaky", "failure 0", "failure 1", "failure 2"].iter().all(|part| text.contains(part)), "{text}");
+        assert!(std::error::Error::source(&error).unwrap().to_string().contains("failure 2"));
+        let SupervisedState::GaveUp { restarts: 2, cause } = states.get().unwrap() else { panic!() };
+        assert!(cause.contains("failure 2"));
+    }
+
+    #[tokio::test]
+    async fn a_killed_child_is_started_again_and_others_can_watch() {
+        let mut child =
+            Process::builder().restart(often()).spawn(async || std::future::pending::<()>().await, ()).unwrap();
+        let watches = async |mut states: mp::WatchReceiver<SupervisedState>| {
+            let is_second = |state: &SupervisedState| matches!(state, SupervisedState::Running { restarts: 1.., .. });
+            states.wait_for(is_second).await.unwrap();
+            let is_over = |state: &SupervisedState| matches!(state, SupervisedState::Ended { .. });
+            states.wait_for(is_over).await.unwrap()
+        };
+        let watcher = Process::spawn(watches, (child.states(),)).unwrap();
+        for restarts in 1..=3 {
+            let pid = child.pid().unwrap();
+            rustix::process::kill_process(
+                rustix::process::Pid::from_raw(pid as i32).unwrap(),
+                rustix::process::Signal::KILL,
+            )
+            .unwrap();
+            let mut states = child.states();
+            let is_next = |state: &SupervisedState| matches!(state, SupervisedState::Running { restarts: n, .. } if *n == restarts);
+            within(states.wait_for(is_next)).await.unwrap();
+            assert_ne!(child.pid(), Some(pid));
+        }
+        assert_eq!(within(child.stop(Duration::from_secs(10))).await.unwrap(), None);
+        assert_eq!(within(watcher).await.unwrap(), SupervisedState::Ended { restarts: 3 });
+    }
+
+    #[tokio::test]
+    async fn stop_asks_first_and_returns_what_the_function_returned() {
+        let ready = mp::Event::new().unwrap();
+        let polite = async |ready: mp::Event| {
+            let mut signal = pin!(mp::shutdown_signal());
+            assert!(poll!(&mut signal).is_pending());
+            ready.set();
+            signal.await.unwrap();
+            2
+        };
+        let mut child = Process::builder().restart(Restart::always()).spawn(polite, (ready.clone(),)).unwrap();
+        within(ready.wait()).await.unwrap();
+        assert_eq!(within(child.stop(Duration::from_secs(10))).await.unwrap(), Some(2));
+
+        let deaf = Process::builder().shield_signals(true).restart(Restart::always());
+        let mut child = deaf.spawn(std::future::pending::<()>, ()).unwrap();
+        let start = Instant::now();
+        assert_eq!(within(child.stop(SHORT)).await.unwrap(), None);
+        assert!(start.elapsed() >= SHORT);
+    }
+
+    #[tokio::test]
+    async fn stop_ends_a_wait_for_the_next_start() {
+        let again = Restart::on_failure().back_off(Duration::from_secs(600), Duration::from_secs(600));
+        let mut child = Process::builder().restart(again).spawn(|| -> u8 { panic!("no") }, ()).unwrap();
+        let mut states = child.states();
+        within(states.wait_for(|state| matches!(state, SupervisedState::BackingOff { .. }))).await.unwrap();
+        assert_eq!(child.pid(), None);
+        assert_eq!(within(child.stop(AT_ONCE)).await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn dropped_the_child_ends_and_is_not_started_again() {
+        let starts = Value::new(0_u32).unwrap();
+        let serve = async |starts: Value<u32>| {
+            starts.fetch_add(1);
+            std::future::pending::<()>().await;
+        };
+        let child = Process::builder().restart(often()).spawn(serve, (starts.clone(),)).unwrap();
+        eventually("it runs", || starts.get() == 1).await;
+        let pid = child.pid().unwrap();
+        drop(child);
+        eventually("it has ended", || !mp::active_children().iter().any(|child| child.pid() == pid)).await;
+        tokio::time::sleep(SHORT).await;
+        assert_eq!(starts.get(), 1);
+    }
+
+    #[tokio::test]
+    async fn always_starts_again_also_what_has_returned() {
+        let starts = Value::new(0_u32).unwrap();
+        let again = Restart::always().max(3, Duration::from_secs(60)).back_off(AT_ONCE, AT_ONCE);
+        let serve = |starts: Value<u32>| starts.fetch_add(1);
+        let mut child = Process::builder().restart(again).spawn(serve, (starts.clone(),)).unwrap();
+        assert_eq!(within(child.wait()).await.unwrap_err().kind(), ErrorKind::RestartLimit);
+        assert_eq!(starts.get(), 4);
+    }
+
+    #[tokio::test]
+    async fn a_dropped_wait_has_changed_nothing() {
+        let mut child = Process::builder().restart(often()).spawn(|| 5, ()).unwrap();
+        let mut random = Random::new(9);
+        let result = loop {
+            if let Some(result) = cancelled(&mut random, child.wait()).await {
+                break result;
+            }
+        };
+        assert_eq!(result.unwrap(), 5);
+    }
+
+    #[tokio::test]
+    async fn arguments_with_descriptors_go_to_each_start() {
+        use std::io::Write;
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let starts = Value::new(0_u32).unwrap();
+        let write = |mut pipe: Fd<std::io::PipeWriter>, starts: Value<u32>| {
+            pipe.write_all(b"x").unwrap();
+            assert!(starts.fetch_add(1) == 2, "again");
+        };
+        let mut child = Process::builder().restart(often()).spawn(write, (Fd::new(writer), starts)).unwrap();
+        within(child.wait()).await.unwrap();
+        let mut bytes = [0; 3];
+        std::io::Read::read_exact(&mut reader, &mut bytes).unwrap();
+        assert_eq!(&bytes, b"xxx");
+    }
+
+    #[test]
+    fn a_piped_stream_and_a_missing_runtime_are_errors() {
+        let piped = || Process::builder().stdout(mp::Stdio::piped()).restart(Restart::always());
+        assert!(piped().spawn(|| 1, ()).unwrap_err().to_string().contains("runtime"));
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let _inside = runtime.enter();
+        assert_eq!(piped().spawn(|| 1, ()).unwrap_err().kind(), ErrorKind::Spawn);
+    }
+}
