@@ -56,9 +56,9 @@ async fn run(shared: &Arc<Shared>) {
             let read = shared.config.read_initialized;
             shared.initialized(seat, generation, report.and_then(|report| read(report.open()?)));
         }
-        for mail in step.unfetched {
+        for side_results in step.unfetched {
             // Not here: a large one would hold up the deadlines.
-            tokio::task::spawn_blocking(move || mail.fetch());
+            tokio::task::spawn_blocking(move || side_results.fetch());
         }
         hires.extend(step.hires);
         if step.is_unneeded {

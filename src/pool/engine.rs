@@ -6,8 +6,8 @@
 
 use super::config::Config;
 use super::group::{Block, Chunk, ChunkLimits, Group};
-use super::mail::{Mail, Outbox, Unsent};
 use super::scheduler::{Circumstances, Control, Effects, Hire, Hired, Scheduler, Step, TakenOrder};
+use super::side_channel::{SideOrders, SideResults, Unsent};
 use super::stats::PoolStats;
 use super::taker::{Handed, Orders, Source, Start, Taker};
 use crate::channel::lane::{Board, PoolEnd};
@@ -100,10 +100,10 @@ impl Shared {
             taker.notify();
         }
         effects.wakers.into_iter().for_each(Waker::wake);
-        effects.unsent.iter().for_each(|(outbox, unsent)| self.not_sent(outbox, unsent));
+        effects.unsent.iter().for_each(|(side_orders, unsent)| self.not_sent(side_orders, unsent));
         // Large orders last of all, as they take their time.
-        for outbox in &effects.outboxes {
-            outbox.send().iter().for_each(|unsent| self.not_sent(outbox, unsent));
+        for side_orders in &effects.side_orders {
+            side_orders.send().iter().for_each(|unsent| self.not_sent(side_orders, unsent));
         }
         // It runs code of a subscriber, whose panic must not keep the rest from being done.
         for (worker, timeout) in effects.late {
@@ -118,8 +118,8 @@ impl Shared {
         result
     }
 
-    fn not_sent(&self, outbox: &Outbox, unsent: &Unsent) {
-        self.event(|scheduler, effects| scheduler.not_sent(outbox, unsent, effects));
+    fn not_sent(&self, side_orders: &SideOrders, unsent: &Unsent) {
+        self.event(|scheduler, effects| scheduler.not_sent(side_orders, unsent, effects));
     }
 
     /// Something begins that adds items; see [`Scheduler::opened`].
@@ -351,8 +351,9 @@ impl Shared {
         lane: PoolEnd,
         (orders, results): (Sender<EncodedMessage>, Receiver<EncodedMessage>),
     ) {
-        let (outbox, mail) = (Outbox::new(hire.seat, orders), Mail::new(results, self.board.marker(hire.seat)));
-        let hired = Hired { name, pid, control, lane, outbox, mail };
+        let (side_orders, side_results) =
+            (SideOrders::new(hire.seat, orders), SideResults::new(results, self.board.marker(hire.seat)));
+        let hired = Hired { name, pid, control, lane, side_orders, side_results };
         self.event(|scheduler, effects| scheduler.hired(hire, hired, effects));
         self.stir();
     }

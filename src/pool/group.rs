@@ -1,8 +1,8 @@
 //! The items of one call: packed into chunks on their way out, in blocks of results on their way back.
 
 use super::handle::Progress;
-use super::mail::Mail;
 use super::protocol::Header;
+use super::side_channel::SideResults;
 use super::trace::Caller;
 use crate::channel::spsc;
 use crate::error::{Error, ErrorKind, Result};
@@ -345,7 +345,7 @@ pub(super) struct Items {
     pub(super) pending: VecDeque<Chunk>,
     done: VecDeque<Block>,
     /// Where results of these items lie that are still to be fetched, and how many those are.
-    mail: Vec<Arc<Mail>>,
+    side_results: Vec<Arc<SideResults>>,
     announced: usize,
     waker: Option<Waker>,
     /// Whether the pool's queue lists this group.
@@ -501,17 +501,17 @@ impl Group {
         items.waker.take().map(|waker| (waker, items.out))
     }
 
-    /// A result is there, and is to be fetched from `mail`; the rest as [`deliver`](Self::deliver).
+    /// A result is there, and is to be fetched from `side_results`; the rest as [`deliver`](Self::deliver).
     #[must_use]
-    pub(super) fn announce(&self, mail: &Arc<Mail>) -> Option<(Waker, usize)> {
+    pub(super) fn announce(&self, side_results: &Arc<SideResults>) -> Option<(Waker, usize)> {
         let mut items = self.items();
         items.out = items.out.saturating_sub(1);
         if items.is_cancelled {
             return None;
         }
         items.announced += 1;
-        if !items.mail.iter().any(|other| Arc::ptr_eq(other, mail)) {
-            items.mail.push(mail.clone());
+        if !items.side_results.iter().any(|other| Arc::ptr_eq(other, side_results)) {
+            items.side_results.push(side_results.clone());
         }
         items.waker.take().map(|waker| (waker, items.out))
     }
@@ -570,14 +570,14 @@ impl Group {
 
     pub(super) fn take_done(&self) -> Option<Block> {
         loop {
-            let mail = {
+            let side_results = {
                 let mut items = self.items();
                 match items.done.pop_front() {
-                    None if !items.mail.is_empty() => std::mem::take(&mut items.mail),
+                    None if !items.side_results.is_empty() => std::mem::take(&mut items.side_results),
                     block => return block,
                 }
             };
-            mail.iter().for_each(|mail| mail.fetch());
+            side_results.iter().for_each(|side_results| side_results.fetch());
         }
     }
 
@@ -588,7 +588,7 @@ impl Group {
                 return Some(block);
             }
             let mut items = self.items();
-            if items.done.is_empty() && items.mail.is_empty() {
+            if items.done.is_empty() && items.side_results.is_empty() {
                 match &mut items.waker {
                     Some(waker) => waker.clone_from(cx.waker()),
                     none => *none = Some(cx.waker().clone()),
@@ -663,17 +663,17 @@ mod tests {
     #[test]
     fn a_result_that_was_announced_and_is_not_fetched_leaves_a_cancelled_call_its_error() {
         let (mut sender, receiver) = channel::simplex::<EncodedMessage>().unwrap();
-        let mail = Mail::new(receiver, lane::Board::create().unwrap().marker(0));
+        let side_results = SideResults::new(receiver, lane::Board::create().unwrap().marker(0));
         let group = Arc::new(Group::new(entry::Call::of(|| ()), "f", Options::default()));
         group.items().out = 1;
         sender.try_send(EncodedMessage::new(vec![0], Vec::new())).unwrap();
-        assert!(mail.expect(&group, 0, IS_VALUE).is_none());
+        assert!(side_results.expect(&group, 0, IS_VALUE).is_none());
         group.items().is_cancelled = true;
         group.settle_cancelled();
         group.settle_cancelled();
         let error = group.take_done().and_then(|mut block| block.next::<()>()).expect("an outcome").unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Cancelled);
-        mail.fetch();
+        side_results.fetch();
         assert!(group.take_done().is_none());
     }
 }

@@ -7,7 +7,7 @@
 //! driver.rs    the task that starts workers and keeps time       local.rs     the worker of a pool within this process
 //! engine.rs    the scheduler's lock, and what is done outside it
 //! scheduler/   the state machine: dispatch, results, deadlines, teardown, scaling
-//! group.rs     the items of one call, as the scheduler has them  mail.rs      what is large, beside the lanes
+//! group.rs     the items of one call, as the scheduler has them  side_channel.rs    what is large, beside the lanes
 //! worker.rs    the loop a child runs    task.rs  what a task can ask    protocol.rs  what they say to each other
 //! stats.rs     what a pool tells about itself    trace.rs  what tasks tell `tracing`
 //! ```
@@ -23,11 +23,11 @@ mod flight;
 mod group;
 mod handle;
 mod local;
-mod mail;
 #[allow(clippy::module_inception)] // The room's face carries the room's name.
 mod pool;
 mod protocol;
 mod scheduler;
+mod side_channel;
 mod stats;
 mod taker;
 #[cfg(all(test, not(multiprocess_loom)))]

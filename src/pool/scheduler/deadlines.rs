@@ -124,9 +124,9 @@ impl Scheduler {
             Event::Look => self.look(effects),
             Event::Fetch => {
                 self.is_fetch_planned = false;
-                while let Some(seat) = self.mailed.pop_first() {
-                    let mail = self.seats.get(seat).map(|worker| worker.mail.clone());
-                    effects.unfetched.extend(mail.filter(|mail| !mail.is_empty()));
+                while let Some(seat) = self.side_result_seats.pop_first() {
+                    let side_results = self.seats.get(seat).map(|worker| worker.side_results.clone());
+                    effects.unfetched.extend(side_results.filter(|side_results| !side_results.is_empty()));
                 }
             }
             Event::Age(seat, generation) => {
@@ -198,7 +198,7 @@ impl Scheduler {
             return self.at(later(now, timeout.max(AGAIN)), Event::Overrun(place), effects);
         }
         let running = &mut worker.running[at];
-        let claim = take_back(&worker.lane, &worker.outbox, place.number, running.done);
+        let claim = take_back(&worker.lane, &worker.side_orders, place.number, running.done);
         let (from, end) = (claim.end.max(running.done), std::mem::replace(&mut running.end, claim.end));
         let has_begun = claim.started > running.done;
         worker.given -= end.saturating_sub(from) as usize;
@@ -290,7 +290,7 @@ impl Scheduler {
                 if !is_late(&running.chunk) {
                     next = next.into_iter().chain(running.chunk.queued).min();
                 } else {
-                    let claim = take_back(&worker.lane, &worker.outbox, running.number, running.done);
+                    let claim = take_back(&worker.lane, &worker.side_orders, running.number, running.done);
                     worker.given -= (running.end - claim.end) as usize;
                     effects.fail(group, &running.chunk, (claim.end, running.end), || group.queued_out());
                     running.end = claim.end;

@@ -18,8 +18,8 @@ use super::{DEPTH, Effects, Event, Leased, Place, Scheduler, later};
 use crate::channel::lane::{Claim, PoolEnd};
 use crate::error::Error;
 use crate::pool::group::{Chunk, Group};
-use crate::pool::mail::{Outbox, Unsent};
 use crate::pool::protocol::{Header, IN_PIPE};
+use crate::pool::side_channel::{SideOrders, Unsent};
 use crate::pool::stats::Histogram;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -261,9 +261,9 @@ impl Scheduler {
     }
 
     /// An order could not be sent: its items fail, and its worker goes on to the next.
-    pub(super) fn was_unsent(&mut self, outbox: &Outbox, unsent: &Unsent, effects: &mut Effects) {
-        let Some(worker) = self.seats.worker(outbox.seat()) else { return };
-        if !std::ptr::eq(&*worker.outbox, outbox) {
+    pub(super) fn was_unsent(&mut self, side_orders: &SideOrders, unsent: &Unsent, effects: &mut Effects) {
+        let Some(worker) = self.seats.worker(side_orders.seat()) else { return };
+        if !std::ptr::eq(&*worker.side_orders, side_orders) {
             return;
         }
         if unsent.is_final {
@@ -272,7 +272,7 @@ impl Scheduler {
         }
         let running = worker.running.iter().find(|running| running.number == unsent.number);
         let done = running.map_or(0, |running| running.done);
-        let claim = take_back(&worker.lane, &worker.outbox, unsent.number, done);
+        let claim = take_back(&worker.lane, &worker.side_orders, unsent.number, done);
         if let Some(running) = worker.running.iter_mut().find(|running| running.number == unsent.number) {
             let from = claim.end.max(running.done);
             effects.fail(&running.group, &running.chunk, (from, running.end), || Error::copy(&unsent.error));
@@ -298,7 +298,7 @@ impl Scheduler {
             let Some(worker) = self.seats.worker(seat) else { continue };
             let generation = worker.generation;
             for running in worker.running.iter_mut().filter(|running| Arc::ptr_eq(&running.group, group)) {
-                let claim = take_back(&worker.lane, &worker.outbox, running.number, running.done);
+                let claim = take_back(&worker.lane, &worker.side_orders, running.number, running.done);
                 effects.fail(group, &running.chunk, (claim.end, running.end), || group.was_cancelled());
                 running.end = claim.end;
                 if claim.started > running.done {
@@ -317,7 +317,7 @@ impl Scheduler {
         let Some(worker) = self.seats.worker(seat) else { return };
         let mut back = Vec::new();
         for running in worker.running.iter_mut().rev() {
-            let claim = take_back(&worker.lane, &worker.outbox, running.number, running.done);
+            let claim = take_back(&worker.lane, &worker.side_orders, running.number, running.done);
             if claim.end == running.end {
                 continue;
             }
@@ -484,25 +484,25 @@ impl Worker {
         }
         // Before it is sent: what is given up after that is a change.
         let given_up = self.lane.given_up();
-        self.outbox.add(self.lane.next_number(), chunk.encoded());
+        self.side_orders.add(self.lane.next_number(), chunk.encoded());
         if chunk.bytes().len() <= SOON_COPIED {
             // Its worker is to find it there, and not to sleep once more.
-            let unsent = self.outbox.send().into_iter().map(|unsent| (self.outbox.clone(), unsent));
+            let unsent = self.side_orders.send().into_iter().map(|unsent| (self.side_orders.clone(), unsent));
             effects.unsent.extend(unsent);
         }
-        if !self.outbox.is_empty() {
+        if !self.side_orders.is_empty() {
             self.unsent = Some(given_up);
-            effects.outboxes.push(self.outbox.clone());
+            effects.side_orders.push(self.side_orders.clone());
         }
         self.lane.give(IN_PIPE, [&header, &[]], items)
     }
 }
 
 /// Takes back what has not started of a worker's order, of which `done` items are done; how far it goes now.
-pub(super) fn take_back(lane: &PoolEnd, outbox: &Outbox, number: u32, done: u32) -> Claim {
+pub(super) fn take_back(lane: &PoolEnd, side_orders: &SideOrders, number: u32, done: u32) -> Claim {
     let claim = lane.take_back(number, done);
     if claim.end == 0 {
-        outbox.forget(number);
+        side_orders.forget(number);
     }
     claim
 }

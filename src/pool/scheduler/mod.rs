@@ -28,7 +28,7 @@ mod tests;
 
 use super::config::Config;
 use super::group::{Block, Chunk, Group, Pace};
-use super::mail::{Mail, Outbox, Unsent};
+use super::side_channel::{SideOrders, SideResults, Unsent};
 use super::stats::{Histogram, PoolStats, WorkerStats};
 use super::trace::Ear;
 use crate::channel::lane::{Board, PoolEnd};
@@ -122,7 +122,7 @@ pub(super) struct Scheduler {
     /// What initializers had to say, until the driver has read it.
     reports: Vec<(usize, u64, Result<EncodedMessage>)>,
     /// Workers in whose pipes results may lie.
-    mailed: SeatSet,
+    side_result_seats: SeatSet,
     /// Orders that are executed elsewhere, in a pool without worker processes.
     taken: TakenOrders,
     /// When the driver looks into all lanes again, if it is awake.
@@ -149,8 +149,8 @@ pub(super) struct Hired {
     pub(super) pid: u32,
     pub(super) control: Box<dyn Control>,
     pub(super) lane: PoolEnd,
-    pub(super) outbox: Arc<Outbox>,
-    pub(super) mail: Arc<Mail>,
+    pub(super) side_orders: Arc<SideOrders>,
+    pub(super) side_results: Arc<SideResults>,
 }
 
 /// Which order, of which worker.
@@ -167,7 +167,7 @@ pub(super) struct Step {
     /// What initializers had to say.
     pub(super) begun: Vec<(usize, u64, Result<EncodedMessage>)>,
     /// Where results lie that nobody fetches.
-    pub(super) unfetched: Vec<Arc<Mail>>,
+    pub(super) unfetched: Vec<Arc<SideResults>>,
     pub(super) until: Option<Instant>,
     /// No worker is to be started any more.
     pub(super) is_unneeded: bool,
@@ -183,12 +183,12 @@ pub(super) struct Effects {
     /// What executes this pool's items is to look at the pool.
     pub(super) notify_taker: bool,
     /// Something lies in a pipe, and for too long in these.
-    has_mail: bool,
-    unfetched: Vec<Arc<Mail>>,
+    has_side_results: bool,
+    unfetched: Vec<Arc<SideResults>>,
     /// Where large orders are to be sent from.
-    pub(super) outboxes: Vec<Arc<Outbox>>,
+    pub(super) side_orders: Vec<Arc<SideOrders>>,
     /// What could not be sent.
-    pub(super) unsent: Vec<(Arc<Outbox>, Unsent)>,
+    pub(super) unsent: Vec<(Arc<SideOrders>, Unsent)>,
     /// Items that ended after their time, each as a chunk of its own, and at whom.
     late_items: Vec<(Arc<Group>, Chunk, String)>,
     /// Who has heard something.
@@ -217,10 +217,10 @@ impl Effects {
     }
 
     /// The next result in a worker's pipe is that of an item.
-    fn announce(&mut self, mail: &Arc<Mail>, group: &Arc<Group>, index: u64, tag: u8) {
+    fn announce(&mut self, side_results: &Arc<SideResults>, group: &Arc<Group>, index: u64, tag: u8) {
         self.settled += 1;
-        self.has_mail = true;
-        if let Some((waker, out)) = mail.expect(group, index, tag) {
+        self.has_side_results = true;
+        if let Some((waker, out)) = side_results.expect(group, index, tag) {
             self.wakers.push(waker);
             self.woken += out;
         }
@@ -281,7 +281,7 @@ impl Scheduler {
             runs: Histogram::default(),
             leases: 0,
             reports: Vec::new(),
-            mailed: SeatSet::default(),
+            side_result_seats: SeatSet::default(),
             taken: TakenOrders::default(),
             next_sweep: Instant::now(),
         };
@@ -460,15 +460,15 @@ impl Scheduler {
         let spread = |most: u64| (generation.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) % most.saturating_add(1);
         let max_tasks = self.config.max_tasks_per_worker.unwrap_or(usize::MAX);
         let jitter = (spread(self.config.tasks_jitter as u64) as usize).min(max_tasks - 1);
-        let Hired { name, pid, control, lane, outbox, mail } = hired;
+        let Hired { name, pid, control, lane, side_orders, side_results } = hired;
         let worker = Worker {
             generation,
             name,
             pid,
             control,
             lane,
-            outbox,
-            mail,
+            side_orders,
+            side_results,
             ear: Ear::new(pid),
             phase,
             running: VecDeque::new(),
@@ -551,8 +551,8 @@ impl Scheduler {
     }
 
     /// An order could not be sent to its worker.
-    pub(super) fn not_sent(&mut self, outbox: &Outbox, unsent: &Unsent, effects: &mut Effects) {
-        self.was_unsent(outbox, unsent, effects);
+    pub(super) fn not_sent(&mut self, side_orders: &SideOrders, unsent: &Unsent, effects: &mut Effects) {
+        self.was_unsent(side_orders, unsent, effects);
         self.advance(effects);
     }
 

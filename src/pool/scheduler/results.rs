@@ -68,7 +68,7 @@ impl Scheduler {
         for (group, chunk, who) in std::mem::take(&mut effects.late_items) {
             self.fail_or_retry(&group, &chunk, 0, group.was_late(&who), effects);
         }
-        if effects.has_mail && !std::mem::replace(&mut self.is_fetch_planned, true) {
+        if effects.has_side_results && !std::mem::replace(&mut self.is_fetch_planned, true) {
             let at = effects.now() + FETCH_AFTER;
             self.at(at, Event::Fetch, effects);
         }
@@ -88,10 +88,10 @@ impl Scheduler {
         if worker.unsent.is_some() {
             // It may have made room in its pipe, too.
             let given_up = worker.lane.given_up();
-            worker.unsent = (!worker.outbox.is_empty()).then_some(given_up);
-            effects.outboxes.extend(worker.unsent.map(|_| worker.outbox.clone()));
+            worker.unsent = (!worker.side_orders.is_empty()).then_some(given_up);
+            effects.side_orders.extend(worker.unsent.map(|_| worker.side_orders.clone()));
         }
-        if worker.mail.is_damaged() && worker.phase != Phase::Doomed {
+        if worker.side_results.is_damaged() && worker.phase != Phase::Doomed {
             worker.kill(Some(corrupt(&worker.name)));
         }
         if !worker.lane.has_results() {
@@ -101,13 +101,13 @@ impl Scheduler {
         (worker.full, worker.is_lagging) = (None, false);
         let mut bytes = Vec::new();
         let taken = worker.lane.take_results(&mut bytes).map_err(|_| corrupt(&worker.name));
-        let mut has_mail = std::mem::take(&mut effects.has_mail);
+        let mut has_side_results = std::mem::take(&mut effects.has_side_results);
         let delivered = taken.and_then(|count| worker.deliver(bytes, count, &mut self.runs, effects));
-        if effects.has_mail {
-            self.mailed.insert(seat);
-            has_mail = true;
+        if effects.has_side_results {
+            self.side_result_seats.insert(seat);
+            has_side_results = true;
         }
-        effects.has_mail = has_mail;
+        effects.has_side_results = has_side_results;
         match delivered {
             Ok(None) => {}
             Ok(Some(report)) => {
@@ -129,7 +129,9 @@ impl Scheduler {
 impl Worker {
     #[inline]
     fn has_come(&self) -> bool {
-        self.lane.has_results() || self.has_room_again() || self.mail.is_damaged() && self.phase != Phase::Doomed
+        self.lane.has_results()
+            || self.has_room_again()
+            || self.side_results.is_damaged() && self.phase != Phase::Doomed
     }
 
     /// Whether it has given up an order since there was no room for another, in its lane or its pipe, or since it was taken
@@ -159,7 +161,7 @@ impl Worker {
         if self.is_awaited && left > 0 {
             self.is_awaited = false;
             let (_, _, len) = spsc::first(&bytes).ok_or_else(|| corrupt(&self.name))?;
-            begun = Some(self.mail.report());
+            begun = Some(self.side_results.report());
             (at, left) = (len, left - 1);
         }
         while left > 0 {
@@ -223,7 +225,7 @@ impl Worker {
                 running.done += 1;
                 self.answered += 1;
                 left -= 1;
-                effects.announce(&self.mail, &running.group, first + u64::from(plain), tag);
+                effects.announce(&self.side_results, &running.group, first + u64::from(plain), tag);
             }
         }
         self.pop_complete(Some(now), &mut effects.ended);

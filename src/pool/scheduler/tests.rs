@@ -151,8 +151,8 @@ impl World {
                 pid: u32::MAX,
                 control: Box::new(Kill(is_killed.clone())),
                 lane,
-                outbox: Outbox::new(hire.seat, orders),
-                mail: Mail::new(results, self.scheduler.board.marker(hire.seat)),
+                side_orders: SideOrders::new(hire.seat, orders),
+                side_results: SideResults::new(results, self.scheduler.board.marker(hire.seat)),
             };
             self.event(|scheduler, effects| scheduler.hired(&hire, hired, effects));
             let _pipes = (taken, put);

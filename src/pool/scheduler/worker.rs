@@ -4,7 +4,7 @@ use super::{STARTS, later};
 use crate::channel::lane::PoolEnd;
 use crate::error::{Error, ErrorKind, Result};
 use crate::pool::group::{Chunk, Group};
-use crate::pool::mail::{Mail, Outbox};
+use crate::pool::side_channel::{SideOrders, SideResults};
 use crate::pool::trace::Ear;
 use crate::process::{Cause, Killer};
 use std::collections::VecDeque;
@@ -52,8 +52,8 @@ pub(super) struct Worker {
     pub(super) pid: u32,
     pub(super) control: Box<dyn Control>,
     pub(super) lane: PoolEnd,
-    pub(super) outbox: Arc<Outbox>,
-    pub(super) mail: Arc<Mail>,
+    pub(super) side_orders: Arc<SideOrders>,
+    pub(super) side_results: Arc<SideResults>,
     pub(super) ear: Arc<Ear>,
     pub(super) phase: Phase,
     pub(super) running: VecDeque<Running>,
@@ -73,7 +73,7 @@ pub(super) struct Worker {
     pub(super) is_awaited: bool,
     /// There was no room for an order in its lane; how far it was with giving orders up then.
     pub(super) full: Option<u64>,
-    /// The same for when something was put into its outbox, as long as that may be there.
+    /// The same for when something was put into its side_orders, as long as that may be there.
     pub(super) unsent: Option<u64>,
     /// It let others have what it was given and had not begun: it may be stopped. How far it was with giving orders up
     /// then, and since when.
@@ -184,7 +184,7 @@ impl Worker {
         let running = self.running.front()?;
         let blocks = running.chunk.bytes().len() >> 16;
         let mut limit = limit.saturating_add(SENDS_64_KIB.saturating_mul(blocks.try_into().unwrap_or(u32::MAX)));
-        if !self.is_ready || self.outbox.has(running.number) {
+        if !self.is_ready || self.side_orders.has(running.number) {
             limit = limit.max(STARTS);
         }
         Some(later(self.moved.max(running.since), limit))

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::task::Waker;
 
 /// What comes from one worker beside its lane.
-pub(super) struct Mail {
+pub(super) struct SideResults {
     pipe: Mutex<Receiver<EncodedMessage>>,
     /// Whose results lie in the pipe, in order.
     expected: Mutex<VecDeque<Expected>>,
@@ -29,7 +29,7 @@ struct Expected {
     tag: u8,
 }
 
-impl Mail {
+impl SideResults {
     pub(super) fn new(pipe: Receiver<EncodedMessage>, marker: Marker) -> Arc<Self> {
         let (expected, is_damaged) = Default::default();
         Arc::new(Self { pipe: Mutex::new(pipe), expected, is_damaged, marker })
@@ -94,7 +94,7 @@ impl Mail {
 }
 
 /// What goes to one worker beside its lane.
-pub(super) struct Outbox {
+pub(super) struct SideOrders {
     seat: usize,
     pipe: Mutex<Sender<EncodedMessage>>,
     /// Numbers of orders that were given, and what their worker waits for.
@@ -113,7 +113,7 @@ pub(super) struct Unsent {
     pub(super) is_final: bool,
 }
 
-impl Outbox {
+impl SideOrders {
     pub(super) fn new(seat: usize, pipe: Sender<EncodedMessage>) -> Arc<Self> {
         let (waiting, count, is_wanted) = Default::default();
         Arc::new(Self { seat, pipe: Mutex::new(pipe), waiting, count, is_wanted })
@@ -235,14 +235,14 @@ mod tests {
     #[test]
     fn nobody_waits_for_somebody_else_who_sends() {
         let (sender, mut receiver) = channel::simplex::<EncodedMessage>().unwrap();
-        let outbox = Outbox::new(0, sender);
+        let side_orders = SideOrders::new(0, sender);
         {
-            let _sends = outbox.pipe.lock();
-            (0..3).for_each(|n| outbox.add(n, order(n as u8 + 1, 5)));
-            outbox.forget(1);
-            assert!(outbox.send().is_empty() && !outbox.is_empty() && next(&mut receiver).is_none());
+            let _sends = side_orders.pipe.lock();
+            (0..3).for_each(|n| side_orders.add(n, order(n as u8 + 1, 5)));
+            side_orders.forget(1);
+            assert!(side_orders.send().is_empty() && !side_orders.is_empty() && next(&mut receiver).is_none());
         }
-        assert!(outbox.send().is_empty() && outbox.is_empty());
+        assert!(side_orders.send().is_empty() && side_orders.is_empty());
         let all: Vec<_> = std::iter::from_fn(|| next(&mut receiver)).collect();
         assert_eq!(all, [(1, 5), (0, 0), (3, 5)]);
     }
@@ -251,18 +251,18 @@ mod tests {
     #[test]
     fn what_is_being_sent_still_waits_and_who_comes_meanwhile_is_not_forgotten() {
         let (sender, _receiver) = channel::simplex::<EncodedMessage>().unwrap();
-        let outbox = Outbox::new(0, sender);
-        outbox.add(0, order(1, 5));
-        let _sends = outbox.pipe.lock();
-        assert!(outbox.take_first().is_some_and(|(number, order)| number == 0 && order.bytes() == [1; 5]));
-        assert!(!outbox.is_empty());
-        assert!(outbox.send().is_empty() && outbox.is_wanted.load(Acquire));
+        let side_orders = SideOrders::new(0, sender);
+        side_orders.add(0, order(1, 5));
+        let _sends = side_orders.pipe.lock();
+        assert!(side_orders.take_first().is_some_and(|(number, order)| number == 0 && order.bytes() == [1; 5]));
+        assert!(!side_orders.is_empty());
+        assert!(side_orders.send().is_empty() && side_orders.is_wanted.load(Acquire));
     }
 
     #[test]
     fn all_of_it_comes_in_order_whoever_sends() {
         let (sender, mut receiver) = channel::simplex::<EncodedMessage>().unwrap();
-        let outbox = Outbox::new(0, sender);
+        let side_orders = SideOrders::new(0, sender);
         // Two of these find no room at once.
         let large = 900 << 10;
         let (start, is_over) = (std::time::Instant::now(), AtomicBool::new(false));
@@ -270,15 +270,15 @@ mod tests {
             for _ in 0..2 {
                 scope.spawn(|| {
                     while !is_over.load(Acquire) {
-                        assert!(outbox.send().is_empty());
+                        assert!(side_orders.send().is_empty());
                     }
                 });
             }
-            (0..60).for_each(|n| outbox.add(n, order(n as u8 + 1, large)));
+            (0..60).for_each(|n| side_orders.add(n, order(n as u8 + 1, large)));
             let mut all = Vec::new();
             while all.len() < 60 && start.elapsed() < std::time::Duration::from_secs(20) {
                 // A look at any moment: what has not come is not gone.
-                let is_empty = outbox.is_empty();
+                let is_empty = side_orders.is_empty();
                 match next(&mut receiver) {
                     Some((byte, _)) => all.push(byte),
                     None => assert!(!is_empty, "it is neither waiting nor there"),
@@ -293,23 +293,23 @@ mod tests {
     #[test]
     fn what_finds_no_room_is_kept_in_order_and_what_nobody_takes_is_not() {
         let (sender, mut receiver) = channel::simplex::<EncodedMessage>().unwrap();
-        let outbox = Outbox::new(0, sender);
+        let side_orders = SideOrders::new(0, sender);
         // As many as there is room for, and three more.
         let (mut given, mut more) = (0, 0);
         while more < 3 {
-            outbox.add(given.into(), order(given, 1 << 20));
-            assert!(outbox.send().is_empty());
-            (given, more) = (given + 1, more + usize::from(!outbox.is_empty()));
+            side_orders.add(given.into(), order(given, 1 << 20));
+            assert!(side_orders.send().is_empty());
+            (given, more) = (given + 1, more + usize::from(!side_orders.is_empty()));
         }
         let mut taken = 0;
         while let Some((byte, len)) = next(&mut receiver) {
             assert_eq!((byte, len), (taken, 1 << 20));
             taken += 1;
-            assert!(outbox.send().is_empty());
+            assert!(side_orders.send().is_empty());
         }
-        assert!(outbox.is_empty() && taken == given);
-        outbox.add(3, order(3, 1));
+        assert!(side_orders.is_empty() && taken == given);
+        side_orders.add(3, order(3, 1));
         drop(receiver);
-        assert!(outbox.send().is_empty() && outbox.is_empty());
+        assert!(side_orders.send().is_empty() && side_orders.is_empty());
     }
 }
