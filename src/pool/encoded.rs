@@ -1,9 +1,9 @@
 //! Items that arrive encoded, as an order of another pool's taker has them: run by this pool's workers, with results that
 //! stay encoded.
 
-use super::feed::{Feed, Most, Stop};
 use super::flight::{Flight, Target};
 use super::group::{Block, Chunk, Options};
+use super::input::{Input, Most, Stop};
 use super::pool::Handle;
 use super::taker::{EncodedResults, Limits};
 use crate::channel::{lane, spsc};
@@ -58,7 +58,7 @@ struct Records {
     left: u32,
 }
 
-impl Feed for Records {
+impl Input for Records {
     fn fill(&mut self, chunk: &mut Chunk, most: Most, _: &mut Context<'_>) -> Stop {
         while self.left > 0 && most.has_room(chunk) {
             let rest = self.bytes.get(self.at..).unwrap_or_default();
@@ -99,8 +99,8 @@ impl EncodedRun {
             first_attempt: attempt,
             ..Options::default()
         };
-        let feed = Box::new(Records { bytes: records, at: 0, left: count });
-        let flight = Flight::start(pool, Target { call, label }, options, feed, None)?;
+        let input = Box::new(Records { bytes: records, at: 0, left: count });
+        let flight = Flight::start(pool, Target { call, label }, options, input, None)?;
         item_time.into_iter().for_each(|time| flight.group.learn(time, 1));
         Ok(Self { flight })
     }

@@ -1,8 +1,8 @@
 //! The items of one call in flight: pulled from their source as far ahead as is good, and watched for until they come.
 
 use super::engine::{Shared, check_forked};
-use super::feed::{Feed, Most, Stop};
 use super::group::{Block, Chunk, Group, Options};
+use super::input::{Input, Most, Stop};
 use super::pool::Handle;
 use crate::error::{Error, Result};
 use crate::os::fork;
@@ -40,7 +40,7 @@ impl Drop for Ticket {
 pub(super) struct Flight {
     pub(super) pool: Arc<Handle>,
     pub(super) group: Arc<Group>,
-    feed: Option<(Box<dyn Feed>, Ticket)>,
+    input: Option<(Box<dyn Input>, Ticket)>,
     /// The place in line for room, if the pool lets only so many items wait and has none now.
     place: Option<u64>,
     /// What the source itself had to say, in the place of an item.
@@ -66,15 +66,25 @@ impl Flight {
         pool: Arc<Handle>,
         target: Target,
         mut options: Options,
-        feed: Box<dyn Feed>,
+        input: Box<dyn Input>,
         ticket: Option<Ticket>,
     ) -> Result<Self> {
         let ticket = ticket.map_or_else(|| Ticket::of(&pool, options.lease), Ok)?;
         options.limits = pool.shared().chunk_limits();
         let first = options.first_index;
         let group = Arc::new(Group::new(target.call, target.label, options));
-        let (feed, watchful) = (Some((feed, ticket)), Spinner::default());
-        Ok(Self { pool, group, feed, place: None, failed: None, pulled: first, returned: first, watchful, began: None })
+        let (input, watchful) = (Some((input, ticket)), Spinner::default());
+        Ok(Self {
+            pool,
+            group,
+            input,
+            place: None,
+            failed: None,
+            pulled: first,
+            returned: first,
+            watchful,
+            began: None,
+        })
     }
 
     fn in_flight(&self) -> usize {
@@ -95,7 +105,7 @@ impl Flight {
         // How many there are may change meanwhile; whoever waits is then woken.
         let workers = self.pool.shared().slots(self.group.is_brief());
         let mut chunks = Vec::new();
-        while let Some((feed, _)) = &mut self.feed {
+        while let Some((input, _)) = &mut self.input {
             let size = self.group.chunk_size().max(1);
             let in_flight = (self.pulled - self.returned) as usize;
             if in_flight + held >= workers * size * CHUNKS_AHEAD {
@@ -105,7 +115,7 @@ impl Flight {
                 break;
             }
             // Towards the end chunks become smaller, so that all workers end at about the same time.
-            let most = match (self.group.options.chunk, feed.remaining()) {
+            let most = match (self.group.options.chunk, input.remaining()) {
                 (0, remaining) if remaining > 0 => size.min((remaining / (2 * workers)).max(1)),
                 _ => size,
             };
@@ -120,7 +130,7 @@ impl Flight {
             if most > 1 {
                 chunk.body.reserve((most * 16).min(limits.bytes));
             }
-            let stop = feed.fill(&mut chunk, Most { items: most, bytes: limits.bytes }, cx);
+            let stop = input.fill(&mut chunk, Most { items: most, bytes: limits.bytes }, cx);
             self.pulled += u64::from(chunk.count);
             self.pool.shared().give_back(&self.group, most - chunk.count as usize);
             // Small ones are handed in together.
@@ -156,7 +166,7 @@ impl Flight {
     }
 
     fn end(&mut self) {
-        self.feed = None;
+        self.input = None;
     }
 
     /// The next outcomes in whatever order; `None` after the last. `held` outcomes are waiting for their turn.
@@ -187,7 +197,7 @@ impl Flight {
         let Some(progress) = &self.group.options.progress else { return };
         let elapsed = self.began.get_or_insert_with(Instant::now).elapsed().as_secs_f64();
         let total = self.pulled - self.group.options.first_index
-            + self.feed.as_ref().map_or(0, |(feed, _)| feed.remaining() as u64);
+            + self.input.as_ref().map_or(0, |(input, _)| input.remaining() as u64);
         progress.send_modify(|progress| {
             progress.done += u64::from(block.count());
             progress.failed += u64::from(block.failures());
@@ -202,7 +212,7 @@ impl Flight {
         }
         if self.in_flight() == 0 {
             // Without a source this is the end; with one, it wakes us.
-            return match &self.feed {
+            return match &self.input {
                 Some(_) => Poll::Pending,
                 None => Poll::Ready(self.failed.take().map(|(index, error)| Block::failed(index, error))),
             };
@@ -267,7 +277,7 @@ impl Flight {
 
     /// Whether its source has something that was not handed in.
     pub(super) fn is_held_back(&self) -> bool {
-        self.feed.is_some()
+        self.input.is_some()
     }
 
     /// Nobody waits for it any more: what runs is stopped, and what was not handed in never is.
@@ -289,7 +299,7 @@ impl Drop for Flight {
         if fork::is_forked() {
             return;
         }
-        self.feed = None;
+        self.input = None;
         if let Some(place) = self.place.take() {
             self.pool.shared().leave_line(place);
         }
@@ -308,7 +318,7 @@ pub(super) enum Stage {
         pool: Arc<Handle>,
         target: Target,
         options: Options,
-        feed: Box<dyn Feed>,
+        input: Box<dyn Input>,
         ticket: Option<Ticket>,
     },
     Flying(Flight),
@@ -327,8 +337,8 @@ impl Stage {
     pub(super) fn flight(&mut self) -> Result<Option<&mut Flight>> {
         if matches!(self, Stage::Planned { .. } | Stage::Failed(_)) {
             match std::mem::replace(self, Stage::Over) {
-                Stage::Planned { pool, target, options, feed, ticket } => {
-                    *self = Stage::Flying(Flight::start(pool, target, options, feed, ticket)?);
+                Stage::Planned { pool, target, options, input, ticket } => {
+                    *self = Stage::Flying(Flight::start(pool, target, options, input, ticket)?);
                 }
                 Stage::Failed(error) => return Err(error),
                 Stage::Flying(_) | Stage::Over => {}

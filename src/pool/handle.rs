@@ -1,8 +1,8 @@
 //! What a caller awaits. Encoding and decoding happen here, in the caller's task.
 
-use super::feed::Feed;
 use super::flight::{Stage, Target, Ticket};
 use super::group::{Block, Options};
+use super::input::Input;
 use super::pool::Handle;
 use super::scheduler::stranded;
 use crate::error::{Error, ErrorKind, Result};
@@ -144,14 +144,14 @@ impl<R> Call<R> {
         self
     }
 
-    pub(super) fn new(pool: Arc<Handle>, target: Target, feed: Result<Box<dyn Feed>>) -> Self {
-        Self { stage: planned_one(pool, target, feed), result: PhantomData }
+    pub(super) fn new(pool: Arc<Handle>, target: Target, input: Result<Box<dyn Input>>) -> Self {
+        Self { stage: planned_one(pool, target, input), result: PhantomData }
     }
 }
 
-fn planned_one(pool: Arc<Handle>, target: Target, feed: Result<Box<dyn Feed>>) -> Stage {
-    match feed {
-        Ok(feed) => Stage::Planned { pool, target, options: Options::default(), feed, ticket: None },
+fn planned_one(pool: Arc<Handle>, target: Target, input: Result<Box<dyn Input>>) -> Stage {
+    match input {
+        Ok(input) => Stage::Planned { pool, target, options: Options::default(), input, ticket: None },
         Err(error) => Stage::Failed(error),
     }
 }
@@ -191,13 +191,13 @@ pub struct AsyncResult<R> {
 }
 
 impl<R> AsyncResult<R> {
-    pub(super) fn start(pool: Arc<Handle>, target: Target, feed: Result<Box<dyn Feed>>) -> Self {
-        Self { stage: started(planned_one(pool, target, feed)), result: PhantomData }
+    pub(super) fn start(pool: Arc<Handle>, target: Target, input: Result<Box<dyn Input>>) -> Self {
+        Self { stage: started(planned_one(pool, target, input)), result: PhantomData }
     }
 
     /// The same if there is room for it.
-    pub(super) fn try_start(pool: Arc<Handle>, target: Target, feed: Result<Box<dyn Feed>>) -> Result<Self> {
-        let mut call = Self::start(pool, target, feed);
+    pub(super) fn try_start(pool: Arc<Handle>, target: Target, input: Result<Box<dyn Input>>) -> Result<Self> {
+        let mut call = Self::start(pool, target, input);
         match std::mem::replace(&mut call.stage, Stage::Over) {
             Stage::Failed(error) => Err(error),
             Stage::Flying(flight) if flight.is_held_back() => {
@@ -288,8 +288,8 @@ options!(Map);
 chunksize!(Map);
 
 impl<R> Map<R> {
-    pub(super) fn new(pool: Arc<Handle>, target: Target, feed: Box<dyn Feed>) -> Self {
-        let stage = Stage::Planned { pool, target, options: Options::default(), feed, ticket: None };
+    pub(super) fn new(pool: Arc<Handle>, target: Target, input: Box<dyn Input>) -> Self {
+        let stage = Stage::Planned { pool, target, options: Options::default(), input, ticket: None };
         Self { stage, results: Vec::new(), early: Early::default() }
     }
 }
@@ -436,9 +436,9 @@ options!(Results);
 chunksize!(Results);
 
 impl<R> Results<R> {
-    pub(super) fn new(pool: Arc<Handle>, target: Target, feed: Box<dyn Feed>, is_ordered: bool) -> Self {
+    pub(super) fn new(pool: Arc<Handle>, target: Target, input: Box<dyn Input>, is_ordered: bool) -> Self {
         let stage = match Ticket::of(&pool, 0) {
-            Ok(ticket) => Stage::Planned { pool, target, options: Options::default(), feed, ticket: Some(ticket) },
+            Ok(ticket) => Stage::Planned { pool, target, options: Options::default(), input, ticket: Some(ticket) },
             Err(error) => Stage::Failed(error),
         };
         let (current, early) = (None, Early::default());

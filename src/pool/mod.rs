@@ -3,7 +3,7 @@
 //! ```text
 //! pool.rs      Pool: apply, map, imap (public face)              config.rs    its options
 //! handle.rs    what callers await                                checkout.rs  one worker for a run of calls
-//! flight.rs    the items of one call: pulled, and watched for    feed.rs      where they come from, packed into chunks
+//! flight.rs    the items of one call: pulled, and watched for    input.rs     where they come from, packed into chunks
 //! driver.rs    the task that starts workers and keeps time       local.rs     the worker of a pool within this process
 //! engine.rs    the scheduler's lock, and what is done outside it
 //! scheduler/   the state machine: dispatch, results, deadlines, teardown, scaling
@@ -18,10 +18,10 @@ mod config;
 mod driver;
 mod encoded;
 mod engine;
-mod feed;
 mod flight;
 mod group;
 mod handle;
+mod input;
 mod local;
 #[allow(clippy::module_inception)] // The room's face carries the room's name.
 mod pool;

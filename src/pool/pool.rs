@@ -5,10 +5,10 @@ use super::config::{PoolBuilder, Workers, checked};
 use super::driver;
 use super::encoded::{EncodedItems, EncodedRun};
 use super::engine::{Shared, check_forked};
-use super::feed::{Feed, OfIterator, OfStream, One, Packer};
 use super::flight::Target;
 use super::group::ChunkLimits;
 use super::handle::{AsyncResult, Call, Map, MapAsync, Results};
+use super::input::{Input, OfIterator, OfStream, One, Packer};
 use super::local;
 use super::stats::PoolStats;
 use super::taker::External;
@@ -111,11 +111,11 @@ where
     Target { call: entry::Call::of(f), label: std::any::type_name::<F>() }
 }
 
-fn tuples<A: Serialize + 'static>(tuples: impl Iterator<Item = A> + Send + 'static) -> Box<dyn Feed> {
+fn tuples<A: Serialize + 'static>(tuples: impl Iterator<Item = A> + Send + 'static) -> Box<dyn Input> {
     Box::new(OfIterator(Packer::new(tuples)))
 }
 
-fn one<A: Serialize + 'static>(args: &A) -> Result<Box<dyn Feed>> {
+fn one<A: Serialize + 'static>(args: &A) -> Result<Box<dyn Input>> {
     Ok(Box::new(One::of(args)?))
 }
 

@@ -11,7 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-/// What stopped a feed from packing more.
+/// What stopped a input from packing more.
 pub(super) enum Stop {
     /// The chunk is full.
     Full,
@@ -40,7 +40,7 @@ impl Most {
 }
 
 /// A source of items, whatever their type.
-pub(super) trait Feed: Send {
+pub(super) trait Input: Send {
     /// Packs items into `chunk` until that has as much as it may.
     fn fill(&mut self, chunk: &mut Chunk, most: Most, cx: &mut Context<'_>) -> Stop;
 
@@ -135,7 +135,7 @@ fn guarded(chunk: &mut Chunk, fill: impl FnOnce(&mut Chunk) -> Stop) -> Stop {
 
 pub(super) struct OfIterator<I>(pub(super) Packer<I>);
 
-impl<I> Feed for OfIterator<I>
+impl<I> Input for OfIterator<I>
 where
     I: Iterator<Item: Serialize + 'static> + Send,
 {
@@ -150,7 +150,7 @@ where
 
 pub(super) struct OfStream<S>(pub(super) Packer<Pin<Box<S>>>);
 
-impl<S> Feed for OfStream<S>
+impl<S> Input for OfStream<S>
 where
     S: Stream<Item: Serialize + 'static> + Send,
 {
@@ -175,7 +175,7 @@ impl One {
     }
 }
 
-impl Feed for One {
+impl Input for One {
     fn fill(&mut self, chunk: &mut Chunk, _: Most, _: &mut Context<'_>) -> Stop {
         if let Some(Alone { record, attachments }) = self.0.take() {
             (chunk.body, chunk.attachments, chunk.count) = (record, attachments, 1);
