@@ -22,7 +22,7 @@ pub(super) fn work(contract: Contract) -> Result<()> {
     let Contract { lane, orders, results, initializer, finalizer, conditions } = contract;
     conditions.apply()?;
     let mut executor = Executor::default();
-    let mut desk = Desk {
+    let mut context = Context {
         lane,
         orders,
         results,
@@ -40,24 +40,24 @@ pub(super) fn work(contract: Contract) -> Result<()> {
     };
     if let Some(Task { call, arguments }) = initializer {
         let outcome = call.run(arguments.open()?, &mut executor);
-        desk.put(IN_PIPE, &outcome.parts().concat(), outcome.attachments());
-        desk.lane.notify_pending();
+        context.put(IN_PIPE, &outcome.parts().concat(), outcome.attachments());
+        context.lane.notify_pending();
     }
-    let mut desk = Box::new(desk);
-    while let Some(header) = desk.take_order()? {
-        desk.listens = (header.level > 0)
-            .then(|| desk.lane.event_writer(TOLD).ok())
+    let mut context = Box::new(context);
+    while let Some(header) = context.take_order()? {
+        context.listens = (header.level > 0)
+            .then(|| context.lane.event_writer(TOLD).ok())
             .flatten()
             .and_then(|writer| trace::listen(header.level, writer));
-        let (batch, entered) = header.call.run_batch(desk, &mut executor);
-        desk = (batch as Box<dyn Any>).downcast().map_err(|_| Error::other("a batch did not come back"))?;
+        let (batch, entered) = header.call.run_batch(context, &mut executor);
+        context = (batch as Box<dyn Any>).downcast().map_err(|_| Error::other("a batch did not come back"))?;
         if let Err(error) = entered {
-            while desk.next().is_some() {
+            while context.next().is_some() {
                 let again = Error::new(error.kind(), error.to_string());
-                report_error(&mut *desk, again);
+                report_error(&mut *context, again);
             }
         }
-        desk.finish();
+        context.finish();
     }
     if let Some(Task { call, arguments }) = finalizer {
         let outcome = call.run(arguments.open()?, &mut executor);
@@ -67,7 +67,7 @@ pub(super) fn work(contract: Contract) -> Result<()> {
 }
 
 /// One order at a time, and where its results go.
-struct Desk {
+struct Context {
     lane: WorkerEnd,
     orders: Receiver<EncodedMessage>,
     results: Sender<EncodedMessage>,
@@ -119,7 +119,7 @@ impl Conditions {
     }
 }
 
-impl Desk {
+impl Context {
     /// Tells how much memory it has, if an order has taken a while.
     fn look(&mut self, now: Instant) {
         if self.looked.is_none_or(|looked| now.duration_since(looked) >= LOOK) {
@@ -207,7 +207,7 @@ impl Desk {
     }
 }
 
-impl Batch for Desk {
+impl Batch for Context {
     fn begin(&mut self, label: &'static str) {
         if let (Some(order), Some(header)) = (&self.order, &self.header) {
             task::begin(label, header.attempt, self.lane.stop_sign(order, 0));
