@@ -35,7 +35,7 @@ fn number_of(level: Level) -> u8 {
 
 /// A span or an event as it travels.
 #[derive(Serialize, Deserialize)]
-enum Told {
+enum Message {
     Span { id: u64, parent: Option<u64>, site: Place, values: Values },
     Record { id: u64, values: Values },
     Event { parent: Option<u64>, site: Place, values: Values },
@@ -144,7 +144,7 @@ struct Forward {
     /// How many hold each span.
     held: Mutex<HashMap<u64, usize>>,
     /// What other threads have to say, or was said between two items.
-    late: Mutex<Vec<Told>>,
+    late: Mutex<Vec<Message>>,
 }
 
 /// More than this is not kept for the next item.
@@ -185,22 +185,22 @@ pub(super) fn close() {
 }
 
 impl Forward {
-    fn tell(&self, told: Told) {
+    fn tell(&self, message: Message) {
         if !IS_OPEN.get() {
             let mut late = lock(&self.late);
             // A span that is over must be heard of.
-            if late.len() < LATE || matches!(told, Told::Close { .. }) {
-                late.push(told);
+            if late.len() < LATE || matches!(message, Message::Close { .. }) {
+                late.push(message);
             }
             return;
         }
         self.tell_late();
-        say(&told);
+        send(&message);
     }
 
     fn tell_late(&self) {
         if IS_OPEN.get() {
-            std::mem::take(&mut *lock(&self.late)).iter().for_each(say);
+            std::mem::take(&mut *lock(&self.late)).iter().for_each(send);
         }
     }
 
@@ -209,9 +209,9 @@ impl Forward {
     }
 }
 
-fn say(told: &Told) {
+fn send(message: &Message) {
     let mut bytes = Vec::new();
-    if wire::append(told, &mut bytes).is_ok() {
+    if wire::append(message, &mut bytes).is_ok() {
         // Whatever the writer does in turn is not told.
         IS_OPEN.set(false);
         EVENT_WRITER.with_borrow_mut(|writer| writer.iter_mut().for_each(|writer| writer.write(&bytes)));
@@ -236,7 +236,7 @@ impl Subscriber for Forward {
         let explicit = attributes.parent().map(Id::into_u64);
         let parent = if attributes.is_contextual() { Self::entered() } else { explicit };
         lock(&self.held).insert(id, 1);
-        self.tell(Told::Span { id, parent, site: Place::of(attributes.metadata()), values });
+        self.tell(Message::Span { id, parent, site: Place::of(attributes.metadata()), values });
         // Numbers begin with 1.
         Id::from_u64(id)
     }
@@ -244,7 +244,7 @@ impl Subscriber for Forward {
     fn record(&self, span: &Id, record: &Record<'_>) {
         let mut values = Values::default();
         record.record(&mut values);
-        self.tell(Told::Record { id: span.into_u64(), values });
+        self.tell(Message::Record { id: span.into_u64(), values });
     }
 
     fn record_follows_from(&self, _: &Id, _: &Id) {}
@@ -253,7 +253,7 @@ impl Subscriber for Forward {
         let mut values = Values::default();
         event.record(&mut values);
         let parent = if event.is_contextual() { Self::entered() } else { event.parent().map(Id::into_u64) };
-        self.tell(Told::Event { parent, site: Place::of(event.metadata()), values });
+        self.tell(Message::Event { parent, site: Place::of(event.metadata()), values });
     }
 
     fn enter(&self, id: &Id) {
@@ -284,7 +284,7 @@ impl Subscriber for Forward {
             left == Some(0) && held.remove(&id).is_some()
         };
         if is_over {
-            self.tell(Told::Close { id });
+            self.tell(Message::Close { id });
         }
         is_over
     }
@@ -346,22 +346,22 @@ impl Ear {
             loop {
                 let next = lock(&self.heard).pop_front();
                 let Some((caller, bytes)) = next else { break };
-                if let Ok(told) = wire::decode_bytes(&bytes, Vec::new()) {
+                if let Ok(message) = wire::decode_bytes(&bytes, Vec::new()) {
                     // A subscriber that panics has said so; whoever is to be woken after this has no part in it.
-                    let _ = catch_unwind(AssertUnwindSafe(|| self.tell(&mut spans, &caller, told)));
+                    let _ = catch_unwind(AssertUnwindSafe(|| self.tell(&mut spans, &caller, message)));
                 }
             }
         }
     }
 
-    fn tell(&self, spans: &mut Spans, caller: &Arc<Caller>, told: Told) {
+    fn tell(&self, spans: &mut Spans, caller: &Arc<Caller>, message: Message) {
         let parent_of = |spans: &Spans, parent: Option<u64>| match parent {
             Some(id) => spans.get(&id).map(|(_, id, _)| id.clone()).or_else(|| caller.span.id()),
             None => caller.span.id(),
         };
         let dispatch = &caller.dispatch;
-        match told {
-            Told::Span { id, parent, site, values } => {
+        match message {
+            Message::Span { id, parent, site, values } => {
                 let Some(site) = Site::of(site).filter(|site| dispatch.enabled(site.metadata())) else {
                     return;
                 };
@@ -373,12 +373,12 @@ impl Ear {
                 });
                 spans.insert(id, (caller.clone(), here, site));
             }
-            Told::Record { id, values } => {
+            Message::Record { id, values } => {
                 if let Some((caller, here, site)) = spans.get(&id) {
                     values.on(site, self.pid, |values| caller.dispatch.record(here, &Record::new(values)));
                 }
             }
-            Told::Event { parent, site, values } => {
+            Message::Event { parent, site, values } => {
                 let Some(site) = Site::of(site).filter(|site| dispatch.enabled(site.metadata())) else {
                     return;
                 };
@@ -387,7 +387,7 @@ impl Ear {
                     dispatch.event(&Event::new_child_of(parent, site.metadata(), values));
                 });
             }
-            Told::Close { id } => {
+            Message::Close { id } => {
                 if let Some((caller, here, _)) = spans.remove(&id) {
                     caller.dispatch.try_close(here);
                 }
@@ -537,7 +537,7 @@ mod tests {
             let (name, target, fields) = (text.clone(), text, Vec::new());
             let site = Place { is_span: false, name, target, level, file: None, line: None, module: None, fields };
             let mut bytes = Vec::new();
-            wire::append(&Told::Event { parent: None, site, values: Values::default() }, &mut bytes).unwrap();
+            wire::append(&Message::Event { parent: None, site, values: Values::default() }, &mut bytes).unwrap();
             ear.hear(&caller, &bytes);
         }
         ear.pass_on();
