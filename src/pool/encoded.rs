@@ -2,7 +2,7 @@
 //! stay encoded.
 
 use super::flight::{Flight, Target};
-use super::group::{Block, Chunk, Options};
+use super::group::{Chunk, Options, ResultBatch};
 use super::input::{Input, Most, Stop};
 use super::pool::Handle;
 use super::taker::{EncodedResults, Limits};
@@ -107,7 +107,7 @@ impl EncodedRun {
 
     /// The next results, in whatever order they come; `None` after the last.
     pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<EncodedResults>> {
-        self.flight.poll_next(0, cx).map(|block| block.map(|block| self.encode(block)))
+        self.flight.poll_next(0, cx).map(|batch| batch.map(|batch| self.encode(batch)))
     }
 
     /// The same as a future.
@@ -120,9 +120,9 @@ impl EncodedRun {
         self.flight.group.item_time()
     }
 
-    fn encode(&self, block: Block) -> EncodedResults {
+    fn encode(&self, batch: ResultBatch) -> EncodedResults {
         let label = self.flight.group.label;
-        let (index, outcome) = match block.into_records() {
+        let (index, outcome) = match batch.into_records() {
             Ok((first, count, records)) => return EncodedResults { first, count, records },
             Err(single) => single,
         };

@@ -5,7 +5,7 @@
 //! looks, and the driver does the rest: exits, deadlines, replacements.
 
 use super::config::Config;
-use super::group::{Block, Chunk, ChunkLimits, Group};
+use super::group::{Chunk, ChunkLimits, Group, ResultBatch};
 use super::scheduler::{Circumstances, Control, Effects, Hire, Hired, Scheduler, Step, TakenOrder};
 use super::side_channel::{SideOrders, SideResults, Unsent};
 use super::stats::PoolStats;
@@ -381,8 +381,8 @@ impl Source for Shared {
         Some(Handed { id, group, chunk, is_cancelled, grace: self.config.grace })
     }
 
-    fn settle(&self, order: u64, block: Block) {
-        self.event(|scheduler, effects| scheduler.items_settled(order, block, effects));
+    fn settle(&self, order: u64, batch: ResultBatch) {
+        self.event(|scheduler, effects| scheduler.items_settled(order, batch, effects));
     }
 
     fn ran(&self, group: &Group, time: Duration, items: u32) {

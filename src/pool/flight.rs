@@ -1,7 +1,7 @@
 //! The items of one call in flight: pulled from their source as far ahead as is good, and watched for until they come.
 
 use super::engine::{Shared, check_forked};
-use super::group::{Block, Chunk, Group, Options};
+use super::group::{Chunk, Group, Options, ResultBatch};
 use super::input::{Input, Most, Stop};
 use super::pool::Handle;
 use crate::error::{Error, Result};
@@ -170,19 +170,19 @@ impl Flight {
     }
 
     /// The next outcomes in whatever order; `None` after the last. `held` outcomes are waiting for their turn.
-    pub(super) fn poll_next(&mut self, held: usize, cx: &mut Context<'_>) -> Poll<Option<Block>> {
+    pub(super) fn poll_next(&mut self, held: usize, cx: &mut Context<'_>) -> Poll<Option<ResultBatch>> {
         if let Err(error) = check_forked() {
-            return Poll::Ready(Some(Block::failed(0, error)));
+            return Poll::Ready(Some(ResultBatch::failed(0, error)));
         }
         let coop = ready!(tokio::task::coop::poll_proceed(cx));
         self.refill(held, cx);
-        let next = ready!(self.poll_block(cx));
+        let next = ready!(self.poll_batch(cx));
         coop.made_progress();
         self.watchful = Spinner::default();
-        if let Some(block) = &next {
+        if let Some(batch) = &next {
             // What the source had to say counts for no item.
-            self.returned = (self.returned + u64::from(block.count())).min(self.pulled);
-            self.tell_progress(block);
+            self.returned = (self.returned + u64::from(batch.count())).min(self.pulled);
+            self.tell_progress(batch);
             // Who takes its time with slow items may leave others waiting for what comes meanwhile.
             let others = self.pool.shared().out() > self.group.items().out;
             if others || self.in_flight() > 0 && !self.group.is_quick() {
@@ -193,52 +193,52 @@ impl Flight {
     }
 
     #[inline]
-    fn tell_progress(&mut self, block: &Block) {
+    fn tell_progress(&mut self, batch: &ResultBatch) {
         let Some(progress) = &self.group.options.progress else { return };
         let elapsed = self.began.get_or_insert_with(Instant::now).elapsed().as_secs_f64();
         let total = self.pulled - self.group.options.first_index
             + self.input.as_ref().map_or(0, |(input, _)| input.remaining() as u64);
         progress.send_modify(|progress| {
-            progress.done += u64::from(block.count());
-            progress.failed += u64::from(block.failures());
+            progress.done += u64::from(batch.count());
+            progress.failed += u64::from(batch.failures());
             progress.total = total.max(progress.done);
             progress.rate = if elapsed > 0.0 { progress.done as f64 / elapsed } else { 0.0 };
         });
     }
 
-    fn poll_block(&mut self, cx: &mut Context<'_>) -> Poll<Option<Block>> {
-        if let Some(block) = self.group.take_done() {
-            return Poll::Ready(Some(block));
+    fn poll_batch(&mut self, cx: &mut Context<'_>) -> Poll<Option<ResultBatch>> {
+        if let Some(batch) = self.group.take_done() {
+            return Poll::Ready(Some(batch));
         }
         if self.in_flight() == 0 {
             // Without a source this is the end; with one, it wakes us.
             return match &self.input {
                 Some(_) => Poll::Pending,
-                None => Poll::Ready(self.failed.take().map(|(index, error)| Block::failed(index, error))),
+                None => Poll::Ready(self.failed.take().map(|(index, error)| ResultBatch::failed(index, error))),
             };
         }
         let (shared, group) = (self.pool.shared(), &self.group);
         if !shared.has_processes() {
             // Whoever settles an item wakes us.
-            return group.take_done_or_wait(cx).map_or(Poll::Pending, |block| Poll::Ready(Some(block)));
+            return group.take_done_or_wait(cx).map_or(Poll::Pending, |batch| Poll::Ready(Some(batch)));
         }
         let Some(alarm) = shared.alarm() else { return Poll::Pending };
         if self.is_bulk() {
             if shared.has_news() {
                 shared.pump();
             }
-            if let Some(block) = group.take_done_or_wait(cx) {
-                return Poll::Ready(Some(block));
+            if let Some(batch) = group.take_done_or_wait(cx) {
+                return Poll::Ready(Some(batch));
             }
             shared.rest();
-            return group.take_done().map_or(Poll::Pending, |block| Poll::Ready(Some(block)));
+            return group.take_done().map_or(Poll::Pending, |batch| Poll::Ready(Some(batch)));
         }
         let mut attempt = || {
             shared.try_pump();
             group.take_done()
         };
-        if let Some(block) = attempt() {
-            return Poll::Ready(Some(block));
+        if let Some(batch) = attempt() {
+            return Poll::Ready(Some(batch));
         }
         // Who looks need not be woken. But others must not depend on our being polled.
         if shared.out() <= group.items().out {
@@ -249,18 +249,18 @@ impl Flight {
             }
         }
         match self.watchful.spin(alarm, &mut attempt) {
-            Spun::Found(block) => Poll::Ready(Some(block)),
+            Spun::Found(batch) => Poll::Ready(Some(batch)),
             Spun::Again => {
                 cx.waker().wake_by_ref();
                 Poll::Pending
             }
             Spun::Over => {
-                if let Some(block) = group.take_done_or_wait(cx) {
-                    return Poll::Ready(Some(block));
+                if let Some(batch) = group.take_done_or_wait(cx) {
+                    return Poll::Ready(Some(batch));
                 }
                 shared.stir();
                 // It may have been delivered to the waker just left there, by ourselves.
-                group.take_done().map_or(Poll::Pending, |block| Poll::Ready(Some(block)))
+                group.take_done().map_or(Poll::Pending, |batch| Poll::Ready(Some(batch)))
             }
         }
     }
@@ -350,11 +350,11 @@ impl Stage {
         })
     }
 
-    pub(super) fn poll_next(&mut self, held: usize, cx: &mut Context<'_>) -> Poll<Option<Block>> {
+    pub(super) fn poll_next(&mut self, held: usize, cx: &mut Context<'_>) -> Poll<Option<ResultBatch>> {
         match self.flight() {
             Ok(Some(flight)) => flight.poll_next(held, cx),
             Ok(None) => Poll::Ready(None),
-            Err(error) => Poll::Ready(Some(Block::failed(0, error))),
+            Err(error) => Poll::Ready(Some(ResultBatch::failed(0, error))),
         }
     }
 }

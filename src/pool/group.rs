@@ -1,4 +1,4 @@
-//! The items of one call: packed into chunks on their way out, in blocks of results on their way back.
+//! The items of one call: packed into chunks on their way out, in batches of results on their way back.
 
 use super::handle::Progress;
 use super::protocol::Header;
@@ -178,7 +178,7 @@ impl Chunk {
 }
 
 /// Results as they came from a worker, one after the other.
-pub(super) struct Told {
+pub(super) struct Records {
     first: u64,
     count: u32,
     /// How many of them are no values.
@@ -188,40 +188,40 @@ pub(super) struct Told {
 }
 
 /// What came of some items with consecutive numbers.
-pub(super) enum Block {
-    Told(Told),
+pub(super) enum ResultBatch {
+    Records(Records),
     /// One that did not come through the ring: it is large, brings descriptors, or failed here.
-    Single(u64, Option<Result<(u8, EncodedMessage)>>),
+    One(u64, Option<Result<(u8, EncodedMessage)>>),
 }
 
-impl Block {
-    pub(super) fn told(first: u64, count: u32, failures: u32, bytes: Vec<u8>) -> Self {
-        Self::Told(Told { first, count, failures, bytes, at: 0 })
+impl ResultBatch {
+    pub(super) fn records(first: u64, count: u32, failures: u32, bytes: Vec<u8>) -> Self {
+        Self::Records(Records { first, count, failures, bytes, at: 0 })
     }
 
     pub(super) fn failed(index: u64, error: Error) -> Self {
-        Self::Single(index, Some(Err(error)))
+        Self::One(index, Some(Err(error)))
     }
 
     pub(super) fn first(&self) -> u64 {
         match self {
-            Block::Told(told) => told.first,
-            Block::Single(index, _) => *index,
+            ResultBatch::Records(records) => records.first,
+            ResultBatch::One(index, _) => *index,
         }
     }
 
     pub(super) fn count(&self) -> u32 {
         match self {
-            Block::Told(told) => told.count,
-            Block::Single(..) => 1,
+            ResultBatch::Records(records) => records.count,
+            ResultBatch::One(..) => 1,
         }
     }
 
     /// How many items in it failed, as far as can be told without decoding.
     pub(super) fn failures(&self) -> u32 {
         match self {
-            Block::Single(_, outcome) => u32::from(!matches!(outcome, Some(Ok((IS_VALUE, _))))),
-            Block::Told(told) => told.failures,
+            ResultBatch::One(_, outcome) => u32::from(!matches!(outcome, Some(Ok((IS_VALUE, _))))),
+            ResultBatch::Records(records) => records.failures,
         }
     }
 
@@ -229,8 +229,10 @@ impl Block {
     #[expect(clippy::type_complexity, reason = "two parts of two variants")]
     pub(super) fn into_records(self) -> std::result::Result<(u64, u32, Vec<u8>), (u64, Result<(u8, EncodedMessage)>)> {
         match self {
-            Block::Told(Told { first, count, mut bytes, at, .. }) => Ok((first, count, bytes.split_off(at))),
-            Block::Single(index, outcome) => {
+            ResultBatch::Records(Records { first, count, mut bytes, at, .. }) => {
+                Ok((first, count, bytes.split_off(at)))
+            }
+            ResultBatch::One(index, outcome) => {
                 Err((index, outcome.unwrap_or_else(|| Err(Error::other("a result is missing")))))
             }
         }
@@ -241,19 +243,19 @@ impl Block {
         let (first, count) = (self.first(), self.count());
         match self {
             _ if (0..count).all(|at| wanted(first + u64::from(at))) => vec![self],
-            Block::Told(Told { bytes, mut at, .. }) => {
-                let mut blocks = Vec::new();
+            ResultBatch::Records(Records { bytes, mut at, .. }) => {
+                let mut batches = Vec::new();
                 for index in first..first + u64::from(count) {
                     let Some((tag, _, len)) = spsc::first(bytes.get(at..).unwrap_or_default()) else { break };
                     let record = bytes.get(at..at + len).unwrap_or_default();
                     if wanted(index) {
-                        blocks.push(Self::told(index, 1, u32::from(tag != IS_VALUE), record.to_vec()));
+                        batches.push(Self::records(index, 1, u32::from(tag != IS_VALUE), record.to_vec()));
                     }
                     at += len;
                 }
-                blocks
+                batches
             }
-            Block::Single(..) => Vec::new(),
+            ResultBatch::One(..) => Vec::new(),
         }
     }
 
@@ -261,8 +263,8 @@ impl Block {
     #[inline]
     pub(super) fn next<R: DeserializeOwned + 'static>(&mut self) -> Option<Result<R>> {
         match self {
-            Block::Told(told) => told.next(),
-            Block::Single(_, outcome) => outcome.take().map(|outcome| outcome.and_then(read_encoded)),
+            ResultBatch::Records(records) => records.next(),
+            ResultBatch::One(_, outcome) => outcome.take().map(|outcome| outcome.and_then(read_encoded)),
         }
     }
 
@@ -275,7 +277,7 @@ impl Block {
     }
 }
 
-impl Told {
+impl Records {
     /// The next result, if there is one.
     #[inline]
     pub(super) fn next<R: DeserializeOwned + 'static>(&mut self) -> Option<Result<R>> {
@@ -343,7 +345,7 @@ enum Visited {
 #[derive(Default)]
 pub(super) struct Items {
     pub(super) pending: VecDeque<Chunk>,
-    done: VecDeque<Block>,
+    done: VecDeque<ResultBatch>,
     /// Where results of these items lie that are still to be fetched, and how many those are.
     side_results: Vec<Arc<SideResults>>,
     announced: usize,
@@ -488,16 +490,16 @@ impl Group {
         self.item_ns.store(ns.max(least), Relaxed);
     }
 
-    /// Hands a block to whoever waits; the waker is called without any lock held, and comes with how many items are still
+    /// Hands a batch to whoever waits; the waker is called without any lock held, and comes with how many items are still
     /// out. What was cancelled is dropped.
     #[must_use]
-    pub(super) fn deliver(&self, block: Block) -> Option<(Waker, usize)> {
+    pub(super) fn deliver(&self, batch: ResultBatch) -> Option<(Waker, usize)> {
         let mut items = self.items();
-        items.out = items.out.saturating_sub(block.count() as usize);
+        items.out = items.out.saturating_sub(batch.count() as usize);
         if items.is_cancelled {
             return None;
         }
-        items.done.push_back(block);
+        items.done.push_back(batch);
         items.waker.take().map(|waker| (waker, items.out))
     }
 
@@ -517,13 +519,13 @@ impl Group {
     }
 
     /// What was announced has been fetched.
-    pub(super) fn fetched(&self, block: Block) {
+    pub(super) fn fetched(&self, batch: ResultBatch) {
         let mut items = self.items();
         items.announced = items.announced.saturating_sub(1);
         if items.is_cancelled {
             return;
         }
-        items.done.push_back(block);
+        items.done.push_back(batch);
         let waker = items.waker.take();
         drop(items);
         waker.into_iter().for_each(Waker::wake);
@@ -532,7 +534,7 @@ impl Group {
     /// The same for an outcome that never was the pool's business.
     pub(super) fn settle_here(&self, index: u64, error: Error) {
         let mut items = self.items();
-        items.done.push_back(Block::failed(index, error));
+        items.done.push_back(ResultBatch::failed(index, error));
         let waker = items.waker.take();
         drop(items);
         waker.into_iter().for_each(Waker::wake);
@@ -545,7 +547,7 @@ impl Group {
         if !items.done.is_empty() {
             return;
         }
-        items.done.push_back(Block::failed(0, self.was_cancelled()));
+        items.done.push_back(ResultBatch::failed(0, self.was_cancelled()));
         let waker = items.waker.take();
         drop(items);
         waker.into_iter().for_each(Waker::wake);
@@ -568,13 +570,13 @@ impl Group {
         !items.done.is_empty() || items.announced > 0
     }
 
-    pub(super) fn take_done(&self) -> Option<Block> {
+    pub(super) fn take_done(&self) -> Option<ResultBatch> {
         loop {
             let side_results = {
                 let mut items = self.items();
                 match items.done.pop_front() {
                     None if !items.side_results.is_empty() => std::mem::take(&mut items.side_results),
-                    block => return block,
+                    batch => return batch,
                 }
             };
             side_results.iter().for_each(|side_results| side_results.fetch());
@@ -582,10 +584,10 @@ impl Group {
     }
 
     /// Takes what is done, or has `cx` woken when something is.
-    pub(super) fn take_done_or_wait(&self, cx: &Context<'_>) -> Option<Block> {
+    pub(super) fn take_done_or_wait(&self, cx: &Context<'_>) -> Option<ResultBatch> {
         loop {
-            if let Some(block) = self.take_done() {
-                return Some(block);
+            if let Some(batch) = self.take_done() {
+                return Some(batch);
             }
             let mut items = self.items();
             if items.done.is_empty() && items.side_results.is_empty() {
@@ -671,7 +673,7 @@ mod tests {
         group.items().is_cancelled = true;
         group.settle_cancelled();
         group.settle_cancelled();
-        let error = group.take_done().and_then(|mut block| block.next::<()>()).expect("an outcome").unwrap_err();
+        let error = group.take_done().and_then(|mut batch| batch.next::<()>()).expect("an outcome").unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Cancelled);
         side_results.fetch();
         assert!(group.take_done().is_none());

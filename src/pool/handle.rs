@@ -1,7 +1,7 @@
 //! What a caller awaits. Encoding and decoding happen here, in the caller's task.
 
 use super::flight::{Stage, Target, Ticket};
-use super::group::{Block, Options};
+use super::group::{Options, ResultBatch};
 use super::input::Input;
 use super::pool::Handle;
 use super::scheduler::stranded;
@@ -160,7 +160,7 @@ fn poll_one<R: DeserializeOwned + 'static>(stage: &mut Stage, cx: &mut Context<'
     let done = ready!(stage.poll_next(0, cx));
     *stage = Stage::Over;
     Poll::Ready(match done {
-        Some(mut block) => block.next().unwrap_or_else(|| Err(Error::other("a result is missing"))),
+        Some(mut batch) => batch.next().unwrap_or_else(|| Err(Error::other("a result is missing"))),
         None => Err(Error::other("the result of this call has already been taken")),
     })
 }
@@ -296,25 +296,25 @@ impl<R> Map<R> {
 
 impl<R: DeserializeOwned + Unpin + 'static> Map<R> {
     /// Adds what is in order; an error is that of an item.
-    fn take(&mut self, mut block: Block) -> Result<()> {
-        if block.failures() > 0 {
+    fn take(&mut self, mut batch: ResultBatch) -> Result<()> {
+        if batch.failures() > 0 {
             // Its error now, rather than when its turn comes.
-            return block.drain(|result: Result<R>| result.map(drop));
+            return batch.drain(|result: Result<R>| result.map(drop));
         }
-        if block.first() == self.results.len() as u64 {
-            self.add(block)?;
+        if batch.first() == self.results.len() as u64 {
+            self.add(batch)?;
         } else {
-            self.early.insert(block);
+            self.early.insert(batch);
         }
-        while let Some(block) = self.early.take(self.results.len() as u64) {
-            self.add(block)?;
+        while let Some(batch) = self.early.take(self.results.len() as u64) {
+            self.add(batch)?;
         }
         Ok(())
     }
 
-    fn add(&mut self, mut block: Block) -> Result<()> {
-        self.results.reserve(block.count() as usize);
-        block.drain(|result| result.map(|result| self.results.push(result)))
+    fn add(&mut self, mut batch: ResultBatch) -> Result<()> {
+        self.results.reserve(batch.count() as usize);
+        batch.drain(|result| result.map(|result| self.results.push(result)))
     }
 }
 
@@ -326,7 +326,7 @@ impl<R: DeserializeOwned + Unpin + 'static> Future for Map<R> {
         loop {
             // What waits for its turn does not hold up others: all of it is wanted.
             let taken = match ready!(this.stage.poll_next(0, cx)) {
-                Some(block) => this.take(block),
+                Some(batch) => this.take(batch),
                 None => {
                     this.stage = Stage::Over;
                     return Poll::Ready(Ok(std::mem::take(&mut this.results)));
@@ -343,21 +343,21 @@ impl<R: DeserializeOwned + Unpin + 'static> Future for Map<R> {
 /// Blocks whose turn has not come.
 #[derive(Default)]
 struct Early {
-    blocks: BTreeMap<u64, Block>,
+    batches: BTreeMap<u64, ResultBatch>,
     held: usize,
 }
 
 impl Early {
-    fn insert(&mut self, block: Block) {
-        self.held += block.count() as usize;
-        self.blocks.insert(block.first(), block);
+    fn insert(&mut self, batch: ResultBatch) {
+        self.held += batch.count() as usize;
+        self.batches.insert(batch.first(), batch);
     }
 
-    /// The block that begins with item `next`.
-    fn take(&mut self, next: u64) -> Option<Block> {
-        let block = self.blocks.remove(&next)?;
-        self.held -= block.count() as usize;
-        Some(block)
+    /// The batch that begins with item `next`.
+    fn take(&mut self, next: u64) -> Option<ResultBatch> {
+        let batch = self.batches.remove(&next)?;
+        self.held -= batch.count() as usize;
+        Some(batch)
     }
 
     fn held(&self) -> usize {
@@ -427,7 +427,7 @@ pub struct Results<R> {
     stage: Stage,
     is_ordered: bool,
     next: u64,
-    current: Option<Block>,
+    current: Option<ResultBatch>,
     early: Early,
     result: PhantomData<fn() -> R>,
 }
@@ -452,8 +452,8 @@ impl<R: DeserializeOwned + 'static> Stream for Results<R> {
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<R>>> {
         let this = &mut *self;
         loop {
-            if let Some(block) = &mut this.current {
-                if let Some(result) = block.next() {
+            if let Some(batch) = &mut this.current {
+                if let Some(result) = batch.next() {
                     this.next += 1;
                     return Poll::Ready(Some(result));
                 }
@@ -466,8 +466,8 @@ impl<R: DeserializeOwned + 'static> Stream for Results<R> {
                 }
             }
             match ready!(this.stage.poll_next(this.early.held(), cx)) {
-                Some(block) if this.is_ordered => this.early.insert(block),
-                Some(block) => this.current = Some(block),
+                Some(batch) if this.is_ordered => this.early.insert(batch),
+                Some(batch) => this.current = Some(batch),
                 None => {
                     this.stage = Stage::Over;
                     return Poll::Ready(None);

@@ -2,7 +2,7 @@
 //! longer than others may be held up. Results lie in their pipe until somebody fetches them: their caller, at best. Orders
 //! are given under the lock, and sent by whoever has given them; their worker waits for them.
 
-use super::group::{Block, Group};
+use super::group::{Group, ResultBatch};
 use crate::channel::lane::Marker;
 use crate::channel::{Receiver, Sender};
 use crate::error::{Error, ErrorKind, Result};
@@ -87,7 +87,7 @@ impl SideResults {
                 let next = self.expected().pop_front();
                 let Some(Expected { group, index, tag }) = next else { break };
                 let encoded = self.next(&mut pipe).map(|encoded| (tag, encoded));
-                group.fetched(Block::Single(index, Some(encoded)));
+                group.fetched(ResultBatch::One(index, Some(encoded)));
             }
         }
     }

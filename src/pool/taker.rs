@@ -35,7 +35,7 @@
 //! `timeout`, `grace`, `retries` and `back_off` are for the taker to keep, or to pass on: an error that it settles an item
 //! with is final.
 
-use super::group::{Block, Chunk, ChunkLimits, Group};
+use super::group::{Chunk, ChunkLimits, Group, ResultBatch};
 use crate::channel::spsc;
 use crate::error::{Error, ErrorKind, Result};
 use crate::process::entry::{self, IS_VALUE};
@@ -46,7 +46,7 @@ use std::time::{Duration, Instant};
 
 /// Executes a pool's items outside of worker processes.
 pub(crate) trait Taker: Send + Sync {
-    /// Something has changed: see the head of this file. Must not block, nor call into the pool.
+    /// Something has changed: see the head of this file. Must not batch, nor call into the pool.
     fn notify(&self);
 
     /// The error of an operation that needs worker processes of the pool's own: `what` is "resized", "checked out" or "revived".
@@ -65,7 +65,7 @@ pub(crate) struct External {
 /// The pool, as the seam sees it.
 pub(super) trait Source: Send + Sync {
     fn take(&self) -> Option<Handed>;
-    fn settle(&self, order: u64, block: Block);
+    fn settle(&self, order: u64, batch: ResultBatch);
     fn ran(&self, group: &Group, time: Duration, items: u32);
     fn give_back(&self, order: u64, chunk: Chunk);
     fn dropped(&self, order: u64, why: &dyn Fn() -> Error);
@@ -248,18 +248,18 @@ impl Order {
             return Err(Error::new(ErrorKind::Decode, text));
         }
         let EncodedResults { first, count, records } = results;
-        self.settle_block(Block::told(first, count, failures, records));
+        self.settle_batch(ResultBatch::records(first, count, failures, records));
         Ok(())
     }
 
     /// Settles one item with an outcome that may bring descriptors.
     pub(crate) fn settle_encoded(&mut self, index: u64, tag: u8, outcome: EncodedMessage) {
-        self.settle_block(Block::Single(index, Some(Ok((tag, outcome)))));
+        self.settle_batch(ResultBatch::One(index, Some(Ok((tag, outcome)))));
     }
 
     /// Settles one item with an error of the taker's.
     pub(crate) fn fail(&mut self, index: u64, error: Error) {
-        self.settle_block(Block::failed(index, error));
+        self.settle_batch(ResultBatch::failed(index, error));
     }
 
     /// Settles all items that are not settled with copies of `error`.
@@ -270,9 +270,9 @@ impl Order {
         // Dropped once more, which finds nothing.
     }
 
-    fn settle_block(&mut self, block: Block) {
+    fn settle_batch(&mut self, batch: ResultBatch) {
         if let Some(source) = self.source.upgrade() {
-            source.settle(self.id, block);
+            source.settle(self.id, batch);
         }
     }
 

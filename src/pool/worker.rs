@@ -254,4 +254,4 @@ impl Batch for Context {
     }
 }
 
-const _: () = assert!(IS_VALUE == 0, "a block of values is told by its tags");
+const _: () = assert!(IS_VALUE == 0, "a batch of values is told by its tags");

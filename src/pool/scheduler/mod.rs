@@ -27,7 +27,7 @@ mod worker;
 mod tests;
 
 use super::config::Config;
-use super::group::{Block, Chunk, Group, Pace};
+use super::group::{Chunk, Group, Pace, ResultBatch};
 use super::side_channel::{SideOrders, SideResults, Unsent};
 use super::stats::{Histogram, PoolStats, WorkerStats};
 use super::trace::Ear;
@@ -208,9 +208,9 @@ impl Effects {
         *self.now.get_or_insert_with(Instant::now)
     }
 
-    fn deliver(&mut self, group: &Group, block: Block) {
-        self.settled += block.count() as usize;
-        if let Some((waker, out)) = group.deliver(block) {
+    fn deliver(&mut self, group: &Group, batch: ResultBatch) {
+        self.settled += batch.count() as usize;
+        if let Some((waker, out)) = group.deliver(batch) {
             self.wakers.push(waker);
             self.woken += out;
         }
@@ -228,7 +228,7 @@ impl Effects {
 
     /// Settles the items of `chunk` from `from` on, before `to`.
     fn fail(&mut self, group: &Group, chunk: &Chunk, (from, to): (u32, u32), error: impl Fn() -> Error) {
-        (from..to).for_each(|at| self.deliver(group, Block::failed(chunk.first + u64::from(at), error())));
+        (from..to).for_each(|at| self.deliver(group, ResultBatch::failed(chunk.first + u64::from(at), error())));
     }
 
     /// The same for all of a chunk that was never given out.

@@ -4,7 +4,7 @@ use super::worker::{Phase, Running, Worker};
 use super::{Effects, Event, Scheduler};
 use crate::channel::{lane, spsc};
 use crate::error::{Error, ErrorKind, Result};
-use crate::pool::group::{Block, Group};
+use crate::pool::group::{Group, ResultBatch};
 use crate::pool::protocol::{IN_PIPE, LATE, TOLD};
 use crate::pool::stats::Histogram;
 use crate::process::entry::IS_VALUE;
@@ -193,14 +193,14 @@ impl Worker {
                 failures += u32::from(tag != IS_VALUE);
             }
             if plain > 0 {
-                let block = match start == 0 && at == bytes.len() {
+                let batch = match start == 0 && at == bytes.len() {
                     true => std::mem::take(&mut bytes),
                     false => bytes[start..at].to_vec(),
                 };
                 running.done += plain;
                 self.answered += u64::from(plain);
                 left -= plain;
-                effects.deliver(&running.group, Block::told(first, plain, failures, block));
+                effects.deliver(&running.group, ResultBatch::records(first, plain, failures, batch));
             }
             if told {
                 let (_, said, len) =

@@ -3,7 +3,7 @@
 use super::dispatch::note_wait;
 use super::{Effects, Scheduler};
 use crate::error::Error;
-use crate::pool::group::{Block, Chunk, Group};
+use crate::pool::group::{Chunk, Group, ResultBatch};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Release};
@@ -77,7 +77,7 @@ impl Taken {
             return;
         }
         for at in self.open_runs().into_iter().flat_map(|(from, to)| from..to) {
-            effects.deliver(&self.group, Block::failed(self.first + u64::from(at), error()));
+            effects.deliver(&self.group, ResultBatch::failed(self.first + u64::from(at), error()));
         }
         self.end(id);
     }
@@ -143,14 +143,14 @@ impl Scheduler {
     }
 
     /// Some items have their outcomes. What is settled already is passed over.
-    pub(in crate::pool) fn items_settled(&mut self, id: u64, block: Block, effects: &mut Effects) {
+    pub(in crate::pool) fn items_settled(&mut self, id: u64, batch: ResultBatch, effects: &mut Effects) {
         let Some(taken) = self.taken.held.get_mut(&id) else { return };
-        for block in block.only(|index| taken.is_open(index)) {
-            taken.settle(block.first(), block.count());
+        for batch in batch.only(|index| taken.is_open(index)) {
+            taken.settle(batch.first(), batch.count());
             if taken.left == 0 {
                 taken.end(id);
             }
-            effects.deliver(&taken.group, block);
+            effects.deliver(&taken.group, batch);
         }
         self.end_if_done(effects);
     }

@@ -250,8 +250,8 @@ impl World {
         let index = scheduler.seats.index();
         let (mut out, mut pending, mut chunks) = (0, 0, 0);
         for asked in &mut self.asked {
-            while let Some(block) = asked.group.take_done() {
-                (0..block.count()).for_each(|at| asked.settled[block.first() as usize + at as usize] += 1);
+            while let Some(batch) = asked.group.take_done() {
+                (0..batch.count()).for_each(|at| asked.settled[batch.first() as usize + at as usize] += 1);
             }
             let items = asked.group.items();
             assert!(asked.settled.iter().all(|times| *times <= 1), "settled twice: {:?}", asked.settled);
@@ -334,23 +334,23 @@ impl World {
 
 fn run(few: usize, acts: impl Iterator<Item = Act>) {
     let (mut world, mut done) = (World::new(few), Vec::new());
-    struct Told<'a>(&'a mut Vec<Act>);
-    impl Drop for Told<'_> {
+    struct Done<'a>(&'a mut Vec<Act>);
+    impl Drop for Done<'_> {
         fn drop(&mut self) {
             if std::thread::panicking() {
                 eprintln!("after {:?}", self.0);
             }
         }
     }
-    let told = Told(&mut done);
+    let acts_done = Done(&mut done);
     for act in acts {
-        told.0.push(act);
+        acts_done.0.push(act);
         world.act(act);
     }
     // Whoever has a worker checked out gives it back.
     world.act(Act::Release);
     world.finish();
-    drop(told);
+    drop(acts_done);
 }
 
 #[test]

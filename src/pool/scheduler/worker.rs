@@ -182,8 +182,8 @@ impl Worker {
             (self.is_ready, self.moved) = (true, now);
         }
         let running = self.running.front()?;
-        let blocks = running.chunk.bytes().len() >> 16;
-        let mut limit = limit.saturating_add(SENDS_64_KIB.saturating_mul(blocks.try_into().unwrap_or(u32::MAX)));
+        let pieces = running.chunk.bytes().len() >> 16;
+        let mut limit = limit.saturating_add(SENDS_64_KIB.saturating_mul(pieces.try_into().unwrap_or(u32::MAX)));
         if !self.is_ready || self.side_orders.has(running.number) {
             limit = limit.max(STARTS);
         }
