@@ -3,7 +3,7 @@
 
 use super::engine::Shared;
 use super::protocol::{Conditions, Contract};
-use super::scheduler::{Circumstances, Hire};
+use super::scheduler::{Circumstances, Spawn};
 use super::worker;
 use crate::channel::{self, lane};
 use crate::error::{Error, Result};
@@ -47,8 +47,8 @@ pub(super) fn drive(shared: Arc<Shared>) -> impl Future<Output = ()> + Send {
 async fn run(shared: &Arc<Shared>) {
     let mut exits = FuturesUnordered::new();
     let mut starved = memory::oom_kills();
-    // Until then nobody is hired, as each start would keep this thread; deadlines and ends are looked after meanwhile.
-    let (mut hires, mut may_hire) = (Vec::new(), !process::must_preload());
+    // Until then nobody is spawned, as each start would keep this thread; deadlines and ends are looked after meanwhile.
+    let (mut spawns, mut may_spawn) = (Vec::new(), !process::must_preload());
     let mut preloaded = std::pin::pin!(process::preloaded());
     loop {
         let step = shared.step();
@@ -60,18 +60,18 @@ async fn run(shared: &Arc<Shared>) {
             // Not here: a large one would hold up the deadlines.
             tokio::task::spawn_blocking(move || side_results.fetch());
         }
-        hires.extend(step.hires);
+        spawns.extend(step.spawns);
         if step.is_unneeded {
             // What is preloaded may take its time.
-            hires.drain(..).for_each(|hire: Hire| shared.not_hired(&hire, &Error::closed("pool")));
+            spawns.drain(..).for_each(|spawn: Spawn| shared.spawn_failed(&spawn, &Error::closed("pool")));
         }
-        for hire in if may_hire { std::mem::take(&mut hires) } else { Vec::new() } {
-            match start(shared, &hire) {
-                Ok(process) => exits.push(end_of(hire, process, shared.config.stderr_lines)),
-                Err(error) => shared.not_hired(&hire, &error),
+        for spawn in if may_spawn { std::mem::take(&mut spawns) } else { Vec::new() } {
+            match start(shared, &spawn) {
+                Ok(process) => exits.push(end_of(spawn, process, shared.config.stderr_lines)),
+                Err(error) => shared.spawn_failed(&spawn, &error),
             }
         }
-        if step.is_over && exits.is_empty() && hires.is_empty() {
+        if step.is_over && exits.is_empty() && spawns.is_empty() {
             return;
         }
         let alarm = async {
@@ -89,10 +89,10 @@ async fn run(shared: &Arc<Shared>) {
                 // Whoever waited for it comes before the work of a replacement.
                 tokio::task::yield_now().await;
             }
-            done = &mut preloaded, if !may_hire => {
-                may_hire = true;
+            done = &mut preloaded, if !may_spawn => {
+                may_spawn = true;
                 if let Err(error) = done {
-                    hires.drain(..).for_each(|hire| shared.not_hired(&hire, &error));
+                    spawns.drain(..).for_each(|spawn| shared.spawn_failed(&spawn, &error));
                 }
             }
             () = shared.nudge.notified() => {}
@@ -103,14 +103,14 @@ async fn run(shared: &Arc<Shared>) {
 
 /// Waits for a worker's end; meanwhile hands on what it writes to a piped stderr, and keeps the last `lines` of that.
 async fn end_of(
-    hire: Hire,
+    spawn: Spawn,
     mut process: Process<Result<()>>,
     lines: usize,
 ) -> (usize, u64, Result<ExitStatus>, Option<String>, Option<Cause>) {
     let pipe = process.take_stderr().and_then(|pipe| pipe::Receiver::from_owned_fd(pipe.into()).ok());
     let Some(pipe) = pipe else {
         let status = process.wait().await;
-        return (hire.seat, hire.generation, status, None, process.cause());
+        return (spawn.seat, spawn.generation, status, None, process.cause());
     };
     let mut tail = Tail::default();
     let status = {
@@ -130,7 +130,7 @@ async fn end_of(
     };
     // What it wrote before its end is there; whom else it gave its stderr may write on, to nobody.
     tail.take_in(&pipe, LARGEST_PIPE, &mut std::io::stderr());
-    (hire.seat, hire.generation, status, tail.last(lines), process.cause())
+    (spawn.seat, spawn.generation, status, tail.last(lines), process.cause())
 }
 
 /// The end of what a worker has written to its stderr.
@@ -172,12 +172,12 @@ impl Tail {
     }
 }
 
-fn start(shared: &Shared, hire: &Hire) -> Result<Process<Result<()>>> {
-    let (lane, theirs) = lane::create(&shared.board, hire.seat)
+fn start(shared: &Shared, spawn: &Spawn) -> Result<Process<Result<()>>> {
+    let (lane, theirs) = lane::create(&shared.board, spawn.seat)
         .map_err(|error| Error::io("cannot create the lane of a worker", error))?;
     let (orders, worker_orders) = channel::simplex()?;
     let (worker_results, results) = channel::simplex()?;
-    let name = format!("PoolWorker-{}", hire.seat + 1);
+    let name = format!("PoolWorker-{}", spawn.seat + 1);
     let config = &shared.config;
     let contract = Contract {
         lane: theirs,
@@ -186,7 +186,7 @@ fn start(shared: &Shared, hire: &Hire) -> Result<Process<Result<()>>> {
         initializer: config.initializer.clone(),
         finalizer: config.finalizer.clone(),
         conditions: Conditions {
-            cpu: config.cpus.get(hire.seat % config.cpus.len().max(1)).copied(),
+            cpu: config.cpus.get(spawn.seat % config.cpus.len().max(1)).copied(),
             ..config.conditions.clone()
         },
     };
@@ -203,7 +203,7 @@ fn start(shared: &Shared, hire: &Hire) -> Result<Process<Result<()>>> {
     }
     let process = builder.spawn(worker::work, (contract,))?;
     let name = format!("{name} (pid {})", process.pid());
-    shared.hired(hire, (name, process.pid()), Box::new(process.killer()), lane, (orders, results));
+    shared.spawned(spawn, (name, process.pid()), Box::new(process.killer()), lane, (orders, results));
     Ok(process)
 }
 

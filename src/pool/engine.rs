@@ -6,7 +6,7 @@
 
 use super::config::Config;
 use super::group::{Chunk, ChunkLimits, Group, ResultBatch};
-use super::scheduler::{Circumstances, Control, Effects, Hire, Hired, Scheduler, Step, TakenOrder};
+use super::scheduler::{Circumstances, Control, Effects, Scheduler, Spawn, Spawned, Step, TakenOrder};
 use super::side_channel::{SideOrders, SideResults, Unsent};
 use super::stats::PoolStats;
 use super::taker::{Handed, Orders, Source, Start, Taker};
@@ -343,24 +343,24 @@ impl Shared {
     }
 
     /// A worker was started.
-    pub(super) fn hired(
+    pub(super) fn spawned(
         &self,
-        hire: &Hire,
+        spawn: &Spawn,
         (name, pid): (String, u32),
         control: Box<dyn Control>,
         lane: PoolEnd,
         (orders, results): (Sender<EncodedMessage>, Receiver<EncodedMessage>),
     ) {
         let (side_orders, side_results) =
-            (SideOrders::new(hire.seat, orders), SideResults::new(results, self.board.marker(hire.seat)));
-        let hired = Hired { name, pid, control, lane, side_orders, side_results };
-        self.event(|scheduler, effects| scheduler.hired(hire, hired, effects));
+            (SideOrders::new(spawn.seat, orders), SideResults::new(results, self.board.marker(spawn.seat)));
+        let spawned = Spawned { name, pid, control, lane, side_orders, side_results };
+        self.event(|scheduler, effects| scheduler.spawned(spawn, spawned, effects));
         self.stir();
     }
 
     /// A worker could not be started.
-    pub(super) fn not_hired(&self, hire: &Hire, error: &Error) {
-        self.event(|scheduler, effects| scheduler.not_hired(hire, error, effects));
+    pub(super) fn spawn_failed(&self, spawn: &Spawn, error: &Error) {
+        self.event(|scheduler, effects| scheduler.spawn_failed(spawn, error, effects));
     }
 
     /// A worker has ended.

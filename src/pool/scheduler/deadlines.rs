@@ -28,7 +28,7 @@ pub(super) enum Event {
     /// Somebody idles while somebody else has more than enough.
     Share,
     /// A seat's back-off is over.
-    Hire,
+    Spawn,
     /// A worker is old enough.
     Age(usize, u64),
     /// A worker's initializer has run for its time.
@@ -105,7 +105,7 @@ impl Scheduler {
             Event::Age(seat, generation) | Event::Exit(seat, generation) | Event::Initializer(seat, generation, _) => {
                 worker(*seat, *generation).is_some()
             }
-            Event::Retry(..) | Event::Share | Event::Hire | Event::Idle | Event::Look | Event::Fetch => true,
+            Event::Retry(..) | Event::Share | Event::Spawn | Event::Idle | Event::Look | Event::Fetch => true,
         }
     }
 
@@ -120,7 +120,7 @@ impl Scheduler {
             }
             Event::Queued(group) => self.queued_out(&group, now, effects),
             Event::Share => self.share(now, effects),
-            Event::Hire => self.is_hire_planned = None,
+            Event::Spawn => self.is_spawn_planned = None,
             Event::Look => self.look(effects),
             Event::Fetch => {
                 self.is_fetch_planned = false;
@@ -364,7 +364,7 @@ mod tests {
         }
         assert!(state.timers.len() <= 65, "{}", state.timers.len());
         for _ in 0..200 {
-            state.at(far_off, Event::Hire, &mut effects);
+            state.at(far_off, Event::Spawn, &mut effects);
         }
         assert!(state.timers.len() >= 200, "what matters is kept");
     }

@@ -111,7 +111,7 @@ pub(super) struct Scheduler {
     is_idle_planned: bool,
     is_look_planned: bool,
     is_fetch_planned: bool,
-    is_hire_planned: Option<Instant>,
+    is_spawn_planned: Option<Instant>,
     /// Workers that were killed because they did not end.
     late: u64,
     broken: Option<String>,
@@ -138,13 +138,13 @@ struct Leased {
 }
 
 /// A worker that is to be started.
-pub(super) struct Hire {
+pub(super) struct Spawn {
     pub(super) seat: usize,
     pub(super) generation: u64,
 }
 
 /// A worker that was started.
-pub(super) struct Hired {
+pub(super) struct Spawned {
     pub(super) name: String,
     pub(super) pid: u32,
     pub(super) control: Box<dyn Control>,
@@ -163,7 +163,7 @@ struct Place {
 
 /// What the driver is to do.
 pub(super) struct Step {
-    pub(super) hires: Vec<Hire>,
+    pub(super) spawns: Vec<Spawn>,
     /// What initializers had to say.
     pub(super) begun: Vec<(usize, u64, Result<EncodedMessage>)>,
     /// Where results lie that nobody fetches.
@@ -273,7 +273,7 @@ impl Scheduler {
             is_idle_planned: false,
             is_look_planned: false,
             is_fetch_planned: false,
-            is_hire_planned: None,
+            is_spawn_planned: None,
             late: 0,
             broken: None,
             generation: 0,
@@ -444,7 +444,7 @@ impl Scheduler {
     }
 
     /// A worker was started.
-    pub(super) fn hired(&mut self, Hire { seat, generation }: &Hire, hired: Hired, effects: &mut Effects) {
+    pub(super) fn spawned(&mut self, Spawn { seat, generation }: &Spawn, spawned: Spawned, effects: &mut Effects) {
         let (seat, generation) = (*seat, *generation);
         let has_initializer = self.config.initializer.is_some();
         let phase = match (self.is_terminated, has_initializer) {
@@ -453,14 +453,14 @@ impl Scheduler {
             (false, false) => Phase::Serving,
         };
         if phase == Phase::Doomed {
-            hired.control.kill();
+            spawned.control.kill();
         }
         let now = effects.now();
         // Any number will do that differs from worker to worker.
         let spread = |most: u64| (generation.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) % most.saturating_add(1);
         let max_tasks = self.config.max_tasks_per_worker.unwrap_or(usize::MAX);
         let jitter = (spread(self.config.tasks_jitter as u64) as usize).min(max_tasks - 1);
-        let Hired { name, pid, control, lane, side_orders, side_results } = hired;
+        let Spawned { name, pid, control, lane, side_orders, side_results } = spawned;
         let worker = Worker {
             generation,
             name,
@@ -512,8 +512,8 @@ impl Scheduler {
     }
 
     /// A worker could not be started.
-    pub(super) fn not_hired(&mut self, hire: &Hire, error: &Error, effects: &mut Effects) {
-        self.failed(hire.seat, error, effects);
+    pub(super) fn spawn_failed(&mut self, spawn: &Spawn, error: &Error, effects: &mut Effects) {
+        self.failed(spawn.seat, error, effects);
     }
 
     /// An initializer's report was read.
@@ -650,7 +650,7 @@ impl Scheduler {
         if !has_looked {
             self.plan_to_look(effects);
         }
-        let hires = self.hires(now, effects);
+        let spawns = self.spawns(now, effects);
         let begun = std::mem::take(&mut self.reports);
         self.alert = self.timers.peek().map(|Reverse(timer)| timer.at);
         self.out -= std::mem::take(&mut effects.settled);
@@ -658,7 +658,7 @@ impl Scheduler {
         let is_unneeded = self.is_closed && !self.needs_workers(effects);
         effects.nudge = false;
         let unfetched = std::mem::take(&mut effects.unfetched);
-        Step { hires, begun, unfetched, until: self.alert, is_unneeded, is_over }
+        Step { spawns, begun, unfetched, until: self.alert, is_unneeded, is_over }
     }
 }
 

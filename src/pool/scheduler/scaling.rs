@@ -1,7 +1,7 @@
 //! Workers come and go: who is to be started, and who is told that no order will follow.
 
 use super::worker::Phase;
-use super::{AGAIN, Effects, Event, Hire, Scheduler, later};
+use super::{AGAIN, Effects, Event, Scheduler, Spawn, later};
 use std::time::Instant;
 
 impl Scheduler {
@@ -50,19 +50,19 @@ impl Scheduler {
     }
 
     /// Which seats are to get a worker now.
-    pub(super) fn hires(&mut self, now: Instant, effects: &mut Effects) -> Vec<Hire> {
-        let mut hires = Vec::new();
-        while let Some(hire) = self.seats.hire(now, self.generation + 1) {
+    pub(super) fn spawns(&mut self, now: Instant, effects: &mut Effects) -> Vec<Spawn> {
+        let mut spawns = Vec::new();
+        while let Some(spawn) = self.seats.spawn(now, self.generation + 1) {
             self.generation += 1;
-            hires.push(hire);
+            spawns.push(spawn);
         }
         if let Some(at) =
-            self.seats.next_vacancy().filter(|at| self.is_hire_planned.is_none_or(|planned| *at < planned))
+            self.seats.next_vacancy().filter(|at| self.is_spawn_planned.is_none_or(|planned| *at < planned))
         {
-            self.is_hire_planned = Some(at);
-            self.at(at, Event::Hire, effects);
+            self.is_spawn_planned = Some(at);
+            self.at(at, Event::Spawn, effects);
         }
-        hires
+        spawns
     }
 
     /// Tells a worker that no order will follow, and sees to it that it ends in time.

@@ -4,7 +4,7 @@
 //! that it belongs to now; the scheduler does so before it asks them anything.
 
 use super::worker::{Phase, Worker};
-use super::{DEPTH, Hire};
+use super::{DEPTH, Spawn};
 use crate::shm::family::SLOTS;
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -86,7 +86,7 @@ pub(super) struct Seat {
     /// When the next one may start, if there is to be one.
     vacant: Option<Instant>,
     /// The driver is starting it.
-    is_hiring: bool,
+    is_spawning: bool,
     failures: u32,
     /// As what it was counted last.
     class: Class,
@@ -201,7 +201,7 @@ impl Seats {
     pub(super) fn set_worker(&mut self, seat: usize, worker: Worker) {
         self.touched.insert(seat);
         if let Some(seat) = self.all.get_mut(seat) {
-            (seat.worker, seat.is_hiring) = (Some(worker), false);
+            (seat.worker, seat.is_spawning) = (Some(worker), false);
         }
     }
 
@@ -213,7 +213,7 @@ impl Seats {
     }
 
     pub(super) fn is_taken(&self, seat: usize) -> bool {
-        self.all.get(seat).is_some_and(|seat| seat.worker.is_some() || seat.vacant.is_some() || seat.is_hiring)
+        self.all.get(seat).is_some_and(|seat| seat.worker.is_some() || seat.vacant.is_some() || seat.is_spawning)
     }
 
     /// The next worker of `seat` may start then; `None` is never.
@@ -229,15 +229,15 @@ impl Seats {
     pub(super) fn fill_vacancies(&mut self) -> bool {
         let vacant: Vec<_> = self.vacancies.iter().map(|(_, seat)| *seat).collect();
         vacant.iter().for_each(|seat| self.set_vacant(*seat, None));
-        !vacant.is_empty() || self.all.iter().any(|seat| seat.is_hiring)
+        !vacant.is_empty() || self.all.iter().any(|seat| seat.is_spawning)
     }
 
     /// A seat that is to have a worker now, which the driver will start.
-    pub(super) fn hire(&mut self, now: Instant, generation: u64) -> Option<Hire> {
+    pub(super) fn spawn(&mut self, now: Instant, generation: u64) -> Option<Spawn> {
         let seat = self.vacancies.first().filter(|(at, _)| *at <= now)?.1;
         self.set_vacant(seat, None);
-        self.all[seat].is_hiring = true;
-        Some(Hire { seat, generation })
+        self.all[seat].is_spawning = true;
+        Some(Spawn { seat, generation })
     }
 
     /// When the next one is to have one.
@@ -249,7 +249,7 @@ impl Seats {
     pub(super) fn failed(&mut self, seat: usize) -> Option<u32> {
         self.touched.insert(seat);
         let seat = self.all.get_mut(seat)?;
-        seat.is_hiring = false;
+        seat.is_spawning = false;
         seat.failures += 1;
         Some(seat.failures)
     }
@@ -283,7 +283,7 @@ impl Seats {
                 self.suspect.insert(seat);
             }
         }
-        let is_coming = place.vacant.is_some() || place.is_hiring;
+        let is_coming = place.vacant.is_some() || place.is_spawning;
         let is_beginning = worker.is_some_and(Worker::is_beginning);
         let flags = [
             brisk,

@@ -141,23 +141,23 @@ impl World {
             }
         }
         let step = self.event(|scheduler, effects| scheduler.time_passed(effects));
-        for hire in step.hires {
-            let (lane, end) = lane::create(&self.scheduler.board, hire.seat).unwrap();
+        for spawn in step.spawns {
+            let (lane, end) = lane::create(&self.scheduler.board, spawn.seat).unwrap();
             let ((orders, taken), (put, results)) = (channel::simplex().unwrap(), channel::simplex().unwrap());
             let is_killed = Arc::new(AtomicBool::new(false));
-            let hired = Hired {
-                name: format!("worker {}", hire.seat),
+            let spawned = Spawned {
+                name: format!("worker {}", spawn.seat),
                 // Of a process that is asleep, if there is one.
                 pid: u32::MAX,
                 control: Box::new(Kill(is_killed.clone())),
                 lane,
-                side_orders: SideOrders::new(hire.seat, orders),
-                side_results: SideResults::new(results, self.scheduler.board.marker(hire.seat)),
+                side_orders: SideOrders::new(spawn.seat, orders),
+                side_results: SideResults::new(results, self.scheduler.board.marker(spawn.seat)),
             };
-            self.event(|scheduler, effects| scheduler.hired(&hire, hired, effects));
+            self.event(|scheduler, effects| scheduler.spawned(&spawn, spawned, effects));
             let _pipes = (taken, put);
-            self.played[hire.seat] =
-                Some(Played { generation: hire.generation, lane: end, order: None, is_killed, _pipes });
+            self.played[spawn.seat] =
+                Some(Played { generation: spawn.generation, lane: end, order: None, is_killed, _pipes });
         }
     }
 
