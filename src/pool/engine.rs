@@ -258,12 +258,12 @@ impl Shared {
     fn answer(&self) {
         // Who was woken sees to itself.
         if self.pump() {
-            self.stir();
+            self.arm_alarm();
         }
     }
 
     /// Sees to it that results which nobody looks for are heard of.
-    pub(super) fn stir(&self) {
+    pub(super) fn arm_alarm(&self) {
         if self.out.load(Acquire) == 0 || !self.has_processes() {
             return;
         }
@@ -276,11 +276,11 @@ impl Shared {
     }
 
     /// The same for who has many quick items out: it need not hear of results before a worker begins its last order.
-    pub(super) fn rest(&self) {
+    pub(super) fn arm_alarm_for_bulk(&self) {
         if let Some(alarm) = self.alarm.get() {
             let _ = alarm.arm();
         }
-        self.event(Scheduler::about_to_rest);
+        self.event(Scheduler::about_to_sleep_in_bulk);
     }
 
     /// Whether to collect results now, for who has many quick items out.
@@ -355,7 +355,7 @@ impl Shared {
             (SideOrders::new(spawn.seat, orders), SideResults::new(results, self.board.marker(spawn.seat)));
         let spawned = Spawned { name, pid, control, lane, side_orders, side_results };
         self.event(|scheduler, effects| scheduler.spawned(spawn, spawned, effects));
-        self.stir();
+        self.arm_alarm();
     }
 
     /// A worker could not be started.

@@ -186,7 +186,7 @@ impl Flight {
             // Who takes its time with slow items may leave others waiting for what comes meanwhile.
             let others = self.pool.shared().out() > self.group.items().out;
             if others || self.in_flight() > 0 && !self.group.is_quick() {
-                self.pool.shared().stir();
+                self.pool.shared().arm_alarm();
             }
         }
         Poll::Ready(next)
@@ -230,7 +230,7 @@ impl Flight {
             if let Some(batch) = group.take_done_or_wait(cx) {
                 return Poll::Ready(Some(batch));
             }
-            shared.rest();
+            shared.arm_alarm_for_bulk();
             return group.take_done().map_or(Poll::Pending, |batch| Poll::Ready(Some(batch)));
         }
         let mut attempt = || {
@@ -245,7 +245,7 @@ impl Flight {
             alarm.disarm();
             // Who came, armed it and went to sleep in between is seen now.
             if shared.out() > group.items().out {
-                shared.stir();
+                shared.arm_alarm();
             }
         }
         match self.watchful.spin(alarm, &mut attempt) {
@@ -258,7 +258,7 @@ impl Flight {
                 if let Some(batch) = group.take_done_or_wait(cx) {
                     return Poll::Ready(Some(batch));
                 }
-                shared.stir();
+                shared.arm_alarm();
                 // It may have been delivered to the waker just left there, by ourselves.
                 group.take_done().map_or(Poll::Pending, |batch| Poll::Ready(Some(batch)))
             }
@@ -307,7 +307,7 @@ impl Drop for Flight {
             self.pool.shared().cancel(&self.group);
         }
         // Others may have relied on our looking.
-        self.pool.shared().stir();
+        self.pool.shared().arm_alarm();
     }
 }
 

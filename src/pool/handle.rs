@@ -242,7 +242,7 @@ fn started(mut stage: Stage) -> Stage {
     match stage.flight() {
         Ok(Some(flight)) => {
             flight.refill(0, &mut Context::from_waker(std::task::Waker::noop()));
-            flight.pool.shared().stir();
+            flight.pool.shared().arm_alarm();
         }
         Ok(None) => {}
         Err(error) => return Stage::Failed(error),

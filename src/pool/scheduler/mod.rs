@@ -436,7 +436,7 @@ impl Scheduler {
     }
 
     /// The same for who has many quick items out: it need not hear of results before a worker begins its last order.
-    pub(super) fn about_to_rest(&mut self, effects: &mut Effects) {
+    pub(super) fn about_to_sleep_in_bulk(&mut self, effects: &mut Effects) {
         if self.has_news() && self.collect(effects) {
             self.advance(effects);
         }
