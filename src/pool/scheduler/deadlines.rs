@@ -249,11 +249,11 @@ impl Scheduler {
             return;
         }
         let is_cancelled = running.group.items().is_cancelled;
-        let doom = match is_cancelled {
+        let kill_reason = match is_cancelled {
             true => running.group.was_cancelled(),
             false => running.group.timed_out(&worker.name),
         };
-        worker.kill(Some(doom));
+        worker.kill(Some(kill_reason));
     }
 
     /// Sees to it that nothing of `group` waits for too long, from `now` on: one timer at a time does for all of it.

@@ -448,11 +448,11 @@ impl Scheduler {
         let (seat, generation) = (*seat, *generation);
         let has_initializer = self.config.initializer.is_some();
         let phase = match (self.is_terminated, has_initializer) {
-            (true, _) => Phase::Doomed,
+            (true, _) => Phase::Killed,
             (false, true) => Phase::Beginning,
             (false, false) => Phase::Serving,
         };
-        if phase == Phase::Doomed {
+        if phase == Phase::Killed {
             spawned.control.kill();
         }
         let now = effects.now();
@@ -491,7 +491,7 @@ impl Scheduler {
             leaving: None,
             overdue: None,
             end: Circumstances::default(),
-            doom: None,
+            kill_reason: None,
         };
         self.seats.set_worker(seat, worker);
         // It may have had something to say before anybody knew it.

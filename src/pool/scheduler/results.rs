@@ -91,7 +91,7 @@ impl Scheduler {
             worker.unsent = (!worker.side_orders.is_empty()).then_some(given_up);
             effects.side_orders.extend(worker.unsent.map(|_| worker.side_orders.clone()));
         }
-        if worker.side_results.is_damaged() && worker.phase != Phase::Doomed {
+        if worker.side_results.is_damaged() && worker.phase != Phase::Killed {
             worker.kill(Some(corrupt(&worker.name)));
         }
         if !worker.lane.has_results() {
@@ -131,7 +131,7 @@ impl Worker {
     fn has_come(&self) -> bool {
         self.lane.has_results()
             || self.has_room_again()
-            || self.side_results.is_damaged() && self.phase != Phase::Doomed
+            || self.side_results.is_damaged() && self.phase != Phase::Killed
     }
 
     /// Whether it has given up an order since there was no room for another, in its lane or its pipe, or since it was taken
@@ -168,7 +168,7 @@ impl Worker {
             self.pop_complete(Some(now), &mut effects.ended);
             let Some(running) = self.running.front_mut() else {
                 // What was given up, such as by a termination, may still be answered.
-                return if self.phase == Phase::Doomed { Ok(None) } else { Err(corrupt(&self.name)) };
+                return if self.phase == Phase::Killed { Ok(None) } else { Err(corrupt(&self.name)) };
             };
             let (start, first, most) =
                 (at, running.chunk.first + u64::from(running.done), left.min(running.end - running.done));

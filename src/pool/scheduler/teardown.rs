@@ -80,8 +80,8 @@ impl Scheduler {
             group.forget(&chunk);
             // At most one item was at work; more would be a worker that lies.
             for item in done..end {
-                let error = match worker.doom.take() {
-                    Some(doom) => doom,
+                let error = match worker.kill_reason.take() {
+                    Some(kill_reason) => kill_reason,
                     None => {
                         let doing = match chunk.attempt {
                             0 => format!("item {} of {}", chunk.first + u64::from(item), group.label),
@@ -102,7 +102,7 @@ impl Scheduler {
         if let Some(error) = &worker.overdue {
             return self.failed(seat, error, effects);
         }
-        let has_worked = worker.has_worked || was_planned || worker.phase == Phase::Doomed;
+        let has_worked = worker.has_worked || was_planned || worker.phase == Phase::Killed;
         match has_worked {
             true => {
                 self.seats.forgive(seat);

@@ -291,7 +291,7 @@ impl World {
                     Event::Overrun(place) | Event::Kill(place, _) => is_its(place),
                     _ => false,
                 });
-                assert!(is_timed || worker.phase == Phase::Doomed, "an order with a deadline has no timer");
+                assert!(is_timed || worker.phase == Phase::Killed, "an order with a deadline has no timer");
             }
         }
     }

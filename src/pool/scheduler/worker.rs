@@ -43,7 +43,7 @@ pub(super) enum Phase {
     /// It has all the orders it will get, and ends after them.
     Leaving,
     /// It was killed, or cannot be reached any more.
-    Doomed,
+    Killed,
 }
 
 pub(super) struct Worker {
@@ -93,7 +93,7 @@ pub(super) struct Worker {
     /// What is known of its end.
     pub(super) end: Circumstances,
     /// Why it was killed, for the item that it was at.
-    pub(super) doom: Option<Error>,
+    pub(super) kill_reason: Option<Error>,
 }
 
 /// What the driver has learned of a worker's end, beyond its status.
@@ -135,11 +135,11 @@ impl Worker {
         !self.running.is_empty() && !self.is_lagging && self.running.iter().all(|running| running.is_brief)
     }
 
-    /// Ends it; `doom` is what to tell about the item that it is at.
-    pub(super) fn kill(&mut self, doom: Option<Error>) {
-        self.phase = Phase::Doomed;
+    /// Ends it; `kill_reason` is what to tell about the item that it is at.
+    pub(super) fn kill(&mut self, kill_reason: Option<Error>) {
+        self.phase = Phase::Killed;
         // The first reason is the one that its item is told.
-        self.doom = self.doom.take().or(doom);
+        self.kill_reason = self.kill_reason.take().or(kill_reason);
         self.control.kill();
     }
 
