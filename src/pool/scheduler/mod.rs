@@ -546,7 +546,7 @@ impl Scheduler {
         if let Some(worker) = self.worker(seat, generation) {
             worker.end = end;
         }
-        self.bury(seat, generation, status, effects);
+        self.reap(seat, generation, status, effects);
         self.advance(effects);
     }
 
@@ -568,7 +568,7 @@ impl Scheduler {
     pub(super) fn revived(&mut self, effects: &mut Effects) {
         if self.broken.take().is_some() {
             (0..self.seats.len()).for_each(|seat| self.seats.forgive(seat));
-            // Others come when they are needed, and those that are dying are replaced at their burial.
+            // Others come when they are needed, and those that are dying are replaced at their end.
             if self.needs_workers(effects) {
                 self.open_seats();
             }

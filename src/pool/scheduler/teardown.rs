@@ -65,7 +65,7 @@ impl Scheduler {
     }
 
     /// A worker has ended: what it had goes to others, but for the item that it was at.
-    pub(super) fn bury(&mut self, seat: usize, generation: u64, status: &Result<ExitStatus>, effects: &mut Effects) {
+    pub(super) fn reap(&mut self, seat: usize, generation: u64, status: &Result<ExitStatus>, effects: &mut Effects) {
         effects.nudge = true;
         if self.worker(seat, generation).is_none() {
             return;
