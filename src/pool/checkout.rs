@@ -13,7 +13,7 @@ use std::sync::Arc;
 /// back, with whatever state the calls have left in it.
 pub struct Checkout {
     pool: Arc<Handle>,
-    lease: u64,
+    number: u64,
     /// Its calls go on after a `close`.
     _ticket: Ticket,
 }
@@ -21,10 +21,10 @@ pub struct Checkout {
 impl Checkout {
     pub(super) async fn take(pool: Arc<Handle>) -> Result<Self> {
         let ticket = Ticket::of(&pool, 0)?;
-        let lease = pool.shared().new_checkout();
+        let number = pool.shared().new_checkout();
         // Made first: whoever drops this half way gives the worker back.
-        let checkout = Self { pool, lease, _ticket: ticket };
-        call_of(checkout.pool.clone(), || (), ()).leased(lease, true).await?;
+        let checkout = Self { pool, number, _ticket: ticket };
+        call_of(checkout.pool.clone(), || (), ()).checked_out(number, true).await?;
         Ok(checkout)
     }
 
@@ -38,14 +38,14 @@ impl Checkout {
         A: Arguments,
     {
         const { captures_nothing::<F>() };
-        call_of(self.pool.clone(), f, args).leased(self.lease, false)
+        call_of(self.pool.clone(), f, args).checked_out(self.number, false)
     }
 }
 
 impl Drop for Checkout {
     fn drop(&mut self) {
         if !fork::is_forked() {
-            self.pool.shared().release(self.lease);
+            self.pool.shared().release(self.number);
         }
     }
 }

@@ -123,9 +123,9 @@ impl Shared {
     }
 
     /// Something begins that adds items; see [`Scheduler::opened`].
-    pub(super) fn open(&self, lease: u64) -> Result<()> {
+    pub(super) fn open(&self, checkout: u64) -> Result<()> {
         check_forked()?;
-        self.scheduler().opened(lease)
+        self.scheduler().opened(checkout)
     }
 
     /// It adds no more.
@@ -232,8 +232,8 @@ impl Shared {
         self.scheduler().new_checkout()
     }
 
-    pub(super) fn release(&self, lease: u64) {
-        self.event(|scheduler, effects| scheduler.released(lease, effects));
+    pub(super) fn release(&self, checkout: u64) {
+        self.event(|scheduler, effects| scheduler.released(checkout, effects));
     }
 
     /// Collects what has come from the workers and gives out what waits for them; whether there are items out whose

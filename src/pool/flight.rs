@@ -23,9 +23,9 @@ pub(super) struct Target {
 pub(super) struct Ticket(Arc<Shared>);
 
 impl Ticket {
-    /// For a call of checkout `lease`, which has a ticket itself; 0 is none.
-    pub(super) fn of(pool: &Handle, lease: u64) -> Result<Self> {
-        pool.shared().open(lease)?;
+    /// For a call of checkout `checkout`, which has a ticket itself; 0 is none.
+    pub(super) fn of(pool: &Handle, checkout: u64) -> Result<Self> {
+        pool.shared().open(checkout)?;
         Ok(Self(pool.shared().clone()))
     }
 }
@@ -69,7 +69,7 @@ impl Flight {
         input: Box<dyn Input>,
         ticket: Option<Ticket>,
     ) -> Result<Self> {
-        let ticket = ticket.map_or_else(|| Ticket::of(&pool, options.lease), Ok)?;
+        let ticket = ticket.map_or_else(|| Ticket::of(&pool, options.checkout), Ok)?;
         options.limits = pool.shared().chunk_limits();
         let first = options.first_index;
         let group = Arc::new(Group::new(target.call, target.label, options));

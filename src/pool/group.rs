@@ -34,7 +34,7 @@ pub(super) struct Options {
     /// Items in a chunk; 0 is by measured time.
     pub(super) chunk: usize,
     /// The checkout that this is for; 0 is none.
-    pub(super) lease: u64,
+    pub(super) checkout: u64,
     /// This is the call that takes a worker for the checkout.
     pub(super) acquires: bool,
     pub(super) progress: Option<watch::Sender<Progress>>,
@@ -69,7 +69,7 @@ impl Default for Options {
             back_off: Duration::ZERO,
             grace: None,
             chunk: 0,
-            lease: 0,
+            checkout: 0,
             acquires: false,
             progress: None,
             limits: ChunkLimits::LOCAL,
@@ -418,12 +418,12 @@ impl Group {
 
     /// Whether its items are for one certain worker.
     pub(super) fn is_certain(&self) -> bool {
-        self.options.lease > 0 && !self.options.acquires
+        self.options.checkout > 0 && !self.options.acquires
     }
 
     /// Whether its items count among those of which only so many may wait.
     pub(super) fn is_bounded(&self) -> bool {
-        self.options.lease == 0
+        self.options.checkout == 0
     }
 
     /// How many items a chunk should have now.

@@ -137,9 +137,9 @@ options!(Call);
 
 impl<R> Call<R> {
     /// For a checkout: the call that `acquires` its worker, or one that runs there.
-    pub(super) fn leased(mut self, lease: u64, acquires: bool) -> Self {
+    pub(super) fn checked_out(mut self, checkout: u64, acquires: bool) -> Self {
         if let Some(options) = self.stage.options() {
-            (options.lease, options.acquires) = (lease, acquires);
+            (options.checkout, options.acquires) = (checkout, acquires);
         }
         self
     }

@@ -14,7 +14,7 @@
 
 use super::queue::Queue;
 use super::worker::{Phase, Running, Worker};
-use super::{DEPTH, Effects, Event, Leased, Place, Scheduler, later};
+use super::{CheckedOut, DEPTH, Effects, Event, Place, Scheduler, later};
 use crate::channel::lane::{Claim, PoolEnd};
 use crate::error::Error;
 use crate::pool::group::{Chunk, Group};
@@ -38,7 +38,7 @@ impl Scheduler {
     /// Where `group` waits; `None` for the calls of a checkout that is over.
     pub(super) fn queue_of(&mut self, group: &Group) -> Option<&mut Queue> {
         match group.is_certain() {
-            true => self.checkouts.get_mut(&group.options.lease).map(|leased| &mut leased.queue),
+            true => self.checkouts.get_mut(&group.options.checkout).map(|checked_out| &mut checked_out.queue),
             false => Some(&mut self.queue),
         }
     }
@@ -73,8 +73,8 @@ impl Scheduler {
             drop(items);
             if group.is_certain() {
                 // Also if the checkout is over: it fails where it is looked for.
-                self.checkouts.entry(group.options.lease).or_default().queue.push_back(group.clone());
-                self.seats.changed(group.options.lease);
+                self.checkouts.entry(group.options.checkout).or_default().queue.push_back(group.clone());
+                self.seats.changed(group.options.checkout);
             } else {
                 self.queue.push_back(group.clone());
             }
@@ -128,8 +128,8 @@ impl Scheduler {
         }
         loop {
             self.seats.update();
-            if let Some(lease) = self.seats.changed_checkout() {
-                self.dispatch_checkout(lease, effects);
+            if let Some(checkout) = self.seats.changed_checkout() {
+                self.dispatch_checkout(checkout, effects);
                 continue;
             }
             let Some(group) = self.queue.front().cloned() else { return };
@@ -144,7 +144,7 @@ impl Scheduler {
             }
             let Some(chunk) = self.next_order(&group, Some(seat)) else { continue };
             if group.options.acquires {
-                self.check_out(seat, group.options.lease);
+                self.check_out(seat, group.options.checkout);
             }
             self.give(seat, group, chunk, effects);
         }
@@ -166,22 +166,22 @@ impl Scheduler {
         idle.or(busy)
     }
 
-    fn check_out(&mut self, seat: usize, lease: u64) {
-        self.checkouts.entry(lease).or_default().seat = Some(seat);
+    fn check_out(&mut self, seat: usize, checkout: u64) {
+        self.checkouts.entry(checkout).or_default().seat = Some(seat);
         if let Some(worker) = self.seats.worker(seat) {
-            worker.lease = lease;
+            worker.checkout = checkout;
         }
     }
 
     /// Gives the worker of a checkout what waits for it, or fails that if there is no such worker any more.
-    fn dispatch_checkout(&mut self, lease: u64, effects: &mut Effects) {
-        let Some(Leased { seat, queue }) = self.checkouts.get_mut(&lease) else { return };
-        let worker = seat.and_then(|seat| self.seats.get(seat)).filter(|worker| worker.lease == lease);
-        let Some(worker) = worker else { return self.fail_checkout(lease, effects) };
+    fn dispatch_checkout(&mut self, checkout: u64, effects: &mut Effects) {
+        let Some(CheckedOut { seat, queue }) = self.checkouts.get_mut(&checkout) else { return };
+        let worker = seat.and_then(|seat| self.seats.get(seat)).filter(|worker| worker.checkout == checkout);
+        let Some(worker) = worker else { return self.fail_checkout(checkout, effects) };
         let Some(group) = queue.front().cloned() else { return };
         let Some(len) = next_len(&group) else {
             queue.pop_front();
-            return self.seats.changed(lease);
+            return self.seats.changed(checkout);
         };
         let depth = if group.is_quick() { DEPTH } else { 1 };
         let is_free = worker.phase == Phase::Serving && worker.running.len() < depth && !worker.is_stalled();
@@ -200,8 +200,8 @@ impl Scheduler {
     }
 
     /// A checkout is over, or its worker has ended: what waits for that fails.
-    pub(super) fn fail_checkout(&mut self, lease: u64, effects: &mut Effects) {
-        let Some(Leased { mut queue, .. }) = self.checkouts.remove(&lease) else { return };
+    pub(super) fn fail_checkout(&mut self, checkout: u64, effects: &mut Effects) {
+        let Some(CheckedOut { mut queue, .. }) = self.checkouts.remove(&checkout) else { return };
         while let Some(group) = queue.pop_front() {
             group.items().is_queued = false;
             let pending = self.take_pending(&group);
@@ -211,7 +211,7 @@ impl Scheduler {
 
     fn give(&mut self, seat: usize, group: Arc<Group>, mut chunk: Chunk, effects: &mut Effects) {
         let Some(worker) = self.seats.worker(seat) else { return };
-        let quota = if worker.lease > 0 { usize::MAX } else { worker.share - worker.given };
+        let quota = if worker.checkout > 0 { usize::MAX } else { worker.share - worker.given };
         let (mut rest, grace) = (None, self.config.grace);
         if chunk.count as usize > quota {
             group.forget(&chunk);
@@ -241,7 +241,7 @@ impl Scheduler {
                     is_quiet,
                     is_brief,
                 });
-                let is_last = worker.given >= worker.share && worker.lease == 0;
+                let is_last = worker.given >= worker.share && worker.checkout == 0;
                 if is_quiet {
                     self.seats.index_mut().quiet.insert(seat);
                 }
@@ -390,12 +390,12 @@ impl Scheduler {
             if let Some(worker) = self.seats.worker(seat).filter(|worker| worker.running.is_empty()) {
                 // It had begun none of it. One that was to be checked out is not: the checkout gets another.
                 worker.stalled = Some((given_up, now));
-                let lease = std::mem::take(&mut worker.lease);
+                let checkout = std::mem::take(&mut worker.checkout);
                 let is_due = worker.is_due || worker.given >= worker.share;
-                if let Some(leased) = self.checkouts.get_mut(&lease) {
-                    leased.seat = None;
+                if let Some(checked_out) = self.checkouts.get_mut(&checkout) {
+                    checked_out.seat = None;
                 }
-                if lease > 0 && is_due {
+                if checkout > 0 && is_due {
                     self.retire(seat, effects);
                 }
             }
@@ -423,7 +423,7 @@ fn next_len(group: &Group) -> Option<usize> {
 impl Worker {
     /// Whether what it has not begun may go to others: it is not checked out, or only about to be.
     pub(super) fn is_shared(&self) -> bool {
-        self.lease == 0 || self.running.front().is_some_and(|running| running.group.options.acquires)
+        self.checkout == 0 || self.running.front().is_some_and(|running| running.group.options.acquires)
     }
 
     /// Whether it has something behind what it is at.

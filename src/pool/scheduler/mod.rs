@@ -76,7 +76,7 @@ pub(super) struct Scheduler {
     seats: Seats,
     queue: Queue,
     /// Workers that are checked out, and what waits for each.
-    checkouts: HashMap<u64, Leased>,
+    checkouts: HashMap<u64, CheckedOut>,
     /// How long items of each function take.
     paces: HashMap<[u64; 2], Arc<Pace>>,
     timers: BinaryHeap<Reverse<Timer>>,
@@ -118,7 +118,7 @@ pub(super) struct Scheduler {
     generation: u64,
     waits: Histogram,
     runs: Histogram,
-    leases: u64,
+    checkouts_made: u64,
     /// What initializers had to say, until the driver has read it.
     reports: Vec<(usize, u64, Result<EncodedMessage>)>,
     /// Workers in whose pipes results may lie.
@@ -131,7 +131,7 @@ pub(super) struct Scheduler {
 
 /// A worker that is checked out.
 #[derive(Default)]
-struct Leased {
+struct CheckedOut {
     /// As long as it lives.
     seat: Option<usize>,
     queue: Queue,
@@ -279,7 +279,7 @@ impl Scheduler {
             generation: 0,
             waits: Histogram::default(),
             runs: Histogram::default(),
-            leases: 0,
+            checkouts_made: 0,
             reports: Vec::new(),
             side_result_seats: SeatSet::default(),
             taken: TakenOrders::default(),
@@ -304,13 +304,13 @@ impl Scheduler {
         self.out + self.seats.index().beginning.len()
     }
 
-    /// Something begins that adds items: a call, or a checkout. Calls of a checkout, whose number is `lease`, go on after a
+    /// Something begins that adds items: a call, or a checkout. Calls of a checkout, whose number is `checkout`, go on after a
     /// close, for it was taken before.
-    pub(super) fn opened(&mut self, lease: u64) -> Result<()> {
+    pub(super) fn opened(&mut self, checkout: u64) -> Result<()> {
         if self.is_orphaned {
             return Err(orphaned());
         }
-        if self.is_closed && (lease == 0 || self.is_shut || self.is_terminated) {
+        if self.is_closed && (checkout == 0 || self.is_shut || self.is_terminated) {
             return Err(Error::closed("pool"));
         }
         if let Some(why) = &self.broken {
@@ -397,21 +397,21 @@ impl Scheduler {
 
     /// The number of a new checkout.
     pub(super) fn new_checkout(&mut self) -> u64 {
-        self.leases += 1;
-        self.leases
+        self.checkouts_made += 1;
+        self.checkouts_made
     }
 
     /// The worker of a checkout is everybody's again.
-    pub(super) fn released(&mut self, lease: u64, effects: &mut Effects) {
-        if let Some(seat) = self.checkouts.get(&lease).and_then(|leased| leased.seat)
-            && let Some(worker) = self.seats.worker(seat).filter(|worker| worker.lease == lease)
+    pub(super) fn released(&mut self, checkout: u64, effects: &mut Effects) {
+        if let Some(seat) = self.checkouts.get(&checkout).and_then(|checked_out| checked_out.seat)
+            && let Some(worker) = self.seats.worker(seat).filter(|worker| worker.checkout == checkout)
         {
-            worker.lease = 0;
+            worker.checkout = 0;
             if worker.is_due || worker.given >= worker.share {
                 self.retire(seat, effects);
             }
         }
-        self.fail_checkout(lease, effects);
+        self.fail_checkout(checkout, effects);
         self.plan_to_look(effects);
         self.advance(effects);
     }
@@ -474,7 +474,7 @@ impl Scheduler {
             running: VecDeque::new(),
             given: 0,
             share: max_tasks - jitter,
-            lease: 0,
+            checkout: 0,
             is_due: false,
             answered: 0,
             born: now,

@@ -208,7 +208,7 @@ impl Seats {
     pub(super) fn take_worker(&mut self, seat: usize) -> Option<Worker> {
         self.touched.insert(seat);
         let worker = self.all.get_mut(seat)?.worker.take()?;
-        self.checkouts.extend((worker.lease > 0).then_some(worker.lease));
+        self.checkouts.extend((worker.checkout > 0).then_some(worker.checkout));
         Some(worker)
     }
 
@@ -270,14 +270,14 @@ impl Seats {
         let worker = place.worker.as_ref();
         let (mut open, mut brisk) = (None, false);
         if let Some(worker) = worker {
-            let is_everybodys = worker.phase == Phase::Serving && worker.lease == 0;
+            let is_everybodys = worker.phase == Phase::Serving && worker.checkout == 0;
             let orders = worker.running.len();
             if is_everybodys && worker.given < worker.share && worker.full.is_none() && !worker.is_stalled() {
                 open = Some(orders).filter(|orders| *orders < DEPTH);
             }
             brisk = is_everybodys && worker.is_brisk();
-            if worker.lease > 0 {
-                self.checkouts.push(worker.lease);
+            if worker.checkout > 0 {
+                self.checkouts.push(worker.checkout);
             }
             if worker.lane.is_damaged() {
                 self.suspect.insert(seat);
@@ -302,8 +302,8 @@ impl Seats {
     }
 
     /// Something waits for the worker of a checkout.
-    pub(super) fn changed(&mut self, lease: u64) {
-        self.checkouts.push(lease);
+    pub(super) fn changed(&mut self, checkout: u64) {
+        self.checkouts.push(checkout);
     }
 
     /// A checkout whose worker has changed since this was asked last.

@@ -16,7 +16,7 @@ const BACK_OFF: Duration = Duration::from_millis(20);
 impl Scheduler {
     /// Lets a worker go when it is done with what it has begun.
     pub(super) fn retire(&mut self, seat: usize, effects: &mut Effects) {
-        if let Some(worker) = self.seats.worker(seat).filter(|worker| worker.lease > 0) {
+        if let Some(worker) = self.seats.worker(seat).filter(|worker| worker.checkout > 0) {
             worker.is_due = true;
             return;
         }
@@ -33,7 +33,7 @@ impl Scheduler {
         let (mut gone, mut next) = (Vec::new(), None);
         if spare > 0 {
             for seat in index.serving.iter() {
-                let Some(worker) = self.seats.get(seat).filter(|worker| worker.lease == 0) else { continue };
+                let Some(worker) = self.seats.get(seat).filter(|worker| worker.checkout == 0) else { continue };
                 let Some(at) = worker.idle_since.map(|since| later(since, idle_timeout)) else { continue };
                 if spare > 0 && now >= at {
                     spare -= 1;
@@ -215,7 +215,7 @@ impl Scheduler {
     /// Settles everything that no worker has.
     pub(super) fn fail_waiting(&mut self, effects: &mut Effects, error: impl Fn() -> Error) {
         let mut queues = vec![std::mem::take(&mut self.queue)];
-        queues.extend(self.checkouts.values_mut().map(|leased| std::mem::take(&mut leased.queue)));
+        queues.extend(self.checkouts.values_mut().map(|checked_out| std::mem::take(&mut checked_out.queue)));
         for group in queues.into_iter().flatten() {
             group.items().is_queued = false;
             let pending = self.take_pending(&group);

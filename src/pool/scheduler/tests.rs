@@ -217,23 +217,23 @@ impl World {
             }
             Act::Checkout if self.checkout == 0 => {
                 self.checkout = self.scheduler.new_checkout();
-                let (lease, acquires) = (self.checkout, true);
-                self.submit(1, 1, false, Options { lease, acquires, ..options() });
+                let (checkout, acquires) = (self.checkout, true);
+                self.submit(1, 1, false, Options { checkout, acquires, ..options() });
                 self.acquires = self.asked.last().map(|asked| asked.group.clone());
             }
             Act::CallCheckout => {
-                let is_taken = |leased: &Leased| leased.seat.is_some();
+                let is_taken = |checked_out: &CheckedOut| checked_out.seat.is_some();
                 if self.scheduler.checkouts.get(&self.checkout).is_some_and(is_taken) {
-                    self.submit(2, 1, false, Options { lease: self.checkout, ..options() });
+                    self.submit(2, 1, false, Options { checkout: self.checkout, ..options() });
                 }
             }
             Act::Release if self.checkout > 0 => {
-                let lease = std::mem::take(&mut self.checkout);
+                let checkout = std::mem::take(&mut self.checkout);
                 // As a checkout that is dropped while it is waited for: its call goes first.
                 if let Some(group) = self.acquires.take().filter(|group| group.items().out > 0) {
                     self.event(|scheduler, effects| scheduler.cancelled(&group, effects));
                 }
-                self.event(|scheduler, effects| scheduler.released(lease, effects));
+                self.event(|scheduler, effects| scheduler.released(checkout, effects));
             }
             Act::Checkout | Act::Release => {}
             Act::Resize(least, most) => self.event(|scheduler, effects| scheduler.resized(least..=most, effects)),
@@ -260,7 +260,7 @@ impl World {
                 assert_eq!(items.out + settled, asked.items as usize, "an item is neither out nor settled");
             }
             out += items.out;
-            if asked.group.options.lease == 0 {
+            if asked.group.options.checkout == 0 {
                 pending += items.pending.iter().map(|chunk| chunk.count as usize).sum::<usize>();
             }
             chunks += if asked.group.is_certain() { 0 } else { items.pending.len() };
@@ -274,7 +274,7 @@ impl World {
             assert!(is_planned, "nobody looks whether those that are awake get on");
         }
         for (seat, worker) in scheduler.seats.workers() {
-            let serves = worker.phase == Phase::Serving && worker.lease == 0 && worker.full.is_none();
+            let serves = worker.phase == Phase::Serving && worker.checkout == 0 && worker.full.is_none();
             let level = (serves && worker.given < worker.share).then_some(worker.running.len());
             let found = index.open.iter().position(|set| set.contains(seat));
             // What it has done about orders that it was stopped at is known when its mark is seen.
@@ -300,16 +300,20 @@ impl World {
         let open = self.asked.iter().filter(|asked| asked.settled.contains(&0)).map(|asked| {
             let (items, options) = (asked.group.items(), &asked.group.options);
             format!(
-                "{:?} lease {} of {}, {} pending",
+                "{:?} checkout {} of {}, {} pending",
                 asked.settled,
-                options.lease,
+                options.checkout,
                 options.acquires,
                 items.pending.len()
             )
         });
         let seats = self.scheduler.seats.workers().map(|(seat, worker)| {
-            let (lease, orders) = (worker.lease, worker.running.len());
-            format!("seat {seat}: {:?}, lease {lease}, {orders} orders, stalled {}", worker.phase, worker.is_stalled())
+            let (checkout, orders) = (worker.checkout, worker.running.len());
+            format!(
+                "seat {seat}: {:?}, checkout {checkout}, {orders} orders, stalled {}",
+                worker.phase,
+                worker.is_stalled()
+            )
         });
         format!("{:#?}", open.chain(seats).collect::<Vec<_>>())
     }

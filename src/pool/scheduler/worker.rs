@@ -61,7 +61,7 @@ pub(super) struct Worker {
     pub(super) given: usize,
     pub(super) share: usize,
     /// The checkout that has it; 0 is none.
-    pub(super) lease: u64,
+    pub(super) checkout: u64,
     /// It is to go once it is given back.
     pub(super) is_due: bool,
     /// Items that it has answered.
