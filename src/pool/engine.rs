@@ -92,7 +92,7 @@ impl Shared {
     fn leave(&self, mut scheduler: MutexGuard<'_, Scheduler>, mut effects: Effects) {
         self.out.store(scheduler.leave(&mut effects), Release);
         drop(scheduler);
-        effects.ears.iter().for_each(|ear| ear.pass_on());
+        effects.trace_sinks.iter().for_each(|trace_sink| trace_sink.pass_on());
         if effects.nudge {
             self.nudge.notify_one();
         }
@@ -262,7 +262,7 @@ impl Shared {
         }
     }
 
-    /// Sees to it that results which nobody looks for are heard of.
+    /// Sees to it that results which nobody looks for are received of.
     pub(super) fn arm_alarm(&self) {
         if self.out.load(Acquire) == 0 || !self.has_processes() {
             return;

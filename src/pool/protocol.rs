@@ -58,7 +58,7 @@ impl Header {
 pub(super) const IN_PIPE: u8 = 8;
 
 /// A record among the results that is none: what an item tells `tracing`.
-pub(super) const TOLD: u8 = 4;
+pub(super) const TRACE: u8 = 4;
 
 /// A record that stands for the result of an item that ended after its limit, by the worker's own clock. It is empty.
 pub(super) const LATE: u8 = 5;

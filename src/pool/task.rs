@@ -79,7 +79,7 @@ impl CurrentTask {
         let mut running = running();
         let at_work = |running: &&mut Running| running.task.stop.of_item(INDEX.load(Relaxed)).is(&self.stop);
         let Some(running) = running.as_mut().filter(at_work) else {
-            // Of one that is over nothing is heard any more.
+            // Of one that is over nothing is received any more.
             let token = CancellationToken::new();
             if self.is_cancelled() {
                 token.cancel();

@@ -188,7 +188,7 @@ impl Forward {
     fn tell(&self, message: Message) {
         if !IS_OPEN.get() {
             let mut late = lock(&self.late);
-            // A span that is over must be heard of.
+            // A span that is over must be received of.
             if late.len() < LATE || matches!(message, Message::Close { .. }) {
                 late.push(message);
             }
@@ -318,33 +318,33 @@ impl Caller {
 type Spans = HashMap<u64, (Arc<Caller>, Id, &'static Site)>;
 
 /// Tells again, in order, what one worker says.
-pub(super) struct Ear {
+pub(super) struct TraceSink {
     pid: u32,
-    heard: Mutex<VecDeque<(Arc<Caller>, Vec<u8>)>>,
+    received: Mutex<VecDeque<(Arc<Caller>, Vec<u8>)>>,
     spans: Mutex<Spans>,
 }
 
-impl Ear {
+impl TraceSink {
     pub(super) fn new(pid: u32) -> Arc<Self> {
-        Arc::new(Self { pid, heard: Mutex::default(), spans: Mutex::default() })
+        Arc::new(Self { pid, received: Mutex::default(), spans: Mutex::default() })
     }
 
     /// Takes in what was said; under the pool's lock, so that it stays in order.
-    pub(super) fn hear(&self, caller: &Arc<Caller>, bytes: &[u8]) {
-        lock(&self.heard).push_back((caller.clone(), bytes.to_vec()));
+    pub(super) fn receive(&self, caller: &Arc<Caller>, bytes: &[u8]) {
+        lock(&self.received).push_back((caller.clone(), bytes.to_vec()));
     }
 
     /// Tells it, without that lock: subscribers are the user's code. Who is at it does it for all.
     pub(super) fn pass_on(&self) {
         // What others leave to us comes before we let go, or is seen here.
-        while !lock(&self.heard).is_empty() {
+        while !lock(&self.received).is_empty() {
             let mut spans = match self.spans.try_lock() {
                 Ok(spans) => spans,
                 Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
                 Err(TryLockError::WouldBlock) => return,
             };
             loop {
-                let next = lock(&self.heard).pop_front();
+                let next = lock(&self.received).pop_front();
                 let Some((caller, bytes)) = next else { break };
                 if let Ok(message) = wire::decode_bytes(&bytes, Vec::new()) {
                     // A subscriber that panics has said so; whoever is to be woken after this has no part in it.
@@ -396,7 +396,7 @@ impl Ear {
     }
 }
 
-impl Drop for Ear {
+impl Drop for TraceSink {
     /// What a worker that is gone has left open is over.
     fn drop(&mut self) {
         let spans = self.spans.get_mut().unwrap_or_else(PoisonError::into_inner);
@@ -531,16 +531,16 @@ mod tests {
     #[test]
     fn a_subscriber_that_panics_keeps_nothing_from_others() {
         let caller = Arc::new(Caller { dispatch: Dispatch::new(Panics), span: Span::none() });
-        let ear = Ear::new(1);
+        let trace_sink = TraceSink::new(1);
         for _ in 0..2 {
             let (text, level) = (String::new(), number_of(Level::INFO));
             let (name, target, fields) = (text.clone(), text, Vec::new());
             let site = Place { is_span: false, name, target, level, file: None, line: None, module: None, fields };
             let mut bytes = Vec::new();
             wire::append(&Message::Event { parent: None, site, values: Values::default() }, &mut bytes).unwrap();
-            ear.hear(&caller, &bytes);
+            trace_sink.receive(&caller, &bytes);
         }
-        ear.pass_on();
-        assert!(lock(&ear.heard).is_empty());
+        trace_sink.pass_on();
+        assert!(lock(&trace_sink.received).is_empty());
     }
 }

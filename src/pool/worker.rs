@@ -1,6 +1,6 @@
 //! The loop that a worker runs: on its main thread, one item at a time.
 
-use super::protocol::{Conditions, Contract, Header, IN_PIPE, LATE, TOLD, Task};
+use super::protocol::{Conditions, Contract, Header, IN_PIPE, LATE, TRACE, Task};
 use super::{task, trace};
 use crate::channel::lane::{self, Order, WorkerEnd};
 use crate::channel::{Receiver, Sender, spsc};
@@ -46,7 +46,7 @@ pub(super) fn work(contract: Contract) -> Result<()> {
     let mut context = Box::new(context);
     while let Some(header) = context.take_order()? {
         context.listens = (header.level > 0)
-            .then(|| context.lane.event_writer(TOLD).ok())
+            .then(|| context.lane.event_writer(TRACE).ok())
             .flatten()
             .and_then(|writer| trace::listen(header.level, writer));
         let (batch, entered) = header.call.run_batch(context, &mut executor);

@@ -30,7 +30,7 @@ use super::config::Config;
 use super::group::{Chunk, Group, Pace, ResultBatch};
 use super::side_channel::{SideOrders, SideResults, Unsent};
 use super::stats::{Histogram, PoolStats, WorkerStats};
-use super::trace::Ear;
+use super::trace::TraceSink;
 use crate::channel::lane::{Board, PoolEnd};
 use crate::error::{Error, ErrorKind, Result};
 use crate::process::cpu_count;
@@ -191,8 +191,8 @@ pub(super) struct Effects {
     pub(super) unsent: Vec<(Arc<SideOrders>, Unsent)>,
     /// Items that ended after their time, each as a chunk of its own, and at whom.
     late_items: Vec<(Arc<Group>, Chunk, String)>,
-    /// Who has heard something.
-    pub(super) ears: Vec<Arc<Ear>>,
+    /// Who has received something.
+    pub(super) trace_sinks: Vec<Arc<TraceSink>>,
     /// Unsettled items of those who are woken.
     woken: usize,
     /// Who was killed because it did not end within its time.
@@ -469,7 +469,7 @@ impl Scheduler {
             lane,
             side_orders,
             side_results,
-            ear: Ear::new(pid),
+            trace_sink: TraceSink::new(pid),
             phase,
             running: VecDeque::new(),
             given: 0,

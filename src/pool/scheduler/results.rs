@@ -5,7 +5,7 @@ use super::{Effects, Event, Scheduler};
 use crate::channel::{lane, spsc};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pool::group::{Group, ResultBatch};
-use crate::pool::protocol::{IN_PIPE, LATE, TOLD};
+use crate::pool::protocol::{IN_PIPE, LATE, TRACE};
 use crate::pool::stats::Histogram;
 use crate::process::entry::IS_VALUE;
 use crate::wire::EncodedMessage;
@@ -172,12 +172,12 @@ impl Worker {
             };
             let (start, first, most) =
                 (at, running.chunk.first + u64::from(running.done), left.min(running.end - running.done));
-            let (mut plain, mut failures, mut in_pipe, mut told, mut late) = (0, 0, None, false, None);
+            let (mut plain, mut failures, mut in_pipe, mut is_trace, mut late) = (0, 0, None, false, None);
             while plain < most {
                 let (tag, _, len) =
                     spsc::first(bytes.get(at..).unwrap_or_default()).ok_or_else(|| corrupt(&self.name))?;
-                if tag == TOLD {
-                    told = true;
+                if tag == TRACE {
+                    is_trace = true;
                     break;
                 }
                 if tag == LATE {
@@ -202,12 +202,12 @@ impl Worker {
                 left -= plain;
                 effects.deliver(&running.group, ResultBatch::records(first, plain, failures, batch));
             }
-            if told {
+            if is_trace {
                 let (_, said, len) =
                     spsc::first(bytes.get(at..).unwrap_or_default()).ok_or_else(|| corrupt(&self.name))?;
                 if let Some(caller) = &running.group.caller {
-                    self.ear.hear(caller, said);
-                    effects.ears.push(self.ear.clone());
+                    self.trace_sink.receive(caller, said);
+                    effects.trace_sinks.push(self.trace_sink.clone());
                 }
                 at += len;
                 left -= 1;

@@ -5,7 +5,7 @@ use crate::channel::lane::PoolEnd;
 use crate::error::{Error, ErrorKind, Result};
 use crate::pool::group::{Chunk, Group};
 use crate::pool::side_channel::{SideOrders, SideResults};
-use crate::pool::trace::Ear;
+use crate::pool::trace::TraceSink;
 use crate::process::{Cause, Killer};
 use std::collections::VecDeque;
 use std::fmt::Write;
@@ -54,7 +54,7 @@ pub(super) struct Worker {
     pub(super) lane: PoolEnd,
     pub(super) side_orders: Arc<SideOrders>,
     pub(super) side_results: Arc<SideResults>,
-    pub(super) ear: Arc<Ear>,
+    pub(super) trace_sink: Arc<TraceSink>,
     pub(super) phase: Phase,
     pub(super) running: VecDeque<Running>,
     /// Items it was given, and may be given.
