@@ -305,7 +305,7 @@ impl Shared {
 
     /// Tells those who want to know how many workers there are. Without the lock, for it wakes them; whoever tells last has
     /// looked last.
-    fn tell_count(&self) {
+    fn publish_count(&self) {
         self.running.send_if_modified(|running| {
             let alive = self.scheduler().alive();
             std::mem::replace(running, alive) != alive
@@ -333,7 +333,7 @@ impl Shared {
     /// What the driver has to do now.
     pub(super) fn step(&self) -> Step {
         let step = self.event(Scheduler::time_passed);
-        self.tell_count();
+        self.publish_count();
         step
     }
 
@@ -371,7 +371,7 @@ impl Shared {
     /// Nobody drives any more: all is over, or the runtime that the driver ran on has ended.
     pub(super) fn abandon(&self, is_over: bool) {
         self.event(|scheduler, effects| scheduler.abandoned(is_over, effects));
-        self.tell_count();
+        self.publish_count();
     }
 }
 

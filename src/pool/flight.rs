@@ -182,7 +182,7 @@ impl Flight {
         if let Some(batch) = &next {
             // What the source had to say counts for no item.
             self.returned = (self.returned + u64::from(batch.count())).min(self.pulled);
-            self.tell_progress(batch);
+            self.report_progress(batch);
             // Who takes its time with slow items may leave others waiting for what comes meanwhile.
             let others = self.pool.shared().out() > self.group.items().out;
             if others || self.in_flight() > 0 && !self.group.is_quick() {
@@ -193,7 +193,7 @@ impl Flight {
     }
 
     #[inline]
-    fn tell_progress(&mut self, batch: &ResultBatch) {
+    fn report_progress(&mut self, batch: &ResultBatch) {
         let Some(progress) = &self.group.options.progress else { return };
         let elapsed = self.began.get_or_insert_with(Instant::now).elapsed().as_secs_f64();
         let total = self.pulled - self.group.options.first_index
