@@ -284,8 +284,8 @@ impl Shared {
     }
 
     /// Whether to collect results now, for who has many quick items out.
-    pub(super) fn has_news(&self) -> bool {
-        self.scheduler().has_news()
+    pub(super) fn should_collect(&self) -> bool {
+        self.scheduler().should_collect()
     }
 
     pub(super) fn out(&self) -> usize {

@@ -224,7 +224,7 @@ impl Flight {
         }
         let Some(alarm) = shared.alarm() else { return Poll::Pending };
         if self.is_bulk() {
-            if shared.has_news() {
+            if shared.should_collect() {
                 shared.pump();
             }
             if let Some(batch) = group.take_done_or_wait(cx) {

@@ -437,7 +437,7 @@ impl Scheduler {
 
     /// The same for who has many quick items out: it need not hear of results before a worker begins its last order.
     pub(super) fn about_to_sleep_in_bulk(&mut self, effects: &mut Effects) {
-        if self.has_news() && self.collect(effects) {
+        if self.should_collect() && self.collect(effects) {
             self.advance(effects);
         }
         self.plan_to_look(effects);

@@ -33,18 +33,19 @@ impl Scheduler {
     }
 
     /// Whether some worker has put results that it may not tell of any more, or will soon have no orders.
-    pub(in crate::pool) fn has_news(&self) -> bool {
+    pub(in crate::pool) fn should_collect(&self) -> bool {
         let tells = |worker: &Worker, last: &Running| {
             last.is_quiet && last.end >= lane::MANY && worker.lane.will_notify(last.number)
         };
-        let will_tell = |worker: &Worker| worker.running.back().is_some_and(|last| tells(worker, last));
-        let has_news = |worker: &Worker| worker.has_room_again() || !will_tell(worker) && worker.lane.has_results();
+        let will_announce = |worker: &Worker| worker.running.back().is_some_and(|last| tells(worker, last));
+        let should_collect =
+            |worker: &Worker| worker.has_room_again() || !will_announce(worker) && worker.lane.has_results();
         self.seats.has_suspects()
             || match self.are_few() {
-                true => self.seats.workers().any(|(_, worker)| has_news(worker)),
+                true => self.seats.workers().any(|(_, worker)| should_collect(worker)),
                 false => {
                     let mut marked = self.board.marked(self.seats.len());
-                    marked.any(|seat| self.seats.get(seat).is_some_and(has_news))
+                    marked.any(|seat| self.seats.get(seat).is_some_and(should_collect))
                 }
             }
     }
