@@ -141,10 +141,10 @@ impl Scheduler {
                     worker.overdue = Some(Error::new(ErrorKind::Timeout, text));
                 }
             }
-            Event::Exit(seat, generation) => self.see_out(seat, generation, now, effects),
+            Event::Exit(seat, generation) => self.end_in_time(seat, generation, now, effects),
             Event::Idle => {
                 self.is_idle_planned = false;
-                self.send_home(now, effects);
+                self.retire_idle(now, effects);
             }
         }
     }

@@ -161,7 +161,7 @@ impl Scheduler {
         }
         let busy = if idle.is_none() && is_soon_over { lowest(&index.open) } else { None };
         if idle.is_none() {
-            self.call_in(self.waiting_chunks, effects);
+            self.request_workers(self.waiting_chunks, effects);
         }
         idle.or(busy)
     }
@@ -246,7 +246,7 @@ impl Scheduler {
                     self.seats.index_mut().quiet.insert(seat);
                 }
                 if is_last {
-                    self.dismiss(seat, effects);
+                    self.close_lane(seat, effects);
                 }
                 if let Some(timeout) = group.options.timeout {
                     self.at(later(now, timeout), Event::Overrun(Place { seat, generation, number }), effects);
@@ -347,7 +347,7 @@ impl Scheduler {
         self.seats.update();
         let index = self.seats.index();
         let has_idle = !index.open[0].is_empty();
-        let may_come = !has_idle && index.coming.is_empty() && self.may_call_in(effects);
+        let may_come = !has_idle && index.coming.is_empty() && self.may_grow(effects);
         let while_ = match has_idle {
             true if !index.behind.is_empty() || !self.queue.is_empty() => SHARE_AFTER,
             true if !index.unbegun.is_empty() => TAKE_OVER_AFTER,
@@ -379,7 +379,7 @@ impl Scheduler {
             // Once more workers are there they get a part of what lies behind.
             let behind = |seat: &usize| self.seats.get(*seat).map_or(0, Worker::orders_behind);
             let chunks = slow.iter().map(behind).sum::<usize>() + self.waiting_chunks;
-            self.call_in(chunks, effects);
+            self.request_workers(chunks, effects);
         }
         for seat in slow.into_iter().filter(|_| idle > 0) {
             // Before it is taken back: what the worker gives up after that is a sign of life.

@@ -585,7 +585,7 @@ impl Scheduler {
     /// The last holder is gone, or the pool's runtime: nothing is waited for any more, or can be done.
     pub(super) fn let_go(&mut self, effects: &mut Effects) {
         (self.is_closed, self.is_terminated) = (true, true);
-        self.give_all_up(effects);
+        self.abandon_all(effects);
         self.seats.fill_vacancies();
     }
 

@@ -18,7 +18,7 @@ impl Scheduler {
     }
 
     /// Whether more workers may come than there are. The seats were updated.
-    pub(super) fn may_call_in(&self, effects: &Effects) -> bool {
+    pub(super) fn may_grow(&self, effects: &Effects) -> bool {
         // Seats above the most are of workers that are on their way out.
         *self.workers.start() < *self.workers.end()
             && self.seats.index().taken.len() < self.seats.len()
@@ -26,9 +26,9 @@ impl Scheduler {
     }
 
     /// Has more workers come for so many chunks, if there may be more; they all come at once if that many are wanted.
-    pub(super) fn call_in(&mut self, chunks: usize, effects: &mut Effects) {
+    pub(super) fn request_workers(&mut self, chunks: usize, effects: &mut Effects) {
         self.seats.update();
-        if !self.may_call_in(effects) {
+        if !self.may_grow(effects) {
             return;
         }
         let most = *self.workers.end();
@@ -66,7 +66,7 @@ impl Scheduler {
     }
 
     /// Tells a worker that no order will follow, and sees to it that it ends in time.
-    pub(super) fn dismiss(&mut self, seat: usize, effects: &mut Effects) {
+    pub(super) fn close_lane(&mut self, seat: usize, effects: &mut Effects) {
         let now = effects.now();
         let Some(worker) = self.seats.worker(seat) else { return };
         if !matches!(worker.phase, Phase::Serving | Phase::Beginning) {
@@ -83,7 +83,7 @@ impl Scheduler {
     }
 
     /// Kills a worker that has had the time to end.
-    pub(super) fn see_out(&mut self, seat: usize, generation: u64, now: Instant, effects: &mut Effects) {
+    pub(super) fn end_in_time(&mut self, seat: usize, generation: u64, now: Instant, effects: &mut Effects) {
         let timeout = self.config.exit_timeout;
         let Some(worker) = self.worker(seat, generation) else { return };
         if worker.phase != Phase::Leaving {

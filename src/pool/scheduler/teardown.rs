@@ -21,11 +21,11 @@ impl Scheduler {
             return;
         }
         self.reclaim(seat, 1, effects);
-        self.dismiss(seat, effects);
+        self.close_lane(seat, effects);
     }
 
     /// Lets those go who have idled for long enough.
-    pub(super) fn send_home(&mut self, now: Instant, effects: &mut Effects) {
+    pub(super) fn retire_idle(&mut self, now: Instant, effects: &mut Effects) {
         let (least, idle_timeout) = (*self.workers.start(), self.config.idle_timeout);
         self.seats.update();
         let index = self.seats.index();
@@ -50,7 +50,7 @@ impl Scheduler {
     }
 
     /// Sees to it that those go who will have idled for long enough.
-    fn plan_to_send_home(&mut self, effects: &mut Effects) {
+    fn plan_to_retire_idle(&mut self, effects: &mut Effects) {
         let least = *self.workers.start();
         if self.is_idle_planned || least == *self.workers.end() {
             return;
@@ -185,7 +185,7 @@ impl Scheduler {
     }
 
     /// Settles everything there is, and lets those end in order who are at nothing. Who is at something is killed.
-    pub(super) fn give_all_up(&mut self, effects: &mut Effects) {
+    pub(super) fn abandon_all(&mut self, effects: &mut Effects) {
         let error = if self.is_orphaned { stranded } else { terminated };
         self.fail_waiting(effects, error);
         self.cancel_all_taken(effects, error);
@@ -206,7 +206,7 @@ impl Scheduler {
                 group.forget(&chunk);
             }
             match is_idle {
-                true => self.dismiss(seat, effects),
+                true => self.close_lane(seat, effects),
                 false => worker.kill(None),
             }
         }
@@ -248,12 +248,12 @@ impl Scheduler {
     /// Sends the workers home when nothing is left and nothing can come.
     pub(super) fn end_if_done(&mut self, effects: &mut Effects) {
         self.plan_to_share(effects);
-        self.plan_to_send_home(effects);
+        self.plan_to_retire_idle(effects);
         if !self.is_closed || self.open > 0 && !self.is_shut || self.out > effects.settled {
             return;
         }
         effects.nudge |= self.seats.fill_vacancies();
-        (0..self.seats.len()).for_each(|seat| self.dismiss(seat, effects));
+        (0..self.seats.len()).for_each(|seat| self.close_lane(seat, effects));
         // A pool whose workers never came has nobody whose end would tell the driver.
         self.seats.update();
         effects.nudge |= self.seats.index().taken.is_empty();
