@@ -308,14 +308,14 @@ pub(super) struct Group {
     /// How long an item takes, smoothed; 0 while unknown.
     item_ns: AtomicU64,
     /// How long items of this function take in this pool, known once something was submitted.
-    pace: OnceLock<Arc<Pace>>,
+    usual_time: OnceLock<Arc<UsualTime>>,
 }
 
 /// How long items of one function usually take: their median, about. A few that were interrupted say nothing.
 #[derive(Default)]
-pub(super) struct Pace(AtomicU64);
+pub(super) struct UsualTime(AtomicU64);
 
-impl Pace {
+impl UsualTime {
     fn ns(&self) -> u64 {
         self.0.load(Relaxed)
     }
@@ -408,7 +408,7 @@ const BULK_NS: u64 = if cfg!(debug_assertions) { 200_000 } else { 1000 };
 impl Group {
     pub(super) fn new(call: entry::Call, label: &'static str, options: Options) -> Self {
         let (caller, items) = (Caller::here(), Mutex::default());
-        Self { call, label, options, caller, items, item_ns: AtomicU64::new(0), pace: OnceLock::new() }
+        Self { call, label, options, caller, items, item_ns: AtomicU64::new(0), usual_time: OnceLock::new() }
     }
 
     /// Locked after the pool's state, never before.
@@ -443,14 +443,14 @@ impl Group {
 
     /// Whether an item is known to be over before another worker could be woken for it.
     pub(super) fn is_brief(&self) -> bool {
-        let usual = self.pace.get().map_or(0, |pace| pace.ns());
+        let usual = self.usual_time.get().map_or(0, |usual_time| usual_time.ns());
         (1..=BRIEF_NS).contains(&usual)
     }
 
     /// How long an item takes: of this call if that is known, else of others of the same function. 0 while unknown.
     fn usual_ns(&self) -> u64 {
         match self.item_ns.load(Relaxed) {
-            0 => self.pace.get().map_or(0, |pace| pace.ns()),
+            0 => self.usual_time.get().map_or(0, |usual_time| usual_time.ns()),
             ns => ns,
         }
     }
@@ -459,8 +459,8 @@ impl Group {
         Some(self.usual_ns()).filter(|ns| *ns > 0).map(Duration::from_nanos)
     }
 
-    pub(super) fn set_pace(&self, pace: impl FnOnce() -> Arc<Pace>) {
-        self.pace.get_or_init(pace);
+    pub(super) fn set_usual_time(&self, usual_time: impl FnOnce() -> Arc<UsualTime>) {
+        self.usual_time.get_or_init(usual_time);
     }
 
     /// Where its orders may be.
@@ -483,7 +483,7 @@ impl Group {
     /// `count` items took `time`.
     pub(super) fn learn(&self, time: Duration, count: u32) {
         let ns = (time.as_nanos() as u64 / u64::from(count.max(1))).max(1);
-        self.pace.get().into_iter().for_each(|pace| pace.learn(ns));
+        self.usual_time.get().into_iter().for_each(|usual_time| usual_time.learn(ns));
         let old = self.item_ns.load(Relaxed);
         // Chunks grow by a factor at most: the first items may be the cheap ones.
         let least = if old == 0 { self.options.limits.time.as_nanos() as u64 / 16 } else { old / 4 };

@@ -27,7 +27,7 @@ mod worker;
 mod tests;
 
 use super::config::Config;
-use super::group::{Chunk, Group, Pace, ResultBatch};
+use super::group::{Chunk, Group, ResultBatch, UsualTime};
 use super::side_channel::{SideOrders, SideResults, Unsent};
 use super::stats::{Histogram, PoolStats, WorkerStats};
 use super::trace::TraceSink;
@@ -78,7 +78,7 @@ pub(super) struct Scheduler {
     /// Workers that are checked out, and what waits for each.
     checkouts: HashMap<u64, CheckedOut>,
     /// How long items of each function take.
-    paces: HashMap<[u64; 2], Arc<Pace>>,
+    usual_times: HashMap<[u64; 2], Arc<UsualTime>>,
     timers: BinaryHeap<Reverse<Timer>>,
     /// With more than this, those that matter no more are let go of.
     most_timers: usize,
@@ -252,7 +252,7 @@ impl Scheduler {
             seats: Seats::default(),
             queue: Queue::default(),
             checkouts: HashMap::new(),
-            paces: HashMap::new(),
+            usual_times: HashMap::new(),
             timers: BinaryHeap::new(),
             most_timers: 0,
             alert: None,
@@ -334,7 +334,7 @@ impl Scheduler {
         if group.is_bounded() {
             self.room.give_back(items);
         }
-        group.set_pace(|| self.pace(group));
+        group.set_usual_time(|| self.usual_time(group));
         if group.options.queue_timeout.is_some() {
             let now = effects.now();
             chunks.iter_mut().for_each(|chunk| chunk.queued = Some(now));
@@ -373,8 +373,8 @@ impl Scheduler {
         self.room.leave(ticket);
     }
 
-    fn pace(&mut self, group: &Group) -> Arc<Pace> {
-        self.paces.entry(group.call.to_words()).or_default().clone()
+    fn usual_time(&mut self, group: &Group) -> Arc<UsualTime> {
+        self.usual_times.entry(group.call.to_words()).or_default().clone()
     }
 
     /// Nobody waits for the rest of these items: what has not started never does, what runs is asked, then killed.

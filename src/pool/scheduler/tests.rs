@@ -172,11 +172,11 @@ impl World {
     fn submit(&mut self, items: u32, chunk: u32, is_brief: bool, options: Options) {
         let group = Arc::new(Group::new(entry::Call::of(|| ()), "f", options));
         if is_brief {
-            let pace = Arc::new(Pace::default());
-            pace.learn(100);
-            group.set_pace(|| pace);
+            let usual_time = Arc::new(UsualTime::default());
+            usual_time.learn(100);
+            group.set_usual_time(|| usual_time);
         } else {
-            group.set_pace(Arc::default);
+            group.set_usual_time(Arc::default);
         }
         self.asked.push(Asked { group: group.clone(), items, settled: vec![0; items as usize] });
         let chunks = (0..items).step_by(chunk as usize).map(|first| {
