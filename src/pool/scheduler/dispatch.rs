@@ -157,7 +157,7 @@ impl Scheduler {
         let lowest = |sets: &[super::SeatSet; DEPTH]| sets[1..].iter().find_map(super::SeatSet::first);
         let is_soon_over = !group.options.acquires && group.is_quick();
         if is_soon_over && group.is_brief() && index.awake.len() >= self.awake.saturating_mul(1 << self.boost) {
-            return lowest(&index.brisk);
+            return lowest(&index.brief);
         }
         let busy = if idle.is_none() && is_soon_over { lowest(&index.open) } else { None };
         if idle.is_none() {

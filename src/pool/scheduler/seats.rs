@@ -98,7 +98,7 @@ pub(super) struct Index {
     /// Workers that anybody may give another order, by how many they have. The first are idle.
     pub(super) open: [SeatSet; DEPTH],
     /// Those of them that are awake with items that are over soon, and at none for long.
-    pub(super) brisk: [SeatSet; DEPTH],
+    pub(super) brief: [SeatSet; DEPTH],
     /// All such workers, those included that may not be given more.
     pub(super) awake: SeatSet,
     /// Workers that have something behind what they are at, which others might do.
@@ -120,14 +120,14 @@ pub(super) struct Index {
 #[derive(Clone, Copy, Default, PartialEq)]
 struct Class {
     open: Option<usize>,
-    brisk: Option<usize>,
+    brief: Option<usize>,
     /// In the order in which [`Index::change`] has them.
     flags: [bool; 7],
 }
 
 impl Index {
     fn change(&mut self, seat: usize, old: Class, new: Class) {
-        for (sets, old, new) in [(&mut self.open, old.open, new.open), (&mut self.brisk, old.brisk, new.brisk)] {
+        for (sets, old, new) in [(&mut self.open, old.open, new.open), (&mut self.brief, old.brief, new.brief)] {
             if old != new {
                 old.into_iter().for_each(|orders| sets[orders].set(seat, false));
                 new.into_iter().for_each(|orders| sets[orders].set(seat, true));
@@ -268,14 +268,14 @@ impl Seats {
     fn classify(&mut self, seat: usize) {
         let Some(place) = self.all.get_mut(seat) else { return };
         let worker = place.worker.as_ref();
-        let (mut open, mut brisk) = (None, false);
+        let (mut open, mut brief) = (None, false);
         if let Some(worker) = worker {
             let is_everybodys = worker.phase == Phase::Serving && worker.checkout == 0;
             let orders = worker.running.len();
             if is_everybodys && worker.given < worker.share && worker.full.is_none() && !worker.is_stalled() {
                 open = Some(orders).filter(|orders| *orders < DEPTH);
             }
-            brisk = is_everybodys && worker.is_brisk();
+            brief = is_everybodys && worker.has_brief_items();
             if worker.checkout > 0 {
                 self.checkouts.push(worker.checkout);
             }
@@ -286,7 +286,7 @@ impl Seats {
         let is_coming = place.vacant.is_some() || place.is_spawning;
         let is_beginning = worker.is_some_and(Worker::is_beginning);
         let flags = [
-            brisk,
+            brief,
             worker.is_some_and(|worker| worker.is_shared() && worker.has_more()),
             worker.is_some_and(Worker::may_not_begin),
             is_beginning,
@@ -294,7 +294,7 @@ impl Seats {
             worker.is_some() || is_coming,
             is_coming || is_beginning,
         ];
-        let class = Class { open, brisk: open.filter(|_| brisk), flags };
+        let class = Class { open, brief: open.filter(|_| brief), flags };
         let old = std::mem::replace(&mut place.class, class);
         if old != class {
             self.index.change(seat, old, class);

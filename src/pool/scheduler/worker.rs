@@ -131,7 +131,7 @@ impl Worker {
     }
 
     /// Whether it is awake with items that are over soon.
-    pub(super) fn is_brisk(&self) -> bool {
+    pub(super) fn has_brief_items(&self) -> bool {
         !self.running.is_empty() && !self.is_lagging && self.running.iter().all(|running| running.is_brief)
     }
 
