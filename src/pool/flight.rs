@@ -47,7 +47,7 @@ pub(super) struct Flight {
     failed: Option<(u64, Error)>,
     pulled: u64,
     returned: u64,
-    watchful: Spinner,
+    spinner: Spinner,
     /// Since when there is progress, if somebody wants to know.
     began: Option<Instant>,
 }
@@ -73,18 +73,8 @@ impl Flight {
         options.limits = pool.shared().chunk_limits();
         let first = options.first_index;
         let group = Arc::new(Group::new(target.call, target.label, options));
-        let (input, watchful) = (Some((input, ticket)), Spinner::default());
-        Ok(Self {
-            pool,
-            group,
-            input,
-            place: None,
-            failed: None,
-            pulled: first,
-            returned: first,
-            watchful,
-            began: None,
-        })
+        let (input, spinner) = (Some((input, ticket)), Spinner::default());
+        Ok(Self { pool, group, input, place: None, failed: None, pulled: first, returned: first, spinner, began: None })
     }
 
     fn in_flight(&self) -> usize {
@@ -178,7 +168,7 @@ impl Flight {
         self.refill(held, cx);
         let next = ready!(self.poll_batch(cx));
         coop.made_progress();
-        self.watchful = Spinner::default();
+        self.spinner = Spinner::default();
         if let Some(batch) = &next {
             // What the source had to say counts for no item.
             self.returned = (self.returned + u64::from(batch.count())).min(self.pulled);
@@ -248,7 +238,7 @@ impl Flight {
                 shared.arm_alarm();
             }
         }
-        match self.watchful.spin(alarm, &mut attempt) {
+        match self.spinner.spin(alarm, &mut attempt) {
             Spun::Found(batch) => Poll::Ready(Some(batch)),
             Spun::Again => {
                 cx.waker().wake_by_ref();

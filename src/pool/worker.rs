@@ -32,7 +32,7 @@ pub(super) fn work(contract: Contract) -> Result<()> {
         order: None,
         header: None,
         listens: None,
-        looked: None,
+        sampled: None,
         started: 0,
         index: 0,
         begun: Instant::now(),
@@ -79,8 +79,8 @@ struct Context {
     header: Option<Header>,
     /// While what items tell `tracing` is told.
     listens: Option<DefaultGuard>,
-    /// When it last looked at its memory.
-    looked: Option<Instant>,
+    /// When it last sampled at its memory.
+    sampled: Option<Instant>,
     /// When the item at work started, in microseconds, if it has a limit.
     started: u64,
     /// Which item of the order that is.
@@ -91,7 +91,7 @@ struct Context {
 }
 
 /// How often a worker looks at its memory at most.
-const LOOK: Duration = Duration::from_millis(5);
+const SAMPLE_EVERY: Duration = Duration::from_millis(5);
 
 impl Conditions {
     fn apply(&self) -> Result<()> {
@@ -121,9 +121,9 @@ impl Conditions {
 
 impl Context {
     /// Tells how much memory it has, if an order has taken a while.
-    fn look(&mut self, now: Instant) {
-        if self.looked.is_none_or(|looked| now.duration_since(looked) >= LOOK) {
-            self.looked = Some(now);
+    fn sample_memory(&mut self, now: Instant) {
+        if self.sampled.is_none_or(|sampled| now.duration_since(sampled) >= SAMPLE_EVERY) {
+            self.sampled = Some(now);
             let (resident, peak) = memory::resident();
             self.lane.note_memory(resident, peak);
         }
@@ -174,7 +174,7 @@ impl Context {
         }
         let now = self.done.unwrap_or_else(Instant::now);
         self.done = Some(now);
-        self.look(now);
+        self.sample_memory(now);
         // Its limit is not that of the next, which may be one that cannot be read.
         self.header = None;
         if let Some(order) = self.order.take() {

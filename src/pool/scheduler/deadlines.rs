@@ -11,8 +11,8 @@ use std::cmp::Reverse;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Results of which a worker is quiet are looked for after this.
-const LOOK_AFTER: Duration = Duration::from_millis(1);
+/// Results of which a worker is quiet are sampled for after this.
+const QUIET_CHECK_AFTER: Duration = Duration::from_millis(1);
 
 /// A worker that had a deadline, and does not move for so long after others were given what it had, is replaced.
 const STALLED: Duration = Duration::from_secs(1);
@@ -38,7 +38,7 @@ pub(super) enum Event {
     /// Somebody may have idled for long enough.
     Idle,
     /// Results may lie about of which nobody was told.
-    Look,
+    CheckQuiet,
     /// Somebody may not fetch what has come for it.
     Fetch,
 }
@@ -105,7 +105,7 @@ impl Scheduler {
             Event::Age(seat, generation) | Event::Exit(seat, generation) | Event::Initializer(seat, generation, _) => {
                 worker(*seat, *generation).is_some()
             }
-            Event::Retry(..) | Event::Share | Event::Spawn | Event::Idle | Event::Look | Event::Fetch => true,
+            Event::Retry(..) | Event::Share | Event::Spawn | Event::Idle | Event::CheckQuiet | Event::Fetch => true,
         }
     }
 
@@ -121,7 +121,7 @@ impl Scheduler {
             Event::Queued(group) => self.queued_out(&group, now, effects),
             Event::Share => self.share(now, effects),
             Event::Spawn => self.is_spawn_planned = None,
-            Event::Look => self.look(effects),
+            Event::CheckQuiet => self.check_quiet(effects),
             Event::Fetch => {
                 self.is_fetch_planned = false;
                 while let Some(seat) = self.side_result_seats.pop_first() {
@@ -304,17 +304,17 @@ impl Scheduler {
     }
 
     /// Sees to it that nobody sleeps for long because a worker is quiet about what turns out to be slow.
-    pub(super) fn plan_to_look(&mut self, effects: &mut Effects) {
-        if !self.is_look_planned && !self.seats.index_mut().quiet.is_empty() {
-            self.is_look_planned = true;
-            let at = effects.now() + LOOK_AFTER;
-            self.at(at, Event::Look, effects);
+    pub(super) fn plan_quiet_check(&mut self, effects: &mut Effects) {
+        if !self.is_quiet_check_planned && !self.seats.index_mut().quiet.is_empty() {
+            self.is_quiet_check_planned = true;
+            let at = effects.now() + QUIET_CHECK_AFTER;
+            self.at(at, Event::CheckQuiet, effects);
         }
     }
 
     /// Has workers tell of each result of the orders that they have by now, and takes in what came before.
-    fn look(&mut self, effects: &mut Effects) {
-        self.is_look_planned = false;
+    fn check_quiet(&mut self, effects: &mut Effects) {
+        self.is_quiet_check_planned = false;
         while let Some(seat) = self.seats.index_mut().quiet.pop_first() {
             let Some(worker) = self.seats.worker(seat) else { continue };
             for running in worker.running.iter_mut().filter(|running| running.is_quiet) {

@@ -55,7 +55,7 @@ use worker::{Phase, Worker};
 const PREFETCH: usize = 3;
 const DEPTH: usize = 1 + PREFETCH;
 
-/// What is to be looked at again is not before this, however short its time: a timer that is due at once, again and
+/// What is to be sampled at again is not before this, however short its time: a timer that is due at once, again and
 /// again, would never let go of the lock.
 const AGAIN: Duration = Duration::from_millis(1);
 
@@ -94,7 +94,7 @@ pub(super) struct Scheduler {
     waiting_chunks: usize,
     /// For items that wait.
     room: Room,
-    /// In a pool of so many seats all lanes are looked into.
+    /// In a pool of so many seats all lanes are sampled into.
     few: usize,
     /// So many workers are kept awake with brief items before another is woken.
     awake: usize,
@@ -109,7 +109,7 @@ pub(super) struct Scheduler {
     is_orphaned: bool,
     is_share_planned: bool,
     is_idle_planned: bool,
-    is_look_planned: bool,
+    is_quiet_check_planned: bool,
     is_fetch_planned: bool,
     is_spawn_planned: Option<Instant>,
     /// Workers that were killed because they did not end.
@@ -271,7 +271,7 @@ impl Scheduler {
             is_orphaned: false,
             is_share_planned: false,
             is_idle_planned: false,
-            is_look_planned: false,
+            is_quiet_check_planned: false,
             is_fetch_planned: false,
             is_spawn_planned: None,
             late: 0,
@@ -391,7 +391,7 @@ impl Scheduler {
         self.forget_retries(group, effects);
         self.revoke(group, effects);
         self.cancel_taken(group, effects);
-        self.plan_to_look(effects);
+        self.plan_quiet_check(effects);
         self.advance(effects);
     }
 
@@ -412,7 +412,7 @@ impl Scheduler {
             }
         }
         self.fail_checkout(checkout, effects);
-        self.plan_to_look(effects);
+        self.plan_quiet_check(effects);
         self.advance(effects);
     }
 
@@ -432,7 +432,7 @@ impl Scheduler {
         if self.has_results() && self.collect(effects) {
             self.advance(effects);
         }
-        self.plan_to_look(effects);
+        self.plan_quiet_check(effects);
     }
 
     /// The same for who has many quick items out: it need not hear of results before a worker begins its last order.
@@ -440,7 +440,7 @@ impl Scheduler {
         if self.should_collect() && self.collect(effects) {
             self.advance(effects);
         }
-        self.plan_to_look(effects);
+        self.plan_quiet_check(effects);
     }
 
     /// A worker was started.
@@ -639,16 +639,16 @@ impl Scheduler {
             (0..self.seats.len()).for_each(|seat| self.seats.suspect(seat));
         }
         self.collect(effects);
-        let mut has_looked = false;
+        let mut has_checked = false;
         while self.timers.peek().is_some_and(|Reverse(timer)| timer.at <= now) {
             let Some(Reverse(timer)) = self.timers.pop() else { break };
-            has_looked |= matches!(timer.event, Event::Look);
+            has_checked |= matches!(timer.event, Event::CheckQuiet);
             self.on(timer.event, now, effects);
         }
         self.advance(effects);
         // What was given out just now may be slow, too; but who gives out all the time is awake.
-        if !has_looked {
-            self.plan_to_look(effects);
+        if !has_checked {
+            self.plan_quiet_check(effects);
         }
         let spawns = self.spawns(now, effects);
         let begun = std::mem::take(&mut self.reports);
