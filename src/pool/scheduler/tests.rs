@@ -1,5 +1,5 @@
 //! The scheduler as a state machine: events in any order, with invariants after each. Lanes are real; who is at their other
-//! ends is played by the test, step by step, and the clock is the test's.
+//! ends is mocks by the test, step by step, and the clock is the test's.
 
 use super::*;
 use crate::channel::lane::{self, Order, WorkerEnd};
@@ -22,7 +22,7 @@ impl Control for Kill {
 }
 
 /// A worker process, as far as its lane shows it.
-struct Played {
+struct MockWorker {
     generation: u64,
     lane: WorkerEnd,
     order: Option<(Order, u32)>,
@@ -30,7 +30,7 @@ struct Played {
     _pipes: (channel::Receiver<EncodedMessage>, channel::Sender<EncodedMessage>),
 }
 
-impl Played {
+impl MockWorker {
     /// One move: it takes an order, starts an item, puts a result, or gives an order up. Whether there was any.
     fn step(&mut self) -> bool {
         let Some((order, at_work)) = &mut self.order else {
@@ -69,7 +69,7 @@ struct Asked {
 struct World {
     scheduler: Scheduler,
     now: Instant,
-    played: Vec<Option<Played>>,
+    mocks: Vec<Option<MockWorker>>,
     asked: Vec<Asked>,
     checkout: u64,
     /// The call that takes the worker of that.
@@ -105,11 +105,11 @@ impl World {
         let config = Config { workers: 2..=2, grace: MS, ..Config::default() };
         let mut scheduler = Scheduler::new(Arc::new(config), board);
         (scheduler.awake, scheduler.few) = (1, few);
-        let played = (0..SEATS).map(|_| None).collect();
+        let mocks = (0..SEATS).map(|_| None).collect();
         let mut world = Self {
             scheduler,
             now: Instant::now() + MS,
-            played,
+            mocks,
             asked: Vec::new(),
             checkout: 0,
             acquires: None,
@@ -132,11 +132,11 @@ impl World {
     /// The driver's turn, after `ms`: it starts workers, and hears of those that were killed.
     fn time(&mut self, ms: u32) {
         self.now += MS * ms;
-        for seat in 0..self.played.len() {
-            let Some(played) = &self.played[seat] else { continue };
-            let is_over = |worker: &Worker| worker.phase == Phase::Leaving && !played.lane.has_any();
-            let has_ended = played.order.is_none() && self.scheduler.seats.get(seat).is_some_and(is_over);
-            if has_ended || played.is_killed.load(Relaxed) {
+        for seat in 0..self.mocks.len() {
+            let Some(mocks) = &self.mocks[seat] else { continue };
+            let is_over = |worker: &Worker| worker.phase == Phase::Leaving && !mocks.lane.has_any();
+            let has_ended = mocks.order.is_none() && self.scheduler.seats.get(seat).is_some_and(is_over);
+            if has_ended || mocks.is_killed.load(Relaxed) {
                 self.die(seat);
             }
         }
@@ -156,16 +156,16 @@ impl World {
             };
             self.event(|scheduler, effects| scheduler.spawned(&spawn, spawned, effects));
             let _pipes = (taken, put);
-            self.played[spawn.seat] =
-                Some(Played { generation: spawn.generation, lane: end, order: None, is_killed, _pipes });
+            self.mocks[spawn.seat] =
+                Some(MockWorker { generation: spawn.generation, lane: end, order: None, is_killed, _pipes });
         }
     }
 
     fn die(&mut self, seat: usize) {
-        let Some(played) = self.played[seat].take() else { return };
+        let Some(mocks) = self.mocks[seat].take() else { return };
         let status = Ok(ExitStatus::from_raw(9));
         self.event(|scheduler, effects| {
-            scheduler.exited(seat, played.generation, &status, Circumstances::default(), effects);
+            scheduler.exited(seat, mocks.generation, &status, Circumstances::default(), effects);
         });
     }
 
@@ -203,7 +203,7 @@ impl World {
             Act::Chunk => self.submit(4, 3, false, options()),
             Act::Retry => self.submit(1, 1, false, Options { retries: 1, back_off: 3 * MS, ..options() }),
             Act::Step(seat) => {
-                let _ = self.played[seat].as_mut().is_some_and(Played::step);
+                let _ = self.mocks[seat].as_mut().is_some_and(MockWorker::step);
                 self.check();
             }
             Act::Collect => _ = self.event(Scheduler::results_arrived),
@@ -322,7 +322,7 @@ impl World {
     fn finish(&mut self) {
         for round in 0.. {
             assert!(round < 500, "never settled: {}", self.unsettled());
-            (0..SEATS).for_each(|seat| while self.played[seat].as_mut().is_some_and(Played::step) {});
+            (0..SEATS).for_each(|seat| while self.mocks[seat].as_mut().is_some_and(MockWorker::step) {});
             self.act(Act::Collect);
             self.time(if round % 10 == 9 { 1500 } else { 3 });
             if self.scheduler.out == 0 {
@@ -363,16 +363,16 @@ fn more_workers_are_called_in_when_brief_items_turn_out_long() {
     world.act(Act::Resize(1, 1));
     world.time(0);
     world.act(Act::Resize(1, SEATS));
-    assert!(world.played[1..].iter().all(Option::is_none), "one worker");
+    assert!(world.mocks[1..].iter().all(Option::is_none), "one worker");
     // One order each, all of which the one worker takes; whoever begins one does not get on.
     world.submit(DEPTH as u32, 1, true, Options::default());
     for _ in 0..8 {
-        for played in world.played.iter_mut().flatten().filter(|played| played.order.is_none()) {
-            let _ = played.step() && played.step();
+        for mocks in world.mocks.iter_mut().flatten().filter(|mocks| mocks.order.is_none()) {
+            let _ = mocks.step() && mocks.step();
         }
         world.time(3);
     }
-    assert!(world.played.iter().all(Option::is_some), "three wait behind the long one, and two may come");
+    assert!(world.mocks.iter().all(Option::is_some), "three wait behind the long one, and two may come");
     let orders = |(_, worker): (usize, &Worker)| worker.running.len();
     assert!(world.scheduler.seats.workers().map(orders).min() > Some(0), "they have their parts");
     world.finish();
