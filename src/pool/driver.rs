@@ -47,7 +47,7 @@ pub(super) fn drive(shared: Arc<Shared>) -> impl Future<Output = ()> + Send {
 async fn run(shared: &Arc<Shared>) {
     let mut exits = FuturesUnordered::new();
     let mut starved = memory::oom_kills();
-    // Until then nobody is spawned, as each start would keep this thread; deadlines and ends are sampled after meanwhile.
+    // Until then nobody is spawned, as each start would keep this thread; deadlines and ends are looked after meanwhile.
     let (mut spawns, mut may_spawn) = (Vec::new(), !process::must_preload());
     let mut preloaded = std::pin::pin!(process::preloaded());
     loop {

@@ -304,7 +304,7 @@ impl Shared {
     }
 
     /// Tells those who want to know how many workers there are. Without the lock, for it wakes them; whoever tells last has
-    /// sampled last.
+    /// looked last.
     fn publish_count(&self) {
         self.running.send_if_modified(|running| {
             let alive = self.scheduler().alive();

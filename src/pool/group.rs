@@ -145,7 +145,7 @@ impl Chunk {
         self.cut((from, to), start..self.skip(start, to - from))
     }
 
-    /// The same in chunks of `size` items; each item is sampled at once.
+    /// The same in chunks of `size` items; each item is looked at once.
     pub(super) fn parts(&self, from: u32, to: u32, size: u32) -> Vec<Self> {
         let mut start = self.skip(0, from);
         let next = |first: u32| {

@@ -79,7 +79,7 @@ struct Context {
     header: Option<Header>,
     /// While what items tell `tracing` is told.
     listens: Option<DefaultGuard>,
-    /// When it last sampled at its memory.
+    /// When it last sampled its memory.
     sampled: Option<Instant>,
     /// When the item at work started, in microseconds, if it has a limit.
     started: u64,

@@ -11,7 +11,7 @@ use std::cmp::Reverse;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Results of which a worker is quiet are sampled for after this.
+/// Results of which a worker is quiet are looked for after this.
 const QUIET_CHECK_AFTER: Duration = Duration::from_millis(1);
 
 /// A worker that had a deadline, and does not move for so long after others were given what it had, is replaced.

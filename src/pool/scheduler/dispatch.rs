@@ -72,7 +72,7 @@ impl Scheduler {
         if items.has_pending() && !std::mem::replace(&mut items.is_queued, true) {
             drop(items);
             if group.is_certain() {
-                // Also if the checkout is over: it fails where it is sampled for.
+                // Also if the checkout is over: it fails where it is looked for.
                 self.checkouts.entry(group.options.checkout).or_default().queue.push_back(group.clone());
                 self.seats.changed(group.options.checkout);
             } else {

@@ -55,7 +55,7 @@ use worker::{Phase, Worker};
 const PREFETCH: usize = 3;
 const DEPTH: usize = 1 + PREFETCH;
 
-/// What is to be sampled at again is not before this, however short its time: a timer that is due at once, again and
+/// What is to be looked at again is not before this, however short its time: a timer that is due at once, again and
 /// again, would never let go of the lock.
 const AGAIN: Duration = Duration::from_millis(1);
 
@@ -94,7 +94,7 @@ pub(super) struct Scheduler {
     waiting_chunks: usize,
     /// For items that wait.
     room: Room,
-    /// In a pool of so many seats all lanes are sampled into.
+    /// In a pool of so many seats all lanes are looked into.
     few: usize,
     /// So many workers are kept awake with brief items before another is woken.
     awake: usize,

@@ -16,7 +16,7 @@ use std::time::Duration;
 const FETCH_AFTER: Duration = Duration::from_millis(5);
 
 impl Scheduler {
-    /// Whether some worker has something, or is to be sampled at for another reason.
+    /// Whether some worker has something, or is to be looked at for another reason.
     #[inline]
     pub(in crate::pool) fn has_results(&self) -> bool {
         self.seats.has_suspects()
@@ -26,7 +26,7 @@ impl Scheduler {
             }
     }
 
-    /// Whether all lanes are sampled into, and not only those that are marked: a mark is one more word that travels from
+    /// Whether all lanes are looked into, and not only those that are marked: a mark is one more word that travels from
     /// CPU to CPU.
     fn are_few(&self) -> bool {
         self.seats.len() <= self.few

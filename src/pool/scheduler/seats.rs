@@ -160,7 +160,7 @@ pub(super) struct Seats {
     vacancies: BTreeSet<(Instant, usize)>,
     /// Checkouts whose worker has changed.
     checkouts: Vec<u64>,
-    /// Seats whose lanes are to be sampled into, whether they are marked or not.
+    /// Seats whose lanes are to be looked into, whether they are marked or not.
     suspect: SeatSet,
 }
 

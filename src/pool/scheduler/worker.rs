@@ -114,7 +114,7 @@ pub(super) struct Running {
     pub(super) done: u32,
     pub(super) end: u32,
     pub(super) since: Instant,
-    /// The item that was found begun, by who sampled whether others should have it.
+    /// The item that was found begun, by who looked whether others should have it.
     pub(super) begun: Option<u32>,
     /// The item that was found started when its start was not noted.
     pub(super) unnoted: Option<u32>,
@@ -156,7 +156,7 @@ impl Worker {
         let (age, (_, peak)) = (self.born.elapsed(), self.lane.memory());
         let _ = write!(text, "; it was {age:.1?} old");
         if peak > 0 {
-            let _ = write!(text, " and had used {} MiB at most when it last sampled", peak >> 20);
+            let _ = write!(text, " and had used {} MiB at most when it last looked", peak >> 20);
         }
         if self.end.was_starved {
             text.push_str("; the kernel killed it because memory ran out");
