@@ -129,7 +129,7 @@ fn gives_names_though_their_remover_is_stopped(names: Vec<String>) {
     let _deadline = common::Deadline::start();
     let first = SharedMemory::create(&names[0], 10).unwrap();
     let kept = SharedMemory::create(&names[1], 10).unwrap();
-    let remover = child_called("mp-heir").unwrap();
+    let remover = child_called("mp-cleaner").unwrap();
     common::stop(remover);
     let start = Instant::now();
     // One gives a name and waits, another takes one away.

@@ -483,17 +483,19 @@ fn shm_16_a_killed_program_leaves_no_name() {
             Process::spawn(add, (1, 1)).unwrap().await.unwrap();
             match how.to_str() {
                 Some("server") => kill(find("mp-server"), rustix::process::Signal::KILL),
-                Some("heir") => {
-                    let heir = find("mp-heir");
-                    kill(heir, rustix::process::Signal::KILL);
-                    until("it is gone", || std::fs::read(format!("/proc/{heir}/cmdline")).is_ok_and(|l| l.is_empty()));
+                Some("cleaner") => {
+                    let cleaner = find("mp-cleaner");
+                    kill(cleaner, rustix::process::Signal::KILL);
+                    until("it is gone", || {
+                        std::fs::read(format!("/proc/{cleaner}/cmdline")).is_ok_and(|l| l.is_empty())
+                    });
                 }
                 _ => {}
             }
             let _second = mp::SharedMemory::create(&named(std::process::id(), "second"), 100).unwrap();
             let third = mp::SharedMemory::create(&named(std::process::id(), "third"), 100).unwrap();
             third.persist().unwrap();
-            println!("{}", find("mp-heir"));
+            println!("{}", find("mp-cleaner"));
             hang().await
         });
         return;
@@ -502,12 +504,12 @@ fn shm_16_a_killed_program_leaves_no_name() {
         let mut root = Command::new(std::env::current_exe().unwrap());
         let root = std::os::unix::process::CommandExt::process_group(&mut root, 0);
         let mut root = root.env("INNER", how).stdout(std::process::Stdio::piped()).spawn().unwrap();
-        let mut heir = String::new();
-        BufReader::new(root.stdout.as_mut().unwrap()).read_line(&mut heir).unwrap();
-        (root, heir.trim().parse::<u32>().unwrap())
+        let mut cleaner = String::new();
+        BufReader::new(root.stdout.as_mut().unwrap()).read_line(&mut cleaner).unwrap();
+        (root, cleaner.trim().parse::<u32>().unwrap())
     };
-    for how in ["both", "alone", "server", "heir", "group", "exit"] {
-        let (mut root, heir) = begin(how);
+    for how in ["both", "alone", "server", "cleaner", "group", "exit"] {
+        let (mut root, cleaner) = begin(how);
         let id = root.id();
         let there = |what| std::fs::exists(format!("/dev/shm/{}", named(id, what))).unwrap();
         assert!(there("first") && there("second") && there("third"), "{how}");
@@ -519,9 +521,9 @@ fn shm_16_a_killed_program_leaves_no_name() {
             }
             "exit" => kill(root.id(), rustix::process::Signal::TERM),
             "both" => {
-                kill(heir, rustix::process::Signal::KILL);
-                until("its heir is gone", || {
-                    std::fs::read(format!("/proc/{heir}/cmdline")).is_ok_and(|l| l.is_empty())
+                kill(cleaner, rustix::process::Signal::KILL);
+                until("its name cleaner is gone", || {
+                    std::fs::read(format!("/proc/{cleaner}/cmdline")).is_ok_and(|l| l.is_empty())
                 });
                 kill(root.id(), rustix::process::Signal::KILL);
                 root.wait().unwrap();
@@ -537,7 +539,7 @@ fn shm_16_a_killed_program_leaves_no_name() {
         assert!(start.elapsed() < Duration::from_secs(1), "{how}: {:?}", start.elapsed());
         assert!(there("third"), "{how}: what shall persist does");
         mp::SharedMemory::open(&named(root.id(), "third")).unwrap().unlink().unwrap();
-        until("no process is left", || !runs(heir));
+        until("no process is left", || !runs(cleaner));
         root.wait().unwrap();
     }
 }

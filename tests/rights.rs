@@ -525,8 +525,8 @@ fn what_root_preloads_is_loaded_again_by_the_user_that_it_becomes() {
 fn removers() -> Vec<String> {
     let pids = alone::children_of(std::process::id()).into_iter();
     let statuses = pids.filter_map(|(pid, _)| std::fs::read_to_string(format!("/proc/{pid}/status")).ok());
-    let of_heirs = statuses.filter(|status| status.starts_with("Name:\tmp-heir\n"));
-    let mut users: Vec<String> = of_heirs
+    let of_cleaners = statuses.filter(|status| status.starts_with("Name:\tmp-cleaner\n"));
+    let mut users: Vec<String> = of_cleaners
         .filter_map(|status| {
             Some(status.lines().find_map(|line| line.strip_prefix("Uid:"))?.split_whitespace().next()?.to_owned())
         })

@@ -3,7 +3,7 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::mmap::Map;
 use crate::os::{fault, memfd, named};
-use crate::process::names;
+use crate::process::name_cleaner;
 use crate::shm::mapped::Mapped;
 use crate::wire::attach::{self, Attachment};
 use serde::de::Error as _;
@@ -270,7 +270,7 @@ impl SharedMemory {
             Ok(block) => block,
             Err(error) => return Ok(Err(error)),
         };
-        names::remove_at_end(name, block.identity)?;
+        name_cleaner::remove_at_end(name, block.identity)?;
         fault::point("name.promised");
         let linked = named::link(block.fd.as_fd(), name);
         fault::point("name.given");
@@ -408,7 +408,7 @@ impl SharedMemory {
             return Err(Error::new(ErrorKind::Other, why));
         }
         named::keep(block.fd.as_fd()).map_err(|error| failed(format_args!("cannot keep the name {name:?}"), error))?;
-        names::keep(name, block.identity)?;
+        name_cleaner::keep(name, block.identity)?;
         block.is_left.store(true, Release);
         Ok(())
     }
@@ -454,7 +454,7 @@ impl Drop for Block {
             // Somebody may have done it already.
             let _ = named::unlink(&self.name, self.identity);
             fault::point("name.taken");
-            names::leave(&self.name, self.identity);
+            name_cleaner::forget(&self.name, self.identity);
         }
     }
 }

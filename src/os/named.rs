@@ -115,7 +115,7 @@ pub(crate) fn len(fd: BorrowedFd<'_>) -> io::Result<u64> {
 /// Takes the name away from the file that `identity` is; one that has come to be called so meanwhile keeps it.
 pub(crate) fn unlink(name: &str, identity: Identity) -> io::Result<()> {
     let path = path(name)?;
-    // No call does both: who gives the name to another file in between, where its heir and a sweep meet, loses it.
+    // No call does both: who gives the name to another file in between, where its name cleaner and a sweep meet, loses it.
     let stat = rustix::fs::lstat(&path)?;
     if (stat.st_dev, stat.st_ino) != identity {
         return Err(io::Error::new(io::ErrorKind::NotFound, "other memory has this name by now"));

@@ -7,7 +7,7 @@
 use super::entry::{self, Call};
 use super::function::{Function, captures_nothing};
 use super::protocol::{self, Answer, Ready, Role};
-use super::{child, door, info, names, server};
+use super::{child, door, info, name_cleaner, server};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::spawn::{self, SingleThreaded};
 use crate::os::{image, rights, signal};
@@ -330,9 +330,9 @@ fn take_role(socket: OwnedFd) -> ! {
                 Err(error) => refuse(socket.as_fd(), protocol::spawn_error("the fork server cannot start", error)),
             },
         },
-        Role::Heir => match refusal {
+        Role::NameCleaner => match refusal {
             Some(error) => refuse(socket.as_fd(), error),
-            None => names::serve(socket),
+            None => name_cleaner::serve(socket),
         },
         Role::Child { base } => {
             let settled = match refusal {

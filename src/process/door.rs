@@ -152,7 +152,7 @@ pub(super) fn start(
     fds: &[BorrowedFd<'_>],
     (ours, theirs): (&OwnedFd, OwnedFd),
 ) -> io::Result<exec::Process> {
-    let is_silent = matches!(role, Role::Heir);
+    let is_silent = matches!(role, Role::NameCleaner);
     // A child's pidfd is its starter's, and the fork server, which gets it, has one thread only.
     let watch = if matches!(role, Role::Child { .. }) { Watch::ByPidfd } else { Watch::Anyhow };
     protocol::send(ours.as_fd(), &Hello::new(image::fingerprint(), role), &[], fds)?;

@@ -6,7 +6,7 @@
 //! function.rs  what can run elsewhere                          child.rs   from fork to exit
 //! entry.rs     function <-> address
 //! info.rs      who is who                                      protocol.rs  what they say to each other
-//! names.rs     the names in /dev/shm that go with this process
+//! name_cleaner.rs  removes the names in /dev/shm that this process gave
 //! shutdown.rs  SIGTERM and Ctrl-C as a future
 //! task.rs    a function and its arguments as a value           group.rs   children that belong together
 //! ```
@@ -20,7 +20,7 @@ pub(crate) mod entry;
 pub(crate) mod function;
 mod group;
 mod info;
-pub(crate) mod names;
+pub(crate) mod name_cleaner;
 #[allow(clippy::module_inception)] // STYLE: the room's face carries the room's name.
 mod process;
 mod protocol;

@@ -15,7 +15,8 @@
 //! child   -> starter  Report::Born, then Report::Outcome         over the socket that came with the order
 //! child   -> starter  Report::Lingers, Panicked, OutOfMemory      over the same, where they apply
 //! server  -> starter  Report::Exited, on older kernels           over the same
-//! anyone  -> its heir Hello::Heir and Will, answered by Ready     over the socket the heir was started with
+//! owner   -> cleaner  Hello::NameCleaner and CleanerRequest, answered by Ready
+//!                                                                over the socket the name cleaner was started with
 //! ```
 #![forbid(unsafe_code)]
 
@@ -71,8 +72,8 @@ pub(super) enum Role {
     Server { preload: Vec<Call>, credentials: Credentials },
     /// With the program, a lifeline, the intake and the family. It keeps no more rights than the server.
     Child { base: Base },
-    /// With nothing: it only takes names away.
-    Heir,
+    /// With no descriptors: it only removes names.
+    NameCleaner,
 }
 
 /// What the fork server may do, and what its children are like unless they are told otherwise.
@@ -82,13 +83,13 @@ pub(super) struct Base {
     pub(super) attributes: Attributes,
 }
 
-/// What a process has its heir know.
+/// What a process asks its name cleaner for.
 #[derive(Serialize, Deserialize)]
-pub(super) enum Will {
-    /// When I end, this name goes, if it is still that of this file. Answered by [`Ready`].
-    Remove(Named),
-    /// Not that one any more.
-    Leave(Named),
+pub(super) enum CleanerRequest {
+    /// Remove this name when I end, if it still belongs to this file. Answered by [`Ready`].
+    Register(Named),
+    /// Do not remove this name any more. No answer.
+    Forget(Named),
 }
 
 /// A name in /dev/shm.
