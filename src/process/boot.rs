@@ -1,13 +1,13 @@
 //! What a fresh process finds out about itself before `main` goes on: root, fork server or child.
 //!
-//! A process that is started to take a role knows it by its mark, and is told it over a socket (`door`). It takes the role
+//! A process that is started to take a role knows it by its mark, and is told it over a socket (`role`). It takes the role
 //! or ends; it never returns to `main`.
 #![forbid(unsafe_code)]
 
 use super::entry::{self, Call};
 use super::function::{Function, captures_nothing};
 use super::protocol::{self, Answer, Ready, Role};
-use super::{child, door, info, name_cleaner, server};
+use super::{child, info, name_cleaner, role, server};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::spawn::{self, SingleThreaded};
 use crate::os::{image, rights, signal};
@@ -76,7 +76,7 @@ pub(super) fn loader_as_cause() -> String {
     said().unwrap_or_default()
 }
 
-/// The door for programs that build their own runtime: the first line of `main`.
+/// Prepares a program that builds its own runtime: the first line of `main`.
 ///
 /// It returns only in the program itself. A process that was started to run a function, or to be the fork server,
 /// recognises that here, does its work and ends: the rest of `main` never runs twice. Later calls do nothing.
@@ -149,12 +149,12 @@ pub fn init() {
     if ORIGIN.get().is_some() {
         return;
     }
-    match door::role() {
+    match role::inherited_socket() {
         Ok(None) => {}
         Ok(Some(socket)) => take_role(socket),
         Err(refusal) => refusal.end(),
     }
-    door::note_arguments();
+    role::note_arguments();
     ORIGIN.get_or_init(|| {
         signal::note_ignored();
         raise_descriptor_limit();
@@ -311,12 +311,12 @@ pub(super) fn preloads() -> Vec<Call> {
 fn take_role(socket: OwnedFd) -> ! {
     let single = SingleThreaded::check();
     spawn::close_leaked();
-    let (role, parcel, image) = match door::hear_role(&socket) {
+    let (role, parcel, image) = match role::receive(&socket) {
         Ok(Some(heard)) => heard,
         Ok(None) => spawn::exit_now(1), // Who started us is gone.
-        Err(refusal) => refusal.tell(socket.as_fd()).end(),
+        Err(refusal) => refusal.report(socket.as_fd()).end(),
     };
-    door::note_arguments();
+    role::note_arguments();
     entry::note_panics();
     let refusal = (image != image::fingerprint()).then(other_image);
     if matches!(role, Role::Server { .. }) {

@@ -32,10 +32,10 @@
 //! Nothing here is a future, but for the task that restarts a server that died: without it the next spawn does.
 #![forbid(unsafe_code)]
 
-use super::door::{self, is_gone};
 use super::entry::Call;
 use super::info::{self, ProcessInfo};
 use super::protocol::{self, Answer, Base, Born, Order, Preparation, Reply, Report, Request, Role, Variables};
+use super::role::{self, is_gone};
 use super::{StartMethod, boot, server};
 use crate::error::{Error, Result};
 use crate::os::{
@@ -575,7 +575,7 @@ fn start_server(starting: Option<Starting>, credentials: &Credentials) -> Result
     let mut made = begin(starting).and_then(Starting::serve);
     for _ in 1..STARTS {
         match &made {
-            Err(error) if door::was_hit(error) => made = begin(None).and_then(Starting::serve),
+            Err(error) if role::was_killed_early(error) => made = begin(None).and_then(Starting::serve),
             _ => break,
         }
     }
@@ -603,7 +603,7 @@ impl Starting {
         let role = Role::Server { preload: boot::preloads(), credentials: credentials.clone() };
         let (ours, theirs) = connection_pair()?;
         let directory = working_directory().ok();
-        let process = door::start(program.as_fd(), &Variables::of_this_process(), role, &fds, (&ours, theirs));
+        let process = role::start(program.as_fd(), &Variables::of_this_process(), role, &fds, (&ours, theirs));
         let process = process.map_err(failed)?;
         // The server is where this process was, if that was the same place all the while.
         let directory = directory.filter(|before| working_directory().is_ok_and(|now| now == *before));
@@ -621,7 +621,7 @@ impl Starting {
             return Err(protocol::spawn_error("the fork server cannot be told to serve", error));
         }
         // One that is gone has said why, or its end tells.
-        let ready = door::hear_ready(&socket, &process, "the fork server")?;
+        let ready = role::wait_until_ready(&socket, &process, "the fork server")?;
         if ready.must_exec {
             warn_of_exec();
         }

@@ -91,7 +91,7 @@ impl Call {
         F: Function<A, M>,
         A: DeserializeOwned + 'static,
     {
-        let offset = image::offset_of::<Door<F, A, M>>(function);
+        let offset = image::offset_of::<EntryPoint<F, A, M>>(function);
         Self { offset, fingerprint: fingerprint::<F, A, F::Output>() }
     }
 
@@ -128,7 +128,7 @@ impl Call {
         };
         match frame.work {
             Work::Many(batch) => (batch, entered),
-            // A door takes one piece of work only.
+            // An entry takes one piece of work only.
             Work::One(_) | Work::Taken => (Box::new(NoItems), entered),
         }
     }
@@ -180,7 +180,7 @@ fn fingerprint<F: 'static, A: 'static, R: 'static>() -> u64 {
     words.finish()
 }
 
-/// What a door is entered with, and what is found there afterwards.
+/// The input and output of an entry.
 struct Frame {
     fingerprint: u64,
     work: Work,
@@ -252,9 +252,9 @@ pub(crate) fn encode_error(error: &Error) -> (u8, Vec<u8>) {
     }
 }
 
-struct Door<F, A, M>(PhantomData<(F, A, M)>);
+struct EntryPoint<F, A, M>(PhantomData<(F, A, M)>);
 
-impl<F, A, M> Enter for Door<F, A, M>
+impl<F, A, M> Enter for EntryPoint<F, A, M>
 where
     F: Function<A, M>,
     A: DeserializeOwned + 'static,

@@ -15,7 +15,6 @@
 mod boot;
 mod child;
 mod client;
-mod door;
 pub(crate) mod entry;
 pub(crate) mod function;
 mod group;
@@ -24,6 +23,7 @@ pub(crate) mod name_cleaner;
 #[allow(clippy::module_inception)] // STYLE: the room's face carries the room's name.
 mod process;
 mod protocol;
+mod role;
 mod server;
 mod shutdown;
 mod stdio;

@@ -28,7 +28,7 @@
 #![forbid(unsafe_code)]
 
 use super::protocol::{self, Answer, CleanerRequest, Named, Ready, Role, Variables};
-use super::{boot, door};
+use super::{boot, role};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::{attributes::Attributes, exec, fork, named, signal, socket, socket::Sender, spawn};
 use std::io;
@@ -191,14 +191,14 @@ impl Cleaners {
         let start = || {
             let (socket, theirs) = socket::packet_pair().map_err(failed)?;
             socket::learn_senders(theirs.as_fd()).map_err(failed)?;
-            let started = door::start(program.as_fd(), &variables, Role::NameCleaner, &[], (&socket, theirs));
+            let started = role::start(program.as_fd(), &variables, Role::NameCleaner, &[], (&socket, theirs));
             let process = started.map_err(failed)?;
             socket::limit_sends(socket.as_fd(), ANSWER).map_err(failed)?;
-            door::hear_ready(&socket, &process, "the process that removes names when this one is killed")?;
+            role::wait_until_ready(&socket, &process, "the process that removes names when this one is killed")?;
             Ok((socket, process))
         };
         let (socket, process) = match start() {
-            Err(error) if door::was_hit(&error) => start()?,
+            Err(error) if role::was_killed_early(&error) => start()?,
             started => started?,
         };
         let _private = fork::Private::mark(socket.as_fd());

@@ -2,11 +2,11 @@
 #![forbid(unsafe_code)]
 
 use super::client::{self, Child, Start};
-use super::door;
 use super::entry::{Call, Outcome};
 use super::function::{Arguments, Function, captures_nothing};
 use super::info::{self, ProcessInfo};
 use super::protocol::{self, Report, Variables};
+use super::role;
 use super::stdio::{Stdio, Streams};
 use super::task::Work;
 use crate::error::{Error, ErrorKind, PanicInfo, Result};
@@ -415,7 +415,7 @@ impl<R> Process<R> {
 
     fn died(&self, status: Option<ExitStatus>) -> Error {
         let how = match status {
-            Some(status) => door::how_it_ended(status),
+            Some(status) => role::how_it_ended(status),
             None => "its exit status is not known, because the fork server was killed before it could tell".into(),
         };
         match self.cause() {

@@ -33,7 +33,7 @@ use super::entry::{self, Call, Executor, Outcome};
 use super::protocol::{
     self, Answer, Base, Born, Descriptors, Order, Preparation, Ready, Reply, Report, Request, Role, Variables,
 };
-use super::{StartMethod, child, door};
+use super::{StartMethod, child, role};
 use crate::error::{Error, ErrorKind, PanicInfo, Result};
 use crate::os::spawn::{self, Fork, SingleThreaded};
 use crate::os::{
@@ -551,10 +551,10 @@ impl Server {
         if self.exits.is_none() {
             signal::reap_by_kernel(false);
         }
-        let started = door::start(origin.program.as_fd(), &variables, role, &settle, (&socket, theirs));
+        let started = role::start(origin.program.as_fd(), &variables, role, &settle, (&socket, theirs));
         let told = started.and_then(|process| match child::tell(&socket, &order, arguments, &fds) {
             // Its starter is told that there is none, so it must not run.
-            Err(error) if !door::is_gone(&error) => {
+            Err(error) if !role::is_gone(&error) => {
                 process.end();
                 Err(error)
             }

@@ -1,22 +1,22 @@
-//! The door between a process that starts another one of its program, and the one that was started.
+//! Hands a role to a process of the same program that was started for it.
 //!
 //! # State
-//! The mark (`os::exec`): a process that was started to take a role knows it for the whole of its life, and knows which
-//! descriptor its role comes over. That socket, one end of a pair. Its first two messages are [`Hello`], which is there
-//! before the process is, and [`Addressed`], which names the process and follows at once.
+//! The mark (`os::exec`): a process that was started to take a role has it for the whole of its life. It names the
+//! descriptor over which the role comes: one end of a socket pair. The first two messages there are [`Hello`], which is sent
+//! before the process starts, and [`Addressed`], which names the process and follows at once.
 //!
 //! # Moves
-//! The starter: [`start`], then the messages of the role, then [`hear_ready`] or the report of a child. The one that was
-//! started: [`role`] in `init`, after whatever `main` does before, for however long.
+//! The starter: [`start`], then the messages of the role, then [`wait_until_ready`] or the report of a child. The started
+//! process: [`inherited_socket`] and [`receive`] in `init`, after whatever `main` does before, for however long.
 //!
 //! # Invariants
-//! 1. A marked process takes its role or ends with a line and an exit code that say why: it never goes on in `main`.
+//! 1. A marked process takes its role or ends with a line and an exit code that give the reason: it never goes on in `main`.
 //! 2. A role is taken by the very process that was started, from its living parent, which made the socket with the same
-//!    effective user and group. A program that its exec gave rights takes none.
+//!    effective user and group. A program that got rights from its exec takes none.
 //!
 //! # Death
-//! The one that was started ends: its starter sees that by its pidfd, whatever else holds the socket, and reads the cause
-//! from the exit code. The starter ends: the socket hangs up or is a stranger's, and the one that was started ends.
+//! The started process ends: its starter learns that from the pidfd, whatever else holds the socket, and reads the cause
+//! from the exit code. The starter ends: the socket hangs up or belongs to a stranger, and the started process ends.
 //!
 //! # Cancel
 //! Nothing here is a future.
@@ -72,8 +72,8 @@ impl Refusal {
         }
     }
 
-    /// Tells the starter, if it still waits for an answer.
-    pub(super) fn tell(self, starter: BorrowedFd<'_>) -> Self {
+    /// Reports the refusal to the starter, if it still waits for an answer.
+    pub(super) fn report(self, starter: BorrowedFd<'_>) -> Self {
         let error =
             Error::new(ErrorKind::Spawn, format!("a process that was started cannot take its role: {}", self.why()));
         let _ = protocol::send(starter, &Answer::<Ready>::Err(error), &[], &[]);
@@ -94,8 +94,8 @@ pub(super) fn how_it_ended(status: ExitStatus) -> String {
     refusal.map_or_else(|| status.to_string(), |refusal| format!("{status}; {}", refusal.why()))
 }
 
-/// The socket on which this process is told its role, if it was started to take one.
-pub(super) fn role() -> Result<Option<OwnedFd>, Refusal> {
+/// The socket over which this process receives its role, if it was started to take one.
+pub(super) fn inherited_socket() -> Result<Option<OwnedFd>, Refusal> {
     match exec::mark() {
         Some(_) if rights::came_by_exec() => Err(Refusal::GivenRights),
         Some(number) => match spawn::look_at(number, |fd| socket::maker_of_pair(fd).is_some()) {
@@ -104,12 +104,12 @@ pub(super) fn role() -> Result<Option<OwnedFd>, Refusal> {
             Some(true) => spawn::take_inherited(number).map(Some).map_err(|_| Refusal::Closed),
         },
         None if rights::came_by_exec() => Ok(None),
-        None => Ok(handed_on()),
+        None => Ok(find_without_mark()),
     }
 }
 
 /// The socket of a process that has executed itself again, or that a tool executed by another path, and so has no mark.
-fn handed_on() -> Option<OwnedFd> {
+fn find_without_mark() -> Option<OwnedFd> {
     let is_role = |fd: BorrowedFd<'_>| {
         let is_parents = socket::maker_of_pair(fd).is_some_and(|maker| maker.pid == parent());
         let mut room = [0; 96];
@@ -124,8 +124,8 @@ fn parent() -> i32 {
     nix::unistd::getppid().as_raw()
 }
 
-/// The first message of the role, if it is for this process and from who may give it one. `None`: who started it is gone.
-pub(super) fn hear_role(socket: &OwnedFd) -> Result<Option<(Role, Parcel, u64)>, Refusal> {
+/// Receives the role, if it is for this process and from a process that may give it one. `None`: the starter is gone.
+pub(super) fn receive(socket: &OwnedFd) -> Result<Option<(Role, Parcel, u64)>, Refusal> {
     let Ok(Some((hello, parcel))) = protocol::recv::<Hello>(socket.as_fd()) else { return Ok(None) };
     let Ok(Some((Addressed { pid }, _))) = protocol::recv::<Addressed>(socket.as_fd()) else { return Ok(None) };
     let Some(maker) = socket::maker_of_pair(socket.as_fd()) else { return Err(Refusal::Replaced) };
@@ -144,7 +144,7 @@ pub(super) fn hear_role(socket: &OwnedFd) -> Result<Option<(Role, Parcel, u64)>,
     Ok(Some((hello.role, parcel, hello.image)))
 }
 
-/// Starts this program again for `role`, which `fds` belong to. It is told over the second end of a pair.
+/// Starts this program again for `role`, to which `fds` belong. The second end of the pair is the new process's.
 pub(super) fn start(
     program: BorrowedFd<'_>,
     variables: &Variables,
@@ -192,20 +192,20 @@ pub(super) fn note_arguments() {
 /// A process that has let go of its socket has this long to end.
 const END_LIMIT: Duration = Duration::from_secs(1);
 
-/// After this long it is said that a process has not come to `init`; it may be on its way all the same.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// After this long a warning says that a process has not reached `init`. It may still do so.
+const SLOW_START: Duration = Duration::from_secs(10);
 
-/// Waits, for however long `main` takes, until the process has taken its role; `what` it is to be. If it has not, it is
-/// ended, and the error says how it ended.
-pub(super) fn hear_ready(socket: &OwnedFd, process: &exec::Process, what: &str) -> Result<Ready> {
-    let ready = hear(socket, process, what);
+/// Waits, however long `main` takes, until the process has taken its role. A process that fails to is
+/// ended, and the error says how it ended. `what` names the role in errors.
+pub(super) fn wait_until_ready(socket: &OwnedFd, process: &exec::Process, what: &str) -> Result<Ready> {
+    let ready = wait_for_answer(socket, process, what);
     if ready.is_err() {
         process.end();
     }
     ready
 }
 
-fn hear(socket: &OwnedFd, process: &exec::Process, what: &str) -> Result<Ready> {
+fn wait_for_answer(socket: &OwnedFd, process: &exec::Process, what: &str) -> Result<Ready> {
     let failed = |error| protocol::spawn_error(format!("{what} does not answer"), error);
     loop {
         wait_for_either(socket, process, what).map_err(failed)?;
@@ -220,7 +220,7 @@ fn hear(socket: &OwnedFd, process: &exec::Process, what: &str) -> Result<Ready> 
             }
         }
         let answer = match protocol::recv::<Answer<Ready>>(socket.as_fd()) {
-            // It has ended with something of ours unread. What it has said before that is still there.
+            // It has ended with something of ours unread. Its own earlier messages are still there.
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
                 protocol::recv::<Answer<Ready>>(socket.as_fd())
             }
@@ -235,25 +235,25 @@ fn hear(socket: &OwnedFd, process: &exec::Process, what: &str) -> Result<Ready> 
     }
 }
 
-/// Waits until the process has said something or ended. One that is stopped would keep its starter for ever.
+/// Waits until the process has answered or ended. A stopped process would keep its starter waiting for ever, so it is an error.
 fn wait_for_either(socket: &OwnedFd, process: &exec::Process, what: &str) -> io::Result<()> {
     let pidfd = process.pidfd();
     let mut fds = [PollFd::new(socket, PollFlags::IN), PollFd::new(&pidfd, PollFlags::IN)];
-    let patience = Timespec::try_from(PATIENCE).ok();
-    let mut is_told = false;
+    let patience = Timespec::try_from(SLOW_START).ok();
+    let mut has_warned = false;
     while poll(&mut fds, patience.as_ref())? == 0 {
         if process.is_stopped() {
             return Err(io::Error::new(io::ErrorKind::TimedOut, "it is stopped (SIGSTOP, or a debugger)"));
         }
-        if !std::mem::replace(&mut is_told, true) {
-            tell_of_slow_start(process.pid(), what);
+        if !std::mem::replace(&mut has_warned, true) {
+            warn_of_slow_start(process.pid(), what);
         }
     }
     Ok(())
 }
 
-fn tell_of_slow_start(pid: u32, what: &str) {
-    let seconds = PATIENCE.as_secs();
+fn warn_of_slow_start(pid: u32, what: &str) {
+    let seconds = SLOW_START.as_secs();
     let cause = if boot::preloads().is_empty() { "" } else { ", and has not run what is preloaded" };
     let why = format!(
         "{what} (pid {pid}) has not reached `multiprocess::run` or `init`{cause} after {seconds} s: whatever `main` does before \
@@ -277,16 +277,16 @@ fn ended(process: &exec::Process, what: &str) -> Error {
     Error::new(ErrorKind::Spawn, why).with_exit_status(status)
 }
 
-/// Whether a process could not be started because somebody has killed it, or because it was hit by what a terminal sends to
-/// everybody, before it could do anything about that. This process was not, so it goes on and starts another.
-pub(super) fn was_hit(error: &Error) -> bool {
+/// Whether a process was killed before it could take its role: by SIGKILL, or by a signal that a terminal sends to its whole
+/// group, before it could block that. This process survived, so it starts another one.
+pub(super) fn was_killed_early(error: &Error) -> bool {
     error
         .exit_status()
         .and_then(|status| status.signal())
         .is_some_and(|by| by == libc::SIGKILL || signal::STOPS.contains(&by))
 }
 
-/// Whether it means that the other end is closed.
+/// Whether `error` means that the other end is closed.
 pub(super) fn is_gone(error: &io::Error) -> bool {
     matches!(
         error.kind(),

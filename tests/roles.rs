@@ -233,7 +233,7 @@ struct Place(PathBuf);
 
 impl Place {
     fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("multiprocess-doors-{}-{name}", std::process::id()));
+        let path = std::env::temp_dir().join(format!("multiprocess-roles-{}-{name}", std::process::id()));
         std::fs::create_dir_all(&path).unwrap();
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
         Self(path)
@@ -509,7 +509,7 @@ fn a_remover_of_names_that_cannot_take_its_role_says_why(main: Main) {
         close_from(3);
     }
     mp::init();
-    let name = format!("multiprocess-doors-{}", std::process::id());
+    let name = format!("multiprocess-roles-{}", std::process::id());
     let error = SharedMemory::create(&name, 100).unwrap_err();
     assert!(error.to_string().contains("the socket that its role comes over is closed"), "{error}");
     passed();
