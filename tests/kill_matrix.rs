@@ -107,7 +107,7 @@ fn ring_memory() -> u64 {
     rings.map(|path| std::fs::metadata(path).unwrap().st_blocks() * 512).sum()
 }
 
-/// `family`: killed while claiming a slot, which the guardian has not been told of. Others wait and are woken all the same,
+/// `family`: killed while claiming a slot, of which the supervisor does not know yet. Others wait and are woken all the same,
 /// also one in that slot.
 #[tokio::test]
 async fn killed_while_claiming_a_slot() {
@@ -450,7 +450,7 @@ async fn killed_and_the_row_is_reused() {
     assert_eq!(semaphore.available(), 3);
 }
 
-/// Takes a permit of each; that the first is free again says that this process is buried.
+/// Takes a permit of each; once the first is free again, this process has been recovered.
 async fn take_both(witness: Semaphore, semaphore: Semaphore, forgets: bool) {
     let (_seen, permit) = (witness.acquire().await.unwrap(), semaphore.acquire().await.unwrap());
     match forgets {
@@ -467,7 +467,7 @@ async fn killed_while_forgetting_a_permit() {
     for (point, left) in [("holders.written:2", 1), ("holders.counted:3", 0), ("holders.written:3", 0)] {
         let (witness, semaphore) = (Semaphore::new(1).unwrap(), Semaphore::new(1).unwrap());
         death(doomed!(point, take_both, (witness.clone(), semaphore.clone(), true)), point).await;
-        eventually("it is buried", || witness.available() == 1).await;
+        eventually("it is recovered", || witness.available() == 1).await;
         assert_eq!(semaphore.available(), left, "{point}");
         semaphore.release().unwrap();
         assert_eq!(semaphore.available(), left + 1, "{point}");
@@ -483,7 +483,7 @@ async fn killed_recovering_permits_of_the_dead() {
         let (witness, semaphore) = (Semaphore::new(1).unwrap(), Semaphore::new(2).unwrap());
         let at = "holders.written:2";
         death(doomed!(at, take_both, (witness.clone(), semaphore.clone(), false)), at).await;
-        eventually("it is buried", || witness.available() == 1).await;
+        eventually("it is recovered", || witness.available() == 1).await;
         death(doomed!(point, look, (semaphore.clone(),)), point).await;
         assert_eq!(semaphore.available(), 2, "{point}");
         let both = (semaphore.try_acquire().unwrap(), semaphore.try_acquire().unwrap());

@@ -1308,7 +1308,7 @@ async fn chaos_of(round: impl AsyncFn(&Pool, &mut Random, &AtomicU32)) -> mp::Re
         stop.cancel();
         kills += killer.await.expect("no panic");
         assert_eq!(within(pool.map(square, 0..100)).await?, (0..100).map(square).collect::<Vec<_>>());
-        // A worker that the pool is about to bury is gone, one that it has killed is busy until then.
+        // A worker that the pool is about to reap is gone, one that it has killed is busy until then.
         let is_well = |worker: &mp::WorkerStats| !worker.is_busy && !is_gone(worker.pid);
         let is_whole =
             || pool.workers() == 3 && pool.stats().workers.iter().filter(|worker| is_well(worker)).count() == 3;

@@ -702,7 +702,7 @@ async fn a_child_keeps_only_the_descriptors_it_should() {
         let child = builder.stdout(Stdio::null()).stderr(Stdio::null()).spawn(listed, ()).unwrap();
         let listed = within(child).await.unwrap();
         let count = |what: &str| listed.iter().filter(|name| name.starts_with(what)).count();
-        assert_eq!(count("anon_inode:[eventfd]"), 64 + 1, "the bells and the guardian's: {listed:?}");
+        assert_eq!(count("anon_inode:[eventfd]"), 64 + 1, "the doorbells and the supervisor's: {listed:?}");
         assert_eq!(count("socket:"), 2, "intake and report: {listed:?}");
         assert_eq!(count("pipe:"), 2, "the root's lifeline and its starter's: {listed:?}");
         assert_eq!(count("anon_inode:[signalfd]"), 0);

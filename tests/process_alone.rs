@@ -285,7 +285,7 @@ fn who_dies_with_a_lock_after_its_server_leaves_it_to_the_next() {
             holder.kill().unwrap();
         };
         let both = async { tokio::join!(acquire, die).0 };
-        let kind = tokio::time::timeout(Duration::from_secs(10), both).await.expect("the dead are buried");
+        let kind = tokio::time::timeout(Duration::from_secs(10), both).await.expect("the dead are recovered");
         assert_eq!(kind, ErrorKind::OwnerDied);
     });
 }

@@ -108,7 +108,7 @@ impl Child {
     }
 
     /// Makes sure that whoever hears from us that it has ended finds nothing held by it.
-    pub(super) fn bury(&self) {
+    pub(super) fn recover(&self) {
         if let Ok(family) = Family::get() {
             family.recover(self.info.pid, self.pidfd.as_fd());
         }
@@ -500,7 +500,7 @@ async fn hang_up(socket: Arc<OwnedFd>) -> io::Result<()> {
 }
 
 /// Called on a runtime: sees to it that the server is restarted when it dies, rather than at the next spawn, because
-/// somebody must bury the children that die holding a lock.
+/// the locks of children that die must be recovered.
 pub(super) fn watch_server() {
     if fork::is_forked() {
         return;

@@ -331,7 +331,7 @@ impl<R> Process<R> {
         if self.child.status().is_some() || fork::is_forked() || self.is_alive() {
             return self.child.status();
         }
-        self.child.bury();
+        self.child.recover();
         if self.child.tells_exit {
             let is_over = self.reports().read_exit(&self.child);
             if is_over {
@@ -440,7 +440,7 @@ impl<R> Process<R> {
         while self.child.is_alive() {
             ready!(self.watch.poll(context, &self.child.pidfd, Interest::READABLE))?;
         }
-        self.child.bury();
+        self.child.recover();
         Poll::Ready(Ok(()))
     }
 

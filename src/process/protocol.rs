@@ -534,7 +534,7 @@ impl FromIterator<(OsString, OsString)> for Variables {
     }
 }
 
-/// What a program needs at a low limit: its streams, the program, the family with its least number of bells, the
+/// What a program needs at a low limit: its streams, the program, the family with its least number of doorbells, the
 /// connection, the lifeline, and what a start takes for a moment. See `README.md`.
 const FIRST_DESCRIPTORS: usize = 32;
 /// Its pidfd and its reports; three more where its streams are piped.

@@ -1,4 +1,4 @@
-//! The fork server: one small process per program that does the forking, the reaping and the burying.
+//! The fork server: one small process per program that forks and reaps children, and recovers what dead processes held.
 //!
 //! # State
 //! One connection per process of the family that spawns, with the environment and directory that its next child
@@ -8,7 +8,7 @@
 //! It is started when the first preload is asked for, or for the first child: it runs what was preloaded, as it is told of it, until
 //! it is told to serve. An order comes: fork (or exec) a child, hand it on, answer with pid and pidfd. Spares are asked for: fork them and
 //! send them home, tied to their starter, each with the socket that takes its order and its report. A child ends: the
-//! kernel reaps it, or we do. Somebody claims a slot of the family table: watch it, and bury it when it ends. A
+//! kernel reaps it, or we do. Somebody claims a slot of the family table: watch it, and recover what it held when it ends. A
 //! connection hangs up: forget it, and end if it was the last. The root ends: the kernel kills us by the root's lifeline.
 //!
 //! # Invariants
@@ -21,8 +21,8 @@
 //! Killed while it preloads, or before it is told to serve: its starter finds out when it wants a child, and starts another
 //! one, which preloads all of it. Killed before the fork: the order's report socket hangs up, so the starter knows that no child was born, starts
 //! another server and orders again. Killed after it: the child says so over that socket, and its starter adopts
-//! it. Spares that have gone home stay good. Its children go on; the next server watches those with a slot and buries
-//! them, and init reaps them. A starter ends: the kernel kills its spares by its lifeline, and its connection hangs up.
+//! it. Spares that have gone home stay good. Its children go on; the next server watches those with a slot and recovers
+//! what they held, and init reaps them. A starter ends: the kernel kills its spares by its lifeline, and its connection hangs up.
 //!
 //! # Cancel
 //! Nothing here is a future.
@@ -234,7 +234,7 @@ impl Server {
         let ready = Answer::<Ready>::Ok(Ready { must_exec: single.is_none(), attributes });
         protocol::send(starter, &ready, &[], &[]).map_err(failed)?;
         server.watch_family();
-        // An earlier server may have died between a burial and its bells.
+        // An earlier server may have died between a recovery and its doorbells.
         Family::get().map_err(failed)?.ring_all();
         Ok(server)
     }
@@ -597,7 +597,7 @@ impl Server {
             });
             self.tell_exit(pid, status.map(ExitStatusExt::into_raw));
         }
-        bury(pid, pidfd);
+        recover(pid, pidfd);
     }
 }
 
@@ -611,7 +611,7 @@ fn pass_on(signal: i32, child: &OwnedFd) {
     }
 }
 
-fn bury(pid: u32, pidfd: &OwnedFd) {
+fn recover(pid: u32, pidfd: &OwnedFd) {
     if let Ok(family) = Family::get() {
         family.recover(pid, pidfd.as_fd());
     }

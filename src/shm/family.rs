@@ -293,7 +293,7 @@ impl Family {
         (word >> 32) as u32 == member.epoch && word as u32 != 0
     }
 
-    /// Whether `member` still runs, by asking the kernel; buries it if not.
+    /// Whether `member` still runs, by asking the kernel; recovers it if not.
     #[cold]
     pub(crate) fn is_alive(&self, member: Member) -> bool {
         let word = self.state(member.slot).load(Acquire);

@@ -247,7 +247,7 @@ impl Members {
     }
 }
 
-/// Plays process `slot` until it is done or gets to the point where it dies, and is buried. `None` if it died.
+/// Plays process `slot` until it is done or gets to the point where it dies, and is recovered. `None` if it died.
 pub(crate) fn play<T>(slot: u16, dies_at: Option<&'static str>, part: impl FnOnce() -> T) -> Option<T> {
     SLOT.with(|own| own.set(slot));
     DIES_AT.with(|at| at.set(dies_at));
