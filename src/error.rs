@@ -375,26 +375,26 @@ fn is_of_forked_process(error: &(dyn std::error::Error + Send + Sync + 'static))
 
 /// An error's source chain as it looks after a journey: text.
 #[derive(Debug)]
-struct Told {
+struct SourceText {
     message: String,
-    source: Option<Box<Told>>,
+    source: Option<Box<SourceText>>,
 }
 
-impl Told {
+impl SourceText {
     fn chain(messages: Vec<String>) -> Option<Box<Self>> {
         messages.into_iter().rev().fold(None, |source, message| Some(Box::new(Self { message, source })))
     }
 }
 
-impl fmt::Display for Told {
+impl fmt::Display for SourceText {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)
     }
 }
 
-impl std::error::Error for Told {
+impl std::error::Error for SourceText {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.source.as_deref().map(|told| told as _)
+        self.source.as_deref().map(|source| source as _)
     }
 }
 
@@ -425,14 +425,14 @@ impl Serialize for Error {
 
 impl<'de> Deserialize<'de> for Error {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        let told = Portable::deserialize(deserializer)?;
+        let portable = Portable::deserialize(deserializer)?;
         Ok(Self(Box::new(Inner {
-            kind: told.kind,
-            message: told.message,
-            source: Told::chain(told.sources).map(|told| told as _),
-            panic: told.panic,
-            exit_status: told.raw_status.map(ExitStatusExt::from_raw),
-            lagged: told.lagged,
+            kind: portable.kind,
+            message: portable.message,
+            source: SourceText::chain(portable.sources).map(|source| source as _),
+            panic: portable.panic,
+            exit_status: portable.raw_status.map(ExitStatusExt::from_raw),
+            lagged: portable.lagged,
         })))
     }
 }

@@ -96,9 +96,9 @@ impl Kept {
     }
 }
 
-/// What a status says, as far as it tells of rights, and the umask.
+/// The rights in the status of a thread in /proc, and its umask.
 #[derive(Default)]
-struct Told {
+struct Status {
     users: [u32; 3],
     groups: [u32; 3],
     more_groups: Vec<u32>,
@@ -108,42 +108,42 @@ struct Told {
     umask: Option<u32>,
 }
 
-impl Told {
-    /// `None` if it does not say all of it.
-    fn by(status: &str) -> Option<Self> {
-        let (mut told, mut fields, mut mode) = (Self::default(), 0, 0);
+impl Status {
+    /// `None` if a field is missing.
+    fn parse(text: &str) -> Option<Self> {
+        let (mut status, mut fields, mut mode) = (Self::default(), 0, 0);
         let (mut filters, mut more_groups) = (None, None);
-        for (name, value) in status.lines().filter_map(|line| line.split_once(':')) {
+        for (name, value) in text.lines().filter_map(|line| line.split_once(':')) {
             let value = value.trim();
             let ids = || value.split_ascii_whitespace().map(|id| id.parse().ok()).collect::<Option<Vec<u32>>>();
             let set = || u64::from_str_radix(value, 16).ok();
             match name {
-                "Umask" => told.umask = Some(u32::from_str_radix(value, 8).ok()?),
+                "Umask" => status.umask = Some(u32::from_str_radix(value, 8).ok()?),
                 "Groups" => more_groups = Some(ids()?),
                 "Seccomp_filters" => filters = Some(value.parse().ok()?),
-                "Uid" => told.users = ids()?.get(..3)?.try_into().ok()?,
-                "Gid" => told.groups = ids()?.get(..3)?.try_into().ok()?,
-                "CapInh" => told.capabilities.inheritable = set()?,
-                "CapPrm" => told.capabilities.permitted = set()?,
-                "CapEff" => told.capabilities.effective = set()?,
-                "CapBnd" => told.capabilities.bounding = set()?,
-                "CapAmb" => told.capabilities.ambient = set()?,
-                "NoNewPrivs" => told.no_new_privs = value != "0",
+                "Uid" => status.users = ids()?.get(..3)?.try_into().ok()?,
+                "Gid" => status.groups = ids()?.get(..3)?.try_into().ok()?,
+                "CapInh" => status.capabilities.inheritable = set()?,
+                "CapPrm" => status.capabilities.permitted = set()?,
+                "CapEff" => status.capabilities.effective = set()?,
+                "CapBnd" => status.capabilities.bounding = set()?,
+                "CapAmb" => status.capabilities.ambient = set()?,
+                "NoNewPrivs" => status.no_new_privs = value != "0",
                 "Seccomp" => mode = value.parse().ok()?,
                 _ => continue,
             }
             fields += u32::from(!matches!(name, "Umask" | "Groups" | "Seccomp_filters"));
         }
-        told.filters = if mode == 0 { 0 } else { filters.unwrap_or(1) };
-        told.more_groups = more_groups?;
-        told.more_groups.sort_unstable();
-        if !told.capabilities.may(CapabilitySet::SETPCAP) {
-            told.capabilities.bounding = 0;
+        status.filters = if mode == 0 { 0 } else { filters.unwrap_or(1) };
+        status.more_groups = more_groups?;
+        status.more_groups.sort_unstable();
+        if !status.capabilities.may(CapabilitySet::SETPCAP) {
+            status.capabilities.bounding = 0;
         }
-        (fields == 9).then_some(told)
+        (fields == 9).then_some(status)
     }
 
-    fn by_system_calls() -> io::Result<Self> {
+    fn from_system_calls() -> io::Result<Self> {
         let (users, groups) = (getresuid()?, getresgid()?);
         // Not by nix, which reads a file of /proc each time.
         let mut more_groups: Vec<u32> = rustix::process::getgroups()?.into_iter().map(|group| group.as_raw()).collect();
@@ -170,10 +170,10 @@ impl Credentials {
     /// process, which makes the next one cheaper: some 10 us, and 20 us for a thread that may change namespaces.
     pub(crate) fn look(kept: &mut Kept) -> io::Result<(Self, Option<u32>)> {
         let mut room = [0; STATUS];
-        let told = kept.status(&mut room).and_then(Told::by);
-        let Told { users, groups, more_groups, capabilities, no_new_privs, filters, umask } = match told {
-            Some(told) => told,
-            None => Told::by_system_calls()?,
+        let status = kept.status(&mut room).and_then(Status::parse);
+        let Status { users, groups, more_groups, capabilities, no_new_privs, filters, umask } = match status {
+            Some(status) => status,
+            None => Status::from_system_calls()?,
         };
         let secure_bits = thread::capabilities_secure_bits()?.bits();
         let mut namespaces = [0; NAMESPACES.len()];
@@ -387,14 +387,14 @@ mod tests {
     #[test]
     fn system_calls_and_proc_tell_the_same() {
         let mut room = [0; STATUS];
-        let by_proc = Told::by(Kept::default().status(&mut room).unwrap()).unwrap();
-        let by_calls = Told::by_system_calls().unwrap();
-        assert!(by_proc.umask.is_some());
-        let parts = |told: Told| {
-            (told.users, told.groups, told.more_groups, told.capabilities, told.no_new_privs, told.filters)
+        let from_proc = Status::parse(Kept::default().status(&mut room).unwrap()).unwrap();
+        let from_calls = Status::from_system_calls().unwrap();
+        assert!(from_proc.umask.is_some());
+        let parts = |status: Status| {
+            (status.users, status.groups, status.more_groups, status.capabilities, status.no_new_privs, status.filters)
         };
-        assert_eq!(parts(by_proc), parts(by_calls));
-        assert!(Told::by("Umask:\t0022\nUid:\t0\t0\t0\t0\n").is_none());
+        assert_eq!(parts(from_proc), parts(from_calls));
+        assert!(Status::parse("Umask:\t0022\nUid:\t0\t0\t0\t0\n").is_none());
     }
 
     #[test]

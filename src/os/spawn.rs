@@ -62,7 +62,7 @@ pub(crate) fn exit_now(code: i32) -> ! {
 }
 
 /// Writes a line to the standard error in one piece, and without a lock that somebody may hold.
-pub(crate) fn say(line: &str) {
+pub(crate) fn print_line(line: &str) {
     // Where nobody hears it nothing can be done about that.
     let _ = rustix::io::write(rustix::stdio::stderr(), format!("multiprocess: {line}\n").as_bytes());
 }

@@ -289,13 +289,13 @@ impl Records {
             return Some(Err(Error::new(ErrorKind::Decode, "a result is missing")));
         };
         self.at += len;
-        Some(Outcome::read_told(tag, payload, Vec::new()))
+        Some(Outcome::read_reported(tag, payload, Vec::new()))
     }
 }
 
 fn read_encoded<R: DeserializeOwned + 'static>((tag, encoded): (u8, EncodedMessage)) -> Result<R> {
     let parcel = encoded.open()?;
-    Outcome::read_told(tag, &parcel.bytes, parcel.fds)
+    Outcome::read_reported(tag, &parcel.bytes, parcel.fds)
 }
 
 pub(super) struct Group {

@@ -204,7 +204,7 @@ pub fn run<F: Future>(future: F) -> F::Output {
     let runtime = built.unwrap_or_else(|error| panic!("multiprocess::run cannot build a tokio runtime: {error}"));
     runtime.block_on(async {
         let output = future.await;
-        if let Err(error) = info::see_children_off().await {
+        if let Err(error) = info::wait_for_children().await {
             tracing::warn!(%error, "cannot wait for the children that still run; they end with this process");
         }
         output
@@ -312,7 +312,7 @@ fn take_role(socket: OwnedFd) -> ! {
     let single = SingleThreaded::check();
     spawn::close_leaked();
     let (role, parcel, image) = match role::receive(&socket) {
-        Ok(Some(heard)) => heard,
+        Ok(Some(received)) => received,
         Ok(None) => spawn::exit_now(1), // Who started us is gone.
         Err(refusal) => refusal.report(socket.as_fd()).end(),
     };

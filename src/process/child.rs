@@ -82,7 +82,7 @@ pub(super) fn after_fork(
     };
     let report = Some(socket).filter(|_| !order.is_passed_on);
     let Ok(fds) = order.split(report, fds) else { spawn::exit_now(1) };
-    let told = if order.is_passed_on { tell_birth(&fds.report) } else { Ok(()) };
+    let told = if order.is_passed_on { report_birth(&fds.report) } else { Ok(()) };
     set_name(&order.name);
     signal::restore_child_action();
     apply_variables(&order.variables, single);
@@ -165,12 +165,12 @@ pub(super) fn after_exec(socket: OwnedFd, settled: Result<()>) -> ! {
     drop(socket);
     let Ok(fds) = order.split(None, fds) else { spawn::exit_now(1) };
     set_name(&order.name);
-    let told = tell_birth(&fds.report).map_err(Error::from);
+    let told = report_birth(&fds.report).map_err(Error::from);
     live(order, bytes, fds, None, settled.and(told), Exit::Regular)
 }
 
 /// From here on the starter knows that this child is born, whether or not the server can tell. It may have let go.
-fn tell_birth(report: &OwnedFd) -> io::Result<()> {
+fn report_birth(report: &OwnedFd) -> io::Result<()> {
     match Report::send_born(report.as_fd(), std::process::id()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         told => told,
@@ -242,7 +242,7 @@ fn live_here(
     };
     let mut executor = Executor::default();
     entry::keep_backtraces(order.backtraces);
-    entry::tell_of_fatal_panics(hand_over);
+    entry::on_fatal_panic(report_panic);
     let _private = fork::Private::mark(report.as_fd());
     *REPORT.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(ReportSocket { _private, socket: report }));
     note_memory_limit();
@@ -255,9 +255,9 @@ fn live_here(
     }
     wait_for_blocking_tasks(executor);
     if info::waited_for().is_some() {
-        let_go();
+        hang_up();
     }
-    info::blocking_see_children_off();
+    info::blocking_wait_for_children();
     drop(tie);
     leave(exit)
 }
@@ -276,7 +276,7 @@ fn report_socket() -> Option<Arc<ReportSocket>> {
 }
 
 /// Tells the starter of a panic that ends this process. Called by the panic hook, so it waits for nothing.
-fn hand_over(panic: &PanicInfo) {
+fn report_panic(panic: &PanicInfo) {
     if let Ok(Some(report)) = REPORT.try_lock().as_deref() {
         // If the starter has let go, nobody wants to know.
         let _ = Report::send_panicked(report.socket.as_fd(), panic);
@@ -291,7 +291,7 @@ pub(crate) fn note_memory_limit() {
 }
 
 /// Tells the starter that it has all that it will get, though this process goes on for a while, and hangs up.
-fn let_go() {
+fn hang_up() {
     let report = REPORT.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some(report) = report {
         signal::no_farewell();
@@ -310,10 +310,10 @@ fn wait_for_blocking_tasks(executor: Executor) {
     let (done, tasks) = mpsc::channel::<()>();
     let waits = std::thread::Builder::new().spawn(move || {
         if tasks.recv_timeout(LINGER) == Err(mpsc::RecvTimeoutError::Timeout) {
-            let_go();
+            hang_up();
         }
     });
-    let waits = waits.map_err(|_| let_go()); // Without a thread it cannot be told later.
+    let waits = waits.map_err(|_| hang_up()); // Without a thread it cannot be told later.
     drop(executor);
     drop(done);
     if let Ok(waits) = waits {
@@ -380,7 +380,7 @@ fn apply_variables(variables: &Variables, single: SingleThreaded) {
 }
 
 /// Passes an order on.
-pub(super) fn tell(socket: &OwnedFd, order: &Order, arguments: &[u8], fds: &Descriptors) -> io::Result<()> {
+pub(super) fn send_order(socket: &OwnedFd, order: &Order, arguments: &[u8], fds: &Descriptors) -> io::Result<()> {
     let Descriptors { report, lifeline, streams, directory, own_directory, arguments: memory, attachments } = fds;
     let first = [Some(report), lifeline.as_ref()].into_iter().chain(streams.iter().map(Option::as_ref));
     let then = [directory, own_directory, memory].into_iter().map(Option::as_ref);

@@ -65,7 +65,7 @@ pub(super) struct Child {
     pub(super) info: ProcessInfo,
     pub(super) pidfd: Arc<OwnedFd>,
     /// Its exit comes as a report, not by the kernel.
-    pub(super) tells_exit: bool,
+    pub(super) reports_exit: bool,
     /// The connection it was ordered over: it hangs up when the server, which reaps the child, is gone.
     server: Arc<OwnedFd>,
     status: OnceLock<ExitStatus>,
@@ -127,7 +127,7 @@ impl Child {
         self.status.get().copied()
     }
 
-    pub(super) fn learn_status(&self, status: ExitStatus) {
+    pub(super) fn set_status(&self, status: ExitStatus) {
         // Known once; the second teller says the same.
         let _ = self.status.set(status);
     }
@@ -239,7 +239,7 @@ impl Spares {
 }
 
 /// What the server has to say.
-enum Heard {
+enum Received {
     Answer(Answer<Born>, Option<OwnedFd>),
     Spare {
         pid: u32,
@@ -640,7 +640,7 @@ fn warn_of_exec() {
                        cannot fork safely: every child is exec'd instead, at some ten times the cost; begin with \
                        `fn main() { multiprocess::run(async { .. }) }`, or call `init` first in main";
     tracing::warn!("{WHY}");
-    SAID.call_once(|| spawn::say(WHY));
+    SAID.call_once(|| spawn::print_line(WHY));
 }
 
 fn own_credentials() -> Result<Credentials> {
@@ -752,7 +752,7 @@ impl Connection {
         if is_new || directory.is_some() {
             self.spares.renew();
         } else if start.start_method == StartMethod::ForkServer {
-            while let Some((pid, pidfd, report)) = self.tell_spare(&order, inline, &fds).map_err(failed)? {
+            while let Some((pid, pidfd, report)) = self.send_to_spare(&order, inline, &fds).map_err(failed)? {
                 let attributes = match self.rights_and_attributes().map_err(failed)? {
                     Err(others) => return Ok(Ordered::Elsewhere(others)),
                     Ok(attributes) => attributes,
@@ -760,7 +760,7 @@ impl Connection {
                 // One that was killed, or had waited too long when the order came, has not begun.
                 if let_begin(&report, &attributes).map_err(failed)? {
                     self.ask_for_spares();
-                    return Ok(Ordered::Started(self.started(start, Born { pid, tells_exit: false }, pidfd, report)));
+                    return Ok(Ordered::Started(self.started(start, Born { pid, reports_exit: false }, pidfd, report)));
                 }
             }
         }
@@ -789,10 +789,10 @@ impl Connection {
             Ok(attributes) => attributes,
         };
         let answer = loop {
-            match self.hear_in_time() {
-                Ok(Heard::Answer(answer, pidfd)) => break Ok((answer?, pidfd)),
+            match self.receive_in_time() {
+                Ok(Received::Answer(answer, pidfd)) => break Ok((answer?, pidfd)),
                 // A spare that comes now was meant for this order.
-                Ok(Heard::Spare { .. } | Heard::Nothing) => {}
+                Ok(Received::Spare { .. } | Received::Nothing) => {}
                 Err(error) => break Err(error),
             }
         };
@@ -805,7 +805,9 @@ impl Connection {
                 socket::is_readable_within(report.as_fd(), patience);
                 match Report::recv(report.as_fd(), &mut None) {
                     // It lives, though nobody told us.
-                    Ok(Some(Report::Born(pid))) => (Born { pid, tells_exit: false }, pidfd::open(pid).map_err(failed)?),
+                    Ok(Some(Report::Born(pid))) => {
+                        (Born { pid, reports_exit: false }, pidfd::open(pid).map_err(failed)?)
+                    }
                     _ if is_gone(&error) => return Ok(Ordered::ServerGone(error)),
                     _ => return Err(failed(error)),
                 }
@@ -828,7 +830,7 @@ impl Connection {
         let child = Child {
             info: ProcessInfo { name, pid: born.pid, daemon, start_method },
             pidfd: Arc::new(pidfd),
-            tells_exit: born.tells_exit,
+            reports_exit: born.reports_exit,
             server: self.socket.clone(),
             status: OnceLock::new(),
             has_ended: AtomicBool::new(false),
@@ -839,15 +841,15 @@ impl Connection {
 
     /// Hands an order to the spare child that has waited longest, and gives back where it will report; `None` if there
     /// is none.
-    fn tell_spare(
+    fn send_to_spare(
         &mut self,
         order: &Order,
         arguments: &[u8],
         fds: &[BorrowedFd<'_>],
     ) -> io::Result<Option<(u32, OwnedFd, OwnedFd)>> {
         while self.spares.coming > 0 {
-            let (pid, pidfd, socket) = match self.hear_in_time() {
-                Ok(Heard::Spare { pid, pidfd, socket }) => (pid, pidfd, socket),
+            let (pid, pidfd, socket) = match self.receive_in_time() {
+                Ok(Received::Spare { pid, pidfd, socket }) => (pid, pidfd, socket),
                 Ok(_) => continue,
                 // The server is gone, or one came that this process has no descriptors left for.
                 Err(_) => {
@@ -882,7 +884,7 @@ impl Connection {
     /// Ends those that have come; any that still come wait in vain, for a few seconds.
     fn discard_spares(&mut self) {
         self.spares.renew();
-        while socket::is_readable_within(self.socket.as_fd(), Duration::ZERO) && self.hear().is_ok() {}
+        while socket::is_readable_within(self.socket.as_fd(), Duration::ZERO) && self.receive().is_ok() {}
     }
 
     /// Sees to it that the next spawn finds a spare. If that fails, the next spawn finds none.
@@ -898,9 +900,9 @@ impl Connection {
         }
     }
 
-    /// [`hear`](Self::hear), unless the server is stopped or frozen, or silent for longer than anything that it does takes. What it was
+    /// [`receive`](Self::receive), unless the server is stopped or frozen, or silent for longer than anything that it does takes. What it was
     /// told it does when it goes on; a child that is born then finds nobody to report to, and does nothing.
-    fn hear_in_time(&mut self) -> io::Result<Heard> {
+    fn receive_in_time(&mut self) -> io::Result<Received> {
         let (start, mut before) = (Instant::now(), None::<Activity>);
         while !socket::is_readable_within(self.socket.as_fd(), LOOK_AFTER) {
             let now = self.pid.and_then(Activity::of);
@@ -918,27 +920,27 @@ impl Connection {
             };
             return Err(io::Error::new(io::ErrorKind::TimedOut, why));
         }
-        self.hear()
+        self.receive()
     }
 
-    fn hear(&mut self) -> io::Result<Heard> {
+    fn receive(&mut self) -> io::Result<Received> {
         let Some((reply, parcel)) = protocol::recv::<Reply>(self.socket.as_fd())? else {
             return Err(io::ErrorKind::ConnectionReset.into());
         };
         let mut fds = parcel.fds.into_iter();
         match reply {
             Reply::Child { number, answer } if number == 0 || number == self.number => {
-                Ok(Heard::Answer(answer, fds.next()))
+                Ok(Received::Answer(answer, fds.next()))
             }
             Reply::Spare { pid, generation, never } if generation == self.spares.generation => {
                 self.spares.coming = self.spares.coming.saturating_sub(1);
                 self.spares.are_refused |= never;
                 match (pid, fds.next(), fds.next()) {
-                    (Some(pid), Some(pidfd), Some(socket)) => Ok(Heard::Spare { pid, pidfd, socket }),
-                    _ => Ok(Heard::Nothing),
+                    (Some(pid), Some(pidfd), Some(socket)) => Ok(Received::Spare { pid, pidfd, socket }),
+                    _ => Ok(Received::Nothing),
                 }
             }
-            _ => Ok(Heard::Nothing),
+            _ => Ok(Received::Nothing),
         }
     }
 

@@ -363,12 +363,12 @@ pub(crate) const LAST_TAG: u8 = TEXT;
 impl Outcome {
     fn value<R: Serialize + 'static>(value: R) -> Result<Self> {
         let message = wire::encode(&value)?;
-        Ok(Self(Box::new(Told { tag: VALUE, value: message.needed(value), message })))
+        Ok(Self(Box::new(EncodedResult { tag: VALUE, value: message.needed(value), message })))
     }
 
     pub(crate) fn error(error: Error) -> Self {
         match wire::encode(&error) {
-            Ok(message) => Self(Box::new(Told { tag: ERROR, value: Some(error), message })),
+            Ok(message) => Self(Box::new(EncodedResult { tag: ERROR, value: Some(error), message })),
             // An error is made of texts and numbers; if even that fails, its text still travels.
             Err(_) => Self(Box::new(error.to_string().into_bytes())),
         }
@@ -397,7 +397,7 @@ impl Outcome {
 impl Outcome {
     /// The result that a [`Batch`] was told.
     #[inline]
-    pub(crate) fn read_told<R>(tag: u8, bytes: &[u8], fds: Vec<std::os::fd::OwnedFd>) -> Result<R>
+    pub(crate) fn read_reported<R>(tag: u8, bytes: &[u8], fds: Vec<std::os::fd::OwnedFd>) -> Result<R>
     where
         R: DeserializeOwned + 'static,
     {
@@ -414,13 +414,13 @@ trait Encoded {
     fn attachments(&self) -> &[Attachment];
 }
 
-struct Told<R> {
+struct EncodedResult<R> {
     tag: &'static [u8],
     value: Option<R>,
     message: Message,
 }
 
-impl<R: 'static> Encoded for Told<R> {
+impl<R: 'static> Encoded for EncodedResult<R> {
     fn parts(&self) -> [&[u8]; 2] {
         [self.message.payload_of(self.value.as_ref()), self.tag]
     }
@@ -458,11 +458,11 @@ pub(crate) fn note_panics() {
             false => String::new(),
         };
         let noted = PanicInfo::new(message, panic.location().map(ToString::to_string), backtrace);
-        let tell = TELL.try_read().ok().and_then(|tell| *tell);
-        if is_fatal && let Some(tell) = tell {
+        let report = ON_FATAL_PANIC.try_read().ok().and_then(|report| *report);
+        if is_fatal && let Some(report) = report {
             // The panic that must not leave a function says more than the one which says that it must not.
             let first = LAST_PANIC.try_with(|last| last.try_borrow_mut().ok().and_then(|mut last| last.take()));
-            return tell(&first.ok().flatten().unwrap_or(noted));
+            return report(&first.ok().flatten().unwrap_or(noted));
         }
         // A panic while the thread ends, or inside this very hook, is printed and not noted.
         let _ = LAST_PANIC.try_with(|last| last.try_borrow_mut().map(|mut last| *last = Some(noted)));
@@ -472,11 +472,11 @@ pub(crate) fn note_panics() {
 /// What the language panics with where a panic comes to a place that it must not leave, and the process aborts.
 const CANNOT_UNWIND: [&str; 2] = ["panic in a function that cannot unwind", "panic in a destructor during cleanup"];
 
-static TELL: RwLock<Option<fn(&PanicInfo)>> = RwLock::new(None);
+static ON_FATAL_PANIC: RwLock<Option<fn(&PanicInfo)>> = RwLock::new(None);
 
 /// Has `tell` hand over a panic that ends this process, before it does: after it nothing of ours runs any more.
-pub(crate) fn tell_of_fatal_panics(tell: fn(&PanicInfo)) {
-    *TELL.write().unwrap_or_else(PoisonError::into_inner) = Some(tell);
+pub(crate) fn on_fatal_panic(report: fn(&PanicInfo)) {
+    *ON_FATAL_PANIC.write().unwrap_or_else(PoisonError::into_inner) = Some(report);
 }
 
 /// Whether the builder of this process has asked for the stacks of panics: 0 if it has said nothing, 1 for no, 2 for yes.

@@ -212,7 +212,7 @@ pub fn active_children() -> Vec<ProcessInfo> {
 }
 
 /// A process that waits at its end for longer says for whom.
-const SILENCE: Duration = Duration::from_secs(2);
+const WARN_AFTER: Duration = Duration::from_secs(2);
 
 /// A child that keeps this process from ending.
 pub(super) fn waited_for() -> Option<Arc<Child>> {
@@ -224,7 +224,7 @@ fn is_waited_for(child: &Arc<Child>) -> bool {
     !child.info.daemon || child.leaves_in().is_some()
 }
 
-fn say_who_is_waited_for() {
+fn warn_of_children() {
     let children = live_children().into_iter().filter(is_waited_for);
     let names: Vec<_> = children.map(|child| format!("{} (pid {})", child.info.name, child.info.pid)).collect();
     if names.is_empty() {
@@ -244,7 +244,7 @@ fn say_who_is_waited_for() {
 ///
 /// A program must not seem to hang: after a while it says whom it waits for, and a Ctrl-C ends them all, also if the
 /// program has a handler for that.
-pub(super) async fn see_children_off() -> Result<()> {
+pub(super) async fn wait_for_children() -> Result<()> {
     let awaited = async {
         while let Some(child) = waited_for() {
             let exit = until_exit(child.pidfd.as_fd().try_clone_to_owned()?);
@@ -256,15 +256,15 @@ pub(super) async fn see_children_off() -> Result<()> {
         Ok::<_, Error>(())
     };
     let explain = async {
-        timer::sleep(SILENCE).await;
-        say_who_is_waited_for();
+        timer::sleep(WARN_AFTER).await;
+        warn_of_children();
         std::future::pending::<()>().await;
     };
     if waited_for().is_some() {
         tokio::select! {
             biased;
             done = awaited => done?,
-            () = super::shutdown::told_to_end() => {}
+            () = super::shutdown::termination() => {}
             () = explain => {}
         }
     }
@@ -275,20 +275,20 @@ pub(super) async fn see_children_off() -> Result<()> {
     Ok(())
 }
 
-/// [`see_children_off`] for a process without a runtime.
-pub(super) fn blocking_see_children_off() {
+/// [`wait_for_children`] for a process without a runtime.
+pub(super) fn blocking_wait_for_children() {
     if fork::is_forked() {
         return;
     }
     if Children::get().listed.is_empty() {
         return;
     }
-    let mut silence = Some(SILENCE);
+    let mut silence = Some(WARN_AFTER);
     while let Some(child) = waited_for() {
         let time = child.leaves_in().filter(|_| child.info.daemon);
         let limit = time.into_iter().chain(silence).min();
         if !pidfd::wait(child.pidfd.as_fd(), false, limit) && limit == silence && silence.take().is_some() {
-            say_who_is_waited_for();
+            warn_of_children();
         }
     }
     for child in live_children() {

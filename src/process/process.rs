@@ -332,7 +332,7 @@ impl<R> Process<R> {
             return self.child.status();
         }
         self.child.recover();
-        if self.child.tells_exit {
+        if self.child.reports_exit {
             let is_over = self.reports().read_exit(&self.child);
             if is_over {
                 reap_inherited(&self.child);
@@ -450,7 +450,7 @@ impl<R> Process<R> {
         loop {
             let reports = self.reports.get_mut().unwrap_or_else(PoisonError::into_inner);
             if let Some(status) = reports.read() {
-                self.child.learn_status(client::status_of(status));
+                self.child.set_status(client::status_of(status));
             }
             if reports.lingers {
                 return Poll::Ready(Ok(()));
@@ -464,7 +464,7 @@ impl<R> Process<R> {
     /// A child that goes on after its outcome hangs up, which needs no wake-up for the outcome itself. But where the server
     /// has the other end as well it says so.
     fn report_interest(&self) -> Interest {
-        if self.child.tells_exit { Interest::READABLE } else { Interest::PRIORITY }
+        if self.child.reports_exit { Interest::READABLE } else { Interest::PRIORITY }
     }
 
     /// Why it ended, as far as it could tell. For one that has ended.
@@ -480,7 +480,7 @@ impl<R> Process<R> {
             if self.child.status().is_some() {
                 return Poll::Ready(Ok(self.child.status()));
             }
-            if self.child.tells_exit {
+            if self.child.reports_exit {
                 let is_over = self.reports().read_exit(&self.child);
                 if is_over {
                     reap_inherited(&self.child);
@@ -534,17 +534,17 @@ impl<R> Process<R> {
             if !patience.is_zero()
                 && let Some(status) = pidfd::reap(pidfd)
             {
-                self.child.learn_status(status);
+                self.child.set_status(status);
                 return true;
             }
             match pidfd::exit(pidfd) {
                 pidfd::Exit::Known(status) => {
-                    self.child.learn_status(status);
+                    self.child.set_status(status);
                     return true;
                 }
                 pidfd::Exit::Unknown => {
                     // Such a kernel tells nobody but the parent, which may be this process by now.
-                    pidfd::reap(pidfd).into_iter().for_each(|status| self.child.learn_status(status));
+                    pidfd::reap(pidfd).into_iter().for_each(|status| self.child.set_status(status));
                     return true;
                 }
                 pidfd::Exit::NotReaped if patience.is_zero() => return false,
@@ -603,9 +603,9 @@ impl Reports {
     /// Reads on for the exit status; `true` if there is nothing more to come.
     fn read_exit(&mut self, child: &Child) -> bool {
         if let Some(status) = self.read() {
-            child.learn_status(client::status_of(status));
+            child.set_status(client::status_of(status));
         }
-        if !child.tells_exit && !matches!(self.outcome, Inbox::Empty) {
+        if !child.reports_exit && !matches!(self.outcome, Inbox::Empty) {
             self.socket = None;
         }
         self.socket.is_none()
@@ -618,7 +618,7 @@ fn reap_inherited(child: &Child) {
     let deadline = Instant::now() + INHERITED_SOON;
     while child.status().is_none() {
         if let Some(status) = pidfd::reap(child.pidfd.as_fd()) {
-            return child.learn_status(status);
+            return child.set_status(status);
         }
         if !spawn::inherits_orphans() || Instant::now() >= deadline {
             return;

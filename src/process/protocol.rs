@@ -373,7 +373,7 @@ impl Order {
 pub(super) struct Born {
     pub(super) pid: u32,
     /// The server will send [`Report::Exited`], because this kernel tells an exit only to the parent.
-    pub(super) tells_exit: bool,
+    pub(super) reports_exit: bool,
 }
 
 /// What a starter reads about one child, before the last byte, which names it.

@@ -83,7 +83,7 @@ impl Refusal {
     /// Ends this process, saying why.
     pub(super) fn end(self) -> ! {
         let (pid, why) = (std::process::id(), self.why());
-        spawn::say(&format!("process {pid} was started to work for another one, but {why}"));
+        spawn::print_line(&format!("process {pid} was started to work for another one, but {why}"));
         spawn::exit_now(self as i32)
     }
 }
@@ -260,7 +260,7 @@ fn warn_of_slow_start(pid: u32, what: &str) {
          is done in each process that the program starts; still waiting"
     );
     tracing::warn!("{why}");
-    spawn::say(&why);
+    spawn::print_line(&why);
 }
 
 /// Why it will not answer.

@@ -212,8 +212,8 @@ impl Server {
             // A thread that a preload left may have its own handler.
             signal::stop_reaping_by_kernel();
         }
-        let tells_exit = !kernel_tells_exits(single);
-        if !tells_exit {
+        let reports_exit = !kernel_reports_exits(single);
+        if !reports_exit {
             signal::reap_by_kernel(true);
             while spawn::reap().is_some() {} // What a preload started, and has not waited for.
         }
@@ -224,7 +224,7 @@ impl Server {
             connections: Vec::new(),
             watched: Vec::new(),
             has_unwatched: false,
-            exits: tells_exit.then(BTreeMap::new),
+            exits: reports_exit.then(BTreeMap::new),
             environment: None,
         };
         let (credentials, umask) = Credentials::look(&mut credentials::Kept::default()).map_err(failed)?;
@@ -303,7 +303,7 @@ impl Server {
                 self.reap();
             }
             for (pid, pidfd) in gone {
-                self.see_off(pid, &pidfd);
+                self.finish(pid, &pidfd);
             }
             if own[CLAIMS] || self.has_unwatched {
                 self.watch_family();
@@ -463,7 +463,7 @@ impl Server {
                 let mut held = Some(fds);
                 let child = self.fork(at, single, Some(&mut held), None).map_err(failed)?;
                 let Some(held) = held else { return Err(failed(io::ErrorKind::InvalidData.into())) };
-                child::tell(&child.socket, &order, &arguments, &held).map_err(failed)?;
+                child::send_order(&child.socket, &order, &arguments, &held).map_err(failed)?;
                 (child.pid, child.pidfd, held.report)
             }
             _ => self.exec(at, order, &arguments, fds).map_err(failed)?,
@@ -479,11 +479,11 @@ impl Server {
                 }
             }
         }
-        let tells_exit = self.exits.is_some();
+        let reports_exit = self.exits.is_some();
         if let Some(exits) = &mut self.exits {
             exits.insert(pid, report);
         }
-        Ok((Born { pid, tells_exit }, pidfd))
+        Ok((Born { pid, reports_exit }, pidfd))
     }
 
     /// Takes on the environment of a starter, for its children to inherit.
@@ -552,7 +552,7 @@ impl Server {
             signal::reap_by_kernel(false);
         }
         let started = role::start(origin.program.as_fd(), &variables, role, &settle, (&socket, theirs));
-        let told = started.and_then(|process| match child::tell(&socket, &order, arguments, &fds) {
+        let sent = started.and_then(|process| match child::send_order(&socket, &order, arguments, &fds) {
             // Its starter is told that there is none, so it must not run.
             Err(error) if !role::is_gone(&error) => {
                 process.end();
@@ -566,7 +566,7 @@ impl Server {
             // The kernel leaves to us whatever ended meanwhile, and takes back the signal that tells of it.
             self.reap();
         }
-        told
+        sent
     }
 
     /// Reaps children that have ended, and tells how, if that is our part.
@@ -576,11 +576,11 @@ impl Server {
             return;
         }
         while let Some((pid, status)) = spawn::reap() {
-            self.tell_exit(pid, Some(status));
+            self.report_exit(pid, Some(status));
         }
     }
 
-    fn tell_exit(&mut self, pid: u32, status: Option<i32>) {
+    fn report_exit(&mut self, pid: u32, status: Option<i32>) {
         if let (Some(report), Some(status)) = (self.exits.as_mut().and_then(|exits| exits.remove(&pid)), status) {
             // If the starter has let go, nobody wants to know.
             let _ = Report::send_exited(report.as_fd(), status);
@@ -588,14 +588,14 @@ impl Server {
     }
 
     /// Does what there is to do for one that was watched and has ended.
-    fn see_off(&mut self, pid: u32, pidfd: &OwnedFd) {
+    fn finish(&mut self, pid: u32, pidfd: &OwnedFd) {
         if self.single.is_none() && self.exits.as_ref().is_some_and(|exits| exits.contains_key(&pid)) {
             // Where a thread of a preload has reaped it the kernel may know; else its starter hears that nobody does.
             let status = pidfd::reap(pidfd.as_fd()).or_else(|| match pidfd::exit(pidfd.as_fd()) {
                 pidfd::Exit::Known(status) => Some(status),
                 _ => None,
             });
-            self.tell_exit(pid, status.map(ExitStatusExt::into_raw));
+            self.report_exit(pid, status.map(ExitStatusExt::into_raw));
         }
         recover(pid, pidfd);
     }
@@ -621,7 +621,7 @@ fn recover(pid: u32, pidfd: &OwnedFd) {
 static STARTER: Mutex<Option<OwnedFd>> = Mutex::new(None);
 
 /// Tells the starter of a panic in a preload that ends this process (`panic = "abort"`), as the panic hook sees it.
-fn hand_over(panic: &PanicInfo) {
+fn report_panic(panic: &PanicInfo) {
     let Ok(starter) = STARTER.try_lock() else { return };
     if let Some(starter) = &*starter {
         let error = preload_failed(Error::new(ErrorKind::Panicked, panic.message()).with_panic(panic.clone()));
@@ -649,7 +649,7 @@ fn run_for(starter: BorrowedFd<'_>, preload: &[Call]) -> Result<()> {
         return Ok(());
     }
     *STARTER.lock().unwrap_or_else(PoisonError::into_inner) = starter.try_clone_to_owned().ok();
-    entry::tell_of_fatal_panics(hand_over);
+    entry::on_fatal_panic(report_panic);
     let done = entry::outside_runtime(|| run_preloads(preload));
     *STARTER.lock().unwrap_or_else(PoisonError::into_inner) = None;
     done.map_err(|error| protocol::spawn_error("the fork server cannot start", error))?
@@ -666,7 +666,7 @@ fn run_preloads(preload: &[Call]) -> Result<()> {
 }
 
 /// Whether the exit status of a reaped process can be had through its pidfd: tried once, with a child that ends.
-fn kernel_tells_exits(single: Option<SingleThreaded>) -> bool {
+fn kernel_reports_exits(single: Option<SingleThreaded>) -> bool {
     let Some(Ok(fork)) = single.map(spawn::fork) else { return false };
     let Fork::Parent(pid) = fork else { spawn::exit_now(0) };
     let Ok(pidfd) = pidfd::open(pid) else { return false };

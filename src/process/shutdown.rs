@@ -88,20 +88,20 @@ impl fmt::Display for ShutdownSignal {
 /// # Errors
 /// `Io` outside a tokio runtime, or in one without its I/O driver.
 pub async fn shutdown_signal() -> Result<ShutdownSignal> {
-    let from = Heard::get()?.returned;
+    let from = Arrived::get()?.returned;
     loop {
-        let mut news = std::pin::pin!(NEWS.notified());
-        news.as_mut().enable();
-        if let Some(signal) = Heard::get()?.since(from) {
+        let mut notified = std::pin::pin!(NOTIFY.notified());
+        notified.as_mut().enable();
+        if let Some(signal) = Arrived::get()?.since(from) {
             return Ok(signal);
         }
-        news.await;
+        notified.await;
     }
 }
 
 /// While a process waits for its children: resolves when it is told to end, by a signal that would otherwise only reach a
 /// handler of the program. One that has its default action needs nobody.
-pub(super) async fn told_to_end() {
+pub(super) async fn termination() {
     let kinds = KINDS.iter().filter(|(kind, _)| signal::has_handler(kind.as_raw_value()));
     match Listeners::of(kinds) {
         Ok(mut listeners) => listeners.next().await,
@@ -133,9 +133,9 @@ impl Listeners {
         .await
     }
 
-    /// Takes what has come. What comes later is [`NEWS`].
+    /// Takes what has come. What comes later is [`NOTIFY`].
     fn take(&mut self) -> Option<ShutdownSignal> {
-        let waker = Waker::from(Arc::new(Call));
+        let waker = Waker::from(Arc::new(WakeAll));
         let mut context = Context::from_waker(&waker);
         let mut came = self.0.iter_mut().filter_map(|(signal, name)| {
             // Nobody's share of polls: it must not say that nothing came when something did.
@@ -148,18 +148,18 @@ impl Listeners {
 }
 
 /// Something has come for those who wait.
-static NEWS: Notify = Notify::const_new();
+static NOTIFY: Notify = Notify::const_new();
 
-struct Call;
+struct WakeAll;
 
-impl Wake for Call {
+impl Wake for WakeAll {
     fn wake(self: Arc<Self>) {
-        NEWS.notify_waiters();
+        NOTIFY.notify_waiters();
     }
 }
 
 /// What has come since the first call.
-struct Heard {
+struct Arrived {
     listeners: Option<Listeners>,
     count: u64,
     /// The latest of which a call has returned.
@@ -167,16 +167,16 @@ struct Heard {
     last: ShutdownSignal,
 }
 
-static HEARD: Mutex<Heard> =
-    Mutex::new(Heard { listeners: None, count: 0, returned: 0, last: ShutdownSignal::Interrupt });
+static ARRIVED: Mutex<Arrived> =
+    Mutex::new(Arrived { listeners: None, count: 0, returned: 0, last: ShutdownSignal::Interrupt });
 
-impl Heard {
+impl Arrived {
     fn get() -> Result<MutexGuard<'static, Self>> {
-        let mut heard = HEARD.lock().unwrap_or_else(PoisonError::into_inner);
-        if heard.listeners.is_none() {
-            heard.listeners = Some(Listeners::new()?);
+        let mut arrived = ARRIVED.lock().unwrap_or_else(PoisonError::into_inner);
+        if arrived.listeners.is_none() {
+            arrived.listeners = Some(Listeners::new()?);
         }
-        Ok(heard)
+        Ok(arrived)
     }
 
     /// What came after the `from`th.
