@@ -21,11 +21,12 @@
 use super::frame::{FrameReader, FrameWriter};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::random;
+use crate::os::sync::lock;
 use hmac::{Hmac, KeyInit, Mac};
 use md5::Md5;
 use sha2::{Sha256, Sha384};
 use std::collections::HashSet;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use zeroize::{Zeroize, Zeroizing};
 
@@ -230,14 +231,14 @@ static OPEN: Mutex<Option<Open>> = Mutex::new(None);
 impl Asked {
     fn at_random(role: Role) -> Result<Self> {
         let random = random::bytes().map_err(|error| Error::io("cannot make a challenge", error))?;
-        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = lock(&OPEN);
         open.get_or_insert_default().insert((role, random));
         Ok(Self { role, random })
     }
 
     /// Whether this process waits, in this role, for a response to `challenge`, under any prefix.
     fn is_open(role: Role, challenge: &[u8]) -> bool {
-        let open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = lock(&OPEN);
         let Some(open) = open.as_ref() else { return false };
         challenge.last_chunk().is_some_and(|random| open.contains(&(role, *random)))
     }
@@ -245,7 +246,7 @@ impl Asked {
 
 impl Drop for Asked {
     fn drop(&mut self) {
-        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = lock(&OPEN);
         if let Some(open) = open.as_mut() {
             open.remove(&(self.role, self.random));
         }

@@ -15,6 +15,7 @@ use super::stream::{ByteConnection, Raw};
 use super::{MAX_MESSAGE, PATIENCE};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::listen::{self, Made};
+use crate::os::sync::lock;
 use crate::os::{fork, fork::Own, reactor, timer};
 use std::collections::VecDeque;
 use std::fmt;
@@ -22,7 +23,7 @@ use std::future::{Future, IntoFuture, poll_fn};
 use std::io;
 use std::path::PathBuf;
 use std::pin::{Pin, pin};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, UnixListener};
@@ -300,7 +301,7 @@ impl State {
 
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn close(&self) {

@@ -10,13 +10,14 @@ use super::protocol::{self, Answer, Ready, Role};
 use super::{child, info, name_cleaner, role, server};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::spawn::{self, SingleThreaded};
+use crate::os::sync::lock;
 use crate::os::{image, rights, signal};
 use crate::shm::family::Family;
 use rustix::fs::{Mode, OFlags};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock};
 
 /// What a process that can spawn has from its start.
 pub(super) struct Origin {
@@ -145,7 +146,7 @@ pub fn init() {
     }
     // There is one role to take: a second thread that comes by here waits for the end of the process.
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let _one = lock(&ONE_AT_A_TIME);
     if ORIGIN.get().is_some() {
         return;
     }
@@ -214,7 +215,7 @@ pub fn run<F: Future>(future: F) -> F::Output {
 /// Starts children from another file: a copy of this program. Anything else is refused when it answers.
 #[doc(hidden)]
 pub fn use_program(path: impl Into<PathBuf>) {
-    *PROGRAM.lock().unwrap_or_else(PoisonError::into_inner) = Some(path.into());
+    *lock(&PROGRAM) = Some(path.into());
 }
 
 /// What a program does that is after the rights of another one.
@@ -228,7 +229,7 @@ static PROGRAM: Mutex<Option<PathBuf>> = Mutex::new(None);
 /// What fork server and exec'd children are started from.
 pub(super) fn program() -> Result<OwnedFd> {
     let origin = origin()?;
-    let other = PROGRAM.lock().unwrap_or_else(PoisonError::into_inner);
+    let other = lock(&PROGRAM);
     Ok(match &*other {
         Some(path) => open_program(path).map_err(|error| protocol::spawn_error(path.display(), error))?,
         None => origin.program.try_clone()?,
@@ -301,11 +302,11 @@ where
 }
 
 pub(super) fn add_preload(call: Call) {
-    PRELOAD.lock().unwrap_or_else(PoisonError::into_inner).push(call);
+    lock(&PRELOAD).push(call);
 }
 
 pub(super) fn preloads() -> Vec<Call> {
-    PRELOAD.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    lock(&PRELOAD).clone()
 }
 
 fn take_role(socket: OwnedFd) -> ! {

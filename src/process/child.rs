@@ -9,13 +9,14 @@ use crate::error::{Error, ErrorKind, PanicInfo, Result};
 use crate::os::attributes::Attributes;
 use crate::os::socket::{self, Sender, Wait};
 use crate::os::spawn::{self, SingleThreaded};
+use crate::os::sync::lock;
 use crate::os::{fork, memory, profile, self_pipe, signal};
 use crate::shm::family::Family;
 use crate::wire::{self, Parcel, frame};
 use rustix::process::Pid;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 /// How a child leaves.
@@ -244,7 +245,7 @@ fn live_here(
     entry::keep_backtraces(order.backtraces);
     entry::on_fatal_panic(report_panic);
     let _private = fork::Private::mark(report.as_fd());
-    *REPORT.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(ReportSocket { _private, socket: report }));
+    *lock(&REPORT) = Some(Arc::new(ReportSocket { _private, socket: report }));
     note_memory_limit();
     let outcome = match bytes {
         Ok(bytes) => order.call.run(Parcel { bytes, fds: attachments }, &mut executor),
@@ -272,7 +273,7 @@ struct ReportSocket {
 }
 
 fn report_socket() -> Option<Arc<ReportSocket>> {
-    REPORT.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    lock(&REPORT).clone()
 }
 
 /// Tells the starter of a panic that ends this process. Called by the panic hook, so it waits for nothing.
@@ -292,7 +293,7 @@ pub(crate) fn note_memory_limit() {
 
 /// Tells the starter that it has all that it will get, though this process goes on for a while, and hangs up.
 fn hang_up() {
-    let report = REPORT.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let report = lock(&REPORT).take();
     if let Some(report) = report {
         signal::no_farewell();
         let _ = Report::send_lingers(report.socket.as_fd());

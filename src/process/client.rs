@@ -38,6 +38,7 @@ use super::protocol::{self, Answer, Base, Born, Order, Preparation, Reply, Repor
 use super::role::{self, is_gone};
 use super::{StartMethod, boot, server};
 use crate::error::{Error, Result};
+use crate::os::sync::lock;
 use crate::os::{
     attributes::{Attributes, Kept},
     credentials::{self, Credentials},
@@ -56,7 +57,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, Once, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, Once, OnceLock};
 use std::time::{Duration, Instant};
 use tokio::io::Interest;
 
@@ -366,7 +367,7 @@ pub(super) fn start(start: &Start<'_>) -> Result<Started> {
 
 impl Client {
     fn get() -> MutexGuard<'static, Self> {
-        CLIENT.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&CLIENT)
     }
 
     /// `begins_here`: to a server that is started by this thread, if there is no connection yet.
@@ -651,7 +652,7 @@ fn own_credentials() -> Result<Credentials> {
 /// A description of its own of the read end of a pipe that closes when this process ends, and not before.
 fn reopened_lifeline() -> io::Result<OwnedFd> {
     static LIFELINES: Mutex<Vec<(PipeReader, PipeWriter)>> = Mutex::new(Vec::new());
-    let mut lifelines = LIFELINES.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut lifelines = lock(&LIFELINES);
     for (read, _) in lifelines.iter().rev() {
         match signal::reopen(read.as_fd()) {
             // This thread, or the process, was another user when it made that pipe.

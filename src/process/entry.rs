@@ -7,6 +7,7 @@
 use super::function::Function;
 use crate::error::{Error, ErrorKind, PanicInfo, Result};
 use crate::os::image::{self, Enter};
+use crate::os::sync::unpoisoned;
 use crate::os::{fork, memory, spawn};
 use crate::wire::{self, Attachment, Message, Parcel};
 use serde::de::DeserializeOwned;
@@ -16,8 +17,8 @@ use std::cell::RefCell;
 use std::hash::{Hash, Hasher};
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::RwLock;
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
-use std::sync::{PoisonError, RwLock};
 use tokio_util::sync::CancellationToken;
 
 /// The runtime that async functions run on: made at the first one, so that plain functions never pay for it, and
@@ -476,7 +477,7 @@ static ON_FATAL_PANIC: RwLock<Option<fn(&PanicInfo)>> = RwLock::new(None);
 
 /// Has `tell` hand over a panic that ends this process, before it does: after it nothing of ours runs any more.
 pub(crate) fn on_fatal_panic(report: fn(&PanicInfo)) {
-    *ON_FATAL_PANIC.write().unwrap_or_else(PoisonError::into_inner) = Some(report);
+    *unpoisoned(ON_FATAL_PANIC.write()) = Some(report);
 }
 
 /// Whether the builder of this process has asked for the stacks of panics: 0 if it has said nothing, 1 for no, 2 for yes.

@@ -4,11 +4,12 @@
 use super::StartMethod;
 use super::client::Child;
 use crate::error::{Error, Result};
+use crate::os::sync::lock;
 use crate::os::{fork, pidfd, reactor, timer};
 use serde::{Deserialize, Serialize};
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 /// Name, pid and kind of a process.
@@ -168,7 +169,7 @@ struct Children {
 
 impl Children {
     fn get() -> MutexGuard<'static, Self> {
-        CHILDREN.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&CHILDREN)
     }
 
     fn sweep(&mut self) {

@@ -30,10 +30,10 @@
 use super::protocol::{self, Answer, CleanerRequest, Named, Ready, Role, Variables};
 use super::{boot, role};
 use crate::error::{Error, ErrorKind, Result};
-use crate::os::{attributes::Attributes, exec, fork, named, signal, socket, socket::Sender, spawn};
+use crate::os::{attributes::Attributes, exec, fork, named, signal, socket, socket::Sender, spawn, sync::lock};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Mutex, MutexGuard, TryLockError};
 use std::time::Duration;
 
 /// The time in which a cleaner must confirm a name. It has nothing else to do.
@@ -124,10 +124,6 @@ fn send_forgotten() {
             cleaners.try_send(&CleanerRequest::Forget(named));
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Cleaners {

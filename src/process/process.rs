@@ -10,6 +10,7 @@ use super::role;
 use super::stdio::{Stdio, Streams};
 use super::task::Work;
 use crate::error::{Error, ErrorKind, PanicInfo, Result};
+use crate::os::sync::{lock, unpoisoned};
 use crate::os::{
     attributes::Attributes,
     fork, pidfd,
@@ -29,7 +30,7 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 use tokio::io::Interest;
@@ -432,7 +433,7 @@ impl<R> Process<R> {
     }
 
     fn reports(&self) -> MutexGuard<'_, Reports> {
-        self.reports.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.reports)
     }
 
     /// Ready when the process has ended.
@@ -448,7 +449,7 @@ impl<R> Process<R> {
     fn poll_lingers(&mut self, context: &mut Context<'_>) -> Poll<Result<()>> {
         let interest = self.report_interest();
         loop {
-            let reports = self.reports.get_mut().unwrap_or_else(PoisonError::into_inner);
+            let reports = unpoisoned(self.reports.get_mut());
             if let Some(status) = reports.read() {
                 self.child.set_status(client::status_of(status));
             }
@@ -486,7 +487,7 @@ impl<R> Process<R> {
                     reap_inherited(&self.child);
                     return Poll::Ready(Ok(self.child.status()));
                 }
-                let reports = self.reports.get_mut().unwrap_or_else(PoisonError::into_inner);
+                let reports = unpoisoned(self.reports.get_mut());
                 let Some(socket) = &reports.socket else { return Poll::Ready(Ok(None)) };
                 ready!(self.report_watch.poll(context, socket, Interest::READABLE))?;
             } else {

@@ -36,6 +36,7 @@ use super::protocol::{
 use super::{StartMethod, child, role};
 use crate::error::{Error, ErrorKind, PanicInfo, Result};
 use crate::os::spawn::{self, Fork, SingleThreaded};
+use crate::os::sync::lock;
 use crate::os::{
     attributes::{Attributes, Kept},
     credentials::{self, Credentials},
@@ -52,7 +53,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
 struct Server {
@@ -148,7 +149,7 @@ pub(super) fn prepare_origin(program: OwnedFd, root_lifeline: OwnedFd) -> io::Re
     // Who finds no room, because this process is stopped, starts a server of its own.
     socket::limit_sends(theirs.as_fd(), STARTER_LIMIT)?;
     boot::set_origin(Origin { program, root_lifeline: Some(root_lifeline), intake: Some(theirs) });
-    *PREPARED.lock().unwrap_or_else(PoisonError::into_inner) = Some(ours);
+    *lock(&PREPARED) = Some(ours);
     Ok(())
 }
 
@@ -203,7 +204,7 @@ impl Server {
         spawn::set_name(c"mp-server");
         let signals = signal::block_all_but_children().map_err(failed)?;
         signal::unshield();
-        let intake = PREPARED.lock().unwrap_or_else(PoisonError::into_inner).take().ok_or_else(gone)?;
+        let intake = lock(&PREPARED).take().ok_or_else(gone)?;
         // What a preload has set is for the children; here it is the kernel, or we, that reap.
         signal::keep_child_action();
         if single.is_some() {
@@ -648,10 +649,10 @@ fn run_for(starter: BorrowedFd<'_>, preload: &[Call]) -> Result<()> {
     if preload.is_empty() {
         return Ok(());
     }
-    *STARTER.lock().unwrap_or_else(PoisonError::into_inner) = starter.try_clone_to_owned().ok();
+    *lock(&STARTER) = starter.try_clone_to_owned().ok();
     entry::on_fatal_panic(report_panic);
     let done = entry::outside_runtime(|| run_preloads(preload));
-    *STARTER.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    *lock(&STARTER) = None;
     done.map_err(|error| protocol::spawn_error("the fork server cannot start", error))?
 }
 

@@ -5,9 +5,10 @@
 #![forbid(unsafe_code)]
 
 use crate::error::{Error, Result};
+use crate::os::sync::lock;
 use crate::os::{reactor, signal};
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Wake, Waker};
 use tokio::signal::unix::{Signal, SignalKind};
 use tokio::sync::Notify;
@@ -172,7 +173,7 @@ static ARRIVED: Mutex<Arrived> =
 
 impl Arrived {
     fn get() -> Result<MutexGuard<'static, Self>> {
-        let mut arrived = ARRIVED.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut arrived = lock(&ARRIVED);
         if arrived.listeners.is_none() {
             arrived.listeners = Some(Listeners::new()?);
         }
