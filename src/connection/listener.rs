@@ -453,7 +453,8 @@ impl Socket {
             }
             Address::Path(path) => {
                 let (socket, made) = listen::at_path(path)?;
-                let socket = match UnixListener::from_std(socket) {
+                // The first descriptor stays open until it is certain that the file stays, too: see `Made`.
+                let socket = match socket.try_clone().and_then(UnixListener::from_std) {
                     Ok(socket) => socket,
                     Err(error) => {
                         listen::remove(path, made);

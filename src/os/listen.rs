@@ -13,7 +13,8 @@ use std::time::Duration;
 /// As many as the kernel allows (net.core.somaxconn).
 const BACKLOG: i32 = 4096;
 
-/// A socket file as it was made: another one of the same name is another's.
+/// A socket file as it was made: another one of the same name is another's. While the socket is open, no other file can have
+/// its inode.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Made {
     device: u64,
@@ -28,7 +29,7 @@ pub(crate) fn at_path(path: &Path) -> io::Result<(UnixListener, Made)> {
         other => return Ok(other?),
     }
     // Two that find the same stale file must not remove each other's new one: who replaces holds the directory.
-    let _directory = lock(path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))?;
+    let _directory = lock_parent(path)?;
     let stat = rustix::fs::lstat(path)?;
     if owner::check(&stat, None).is_err() || !is_stale(path, &stat)? {
         return Err(owner::taken(io::ErrorKind::AddrInUse, &stat));
@@ -50,8 +51,14 @@ pub(crate) fn file_at(path: &Path, permitted: Option<u32>) -> io::Result<OwnedFd
 }
 
 /// Removes the socket file, if it still is the one that was made here.
+///
+/// It holds the directory meanwhile: the file may be stale by now, and between the check and the removal another listener
+/// may replace it. If another process holds the directory for longer, the file stays; the next listener there replaces it.
 pub(crate) fn remove(path: &Path, made: Made) {
-    if found(path).is_ok_and(|there| there == made) {
+    let held = lock_parent(path);
+    // A directory that this user may not open cannot be held by a listener of this user's, either.
+    let is_held_elsewhere = held.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse);
+    if !is_held_elsewhere && found(path).is_ok_and(|there| there == made) {
         let _ = rustix::fs::unlink(path);
     }
 }
@@ -95,9 +102,10 @@ fn is_stale(path: &Path, stat: &Stat) -> io::Result<bool> {
     Ok(answer == Err(Errno::CONNREFUSED))
 }
 
-/// Holds the directory for as long as the result lives. Whoever holds it replaces some file there, which takes microseconds;
-/// after 20 ms it is somebody else's lock, and this gives up.
-fn lock(directory: &Path) -> io::Result<OwnedFd> {
+/// Locks the directory of `path` for as long as the result lives. A listener holds it while it replaces or removes a file
+/// there, which takes microseconds. After 20 ms the lock must be another program's, and this fails with `AddrInUse`.
+fn lock_parent(path: &Path) -> io::Result<OwnedFd> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let directory = rustix::fs::open(directory, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     for _ in 0..20 {
         match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
@@ -106,4 +114,29 @@ fn lock(directory: &Path) -> io::Result<OwnedFd> {
         }
     }
     Err(Errno::ADDRINUSE.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn removal_leaves_the_file_to_a_listener_that_is_replacing_it() {
+        let directory = std::env::temp_dir().join(format!("multiprocess-listen-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let path = directory.join("socket");
+        let (_own, made) = at_path(&path).unwrap();
+        // Another listener takes the file for a stale one and holds the directory, as `at_path` does.
+        let held = lock_parent(&path).unwrap();
+        remove(&path, made);
+        assert!(path.exists(), "the other listener is about to remove this very name");
+        rustix::fs::unlink(&path).unwrap();
+        let (_serving, other) = bind(&path).unwrap();
+        drop(held);
+        remove(&path, made);
+        assert!(path.exists(), "that file is the other listener's");
+        remove(&path, other);
+        assert!(!path.exists());
+        std::fs::remove_dir_all(&directory).unwrap();
+    }
 }
