@@ -7,7 +7,7 @@ use super::stream;
 use super::stream::{ByteConnection, Raw};
 use super::{MAX_MESSAGE, PATIENCE};
 use crate::error::{Error, ErrorKind, Result};
-use crate::os::{fork, listen, reactor, timer};
+use crate::os::{fork, listen, reactor, rights, timer};
 use std::fmt;
 use std::future::{Future, IntoFuture};
 use std::io;
@@ -180,7 +180,7 @@ impl Connect {
 
     fn check_user(&self, stream: &UnixStream) -> io::Result<()> {
         match stream.peer_cred()?.uid() {
-            uid if Some(uid) == self.owner || uid == rustix::process::geteuid().as_raw() => Ok(()),
+            uid if Some(uid) == self.owner || uid == rights::effective_user().0 => Ok(()),
             uid => {
                 let why = format!("who listens there is the user with uid {uid}");
                 Err(io::Error::new(io::ErrorKind::PermissionDenied, why))

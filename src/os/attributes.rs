@@ -32,6 +32,16 @@ impl Kept {
     }
 }
 
+/// No process can be tied to a CPU of this number or a higher one.
+pub(crate) const MAX_CPU: usize = CpuSet::MAX_CPU;
+
+/// Raises the soft limit of descriptors of this process to the hard one, where that is permitted.
+pub(crate) fn raise_descriptor_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    let _ = setrlimit(Resource::Nofile, limit);
+}
+
 /// The place of a resource in [`RESOURCES`], then the soft and the hard limit.
 type Limit = (usize, Option<u64>, Option<u64>);
 

@@ -365,8 +365,21 @@ pub(crate) fn nothing_to_read() -> io::Result<OwnedFd> {
 }
 
 /// The same for an output that nobody reads.
-pub(crate) fn nowhere_to_write() -> io::Result<OwnedFd> {
+fn nowhere_to_write() -> io::Result<OwnedFd> {
     null_device().or_else(|_| spawn::above_standard(io::pipe()?.1.into()))
+}
+
+/// Has this process write its standard output and error to nobody.
+pub(crate) fn write_to_nobody() -> io::Result<()> {
+    let nobody = nowhere_to_write()?;
+    rustix::stdio::dup2_stdout(&nobody)?;
+    Ok(rustix::stdio::dup2_stderr(&nobody)?)
+}
+
+/// The file at `path`, to be executed or executed from.
+pub(crate) fn open(path: &std::path::Path) -> io::Result<OwnedFd> {
+    use rustix::fs::{Mode, OFlags};
+    spawn::above_standard(rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)
 }
 
 /// `/dev/null`, in place of a standard stream.

@@ -6,6 +6,7 @@ pub(crate) mod attributes;
 pub(crate) mod clock;
 pub(crate) mod cpu;
 pub(crate) mod credentials;
+pub(crate) mod directory;
 pub(crate) mod epoll;
 pub(crate) mod eventfd;
 pub(crate) mod exec;

@@ -1,8 +1,10 @@
 //! [poll(2)](https://man7.org/linux/man-pages/man2/poll.2.html), which fails where the kernel has no memory for the moment.
 
 use super::refuse;
-use rustix::event::{PollFd, Timespec};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
+use std::io;
+use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 /// So often it is asked again: nobody who asks has a way to go on without an answer.
@@ -24,6 +26,14 @@ pub(crate) fn poll(fds: &mut [PollFd<'_>], limit: Option<&Timespec>) -> rustix::
         }
         polled
     })
+}
+
+/// Which of `fds` can be read or have hung up, once one has; none of them after `limit`.
+pub(crate) fn readable(fds: &[BorrowedFd<'_>], limit: Option<Duration>) -> io::Result<Vec<bool>> {
+    let mut fds: Vec<PollFd<'_>> = fds.iter().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
+    let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
+    poll(&mut fds, limit.as_ref())?;
+    Ok(fds.iter().map(|fd| !fd.revents().is_empty()).collect())
 }
 
 /// A call that must not be lost, again if it is interrupted or there is no memory for it at the moment.

@@ -99,6 +99,16 @@ pub(crate) fn can_be_looked_at() -> bool {
     dumpable_behavior().is_ok_and(|behavior| behavior == DumpableBehavior::Dumpable)
 }
 
+/// Real user and group of this process, which the kernel reports of a sender.
+pub(crate) fn real_user() -> (u32, u32) {
+    (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw())
+}
+
+/// Effective user and group of this process.
+pub(crate) fn effective_user() -> (u32, u32) {
+    (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw())
+}
+
 /// Whether no exec gives this thread rights any more.
 pub(crate) fn are_final() -> bool {
     rustix::thread::no_new_privs().unwrap_or(false)

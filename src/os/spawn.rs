@@ -73,6 +73,35 @@ pub(crate) fn set_name(name: &std::ffi::CStr) {
     let _ = rustix::thread::set_name(name);
 }
 
+/// The pid of the parent; 0 if the parent is in another pid namespace.
+pub(crate) fn parent() -> i32 {
+    // Not by rustix, for which a parent in another pid namespace is none.
+    nix::unistd::getppid().as_raw()
+}
+
+/// Leaves the process group that this process is in for one of its own; false if it may not.
+pub(crate) fn leave_group() -> bool {
+    rustix::process::setpgid(None, None).is_ok()
+}
+
+/// Joins `group`, if it still exists.
+pub(crate) fn join_group(group: rustix::process::Pid) {
+    let _ = rustix::process::setpgid(None, Some(group));
+}
+
+/// Leaves session, terminal and process group, if this process does not lead a group.
+pub(crate) fn leave_session() {
+    let _ = rustix::process::setsid();
+}
+
+/// Puts `streams` in the place of the standard streams; where there is none, the present one stays.
+pub(crate) fn replace_streams([stdin, stdout, stderr]: [Option<OwnedFd>; 3]) -> io::Result<()> {
+    stdin.map(rustix::stdio::dup2_stdin).transpose()?;
+    stdout.map(rustix::stdio::dup2_stdout).transpose()?;
+    stderr.map(rustix::stdio::dup2_stderr).transpose()?;
+    Ok(())
+}
+
 /// The process group of this process; `None` if it is one from outside the pid namespace, which has no number here.
 pub(crate) fn process_group() -> Option<rustix::process::Pid> {
     // Not by rustix, which takes for granted that there is a number.

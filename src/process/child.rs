@@ -1,16 +1,21 @@
 //! A child from its fork (or exec) to its exit.
 #![forbid(unsafe_code)]
 
-use super::StartMethod;
-use super::entry::{self, Call, Executor, Outcome};
-use super::info::{self, ProcessInfo};
-use super::protocol::{self, Descriptors, Order, Report, Variables};
+use super::children;
+use super::entry::Call;
+use super::executor::{self, Executor};
+use super::info::{self, ProcessInfo, StartMethod};
+use super::order::{Descriptors, Order};
+use super::outcome::Outcome;
+use super::panics;
+use super::protocol::{self, Report};
+use super::variables::Variables;
 use crate::error::{Error, ErrorKind, PanicInfo, Result};
 use crate::os::attributes::Attributes;
 use crate::os::socket::{self, Sender, Wait};
 use crate::os::spawn::{self, SingleThreaded};
 use crate::os::sync::lock;
-use crate::os::{fork, memory, profile, self_pipe, signal};
+use crate::os::{directory, fork, memory, profile, self_pipe, signal};
 use crate::shm::family::Family;
 use crate::wire::{self, Parcel, frame};
 use rustix::process::Pid;
@@ -54,7 +59,7 @@ pub(super) fn after_fork(
     if !is_ordered && !socket::is_readable_within(socket.as_fd(), Duration::ZERO) {
         spawn::set_name(c"mp-spare");
         // What is sent to the group of the server is not for a process that nobody has started yet.
-        let left = group.filter(|_| rustix::process::setpgid(None, None).is_ok());
+        let left = group.filter(|_| spawn::leave_group());
         // Only time is lost if this fails.
         let _ = rehearse(None);
         // Out of descriptors it can only let itself be killed by what may be for the function that it was just told of.
@@ -68,9 +73,9 @@ pub(super) fn after_fork(
             socket::refuse_more(socket.as_fd());
             has_come = socket::is_readable_within(socket.as_fd(), Duration::ZERO);
         }
-        if left.is_some() && has_come {
+        if let Some(left) = left.filter(|_| has_come) {
             // The group exists as long as the server does; after that there is nothing to rejoin.
-            let _ = rustix::process::setpgid(None, left);
+            spawn::join_group(left);
         }
     }
     if !is_ordered && socket::sender(socket.as_fd()) != Sender::SameUser {
@@ -180,12 +185,12 @@ fn report_birth(report: &OwnedFd) -> io::Result<()> {
 
 /// The life of a child that has its order, on a thread of its own where `main` has entered a runtime.
 fn live(order: Order, arguments: Vec<u8>, fds: Descriptors, tie: Option<OwnedFd>, ready: Result<()>, exit: Exit) -> ! {
-    if !entry::is_inside_runtime() {
+    if !executor::is_inside_runtime() {
         live_here(order, arguments, fds, tie, ready, exit);
     }
     let report = fds.report.try_clone();
     let life = move || -> std::convert::Infallible { live_here(order, arguments, fds, tie, ready, exit) };
-    let Err(error) = entry::outside_runtime(life);
+    let Err(error) = executor::outside_runtime(life);
     if let Ok(report) = report {
         let why = "cannot start the thread that a function needs where `init` is called inside a runtime";
         finish(&report, &Outcome::error(protocol::spawn_error(why, error)), exit);
@@ -204,9 +209,10 @@ fn live_here(
 ) -> ! {
     let Descriptors { report, lifeline, streams, directory, own_directory, arguments: memory, attachments } = fds;
     let ready = ready.and_then(|()| {
-        replace_streams(streams)?;
+        // A stream that is missing stays what it is: `/dev/null`.
+        spawn::replace_streams(streams)?;
         for directory in [directory, own_directory].into_iter().flatten() {
-            rustix::process::fchdir(directory).map_err(io::Error::from)?;
+            directory::enter(directory)?;
         }
         let tie = lifeline.map_or(Ok(tie), signal::die_with)?;
         wait_to_begin(&report)?;
@@ -242,8 +248,8 @@ fn live_here(
         _ => Ok(arguments),
     };
     let mut executor = Executor::default();
-    entry::keep_backtraces(order.backtraces);
-    entry::on_fatal_panic(report_panic);
+    panics::keep_backtraces(order.backtraces);
+    panics::on_fatal_panic(report_panic);
     let _private = fork::Private::mark(report.as_fd());
     *lock(&REPORT) = Some(Arc::new(ReportSocket { _private, socket: report }));
     note_memory_limit();
@@ -255,10 +261,10 @@ fn live_here(
         send(&report.socket, &outcome);
     }
     wait_for_blocking_tasks(executor);
-    if info::waited_for().is_some() {
+    if children::waited_for().is_some() {
         hang_up();
     }
-    info::blocking_wait_for_children();
+    children::blocking_wait_for_children();
     drop(tie);
     leave(exit)
 }
@@ -366,14 +372,6 @@ fn leave(exit: Exit) -> ! {
         }
         Exit::Regular => std::process::exit(0),
     }
-}
-
-/// A stream that is missing stays what it is: `/dev/null`.
-fn replace_streams([stdin, stdout, stderr]: [Option<OwnedFd>; 3]) -> io::Result<()> {
-    stdin.map(rustix::stdio::dup2_stdin).transpose()?;
-    stdout.map(rustix::stdio::dup2_stdout).transpose()?;
-    stderr.map(rustix::stdio::dup2_stderr).transpose()?;
-    Ok(())
 }
 
 fn apply_variables(variables: &Variables, single: SingleThreaded) {

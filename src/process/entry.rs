@@ -4,80 +4,21 @@
 //! only what the image's own table lists, and the entry runs only what was encoded for exactly these types.
 #![forbid(unsafe_code)]
 
+pub(crate) use super::executor::Executor;
 use super::function::Function;
-use crate::error::{Error, ErrorKind, PanicInfo, Result};
+use super::outcome::VALUE;
+pub(crate) use super::outcome::{IS_VALUE, LAST_TAG, Outcome, encode_error};
+use super::panics::{self, catch_next_panic};
+pub(crate) use super::panics::{catch_panic, survive, text_of};
+use crate::error::{Error, ErrorKind, Result};
 use crate::os::image::{self, Enter};
-use crate::os::sync::unpoisoned;
-use crate::os::{fork, memory, spawn};
-use crate::wire::{self, Attachment, Message, Parcel};
+use crate::os::{fork, spawn};
+use crate::wire::{self, Attachment, Parcel};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::any::{Any, TypeId};
-use std::cell::RefCell;
 use std::hash::{Hash, Hasher};
 use std::marker::PhantomData;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::RwLock;
-use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
-use tokio_util::sync::CancellationToken;
-
-/// The runtime that async functions run on: made at the first one, so that plain functions never pay for it, and
-/// kept for the next.
-#[doc(hidden)]
-#[derive(Default)]
-pub struct Executor {
-    own: Option<tokio::runtime::Runtime>,
-    /// A runtime that is there already, and what ends a wait in it.
-    outer: Option<(tokio::runtime::Handle, CancellationToken)>,
-}
-
-impl Executor {
-    /// One that drives async functions from a blocking thread of `runtime`, until they are cancelled.
-    pub(super) fn inside(runtime: tokio::runtime::Handle, cancelled: CancellationToken) -> Self {
-        Self { own: None, outer: Some((runtime, cancelled)) }
-    }
-
-    pub(super) fn run<R>(&mut self, future: impl Future<Output = R>) -> Result<R> {
-        if let Some((runtime, cancelled)) = &self.outer {
-            let value = runtime.block_on(cancelled.run_until_cancelled(future));
-            return value.ok_or_else(|| Error::new(ErrorKind::Cancelled, "nobody waits for the task any more"));
-        }
-        Ok(self.runtime()?.block_on(future))
-    }
-
-    pub(super) fn has_runtime(&self) -> bool {
-        self.own.is_some()
-    }
-
-    /// The current-thread runtime itself.
-    pub(crate) fn runtime(&mut self) -> Result<&tokio::runtime::Runtime> {
-        match &mut self.own {
-            Some(runtime) => Ok(runtime),
-            none => {
-                let built = tokio::runtime::Builder::new_current_thread().enable_all().build();
-                Ok(none.insert(built.map_err(|error| Error::io("cannot build a tokio runtime in the child", error))?))
-            }
-        }
-    }
-}
-
-/// Runs `work` where no runtime is entered, as a process's function is to find it. Where one is, because `init` was called
-/// inside `#[tokio::main]`, that is a thread of its own; an error means that it could not be had.
-pub(super) fn outside_runtime<R: Send>(work: impl FnOnce() -> R + Send) -> std::io::Result<R> {
-    if !is_inside_runtime() {
-        return Ok(work());
-    }
-    std::thread::scope(|scope| {
-        // Called as the thread is that it stands for, and with as much stack.
-        let builder = std::thread::Builder::new().name("main".into()).stack_size(spawn::main_stack());
-        let thread = builder.spawn_scoped(scope, work)?;
-        Ok(thread.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload)))
-    })
-}
-
-pub(super) fn is_inside_runtime() -> bool {
-    tokio::runtime::Handle::try_current().is_ok()
-}
 
 /// A function as it travels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -134,17 +75,17 @@ impl Call {
         }
     }
 
-    /// The function's name, as the compiler spells it. Enters the function's entry, and runs nothing of the user's.
+    /// The function's name, as the compiler spells it. Enters the function's entry, and runs no user code.
     ///
     /// # Errors
     /// `Decode` if this program has no such function, or one for other types.
     pub(crate) fn label(self) -> Result<&'static str> {
-        let (batch, entered) = self.run_batch(Box::new(Nameplate(None)), &mut Executor::default());
+        let (batch, entered) = self.run_batch(Box::new(NameOnly(None)), &mut Executor::default());
         entered?;
-        let nameplate = (batch as Box<dyn Any>).downcast::<Nameplate>().ok();
+        let named = (batch as Box<dyn Any>).downcast::<NameOnly>().ok();
         let unnamed =
             || Error::new(ErrorKind::Decode, "a call names something that is not a function for other processes");
-        nameplate.and_then(|nameplate| nameplate.0).ok_or_else(unnamed)
+        named.and_then(|named| named.0).ok_or_else(unnamed)
     }
 
     /// As two words, for a head that is not encoded.
@@ -223,10 +164,10 @@ impl Batch for NoItems {
     }
 }
 
-/// A batch without items that notes what the function is called.
-struct Nameplate(Option<&'static str>);
+/// A batch without items that keeps the name of the function.
+struct NameOnly(Option<&'static str>);
 
-impl Batch for Nameplate {
+impl Batch for NameOnly {
     fn begin(&mut self, label: &'static str) {
         self.0 = Some(label);
     }
@@ -242,15 +183,6 @@ impl Batch for Nameplate {
 pub(crate) fn report_error(batch: &mut dyn Batch, error: Error) -> bool {
     let (tag, payload) = encode_error(&error);
     batch.report(tag, &payload, &[])
-}
-
-/// An error as the tag and the payload of an outcome.
-pub(crate) fn encode_error(error: &Error) -> (u8, Vec<u8>) {
-    match wire::encode(error) {
-        Ok(message) => (ERROR[0], message.payload(error).to_vec()),
-        // An error is made of texts and numbers; if even that fails, its text still travels.
-        Err(_) => (TEXT, error.to_string().into_bytes()),
-    }
 }
 
 struct EntryPoint<F, A, M>(PhantomData<(F, A, M)>);
@@ -274,7 +206,7 @@ where
         match work {
             Work::Many(batch) => {
                 batch.begin(std::any::type_name::<F>());
-                LAST_PANIC.set(None);
+                panics::forget_last();
                 while each::<F, A, M>(function, &mut **batch, executor) {}
             }
             Work::One(_) => {
@@ -347,199 +279,6 @@ impl Here {
             spawn::exit_now(code);
         }
     }
-}
-
-/// What came of a call, encoded, on its way back.
-pub(crate) struct Outcome(Box<dyn Encoded>);
-
-/// The last byte of an outcome's payload: so what is large is not moved to take it off.
-const VALUE: &[u8] = &[0];
-const ERROR: &[u8] = &[1];
-const TEXT: u8 = 2;
-/// The tag of an outcome that is a value.
-pub(crate) const IS_VALUE: u8 = VALUE[0];
-/// The largest tag that an outcome has.
-pub(crate) const LAST_TAG: u8 = TEXT;
-
-impl Outcome {
-    fn value<R: Serialize + 'static>(value: R) -> Result<Self> {
-        let message = wire::encode(&value)?;
-        Ok(Self(Box::new(EncodedResult { tag: VALUE, value: message.needed(value), message })))
-    }
-
-    pub(crate) fn error(error: Error) -> Self {
-        match wire::encode(&error) {
-            Ok(message) => Self(Box::new(EncodedResult { tag: ERROR, value: Some(error), message })),
-            // An error is made of texts and numbers; if even that fails, its text still travels.
-            Err(_) => Self(Box::new(error.to_string().into_bytes())),
-        }
-    }
-
-    /// The payload, in two parts to be sent one after the other.
-    pub(crate) fn parts(&self) -> [&[u8]; 2] {
-        self.0.parts()
-    }
-
-    pub(crate) fn attachments(&self) -> &[Attachment] {
-        self.0.attachments()
-    }
-
-    /// The result that `parts` and `attachments` brought here.
-    pub(crate) fn read<R: DeserializeOwned + 'static>(mut parcel: Parcel) -> Result<R> {
-        match parcel.bytes.pop() {
-            Some(0) => wire::decode(parcel),
-            Some(1) => Err(wire::decode(parcel)?),
-            Some(_) => Err(Error::other(String::from_utf8_lossy(&parcel.bytes).into_owned())),
-            None => Err(Error::new(ErrorKind::Decode, "an outcome without content")),
-        }
-    }
-}
-
-impl Outcome {
-    /// The result that a [`Batch`] was told.
-    #[inline]
-    pub(crate) fn read_reported<R>(tag: u8, bytes: &[u8], fds: Vec<std::os::fd::OwnedFd>) -> Result<R>
-    where
-        R: DeserializeOwned + 'static,
-    {
-        match tag {
-            IS_VALUE => wire::decode_bytes(bytes, fds),
-            1 => Err(wire::decode_bytes(bytes, fds)?),
-            _ => Err(Error::other(String::from_utf8_lossy(bytes).into_owned())),
-        }
-    }
-}
-
-trait Encoded {
-    fn parts(&self) -> [&[u8]; 2];
-    fn attachments(&self) -> &[Attachment];
-}
-
-struct EncodedResult<R> {
-    tag: &'static [u8],
-    value: Option<R>,
-    message: Message,
-}
-
-impl<R: 'static> Encoded for EncodedResult<R> {
-    fn parts(&self) -> [&[u8]; 2] {
-        [self.message.payload_of(self.value.as_ref()), self.tag]
-    }
-
-    fn attachments(&self) -> &[Attachment] {
-        &self.message.attachments
-    }
-}
-
-impl Encoded for Vec<u8> {
-    fn parts(&self) -> [&[u8]; 2] {
-        [self, &[TEXT]]
-    }
-
-    fn attachments(&self) -> &[Attachment] {
-        &[]
-    }
-}
-
-thread_local! {
-    /// The last panic of this thread, as the hook saw it.
-    static LAST_PANIC: RefCell<Option<PanicInfo>> = const { RefCell::new(None) };
-}
-
-/// From now on panics of this process are noted where they happen, and printed as before.
-pub(crate) fn note_panics() {
-    let print = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        memory::use_spare();
-        print(panic);
-        let message = text_of(panic.payload());
-        let is_fatal = cfg!(panic = "abort") || CANNOT_UNWIND.contains(&&*message);
-        let backtrace = match wants_backtraces() {
-            true => std::backtrace::Backtrace::force_capture().to_string(),
-            false => String::new(),
-        };
-        let noted = PanicInfo::new(message, panic.location().map(ToString::to_string), backtrace);
-        let report = ON_FATAL_PANIC.try_read().ok().and_then(|report| *report);
-        if is_fatal && let Some(report) = report {
-            // The panic that must not leave a function says more than the one which says that it must not.
-            let first = LAST_PANIC.try_with(|last| last.try_borrow_mut().ok().and_then(|mut last| last.take()));
-            return report(&first.ok().flatten().unwrap_or(noted));
-        }
-        // A panic while the thread ends, or inside this very hook, is printed and not noted.
-        let _ = LAST_PANIC.try_with(|last| last.try_borrow_mut().map(|mut last| *last = Some(noted)));
-    }));
-}
-
-/// What the language panics with where a panic comes to a place that it must not leave, and the process aborts.
-const CANNOT_UNWIND: [&str; 2] = ["panic in a function that cannot unwind", "panic in a destructor during cleanup"];
-
-static ON_FATAL_PANIC: RwLock<Option<fn(&PanicInfo)>> = RwLock::new(None);
-
-/// Has `tell` hand over a panic that ends this process, before it does: after it nothing of ours runs any more.
-pub(crate) fn on_fatal_panic(report: fn(&PanicInfo)) {
-    *unpoisoned(ON_FATAL_PANIC.write()) = Some(report);
-}
-
-/// Whether the builder of this process has asked for the stacks of panics: 0 if it has said nothing, 1 for no, 2 for yes.
-static BACKTRACES: AtomicU8 = AtomicU8::new(0);
-
-pub(crate) fn keep_backtraces(yes: Option<bool>) {
-    BACKTRACES.store(yes.map_or(0, |yes| 1 + u8::from(yes)), Relaxed);
-}
-
-/// As std decides it for a `Backtrace`. Not remembered: the fork server has another environment than its children.
-fn wants_backtraces() -> bool {
-    let variables = ["RUST_LIB_BACKTRACE", "RUST_BACKTRACE"];
-    match BACKTRACES.load(Relaxed) {
-        0 => variables.into_iter().find_map(std::env::var_os).is_some_and(|value| value != "0"),
-        said => said == 2,
-    }
-}
-
-/// What a panic's payload says.
-pub(crate) fn text_of(payload: &(dyn Any + Send)) -> String {
-    let text = payload.downcast_ref::<&str>().map(ToString::to_string);
-    let text = text.or_else(|| payload.downcast_ref::<String>().cloned());
-    text.unwrap_or_else(|| "a panic without a text".into())
-}
-
-/// Runs `work`; a panic becomes an error that tells where and why.
-pub(crate) fn catch_panic<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
-    LAST_PANIC.with_borrow_mut(|last| drop(last.take_if(|_| true)));
-    catch_next_panic(work)
-}
-
-/// Runs user code, such as a drop, whose panic has been reported by the hook and concerns nobody else.
-pub(crate) fn survive(work: impl FnOnce()) {
-    if let Err(payload) = catch_unwind(AssertUnwindSafe(work)) {
-        discard(payload);
-    }
-}
-
-/// A payload is the user's, and its drop may panic like any other.
-#[cold]
-fn discard(payload: Box<dyn Any + Send>) {
-    if let Err(worse) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
-        std::mem::forget(worse);
-    }
-}
-
-/// The same where no panic was noted since the last one became an error.
-#[inline]
-fn catch_next_panic<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
-    // The state that a panic may have left half done is the function's own, or goes with the process.
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| {
-        let noted = LAST_PANIC.take().unwrap_or_else(|| {
-            // The function has set a hook of its own.
-            PanicInfo::new(text_of(&*payload), None, String::new())
-        });
-        discard(payload);
-        let who = super::info::current_process();
-        let place = noted.location().map(|place| format!(" at {place}")).unwrap_or_default();
-        let (name, pid) = (who.name(), who.pid());
-        let message = format!("{name} (pid {pid}) panicked{place}: {}", noted.message());
-        Err(Error::new(ErrorKind::Panicked, message).with_panic(noted))
-    })
 }
 
 #[cfg(test)]

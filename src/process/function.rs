@@ -9,7 +9,7 @@
 //! marker that they differ in can then not be inferred, and the compiler lists the impls, whose marker says why.
 #![forbid(unsafe_code)]
 
-use super::entry::Executor;
+use super::executor::Executor;
 use crate::error::Result;
 use serde::Serialize;
 use serde::de::DeserializeOwned;

@@ -1,9 +1,10 @@
 //! Children that belong together.
 #![forbid(unsafe_code)]
 
+use super::builder::ProcessBuilder;
 use super::function::{Arguments, Function, captures_nothing};
 use super::info::ProcessInfo;
-use super::process::{Process, ProcessBuilder};
+use super::process::Process;
 use crate::error::Result;
 use crate::os::timer;
 use futures_util::StreamExt;

@@ -1,18 +1,34 @@
-//! Who this process is, who started it, and whom it has started.
+//! Names, pids and kinds of processes: this one and its parent.
 #![forbid(unsafe_code)]
 
-use super::StartMethod;
-use super::client::Child;
 use crate::error::{Error, Result};
-use crate::os::sync::lock;
-use crate::os::{fork, pidfd, reactor, timer};
+use crate::os::{fork, pidfd, reactor};
 use serde::{Deserialize, Serialize};
-use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
 
-/// Name, pid and kind of a process.
+/// How a child process is made.
+///
+/// ```
+/// use multiprocess::{Process, StartMethod, current_process};
+/// # fn main() -> multiprocess::Result<()> { multiprocess::run(async {
+/// let method = || current_process().start_method();
+/// let mut child = Process::builder().start_method(StartMethod::Spawn).spawn(method, ())?;
+/// assert_eq!(child.join().await?, Some(StartMethod::Spawn));
+/// # Ok(()) }) }
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum StartMethod {
+    /// Forks a small process that has loaded the program and run the [`preload`](crate::preload) functions. Fast: well below
+    /// a millisecond.
+    #[default]
+    ForkServer,
+    /// Executes the program again. The child has a memory layout of its own and nothing is preloaded. Some ten times slower.
+    Spawn,
+}
+
+/// Name, pid and kind of a process of this program.
 ///
 /// ```
 /// let me = multiprocess::current_process();
@@ -29,30 +45,30 @@ pub struct ProcessInfo {
 }
 
 impl ProcessInfo {
-    /// What its starter called it; `MainProcess` at the root.
+    /// Returns the name that its starter gave it; `MainProcess` for the root.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Its process id.
+    /// Returns its process id.
     pub fn pid(&self) -> u32 {
         self.pid
     }
 
-    /// Whether its starter ends it, rather than waits for it, at its own end.
+    /// Returns whether it is a daemon: its starter kills a daemon at its own end, and waits for any other child.
     pub fn is_daemon(&self) -> bool {
         self.daemon
     }
 
-    /// How it was started; `None` at the root.
+    /// Returns how it was started; `None` for the root.
     pub fn start_method(&self) -> Option<StartMethod> {
         self.start_method
     }
 }
 
-/// The process that started this one.
+/// The process that started this one; see [`parent_process`].
 ///
-/// When it ends, this process ends too, so code of a child sees it alive for all practical purposes.
+/// When the parent ends, the kernel kills this process. So a child normally sees its parent alive.
 ///
 /// ```
 /// use multiprocess as mp;
@@ -91,12 +107,15 @@ impl ParentProcess {
         self.info.is_daemon()
     }
 
-    /// Whether it still runs.
+    /// Returns whether it still runs.
     pub fn is_alive(&self) -> bool {
         self.pidfd.as_ref().is_some_and(|pidfd| !pidfd::has_exited(pidfd.as_fd()))
     }
 
-    /// Resolves when it has ended.
+    /// Waits until it has ended. Dropping the future changes nothing.
+    ///
+    /// # Errors
+    /// `Io` outside a tokio runtime with I/O enabled, or if this process has no descriptor left.
     pub async fn wait(&self) -> Result<()> {
         match &self.pidfd {
             Some(pidfd) => until_exit(pidfd.as_fd().try_clone_to_owned()?).await,
@@ -117,7 +136,7 @@ pub(super) async fn until_exit(pidfd: OwnedFd) -> Result<()> {
     Ok(())
 }
 
-/// What a child knows from birth.
+/// Set once in a new child: its own name and pid, and its parent's.
 struct Birth {
     info: ProcessInfo,
     parent: ProcessInfo,
@@ -125,13 +144,13 @@ struct Birth {
 
 static BIRTH: OnceLock<Birth> = OnceLock::new();
 
-/// Once, in a new child whose parent was alive a moment ago.
+/// Notes who this process and its parent are. Called once, in a new child.
 pub(super) fn born(info: ProcessInfo, parent: ProcessInfo) {
     // A process is born once; a second call would be ignored.
     let _ = BIRTH.set(Birth { info, parent });
 }
 
-/// This process.
+/// Returns the name, pid and kind of this process.
 ///
 /// ```
 /// assert_eq!(multiprocess::current_process().pid(), std::process::id());
@@ -147,7 +166,7 @@ pub fn current_process() -> ProcessInfo {
     }
 }
 
-/// The process that started this one, or `None` at the root.
+/// Returns the process that started this one, or `None` in the root.
 ///
 /// ```
 /// assert!(multiprocess::parent_process().is_none());
@@ -159,147 +178,7 @@ pub fn parent_process() -> Option<ParentProcess> {
     Some(ParentProcess { info, pidfd })
 }
 
-static CHILDREN: Mutex<Children> = Mutex::new(Children { listed: Vec::new(), sweep_at: 0 });
-
-struct Children {
-    listed: Vec<Arc<Child>>,
-    /// The length at which the ended ones are thrown out: twice what was left the last time.
-    sweep_at: usize,
-}
-
-impl Children {
-    fn get() -> MutexGuard<'static, Self> {
-        lock(&CHILDREN)
-    }
-
-    fn sweep(&mut self) {
-        self.listed.retain(|child| child.is_alive());
-        self.sweep_at = 2 * self.listed.len() + 16;
-    }
-}
-
-pub(super) fn list_child(child: Arc<Child>) {
-    let mut children = Children::get();
-    if children.listed.len() >= children.sweep_at {
-        children.sweep();
-    }
-    children.listed.push(child);
-}
-
-pub(super) fn unlist_child(child: &Arc<Child>) {
-    let mut children = Children::get();
-    if let Some(at) = children.listed.iter().position(|listed| Arc::ptr_eq(listed, child)) {
-        children.listed.swap_remove(at);
-    }
-}
-
-pub(super) fn live_children() -> Vec<Arc<Child>> {
-    // They are not this one's, and another thread may have had the lock when it was forked.
-    if fork::is_forked() {
-        return Vec::new();
-    }
-    let mut children = Children::get();
-    children.sweep();
-    children.listed.clone()
-}
-
-/// The children of this process that still run.
-///
-/// ```
-/// assert!(multiprocess::active_children().is_empty());
-/// ```
-pub fn active_children() -> Vec<ProcessInfo> {
-    live_children().iter().map(|child| child.info.clone()).collect()
-}
-
-/// A process that waits at its end for longer says for whom.
-const WARN_AFTER: Duration = Duration::from_secs(2);
-
-/// A child that keeps this process from ending.
-pub(super) fn waited_for() -> Option<Arc<Child>> {
-    live_children().into_iter().find(is_waited_for)
-}
-
-/// Daemons are, if they have been told to end and have time left.
-fn is_waited_for(child: &Arc<Child>) -> bool {
-    !child.info.daemon || child.leaves_in().is_some()
-}
-
-fn warn_of_children() {
-    let children = live_children().into_iter().filter(is_waited_for);
-    let names: Vec<_> = children.map(|child| format!("{} (pid {})", child.info.name, child.info.pid)).collect();
-    if names.is_empty() {
-        return;
-    }
-    let (me, names) = (current_process(), names.join(", "));
-    let text = format!(
-        "multiprocess: {} (pid {}) is done and waits for its children to end: {names}. Ctrl-C ends them; what is started \
-         with `daemon(true)` is not waited for\n",
-        me.name, me.pid
-    );
-    // Without a stderr there is nobody to tell.
-    let _ = std::io::stderr().write_all(text.as_bytes());
-}
-
-/// Waits for the children that are not daemons, then ends the daemons: what a process does before it goes.
-///
-/// A program must not seem to hang: after a while it says whom it waits for, and a Ctrl-C ends them all, also if the
-/// program has a handler for that.
-pub(super) async fn wait_for_children() -> Result<()> {
-    let awaited = async {
-        while let Some(child) = waited_for() {
-            let exit = until_exit(child.pidfd.as_fd().try_clone_to_owned()?);
-            match child.leaves_in().filter(|_| child.info.daemon) {
-                Some(time) => timer::within(time, exit).await.unwrap_or(Ok(()))?,
-                None => exit.await?,
-            }
-        }
-        Ok::<_, Error>(())
-    };
-    let explain = async {
-        timer::sleep(WARN_AFTER).await;
-        warn_of_children();
-        std::future::pending::<()>().await;
-    };
-    if waited_for().is_some() {
-        tokio::select! {
-            biased;
-            done = awaited => done?,
-            () = super::shutdown::termination() => {}
-            () = explain => {}
-        }
-    }
-    for child in live_children() {
-        child.signal(rustix::process::Signal::KILL)?;
-        until_exit(child.pidfd.as_fd().try_clone_to_owned()?).await?;
-    }
-    Ok(())
-}
-
-/// [`wait_for_children`] for a process without a runtime.
-pub(super) fn blocking_wait_for_children() {
-    if fork::is_forked() {
-        return;
-    }
-    if Children::get().listed.is_empty() {
-        return;
-    }
-    let mut silence = Some(WARN_AFTER);
-    while let Some(child) = waited_for() {
-        let time = child.leaves_in().filter(|_| child.info.daemon);
-        let limit = time.into_iter().chain(silence).min();
-        if !pidfd::wait(child.pidfd.as_fd(), false, limit) && limit == silence && silence.take().is_some() {
-            warn_of_children();
-        }
-    }
-    for child in live_children() {
-        // It fails only for one that has ended.
-        let _ = child.signal(rustix::process::Signal::KILL);
-        pidfd::wait(child.pidfd.as_fd(), false, None);
-    }
-}
-
-/// The CPUs that this process may use: what affinity and the cgroup's quota leave of the machine.
+/// Returns how many CPUs this process may use, with its affinity and the quota of its control group counted in.
 ///
 /// ```
 /// assert!(multiprocess::cpu_count() >= 1);
@@ -308,7 +187,7 @@ pub fn cpu_count() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// The error of a call that needs a tokio runtime around it.
+/// The error of a call that needs a tokio runtime.
 pub(super) fn needs_runtime(what: &str) -> Error {
     Error::other(format!("{what} needs a tokio runtime with I/O enabled around it (multiprocess::run makes one)"))
 }

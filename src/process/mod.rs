@@ -1,44 +1,73 @@
 //! One child process: how it is started, what it runs, how it ends.
 //!
 //! ```text
-//! process.rs   Process, ProcessBuilder: the public face        boot.rs    what `init` finds: root, server or child
-//! client.rs    this process's connection to the fork server    server.rs  the fork server's loop
-//! function.rs  what can run elsewhere                          child.rs   from fork to exit
-//! entry.rs     function <-> address
-//! info.rs      who is who                                      protocol.rs  what they say to each other
-//! name_cleaner.rs  removes the names in /dev/shm that this process gave
-//! shutdown.rs  SIGTERM and Ctrl-C as a future
-//! task.rs    a function and its arguments as a value           group.rs   children that belong together
+//! the public face
+//!   process.rs         Process: a child, and the future of its result      info.rs       name and pid of this process and its parent
+//!   builder.rs         ProcessBuilder: options, and the start              shutdown.rs   SIGTERM and Ctrl-C as a future
+//!   boot.rs            init, run, preload; takes the role of the process   stdio.rs      where standard streams go
+//!   function.rs        the functions that can run in another process       group.rs      children that belong together
+//!   task.rs            a function and its arguments as a value
+//! in the process that starts children
+//!   client.rs          this process and its fork server                    children.rs   the list of children that run
+//!   server_start.rs    a fork server until it serves                       reports.rs    what a child sends back
+//!   server_link.rs     orders to a fork server and to its spare children   watch.rs      a descriptor of a child, watched
+//!   spares.rs          how many spare children there shall be              lifeline.rs   kills the children with this process
+//! in the processes that are started
+//!   server.rs          the loop of the fork server                         child.rs      a child from its fork to its exit
+//!   preload.rs         runs preload functions                              name_cleaner.rs  removes names from /dev/shm
+//! in all of them
+//!   origin.rs          what a process starts others from                   role.rs       hands a role to a new process
+//!   protocol.rs, order.rs, variables.rs  the messages                      entry.rs      function <-> address
+//!   executor.rs        the runtime of async functions                      outcome.rs    an encoded result
+//!   panics.rs          panics as errors
 //! ```
 #![forbid(unsafe_code)]
 
 mod boot;
+mod builder;
 mod child;
+mod children;
 mod client;
 pub(crate) mod entry;
+mod executor;
 pub(crate) mod function;
 mod group;
 mod info;
+mod lifeline;
 pub(crate) mod name_cleaner;
-#[allow(clippy::module_inception)] // STYLE: the room's face carries the room's name.
+mod order;
+mod origin;
+mod outcome;
+mod panics;
+mod preload;
+#[allow(clippy::module_inception)] // The room's face carries the room's name.
 mod process;
 mod protocol;
+mod reports;
 mod role;
 mod server;
+mod server_link;
+mod server_start;
 mod shutdown;
+mod spares;
 mod stdio;
 mod task;
+mod variables;
+mod watch;
 
-pub(crate) use boot::check_initialized;
 pub use boot::{init, preload, run};
+pub use builder::ProcessBuilder;
 pub(crate) use child::note_memory_limit;
+pub use children::active_children;
 pub(crate) use client::must_preload;
 pub use client::preloaded;
 pub use function::Function;
 pub use group::Group;
-pub use info::{ParentProcess, ProcessInfo, active_children, cpu_count, current_process, parent_process};
-pub(crate) use process::{Cause, Killer};
-pub use process::{Process, ProcessBuilder, StartMethod};
+pub use info::{ParentProcess, ProcessInfo, StartMethod, cpu_count, current_process, parent_process};
+pub(crate) use origin::check_initialized;
+pub(crate) use process::Killer;
+pub use process::Process;
+pub(crate) use reports::Cause;
 pub use shutdown::{ShutdownSignal, shutdown_signal};
 pub use stdio::Stdio;
 pub use task::Task;
@@ -46,12 +75,13 @@ pub(crate) use task::Work;
 
 #[doc(hidden)]
 pub mod private {
-    pub use super::boot::{let_an_exec_give_rights, use_program};
-    pub use super::entry::Executor;
+    pub use super::boot::let_an_exec_give_rights;
+    pub use super::executor::Executor;
     pub use super::function::{
         AFunctionPointerDoesNotSayWhichFunctionItIs, Arguments, Async,
         BorrowedDataCannotTravelUseStringForStrAndVecForSlices, Callable, CapturesNothing, NotAFunctionPointer, Owned,
         Plain, Returned,
     };
+    pub use super::origin::use_program;
     pub use crate::os::startup::{Initializer, run_initializers_after};
 }

@@ -27,10 +27,11 @@
 //! queued, and the next thread to release the lock sends it.
 #![forbid(unsafe_code)]
 
-use super::protocol::{self, Answer, CleanerRequest, Named, Ready, Role, Variables};
-use super::{boot, role};
+use super::protocol::{self, Answer, CleanerRequest, Named, Ready, Role};
+use super::variables::Variables;
+use super::{origin, role};
 use crate::error::{Error, ErrorKind, Result};
-use crate::os::{attributes::Attributes, exec, fork, named, signal, socket, socket::Sender, spawn, sync::lock};
+use crate::os::{attributes::Attributes, exec, fork, named, rights, signal, socket, socket::Sender, spawn, sync::lock};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, TryLockError};
@@ -157,7 +158,7 @@ impl Cleaners {
             socket::is_readable_within(cleaner.socket.as_fd(), ANSWER)
                 && matches!(protocol::recv::<Answer<Ready>>(cleaner.socket.as_fd()), Ok(Some((Ok(_), _))))
         };
-        self.current.as_ref().is_some_and(|cleaner| cleaner.user == own_user())
+        self.current.as_ref().is_some_and(|cleaner| cleaner.user == rights::real_user())
             && self.send(&CleanerRequest::Register(named.clone()))
             && self.current.as_ref().is_some_and(has_confirmed)
     }
@@ -165,13 +166,13 @@ impl Cleaners {
     /// Starts a cleaner and registers all names with it.
     fn start_cleaner(&mut self) -> Result<()> {
         match self.current.take() {
-            Some(former) if former.user != own_user() => self.former.push(former),
+            Some(former) if former.user != rights::real_user() => self.former.push(former),
             // It has closed its socket and is ending, or it does not answer.
             Some(gone) => gone.process.end(),
             None => {}
         }
         // A former cleaner, from when this process was this user before.
-        if let Some(at) = self.former.iter().position(|cleaner| cleaner.user == own_user()) {
+        if let Some(at) = self.former.iter().position(|cleaner| cleaner.user == rights::real_user()) {
             self.current = Some(self.former.swap_remove(at));
             if self.names.iter().all(|named| self.register(named)) {
                 return Ok(());
@@ -181,7 +182,7 @@ impl Cleaners {
         // Names of dead processes whose cleaners were killed, too.
         named::sweep();
         let failed = |error| Error::io("cannot start the process that removes names when this one is killed", error);
-        let program = boot::program()?;
+        let program = origin::program()?;
         // In this directory: a program started as `ld.so ./program` is found from here only.
         let variables = Variables::of_this_process();
         let start = || {
@@ -198,7 +199,8 @@ impl Cleaners {
             started => started?,
         };
         let _private = fork::Private::mark(socket.as_fd());
-        self.current = Some(NameCleaner { owner: std::process::id(), user: own_user(), _private, socket, process });
+        self.current =
+            Some(NameCleaner { owner: std::process::id(), user: rights::real_user(), _private, socket, process });
         let is_missing = self.names.iter().any(|named| !self.register(named));
         if is_missing { Err(failed(io::ErrorKind::BrokenPipe.into())) } else { Ok(()) }
     }
@@ -210,20 +212,12 @@ impl NameCleaner {
     }
 }
 
-/// Real user and group, as the kernel reports them of a sender.
-fn own_user() -> (u32, u32) {
-    (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw())
-}
-
 /// Runs the name cleaner of the process at the other end of `owner`, until that ends.
 pub(super) fn serve(owner: OwnedFd) -> ! {
     // It holds no stream, so that a reader that waits for the end of one does not wait for the cleaner.
-    if let Ok(nowhere) = exec::nowhere_to_write() {
-        let _ = rustix::stdio::dup2_stdout(&nowhere);
-        let _ = rustix::stdio::dup2_stderr(&nowhere);
-    }
+    let _ = exec::write_to_nobody();
     // Signals to the group of the program, or to its terminal, are not for this process.
-    let _ = rustix::process::setsid();
+    spawn::leave_session();
     // It does not keep the directory, or a mount there, busy.
     let _ = std::env::set_current_dir("/");
     signal::ignore_group_signals();

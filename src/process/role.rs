@@ -22,12 +22,12 @@
 //! Nothing here is a future.
 #![forbid(unsafe_code)]
 
-use super::boot;
-use super::protocol::{self, Addressed, Answer, Hello, Ready, Role, Variables};
+use super::origin;
+use super::protocol::{self, Addressed, Answer, Hello, Ready, Role};
+use super::variables::Variables;
 use crate::error::{Error, ErrorKind, Result};
-use crate::os::{exec, exec::Watch, image, pidfd, poll::poll, rights, signal, socket, spawn};
+use crate::os::{exec, exec::Watch, image, pidfd, poll, rights, signal, socket, spawn};
 use crate::wire::Parcel;
-use rustix::event::{PollFd, PollFlags, Timespec};
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
@@ -111,17 +111,12 @@ pub(super) fn inherited_socket() -> Result<Option<OwnedFd>, Refusal> {
 /// The socket of a process that has executed itself again, or that a tool executed by another path, and so has no mark.
 fn find_without_mark() -> Option<OwnedFd> {
     let is_role = |fd: BorrowedFd<'_>| {
-        let is_parents = socket::maker_of_pair(fd).is_some_and(|maker| maker.pid == parent());
+        let is_parents = socket::maker_of_pair(fd).is_some_and(|maker| maker.pid == spawn::parent());
         let mut room = [0; 96];
         is_parents && socket::peek(fd, &mut room).is_ok_and(|len| Hello::is_in(&room[..len.min(room.len())]))
     };
     let found = |fd: &RawFd| spawn::look_at(*fd, is_role) == Some(true);
     spawn::inherited().into_iter().find(found).and_then(|fd| spawn::take_inherited(fd).ok())
-}
-
-fn parent() -> i32 {
-    // Not by rustix, for which a parent in another pid namespace is none.
-    nix::unistd::getppid().as_raw()
 }
 
 /// Receives the role, if it is for this process and from a process that may give it one. `None`: the starter is gone.
@@ -133,11 +128,10 @@ pub(super) fn receive(socket: &OwnedFd) -> Result<Option<(Role, Parcel, u64)>, R
     if maker.pid != 0 && pid != std::process::id() {
         return Err(Refusal::Forked);
     }
-    if maker.pid != parent() {
+    if maker.pid != spawn::parent() {
         return if socket::is_hung_up(socket.as_fd()) { Ok(None) } else { Err(Refusal::Stranger) };
     }
-    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-    if !rights::are_final() && (maker.uid, maker.gid) != (uid, gid) {
+    if !rights::are_final() && (maker.uid, maker.gid) != rights::effective_user() {
         return Err(Refusal::Stranger);
     }
     signal::ignore_only(hello.ignored);
@@ -237,11 +231,8 @@ fn wait_for_answer(socket: &OwnedFd, process: &exec::Process, what: &str) -> Res
 
 /// Waits until the process has answered or ended. A stopped process would keep its starter waiting for ever, so it is an error.
 fn wait_for_either(socket: &OwnedFd, process: &exec::Process, what: &str) -> io::Result<()> {
-    let pidfd = process.pidfd();
-    let mut fds = [PollFd::new(socket, PollFlags::IN), PollFd::new(&pidfd, PollFlags::IN)];
-    let patience = Timespec::try_from(SLOW_START).ok();
     let mut has_warned = false;
-    while poll(&mut fds, patience.as_ref())? == 0 {
+    while !poll::readable(&[socket.as_fd(), process.pidfd()], Some(SLOW_START))?.contains(&true) {
         if process.is_stopped() {
             return Err(io::Error::new(io::ErrorKind::TimedOut, "it is stopped (SIGSTOP, or a debugger)"));
         }
@@ -254,7 +245,7 @@ fn wait_for_either(socket: &OwnedFd, process: &exec::Process, what: &str) -> io:
 
 fn warn_of_slow_start(pid: u32, what: &str) {
     let seconds = SLOW_START.as_secs();
-    let cause = if boot::preloads().is_empty() { "" } else { ", and has not run what is preloaded" };
+    let cause = if origin::preloads().is_empty() { "" } else { ", and has not run what is preloaded" };
     let why = format!(
         "{what} (pid {pid}) has not reached `multiprocess::run` or `init`{cause} after {seconds} s: whatever `main` does before \
          is done in each process that the program starts; still waiting"
@@ -272,7 +263,7 @@ fn ended(process: &exec::Process, what: &str) -> Error {
         None if has_ended => "nobody knows how".into(),
         None => "it closed the socket that its role comes over and went on".into(),
     };
-    let cause = boot::loader_as_cause();
+    let cause = origin::loader_as_cause();
     let why = format!("{what} ended before it was ready ({how}): does the program reach `run` or `init`?{cause}");
     Error::new(ErrorKind::Spawn, why).with_exit_status(status)
 }

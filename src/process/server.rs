@@ -28,32 +28,30 @@
 //! Nothing here is a future.
 #![forbid(unsafe_code)]
 
-use super::boot::{self, Origin};
-use super::entry::{self, Call, Executor, Outcome};
-use super::protocol::{
-    self, Answer, Base, Born, Descriptors, Order, Preparation, Ready, Reply, Report, Request, Role, Variables,
-};
-use super::{StartMethod, child, role};
-use crate::error::{Error, ErrorKind, PanicInfo, Result};
+use super::entry::Call;
+use super::info::StartMethod;
+use super::order::{Descriptors, Order};
+use super::origin::{self, Origin};
+use super::protocol::{self, Answer, Base, Born, Ready, Reply, Report, Request, Role};
+use super::variables::Variables;
+use super::{child, preload, role};
+use crate::error::{Error, ErrorKind, Result};
 use crate::os::spawn::{self, Fork, SingleThreaded};
 use crate::os::sync::lock;
 use crate::os::{
     attributes::{Attributes, Kept},
     credentials::{self, Credentials},
-    eventfd, exec, pidfd,
-    poll::poll,
-    profile, self_pipe, signal, socket,
+    directory, eventfd, exec, pidfd, poll, profile, self_pipe, signal, socket,
     socket::{Sender, Wait},
 };
 use crate::shm::family::Family;
-use crate::wire::{self, Parcel, frame};
-use rustix::event::{PollFd, PollFlags, Timespec};
+use crate::wire::{Parcel, frame};
+use rustix::process::Signal;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Mutex, OnceLock};
+use std::sync::Mutex;
 use std::time::Duration;
 
 struct Server {
@@ -108,54 +106,19 @@ struct Connection {
 /// The receiving end of the intake, until the server has started.
 static PREPARED: Mutex<Option<OwnedFd>> = Mutex::new(None);
 
-/// This process is the fork server, and runs what was preloaded.
-static PRELOADS: AtomicBool = AtomicBool::new(false);
-
-/// Of the server that takes connections here: this process, or the one that it descends from.
-static BASE: OnceLock<Base> = OnceLock::new();
-
-/// That of the server which this process descends from, if it does from one.
-pub(super) fn base() -> Option<&'static Base> {
-    BASE.get()
-}
-
-/// Once in a process that was exec'd: sees to it that it may do no more than its starter.
-pub(super) fn limit(to: &Credentials) -> io::Result<()> {
-    Credentials::limit_to(to)
-}
-
-/// The same for a child of the server whose base this is.
-pub(super) fn descend_from(base: Base) -> io::Result<()> {
-    limit(&base.credentials)?;
-    // A process descends from one server.
-    let _ = BASE.set(base);
-    Ok(())
-}
-
-/// A preload would wait for the server that waits for it.
-pub(super) fn refuse_in_preload() -> Result<()> {
-    match PRELOADS.load(Relaxed) {
-        true => Err(Error::new(
-            ErrorKind::Spawn,
-            "a preload function runs in the fork server, before it can start anything: spawn from the program itself",
-        )),
-        false => Ok(()),
-    }
-}
-
 /// The origin that the server's children inherit.
 pub(super) fn prepare_origin(program: OwnedFd, root_lifeline: OwnedFd) -> io::Result<()> {
     let (theirs, ours) = socket::packet_pair()?;
     // Who finds no room, because this process is stopped, starts a server of its own.
     socket::limit_sends(theirs.as_fd(), STARTER_LIMIT)?;
-    boot::set_origin(Origin { program, root_lifeline: Some(root_lifeline), intake: Some(theirs) });
+    origin::set_origin(Origin { program, root_lifeline: Some(root_lifeline), intake: Some(theirs) });
     *lock(&PREPARED) = Some(ours);
     Ok(())
 }
 
 /// The whole life of the fork server.
-pub(super) fn serve(starter: OwnedFd, preload: &[Call], single: Option<SingleThreaded>) -> ! {
-    let started = Server::start(starter.as_fd(), preload, single);
+pub(super) fn serve(starter: OwnedFd, preloads: &[Call], single: Option<SingleThreaded>) -> ! {
+    let started = Server::start(starter.as_fd(), preloads, single);
     match started {
         Ok(mut server) => {
             server.connect(starter);
@@ -170,19 +133,19 @@ pub(super) fn serve(starter: OwnedFd, preload: &[Call], single: Option<SingleThr
 }
 
 impl Server {
-    fn start(starter: std::os::fd::BorrowedFd<'_>, preload: &[Call], single: Option<SingleThreaded>) -> Result<Self> {
+    fn start(starter: BorrowedFd<'_>, preloads: &[Call], single: Option<SingleThreaded>) -> Result<Self> {
         let failed = |error| protocol::spawn_error("the fork server cannot start", error);
         let gone = || Error::new(ErrorKind::Spawn, "the root process is gone");
-        let lifeline = boot::origin()?.root_lifeline.as_ref().ok_or_else(gone)?;
+        let lifeline = origin::origin()?.root_lifeline.as_ref().ok_or_else(gone)?;
         let tie = signal::reopen(lifeline.as_fd()).and_then(signal::die_with).map_err(failed)?.ok_or_else(gone)?;
-        PRELOADS.store(true, Relaxed);
-        let mut has_preloaded = !preload.is_empty();
-        run_for(starter, preload)?;
-        while let Some(call) = next_preload(starter).map_err(failed)? {
+        origin::set_preloading(true);
+        let mut has_preloaded = !preloads.is_empty();
+        preload::run_for(starter, preloads)?;
+        while let Some(call) = preload::next_preload(starter).map_err(failed)? {
             has_preloaded = true;
-            run_for(starter, &[call])?;
+            preload::run_for(starter, &[call])?;
         }
-        PRELOADS.store(false, Relaxed);
+        origin::set_preloading(false);
         if has_preloaded {
             profile::write(); // Its children count for themselves.
         }
@@ -194,10 +157,7 @@ impl Server {
         }
         let _ = std::io::stdout(); // Made here once rather than in every child.
         child::rehearse(Some(socket::packet_pair().map_err(failed)?))?;
-        let nowhere = exec::nowhere_to_write().map_err(failed)?;
-        rustix::stdio::dup2_stdout(&nowhere)
-            .and_then(|()| rustix::stdio::dup2_stderr(&nowhere))
-            .map_err(|e| failed(e.into()))?;
+        exec::write_to_nobody().map_err(failed)?;
         if single.is_none() {
             signal::ignore_group_signals();
         }
@@ -231,7 +191,7 @@ impl Server {
         let (credentials, umask) = Credentials::look(&mut credentials::Kept::default()).map_err(failed)?;
         let attributes = Attributes::of_this_process(&mut Kept::default(), umask);
         // A server starts once.
-        let _ = BASE.set(Base { credentials, attributes: attributes.clone() });
+        origin::set_base(Base { credentials, attributes: attributes.clone() });
         let ready = Answer::<Ready>::Ok(Ready { must_exec: single.is_none(), attributes });
         protocol::send(starter, &ready, &[], &[]).map_err(failed)?;
         server.watch_family();
@@ -324,15 +284,12 @@ impl Server {
         let watched = self.watched.iter().map(|(_, pidfd)| pidfd.as_fd());
         let own = self.own[..=INTAKE].iter().map(AsFd::as_fd).chain([self.claims]);
         let all: Vec<_> = own.chain(connections).chain(watched).collect();
-        let mut fds: Vec<PollFd<'_>> = all.iter().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
-        // Out of kernel memory, or of descriptors that may be polled: look at everything soon, which is slow and right,
-        // as nothing that is looked at here waits for what has not come.
-        let limit = self.has_unwatched.then(|| Timespec::try_from(UNWATCHED).ok()).flatten();
-        let polled = poll(&mut fds, limit.as_ref());
-        if polled.is_err() {
+        poll::readable(&all, self.has_unwatched.then_some(UNWATCHED)).unwrap_or_else(|_| {
+            // Out of kernel memory, or of descriptors that may be polled: check everything soon, which is slow and right,
+            // as no check waits for what has not come.
             std::thread::sleep(UNPOLLED);
-        }
-        fds.iter().map(|fd| polled.is_err() || !fd.revents().is_empty()).collect()
+            vec![true; all.len()]
+        })
     }
 
     /// A child of the connection at `at` that waits for its order, like this process in its environment. `order` is what this process
@@ -357,7 +314,7 @@ impl Server {
             Fork::Parent(pid) => Ok(Unordered { pid, pidfd: pidfd::open(pid)?, socket: ours }),
             Fork::Child => {
                 let directory = self.connections[at].directory.as_ref();
-                let moved = directory.map_or(Ok(()), |directory| Ok(rustix::process::fchdir(directory)?));
+                let moved = directory.map_or(Ok(()), |directory| directory::enter(directory));
                 self.private(&mut private);
                 private.push(ours);
                 let is_ordered = order.is_some();
@@ -473,7 +430,7 @@ impl Server {
             match pidfd.try_clone() {
                 Ok(watched) => self.watched.push((pid, watched)),
                 Err(error) => {
-                    let _ = pidfd::signal(pidfd.as_fd(), rustix::process::Signal::KILL);
+                    let _ = pidfd::signal(pidfd.as_fd(), Signal::KILL);
                     pidfd::wait(pidfd.as_fd(), false, None);
                     pidfd::reap(pidfd.as_fd());
                     return Err(failed(error));
@@ -538,14 +495,14 @@ impl Server {
         mut fds: Descriptors,
     ) -> io::Result<(u32, OwnedFd, OwnedFd)> {
         let connection = &self.connections[at];
-        let origin = boot::origin().map_err(io::Error::other)?;
+        let origin = origin::origin().map_err(io::Error::other)?;
         order.has_directory = connection.directory.is_some();
         fds.directory = connection.directory.as_ref().map(|directory| directory.try_clone()).transpose()?;
         let variables = connection.environment.with(&order.variables);
         let family = Family::get()?;
         let settle = [Some(&origin.program), origin.root_lifeline.as_ref(), origin.intake.as_ref()];
         let settle: Vec<_> = settle.into_iter().flatten().map(AsFd::as_fd).chain(family.descriptors()).collect();
-        let role = Role::Child { base: base().cloned().unwrap_or_default() };
+        let role = Role::Child { base: origin::base().cloned().unwrap_or_default() };
         let (socket, theirs) = socket::packet_pair()?;
         // An ignored SIGCHLD would be inherited, and a failed exec could not be waited for; and the pid is its own until
         // it is reaped.
@@ -604,7 +561,7 @@ impl Server {
 
 /// Sends `signal` to a child of this process, and to nobody else.
 fn pass_on(signal: i32, child: &OwnedFd) {
-    if let Some(signal) = rustix::process::Signal::from_named_raw(signal)
+    if let Some(signal) = Signal::from_named_raw(signal)
         && pidfd::is_child(child.as_fd())
     {
         // It may have ended meanwhile; and what this process may not, its starter might not either.
@@ -616,54 +573,6 @@ fn recover(pid: u32, pidfd: &OwnedFd) {
     if let Ok(family) = Family::get() {
         family.recover(pid, pidfd.as_fd());
     }
-}
-
-/// Who started this process, while it runs what was preloaded.
-static STARTER: Mutex<Option<OwnedFd>> = Mutex::new(None);
-
-/// Tells the starter of a panic in a preload that ends this process (`panic = "abort"`), as the panic hook sees it.
-fn report_panic(panic: &PanicInfo) {
-    let Ok(starter) = STARTER.try_lock() else { return };
-    if let Some(starter) = &*starter {
-        let error = preload_failed(Error::new(ErrorKind::Panicked, panic.message()).with_panic(panic.clone()));
-        // Nobody needs to know if the starter is gone.
-        let _ = protocol::send(starter.as_fd(), &Answer::<Ready>::Err(error), &[], &[]);
-    }
-}
-
-fn preload_failed(error: Error) -> Error {
-    Error::new(ErrorKind::Spawn, format!("a preload function failed: {error}")).with_source(error)
-}
-
-/// What the starter has to preload beyond that which came with the role, as it comes; `None` when it wants children.
-fn next_preload(starter: BorrowedFd<'_>) -> io::Result<Option<Call>> {
-    match protocol::recv::<Preparation>(starter)? {
-        Some((Preparation::Preload(call), _)) => Ok(Some(call)),
-        Some((Preparation::Serve, _)) => Ok(None),
-        None => spawn::exit_now(0), // It has let go of this server before it had a child.
-    }
-}
-
-/// Runs what is preloaded; a panic that ends this process is told to the starter.
-fn run_for(starter: BorrowedFd<'_>, preload: &[Call]) -> Result<()> {
-    if preload.is_empty() {
-        return Ok(());
-    }
-    *lock(&STARTER) = starter.try_clone_to_owned().ok();
-    entry::on_fatal_panic(report_panic);
-    let done = entry::outside_runtime(|| run_preloads(preload));
-    *lock(&STARTER) = None;
-    done.map_err(|error| protocol::spawn_error("the fork server cannot start", error))?
-}
-
-fn run_preloads(preload: &[Call]) -> Result<()> {
-    for call in preload {
-        let mut executor = Executor::default();
-        let nothing = wire::encode(&())?.payload(&()).to_vec();
-        let outcome = call.run(Parcel { bytes: nothing, fds: Vec::new() }, &mut executor);
-        Outcome::read::<()>(Parcel { bytes: outcome.parts().concat(), fds: Vec::new() }).map_err(preload_failed)?;
-    }
-    Ok(())
 }
 
 /// Whether the exit status of a reaped process can be had through its pidfd: tried once, with a child that ends.

@@ -1,7 +1,8 @@
-//! SIGTERM and Ctrl-C as a future, and what a program that listens to them does not miss.
+//! SIGTERM and Ctrl-C as a future that misses none.
 //!
-//! tokio tells of a signal only who listened when it came. Calls come and go (in a `select!` in a loop, say), so one pair
-//! of listeners stays from the first call on, and counts; it wakes all calls that wait, and each looks for itself.
+//! tokio reports a signal only to listeners that exist when it arrives. Calls of [`shutdown_signal`] come and go (in a
+//! `select!` in a loop, for example), so one pair of listeners lives from the first call on and counts the signals. A signal
+//! wakes all calls that wait, and each reads the count.
 #![forbid(unsafe_code)]
 
 use crate::error::{Error, Result};
@@ -13,18 +14,18 @@ use std::task::{Context, Poll, Wake, Waker};
 use tokio::signal::unix::{Signal, SignalKind};
 use tokio::sync::Notify;
 
-/// The signal that [`shutdown_signal`] heard.
+/// The signal that [`shutdown_signal`] returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ShutdownSignal {
     /// SIGINT: Ctrl-C.
     Interrupt,
-    /// SIGTERM: what service managers, container runtimes and `kill` send.
+    /// SIGTERM, which service managers, container runtimes and `kill` send.
     Terminate,
 }
 
 impl ShutdownSignal {
-    /// The exit code by which shells and service managers know a program that was ended by this signal: 130 or 143.
+    /// Returns the exit code that shells and service managers expect of a program ended by this signal: 130 or 143.
     ///
     /// ```
     /// assert_eq!(multiprocess::ShutdownSignal::Interrupt.exit_code(), 130);
@@ -46,19 +47,7 @@ impl fmt::Display for ShutdownSignal {
     }
 }
 
-/// Waits until this process is asked to end: by SIGTERM, or by SIGINT, which Ctrl-C sends.
-///
-/// From the first poll on these signals no longer end the process by themselves; what happens is this program's decision.
-/// A signal that the program ignored when it began (`nohup`, `env --ignore-signal`, a shell's `&`) stays ignored.
-///
-/// Each call waits for one signal, and all calls that wait then hear it. A later call waits for the next one: a second
-/// Ctrl-C, during a long [`Pool::shutdown`](crate::Pool::shutdown) say, does nothing unless a call waits for it. What
-/// came since the last call returned counts, several as one.
-///
-/// The workers of a pool and the process of a manager are not hit by the Ctrl-C that a terminal sends to everybody;
-/// other children are, unless [`shield_signals`](crate::ProcessBuilder::shield_signals) is set.
-///
-/// Cancel safe: a signal that comes while no call waits is heard by the next call.
+/// Waits until this process is asked to end, by SIGTERM or by SIGINT (Ctrl-C), and returns which signal it was.
 ///
 /// ```
 /// use multiprocess::{self as mp, Pool};
@@ -84,7 +73,15 @@ impl fmt::Display for ShutdownSignal {
 /// }
 /// ```
 ///
-/// Several pools share one grace if they are shut down at once: `tokio::join!(a.shutdown(grace), b.shutdown(grace))`.
+/// - From the first poll on these signals no longer end the process; the program decides what to do.
+/// - All calls that wait return the same signal. A later call waits for the next one. So a second Ctrl-C, during a
+///   long [`Pool::shutdown`](crate::Pool::shutdown) for example, does nothing unless another call waits for it.
+/// - A signal that arrives while no call waits is returned by the next call; several count as one. So dropping the future loses
+///   nothing.
+/// - A signal that the program ignored at its start (`nohup`, `env --ignore-signal`, a shell's `&`) stays ignored.
+/// - Pool workers and manager processes do not react to Ctrl-C. Other children do, unless
+///   [`shield_signals`](crate::ProcessBuilder::shield_signals) is set.
+/// - Several pools share one grace if they are shut down together: `tokio::join!(a.shutdown(grace), b.shutdown(grace))`.
 ///
 /// # Errors
 /// `Io` outside a tokio runtime, or in one without its I/O driver.
@@ -100,8 +97,8 @@ pub async fn shutdown_signal() -> Result<ShutdownSignal> {
     }
 }
 
-/// While a process waits for its children: resolves when it is told to end, by a signal that would otherwise only reach a
-/// handler of the program. One that has its default action needs nobody.
+/// Resolves when this process is asked to end by a signal for which the program has a handler. A signal with its default
+/// action needs no listener. Used while the process waits for its children.
 pub(super) async fn termination() {
     let kinds = KINDS.iter().filter(|(kind, _)| signal::has_handler(kind.as_raw_value()));
     match Listeners::of(kinds) {
@@ -113,7 +110,7 @@ pub(super) async fn termination() {
 const KINDS: [(SignalKind, ShutdownSignal); 2] =
     [(SignalKind::interrupt(), ShutdownSignal::Interrupt), (SignalKind::terminate(), ShutdownSignal::Terminate)];
 
-/// Hear what comes from their making on.
+/// Listeners for the signals that arrive after they were made.
 struct Listeners(Vec<(Signal, ShutdownSignal)>);
 
 impl Listeners {
@@ -134,12 +131,12 @@ impl Listeners {
         .await
     }
 
-    /// Takes what has come. What comes later is [`NOTIFY`].
+    /// Takes the signal that has arrived. A later one notifies [`NOTIFY`].
     fn take(&mut self) -> Option<ShutdownSignal> {
         let waker = Waker::from(Arc::new(WakeAll));
         let mut context = Context::from_waker(&waker);
         let mut came = self.0.iter_mut().filter_map(|(signal, name)| {
-            // Nobody's share of polls: it must not say that nothing came when something did.
+            // Without tokio's budget, which could make it pending though a signal has arrived.
             let came = std::pin::pin!(tokio::task::unconstrained(signal.recv())).poll(&mut context).is_ready();
             came.then_some(*name)
         });
@@ -148,7 +145,7 @@ impl Listeners {
     }
 }
 
-/// Something has come for those who wait.
+/// Notified when a signal has arrived.
 static NOTIFY: Notify = Notify::const_new();
 
 struct WakeAll;
@@ -159,11 +156,11 @@ impl Wake for WakeAll {
     }
 }
 
-/// What has come since the first call.
+/// The signals that have arrived since the first call.
 struct Arrived {
     listeners: Option<Listeners>,
     count: u64,
-    /// The latest of which a call has returned.
+    /// The number of the last signal that a call has returned.
     returned: u64,
     last: ShutdownSignal,
 }
@@ -180,7 +177,7 @@ impl Arrived {
         Ok(arrived)
     }
 
-    /// What came after the `from`th.
+    /// The last signal, if it arrived after number `from`.
     fn since(&mut self, from: u64) -> Option<ShutdownSignal> {
         if let Some(signal) = self.listeners.as_mut().and_then(Listeners::take) {
             (self.count, self.last) = (self.count + 1, signal);

@@ -1,4 +1,4 @@
-//! Where a child's standard streams go.
+//! The standard streams of a child.
 #![forbid(unsafe_code)]
 
 use crate::os::{exec, refuse, spawn};
@@ -6,7 +6,10 @@ use std::fs::File;
 use std::io::{self, PipeReader, PipeWriter};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// Where a child's standard stream goes; children inherit theirs unless told otherwise.
+/// Describes a standard stream of a child: inherited, `/dev/null`, a pipe or a file.
+///
+/// Given to [`ProcessBuilder::stdin`](crate::ProcessBuilder::stdin), `stdout` and `stderr`. The default is
+/// [`inherit`](Self::inherit).
 ///
 /// ```
 /// use multiprocess::{self as mp, Process, Stdio};
@@ -37,17 +40,18 @@ enum Inner {
 }
 
 impl Stdio {
-    /// The stream of the process that spawns, as it is at the spawn.
+    /// Uses the stream of the spawning process, as it is at the spawn.
     pub fn inherit() -> Self {
         Self(Inner::Inherit)
     }
 
-    /// `/dev/null`.
+    /// Uses `/dev/null`: reads end at once, and writes go nowhere.
     pub fn null() -> Self {
         Self(Inner::Null)
     }
 
-    /// A pipe whose other end the `Process` holds.
+    /// Makes a pipe, of which the [`Process`](crate::Process) holds the other end; see
+    /// [`take_stdout`](crate::Process::take_stdout).
     pub fn piped() -> Self {
         Self(Inner::Piped)
     }
@@ -80,7 +84,7 @@ impl From<File> for Stdio {
     }
 }
 
-/// The child's ends of its three streams, and ours of those that are piped.
+/// The child's ends of its three streams, and this process's ends of those that are piped.
 #[derive(Default)]
 pub(super) struct Streams {
     theirs: [Option<Stream>; 3],
@@ -126,7 +130,7 @@ impl Streams {
         Ok(streams)
     }
 
-    /// What the child gets; a stream that is closed here is missing.
+    /// The streams for the child; a stream that is closed in this process is missing.
     pub(super) fn theirs(&self) -> [Option<BorrowedFd<'_>>; 3] {
         self.theirs.each_ref().map(|stream| match stream {
             Some(Stream::Own(fd)) => Some(fd.as_fd()),
@@ -135,8 +139,8 @@ impl Streams {
         })
     }
 
-    /// Closes our copies of the child's ends, so that its end of a pipe is the only one.
-    pub(super) fn let_go(&mut self) {
+    /// Closes this process's copies of the child's ends, so that the child's end of a pipe is the only one.
+    pub(super) fn close_theirs(&mut self) {
         self.theirs = Default::default();
     }
 }

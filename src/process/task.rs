@@ -1,9 +1,11 @@
 //! A function and its arguments as a value.
 #![forbid(unsafe_code)]
 
-use super::entry::{Call, Executor, Outcome};
+use super::entry::Call;
+use super::executor::Executor;
 use super::function::{Arguments, Function, captures_nothing};
 use super::info;
+use super::outcome::Outcome;
 use crate::error::{Error, ErrorKind, Result};
 use crate::wire::{EncodedMessage, Parcel};
 use serde::de::DeserializeOwned;

@@ -1,0 +1,236 @@
+//! The children of this process: a handle for each, the list of those that run, and the wait for them at the end.
+#![forbid(unsafe_code)]
+
+use super::info::{ProcessInfo, current_process, until_exit};
+use super::protocol::{self, Request};
+use super::shutdown;
+use crate::error::{Error, Result};
+use crate::os::sync::lock;
+use crate::os::{fork, pidfd, refuse, socket, socket::Wait, timer};
+use crate::shm::family::Family;
+use crate::wire::frame;
+use rustix::process::Signal;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::ExitStatus;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::time::{Duration, Instant};
+
+/// A child of this process.
+pub(super) struct Child {
+    pub(super) info: ProcessInfo,
+    pub(super) pidfd: Arc<OwnedFd>,
+    /// Its exit comes as a report, not by the kernel.
+    pub(super) reports_exit: bool,
+    /// The connection it was ordered over: it hangs up when the server, which reaps the child, is gone.
+    server: Arc<OwnedFd>,
+    status: OnceLock<ExitStatus>,
+    /// Once it has it is so for ever.
+    has_ended: AtomicBool,
+    /// It has been told to end, and has this long.
+    leaves_by: OnceLock<Instant>,
+}
+
+impl Child {
+    pub(super) fn new(info: ProcessInfo, pidfd: OwnedFd, reports_exit: bool, server: Arc<OwnedFd>) -> Self {
+        let (status, has_ended, leaves_by) = (OnceLock::new(), AtomicBool::new(false), OnceLock::new());
+        Self { info, pidfd: Arc::new(pidfd), reports_exit, server, status, has_ended, leaves_by }
+    }
+
+    /// It has been told to end, and is given this time for it when this process ends.
+    pub(super) fn leaves_within(&self, time: Duration) {
+        // The first word counts.
+        let _ = self.leaves_by.set(Instant::now() + time.min(Duration::from_secs(86400)));
+    }
+
+    /// How much of that time is left.
+    pub(super) fn leaves_in(&self) -> Option<Duration> {
+        self.leaves_by.get().and_then(|at| at.checked_duration_since(Instant::now()))
+    }
+
+    pub(super) fn is_alive(&self) -> bool {
+        let has_ended = self.has_ended.load(Relaxed) || pidfd::has_exited(self.pidfd.as_fd());
+        if has_ended {
+            self.has_ended.store(true, Relaxed);
+        }
+        !has_ended
+    }
+
+    /// A child with more rights than this process has by now is signalled by the server that it came from; so is any where
+    /// this process has no such call (under valgrind).
+    pub(super) fn signal(&self, signal: Signal) -> io::Result<()> {
+        match pidfd::signal(self.pidfd.as_fd(), signal) {
+            Err(error) if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::Unsupported) => {
+                let request = protocol::to_bytes(&Request::Signal(signal.as_raw()))?;
+                frame::send(self.server.as_fd(), &[&request], &[self.pidfd.as_fd()], Wait::No).map_err(|_| error)
+            }
+            done => done,
+        }
+    }
+
+    /// Makes sure that whoever hears from us that it has ended finds nothing held by it.
+    pub(super) fn recover(&self) {
+        if let Ok(family) = Family::get() {
+            family.recover(self.info.pid, self.pidfd.as_fd());
+        }
+    }
+
+    pub(super) fn has_server(&self) -> bool {
+        !socket::is_hung_up(self.server.as_fd())
+    }
+
+    pub(super) fn copy_of_connection(&self) -> io::Result<OwnedFd> {
+        refuse::at("dup")?;
+        self.server.try_clone()
+    }
+
+    pub(super) fn status(&self) -> Option<ExitStatus> {
+        self.status.get().copied()
+    }
+
+    pub(super) fn set_status(&self, status: ExitStatus) {
+        // Known once; the second teller says the same.
+        let _ = self.status.set(status);
+    }
+}
+
+static CHILDREN: Mutex<Children> = Mutex::new(Children { listed: Vec::new(), sweep_at: 0 });
+
+struct Children {
+    listed: Vec<Arc<Child>>,
+    /// The length at which the ended ones are thrown out: twice what was left the last time.
+    sweep_at: usize,
+}
+
+impl Children {
+    fn get() -> MutexGuard<'static, Self> {
+        lock(&CHILDREN)
+    }
+
+    fn sweep(&mut self) {
+        self.listed.retain(|child| child.is_alive());
+        self.sweep_at = 2 * self.listed.len() + 16;
+    }
+}
+
+pub(super) fn list_child(child: Arc<Child>) {
+    let mut children = Children::get();
+    if children.listed.len() >= children.sweep_at {
+        children.sweep();
+    }
+    children.listed.push(child);
+}
+
+pub(super) fn unlist_child(child: &Arc<Child>) {
+    let mut children = Children::get();
+    if let Some(at) = children.listed.iter().position(|listed| Arc::ptr_eq(listed, child)) {
+        children.listed.swap_remove(at);
+    }
+}
+
+pub(super) fn live_children() -> Vec<Arc<Child>> {
+    // They are not this one's, and another thread may have had the lock when it was forked.
+    if fork::is_forked() {
+        return Vec::new();
+    }
+    let mut children = Children::get();
+    children.sweep();
+    children.listed.clone()
+}
+
+/// Returns the children of this process that still run.
+///
+/// ```
+/// assert!(multiprocess::active_children().is_empty());
+/// ```
+pub fn active_children() -> Vec<ProcessInfo> {
+    live_children().iter().map(|child| child.info.clone()).collect()
+}
+
+/// A process that waits at its end for longer says for whom.
+const WARN_AFTER: Duration = Duration::from_secs(2);
+
+/// A child that keeps this process from ending.
+pub(super) fn waited_for() -> Option<Arc<Child>> {
+    live_children().into_iter().find(is_waited_for)
+}
+
+/// Daemons are, if they have been told to end and have time left.
+fn is_waited_for(child: &Arc<Child>) -> bool {
+    !child.info.daemon || child.leaves_in().is_some()
+}
+
+fn warn_of_children() {
+    let children = live_children().into_iter().filter(is_waited_for);
+    let names: Vec<_> = children.map(|child| format!("{} (pid {})", child.info.name, child.info.pid)).collect();
+    if names.is_empty() {
+        return;
+    }
+    let (me, names) = (current_process(), names.join(", "));
+    let text = format!(
+        "multiprocess: {} (pid {}) is done and waits for its children to end: {names}. Ctrl-C ends them; what is started \
+         with `daemon(true)` is not waited for\n",
+        me.name, me.pid
+    );
+    // Without a stderr there is nobody to tell.
+    let _ = std::io::stderr().write_all(text.as_bytes());
+}
+
+/// Waits for the children that are not daemons, then ends the daemons: what a process does before it goes.
+///
+/// A program must not seem to hang: after a while it says whom it waits for, and a Ctrl-C ends them all, also if the
+/// program has a handler for that.
+pub(super) async fn wait_for_children() -> Result<()> {
+    let awaited = async {
+        while let Some(child) = waited_for() {
+            let exit = until_exit(child.pidfd.as_fd().try_clone_to_owned()?);
+            match child.leaves_in().filter(|_| child.info.daemon) {
+                Some(time) => timer::within(time, exit).await.unwrap_or(Ok(()))?,
+                None => exit.await?,
+            }
+        }
+        Ok::<_, Error>(())
+    };
+    let explain = async {
+        timer::sleep(WARN_AFTER).await;
+        warn_of_children();
+        std::future::pending::<()>().await;
+    };
+    if waited_for().is_some() {
+        tokio::select! {
+            biased;
+            done = awaited => done?,
+            () = shutdown::termination() => {}
+            () = explain => {}
+        }
+    }
+    for child in live_children() {
+        child.signal(Signal::KILL)?;
+        until_exit(child.pidfd.as_fd().try_clone_to_owned()?).await?;
+    }
+    Ok(())
+}
+
+/// [`wait_for_children`] for a process without a runtime.
+pub(super) fn blocking_wait_for_children() {
+    if fork::is_forked() {
+        return;
+    }
+    if Children::get().listed.is_empty() {
+        return;
+    }
+    let mut silence = Some(WARN_AFTER);
+    while let Some(child) = waited_for() {
+        let time = child.leaves_in().filter(|_| child.info.daemon);
+        let limit = time.into_iter().chain(silence).min();
+        if !pidfd::wait(child.pidfd.as_fd(), false, limit) && limit == silence && silence.take().is_some() {
+            warn_of_children();
+        }
+    }
+    for child in live_children() {
+        // It fails only for one that has ended.
+        let _ = child.signal(Signal::KILL);
+        pidfd::wait(child.pidfd.as_fd(), false, None);
+    }
+}

@@ -1,0 +1,64 @@
+//! The runtime that async functions run on in a child.
+#![forbid(unsafe_code)]
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::os::spawn;
+use tokio_util::sync::CancellationToken;
+
+/// The runtime that async functions run on: made at the first one, so that plain functions never pay for it, and
+/// kept for the next.
+#[doc(hidden)]
+#[derive(Default)]
+pub struct Executor {
+    own: Option<tokio::runtime::Runtime>,
+    /// A runtime that is there already, and the token that ends a wait in it.
+    outer: Option<(tokio::runtime::Handle, CancellationToken)>,
+}
+
+impl Executor {
+    /// An executor that drives async functions from a blocking thread of `runtime`, until they are cancelled.
+    pub(super) fn inside(runtime: tokio::runtime::Handle, cancelled: CancellationToken) -> Self {
+        Self { own: None, outer: Some((runtime, cancelled)) }
+    }
+
+    pub(super) fn run<R>(&mut self, future: impl Future<Output = R>) -> Result<R> {
+        if let Some((runtime, cancelled)) = &self.outer {
+            let value = runtime.block_on(cancelled.run_until_cancelled(future));
+            return value.ok_or_else(|| Error::new(ErrorKind::Cancelled, "nobody waits for the task any more"));
+        }
+        Ok(self.runtime()?.block_on(future))
+    }
+
+    pub(super) fn has_runtime(&self) -> bool {
+        self.own.is_some()
+    }
+
+    /// The current-thread runtime itself.
+    pub(crate) fn runtime(&mut self) -> Result<&tokio::runtime::Runtime> {
+        match &mut self.own {
+            Some(runtime) => Ok(runtime),
+            none => {
+                let built = tokio::runtime::Builder::new_current_thread().enable_all().build();
+                Ok(none.insert(built.map_err(|error| Error::io("cannot build a tokio runtime in the child", error))?))
+            }
+        }
+    }
+}
+
+/// Runs `work` where no runtime is entered, as a process's function is to find it. Where one is, because `init` was called
+/// inside `#[tokio::main]`, that is a thread of its own; an error means that it could not be had.
+pub(super) fn outside_runtime<R: Send>(work: impl FnOnce() -> R + Send) -> std::io::Result<R> {
+    if !is_inside_runtime() {
+        return Ok(work());
+    }
+    std::thread::scope(|scope| {
+        // Called as the thread is that it stands for, and with as much stack.
+        let builder = std::thread::Builder::new().name("main".into()).stack_size(spawn::main_stack());
+        let thread = builder.spawn_scoped(scope, work)?;
+        Ok(thread.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload)))
+    })
+}
+
+pub(super) fn is_inside_runtime() -> bool {
+    tokio::runtime::Handle::try_current().is_ok()
+}

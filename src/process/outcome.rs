@@ -1,0 +1,109 @@
+//! The encoded result of a function, or its error, on its way back.
+#![forbid(unsafe_code)]
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::wire::{self, Attachment, Message, Parcel};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// What came of a call, encoded, on its way back.
+pub(crate) struct Outcome(Box<dyn Encoded>);
+
+/// The last byte of an outcome's payload: so what is large is not moved to take it off.
+pub(super) const VALUE: &[u8] = &[0];
+const ERROR: &[u8] = &[1];
+const TEXT: u8 = 2;
+
+/// The tag of an outcome that is a value.
+pub(crate) const IS_VALUE: u8 = VALUE[0];
+/// The largest tag that an outcome has.
+pub(crate) const LAST_TAG: u8 = TEXT;
+
+/// An error as the tag and the payload of an outcome.
+pub(crate) fn encode_error(error: &Error) -> (u8, Vec<u8>) {
+    match wire::encode(error) {
+        Ok(message) => (ERROR[0], message.payload(error).to_vec()),
+        // An error is made of texts and numbers; if even that fails, its text still travels.
+        Err(_) => (TEXT, error.to_string().into_bytes()),
+    }
+}
+
+impl Outcome {
+    pub(super) fn value<R: Serialize + 'static>(value: R) -> Result<Self> {
+        let message = wire::encode(&value)?;
+        Ok(Self(Box::new(EncodedResult { tag: VALUE, value: message.needed(value), message })))
+    }
+
+    pub(crate) fn error(error: Error) -> Self {
+        match wire::encode(&error) {
+            Ok(message) => Self(Box::new(EncodedResult { tag: ERROR, value: Some(error), message })),
+            // An error is made of texts and numbers; if even that fails, its text still travels.
+            Err(_) => Self(Box::new(error.to_string().into_bytes())),
+        }
+    }
+
+    /// The payload, in two parts to be sent one after the other.
+    pub(crate) fn parts(&self) -> [&[u8]; 2] {
+        self.0.parts()
+    }
+
+    pub(crate) fn attachments(&self) -> &[Attachment] {
+        self.0.attachments()
+    }
+
+    /// The result that `parts` and `attachments` brought here.
+    pub(crate) fn read<R: DeserializeOwned + 'static>(mut parcel: Parcel) -> Result<R> {
+        match parcel.bytes.pop() {
+            Some(0) => wire::decode(parcel),
+            Some(1) => Err(wire::decode(parcel)?),
+            Some(_) => Err(Error::other(String::from_utf8_lossy(&parcel.bytes).into_owned())),
+            None => Err(Error::new(ErrorKind::Decode, "an outcome without content")),
+        }
+    }
+}
+
+impl Outcome {
+    /// The result that a [`Batch`] was told.
+    #[inline]
+    pub(crate) fn read_reported<R>(tag: u8, bytes: &[u8], fds: Vec<std::os::fd::OwnedFd>) -> Result<R>
+    where
+        R: DeserializeOwned + 'static,
+    {
+        match tag {
+            IS_VALUE => wire::decode_bytes(bytes, fds),
+            1 => Err(wire::decode_bytes(bytes, fds)?),
+            _ => Err(Error::other(String::from_utf8_lossy(bytes).into_owned())),
+        }
+    }
+}
+
+trait Encoded {
+    fn parts(&self) -> [&[u8]; 2];
+    fn attachments(&self) -> &[Attachment];
+}
+
+struct EncodedResult<R> {
+    tag: &'static [u8],
+    value: Option<R>,
+    message: Message,
+}
+
+impl<R: 'static> Encoded for EncodedResult<R> {
+    fn parts(&self) -> [&[u8]; 2] {
+        [self.message.payload_of(self.value.as_ref()), self.tag]
+    }
+
+    fn attachments(&self) -> &[Attachment] {
+        &self.message.attachments
+    }
+}
+
+impl Encoded for Vec<u8> {
+    fn parts(&self) -> [&[u8]; 2] {
+        [self, &[TEXT]]
+    }
+
+    fn attachments(&self) -> &[Attachment] {
+        &[]
+    }
+}

@@ -1,0 +1,118 @@
+//! Panics of user code: noted where they happen, turned into errors, reported where they end the process.
+#![forbid(unsafe_code)]
+
+use super::info::current_process;
+use crate::error::{Error, ErrorKind, PanicInfo, Result};
+use crate::os::memory;
+use crate::os::sync::unpoisoned;
+use std::any::Any;
+use std::cell::RefCell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::RwLock;
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+
+thread_local! {
+    /// The last panic of this thread, as the hook saw it.
+    static LAST_PANIC: RefCell<Option<PanicInfo>> = const { RefCell::new(None) };
+}
+
+/// From now on panics of this process are noted where they happen, and printed as before.
+pub(crate) fn note_panics() {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        memory::use_spare();
+        print(panic);
+        let message = text_of(panic.payload());
+        let is_fatal = cfg!(panic = "abort") || CANNOT_UNWIND.contains(&&*message);
+        let backtrace = match wants_backtraces() {
+            true => std::backtrace::Backtrace::force_capture().to_string(),
+            false => String::new(),
+        };
+        let noted = PanicInfo::new(message, panic.location().map(ToString::to_string), backtrace);
+        let report = ON_FATAL_PANIC.try_read().ok().and_then(|report| *report);
+        if is_fatal && let Some(report) = report {
+            // The panic that must not leave a function says more than the one which says that it must not.
+            let first = LAST_PANIC.try_with(|last| last.try_borrow_mut().ok().and_then(|mut last| last.take()));
+            return report(&first.ok().flatten().unwrap_or(noted));
+        }
+        // A panic while the thread ends, or inside this very hook, is printed and not noted.
+        let _ = LAST_PANIC.try_with(|last| last.try_borrow_mut().map(|mut last| *last = Some(noted)));
+    }));
+}
+
+/// What the language panics with where a panic comes to a place that it must not leave, and the process aborts.
+const CANNOT_UNWIND: [&str; 2] = ["panic in a function that cannot unwind", "panic in a destructor during cleanup"];
+
+static ON_FATAL_PANIC: RwLock<Option<fn(&PanicInfo)>> = RwLock::new(None);
+
+/// Has `tell` hand over a panic that ends this process, before it does: after it nothing of ours runs any more.
+pub(crate) fn on_fatal_panic(report: fn(&PanicInfo)) {
+    *unpoisoned(ON_FATAL_PANIC.write()) = Some(report);
+}
+
+/// Whether the builder of this process has asked for the stacks of panics: 0 if it has said nothing, 1 for no, 2 for yes.
+static BACKTRACES: AtomicU8 = AtomicU8::new(0);
+
+pub(crate) fn keep_backtraces(yes: Option<bool>) {
+    BACKTRACES.store(yes.map_or(0, |yes| 1 + u8::from(yes)), Relaxed);
+}
+
+/// As std decides it for a `Backtrace`. Not remembered: the fork server has another environment than its children.
+fn wants_backtraces() -> bool {
+    let variables = ["RUST_LIB_BACKTRACE", "RUST_BACKTRACE"];
+    match BACKTRACES.load(Relaxed) {
+        0 => variables.into_iter().find_map(std::env::var_os).is_some_and(|value| value != "0"),
+        said => said == 2,
+    }
+}
+
+/// What a panic's payload says.
+pub(crate) fn text_of(payload: &(dyn Any + Send)) -> String {
+    let text = payload.downcast_ref::<&str>().map(ToString::to_string);
+    let text = text.or_else(|| payload.downcast_ref::<String>().cloned());
+    text.unwrap_or_else(|| "a panic without a text".into())
+}
+
+/// Forgets the last panic, before a batch of calls of which each may panic.
+pub(super) fn forget_last() {
+    LAST_PANIC.set(None);
+}
+
+/// Runs `work`; a panic becomes an error that tells where and why.
+pub(crate) fn catch_panic<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    LAST_PANIC.with_borrow_mut(|last| drop(last.take_if(|_| true)));
+    catch_next_panic(work)
+}
+
+/// Runs user code, such as a drop, whose panic has been reported by the hook and concerns nobody else.
+pub(crate) fn survive(work: impl FnOnce()) {
+    if let Err(payload) = catch_unwind(AssertUnwindSafe(work)) {
+        discard(payload);
+    }
+}
+
+/// A payload is the user's, and its drop may panic like any other.
+#[cold]
+fn discard(payload: Box<dyn Any + Send>) {
+    if let Err(worse) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+        std::mem::forget(worse);
+    }
+}
+
+/// The same where no panic was noted since the last one became an error.
+#[inline]
+pub(super) fn catch_next_panic<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    // The state that a panic may have left half done is the function's own, or goes with the process.
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| {
+        let noted = LAST_PANIC.take().unwrap_or_else(|| {
+            // The function has set a hook of its own.
+            PanicInfo::new(text_of(&*payload), None, String::new())
+        });
+        discard(payload);
+        let who = current_process();
+        let place = noted.location().map(|place| format!(" at {place}")).unwrap_or_default();
+        let (name, pid) = (who.name(), who.pid());
+        let message = format!("{name} (pid {pid}) panicked{place}: {}", noted.message());
+        Err(Error::new(ErrorKind::Panicked, message).with_panic(noted))
+    })
+}

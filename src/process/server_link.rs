@@ -1,0 +1,396 @@
+//! One connection to a fork server: gives it orders, and gives them to its spare children.
+#![forbid(unsafe_code)]
+
+use super::children::Child;
+use super::entry::Call;
+use super::info::{self, ProcessInfo, StartMethod};
+use super::lifeline;
+use super::order::Order;
+use super::protocol::{self, Answer, Base, Born, Reply, Report, Request};
+use super::role::is_gone;
+use super::spares::Spares;
+use super::variables::Variables;
+use crate::error::Result;
+use crate::os::{
+    attributes::{Attributes, Kept},
+    credentials::{self, Credentials},
+    directory, exec, fork, pidfd,
+    proc::Activity,
+    rights, socket,
+    socket::Wait,
+};
+use crate::wire::{self, frame};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+pub(super) struct Connection {
+    /// What holds it keeps the server running, so no process that is forked from this one may.
+    _private: fork::Private,
+    pub(super) socket: Arc<OwnedFd>,
+    /// The server, if it was this process that started it.
+    pub(super) server: Option<exec::Process>,
+    /// Of the server.
+    pub(super) pid: Option<u32>,
+    /// The same, if the thread that made this connection could look into it: one that cannot is confined more.
+    pub(super) seen: Option<u32>,
+    /// The rights of who started the server, which has no more, and what its children are like unless they are told.
+    pub(super) base: Base,
+    pub(super) kept: (credentials::Kept, Kept),
+    pub(super) environment: Option<Variables>,
+    /// Device and inode of the working directory as last sent.
+    pub(super) directory: Option<directory::Identity>,
+    /// Of the last order: an answer that comes after we gave up waiting for it is not the next one's.
+    pub(super) number: u64,
+    pub(super) spares: Spares,
+}
+
+/// What a new child shall be.
+pub(super) struct Start<'a> {
+    pub(super) call: Call,
+    pub(super) name: &'a str,
+    pub(super) daemon: bool,
+    pub(super) start_method: StartMethod,
+    pub(super) variables: Variables,
+    pub(super) is_shielded: bool,
+    pub(super) leads_group: bool,
+    pub(super) backtraces: Option<bool>,
+    pub(super) directory: Option<OwnedFd>,
+    pub(super) attributes: Attributes,
+    pub(super) streams: [Option<BorrowedFd<'a>>; 3],
+    pub(super) arguments: &'a [u8],
+    pub(super) attachments: Vec<BorrowedFd<'a>>,
+}
+
+/// The child, and the socket that its outcome comes over.
+pub(super) type Started = (Arc<Child>, OwnedFd);
+
+/// What the server has to say.
+enum Received {
+    Answer(Answer<Born>, Option<OwnedFd>),
+    Spare {
+        pid: u32,
+        pidfd: OwnedFd,
+        socket: OwnedFd,
+    },
+    /// It is of no use any more.
+    Nothing,
+}
+
+/// The working directory, for a server that may know it.
+enum Directory {
+    AsBefore,
+    /// With its device and inode.
+    New(OwnedFd, directory::Identity),
+    /// Only who is in it already can be in it.
+    Closed,
+}
+
+/// What came of an order.
+pub(super) enum Ordered {
+    Started(Started),
+    /// No child was born, because the server is gone.
+    ServerGone(io::Error),
+    /// No function has begun: this server's children cannot be as they must be, for this reason. Those of one that is
+    /// started now can.
+    Elsewhere(String),
+}
+
+/// A server that has not answered for so long is looked at.
+const LOOK_AFTER: Duration = Duration::from_secs(3);
+
+/// And one that this process cannot look at, or that runs, is given up after so long.
+const SILENCE: Duration = Duration::from_secs(60);
+
+fn is_silent(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::TimedOut
+}
+
+/// From here on arguments travel as memory, which the server passes on unread.
+const INLINE: usize = 8 << 10;
+
+impl Connection {
+    pub(super) fn new(socket: OwnedFd, server: Option<exec::Process>, pid: Option<u32>, base: Base) -> Self {
+        let (environment, directory, number, spares) = (None, None, 0, Spares::default());
+        let _private = fork::Private::mark(socket.as_fd());
+        Self {
+            _private,
+            socket: Arc::new(socket),
+            server,
+            pid,
+            seen: pid.filter(|pid| rights::may_look_at(*pid) == Some(true)),
+            base,
+            kept: Default::default(),
+            environment,
+            directory,
+            number,
+            spares,
+        }
+    }
+
+    pub(super) fn order(&mut self, start: &Start<'_>) -> Result<Ordered> {
+        let failed = |error| protocol::spawn_error(format!("process {} cannot be started", start.name), error);
+        let environment = Variables::of_this_process();
+        let is_new = self.environment.as_ref() != Some(&environment);
+        let directory = match self.directory_now().map_err(failed)? {
+            Directory::AsBefore => None,
+            Directory::New(directory, identity) => Some((directory, identity)),
+            Directory::Closed => {
+                return Ok(Ordered::Elsewhere("it is in a directory that it may not enter again".into()));
+            }
+        };
+        let memory = match start.arguments {
+            arguments if arguments.len() > INLINE => {
+                Some(frame::in_memfd(&[arguments], arguments.len()).map_err(failed)?)
+            }
+            _ => None,
+        };
+        let order = Order {
+            call: start.call,
+            name: start.name.to_string(),
+            daemon: start.daemon,
+            start_method: start.start_method,
+            parent: info::current_process(),
+            is_passed_on: false,
+            environment: is_new.then(|| environment.clone()),
+            has_directory: directory.is_some(),
+            has_own_directory: start.directory.is_some(),
+            attributes: start.attributes.clone().any(),
+            variables: start.variables.clone(),
+            is_shielded: start.is_shielded,
+            leads_group: start.leads_group,
+            backtraces: start.backtraces,
+            streams: start.streams.map(|stream| stream.is_some()),
+            arguments_in_memfd: memory.as_ref().map(|_| start.arguments.len() as u64),
+        };
+        let inline = if memory.is_some() { &[][..] } else { start.arguments };
+        let mut fds: Vec<_> = start.streams.into_iter().flatten().collect();
+        fds.extend(directory.iter().map(|(fd, _)| fd.as_fd()));
+        fds.extend(start.directory.iter().map(AsFd::as_fd));
+        fds.extend(memory.iter().map(AsFd::as_fd));
+        fds.extend(&start.attachments);
+        let socket = self.socket.as_fd();
+        self.spares.learn(self.spares.coming > 0 && socket::is_readable_within(socket, Duration::ZERO));
+        if is_new || directory.is_some() {
+            self.spares.renew();
+        } else if start.start_method == StartMethod::ForkServer {
+            while let Some((pid, pidfd, report)) = self.send_to_spare(&order, inline, &fds).map_err(failed)? {
+                let attributes = match self.rights_and_attributes().map_err(failed)? {
+                    Err(others) => return Ok(Ordered::Elsewhere(others)),
+                    Ok(attributes) => attributes,
+                };
+                // One that was killed, or had waited too long when the order came, has not begun.
+                if let_begin(&report, &attributes).map_err(failed)? {
+                    self.ask_for_spares();
+                    return Ok(Ordered::Started(self.started(start, Born { pid, reports_exit: false }, pidfd, report)));
+                }
+            }
+        }
+        let (report, theirs) = socket_pair()?;
+        // Opened here, where /proc is warm, rather than in the child.
+        let tie = lifeline::reopened().map_err(failed)?;
+        fds.splice(..0, [theirs.as_fd(), tie.as_fd()]);
+        // The server takes note of these before it forks, which may fail: until it has answered, nobody knows what it has.
+        if is_new {
+            self.environment = None;
+        }
+        if directory.is_some() {
+            self.directory = None;
+        }
+        self.number += 1;
+        let request = Request::Child { number: self.number };
+        let tail = [&order.to_bytes().map_err(failed)?, inline].concat();
+        if let Err(error) = protocol::send(self.socket.as_fd(), &request, &tail, &fds) {
+            return if is_gone(&error) { Ok(Ordered::ServerGone(error)) } else { Err(failed(error)) };
+        }
+        drop(fds);
+        drop(theirs); // From here on this end hangs up if no child has the other.
+        drop(memory);
+        let attributes = match self.rights_and_attributes().map_err(failed)? {
+            Err(others) => return Ok(Ordered::Elsewhere(others)),
+            Ok(attributes) => attributes,
+        };
+        let answer = loop {
+            match self.receive_in_time() {
+                Ok(Received::Answer(answer, pidfd)) => break Ok((answer?, pidfd)),
+                // A spare that comes now was meant for this order.
+                Ok(Received::Spare { .. } | Received::Nothing) => {}
+                Err(error) => break Err(error),
+            }
+        };
+        let (born, pidfd) = match answer {
+            Ok((born, Some(pidfd))) => (born, pidfd),
+            Ok((_, None)) => return Err(failed(io::Error::other("it came without a pidfd"))),
+            // A server that is stopped has the other end of the report: nothing need ever come.
+            Err(error) => {
+                let patience = if is_silent(&error) { Duration::ZERO } else { SILENCE };
+                socket::is_readable_within(report.as_fd(), patience);
+                match Report::recv(report.as_fd(), &mut None) {
+                    // It lives, though nobody told us.
+                    Ok(Some(Report::Born(pid))) => {
+                        (Born { pid, reports_exit: false }, pidfd::open(pid).map_err(failed)?)
+                    }
+                    _ if is_gone(&error) => return Ok(Ordered::ServerGone(error)),
+                    _ => return Err(failed(error)),
+                }
+            }
+        };
+        // If it has ended, whoever waits for it learns that.
+        let_begin(&report, &attributes).map_err(failed)?;
+        if is_new {
+            self.environment = Some(environment);
+        }
+        if let Some((_, identity)) = directory {
+            self.directory = Some(identity);
+        }
+        self.ask_for_spares();
+        Ok(Ordered::Started(self.started(start, born, pidfd, report)))
+    }
+
+    fn started(&self, start: &Start<'_>, born: Born, pidfd: OwnedFd, report: OwnedFd) -> Started {
+        let (name, daemon, start_method) = (start.name.to_string(), start.daemon, Some(start.start_method));
+        let info = ProcessInfo { name, pid: born.pid, daemon, start_method };
+        (Arc::new(Child::new(info, pidfd, born.reports_exit, self.socket.clone())), report)
+    }
+
+    /// Hands an order to the spare child that has waited longest, and gives back where it will report; `None` if there
+    /// is none.
+    fn send_to_spare(
+        &mut self,
+        order: &Order,
+        arguments: &[u8],
+        fds: &[BorrowedFd<'_>],
+    ) -> io::Result<Option<(u32, OwnedFd, OwnedFd)>> {
+        while self.spares.coming > 0 {
+            let (pid, pidfd, socket) = match self.receive_in_time() {
+                Ok(Received::Spare { pid, pidfd, socket }) => (pid, pidfd, socket),
+                Ok(_) => continue,
+                // The server is gone, or one came that this process has no descriptors left for.
+                Err(_) => {
+                    self.spares.renew();
+                    break;
+                }
+            };
+            match order.send(socket.as_fd(), arguments, fds) {
+                Ok(()) => return Ok(Some((pid, pidfd, socket))),
+                // It was killed, or has waited too long.
+                Err(error) if is_gone(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
+    }
+
+    /// The attributes of this process that its children would not have by themselves; or what differs, because the rights of this
+    /// thread are not those of the server.
+    fn rights_and_attributes(&mut self) -> io::Result<Result<Option<Attributes>, String>> {
+        let (credentials, umask) = Credentials::look(&mut self.kept.0)?;
+        if credentials != self.base.credentials {
+            let differs = credentials.difference(&self.base.credentials);
+            return Ok(Err(format!("it has other rights by now: {differs}")));
+        }
+        if self.seen.and_then(rights::may_look_at) == Some(false) {
+            return Ok(Err("it is confined by now (by Landlock or another security module)".into()));
+        }
+        Ok(Ok(Attributes::of_this_process(&mut self.kept.1, umask).other_than(&self.base.attributes).any()))
+    }
+
+    /// Ends those that have come; any that still come wait in vain, for a few seconds.
+    pub(super) fn discard_spares(&mut self) {
+        self.spares.renew();
+        while socket::is_readable_within(self.socket.as_fd(), Duration::ZERO) && self.receive().is_ok() {}
+    }
+
+    /// Sees to it that the next spawn finds a spare. If that fails, the next spawn finds none.
+    fn ask_for_spares(&mut self) {
+        let Spares { coming, generation, wanted, are_refused, .. } = &mut self.spares;
+        // Some at a time: each request wakes the server, which then is in the way of the child that was just told.
+        let count = if *coming * 2 <= *wanted { wanted.saturating_sub(*coming) } else { 0 };
+        if count > 0 && !*are_refused {
+            let request = Request::Spares { count, generation: *generation };
+            if protocol::send(self.socket.as_fd(), &request, &[], &[]).is_ok() {
+                *coming += count;
+            }
+        }
+    }
+
+    /// [`receive`](Self::receive), unless the server is stopped or frozen, or silent for longer than anything that it does takes. What it was
+    /// told it does when it goes on; a child that is born then finds nobody to report to, and does nothing.
+    fn receive_in_time(&mut self) -> io::Result<Received> {
+        let (start, mut before) = (Instant::now(), None::<Activity>);
+        while !socket::is_readable_within(self.socket.as_fd(), LOOK_AFTER) {
+            let now = self.pid.and_then(Activity::of);
+            let is_idle = now.zip(before).is_some_and(|(now, before)| now.is_idle_since(before));
+            before = now;
+            let is_stopped = self.server.as_ref().is_some_and(exec::Process::is_stopped);
+            let why = if is_stopped || now.is_some_and(Activity::is_stopped) {
+                "the fork server is stopped (SIGSTOP, or a debugger)".to_string()
+            } else if is_idle {
+                format!("the fork server has not run for {LOOK_AFTER:?} (is its control group frozen?)")
+            } else if start.elapsed() > SILENCE {
+                format!("the fork server has not answered for {SILENCE:?}")
+            } else {
+                continue;
+            };
+            return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+        }
+        self.receive()
+    }
+
+    fn receive(&mut self) -> io::Result<Received> {
+        let Some((reply, parcel)) = protocol::recv::<Reply>(self.socket.as_fd())? else {
+            return Err(io::ErrorKind::ConnectionReset.into());
+        };
+        let mut fds = parcel.fds.into_iter();
+        match reply {
+            Reply::Child { number, answer } if number == 0 || number == self.number => {
+                Ok(Received::Answer(answer, fds.next()))
+            }
+            Reply::Spare { pid, generation, never } if generation == self.spares.generation => {
+                self.spares.coming = self.spares.coming.saturating_sub(1);
+                self.spares.are_refused |= never;
+                match (pid, fds.next(), fds.next()) {
+                    (Some(pid), Some(pidfd), Some(socket)) => Ok(Received::Spare { pid, pidfd, socket }),
+                    _ => Ok(Received::Nothing),
+                }
+            }
+            _ => Ok(Received::Nothing),
+        }
+    }
+
+    /// The working directory, beside the one last sent. One that was removed is still a directory.
+    fn directory_now(&self) -> io::Result<Directory> {
+        let identity = directory::identity()?;
+        if self.directory == Some(identity) {
+            return Ok(Directory::AsBefore);
+        }
+        Ok(directory::open_current()?.map_or(Directory::Closed, |directory| Directory::New(directory, identity)))
+    }
+}
+
+/// Gives a child that has its order the word to begin. One that gets none, because this process lets go of `report`, ends without
+/// having begun; false if it has ended already.
+fn let_begin(report: &OwnedFd, attributes: &Option<Attributes>) -> io::Result<bool> {
+    let word = attributes.as_ref().map(wire::to_bytes).transpose()?;
+    match frame::send(report.as_fd(), &[&word.unwrap_or_default()], &[], Wait::Yes) {
+        Err(error) if is_gone(&error) => Ok(false),
+        sent => sent.map(|()| true),
+    }
+}
+
+fn socket_pair() -> Result<(OwnedFd, OwnedFd)> {
+    socket::packet_pair().map_err(|error| protocol::spawn_error("cannot make a socket for a new process", error))
+}
+
+/// Our end and the server's, which is told with each packet who sent it: from the first on, so it is set here.
+pub(super) fn connection_pair() -> Result<(OwnedFd, OwnedFd)> {
+    let (ours, theirs) = socket_pair()?;
+    socket::learn_senders(theirs.as_fd())
+        .and_then(|()| socket::limit_sends(ours.as_fd(), SEND_LIMIT))
+        .map_err(|error| protocol::spawn_error("cannot make a socket to the fork server", error))?;
+    Ok((ours, theirs))
+}
+
+/// A server that is stopped takes nothing, once there is no room for more; so long it is tried.
+const SEND_LIMIT: Duration = Duration::from_secs(10);
