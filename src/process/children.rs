@@ -21,14 +21,14 @@ use std::time::{Duration, Instant};
 pub(super) struct Child {
     pub(super) info: ProcessInfo,
     pub(super) pidfd: Arc<OwnedFd>,
-    /// Its exit comes as a report, not by the kernel.
+    /// Its exit is reported by the server, not by the kernel.
     pub(super) reports_exit: bool,
-    /// The connection it was ordered over: it hangs up when the server, which reaps the child, is gone.
+    /// The connection over which it was ordered: hangs up when the server, which reaps the child, is gone.
     server: Arc<OwnedFd>,
     status: OnceLock<ExitStatus>,
-    /// Once it has it is so for ever.
+    /// Never becomes false again.
     has_ended: AtomicBool,
-    /// It has been told to end, and has this long.
+    /// It was asked to end, and has until then.
     leaves_by: OnceLock<Instant>,
 }
 
@@ -38,13 +38,13 @@ impl Child {
         Self { info, pidfd: Arc::new(pidfd), reports_exit, server, status, has_ended, leaves_by }
     }
 
-    /// It has been told to end, and is given this time for it when this process ends.
+    /// Notes that it was asked to end, and how long this process waits for that at its own end.
     pub(super) fn leaves_within(&self, time: Duration) {
-        // The first word counts.
+        // The first call counts.
         let _ = self.leaves_by.set(Instant::now() + time.min(Duration::from_secs(86400)));
     }
 
-    /// How much of that time is left.
+    /// The rest of that time.
     pub(super) fn leaves_in(&self) -> Option<Duration> {
         self.leaves_by.get().and_then(|at| at.checked_duration_since(Instant::now()))
     }
@@ -57,8 +57,8 @@ impl Child {
         !has_ended
     }
 
-    /// A child with more rights than this process has by now is signalled by the server that it came from; so is any where
-    /// this process has no such call (under valgrind).
+    /// Sends a signal. If this process may not, because it has given up rights, or has no such system call (under valgrind),
+    /// the server that made the child does it.
     pub(super) fn signal(&self, signal: Signal) -> io::Result<()> {
         match pidfd::signal(self.pidfd.as_fd(), signal) {
             Err(error) if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::Unsupported) => {
@@ -69,7 +69,7 @@ impl Child {
         }
     }
 
-    /// Makes sure that whoever hears from us that it has ended finds nothing held by it.
+    /// Recovers what the dead child held, before this process reports its end.
     pub(super) fn recover(&self) {
         if let Ok(family) = Family::get() {
             family.recover(self.info.pid, self.pidfd.as_fd());
@@ -90,7 +90,7 @@ impl Child {
     }
 
     pub(super) fn set_status(&self, status: ExitStatus) {
-        // Known once; the second teller says the same.
+        // A second source gives the same status.
         let _ = self.status.set(status);
     }
 }
@@ -99,7 +99,7 @@ static CHILDREN: Mutex<Children> = Mutex::new(Children { listed: Vec::new(), swe
 
 struct Children {
     listed: Vec<Arc<Child>>,
-    /// The length at which the ended ones are thrown out: twice what was left the last time.
+    /// The length at which ended children are removed: twice the number that was left the last time.
     sweep_at: usize,
 }
 
@@ -130,7 +130,7 @@ pub(super) fn unlist_child(child: &Arc<Child>) {
 }
 
 pub(super) fn live_children() -> Vec<Arc<Child>> {
-    // They are not this one's, and another thread may have had the lock when it was forked.
+    // They belong to another process, one of whose threads may have held the lock at the fork.
     if fork::is_forked() {
         return Vec::new();
     }
@@ -148,15 +148,15 @@ pub fn active_children() -> Vec<ProcessInfo> {
     live_children().iter().map(|child| child.info.clone()).collect()
 }
 
-/// A process that waits at its end for longer says for whom.
+/// A process that waits for its children for longer than this writes which ones.
 const WARN_AFTER: Duration = Duration::from_secs(2);
 
-/// A child that keeps this process from ending.
+/// A child for which this process waits at its end.
 pub(super) fn waited_for() -> Option<Arc<Child>> {
     live_children().into_iter().find(is_waited_for)
 }
 
-/// Daemons are, if they have been told to end and have time left.
+/// True of a daemon only while it was asked to end and has time left.
 fn is_waited_for(child: &Arc<Child>) -> bool {
     !child.info.daemon || child.leaves_in().is_some()
 }
@@ -173,14 +173,14 @@ fn warn_of_children() {
          with `daemon(true)` is not waited for\n",
         me.name, me.pid
     );
-    // Without a stderr there is nobody to tell.
+    // There may be no stderr.
     let _ = std::io::stderr().write_all(text.as_bytes());
 }
 
-/// Waits for the children that are not daemons, then ends the daemons: what a process does before it goes.
+/// Waits for the children that are not daemons, then kills the daemons. A process does this before it ends.
 ///
-/// A program must not seem to hang: after a while it says whom it waits for, and a Ctrl-C ends them all, also if the
-/// program has a handler for that.
+/// A program must not seem to hang: after a while it writes for which children it waits. Ctrl-C ends them all, also if the
+/// program has a handler for it.
 pub(super) async fn wait_for_children() -> Result<()> {
     let awaited = async {
         while let Some(child) = waited_for() {

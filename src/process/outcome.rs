@@ -63,7 +63,7 @@ impl Outcome {
 }
 
 impl Outcome {
-    /// The result that a [`Batch`] was told.
+    /// The result that a batch was given by its report.
     #[inline]
     pub(crate) fn read_reported<R>(tag: u8, bytes: &[u8], fds: Vec<std::os::fd::OwnedFd>) -> Result<R>
     where

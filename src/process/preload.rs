@@ -14,15 +14,15 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Mutex;
 
-/// Who started this process, while it runs what was preloaded.
+/// The socket to the starter of this process, while preload functions run.
 static STARTER: Mutex<Option<OwnedFd>> = Mutex::new(None);
 
-/// Tells the starter of a panic in a preload that ends this process (`panic = "abort"`), as the panic hook sees it.
+/// Reports a panic that ends this process (`panic = "abort"`) to the starter. Called by the panic hook.
 fn report_panic(panic: &PanicInfo) {
     let Ok(starter) = STARTER.try_lock() else { return };
     if let Some(starter) = &*starter {
         let error = preload_failed(Error::new(ErrorKind::Panicked, panic.message()).with_panic(panic.clone()));
-        // Nobody needs to know if the starter is gone.
+        // The starter may be gone.
         let _ = protocol::send(starter.as_fd(), &Answer::<Ready>::Err(error), &[], &[]);
     }
 }
@@ -31,16 +31,16 @@ fn preload_failed(error: Error) -> Error {
     Error::new(ErrorKind::Spawn, format!("a preload function failed: {error}")).with_source(error)
 }
 
-/// What the starter has to preload beyond that which came with the role, as it comes; `None` when it wants children.
+/// Receives the next preload function after those that came with the role; `None` when the starter asks to serve.
 pub(super) fn next_preload(starter: BorrowedFd<'_>) -> io::Result<Option<Call>> {
     match protocol::recv::<Preparation>(starter)? {
         Some((Preparation::Preload(call), _)) => Ok(Some(call)),
         Some((Preparation::Serve, _)) => Ok(None),
-        None => spawn::exit_now(0), // It has let go of this server before it had a child.
+        None => spawn::exit_now(0), // The starter has given up this server before it had a child.
     }
 }
 
-/// Runs what is preloaded; a panic that ends this process is told to the starter.
+/// Runs preload functions. A panic that ends this process is reported to the starter.
 pub(super) fn run_for(starter: BorrowedFd<'_>, preload: &[Call]) -> Result<()> {
     if preload.is_empty() {
         return Ok(());

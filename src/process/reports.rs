@@ -1,4 +1,4 @@
-//! What a child reports to its starter: its outcome, why it ended, that it goes on.
+//! The reports of a child to its starter: its outcome, why it ended, that it goes on.
 #![forbid(unsafe_code)]
 
 use super::children::Child;
@@ -11,15 +11,15 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::sync::Arc;
 
-/// What has come over the report socket.
+/// The reports received so far.
 pub(super) struct Reports {
     pub(super) socket: Option<Arc<OwnedFd>>,
-    /// What has come of a report that is still on its way.
+    /// The received part of a report that is still on its way.
     pub(super) begun: Option<Begun>,
     pub(super) outcome: Inbox,
-    /// It goes on after its outcome.
+    /// The child goes on after its outcome.
     pub(super) lingers: bool,
-    /// Why it ended, as far as it could tell.
+    /// Why it ended, if it could report that.
     pub(super) cause: Option<Cause>,
 }
 
@@ -30,7 +30,7 @@ pub(super) enum Inbox {
     Taken,
 }
 
-/// Why a process ended before its function returned, in its own words.
+/// Why a process ended before its function returned, as it reported itself.
 #[derive(Clone, Debug)]
 pub(crate) enum Cause {
     Panicked(PanicInfo),
@@ -80,7 +80,7 @@ impl Reports {
         Self { socket: Some(Arc::new(socket)), begun: None, outcome: Inbox::Empty, lingers: false, cause: None }
     }
 
-    /// Reads what is there of a process that has ended.
+    /// Reads all reports that are there; returns the exit status if it is among them.
     pub(super) fn read(&mut self) -> Option<ExitStatus> {
         let mut was_reset = false;
         while let Some(socket) = &self.socket {
@@ -98,10 +98,10 @@ impl Reports {
                 }
                 Ok(None) => self.socket = None,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
-                // Something of ours it has not read; what it has sent is still there.
+                // The child has not read something of this process; its own messages are still there.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset && !was_reset => was_reset = true,
                 Err(error) => {
-                    // A child killed halfway has sent nothing; what else it may be is told.
+                    // A child killed in the middle of a message has sent nothing; any other error is passed on.
                     self.socket = None;
                     if !was_reset && error.kind() != io::ErrorKind::InvalidData {
                         self.outcome = Inbox::Failed(error);
@@ -112,7 +112,7 @@ impl Reports {
         None
     }
 
-    /// Reads on for the exit status; `true` if there is nothing more to come.
+    /// Reads on for the exit status; `true` if nothing more can come.
     pub(super) fn read_exit(&mut self, child: &Child) -> bool {
         if let Some(status) = self.read() {
             child.set_status(status);

@@ -1,28 +1,35 @@
 //! The fork server: one small process per program that forks and reaps children, and recovers what dead processes held.
 //!
 //! # State
-//! One connection per process of the family that spawns, with the environment and directory that its next child
-//! shall have, and the lifeline that its spares are tied to. All of it belongs to this one thread.
+//! One connection for each process of the family that spawns. It holds the environment and directory for the next child
+//! of that process, and the lifeline that ties its spare children. One thread owns all of it.
 //!
 //! # Moves
-//! It is started when the first preload is asked for, or for the first child: it runs what was preloaded, as it is told of it, until
-//! it is told to serve. An order comes: fork (or exec) a child, hand it on, answer with pid and pidfd. Spares are asked for: fork them and
-//! send them home, tied to their starter, each with the socket that takes its order and its report. A child ends: the
-//! kernel reaps it, or we do. Somebody claims a slot of the family table: watch it, and recover what it held when it ends. A
-//! connection hangs up: forget it, and end if it was the last. The root ends: the kernel kills us by the root's lifeline.
+//! - Start: by the first preload, or for the first child. It runs the preload functions that it receives until it is asked to
+//!   serve.
+//! - An order arrives: it forks (or execs) a child, passes the order on, and answers with pid and pidfd.
+//! - Spares are requested: it forks them and sends them to their starter, tied to it, each with the socket for its order and
+//!   its report.
+//! - A child ends: the kernel reaps it, or the server does.
+//! - A process claims a slot in the family table: the server watches it, and recovers what it held when it ends.
+//! - A connection hangs up: the server drops it, and ends with the last one.
+//! - The root ends: the kernel kills the server through the root's lifeline.
 //!
 //! # Invariants
 //! 1. There is one thread, or (`single` is `None`) no fork without exec.
-//! 2. It has no more rights than its starter had, gives children to processes of its own user and group only, and after
-//!    [`Request::Retire`] to nobody over that connection. It signals its own children only.
-//! 3. A child never runs on with a descriptor of ours: `private` names them all.
+//! 2. It has no more rights than its starter had. It gives children to processes of its own user and group only, and after
+//!    [`Request::Retire`] to none over that connection. It signals its own children only.
+//! 3. A child never runs on with a descriptor of the server: `private` lists them all.
 //!
 //! # Death
-//! Killed while it preloads, or before it is told to serve: its starter finds out when it wants a child, and starts another
-//! one, which preloads all of it. Killed before the fork: the order's report socket hangs up, so the starter knows that no child was born, starts
-//! another server and orders again. Killed after it: the child says so over that socket, and its starter adopts
-//! it. Spares that have gone home stay good. Its children go on; the next server watches those with a slot and recovers
-//! what they held, and init reaps them. A starter ends: the kernel kills its spares by its lifeline, and its connection hangs up.
+//! - Killed while it preloads, or before it is asked to serve: its starter notices that when it wants a child, and starts
+//!   another server, which runs all preloads.
+//! - Killed before the fork: the report socket of the order hangs up, so the starter knows that no child was born, starts
+//!   another server and orders again.
+//! - Killed after the fork: the child reports its birth over that socket, and its starter adopts it.
+//! - Its children, spares included, go on. The next server watches those with a slot and recovers what they held; init reaps
+//!   them.
+//! - A starter ends: the kernel kills its spares through its lifeline, and its connection hangs up.
 //!
 //! # Cancel
 //! Nothing here is a future.
@@ -58,17 +65,17 @@ struct Server {
     single: Option<SingleThreaded>,
     /// Signals, intake, and what kills this process when the root ends.
     own: Vec<OwnedFd>,
-    /// Rung when somebody has claimed a slot in the family table.
+    /// Rung when a process has claimed a slot in the family table.
     claims: BorrowedFd<'static>,
     connections: Vec<Connection>,
-    /// By pid and pidfd: who has a slot in the family table, and our children where threads could take SIGCHLD from us.
+    /// Pid and pidfd of each process with a slot in the family table, and of each child where other threads could take SIGCHLD.
     watched: Vec<(u32, OwnedFd)>,
-    /// Somebody in the family table could not be watched, for want of a descriptor say: the table is looked at again and again.
+    /// A process in the family table cannot be watched, for want of a descriptor for example: the table is checked repeatedly.
     has_unwatched: bool,
-    /// Where to report exits, if the kernel does not tell them to our children's starters. If it does, it reaps too.
+    /// The report sockets of children, if the kernel does not report exits to their starters. If it does, it also reaps.
     exits: Option<BTreeMap<u32, OwnedFd>>,
-    /// Whose environment this process has at the moment. Its directory is always the one that it was started in, which it
-    /// might not come back to.
+    /// The environment that this process has at the moment. It never changes its directory, as it might not be able to
+    /// return.
     environment: Option<Variables>,
 }
 
@@ -83,23 +90,23 @@ const SIGNALS: usize = 0;
 const INTAKE: usize = 1;
 const CLAIMS: usize = 2;
 
-/// How often the server looks at everything when it cannot sleep until something comes.
+/// How often the server checks everything while it cannot poll.
 const UNPOLLED: Duration = Duration::from_millis(5);
 
-/// How often it looks after those whom it cannot watch.
+/// How often it checks processes that it cannot watch.
 const UNWATCHED: Duration = Duration::from_millis(100);
 
-/// So long the server waits for a starter that was stopped in the middle of a request, or that reads no answer.
+/// How long the server waits for a starter that was stopped in the middle of a request, or that reads no answer.
 const STARTER_LIMIT: Duration = Duration::from_secs(2);
 
 struct Connection {
     socket: OwnedFd,
     environment: Variables,
-    /// Where its children begin, if not where this process is.
+    /// The directory in which its children start, if not the one of this process.
     directory: Option<OwnedFd>,
-    /// Of the process at the other end, known from its first order: its spare children are tied to it.
+    /// The lifeline of the process at the other end, known from its first order: ties its spare children to it.
     lifeline: Option<OwnedFd>,
-    /// The process at the other end has other rights by now than this one, and gets its children elsewhere.
+    /// The process at the other end now has other rights than this one, and gets its children from another server.
     is_retired: bool,
 }
 
@@ -109,14 +116,14 @@ static PREPARED: Mutex<Option<OwnedFd>> = Mutex::new(None);
 /// The origin that the server's children inherit.
 pub(super) fn prepare_origin(program: OwnedFd, root_lifeline: OwnedFd) -> io::Result<()> {
     let (theirs, ours) = socket::packet_pair()?;
-    // Who finds no room, because this process is stopped, starts a server of its own.
+    // A process that finds no room, because this server is stopped, starts a server of its own.
     socket::limit_sends(theirs.as_fd(), STARTER_LIMIT)?;
     origin::set_origin(Origin { program, root_lifeline: Some(root_lifeline), intake: Some(theirs) });
     *lock(&PREPARED) = Some(ours);
     Ok(())
 }
 
-/// The whole life of the fork server.
+/// Runs the fork server until its last connection hangs up.
 pub(super) fn serve(starter: OwnedFd, preloads: &[Call], single: Option<SingleThreaded>) -> ! {
     let started = Server::start(starter.as_fd(), preloads, single);
     match started {
@@ -125,7 +132,7 @@ pub(super) fn serve(starter: OwnedFd, preloads: &[Call], single: Option<SingleTh
             server.run()
         }
         Err(error) => {
-            // Nobody needs to know if the starter is gone.
+            // The starter may be gone.
             let _ = protocol::send(starter.as_fd(), &Answer::<Ready>::Err(error), &[], &[]);
             spawn::exit_now(1)
         }
@@ -152,7 +159,7 @@ impl Server {
         // Only a preload could have started a thread since.
         let single = if has_preloaded { single.and_then(|_| SingleThreaded::check_soon()) } else { single };
         if single.is_some() {
-            // Where it fails children share what tokio hears signals by; all else is as it should be.
+            // If this fails, children share the sockets by which tokio learns of signals; all else works.
             let _ = self_pipe::find();
         }
         let _ = std::io::stdout(); // Made here once rather than in every child.
@@ -165,7 +172,7 @@ impl Server {
         let signals = signal::block_all_but_children().map_err(failed)?;
         signal::unshield();
         let intake = lock(&PREPARED).take().ok_or_else(gone)?;
-        // What a preload has set is for the children; here it is the kernel, or we, that reap.
+        // An action for SIGCHLD that a preload has set is for the children; here the kernel or the server reaps.
         signal::keep_child_action();
         if single.is_some() {
             signal::reap_by_kernel(false);
@@ -176,7 +183,7 @@ impl Server {
         let reports_exit = !kernel_reports_exits(single);
         if !reports_exit {
             signal::reap_by_kernel(true);
-            while spawn::reap().is_some() {} // What a preload started, and has not waited for.
+            while spawn::reap().is_some() {} // Processes that a preload started and has not waited for.
         }
         let mut server = Self {
             single,
@@ -200,7 +207,7 @@ impl Server {
         Ok(server)
     }
 
-    /// Watches those in the family table that it does not watch yet.
+    /// Watches each process in the family table that it does not watch yet.
     fn watch_family(&mut self) {
         let Ok(family) = Family::get() else { return };
         eventfd::drain(family.claims());
@@ -223,7 +230,7 @@ impl Server {
     }
 
     fn connect(&mut self, socket: OwnedFd) {
-        // Without the limit it could stand still as long as one starter does.
+        // Without the limit a stopped starter could stop the server.
         let _ = socket::limit_waits(socket.as_fd(), STARTER_LIMIT);
         self.connections.push(Connection {
             socket,
@@ -239,7 +246,7 @@ impl Server {
             let ready = self.wait();
             let (own, rest) = ready.split_at(3);
             let (connections, watched) = rest.split_at(self.connections.len());
-            // Requests first: somebody waits for each.
+            // Requests first: a process waits for each.
             let mut at = 0;
             for is_ready in connections {
                 if !is_ready || self.take_request(at) {
@@ -270,8 +277,8 @@ impl Server {
                 self.watch_family();
             }
             if self.connections.is_empty() {
-                // Started by a child that has ended, with all that it started here. What we were told of claims
-                // another server may not know.
+                // The child that started this server has ended, and so have all its children here. Another server may not
+                // have seen the latest claims.
                 eventfd::ring(self.claims);
                 profile::exit(0);
             }
@@ -292,9 +299,9 @@ impl Server {
         })
     }
 
-    /// A child of the connection at `at` that waits for its order, like this process in its environment. `order` is what this process
-    /// holds of an order that it will pass on at once.
-    /// A spare one is told by its starter itself, and has its `lifeline` before.
+    /// Forks a child for the connection at `at`, with the environment of this process, that waits for its order. `order`: the
+    /// descriptors of an order that this process will pass on at once. A spare child gets its order from its
+    /// starter, and its `lifeline` now.
     fn fork(
         &mut self,
         at: usize,
@@ -310,7 +317,7 @@ impl Server {
             self.most_private() + order.as_deref().and_then(Option::as_ref).map_or(0, Descriptors::count),
         );
         match spawn::fork(single)? {
-            // It has no order, so it ends only if somebody kills it; the pid is hardly ever another's by now.
+            // It has no order, so it ends only if it is killed; its pid can hardly be another process's yet.
             Fork::Parent(pid) => Ok(Unordered { pid, pidfd: pidfd::open(pid)?, socket: ours }),
             Fork::Child => {
                 let directory = self.connections[at].directory.as_ref();
@@ -333,13 +340,13 @@ impl Server {
         }
     }
 
-    /// Does one request of the connection at `at`; `false` if the connection is over.
+    /// Handles one request of the connection at `at`; `false` if the connection is over.
     fn take_request(&mut self, at: usize) -> bool {
         match socket::sender(self.connections[at].socket.as_fd()) {
-            // What comes from now on is looked at the next time.
+            // A message that comes from now on is handled the next time.
             Sender::Nobody => return true,
             Sender::SameUser => {}
-            // It says so itself before it asks another server; whoever does not is not to get children of ours.
+            // A starter that changes its user retires the connection itself; one that has not done so gets no children.
             Sender::Other => self.connections[at].is_retired = true,
         }
         let (number, answer) = match protocol::try_recv::<Request>(self.connections[at].socket.as_fd()) {
@@ -362,7 +369,7 @@ impl Server {
             }
             Ok(None) => return false,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
-            // Nobody knows whether the order was taken, or what comes next: over a new connection it is given again.
+            // It is unknown whether the order was taken, and what comes next: the starter repeats it over a new connection.
             Err(error) if error.raw_os_error().is_some() || error.kind() == io::ErrorKind::InvalidData => return false,
             Err(error) => (0, Err(protocol::spawn_error("the fork server cannot take the order", error))),
         };
@@ -373,7 +380,7 @@ impl Server {
         self.reply(at, &Reply::Child { number, answer }, &pidfd.iter().map(AsFd::as_fd).collect::<Vec<_>>())
     }
 
-    /// `false` if nobody is there to hear it.
+    /// Sends a reply; `false` if the other end is gone.
     fn reply(&self, at: usize, reply: &Reply, fds: &[BorrowedFd<'_>]) -> bool {
         protocol::send(self.connections[at].socket.as_fd(), reply, &[], fds).is_ok()
     }
@@ -404,7 +411,7 @@ impl Server {
         let mut fds = order.split(None, fds).map_err(failed)?;
         let connection = &mut self.connections[at];
         if connection.lifeline.is_none() {
-            // Its own description: that of the child is tied to the child. Without it there are no spares for now.
+            // A description of its own: the other one is tied to the child. Without it there are no spares for now.
             connection.lifeline = fds.lifeline.as_ref().and_then(|lifeline| signal::reopen(lifeline.as_fd()).ok());
         }
         if let Some(environment) = order.environment.take() {
@@ -412,7 +419,7 @@ impl Server {
         }
         if let Some(directory) = fds.directory.take() {
             connection.directory = Some(directory);
-            order.has_directory = false; // A child finds it here.
+            order.has_directory = false; // A child inherits it.
         }
         order.is_passed_on = true;
         let (pid, pidfd, report) = match (order.start_method, self.single) {
@@ -444,7 +451,7 @@ impl Server {
         Ok((Born { pid, reports_exit }, pidfd))
     }
 
-    /// Takes on the environment of a starter, for its children to inherit.
+    /// Takes on the environment of a starter, which its children then inherit.
     fn become_like(&mut self, at: usize, single: SingleThreaded) {
         let connection = &self.connections[at];
         if self.environment.as_ref() != Some(&connection.environment) {
@@ -459,13 +466,13 @@ impl Server {
         }
     }
 
-    /// No fewer than [`private`](Self::private) finds, and one more.
+    /// At least as many as [`private`](Self::private) finds, and one more.
     fn most_private(&self) -> usize {
         let exits = self.exits.as_ref().map_or(0, BTreeMap::len);
         3 * self.connections.len() + self.watched.len() + exits + self.own.len() + 1
     }
 
-    /// Everything of the server that a forked child must not keep.
+    /// All descriptors of the server, which a forked child must not keep.
     fn private(&mut self, all: &mut Vec<OwnedFd>) {
         for Connection { socket, directory, lifeline, environment, .. } in std::mem::take(&mut self.connections) {
             all.push(socket);
@@ -486,7 +493,7 @@ impl Server {
         all.append(&mut self.own);
     }
 
-    /// Starts the program afresh and tells it the order.
+    /// Executes the program again and sends it the order.
     fn exec(
         &mut self,
         at: usize,
@@ -511,26 +518,26 @@ impl Server {
         }
         let started = role::start(origin.program.as_fd(), &variables, role, &settle, (&socket, theirs));
         let sent = started.and_then(|process| match child::send_order(&socket, &order, arguments, &fds) {
-            // Its starter is told that there is none, so it must not run.
+            // Its starter gets an error, so it must not run.
             Err(error) if !role::is_gone(&error) => {
                 process.end();
                 Err(error)
             }
-            // One that has ended before it could be told is one that died.
+            // One that has ended before it had its order is a child that died.
             _ => Ok((process.pid(), process.into_pidfd(), fds.report)),
         });
         if self.exits.is_none() {
             signal::reap_by_kernel(true);
-            // The kernel leaves to us whatever ended meanwhile, and takes back the signal that tells of it.
+            // The kernel leaves children that ended meanwhile to this process, and withdraws the signal for them.
             self.reap();
         }
         sent
     }
 
-    /// Reaps children that have ended, and tells how, if that is our part.
+    /// Reaps children that have ended and reports their status, if the kernel does not.
     fn reap(&mut self) {
         if self.single.is_none() {
-            // Other children are those of the threads that a preload left; these wait for them.
+            // Other children belong to threads that a preload left; these wait for them.
             return;
         }
         while let Some((pid, status)) = spawn::reap() {
@@ -540,15 +547,15 @@ impl Server {
 
     fn report_exit(&mut self, pid: u32, status: Option<i32>) {
         if let (Some(report), Some(status)) = (self.exits.as_mut().and_then(|exits| exits.remove(&pid)), status) {
-            // If the starter has let go, nobody wants to know.
+            // The starter may have dropped its handle.
             let _ = Report::send_exited(report.as_fd(), status);
         }
     }
 
-    /// Does what there is to do for one that was watched and has ended.
+    /// Handles the end of a watched process.
     fn finish(&mut self, pid: u32, pidfd: &OwnedFd) {
         if self.single.is_none() && self.exits.as_ref().is_some_and(|exits| exits.contains_key(&pid)) {
-            // Where a thread of a preload has reaped it the kernel may know; else its starter hears that nobody does.
+            // If a thread of a preload has reaped it, the kernel may still know the status; otherwise it is lost.
             let status = pidfd::reap(pidfd.as_fd()).or_else(|| match pidfd::exit(pidfd.as_fd()) {
                 pidfd::Exit::Known(status) => Some(status),
                 _ => None,
@@ -559,12 +566,12 @@ impl Server {
     }
 }
 
-/// Sends `signal` to a child of this process, and to nobody else.
+/// Sends `signal` to a child of this process, and to no other process.
 fn pass_on(signal: i32, child: &OwnedFd) {
     if let Some(signal) = Signal::from_named_raw(signal)
         && pidfd::is_child(child.as_fd())
     {
-        // It may have ended meanwhile; and what this process may not, its starter might not either.
+        // The child may have ended meanwhile. A signal that this process may not send, its starter may not either.
         let _ = pidfd::signal(child.as_fd(), signal);
     }
 }
@@ -575,7 +582,7 @@ fn recover(pid: u32, pidfd: &OwnedFd) {
     }
 }
 
-/// Whether the exit status of a reaped process can be had through its pidfd: tried once, with a child that ends.
+/// Whether a pidfd gives the exit status of a reaped process here: tried once, with a child that ends at once.
 fn kernel_reports_exits(single: Option<SingleThreaded>) -> bool {
     let Some(Ok(fork)) = single.map(spawn::fork) else { return false };
     let Fork::Parent(pid) = fork else { spawn::exit_now(0) };

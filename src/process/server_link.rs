@@ -1,4 +1,4 @@
-//! One connection to a fork server: gives it orders, and gives them to its spare children.
+//! One connection to a fork server: sends orders to the server and to its spare children.
 #![forbid(unsafe_code)]
 
 use super::children::Child;
@@ -26,27 +26,27 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub(super) struct Connection {
-    /// What holds it keeps the server running, so no process that is forked from this one may.
+    /// Each holder of the socket keeps the server running, so a process forked from this one must not hold it.
     _private: fork::Private,
     pub(super) socket: Arc<OwnedFd>,
-    /// The server, if it was this process that started it.
+    /// The server, if this process started it.
     pub(super) server: Option<exec::Process>,
-    /// Of the server.
+    /// The pid of the server.
     pub(super) pid: Option<u32>,
-    /// The same, if the thread that made this connection could look into it: one that cannot is confined more.
+    /// The same, if the thread that made this connection could inspect the server: a thread that cannot is confined more.
     pub(super) seen: Option<u32>,
-    /// The rights of who started the server, which has no more, and what its children are like unless they are told.
+    /// The rights of the server, and the attributes that its children have by themselves.
     pub(super) base: Base,
     pub(super) kept: (credentials::Kept, Kept),
     pub(super) environment: Option<Variables>,
     /// Device and inode of the working directory as last sent.
     pub(super) directory: Option<directory::Identity>,
-    /// Of the last order: an answer that comes after we gave up waiting for it is not the next one's.
+    /// The number of the last order: a late answer to an earlier one is not taken for the next one's.
     pub(super) number: u64,
     pub(super) spares: Spares,
 }
 
-/// What a new child shall be.
+/// The options of a new child.
 pub(super) struct Start<'a> {
     pub(super) call: Call,
     pub(super) name: &'a str,
@@ -63,10 +63,10 @@ pub(super) struct Start<'a> {
     pub(super) attachments: Vec<BorrowedFd<'a>>,
 }
 
-/// The child, and the socket that its outcome comes over.
+/// The child, and the socket over which it reports.
 pub(super) type Started = (Arc<Child>, OwnedFd);
 
-/// What the server has to say.
+/// A message from the server.
 enum Received {
     Answer(Answer<Born>, Option<OwnedFd>),
     Spare {
@@ -74,40 +74,40 @@ enum Received {
         pidfd: OwnedFd,
         socket: OwnedFd,
     },
-    /// It is of no use any more.
+    /// A message that is out of date.
     Nothing,
 }
 
-/// The working directory, for a server that may know it.
+/// The working directory, compared with the one last sent.
 enum Directory {
     AsBefore,
     /// With its device and inode.
     New(OwnedFd, directory::Identity),
-    /// Only who is in it already can be in it.
+    /// It cannot be entered again.
     Closed,
 }
 
-/// What came of an order.
+/// The result of an order.
 pub(super) enum Ordered {
     Started(Started),
     /// No child was born, because the server is gone.
     ServerGone(io::Error),
-    /// No function has begun: this server's children cannot be as they must be, for this reason. Those of one that is
-    /// started now can.
+    /// No function has begun: this server's children would be wrong, for this reason. Those of a server that is
+    /// started now are right.
     Elsewhere(String),
 }
 
-/// A server that has not answered for so long is looked at.
+/// A server that has not answered for so long is inspected.
 const LOOK_AFTER: Duration = Duration::from_secs(3);
 
-/// And one that this process cannot look at, or that runs, is given up after so long.
+/// A server that cannot be inspected, or that runs, is given up after so long.
 const SILENCE: Duration = Duration::from_secs(60);
 
 fn is_silent(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::TimedOut
 }
 
-/// From here on arguments travel as memory, which the server passes on unread.
+/// Arguments of this size and above travel as a memfd, which the server passes on unread.
 const INLINE: usize = 8 << 10;
 
 impl Connection {
@@ -180,7 +180,7 @@ impl Connection {
                     Err(others) => return Ok(Ordered::Elsewhere(others)),
                     Ok(attributes) => attributes,
                 };
-                // One that was killed, or had waited too long when the order came, has not begun.
+                // A spare that was killed, or had waited too long when the order came, has not begun.
                 if let_begin(&report, &attributes).map_err(failed)? {
                     self.ask_for_spares();
                     return Ok(Ordered::Started(self.started(start, Born { pid, reports_exit: false }, pidfd, report)));
@@ -191,7 +191,7 @@ impl Connection {
         // Opened here, where /proc is warm, rather than in the child.
         let tie = lifeline::reopened().map_err(failed)?;
         fds.splice(..0, [theirs.as_fd(), tie.as_fd()]);
-        // The server takes note of these before it forks, which may fail: until it has answered, nobody knows what it has.
+        // The server stores these before it forks, which may fail: until it has answered, it is unknown which it has.
         if is_new {
             self.environment = None;
         }
@@ -205,7 +205,7 @@ impl Connection {
             return if is_gone(&error) { Ok(Ordered::ServerGone(error)) } else { Err(failed(error)) };
         }
         drop(fds);
-        drop(theirs); // From here on this end hangs up if no child has the other.
+        drop(theirs); // From here on `report` hangs up if no child has the other end.
         drop(memory);
         let attributes = match self.rights_and_attributes().map_err(failed)? {
             Err(others) => return Ok(Ordered::Elsewhere(others)),
@@ -222,12 +222,12 @@ impl Connection {
         let (born, pidfd) = match answer {
             Ok((born, Some(pidfd))) => (born, pidfd),
             Ok((_, None)) => return Err(failed(io::Error::other("it came without a pidfd"))),
-            // A server that is stopped has the other end of the report: nothing need ever come.
+            // A stopped server holds the other end of the report socket: nothing need ever come.
             Err(error) => {
                 let patience = if is_silent(&error) { Duration::ZERO } else { SILENCE };
                 socket::is_readable_within(report.as_fd(), patience);
                 match Report::recv(report.as_fd(), &mut None) {
-                    // It lives, though nobody told us.
+                    // The child lives, though the server has not answered.
                     Ok(Some(Report::Born(pid))) => {
                         (Born { pid, reports_exit: false }, pidfd::open(pid).map_err(failed)?)
                     }
@@ -236,7 +236,7 @@ impl Connection {
                 }
             }
         };
-        // If it has ended, whoever waits for it learns that.
+        // If it has ended, its handle learns that.
         let_begin(&report, &attributes).map_err(failed)?;
         if is_new {
             self.environment = Some(environment);
@@ -254,8 +254,8 @@ impl Connection {
         (Arc::new(Child::new(info, pidfd, born.reports_exit, self.socket.clone())), report)
     }
 
-    /// Hands an order to the spare child that has waited longest, and gives back where it will report; `None` if there
-    /// is none.
+    /// Sends an order to the spare child that has waited longest, and returns the socket over which it reports; `None` if
+    /// there is none.
     fn send_to_spare(
         &mut self,
         order: &Order,
@@ -266,7 +266,7 @@ impl Connection {
             let (pid, pidfd, socket) = match self.receive_in_time() {
                 Ok(Received::Spare { pid, pidfd, socket }) => (pid, pidfd, socket),
                 Ok(_) => continue,
-                // The server is gone, or one came that this process has no descriptors left for.
+                // The server is gone, or this process has no descriptor left for a spare.
                 Err(_) => {
                     self.spares.renew();
                     break;
@@ -282,8 +282,8 @@ impl Connection {
         Ok(None)
     }
 
-    /// The attributes of this process that its children would not have by themselves; or what differs, because the rights of this
-    /// thread are not those of the server.
+    /// The attributes of this process that its children would not have by themselves; or, as an error, in which way the rights
+    /// of this thread differ from the server's.
     fn rights_and_attributes(&mut self) -> io::Result<Result<Option<Attributes>, String>> {
         let (credentials, umask) = Credentials::look(&mut self.kept.0)?;
         if credentials != self.base.credentials {
@@ -296,16 +296,16 @@ impl Connection {
         Ok(Ok(Attributes::of_this_process(&mut self.kept.1, umask).other_than(&self.base.attributes).any()))
     }
 
-    /// Ends those that have come; any that still come wait in vain, for a few seconds.
+    /// Ends the spares that have arrived. Later ones end by themselves after some seconds.
     pub(super) fn discard_spares(&mut self) {
         self.spares.renew();
         while socket::is_readable_within(self.socket.as_fd(), Duration::ZERO) && self.receive().is_ok() {}
     }
 
-    /// Sees to it that the next spawn finds a spare. If that fails, the next spawn finds none.
+    /// Asks for spares, so that the next spawn finds one. If that fails, it finds none.
     fn ask_for_spares(&mut self) {
         let Spares { coming, generation, wanted, are_refused, .. } = &mut self.spares;
-        // Some at a time: each request wakes the server, which then is in the way of the child that was just told.
+        // Several at a time: each request wakes the server, which then competes with the child that has just got its order.
         let count = if *coming * 2 <= *wanted { wanted.saturating_sub(*coming) } else { 0 };
         if count > 0 && !*are_refused {
             let request = Request::Spares { count, generation: *generation };
@@ -315,8 +315,8 @@ impl Connection {
         }
     }
 
-    /// [`receive`](Self::receive), unless the server is stopped or frozen, or silent for longer than anything that it does takes. What it was
-    /// told it does when it goes on; a child that is born then finds nobody to report to, and does nothing.
+    /// [`receive`](Self::receive), unless the server is stopped, frozen, or silent for too long. It handles the order when it
+    /// goes on; a child that is born then finds its report socket closed, and does nothing.
     fn receive_in_time(&mut self) -> io::Result<Received> {
         let (start, mut before) = (Instant::now(), None::<Activity>);
         while !socket::is_readable_within(self.socket.as_fd(), LOOK_AFTER) {
@@ -359,7 +359,7 @@ impl Connection {
         }
     }
 
-    /// The working directory, beside the one last sent. One that was removed is still a directory.
+    /// Compares the working directory with the one last sent. A removed directory counts as one.
     fn directory_now(&self) -> io::Result<Directory> {
         let identity = directory::identity()?;
         if self.directory == Some(identity) {
@@ -369,8 +369,8 @@ impl Connection {
     }
 }
 
-/// Gives a child that has its order the word to begin. One that gets none, because this process lets go of `report`, ends without
-/// having begun; false if it has ended already.
+/// Permits a child that has its order to begin; false if it has ended already. A child without the permission, because this
+/// process has closed `report`, ends without having begun.
 fn let_begin(report: &OwnedFd, attributes: &Option<Attributes>) -> io::Result<bool> {
     let word = attributes.as_ref().map(wire::to_bytes).transpose()?;
     match frame::send(report.as_fd(), &[&word.unwrap_or_default()], &[], Wait::Yes) {
@@ -383,7 +383,7 @@ fn socket_pair() -> Result<(OwnedFd, OwnedFd)> {
     socket::packet_pair().map_err(|error| protocol::spawn_error("cannot make a socket for a new process", error))
 }
 
-/// Our end and the server's, which is told with each packet who sent it: from the first on, so it is set here.
+/// This process's end and the server's. The server's end reports the sender of each packet, from the first one on.
 pub(super) fn connection_pair() -> Result<(OwnedFd, OwnedFd)> {
     let (ours, theirs) = socket_pair()?;
     socket::learn_senders(theirs.as_fd())
@@ -392,5 +392,5 @@ pub(super) fn connection_pair() -> Result<(OwnedFd, OwnedFd)> {
     Ok((ours, theirs))
 }
 
-/// A server that is stopped takes nothing, once there is no room for more; so long it is tried.
+/// How long a send waits for room. A stopped server makes none.
 const SEND_LIMIT: Duration = Duration::from_secs(10);

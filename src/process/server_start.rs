@@ -14,19 +14,19 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Once;
 
-/// A server that was started and has not been told to serve.
+/// A server that was started and has not been asked to serve.
 pub(super) struct Starting {
-    /// As that of a [`Connection`].
+    /// As in a [`Connection`].
     _private: fork::Private,
     pub(super) socket: OwnedFd,
     pub(super) process: exec::Process,
     pub(super) credentials: Credentials,
-    /// Where it is, if that is known.
+    /// The directory of the server, if it is known.
     pub(super) directory: Option<directory::Identity>,
 }
 
 impl Starting {
-    /// Starts a server, which preloads what there is so far.
+    /// Starts a server, which runs the preload functions known so far.
     pub(super) fn begin(credentials: &Credentials) -> Result<Self> {
         let failed = |error| protocol::spawn_error("the fork server cannot be started", error);
         if credentials.counts_children_elsewhere() {
@@ -36,34 +36,34 @@ impl Starting {
         }
         let program = origin::program()?;
         let family = Family::get().map_err(failed)?;
-        // The root's, but for who may not open that again: it ends with this process then, and so do its children.
+        // The root's lifeline. A process that may not open that again uses its own: the server then ends with this process.
         let tie = match &origin::origin()?.root_lifeline {
             Some(root) => signal::reopen(root.as_fd()).or_else(|_| lifeline::reopened()).map_err(failed)?,
             None => lifeline::reopened().map_err(failed)?,
         };
         let fds: Vec<_> = [program.as_fd(), tie.as_fd()].into_iter().chain(family.descriptors()).collect();
-        // It gets its environment by order; its streams are closed once it has preloaded.
+        // It gets its environment with each order; its streams are closed after the preloads.
         let role = Role::Server { preload: origin::preloads(), credentials: credentials.clone() };
         let (ours, theirs) = connection_pair()?;
         let before = directory::identity().ok();
         let process = role::start(program.as_fd(), &Variables::of_this_process(), role, &fds, (&ours, theirs));
         let process = process.map_err(failed)?;
-        // The server is where this process was, if that was the same place all the while.
+        // The server starts in the directory of this process, if that has not changed meanwhile.
         let directory = before.filter(|before| directory::identity().is_ok_and(|now| now == *before));
         let (_private, credentials) = (fork::Private::mark(ours.as_fd()), credentials.clone());
         Ok(Self { _private, socket: ours, process, credentials, directory })
     }
 
-    /// Waits until it has preloaded and serves.
+    /// Asks it to serve, and waits until it has run its preloads and serves.
     pub(super) fn serve(self) -> Result<Connection> {
-        let Self { socket, process, credentials, directory, _private } = self; // Dropped the other way round.
+        let Self { socket, process, credentials, directory, _private } = self; // Dropped in reverse order.
         if let Err(error) = protocol::send(socket.as_fd(), &Preparation::Serve, &[], &[])
             && !is_gone(&error)
         {
             process.end();
             return Err(protocol::spawn_error("the fork server cannot be told to serve", error));
         }
-        // One that is gone has said why, or its end tells.
+        // A server that is gone has reported why, or its exit status tells.
         let ready = role::wait_until_ready(&socket, &process, "the fork server")?;
         if ready.must_exec {
             warn_of_exec();
@@ -76,10 +76,10 @@ impl Starting {
     }
 }
 
-/// So many servers may be killed before they are ready: who kills each one that comes has to stop first.
+/// How many servers in a row may be killed before they are ready.
 const STARTS: usize = 4;
 
-/// A server of this process that serves: the one that is `starting`, or else a new one.
+/// A connection to a server that serves: the one that is `starting`, or else a new one.
 pub(super) fn start_server(starting: Option<Starting>, credentials: &Credentials) -> Result<Connection> {
     let begin = |starting: Option<Starting>| starting.map_or_else(|| Starting::begin(credentials), Ok);
     let mut made = begin(starting).and_then(Starting::serve);
@@ -92,7 +92,7 @@ pub(super) fn start_server(starting: Option<Starting>, credentials: &Credentials
     made
 }
 
-/// Once, whether or not the program collects what is traced.
+/// Warns on stderr once, and by `tracing` each time, that children are executed afresh.
 fn warn_of_exec() {
     static SAID: Once = Once::new();
     const WHY: &str = "the fork server has threads, from before `init` (as with `#[tokio::main]`) or from a preload, so it \

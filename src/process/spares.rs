@@ -1,19 +1,19 @@
-//! How many spare children the fork server shall keep for this process.
+//! Decides how many spare children the fork server keeps for this process.
 #![forbid(unsafe_code)]
 
 use std::time::{Duration, Instant};
 
-/// Children that wait for an order of ours, not yet received: so they take up none of our descriptors.
+/// Children that wait for an order. They wait in the connection, unreceived, and so take none of this process's descriptors.
 #[derive(Default)]
 pub(super) struct Spares {
-    /// Asked for and not received.
+    /// Requested and not received.
     pub(super) coming: u32,
-    /// Changes with the environment or the directory, which those of before do not have.
+    /// Changes with the environment or the directory, which earlier spares do not have.
     pub(super) generation: u64,
-    /// How many there shall be.
+    /// The wanted number.
     pub(super) wanted: u32,
     pub(super) last_spawn: Option<Instant>,
-    /// The server has none to give.
+    /// The server cannot make any.
     pub(super) are_refused: bool,
 }
 
@@ -24,7 +24,7 @@ const SPARES_PAY: Duration = Duration::from_secs(1);
 const MOST_SPARES: u32 = 4;
 
 impl Spares {
-    /// Learns from a spawn that begins now and may find a spare.
+    /// Adapts the wanted number to a spawn that begins now. `finds_one`: a spare is there.
     pub(super) fn learn(&mut self, finds_one: bool) {
         let now = Instant::now();
         let pays = self.last_spawn.is_some_and(|last| now - last < SPARES_PAY);
@@ -37,7 +37,7 @@ impl Spares {
         };
     }
 
-    /// None of those that are coming will do any more.
+    /// Makes all requested spares useless.
     pub(super) fn renew(&mut self) {
         self.coming = 0;
         self.generation += 1;

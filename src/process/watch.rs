@@ -10,13 +10,13 @@ use std::task::{Context, Poll, ready};
 use tokio::io::Interest;
 use tokio::runtime::{Handle, Id};
 
-/// A descriptor watched by the reactor of the runtime that polls, whichever that is at the moment.
+/// A descriptor watched by the reactor of the runtime that polls, which may change between polls.
 pub(super) struct Watch(Option<(Id, Watched<Arc<OwnedFd>>)>);
 
 impl Watch {
     pub(super) const UNWATCHED: Self = Self(None);
 
-    /// Ready after each event; the caller then looks for itself.
+    /// Ready after each event; the caller then checks what has happened.
     pub(super) fn poll(
         &mut self,
         context: &mut Context<'_>,
@@ -40,7 +40,7 @@ impl Watch {
                     event.clear_ready();
                     return Poll::Ready(Ok(()));
                 }
-                // The runtime it was registered with is gone, and this one has got its id.
+                // The runtime that it was registered with is gone, and this one has the same id.
                 Err(_) => self.0 = None,
             }
         }
