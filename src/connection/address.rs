@@ -1,4 +1,4 @@
-//! Addresses as text, and what they stand for.
+//! Parses addresses.
 
 use crate::error::{Error, ErrorKind, Result};
 use std::fmt;
@@ -7,7 +7,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::SocketAddr as UnixAddr;
 use std::path::PathBuf;
 
-/// What a socket's name may have (108 bytes with the zero at its end).
+/// The longest name of a socket: 108 bytes with the zero at its end.
 const LONGEST: usize = 107;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,7 +43,7 @@ impl Address {
         }
     }
 
-    /// What a TCP address stands for.
+    /// Resolves a TCP address.
     pub(crate) async fn resolve(text: &str) -> Result<Vec<SocketAddr>> {
         let found = tokio::net::lookup_host(text).await;
         let found: Vec<_> = found.map_err(|error| Error::io(format_args!("cannot resolve {text}"), error))?.collect();

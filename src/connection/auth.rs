@@ -1,4 +1,4 @@
-//! Who knows the key: CPython's challenge and response, in both roles.
+//! Authentication: CPython's challenge and response, in both roles.
 //!
 //! Each step is one message of at most [`LONGEST`] bytes; K is the key, which never travels.
 //!
@@ -9,14 +9,14 @@
 //! "#WELCOME#" or "#FAILURE#"  ------------>
 //! ```
 //!
-//! The listener challenges first and answers only who has passed, so a stranger gets no answer out of it. Then the
+//! The listener challenges first and answers only a client that has passed, so a stranger gets no answer from it. Then the
 //! client challenges. M is `{sha256}` and 40 random bytes (CPython 3.12 and later), or 20 random bytes (up to
 //! 3.11); R is the same prefix and the HMAC of the whole M, or, up to 3.11, a bare HMAC-MD5.
-//! The responder chooses the digest; the challenger decides what it takes.
+//! The responder chooses the digest; the challenger decides which ones it accepts.
 //!
-//! A peer without the key can send a challenge back to the process it comes from, on another connection, to have it
-//! answered there. The challenge of a client is for a listener, and the other way round: so in no role this process
-//! answers a challenge that it waits for the answer to in the same role.
+//! A peer without the key can reflect a challenge to the process that it comes from, on another connection, to have it
+//! answered there. A client's challenge is for a listener, and the other way round. So a process never
+//! answers a challenge for which it waits for an answer itself in the same role.
 
 use super::frame::{FrameReader, FrameWriter};
 use crate::error::{Error, ErrorKind, Result};
@@ -30,23 +30,23 @@ use std::sync::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use zeroize::{Zeroize, Zeroizing};
 
-/// Of any message of the handshake.
+/// The longest message of the handshake.
 pub(crate) const LONGEST: u64 = 256;
 
 const CHALLENGE: &[u8] = b"#CHALLENGE#";
 const WELCOME: &[u8] = b"#WELCOME#";
 const FAILURE: &[u8] = b"#FAILURE#";
-/// How a challenge begins; 40 random bytes follow.
+/// The beginning of a challenge; 40 random bytes follow.
 const PREFIX: &[u8] = b"{sha256}";
 const RANDOM: usize = 40;
 /// The length of a challenge that asks for a bare HMAC-MD5, and the least there is.
 const LEGACY: usize = 20;
 const MD5_LEN: usize = 16;
 
-/// The key that both ends must know, and what counts as a proof of it. It is wiped when it is dropped, and never copied.
+/// The key that both ends must know, and which proofs are accepted. It is wiped when it is dropped, and never copied.
 pub(crate) struct Key {
     pub(crate) bytes: Zeroizing<Box<[u8]>>,
-    /// Whether HMAC-MD5 is proof enough: all that CPython up to 3.11 knows.
+    /// Whether HMAC-MD5 is accepted, the only digest of CPython up to 3.11.
     pub(crate) allow_md5: bool,
 }
 
@@ -65,7 +65,7 @@ pub(crate) enum Role {
 
 /// Proves to the other end that this one knows the key, and has it do the same.
 ///
-/// What the other end sends after the handshake stays in `reader`. The limit of `reader` is up to the caller.
+/// Bytes that the other end sends after the handshake stay in `reader`. The caller sets the limit of `reader`.
 pub(crate) async fn authenticate<R, W>(
     reader: &mut FrameReader<R>,
     writer: &mut FrameWriter<W>,
@@ -88,7 +88,7 @@ where
     }
 }
 
-/// Whether a message is what a listener with a key says first.
+/// Whether a message is the first one of a listener with a key.
 pub(crate) fn is_challenge(message: &[u8]) -> bool {
     let body = message.strip_prefix(CHALLENGE);
     body.is_some_and(|body| message.len() as u64 <= LONGEST && (body.len() == LEGACY || Digest::named(body).is_some()))
@@ -121,7 +121,7 @@ where
     }
 }
 
-/// What proves knowledge of the key to whoever sent `received`.
+/// The proof that answers the challenge `received`.
 fn respond(key: &Key, role: Role, received: &[u8]) -> Result<Vec<u8>> {
     let Some(challenge) = received.strip_prefix(CHALLENGE) else {
         return Err(refused("the other end sent something other than a challenge: it may have no key"));
@@ -170,7 +170,7 @@ fn lost(error: Error) -> Error {
     refused(&format!("the handshake was cut short: {error}")).with_source(error)
 }
 
-/// What a proof may be made with.
+/// The digest of a proof.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Digest {
     Md5,
@@ -179,7 +179,7 @@ enum Digest {
 }
 
 impl Digest {
-    /// The digest that `bytes` begin with the name of, and that part of them.
+    /// The digest whose name `bytes` begin with, and its name as it stands there.
     fn named(bytes: &[u8]) -> Option<(Self, &[u8])> {
         let names = [(Self::Md5, &b"{md5}"[..]), (Self::Sha256, b"{sha256}"), (Self::Sha384, b"{sha384}")];
         let (digest, name) = names.into_iter().find(|(_, name)| bytes.starts_with(name))?;
@@ -218,7 +218,7 @@ fn mac<M: Mac + KeyInit>(key: &[u8], message: &[u8]) -> M {
     mac
 }
 
-/// A challenge that waits for its response: its random part, and who asks.
+/// A challenge that waits for its response: its random part, and the role of the challenger.
 struct Asked {
     role: Role,
     random: [u8; RANDOM],

@@ -17,18 +17,9 @@ use std::pin::Pin;
 use std::time::Duration;
 use tokio::net::{TcpStream, UnixStream};
 
-/// Connects to the [`Listener`](super::Listener) at `address`, or to one of CPython's; with a key, both ends prove
-/// that they know it.
+/// Connects to a [`Listener`](super::Listener), or a CPython listener, at `address`.
 ///
-/// Await it, or set options first. An empty key is a key. Dropped, it has not connected; the listener
-/// may see a failed handshake.
-///
-/// # Errors
-/// `Io` if nobody listens there (no such path, refused, not allowed), the socket file belongs to another user
-/// ([`Connect::owner`]), or there is no tokio runtime here with its I/O and
-/// its timer (`enable_all`); `Authentication` if the other end has
-/// another key, none, or does not answer in time; `Timeout` if there is no connection in time; `Other` if
-/// `address` is none.
+/// Await it, or set options first. With a key, both ends prove that they know it; an empty key is a key.
 ///
 /// ```
 /// use multiprocess::{self as mp, connection::connect};
@@ -37,6 +28,15 @@ use tokio::net::{TcpStream, UnixStream};
 /// assert_eq!(error.kind(), mp::ErrorKind::Io);
 /// # });
 /// ```
+///
+/// A dropped future has not connected. The listener may then see a failed handshake.
+///
+/// # Errors
+/// - `Io` if there is no listener (no such path, refused, not permitted), if the socket file belongs to another user
+///   ([`Connect::owner`]), or without a tokio runtime with I/O and timer (`enable_all`).
+/// - `Authentication` if the other end has another key, no key, or does not answer in time.
+/// - `Timeout` if there is no connection in time.
+/// - `Other` if the address cannot be parsed or resolved.
 pub fn connect(address: &str, key: Option<&[u8]>) -> Connect {
     let key = key.map(|bytes| Key::new(bytes, true));
     Connect {
@@ -51,7 +51,7 @@ pub fn connect(address: &str, key: Option<&[u8]>) -> Connect {
     }
 }
 
-/// What [`connect`] does once it is awaited, and its options.
+/// The options of a connection, made by [`connect`]; awaiting it connects.
 ///
 /// ```
 /// use multiprocess::{self as mp, connection::{Listener, connect}};
@@ -79,8 +79,8 @@ pub struct Connect {
 }
 
 impl Connect {
-    /// What connecting may take, and then the handshake; 10 seconds unless set.
-    /// Counted in real time: see [Timeouts](crate#timeouts).
+    /// Limits the time to connect, and again the time of the handshake. Default: 10 seconds, in real time: see
+    /// [Timeouts](crate#timeouts).
     pub fn handshake_timeout(mut self, timeout: Duration) -> Self {
         self.patience = timeout;
         self
@@ -88,12 +88,11 @@ impl Connect {
 
     super::options_of_both_ends!();
 
-    /// Whose a Unix socket may be besides this process's user: the user with this uid.
+    /// Permits a Unix socket of the user with this uid, besides those of this process's own user.
     ///
-    /// Anybody can put a socket at a path in a directory like /tmp first. So a socket file that belongs to another user is an
-    /// error unless that user is named here, and a symbolic link at the end of a path is one in any case. An abstract name
-    /// belongs to nobody; if an owner is named, its listener must be of this process's user or of that one. For TCP it
-    /// means nothing.
+    /// Any user can create a socket first at a path in a directory like /tmp. So a socket file of another user is an
+    /// error unless that user is named here. A symbolic link at the end of the path is always an error. An abstract name
+    /// has no owner; if a user is named, its listener must run as this process's user or as that one. No effect on TCP.
     ///
     /// ```no_run
     /// # async fn f() -> multiprocess::Result<()> {
@@ -106,7 +105,7 @@ impl Connect {
         self
     }
 
-    /// Encrypts the connection, which must be TCP; `name` is whom the listener's certificate must be for.
+    /// Encrypts the connection, which must be TCP. The listener's certificate must be for `name`.
     ///
     /// ```
     /// use multiprocess::connection::{Connect, connect, rustls};
@@ -159,11 +158,11 @@ impl Connect {
         }
     }
 
-    /// To the very file that was looked at: another may have its name by now.
+    /// Connects to the very file that was checked: another file may have its name by now.
     async fn to_file(&self, path: &Path) -> io::Result<UnixStream> {
         let file = listen::file_at(path, self.owner)?;
         match unix(format!("/proc/self/fd/{}", file.as_raw_fd()).as_ref()).await {
-            // Without /proc the name may lead to another user's socket by now; only the kernel can tell.
+            // Without /proc the name may lead to another user's socket by now; the kernel reports whose it is.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let stream = unix(path).await?;
                 self.check_user(&stream)?;
@@ -173,7 +172,7 @@ impl Connect {
         }
     }
 
-    /// An abstract name says nothing about who listens there, but the kernel does.
+    /// The user of a listener at an abstract name is known from the kernel only.
     fn check_peer(&self, stream: &UnixStream) -> io::Result<()> {
         if self.owner.is_some() { self.check_user(stream) } else { Ok(()) }
     }

@@ -63,7 +63,7 @@ impl Header {
     }
 }
 
-/// The length that a header tells and the size of that header; None if there is not all of it yet.
+/// The length in a header and the size of that header; `None` if it is not complete yet.
 fn parse(bytes: &[u8]) -> Result<Option<(u64, usize)>> {
     let Some((short, rest)) = bytes.split_first_chunk::<SHORT>() else { return Ok(None) };
     match i32::from_be_bytes(*short) {
@@ -73,22 +73,22 @@ fn parse(bytes: &[u8]) -> Result<Option<(u64, usize)>> {
     }
 }
 
-/// Messages out of a stream.
+/// Reads messages from a stream.
 pub(crate) struct FrameReader<R> {
     io: R,
     limit: u64,
-    /// What was read and is not part of a message yet.
+    /// Bytes that were read and are not part of a message yet.
     ahead: BytesMut,
     /// The message that is arriving, and its whole length.
     message: Option<(Vec<u8>, usize)>,
-    /// What `poll_ready` found.
+    /// The result of `poll_ready`.
     ready: Option<Result<Vec<u8>>>,
     /// After an error the borders between messages are lost, and after the end there are none.
     has_ended: bool,
 }
 
 impl<R: AsyncRead + Unpin> FrameReader<R> {
-    /// Takes messages of up to `limit` bytes.
+    /// Accepts messages of up to `limit` bytes.
     pub(crate) fn new(io: R, limit: u64) -> Self {
         Self { io, limit, ahead: BytesMut::new(), message: None, ready: None, has_ended: false }
     }
@@ -118,7 +118,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         Poll::Ready(received)
     }
 
-    /// Ready when `poll_recv` would be, which then has it at once.
+    /// Ready when `poll_recv` would be.
     pub(crate) fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let received = ready!(self.poll_recv(cx));
         self.ready = Some(received);
@@ -175,7 +175,7 @@ where
     R: AsyncRead + Unpin,
     B: BufMut,
 {
-    // This future keeps nothing of its own, so each poll can make a new one.
+    // This future keeps no state of its own, so each poll can make a new one.
     let mut read = std::pin::pin!(io.read_buf(buffer));
     read.as_mut().poll(cx)
 }
@@ -188,7 +188,7 @@ fn too_long(len: u64, than: &str) -> Error {
     Error::new(ErrorKind::Decode, format!("a message of {len} bytes is longer than {than}"))
 }
 
-/// A stream that the other end has left, whatever the kernel calls it, is `Closed`.
+/// Turns each error by which the kernel reports that the other end is gone into `Closed`.
 fn gone(error: io::Error, doing: &str) -> Error {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected, UnexpectedEof};
     if tokio::runtime::is_rt_shutdown_err(&error) {
@@ -206,16 +206,16 @@ fn gone(error: io::Error, doing: &str) -> Error {
 /// A stream that a task writes to.
 type Finishing<W> = JoinHandle<(W, io::Result<()>)>;
 
-/// Messages into a stream.
+/// Writes messages to a stream.
 pub(crate) struct FrameWriter<W: AsyncWrite + Unpin + Send + 'static> {
-    /// None while `finishing`, and after an error.
+    /// `None` while `finishing`, and after an error.
     io: Option<W>,
-    /// A task that writes the rest of a dropped send, and what tells it that nobody waits for it any more.
+    /// A task that writes the rest of a dropped send, and the channel that closes when this writer is dropped.
     finishing: Option<(Finishing<W>, oneshot::Sender<()>)>,
     /// Whole messages that wait for a flush, of which the first `written` bytes are out.
     pending: Vec<u8>,
     written: usize,
-    /// Bytes may be in a buffer of the stream's.
+    /// The stream may hold bytes in a buffer of its own.
     needs_flush: bool,
     runtime: Handle,
 }
@@ -228,7 +228,7 @@ impl<W: AsyncWrite + Unpin + Send + 'static> FrameWriter<W> {
         Self { io: Some(io), finishing: None, pending: Vec::new(), written: 0, needs_flush: false, runtime }
     }
 
-    /// Sends `message`, after all that was sent before. Dropped, it has sent nothing, or will.
+    /// Sends `message` after all earlier ones. A dropped future sends all of it or nothing.
     pub(crate) async fn send(&mut self, message: &[u8]) -> Result<()> {
         if !self.is_idle() {
             poll_fn(|cx| self.poll_flush(cx)).await?;
@@ -256,13 +256,13 @@ impl<W: AsyncWrite + Unpin + Send + 'static> FrameWriter<W> {
         }
     }
 
-    /// Ready when everything is out.
+    /// Ready when everything is sent.
     pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
         let flushed = ready!(self.poll_write_out(cx));
         Poll::Ready(flushed.map_err(|error| self.fail(error)))
     }
 
-    /// Flushes, then tells the other end that nothing follows.
+    /// Flushes, then closes this direction.
     pub(crate) fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
         ready!(self.poll_flush(cx))?;
         let Some(io) = &mut self.io else { return Poll::Ready(Ok(())) };
@@ -326,7 +326,7 @@ impl<W: AsyncWrite + Unpin + Send + 'static> FrameWriter<W> {
 
 impl<W: AsyncWrite + Unpin + Send + 'static> Drop for FrameWriter<W> {
     fn drop(&mut self) {
-        // A stream may have taken bytes and keep them until it is flushed, as TLS does.
+        // A stream may keep bytes until it is flushed, as TLS does.
         if self.written < self.pending.len() || self.needs_flush {
             let rest = self.pending.split_off(self.written);
             self.finish(rest);
@@ -383,7 +383,7 @@ impl<W: AsyncWrite + Unpin + Send + 'static> Drop for Sending<'_, W> {
     }
 }
 
-/// What of a header and its message is left after the first `done` bytes of both.
+/// The rest of a header and its message after the first `done` bytes of both.
 fn rest<'a>(header: &'a Header, message: &'a [u8], done: usize) -> [&'a [u8]; 2] {
     let header = header.bytes();
     match done.checked_sub(header.len()) {

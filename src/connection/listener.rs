@@ -1,11 +1,12 @@
-//! Accepting connections: many handshakes at a time, none of which anybody waits for.
+//! Accepts connections, with many handshakes at a time.
 //!
-//! A task of the listener's takes peers from the kernel and gives each a task for its handshake. What comes of it
-//! waits in a queue for `accept`. While [`BACKLOG`] connections wait there, further peers wait in the kernel.
+//! The driver, a task of the listener, accepts peers from the kernel and starts a task for each handshake. The outcomes
+//! wait in a queue for `accept`. While [`BACKLOG`] connections wait there, further peers wait in the kernel.
 //!
 //! # Floods
 //! A peer costs a descriptor and some KiB until its deadline. At [`MOST`] handshakes, or when the process has no
-//! descriptor left, the oldest handshake makes room once it has had [`GRACE`]: silent peers grow old. Of failures only [`FAILURES`] wait for an `accept`, of the rest nobody hears.
+//! descriptor left, the oldest handshake is dropped once it has had [`GRACE`]. At most [`FAILURES`] failures wait for an
+//! `accept`; further ones are dropped.
 
 use super::address::Address;
 use super::auth::{Key, Role};
@@ -30,21 +31,20 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinSet};
 
-/// Handshakes at a time.
+/// The most handshakes at a time.
 const MOST: usize = 4096;
-/// Connections that wait for an `accept`.
+/// The most connections that wait for an `accept`.
 const BACKLOG: usize = 128;
-/// Failures that wait for an `accept`.
+/// The most failures that wait for an `accept`.
 const FAILURES: usize = 256;
-/// What a handshake has at least, however many others come: an honest peer needs three ways there and back.
+/// The least time of a handshake, however many others come: it takes three round trips.
 const GRACE: Duration = Duration::from_millis(500);
-/// What the listener waits when the kernel cannot give it a connection.
+/// The pause after the kernel could not accept a connection.
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// Accepts connections from other programs, CPython's `multiprocessing.connection.Client` among them.
 ///
-/// It works in the background, in the runtime it was bound in. Dropping it closes it, and removes its socket file; peers
-/// that no `accept` has taken are let go, connections stay.
+/// [`bind`](Self::bind) makes one, and [`accept`](Self::accept) returns one connection after the other.
 ///
 /// ```
 /// use multiprocess::{self as mp, connection::{Listener, connect}};
@@ -65,6 +65,9 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// assert!(!path.exists());
 /// # Ok::<_, mp::Error>(()) }).unwrap();
 /// ```
+///
+/// - Background: handshakes run in the runtime in which it was bound. When that ends, so does the listener.
+/// - Drop: the same as [`close`](Self::close). Accepted connections stay.
 pub struct Listener {
     shared: Arc<Shared>,
     local: String,
@@ -72,14 +75,14 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Listens at `address`; see the [module](super) for what it may be. Await it, or set options first.
+    /// Listens at `address`, in one of the forms of the [module](super#addresses). Await it, or set options first.
     ///
-    /// A socket file has mode 0600 from the start. One of this user's that nobody listens at any more is replaced; what another
-    /// user has put there is an error that says whose it is.
+    /// A socket file has mode 0600 from the start. A stale file of this user is replaced. A file of another user is
+    /// an error that names the user.
     ///
     /// # Errors
-    /// `Io` if another listens there, the system does not let us, or there is no tokio runtime here with its I/O and its
-    /// timer (`enable_all`); `Other` if `address` is none.
+    /// - `Io` if the address is in use or not permitted, or without a tokio runtime with I/O and timer (`enable_all`).
+    /// - `Other` if the address cannot be parsed or resolved.
     pub fn bind(address: &str) -> Bind {
         Bind {
             address: address.to_string(),
@@ -92,11 +95,13 @@ impl Listener {
         }
     }
 
-    /// The next peer, once its handshake is done. Cancel-safe: dropped, it has taken nobody.
+    /// Waits for the next peer whose handshake is done, and returns the connection to it.
+    ///
+    /// Cancel safe: a dropped future has taken no peer.
     ///
     /// # Errors
-    /// `Authentication` if a peer did not prove in time that it knows the key: one peer, one error, and the
-    /// listener goes on. `Closed` after [`close`](Self::close), and once the runtime that it was bound in has ended.
+    /// - `Authentication` if a peer did not prove in time that it knows the key. The listener goes on.
+    /// - `Closed` after [`close`](Self::close), and after the end of the runtime in which it was bound.
     pub async fn accept(&self) -> Result<ByteConnection> {
         fork::check()?;
         loop {
@@ -125,12 +130,12 @@ impl Listener {
         }
     }
 
-    /// Where it listens, as `connect` wants it: with the port, if port 0 was asked for.
+    /// Returns the address to connect to, with the actual port if it was bound to port 0.
     pub fn local_addr(&self) -> String {
         self.local.clone()
     }
 
-    /// Stops listening, removes the socket file, and lets go of the peers that no `accept` has taken.
+    /// Stops listening, removes the socket file, and disconnects peers that no `accept` has returned.
     ///
     /// ```
     /// # use multiprocess::{self as mp, connection::Listener};
@@ -141,7 +146,7 @@ impl Listener {
     /// # Ok::<_, mp::Error>(()) }).unwrap();
     /// ```
     pub fn close(&self) {
-        // It is the other process's.
+        // After a fork it belongs to the other process.
         if fork::is_forked() {
             return;
         }
@@ -163,7 +168,7 @@ impl fmt::Debug for Listener {
     }
 }
 
-/// What [`Listener::bind`] does once it is awaited, and its options.
+/// The options of a [`Listener`], made by [`Listener::bind`]; awaiting it binds.
 ///
 /// ```
 /// use multiprocess::{self as mp, connection::Listener};
@@ -189,13 +194,13 @@ pub struct Bind {
 }
 
 impl Bind {
-    /// Peers must prove that they know this key, and this end proves it to them. An empty key is a key.
+    /// Sets the key. Peers must prove that they know it, and this end proves it to them. An empty key is a key.
     pub fn authkey(mut self, key: impl AsRef<[u8]>) -> Self {
         self.key = Some(Key::new(key.as_ref(), self.allow_md5));
         self
     }
 
-    /// What a peer's handshake may take; 10 seconds unless set. Counted in real time: see [Timeouts](crate#timeouts).
+    /// Limits the time of a peer's handshake. Default: 10 seconds, in real time: see [Timeouts](crate#timeouts).
     pub fn handshake_timeout(mut self, timeout: Duration) -> Self {
         self.patience = timeout;
         self
@@ -264,7 +269,7 @@ impl fmt::Debug for Bind {
     }
 }
 
-/// What is asked of each peer.
+/// The requirements for each peer.
 struct Terms {
     key: Option<Key>,
     patience: Duration,
@@ -273,22 +278,22 @@ struct Terms {
     tls: Option<tokio_rustls::TlsAcceptor>,
 }
 
-/// What the listener and its driver share.
+/// Shared by the listener and its driver.
 struct Shared {
     state: Mutex<State>,
-    /// Tells one `accept` of an outcome.
+    /// Notifies one `accept` of an outcome.
     arrived: Notify,
-    /// Tells the driver of room.
+    /// Notifies the driver of room.
     taken: Notify,
 }
 
 struct State {
-    /// Here and not with the driver, so that closing the listener closes it at once. None once closed.
+    /// Here and not in the driver, so that closing the listener closes it at once. `None` once closed.
     socket: Option<Own<Socket>>,
-    /// By its owner, and not by the end of its runtime.
+    /// Closed by its owner, not by the end of its runtime.
     is_closed: bool,
     outcomes: VecDeque<Result<ByteConnection>>,
-    /// Of each kind among the outcomes.
+    /// How many outcomes of each kind there are.
     connections: usize,
     failures: usize,
 }
@@ -337,7 +342,7 @@ impl Shared {
     }
 }
 
-/// Closes the listener when its driver ends, be it with the runtime: nobody would come any more.
+/// Closes the listener when its driver ends, for example with the runtime.
 struct Driving(Arc<Shared>);
 
 impl Drop for Driving {
@@ -368,7 +373,7 @@ async fn drive(driving: Driving, terms: Arc<Terms>) {
     }
 }
 
-/// Whether the next peer may fare better.
+/// Whether the next accept may succeed.
 fn is_of_one_peer(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
@@ -381,7 +386,7 @@ fn is_out_of_descriptors(error: &io::Error) -> bool {
 
 struct Handshakes {
     tasks: JoinSet<()>,
-    /// When each began, the oldest first; some of them done.
+    /// The start of each handshake, the oldest first; some of them are done.
     by_age: VecDeque<(Instant, AbortHandle)>,
     shared: Arc<Shared>,
 }
@@ -396,7 +401,7 @@ impl Handshakes {
         self.by_age.push_back((Instant::now(), task));
     }
 
-    /// How many are going on.
+    /// How many are under way.
     fn count(&mut self) -> usize {
         while self.tasks.try_join_next().is_some() {}
         while self.by_age.front().is_some_and(|(_, task)| task.is_finished()) {
@@ -408,7 +413,7 @@ impl Handshakes {
         self.tasks.len()
     }
 
-    /// Waits until one has ended, the oldest if need be. False if there is none.
+    /// Waits until one has ended; ends the oldest if need be. False if there is none.
     async fn make_room(&mut self) -> bool {
         self.count();
         let Some((began, _)) = self.by_age.front() else { return false };
@@ -422,21 +427,21 @@ impl Handshakes {
             oldest.abort();
             let why = "authentication failed: the other end was slow while too many others came";
             self.shared.settle(Err(Error::new(ErrorKind::Authentication, why)));
-            // Its descriptor is free once its task is gone.
+            // Its descriptor is closed once its task is gone.
             self.tasks.join_next().await;
         }
         true
     }
 }
 
-/// What listens.
+/// A listening socket.
 enum Socket {
     Tcp(TcpListener),
     Unix(UnixListener),
     Path(UnixListener, PathBuf, Made),
 }
 
-/// Who came.
+/// An accepted socket.
 enum Peer {
     Tcp(tokio::net::TcpStream, String),
     Unix(tokio::net::UnixStream),

@@ -1,5 +1,6 @@
-//! Messages of bytes between programs, on one machine or many: the other end may be CPython's
-//! `multiprocessing.connection`, unmodified, or this module.
+//! Sends and receives messages of bytes between programs, on one machine or several.
+//!
+//! The other end is this module, or an unmodified `multiprocessing.connection` of CPython.
 //!
 //! ```
 //! use multiprocess::{self as mp, connection::{Listener, connect}};
@@ -18,7 +19,7 @@
 //! # Ok::<_, mp::Error>(()) }).unwrap();
 //! ```
 //!
-//! In Python the client is
+//! The same client in Python:
 //!
 //! ```python
 //! from multiprocessing.connection import Client
@@ -26,53 +27,50 @@
 //!     there.send_bytes(b"hello")
 //! ```
 //!
-//! Python's `send(object)` sends a pickle, which is a program; use `send_bytes` and agree on what the bytes mean.
+//! In Python use `send_bytes`, and agree on the meaning of the bytes. Python's `send(object)` sends a pickle, which only
+//! Python can read.
 //!
 //! # Addresses
 //!
-//! | address | what it is | who can connect |
+//! | address | transport | allowed to connect |
 //! |---|---|---|
-//! | `"127.0.0.1:7000"` `"[::1]:7000"` `"localhost:7000"` | TCP; port 0 picks a free one | whom the network lets |
-//! | `"/run/me/socket"` (any text with a slash) | a Unix socket with a path, of mode 0600 | this user ([`Connect::owner`]: another's listener) |
+//! | `"127.0.0.1:7000"` `"[::1]:7000"` `"localhost:7000"` | TCP; port 0 picks a free one | everybody that the network lets through |
+//! | `"/run/me/socket"` (any text with a slash) | a Unix socket with a path, of mode 0600 | this user; [`Connect::owner`] names the user of another listener |
 //! | `"\0name"` | an abstract Unix socket: no file, no permissions | everybody on this machine |
 //!
-//! # What a key protects from
+//! # Security
 //!
-//! With a key both ends prove that they know it, by HMAC of random bytes, and the key does not travel. Nothing is
-//! encrypted, and who can change the bytes under way can take over a connection once it is authenticated: across
-//! networks that are not yours, put TLS below (feature `tls`, `tls` of [`Bind`] and [`Connect`]). Without a key, whoever
-//! can connect is trusted.
+//! - Without a key every program that can connect is trusted.
+//! - With a key both ends prove that they know it, by HMAC of random bytes. The key itself is never sent.
+//! - Nothing is encrypted. An attacker who can change the bytes on their way can take over an authenticated connection. Across
+//!   networks of others use TLS (feature `tls`, `tls` of [`Bind`] and [`Connect`]).
+//! - This end asks for HMAC-SHA-256, which CPython supports since 3.12, and answers with the digest that the other end
+//!   asks for: SHA-256, SHA-384 or MD5. CPython up to 3.11 supports only HMAC-MD5, which is accepted unless
+//!   `allow_md5(false)` is set. The other end chooses, so only with `allow_md5(false)` is each proof made with SHA-2.
+//! - Before the handshake is done, a peer can send 256 bytes per step and has [`Bind::handshake_timeout`] for all steps.
+//!   Handshakes of different peers do not wait for each other.
+//! - A message's length is checked against [`Bind::max_message`] before memory is allocated, and memory grows only with
+//!   the bytes that arrive.
 //!
-//! This end asks for HMAC-SHA-256, which CPython knows since 3.12, and answers with the digest that the other end asks
-//! for: SHA-256, SHA-384 or MD5. CPython up to 3.11 knows only HMAC-MD5; that is taken too, unless
-//! `allow_md5(false)` says otherwise. It is the other end that chooses, so only with `allow_md5(false)` is
-//! a proof always made with SHA-2.
-//!
-//! # Strangers
-//!
-//! Before the handshake is done a peer can send 256 bytes per step, and has [`Bind::handshake_timeout`] for all of
-//! them; handshakes of different peers do not wait for each other. A message's length is checked against
-//! [`Bind::max_message`] before anything is allocated, and memory grows only with what arrives.
-//!
-//! # Hosts that vanish
-//! A program that ends, however it does, closes its connections, and the other end is told. A host that is switched off or
-//! cut off tells nobody. So the kernel asks the other end of a TCP connection whether it is there once that was silent for
-//! 30 seconds (`SO_KEEPALIVE`), and gives up after half a minute more without an answer: receiving
-//! is then an error of kind `Io`, sending `Closed` or `Io`, and a manager's proxies fail with `Closed`. While something that
-//! was sent is not acknowledged the kernel sends it again instead, for some 15 minutes (`tcp_retries2`). What takes its time
-//! to answer a message, or to read it, is not gone, and has no deadline but yours.
+//! # Death
+//! - A program that ends, by SIGKILL too, closes its connections; the other end gets `Closed` after the last message.
+//! - A host that is switched off or cut off closes nothing. The kernel probes a TCP connection that was silent for 30
+//!   seconds (`SO_KEEPALIVE`) and gives up after 30 more. Receiving then fails with `Io`, sending with `Closed` or
+//!   `Io`, and a manager's proxies with `Closed`.
+//! - While sent bytes are not acknowledged, the kernel repeats them instead, for some 15 minutes (`tcp_retries2`).
+//! - A program that is slow to answer or to read counts as alive. A deadline for that is the caller's.
 #![forbid(unsafe_code)]
 
-/// Setters that [`Connect`] and [`Bind`] have in common.
+/// The setters that [`Connect`] and [`Bind`] have in common.
 macro_rules! options_of_both_ends {
     () => {
-        /// The longest message that is received, in bytes; 256 MiB unless set. Sending has no limit.
+        /// Sets the longest message that is received, in bytes. Default: 256 MiB. Sending has no limit.
         pub fn max_message(mut self, bytes: usize) -> Self {
             self.max_message = bytes;
             self
         }
 
-        /// Whether HMAC-MD5, all that CPython up to 3.11 knows, is proof enough, and given as proof; true unless set.
+        /// Sets whether HMAC-MD5, the only digest of CPython up to 3.11, is accepted and given as a proof. Default: true.
         pub fn allow_md5(mut self, allow: bool) -> Self {
             self.allow_md5 = allow;
             self
@@ -96,9 +94,9 @@ pub use tokio_rustls::rustls;
 
 use std::time::Duration;
 
-/// What a handshake, and what connecting before it, may take.
+/// The default limit for connecting, and again for the handshake.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// The longest message that is received.
+/// The default limit for received messages.
 const MAX_MESSAGE: usize = 256 << 20;
 
 #[cfg(feature = "tls")]

@@ -1,4 +1,4 @@
-//! A connection and its two halves, over whatever stream carries them.
+//! A connection and its two halves, over any byte stream.
 
 use super::auth::{self, Key, Role};
 use super::frame::{FrameReader, FrameWriter};
@@ -20,12 +20,10 @@ use tokio::sync::Mutex;
 type Reader = Box<dyn AsyncRead + Send + Sync + Unpin>;
 type Writer = Box<dyn AsyncWrite + Send + Sync + Unpin>;
 
-/// A connection to another program: messages of bytes, both ways, each whole.
+/// A connection to another program that sends and receives whole messages of bytes.
 ///
-/// Made by [`connect`](super::connect) and [`Listener::accept`](super::Listener::accept). All methods take `&self`, so
-/// that tasks can share one; messages sent at the same time go one after the other, each message is received by one.
-/// It is a `Stream` of the messages received, which ends where the other end closes, and a `Sink` of messages to send.
-/// Dropping it closes it: the other end receives what was sent, then the end.
+/// Made by [`connect`](super::connect) and [`Listener::accept`](super::Listener::accept). It is also a `Stream` of the
+/// received messages, which ends when the other end closes, and a `Sink` of messages to send.
 ///
 /// ```
 /// use futures::{SinkExt, StreamExt};
@@ -41,12 +39,18 @@ type Writer = Box<dyn AsyncWrite + Send + Sync + Unpin>;
 /// assert_eq!(messages, [b"one", b"two"]);
 /// # Ok::<_, mp::Error>(()) }).unwrap();
 /// ```
+///
+/// - Sharing: all methods take `&self`, so several tasks can use one connection. Concurrent messages are sent one after the
+///   other; each message is received by one task.
+/// - Drop: closes the connection. The other end receives the messages that were sent, and then `Closed`.
 pub struct ByteConnection {
     sender: ByteSender,
     receiver: ByteReceiver,
 }
 
-/// The sending half of a [`ByteConnection`]. Dropping it, the other end sees the end of what it receives.
+/// The sending half of a [`ByteConnection`], from [`split`](ByteConnection::split).
+///
+/// Dropping it ends the messages that the other end receives.
 ///
 /// ```
 /// # use multiprocess::{self as mp, connection::{Listener, connect}};
@@ -58,8 +62,8 @@ pub struct ByteConnection {
 /// drop(sender);
 /// assert_eq!(here.recv_bytes().await?, b"the last one");
 /// assert_eq!(here.recv_bytes().await.unwrap_err().kind(), mp::ErrorKind::Closed);
-/// here.send_bytes(b"still heard").await?;
-/// assert_eq!(receiver.recv_bytes().await?, b"still heard");
+/// here.send_bytes(b"still open").await?;
+/// assert_eq!(receiver.recv_bytes().await?, b"still open");
 /// # Ok::<_, mp::Error>(()) }).unwrap();
 /// ```
 pub struct ByteSender {
@@ -67,19 +71,19 @@ pub struct ByteSender {
     peer: Arc<str>,
 }
 
-/// The receiving half of a [`ByteConnection`]. See [`ByteSender`] for an example.
+/// The receiving half of a [`ByteConnection`], from [`split`](ByteConnection::split). See [`ByteSender`] for an example.
 pub struct ByteReceiver {
     reader: Mutex<Own<FrameReader<Reader>>>,
-    /// The other end may be a listener that wants a key, which this end has not got; its first message tells.
+    /// The other end may be a listener that wants a key, which this end does not have; its first message shows that.
     expects_challenge: std::sync::atomic::AtomicBool,
     peer: Arc<str>,
 }
 
 impl ByteConnection {
-    /// Sends one message, of any length; waits while the other end has no room for it.
+    /// Sends one message, of any length. Waits while the other end has no room for it.
     ///
-    /// Cancel-safe: dropped, it has sent nothing, or the rest of the message is sent in the background, before
-    /// anything else. If the connection is dropped as well, the background has 30 seconds.
+    /// Cancel safe: if the future is dropped, either nothing is sent, or a background task sends the rest of the
+    /// message before any other. If the connection is dropped as well, that task has 30 seconds.
     ///
     /// # Errors
     /// `Closed` if the other end is gone.
@@ -87,20 +91,25 @@ impl ByteConnection {
         self.sender.send_bytes(message).await
     }
 
-    /// Receives one message; waits while there is none. Cancel-safe at any length: dropped, it has taken nothing.
+    /// Receives one message. Waits while there is none.
     ///
-    /// Costs one allocation; small messages that arrive together share a system call.
+    /// It costs one allocation; small messages that arrive together share a system call. Cancel safe: a dropped future has
+    /// received nothing, not even part of a message.
     ///
     /// # Errors
-    /// `Closed` once everything that the other end sent is received; `Decode` if a message is longer than
-    /// `max_message`, or none at all; `Io` if the other end is gone in the middle of a message. After an error
-    /// the connection only sends, and receiving is `Closed`.
+    /// - `Closed` after the last message of the other end.
+    /// - `Decode` if a message is longer than `max_message`, or the bytes are not a message.
+    /// - `Io` if the other end goes away in the middle of a message.
+    ///
+    /// After any of these, receiving is `Closed`; sending still works.
     pub async fn recv_bytes(&self) -> Result<Vec<u8>> {
         self.receiver.recv_bytes().await
     }
 
-    /// Waits up to `timeout` until there is a whole message to receive, which it leaves where it is. True also where
-    /// `recv_bytes` has an error at once. Counted in real time: see [Timeouts](crate#timeouts).
+    /// Waits for up to `timeout` until a whole message can be received, and returns whether one can.
+    ///
+    /// It takes nothing. It is true also where `recv_bytes` would fail at once. The time is real time: see
+    /// [Timeouts](crate#timeouts). Dropping the future changes nothing.
     ///
     /// # Errors
     /// `Io` outside a tokio runtime, and in one without its timer.
@@ -108,13 +117,13 @@ impl ByteConnection {
         self.receiver.poll(timeout).await
     }
 
-    /// Where the other end is: of TCP its address and port, of a Unix socket the address that was connected to, and
-    /// nothing for who connected here.
+    /// Returns the address of the other end: host and port for TCP; for a Unix socket the address that was connected to, or
+    /// an empty text on the listener's side.
     pub fn peer_addr(&self) -> &str {
         &self.sender.peer
     }
 
-    /// The two directions, for two tasks.
+    /// Splits the connection into its two directions, for two tasks.
     pub fn split(self) -> (ByteSender, ByteReceiver) {
         (self.sender, self.receiver)
     }
@@ -131,13 +140,13 @@ impl ByteConnection {
     }
 }
 
-/// Every message leaves at once, and a host that vanished is noticed.
+/// Has every message sent at once, and a vanished host noticed.
 pub(crate) fn prepare_tcp(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     socket::watch_host(stream.as_fd())
 }
 
-/// A stream of which nothing is known yet.
+/// A stream before the handshake.
 pub(crate) struct Raw {
     reader: Reader,
     writer: Writer,
@@ -156,7 +165,7 @@ impl Raw {
         Self { reader: Box::new(read), writer: Box::new(write), peer }
     }
 
-    /// The handshake, if there is a key, within `patience`.
+    /// Does the handshake, if there is a key, within `patience`.
     pub(crate) async fn open(
         self,
         role: Role,
@@ -187,7 +196,7 @@ impl Raw {
 }
 
 impl ByteSender {
-    /// As [`ByteConnection::send_bytes`].
+    /// Sends one message; see [`ByteConnection::send_bytes`].
     ///
     /// # Errors
     /// As [`ByteConnection::send_bytes`].
@@ -196,14 +205,14 @@ impl ByteSender {
         self.writer.lock().await.send(message).await
     }
 
-    /// As [`ByteConnection::peer_addr`].
+    /// Returns the address of the other end; see [`ByteConnection::peer_addr`].
     pub fn peer_addr(&self) -> &str {
         &self.peer
     }
 }
 
 impl ByteReceiver {
-    /// As [`ByteConnection::recv_bytes`].
+    /// Receives one message; see [`ByteConnection::recv_bytes`].
     ///
     /// # Errors
     /// As [`ByteConnection::recv_bytes`].
@@ -213,7 +222,7 @@ impl ByteReceiver {
         self.refuse_challenge(received)
     }
 
-    /// As [`ByteConnection::poll`]. Counted in real time: see [Timeouts](crate#timeouts).
+    /// Waits until a message can be received; see [`ByteConnection::poll`].
     ///
     /// # Errors
     /// `Io` outside a tokio runtime, and in one without its timer.
@@ -223,17 +232,17 @@ impl ByteReceiver {
             let mut reader = self.reader.lock().await;
             poll_fn(|cx| reader.poll_ready(cx)).await;
         };
-        // The future is polled before the clock is, so that a timeout of nothing still looks.
+        // The future is polled before the clock, so that a timeout of zero still checks.
         let limited = timer::limited(timeout, ready).map_err(|error| Error::io("cannot wait for a message", error))?;
         Ok(limited.await.is_ok())
     }
 
-    /// As [`ByteConnection::peer_addr`].
+    /// Returns the address of the other end; see [`ByteConnection::peer_addr`].
     pub fn peer_addr(&self) -> &str {
         &self.peer
     }
 
-    /// A listener with a key and a client without one is no message but a mistake.
+    /// A challenge as the first message means that the listener has a key and this client has none.
     fn refuse_challenge(&self, received: Result<Vec<u8>>) -> Result<Vec<u8>> {
         use std::sync::atomic::Ordering::Relaxed;
         if self.expects_challenge.load(Relaxed)

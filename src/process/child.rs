@@ -27,15 +27,19 @@ use std::time::Duration;
 /// How a child leaves.
 #[derive(Clone, Copy)]
 enum Exit {
-    /// Nothing that belongs to the fork server is run.
+    /// Without the exit handlers, which belong to the fork server.
     Forked,
     Regular,
 }
 
-/// The life of a forked child. `private` is what it inherited and must not keep. If its order is not on its way yet, it
-/// gets everything ready meanwhile, down to the pages that it will touch. Without one it ends with who would send it,
-/// or when it has not come for so long that none may come. `moved` is whether it is in the directory of its starter. `group` is the server's, if a process that left it could
-/// come back, and `lifeline` ties a child to its starter before it has an order.
+/// Runs a forked child to its end.
+///
+/// - `private`: descriptors of the server, which it must not keep.
+/// - `is_ordered`: its order is on its way. Otherwise it is a spare: it prepares itself meanwhile, down to the memory pages
+///   that it will touch, and ends with its starter, or after [`SPARE_TIME`] without an order.
+/// - `moved`: whether it could enter the directory of its starter.
+/// - `group`: the group of the server, if a process that left it could return.
+/// - `lifeline`: ties a spare to its starter before it has an order.
 pub(super) fn after_fork(
     socket: OwnedFd,
     private: Vec<OwnedFd>,
@@ -46,30 +50,30 @@ pub(super) fn after_fork(
     single: SingleThreaded,
 ) -> ! {
     Family::forget_me();
-    // Out of descriptors it goes on with the shared one.
+    // Without a free descriptor it goes on with the shared pair.
     let _ = self_pipe::renew();
     spawn::close_all(private);
     let tie = lifeline.map(|lifeline| match signal::die_with(lifeline) {
         Ok(Some(tie)) => tie,
-        Ok(None) => spawn::exit_now(0), // Whoever wanted it is gone.
+        Ok(None) => spawn::exit_now(0), // The starter is gone.
         Err(error) => give_up(socket.as_fd(), error),
     });
     let moved = moved.map_err(|error| io::Error::new(error.kind(), format!("its working directory: {error}")));
     let moved = if is_ordered { moved } else { moved.map_err(|error| give_up(socket.as_fd(), error)) };
     if !is_ordered && !socket::is_readable_within(socket.as_fd(), Duration::ZERO) {
         spawn::set_name(c"mp-spare");
-        // What is sent to the group of the server is not for a process that nobody has started yet.
+        // A signal to the group of the server is not for a process that has no function yet.
         let left = group.filter(|_| spawn::leave_group());
         // Only time is lost if this fails.
         let _ = rehearse(None);
-        // Out of descriptors it can only let itself be killed by what may be for the function that it was just told of.
+        // Without a free descriptor a signal kills it that may be meant for the function which it has just received.
         let stops = signal::watch_stops().ok();
         let watch = stops.as_ref().map(|(watch, stops)| (watch.as_fd(), *stops));
         let mut has_come = socket::is_readable_within_open_to_signals(socket.as_fd(), SPARE_TIME, watch);
         drop(stops);
         if !has_come {
-            // It is too late, or a signal has come that would have ended it. From here on neither an order can come nor the
-            // word to begin. If both came just before, the order is done, and the signal is for what it orders.
+            // It is too late, or a signal has arrived that would have ended it. From here on neither an order nor the
+            // permission to begin can arrive. If both came just before, the function runs, and the signal is for it.
             socket::refuse_more(socket.as_fd());
             has_come = socket::is_readable_within(socket.as_fd(), Duration::ZERO);
         }
@@ -95,26 +99,25 @@ pub(super) fn after_fork(
     live(order, bytes, fds, tie, told.and(moved).map_err(Error::from), Exit::Forked)
 }
 
-/// Ends a spare child that could not get ready. From here on its starter finds it gone, and has the order done in another way,
-/// also if it has sent the order already but not the word to begin.
+/// Ends a spare child that could not prepare itself. Its starter finds it gone and gives the order to another child, also if
+/// it has sent the order already but not the permission to begin.
 fn give_up(socket: BorrowedFd<'_>, error: io::Error) -> ! {
     socket::refuse_more(socket);
     refuse(socket, error)
 }
 
-/// Ends a child that cannot take its order. Who told it so itself hears why; the server has let go of the socket.
+/// Ends a child that cannot take its order. A starter that sent the order itself gets the reason; the server has closed the socket.
 fn refuse(socket: BorrowedFd<'_>, error: io::Error) -> ! {
     let outcome = Outcome::error(protocol::spawn_error("a process cannot take its order", error));
     let _ = Report::send_outcome(socket, &outcome);
     spawn::exit_now(1)
 }
 
-/// A spare child that is not asked for this long is not kept.
+/// A spare child without an order ends after this time.
 const SPARE_TIME: Duration = Duration::from_secs(5);
 
-/// Goes once through what an order will make it do, so that memory shared with the server is copied before it
-/// counts. In the server, with a pair of sockets: so that what is made at the first use, such as the linker's lazy
-/// bindings, is made once.
+/// Runs an empty order, so that the memory pages that an order touches are copied before an order waits for that. In the
+/// server, with a pair of sockets: so that bindings of the dynamic linker and the like are made once for all children.
 pub(super) fn rehearse(sockets: Option<(OwnedFd, OwnedFd)>) -> Result<()> {
     let nobody = ProcessInfo { name: String::new(), pid: 0, daemon: false, start_method: None };
     let order = Order {
@@ -155,7 +158,7 @@ pub(super) fn rehearse(sockets: Option<(OwnedFd, OwnedFd)>) -> Result<()> {
     Ok(())
 }
 
-/// For `ps`, and for listings of who holds a lock.
+/// Sets the name that `ps` and listings of lock holders show.
 fn set_name(name: &str) {
     match std::ffi::CString::new(name) {
         Ok(name) if !name.is_empty() => spawn::set_name(&name),
@@ -163,10 +166,10 @@ fn set_name(name: &str) {
     }
 }
 
-/// The life of an exec'd child, told by the fork server what to do.
+/// Runs an exec'd child, which gets its order from the fork server, to its end.
 pub(super) fn after_exec(socket: OwnedFd, settled: Result<()>) -> ! {
     let Ok(Some((order, Parcel { bytes, fds }))) = Order::recv(socket.as_fd()) else {
-        spawn::exit_now(1); // The server died while it asked.
+        spawn::exit_now(1); // The server died while it sent the order.
     };
     drop(socket);
     let Ok(fds) = order.split(None, fds) else { spawn::exit_now(1) };
@@ -175,7 +178,7 @@ pub(super) fn after_exec(socket: OwnedFd, settled: Result<()>) -> ! {
     live(order, bytes, fds, None, settled.and(told), Exit::Regular)
 }
 
-/// From here on the starter knows that this child is born, whether or not the server can tell. It may have let go.
+/// Reports the birth to the starter, in case the server cannot. The starter may have closed the socket.
 fn report_birth(report: &OwnedFd) -> io::Result<()> {
     match Report::send_born(report.as_fd(), std::process::id()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -183,7 +186,7 @@ fn report_birth(report: &OwnedFd) -> io::Result<()> {
     }
 }
 
-/// The life of a child that has its order, on a thread of its own where `main` has entered a runtime.
+/// Runs the order and ends, on a thread of its own where `main` has entered a runtime.
 fn live(order: Order, arguments: Vec<u8>, fds: Descriptors, tie: Option<OwnedFd>, ready: Result<()>, exit: Exit) -> ! {
     if !executor::is_inside_runtime() {
         live_here(order, arguments, fds, tie, ready, exit);
@@ -198,7 +201,7 @@ fn live(order: Order, arguments: Vec<u8>, fds: Descriptors, tie: Option<OwnedFd>
     spawn::exit_now(1)
 }
 
-/// `tie` is what kills this process when its starter ends, if the order does not bring it.
+/// `tie`: the descriptor that kills this process when its starter ends, unless it comes with the order.
 fn live_here(
     order: Order,
     arguments: Vec<u8>,
@@ -269,11 +272,11 @@ fn live_here(
     leave(exit)
 }
 
-/// Where to report, while this process runs its function and until the starter need not listen any more.
+/// The report socket, until the starter has received all.
 static REPORT: Mutex<Option<Arc<ReportSocket>>> = Mutex::new(None);
 
 struct ReportSocket {
-    /// What is told over it is about this process, and not about one that its function forks. Dropped before the socket.
+    /// Reports are about this process, not about one that its function forks. Dropped before the socket.
     _private: fork::Private,
     socket: OwnedFd,
 }
@@ -282,22 +285,22 @@ fn report_socket() -> Option<Arc<ReportSocket>> {
     lock(&REPORT).clone()
 }
 
-/// Tells the starter of a panic that ends this process. Called by the panic hook, so it waits for nothing.
+/// Reports a panic that ends this process to the starter. Called by the panic hook, so it waits for nothing.
 fn report_panic(panic: &PanicInfo) {
     if let Ok(Some(report)) = REPORT.try_lock().as_deref() {
-        // If the starter has let go, nobody wants to know.
+        // The starter may have dropped its handle.
         let _ = Report::send_panicked(report.socket.as_fd(), panic);
     }
 }
 
-/// If this process has a limit of its address space, its starter is told when it dies of that.
+/// If the address space of this process is limited, has an end for want of memory reported to its starter.
 pub(crate) fn note_memory_limit() {
     if let (Some(limit), Some(report)) = (memory::limit(), report_socket()) {
         signal::send_when_out_of_memory(report.socket.as_fd(), Report::out_of_memory(limit));
     }
 }
 
-/// Tells the starter that it has all that it will get, though this process goes on for a while, and hangs up.
+/// Reports to the starter that this process goes on after its outcome, and closes the report socket.
 fn hang_up() {
     let report = lock(&REPORT).take();
     if let Some(report) = report {
@@ -306,8 +309,8 @@ fn hang_up() {
     }
 }
 
-/// A function that has returned may have left blocking tasks behind, which its runtime waits for. So long the starter waits
-/// with it for the end of this process.
+/// A function that has returned may have left blocking tasks behind, for which its runtime waits. After this time the
+/// starter gets its result before the end of the process.
 const LINGER: Duration = Duration::from_millis(10);
 
 fn wait_for_blocking_tasks(executor: Executor) {
@@ -320,7 +323,7 @@ fn wait_for_blocking_tasks(executor: Executor) {
             hang_up();
         }
     });
-    let waits = waits.map_err(|_| hang_up()); // Without a thread it cannot be told later.
+    let waits = waits.map_err(|_| hang_up()); // Without a thread it cannot be reported later.
     drop(executor);
     drop(done);
     if let Ok(waits) = waits {
@@ -328,10 +331,10 @@ fn wait_for_blocking_tasks(executor: Executor) {
     }
 }
 
-/// The starter has made sure meanwhile that this child may do no more than itself, and says what it is like by now.
+/// Waits for the permission to begin, and takes on the attributes that come with it. The starter has compared the rights.
 fn wait_to_begin(report: &OwnedFd) -> io::Result<()> {
     let word = match frame::recv(report.as_fd(), Wait::Yes) {
-        // It has let go with something of ours unread. What it has sent before that is still there.
+        // The starter has closed its end with a message of this process unread. Its own messages are still there.
         Err(error) if error.kind() == io::ErrorKind::ConnectionReset => frame::recv(report.as_fd(), Wait::Yes),
         word => word,
     };
@@ -342,7 +345,7 @@ fn wait_to_begin(report: &OwnedFd) -> io::Result<()> {
             attributes.take_on_what_is_permitted();
             Ok(())
         }
-        Ok(None) => spawn::exit_now(0), // It has let go of this child, or is gone.
+        Ok(None) => spawn::exit_now(0), // The starter has given up this child, or is gone.
         Err(error) if error.kind() == io::ErrorKind::ConnectionReset => spawn::exit_now(0),
         Err(error) => Err(error),
     }
@@ -353,7 +356,7 @@ fn finish(report: &OwnedFd, outcome: &Outcome, exit: Exit) -> ! {
     leave(exit)
 }
 
-/// Sends the outcome, or why it could not be sent. If the starter has let go, nobody reads it.
+/// Sends the outcome, or the reason why it cannot be sent. The starter may have dropped its handle.
 fn send(report: &OwnedFd, outcome: &Outcome) {
     if let Err(error) = Report::send_outcome(report.as_fd(), outcome) {
         let who = info::current_process();
@@ -363,7 +366,7 @@ fn send(report: &OwnedFd, outcome: &Outcome) {
 }
 
 fn leave(exit: Exit) -> ! {
-    // A closed stream is no reason to fail at the end.
+    // A closed stream is not an error at the end.
     let _ = io::stdout().flush();
     match exit {
         Exit::Forked => {
@@ -378,7 +381,7 @@ fn apply_variables(variables: &Variables, single: SingleThreaded) {
     variables.iter().for_each(|(key, value)| spawn::set_variable(single, key, value));
 }
 
-/// Passes an order on.
+/// Passes an order on to a child.
 pub(super) fn send_order(socket: &OwnedFd, order: &Order, arguments: &[u8], fds: &Descriptors) -> io::Result<()> {
     let Descriptors { report, lifeline, streams, directory, own_directory, arguments: memory, attachments } = fds;
     let first = [Some(report), lifeline.as_ref()].into_iter().chain(streams.iter().map(Option::as_ref));

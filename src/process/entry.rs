@@ -1,4 +1,4 @@
-//! A function <-> its address, and how it is run where it arrives.
+//! Turns a function into an address that can be sent, and runs it where it arrives.
 //!
 //! A function travels as the place of its entry in the image plus a fingerprint of its types. The receiver enters
 //! only what the image's own table lists, and the entry runs only what was encoded for exactly these types.
@@ -20,7 +20,7 @@ use std::any::{Any, TypeId};
 use std::hash::{Hash, Hasher};
 use std::marker::PhantomData;
 
-/// A function as it travels.
+/// A function in a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Call {
     offset: u64,
@@ -37,7 +37,7 @@ impl Call {
         Self { offset, fingerprint: fingerprint::<F, A, F::Output>() }
     }
 
-    /// Decodes the arguments, runs the function and encodes what came of it, a panic included.
+    /// Decodes the arguments, runs the function and encodes its result, error or panic.
     pub(crate) fn run(self, arguments: Parcel, executor: &mut Executor) -> Outcome {
         let Some(enter) = image::entry_at(self.offset) else {
             return Outcome::error(Error::new(ErrorKind::Decode, image::why_unknown(self.offset)));
@@ -54,8 +54,8 @@ impl Call {
         })
     }
 
-    /// Runs the function for each item that `batch` has, which comes back. An error: the function could not be
-    /// entered, and the items are still there.
+    /// Runs the function for each item of `batch`, and returns the batch. With an error the function could not be
+    /// entered, and the items are still in the batch.
     pub(crate) fn run_batch(self, batch: Box<dyn Batch>, executor: &mut Executor) -> (Box<dyn Batch>, Result<()>) {
         let Some(enter) = image::entry_at(self.offset) else {
             return (batch, Err(Error::new(ErrorKind::Decode, image::why_unknown(self.offset))));
@@ -136,13 +136,13 @@ enum Work {
     Taken,
 }
 
-/// Items that one function is to be run for, and where their outcomes go.
+/// Items for which one function is run, and the receiver of their outcomes.
 pub(crate) trait Batch: Any {
-    /// What the function is called, before anything else.
+    /// Receives the name of the function, before anything else.
     fn begin(&mut self, label: &'static str);
     /// Starts the next item: its arguments.
     fn next(&mut self) -> Option<Result<Arguments<'_>>>;
-    /// Tells what came of the item that was started last; false if nobody wants to know any more.
+    /// Receives the encoded outcome of the item that was started last; false to stop.
     fn report(&mut self, tag: u8, payload: &[u8], attachments: &[Attachment]) -> bool;
 }
 
@@ -179,7 +179,7 @@ impl Batch for NameOnly {
     }
 }
 
-/// Reports an error as what came of an item.
+/// Reports an error as the outcome of an item.
 pub(crate) fn report_error(batch: &mut dyn Batch, error: Error) -> bool {
     let (tag, payload) = encode_error(&error);
     batch.report(tag, &payload, &[])
@@ -232,7 +232,7 @@ where
     F: Function<A, M>,
     A: DeserializeOwned + 'static,
 {
-    // One piece of code at a time runs in a batch, and what a panic leaves half done is the function's own.
+    // State that a panic leaves half changed belongs to the function.
     let mut goes_on = None;
     let here = Here::now();
     let done = catch_next_panic(|| {
@@ -257,8 +257,8 @@ where
     }
 }
 
-/// The process in which a function was called. One that the function forks, and that comes out of it too, is none of ours:
-/// it would report a second result, and take the next order as well.
+/// The process in which a function was called. A process that the function forks may return from it, too. It would report a
+/// second result and take the next order, so it is ended there.
 #[derive(Clone, Copy)]
 struct Here {
     was_forked: bool,
@@ -272,7 +272,7 @@ impl Here {
         Self { was_forked: fork::is_forked() }
     }
 
-    /// Ends any other process, as a forked process is to end: without what the one that it was forked from does at its end.
+    /// Ends any other process, without running the exit handlers of the process that it was forked from.
     #[inline]
     fn end_others(self, code: i32) {
         if fork::is_forked() && !self.was_forked {

@@ -5,7 +5,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::os::spawn;
 use tokio_util::sync::CancellationToken;
 
-/// The runtime that async functions run on: made at the first one, so that plain functions never pay for it, and
+/// The runtime that async functions run on. It is made for the first one, so that plain functions cost nothing, and
 /// kept for the next.
 #[doc(hidden)]
 #[derive(Default)]
@@ -45,14 +45,14 @@ impl Executor {
     }
 }
 
-/// Runs `work` where no runtime is entered, as a process's function is to find it. Where one is, because `init` was called
-/// inside `#[tokio::main]`, that is a thread of its own; an error means that it could not be had.
+/// Runs `work` outside any runtime, as functions expect it. If this thread is inside one, because `init` was called in
+/// `#[tokio::main]`, it starts a thread for `work`; the error is that of the thread.
 pub(super) fn outside_runtime<R: Send>(work: impl FnOnce() -> R + Send) -> std::io::Result<R> {
     if !is_inside_runtime() {
         return Ok(work());
     }
     std::thread::scope(|scope| {
-        // Called as the thread is that it stands for, and with as much stack.
+        // With the name and the stack size of the main thread, which it replaces.
         let builder = std::thread::Builder::new().name("main".into()).stack_size(spawn::main_stack());
         let thread = builder.spawn_scoped(scope, work)?;
         Ok(thread.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload)))

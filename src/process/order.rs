@@ -1,4 +1,4 @@
-//! The order that a child is started for: which function, its arguments, and what the child shall be like.
+//! The order that a child is started for: the function, its arguments, and the options of the child.
 #![forbid(unsafe_code)]
 
 use super::entry::Call;
@@ -10,7 +10,7 @@ use crate::wire::{self, Parcel, frame};
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-/// What a child is to do. Its descriptors come in the order of [`Order::split`].
+/// The function and the options of a child. Its descriptors are attached in the order of [`Order::split`].
 ///
 /// It travels as a head of numbers and then the texts whose lengths the head holds. A new child reads it with code on few
 /// pages: each page that a general format would enter costs every child a page fault.
@@ -21,35 +21,35 @@ pub(super) struct Order {
     pub(super) daemon: bool,
     pub(super) start_method: StartMethod,
     pub(super) parent: ProcessInfo,
-    /// The server passes this on, and may die before it has told the starter whose order it is. One that is not goes to
-    /// a spare child: it reports where it was told, and is tied to the starter already.
+    /// The server passes this order on, and may die before it has answered the starter. Otherwise the order goes to
+    /// a spare child, which reports over the same socket and is tied to the starter already.
     pub(super) is_passed_on: bool,
     /// The starter's environment, if it has changed since its last order.
     pub(super) environment: Option<Variables>,
-    /// The starter's working directory comes along, because it has changed since its last order.
+    /// The starter's working directory is attached, because it has changed since its last order.
     pub(super) has_directory: bool,
-    /// A directory for this child comes along.
+    /// A directory for this child is attached.
     pub(super) has_own_directory: bool,
-    /// What this child shall have, whatever its starter has.
+    /// Attributes from the builder, which replace the starter's.
     pub(super) attributes: Option<Attributes>,
-    /// Variables for this child.
+    /// Environment variables from the builder.
     pub(super) variables: Variables,
-    /// What is sent to a whole group to end it does nothing in this child.
+    /// Signals that are sent to whole groups do nothing in this child.
     pub(super) is_shielded: bool,
     /// This child leads a process group, which ends with its starter.
     pub(super) leads_group: bool,
-    /// Whether the stacks of panics are kept; if nothing is said, the environment decides.
+    /// Whether the stacks of panics are kept; `None`: the environment decides.
     pub(super) backtraces: Option<bool>,
-    /// Which standard streams come along.
+    /// Which standard streams are attached.
     pub(super) streams: [bool; 3],
-    /// The length of arguments that come as memory; otherwise they follow the order.
+    /// The length of arguments in an attached memfd; `None`: they follow the order.
     pub(super) arguments_in_memfd: Option<u64>,
 }
 
 /// The descriptors of an order, by purpose.
 pub(super) struct Descriptors {
     pub(super) report: OwnedFd,
-    /// None for who is tied already.
+    /// `None` for a spare, which is tied already.
     pub(super) lifeline: Option<OwnedFd>,
     pub(super) streams: [Option<OwnedFd>; 3],
     pub(super) directory: Option<OwnedFd>,
@@ -150,7 +150,7 @@ impl Order {
         Ok(bytes)
     }
 
-    /// The order that `bytes` begin with, and its length; `None` if they begin with none.
+    /// Decodes the order at the beginning of `bytes`; returns it and its length, or `None` if there is none.
     pub(super) fn from_bytes(bytes: &[u8]) -> Option<(Self, usize)> {
         let (head, texts) = bytes.split_at_checked(HEAD)?;
         let number = |at: usize| Some(u64::from_le_bytes(head.get(8 * at..8 * at + 8)?.try_into().ok()?));
@@ -214,8 +214,8 @@ impl Order {
         Ok(order)
     }
 
-    /// Tells the descriptors of an order apart: report, lifeline, streams, directories, arguments, attachments. The
-    /// first two do not come along if `report` is where to report.
+    /// Assigns the attached descriptors: report, lifeline, streams, directories, arguments, attachments. The
+    /// first two are not attached if `report` is given.
     pub(super) fn split(&self, report: Option<OwnedFd>, fds: Vec<OwnedFd>) -> io::Result<Descriptors> {
         let mut fds = fds;
         fds.reverse();

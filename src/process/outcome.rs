@@ -6,10 +6,10 @@ use crate::wire::{self, Attachment, Message, Parcel};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// What came of a call, encoded, on its way back.
+/// The result, error or panic of a call, encoded.
 pub(crate) struct Outcome(Box<dyn Encoded>);
 
-/// The last byte of an outcome's payload: so what is large is not moved to take it off.
+/// The last byte of an outcome's payload: at the end, so that it can be removed without moving the rest.
 pub(super) const VALUE: &[u8] = &[0];
 const ERROR: &[u8] = &[1];
 const TEXT: u8 = 2;
@@ -51,7 +51,7 @@ impl Outcome {
         self.0.attachments()
     }
 
-    /// The result that `parts` and `attachments` brought here.
+    /// Decodes the result from `parts` and `attachments`.
     pub(crate) fn read<R: DeserializeOwned + 'static>(mut parcel: Parcel) -> Result<R> {
         match parcel.bytes.pop() {
             Some(0) => wire::decode(parcel),
@@ -63,7 +63,7 @@ impl Outcome {
 }
 
 impl Outcome {
-    /// The result that a batch was given by its report.
+    /// Decodes a result as it was given to [`Batch::report`](super::entry::Batch::report).
     #[inline]
     pub(crate) fn read_reported<R>(tag: u8, bytes: &[u8], fds: Vec<std::os::fd::OwnedFd>) -> Result<R>
     where

@@ -12,11 +12,11 @@ use std::sync::RwLock;
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
 thread_local! {
-    /// The last panic of this thread, as the hook saw it.
+    /// The last panic of this thread, noted by the hook.
     static LAST_PANIC: RefCell<Option<PanicInfo>> = const { RefCell::new(None) };
 }
 
-/// From now on panics of this process are noted where they happen, and printed as before.
+/// Sets a panic hook that notes panics of this process and prints them as before.
 pub(crate) fn note_panics() {
     let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
@@ -31,33 +31,33 @@ pub(crate) fn note_panics() {
         let noted = PanicInfo::new(message, panic.location().map(ToString::to_string), backtrace);
         let report = ON_FATAL_PANIC.try_read().ok().and_then(|report| *report);
         if is_fatal && let Some(report) = report {
-            // The panic that must not leave a function says more than the one which says that it must not.
+            // The first panic is more useful than the one that reports it in a place that it must not leave.
             let first = LAST_PANIC.try_with(|last| last.try_borrow_mut().ok().and_then(|mut last| last.take()));
             return report(&first.ok().flatten().unwrap_or(noted));
         }
-        // A panic while the thread ends, or inside this very hook, is printed and not noted.
+        // A panic while the thread ends, or inside this hook, is printed and not noted.
         let _ = LAST_PANIC.try_with(|last| last.try_borrow_mut().map(|mut last| *last = Some(noted)));
     }));
 }
 
-/// What the language panics with where a panic comes to a place that it must not leave, and the process aborts.
+/// Messages of the second panic where a panic reaches a place that it must not leave, and the process aborts.
 const CANNOT_UNWIND: [&str; 2] = ["panic in a function that cannot unwind", "panic in a destructor during cleanup"];
 
 static ON_FATAL_PANIC: RwLock<Option<fn(&PanicInfo)>> = RwLock::new(None);
 
-/// Has `tell` hand over a panic that ends this process, before it does: after it nothing of ours runs any more.
+/// Has `report` called with a panic that ends this process, before it does.
 pub(crate) fn on_fatal_panic(report: fn(&PanicInfo)) {
     *unpoisoned(ON_FATAL_PANIC.write()) = Some(report);
 }
 
-/// Whether the builder of this process has asked for the stacks of panics: 0 if it has said nothing, 1 for no, 2 for yes.
+/// Whether the builder of this process asked for the stacks of panics: 0 for the default, 1 for no, 2 for yes.
 static BACKTRACES: AtomicU8 = AtomicU8::new(0);
 
 pub(crate) fn keep_backtraces(yes: Option<bool>) {
     BACKTRACES.store(yes.map_or(0, |yes| 1 + u8::from(yes)), Relaxed);
 }
 
-/// As std decides it for a `Backtrace`. Not remembered: the fork server has another environment than its children.
+/// Decides as std does for a `Backtrace`. Not cached: the fork server has another environment than its children.
 fn wants_backtraces() -> bool {
     let variables = ["RUST_LIB_BACKTRACE", "RUST_BACKTRACE"];
     match BACKTRACES.load(Relaxed) {
@@ -66,7 +66,7 @@ fn wants_backtraces() -> bool {
     }
 }
 
-/// What a panic's payload says.
+/// The text of a panic's payload.
 pub(crate) fn text_of(payload: &(dyn Any + Send)) -> String {
     let text = payload.downcast_ref::<&str>().map(ToString::to_string);
     let text = text.or_else(|| payload.downcast_ref::<String>().cloned());
@@ -78,20 +78,20 @@ pub(super) fn forget_last() {
     LAST_PANIC.set(None);
 }
 
-/// Runs `work`; a panic becomes an error that tells where and why.
+/// Runs `work`; a panic becomes an error with its place and message.
 pub(crate) fn catch_panic<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     LAST_PANIC.with_borrow_mut(|last| drop(last.take_if(|_| true)));
     catch_next_panic(work)
 }
 
-/// Runs user code, such as a drop, whose panic has been reported by the hook and concerns nobody else.
+/// Runs user code, such as a drop, and ignores its panic, which the hook has printed.
 pub(crate) fn survive(work: impl FnOnce()) {
     if let Err(payload) = catch_unwind(AssertUnwindSafe(work)) {
         discard(payload);
     }
 }
 
-/// A payload is the user's, and its drop may panic like any other.
+/// Drops a payload, which is the user's: its drop may panic.
 #[cold]
 fn discard(payload: Box<dyn Any + Send>) {
     if let Err(worse) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
@@ -99,10 +99,10 @@ fn discard(payload: Box<dyn Any + Send>) {
     }
 }
 
-/// The same where no panic was noted since the last one became an error.
+/// Like [`catch_panic`], where no panic was noted since the last one became an error.
 #[inline]
 pub(super) fn catch_next_panic<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
-    // The state that a panic may have left half done is the function's own, or goes with the process.
+    // State that a panic leaves half changed belongs to the function, or ends with the process.
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| {
         let noted = LAST_PANIC.take().unwrap_or_else(|| {
             // The function has set a hook of its own.

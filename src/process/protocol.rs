@@ -1,22 +1,22 @@
-//! What a process, the fork server and a child say to each other. All over packet sockets, one frame each.
+//! The messages between a process, the fork server and a child. All over packet sockets, one frame each.
 //!
 //! ```text
 //! starter -> started  Hello, then Addressed                      over the socket that a process was started with
 //! starter -> server   Hello::Server, then Preparation::Preload, any number, then Preparation::Serve, answered by Ready;
-//!                     or an error in place of Ready, at any time  over the socket the server was started with
-//! anyone  -> server   one empty frame with a socket in it        over the intake: a new connection
-//! anyone  -> server   Request::Child + Order + arguments, answered by Reply::Child      over its connection
-//! anyone  -> server   Request::Spares, answered by a Reply::Spare for each              over its connection
-//! anyone  -> server   Request::Signal, Request::Retire                                  over its connection
-//! anyone  -> child    the Order, answered by Report::Outcome     over the socket that came with a spare
-//! server  -> child    Hello::Child, then the Order as it came    over the socket the child was exec'd with
-//! anyone  -> child    the Attributes that it shall have, or an empty frame if all are as they were: begin
-//!                                                                over the socket that it reports over
+//!                     or an error in place of Ready, at any time  over the socket that the server was started with
+//! member  -> server   one empty frame with a socket in it        over the intake: a new connection
+//! member  -> server   Request::Child + Order + arguments, answered by Reply::Child      over its connection
+//! member  -> server   Request::Spares, answered by a Reply::Spare for each              over its connection
+//! member  -> server   Request::Signal, Request::Retire                                  over its connection
+//! starter -> spare    the Order, answered by Report::Outcome     over the socket that came with the spare
+//! server  -> child    Hello::Child, then the Order as it came    over the socket that the child was exec'd with
+//! starter -> child    the permission to begin: the Attributes that it shall have, or an empty frame for the usual ones
+//!                                                                over the socket over which it reports
 //! child   -> starter  Report::Born, then Report::Outcome         over the socket that came with the order
-//! child   -> starter  Report::Lingers, Panicked, OutOfMemory      over the same, where they apply
+//! child   -> starter  Report::Lingers, Panicked, OutOfMemory     over the same, where they apply
 //! server  -> starter  Report::Exited, on older kernels           over the same
 //! owner   -> cleaner  Hello::NameCleaner and CleanerRequest, answered by Ready
-//!                                                                over the socket the name cleaner was started with
+//!                                                                over the socket that the name cleaner was started with
 //! ```
 #![forbid(unsafe_code)]
 
@@ -34,7 +34,7 @@ use std::os::fd::BorrowedFd;
 /// The first message to a process that was exec'd to take a role.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Hello {
-    /// What tells it from whatever else may wait in a socket.
+    /// Distinguishes it from other messages that may wait in a socket.
     tag: String,
     /// [`crate::os::image::fingerprint`] of the sender.
     pub(super) image: u64,
@@ -50,13 +50,13 @@ impl Hello {
         Self { tag: HELLO.into(), image, ignored: signal::ignored_at_start(), role }
     }
 
-    /// Whether `bytes` are the beginning of one as it was sent.
+    /// Whether `bytes` are the beginning of an encoded one.
     pub(super) fn is_in(bytes: &[u8]) -> bool {
         bytes.windows(HELLO.len()).any(|window| window == HELLO.as_bytes())
     }
 }
 
-/// The second one: whom the role is for.
+/// The second message: the pid of the process that the role is for.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Addressed {
     pub(super) pid: u32,
@@ -64,22 +64,22 @@ pub(super) struct Addressed {
 
 #[derive(Serialize, Deserialize)]
 pub(super) enum Role {
-    /// With the program, a lifeline and the family. It keeps no more rights than these of its starter.
+    /// With the program, a lifeline and the family. It gives up all rights but these, which its starter has.
     Server { preload: Vec<Call>, credentials: Credentials },
-    /// With the program, a lifeline, the intake and the family. It keeps no more rights than the server.
+    /// With the program, a lifeline, the intake and the family. It gives up all rights that the server does not have.
     Child { base: Base },
     /// With no descriptors: it only removes names.
     NameCleaner,
 }
 
-/// What the fork server may do, and what its children are like unless they are told otherwise.
+/// The rights of a fork server, and the attributes that its children have by themselves.
 #[derive(Clone, Default, Serialize, Deserialize)]
 pub(super) struct Base {
     pub(super) credentials: Credentials,
     pub(super) attributes: Attributes,
 }
 
-/// What a process asks its name cleaner for.
+/// A request to a name cleaner.
 #[derive(Serialize, Deserialize)]
 pub(super) enum CleanerRequest {
     /// Remove this name when I end, if it still belongs to this file. Answered by [`Ready`].
@@ -95,7 +95,7 @@ pub(super) struct Named {
     pub(super) identity: named::Identity,
 }
 
-/// What a starter says to a fork server that has its role and does not serve yet.
+/// A request to a fork server that has its role and does not serve yet.
 #[derive(Serialize, Deserialize)]
 pub(super) enum Preparation {
     /// Run this, too. No answer.
@@ -109,29 +109,29 @@ pub(super) enum Preparation {
 pub(super) struct Ready {
     /// It had threads before `init`, and so must exec every child.
     pub(super) must_exec: bool,
-    /// What its children are like unless they are told otherwise.
+    /// The attributes that its children have by themselves.
     pub(super) attributes: Attributes,
 }
 
-/// What a process asks the server for.
+/// A request to a fork server that serves.
 #[derive(Serialize, Deserialize)]
 pub(super) enum Request {
-    /// A child that does the order that follows, by a number that is not 0.
+    /// Start a child for the order that follows. The number is not 0.
     Child { number: u64 },
-    /// So many children that wait for their order, like those of the last one in environment and directory.
+    /// Make so many spare children, with the environment and directory of the last order.
     Spares { count: u32, generation: u64 },
-    /// This signal for the child whose pidfd comes along: the one that asks may not send it itself any more. No answer.
+    /// Send this signal to the child with the attached pidfd: its starter may not do so any more. No answer.
     Signal(i32),
-    /// No order will come over this connection any more, and none is to be taken. No answer.
+    /// Take no more orders over this connection. No answer.
     Retire,
 }
 
-/// What the server answers.
+/// An answer of the server.
 #[derive(Serialize, Deserialize)]
 pub(super) enum Reply {
-    /// The pidfd comes along. Number 0 stands for an order that could not be read.
+    /// The pidfd is attached. Number 0 stands for an order that could not be read.
     Child { number: u64, answer: Answer<Born> },
-    /// A pidfd and the socket that takes the order come along, unless it could not be had, now or ever.
+    /// A pidfd and the socket for the order are attached, unless there is no spare now, or never will be.
     Spare { pid: Option<u32>, generation: u64, never: bool },
 }
 
@@ -139,11 +139,11 @@ pub(super) enum Reply {
 #[derive(Serialize, Deserialize)]
 pub(super) struct Born {
     pub(super) pid: u32,
-    /// The server will send [`Report::Exited`], because this kernel tells an exit only to the parent.
+    /// The server will send [`Report::Exited`], because this kernel reports an exit to the parent only.
     pub(super) reports_exit: bool,
 }
 
-/// What a starter reads about one child, before the last byte, which names it.
+/// A report about one child. Its last byte says which one it is.
 pub(super) enum Report {
     /// The child's pid.
     Born(u32),
@@ -151,11 +151,11 @@ pub(super) enum Report {
     Outcome(Parcel),
     /// The wait status.
     Exited(i32),
-    /// It has sent its outcome, and goes on for a while: something of it still runs.
+    /// The child has sent its outcome and goes on for a while: a task or a child of it still runs.
     Lingers,
-    /// It is about to end by a panic that cannot be caught.
+    /// The child is about to end by a panic that cannot be caught.
     Panicked(PanicInfo),
-    /// It is about to abort because an allocation failed, at this limit of its address space.
+    /// The child is about to abort because an allocation failed, at this limit of its address space.
     OutOfMemory(u64),
 }
 
@@ -184,7 +184,7 @@ impl Report {
         frame::send(to, &[&panic, &[PANICKED]], &[], Wait::No)
     }
 
-    /// What is sent for [`Self::OutOfMemory`].
+    /// The encoded [`Self::OutOfMemory`].
     pub(super) fn out_of_memory(limit: u64) -> Vec<u8> {
         frame::packet(&[&limit.to_le_bytes()[..], &[OUT_OF_MEMORY]].concat())
     }
@@ -196,7 +196,7 @@ impl Report {
         frame::send(to, &[payload, tag, &[OUTCOME]], &fds, Wait::Yes)
     }
 
-    /// The next report if it is there, or `None` when there will be no more. What has come of one that is not there as a whole is
+    /// Receives the next report if it is there; `None` when no more can come. The received part of an incomplete one is
     /// kept in `begun`.
     pub(super) fn recv(from: BorrowedFd<'_>, begun: &mut Option<Begun>) -> io::Result<Option<Self>> {
         let Some(mut parcel) = frame::recv_some(from, begun)? else { return Ok(None) };
@@ -223,13 +223,13 @@ pub(super) fn send<T: Serialize>(to: BorrowedFd<'_>, value: &T, tail: &[u8], fds
     frame::send(to, &[&head, tail], fds, Wait::Yes)
 }
 
-/// A value of the protocol as [`recv`] reads it.
+/// Encodes a value of the protocol for [`recv`].
 pub(super) fn to_bytes<T: Serialize>(value: &T) -> io::Result<Vec<u8>> {
     let value = wire::to_bytes(value)?;
     Ok([&(value.len() as u32).to_le_bytes(), &value[..]].concat())
 }
 
-/// [`send`] without a tail, if there is room now.
+/// Sends a value without a tail, if there is room now.
 pub(super) fn try_send<T: Serialize>(to: BorrowedFd<'_>, value: &T) -> io::Result<()> {
     frame::send(to, &[&to_bytes(value)?], &[], Wait::No)
 }
@@ -239,8 +239,8 @@ pub(super) fn recv<T: DeserializeOwned>(from: BorrowedFd<'_>) -> io::Result<Opti
     read(frame::recv(from, Wait::Yes)?)
 }
 
-/// The same for who must not wait until a message begins: `WouldBlock` then. For the rest of one that has begun it waits
-/// as long as the socket's limit says.
+/// Like [`recv`], but fails with `WouldBlock` if no message has begun. For the rest of a message it waits as long as the
+/// socket's limit says.
 pub(super) fn try_recv<T: DeserializeOwned>(from: BorrowedFd<'_>) -> io::Result<Option<(T, Parcel)>> {
     read(frame::recv_begun(from)?)
 }
@@ -256,14 +256,14 @@ fn read<T: DeserializeOwned>(parcel: Option<Parcel>) -> io::Result<Option<(T, Pa
     Ok(Some((value, parcel)))
 }
 
-/// What a program needs at a low limit: its streams, the program, the family with its least number of doorbells, the
-/// connection, the lifeline, and what a start takes for a moment. See `README.md`.
+/// The descriptors that a program needs at a low limit: streams, the program, the family with its least number of doorbells,
+/// the connection, the lifeline, and some for a moment during a start. See `README.md`.
 const FIRST_DESCRIPTORS: usize = 32;
 
-/// Its pidfd and its reports; three more where its streams are piped.
+/// The pidfd and the report socket; three more if streams are piped.
 const DESCRIPTORS_OF_A_CHILD: usize = 2;
 
-/// An error of the protocol as the caller of `spawn` sees it.
+/// An error of kind `Spawn`, with hints for common causes.
 pub(super) fn spawn_error(what: impl std::fmt::Display, error: io::Error) -> Error {
     let is_proc_missing = error.kind() == io::ErrorKind::NotFound && !std::path::Path::new("/proc/self/fd").exists();
     let hint = match error.raw_os_error() {
