@@ -1,0 +1,71 @@
+//! An error in a message: it keeps its facts, and its sources as text.
+#![forbid(unsafe_code)]
+
+use super::{Error, ErrorKind, Inner, PanicInfo};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::fmt;
+use std::os::unix::process::ExitStatusExt;
+
+/// An error's source chain as it looks after a journey: text.
+#[derive(Debug)]
+struct SourceText {
+    message: String,
+    source: Option<Box<SourceText>>,
+}
+
+impl SourceText {
+    fn chain(messages: Vec<String>) -> Option<Box<Self>> {
+        messages.into_iter().rev().fold(None, |source, message| Some(Box::new(Self { message, source })))
+    }
+}
+
+impl fmt::Display for SourceText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for SourceText {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.as_deref().map(|source| source as _)
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Portable {
+    kind: ErrorKind,
+    message: String,
+    sources: Vec<String>,
+    panic: Option<PanicInfo>,
+    raw_status: Option<i32>,
+    lagged: Option<u64>,
+}
+
+impl Serialize for Error {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        let sources = std::iter::successors(std::error::Error::source(self), |error| error.source());
+        Portable {
+            kind: self.0.kind,
+            message: self.0.message.clone(),
+            sources: sources.map(|error| error.to_string()).collect(),
+            panic: self.0.panic.clone(),
+            raw_status: self.0.exit_status.map(ExitStatusExt::into_raw),
+            lagged: self.0.lagged,
+        }
+        .serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Error {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        let portable = Portable::deserialize(deserializer)?;
+        Ok(Self(Box::new(Inner {
+            kind: portable.kind,
+            message: portable.message,
+            source: SourceText::chain(portable.sources).map(|source| source as _),
+            panic: portable.panic,
+            exit_status: portable.raw_status.map(ExitStatusExt::from_raw),
+            lagged: portable.lagged,
+        })))
+    }
+}
