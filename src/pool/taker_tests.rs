@@ -281,7 +281,7 @@ async fn outcomes(pool: &Pool, items: EncodedItems) -> Vec<(u64, Result<u64>)> {
         let mut rest = &results.records[..];
         for index in results.first..results.first + u64::from(results.count) {
             let (tag, payload, len) = spsc::first(rest).unwrap();
-            all.push((index, entry::Outcome::read_told(tag, payload, Vec::new())));
+            all.push((index, entry::Outcome::read_reported(tag, payload, Vec::new())));
             rest = &rest[len..];
         }
     }
