@@ -5,6 +5,8 @@
 #![allow(clippy::needless_doctest_main)]
 
 mod channel;
+#[cfg(feature = "cluster")]
+pub mod cluster;
 pub mod connection;
 mod error;
 mod manager;

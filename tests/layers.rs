@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// Each room and what it may use. `error` is used by all and uses none; `lib` may use everything.
 const ROOMS: &[(&str, &[&str])] = &[
+    ("cluster", &["pool", "process", "os"]),
     ("manager", &["connection", "process", "channel", "sync", "wait", "wire", "shm", "os"]),
     ("pool", &["process", "channel", "wait", "wire", "shm", "os"]),
     ("supervision", &["process", "channel", "os"]),

@@ -56,7 +56,7 @@ async fn every_kind_of_function_and_call() -> mp::Result<()> {
     assert_eq!(ordered, (0..100).map(square).collect::<Vec<_>>());
     let streamed: Vec<i64> = pool.imap_stream(square, futures::stream::iter(0..10)).try_collect().await?;
     assert_eq!(streamed, (0..10).map(square).collect::<Vec<_>>());
-    assert_eq!(pool.map(square, std::iter::empty()).await?, []);
+    assert_eq!(pool.map(square, std::iter::empty()).await?, Vec::<i64>::new());
     Ok(())
 }
 

@@ -60,6 +60,10 @@ pub enum ErrorKind {
     NotInitialized,
     /// This process was forked (by `fork`, or to become a daemon) from one that had used the crate. Fork before the first use.
     Forked,
+    /// The server of a cluster pool is not there, or does not let this program take part.
+    Unavailable,
+    /// This kind of object does not have the operation; the error says where to do it instead.
+    Unsupported,
     /// Any other error, and errors made with [`Error::other`](crate::Error::other).
     Other,
 }

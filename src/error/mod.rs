@@ -110,6 +110,13 @@ impl Error {
         self
     }
 
+    /// The same error, with the host where it happened.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn on_host(mut self, host: &str) -> Self {
+        self.0.message = format!("{} (on host {host})", self.0.message);
+        self
+    }
+
     /// Makes an error of kind `Other` from any error or text.
     ///
     /// ```

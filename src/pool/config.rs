@@ -32,6 +32,8 @@ pub struct PoolBuilder {
     failed: Option<Error>,
     /// What executes the items, if that is not worker processes.
     start: Option<Start>,
+    /// The options that were set and are about worker processes.
+    of_workers: Vec<&'static str>,
 }
 
 /// The options of a pool, with their defaults.
@@ -160,6 +162,7 @@ impl PoolBuilder {
     /// at once if need be, and go when they have idled for the [`idle_timeout`](Self::idle_timeout).
     #[must_use]
     pub fn workers(mut self, workers: impl Workers) -> Self {
+        self.of_workers.push("workers");
         self.config.workers = workers.range();
         self
     }
@@ -167,6 +170,7 @@ impl PoolBuilder {
     /// How long a worker beyond the least number may idle before it ends; by default 30 s.
     #[must_use]
     pub fn idle_timeout(mut self, timeout: Duration) -> Self {
+        self.of_workers.push("idle_timeout");
         self.config.idle_timeout = timeout;
         self
     }
@@ -175,6 +179,7 @@ impl PoolBuilder {
     /// that they are not all replaced at once; by default 0.
     #[must_use]
     pub fn tasks_jitter(mut self, tasks: usize) -> Self {
+        self.of_workers.push("tasks_jitter");
         self.config.tasks_jitter = tasks;
         self
     }
@@ -183,6 +188,7 @@ impl PoolBuilder {
     /// go at once. By default never.
     #[must_use]
     pub fn max_age(mut self, age: Duration) -> Self {
+        self.of_workers.push("max_age");
         self.config.max_age = Some(age);
         self
     }
@@ -190,6 +196,7 @@ impl PoolBuilder {
     /// Replaces a worker that has more than `bytes` in memory after a task. By default never.
     #[must_use]
     pub fn recycle_above(mut self, bytes: u64) -> Self {
+        self.of_workers.push("recycle_above");
         self.config.recycle_above = Some(bytes);
         self
     }
@@ -199,6 +206,7 @@ impl PoolBuilder {
     /// for what a panic has to say.)
     #[must_use]
     pub fn memory_limit(mut self, bytes: u64) -> Self {
+        self.of_workers.push("memory_limit");
         self.config.conditions.memory = Some(bytes);
         self
     }
@@ -206,6 +214,7 @@ impl PoolBuilder {
     /// Limits how many descriptors each worker may have.
     #[must_use]
     pub fn descriptor_limit(mut self, descriptors: u64) -> Self {
+        self.of_workers.push("descriptor_limit");
         self.config.conditions.descriptors = Some(descriptors);
         self
     }
@@ -213,6 +222,7 @@ impl PoolBuilder {
     /// The nice value of the workers, from -20 to 19; less than this process's needs a privilege.
     #[must_use]
     pub fn nice(mut self, nice: i32) -> Self {
+        self.of_workers.push("nice");
         self.config.conditions.nice = Some(nice);
         self
     }
@@ -220,6 +230,7 @@ impl PoolBuilder {
     /// Ties the workers to these CPUs, in turn.
     #[must_use]
     pub fn cpus(mut self, cpus: impl IntoIterator<Item = usize>) -> Self {
+        self.of_workers.push("cpus");
         self.config.cpus = cpus.into_iter().collect();
         self
     }
@@ -227,6 +238,7 @@ impl PoolBuilder {
     /// Sets an environment variable in the workers.
     #[must_use]
     pub fn env(mut self, key: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
+        self.of_workers.push("env");
         self.config.variables.push((key.as_ref().into(), value.as_ref().into()));
         self
     }
@@ -234,6 +246,7 @@ impl PoolBuilder {
     /// How workers are started; by default through the fork server.
     #[must_use]
     pub fn start_method(mut self, method: StartMethod) -> Self {
+        self.of_workers.push("start_method");
         self.config.start_method = method;
         self
     }
@@ -246,6 +259,7 @@ impl PoolBuilder {
         F: Function<A, M>,
         A: Arguments,
     {
+        self.of_workers.push("initializer");
         const { captures_nothing::<F>() };
         let call = entry::Call::of(f);
         self.config.initializer = self.task(call, &args);
@@ -262,6 +276,7 @@ impl PoolBuilder {
         F: Function<A, M>,
         A: Arguments,
     {
+        self.of_workers.push("finalizer");
         const { captures_nothing::<F>() };
         let call = entry::Call::of(f);
         self.config.finalizer = self.task(call, &args);
@@ -286,6 +301,7 @@ impl PoolBuilder {
     /// ```
     #[must_use]
     pub fn initializer_timeout(mut self, timeout: Duration) -> Self {
+        self.of_workers.push("initializer_timeout");
         self.config.initializer_timeout = Some(timeout);
         self
     }
@@ -308,6 +324,7 @@ impl PoolBuilder {
     /// ```
     #[must_use]
     pub fn exit_timeout(mut self, timeout: Duration) -> Self {
+        self.of_workers.push("exit_timeout");
         self.config.exit_timeout = timeout;
         self
     }
@@ -324,6 +341,7 @@ impl PoolBuilder {
     /// [`ProcessBuilder::backtraces`](crate::ProcessBuilder::backtraces).
     #[must_use]
     pub fn backtraces(mut self, keep: bool) -> Self {
+        self.of_workers.push("backtraces");
         self.config.backtraces = Some(keep);
         self
     }
@@ -349,6 +367,7 @@ impl PoolBuilder {
     /// ```
     #[must_use]
     pub fn keep_stderr(mut self, lines: usize) -> Self {
+        self.of_workers.push("keep_stderr");
         self.config.stderr_lines = lines;
         self
     }
@@ -390,6 +409,7 @@ impl PoolBuilder {
     /// Replaces a worker after so many tasks; by default never.
     #[must_use]
     pub fn max_tasks_per_worker(mut self, tasks: usize) -> Self {
+        self.of_workers.push("max_tasks_per_worker");
         self.config.max_tasks_per_worker = Some(tasks);
         self
     }
@@ -403,6 +423,12 @@ impl PoolBuilder {
 
     /// All of it, if it can be, and what executes the items if that is not worker processes.
     pub(super) fn config(self) -> Result<(Config, Option<Start>)> {
+        if let Some(option) = self.of_workers.first().filter(|_| self.start.is_some()) {
+            let text = format!(
+                "a pool without worker processes of its own has no option `{option}`: it belongs to the pool that serves"
+            );
+            return Err(Error::other(text));
+        }
         self.failed.map_or(Ok(()), Err)?;
         self.config.check()?;
         Ok((self.config, self.start))

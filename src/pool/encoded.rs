@@ -28,6 +28,8 @@ pub(crate) struct EncodedItems {
     pub(crate) limits: Limits,
     /// How long an item is known to take elsewhere. Without it the first chunks have one item each.
     pub(crate) item_time: Option<Duration>,
+    /// They are to have begun within this.
+    pub(crate) start_in: Option<Duration>,
 }
 
 impl EncodedItems {
@@ -86,11 +88,12 @@ pub(crate) struct EncodedRun {
 impl EncodedRun {
     pub(super) fn start(pool: Arc<Handle>, items: EncodedItems) -> Result<Self> {
         let label = items.check()?;
-        let EncodedItems { call, first, count, attempt, records, limits, item_time } = items;
+        let EncodedItems { call, first, count, attempt, records, limits, item_time, start_in } = items;
         let Limits { timeout, grace, retries, back_off, chunk } = limits;
         let chunk = chunk.min(lane::MOST_ITEMS);
         let options = Options {
             timeout,
+            queue_timeout: start_in,
             grace: Some(grace),
             retries,
             back_off,
@@ -113,6 +116,11 @@ impl EncodedRun {
     /// The same as a future.
     pub(crate) async fn next(&mut self) -> Option<EncodedResults> {
         std::future::poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    /// Whether some of them were given to a worker.
+    pub(crate) fn has_begun(&self) -> bool {
+        !self.flight.group.seats().is_empty()
     }
 
     /// How long an item takes, by this pool's workers; `None` until one has ended.

@@ -299,6 +299,8 @@ fn read_encoded<R: DeserializeOwned + 'static>((tag, encoded): (u8, EncodedMessa
 }
 
 pub(super) struct Group {
+    /// Of the call, among all of this process.
+    pub(super) number: u64,
     pub(super) call: entry::Call,
     pub(super) label: &'static str,
     pub(super) options: Options,
@@ -407,8 +409,9 @@ const BULK_NS: u64 = if cfg!(debug_assertions) { 200_000 } else { 1000 };
 
 impl Group {
     pub(super) fn new(call: entry::Call, label: &'static str, options: Options) -> Self {
-        let (caller, items) = (Caller::here(), Mutex::default());
-        Self { call, label, options, caller, items, item_ns: AtomicU64::new(0), usual_time: OnceLock::new() }
+        static NUMBERS: AtomicU64 = AtomicU64::new(0);
+        let (caller, items, number) = (Caller::here(), Mutex::default(), NUMBERS.fetch_add(1, Relaxed));
+        Self { number, call, label, options, caller, items, item_ns: AtomicU64::new(0), usual_time: OnceLock::new() }
     }
 
     /// Locked after the pool's state, never before.

@@ -374,6 +374,23 @@ impl Pool {
         self.handle.shared.taker().map_or(Ok(()), |taker| Err(taker.refuse(why)))
     }
 
+    /// What executes the items, if that is not worker processes.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn taker(&self) -> Option<&Arc<dyn super::taker::Taker>> {
+        self.handle.shared.taker()
+    }
+
+    #[cfg(feature = "cluster")]
+    pub(crate) fn runtime(&self) -> &runtime::Handle {
+        self.handle.runtime()
+    }
+
+    /// How many items it may run at the same time.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn slots(&self) -> usize {
+        self.handle.shared.slots(false)
+    }
+
     /// Runs items that are encoded already, and gives their results back encoded; see [`encoded`](super::encoded).
     ///
     /// # Errors
@@ -487,6 +504,7 @@ impl Pool {
             return PoolStats::default();
         }
         let mut stats = self.handle.shared.stats();
+        self.handle.shared.taker().into_iter().for_each(|taker| taker.add_stats(&mut stats));
         for worker in &mut stats.workers {
             (worker.resident, worker.peak) = match memory::resident_of(worker.pid) {
                 (0, _) => (0, worker.peak),

@@ -20,6 +20,15 @@ pub struct PoolStats {
     /// Workers that were killed because they did not end in time; see
     /// [`exit_timeout`](crate::PoolBuilder::exit_timeout).
     pub late: u64,
+    /// Of a cluster pool: how often items were handed out again, because the host that had them was lost.
+    #[cfg(feature = "cluster")]
+    pub redelivered: u64,
+    /// Of a cluster pool: answers that came though their items had been answered, and were dropped.
+    #[cfg(feature = "cluster")]
+    pub duplicates: u64,
+    /// Of a cluster pool: how long items were away beyond the time that they ran.
+    #[cfg(feature = "cluster")]
+    pub round_trip: Histogram,
 }
 
 /// One worker of a pool at one moment.
@@ -69,7 +78,7 @@ impl Default for Histogram {
 
 impl Histogram {
     /// Bucket `n` has what took less than `2^n` ns, and at least half of that.
-    pub(super) fn add(&mut self, time: Duration, count: u64) {
+    pub(crate) fn add(&mut self, time: Duration, count: u64) {
         let ns = time.as_nanos().min(u128::from(u64::MAX >> 1)) as u64;
         let bucket = (u64::BITS - ns.leading_zeros()) as usize;
         self.0.get_mut(bucket).into_iter().for_each(|bucket| *bucket += count);

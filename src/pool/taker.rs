@@ -36,21 +36,26 @@
 //! with is final.
 
 use super::group::{Chunk, ChunkLimits, Group, ResultBatch};
+use super::stats::PoolStats;
 use crate::channel::spsc;
 use crate::error::{Error, ErrorKind, Result};
 use crate::process::entry::{self, IS_VALUE};
-use crate::wire::{Attachment, EncodedMessage};
+use crate::wire::{self, Attachment, EncodedMessage};
+use std::any::Any;
 use std::sync::atomic::{AtomicBool, Ordering::*};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 /// Executes a pool's items outside of worker processes.
-pub(crate) trait Taker: Send + Sync {
-    /// Something has changed: see the head of this file. Must not batch, nor call into the pool.
+pub(crate) trait Taker: Any + Send + Sync {
+    /// Something has changed: see the head of this file. Must not block, nor call into the pool.
     fn notify(&self);
 
     /// The error of an operation that needs worker processes of the pool's own: `what` is "resized", "checked out" or "revived".
     fn refuse(&self, what: &str) -> Error;
+
+    /// Adds what it knows to the figures of its pool.
+    fn add_stats(&self, _stats: &mut PoolStats) {}
 }
 
 /// Starts the executor of a pool that is being built; it takes orders from `Orders` until that [is over](Orders::is_over).
@@ -161,6 +166,11 @@ impl Order {
     /// The function's name, as the compiler spells it.
     pub(crate) fn label(&self) -> &'static str {
         self.group.label
+    }
+
+    /// Names the call among all of its pool.
+    pub(crate) fn call_number(&self) -> u64 {
+        self.group.number
     }
 
     /// The index of the first item in its call. Those of the others follow.
@@ -321,6 +331,27 @@ impl EncodedResults {
         // An error is made of texts, far shorter than the longest record.
         let _ = spsc::append_record_of(&mut records, tag, &payload);
         Self { first: index, count: 1, records }
+    }
+
+    /// The same with other errors in the places of those that there are.
+    pub(crate) fn map_errors(self, mut change: impl FnMut(Error) -> Error) -> Self {
+        if matches!(self.check(), Ok(0)) {
+            return self;
+        }
+        let (mut records, mut rest) = (Vec::with_capacity(self.records.len()), &self.records[..]);
+        while let Some((tag, payload, len)) = spsc::first(rest) {
+            let record = &rest[..len];
+            rest = &rest[len..];
+            match (tag == entry::IS_ERROR).then(|| wire::decode_bytes::<Error>(payload, Vec::new())) {
+                Some(Ok(error)) => {
+                    let (tag, payload) = entry::encode_error(&change(error));
+                    // An error is made of texts, far shorter than the longest record.
+                    let _ = spsc::append_record_of(&mut records, tag, &payload);
+                }
+                _ => records.extend_from_slice(record),
+            }
+        }
+        Self { records, ..self }
     }
 
     /// How many of them are no values.

@@ -269,7 +269,16 @@ fn items<A: serde::Serialize + 'static>(call: entry::Call, first: u64, arguments
     }
     let limits = Limits { timeout: None, grace: 10 * MS, retries: 0, back_off: Duration::ZERO, chunk: 0 };
     let count = arguments.len() as u32;
-    EncodedItems { call, first, count, attempt: 0, records: records.into(), limits, item_time: Some(MS) }
+    EncodedItems {
+        call,
+        first,
+        count,
+        attempt: 0,
+        records: records.into(),
+        limits,
+        item_time: Some(MS),
+        start_in: None,
+    }
 }
 
 /// The outcome of each item, by its index.

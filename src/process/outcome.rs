@@ -16,6 +16,8 @@ const TEXT: u8 = 2;
 
 /// The tag of an outcome that is a value.
 pub(crate) const IS_VALUE: u8 = VALUE[0];
+/// The tag of an outcome that is an error, as a value of [`Error`].
+pub(crate) const IS_ERROR: u8 = ERROR[0];
 /// The largest tag that an outcome has.
 pub(crate) const LAST_TAG: u8 = TEXT;
 

@@ -26,6 +26,12 @@ impl Attachment {
         Self::Shared(Arc::new(fd))
     }
 
+    /// What it belongs to, for errors.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn what(&self) -> &'static str {
+        "a handle"
+    }
+
     /// The descriptor itself, or a copy if somebody else has it too.
     pub(crate) fn into_owned(self) -> std::io::Result<OwnedFd> {
         let Self::Shared(fd) = self;

@@ -1,0 +1,812 @@
+//! The host: pulls messages of its build, has the local pool execute them, and keeps their leases.
+//!
+//! # Who holds what
+//! A message is here from when it was delivered until its answer was confirmed by its submitter; only then is it acknowledged,
+//! and leaves the stream. Its lease is renewed every third of it, whatever the workers do. If the server was not reached for a
+//! lease, somebody else has the message by now: its items are stopped, and it is forgotten.
+//!
+//! # Death
+//! | killed | what follows |
+//! |---|---|
+//! | this process | its leases end; the messages are handed out again |
+//! | a submitter | nobody answers at its subjects: after two seconds its items are stopped, and its messages removed |
+//! | the server | items go on for up to a lease; after a reconnect everything that was asked for is asked for again |
+
+use super::address::{Address, Target};
+use super::job::{End, Host, Job, PATIENCE, Word};
+use super::link::{self, Failure, Notice};
+use super::messages::{Ask, Beat, Cancel, Held, Message, Numbers, Piece, Tasks};
+use super::pieces;
+use super::pulls::{EXPIRES, Pulls};
+use super::roster::BEAT;
+use super::serving::{Command, Served};
+use super::stream::{self, Names};
+use super::waiting::finished;
+use crate::error::{Error, ErrorKind, Result};
+use crate::os::sync::lock;
+use crate::pool::Pool;
+use async_nats::subject::ToSubject;
+use async_nats::{Client, Message as Arrived, Request, RequestErrorKind, StatusCode, Subject, Subscriber};
+use bytes::Bytes;
+use futures_util::{FutureExt, StreamExt};
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio::task::{AbortHandle, JoinHandle};
+use tokio::time::{sleep, sleep_until, timeout};
+
+/// A submitter hears of what is still held after this.
+const STILL_HELD: Duration = Duration::from_millis(50);
+/// Submitters that are not heard of are looked for this often, while the host is busy.
+const LOOK: Duration = Duration::from_secs(2);
+/// Garbage is told of this often at most.
+const QUIET: Duration = Duration::from_secs(1);
+
+/// Has `pool` serve at `address` until it is told to drain, or cannot go on.
+pub(super) async fn serve(
+    pool: Pool,
+    address: Address,
+    build: u64,
+    mut commands: UnboundedReceiver<Command>,
+) -> Result<Served> {
+    let target = address.parse()?;
+    let names = Names::new(&target.pool, build);
+    let (notices, noticed) = mpsc::unbounded_channel();
+    let ready = ready(&address, &target, &names, notices);
+    let client = tokio::select! {
+        client = ready => client?,
+        // Nothing was taken.
+        _ = commands.recv() => return Ok(Served::default()),
+    };
+    let id = link::new_id();
+    let own = client.subscribe(names.of('h', id, ">")).await;
+    let cancels = client.subscribe(names.all("c")).await;
+    let rolls = client.subscribe(names.all("roll")).await;
+    let (Ok(own), Ok(cancels), Ok(rolls)) = (own, cancels, rolls) else {
+        return Err(Error::new(ErrorKind::Unavailable, "the connection to the cluster's server has ended"));
+    };
+    Service::new(pool, client, address, target, names, id).run(own, cancels, rolls, noticed, commands).await
+}
+
+/// Connects, and sees to it that the stream and the consumer are there, however long that takes.
+async fn ready(address: &Address, target: &Target, names: &Names, notices: UnboundedSender<Notice>) -> Result<Client> {
+    let mut attempt = 0;
+    let client = loop {
+        attempt += 1;
+        match link::connect(address, target, "host", notices.clone()).await {
+            Ok(client) => break client,
+            Err(Failure { error, is_final: true }) => return Err(error),
+            Err(failure) => tracing::debug!(error = %failure.error, "a host waits for its server"),
+        }
+        sleep(link::pause(attempt)).await;
+    };
+    let mut attempt = 0;
+    let began = Instant::now();
+    loop {
+        attempt += 1;
+        match provide(&client, address, target, names).await {
+            Ok(()) => return Ok(client),
+            // A server that has just started may say so for a moment.
+            Err(Failure { error, is_final: true }) if began.elapsed() >= PATIENCE || !is_about_jetstream(&error) => {
+                return Err(error);
+            }
+            Err(failure) => tracing::debug!(error = %failure.error, "a host waits for its stream"),
+        }
+        sleep(link::pause(attempt)).await;
+    }
+}
+
+fn is_about_jetstream(error: &Error) -> bool {
+    error.to_string().contains("has no JetStream")
+}
+
+type Provision = std::result::Result<(), Failure>;
+
+async fn provide(client: &Client, address: &Address, target: &Target, names: &Names) -> Provision {
+    stream::ensure_stream(client, address, target, names).await?;
+    stream::ensure_consumer(client, address, target, names).await
+}
+
+fn hostname() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    match name.trim() {
+        "" => "a host without a name".into(),
+        name => name.chars().take(64).collect(),
+    }
+}
+
+/// A message at this host.
+struct HeldJob {
+    reply: Subject,
+    words: UnboundedSender<Word>,
+    task: AbortHandle,
+    /// Its items have been executed; what is left is to have the answer confirmed.
+    is_executed: bool,
+    items: u64,
+    /// What to say of it instead of what it says itself.
+    verdict: Option<Verdict>,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Verdict {
+    /// Its submitter is dead.
+    Orphaned,
+}
+
+/// What the service's helpers have to tell.
+enum Event {
+    Executed((u64, u64), Duration),
+    Ended((u64, u64), End),
+    /// The consumer is there again, or why it is not.
+    Provided(Provision),
+    /// A submitter is dead, and its messages are removed.
+    Dead(u64),
+    Looked,
+}
+
+/// When something is due.
+struct Due {
+    beat: Instant,
+    renewal: Instant,
+    report: Instant,
+    look: Instant,
+}
+
+struct Service {
+    host: Arc<Host>,
+    address: Address,
+    target: Target,
+    hostname: String,
+    born: Instant,
+    jobs: HashMap<(u64, u64), HeldJob>,
+    /// Messages that are executed, or are to be.
+    busy: usize,
+    /// Messages in the order in which they came, until their submitters are told of them.
+    unreported: VecDeque<(Instant, (u64, u64))>,
+    pulls: Pulls,
+    connects: u64,
+    providing: Option<JoinHandle<Provision>>,
+    provisions: usize,
+    /// When the server was last known to hear us, and when the echoes were sent that are to say so again.
+    contact: Instant,
+    echoes: VecDeque<(u64, Instant)>,
+    next_echo: u64,
+    /// Since when nobody answers for a submitter.
+    missing: HashMap<u64, Instant>,
+    is_looking: bool,
+    due: Due,
+    events: UnboundedSender<Event>,
+    event: UnboundedReceiver<Event>,
+    complained: Option<Instant>,
+    /// When what still runs is killed, once it drains.
+    drains_until: Option<Option<Instant>>,
+    served: Served,
+}
+
+impl Service {
+    fn new(pool: Pool, client: Client, address: Address, target: Target, names: Names, id: u64) -> Self {
+        let (events, event) = mpsc::unbounded_channel();
+        let (now, hostname) = (Instant::now(), hostname());
+        let host = Host {
+            name: format!("{hostname} (pid {})", std::process::id()),
+            client,
+            pool,
+            names,
+            id,
+            lease: address.lease,
+            large: Default::default(),
+            next_key: Default::default(),
+            heard: Default::default(),
+        };
+        let connects = host.client.statistics().connects.load(Relaxed);
+        Self {
+            host: Arc::new(host),
+            address,
+            target,
+            hostname,
+            born: now,
+            jobs: HashMap::new(),
+            busy: 0,
+            unreported: VecDeque::new(),
+            pulls: Pulls::default(),
+            connects,
+            providing: None,
+            provisions: 0,
+            contact: now,
+            echoes: VecDeque::new(),
+            next_echo: 0,
+            missing: HashMap::new(),
+            is_looking: false,
+            due: Due { beat: now, renewal: now, report: now, look: now },
+            events,
+            event,
+            complained: None,
+            drains_until: None,
+            served: Served::default(),
+        }
+    }
+
+    fn names(&self) -> &Names {
+        &self.host.names
+    }
+
+    async fn run(
+        mut self,
+        mut own: Subscriber,
+        mut cancels: Subscriber,
+        mut rolls: Subscriber,
+        mut noticed: UnboundedReceiver<Notice>,
+        mut commands: UnboundedReceiver<Command>,
+    ) -> Result<Served> {
+        loop {
+            let now = Instant::now();
+            self.check_lease(now);
+            if let Some(failed) = self.tend(now).await {
+                self.give_all_back().await;
+                return Err(failed);
+            }
+            if self.has_drained(now).await {
+                break;
+            }
+            self.ask_for_more(now).await;
+            let next = self.next_due();
+            tokio::select! {
+                Some(message) = own.next() => {
+                    self.arrived(message).await;
+                    for _ in 0..64 {
+                        let Some(Some(message)) = own.next().now_or_never() else { break };
+                        self.arrived(message).await;
+                    }
+                }
+                Some(event) = self.event.recv() => {
+                    if let Some(failed) = self.happened(event).await {
+                        self.give_all_back().await;
+                        return Err(failed);
+                    }
+                }
+                Some(message) = cancels.next() => self.cancelled(&message),
+                Some(_) = rolls.next() => self.due.beat = now,
+                Some(notice) = noticed.recv() => if let Some(failed) = self.noticed(notice) {
+                    self.give_all_back().await;
+                    return Err(failed);
+                },
+                command = commands.recv() => self.commanded(command.unwrap_or(Command::GiveUp)),
+                Some(provided) = finished(&mut self.providing) => drop(self.events.send(Event::Provided(provided))),
+                () = sleep_until(next.into()) => {}
+            }
+        }
+        self.beat(true).await;
+        let _ = timeout(Duration::from_secs(1), self.host.client.flush()).await;
+        Ok(self.served)
+    }
+
+    fn is_connected(&self) -> bool {
+        self.host.client.connection_state() == async_nats::connection::State::Connected
+    }
+
+    async fn say(&self, subject: impl ToSubject, payload: Bytes) {
+        if self.is_connected() {
+            let _ = timeout(PATIENCE, self.host.client.publish(subject, payload)).await;
+        }
+    }
+
+    // What comes with time.
+
+    fn next_due(&self) -> Instant {
+        let Due { beat, renewal, report, look } = self.due;
+        let busy = [renewal, report, look].into_iter().filter(|_| !self.jobs.is_empty());
+        let unreported = self.unreported.front().map(|(since, _)| *since + STILL_HELD);
+        let killed = self.drains_until.flatten();
+        busy.chain([beat]).chain(unreported).chain(killed).chain(self.pulls.until()).min().unwrap_or(beat)
+    }
+
+    /// Does what is due; why it cannot go on, if that is so.
+    async fn tend(&mut self, now: Instant) -> Option<Error> {
+        if now >= self.due.beat {
+            self.due.beat = now + BEAT;
+            let is_leaving = self.drains_until.is_some();
+            self.beat(is_leaving).await;
+            self.reconnected();
+            if let Some(why) = self.host.pool.broken() {
+                return Some(Error::other(format!("the pool that serves has no working worker: {why}")));
+            }
+        }
+        if self.jobs.is_empty() {
+            (self.due.renewal, self.due.report, self.due.look) = (now, now + BEAT, now + LOOK);
+            self.unreported.clear();
+            return None;
+        }
+        if now >= self.due.renewal {
+            self.due.renewal = now + self.address.lease / 3;
+            self.renew(now).await;
+        }
+        if now >= self.due.report {
+            self.due.report = now + BEAT.min(self.address.lease / 3);
+            let held = self.jobs.keys().copied().collect();
+            self.report(held).await;
+        }
+        let mut reported = Vec::new();
+        while self.unreported.front().is_some_and(|(since, _)| *since + STILL_HELD <= now)
+            && let Some((_, key)) = self.unreported.pop_front()
+        {
+            reported.extend(Some(key).filter(|key| self.jobs.contains_key(key)));
+        }
+        if !reported.is_empty() {
+            self.report(reported).await;
+        }
+        if now >= self.due.look {
+            self.due.look = now + LOOK;
+            self.look_for_the_dead();
+        }
+        None
+    }
+
+    async fn beat(&self, is_leaving: bool) {
+        let beat = Beat {
+            host: self.host.id,
+            build: self.names().build,
+            pid: std::process::id(),
+            hostname: self.hostname.clone(),
+            name: self.host.name.clone(),
+            slots: if is_leaving { 0 } else { self.host.pool.slots() as u32 },
+            busy: self.busy as u32,
+            tasks: self.served.items as u64,
+            age: self.born.elapsed(),
+            is_leaving,
+        };
+        self.say(self.names().all("beat"), beat.encode()).await;
+    }
+
+    /// Renews the leases, and finds out whether the server hears that.
+    async fn renew(&mut self, now: Instant) {
+        for job in self.jobs.values() {
+            self.say(job.reply.clone(), "+WPI".into()).await;
+        }
+        self.next_echo += 1;
+        self.echoes.push_back((self.next_echo, now));
+        let echo = self.next_echo.to_le_bytes().to_vec();
+        self.say(self.names().of('h', self.host.id, "e"), echo.into()).await;
+    }
+
+    fn echoed(&mut self, message: &Arrived) {
+        let number = message.payload.as_ref().try_into().map_or(0, u64::from_le_bytes);
+        while self.echoes.front().is_some_and(|(echo, _)| *echo <= number)
+            && let Some((_, sent)) = self.echoes.pop_front()
+        {
+            self.contact = self.contact.max(sent);
+        }
+    }
+
+    /// What was held for longer than its lease without a word from the server is somebody else's.
+    fn check_lease(&mut self, now: Instant) {
+        if self.jobs.is_empty() || now.saturating_duration_since(self.contact) <= self.address.lease {
+            return;
+        }
+        let lost = self.jobs.len();
+        tracing::warn!(
+            pool = self.names().pool,
+            lost,
+            "the cluster's server was not reached for a lease: what is held is stopped"
+        );
+        for (_, job) in self.jobs.drain() {
+            job.task.abort();
+            self.served.killed += job.items as usize;
+        }
+        self.busy = 0;
+        self.echoes.clear();
+    }
+
+    /// Tells submitters what is held of theirs, and hears from them what they want no more.
+    async fn report(&self, held: Vec<(u64, u64)>) {
+        let mut by_submitter = HashMap::<u64, Vec<u64>>::new();
+        held.into_iter().for_each(|(submitter, number)| by_submitter.entry(submitter).or_default().push(number));
+        for (submitter, numbers) in by_submitter {
+            let held = Held { host: self.host.id, numbers };
+            let reply = self.names().of('h', self.host.id, &format!("n.{submitter:016x}"));
+            let subject = self.names().of('s', submitter, "h");
+            if self.is_connected() {
+                let _ = timeout(PATIENCE, self.host.client.publish_with_reply(subject, reply, held.encode())).await;
+            }
+        }
+    }
+
+    /// A submitter has answered a report, or nobody has in its name.
+    async fn heard_of(&mut self, submitter: u64, message: &Arrived) {
+        if message.status == Some(StatusCode::NO_RESPONDERS) {
+            let since = *self.missing.entry(submitter).or_insert_with(Instant::now);
+            if since.elapsed() >= PATIENCE {
+                self.bury(submitter).await;
+            } else {
+                self.due.report = self.due.report.min(Instant::now() + PATIENCE / 4);
+            }
+            return;
+        }
+        self.missing.remove(&submitter);
+        self.host.has_heard(submitter);
+        for number in Numbers::decode(&message.payload).map(|Numbers(numbers)| numbers).unwrap_or_default() {
+            if let Some(job) = self.jobs.get(&(submitter, number)) {
+                let _ = job.words.send(Word::Stop);
+            }
+        }
+    }
+
+    /// Nobody wants what a dead submitter has asked for.
+    async fn bury(&mut self, submitter: u64) {
+        self.missing.remove(&submitter);
+        for ((_, _), job) in self.jobs.iter_mut().filter(|((of, _), _)| *of == submitter) {
+            job.verdict = Some(Verdict::Orphaned);
+            let _ = job.words.send(Word::Stop);
+        }
+        let (client, names) = (self.host.client.clone(), self.names().clone());
+        tracing::info!(pool = names.pool, "a submitter of the cluster pool has died; what it asked for is removed");
+        tokio::spawn(async move {
+            for attempt in 1..5 {
+                match stream::purge(&client, &names, submitter).await {
+                    Ok(()) => break,
+                    Err(_) => sleep(link::pause(attempt)).await,
+                }
+            }
+        });
+    }
+
+    /// Looks whether submitters that have something in the stream are there, while nothing of theirs is at this host.
+    fn look_for_the_dead(&mut self) {
+        if std::mem::replace(&mut self.is_looking, true) {
+            return;
+        }
+        let (host, events) = (self.host.clone(), self.events.clone());
+        tokio::spawn(async move {
+            let waiting = stream::submitters(&host.client, &host.names).await.unwrap_or_default();
+            for submitter in waiting {
+                if !host.heard_within(submitter, LOOK) && is_dead(&host, submitter).await {
+                    let _ = events.send(Event::Dead(submitter));
+                }
+            }
+            let _ = events.send(Event::Looked);
+        });
+    }
+
+    // What comes from others.
+
+    async fn arrived(&mut self, message: Arrived) {
+        let prefix = self.names().of('h', self.host.id, "");
+        let Some(what) = message.subject.strip_prefix(prefix.as_str()).map(str::to_string) else {
+            return self.delivered(message).await;
+        };
+        match what.as_str() {
+            "in" => self.pull_ended(&message),
+            "e" => self.echoed(&message),
+            "p" => self.asked_for_piece(&message).await,
+            _ => {
+                let submitter = what.strip_prefix("n.").and_then(|id| u64::from_str_radix(id, 16).ok());
+                if let Some(submitter) = submitter {
+                    self.heard_of(submitter, &message).await;
+                }
+            }
+        }
+    }
+
+    async fn asked_for_piece(&self, message: &Arrived) {
+        let (Ok(piece), Some(reply)) = (Piece::decode(&message.payload), &message.reply) else { return };
+        let whole = lock(&self.host.large).get(&piece.key).cloned().unwrap_or_default();
+        self.say(reply.clone(), pieces::cut(&self.host.client, &whole, &piece)).await;
+    }
+
+    /// The server has ended a request for messages.
+    fn pull_ended(&mut self, message: &Arrived) {
+        let headers = message.headers.as_ref();
+        let left = headers
+            .and_then(|headers| headers.get("Nats-Pending-Messages"))
+            .and_then(|left| left.as_str().parse().ok());
+        self.pulls.ended(left);
+        let is_gone = match message.status {
+            Some(StatusCode::NO_RESPONDERS) => true,
+            Some(status) if status == StatusCode::REQUEST_TERMINATED => {
+                let why = message.description.as_deref().unwrap_or_default();
+                why.contains("Deleted") || why.contains("deleted")
+            }
+            _ => false,
+        };
+        if is_gone {
+            self.pulls.forget();
+            self.provide();
+        }
+    }
+
+    /// A message of the stream, or what somebody else has sent here under any subject.
+    async fn delivered(&mut self, message: Arrived) {
+        self.pulls.arrived();
+        let Some(reply) = message.reply.clone() else { return };
+        let Some(delivered) = deliveries(&reply) else { return };
+        if self.drains_until.is_some() {
+            // It was on its way when there was no room for it any more.
+            return self.give_back(&message.payload, &reply).await;
+        }
+        let tasks = match Tasks::decode(&message.payload) {
+            Ok(tasks) => tasks,
+            Err(why) => {
+                self.complain(&why.to_string());
+                return self.say(reply, "+TERM".into()).await;
+            }
+        };
+        let key = (tasks.submitter, tasks.number);
+        if self.jobs.is_empty() {
+            // The server was there just now.
+            self.contact = Instant::now();
+            (self.due.renewal, self.due.report, self.due.look) =
+                (self.contact + self.address.lease / 3, self.contact + BEAT, self.contact + LOOK);
+        }
+        if let Some(job) = self.jobs.get_mut(&key) {
+            // It was handed out again though it is here: the lease is a new one.
+            job.reply = reply;
+            return;
+        }
+        self.begin(key, tasks, delivered, reply);
+    }
+
+    fn begin(&mut self, key: (u64, u64), tasks: Tasks, delivered: u32, reply: Subject) {
+        let items = tasks.orders.iter().map(|order| u64::from(order.count)).sum();
+        let (words, heard) = mpsc::unbounded_channel();
+        let job = Job { host: self.host.clone(), tasks, delivered, words: heard, cancelled: Vec::new() };
+        let events = self.events.clone();
+        let task = tokio::spawn(async move {
+            let executed = |time| _ = events.send(Event::Executed(key, time));
+            let end = job.run(executed).await;
+            let _ = events.send(Event::Ended(key, end));
+        });
+        let (task, is_executed) = (task.abort_handle(), false);
+        self.jobs.insert(key, HeldJob { reply, words, task, is_executed, items, verdict: None });
+        self.busy += 1;
+        self.unreported.push_back((Instant::now(), key));
+    }
+
+    /// Tells of what is no message, now and then.
+    fn complain(&mut self, why: &str) {
+        let now = Instant::now();
+        if self.complained.is_none_or(|last| now - last >= QUIET) {
+            self.complained = Some(now);
+            tracing::warn!(pool = self.names().pool, why, "a message of the cluster pool that is no task was removed");
+        }
+    }
+
+    fn cancelled(&mut self, message: &Arrived) {
+        let Ok(Cancel { submitter, orders }) = Cancel::decode(&message.payload) else { return };
+        for (number, place) in orders {
+            if let Some(job) = self.jobs.get(&(submitter, number)) {
+                let _ = job.words.send(Word::Cancel(place));
+            }
+        }
+    }
+
+    async fn happened(&mut self, event: Event) -> Option<Error> {
+        match event {
+            Event::Executed(key, time) => {
+                self.pulls.learn(time);
+                if let Some(job) = self.jobs.get_mut(&key).filter(|job| !job.is_executed) {
+                    job.is_executed = true;
+                    self.busy -= 1;
+                }
+                None
+            }
+            Event::Ended(key, end) => self.ended(key, end).await,
+            Event::Provided(Ok(())) => {
+                self.provisions = 0;
+                self.pulls.forget();
+                None
+            }
+            Event::Provided(Err(Failure { error, is_final: true })) if !is_about_jetstream(&error) => Some(error),
+            Event::Provided(Err(_)) => {
+                self.provide();
+                None
+            }
+            Event::Dead(submitter) => {
+                self.bury(submitter).await;
+                None
+            }
+            Event::Looked => {
+                self.is_looking = false;
+                None
+            }
+        }
+    }
+
+    async fn ended(&mut self, key: (u64, u64), end: End) -> Option<Error> {
+        let job = self.jobs.remove(&key)?;
+        tracing::trace!(number = key.1, items = job.items, ?end, "a message has come to its end here");
+        self.busy -= usize::from(!job.is_executed);
+        if job.verdict == Some(Verdict::Orphaned) {
+            self.say(job.reply.clone(), "+TERM".into()).await;
+            return None;
+        }
+        match end {
+            End::Answered(items) => {
+                self.served.items += items as usize;
+                self.say(job.reply.clone(), "+ACK".into()).await;
+            }
+            End::Unwanted => self.say(job.reply.clone(), "+ACK".into()).await,
+            End::Malformed(why) => {
+                self.complain(&why);
+                self.say(job.reply.clone(), "+TERM".into()).await;
+            }
+            End::Orphaned => {
+                self.say(job.reply.clone(), "+TERM".into()).await;
+                self.bury(key.0).await;
+            }
+            End::GivenBack => {
+                self.say_given_back(key).await;
+                self.served.given_back += job.items as usize;
+                self.say(job.reply.clone(), "-NAK".into()).await;
+            }
+            End::Closed(why) => {
+                self.say_given_back(key).await;
+                self.served.given_back += job.items as usize;
+                self.say(job.reply.clone(), "-NAK".into()).await;
+                return Some(Error::closed("pool that serves").with_source(why));
+            }
+        }
+        None
+    }
+
+    /// Nobody was lost with it.
+    async fn say_given_back(&self, (submitter, number): (u64, u64)) {
+        let held = Held { host: self.host.id, numbers: vec![number] };
+        self.say(self.names().of('s', submitter, "b"), held.encode()).await;
+    }
+
+    async fn give_back(&mut self, payload: &Bytes, reply: &Subject) {
+        if let Ok(tasks) = Tasks::decode(payload) {
+            self.say_given_back((tasks.submitter, tasks.number)).await;
+            self.served.given_back += tasks.orders.iter().map(|order| order.count as usize).sum::<usize>();
+        }
+        self.say(reply.clone(), "-NAK".into()).await;
+    }
+
+    fn noticed(&mut self, notice: Notice) -> Option<Error> {
+        let pool = self.names().pool.clone();
+        match notice {
+            Notice::Connected => self.reconnected(),
+            Notice::Disconnected => {}
+            Notice::Refused(why) => {
+                let text = format!("the server of the cluster pool {pool} takes this user no more: {why}");
+                return Some(Error::new(ErrorKind::Unavailable, text));
+            }
+            Notice::Denied(why) => {
+                let needed = [format!("\"mp.{pool}."), "MSG.NEXT".into(), "$JS.ACK".into()];
+                if needed.iter().any(|subject| why.contains(subject.as_str())) {
+                    let text = format!("the server of the cluster pool {pool} does not let this user serve: {why}");
+                    return Some(Error::new(ErrorKind::Unavailable, text));
+                }
+                tracing::warn!(pool, why, "the cluster's server does not let this user do something");
+            }
+        }
+        None
+    }
+
+    /// If the connection is a new one, nothing that was asked for comes by it.
+    fn reconnected(&mut self) {
+        let connects = self.host.client.statistics().connects.load(Relaxed);
+        if std::mem::replace(&mut self.connects, connects) != connects {
+            self.pulls.forget();
+            self.provisions = 0;
+            self.provide();
+            (self.due.beat, self.due.renewal) = (Instant::now(), Instant::now());
+        }
+    }
+
+    /// Sees to it that stream and consumer are there.
+    fn provide(&mut self) {
+        if self.providing.is_some() {
+            return;
+        }
+        self.provisions += 1;
+        let wait = if self.provisions > 1 { link::pause(self.provisions) } else { Duration::ZERO };
+        let (host, address, target) = (self.host.clone(), self.address.clone(), self.target.clone());
+        self.providing = Some(tokio::spawn(async move {
+            sleep(wait).await;
+            provide(&host.client, &address, &target, &host.names).await
+        }));
+    }
+
+    async fn ask_for_more(&mut self, now: Instant) {
+        if self.drains_until.is_some() || self.providing.is_some() || !self.is_connected() {
+            return;
+        }
+        let wanted = self.pulls.wanted(self.host.pool.slots(), self.busy, now);
+        if wanted == 0 {
+            return;
+        }
+        let request = format!("{{\"batch\":{wanted},\"expires\":{}}}", EXPIRES.as_nanos());
+        let reply = self.names().of('h', self.host.id, "in");
+        let asked =
+            timeout(PATIENCE, self.host.client.publish_with_reply(self.names().next(), reply, request.into())).await;
+        if matches!(asked, Ok(Ok(()))) {
+            self.pulls.asked(wanted, now);
+        }
+    }
+
+    // How it ends.
+
+    fn commanded(&mut self, command: Command) {
+        let now = Instant::now();
+        match command {
+            Command::Drain(grace) => {
+                self.drains_until = Some(now.checked_add(grace));
+                self.jobs.values().for_each(|job| _ = job.words.send(Word::GiveBack));
+            }
+            Command::GiveUp => self.drains_until = Some(Some(now)),
+        }
+        self.due.beat = now;
+    }
+
+    /// Whether nothing is held any more, after a drain. What still runs when its grace is over is stopped.
+    async fn has_drained(&mut self, now: Instant) -> bool {
+        let Some(until) = self.drains_until else { return false };
+        if until.is_some_and(|until| until <= now) && !self.jobs.is_empty() {
+            self.drains_until = Some(None);
+            let running =
+                self.jobs.values().filter(|job| !job.is_executed).map(|job| job.items as usize).sum::<usize>();
+            self.served.killed += running;
+            self.jobs.values().filter(|job| !job.is_executed).for_each(|job| _ = job.words.send(Word::Kill));
+        }
+        self.jobs.is_empty()
+    }
+
+    /// It cannot go on: others may.
+    async fn give_all_back(&mut self) {
+        for (key, job) in std::mem::take(&mut self.jobs) {
+            job.task.abort();
+            self.say_given_back(key).await;
+            self.say(job.reply.clone(), "-NAK".into()).await;
+        }
+        self.beat(true).await;
+        let _ = timeout(Duration::from_secs(1), self.host.client.flush()).await;
+    }
+}
+
+/// How often a message was delivered, as its reply subject says: `$JS.ACK.[domain.account.]stream.consumer.N...`; `None` if it
+/// does not come from the stream.
+fn deliveries(reply: &Subject) -> Option<u32> {
+    let rest = reply.as_str().strip_prefix("$JS.ACK.")?;
+    let tokens: Vec<_> = rest.split('.').collect();
+    let at = if tokens.len() >= 9 { 4 } else { 2 };
+    tokens.get(at)?.parse().ok()
+}
+
+/// Whether nobody answers for a submitter, now and after a while.
+async fn is_dead(host: &Host, submitter: u64) -> bool {
+    let subject = host.names.of('s', submitter, "q");
+    for attempt in 0..2 {
+        if attempt > 0 {
+            sleep(PATIENCE).await;
+        }
+        // Of no message: to be told that it is not wanted is a sign of life.
+        let ask = Ask { number: u64::MAX, host: host.id, delivered: 1 };
+        let request = Request::new().payload(ask.encode()).timeout(Some(PATIENCE));
+        match host.client.send_request(subject.clone(), request).await {
+            Err(error) if error.kind() == RequestErrorKind::NoResponders => {}
+            Ok(_) => {
+                host.has_heard(submitter);
+                return false;
+            }
+            Err(_) => return false,
+        }
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deliveries_are_read_from_either_form_of_a_reply_subject() {
+        let read = |text: &str| deliveries(&text.into());
+        assert_eq!(read("$JS.ACK.MP_p.build-1.3.17.18.1700000000000000000.0"), Some(3));
+        assert_eq!(read("$JS.ACK.domain.hash.MP_p.build-1.2.17.18.1700000000000000000.0"), Some(2));
+        assert_eq!(read("$JS.ACK.domain.hash.MP_p.build-1.2.17.18.1700000000000000000.0.token"), Some(2));
+        assert_eq!(read("mp.p.s.1"), None);
+        assert_eq!(read("$JS.ACK.x"), None);
+    }
+}

@@ -1,0 +1,394 @@
+//! One message at a host: asked about, fetched, executed by the local pool, answered.
+
+use super::messages::{Answer, Ask, Body, Message, Part, Task, Tasks, Wanted};
+use super::pieces::{self, Missing};
+use super::stream::Names;
+use super::waiting::at;
+use crate::error::{Error, ErrorKind};
+use crate::os::sync::lock;
+use crate::pool::{EncodedItems, EncodedResults, EncodedRun, Pool};
+use async_nats::{Client, Request, RequestErrorKind};
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::time::sleep;
+
+/// Results are sent after this, though others of their message are still to come.
+const PARTIAL: Duration = Duration::from_millis(20);
+/// Who is not there for so long has died; before, it may be about to connect again.
+pub(super) const PATIENCE: Duration = Duration::from_secs(2);
+/// A submitter that does not answer for so many leases is as good as dead; somebody else may try.
+const MOST_SILENT_LEASES: u32 = 10;
+
+/// What all jobs of a host share.
+pub(super) struct Host {
+    pub(super) client: Client,
+    pub(super) pool: Pool,
+    pub(super) names: Names,
+    pub(super) id: u64,
+    /// As errors name it.
+    pub(super) name: String,
+    pub(super) lease: Duration,
+    /// Results that are fetched in pieces, by their keys.
+    pub(super) large: Mutex<HashMap<u64, Bytes>>,
+    pub(super) next_key: AtomicU64,
+    /// When each submitter was heard of last.
+    pub(super) heard: Mutex<HashMap<u64, Instant>>,
+}
+
+impl Host {
+    pub(super) fn has_heard(&self, submitter: u64) {
+        lock(&self.heard).insert(submitter, Instant::now());
+    }
+
+    pub(super) fn heard_within(&self, submitter: u64, time: Duration) -> bool {
+        lock(&self.heard).get(&submitter).is_some_and(|heard| heard.elapsed() < time)
+    }
+}
+
+/// What is to be done with a job.
+#[derive(Debug)]
+pub(super) enum Word {
+    /// Nobody wants the order at this place of its message.
+    Cancel(u32),
+    /// Nobody wants the rest.
+    Stop,
+    /// It goes back to the stream, unless it has begun.
+    GiveBack,
+    /// It goes back to the stream, begun or not.
+    Kill,
+}
+
+/// What has become of a job.
+#[derive(Debug, PartialEq)]
+pub(super) enum End {
+    /// Answered, and the answer was confirmed: so many items.
+    Answered(u64),
+    /// Nobody wants it any more.
+    Unwanted,
+    /// It is not what it should be.
+    Malformed(String),
+    /// Its submitter is dead.
+    Orphaned,
+    /// It was not executed, or not all of it.
+    GivenBack,
+    /// The local pool takes nothing any more.
+    Closed(String),
+}
+
+pub(super) struct Job {
+    pub(super) host: Arc<Host>,
+    pub(super) tasks: Tasks,
+    pub(super) delivered: u32,
+    pub(super) words: UnboundedReceiver<Word>,
+    /// Places of orders that nobody wants.
+    pub(super) cancelled: Vec<u32>,
+}
+
+/// An order at work.
+struct Run {
+    place: u32,
+    run: EncodedRun,
+    items: u32,
+}
+
+impl Job {
+    /// Does all of it; `executed` is called when the slots are free again.
+    pub(super) async fn run(mut self, executed: impl Fn(Duration)) -> End {
+        let mut start_in = None;
+        let is_known = self.host.heard_within(self.tasks.submitter, PATIENCE);
+        if self.tasks.is_to_ask || self.delivered > 1 || !is_known {
+            match self.ask().await {
+                Ok(Wanted { is_wanted: true, losses, start_in: within }) => {
+                    start_in = within;
+                    self.tasks.orders.iter_mut().for_each(|order| order.attempt = order.attempt.max(losses));
+                }
+                Ok(_) => return End::Unwanted,
+                Err(end) => return end,
+            }
+        }
+        let body = match self.body().await {
+            Ok(body) => body,
+            Err(end) => return end,
+        };
+        let mut runs = match self.start(&body, start_in) {
+            Ok(runs) => runs,
+            Err(end) => return end,
+        };
+        drop(body);
+        self.execute(&mut runs, executed).await
+    }
+
+    fn subject(&self, what: &str) -> String {
+        self.host.names.of('s', self.tasks.submitter, what)
+    }
+
+    /// Asks the submitter something until it answers, is found to be dead, or this job is called off.
+    async fn request(&mut self, what: &str, payload: Bytes, wait: Duration) -> Result<Bytes, End> {
+        let (subject, host, submitter) = (self.subject(what), self.host.clone(), self.tasks.submitter);
+        let mut asking = Box::pin(ask_until_answered(host, submitter, subject, payload, wait));
+        loop {
+            tokio::select! {
+                answered = &mut asking => return answered,
+                word = self.words.recv() => match word {
+                    Some(Word::Cancel(place)) => self.cancelled.push(place),
+                    Some(Word::GiveBack | Word::Kill) => return Err(End::GivenBack),
+                    Some(Word::Stop) | None => return Err(End::Unwanted),
+                }
+            }
+        }
+    }
+
+    async fn ask(&mut self) -> Result<Wanted, End> {
+        let ask = Ask { number: self.tasks.number, host: self.host.id, delivered: self.delivered };
+        let reply = self.request("q", ask.encode(), PATIENCE).await?;
+        Wanted::decode(&reply).map_err(|why| End::Malformed(why.to_string()))
+    }
+
+    async fn body(&mut self) -> Result<Bytes, End> {
+        match &self.tasks.body {
+            Body::Here(bytes) => Ok(bytes.clone()),
+            Body::There { key, len } => {
+                let (subject, client) = (self.subject("p"), self.host.client.clone());
+                let fetched = pieces::fetch(&client, &subject, *key, *len).await;
+                fetched.map_err(|missing| match missing {
+                    Missing::Gone => End::Unwanted,
+                    Missing::NoOwner => End::Orphaned,
+                    Missing::Late => End::GivenBack,
+                })
+            }
+        }
+    }
+
+    fn start(&self, body: &Bytes, start_in: Option<Duration>) -> Result<Vec<Run>, End> {
+        let mut at = 0;
+        let mut runs = Vec::new();
+        for task in &self.tasks.orders {
+            let Task { place, first, count, attempt, limits, item_time, len, .. } = task.clone();
+            // Their sum was compared with the length of the body.
+            let records = body.slice(at.min(body.len())..(at + len as usize).min(body.len()));
+            at += len as usize;
+            if self.cancelled.contains(&place) {
+                continue;
+            }
+            let items =
+                EncodedItems { call: task.entry(), first, count, attempt, records, limits, item_time, start_in };
+            match self.host.pool.run_encoded(items) {
+                Ok(run) => runs.push(Run { place, run, items: count }),
+                Err(error) if error.kind() == ErrorKind::Decode => return Err(End::Malformed(error.to_string())),
+                Err(error) => return Err(End::Closed(error.to_string())),
+            }
+        }
+        Ok(runs)
+    }
+
+    /// Executes the orders and answers them: all at once if they are over soon, else as they come.
+    async fn execute(&mut self, runs: &mut Vec<Run>, executed: impl Fn(Duration)) -> End {
+        let mut results = Results::default();
+        let mut answering: Option<BoxFuture<'static, Result<u64, End>>> = None;
+        let (mut answered, mut has_last, mut was_told) = (0, false, false);
+        let mut is_wanted = !runs.is_empty();
+        loop {
+            if runs.is_empty() && !std::mem::replace(&mut was_told, true) {
+                executed(results.time);
+            }
+            if answering.is_none() {
+                if has_last {
+                    return End::Answered(answered);
+                }
+                if runs.is_empty() && !is_wanted && results.parts.is_empty() {
+                    return if answered > 0 { End::Answered(answered) } else { End::Unwanted };
+                }
+                let is_due = results.since.is_some_and(|since| since.elapsed() >= PARTIAL);
+                if runs.is_empty() || is_due {
+                    has_last = runs.is_empty();
+                    answering = Some(self.answer(results.take(), has_last));
+                }
+            }
+            let due = results.since.map(|since| since + PARTIAL).filter(|_| answering.is_none());
+            tokio::select! {
+                biased;
+                word = self.words.recv() => match word {
+                    Some(Word::Cancel(place)) => {
+                        runs.retain(|run| run.place != place);
+                        is_wanted = !runs.is_empty() || !results.parts.is_empty() || answering.is_some();
+                    }
+                    // What the submitter says to the last answer decides.
+                    Some(Word::GiveBack | Word::Stop) if has_last => {}
+                    Some(Word::GiveBack) => {
+                        if runs.iter().all(|run| !run.run.has_begun()) && results.parts.is_empty() && answered == 0 {
+                            return End::GivenBack;
+                        }
+                    }
+                    Some(Word::Kill) => return End::GivenBack,
+                    Some(Word::Stop) | None => return End::Unwanted,
+                },
+                done = async { answering.as_mut().expect("it is there").await }, if answering.is_some() => {
+                    answering = None;
+                    match done {
+                        Ok(items) => answered += items,
+                        Err(end) => return end,
+                    }
+                }
+                (at, next) = next_of(runs), if !runs.is_empty() => match next {
+                    Some(block) => results.add(runs[at].place, named(&self.host.name, block)),
+                    None => {
+                        let Run { place, run, items } = runs.swap_remove(at);
+                        let time = run.item_time().unwrap_or_default() * items;
+                        results.time += time;
+                        results.ran.push((place, time, items));
+                    }
+                },
+                () = at(due) => {}
+            }
+        }
+    }
+
+    /// Hands results to the submitter, until it confirms them; how many items those were.
+    fn answer(&self, results: Taken, is_last: bool) -> BoxFuture<'static, Result<u64, End>> {
+        let (host, submitter, subject) = (self.host.clone(), self.tasks.submitter, self.subject("r"));
+        let number = self.tasks.number;
+        Box::pin(async move {
+            let Taken { parts, ran, bytes } = results;
+            let (items, len) = (parts.iter().map(|part| u64::from(part.count)).sum(), bytes.len() as u64);
+            let large =
+                (bytes.len() > pieces::most_inline(&host.client)).then(|| Large::keep(&host, bytes.clone().into()));
+            let body = match &large {
+                Some(large) => Body::There { key: large.key, len },
+                None => Body::Here(bytes.into()),
+            };
+            let answer = Answer { number, host: host.id, is_last, parts, ran, body }.encode();
+            // What is fetched in pieces takes its time before it is confirmed.
+            let wait = PATIENCE + Duration::from_millis(len / 5_000);
+            let reply = ask_until_answered(host.clone(), submitter, subject, answer, wait).await?;
+            match Wanted::decode(&reply) {
+                Ok(Wanted { is_wanted: true, .. }) => Ok(items),
+                Ok(_) => Err(End::Unwanted),
+                Err(why) => Err(End::Malformed(why.to_string())),
+            }
+        })
+    }
+}
+
+async fn ask_until_answered(
+    host: Arc<Host>,
+    submitter: u64,
+    subject: String,
+    payload: Bytes,
+    wait: Duration,
+) -> Result<Bytes, End> {
+    let (began, mut nobody_since) = (Instant::now(), None::<Instant>);
+    loop {
+        let request = Request::new().payload(payload.clone()).timeout(Some(wait));
+        match host.client.send_request(subject.clone(), request).await {
+            Ok(reply) => {
+                host.has_heard(submitter);
+                return Ok(reply.payload);
+            }
+            Err(error) if error.kind() == RequestErrorKind::NoResponders => {
+                if nobody_since.get_or_insert_with(Instant::now).elapsed() >= PATIENCE {
+                    return Err(End::Orphaned);
+                }
+                sleep(Duration::from_millis(250)).await;
+            }
+            Err(error) if error.kind() == RequestErrorKind::MaxPayloadExceeded => {
+                return Err(End::Malformed(error.to_string()));
+            }
+            Err(_) => {
+                nobody_since = None;
+                if began.elapsed() >= host.lease * MOST_SILENT_LEASES {
+                    return Err(End::GivenBack);
+                }
+                sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+/// The next results of any order, and of which.
+async fn next_of(runs: &mut [Run]) -> (usize, Option<EncodedResults>) {
+    poll_fn(|cx: &mut Context<'_>| {
+        for (at, run) in runs.iter_mut().enumerate() {
+            if let Poll::Ready(next) = run.run.poll_next(cx) {
+                return Poll::Ready((at, next));
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+/// Errors of what happened to an item, rather than of its own code, name the host.
+fn named(host: &str, results: EncodedResults) -> EncodedResults {
+    let place = |error: Error| match error.kind() {
+        ErrorKind::ProcessDied
+        | ErrorKind::MemoryLimit
+        | ErrorKind::Timeout
+        | ErrorKind::Panicked
+        | ErrorKind::Decode
+        | ErrorKind::Encode => error.on_host(host),
+        _ => error,
+    };
+    results.map_errors(place)
+}
+
+/// A large answer that is kept until it is confirmed.
+struct Large {
+    host: Arc<Host>,
+    key: u64,
+}
+
+impl Large {
+    fn keep(host: &Arc<Host>, bytes: Bytes) -> Self {
+        let key = host.next_key.fetch_add(1, Relaxed);
+        lock(&host.large).insert(key, bytes);
+        Self { host: host.clone(), key }
+    }
+}
+
+impl Drop for Large {
+    fn drop(&mut self) {
+        lock(&self.host.large).remove(&self.key);
+    }
+}
+
+/// Results that were not sent yet.
+#[derive(Default)]
+struct Results {
+    parts: Vec<Part>,
+    ran: Vec<(u32, Duration, u32)>,
+    bytes: Vec<u8>,
+    since: Option<Instant>,
+    /// How long items have kept slots in all.
+    time: Duration,
+}
+
+struct Taken {
+    parts: Vec<Part>,
+    ran: Vec<(u32, Duration, u32)>,
+    bytes: Vec<u8>,
+}
+
+impl Results {
+    fn add(&mut self, order: u32, results: EncodedResults) {
+        let EncodedResults { first, count, records } = results;
+        self.since.get_or_insert_with(Instant::now);
+        self.parts.push(Part { order, first, count, len: records.len() as u64 });
+        match self.bytes.is_empty() {
+            true => self.bytes = records,
+            false => self.bytes.extend_from_slice(&records),
+        }
+    }
+
+    fn take(&mut self) -> Taken {
+        self.since = None;
+        let (parts, ran) = (std::mem::take(&mut self.parts), std::mem::take(&mut self.ran));
+        Taken { parts, ran, bytes: std::mem::take(&mut self.bytes) }
+    }
+}

@@ -1,0 +1,80 @@
+//! Large values: whoever has one gives it out in pieces, and whoever wants it asks for several of these at a time.
+
+use super::messages::{Message, Piece};
+use async_nats::{Client, Request, RequestErrorKind};
+use bytes::Bytes;
+use futures_util::stream::{self, StreamExt};
+use std::time::Duration;
+
+/// What is no larger travels inside its message.
+pub(super) const INLINE: usize = 256 << 10;
+const PIECE: usize = 512 << 10;
+/// So many pieces are on their way at the same time.
+const AT_ONCE: usize = 4;
+/// Beside what it carries, a message has a subject, headers and the numbers of orders.
+const HEADROOM: usize = 8 << 10;
+const PATIENCE: Duration = Duration::from_secs(5);
+const ATTEMPTS: usize = 5;
+/// The first allocation for a value, whose length is only what somebody says.
+const FIRST: usize = 16 << 20;
+
+/// How large a value may be that travels inside its message, by what the server lets through.
+pub(super) fn most_inline(client: &Client) -> usize {
+    INLINE.min(client.max_payload().saturating_sub(HEADROOM).max(1 << 10))
+}
+
+fn most_of_a_piece(client: &Client) -> usize {
+    PIECE.min(client.max_payload().saturating_sub(64).max(1 << 10))
+}
+
+/// The piece of `whole` that is asked for, to be sent by this client.
+pub(super) fn cut(client: &Client, whole: &[u8], piece: &Piece) -> Bytes {
+    let from = usize::try_from(piece.at).unwrap_or(usize::MAX).min(whole.len());
+    let len = (piece.len as usize).min(most_of_a_piece(client)).min(whole.len() - from);
+    Bytes::copy_from_slice(&whole[from..from + len])
+}
+
+/// Why a value has not come.
+#[derive(Debug, PartialEq)]
+pub(super) enum Missing {
+    /// Its owner is there, and has it no more.
+    Gone,
+    /// Its owner is not there.
+    NoOwner,
+    /// It did not come in time.
+    Late,
+}
+
+/// All of the `len` bytes that their owner has under `key`.
+pub(super) async fn fetch(client: &Client, subject: &str, key: u64, len: u64) -> Result<Bytes, Missing> {
+    let most = most_of_a_piece(client) as u64;
+    let count = len.div_ceil(most);
+    let ask = |at: u64| {
+        let piece = Piece { key, at, len: most.min(len - at) as u32 };
+        fetch_piece(client, subject, piece)
+    };
+    let mut pieces = stream::iter((0..count).map(|number| ask(number * most))).buffered(AT_ONCE);
+    let mut whole = Vec::with_capacity(FIRST.min(len as usize));
+    while let Some(piece) = pieces.next().await {
+        whole.extend_from_slice(&piece?);
+    }
+    Ok(whole.into())
+}
+
+async fn fetch_piece(client: &Client, subject: &str, piece: Piece) -> Result<Bytes, Missing> {
+    let mut missing = Missing::Late;
+    for attempt in 0..ATTEMPTS {
+        if attempt > 0 {
+            tokio::time::sleep(Duration::from_millis(400)).await;
+        }
+        let request = Request::new().payload(piece.encode()).timeout(Some(PATIENCE));
+        missing = match client.send_request(subject.to_string(), request).await {
+            Ok(reply) if reply.payload.len() == piece.len as usize => return Ok(reply.payload),
+            Ok(_) => return Err(Missing::Gone),
+            // It may be about to connect again.
+            Err(error) if error.kind() == RequestErrorKind::NoResponders => Missing::NoOwner,
+            Err(_) => Missing::Late,
+        };
+    }
+    Err(missing)
+}

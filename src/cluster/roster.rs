@@ -1,0 +1,166 @@
+//! The hosts that a submitter has heard of.
+
+use super::messages::Beat;
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+/// A host tells that it is there this often.
+pub(super) const BEAT: Duration = Duration::from_secs(1);
+/// One that was not heard of for this long is not there.
+const SILENT: Duration = Duration::from_millis(3500);
+/// Hosts that are not listed; strangers may send as many names as they like.
+const MOST: usize = 10_000;
+const LONGEST_NAME: usize = 256;
+
+/// A host that serves a cluster pool; made by [`Pool::hosts`](crate::Pool::hosts).
+///
+/// ```
+/// use multiprocess::{self as mp, Pool};
+/// # fn main() -> mp::Result<()> { mp::run(async {
+/// let pool = Pool::builder().cluster("nats://127.0.0.1:4222/thumbs").build()?;
+/// for host in pool.hosts() {
+///     println!("{}: {} of {} slots busy, {} items so far", host.name, host.busy, host.slots, host.tasks);
+/// }
+/// # Ok(()) }) }
+/// ```
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct HostInfo {
+    /// Its host name and process id, as errors name it.
+    pub name: String,
+    /// The process that serves.
+    pub pid: u32,
+    /// The machine's name.
+    pub hostname: String,
+    /// How many items it runs at the same time.
+    pub slots: usize,
+    /// How many messages it is at, or has waiting.
+    pub busy: usize,
+    /// Items that it has answered.
+    pub tasks: u64,
+    /// Since it began to serve.
+    pub age: Duration,
+    /// Since it was heard of last.
+    pub last_heard: Duration,
+    /// Whether it is of the same build as this program. Others take nothing of what is asked here.
+    pub build_matches: bool,
+}
+
+/// Who is there.
+pub(super) struct Roster {
+    build: u64,
+    hosts: HashMap<u64, (Beat, Instant)>,
+    /// Names of hosts that are gone, for errors.
+    names: HashMap<u64, String>,
+}
+
+impl Roster {
+    pub(super) fn new(build: u64) -> Self {
+        Self { build, hosts: HashMap::new(), names: HashMap::new() }
+    }
+
+    pub(super) fn heard(&mut self, beat: Beat, now: Instant) {
+        let too_long = beat.name.len().max(beat.hostname.len()) > LONGEST_NAME;
+        if too_long || !self.hosts.contains_key(&beat.host) && self.hosts.len() >= MOST {
+            return;
+        }
+        if self.names.len() >= MOST {
+            self.names.clear();
+        }
+        self.names.insert(beat.host, beat.name.clone());
+        if beat.is_leaving {
+            self.hosts.remove(&beat.host);
+        } else {
+            self.hosts.insert(beat.host, (beat, now));
+        }
+    }
+
+    /// Strikes out who was not heard of for long.
+    pub(super) fn strike_out(&mut self, now: Instant) {
+        self.hosts.retain(|_, (_, heard)| now.saturating_duration_since(*heard) < SILENT);
+    }
+
+    /// Nobody was heard while there was no connection.
+    pub(super) fn excuse(&mut self, now: Instant) {
+        self.hosts.values_mut().for_each(|(_, heard)| *heard = now);
+    }
+
+    /// When to strike somebody out next.
+    pub(super) fn until(&self) -> Option<Instant> {
+        self.hosts.values().map(|(_, heard)| *heard + SILENT).min()
+    }
+
+    /// Slots of all hosts of this build.
+    pub(super) fn slots(&self) -> usize {
+        self.own().map(|(beat, _)| beat.slots as usize).fold(0, usize::saturating_add)
+    }
+
+    fn own(&self) -> impl Iterator<Item = &(Beat, Instant)> {
+        self.hosts.values().filter(|(beat, _)| beat.build == self.build)
+    }
+
+    /// Whether some host of this build says that it has a slot free.
+    pub(super) fn has_free(&self) -> bool {
+        self.own().any(|(beat, _)| beat.busy < beat.slots)
+    }
+
+    /// How many hosts there are, all of other builds than this one; 0 if one is of this.
+    pub(super) fn strangers(&self) -> usize {
+        if self.own().next().is_some() { 0 } else { self.hosts.len() }
+    }
+
+    pub(super) fn name(&self, host: u64) -> String {
+        self.names.get(&host).cloned().unwrap_or_else(|| "a host that has not told its name".into())
+    }
+
+    pub(super) fn list(&self) -> Vec<HostInfo> {
+        let info = |(beat, heard): &(Beat, Instant)| HostInfo {
+            name: beat.name.clone(),
+            pid: beat.pid,
+            hostname: beat.hostname.clone(),
+            slots: beat.slots as usize,
+            busy: beat.busy as usize,
+            tasks: beat.tasks,
+            age: beat.age + heard.elapsed(),
+            last_heard: heard.elapsed(),
+            build_matches: beat.build == self.build,
+        };
+        let mut list: Vec<_> = self.hosts.values().map(info).collect();
+        list.sort_by(|a, b| a.name.cmp(&b.name));
+        list
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn beat(host: u64, build: u64, slots: u32, busy: u32) -> Beat {
+        let (hostname, name) = ("box".into(), format!("box ({host})"));
+        Beat { host, build, pid: 1, hostname, name, slots, busy, tasks: 0, age: BEAT, is_leaving: false }
+    }
+
+    #[test]
+    fn hosts_come_and_go_and_those_of_other_builds_have_no_slots() {
+        let (mut roster, now) = (Roster::new(7), Instant::now());
+        roster.heard(beat(1, 8, 4, 0), now);
+        assert_eq!((roster.slots(), roster.strangers(), roster.has_free()), (0, 1, false));
+        roster.heard(beat(2, 7, 4, 4), now);
+        assert_eq!((roster.slots(), roster.strangers(), roster.has_free()), (4, 0, false));
+        roster.heard(beat(2, 7, 2, 1), now + BEAT);
+        assert_eq!((roster.slots(), roster.has_free(), roster.list().len()), (2, true, 2));
+        roster.strike_out(now + SILENT);
+        assert_eq!((roster.slots(), roster.list().len()), (2, 1));
+        roster.heard(Beat { is_leaving: true, ..beat(2, 7, 2, 1) }, now);
+        assert_eq!((roster.slots(), roster.until(), &*roster.name(2)), (0, None, "box (2)"));
+    }
+
+    #[test]
+    fn more_names_than_hosts_can_be_are_not_kept() {
+        let (mut roster, now) = (Roster::new(7), Instant::now());
+        (0..3 * MOST as u64).for_each(|host| roster.heard(beat(host, 7, u32::MAX, 0), now));
+        roster.heard(Beat { name: "x".repeat(LONGEST_NAME + 1), ..beat(u64::MAX, 7, 1, 0) }, now);
+        assert!(roster.hosts.len() <= MOST && roster.names.len() <= MOST);
+        assert!(roster.slots() > 0);
+    }
+}

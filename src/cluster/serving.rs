@@ -1,0 +1,93 @@
+//! The face of a host: a pool that serves.
+
+use crate::error::{Error, Result};
+use std::fmt;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::task::JoinHandle;
+
+/// What a service is told.
+pub(super) enum Command {
+    Drain(Duration),
+    /// To give everything back at once.
+    GiveUp,
+}
+
+/// A pool that serves a cluster pool; made by [`Pool::serve`](crate::Pool::serve). A future that is ready after a
+/// [`drain`](Self::drain), or on an error that will not pass.
+///
+/// # Drop
+/// Everything is given back at once; items that run are stopped, and others run them.
+///
+/// ```
+/// use multiprocess::{self as mp, Pool};
+/// use std::time::Duration;
+/// # fn main() -> mp::Result<()> { mp::run(async {
+/// let pool = Pool::new(2)?;
+/// let serving = pool.serve("nats://127.0.0.1:4222/thumbs");
+/// // On SIGTERM, say:
+/// serving.drain(Duration::from_secs(30));
+/// let served = serving.await?;
+/// println!("{} items answered, {} given back", served.items, served.given_back);
+/// # Ok(()) }) }
+/// ```
+#[must_use = "dropped, it serves no more"]
+pub struct Serving {
+    task: JoinHandle<Result<Served>>,
+    commands: UnboundedSender<Command>,
+}
+
+/// What a service did; the outcome of a [`Serving`].
+///
+/// ```
+/// # use multiprocess::cluster::Served;
+/// let served = Served::default();
+/// assert_eq!((served.items, served.given_back, served.killed), (0, 0, 0));
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Served {
+    /// Items that were answered.
+    pub items: usize,
+    /// Items that were taken and given back, for others to run: those not begun at a drain, and those killed.
+    pub given_back: usize,
+    /// Items that were stopped while they ran: at the end of a drain's grace, or as the server was not reached for a lease.
+    pub killed: usize,
+}
+
+impl Serving {
+    pub(super) fn new(task: JoinHandle<Result<Served>>, commands: UnboundedSender<Command>) -> Self {
+        Self { task, commands }
+    }
+
+    /// Takes no more, gives back what has not begun, and lets what runs go on for at most `grace`; what then still runs is
+    /// killed and given back. Does not wait: the `Serving` itself is ready when all of that is done.
+    pub fn drain(&self, grace: Duration) {
+        // If it has ended there is nothing to drain.
+        let _ = self.commands.send(Command::Drain(grace));
+    }
+}
+
+impl Future for Serving {
+    type Output = Result<Served>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let joined = ready!(Pin::new(&mut self.task).poll(cx));
+        // Nobody but the end of the runtime cancels it.
+        Poll::Ready(joined.unwrap_or_else(|error| Err(Error::other(error))))
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _ = self.commands.send(Command::GiveUp);
+    }
+}
+
+impl fmt::Debug for Serving {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Serving").field("has_ended", &self.task.is_finished()).finish()
+    }
+}

@@ -1,0 +1,1052 @@
+//! The submitter: takes the orders of a pool, has hosts execute them, and holds each until it is answered.
+//!
+//! # Who holds what
+//! An order is here from when it was taken until its last result has come, it was cancelled, or it failed. Its message is in
+//! the stream, or at a host, or both. Nothing that the stream or a host does is believed: what has been out for two leases
+//! without a word from a host is looked for in the stream, and published again under a new number if it is not there. The
+//! first answer to an item counts, by the pool's table.
+//!
+//! # Death
+//! | killed | what follows |
+//! |---|---|
+//! | the submitter | hosts find nobody at its subjects, stop its items and remove its messages |
+//! | a host | its messages are handed out again one lease later; the next host asks, and is told how often that was |
+//! | the server | all of it waits; after a reconnect what was not acknowledged is published again, under the same id |
+
+use super::address::{Address, Target, unsupported};
+use super::link::{self, Failure, Notice};
+use super::messages::{Answer, Ask, Beat, Body, Cancel, Held, Message, Numbers, Part, Piece, Task, Tasks, Wanted};
+use super::pieces::{self, Missing};
+use super::roster::{HostInfo, Roster};
+use super::stream::{self, Names, Stored};
+use super::waiting::{at, finished};
+use crate::error::{Error, ErrorKind};
+use crate::os::sync::lock;
+use crate::pool::{EncodedResults, Histogram, Order, Orders, PoolStats, Taker};
+use async_nats::{Client, HeaderMap, Message as Arrived, StatusCode, Subscriber};
+use bytes::Bytes;
+use futures_util::{FutureExt, StreamExt};
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use tokio::sync::Notify;
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+
+/// Messages that are out at the same time, if there are few slots.
+const FEW_OUT: usize = 64;
+/// Calls that are over within this may travel together.
+const QUICK: Duration = Duration::from_millis(1);
+/// So much work of them at most.
+const TOGETHER: Duration = Duration::from_millis(2);
+const MOST_TOGETHER: usize = 256;
+/// A publish that was not acknowledged is repeated after this.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(2);
+/// While something is out it is looked after this often.
+const TICK: Duration = Duration::from_millis(100);
+/// After so long without a host of this build, hosts of others are worth a warning.
+const NO_HOST: Duration = Duration::from_secs(2);
+
+/// What the pool has of its submitter.
+pub(super) struct Submitter {
+    changed: Notify,
+    view: Mutex<View>,
+}
+
+/// What can be asked about it.
+struct View {
+    roster: Roster,
+    redelivered: u64,
+    duplicates: u64,
+    round_trip: Histogram,
+}
+
+impl Taker for Submitter {
+    fn notify(&self) {
+        self.changed.notify_one();
+    }
+
+    fn refuse(&self, what: &str) -> Error {
+        unsupported(&format!("cannot be {what}"))
+    }
+
+    fn add_stats(&self, stats: &mut PoolStats) {
+        let view = lock(&self.view);
+        (stats.redelivered, stats.duplicates) = (view.redelivered, view.duplicates);
+        stats.round_trip = view.round_trip.clone();
+    }
+}
+
+impl Submitter {
+    /// Starts the submitter of a pool that is being built.
+    pub(super) fn start(address: Address, target: Target, build: u64, orders: Orders) -> Arc<Self> {
+        let view = View { roster: Roster::new(build), redelivered: 0, duplicates: 0, round_trip: Histogram::default() };
+        let submitter = Arc::new(Self { changed: Notify::new(), view: Mutex::new(view) });
+        let names = Names::new(&target.pool, build);
+        let outage = Outage { since: Some(Instant::now()), why: None, lasting: None };
+        let task = Work { orders, submitter: submitter.clone(), address, target, names, outage };
+        tokio::spawn(task.run());
+        submitter
+    }
+
+    pub(super) fn hosts(&self) -> Vec<HostInfo> {
+        lock(&self.view).roster.list()
+    }
+}
+
+/// Why nothing can be had of the servers now.
+struct Outage {
+    /// Since when there has been no connection, or no stream.
+    since: Option<Instant>,
+    why: Option<Error>,
+    /// One that does not pass by itself.
+    lasting: Option<Error>,
+}
+
+impl Outage {
+    fn note(&mut self, failure: Failure) {
+        self.since.get_or_insert_with(Instant::now);
+        if failure.is_final {
+            tracing::error!(error = %failure.error, "a cluster pool cannot work");
+            self.lasting = Some(failure.error);
+        } else {
+            tracing::debug!(error = %failure.error, "a cluster pool waits");
+            self.why = Some(failure.error);
+        }
+    }
+
+    fn is_over(&mut self) {
+        *self = Self { since: None, why: None, lasting: None };
+    }
+
+    /// What to fail with whatever is asked: it has lasted for too long, or will.
+    fn error(&self, pool: &str, limit: Duration) -> Option<Error> {
+        if let Some(error) = &self.lasting {
+            return Some(Error::copy(error));
+        }
+        let lasted = self.since.map(|since| since.elapsed()).filter(|lasted| *lasted >= limit)?;
+        let why = self.why.as_ref().map_or_else(String::new, |why| format!(": {why}"));
+        let text = format!("the servers of the cluster pool {pool} have not been there for {lasted:.1?}{why}");
+        Some(Error::new(ErrorKind::Unavailable, text))
+    }
+
+    fn until(&self, limit: Duration) -> Option<Instant> {
+        self.since?.checked_add(limit)
+    }
+}
+
+/// The task of a submitter, while it has no connection.
+struct Work {
+    orders: Orders,
+    submitter: Arc<Submitter>,
+    address: Address,
+    target: Target,
+    names: Names,
+    outage: Outage,
+}
+
+impl Work {
+    async fn run(mut self) {
+        let (notices, noticed) = mpsc::unbounded_channel();
+        let Some(client) = self.connected(notices).await else { return };
+        let id = link::new_id();
+        let inbox = client.subscribe(self.names.of('s', id, ">")).await;
+        let beats = client.subscribe(self.names.all("beat")).await;
+        let (Ok(inbox), Ok(beats)) = (inbox, beats) else { return };
+        Session::new(self, client, id).run(inbox, beats, noticed).await;
+    }
+
+    /// Connects, however long that takes; `None` if the pool has ended before.
+    async fn connected(&mut self, notices: UnboundedSender<Notice>) -> Option<Client> {
+        for attempt in 1.. {
+            let (address, target) = (self.address.clone(), self.target.clone());
+            let notices = notices.clone();
+            let mut connecting = Box::pin(async move {
+                let connected = link::connect(&address, &target, "submitter", notices).await;
+                if let Err(failure) = &connected {
+                    sleep(if failure.is_final { link::pause(usize::MAX) } else { Duration::ZERO }).await;
+                }
+                connected
+            });
+            let outcome = loop {
+                if self.is_over_without_connection() {
+                    return None;
+                }
+                let limit = self.outage.until(self.address.offline_timeout);
+                tokio::select! {
+                    outcome = &mut connecting => break outcome,
+                    () = self.submitter.changed.notified() => {}
+                    () = at(limit), if self.outage.error("", self.address.offline_timeout).is_none() => {}
+                }
+            };
+            match outcome {
+                Ok(client) => return Some(client),
+                Err(failure) => self.outage.note(failure),
+            }
+            let mut pause = Box::pin(sleep(link::pause(attempt)));
+            loop {
+                if self.is_over_without_connection() {
+                    return None;
+                }
+                tokio::select! {
+                    () = &mut pause => break,
+                    () = self.submitter.changed.notified() => {}
+                }
+            }
+        }
+        None
+    }
+
+    /// Fails what is asked, if that has no prospect; whether the pool has ended.
+    fn is_over_without_connection(&mut self) -> bool {
+        if let Some(error) = self.outage.error(&self.names.pool, self.address.offline_timeout) {
+            while let Some(order) = self.orders.take() {
+                order.fail_rest(&error);
+            }
+        }
+        self.orders.is_over()
+    }
+}
+
+/// A message that is out.
+struct Sent {
+    /// `None` once it was answered, or is wanted no more.
+    orders: Vec<Option<Order>>,
+    items: u32,
+    state: State,
+    /// When it was published first, and last.
+    since: Instant,
+    tried: Instant,
+    /// Until when its items are to begin.
+    start_by: Option<Instant>,
+    /// The host that was last heard to have it, and when something was last heard of where it is.
+    holder: Option<u64>,
+    heard: Instant,
+    /// A host has given it back so often, for which nobody was lost.
+    given_back: u32,
+    /// Hosts that were lost with it, and how often that was.
+    lost: Vec<String>,
+    losses: u32,
+    losses_before: u32,
+    /// It was published under these numbers before.
+    earlier: Vec<u64>,
+    /// Somebody looks whether the stream has it.
+    is_sought: bool,
+    /// How often it was found in the stream, and nobody took it though hosts have slots free.
+    ignored: u32,
+}
+
+enum State {
+    /// Not published, or not acknowledged; published again at this time.
+    Unacknowledged { again: Instant, refused: Option<(Instant, String)>, attempts: usize },
+    /// The stream has it, or had it.
+    Stored(u64),
+}
+
+/// What helpers of the session have to tell.
+enum Event {
+    /// A large answer has come.
+    Fetched { answer: Answer, outcome: std::result::Result<Bytes, Missing> },
+    /// Whether the stream has message `number` at `sequence`.
+    Sought { number: u64, is_there: Option<bool> },
+}
+
+type Provided = std::result::Result<(), Failure>;
+
+/// The task of a submitter that has a connection.
+struct Session {
+    work: Work,
+    client: Client,
+    id: u64,
+    /// Connections that were made so far.
+    connects: u64,
+    is_ready: bool,
+    /// Sees to it that the stream is there.
+    provision: Option<JoinHandle<Provided>>,
+    provisions: usize,
+    messages: HashMap<u64, Sent>,
+    /// Earlier numbers of messages, and what these are now.
+    aliases: HashMap<u64, u64>,
+    /// Where each order is.
+    places: HashMap<u64, (u64, usize)>,
+    /// Orders that were taken and not sent, which may travel together.
+    hand: Vec<Order>,
+    /// Numbers that are wanted no more, and were not acknowledged when that was so.
+    unwanted: HashSet<u64>,
+    /// Large answers that are on their way, and where to confirm them.
+    fetching: HashMap<(u64, u64), Option<async_nats::Subject>>,
+    next_number: u64,
+    is_full: bool,
+    events: UnboundedSender<Event>,
+    event: UnboundedReceiver<Event>,
+    /// Since when hosts of other builds only have been there, while something waits.
+    strangers_since: Option<Instant>,
+    has_warned: bool,
+}
+
+impl Session {
+    fn new(work: Work, client: Client, id: u64) -> Self {
+        let (events, event) = mpsc::unbounded_channel();
+        Self {
+            connects: client.statistics().connects.load(std::sync::atomic::Ordering::Relaxed),
+            work,
+            client,
+            id,
+            is_ready: false,
+            provision: None,
+            provisions: 0,
+            messages: HashMap::new(),
+            aliases: HashMap::new(),
+            places: HashMap::new(),
+            hand: Vec::new(),
+            unwanted: HashSet::new(),
+            fetching: HashMap::new(),
+            next_number: 0,
+            is_full: false,
+            events,
+            event,
+            strangers_since: None,
+            has_warned: false,
+        }
+    }
+
+    fn names(&self) -> &Names {
+        &self.work.names
+    }
+
+    async fn run(mut self, mut inbox: Subscriber, mut beats: Subscriber, mut noticed: UnboundedReceiver<Notice>) {
+        self.say(self.names().all("roll"), Bytes::new()).await;
+        self.provide();
+        let submitter = self.work.submitter.clone();
+        loop {
+            self.drop_cancelled().await;
+            self.take_orders().await;
+            if self.work.orders.is_over() && self.messages.is_empty() {
+                break;
+            }
+            let next = self.next_look();
+            tokio::select! {
+                Some(message) = inbox.next() => {
+                    self.arrived(message).await;
+                    // What has come meanwhile as well, before anything else is looked at.
+                    for _ in 0..64 {
+                        let Some(Some(message)) = inbox.next().now_or_never() else { break };
+                        self.arrived(message).await;
+                    }
+                }
+                () = submitter.changed.notified() => {}
+                Some(beat) = beats.next() => self.heard(&beat),
+                Some(notice) = noticed.recv() => self.noticed(notice),
+                Some(event) = self.event.recv() => self.happened(event).await,
+                Some(provided) = finished(&mut self.provision) => self.provided(provided).await,
+                () = at(next) => self.look().await,
+            }
+        }
+        // What was just said is to be gone when the process ends.
+        let _ = timeout(Duration::from_millis(500), self.client.flush()).await;
+    }
+
+    async fn say(&self, subject: String, payload: Bytes) {
+        if self.is_connected() {
+            let _ = timeout(UNACKNOWLEDGED, self.client.publish(subject, payload)).await;
+        }
+    }
+
+    fn is_connected(&self) -> bool {
+        self.client.connection_state() == async_nats::connection::State::Connected
+    }
+
+    /// Sees to it that the stream is there.
+    fn provide(&mut self) {
+        self.is_ready = false;
+        let (client, address, target, names) =
+            (self.client.clone(), self.work.address.clone(), self.work.target.clone(), self.work.names.clone());
+        self.provisions += 1;
+        let wait = if self.provisions > 1 { link::pause(self.provisions) } else { Duration::ZERO };
+        self.provision = Some(tokio::spawn(async move {
+            sleep(wait).await;
+            stream::ensure_stream(&client, &address, &target, &names).await
+        }));
+    }
+
+    async fn provided(&mut self, provided: Provided) {
+        match provided {
+            Ok(()) => {
+                self.is_ready = true;
+                self.provisions = 0;
+                if self.is_connected() {
+                    self.work.outage.is_over();
+                }
+                self.publish_due(true).await;
+            }
+            Err(failure) => {
+                self.work.outage.note(failure);
+                self.provide();
+            }
+        }
+    }
+
+    fn noticed(&mut self, notice: Notice) {
+        match notice {
+            Notice::Connected => self.reconnected(),
+            Notice::Disconnected => {
+                self.work.outage.since.get_or_insert_with(Instant::now);
+            }
+            Notice::Refused(why) => {
+                let text =
+                    format!("the server of the cluster pool {} takes this user no more: {why}", self.names().pool);
+                self.work.outage.note(Failure::passing(text));
+            }
+            Notice::Denied(why) => self.denied(&why),
+        }
+    }
+
+    /// If there has been another connection since, whatever was on its way may be gone, and the stream with it.
+    fn reconnected(&mut self) {
+        let connects = self.client.statistics().connects.load(std::sync::atomic::Ordering::Relaxed);
+        if std::mem::replace(&mut self.connects, connects) == connects {
+            return;
+        }
+        let now = Instant::now();
+        lock(&self.work.submitter.view).roster.excuse(now);
+        let early = now.checked_sub(2 * self.work.address.lease).unwrap_or(now) + Duration::from_millis(300);
+        for message in self.messages.values_mut() {
+            message.heard = message.heard.min(early);
+        }
+        self.provisions = 0;
+        self.provide();
+    }
+
+    /// The user of this connection may not do what a pool has to.
+    fn denied(&mut self, why: &str) {
+        let needed = [format!("mp.{}.", self.names().pool), "$JS.API.STREAM".into()];
+        if needed.iter().any(|subject| why.contains(subject.as_str())) && !why.contains("MSG.DELETE") {
+            let text =
+                format!("the server of the cluster pool {} does not let this user submit: {why}", self.names().pool);
+            self.work.outage.note(Failure::lasting(text));
+            if self.is_ready {
+                // Perhaps somebody changes that.
+                self.provisions += 1;
+                self.provide();
+            }
+        }
+    }
+
+    fn heard(&mut self, message: &Arrived) {
+        if let Ok(beat) = Beat::decode(&message.payload) {
+            let now = Instant::now();
+            let mut view = lock(&self.work.submitter.view);
+            view.roster.heard(beat, now);
+            view.roster.strike_out(now);
+            let slots = view.roster.slots();
+            drop(view);
+            self.work.orders.set_slots(slots);
+        }
+    }
+
+    /// When to look after things next.
+    fn next_look(&self) -> Option<Instant> {
+        let now = Instant::now();
+        let is_busy = !self.messages.is_empty() || !self.hand.is_empty();
+        let tick = is_busy.then(|| now + TICK);
+        let start_by = self.messages.values().filter_map(|message| message.start_by).min();
+        let silence = lock(&self.work.submitter.view).roster.until();
+        let offline = self.work.outage.until(self.work.address.offline_timeout).filter(|until| *until > now);
+        [tick, start_by, silence, offline].into_iter().flatten().min()
+    }
+
+    async fn look(&mut self) {
+        let now = Instant::now();
+        self.reconnected();
+        let (slots, strangers) = {
+            let mut view = lock(&self.work.submitter.view);
+            if self.is_connected() {
+                view.roster.strike_out(now);
+            } else {
+                view.roster.excuse(now);
+            }
+            (view.roster.slots(), view.roster.strangers())
+        };
+        self.work.orders.set_slots(slots);
+        self.warn_of_strangers(strangers, now);
+        if let Some(error) = self.work.outage.error(&self.names().pool, self.work.address.offline_timeout) {
+            return self.fail_all(&error).await;
+        }
+        self.expire(now).await;
+        self.publish_due(false).await;
+        self.seek(now);
+    }
+
+    fn warn_of_strangers(&mut self, strangers: usize, now: Instant) {
+        if strangers == 0 || self.messages.is_empty() {
+            (self.strangers_since, self.has_warned) = (None, false);
+            return;
+        }
+        let since = *self.strangers_since.get_or_insert(now);
+        if now - since >= NO_HOST && !std::mem::replace(&mut self.has_warned, true) {
+            tracing::warn!(
+                pool = self.names().pool,
+                hosts = strangers,
+                "all hosts of the cluster pool are of another build"
+            );
+        }
+    }
+
+    /// What is asked has no prospect.
+    async fn fail_all(&mut self, error: &Error) {
+        let numbers: Vec<_> = self.messages.keys().copied().collect();
+        for number in numbers {
+            self.fail(number, error).await;
+        }
+        self.hand.drain(..).for_each(|order| order.fail_rest(error));
+        while let Some(order) = self.work.orders.take() {
+            order.fail_rest(error);
+        }
+    }
+
+    /// Fails the items of a message that are not answered, and has nobody run them.
+    async fn fail(&mut self, number: u64, error: &Error) {
+        let Some(mut message) = self.forget(number) else { return };
+        message.orders.iter_mut().filter_map(Option::take).for_each(|order| order.fail_rest(error));
+        self.call_off(number, &message).await;
+    }
+
+    /// Takes a message off the table.
+    fn forget(&mut self, number: u64) -> Option<Sent> {
+        let message = self.messages.remove(&number)?;
+        message.orders.iter().flatten().for_each(|order| _ = self.places.remove(&order.id()));
+        message.earlier.iter().for_each(|earlier| _ = self.aliases.remove(earlier));
+        Some(message)
+    }
+
+    /// Nobody is to run a message that is off the table.
+    async fn call_off(&mut self, number: u64, message: &Sent) {
+        let all = (0..message.orders.len() as u32).map(|order| (number, order));
+        let earlier =
+            message.earlier.iter().flat_map(|number| (0..message.orders.len() as u32).map(|order| (*number, order)));
+        let cancel = Cancel { submitter: self.id, orders: all.chain(earlier).collect() };
+        self.say(self.names().all("c"), cancel.encode()).await;
+        match message.state {
+            State::Stored(sequence) => self.delete(number, sequence),
+            State::Unacknowledged { .. } => _ = self.unwanted.insert(number),
+        }
+    }
+
+    fn delete(&self, number: u64, sequence: u64) {
+        let (client, names, id) = (self.client.clone(), self.names().clone(), self.id);
+        tokio::spawn(async move {
+            for attempt in 1..10 {
+                match stream::delete(&client, &names, sequence, (id, number)).await {
+                    Ok(()) => return,
+                    Err(_) => sleep(link::pause(attempt)).await,
+                }
+            }
+        });
+    }
+
+    /// Fails what had to begin by now.
+    async fn expire(&mut self, now: Instant) {
+        let is_due = |message: &Sent| message.holder.is_none() && message.start_by.is_some_and(|by| by <= now);
+        let due: Vec<_> =
+            self.messages.iter().filter(|(_, message)| is_due(message)).map(|(number, _)| *number).collect();
+        for number in due {
+            let strangers = lock(&self.work.submitter.view).roster.strangers();
+            let order = self.messages[&number].orders.iter().flatten().next();
+            let Some(error) = order.map(|order| order.not_begun()) else { continue };
+            let error = match strangers {
+                0 => error,
+                hosts => {
+                    Error::new(error.kind(), format!("{error} ({hosts} hosts serve this pool, all of another build)"))
+                }
+            };
+            self.fail(number, &error).await;
+        }
+    }
+
+    // Orders on their way out.
+
+    async fn drop_cancelled(&mut self) {
+        let cancelled = self.work.orders.cancelled();
+        if cancelled.is_empty() {
+            return;
+        }
+        let cancelled: HashSet<u64> = cancelled.into_iter().collect();
+        self.hand.retain(|order| !cancelled.contains(&order.id()));
+        let mut told = Vec::new();
+        for id in cancelled {
+            let Some((number, place)) = self.places.remove(&id) else { continue };
+            let Some(message) = self.messages.get_mut(&number) else { continue };
+            message.orders[place] = None;
+            if message.orders.iter().any(Option::is_some) {
+                told.extend([number].iter().chain(&message.earlier).map(|number| (*number, place as u32)));
+            } else if let Some(message) = self.forget(number) {
+                self.call_off(number, &message).await;
+            }
+        }
+        if !told.is_empty() {
+            let cancel = Cancel { submitter: self.id, orders: told };
+            self.say(self.names().all("c"), cancel.encode()).await;
+        }
+    }
+
+    async fn take_orders(&mut self) {
+        if let Some(error) = self.work.outage.error(&self.names().pool, self.work.address.offline_timeout) {
+            if !self.messages.is_empty() || !self.hand.is_empty() {
+                self.fail_all(&error).await;
+            }
+            while let Some(order) = self.work.orders.take() {
+                order.fail_rest(&error);
+            }
+            return;
+        }
+        if !self.is_ready || self.is_full || !self.is_connected() {
+            return;
+        }
+        let slots = lock(&self.work.submitter.view).roster.slots();
+        let (most, most_quick) = (FEW_OUT.max(4 * slots), 2 * slots.max(1) + 2);
+        while self.messages.len() < most {
+            let Some(order) = self.work.orders.take() else { break };
+            if let Some(error) = refusal(&order) {
+                order.fail_rest(&error);
+            } else if !is_quick(&order) {
+                self.send(vec![order]).await;
+            } else {
+                self.hand.push(order);
+                if self.hand_is_full() {
+                    self.send_hand().await;
+                }
+            }
+        }
+        // While hosts have enough to do, more calls may come that travel with these.
+        if !self.hand.is_empty() && self.messages.len() < most_quick {
+            self.send_hand().await;
+        }
+    }
+
+    fn hand_is_full(&self) -> bool {
+        let work: Duration = self.hand.iter().map(work_of).sum();
+        let bytes: usize = self.hand.iter().map(|order| order.records().len()).sum();
+        self.hand.len() >= MOST_TOGETHER || work >= TOGETHER || bytes >= pieces::most_inline(&self.client) / 2
+    }
+
+    async fn send_hand(&mut self) {
+        let together = std::mem::take(&mut self.hand);
+        self.send(together).await;
+    }
+
+    async fn send(&mut self, orders: Vec<Order>) {
+        let (number, now) = (self.next_number, Instant::now());
+        self.next_number += 1;
+        for (place, order) in orders.iter().enumerate() {
+            self.places.insert(order.id(), (number, place));
+        }
+        let message = Sent {
+            items: orders.iter().map(Order::count).sum(),
+            start_by: orders.iter().filter_map(Order::start_by).min(),
+            orders: orders.into_iter().map(Some).collect(),
+            state: State::Unacknowledged { again: now, refused: None, attempts: 0 },
+            since: now,
+            tried: now,
+            holder: None,
+            heard: now,
+            given_back: 0,
+            lost: Vec::new(),
+            losses: 0,
+            losses_before: 0,
+            earlier: Vec::new(),
+            is_sought: false,
+            ignored: 0,
+        };
+        self.messages.insert(number, message);
+        self.publish(number).await;
+    }
+
+    /// As it goes into the stream.
+    fn encode(&self, number: u64) -> Option<Bytes> {
+        let message = self.messages.get(&number)?;
+        let task = |(place, order): (usize, &Order)| Task {
+            place: place as u32,
+            call: order.call().to_words(),
+            call_number: order.call_number(),
+            first: order.first(),
+            count: order.count(),
+            attempt: order.attempt() + message.losses,
+            limits: order.limits(),
+            item_time: order.item_time(),
+            len: order.records().len() as u64,
+        };
+        let orders = message.orders.iter().enumerate().filter_map(|(place, order)| Some((place, order.as_ref()?)));
+        let len: usize = orders.clone().map(|(_, order)| order.records().len()).sum();
+        let body = match len <= pieces::most_inline(&self.client) {
+            true => {
+                let mut bytes = Vec::with_capacity(len);
+                orders.clone().for_each(|(_, order)| bytes.extend_from_slice(order.records()));
+                Body::Here(bytes.into())
+            }
+            false => Body::There { key: number, len: len as u64 },
+        };
+        let is_to_ask = message.start_by.is_some();
+        let tasks = orders.map(task).collect();
+        Some(Tasks { submitter: self.id, number, is_to_ask, orders: tasks, body }.encode())
+    }
+
+    /// Publishes a message, under the same id each time.
+    async fn publish(&mut self, number: u64) {
+        let now = Instant::now();
+        let Some(payload) = self.encode(number) else { return };
+        let (subject, reply) = (self.names().tasks(self.id), self.names().of('s', self.id, &format!("a.{number:x}")));
+        let mut headers = HeaderMap::new();
+        headers.insert("Nats-Msg-Id", format!("{:016x}.{number:x}", self.id));
+        let Some(message) = self.messages.get_mut(&number) else { return };
+        message.tried = now;
+        if let State::Unacknowledged { again, .. } = &mut message.state {
+            *again = now + UNACKNOWLEDGED;
+        }
+        let publish = self.client.publish_with_reply_and_headers(subject, reply, headers, payload);
+        // Without a connection it stays as it is, to be published later.
+        let _ = timeout(UNACKNOWLEDGED, publish).await;
+    }
+
+    /// Publishes again what was not acknowledged in time; or at once, as the connection or the stream is a new one.
+    async fn publish_due(&mut self, is_new: bool) {
+        if !self.is_ready || !self.is_connected() {
+            return;
+        }
+        let now = Instant::now();
+        let is_due =
+            |message: &Sent| matches!(&message.state, State::Unacknowledged { again, .. } if is_new || *again <= now);
+        let mut due: Vec<_> =
+            self.messages.iter().filter(|(_, message)| is_due(message)).map(|(number, _)| *number).collect();
+        due.sort_unstable();
+        for number in due {
+            self.publish(number).await;
+        }
+        self.is_full = false;
+    }
+
+    /// Whatever the stream was asked to keep is there, or not.
+    async fn acknowledged(&mut self, number: u64, message: &Arrived) {
+        let now = Instant::now();
+        let stored = match message.status {
+            Some(StatusCode::NO_RESPONDERS) => Stored::NoStream,
+            _ => Stored::read(&message.payload),
+        };
+        let limit = self.work.address.offline_timeout;
+        let pool = self.names().pool.clone();
+        let Some(sent) = self.messages.get_mut(&number) else {
+            if let Stored::At(sequence) = stored
+                && self.unwanted.remove(&number)
+            {
+                // It was cancelled before this was known.
+                self.delete(number, sequence);
+            }
+            return;
+        };
+        let State::Unacknowledged { again, refused, attempts } = &mut sent.state else { return };
+        *attempts += 1;
+        match stored {
+            Stored::At(sequence) => {
+                (sent.state, sent.heard) = (State::Stored(sequence), now);
+            }
+            Stored::Full => {
+                *again = now + link::pause(*attempts);
+                self.is_full = true;
+            }
+            Stored::NoStream => {
+                *again = now + link::pause(*attempts);
+                if self.provision.is_none() {
+                    self.provide();
+                }
+            }
+            Stored::Refused(why) => {
+                *again = now + link::pause(*attempts);
+                let (since, why) = refused.get_or_insert_with(|| (now, why));
+                if now - *since >= limit {
+                    let text = format!("the stream of the cluster pool {pool} has taken nothing for {limit:?}: {why}");
+                    self.fail(number, &Error::new(ErrorKind::Unavailable, text)).await;
+                }
+            }
+        }
+    }
+
+    // What others say.
+
+    async fn arrived(&mut self, message: Arrived) {
+        let subject = message.subject.as_str();
+        let Some(what) = subject.strip_prefix(self.names().of('s', self.id, "").as_str()) else { return };
+        if let Some(number) = what.strip_prefix("a.") {
+            if let Ok(number) = u64::from_str_radix(number, 16) {
+                self.acknowledged(number, &message).await;
+            }
+            return;
+        }
+        match what {
+            "r" => self.answered(message).await,
+            "q" => self.asked(&message).await,
+            "h" => self.told_what_is_held(&message).await,
+            "b" => self.told_what_is_given_back(&message),
+            "p" => self.asked_for_piece(&message).await,
+            _ => {}
+        }
+    }
+
+    async fn reply(&self, to: Option<async_nats::Subject>, message: &impl Message) {
+        if let Some(to) = to {
+            self.say(to.to_string(), message.encode()).await;
+        }
+    }
+
+    /// What a number stands for now.
+    fn current(&self, number: u64) -> u64 {
+        self.aliases.get(&number).copied().unwrap_or(number)
+    }
+
+    async fn answered(&mut self, message: Arrived) {
+        let answer = match Answer::decode(&message.payload) {
+            Ok(answer) => answer,
+            Err(why) => return tracing::debug!(%why, "an answer that is none"),
+        };
+        let number = self.current(answer.number);
+        if !self.messages.contains_key(&number) {
+            lock(&self.work.submitter.view).duplicates += 1;
+            return self.reply(message.reply, &confirmed(false)).await;
+        }
+        match &answer.body {
+            Body::Here(bytes) => {
+                let bytes = bytes.clone();
+                self.settle(&answer, &bytes).await;
+                self.reply(message.reply, &confirmed(true)).await;
+            }
+            Body::There { key, len } => {
+                let (key, len) = (*key, *len);
+                // One that is on its way is confirmed where it was last asked for.
+                if self.fetching.insert((answer.host, key), message.reply).is_none() {
+                    let (client, subject) = (self.client.clone(), self.names().of('h', answer.host, "p"));
+                    let events = self.events.clone();
+                    tokio::spawn(async move {
+                        let outcome = pieces::fetch(&client, &subject, key, len).await;
+                        let _ = events.send(Event::Fetched { answer, outcome });
+                    });
+                }
+            }
+        }
+    }
+
+    async fn settle(&mut self, answer: &Answer, bytes: &Bytes) {
+        let (number, now) = (self.current(answer.number), Instant::now());
+        let Some(message) = self.messages.get_mut(&number) else { return };
+        (message.holder, message.heard) = (Some(answer.host), now);
+        let mut rest = bytes.clone();
+        for Part { order, first, count, len } in &answer.parts {
+            if *len > rest.len() as u64 {
+                return tracing::warn!("an answer whose parts are longer than itself");
+            }
+            let records = rest.split_to(*len as usize);
+            if let Some(order) = message.orders.get_mut(*order as usize).and_then(Option::as_mut) {
+                let results = EncodedResults { first: *first, count: *count, records: records.into() };
+                if let Err(error) = order.settle(results) {
+                    tracing::warn!(%error, "an answer that fits no order");
+                }
+            }
+        }
+        for (order, time, items) in &answer.ran {
+            let order = message.orders.get(*order as usize).and_then(Option::as_ref);
+            order.into_iter().for_each(|order| order.ran(*time, *items));
+        }
+        if answer.is_last {
+            let ran: Duration = answer.ran.iter().map(|(_, time, _)| *time).sum();
+            let beyond = (now - message.since).saturating_sub(ran);
+            let items = u64::from(message.items);
+            // With it go its orders: each of their items is settled.
+            self.forget(number);
+            lock(&self.work.submitter.view).round_trip.add(beyond, items);
+        }
+    }
+
+    /// A host asks whether it should begin.
+    async fn asked(&mut self, message: &Arrived) {
+        let Ok(Ask { number, host, delivered }) = Ask::decode(&message.payload) else { return };
+        let (number, now) = (self.current(number), Instant::now());
+        let no = Wanted { is_wanted: false, losses: 0, start_in: None };
+        let Some(sent) = self.messages.get_mut(&number) else {
+            return self.reply(message.reply.clone(), &no).await;
+        };
+        let losses = sent.losses_before + delivered.saturating_sub(1).saturating_sub(sent.given_back);
+        if losses > sent.losses {
+            sent.losses = losses;
+            let mut view = lock(&self.work.submitter.view);
+            let lost = sent.holder.map_or_else(|| "a host that was lost at once".into(), |host| view.roster.name(host));
+            sent.lost.push(lost);
+            view.redelivered += u64::from(sent.items);
+        }
+        (sent.holder, sent.heard) = (Some(host), now);
+        if sent.losses > self.work.address.redeliver {
+            let label = sent.orders.iter().flatten().next().map_or("an item", Order::label);
+            let text = format!(
+                "{label} was at {} hosts that were lost while they had it: {}",
+                sent.lost.len(),
+                sent.lost.join(", ")
+            );
+            self.reply(message.reply.clone(), &no).await;
+            return self.fail(number, &Error::new(ErrorKind::ProcessDied, text)).await;
+        }
+        if sent.start_by.is_some_and(|by| by <= now) {
+            self.reply(message.reply.clone(), &no).await;
+            self.messages.entry(number).and_modify(|sent| sent.holder = None);
+            return self.expire(now).await;
+        }
+        let start_in = sent.start_by.map(|by| by.saturating_duration_since(now));
+        let yes = Wanted { is_wanted: true, losses: sent.losses, start_in };
+        self.reply(message.reply.clone(), &yes).await;
+    }
+
+    async fn told_what_is_held(&mut self, message: &Arrived) {
+        let Ok(Held { host, numbers }) = Held::decode(&message.payload) else { return };
+        let (now, mut unwanted) = (Instant::now(), Vec::new());
+        for number in numbers {
+            match self.messages.get_mut(&self.current(number)) {
+                Some(sent) => (sent.holder, sent.heard, sent.ignored) = (Some(host), now, 0),
+                None => unwanted.push(number),
+            }
+        }
+        self.reply(message.reply.clone(), &Numbers(unwanted)).await;
+    }
+
+    fn told_what_is_given_back(&mut self, message: &Arrived) {
+        let Ok(Held { host, numbers }) = Held::decode(&message.payload) else { return };
+        for number in numbers {
+            let current = self.current(number);
+            if let Some(sent) = self.messages.get_mut(&current) {
+                sent.given_back += 1;
+                sent.heard = Instant::now();
+                if sent.holder == Some(host) {
+                    sent.holder = None;
+                }
+            }
+        }
+    }
+
+    async fn asked_for_piece(&mut self, message: &Arrived) {
+        let Ok(piece) = Piece::decode(&message.payload) else { return };
+        let sent = self.messages.get(&self.current(piece.key));
+        // What is large travels alone.
+        let order = sent.and_then(|sent| sent.orders.first()).and_then(Option::as_ref);
+        let bytes = order.map_or_else(Bytes::new, |order| pieces::cut(&self.client, order.records(), &piece));
+        if let Some(reply) = &message.reply {
+            self.say(reply.to_string(), bytes).await;
+        }
+    }
+
+    async fn happened(&mut self, event: Event) {
+        match event {
+            Event::Fetched { answer, outcome } => {
+                let Body::There { key, .. } = answer.body else { return };
+                let reply = self.fetching.remove(&(answer.host, key)).flatten();
+                match outcome {
+                    Ok(bytes) => {
+                        self.settle(&answer, &bytes).await;
+                        self.reply(reply, &confirmed(true)).await;
+                    }
+                    // Its host tries again, or is lost, and with it its lease.
+                    Err(missing) => tracing::debug!(?missing, "a large answer did not come"),
+                }
+            }
+            Event::Sought { number, is_there } => self.sought(number, is_there).await,
+        }
+    }
+
+    // What is not believed.
+
+    /// Looks for messages of which nothing was heard for two leases.
+    fn seek(&mut self, now: Instant) {
+        if !self.is_ready || !self.is_connected() {
+            return;
+        }
+        let patience = 2 * self.work.address.lease;
+        let (client, names, id) = (self.client.clone(), self.names().clone(), self.id);
+        for (number, message) in &mut self.messages {
+            let State::Stored(sequence) = message.state else { continue };
+            if message.is_sought || now.saturating_duration_since(message.heard) < patience {
+                continue;
+            }
+            message.is_sought = true;
+            let (client, names, events, number) = (client.clone(), names.clone(), self.events.clone(), *number);
+            tokio::spawn(async move {
+                let is_there = stream::has(&client, &names, sequence, (id, number)).await;
+                let _ = events.send(Event::Sought { number, is_there });
+            });
+        }
+    }
+
+    async fn sought(&mut self, number: u64, is_there: Option<bool>) {
+        let (now, has_free) = (Instant::now(), lock(&self.work.submitter.view).roster.has_free());
+        let Some(sent) = self.messages.get_mut(&number) else { return };
+        sent.is_sought = false;
+        let was_silent = now.saturating_duration_since(sent.heard) >= 2 * self.work.address.lease;
+        match is_there {
+            // A host has spoken meanwhile, or nobody has answered.
+            _ if !was_silent => {}
+            None => sent.heard = now.checked_sub(self.work.address.lease).unwrap_or(now),
+            Some(true) => {
+                sent.heard = now.checked_sub(self.work.address.lease).unwrap_or(now);
+                sent.ignored = if has_free { sent.ignored + 1 } else { 0 };
+                // It is there, hosts have slots free, and the consumer does not hand it out.
+                if sent.ignored >= 4 {
+                    tracing::warn!(
+                        pool = self.names().pool,
+                        "a message that waits is not handed out; it is published anew"
+                    );
+                    self.publish_anew(number).await;
+                }
+            }
+            Some(false) => {
+                tracing::warn!(pool = self.names().pool, "the stream has lost a message; it is published again");
+                self.publish_anew(number).await;
+            }
+        }
+    }
+
+    /// Publishes a message under a new number. Answers to the old one count as well.
+    async fn publish_anew(&mut self, number: u64) {
+        let Some(mut sent) = self.messages.remove(&number) else { return };
+        if let State::Stored(sequence) = sent.state {
+            self.delete(number, sequence);
+        }
+        let (new, now) = (self.next_number, Instant::now());
+        self.next_number += 1;
+        for (place, order) in sent.orders.iter().enumerate() {
+            order.iter().for_each(|order| _ = self.places.insert(order.id(), (new, place)));
+        }
+        sent.earlier.push(number);
+        sent.earlier.iter().for_each(|earlier| _ = self.aliases.insert(*earlier, new));
+        (sent.state, sent.heard) = (State::Unacknowledged { again: now, refused: None, attempts: 0 }, now);
+        (sent.holder, sent.given_back, sent.ignored, sent.losses_before) = (None, 0, 0, sent.losses);
+        self.messages.insert(new, sent);
+        self.publish(new).await;
+    }
+}
+
+fn confirmed(is_wanted: bool) -> Wanted {
+    Wanted { is_wanted, losses: 0, start_in: None }
+}
+
+/// How long the items of an order will take, as far as that is known.
+fn work_of(order: &Order) -> Duration {
+    order.item_time().unwrap_or(TOGETHER) * order.count()
+}
+
+/// Whether an order may travel with others: it is known to be over soon.
+fn is_quick(order: &Order) -> bool {
+    work_of(order) < QUICK
+        && order.start_by().is_none()
+        && order.attachments().is_empty()
+        && order.records().len() < 8 << 10
+}
+
+/// Why an order cannot leave this host.
+fn refusal(order: &Order) -> Option<Error> {
+    let what = order.attachments().first()?.what();
+    let text = format!("an argument of {} is or holds {what}, which cannot cross to another host", order.label());
+    Some(Error::new(ErrorKind::Encode, text))
+}

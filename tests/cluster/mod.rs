@@ -1,0 +1,301 @@
+//! What the tests of cluster pools share: servers that they start and end, hosts that are processes, and a look at the stream.
+#![allow(dead_code, clippy::unwrap_used, reason = "each test program uses a part of it, and a test fails by it")]
+
+use multiprocess::cluster::{Address, Served, Storage};
+use multiprocess::{self as mp, Pool, Process};
+use serde::{Deserialize, Serialize};
+use std::io::Read;
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The server to test with: `$NATS_SERVER`, else one of the path. Without one a test fails where `CI` is set, and is skipped
+/// elsewhere.
+pub fn binary() -> Option<PathBuf> {
+    let of_path = || {
+        let path = std::env::var_os("PATH")?;
+        std::env::split_paths(&path).map(|dir| dir.join("nats-server")).find(|file| file.is_file())
+    };
+    let found = std::env::var_os("NATS_SERVER").map(PathBuf::from).or_else(of_path);
+    if found.is_none() {
+        assert!(
+            std::env::var_os("CI").is_none(),
+            "no nats-server: `.ci/nats DIR`, and NATS_SERVER=DIR/2.15/nats-server"
+        );
+        eprintln!(
+            "SKIPPED: there is no nats-server here (`.ci/nats DIR` installs one; then NATS_SERVER=DIR/2.15/nats-server)"
+        );
+    }
+    found
+}
+
+/// Ends the test here if there is no server to test with.
+#[macro_export]
+macro_rules! server {
+    () => {
+        server!("")
+    };
+    ($config:expr) => {
+        match cluster::binary() {
+            Some(binary) => cluster::Server::start(binary, $config),
+            None => return Default::default(),
+        }
+    };
+}
+
+/// A server with a folder of its own.
+pub struct Server {
+    binary: PathBuf,
+    dir: PathBuf,
+    pub port: u16,
+    config: String,
+    child: Option<Child>,
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+}
+
+impl Server {
+    pub fn start(binary: PathBuf, config: &str) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("mp-nats-{}-{}", std::process::id(), COUNT.fetch_add(1, Relaxed));
+        let dir = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&dir).unwrap();
+        let mut server = Self { binary, dir, port: free_port(), config: config.into(), child: None };
+        server.run();
+        server
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Starts it, where it was.
+    pub fn run(&mut self) {
+        let listen = format!("listen: \"127.0.0.1:{}\"\n", self.port);
+        let store = match self.config.contains("jetstream") {
+            true => String::new(),
+            false => format!("jetstream {{ store_dir: {:?} }}\n", self.dir.join("store")),
+        };
+        let file = self.dir.join("server.conf");
+        std::fs::write(&file, format!("{listen}{store}{}", self.config)).unwrap();
+        let log = std::fs::File::create(self.dir.join("log")).unwrap();
+        // It is not to outlive this process, however that ends.
+        let has_setpriv = Path::new("/usr/bin/setpriv").exists();
+        let mut command = Command::new(if has_setpriv { Path::new("/usr/bin/setpriv") } else { &self.binary });
+        if has_setpriv {
+            command.args(["--pdeathsig", "KILL"]).arg(&self.binary);
+        }
+        let child = command.arg("-c").arg(file).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        self.child = Some(child);
+        self.wait_until_it_listens();
+    }
+
+    fn wait_until_it_listens(&mut self) {
+        let start = Instant::now();
+        loop {
+            if let Ok(mut stream) = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)) {
+                stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+                if stream.read(&mut [0; 4]).is_ok_and(|read| read == 4) {
+                    return;
+                }
+            }
+            let ended = self.child.as_mut().and_then(|child| child.try_wait().unwrap());
+            let log = || std::fs::read_to_string(self.dir.join("log")).unwrap_or_default();
+            assert!(ended.is_none(), "nats-server has ended: {}", log());
+            assert!(start.elapsed() < PATIENCE, "nats-server does not listen: {}", log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Killed, and started again with what it has in its folder.
+    pub fn restart(&mut self) {
+        self.kill();
+        self.run();
+    }
+
+    /// Killed, and started again with nothing in its folder.
+    pub fn restart_empty(&mut self) {
+        self.kill();
+        let _ = std::fs::remove_dir_all(self.dir.join("store"));
+        self.run();
+    }
+
+    pub fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}/pool", self.port)
+    }
+
+    /// The address of its pool, with a lease that tests can wait for.
+    pub fn address(&self) -> Address {
+        Address::new(self.url()).lease(LEASE)
+    }
+
+    pub async fn client(&self) -> async_nats::Client {
+        async_nats::connect(format!("nats://127.0.0.1:{}", self.port)).await.unwrap()
+    }
+
+    async fn api(&self, what: &str, body: &str) -> serde_json::Value {
+        let client = self.client().await;
+        let reply = client.request(format!("$JS.API.{what}"), body.to_string().into()).await.unwrap();
+        serde_json::from_slice(&reply.payload).unwrap()
+    }
+
+    /// Messages that are in the stream of the pool.
+    pub async fn messages(&self) -> u64 {
+        self.api("STREAM.INFO.MP_pool", "").await["state"]["messages"].as_u64().unwrap_or(0)
+    }
+
+    pub async fn consumers(&self) -> u64 {
+        self.api("STREAM.INFO.MP_pool", "").await["state"]["consumer_count"].as_u64().unwrap_or(0)
+    }
+
+    pub async fn purge(&self) {
+        self.api("STREAM.PURGE.MP_pool", "").await;
+    }
+
+    pub async fn delete_stream(&self) {
+        self.api("STREAM.DELETE.MP_pool", "").await;
+    }
+
+    /// Nothing is left in the stream.
+    pub async fn is_empty(&self) {
+        let start = Instant::now();
+        loop {
+            let messages = self.messages().await;
+            if messages == 0 {
+                break;
+            }
+            assert!(start.elapsed() < PATIENCE, "{messages} messages are left in the stream");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert!(self.consumers().await <= 1, "there are consumers beyond the durable one");
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+        if std::thread::panicking() {
+            let log = std::fs::read_to_string(self.dir.join("log")).unwrap_or_default();
+            let last: Vec<_> = log.lines().rev().take(15).collect();
+            eprintln!("the server's last words:\n{}", last.into_iter().rev().collect::<Vec<_>>().join("\n"));
+        }
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+pub const LEASE: Duration = Duration::from_millis(1000);
+
+/// What a host process is to be.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Setup {
+    pub url: String,
+    pub workers: usize,
+    pub lease: Duration,
+    pub is_in_memory: bool,
+    pub grace: Duration,
+}
+
+/// Serves until SIGTERM, and then drains.
+pub async fn serve(setup: Setup) -> mp::Result<(usize, usize, usize)> {
+    log();
+    let pool = Pool::new(setup.workers)?;
+    let storage = if setup.is_in_memory { Storage::Memory } else { Storage::File };
+    let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    let mut serving = pool.serve(Address::new(&setup.url).lease(setup.lease).storage(storage));
+    let served: Served = tokio::select! {
+        served = &mut serving => served?,
+        _ = term.recv() => {
+            serving.drain(setup.grace);
+            serving.await?
+        }
+    };
+    pool.close();
+    pool.join().await?;
+    Ok((served.items, served.given_back, served.killed))
+}
+
+/// A process that serves.
+pub struct Host {
+    pub process: Process<mp::Result<(usize, usize, usize)>>,
+}
+
+impl Host {
+    pub fn start(server: &Server, workers: usize) -> Self {
+        Self::of(Setup { url: server.url(), workers, lease: LEASE, is_in_memory: false, grace: PATIENCE })
+    }
+
+    pub fn of(setup: Setup) -> Self {
+        Self { process: Process::spawn(serve, (setup,)).unwrap() }
+    }
+
+    pub fn signal(&self, signal: &str) {
+        kill(self.process.pid(), signal);
+    }
+
+    /// Drains it: what it has answered, given back and killed.
+    pub async fn drain(self) -> (usize, usize, usize) {
+        self.signal("TERM");
+        tokio::time::timeout(PATIENCE, self.process).await.expect("a host that drains in time").unwrap().unwrap()
+    }
+}
+
+pub fn kill(pid: u32, signal: &str) {
+    let sent = Command::new("kill").args([format!("-{signal}"), pid.to_string()]).status().unwrap();
+    assert!(sent.success());
+}
+
+/// A cluster pool at this server.
+pub fn pool(server: &Server) -> Pool {
+    log();
+    Pool::builder().cluster(server.address()).build().unwrap()
+}
+
+/// Waits until a condition holds that has to be asked for.
+pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let start = Instant::now();
+    while !condition().await {
+        assert!(start.elapsed() < PATIENCE, "never: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Prints what the crate tells `tracing`, if `MULTIPROCESS_LOG` is set.
+pub fn log() {
+    use tracing_subscriber::prelude::*;
+    struct Print;
+    struct Text(String);
+    impl tracing::field::Visit for Text {
+        fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+            self.0 += &format!(" {field}={value:?}");
+        }
+    }
+    impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Print {
+        fn on_event(&self, event: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
+            let target = event.metadata().target();
+            if !target.starts_with("multiprocess") {
+                return;
+            }
+            let mut text = Text(String::new());
+            event.record(&mut text);
+            let now =
+                std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() % 1_000_000;
+            eprintln!("{now} {} {target}{}", std::process::id(), text.0);
+        }
+    }
+    if std::env::var_os("MULTIPROCESS_LOG").is_some() {
+        let _ = tracing::subscriber::set_global_default(tracing_subscriber::registry().with(Print));
+    }
+}

@@ -1,0 +1,396 @@
+//! A pool on other hosts: calls, errors, limits, what cannot cross, hosts that come and go.
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
+use futures::{StreamExt, TryStreamExt};
+use multiprocess::cluster::Address;
+use multiprocess::{self as mp, ErrorKind, Pool, StartMethod};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+mod cluster;
+mod common;
+use cluster::{Host, until};
+use common::within;
+
+mp::test_support!();
+
+const MS: Duration = Duration::from_millis(1);
+
+fn square(n: u64) -> u64 {
+    n * n
+}
+
+fn slow(n: u64) -> u64 {
+    std::thread::sleep(20 * MS);
+    n
+}
+
+fn forever() {
+    loop {
+        std::thread::sleep(MS);
+    }
+}
+
+/// Dies at 3, panics at 5.
+fn perilous(n: u64) -> u64 {
+    match n {
+        3 => std::process::abort(),
+        5 => panic!("five"),
+        n => n,
+    }
+}
+
+/// Adds a line to a file: how often it ran.
+fn note(file: PathBuf, wait: Duration) {
+    use std::io::Write;
+    std::fs::OpenOptions::new().create(true).append(true).open(file).unwrap().write_all(b"x").unwrap();
+    std::thread::sleep(wait);
+}
+
+fn notes(file: &PathBuf) -> usize {
+    std::fs::read(file).map_or(0, |bytes| bytes.len())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_run_at_a_host_and_leave_nothing_behind() {
+    let server = server!();
+    let pool = cluster::pool(&server);
+    let host = Host::start(&server, 2);
+    assert_eq!(within(pool.apply(square, (7,))).await.unwrap(), 49);
+    let squares = within(pool.map(square, 0..10_000)).await.unwrap();
+    assert!(squares.iter().enumerate().all(|(n, square)| *square == (n * n) as u64));
+    let mut some: Vec<u64> = within(pool.imap_unordered(square, 0..1000).try_collect()).await.unwrap();
+    some.sort_unstable();
+    assert!(some.iter().enumerate().all(|(n, square)| *square == (n * n) as u64) && some.len() == 1000);
+    let futures = futures::stream::iter(0..500).map(|n| pool.apply_async(square, (n,))).buffer_unordered(64);
+    assert_eq!(within(futures.try_collect::<Vec<u64>>()).await.unwrap().len(), 500);
+    assert_eq!(pool.workers(), 2);
+    // The word that a message is done may come after its last result.
+    let is_counted = async || (pool.stats().round_trip.count(), pool.stats().runs.count()) == (11_501, 11_501);
+    until("all items counted", is_counted).await;
+    assert_eq!((pool.stats().duplicates, pool.stats().redelivered), (0, 0));
+    let (items, given_back, killed) = host.drain().await;
+    assert_eq!((items, given_back, killed), (11_501, 0, 0));
+    server.is_empty().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_befalls_an_item_is_its_own_and_names_the_host() {
+    let server = server!();
+    let pool = cluster::pool(&server);
+    let host = Host::start(&server, 2);
+    let results: Vec<_> = within(pool.imap(perilous, 0..10).chunksize(5).collect()).await;
+    let kinds: Vec<_> = results.iter().map(|result| result.as_ref().copied().map_err(|error| error.kind())).collect();
+    for (n, kind) in kinds.iter().enumerate() {
+        match n {
+            3 => assert_eq!(*kind, Err(ErrorKind::ProcessDied)),
+            5 => assert_eq!(*kind, Err(ErrorKind::Panicked)),
+            n => assert_eq!(*kind, Ok(n as u64)),
+        }
+    }
+    let pid = format!("(pid {})", host.process.pid());
+    for n in [3, 5] {
+        let text = results[n].as_ref().unwrap_err().to_string();
+        assert!(text.contains(&pid), "{text}");
+    }
+    assert_eq!(results[5].as_ref().unwrap_err().panic().unwrap().message(), "five");
+    let began = Instant::now();
+    let error = within(pool.apply(forever, ()).timeout(100 * MS)).await.unwrap_err();
+    assert!(
+        error.kind() == ErrorKind::Timeout && error.to_string().contains(&pid) && error.to_string().contains("forever")
+    );
+    assert!(began.elapsed() < 10 * Duration::from_secs(1));
+    assert_eq!(within(pool.apply(square, (2,))).await.unwrap(), 4);
+    server.is_empty().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn retries_happen_at_the_host_and_attempts_are_counted() {
+    let server = server!();
+    let pool = cluster::pool(&server);
+    let _host = Host::start(&server, 1);
+    let second = || match mp::current_task().unwrap().attempt() {
+        0 => std::process::abort(),
+        attempt => attempt,
+    };
+    assert_eq!(within(pool.apply(second, ()).retries(3)).await.unwrap(), 1);
+    assert_eq!(within(pool.apply(second, ())).await.unwrap_err().kind(), ErrorKind::ProcessDied);
+    assert_eq!(pool.stats().redelivered, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_is_dropped_is_stopped_at_its_host_and_one_that_waits_is_removed() {
+    let server = server!();
+    let pool = cluster::pool(&server);
+    let host = Host::start(&server, 1);
+    assert_eq!(within(pool.apply(square, (2,))).await.unwrap(), 4);
+    for _ in 0..3 {
+        assert!(tokio::time::timeout(200 * MS, pool.apply(forever, ())).await.is_err());
+    }
+    // The one slot is free again.
+    assert_eq!(within(pool.apply(square, (3,))).await.unwrap(), 9);
+    let running = pool.apply_async(forever, ());
+    let waiting = pool.apply_async(forever, ());
+    until("two messages", async || server.messages().await == 2).await;
+    waiting.cancel();
+    until("one message", async || server.messages().await == 1).await;
+    assert_eq!(within(waiting).await.unwrap_err().kind(), ErrorKind::Cancelled);
+    running.cancel();
+    assert_eq!(within(running).await.unwrap_err().kind(), ErrorKind::Cancelled);
+    server.is_empty().await;
+    assert_eq!(within(pool.apply(square, (4,))).await.unwrap(), 16);
+    let (items, _, killed) = host.drain().await;
+    assert_eq!((items, killed), (3, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pool_that_ends_takes_what_it_asked_with_it() {
+    let server = server!();
+    let _host = Host::start(&server, 1);
+    let pool = cluster::pool(&server);
+    let endless: Vec<_> = (0..3).map(|_| pool.apply_async(forever, ())).collect();
+    until("three messages", async || server.messages().await == 3).await;
+    pool.terminate();
+    for result in endless {
+        assert_eq!(within(result).await.unwrap_err().kind(), ErrorKind::Cancelled);
+    }
+    within(pool.join()).await.unwrap();
+    server.is_empty().await;
+    let pool = cluster::pool(&server);
+    let last = pool.apply_async(slow, (5,));
+    pool.close();
+    within(pool.join()).await.unwrap();
+    assert_eq!(within(last).await.unwrap(), 5);
+    assert_eq!(within(pool.apply(square, (1,))).await.unwrap_err().kind(), ErrorKind::Closed);
+    server.is_empty().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_host_items_wait_and_one_that_comes_takes_them() {
+    let server = server!();
+    let pool = cluster::pool(&server);
+    let waiting = pool.apply_async(square, (6,));
+    until("a message", async || server.messages().await == 1).await;
+    assert!(pool.hosts().is_empty() && pool.workers() == 0 && !waiting.ready());
+    let local = Pool::new(1).unwrap();
+    let serving = local.serve(server.address());
+    assert_eq!(within(waiting).await.unwrap(), 36);
+    until("a host that is known", async || pool.workers() == 1).await;
+    let hosts = pool.hosts();
+    assert!(hosts.len() == 1 && hosts[0].build_matches && hosts[0].pid == std::process::id() && hosts[0].slots == 1);
+    serving.drain(Duration::from_secs(5));
+    let served = within(serving).await.unwrap();
+    assert_eq!((served.items, served.given_back, served.killed), (1, 0, 0));
+    until("no host", async || pool.hosts().is_empty() && pool.workers() == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_timeout_bounds_the_wait_for_a_host_and_behind_others() {
+    let server = server!();
+    let pool = cluster::pool(&server);
+    let began = Instant::now();
+    let error = within(pool.apply(square, (1,)).queue_timeout(300 * MS)).await.unwrap_err();
+    assert!(error.kind() == ErrorKind::Timeout && began.elapsed() >= 300 * MS, "{error}");
+    server.is_empty().await;
+    let _host = Host::start(&server, 1);
+    assert_eq!(within(pool.apply(square, (5,)).queue_timeout(Duration::from_secs(15))).await.unwrap(), 25);
+    let running = pool.apply_async(forever, ());
+    until("a message that runs", async || {
+        server.messages().await == 1 && pool.hosts().iter().any(|host| host.busy == 1)
+    })
+    .await;
+    let error = within(pool.apply(square, (1,)).queue_timeout(300 * MS)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Timeout);
+    running.cancel();
+    server.is_empty().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_joins_gets_its_share_and_one_that_drains_is_not_noticed() {
+    let server = server!();
+    let pool = cluster::pool(&server);
+    let first = Host::start(&server, 1);
+    let mut results = pool.imap_unordered(slow, 0..400);
+    for _ in 0..20 {
+        within(results.next()).await.unwrap().unwrap();
+    }
+    let second = Host::start(&server, 2);
+    until("two hosts", async || pool.hosts().len() == 2).await;
+    let joined = Instant::now();
+    let mut all: Vec<u64> = Vec::new();
+    while joined.elapsed() < 500 * MS {
+        all.push(within(results.next()).await.unwrap().unwrap());
+    }
+    let (items, _, killed) = first.drain().await;
+    assert!(items >= 20 && killed == 0);
+    all.extend(within(results.try_collect::<Vec<_>>()).await.unwrap());
+    assert_eq!(all.len(), 380);
+    assert_eq!((pool.stats().redelivered, pool.stats().duplicates), (0, 0));
+    let (others, _, killed) = second.drain().await;
+    assert_eq!((items + others, killed), (400, 0));
+    server.is_empty().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_runs_longer_than_the_grace_of_a_drain_is_killed_and_runs_elsewhere() {
+    let server = server!();
+    let pool = cluster::pool(&server);
+    let file = server.dir().join("notes");
+    let local = Pool::new(1).unwrap();
+    let serving = local.serve(server.address());
+    let call = pool.apply_async(note, (file.clone(), 1500 * MS));
+    until("it runs", async || notes(&file) == 1).await;
+    serving.drain(50 * MS);
+    let served = within(serving).await.unwrap();
+    assert_eq!((served.items, served.given_back, served.killed), (0, 1, 1));
+    let _host = Host::start(&server, 1);
+    within(call).await.unwrap();
+    assert_eq!((notes(&file), pool.stats().redelivered), (2, 0), "nobody was lost");
+    server.is_empty().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_is_dropped_gives_everything_back() {
+    let server = server!();
+    let pool = cluster::pool(&server);
+    let file = server.dir().join("notes");
+    let local = Pool::new(1).unwrap();
+    let serving = local.serve(server.address());
+    let call = pool.apply_async(note, (file.clone(), 1500 * MS));
+    until("it runs", async || notes(&file) == 1).await;
+    drop(serving);
+    let began = Instant::now();
+    let _host = Host::start(&server, 1);
+    within(call).await.unwrap();
+    assert!(notes(&file) == 2 && began.elapsed() < Duration::from_secs(10));
+    assert_eq!(within(local.apply(square, (2,))).await.unwrap(), 4, "the pool goes on for others");
+}
+
+fn grow(len: usize) -> Vec<u8> {
+    vec![len as u8; len]
+}
+
+fn count(bytes: Vec<u8>) -> usize {
+    bytes.iter().filter(|byte| **byte == 7).count()
+}
+
+async fn large_values_cross(server: &cluster::Server) {
+    let pool = cluster::pool(server);
+    let _host = Host::start(server, 2);
+    for len in [100, 60 << 10, 64 << 10, 256 << 10, 600_000, 5 << 20] {
+        assert_eq!(within(pool.apply(count, (vec![7; len],))).await.unwrap(), len);
+        let grown = within(pool.apply(grow, (len,))).await.unwrap();
+        assert!(grown.len() == len && grown.iter().all(|byte| *byte == len as u8));
+    }
+    let sizes = within(pool.map(count, (0..20).map(|n| vec![7; n * 30_000]))).await.unwrap();
+    assert!(sizes.iter().enumerate().all(|(n, size)| *size == n * 30_000));
+    server.is_empty().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_arguments_and_results_cross_in_pieces() {
+    let server = server!();
+    large_values_cross(&server).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_values_cross_a_server_that_lets_little_through() {
+    let server = server!("max_payload: 64KB\n");
+    large_values_cross(&server).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endless_source_is_pulled_as_far_ahead_as_hosts_are_there_for() {
+    let server = server!();
+    let pool = cluster::pool(&server);
+    let _host = Host::start(&server, 2);
+    let pulled = Arc::new(AtomicU64::new(0));
+    let counter = pulled.clone();
+    let source = (0..).inspect(move |_| _ = counter.fetch_add(1, SeqCst));
+    let mut results = pool.imap_unordered(slow, source);
+    for _ in 0..20 {
+        within(results.next()).await.unwrap().unwrap();
+    }
+    tokio::time::sleep(500 * MS).await;
+    // Four chunks for each slot, of one item each, as each takes 20 ms.
+    let ahead = pulled.load(SeqCst) - 20;
+    assert!(ahead <= 16, "{ahead} items are pulled and not taken");
+    assert!(server.messages().await <= 16);
+    drop(results);
+    server.is_empty().await;
+    assert_eq!(within(pool.apply(square, (2,))).await.unwrap(), 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_stream_makes_submitters_wait_and_fails_nothing() {
+    let server = server!();
+    let address = server.address().most_waiting(5, 1 << 20);
+    let pool = Pool::builder().cluster(&address).build().unwrap();
+    let calls: Vec<_> = (0..30).map(|n| pool.apply_async(slow, (n,))).collect();
+    until("a full stream", async || server.messages().await == 5).await;
+    let local = Pool::new(2).unwrap();
+    let _serving = local.serve(&address);
+    let results = within(futures::future::try_join_all(calls)).await.unwrap();
+    assert_eq!(results, (0..30).collect::<Vec<_>>());
+    server.is_empty().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_submitters_share_the_hosts() {
+    let server = server!();
+    let _hosts = [Host::start(&server, 1), Host::start(&server, 1)];
+    let pools = [cluster::pool(&server), cluster::pool(&server)];
+    let all = pools.iter().map(|pool| pool.map(slow, 0..50));
+    for results in within(futures::future::try_join_all(all)).await.unwrap() {
+        assert_eq!(results, (0..50).collect::<Vec<_>>());
+    }
+    server.is_empty().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_cluster_pool_does_not_have_says_where_it_is() {
+    let pool = Pool::builder().cluster("nats://127.0.0.1:1/pool").build().unwrap();
+    let errors = [pool.resize(3).await.unwrap_err(), pool.checkout().await.map(drop).unwrap_err()];
+    for error in errors {
+        assert!(error.kind() == ErrorKind::Unsupported && error.to_string().contains("hosts"), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn options_of_worker_processes_belong_to_the_pool_that_serves() {
+    let builder = || Pool::builder().cluster("nats://127.0.0.1:1/pool");
+    let second = Duration::from_secs(1);
+    let wrong = [
+        ("workers", builder().workers(2)),
+        ("idle_timeout", builder().idle_timeout(second)),
+        ("initializer", builder().initializer(|| (), ())),
+        ("finalizer", builder().finalizer(|| (), ())),
+        ("max_tasks_per_worker", builder().max_tasks_per_worker(1)),
+        ("tasks_jitter", builder().tasks_jitter(1)),
+        ("max_age", builder().max_age(second)),
+        ("recycle_above", builder().recycle_above(1 << 30)),
+        ("memory_limit", builder().memory_limit(1 << 30)),
+        ("descriptor_limit", builder().descriptor_limit(100)),
+        ("nice", builder().nice(1)),
+        ("cpus", builder().cpus([0])),
+        ("env", builder().env("A", "b")),
+        ("start_method", builder().start_method(StartMethod::default())),
+        ("keep_stderr", builder().keep_stderr(3)),
+        ("backtraces", builder().backtraces(true)),
+        ("initializer_timeout", builder().initializer_timeout(second)),
+        ("exit_timeout", builder().exit_timeout(second)),
+    ];
+    for (option, builder) in wrong {
+        let error = builder.build().map(drop).unwrap_err().to_string();
+        assert!(error.contains(&format!("`{option}`")) && error.contains("serves"), "{error}");
+    }
+    // Also if it comes first.
+    let error =
+        Pool::builder().workers(2).cluster("nats://127.0.0.1:1/pool").build().map(drop).unwrap_err().to_string();
+    assert!(error.contains("`workers`"), "{error}");
+    builder().grace(second).max_waiting(5).build().unwrap();
+    let wrong = Pool::builder().cluster(Address::new("nats://127.0.0.1:1/a.b")).build().map(drop).unwrap_err();
+    assert!(wrong.to_string().contains("nats://127.0.0.1:1/a.b"));
+}
