@@ -23,8 +23,8 @@ mod wire;
 
 #[cfg(not(multiprocess_loom))]
 pub use channel::{
-    BroadcastReceiver, BroadcastSender, OneshotReceiver, OneshotSender, QueueOf, QueueSet, WatchReceiver, WatchSender,
-    broadcast, oneshot, watch,
+    BroadcastReceiver, BroadcastSender, DeadLetters, Lease, OneshotReceiver, OneshotSender, QueueOf, QueueSet,
+    WatchReceiver, WatchSender, broadcast, oneshot, watch,
 };
 pub use channel::{Connection, JoinableQueue, Queue, QueueSink, QueueStream, Receiver, Sender, pipe, simplex};
 pub use error::{Error, ErrorKind, LockError, PanicInfo, PutError, Result, SendError, TryPutError};

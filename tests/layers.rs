@@ -32,6 +32,7 @@ const SHARED: &[&str] = &[
     "channel/channel_core.rs",
     "channel/result_notification.rs",
     "channel/extents.rs",
+    "channel/leases.rs",
     "channel/recent.rs",
     "channel/ring.rs",
     "channel/segment.rs",

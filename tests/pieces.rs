@@ -815,6 +815,390 @@ mod queue_sets {
     }
 }
 
+mod leases {
+    use super::*;
+    use std::io::{Read, Write};
+
+    #[tokio::test]
+    async fn an_item_leaves_the_queue_with_the_commit() {
+        let queue = Queue::bounded(2).unwrap();
+        queue.put("a".to_string()).await.unwrap();
+        queue.put("b".to_string()).await.unwrap();
+        let lease = within(queue.lease()).await.unwrap();
+        assert_eq!((&**lease, lease.deliveries(), queue.len()), ("a", 1, 2));
+        assert!(!queue.is_full(), "it takes no room");
+        queue.try_put("c".to_string()).unwrap();
+        assert_eq!(lease.commit().unwrap(), "a");
+        assert_eq!(queue.len(), 2);
+        assert_eq!(queue.get().await.unwrap(), "b");
+        assert_eq!(queue.try_lease().unwrap().commit().unwrap(), "c");
+        assert_eq!(queue.try_lease().unwrap_err().kind(), ErrorKind::Empty);
+        assert_eq!(within(queue.lease_timeout(SHORT)).await.unwrap_err().kind(), ErrorKind::Timeout);
+        assert_eq!(queue.len(), 0);
+    }
+
+    #[tokio::test]
+    async fn dropped_the_items_are_at_the_front_again_the_oldest_first() {
+        let queue = Queue::unbounded().unwrap();
+        for n in 0..4 {
+            queue.put(n).await.unwrap();
+        }
+        let leases: Vec<_> = (0..3).map(|_| queue.try_lease().unwrap()).collect();
+        let [first, second, third] = leases.try_into().unwrap();
+        drop(third);
+        drop(first);
+        let again = within(queue.lease()).await.unwrap();
+        assert_eq!((*again, again.deliveries()), (0, 2));
+        drop(second);
+        drop(again);
+        assert_eq!(queue.len(), 4);
+        for n in 0..4 {
+            assert_eq!(within(queue.get()).await.unwrap(), n);
+        }
+        assert!(queue.is_empty() && queue.try_get().is_err());
+    }
+
+    #[tokio::test]
+    async fn items_of_a_killed_process_are_leased_again() {
+        let queue = Queue::unbounded().unwrap();
+        let (leased, wait) = (mp::Event::new().unwrap(), Duration::from_secs(10));
+        let holds = async |queue: Queue<String>, leased: mp::Event| {
+            let _one = queue.lease().await.unwrap();
+            let _other = queue.lease().await.unwrap();
+            leased.set();
+            std::future::pending::<()>().await;
+        };
+        queue.put("x".into()).await.unwrap();
+        queue.put("y".repeat(300_000)).await.unwrap();
+        let holder = Process::spawn(holds, (queue.clone(), leased.clone())).unwrap();
+        within(leased.wait()).await.unwrap();
+        queue.put("z".into()).await.unwrap();
+        assert_eq!(within(queue.get()).await.unwrap(), "z");
+        let mut waits = pin!(queue.lease_timeout(wait));
+        falls_asleep(waits.as_mut()).await;
+        holder.kill().unwrap();
+        let lease = within(waits).await.unwrap();
+        assert_eq!((&**lease, lease.deliveries()), ("x", 2));
+        assert_eq!(within(queue.get()).await.unwrap(), "y".repeat(300_000));
+        lease.commit().unwrap();
+        assert_eq!(queue.len(), 0);
+    }
+
+    /// `leases`: each row of its Death page.
+    #[cfg(debug_assertions)]
+    #[tokio::test]
+    async fn killed_at_any_move_no_item_is_lost_or_doubled() {
+        let commits = async |queue: Queue<String>| {
+            let lease = queue.lease().await.unwrap();
+            lease.commit().unwrap();
+        };
+        let drops = async |queue: Queue<String>| drop(queue.lease().await.unwrap());
+        let again = async |queue: Queue<String>| {
+            drop(queue.lease().await.unwrap());
+            let _lease = queue.lease().await.unwrap();
+        };
+        let gets_again = async |queue: Queue<String>| {
+            drop(queue.lease().await.unwrap());
+            queue.get().await.unwrap();
+        };
+        for (point, job, is_there, deliveries) in [
+            ("lease.filled", 0, true, 1),
+            ("lease.held", 0, true, 1),
+            ("lease.consumed", 0, true, 2),
+            ("commit.begun", 0, true, 2),
+            ("commit.done", 0, false, 0),
+            ("return.begun", 1, true, 2),
+            ("return.done", 1, true, 2),
+            ("lease.again", 2, true, 2),
+            ("again.noted", 3, true, 2),
+        ] {
+            let queue = Queue::unbounded().unwrap();
+            queue.put("first".repeat(100)).await.unwrap();
+            queue.put("second".into()).await.unwrap();
+            let args = (queue.clone(),);
+            match job {
+                0 => death(doomed!(point, commits, args), point).await,
+                1 => death(doomed!(point, drops, args), point).await,
+                2 => death(doomed!(point, again, args), point).await,
+                _ => death(doomed!(point, gets_again, args), point).await,
+            }
+            if is_there {
+                let lease = within(queue.lease()).await.unwrap();
+                assert_eq!((&**lease, lease.deliveries()), (&*"first".repeat(100), deliveries), "{point}");
+                lease.commit().unwrap();
+            }
+            assert_eq!(within(queue.get()).await.unwrap(), "second", "{point}");
+            assert_eq!((queue.len(), queue.try_get().is_err()), (0, true), "{point}");
+            queue.put("third".into()).await.unwrap();
+            assert_eq!(within(queue.get()).await.unwrap(), "third", "{point}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_closed_queue_is_at_its_end_when_nothing_is_leased_any_more() {
+        let queue = Queue::unbounded().unwrap();
+        queue.put(1).await.unwrap();
+        let lease = queue.lease().await.unwrap();
+        queue.close();
+        {
+            let mut gets = pin!(queue.get());
+            falls_asleep(gets.as_mut()).await;
+            drop(lease);
+            assert_eq!(within(gets).await.unwrap(), 1);
+        }
+        assert_eq!(within(queue.get()).await.unwrap_err().kind(), ErrorKind::Closed);
+
+        let queue = Queue::unbounded().unwrap();
+        queue.put(1).await.unwrap();
+        queue.close();
+        let lease = queue.lease().await.unwrap();
+        let get = async |queue: Queue<i32>| queue.get().await.unwrap_err().kind() == ErrorKind::Closed;
+        let other = Process::spawn(get, (queue.clone(),)).unwrap();
+        asleep(&other).await;
+        let mut stream = queue.leases();
+        let mut next = pin!(stream.next());
+        falls_asleep(next.as_mut()).await;
+        lease.commit().unwrap();
+        assert!(within(next).await.is_none());
+        assert!(within(other).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn join_waits_for_commits_and_not_for_dead_letters() {
+        let queue = JoinableQueue::unbounded().unwrap();
+        queue.put(1).await.unwrap();
+        queue.put(2).await.unwrap();
+        let lease = queue.lease().await.unwrap();
+        {
+            let mut joins = pin!(queue.join());
+            falls_asleep(joins.as_mut()).await;
+            assert_eq!(queue.get().await.unwrap(), 2);
+            queue.task_done().unwrap();
+            assert!(poll!(&mut joins).is_pending());
+            lease.commit().unwrap();
+            within(joins).await.unwrap();
+        }
+        assert!(queue.task_done().is_err(), "a commit is the task_done of its item");
+        // One that comes back and is got is done with its task_done.
+        queue.put(3).await.unwrap();
+        drop(queue.lease().await.unwrap());
+        assert_eq!(queue.get().await.unwrap(), 3);
+        assert!(within(async { tokio::time::timeout(SHORT, queue.join()).await }).await.is_err());
+        queue.task_done().unwrap();
+        within(queue.join()).await.unwrap();
+        let queue = queue.max_deliveries(1);
+        queue.put(4).await.unwrap();
+        let lease = queue.lease().await.unwrap();
+        let mut joins = pin!(queue.join());
+        falls_asleep(joins.as_mut()).await;
+        drop(lease);
+        within(joins).await.unwrap();
+        assert_eq!((queue.dead_letters().try_get().unwrap(), queue.len()), (4, 0));
+    }
+
+    #[tokio::test]
+    async fn an_item_that_nobody_survives_goes_to_the_dead_letters() {
+        let queue = Queue::unbounded().unwrap().max_deliveries(3);
+        let letters = queue.dead_letters();
+        queue.put("poison".to_string()).await.unwrap();
+        queue.put("food".to_string()).await.unwrap();
+        let eats = async |queue: Queue<String>| {
+            let mut eaten = Vec::new();
+            while let Ok(lease) = queue.lease().await {
+                if *lease == "poison" {
+                    std::process::abort();
+                }
+                eaten.push(lease.commit().unwrap());
+            }
+            eaten
+        };
+        let mut letter = pin!(letters.get());
+        assert!(poll!(&mut letter).is_pending());
+        for _ in 0..3 {
+            assert!(letters.is_empty());
+            within(Process::spawn(eats, (queue.clone(),)).unwrap()).await.unwrap_err();
+        }
+        eventually("all are counted out", || queue.len() == 1).await;
+        assert_eq!(within(letter).await.unwrap(), "poison");
+        queue.close();
+        assert_eq!(within(Process::spawn(eats, (queue.clone(),)).unwrap()).await.unwrap(), ["food"]);
+        assert_eq!(letters.try_get().unwrap_err().kind(), ErrorKind::Empty);
+        assert_eq!(within(letters.get_timeout(SHORT)).await.unwrap_err().kind(), ErrorKind::Timeout);
+    }
+
+    type WithPipe = (u32, Fd<std::io::PipeWriter>);
+
+    #[tokio::test]
+    async fn descriptors_of_an_item_come_back_with_it_and_are_closed_by_the_commit() {
+        let queue = Queue::<WithPipe>::unbounded().unwrap();
+        let mut readers = Vec::new();
+        for n in 0..3 {
+            let (reader, writer) = std::io::pipe().unwrap();
+            queue.put((n, Fd::new(writer))).await.unwrap();
+            readers.push(reader);
+        }
+        let leased = mp::Event::new().unwrap();
+        let holds = async |queue: Queue<WithPipe>, leased: mp::Event| {
+            let _leases = [queue.lease().await.unwrap(), queue.lease().await.unwrap(), queue.lease().await.unwrap()];
+            leased.set();
+            std::future::pending::<()>().await;
+        };
+        for _ in 0..3 {
+            leased.clear();
+            let mut holder = Process::spawn(holds, (queue.clone(), leased.clone())).unwrap();
+            within(leased.wait()).await.unwrap();
+            holder.kill().unwrap();
+            within(holder.wait()).await.unwrap();
+        }
+        for (n, reader) in readers.iter_mut().enumerate() {
+            let lease = within(queue.lease()).await.unwrap();
+            assert_eq!((lease.0, lease.deliveries()), (n as u32, 4));
+            let (_, mut writer) = lease.commit().unwrap();
+            writer.write_all(b"mine").unwrap();
+            drop(writer);
+            let mut text = String::new();
+            // The end comes only if nobody else has the other end any more.
+            reader.read_to_string(&mut text).unwrap();
+            assert_eq!(text, "mine");
+        }
+    }
+
+    #[tokio::test]
+    async fn more_leases_than_there_are_places_for_are_an_error() {
+        let queue = Queue::unbounded().unwrap();
+        for n in 0..1030 {
+            queue.put(n).await.unwrap();
+        }
+        let leases: Vec<_> = (0..1024).map(|_| queue.try_lease().unwrap()).collect();
+        assert_eq!(queue.try_lease().unwrap_err().kind(), ErrorKind::Full);
+        assert_eq!(within(queue.lease()).await.unwrap_err().kind(), ErrorKind::Full);
+        assert_eq!((queue.get().await.unwrap(), queue.len()), (1024, 1029));
+        drop(leases);
+        for n in (0..1024).chain(1025..1030) {
+            assert_eq!(queue.try_lease().unwrap().commit().unwrap(), n);
+        }
+        assert!(queue.is_empty());
+    }
+
+    #[tokio::test]
+    async fn the_memory_of_large_items_is_given_back() {
+        let alone = async || {
+            let queue = Queue::unbounded().unwrap();
+            let memory = || {
+                let links = std::fs::read_dir("/proc/self/fd").unwrap().map(|entry| entry.unwrap().path());
+                let is_ring = |path: &std::path::PathBuf| {
+                    std::fs::read_link(path).is_ok_and(|target| target.to_string_lossy().contains("multiprocess-ring"))
+                };
+                use std::os::unix::fs::MetadataExt;
+                links.filter(is_ring).map(|path| std::fs::metadata(path).unwrap().blocks() * 512).sum::<u64>()
+            };
+            for round in 0..20 {
+                queue.put(vec![round; 3 << 20]).await.unwrap();
+                let lease = queue.lease().await.unwrap();
+                assert_eq!(lease.len(), 3 << 20);
+                assert!(memory() > 3 << 20);
+                if round % 2 == 0 {
+                    lease.commit().unwrap();
+                } else {
+                    drop(lease);
+                    queue.get().await.unwrap();
+                }
+            }
+            memory()
+        };
+        let left = in_child(alone, ()).await;
+        assert!(left < 17 << 20, "{left} bytes");
+    }
+
+    #[tokio::test]
+    async fn ten_thousand_dropped_leases_lose_nothing() {
+        let queue = Queue::unbounded().unwrap();
+        let put = async |queue: Queue<u64>, stop: CancellationToken| {
+            let (mut random, mut number) = (Random::new(10), 0);
+            while !stop.is_cancelled() {
+                queue.put(number).await.unwrap();
+                number += 1;
+                tokio::time::sleep(Duration::from_micros(random.below(500))).await;
+            }
+            queue.close();
+            number
+        };
+        let stop = CancellationToken::new().unwrap();
+        let child = Process::spawn(put, (queue.clone(), stop.clone())).unwrap();
+        let mut random = Random::new(11);
+        let (mut next, mut dropped) = (0, 0);
+        while dropped < 10_000 {
+            match cancelled(&mut random, queue.lease()).await {
+                Some(lease) => {
+                    let lease = lease.unwrap();
+                    assert_eq!(*lease, next, "dropped leases come back to the front");
+                    if random.below(2) == 0 {
+                        lease.commit().unwrap();
+                        next += 1;
+                    } else {
+                        dropped += 1;
+                    }
+                }
+                None => dropped += 1,
+            }
+        }
+        stop.cancel();
+        while let Ok(lease) = within(queue.lease()).await {
+            assert_eq!(lease.commit().unwrap(), next);
+            next += 1;
+        }
+        assert_eq!(within(child).await.unwrap(), next);
+    }
+
+    #[tokio::test]
+    async fn workers_killed_again_and_again_lose_no_item_and_no_commit_is_doubled() {
+        const ITEMS: u64 = 300;
+        let queue = Queue::unbounded().unwrap();
+        let commits = mp::Array::<u32>::zeroed(ITEMS as usize).unwrap();
+        for n in 0..ITEMS {
+            queue.put(common::payload(0, n, (n as usize * 37) % 3000)).await.unwrap();
+        }
+        queue.close();
+        let work = async |queue: Queue<Vec<u8>>, commits: mp::Array<u32>| {
+            while let Ok(lease) = queue.lease().await {
+                let (_, number) = common::read_payload(&lease);
+                tokio::time::sleep(Duration::from_micros(300)).await;
+                // A death between the two commits without a count.
+                lease.commit().unwrap();
+                commits.set(number as usize, commits.get(number as usize).unwrap() + 1);
+            }
+        };
+        let mut random = Random::new(12);
+        let mut deaths = 0;
+        while !queue.is_empty() {
+            let mut workers: Vec<_> =
+                (0..3).map(|_| Process::spawn(work, (queue.clone(), commits.clone())).unwrap()).collect();
+            tokio::time::sleep(Duration::from_micros(2_000 + random.below(20_000))).await;
+            for worker in &mut workers {
+                worker.kill().unwrap();
+                within(worker.wait()).await.unwrap();
+                deaths += 1;
+            }
+        }
+        assert_eq!(within(queue.get()).await.unwrap_err().kind(), ErrorKind::Closed);
+        let counts = commits.to_vec();
+        let missing = counts.iter().filter(|count| **count == 0).count();
+        println!("{deaths} deaths, {missing} of them between commit and count");
+        assert!(counts.iter().all(|count| *count <= 1) && missing <= deaths, "{counts:?}");
+    }
+
+    #[test]
+    fn a_plain_thread_leases() {
+        let _deadline = Deadline::start();
+        let queue = Queue::<u32>::unbounded().unwrap();
+        let other = queue.clone();
+        let thread = std::thread::spawn(move || other.blocking_lease().unwrap().commit().unwrap());
+        std::thread::sleep(Duration::from_millis(5));
+        queue.try_put(5).unwrap();
+        assert_eq!(thread.join().unwrap(), 5);
+    }
+}
+
 mod tasks {
     use super::*;
 

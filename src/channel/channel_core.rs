@@ -28,12 +28,15 @@
 //! |---|---|
 //! | between the descriptors and the push | orphans in the socket, dropped by the next taker of descriptors; until then they keep open what they are of |
 //! | between taking descriptors and the pop | a record without descriptors: an error for the next taker, once |
+//! | with a lease | an item that is there again, at the front: see [`leases`](super::leases) |
 //! | between the pop and `task_done` | a holder that is not listed: its items count as done |
 //!
 //! # Cancel
 //! A dropped put has not put, a dropped get has not taken; neither has an await point after its commit.
 
-use super::descriptors::{send_fds, take_fds};
+use super::descriptors::send_fds;
+#[cfg(multiprocess_loom)]
+use super::descriptors::take_fds;
 use super::ring::{Pop, Push, Ring, WakeRequests, word};
 use super::unfinished::Unfinished;
 use crate::error::{Damage, Error, ErrorKind, Result};
@@ -46,14 +49,21 @@ use serde::de::DeserializeOwned;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+#[cfg(not(multiprocess_loom))]
+use std::sync::OnceLock;
 use std::sync::atomic::Ordering::*;
 use std::time::{Duration, Instant};
+
+#[cfg(not(multiprocess_loom))]
+mod leasing;
 
 pub(super) struct ChannelCore {
     ring: Ring,
     room: Arc<WaitQueue>,
     items: Arc<WaitQueue>,
     joined: Arc<WaitQueue>,
+    #[cfg(not(multiprocess_loom))]
+    dead_letters: OnceLock<Arc<WaitQueue>>,
     tx: Arc<OwnedFd>,
     rx: Arc<OwnedFd>,
     /// For a pipe: hangs up when the other end is gone.
@@ -76,7 +86,19 @@ impl ChannelCore {
         ring.is_called(what);
         let wait_queue = |first| WaitQueue::new(ring.region().clone(), first, hangup.clone());
         let (room, items, joined) = (wait_queue(word::ROOM)?, wait_queue(word::ITEMS)?, wait_queue(word::JOINED)?);
-        Ok(Arc::new(Self { ring, room, items, joined, tx, rx, hangup, is_joinable, what }))
+        Ok(Arc::new(Self {
+            ring,
+            room,
+            items,
+            joined,
+            #[cfg(not(multiprocess_loom))]
+            dead_letters: OnceLock::new(),
+            tx,
+            rx,
+            hangup,
+            is_joinable,
+            what,
+        }))
     }
 
     pub(super) fn wait_queues(&self) -> [&Arc<WaitQueue>; 2] {
@@ -115,6 +137,7 @@ impl ChannelCore {
         let kind = match error.kind() {
             io::ErrorKind::InvalidInput => ErrorKind::Encode,
             io::ErrorKind::InvalidData => ErrorKind::Decode,
+            io::ErrorKind::QuotaExceeded => ErrorKind::Full,
             _ => ErrorKind::Io,
         };
         Error::new(kind, format!("cannot {doing} a {}: {error}", self.what)).with_source(error)
@@ -151,7 +174,7 @@ impl ChannelCore {
         if requests.takers || requests.all {
             self.items.notify_all();
         }
-        if requests.all {
+        if requests.all || requests.joiners {
             self.joined.notify_all();
         }
     }
@@ -220,7 +243,7 @@ impl ChannelCore {
         }
         let mut was_hung_up = false;
         loop {
-            let take = |number, count| take_fds(self.rx.as_fd(), number, count);
+            let take = |number, count| self.take_descriptors(number, count);
             let mut is_held = false;
             let commit = |me| {
                 if self.is_joinable {
@@ -407,7 +430,25 @@ impl ChannelCore {
     }
 
     pub(super) fn len(&self) -> usize {
+        self.waiting() + self.leased()
+    }
+
+    /// How many items are in the ring.
+    pub(super) fn waiting(&self) -> usize {
         self.ring.len().unwrap_or(0)
+    }
+
+    /// How many items are leased, or wait to be delivered again.
+    fn leased(&self) -> usize {
+        #[cfg(not(multiprocess_loom))]
+        return self.ring.leased();
+        #[cfg(multiprocess_loom)]
+        0
+    }
+
+    #[cfg(multiprocess_loom)]
+    fn take_descriptors(&self, number: u64, count: usize) -> io::Result<Vec<OwnedFd>> {
+        take_fds(self.rx.as_fd(), number, count)
     }
 
     fn unfinished(&self) -> Unfinished<'_> {
@@ -432,7 +473,8 @@ impl ChannelCore {
         // In this order: a taker notes what it holds before it commits.
         while let Some(at) = drained_at()? {
             fault::point("join.empty");
-            if self.unfinished().has_any() {
+            // What is leased first: who gets it after it came back notes that it holds it, and then frees it.
+            if self.leased() > 0 || self.unfinished().has_any() {
                 return Ok(false);
             }
             // Who finished one meanwhile may have put another before.

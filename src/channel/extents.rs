@@ -158,6 +158,18 @@ impl Extents {
         Ok(self.live(offset))
     }
 
+    /// A place for `len` bytes, whole pages, that are no extent. It has no memory yet. Under either lock.
+    #[cfg(not(multiprocess_loom))]
+    pub(super) fn place(&self, len: u64) -> io::Result<u64> {
+        if !self.is_end_possible() {
+            return Err(corrupt("where its memory ends"));
+        }
+        if self.word(word::END).load(Acquire).saturating_add(len) > OFFSET_MASK {
+            return Err(io::Error::new(io::ErrorKind::OutOfMemory, "a queue has no addresses left for a leased item"));
+        }
+        Ok(self.word(word::END).fetch_add(len, AcqRel))
+    }
+
     /// Reserves and maps a part of a new extent: `len` bytes of the space for records, from `at` on.
     pub(super) fn prepare(&self, name: u64, extent: &Extent, at: u64, len: u64) -> io::Result<()> {
         self.region.reserve_more((name & OFFSET_MASK) + segment::HEAD_LEN + at, len)?;

@@ -14,6 +14,10 @@ mod extents;
 pub(crate) mod lane;
 #[cfg(all(test, multiprocess_loom))]
 mod lane_models;
+#[cfg(not(multiprocess_loom))]
+mod lease;
+#[cfg(not(multiprocess_loom))]
+mod leases;
 #[cfg(all(test, multiprocess_loom))]
 mod models;
 #[cfg(not(multiprocess_loom))]
@@ -36,6 +40,8 @@ mod watch;
 
 #[cfg(not(multiprocess_loom))]
 pub use broadcast::{BroadcastReceiver, BroadcastSender, broadcast};
+#[cfg(not(multiprocess_loom))]
+pub use lease::{DeadLetters, Lease};
 #[cfg(not(multiprocess_loom))]
 pub use oneshot::{OneshotReceiver, OneshotSender, oneshot};
 pub(crate) use pipe::SharedReceiver;

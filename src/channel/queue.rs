@@ -1,6 +1,8 @@
 //! Queues: many producers, many consumers, in order, across processes.
 
 use super::channel_core::{ChannelCore, Refused};
+#[cfg(not(multiprocess_loom))]
+use super::lease::{self, DeadLetters, Lease};
 use super::ring::Ring;
 use crate::error::{Error, ErrorKind, PutError, Result, TryPutError};
 use crate::os::memfd;
@@ -208,7 +210,71 @@ macro_rules! queue_methods {
                 self.core.get_timeout(timeout).await
             }
 
-            /// How many items there are: exact while nobody puts or takes.
+            /// Takes the first item on lease: it leaves the queue when the [`Lease`] is committed, and is there again, at the front,
+            /// if the lease is dropped or its process ends. Waits while there is no item. Cancel-safe: dropped, it has taken
+            /// nothing.
+            ///
+            /// # Errors
+            /// As [`get`](Self::get); `Full` if 1024 items are leased or dead letters.
+            #[cfg(not(multiprocess_loom))]
+            pub async fn lease(&self) -> Result<Lease<T>> {
+                Ok(Lease::of(&self.core, self.core.lease().await?))
+            }
+
+            /// Takes the first item on lease if there is one now.
+            ///
+            /// # Errors
+            /// `Empty`, else as [`lease`](Self::lease).
+            #[cfg(not(multiprocess_loom))]
+            pub fn try_lease(&self) -> Result<Lease<T>> {
+                Ok(Lease::of(&self.core, self.core.try_lease()?))
+            }
+
+            /// [`lease`](Self::lease) for plain functions: blocks this thread.
+            ///
+            /// # Panics
+            /// Inside async code, as tokio's blocking calls do.
+            ///
+            /// # Errors
+            /// As [`lease`](Self::lease).
+            #[cfg(not(multiprocess_loom))]
+            #[track_caller]
+            pub fn blocking_lease(&self) -> Result<Lease<T>> {
+                Ok(Lease::of(&self.core, self.core.blocking_lease()?))
+            }
+
+            /// [`lease`](Self::lease) that gives up after `timeout`, and then has taken nothing.
+            /// Counted in real time: see [Timeouts](crate#timeouts).
+            ///
+            /// # Errors
+            /// `Timeout`, `Io` where there is no tokio timer, else as [`lease`](Self::lease).
+            #[cfg(not(multiprocess_loom))]
+            pub async fn lease_timeout(&self, timeout: Duration) -> Result<Lease<T>> {
+                Ok(Lease::of(&self.core, self.core.lease_timeout(timeout).await?))
+            }
+
+            /// Leases as a stream, which ends when the queue is closed and nothing in it is left or leased. Dropping it loses
+            /// nothing.
+            #[cfg(not(multiprocess_loom))]
+            pub fn leases(&self) -> impl Stream<Item = Result<Lease<T>>> + Send + Unpin + use<T> {
+                lease::leases(self.core.clone())
+            }
+
+            /// From now on an item that was leased `most` times without a commit goes to the
+            /// [`dead_letters`](Self::dead_letters), for all who lease; 0 is no limit, as at the beginning. Returns this queue.
+            #[cfg(not(multiprocess_loom))]
+            pub fn max_deliveries(&self, most: u32) -> Self {
+                self.core.set_max_deliveries(most);
+                self.clone()
+            }
+
+            /// The items that were leased too often; see [`max_deliveries`](Self::max_deliveries). They count for nothing else.
+            #[cfg(not(multiprocess_loom))]
+            pub fn dead_letters(&self) -> DeadLetters<T> {
+                DeadLetters::of(&self.core)
+            }
+
+            /// How many items there are, those on lease included: exact while nobody puts or takes.
             pub fn len(&self) -> usize {
                 self.core.len()
             }
@@ -220,7 +286,7 @@ macro_rules! queue_methods {
 
             /// Whether a bounded queue has no room.
             pub fn is_full(&self) -> bool {
-                self.capacity().is_some_and(|capacity| self.len() >= capacity)
+                self.capacity().is_some_and(|capacity| self.core.waiting() >= capacity)
             }
 
             /// How many items fit, or `None` if the queue is unbounded.

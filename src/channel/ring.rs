@@ -40,6 +40,8 @@
 //! No move awaits: a dropped future has moved nothing, or everything.
 
 use super::extents::{Extent, Extents, HEAD_LEN, IS_MODEL, Impossible, corrupt};
+#[cfg(not(multiprocess_loom))]
+use super::leases::{self, Entry, Scan};
 use super::segment::{Mark, RecordHead, Segment};
 use crate::error::Damage;
 use crate::os::sync::lock;
@@ -47,6 +49,8 @@ use crate::os::{fault, memory};
 #[cfg(not(multiprocess_loom))]
 use crate::shm::family::Family;
 use crate::shm::family::Member;
+#[cfg(not(multiprocess_loom))]
+use crate::shm::region::Map;
 #[cfg(multiprocess_loom)]
 use crate::shm::region::Members as Family;
 use crate::shm::region::Region;
@@ -55,11 +59,15 @@ use crate::wait::sleepers;
 use crate::wire::Payload;
 use std::io;
 use std::os::fd::OwnedFd;
+#[cfg(not(multiprocess_loom))]
+use std::sync::OnceLock;
 use std::sync::atomic::Ordering::*;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 mod chain;
+#[cfg(not(multiprocess_loom))]
+pub(super) mod lease;
 #[cfg(all(test, not(multiprocess_loom)))]
 mod tests;
 
@@ -127,6 +135,8 @@ pub(super) struct WakeRequests {
     pub(super) takers: bool,
     /// The ring was found damaged just now, which concerns everybody.
     pub(super) all: bool,
+    /// An item became a dead letter: who waits for those, or joins.
+    pub(super) joiners: bool,
 }
 
 pub(super) struct Ring {
@@ -138,6 +148,9 @@ pub(super) struct Ring {
     what: &'static str,
     put: Mutex<Side>,
     get: Mutex<Side>,
+    /// The table of leased items, once one was leased.
+    #[cfg(not(multiprocess_loom))]
+    leases: OnceLock<Arc<Map>>,
 }
 
 /// What one side of this process remembers of the segment it works on.
@@ -179,6 +192,25 @@ fn write_and_discard(
     Ok(())
 }
 
+/// Takes an item that came back: [`Ring::pop`] of it.
+#[cfg(not(multiprocess_loom))]
+#[cold]
+fn pop_again(
+    entry: Entry<'_>,
+    payload: impl FnOnce() -> Vec<u8>,
+    take_fds: impl FnOnce(u64, usize) -> io::Result<Vec<OwnedFd>>,
+    commit: impl FnOnce(),
+) -> io::Result<Pop> {
+    let mut payload = payload();
+    entry.read(&mut payload)?;
+    let (number, count) = entry.fds();
+    let fds = if count > 0 { take_fds(number, count) } else { Ok(Vec::new()) };
+    commit();
+    fault::point("again.noted");
+    entry.set_free();
+    Ok(Pop::Got(payload, fds?))
+}
+
 impl Ring {
     /// A new ring of at most `item_limit` records and, when it is not empty, about `byte_limit` bytes; 0 is no limit.
     pub(super) fn create(item_limit: u64, byte_limit: u64) -> io::Result<Self> {
@@ -210,7 +242,17 @@ impl Ring {
         let (item_limit, byte_limit) = (words[word::ITEM_LIMIT].load(Relaxed), words[word::BYTE_LIMIT].load(Relaxed));
         let (put, get) = (Mutex::default(), Mutex::default());
         let what = "queue";
-        Ok(Self { family: Family::get()?, extents: Extents::of(region), item_limit, byte_limit, what, put, get })
+        Ok(Self {
+            family: Family::get()?,
+            extents: Extents::of(region),
+            item_limit,
+            byte_limit,
+            what,
+            put,
+            get,
+            #[cfg(not(multiprocess_loom))]
+            leases: OnceLock::new(),
+        })
     }
 
     pub(super) fn is_called(&mut self, what: &'static str) {
@@ -461,7 +503,8 @@ impl Ring {
 
     #[inline]
     fn pop_locked_here(&self, name: u64, extent: &Extent, to: &mut Vec<u8>) -> bool {
-        if self.word(word::GET_SEGMENT).load(Acquire) != name {
+        // What was leased comes first, if it came back.
+        if self.word(word::GET_SEGMENT).load(Acquire) != name || self.has_leases() {
             return false;
         }
         let segment = extent.segment();
@@ -482,7 +525,7 @@ impl Ring {
         let Some(extent) = &side.extent else { return false };
         let segment = extent.segment();
         let is_here = self.word(word::GET_SEGMENT).load(Acquire) == side.name && segment.next() == 0;
-        is_here && segment.tail() == segment.head() && !self.is_closed()
+        is_here && segment.tail() == segment.head() && !self.is_closed() && !self.has_leases()
     }
 
     /// Takes one record, whole. `take_fds` gets its number and how many, just before the commit; `commit` is called
@@ -493,6 +536,18 @@ impl Ring {
         take_fds: impl FnOnce(u64, usize) -> io::Result<Vec<OwnedFd>>,
         commit: impl FnOnce(Member),
     ) -> (io::Result<Pop>, WakeRequests) {
+        let work = |side: &mut Side, requests: &mut WakeRequests, me| {
+            self.pop_locked(side, requests, payload, take_fds, || commit(me))
+        };
+        self.take_locked(Pop::Busy, work)
+    }
+
+    /// Runs `work` under the get lock, or returns `busy` if somebody else has it.
+    fn take_locked<R>(
+        &self,
+        busy: R,
+        work: impl FnOnce(&mut Side, &mut WakeRequests, Member) -> io::Result<R>,
+    ) -> (io::Result<R>, WakeRequests) {
         let mut requests = WakeRequests::default();
         let me = match self.family.me() {
             Ok(me) => me,
@@ -501,12 +556,12 @@ impl Ring {
         let mut side = lock(&self.get);
         let robust_lock = self.get_lock();
         match robust_lock.try_take(me, self.family) {
-            None => return (Ok(Pop::Busy), requests),
+            None => return (Ok(busy), requests),
             Some(Taken::Free) if !self.owes_repair() => {}
             Some(_) => requests.putters = self.repair_beside(self.put_lock(), me),
         }
         fault::point("get.taken");
-        let result = self.pop_locked(&mut side, &mut requests, payload, take_fds, || commit(me));
+        let result = work(&mut side, &mut requests, me);
         let result = result.map_err(|error| self.judge(error, &mut requests.all));
         requests.takers = robust_lock.release();
         fault::point("get.released");
@@ -521,12 +576,26 @@ impl Ring {
         take_fds: impl FnOnce(u64, usize) -> io::Result<Vec<OwnedFd>>,
         commit: impl FnOnce(),
     ) -> io::Result<Pop> {
-        let (head, tail) = match self.settle_taker(side)? {
+        let found = self.settle_taker(side)?;
+        #[cfg(not(multiprocess_loom))]
+        let is_awaited = match self.has_leases() {
+            false => false,
+            true => match self.scan(found.map(|(head, _)| head), requests)? {
+                Scan::Again(entry) => return pop_again(entry, payload, take_fds, commit),
+                Scan::Held => true,
+                Scan::Nothing => false,
+            },
+        };
+        #[cfg(multiprocess_loom)]
+        let is_awaited = false;
+        let (head, tail) = match found {
             Some(found) => found,
             None if !self.check_closed()? => return Ok(Pop::Empty),
             // Closed is said after the last put: look once more.
             None => match self.settle_taker(side)? {
                 Some(found) => found,
+                // What is leased may come back.
+                None if is_awaited => return Ok(Pop::Empty),
                 None => return Ok(Pop::Closed),
             },
         };
@@ -548,6 +617,15 @@ impl Ring {
             requests.putters |= self.give_back(side, &large);
         }
         Ok(Pop::Got(payload, fds?))
+    }
+
+    /// Whether any item may be leased, or wait to be delivered again.
+    #[inline]
+    pub(super) fn has_leases(&self) -> bool {
+        #[cfg(not(multiprocess_loom))]
+        return self.word(leases::word::LEASED).load(Acquire) != 0;
+        #[cfg(multiprocess_loom)]
+        false
     }
 
     /// Lets no further record in. Waits only for a putter at work, and not for ever.

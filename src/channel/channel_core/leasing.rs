@@ -1,0 +1,219 @@
+//! Items on lease: taken, given back, done with.
+
+use super::{ChannelCore, Later, Tried, flatten, when_not_busy};
+use crate::channel::descriptors;
+use crate::channel::leases::{Back, Held, KEPT, word};
+use crate::channel::ring::Pop;
+use crate::channel::ring::lease::{Descriptors, Leasing};
+use crate::error::{Damage, Error, ErrorKind, Result};
+use crate::os::fault;
+use crate::shm::atomic::fence;
+use crate::wait::{WaitQueue, refuse_inside_async, until};
+use crate::wire::{self, Parcel};
+use serde::de::DeserializeOwned;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::*;
+use std::time::Duration;
+
+/// The sockets of a queue: descriptors of items in it go one way, those of leased items wait in the other direction.
+struct Sockets<'a>(&'a ChannelCore);
+
+impl Descriptors for Sockets<'_> {
+    fn take(&self, number: u64, count: usize) -> io::Result<Vec<OwnedFd>> {
+        self.0.take_descriptors(number, count)
+    }
+
+    fn keep(&self, number: u64, fds: &[OwnedFd]) -> io::Result<()> {
+        // Without room the item has none when it comes back: an error for its taker, as if they were lost.
+        descriptors::keep_fds(self.0.rx.as_fd(), number & !KEPT, fds).map(drop)
+    }
+}
+
+impl ChannelCore {
+    /// The descriptors of an item, wherever they wait.
+    pub(super) fn take_descriptors(&self, number: u64, count: usize) -> io::Result<Vec<OwnedFd>> {
+        if number & KEPT == 0 {
+            return descriptors::take_fds(self.rx.as_fd(), number, count);
+        }
+        let leases = self.ring.leases()?;
+        let is_wanted = |number| leases.as_ref().is_some_and(|leases| leases.has_number(number));
+        descriptors::take_kept_fds(self.tx.as_fd(), self.rx.as_fd(), number & !KEPT, count, is_wanted)
+    }
+
+    /// One try to take an item on lease, with its notices.
+    fn pop_lease<T: 'static>(&self) -> Result<Tried<(Held, Parcel)>> {
+        let buffer = || if wire::takes_buffer::<T>() { Vec::new() } else { wire::spare() };
+        loop {
+            let (result, requests) = self.ring.lease(buffer, &Sockets(self));
+            self.notify(requests);
+            let made_room = match &result {
+                Ok(Leasing::Empty | Leasing::Closed | Leasing::Busy) => false,
+                Ok(Leasing::Leased(_, _, fds)) => self.ring.is_limited() || !fds.is_empty(),
+                Err(error) => !Damage::is_in(error),
+            };
+            if made_room {
+                self.room.notify_one();
+            }
+            if result.as_ref().is_err_and(|error| !Damage::is_in(error)) {
+                self.items.notify_one();
+            }
+            match result.map_err(|error| self.failed("lease from", error))? {
+                Leasing::Leased(held, bytes, fds) => return Ok(Tried::Done((held, Parcel { bytes, fds }))),
+                Leasing::Closed => return Err(self.closed()),
+                Leasing::Empty => return Ok(Tried::NotNow),
+                Leasing::Busy if self.ring.contend_get() => return Ok(Tried::Busy),
+                Leasing::Busy => {}
+            }
+        }
+    }
+
+    fn decode_lease<T: DeserializeOwned + 'static>(&self, (held, parcel): (Held, Parcel)) -> Result<(Held, T)> {
+        match wire::decode(parcel) {
+            Ok(value) => Ok((held, value)),
+            // It cannot be read by the next one either.
+            Err(error) => {
+                self.commit(&held);
+                Err(error)
+            }
+        }
+    }
+
+    pub(in crate::channel) async fn lease<T: DeserializeOwned + 'static>(&self) -> Result<(Held, T)> {
+        let waited = until(&self.items, || self.pop_lease::<T>().later()).await;
+        self.decode_lease(flatten(waited.map_err(|error| self.failed("wait for", error)))?)
+    }
+
+    pub(in crate::channel) async fn lease_timeout<T: DeserializeOwned + 'static>(
+        &self,
+        timeout: Duration,
+    ) -> Result<(Held, T)> {
+        self.in_time(timeout, self.lease()).await
+    }
+
+    pub(in crate::channel) fn try_lease<T: DeserializeOwned + 'static>(&self) -> Result<(Held, T)> {
+        match when_not_busy(|| self.pop_lease::<T>())? {
+            Some(leased) => self.decode_lease(leased),
+            None => Err(Error::new(ErrorKind::Empty, format!("the {} is empty", self.what))),
+        }
+    }
+
+    #[track_caller]
+    pub(in crate::channel) fn blocking_lease<T: DeserializeOwned + 'static>(&self) -> Result<(Held, T)> {
+        refuse_inside_async();
+        self.decode_lease(self.block(&self.items, None, || self.pop_lease::<T>().later())?)
+    }
+
+    /// The item of a lease is done with.
+    pub(in crate::channel) fn commit(&self, held: &Held) {
+        let Ok(Some(leases)) = self.ring.leases() else { return };
+        fault::point("commit.begun");
+        if !leases.commit(held) {
+            return;
+        }
+        fault::point("commit.done");
+        if held.fds().1 > 0 {
+            self.drop_kept(held);
+        }
+        self.notify(self.ring.tidy(held));
+        self.one_less();
+    }
+
+    /// The descriptors that were kept for a lease are needed no more.
+    fn drop_kept(&self, held: &Held) {
+        let drop_kept = || {
+            let (dropped, requests) = self.ring.drop_kept(held, &Sockets(self));
+            self.notify(requests);
+            match dropped {
+                Ok(true) => Ok(Tried::Done(())),
+                Ok(false) => Ok(Tried::Busy),
+                // They were lost before.
+                Err(_) => Ok(Tried::Done(())),
+            }
+        };
+        // If somebody is stopped while it takes, the next item with descriptors drops them.
+        let _ = when_not_busy(drop_kept);
+    }
+
+    /// A lease ends without a commit.
+    pub(in crate::channel) fn give_back(&self, held: &Held) {
+        let Ok(Some(leases)) = self.ring.leases() else { return };
+        fault::point("return.begun");
+        match leases.give_back(held) {
+            Back::Again => {
+                fault::point("return.done");
+                self.items.notify_one();
+            }
+            Back::DeadLetter => {
+                self.joined.notify_all();
+                self.one_less();
+            }
+        }
+    }
+
+    /// One item less is leased: who takes from a closed queue, or joins, may be at the end.
+    fn one_less(&self) {
+        // Of two that finish the last two items at once, one sees both done.
+        fence(SeqCst);
+        if self.ring.is_closed() {
+            self.items.notify_all();
+        }
+        // What was found damaged, those who wait find as well.
+        if self.is_joinable && self.is_finished().unwrap_or(true) {
+            self.joined.notify_all();
+        }
+    }
+
+    pub(in crate::channel) fn set_max_deliveries(&self, most: u32) {
+        self.ring.region().words()[word::MOST_DELIVERIES].store(most.into(), Release);
+        // Some may be dead letters by now.
+        self.items.notify_all();
+        self.joined.notify_all();
+    }
+
+    fn pop_dead_letter(&self) -> Result<Tried<Parcel>> {
+        loop {
+            let (result, requests) = self.ring.pop_dead_letter(&Sockets(self));
+            self.notify(requests);
+            match result.map_err(|error| self.failed("take from", error))? {
+                Pop::Got(bytes, fds) => return Ok(Tried::Done(Parcel { bytes, fds })),
+                Pop::Empty | Pop::Closed => return Ok(Tried::NotNow),
+                Pop::Busy if self.ring.contend_get() => return Ok(Tried::Busy),
+                Pop::Busy => {}
+            }
+        }
+    }
+
+    /// Those who wait for dead letters: at the same event as those who join, as waiters of their own.
+    fn dead_letters_queue(&self) -> Result<&Arc<WaitQueue>> {
+        if let Some(queue) = self.dead_letters.get() {
+            return Ok(queue);
+        }
+        let queue = WaitQueue::new(self.ring.region().clone(), crate::channel::ring::word::JOINED, None);
+        let queue = queue.map_err(|error| self.failed("wait for a dead letter of", error))?;
+        Ok(self.dead_letters.get_or_init(|| queue))
+    }
+
+    pub(in crate::channel) async fn dead_letter<T: DeserializeOwned + 'static>(&self) -> Result<T> {
+        let queue = self.dead_letters_queue()?;
+        let attempt = || match self.pop_dead_letter() {
+            // Who takes asks its waiters, and not those.
+            Ok(Tried::Busy) => when_not_busy(|| self.pop_dead_letter()).transpose(),
+            tried => tried.later(),
+        };
+        let waited = until(queue, attempt).await.map_err(|error| self.failed("wait for a dead letter of", error));
+        wire::decode(flatten(waited)?)
+    }
+
+    pub(in crate::channel) fn try_dead_letter<T: DeserializeOwned + 'static>(&self) -> Result<T> {
+        match when_not_busy(|| self.pop_dead_letter())? {
+            Some(parcel) => wire::decode(parcel),
+            None => Err(Error::new(ErrorKind::Empty, format!("the {} has no dead letter", self.what))),
+        }
+    }
+
+    pub(in crate::channel) fn dead_letters_len(&self) -> usize {
+        self.ring.leases().ok().flatten().map_or(0, |leases| leases.dead_letters_len())
+    }
+}

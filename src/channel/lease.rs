@@ -1,0 +1,215 @@
+//! The face of a lease: an item that outlives its consumer.
+
+use super::channel_core::ChannelCore;
+use super::leases::Held;
+use crate::error::{Error, ErrorKind, Result};
+use crate::os::fork;
+use crate::os::timer;
+use futures_util::{Stream, StreamExt};
+use serde::de::DeserializeOwned;
+use std::fmt;
+use std::marker::PhantomData;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// An item of a queue on lease: it leaves the queue when the lease is [committed](Self::commit).
+///
+/// Dropped without a commit, or when its process ends, however it ends, the item is in the queue again, at the front. So an item
+/// is not lost with its consumer; it may be worked on more than once, and [`deliveries`](Self::deliveries) tells.
+/// [`Queue::max_deliveries`](crate::Queue::max_deliveries) sets a limit, after which an item that its consumers do not survive goes to
+/// [`Queue::dead_letters`](crate::Queue::dead_letters).
+///
+/// ```
+/// use multiprocess::{self as mp, Process, Queue};
+///
+/// async fn work(jobs: Queue<u32>, done: Queue<u32>) -> mp::Result<()> {
+///     while let Ok(job) = jobs.lease().await {
+///         if job.deliveries() == 1 && *job == 2 {
+///             std::process::abort(); // A bug, or the kernel was short of memory.
+///         }
+///         done.put(10 * *job).await?;
+///         job.commit()?;
+///     }
+///     Ok(())
+/// }
+///
+/// fn main() -> mp::Result<()> {
+///     mp::run(async {
+///         let (jobs, done) = (Queue::unbounded()?, Queue::unbounded()?);
+///         for job in [1, 2, 3] {
+///             jobs.put(job).await?;
+///         }
+///         jobs.close();
+///         let first = Process::spawn(work, (jobs.clone(), done.clone()))?;
+///         assert_eq!(first.await.unwrap_err().kind(), mp::ErrorKind::ProcessDied);
+///         Process::spawn(work, (jobs.clone(), done.clone()))?.await??;
+///         done.close();
+///         let mut results = Vec::new();
+///         while let Ok(result) = done.get().await {
+///             results.push(result);
+///         }
+///         assert_eq!(results, [10, 20, 30]);
+///         Ok(())
+///     })
+/// }
+/// ```
+///
+/// # Details
+/// - **Order.** Items that came back come before all others, the oldest first, also for a plain `get`.
+/// - **Counting.** Until the commit the item counts as not done: for `len`, for a closed queue, which is at its end only when nothing
+///   is leased any more, and for [`JoinableQueue::join`](crate::JoinableQueue::join), to which a commit is the item's `task_done`.
+///   It takes no room in a bounded queue.
+/// - **Cost.** One more copy of the item into shared memory, by a system call. A process that has leases makes each `get` of the queue
+///   look at the table of them. The first lease of a queue takes 96 KiB.
+/// - **Limits.** At most 1024 items of a queue can be leased or dead letters at one time; beyond that a lease is an error of kind
+///   `Full`. Descriptors of some 250 leased items are kept; an item beyond those that comes back is an error of kind `Decode`.
+#[must_use = "dropped at once, the item goes back to the queue at once"]
+pub struct Lease<T> {
+    core: Arc<ChannelCore>,
+    held: Option<Held>,
+    value: Option<T>,
+}
+
+impl<T> Lease<T> {
+    pub(super) fn of(core: &Arc<ChannelCore>, (held, value): (Held, T)) -> Self {
+        Self { core: core.clone(), held: Some(held), value: Some(value) }
+    }
+
+    /// Takes the item out of the queue for good, and returns it. Never waits.
+    ///
+    /// A process that is killed in the middle has committed or not.
+    ///
+    /// # Errors
+    /// `Forked` in a process that was forked from the one that has the lease.
+    pub fn commit(mut self) -> Result<T> {
+        fork::check().map_err(|error| Error::io("cannot commit a lease", error))?;
+        if let Some(held) = self.held.take() {
+            self.core.commit(&held);
+        }
+        match self.value.take() {
+            Some(value) => Ok(value),
+            None => unreachable!("a lease has its item until it is committed"),
+        }
+    }
+
+    /// How often the item was delivered, this time included: 1 for the first time.
+    pub fn deliveries(&self) -> u32 {
+        self.held.as_ref().map_or(0, |held| held.deliveries)
+    }
+}
+
+impl<T> Deref for Lease<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        match &self.value {
+            Some(value) => value,
+            None => unreachable!("a lease has its item until it is committed"),
+        }
+    }
+}
+
+impl<T> Drop for Lease<T> {
+    fn drop(&mut self) {
+        if let Some(held) = self.held.take()
+            && !fork::is_forked()
+        {
+            self.core.give_back(&held);
+        }
+    }
+}
+
+impl<T: fmt::Debug> fmt::Debug for Lease<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lease").field("item", &self.value).field("deliveries", &self.deliveries()).finish()
+    }
+}
+
+/// The leases of a queue as a stream; see [`Queue::leases`](crate::Queue::leases).
+pub(super) fn leases<T: DeserializeOwned + Send + 'static>(
+    core: Arc<ChannelCore>,
+) -> impl Stream<Item = Result<Lease<T>>> + Send + Unpin {
+    let leases = futures_util::stream::unfold(Some(core), |core| async {
+        let core = core?;
+        match core.lease().await {
+            Err(error) if error.kind() == ErrorKind::Closed => None,
+            // Nothing follows these either, or not at once.
+            Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Full) => Some((Err(error), None)),
+            Err(error) => Some((Err(error), Some(core))),
+            Ok(leased) => Some((Ok(Lease::of(&core, leased)), Some(core))),
+        }
+    });
+    Box::pin(leases.fuse())
+}
+
+/// The items of a queue that were leased too often without a commit; made by [`Queue::dead_letters`](crate::Queue::dead_letters).
+///
+/// ```
+/// use multiprocess::{self as mp, Queue};
+/// # fn main() -> mp::Result<()> { mp::run(async {
+/// let queue = Queue::unbounded()?;
+/// queue.max_deliveries(2);
+/// queue.put("poison".to_string()).await?;
+/// for _ in 0..2 {
+///     drop(queue.lease().await?);
+/// }
+/// assert!(queue.try_lease().is_err());
+/// assert_eq!(queue.dead_letters().get().await?, "poison");
+/// # Ok(()) }) }
+/// ```
+pub struct DeadLetters<T> {
+    core: Arc<ChannelCore>,
+    item: PhantomData<fn() -> T>,
+}
+
+impl<T: DeserializeOwned + Send + 'static> DeadLetters<T> {
+    pub(super) fn of(core: &Arc<ChannelCore>) -> Self {
+        Self { core: core.clone(), item: PhantomData }
+    }
+
+    /// Takes the oldest; waits while there is none. Cancel-safe: dropped, it has taken nothing.
+    ///
+    /// # Errors
+    /// `Decode` if the item cannot be read as `T`, or its descriptors are gone: it is gone then. `Io` if the system refuses a resource
+    /// that waiting needs. A queue that is closed can still get dead letters, so there is no `Closed`.
+    pub async fn get(&self) -> Result<T> {
+        self.core.dead_letter().await
+    }
+
+    /// Takes the oldest if there is one now.
+    ///
+    /// # Errors
+    /// `Empty`, else as [`get`](Self::get).
+    pub fn try_get(&self) -> Result<T> {
+        self.core.try_dead_letter()
+    }
+
+    /// [`get`](Self::get) that gives up after `timeout`, and then has taken nothing. Counted in real time: see
+    /// [Timeouts](crate#timeouts).
+    ///
+    /// # Errors
+    /// `Timeout`, `Io` where there is no tokio timer, else as [`get`](Self::get).
+    pub async fn get_timeout(&self, timeout: Duration) -> Result<T> {
+        let failed = |error| Error::io("cannot wait for a dead letter", error);
+        let limited = timer::limited(timeout, self.get()).map_err(failed)?;
+        let late = || Err(Error::new(ErrorKind::Timeout, "there was no dead letter in time"));
+        limited.await.unwrap_or_else(|_| late())
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.core.dead_letters_len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl<T> fmt::Debug for DeadLetters<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DeadLetters").field("len", &self.core.dead_letters_len()).finish()
+    }
+}

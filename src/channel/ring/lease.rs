@@ -1,0 +1,194 @@
+//! Items that are taken on lease, and those that come back. Their table, its moves and deaths stand at the top of
+//! [`leases`](crate::channel::leases).
+
+use super::{KEEP, Pop, Ring, Side, WakeRequests};
+use crate::channel::extents::corrupt;
+use crate::channel::leases::{self, Held, Item, Leases, Scan};
+use crate::channel::segment::Mark;
+use crate::os::fault;
+use crate::shm::family::Member;
+use std::io;
+use std::os::fd::OwnedFd;
+
+/// What a lease finds.
+pub(in crate::channel) enum Leasing {
+    Leased(Held, Vec<u8>, Vec<OwnedFd>),
+    Empty,
+    Closed,
+    /// Somebody else is taking.
+    Busy,
+}
+
+/// Where the descriptors of items are.
+pub(in crate::channel) trait Descriptors {
+    /// Takes those of the record of this number.
+    fn take(&self, number: u64, count: usize) -> io::Result<Vec<OwnedFd>>;
+    /// Keeps a copy of those of a leased item, as far as there is room.
+    fn keep(&self, number: u64, fds: &[OwnedFd]) -> io::Result<()>;
+}
+
+impl Ring {
+    /// The table, if any item was ever leased.
+    pub(in crate::channel) fn leases(&self) -> io::Result<Option<Leases<'_>>> {
+        self.table(false)
+    }
+
+    fn table(&self, create: bool) -> io::Result<Option<Leases<'_>>> {
+        let map = match self.leases.get() {
+            Some(map) => map,
+            None => match leases::table(self.region(), &self.extents, create)? {
+                Some(map) => self.leases.get_or_init(|| map),
+                None => return Ok(None),
+            },
+        };
+        Ok(Some(Leases::new(self.region(), map, self.family)))
+    }
+
+    /// How many items are leased, or wait to be delivered again.
+    pub(in crate::channel) fn leased(&self) -> usize {
+        if !self.has_leases() {
+            return 0;
+        }
+        self.leases().ok().flatten().map_or(0, |leases| leases.len())
+    }
+
+    /// An item that is to be delivered again, in place of the ring's next.
+    #[cold]
+    pub(super) fn scan(&self, next: Option<Mark>, requests: &mut WakeRequests) -> io::Result<Scan<'_>> {
+        let leases = self.leases()?.ok_or_else(|| corrupt("leases without a table"))?;
+        Ok(leases.scan(next.map(|head| head.count), &mut requests.joiners))
+    }
+
+    /// Takes one item on lease: one that came back, or else the ring's next.
+    pub(in crate::channel) fn lease(
+        &self,
+        payload: impl FnOnce() -> Vec<u8>,
+        fds: &impl Descriptors,
+    ) -> (io::Result<Leasing>, WakeRequests) {
+        self.take_locked(Leasing::Busy, |side, requests, me| self.lease_locked(side, requests, me, payload, fds))
+    }
+
+    fn lease_locked(
+        &self,
+        side: &mut Side,
+        requests: &mut WakeRequests,
+        me: Member,
+        payload: impl FnOnce() -> Vec<u8>,
+        fds: &impl Descriptors,
+    ) -> io::Result<Leasing> {
+        let mut found = self.settle_taker(side)?;
+        let mut is_awaited = false;
+        if self.has_leases() {
+            match self.scan(found.map(|(head, _)| head), requests)? {
+                Scan::Again(entry) => {
+                    let leases = self.leases()?.ok_or_else(|| corrupt("leases without a table"))?;
+                    let mut payload = payload();
+                    entry.read(&mut payload)?;
+                    let (number, count) = entry.fds();
+                    let taken = if count > 0 { fds.take(number, count) } else { Ok(Vec::new()) };
+                    if taken.is_err() {
+                        entry.set_free();
+                    }
+                    let taken = taken?;
+                    if count > 0 {
+                        fds.keep(number, &taken)?;
+                    }
+                    fault::point("lease.again");
+                    return Ok(Leasing::Leased(leases.hold(entry, me), payload, taken));
+                }
+                Scan::Held => is_awaited = true,
+                Scan::Nothing => {}
+            }
+        }
+        if found.is_none() && self.check_closed()? {
+            // Closed is said after the last put: look once more.
+            found = self.settle_taker(side)?;
+            if found.is_none() {
+                return Ok(if is_awaited { Leasing::Empty } else { Leasing::Closed });
+            }
+        }
+        let Some((head, tail)) = found else { return Ok(Leasing::Empty) };
+        let leases = self.table(true)?.ok_or_else(|| corrupt("leases without a table"))?;
+        let Some(entry) = leases.free() else {
+            let why = format!(
+                "{} items of the {} are leased or dead letters, which is the limit: commit some, or take the dead letters",
+                leases::ENTRIES,
+                self.what
+            );
+            return Err(io::Error::new(io::ErrorKind::QuotaExceeded, why));
+        };
+        let segment = side.segment()?;
+        let Some(record) = segment.record(head, tail) else {
+            return Err(corrupt("no item where one should be"));
+        };
+        let mut payload = payload();
+        segment.read_payload(head, record, &mut payload);
+        let item = Item { bytes: &payload, fds: record.fds, number: record.number, count: head.count };
+        leases.fill(entry, &self.extents, &item)?;
+        let taken = if record.fds > 0 { fds.take(record.number, record.fds as usize) } else { Ok(Vec::new()) };
+        if let (Ok(taken), true) = (&taken, record.fds > 0) {
+            fds.keep(record.number, taken)?;
+        }
+        fault::point("lease.filled");
+        // Descriptors that are lost are told of once, and the item is gone, as by a get.
+        let held = taken.is_ok().then(|| leases.hold(entry, me));
+        fault::point("lease.held");
+        segment.consume(head, record);
+        fault::point("lease.consumed");
+        entry.is_committed();
+        let is_drained = head.position.wrapping_add(record.units()) == tail.position;
+        let large = side.extent.as_ref().filter(|extent| is_drained && extent.size() > KEEP).cloned();
+        if let Some(large) = large {
+            requests.putters |= self.give_back(side, &large);
+        }
+        match held {
+            Some(held) => Ok(Leasing::Leased(held, payload, taken?)),
+            None => taken.map(|_| Leasing::Empty),
+        }
+    }
+
+    /// Takes the oldest dead letter.
+    pub(in crate::channel) fn pop_dead_letter(&self, fds: &impl Descriptors) -> (io::Result<Pop>, WakeRequests) {
+        self.take_locked(Pop::Busy, |side, requests, _| {
+            let found = self.settle_taker(side)?;
+            // One may become a dead letter just now: nobody else may look at it any more.
+            if self.has_leases() {
+                let _ = self.scan(found.map(|(head, _)| head), requests)?;
+            }
+            let Some(leases) = self.leases()? else { return Ok(Pop::Empty) };
+            let Some(entry) = leases.dead_letter() else { return Ok(Pop::Empty) };
+            let mut payload = Vec::new();
+            entry.read(&mut payload)?;
+            let (number, count) = entry.fds();
+            let taken = if count > 0 { fds.take(number, count) } else { Ok(Vec::new()) };
+            entry.set_free();
+            Ok(Pop::Got(payload, taken?))
+        })
+    }
+
+    /// The holder of a lease is done with its item: its descriptors are kept no more. False if somebody is taking.
+    pub(in crate::channel) fn drop_kept(
+        &self,
+        held: &Held,
+        fds: &impl Descriptors,
+    ) -> (io::Result<bool>, WakeRequests) {
+        self.take_locked(false, |_, _, _| {
+            let (number, count) = held.fds();
+            fds.take(number, count).map(|_| true)
+        })
+    }
+
+    /// The holder of a lease is done with its item: the memory of a large one is given back, if nobody is taking.
+    pub(in crate::channel) fn tidy(&self, held: &Held) -> WakeRequests {
+        let Ok(Some(leases)) = self.leases() else { return WakeRequests::default() };
+        let entry = leases.entry(held.index());
+        if !entry.is_large() {
+            return WakeRequests::default();
+        }
+        let give_back = |_: &mut Side, _: &mut WakeRequests, _| {
+            entry.give_back_if_free();
+            Ok(())
+        };
+        self.take_locked((), give_back).1
+    }
+}
