@@ -11,6 +11,7 @@ use rustix::process::Signal;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitCode};
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 const SCENARIOS: &[Scenario] = scenarios! {
@@ -185,7 +186,6 @@ fn a_preload_that_leaves_a_thread_which_waits_for_any_child_hangs_nobody() {
 
 fn what_a_preload_does_with_sigchld_is_so_in_children_alone() {
     use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal as Number, sigaction};
-    use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
     static HEARD: AtomicU64 = AtomicU64::new(0);
     extern "C" fn hear(_: libc::c_int) {
         HEARD.fetch_add(1, SeqCst);
@@ -413,11 +413,13 @@ impl All {
 fn each_use_in_a_forked_process_is_an_error_whatever_other_threads_are_at() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(3).enable_all().build().unwrap();
     let mut all = runtime.block_on(within(All::used()));
+    static ROUNDS: [AtomicU64; 3] = [const { AtomicU64::new(0) }; 3];
     // Others hold the locks of this process again and again while it forks.
     let (pool, queue, list) = (all.pool.clone(), mp::Queue::unbounded().unwrap(), all.list.clone());
     runtime.spawn(async move {
         loop {
             pool.apply(add, (1, 2)).await.unwrap();
+            ROUNDS[0].fetch_add(1, SeqCst);
         }
     });
     runtime.spawn(async move {
@@ -426,15 +428,19 @@ fn each_use_in_a_forked_process_is_an_error_whatever_other_threads_are_at() {
             let got: u64 = queue.get().await.unwrap();
             list.len().await.unwrap();
             assert_eq!(got, 1);
+            ROUNDS[1].fetch_add(1, SeqCst);
         }
     });
     runtime.spawn(async move {
         loop {
             assert_eq!(Process::spawn(add, (1, 2)).unwrap().await.unwrap(), 3);
+            ROUNDS[2].fetch_add(1, SeqCst);
         }
     });
     for _ in 0..8 {
-        std::thread::sleep(Duration::from_millis(5)); // So that the others are at it.
+        let rounds = || ROUNDS.each_ref().map(|round| round.load(SeqCst));
+        let before = rounds();
+        until("the others are at it", || rounds().iter().zip(before).all(|(now, before)| *now > before));
         let found = in_fork(|| {
             assert!(mp::active_children().is_empty());
             let found = block_on(all.use_each());

@@ -5,7 +5,10 @@
 #[path = "common/alone.rs"]
 mod alone;
 
-use alone::{Scenario, block_on, children_of, kill, processes, runs, scenarios, server, until, within};
+use alone::{
+    Scenario, block_on, children_of, has_handled_its_signals, kill, processes, runs, scenarios, server,
+    thread_is_asleep, until, within,
+};
 use futures::FutureExt;
 use multiprocess::connection::{Listener, connect};
 use multiprocess::{self as mp, ErrorKind, Fd, Pool, Process, StartMethod};
@@ -117,10 +120,13 @@ fn a_join_does_not_wait_for_the_spawn_of_another_thread() {
         let child = Process::spawn(next, (told,)).unwrap();
         let server = server();
         stop(server);
-        let spawning = std::thread::spawn(|| Process::spawn(add, (3, 4)).map(drop));
-        let thread = || std::fs::read_dir("/proc/self/task").unwrap().count();
-        until("it spawns", || thread() > 1);
-        std::thread::sleep(Duration::from_millis(100));
+        let (id, thread) = std::sync::mpsc::channel();
+        let spawning = std::thread::spawn(move || {
+            id.send(rustix::thread::gettid()).unwrap();
+            Process::spawn(add, (3, 4)).map(drop)
+        });
+        let thread = thread.recv().unwrap();
+        until("it waits for the server", || thread_is_asleep(thread));
         let (joined, ()) = tokio::join!(within(child), async {
             tokio::task::yield_now().await;
             tell.send(3).await.unwrap();
@@ -422,8 +428,9 @@ async fn signals_reach_each_child() {
     }
     until("the idle one sleeps", || processes().iter().any(|(pid, _, state)| *pid == idle.pid() && *state == 'S'));
     kill(busy.pid(), Signal::USR1);
-    // Time for the idle one to take what is not its own.
-    std::thread::sleep(Duration::from_millis(100));
+    // Its handler has run by then. Had that woken the idle one, this would be running, or have read what is not its own.
+    until("the signal is handled", || has_handled_its_signals(busy.pid()));
+    until("the idle one sleeps", || processes().iter().any(|(pid, _, state)| *pid == idle.pid() && *state == 'S'));
     drop(go_on);
     assert_eq!(within(told.get()).await.unwrap(), busy.pid());
     kill(idle.pid(), Signal::USR1);

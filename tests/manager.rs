@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 mp::test_support!();
+common::quiet::quiet_stderr!();
 
 /// Not a serde value, and not `Clone`.
 struct Tally {

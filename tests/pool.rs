@@ -12,6 +12,7 @@ use common::Deadline;
 use common::pool::{square, stuck};
 
 multiprocess::test_support!();
+common::quiet::quiet_stderr!();
 
 async fn later(n: i64) -> i64 {
     tokio::time::sleep(Duration::from_millis(1)).await;

@@ -14,6 +14,7 @@ use common::pool::{Gate, MS, die, is_gone, kill, nap, pid, say_and_stay, say_and
 use common::{Deadline, eventually, holdings, in_child, limit_descriptors, within};
 
 multiprocess::test_support!();
+common::quiet::quiet_stderr!();
 
 #[tokio::test]
 async fn pool_07_exec_10_p22_any_chunk_size_gives_every_result() -> mp::Result<()> {

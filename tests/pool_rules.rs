@@ -16,6 +16,7 @@ use common::{
 };
 
 multiprocess::test_support!();
+common::quiet::quiet_stderr!();
 
 /// Rule 1, 4: the steps at which a worker can be killed, by its own hand, at the third item it comes to.
 #[cfg(debug_assertions)]

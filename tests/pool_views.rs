@@ -14,6 +14,7 @@ use common::pool::{Gate, MS, die, is_gone, pid, say_and_stay, say_and_wait, squa
 use common::{Deadline, eventually, go_on, stop, within};
 
 multiprocess::test_support!();
+common::quiet::quiet_stderr!();
 
 #[tokio::test]
 async fn a_death_quotes_what_the_worker_wrote_last_if_it_was_asked_for() -> mp::Result<()> {

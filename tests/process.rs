@@ -259,7 +259,10 @@ async fn proc_24_the_parent_keeps_nothing_of_the_arguments() {
 async fn proc_26_a_child_waits_for_blocking_tasks_of_its_runtime() {
     async fn leaves_a_task(mut write: Fd<std::io::PipeWriter>) {
         tokio::task::spawn_blocking(move || {
-            std::thread::sleep(Duration::from_millis(20));
+            // The function has returned, and the process waits for this task.
+            while !common::is_asleep(std::process::id()) {
+                std::thread::yield_now();
+            }
             write.write_all(b"late").unwrap();
         });
     }

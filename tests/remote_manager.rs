@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 mp::test_support!();
+common::quiet::quiet_stderr!();
 
 const KEY: &[u8] = b"a key of both ends";
 

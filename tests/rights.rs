@@ -858,8 +858,9 @@ fn a_spawn_waits_while_too_many_descriptors_are_on_their_way() {
     block_on(async {
         assert_eq!(Process::spawn(plus_one, (1,)).unwrap().await.unwrap(), 2);
         let held = fill_the_way();
+        let main = rustix::thread::gettid();
         let lets_go = std::thread::spawn(move || {
-            std::thread::sleep(Duration::from_millis(100));
+            alone::until("the spawn waits", || alone::thread_is_asleep(main));
             drop(held);
         });
         assert_eq!(Process::spawn(plus_one, (2,)).unwrap().await.unwrap(), 3);

@@ -185,6 +185,20 @@ pub fn server() -> u32 {
     children[0].0
 }
 
+/// Whether a thread of this process sleeps in the kernel.
+pub fn thread_is_asleep(thread: Pid) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/self/task/{}/stat", thread.as_raw_nonzero())).unwrap_or_default();
+    stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('S'))
+}
+
+/// Whether a process of one thread has had the signals that were sent to it, and sleeps again: its handlers have run.
+pub fn has_handled_its_signals(pid: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let pending = status.lines().filter_map(|line| line.strip_prefix("SigPnd:").or(line.strip_prefix("ShdPnd:")));
+    let none_is_pending = pending.map(|set| u64::from_str_radix(set.trim(), 16)).all(|set| set == Ok(0));
+    none_is_pending && processes().iter().any(|(other, _, state)| *other == pid && *state == 'S')
+}
+
 pub fn kill(pid: u32, signal: Signal) {
     let _ = kill_process(Pid::from_raw(pid as i32).unwrap(), signal);
 }

@@ -1,8 +1,9 @@
 //! What the tests of queues and pipes share: deadlines, counts of what a process holds, random numbers.
-#![allow(dead_code)]
+#![allow(dead_code, unused_imports, unused_macros)] // No file uses all of it.
 
 pub mod alone;
 pub mod pool;
+pub mod quiet;
 
 use multiprocess::{Function, Manager, Process, debug};
 use serde::Serialize;
@@ -37,6 +38,7 @@ impl Deadline {
         let name = std::thread::current().name().unwrap_or("a test").to_string();
         std::thread::spawn(move || {
             if receiver.recv_timeout(limit) == Err(mpsc::RecvTimeoutError::Timeout) {
+                quiet::give_back();
                 eprintln!("{name} was not done in time");
                 std::process::abort();
             }
