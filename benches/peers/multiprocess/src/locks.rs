@@ -54,3 +54,64 @@ pub fn create() -> Metrics {
     }
     vec![("create_us", quantile(&us, 0.5)), ("create_p99_us", quantile(&us, 0.99))]
 }
+
+/// Acquisitions of all tasks together.
+const HANDED: usize = 100_000;
+
+async fn repeat<F: Future<Output = ()>>(times: usize, work: impl Fn() -> F) {
+    for _ in 0..times {
+        work().await;
+    }
+}
+
+/// Microseconds for each acquisition of a lock by `tasks` tasks of one runtime, each of which lets the others run meanwhile.
+fn handed_over<F: Future<Output = ()> + Send + 'static>(
+    runtime: &tokio::runtime::Runtime,
+    tasks: usize,
+    work: impl Fn() -> F + Clone + Send + 'static,
+) -> f64 {
+    let each = HANDED / tasks;
+    let all = async {
+        let tasks: Vec<_> = (0..tasks).map(|_| tokio::spawn(repeat(each, work.clone()))).collect();
+        for task in tasks {
+            task.await.unwrap();
+        }
+    };
+    timed(|| runtime.block_on(all)).0.as_secs_f64() * 1e6 / (each * tasks) as f64
+}
+
+/// A lock that goes from task to task within this process, and tokio's mutex in the same way.
+pub fn hand_over() -> Metrics {
+    let mut metrics = Vec::new();
+    let runtimes = [
+        (tokio::runtime::Builder::new_current_thread(), ["current_2", "current_10", "current_1000"]),
+        (tokio::runtime::Builder::new_multi_thread(), ["multi_2", "multi_10", "multi_1000"]),
+    ];
+    for (mut builder, names) in runtimes {
+        let runtime = builder.worker_threads(2).enable_all().build().unwrap();
+        for (tasks, name) in [2, 10, 1000].into_iter().zip(names) {
+            let _entered = runtime.enter();
+            let lock = Lock::new().unwrap();
+            let ours = move || {
+                let lock = lock.clone();
+                async move {
+                    let _guard = lock.acquire().await.unwrap();
+                    tokio::task::yield_now().await;
+                }
+            };
+            let mutex = std::sync::Arc::new(tokio::sync::Mutex::new(()));
+            let tokios = move || {
+                let mutex = mutex.clone();
+                async move {
+                    let _guard = mutex.lock().await;
+                    tokio::task::yield_now().await;
+                }
+            };
+            let ratios: Vec<_> = (0..5)
+                .map(|_| handed_over(&runtime, tasks, ours.clone()) / handed_over(&runtime, tasks, tokios.clone()))
+                .collect();
+            metrics.push((name, quantile(&ratios, 0.5)));
+        }
+    }
+    metrics
+}

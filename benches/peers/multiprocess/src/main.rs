@@ -639,6 +639,7 @@ fn main() {
             case("W8", "async", lock_awaited),
             case("W8m", "blocking", locks::crowds),
             case("W8n", "lock", locks::create),
+            case("W21", "lock", locks::hand_over),
             case("W9", "lock", increments),
             case("W9", "fetch_add", memory::fetch_add),
             case("W10", "array", || block_on(memory::array())),
