@@ -15,6 +15,9 @@ pub mod debug;
 mod double_buffer;
 mod event;
 mod fairness;
+mod hand_over;
+#[cfg(all(test, multiprocess_loom))]
+mod hand_over_models;
 mod holders;
 #[cfg(all(test, multiprocess_loom))]
 mod holders_models;

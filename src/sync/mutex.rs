@@ -23,6 +23,8 @@
 //! | STATE without IS_HANDOFF, then word HANDOFF -> 0 | a hand-off waiter that gives up | AcqRel | the longest sleeper, if it was free |
 //! | impossible STATE -> DAMAGED, for good | the process that finds it | AcqRel | all |
 //!
+//! Within a process the mutex may also go from task to task without a change of these words: see [`hand_over`](super::hand_over).
+//!
 //! # Invariants
 //! 1. Only the holder, or a taker that has found it dead, changes the member in STATE.
 //! 2. A sleeper enters the list, clears WOKEN, tries, then sleeps. A releaser frees STATE, sets WOKEN, then notifies. So if
@@ -30,7 +32,10 @@
 //! 3. Only the member in the word HANDOFF sets IS_HANDOFF. If the bit is lost to a race, that member sets it again.
 //! 4. A taker that overtakes a late hand-off waiter, or a late woken one, harms no other: it was only first. Late means
 //!    stopped, or on a busy runtime.
-//! 5. STATE with bits that no member has, or released by a process that does not hold it, is damage. The mutex is then closed
+//! 5. While this process holds the mutex, the front of its queue sleeps without an entry in the list. Each release by this process
+//!    reads the length of the queue after its change of STATE, and wakes the front. The front counts itself, then reads STATE.
+//! 6. A process that sleeps in the list ends the hand-overs within another: the next release is one for all.
+//! 7. STATE with bits that no member has, or released by a process that does not hold it, is damage. The mutex is then closed
 //!    for good: all waiters and newcomers get an error. Times in the future are treated as old.
 //!
 //! # Death
@@ -39,6 +44,7 @@
 //! | holding | STATE of an unlisted member | the next taker takes it and gets `OwnerDied`; recovery makes all sleepers try |
 //! | between release and notification, or between WOKEN and the notification | sleepers beside a free mutex | recovery: all try, which clears WOKEN |
 //! | woken, before it tried | WOKEN set | likewise |
+//! | between a hand-over within the process and its front | STATE of an unlisted member | the next taker takes it and gets `OwnerDied` |
 //! | as hand-off waiter, at any move | the word HANDOFF of an unlisted member | recovery: all try, and takers pass over it |
 //!
 //! A process stopped by SIGSTOP keeps what it holds. If it was the one notified, newcomers can take the free mutex. Sleepers
@@ -46,9 +52,10 @@
 //!
 //! # Cancel
 //! A dropped waiter leaves the queue, which passes a notification on. A hand-off waiter first gives up its reservation, as
-//! if it had released.
+//! if it had released. A front that was handed the mutex and is dropped leaves it to the next, or releases it if there is none.
 
 use super::acquire::{Acquire, Held};
+use super::hand_over::{HandOver, LocalQueue};
 use super::object::Report;
 use crate::error::{Damage, ErrorKind};
 use crate::os::{clock, fault, fork};
@@ -56,7 +63,7 @@ use crate::shm::atomic::AtomicU64;
 use crate::shm::family::{Family, Member};
 use crate::shm::region::Region;
 use crate::wait::sleepers;
-use crate::wait::{WaitQueue, at_once, until_blocking_in_turn, until_in_turn};
+use crate::wait::{Attempt, WaitQueue, at_once, until_blocking_in_turn, until_in_turn};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::*;
@@ -132,8 +139,8 @@ impl Words<'_> {
         is_listed: impl Fn(Member) -> bool,
         now: impl Fn() -> u64,
     ) -> Tried {
-        if waited.is_some() && self.0[WOKEN].load(Relaxed) != 0 {
-            self.0[WOKEN].swap(0, AcqRel);
+        if waited.is_some() {
+            self.clear_woken();
         }
         loop {
             let seen = self.0[STATE].load(Acquire);
@@ -200,6 +207,20 @@ impl Words<'_> {
             fault::point("handoff.marked");
         }
         marked
+    }
+
+    /// Whether this member holds it, and no other is to have it next.
+    #[inline]
+    pub(super) fn is_held_alone_by(self, me: Member) -> bool {
+        self.0[STATE].load(SeqCst) == me.to_bits()
+    }
+
+    /// Records that the process that was notified last has tried.
+    #[inline]
+    fn clear_woken(self) {
+        if self.0[WOKEN].load(Relaxed) != 0 {
+            self.0[WOKEN].swap(0, AcqRel);
+        }
     }
 
     /// Gives up the place of hand-off waiter. True if another waiter is to be woken.
@@ -349,6 +370,16 @@ impl<P: ByMutex> Acquire for P {
     }
 }
 
+impl LocalQueue for WaitQueue {
+    fn has_waiters(&self) -> bool {
+        self.has_waiters_after_rmw()
+    }
+
+    fn wake_front(&self) {
+        WaitQueue::wake_front(self);
+    }
+}
+
 const IMPOSSIBLE: &str = "an impossible holder, or damage found before";
 
 /// A mutex in a mapped object.
@@ -357,6 +388,7 @@ pub(super) struct Mutex {
     region: Arc<Region>,
     first: usize,
     line: Arc<WaitQueue>,
+    handed_over: HandOver,
     /// What errors call the object.
     what: &'static str,
 }
@@ -365,7 +397,7 @@ impl Mutex {
     /// The mutex whose words begin at `first`.
     pub(super) fn view(region: &Arc<Region>, first: usize, what: &'static str) -> io::Result<Self> {
         let line = WaitQueue::new(region.clone(), first + EVENT, None)?;
-        Ok(Self { family: Family::get()?, region: region.clone(), first, line, what })
+        Ok(Self { family: Family::get()?, region: region.clone(), first, line, handed_over: HandOver::new(), what })
     }
 
     /// Closes it for good, for all processes, because the memory of the object is damaged. `why`: the impossible words.
@@ -374,6 +406,7 @@ impl Mutex {
         if self.words().close() {
             self.line.notify_all();
         }
+        self.line.wake_front();
         Damage::error(self.what, self.region.identity(), why)
     }
 
@@ -427,8 +460,8 @@ impl Mutex {
             self.stamp();
             return Ok(taken);
         }
-        let mut claim = Claim { mutex: self, me, since: None, is_handoff: false };
-        until_in_turn(&self.line, None, |in_line| claim.attempt(in_line)).await.and_then(|taken| taken)
+        let claim = Claim { mutex: self, me, since: None, is_handoff: false };
+        until_in_turn(&self.line, None, claim).await.and_then(|taken| taken)
     }
 
     /// [`Mutex::take`] for a thread without a runtime; `None` at the deadline.
@@ -444,8 +477,8 @@ impl Mutex {
 
     #[cold]
     fn take_blocking_slowly(&self, me: Member, deadline: Option<Instant>) -> io::Result<Option<Taken>> {
-        let mut claim = Claim { mutex: self, me, since: None, is_handoff: false };
-        until_blocking_in_turn(&self.line, None, deadline, |in_line| claim.attempt(in_line))?.transpose()
+        let claim = Claim { mutex: self, me, since: None, is_handoff: false };
+        until_blocking_in_turn(&self.line, None, deadline, claim)?.transpose()
     }
 
     /// Whether a live process holds it, which may have changed by now.
@@ -457,11 +490,25 @@ impl Mutex {
     #[inline]
     pub(super) fn release(&self) {
         // A holder has a slot.
-        if let Some(me) = self.family.me_if_claimed()
-            && (self.words().release(me) | self.line.has_sleepers_after_rmw())
-        {
+        let Some(me) = self.family.me_if_claimed() else { return };
+        if self.line.has_waiters() && self.hand_over(me) {
+            return;
+        }
+        if self.words().release(me) | self.line.has_sleepers_after_rmw() {
             self.hand_on();
         }
+        if self.line.has_waiters_after_rmw() {
+            self.line.wake_front();
+        }
+    }
+
+    /// Hands it to the front of the local queue; false if it must be released for all.
+    #[cold]
+    fn hand_over(&self, me: Member) -> bool {
+        if self.line.may_have_sleepers() || !self.words().is_held_alone_by(me) {
+            return false;
+        }
+        self.handed_over.give(&*self.line)
     }
 
     #[cold]
@@ -483,11 +530,15 @@ struct Claim<'a> {
     is_handoff: bool,
 }
 
-impl Claim<'_> {
+impl Attempt<io::Result<Taken>> for Claim<'_> {
     #[inline]
     fn attempt(&mut self, in_line: bool) -> Option<io::Result<Taken>> {
-        // From the queue a full attempt is due, which records that the woken process has tried.
-        let taken = if !in_line && self.mutex.words().take_free(self.me) {
+        let words = self.mutex.words();
+        let taken = if in_line && self.mutex.handed_over.take() {
+            words.clear_woken();
+            Some(Ok(Taken::Free))
+        } else if !in_line && words.take_free(self.me) {
+            // From the queue a full attempt is due, which records that the woken process has tried.
             Some(Ok(Taken::Free))
         } else {
             self.attempt_slowly(in_line)
@@ -498,6 +549,13 @@ impl Claim<'_> {
         taken
     }
 
+    #[inline]
+    fn is_local(&self) -> bool {
+        self.mutex.words().is_held_alone_by(self.me)
+    }
+}
+
+impl Claim<'_> {
     #[cold]
     fn attempt_slowly(&mut self, in_line: bool) -> Option<io::Result<Taken>> {
         let now = clock::now_ns();
@@ -516,8 +574,15 @@ impl Claim<'_> {
 
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
-        if self.is_handoff && !fork::is_forked() && self.mutex.words().give_up_handoff(self.me) {
+        if fork::is_forked() {
+            return;
+        }
+        if self.is_handoff && self.mutex.words().give_up_handoff(self.me) {
             self.mutex.line.notify_one();
+        }
+        // It has left the queue. If it was the last there, nobody else takes what may have been handed to it.
+        if self.mutex.handed_over.take_abandoned(&*self.mutex.line) {
+            self.mutex.release();
         }
     }
 }

@@ -9,14 +9,17 @@
 //! |---|---|---|
 //! | join the queue | a future at its first poll | if in front, it tries |
 //! | take a place | the front, before it sleeps | it tries once more |
+//! | sleep locally, without a place | the front, while this process alone decides when it succeeds | it tries once more |
+//! | front woken (`wake_front`) | the task that decided so | the front tries |
 //! | place -> granted, front woken | the doorbell (`rung`) | the front tries |
-//! | leave with success | the front | a granted notification is used up, one still in the list is passed on; the next task is woken to try |
+//! | leave with success | the front | a granted notification is used up, one still in the list is passed on; the next task is woken to try, unless this process will wake it later |
 //! | leave without | a future that is dropped | see Cancel |
 //! | place -> none, all there is read | the doorbell, if the queue has a reader | the reader wakes the tasks that it read for |
 //!
 //! # Invariants
 //! 1. Only the front tries, so tasks of one process are served in the order of their first poll.
-//! 2. While the queue is not empty, the front is awake (polled, or its waker called), or `place` is set.
+//! 2. While the queue is not empty, the front is awake (polled, or its waker called), or `place` is set, or a task of this process
+//!    is bound to call `wake_front` later: see [`Attempt::is_local`](super::Attempt::is_local).
 //! 3. No lock of ours is held while a waker runs or is dropped: it may drop other futures.
 //! 4. A sleeping front has a runtime, or a parker, of its own that answers the doorbell.
 //!
@@ -37,7 +40,7 @@ use crate::os::eventfd;
 use crate::os::fork;
 use crate::os::socket;
 use crate::os::sync::lock;
-use crate::shm::atomic::AtomicU64;
+use crate::shm::atomic::{AtomicU64, fence};
 use crate::shm::family::{Family, Member};
 use crate::shm::region::Region;
 use std::collections::VecDeque;
@@ -258,13 +261,30 @@ impl WaitQueue {
         self.waiting.load(Acquire) != 0
     }
 
+    /// The same for a caller that has just made its change by a SeqCst read-modify-write.
+    #[inline]
+    pub(crate) fn has_waiters_after_rmw(&self) -> bool {
+        self.waiting.load(SeqCst) != 0
+    }
+
+    /// Whether any process sleeps in the shared list, at a guess.
+    pub(crate) fn may_have_sleepers(&self) -> bool {
+        self.sleepers().has_sleepers_after_rmw()
+    }
+
+    /// Lets the front of the local queue try, without a notification of the shared list.
+    pub(crate) fn wake_front(&self) {
+        let waker = lock(&self.local).queue.front_mut().and_then(|front| front.waker.take());
+        waker.into_iter().for_each(Waker::wake);
+    }
+
     /// Joins the local queue, to wait there.
     pub(crate) fn join(self: &Arc<Self>) -> Turn {
         let mut local = lock(&self.local);
         let id = local.next_id;
         local.next_id += 1;
         local.queue.push_back(Waiting { id, waker: None });
-        self.waiting.store(local.queue.len(), Release);
+        self.waiting.store(local.queue.len(), SeqCst);
         Turn { line: self.clone(), id, has_left: false }
     }
 }
@@ -359,7 +379,7 @@ pub(crate) struct Turn {
 impl Drop for Turn {
     fn drop(&mut self) {
         if !self.has_left && !fork::is_forked() {
-            self.leave(false);
+            self.leave(false, false);
         }
     }
 }
@@ -401,26 +421,36 @@ impl Turn {
         Ok(())
     }
 
-    /// Leaves with success: the notice that led to it is used up, and the next one tries.
-    pub(super) fn succeed(mut self) {
-        self.leave(true);
+    /// Prepares the front for a sleep that a task of this process will end; it must try once more afterwards.
+    pub(super) fn prepare_local_sleep(&self, waker: &Waker) {
+        let mut local = lock(&self.line.local);
+        let old = self.replace_waker(&mut local, waker);
+        drop(local);
+        drop(old);
+        // Between the count of waiters and the next attempt: the other side changes its word and then reads the count.
+        fence(SeqCst);
+    }
+
+    /// Leaves with success: the notice that led to it is used up. The next task tries now, or later if `is_local`.
+    pub(super) fn succeed(mut self, is_local: bool) {
+        self.leave(true, is_local);
         self.has_left = true;
     }
 
-    fn leave(&self, succeeded: bool) {
+    fn leave(&self, succeeded: bool, is_local: bool) {
         let line = &self.line;
         // Goes after the lock, whose guard comes later.
         let _gone;
         let mut local = lock(&line.local);
         let Ok(at) = local.queue.binary_search_by_key(&self.id, |waiting| waiting.id) else { return };
         _gone = local.queue.remove(at);
-        line.waiting.store(local.queue.len(), Release);
+        line.waiting.store(local.queue.len(), SeqCst);
         if at != 0 {
             return;
         }
         local.ticket = None;
         if let Some(next) = local.queue.front_mut() {
-            let waker = next.waker.take();
+            let waker = if is_local { None } else { next.waker.take() };
             drop(local);
             waker.into_iter().for_each(Waker::wake);
             return;

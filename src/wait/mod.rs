@@ -18,6 +18,6 @@ pub(crate) use spin::Spin;
 #[cfg(not(multiprocess_loom))]
 pub(crate) use until::block_on;
 pub(crate) use until::{
-    Spinner, Spun, at_once, refuse_inside_async, until, until_blocking, until_blocking_in_turn, until_in_turn,
+    Attempt, Spinner, Spun, at_once, refuse_inside_async, until, until_blocking, until_blocking_in_turn, until_in_turn,
     until_read,
 };

@@ -10,6 +10,28 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Instant;
 
+/// What a wait tries again and again.
+pub(crate) trait Attempt<T> {
+    /// Tries once, from the local queue or ahead of it.
+    fn attempt(&mut self, in_line: bool) -> Option<T>;
+
+    /// Whether this process alone decides when the next attempt succeeds, and then calls [`WaitQueue::wake_front`]: the front need
+    /// not spin, and no other process need know that it sleeps.
+    ///
+    /// After a success: whether this process will also decide on the next one.
+    #[inline]
+    fn is_local(&self) -> bool {
+        false
+    }
+}
+
+impl<T, F: FnMut(bool) -> Option<T>> Attempt<T> for F {
+    #[inline]
+    fn attempt(&mut self, in_line: bool) -> Option<T> {
+        self(in_line)
+    }
+}
+
 /// Resolves to what `attempt` yields, trying whenever `line` is notified.
 ///
 /// It queues at the first poll. A dropped future has not succeeded: the effect of `attempt` has not happened, and a notification
@@ -21,12 +43,12 @@ pub(crate) fn until<T>(
     until_in_turn(line, None, move |_| attempt())
 }
 
-/// [`until`] for an attempt that is told whether it is made from the line, or ahead of it. With a `turn` it is in line
-/// already and never tries ahead.
+/// [`until`] for an attempt that distinguishes whether it is made from the queue, or ahead of it. With a `turn` it is in the queue
+/// already and never tries ahead. The turn is given up before `attempt` is dropped.
 pub(crate) async fn until_in_turn<T>(
     line: &Arc<WaitQueue>,
     turn: Option<Turn>,
-    mut attempt: impl FnMut(bool) -> Option<T>,
+    mut attempt: impl Attempt<T>,
 ) -> io::Result<T> {
     let mut waiting = Waiting { turn, ..Waiting::default() };
     poll_fn(|cx| waiting.poll(line, &mut attempt, cx)).await
@@ -43,7 +65,7 @@ impl Waiting {
     fn poll<T>(
         &mut self,
         line: &Arc<WaitQueue>,
-        attempt: &mut impl FnMut(bool) -> Option<T>,
+        attempt: &mut impl Attempt<T>,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<T>> {
         fork::check()?;
@@ -51,7 +73,7 @@ impl Waiting {
         let mut has_tried = false;
         if self.turn.is_none() {
             if !line.has_waiters()
-                && let Some(value) = attempt(false)
+                && let Some(value) = attempt.attempt(false)
             {
                 coop.made_progress();
                 return Poll::Ready(Ok(value));
@@ -62,7 +84,7 @@ impl Waiting {
         let result = ready!(self.poll_in_line(line, attempt, has_tried, cx));
         coop.made_progress();
         if let (Ok(_), Some(turn)) = (&result, self.turn.take()) {
-            turn.succeed();
+            turn.succeed(attempt.is_local());
         }
         Poll::Ready(result)
     }
@@ -70,7 +92,7 @@ impl Waiting {
     fn poll_in_line<T>(
         &mut self,
         line: &Arc<WaitQueue>,
-        attempt: &mut impl FnMut(bool) -> Option<T>,
+        attempt: &mut impl Attempt<T>,
         has_tried: bool,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<T>> {
@@ -78,16 +100,22 @@ impl Waiting {
         if !turn.is_front(cx.waker()) {
             return Poll::Pending;
         }
-        if !has_tried && let Some(value) = attempt(true) {
+        if !has_tried && let Some(value) = attempt.attempt(true) {
             if let Some(window) = &self.window {
                 line.spin.paid(window);
             }
             return Poll::Ready(Ok(value));
         }
+        if attempt.is_local() {
+            self.window = None;
+            let value = try_before_sleep(turn, cx.waker(), attempt, || line.listen())?;
+            return value.map_or(Poll::Pending, |value| Poll::Ready(Ok(value)));
+        }
         if !self.has_spun {
             self.has_spun = true;
             self.window = line.spin.begin();
-            let found = self.window.as_ref().and_then(|window| line.spin.in_place(window, &mut || attempt(true)));
+            let found =
+                self.window.as_ref().and_then(|window| line.spin.in_place(window, &mut || attempt.attempt(true)));
             if let Some(value) = found {
                 return Poll::Ready(Ok(value));
             }
@@ -97,9 +125,27 @@ impl Waiting {
             return Poll::Pending;
         }
         self.window = None;
-        turn.prepare_sleep(cx.waker(), || line.listen())?;
-        attempt(true).map_or(Poll::Pending, |value| Poll::Ready(Ok(value)))
+        let value = try_before_sleep(turn, cx.waker(), attempt, || line.listen())?;
+        value.map_or(Poll::Pending, |value| Poll::Ready(Ok(value)))
     }
+}
+
+/// The last attempt of the front before it sleeps, made when a change after it is sure to wake the front.
+fn try_before_sleep<T>(
+    turn: &Turn,
+    waker: &Waker,
+    attempt: &mut impl Attempt<T>,
+    listen: impl FnOnce() -> io::Result<()>,
+) -> io::Result<Option<T>> {
+    if attempt.is_local() {
+        turn.prepare_local_sleep(waker);
+        let value = attempt.attempt(true);
+        if value.is_some() || attempt.is_local() {
+            return Ok(value);
+        }
+    }
+    turn.prepare_sleep(waker, listen)?;
+    Ok(attempt.attempt(true))
 }
 
 /// What `attempt` yields now, if it does: for who mostly need not wait, without what a wait has to prepare. Like one it
@@ -220,20 +266,21 @@ pub(crate) fn until_blocking_in_turn<T>(
     line: &Arc<WaitQueue>,
     turn: Option<Turn>,
     deadline: Option<Instant>,
-    mut attempt: impl FnMut(bool) -> Option<T>,
+    mut attempt: impl Attempt<T>,
 ) -> io::Result<Option<T>> {
     fork::check()?;
     if turn.is_none() && !line.has_waiters() {
-        if let Some(value) = attempt(false) {
+        if let Some(value) = attempt.attempt(false) {
             return Ok(Some(value));
         }
         let window = line.spin.begin();
-        if let Some(value) = window.as_ref().and_then(|window| line.spin.in_place(window, &mut || attempt(false))) {
+        let mut spin = |window| line.spin.in_place(window, &mut || attempt.attempt(false));
+        if let Some(value) = window.as_ref().and_then(&mut spin) {
             return Ok(Some(value));
         }
         // This thread has no other tasks, and yielding the CPU while another thread wants it would lose a time slice.
         while let Some(window) = window.as_ref().filter(|window| !line.spin.is_over(window)) {
-            if let Some(value) = line.spin.in_place(window, &mut || attempt(false)) {
+            if let Some(value) = spin(window) {
                 return Ok(Some(value));
             }
         }
@@ -242,9 +289,8 @@ pub(crate) fn until_blocking_in_turn<T>(
     let parker = Parker::of_thread(line.family(), line.hangup())?;
     loop {
         if turn.is_front(&parker.waker) {
-            turn.prepare_sleep(&parker.waker, || Ok(()))?;
-            if let Some(value) = attempt(true) {
-                turn.succeed();
+            if let Some(value) = try_before_sleep(&turn, &parker.waker, &mut attempt, || Ok(()))? {
+                turn.succeed(attempt.is_local());
                 return Ok(Some(value));
             }
         }
