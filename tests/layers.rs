@@ -45,6 +45,7 @@ const SHARED: &[&str] = &[
     "sync/barrier_state.rs",
     "sync/value.rs",
     "sync/event.rs",
+    "sync/hand_over.rs",
     "sync/holders.rs",
     "sync/mutex.rs",
     "sync/fairness.rs",

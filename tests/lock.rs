@@ -392,3 +392,126 @@ async fn no_contender_starves() {
     println!("CPU time of an acquisition, by 2, 8 and 32 processes: {costs:?}");
     assert!(costs[1..].iter().all(|cost| *cost < 2 * costs[0]), "{costs:?}");
 }
+
+/// Tasks and a thread that get a lock in turn and give up now and then; each round ends with a lock that is free.
+async fn hand_over_with_drops(lock: &Lock, seed: u32) {
+    let inside = std::sync::Arc::new(std::sync::atomic::AtomicU32::new(0));
+    let enter = |guard: mp::LockGuard, inside: &std::sync::atomic::AtomicU32| {
+        assert_eq!(inside.fetch_add(1, std::sync::atomic::Ordering::AcqRel), 0, "two hold it");
+        guard
+    };
+    let leave = |guard: mp::LockGuard, inside: &std::sync::atomic::AtomicU32| {
+        inside.fetch_sub(1, std::sync::atomic::Ordering::AcqRel);
+        drop(guard);
+    };
+    let tasks: Vec<_> = (0..12u32)
+        .map(|task| {
+            let (lock, inside) = (lock.clone(), inside.clone());
+            tokio::spawn(async move {
+                for turn in 0..40u32 {
+                    let polls = (seed.wrapping_mul(31) ^ task.wrapping_mul(7) ^ turn.wrapping_mul(13)) % 9;
+                    let mut acquire = pin!(lock.acquire());
+                    let mut taken = None;
+                    for _ in 0..polls {
+                        if let std::task::Poll::Ready(guard) = poll!(&mut acquire) {
+                            taken = Some(guard.unwrap());
+                            break;
+                        }
+                        tokio::task::yield_now().await;
+                    }
+                    // With an odd number of polls the wait is given up here.
+                    let guard = match taken {
+                        None if polls % 2 == 0 => acquire.await.unwrap(),
+                        None => continue,
+                        Some(guard) => guard,
+                    };
+                    let guard = enter(guard, &inside);
+                    tokio::task::yield_now().await;
+                    leave(guard, &inside);
+                }
+            })
+        })
+        .collect();
+    let (in_thread, seen) = (lock.clone(), inside.clone());
+    let thread = std::thread::spawn(move || {
+        for _ in 0..40 {
+            let Ok(guard) = in_thread.blocking_acquire_timeout(Duration::from_secs(20)) else { panic!("starved") };
+            leave(enter(guard, &seen), &seen);
+        }
+    });
+    for task in tasks {
+        within(task).await.unwrap();
+    }
+    within(tokio::task::spawn_blocking(move || thread.join().unwrap())).await.unwrap();
+    drop(lock.try_acquire().unwrap());
+}
+
+#[tokio::test]
+async fn waits_dropped_while_tasks_hand_a_lock_over_leave_it_free() {
+    let lock = Lock::new().unwrap();
+    for seed in 0..20 {
+        hand_over_with_drops(&lock, seed).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn waits_dropped_while_threads_hand_a_lock_over_leave_it_free() {
+    let lock = Lock::new().unwrap();
+    for seed in 0..20 {
+        hand_over_with_drops(&lock, seed).await;
+    }
+}
+
+#[tokio::test]
+async fn another_process_gets_a_lock_that_tasks_hand_over_among_themselves() {
+    let (lock, got) = (Lock::new().unwrap(), Queue::unbounded().unwrap());
+    let pass_on = async |lock: Lock| loop {
+        let _guard = lock.acquire().await.unwrap();
+        tokio::task::yield_now().await;
+    };
+    let tasks: Vec<_> = (0..3).map(|_| tokio::spawn(pass_on(lock.clone()))).collect();
+    let take = async |lock: Lock, got: Queue<u32>| {
+        for turn in 0..50 {
+            let guard = lock.acquire().await.unwrap();
+            got.put(turn).await.unwrap();
+            drop(guard);
+        }
+    };
+    let child = Process::spawn(take, (lock.clone(), got.clone())).unwrap();
+    for turn in 0..50 {
+        assert_eq!(within(got.get()).await.unwrap(), turn);
+    }
+    within(child).await.unwrap();
+    tasks.iter().for_each(|task| task.abort());
+    for task in tasks {
+        assert!(within(task).await.unwrap_err().is_cancelled());
+    }
+    drop(lock.try_acquire().unwrap());
+}
+
+#[tokio::test]
+async fn holder_killed_while_its_tasks_hand_a_lock_over_is_reported_as_owner_died() {
+    let (lock, told) = (Lock::new().unwrap(), Queue::unbounded().unwrap());
+    let pass_on = async |lock: Lock, told: Queue<()>| {
+        let turns = async || loop {
+            let _guard = lock.acquire().await.unwrap();
+            tokio::task::yield_now().await;
+        };
+        told.put(()).await.unwrap();
+        let _: ((), ()) = futures::join!(turns(), turns());
+    };
+    for _ in 0..10 {
+        let mut child = Process::spawn(pass_on, (lock.clone(), told.clone())).unwrap();
+        within(told.get()).await.unwrap();
+        // It holds the lock at each moment, so that this waits until it is dead.
+        let waiting = tokio::spawn({
+            let lock = lock.clone();
+            async move { lock.acquire().await.map(drop).map_err(|error| error.kind()) }
+        });
+        child.kill().unwrap();
+        let _ = within(child.wait()).await;
+        let got = within(waiting).await.unwrap();
+        assert!(matches!(got, Ok(()) | Err(ErrorKind::OwnerDied)), "{got:?}");
+        drop(lock.try_acquire().unwrap());
+    }
+}

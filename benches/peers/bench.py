@@ -215,6 +215,15 @@ WORKLOADS = {
         "multiprocess/pair_bytes_1_mib",
         3,
     ),
+    "W21": Workload(
+        "A lock that goes from task to task of one process, by the time of tokio's mutex",
+        [
+            Metric(f"{runtime}_{tasks}", f"{tasks} tasks, {threads}", LESS)
+            for runtime, threads in (("current", "one thread"), ("multi", "two threads"))
+            for tasks in (2, 10, 1000)
+        ],
+        "multiprocess/lock",
+    ),
 }
 
 
@@ -380,7 +389,7 @@ def render(result, against=None):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("workload", nargs="?", help="W0 ... W17, or all")
+    parser.add_argument("workload", nargs="?", help="W0 ... W21, or all")
     parser.add_argument("--rounds", type=int, help="interleaved repeats")
     parser.add_argument("--only", default=",".join(PROGRAMS), help="programs, comma-separated")
     parser.add_argument("--against", help="the contender that ratios refer to")

@@ -93,6 +93,8 @@ GOALS = [
     Goal("W17", "ratio", ["pairs_small", "structs_small"], 1.25, []),
     Goal("W17", "ratio", ["strings", "map"], 1.2, []),
     Goal("W17", "ratio", ["eight", "eight_small"], 1.5, []),
+    # The peer, tokio's mutex, is within the figure.
+    *[Goal("W21", f"{runtime}_{tasks}", ["lock"], 1.5, []) for runtime in ("current", "multi") for tasks in (2, 10, 1000)],
     Goal("W5", "msgs_per_s", ["bounded_named"], 1 / 1.15, ["multiprocess/bounded"]),
 ]
 
