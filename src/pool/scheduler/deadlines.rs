@@ -1,9 +1,10 @@
 //! What is done when its time has come.
 
 use super::dispatch::take_back;
+use super::effects::{Effects, Place};
 use super::queue::Queue;
 use super::worker::Phase;
-use super::{AGAIN, Effects, Place, STARTS, Scheduler, later};
+use super::{AGAIN, STARTS, Scheduler, later};
 use crate::error::{Error, ErrorKind};
 use crate::os::proc;
 use crate::pool::group::{Chunk, Group};

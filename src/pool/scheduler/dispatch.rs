@@ -12,9 +12,11 @@
 //! woken each 2 ms, and what they have not begun goes to others. If none of the workers is idle and the pool may have more,
 //! more are started for that.
 
+use super::deadlines::Event;
+use super::effects::{Effects, Place};
 use super::queue::Queue;
 use super::worker::{Phase, Running, Worker};
-use super::{CheckedOut, DEPTH, Effects, Event, Place, Scheduler, later};
+use super::{CheckedOut, DEPTH, Scheduler, later};
 use crate::channel::lane::{Claim, PoolEnd};
 use crate::error::Error;
 use crate::pool::group::{Chunk, Group};

@@ -1,7 +1,9 @@
 //! What has come from the workers, on its way to those who wait. Nothing is decoded here.
 
+use super::Scheduler;
+use super::deadlines::Event;
+use super::effects::Effects;
 use super::worker::{Phase, Running, Worker};
-use super::{Effects, Event, Scheduler};
 use crate::channel::{lane, spsc};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pool::group::{Group, ResultBatch};

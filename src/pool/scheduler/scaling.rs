@@ -1,7 +1,9 @@
 //! Workers come and go: who is to be started, and who is told that no order will follow.
 
+use super::deadlines::Event;
+use super::effects::{Effects, Spawn};
 use super::worker::Phase;
-use super::{AGAIN, Effects, Event, Scheduler, Spawn, later};
+use super::{AGAIN, Scheduler, later};
 use std::time::Instant;
 
 impl Scheduler {

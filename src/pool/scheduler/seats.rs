@@ -3,8 +3,9 @@
 //! Whoever changes a worker gets it from here, which notes its seat. [`Seats::update`] then puts that seat into the sets
 //! that it belongs to now; the scheduler does so before it asks them anything.
 
+use super::DEPTH;
+use super::effects::Spawn;
 use super::worker::{Phase, Worker};
-use super::{DEPTH, Spawn};
 use crate::shm::family::SLOTS;
 use std::collections::BTreeSet;
 use std::time::Instant;

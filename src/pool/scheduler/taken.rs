@@ -1,7 +1,8 @@
 //! Orders that a taker has: what executes the items of this pool is not a worker process.
 
+use super::Scheduler;
 use super::dispatch::note_wait;
-use super::{Effects, Scheduler};
+use super::effects::Effects;
 use crate::error::Error;
 use crate::pool::group::{Chunk, Group, ResultBatch};
 use std::collections::HashMap;

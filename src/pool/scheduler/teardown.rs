@@ -1,7 +1,10 @@
 //! What comes to an end: a worker, with the item that it was at; what can no longer be done; the pool.
 
+use super::deadlines::Event;
+use super::effects::Effects;
+use super::errors::{broken, stranded, terminated};
 use super::worker::{Phase, Running};
-use super::{Effects, Event, Scheduler, broken, later, stranded, terminated};
+use super::{Scheduler, later};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pool::group::{Chunk, Group};
 use std::cmp::Reverse;

@@ -1,12 +1,16 @@
 //! The scheduler as a state machine: events in any order, with invariants after each. Lanes are real; who is at their other
 //! ends is mocks by the test, step by step, and the clock is the test's.
 
+use super::deadlines::Event;
+use super::worker::Phase;
 use super::*;
 use crate::channel::lane::{self, Order, WorkerEnd};
 use crate::channel::{self, spsc};
-use crate::pool::group::Options;
+use crate::pool::group::{Chunk, Group, Options};
+use crate::pool::side_channel::{SideOrders, SideResults};
 use crate::process::entry;
 use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 const SEATS: usize = 3;

@@ -1,0 +1,113 @@
+//! What is left to do once the scheduler's lock is free, and what the driver is to do.
+
+use super::worker::Control;
+use crate::channel::lane::PoolEnd;
+use crate::error::{Error, Result};
+use crate::pool::group::{Chunk, Group, ResultBatch};
+use crate::pool::side_channel::{SideOrders, SideResults, Unsent};
+use crate::pool::trace::TraceSink;
+use crate::wire::EncodedMessage;
+use std::sync::Arc;
+use std::task::Waker;
+use std::time::{Duration, Instant};
+
+/// A worker that is to be started.
+pub(in crate::pool) struct Spawn {
+    pub(in crate::pool) seat: usize,
+    pub(in crate::pool) generation: u64,
+}
+
+/// A worker that was started.
+pub(in crate::pool) struct Spawned {
+    pub(in crate::pool) name: String,
+    pub(in crate::pool) pid: u32,
+    pub(in crate::pool) control: Box<dyn Control>,
+    pub(in crate::pool) lane: PoolEnd,
+    pub(in crate::pool) side_orders: Arc<SideOrders>,
+    pub(in crate::pool) side_results: Arc<SideResults>,
+}
+
+/// Which order, of which worker.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) seat: usize,
+    pub(super) generation: u64,
+    pub(super) number: u32,
+}
+
+/// What the driver is to do.
+pub(in crate::pool) struct Step {
+    pub(in crate::pool) spawns: Vec<Spawn>,
+    /// What initializers had to say.
+    pub(in crate::pool) begun: Vec<(usize, u64, Result<EncodedMessage>)>,
+    /// Where results lie that nobody fetches.
+    pub(in crate::pool) unfetched: Vec<Arc<SideResults>>,
+    pub(in crate::pool) until: Option<Instant>,
+    /// No worker is to be started any more.
+    pub(in crate::pool) is_unneeded: bool,
+    pub(in crate::pool) is_over: bool,
+}
+
+/// What is left to do once the lock is free.
+#[derive(Default)]
+pub(in crate::pool) struct Effects {
+    pub(in crate::pool) wakers: Vec<Waker>,
+    pub(in crate::pool) settled: usize,
+    pub(in crate::pool) nudge: bool,
+    /// What executes this pool's items is to look at the pool.
+    pub(in crate::pool) notify_taker: bool,
+    /// Something lies in a pipe, and for too long in these.
+    pub(super) has_side_results: bool,
+    pub(super) unfetched: Vec<Arc<SideResults>>,
+    /// Where large orders are to be sent from.
+    pub(in crate::pool) side_orders: Vec<Arc<SideOrders>>,
+    /// What could not be sent.
+    pub(in crate::pool) unsent: Vec<(Arc<SideOrders>, Unsent)>,
+    /// Items that ended after their time, each as a chunk of its own, and at whom.
+    pub(super) late_items: Vec<(Arc<Group>, Chunk, String)>,
+    /// Who has received something.
+    pub(in crate::pool) trace_sinks: Vec<Arc<TraceSink>>,
+    /// Unsettled items of those who are woken.
+    pub(super) woken: usize,
+    /// Who was killed because it did not end within its time.
+    pub(in crate::pool) late: Vec<(String, Duration)>,
+    pub(super) now: Option<Instant>,
+    /// Whose orders have come to their end, how many items those were, and how long they took if their worker says so.
+    pub(super) ended: Vec<(Arc<Group>, u32, Option<Duration>)>,
+}
+
+impl Effects {
+    /// When this was begun: one look at the clock does for all that is done in one go.
+    pub(super) fn now(&mut self) -> Instant {
+        *self.now.get_or_insert_with(Instant::now)
+    }
+
+    pub(super) fn deliver(&mut self, group: &Group, batch: ResultBatch) {
+        self.settled += batch.count() as usize;
+        if let Some((waker, out)) = group.deliver(batch) {
+            self.wakers.push(waker);
+            self.woken += out;
+        }
+    }
+
+    /// The next result in a worker's pipe is that of an item.
+    pub(super) fn announce(&mut self, side_results: &Arc<SideResults>, group: &Arc<Group>, index: u64, tag: u8) {
+        self.settled += 1;
+        self.has_side_results = true;
+        if let Some((waker, out)) = side_results.expect(group, index, tag) {
+            self.wakers.push(waker);
+            self.woken += out;
+        }
+    }
+
+    /// Settles the items of `chunk` from `from` on, before `to`.
+    pub(super) fn fail(&mut self, group: &Group, chunk: &Chunk, (from, to): (u32, u32), error: impl Fn() -> Error) {
+        (from..to).for_each(|at| self.deliver(group, ResultBatch::failed(chunk.first + u64::from(at), error())));
+    }
+
+    /// The same for all of a chunk that was never given out.
+    pub(super) fn fail_pending(&mut self, group: &Group, chunk: &Chunk, error: impl Fn() -> Error) {
+        self.fail(group, chunk, (0, chunk.count), error);
+        group.forget(chunk);
+    }
+}

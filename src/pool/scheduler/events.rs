@@ -1,0 +1,394 @@
+//! The events that callers, the driver and the pool's holders bring: each ends in [`Scheduler::advance`].
+
+use super::deadlines::Event;
+use super::effects::{Effects, Spawn, Spawned, Step};
+use super::errors::{broken, orphaned, shut, terminated};
+use super::queue::Queue;
+use super::worker::{Circumstances, Phase, Worker};
+use super::{SWEEP, Scheduler, later};
+use crate::error::{Error, Result};
+use crate::pool::group::{Chunk, Group, UsualTime};
+use crate::pool::side_channel::{SideOrders, Unsent};
+use crate::pool::trace::TraceSink;
+use std::cmp::Reverse;
+use std::collections::VecDeque;
+use std::ops::RangeInclusive;
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::task::Waker;
+
+// Events of callers.
+impl Scheduler {
+    /// Something begins that adds items: a call, or a checkout. Calls of a checkout, whose number is `checkout`, go on after a
+    /// close, for it was taken before.
+    pub(in crate::pool) fn opened(&mut self, checkout: u64) -> Result<()> {
+        if self.is_orphaned {
+            return Err(orphaned());
+        }
+        if self.is_closed && (checkout == 0 || self.is_shut || self.is_terminated) {
+            return Err(Error::closed("pool"));
+        }
+        if let Some(why) = &self.broken {
+            return Err(broken(why));
+        }
+        self.open += 1;
+        Ok(())
+    }
+
+    /// It adds no more.
+    pub(in crate::pool) fn finished(&mut self, effects: &mut Effects) {
+        self.open -= 1;
+        self.end_if_done(effects);
+    }
+
+    /// Chunks were handed in.
+    pub(in crate::pool) fn submitted(&mut self, group: &Arc<Group>, mut chunks: Vec<Chunk>, effects: &mut Effects) {
+        let items = chunks.iter().map(|chunk| chunk.count as usize).sum::<usize>();
+        group.items().out += items;
+        self.out += items;
+        if group.is_bounded() {
+            self.room.give_back(items);
+        }
+        group.set_usual_time(|| self.usual_time(group));
+        if group.options.queue_timeout.is_some() {
+            let now = effects.now();
+            chunks.iter_mut().for_each(|chunk| chunk.queued = Some(now));
+            self.watch_queue(group, now, effects);
+        }
+        let refused = self.gave_up().or_else(|| self.broken.as_deref().map(broken));
+        if let Some(error) = refused {
+            chunks.iter().for_each(|chunk| effects.fail(group, chunk, (0, chunk.count), || Error::copy(&error)));
+            return;
+        }
+        let new = chunks.len();
+        self.enqueue(group, chunks.drain(..), false);
+        self.advance(effects);
+        // What found a worker at once needs no clock to tell how long it waited.
+        let mut items = group.items();
+        let waiting = items.pending.len().min(new);
+        if waiting > 0 {
+            let now = effects.now();
+            items.pending.iter_mut().rev().take(waiting).for_each(|chunk| _ = chunk.handed.get_or_insert(now));
+        }
+    }
+
+    /// A caller is about to take up to `wanted` items from their source: for how many there is room. If for none, `waker` is
+    /// woken when there is.
+    pub(in crate::pool) fn room_wanted(
+        &mut self,
+        wanted: usize,
+        ticket: &mut Option<u64>,
+        waker: Option<&Waker>,
+    ) -> usize {
+        self.room.reserve(self.waiting, wanted, ticket, waker)
+    }
+
+    /// There were fewer items than there was room for.
+    pub(in crate::pool) fn room_left_over(&mut self, items: usize) {
+        self.room.give_back(items);
+    }
+
+    /// A caller waits for room no longer.
+    pub(in crate::pool) fn room_not_wanted(&mut self, ticket: u64) {
+        self.room.leave(ticket);
+    }
+
+    fn usual_time(&mut self, group: &Group) -> Arc<UsualTime> {
+        self.usual_times.entry(group.call.to_words()).or_default().clone()
+    }
+
+    /// Nobody waits for the rest of these items: what has not started never does, what runs is asked, then killed.
+    pub(in crate::pool) fn cancelled(&mut self, group: &Arc<Group>, effects: &mut Effects) {
+        if std::mem::replace(&mut group.items().is_cancelled, true) {
+            return;
+        }
+        let is_queued = group.items().is_queued;
+        let pending = self.take_pending(group);
+        if is_queued {
+            self.queue_of(group).into_iter().for_each(Queue::was_emptied);
+        }
+        pending.iter().for_each(|chunk| effects.fail_pending(group, chunk, || group.was_cancelled()));
+        self.forget_retries(group, effects);
+        self.revoke(group, effects);
+        self.cancel_taken(group, effects);
+        self.plan_quiet_check(effects);
+        self.advance(effects);
+    }
+
+    /// The number of a new checkout.
+    pub(in crate::pool) fn new_checkout(&mut self) -> u64 {
+        self.checkouts_made += 1;
+        self.checkouts_made
+    }
+
+    /// The worker of a checkout is everybody's again.
+    pub(in crate::pool) fn released(&mut self, checkout: u64, effects: &mut Effects) {
+        if let Some(seat) = self.checkouts.get(&checkout).and_then(|checked_out| checked_out.seat)
+            && let Some(worker) = self.seats.worker(seat).filter(|worker| worker.checkout == checkout)
+        {
+            worker.checkout = 0;
+            if worker.is_due || worker.given >= worker.share {
+                self.retire(seat, effects);
+            }
+        }
+        self.fail_checkout(checkout, effects);
+        self.plan_quiet_check(effects);
+        self.advance(effects);
+    }
+
+    // Events of workers.
+
+    /// Results may have arrived: takes them in, if there are any. Whether there are items out whose callers have not been
+    /// woken.
+    pub(in crate::pool) fn results_arrived(&mut self, effects: &mut Effects) -> bool {
+        if self.collect(effects) {
+            self.advance(effects);
+        }
+        self.out - effects.settled > effects.woken
+    }
+
+    /// Somebody is about to sleep, and has armed the alarm before.
+    pub(in crate::pool) fn about_to_sleep(&mut self, effects: &mut Effects) {
+        if self.has_results() && self.collect(effects) {
+            self.advance(effects);
+        }
+        self.plan_quiet_check(effects);
+    }
+
+    /// The same for who has many quick items out: it need not hear of results before a worker begins its last order.
+    pub(in crate::pool) fn about_to_sleep_in_bulk(&mut self, effects: &mut Effects) {
+        if self.should_collect() && self.collect(effects) {
+            self.advance(effects);
+        }
+        self.plan_quiet_check(effects);
+    }
+
+    /// A worker was started.
+    pub(in crate::pool) fn spawned(
+        &mut self,
+        Spawn { seat, generation }: &Spawn,
+        spawned: Spawned,
+        effects: &mut Effects,
+    ) {
+        let (seat, generation) = (*seat, *generation);
+        let has_initializer = self.config.initializer.is_some();
+        let phase = match (self.is_terminated, has_initializer) {
+            (true, _) => Phase::Killed,
+            (false, true) => Phase::Beginning,
+            (false, false) => Phase::Serving,
+        };
+        if phase == Phase::Killed {
+            spawned.control.kill();
+        }
+        let now = effects.now();
+        // Any number will do that differs from worker to worker.
+        let spread = |most: u64| (generation.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) % most.saturating_add(1);
+        let max_tasks = self.config.max_tasks_per_worker.unwrap_or(usize::MAX);
+        let jitter = (spread(self.config.tasks_jitter as u64) as usize).min(max_tasks - 1);
+        let Spawned { name, pid, control, lane, side_orders, side_results } = spawned;
+        let worker = Worker {
+            generation,
+            name,
+            pid,
+            control,
+            lane,
+            side_orders,
+            side_results,
+            trace_sink: TraceSink::new(pid),
+            phase,
+            running: VecDeque::new(),
+            given: 0,
+            share: max_tasks - jitter,
+            checkout: 0,
+            is_due: false,
+            answered: 0,
+            born: now,
+            idle_since: Some(now),
+            has_worked: false,
+            is_awaited: has_initializer,
+            full: None,
+            unsent: None,
+            stalled: None,
+            is_lagging: false,
+            moved: now,
+            is_ready: false,
+            has_reported: false,
+            leaving: None,
+            overdue: None,
+            end: Circumstances::default(),
+            kill_reason: None,
+        };
+        self.seats.set_worker(seat, worker);
+        // It may have had something to say before anybody knew it.
+        self.seats.suspect(seat);
+        if let Some(timeout) = self.config.initializer_timeout.filter(|_| phase == Phase::Beginning) {
+            self.at(later(now, timeout), Event::Initializer(seat, generation, timeout), effects);
+        }
+        if let Some(age) = self.config.max_age {
+            // Up to a tenth earlier, so that they do not all go at once.
+            let age = age - age / 1000 * spread(100) as u32;
+            self.at(later(now, age), Event::Age(seat, generation), effects);
+        }
+        if seat >= *self.workers.end() {
+            // There was a resize while it was on its way.
+            self.retire(seat, effects);
+        }
+        self.advance(effects);
+    }
+
+    /// A worker could not be started.
+    pub(in crate::pool) fn spawn_failed(&mut self, spawn: &Spawn, error: &Error, effects: &mut Effects) {
+        self.failed(spawn.seat, error, effects);
+    }
+
+    /// An initializer's report was read.
+    pub(in crate::pool) fn initialized(
+        &mut self,
+        seat: usize,
+        generation: u64,
+        outcome: Result<()>,
+        effects: &mut Effects,
+    ) {
+        let Some(worker) = self.worker(seat, generation) else { return };
+        match outcome {
+            Ok(()) if worker.phase == Phase::Beginning => worker.phase = Phase::Serving,
+            Ok(()) => {}
+            Err(error) => {
+                let why = Error::other(format!("the initializer of {} failed: {error}", worker.name));
+                worker.kill(None);
+                self.break_down(&why, effects);
+            }
+        }
+        self.advance(effects);
+    }
+
+    /// A worker has ended.
+    pub(in crate::pool) fn exited(
+        &mut self,
+        seat: usize,
+        generation: u64,
+        status: &Result<ExitStatus>,
+        end: Circumstances,
+        effects: &mut Effects,
+    ) {
+        // Also what it had no time to leave word of.
+        self.seats.suspect(seat);
+        self.collect(effects);
+        if let Some(worker) = self.worker(seat, generation) {
+            worker.end = end;
+        }
+        self.reap(seat, generation, status, effects);
+        self.advance(effects);
+    }
+
+    /// An order could not be sent to its worker.
+    pub(in crate::pool) fn not_sent(&mut self, side_orders: &SideOrders, unsent: &Unsent, effects: &mut Effects) {
+        self.was_unsent(side_orders, unsent, effects);
+        self.advance(effects);
+    }
+
+    // Events of the pool.
+
+    pub(in crate::pool) fn closed(&mut self, effects: &mut Effects) {
+        self.is_closed = true;
+        self.taken.notify();
+        self.end_if_done(effects);
+    }
+
+    /// Gives a broken pool another chance.
+    pub(in crate::pool) fn revived(&mut self, effects: &mut Effects) {
+        if self.broken.take().is_some() {
+            (0..self.seats.len()).for_each(|seat| self.seats.forgive(seat));
+            // Others come when they are needed, and those that are dying are replaced at their end.
+            if self.needs_workers(effects) {
+                self.open_seats();
+            }
+            effects.nudge = true;
+        }
+    }
+
+    pub(in crate::pool) fn terminated(&mut self, effects: &mut Effects) {
+        (self.is_closed, self.is_terminated) = (true, true);
+        self.fail_all(effects, terminated);
+        self.seats.fill_vacancies();
+    }
+
+    /// The last holder is gone, or the pool's runtime: nothing is waited for any more, or can be done.
+    pub(in crate::pool) fn let_go(&mut self, effects: &mut Effects) {
+        (self.is_closed, self.is_terminated) = (true, true);
+        self.abandon_all(effects);
+        self.seats.fill_vacancies();
+    }
+
+    /// Nobody drives any more: all is over, or the runtime that the driver ran on has ended.
+    pub(in crate::pool) fn abandoned(&mut self, is_over: bool, effects: &mut Effects) {
+        if !self.is_terminated {
+            self.is_orphaned = !is_over;
+            self.let_go(effects);
+        }
+        self.is_abandoned = true;
+        self.taken.notify();
+    }
+
+    /// Takes nothing more and gives up what has not started: how many items that is.
+    pub(in crate::pool) fn shut(&mut self, effects: &mut Effects) -> usize {
+        (self.is_closed, self.is_shut) = (true, true);
+        let before = effects.settled;
+        for seat in 0..self.seats.len() {
+            self.reclaim(seat, 1, effects);
+        }
+        self.fail_waiting(effects, shut);
+        let lost = effects.settled - before;
+        self.end_if_done(effects);
+        lost
+    }
+
+    /// From now on there are so many workers.
+    pub(in crate::pool) fn resized(&mut self, workers: RangeInclusive<usize>, effects: &mut Effects) {
+        let has_more = workers.end() > self.workers.end();
+        self.workers = workers;
+        if has_more {
+            self.wake_callers(effects);
+        }
+        if self.needs_workers(effects) {
+            self.open_seats();
+        }
+        for seat in *self.workers.end()..self.seats.len() {
+            self.seats.set_vacant(seat, None);
+            self.retire(seat, effects);
+        }
+        self.dispatch(effects);
+        effects.nudge = true;
+    }
+
+    /// Time has passed: what is due is done. What the driver has to do now.
+    pub(in crate::pool) fn time_passed(&mut self, effects: &mut Effects) -> Step {
+        let now = effects.now();
+        if now >= self.next_sweep {
+            // Lanes that nobody marked, too: damage to the marks costs time, but nobody waits for ever.
+            self.next_sweep = now + SWEEP;
+            (0..self.seats.len()).for_each(|seat| self.seats.suspect(seat));
+        }
+        self.collect(effects);
+        let mut has_checked = false;
+        while self.timers.peek().is_some_and(|Reverse(timer)| timer.at <= now) {
+            let Some(Reverse(timer)) = self.timers.pop() else { break };
+            has_checked |= matches!(timer.event, Event::CheckQuiet);
+            self.on(timer.event, now, effects);
+        }
+        self.advance(effects);
+        // What was given out just now may be slow, too; but who gives out all the time is awake.
+        if !has_checked {
+            self.plan_quiet_check(effects);
+        }
+        let spawns = self.spawns(now, effects);
+        let begun = std::mem::take(&mut self.reports);
+        self.alert = self.timers.peek().map(|Reverse(timer)| timer.at);
+        self.out -= std::mem::take(&mut effects.settled);
+        let is_over = self.is_closed && self.alive() == 0;
+        let is_unneeded = self.is_closed && !self.needs_workers(effects);
+        effects.nudge = false;
+        let unfetched = std::mem::take(&mut effects.unfetched);
+        Step { spawns, begun, unfetched, until: self.alert, is_unneeded, is_over }
+    }
+}
