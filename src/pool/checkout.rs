@@ -1,8 +1,8 @@
 //! One worker for a run of calls.
 
+use super::engine::Handle;
 use super::flight::Ticket;
 use super::handle::Call;
-use super::pool::{Handle, call_of};
 use crate::error::Result;
 use crate::os::fork;
 use crate::process::Function;
@@ -24,7 +24,7 @@ impl Checkout {
         let number = pool.shared().new_checkout();
         // Made first: whoever drops this half way gives the worker back.
         let checkout = Self { pool, number, _ticket: ticket };
-        call_of(checkout.pool.clone(), || (), ()).checked_out(number, true).await?;
+        Call::of(checkout.pool.clone(), || (), ()).checked_out(number, true).await?;
         Ok(checkout)
     }
 
@@ -38,7 +38,7 @@ impl Checkout {
         A: Arguments,
     {
         const { captures_nothing::<F>() };
-        call_of(self.pool.clone(), f, args).checked_out(self.number, false)
+        Call::of(self.pool.clone(), f, args).checked_out(self.number, false)
     }
 }
 

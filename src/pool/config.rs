@@ -1,6 +1,6 @@
 //! The options of a pool: an option is a field of [`Config`], a setter of [`PoolBuilder`], and its use.
 
-use super::group::ChunkLimits;
+use super::options::ChunkLimits;
 use super::protocol::{Conditions, Task};
 use super::taker::{External, Start};
 use crate::error::{Error, Result};

@@ -1,10 +1,12 @@
 //! Items that arrive encoded, as an order of another pool's taker has them: run by this pool's workers, with results that
 //! stay encoded.
 
+use super::batch::ResultBatch;
+use super::chunk::Chunk;
+use super::engine::Handle;
 use super::flight::{Flight, Target};
-use super::group::{Chunk, Options, ResultBatch};
 use super::input::{Input, Most, Stop};
-use super::pool::Handle;
+use super::options::Options;
 use super::taker::{EncodedResults, Limits};
 use crate::channel::{lane, spsc};
 use crate::error::{Error, ErrorKind, Result};

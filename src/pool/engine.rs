@@ -4,8 +4,11 @@
 //! that submits gives the order itself, a caller that waits collects results itself, the bell collects them when nobody
 //! looks, and the driver does the rest: exits, deadlines, replacements.
 
+use super::batch::ResultBatch;
+use super::chunk::Chunk;
 use super::config::Config;
-use super::group::{Chunk, ChunkLimits, Group, ResultBatch};
+use super::group::Group;
+use super::options::ChunkLimits;
 use super::scheduler::{Circumstances, Control, Effects, Scheduler, Spawn, Spawned, Step, TakenOrder};
 use super::side_channel::{SideOrders, SideResults, Unsent};
 use super::stats::PoolStats;
@@ -23,6 +26,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::*};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use std::task::Waker;
 use std::time::Duration;
+use tokio::runtime;
 use tokio::sync::{Notify, watch};
 
 /// What all who drive a pool share.
@@ -372,6 +376,34 @@ impl Shared {
     pub(super) fn abandon(&self, is_over: bool) {
         self.event(|scheduler, effects| scheduler.abandoned(is_over, effects));
         self.publish_count();
+    }
+}
+
+/// Ends the pool with its last holder: `Pool`s and what they returned.
+pub(super) struct Handle {
+    shared: Arc<Shared>,
+    runtime: runtime::Handle,
+}
+
+impl Handle {
+    pub(super) fn new(shared: Arc<Shared>, runtime: runtime::Handle) -> Self {
+        Self { shared, runtime }
+    }
+
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    pub(super) fn runtime(&self) -> &runtime::Handle {
+        &self.runtime
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        if !fork::is_forked() && !self.shared.is_closed() {
+            self.shared.let_go();
+        }
     }
 }
 

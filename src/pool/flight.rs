@@ -1,13 +1,16 @@
 //! The items of one call in flight: pulled from their source as far ahead as is good, and watched for until they come.
 
-use super::engine::{Shared, check_forked};
-use super::group::{Chunk, Group, Options, ResultBatch};
+use super::batch::ResultBatch;
+use super::chunk::Chunk;
+use super::engine::{Handle, Shared, check_forked};
+use super::group::Group;
 use super::input::{Input, Most, Stop};
-use super::pool::Handle;
+use super::options::Options;
 use crate::error::{Error, Result};
 use crate::os::fork;
-use crate::process::entry;
+use crate::process::{Function, entry};
 use crate::wait::{Spinner, Spun};
+use serde::de::DeserializeOwned;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Instant;
@@ -17,6 +20,16 @@ use std::time::Instant;
 pub(super) struct Target {
     pub(super) call: entry::Call,
     pub(super) label: &'static str,
+}
+
+impl Target {
+    pub(super) fn of<F, A, M>(f: F) -> Self
+    where
+        F: Function<A, M>,
+        A: DeserializeOwned + 'static,
+    {
+        Self { call: entry::Call::of(f), label: std::any::type_name::<F>() }
+    }
 }
 
 /// What was asked for while the pool was open: `close` lets it complete. Dropped, nothing more is added under it.

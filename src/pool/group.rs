@@ -1,303 +1,21 @@
 //! The items of one call: packed into chunks on their way out, in batches of results on their way back.
 
-use super::handle::Progress;
+use super::batch::ResultBatch;
+use super::chunk::Chunk;
+use super::options::Options;
 use super::protocol::Header;
-use super::side_channel::SideResults;
+use super::side_channel::{Recipient, SideResults};
 use super::trace::Caller;
-use crate::channel::spsc;
-use crate::error::{Error, ErrorKind, Result};
-use crate::process::entry::{self, IS_VALUE, Outcome};
-use crate::wire::{Attachment, EncodedMessage};
-use bytes::Bytes;
-use serde::de::DeserializeOwned;
+use crate::error::{Error, ErrorKind};
+use crate::os::sync::lock;
+use crate::process::entry;
 use std::collections::{BTreeSet, VecDeque};
-use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::task::{Context, Waker};
-use std::time::{Duration, Instant};
-use tokio::sync::watch;
+use std::time::Duration;
 
-/// What a caller may ask of each of its items.
-#[derive(Clone)]
-pub(super) struct Options {
-    /// From an item's start; whoever overruns is asked to stop, and killed after the grace.
-    pub(super) timeout: Option<Duration>,
-    /// From the submission to the start.
-    pub(super) queue_timeout: Option<Duration>,
-    /// How often an item that killed its worker, or was killed for its time, is tried again.
-    pub(super) retries: u32,
-    /// How long the first retry waits; each further one twice as long.
-    pub(super) back_off: Duration,
-    /// What was asked to stop may finish within this; then its worker is killed. `None` is the pool's own.
-    pub(super) grace: Option<Duration>,
-    /// Items in a chunk; 0 is by measured time.
-    pub(super) chunk: usize,
-    /// The checkout that this is for; 0 is none.
-    pub(super) checkout: u64,
-    /// This is the call that takes a worker for the checkout.
-    pub(super) acquires: bool,
-    pub(super) progress: Option<watch::Sender<Progress>>,
-    /// Those of the pool.
-    pub(super) limits: ChunkLimits,
-    /// What the first item is called, and how often the items were tried before: those of an order from elsewhere.
-    pub(super) first_index: u64,
-    pub(super) first_attempt: u32,
-}
-
-/// How much goes into one chunk, which becomes one order. `chunksize` of a call overrules `time` and `items`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct ChunkLimits {
-    /// So much work is aimed at, by the measured time of the call's items.
-    pub(crate) time: Duration,
-    pub(crate) items: usize,
-    /// A chunk is full once its arguments take as many bytes.
-    pub(crate) bytes: usize,
-}
-
-impl ChunkLimits {
-    /// Those of processes and threads of this machine.
-    pub(crate) const LOCAL: Self = Self { time: Duration::from_millis(1), items: 1024, bytes: 12 << 10 };
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            timeout: None,
-            queue_timeout: None,
-            retries: 0,
-            back_off: Duration::ZERO,
-            grace: None,
-            chunk: 0,
-            checkout: 0,
-            acquires: false,
-            progress: None,
-            limits: ChunkLimits::LOCAL,
-            first_index: 0,
-            first_attempt: 0,
-        }
-    }
-}
-
-/// Items that travel together: their arguments back to back.
-pub(super) struct Chunk {
-    pub(super) first: u64,
-    pub(super) count: u32,
-    pub(super) attempt: u32,
-    pub(super) body: Vec<u8>,
-    /// The body, once it went through a pipe.
-    sent: Option<Bytes>,
-    /// Of the only item.
-    pub(super) attachments: Vec<Attachment>,
-    /// Since when it waits, if that matters.
-    pub(super) queued: Option<Instant>,
-    /// Since when it waits, if it has not found a worker at once.
-    pub(super) handed: Option<Instant>,
-    /// Its wait is in the figures: what is taken back and given again has waited once.
-    pub(super) has_waited: bool,
-}
-
-impl Chunk {
-    pub(super) fn new(first: u64) -> Self {
-        Self {
-            first,
-            count: 0,
-            attempt: 0,
-            body: Vec::new(),
-            sent: None,
-            attachments: Vec::new(),
-            queued: None,
-            handed: None,
-            has_waited: false,
-        }
-    }
-
-    pub(super) fn bytes(&self) -> &[u8] {
-        self.sent.as_deref().unwrap_or(&self.body)
-    }
-
-    /// Bytes that it would take up in a ring; more than any has if it cannot go there.
-    pub(super) fn len_in_ring(&self) -> usize {
-        if self.attachments.is_empty() { self.bytes().len() } else { usize::MAX / 2 }
-    }
-
-    /// As it goes through a pipe; not copied.
-    pub(super) fn encoded(&mut self) -> EncodedMessage {
-        let body = &mut self.body;
-        let bytes = self.sent.get_or_insert_with(|| std::mem::take(body).into()).clone();
-        EncodedMessage::new(bytes, self.attachments.clone())
-    }
-
-    /// `grace` is that of the pool.
-    pub(super) fn header(&self, group: &Group, grace: Duration) -> [u8; Header::LEN] {
-        let (call, attempt) = (group.call, self.attempt);
-        let limit = group.options.timeout.map(|timeout| {
-            let limit = timeout.saturating_add(group.options.grace.unwrap_or(grace));
-            limit.as_micros().try_into().unwrap_or(u64::MAX)
-        });
-        let level = if group.caller.is_some() { Caller::level() } else { 0 };
-        Header { call, attempt, limit, level, is_bulk: group.is_bulk() }.to_bytes()
-    }
-
-    /// The items from `from` on, before `to`, as a chunk of their own.
-    pub(super) fn part(&self, from: u32, to: u32) -> Self {
-        let start = self.skip(0, from);
-        self.cut((from, to), start..self.skip(start, to - from))
-    }
-
-    /// The same in chunks of `size` items; each item is looked at once.
-    pub(super) fn parts(&self, from: u32, to: u32, size: u32) -> Vec<Self> {
-        let mut start = self.skip(0, from);
-        let next = |first: u32| {
-            let last = first.saturating_add(size).min(to);
-            let end = self.skip(start, last - first);
-            self.cut((first, last), std::mem::replace(&mut start, end)..end)
-        };
-        (from..to).step_by(size.max(1) as usize).map(next).collect()
-    }
-
-    /// Where so many items that begin at `at` of the body end.
-    fn skip(&self, mut at: usize, items: u32) -> usize {
-        for _ in 0..items {
-            at += spsc::first(self.bytes().get(at..).unwrap_or_default()).map_or(0, |(_, _, len)| len);
-        }
-        at
-    }
-
-    fn cut(&self, (from, to): (u32, u32), bytes: Range<usize>) -> Self {
-        // What went through a pipe is shared, not copied.
-        let (body, sent) = match &self.sent {
-            Some(sent) => (Vec::new(), Some(sent.slice(bytes))),
-            None => (self.body[bytes].to_vec(), None),
-        };
-        let attachments = self.attachments.clone();
-        let first = self.first + u64::from(from);
-        let Self { attempt, queued, handed, has_waited, .. } = *self;
-        Self { first, count: to - from, attempt, body, sent, attachments, queued, handed, has_waited }
-    }
-}
-
-/// Results as they came from a worker, one after the other.
-pub(super) struct Records {
-    first: u64,
-    count: u32,
-    /// How many of them are no values.
-    failures: u32,
-    bytes: Vec<u8>,
-    at: usize,
-}
-
-/// What came of some items with consecutive numbers.
-pub(super) enum ResultBatch {
-    Records(Records),
-    /// One that did not come through the ring: it is large, brings descriptors, or failed here.
-    One(u64, Option<Result<(u8, EncodedMessage)>>),
-}
-
-impl ResultBatch {
-    pub(super) fn records(first: u64, count: u32, failures: u32, bytes: Vec<u8>) -> Self {
-        Self::Records(Records { first, count, failures, bytes, at: 0 })
-    }
-
-    pub(super) fn failed(index: u64, error: Error) -> Self {
-        Self::One(index, Some(Err(error)))
-    }
-
-    pub(super) fn first(&self) -> u64 {
-        match self {
-            ResultBatch::Records(records) => records.first,
-            ResultBatch::One(index, _) => *index,
-        }
-    }
-
-    pub(super) fn count(&self) -> u32 {
-        match self {
-            ResultBatch::Records(records) => records.count,
-            ResultBatch::One(..) => 1,
-        }
-    }
-
-    /// How many items in it failed, as far as can be told without decoding.
-    pub(super) fn failures(&self) -> u32 {
-        match self {
-            ResultBatch::One(_, outcome) => u32::from(!matches!(outcome, Some(Ok((IS_VALUE, _))))),
-            ResultBatch::Records(records) => records.failures,
-        }
-    }
-
-    /// The first item, how many there are, and a record for each. One that did not come as a record stays as it is.
-    #[expect(clippy::type_complexity, reason = "two parts of two variants")]
-    pub(super) fn into_records(self) -> std::result::Result<(u64, u32, Vec<u8>), (u64, Result<(u8, EncodedMessage)>)> {
-        match self {
-            ResultBatch::Records(Records { first, count, mut bytes, at, .. }) => {
-                Ok((first, count, bytes.split_off(at)))
-            }
-            ResultBatch::One(index, outcome) => {
-                Err((index, outcome.unwrap_or_else(|| Err(Error::other("a result is missing")))))
-            }
-        }
-    }
-
-    /// The results of those items that are `wanted`, the others left out.
-    pub(super) fn only(self, wanted: impl Fn(u64) -> bool) -> Vec<Self> {
-        let (first, count) = (self.first(), self.count());
-        match self {
-            _ if (0..count).all(|at| wanted(first + u64::from(at))) => vec![self],
-            ResultBatch::Records(Records { bytes, mut at, .. }) => {
-                let mut batches = Vec::new();
-                for index in first..first + u64::from(count) {
-                    let Some((tag, _, len)) = spsc::first(bytes.get(at..).unwrap_or_default()) else { break };
-                    let record = bytes.get(at..at + len).unwrap_or_default();
-                    if wanted(index) {
-                        batches.push(Self::records(index, 1, u32::from(tag != IS_VALUE), record.to_vec()));
-                    }
-                    at += len;
-                }
-                batches
-            }
-            ResultBatch::One(..) => Vec::new(),
-        }
-    }
-
-    /// The next result, if there is one left.
-    #[inline]
-    pub(super) fn next<R: DeserializeOwned + 'static>(&mut self) -> Option<Result<R>> {
-        match self {
-            ResultBatch::Records(records) => records.next(),
-            ResultBatch::One(_, outcome) => outcome.take().map(|outcome| outcome.and_then(read_encoded)),
-        }
-    }
-
-    /// Gives all results to `take`, until that fails.
-    pub(super) fn drain<R: DeserializeOwned + 'static>(
-        &mut self,
-        mut take: impl FnMut(Result<R>) -> Result<()>,
-    ) -> Result<()> {
-        std::iter::from_fn(|| self.next()).try_for_each(&mut take)
-    }
-}
-
-impl Records {
-    /// The next result, if there is one.
-    #[inline]
-    pub(super) fn next<R: DeserializeOwned + 'static>(&mut self) -> Option<Result<R>> {
-        if self.count == 0 {
-            return None;
-        }
-        self.count -= 1;
-        let Some((tag, payload, len)) = spsc::first(self.bytes.get(self.at..).unwrap_or_default()) else {
-            return Some(Err(Error::new(ErrorKind::Decode, "a result is missing")));
-        };
-        self.at += len;
-        Some(Outcome::read_reported(tag, payload, Vec::new()))
-    }
-}
-
-fn read_encoded<R: DeserializeOwned + 'static>((tag, encoded): (u8, EncodedMessage)) -> Result<R> {
-    let parcel = encoded.open()?;
-    Outcome::read_reported(tag, &parcel.bytes, parcel.fds)
-}
-
+/// The items of one call, as the pool has them.
 pub(super) struct Group {
     /// Of the call, among all of this process.
     pub(super) number: u64,
@@ -416,7 +134,7 @@ impl Group {
 
     /// Locked after the pool's state, never before.
     pub(super) fn items(&self) -> MutexGuard<'_, Items> {
-        self.items.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.items)
     }
 
     /// Whether its items are for one certain worker.
@@ -427,6 +145,17 @@ impl Group {
     /// Whether its items count among those of which only so many may wait.
     pub(super) fn is_bounded(&self) -> bool {
         self.options.checkout == 0
+    }
+
+    /// What goes before the items of `chunk` in an order; `grace` is that of the pool.
+    pub(super) fn header(&self, chunk: &Chunk, grace: Duration) -> [u8; Header::LEN] {
+        let (call, attempt) = (self.call, chunk.attempt);
+        let limit = self.options.timeout.map(|timeout| {
+            let limit = timeout.saturating_add(self.options.grace.unwrap_or(grace));
+            limit.as_micros().try_into().unwrap_or(u64::MAX)
+        });
+        let level = if self.caller.is_some() { Caller::level() } else { 0 };
+        Header { call, attempt, limit, level, is_bulk: self.is_bulk() }.to_bytes()
     }
 
     /// How many items a chunk should have now.
@@ -519,19 +248,6 @@ impl Group {
             items.side_results.push(side_results.clone());
         }
         items.waker.take().map(|waker| (waker, items.out))
-    }
-
-    /// What was announced has been fetched.
-    pub(super) fn fetched(&self, batch: ResultBatch) {
-        let mut items = self.items();
-        items.announced = items.announced.saturating_sub(1);
-        if items.is_cancelled {
-            return;
-        }
-        items.done.push_back(batch);
-        let waker = items.waker.take();
-        drop(items);
-        waker.into_iter().for_each(Waker::wake);
     }
 
     /// The same for an outcome that never was the pool's business.
@@ -639,30 +355,26 @@ impl Group {
     }
 }
 
+impl Recipient for Group {
+    fn fetched(&self, batch: ResultBatch) {
+        let mut items = self.items();
+        items.announced = items.announced.saturating_sub(1);
+        if items.is_cancelled {
+            return;
+        }
+        items.done.push_back(batch);
+        let waker = items.waker.take();
+        drop(items);
+        waker.into_iter().for_each(Waker::wake);
+    }
+}
+
 #[cfg(all(test, not(multiprocess_loom)))]
 mod tests {
     use super::*;
     use crate::channel::{self, lane};
-
-    #[test]
-    fn a_chunk_of_most_items_for_most_workers_is_split_in_one_walk() {
-        let mut chunk = Chunk::new(5);
-        for item in 0..lane::MOST_ITEMS as u32 {
-            spsc::append_record(&mut chunk.body, &item.to_ne_bytes()).unwrap();
-            chunk.count += 1;
-        }
-        let took = |_| {
-            let began = Instant::now();
-            let parts = chunk.parts(1, chunk.count, 8);
-            let took = began.elapsed();
-            assert_eq!(parts.iter().map(|part| part.count).sum::<u32>(), chunk.count - 1);
-            assert_eq!((parts[1].first, parts[1].count, parts[1].bytes()), (14, 8, chunk.part(9, 17).bytes()));
-            assert_eq!(parts.last().unwrap().count, 7);
-            took
-        };
-        let took = (0..3).map(took).min().unwrap();
-        assert!(took < Duration::from_millis(200), "{took:?}: a walk for each part takes seconds");
-    }
+    use crate::process::entry::IS_VALUE;
+    use crate::wire::EncodedMessage;
 
     /// A result is large, and is announced between the look for one and the cancellation.
     #[test]
@@ -672,7 +384,8 @@ mod tests {
         let group = Arc::new(Group::new(entry::Call::of(|| ()), "f", Options::default()));
         group.items().out = 1;
         sender.try_send(EncodedMessage::new(vec![0], Vec::new())).unwrap();
-        assert!(side_results.expect(&group, 0, IS_VALUE).is_none());
+        side_results.expect(group.clone(), 0, IS_VALUE);
+        assert!(group.announce(&side_results).is_none());
         group.items().is_cancelled = true;
         group.settle_cancelled();
         group.settle_cancelled();

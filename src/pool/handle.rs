@@ -1,11 +1,14 @@
 //! What a caller awaits. Encoding and decoding happen here, in the caller's task.
 
+use super::batch::ResultBatch;
+use super::engine::Handle;
 use super::flight::{Stage, Target, Ticket};
-use super::group::{Options, ResultBatch};
-use super::input::Input;
-use super::pool::Handle;
+use super::input::{Input, One};
+use super::options::{Options, Progress};
 use super::scheduler::stranded;
 use crate::error::{Error, ErrorKind, Result};
+use crate::process::Function;
+use crate::process::function::Arguments;
 use futures_util::Stream;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
@@ -79,37 +82,6 @@ macro_rules! chunksize {
     };
 }
 
-/// How far a [`Map`] or a stream of [`Results`] is.
-///
-/// ```
-/// use multiprocess::{self as mp, Pool};
-/// # fn main() -> mp::Result<()> { mp::run(async {
-/// let pool = Pool::new(2)?;
-/// let mut map = pool.map(|x: u64| x + 1, 0..100);
-/// let mut progress = map.progress();
-/// let watcher = tokio::spawn(async move {
-///     while progress.changed().await.is_ok() {}
-///     *progress.borrow()
-/// });
-/// map.await?;
-/// let last = watcher.await.expect("no panic");
-/// assert_eq!((last.done, last.total, last.failed), (100, 100, 0));
-/// assert!(last.rate > 0.0);
-/// # Ok(()) }) }
-/// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-#[non_exhaustive]
-pub struct Progress {
-    /// Items whose results have come, errors included.
-    pub done: u64,
-    /// Items that are there, as far as the source tells by now.
-    pub total: u64,
-    /// Items that failed.
-    pub failed: u64,
-    /// Items done per second, since the start.
-    pub rate: f64,
-}
-
 /// One lazy call; made by [`Pool::apply`](crate::Pool::apply). Awaiting it runs it; dropping it cancels it: not yet
 /// begun, it never is; running, its worker is stopped and replaced.
 ///
@@ -144,8 +116,12 @@ impl<R> Call<R> {
         self
     }
 
-    pub(super) fn new(pool: Arc<Handle>, target: Target, input: Result<Box<dyn Input>>) -> Self {
-        Self { stage: planned_one(pool, target, input), result: PhantomData }
+    pub(super) fn of<F, A, M>(pool: Arc<Handle>, f: F, args: A) -> Self
+    where
+        F: Function<A, M, Output = R>,
+        A: Arguments,
+    {
+        Self { stage: planned_one(pool, Target::of(f), One::input(&args)), result: PhantomData }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Where the items of a call come from: packed in the caller's task, as they will travel.
 
-use super::group::Chunk;
+use super::chunk::Chunk;
 use crate::channel::spsc;
 use crate::error::{Error, ErrorKind, Result};
 use crate::process::entry;
@@ -167,11 +167,11 @@ where
 pub(super) struct One(Option<Alone>);
 
 impl One {
-    pub(super) fn of<A: Serialize + 'static>(arguments: &A) -> Result<Self> {
+    pub(super) fn input<A: Serialize + 'static>(arguments: &A) -> Result<Box<dyn Input>> {
         let mut chunk = Chunk::new(0);
         let attachments = pack(&mut chunk, arguments)?;
         let record = std::mem::take(&mut chunk.body);
-        Ok(Self(Some(Alone { record, attachments })))
+        Ok(Box::new(Self(Some(Alone { record, attachments }))))
     }
 }
 

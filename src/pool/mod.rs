@@ -13,7 +13,9 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod batch;
 mod checkout;
+mod chunk;
 mod config;
 mod driver;
 mod encoded;
@@ -23,6 +25,7 @@ mod group;
 mod handle;
 mod input;
 mod local;
+mod options;
 #[allow(clippy::module_inception)] // The room's face carries the room's name.
 mod pool;
 mod protocol;
@@ -40,9 +43,10 @@ pub use checkout::Checkout;
 pub use config::{PoolBuilder, Workers};
 #[allow(unused_imports)] // For rooms above.
 pub(crate) use encoded::{EncodedItems, EncodedRun};
+pub use handle::{AsyncResult, Call, Map, MapAsync, Results};
 #[allow(unused_imports)]
-pub(crate) use group::ChunkLimits;
-pub use handle::{AsyncResult, Call, Map, MapAsync, Progress, Results};
+pub(crate) use options::ChunkLimits;
+pub use options::Progress;
 pub use pool::{Pool, PoolStreamExt, Shutdown};
 pub use stats::{Histogram, PoolStats, WorkerStats};
 #[allow(unused_imports)]

@@ -4,21 +4,20 @@ use super::checkout::Checkout;
 use super::config::{PoolBuilder, Workers, checked};
 use super::driver;
 use super::encoded::{EncodedItems, EncodedRun};
-use super::engine::{Shared, check_forked};
+use super::engine::{Handle, Shared, check_forked};
 use super::flight::Target;
-use super::group::ChunkLimits;
 use super::handle::{AsyncResult, Call, Map, MapAsync, Results};
 use super::input::{Input, OfIterator, OfStream, One, Packer};
 use super::local;
+use super::options::ChunkLimits;
 use super::stats::PoolStats;
 use super::taker::External;
 use crate::error::{Error, Result};
 use crate::os::{fork, memory, reactor, timer};
+use crate::process::Function;
 use crate::process::function::{Arguments, captures_nothing};
-use crate::process::{Function, entry};
 use futures_util::{Stream, StreamExt};
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,30 +59,6 @@ pub struct Pool {
     handle: Arc<Handle>,
 }
 
-/// Ends the pool with its last holder: `Pool`s and what they returned.
-pub(super) struct Handle {
-    shared: Arc<Shared>,
-    runtime: runtime::Handle,
-}
-
-impl Handle {
-    pub(super) fn shared(&self) -> &Arc<Shared> {
-        &self.shared
-    }
-
-    pub(super) fn runtime(&self) -> &runtime::Handle {
-        &self.runtime
-    }
-}
-
-impl Drop for Handle {
-    fn drop(&mut self) {
-        if !fork::is_forked() && !self.shared.is_closed() {
-            self.shared.let_go();
-        }
-    }
-}
-
 impl PoolBuilder {
     /// Starts the pool; its workers come up in parallel.
     ///
@@ -99,32 +74,12 @@ impl PoolBuilder {
         crate::process::check_initialized()?;
         let shared = Shared::new(config, start)?;
         runtime.spawn(driver::drive(shared.clone()));
-        Ok(Pool { handle: Arc::new(Handle { shared, runtime }) })
+        Ok(Pool { handle: Arc::new(Handle::new(shared, runtime)) })
     }
-}
-
-fn target<F, A, M>(f: F) -> Target
-where
-    F: Function<A, M>,
-    A: DeserializeOwned + 'static,
-{
-    Target { call: entry::Call::of(f), label: std::any::type_name::<F>() }
 }
 
 fn tuples<A: Serialize + 'static>(tuples: impl Iterator<Item = A> + Send + 'static) -> Box<dyn Input> {
     Box::new(OfIterator(Packer::new(tuples)))
-}
-
-fn one<A: Serialize + 'static>(args: &A) -> Result<Box<dyn Input>> {
-    Ok(Box::new(One::of(args)?))
-}
-
-pub(super) fn call_of<F, A, M>(pool: Arc<Handle>, f: F, args: A) -> Call<F::Output>
-where
-    F: Function<A, M>,
-    A: Arguments,
-{
-    Call::new(pool, target(f), one(&args))
 }
 
 impl Pool {
@@ -174,7 +129,7 @@ impl Pool {
         A: Arguments,
     {
         const { captures_nothing::<F>() };
-        call_of(self.handle.clone(), f, args)
+        Call::of(self.handle.clone(), f, args)
     }
 
     /// Runs `f(args..)` on a worker from now on. Dropping the result lets it go on.
@@ -187,7 +142,7 @@ impl Pool {
         A: Arguments,
     {
         const { captures_nothing::<F>() };
-        AsyncResult::start(self.handle.clone(), target(f), one(&args))
+        AsyncResult::start(self.handle.clone(), Target::of(f), One::input(&args))
     }
 
     /// [`apply_async`](Self::apply_async) if the pool lets one more item wait; never waits. The same as `apply_async` for
@@ -210,7 +165,7 @@ impl Pool {
         A: Arguments,
     {
         const { captures_nothing::<F>() };
-        AsyncResult::try_start(self.handle.clone(), target(f), one(&args))
+        AsyncResult::try_start(self.handle.clone(), Target::of(f), One::input(&args))
     }
 
     /// Runs `f` on each item when awaited; the results are in order.
@@ -225,7 +180,7 @@ impl Pool {
         I::IntoIter: Send + 'static,
     {
         const { captures_nothing::<F>() };
-        Map::new(self.handle.clone(), target(f), tuples(items.into_iter().map(|item| (item,))))
+        Map::new(self.handle.clone(), Target::of(f), tuples(items.into_iter().map(|item| (item,))))
     }
 
     /// [`map`](Self::map) for functions of several arguments: each item is a tuple of them.
@@ -240,7 +195,7 @@ impl Pool {
         I::IntoIter: Send + 'static,
     {
         const { captures_nothing::<F>() };
-        Map::new(self.handle.clone(), target(f), tuples(items.into_iter()))
+        Map::new(self.handle.clone(), Target::of(f), tuples(items.into_iter()))
     }
 
     /// [`map`](Self::map) that begins now. Dropping the result lets it go on.
@@ -285,7 +240,7 @@ impl Pool {
     {
         const { captures_nothing::<F>() };
         let source = tuples(items.into_iter().map(|item| (item,)));
-        Results::new(self.handle.clone(), target(f), source, true)
+        Results::new(self.handle.clone(), Target::of(f), source, true)
     }
 
     /// Runs `f` on each item and yields the results in any order, each as soon as it is made.
@@ -298,7 +253,7 @@ impl Pool {
     {
         const { captures_nothing::<F>() };
         let source = tuples(items.into_iter().map(|item| (item,)));
-        Results::new(self.handle.clone(), target(f), source, false)
+        Results::new(self.handle.clone(), Target::of(f), source, false)
     }
 
     /// [`imap`](Self::imap) with a stream as its input.
@@ -310,7 +265,7 @@ impl Pool {
     {
         const { captures_nothing::<F>() };
         let source = Box::new(OfStream(Packer::new(Box::pin(items.map(|item| (item,))))));
-        Results::new(self.handle.clone(), target(f), source, true)
+        Results::new(self.handle.clone(), Target::of(f), source, true)
     }
 
     /// Takes nothing more: what is asked for from now on fails with kind `Closed`. What was asked for before completes;
@@ -333,12 +288,12 @@ impl Pool {
     /// # Ok(()) }) }
     /// ```
     pub fn close(&self) {
-        self.handle.shared.close();
+        self.handle.shared().close();
     }
 
     /// Stops everything: workers are killed, and what is not done fails with kind `Cancelled`.
     pub fn terminate(&self) {
-        self.handle.shared.terminate();
+        self.handle.shared().terminate();
     }
 
     /// Changes how many workers there are. Those too many end when they are done with their task, which this waits
@@ -360,10 +315,10 @@ impl Pool {
         check_forked()?;
         self.has_processes("resized")?;
         let range = checked(workers)?;
-        let mut running = self.handle.shared.running.subscribe();
-        self.handle.shared.resize(range.clone());
+        let mut running = self.handle.shared().running.subscribe();
+        self.handle.shared().resize(range.clone());
         // The sender lives in what we hold. Another resize may want more than this one.
-        while *running.borrow_and_update() > *range.end() && self.handle.shared.most_workers() <= *range.end() {
+        while *running.borrow_and_update() > *range.end() && self.handle.shared().most_workers() <= *range.end() {
             let _ = running.changed().await;
         }
         Ok(())
@@ -371,13 +326,13 @@ impl Pool {
 
     /// Fails for a pool without worker processes, which cannot be `why`.
     fn has_processes(&self, why: &str) -> Result<()> {
-        self.handle.shared.taker().map_or(Ok(()), |taker| Err(taker.refuse(why)))
+        self.handle.shared().taker().map_or(Ok(()), |taker| Err(taker.refuse(why)))
     }
 
     /// What executes the items, if that is not worker processes.
     #[cfg(feature = "cluster")]
     pub(crate) fn taker(&self) -> Option<&Arc<dyn super::taker::Taker>> {
-        self.handle.shared.taker()
+        self.handle.shared().taker()
     }
 
     #[cfg(feature = "cluster")]
@@ -388,7 +343,7 @@ impl Pool {
     /// How many items it may run at the same time.
     #[cfg(feature = "cluster")]
     pub(crate) fn slots(&self) -> usize {
-        self.handle.shared.slots(false)
+        self.handle.shared().slots(false)
     }
 
     /// Runs items that are encoded already, and gives their results back encoded; see [`encoded`](super::encoded).
@@ -434,9 +389,9 @@ impl Pool {
 
     /// How many workers there are, those included that are being started or are about to end.
     pub fn workers(&self) -> usize {
-        let running = *self.handle.shared.running.borrow();
-        match self.handle.shared.taker() {
-            Some(_) if running > 0 => self.handle.shared.external_slots(),
+        let running = *self.handle.shared().running.borrow();
+        match self.handle.shared().taker() {
+            Some(_) if running > 0 => self.handle.shared().external_slots(),
             _ => running,
         }
     }
@@ -459,7 +414,7 @@ impl Pool {
         if fork::is_forked() {
             return Shutdown { not_begun: 0, killed: 0 };
         }
-        let shared = &self.handle.shared;
+        let shared = self.handle.shared();
         let not_begun = shared.shut();
         let mut running = shared.running.subscribe();
         let ended = async |running: &mut tokio::sync::watch::Receiver<usize>| {
@@ -503,8 +458,8 @@ impl Pool {
         if fork::is_forked() {
             return PoolStats::default();
         }
-        let mut stats = self.handle.shared.stats();
-        self.handle.shared.taker().into_iter().for_each(|taker| taker.add_stats(&mut stats));
+        let mut stats = self.handle.shared().stats();
+        self.handle.shared().taker().into_iter().for_each(|taker| taker.add_stats(&mut stats));
         for worker in &mut stats.workers {
             (worker.resident, worker.peak) = match memory::resident_of(worker.pid) {
                 (0, _) => (0, worker.peak),
@@ -518,12 +473,12 @@ impl Pool {
     /// having done anything, or could not be started, and no other serves. Everything asked of the pool then fails and
     /// says so. As long as some worker serves, those that are missing are tried again, every few seconds at last.
     pub fn broken(&self) -> Option<String> {
-        self.handle.shared.is_broken()
+        self.handle.shared().is_broken()
     }
 
     /// Gives a [`broken`](Self::broken) pool another chance: workers are started again.
     pub fn revive(&self) {
-        self.handle.shared.revive();
+        self.handle.shared().revive();
     }
 
     /// Waits until all workers have ended, after [`close`](Self::close) or [`terminate`](Self::terminate). Cancel-safe.
@@ -534,10 +489,10 @@ impl Pool {
     /// `Other` if the pool is neither closed nor terminated: it would wait for ever.
     pub async fn join(&self) -> Result<()> {
         check_forked()?;
-        if !self.handle.shared.is_closed() {
+        if !self.handle.shared().is_closed() {
             return Err(Error::other("close or terminate a pool before joining it"));
         }
-        let mut running = self.handle.shared.running.subscribe();
+        let mut running = self.handle.shared().running.subscribe();
         // The sender lives in what we hold.
         let _ = running.wait_for(|running| *running == 0).await;
         Ok(())
@@ -591,7 +546,7 @@ impl Shutdown {
 
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let shared = &self.handle.shared;
+        let shared = self.handle.shared();
         let mut debug = f.debug_struct("Pool");
         debug.field("workers", &*shared.running.borrow()).field("is_closed", &shared.is_closed()).finish()
     }

@@ -2,15 +2,15 @@
 //! longer than others may be held up. Results lie in their pipe until somebody fetches them: their caller, at best. Orders
 //! are given under the lock, and sent by whoever has given them; their worker waits for them.
 
-use super::group::{Group, ResultBatch};
+use super::batch::ResultBatch;
 use crate::channel::lane::Marker;
 use crate::channel::{Receiver, Sender};
 use crate::error::{Error, ErrorKind, Result};
+use crate::os::sync::lock;
 use crate::wire::EncodedMessage;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::*, fence};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
-use std::task::Waker;
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
 /// What comes from one worker beside its lane.
 pub(super) struct SideResults {
@@ -23,8 +23,14 @@ pub(super) struct SideResults {
     marker: Marker,
 }
 
+/// A call, as far as results that are fetched for it go.
+pub(super) trait Recipient: Send + Sync {
+    /// What was announced has been fetched.
+    fn fetched(&self, batch: ResultBatch);
+}
+
 struct Expected {
-    group: Arc<Group>,
+    recipient: Arc<dyn Recipient>,
     index: u64,
     tag: u8,
 }
@@ -55,20 +61,17 @@ impl SideResults {
     }
 
     fn expected(&self) -> MutexGuard<'_, VecDeque<Expected>> {
-        self.expected.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.expected)
     }
 
     /// What lies there before anything is expected: the initializer's report.
     pub(super) fn report(&self) -> Result<EncodedMessage> {
-        self.pipe.lock().unwrap_or_else(PoisonError::into_inner).try_recv()
+        lock(&self.pipe).try_recv()
     }
 
-    /// The next result in the pipe is that of item `index`. Whoever waits for it is to be woken, and how many items of
-    /// its are still out.
-    #[must_use]
-    pub(super) fn expect(self: &Arc<Self>, group: &Arc<Group>, index: u64, tag: u8) -> Option<(Waker, usize)> {
-        self.expected().push_back(Expected { group: group.clone(), index, tag });
-        group.announce(self)
+    /// The next result in the pipe is that of item `index`. It is announced after this.
+    pub(super) fn expect(&self, recipient: Arc<dyn Recipient>, index: u64, tag: u8) {
+        self.expected().push_back(Expected { recipient, index, tag });
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -85,9 +88,9 @@ impl SideResults {
             };
             loop {
                 let next = self.expected().pop_front();
-                let Some(Expected { group, index, tag }) = next else { break };
+                let Some(Expected { recipient, index, tag }) = next else { break };
                 let encoded = self.next(&mut pipe).map(|encoded| (tag, encoded));
-                group.fetched(ResultBatch::One(index, Some(encoded)));
+                recipient.fetched(ResultBatch::One(index, Some(encoded)));
             }
         }
     }
@@ -125,7 +128,7 @@ impl SideOrders {
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut VecDeque<(u32, EncodedMessage)>) -> T) -> T {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = lock(&self.waiting);
         let result = change(&mut waiting);
         self.count.store(waiting.len(), Release);
         result
@@ -183,7 +186,7 @@ impl SideOrders {
     /// What is being sent keeps its place, empty, so that nobody takes this for done.
     fn take_first(&self) -> Option<(u32, EncodedMessage)> {
         let nothing = || EncodedMessage::new(Vec::new(), Vec::new());
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = lock(&self.waiting);
         waiting.front_mut().map(|(number, order)| (*number, std::mem::replace(order, nothing())))
     }
 

@@ -35,7 +35,10 @@
 //! `timeout`, `grace`, `retries` and `back_off` are for the taker to keep, or to pass on: an error that it settles an item
 //! with is final.
 
-use super::group::{Chunk, ChunkLimits, Group, ResultBatch};
+use super::batch::ResultBatch;
+use super::chunk::Chunk;
+use super::group::Group;
+use super::options::ChunkLimits;
 use super::stats::PoolStats;
 use crate::channel::spsc;
 use crate::error::{Error, ErrorKind, Result};

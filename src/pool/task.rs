@@ -1,8 +1,9 @@
 //! What a task can ask about itself, inside its worker.
 
 use crate::channel::lane::StopSign;
+use crate::os::sync::lock;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use tokio_util::sync::CancellationToken;
 
 /// The task that runs in this worker; see [`current_task`].
@@ -25,7 +26,7 @@ static INDEX: AtomicU32 = AtomicU32::new(0);
 static HAS_TOKEN: AtomicBool = AtomicBool::new(false);
 
 fn running() -> MutexGuard<'static, Option<Running>> {
-    RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
+    lock(&RUNNING)
 }
 
 /// The pool's task that this worker process runs now; `None` in any other process, and between tasks.

@@ -6,6 +6,7 @@
 //! subscriber all of this is one load per call.
 
 use crate::channel::lane::EventWriter;
+use crate::os::sync::{lock, unpoisoned};
 use crate::wire;
 use serde::{Deserialize, Serialize};
 use std::cell::{Cell, RefCell};
@@ -13,7 +14,7 @@ use std::collections::{HashMap, VecDeque};
 use std::fmt::Debug;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, OnceLock, TryLockError};
 use tracing::callsite::{Callsite, Identifier};
 use tracing::dispatcher::{self, DefaultGuard};
 use tracing::field::{Field, FieldSet, Value, ValueSet, Visit};
@@ -22,10 +23,6 @@ use tracing::metadata::Kind;
 use tracing::span::{Attributes, Id, Record};
 use tracing::subscriber::{Interest, NoSubscriber};
 use tracing::{Dispatch, Event, Level, Metadata, Span, Subscriber};
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 const LEVELS: [Level; 5] = [Level::ERROR, Level::WARN, Level::INFO, Level::DEBUG, Level::TRACE];
 
@@ -399,7 +396,7 @@ impl TraceSink {
 impl Drop for TraceSink {
     /// What a worker that is gone has left open is over.
     fn drop(&mut self) {
-        let spans = self.spans.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let spans = unpoisoned(self.spans.get_mut());
         for (_, (caller, id, _)) in spans.drain() {
             caller.dispatch.try_close(id);
         }

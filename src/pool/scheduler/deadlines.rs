@@ -1,13 +1,13 @@
 //! What is done when its time has come.
 
-use super::dispatch::take_back;
 use super::effects::{Effects, Place};
 use super::queue::Queue;
-use super::worker::Phase;
+use super::worker::{Phase, take_back};
 use super::{AGAIN, STARTS, Scheduler, later};
 use crate::error::{Error, ErrorKind};
 use crate::os::proc;
-use crate::pool::group::{Chunk, Group};
+use crate::pool::chunk::Chunk;
+use crate::pool::group::Group;
 use std::cmp::Reverse;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -331,7 +331,7 @@ impl Scheduler {
 #[cfg(all(test, not(multiprocess_loom)))]
 mod tests {
     use super::*;
-    use crate::pool::group::Options;
+    use crate::pool::options::Options;
     use crate::process::entry;
 
     #[test]

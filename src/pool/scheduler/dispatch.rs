@@ -15,11 +15,11 @@
 use super::deadlines::Event;
 use super::effects::{Effects, Place};
 use super::queue::Queue;
-use super::worker::{Phase, Running, Worker};
+use super::worker::{Phase, Running, Worker, take_back};
 use super::{CheckedOut, DEPTH, Scheduler, later};
-use crate::channel::lane::{Claim, PoolEnd};
 use crate::error::Error;
-use crate::pool::group::{Chunk, Group};
+use crate::pool::chunk::Chunk;
+use crate::pool::group::Group;
 use crate::pool::protocol::{Header, IN_PIPE};
 use crate::pool::side_channel::{SideOrders, Unsent};
 use crate::pool::stats::Histogram;
@@ -477,7 +477,7 @@ impl Worker {
     /// Gives an order for which there is room in the lane, or finds that there is none any more. What is large is sent when
     /// the lock is free.
     fn give(&mut self, group: &Group, chunk: &mut Chunk, grace: Duration, effects: &mut Effects) -> Option<u32> {
-        let (header, items) = (chunk.header(group, grace), chunk.count as usize);
+        let (header, items) = (group.header(chunk, grace), chunk.count as usize);
         if chunk.attachments.is_empty() && self.lane.can_carry(chunk.bytes().len() + Header::LEN) {
             return self.lane.give(0, [&header, chunk.bytes()], items);
         }
@@ -498,13 +498,4 @@ impl Worker {
         }
         self.lane.give(IN_PIPE, [&header, &[]], items)
     }
-}
-
-/// Takes back what has not started of a worker's order, of which `done` items are done; how far it goes now.
-pub(super) fn take_back(lane: &PoolEnd, side_orders: &SideOrders, number: u32, done: u32) -> Claim {
-    let claim = lane.take_back(number, done);
-    if claim.end == 0 {
-        side_orders.forget(number);
-    }
-    claim
 }

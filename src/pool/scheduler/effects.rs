@@ -3,7 +3,9 @@
 use super::worker::Control;
 use crate::channel::lane::PoolEnd;
 use crate::error::{Error, Result};
-use crate::pool::group::{Chunk, Group, ResultBatch};
+use crate::pool::batch::ResultBatch;
+use crate::pool::chunk::Chunk;
+use crate::pool::group::Group;
 use crate::pool::side_channel::{SideOrders, SideResults, Unsent};
 use crate::pool::trace::TraceSink;
 use crate::wire::EncodedMessage;
@@ -94,7 +96,8 @@ impl Effects {
     pub(super) fn announce(&mut self, side_results: &Arc<SideResults>, group: &Arc<Group>, index: u64, tag: u8) {
         self.settled += 1;
         self.has_side_results = true;
-        if let Some((waker, out)) = side_results.expect(group, index, tag) {
+        side_results.expect(group.clone(), index, tag);
+        if let Some((waker, out)) = group.announce(side_results) {
             self.wakers.push(waker);
             self.woken += out;
         }

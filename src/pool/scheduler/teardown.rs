@@ -6,7 +6,8 @@ use super::errors::{broken, stranded, terminated};
 use super::worker::{Phase, Running};
 use super::{Scheduler, later};
 use crate::error::{Error, ErrorKind, Result};
-use crate::pool::group::{Chunk, Group};
+use crate::pool::chunk::Chunk;
+use crate::pool::group::Group;
 use std::cmp::Reverse;
 use std::process::ExitStatus;
 use std::sync::Arc;
@@ -266,7 +267,7 @@ impl Scheduler {
 #[cfg(all(test, not(multiprocess_loom)))]
 mod tests {
     use super::*;
-    use crate::pool::group::Options;
+    use crate::pool::options::Options;
     use crate::process::entry;
 
     /// As its worker's last word may be that it was late.

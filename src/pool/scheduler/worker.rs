@@ -1,9 +1,10 @@
 //! A worker as the scheduler knows it, and the orders that it has.
 
 use super::{STARTS, later};
-use crate::channel::lane::PoolEnd;
+use crate::channel::lane::{Claim, PoolEnd};
 use crate::error::{Error, ErrorKind, Result};
-use crate::pool::group::{Chunk, Group};
+use crate::pool::chunk::Chunk;
+use crate::pool::group::Group;
 use crate::pool::side_channel::{SideOrders, SideResults};
 use crate::pool::trace::TraceSink;
 use crate::process::{Cause, Killer};
@@ -213,4 +214,13 @@ impl Worker {
             }
         }
     }
+}
+
+/// Takes back what has not started of a worker's order, of which `done` items are done; how far it goes now.
+pub(super) fn take_back(lane: &PoolEnd, side_orders: &SideOrders, number: u32, done: u32) -> Claim {
+    let claim = lane.take_back(number, done);
+    if claim.end == 0 {
+        side_orders.forget(number);
+    }
+    claim
 }

@@ -1,0 +1,96 @@
+//! What is asked of the items of one call, and how far they are.
+
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// What a caller may ask of each of its items.
+#[derive(Clone)]
+pub(super) struct Options {
+    /// From an item's start; whoever overruns is asked to stop, and killed after the grace.
+    pub(super) timeout: Option<Duration>,
+    /// From the submission to the start.
+    pub(super) queue_timeout: Option<Duration>,
+    /// How often an item that killed its worker, or was killed for its time, is tried again.
+    pub(super) retries: u32,
+    /// How long the first retry waits; each further one twice as long.
+    pub(super) back_off: Duration,
+    /// What was asked to stop may finish within this; then its worker is killed. `None` is the pool's own.
+    pub(super) grace: Option<Duration>,
+    /// Items in a chunk; 0 is by measured time.
+    pub(super) chunk: usize,
+    /// The checkout that this is for; 0 is none.
+    pub(super) checkout: u64,
+    /// This is the call that takes a worker for the checkout.
+    pub(super) acquires: bool,
+    pub(super) progress: Option<watch::Sender<Progress>>,
+    /// Those of the pool.
+    pub(super) limits: ChunkLimits,
+    /// What the first item is called, and how often the items were tried before: those of an order from elsewhere.
+    pub(super) first_index: u64,
+    pub(super) first_attempt: u32,
+}
+
+/// How much goes into one chunk, which becomes one order. `chunksize` of a call overrules `time` and `items`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ChunkLimits {
+    /// So much work is aimed at, by the measured time of the call's items.
+    pub(crate) time: Duration,
+    pub(crate) items: usize,
+    /// A chunk is full once its arguments take as many bytes.
+    pub(crate) bytes: usize,
+}
+
+impl ChunkLimits {
+    /// Those of processes and threads of this machine.
+    pub(crate) const LOCAL: Self = Self { time: Duration::from_millis(1), items: 1024, bytes: 12 << 10 };
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            timeout: None,
+            queue_timeout: None,
+            retries: 0,
+            back_off: Duration::ZERO,
+            grace: None,
+            chunk: 0,
+            checkout: 0,
+            acquires: false,
+            progress: None,
+            limits: ChunkLimits::LOCAL,
+            first_index: 0,
+            first_attempt: 0,
+        }
+    }
+}
+
+/// How far a [`Map`](crate::Map) or a stream of [`Results`](crate::Results) is.
+///
+/// ```
+/// use multiprocess::{self as mp, Pool};
+/// # fn main() -> mp::Result<()> { mp::run(async {
+/// let pool = Pool::new(2)?;
+/// let mut map = pool.map(|x: u64| x + 1, 0..100);
+/// let mut progress = map.progress();
+/// let watcher = tokio::spawn(async move {
+///     while progress.changed().await.is_ok() {}
+///     *progress.borrow()
+/// });
+/// map.await?;
+/// let last = watcher.await.expect("no panic");
+/// assert_eq!((last.done, last.total, last.failed), (100, 100, 0));
+/// assert!(last.rate > 0.0);
+/// # Ok(()) }) }
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct Progress {
+    /// Items whose results have come, errors included.
+    pub done: u64,
+    /// Items that are there, as far as the source tells by now.
+    pub total: u64,
+    /// Items that failed.
+    pub failed: u64,
+    /// Items done per second, since the start.
+    pub rate: f64,
+}
