@@ -1,7 +1,8 @@
 //! Reading a value.
 
 use super::names::WIDE;
-use super::rows::{self, LEVELS};
+use super::row_reader::{Asked, RowReader};
+use super::rows::{self, Layout};
 use super::run::{self, Arrays, MOST_OPTIONS, all_taken, one_less};
 use super::{Error, HAS_TABLE, IS_DEEP, Result, SHALLOW, STACK_OF_LEVEL, STACK_TO_GO_ON, VERSION, fail, no_stack, tag};
 use crate::os::{identity, stack};
@@ -20,8 +21,7 @@ pub(crate) fn from_slice<'de, T: Deserialize<'de>>(message: &'de [u8]) -> Result
     if head & !(HAS_TABLE | IS_DEEP) != VERSION {
         return fail("the message is of another version of the format");
     }
-    let mut reader =
-        Reader::<false> { rest, template: &[], table: &[], shapes: Vec::new(), depth: SHALLOW, bare: (0, 0) };
+    let mut reader = Reader::<false>::new(rest);
     reader.take_trailer(message.len(), head)?;
     let value = match reader.depth {
         SHALLOW => T::deserialize(&mut reader),
@@ -69,6 +69,8 @@ pub(super) struct Reader<'de, const ROW: bool = false> {
     depth: u32,
     /// How many bytes were left where a value was last read as an option, and how often it may still be.
     bare: (usize, u32),
+    /// What the type of the first row has asked for so far, while that is read.
+    asked: Option<Box<Asked>>,
 }
 
 fn cut<'de>(bytes: &mut &'de [u8], len: usize) -> Result<&'de [u8]> {
@@ -105,6 +107,12 @@ fn cut_if(names: &mut &[u8], name: &[u8]) -> bool {
     let Some((len, rest)) = names.split_first_chunk() else { return false };
     let rest = (usize::from(u16::from_le_bytes(*len)) == name.len()).then(|| rest.strip_prefix(name)).flatten();
     rest.inspect(|rest| *names = rest).is_some()
+}
+
+impl<'de, const ROW: bool> Reader<'de, ROW> {
+    fn new(rest: &'de [u8]) -> Self {
+        Self { rest, template: &[], table: &[], shapes: Vec::new(), depth: SHALLOW, bare: (0, 0), asked: None }
+    }
 }
 
 impl<'de> Reader<'de> {
@@ -224,6 +232,7 @@ impl<'de, const ROW: bool> Reader<'de, ROW> {
     fn count_bare(&mut self) -> Result<()> {
         let left = self.rest.len() + self.template.len();
         let options = if self.bare.0 == left { self.bare.1 } else { MOST_OPTIONS };
+        self.asked.iter_mut().for_each(|asked| asked.for_something_else());
         self.bare = (left, one_less(options)?);
         Ok(())
     }
@@ -348,9 +357,9 @@ impl<'de, const ROW: bool> Reader<'de, ROW> {
         let template = cut(&mut self.rest, usize::from(len))?;
         let mut left = template;
         let fields = |shape: u16| if shape < WIDE { self.names(usize::from(shape)).1 } else { 0 };
-        let size = rows::size_of_row(&mut left, &fields, LEVELS)?;
-        let rest = cut(&mut self.rest, count.saturating_mul(size))?;
-        let value = self.down(|reader| reader.each_row(template, rest, size, visitor))?;
+        let layout = Layout::read(&mut left, &fields)?;
+        let rest = cut(&mut self.rest, count.saturating_mul(layout.size))?;
+        let value = self.down(|reader| reader.each_row(template, rest, layout, visitor))?;
         all_taken(left.is_empty(), value)
     }
 
@@ -359,16 +368,24 @@ impl<'de, const ROW: bool> Reader<'de, ROW> {
         &mut self,
         template: &'de [u8],
         rest: &'de [u8],
-        size: usize,
+        layout: Layout,
         visitor: V,
     ) -> Result<V::Value> {
-        let shapes = std::mem::take(&mut self.shapes);
-        let mut reader = Reader { rest: &[], template, table: self.table, shapes, depth: self.depth, bare: (0, 0) };
-        let mut rows = Rows { reader: &mut reader, template, rest, size };
+        let mut reader = Reader { table: self.table, shapes: std::mem::take(&mut self.shapes), ..Reader::new(&[]) };
+        reader.depth = self.depth;
+        let mut rows = Rows { reader: &mut reader, template, rest, layout, is_first: true, exact: None };
         let value = visitor.visit_seq(&mut rows);
         let is_all = rows.rest.is_empty();
         self.shapes = reader.shapes;
         all_taken(is_all, value?)
+    }
+
+    /// Notes a part that was asked for just as it was written.
+    #[inline(always)]
+    fn note(&mut self, code: u8) {
+        if ROW && let Some(asked) = &mut self.asked {
+            asked.for_part(code);
+        }
     }
 
     fn bool_of_row(&mut self) -> Result<bool> {
@@ -479,6 +496,7 @@ macro_rules! leaves {
         fn $deserialize<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value> {
             if ROW {
                 if self.is_next(tag::$kind) {
+                    self.note(tag::$kind - tag::U8);
                     return visitor.$visit(<$number>::from_le_bytes(self.array()?));
                 }
             } else if let Some((head, rest)) = self.rest.split_first_chunk::<{ 1 + size_of::<$number>() }>()
@@ -516,6 +534,10 @@ impl<'de, const ROW: bool> Deserializer<'de> for &mut Reader<'de, ROW> {
 
     #[inline]
     fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value> {
+        if ROW && self.is_next(tag::TRUE) {
+            self.note(rows::BOOL);
+            return visitor.visit_bool(self.bool_of_row()?);
+        }
         match self.rest {
             [tag @ (tag::TRUE | tag::FALSE), rest @ ..] if !ROW => {
                 self.rest = rest;
@@ -622,7 +644,10 @@ impl<'de, const ROW: bool> Deserializer<'de> for &mut Reader<'de, ROW> {
             && usize::from(*count) == len
         {
             *self.tags() = rest;
-            return self.elements(len, visitor);
+            self.note(rows::SEQ);
+            let value = self.elements(len, visitor)?;
+            self.note(rows::END);
+            return Ok(value);
         }
         self.deserialize_seq(visitor)
     }
@@ -653,7 +678,12 @@ impl<'de, const ROW: bool> Deserializer<'de> for &mut Reader<'de, ROW> {
         }
         let shape = self.shape()?;
         if self.is_positional::<V>(shape, fields) {
-            return self.elements(fields.len(), visitor);
+            if ROW && let Some(asked) = &mut self.asked {
+                asked.for_struct(identity::id_of::<V>(), fields);
+            }
+            let value = self.elements(fields.len(), visitor)?;
+            self.note(rows::END);
+            return Ok(value);
         }
         self.by_names(shape, visitor)
     }
@@ -751,8 +781,22 @@ struct Rows<'b, 'de> {
     reader: &'b mut Reader<'de, true>,
     template: &'de [u8],
     rest: &'de [u8],
-    /// How many bytes a row takes, which are not 0.
-    size: usize,
+    layout: Layout,
+    is_first: bool,
+    /// What the type of the elements asks for, if that is just what was written: the first element shows it.
+    exact: Option<Box<Asked>>,
+}
+
+impl<'de> Rows<'_, 'de> {
+    /// Reads a row part by part, as its template says.
+    #[inline(never)]
+    fn by_template<S: DeserializeSeed<'de>>(&mut self, row: &'de [u8], seed: S) -> Result<S::Value> {
+        (self.reader.rest, self.reader.template, self.reader.bare) = (row, self.template, (0, 0));
+        self.reader.asked = std::mem::take(&mut self.is_first).then(Asked::for_nothing_yet);
+        let value = seed.deserialize(&mut *self.reader)?;
+        self.exact = self.reader.asked.take().filter(|asked| asked.is_exactly(&self.layout));
+        all_taken(self.reader.template.is_empty(), value)
+    }
 }
 
 impl<'de> SeqAccess<'de> for Rows<'_, 'de> {
@@ -760,15 +804,18 @@ impl<'de> SeqAccess<'de> for Rows<'_, 'de> {
 
     #[inline(always)]
     fn next_element_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>> {
-        let Some((row, rest)) = self.rest.split_at_checked(self.size) else { return Ok(None) };
+        let Some((row, rest)) = self.rest.split_at_checked(self.layout.size) else { return Ok(None) };
         self.rest = rest;
-        (self.reader.rest, self.reader.template, self.reader.bare) = (row, self.template, (0, 0));
-        let row = seed.deserialize(&mut *self.reader)?;
-        all_taken(self.reader.template.is_empty(), Some(row))
+        if let Some(asked) = &self.exact {
+            let mut reader = RowReader::new(row, asked);
+            let value = seed.deserialize(&mut reader)?;
+            return reader.finish(value, asked).map(Some);
+        }
+        self.by_template(row, seed).map(Some)
     }
 
     fn size_hint(&self) -> Option<usize> {
-        self.rest.len().checked_div(self.size)
+        self.rest.len().checked_div(self.layout.size)
     }
 }
 

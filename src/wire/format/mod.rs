@@ -29,6 +29,7 @@
 
 mod de;
 mod names;
+mod row_reader;
 mod rows;
 mod run;
 mod ser;

@@ -17,10 +17,10 @@ pub(super) const FEWEST: usize = 8;
 pub(super) const LEVELS: u8 = 4;
 
 /// Codes of parts beside those of numbers, which are their tags' distances from `U8`.
-const SEQ: u8 = 12;
-const STRUCT: u8 = 13;
-const END: u8 = 14;
-const BOOL: u8 = 15;
+pub(super) const SEQ: u8 = 12;
+pub(super) const STRUCT: u8 = 13;
+pub(super) const END: u8 = 14;
+pub(super) const BOOL: u8 = 15;
 const BITS: u32 = 4;
 
 /// What the rows of one sequence have in common.
@@ -87,7 +87,7 @@ impl Template {
     fn add(&mut self, code: u8, written: &[u8]) -> Option<()> {
         self.written.extend_from_slice(written);
         let is_full = self.parts >> (u64::BITS - BITS) != 0;
-        self.parts = self.parts << BITS | u64::from(code);
+        self.parts = with_part(self.parts, code);
         (!is_full).then_some(())
     }
 
@@ -144,31 +144,66 @@ fn size(tag: u8) -> Option<usize> {
     }
 }
 
-/// How many bytes a row takes whose template `rest` begins with. It is taken off. `fields`: how many a shape has.
-pub(super) fn size_of_row(rest: &mut &[u8], fields: &impl Fn(u16) -> usize, levels: u8) -> super::Result<usize> {
-    let (tag, count) = match *rest {
-        [tag::SEQ8, count, after @ ..] => {
-            *rest = after;
-            (tag::SEQ8, usize::from(*count))
-        }
-        [tag::STRUCT, low, high, after @ ..] => {
-            *rest = after;
-            (tag::STRUCT, fields(u16::from_le_bytes([*low, *high])))
-        }
-        [tag, after @ ..] => {
-            *rest = after;
-            (*tag, 0)
-        }
-        [] => return fail("the template of rows ends too early"),
-    };
-    match (tag, size(tag)) {
-        (tag::TRUE, _) => Ok(1),
-        (_, Some(size)) => Ok(size),
-        (tag::SEQ8 | tag::STRUCT, _) if count > 0 && levels > 0 => {
-            (0..count).try_fold(0, |size, _| Ok(size + size_of_row(rest, fields, levels - 1)?))
-        }
-        _ => fail("the template of rows has a part that is none"),
+/// What the rows of a template have in common, as its reader needs it.
+#[derive(Default)]
+pub(super) struct Layout {
+    /// How many bytes a row takes.
+    pub(super) size: usize,
+    /// A 1, and then the codes of the parts; 0 if there are too many of them.
+    pub(super) parts: u64,
+}
+
+impl Layout {
+    /// The layout of the template that `rest` begins with, which is taken off. `fields`: how many a shape has.
+    pub(super) fn read(rest: &mut &[u8], fields: &impl Fn(u16) -> usize) -> super::Result<Self> {
+        let mut layout = Self { size: 0, parts: 1 };
+        layout.read_part(rest, fields, LEVELS)?;
+        Ok(layout)
     }
+
+    fn read_part(&mut self, rest: &mut &[u8], fields: &impl Fn(u16) -> usize, levels: u8) -> super::Result<()> {
+        let (code, count) = match *rest {
+            [tag::SEQ8, count, after @ ..] => {
+                *rest = after;
+                (SEQ, usize::from(*count))
+            }
+            [tag::STRUCT, low, high, after @ ..] => {
+                *rest = after;
+                (STRUCT, fields(u16::from_le_bytes([*low, *high])))
+            }
+            [tag::TRUE, after @ ..] => {
+                *rest = after;
+                self.add(BOOL, 1);
+                return Ok(());
+            }
+            [tag, after @ ..] => {
+                *rest = after;
+                let Some(size) = size(*tag) else { return fail("the template of rows has a part that is none") };
+                self.add(*tag - tag::U8, size);
+                return Ok(());
+            }
+            [] => return fail("the template of rows ends too early"),
+        };
+        if count == 0 || levels == 0 {
+            return fail("the template of rows has a part that is none");
+        }
+        self.add(code, 0);
+        (0..count).try_for_each(|_| self.read_part(rest, fields, levels - 1))?;
+        self.add(END, 0);
+        Ok(())
+    }
+
+    fn add(&mut self, code: u8, size: usize) {
+        self.size += size;
+        let is_full = self.parts == 0 || self.parts >> (u64::BITS - BITS) != 0;
+        self.parts = if is_full { 0 } else { with_part(self.parts, code) };
+    }
+}
+
+/// The codes of `parts` and one more.
+#[inline(always)]
+pub(super) fn with_part(parts: u64, code: u8) -> u64 {
+    parts << BITS | u64::from(code)
 }
 
 /// A value is no row like the others.
@@ -208,7 +243,7 @@ impl Row<'_> {
 
     #[inline(always)]
     fn add(&mut self, code: u8) {
-        self.parts = self.parts << BITS | u64::from(code);
+        self.parts = with_part(self.parts, code);
     }
 
     #[inline(always)]

@@ -757,6 +757,75 @@ mod runs {
         );
     }
 
+    /// A pair that reads its second number as a number or, if the first says so, as a list of one, or swaps the names of a struct.
+    #[derive(PartialEq, Debug)]
+    struct Fickle(u8, u8);
+
+    impl<'de> Deserialize<'de> for Fickle {
+        fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+            struct Pair;
+            impl<'de> serde::de::Visitor<'de> for Pair {
+                type Value = Fickle;
+                fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                    f.write_str("a pair")
+                }
+                fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut seq: A) -> std::result::Result<Fickle, A::Error> {
+                    let first: u8 = seq.next_element()?.unwrap();
+                    let second = match first {
+                        0 => seq.next_element::<u8>()?.unwrap(),
+                        1 => seq.next_element::<u16>()?.unwrap() as u8,
+                        2 => seq.next_element::<Option<u8>>()?.unwrap().unwrap(),
+                        3 => seq.next_element::<Newtype8>()?.unwrap().0,
+                        _ => seq.next_element::<(u8,)>()?.unwrap().0,
+                    };
+                    Ok(Fickle(first, second))
+                }
+            }
+            deserializer.deserialize_tuple(2, Pair)
+        }
+    }
+
+    #[derive(Deserialize)]
+    struct Newtype8(u8);
+
+    #[test]
+    fn rows_of_a_type_that_asks_by_value_are_right_or_an_error() {
+        let read = |firsts: &[u8]| {
+            let pairs: Vec<_> = firsts.iter().map(|first| (*first, 9u8)).collect();
+            let right: Vec<_> = firsts.iter().map(|first| Fickle(*first, 9)).collect();
+            from_slice::<Vec<Fickle>>(&bytes_of(&pairs)).map(|read| assert_eq!(read, right)).is_ok()
+        };
+        assert!(
+            read(&[0; 12]) && read(&[3; 12]) && read(&[1; 12]) && read(&[2; 12]) && read(&[0, 3, 0, 3, 0, 3, 0, 3])
+        );
+        assert!(read(&[1, 0, 0, 0, 1, 2, 3, 0, 0]), "the first row is read by the template, and so are all");
+        for other in [1, 2, 4] {
+            for at in 1..12 {
+                let mut firsts = [0; 12];
+                firsts[at] = other;
+                assert!(!read(&firsts), "{firsts:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn rows_with_damage_are_an_error() {
+        let samples: Vec<_> = (0..20).map(sample).collect();
+        let bytes = bytes_of(&samples);
+        fn with(bytes: &[u8], at: usize) -> Vec<u8> {
+            let mut bytes = bytes.to_vec();
+            bytes[at] ^= 0x80;
+            bytes
+        }
+        for at in 0..bytes.len() {
+            // Numbers change; a bool that is none, a tag or a count does not pass.
+            if let Ok(read) = from_slice::<Vec<Sample>>(&with(&bytes, at)) {
+                assert_eq!(read.len(), samples.len());
+            }
+            assert!(from_slice::<Vec<Sample>>(&bytes[..at]).is_err());
+        }
+    }
+
     #[test]
     fn an_element_that_is_no_row_like_the_others_undoes_them() {
         let others = [Either::Named { x: 1, y: 2 }, Either::Text("text".to_string()), Either::Deep((((((7,),),),),))];
