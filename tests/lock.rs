@@ -394,7 +394,7 @@ async fn no_contender_starves() {
 }
 
 /// Tasks and a thread that get a lock in turn and give up now and then; each round ends with a lock that is free.
-async fn hand_over_with_drops(lock: &Lock, seed: u32) {
+async fn pass_on_with_drops(lock: &Lock, seed: u32) {
     let inside = std::sync::Arc::new(std::sync::atomic::AtomicU32::new(0));
     let enter = |guard: mp::LockGuard, inside: &std::sync::atomic::AtomicU32| {
         assert_eq!(inside.fetch_add(1, std::sync::atomic::Ordering::AcqRel), 0, "two hold it");
@@ -447,23 +447,23 @@ async fn hand_over_with_drops(lock: &Lock, seed: u32) {
 }
 
 #[tokio::test]
-async fn waits_dropped_while_tasks_hand_a_lock_over_leave_it_free() {
+async fn waits_dropped_while_tasks_pass_a_lock_on_leave_it_free() {
     let lock = Lock::new().unwrap();
     for seed in 0..20 {
-        hand_over_with_drops(&lock, seed).await;
+        pass_on_with_drops(&lock, seed).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
-async fn waits_dropped_while_threads_hand_a_lock_over_leave_it_free() {
+async fn waits_dropped_while_threads_pass_a_lock_on_leave_it_free() {
     let lock = Lock::new().unwrap();
     for seed in 0..20 {
-        hand_over_with_drops(&lock, seed).await;
+        pass_on_with_drops(&lock, seed).await;
     }
 }
 
 #[tokio::test]
-async fn another_process_gets_a_lock_that_tasks_hand_over_among_themselves() {
+async fn another_process_gets_a_lock_that_tasks_pass_on_among_themselves() {
     let (lock, got) = (Lock::new().unwrap(), Queue::unbounded().unwrap());
     let pass_on = async |lock: Lock| loop {
         let _guard = lock.acquire().await.unwrap();
@@ -490,27 +490,51 @@ async fn another_process_gets_a_lock_that_tasks_hand_over_among_themselves() {
 }
 
 #[tokio::test]
-async fn holder_killed_while_its_tasks_hand_a_lock_over_is_reported_as_owner_died() {
-    let (lock, told) = (Lock::new().unwrap(), Queue::unbounded().unwrap());
-    let pass_on = async |lock: Lock, told: Queue<()>| {
+async fn guard_dropped_beside_a_waiter_that_is_not_polled_frees_the_lock() {
+    let lock = Lock::new().unwrap();
+    let guard = within(lock.acquire()).await.unwrap();
+    let mut waiting = pin!(lock.acquire());
+    assert!(poll!(&mut waiting).is_pending());
+    drop(guard);
+    drop(lock.try_acquire().unwrap());
+    let take = async |lock: Lock| lock.acquire_timeout(Duration::from_secs(20)).await.is_ok();
+    assert!(within(Process::spawn(take, (lock.clone(),)).unwrap()).await.unwrap());
+    drop(within(waiting).await.unwrap());
+}
+
+#[test]
+fn array_can_be_set_on_a_thread_whose_other_task_waits_for_its_lock() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let _deadline = Deadline::start();
+    runtime.block_on(async {
+        let array = mp::Array::<u64>::zeroed(4).unwrap();
+        let guard = array.lock().await.unwrap();
+        let mut waiting = pin!(array.lock());
+        assert!(poll!(&mut waiting).is_pending());
+        drop(guard);
+        array.set(0, 7);
+        assert_eq!(within(waiting).await.unwrap()[0], 7);
+    });
+}
+
+#[tokio::test]
+async fn process_killed_while_its_tasks_pass_a_lock_on_leaves_it_usable() {
+    let (lock, ready) = (Lock::new().unwrap(), Queue::unbounded().unwrap());
+    let pass_on = async |lock: Lock, ready: Queue<()>| {
         let turns = async || loop {
             let _guard = lock.acquire().await.unwrap();
             tokio::task::yield_now().await;
         };
-        told.put(()).await.unwrap();
+        ready.put(()).await.unwrap();
         let _: ((), ()) = futures::join!(turns(), turns());
     };
     for _ in 0..10 {
-        let mut child = Process::spawn(pass_on, (lock.clone(), told.clone())).unwrap();
-        within(told.get()).await.unwrap();
-        // It holds the lock at each moment, so that this waits until it is dead.
-        let waiting = tokio::spawn({
-            let lock = lock.clone();
-            async move { lock.acquire().await.map(drop).map_err(|error| error.kind()) }
-        });
+        let mut child = Process::spawn(pass_on, (lock.clone(), ready.clone())).unwrap();
+        within(ready.get()).await.unwrap();
+        let waiting = lock.acquire();
         child.kill().unwrap();
         let _ = within(child.wait()).await;
-        let got = within(waiting).await.unwrap();
+        let got = within(waiting).await.map(drop).map_err(|error| error.kind());
         assert!(matches!(got, Ok(()) | Err(ErrorKind::OwnerDied)), "{got:?}");
         drop(lock.try_acquire().unwrap());
     }

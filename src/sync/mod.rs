@@ -15,12 +15,11 @@ pub mod debug;
 mod double_buffer;
 mod event;
 mod fairness;
-mod hand_over;
-#[cfg(all(test, multiprocess_loom))]
-mod hand_over_models;
 mod holders;
 #[cfg(all(test, multiprocess_loom))]
 mod holders_models;
+#[cfg(all(test, multiprocess_loom))]
+mod local_sleep_models;
 mod lock;
 #[cfg(all(test, multiprocess_loom))]
 mod models;

@@ -23,8 +23,6 @@
 //! | STATE without IS_HANDOFF, then word HANDOFF -> 0 | a hand-off waiter that gives up | AcqRel | the longest sleeper, if it was free |
 //! | impossible STATE -> DAMAGED, for good | the process that finds it | AcqRel | all |
 //!
-//! Within a process the mutex may also go from task to task without a change of these words: see [`hand_over`](super::hand_over).
-//!
 //! # Invariants
 //! 1. Only the holder, or a taker that has found it dead, changes the member in STATE.
 //! 2. A sleeper enters the list, clears WOKEN, tries, then sleeps. A releaser frees STATE, sets WOKEN, then notifies. So if
@@ -32,10 +30,10 @@
 //! 3. Only the member in the word HANDOFF sets IS_HANDOFF. If the bit is lost to a race, that member sets it again.
 //! 4. A taker that overtakes a late hand-off waiter, or a late woken one, harms no other: it was only first. Late means
 //!    stopped, or on a busy runtime.
-//! 5. While this process holds the mutex, the front of its queue sleeps without an entry in the list. Each release by this process
-//!    reads the length of the queue after its change of STATE, and wakes the front. The front counts itself, then reads STATE.
-//! 6. A process that sleeps in the list ends the hand-overs within another: the next release is one for all.
-//! 7. STATE with bits that no member has, or released by a process that does not hold it, is damage. The mutex is then closed
+//! 5. While this process holds the mutex and no process sleeps in the list, the front of its local queue sleeps without an entry there.
+//!    A release reads the length of that queue after its change of STATE, and wakes such a front. The front counts itself, then
+//!    reads STATE.
+//! 6. STATE with bits that no member has, or released by a process that does not hold it, is damage. The mutex is then closed
 //!    for good: all waiters and newcomers get an error. Times in the future are treated as old.
 //!
 //! # Death
@@ -44,7 +42,6 @@
 //! | holding | STATE of an unlisted member | the next taker takes it and gets `OwnerDied`; recovery makes all sleepers try |
 //! | between release and notification, or between WOKEN and the notification | sleepers beside a free mutex | recovery: all try, which clears WOKEN |
 //! | woken, before it tried | WOKEN set | likewise |
-//! | between a hand-over within the process and its front | STATE of an unlisted member | the next taker takes it and gets `OwnerDied` |
 //! | as hand-off waiter, at any move | the word HANDOFF of an unlisted member | recovery: all try, and takers pass over it |
 //!
 //! A process stopped by SIGSTOP keeps what it holds. If it was the one notified, newcomers can take the free mutex. Sleepers
@@ -52,10 +49,9 @@
 //!
 //! # Cancel
 //! A dropped waiter leaves the queue, which passes a notification on. A hand-off waiter first gives up its reservation, as
-//! if it had released. A front that was handed the mutex and is dropped leaves it to the next, or releases it if there is none.
+//! if it had released.
 
 use super::acquire::{Acquire, Held};
-use super::hand_over::{HandOver, LocalQueue};
 use super::object::Report;
 use crate::error::{Damage, ErrorKind};
 use crate::os::{clock, fault, fork};
@@ -370,16 +366,6 @@ impl<P: ByMutex> Acquire for P {
     }
 }
 
-impl LocalQueue for WaitQueue {
-    fn has_waiters(&self) -> bool {
-        self.has_waiters_after_rmw()
-    }
-
-    fn wake_front(&self) {
-        WaitQueue::wake_front(self);
-    }
-}
-
 const IMPOSSIBLE: &str = "an impossible holder, or damage found before";
 
 /// A mutex in a mapped object.
@@ -388,7 +374,6 @@ pub(super) struct Mutex {
     region: Arc<Region>,
     first: usize,
     line: Arc<WaitQueue>,
-    handed_over: HandOver,
     /// What errors call the object.
     what: &'static str,
 }
@@ -397,7 +382,7 @@ impl Mutex {
     /// The mutex whose words begin at `first`.
     pub(super) fn view(region: &Arc<Region>, first: usize, what: &'static str) -> io::Result<Self> {
         let line = WaitQueue::new(region.clone(), first + EVENT, None)?;
-        Ok(Self { family: Family::get()?, region: region.clone(), first, line, handed_over: HandOver::new(), what })
+        Ok(Self { family: Family::get()?, region: region.clone(), first, line, what })
     }
 
     /// Closes it for good, for all processes, because the memory of the object is damaged. `why`: the impossible words.
@@ -405,8 +390,9 @@ impl Mutex {
     pub(super) fn damaged(&self, why: &'static str) -> io::Error {
         if self.words().close() {
             self.line.notify_all();
+            // Also those that sleep in the local queues of other processes.
+            self.family.ring_all();
         }
-        self.line.wake_front();
         Damage::error(self.what, self.region.identity(), why)
     }
 
@@ -491,24 +477,12 @@ impl Mutex {
     pub(super) fn release(&self) {
         // A holder has a slot.
         let Some(me) = self.family.me_if_claimed() else { return };
-        if self.line.has_waiters() && self.hand_over(me) {
-            return;
-        }
         if self.words().release(me) | self.line.has_sleepers_after_rmw() {
             self.hand_on();
         }
         if self.line.has_waiters_after_rmw() {
             self.line.wake_front();
         }
-    }
-
-    /// Hands it to the front of the local queue; false if it must be released for all.
-    #[cold]
-    fn hand_over(&self, me: Member) -> bool {
-        if self.line.may_have_sleepers() || !self.words().is_held_alone_by(me) {
-            return false;
-        }
-        self.handed_over.give(&*self.line)
     }
 
     #[cold]
@@ -534,15 +508,10 @@ impl Attempt<io::Result<Taken>> for Claim<'_> {
     #[inline]
     fn attempt(&mut self, in_line: bool) -> Option<io::Result<Taken>> {
         let words = self.mutex.words();
-        let taken = if in_line && self.mutex.handed_over.take() {
+        if in_line {
             words.clear_woken();
-            Some(Ok(Taken::Free))
-        } else if !in_line && words.take_free(self.me) {
-            // From the queue a full attempt is due, which records that the woken process has tried.
-            Some(Ok(Taken::Free))
-        } else {
-            self.attempt_slowly(in_line)
-        };
+        }
+        let taken = if words.take_free(self.me) { Some(Ok(Taken::Free)) } else { self.attempt_slowly(in_line) };
         if let Some(Ok(_)) = taken {
             self.mutex.stamp();
         }
@@ -551,7 +520,7 @@ impl Attempt<io::Result<Taken>> for Claim<'_> {
 
     #[inline]
     fn is_local(&self) -> bool {
-        self.mutex.words().is_held_alone_by(self.me)
+        self.mutex.words().is_held_alone_by(self.me) && !self.mutex.line.has_sleepers_after_rmw()
     }
 }
 
@@ -561,6 +530,8 @@ impl Claim<'_> {
         let now = clock::now_ns();
         let waited = now - *self.since.get_or_insert(now);
         let words = self.mutex.words();
+        // A release by this process wakes its own front. It needs no hand-off, which would take the place of another process.
+        let waited = if words.is_held_alone_by(self.me) { 0 } else { waited };
         match words.take(self.me, in_line.then_some(waited), self.mutex.is_listed(), || now) {
             Tried::Taken(taken) => Some(Ok(taken)),
             Tried::Damaged => Some(Err(self.mutex.damaged(IMPOSSIBLE))),
@@ -579,10 +550,6 @@ impl Drop for Claim<'_> {
         }
         if self.is_handoff && self.mutex.words().give_up_handoff(self.me) {
             self.mutex.line.notify_one();
-        }
-        // It has left the queue. If it was the last there, nobody else takes what may have been handed to it.
-        if self.mutex.handed_over.take_abandoned(&*self.mutex.line) {
-            self.mutex.release();
         }
     }
 }

@@ -226,17 +226,22 @@ impl WaitQueue {
             return;
         }
         self.family.hold_slot();
-        if !local.is_listed {
-            let weak: Weak<Self> = Arc::downgrade(self);
-            doorbell::list(weak, self.hint);
-            local.is_listed = true;
-        }
+        self.answer_doorbell(local);
         let doorbell = u32::from(me.slot) % crate::shm::family::DOORBELLS as u32;
         let place = self.sleepers().join(me.into(), doorbell, local.ticket, |sleeper| self.is_listed(sleeper));
         if let Place::Entry { ticket, .. } = place {
             local.ticket = Some(ticket);
         }
         local.place = Some(place);
+    }
+
+    /// From now on the doorbell of this process is answered for this queue.
+    fn answer_doorbell(self: &Arc<Self>, local: &mut Local) {
+        if !local.is_listed {
+            let weak: Weak<Self> = Arc::downgrade(self);
+            doorbell::list(weak, self.hint);
+            local.is_listed = true;
+        }
     }
 
     /// Makes sure that the current runtime wakes the front when there is something to try for.
@@ -267,14 +272,12 @@ impl WaitQueue {
         self.waiting.load(SeqCst) != 0
     }
 
-    /// Whether any process sleeps in the shared list, at a guess.
-    pub(crate) fn may_have_sleepers(&self) -> bool {
-        self.sleepers().has_sleepers_after_rmw()
-    }
-
-    /// Lets the front of the local queue try, without a notification of the shared list.
+    /// Lets the front of the local queue try, if no notification of the shared list will: it has no place there.
     pub(crate) fn wake_front(&self) {
-        let waker = lock(&self.local).queue.front_mut().and_then(|front| front.waker.take());
+        let mut local = lock(&self.local);
+        let front = if local.place.is_none() { local.queue.front_mut() } else { None };
+        let waker = front.and_then(|front| front.waker.take());
+        drop(local);
         waker.into_iter().for_each(Waker::wake);
     }
 
@@ -405,30 +408,32 @@ impl Turn {
         if old.as_ref().is_some_and(|old| old.will_wake(waker)) { None } else { old.replace(waker.clone()) }
     }
 
-    /// Prepares the front for sleep; it must try once more afterwards.
+    /// Prepares the front for sleep; it must try once more afterwards. `is_local`: a task of this process will wake it.
     /// `listen` makes sure that a runtime or parker of this process answers its doorbell.
-    pub(super) fn prepare_sleep(&self, waker: &Waker, listen: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    pub(super) fn prepare_sleep(
+        &self,
+        waker: &Waker,
+        is_local: bool,
+        listen: impl FnOnce() -> io::Result<()>,
+    ) -> io::Result<()> {
         let line = &self.line;
         let me = line.family.me()?;
-        // Also with a place already taken: it may have been taken on another runtime, which need not run any more.
+        // Also with a place already taken: it may have been taken on another runtime, which need not run any more. And also without
+        // a place, as the doorbell is rung for all when the memory turns out to be damaged.
         listen()?;
         let mut local = lock(&line.local);
         let old = self.replace_waker(&mut local, waker);
         local.granted = false;
-        line.take_place(&mut local, me);
-        drop(local);
-        drop(old);
-        Ok(())
-    }
-
-    /// Prepares the front for a sleep that a task of this process will end; it must try once more afterwards.
-    pub(super) fn prepare_local_sleep(&self, waker: &Waker) {
-        let mut local = lock(&self.line.local);
-        let old = self.replace_waker(&mut local, waker);
+        if is_local {
+            line.answer_doorbell(&mut local);
+        } else {
+            line.take_place(&mut local, me);
+        }
         drop(local);
         drop(old);
         // Between the count of waiters and the next attempt: the other side changes its word and then reads the count.
         fence(SeqCst);
+        Ok(())
     }
 
     /// Leaves with success: the notice that led to it is used up. The next task tries now, or later if `is_local`.

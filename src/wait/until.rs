@@ -15,10 +15,10 @@ pub(crate) trait Attempt<T> {
     /// Tries once, from the local queue or ahead of it.
     fn attempt(&mut self, in_line: bool) -> Option<T>;
 
-    /// Whether this process alone decides when the next attempt succeeds, and then calls [`WaitQueue::wake_front`]: the front need
-    /// not spin, and no other process need know that it sleeps.
+    /// Whether a task of this process will make the next attempt succeed, and then call [`WaitQueue::wake_front`]: the front need not
+    /// spin, and no other process need know that it sleeps.
     ///
-    /// After a success: whether this process will also decide on the next one.
+    /// After a success: whether the same holds for the attempt after it.
     #[inline]
     fn is_local(&self) -> bool {
         false
@@ -135,16 +135,16 @@ fn try_before_sleep<T>(
     turn: &Turn,
     waker: &Waker,
     attempt: &mut impl Attempt<T>,
-    listen: impl FnOnce() -> io::Result<()>,
+    listen: impl Fn() -> io::Result<()>,
 ) -> io::Result<Option<T>> {
     if attempt.is_local() {
-        turn.prepare_local_sleep(waker);
+        turn.prepare_sleep(waker, true, &listen)?;
         let value = attempt.attempt(true);
         if value.is_some() || attempt.is_local() {
             return Ok(value);
         }
     }
-    turn.prepare_sleep(waker, listen)?;
+    turn.prepare_sleep(waker, false, &listen)?;
     Ok(attempt.attempt(true))
 }
 
