@@ -530,8 +530,6 @@ impl Claim<'_> {
         let now = clock::now_ns();
         let waited = now - *self.since.get_or_insert(now);
         let words = self.mutex.words();
-        // A release by this process wakes its own front. It needs no hand-off, which would take the place of another process.
-        let waited = if words.is_held_alone_by(self.me) { 0 } else { waited };
         match words.take(self.me, in_line.then_some(waited), self.mutex.is_listed(), || now) {
             Tried::Taken(taken) => Some(Ok(taken)),
             Tried::Damaged => Some(Err(self.mutex.damaged(IMPOSSIBLE))),

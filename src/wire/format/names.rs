@@ -3,7 +3,6 @@
 //! Lists of names are the nodes of a trie: a list is its parent's and one name more, and below each root are the lists that
 //! began with it. A struct's root is its type's name, which is no part of the list; a variant's list is its root alone.
 
-use super::rows::Template;
 use super::{Result, fail};
 use std::collections::HashMap;
 
@@ -43,8 +42,6 @@ pub(super) struct Names {
     message: u64,
     /// The lists of this message, by their shape.
     used: Vec<u32>,
-    /// What the rows of the sequence that is being written have in common.
-    pub(super) template: Template,
 }
 
 impl Default for Names {
@@ -55,7 +52,6 @@ impl Default for Names {
             recent: [(0, 0, EMPTY); RECENT],
             message: 0,
             used: Vec::new(),
-            template: Template::default(),
         };
         names.add("", NIL);
         names

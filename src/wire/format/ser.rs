@@ -1,7 +1,8 @@
 //! Writing a value.
 
 use super::names::{self, List, Names};
-use super::{Error, HAS_TABLE, IS_DEEP, Result, SHALLOW, STACK_TO_GO_ON, VERSION, fail, no_stack, rows, run, tag};
+use super::rows::{self, Template};
+use super::{Error, HAS_TABLE, IS_DEEP, Result, SHALLOW, STACK_TO_GO_ON, VERSION, fail, no_stack, run, tag};
 use crate::os::stack;
 use crate::wire::limits;
 use serde::ser::{
@@ -12,21 +13,30 @@ use std::cell::Cell;
 use std::fmt::{self, Write as _};
 
 thread_local! {
-    static NAMES: Cell<Option<Box<Names>>> = const { Cell::new(None) };
+    static KEPT: Cell<Option<Box<Kept>>> = const { Cell::new(None) };
+}
+
+/// What one message leaves for the next of its thread.
+#[derive(Default)]
+struct Kept {
+    names: Names,
+    /// What the rows of the sequence that is being written have in common.
+    template: Template,
 }
 
 /// Appends `value` to `out`. After an error, or a panic of the value's own code, half of it may be there.
 pub(crate) fn append<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>) -> Result<()> {
     // At the end of a thread, and inside the value that is being written, there are none to be had.
-    let mut names = NAMES.try_with(Cell::take).ok().flatten().unwrap_or_default();
-    names.begin();
+    let mut kept = KEPT.try_with(Cell::take).ok().flatten().unwrap_or_default();
+    kept.names.begin();
     let start = out.len();
     out.push(VERSION);
     let limit = limits::depth();
-    let mut writer = Writer { out, names: &mut names, start, depth: 0, deepest: 0, limit, is_broken: false };
+    let Kept { names, template } = &mut *kept;
+    let mut writer = Writer { out, names, template, start, depth: 0, deepest: 0, limit, is_broken: false };
     let written = value.serialize(&mut writer).and_then(|()| writer.finish());
-    if names.are_few() {
-        let _ = NAMES.try_with(|kept| kept.set(Some(names)));
+    if kept.names.are_few() {
+        let _ = KEPT.try_with(|cell| cell.set(Some(kept)));
     }
     written
 }
@@ -34,9 +44,9 @@ pub(crate) fn append<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>) -> Res
 /// Whether this thread keeps names for its next message.
 #[cfg(test)]
 pub(super) fn has_kept() -> bool {
-    let kept = NAMES.take();
+    let kept = KEPT.take();
     let has_kept = kept.is_some();
-    NAMES.set(kept);
+    KEPT.set(kept);
     has_kept
 }
 
@@ -44,6 +54,7 @@ pub(super) fn has_kept() -> bool {
 pub(super) struct Writer<'a> {
     out: &'a mut Vec<u8>,
     names: &'a mut Names,
+    template: &'a mut Template,
     /// Where the message begins.
     start: usize,
     depth: u32,
@@ -272,7 +283,7 @@ impl<'b, 'a> Elements<'b, 'a> {
     fn begin_rows(&mut self) {
         self.form = Form::Long;
         let (out, names) = (&mut *self.writer.out, &mut *self.writer.names);
-        let (mut template, mut row) = (std::mem::take(&mut names.template), Vec::new());
+        let (template, mut row) = (&mut *self.writer.template, Vec::new());
         let is_row = template.learn(&out[self.start + SEQ_HEAD..], names, &mut row).is_some();
         if is_row {
             out.truncate(self.start);
@@ -283,17 +294,16 @@ impl<'b, 'a> Elements<'b, 'a> {
             template.end = out.len();
             self.form = Form::Rows;
         }
-        names.template = template;
     }
 
     /// Writes `value`, if it is a row like the others.
     #[inline(always)]
     fn row<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<bool> {
-        let end = self.writer.names.template.end + self.writer.names.template.size;
+        let end = self.writer.template.end + self.writer.template.size;
         if end > self.writer.out.len() {
             self.make_room(end)?;
         }
-        let template = &mut self.writer.names.template;
+        let template = &mut *self.writer.template;
         let is_row = template.write(value, &mut self.writer.out[template.end..end]);
         if is_row {
             template.end = end;
@@ -306,7 +316,7 @@ impl<'b, 'a> Elements<'b, 'a> {
     #[inline(never)]
     fn make_room(&mut self, end: usize) -> Result<()> {
         let expected = (self.expected as u64).saturating_sub(self.count) as usize;
-        let wanted = expected.saturating_mul(self.writer.names.template.size);
+        let wanted = expected.saturating_mul(self.writer.template.size);
         let len = end + wanted.min((end - self.start).max(LEAST_ROOM));
         self.writer.check_size(end - self.writer.out.len())?;
         self.writer.out.resize(len, 0);
@@ -317,7 +327,7 @@ impl<'b, 'a> Elements<'b, 'a> {
     #[cold]
     #[inline(never)]
     fn untie_rows(&mut self) {
-        let (out, template) = (&mut *self.writer.out, &self.writer.names.template);
+        let (out, template) = (&mut *self.writer.out, &*self.writer.template);
         out.truncate(template.end);
         let rows = (self.count - 1) as usize * template.size;
         let rows = out.split_off(template.end - rows);
@@ -360,7 +370,7 @@ impl<'b, 'a> Elements<'b, 'a> {
             Form::Long | Form::Second => write_count(SEQ_COUNT),
             Form::Rows => {
                 write_count(SEQ_COUNT);
-                out.truncate(self.writer.names.template.end);
+                out.truncate(self.writer.template.end);
             }
             Form::Run(_) => write_count(RUN_COUNT),
         }
