@@ -394,3 +394,96 @@ async fn options_of_worker_processes_belong_to_the_pool_that_serves() {
     let wrong = Pool::builder().cluster(Address::new("nats://127.0.0.1:1/a.b")).build().map(drop).unwrap_err();
     assert!(wrong.to_string().contains("nats://127.0.0.1:1/a.b"));
 }
+
+/// Takes anything.
+fn takes<T>(_: T) {}
+
+/// Everything that belongs to this host is refused as an argument, by name, and other items go on.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_belongs_to_one_host_cannot_be_an_argument_and_the_error_names_its_kind() {
+    let server = server!();
+    let pool = cluster::pool(&server);
+    let manager = within(mp::Manager::start()).await.unwrap();
+    macro_rules! refused {
+        ($($kind:literal $type:ty = $value:expr;)*) => {$(
+            let error = within(pool.apply(takes::<$type>, ($value,))).await.unwrap_err();
+            let text = error.to_string();
+            assert!(error.kind() == ErrorKind::Encode && text.contains($kind) && text.contains("takes"), "{}: {text}", $kind);
+        )*};
+    }
+    let (left, right) = mp::pipe::<u8, u8>().unwrap();
+    let (sender, receiver) = mp::simplex::<u8>().unwrap();
+    refused! {
+        "a `Queue`" mp::Queue<u8> = mp::Queue::unbounded().unwrap();
+        "a `JoinableQueue`" mp::JoinableQueue<u8> = mp::JoinableQueue::unbounded().unwrap();
+        "a `Sender` of a pipe" mp::Connection<u8, u8> = left;
+        "a `Sender` of a pipe" mp::Sender<u8> = sender;
+        "a `Receiver` of a pipe" mp::Receiver<u8> = receiver;
+        "a lock" mp::Lock = mp::Lock::new().unwrap();
+        "a rlock" mp::RLock = mp::RLock::new().unwrap();
+        "a read-write lock" mp::RwLock = mp::RwLock::new().unwrap();
+        "a semaphore" mp::Semaphore = mp::Semaphore::new(1).unwrap();
+        "a semaphore" mp::BoundedSemaphore = mp::BoundedSemaphore::new(1).unwrap();
+        "a condition" mp::Condition = mp::Condition::new().unwrap();
+        "an event" mp::Event = mp::Event::new().unwrap();
+        "a barrier" mp::Barrier = mp::Barrier::new(1).unwrap();
+        "a shared value" mp::Value<u32> = mp::Value::new(1).unwrap();
+        "a shared array" mp::Array<u32> = mp::Array::zeroed(4).unwrap();
+        "a `SharedMemory`" mp::SharedMemory = mp::SharedMemory::create(&format!("mp-cluster-{}", std::process::id()), 100).unwrap();
+        "a proxy" mp::ListProxy<u8> = manager.list().await.unwrap();
+        "a `Fd`" mp::Fd<std::fs::File> = mp::Fd::new(std::fs::File::open("/dev/null").unwrap());
+        "a `Queue`" Vec<Option<mp::Queue<u8>>> = vec![None, Some(mp::Queue::unbounded().unwrap())];
+    }
+    drop(right);
+    // Others of the same call go on.
+    let _host = Host::start(&server, 1);
+    let queues = [None, Some(mp::Queue::<u8>::unbounded().unwrap()), None];
+    let results: Vec<_> = within(pool.imap(takes::<Option<mp::Queue<u8>>>, queues).collect()).await;
+    let kinds = results.iter().map(|result| result.as_ref().map_err(|error| error.kind()).err());
+    assert_eq!(kinds.collect::<Vec<_>>(), [None, Some(ErrorKind::Encode), None]);
+    server.is_empty().await;
+}
+
+fn makes_queue(n: u64) -> Option<mp::Queue<u8>> {
+    (n == 1).then(|| mp::Queue::unbounded().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_belongs_to_one_host_cannot_be_a_result_either() {
+    let server = server!();
+    let pool = cluster::pool(&server);
+    let _host = Host::start(&server, 1);
+    let results: Vec<_> = within(pool.imap(makes_queue, 0..3).collect()).await;
+    let error = results[1].as_ref().unwrap_err();
+    let text = error.to_string();
+    assert!(error.kind() == ErrorKind::Encode && text.contains("makes_queue") && text.contains("a `Queue`"), "{text}");
+    assert!(text.contains("on host") && results[0].is_ok() && results[2].is_ok(), "{text}");
+}
+
+fn task_id(file: PathBuf) -> (String, u32) {
+    let task = mp::current_task().unwrap();
+    if notes(&file) == 0 {
+        note(file, Duration::ZERO);
+        std::process::abort();
+    }
+    (task.task_id(), task.attempt())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_has_an_id_that_no_other_has_whichever_submitter_call_and_item() {
+    let server = server!();
+    let _host = Host::start(&server, 2);
+    let id = |_: u64| mp::current_task().unwrap().task_id();
+    let mut all = std::collections::HashSet::new();
+    for _ in 0..2 {
+        let pool = cluster::pool(&server);
+        for _ in 0..2 {
+            all.extend(within(pool.map(id, 0..100)).await.unwrap());
+        }
+        all.insert(within(pool.apply(id, (0,))).await.unwrap());
+    }
+    assert_eq!(all.len(), 402);
+    let pool = cluster::pool(&server);
+    let (_, attempt) = within(pool.apply(task_id, (server.dir().join("notes"),)).retries(1)).await.unwrap();
+    assert_eq!(attempt, 1);
+}

@@ -496,7 +496,9 @@ macro_rules! half_serde {
                 if let Some(why) = self.stays() {
                     return Err(Z::Error::custom(why));
                 }
-                attach::serialize_handle(serializer, attachments(&self.half.core), stringify!($name))
+                let kind = concat!("`", stringify!($name), "` of a pipe");
+                let attachments = attachments(&self.half.core).map(|attachment| attachment.of(kind));
+                attach::serialize_handle(serializer, attachments, stringify!($name))
             }
         }
 

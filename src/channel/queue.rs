@@ -85,7 +85,9 @@ fn create(item_limit: u64, is_joinable: bool) -> Result<Arc<ChannelCore>> {
 }
 
 fn serialize_core<S: Serializer>(core: &ChannelCore, serializer: S) -> Result<S::Ok, S::Error> {
-    attach::serialize_handle(serializer, core.attachments(), core.is_joinable())
+    let kind = if core.is_joinable() { "`JoinableQueue`" } else { "`Queue`" };
+    let attachments = core.attachments().map(|attachment| attachment.of(kind));
+    attach::serialize_handle(serializer, attachments, core.is_joinable())
 }
 
 fn deserialize_core<'de, D: Deserializer<'de>>(deserializer: D, joinable: bool) -> Result<Arc<ChannelCore>, D::Error> {

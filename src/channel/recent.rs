@@ -341,7 +341,7 @@ impl Recent {
     }
 
     fn attachments(&self) -> [Attachment; 2] {
-        [self.region.fd(), &self.senders].map(|fd| Attachment::Shared(fd.clone()))
+        [self.region.fd(), &self.senders].map(|fd| Attachment::Of("watch or broadcast", fd.clone()))
     }
 }
 

@@ -53,8 +53,8 @@ pub(super) async fn serve(
 ) -> Result<Served> {
     let target = address.parse()?;
     let names = Names::new(&target.pool, build);
-    let (notices, noticed) = mpsc::unbounded_channel();
-    let ready = ready(&address, &target, &names, notices);
+    let (notices, mut noticed) = mpsc::unbounded_channel();
+    let ready = ready(&address, &target, &names, (notices, &mut noticed));
     let client = tokio::select! {
         client = ready => client?,
         // Nothing was taken.
@@ -71,7 +71,12 @@ pub(super) async fn serve(
 }
 
 /// Connects, and sees to it that the stream and the consumer are there, however long that takes.
-async fn ready(address: &Address, target: &Target, names: &Names, notices: UnboundedSender<Notice>) -> Result<Client> {
+async fn ready(
+    address: &Address,
+    target: &Target,
+    names: &Names,
+    (notices, noticed): (UnboundedSender<Notice>, &mut UnboundedReceiver<Notice>),
+) -> Result<Client> {
     let mut attempt = 0;
     let client = loop {
         attempt += 1;
@@ -94,8 +99,19 @@ async fn ready(address: &Address, target: &Target, names: &Names, notices: Unbou
             }
             Err(failure) => tracing::debug!(error = %failure.error, "a host waits for its stream"),
         }
+        // What a user may not do is not answered.
+        while let Ok(notice) = noticed.try_recv() {
+            if let Notice::Denied(why) = notice {
+                return Err(denied(names, &why));
+            }
+        }
         sleep(link::pause(attempt)).await;
     }
+}
+
+fn denied(names: &Names, why: &str) -> Error {
+    let text = format!("the server of the cluster pool {} does not let this user serve: {why}", names.pool);
+    Error::new(ErrorKind::Unavailable, text)
 }
 
 fn is_about_jetstream(error: &Error) -> bool {
@@ -675,8 +691,7 @@ impl Service {
             Notice::Denied(why) => {
                 let needed = [format!("\"mp.{pool}."), "MSG.NEXT".into(), "$JS.ACK".into()];
                 if needed.iter().any(|subject| why.contains(subject.as_str())) {
-                    let text = format!("the server of the cluster pool {pool} does not let this user serve: {why}");
-                    return Some(Error::new(ErrorKind::Unavailable, text));
+                    return Some(denied(self.names(), &why));
                 }
                 tracing::warn!(pool, why, "the cluster's server does not let this user do something");
             }

@@ -170,15 +170,24 @@ impl Job {
         let mut at = 0;
         let mut runs = Vec::new();
         for task in &self.tasks.orders {
-            let Task { place, first, count, attempt, limits, item_time, len, .. } = task.clone();
+            let Task { place, origin, first, count, attempt, limits, item_time, len, .. } = task.clone();
             // Their sum was compared with the length of the body.
             let records = body.slice(at.min(body.len())..(at + len as usize).min(body.len()));
             at += len as usize;
             if self.cancelled.contains(&place) {
                 continue;
             }
-            let items =
-                EncodedItems { call: task.entry(), first, count, attempt, records, limits, item_time, start_in };
+            let items = EncodedItems {
+                call: task.entry(),
+                first,
+                count,
+                attempt,
+                records,
+                limits,
+                item_time,
+                start_in,
+                origin,
+            };
             match self.host.pool.run_encoded(items) {
                 Ok(run) => runs.push(Run { place, run, items: count }),
                 Err(error) if error.kind() == ErrorKind::Decode => return Err(End::Malformed(error.to_string())),

@@ -17,7 +17,7 @@
 //! | `mp.P.beat` | host to all submitters | [`Beat`] |
 //! | `mp.P.roll` | submitter to all hosts: who is there? | empty |
 
-use crate::pool::Limits;
+use crate::pool::{Limits, Origin};
 use crate::process::entry;
 use bytes::Bytes;
 use std::time::Duration;
@@ -223,8 +223,8 @@ pub(super) struct Task {
     /// Among the orders of its message, for answers and cancellations.
     pub(super) place: u32,
     pub(super) call: [u64; 2],
-    /// Of the call, among all of its submitter's.
-    pub(super) call_number: u64,
+    /// Which call it is of.
+    pub(super) origin: Origin,
     pub(super) first: u64,
     pub(super) count: u32,
     pub(super) attempt: u32,
@@ -236,10 +236,11 @@ pub(super) struct Task {
 
 impl Task {
     fn write(to: &mut Writer, task: &Self) {
-        let Self { place, call, call_number, first, count, attempt, limits, item_time, len } = task;
+        let Self { place, call, origin, first, count, attempt, limits, item_time, len } = task;
         to.u32(*place);
         call.iter().for_each(|word| to.u64(*word));
-        to.u64(*call_number);
+        to.u64(origin.submitter);
+        to.u64(origin.call);
         to.u64(*first);
         to.u32(*count);
         to.u32(*attempt);
@@ -255,7 +256,8 @@ impl Task {
 
     fn read(from: &mut Reader) -> Option<Self> {
         let (place, call) = (from.u32()?, [from.u64()?, from.u64()?]);
-        let (call_number, first, count, attempt) = (from.u64()?, from.u64()?, from.u32()?, from.u32()?);
+        let origin = Origin { submitter: from.u64()?, call: from.u64()? };
+        let (first, count, attempt) = (from.u64()?, from.u32()?, from.u32()?);
         let limits = Limits {
             timeout: from.optional()?,
             grace: from.time()?,
@@ -264,7 +266,7 @@ impl Task {
             chunk: from.u32()? as usize,
         };
         let (item_time, len) = (from.optional()?, from.u64()?);
-        Some(Self { place, call, call_number, first, count, attempt, limits, item_time, len })
+        Some(Self { place, call, origin, first, count, attempt, limits, item_time, len })
     }
 
     pub(super) fn entry(&self) -> entry::Call {
@@ -547,7 +549,7 @@ mod tests {
         Task {
             place: 6,
             call: [1, u64::MAX],
-            call_number: 3,
+            origin: Origin { submitter: 2, call: 3 },
             first: 4,
             count: 2,
             attempt: 1,

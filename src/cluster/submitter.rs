@@ -668,7 +668,7 @@ impl Session {
         let task = |(place, order): (usize, &Order)| Task {
             place: place as u32,
             call: order.call().to_words(),
-            call_number: order.call_number(),
+            origin: order.origin(),
             first: order.first(),
             count: order.count(),
             attempt: order.attempt() + message.losses,
@@ -1046,7 +1046,7 @@ fn is_quick(order: &Order) -> bool {
 
 /// Why an order cannot leave this host.
 fn refusal(order: &Order) -> Option<Error> {
-    let what = order.attachments().first()?.what();
+    let what = order.attachments().first()?.kind();
     let text = format!("an argument of {} is or holds {what}, which cannot cross to another host", order.label());
     Some(Error::new(ErrorKind::Encode, text))
 }

@@ -483,7 +483,7 @@ impl fmt::Debug for SharedMemory {
 /// The handle's descriptor travels, not its name, so a handle stays good when the name is gone.
 impl Serialize for SharedMemory {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        attach::serialize_handle(serializer, [Attachment::Shared(self.0.fd.clone())], self.name())
+        attach::serialize_handle(serializer, [Attachment::Of("`SharedMemory`", self.0.fd.clone())], self.name())
     }
 }
 

@@ -7,6 +7,7 @@ use super::engine::Handle;
 use super::flight::{Flight, Target};
 use super::input::{Input, Most, Stop};
 use super::options::Options;
+use super::protocol::Origin;
 use super::taker::{EncodedResults, Limits};
 use crate::channel::{lane, spsc};
 use crate::error::{Error, ErrorKind, Result};
@@ -32,6 +33,8 @@ pub(crate) struct EncodedItems {
     pub(crate) item_time: Option<Duration>,
     /// They are to have begun within this.
     pub(crate) start_in: Option<Duration>,
+    /// The call that they are of.
+    pub(crate) origin: Origin,
 }
 
 impl EncodedItems {
@@ -90,7 +93,7 @@ pub(crate) struct EncodedRun {
 impl EncodedRun {
     pub(super) fn start(pool: Arc<Handle>, items: EncodedItems) -> Result<Self> {
         let label = items.check()?;
-        let EncodedItems { call, first, count, attempt, records, limits, item_time, start_in } = items;
+        let EncodedItems { call, first, count, attempt, records, limits, item_time, start_in, origin } = items;
         let Limits { timeout, grace, retries, back_off, chunk } = limits;
         let chunk = chunk.min(lane::MOST_ITEMS);
         let options = Options {
@@ -102,6 +105,7 @@ impl EncodedRun {
             chunk,
             first_index: first,
             first_attempt: attempt,
+            origin: Some(origin),
             ..Options::default()
         };
         let input = Box::new(Records { bytes: records, at: 0, left: count });

@@ -3,10 +3,11 @@
 use super::batch::ResultBatch;
 use super::chunk::Chunk;
 use super::options::Options;
-use super::protocol::Header;
+use super::protocol::{Header, Origin};
 use super::side_channel::{Recipient, SideResults};
 use super::trace::Caller;
 use crate::error::{Error, ErrorKind};
+use crate::os::random;
 use crate::os::sync::lock;
 use crate::process::entry;
 use std::collections::{BTreeSet, VecDeque};
@@ -132,6 +133,16 @@ impl Group {
         Self { number, call, label, options, caller, items, item_ns: AtomicU64::new(0), usual_time: OnceLock::new() }
     }
 
+    /// Which call it is, among those of all processes.
+    pub(super) fn origin(&self) -> Origin {
+        static SUBMITTER: OnceLock<u64> = OnceLock::new();
+        self.options.origin.unwrap_or_else(|| {
+            // Without random numbers the process id does: it is unique among those that share this machine.
+            let new = || random::bytes().map_or(std::process::id().into(), u64::from_ne_bytes);
+            Origin { submitter: *SUBMITTER.get_or_init(new), call: self.number }
+        })
+    }
+
     /// Locked after the pool's state, never before.
     pub(super) fn items(&self) -> MutexGuard<'_, Items> {
         lock(&self.items)
@@ -155,7 +166,8 @@ impl Group {
             limit.as_micros().try_into().unwrap_or(u64::MAX)
         });
         let level = if self.caller.is_some() { Caller::level() } else { 0 };
-        Header { call, attempt, limit, level, is_bulk: self.is_bulk() }.to_bytes()
+        let (is_bulk, is_remote, origin) = (self.is_bulk(), self.options.origin.is_some(), self.origin());
+        Header { call, attempt, limit, level, is_bulk, is_remote, origin, first: chunk.first }.to_bytes()
     }
 
     /// How many items a chunk should have now.

@@ -48,6 +48,8 @@ pub use handle::{AsyncResult, Call, Map, MapAsync, Results};
 pub(crate) use options::ChunkLimits;
 pub use options::Progress;
 pub use pool::{Pool, PoolStreamExt, Shutdown};
+#[cfg_attr(not(feature = "cluster"), allow(unused_imports))] // For the room above.
+pub(crate) use protocol::Origin;
 pub use stats::{Histogram, PoolStats, WorkerStats};
 #[allow(unused_imports)]
 pub(crate) use taker::{EncodedResults, External, Limits, Order, Orders, Start, Taker};

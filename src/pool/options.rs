@@ -1,5 +1,6 @@
 //! What is asked of the items of one call, and how far they are.
 
+use super::protocol::Origin;
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -28,6 +29,8 @@ pub(super) struct Options {
     /// What the first item is called, and how often the items were tried before: those of an order from elsewhere.
     pub(super) first_index: u64,
     pub(super) first_attempt: u32,
+    /// Of an order from another host: the call that it is of.
+    pub(super) origin: Option<Origin>,
 }
 
 /// How much goes into one chunk, which becomes one order. `chunksize` of a call overrules `time` and `items`.
@@ -60,6 +63,7 @@ impl Default for Options {
             limits: ChunkLimits::LOCAL,
             first_index: 0,
             first_attempt: 0,
+            origin: None,
         }
     }
 }

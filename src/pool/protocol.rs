@@ -24,18 +24,41 @@ pub(super) struct Header {
     pub(super) level: u8,
     /// Its items are so quick that their results are told of together; see [`lane::WorkerEnd::defer_notification`].
     pub(super) is_bulk: bool,
+    /// Its results go to another host: what is or holds a handle cannot be one.
+    pub(super) is_remote: bool,
+    pub(super) origin: Origin,
+    /// The index of its first item in its call.
+    pub(super) first: u64,
+}
+
+/// A call, unlike all others: the process that asked for it by a random number, and its number there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Origin {
+    pub(crate) submitter: u64,
+    pub(crate) call: u64,
 }
 
 impl Header {
-    pub(super) const LEN: usize = 32;
+    pub(super) const LEN: usize = 56;
 
     pub(super) fn to_bytes(self) -> [u8; Self::LEN] {
         let [offset, fingerprint] = self.call.to_words();
-        let rest = u64::from(self.attempt) << 32 | u64::from(self.is_bulk) << 4 | u64::from(self.level) << 1;
+        let rest = u64::from(self.attempt) << 32
+            | u64::from(self.is_remote) << 5
+            | u64::from(self.is_bulk) << 4
+            | u64::from(self.level) << 1;
         // What is never reached is no limit.
         let limit = self.limit.unwrap_or(u64::MAX);
         let mut bytes = [0; Self::LEN];
-        for (at, word) in bytes.chunks_exact_mut(8).zip([offset, fingerprint, rest, limit]) {
+        for (at, word) in bytes.chunks_exact_mut(8).zip([
+            offset,
+            fingerprint,
+            rest,
+            limit,
+            self.origin.submitter,
+            self.origin.call,
+            self.first,
+        ]) {
             at.copy_from_slice(&word.to_ne_bytes());
         }
         bytes
@@ -46,10 +69,11 @@ impl Header {
         let mut words = head.chunks_exact(8).map(|word| word.try_into().map_or(0, u64::from_ne_bytes));
         let (offset, fingerprint) = (words.next()?, words.next()?);
         let (rest, limit) = (words.next()?, words.next()?);
+        let (origin, first) = (Origin { submitter: words.next()?, call: words.next()? }, words.next()?);
         let call = entry::Call::from_words([offset, fingerprint]);
-        let (limit, level, is_bulk) =
-            (Some(limit).filter(|limit| *limit < u64::MAX), (rest >> 1) as u8 & 7, rest & 16 != 0);
-        Some(Self { call, attempt: (rest >> 32) as u32, limit, level, is_bulk })
+        let (limit, level) = (Some(limit).filter(|limit| *limit < u64::MAX), (rest >> 1) as u8 & 7);
+        let (is_bulk, is_remote) = (rest & 16 != 0, rest & 32 != 0);
+        Some(Self { call, attempt: (rest >> 32) as u32, limit, level, is_bulk, is_remote, origin, first })
     }
 }
 

@@ -39,6 +39,7 @@ use super::batch::ResultBatch;
 use super::chunk::Chunk;
 use super::group::Group;
 use super::options::ChunkLimits;
+use super::protocol::Origin;
 use super::stats::PoolStats;
 use crate::channel::spsc;
 use crate::error::{Error, ErrorKind, Result};
@@ -171,9 +172,9 @@ impl Order {
         self.group.label
     }
 
-    /// Names the call among all of its pool.
-    pub(crate) fn call_number(&self) -> u64 {
-        self.group.number
+    /// Which call it is of, among those of all processes.
+    pub(crate) fn origin(&self) -> Origin {
+        self.group.origin()
     }
 
     /// The index of the first item in its call. Those of the others follow.

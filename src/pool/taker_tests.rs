@@ -278,6 +278,7 @@ fn items<A: serde::Serialize + 'static>(call: entry::Call, first: u64, arguments
         limits,
         item_time: Some(MS),
         start_in: None,
+        origin: Default::default(),
     }
 }
 

@@ -1,5 +1,6 @@
 //! What a task can ask about itself, inside its worker.
 
+use super::protocol::{Header, Origin};
 use crate::channel::lane::StopSign;
 use crate::os::sync::lock;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
@@ -11,6 +12,9 @@ use tokio_util::sync::CancellationToken;
 pub struct CurrentTask {
     label: &'static str,
     attempt: u32,
+    origin: Origin,
+    /// The index in its call.
+    index: u64,
     stop: StopSign,
 }
 
@@ -54,7 +58,8 @@ fn running() -> MutexGuard<'static, Option<Running>> {
 pub fn current_task() -> Option<CurrentTask> {
     let running = running();
     let task = &running.as_ref()?.task;
-    Some(CurrentTask { stop: task.stop.of_item(INDEX.load(Relaxed)), ..task.clone() })
+    let item = INDEX.load(Relaxed);
+    Some(CurrentTask { stop: task.stop.of_item(item), index: task.index + u64::from(item), ..task.clone() })
 }
 
 impl CurrentTask {
@@ -66,6 +71,27 @@ impl CurrentTask {
     /// 0 at the first attempt, then the number of the retry.
     pub fn attempt(&self) -> u32 {
         self.attempt
+    }
+
+    /// A text that is the same in each attempt of this item, and that no other item has, of whichever call, process or host:
+    /// for a function that must not do something twice.
+    ///
+    /// ```
+    /// use multiprocess::{self as mp, Pool};
+    ///
+    /// fn id(_: u32) -> String {
+    ///     mp::current_task().expect("inside a worker").task_id()
+    /// }
+    ///
+    /// # fn main() -> mp::Result<()> { mp::run(async {
+    /// let pool = Pool::new(1)?;
+    /// let ids = pool.map(id, 0..2).await?;
+    /// assert_ne!(ids[0], ids[1]);
+    /// # Ok(()) }) }
+    /// ```
+    pub fn task_id(&self) -> String {
+        let Origin { submitter, call } = self.origin;
+        format!("{submitter:016x}-{call}-{}", self.index)
     }
 
     /// Whether it is to stop: it was cancelled, or its time is over. If it does not, its worker is killed after the
@@ -114,9 +140,16 @@ impl std::fmt::Debug for CurrentTask {
     }
 }
 
+/// The function at work.
+#[cold]
+pub(super) fn label() -> Option<&'static str> {
+    Some(running().as_ref()?.task.label)
+}
+
 /// An order begins.
-pub(super) fn begin(label: &'static str, attempt: u32, stop: StopSign) {
-    *running() = Some(Running { task: CurrentTask { label, attempt, stop }, token: None });
+pub(super) fn begin(label: &'static str, header: &Header, stop: StopSign) {
+    let Header { attempt, origin, first, .. } = *header;
+    *running() = Some(Running { task: CurrentTask { label, attempt, origin, index: first, stop }, token: None });
 }
 
 /// An item of it starts.

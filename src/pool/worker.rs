@@ -6,7 +6,7 @@ use crate::channel::lane::{self, Order, WorkerEnd};
 use crate::channel::{Receiver, Sender, spsc};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::memory;
-use crate::process::entry::{Arguments, Batch, Executor, IS_VALUE, report_error};
+use crate::process::entry::{Arguments, Batch, Executor, IS_VALUE, encode_error, report_error};
 use crate::process::note_memory_limit;
 use crate::wait::doorbell;
 use crate::wire::{Attachment, EncodedMessage};
@@ -210,7 +210,7 @@ impl Context {
 impl Batch for Context {
     fn begin(&mut self, label: &'static str) {
         if let (Some(order), Some(header)) = (&self.order, &self.header) {
-            task::begin(label, header.attempt, self.lane.stop_sign(order, 0));
+            task::begin(label, header, self.lane.stop_sign(order, 0));
         }
     }
 
@@ -249,6 +249,12 @@ impl Batch for Context {
         let limit = self.header.and_then(|header| header.limit);
         if limit.is_some_and(|limit| lane::now_us().saturating_sub(self.started) > limit) {
             return self.lane.report(LATE, [&[], &[]]).is_ok();
+        }
+        if let Some(attachment) = attachments.first().filter(|_| self.header.is_some_and(|header| header.is_remote)) {
+            let (label, kind) = (task::label().unwrap_or("a function"), attachment.kind());
+            let text = format!("a result of {label} is or holds {kind}, which cannot cross to another host");
+            let (tag, payload) = encode_error(&Error::new(ErrorKind::Encode, text));
+            return self.put(tag, &payload, &[]);
         }
         self.put(tag, payload, attachments)
     }

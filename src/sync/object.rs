@@ -101,7 +101,7 @@ fn open<C: Core>(fd: OwnedFd) -> io::Result<Arc<C>> {
 
 /// A handle travels as its descriptor.
 pub(super) fn serialize<C: Core, S: Serializer>(core: &C, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-    attach::serialize_handle(serializer, [Attachment::Shared(core.region().fd().clone())], ())
+    attach::serialize_handle(serializer, [Attachment::Of(C::NAME, core.region().fd().clone())], ())
 }
 
 /// One that this process already has is found again: its second descriptor is closed.

@@ -19,6 +19,8 @@ use std::sync::Arc;
 #[derive(Clone)]
 pub(crate) enum Attachment {
     Shared(Arc<OwnedFd>),
+    /// The same, of a handle whose kind has this name.
+    Of(&'static str, Arc<OwnedFd>),
 }
 
 impl Attachment {
@@ -26,16 +28,31 @@ impl Attachment {
         Self::Shared(Arc::new(fd))
     }
 
-    /// What it belongs to, for errors.
-    #[cfg(feature = "cluster")]
-    pub(crate) fn what(&self) -> &'static str {
-        "a handle"
+    /// The same, which belongs to a handle of this kind.
+    pub(crate) fn of(self, kind: &'static str) -> Self {
+        Self::Of(kind, self.into_shared())
+    }
+
+    /// The kind of handle that it belongs to, with its article.
+    pub(crate) fn kind(&self) -> String {
+        match self {
+            Self::Of(kind, _) => {
+                let is_vowel = kind.trim_start_matches('`').starts_with(['a', 'e', 'i', 'o', 'u', 'A', 'E', 'I', 'O']);
+                format!("{} {kind}", if is_vowel { "an" } else { "a" })
+            }
+            Self::Shared(_) => "a handle".into(),
+        }
+    }
+
+    fn into_shared(self) -> Arc<OwnedFd> {
+        match self {
+            Self::Shared(fd) | Self::Of(_, fd) => fd,
+        }
     }
 
     /// The descriptor itself, or a copy if somebody else has it too.
     pub(crate) fn into_owned(self) -> std::io::Result<OwnedFd> {
-        let Self::Shared(fd) = self;
-        Arc::try_unwrap(fd).or_else(|shared| {
+        Arc::try_unwrap(self.into_shared()).or_else(|shared| {
             refuse::at("dup")?;
             shared.try_clone()
         })
@@ -44,8 +61,9 @@ impl Attachment {
 
 impl AsFd for Attachment {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        let Self::Shared(fd) = self;
-        fd.as_fd()
+        match self {
+            Self::Shared(fd) | Self::Of(_, fd) => fd.as_fd(),
+        }
     }
 }
 
@@ -269,7 +287,7 @@ impl<T: AsFd> Serialize for Fd<T> {
             .map_err(std::io::Error::from)
             .and_then(|()| self.0.as_fd().try_clone_to_owned())
             .map_err(|error| S::Error::custom(format_args!("a descriptor cannot be attached: {error}")))?;
-        leave::<S::Error>(Attachment::owned(copy))?.serialize(serializer)
+        leave::<S::Error>(Attachment::owned(copy).of("`Fd`"))?.serialize(serializer)
     }
 }
 

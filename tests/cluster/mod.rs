@@ -208,6 +208,12 @@ pub struct Setup {
     pub grace: Duration,
 }
 
+impl Setup {
+    pub fn of(server: &Server, workers: usize) -> Self {
+        Self { url: server.url(), workers, lease: LEASE, is_in_memory: false, grace: PATIENCE }
+    }
+}
+
 /// Serves until SIGTERM, and then drains.
 pub async fn serve(setup: Setup) -> mp::Result<(usize, usize, usize)> {
     log();
@@ -234,7 +240,7 @@ pub struct Host {
 
 impl Host {
     pub fn start(server: &Server, workers: usize) -> Self {
-        Self::of(Setup { url: server.url(), workers, lease: LEASE, is_in_memory: false, grace: PATIENCE })
+        Self::of(Setup::of(server, workers))
     }
 
     pub fn of(setup: Setup) -> Self {

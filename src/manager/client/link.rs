@@ -389,7 +389,7 @@ impl Link {
             std::io::pipe()
         };
         let (reader, writer) = pipe().map_err(|error| failed(&error.to_string()))?;
-        let end = attach::leave::<E>(Attachment::owned(writer.into()))?;
+        let end = attach::leave::<E>(Attachment::owned(writer.into()).of("proxy of a manager"))?;
         let (door, lease) = match &self.end {
             End::Here(server) => (server.door(), server.open_lease(reader.into())),
             End::Client { door, .. } => {

@@ -1,0 +1,393 @@
+//! Hosts, submitters and servers that are killed, stopped, restarted or lose what they have: each item is answered once.
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
+use futures::StreamExt;
+use multiprocess::cluster::{Address, Storage};
+use multiprocess::{self as mp, ErrorKind, Pool, Process};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+mod cluster;
+mod common;
+use cluster::{Host, LEASE, Server, Setup, until};
+use common::within;
+
+mp::test_support!();
+
+const MS: Duration = Duration::from_millis(1);
+
+fn square(n: u64) -> u64 {
+    n * n
+}
+
+fn slow(n: u64) -> u64 {
+    std::thread::sleep(10 * MS);
+    n
+}
+
+/// Adds a line to a file when it begins, and another when it ends.
+fn note(file: PathBuf, wait: Duration) {
+    add(&file);
+    std::thread::sleep(wait);
+    add(&file.with_extension("ended"));
+}
+
+fn add(file: &PathBuf) {
+    use std::io::Write;
+    std::fs::OpenOptions::new().create(true).append(true).open(file).unwrap().write_all(b"x").unwrap();
+}
+
+fn notes(file: &PathBuf) -> usize {
+    std::fs::read(file).map_or(0, |bytes| bytes.len())
+}
+
+/// All of `0..count` through `pool` while `meddle` goes on: each once, none failed.
+async fn each_is_answered_once(pool: &Pool, count: u64, meddle: impl Future<Output = ()>) {
+    let mut results = pool.imap_unordered(slow, 0..count).retries(20);
+    let answered = async {
+        let mut seen = vec![0; count as usize];
+        while let Some(result) = results.next().await {
+            seen[result.unwrap() as usize] += 1;
+        }
+        seen
+    };
+    let limit = Duration::from_secs(120);
+    let both = async { tokio::join!(answered, meddle) };
+    let (seen, ()) = tokio::time::timeout(limit, both).await.expect("all of it is answered in time");
+    assert!(
+        seen.iter().all(|times| *times == 1),
+        "an item was answered {:?} times",
+        seen.iter().find(|times| **times != 1)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_killed_host_had_is_run_by_another_a_lease_later() {
+    let server = server!();
+    let pool = cluster::pool(&server);
+    let file = server.dir().join("notes");
+    let mut victim = Host::start(&server, 1);
+    let call = pool.apply_async(note, (file.clone(), 600 * MS));
+    until("it runs", async || notes(&file) == 1).await;
+    let _other = Host::start(&server, 1);
+    until("two hosts", async || pool.hosts().len() == 2).await;
+    cluster::kill(victim.process.pid(), "KILL");
+    let killed = Instant::now();
+    within(call).await.unwrap();
+    // One lease, the run, and what a busy machine takes.
+    assert!(killed.elapsed() < LEASE + 600 * MS + Duration::from_secs(4), "{:?}", killed.elapsed());
+    assert_eq!((notes(&file), pool.stats().redelivered), (2, 1));
+    until("it is struck out", async || pool.hosts().len() == 1).await;
+    server.is_empty().await;
+    let _ = within(victim.process.join()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_item_whose_hosts_are_lost_too_often_fails_and_names_them() {
+    let server = server!();
+    let address = server.address().redeliver(1);
+    let pool = Pool::builder().cluster(&address).build().unwrap();
+    let file = server.dir().join("notes");
+    let call = pool.apply_async(note, (file.clone(), Duration::from_secs(60)));
+    let mut names = Vec::new();
+    for lost in 1..=2 {
+        let host = Host::start(&server, 1);
+        until("it runs", async || notes(&file) == lost).await;
+        until("it is said where", async || pool.hosts().iter().any(|known| known.pid == host.process.pid())).await;
+        // A submitter is told of what is still held.
+        tokio::time::sleep(300 * MS).await;
+        names.push(format!("(pid {})", host.process.pid()));
+        cluster::kill(host.process.pid(), "KILL");
+    }
+    let _third = Host::start(&server, 1);
+    let error = within(call).await.unwrap_err();
+    let text = error.to_string();
+    assert_eq!(error.kind(), ErrorKind::ProcessDied, "{text}");
+    assert!(names.iter().all(|name| text.contains(name)) && text.contains("note"), "{text}");
+    assert_eq!(notes(&file), 2);
+    server.is_empty().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_no_redelivery_an_item_fails_when_its_first_host_is_lost() {
+    let server = server!();
+    let pool = Pool::builder().cluster(server.address().redeliver(0)).build().unwrap();
+    let file = server.dir().join("notes");
+    let host = Host::start(&server, 1);
+    let call = pool.apply_async(note, (file.clone(), Duration::from_secs(60)));
+    until("it runs", async || notes(&file) == 1).await;
+    tokio::time::sleep(200 * MS).await;
+    cluster::kill(host.process.pid(), "KILL");
+    let _other = Host::start(&server, 1);
+    let error = within(call).await.unwrap_err();
+    assert!(
+        error.kind() == ErrorKind::ProcessDied && error.to_string().contains(&host.process.pid().to_string()),
+        "{error}"
+    );
+    assert_eq!(notes(&file), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_item_that_outlasts_its_lease_runs_once() {
+    let server = server!();
+    let pool = cluster::pool(&server);
+    let file = server.dir().join("notes");
+    let _hosts = [Host::start(&server, 1), Host::start(&server, 1)];
+    within(pool.apply(note, (file.clone(), 4 * LEASE))).await.unwrap();
+    assert_eq!((notes(&file), pool.stats().redelivered), (1, 0));
+    server.is_empty().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_was_frozen_beyond_its_lease_stops_what_it_runs_and_serves_again() {
+    let server = server!();
+    let pool = cluster::pool(&server);
+    let file = server.dir().join("notes");
+    let host = Host::start(&server, 1);
+    let call = pool.apply_async(note, (file.clone(), 5 * LEASE));
+    until("it runs", async || notes(&file) == 1).await;
+    tokio::time::sleep(100 * MS).await;
+    // Its worker goes on, the process that serves does not.
+    host.signal("STOP");
+    let other = Host::start(&server, 1);
+    until("the other has it", async || notes(&file) == 2).await;
+    host.signal("CONT");
+    within(call).await.unwrap();
+    let ended = file.with_extension("ended");
+    assert_eq!(notes(&ended), 1, "the first was stopped");
+    other.drain().await;
+    assert_eq!(within(pool.apply(square, (3,))).await.unwrap(), 9);
+    server.is_empty().await;
+    let (items, ..) = host.drain().await;
+    assert_eq!(items, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_killed_and_restarted_loses_nothing() {
+    let mut server = server!();
+    let pool = cluster::pool(&server);
+    let hosts = [Host::start(&server, 1), Host::start(&server, 1)];
+    each_is_answered_once(&pool, 600, async {
+        for _ in 0..3 {
+            tokio::time::sleep(500 * MS).await;
+            server.kill();
+            tokio::time::sleep(200 * MS).await;
+            server.run();
+        }
+    })
+    .await;
+    server.is_empty().await;
+    for host in hosts {
+        host.drain().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_answer_after_a_restart_comes_soon() {
+    let mut server = server!();
+    let pool = cluster::pool(&server);
+    let _host = Host::start(&server, 1);
+    assert_eq!(within(pool.apply(square, (3,))).await.unwrap(), 9);
+    server.kill();
+    tokio::time::sleep(300 * MS).await;
+    let call = pool.apply_async(square, (4,));
+    server.run();
+    let listens = Instant::now();
+    assert_eq!(within(call).await.unwrap(), 16);
+    assert!(listens.elapsed() < Duration::from_secs(3), "{:?}", listens.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_in_a_stream_that_is_purged_or_deleted_or_comes_back_empty_is_asked_again() {
+    let mut server = server!();
+    let pool = cluster::pool(&server);
+    let local = Pool::new(2).unwrap();
+    for what in ["purged", "deleted", "empty"] {
+        // Nobody serves: they wait.
+        let calls: Vec<_> = (0..5).map(|n| pool.apply_async(square, (n,))).collect();
+        until("they wait", async || server.messages().await > 0).await;
+        match what {
+            "purged" => server.purge().await,
+            "deleted" => server.delete_stream().await,
+            _ => server.restart_empty(),
+        }
+        let began = Instant::now();
+        let serving = local.serve(server.address());
+        for (n, call) in calls.into_iter().enumerate() {
+            assert_eq!(within(call).await.unwrap(), (n * n) as u64, "{what}");
+        }
+        assert!(began.elapsed() < 3 * LEASE + Duration::from_secs(4), "{what}: {:?}", began.elapsed());
+        serving.drain(Duration::from_secs(5));
+        within(serving).await.unwrap();
+        server.is_empty().await;
+    }
+    assert_eq!(pool.stats().duplicates, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_with_memory_storage_may_forget_everything_under_load() {
+    let mut server = server!();
+    let address = server.address().storage(Storage::Memory);
+    let pool = Pool::builder().cluster(&address).build().unwrap();
+    let setup = Setup { is_in_memory: true, ..Setup::of(&server, 1) };
+    let _hosts = [Host::of(setup.clone()), Host::of(setup)];
+    each_is_answered_once(&pool, 400, async {
+        for _ in 0..2 {
+            tokio::time::sleep(500 * MS).await;
+            server.restart_empty();
+        }
+    })
+    .await;
+    server.is_empty().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_server_for_long_calls_are_unavailable_until_it_is_back() {
+    let mut server = server!();
+    let address = server.address().offline_timeout(700 * MS);
+    let pool = Pool::builder().cluster(&address).build().unwrap();
+    let _host = Host::start(&server, 1);
+    assert_eq!(within(pool.apply(square, (3,))).await.unwrap(), 9);
+    let pending = pool.apply_async(slow, (1,));
+    within(pending).await.unwrap();
+    server.kill();
+    let began = Instant::now();
+    let error = within(pool.apply(square, (4,))).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    assert!(began.elapsed() >= 600 * MS, "{:?}", began.elapsed());
+    let began = Instant::now();
+    assert_eq!(within(pool.apply(square, (4,))).await.unwrap_err().kind(), ErrorKind::Unavailable);
+    assert!(began.elapsed() < 500 * MS, "what is asked meanwhile fails at once");
+    server.run();
+    until("it is back", async || pool.apply(square, (5,)).await.is_ok_and(|n| n == 25)).await;
+    server.is_empty().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_never_was_there_makes_calls_unavailable_and_is_found_when_it_comes() {
+    let mut server = server!();
+    server.kill();
+    let address = server.address().offline_timeout(400 * MS);
+    let pool = Pool::builder().cluster(&address).build().unwrap();
+    assert_eq!(within(pool.apply(square, (4,))).await.unwrap_err().kind(), ErrorKind::Unavailable);
+    let _host = Host::start(&server, 1);
+    server.run();
+    until("it is there", async || pool.apply(square, (5,)).await.is_ok_and(|n| n == 25)).await;
+}
+
+/// Submits, and waits for what it has asked.
+async fn submit(address: String, file: PathBuf, waiting: usize) {
+    let pool = Pool::builder().cluster(Address::new(address).lease(LEASE)).build().unwrap();
+    let calls: Vec<_> = (0..waiting).map(|_| pool.apply_async(note, (file.clone(), Duration::from_secs(60)))).collect();
+    let _ = futures::future::join_all(calls).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_killed_submitter_asked_is_stopped_and_removed_and_hosts_go_on() {
+    let server = server!();
+    let file = server.dir().join("notes");
+    let host = Host::start(&server, 1);
+    let submitter = Process::spawn(submit, (server.url(), file.clone(), 5)).unwrap();
+    until("one runs and four wait", async || notes(&file) == 1 && server.messages().await == 5).await;
+    submitter.kill().unwrap();
+    let killed = Instant::now();
+    until("all of it is removed", async || server.messages().await == 0).await;
+    assert!(killed.elapsed() < Duration::from_secs(8), "{:?}", killed.elapsed());
+    let pool = cluster::pool(&server);
+    assert_eq!(within(pool.apply(square, (3,))).await.unwrap(), 9);
+    assert_eq!((notes(&file), notes(&file.with_extension("ended"))), (1, 0));
+    let (items, ..) = host.drain().await;
+    assert_eq!(items, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_killed_submitter_left_behind_others_is_removed_though_hosts_are_busy() {
+    let server = server!();
+    let file = server.dir().join("notes");
+    let _host = Host::start(&server, 1);
+    let pool = cluster::pool(&server);
+    let busy = pool.apply_async(note, (file.clone(), Duration::from_secs(60)));
+    until("it is busy", async || notes(&file) == 1).await;
+    let submitter = Process::spawn(submit, (server.url(), file.clone(), 3)).unwrap();
+    until("three wait", async || server.messages().await == 4).await;
+    submitter.kill().unwrap();
+    until("they are removed", async || server.messages().await == 1).await;
+    drop(busy);
+    pool.terminate();
+    server.is_empty().await;
+}
+
+fn random(below: u64) -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    std::hash::RandomState::new().build_hasher().finish() % below
+}
+
+/// At random: a worker, a host or the server is killed, or a host is frozen beyond its lease.
+async fn soak(server: &mut Server, count: u64) {
+    let pool = Pool::builder().cluster(server.address().redeliver(1000)).build().unwrap();
+    let mut hosts = vec![Host::start(server, 2), Host::start(server, 2)];
+    let (over, mut is_over) = tokio::sync::oneshot::channel();
+    let meddle = async {
+        loop {
+            let pause = tokio::time::sleep((500 + random(1500) as u32) * MS);
+            tokio::select! {
+                () = pause => {}
+                _ = &mut is_over => return,
+            }
+            let victim = random(2) as usize;
+            match random(4) {
+                // Workers are killed by what they run.
+                0 | 1 => {
+                    hosts[victim].signal("KILL");
+                    hosts[victim] = Host::start(server, 2);
+                }
+                2 => {
+                    server.kill();
+                    tokio::time::sleep(100 * MS).await;
+                    server.run();
+                }
+                _ => {
+                    hosts[victim].signal("STOP");
+                    tokio::time::sleep(LEASE + 500 * MS).await;
+                    hosts[victim].signal("CONT");
+                }
+            }
+        }
+    };
+    let answered = async {
+        let mut seen = vec![0; count as usize];
+        let mut results = pool.imap_unordered(quick, 0..count).retries(10);
+        while let Some(result) = results.next().await {
+            let n = result.unwrap();
+            seen[(n / 3) as usize] += 1;
+        }
+        let _ = over.send(());
+        seen
+    };
+    let both = async { tokio::join!(answered, meddle) };
+    let limit = Duration::from_secs(60 + count / 100);
+    let (seen, ()) = tokio::time::timeout(limit, both).await.expect("all of it is answered in time");
+    assert!(seen.iter().all(|times| *times == 1));
+    server.is_empty().await;
+}
+
+fn quick(n: u64) -> u64 {
+    std::thread::sleep(MS);
+    if random(500) == 0 {
+        std::process::abort();
+    }
+    3 * n
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_thousand_items_are_answered_once_each_whatever_is_killed() {
+    let mut server = server!();
+    soak(&mut server, 10_000).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "minutes: by hand"]
+async fn a_hundred_thousand_items_are_answered_once_each_whatever_is_killed() {
+    let mut server = server!();
+    soak(&mut server, 100_000).await;
+}

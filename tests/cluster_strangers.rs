@@ -1,0 +1,230 @@
+//! What strangers send to a pool's subjects, servers that refuse, and users who may not.
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
+use multiprocess::cluster::{Address, Storage};
+use multiprocess::{self as mp, ErrorKind, Pool};
+use std::time::{Duration, Instant};
+
+mod cluster;
+mod common;
+use cluster::{Host, Server, until};
+use common::within;
+
+mp::test_support!();
+
+const MS: Duration = Duration::from_millis(1);
+
+fn square(n: u64) -> u64 {
+    n * n
+}
+
+fn forever() {
+    loop {
+        std::thread::sleep(MS);
+    }
+}
+
+/// What is wrong: short, long, of another version, a count that lies, zeros.
+fn garbage() -> Vec<Vec<u8>> {
+    let mut all = vec![vec![], vec![1], vec![2; 100], vec![0; 1 << 20], vec![0xff; 10_000]];
+    for kind in 0..12 {
+        all.push(vec![1, kind]);
+        all.push([&[1, kind][..], &[0; 200]].concat());
+        all.push([&[1, kind][..], &[0xff; 200]].concat());
+        all.push([&[9, kind][..], &[0; 50]].concat());
+    }
+    all
+}
+
+/// Subjects of the pool that somebody listens to.
+async fn subjects(server: &Server, pool: &Pool) -> Vec<String> {
+    let client = server.client().await;
+    let mut all = client.subscribe("mp.pool.>").await.unwrap();
+    client.flush().await.unwrap();
+    let call = pool.apply_async(square, (1,));
+    let mut found = std::collections::BTreeSet::new();
+    let end = Instant::now() + 1500 * MS;
+    while let Ok(message) = tokio::time::timeout_at(end.into(), futures::StreamExt::next(&mut all)).await {
+        found.insert(message.unwrap().subject.to_string());
+    }
+    within(call).await.unwrap();
+    found.into_iter().filter(|subject| !subject.contains(".i.")).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn garbage_on_any_subject_of_a_pool_harms_nobody_and_is_removed() {
+    let server = server!();
+    let pool = cluster::pool(&server);
+    let host = Host::start(&server, 2);
+    let running = pool.apply_async(forever, ());
+    let found = subjects(&server, &pool).await;
+    let (task, own) = found.iter().partition::<Vec<_>, _>(|subject| subject.contains(".t."));
+    let mut targets: Vec<String> = found.clone();
+    for subject in own {
+        // All that belongs to this submitter or host.
+        if let Some((base, _)) = subject.match_indices('.').nth(3).map(|(at, _)| subject.split_at(at)) {
+            targets.extend(["r", "q", "h", "b", "p", "a.0", "in", "e", "n.0"].map(|what| format!("{base}.{what}")));
+        }
+    }
+    targets.extend(["c", "beat", "roll"].map(|what| format!("mp.pool.{what}")));
+    assert!(!task.is_empty() && targets.len() > 10, "{found:?}");
+    let client = server.client().await;
+    for subject in targets {
+        for bytes in garbage() {
+            let _ = client.publish_with_reply(subject.clone(), "nobody.there", bytes.into()).await;
+        }
+    }
+    client.flush().await.unwrap();
+    until("all of it is removed", async || server.messages().await == 1).await;
+    assert!(!running.ready(), "nobody else's cancel counts");
+    running.cancel();
+    assert_eq!(within(pool.apply(square, (5,))).await.unwrap(), 25);
+    server.is_empty().await;
+    let (.., killed) = host.drain().await;
+    assert_eq!(killed, 0);
+}
+
+fn config(users: &str) -> String {
+    format!("authorization {{ users: [ {users} ] }}\n")
+}
+
+/// What a pool at this address fails with, and what serving there ends with.
+async fn both(address: Address) -> (mp::Error, mp::Error) {
+    let began = Instant::now();
+    let pool = Pool::builder().cluster(&address).build().unwrap();
+    let submitted = within(pool.apply(square, (1,))).await.unwrap_err();
+    let local = Pool::new(1).unwrap();
+    let served = within(local.serve(&address)).await.unwrap_err();
+    assert!(began.elapsed() < Duration::from_secs(10), "each within five seconds: {:?}", began.elapsed());
+    (submitted, served)
+}
+
+async fn is_refused(address: Address, words: &[&str]) {
+    let (submitted, served) = both(address).await;
+    for error in [submitted, served] {
+        let text = error.to_string();
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{text}");
+        assert!(words.iter().all(|word| text.to_lowercase().contains(word)), "{words:?}: {text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_password_or_token_is_an_error_that_says_so() {
+    let server = server!(&config("{user: me, password: right}"));
+    is_refused(server.address().user("me", "wrong"), &["authorization violation", "password"]).await;
+    is_refused(server.address(), &["authorization violation"]).await;
+    let pool = Pool::builder().cluster(server.address().user("me", "right")).build().unwrap();
+    let local = Pool::new(1).unwrap();
+    let _serving = local.serve(server.address().user("me", "right"));
+    assert_eq!(within(pool.apply(square, (3,))).await.unwrap(), 9);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_who_may_not_make_the_stream_is_told_so() {
+    let server = server!(&config("{user: me, password: x, permissions: {publish: \"other.>\", subscribe: \">\"}}"));
+    is_refused(server.address().user("me", "x"), &["permissions violation"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_without_jetstream_is_an_error_that_says_how_to_start_it() {
+    let server = server!("# jetstream is not enabled\n");
+    is_refused(server.address(), &["jetstream", "-js"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_with_other_properties_is_an_error_that_names_both_values() {
+    let server = server!();
+    let pool = cluster::pool(&server);
+    let _host = Host::start(&server, 1);
+    assert_eq!(within(pool.apply(square, (3,))).await.unwrap(), 9);
+    is_refused(server.address().lease(Duration::from_secs(7)), &["lease", "7s", "1s"]).await;
+    is_refused(server.address().storage(Storage::Memory), &["storage", "memory", "file"]).await;
+    is_refused(server.address().most_waiting(17, 1 << 30), &["17", "100000"]).await;
+    assert_eq!(within(pool.apply(square, (4,))).await.unwrap(), 16);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_denied_publish_is_an_error_of_the_call_and_not_its_timeout() {
+    let rights = "{publish: {allow: [\"$JS.API.>\", \"mp.pool.roll\", \"mp.pool.i.>\"]}, subscribe: \">\"}";
+    let server =
+        server!(&config(&format!("{{user: admin, password: x}}, {{user: me, password: x, permissions: {rights}}}")));
+    let pool = Pool::builder().cluster(server.address().user("me", "x")).build().unwrap();
+    let began = Instant::now();
+    let error = within(pool.apply(square, (1,))).await.unwrap_err();
+    assert!(
+        error.kind() == ErrorKind::Unavailable && error.to_string().to_lowercase().contains("permissions violation"),
+        "{error}"
+    );
+    assert!(began.elapsed() < Duration::from_secs(5));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_too_old_is_an_error_that_names_both_versions() {
+    let old = std::env::var_os("NATS_SERVER_OLD").map(std::path::PathBuf::from).filter(|file| file.is_file());
+    let Some(binary) = old else {
+        eprintln!("SKIPPED: no server of 2.9 here (`.ci/nats --old DIR`; then NATS_SERVER_OLD=DIR/2.9/nats-server)");
+        return;
+    };
+    let server = Server::start(binary, "");
+    is_refused(server.address(), &["2.9.", "2.10"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_that_is_none_is_an_error_of_serve_as_well() {
+    let local = Pool::new(1).unwrap();
+    let error = within(local.serve("nats://h:0/pool")).await.unwrap_err();
+    assert!(error.to_string().contains("nats://h:0/pool"), "{error}");
+}
+
+/// A certificate authority, and certificates that it signed: now, and long ago.
+fn certificates(dir: &std::path::Path) -> bool {
+    let openssl = |arguments: &[&str]| {
+        let done = std::process::Command::new("openssl").args(arguments).current_dir(dir).output();
+        done.is_ok_and(|done| done.status.success())
+    };
+    std::fs::write(dir.join("names"), "subjectAltName=IP:127.0.0.1\n").unwrap();
+    let key = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "3650"];
+    let ca = [&key[..], &["-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=tests"]].concat();
+    let request = ["req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"];
+    let request = [&request[..], &["-keyout", "server.key", "-out", "server.csr", "-subj", "/CN=server"]].concat();
+    let sign = [
+        "x509",
+        "-req",
+        "-in",
+        "server.csr",
+        "-CA",
+        "ca.pem",
+        "-CAkey",
+        "ca.key",
+        "-CAcreateserial",
+        "-extfile",
+        "names",
+    ];
+    let good = [&sign[..], &["-days", "3650", "-out", "server.pem"]].concat();
+    openssl(&ca) && openssl(&request) && openssl(&good)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_that_are_not_trusted_and_plain_servers_are_errors_that_say_so() {
+    let dir = std::env::temp_dir().join(format!("mp-nats-tls-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    if !certificates(&dir) {
+        eprintln!("SKIPPED: no openssl that makes certificates");
+        return;
+    }
+    let tls = format!("tls {{ cert_file: {:?}, key_file: {:?} }}\n", dir.join("server.pem"), dir.join("server.key"));
+    let server = server!(&tls);
+    let secure = Address::new(server.url().replace("nats://", "tls://")).lease(cluster::LEASE);
+    let trusted = secure.clone().ca(dir.join("ca.pem"));
+    is_refused(secure, &["certificate"]).await;
+    is_refused(server.address(), &["certificate"]).await;
+    is_refused(trusted.clone().ca(dir.join("missing.pem")), &["no such file"]).await;
+    let pool = Pool::builder().cluster(&trusted).build().unwrap();
+    let local = Pool::new(1).unwrap();
+    let _serving = local.serve(&trusted);
+    assert_eq!(within(pool.apply(square, (3,))).await.unwrap(), 9);
+    let plain = server!();
+    let secure = Address::new(plain.url().replace("nats://", "tls://")).ca(dir.join("ca.pem")).lease(cluster::LEASE);
+    is_refused(secure, &["tls"]).await;
+    let _ = std::fs::remove_dir_all(dir);
+}
