@@ -1,4 +1,4 @@
-//! What a process passes on to those that it starts, beside its rights: the file mode creation mask
+//! The attributes that a process passes on to its children, besides its rights: the file mode creation mask
 //! ([umask(2)](https://man7.org/linux/man-pages/man2/umask.2.html)), the nice value, the CPUs and the limits
 //! ([setrlimit(2)](https://man7.org/linux/man-pages/man2/setrlimit.2.html)).
 
@@ -17,7 +17,7 @@ pub(crate) struct Attributes {
     limits: Vec<Limit>,
 }
 
-/// What makes it cheaper to look again.
+/// A cache that makes the next reading cheaper.
 #[derive(Default)]
 pub(crate) struct Kept {
     cpus: Option<(CpuSet, Vec<usize>)>,
@@ -110,11 +110,11 @@ impl Attributes {
 
     /// Gives this process these attributes: as far as it may, where it is only to be like another one.
     pub(crate) fn take_on_what_is_permitted(&self) {
-        // What is not permitted stays as it is: a process may not lower a nice value that its parent could lower.
+        // An attribute that may not be set stays as it is: this process may not lower a nice value that its parent could lower.
         self.steps().for_each(drop);
     }
 
-    /// The same; what cannot be done is an error that names it.
+    /// The same; an attribute that cannot be set is an error that names it.
     pub(crate) fn take_on(&self) -> io::Result<()> {
         self.steps().collect()
     }
@@ -158,7 +158,7 @@ const NAMES: [&str; RESOURCES.len()] = [
     "limit of real-time CPU time (RLIMIT_RTTIME)",
 ];
 
-/// Who may not have the hard limit that is wanted gets the nearest.
+/// A process that may not have the wanted hard limit gets the nearest one.
 fn set_limit(resource: Resource, soft: Option<u64>, hard: Option<u64>) -> rustix::io::Result<()> {
     let least = |a: Option<u64>, b: Option<u64>| match (a, b) {
         (Some(a), Some(b)) => Some(a.min(b)),

@@ -1,6 +1,6 @@
 //! [credentials(7)](https://man7.org/linux/man-pages/man7/credentials.7.html),
 //! [capabilities(7)](https://man7.org/linux/man-pages/man7/capabilities.7.html),
-//! [namespaces(7)](https://man7.org/linux/man-pages/man7/namespaces.7.html): what the calling thread may do, and where.
+//! [namespaces(7)](https://man7.org/linux/man-pages/man7/namespaces.7.html): the rights of the calling thread, and its namespaces.
 
 use nix::unistd::{getresgid, getresuid};
 use rustix::fs::{Mode, OFlags};
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use std::io;
 use std::os::fd::OwnedFd;
 
-/// What a thread may do: two threads with equal ones may do the same.
+/// The rights of a thread: two threads with equal ones may do the same.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Credentials {
     /// Real, effective and saved.
@@ -24,7 +24,7 @@ pub(crate) struct Credentials {
     filters: u32,
     /// Mount, device and inode of its root directory. A mount belongs to one mount namespace.
     root: [u64; 3],
-    /// Those of [`NAMESPACES`]. Who may not change one but the first has zeros for the others.
+    /// Those of [`NAMESPACES`]. A thread that may change only the first one has zeros for the others.
     namespaces: [u64; NAMESPACES.len()],
 }
 
@@ -40,7 +40,7 @@ struct Capabilities {
 const NAMESPACES: [&str; 7] = ["user", "net", "ipc", "uts", "cgroup", PIDS_OF_CHILDREN, "time_for_children"];
 const PIDS_OF_CHILDREN: &str = "pid_for_children";
 
-/// The files that show them, and the thread that opened these: what makes it cheaper to look again.
+/// The open files that show them, and the thread that opened these: makes the next reading cheaper.
 #[derive(Default)]
 pub(crate) struct Kept(Option<Files>);
 
@@ -62,11 +62,11 @@ impl Files {
     }
 }
 
-/// The text is longer only where a thread has hundreds of groups; the system calls tell of those.
+/// The text is longer only if a thread has hundreds of groups; then the system calls are used.
 const STATUS: usize = 4096;
 
 impl Kept {
-    /// What `/proc/thread-self/status` says: one call, for what takes some fifty by other ways.
+    /// Reads `/proc/thread-self/status`: one system call in place of some fifty.
     fn status<'a>(&mut self, room: &'a mut [u8; STATUS]) -> Option<&'a str> {
         // The files show the thread that opened them, and nothing once it has ended, even if another one has its number.
         self.0 = self.0.take().filter(|files| files.thread == thread::gettid());
@@ -188,7 +188,7 @@ impl Credentials {
         Ok((rest, umask))
     }
 
-    /// In words, what sets these apart from `other`.
+    /// Describes the difference from `other`.
     pub(crate) fn difference(&self, other: &Self) -> String {
         let namespaces = self.namespaces.iter().zip(other.namespaces).zip(NAMESPACES);
         let parts = [
@@ -213,7 +213,7 @@ impl Credentials {
             && namespace(PIDS_OF_CHILDREN) != namespace("pid")
     }
 
-    /// Takes from the calling thread, the only one of its process, what an exec has given it beyond `wanted`.
+    /// Gives up all rights beyond `wanted` that an exec has given to the calling thread, the only one of its process.
     ///
     /// # Errors
     /// If it still has more afterwards.
@@ -241,7 +241,7 @@ impl Credentials {
     }
 }
 
-/// [capget(2)](https://man7.org/linux/man-pages/man2/capget.2.html): what is effective, permitted and inheritable. Not by
+/// [capget(2)](https://man7.org/linux/man-pages/man2/capget.2.html): the effective, permitted and inheritable sets. Not by
 /// rustix, which leaves the room for the answer uninitialized: valgrind knows the first half of the answer only, and would
 /// report each later use of the second.
 pub(super) fn capability_sets() -> io::Result<[u64; 3]> {
@@ -268,7 +268,7 @@ impl Capabilities {
     fn of_this_thread() -> io::Result<Self> {
         let [effective, permitted, inheritable] = capability_sets()?;
         let mut sets = Self { effective, permitted, inheritable, ambient: 0, bounding: 0 };
-        // Nobody else can change the bounding set; what is ambient is permitted and inheritable.
+        // Without SETPCAP the bounding set cannot be changed; ambient capabilities are permitted and inheritable.
         if sets.may(CapabilitySet::SETPCAP) {
             sets.bounding = known(thread::capability_is_in_bounding_set);
         }
@@ -322,7 +322,7 @@ fn bits(set: u64) -> impl Iterator<Item = CapabilitySet> {
     (0..64).map(|number| 1 << number).filter(move |bit| set & bit != 0).map(CapabilitySet::from_bits_retain)
 }
 
-/// The set of those that `has` says yes to, up to the last that this kernel knows.
+/// The set of those for which `has` is true, up to the last one that this kernel knows.
 fn known(has: impl Fn(CapabilitySet) -> rustix::io::Result<bool>) -> u64 {
     let answers = bits(u64::MAX).map_while(|bit| Some((bit, has(bit).ok()?)));
     answers.filter(|(_, has)| *has).fold(0, |set, (bit, _)| set | bit.bits())

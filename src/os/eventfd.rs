@@ -11,9 +11,9 @@ pub(crate) fn create() -> io::Result<OwnedFd> {
     Ok(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)
 }
 
-/// Takes what was rung so far, so that the next ring makes it readable again.
+/// Resets the count, so that the next ring makes it readable again.
 pub(crate) fn drain(eventfd: BorrowedFd<'_>) {
-    // It fails if somebody else has taken it.
+    // It fails if another holder has reset it.
     let _ = rustix::io::retry_on_intr(|| {
         refuse::at("read")?;
         rustix::io::read(eventfd, &mut [0; 8])
@@ -23,7 +23,7 @@ pub(crate) fn drain(eventfd: BorrowedFd<'_>) {
 /// Makes a new edge for every epoll that watches `eventfd`, read or not.
 /// The counter cannot fill up: that takes 2^64 rings.
 pub(crate) fn ring(eventfd: BorrowedFd<'_>) {
-    // A ring that is lost would leave somebody asleep.
+    // A lost ring would leave a process asleep.
     let _ = again(|| {
         refuse::at("write")?;
         rustix::io::write(eventfd, &1u64.to_ne_bytes())

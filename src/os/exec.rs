@@ -1,10 +1,9 @@
-//! [posix_spawn(3)](https://man7.org/linux/man-pages/man3/posix_spawn.3.html): this program once more, in a process
-//! that knows for the whole of its life that it was started to take a role.
+//! Starts this program again by [posix_spawn(3)](https://man7.org/linux/man-pages/man3/posix_spawn.3.html), in a process
+//! that is marked for life as one that was started to take a role.
 //!
-//! The mark is the path that it is executed by, which the kernel lays into its memory (AT_EXECFN): a spelling of
-//! `/proc/self/fd/N` that nobody else writes. No argument parser sees it, nothing that a program does to its
-//! environment, its descriptors or its mounts takes it away, and it does not pass to what the process executes itself.
-//! The descriptor after N is the socket that the role comes over.
+//! The mark is the path of the exec, which the kernel writes into the memory of the process (AT_EXECFN): an unusual spelling of
+//! `/proc/self/fd/N`. No argument parser sees it, no change of the environment, the descriptors or the mounts removes it,
+//! and programs that the process executes do not have it. The role is received over the descriptor after N.
 
 use super::{pidfd, rights, spawn};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
@@ -55,7 +54,7 @@ fn kernels_path_of_exec() -> Option<&'static CStr> {
     // SAFETY: `getauxval` answers for any number.
     let (loader, random) = unsafe { (libc::getauxval(libc::AT_BASE), libc::getauxval(libc::AT_RANDOM)) };
     if loader != 0 {
-        return None; // The kernel has found a loader by itself, so nobody stands between it and this program.
+        return None; // The kernel has found a loader by itself, so no other program stands between it and this one.
     }
     let table = kernels_table()?;
     let entry = |wanted| table.chunks_exact(2).find(|pair| pair[0] == wanted).map(|pair| pair[1]);
@@ -137,7 +136,7 @@ impl Process {
 
     /// Sends it SIGKILL, if this process may.
     pub(crate) fn kill(&self) {
-        // One that has ended is no error, and nobody else's process can be hit: without a pidfd it is asked first whether
+        // A process that has ended is not an error. No other process can be hit: without a pidfd it is checked first that
         // the pid is still that of a child.
         let _ = match self.id() {
             WaitId::Pid(pid) if pidfd::is_child_by(self.id()) => {
@@ -148,8 +147,8 @@ impl Process {
         };
     }
 
-    /// Waits until it has ended, at most for `limit`. `None`: it goes on, or somebody else has reaped it and the kernel
-    /// does not tell how it ended.
+    /// Waits until it has ended, at most for `limit`. `None`: it goes on, or another thread has reaped it and the kernel
+    /// does not give its status.
     pub(crate) fn wait(&self, limit: Option<Duration>) -> Option<ExitStatus> {
         if !pidfd::wait(self.pidfd(), false, limit) {
             return None;
@@ -189,7 +188,7 @@ pub(crate) fn start(
     if !rights::may_come_from(program) || rights::are_final() {
         return start();
     }
-    // The promise holds for a thread and what it starts, for good; this thread must not give it.
+    // `no_new_privs` holds for good, for a thread and the processes that it starts; this thread must stay without it.
     std::thread::scope(|scope| {
         let promise = || rights::make_final().and_then(|()| start());
         let thread = std::thread::Builder::new().spawn_scoped(scope, promise)?;
@@ -235,7 +234,7 @@ fn kill_and_reap(pid: u32) {
     }
 }
 
-/// What is readable from the end of this child on, and whether it is a pidfd.
+/// A descriptor that is readable from the end of this child on, and whether it is a pidfd.
 fn see_end_of(pid: u32, watch: Watch) -> io::Result<(OwnedFd, bool)> {
     match (pidfd::open(pid), watch) {
         (Err(error), Watch::Anyhow) if error.kind() == io::ErrorKind::Unsupported => Ok((end_by_thread(pid)?, false)),
@@ -284,7 +283,7 @@ fn check(failed: libc::c_int) -> io::Result<()> {
     if failed == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(failed)) }
 }
 
-/// What is done to the descriptors of the new process.
+/// The changes to the descriptors of the new process.
 struct Actions(Box<libc::posix_spawn_file_actions_t>);
 
 impl Actions {
@@ -338,7 +337,7 @@ impl Drop for Attributes {
     }
 }
 
-/// A copy with this number or a higher one. At the limit the kernel says that the number is invalid.
+/// A copy with this number or a higher one. At the limit the kernel reports the number as invalid.
 fn duplicate_from(fd: BorrowedFd<'_>, from: RawFd) -> io::Result<OwnedFd> {
     use rustix::io::Errno;
     let at_limit = |error| if error == Errno::INVAL { Errno::MFILE } else { error };
@@ -358,18 +357,17 @@ fn side_by_side(program: BorrowedFd<'_>, role: BorrowedFd<'_>) -> io::Result<(Ow
     }
 }
 
-/// What stands for a standard input that says nothing: `/dev/null`, or a pipe that nobody writes to where that cannot be
-/// opened.
+/// An empty standard input: `/dev/null`, or a pipe without a writer if that cannot be opened.
 pub(crate) fn nothing_to_read() -> io::Result<OwnedFd> {
     null_device().or_else(|_| spawn::above_standard(io::pipe()?.0.into()))
 }
 
-/// The same for an output that nobody reads.
+/// An output without a reader: `/dev/null`, or a pipe.
 fn nowhere_to_write() -> io::Result<OwnedFd> {
     null_device().or_else(|_| spawn::above_standard(io::pipe()?.1.into()))
 }
 
-/// Has this process write its standard output and error to nobody.
+/// Replaces standard output and error of this process by `/dev/null`.
 pub(crate) fn write_to_nobody() -> io::Result<()> {
     let nobody = nowhere_to_write()?;
     rustix::stdio::dup2_stdout(&nobody)?;

@@ -1,4 +1,4 @@
-//! Where a test has a process killed or stopped: named points at the moves that the Death tables tell of.
+//! Named points at which a test kills or stops a process: the moves in the Death tables.
 //!
 //! `MULTIPROCESS_KILL_AT=put.written` kills a process with SIGKILL when it gets to that point, `put.written:3` at the
 //! third time; `MULTIPROCESS_STOP_AT` stops it with SIGSTOP. In debug builds only: in others a point is nothing.
@@ -13,7 +13,7 @@ loom::thread_local! {
     pub(crate) static DIES_AT: std::cell::Cell<Option<&'static str>> = std::cell::Cell::new(None);
 }
 
-/// What a process that a thread plays unwinds with.
+/// The panic payload by which a process that a thread plays dies.
 #[cfg(any(test, multiprocess_loom))]
 pub(crate) struct Death;
 

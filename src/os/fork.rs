@@ -1,8 +1,8 @@
-//! What a process must know, and let go of, that somebody else forked from one that uses this crate: a `fork` by the
-//! program itself, a daemonize. See [pthread_atfork(3)](https://man7.org/linux/man-pages/man3/pthread_atfork.3.html).
+//! Detects processes that other code forked from one that uses this crate (a `fork` by the
+//! program itself, a daemonize), and closes the descriptors that they must not hold. See [pthread_atfork(3)](https://man7.org/linux/man-pages/man3/pthread_atfork.3.html).
 //!
 //! Such a process shares descriptors, a place in the family and half of a runtime with the one it was forked from, and has
-//! none of that one's other threads. So it uses nothing of all that: each call is an error ([`check`]), each drop is nothing.
+//! none of its other threads. So it uses nothing of that: each call is an error ([`check`]), each drop does nothing.
 
 use crate::error::ForkedProcess;
 use std::io;
@@ -14,17 +14,17 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU64, Ordering::*
 
 static IS_FORKED: AtomicBool = AtomicBool::new(false);
 
-/// A fork by [`super::spawn::fork`] is under way, whose child is one of ours.
+/// A fork by [`super::spawn::fork`] is under way, whose child is a process of this crate.
 static IS_OURS: AtomicBool = AtomicBool::new(false);
 
-/// What says who this process is; 0 is nobody.
+/// The identity of this process in the family; 0 is none.
 static IDENTITY: AtomicPtr<AtomicU64> = AtomicPtr::new(std::ptr::null_mut());
 
-/// Descriptors that nobody but this process may hold, or -1. There are a lifeline, a connection and a remover of names;
+/// Descriptors that no other process may hold, or -1. There are a lifeline, a connection and a name cleaner;
 /// more come only with a change of rights.
 static PRIVATE: [AtomicI32; 32] = [const { AtomicI32::new(-1) }; 32];
 
-/// Whether this process was forked by somebody else from one that used the crate.
+/// Whether this process was forked by other code from one that had used the crate.
 #[inline]
 pub(crate) fn is_forked() -> bool {
     IS_FORKED.load(Relaxed)
@@ -60,12 +60,12 @@ fn register() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         // SAFETY: the handler only does what is allowed after a fork of a process with threads: atomics, and system calls.
-        // It fails only without memory; then a forked process is not told from its parent.
+        // It fails only without memory; then a forked process cannot be distinguished from its parent.
         unsafe { libc::pthread_atfork(None, None, Some(in_forked_process)) };
     });
 }
 
-/// A fork of our own: its child stays what it is.
+/// Runs a fork of this crate: its child does not count as forked by other code.
 pub(super) fn ours<T>(fork: impl FnOnce() -> T) -> T {
     IS_OURS.store(true, Release);
     let forked = fork();
@@ -85,7 +85,7 @@ extern "C" fn in_forked_process() {
     // SAFETY: the path is a C string that lives for ever.
     let null = unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC) };
     for fd in PRIVATE.iter().map(|fd| fd.load(Acquire)).filter(|fd| *fd >= 0) {
-        // The number stays taken: what owned it here never learns that it is another file now.
+        // The number stays taken: its owner in this process does not know that it is another file now.
         // SAFETY: the descriptor is open, as it is marked, and in this process nobody uses it from here on.
         if unsafe { libc::dup3(null, fd, libc::O_CLOEXEC) } == -1 {
             // SAFETY: as above.
@@ -119,8 +119,8 @@ impl Drop for Private {
     }
 }
 
-/// What only the process that made it drops. In one that was forked from it a drop would be noticed there: both have the same
-/// descriptors behind the same epoll, and the tasks are the other's.
+/// A value that only the process that made it drops. A drop in a forked process would affect that one: both have the same
+/// descriptors behind the same epoll, and the tasks belong to it.
 pub(crate) struct Own<T>(ManuallyDrop<T>);
 
 impl<T> Own<T> {

@@ -8,7 +8,7 @@ use std::hash::Hasher;
 use std::marker::PhantomData;
 use std::sync::OnceLock;
 
-// What the assembler calls a word as wide as an address, on any architecture.
+// The assembler's name for a word as wide as an address, on any architecture.
 #[cfg(target_pointer_width = "64")]
 macro_rules! word {
     () => {
@@ -39,7 +39,7 @@ pub(crate) trait Enter {
     /// A function item, or a closure that captures nothing.
     type Function: Copy + 'static;
 
-    /// Takes what it needs from `frame`, and leaves its answer there. A frame of another type is left alone.
+    /// Takes its input from `frame`, and leaves its output there. A frame of another type is left alone.
     fn enter(function: Self::Function, frame: &mut dyn Any);
 }
 
@@ -83,7 +83,7 @@ pub(crate) fn copies() -> Vec<&'static str> {
     std::str::from_utf8(texts).unwrap_or_default().split_ascii_whitespace().collect()
 }
 
-/// What to say where two copies of this crate in one program may be the cause of an error; else nothing.
+/// A hint for errors, if two copies of this crate in one program may be the cause; otherwise empty.
 pub(crate) fn copies_as_cause() -> String {
     let copies = copies();
     match copies.len() {
@@ -96,7 +96,7 @@ pub(crate) fn copies_as_cause() -> String {
     }
 }
 
-/// In place of the offset of a function that is in another loaded object than this crate. No door is there.
+/// In place of the offset of a function that is in another loaded object than this crate. No entry is there.
 const ELSEWHERE: u64 = u64::MAX;
 
 /// Why an offset is that of no function here.
@@ -143,16 +143,16 @@ fn this_object() -> Option<(usize, usize)> {
     found
 }
 
-/// What a row of the table names.
-fn door<E: Enter>(frame: &mut dyn Any) {
+/// The function whose address a row of the table holds.
+fn enter_with<E: Enter>(frame: &mut dyn Any) {
     // SAFETY: a value without size is read from no bytes, at an aligned address that is not null. That the type is
-    // inhabited: whoever knows this address got it from `offset_of`, which was given a value of it, and the value is
+    // inhabited: the address is known from `offset_of` only, which was given a value of it, and the value is
     // `Copy`. (A token that a closure captures is made in another process this way: see "Soundness" at `Function`.)
     let function = unsafe { std::ptr::NonNull::<E::Function>::dangling().read() };
     E::enter(function, frame);
 }
 
-/// Lists `E` in the table at link time, and tells where its door is.
+/// Lists `E` in the table at link time, and returns the place of its entry.
 #[inline(never)]
 pub(crate) fn offset_of<E: Enter>(_proof: E::Function) -> u64 {
     const {
@@ -170,11 +170,11 @@ pub(crate) fn offset_of<E: Enter>(_proof: E::Function) -> u64 {
             concat!(".balign ", word_size!()),
             concat!(word!(), " {}"),
             ".popsection",
-            sym door::<E>,
+            sym enter_with::<E>,
             options(nomem, nostack, preserves_flags),
         );
     }
-    let entry: Entry = door::<E>;
+    let entry: Entry = enter_with::<E>;
     match is_in_this_object(entry as usize) {
         true => (entry as usize).wrapping_sub(anchor()) as u64,
         false => ELSEWHERE,
@@ -207,7 +207,7 @@ fn table() -> &'static [usize] {
 pub(crate) fn entry_at(offset: u64) -> Option<Entry> {
     let address = anchor().wrapping_add(offset as usize);
     table().contains(&address).then(|| {
-        // SAFETY: every row is the address of a `door`, which is an `Entry`.
+        // SAFETY: every row is the address of an `enter_with`, which is an `Entry`.
         unsafe { std::mem::transmute::<usize, Entry>(address) }
     })
 }

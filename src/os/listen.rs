@@ -21,14 +21,14 @@ pub(crate) struct Made {
     inode: u64,
 }
 
-/// Listens at `path`, which only this user can connect to. Replaces a socket file of this user's that nobody serves any
-/// more; what another user has put there stays, and is an error that says whose it is.
+/// Listens at `path`, to which only this user can connect. Replaces a stale socket file of this user. A file of another user
+/// stays, and is an error that names the user.
 pub(crate) fn at_path(path: &Path) -> io::Result<(UnixListener, Made)> {
     match bind(path) {
         Err(Errno::ADDRINUSE) => {}
         other => return Ok(other?),
     }
-    // Two that find the same stale file must not remove each other's new one: who replaces holds the directory.
+    // Two listeners that find the same stale file must not remove each other's new one, so the directory is held meanwhile.
     let _directory = lock_parent(path)?;
     let stat = rustix::fs::lstat(path)?;
     if owner::check(&stat, None).is_err() || !is_stale(path, &stat)? {
@@ -38,7 +38,7 @@ pub(crate) fn at_path(path: &Path) -> io::Result<(UnixListener, Made)> {
     Ok(bind(path)?)
 }
 
-/// The socket file at `path`, itself and no link to one, which must be this user's, or that of the one who is permitted.
+/// The socket file at `path`, which must not be a link, and must belong to this user or to the permitted one.
 pub(crate) fn file_at(path: &Path, permitted: Option<u32>) -> io::Result<OwnedFd> {
     let file = rustix::fs::open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
     let stat = rustix::fs::fstat(&file)?;
@@ -93,7 +93,7 @@ fn found(path: &Path) -> rustix::io::Result<Made> {
 
 /// Whether `path` is a socket file that no socket is bound to.
 ///
-/// Asked with a socket of another type: a live one answers that the type is wrong, and never hears of it.
+/// It connects with a socket of another type: for a live one the kernel answers that the type is wrong, without notifying it.
 fn is_stale(path: &Path, stat: &Stat) -> io::Result<bool> {
     if FileType::from_raw_mode(stat.st_mode) != FileType::Socket {
         return Ok(false);

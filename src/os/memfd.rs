@@ -11,8 +11,8 @@ pub(crate) fn create(name: &str, len: u64, growable: bool) -> io::Result<OwnedFd
     create_with(name, &[], len, growable)
 }
 
-/// [`create`], whose first bytes are these. Memory that is all written needs no reserving: what cannot be written is an
-/// error too.
+/// [`create`] with these first bytes. Memory that is written completely need not be reserved: a failed write is an
+/// error, too.
 pub(crate) fn create_with(name: &str, first: &[u8], len: u64, growable: bool) -> io::Result<OwnedFd> {
     check_room(len)?;
     check_file_size(len)?;
@@ -43,7 +43,7 @@ pub(crate) fn reserve(fd: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<(
     })?)
 }
 
-/// Refuses what this process may not write: the kernel would end it by SIGXFSZ, memory or not.
+/// Refuses a size beyond RLIMIT_FSIZE, for which the kernel would end this process by SIGXFSZ.
 pub(crate) fn check_file_size(end: u64) -> io::Result<()> {
     match rustix::process::getrlimit(rustix::process::Resource::Fsize).current {
         Some(limit) if end > limit => {
@@ -57,11 +57,11 @@ pub(crate) fn check_file_size(end: u64) -> io::Result<()> {
     }
 }
 
-/// From this size on, reserving is worth a look at what there is first.
+/// From this size on, the available memory is checked before reserving.
 const LARGE: u64 = 16 << 20;
 
-/// Refuses what the machine or the control group cannot have: the kernel would look for it page by page, and kill
-/// somebody on the way, before it said so.
+/// Refuses a size that the machine or the control group does not have: the kernel would reclaim page by page, and kill
+/// processes, before it failed.
 pub(crate) fn check_room(len: u64) -> io::Result<()> {
     if len > i64::MAX as u64 || len >= LARGE && available().is_some_and(|available| len > available) {
         return Err(rustix::io::Errno::NOMEM.into());
@@ -69,7 +69,7 @@ pub(crate) fn check_room(len: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// The bytes of memory that can be had, where the kernel tells.
+/// The bytes of available memory, if they are known.
 fn available() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let kib = |name: &str| -> Option<u64> {

@@ -1,10 +1,10 @@
 //! [proc(5)](https://man7.org/linux/man-pages/man5/proc_pid_status.5.html) and
-//! [cgroup v2](https://docs.kernel.org/admin-guide/cgroup-v2.html): how much memory a process has, and who ran out of it.
+//! [cgroup v2](https://docs.kernel.org/admin-guide/cgroup-v2.html): how much memory a process has, and whether it ran out of it.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::fs::read_to_string;
 
-/// Bytes of this process that are in memory, now and at most; 0 where the kernel does not tell.
+/// Bytes of this process that are in memory, now and at most; 0 if they are not known.
 pub(crate) fn resident() -> (u64, u64) {
     resident_by("/proc/self/status")
 }
@@ -41,14 +41,14 @@ pub(crate) fn limit() -> Option<u64> {
     getrlimit(Resource::As).current
 }
 
-/// Address space that a process may need to say why it ends, at the limit of its memory. Where a stack is asked for, the
-/// program's file is mapped, and what it says of lines is unpacked: without room for that the standard library hangs.
+/// Address space that a process may need at its memory limit to report why it ends. For the stack of a panic the
+/// program's file is mapped and its line tables are unpacked; without room for that the standard library hangs.
 pub(crate) fn spare() -> u64 {
     let program = std::fs::metadata("/proc/self/exe").map_or(0, |program| program.len());
     program.saturating_mul(4).saturating_add(64 << 20)
 }
 
-/// Lets this process use what was kept for its end: a panic is about to be told.
+/// Lets this process use the address space kept for its end: a panic is about to be reported.
 pub(crate) fn use_spare() {
     let Rlimit { current, maximum } = getrlimit(Resource::As);
     if current.is_some() && current != maximum {
@@ -57,7 +57,7 @@ pub(crate) fn use_spare() {
     }
 }
 
-/// How many processes of our control group the kernel has killed because memory ran out; `None` if it does not tell.
+/// How many processes of this control group the kernel has killed for want of memory; `None` if that is not known.
 pub(crate) fn oom_kills() -> Option<u64> {
     let groups = read_to_string("/proc/self/cgroup").ok()?;
     let group = groups.lines().find_map(|line| line.strip_prefix("0::"))?;

@@ -34,7 +34,7 @@ pub(crate) fn check(name: &str) -> io::Result<()> {
 }
 
 /// `len` bytes of zeros, reserved now, that have no name yet. The name goes with this process, if need be by the hand
-/// of who calls [`sweep`] after it.
+/// of a later [`sweep`].
 pub(crate) fn create(len: u64) -> io::Result<OwnedFd> {
     memfd::check_room(len)?;
     refuse::at("open")?;
@@ -52,11 +52,11 @@ pub(crate) fn keep(fd: BorrowedFd<'_>) -> io::Result<()> {
     Ok(rustix::fs::fchmod(fd, PRIVATE)?)
 }
 
-/// Removes names of this user's that go with processes that are gone, where nobody did it in their time.
+/// Removes names of this user's dead processes that their name cleaners did not remove.
 pub(crate) fn sweep() {
     let files = std::fs::read_dir(DIRECTORY).into_iter().flatten();
     for name in files.filter_map(|file| file.ok()?.file_name().into_string().ok()) {
-        // What cannot be looked at, or is locked, is for somebody else to see to.
+        // A file that cannot be opened, or is locked, is left alone.
         let _ = sweep_one(&name);
     }
 }
@@ -77,7 +77,7 @@ fn sweep_one(name: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// Gives a file its name, whole as it is; an error that says whose it is if something has that name.
+/// Gives a file its name; if that is taken, the error names the owner.
 pub(crate) fn link(fd: BorrowedFd<'_>, name: &str) -> io::Result<()> {
     let own = format!("/proc/self/fd/{}", fd.as_raw_fd());
     let path = path(name)?;
@@ -92,7 +92,7 @@ pub(crate) fn link(fd: BorrowedFd<'_>, name: &str) -> io::Result<()> {
     }
 }
 
-/// What has this name, and its length. It must be this user's, or that of the one who is permitted; a symbolic link is not
+/// Opens the file of this name, and returns its length. It must belong to this user or the permitted one; a symbolic link is not
 /// followed.
 pub(crate) fn open(name: &str, permitted: Option<u32>) -> io::Result<(OwnedFd, u64)> {
     let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
@@ -115,7 +115,7 @@ pub(crate) fn len(fd: BorrowedFd<'_>) -> io::Result<u64> {
 /// Takes the name away from the file that `identity` is; one that has come to be called so meanwhile keeps it.
 pub(crate) fn unlink(name: &str, identity: Identity) -> io::Result<()> {
     let path = path(name)?;
-    // No call does both: who gives the name to another file in between, where its name cleaner and a sweep meet, loses it.
+    // No system call does both: a name that is given to another file in between is removed.
     let stat = rustix::fs::lstat(&path)?;
     if (stat.st_dev, stat.st_ino) != identity {
         return Err(io::Error::new(io::ErrorKind::NotFound, "other memory has this name by now"));
@@ -124,7 +124,7 @@ pub(crate) fn unlink(name: &str, identity: Identity) -> io::Result<()> {
     Ok(rustix::fs::unlink(path)?)
 }
 
-/// Reads at `offset` without mapping: a file that somebody else has cut short is an error, not SIGBUS.
+/// Reads at `offset` without mapping: a file that another process has shortened is an error, not SIGBUS.
 pub(crate) fn read(fd: BorrowedFd<'_>, mut offset: u64, mut to: &mut [u8]) -> io::Result<()> {
     while !to.is_empty() {
         match rustix::io::retry_on_intr(|| refuse::at("pread").and_then(|()| rustix::io::pread(fd, &mut *to, offset)))?
@@ -136,7 +136,7 @@ pub(crate) fn read(fd: BorrowedFd<'_>, mut offset: u64, mut to: &mut [u8]) -> io
     Ok(())
 }
 
-/// Writes at `offset` without mapping. What this process may not write is an error, not SIGXFSZ.
+/// Writes at `offset` without mapping. A write beyond RLIMIT_FSIZE is an error, not SIGXFSZ.
 pub(crate) fn write(fd: BorrowedFd<'_>, mut offset: u64, mut from: &[u8]) -> io::Result<()> {
     memfd::check_file_size(offset.saturating_add(from.len() as u64))?;
     while !from.is_empty() {

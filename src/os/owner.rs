@@ -3,7 +3,7 @@
 use rustix::fs::{FileType, Stat};
 use std::io;
 
-/// Refuses what is neither this process's user's nor that of the user who is permitted.
+/// Refuses a file that belongs neither to this process's user nor to the permitted one.
 pub(crate) fn check(stat: &Stat, permitted: Option<u32>) -> io::Result<()> {
     let (own, theirs) = (rustix::process::geteuid().as_raw(), stat.st_uid);
     match theirs == own || Some(theirs) == permitted {
@@ -15,7 +15,7 @@ pub(crate) fn check(stat: &Stat, permitted: Option<u32>) -> io::Result<()> {
     }
 }
 
-/// Tells of what is there already whose it is.
+/// The error of a taken name, with the user that it belongs to.
 pub(crate) fn taken(kind: io::ErrorKind, stat: &Stat) -> io::Error {
     let own = rustix::process::geteuid().as_raw();
     let what = match FileType::from_raw_mode(stat.st_mode) {

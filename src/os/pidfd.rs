@@ -12,7 +12,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 pub(crate) fn open(pid: u32) -> io::Result<OwnedFd> {
-    // A number that the kernel never gives may come from memory that was damaged: it is nobody's.
+    // A number that the kernel never gives may come from damaged memory: it is no process's.
     let Some(pid @ 1..) = i32::try_from(pid).ok() else { return Err(Errno::SRCH.into()) };
     let pid = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
     super::refuse::at("pidfd_open")?;
@@ -32,13 +32,13 @@ pub(crate) fn has_exited(pidfd: BorrowedFd<'_>) -> bool {
     poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|n| n > 0)
 }
 
-/// What tells a process from a later one with its pid: the inode of its pidfd, which kernels from 6.9 on never give
+/// Distinguishes a process from a later one with its pid: the inode of its pidfd, which kernels from 6.9 on never give
 /// twice. 0 if it has none, and the same for everybody on older kernels.
 pub(crate) fn identity(pidfd: BorrowedFd<'_>) -> u64 {
     rustix::fs::fstat(pidfd).map_or(0, |stat| stat.st_ino)
 }
 
-/// Blocks this thread until the process has ended, or been reaped too (newer kernels tell that), or `limit` passed.
+/// Blocks this thread until the process has ended, or also been reaped (on newer kernels), or `limit` has passed.
 pub(crate) fn wait(pidfd: BorrowedFd<'_>, reaped: bool, limit: Option<Duration>) -> bool {
     let mut fds = [PollFd::new(&pidfd, if reaped { PollFlags::empty() } else { PollFlags::IN })];
     let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
@@ -66,7 +66,7 @@ pub(crate) fn reap_by(id: WaitId<'_>) -> Option<ExitStatus> {
     status.exit_status().map(|code| code << 8).or_else(signal).map(ExitStatus::from_raw)
 }
 
-/// Whether the process is a child of this one that nobody has reaped.
+/// Whether the process is a child of this one that has not been reaped.
 pub(crate) fn is_child(pidfd: BorrowedFd<'_>) -> bool {
     is_child_by(WaitId::PidFd(pidfd))
 }
@@ -77,13 +77,13 @@ pub(crate) fn is_child_by(id: WaitId<'_>) -> bool {
     waitid(id, look).is_ok()
 }
 
-/// What the kernel knows about the exit of a process that is not our child.
+/// The kernel's knowledge of the exit of a process that is not a child of this one.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Exit {
-    /// It runs, or nobody has reaped it yet.
+    /// It runs, or has not been reaped yet.
     NotReaped,
     Known(ExitStatus),
-    /// This kernel does not tell (before 6.15).
+    /// This kernel does not report it (before 6.15).
     Unknown,
 }
 
@@ -96,7 +96,7 @@ pub(crate) fn exit(pidfd: BorrowedFd<'_>) -> Exit {
     }
 }
 
-/// For tests of what is done on kernels that do not tell.
+/// For tests: behaves as on kernels that do not report it.
 fn is_old_kernel() -> bool {
     static IS_OLD: OnceLock<bool> = OnceLock::new();
     *IS_OLD.get_or_init(|| std::env::var_os("MULTIPROCESS_OLD_KERNEL").is_some())

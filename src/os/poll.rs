@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-/// So often it is asked again: nobody who asks has a way to go on without an answer.
+/// How often a call is repeated: no caller can go on without an answer.
 const TRIES: u32 = 16;
 
 /// Waits until something is ready, or for so long; how many are. After a signal it waits for the rest of the time.

@@ -1,4 +1,4 @@
-//! [proc(5)](https://man7.org/linux/man-pages/man5/proc.5.html): what other processes have open, and their names.
+//! [proc(5)](https://man7.org/linux/man-pages/man5/proc.5.html): the open files of other processes, and their names.
 
 use std::fs::{self, File};
 use std::io;
@@ -21,7 +21,7 @@ impl Memfd {
     }
 }
 
-/// The memfds of a process whose names begin with `prefix`; none if it is gone or not ours to look at.
+/// The memfds of a process whose names begin with `prefix`; none if it is gone or may not be inspected.
 pub(crate) fn memfds(pid: u32, prefix: &str) -> Vec<Memfd> {
     let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
     let of_entry = |path: PathBuf| {
@@ -39,7 +39,7 @@ pub(crate) fn is_runnable(pid: u32) -> bool {
     stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('R'))
 }
 
-/// What a process is at: its state by its letter, and how often it has had a CPU.
+/// The activity of a process: the letter of its state, and how often it has had a CPU.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Activity {
     state: u8,
@@ -66,7 +66,7 @@ impl Activity {
     }
 }
 
-/// What `ps` calls a process: at most 15 bytes.
+/// The name of a process in `ps`: at most 15 bytes.
 pub(crate) fn name(pid: u32) -> Option<String> {
     Some(fs::read_to_string(format!("/proc/{pid}/comm")).ok()?.trim_end().to_string())
 }

@@ -1,7 +1,7 @@
-//! What compilers count while a program runs (`-C instrument-coverage`, `-C profile-generate`, gcc's `--coverage`), and
-//! write to a file in an exit handler. A process that leaves by `_exit` runs no handlers, so it writes here.
+//! Writes the counters of instrumented programs (`-C instrument-coverage`, `-C profile-generate`, gcc's `--coverage`).
+//! An exit handler usually does that, but a process that ends by `_exit` runs no handlers.
 //!
-//! The symbols are weak: zero in a program that was not built so.
+//! The symbols are weak: zero in a program without instrumentation.
 
 use std::ffi::{CStr, CString, c_char, c_int};
 
@@ -59,14 +59,14 @@ fn call(address: *const ()) -> bool {
     true
 }
 
-/// Writes what has been counted in this process. Costs nothing in a program that counts nothing.
+/// Writes the counters of this process. Costs nothing in a program without instrumentation.
 pub(crate) fn write() {
     call(weak!("__llvm_profile_write_file"));
-    // The second is in each program that counts, the first only where somebody refers to it.
+    // The second is in each instrumented program, the first only if something refers to it.
     let _ = call(weak!("__gcov_dump")) || call(weak!("__gcov_exit"));
 }
 
-/// What names the file: the environment, or what the compiler has left in the program (`default_%m_%p.profraw`).
+/// The pattern of the file's name: from the environment, or from the compiler (`default_%m_%p.profraw`).
 fn pattern() -> Option<String> {
     let said = std::env::var_os("LLVM_PROFILE_FILE").filter(|pattern| !pattern.is_empty());
     if let Some(said) = said {
@@ -78,8 +78,8 @@ fn pattern() -> Option<String> {
     left.to_str().ok().map(str::to_owned)
 }
 
-/// In a process that was forked: what was counted before is the other's to write, and so is its file, if that is named by
-/// pid.
+/// In a forked process: resets the counters, which the other process writes, and takes a file of its own, if that is named
+/// by pid.
 pub(crate) fn begin() {
     call(weak!("__llvm_profile_reset_counters"));
     call(weak!("__gcov_reset"));
@@ -93,7 +93,7 @@ pub(crate) fn begin() {
     }
 }
 
-/// Ends the process without running exit handlers, but with what was counted written.
+/// Writes the counters and ends the process without running exit handlers.
 pub(crate) fn exit(code: c_int) -> ! {
     write();
     super::spawn::exit_now(code)

@@ -3,7 +3,7 @@
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::io;
 
-/// `N` bytes that nobody can foresee. Up to 256 bytes the kernel gives all or none.
+/// `N` unpredictable bytes. Up to 256 bytes the kernel gives all or none.
 pub(crate) fn bytes<const N: usize>() -> io::Result<[u8; N]> {
     const { assert!(N <= 256) };
     let mut bytes = [0; N];

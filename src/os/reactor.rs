@@ -2,7 +2,7 @@
 //!
 //! tokio panics where a runtime was built without the driver that is asked for, and has no way to ask first. So that one
 //! call is caught, and the panic hook does not see it. In a program built with `panic = "abort"` nothing can be caught:
-//! there the hook prints what tokio says, and the program ends.
+//! there the hook prints tokio's message, and the program ends.
 
 use super::fork;
 use super::sync::lock;
@@ -83,8 +83,8 @@ pub(crate) fn has_io() -> io::Result<()> {
     }
 }
 
-/// What tells of each signal of this `kind` that comes from now on. The process has a handler for it from then on, which
-/// calls the one that was there before.
+/// A listener for each later signal of this `kind`. The process gets a handler for it, which calls the previous
+/// handler.
 ///
 /// # Errors
 /// As [`watch`].
@@ -92,14 +92,14 @@ pub(crate) fn signals(kind: tokio::signal::unix::SignalKind) -> io::Result<tokio
     or_error(|| tokio::signal::unix::signal(kind))
 }
 
-/// Runs what keeps this thread for long. On a worker thread of a multi-thread runtime the other tasks of that thread go on elsewhere
-/// meanwhile.
+/// Runs `work`, which blocks this thread for long. On a worker thread of a multi-thread runtime the other tasks of that thread
+/// move to another one meanwhile.
 pub(crate) fn block_in_place<T>(work: impl FnOnce() -> T) -> T {
     use tokio::runtime::RuntimeFlavor::MultiThread;
-    // What is no task runs on a thread of the program's own, which holds no other task up.
+    // Code outside a task runs on a thread of the program, which delays no task.
     let is_task = tokio::task::try_id().is_some();
     let is_worker = is_task && Handle::try_current().is_ok_and(|runtime| runtime.runtime_flavor() == MultiThread);
-    // Tasks of a `LocalSet` may stand on such a thread, too, where tokio panics; nothing tells beforehand.
+    // Tasks of a `LocalSet` may run on such a thread, too, where tokio panics; that is not known beforehand.
     if is_worker && !cfg!(panic = "abort") && silently(|| tokio::task::block_in_place(|| ())).is_ok() {
         return tokio::task::block_in_place(work);
     }
@@ -164,9 +164,9 @@ fn known<T>(with: impl FnOnce(&mut HashSet<(Id, Driver)>) -> T) -> T {
 
 type Hook = Box<dyn Fn(&PanicHookInfo<'_>) + Sync + Send>;
 
-/// [`catch_unwind`], with a hook for that time that says nothing of a panic of this thread.
+/// [`catch_unwind`], with a hook for that time that prints nothing for a panic of this thread.
 fn silently<T>(call: impl FnOnce() -> T) -> Result<T, Box<dyn Any + Send>> {
-    // A hook can be neither taken nor set while a thread panics. And where nothing is caught, somebody must say why.
+    // A hook can be neither taken nor set while a thread panics. And with `panic = "abort"` the message must be printed.
     if cfg!(panic = "abort") || std::thread::panicking() {
         return catch_unwind(AssertUnwindSafe(call));
     }
@@ -183,7 +183,7 @@ fn silently<T>(call: impl FnOnce() -> T) -> Result<T, Box<dyn Any + Send>> {
     set_hook(ours);
     let called = catch_unwind(AssertUnwindSafe(call));
     let found = take_hook();
-    // Who has set another one meanwhile keeps it.
+    // A hook that was set by other code meanwhile stays.
     if address(&found) != place {
         set_hook(found);
         return called;

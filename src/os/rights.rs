@@ -1,10 +1,10 @@
-//! What an exec may give a process beyond what its starter had: set-user-ID, set-group-ID and file capabilities. See
+//! Rights that an exec may give a process beyond those of its starter: set-user-ID, set-group-ID and file capabilities. See
 //! [execve(2)](https://man7.org/linux/man-pages/man2/execve.2.html) and
 //! [PR_SET_NO_NEW_PRIVS](https://man7.org/linux/man-pages/man2/PR_SET_NO_NEW_PRIVS.2const.html).
 //!
-//! Whoever executes such a program chooses its arguments, its environment and its descriptors, and is not to be believed
-//! about anything. Where the kernel has been told that no exec gives rights, before this one, it has at least the
-//! rights that the new process has, and can do by itself what it could have this process do.
+//! The process that executes such a program chooses its arguments, environment and descriptors, and must not be trusted.
+//! If `no_new_privs` was set before the exec, that process has at least the rights of the new one, and gains nothing
+//! by it.
 
 use super::credentials::capability_sets;
 use std::io;
@@ -44,14 +44,14 @@ pub(crate) fn came_by_exec() -> bool {
     is_secure && WERE_FINAL.load(Relaxed) != YES && !is_explained()
 }
 
-/// Whether an exec of `program` by this thread could give rights. What cannot be found out counts as yes.
+/// Whether an exec of `program` by this thread could give rights. If that cannot be found out, it counts as yes.
 pub(crate) fn may_come_from(program: BorrowedFd<'_>) -> bool {
     !MAY_BE_GIVEN.load(Relaxed)
         && (come_back_to_root() || may_come_from_file(&format!("/proc/self/fd/{}", program.as_raw_fd())))
 }
 
 /// Whether an exec gives this thread capabilities that it has dropped: those of the user 0 are permitted again, as far as
-/// the bounding set goes, and what is inheritable.
+/// the bounding set goes, and so are inheritable ones.
 fn come_back_to_root() -> bool {
     use rustix::process::{geteuid, getuid};
     use rustix::thread::{self, CapabilitiesSecureBits, CapabilitySet};
@@ -63,7 +63,7 @@ fn come_back_to_root() -> bool {
     }
     let Ok([_, permitted, inheritable]) = capability_sets() else { return true };
     let all = (0..64).map(|number| CapabilitySet::from_bits_retain(1 << number));
-    // The kernel refuses to tell of one that it does not know.
+    // The kernel fails for one that it does not know.
     let mut is_bounding =
         all.filter(|bit| permitted & bit.bits() == 0).map_while(|bit| thread::capability_is_in_bounding_set(bit).ok());
     inheritable & !permitted != 0 || is_bounding.any(|is_in| is_in)
@@ -80,8 +80,8 @@ fn may_come_from_file(path: &str) -> bool {
         )
 }
 
-/// Whether this thread may look into another process: not if it is confined more than that one is, by Landlock say, which cannot be
-/// asked for otherwise. `None` if nobody can tell. See
+/// Whether this thread may inspect another process. It may not if it is confined more than that one, for example by Landlock,
+/// which cannot be queried otherwise. `None` if that cannot be found out. See
 /// [ptrace(2)](https://man7.org/linux/man-pages/man2/ptrace.2.html), "Ptrace access mode checking".
 pub(crate) fn may_look_at(pid: u32) -> Option<bool> {
     use rustix::io::Errno;
@@ -93,7 +93,7 @@ pub(crate) fn may_look_at(pid: u32) -> Option<bool> {
     }
 }
 
-/// Whether processes of this user may look into this one, as far as that is up to it: what is forked from it is like it.
+/// Whether this process permits processes of its user to inspect it. Processes forked from it are like it.
 pub(crate) fn can_be_looked_at() -> bool {
     use rustix::process::{DumpableBehavior, dumpable_behavior};
     dumpable_behavior().is_ok_and(|behavior| behavior == DumpableBehavior::Dumpable)
@@ -116,12 +116,12 @@ pub(crate) fn are_final() -> bool {
 
 static MAY_BE_GIVEN: AtomicBool = AtomicBool::new(false);
 
-/// For tests of what keeps the user of a set-user-ID program from its rights: this process is one that does not care.
+/// For tests: has this process start others without `no_new_privs`, as an attacker would.
 pub(crate) fn let_an_exec_give_some() {
     MAY_BE_GIVEN.store(true, Relaxed);
 }
 
-/// From now on no exec gives this thread, or what it starts, any rights.
+/// Sets `no_new_privs`: from now on no exec gives rights to this thread, or to processes that it starts.
 pub(crate) fn make_final() -> io::Result<()> {
     Ok(rustix::thread::set_no_new_privs(true)?)
 }

@@ -1,4 +1,4 @@
-//! Signals: what a process of ours blocks, inherits and dies of.
+//! Signals that the processes of this crate block, inherit and die of.
 
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -18,14 +18,14 @@ pub(crate) fn block_all_but_children() -> io::Result<OwnedFd> {
     signals.as_fd().try_clone_to_owned()
 }
 
-/// Empties what [`block_all_but_children`] made, so that the next signal makes it readable again.
+/// Empties the descriptor of [`block_all_but_children`], so that the next signal makes it readable again.
 pub(crate) fn drain(signals: BorrowedFd<'_>) {
     let mut buffer = [0; 128];
     while rustix::io::read(signals, &mut buffer).is_ok_and(|n| n > 0) {}
 }
 
-/// For a process with several threads, where blocking is not enough: ignores what a terminal or a shell sends to a
-/// whole group. Programs of ours that it execs must [`ignore_only`].
+/// Ignores signals that a terminal or a shell sends to a whole group, in a process with several threads, where blocking is
+/// not enough. Processes of this crate that it execs must call [`ignore_only`].
 pub(crate) fn ignore_group_signals() {
     for signal in
         [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGTSTP, libc::SIGUSR1, libc::SIGUSR2]
@@ -41,7 +41,7 @@ pub(crate) fn reap_by_kernel(yes: bool) {
     unsafe { libc::signal(libc::SIGCHLD, if yes { libc::SIG_IGN } else { libc::SIG_DFL }) };
 }
 
-/// What SIGCHLD did when [`keep_child_action`] looked.
+/// The action of SIGCHLD at [`keep_child_action`].
 static CHILD_ACTION: OnceLock<libc::sigaction> = OnceLock::new();
 
 fn child_action() -> Option<libc::sigaction> {
@@ -52,10 +52,10 @@ fn child_action() -> Option<libc::sigaction> {
     }
 }
 
-/// Remembers what SIGCHLD does now, for [`restore_child_action`] in processes that are forked from this one.
+/// Keeps the present action of SIGCHLD for [`restore_child_action`] in processes that are forked from this one.
 pub(crate) fn keep_child_action() {
     if let Some(action) = child_action() {
-        // Kept once; a second look would find what we set.
+        // Kept once; later the action is this crate's own.
         let _ = CHILD_ACTION.set(action);
     }
 }
@@ -69,7 +69,7 @@ pub(crate) fn restore_child_action() {
     }
 }
 
-/// Has children that end wait for being reaped, whoever handles SIGCHLD in this process.
+/// Has ended children wait until they are reaped, whatever handler this process has for SIGCHLD.
 pub(crate) fn stop_reaping_by_kernel() {
     let Some(mut action) = child_action() else { return };
     if action.sa_sigaction == libc::SIG_IGN {
@@ -86,11 +86,11 @@ pub(crate) fn unblock_all() {
     let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
 }
 
-/// What a terminal, a service manager or a hang-up sends to every process of a group or a control group, to end it.
+/// The signals that a terminal, a service manager or a hang-up sends to each process of a group or control group, to end it.
 pub(crate) const STOPS: [libc::c_int; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
 
-/// What is readable while one of [`STOPS`] is pending in this process, which blocks them; and those, without the ones that are
-/// ignored.
+/// A descriptor that is readable while one of [`STOPS`] is pending in this process, which blocks them; and the set of
+/// these, without those that are ignored.
 pub(crate) fn watch_stops() -> io::Result<(OwnedFd, SigSet)> {
     let mut stops = SigSet::empty();
     for signal in STOPS.into_iter().filter(|signal| !is_ignored(*signal)) {
@@ -128,7 +128,7 @@ pub(crate) fn is_ignored(signal: libc::c_int) -> bool {
     disposition(signal) == Some(libc::SIG_IGN)
 }
 
-/// Whether somebody has set a handler for `signal`.
+/// Whether this process has a handler for `signal`.
 pub(crate) fn has_handler(signal: libc::c_int) -> bool {
     disposition(signal).is_some_and(|now| now != libc::SIG_IGN && now != libc::SIG_DFL)
 }
@@ -141,7 +141,7 @@ pub(crate) fn shield() {
     }
 }
 
-/// The end of a [`shield`]: the default action, unless somebody has set a handler of their own since.
+/// Ends a [`shield`]: sets the default action, unless another handler was set since.
 pub(crate) fn unshield() {
     let ours = do_nothing as *const () as libc::sighandler_t;
     for signal in STOPS.into_iter().filter(|signal| disposition(*signal) == Some(ours)) {
@@ -156,18 +156,18 @@ fn bit(signal: libc::c_int) -> u64 {
     1 << (signal - 1)
 }
 
-/// In the program itself: notes what whoever started it had it ignore. SIGPIPE is not noted: every Rust program ignores it,
-/// and so does every process of ours.
+/// In the program itself: notes which signals it ignores from its start. SIGPIPE is not noted: every Rust program ignores
+/// it, and so does every process of this crate.
 pub(crate) fn note_ignored() {
     IGNORED.get_or_init(|| (1..=64).filter(|signal| is_ignored(*signal)).map(bit).sum::<u64>() & !bit(libc::SIGPIPE));
 }
 
-/// What [`note_ignored`] found, here or in the program that this process descends from.
+/// The signals that [`note_ignored`] found, here or in the program that this process descends from.
 pub(crate) fn ignored_at_start() -> u64 {
     IGNORED.get().copied().unwrap_or_default()
 }
 
-/// Undoes what an exec inherited: `ignored` are ignored, and no others but SIGPIPE. Handlers that this process has set
+/// Replaces the actions inherited by an exec: `ignored` and SIGPIPE are ignored, and no others. Handlers that this process has set
 /// since stay. SIGCHLD waits for [`ignore_children_as_at_start`].
 pub(crate) fn ignore_only(ignored: u64) {
     let ignored = *IGNORED.get_or_init(|| ignored);
@@ -191,7 +191,7 @@ pub(crate) fn ignore_children_as_at_start() {
     }
 }
 
-/// What is sent when this process aborts because an allocation failed: over which socket, and the packet.
+/// The socket and the packet that is sent over it when this process aborts because an allocation failed.
 static FAREWELL: AtomicI32 = AtomicI32::new(-1);
 static FAREWELL_PACKET: AtomicPtr<Vec<u8>> = AtomicPtr::new(std::ptr::null_mut());
 
@@ -272,7 +272,7 @@ pub(crate) fn die_with(own: OwnedFd) -> io::Result<Option<OwnedFd>> {
             _ => Ok(()),
         }
     };
-    // Without the tie a process cannot be what it was started for, so a lack of memory that passes is waited out.
+    // Without the tie a process cannot do its work, so a passing lack of memory is waited out.
     super::poll::again(|| {
         super::refuse::at("fcntl")?;
         fcntl(F_SETSIG, libc::SIGKILL)?;

@@ -1,6 +1,6 @@
 //! [unix(7)](https://man7.org/linux/man-pages/man7/unix.7.html) sockets that carry descriptors.
 //!
-//! Packets keep their borders, so a packet is sent whole or not at all, whoever dies. Through rustix: nix's
+//! Packets keep their borders, so a packet is sent whole or not at all, whichever process dies. Through rustix: nix's
 //! `recvmsg` gives up on a truncated control message and so leaks the descriptors that did arrive.
 
 use super::poll::poll;
@@ -15,7 +15,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-/// What one packet can carry (SCM_MAX_FD).
+/// The most descriptors in one packet (SCM_MAX_FD).
 pub(crate) const MAX_FDS: usize = 253;
 
 /// Two connected packet sockets, close-on-exec.
@@ -24,7 +24,7 @@ pub(crate) fn packet_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
 }
 
-/// Who made a socket of a pair, as this process sees them.
+/// The process that made a socket pair, as this process sees it.
 pub(crate) struct Maker {
     /// 0 if it is not of this process's pid namespace.
     pub(crate) pid: i32,
@@ -33,7 +33,7 @@ pub(crate) struct Maker {
     pub(crate) gid: u32,
 }
 
-/// Who made this end of a [`packet_pair`]; `None` if it is anything else. Not by rustix, which takes for granted that
+/// The maker of this end of a [`packet_pair`]; `None` if it is anything else. Not by rustix, which takes for granted that
 /// there is a pid.
 pub(crate) fn maker_of_pair(socket: BorrowedFd<'_>) -> Option<Maker> {
     use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
@@ -70,7 +70,7 @@ pub(crate) fn send(
         match asked.and_then(|()| rustix::net::sendmsg(socket, bytes, &mut control, flags)) {
             Ok(_) => return Ok(()),
             Err(Errno::INTR) => {}
-            // It passes as soon as those for whom others are on their way take them.
+            // It passes as soon as other receivers take their descriptors.
             Err(Errno::TOOMANYREFS | Errno::NOBUFS) if wait == Wait::Yes && is_worth_another(&mut since) => {}
             Err(Errno::TOOMANYREFS) => return Err(too_many_on_their_way(fds.len())),
             Err(error) => return Err(error.into()),
@@ -105,19 +105,19 @@ pub(crate) fn descriptor_limit() -> String {
     getrlimit(Resource::Nofile).current.map_or_else(|| "unlimited".into(), |limit| limit.to_string())
 }
 
-/// No send waits longer, whoever has this end of the socket: see
+/// Limits the wait of each send over this end of the socket, in whichever process: see
 /// [socket(7)](https://man7.org/linux/man-pages/man7/socket.7.html), `SO_SNDTIMEO`. It is `WouldBlock` then.
 pub(crate) fn limit_sends(socket: BorrowedFd<'_>, time: Duration) -> io::Result<()> {
     use rustix::net::sockopt::{Timeout, set_socket_timeout};
     Ok(set_socket_timeout(socket, Timeout::Send, Some(time))?)
 }
 
-/// From now on the kernel tells with each packet that comes who sent it.
+/// Has the kernel report the sender with each later packet.
 pub(crate) fn learn_senders(socket: BorrowedFd<'_>) -> io::Result<()> {
     Ok(rustix::net::sockopt::set_socket_passcred(socket, true)?)
 }
 
-/// Who sent a packet, by the kernel's word.
+/// The sender of a packet, as the kernel reports it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Sender {
     /// There is no packet.
@@ -128,7 +128,7 @@ pub(crate) enum Sender {
     Other,
 }
 
-/// Who sent the next packet of a socket that [learns its senders](learn_senders). The packet stays where it is.
+/// The sender of the next packet of a socket that [learns its senders](learn_senders). The packet is not received.
 pub(crate) fn sender(socket: BorrowedFd<'_>) -> Sender {
     use std::os::fd::AsRawFd;
     // By libc: a list of control messages that was cut short is not gone through by nix, and the descriptors of the packet
@@ -188,7 +188,7 @@ pub(crate) struct Packet {
 
 /// Receives one packet. Its descriptors are owned before anything else can fail.
 pub(crate) fn recv(socket: BorrowedFd<'_>, buffer: &mut [u8], wait: Wait) -> io::Result<Packet> {
-    // With room for who sent it, which comes first where it was asked for.
+    // With room for the sender, which comes first if it was asked for.
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS), ScmCredentials(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::CMSG_CLOEXEC | if wait == Wait::No { RecvFlags::DONTWAIT } else { RecvFlags::empty() };
@@ -232,9 +232,9 @@ pub(crate) fn is_readable_within(socket: BorrowedFd<'_>, limit: Duration) -> boo
     poll(&mut fds, limit.as_ref()).is_ok_and(|n| n > 0)
 }
 
-/// The same for a process that blocks signals and is nobody's yet: one that comes meanwhile has its effect at once, so
-/// that it has none on what this process becomes. Those that `stops` watches end the wait, and stay pending: who comes with
-/// something to read is not hit before it has been read.
+/// The same for a process that blocks signals and has no function yet: a signal that arrives meanwhile has its effect at
+/// once, and none on the function later. The signals that `stops` watches end the wait and stay pending: if something can be
+/// read, it is read before they take effect.
 pub(crate) fn is_readable_within_open_to_signals(
     socket: BorrowedFd<'_>,
     limit: Duration,
@@ -254,7 +254,7 @@ pub(crate) fn is_readable_within_open_to_signals(
     }
 }
 
-/// From now on the other end cannot send any more; what it has sent can still be received.
+/// Stops the other end from sending. Its earlier messages can still be received.
 pub(crate) fn refuse_more(socket: BorrowedFd<'_>) {
     // Fails only if the other end is gone, and then nothing more comes either.
     let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Read);
@@ -266,7 +266,7 @@ const SILENCE: Duration = Duration::from_secs(30);
 const ASKED: u32 = 3;
 const ANSWER: Duration = Duration::from_secs(10);
 
-/// Has the kernel notice that a TCP peer's host has vanished: switched off, or cut off. Who only closes or dies is
+/// Has the kernel notice that a TCP peer's host has vanished: switched off, or cut off. A peer that closes or dies is
 /// noticed anyway.
 pub(crate) fn watch_host(socket: BorrowedFd<'_>) -> io::Result<()> {
     use rustix::net::sockopt;

@@ -1,11 +1,11 @@
-//! [fork(2)](https://man7.org/linux/man-pages/man2/fork.2.html) and what a new process does with what it inherited.
+//! [fork(2)](https://man7.org/linux/man-pages/man2/fork.2.html) and the preparation of a new process: inherited descriptors, streams, groups, variables.
 
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::OnceLock;
 
-/// Proof that this process had one thread when it looked. Who holds it starts none.
+/// Proof that this process had one thread at the check. The holder starts none.
 #[derive(Clone, Copy)]
 pub(crate) struct SingleThreaded(());
 
@@ -61,13 +61,13 @@ pub(crate) fn exit_now(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
-/// Writes a line to the standard error in one piece, and without a lock that somebody may hold.
+/// Writes a line to the standard error in one piece, without a lock that another thread may hold.
 pub(crate) fn print_line(line: &str) {
-    // Where nobody hears it nothing can be done about that.
+    // There may be no standard error.
     let _ = rustix::io::write(rustix::stdio::stderr(), format!("multiprocess: {line}\n").as_bytes());
 }
 
-/// What `ps` and `top` call this thread, and so a process of one thread; cut at 15 bytes.
+/// Sets the name of this thread in `ps` and `top`, and so that of a process of one thread; cut at 15 bytes.
 pub(crate) fn set_name(name: &std::ffi::CStr) {
     // A name is only for people.
     let _ = rustix::thread::set_name(name);
@@ -113,7 +113,7 @@ pub(crate) fn inherits_orphans() -> bool {
     std::process::id() == 1 || rustix::process::child_subreaper().is_ok_and(|pid| pid.is_some())
 }
 
-/// Writes out what C code of this process has printed and not yet flushed.
+/// Flushes the streams of C code in this process.
 pub(crate) fn flush_c_stdio() {
     // SAFETY: null means every open stream.
     unsafe { libc::fflush(std::ptr::null_mut()) };
@@ -137,7 +137,7 @@ pub(crate) fn close_all(fds: Vec<OwnedFd>) {
     }
 }
 
-/// Whether `fd` is open here and in what this process executes.
+/// Whether `fd` is open here and in programs that this process executes.
 fn is_inheritable(fd: RawFd) -> bool {
     // SAFETY: `fcntl` answers for any number.
     let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
@@ -154,13 +154,13 @@ pub(crate) fn standard(fd: RawFd) -> Option<BorrowedFd<'static>> {
     Some(unsafe { BorrowedFd::borrow_raw(fd) })
 }
 
-/// Descriptors beyond the standard streams that this process has from who executed it: those that are not close-on-exec,
+/// Descriptors beyond the standard streams that this process has inherited by its exec: those that are not close-on-exec,
 /// and so were not opened here by Rust code.
 pub(crate) fn inherited() -> Vec<RawFd> {
     open_descriptors().into_iter().filter(|fd| *fd > 2 && is_inheritable(*fd)).collect()
 }
 
-/// The numbers of what is open here; some may be closed by now.
+/// The numbers of the open descriptors; some may be closed by now.
 pub(crate) fn open_descriptors() -> Vec<RawFd> {
     let listed = std::fs::read_dir("/proc/self/fd").map(|entries| {
         let number = |entry: io::Result<std::fs::DirEntry>| entry.ok()?.file_name().to_str()?.parse().ok();
@@ -182,11 +182,11 @@ pub(crate) fn look_at<R>(fd: RawFd, look: impl FnOnce(BorrowedFd<'_>) -> R) -> O
 /// Takes a descriptor that was inherited for the caller alone.
 pub(crate) fn take_inherited(fd: RawFd) -> io::Result<OwnedFd> {
     look_at(fd, |fd| rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC)).ok_or(io::ErrorKind::NotFound)??;
-    // SAFETY: it is open, and nobody else here knows of it: it was made for this call by who executed the program.
+    // SAFETY: it is open, and no other code here knows of it: the starter of this process made it for this call.
     Ok(unsafe { std::os::fd::FromRawFd::from_raw_fd(fd) })
 }
 
-/// What this process had from who executed it before anything here ran: the numbers, and of what.
+/// The descriptors that this process inherited, before any code of it ran: their numbers and files.
 static INHERITED: OnceLock<Vec<(RawFd, Option<Identity>)>> = OnceLock::new();
 
 /// Device, inode and type.
@@ -197,13 +197,13 @@ fn identity(fd: RawFd) -> Option<Identity> {
     Some((stat.st_dev, stat.st_ino, stat.st_mode & libc::S_IFMT))
 }
 
-/// Called before `main`: what is open now is not this program's.
+/// Called before `main`: descriptors that are open now were not opened by this program.
 pub(crate) fn note_inherited() {
     INHERITED.get_or_init(|| inherited().into_iter().map(|fd| (fd, identity(fd))).collect());
 }
 
-/// Closes what another program left open for us by mistake, and nothing that this one has opened since, in `main` or by a C
-/// library that does not say close-on-exec.
+/// Closes descriptors that another program left open by mistake, and none that this one has opened since, in `main` or by a C
+/// library without close-on-exec.
 pub(crate) fn close_leaked() {
     let is_still = |(fd, of): &&(RawFd, Option<Identity>)| is_inheritable(*fd) && identity(*fd) == *of;
     let leaked: Vec<RawFd> = match INHERITED.get() {

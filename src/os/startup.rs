@@ -3,7 +3,7 @@
 
 use std::ffi::{c_char, c_int};
 
-/// What the C library calls an initialiser with: the arguments of the program and its environment.
+/// The arguments of an initialiser: those of the program, and its environment.
 pub type Arguments = (c_int, *const *const c_char, *const *const c_char);
 
 /// A function that runs before `main`.
@@ -18,7 +18,7 @@ unsafe extern "C" {
 }
 
 /// In a process that was started to take a role: calls the initialisers that come after `own`, which then calls `init` and so does
-/// not return. Registries that other crates fill before `main`, and what C++ code sets up there, would be missing
+/// not return. Registries that other crates fill before `main`, and the setup of C++ code there, would be missing
 /// otherwise. In any other process nothing.
 ///
 /// # Safety

@@ -1,7 +1,7 @@
 //! Locks of std that ignore poison.
 //!
-//! A lock of this crate is never left half changed by a panic: nothing panics between two changes of what it guards. So
-//! what a poisoned lock guards is whole.
+//! A panic never leaves the data of a lock of this crate half changed: nothing panics between two changes that belong
+//! together. So the data of a poisoned lock is whole.
 
 use std::sync::{LockResult, Mutex, MutexGuard, PoisonError};
 

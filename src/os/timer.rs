@@ -18,7 +18,7 @@ use tokio::io::Interest;
 use tokio::task::coop;
 use tokio::time::Sleep;
 
-/// What is too far off to be told is never.
+/// A deadline beyond the range of the clock is never.
 const NEVER: Duration = Duration::from_secs(30 * 365 * 86400);
 
 /// The time of a wait is over.
@@ -38,7 +38,7 @@ pub(crate) fn limited<F: Future>(
     Ok(first_of(future, passes(at, sleep)))
 }
 
-/// [`limited`] for who knows that there is a timer. Panics where tokio's own `timeout` does.
+/// [`limited`] for callers that know that there is a timer. Panics where tokio's own `timeout` does.
 pub(crate) async fn within<F: Future>(timeout: Duration, future: F) -> Result<F::Output, Elapsed> {
     by(Instant::now() + timeout.min(NEVER), future).await
 }

@@ -193,7 +193,7 @@ impl Family {
             return match SELF.compare_exchange(0, member.to_bits(), AcqRel, Acquire) {
                 Ok(_) => {
                     fault::point("claim.entered");
-                    // If no descriptor is left, a later process of this pid cannot be told from this one.
+                    // If no descriptor is left, a later process of this pid cannot be distinguished from this one.
                     let identity = pidfd::open(pid).map_or(0, |pidfd| pidfd::identity(pidfd.as_fd()));
                     if identity != 0 {
                         self.word(slot, IDENTITY).store(to_identity(epoch, identity), Release);
@@ -418,7 +418,7 @@ mod tests {
             pidfd::open(rustix::process::getppid().unwrap().as_raw_nonzero().get() as u32).unwrap().as_fd(),
         );
         if identity == other {
-            return; // This kernel does not tell them apart.
+            return; // This kernel does not distinguish them.
         }
         let put = |epoch: u32, inode| {
             family.state(0).store(u64::from(epoch) << 32 | u64::from(me), Release);
@@ -435,7 +435,7 @@ mod tests {
         assert!(family.is_listed(member), "it was not this one that ended");
         family.recover_predecessors(me, pidfd::open(me).unwrap().as_fd());
         assert!(!family.is_listed(member));
-        // What the slot's last member said is not about the next one.
+        // The state of the slot's last member does not apply to the next one.
         put(4, other);
         family.state(0).store(5 << 32 | u64::from(me), Release);
         assert!(family.is_alive(Member { slot: 0, epoch: 5 }));

@@ -2,7 +2,7 @@
 //!
 //! Shared bytes are otherwise reached by atomics and copies only. The owner of a [`Lent`] has them as Rust's own memory: this
 //! process makes no other access to that mapping meanwhile (a second mapping of the same memory is other memory, as far
-//! as the language is concerned, that somebody else changes), and other processes are kept away by the lock that the caller holds.
+//! as the language is concerned, that another thread changes), and other processes are kept away by the lock that the caller holds.
 
 use crate::os::mmap::Map;
 use bytemuck::Pod;
@@ -38,7 +38,7 @@ impl Lent {
     /// The first `len` elements.
     ///
     /// # Panics
-    /// If there are not so many: a mistake of ours.
+    /// If there are not so many: a bug of this crate.
     #[inline]
     pub(crate) fn slice<T: Pod>(&self, len: usize) -> &[T] {
         self.check::<T>(len);
@@ -50,7 +50,7 @@ impl Lent {
     /// The first `len` elements.
     ///
     /// # Panics
-    /// If there are not so many: a mistake of ours.
+    /// If there are not so many: a bug of this crate.
     #[inline]
     pub(crate) fn slice_mut<T: Pod>(&mut self, len: usize) -> &mut [T] {
         self.check::<T>(len);

@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering::{self, *};
 use std::sync::{Arc, Mutex};
 
 pub(crate) const PAGE: u64 = 8;
-/// What precedes the bytes of an extent; of these only the first words exist.
+/// The head of an extent; of its bytes only the first words exist.
 const HEAD: usize = 4096;
 const HEAD_WORDS: usize = 33;
 const REGION_WORDS: usize = 512;
@@ -266,7 +266,7 @@ pub(crate) fn play<T>(slot: u16, dies_at: Option<&'static str>, part: impl FnOnc
 
 /// `cargo test -p multiprocess-models models` runs them all.
 ///
-/// Runs `model` in every schedule with at most `preemptions` of them, and says how many those were.
+/// Runs `model` in every schedule with at most `preemptions` of them, and prints how many those were.
 #[cfg(test)]
 pub(crate) fn explore(what: &str, preemptions: usize, model: impl Fn() + Send + Sync + 'static) {
     static ALL: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);

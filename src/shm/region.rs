@@ -1,7 +1,7 @@
 //! A sealed memfd that several processes map: a head of atomic words, and extents that are mapped when needed.
 //!
 //! # State
-//! The head is mapped as long as the region; an extent is mapped once per process and kept until it is let go.
+//! The head is mapped as long as the region; an extent is mapped once per process and kept until it is released.
 //!
 //! # Moves, Invariants
 //! 1. The file never shrinks (sealed), and every byte is reserved before it is touched: no SIGBUS.
@@ -115,7 +115,7 @@ impl Region {
         memfd::reserve(self.fd.as_fd(), offset + len - rest, rest)
     }
 
-    /// Reserves a part of what has been found to be there.
+    /// Reserves a part of the region, which is known to be there.
     pub(crate) fn reserve_more(&self, offset: u64, len: u64) -> io::Result<()> {
         memfd::reserve(self.fd.as_fd(), offset, len)
     }

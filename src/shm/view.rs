@@ -12,7 +12,7 @@ pub(crate) fn words(map: &Map) -> &[AtomicU64] {
     unsafe { std::slice::from_raw_parts(map.start().as_ptr().cast(), map.len() / 8) }
 }
 
-/// What these words are in memory.
+/// The type of these words in memory.
 pub(crate) fn bytes_of(words: &[AtomicU64]) -> Vec<u8> {
     words.iter().flat_map(|word| word.load(Relaxed).to_ne_bytes()).collect()
 }
@@ -20,7 +20,7 @@ pub(crate) fn bytes_of(words: &[AtomicU64]) -> Vec<u8> {
 /// Copies `from` to `at`.
 ///
 /// # Panics
-/// If the range is not inside the map: a mistake of ours, never of bytes that arrived.
+/// If the range is not inside the map: a bug of this crate, never caused by received bytes.
 pub(crate) fn copy_in(map: &Map, at: usize, from: &[u8]) {
     assert!(at.checked_add(from.len()).is_some_and(|end| end <= map.len()));
     // SAFETY: the range lies in the map, as just checked, and our slice cannot overlap a fresh mapping.
@@ -30,7 +30,7 @@ pub(crate) fn copy_in(map: &Map, at: usize, from: &[u8]) {
 /// The 8 bytes at `at`, which may be changing: a caller that cares has synchronised.
 ///
 /// # Panics
-/// If the word is not inside the map, or `at` is not a multiple of 8: a mistake of ours.
+/// If the word is not inside the map, or `at` is not a multiple of 8: a bug of this crate.
 #[inline]
 pub(crate) fn word(map: &Map, at: usize) -> u64 {
     assert!(at.is_multiple_of(8));
@@ -40,7 +40,7 @@ pub(crate) fn word(map: &Map, at: usize) -> u64 {
 /// Appends the `len` bytes at `at` to `to`.
 ///
 /// # Panics
-/// If the range is not inside the map: a mistake of ours, never of bytes that arrived.
+/// If the range is not inside the map: a bug of this crate, never caused by received bytes.
 pub(crate) fn append(map: &Map, at: usize, len: usize, to: &mut Vec<u8>) {
     assert!(at.checked_add(len).is_some_and(|end| end <= map.len()));
     to.reserve_exact(len);
@@ -67,10 +67,10 @@ pub(crate) const fn grain(size: usize) -> usize {
     }
 }
 
-/// Copies what is at `at` to `to`, in atomic units of `grain` bytes.
+/// Copies the bytes at `at` to `to`, in atomic units of `grain` bytes.
 ///
 /// # Panics
-/// If the range is not inside the map, or not made of such units: a mistake of ours.
+/// If the range is not inside the map, or not made of such units: a bug of this crate.
 #[inline]
 pub(crate) fn load(map: &Map, at: usize, to: &mut [u8], grain: usize) {
     let start = checked(map, at, to.len(), grain);
