@@ -32,6 +32,15 @@ impl ResultBatch {
         Self::One(index, Some(Err(error)))
     }
 
+    /// How one item ended that did not come as a record: the tag of what it reported, or the kind of its error.
+    pub(super) fn outcome_of_one(&self) -> Option<std::result::Result<u8, ErrorKind>> {
+        match self {
+            ResultBatch::One(_, Some(Ok((tag, _)))) => Some(Ok(*tag)),
+            ResultBatch::One(_, Some(Err(error))) => Some(Err(error.kind())),
+            ResultBatch::One(_, None) | ResultBatch::Records(_) => None,
+        }
+    }
+
     pub(super) fn first(&self) -> u64 {
         match self {
             ResultBatch::Records(records) => records.first,

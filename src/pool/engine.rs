@@ -325,6 +325,11 @@ impl Shared {
         self.event(Scheduler::shut)
     }
 
+    /// A call was refused, because as many items wait as may.
+    pub(super) fn rejected(&self) {
+        self.event(Scheduler::rejected);
+    }
+
     pub(super) fn stats(&self) -> PoolStats {
         self.scheduler().stats()
     }

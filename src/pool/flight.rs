@@ -329,7 +329,30 @@ pub(super) enum Stage {
     Over,
 }
 
+/// A call of one item, to be made again.
+pub(super) struct Plan {
+    pool: Arc<Handle>,
+    target: Target,
+    pub(super) options: Options,
+    input: Box<dyn Input>,
+}
+
+impl Plan {
+    /// The call, for the attempt of this number.
+    pub(super) fn stage(&self, attempt: u32) -> Option<Stage> {
+        let (pool, target, input) = (self.pool.clone(), self.target, self.input.again()?);
+        let options = Options { first_attempt: attempt, ..self.options.clone() };
+        Some(Stage::Planned { pool, target, options, input, ticket: None })
+    }
+}
+
 impl Stage {
+    /// What it takes to make this call again, if it has not begun.
+    pub(super) fn plan(&self) -> Option<Plan> {
+        let Stage::Planned { pool, target, options, input, .. } = self else { return None };
+        Some(Plan { pool: pool.clone(), target: *target, options: options.clone(), input: input.again()? })
+    }
+
     pub(super) fn options(&mut self) -> Option<&mut Options> {
         match self {
             Stage::Planned { options, .. } => Some(options),

@@ -2,11 +2,13 @@
 
 use super::batch::ResultBatch;
 use super::engine::Handle;
-use super::flight::{Stage, Target, Ticket};
+use super::flight::{Flight, Plan, Stage, Target, Ticket};
 use super::input::{Input, One};
 use super::options::{Options, Progress};
+use super::retry::{Condition, Predicate, Retry, RetryIf};
 use super::scheduler::stranded;
 use crate::error::{Error, ErrorKind, Result};
+use crate::os::timer;
 use crate::process::Function;
 use crate::process::function::Arguments;
 use futures_util::Stream;
@@ -65,6 +67,12 @@ macro_rules! options {
 macro_rules! chunksize {
     ($name:ident) => {
         impl<R> $name<R> {
+            /// Which failures [`retries`](Self::retries) is for; by default all that it names: deaths of workers and overruns.
+            pub fn retry_if(mut self, which: Retry) -> Self {
+                self.stage.options().into_iter().for_each(|options| options.retry_on = which);
+                self
+            }
+
             /// How many items travel to a worker together; 0, the default, aims at about a millisecond of work.
             pub fn chunksize(mut self, items: usize) -> Self {
                 self.stage.options().into_iter().for_each(|options| options.chunk = items);
@@ -102,7 +110,19 @@ macro_rules! chunksize {
 #[must_use = "a call runs when it is awaited"]
 pub struct Call<R> {
     stage: Stage,
+    again: Option<Again<R>>,
+    rejects: bool,
     result: PhantomData<fn() -> R>,
+}
+
+/// What a call needs to be made again after its result.
+struct Again<R> {
+    condition: Predicate<R>,
+    tried: u32,
+    /// The call as it was handed in; made when it begins.
+    plan: Option<Plan>,
+    /// The time before the next attempt.
+    rest: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
 
 options!(Call);
@@ -121,8 +141,78 @@ impl<R> Call<R> {
         F: Function<A, M, Output = R>,
         A: Arguments,
     {
-        Self { stage: planned_one(pool, Target::of(f), One::input(&args)), result: PhantomData }
+        Self::new(pool, Target::of(f), One::input(&args))
     }
+
+    pub(super) fn new(pool: Arc<Handle>, target: Target, input: Result<Box<dyn Input>>) -> Self {
+        Self { stage: planned_one(pool, target, input), again: None, rejects: false, result: PhantomData }
+    }
+
+    /// What [`retries`](Self::retries) is for: failures of a kind, which are by default deaths of workers and overruns, or
+    /// results for which a predicate holds. A predicate is asked in this process, with the decoded result; failures of workers
+    /// that were tried again meanwhile do not count for it.
+    ///
+    /// ```
+    /// use multiprocess::{self as mp, Pool, Value};
+    /// # fn main() -> mp::Result<()> { mp::run(async {
+    /// let pool = Pool::new(1)?;
+    /// let calls = Value::new(0_u32)?;
+    /// let is_small = |result: &mp::Result<u32>| result.as_ref().is_ok_and(|n| *n < 3);
+    /// let call = pool.apply(|calls: Value<u32>| calls.fetch_add(1), (calls,)).retries(10).retry_if(is_small);
+    /// assert_eq!(call.await?, 3);
+    /// # Ok(()) }) }
+    /// ```
+    pub fn retry_if(mut self, condition: impl RetryIf<R>) -> Self {
+        match condition.condition() {
+            Condition::Kinds(which) => {
+                self.stage.options().into_iter().for_each(|options| options.retry_on = which);
+            }
+            Condition::Result(condition) => {
+                self.again = Some(Again { condition, tried: 0, plan: None, rest: None });
+            }
+        }
+        self
+    }
+
+    /// Fails at once with kind `Full` if as many items wait as may ([`max_waiting`](crate::PoolBuilder::max_waiting)), instead of
+    /// waiting for room. A service sheds load so, and what it has accepted keeps its latency.
+    ///
+    /// ```
+    /// use multiprocess::{self as mp, ErrorKind, Pool};
+    /// # fn main() -> mp::Result<()> { mp::run(async {
+    /// let pool = Pool::builder().workers(1).max_waiting(1).build()?;
+    /// let call = || pool.apply(|| std::thread::sleep(std::time::Duration::from_millis(200)), ()).reject_when_full();
+    /// let results = futures::future::join_all((0..10).map(|_| call())).await;
+    /// assert!(results.iter().any(|result| result.is_ok()));
+    /// assert!(results.iter().flat_map(|result| result.as_ref().err()).all(|error| error.kind() == ErrorKind::Full));
+    /// # Ok(()) }) }
+    /// ```
+    pub fn reject_when_full(mut self) -> Self {
+        self.rejects = true;
+        self
+    }
+
+    /// Hands it in, or not at all.
+    fn begin_or_reject(&mut self) -> Result<()> {
+        self.stage = started(std::mem::replace(&mut self.stage, Stage::Over));
+        match &self.stage {
+            Stage::Flying(flight) if flight.is_held_back() => {
+                let error = rejected(flight);
+                self.stage = Stage::Over;
+                Err(error)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Of a call that found no room.
+fn rejected(flight: &Flight) -> Error {
+    let shared = flight.pool.shared();
+    shared.rejected();
+    let most = shared.config.max_waiting.unwrap_or_default();
+    let text = format!("{most} items wait for a worker of the pool, as many as may wait: await `apply`, or try later");
+    Error::new(ErrorKind::Full, text)
 }
 
 fn planned_one(pool: Arc<Handle>, target: Target, input: Result<Box<dyn Input>>) -> Stage {
@@ -145,7 +235,42 @@ impl<R: DeserializeOwned + 'static> Future for Call<R> {
     type Output = Result<R>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<R>> {
-        poll_one(&mut self.stage, cx)
+        let this = &mut *self;
+        loop {
+            if let Some(Again { plan: plan @ None, .. }) = &mut this.again {
+                *plan = this.stage.plan();
+            }
+            if let Some(rest) = this.again.as_mut().and_then(|again| again.rest.as_mut()) {
+                ready!(rest.as_mut().poll(cx));
+                this.again.iter_mut().for_each(|again| again.rest = None);
+            }
+            if this.rejects && matches!(this.stage, Stage::Planned { .. }) {
+                this.begin_or_reject()?;
+            }
+            let result = ready!(poll_one(&mut this.stage, cx));
+            match this.again.as_mut().and_then(|again| again.next(&result)) {
+                Some(stage) => this.stage = stage,
+                None => {
+                    this.again = None;
+                    return Poll::Ready(result);
+                }
+            }
+        }
+    }
+}
+
+impl<R> Again<R> {
+    /// The call once more, if its result is one to be tried again.
+    fn next(&mut self, result: &Result<R>) -> Option<Stage> {
+        let plan = self.plan.as_ref()?;
+        if self.tried >= plan.options.retries || !(self.condition)(result) {
+            return None;
+        }
+        let stage = plan.stage(self.tried + 1)?;
+        let wait = plan.options.back_off.saturating_mul(1 << self.tried.min(16));
+        self.rest = (!wait.is_zero()).then(|| Box::pin(timer::sleep(wait)) as _);
+        self.tried += 1;
+        Some(stage)
     }
 }
 
@@ -176,14 +301,7 @@ impl<R> AsyncResult<R> {
         let mut call = Self::start(pool, target, input);
         match std::mem::replace(&mut call.stage, Stage::Over) {
             Stage::Failed(error) => Err(error),
-            Stage::Flying(flight) if flight.is_held_back() => {
-                let most = flight.pool.shared().config.max_waiting.unwrap_or_default();
-                let text = format!(
-                    "{} items wait for a worker of the pool, as many as may wait: await `apply`, or try later",
-                    most
-                );
-                Err(Error::new(ErrorKind::Full, text))
-            }
+            Stage::Flying(flight) if flight.is_held_back() => Err(rejected(&flight)),
             stage => {
                 call.stage = stage;
                 Ok(call)

@@ -4,7 +4,7 @@ use super::chunk::Chunk;
 use crate::channel::spsc;
 use crate::error::{Error, ErrorKind, Result};
 use crate::process::entry;
-use crate::wire::{self, Attachment};
+use crate::wire::{self, Attachment, EncodedMessage};
 use futures_util::Stream;
 use serde::Serialize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -46,6 +46,11 @@ pub(super) trait Input: Send {
 
     /// At least so many items are to come, says the source.
     fn remaining(&self) -> usize;
+
+    /// The same once more, if it can be had.
+    fn again(&self) -> Option<Box<dyn Input>> {
+        None
+    }
 }
 
 /// Packs one item. An item that brings descriptors travels alone.
@@ -167,6 +172,13 @@ where
 pub(super) struct One(Option<Alone>);
 
 impl One {
+    /// Arguments that are encoded.
+    pub(super) fn of_encoded(arguments: &EncodedMessage) -> Result<Self> {
+        let mut record = Vec::new();
+        spsc::append_record(&mut record, arguments.bytes())?;
+        Ok(Self(Some(Alone { record, attachments: arguments.attachments().to_vec() })))
+    }
+
     pub(super) fn input<A: Serialize + 'static>(arguments: &A) -> Result<Box<dyn Input>> {
         let mut chunk = Chunk::new(0);
         let attachments = pack(&mut chunk, arguments)?;
@@ -185,5 +197,11 @@ impl Input for One {
 
     fn remaining(&self) -> usize {
         usize::from(self.0.is_some())
+    }
+
+    fn again(&self) -> Option<Box<dyn Input>> {
+        let one = self.0.as_ref()?;
+        let one = Alone { record: one.record.clone(), attachments: one.attachments.clone() };
+        Some(Box::new(Self(Some(one))))
     }
 }

@@ -29,6 +29,7 @@ mod options;
 #[allow(clippy::module_inception)] // The room's face carries the room's name.
 mod pool;
 mod protocol;
+mod retry;
 mod scheduler;
 mod side_channel;
 mod stats;
@@ -50,7 +51,8 @@ pub use options::Progress;
 pub use pool::{Pool, PoolStreamExt, Shutdown};
 #[cfg_attr(not(feature = "cluster"), allow(unused_imports))] // For the room above.
 pub(crate) use protocol::Origin;
-pub use stats::{Histogram, PoolStats, WorkerStats};
+pub use retry::{Retry, RetryIf};
+pub use stats::{Histogram, PoolStats, PoolTotals, WorkerStats};
 #[allow(unused_imports)]
 pub(crate) use taker::{EncodedResults, External, Limits, Order, Orders, Start, Taker};
 pub use task::{CurrentTask, current_task};

@@ -1,6 +1,7 @@
 //! What is asked of the items of one call, and how far they are.
 
 use super::protocol::Origin;
+use super::retry::Retry;
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -13,6 +14,8 @@ pub(super) struct Options {
     pub(super) queue_timeout: Option<Duration>,
     /// How often an item that killed its worker, or was killed for its time, is tried again.
     pub(super) retries: u32,
+    /// What is tried again.
+    pub(super) retry_on: Retry,
     /// How long the first retry waits; each further one twice as long.
     pub(super) back_off: Duration,
     /// What was asked to stop may finish within this; then its worker is killed. `None` is the pool's own.
@@ -54,6 +57,7 @@ impl Default for Options {
             timeout: None,
             queue_timeout: None,
             retries: 0,
+            retry_on: Retry::DIED | Retry::TIMED_OUT,
             back_off: Duration::ZERO,
             grace: None,
             chunk: 0,

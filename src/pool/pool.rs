@@ -14,8 +14,8 @@ use super::stats::PoolStats;
 use super::taker::External;
 use crate::error::{Error, Result};
 use crate::os::{fork, memory, reactor, timer};
-use crate::process::Function;
 use crate::process::function::{Arguments, captures_nothing};
+use crate::process::{Function, Task, entry};
 use futures_util::{Stream, StreamExt};
 use serde::Serialize;
 use std::fmt;
@@ -130,6 +130,33 @@ impl Pool {
     {
         const { captures_nothing::<F>() };
         Call::of(self.handle.clone(), f, args)
+    }
+
+    /// Runs a [`Task`] when awaited, as [`apply`](Self::apply) does with a function and its arguments.
+    ///
+    /// ```
+    /// use multiprocess::{self as mp, Pool, Task};
+    /// # fn main() -> mp::Result<()> { mp::run(async {
+    /// let pool = Pool::new(2)?;
+    /// let tasks = vec![Task::of(|n: u64| n * n, (5,)), Task::of(|text: String| text.len() as u64, ("four".into(),))];
+    /// let results = futures::future::try_join_all(tasks.into_iter().map(|task| pool.run(task))).await?;
+    /// assert_eq!(results, [25, 4]);
+    /// # Ok(()) }) }
+    /// ```
+    ///
+    /// # Errors
+    /// When awaited, as [`apply`](Self::apply).
+    pub fn run<R>(&self, task: Task<R>) -> Call<R> {
+        let label = std::any::type_name::<Task<R>>();
+        let (target, input) = match task.into_work() {
+            Ok(work) => {
+                let input = One::of_encoded(&work.arguments).map(|one| Box::new(one) as Box<dyn Input>);
+                (Target { call: work.call, label }, input)
+            }
+            // It is never called.
+            Err(error) => (Target { call: entry::Call::of(|| ()), label }, Err(error)),
+        };
+        Call::new(self.handle.clone(), target, input)
     }
 
     /// Runs `f(args..)` on a worker from now on. Dropping the result lets it go on.

@@ -1,5 +1,7 @@
 //! What a pool tells about itself.
 
+use crate::error::ErrorKind;
+use crate::process::entry::{IS_PANIC, IS_VALUE};
 use std::time::Duration;
 
 /// A pool at one moment; made by [`Pool::stats`](crate::Pool::stats).
@@ -20,6 +22,8 @@ pub struct PoolStats {
     /// Workers that were killed because they did not end in time; see
     /// [`exit_timeout`](crate::PoolBuilder::exit_timeout).
     pub late: u64,
+    /// What has become of items and workers since the start of the pool.
+    pub totals: PoolTotals,
     /// Of a cluster pool: how often items were handed out again, because the host that had them was lost.
     #[cfg(feature = "cluster")]
     pub redelivered: u64,
@@ -29,6 +33,85 @@ pub struct PoolStats {
     /// Of a cluster pool: how long items were away beyond the time that they ran.
     #[cfg(feature = "cluster")]
     pub round_trip: Histogram,
+}
+
+/// What has become of items and workers since the start of a pool: numbers that only grow, for counters of Prometheus or
+/// OpenTelemetry. They stay when the pool is closed.
+///
+/// Each item ends as one of `done`, `panicked`, `died`, `timed_out`, `cancelled` and `failed`.
+///
+/// ```
+/// use multiprocess::{self as mp, Pool};
+/// # fn main() -> mp::Result<()> { mp::run(async {
+/// let pool = Pool::new(1)?;
+/// pool.map(|x: u64| x + 1, 0..10).await?;
+/// let _ = pool.apply(|| panic!("no"), ()).await as mp::Result<()>;
+/// let totals = pool.stats().totals;
+/// assert_eq!((totals.done, totals.panicked, totals.died), (10, 1, 0));
+/// # Ok(()) }) }
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PoolTotals {
+    /// Items whose function returned, whatever it returned.
+    pub done: u64,
+    /// Items whose function panicked.
+    pub panicked: u64,
+    /// Items whose worker died, and that were not tried again, or not any more.
+    pub died: u64,
+    /// Items that overran their time, or did not start in time, and were not tried again, or not any more.
+    pub timed_out: u64,
+    /// Items that were cancelled: their call was dropped, or the pool was shut down or terminated first.
+    pub cancelled: u64,
+    /// Items that failed otherwise: their arguments could not be read or their result could not be encoded, or there is no worker.
+    pub failed: u64,
+    /// How often an item was tried again.
+    pub retried: u64,
+    /// Workers that ended in order after their share, their age or for their size, and were replaced.
+    pub recycled: u64,
+    /// Workers that died or were killed, and were replaced.
+    pub restarted: u64,
+    /// Calls that were refused, because as many items waited as may.
+    pub rejected: u64,
+}
+
+impl PoolTotals {
+    /// An item has come to this end.
+    pub(super) fn count(&mut self, kind: ErrorKind) {
+        let which = match kind {
+            ErrorKind::Panicked => &mut self.panicked,
+            ErrorKind::ProcessDied | ErrorKind::MemoryLimit => &mut self.died,
+            ErrorKind::Timeout => &mut self.timed_out,
+            ErrorKind::Cancelled => &mut self.cancelled,
+            _ => &mut self.failed,
+        };
+        *which += 1;
+    }
+
+    /// An outcome with this tag has come from a worker.
+    pub(super) fn count_tag(&mut self, tag: u8) {
+        let which = match tag {
+            IS_VALUE => &mut self.done,
+            IS_PANIC => &mut self.panicked,
+            _ => &mut self.failed,
+        };
+        *which += 1;
+    }
+
+    /// Adds what has been counted since the last time.
+    pub(super) fn add(&mut self, more: Self) {
+        let Self { done, panicked, died, timed_out, cancelled, failed, retried, recycled, restarted, rejected } = more;
+        self.done += done;
+        self.panicked += panicked;
+        self.died += died;
+        self.timed_out += timed_out;
+        self.cancelled += cancelled;
+        self.failed += failed;
+        self.retried += retried;
+        self.recycled += recycled;
+        self.restarted += restarted;
+        self.rejected += rejected;
+    }
 }
 
 /// One worker of a pool at one moment.
@@ -68,12 +151,20 @@ const BUCKETS: usize = 64;
 /// # Ok(()) }) }
 /// ```
 #[derive(Clone)]
-pub struct Histogram([u64; BUCKETS]);
+pub struct Histogram {
+    buckets: [u64; BUCKETS],
+    sum_ns: u128,
+}
 
 impl Default for Histogram {
     fn default() -> Self {
-        Self([0; BUCKETS])
+        Self { buckets: [0; BUCKETS], sum_ns: 0 }
     }
+}
+
+/// The time that all in a bucket stayed below, or none at all.
+fn limit(bucket: usize) -> Duration {
+    if bucket == 0 { Duration::ZERO } else { Duration::from_nanos(1 << bucket) }
 }
 
 impl Histogram {
@@ -81,12 +172,31 @@ impl Histogram {
     pub(crate) fn add(&mut self, time: Duration, count: u64) {
         let ns = time.as_nanos().min(u128::from(u64::MAX >> 1)) as u64;
         let bucket = (u64::BITS - ns.leading_zeros()) as usize;
-        self.0.get_mut(bucket).into_iter().for_each(|bucket| *bucket += count);
+        self.buckets.get_mut(bucket).into_iter().for_each(|bucket| *bucket += count);
+        self.sum_ns += u128::from(ns) * u128::from(count);
+    }
+
+    /// The sum of all times.
+    pub fn sum(&self) -> Duration {
+        Duration::new((self.sum_ns / 1_000_000_000) as u64, (self.sum_ns % 1_000_000_000) as u32)
+    }
+
+    /// All buckets, in order, also those that are empty: the time that all in it stayed below, and how many there are. The limits
+    /// are always the same, each twice the one before: add the numbers up for the cumulative buckets of Prometheus.
+    ///
+    /// ```
+    /// # use multiprocess::Histogram;
+    /// # use std::time::Duration;
+    /// let limits: Vec<Duration> = Histogram::default().fixed_buckets().map(|(limit, _)| limit).collect();
+    /// assert_eq!((limits.len(), limits[10], limits[20]), (64, Duration::from_nanos(1 << 10), Duration::from_nanos(1 << 20)));
+    /// ```
+    pub fn fixed_buckets(&self) -> impl Iterator<Item = (Duration, u64)> {
+        self.buckets.iter().enumerate().map(|(bucket, count)| (limit(bucket), *count))
     }
 
     /// How many there were.
     pub fn count(&self) -> u64 {
-        self.0.iter().sum()
+        self.buckets.iter().sum()
     }
 
     /// What the given part of all, from 0 to 1, did not exceed: the limit of its bucket. Zero if there were none.
@@ -102,9 +212,7 @@ impl Histogram {
 
     /// The buckets that are not empty: the time that all in it stayed below (or none at all), and how many.
     pub fn buckets(&self) -> impl Iterator<Item = (Duration, u64)> {
-        let limit = |bucket: usize| if bucket == 0 { Duration::ZERO } else { Duration::from_nanos(1 << bucket) };
-        let all = self.0.iter().enumerate().map(move |(bucket, count)| (limit(bucket), *count));
-        all.filter(|(_, count)| *count > 0)
+        self.fixed_buckets().filter(|(_, count)| *count > 0)
     }
 }
 

@@ -7,7 +7,7 @@
 pub(crate) use super::executor::Executor;
 use super::function::Function;
 use super::outcome::VALUE;
-pub(crate) use super::outcome::{IS_ERROR, IS_VALUE, LAST_TAG, Outcome, encode_error};
+pub(crate) use super::outcome::{IS_ERROR, IS_PANIC, IS_VALUE, LAST_TAG, Outcome, encode_error};
 use super::panics::{self, catch_next_panic};
 pub(crate) use super::panics::{catch_panic, survive, text_of};
 use crate::error::{Error, ErrorKind, Result};

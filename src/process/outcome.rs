@@ -13,18 +13,24 @@ pub(crate) struct Outcome(Box<dyn Encoded>);
 pub(super) const VALUE: &[u8] = &[0];
 const ERROR: &[u8] = &[1];
 const TEXT: u8 = 2;
+const PANIC: u8 = 3;
 
 /// The tag of an outcome that is a value.
 pub(crate) const IS_VALUE: u8 = VALUE[0];
 /// The tag of an outcome that is an error, as a value of [`Error`].
 pub(crate) const IS_ERROR: u8 = ERROR[0];
 /// The largest tag that an outcome has.
-pub(crate) const LAST_TAG: u8 = TEXT;
+pub(crate) const LAST_TAG: u8 = PANIC;
+/// The tag of an outcome that is a panic, as a value of [`Error`].
+pub(crate) const IS_PANIC: u8 = PANIC;
 
 /// An error as the tag and the payload of an outcome.
 pub(crate) fn encode_error(error: &Error) -> (u8, Vec<u8>) {
     match wire::encode(error) {
-        Ok(message) => (ERROR[0], message.payload(error).to_vec()),
+        Ok(message) => {
+            let tag = if error.kind() == ErrorKind::Panicked { PANIC } else { ERROR[0] };
+            (tag, message.payload(error).to_vec())
+        }
         // An error is made of texts and numbers; if even that fails, its text still travels.
         Err(_) => (TEXT, error.to_string().into_bytes()),
     }
@@ -73,7 +79,7 @@ impl Outcome {
     {
         match tag {
             IS_VALUE => wire::decode_bytes(bytes, fds),
-            1 => Err(wire::decode_bytes(bytes, fds)?),
+            IS_ERROR | PANIC => Err(wire::decode_bytes(bytes, fds)?),
             _ => Err(Error::other(String::from_utf8_lossy(bytes).into_owned())),
         }
     }

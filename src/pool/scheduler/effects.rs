@@ -7,6 +7,7 @@ use crate::pool::batch::ResultBatch;
 use crate::pool::chunk::Chunk;
 use crate::pool::group::Group;
 use crate::pool::side_channel::{SideOrders, SideResults, Unsent};
+use crate::pool::stats::PoolTotals;
 use crate::pool::trace::TraceSink;
 use crate::wire::EncodedMessage;
 use std::sync::Arc;
@@ -71,6 +72,8 @@ pub(in crate::pool) struct Effects {
     pub(in crate::pool) trace_sinks: Vec<Arc<TraceSink>>,
     /// Unsettled items of those who are woken.
     pub(super) woken: usize,
+    /// What has become of items and workers.
+    pub(super) totals: PoolTotals,
     /// Who was killed because it did not end within its time.
     pub(in crate::pool) late: Vec<(String, Duration)>,
     pub(super) now: Option<Instant>,
@@ -86,6 +89,14 @@ impl Effects {
 
     pub(super) fn deliver(&mut self, group: &Group, batch: ResultBatch) {
         self.settled += batch.count() as usize;
+        match batch.outcome_of_one() {
+            None => {
+                self.totals.done += u64::from(batch.count() - batch.failures());
+                self.totals.failed += u64::from(batch.failures());
+            }
+            Some(Ok(tag)) => self.totals.count_tag(tag),
+            Some(Err(kind)) => self.totals.count(kind),
+        }
         if let Some((waker, out)) = group.deliver(batch) {
             self.wakers.push(waker);
             self.woken += out;
@@ -95,6 +106,7 @@ impl Effects {
     /// The next result in a worker's pipe is that of an item.
     pub(super) fn announce(&mut self, side_results: &Arc<SideResults>, group: &Arc<Group>, index: u64, tag: u8) {
         self.settled += 1;
+        self.totals.count_tag(tag);
         self.has_side_results = true;
         side_results.expect(group.clone(), index, tag);
         if let Some((waker, out)) = group.announce(side_results) {

@@ -288,6 +288,11 @@ impl Scheduler {
         self.advance(effects);
     }
 
+    /// A call was refused, because as many items wait as may.
+    pub(in crate::pool) fn rejected(&mut self, effects: &mut Effects) {
+        effects.totals.rejected += 1;
+    }
+
     // Events of the pool.
 
     pub(in crate::pool) fn closed(&mut self, effects: &mut Effects) {

@@ -31,7 +31,7 @@ mod tests;
 
 use super::config::Config;
 use super::group::UsualTime;
-use super::stats::{Histogram, PoolStats, WorkerStats};
+use super::stats::{Histogram, PoolStats, PoolTotals, WorkerStats};
 use crate::channel::lane::Board;
 use crate::error::{Error, Result};
 use crate::process::cpu_count;
@@ -117,6 +117,7 @@ pub(super) struct Scheduler {
     is_spawn_planned: Option<Instant>,
     /// Workers that were killed because they did not end.
     late: u64,
+    totals: PoolTotals,
     broken: Option<String>,
     generation: u64,
     waits: Histogram,
@@ -175,6 +176,7 @@ impl Scheduler {
             is_fetch_planned: false,
             is_spawn_planned: None,
             late: 0,
+            totals: PoolTotals::default(),
             broken: None,
             generation: 0,
             waits: Histogram::default(),
@@ -198,6 +200,7 @@ impl Scheduler {
     /// The caller lets go of the lock: how many items are out now, workers at their initializers included.
     pub(super) fn leave(&mut self, effects: &mut Effects) -> usize {
         effects.notify_taker = self.taken.take_notice();
+        self.totals.add(std::mem::take(&mut effects.totals));
         self.room.pass_on(self.waiting, &mut effects.wakers);
         self.out -= effects.settled;
         self.seats.update();
@@ -264,8 +267,8 @@ impl Scheduler {
 
     /// What the pool is doing.
     pub(super) fn stats(&self) -> PoolStats {
-        let (waits, runs, late) = (self.waits.clone(), self.runs.clone(), self.late);
-        let mut stats = PoolStats { waits, runs, late, ..PoolStats::default() };
+        let (waits, runs, late, totals) = (self.waits.clone(), self.runs.clone(), self.late, self.totals);
+        let mut stats = PoolStats { waits, runs, late, totals, ..PoolStats::default() };
         for (_, worker) in self.seats.workers() {
             let front = worker.running.front();
             // Only the first order can have an item at work.

@@ -10,7 +10,7 @@ use crate::pool::batch::ResultBatch;
 use crate::pool::group::Group;
 use crate::pool::protocol::{IN_PIPE, LATE, TRACE};
 use crate::pool::stats::Histogram;
-use crate::process::entry::IS_VALUE;
+use crate::process::entry::{IS_PANIC, IS_VALUE};
 use crate::wire::EncodedMessage;
 use std::sync::Arc;
 use std::time::Duration;
@@ -176,7 +176,8 @@ impl Worker {
             };
             let (start, first, most) =
                 (at, running.chunk.first + u64::from(running.done), left.min(running.end - running.done));
-            let (mut plain, mut failures, mut in_pipe, mut is_trace, mut late) = (0, 0, None, false, None);
+            let (mut plain, mut failures, mut panics) = (0, 0, 0);
+            let (mut in_pipe, mut is_trace, mut late) = (None, false, None);
             while plain < most {
                 let (tag, _, len) =
                     spsc::first(bytes.get(at..).unwrap_or_default()).ok_or_else(|| corrupt(&self.name))?;
@@ -195,6 +196,7 @@ impl Worker {
                 at += len;
                 plain += 1;
                 failures += u32::from(tag != IS_VALUE);
+                panics += u32::from(tag == IS_PANIC);
             }
             if plain > 0 {
                 let batch = match start == 0 && at == bytes.len() {
@@ -205,6 +207,8 @@ impl Worker {
                 self.answered += u64::from(plain);
                 left -= plain;
                 effects.deliver(&running.group, ResultBatch::records(first, plain, failures, batch));
+                effects.totals.failed -= u64::from(panics);
+                effects.totals.panicked += u64::from(panics);
             }
             if is_trace {
                 let (_, said, len) =

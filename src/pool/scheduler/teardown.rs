@@ -103,6 +103,10 @@ impl Scheduler {
         if !self.needs_workers(effects) || !is_wanted {
             return;
         }
+        match was_planned {
+            true => effects.totals.recycled += 1,
+            false => effects.totals.restarted += 1,
+        }
         if let Some(error) = &worker.overdue {
             return self.failed(seat, error, effects);
         }
@@ -128,13 +132,14 @@ impl Scheduler {
         error: Error,
         effects: &mut Effects,
     ) {
-        let may_retry = matches!(error.kind(), ErrorKind::ProcessDied | ErrorKind::MemoryLimit | ErrorKind::Timeout);
+        let may_retry = group.options.retry_on.is_for(error.kind());
         // Once the pool has ended nobody would run it.
         let tried = chunk.attempt.saturating_sub(group.options.first_attempt);
         let is_last = tried >= group.options.retries || self.is_terminated;
         if !may_retry || is_last || group.items().is_cancelled {
             return effects.fail(group, chunk, (item, item + 1), || Error::copy(&error));
         }
+        effects.totals.retried += 1;
         let mut again = chunk.part(item, item + 1);
         // It has been given to a worker once; from here on it may wait.
         (again.attempt, again.queued) = (again.attempt + 1, None);

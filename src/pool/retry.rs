@@ -1,0 +1,77 @@
+//! Which failures of items are tried again.
+
+use crate::error::{ErrorKind, Result};
+use std::ops::BitOr;
+use std::sync::Arc;
+
+/// Which failures the [`retries`](crate::Call::retries) of a call are for.
+///
+/// ```
+/// use multiprocess::{self as mp, Pool, Retry, Value};
+/// # fn main() -> mp::Result<()> { mp::run(async {
+/// fn dies_once(calls: Value<u32>) -> u32 {
+///     if calls.fetch_add(1) == 0 {
+///         std::process::abort();
+///     }
+///     7
+/// }
+/// let pool = Pool::new(1)?;
+/// // A death is tried again; an overrun is not.
+/// assert_eq!(pool.apply(dies_once, (Value::new(0)?,)).retries(3).retry_if(Retry::DIED).await?, 7);
+/// # Ok(()) }) }
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Retry(u8);
+
+impl Retry {
+    /// The worker died, or reached its limit of memory.
+    pub const DIED: Self = Self(1);
+    /// The item overran its time.
+    pub const TIMED_OUT: Self = Self(2);
+
+    pub(super) fn is_for(self, kind: ErrorKind) -> bool {
+        let which = match kind {
+            ErrorKind::ProcessDied | ErrorKind::MemoryLimit => Self::DIED,
+            ErrorKind::Timeout => Self::TIMED_OUT,
+            _ => return false,
+        };
+        self.0 & which.0 != 0
+    }
+}
+
+/// Either.
+impl BitOr for Retry {
+    type Output = Self;
+
+    fn bitor(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+/// When a [`Call`](crate::Call) is tried again: after failures of a kind ([`Retry`]), or after a result for which a predicate
+/// (`fn(&Result<R>) -> bool`) holds.
+pub trait RetryIf<R> {
+    #[doc(hidden)]
+    fn condition(self) -> Condition<R>;
+}
+
+/// A condition, whichever it is.
+#[doc(hidden)]
+pub enum Condition<R> {
+    Kinds(Retry),
+    Result(Predicate<R>),
+}
+
+pub(super) type Predicate<R> = Arc<dyn Fn(&Result<R>) -> bool + Send + Sync>;
+
+impl<R> RetryIf<R> for Retry {
+    fn condition(self) -> Condition<R> {
+        Condition::Kinds(self)
+    }
+}
+
+impl<R, F: Fn(&Result<R>) -> bool + Send + Sync + 'static> RetryIf<R> for F {
+    fn condition(self) -> Condition<R> {
+        Condition::Result(Arc::new(self))
+    }
+}
