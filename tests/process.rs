@@ -96,6 +96,23 @@ async fn spawn_grandchild(write: Fd<std::io::PipeWriter>) {
 }
 
 #[tokio::test]
+async fn parent_that_cannot_be_watched_for_want_of_descriptors_is_an_error_and_not_its_end() {
+    fn at_the_limit() -> (bool, Option<mp::ErrorKind>) {
+        let mut files = Vec::new();
+        while let Ok(file) = std::fs::File::open("/dev/null") {
+            files.push(file);
+        }
+        let parent = mp::parent_process().unwrap();
+        let is_alive = parent.is_alive();
+        drop(files);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        (is_alive, runtime.block_on(parent.wait()).err().map(|error| error.kind()))
+    }
+    let child = Process::builder().descriptor_limit(100).spawn(at_the_limit, ()).unwrap();
+    assert_eq!(within(child).await.unwrap(), (true, Some(mp::ErrorKind::Io)));
+}
+
+#[tokio::test]
 async fn proc_06_a_grandchild_sees_its_parent_alive_and_ends_with_it() {
     let (mut read, write) = std::io::pipe().unwrap();
     let child = Process::spawn(spawn_grandchild, (Fd::new(write),)).unwrap();

@@ -88,7 +88,7 @@ impl ProcessInfo {
 #[derive(Clone, Debug)]
 pub struct ParentProcess {
     info: ProcessInfo,
-    pidfd: Option<Arc<OwnedFd>>,
+    watch: Watch,
 }
 
 impl ParentProcess {
@@ -109,7 +109,12 @@ impl ParentProcess {
 
     /// Returns whether it still runs.
     pub fn is_alive(&self) -> bool {
-        self.pidfd.as_ref().is_some_and(|pidfd| !pidfd::has_exited(pidfd.as_fd()))
+        match &self.watch {
+            Watch::Open(pidfd) => !pidfd::has_exited(pidfd.as_fd()),
+            Watch::Ended => false,
+            // The kernel ends this process with its parent.
+            Watch::Refused(_) => true,
+        }
     }
 
     /// Waits until it has ended. Dropping the future changes nothing.
@@ -117,11 +122,24 @@ impl ParentProcess {
     /// # Errors
     /// `Io` outside a tokio runtime with I/O enabled, or if this process has no descriptor left.
     pub async fn wait(&self) -> Result<()> {
-        match &self.pidfd {
-            Some(pidfd) => until_exit(pidfd.as_fd().try_clone_to_owned()?).await,
-            None => Ok(()),
+        match &self.watch {
+            Watch::Open(pidfd) => until_exit(pidfd.as_fd().try_clone_to_owned()?).await,
+            Watch::Ended => Ok(()),
+            Watch::Refused(error) => {
+                let error = std::io::Error::new(error.kind(), error.to_string());
+                Err(Error::io(format!("cannot watch the parent process {}", self.pid()), error))
+            }
         }
     }
+}
+
+/// How a process watches its parent.
+#[derive(Clone, Debug)]
+enum Watch {
+    Open(Arc<OwnedFd>),
+    Ended,
+    /// The kernel refused a descriptor for it.
+    Refused(Arc<std::io::Error>),
 }
 
 /// Resolves when the process behind `pidfd` has ended.
@@ -173,9 +191,13 @@ pub fn current_process() -> ProcessInfo {
 /// ```
 pub fn parent_process() -> Option<ParentProcess> {
     let info = BIRTH.get()?.parent.clone();
-    // As long as we live the parent does, so its pid is its own.
-    let pidfd = pidfd::open(info.pid).ok().map(Arc::new);
-    Some(ParentProcess { info, pidfd })
+    // The kernel ends this process with its parent, so the pid has not been used again.
+    let watch = match pidfd::open(info.pid) {
+        Ok(pidfd) => Watch::Open(Arc::new(pidfd)),
+        Err(error) if error.raw_os_error() == Some(nix::errno::Errno::ESRCH as i32) => Watch::Ended,
+        Err(error) => Watch::Refused(Arc::new(error)),
+    };
+    Some(ParentProcess { info, watch })
 }
 
 /// Returns how many CPUs this process may use, with its affinity and the quota of its control group counted in.

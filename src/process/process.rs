@@ -106,8 +106,8 @@ impl Drop for KillOnDrop {
 impl<R: DeserializeOwned + 'static> Process<R> {
     /// Waits until the process has ended and returns the result of its function.
     ///
-    /// A process whose function leaves blocking tasks (`spawn_blocking`) or children of its own behind goes on until these
-    /// are done. Then `join` returns as soon as the result is there. The result can be taken once.
+    /// If the function leaves blocking tasks (`spawn_blocking`) or children of its own behind, the process lives on until
+    /// these are done, and `join` returns once the result has arrived. The result can be taken once.
     ///
     /// Cancel safe: dropping the future changes nothing, and `join` can be called again.
     ///
@@ -119,7 +119,9 @@ impl<R: DeserializeOwned + 'static> Process<R> {
     /// - `Spawn` if the process cannot take on what its builder asked for, such as a nice value.
     /// - `Io` if the result cannot be received, for want of a descriptor for example.
     /// - `Other` if the result was taken before, or there is no tokio runtime with I/O enabled.
-    /// - Any kind that the function itself returned inside a [`Result`].
+    /// - `Forked` in a process that the program made by `fork`.
+    ///
+    /// The function's own error is not among these: it is inside the returned value.
     pub async fn join(&mut self) -> Result<R> {
         std::future::poll_fn(|context| self.poll_join(context)).await
     }
@@ -228,8 +230,8 @@ impl<R> Process<R> {
 
     /// Returns how it ended.
     ///
-    /// `None` while it runs, and if the status is lost because the fork server was killed first. It may block for up to
-    /// 50 ms after the end of the process, until that is reaped.
+    /// `None` while it runs, and if the status is lost because the fork server was killed first. Right after the end of the
+    /// process it may block until that is reaped: for up to 50 ms, or 500 ms if this process inherits orphans.
     pub fn exit_status(&self) -> Option<ExitStatus> {
         if self.child.status().is_some() || fork::is_forked() || self.is_alive() {
             return self.child.status();
@@ -297,7 +299,7 @@ impl<R> Process<R> {
 
     /// Takes the write end of the child's standard input; `None` if it is not [piped](crate::Stdio::piped) or was taken.
     ///
-    /// `tokio::net::unix::pipe::Sender::from_owned_fd` makes it a tokio writer. The child reads to the end when it is dropped.
+    /// `tokio::net::unix::pipe::Sender::from_owned_fd` makes it a tokio writer. Dropping it gives the child end-of-file.
     pub fn take_stdin(&mut self) -> Option<PipeWriter> {
         self.streams.stdin.take()
     }

@@ -1,4 +1,4 @@
-//! The family: a root process and all its descendants, and a table of those that are alive.
+//! The family: a root process and all its descendants, and a table of those that have waited or locked.
 //!
 //! # State
 //! A table of [`SLOTS`] slots in one sealed memfd, and eventfds: at most [`DOORBELLS`], and one that tells the supervisor (the

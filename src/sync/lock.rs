@@ -42,12 +42,12 @@ use std::time::Duration;
 /// pipe. All handles refer to the same lock, which exists as long as any process has a handle or one is on its way.
 ///
 /// # Details
-/// - **Waiting.** A running task may take a free lock ahead of tasks that sleep. A task that has waited for about a
-///   millisecond gets the lock next. Dropping a future that waits is safe: it has not taken the lock.
+/// - **Waiting.** A running task may take a free lock ahead of tasks that sleep. About once in a millisecond, a task
+///   that has waited so long gets a reservation for the next release, which lapses if it does not run within 5 ms. Dropping a future that waits is safe: it has not taken the lock.
 /// - **Death.** If the holder is killed, or ends with its guard leaked, the next holder gets
 ///   [`OwnerDied`](crate::ErrorKind::OwnerDied) at once, with the guard inside the error.
 /// - **Stopped processes.** A process stopped by SIGSTOP still holds the lock. If it is the one that was woken for the
-///   lock, others that sleep are woken by the next release, or when it continues.
+///   lock, other sleepers are woken by the first release at least 5 ms later, or when it continues or is killed.
 /// - **Cost.** An uncontended lock is taken and released by a few atomic operations, without a system call or an
 ///   allocation. A lock is one descriptor and a page of memory.
 #[derive(Clone)]
