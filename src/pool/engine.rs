@@ -175,7 +175,13 @@ impl Shared {
         waker: Option<&Waker>,
     ) -> usize {
         match self.config.max_waiting {
-            Some(_) if group.is_bounded() => self.scheduler().room_wanted(wanted, ticket, waker),
+            Some(_) if group.is_bounded() => {
+                // Cloned and dropped without the lock: a waker is somebody else's code.
+                let mut waker = waker.cloned();
+                let room = self.scheduler().room_wanted(wanted, ticket, &mut waker);
+                drop(waker);
+                room
+            }
             _ => wanted,
         }
     }
@@ -189,7 +195,8 @@ impl Shared {
 
     /// Whoever had `ticket` waits for room no longer.
     pub(super) fn leave_line(&self, ticket: u64) {
-        self.event(|scheduler, _| scheduler.room_not_wanted(ticket));
+        let waker = self.event(|scheduler, _| scheduler.room_not_wanted(ticket));
+        drop(waker);
     }
 
     /// Hands chunks in, and on to workers that are free.

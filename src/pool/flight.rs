@@ -111,10 +111,10 @@ impl Flight {
         while let Some((input, _)) = &mut self.input {
             let size = self.group.chunk_size().max(1);
             let in_flight = (self.pulled - self.returned) as usize;
-            if in_flight + held >= workers * size * CHUNKS_AHEAD {
-                break;
-            }
-            if in_flight > 0 && self.group.items().bytes >= BYTES_AHEAD {
+            let is_enough = in_flight + held >= workers * size * CHUNKS_AHEAD;
+            if is_enough || in_flight > 0 && self.group.items().bytes >= BYTES_AHEAD {
+                // A place in line whose turn has come is somebody else's now.
+                self.leave_line();
                 break;
             }
             // Towards the end chunks become smaller, so that all workers end at about the same time.
@@ -170,6 +170,14 @@ impl Flight {
 
     fn end(&mut self) {
         self.input = None;
+        self.leave_line();
+    }
+
+    /// Waits for room no longer.
+    fn leave_line(&mut self) {
+        if let Some(place) = self.place.take() {
+            self.pool.shared().leave_line(place);
+        }
     }
 
     /// The next outcomes in whatever order; `None` after the last. `held` outcomes are waiting for their turn.
@@ -302,10 +310,7 @@ impl Drop for Flight {
         if fork::is_forked() {
             return;
         }
-        self.input = None;
-        if let Some(place) = self.place.take() {
-            self.pool.shared().leave_line(place);
-        }
+        self.end();
         if self.in_flight() > 0 {
             self.pool.shared().cancel(&self.group);
         }

@@ -316,18 +316,28 @@ impl Group {
 
     /// Takes what is done, or has `cx` woken when something is.
     pub(super) fn take_done_or_wait(&self, cx: &Context<'_>) -> Option<ResultBatch> {
+        let mut waker = None;
         loop {
             if let Some(batch) = self.take_done() {
                 return Some(batch);
             }
             let mut items = self.items();
-            if items.done.is_empty() && items.side_results.is_empty() {
-                match &mut items.waker {
-                    Some(waker) => waker.clone_from(cx.waker()),
-                    none => *none = Some(cx.waker().clone()),
-                }
+            if !items.done.is_empty() || !items.side_results.is_empty() {
+                continue;
+            }
+            if items.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
                 return None;
             }
+            // Cloned and dropped without a lock: a waker is somebody else's code.
+            let Some(waker) = waker.take() else {
+                drop(items);
+                waker = Some(cx.waker().clone());
+                continue;
+            };
+            let before = items.waker.replace(waker);
+            drop(items);
+            drop(before);
+            return None;
         }
     }
 

@@ -2,12 +2,12 @@
 //! worker processes.
 
 use super::taker::{EncodedResults, External, Limits, Order, Orders, Taker};
-use super::{ChunkLimits, EncodedItems, Pool, current_task};
+use super::{ChunkLimits, EncodedItems, Pool, PoolBuilder, current_task};
 use crate::channel::spsc;
 use crate::error::{Error, ErrorKind, Result};
 use crate::process::entry::{self, IS_VALUE};
 use crate::wire;
-use futures_util::FutureExt;
+use futures_util::{FutureExt, StreamExt};
 use std::sync::mpsc;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -33,6 +33,10 @@ impl Taker for Fake {
 }
 
 fn pool(chunks: ChunkLimits) -> (Pool, Arc<Fake>) {
+    pool_with(chunks, |builder| builder)
+}
+
+fn pool_with(chunks: ChunkLimits, options: impl FnOnce(PoolBuilder) -> PoolBuilder) -> (Pool, Arc<Fake>) {
     let (sender, receiver) = mpsc::channel();
     let start = move |orders: Orders| -> Result<Arc<dyn Taker>> {
         let fake = Arc::<Fake>::default();
@@ -40,7 +44,7 @@ fn pool(chunks: ChunkLimits) -> (Pool, Arc<Fake>) {
         sender.send(fake.clone()).map_err(Error::other)?;
         Ok(fake)
     };
-    let pool = Pool::builder().external(External { chunks, start: Box::new(start) }).build().unwrap();
+    let pool = options(Pool::builder()).external(External { chunks, start: Box::new(start) }).build().unwrap();
     (pool, receiver.recv().unwrap())
 }
 
@@ -257,6 +261,60 @@ async fn an_item_that_is_not_taken_in_time_fails() {
     let (pool, _fake) = pool(ChunkLimits::LOCAL);
     let error = within(pool.apply(plus_one, (1,)).queue_timeout(5 * MS)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Timeout);
+}
+
+#[tokio::test]
+async fn a_place_in_line_that_is_not_used_any_more_goes_to_the_next_caller() {
+    let (pool, fake) = pool_with(ChunkLimits::LOCAL, |builder| builder.max_waiting(5));
+    fake.orders().set_slots(2);
+    let mut stream = pool.imap(plus_one, 0..).chunksize(1);
+    assert!(stream.next().now_or_never().is_none());
+    // Five wait, and the stream waits for room. Now it may have fewer in flight than it has.
+    fake.orders().set_slots(1);
+    let _order = fake.next().await;
+    assert!(stream.next().now_or_never().is_none());
+    let mut apply = pool.apply(plus_one, (1,));
+    assert!((&mut apply).now_or_never().is_none());
+    assert!((&mut apply).now_or_never().is_none());
+    let stats = pool.stats();
+    assert_eq!(stats.queued + stats.running, 6, "the call was handed in");
+}
+
+/// A waker whose drop and whose clone use the pool.
+struct Nosy(Pool);
+
+impl std::task::Wake for Nosy {
+    fn wake(self: Arc<Self>) {}
+}
+
+impl Drop for Nosy {
+    fn drop(&mut self) {
+        self.0.stats();
+    }
+}
+
+#[test]
+fn a_waker_is_dropped_without_a_lock_of_the_pool_held() {
+    let (sender, done) = mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (pool, _fake) = pool_with(ChunkLimits::LOCAL, |builder| builder.max_waiting(1));
+            let nosy = || std::task::Waker::from(Arc::new(Nosy(pool.clone())));
+            let mut calls = [pool.apply(plus_one, (1,)), pool.apply(plus_one, (2,))];
+            for _ in 0..2 {
+                for call in &mut calls {
+                    // Each time another waker takes the place of the last.
+                    let waker = nosy();
+                    assert!(call.poll_unpin(&mut std::task::Context::from_waker(&waker)).is_pending());
+                }
+            }
+            let [first, second] = calls;
+            drop((second, first));
+        });
+        sender.send(()).unwrap();
+    });
+    done.recv_timeout(LIMIT).expect("no deadlock");
 }
 
 // The other end: encoded items, run by worker processes.

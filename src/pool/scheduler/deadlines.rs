@@ -3,7 +3,7 @@
 use super::effects::{Effects, Place};
 use super::queue::Queue;
 use super::worker::{Phase, take_back};
-use super::{AGAIN, STARTS, Scheduler, later};
+use super::{AGAIN, RAREST_SWEEP, STARTS, SWEEP, Scheduler, later};
 use crate::error::{Error, ErrorKind};
 use crate::os::proc;
 use crate::pool::chunk::Chunk;
@@ -42,6 +42,8 @@ pub(super) enum Event {
     CheckQuiet,
     /// Somebody may not fetch what has come for it.
     Fetch,
+    /// Results may lie in lanes whose marks are gone.
+    Sweep,
 }
 
 pub(super) struct Timer {
@@ -106,7 +108,13 @@ impl Scheduler {
             Event::Age(seat, generation) | Event::Exit(seat, generation) | Event::Initializer(seat, generation, _) => {
                 worker(*seat, *generation).is_some()
             }
-            Event::Retry(..) | Event::Share | Event::Spawn | Event::Idle | Event::CheckQuiet | Event::Fetch => true,
+            Event::Retry(..)
+            | Event::Share
+            | Event::Spawn
+            | Event::Idle
+            | Event::CheckQuiet
+            | Event::Fetch
+            | Event::Sweep => true,
         }
     }
 
@@ -123,6 +131,7 @@ impl Scheduler {
             Event::Share => self.share(now, effects),
             Event::Spawn => self.is_spawn_planned = None,
             Event::CheckQuiet => self.check_quiet(effects),
+            Event::Sweep => self.sweep(effects),
             Event::Fetch => {
                 self.is_fetch_planned = false;
                 while let Some(seat) = self.side_result_seats.pop_first() {
@@ -302,6 +311,27 @@ impl Scheduler {
         if let Some(next) = next {
             self.watch_queue(group, next, effects);
         }
+    }
+
+    /// Sees to it that results are found whose marks are gone, in a pool that looks into marked lanes only.
+    pub(super) fn plan_sweep(&mut self, effects: &mut Effects) {
+        if self.out > effects.settled && !self.looks_into_all() && !std::mem::replace(&mut self.is_sweep_planned, true)
+        {
+            let at = effects.now() + self.sweep_after;
+            self.at(at, Event::Sweep, effects);
+        }
+    }
+
+    /// Looks into all lanes.
+    fn sweep(&mut self, effects: &mut Effects) {
+        self.is_sweep_planned = false;
+        self.collect(effects);
+        (0..self.seats.len()).for_each(|seat| self.seats.suspect(seat));
+        self.sweep_after = match self.collect(effects) {
+            true => SWEEP,
+            false => (2 * self.sweep_after).min(RAREST_SWEEP),
+        };
+        self.plan_sweep(effects);
     }
 
     /// Sees to it that nobody sleeps for long because a worker is quiet about what turns out to be slow.

@@ -18,6 +18,7 @@ use super::queue::Queue;
 use super::worker::{Phase, Running, Worker, take_back};
 use super::{CheckedOut, DEPTH, Scheduler, later};
 use crate::error::Error;
+use crate::os::proc;
 use crate::pool::chunk::Chunk;
 use crate::pool::group::Group;
 use crate::pool::protocol::{Header, IN_PIPE};
@@ -277,6 +278,7 @@ impl Scheduler {
         let claim = take_back(&worker.lane, &worker.side_orders, unsent.number, done);
         if let Some(running) = worker.running.iter_mut().find(|running| running.number == unsent.number) {
             let from = claim.end.max(running.done);
+            worker.given -= running.end.saturating_sub(from) as usize;
             effects.fail(&running.group, &running.chunk, (from, running.end), || Error::copy(&unsent.error));
             running.end = from;
         }
@@ -302,6 +304,7 @@ impl Scheduler {
             for running in worker.running.iter_mut().filter(|running| Arc::ptr_eq(&running.group, group)) {
                 let claim = take_back(&worker.lane, &worker.side_orders, running.number, running.done);
                 effects.fail(group, &running.chunk, (claim.end, running.end), || group.was_cancelled());
+                worker.given -= (running.end - claim.end) as usize;
                 running.end = claim.end;
                 if claim.started > running.done {
                     worker.lane.ask_to_stop(running.number, claim.started - 1);
@@ -354,6 +357,7 @@ impl Scheduler {
             true if !index.behind.is_empty() || !self.queue.is_empty() => SHARE_AFTER,
             true if !index.unbegun.is_empty() => TAKE_OVER_AFTER,
             false if may_come && !index.behind.is_empty() => SHARE_AFTER,
+            false if may_come && !index.unbegun.is_empty() => TAKE_OVER_AFTER,
             _ => return,
         };
         self.is_share_planned = true;
@@ -372,14 +376,24 @@ impl Scheduler {
         // What one that is checked out has is for it alone.
         let mut slow: Vec<usize> = index.behind.iter().collect();
         slow.extend(index.unbegun.iter().filter(|seat| !index.behind.contains(*seat)));
-        self.boost = if lagging.is_empty() { 0 } else { (self.boost + 1).min(MOST_BOOST) };
+        self.boost = match (lagging.is_empty(), index.lagging.is_empty()) {
+            (false, _) => (self.boost + 1).min(MOST_BOOST),
+            // Those that were found before still do not get on.
+            (true, false) => self.boost,
+            (true, true) => 0,
+        };
         for seat in lagging {
             self.seats.worker(seat).into_iter().for_each(|worker| worker.is_lagging = true);
         }
         slow.retain(|seat| self.seats.worker(*seat).is_some_and(|worker| worker.is_slow(now)));
         if idle == 0 {
-            // Once more workers are there they get a part of what lies behind.
-            let behind = |seat: &usize| self.seats.get(*seat).map_or(0, Worker::orders_behind);
+            // Once more workers are there they get a part of what lies behind, and all of what a stopped worker has.
+            let behind = |seat: &usize| {
+                self.seats.get(*seat).map_or(0, |worker| match worker.is_stopped() {
+                    true => worker.running.len(),
+                    false => worker.orders_behind(),
+                })
+            };
             let chunks = slow.iter().map(behind).sum::<usize>() + self.waiting_chunks;
             self.request_workers(chunks, effects);
         }
@@ -437,6 +451,12 @@ impl Worker {
     /// How many orders others might be given in its stead.
     fn orders_behind(&self) -> usize {
         if self.has_more() { (self.running.len() - 1).max(1) } else { 0 }
+    }
+
+    /// Whether it has begun nothing of what it was given though it takes orders, and waits for no CPU either.
+    fn is_stopped(&self) -> bool {
+        let has_begun = self.running.front().is_none_or(|running| running.begun == Some(running.done));
+        !has_begun && (self.is_ready || self.lane.is_ready()) && !proc::is_runnable(self.pid)
     }
 
     /// Whether it is not known to have begun what it is at.

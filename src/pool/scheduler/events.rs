@@ -5,7 +5,7 @@ use super::effects::{Effects, Spawn, Spawned, Step};
 use super::errors::{broken, orphaned, shut, terminated};
 use super::queue::Queue;
 use super::worker::{Circumstances, Phase, Worker};
-use super::{SWEEP, Scheduler, later};
+use super::{Scheduler, later};
 use crate::error::{Error, Result};
 use crate::pool::chunk::Chunk;
 use crate::pool::group::{Group, UsualTime};
@@ -79,7 +79,7 @@ impl Scheduler {
         &mut self,
         wanted: usize,
         ticket: &mut Option<u64>,
-        waker: Option<&Waker>,
+        waker: &mut Option<Waker>,
     ) -> usize {
         self.room.reserve(self.waiting, wanted, ticket, waker)
     }
@@ -90,8 +90,8 @@ impl Scheduler {
     }
 
     /// A caller waits for room no longer.
-    pub(in crate::pool) fn room_not_wanted(&mut self, ticket: u64) {
-        self.room.leave(ticket);
+    pub(in crate::pool) fn room_not_wanted(&mut self, ticket: u64) -> Option<Waker> {
+        self.room.leave(ticket)
     }
 
     fn usual_time(&mut self, group: &Group) -> Arc<UsualTime> {
@@ -154,6 +154,7 @@ impl Scheduler {
             self.advance(effects);
         }
         self.plan_quiet_check(effects);
+        self.plan_sweep(effects);
     }
 
     /// The same for who has many quick items out: it need not hear of results before a worker begins its last order.
@@ -162,6 +163,7 @@ impl Scheduler {
             self.advance(effects);
         }
         self.plan_quiet_check(effects);
+        self.plan_sweep(effects);
     }
 
     /// A worker was started.
@@ -370,11 +372,6 @@ impl Scheduler {
     /// Time has passed: what is due is done. What the driver has to do now.
     pub(in crate::pool) fn time_passed(&mut self, effects: &mut Effects) -> Step {
         let now = effects.now();
-        if now >= self.next_sweep {
-            // Lanes that nobody marked, too: damage to the marks costs time, but nobody waits for ever.
-            self.next_sweep = now + SWEEP;
-            (0..self.seats.len()).for_each(|seat| self.seats.suspect(seat));
-        }
         self.collect(effects);
         let mut has_checked = false;
         while self.timers.peek().is_some_and(|Reverse(timer)| timer.at <= now) {

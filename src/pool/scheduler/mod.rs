@@ -62,8 +62,10 @@ const DEPTH: usize = 1 + PREFETCH;
 /// again, would never let go of the lock.
 const AGAIN: Duration = Duration::from_millis(1);
 
-/// The driver looks into all lanes this often at most.
+/// While items are out the driver looks into all lanes, marked or not, after the first time, and then after twice as long
+/// each time that nothing was found, up to the second.
 const SWEEP: Duration = Duration::from_millis(100);
+const RAREST_SWEEP: Duration = Duration::from_secs(1);
 
 /// To look into so many lanes costs less than to look for their marks.
 const FEW: usize = 8;
@@ -129,8 +131,9 @@ pub(super) struct Scheduler {
     side_result_seats: SeatSet,
     /// Orders that are executed elsewhere, in a pool without worker processes.
     taken: TakenOrders,
-    /// When the driver looks into all lanes again, if it is awake.
-    next_sweep: Instant,
+    /// Damage to the marks costs time, but no caller waits for ever: the driver looks into all lanes after this.
+    sweep_after: Duration,
+    is_sweep_planned: bool,
 }
 
 /// A worker that is checked out.
@@ -185,7 +188,8 @@ impl Scheduler {
             reports: Vec::new(),
             side_result_seats: SeatSet::default(),
             taken: TakenOrders::default(),
-            next_sweep: Instant::now(),
+            sweep_after: SWEEP,
+            is_sweep_planned: false,
         };
         scheduler.open_seats();
         scheduler

@@ -23,7 +23,7 @@ impl Scheduler {
     #[inline]
     pub(in crate::pool) fn has_results(&self) -> bool {
         self.seats.has_suspects()
-            || match self.are_few() {
+            || match self.looks_into_all() {
                 true => self.seats.workers().any(|(_, worker)| worker.has_come()),
                 false => self.board.has_marks(self.seats.len()),
             }
@@ -31,7 +31,7 @@ impl Scheduler {
 
     /// Whether all lanes are looked into, and not only those that are marked: a mark is one more word that travels from
     /// CPU to CPU.
-    fn are_few(&self) -> bool {
+    pub(super) fn looks_into_all(&self) -> bool {
         self.seats.len() <= self.few
     }
 
@@ -44,7 +44,7 @@ impl Scheduler {
         let should_collect =
             |worker: &Worker| worker.has_room_again() || !will_announce(worker) && worker.lane.has_results();
         self.seats.has_suspects()
-            || match self.are_few() {
+            || match self.looks_into_all() {
                 true => self.seats.workers().any(|(_, worker)| should_collect(worker)),
                 false => {
                     let mut marked = self.board.marked(self.seats.len());
@@ -56,7 +56,7 @@ impl Scheduler {
     /// Takes in what has come from workers that have left word of it; whether anything has, be it room.
     pub(super) fn collect(&mut self, effects: &mut Effects) -> bool {
         let mut any = false;
-        if self.are_few() {
+        if self.looks_into_all() {
             for seat in 0..self.seats.len() {
                 any |= self.collect_from(seat, effects);
             }

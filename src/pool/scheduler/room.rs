@@ -29,12 +29,13 @@ impl Room {
         waiting: usize,
         wanted: usize,
         ticket: &mut Option<u64>,
-        waker: Option<&Waker>,
+        waker: &mut Option<Waker>,
     ) -> usize {
         let Some(most) = self.most.filter(|_| wanted > 0) else { return wanted };
         let held = ticket.is_some_and(|ticket| self.woken.remove(&ticket));
         if !held && let Some(place) = ticket.and_then(|ticket| self.waiters.get_mut(&ticket)) {
-            waker.into_iter().for_each(|waker| place.clone_from(waker));
+            // What is not needed goes home, to be dropped there.
+            waker.iter_mut().for_each(|waker| std::mem::swap(place, waker));
             return 0;
         }
         let free = if self.waiters.is_empty() { most.saturating_sub(waiting + self.reserved) } else { 0 };
@@ -42,9 +43,11 @@ impl Room {
         self.reserved += more;
         *ticket = None;
         let granted = more + usize::from(held);
-        if let Some(waker) = waker.filter(|_| granted == 0) {
+        if granted == 0
+            && let Some(waker) = waker.take()
+        {
             self.tickets += 1;
-            self.waiters.insert(self.tickets, waker.clone());
+            self.waiters.insert(self.tickets, waker);
             *ticket = Some(self.tickets);
         }
         granted
@@ -55,11 +58,13 @@ impl Room {
         self.reserved = self.reserved.saturating_sub(items);
     }
 
-    /// Somebody waits no longer.
-    pub(super) fn leave(&mut self, ticket: u64) {
-        if self.waiters.remove(&ticket).is_none() && self.woken.remove(&ticket) {
+    /// Somebody waits no longer. Its waker is to be dropped without a lock.
+    pub(super) fn leave(&mut self, ticket: u64) -> Option<Waker> {
+        let waker = self.waiters.remove(&ticket);
+        if waker.is_none() && self.woken.remove(&ticket) {
             self.give_back(1);
         }
+        waker
     }
 
     /// Whom to wake now that `waiting` items wait.
@@ -81,20 +86,24 @@ mod tests {
 
     #[test]
     fn room_goes_to_those_who_wait_in_their_order_and_on_from_those_who_leave() {
-        let (mut room, mut wakers, waker) = (Room::new(Some(2)), Vec::new(), Waker::noop());
+        let (mut room, mut wakers, waker) = (Room::new(Some(2)), Vec::new(), || Some(Waker::noop().clone()));
         let [mut a, mut b, mut c] = [None; 3];
-        assert_eq!(room.reserve(0, 5, &mut a, Some(waker)), 2);
-        assert_eq!((room.reserve(0, 1, &mut b, Some(waker)), room.reserve(0, 1, &mut c, Some(waker))), (0, 0));
+        assert_eq!(room.reserve(0, 5, &mut a, &mut waker()), 2);
+        assert_eq!((room.reserve(0, 1, &mut b, &mut waker()), room.reserve(0, 1, &mut c, &mut waker())), (0, 0));
         // The two items wait now; then one of them begins.
         room.give_back(2);
         room.pass_on(2, &mut wakers);
         assert!(wakers.is_empty());
         room.pass_on(1, &mut wakers);
         assert_eq!(wakers.len(), 1);
-        assert_eq!((room.reserve(1, 1, &mut a, None), room.reserve(1, 1, &mut c, Some(waker))), (0, 0), "b is first");
-        room.leave(b.unwrap());
+        assert_eq!(
+            (room.reserve(1, 1, &mut a, &mut None), room.reserve(1, 1, &mut c, &mut waker())),
+            (0, 0),
+            "b is first"
+        );
+        drop(room.leave(b.unwrap()));
         room.pass_on(1, &mut wakers);
-        assert_eq!((wakers.len(), room.reserve(1, 1, &mut c, Some(waker)), c), (2, 1, None));
-        assert_eq!(Room::new(None).reserve(usize::MAX, 7, &mut None, None), 7);
+        assert_eq!((wakers.len(), room.reserve(1, 1, &mut c, &mut waker()), c), (2, 1, None));
+        assert_eq!(Room::new(None).reserve(usize::MAX, 7, &mut None, &mut None), 7);
     }
 }

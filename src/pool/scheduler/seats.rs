@@ -102,6 +102,8 @@ pub(super) struct Index {
     pub(super) brief: [SeatSet; DEPTH],
     /// All such workers, those included that may not be given more.
     pub(super) awake: SeatSet,
+    /// Workers whose items should be over by now, and are not.
+    pub(super) lagging: SeatSet,
     /// Workers that have something behind what they are at, which others might do.
     pub(super) behind: SeatSet,
     /// Workers that are not known to have begun what they are at.
@@ -123,7 +125,7 @@ struct Class {
     open: Option<usize>,
     brief: Option<usize>,
     /// In the order in which [`Index::change`] has them.
-    flags: [bool; 7],
+    flags: [bool; 8],
 }
 
 impl Index {
@@ -136,6 +138,7 @@ impl Index {
         }
         let sets = [
             &mut self.awake,
+            &mut self.lagging,
             &mut self.behind,
             &mut self.unbegun,
             &mut self.beginning,
@@ -288,6 +291,7 @@ impl Seats {
         let is_beginning = worker.is_some_and(Worker::is_beginning);
         let flags = [
             brief,
+            worker.is_some_and(|worker| worker.is_lagging && !worker.running.is_empty()),
             worker.is_some_and(|worker| worker.is_shared() && worker.has_more()),
             worker.is_some_and(Worker::may_not_begin),
             is_beginning,

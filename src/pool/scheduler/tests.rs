@@ -9,7 +9,7 @@ use crate::channel::{self, spsc};
 use crate::pool::chunk::Chunk;
 use crate::pool::group::Group;
 use crate::pool::options::Options;
-use crate::pool::side_channel::{SideOrders, SideResults};
+use crate::pool::side_channel::{SideOrders, SideResults, Unsent};
 use crate::process::entry;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
@@ -382,6 +382,93 @@ fn more_workers_are_called_in_when_brief_items_turn_out_long() {
     let orders = |(_, worker): (usize, &Worker)| worker.running.len();
     assert!(world.scheduler.seats.workers().map(orders).min() > Some(0), "they have their parts");
     world.finish();
+}
+
+impl World {
+    /// Lets a worker go on until it has nothing left to do.
+    fn run_worker(&mut self, seat: usize) {
+        while self.mocks[seat].as_mut().is_some_and(MockWorker::step) {}
+    }
+}
+
+#[test]
+fn results_whose_marks_are_wiped_are_found_though_the_pool_sleeps() {
+    let mut world = World::new(0);
+    world.act(Act::Apply);
+    world.run_worker(0);
+    // Damage.
+    assert_eq!(world.scheduler.board.take_marked(SEATS).count(), 1);
+    world.act(Act::Sleep);
+    for _ in 0..3 {
+        let Some(at) = world.scheduler.alert else { panic!("nothing would wake the driver") };
+        let wait = at.saturating_duration_since(world.now);
+        assert!(wait <= Duration::from_secs(1), "{wait:?}");
+        world.time(wait.as_millis() as u32 + 1);
+        if world.scheduler.out == 0 {
+            return;
+        }
+    }
+    panic!("it was not found: {}", world.unsettled());
+}
+
+#[test]
+fn an_elastic_pool_whose_only_worker_is_stopped_grows_and_the_item_goes_to_the_new_worker() {
+    let mut world = World::new(0);
+    world.act(Act::Resize(1, 1));
+    world.time(0);
+    world.act(Act::Resize(1, SEATS));
+    world.act(Act::Apply);
+    world.run_worker(0);
+    world.act(Act::Collect);
+    assert_eq!(world.scheduler.out, 0, "it takes orders");
+    // From here on it does nothing.
+    world.act(Act::Apply);
+    for _ in 0..10 {
+        world.time(6);
+        (1..SEATS).for_each(|seat| world.run_worker(seat));
+        world.act(Act::Collect);
+    }
+    assert_eq!(world.scheduler.out, 0, "{}", world.unsettled());
+}
+
+#[test]
+fn the_number_of_workers_kept_awake_stays_raised_while_one_still_lags() {
+    let mut world = World::new(0);
+    world.submit(12, 1, true, Options::default());
+    // It begins the first item, and does not get on.
+    let stuck = world.mocks[0].as_mut().unwrap();
+    assert!(stuck.step() && stuck.step());
+    world.time(3);
+    assert_eq!(world.scheduler.boost, 1);
+    for _ in 0..2 {
+        // The other does, but has more.
+        world.run_worker(1);
+        world.act(Act::Collect);
+        world.submit(6, 1, true, Options::default());
+        world.time(3);
+        assert!(world.scheduler.boost >= 1, "the first still lags");
+    }
+    world.finish();
+}
+
+#[test]
+fn what_is_cancelled_before_it_starts_does_not_count_as_given_to_its_worker() {
+    let mut world = World::new(0);
+    world.act(Act::Chunk);
+    world.act(Act::Cancel);
+    assert!(world.scheduler.seats.workers().all(|(_, worker)| worker.given == 0));
+}
+
+#[test]
+fn what_cannot_be_sent_does_not_count_as_given_to_its_worker() {
+    let mut world = World::new(0);
+    world.act(Act::Apply);
+    let (_, worker) = world.scheduler.seats.workers().find(|(_, worker)| worker.given == 1).unwrap();
+    let (side_orders, number) = (worker.side_orders.clone(), worker.running[0].number);
+    let unsent = Unsent { number, error: Error::other("it is too large"), is_final: false };
+    world.event(|scheduler, effects| scheduler.not_sent(&side_orders, &unsent, effects));
+    assert!(world.scheduler.seats.workers().all(|(_, worker)| worker.given == 0));
+    assert_eq!(world.scheduler.out, 0);
 }
 
 #[test]
