@@ -1,4 +1,4 @@
-//! Encoded results on their way back.
+//! Encoded results of consecutive items, on their way back to the caller.
 
 use crate::channel::spsc;
 use crate::error::{Error, ErrorKind, Result};
@@ -16,7 +16,7 @@ pub(super) struct Records {
     at: usize,
 }
 
-/// What came of some items with consecutive numbers.
+/// The results of some items with consecutive numbers.
 pub(super) enum ResultBatch {
     Records(Records),
     /// One that did not come through the ring: it is large, brings descriptors, or failed here.
@@ -55,7 +55,7 @@ impl ResultBatch {
         }
     }
 
-    /// How many items in it failed, as far as can be told without decoding.
+    /// How many items in it failed, as far as their tags show.
     pub(super) fn failures(&self) -> u32 {
         match self {
             ResultBatch::One(_, outcome) => u32::from(!matches!(outcome, Some(Ok((IS_VALUE, _))))),

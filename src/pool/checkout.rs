@@ -1,4 +1,4 @@
-//! One worker for a run of calls.
+//! A worker that is checked out of its pool for a run of calls.
 
 use super::engine::Handle;
 use super::flight::Ticket;
@@ -9,8 +9,9 @@ use crate::process::Function;
 use crate::process::function::{Arguments, captures_nothing};
 use std::sync::Arc;
 
-/// One worker that nobody else uses; made by [`Pool::checkout`](crate::Pool::checkout). Dropping it gives the worker
-/// back, with whatever state the calls have left in it.
+/// A worker that only this value uses; made by [`Pool::checkout`](crate::Pool::checkout).
+///
+/// Dropping it gives the worker back to the pool, with whatever state its calls have left in it. A call that has not reached the worker by then fails with kind `ProcessDied`.
 pub struct Checkout {
     pool: Arc<Handle>,
     number: u64,
@@ -22,13 +23,13 @@ impl Checkout {
     pub(super) async fn take(pool: Arc<Handle>) -> Result<Self> {
         let ticket = Ticket::of(&pool, 0)?;
         let number = pool.shared().new_checkout();
-        // Made first: whoever drops this half way gives the worker back.
+        // Made first: a drop of this future then gives the worker back.
         let checkout = Self { pool, number, _ticket: ticket };
         Call::of(checkout.pool.clone(), || (), ()).checked_out(number, true).await?;
         Ok(checkout)
     }
 
-    /// Runs `f(args..)` on this worker when awaited, as [`Pool::apply`](crate::Pool::apply) does on any.
+    /// Runs `f(args..)` on this worker when awaited. Dropping the call cancels it.
     ///
     /// # Errors
     /// As [`Pool::apply`](crate::Pool::apply), and `ProcessDied` for each call after the worker has ended.

@@ -1,4 +1,4 @@
-//! Encoded items on their way out.
+//! Encoded items that travel together, on their way to a worker.
 
 use crate::channel::spsc;
 use crate::wire::{Attachment, EncodedMessage};
@@ -20,7 +20,7 @@ pub(super) struct Chunk {
     pub(super) queued: Option<Instant>,
     /// Since when it waits, if it has not found a worker at once.
     pub(super) handed: Option<Instant>,
-    /// Its wait is in the figures: what is taken back and given again has waited once.
+    /// Its wait is in the figures: a chunk that is taken back and given again has waited once.
     pub(super) has_waited: bool,
 }
 
@@ -81,7 +81,7 @@ impl Chunk {
     }
 
     fn cut(&self, (from, to): (u32, u32), bytes: Range<usize>) -> Self {
-        // What went through a pipe is shared, not copied.
+        // Bytes that went through a pipe are shared, not copied.
         let (body, sent) = match &self.sent {
             Some(sent) => (Vec::new(), Some(sent.slice(bytes))),
             None => (self.body[bytes].to_vec(), None),

@@ -28,9 +28,9 @@ use std::time::Duration;
 #[derive(Default)]
 pub struct PoolBuilder {
     config: Config,
-    /// What an argument of the initializer or the finalizer had to say.
+    /// An argument of the initializer or the finalizer that could not be encoded.
     failed: Option<Error>,
-    /// What executes the items, if that is not worker processes.
+    /// The executor of the items, if that is not worker processes.
     start: Option<Start>,
     /// The options that were set and are about worker processes.
     of_workers: Vec<&'static str>,
@@ -43,12 +43,12 @@ pub(super) struct Config {
     pub(super) idle_timeout: Duration,
     pub(super) start_method: StartMethod,
     pub(super) initializer: Option<Task>,
-    /// What the initializer's report says.
+    /// Reads the initializer's report.
     pub(super) read_initialized: fn(Parcel) -> Result<()>,
     /// From a worker's start to the end of its initializer.
     pub(super) initializer_timeout: Option<Duration>,
     pub(super) finalizer: Option<Task>,
-    /// From a worker's last item, or from when it was told to go, to its end.
+    /// From a worker's last item, or from when it was asked to end, to its end.
     pub(super) exit_timeout: Duration,
     pub(super) max_tasks_per_worker: Option<usize>,
     /// A worker's share is up to this much smaller than the most.
@@ -61,7 +61,7 @@ pub(super) struct Config {
     pub(super) variables: Vec<(OsString, OsString)>,
     /// Items that may wait; see [`PoolBuilder::max_waiting`].
     pub(super) max_waiting: Option<usize>,
-    /// What was asked to stop may finish within this; then its worker is killed.
+    /// How long an item that was asked to stop may go on before its worker is killed.
     pub(super) grace: Duration,
     /// How much of a dead worker's stderr its error quotes; with 0 the stream is not touched.
     pub(super) stderr_lines: usize,
@@ -118,7 +118,7 @@ impl Config {
     }
 }
 
-/// How many workers a pool has: a number, or a range from the least to the most.
+/// A number of workers, or a range from the least to the most.
 ///
 /// ```
 /// use multiprocess::{self as mp, Pool};
@@ -129,7 +129,7 @@ impl Config {
 /// # Ok(()) }) }
 /// ```
 pub trait Workers {
-    /// From the least to the most.
+    /// Returns the least and the most number of workers.
     fn range(self) -> RangeInclusive<usize>;
 }
 
@@ -158,8 +158,10 @@ pub(super) fn checked(workers: impl Workers) -> Result<RangeInclusive<usize>> {
 }
 
 impl PoolBuilder {
-    /// How many workers, 4096 at most; by default [`cpu_count`]. With a range, such as `1..=8`, they come as they are needed, all
-    /// at once if need be, and go when they have idled for the [`idle_timeout`](Self::idle_timeout).
+    /// Sets how many workers there are, at most 4096. By default [`cpu_count`].
+    ///
+    /// With a range such as `1..=8`, workers start when they are needed, all at once if need be, and end when they have been idle for the
+    /// [`idle_timeout`](Self::idle_timeout).
     #[must_use]
     pub fn workers(mut self, workers: impl Workers) -> Self {
         self.of_workers.push("workers");
@@ -167,7 +169,7 @@ impl PoolBuilder {
         self
     }
 
-    /// How long a worker beyond the least number may idle before it ends; by default 30 s.
+    /// Ends a worker beyond the least number once it has been idle for `timeout`. By default 30 s.
     #[must_use]
     pub fn idle_timeout(mut self, timeout: Duration) -> Self {
         self.of_workers.push("idle_timeout");
@@ -175,8 +177,8 @@ impl PoolBuilder {
         self
     }
 
-    /// Makes the share of [`max_tasks_per_worker`](Self::max_tasks_per_worker) of each worker up to `tasks` smaller, so
-    /// that they are not all replaced at once; by default 0.
+    /// Lowers the [`max_tasks_per_worker`](Self::max_tasks_per_worker) of each worker by up to `tasks`, so that they are not all replaced at once.
+    /// By default 0.
     #[must_use]
     pub fn tasks_jitter(mut self, tasks: usize) -> Self {
         self.of_workers.push("tasks_jitter");
@@ -184,8 +186,7 @@ impl PoolBuilder {
         self
     }
 
-    /// Replaces a worker that is older than `age`, between two tasks; up to a tenth earlier, so that they do not all
-    /// go at once. By default never.
+    /// Replaces a worker that is older than `age`, between two items; up to a tenth earlier, so that they are not all replaced at once. By default never.
     #[must_use]
     pub fn max_age(mut self, age: Duration) -> Self {
         self.of_workers.push("max_age");
@@ -193,7 +194,7 @@ impl PoolBuilder {
         self
     }
 
-    /// Replaces a worker that has more than `bytes` in memory after a task. By default never.
+    /// Replaces a worker that has more than `bytes` in memory after an item. By default never.
     #[must_use]
     pub fn recycle_above(mut self, bytes: u64) -> Self {
         self.of_workers.push("recycle_above");
@@ -201,9 +202,10 @@ impl PoolBuilder {
         self
     }
 
-    /// Limits the address space of each worker to `bytes`: an allocation beyond fails there, and usually aborts it; the item
-    /// then fails with kind [`MemoryLimit`](crate::ErrorKind::MemoryLimit), or is retried. (The hard limit is 64 MiB more,
-    /// for what a panic has to say.)
+    /// Limits the address space of each worker to `bytes`.
+    ///
+    /// An allocation beyond that fails in the worker, and usually aborts it: its item then fails with kind
+    /// [`MemoryLimit`](crate::ErrorKind::MemoryLimit), or is retried. The hard limit is 64 MiB higher, for the text of a panic.
     #[must_use]
     pub fn memory_limit(mut self, bytes: u64) -> Self {
         self.of_workers.push("memory_limit");
@@ -211,7 +213,7 @@ impl PoolBuilder {
         self
     }
 
-    /// Limits how many descriptors each worker may have.
+    /// Limits how many file descriptors each worker may have open.
     #[must_use]
     pub fn descriptor_limit(mut self, descriptors: u64) -> Self {
         self.of_workers.push("descriptor_limit");
@@ -219,7 +221,7 @@ impl PoolBuilder {
         self
     }
 
-    /// The nice value of the workers, from -20 to 19; less than this process's needs a privilege.
+    /// Sets the nice value of the workers, from -20 to 19. A lower one than this process's needs a privilege.
     #[must_use]
     pub fn nice(mut self, nice: i32) -> Self {
         self.of_workers.push("nice");
@@ -227,7 +229,7 @@ impl PoolBuilder {
         self
     }
 
-    /// Ties the workers to these CPUs, in turn.
+    /// Binds the workers to these CPUs, in turn.
     #[must_use]
     pub fn cpus(mut self, cpus: impl IntoIterator<Item = usize>) -> Self {
         self.of_workers.push("cpus");
@@ -243,7 +245,7 @@ impl PoolBuilder {
         self
     }
 
-    /// How workers are started; by default through the fork server.
+    /// Sets how workers are started. By default through the fork server.
     #[must_use]
     pub fn start_method(mut self, method: StartMethod) -> Self {
         self.of_workers.push("start_method");
@@ -251,8 +253,9 @@ impl PoolBuilder {
         self
     }
 
-    /// Runs `f(args..)` first in every worker. If it panics or returns `Err`, the pool is of no use, and everything
-    /// asked of it fails and says why.
+    /// Runs `f(args..)` first in every worker.
+    ///
+    /// If it panics or returns `Err`, the pool is [`broken`](crate::Pool::broken): all calls fail with that reason.
     #[must_use]
     pub fn initializer<F, A, M>(mut self, f: F, args: A) -> Self
     where
@@ -267,9 +270,10 @@ impl PoolBuilder {
         self
     }
 
-    /// Runs `f(args..)` last in every worker that ends in order: at the end of the pool, or when it is replaced after
-    /// its share, and when the pool is dropped while it is at nothing. What it returns goes nowhere. One that is killed does
-    /// not run it.
+    /// Runs `f(args..)` last in every worker that ends in order.
+    ///
+    /// That is at the end of the pool, when the worker is replaced, and when the pool is dropped while the worker is idle. A worker that is killed does not
+    /// run it. What it returns is dropped.
     #[must_use]
     pub fn finalizer<F, A, M>(mut self, f: F, args: A) -> Self
     where
@@ -283,10 +287,8 @@ impl PoolBuilder {
         self
     }
 
-    /// Kills a worker whose [`initializer`](Self::initializer) has not ended within `timeout`, counted from the worker's
-    /// start. Another is started in its place, later each time; when several in a row have not come to anything, the
-    /// pool is [`broken`](crate::Pool::broken) and says so. Items wait meanwhile, for as long as their
-    /// [`queue_timeout`](crate::Call::queue_timeout) lets them. By default an initializer may take for ever.
+    /// Kills a worker whose [`initializer`](Self::initializer) has not ended within `timeout`, counted from the worker's start. By default it may
+    /// take for ever.
     ///
     /// ```
     /// use multiprocess::{self as mp, Pool};
@@ -299,6 +301,9 @@ impl PoolBuilder {
     /// assert!(error.to_string().contains("did not end within 20ms"), "{error}");
     /// # Ok(()) }) }
     /// ```
+    ///
+    /// Another worker is started in its place, later each time; after several in a row the pool is [`broken`](crate::Pool::broken). Items wait
+    /// meanwhile, for as long as their [`queue_timeout`](crate::Call::queue_timeout) allows.
     #[must_use]
     pub fn initializer_timeout(mut self, timeout: Duration) -> Self {
         self.of_workers.push("initializer_timeout");
@@ -306,9 +311,7 @@ impl PoolBuilder {
         self
     }
 
-    /// Kills a worker that is to end and does not within `timeout`, counted from its last item, or from when it was told
-    /// if it had none: its [`finalizer`](Self::finalizer), its initializer or the destructor of some `static` hangs. No
-    /// item is touched; [`PoolStats::late`](crate::PoolStats::late) counts them, and a warning goes to `tracing`. By default 30 s.
+    /// Kills a worker that is to end and does not within `timeout`. By default 30 s.
     ///
     /// ```
     /// use multiprocess::{self as mp, Pool};
@@ -322,6 +325,10 @@ impl PoolBuilder {
     /// assert_eq!(pool.stats().late, 1);
     /// # Ok(()) }) }
     /// ```
+    ///
+    /// The time counts from the worker's last item, or, if it is idle, from when it is asked to end. A worker exceeds it when its
+    /// [`finalizer`](Self::finalizer), its initializer or the destructor of a `static` hangs. No item is touched;
+    /// [`PoolStats::late`](crate::PoolStats::late) counts such workers, and `tracing` has a warning.
     #[must_use]
     pub fn exit_timeout(mut self, timeout: Duration) -> Self {
         self.of_workers.push("exit_timeout");
@@ -329,15 +336,16 @@ impl PoolBuilder {
         self
     }
 
-    /// How long a task may go on that was asked to stop, because it was cancelled or overran its time, before its
-    /// worker is killed; by default 10 ms.
+    /// Sets how long an item that was asked to stop may go on before its worker is killed. By default 10 ms.
+    ///
+    /// Items are asked to stop when their call is cancelled or they overrun their timeout.
     #[must_use]
     pub fn grace(mut self, grace: Duration) -> Self {
         self.config.grace = grace;
         self
     }
 
-    /// Whether errors of panics have the stack; by default the workers' environment says. See
+    /// Sets whether errors of panics carry the backtrace. By default the workers' environment decides; see
     /// [`ProcessBuilder::backtraces`](crate::ProcessBuilder::backtraces).
     #[must_use]
     pub fn backtraces(mut self, keep: bool) -> Self {
@@ -346,12 +354,7 @@ impl PoolBuilder {
         self
     }
 
-    /// Has the error of a worker that died quote the last `lines` that it wrote to its stderr, up to 4 KiB.
-    ///
-    /// By default, and with 0, workers write to this process's own stderr, and nobody reads along. With this they
-    /// write into a pipe each, and the pool hands it on: one wake-up of this process per write, and what was written
-    /// appears here as soon as the pool's runtime gets to run. A worker that writes 64 KiB ahead of that waits. Its
-    /// stderr is then no terminal, so programs that ask leave out colours.
+    /// Has the error of a worker that died quote the last `lines` that it wrote to its stderr, up to 4 KiB. By default 0.
     ///
     /// ```
     /// use multiprocess::{self as mp, Pool};
@@ -365,6 +368,10 @@ impl PoolBuilder {
     /// assert!(error.to_string().ends_with("it last wrote:\nthe disk is on fire"));
     /// # Ok(()) }) }
     /// ```
+    ///
+    /// With 0, workers write to this process's own stderr. With more, each writes into a pipe, and the pool copies that here: one wake-up of this
+    /// process per write, once the pool's runtime gets to run. A worker that is 64 KiB ahead of that waits. Its stderr is then no terminal, so
+    /// programs that check leave out colours.
     #[must_use]
     pub fn keep_stderr(mut self, lines: usize) -> Self {
         self.of_workers.push("keep_stderr");
@@ -372,15 +379,7 @@ impl PoolBuilder {
         self
     }
 
-    /// Bounds how many items may wait for a worker: items that were handed in and that no worker has. By default any number may.
-    ///
-    /// With a bound a caller is held back when that many wait: [`apply`](crate::Pool::apply) and the result of
-    /// [`apply_async`](crate::Pool::apply_async) hand their item in once there is room, first come, first served, while they
-    /// are awaited; `map` and `imap` take no more from their source; and [`try_apply`](crate::Pool::try_apply) fails at once.
-    /// An item that waits for room has not been handed in: dropping its future forgets it, that of `apply_async` included,
-    /// and a [`queue_timeout`](crate::Call::queue_timeout) does not count yet. Chunks have no more items than may wait. The calls
-    /// of a [`Checkout`](crate::Checkout) and items that are tried again are not held back. A future that has waited for room and
-    /// is kept without being polled any more keeps its place: drop it.
+    /// Bounds how many items may wait for a worker. By default any number may.
     ///
     /// ```
     /// use multiprocess::{self as mp, ErrorKind, Pool};
@@ -400,13 +399,25 @@ impl PoolBuilder {
     /// pool.apply(slow, ()).await?; // waits for room, and then for its turn
     /// # Ok(()) }) }
     /// ```
+    ///
+    /// An item waits when it was handed in and no worker has it. While as many wait as may:
+    ///
+    /// - [`apply`](crate::Pool::apply), and the result of [`apply_async`](crate::Pool::apply_async), hand their item in once there is room,
+    ///   first come, first served, while they are awaited.
+    /// - `map` and `imap` take no more from their source.
+    /// - [`try_apply`](crate::Pool::try_apply) fails at once.
+    ///
+    /// An item that waits for room has not been handed in: dropping its future forgets it, even that of `apply_async`, and its
+    /// [`queue_timeout`](crate::Call::queue_timeout) does not count yet. A future that has waited for room and is kept without being polled
+    /// keeps its place; drop it instead. Chunks have no more items than may wait. Calls of a [`Checkout`](crate::Checkout) and retries
+    /// are not held back.
     #[must_use]
     pub fn max_waiting(mut self, items: usize) -> Self {
         self.config.max_waiting = Some(items);
         self
     }
 
-    /// Replaces a worker after so many tasks; by default never.
+    /// Replaces a worker after `tasks` items. By default never.
     #[must_use]
     pub fn max_tasks_per_worker(mut self, tasks: usize) -> Self {
         self.of_workers.push("max_tasks_per_worker");
@@ -421,7 +432,7 @@ impl PoolBuilder {
             .ok()
     }
 
-    /// All of it, if it can be, and what executes the items if that is not worker processes.
+    /// The configuration, checked, and the executor of the items if that is not worker processes.
     pub(super) fn config(self) -> Result<(Config, Option<Start>)> {
         if let Some(option) = self.of_workers.first().filter(|_| self.start.is_some()) {
             let text = format!(

@@ -1,5 +1,6 @@
-//! The one task of a pool: starts workers, hears of their ends, and keeps deadlines. It only ever sleeps when there is
-//! nothing of this to do, and results do not pass through it.
+//! The driver: the one task of a pool. It starts workers, waits for their exits and keeps deadlines.
+//!
+//! It sleeps as long as there is nothing of this to do. Results do not pass through it.
 
 use super::engine::Shared;
 use super::protocol::{Conditions, Contract};
@@ -18,7 +19,7 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use tokio::net::unix::pipe;
 
-/// Whatever ends the driver, nobody waits for ever.
+/// However the driver ends, no caller waits for ever.
 struct Driving {
     shared: Arc<Shared>,
     is_over: bool,
@@ -62,7 +63,7 @@ async fn run(shared: &Arc<Shared>) {
         }
         spawns.extend(step.spawns);
         if step.is_unneeded {
-            // What is preloaded may take its time.
+            // A preload may take its time.
             spawns.drain(..).for_each(|spawn: Spawn| shared.spawn_failed(&spawn, &Error::closed("pool")));
         }
         for spawn in if may_spawn { std::mem::take(&mut spawns) } else { Vec::new() } {
@@ -86,7 +87,7 @@ async fn run(shared: &Arc<Shared>) {
                 let is_kill = status.as_ref().is_ok_and(|status| status.signal() == Some(Signal::KILL.as_raw()));
                 let was_starved = is_kill && std::mem::replace(&mut starved, memory::oom_kills()) < starved;
                 shared.exited(seat, generation, &status, Circumstances { was_starved, last_words, cause });
-                // Whoever waited for it comes before the work of a replacement.
+                // The caller that waited for it goes first, then the work of a replacement.
                 tokio::task::yield_now().await;
             }
             done = &mut preloaded, if !may_spawn => {
@@ -101,7 +102,7 @@ async fn run(shared: &Arc<Shared>) {
     }
 }
 
-/// Waits for a worker's end; meanwhile hands on what it writes to a piped stderr, and keeps the last `lines` of that.
+/// Waits for a worker's end; meanwhile copies its piped stderr to ours, and keeps the last `lines` of it.
 async fn end_of(
     spawn: Spawn,
     mut process: Process<Result<()>>,
@@ -122,29 +123,29 @@ async fn end_of(
                     if ready.is_err() || !tail.take_in(&pipe, TURN, &mut std::io::stderr()) {
                         break exit.await;
                     }
-                    // Who writes without a break holds up neither deadlines nor others.
+                    // A worker that writes without a break delays neither deadlines nor other workers.
                     tokio::task::yield_now().await;
                 }
             }
         }
     };
-    // What it wrote before its end is there; whom else it gave its stderr may write on, to nobody.
+    // Everything that it wrote before its end is there. Processes that inherited its stderr may write on, unread.
     tail.take_in(&pipe, LARGEST_PIPE, &mut std::io::stderr());
     (spawn.seat, spawn.generation, status, tail.last(lines), process.cause())
 }
 
-/// The end of what a worker has written to its stderr.
+/// The end of a worker's stderr.
 #[derive(Default)]
 struct Tail(Vec<u8>);
 
 /// How much of a worker's stderr an error may quote.
 const TAIL: usize = 4096;
-/// As much of a stderr is handed on in one go: what a pipe holds by default.
+/// So much of a stderr is copied in one go: the default capacity of a pipe.
 const TURN: usize = 64 << 10;
 const LARGEST_PIPE: usize = 1 << 20;
 
 impl Tail {
-    /// Hands on to `ours` what is there, about `most` bytes of it; false at its end.
+    /// Copies to `ours` about `most` of the bytes that are there; false at the end of the pipe.
     fn take_in(&mut self, pipe: &pipe::Receiver, most: usize, ours: &mut impl Write) -> bool {
         let (mut bytes, mut taken) = ([0; TAIL], 0);
         while taken < most {
@@ -153,7 +154,7 @@ impl Tail {
                 Ok(count) => {
                     taken += count;
                     let said = bytes.get(..count).unwrap_or_default();
-                    // Without a stderr of our own there is nobody to tell.
+                    // Without a stderr of our own there is no place for it.
                     let _ = ours.write_all(said);
                     self.0.extend_from_slice(said);
                     self.0.drain(..self.0.len().saturating_sub(TAIL));

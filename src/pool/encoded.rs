@@ -1,5 +1,4 @@
-//! Items that arrive encoded, as an order of another pool's taker has them: run by this pool's workers, with results that
-//! stay encoded.
+//! Runs items that arrive encoded, such as an order of another pool's taker, on this pool's workers. Results stay encoded.
 
 use super::batch::ResultBatch;
 use super::chunk::Chunk;
@@ -38,7 +37,7 @@ pub(crate) struct EncodedItems {
 }
 
 impl EncodedItems {
-    /// Checks what a stranger may have sent: the function is one of this build and made for such arguments, and there are as
+    /// Checks items that a stranger may have sent: the function is one of this build and made for such arguments, and there are as
     /// many records as it says. The function's name.
     fn check(&self) -> Result<&'static str> {
         let label = self.call.label()?;
@@ -114,7 +113,7 @@ impl EncodedRun {
         Ok(Self { flight })
     }
 
-    /// The next results, in whatever order they come; `None` after the last.
+    /// The next results, in any order; `None` after the last.
     pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<EncodedResults>> {
         self.flight.poll_next(0, cx).map(|batch| batch.map(|batch| self.encode(batch)))
     }

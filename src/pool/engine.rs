@@ -1,8 +1,13 @@
-//! The scheduler's lock, and what is done once it is free: callers are woken, large orders sent.
+//! The scheduler's lock, and the work that is left once it is released: wake callers, send large orders.
 //!
-//! No user code runs under the lock and nothing is decoded there. Whoever has a reason to drives the scheduler: a caller
-//! that submits gives the order itself, a caller that waits collects results itself, the bell collects them when nobody
-//! looks, and the driver does the rest: exits, deadlines, replacements.
+//! No user code runs under the lock, and nothing is decoded there. Each party drives the scheduler for its own purpose:
+//!
+//! | who | does |
+//! |---|---|
+//! | a caller that submits | gives the order to a worker |
+//! | a caller that waits | collects results, its own and those of others |
+//! | the reaction to the doorbell | collects results while no caller looks for them |
+//! | the driver | handles exits, deadlines and replacements |
 
 use super::batch::ResultBatch;
 use super::chunk::Chunk;
@@ -29,13 +34,13 @@ use std::time::Duration;
 use tokio::runtime;
 use tokio::sync::{Notify, watch};
 
-/// What all who drive a pool share.
+/// The state that all parties of a pool share.
 pub(super) struct Shared {
     pub(super) config: Arc<Config>,
     scheduler: Mutex<Scheduler>,
     pub(super) board: Arc<Board>,
     alarm: OnceLock<Arc<WaitQueue>>,
-    /// What executes the items of a pool without worker processes.
+    /// The executor of a pool without worker processes.
     taker: OnceLock<Arc<dyn Taker>>,
     /// How many orders can be executed at the same time, of items that take a while and of such as are over soon.
     slots: [AtomicUsize; 2],
@@ -77,7 +82,7 @@ impl Shared {
         let weak = Arc::downgrade(&shared);
         let react = move || weak.upgrade().into_iter().for_each(|shared| shared.answer());
         let alarm = shared.board.alarm(react).map_err(failed)?;
-        // From now on this runtime answers the bell, also for callers who have none.
+        // From now on this runtime reacts to the doorbell, also for callers without a runtime.
         alarm.arm().map_err(failed)?;
         alarm.disarm();
         let _ = shared.alarm.set(alarm);
@@ -176,7 +181,7 @@ impl Shared {
     ) -> usize {
         match self.config.max_waiting {
             Some(_) if group.is_bounded() => {
-                // Cloned and dropped without the lock: a waker is somebody else's code.
+                // Cloned and dropped without the lock: a waker is foreign code.
                 let mut waker = waker.cloned();
                 let room = self.scheduler().room_wanted(wanted, ticket, &mut waker);
                 drop(waker);
@@ -193,7 +198,7 @@ impl Shared {
         }
     }
 
-    /// Whoever had `ticket` waits for room no longer.
+    /// The caller with `ticket` waits for room no longer.
     pub(super) fn leave_line(&self, ticket: u64) {
         let waker = self.event(|scheduler, _| scheduler.room_not_wanted(ticket));
         drop(waker);
@@ -204,7 +209,7 @@ impl Shared {
         self.event(|scheduler, effects| scheduler.submitted(group, chunks, effects));
     }
 
-    /// What executes the items, if that is not worker processes.
+    /// The executor of the items, if that is not worker processes.
     pub(super) fn taker(&self) -> Option<&Arc<dyn Taker>> {
         self.taker.get()
     }
@@ -253,7 +258,7 @@ impl Shared {
         self.event(Scheduler::results_arrived)
     }
 
-    /// The same for who does so again and again: not if somebody else is at it.
+    /// The same for a caller that spins: returns at once if another thread has the lock.
     #[inline]
     pub(super) fn try_pump(&self) {
         let Ok(mut scheduler) = self.scheduler.try_lock() else { return };
@@ -267,13 +272,13 @@ impl Shared {
 
     /// The bell has rung, or may have.
     fn answer(&self) {
-        // Who was woken sees to itself.
+        // A caller that was woken looks for itself.
         if self.pump() {
             self.arm_alarm();
         }
     }
 
-    /// Sees to it that results which nobody looks for are received of.
+    /// Arms the alarm, so that results are noticed while no caller spins.
     pub(super) fn arm_alarm(&self) {
         if self.out.load(Acquire) == 0 || !self.has_processes() {
             return;
@@ -282,11 +287,11 @@ impl Shared {
             // Without a runtime here that of the pool answers.
             let _ = alarm.arm();
         }
-        // What came before is for us; of what comes later the alarm tells.
+        // Results that came before are found here; later ones ring the alarm.
         self.event(Scheduler::about_to_sleep);
     }
 
-    /// The same for who has many quick items out: it need not hear of results before a worker begins its last order.
+    /// The same for a caller with many quick items out, which needs no notice before a worker begins its last order.
     pub(super) fn arm_alarm_for_bulk(&self) {
         if let Some(alarm) = self.alarm.get() {
             let _ = alarm.arm();
@@ -294,7 +299,7 @@ impl Shared {
         self.event(Scheduler::about_to_sleep_in_bulk);
     }
 
-    /// Whether to collect results now, for who has many quick items out.
+    /// Whether to collect results now, for a caller with many quick items out.
     pub(super) fn should_collect(&self) -> bool {
         self.scheduler().should_collect()
     }
@@ -310,7 +315,7 @@ impl Shared {
     /// From now on there are so many workers.
     pub(super) fn resize(&self, workers: RangeInclusive<usize>) {
         self.slots_changed(|scheduler, effects| scheduler.resized(workers, effects));
-        // Whoever waits for an earlier resize is to see that this one has come.
+        // Callers that wait for an earlier resize are to see this one.
         self.running.send_modify(|running| *running = self.scheduler().alive());
     }
 
@@ -327,7 +332,7 @@ impl Shared {
         self.scheduler().most_workers()
     }
 
-    /// Takes nothing more and gives up what has not started: how many items that is.
+    /// Takes nothing more and gives up all items that have not started. Returns how many those are.
     pub(super) fn shut(&self) -> usize {
         self.event(Scheduler::shut)
     }
@@ -346,7 +351,7 @@ impl Shared {
         self.scheduler().unsettled()
     }
 
-    /// What the driver has to do now.
+    /// The work of the driver now.
     pub(super) fn step(&self) -> Step {
         let step = self.event(Scheduler::time_passed);
         self.publish_count();
@@ -384,14 +389,14 @@ impl Shared {
         self.event(|scheduler, effects| scheduler.exited(seat, generation, status, end, effects));
     }
 
-    /// Nobody drives any more: all is over, or the runtime that the driver ran on has ended.
+    /// The driver has ended: all is over, or its runtime has ended.
     pub(super) fn abandon(&self, is_over: bool) {
         self.event(|scheduler, effects| scheduler.abandoned(is_over, effects));
         self.publish_count();
     }
 }
 
-/// Ends the pool with its last holder: `Pool`s and what they returned.
+/// Ends the pool with its last holder: `Pool`s, and the calls and results that they returned.
 pub(super) struct Handle {
     shared: Arc<Shared>,
     runtime: runtime::Handle,

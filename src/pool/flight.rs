@@ -1,4 +1,4 @@
-//! The items of one call in flight: pulled from their source as far ahead as is good, and watched for until they come.
+//! The items of one call in flight: pulled from their input as far ahead as is useful, and waited for.
 
 use super::batch::ResultBatch;
 use super::chunk::Chunk;
@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Instant;
 
-/// What is to be called.
+/// The function to call.
 #[derive(Clone, Copy)]
 pub(super) struct Target {
     pub(super) call: entry::Call,
@@ -32,7 +32,7 @@ impl Target {
     }
 }
 
-/// What was asked for while the pool was open: `close` lets it complete. Dropped, nothing more is added under it.
+/// A call made while the pool was open, which `close` lets complete. Dropped, it adds no more items.
 pub(super) struct Ticket(Arc<Shared>);
 
 impl Ticket {
@@ -56,12 +56,12 @@ pub(super) struct Flight {
     input: Option<(Box<dyn Input>, Ticket)>,
     /// The place in line for room, if the pool lets only so many items wait and has none now.
     place: Option<u64>,
-    /// What the source itself had to say, in the place of an item.
+    /// The source's own error, in the place of an item.
     failed: Option<(u64, Error)>,
     pulled: u64,
     returned: u64,
     spinner: Spinner,
-    /// Since when there is progress, if somebody wants to know.
+    /// When the call began, if progress is reported.
     began: Option<Instant>,
 }
 
@@ -105,7 +105,7 @@ impl Flight {
         }
         let options = &self.group.options;
         let (limits, first_attempt) = (options.limits, options.first_attempt);
-        // How many there are may change meanwhile; whoever waits is then woken.
+        // Their number may change meanwhile; waiting callers are then woken.
         let workers = self.pool.shared().slots(self.group.is_brief());
         let mut chunks = Vec::new();
         while let Some((input, _)) = &mut self.input {
@@ -113,7 +113,7 @@ impl Flight {
             let in_flight = (self.pulled - self.returned) as usize;
             let is_enough = in_flight + held >= workers * size * CHUNKS_AHEAD;
             if is_enough || in_flight > 0 && self.group.items().bytes >= BYTES_AHEAD {
-                // A place in line whose turn has come is somebody else's now.
+                // A place in line whose turn has come goes to the next caller.
                 self.leave_line();
                 break;
             }
@@ -122,7 +122,7 @@ impl Flight {
                 (0, remaining) if remaining > 0 => size.min((remaining / (2 * workers)).max(1)),
                 _ => size,
             };
-            // Who only tries does not stay in line.
+            // A caller that only tries does not stay in line.
             let waker = Some(cx.waker()).filter(|waker| !waker.will_wake(Waker::noop()));
             let most = self.pool.shared().reserve(&self.group, most, &mut self.place, waker);
             if most == 0 {
@@ -180,7 +180,7 @@ impl Flight {
         }
     }
 
-    /// The next outcomes in whatever order; `None` after the last. `held` outcomes are waiting for their turn.
+    /// The next outcomes in any order; `None` after the last. `held` outcomes wait for their turn.
     pub(super) fn poll_next(&mut self, held: usize, cx: &mut Context<'_>) -> Poll<Option<ResultBatch>> {
         if let Err(error) = check_forked() {
             return Poll::Ready(Some(ResultBatch::failed(0, error)));
@@ -191,10 +191,10 @@ impl Flight {
         coop.made_progress();
         self.spinner = Spinner::default();
         if let Some(batch) = &next {
-            // What the source had to say counts for no item.
+            // The source's own error is no item.
             self.returned = (self.returned + u64::from(batch.count())).min(self.pulled);
             self.report_progress(batch);
-            // Who takes its time with slow items may leave others waiting for what comes meanwhile.
+            // A caller that takes its time with slow items may leave other callers waiting for results that come meanwhile.
             let others = self.pool.shared().out() > self.group.items().out;
             if others || self.in_flight() > 0 && !self.group.is_quick() {
                 self.pool.shared().arm_alarm();
@@ -230,7 +230,7 @@ impl Flight {
         }
         let (shared, group) = (self.pool.shared(), &self.group);
         if !shared.has_processes() {
-            // Whoever settles an item wakes us.
+            // The taker wakes us when it settles an item.
             return group.take_done_or_wait(cx).map_or(Poll::Pending, |batch| Poll::Ready(Some(batch)));
         }
         let Some(alarm) = shared.alarm() else { return Poll::Pending };
@@ -251,10 +251,10 @@ impl Flight {
         if let Some(batch) = attempt() {
             return Poll::Ready(Some(batch));
         }
-        // Who looks need not be woken. But others must not depend on our being polled.
+        // A caller that spins need not be woken. But other callers must not depend on our being polled.
         if shared.out() <= group.items().out {
             alarm.disarm();
-            // Who came, armed it and went to sleep in between is seen now.
+            // A caller that came, armed it and went to sleep in between is seen now.
             if shared.out() > group.items().out {
                 shared.arm_alarm();
             }
@@ -276,7 +276,7 @@ impl Flight {
         }
     }
 
-    /// Whether it is worth more to leave the CPU to the workers than to look at what they do.
+    /// Whether it is better to leave the CPU to the workers than to spin.
     fn is_bulk(&self) -> bool {
         let chunk = self.group.chunk_size();
         if chunk < BULK || !self.group.is_bulk() {
@@ -291,7 +291,7 @@ impl Flight {
         self.input.is_some()
     }
 
-    /// Nobody waits for it any more: what runs is stopped, and what was not handed in never is.
+    /// The caller does not wait any more: items that run are stopped, and items that were not handed in never are.
     pub(super) fn cancel(&self) {
         self.pool.shared().cancel(&self.group);
         if let Some(place) = self.place {
@@ -299,7 +299,7 @@ impl Flight {
         }
     }
 
-    /// Lets go of what was handed in.
+    /// Lets the items that were handed in go on alone.
     pub(super) fn detach(&mut self) {
         self.returned = self.pulled;
     }

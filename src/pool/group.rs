@@ -1,4 +1,4 @@
-//! The items of one call: packed into chunks on their way out, in batches of results on their way back.
+//! The items of one call, as the scheduler has them: chunks that wait, results that have come, and how long an item takes.
 
 use super::batch::ResultBatch;
 use super::chunk::Chunk;
@@ -23,7 +23,7 @@ pub(super) struct Group {
     pub(super) call: entry::Call,
     pub(super) label: &'static str,
     pub(super) options: Options,
-    /// Who hears what the items tell `tracing`.
+    /// The span and subscriber that get the items' traces.
     pub(super) caller: Option<Arc<Caller>>,
     items: Mutex<Items>,
     /// How long an item takes, smoothed; 0 while unknown.
@@ -73,9 +73,9 @@ pub(super) struct Items {
     waker: Option<Waker>,
     /// Whether the pool's queue lists this group.
     pub(super) is_queued: bool,
-    /// Nobody waits for the rest any more.
+    /// Its caller does not wait for the rest any more.
     pub(super) is_cancelled: bool,
-    /// Somebody sees to it that nothing of it waits for too long.
+    /// A timer watches the `queue_timeout` of its items.
     pub(super) is_watched: bool,
     /// Items that wait before they are tried again.
     pub(super) resting: usize,
@@ -158,7 +158,7 @@ impl Group {
         self.options.checkout == 0
     }
 
-    /// What goes before the items of `chunk` in an order; `grace` is that of the pool.
+    /// The header of an order with `chunk`; `grace` is that of the pool.
     pub(super) fn header(&self, chunk: &Chunk, grace: Duration) -> [u8; Header::LEN] {
         let (call, attempt) = (self.call, chunk.attempt);
         let limit = self.options.timeout.map(|timeout| {
@@ -218,7 +218,7 @@ impl Group {
         }
     }
 
-    /// Whether items are so quick that each is worth less than a look for it: who has many of them out sleeps until there
+    /// Whether it has many items, each too short to be waited for one by one: its caller sleeps until there
     /// is room for more.
     pub(super) fn is_bulk(&self) -> bool {
         (1..=BULK_NS).contains(&self.item_ns.load(Relaxed))
@@ -234,8 +234,8 @@ impl Group {
         self.item_ns.store(ns.max(least), Relaxed);
     }
 
-    /// Hands a batch to whoever waits; the waker is called without any lock held, and comes with how many items are still
-    /// out. What was cancelled is dropped.
+    /// Hands a batch to the caller; its waker is called without any lock held, and comes with how many items are still
+    /// out. Results of a cancelled call are dropped.
     #[must_use]
     pub(super) fn deliver(&self, batch: ResultBatch) -> Option<(Waker, usize)> {
         let mut items = self.items();
@@ -271,8 +271,8 @@ impl Group {
         waker.into_iter().for_each(Waker::wake);
     }
 
-    /// The one item there is was cancelled, and says so unless an outcome is there. One that was announced is not: what is
-    /// fetched from now on is nobody's.
+    /// The only item was cancelled, and fails unless an outcome is there. An announced one does not count: a result that is
+    /// fetched from now on is dropped.
     pub(super) fn settle_cancelled(&self) {
         let mut items = self.items();
         if !items.done.is_empty() {
@@ -284,7 +284,7 @@ impl Group {
         waker.into_iter().for_each(Waker::wake);
     }
 
-    /// The waker of whoever waits for this call's results, to be woken for another reason.
+    /// The waker of this call's caller, to be woken for another reason than a result.
     pub(super) fn take_waker(&self) -> Option<Waker> {
         self.items().waker.take()
     }
@@ -314,7 +314,7 @@ impl Group {
         }
     }
 
-    /// Takes what is done, or has `cx` woken when something is.
+    /// Takes a batch that is done, or has `cx` woken when one is.
     pub(super) fn take_done_or_wait(&self, cx: &Context<'_>) -> Option<ResultBatch> {
         let mut waker = None;
         loop {
@@ -328,7 +328,7 @@ impl Group {
             if items.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
                 return None;
             }
-            // Cloned and dropped without a lock: a waker is somebody else's code.
+            // Cloned and dropped without a lock: a waker is foreign code.
             let Some(waker) = waker.take() else {
                 drop(items);
                 waker = Some(cx.waker().clone());

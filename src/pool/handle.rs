@@ -1,4 +1,4 @@
-//! What a caller awaits. Encoding and decoding happen here, in the caller's task.
+//! The futures and streams that callers await. Encoding and decoding happen here, in the caller's task.
 
 use super::batch::ResultBatch;
 use super::engine::Handle;
@@ -24,38 +24,39 @@ use tokio::sync::watch;
 macro_rules! options {
     ($name:ident) => {
         impl<R> $name<R> {
-            /// Asks an item that runs longer than `timeout`, counted from its start, to stop, and kills and replaces
-            /// its worker after the [`grace`](Self::grace); the item then fails with kind `Timeout`, others are not
-            /// touched. An item that ends later than that, by its worker's clock, fails so too, whenever the pool comes to
-            /// look. If a worker that has nothing else to do does not begin the item (it is stopped, or frozen), the time counts
-            /// from when it was handed to that worker; an idle worker takes it over before. Counted in real time: see [Timeouts](crate#timeouts).
+            /// Fails an item that runs longer than `timeout`, counted from its start, with kind `Timeout`.
+            ///
+            /// - The item is asked to stop, and its worker is killed and replaced after the [`grace`](Self::grace). Other items are not
+            ///   touched.
+            /// - The worker checks the time itself as well: an item that ends too late fails even if the pool looks later.
+            /// - If the worker does not begin the item although nothing is before it (it is stopped or frozen), the time counts from when
+            ///   the item was handed to it. An idle worker takes such an item over before that.
+            /// - The time is real time: see [Timeouts](crate#timeouts).
             pub fn timeout(mut self, timeout: Duration) -> Self {
                 self.stage.options().into_iter().for_each(|options| options.timeout = Some(timeout));
                 self
             }
 
-            /// Tries an item again, up to `retries` times, whose worker died or that overran its time.
+            /// Runs an item again, up to `retries` times, if its worker died or it overran its timeout. By default 0.
             pub fn retries(mut self, retries: u32) -> Self {
                 self.stage.options().into_iter().for_each(|options| options.retries = retries);
                 self
             }
 
-            /// Waits `first` before the first retry of an item, and twice as long before each further one; by default
-            /// not at all.
+            /// Waits `first` before the first retry of an item, and twice as long before each further one. By default not at all.
             pub fn back_off(mut self, first: Duration) -> Self {
                 self.stage.options().into_iter().for_each(|options| options.back_off = first);
                 self
             }
 
-            /// Fails an item with kind `Timeout` that has not started within `timeout`, counted from when it was handed
-            /// to the pool.
+            /// Fails an item with kind `Timeout` if it has not started within `timeout` after it was handed to the pool.
             pub fn queue_timeout(mut self, timeout: Duration) -> Self {
                 self.stage.options().into_iter().for_each(|options| options.queue_timeout = Some(timeout));
                 self
             }
 
-            /// How long an item may go on that was asked to stop; see [`current_task`](crate::current_task). By default
-            /// that of the pool.
+            /// Sets how long an item that was asked to stop may go on before its worker is killed. By default the
+            /// [`grace`](crate::PoolBuilder::grace) of the pool. An item asks for itself by [`current_task`](crate::current_task).
             pub fn grace(mut self, grace: Duration) -> Self {
                 self.stage.options().into_iter().for_each(|options| options.grace = Some(grace));
                 self
@@ -73,14 +74,15 @@ macro_rules! chunksize {
                 self
             }
 
-            /// How many items travel to a worker together; 0, the default, aims at about a millisecond of work.
+            /// Sets how many items travel to a worker together. With 0, the default, chunks aim at about a millisecond of work.
             pub fn chunksize(mut self, items: usize) -> Self {
                 self.stage.options().into_iter().for_each(|options| options.chunk = items);
                 self
             }
 
-            /// How far it is, from now on: changes as results arrive here, in order or not. To be asked for before it
-            /// runs; the channel closes with it.
+            /// Returns a channel that shows how far this is, and changes as results arrive here, in order or not.
+            ///
+            /// Ask for it before the first poll. The channel closes when this ends or is dropped.
             pub fn progress(&mut self) -> watch::Receiver<Progress> {
                 let (sender, receiver) = watch::channel(Progress::default());
                 self.stage.options().into_iter().for_each(|options| options.progress = Some(sender.clone()));
@@ -90,8 +92,7 @@ macro_rules! chunksize {
     };
 }
 
-/// One lazy call; made by [`Pool::apply`](crate::Pool::apply). Awaiting it runs it; dropping it cancels it: not yet
-/// begun, it never is; running, its worker is stopped and replaced.
+/// A call that runs when it is awaited; made by [`Pool::apply`](crate::Pool::apply).
 ///
 /// ```
 /// use multiprocess::{self as mp, Pool};
@@ -107,6 +108,10 @@ macro_rules! chunksize {
 /// assert_eq!(error.kind(), mp::ErrorKind::Timeout);
 /// # Ok(()) }) }
 /// ```
+///
+/// # Drop
+/// Cancels the call. If it has not begun it never does; if it runs it is asked to stop, and its worker is killed and replaced after
+/// the [`grace`](Self::grace).
 #[must_use = "a call runs when it is awaited"]
 pub struct Call<R> {
     stage: Stage,
@@ -274,8 +279,7 @@ impl<R> Again<R> {
     }
 }
 
-/// A call that already runs; made by [`Pool::apply_async`](crate::Pool::apply_async). Dropping it lets it go on, unless it still
-/// waits for room in a pool with [`max_waiting`](crate::PoolBuilder::max_waiting).
+/// The result of a call that already runs; made by [`Pool::apply_async`](crate::Pool::apply_async).
 ///
 /// ```
 /// use multiprocess::{self as mp, Pool};
@@ -286,6 +290,9 @@ impl<R> Again<R> {
 /// assert_eq!(one.await? + other.await?, 5);
 /// # Ok(()) }) }
 /// ```
+///
+/// # Drop
+/// Lets the call go on. Only a call that still waits for room, in a pool with [`max_waiting`](crate::PoolBuilder::max_waiting), is forgotten.
 pub struct AsyncResult<R> {
     stage: Stage,
     result: PhantomData<fn() -> R>,
@@ -309,7 +316,7 @@ impl<R> AsyncResult<R> {
         }
     }
 
-    /// Whether the result is there.
+    /// Returns whether awaiting this would return at once.
     pub fn ready(&self) -> bool {
         match &self.stage {
             Stage::Flying(flight) => flight.group.has_done(),
@@ -318,14 +325,15 @@ impl<R> AsyncResult<R> {
         }
     }
 
-    /// Cancels the call: if it has not begun it never does; if it runs its worker is stopped and replaced. The
-    /// result is then of kind `Cancelled`, unless it was there already.
+    /// Cancels the call. If it has not begun it never does; if it runs it is asked to stop, and its worker is killed after the grace.
+    ///
+    /// The result is then an error of kind `Cancelled`, unless it was there already.
     pub fn cancel(&self) {
         if let Stage::Flying(flight) = &self.stage
             && !flight.group.has_done()
         {
             flight.cancel();
-            // From here on nothing is delivered any more; what came before counts.
+            // From here on nothing is delivered any more; results that came before count.
             flight.group.settle_cancelled();
         }
     }
@@ -360,8 +368,7 @@ impl<R: DeserializeOwned + 'static> Future for AsyncResult<R> {
     }
 }
 
-/// All results in order; made by [`Pool::map`](crate::Pool::map). Awaiting it runs it; dropping it cancels the rest.
-/// The first item that fails is its error, and cancels the rest.
+/// All results of a call on many items, in order; made by [`Pool::map`](crate::Pool::map). Runs when it is awaited.
 ///
 /// ```
 /// use multiprocess::{self as mp, Pool};
@@ -371,6 +378,11 @@ impl<R: DeserializeOwned + 'static> Future for AsyncResult<R> {
 /// assert_eq!(squares, [1, 4, 9, 16]);
 /// # Ok(()) }) }
 /// ```
+///
+/// The first item that fails ends the map with its error, and cancels the rest.
+///
+/// # Drop
+/// Cancels what is left: items that have not begun never do, and items that run are asked to stop and then killed.
 #[must_use = "a map runs when it is awaited"]
 pub struct Map<R> {
     stage: Stage,
@@ -389,7 +401,7 @@ impl<R> Map<R> {
 }
 
 impl<R: DeserializeOwned + Unpin + 'static> Map<R> {
-    /// Adds what is in order; an error is that of an item.
+    /// Adds the results that are in order; an error is that of an item.
     fn take(&mut self, mut batch: ResultBatch) -> Result<()> {
         if batch.failures() > 0 {
             // Its error now, rather than when its turn comes.
@@ -418,7 +430,7 @@ impl<R: DeserializeOwned + Unpin + 'static> Future for Map<R> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
         loop {
-            // What waits for its turn does not hold up others: all of it is wanted.
+            // Results that wait for their turn count as taken: all of them are wanted.
             let taken = match ready!(this.stage.poll_next(0, cx)) {
                 Some(batch) => this.take(batch),
                 None => {
@@ -459,8 +471,7 @@ impl Early {
     }
 }
 
-/// All results in order, of items that already run; made by [`Pool::map_async`](crate::Pool::map_async). Dropping it
-/// lets them go on.
+/// All results of a map that already runs, in order; made by [`Pool::map_async`](crate::Pool::map_async).
 ///
 /// ```
 /// use multiprocess::{self as mp, Pool};
@@ -470,6 +481,9 @@ impl Early {
 /// assert_eq!(cubes.await?, [1, 8, 27]);
 /// # Ok(()) }) }
 /// ```
+///
+/// # Drop
+/// Lets the items go on.
 pub struct MapAsync<R>(tokio::task::JoinHandle<Result<Vec<R>>>);
 
 impl<R: DeserializeOwned + Send + Unpin + 'static> MapAsync<R> {
@@ -495,7 +509,7 @@ impl<R> Future for MapAsync<R> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let joined = ready!(Pin::new(&mut self.0).poll(cx));
-        // Nobody but the end of the pool's runtime cancels it.
+        // Only the end of the pool's runtime cancels it.
         Poll::Ready(joined.unwrap_or_else(|error| match error.is_cancelled() {
             true => Err(stranded()),
             false => Err(Error::other(error)),
@@ -503,9 +517,7 @@ impl<R> Future for MapAsync<R> {
     }
 }
 
-/// The results as a stream; made by [`Pool::imap`](crate::Pool::imap) and its like. Input is pulled as results are
-/// taken: a few batches per worker ahead, never more. An item that fails is an `Err` in the stream, which goes on.
-/// Dropping it cancels the rest.
+/// The results of a call on many items, as a stream; made by [`Pool::imap`](crate::Pool::imap) and its like.
 ///
 /// ```
 /// use futures::{StreamExt, TryStreamExt};
@@ -516,6 +528,15 @@ impl<R> Future for MapAsync<R> {
 /// assert_eq!(endless.take(3).try_collect::<Vec<_>>().await?, [1, 4, 9]);
 /// # Ok(()) }) }
 /// ```
+///
+/// An item that fails is an `Err` in the stream, which goes on.
+///
+/// # Waiting
+/// Items are taken from their source as results are taken from the stream: a few chunks per worker ahead, never more. A stream that is not
+/// polled keeps the results that have come, and takes no more items.
+///
+/// # Drop
+/// Cancels what is left, as the drop of a [`Map`].
 #[must_use = "a stream does nothing unless it is polled"]
 pub struct Results<R> {
     stage: Stage,

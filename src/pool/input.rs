@@ -1,4 +1,4 @@
-//! Where the items of a call come from: packed in the caller's task, as they will travel.
+//! The inputs of a call: sources whose items are encoded into chunks, in the caller's task.
 
 use super::chunk::Chunk;
 use crate::channel::spsc;
@@ -11,11 +11,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-/// What stopped a input from packing more.
+/// Why an input stopped packing.
 pub(super) enum Stop {
     /// The chunk is full.
     Full,
-    /// The next item is not there yet; whoever polls is woken when it is.
+    /// The next item is not there yet; the task that polls is woken when it is.
     NotYet,
     End,
     /// The item after those packed could not be encoded.
@@ -126,7 +126,7 @@ impl<N> Packer<N> {
     }
 }
 
-/// Runs a source's own code; what was packed before it panicked is kept.
+/// Runs a source's own code. If it panics, the items packed before are kept.
 fn guarded(chunk: &mut Chunk, fill: impl FnOnce(&mut Chunk) -> Stop) -> Stop {
     // A source that panicked is not asked again.
     catch_unwind(AssertUnwindSafe(|| fill(chunk))).unwrap_or_else(|payload| {

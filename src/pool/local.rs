@@ -1,4 +1,4 @@
-//! The taker of a pool within this process: a thread that executes what is queued, one item at a time.
+//! The taker of a pool within this process: a thread that executes orders, one item at a time.
 
 use super::taker::{Order, Orders, Taker};
 use crate::channel::spsc;

@@ -1,15 +1,18 @@
-//! Many workers, one task queue.
+//! Worker processes with one task queue.
 //!
 //! ```text
-//! pool.rs      Pool: apply, map, imap (public face)              config.rs    its options
-//! handle.rs    what callers await                                checkout.rs  one worker for a run of calls
-//! flight.rs    the items of one call: pulled, and watched for    input.rs     where they come from, packed into chunks
-//! driver.rs    the task that starts workers and keeps time       local.rs     the worker of a pool within this process
-//! engine.rs    the scheduler's lock, and what is done outside it
-//! scheduler/   the state machine: dispatch, results, deadlines, teardown, scaling
-//! group.rs     the items of one call, as the scheduler has them  side_channel.rs    what is large, beside the lanes
-//! worker.rs    the loop a child runs    task.rs  what a task can ask    protocol.rs  what they say to each other
-//! stats.rs     what a pool tells about itself    trace.rs  what tasks tell `tracing`
+//! pool.rs          Pool: apply, map, imap; the public face       config.rs    options of a pool
+//! handle.rs        futures and streams that callers await        options.rs   options of a call, its progress
+//! flight.rs        the items of one call, pulled and waited for  input.rs     sources of items
+//! chunk.rs         encoded items on their way out                batch.rs     encoded results on their way back
+//! group.rs         the items of one call, for the scheduler      side_channel.rs  large payloads, beside the lanes
+//! engine.rs        the scheduler's lock, and the work outside it scheduler/   the state machine
+//! driver.rs        starts workers, keeps time                    checkout.rs  one worker for a run of calls
+//! taker.rs         the seam for executors that are no workers    local.rs     a thread of this process as one
+//! encoded.rs       items and results that stay encoded
+//! worker.rs        the loop of a worker process                  task.rs      `current_task`
+//! protocol.rs      orders and contracts, as workers get them     trace.rs     spans and events of tasks
+//! stats.rs         figures of a pool                             retry.rs     failures that are tried again
 //! ```
 #![forbid(unsafe_code)]
 

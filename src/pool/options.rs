@@ -1,14 +1,14 @@
-//! What is asked of the items of one call, and how far they are.
+//! Options of one call, limits of chunks, and a call's progress.
 
 use super::protocol::Origin;
 use super::retry::Retry;
 use std::time::Duration;
 use tokio::sync::watch;
 
-/// What a caller may ask of each of its items.
+/// Options of each item of a call.
 #[derive(Clone)]
 pub(super) struct Options {
-    /// From an item's start; whoever overruns is asked to stop, and killed after the grace.
+    /// From an item's start. An item that overruns is asked to stop, and killed after the grace.
     pub(super) timeout: Option<Duration>,
     /// From the submission to the start.
     pub(super) queue_timeout: Option<Duration>,
@@ -18,7 +18,7 @@ pub(super) struct Options {
     pub(super) retry_on: Retry,
     /// How long the first retry waits; each further one twice as long.
     pub(super) back_off: Duration,
-    /// What was asked to stop may finish within this; then its worker is killed. `None` is the pool's own.
+    /// How long an item that was asked to stop may go on before its worker is killed. `None` is the pool's own.
     pub(super) grace: Option<Duration>,
     /// Items in a chunk; 0 is by measured time.
     pub(super) chunk: usize,
@@ -29,7 +29,7 @@ pub(super) struct Options {
     pub(super) progress: Option<watch::Sender<Progress>>,
     /// Those of the pool.
     pub(super) limits: ChunkLimits,
-    /// What the first item is called, and how often the items were tried before: those of an order from elsewhere.
+    /// The index of the first item, and how often the items were tried before: for an order from elsewhere.
     pub(super) first_index: u64,
     pub(super) first_attempt: u32,
     /// Of an order from another host: the call that it is of.
@@ -95,7 +95,7 @@ impl Default for Options {
 pub struct Progress {
     /// Items whose results have come, errors included.
     pub done: u64,
-    /// Items that are there, as far as the source tells by now.
+    /// Items known so far: those taken from the source, and those that its size hint promises.
     pub total: u64,
     /// Items that failed.
     pub failed: u64,

@@ -1,4 +1,4 @@
-//! What the pool and a worker say to each other.
+//! The messages between the pool and a worker.
 
 use crate::channel::lane;
 use crate::process::entry;
@@ -12,7 +12,7 @@ pub(super) struct Task {
     pub(super) arguments: EncodedMessage,
 }
 
-/// What comes first in an order; then the arguments of each item, as a ring of records would hold them.
+/// The header of an order. The arguments of each item follow, as a ring of records would hold them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Header {
     pub(super) call: entry::Call,
@@ -20,9 +20,9 @@ pub(super) struct Header {
     /// Microseconds that an item may take, its grace included; `None` is for ever. The start of one with a limit is noted,
     /// and instead of its result it has a record of kind [`LATE`] if it ends later.
     pub(super) limit: Option<u64>,
-    /// How much of what a task tells `tracing` is of interest; 0 is nothing.
+    /// The level of traces that is of interest; 0 is none.
     pub(super) level: u8,
-    /// Its items are so quick that their results are told of together; see [`lane::WorkerEnd::defer_notification`].
+    /// Its items are so quick that their results are notified of together; see [`lane::WorkerEnd::defer_notification`].
     pub(super) is_bulk: bool,
     /// Its results go to another host: what is or holds a handle cannot be one.
     pub(super) is_remote: bool,
@@ -47,7 +47,7 @@ impl Header {
             | u64::from(self.is_remote) << 5
             | u64::from(self.is_bulk) << 4
             | u64::from(self.level) << 1;
-        // What is never reached is no limit.
+        // A limit that is never reached is none.
         let limit = self.limit.unwrap_or(u64::MAX);
         let mut bytes = [0; Self::LEN];
         for (at, word) in bytes.chunks_exact_mut(8).zip([
@@ -81,13 +81,13 @@ impl Header {
 /// brings descriptors.
 pub(super) const IN_PIPE: u8 = 8;
 
-/// A record among the results that is none: what an item tells `tracing`.
+/// A record among the results that is none: a trace message of an item.
 pub(super) const TRACE: u8 = 4;
 
 /// A record that stands for the result of an item that ended after its limit, by the worker's own clock. It is empty.
 pub(super) const LATE: u8 = 5;
 
-/// What a worker is given at its birth.
+/// Everything that a worker gets when it starts.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Contract {
     pub(super) lane: lane::WorkerEnd,

@@ -1,6 +1,8 @@
-//! What is large goes through a pipe beside the lane, and never under the pool's lock, for a copy of many megabytes takes
-//! longer than others may be held up. Results lie in their pipe until somebody fetches them: their caller, at best. Orders
-//! are given under the lock, and sent by whoever has given them; their worker waits for them.
+//! The side channel of a worker: pipes beside its lane, for payloads that are large or bring descriptors.
+//!
+//! A copy of many megabytes takes longer than the pool's lock may be held, so none is made under it. A large result stays in its pipe until
+//! its caller fetches it, or, after a while, the driver. A large order is given under the lock and sent after it is released, by the same
+//! thread; its worker waits for it.
 
 use super::batch::ResultBatch;
 use crate::channel::lane::Marker;
@@ -12,12 +14,12 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::*, fence};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
-/// What comes from one worker beside its lane.
+/// Large results of one worker.
 pub(super) struct SideResults {
     pipe: Mutex<Receiver<EncodedMessage>>,
     /// Whose results lie in the pipe, in order.
     expected: Mutex<VecDeque<Expected>>,
-    /// What should have lain there was not, or could not be read: whoever writes there is to go.
+    /// A result was missing or could not be read: the worker is to be killed.
     is_damaged: AtomicBool,
     /// Has the pool look at this worker.
     marker: Marker,
@@ -64,7 +66,7 @@ impl SideResults {
         lock(&self.expected)
     }
 
-    /// What lies there before anything is expected: the initializer's report.
+    /// The first message: the initializer's report.
     pub(super) fn report(&self) -> Result<EncodedMessage> {
         lock(&self.pipe).try_recv()
     }
@@ -78,7 +80,7 @@ impl SideResults {
         self.expected().is_empty()
     }
 
-    /// Fetches all that lies there, for whomever; if somebody else is at it, that one sees to all of it.
+    /// Fetches all results that lie there, for all calls. If another thread is at it, that thread fetches them.
     pub(super) fn fetch(&self) {
         while !self.is_empty() {
             let mut pipe = match self.pipe.try_lock() {
@@ -96,15 +98,15 @@ impl SideResults {
     }
 }
 
-/// What goes to one worker beside its lane.
+/// Large orders for one worker.
 pub(super) struct SideOrders {
     seat: usize,
     pipe: Mutex<Sender<EncodedMessage>>,
-    /// Numbers of orders that were given, and what their worker waits for.
+    /// Orders that were given and not sent yet, by their numbers.
     waiting: Mutex<VecDeque<(u32, EncodedMessage)>>,
     /// How many those are, with the one that is being sent.
     count: AtomicUsize,
-    /// Somebody has come to send while another was at it.
+    /// Another thread wanted to send while one was at it.
     is_wanted: AtomicBool,
 }
 
@@ -160,7 +162,7 @@ impl SideOrders {
         !self.is_empty() && self.change(|waiting| waiting.iter().any(|(of, _)| *of == number))
     }
 
-    /// Sends what waits, as far as there is room; if somebody else is at it, that one does, or begins anew.
+    /// Sends waiting orders, as far as there is room. If another thread is at it, that thread sends them.
     #[must_use]
     pub(super) fn send(&self) -> Vec<Unsent> {
         let mut unsent = Vec::new();
@@ -183,7 +185,7 @@ impl SideOrders {
         }
     }
 
-    /// What is being sent keeps its place, empty, so that nobody takes this for done.
+    /// An order that is being sent keeps its place, empty, so that the queue does not look empty.
     fn take_first(&self) -> Option<(u32, EncodedMessage)> {
         let nothing = || EncodedMessage::new(Vec::new(), Vec::new());
         let mut waiting = lock(&self.waiting);
@@ -197,7 +199,7 @@ impl SideOrders {
                 continue;
             };
             match error.kind() {
-                // What is under way makes room, and that is told.
+                // Orders under way make room, which the worker reports.
                 ErrorKind::Full => {
                     let order = error.into_inner();
                     return self.change(|waiting| {
@@ -206,7 +208,7 @@ impl SideOrders {
                         }
                     });
                 }
-                // It is gone; its exit will be told.
+                // It is gone; its exit will be reported.
                 ErrorKind::Closed => self.change(VecDeque::clear),
                 _ => {
                     let is_final = unsent.last().is_some_and(|last| last.number == number);
@@ -234,7 +236,7 @@ mod tests {
         Some((bytes.first().copied().unwrap_or_default(), bytes.len()))
     }
 
-    /// Whoever gives and takes back orders does so under the pool's lock.
+    /// Orders are given and taken back under the pool's lock, where nothing may wait.
     #[test]
     fn nobody_waits_for_somebody_else_who_sends() {
         let (sender, mut receiver) = channel::simplex::<EncodedMessage>().unwrap();
@@ -250,7 +252,7 @@ mod tests {
         assert_eq!(all, [(1, 5), (0, 0), (3, 5)]);
     }
 
-    /// Else who hears of room while it is being sent would not come back for it.
+    /// Otherwise a thread that learns of room while an order is being sent would not come back for it.
     #[test]
     fn what_is_being_sent_still_waits_and_who_comes_meanwhile_is_not_forgotten() {
         let (sender, _receiver) = channel::simplex::<EncodedMessage>().unwrap();
@@ -280,7 +282,7 @@ mod tests {
             (0..60).for_each(|n| side_orders.add(n, order(n as u8 + 1, large)));
             let mut all = Vec::new();
             while all.len() < 60 && start.elapsed() < std::time::Duration::from_secs(20) {
-                // A look at any moment: what has not come is not gone.
+                // At any moment: an order that has not arrived still waits.
                 let is_empty = side_orders.is_empty();
                 match next(&mut receiver) {
                     Some((byte, _)) => all.push(byte),

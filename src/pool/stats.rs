@@ -1,26 +1,24 @@
-//! What a pool tells about itself.
+//! Figures of a pool: `PoolStats`, `WorkerStats`, `Histogram`.
 
 use crate::error::ErrorKind;
 use crate::process::entry::{IS_PANIC, IS_VALUE};
 use std::time::Duration;
 
-/// A pool at one moment; made by [`Pool::stats`](crate::Pool::stats).
+/// A snapshot of a pool; made by [`Pool::stats`](crate::Pool::stats).
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct PoolStats {
-    /// Its workers, by their places.
+    /// The workers. Empty for a pool without worker processes.
     pub workers: Vec<WorkerStats>,
-    /// Items handed in and not begun, those included that wait for another attempt.
+    /// Items that were handed in and have not begun, including those that wait for a retry.
     pub queued: usize,
-    /// Items at work.
+    /// Items that run now.
     pub running: usize,
-    /// How long items waited until a worker first had them.
+    /// How long items waited until they were first given to a worker.
     pub waits: Histogram,
-    /// How long items ran at their workers; of items that travelled together, their mean. Only those that came to
-    /// their end.
+    /// How long items ran, as measured by their workers; for items that travelled together, their mean. Items that did not end are not counted.
     pub runs: Histogram,
-    /// Workers that were killed because they did not end in time; see
-    /// [`exit_timeout`](crate::PoolBuilder::exit_timeout).
+    /// Workers that were killed because they did not end in time; see [`exit_timeout`](crate::PoolBuilder::exit_timeout).
     pub late: u64,
     /// What has become of items and workers since the start of the pool.
     pub totals: PoolTotals,
@@ -114,23 +112,23 @@ impl PoolTotals {
     }
 }
 
-/// One worker of a pool at one moment.
+/// A snapshot of one worker of a pool.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct WorkerStats {
     /// Its process id.
     pub pid: u32,
-    /// Since it was started.
+    /// Time since it was started.
     pub age: Duration,
-    /// Items that it has answered.
+    /// Items that it has completed.
     pub tasks: u64,
-    /// Whether it is at an item.
+    /// Whether it runs an item.
     pub is_busy: bool,
-    /// The function it runs, as the compiler spells it.
+    /// The name of the function that it runs, as the compiler spells it.
     pub task: Option<&'static str>,
-    /// Bytes of it that are in memory; 0 if it is gone.
+    /// Its resident memory in bytes; 0 if it is gone.
     pub resident: u64,
-    /// The most that ever were.
+    /// The most resident memory that it ever had, in bytes.
     pub peak: u64,
 }
 

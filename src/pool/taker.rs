@@ -65,7 +65,7 @@ pub(crate) trait Taker: Any + Send + Sync {
 /// Starts the executor of a pool that is being built; it takes orders from `Orders` until that [is over](Orders::is_over).
 pub(crate) type Start = Box<dyn FnOnce(Orders) -> Result<Arc<dyn Taker>> + Send + Sync>;
 
-/// What makes a pool one whose items are executed elsewhere; see `PoolBuilder::external`.
+/// Options of a pool whose items are executed elsewhere; see `PoolBuilder::external`.
 pub(crate) struct External {
     pub(crate) chunks: ChunkLimits,
     pub(crate) start: Start,
@@ -109,7 +109,7 @@ impl Orders {
     }
 
     /// The orders that were taken and have been cancelled since this was called last, by their ids. All of their items are
-    /// settled: what is done with them from now on is dropped.
+    /// settled, and later results of them are dropped.
     pub(crate) fn cancelled(&self) -> Vec<u64> {
         self.0.upgrade().map(|source| source.cancelled()).unwrap_or_default()
     }
@@ -126,7 +126,7 @@ impl Orders {
     }
 }
 
-/// What is asked of each item of an order.
+/// The limits of each item of an order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Limits {
     /// From an item's start; then it is asked to stop, and killed after `grace`.
@@ -239,7 +239,7 @@ impl Order {
         self.group.item_time()
     }
 
-    /// Whether nobody wants its results any more: its call was cancelled, or the pool has ended.
+    /// Whether its results are not wanted any more: its call was cancelled, or the pool has ended.
     pub(crate) fn is_cancelled(&self) -> bool {
         self.is_cancelled.load(Acquire)
     }

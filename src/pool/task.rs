@@ -1,4 +1,4 @@
-//! What a task can ask about itself, inside its worker.
+//! `current_task`: the task that runs in this worker, for the task itself.
 
 use super::protocol::{Header, Origin};
 use crate::channel::lane::StopSign;
@@ -33,7 +33,7 @@ fn running() -> MutexGuard<'static, Option<Running>> {
     lock(&RUNNING)
 }
 
-/// The pool's task that this worker process runs now; `None` in any other process, and between tasks.
+/// Returns the pool's task that this worker process runs now, and `None` in any other process and between tasks.
 ///
 /// ```
 /// use multiprocess::{self as mp, Pool};
@@ -63,12 +63,12 @@ pub fn current_task() -> Option<CurrentTask> {
 }
 
 impl CurrentTask {
-    /// The function's name, as the compiler spells it.
+    /// Returns the function's name, as the compiler spells it.
     pub fn label(&self) -> &str {
         self.label
     }
 
-    /// 0 at the first attempt, then the number of the retry.
+    /// Returns 0 in the first attempt, and then the number of the retry.
     pub fn attempt(&self) -> u32 {
         self.attempt
     }
@@ -94,14 +94,18 @@ impl CurrentTask {
         format!("{submitter:016x}-{call}-{}", self.index)
     }
 
-    /// Whether it is to stop: it was cancelled, or its time is over. If it does not, its worker is killed after the
-    /// grace. One load; no system call.
+    /// Returns whether this task should stop: its call was cancelled, or its time is over. If it does not, its worker is killed after
+    /// the grace.
+    ///
+    /// Costs one load, and no system call.
     pub fn is_cancelled(&self) -> bool {
         self.stop.is_shown()
     }
 
-    /// A token that is cancelled when the task is to stop. The first of a task takes a thread, which sleeps until then,
-    /// and goes with the task.
+    /// Returns a token that is cancelled when this task should stop.
+    ///
+    /// The first call in a task starts a thread, which sleeps until then and ends with the task. If no thread can be started, the token is never
+    /// cancelled; [`is_cancelled`](Self::is_cancelled) still works.
     pub fn cancellation(&self) -> CancellationToken {
         let mut running = running();
         let at_work = |running: &&mut Running| running.task.stop.of_item(INDEX.load(Relaxed)).is(&self.stop);

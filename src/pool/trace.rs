@@ -1,9 +1,8 @@
-//! What a task tells `tracing`, on its way to the subscriber of whoever waits for the task.
+//! Carries the `tracing` spans and events of a task to the subscriber of its caller.
 //!
-//! A call that is made under a subscriber takes the caller's span with it, and its orders say how much is of interest.
-//! The worker then has a subscriber of its own on its main thread while it runs them, which writes each span and event
-//! among the results; here they are told again, under the caller's span, each with a field `worker.pid`. Without a
-//! subscriber all of this is one load per call.
+//! A call that is made under a subscriber takes the caller's span with it, and its orders state the level that is of interest. While the worker
+//! runs them, its main thread has a subscriber that writes each span and event among the results. In this process they are replayed under
+//! the caller's span, each with a field `worker.pid`. Without a subscriber all of this costs one load per call.
 
 use crate::channel::lane::EventWriter;
 use crate::os::sync::{lock, unpoisoned};
@@ -140,7 +139,7 @@ struct Forward {
     next_id: AtomicU64,
     /// How many hold each span.
     held: Mutex<HashMap<u64, usize>>,
-    /// What other threads have to say, or was said between two items.
+    /// Messages of other threads, and of the time between two items.
     late: Mutex<Vec<Message>>,
 }
 
@@ -209,7 +208,7 @@ impl Forward {
 fn send(message: &Message) {
     let mut bytes = Vec::new();
     if wire::append(message, &mut bytes).is_ok() {
-        // Whatever the writer does in turn is not told.
+        // Spans and events of the writer itself are not sent.
         IS_OPEN.set(false);
         EVENT_WRITER.with_borrow_mut(|writer| writer.iter_mut().for_each(|writer| writer.write(&bytes)));
         IS_OPEN.set(true);
@@ -289,14 +288,14 @@ impl Subscriber for Forward {
 
 // In the process of the pool.
 
-/// Who is to hear what the items of a call say.
+/// The span and subscriber that get the messages of a call's items.
 pub(super) struct Caller {
     dispatch: Dispatch,
     span: Span,
 }
 
 impl Caller {
-    /// Whoever calls now, if anybody listens.
+    /// The current caller, if it has a subscriber.
     #[inline]
     pub(super) fn here() -> Option<Arc<Self>> {
         if LevelFilter::current() == LevelFilter::OFF {
@@ -311,10 +310,10 @@ impl Caller {
     }
 }
 
-/// A worker's spans that are open: whose, and what they are here.
+/// The open spans of a worker: of which call, and the spans that stand for them here.
 type Spans = HashMap<u64, (Arc<Caller>, Id, &'static Site)>;
 
-/// Tells again, in order, what one worker says.
+/// Replays the messages of one worker, in order.
 pub(super) struct TraceSink {
     pid: u32,
     received: Mutex<VecDeque<(Arc<Caller>, Vec<u8>)>>,
@@ -326,14 +325,14 @@ impl TraceSink {
         Arc::new(Self { pid, received: Mutex::default(), spans: Mutex::default() })
     }
 
-    /// Takes in what was said; under the pool's lock, so that it stays in order.
+    /// Takes a message; under the pool's lock, so that messages stay in order.
     pub(super) fn receive(&self, caller: &Arc<Caller>, bytes: &[u8]) {
         lock(&self.received).push_back((caller.clone(), bytes.to_vec()));
     }
 
-    /// Tells it, without that lock: subscribers are the user's code. Who is at it does it for all.
+    /// Replays the messages, without that lock: subscribers are the user's code. One thread at a time replays for all.
     pub(super) fn pass_on(&self) {
-        // What others leave to us comes before we let go, or is seen here.
+        // Messages that other threads leave to us come before we let go, or are seen here.
         while !lock(&self.received).is_empty() {
             let mut spans = match self.spans.try_lock() {
                 Ok(spans) => spans,
@@ -344,7 +343,7 @@ impl TraceSink {
                 let next = lock(&self.received).pop_front();
                 let Some((caller, bytes)) = next else { break };
                 if let Ok(message) = wire::decode_bytes(&bytes, Vec::new()) {
-                    // A subscriber that panics has said so; whoever is to be woken after this has no part in it.
+                    // A panic of a subscriber is printed already, and must not keep callers from being woken.
                     let _ = catch_unwind(AssertUnwindSafe(|| self.tell(&mut spans, &caller, message)));
                 }
             }
@@ -394,7 +393,7 @@ impl TraceSink {
 }
 
 impl Drop for TraceSink {
-    /// What a worker that is gone has left open is over.
+    /// The spans that a dead worker has left open are closed.
     fn drop(&mut self) {
         let spans = unpoisoned(self.spans.get_mut());
         for (_, (caller, id, _)) in spans.drain() {
@@ -471,7 +470,7 @@ impl Callsite for Site {
     }
 }
 
-/// What `tracing` takes at a time.
+/// As many values as `tracing` takes at a time.
 const MOST_FIELDS: usize = 32;
 
 impl Values {

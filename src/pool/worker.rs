@@ -1,4 +1,4 @@
-//! The loop that a worker runs: on its main thread, one item at a time.
+//! The loop of a worker process: it runs items on its main thread, one at a time.
 
 use super::protocol::{Conditions, Contract, Header, IN_PIPE, LATE, TRACE, Task};
 use super::{task, trace};
@@ -77,7 +77,7 @@ struct Context {
     fds: Vec<OwnedFd>,
     order: Option<Order>,
     header: Option<Header>,
-    /// While what items tell `tracing` is told.
+    /// While traces of items are sent.
     listens: Option<DefaultGuard>,
     /// When it last sampled its memory.
     sampled: Option<Instant>,
@@ -140,7 +140,7 @@ impl Context {
             let header = Header::read(&self.bytes).ok_or_else(corrupt)?;
             self.at = Header::LEN;
             if order.kind == IN_PIPE {
-                // It may be on its way for as long as the pool needs for what it has not been told of.
+                // The order may be on its way for as long as the pool needs for results that it does not know of.
                 self.lane.notify_pending();
                 // An order that cannot be read is one whose items cannot.
                 let parcel = self.orders.blocking_recv().and_then(EncodedMessage::open);
@@ -169,7 +169,7 @@ impl Context {
         task::end();
         self.listens = None;
         if self.order.as_ref().is_some_and(|order| order.kind == IN_PIPE) {
-            // What it brought goes with it, also if it was taken back before it was begun.
+            // Its bytes and descriptors go with it, also if it was taken back before it was begun.
             (self.bytes, self.fds) = (Vec::new(), Vec::new());
         }
         let now = self.done.unwrap_or_else(Instant::now);

@@ -1,4 +1,4 @@
-//! What is done when its time has come.
+//! Timers: what each does when its time has come.
 
 use super::effects::{Effects, Place};
 use super::queue::Queue;
@@ -15,18 +15,18 @@ use std::time::{Duration, Instant};
 /// Results of which a worker is quiet are looked for after this.
 const QUIET_CHECK_AFTER: Duration = Duration::from_millis(1);
 
-/// A worker that had a deadline, and does not move for so long after others were given what it had, is replaced.
+/// A worker that had a deadline, and does not move for so long after its items went to others, is replaced.
 const STALLED: Duration = Duration::from_secs(1);
 
 pub(super) enum Event {
     /// An item may have run for its time.
     Overrun(Place),
-    /// What was asked to stop has had its grace.
+    /// An item that was asked to stop has had its grace.
     Kill(Place, u32),
     Retry(Arc<Group>, Chunk),
     /// Something may have waited too long for its start.
     Queued(Arc<Group>),
-    /// Somebody idles while somebody else has more than enough.
+    /// A worker is idle while another has items ahead.
     Share,
     /// A seat's back-off is over.
     Spawn,
@@ -36,11 +36,11 @@ pub(super) enum Event {
     Initializer(usize, u64, Duration),
     /// A worker that was to end has had the time for it.
     Exit(usize, u64),
-    /// Somebody may have idled for long enough.
+    /// A worker may have been idle for long enough.
     Idle,
-    /// Results may lie about of which nobody was told.
+    /// Quiet workers may have put results.
     CheckQuiet,
-    /// Somebody may not fetch what has come for it.
+    /// A caller may not fetch its large results.
     Fetch,
     /// Results may lie in lanes whose marks are gone.
     Sweep,
@@ -81,7 +81,7 @@ impl Scheduler {
         }
     }
 
-    /// Lets go of timers whose time would come long after what they are for: a deadline of an hour is mostly for an item
+    /// Drops timers that do not matter any more: a deadline of an hour is mostly for an item
     /// of a millisecond.
     fn forget_timers(&mut self) {
         let timers = std::mem::take(&mut self.timers);
@@ -184,7 +184,7 @@ impl Scheduler {
         }
         worker.lane.ask_to_stop(place.number, item);
         self.at(later(now, grace), Event::Kill(place, item), effects);
-        // What waits behind it need not wait for its end. The rest of its order is timed by the next timer.
+        // Items behind it need not wait for its end. The rest of its order is timed by the next timer.
         self.reclaim(place.seat, 1, effects);
         self.at(later(now, timeout.saturating_add(grace).max(AGAIN)), Event::Overrun(place), effects);
     }
@@ -231,7 +231,7 @@ impl Scheduler {
         }
     }
 
-    /// What a worker had went to others, as it did not begin it. If it still has not moved it is replaced.
+    /// A worker's items went to others, as it did not begin them. If it still has not moved it is replaced.
     fn replace_stalled(&mut self, place: Place, now: Instant, effects: &mut Effects) {
         let Some(worker) = self.worker(place.seat, place.generation) else { return };
         let is_stalled = worker.phase == Phase::Serving && worker.running.is_empty() && worker.is_stalled();
@@ -290,7 +290,7 @@ impl Scheduler {
             self.queue_of(group).into_iter().for_each(Queue::was_emptied);
         }
         late.iter().for_each(|chunk| effects.fail_pending(group, chunk, || group.queued_out()));
-        // What a worker has and has not begun waits as well.
+        // Items that a worker has and has not begun wait as well.
         for seat in group.seats() {
             let Some(worker) = self.seats.worker(seat) else { continue };
             for running in worker.running.iter_mut() {
@@ -334,7 +334,7 @@ impl Scheduler {
         self.plan_sweep(effects);
     }
 
-    /// Sees to it that nobody sleeps for long because a worker is quiet about what turns out to be slow.
+    /// Plans a check of quiet workers: a caller must not sleep for long because items turn out to be slow.
     pub(super) fn plan_quiet_check(&mut self, effects: &mut Effects) {
         if !self.is_quiet_check_planned && !self.seats.index_mut().quiet.is_empty() {
             self.is_quiet_check_planned = true;

@@ -1,16 +1,15 @@
-//! Orders are given to workers that are free, and taken back from those that have not begun them.
+//! Gives orders to workers that are free, and takes back orders that have not begun.
 //!
 //! # Which worker gets an order
-//! | items of the call | gets the order |
+//! | items of the call | worker that gets the order |
 //! |---|---|
-//! | of unknown length, or long | an idle worker, the one with the lowest seat |
-//! | over soon (200 us) | the same; if none is idle, the one with the fewest orders, three at most behind the one that runs |
-//! | brief (20 us): over before a worker could be woken | one that is awake with such items, once as many as there are CPUs are; else as above |
+//! | of unknown length, or long | an idle one, in the lowest seat |
+//! | over soon (200 us) | the same; if none is idle, the one with the fewest orders, at most three behind the one that runs |
+//! | brief (20 us): over before a worker could be woken | one that is awake with brief items, once as many are awake as there are CPUs; else as above |
 //!
-//! More workers than CPUs do not get through brief items faster, and each that is woken costs as much as several of them.
-//! If those that are awake do not get on (an item is long after all, or another program has their CPUs), twice as many are
-//! woken each 2 ms, and what they have not begun goes to others. If none of the workers is idle and the pool may have more,
-//! more are started for that.
+//! **Brief items wake few workers.** More workers than CPUs do not get through brief items faster, and waking one costs as much as several of
+//! them. If the awake workers do not get on (an item is long after all, or another program has their CPUs), the number is doubled every
+//! 2 ms, and what they have not begun goes to others. If no worker is idle and the pool may grow, more are started for that.
 
 use super::deadlines::Event;
 use super::effects::{Effects, Place};
@@ -111,7 +110,7 @@ impl Scheduler {
     }
 
     /// The next chunk of the first call that waits, for the worker at `seat` if it has one: the one way by which orders are
-    /// taken, by whatever executes them. Calls take turns.
+    /// taken, by workers and takers alike. Calls take turns.
     pub(super) fn next_order(&mut self, group: &Arc<Group>, seat: Option<usize>) -> Option<Chunk> {
         let (chunk, has_more) = self.next_chunk(group, seat);
         if !has_more || self.queue.len() > 1 {
@@ -123,7 +122,7 @@ impl Scheduler {
         chunk
     }
 
-    /// Gives out what waits, as long as there is a worker for it.
+    /// Gives waiting chunks to workers, as long as there are workers for them.
     pub(super) fn dispatch(&mut self, effects: &mut Effects) {
         if self.config.is_external {
             // It is taken.
@@ -153,7 +152,7 @@ impl Scheduler {
         }
     }
 
-    /// Who gets the next order of `group`; nobody is free for those behind it either if there is none.
+    /// The seat that gets the next order of `group`. If there is none, no worker is free for the calls behind it either.
     fn choose(&mut self, group: &Group, effects: &mut Effects) -> Option<usize> {
         let index = self.seats.index();
         let idle = index.open[0].first();
@@ -176,7 +175,7 @@ impl Scheduler {
         }
     }
 
-    /// Gives the worker of a checkout what waits for it, or fails that if there is no such worker any more.
+    /// Gives the worker of a checkout its next order. If there is no such worker any more, the checkout's calls fail.
     fn dispatch_checkout(&mut self, checkout: u64, effects: &mut Effects) {
         let Some(CheckedOut { seat, queue }) = self.checkouts.get_mut(&checkout) else { return };
         let worker = seat.and_then(|seat| self.seats.get(seat)).filter(|worker| worker.checkout == checkout);
@@ -202,7 +201,7 @@ impl Scheduler {
         chunk.into_iter().for_each(|chunk| self.give(seat, group.clone(), chunk, effects));
     }
 
-    /// A checkout is over, or its worker has ended: what waits for that fails.
+    /// A checkout is over, or its worker has ended: calls that wait for that worker fail.
     pub(super) fn fail_checkout(&mut self, checkout: u64, effects: &mut Effects) {
         let Some(CheckedOut { mut queue, .. }) = self.checkouts.remove(&checkout) else { return };
         while let Some(group) = queue.pop_front() {
@@ -270,7 +269,7 @@ impl Scheduler {
             return;
         }
         if unsent.is_final {
-            // It would wait for ever. What it has not begun goes to others.
+            // It would wait for ever. Items it has not begun go to others.
             return worker.kill(None);
         }
         let running = worker.running.iter().find(|running| running.number == unsent.number);
@@ -285,7 +284,7 @@ impl Scheduler {
         worker.pop_complete(None, &mut Vec::new());
     }
 
-    /// Runs an item again, unless nobody waits for it any more.
+    /// Runs an item again, unless its call was cancelled.
     pub(super) fn again(&mut self, group: &Arc<Group>, chunk: Chunk, effects: &mut Effects) {
         let is_cancelled = group.items().is_cancelled;
         match is_cancelled {
@@ -294,7 +293,7 @@ impl Scheduler {
         }
     }
 
-    /// Takes back what of `group` has not started, and asks what runs to stop.
+    /// Takes back items of `group` that have not started, and asks those that run to stop.
     pub(super) fn revoke(&mut self, group: &Arc<Group>, effects: &mut Effects) {
         let grace = group.options.grace.unwrap_or(self.config.grace);
         let mut asked = Vec::new();
@@ -317,7 +316,7 @@ impl Scheduler {
         asked.into_iter().for_each(|(place, item)| self.at(at, Event::Kill(place, item), effects));
     }
 
-    /// Takes back what has not started at a worker, in `pieces` for whoever is free.
+    /// Takes back items that have not started at a worker, each order in `pieces`, for workers that are free.
     pub(super) fn reclaim(&mut self, seat: usize, pieces: u32, effects: &mut Effects) {
         let Some(worker) = self.seats.worker(seat) else { return };
         let mut back = Vec::new();
@@ -343,7 +342,7 @@ impl Scheduler {
         }
     }
 
-    /// Sees to it that nobody idles for long while another has what it has not begun, and that more workers come for that
+    /// Plans to share: no worker is to be idle for long while another has items that it has not begun, and more workers are to start for those
     /// if there may be more.
     pub(super) fn plan_to_share(&mut self, effects: &mut Effects) {
         if self.is_share_planned {
@@ -365,7 +364,7 @@ impl Scheduler {
         self.at(at, Event::Share, effects);
     }
 
-    /// Gives idle workers a part of what others have not begun. Looks at busy workers only.
+    /// Gives idle workers a part of the items that others have not begun. Looks at busy workers only.
     pub(super) fn share(&mut self, now: Instant, effects: &mut Effects) {
         self.is_share_planned = false;
         self.seats.update();
@@ -373,7 +372,7 @@ impl Scheduler {
         let idle = index.open[0].len() as u32;
         let lagging = index.awake.iter().filter(|seat| self.seats.get(*seat).is_some_and(|worker| worker.lags(now)));
         let lagging: Vec<usize> = lagging.collect();
-        // What one that is checked out has is for it alone.
+        // Items of a worker that is checked out are for it alone.
         let mut slow: Vec<usize> = index.behind.iter().collect();
         slow.extend(index.unbegun.iter().filter(|seat| !index.behind.contains(*seat)));
         self.boost = match (lagging.is_empty(), index.lagging.is_empty()) {
@@ -387,7 +386,7 @@ impl Scheduler {
         }
         slow.retain(|seat| self.seats.worker(*seat).is_some_and(|worker| worker.is_slow(now)));
         if idle == 0 {
-            // Once more workers are there they get a part of what lies behind, and all of what a stopped worker has.
+            // New workers will get a part of the items that lie behind, and all of those of a stopped worker.
             let behind = |seat: &usize| {
                 self.seats.get(*seat).map_or(0, |worker| match worker.is_stopped() {
                     true => worker.running.len(),
@@ -398,7 +397,7 @@ impl Scheduler {
             self.request_workers(chunks, effects);
         }
         for seat in slow.into_iter().filter(|_| idle > 0) {
-            // Before it is taken back: what the worker gives up after that is a sign of life.
+            // Read before the take-back: orders given up after that are a sign of life.
             let Some(given_up) = self.seats.get(seat).map(|worker| worker.lane.given_up()) else {
                 continue;
             };
@@ -437,12 +436,12 @@ fn next_len(group: &Group) -> Option<usize> {
 }
 
 impl Worker {
-    /// Whether what it has not begun may go to others: it is not checked out, or only about to be.
+    /// Whether items it has not begun may go to others: it is not checked out, or only about to be.
     pub(super) fn is_shared(&self) -> bool {
         self.checkout == 0 || self.running.front().is_some_and(|running| running.group.options.acquires)
     }
 
-    /// Whether it has something behind what it is at.
+    /// Whether it has items behind the one that runs.
     pub(super) fn has_more(&self) -> bool {
         let mut unbegun = self.running.iter().enumerate();
         unbegun.any(|(at, running)| running.end > running.done + u32::from(at == 0))
@@ -453,18 +452,18 @@ impl Worker {
         if self.has_more() { (self.running.len() - 1).max(1) } else { 0 }
     }
 
-    /// Whether it has begun nothing of what it was given though it takes orders, and waits for no CPU either.
+    /// Whether it takes orders, has begun none of those that it has, and does not wait for a CPU either.
     fn is_stopped(&self) -> bool {
         let has_begun = self.running.front().is_none_or(|running| running.begun == Some(running.done));
         !has_begun && (self.is_ready || self.lane.is_ready()) && !proc::is_runnable(self.pid)
     }
 
-    /// Whether it is not known to have begun what it is at.
+    /// Whether it is not known to have begun its first item.
     pub(super) fn may_not_begin(&self) -> bool {
         self.is_shared() && self.running.front().is_some_and(|running| running.begun != Some(running.done))
     }
 
-    /// Whether others should have what it has not begun.
+    /// Whether others should get the items that it has not begun.
     fn is_slow(&mut self, now: Instant) -> bool {
         let (has_more, moved) = (self.has_more(), self.moved);
         let Some(running) = self.running.front_mut() else { return false };
@@ -485,7 +484,7 @@ impl Worker {
     /// Whether there is room for an order of `len` bytes. If not, it has no more before it gives up one that it has.
     fn takes(&mut self, len: usize) -> bool {
         let is_carried = self.lane.can_carry(len + Header::LEN);
-        // Before the look: what is given up after it is a change.
+        // Read before the look: an order given up after it is a change.
         let given_up = self.lane.given_up();
         let takes = self.lane.takes(if is_carried { len } else { 0 } + Header::LEN);
         if !takes {
@@ -504,7 +503,7 @@ impl Worker {
         if !self.lane.takes(Header::LEN) {
             return None;
         }
-        // Before it is sent: what is given up after that is a change.
+        // Read before it is sent: an order given up after that is a change.
         let given_up = self.lane.given_up();
         self.side_orders.add(self.lane.next_number(), chunk.encoded());
         if chunk.bytes().len() <= SOON_COPIED {

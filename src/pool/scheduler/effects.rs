@@ -1,4 +1,4 @@
-//! What is left to do once the scheduler's lock is free, and what the driver is to do.
+//! Work that an event leaves for after the scheduler's lock is released, and the tasks of the driver.
 
 use super::worker::Control;
 use crate::channel::lane::PoolEnd;
@@ -38,12 +38,12 @@ pub(super) struct Place {
     pub(super) number: u32,
 }
 
-/// What the driver is to do.
+/// The work of the driver.
 pub(in crate::pool) struct Step {
     pub(in crate::pool) spawns: Vec<Spawn>,
-    /// What initializers had to say.
+    /// Reports of initializers.
     pub(in crate::pool) begun: Vec<(usize, u64, Result<EncodedMessage>)>,
-    /// Where results lie that nobody fetches.
+    /// Side channels with results that their callers do not fetch.
     pub(in crate::pool) unfetched: Vec<Arc<SideResults>>,
     pub(in crate::pool) until: Option<Instant>,
     /// No worker is to be started any more.
@@ -51,30 +51,30 @@ pub(in crate::pool) struct Step {
     pub(in crate::pool) is_over: bool,
 }
 
-/// What is left to do once the lock is free.
+/// Work for after the lock is released.
 #[derive(Default)]
 pub(in crate::pool) struct Effects {
     pub(in crate::pool) wakers: Vec<Waker>,
     pub(in crate::pool) settled: usize,
     pub(in crate::pool) nudge: bool,
-    /// What executes this pool's items is to look at the pool.
+    /// The pool's taker is to be notified.
     pub(in crate::pool) notify_taker: bool,
     /// Something lies in a pipe, and for too long in these.
     pub(super) has_side_results: bool,
     pub(super) unfetched: Vec<Arc<SideResults>>,
     /// Where large orders are to be sent from.
     pub(in crate::pool) side_orders: Vec<Arc<SideOrders>>,
-    /// What could not be sent.
+    /// Orders that could not be sent.
     pub(in crate::pool) unsent: Vec<(Arc<SideOrders>, Unsent)>,
-    /// Items that ended after their time, each as a chunk of its own, and at whom.
+    /// Items that ended after their time, each as a chunk of its own, with the name of the worker.
     pub(super) late_items: Vec<(Arc<Group>, Chunk, String)>,
-    /// Who has received something.
+    /// Trace sinks with new messages.
     pub(in crate::pool) trace_sinks: Vec<Arc<TraceSink>>,
-    /// Unsettled items of those who are woken.
+    /// Unsettled items of the callers that are woken.
     pub(super) woken: usize,
     /// What has become of items and workers.
     pub(super) totals: PoolTotals,
-    /// Who was killed because it did not end within its time.
+    /// Workers that were killed because they did not end within their time.
     pub(in crate::pool) late: Vec<(String, Duration)>,
     pub(super) now: Option<Instant>,
     /// Whose orders have come to their end, how many items those were, and how long they took if their worker says so.

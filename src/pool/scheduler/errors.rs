@@ -11,7 +11,7 @@ pub(in crate::pool) fn stranded() -> Error {
     Error::new(ErrorKind::Cancelled, format!("{RUNTIME_ENDED} before this item was done"))
 }
 
-/// Of what is asked of such a pool.
+/// The error of calls on such a pool.
 pub(super) fn orphaned() -> Error {
     let text = format!("{RUNTIME_ENDED}: make a pool in a runtime that lives as long as it is used");
     Error::new(ErrorKind::Closed, text)

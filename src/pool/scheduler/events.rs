@@ -1,4 +1,4 @@
-//! The events that callers, the driver and the pool's holders bring: each ends in [`Scheduler::advance`].
+//! Events from callers, from the driver and from the pool's holders. Each ends in [`Scheduler::advance`].
 
 use super::deadlines::Event;
 use super::effects::{Effects, Spawn, Spawned, Step};
@@ -64,7 +64,7 @@ impl Scheduler {
         let new = chunks.len();
         self.enqueue(group, chunks.drain(..), false);
         self.advance(effects);
-        // What found a worker at once needs no clock to tell how long it waited.
+        // A chunk that found a worker at once has not waited, which needs no look at the clock.
         let mut items = group.items();
         let waiting = items.pending.len().min(new);
         if waiting > 0 {
@@ -98,7 +98,7 @@ impl Scheduler {
         self.usual_times.entry(group.call.to_words()).or_default().clone()
     }
 
-    /// Nobody waits for the rest of these items: what has not started never does, what runs is asked, then killed.
+    /// The caller does not wait for these items any more: those that have not started never do, those that run are asked to stop, then killed.
     pub(in crate::pool) fn cancelled(&mut self, group: &Arc<Group>, effects: &mut Effects) {
         if std::mem::replace(&mut group.items().is_cancelled, true) {
             return;
@@ -148,7 +148,7 @@ impl Scheduler {
         self.out - effects.settled > effects.woken
     }
 
-    /// Somebody is about to sleep, and has armed the alarm before.
+    /// A caller is about to sleep, and has armed the alarm before.
     pub(in crate::pool) fn about_to_sleep(&mut self, effects: &mut Effects) {
         if self.has_results() && self.collect(effects) {
             self.advance(effects);
@@ -157,7 +157,7 @@ impl Scheduler {
         self.plan_sweep(effects);
     }
 
-    /// The same for who has many quick items out: it need not hear of results before a worker begins its last order.
+    /// The same for a caller with many quick items out, which needs no notice before a worker begins its last order.
     pub(in crate::pool) fn about_to_sleep_in_bulk(&mut self, effects: &mut Effects) {
         if self.should_collect() && self.collect(effects) {
             self.advance(effects);
@@ -274,7 +274,7 @@ impl Scheduler {
         end: Circumstances,
         effects: &mut Effects,
     ) {
-        // Also what it had no time to leave word of.
+        // Also results that it had no time to mark.
         self.seats.suspect(seat);
         self.collect(effects);
         if let Some(worker) = self.worker(seat, generation) {
@@ -328,7 +328,7 @@ impl Scheduler {
         self.seats.fill_vacancies();
     }
 
-    /// Nobody drives any more: all is over, or the runtime that the driver ran on has ended.
+    /// The driver has ended: all is over, or its runtime has ended.
     pub(in crate::pool) fn abandoned(&mut self, is_over: bool, effects: &mut Effects) {
         if !self.is_terminated {
             self.is_orphaned = !is_over;
@@ -338,7 +338,7 @@ impl Scheduler {
         self.taken.notify();
     }
 
-    /// Takes nothing more and gives up what has not started: how many items that is.
+    /// Takes nothing more and gives up all items that have not started. Returns how many those are.
     pub(in crate::pool) fn shut(&mut self, effects: &mut Effects) -> usize {
         (self.is_closed, self.is_shut) = (true, true);
         let before = effects.settled;
@@ -369,7 +369,7 @@ impl Scheduler {
         effects.nudge = true;
     }
 
-    /// Time has passed: what is due is done. What the driver has to do now.
+    /// Time has passed: runs the timers that are due. Returns the work of the driver.
     pub(in crate::pool) fn time_passed(&mut self, effects: &mut Effects) -> Step {
         let now = effects.now();
         self.collect(effects);
@@ -380,7 +380,7 @@ impl Scheduler {
             self.on(timer.event, now, effects);
         }
         self.advance(effects);
-        // What was given out just now may be slow, too; but who gives out all the time is awake.
+        // Orders that were given just now may be slow, too; but a caller that submits all the time is awake.
         if !has_checked {
             self.plan_quiet_check(effects);
         }

@@ -58,7 +58,7 @@ pub(super) use worker::{Circumstances, Control};
 const PREFETCH: usize = 3;
 const DEPTH: usize = 1 + PREFETCH;
 
-/// What is to be looked at again is not before this, however short its time: a timer that is due at once, again and
+/// A check is repeated after this at the earliest, however short its time: a timer that is due at once, again and
 /// again, would never let go of the lock.
 const AGAIN: Duration = Duration::from_millis(1);
 
@@ -80,7 +80,7 @@ pub(super) struct Scheduler {
     workers: RangeInclusive<usize>,
     seats: Seats,
     queue: Queue,
-    /// Workers that are checked out, and what waits for each.
+    /// Workers that are checked out, and the calls that wait for each.
     checkouts: HashMap<u64, CheckedOut>,
     /// How long items of each function take.
     usual_times: HashMap<[u64; 2], Arc<UsualTime>>,
@@ -108,7 +108,7 @@ pub(super) struct Scheduler {
     is_closed: bool,
     is_terminated: bool,
     is_shut: bool,
-    /// Nobody drives any more.
+    /// The driver has ended.
     is_abandoned: bool,
     /// The pool's runtime ended before the pool.
     is_orphaned: bool,
@@ -125,7 +125,7 @@ pub(super) struct Scheduler {
     waits: Histogram,
     runs: Histogram,
     checkouts_made: u64,
-    /// What initializers had to say, until the driver has read it.
+    /// Reports of initializers, until the driver has read them.
     reports: Vec<(usize, u64, Result<EncodedMessage>)>,
     /// Workers in whose pipes results may lie.
     side_result_seats: SeatSet,
@@ -146,7 +146,7 @@ struct CheckedOut {
 impl Scheduler {
     pub(super) fn new(config: Arc<Config>, board: Arc<Board>) -> Self {
         let workers = config.workers.clone();
-        // Who says which CPUs its workers have does not want them to be chosen by us.
+        // If the user has bound workers to CPUs, all of them are to be used.
         let awake = if config.cpus.is_empty() { cpu_count() } else { usize::MAX };
         let room = Room::new(config.max_waiting);
         let mut scheduler = Self {
@@ -195,7 +195,7 @@ impl Scheduler {
         scheduler
     }
 
-    /// The end of every event: gives out what waits, and sees to what follows from that.
+    /// The end of every event: gives out orders, and ends the pool if it is done.
     fn advance(&mut self, effects: &mut Effects) {
         self.dispatch(effects);
         self.end_if_done(effects);
@@ -212,7 +212,7 @@ impl Scheduler {
     }
 }
 
-// What can be asked.
+// Queries.
 impl Scheduler {
     pub(super) fn is_closed(&self) -> bool {
         self.is_closed
@@ -247,7 +247,7 @@ impl Scheduler {
         }
     }
 
-    /// As many as what executes them says.
+    /// The number that the taker has set.
     pub(super) fn external_slots(&self) -> usize {
         self.taken.slots()
     }
@@ -269,7 +269,7 @@ impl Scheduler {
         }
     }
 
-    /// What the pool is doing.
+    /// The figures of the pool.
     pub(super) fn stats(&self) -> PoolStats {
         let (waits, runs, late, totals) = (self.waits.clone(), self.runs.clone(), self.late, self.totals);
         let mut stats = PoolStats { waits, runs, late, totals, ..PoolStats::default() };
@@ -303,7 +303,7 @@ impl Scheduler {
         Some((worker, at))
     }
 }
-/// `while_` after `now`; what is too far off to be told is never.
+/// `while_` after `now`, but at most some decades.
 fn later(now: Instant, while_: Duration) -> Instant {
     const NEVER: Duration = Duration::from_secs(30 * 365 * 86400);
     now + while_.min(NEVER)

@@ -1,4 +1,4 @@
-//! Calls with something to give out, each once, in their turns.
+//! The calls that have chunks to give out. Each is in the queue once, and they take turns.
 
 use crate::pool::group::Group;
 use std::collections::VecDeque;
@@ -45,7 +45,7 @@ impl Queue {
         self.groups.is_empty()
     }
 
-    /// What one of them had to give out is gone. When that is so for half of them they are let go of: a pool whose
+    /// One of them has no chunks left. When that is so for half of them those are dropped: a pool whose
     /// workers are busy for long may be asked for much that is given up again meanwhile.
     pub(super) fn was_emptied(&mut self) {
         self.empty += 1;

@@ -1,4 +1,4 @@
-//! What has come from the workers, on its way to those who wait. Nothing is decoded here.
+//! Takes results from the lanes of workers and hands them to their calls. Decodes nothing.
 
 use super::Scheduler;
 use super::deadlines::Event;
@@ -15,7 +15,7 @@ use crate::wire::EncodedMessage;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Results that lie in a pipe are fetched for those who do not come for them after this.
+/// Results in a side channel that their callers have not fetched are fetched by the driver after this.
 const FETCH_AFTER: Duration = Duration::from_millis(5);
 
 impl Scheduler {
@@ -53,7 +53,7 @@ impl Scheduler {
             }
     }
 
-    /// Takes in what has come from workers that have left word of it; whether anything has, be it room.
+    /// Takes results from the lanes that are marked, or from all if those are few. Returns whether anything has come, be it room.
     pub(super) fn collect(&mut self, effects: &mut Effects) -> bool {
         let mut any = false;
         if self.looks_into_all() {
@@ -101,7 +101,7 @@ impl Scheduler {
         if !worker.lane.has_results() {
             return true;
         }
-        // Whether there is room for what there was none for is asked again.
+        // There may be room again.
         (worker.full, worker.is_lagging) = (None, false);
         let mut bytes = Vec::new();
         let taken = worker.lane.take_results(&mut bytes).map_err(|_| corrupt(&worker.name));
@@ -171,7 +171,7 @@ impl Worker {
         while left > 0 {
             self.pop_complete(Some(now), &mut effects.ended);
             let Some(running) = self.running.front_mut() else {
-                // What was given up, such as by a termination, may still be answered.
+                // Items that were given up, such as by a termination, may still be answered.
                 return if self.phase == Phase::Killed { Ok(None) } else { Err(corrupt(&self.name)) };
             };
             let (start, first, most) =
@@ -242,7 +242,7 @@ impl Worker {
     }
 }
 
-/// Has groups learn from items that one worker has done in `time`, where it has not said how long they took; what came
+/// Has groups learn from items that one worker has done in `time`, where it has not measured them; items that came
 /// together is taken to have taken equally long.
 fn teach(ended: &mut Vec<(Arc<Group>, u32, Option<Duration>)>, time: Duration, runs: &mut Histogram) {
     let total = ended.iter().map(|(_, count, _)| *count).sum::<u32>().max(1);

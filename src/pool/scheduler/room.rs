@@ -1,5 +1,6 @@
-//! Room for items that wait, where their number is bounded: asked for before an item is taken from its source, given in
-//! the order in which it was asked for.
+//! Room for waiting items, in a pool that bounds their number.
+//!
+//! Room is reserved before an item is taken from its source, first come, first served.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::task::Waker;
@@ -34,7 +35,7 @@ impl Room {
         let Some(most) = self.most.filter(|_| wanted > 0) else { return wanted };
         let held = ticket.is_some_and(|ticket| self.woken.remove(&ticket));
         if !held && let Some(place) = ticket.and_then(|ticket| self.waiters.get_mut(&ticket)) {
-            // What is not needed goes home, to be dropped there.
+            // The old waker goes to the caller, which drops it without a lock.
             waker.iter_mut().for_each(|waker| std::mem::swap(place, waker));
             return 0;
         }
@@ -58,7 +59,7 @@ impl Room {
         self.reserved = self.reserved.saturating_sub(items);
     }
 
-    /// Somebody waits no longer. Its waker is to be dropped without a lock.
+    /// A caller waits no longer. Its waker is to be dropped without a lock.
     pub(super) fn leave(&mut self, ticket: u64) -> Option<Waker> {
         let waker = self.waiters.remove(&ticket);
         if waker.is_none() && self.woken.remove(&ticket) {
@@ -67,7 +68,7 @@ impl Room {
         waker
     }
 
-    /// Whom to wake now that `waiting` items wait.
+    /// The callers to wake now that `waiting` items wait.
     pub(super) fn pass_on(&mut self, waiting: usize, wakers: &mut Vec<Waker>) {
         let Some(most) = self.most else { return };
         while waiting + self.reserved < most

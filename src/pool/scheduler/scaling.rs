@@ -1,4 +1,4 @@
-//! Workers come and go: who is to be started, and who is told that no order will follow.
+//! Starts workers, and closes the lanes of those that get no more orders.
 
 use super::deadlines::Event;
 use super::effects::{Effects, Spawn};

@@ -1,7 +1,7 @@
-//! The seats of a pool, and sets of them that answer each question of the scheduler without a walk.
+//! The seats of a pool, and a set of seats for each question of the scheduler, so that none needs a walk.
 //!
-//! Whoever changes a worker gets it from here, which notes its seat. [`Seats::update`] then puts that seat into the sets
-//! that it belongs to now; the scheduler does so before it asks them anything.
+//! Whoever changes a worker borrows it from here, which notes its seat as touched. [`Seats::update`] then moves touched seats to the sets that they
+//! belong to; the scheduler calls it before it asks.
 
 use super::DEPTH;
 use super::effects::Spawn;
@@ -89,11 +89,11 @@ pub(super) struct Seat {
     /// The driver is starting it.
     is_spawning: bool,
     failures: u32,
-    /// As what it was counted last.
+    /// The sets that it is in.
     class: Class,
 }
 
-/// What a seat counts as.
+/// A set of seats for each question.
 #[derive(Default)]
 pub(super) struct Index {
     /// Workers that anybody may give another order, by how many they have. The first are idle.
@@ -104,9 +104,9 @@ pub(super) struct Index {
     pub(super) awake: SeatSet,
     /// Workers whose items should be over by now, and are not.
     pub(super) lagging: SeatSet,
-    /// Workers that have something behind what they are at, which others might do.
+    /// Workers that have items behind the one that runs, which others could run.
     pub(super) behind: SeatSet,
-    /// Workers that are not known to have begun what they are at.
+    /// Workers that are not known to have begun their first item.
     pub(super) unbegun: SeatSet,
     /// Workers whose results are announced together.
     pub(super) quiet: SeatSet,
@@ -197,7 +197,7 @@ impl Seats {
         self.all.get_mut(seat)?.worker.as_mut()
     }
 
-    /// All workers. For what happens rarely.
+    /// All workers; a walk, for rare events.
     pub(super) fn workers(&self) -> impl Iterator<Item = (usize, &Worker)> {
         self.all.iter().enumerate().filter_map(|(seat, place)| Some((seat, place.worker.as_ref()?)))
     }

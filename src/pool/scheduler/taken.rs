@@ -1,4 +1,4 @@
-//! Orders that a taker has: what executes the items of this pool is not a worker process.
+//! Orders that a taker holds, in a pool without worker processes.
 
 use super::Scheduler;
 use super::dispatch::note_wait;
@@ -121,7 +121,7 @@ pub(in crate::pool) struct TakenOrder {
 
 // Events of the taker.
 impl Scheduler {
-    /// What it is to execute next.
+    /// The taker takes its next order.
     pub(in crate::pool) fn order_taken(&mut self, effects: &mut Effects) -> Option<TakenOrder> {
         loop {
             let group = self.queue.front()?.clone();
@@ -145,7 +145,7 @@ impl Scheduler {
         }
     }
 
-    /// Some items have their outcomes. What is settled already is passed over.
+    /// Some items have their outcomes. Items that are settled already are passed over.
     pub(in crate::pool) fn items_settled(&mut self, id: u64, batch: ResultBatch, effects: &mut Effects) {
         let Some(taken) = self.taken.held.get_mut(&id) else { return };
         for batch in batch.only(|index| taken.is_open(index)) {
@@ -166,7 +166,7 @@ impl Scheduler {
         }
     }
 
-    /// What is not settled of an order goes back to those that wait.
+    /// The items of an order that are not settled wait again.
     pub(in crate::pool) fn order_given_back(&mut self, id: u64, chunk: &Chunk, effects: &mut Effects) {
         let Some(mut taken) = self.taken.held.remove(&id).filter(|taken| taken.left > 0) else { return };
         let parts = taken.open_runs().into_iter().map(|(from, to)| chunk.part(from, to)).collect::<Vec<_>>();
@@ -175,7 +175,7 @@ impl Scheduler {
         effects.nudge |= self.is_closed;
     }
 
-    /// The taker has let go of an order. What it has not settled never is.
+    /// The taker has dropped an order. Items that it has not settled fail.
     pub(in crate::pool) fn order_dropped(&mut self, id: u64, error: impl Fn() -> Error, effects: &mut Effects) {
         let Some(mut taken) = self.taken.held.remove(&id) else { return };
         taken.fail_open(id, error, effects);
@@ -201,7 +201,7 @@ impl Scheduler {
         self.is_abandoned || self.is_closed && self.alive() == 0
     }
 
-    /// Settles what the taker has of `group`, and has it told.
+    /// Settles the items of `group` that the taker has, and has it notified.
     pub(super) fn cancel_taken(&mut self, group: &Group, effects: &mut Effects) {
         let ids = std::mem::take(&mut group.items().taken);
         ids.into_iter().for_each(|id| self.cancel_order(id, || group.was_cancelled(), effects));

@@ -1,4 +1,4 @@
-//! What comes to an end: a worker, with the item that it was at; what can no longer be done; the pool.
+//! The end of a worker and its item, of items that cannot be run any more, and of the pool.
 
 use super::deadlines::Event;
 use super::effects::Effects;
@@ -18,7 +18,7 @@ const CRASH_LOOP: u32 = 5;
 const BACK_OFF: Duration = Duration::from_millis(20);
 
 impl Scheduler {
-    /// Lets a worker go when it is done with what it has begun.
+    /// Retires a worker: it ends after the item that it runs.
     pub(super) fn retire(&mut self, seat: usize, effects: &mut Effects) {
         if let Some(worker) = self.seats.worker(seat).filter(|worker| worker.checkout > 0) {
             worker.is_due = true;
@@ -28,7 +28,7 @@ impl Scheduler {
         self.close_lane(seat, effects);
     }
 
-    /// Lets those go who have idled for long enough.
+    /// Retires workers that have been idle for long enough.
     pub(super) fn retire_idle(&mut self, now: Instant, effects: &mut Effects) {
         let (least, idle_timeout) = (*self.workers.start(), self.config.idle_timeout);
         self.seats.update();
@@ -53,7 +53,7 @@ impl Scheduler {
         }
     }
 
-    /// Sees to it that those go who will have idled for long enough.
+    /// Plans to retire idle workers.
     fn plan_to_retire_idle(&mut self, effects: &mut Effects) {
         let least = *self.workers.start();
         if self.is_idle_planned || least == *self.workers.end() {
@@ -68,7 +68,7 @@ impl Scheduler {
         }
     }
 
-    /// A worker has ended: what it had goes to others, but for the item that it was at.
+    /// A worker has ended: its items go to others, except the one that it ran.
     pub(super) fn reap(&mut self, seat: usize, generation: u64, status: &Result<ExitStatus>, effects: &mut Effects) {
         effects.nudge = true;
         if self.worker(seat, generation).is_none() {
@@ -77,7 +77,7 @@ impl Scheduler {
         self.reclaim(seat, 1, effects);
         let Some(mut worker) = self.seats.take_worker(seat) else { return };
         let was_planned = worker.phase == Phase::Leaving;
-        // An item that kills whoever runs it says nothing about the workers.
+        // An item that kills its worker says nothing about the workers.
         worker.has_worked |= worker.running.iter().any(|running| running.done < running.end);
         for running in std::mem::take(&mut worker.running) {
             let Running { group, chunk, done, end, .. } = running;
@@ -133,7 +133,7 @@ impl Scheduler {
         effects: &mut Effects,
     ) {
         let may_retry = group.options.retry_on.is_for(error.kind());
-        // Once the pool has ended nobody would run it.
+        // Once the pool has ended no worker would run it.
         let tried = chunk.attempt.saturating_sub(group.options.first_attempt);
         let is_last = tried >= group.options.retries || self.is_terminated;
         if !may_retry || is_last || group.items().is_cancelled {
@@ -168,7 +168,7 @@ impl Scheduler {
         self.seats.set_vacant(seat, is_wanted.then(|| effects.now() + back_off));
     }
 
-    /// No worker can be had: everybody is told why.
+    /// The pool has no worker and gets none: all calls fail with the reason.
     pub(super) fn break_down(&mut self, why: &Error, effects: &mut Effects) {
         // The first reason counts: others that were being started may fail after it.
         let why = self.broken.get_or_insert_with(|| why.to_string()).clone();
@@ -188,12 +188,12 @@ impl Scheduler {
                 effects.fail(&group, &chunk, (done, end), &error);
                 group.forget(&chunk);
             }
-            // Whatever it still says is nobody's.
+            // Its further results are dropped.
             worker.kill(None);
         }
     }
 
-    /// Settles everything there is, and lets those end in order who are at nothing. Who is at something is killed.
+    /// Fails all items. Idle workers end in order, busy ones are killed.
     pub(super) fn abandon_all(&mut self, effects: &mut Effects) {
         let error = if self.is_orphaned { stranded } else { terminated };
         self.fail_waiting(effects, error);
@@ -203,7 +203,7 @@ impl Scheduler {
             self.reclaim(seat, 1, effects);
         }
         self.fail_waiting(effects, error);
-        // What was done counts as done.
+        // Results that have come count.
         (0..self.seats.len()).for_each(|seat| self.seats.suspect(seat));
         self.collect(effects);
         for seat in 0..self.seats.len() {
@@ -233,14 +233,14 @@ impl Scheduler {
         for Reverse(timer) in std::mem::take(&mut self.timers) {
             match timer.event {
                 Event::Retry(group, chunk) => effects.fail(&group, &chunk, (0, chunk.count), &error),
-                // What is over needs no deadline, and what runs on keeps its own.
+                // Timers of other kinds stay.
                 _ => self.timers.push(Reverse(timer)),
             }
         }
         effects.nudge = true;
     }
 
-    /// What of `group` waits for its next try is not tried again.
+    /// Items of `group` that wait for a retry are not tried again.
     pub(super) fn forget_retries(&mut self, group: &Arc<Group>, effects: &mut Effects) {
         if std::mem::take(&mut group.items().resting) == 0 {
             return;
@@ -263,7 +263,7 @@ impl Scheduler {
         }
         effects.nudge |= self.seats.fill_vacancies();
         (0..self.seats.len()).for_each(|seat| self.close_lane(seat, effects));
-        // A pool whose workers never came has nobody whose end would tell the driver.
+        // In a pool whose workers never started no exit would wake the driver.
         self.seats.update();
         effects.nudge |= self.seats.index().taken.is_empty();
     }

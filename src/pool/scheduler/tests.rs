@@ -1,5 +1,6 @@
-//! The scheduler as a state machine: events in any order, with invariants after each. Lanes are real; who is at their other
-//! ends is mocks by the test, step by step, and the clock is the test's.
+//! The scheduler as a state machine: events in any order, with invariants after each.
+//!
+//! The lanes are real. The test plays the workers at their other ends, step by step, and sets the clock.
 
 use super::deadlines::Event;
 use super::worker::Phase;

@@ -17,9 +17,9 @@ use std::time::{Duration, Instant};
 /// So long a worker may take to copy so much of an order.
 const SENDS_64_KIB: Duration = Duration::from_millis(1);
 
-/// What can be done to whoever is at the other end of a lane.
+/// Control over the process at the other end of a lane.
 pub(in crate::pool) trait Control: Send {
-    /// Ends it, whatever it is at. Its exit is told like any other.
+    /// Kills it, also in the middle of an item. Its exit is reported like any other.
     fn kill(&self);
     /// It has nothing left to do, and is to end by itself within this.
     fn leaves_within(&self, time: Duration);
@@ -27,7 +27,7 @@ pub(in crate::pool) trait Control: Send {
 
 impl Control for Killer {
     fn kill(&self) {
-        // Whoever cannot be killed has ended.
+        // A process that cannot be killed has ended.
         let _ = Killer::kill(self);
     }
 
@@ -76,7 +76,7 @@ pub(super) struct Worker {
     pub(super) full: Option<u64>,
     /// The same for when something was put into its side_orders, as long as that may be there.
     pub(super) unsent: Option<u64>,
-    /// It let others have what it was given and had not begun: it may be stopped. How far it was with giving orders up
+    /// Its items, of which it had begun none, went to others: it may be stopped. How far it was with giving orders up
     /// then, and since when.
     pub(super) stalled: Option<(u64, Instant)>,
     /// Its items were expected to be over by now, and are not.
@@ -91,19 +91,19 @@ pub(super) struct Worker {
     pub(super) leaving: Option<Instant>,
     /// Why it was killed, if that says something about those to come.
     pub(super) overdue: Option<Error>,
-    /// What is known of its end.
+    /// The circumstances of its end, once known.
     pub(super) end: Circumstances,
     /// Why it was killed, for the item that it was at.
     pub(super) kill_reason: Option<Error>,
 }
 
-/// What the driver has learned of a worker's end, beyond its status.
+/// The circumstances of a worker's end, beyond its exit status.
 #[derive(Default)]
 pub(in crate::pool) struct Circumstances {
     /// The kernel killed it for its memory.
     pub(in crate::pool) was_starved: bool,
     pub(in crate::pool) last_words: Option<String>,
-    /// What it could say itself.
+    /// The cause as the worker reported it.
     pub(in crate::pool) cause: Option<Cause>,
 }
 
@@ -115,11 +115,11 @@ pub(super) struct Running {
     pub(super) done: u32,
     pub(super) end: u32,
     pub(super) since: Instant,
-    /// The item that was found begun, by who looked whether others should have it.
+    /// The item that was found begun when its worker was last checked.
     pub(super) begun: Option<u32>,
     /// The item that was found started when its start was not noted.
     pub(super) unnoted: Option<u32>,
-    /// Its results are told of together.
+    /// Its results are notified of together.
     pub(super) is_quiet: bool,
     /// Its items are expected to be over before another worker could be woken for them.
     pub(super) is_brief: bool,
@@ -136,15 +136,15 @@ impl Worker {
         !self.running.is_empty() && !self.is_lagging && self.running.iter().all(|running| running.is_brief)
     }
 
-    /// Ends it; `kill_reason` is what to tell about the item that it is at.
+    /// Kills it; `kill_reason` is the error of the item that it runs.
     pub(super) fn kill(&mut self, kill_reason: Option<Error>) {
         self.phase = Phase::Killed;
-        // The first reason is the one that its item is told.
+        // The first reason becomes the error of its item.
         self.kill_reason = self.kill_reason.take().or(kill_reason);
         self.control.kill();
     }
 
-    /// What to tell about one that is gone.
+    /// The error of an item whose worker has died.
     pub(super) fn death(&self, status: &Result<ExitStatus>, doing: &str) -> Error {
         let how = match status {
             Ok(status) => status.to_string(),
@@ -171,7 +171,7 @@ impl Worker {
         panic.cloned().into_iter().fold(error, Error::with_panic)
     }
 
-    /// Whether it has not come to anything since others were given what it had.
+    /// Whether it has given up no order since its items went to others.
     pub(super) fn is_stalled(&self) -> bool {
         self.stalled.is_some_and(|(then, _)| self.lane.given_up() == then)
     }
@@ -216,7 +216,7 @@ impl Worker {
     }
 }
 
-/// Takes back what has not started of a worker's order, of which `done` items are done; how far it goes now.
+/// Takes back the items of a worker's order that have not started; `done` are done. Returns how far the order goes now.
 pub(super) fn take_back(lane: &PoolEnd, side_orders: &SideOrders, number: u32, done: u32) -> Claim {
     let claim = lane.take_back(number, done);
     if claim.end == 0 {
