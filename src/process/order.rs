@@ -83,65 +83,66 @@ impl Descriptors {
     }
 }
 
-/// The function, its fingerprint, the flags, the pid of the parent, the length of arguments in memory.
-const NUMBERS: usize = 5;
+/// Where each number stands in the head.
+mod number {
+    pub(super) const FUNCTION: usize = 0;
+    pub(super) const FINGERPRINT: usize = 1;
+    pub(super) const FLAGS: usize = 2;
+    pub(super) const PARENT_PID: usize = 3;
+    pub(super) const LEN_IN_MEMFD: usize = 4;
+    pub(super) const COUNT: usize = 5;
+}
 
-/// The name, that of the parent, the environment, the child's own variables, its attributes.
-const TEXTS: usize = 5;
-const HEAD: usize = 8 * (NUMBERS + TEXTS);
+/// Where each text stands. Their lengths follow the numbers in the head.
+mod text {
+    pub(super) const NAME: usize = 0;
+    pub(super) const NAME_OF_PARENT: usize = 1;
+    pub(super) const ENVIRONMENT: usize = 2;
+    pub(super) const OWN_VARIABLES: usize = 3;
+    pub(super) const ATTRIBUTES: usize = 4;
+    pub(super) const COUNT: usize = 5;
+}
 
-/// The bits of a number, the lowest first.
-struct Flags(u64);
+/// The bits of the flags.
+mod flag {
+    pub(super) const DAEMON: u64 = 1;
+    pub(super) const BY_EXEC: u64 = 1 << 1;
+    pub(super) const PASSED_ON: u64 = 1 << 2;
+    pub(super) const DIRECTORY: u64 = 1 << 3;
+    pub(super) const OWN_DIRECTORY: u64 = 1 << 4;
+    pub(super) const SHIELDED: u64 = 1 << 5;
+    pub(super) const LEADS_GROUP: u64 = 1 << 6;
+    pub(super) const STREAMS: [u64; 3] = [1 << 7, 1 << 8, 1 << 9];
+    pub(super) const PARENT_IS_DAEMON: u64 = 1 << 10;
+    pub(super) const PARENT_BY_EXEC: u64 = 1 << 11;
+    pub(super) const PARENT_WAS_STARTED: u64 = 1 << 12;
+    pub(super) const BACKTRACES: u64 = 1 << 13;
+    pub(super) const BACKTRACES_ARE_SET: u64 = 1 << 14;
+    pub(super) const ENVIRONMENT: u64 = 1 << 15;
+    pub(super) const ATTRIBUTES: u64 = 1 << 16;
+    pub(super) const ARGUMENTS_IN_MEMFD: u64 = 1 << 17;
+}
 
-impl Flags {
-    fn of(bits: &[bool]) -> Self {
-        Self(bits.iter().rev().fold(0, |flags, bit| flags << 1 | u64::from(*bit)))
-    }
+const HEAD: usize = 8 * (number::COUNT + text::COUNT);
 
-    fn next(&mut self) -> bool {
-        let bit = self.0 & 1 != 0;
-        self.0 >>= 1;
-        bit
-    }
-
-    fn next_method(&mut self) -> StartMethod {
-        if self.next() { StartMethod::Spawn } else { StartMethod::ForkServer }
-    }
+fn method_of(is_by_exec: bool) -> StartMethod {
+    if is_by_exec { StartMethod::Spawn } else { StartMethod::ForkServer }
 }
 
 impl Order {
     pub(super) fn to_bytes(&self) -> io::Result<Vec<u8>> {
-        let Self { parent, streams: [stdin, stdout, stderr], .. } = self;
-        let flags = Flags::of(&[
-            self.daemon,
-            self.start_method == StartMethod::Spawn,
-            self.is_passed_on,
-            self.has_directory,
-            self.has_own_directory,
-            self.is_shielded,
-            self.leads_group,
-            *stdin,
-            *stdout,
-            *stderr,
-            parent.daemon,
-            parent.start_method == Some(StartMethod::Spawn),
-            parent.start_method.is_some(),
-            self.backtraces == Some(true),
-            self.backtraces.is_some(),
-            self.environment.is_some(),
-            self.attributes.is_some(),
-            self.arguments_in_memfd.is_some(),
-        ]);
         let attributes = self.attributes.as_ref().map(wire::to_bytes).transpose()?;
-        let texts: [&[u8]; TEXTS] = [
-            self.name.as_bytes(),
-            parent.name.as_bytes(),
-            self.environment.as_ref().map_or(&[], Variables::as_bytes),
-            self.variables.as_bytes(),
-            attributes.as_deref().unwrap_or_default(),
-        ];
-        let [offset, fingerprint] = self.call.to_words();
-        let numbers = [offset, fingerprint, flags.0, parent.pid.into(), self.arguments_in_memfd.unwrap_or(0)];
+        let mut texts: [&[u8]; text::COUNT] = [&[]; text::COUNT];
+        texts[text::NAME] = self.name.as_bytes();
+        texts[text::NAME_OF_PARENT] = self.parent.name.as_bytes();
+        texts[text::ENVIRONMENT] = self.environment.as_ref().map_or(&[], Variables::as_bytes);
+        texts[text::OWN_VARIABLES] = self.variables.as_bytes();
+        texts[text::ATTRIBUTES] = attributes.as_deref().unwrap_or_default();
+        let mut numbers = [0; number::COUNT];
+        [numbers[number::FUNCTION], numbers[number::FINGERPRINT]] = self.call.to_words();
+        numbers[number::FLAGS] = self.flags();
+        numbers[number::PARENT_PID] = self.parent.pid.into();
+        numbers[number::LEN_IN_MEMFD] = self.arguments_in_memfd.unwrap_or(0);
         let mut bytes = Vec::with_capacity(HEAD + texts.iter().map(|text| text.len()).sum::<usize>());
         for number in numbers.into_iter().chain(texts.map(|text| text.len() as u64)) {
             bytes.extend_from_slice(&number.to_le_bytes());
@@ -150,47 +151,69 @@ impl Order {
         Ok(bytes)
     }
 
+    fn flags(&self) -> u64 {
+        let streams = self.streams.into_iter().zip(flag::STREAMS).map(|(is_set, bit)| (bit, is_set));
+        let others = [
+            (flag::DAEMON, self.daemon),
+            (flag::BY_EXEC, self.start_method == StartMethod::Spawn),
+            (flag::PASSED_ON, self.is_passed_on),
+            (flag::DIRECTORY, self.has_directory),
+            (flag::OWN_DIRECTORY, self.has_own_directory),
+            (flag::SHIELDED, self.is_shielded),
+            (flag::LEADS_GROUP, self.leads_group),
+            (flag::PARENT_IS_DAEMON, self.parent.daemon),
+            (flag::PARENT_BY_EXEC, self.parent.start_method == Some(StartMethod::Spawn)),
+            (flag::PARENT_WAS_STARTED, self.parent.start_method.is_some()),
+            (flag::BACKTRACES, self.backtraces == Some(true)),
+            (flag::BACKTRACES_ARE_SET, self.backtraces.is_some()),
+            (flag::ENVIRONMENT, self.environment.is_some()),
+            (flag::ATTRIBUTES, self.attributes.is_some()),
+            (flag::ARGUMENTS_IN_MEMFD, self.arguments_in_memfd.is_some()),
+        ];
+        streams.chain(others).filter(|(_, is_set)| *is_set).fold(0, |flags, (bit, _)| flags | bit)
+    }
+
     /// Decodes the order at the beginning of `bytes`; returns it and its length, or `None` if there is none.
     pub(super) fn from_bytes(bytes: &[u8]) -> Option<(Self, usize)> {
-        let (head, texts) = bytes.split_at_checked(HEAD)?;
+        let (head, mut rest) = bytes.split_at_checked(HEAD)?;
         let number = |at: usize| Some(u64::from_le_bytes(head.get(8 * at..8 * at + 8)?.try_into().ok()?));
-        let mut rest = texts;
-        let mut text = |at: usize| {
-            let (text, others) = rest.split_at_checked(number(NUMBERS + at)?.try_into().ok()?)?;
-            rest = others;
-            Some(text)
-        };
-        let name = |text: &[u8]| std::str::from_utf8(text).ok().map(str::to_owned);
-        let variables = Variables::from_bytes;
-        let mut flags = Flags(number(2)?);
-        let mut order = Self {
-            call: Call::from_words([number(0)?, number(1)?]),
-            name: name(text(0)?)?,
-            daemon: flags.next(),
-            start_method: flags.next_method(),
-            is_passed_on: flags.next(),
-            has_directory: flags.next(),
-            has_own_directory: flags.next(),
-            is_shielded: flags.next(),
-            leads_group: flags.next(),
-            streams: [flags.next(), flags.next(), flags.next()],
-            parent: ProcessInfo {
-                name: name(text(1)?)?,
-                pid: number(3)?.try_into().ok()?,
-                daemon: flags.next(),
-                start_method: Some(flags.next_method()).filter(|_| flags.next()),
-            },
-            backtraces: Some(flags.next()).filter(|_| flags.next()),
-            environment: Some(variables(text(2)?)).filter(|_| flags.next()),
-            variables: variables(text(3)?),
-            attributes: None,
-            arguments_in_memfd: None,
-        };
-        let attributes = text(4)?;
-        if flags.next() {
-            order.attributes = Some(wire::from_bytes(attributes).ok()?);
+        let mut texts: [&[u8]; text::COUNT] = [&[]; text::COUNT];
+        for (at, text) in texts.iter_mut().enumerate() {
+            (*text, rest) = rest.split_at_checked(number(number::COUNT + at)?.try_into().ok()?)?;
         }
-        order.arguments_in_memfd = Some(number(4)?).filter(|_| flags.next());
+        let name = |at: usize| std::str::from_utf8(texts[at]).ok().map(str::to_owned);
+        let variables = |at: usize| Variables::from_bytes(texts[at]);
+        let flags = number(number::FLAGS)?;
+        let is_set = |bit: u64| flags & bit != 0;
+        let attributes =
+            if is_set(flag::ATTRIBUTES) { Some(wire::from_bytes(texts[text::ATTRIBUTES]).ok()?) } else { None };
+        let parent = ProcessInfo {
+            name: name(text::NAME_OF_PARENT)?,
+            pid: number(number::PARENT_PID)?.try_into().ok()?,
+            daemon: is_set(flag::PARENT_IS_DAEMON),
+            start_method: is_set(flag::PARENT_WAS_STARTED).then(|| method_of(is_set(flag::PARENT_BY_EXEC))),
+        };
+        let order = Self {
+            call: Call::from_words([number(number::FUNCTION)?, number(number::FINGERPRINT)?]),
+            name: name(text::NAME)?,
+            daemon: is_set(flag::DAEMON),
+            start_method: method_of(is_set(flag::BY_EXEC)),
+            parent,
+            is_passed_on: is_set(flag::PASSED_ON),
+            environment: is_set(flag::ENVIRONMENT).then(|| variables(text::ENVIRONMENT)),
+            has_directory: is_set(flag::DIRECTORY),
+            has_own_directory: is_set(flag::OWN_DIRECTORY),
+            attributes,
+            variables: variables(text::OWN_VARIABLES),
+            is_shielded: is_set(flag::SHIELDED),
+            leads_group: is_set(flag::LEADS_GROUP),
+            backtraces: is_set(flag::BACKTRACES_ARE_SET).then(|| is_set(flag::BACKTRACES)),
+            streams: flag::STREAMS.map(is_set),
+            arguments_in_memfd: match is_set(flag::ARGUMENTS_IN_MEMFD) {
+                true => Some(number(number::LEN_IN_MEMFD)?),
+                false => None,
+            },
+        };
         Some((order, bytes.len() - rest.len()))
     }
 
@@ -306,7 +329,7 @@ mod tests {
             for len in 0..bytes.len() {
                 assert_eq!(Order::from_bytes(&bytes[..len]), None, "{len} of {}", bytes.len());
             }
-            for at in 8 * NUMBERS..HEAD {
+            for at in 8 * number::COUNT..HEAD {
                 let mut damaged = bytes.clone();
                 damaged[at] ^= 0x80;
                 assert_ne!(Order::from_bytes(&damaged).map(|(order, _)| order), Some(order.clone()), "byte {at}");
