@@ -20,15 +20,15 @@ use std::time::{Duration, Instant};
 const PARTIES: usize = FIRST;
 const TIMEOUT: usize = PARTIES + 1;
 const STATE: usize = TIMEOUT + 1;
-const LINE: usize = STATE + 1;
-const PLACES: usize = LINE + sleepers::LEN;
+const SLEEPERS: usize = STATE + 1;
+const PLACES: usize = SLEEPERS + sleepers::LEN;
 
 /// The most parties: each has a word.
 const MOST: usize = 1 << 20;
 /// A barrier as this process sees it.
 pub(super) struct BarrierCore {
     region: Arc<Region>,
-    line: Arc<WaitQueue>,
+    queue: Arc<WaitQueue>,
     family: &'static Family,
     /// What `PARTIES` and `TIMEOUT` say, which never change.
     parties: usize,
@@ -53,7 +53,7 @@ impl Core for BarrierCore {
     }
 
     fn report(words: &[AtomicU64]) -> Report {
-        Report { waiting: Sleepers::new(&words[LINE..LINE + sleepers::LEN]).list(), ..Report::default() }
+        Report { waiting: Sleepers::new(&words[SLEEPERS..SLEEPERS + sleepers::LEN]).list(), ..Report::default() }
     }
 
     fn view(region: Arc<Region>) -> io::Result<Self> {
@@ -63,8 +63,8 @@ impl Core for BarrierCore {
         }
         let nanoseconds = region.words()[TIMEOUT].load(Acquire);
         let (parties, timeout) = (parties as usize, nanoseconds.checked_sub(1).map(Duration::from_nanos));
-        let line = WaitQueue::new(region.clone(), LINE, None)?;
-        Ok(Self { region, line, family: Family::get()?, parties, timeout })
+        let queue = WaitQueue::new(region.clone(), SLEEPERS, None)?;
+        Ok(Self { region, queue, family: Family::get()?, parties, timeout })
     }
 }
 
@@ -85,7 +85,7 @@ impl BarrierCore {
         let is_listed =
             |sleeper: Sleeper| self.family.epoch_of(sleeper.slot).is_some_and(|epoch| sleeper.has_epoch(epoch));
         let places = &self.words()[PLACES..PLACES + self.parties()];
-        BarrierState::new(&self.words()[STATE], places, is_listed, || self.line.notify_all())
+        BarrierState::new(&self.words()[STATE], places, is_listed, || self.queue.notify_all())
     }
 
     /// A process that changes the state needs a slot, so that its death is noticed. If no slot is left it continues all the same.
@@ -113,7 +113,7 @@ impl BarrierCore {
         if let Some(party) = self.try_arrive(false, acting) {
             return party;
         }
-        let coming = until(&self.line, || self.try_arrive(false, acting));
+        let coming = until(&self.queue, || self.try_arrive(false, acting));
         by(deadline, coming).await.map_or_else(|| Err(still_busy()), |party| party.map_err(failed)?)
     }
 
@@ -139,9 +139,9 @@ impl BarrierCore {
     fn blocking_wait(&self, timeout: Option<Duration>) -> Result<BarrierWaitResult> {
         wait::refuse_inside_async();
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        let come = until_blocking(&self.line, deadline, || self.try_arrive(false, false)).map_err(failed)?;
+        let come = until_blocking(&self.queue, deadline, || self.try_arrive(false, false)).map_err(failed)?;
         let party = come.unwrap_or_else(|| Err(still_busy()))?;
-        match until_blocking(&self.line, deadline, || party.look()).map_err(failed)? {
+        match until_blocking(&self.queue, deadline, || party.look()).map_err(failed)? {
             Some(outcome) => party.finish(outcome),
             None => party.end(true),
         }
@@ -184,7 +184,7 @@ impl Party<'_> {
         // The last party does not join the queue of those that arrived before.
         let outcome = match self.look() {
             Some(outcome) => outcome,
-            None => match by(deadline, until(&self.core.line, || self.look())).await {
+            None => match by(deadline, until(&self.core.queue, || self.look())).await {
                 Some(outcome) => outcome.map_err(failed)?,
                 None => return self.end(true),
             },

@@ -74,8 +74,8 @@ impl Fairness<'_> {
     }
 
     /// Lets sleepers go first during a pause, unless there are waiters of this process.
-    pub(super) async fn yield_to_sleepers(&self, line: &WaitQueue) {
-        while self.pauses_newcomers() && !line.has_waiters() {
+    pub(super) async fn yield_to_sleepers(&self, queue: &WaitQueue) {
+        while self.pauses_newcomers() && !queue.has_waiters() {
             std::thread::yield_now();
             tokio::task::yield_now().await;
         }
@@ -83,8 +83,8 @@ impl Fairness<'_> {
 
     /// [`Fairness::yield_to_sleepers`] for a thread without a runtime.
     #[track_caller]
-    pub(super) fn blocking_yield_to_sleepers(&self, line: &WaitQueue) {
-        while self.pauses_newcomers() && !line.has_waiters() {
+    pub(super) fn blocking_yield_to_sleepers(&self, queue: &WaitQueue) {
+        while self.pauses_newcomers() && !queue.has_waiters() {
             std::thread::yield_now();
         }
     }

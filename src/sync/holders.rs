@@ -93,8 +93,8 @@ impl Count {
     }
 
     /// The move after this one.
-    fn next(self, plan: Plan, row: usize, line: Row) -> Self {
-        let odd = line.0 >> 31 & 1 ^ 1;
+    fn next(self, plan: Plan, row: usize, held_row: Row) -> Self {
+        let odd = held_row.0 >> 31 & 1 ^ 1;
         let poisoned = if plan.is_poisoned { Self::POISONED } else { 0 };
         let seq = self.0 >> 44;
         let last = seq.wrapping_add(1) << 44 | odd << 43 | (plan.kind as u64) << 41 | (row as u64) << 32;
@@ -118,8 +118,8 @@ impl Count {
     }
 
     /// Whether a row has had this move, given that it can lack no other.
-    fn is_in(self, line: Row) -> bool {
-        self.0 >> 43 & 1 == line.0 >> 31 & 1
+    fn is_in(self, held_row: Row) -> bool {
+        self.0 >> 43 & 1 == held_row.0 >> 31 & 1
     }
 }
 
@@ -153,12 +153,12 @@ struct Plan {
 }
 
 impl Plan {
-    /// Whether the result can be counted. `line`: the row before the move.
+    /// Whether the result can be counted. `held_row`: the row before the move.
     #[inline]
-    fn is_possible(&self, line: Row) -> bool {
+    fn is_possible(&self, held_row: Row) -> bool {
         let is_row = match self.kind {
-            Kind::TakeOne => line.held() < MAX,
-            Kind::GiveOne => line.held() > 0,
+            Kind::TakeOne => held_row.held() < MAX,
+            Kind::GiveOne => held_row.held() > 0,
             Kind::TakeAll | Kind::Empty => true,
         };
         is_row && self.free <= MAX
@@ -199,7 +199,7 @@ impl<'a, L: Liveness> Holders<'a, L> {
         &self.words[FIRST + 2 * row]
     }
 
-    fn line(&self, row: usize) -> &'a AtomicU64 {
+    fn word_of(&self, row: usize) -> &'a AtomicU64 {
         &self.words[FIRST + 2 * row + 1]
     }
 
@@ -260,7 +260,7 @@ impl<'a, L: Liveness> Holders<'a, L> {
     /// Adds a permit; false if there are `limit` already, free or held.
     pub(super) fn add_one(&self, limit: u32) -> bool {
         let add = |count: Count, _| {
-            let held: u64 = self.used().map(|row| u64::from(Row(self.line(row).load(Acquire)).held())).sum();
+            let held: u64 = self.used().map(|row| u64::from(Row(self.word_of(row).load(Acquire)).held())).sum();
             let is_room = u64::from(count.free()) + held < u64::from(limit);
             is_room.then_some(Plan { kind: Kind::Empty, free: count.free() + 1, is_poisoned: count.is_poisoned() })
         };
@@ -292,9 +292,9 @@ impl<'a, L: Liveness> Holders<'a, L> {
                 return None;
             }
             // It has all moves up to `seen`; if it has later ones, `seen` is no longer the count.
-            let line = if row == NO_ROW { Row(0) } else { Row(self.line(row).load(Acquire)) };
-            let plan = plan(seen, line.held())?;
-            if !plan.is_possible(line) {
+            let held_row = if row == NO_ROW { Row(0) } else { Row(self.word_of(row).load(Acquire)) };
+            let plan = plan(seen, held_row.held())?;
+            if !plan.is_possible(held_row) {
                 if self.count() != seen {
                     seen = self.count();
                     continue;
@@ -302,7 +302,7 @@ impl<'a, L: Liveness> Holders<'a, L> {
                 self.close();
                 return None;
             }
-            let next = seen.next(plan, row, line);
+            let next = seen.next(plan, row, held_row);
             match self.words[COUNT].compare_exchange(seen.0, next.0, AcqRel, Acquire) {
                 Ok(_) => {
                     fault::point("holders.counted");
@@ -321,12 +321,12 @@ impl<'a, L: Liveness> Holders<'a, L> {
         if count.row() >= ROWS {
             return count.row() == NO_ROW;
         }
-        let word = self.line(count.row());
-        let line = Row(word.load(Acquire));
+        let word = self.word_of(count.row());
+        let held_row = Row(word.load(Acquire));
         // In this order: a process that wrote a later move into the row has seen the count go past this one.
-        if !count.is_in(line) && self.count() == count {
+        if !count.is_in(held_row) && self.count() == count {
             // If it fails another process has done it.
-            let _ = word.compare_exchange(line.0, line.after(count.kind()).0, AcqRel, Acquire);
+            let _ = word.compare_exchange(held_row.0, held_row.after(count.kind()).0, AcqRel, Acquire);
         }
         true
     }
@@ -418,7 +418,7 @@ impl<'a, L: Liveness> Holders<'a, L> {
     #[cfg(all(test, multiprocess_loom))]
     pub(super) fn sum(&self) -> u64 {
         self.write_down(self.count());
-        let held: u64 = self.used().map(|row| u64::from(Row(self.line(row).load(Acquire)).held())).sum();
+        let held: u64 = self.used().map(|row| u64::from(Row(self.word_of(row).load(Acquire)).held())).sum();
         held + u64::from(self.count().free())
     }
 }

@@ -82,7 +82,7 @@ impl World {
     /// As `Mutex::release`.
     fn release(&self, me: Member) {
         if self.words().release(me) | self.sleepers().has_sleepers_after_rmw() {
-            match self.words().hand_on(|_| true, || 1) {
+            match self.words().waiters_to_wake(|_| true, || 1) {
                 ToWake::Nobody => {}
                 ToWake::Longest => self.notify(me),
                 other => panic!("{other:?}"),

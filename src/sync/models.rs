@@ -205,7 +205,7 @@ impl Taker {
         fault::point("changed");
         let me = member(self.me);
         if self.words().release(me) | self.sleepers().has_sleepers_after_rmw() {
-            self.wake(self.words().hand_on(|other| Members.is_listed(other), || NOW));
+            self.wake(self.words().waiters_to_wake(|other| Members.is_listed(other), || NOW));
         }
         self.give_up();
     }

@@ -231,7 +231,7 @@ impl Words<'_> {
         before == IS_HANDOFF || before & DAMAGED != 0
     }
 
-    /// Releases it; true if [`Words::hand_on`] has to be called.
+    /// Releases it; true if [`Words::waiters_to_wake`] has to be called.
     #[must_use]
     #[inline]
     pub(super) fn release(self, me: Member) -> bool {
@@ -263,7 +263,7 @@ impl Words<'_> {
 
     /// The waiters to wake, after a release.
     #[cold]
-    pub(super) fn hand_on(self, is_listed: impl Fn(Member) -> bool, now: impl Fn() -> u64) -> ToWake {
+    pub(super) fn waiters_to_wake(self, is_listed: impl Fn(Member) -> bool, now: impl Fn() -> u64) -> ToWake {
         let now = now().max(1);
         let state = self.0[STATE].load(Relaxed);
         if state & DAMAGED != 0 {
@@ -373,7 +373,7 @@ pub(super) struct Mutex {
     family: &'static Family,
     region: Arc<Region>,
     first: usize,
-    line: Arc<WaitQueue>,
+    queue: Arc<WaitQueue>,
     /// What errors call the object.
     what: &'static str,
 }
@@ -381,15 +381,15 @@ pub(super) struct Mutex {
 impl Mutex {
     /// The mutex whose words begin at `first`.
     pub(super) fn view(region: &Arc<Region>, first: usize, what: &'static str) -> io::Result<Self> {
-        let line = WaitQueue::new(region.clone(), first + EVENT, None)?;
-        Ok(Self { family: Family::get()?, region: region.clone(), first, line, what })
+        let queue = WaitQueue::new(region.clone(), first + EVENT, None)?;
+        Ok(Self { family: Family::get()?, region: region.clone(), first, queue, what })
     }
 
     /// Closes it for good, for all processes, because the memory of the object is damaged. `why`: the impossible words.
     #[cold]
     pub(super) fn damaged(&self, why: &'static str) -> io::Error {
         if self.words().close() {
-            self.line.notify_all();
+            self.queue.notify_all();
             // Also those that sleep in the local queues of other processes.
             self.family.ring_all();
         }
@@ -441,20 +441,20 @@ impl Mutex {
     #[inline]
     pub(super) async fn take(&self) -> io::Result<Taken> {
         let me = self.family.me()?;
-        let take_free = || (!self.line.has_waiters() && self.words().take_free(me)).then_some(Taken::Free);
+        let take_free = || (!self.queue.has_waiters() && self.words().take_free(me)).then_some(Taken::Free);
         if let Some(taken) = at_once(take_free).await {
             self.stamp();
             return Ok(taken);
         }
-        let claim = Claim { mutex: self, me, since: None, is_handoff: false };
-        until_in_turn(&self.line, None, claim).await.and_then(|taken| taken)
+        let acquisition = Acquisition { mutex: self, me, since: None, is_handoff: false };
+        until_in_turn(&self.queue, None, acquisition).await.and_then(|taken| taken)
     }
 
     /// [`Mutex::take`] for a thread without a runtime; `None` at the deadline.
     #[inline]
     pub(super) fn take_blocking(&self, deadline: Option<Instant>) -> io::Result<Option<Taken>> {
         let me = self.family.me()?;
-        if !self.line.has_waiters() && self.words().take_free(me) {
+        if !self.queue.has_waiters() && self.words().take_free(me) {
             self.stamp();
             return Ok(Some(Taken::Free));
         }
@@ -463,8 +463,8 @@ impl Mutex {
 
     #[cold]
     fn take_blocking_slowly(&self, me: Member, deadline: Option<Instant>) -> io::Result<Option<Taken>> {
-        let claim = Claim { mutex: self, me, since: None, is_handoff: false };
-        until_blocking_in_turn(&self.line, None, deadline, claim)?.transpose()
+        let acquisition = Acquisition { mutex: self, me, since: None, is_handoff: false };
+        until_blocking_in_turn(&self.queue, None, deadline, acquisition)?.transpose()
     }
 
     /// Whether a live process holds it, which may have changed by now.
@@ -477,41 +477,41 @@ impl Mutex {
     pub(super) fn release(&self) {
         // A holder has a slot.
         let Some(me) = self.family.me_if_claimed() else { return };
-        if self.words().release(me) | self.line.has_sleepers_after_rmw() {
-            self.hand_on();
+        if self.words().release(me) | self.queue.has_sleepers_after_rmw() {
+            self.wake_next();
         }
-        if self.line.has_waiters_after_rmw() {
-            self.line.wake_front();
+        if self.queue.has_waiters_after_rmw() {
+            self.queue.wake_front();
         }
     }
 
     #[cold]
-    fn hand_on(&self) {
-        match self.words().hand_on(self.is_listed(), clock::now_ns) {
+    fn wake_next(&self) {
+        match self.words().waiters_to_wake(self.is_listed(), clock::now_ns) {
             ToWake::Nobody => {}
-            ToWake::Longest => self.line.notify_one(),
-            ToWake::All => self.line.notify_all(),
-            ToWake::Handoff(waiter) => self.line.notify_member(waiter),
+            ToWake::Longest => self.queue.notify_one(),
+            ToWake::All => self.queue.notify_all(),
+            ToWake::Handoff(waiter) => self.queue.notify_member(waiter),
         }
     }
 }
 
 /// One wait for a mutex.
-struct Claim<'a> {
+struct Acquisition<'a> {
     mutex: &'a Mutex,
     me: Member,
     since: Option<u64>,
     is_handoff: bool,
 }
 
-impl Attempt<io::Result<Taken>> for Claim<'_> {
+impl Attempt<io::Result<Taken>> for Acquisition<'_> {
     #[inline]
-    fn attempt(&mut self, in_line: bool) -> Option<io::Result<Taken>> {
+    fn attempt(&mut self, in_queue: bool) -> Option<io::Result<Taken>> {
         let words = self.mutex.words();
-        if in_line {
+        if in_queue {
             words.clear_woken();
         }
-        let taken = if words.take_free(self.me) { Some(Ok(Taken::Free)) } else { self.attempt_slowly(in_line) };
+        let taken = if words.take_free(self.me) { Some(Ok(Taken::Free)) } else { self.attempt_slowly(in_queue) };
         if let Some(Ok(_)) = taken {
             self.mutex.stamp();
         }
@@ -520,17 +520,17 @@ impl Attempt<io::Result<Taken>> for Claim<'_> {
 
     #[inline]
     fn is_local(&self) -> bool {
-        self.mutex.words().is_held_alone_by(self.me) && !self.mutex.line.has_sleepers_after_rmw()
+        self.mutex.words().is_held_alone_by(self.me) && !self.mutex.queue.has_sleepers_after_rmw()
     }
 }
 
-impl Claim<'_> {
+impl Acquisition<'_> {
     #[cold]
-    fn attempt_slowly(&mut self, in_line: bool) -> Option<io::Result<Taken>> {
+    fn attempt_slowly(&mut self, in_queue: bool) -> Option<io::Result<Taken>> {
         let now = clock::now_ns();
         let waited = now - *self.since.get_or_insert(now);
         let words = self.mutex.words();
-        match words.take(self.me, in_line.then_some(waited), self.mutex.is_listed(), || now) {
+        match words.take(self.me, in_queue.then_some(waited), self.mutex.is_listed(), || now) {
             Tried::Taken(taken) => Some(Ok(taken)),
             Tried::Damaged => Some(Err(self.mutex.damaged(IMPOSSIBLE))),
             Tried::Refused { is_handoff } => {
@@ -541,13 +541,13 @@ impl Claim<'_> {
     }
 }
 
-impl Drop for Claim<'_> {
+impl Drop for Acquisition<'_> {
     fn drop(&mut self) {
         if fork::is_forked() {
             return;
         }
         if self.is_handoff && self.mutex.words().give_up_handoff(self.me) {
-            self.mutex.line.notify_one();
+            self.mutex.queue.notify_one();
         }
     }
 }
@@ -582,7 +582,7 @@ mod tests {
         assert!(mutex.take_free(A));
         words[STATE].store(B.to_bits(), Release);
         assert!(mutex.release(A));
-        assert_eq!(mutex.hand_on(|_| true, || 1), ToWake::All);
+        assert_eq!(mutex.waiters_to_wake(|_| true, || 1), ToWake::All);
         assert_eq!(mutex.take(B, None, |_| true, || 1), Tried::Damaged);
     }
 

@@ -49,14 +49,14 @@ impl Core for RwLockCore {
     }
 
     fn report(words: &[AtomicU64]) -> Report {
-        let lines = [READERS, WRITERS].map(|line| Sleepers::new(&words[line..line + sleepers::LEN]).list());
+        let lists = [READERS, WRITERS].map(|first| Sleepers::new(&words[first..first + sleepers::LEN]).list());
         let (writer, shares) = RwLockState::<Family>::list(&words[STATE..READERS]);
-        Report { writer, shares, waiting: lines.concat(), ..Report::default() }
+        Report { writer, shares, waiting: lists.concat(), ..Report::default() }
     }
 
     fn view(region: Arc<Region>) -> io::Result<Self> {
-        let line = |first| WaitQueue::new(region.clone(), first, None);
-        let (readers, writers) = (line(READERS)?, line(WRITERS)?);
+        let queue = |first| WaitQueue::new(region.clone(), first, None);
+        let (readers, writers) = (queue(READERS)?, queue(WRITERS)?);
         Ok(Self { region, readers, writers, family: Family::get()?, own: Own::default() })
     }
 }

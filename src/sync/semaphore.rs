@@ -48,12 +48,12 @@ use std::time::{Duration, Instant};
 const LIMIT: usize = FIRST;
 const FAIRNESS: usize = LIMIT + 1;
 const HOLDERS: usize = FAIRNESS + 1;
-const LINE: usize = HOLDERS + holders::LEN;
+const SLEEPERS: usize = HOLDERS + holders::LEN;
 
 /// A semaphore as this process sees it.
 pub(super) struct SemaphoreCore {
     region: Arc<Region>,
-    line: Arc<WaitQueue>,
+    queue: Arc<WaitQueue>,
     family: &'static Family,
     /// The limit of `LIMIT`, which never changes.
     limit: Option<u32>,
@@ -66,7 +66,7 @@ static MAPPED: Mapped<SemaphoreCore> = Mapped::new();
 impl Core for SemaphoreCore {
     const KIND: u64 = u64::from_le_bytes(*b"mpsema01");
     const NAME: &'static str = "semaphore";
-    const WORDS: usize = LINE + sleepers::LEN;
+    const WORDS: usize = SLEEPERS + sleepers::LEN;
 
     fn mapped() -> &'static Mapped<Self> {
         &MAPPED
@@ -77,18 +77,22 @@ impl Core for SemaphoreCore {
     }
 
     fn report(words: &[AtomicU64]) -> Report {
-        let shares = Holders::<Family>::list(&words[HOLDERS..LINE]);
-        Report { shares, waiting: Sleepers::new(&words[LINE..LINE + sleepers::LEN]).list(), ..Report::default() }
+        let shares = Holders::<Family>::list(&words[HOLDERS..SLEEPERS]);
+        Report {
+            shares,
+            waiting: Sleepers::new(&words[SLEEPERS..SLEEPERS + sleepers::LEN]).list(),
+            ..Report::default()
+        }
     }
 
     fn view(region: Arc<Region>) -> io::Result<Self> {
-        let line = WaitQueue::new(region.clone(), LINE, None)?;
+        let queue = WaitQueue::new(region.clone(), SLEEPERS, None)?;
         let limit = match region.words()[LIMIT].load(Acquire).checked_sub(1).map(u32::try_from) {
             None => None,
             Some(Ok(limit @ 0..=MAX)) => Some(limit),
             Some(_) => return Err(Damage::error(Self::NAME, region.identity(), "an impossible limit")),
         };
-        Ok(Self { region, line, family: Family::get()?, limit, mine: AtomicUsize::new(usize::MAX) })
+        Ok(Self { region, queue, family: Family::get()?, limit, mine: AtomicUsize::new(usize::MAX) })
     }
 }
 
@@ -99,7 +103,7 @@ impl SemaphoreCore {
         };
         object::create(|words| {
             words[LIMIT].store(if is_bounded { u64::from(permits) + 1 } else { 0 }, Release);
-            Holders::<Family>::fill(&words[HOLDERS..LINE], permits);
+            Holders::<Family>::fill(&words[HOLDERS..SLEEPERS], permits);
         })
     }
 
@@ -109,7 +113,7 @@ impl SemaphoreCore {
 
     #[inline]
     fn holders(&self) -> Holders<'_, Family> {
-        Holders::new(&self.words()[HOLDERS..LINE], self.family)
+        Holders::new(&self.words()[HOLDERS..SLEEPERS], self.family)
     }
 
     fn fairness(&self) -> Fairness<'_> {
@@ -132,7 +136,7 @@ impl SemaphoreCore {
     #[cold]
     fn damaged(&self) -> io::Error {
         if self.holders().is_first_report() {
-            self.line.notify_all();
+            self.queue.notify_all();
         }
         Damage::error(Self::NAME, self.region.identity(), "impossible counts, or damage found before")
     }
@@ -166,7 +170,7 @@ impl SemaphoreCore {
     #[inline]
     fn tell(&self) {
         self.fairness().after_release();
-        self.line.notify_one();
+        self.queue.notify_one();
     }
 }
 
@@ -179,14 +183,14 @@ impl Acquire for Arc<SemaphoreCore> {
     }
 
     async fn take(&self) -> io::Result<Permit> {
-        self.fairness().yield_to_sleepers(&self.line).await;
-        until(&self.line, self.attempt()).await?
+        self.fairness().yield_to_sleepers(&self.queue).await;
+        until(&self.queue, self.attempt()).await?
     }
 
     #[track_caller]
     fn take_blocking(&self, deadline: Option<Instant>) -> io::Result<Option<Permit>> {
-        self.fairness().blocking_yield_to_sleepers(&self.line);
-        until_blocking(&self.line, deadline, self.attempt())?.transpose()
+        self.fairness().blocking_yield_to_sleepers(&self.queue);
+        until_blocking(&self.queue, deadline, self.attempt())?.transpose()
     }
 
     #[inline]
