@@ -590,6 +590,6 @@ mod tests {
     fn wake_time_in_the_future_keeps_nobody_asleep() {
         let words = words();
         words[WOKEN].store(u64::MAX, Release);
-        assert_eq!(Words(&words).hand_on(|_| true, || 1), ToWake::Longest);
+        assert_eq!(Words(&words).waiters_to_wake(|_| true, || 1), ToWake::Longest);
     }
 }

@@ -246,7 +246,7 @@ impl Mutex<'_> {
     fn unlock(&self, process: &Process<'_>) {
         let (words, sleepers) = (Words(self.0), self.sleepers());
         if words.release(process.me) | sleepers.has_sleepers_after_rmw() {
-            match words.hand_on(process.is_listed(), now) {
+            match words.waiters_to_wake(process.is_listed(), now) {
                 ToWake::Nobody => {}
                 ToWake::All => panic!("nobody has damaged it"),
                 ToWake::Longest => process.notify_one(sleepers),
