@@ -36,7 +36,7 @@ async fn pool_07_exec_10_p22_any_chunk_size_gives_every_result() -> mp::Result<(
 }
 
 #[tokio::test]
-async fn pool_23_large_errors_and_a_close_in_between_block_nobody() -> mp::Result<()> {
+async fn pool_23_large_errors_and_a_close_in_between_delay_no_caller() -> mp::Result<()> {
     let _deadline = Deadline::start();
     const LEN: usize = 1_000_000;
     let pool = Pool::new(2)?;
@@ -131,7 +131,7 @@ async fn pool_28_ppe_11_workers_that_cannot_be_started_are_an_error_only_if_none
 }
 
 #[tokio::test]
-async fn pool_32_pool_33_fut_07_who_gives_up_waiting_loses_nothing() -> mp::Result<()> {
+async fn pool_32_pool_33_fut_07_caller_that_stops_waiting_loses_no_result() -> mp::Result<()> {
     let _deadline = Deadline::start();
     let pool = Pool::new(1)?;
     let (begun, go) = (Queue::unbounded()?, Queue::unbounded()?);
@@ -340,7 +340,7 @@ async fn fut_05_fut_06_fut_08_a_cancel_is_final_unless_the_result_was_there() ->
 }
 
 #[tokio::test]
-async fn waitf_02_waitf_04_waitf_06_asc_01_results_go_with_what_futures_has() -> mp::Result<()> {
+async fn waitf_02_waitf_04_waitf_06_asc_01_results_work_with_the_combinators_of_futures() -> mp::Result<()> {
     let _deadline = Deadline::start();
     let pool = Pool::new(2)?;
     let (first, _, rest) = within(select_all([pool.apply_async(nap, (300,)), pool.apply_async(nap, (1,))])).await;

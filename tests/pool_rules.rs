@@ -102,7 +102,7 @@ async fn rule_11_a_pool_killed_in_the_middle_of_a_move_takes_its_workers_along()
 
 /// Of many quick items a worker tells together, but not for as long as one of them turns out to be slow.
 #[tokio::test]
-async fn what_was_quick_is_heard_of_while_a_slow_item_is_at_work() -> mp::Result<()> {
+async fn quick_items_are_reported_while_a_slow_item_runs() -> mp::Result<()> {
     let _deadline = Deadline::start();
     let pool = Pool::new(1)?;
     let (begun, go) = (Queue::<u32>::unbounded()?, Queue::<u32>::unbounded()?);
@@ -288,7 +288,7 @@ async fn calls_that_wait_at_a_checked_out_worker_do_not_keep_others_from_taking_
 }
 
 #[tokio::test]
-async fn a_stopped_worker_whose_item_had_a_deadline_is_replaced_also_if_another_did_it() -> mp::Result<()> {
+async fn stopped_worker_whose_item_had_a_deadline_is_replaced_after_another_has_run_the_item() -> mp::Result<()> {
     let _deadline = Deadline::start();
     let pool = Pool::new(2)?;
     let pids = idle_workers(&pool, 2).await;
@@ -352,7 +352,7 @@ async fn when_all_workers_are_stopped_deadlines_hold_and_all_are_replaced() -> m
 
 /// The pool comes too late to kill it: its thread is busy. What counts is when the item ended, by its worker's clock.
 #[tokio::test]
-async fn what_ends_after_its_deadline_and_grace_is_late_also_if_the_pool_is() -> mp::Result<()> {
+async fn item_that_ends_after_deadline_and_grace_times_out_even_if_the_pool_looks_late() -> mp::Result<()> {
     let _deadline = Deadline::start();
     let pool = Pool::new(1)?;
     let ended = Queue::unbounded()?;
@@ -424,7 +424,7 @@ async fn rule_6_the_clock_starts_with_the_item_and_waiting_has_its_own() -> mp::
 }
 
 #[tokio::test]
-async fn who_is_asked_to_stop_and_does_keeps_its_worker() -> mp::Result<()> {
+async fn cancelled_item_that_stops_in_time_keeps_its_worker() -> mp::Result<()> {
     let _deadline = Deadline::start();
     let pool = Pool::new(1)?;
     let before = pool.apply(pid, ()).await?;
@@ -496,7 +496,7 @@ async fn a_retry_backs_off_and_knows_which_attempt_it_is() -> mp::Result<()> {
 }
 
 #[tokio::test]
-async fn what_was_cancelled_never_starts_and_its_slot_is_free_again() -> mp::Result<()> {
+async fn cancelled_item_never_starts_and_frees_its_slot() -> mp::Result<()> {
     let _deadline = Deadline::start();
     let pool = Pool::new(1)?;
     let begun = Queue::unbounded()?;
@@ -542,7 +542,7 @@ async fn rule_13_a_future_dropped_at_any_poll_leaks_no_slot() -> mp::Result<()> 
 /// `lane`: orders that were taken back stay with a worker until it comes to them, and then nothing comes of them. That
 /// there is room again is told all the same.
 #[tokio::test]
-async fn what_was_cancelled_before_its_worker_came_to_it_leaves_room_for_others() -> mp::Result<()> {
+async fn item_cancelled_before_its_start_leaves_room_for_others() -> mp::Result<()> {
     let _deadline = Deadline::start();
     let pool = Pool::new(1)?;
     let worker = pool.apply(pid, ()).await?;
@@ -562,7 +562,7 @@ async fn what_was_cancelled_before_its_worker_came_to_it_leaves_room_for_others(
 
 /// What a call brings goes when it is cancelled, also from a worker that had it already and is idle now.
 #[tokio::test]
-async fn what_was_cancelled_leaves_no_descriptor_in_its_worker() -> mp::Result<()> {
+async fn cancelled_item_leaves_no_descriptor_in_its_worker() -> mp::Result<()> {
     let _deadline = Deadline::start();
     let pool = Pool::new(1)?;
     let worker = pool.apply(pid, ()).await?;
@@ -576,7 +576,7 @@ async fn what_was_cancelled_leaves_no_descriptor_in_its_worker() -> mp::Result<(
 
 /// As many orders one after the other as there may be do not exhaust a worker's stack, though it can read none of them.
 #[tokio::test]
-async fn what_cannot_be_read_is_the_error_of_its_item_however_often() -> mp::Result<()> {
+async fn unreadable_argument_fails_its_own_item_each_time() -> mp::Result<()> {
     let _deadline = Deadline::start();
     let pool = Pool::new(1)?;
     let starve = || {
@@ -606,7 +606,7 @@ async fn what_cannot_be_read_is_the_error_of_its_item_however_often() -> mp::Res
 
 /// A call that was given up leaves the queue though what is in front of it stays there, and however many there are.
 #[tokio::test]
-async fn what_was_cancelled_is_not_kept_while_all_workers_are_busy() -> mp::Result<()> {
+async fn cancelled_items_are_dropped_while_all_workers_are_busy() -> mp::Result<()> {
     let _deadline = Deadline::start();
     let pool = Pool::new(1)?;
     let begun = Queue::unbounded()?;
@@ -660,7 +660,7 @@ async fn a_retry_that_waits_for_a_worker_is_not_late() -> mp::Result<()> {
 }
 
 #[tokio::test]
-async fn what_was_cancelled_before_its_next_try_holds_up_no_end() -> mp::Result<()> {
+async fn item_cancelled_before_its_retry_does_not_delay_the_end_of_the_pool() -> mp::Result<()> {
     let _deadline = Deadline::start();
     let pool = Pool::new(1)?;
     let worker = pool.apply(pid, ()).await?;
@@ -676,7 +676,7 @@ async fn what_was_cancelled_before_its_next_try_holds_up_no_end() -> mp::Result<
 /// `lane`: killed between giving such an order up and the notice of that.
 #[cfg(debug_assertions)]
 #[tokio::test]
-async fn a_worker_killed_when_it_gives_up_what_was_cancelled_is_replaced_and_room_there_is() -> mp::Result<()> {
+async fn worker_killed_while_it_gives_up_a_cancelled_order_is_replaced_and_leaves_room() -> mp::Result<()> {
     let _deadline = Deadline::start();
     let pool = Pool::builder().workers(1).env("MULTIPROCESS_KILL_AT", "lane.given_up").build()?;
     let worker = pool.apply(pid, ()).await?;
@@ -693,7 +693,7 @@ async fn a_worker_killed_when_it_gives_up_what_was_cancelled_is_replaced_and_roo
 }
 
 #[tokio::test]
-async fn an_idle_worker_takes_over_what_waits_behind_a_slow_item() -> mp::Result<()> {
+async fn idle_worker_takes_over_items_behind_a_slow_one() -> mp::Result<()> {
     let _deadline = Deadline::start();
     let pool = Pool::new(2)?;
     // All in one chunk, of which the first item ends when the others have come.
@@ -779,7 +779,7 @@ async fn an_elastic_pool_grows_with_its_work_and_shrinks_when_idle() -> mp::Resu
 }
 
 #[tokio::test]
-async fn resize_lets_what_runs_go_on() -> mp::Result<()> {
+async fn resize_lets_running_items_go_on() -> mp::Result<()> {
     let _deadline = Deadline::start();
     let pool = Pool::new(3)?;
     let begun = Queue::unbounded()?;
@@ -854,7 +854,7 @@ async fn a_pool_that_is_revived_has_no_more_workers_than_it_needs() -> mp::Resul
 
 /// Its runtime may end before it has begun anything.
 #[test]
-fn a_pool_whose_runtime_is_gone_says_so() {
+fn calls_on_a_pool_whose_runtime_has_ended_fail_with_the_reason() {
     let _deadline = Deadline::start();
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let made = runtime().block_on(async { Pool::new(1) }).expect("a pool");
@@ -894,7 +894,7 @@ fn a_pool_whose_runtime_is_gone_says_so() {
 
 /// What was asked for before `close` completes, whatever form it has and whenever it is waited for.
 #[tokio::test]
-async fn what_was_asked_for_before_close_completes() -> mp::Result<()> {
+async fn calls_made_before_close_complete() -> mp::Result<()> {
     let _deadline = Deadline::start();
     let squares: Vec<_> = (0..20).map(square).collect();
     let pool = Pool::new(2)?;
@@ -953,7 +953,7 @@ async fn a_checkout_taken_before_close_goes_on_until_it_is_dropped() -> mp::Resu
 }
 
 #[tokio::test]
-async fn rule_8_a_crash_loop_stops_says_why_and_can_be_revived() -> mp::Result<()> {
+async fn rule_8_crash_loop_breaks_the_pool_with_a_reason_and_can_be_revived() -> mp::Result<()> {
     let _deadline = Deadline::start();
     let healthy = Queue::<u32>::unbounded()?;
     let crash = |healthy: Queue<u32>| {
@@ -974,7 +974,7 @@ async fn rule_8_a_crash_loop_stops_says_why_and_can_be_revived() -> mp::Result<(
 }
 
 #[tokio::test]
-async fn shutdown_tells_what_was_lost() -> mp::Result<()> {
+async fn shutdown_returns_the_number_of_lost_items() -> mp::Result<()> {
     let _deadline = Deadline::start();
     let begun = Queue::unbounded()?;
     let say_and_nap = |begun: Queue<u32>, ms: u64| {
@@ -1052,7 +1052,7 @@ impl<'de> serde::Deserialize<'de> for Odd {
 }
 
 #[tokio::test]
-async fn perr_02_rule_12_what_cannot_travel_fails_its_item_only() -> mp::Result<()> {
+async fn perr_02_rule_12_value_that_cannot_be_encoded_fails_its_item_only() -> mp::Result<()> {
     let _deadline = Deadline::start();
     let pool = Pool::new(1)?;
     // POOL-06, DEAD-01: an argument that cannot be written.
@@ -1127,7 +1127,7 @@ async fn rule_9_a_million_items_of_an_endless_source_take_flat_memory() -> mp::R
 
 /// Results that are too large for a ring lie in a pipe until their caller comes for them, and that is small.
 #[tokio::test]
-async fn large_results_of_a_caller_that_is_not_polled_hold_up_nobody() -> mp::Result<()> {
+async fn large_results_of_a_caller_that_is_not_polled_delay_no_other_caller() -> mp::Result<()> {
     let _deadline = Deadline::start();
     let pool = Pool::new(1)?;
     let large: Vec<_> = (0..5).map(|n| pool.apply_async(|n: u8| vec![n; 3 << 20], (n,))).collect();
@@ -1237,7 +1237,7 @@ async fn many_tasks_share_one_pool() -> mp::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_caller_that_is_not_polled_holds_up_nobody() -> mp::Result<()> {
+async fn caller_that_is_not_polled_delays_no_other_caller() -> mp::Result<()> {
     let _deadline = Deadline::start();
     let pool = Pool::new(2)?;
     pool.map(nap, [1, 1]).await?;

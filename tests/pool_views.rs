@@ -17,7 +17,7 @@ multiprocess::test_support!();
 common::quiet::quiet_stderr!();
 
 #[tokio::test]
-async fn a_death_quotes_what_the_worker_wrote_last_if_it_was_asked_for() -> mp::Result<()> {
+async fn death_of_a_worker_quotes_its_last_stderr_lines_if_enabled() -> mp::Result<()> {
     let _deadline = Deadline::start();
     let chatty = |fails: bool| {
         (0..100).for_each(|n| eprintln!("line {n}"));
@@ -53,7 +53,7 @@ async fn more_than_a_pipe_holds_goes_through() -> mp::Result<()> {
 }
 
 #[tokio::test]
-async fn figures_tell_who_is_busy_with_what() -> mp::Result<()> {
+async fn stats_show_busy_workers_and_their_tasks() -> mp::Result<()> {
     let _deadline = Deadline::start();
     let pool = Pool::new(2)?;
     pool.map(square, 0..100).await?;
@@ -165,7 +165,7 @@ async fn log_02_events_and_spans_of_a_task_appear_under_its_callers_span() -> mp
 }
 
 #[tokio::test]
-async fn a_stream_is_mapped_in_a_pool_and_tells_its_progress() -> mp::Result<()> {
+async fn stream_mapped_in_a_pool_reports_its_progress() -> mp::Result<()> {
     let _deadline = Deadline::start();
     let pool = Pool::new(2)?;
     let squares: Vec<i64> = stream::iter(0..50).map_in_pool(&pool, square).try_collect().await?;
@@ -255,7 +255,7 @@ async fn a_checkout_that_passes_over_a_stopped_worker_has_one_worker() -> mp::Re
 }
 
 #[tokio::test]
-async fn a_checkout_whose_worker_dies_says_so_and_harms_nobody() -> mp::Result<()> {
+async fn checkout_whose_worker_dies_fails_its_calls_and_no_others() -> mp::Result<()> {
     let _deadline = Deadline::start();
     let pool = Pool::new(1)?;
     let mine = within(pool.checkout()).await?;
