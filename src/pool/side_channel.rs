@@ -238,7 +238,7 @@ mod tests {
 
     /// Orders are given and taken back under the pool's lock, where nothing may wait.
     #[test]
-    fn nobody_waits_for_somebody_else_who_sends() {
+    fn order_added_while_another_thread_sends_is_sent_by_it() {
         let (sender, mut receiver) = channel::simplex::<EncodedMessage>().unwrap();
         let side_orders = SideOrders::new(0, sender);
         {
@@ -254,7 +254,7 @@ mod tests {
 
     /// Otherwise a thread that learns of room while an order is being sent would not come back for it.
     #[test]
-    fn what_is_being_sent_still_waits_and_who_comes_meanwhile_is_not_forgotten() {
+    fn order_that_is_being_sent_still_counts_and_a_request_meanwhile_is_kept() {
         let (sender, _receiver) = channel::simplex::<EncodedMessage>().unwrap();
         let side_orders = SideOrders::new(0, sender);
         side_orders.add(0, order(1, 5));
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn all_of_it_comes_in_order_whoever_sends() {
+    fn orders_arrive_in_order_from_several_sending_threads() {
         let (sender, mut receiver) = channel::simplex::<EncodedMessage>().unwrap();
         let side_orders = SideOrders::new(0, sender);
         // Two of these find no room at once.
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn what_finds_no_room_is_kept_in_order_and_what_nobody_takes_is_not() {
+    fn orders_without_room_are_kept_in_order_and_dropped_with_the_receiver() {
         let (sender, mut receiver) = channel::simplex::<EncodedMessage>().unwrap();
         let side_orders = SideOrders::new(0, sender);
         // As many as there is room for, and three more.

@@ -102,7 +102,7 @@ async fn within<F: Future>(future: F) -> F::Output {
 }
 
 #[tokio::test]
-async fn an_order_says_what_is_to_be_called_and_its_results_reach_the_call() {
+async fn order_names_its_function_and_its_results_reach_the_call() {
     let (pool, fake) = pool(ChunkLimits::LOCAL);
     let call = pool.apply_async(plus_one, (41,));
     let mut order = fake.next().await;
@@ -166,7 +166,7 @@ async fn more_slots_have_a_waiting_map_pull_more_items() {
 }
 
 #[tokio::test]
-async fn a_cancelled_order_is_named_to_the_taker_and_what_it_settles_later_is_dropped() {
+async fn cancelled_order_is_reported_to_the_taker_and_its_later_results_are_dropped() {
     let (pool, fake) = pool(ChunkLimits::LOCAL);
     let (lost, kept) = (pool.apply_async(plus_one, (1,)), pool.apply_async(plus_one, (2,)));
     let (mut first, mut second) = (fake.next().await, fake.next().await);
@@ -193,7 +193,7 @@ async fn a_cancelled_order_is_named_to_the_taker_and_what_it_settles_later_is_dr
 }
 
 #[tokio::test]
-async fn what_is_given_back_is_taken_again_without_what_was_settled() {
+async fn order_given_back_is_taken_again_without_its_settled_items() {
     let (pool, fake) = pool(ChunkLimits::LOCAL);
     let map = tokio::spawn(pool.map(plus_one, 0..5).chunksize(5));
     let mut order = fake.next().await;

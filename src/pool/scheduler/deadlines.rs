@@ -365,7 +365,7 @@ mod tests {
     use crate::process::entry;
 
     #[test]
-    fn what_waits_has_one_timer_however_much_it_is() {
+    fn many_waiting_items_of_a_call_share_one_timer() {
         let (mut state, mut effects) = (Scheduler::of_test(), Effects::default());
         let options = Options { queue_timeout: Some(Duration::from_secs(3600)), ..Options::default() };
         let group = Arc::new(Group::new(entry::Call::of(|| ()), "f", options));
@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn timers_for_what_is_over_do_not_pile_up() {
+    fn timers_of_completed_items_are_dropped() {
         let (mut state, mut effects) = (Scheduler::of_test(), Effects::default());
         let far_off = Instant::now() + Duration::from_secs(3600);
         for number in 0..100_000 {

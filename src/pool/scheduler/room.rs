@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn room_goes_to_those_who_wait_in_their_order_and_on_from_those_who_leave() {
+    fn room_goes_to_waiting_callers_in_order_and_past_those_that_leave() {
         let (mut room, mut wakers, waker) = (Room::new(Some(2)), Vec::new(), || Some(Waker::noop().clone()));
         let [mut a, mut b, mut c] = [None; 3];
         assert_eq!(room.reserve(0, 5, &mut a, &mut waker()), 2);

@@ -334,7 +334,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_set_of_seats_has_what_was_put_in_lowest_first() {
+    fn set_of_seats_yields_its_seats_lowest_first() {
         let mut set = SeatSet::default();
         assert_eq!((set.first(), set.len(), set.is_empty()), (None, 0, true));
         for seat in [4095, 64, 0, 63, 64] {

@@ -453,7 +453,7 @@ fn the_number_of_workers_kept_awake_stays_raised_while_one_still_lags() {
 }
 
 #[test]
-fn what_is_cancelled_before_it_starts_does_not_count_as_given_to_its_worker() {
+fn cancelled_items_that_never_started_do_not_count_as_given() {
     let mut world = World::new(0);
     world.act(Act::Chunk);
     world.act(Act::Cancel);
@@ -461,7 +461,7 @@ fn what_is_cancelled_before_it_starts_does_not_count_as_given_to_its_worker() {
 }
 
 #[test]
-fn what_cannot_be_sent_does_not_count_as_given_to_its_worker() {
+fn items_of_an_unsent_order_do_not_count_as_given() {
     let mut world = World::new(0);
     world.act(Act::Apply);
     let (_, worker) = world.scheduler.seats.workers().find(|(_, worker)| worker.given == 1).unwrap();
