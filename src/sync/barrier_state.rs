@@ -123,7 +123,7 @@ pub(super) enum Arrival {
     Broken,
 }
 
-/// The rounds of a barrier, wherever their words are.
+/// The shared words of a barrier, wherever they are.
 pub(super) struct BarrierState<'a, L, T> {
     round: &'a AtomicU64,
     places: &'a [AtomicU64],

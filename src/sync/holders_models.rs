@@ -1,4 +1,4 @@
-//! The ledger with those who wait for it, and the rounds of a barrier, in every schedule, by processes that die.
+//! The table of holders with its waiters, and the generations of a barrier, in every schedule, with processes that die.
 
 use super::barrier_state::{Arrival, BarrierState, Outcome, Round};
 use super::holders::{self, Holders, MAX, Taken};
@@ -64,7 +64,7 @@ impl Doorbells {
     }
 }
 
-/// One who waits: what it has got, or where it sleeps.
+/// A waiter: what it has got, or where it sleeps.
 #[derive(Debug)]
 pub(super) enum Part<T> {
     Got(T),
@@ -217,7 +217,7 @@ impl SemaphoreCore {
         });
     }
 
-    /// Lets everybody who was rung for look; what they got they give back.
+    /// Lets every process whose doorbell was rung try; each gives back what it got.
     fn settle(&self, parts: Vec<(u16, Part<Taken>)>) {
         let mut parts = parts;
         loop {
@@ -347,7 +347,7 @@ fn models_rows_of_the_dead_are_reused() {
     });
 }
 
-/// Somebody who only asks takes back what the dead held, while a waiter looks for it.
+/// A process that only queries takes back what the dead held, while a waiter tries for it.
 #[test]
 fn models_permit_recovered_by_a_query_reaches_a_waiter() {
     explore("asking", 2, || {
@@ -381,7 +381,7 @@ fn models_bounded_table_keeps_its_limit() {
     });
 }
 
-/// A writer that may die writing, and a reader, twice: never both inside, and told of a death until a writer comes.
+/// A writer that may die while it writes, and a reader, twice: never both inside, and the death is reported until a writer comes.
 fn rwlock(what: &str, dies_at: Option<&'static str>) {
     explore(what, 1, move || {
         let lock = SemaphoreCore::new(MAX);
@@ -431,7 +431,7 @@ fn models_writer_excludes_others_and_its_death_is_reported() {
     }
 }
 
-/// A barrier and those who wait at it.
+/// A barrier and its waiters.
 struct World {
     round: AtomicU64,
     places: Vec<AtomicU64>,
@@ -553,7 +553,7 @@ fn models_both_parties_pass_or_neither() {
     }
 }
 
-/// A party that waits learns how its own generation ended, whatever comes after; who comes is of the next.
+/// A waiting party learns how its own generation ended, whatever comes after. A newcomer belongs to the next generation.
 #[test]
 fn models_reset_ends_one_generation() {
     explore("reset", 2, || {

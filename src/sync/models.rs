@@ -16,7 +16,7 @@ use std::sync::atomic::Ordering::*;
 const RUNG: u64 = 1;
 const FOR_ALL: u64 = 2;
 
-/// Late enough that whoever is patient may become heir; time stands still.
+/// Late enough for a waiter that has waited long to become the hand-off waiter; time stands still.
 const NOW: u64 = 10 * FAIRNESS_NS;
 
 fn member(slot: u16) -> Member {
@@ -45,7 +45,7 @@ impl Doorbells {
         }
     }
 
-    /// What burying does after the slot is free.
+    /// The effect of recovery after the slot is free.
     fn ring_all(&self) {
         fence(SeqCst);
         for doorbell in &self.0 {
@@ -154,7 +154,7 @@ fn spawn<W: Waits + 'static>(
     })
 }
 
-/// Lets everybody who was rung for look, until nobody is.
+/// Lets every process whose doorbell was rung try, until no doorbell is rung.
 fn settle<W: Waits>(mut parts: Vec<(W, Part)>) -> Vec<(W, Part)> {
     while parts.iter().any(|(waits, part)| matches!(part, Part::Asleep(_)) && waits.doorbells().is_rung(waits.me())) {
         parts = parts
@@ -514,8 +514,8 @@ fn models_notifier_that_dies_loses_no_notice() {
     }
 }
 
-/// Two die with notices, the second while what the first had is passed on, and those who look then leave it to the
-/// healer, who has been past: both notices wake somebody.
+/// Two processes die with notices, the second while that of the first is passed on. Those that try then leave it to the
+/// recovering process, which has gone by: both notices still wake a waiter.
 #[test]
 fn models_death_during_a_recovery_is_recovered() {
     explore("two die with notices", 1, || {

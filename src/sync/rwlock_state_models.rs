@@ -38,7 +38,7 @@ enum At {
 }
 use At::*;
 
-/// One who takes and gives, in a process.
+/// A process that acquires and releases.
 #[derive(Clone, Copy, Debug)]
 struct Role {
     slot: u16,
@@ -174,7 +174,7 @@ impl Doors {
         played
     }
 
-    /// Lets everybody work who is inside, and look who was rung for, until nobody is.
+    /// Lets each holder release and each process whose doorbell was rung try, until nothing is left to do.
     fn settle(&self, actors: &mut [Actor]) {
         let mut has_moved = true;
         while std::mem::take(&mut has_moved) {
@@ -271,7 +271,7 @@ fn models_writer_that_gives_up_releases_the_readers_behind_it() {
     );
 }
 
-/// One wish stands for all writers of a process: who is the last takes it back, and nobody else.
+/// One announcement stands for all writers of a process. Only the last of them takes it back.
 #[test]
 fn models_writers_of_one_process_share_one_announcement() {
     explore("two of one process give up", 3, || {

@@ -33,7 +33,7 @@ fn zeros(len: usize) -> Vec<AtomicU64> {
     (0..len).map(|_| AtomicU64::new(0)).collect()
 }
 
-/// The family, and who of it is to wake up.
+/// The family, and its members that are to wake up.
 struct World {
     members: Members,
     doorbells: Vec<AtomicU64>,
@@ -115,7 +115,7 @@ impl Process<'_> {
         unreachable!("it looks for ever")
     }
 
-    /// Waits as `wait::until` and `wait::line` do it. `attempt` is told whether it is made from the line.
+    /// Waits as `wait::until` and `wait::local_queue` do it. The argument of `attempt`: it is made from the queue.
     fn until<T>(&self, sleepers: Sleepers<'_>, mut attempt: impl FnMut(bool) -> Option<T>) -> T {
         match attempt(false) {
             Some(value) => value,
@@ -203,12 +203,12 @@ fn play<L: Default>(rounds: u32, are_mortal: bool, part: impl Fn(&Process<'_>, &
     deaths
 }
 
-/// A clock that runs faster than life, so that waiters become patient, and heirs late.
+/// A clock that runs fast, so that waiters have waited long soon, and hand-off waiters are late.
 fn now() -> u64 {
     clock::now_ns() * 100
 }
 
-/// A mutex: its words, and those who wait for it.
+/// A mutex: its words and its waiters.
 #[derive(Clone, Copy)]
 struct Mutex<'a>(&'a [AtomicU64]);
 
@@ -442,7 +442,7 @@ fn a_store(are_mortal: bool, some_give_up: bool) {
             }
         }
         if store.items.read()[side] < all {
-            // Between these two nobody dies, so the other side always hears of it.
+            // Between these two no process dies, so the other side is always notified.
             store.items.change(|items| items[side] += 1);
             store.with_state(process, 1 - side, |state| state.notify(1));
         }
@@ -522,7 +522,7 @@ fn barrier_ends_alike_for_all_on_the_heap_whoever_dies() {
     let (outcomes, indices, is_over) = (zeros(most), zeros(most), AtomicBool::new(false));
     play(ROUNDS, true, |process, ()| {
         let rounds = gate.state(process);
-        // So that nobody waits for those who have done all their rounds, it is left broken.
+        // It is left broken, so that no party waits for those that have done all their rounds.
         let leave = || {
             is_over.store(true, SeqCst);
             rounds.abort();
@@ -534,7 +534,7 @@ fn barrier_ends_alike_for_all_on_the_heap_whoever_dies() {
         if let Some((generation, index, outcome)) = came {
             let (at, bit) = ((generation - 1) as usize, 1 << index);
             let is = if outcome == Outcome::Passed { 1 } else { 2 };
-            // Who was kept from looking for 32 generations is told no more than that it may have been broken.
+            // A waiter that has not tried for 32 generations learns only that its own may have been broken.
             if gate.round.load(Acquire) >> 33 <= generation + 32 {
                 assert_ne!(outcomes[at].fetch_or(is, AcqRel) | is, 3, "generation {generation} ended in two ways");
             }

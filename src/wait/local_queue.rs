@@ -141,7 +141,7 @@ impl WaitQueue {
         }
     }
 
-    /// Says once by which eventfd the one process that sleeps here is woken: to be said there, and to those who wake it. Only
+    /// Sets once the eventfd by which the one process that sleeps here is woken; to be set there and in the processes that wake it. Only
     /// its runtimes listen to that, so it must not wait here without one.
     pub(crate) fn set_own_doorbell(&self, doorbell: Arc<OwnedFd>) {
         let _ = self.own_doorbell.set((doorbell, Watches::new()));
@@ -185,7 +185,7 @@ impl WaitQueue {
         }
     }
 
-    /// Says once who reads on behalf of all who sleep by [`until_read`](super::until_read): `read` is called at each
+    /// Sets once the reader for all tasks that sleep by [`until_read`](super::until_read): `read` is called at each
     /// notice, in the driver of a runtime. It takes all there is, and [`arm`](Self::arm)s again if somebody goes on
     /// waiting.
     pub(crate) fn set_reader(&self, read: impl Fn() + Send + Sync + 'static) {

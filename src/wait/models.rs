@@ -87,7 +87,7 @@ impl World {
         }
     }
 
-    /// What burying does after the slot is free.
+    /// The effect of recovery after the slot is free.
     fn ring_all(&self) {
         fence(SeqCst);
         for doorbell in &self.doorbells {
@@ -136,7 +136,7 @@ impl World {
         Part::Left
     }
 
-    /// Lets everybody who was rung for look, and checks that nobody else should have been.
+    /// Lets every process whose doorbell was rung try, and checks that no other doorbell had to be rung.
     fn settle(&self, parts: Vec<(u16, Part)>) {
         let mut parts: Vec<_> = parts.into_iter().map(|(me, part)| (me, self.look(me, part))).collect();
         while parts
@@ -280,7 +280,7 @@ fn models_crowd_loses_no_wake() {
     explore("crowd, sleep.crowded", 2, crowd(None, Some("sleep.crowded")));
 }
 
-/// A dead entry is taken over by whoever needs it; who does so may die as well.
+/// A dead entry is taken over by any process that needs it, which may die as well.
 #[test]
 fn models_entries_of_the_dead_are_reused() {
     let takes_over = |dies_at: Option<&'static str>| {

@@ -148,8 +148,8 @@ fn try_before_sleep<T>(
     Ok(attempt.attempt(true))
 }
 
-/// What `attempt` yields now, if it does: for who mostly need not wait, without what a wait has to prepare. Like one it
-/// costs the task a part of its budget, so that a loop of these leaves other tasks their turns.
+/// Returns what `attempt` yields now: for callers that rarely have to wait, without the preparation that a wait needs. It costs
+/// the task a part of its budget, as a wait does, so that a loop of these lets other tasks run.
 #[inline]
 pub(crate) async fn at_once<T>(mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
     poll_fn(|cx| {

@@ -110,7 +110,7 @@ const DISCARD_FROM: usize = 32 << 20;
 pub(crate) enum Payload<'a> {
     /// They stay where they are.
     Borrowed(&'a [u8]),
-    /// They are wanted no more once they are copied, so that their memory can be given back.
+    /// Their memory can be given back as soon as they are copied.
     Discardable(&'a mut [u8]),
 }
 

@@ -56,7 +56,7 @@ pub(crate) fn send(to: BorrowedFd<'_>, parts: &[&[u8]], fds: &[BorrowedFd<'_>], 
     rest.chunks(MAX_FDS).try_for_each(|chunk| socket::send(to, &[IoSlice::new(&[0])], chunk, wait))
 }
 
-/// A small message without descriptors as the one packet that it is, for who sends it later by other means.
+/// A small message without descriptors as the one packet that it is, for a caller that sends it later by other means.
 pub(crate) fn packet(payload: &[u8]) -> Vec<u8> {
     let header = Header { len: payload.len() as u64, fds: 0, in_memfd: false };
     [&header.to_bytes(), payload].concat()
@@ -89,7 +89,7 @@ pub(crate) fn recv_begun(from: BorrowedFd<'_>) -> io::Result<Option<Parcel>> {
 fn recv_parts(from: BorrowedFd<'_>, first: Wait, rest: Wait) -> io::Result<Option<Parcel>> {
     let Some(mut begun) = Begun::recv(from, first)? else { return Ok(None) };
     match begun.go_on(from, rest) {
-        // As for who waits for no part of it, the next one is not the beginning of a message.
+        // As for a caller that does not wait: the next packet is not the beginning of a message.
         Err(error) if error.kind() == io::ErrorKind::WouldBlock && rest == Wait::Yes => {
             Err(torn("the sender stopped in the middle of its descriptors"))
         }
@@ -97,7 +97,7 @@ fn recv_parts(from: BorrowedFd<'_>, first: Wait, rest: Wait) -> io::Result<Optio
     }
 }
 
-/// The same for who must not wait at all, and comes again: `WouldBlock` if the message is not there as a whole. What has come
+/// The same for a caller that must not wait, and calls again: `WouldBlock` if the message is not there as a whole. What has come
 /// of it is kept in `begun`.
 pub(crate) fn recv_some(from: BorrowedFd<'_>, begun: &mut Option<Begun>) -> io::Result<Option<Parcel>> {
     let mut message = match begun.take() {

@@ -237,7 +237,7 @@ impl<'de, const ROW: bool> Reader<'de, ROW> {
         Ok(())
     }
 
-    /// Past `Some`: who asks for what is not an option may have what is in it.
+    /// Skips `Some`: a reader that asks for something other than an option gets the content.
     #[inline]
     fn skip_some(&mut self) {
         while self.is_next(tag::SOME) {}
@@ -286,7 +286,7 @@ impl<'de, const ROW: bool> Reader<'de, ROW> {
         if count == 1 { cut_name(&mut names) } else { fail("a variant that has no name") }
     }
 
-    /// Whether `V` may have the fields by their place: whether it wants just the fields that are there.
+    /// Whether `V` can read the fields by position: whether it wants just the fields that are there.
     #[inline(always)]
     fn is_positional<V>(&mut self, shape: usize, fields: &'static [&'static str]) -> bool {
         let wanted = Some((identity::id_of::<V>(), fields.as_ptr() as usize));
