@@ -15,21 +15,21 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 const SCENARIOS: &[Scenario] = scenarios! {
-    children_that_end_early_are_all_heard_of
+    the_end_of_each_early_child_is_reported
     two_thousand_children_in_bursts_leave_neither_a_zombie_nor_a_lost_status
     a_parent_that_waits_for_any_child_takes_no_status_away
     a_preload_that_starts_processes_takes_no_status_away
-    a_preload_that_leaves_a_thread_which_waits_for_any_child_hangs_nobody
-    what_a_preload_does_with_sigchld_is_so_in_children_alone
-    a_server_that_cannot_poll_loses_nobody_and_goes_on
+    a_preload_that_leaves_a_thread_which_waits_for_any_child_hangs_no_call
+    action_that_a_preload_sets_for_sigchld_is_for_children_only
+    a_server_that_cannot_poll_loses_no_child_and_goes_on
     each_use_in_a_forked_process_is_an_error_whatever_other_threads_are_at
-    what_a_forked_process_drops_its_parent_keeps
+    drop_in_a_forked_process_takes_nothing_from_its_parent
     children_end_with_their_parent_though_a_forked_process_goes_on
     forking_after_init_and_before_the_first_use_works_in_both
-    a_forked_process_of_a_child_is_told_as_well_and_its_parent_goes_on
+    each_use_in_a_process_forked_from_a_child_is_an_error_and_its_parent_goes_on
     a_runtime_ticks_on_while_a_pool_or_a_task_waits_for_a_slow_preload
-    a_preload_that_fails_slowly_is_an_error_of_who_waits_for_it
-    what_is_preloaded_runs_beside_what_the_program_does_until_its_first_spawn
+    a_preload_that_fails_slowly_is_an_error_of_each_waiter
+    preloads_run_beside_the_program_until_its_first_spawn
     preloads_run_in_their_order_and_once_each
     a_server_that_is_killed_while_it_preloads_is_replaced_and_its_preloads_run_again
     a_preload_that_failed_before_the_first_spawn_is_an_error_of_each_spawn
@@ -39,7 +39,7 @@ const SCENARIOS: &[Scenario] = scenarios! {
     a_child_whose_handle_is_dropped_at_once_runs_all_the_same
     a_result_is_there_though_a_blocking_task_of_its_process_runs_on
     a_result_is_there_though_its_process_waits_for_a_child
-    what_a_compiler_has_counted_is_written_by_children_that_leave
+    counters_of_an_instrumented_program_are_written_by_children_that_end
 };
 
 fn main() -> ExitCode {
@@ -70,7 +70,7 @@ fn ends(how: u64) -> u64 {
 }
 
 /// That it ended as it was to, by every question that there is.
-async fn assert_heard(how: u64, mut child: Process<u64>) {
+async fn assert_status(how: u64, mut child: Process<u64>) {
     let result = within(child.join()).await;
     let status = within(child.wait()).await.unwrap();
     assert!(!child.is_alive());
@@ -96,13 +96,13 @@ async fn bursts(bursts: u64, size: u64, exec: u64) {
         let all: Vec<_> = (0..size).map(|n| (n / exec + n + burst, method(n))).collect();
         let started: Vec<_> = all.into_iter().map(|(how, method)| (how, start(how, method))).collect();
         for (how, child) in started {
-            assert_heard(how, child).await;
+            assert_status(how, child).await;
         }
     }
     assert!(mp::active_children().is_empty());
 }
 
-fn children_that_end_early_are_all_heard_of() {
+fn the_end_of_each_early_child_is_reported() {
     block_on(async {
         bursts(1, 40, 1).await;
         bursts(1, 40, 2).await;
@@ -158,7 +158,7 @@ fn a_preload_that_starts_processes_takes_no_status_away() {
     });
 }
 
-fn a_preload_that_leaves_a_thread_which_waits_for_any_child_hangs_nobody() {
+fn a_preload_that_leaves_a_thread_which_waits_for_any_child_hangs_no_call() {
     fn leaves_a_thread() {
         std::thread::spawn(|| {
             loop {
@@ -184,7 +184,7 @@ fn a_preload_that_leaves_a_thread_which_waits_for_any_child_hangs_nobody() {
     });
 }
 
-fn what_a_preload_does_with_sigchld_is_so_in_children_alone() {
+fn action_that_a_preload_sets_for_sigchld_is_for_children_only() {
     use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal as Number, sigaction};
     static HEARD: AtomicU64 = AtomicU64::new(0);
     extern "C" fn hear(_: libc::c_int) {
@@ -220,7 +220,7 @@ fn what_a_preload_does_with_sigchld_is_so_in_children_alone() {
     });
 }
 
-fn a_server_that_cannot_poll_loses_nobody_and_goes_on() {
+fn a_server_that_cannot_poll_loses_no_child_and_goes_on() {
     use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
     block_on(async {
         let lock = mp::Lock::new().unwrap();
@@ -456,7 +456,7 @@ fn each_use_in_a_forked_process_is_an_error_whatever_other_threads_are_at() {
     runtime.shutdown_background();
 }
 
-fn what_a_forked_process_drops_its_parent_keeps() {
+fn drop_in_a_forked_process_takes_nothing_from_its_parent() {
     block_on(async {
         let mut all = within(All::used()).await;
         let name = format!("kept-{}", std::process::id());
@@ -560,7 +560,7 @@ fn forking_after_init_and_before_the_first_use_works_in_both() {
     assert_eq!(use_it(), "used");
 }
 
-fn a_forked_process_of_a_child_is_told_as_well_and_its_parent_goes_on() {
+fn each_use_in_a_process_forked_from_a_child_is_an_error_and_its_parent_goes_on() {
     async fn forks(queue: mp::Queue<u64>) -> (String, u64) {
         let said = in_fork(|| format!("{:?}", queue.try_get().unwrap_err().kind()));
         (said, within(queue.get()).await.unwrap())
@@ -685,7 +685,7 @@ fn a_runtime_ticks_on_while_a_pool_or_a_task_waits_for_a_slow_preload() {
     }));
 }
 
-fn a_preload_that_fails_slowly_is_an_error_of_who_waits_for_it() {
+fn a_preload_that_fails_slowly_is_an_error_of_each_waiter() {
     fn fails() {
         std::thread::sleep(Duration::from_secs(2));
         panic!("no model here");
@@ -727,7 +727,7 @@ fn note_me() {
     note(&std::process::id().to_string());
 }
 
-fn what_is_preloaded_runs_beside_what_the_program_does_until_its_first_spawn() {
+fn preloads_run_beside_the_program_until_its_first_spawn() {
     static LOADED: std::sync::OnceLock<u32> = std::sync::OnceLock::new();
     fn load() {
         note_me();
@@ -826,7 +826,7 @@ fn a_preload_that_failed_before_the_first_spawn_is_an_error_of_each_spawn() {
 }
 
 /// Preloads something that waits until the program has written to the journal, and knows whether it has.
-fn preload_what_waits() {
+fn preload_a_waiting_function() {
     mp::preload(wait_for_a_note).unwrap();
 }
 
@@ -842,7 +842,7 @@ fn wait_for_a_note() {
 
 fn a_task_that_spawns_before_the_preloads_are_done_holds_no_other_task_up() {
     let path = journal();
-    preload_what_waits();
+    preload_a_waiting_function();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     runtime.block_on(within(async {
         let (begins, has_begun) = tokio::sync::oneshot::channel();
@@ -863,7 +863,7 @@ fn a_task_that_spawns_before_the_preloads_are_done_holds_no_other_task_up() {
 
 fn a_local_task_can_spawn_before_the_preloads_are_done() {
     let path = journal();
-    preload_what_waits();
+    preload_a_waiting_function();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async {
@@ -955,7 +955,7 @@ extern "C" fn __gcov_dump() {
     }
 }
 
-fn what_a_compiler_has_counted_is_written_by_children_that_leave() {
+fn counters_of_an_instrumented_program_are_written_by_children_that_end() {
     let path = std::env::temp_dir().join(format!("multiprocess-counts-{}", std::process::id()));
     block_on(async {
         let mut child = Process::builder().env("COUNTS", &path).spawn(std::process::id, ()).unwrap();

@@ -280,7 +280,7 @@ async fn list_11_ipv6() {
 }
 
 #[tokio::test]
-async fn list_06_what_a_client_sent_before_it_left_and_before_the_accept_is_received() {
+async fn list_06_messages_of_a_client_that_left_before_the_accept_are_received() {
     let (python, _) = python();
     for address in families() {
         let listener = Listener::bind(&address).authkey(KEY).await.unwrap();
@@ -377,7 +377,7 @@ async fn auth_03_a_response_verifies_for_each_kind_of_challenge_with_its_prefix(
 }
 
 #[tokio::test]
-async fn auth_06_who_has_a_key_and_who_has_none() {
+async fn auth_06_key_on_one_end_only_is_an_error_on_both() {
     // A client with a key at a listener without: an error by the deadline, or at the first message.
     let listener = Listener::bind(&abstract_name()).await.unwrap();
     let connecting = connect(&listener.local_addr(), Some(KEY)).handshake_timeout(SHORT);
@@ -450,7 +450,7 @@ async fn list_01_an_address_can_be_bound_once() {
 }
 
 #[test]
-fn a_listener_whose_runtime_has_ended_is_closed_also_for_who_waits_in_another() {
+fn a_listener_whose_runtime_has_ended_is_closed_also_for_a_waiter_in_another() {
     let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     for has_begun in [false, true] {
         let (first, second) = (tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap(), runtime());
@@ -470,7 +470,7 @@ fn a_listener_whose_runtime_has_ended_is_closed_also_for_who_waits_in_another() 
 }
 
 #[tokio::test]
-async fn list_02_a_closed_listener_says_so_also_to_who_waits() {
+async fn list_02_accept_of_a_closed_listener_fails_also_for_a_waiter() {
     for address in families() {
         let listener = Arc::new(Listener::bind(&address).await.unwrap());
         let waiting = tokio::spawn({
@@ -504,7 +504,7 @@ async fn list_05_a_child_connects_and_sends_in_every_family() {
 }
 
 #[tokio::test]
-async fn list_07_poll_sees_what_was_sent_right_after_the_accept() {
+async fn list_07_poll_sees_a_message_sent_right_after_the_accept() {
     let (here, there) = pair_at(&path(), Some(KEY)).await;
     here.send_bytes(b"hello").await.unwrap();
     assert!(there.poll(Duration::from_secs(20)).await.unwrap());
@@ -633,7 +633,7 @@ async fn thousand_silent_peers() {
 }
 
 #[tokio::test]
-async fn p25_a_thousand_silent_peers_delay_nobody() {
+async fn p25_a_thousand_silent_peers_delay_no_other() {
     in_child(thousand_silent_peers, ()).await;
 }
 
@@ -677,7 +677,7 @@ async fn p25_more_silent_peers_than_descriptors_do_not_stop_the_listener() {
 }
 
 #[tokio::test]
-async fn p25_a_silent_peer_is_told_to_go_after_the_deadline() {
+async fn p25_a_silent_peer_is_dropped_after_the_deadline() {
     let listener = Listener::bind("127.0.0.1:0").authkey(KEY).handshake_timeout(SHORT).await.unwrap();
     let mut silent = TcpStream::connect(listener.local_addr()).await.unwrap();
     let error = within(listener.accept()).await.unwrap_err();
@@ -719,7 +719,7 @@ async fn a_flood_of_failures_is_forgotten_but_for_the_first_and_a_good_client_is
 }
 
 #[tokio::test]
-async fn connections_that_nobody_accepts_wait_and_none_is_lost() {
+async fn connections_that_are_not_accepted_wait_and_none_is_lost() {
     let listener = Listener::bind(&abstract_name()).await.unwrap();
     let mut clients = Vec::new();
     for n in 0..300u32 {
@@ -802,7 +802,7 @@ async fn conn_06_large_messages_both_ways_at_once() {
 }
 
 #[tokio::test]
-async fn conn_07_conn_16_after_the_other_end_closed_there_is_what_it_sent_and_then_the_end() {
+async fn conn_07_conn_16_messages_of_a_closed_end_are_received_and_then_the_end() {
     let (here, there) = pair().await;
     there.send_bytes(b"last").await.unwrap();
     // Data that it never read: the kernel then says reset instead of end.
@@ -1102,7 +1102,7 @@ async fn p10_a_send_dropped_half_way_arrives_though_its_connection_is_dropped_to
 }
 
 #[tokio::test]
-async fn a_dropped_accept_takes_nobody() {
+async fn a_dropped_accept_takes_no_peer() {
     let listener = Listener::bind(&abstract_name()).authkey(KEY).await.unwrap();
     for _ in 0..100 {
         assert!(futures::FutureExt::now_or_never(listener.accept()).is_none());
@@ -1120,7 +1120,7 @@ async fn a_dropped_accept_takes_nobody() {
 // Streams, sinks, halves.
 
 #[tokio::test]
-async fn a_sink_sends_what_it_was_fed_also_when_it_is_dropped_unflushed() {
+async fn a_sink_that_is_dropped_unflushed_sends_its_items() {
     let (here, mut there) = pair().await;
     let feed = async move {
         for n in 0..1_000 {

@@ -55,7 +55,7 @@ async fn messages_go_through_tls_and_a_dropped_send_goes_whole() {
 }
 
 #[tokio::test]
-async fn who_is_not_trusted_or_speaks_no_tls_or_has_another_key_is_refused() {
+async fn peer_without_trust_tls_or_key_is_refused() {
     let listener = Listener::bind("127.0.0.1:0").authkey(KEY).tls(server()).await.unwrap();
     let address = listener.local_addr();
     let wrong = [

@@ -28,7 +28,7 @@ const SCENARIOS: &[Scenario] = scenarios! {
     a_function_that_forks_and_returns_in_both_has_one_result
     a_task_of_a_pool_that_forks_and_returns_in_both_has_one_result
     a_preload_that_forks_and_returns_in_both_leaves_one_server
-    what_a_forked_process_drops_of_connections_and_leashes_its_parent_keeps
+    drop_of_connections_in_a_forked_process_takes_nothing_from_its_parent
     a_result_with_hundreds_of_descriptors_arrives_whole_though_it_is_awaited
     #[late] a_handler_that_main_has_set_before_init_stays_in_started_processes
     #[late] descriptors_that_main_has_opened_before_init_stay_in_started_processes
@@ -225,7 +225,7 @@ fn in_fork(f: impl FnOnce()) {
     assert_eq!(status, 0);
 }
 
-fn what_a_forked_process_drops_of_connections_and_leashes_its_parent_keeps() {
+fn drop_of_connections_in_a_forked_process_takes_nothing_from_its_parent() {
     block_on(async {
         let path = temporary("socket");
         for address in ["127.0.0.1:0", path.to_str().unwrap(), &format!("\0hostile-{}", std::process::id())] {

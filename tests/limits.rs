@@ -63,7 +63,7 @@ async fn fails_without_drivers(has_io: bool, has_time: bool) {
 }
 
 #[test]
-fn what_needs_a_runtime_fails_without_one_or_its_drivers_and_the_panic_hook_hears_nothing() {
+fn call_that_needs_a_runtime_fails_without_one_or_its_drivers_and_without_a_panic() {
     let panics = panics_in(|| {
         futures::executor::block_on(fails_without_drivers(false, false));
         let runtime = |has_io: bool, has_time: bool| {
@@ -148,7 +148,7 @@ fn gives_names_though_their_remover_is_stopped(names: Vec<String>) {
 }
 
 #[tokio::test]
-async fn a_stopped_remover_of_names_blocks_nobody_and_the_names_go_all_the_same() {
+async fn a_stopped_name_cleaner_blocks_no_call_and_the_names_are_removed() {
     let names = ["first", "kept", "third"].map(|what| format!("multiprocess-{}-{what}", std::process::id()));
     let path = |at: usize| format!("/dev/shm/{}", names[at]);
     let child = Process::spawn(gives_names_though_their_remover_is_stopped, (names.to_vec(),)).unwrap();
@@ -247,7 +247,7 @@ async fn under_the_loader() {
 }
 
 #[test]
-fn a_program_started_by_the_loader_with_a_relative_path_works_or_hears_that_this_is_why_not() {
+fn a_program_started_by_the_loader_with_a_relative_path_works_or_the_error_names_the_cause() {
     let Some(loader) = loader() else {
         return eprintln!("SKIPPED: this program has no dynamic loader");
     };

@@ -358,7 +358,7 @@ async fn subp_02_the_stack_of_a_panic_is_kept_only_if_it_is_asked_for() {
 }
 
 #[tokio::test]
-async fn a_panic_that_nothing_can_catch_is_told_before_it_ends_the_process() {
+async fn a_panic_that_nothing_can_catch_is_reported_before_it_ends_the_process() {
     extern "C" fn of_a_library() {
         panic!("no luck")
     }
@@ -447,7 +447,7 @@ async fn subp_05_only_8_bits_of_an_exit_code_survive() {
 }
 
 #[tokio::test]
-async fn subp_06_death_by_any_signal_is_told() {
+async fn subp_06_death_by_any_signal_is_reported() {
     fn raise(signal: i32) {
         let me = rustix::process::getpid().as_raw_nonzero().get().to_string();
         std::process::Command::new("kill").args([&format!("-{signal}"), &me]).status().unwrap();
@@ -566,7 +566,7 @@ async fn sm_07_a_spawned_child_is_like_a_forked_one() {
 }
 
 #[tokio::test]
-async fn sm_08_a_child_passes_on_what_it_got() {
+async fn sm_08_a_child_passes_its_arguments_on() {
     async fn pass_on(write: Fd<std::io::PipeWriter>) {
         let writes = |mut write: Fd<std::io::PipeWriter>| write.write_all(b"from below").unwrap();
         Process::spawn(writes, (write,)).unwrap().await.unwrap();
@@ -684,7 +684,7 @@ fn awaiting_without_a_runtime_is_an_error_not_a_panic() {
 }
 
 #[test]
-fn a_process_is_what_it_should_be() {
+fn process_is_send_sync_and_a_future() {
     fn is<T: Send + Sync + Unpin + std::fmt::Debug>() {}
     is::<Process<i32>>();
     is::<Process<String>>();

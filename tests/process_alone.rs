@@ -23,13 +23,13 @@ const SCENARIOS: &[Scenario] = scenarios! {
     proc_02_a_copy_of_the_program_will_do
     proc_27_start_works_when_streams_are_closed
     proc_29_a_signal_to_the_group_does_not_hurt_the_server
-    proc_30_a_killed_server_harms_nobody
+    proc_30_a_killed_server_harms_no_child
     proc_30_a_function_runs_exactly_once_whenever_the_server_is_killed
     a_killed_server_is_replaced_without_a_spawn
-    who_dies_with_a_lock_after_its_server_leaves_it_to_the_next
+    lock_of_a_child_that_dies_after_its_server_goes_to_the_next
     a_server_that_a_child_started_ends_with_it
     a_status_that_came_before_the_join_is_kept
-    who_inherits_the_children_of_a_killed_server_learns_their_status
+    process_that_inherits_children_of_a_killed_server_learns_their_status
     a_preload_that_spawns_is_an_error_at_once
     p16_a_killed_parent_takes_its_whole_tree
     shm_16_a_killed_program_leaves_no_name
@@ -38,7 +38,7 @@ const SCENARIOS: &[Scenario] = scenarios! {
     mainh_01_a_renamed_or_deleted_program_goes_on
     another_image_is_refused
     sm_06_preloaded_state_is_in_every_child
-    what_was_preloaded_is_locked_by_children_each_as_itself
+    preloaded_lock_is_held_by_each_child_as_itself
     a_preload_that_panics_is_an_error
     environment_directory_and_streams_are_those_at_the_spawn
     a_spawn_that_fails_changes_no_later_child
@@ -46,9 +46,9 @@ const SCENARIOS: &[Scenario] = scenarios! {
     proc_21_handles_and_children_leave_no_descriptor
     spare_children_are_like_their_parent_at_the_spawn
     spare_children_that_are_killed_or_not_wanted_are_no_loss
-    a_signal_to_a_spare_child_is_not_for_what_it_becomes
+    a_signal_to_a_spare_child_does_not_reach_its_function
     a_signal_right_after_the_spawn_finds_a_spare_child_as_it_is_to_be
-    a_spare_child_says_why_it_cannot_take_its_order
+    a_spare_child_reports_why_it_cannot_take_its_order
     spare_children_end_with_their_starter
     spare_children_come_back_after_a_shortage
     a_ticker_goes_on_during_a_thousand_spawns
@@ -232,7 +232,7 @@ fn proc_29_a_signal_to_the_group_does_not_hurt_the_server() {
     });
 }
 
-fn proc_30_a_killed_server_harms_nobody() {
+fn proc_30_a_killed_server_harms_no_child() {
     block_on(async {
         let (read, write) = std::io::pipe().unwrap();
         let waits = |mut read: Fd<std::io::PipeReader>| read.read_to_end(&mut Vec::new()).unwrap();
@@ -267,7 +267,7 @@ fn a_killed_server_is_replaced_without_a_spawn() {
     });
 }
 
-fn who_dies_with_a_lock_after_its_server_leaves_it_to_the_next() {
+fn lock_of_a_child_that_dies_after_its_server_goes_to_the_next() {
     block_on(async {
         let lock = mp::Lock::new().unwrap();
         let (tx, mut held) = mp::simplex().unwrap();
@@ -336,7 +336,7 @@ fn a_status_that_came_before_the_join_is_kept() {
     });
 }
 
-fn who_inherits_the_children_of_a_killed_server_learns_their_status() {
+fn process_that_inherits_children_of_a_killed_server_learns_their_status() {
     rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1)).unwrap();
     block_on(async {
         let (mut killed, mut late) = (Process::spawn(hang, ()).unwrap(), Process::spawn(hang, ()).unwrap());
@@ -624,7 +624,7 @@ fn sm_06_preloaded_state_is_in_every_child() {
     assert_eq!(LOADED.load(SeqCst), 0);
 }
 
-fn what_was_preloaded_is_locked_by_children_each_as_itself() {
+fn preloaded_lock_is_held_by_each_child_as_itself() {
     use std::sync::OnceLock;
     static SHARED: OnceLock<(mp::Array<u32>, mp::Value<[u64; 4]>)> = OnceLock::new();
     fn load() {
@@ -830,7 +830,7 @@ fn spare_children_that_are_killed_or_not_wanted_are_no_loss() {
     });
 }
 
-fn a_signal_to_a_spare_child_is_not_for_what_it_becomes() {
+fn a_signal_to_a_spare_child_does_not_reach_its_function() {
     block_on(async {
         for signal in [rustix::process::Signal::TERM, rustix::process::Signal::INT, rustix::process::Signal::HUP] {
             for spare in have_spares().await {
@@ -868,7 +868,7 @@ fn a_signal_right_after_the_spawn_finds_a_spare_child_as_it_is_to_be() {
     });
 }
 
-fn a_spare_child_says_why_it_cannot_take_its_order() {
+fn a_spare_child_reports_why_it_cannot_take_its_order() {
     let many = |files: Vec<mp::Fd<std::fs::File>>| files.len();
     block_on(async {
         let files = || (0..200).map(|_| std::fs::File::open("/dev/null").unwrap().into()).collect();

@@ -162,7 +162,7 @@ async fn rmgr_05_another_key_nobody_there_and_a_killed_manager() {
 }
 
 #[tokio::test]
-async fn p25_a_thousand_silent_peers_delay_nobody() {
+async fn p25_a_thousand_silent_peers_delay_no_other() {
     within(async {
         let (manager, address) = start().await;
         let before = resident_bytes(manager.pid());

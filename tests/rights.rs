@@ -16,34 +16,34 @@ use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 const SCENARIOS: &[Scenario] = scenarios! {
-    who_gives_up_root_gets_children_without_it
-    who_takes_root_back_gets_children_with_it
+    process_that_gives_up_root_gets_children_without_it
+    process_that_takes_root_back_gets_children_with_it
     a_thread_that_is_another_user_gets_children_of_that_user
     threads_of_two_users_that_spawn_in_turn_take_no_more_descriptors_each_time
     a_child_that_gives_up_root_gets_no_child_with_it
-    a_child_keeps_what_its_parent_has_of_capabilities_and_no_more
+    a_child_has_exactly_the_capabilities_of_its_parent
     capabilities_that_root_has_dropped_do_not_come_back_before_init
     promises_and_filters_of_the_parent_hold_in_later_children
     a_child_has_the_root_directory_and_the_namespaces_of_its_parent
     a_child_of_a_new_user_namespace_is_in_it
     children_in_another_pid_namespace_are_refused
-    who_gave_up_root_can_still_end_those_that_have_it
+    process_that_gave_up_root_can_still_end_children_that_have_it
     workers_that_replace_others_have_the_rights_of_that_moment
     a_pool_with_privileged_workers_keeps_its_deadlines_and_ends
     a_retired_server_ends_with_its_last_child
-    what_root_preloads_is_loaded_again_by_the_user_that_it_becomes
+    preload_of_root_runs_again_for_the_user_that_it_becomes
     names_are_removed_by_a_process_of_the_user_that_gave_them
     umask_nice_value_cpus_and_limits_are_those_of_the_parent_at_the_spawn
     a_builder_gives_a_child_umask_nice_value_cpus_and_limits
-    what_a_builder_cannot_give_is_an_error_that_names_it
+    option_that_cannot_be_granted_is_an_error_that_names_it
     a_working_directory_that_the_user_may_not_search_is_no_hindrance
     a_working_directory_that_is_closed_later_is_no_hindrance
     a_working_directory_that_was_removed_is_no_hindrance
     three_hundred_starts_at_once_need_no_more_than_a_usual_limit
     a_spawn_waits_while_too_many_descriptors_are_on_their_way
-    at_a_low_limit_a_program_has_children_and_else_hears_what_it_needs
+    at_a_low_limit_a_program_has_children_or_an_error_that_names_the_need
     where_close_range_is_refused_a_child_has_the_same_descriptors
-    a_refused_system_call_that_is_needed_is_an_error_that_says_so
+    a_refused_system_call_that_is_needed_is_an_error_that_names_it
 };
 
 /// What is permitted to this process where `main` begins; a forked child has it from the fork server.
@@ -128,7 +128,7 @@ fn users() -> [u32; 6] {
     [users[0], users[1], users[2], groups[0], groups[1], groups[2]]
 }
 
-fn who_gives_up_root_gets_children_without_it() {
+fn process_that_gives_up_root_gets_children_without_it() {
     if !is_root() {
         return;
     }
@@ -146,7 +146,7 @@ fn who_gives_up_root_gets_children_without_it() {
     });
 }
 
-fn who_takes_root_back_gets_children_with_it() {
+fn process_that_takes_root_back_gets_children_with_it() {
     if !is_root() {
         return;
     }
@@ -232,7 +232,7 @@ fn a_child_that_gives_up_root_gets_no_child_with_it() {
     });
 }
 
-fn a_child_keeps_what_its_parent_has_of_capabilities_and_no_more() {
+fn a_child_has_exactly_the_capabilities_of_its_parent() {
     let mut sets = rustix::thread::capabilities(None).unwrap();
     if !can("giving up a capability", sets.permitted.contains(CapabilitySet::KILL | CapabilitySet::SETPCAP)) {
         return;
@@ -412,7 +412,7 @@ fn sleep_for_ever(begun: Queue<u32>) {
     std::thread::sleep(Duration::from_secs(3600));
 }
 
-fn who_gave_up_root_can_still_end_those_that_have_it() {
+fn process_that_gave_up_root_can_still_end_children_that_have_it() {
     if !is_root() {
         return;
     }
@@ -498,7 +498,7 @@ fn a_retired_server_ends_with_its_last_child() {
     });
 }
 
-fn what_root_preloads_is_loaded_again_by_the_user_that_it_becomes() {
+fn preload_of_root_runs_again_for_the_user_that_it_becomes() {
     static LOADED_BY: std::sync::OnceLock<u32> = std::sync::OnceLock::new();
     fn load() {
         if Uid::current().is_root() {
@@ -595,7 +595,7 @@ fn where_close_range_is_refused_a_child_has_the_same_descriptors() {
     });
 }
 
-fn a_refused_system_call_that_is_needed_is_an_error_that_says_so() {
+fn a_refused_system_call_that_is_needed_is_an_error_that_names_it() {
     let calls = [
         ("pidfd_open", libc::SYS_pidfd_open),
         ("memfd_create", libc::SYS_memfd_create),
@@ -706,7 +706,7 @@ fn a_builder_gives_a_child_umask_nice_value_cpus_and_limits() {
     });
 }
 
-fn what_a_builder_cannot_give_is_an_error_that_names_it() {
+fn option_that_cannot_be_granted_is_an_error_that_names_it() {
     block_on(async {
         let error = Process::builder().cpus([100_000]).spawn(likeness, ()).unwrap_err();
         assert!(error.kind() == ErrorKind::Spawn && error.to_string().contains("100000"), "{error}");
@@ -872,7 +872,7 @@ fn a_spawn_waits_while_too_many_descriptors_are_on_their_way() {
     });
 }
 
-fn at_a_low_limit_a_program_has_children_and_else_hears_what_it_needs() {
+fn at_a_low_limit_a_program_has_children_or_an_error_that_names_the_need() {
     let limit = Command::new(std::env::current_exe().unwrap()).env("SCENARIO", "spawns_at_a_limit").output().unwrap();
     let text = String::from_utf8_lossy(&limit.stdout);
     assert!(limit.status.success(), "{text} {}", String::from_utf8_lossy(&limit.stderr));

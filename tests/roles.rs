@@ -70,13 +70,13 @@ const SCENARIOS: &[Scenario] = scenarios! {
     a_main_that_daemonizes_after_init_has_children 2 Plainly
     a_main_that_reads_stdin_first_finds_its_end 2 Plainly
     a_slow_main_is_no_error 3 Plainly
-    a_main_that_is_slow_says_so_and_one_that_is_stopped_is_an_error 2 Plainly
-    a_main_that_ends_is_an_error_that_says_how 2 Plainly
-    a_main_that_is_killed_is_an_error_that_says_how 5 Plainly
+    a_slow_main_is_a_warning_and_a_stopped_one_is_an_error 2 Plainly
+    a_main_that_ends_is_an_error_with_its_status 2 Plainly
+    a_main_that_is_killed_is_an_error_with_its_status 5 Plainly
     a_main_that_executes_itself_again_has_children 4 Plainly
     a_program_run_by_the_loaders_name_has_children 3 ByLoader
-    an_executed_child_that_cannot_take_its_role_says_why 3 Plainly
-    a_remover_of_names_that_cannot_take_its_role_says_why 2 Plainly
+    an_executed_child_that_cannot_take_its_role_reports_why 3 Plainly
+    a_name_cleaner_that_cannot_take_its_role_reports_why 2 Plainly
     a_mark_without_a_role_ends_the_program_in_init 2 Plainly
     inside_a_multi_thread_runtime_everything_runs 0 Plainly
     inside_a_current_thread_runtime_everything_runs 5 Plainly
@@ -445,7 +445,7 @@ fn a_slow_main_is_no_error(main: Main) {
 }
 
 /// After ten seconds each.
-fn a_main_that_is_slow_says_so_and_one_that_is_stopped_is_an_error(main: Main) {
+fn a_slow_main_is_a_warning_and_a_stopped_one_is_an_error(main: Main) {
     if !main.is_first() {
         std::thread::sleep(Duration::from_secs(11)); // What is slow.
         rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::STOP).unwrap();
@@ -453,14 +453,14 @@ fn a_main_that_is_slow_says_so_and_one_that_is_stopped_is_an_error(main: Main) {
     no_child_starts("it is stopped");
 }
 
-fn a_main_that_ends_is_an_error_that_says_how(main: Main) {
+fn a_main_that_ends_is_an_error_with_its_status(main: Main) {
     if !main.is_first() {
         std::process::exit(7);
     }
     no_child_starts("exit status: 7");
 }
 
-fn a_main_that_is_killed_is_an_error_that_says_how(main: Main) {
+fn a_main_that_is_killed_is_an_error_with_its_status(main: Main) {
     if !main.is_first() {
         rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL).unwrap();
     }
@@ -489,7 +489,7 @@ fn a_program_run_by_the_loaders_name_has_children(_: Main) {
     passed();
 }
 
-fn an_executed_child_that_cannot_take_its_role_says_why(_: Main) {
+fn an_executed_child_that_cannot_take_its_role_reports_why(_: Main) {
     if std::env::var_os("CLOSE").is_some() {
         close_from(3);
     }
@@ -504,7 +504,7 @@ fn an_executed_child_that_cannot_take_its_role_says_why(_: Main) {
     passed();
 }
 
-fn a_remover_of_names_that_cannot_take_its_role_says_why(main: Main) {
+fn a_name_cleaner_that_cannot_take_its_role_reports_why(main: Main) {
     if !main.is_first() {
         close_from(3);
     }

@@ -270,7 +270,7 @@ async fn shm_16_killed_at_each_step_of_creating_and_removing() {
 }
 
 #[test]
-fn shm_02_python_opens_what_we_create() {
+fn shm_02_python_opens_a_block_of_this_crate() {
     let memory = SharedMemory::create(&name("to-python"), 100).unwrap();
     memory.write(0, b"hello").unwrap();
     let program = "
@@ -289,7 +289,7 @@ block.close()
 }
 
 #[test]
-fn shm_02_we_open_what_python_creates() {
+fn shm_02_this_crate_opens_a_block_of_python() {
     let mut creator = Command::new("python3");
     let program = "
 import sys

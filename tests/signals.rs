@@ -16,7 +16,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 const SCENARIOS: &[Scenario] = scenarios! {
     #[late] a_server_that_is_hit_at_its_start_is_started_again
-    what_was_ignored_at_the_start_is_ignored_by_all_and_nothing_else_is
+    signals_ignored_at_the_start_and_no_others_are_ignored_by_all
     a_hang_up_hurts_no_child_of_a_nohupped_program
     group_signals_do_not_reach_the_workers_of_a_pool
     group_signals_at_any_moment_of_a_start_hurt_no_worker
@@ -25,16 +25,16 @@ const SCENARIOS: &[Scenario] = scenarios! {
     a_plain_child_has_the_default_actions_unless_it_is_shielded
     a_preload_runs_with_nothing_blocked_and_survives_group_signals
     shutdown_signal_tells_which_signal_came
-    shutdown_signal_is_heard_by_all_who_wait_and_the_next_call_waits_for_the_next
+    shutdown_signal_reaches_all_waiters_and_the_next_call_waits_for_the_next
     shutdown_signal_that_comes_between_two_calls_is_not_lost
     shutdown_signal_leaves_an_ignored_interrupt_ignored
     shutdown_signal_outside_a_runtime_is_an_error
-    a_graceful_stop_lets_what_runs_finish
-    run_says_whom_it_waits_for_and_an_interrupt_ends_all
-    run_that_waits_dies_of_an_interrupt_that_nobody_handles
-    a_child_that_waits_for_its_own_children_says_so
-    kill_on_drop_kills_what_is_dropped_and_nothing_else
-    run_does_not_wait_for_what_was_killed_by_its_drop
+    a_graceful_stop_lets_running_tasks_finish
+    run_names_the_children_it_waits_for_and_an_interrupt_ends_all
+    run_that_waits_dies_of_an_unhandled_interrupt
+    a_child_that_waits_for_its_own_children_names_them
+    kill_on_drop_kills_the_dropped_child_and_no_other
+    run_does_not_wait_for_a_child_killed_by_its_drop
 };
 
 fn main() -> ExitCode {
@@ -106,7 +106,7 @@ fn ignoring(signals: &str) -> bool {
     false
 }
 
-fn what_was_ignored_at_the_start_is_ignored_by_all_and_nothing_else_is() {
+fn signals_ignored_at_the_start_and_no_others_are_ignored_by_all() {
     if !ignoring("HUP,USR2,CHLD") {
         return;
     }
@@ -332,7 +332,7 @@ fn shutdown_signal_tells_which_signal_came() {
     });
 }
 
-fn shutdown_signal_is_heard_by_all_who_wait_and_the_next_call_waits_for_the_next() {
+fn shutdown_signal_reaches_all_waiters_and_the_next_call_waits_for_the_next() {
     block_on(async {
         let mut waiting = futures::future::join_all((0..3).map(|_| Box::pin(mp::shutdown_signal())));
         assert!(futures::poll!(&mut waiting).is_pending());
@@ -379,7 +379,7 @@ fn shutdown_signal_outside_a_runtime_is_an_error() {
     assert_eq!(bare.block_on(mp::shutdown_signal()).unwrap_err().kind(), mp::ErrorKind::Io);
 }
 
-fn a_graceful_stop_lets_what_runs_finish() {
+fn a_graceful_stop_lets_running_tasks_finish() {
     block_on(async {
         listen().await;
         let pool = Pool::new(1).unwrap();
@@ -441,7 +441,7 @@ fn is_gone(pid: u32) -> bool {
     stat.rsplit(')').next().is_none_or(|rest| rest.is_empty() || rest.trim_start().starts_with('Z'))
 }
 
-fn run_says_whom_it_waits_for_and_an_interrupt_ends_all() {
+fn run_names_the_children_it_waits_for_and_an_interrupt_ends_all() {
     let _deadline = common::Deadline::start();
     let (mut program, child) = waiting_program(true);
     assert!(!is_gone(child) && program.try_wait().unwrap().is_none());
@@ -450,7 +450,7 @@ fn run_says_whom_it_waits_for_and_an_interrupt_ends_all() {
     block_on(eventually("the child is gone", || is_gone(child)));
 }
 
-fn run_that_waits_dies_of_an_interrupt_that_nobody_handles() {
+fn run_that_waits_dies_of_an_unhandled_interrupt() {
     let _deadline = common::Deadline::start();
     let (mut program, child) = waiting_program(false);
     kill_process_group(Pid::from_child(&program), Signal::INT).unwrap();
@@ -458,7 +458,7 @@ fn run_that_waits_dies_of_an_interrupt_that_nobody_handles() {
     block_on(eventually("the child is gone", || is_gone(child)));
 }
 
-fn a_child_that_waits_for_its_own_children_says_so() {
+fn a_child_that_waits_for_its_own_children_names_them() {
     block_on(async {
         let leaves_one = || {
             let stuck = Process::builder().name("stuck").spawn(hang, ()).unwrap();
@@ -482,7 +482,7 @@ fn a_child_that_waits_for_its_own_children_says_so() {
     });
 }
 
-fn kill_on_drop_kills_what_is_dropped_and_nothing_else() {
+fn kill_on_drop_kills_the_dropped_child_and_no_other() {
     block_on(async {
         for method in [StartMethod::ForkServer, StartMethod::Spawn] {
             let spawn = |kill| Process::builder().start_method(method).kill_on_drop(kill).spawn(hang, ()).unwrap();
@@ -515,7 +515,7 @@ fn main_that_drops() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn run_does_not_wait_for_what_was_killed_by_its_drop() {
+fn run_does_not_wait_for_a_child_killed_by_its_drop() {
     let _deadline = common::Deadline::start();
     assert!(again("drops").status().unwrap().success());
 }

@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn who_passes_and_who_does_not() {
+    fn each_accepted_proof_passes_and_each_damaged_one_fails() {
         let challenge = [PREFIX, &[5; RANDOM]].concat();
         let (with, without) = (key(true), key(false));
         for (digest, name) in

@@ -495,7 +495,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_message_that_nobody_takes_is_given_up_some_time_after_its_connection() {
+    async fn a_message_that_is_not_received_is_given_up_some_time_after_its_connection() {
         let (near, mut far) = tokio::io::duplex(100);
         let mut writer = FrameWriter::new(near);
         let sent = tokio::time::timeout(Duration::from_millis(10), writer.send(&[7; 1_000])).await;

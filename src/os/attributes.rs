@@ -181,7 +181,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_did_not_change_is_not_passed_on() {
+    fn unchanged_attributes_are_not_passed_on() {
         let mut kept = Kept::default();
         let mine = Attributes::of_this_process(&mut kept, Some(0o22));
         assert!(mine.nice.is_some() && mine.cpus.as_ref().is_some_and(|cpus| !cpus.is_empty()));

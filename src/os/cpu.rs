@@ -25,7 +25,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_leaves_a_cpu_may_run_where_it_might_before() {
+    fn affinity_is_the_same_after_leaving_a_cpu() {
         let before = sched_getaffinity(None).unwrap();
         let here = current();
         assert!(before.is_set(here));

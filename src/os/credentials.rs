@@ -398,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_by_one_thread_shows_no_other() {
+    fn cache_of_one_thread_does_not_show_another() {
         let mut kept = Kept::default();
         let mine = Credentials::look(&mut kept).unwrap();
         assert_eq!(mine, Credentials::look(&mut kept).unwrap());
@@ -416,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn what_another_thread_gives_up_this_one_keeps() {
+    fn rights_given_up_by_another_thread_stay_here() {
         let mine = Credentials::of_this_thread().unwrap();
         let theirs = std::thread::spawn(|| {
             let mut sets = thread::capabilities(None).unwrap();

@@ -400,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernels_table_says_what_the_loader_says() {
+    fn the_kernels_table_and_the_loader_give_the_same_path() {
         let table = kernels_table().unwrap();
         let path = table.chunks_exact(2).find(|pair| pair[0] == libc::AT_EXECFN).unwrap()[1];
         assert_eq!(path as *const c_char, path_of_exec().as_ptr());

@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn a_function_is_told_from_one_of_another_object_and_copies_of_the_crate_are_known() {
+    fn functions_of_another_object_and_copies_of_the_crate_are_recognised() {
         assert_ne!(list(|| 3), ELSEWHERE);
         assert!(is_in_this_object(anchor()) && !is_in_this_object(libc::getpid as *const () as usize));
         assert!(entry_at(ELSEWHERE).is_none() && why_unknown(ELSEWHERE).contains("shared object"));

@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whole_pages_are_discarded_and_what_is_around_them_stays() {
+    fn whole_pages_are_discarded_and_their_neighbours_stay() {
         let mut block = vec![1u8; 1 << 20];
         discard(&mut block[1..(1 << 20) - 1]);
         assert_eq!((block[0], block[(1 << 20) - 1], block[1 << 19]), (1, 1, 0));

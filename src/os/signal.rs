@@ -304,7 +304,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_comes_too_late_is_told() {
+    fn tie_to_a_dead_holder_is_refused() {
         let (read, write) = std::io::pipe().unwrap();
         let tied = die_with(reopen(read.as_fd()).unwrap()).unwrap();
         assert!(tied.is_some());

@@ -132,7 +132,7 @@ mod tests {
     use crate::process::outcome::Outcome;
 
     #[test]
-    fn what_a_child_has_sent_is_read_though_it_ended_with_something_unread() {
+    fn messages_of_a_child_that_ended_with_something_unread_are_read() {
         let (ours, theirs) = socket::packet_pair().unwrap();
         crate::wire::frame::send(ours.as_fd(), &[b"never read"], &[], Wait::Yes).unwrap();
         Report::send_outcome(theirs.as_fd(), &Outcome::error(Error::other("no"))).unwrap();

@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn next_borrower_sees_what_was_written() {
+    fn next_borrower_sees_the_written_values() {
         let fd = memfd::create("multiprocess-test", 4096, false).unwrap();
         let memory = Lendable::new(Map::shared(fd.as_fd(), 0, 4096).unwrap());
         let add = || {
