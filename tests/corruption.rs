@@ -222,9 +222,11 @@ mod trial {
         all
     }
 
+    /// What this process only reads, a wild write of its cannot change.
     fn mapping(line: &str) -> Option<Mapping> {
         let (head, name) = line.split_once("/memfd:multiprocess-")?;
         let mut words = head.split_whitespace();
+        words.clone().nth(1).filter(|access| access.contains('w'))?;
         let (start, end) = words.next()?.split_once('-')?;
         let hex = |text: &str| u64::from_str_radix(text, 16).ok();
         let (start, end, offset) = (hex(start)?, hex(end)?, hex(words.nth(1)?)?);

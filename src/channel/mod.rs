@@ -46,6 +46,7 @@ pub use lease::{DeadLetters, Lease};
 pub use oneshot::{OneshotReceiver, OneshotSender, oneshot};
 pub(crate) use pipe::SharedReceiver;
 pub use pipe::{Connection, Receiver, Sender, pipe, simplex};
+pub(crate) use queue::Item;
 pub use queue::{JoinableQueue, Queue, QueueSink, QueueStream};
 #[cfg(not(multiprocess_loom))]
 pub use queue_set::{QueueOf, QueueSet};

@@ -1,13 +1,13 @@
 //! The face: start a manager, make objects in it.
 
+use crate::channel::Item;
 use crate::connection::{self, ByteConnection, Connect};
 use crate::error::{Error, ErrorKind, Result};
 use crate::manager::client::dict::DictProxy;
-use crate::manager::client::link::{Handle, Link, Running};
+use crate::manager::client::handle::Handle;
+use crate::manager::client::link::{Link, Running};
 use crate::manager::client::list::ListProxy;
 use crate::manager::client::namespace::{Names, Namespace};
-use crate::manager::client::pending::Brings;
-use crate::manager::client::pipe;
 use crate::manager::client::primitives::{
     BarrierProxy, ConditionProxy, EventProxy, Flag, Held, LockProxy, Parties, Permits, SemaphoreProxy, Waiters,
 };
@@ -16,14 +16,13 @@ use crate::manager::client::queue::{Items, QueueProxy};
 use crate::manager::client::value::{ArrayProxy, One, Row, ValueProxy};
 use crate::manager::server::leader;
 use crate::manager::wire::greeting::{Bind, GREETING, GREETING_TIME, Setup, Welcome};
-use crate::manager::wire::messages::{self, Writer};
+use crate::manager::wire::messages;
 use crate::manager::wire::method::{Exposed, Maker};
+use crate::manager::wire::pipe;
 use crate::os::{image, reactor, socket, timer};
 use crate::process::Process;
 use crate::process::function::{Arguments, captures_nothing};
 use crate::wire::{self, Fd, Parcel};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::future::{Future, IntoFuture};
@@ -69,8 +68,8 @@ const GRACE: Duration = Duration::from_secs(5);
 pub struct Manager {
     link: Arc<Link>,
     pid: u32,
-    process: Arc<Running>,
-    is_far: bool,
+    /// None of a manager that was connected to.
+    process: Option<Arc<Running>>,
 }
 
 /// How a [`Manager`] is to be.
@@ -177,9 +176,9 @@ impl ManagerBuilder {
         let setup = Setup { id, intake: Fd::new(intake), door: theirs, exposed: self.exposed, bind };
         let name = self.name.unwrap_or_else(|| "Manager".into());
         let mut process = Process::builder().name(name).daemon(true).shield_signals(true).spawn(serve, (setup,))?;
-        let link = Link::new(id, process.pid(), door)?;
-        let manager = Manager { link, pid: process.pid(), process: Arc::default(), is_far: false };
-        manager.link.know_process(&manager.process);
+        let (link, running) = (Link::to(id, process.pid(), door)?, Arc::<Running>::default());
+        link.know_process(&running);
+        let manager = Manager { link, pid: process.pid(), process: Some(running.clone()) };
         if let Err(error) = manager.object_count().await {
             // Why it ended says more than that it is gone.
             let ended = match error.kind() {
@@ -188,7 +187,7 @@ impl ManagerBuilder {
             };
             return Err(ended.and_then(|ended| ended.and_then(|ended| ended).err()).unwrap_or(error));
         }
-        *manager.process.lock().await = Some(process);
+        *running.lock().await = Some(process);
         Ok(manager)
     }
 }
@@ -256,9 +255,7 @@ impl Manager {
     /// # Errors
     /// `Closed` if the manager is gone.
     pub async fn address(&self) -> Result<Option<String>> {
-        let mut request = Writer::request(messages::WHERE);
-        request.number(0);
-        self.link.ask(request, 1, Brings::Values).await?.part()
+        self.link.ask(self.link.request(messages::WHERE)).await?.part()
     }
 
     /// The namespace that every manager has from the start: where those who connect find what others have put there.
@@ -278,10 +275,7 @@ impl Manager {
     ///
     /// # Errors
     /// `Closed` if the manager is gone.
-    pub async fn list<T>(&self) -> Result<ListProxy<T>>
-    where
-        T: Serialize + DeserializeOwned + Send + 'static,
-    {
+    pub async fn list<T: Item>(&self) -> Result<ListProxy<T>> {
         Ok(ListProxy(self.create(Vec::<T>::new, ()).await?))
     }
 
@@ -291,8 +285,8 @@ impl Manager {
     /// `Closed` if the manager is gone.
     pub async fn dict<K, V>(&self) -> Result<DictProxy<K, V>>
     where
-        K: Eq + Hash + Serialize + DeserializeOwned + Send + 'static,
-        V: Serialize + DeserializeOwned + Send + 'static,
+        K: Eq + Hash + Item,
+        V: Item,
     {
         Ok(DictProxy(self.create(HashMap::<K, V>::new, ()).await?))
     }
@@ -309,10 +303,7 @@ impl Manager {
     ///
     /// # Errors
     /// `Closed` if the manager is gone.
-    pub async fn queue<T>(&self, capacity: impl Into<Option<usize>>) -> Result<QueueProxy<T>>
-    where
-        T: Serialize + DeserializeOwned + Send + 'static,
-    {
+    pub async fn queue<T: Item>(&self, capacity: impl Into<Option<usize>>) -> Result<QueueProxy<T>> {
         let capacity = capacity.into().map(|capacity| capacity.max(1));
         Ok(QueueProxy(self.create(Items::<T>::new, (capacity,)).await?))
     }
@@ -361,10 +352,7 @@ impl Manager {
     ///
     /// # Errors
     /// `Closed` if the manager is gone.
-    pub async fn value<T>(&self, value: T) -> Result<ValueProxy<T>>
-    where
-        T: Serialize + DeserializeOwned + Send + 'static,
-    {
+    pub async fn value<T: Item>(&self, value: T) -> Result<ValueProxy<T>> {
         Ok(ValueProxy(self.create(One::<T>, (value,)).await?))
     }
 
@@ -372,10 +360,7 @@ impl Manager {
     ///
     /// # Errors
     /// `Closed` if the manager is gone.
-    pub async fn array<T>(&self, values: Vec<T>) -> Result<ArrayProxy<T>>
-    where
-        T: Serialize + DeserializeOwned + Send + 'static,
-    {
+    pub async fn array<T: Item>(&self, values: Vec<T>) -> Result<ArrayProxy<T>> {
         Ok(ArrayProxy(self.create(|values: Vec<T>| Row(values.into()), (values,)).await?))
     }
 
@@ -399,9 +384,7 @@ impl Manager {
     /// # Errors
     /// `Closed` if the manager is gone.
     pub async fn object_count(&self) -> Result<usize> {
-        let mut request = Writer::request(messages::COUNT);
-        request.number(0);
-        let count: u64 = self.link.ask(request, 1, Brings::Values).await?.part()?;
+        let count: u64 = self.link.ask(self.link.request(messages::COUNT)).await?.part()?;
         Ok(count as usize)
     }
 
@@ -412,15 +395,11 @@ impl Manager {
     /// `Io` if its exit cannot be seen. `Other` on a handle that was made by [`connect`](Self::connect): ending a
     /// manager is for the process that started it.
     pub async fn shutdown(&self) -> Result<()> {
-        if self.is_far {
-            return Err(Error::other("only the process that started a manager can shut it down"));
-        }
-        let mut process = self.process.lock().await;
+        let of_another = || Error::other("only the process that started a manager can shut it down");
+        let mut process = self.process.as_ref().ok_or_else(of_another)?.lock().await;
         let Some(running) = process.as_mut() else { return Ok(()) };
-        let mut request = Writer::request(messages::END);
-        request.number(0);
         let failed = |error| Error::io("cannot wait for the end of a manager", error);
-        match timer::limited(GRACE, self.link.ask(request, 1, Brings::Values)).map_err(failed)?.await {
+        match timer::limited(GRACE, self.link.ask(self.link.request(messages::END))).map_err(failed)?.await {
             // Whom it cannot be told, by damage or because it has ended, is killed if need be.
             Ok(Err(error)) if !matches!(error.kind(), ErrorKind::Closed | ErrorKind::Corrupt) => return Err(error),
             _ => {}
@@ -472,8 +451,8 @@ impl ManagerConnect {
         let connection = self.0.await?;
         let greeted = timer::within(GREETING_TIME, Self::greet(&connection)).await;
         let welcome = greeted.unwrap_or_else(|_| Err(Error::new(ErrorKind::Timeout, "no word from the manager")))?;
-        let link = Link::far(welcome.id, welcome.pid, connection);
-        Ok(Manager { link, pid: welcome.pid, process: Arc::default(), is_far: true })
+        let link = Link::over(welcome.id, welcome.pid, connection);
+        Ok(Manager { link, pid: welcome.pid, process: None })
     }
 
     async fn greet(connection: &ByteConnection) -> Result<Welcome> {

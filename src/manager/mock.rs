@@ -1,9 +1,9 @@
 //! A manager that a test plays, at the other end of a link, and one that runs beside the tests in their process.
 
 use crate::channel::{Receiver, Sender};
-use crate::manager::client::link::{Handle, Link};
+use crate::manager::client::handle::Handle;
+use crate::manager::client::link::Link;
 use crate::manager::client::namespace::Names;
-use crate::manager::client::pending::Brings;
 use crate::manager::client::proxy::Proxy;
 use crate::manager::server::leader::{HERE, serve};
 use crate::manager::server::state::Server;
@@ -30,8 +30,8 @@ pub(crate) struct Played {
 pub(crate) fn linked() -> (Arc<Link>, Played) {
     static LAST: AtomicU64 = AtomicU64::new(0);
     let (door, intake) = packet_pair().unwrap();
-    let link = Link::new((77, LAST.fetch_add(1, Relaxed)), 1, door).unwrap();
-    link.wire().unwrap();
+    let link = Link::to((77, LAST.fetch_add(1, Relaxed)), 1, door).unwrap();
+    link.transport().unwrap();
     let hello = frame::recv(intake.as_fd(), Wait::No).unwrap().unwrap();
     let (requests, answers, bell): (_, Sender<EncodedMessage>, Fd<OwnedFd>) = wire::decode(hello).unwrap();
     answers.items().set_own_doorbell(Arc::new(bell.into_inner()));
@@ -39,15 +39,15 @@ pub(crate) fn linked() -> (Arc<Link>, Played) {
 }
 
 /// Puts into the pipe until something has to wait for room.
-pub(crate) fn fill(link: &Link) {
-    let wire = link.wire().unwrap();
-    while !wire.is_full() {
-        wire.tell(EncodedMessage::new(vec![u8::MAX; LONG], Vec::new()));
+pub(crate) fn fill(link: &Arc<Link>) {
+    let transport = link.transport().unwrap();
+    while transport.has_room() {
+        transport.tell(EncodedMessage::new(vec![u8::MAX; LONG], Vec::new()));
     }
 }
 
 pub(crate) fn proxy<T>(link: &Arc<Link>) -> Proxy<T> {
-    Proxy::new(Handle::held(link, 7))
+    Proxy::new(Handle::counted(link, 7))
 }
 
 impl Played {
@@ -62,7 +62,8 @@ impl Played {
     }
 
     pub(crate) async fn answer(&mut self, id: u64, part: impl FnOnce(&mut Writer)) {
-        let mut answer = Writer::answer(id);
+        let mut answer = Writer::default();
+        answer.number(id);
         part(&mut answer);
         self.answers.send(answer.into_encoded()).await.unwrap();
     }
@@ -113,13 +114,11 @@ pub(crate) async fn beside() -> Beside {
 
 fn link(door: &OwnedFd) -> Arc<Link> {
     static LAST: AtomicU64 = AtomicU64::new(0);
-    Link::new((88, LAST.fetch_add(1, Relaxed)), 1, door.try_clone().unwrap()).unwrap()
+    Link::to((88, LAST.fetch_add(1, Relaxed)), 1, door.try_clone().unwrap()).unwrap()
 }
 
 async fn count(link: &Arc<Link>) -> u64 {
-    let mut request = link.request(COUNT);
-    request.number(0);
-    link.ask(request, 1, Brings::Values).await.unwrap().part().unwrap()
+    link.ask(link.request(COUNT)).await.unwrap().part().unwrap()
 }
 
 impl Beside {

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 
-/// A shared, writable view of part of a file, unmapped on drop.
+/// A shared view of part of a file, unmapped on drop.
 pub(crate) struct Map {
     start: NonNull<u8>,
     len: usize,
@@ -20,18 +20,18 @@ unsafe impl Sync for Map {}
 impl Map {
     /// `offset` and `len` are multiples of the page size, and the file is at least that long.
     pub(crate) fn shared(fd: BorrowedFd<'_>, offset: u64, len: usize) -> io::Result<Self> {
+        Self::with(ProtFlags::READ | ProtFlags::WRITE, fd, offset, len)
+    }
+
+    /// The first `len` bytes, which this process cannot write to by this view.
+    pub(crate) fn read_only(fd: BorrowedFd<'_>, len: usize) -> io::Result<Self> {
+        Self::with(ProtFlags::READ, fd, 0, len)
+    }
+
+    fn with(access: ProtFlags, fd: BorrowedFd<'_>, offset: u64, len: usize) -> io::Result<Self> {
         super::refuse::at("mmap")?;
         // SAFETY: a new mapping at an address of the kernel's choice aliases nothing of ours.
-        let start = unsafe {
-            rustix::mm::mmap(
-                std::ptr::null_mut(),
-                len,
-                ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::SHARED,
-                fd,
-                offset,
-            )?
-        };
+        let start = unsafe { rustix::mm::mmap(std::ptr::null_mut(), len, access, MapFlags::SHARED, fd, offset)? };
         let start = NonNull::new(start.cast()).ok_or_else(|| io::Error::other("mmap returned the null page"))?;
         Ok(Self { start, len })
     }

@@ -21,6 +21,7 @@ use crate::os::sync::lock;
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex};
 
 /// The granularity of maps and reservations.
@@ -36,6 +37,29 @@ pub(crate) struct Region {
     extents: Mutex<HashMap<u64, Arc<Map>>>,
 }
 
+/// The head of a region in a process that only reads it, and can do it no harm.
+pub(crate) struct ReadOnly(Map);
+
+impl ReadOnly {
+    pub(crate) fn open(fd: OwnedFd, len: usize) -> io::Result<Self> {
+        check_len(&fd, len)?;
+        Map::read_only(fd.as_fd(), len).map(Self)
+    }
+
+    /// The word at `at`, by a SeqCst load.
+    #[inline]
+    pub(crate) fn load(&self, at: usize) -> u64 {
+        view::words(&self.0)[at].load(SeqCst)
+    }
+}
+
+fn check_len(fd: &OwnedFd, len: usize) -> io::Result<()> {
+    match memfd::sealed_len(fd.as_fd()).is_none_or(|actual| actual < len as u64) {
+        true => Err(io::Error::new(io::ErrorKind::InvalidData, "not a shared object of this crate")),
+        false => Ok(()),
+    }
+}
+
 impl Region {
     /// `len` bytes of zeros, of which the first `head_len` are the head.
     pub(crate) fn create(name: &str, head_len: usize, len: u64) -> io::Result<Self> {
@@ -49,9 +73,7 @@ impl Region {
 
     /// Maps a region that was created elsewhere. A descriptor of anything else is an error.
     pub(crate) fn open(fd: OwnedFd, head_len: usize) -> io::Result<Self> {
-        if memfd::sealed_len(fd.as_fd()).is_none_or(|len| len < head_len as u64) {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "not a shared object of this crate"));
-        }
+        check_len(&fd, head_len)?;
         Self::of(fd, head_len)
     }
 

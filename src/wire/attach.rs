@@ -202,6 +202,11 @@ pub(crate) fn leave<E: serde::ser::Error>(attachment: Attachment) -> Result<u32,
     pushed.map_err(|_| E::custom("a thread that ends has no place for what rides along with a value"))
 }
 
+/// Whether `D` reads the message itself, so that each part of it is read once.
+pub(crate) fn reads_once<D>() -> bool {
+    format::reads_once::<D>()
+}
+
 /// Takes a descriptor that arrived with the value being decoded on this thread. `D` reads the value: if that is a buffer
 /// of serde's, of which untagged enums read the same part for one variant after the other, the taker gets a copy.
 pub(crate) fn take<'de, D: Deserializer<'de>>(index: u32) -> Result<OwnedFd, D::Error> {

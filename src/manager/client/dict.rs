@@ -1,14 +1,13 @@
 //! A dictionary in a manager.
 
+use crate::channel::Item;
 use crate::error::Result;
-use crate::manager::client::proxy::Proxy;
+use crate::manager::client::proxy::{Proxy, proxies};
 use crate::manager::wire::messages::Lend;
 use crate::wire;
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::borrow::Borrow;
 use std::collections::HashMap;
-use std::fmt;
 use std::hash::Hash;
 
 /// A dictionary that lives in a manager's process; made by [`Manager::dict`](crate::Manager::dict).
@@ -40,23 +39,9 @@ use std::hash::Hash;
 #[serde(bound = "")]
 pub struct DictProxy<K, V>(pub(crate) Proxy<HashMap<K, V>>);
 
-impl<K, V> Clone for DictProxy<K, V> {
-    fn clone(&self) -> Self {
-        Self(self.0.clone())
-    }
-}
+proxies!(DictProxy<K, V>);
 
-impl<K, V> fmt::Debug for DictProxy<K, V> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl<K, V> DictProxy<K, V>
-where
-    K: Eq + Hash + Serialize + DeserializeOwned + Send + 'static,
-    V: Serialize + DeserializeOwned + Send + 'static,
-{
+impl<K: Eq + Hash + Item, V: Item> DictProxy<K, V> {
     /// The dictionary as an object, for [`Proxy::call`] and [`Batch`](crate::Batch).
     pub fn proxy(&self) -> &Proxy<HashMap<K, V>> {
         &self.0
@@ -197,11 +182,7 @@ where
     /// assert_eq!(stock.get("apples").await?, Some(7));
     /// # manager.shutdown().await }) }
     /// ```
-    pub async fn update<F, R>(&self, f: F) -> Result<R>
-    where
-        F: Fn(&mut HashMap<K, V>) -> R + Copy + Send + 'static,
-        R: Serialize + DeserializeOwned + Send + 'static,
-    {
+    pub async fn update<F: Fn(&mut HashMap<K, V>) -> R + Copy + Send + 'static, R: Item>(&self, f: F) -> Result<R> {
         self.0.call(f, ()).await
     }
 }

@@ -1,13 +1,12 @@
 //! A list in a manager.
 
+use crate::channel::Item;
 use crate::error::{Error, Result};
-use crate::manager::client::proxy::Proxy;
+use crate::manager::client::proxy::{Proxy, proxies};
 use crate::manager::wire::messages::Lend;
 use crate::wire::{self, Message};
 use futures_util::{Stream, StreamExt, stream};
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use std::fmt;
 
 /// How many elements a stream fetches at a time.
 const CHUNK: usize = 256;
@@ -40,23 +39,13 @@ const CHUNK: usize = 256;
 #[serde(bound = "")]
 pub struct ListProxy<T>(pub(crate) Proxy<Vec<T>>);
 
-impl<T> Clone for ListProxy<T> {
-    fn clone(&self) -> Self {
-        Self(self.0.clone())
-    }
-}
-
-impl<T> fmt::Debug for ListProxy<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
+proxies!(ListProxy<T>);
 
 fn beyond(doing: &str, at: usize, len: usize) -> Error {
     Error::other(format!("cannot {doing} at {at}: the list has {len} elements"))
 }
 
-impl<T: Serialize + DeserializeOwned + Send + 'static> ListProxy<T> {
+impl<T: Item> ListProxy<T> {
     /// The list as an object, for [`Proxy::call`] and [`Batch`](crate::Batch).
     pub fn proxy(&self) -> &Proxy<Vec<T>> {
         &self.0
@@ -204,11 +193,7 @@ impl<T: Serialize + DeserializeOwned + Send + 'static> ListProxy<T> {
     /// assert_eq!(list.to_vec().await?, [1, 3]);
     /// # manager.shutdown().await }) }
     /// ```
-    pub async fn update<F, R>(&self, f: F) -> Result<R>
-    where
-        F: Fn(&mut Vec<T>) -> R + Copy + Send + 'static,
-        R: Serialize + DeserializeOwned + Send + 'static,
-    {
+    pub async fn update<F: Fn(&mut Vec<T>) -> R + Copy + Send + 'static, R: Item>(&self, f: F) -> Result<R> {
         self.0.call(f, ()).await
     }
 

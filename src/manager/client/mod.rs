@@ -1,14 +1,13 @@
 //! What a client has: proxies, pending calls, the ways to a manager. Knows nothing of `server`.
 
 pub(crate) mod dict;
+pub(crate) mod handle;
 pub(crate) mod link;
 pub(crate) mod list;
 pub(crate) mod namespace;
 pub(crate) mod pending;
-pub(crate) mod pipe;
 pub(crate) mod primitives;
 pub(crate) mod proxy;
 pub(crate) mod queue;
-pub(crate) mod stream;
 pub(crate) mod value;
 pub(crate) mod waits;

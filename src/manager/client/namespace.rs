@@ -1,15 +1,14 @@
 //! Named values of different types in a manager.
 
+use crate::channel::Item;
 use crate::error::{Error, ErrorKind, Result};
-use crate::manager::client::proxy::Proxy;
+use crate::manager::client::proxy::{Proxy, proxies};
 use crate::manager::wire::messages::Lend;
 use crate::manager::wire::method::{Exposed, Lent, call_op, make_op};
 use crate::wire::{self, Message};
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::any::{Any, type_name};
 use std::collections::BTreeMap;
-use std::fmt;
 
 /// Names and values, of any types, in a manager's process; made by [`Manager::namespace`](crate::Manager::namespace).
 ///
@@ -35,7 +34,7 @@ use std::fmt;
 ///     })
 /// }
 /// ```
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Serialize, Deserialize)]
 pub struct Namespace(pub(crate) Proxy<Names>);
 
 /// What the manager keeps of a namespace.
@@ -46,21 +45,14 @@ pub(crate) struct Named {
     type_name: &'static str,
 }
 
-impl fmt::Debug for Namespace {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Namespace").field(&self.0.handle.object).finish()
-    }
-}
+proxies!(Namespace);
 
 impl Namespace {
     /// Gives a name a value, whatever it was before.
     ///
     /// # Errors
     /// As [`Proxy::call`].
-    pub async fn set<T>(&self, name: &str, value: T) -> Result<()>
-    where
-        T: Serialize + DeserializeOwned + Send + 'static,
-    {
+    pub async fn set<T: Item>(&self, name: &str, value: T) -> Result<()> {
         self.0.call(set::<T>, (name.to_string(), value)).await
     }
 
@@ -68,10 +60,7 @@ impl Namespace {
     ///
     /// # Errors
     /// `Decode` if the value is of another type; else as [`Proxy::call`].
-    pub async fn get<T>(&self, name: &str) -> Result<Option<T>>
-    where
-        T: Serialize + DeserializeOwned + Send + 'static,
-    {
+    pub async fn get<T: Item>(&self, name: &str) -> Result<Option<T>> {
         self.0.lend(get::<T>, name).await
     }
 
@@ -115,10 +104,7 @@ fn list(names: &mut Names) -> Vec<String> {
 
 impl Exposed {
     /// What a [`Namespace`] does with values of type `T`.
-    pub fn namespace<T>() -> Self
-    where
-        T: Serialize + DeserializeOwned + Send + 'static,
-    {
+    pub fn namespace<T: Item>() -> Self {
         let lent = call_op::<_, Names, Lend<String>, Lent>(0, get::<T>).entry;
         let owned = [Self::method(set::<T>), Self::method(remove), Self::method(list)];
         Self(owned.into_iter().flat_map(|Self(entries)| entries).chain([lent, make_op(Names::new).entry]).collect())

@@ -1,38 +1,32 @@
 //! Pending calls: those that wait for an answer.
 
 use crate::error::{Error, Result};
-use crate::manager::wire::marshal::Kept;
 use crate::manager::wire::messages;
 use crate::os::sync::lock;
 use crate::wire::EncodedMessage;
 use std::collections::HashMap;
 use std::future::poll_fn;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::Mutex;
 use std::task::{Poll, Waker};
 
-/// Lets go of what an answer brings that nobody reads.
-pub(crate) trait Discards: Send + Sync {
-    fn discard(self: Arc<Self>, answer: EncodedMessage);
-}
+#[derive(Default)]
+pub(crate) struct PendingCalls(Mutex<State>);
 
 #[derive(Default)]
-pub(crate) struct PendingCalls(pub(crate) Mutex<State>);
-
-#[derive(Default)]
-pub(crate) struct State {
-    pub(crate) last: u64,
-    pub(crate) slots: HashMap<u64, Slot>,
-    pub(crate) is_gone: bool,
+struct State {
+    last: u64,
+    slots: HashMap<u64, Slot>,
+    is_gone: bool,
     /// Why, if it is not just gone.
     why: Option<Error>,
 }
 
-pub(crate) enum Slot {
+enum Slot {
     Awake,
     Asleep(Waker),
     Answered(EncodedMessage),
-    /// Nobody waits any more, but the answer must be looked at.
-    Abandoned(Weak<dyn Discards>, #[expect(dead_code, reason = "kept, not used")] Vec<Kept>),
+    /// Nobody waits any more, but the answer may bring something.
+    Abandoned,
 }
 
 impl State {
@@ -42,62 +36,76 @@ impl State {
 }
 
 impl PendingCalls {
-    /// What to tell who asks now.
-    pub(crate) fn gone(&self) -> Option<Error> {
-        let slots = lock(&self.0);
-        slots.is_gone.then(|| slots.gone())
+    /// The number of a new call.
+    pub(crate) fn begin(&self) -> u64 {
+        let state = &mut *lock(&self.0);
+        state.last += 1;
+        state.slots.insert(state.last, Slot::Awake);
+        state.last
+    }
+
+    /// A call's future is dropped: returns the answer if it was there, and `None` if it was taken before. An abandoned call's
+    /// answer is read all the same.
+    pub(crate) fn leave(&self, id: u64, is_abandoned: bool) -> Option<Option<EncodedMessage>> {
+        let mut state = lock(&self.0);
+        let slot = state.slots.remove(&id)?;
+        if let Slot::Answered(answer) = slot {
+            return Some(Some(answer));
+        }
+        if is_abandoned && !state.is_gone {
+            state.slots.insert(id, Slot::Abandoned);
+        }
+        drop(state);
+        // Its waker's drop may be the end of another task.
+        drop(slot);
+        Some(None)
+    }
+
+    /// Why there will be no answers any more, if there is more to say than that the manager is gone.
+    pub(crate) fn why(&self) -> Option<Error> {
+        lock(&self.0).why.as_ref().map(Error::copy)
     }
 
     /// Whether there is an answer that is to be read by nobody's poll.
     pub(crate) fn has_sleepers(&self) -> bool {
-        lock(&self.0).slots.values().any(|slot| matches!(slot, Slot::Asleep(_) | Slot::Abandoned(..)))
+        lock(&self.0).slots.values().any(|slot| matches!(slot, Slot::Asleep(_) | Slot::Abandoned))
     }
 
-    pub(crate) fn is_gone(&self) -> bool {
-        lock(&self.0).is_gone
-    }
-
-    /// There will be no answer any more.
-    pub(crate) fn fail(&self) {
-        self.fail_because(None);
-    }
-
-    /// The same, with what to tell those who wait.
-    pub(crate) fn fail_because(&self, why: Option<&Error>) {
-        let mut slots = lock(&self.0);
-        slots.is_gone = true;
-        slots.why = slots.why.take().or_else(|| why.map(Error::copy));
-        let wakers: Vec<_> = slots.slots.values_mut().filter_map(Slot::wake).collect();
-        let abandoned: Vec<_> = slots.slots.extract_if(|_, slot| matches!(slot, Slot::Abandoned(..))).collect();
-        drop(slots);
-        drop(abandoned);
+    /// There will be no answer any more, for this reason.
+    pub(crate) fn fail(&self, why: Option<Error>) {
+        let mut state = lock(&self.0);
+        state.is_gone = true;
+        state.why = state.why.take().or(why);
+        state.slots.retain(|_, slot| !matches!(slot, Slot::Abandoned));
+        let wakers: Vec<_> = state.slots.values_mut().filter_map(Slot::wake).collect();
+        drop(state);
         wakers.into_iter().for_each(Waker::wake);
     }
 
     pub(crate) fn take(&self, id: u64) -> Option<Result<EncodedMessage>> {
-        let mut slots = lock(&self.0);
-        match slots.slots.get_mut(&id) {
-            Some(Slot::Answered(_)) => match slots.slots.remove(&id) {
+        let mut state = lock(&self.0);
+        match state.slots.get_mut(&id) {
+            Some(Slot::Answered(_)) => match state.slots.remove(&id) {
                 Some(Slot::Answered(answer)) => Some(Ok(answer)),
                 _ => None,
             },
-            _ => slots.is_gone.then(|| Err(slots.gone())),
+            _ => state.is_gone.then(|| Err(state.gone())),
         }
     }
 
     pub(crate) fn sleep(&self, id: u64, waker: &Waker) {
-        let mut slots = lock(&self.0);
-        if let Some(slot) = slots.slots.get_mut(&id)
+        let mut state = lock(&self.0);
+        if let Some(slot) = state.slots.get_mut(&id)
             && !matches!(slot, Slot::Answered(_))
         {
             let old = std::mem::replace(slot, Slot::Asleep(waker.clone()));
             // Its drop may be the end of another task.
-            drop(slots);
+            drop(state);
             drop(old);
         }
     }
 
-    /// Waits for an answer that another task brings.
+    /// Waits for an answer that another thread or task brings.
     pub(crate) async fn answered(&self, id: u64) -> Result<EncodedMessage> {
         poll_fn(|cx| {
             if let Some(answer) = self.take(id) {
@@ -110,28 +118,28 @@ impl PendingCalls {
         .await
     }
 
-    /// False if nobody has a slot for it: of an answer that is always looked at, nobody has asked.
-    pub(crate) fn deliver(&self, answer: EncodedMessage) -> bool {
-        let Some(id) = messages::id_of(answer.bytes()) else { return false };
-        let mut slots = lock(&self.0);
-        match slots.slots.get_mut(&id) {
-            // Its caller was dropped.
-            None => return false,
-            Some(Slot::Abandoned(link, _)) => {
-                let link = link.upgrade();
-                let kept = slots.slots.remove(&id);
-                drop(slots);
-                drop(kept);
-                link.into_iter().for_each(|link| link.discard(answer.clone()));
+    /// Gives an answer to the call that waits for it. It comes back if there is none any more; an answer to what was never
+    /// asked is an error.
+    pub(crate) fn deliver(&self, answer: EncodedMessage) -> Result<Option<EncodedMessage>> {
+        let id = messages::id_of(answer.bytes()).unwrap_or_default();
+        let mut state = lock(&self.0);
+        if !(1..=state.last).contains(&id) {
+            return Err(messages::malformed());
+        }
+        match state.slots.get_mut(&id) {
+            None => Ok(Some(answer)),
+            Some(Slot::Abandoned) => {
+                state.slots.remove(&id);
+                Ok(Some(answer))
             }
             Some(slot) => {
                 let waker = slot.wake();
                 *slot = Slot::Answered(answer);
-                drop(slots);
+                drop(state);
                 waker.into_iter().for_each(Waker::wake);
+                Ok(None)
             }
         }
-        true
     }
 }
 
@@ -148,23 +156,13 @@ impl Slot {
     }
 }
 
-/// What an answer may bring that must be let go if nobody reads it.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Brings {
-    Values,
-    /// An object, which its asker holds.
-    AnObject,
-    /// What a waiting operation got (see `waits.rs`).
-    AGrant,
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::manager::client::link::Link;
     use crate::manager::mock::linked;
     use futures_util::FutureExt;
-    use std::sync::mpsc;
+    use std::sync::{Arc, mpsc};
     use std::task::Wake;
     use std::time::Duration;
 
@@ -177,7 +175,7 @@ mod tests {
 
     impl Drop for Looks {
         fn drop(&mut self) {
-            assert!(!self.0.wire().unwrap().slots.is_gone());
+            assert!(self.0.calls.why().is_none());
         }
     }
 
@@ -186,10 +184,8 @@ mod tests {
         let (done, is_done) = mpsc::channel();
         std::thread::spawn(move || {
             let (link, _manager) = linked();
-            let mut request = link.request(messages::COUNT);
-            request.number(0);
-            let pending = link.send(request, 1, Brings::Values).now_or_never().unwrap().unwrap();
-            link.wire().unwrap().slots.sleep(pending.id, &Arc::new(Looks(link.clone())).into());
+            let pending = link.send(link.request(messages::COUNT), false).now_or_never().unwrap().unwrap();
+            link.calls.sleep(pending.id, &Arc::new(Looks(link.clone())).into());
             drop(pending);
             done.send(()).unwrap();
         });

@@ -1,7 +1,7 @@
 //! Locks, semaphores, events, barriers, conditions in a manager, for those who share no memory.
 
 use crate::error::{Error, ErrorKind, LockError, Result};
-use crate::manager::client::proxy::Proxy;
+use crate::manager::client::proxy::{Proxy, proxies};
 use crate::manager::client::waits::{Asked, in_time};
 use crate::manager::wire::waiting::{End, Ticket, Try, Waits, ready, too_late};
 use crate::wire::Message;
@@ -11,17 +11,7 @@ use std::fmt;
 use std::task::Poll;
 use std::time::Duration;
 
-macro_rules! handles {
-    ($($name:ident)*) => {$(
-        impl fmt::Debug for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.debug_tuple(stringify!($name)).field(&self.0.handle.object).finish()
-            }
-        }
-    )*};
-}
-
-handles!(LockProxy SemaphoreProxy EventProxy BarrierProxy ConditionProxy);
+proxies!(LockProxy SemaphoreProxy EventProxy BarrierProxy ConditionProxy);
 
 /// Who holds a lock.
 #[derive(Default)]
@@ -120,7 +110,7 @@ fn granted<G>(answer: Result<(bool, Asked)>, grant: impl FnOnce(Asked) -> G) -> 
 ///     })
 /// }
 /// ```
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Serialize, Deserialize)]
 pub struct LockProxy(pub(crate) Proxy<Held>);
 
 impl LockProxy {
@@ -129,7 +119,7 @@ impl LockProxy {
     /// # Errors
     /// `OwnerDied`, and then the lock is taken: the grant is inside. Else as [`Proxy::call`].
     pub async fn acquire(&self) -> Result<Grant, LockError<Grant>> {
-        granted(self.0.wait(Held::acquire, (true,)).await, Grant)
+        granted(self.0.wait(None, Held::acquire, (true,)).await, Grant)
     }
 
     /// Takes the lock if it is free.
@@ -137,7 +127,7 @@ impl LockProxy {
     /// # Errors
     /// `WouldBlock` if it is held; else as [`acquire`](Self::acquire).
     pub async fn try_acquire(&self) -> Result<Grant, LockError<Grant>> {
-        granted(self.0.wait(Held::acquire, (false,)).await, Grant)
+        granted(self.0.wait(None, Held::acquire, (false,)).await, Grant)
     }
 
     /// [`acquire`](Self::acquire) that gives up after `timeout`. Counted in real time: see [Timeouts](crate#timeouts).
@@ -145,7 +135,7 @@ impl LockProxy {
     /// # Errors
     /// `Timeout`; else as [`acquire`](Self::acquire).
     pub async fn acquire_timeout(&self, timeout: Duration) -> Result<Grant, LockError<Grant>> {
-        let waiting = self.0.wait(Held::acquire, (true,));
+        let waiting = self.0.wait(None, Held::acquire, (true,));
         granted(in_time(timeout, waiting, "the lock was not free").await, Grant)
     }
 }
@@ -203,7 +193,7 @@ impl Waits for Permits {
 ///     })
 /// }
 /// ```
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Serialize, Deserialize)]
 pub struct SemaphoreProxy(pub(crate) Proxy<Permits>);
 
 impl SemaphoreProxy {
@@ -212,7 +202,7 @@ impl SemaphoreProxy {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn acquire(&self) -> Result<Grant> {
-        let ((), asked) = self.0.wait(Permits::acquire, (true,)).await?;
+        let ((), asked) = self.0.wait(None, Permits::acquire, (true,)).await?;
         Ok(Grant(asked))
     }
 
@@ -221,7 +211,7 @@ impl SemaphoreProxy {
     /// # Errors
     /// `WouldBlock` if there is none; else as [`Proxy::call`].
     pub async fn try_acquire(&self) -> Result<Grant> {
-        let ((), asked) = self.0.wait(Permits::acquire, (false,)).await?;
+        let ((), asked) = self.0.wait(None, Permits::acquire, (false,)).await?;
         Ok(Grant(asked))
     }
 
@@ -278,7 +268,7 @@ impl Waits for Flag {
 ///     })
 /// }
 /// ```
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Serialize, Deserialize)]
 pub struct EventProxy(pub(crate) Proxy<Flag>);
 
 impl EventProxy {
@@ -312,7 +302,7 @@ impl EventProxy {
     /// As [`Proxy::call`].
     pub async fn wait(&self) -> Result<()> {
         let wait = |flag: &mut Flag, _: &mut Option<()>, _: Try| if flag.0 { ready(&()) } else { Poll::Pending };
-        self.0.wait_and_take(wait, ()).await
+        self.0.wait_and_take(None, wait, ()).await
     }
 
     /// [`wait`](Self::wait) that gives up after `timeout`. Counted in real time: see [Timeouts](crate#timeouts).
@@ -405,7 +395,7 @@ impl Waits for Parties {
 ///     })
 /// }
 /// ```
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Serialize, Deserialize)]
 pub struct BarrierProxy(pub(crate) Proxy<Parties>);
 
 impl BarrierProxy {
@@ -414,7 +404,7 @@ impl BarrierProxy {
     /// # Errors
     /// `BrokenBarrier` if it is broken, or breaks or is reset meanwhile; else as [`Proxy::call`].
     pub async fn wait(&self) -> Result<usize> {
-        self.0.wait_and_take(Parties::wait, ()).await
+        self.0.wait_and_take(None, Parties::wait, ()).await
     }
 
     /// [`wait`](Self::wait) that gives up after `timeout`, and so breaks the barrier, unless the last came just then, which
@@ -423,9 +413,7 @@ impl BarrierProxy {
     /// # Errors
     /// `Timeout`; else as [`wait`](Self::wait).
     pub async fn wait_timeout(&self, timeout: Duration) -> Result<usize> {
-        let (index, asked) = self.0.wait_until(Some(timeout), Parties::wait, ()).await?;
-        asked.take();
-        Ok(index)
+        self.0.wait_and_take(Some(timeout), Parties::wait, ()).await
     }
 
     /// Breaks it.
@@ -563,7 +551,7 @@ impl Waits for Waiters {
 ///     })
 /// }
 /// ```
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Serialize, Deserialize)]
 pub struct ConditionProxy(pub(crate) Proxy<Waiters>);
 
 impl ConditionProxy {
@@ -572,7 +560,7 @@ impl ConditionProxy {
     /// # Errors
     /// As [`LockProxy::acquire`].
     pub async fn lock(&self) -> Result<Grant, LockError<Grant>> {
-        granted(self.0.wait(Waiters::lock, ()).await, Grant)
+        granted(self.0.wait(None, Waiters::lock, ()).await, Grant)
     }
 
     /// Lets the lock go, waits for a notice, and takes the lock again.
@@ -594,7 +582,7 @@ impl ConditionProxy {
 
     async fn wait_until(&self, held: Grant, timeout: Option<Duration>) -> Result<Grant, LockError<Grant>> {
         // While it waits, `held` is the manager's word for nothing any more, and so is its drop.
-        let waited = self.0.wait_until(timeout, Waiters::wait, (held.0.id(),)).await;
+        let waited = self.0.wait(timeout, Waiters::wait, (held.0.id(),)).await;
         let ((is_orphaned, is_noticed), asked) = match waited {
             Ok(waited) => waited,
             // The manager was not asked, so it is still the lock.

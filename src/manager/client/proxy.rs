@@ -1,8 +1,8 @@
 //! The typed handle a client holds, and several calls in one message.
 
 use crate::error::{Error, Result};
-use crate::manager::client::link::{self, Handle, Link};
-use crate::manager::client::pending::Brings;
+use crate::manager::client::handle::{self, Handle};
+use crate::manager::client::link::Link;
 use crate::manager::wire::messages::{self, Lend, Place, Reader, Writer};
 use crate::manager::wire::method::{self, Invoke, Lent, Maker, Method, Owned};
 use crate::process::function::{Arguments, captures_nothing};
@@ -14,8 +14,6 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// Where the number of a request stands.
-const ID_AT: usize = 1;
 /// Where a batch says how many operations it has.
 const COUNT_AT: usize = 9;
 
@@ -76,10 +74,10 @@ impl<T: Send + 'static> Proxy<T> {
     {
         const { captures_nothing::<F>() };
         let mut request = self.handle.link.request(messages::CALL);
-        request.number(0).number(1);
+        request.number(1);
         append::<F, T, A, Owned>(&mut request, &self.handle, g, &args)?;
         drop(args);
-        self.handle.link.ask(request, ID_AT, Brings::Values).await?.part()
+        self.handle.link.ask(request).await?.part()
     }
 
     /// Calls a function of ours whose result is lent by the object and read here as an `R`. `args` are those of `A` as
@@ -92,11 +90,11 @@ impl<T: Send + 'static> Proxy<T> {
     {
         let mut request = self.handle.link.request(messages::CALL);
         let request = request.encode(|| wire::encode_by_serde(&Lend(args))).map(|message| {
-            request.number(0).number(1);
+            request.number(1);
             request.op(&method::call_op::<F, T, Lend<A>, Lent>(self.handle.object, g)).value(&message, &());
             request
         });
-        async move { self.handle.link.ask(request?, ID_AT, Brings::Values).await?.part() }
+        async move { self.handle.link.ask(request?).await?.part() }
     }
 }
 
@@ -123,10 +121,9 @@ where
     A: Serialize + DeserializeOwned + Send + 'static,
 {
     let mut request = link.request(messages::CALL);
-    request.number(0).number(1).op(&method::make_op(f)).append(&args)?;
+    request.number(1).op(&method::make_op(f)).append(&args)?;
     drop(args);
-    let object = link.ask(request, ID_AT, Brings::AnObject).await?.made()?;
-    Ok(Proxy::new(Handle::counted(link, object)))
+    Ok(Proxy::new(link.ask(request).await?.part()?))
 }
 
 fn append<F, T, A, M>(request: &mut Writer, handle: &Handle, g: F, args: &A) -> Result<()>
@@ -138,6 +135,24 @@ where
 {
     request.op(&method::call_op::<F, T, A, M>(handle.object, g)).append(args)
 }
+
+/// What handles of objects of a kind are, beside what they do.
+macro_rules! proxies {
+    ($($name:ident $(<$($t:ident),*>)?)*) => {$(
+        impl$(<$($t),*>)? Clone for $name$(<$($t),*>)? {
+            fn clone(&self) -> Self {
+                Self(self.0.clone())
+            }
+        }
+
+        impl$(<$($t),*>)? std::fmt::Debug for $name$(<$($t),*>)? {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.debug_tuple(stringify!($name)).field(&self.0.handle.object).finish()
+            }
+        }
+    )*};
+}
+pub(crate) use proxies;
 
 impl<T> Clone for Proxy<T> {
     fn clone(&self) -> Self {
@@ -154,7 +169,7 @@ impl<T> fmt::Debug for Proxy<T> {
 
 impl<T> Serialize for Proxy<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        link::serialize(&self.handle, serializer)
+        handle::serialize(&self.handle, serializer)
     }
 }
 
@@ -213,7 +228,7 @@ pub struct Ticket<R> {
 impl Batch {
     fn new(link: Arc<Link>) -> Self {
         let mut request = link.request(messages::CALL);
-        request.number(0).number(0);
+        request.number(0);
         let (end, number) = (request.len(), BATCHES.fetch_add(1, Relaxed));
         Self { link, request, end, number, count: 0, handles: Vec::new() }
     }
@@ -260,7 +275,7 @@ impl Batch {
     pub async fn send(mut self) -> Result<Replies> {
         self.request.truncate(self.end);
         self.request.amend(COUNT_AT, self.count as u64);
-        let reader = self.link.ask(self.request, ID_AT, Brings::Values).await?;
+        let reader = self.link.ask(self.request).await?;
         Ok(Replies { reader, places: Vec::with_capacity(self.count), number: self.number })
     }
 }

@@ -1,14 +1,13 @@
 //! A queue in a manager.
 
+use crate::channel::Item;
 use crate::error::{Error, ErrorKind, Result};
-use crate::manager::client::proxy::Proxy;
+use crate::manager::client::proxy::{Proxy, proxies};
 use crate::manager::client::waits::in_time;
 use crate::manager::wire::waiting::{End, Ticket, Try, Waits, ready, too_late};
 use crate::wire::Message;
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, VecDeque};
-use std::fmt;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -120,17 +119,14 @@ fn join<T>(queue: &mut Items<T>, _: &mut Option<()>, _: Try) -> Poll<Result<Mess
     if queue.unfinished == 0 { ready(&()) } else { Poll::Pending }
 }
 
-impl<T> QueueProxy<T>
-where
-    T: Serialize + DeserializeOwned + Send + 'static,
-{
+impl<T: Item> QueueProxy<T> {
     /// Appends an item; waits while the queue is full. Dropped while it waits for room, it puts nothing; dropped once
     /// the manager has put the item, it has put it.
     ///
     /// # Errors
     /// `Closed` if the queue was closed; else as [`Proxy::call`].
     pub async fn put(&self, item: T) -> Result<()> {
-        self.0.wait_and_take(put::<T>, (item,)).await
+        self.0.wait_and_take(None, put::<T>, (item,)).await
     }
 
     /// Appends an item if there is room.
@@ -157,7 +153,7 @@ where
     /// `Closed` if the queue was closed and is empty; `Decode` if the item cannot be read, which is the first again
     /// then; else as [`Proxy::call`].
     pub async fn get(&self) -> Result<T> {
-        self.0.wait_and_take(get::<T>, (true,)).await
+        self.0.wait_and_take(None, get::<T>, (true,)).await
     }
 
     /// Takes the first item if there is one.
@@ -165,7 +161,7 @@ where
     /// # Errors
     /// `Empty`; else as [`get`](Self::get).
     pub async fn try_get(&self) -> Result<T> {
-        self.0.wait_and_take(get::<T>, (false,)).await
+        self.0.wait_and_take(None, get::<T>, (false,)).await
     }
 
     /// [`put`](Self::put) that gives up after `timeout`, and then has put nothing: whether the item was in time is the
@@ -175,9 +171,7 @@ where
     /// # Errors
     /// `Timeout`: the item was not put. Else as [`put`](Self::put).
     pub async fn put_timeout(&self, item: T, timeout: Duration) -> Result<()> {
-        let ((), asked) = self.0.wait_until(Some(timeout), put::<T>, (item,)).await?;
-        asked.take();
-        Ok(())
+        self.0.wait_and_take(Some(timeout), put::<T>, (item,)).await
     }
 
     /// [`get`](Self::get) that gives up after `timeout`, and then has taken nothing.
@@ -241,18 +235,8 @@ where
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn join(&self) -> Result<()> {
-        self.0.wait_and_take(join::<T>, ()).await
+        self.0.wait_and_take(None, join::<T>, ()).await
     }
 }
 
-impl<T> Clone for QueueProxy<T> {
-    fn clone(&self) -> Self {
-        Self(self.0.clone())
-    }
-}
-
-impl<T> fmt::Debug for QueueProxy<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("QueueProxy").field(&self.0.handle.object).finish()
-    }
-}
+proxies!(QueueProxy<T>);

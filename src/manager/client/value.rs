@@ -1,13 +1,12 @@
 //! One value, and a row of values, in a manager.
 
+use crate::channel::Item;
 use crate::error::{Error, Result};
-use crate::manager::client::proxy::Proxy;
+use crate::manager::client::proxy::{Proxy, proxies};
 use crate::manager::wire::messages::Lend;
 use crate::sync::{Integer, of_word, to_word};
 use crate::wire;
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use std::fmt;
 
 /// A value that lives in a manager's process, for those who share no memory; made by
 /// [`Manager::value`](crate::Manager::value). Within a family [`Value`](crate::Value) is faster.
@@ -35,10 +34,7 @@ pub struct ValueProxy<T>(pub(crate) Proxy<One<T>>);
 /// What the manager keeps of a value.
 pub(crate) struct One<T>(pub(crate) T);
 
-impl<T> ValueProxy<T>
-where
-    T: Serialize + DeserializeOwned + Send + 'static,
-{
+impl<T: Item> ValueProxy<T> {
     /// A copy of it.
     ///
     /// # Errors
@@ -69,11 +65,7 @@ where
     ///
     /// # Errors
     /// As [`Proxy::call`].
-    pub async fn update<F, R>(&self, f: F) -> Result<R>
-    where
-        F: Fn(&mut T) -> R + Copy + Send + 'static,
-        R: Serialize + DeserializeOwned + Send + 'static,
-    {
+    pub async fn update<F: Fn(&mut T) -> R + Copy + Send + 'static, R: Item>(&self, f: F) -> Result<R> {
         self.0.call(move |one: &mut One<T>| f(&mut one.0), ()).await
     }
 }
@@ -99,10 +91,7 @@ where
 ///     })
 /// }
 /// ```
-impl<T> ValueProxy<T>
-where
-    T: Integer + Serialize + DeserializeOwned + Send + 'static,
-{
+impl<T: Integer + Item> ValueProxy<T> {
     /// Adds, and returns the value from before.
     ///
     /// # Errors
@@ -192,10 +181,7 @@ pub struct ArrayProxy<T>(pub(crate) Proxy<Row<T>>);
 /// What the manager keeps of an array.
 pub(crate) struct Row<T>(pub(crate) Box<[T]>);
 
-impl<T> ArrayProxy<T>
-where
-    T: Serialize + DeserializeOwned + Send + 'static,
-{
+impl<T: Item> ArrayProxy<T> {
     /// A copy of an element; `None` beyond the end.
     ///
     /// # Errors
@@ -250,29 +236,9 @@ where
     ///
     /// # Errors
     /// As [`Proxy::call`].
-    pub async fn update<F, R>(&self, f: F) -> Result<R>
-    where
-        F: Fn(&mut [T]) -> R + Copy + Send + 'static,
-        R: Serialize + DeserializeOwned + Send + 'static,
-    {
+    pub async fn update<F: Fn(&mut [T]) -> R + Copy + Send + 'static, R: Item>(&self, f: F) -> Result<R> {
         self.0.call(move |row: &mut Row<T>| f(&mut row.0), ()).await
     }
 }
 
-macro_rules! handles {
-    ($($name:ident)*) => {$(
-        impl<T> Clone for $name<T> {
-            fn clone(&self) -> Self {
-                Self(self.0.clone())
-            }
-        }
-
-        impl<T> fmt::Debug for $name<T> {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.debug_tuple(stringify!($name)).field(&self.0.handle.object).finish()
-            }
-        }
-    )*};
-}
-
-handles!(ValueProxy ArrayProxy);
+proxies!(ValueProxy<T> ArrayProxy<T>);

@@ -9,20 +9,17 @@
 //! Of one who is killed nobody knows whether it had read: what it got is given back, and a lock that it got is told as left by
 //! the dead.
 
+use crate::channel::Item;
 use crate::error::{Error, ErrorKind, Result};
-use crate::manager::client::link::Handle;
-use crate::manager::client::pending::Brings;
+use crate::manager::client::handle::Handle;
 use crate::manager::client::proxy::Proxy;
 use crate::manager::wire::messages::{self, Lend, Reader, Writer};
 use crate::manager::wire::method::{self, Waiting};
-use crate::manager::wire::waiting::{Try, Waits};
+use crate::manager::wire::waiting::{Waitable, Waits};
 use crate::os::{fault, reactor, timer};
-use crate::wire::Message;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
 fn no_timer(error: std::io::Error) -> Error {
@@ -36,28 +33,18 @@ pub(crate) async fn in_time<R>(timeout: Duration, wait: impl Future<Output = Res
 }
 
 impl<T> Proxy<T> {
-    /// Runs `f` until it is ready. What it brought is held by what is returned with it.
-    pub(crate) async fn wait<R, F, A>(&self, f: F, args: A) -> Result<(R, Asked)>
+    /// Runs `f` until it is ready. What it brought is held by what is returned with it. After `timeout`, `f` is told that it is late, and
+    /// decides what comes of it.
+    pub(crate) async fn wait<R, F, A>(&self, timeout: Option<Duration>, f: F, args: A) -> Result<(R, Asked)>
     where
         T: Waits,
         R: DeserializeOwned + 'static,
-        F: Fn(&mut T, &mut Option<A>, Try) -> Poll<Result<Message>> + Copy + 'static,
-        A: Serialize + DeserializeOwned + Send + 'static,
-    {
-        self.wait_until(None, f, args).await
-    }
-
-    /// As [`wait`](Self::wait), and after `timeout` tells `f` that it is late: the manager's word on what came of it is waited for.
-    pub(crate) async fn wait_until<R, F, A>(&self, timeout: Option<Duration>, f: F, args: A) -> Result<(R, Asked)>
-    where
-        T: Waits,
-        R: DeserializeOwned + 'static,
-        F: Fn(&mut T, &mut Option<A>, Try) -> Poll<Result<Message>> + Copy + 'static,
-        A: Serialize + DeserializeOwned + Send + 'static,
+        F: Waitable<T, A>,
+        A: Item,
     {
         let handle: Arc<Handle> = self.handle.clone();
         let mut request = handle.link.request(messages::WAIT);
-        request.number(0).op(&method::call_op::<F, T, A, Waiting>(handle.object, f)).append(&args)?;
+        request.op(&method::call_op::<F, T, A, Waiting>(handle.object, f)).append(&args)?;
         drop(args);
         let (mut reader, mut asked) = Asked::ask(handle, request, timeout).await?;
         let Lend(value) = reader.part()?;
@@ -66,14 +53,14 @@ impl<T> Proxy<T> {
     }
 
     /// As [`wait`](Self::wait), and takes what it brought.
-    pub(crate) async fn wait_and_take<R, F, A>(&self, f: F, args: A) -> Result<R>
+    pub(crate) async fn wait_and_take<R, F, A>(&self, timeout: Option<Duration>, f: F, args: A) -> Result<R>
     where
         T: Waits,
         R: DeserializeOwned + 'static,
-        F: Fn(&mut T, &mut Option<A>, Try) -> Poll<Result<Message>> + Copy + 'static,
-        A: Serialize + DeserializeOwned + Send + 'static,
+        F: Waitable<T, A>,
+        A: Item,
     {
-        let (value, asked) = self.wait(f, args).await?;
+        let (value, asked) = self.wait(timeout, f, args).await?;
         asked.take();
         Ok(value)
     }
@@ -93,13 +80,10 @@ impl Asked {
     /// of it; only what was not even sent is over without its word.
     pub(crate) async fn ask(handle: Arc<Handle>, request: Writer, timeout: Option<Duration>) -> Result<(Reader, Self)> {
         let link = &handle.link;
-        if link.is_here() {
-            return Err(Error::other("an object of a manager cannot wait in there for another one"));
-        }
         timeout.map_or(Ok(()), |_| reactor::has_timer()).map_err(no_timer)?;
         // Dropped before its answer is taken, it says itself that nobody has read that.
         let start = Instant::now();
-        let sending = link.send(request, 1, Brings::AGrant);
+        let sending = link.send(request, true);
         let late = || Error::new(ErrorKind::Timeout, "the manager could not be asked in time");
         let pending = match timeout {
             None => sending.await?,
@@ -180,7 +164,7 @@ mod tests {
         let (kind, id) = manager.next_while(&mut making).await;
         assert_eq!((kind, id), (messages::CALL, 1));
         drop(making);
-        manager.answer(id, |answer| answer.made(42)).await;
+        manager.answer(id, |answer| answer.reference(42).unwrap()).await;
         assert_eq!(manager.next().await, (RELEASE, 42));
     }
 

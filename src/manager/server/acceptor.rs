@@ -1,14 +1,13 @@
 //! The acceptor of clients from elsewhere.
 
 use crate::connection::ByteConnection;
-use crate::error::{Error, ErrorKind};
-use crate::manager::server::state::Event;
+use crate::error::{Error, ErrorKind, Result};
 use crate::manager::wire::greeting::{GREETING, GREETING_TIME, Id, Welcome};
 use crate::os::{image, timer};
 use crate::wire;
 
-/// Lets in who runs the same build.
-pub(crate) async fn greet(id: Id, peer: ByteConnection) -> Event {
+/// Lets a client in that runs the same build.
+pub(crate) async fn greet(id: Id, peer: &ByteConnection) -> Result<()> {
     let greeted = async {
         let build = image::fingerprint();
         let theirs = peer.recv_bytes().await?;
@@ -24,6 +23,5 @@ pub(crate) async fn greet(id: Id, peer: ByteConnection) -> Event {
         }
     };
     let greeted = timer::within(GREETING_TIME, greeted).await;
-    let greeted = greeted.unwrap_or_else(|_| Err(Error::new(ErrorKind::Timeout, "it did not say who it is")));
-    Event::Hello(greeted.map(|()| peer.split()))
+    greeted.unwrap_or_else(|_| Err(Error::new(ErrorKind::Timeout, "it did not say who it is")))
 }

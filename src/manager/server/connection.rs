@@ -1,99 +1,85 @@
-//! One client of a server: what it says, holds and waits for, and the way back to it.
+//! One client of a server: what it asks for, holds and waits for.
 
-use super::poller::Admits;
-use super::state::{Connection, Event, Incoming, Job, Next, Out, ReplyTo, Server};
-use crate::connection::ByteReceiver;
+use super::objects::Lease;
+use super::state::{Connection, Job, Next, Server};
 use crate::error::{Error, ErrorKind, Result};
 use crate::manager::wire::greeting::Id;
-use crate::manager::wire::local::Lease;
-use crate::manager::wire::marshal::{Abroad, ServerEnd};
-use crate::manager::wire::messages::{self, Reader, Writer};
+use crate::manager::wire::marshal::End;
+use crate::manager::wire::messages::{self, CONNECTION, Reader, Writer};
 use crate::manager::wire::method::Attempt;
-use crate::manager::wire::waiting::End;
+use crate::manager::wire::waiting;
 use crate::os::fault;
 use crate::os::reactor;
 use crate::os::sync::lock;
 use crate::wire::EncodedMessage;
-use futures_util::SinkExt;
-use std::future::poll_fn;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
 use tokio::io::Interest;
 
-impl Connection {
-    pub(crate) fn abroad(self: &Arc<Self>) -> Option<Abroad> {
-        self.is_far.then(|| Abroad::Server(self.clone()))
+impl End for Connection {
+    fn carries_descriptors(&self) -> bool {
+        self.transport.carries_descriptors()
     }
-}
 
-impl ServerEnd for Connection {
-    fn give(&self, manager: Id, object: u64) -> bool {
+    fn give(&self, manager: Id, object: u64, _: *const ()) -> bool {
         let is_ours = manager == self.server.id && self.server.objects.hold(object);
         if is_ours {
-            *lock(&self.held).entry(object).or_default() += 1;
+            self.note_held(object);
         }
         is_ours
     }
 
-    fn has(&self, object: u64) -> bool {
-        object == messages::NAMES || lock(&self.held).contains_key(&object)
+    fn accept(&self, object: u64) -> bool {
+        let has = self.transport.is_inside() || object == messages::NAMES || lock(&self.held).contains_key(&object);
+        has && self.server.objects.hold(object)
+    }
+
+    fn hold(&self, object: u64) {
+        self.server.objects.hold(object);
+    }
+
+    fn release(&self, object: u64) {
+        self.server.objects.release([(object, 1)]);
     }
 }
 
 impl Connection {
     /// Sends an answer, at once.
-    pub(crate) fn reply(self: &Arc<Self>, answer: EncodedMessage) {
-        let (id, made) = (messages::id_of(answer.bytes()).unwrap_or_default(), messages::made_in(answer.bytes()));
-        let Err(error) = self.send(answer) else { return };
+    pub(crate) fn reply(self: &Arc<Self>, answer: Writer) {
+        let (id, given) = (answer.id(), answer.references().to_vec());
+        let Err(error) = self.send(answer.into_encoded()) else { return };
         if error.kind() == ErrorKind::Closed {
             return;
         }
-        // Memory or descriptors run out: who asked hears of it, and has not got what was made.
-        let mut refusal = Writer::answer(id);
+        // Memory or descriptors run out: its caller gets an error, and has not got what was given.
+        let mut refusal = Writer::answer(id, self.clone());
         refusal.error(&error);
         if self.send(refusal.into_encoded()).is_err() {
-            // It cannot be told anything, and so hears that this end is gone.
-            let gone = std::mem::replace(&mut *lock(&self.out), Out::Gone);
-            drop(gone);
+            // It cannot get even that, but the end of the connection.
+            self.transport.close();
         }
-        made.into_iter().for_each(|object| self.release(object));
+        given.into_iter().for_each(|object| self.release_held(object));
     }
 
-    fn send(self: &Arc<Self>, answer: EncodedMessage) -> Result<()> {
+    fn send(&self, answer: EncodedMessage) -> Result<()> {
         #[cfg(test)]
         if let Some(kind) = self.server.meddle(&answer) {
             return Err(Error::new(kind, "a test refuses it"));
         }
-        match &mut *lock(&self.out) {
-            Out::Near(outlet) => {
-                let sent = outlet.send(answer).map_err(|refused| match refused.kind() {
-                    ErrorKind::Full => {
-                        Error::new(ErrorKind::Io, "more descriptors are on their way to the client than it takes")
-                    }
-                    _ => refused.into_error(),
-                });
-                if !sent? {
-                    // It may ask again at once.
-                    self.server.look.encourage();
-                }
-            }
-            Out::Far(sender, is_flushing) => {
-                // An error is the end of the connection, which its other half tells of.
-                let sent = sender.start_send_unpin(answer.bytes().to_vec()).is_ok();
-                let mut now = Context::from_waker(Waker::noop());
-                if sent && !*is_flushing && sender.poll_flush_unpin(&mut now).is_pending() {
-                    *is_flushing = true;
-                    self.server.read(flush(self.clone()));
-                }
-            }
-            Out::Gone => {}
+        if !self.transport.send(answer)? {
+            // It may ask again at once.
+            self.server.look.encourage();
         }
         Ok(())
     }
 
+    /// It holds an object once more, as is counted there.
+    pub(crate) fn note_held(&self, object: u64) {
+        *lock(&self.held).entry(object).or_default() += 1;
+    }
+
     /// It holds an object once less.
-    pub(crate) fn release(&self, object: u64) {
+    pub(crate) fn release_held(&self, object: u64) {
         let mut held = lock(&self.held);
         if let Some(count) = held.get_mut(&object) {
             *count -= 1;
@@ -104,55 +90,17 @@ impl Connection {
             self.server.objects.release([(object, 1)]);
         }
     }
+
+    /// The object that a handle of this client is part of, if not the connection itself counts it.
+    fn owner(&self, owner: u64) -> Option<u64> {
+        (self.transport.is_inside() && owner != CONNECTION).then_some(owner)
+    }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
         self.server.objects.release(std::mem::take(&mut *lock(&self.held)));
     }
-}
-
-impl Admits for Arc<Connection> {
-    fn admits(&self) -> bool {
-        // While another thread copies an answer, however large, nobody waits for that: what is begun meanwhile is one request.
-        let Ok(mut out) = self.out.try_lock() else { return true };
-        let Out::Near(outlet) = &mut *out else { return true };
-        // Room that comes after this is told.
-        outlet.has_room() || outlet.room().arm().is_err() || outlet.has_room()
-    }
-}
-
-/// The next request, which is begun when the client has read its answers.
-pub(crate) async fn next_request(connection: Arc<Connection>, receiver: ByteReceiver) -> Event {
-    while matches!(&*lock(&connection.out), Out::Far(_, true)) {
-        connection.flushed.notified().await;
-    }
-    let request = receiver.recv_bytes().await.map(|bytes| EncodedMessage::new(bytes, Vec::new()));
-    Event::Request(connection, Incoming::Far(receiver), request)
-}
-
-async fn flush(connection: Arc<Connection>) -> Event {
-    poll_fn(|cx| {
-        let out = &mut *lock(&connection.out);
-        let Out::Far(sender, is_flushing) = out else { return Poll::Ready(()) };
-        *is_flushing = sender.poll_flush_unpin(cx).is_pending();
-        if *is_flushing { Poll::Pending } else { Poll::Ready(()) }
-    })
-    .await;
-    connection.flushed.notify_one();
-    Event::Flushed
-}
-
-pub(crate) async fn until_ended(lease: Lease, reader: Arc<OwnedFd>) -> Event {
-    match reactor::watch(reader, Interest::READABLE) {
-        Ok(watch) => drop(watch.readable().await.map(|mut ready| ready.clear_ready())),
-        // Without a way to learn of its end it must not end.
-        Err(error) => {
-            tracing::warn!(%error, "a handle on its way cannot be watched; its object stays");
-            std::future::pending::<()>().await;
-        }
-    }
-    Event::LeaseEnded(lease)
 }
 
 #[cfg(test)]
@@ -162,30 +110,51 @@ impl Server {
     }
 }
 
-/// What clients say.
 impl Server {
-    /// Does what a request says. A call is returned if it can go on, and waits in line at its object if not.
+    /// Sees to it that a lease ends when the other end of `reader` is closed everywhere.
+    fn watch_lease(self: &Arc<Self>, lease: Lease, reader: OwnedFd) {
+        let server = self.clone();
+        self.runtime.spawn(async move {
+            match reactor::watch(Arc::new(reader), Interest::READABLE) {
+                Ok(watch) => {
+                    drop(watch.readable().await.map(|mut ready| ready.clear_ready()));
+                    lock(&server.ended).push_back(lease);
+                    server.poller.changed.notify_one();
+                }
+                // Without a way to notice its end it must not end.
+                Err(error) => tracing::warn!(%error, "a handle on its way cannot be watched; its object stays"),
+            }
+        });
+        // The task starts when a thread waits on the runtime.
+        self.poller.changed.notify_one();
+    }
+
+    /// Does what a request asks for. A call is returned if it can go on, and waits in line at its object if not.
     pub(crate) fn take_request(
         self: &Arc<Self>,
         connection: &Arc<Connection>,
         request: EncodedMessage,
     ) -> Result<Option<Box<Job>>> {
-        let mut reader = Reader::new(request)?;
+        let mut reader = Reader::new(request, Some(connection.clone()))?;
         fault::point("manager.request");
         match reader.byte()? {
             messages::CALL => {
                 let (id, left) = (reader.number()?, reader.number()?);
-                let reply_to = ReplyTo::Client(connection.clone());
-                let answer = Writer::answer(id).to(connection.abroad());
-                return Ok(self.prepare(Job::new(reader, left, answer, reply_to), None));
+                let answer = Writer::answer(id, connection.clone());
+                return Ok(self.prepare(Job::new(reader, left, answer, Some(connection.clone())), None));
             }
             messages::WAIT => {
                 let id = reader.number()?;
                 if lock(&connection.asked).contains_key(&id) {
-                    return Err(messages::torn());
+                    return Err(messages::malformed());
                 }
-                let reply_to = ReplyTo::Client(connection.clone());
-                let mut job = Job::new(reader, 1, Writer::answer(id).to(connection.abroad()), reply_to);
+                let mut answer = Writer::answer(id, connection.clone());
+                if connection.transport.is_inside() {
+                    answer.error(&Error::other("an object of a manager cannot wait in there for another one"));
+                    connection.reply(answer);
+                    return Ok(None);
+                }
+                let mut job = Job::new(reader, 1, answer, Some(connection.clone()));
                 job.frame.wait = Some(Attempt::new((connection.number, id)));
                 return Ok(self.prepare(job, None));
             }
@@ -194,9 +163,9 @@ impl Server {
                 let object = lock(&connection.asked).remove(&id);
                 if let Some(object) = object {
                     let end = match kind {
-                        messages::TOOK => End::Took,
-                        messages::GIVE_BACK => End::GaveBack,
-                        _ => End::Unread,
+                        messages::TOOK => waiting::End::Took,
+                        messages::GIVE_BACK => waiting::End::GaveBack,
+                        _ => waiting::End::Unread,
                     };
                     self.tell(object, Next::Settle((connection.number, id), end));
                 }
@@ -209,46 +178,56 @@ impl Server {
                 }
             }
             // Leases are for families, and ending the manager is for who started it.
-            messages::LEASE_OPEN | messages::LEASE | messages::CLAIMED | messages::END if connection.is_far => {
-                return Err(messages::torn());
+            messages::LEASE_OPEN | messages::LEASE | messages::CLAIMED | messages::END
+                if !connection.carries_descriptors() =>
+            {
+                return Err(messages::malformed());
             }
             messages::LEASE_OPEN => {
                 let lease = (connection.number, reader.number()?);
                 let reader = reader.fd()?;
                 if !self.objects.open_lease(lease) {
-                    return Err(messages::torn());
+                    return Err(messages::malformed());
                 }
-                self.read(until_ended(lease, Arc::new(reader)));
+                self.watch_lease(lease, reader);
             }
             messages::LEASE => self.objects.lease((connection.number, reader.number()?), reader.number()?),
             messages::CLAIM => {
                 let object = reader.number()?;
-                if self.objects.hold(object) {
-                    *lock(&connection.held).entry(object).or_default() += 1;
+                match connection.owner(reader.number()?) {
+                    Some(owner) => self.objects.hold_inside(owner, object),
+                    None if self.objects.hold(object) => connection.note_held(object),
+                    None => {}
                 }
             }
             // The descriptor closes as the reader drops.
             messages::CLAIMED => {}
-            messages::RELEASE => connection.release(reader.number()?),
+            messages::RELEASE => {
+                let object = reader.number()?;
+                match connection.owner(reader.number()?) {
+                    Some(owner) => self.objects.release_inside(owner, object),
+                    None => connection.release_held(object),
+                }
+            }
             messages::COUNT => {
                 // Without the namespace that is always there.
                 let count = self.objects.len().saturating_sub(1) as u64;
-                let mut answer = Writer::answer(reader.number()?).to(connection.abroad());
+                let mut answer = Writer::answer(reader.number()?, connection.clone());
                 answer.append_part(&count)?;
-                connection.reply(answer.into_encoded());
+                connection.reply(answer);
             }
             messages::WHERE => {
-                let mut answer = Writer::answer(reader.number()?).to(connection.abroad());
+                let mut answer = Writer::answer(reader.number()?, connection.clone());
                 answer.append_part(&self.address)?;
-                connection.reply(answer.into_encoded());
+                connection.reply(answer);
             }
             messages::END => {
-                let mut answer = Writer::answer(reader.number()?);
+                let mut answer = Writer::answer(reader.number()?, connection.clone());
                 answer.append_part(&())?;
-                connection.reply(answer.into_encoded());
+                connection.reply(answer);
                 self.finish();
             }
-            _ => return Err(messages::torn()),
+            _ => return Err(messages::malformed()),
         }
         Ok(None)
     }
@@ -257,9 +236,8 @@ impl Server {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::manager::client::link::Handle;
+    use crate::manager::client::handle::Handle;
     use crate::manager::client::namespace::{Names, Namespace};
-    use crate::manager::client::pending::Brings;
     use crate::manager::client::proxy::{self, Proxy};
     use crate::manager::client::queue::Items;
     use crate::manager::mock::{Beside, beside};
@@ -279,7 +257,7 @@ mod tests {
         let mut why = why.into_iter();
         let is_begun = AtomicBool::new(false);
         *lock(&beside.server.meddler) = Some(Box::new(move |answer| {
-            let is_its = is_begun.load(SeqCst) || messages::made_in(answer.bytes()).is_some();
+            let is_its = is_begun.load(SeqCst) || answer.bytes().last_chunk() == Some(&1u64.to_le_bytes());
             is_begun.store(is_its, SeqCst);
             if is_its { why.next() } else { None }
         }));
@@ -309,7 +287,7 @@ mod tests {
     #[tokio::test]
     async fn no_request_on_any_object_harms_the_objects_of_others() {
         let beside = beside().await;
-        let names = Namespace(Proxy::new(Handle::held(&beside.client, messages::NAMES)));
+        let names = Namespace(Proxy::new(Handle::claimed(&beside.client, messages::NAMES)));
         names.set("key", 7u32).await.unwrap();
         let others = proxy::create(&beside.here(), || vec![1u32], ()).await.unwrap();
         let before = beside.server.objects.len();
@@ -330,20 +308,20 @@ mod tests {
             let own = proxy::create(&client, make, (1,)).await.unwrap();
             let number = [messages::MAKER, messages::NAMES, others.handle.object, own.handle.object, u64::MAX][which];
             for door in doors(number) {
-                let mut request = client.request(kind);
+                let mut request = Writer::request(kind, client.clone());
                 let has_answer = matches!(kind, messages::CALL | messages::WAIT | messages::COUNT | messages::WHERE);
                 request.number(number);
                 match kind {
                     messages::CALL => request.number(1).op(&door).append(&(5u32,)).unwrap(),
                     messages::WAIT => request.op(&door).append(&(5u32,)).unwrap(),
-                    messages::LEASE => drop(request.number(number)),
+                    messages::LEASE | messages::CLAIM | messages::RELEASE => drop(request.number(number)),
                     messages::LEASE_OPEN => drop(request.attach(Attachment::owned(packet_pair().unwrap().0))),
                     _ => {}
                 }
                 match has_answer {
                     true => {
                         // Refused, or done; cut off, the next one is, too.
-                        let asked = client.ask(request, 1, Brings::AnObject);
+                        let asked = client.ask(request);
                         let _ = timeout(Duration::from_secs(20), asked).await.expect("an answer");
                     }
                     false => client.tell(request),
@@ -364,9 +342,7 @@ mod tests {
         refuse_made(&beside, [ErrorKind::Io, ErrorKind::Io]);
         let error = proxy::create(&beside.client, String::new, ()).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Closed);
-        let mut request = beside.client.request(messages::COUNT);
-        request.number(0);
-        let error = beside.client.ask(request, 1, Brings::Values).await.map(drop).unwrap_err();
+        let error = beside.client.ask(beside.client.request(messages::COUNT)).await.map(drop).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Closed);
     }
 }

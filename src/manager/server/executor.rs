@@ -1,20 +1,18 @@
 //! Calls: how they go from object to object, wait in line or for a change, and are answered.
 
 use super::objects::Object;
-use super::state::{Job, Next, ReplyTo, Server, Task};
+use super::state::{Job, Next, Server, Task};
 use crate::error::{Error, Result};
-use crate::manager::wire::local::{AT_WORK_ON, Unread};
+use crate::manager::wire::local::AT_WORK_ON;
 use crate::manager::wire::messages::{self, Op, Reader, Writer};
 use crate::manager::wire::method::{Dispatch, Frame};
 use crate::os::fault;
 use crate::os::sync::lock;
 use crate::process::entry::survive;
-use crate::wire::EncodedMessage;
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::*;
-use tokio::sync::oneshot;
 
 thread_local! {
     /// The function that this thread called last.
@@ -24,19 +22,6 @@ thread_local! {
 
 /// Calls.
 impl Server {
-    /// Runs a call of this process's own.
-    pub(crate) fn run_for_itself(self: &Arc<Self>, call: EncodedMessage) -> Result<oneshot::Receiver<Unread>> {
-        let mut reader = Reader::new(call)?;
-        let (_, id, left) = (reader.byte()?, reader.number()?, reader.number()?);
-        let (sender, answer) = oneshot::channel();
-        let reply_to = ReplyTo::Here(sender);
-        let job = Job::new(reader, left, Writer::answer(id), reply_to);
-        if let Some(job) = self.prepare(job, None) {
-            self.delegate(job);
-        }
-        Ok(answer)
-    }
-
     /// Works off `job` and all that this lets go on, unless it has to wait, or is better left to a helper.
     pub(crate) fn work(self: &Arc<Self>, job: Box<Job>) {
         if self.has_slow.load(Relaxed) && self.is_slow(&job) {
@@ -46,7 +31,7 @@ impl Server {
         }
     }
 
-    fn delegate(self: &Arc<Self>, job: Box<Job>) {
+    pub(crate) fn delegate(self: &Arc<Self>, job: Box<Job>) {
         if let Some(Task::Work(job)) = self.helpers.run(self, Task::Work(job)) {
             self.work_here(job);
         }
@@ -58,7 +43,7 @@ impl Server {
 
     /// Tells an object of what became of a request that may wait, after everything that came to it before.
     pub(crate) fn tell(self: &Arc<Self>, object: Arc<Object<Box<Job>>>, what: Next) {
-        let mut job = Job::new(Reader::default(), 0, Writer::default(), ReplyTo::Nobody);
+        let mut job = Job::new(Reader::default(), 0, Writer::default(), None);
         (job.next, job.object) = (Some(what), Some(object.clone()));
         if let Some(job) = object.take_turn(job) {
             self.work_here(job);
@@ -155,7 +140,7 @@ impl Server {
             } else if let Some(object) = has.filter(|has| has.number == op.object && has.is_nobody_waiting()) {
                 (job.next, job.object) = (Some(Next::Run(op)), Some(object.clone()));
             } else if let Some(object) = self.objects.find(op.object) {
-                if let (Some(wait), ReplyTo::Client(connection)) = (&frame.wait, &job.reply_to) {
+                if let (Some(wait), Some(connection)) = (&frame.wait, &job.reply_to) {
                     lock(&connection.asked).insert(wait.ticket.1, object.clone());
                 }
                 (job.next, job.object) = (Some(Next::Run(op)), Some(object.clone()));
@@ -176,12 +161,12 @@ impl Server {
         match (result, job.frame.object.take()) {
             (Ok(()), Some(value)) => {
                 self.objects.add_as(number, value);
-                if let ReplyTo::Client(connection) = &job.reply_to {
-                    *lock(&connection.held).entry(number).or_default() += 1;
+                job.reply_to.iter().for_each(|connection| connection.note_held(number));
+                if let Err(error) = job.frame.out.reference(number) {
+                    job.frame.out.error(&error);
                 }
-                job.frame.out.made(number);
             }
-            (Ok(()), None) => job.frame.out.error(&messages::torn()),
+            (Ok(()), None) => job.frame.out.error(&messages::malformed()),
             (Err(error), _) => job.frame.out.error(&error),
         }
     }
@@ -243,12 +228,8 @@ impl Job {
         let Self { frame: Frame { out, wait, .. }, reply_to, .. } = *self;
         // What it kept is the user's.
         survive(|| drop(wait));
-        let answer = out.into_encoded();
-        match reply_to {
-            ReplyTo::Nobody => {}
-            ReplyTo::Client(connection) => connection.reply(answer),
-            // Who asked may have gone, or may go before it reads.
-            ReplyTo::Here(sender) => drop(sender.send(Unread::new(answer))),
+        if let Some(connection) = reply_to {
+            connection.reply(out);
         }
     }
 }

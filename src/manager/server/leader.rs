@@ -36,39 +36,36 @@
 //! see `waits.rs`.
 
 use super::acceptor::greet;
-use super::connection::{next_request, until_ended};
 use super::executor::LAST_ENTRY;
 use super::objects::Objects;
 use super::poller::Poller;
-use super::state::{Connection, Event, Helpers, Incoming, LOOK, Next, Out, Server, Task};
-use crate::channel::{Receiver, Sender};
-use crate::connection::Listener;
+use super::state::{Connection, Event, Helpers, LOOK, Next, Server, Task};
+use crate::connection::{ByteConnection, Listener};
 use crate::error::{Error, Result};
 use crate::manager::wire::greeting::{Id, Setup};
-use crate::manager::wire::local::{self, Lease, Local, Unread};
+use crate::manager::wire::local::{self, Host};
 use crate::manager::wire::messages;
+use crate::manager::wire::pipe::Pipe;
+use crate::manager::wire::stream::Stream;
+use crate::manager::wire::transport::{Changed, Transport};
 use crate::manager::wire::waiting::End;
-use crate::os::reactor::{self, Watched};
+use crate::os::reactor;
 use crate::os::socket::Wait;
 use crate::os::sync::lock;
 use crate::process::entry::survive;
 use crate::wait::{Spin, Spinner, Spun};
-use crate::wire::{self, EncodedMessage, Fd, frame};
-use futures_util::stream::StreamExt;
+use crate::wire::{EncodedMessage, frame};
 use std::any::Any;
 use std::future::poll_fn;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::pin;
-#[cfg(test)]
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::*};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::task::Poll;
 use std::time::Instant;
 use tokio::io::Interest;
 use tokio::runtime::Builder;
-use tokio::sync::{Notify, oneshot};
 
 /// So many looks without a call, and the watcher dozes.
 const DOZE_AFTER: u32 = 50;
@@ -79,8 +76,8 @@ const RUNNING: u64 = 1;
 const LEFT_BEHIND: u64 = 2;
 const ONE_CALL: u64 = 4;
 
-/// So often in a row the manager may fail to take in what clients say first.
-const HELLO_FAILURES: u32 = 64;
+/// So often in a row the manager may fail to receive the ends of a new client.
+const INTAKE_FAILURES: u32 = 64;
 
 /// The server of this process.
 #[cfg(test)]
@@ -92,7 +89,6 @@ pub(crate) fn serve(setup: Setup, names: Box<dyn Any + Send>) -> Result<()> {
     let runtime = built.map_err(|error| Error::io("cannot build a tokio runtime in the manager", error))?;
     let listener = setup.bind.map(|bind| runtime.block_on(bind.listen())).transpose()?.map(Arc::new);
     let poller = Poller::new()?;
-    let arrived = poller.changed.clone();
     let server = Arc::new(Server {
         id: setup.id,
         intake: Arc::new(setup.intake.into_inner()),
@@ -103,9 +99,8 @@ pub(crate) fn serve(setup: Setup, names: Box<dyn Any + Send>) -> Result<()> {
         runtime,
         poller,
         look: Spin::default(),
-        readers: Mutex::default(),
-        arrivals: Mutex::default(),
-        arrived,
+        ended: Mutex::default(),
+        inside: OnceLock::new(),
         pulse: Mutex::default(),
         is_dozing: AtomicBool::new(false),
         watcher: std::thread::current(),
@@ -116,24 +111,32 @@ pub(crate) fn serve(setup: Setup, names: Box<dyn Any + Send>) -> Result<()> {
         #[cfg(test)]
         meddler: Mutex::default(),
         last_connection: AtomicU64::new(0),
-        last_lease: AtomicU64::new(0),
         has_ended: AtomicBool::new(false),
     });
-    local::set(server.clone());
+    server.inside.get_or_init(|| server.connection(0, Arc::new(local::ServerEnd)));
+    local::set_host(server.clone());
     #[cfg(test)]
     let _ = HERE.set(server.clone());
     // It has the number that clients know, and is held for ever.
     let names = server.objects.add(names);
     debug_assert_eq!(names, messages::NAMES);
     if let Some(listener) = &listener {
-        server.read(until_peer(listener.clone()));
+        server.runtime.spawn(server.clone().take_peers(listener.clone()));
     }
     let intake = {
         let _inside = server.runtime.enter();
         server.poller.listen()?;
         reactor::watch(server.intake.clone(), Interest::READABLE)?
     };
-    server.read(until_hello(intake));
+    let takes = server.clone();
+    server.runtime.spawn(async move {
+        loop {
+            if let Ok(mut ready) = intake.readable().await {
+                ready.clear_ready();
+            }
+            takes.take_clients();
+        }
+    });
     let pulse = lock(&server.pulse).clone();
     if server.helpers.run(&server, Task::Lead(pulse)).is_some() {
         return Err(Error::other("the manager cannot start a thread"));
@@ -142,18 +145,6 @@ pub(crate) fn serve(setup: Setup, names: Box<dyn Any + Send>) -> Result<()> {
     // Its socket file goes.
     listener.iter().for_each(|listener| listener.close());
     Ok(())
-}
-
-pub(crate) async fn until_hello(intake: Watched<Arc<OwnedFd>>) -> Event {
-    if let Ok(mut ready) = intake.readable().await {
-        ready.clear_ready();
-    }
-    Event::Intake(intake)
-}
-
-pub(crate) async fn until_peer(listener: Arc<Listener>) -> Event {
-    let peer = listener.accept().await;
-    Event::Peer(listener, peer)
 }
 
 /// The watcher's part: the main thread.
@@ -231,56 +222,41 @@ impl Server {
 
 /// The leader's part.
 impl Server {
-    /// Waits for `event` too from now on. If another thread leads meanwhile, it is told.
-    pub(crate) fn read(&self, event: impl Future<Output = Event> + Send + 'static) {
-        match self.readers.try_lock() {
-            Ok(readers) => readers.push(Box::pin(event)),
-            Err(_) => {
-                lock(&self.arrivals).push(Box::pin(event));
-                self.arrived.notify_one();
-            }
+    /// What is there to do.
+    fn ready_event(&self) -> Option<Event> {
+        if let Some(lease) = lock(&self.ended).pop_front() {
+            return Some(Event::LeaseEnded(lease));
         }
-    }
-
-    /// A request of one of this machine's clients.
-    fn next_near(&self) -> Option<Event> {
         let (open, request) = self.poller.next()?;
-        Some(Event::of(open, request))
+        Some(Event::Request(open, request))
     }
 
-    /// What is next to do. It looks for it, for a while, before it sleeps.
+    /// What is next to do. It spins for it, for a while, before it sleeps.
     fn next_event(&self, taken: u32) -> Event {
         let is_turn = taken.is_multiple_of(TURN);
-        if !is_turn && let Some(event) = self.next_near() {
+        if !is_turn && let Some(event) = self.ready_event() {
             return event;
         }
-        let mut watchful = Spinner::default();
-        if !is_turn && let Spun::Found(event) = watchful.spin_with(&self.look, &mut || self.next_near()) {
+        let mut spinner = Spinner::default();
+        if !is_turn && let Spun::Found(event) = spinner.spin_with(&self.look, &mut || self.ready_event()) {
             return event;
         }
-        let mut readers = lock(&self.readers);
         self.runtime.block_on(async {
             if is_turn {
-                // A request that is always there already would keep the runtime from looking at others.
+                // A request that is always there already would keep the runtime from its other tasks.
                 tokio::task::yield_now().await;
             }
-            let mut arrived = pin!(self.arrived.notified());
+            let mut changed = pin!(self.poller.changed.notified());
             poll_fn(|cx| {
-                // Only who holds the readers may take in what others leave, for it may sleep on them at any time.
-                while arrived.as_mut().poll(cx).is_ready() {
-                    arrived.set(self.arrived.notified());
+                while changed.as_mut().poll(cx).is_ready() {
+                    changed.set(self.poller.changed.notified());
                 }
-                readers.extend(std::mem::take(&mut *lock(&self.arrivals)));
-                // There is none while all are in the hands of those who were left behind.
-                if let Poll::Ready(Some(event)) = readers.poll_next_unpin(cx) {
-                    return Poll::Ready(event);
-                }
-                match watchful.spin_with(&self.look, &mut || self.next_near()) {
+                match spinner.spin_with(&self.look, &mut || self.ready_event()) {
                     Spun::Found(event) => return Poll::Ready(event),
                     Spun::Again => cx.waker().wake_by_ref(),
                     Spun::Over => {
                         if let Some((open, request)) = self.poller.sleep() {
-                            return Poll::Ready(Event::of(open, request));
+                            return Poll::Ready(Event::Request(open, request));
                         }
                     }
                 }
@@ -314,105 +290,98 @@ impl Server {
 
     fn react(self: &Arc<Self>, event: Event) {
         match event {
-            Event::Intake(intake) => {
-                self.take_hellos();
-                self.read(until_hello(intake));
-            }
-            Event::Request(connection, receiver, Ok(request)) => {
-                // What is next is taken only when this one has its place, for another thread may take it.
-                let job = match self.take_request(&connection, request) {
-                    Ok(job) => job,
-                    Err(error) => {
-                        tracing::warn!(%error, "a client of the manager is cut off");
-                        drop(receiver);
-                        return self.lose(connection);
-                    }
-                };
-                match receiver {
-                    Incoming::Near(open) => self.poller.put_back(open),
-                    Incoming::Far(receiver) => self.read(next_request(connection, receiver)),
-                }
-                job.into_iter().for_each(|job| self.work(job));
-            }
-            Event::Request(connection, receiver, Err(_)) => {
-                // Closed; or a request was lost, and then so is whoever waits for its answer: better they know.
-                drop(receiver);
-                self.lose(connection);
-            }
-            Event::Peer(listener, peer) => {
-                match peer {
-                    Ok(peer) => self.read(greet(self.id, peer)),
-                    Err(error) => tracing::debug!(%error, "a stranger was not let in to the manager"),
-                }
-                self.read(until_peer(listener));
-            }
-            Event::Hello(Ok((sender, receiver))) => {
-                let connection = self.admit(Out::Far(sender, false));
-                self.read(next_request(connection, receiver));
-            }
-            Event::Hello(Err(error)) => tracing::warn!(%error, "a client from elsewhere was not let in"),
             Event::LeaseEnded(lease) => {
                 self.objects.end_lease(lease);
                 self.end_if_forgotten();
             }
-            Event::Flushed => {}
+            Event::Request(open, request) => {
+                let connection = open.client.clone();
+                // What is next is taken only when this one has its place, for another thread may take it.
+                let job = request.map_or(Ok(None), |request| self.take_request(&connection, request).map(Some));
+                match job {
+                    Ok(Some(job)) => {
+                        self.poller.put_back(open);
+                        job.into_iter().for_each(|job| self.work(job));
+                    }
+                    // Closed; or a request was lost, and then so is whoever waits for its answer: better they know.
+                    Ok(None) => self.lose(&connection),
+                    Err(error) => {
+                        tracing::warn!(%error, "a client of the manager is cut off");
+                        self.lose(&connection);
+                    }
+                }
+            }
         }
     }
 
-    fn lose(self: &Arc<Self>, connection: Arc<Connection>) {
-        let gone = std::mem::replace(&mut *lock(&connection.out), Out::Gone);
-        drop(gone);
+    fn lose(self: &Arc<Self>, connection: &Arc<Connection>) {
+        connection.transport.close();
         let asked = std::mem::take(&mut *lock(&connection.asked));
         for (id, object) in asked {
             self.tell(object, Next::Settle((connection.number, id), End::Lost));
         }
-        drop(connection);
         self.connections.fetch_sub(1, SeqCst);
         self.end_if_forgotten();
     }
 
-    fn admit(self: &Arc<Self>, out: Out) -> Arc<Connection> {
-        self.connections.fetch_add(1, SeqCst);
-        let is_far = matches!(out, Out::Far(..));
-        let number = self.last_connection.fetch_add(1, Relaxed) + 1;
-        let (server, held, out) = (self.clone(), Mutex::default(), Mutex::new(out));
-        let (asked, flushed) = (Mutex::default(), Notify::new());
-        Arc::new(Connection { number, server, is_far, held, asked, out, flushed })
+    fn connection(self: &Arc<Self>, number: u64, transport: Arc<dyn Transport>) -> Arc<Connection> {
+        let (server, held, asked) = (self.clone(), Mutex::default(), Mutex::default());
+        Arc::new(Connection { number, server, transport, held, asked })
     }
 
-    fn take_hellos(self: &Arc<Self>) {
+    /// Takes a client in that has this transport, inside the runtime.
+    fn admit(self: &Arc<Self>, open: impl FnOnce(Changed) -> Result<Arc<dyn Transport>>) {
+        let added = self.poller.add(open, |transport| {
+            self.connections.fetch_add(1, SeqCst);
+            self.connection(self.last_connection.fetch_add(1, Relaxed) + 1, transport)
+        });
+        if let Err(error) = added {
+            tracing::warn!(%error, "a client of the manager could not be taken in");
+        }
+    }
+
+    /// Takes in clients from elsewhere.
+    async fn take_peers(self: Arc<Self>, listener: Arc<Listener>) {
+        loop {
+            match listener.accept().await {
+                Ok(peer) => drop(tokio::spawn(self.clone().take_peer(peer))),
+                Err(error) => tracing::debug!(%error, "a stranger was not let in to the manager"),
+            }
+        }
+    }
+
+    async fn take_peer(self: Arc<Self>, peer: ByteConnection) {
+        match greet(self.id, &peer).await {
+            Ok(()) => self.admit(|changed| Ok(Stream::open(peer, changed))),
+            Err(error) => tracing::warn!(%error, "a client from elsewhere was not let in"),
+        }
+    }
+
+    /// Takes in the clients of this machine that have come.
+    fn take_clients(self: &Arc<Self>) {
         let mut failures = 0;
         loop {
-            let parcel = match frame::recv(self.intake.as_fd(), Wait::No) {
-                Ok(Some(parcel)) => parcel,
+            match frame::recv(self.intake.as_fd(), Wait::No) {
+                Ok(Some(ends)) => {
+                    let _inside = self.runtime.enter();
+                    // After an error its pipes are closed by now, which its client notices.
+                    self.admit(|changed| Ok(Pipe::accept(ends, changed)?));
+                }
                 Ok(None) => return,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                // Nobody tells again of what is there, so it is tried again; a hello that was lost closed its pipes.
-                Err(error) if failures < HELLO_FAILURES => {
-                    tracing::warn!(%error, "a client of the manager could not be heard");
+                // Nothing tells again of what is there, so it is tried again; ends that were lost are closed.
+                Err(error) if failures < INTAKE_FAILURES => {
+                    tracing::warn!(%error, "a client of the manager could not be taken in");
                     failures += 1;
-                    continue;
                 }
                 Err(_) => return,
-            };
-            match wire::decode::<(Receiver<EncodedMessage>, Sender<EncodedMessage>, Fd<OwnedFd>)>(parcel) {
-                Ok((receiver, sender, bell)) => {
-                    sender.items().set_own_doorbell(Arc::new(bell.into_inner()));
-                    let _inside = self.runtime.enter();
-                    let added = self.poller.add(receiver, sender, |sender| self.admit(Out::Near(sender)));
-                    if let Err(error) = added {
-                        tracing::warn!(%error, "a client of the manager could not be taken in");
-                    }
-                }
-                // Its pipes are closed by now, which tells the client.
-                Err(error) => tracing::warn!(%error, "a client of the manager could not be taken in"),
             }
         }
     }
 
     /// Nobody is connected and no handle is on its way: nobody will ever ask again.
     fn end_if_forgotten(self: &Arc<Self>) {
-        self.take_hellos();
+        self.take_clients();
         if self.connections.load(SeqCst) == 0 && !self.objects.has_leases() {
             self.finish();
         }
@@ -425,7 +394,7 @@ impl Server {
 }
 
 /// For handles inside of this process.
-impl Local for Arc<Server> {
+impl Host for Arc<Server> {
     fn id(&self) -> Id {
         self.id
     }
@@ -434,30 +403,10 @@ impl Local for Arc<Server> {
         &self.door
     }
 
-    fn submit(&self, call: EncodedMessage) -> Result<oneshot::Receiver<Unread>> {
-        self.run_for_itself(call)
-    }
-
-    fn hold_inside(&self, owner: u64, object: u64) {
-        self.objects.hold_inside(owner, object);
-    }
-
-    fn release_inside(&self, owner: u64, object: u64) {
-        self.objects.release_inside(owner, object);
-    }
-
-    fn release(&self, object: u64) {
-        self.objects.release([(object, 1)]);
-    }
-
-    fn open_lease(&self, reader: OwnedFd) -> Lease {
-        let lease = (0, self.last_lease.fetch_add(1, Relaxed));
-        self.objects.open_lease(lease);
-        self.read(until_ended(lease, Arc::new(reader)));
-        lease
-    }
-
-    fn lease(&self, lease: Lease, object: u64) {
-        self.objects.lease(lease, object);
+    fn take(&self, request: EncodedMessage) -> Result<()> {
+        let connection = self.inside.get().ok_or_else(messages::malformed)?;
+        let job = self.take_request(connection, request)?;
+        job.into_iter().for_each(|job| self.delegate(job));
+        Ok(())
     }
 }

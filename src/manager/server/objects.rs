@@ -4,7 +4,6 @@
 //! that are part of objects themselves. It goes when nobody holds it. Objects that hold each other in a circle, and
 //! that nobody outside leads to, are found by [`Objects::collect`].
 
-use crate::manager::wire::local::Lease;
 use crate::manager::wire::waiting::Settle;
 use crate::os::sync::lock;
 use crate::process::entry::survive;
@@ -13,6 +12,9 @@ use std::cell::{Cell, RefCell};
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, OnceLock};
+
+/// The connection that opened a lease, and its number there.
+pub(crate) type Lease = (u64, u64);
 
 /// One object: its value, and whose turn it is.
 pub(crate) struct Object<J> {

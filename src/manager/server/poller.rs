@@ -1,9 +1,9 @@
 //! The request poller: takes requests out of the pipes of this machine's clients, of those that have sent something.
 //!
 //! # State
-//! A receiver is `ready`: it is looked into in its turn; or `idle`: it was found empty, or its client does not read its answers,
+//! An inbox is `ready`: it is looked into in its turn; or `idle`: it was found empty, or its client does not read its answers,
 //! and its bit (`ready.rs`) makes it ready; or in the hand of the thread that takes a request out of it. `is_asleep`: nobody looks; a bit, and who
-//! puts a receiver back, wakes the leader.
+//! puts an inbox back, wakes the leader.
 //!
 //! # Moves
 //! | move | who | then |
@@ -15,28 +15,24 @@
 //! | awake -> asleep | [`sleep`](Poller::sleep), announced to all clients | each bit is looked at once more |
 //!
 //! # Death
-//! A client that dies hangs up, which sets its bit; its receiver then yields what it had sent, and an error.
+//! A client that dies hangs up, which sets its bit; its inbox then yields what it had sent, and an error.
 //!
 //! # Cancel
 //! Nothing here waits.
 
-use crate::channel::{Receiver, Sender, SharedReceiver};
 use crate::error::{Error, ErrorKind, Result};
 use crate::manager::wire::messages::Writer;
-use crate::manager::wire::outlet::Outlet;
 use crate::manager::wire::ready::{CLIENTS, ReadyMap};
+use crate::manager::wire::transport::{Changed, Transport};
+use crate::os::reactor;
 use crate::os::sync::lock;
 use crate::shm::atomic::fence;
 use crate::wire::EncodedMessage;
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex};
+use tokio::io::Interest;
 use tokio::sync::Notify;
-
-/// Whether a client's next request may be begun. If not, its bit is set once it may.
-pub(crate) trait Admits {
-    fn admits(&self) -> bool;
-}
 
 /// The inboxes of clients, each of which is a `C`.
 pub(crate) struct Poller<C> {
@@ -54,10 +50,10 @@ struct State<C> {
     is_asleep: bool,
 }
 
-/// One client's receiver.
+/// One client's inbox.
 pub(crate) struct Open<C> {
     pub(crate) client: C,
-    receiver: SharedReceiver<EncodedMessage>,
+    transport: Arc<dyn Transport>,
     bit: Bit,
 }
 
@@ -73,52 +69,53 @@ impl Drop for Bit {
     }
 }
 
-impl<C: Admits> Poller<C> {
+impl<C> Poller<C> {
     pub(crate) fn new() -> Result<Self> {
         let map = ReadyMap::create().map_err(|error| Error::io("cannot make a manager's memory", error))?;
-        let changed = Arc::<Notify>::default();
-        let wake = changed.clone();
-        map.line.set_reader(move || wake.notify_one());
         let state = State { ready: VecDeque::new(), idle: Vec::new(), is_asleep: false };
-        Ok(Self { map: Arc::new(map), state: Mutex::new(state), free: Arc::default(), changed })
+        Ok(Self { map: Arc::new(map), state: Mutex::new(state), free: Arc::default(), changed: Arc::default() })
     }
 
-    /// Has the runtime that is entered hear the clients' doorbell.
+    /// Has the runtime that is entered listen to the clients' doorbell.
     pub(crate) fn listen(&self) -> Result<()> {
-        self.map.line.listen().map_err(|error| Error::io("the clients of a manager cannot be heard", error))
+        let watched = reactor::watch(self.map.doorbell.clone(), Interest::READABLE);
+        let doorbell = watched.map_err(|error| Error::io("the clients of a manager cannot be heard", error))?;
+        let changed = self.changed.clone();
+        tokio::spawn(async move {
+            while let Ok(mut rung) = doorbell.readable().await {
+                rung.clear_ready();
+                changed.notify_one();
+            }
+        });
+        Ok(())
     }
 
-    /// Takes in one more receiver, inside the runtime that is to hear it: tells its client by `sender` which bit it has. After
-    /// an error the client has to be let go.
+    /// Takes in one more client, inside the runtime that is to listen to it: tells it which bit it has. After an error the
+    /// client has to be let go.
     pub(crate) fn add(
         &self,
-        receiver: Receiver<EncodedMessage>,
-        sender: Sender<EncodedMessage>,
-        client: impl FnOnce(Outlet) -> C,
+        open: impl FnOnce(Changed) -> Result<Arc<dyn Transport>>,
+        client: impl FnOnce(Arc<dyn Transport>) -> C,
     ) -> Result<()> {
         let bit = self.free_bit()?;
-        let receiver = receiver.into_shared();
-        let mut outlet = Outlet::new(sender);
-        let number = bit.number;
-        for line in [receiver.wait_queue(), outlet.room()] {
-            let (map, changed) = (self.map.clone(), self.changed.clone());
-            line.set_reader(move || {
-                map.set(number);
-                changed.notify_one();
-            });
+        let (map, changed, number) = (self.map.clone(), self.changed.clone(), bit.number);
+        let transport = open(Box::new(move || {
+            map.set(number);
+            changed.notify_one();
+        }))?;
+        if transport.carries_descriptors() {
+            let mut greeting = Writer::default();
+            greeting.number(0).number(number.into());
+            self.map.fds().into_iter().for_each(|fd| _ = greeting.attach(fd));
+            match transport.send(greeting.into_encoded()) {
+                // It is gone already; what it had sent is done all the same.
+                Err(error) if error.kind() != ErrorKind::Closed => return Err(error),
+                _ => {}
+            }
         }
-        receiver.listen().map_err(|error| Error::io("a client's end cannot be heard", error))?;
-        let mut hello = Writer::answer(0);
-        hello.number(number.into());
-        self.map.fds().into_iter().for_each(|fd| _ = hello.attach(fd));
-        match outlet.send(hello.into_encoded()) {
-            // It is gone already; what it had sent is taken all the same.
-            Err(refused) if refused.kind() == ErrorKind::Closed => {}
-            sent => drop(sent?),
-        }
-        // Then the receiver is looked into: see invariant 3 of `ready.rs`.
+        // Then its requests are looked for: see invariant 3 of `ready.rs`.
         fence(SeqCst);
-        self.put_back(Open { client: client(outlet), receiver, bit });
+        self.put_back(Open { client: client(transport.clone()), transport, bit });
         Ok(())
     }
 
@@ -135,12 +132,12 @@ impl<C: Admits> Poller<C> {
         Ok(Bit { number, free: self.free.clone() })
     }
 
-    /// A request, or why there will be none any more, and the receiver it came by: to be put back when the request has
+    /// A request, or why there will be none any more, and the inbox it came by: to be put back when the request has
     /// its place.
     pub(crate) fn next(&self) -> Option<(Open<C>, Result<EncodedMessage>)> {
         let state = &mut *lock(&self.state);
         if std::mem::take(&mut state.is_asleep) {
-            self.map.line.disarm();
+            self.map.set_asleep(false);
         }
         self.look(state)
     }
@@ -148,15 +145,12 @@ impl<C: Admits> Poller<C> {
     /// The same before a sleep: if there is nothing, `changed` is notified once there is.
     pub(crate) fn sleep(&self) -> Option<(Open<C>, Result<EncodedMessage>)> {
         let state = &mut *lock(&self.state);
-        if let Err(error) = self.map.line.arm() {
-            tracing::warn!(%error, "the clients of a manager cannot wake it yet; it looks again");
-            self.changed.notify_one();
-        }
+        self.map.set_asleep(true);
         state.is_asleep = true;
         let found = self.look(state);
         if found.is_some() {
             state.is_asleep = false;
-            self.map.line.disarm();
+            self.map.set_asleep(false);
         }
         found
     }
@@ -165,9 +159,12 @@ impl<C: Admits> Poller<C> {
         let State { ready, idle, .. } = state;
         self.map.take(idle.len(), |bit| ready.extend(idle.get_mut(bit).and_then(Option::take)));
         while let Some(open) = ready.pop_front() {
-            // Of one that is gone the rest is taken, and its end.
-            let may_begin = open.client.admits() || open.receiver.has_hung_up();
-            if may_begin && let Some(request) = open.receiver.next() {
+            let transport = &open.transport;
+            // Of one that is gone the rest is taken, and its end. Room that comes after `arm` is told.
+            let may_begin = transport.has_room() || transport.arm().is_err() || transport.has_room();
+            if (may_begin || transport.has_hung_up())
+                && let Some(request) = transport.recv()
+            {
                 return Some((open, request));
             }
             let bit = open.bit.number as usize;

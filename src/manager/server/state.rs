@@ -1,28 +1,22 @@
 //! What a manager consists of, and what goes through it: clients, jobs, events.
 
-use super::objects::{Object, Objects};
+use super::objects::{Lease, Object, Objects};
 use super::poller::{Open, Poller};
-use crate::connection::{ByteConnection, ByteReceiver, ByteSender, Listener};
 use crate::error::Result;
 use crate::manager::wire::greeting::Id;
-use crate::manager::wire::local::{Lease, Unread};
 use crate::manager::wire::messages::{Op, Reader, Writer};
 use crate::manager::wire::method::Frame;
-use crate::manager::wire::outlet::Outlet;
+use crate::manager::wire::transport::Transport;
 use crate::manager::wire::waiting::{End, Ticket};
-use crate::os::reactor::Watched;
 use crate::wait::Spin;
 use crate::wire::EncodedMessage;
-use futures_util::stream::FuturesUnordered;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::os::fd::OwnedFd;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::thread::Thread;
 use std::time::Duration;
 use tokio::runtime::Runtime;
-use tokio::sync::{Notify, oneshot};
 
 /// Between two looks at the leader. A call is left behind after one to two of them.
 pub(crate) const LOOK: Duration = Duration::from_millis(1);
@@ -36,14 +30,13 @@ pub(crate) struct Server {
     pub(crate) address: Option<String>,
     pub(crate) objects: Objects<Box<Job>>,
     pub(crate) runtime: Runtime,
-    /// Takes in the requests of this machine's clients; and how long it pays to look for them.
+    /// Takes in requests; and how long it pays to spin for them.
     pub(crate) poller: Poller<Arc<Connection>>,
     pub(crate) look: Spin,
-    /// What else happens.
-    pub(crate) readers: Mutex<FuturesUnordered<Pin<Box<dyn Future<Output = Event> + Send>>>>,
-    /// To be read from now on, said by threads that do not lead.
-    pub(crate) arrivals: Mutex<Vec<Pin<Box<dyn Future<Output = Event> + Send>>>>,
-    pub(crate) arrived: Arc<Notify>,
+    /// Leases that have ended.
+    pub(crate) ended: Mutex<VecDeque<Lease>>,
+    /// Of handles in this process.
+    pub(crate) inside: OnceLock<Arc<Connection>>,
     pub(crate) pulse: Mutex<Arc<AtomicU64>>,
     pub(crate) is_dozing: AtomicBool,
     pub(crate) watcher: Thread,
@@ -55,7 +48,6 @@ pub(crate) struct Server {
     #[cfg(test)]
     pub(crate) meddler: Mutex<Option<Meddler>>,
     pub(crate) last_connection: AtomicU64,
-    pub(crate) last_lease: AtomicU64,
     pub(crate) has_ended: AtomicBool,
 }
 
@@ -63,29 +55,19 @@ pub(crate) struct Server {
 #[cfg(test)]
 pub(crate) type Meddler = Box<dyn FnMut(&EncodedMessage) -> Option<crate::error::ErrorKind> + Send>;
 
+/// What there is to do outside of the runtime.
 pub(crate) enum Event {
-    /// A client may have said hello.
-    Intake(Watched<Arc<OwnedFd>>),
-    Request(Arc<Connection>, Incoming, Result<EncodedMessage>),
-    /// Somebody from elsewhere has connected, or could not.
-    Peer(Arc<Listener>, Result<ByteConnection>),
-    /// And has said who it is.
-    Hello(Result<(ByteSender, ByteReceiver)>),
+    /// A request, or why there will be none any more.
+    Request(Open<Arc<Connection>>, Result<EncodedMessage>),
     LeaseEnded(Lease),
-    Flushed,
-}
-
-impl Event {
-    pub(crate) fn of(open: Open<Arc<Connection>>, request: Result<EncodedMessage>) -> Self {
-        Self::Request(open.client.clone(), Incoming::Near(open), request)
-    }
 }
 
 /// A call that is being worked off, operation by operation.
 pub(crate) struct Job {
     pub(crate) frame: Frame,
     pub(crate) left: u64,
-    pub(crate) reply_to: ReplyTo,
+    /// Where its answer goes, if it has one.
+    pub(crate) reply_to: Option<Arc<Connection>>,
     /// The operation that is next, if it has been read.
     pub(crate) next: Option<Next>,
     /// It has the turn of its next object.
@@ -102,7 +84,7 @@ pub(crate) enum Next {
 
 impl Job {
     /// Boxed, for it goes from hand to hand.
-    pub(crate) fn new(reader: Reader, left: u64, answer: Writer, reply_to: ReplyTo) -> Box<Self> {
+    pub(crate) fn new(reader: Reader, left: u64, answer: Writer, reply_to: Option<Arc<Connection>>) -> Box<Self> {
         let frame = Frame::new(reader, answer);
         Box::new(Self { frame, left, reply_to, next: None, object: None })
     }
@@ -115,40 +97,17 @@ impl Job {
     }
 }
 
-pub(crate) enum ReplyTo {
-    Client(Arc<Connection>),
-    Nobody,
-    /// A task of this process.
-    Here(oneshot::Sender<Unread>),
-}
-
 /// One client.
 pub(crate) struct Connection {
+    /// 0 is this process itself.
     pub(crate) number: u64,
     pub(crate) server: Arc<Server>,
-    /// It shares no memory with this process: handles go as references that it holds.
-    pub(crate) is_far: bool,
+    /// An answer is sent at once, also beyond what there is room for; as long as there is no room the client's next request
+    /// is not begun.
+    pub(crate) transport: Arc<dyn Transport>,
     pub(crate) held: Mutex<HashMap<u64, u64>>,
     /// Where requests that may wait were made, and what they brought may be held.
     pub(crate) asked: Mutex<HashMap<u64, Arc<Object<Box<Job>>>>>,
-    pub(crate) out: Mutex<Out>,
-    /// A flush is over.
-    pub(crate) flushed: Notify,
-}
-
-/// The way back to a client. An answer is sent at once, also beyond what there is room for; as long as there is no room the
-/// client's next request is not begun.
-pub(crate) enum Out {
-    Near(Outlet),
-    /// And whether a flush is under way.
-    Far(ByteSender, bool),
-    Gone,
-}
-
-/// Where requests come from; a near one is in the server's hand.
-pub(crate) enum Incoming {
-    Near(Open<Arc<Connection>>),
-    Far(ByteReceiver),
 }
 
 pub(crate) enum Task {

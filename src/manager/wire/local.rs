@@ -1,74 +1,99 @@
-//! The manager of this very process, as handles inside of it reach it.
+//! The transport within a manager's own process: requests are calls, answers lie in a list.
 
 use super::greeting::Id;
-use super::messages::made_in;
+use super::transport::{Changed, Transport};
 use crate::error::Result;
+use crate::os::sync::lock;
 use crate::wire::EncodedMessage;
 use std::cell::Cell;
+use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, OnceLock};
-use tokio::sync::oneshot;
+use std::sync::{Arc, Mutex, OnceLock};
 
-/// Who gave a lease and its number there.
-pub(crate) type Lease = (u64, u64);
-
-/// What a manager does for its own process.
-pub(crate) trait Local: Send + Sync {
+/// The manager of this process, as handles inside of it reach it.
+pub(crate) trait Host: Send + Sync {
     fn id(&self) -> Id;
-    /// The clients' end of its intake.
+    /// Where clients of this machine connect.
     fn door(&self) -> &Arc<OwnedFd>;
-    /// Runs a call, on another thread.
-    fn submit(&self, call: EncodedMessage) -> Result<oneshot::Receiver<Unread>>;
-    /// One more handle inside `owner`.
-    fn hold_inside(&self, owner: u64, object: u64);
-    /// One handle inside `owner` less.
-    fn release_inside(&self, owner: u64, object: u64);
-    /// One holder outside less.
-    fn release(&self, object: u64);
-    /// A lease that ends when the other end of `reader` is closed everywhere.
-    fn open_lease(&self, reader: OwnedFd) -> Lease;
-    fn lease(&self, lease: Lease, object: u64);
+    /// Takes a request; a call runs on another thread.
+    fn take(&self, request: EncodedMessage) -> Result<()>;
 }
 
-static LOCAL: OnceLock<Box<dyn Local>> = OnceLock::new();
+static HOST: OnceLock<Box<dyn Host>> = OnceLock::new();
+static CLIENT: OnceLock<Arc<ClientEnd>> = OnceLock::new();
 
-pub(crate) fn set(local: impl Local + 'static) {
-    let _ = LOCAL.set(Box::new(local));
+pub(crate) fn set_host(host: impl Host + 'static) {
+    let _ = HOST.set(Box::new(host));
 }
 
 /// The manager of this process, if it is one.
-pub(crate) fn get() -> Option<&'static dyn Local> {
-    LOCAL.get().map(|local| &**local)
+pub(crate) fn host() -> Option<&'static dyn Host> {
+    HOST.get().map(|host| &**host)
 }
 
 thread_local! {
-    /// The object that a call on this thread works on; 0 is none.
+    /// The object that a call on this thread works on; 0 is none. Handles decoded here become part of it.
     pub(crate) static AT_WORK_ON: Cell<u64> = const { Cell::new(0) };
 }
 
-/// The object that handles decoded on this thread become part of.
-pub(crate) fn owner_of_new_handles() -> u64 {
-    AT_WORK_ON.get()
+/// The end of handles.
+pub(crate) struct ClientEnd {
+    host: &'static dyn Host,
+    answers: Mutex<VecDeque<EncodedMessage>>,
+    changed: Changed,
 }
 
-/// An answer for a task of this process. Dropped unread, the object that it made goes.
-pub(crate) struct Unread(Option<EncodedMessage>);
-
-impl Unread {
-    pub(crate) fn new(answer: EncodedMessage) -> Self {
-        Self(Some(answer))
-    }
-
-    pub(crate) fn read(mut self) -> Option<EncodedMessage> {
-        self.0.take()
+impl ClientEnd {
+    /// The one of this process, for the life of it.
+    pub(crate) fn open(host: &'static dyn Host, changed: Changed) -> Arc<Self> {
+        CLIENT.get_or_init(|| Arc::new(Self { host, answers: Mutex::default(), changed })).clone()
     }
 }
 
-impl Drop for Unread {
-    fn drop(&mut self) {
-        let made = self.0.take().and_then(|answer| made_in(answer.bytes()));
-        if let (Some(local), Some(object)) = (get(), made) {
-            local.release(object);
+impl Transport for ClientEnd {
+    fn carries_descriptors(&self) -> bool {
+        true
+    }
+
+    fn is_inside(&self) -> bool {
+        true
+    }
+
+    fn send(&self, request: EncodedMessage) -> Result<bool> {
+        self.host.take(request).map(|()| true)
+    }
+
+    fn recv(&self) -> Option<Result<EncodedMessage>> {
+        lock(&self.answers).pop_front().map(Ok)
+    }
+
+    fn close(&self) {}
+}
+
+/// The manager's end.
+pub(crate) struct ServerEnd;
+
+impl Transport for ServerEnd {
+    fn carries_descriptors(&self) -> bool {
+        true
+    }
+
+    fn is_inside(&self) -> bool {
+        true
+    }
+
+    fn send(&self, answer: EncodedMessage) -> Result<bool> {
+        if let Some(client) = CLIENT.get() {
+            lock(&client.answers).push_back(answer);
+            (client.changed)();
         }
+        Ok(true)
     }
+
+    /// Requests do not lie anywhere: see [`Host::take`].
+    fn recv(&self) -> Option<Result<EncodedMessage>> {
+        None
+    }
+
+    fn close(&self) {}
 }

@@ -1,132 +1,123 @@
-//! Handle marshalling between hosts: a handle becomes a reference, counted by the connection it goes through.
+//! Handle marshalling: between a client and a manager a handle travels as a reference, which their connection counts.
 //!
-//! A client's handle in a request is the object's number; the handle itself stays with the request until it is answered.
-//! A handle in an answer is held for the client as it leaves, and listed in the answer, so that what the client does
-//! not read it lets go. All references of a connection end with it.
+//! A message lists the references in it, whatever carries it. One that leaves the manager is held by the connection from then on;
+//! a client lets go of those that it does not take. One that leaves a client is a handle that stays until the request is
+//! sent; the manager holds it for the request, as the handle may go before its turn comes. All references of a connection
+//! end with it.
 
 use super::greeting::Id;
 use crate::error::Result;
+use serde::{Deserialize, Serialize};
 use std::any::Any;
 use std::cell::RefCell;
 use std::sync::Arc;
 
-/// A handle that stays with a request until that is answered.
+/// The form in which a handle travels.
+#[derive(Serialize, Deserialize)]
+pub(crate) enum Travelling {
+    /// To or from its manager: an object that is listed in the message.
+    Reference(u64),
+    /// Past its manager, under a lease.
+    Leased(Leased),
+}
+
+/// A handle under a lease. The descriptors of its manager's door and of the lease ride along.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Leased {
+    pub(crate) manager: Id,
+    pub(crate) pid: u32,
+    pub(crate) object: u64,
+    pub(crate) door: u32,
+    pub(crate) end: u32,
+}
+
+/// A handle that stays with a request until that is sent.
 pub(crate) type Kept = Arc<dyn Any + Send + Sync>;
 
-/// A client's end of a connection.
-pub(crate) trait ClientEnd: Any + Send + Sync {
-    /// Lets go of a reference that came by an answer.
+/// One end of a connection.
+pub(crate) trait End: Any + Send + Sync {
+    fn carries_descriptors(&self) -> bool;
+    /// Lets a handle of `object` leave as a reference, which came to this process by `link`. False if the other end could not take it.
+    fn give(&self, manager: Id, object: u64, link: *const ()) -> bool;
+    /// Whether a reference that has arrived counts, which is held for its message from then on.
+    fn accept(&self, object: u64) -> bool;
+    /// Holds an accepted reference once more.
+    fn hold(&self, object: u64);
+    /// Lets go of an accepted reference.
     fn release(&self, object: u64);
 }
 
-/// A manager's end of a connection.
-pub(crate) trait ServerEnd: Send + Sync {
-    /// Holds an object for the client; false if it is none of this manager.
-    fn give(&self, manager: Id, object: u64) -> bool;
-    /// Whether the client holds it.
-    fn has(&self, object: u64) -> bool;
-}
-
-/// Which end of which connection this is.
-#[derive(Clone)]
-pub(crate) enum Abroad {
-    Client(Arc<dyn ClientEnd>),
-    Server(Arc<dyn ServerEnd>),
-}
-
-/// What is encoded or decoded on this thread for another host.
-struct Crossing {
-    abroad: Abroad,
-    references: Vec<u64>,
-    kept: Vec<Kept>,
+/// What the handles in one message are marshalled with.
+#[derive(Default)]
+pub(crate) struct Marshal {
+    pub(crate) end: Option<Arc<dyn End>>,
+    /// Given, or not taken yet.
+    pub(crate) references: Vec<u64>,
+    pub(crate) kept: Vec<Kept>,
 }
 
 thread_local! {
-    static CROSSING: RefCell<Option<Crossing>> = const { RefCell::new(None) };
+    /// Of the value that is encoded or decoded on this thread.
+    static CURRENT: RefCell<Marshal> = const { RefCell::new(Marshal { end: None, references: Vec::new(), kept: Vec::new() }) };
 }
 
-/// Restores the outer crossing, also when user code panics.
-struct Inside(Option<Option<Crossing>>);
-
-impl Inside {
-    fn enter(abroad: &Abroad, references: &mut Vec<u64>) -> Self {
-        let references = std::mem::take(references);
-        let crossing = Crossing { abroad: abroad.clone(), references, kept: Vec::new() };
-        Self(Some(CROSSING.replace(Some(crossing))))
-    }
-
-    fn leave(&mut self) -> Option<Crossing> {
-        CROSSING.replace(self.0.take()?)
-    }
+/// Puts the outer one back, also when user code panics.
+struct Inside<'a> {
+    ours: &'a mut Marshal,
 }
 
-impl Drop for Inside {
+impl Drop for Inside<'_> {
     fn drop(&mut self) {
-        drop(self.leave());
+        CURRENT.with_borrow_mut(|current| std::mem::swap(current, self.ours));
     }
 }
 
-/// Encodes for another host. References that are given are added to `references`, handles that must stay to `kept`.
-pub(crate) fn leaving<T>(
-    abroad: &Abroad,
-    references: &mut Vec<u64>,
-    kept: &mut Vec<Kept>,
-    encode: impl FnOnce() -> Result<T>,
-) -> Result<T> {
-    let mut inside = Inside::enter(abroad, references);
-    let result = encode();
-    if let Some(crossing) = inside.leave() {
-        *references = crossing.references;
-        kept.extend(crossing.kept);
+impl Marshal {
+    pub(crate) fn of(end: Arc<dyn End>) -> Self {
+        Self { end: Some(end), ..Self::default() }
     }
-    result
+
+    /// Encodes or decodes a part of its message.
+    #[inline]
+    pub(crate) fn run<T>(&mut self, code: impl FnOnce() -> T) -> T {
+        CURRENT.with_borrow_mut(|current| std::mem::swap(current, self));
+        let _inside = Inside { ours: self };
+        code()
+    }
 }
 
-/// Decodes what another host has sent; what is taken of the `references` is not in them any more.
-pub(crate) fn arriving<T>(abroad: &Abroad, references: &mut Vec<u64>, decode: impl FnOnce() -> Result<T>) -> Result<T> {
-    leaving(abroad, references, &mut Vec::new(), decode)
-}
-
-/// Lets a handle leave, which is one of `object` of a manager and came to this process by `end`; `None` if it does not
-/// leave for another host.
-pub(crate) fn leave(manager: Id, object: u64, end: *const (), handle: &Kept) -> Option<Result<u64, &'static str>> {
-    CROSSING.with_borrow_mut(|crossing| {
-        let Crossing { abroad, references, kept } = crossing.as_mut()?;
-        let is_its = match abroad {
-            Abroad::Client(client) => std::ptr::addr_eq(Arc::as_ptr(client), end),
-            Abroad::Server(server) => server.give(manager, object),
-        };
-        Some(match (abroad, is_its) {
-            (_, false) => Err("a handle can leave for another host only to the manager that it is a handle of"),
-            (Abroad::Client(_), true) => {
-                kept.push(handle.clone());
-                Ok(object)
-            }
-            (Abroad::Server(_), true) => {
-                references.push(object);
-                Ok(object)
-            }
-        })
-    })
-}
-
-/// Whether what is decoded on this thread comes from another host.
-pub(crate) fn is_arriving() -> bool {
-    CROSSING.with_borrow(Option::is_some)
-}
-
-/// Takes a reference in that came from another host; by which end.
-pub(crate) fn take(object: u64) -> Option<Abroad> {
-    CROSSING.with_borrow_mut(|crossing| {
-        let crossing = crossing.as_mut()?;
-        match &crossing.abroad {
-            Abroad::Client(_) => {
-                let at = crossing.references.iter().position(|reference| *reference == object)?;
-                crossing.references.swap_remove(at);
-            }
-            Abroad::Server(server) if server.has(object) => {}
-            Abroad::Server(_) => return None,
+/// Lets a handle leave as a reference. If it does not, it may leave under a lease, or there is an error that says why not.
+pub(crate) fn leave(
+    manager: Id,
+    object: u64,
+    link: *const (),
+    handle: impl FnOnce() -> Kept,
+) -> Result<bool, &'static str> {
+    CURRENT.with_borrow_mut(|current| {
+        let Some(end) = &current.end else { return Ok(false) };
+        if end.give(manager, object, link) {
+            current.references.push(object);
+            current.kept.push(handle());
+            return Ok(true);
         }
-        Some(crossing.abroad.clone())
+        match end.carries_descriptors() {
+            true => Ok(false),
+            false => Err("a handle can leave for another host only to the manager that it is a handle of"),
+        }
     })
+}
+
+/// Takes a reference that arrived in this message, or a copy of it if the value may be read again; by which end.
+pub(crate) fn take(object: u64, is_read_once: bool) -> Option<Arc<dyn End>> {
+    let end = CURRENT.with_borrow_mut(|current| {
+        let at = current.references.iter().position(|reference| *reference == object)?;
+        if is_read_once {
+            current.references.swap_remove(at);
+        }
+        current.end.clone()
+    })?;
+    if !is_read_once {
+        end.hold(object);
+    }
+    Some(end)
 }

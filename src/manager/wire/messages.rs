@@ -3,20 +3,20 @@
 //! ```text
 //! request   CALL id count (object entry fingerprint len fds bytes)*     object 0: make one
 //!           WAIT id object entry fingerprint len fds bytes | EXPIRE id | TOOK id | GIVE_BACK id | UNREAD id
-//!           LEASE_OPEN lease +fd | LEASE lease object | CLAIM object | CLAIMED +fd | RELEASE object
+//!           LEASE_OPEN lease +fd | LEASE lease object | CLAIM object owner | CLAIMED +fd | RELEASE object owner
 //!           COUNT id | END id | WHERE id
 //! answer    id (status len fds bytes)*
 //! ```
 //!
-//! Between hosts there are no descriptors and no leases. There an answer ends with the references that it gives: what
-//! the client holds from now on, `object* count`.
+//! Each message ends with the references in it (see `marshal.rs`): `object* count`.
 
-use super::marshal::{self, Abroad, Kept};
+use super::marshal::{End, Kept, Marshal, Travelling};
 use crate::error::{Error, ErrorKind, Result};
 use crate::wire::{self, Attachment, EncodedMessage, Message, Parcel};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 /// Request: run these.
 pub(crate) const CALL: u8 = 0;
@@ -51,13 +51,15 @@ pub(crate) const EXPIRE: u8 = 13;
 pub(crate) const VALUE: u8 = 0;
 /// An answer's part: an error.
 pub(crate) const ERROR: u8 = 1;
-/// An answer's part: the number of an object that was made, and that the client holds from now on.
-pub(crate) const MADE: u8 = 2;
+/// Where the number of a request stands that has one.
+pub(crate) const ID_AT: usize = 1;
 
 /// The object that makes objects.
 pub(crate) const MAKER: u64 = 0;
 /// The namespace that is always there.
 pub(crate) const NAMES: u64 = 1;
+/// The owner of handles that are counted by their connection, and not by the object of the manager that they are part of.
+pub(crate) const CONNECTION: u64 = u64::MAX;
 
 /// What travels as serde has it, whatever its type, so that a borrowed value can be read as an owned one.
 #[derive(Serialize, Deserialize)]
@@ -75,35 +77,40 @@ pub(crate) struct Op {
 pub(crate) struct Writer {
     bytes: Vec<u8>,
     attachments: Vec<Attachment>,
-    abroad: Option<Abroad>,
-    references: Vec<u64>,
-    kept: Vec<Kept>,
+    marshal: Marshal,
 }
 
 impl Writer {
-    pub(crate) fn request(kind: u8) -> Self {
+    pub(crate) fn request(kind: u8, end: Arc<dyn End>) -> Self {
         let mut bytes = Vec::with_capacity(96);
         bytes.push(kind);
-        Self { bytes, ..Self::default() }
+        Self { bytes, attachments: Vec::new(), marshal: Marshal::of(end) }
     }
 
-    pub(crate) fn answer(id: u64) -> Self {
-        let mut writer = Self { bytes: Vec::with_capacity(64), ..Self::default() };
+    /// A request without values.
+    pub(crate) fn plain(kind: u8) -> Self {
+        Self { bytes: vec![kind], ..Self::default() }
+    }
+
+    pub(crate) fn answer(id: u64, end: Arc<dyn End>) -> Self {
+        let mut writer = Self { bytes: Vec::with_capacity(64), attachments: Vec::new(), marshal: Marshal::of(end) };
         writer.number(id);
         writer
     }
 
-    /// What it is written for, if that is another host.
-    pub(crate) fn to(mut self, abroad: Option<Abroad>) -> Self {
-        self.abroad = abroad;
-        self
-    }
-
     /// Encodes what becomes part of it.
     pub(crate) fn encode(&mut self, encode: impl FnOnce() -> Result<Message>) -> Result<Message> {
-        let Some(abroad) = &self.abroad else { return encode() };
-        let message = marshal::leaving(abroad, &mut self.references, &mut self.kept, encode)?;
-        unattached(&message.attachments).map(|()| message)
+        let message = self.marshal.run(encode)?;
+        self.check_carried(&message.attachments).map(|()| message)
+    }
+
+    fn check_carried(&self, attachments: &[Attachment]) -> Result<()> {
+        match attachments.is_empty() || self.marshal.end.as_ref().is_some_and(|end| end.carries_descriptors()) {
+            true => Ok(()),
+            false => {
+                Err(Error::new(ErrorKind::Encode, "what shares memory or a descriptor cannot leave for another host"))
+            }
+        }
     }
 
     /// Appends a value, encoded in its place. After an error it is as before.
@@ -112,15 +119,8 @@ impl Writer {
         let start = self.bytes.len();
         self.number(0).number(0);
         let bytes = &mut self.bytes;
-        let appended = match &self.abroad {
-            None => wire::append(value, bytes),
-            Some(abroad) => {
-                let append = || wire::append(value, bytes);
-                marshal::leaving(abroad, &mut self.references, &mut self.kept, append)
-                    .and_then(|attachments| unattached(&attachments).map(|()| attachments))
-            }
-        };
-        match appended {
+        let appended = self.marshal.run(|| wire::append(value, bytes));
+        match appended.and_then(|attachments| self.check_carried(&attachments).map(|()| attachments)) {
             Ok(attachments) => {
                 self.amend(start, (self.bytes.len() - start - 16) as u64);
                 if !attachments.is_empty() {
@@ -147,18 +147,14 @@ impl Writer {
         appended
     }
 
-    /// Decodes what came with the request that this answers.
-    pub(crate) fn decode<T>(&mut self, decode: impl FnOnce() -> Result<T>) -> Result<T> {
-        match &self.abroad {
-            None => decode(),
-            // Its references are those given so far, which nothing in a request can take.
-            Some(abroad) => marshal::arriving(abroad, &mut Vec::new(), decode),
-        }
+    /// Handles that must live until the request is sent.
+    pub(crate) fn take_kept(&mut self) -> Vec<Kept> {
+        std::mem::take(&mut self.marshal.kept)
     }
 
-    /// Handles that must live until the request is answered.
-    pub(crate) fn take_kept(&mut self) -> Vec<Kept> {
-        std::mem::take(&mut self.kept)
+    /// The references given in it.
+    pub(crate) fn references(&self) -> &[u64] {
+        &self.marshal.references
     }
 
     pub(crate) fn number(&mut self, number: u64) -> &mut Self {
@@ -196,9 +192,10 @@ impl Writer {
         self.value(message, value);
     }
 
-    pub(crate) fn made(&mut self, object: u64) {
-        self.bytes.push(MADE);
-        self.run(&object.to_le_bytes(), &[]);
+    /// Appends an answer's part: a handle of an object that the connection holds for it.
+    pub(crate) fn reference(&mut self, object: u64) -> Result<()> {
+        self.marshal.references.push(object);
+        self.append_part(&Travelling::Reference(object))
     }
 
     pub(crate) fn error(&mut self, error: &Error) {
@@ -210,6 +207,11 @@ impl Writer {
         }
     }
 
+    /// The number of an answer.
+    pub(crate) fn id(&self) -> u64 {
+        id_of(&self.bytes).unwrap_or_default()
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.bytes.len()
     }
@@ -219,21 +221,10 @@ impl Writer {
     }
 
     pub(crate) fn into_encoded(mut self) -> EncodedMessage {
-        if matches!(self.abroad, Some(Abroad::Server(_))) {
-            let references = std::mem::take(&mut self.references);
-            for object in &references {
-                self.number(*object);
-            }
-            self.number(references.len() as u64);
-        }
+        let references = std::mem::take(&mut self.marshal.references);
+        references.iter().for_each(|object| _ = self.number(*object));
+        self.number(references.len() as u64);
         EncodedMessage::new(self.bytes, self.attachments)
-    }
-}
-
-fn unattached(attachments: &[Attachment]) -> Result<()> {
-    match attachments.is_empty() {
-        true => Ok(()),
-        false => Err(Error::new(ErrorKind::Encode, "what shares memory or a descriptor cannot leave for another host")),
     }
 }
 
@@ -244,15 +235,13 @@ pub(crate) struct Reader {
     at: usize,
     fds: Vec<Option<OwnedFd>>,
     fds_at: usize,
-    abroad: Option<Abroad>,
-    /// Given with an answer, and not taken yet.
-    references: Vec<u64>,
+    marshal: Marshal,
 }
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        if let Some(Abroad::Client(end)) = &self.abroad {
-            self.references.drain(..).for_each(|object| end.release(object));
+        if let Some(end) = &self.marshal.end {
+            self.marshal.references.drain(..).for_each(|object| end.release(object));
         }
     }
 }
@@ -274,44 +263,39 @@ pub(crate) struct Place {
 }
 
 impl Reader {
-    pub(crate) fn new(encoded: EncodedMessage) -> Result<Self> {
+    /// A message that came to this `end`; without one it has no references.
+    pub(crate) fn new(encoded: EncodedMessage, end: Option<Arc<dyn End>>) -> Result<Self> {
         let Parcel { bytes, fds } = encoded.open()?;
-        let fds = fds.into_iter().map(Some).collect();
-        Ok(Self { bytes, at: 0, fds, fds_at: 0, abroad: None, references: Vec::new() })
+        let (fds, marshal) = (fds.into_iter().map(Some).collect(), Marshal { end: end.clone(), ..Marshal::default() });
+        let mut reader = Self { bytes, at: 0, fds, fds_at: 0, marshal };
+        for _ in 0..reader.last_number()? {
+            let object = reader.last_number()?;
+            if !end.as_ref().is_some_and(|end| end.accept(object)) {
+                return Err(malformed());
+            }
+            reader.marshal.references.push(object);
+        }
+        Ok(reader)
     }
 
-    /// A message of another host's.
-    pub(crate) fn from(encoded: EncodedMessage, abroad: Option<Abroad>) -> Result<Self> {
-        let mut reader = Self::new(encoded)?;
-        if matches!(abroad, Some(Abroad::Client(_))) {
-            let mut last = || {
-                Some(u64::from_le_bytes(*reader.bytes.last_chunk()?)).inspect(|_| {
-                    reader.bytes.truncate(reader.bytes.len() - 8);
-                })
-            };
-            for _ in 0..last().ok_or_else(torn)? {
-                let object = last().ok_or_else(torn)?;
-                reader.references.push(object);
-            }
-        }
-        reader.abroad = abroad;
-        Ok(reader)
+    /// Takes a number off the end.
+    fn last_number(&mut self) -> Result<u64> {
+        let number = self.bytes.last_chunk().map(|bytes| u64::from_le_bytes(*bytes)).ok_or_else(malformed)?;
+        self.bytes.truncate(self.bytes.len() - 8);
+        Ok(number)
     }
 
     /// Decodes a value that is part of it.
     #[inline]
     pub(crate) fn decode<T: DeserializeOwned + 'static>(&mut self, span: Span) -> Result<T> {
         let fds = (span.fds_at..span.fds_at + span.fds).map(|at| self.fds.get_mut(at).and_then(Option::take));
-        let fds = fds.map(|fd| fd.ok_or_else(torn)).collect::<Result<_>>()?;
+        let fds = fds.map(|fd| fd.ok_or_else(malformed)).collect::<Result<_>>()?;
         let bytes = &self.bytes[span.at..span.at + span.len];
-        match &self.abroad {
-            None => wire::decode_bytes(bytes, fds),
-            Some(abroad) => marshal::arriving(abroad, &mut self.references, || wire::decode_bytes(bytes, fds)),
-        }
+        self.marshal.run(|| wire::decode_bytes(bytes, fds))
     }
 
     fn take(&mut self, len: usize) -> Result<&[u8]> {
-        let end = self.at.checked_add(len).filter(|end| *end <= self.bytes.len()).ok_or_else(torn)?;
+        let end = self.at.checked_add(len).filter(|end| *end <= self.bytes.len()).ok_or_else(malformed)?;
         let taken = &self.bytes[self.at..end];
         self.at = end;
         Ok(taken)
@@ -322,12 +306,12 @@ impl Reader {
     }
 
     pub(crate) fn number(&mut self) -> Result<u64> {
-        Ok(u64::from_le_bytes(self.take(8)?.try_into().map_err(|_| torn())?))
+        Ok(u64::from_le_bytes(self.take(8)?.try_into().map_err(|_| malformed())?))
     }
 
     pub(crate) fn fd(&mut self) -> Result<OwnedFd> {
         self.fds_at += 1;
-        self.fds.get_mut(self.fds_at - 1).and_then(Option::take).ok_or_else(torn)
+        self.fds.get_mut(self.fds_at - 1).and_then(Option::take).ok_or_else(malformed)
     }
 
     pub(crate) fn op(&mut self) -> Result<Op> {
@@ -337,10 +321,10 @@ impl Reader {
     /// A value, still encoded, which is passed.
     pub(crate) fn value(&mut self) -> Result<Span> {
         let (len, count) = (self.number()?, self.number()?);
-        let (Ok(len), Ok(fds)) = (usize::try_from(len), usize::try_from(count)) else { return Err(torn()) };
+        let (Ok(len), Ok(fds)) = (usize::try_from(len), usize::try_from(count)) else { return Err(malformed()) };
         self.take(len)?;
         let fds_at = self.fds_at;
-        self.fds_at = fds_at.checked_add(fds).filter(|end| *end <= self.fds.len()).ok_or_else(torn)?;
+        self.fds_at = fds_at.checked_add(fds).filter(|end| *end <= self.fds.len()).ok_or_else(malformed)?;
         Ok(Span { at: self.at - len, len, fds_at, fds })
     }
 
@@ -366,19 +350,7 @@ impl Reader {
                 self.decode(value)
             }
             ERROR => Err(self.error()?),
-            _ => Err(torn()),
-        }
-    }
-
-    /// One part of an answer, which is a made object or an error.
-    pub(crate) fn made(&mut self) -> Result<u64> {
-        match self.byte()? {
-            MADE => {
-                self.take(16)?;
-                self.number()
-            }
-            ERROR => Err(self.error()?),
-            _ => Err(torn()),
+            _ => Err(malformed()),
         }
     }
 
@@ -394,12 +366,7 @@ pub(crate) fn id_of(answer: &[u8]) -> Option<u64> {
     Some(u64::from_le_bytes(answer.get(..8)?.try_into().ok()?))
 }
 
-/// The object that an answer of one part says was made.
-pub(crate) fn made_in(answer: &[u8]) -> Option<u64> {
-    (*answer.get(8)? == MADE).then(|| id_of(answer.get(25..)?)).flatten()
-}
-
 /// Both sides are the same program, so this is a defect, or somebody else's bytes.
-pub(crate) fn torn() -> Error {
+pub(crate) fn malformed() -> Error {
     Error::new(ErrorKind::Decode, "a message between a manager and its client cannot be read")
 }

@@ -1,7 +1,7 @@
 //! Functions that make an object or work on one, and how they are entered where the object is.
 
-use super::messages::{MAKER, Op, Reader, Span, Writer, torn};
-use super::waiting::{self, Settle, Ticket, Try, Waits};
+use super::messages::{MAKER, Op, Reader, Span, Writer, malformed};
+use super::waiting::{self, Settle, Ticket, Try, Waitable, Waits};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::image::{self, Enter};
 use crate::process::entry::catch_panic;
@@ -127,7 +127,7 @@ pub(crate) enum Waiting {}
 
 impl<F: Method<T, A>, T, A> Invoke<T, A, Owned> for F {
     fn invoke(self, object: &mut T, args: &mut Option<A>, _: &mut Option<Attempt>, out: &mut Writer) -> Result<()> {
-        let value = self.call(object, args.take().ok_or_else(torn)?);
+        let value = self.call(object, args.take().ok_or_else(malformed)?);
         out.append_part(&value)
     }
 }
@@ -137,21 +137,18 @@ where
     F: Fn(&mut T, A) -> Result<Message> + Copy + 'static,
 {
     fn invoke(self, object: &mut T, args: &mut Option<A>, _: &mut Option<Attempt>, out: &mut Writer) -> Result<()> {
-        let args = args.take().ok_or_else(torn)?;
+        let args = args.take().ok_or_else(malformed)?;
         let message = out.encode(|| self(object, args))?;
         out.part(&message, &());
         Ok(())
     }
 }
 
-impl<F, T: Waits, A> Invoke<T, A, Waiting> for F
-where
-    F: Fn(&mut T, &mut Option<A>, Try) -> Poll<Result<Message>> + Copy + 'static,
-{
+impl<F: Waitable<T, A>, T: Waits, A> Invoke<T, A, Waiting> for F {
     const SETTLE: Option<Settle> = Some(waiting::settle::<T>);
 
     fn invoke(self, object: &mut T, args: &mut Option<A>, wait: &mut Option<Attempt>, out: &mut Writer) -> Result<()> {
-        let wait = wait.as_mut().ok_or_else(torn)?;
+        let wait = wait.as_mut().ok_or_else(malformed)?;
         let now = Try { ticket: wait.ticket, is_late: wait.is_late };
         let message = out.encode(|| match self(object, args, now) {
             Poll::Ready(message) => message,
@@ -302,7 +299,7 @@ where
         });
         let args = match kept {
             None => frame.arguments::<F, A, T>().map(Some),
-            Some(kept) => kept.downcast::<Option<A>>().map(|args| *args).map_err(|_| torn()),
+            Some(kept) => kept.downcast::<Option<A>>().map(|args| *args).map_err(|_| malformed()),
         };
         let called = args.and_then(|mut args| {
             let object = frame.object.as_mut().and_then(|object| object.downcast_mut::<T>()).ok_or_else(|| {
@@ -341,9 +338,8 @@ impl Frame {
             let why = format!("the arguments were encoded for another function than {what}: not the same build");
             return Err(Error::new(ErrorKind::Decode, why));
         }
-        let arguments = self.arguments.take().ok_or_else(torn)?;
-        let reader = &mut self.reader;
-        self.out.decode(|| reader.decode(arguments))
+        let arguments = self.arguments.take().ok_or_else(malformed)?;
+        self.reader.decode(arguments)
     }
 }
 

@@ -6,5 +6,8 @@ pub(crate) mod marshal;
 pub(crate) mod messages;
 pub(crate) mod method;
 pub(crate) mod outlet;
+pub(crate) mod pipe;
 pub(crate) mod ready;
+pub(crate) mod stream;
+pub(crate) mod transport;
 pub(crate) mod waiting;

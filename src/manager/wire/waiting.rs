@@ -22,6 +22,14 @@ pub(crate) struct Try {
     pub(crate) is_late: bool,
 }
 
+/// A waitable operation on a `T`. It takes of its arguments what it needs no more, and is pending if it has to wait.
+pub(crate) trait Waitable<T, A>:
+    Fn(&mut T, &mut Option<A>, Try) -> Poll<Result<Message>> + Copy + 'static
+{
+}
+
+impl<F: Fn(&mut T, &mut Option<A>, Try) -> Poll<Result<Message>> + Copy + 'static, T, A> Waitable<T, A> for F {}
+
 /// How an operation ends for its asker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {

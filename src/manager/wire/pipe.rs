@@ -1,0 +1,383 @@
+//! The transport of one machine: a pipe of requests and a pipe of answers.
+//!
+//! A call is begun when its pipe has room for it. One that waits for room has sent nothing, and holds nobody up: all that wait
+//! are woken, and each that is polled tries. A message that must not wait, such as the release of a handle, may exceed the limit.
+//!
+//! Memory of a pipe that is found damaged ends the connection: those who wait get an error that says so, and nothing is tried
+//! again. So does a lack of memory for what must arrive: the manager then lets go of all that its client holds. Descriptors
+//! that the kernel does not take now are tried again after a while, and what was told after them follows.
+//!
+//! # Cancel
+//! A call that is dropped before it is sent was never made.
+
+use super::messages::{self, Reader};
+use super::outlet::Outlet;
+use super::ready::{CLIENTS, Ready};
+use super::transport::{Changed, Transport};
+use crate::channel::{self, Receiver, Sender, SharedReceiver};
+use crate::error::{Error, ErrorKind, Result};
+use crate::os::eventfd;
+use crate::os::socket::{self, Wait};
+use crate::os::sync::lock;
+use crate::shm::atomic::fence;
+use crate::wait::WaitQueue;
+use crate::wire::{self, EncodedMessage, Fd, Parcel, frame};
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, TryLockError, Weak};
+use std::time::Duration;
+use std::{io, thread};
+
+/// How a handle that leaves waits for a socket that is full of descriptors.
+const PRESSES: u32 = 1000;
+const PAUSE: Duration = Duration::from_micros(50);
+/// When descriptors that the kernel has refused are tried again.
+const RETRY: Duration = Duration::from_millis(10);
+
+pub(crate) struct Pipe {
+    me: Weak<Self>,
+    /// `None` once the connection has ended: the other end sees this one go.
+    outlet: Mutex<Option<Outlet>>,
+    /// What was told, until the thread that has the outlet has sent it; or descriptors do not fit into the socket.
+    unsent: Mutex<VecDeque<EncodedMessage>>,
+    /// How often room was told.
+    rooms: AtomicU64,
+    receiver: SharedReceiver<EncodedMessage>,
+    /// A client's: where it tells the manager that there is something in the pipe, by which bit; from its first message on.
+    ready: OnceLock<Ready>,
+    is_client: bool,
+    has_ended: AtomicBool,
+    /// Why, if a message was lost.
+    lost: Mutex<Option<Error>>,
+    will_retry: AtomicBool,
+    changed: Changed,
+}
+
+/// What came of sending messages.
+enum Flushed {
+    All,
+    /// The rest goes when there is room.
+    NoRoom,
+    /// The kernel takes no descriptors now; the rest is still there.
+    Refused,
+    /// A message that was told is lost.
+    Lost(Error),
+    /// The last one, which its sender knows of.
+    Failed(Error),
+}
+
+/// The outlet, unless a thread has it in its hand.
+fn free(outlet: &Mutex<Option<Outlet>>) -> Option<MutexGuard<'_, Option<Outlet>>> {
+    match outlet.try_lock() {
+        Ok(outlet) => Some(outlet),
+        Err(TryLockError::Poisoned(outlet)) => Some(outlet.into_inner()),
+        Err(TryLockError::WouldBlock) => None,
+    }
+}
+
+/// Lets nobody wait longer at the door of a manager.
+pub(crate) fn limit_waiting(door: &OwnedFd, time: Duration) -> io::Result<()> {
+    socket::limit_sends(door.as_fd(), time)
+}
+
+impl Pipe {
+    /// A client's end. The thread waits while more are at the door than it holds, as long as [`limit_waiting`] allows.
+    pub(crate) fn connect(door: &OwnedFd, changed: Changed) -> Result<Arc<Self>> {
+        let ((tx, theirs), (back, rx)) = (channel::simplex::<EncodedMessage>()?, channel::simplex::<EncodedMessage>()?);
+        let failed = |error| Error::io("cannot connect to the manager", error);
+        let doorbell = eventfd::create().map_err(failed)?;
+        let theirs_of_doorbell = Fd::new(doorbell.try_clone().map_err(failed)?);
+        let ends = (theirs, back, theirs_of_doorbell);
+        let message = wire::encode(&ends)?;
+        let fds: Vec<_> = message.attachments.iter().map(AsFd::as_fd).collect();
+        frame::send(door.as_fd(), &[message.payload(&ends)], &fds, Wait::Yes).map_err(|error| match error.kind() {
+            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Error::closed("manager"),
+            io::ErrorKind::WouldBlock => {
+                let why = "the manager takes no clients in: it is stopped, or has more to do than it can";
+                Error::new(ErrorKind::Timeout, why)
+            }
+            _ => failed(error),
+        })?;
+        let pipe = Self::new(tx, rx, true, changed);
+        pipe.receiver.wait_queue().set_own_doorbell(Arc::new(doorbell));
+        // Outside of a runtime: whoever waits first will listen.
+        let _ = pipe.receiver.listen();
+        Ok(pipe)
+    }
+
+    /// The manager's end, of what [`connect`](Self::connect) has sent, inside the runtime that is to listen to it.
+    pub(crate) fn accept(ends: Parcel, changed: Changed) -> Result<Arc<Self>> {
+        let (receiver, sender, doorbell): (_, Sender<EncodedMessage>, Fd<OwnedFd>) = wire::decode(ends)?;
+        sender.items().set_own_doorbell(Arc::new(doorbell.into_inner()));
+        let pipe = Self::new(sender, receiver, false, changed);
+        pipe.receiver.listen().map_err(|error| Error::io("the end of a client cannot be noticed", error))?;
+        Ok(pipe)
+    }
+
+    fn new(
+        sender: Sender<EncodedMessage>,
+        receiver: Receiver<EncodedMessage>,
+        is_client: bool,
+        changed: Changed,
+    ) -> Arc<Self> {
+        let (outlet, receiver) = (Outlet::new(sender), receiver.into_shared());
+        let room = outlet.room().clone();
+        let pipe = Arc::new_cyclic(|me| Self {
+            me: me.clone(),
+            outlet: Mutex::new(Some(outlet)),
+            unsent: Mutex::default(),
+            rooms: AtomicU64::new(0),
+            receiver,
+            ready: OnceLock::new(),
+            is_client,
+            has_ended: AtomicBool::new(false),
+            lost: Mutex::default(),
+            will_retry: AtomicBool::new(false),
+            changed,
+        });
+        let (reader, sender) = (pipe.me.clone(), pipe.me.clone());
+        pipe.receiver.wait_queue().set_reader(move || reader.upgrade().iter().for_each(|pipe| (pipe.changed)()));
+        room.set_reader(move || {
+            if let Some(pipe) = sender.upgrade() {
+                pipe.rooms.fetch_add(1, SeqCst);
+                pipe.send_rest();
+                (pipe.changed)();
+            }
+        });
+        pipe
+    }
+
+    /// The manager's first message: which bit of its map this client has.
+    fn greeted(&self, greeting: EncodedMessage) -> Result<()> {
+        let mut reader = Reader::new(greeting, None)?;
+        let (_, bit, fds) = (reader.number()?, reader.number()?, [reader.fd()?, reader.fd()?, reader.fd()?]);
+        let bit = u32::try_from(bit).ok().filter(|bit| *bit < CLIENTS).ok_or_else(messages::malformed)?;
+        let ready = Ready::open(bit, fds).map_err(|error| Error::io("cannot map a manager's memory", error))?;
+        let _ = self.ready.set(ready);
+        // Another thread may have put a request meanwhile, and found neither a bit nor this message.
+        fence(SeqCst);
+        self.ready.get().iter().for_each(|ready| _ = ready.ring());
+        Ok(())
+    }
+
+    /// Tells a manager that there is something in the pipe; true if it slept. Without a bit yet, this client has one in the
+    /// pipe of answers, or the manager will look into the pipe by itself.
+    fn ring(&self) -> bool {
+        if self.ready.get().is_none() && self.is_client {
+            fence(SeqCst);
+            (self.changed)();
+        }
+        self.ready.get().is_none_or(Ready::ring)
+    }
+
+    /// A message that had to arrive is lost, or memory is damaged.
+    fn fail(&self, error: Error) {
+        lock(&self.lost).get_or_insert(error);
+        self.close();
+        (self.changed)();
+    }
+
+    /// Closes the pipe if the connection has ended. A thread that has the outlet in its hand, which may be this one, comes here
+    /// when it has let go of it.
+    fn shut_if_ended(&self) {
+        if self.has_ended.load(SeqCst)
+            && let Some(mut outlet) = free(&self.outlet)
+        {
+            let gone = (outlet.take(), std::mem::take(&mut *lock(&self.unsent)));
+            drop(outlet);
+            drop(gone);
+        }
+    }
+
+    /// Sends what was told, in order, and then `last`.
+    fn flush(&self, outlet: &mut Outlet, mut last: Option<EncodedMessage>) -> Flushed {
+        loop {
+            let told = lock(&self.unsent).pop_front();
+            let was_told = told.is_some();
+            let Some(next) = told.or_else(|| last.take()) else { return Flushed::All };
+            let has_descriptors = next.has_attachments();
+            let Err(refused) = outlet.send(next) else { continue };
+            let flushed = match refused.kind() {
+                // It goes when the other end has taken others.
+                ErrorKind::Full => Flushed::NoRoom,
+                // The kernel has no room for more descriptors, of whatever process.
+                ErrorKind::Io if has_descriptors => Flushed::Refused,
+                _ if was_told => return Flushed::Lost(refused.into_error()),
+                _ => return Flushed::Failed(refused.into_error()),
+            };
+            let mut unsent = lock(&self.unsent);
+            unsent.push_front(refused.into_inner());
+            unsent.extend(last);
+            return flushed;
+        }
+    }
+
+    /// Where room is told, as long as the connection stands. Kept, it would keep the other end from seeing this one go.
+    fn room(&self) -> Option<Arc<WaitQueue>> {
+        lock(&self.outlet).as_ref().map(|outlet| outlet.room().clone())
+    }
+
+    fn has_unsent(&self) -> bool {
+        !lock(&self.unsent).is_empty()
+    }
+
+    /// Sends what was told. A thread that has the outlet in its hand comes here after it.
+    fn send_rest(&self) {
+        let mut armed_at = None;
+        while self.has_unsent() {
+            let Some(mut outlet) = free(&self.outlet) else { return };
+            let Some(open) = outlet.as_mut() else {
+                drop(outlet);
+                return lock(&self.unsent).clear();
+            };
+            let flushed = self.flush(open, None);
+            drop(outlet);
+            self.shut_if_ended();
+            self.ring();
+            match flushed {
+                Flushed::All => {}
+                // The reader of room goes on, unless it came before the message was back.
+                Flushed::NoRoom if armed_at == Some(self.rooms.load(SeqCst)) => return,
+                Flushed::NoRoom => {
+                    armed_at = Some(self.rooms.load(SeqCst));
+                    // Outside a runtime it fails, and those that have listened before go on.
+                    let _ = self.room().map_or(Ok(()), |room| room.arm());
+                }
+                Flushed::Refused => return self.retry(),
+                Flushed::Lost(error) | Flushed::Failed(error) => return self.fail(error),
+            }
+        }
+    }
+
+    /// Nothing tells when the kernel takes descriptors again, and there may be no runtime here.
+    fn retry(&self) {
+        if self.will_retry.swap(true, SeqCst) {
+            return;
+        }
+        let pipe = self.me.clone();
+        let again = move || {
+            thread::sleep(RETRY);
+            if let Some(pipe) = pipe.upgrade() {
+                pipe.will_retry.store(false, SeqCst);
+                pipe.send_rest();
+            }
+        };
+        if thread::Builder::new().name("mp-retry".into()).spawn(again).is_err() {
+            // It goes with what is sent next.
+            self.will_retry.store(false, SeqCst);
+        }
+    }
+}
+
+impl Transport for Pipe {
+    fn carries_descriptors(&self) -> bool {
+        true
+    }
+
+    fn has_room(&self) -> bool {
+        // While another thread copies a message, however large, nobody waits for that: one more is begun meanwhile.
+        let Some(mut outlet) = free(&self.outlet) else { return true };
+        outlet.as_mut().is_none_or(|open| !self.has_unsent() && open.has_room())
+    }
+
+    fn send(&self, message: EncodedMessage) -> Result<bool> {
+        let mut outlet = lock(&self.outlet);
+        let Some(open) = outlet.as_mut().filter(|_| !self.has_ended.load(SeqCst)) else {
+            drop(outlet);
+            self.shut_if_ended();
+            return Err(Error::closed("manager"));
+        };
+        let flushed = self.flush(open, Some(message));
+        let other_slept = open.has_woken();
+        drop(outlet);
+        self.shut_if_ended();
+        let manager_slept = self.ring();
+        // Others may have come meanwhile, and found the outlet taken; and there may be a rest.
+        self.send_rest();
+        match flushed {
+            Flushed::Lost(error) => {
+                self.fail(Error::copy(&error));
+                Err(error)
+            }
+            Flushed::Failed(error) => {
+                if self.is_client && error.kind() == ErrorKind::Corrupt {
+                    self.fail(Error::copy(&error));
+                }
+                Err(error)
+            }
+            _ => Ok(if self.is_client { manager_slept } else { other_slept }),
+        }
+    }
+
+    fn tell(&self, message: EncodedMessage) {
+        if !self.has_ended.load(SeqCst) {
+            lock(&self.unsent).push_back(message);
+            self.send_rest();
+        }
+    }
+
+    /// Without a runtime's help.
+    fn press(&self) {
+        for _ in 0..PRESSES {
+            self.send_rest();
+            // What another thread has in its hand is neither there nor in the pipe.
+            let in_hand = lock(&self.outlet);
+            let is_done = !self.has_unsent();
+            drop(in_hand);
+            self.shut_if_ended();
+            if is_done {
+                // What came meanwhile found the outlet taken.
+                return self.send_rest();
+            }
+            thread::sleep(PAUSE);
+        }
+    }
+
+    fn recv(&self) -> Option<Result<EncodedMessage>> {
+        if let Some(error) = lock(&self.lost).as_ref() {
+            return Some(Err(Error::copy(error)));
+        }
+        let next = self.receiver.next()?;
+        match next {
+            Ok(message) if self.is_client && messages::id_of(message.bytes()) == Some(0) => {
+                self.greeted(message).map_or_else(|error| Some(Err(error)), |()| self.recv())
+            }
+            next => Some(next),
+        }
+    }
+
+    fn has_hung_up(&self) -> bool {
+        self.receiver.has_hung_up()
+    }
+
+    fn queue(&self) -> Option<&Arc<WaitQueue>> {
+        Some(self.receiver.wait_queue())
+    }
+
+    fn arm(&self) -> io::Result<()> {
+        let Some(room) = self.room() else { return Ok(()) };
+        room.listen().and_then(|()| self.receiver.listen()).and_then(|()| room.arm())
+    }
+
+    fn close(&self) {
+        self.has_ended.store(true, SeqCst);
+        self.shut_if_ended();
+        // It finds the same damage, or this end gone.
+        self.ready.get().iter().for_each(|ready| _ = ready.ring());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_not_let_in_in_time_is_told() {
+        let (door, _intake) = socket::packet_pair().unwrap();
+        rustix::net::sockopt::set_socket_send_buffer_size(&door, 1).unwrap();
+        limit_waiting(&door, Duration::from_millis(10)).unwrap();
+        let refused = (0..1_000).find_map(|_| Pipe::connect(&door, Box::new(|| ())).err()).unwrap();
+        assert_eq!(refused.kind(), ErrorKind::Timeout, "{refused}");
+    }
+}
