@@ -35,16 +35,11 @@ use zeroize::Zeroizing;
 /// How long a manager that was told to end may take before it is killed.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// A process that owns objects, which other processes use through proxies: lists, dictionaries, and anything else.
+/// A process that owns objects, which other processes use through proxies.
 ///
-/// It ends with [`shutdown`](Self::shutdown), with the process that started it, or when nobody has this handle or a
-/// proxy any more. Dropping this handle while there are proxies leaves the manager to them.
-///
-/// Programs that share no memory with it, also on other hosts, reach one that is [bound](ManagerBuilder::bind) to an
-/// address by [`connect`](Self::connect).
-///
-/// Costs one process with two threads, of which one wakes every millisecond while there are calls, and none when there
-/// are not; and two pipes and an eventfd for each process that uses it.
+/// The objects are lists, dictionaries, namespaces, queues, locks and the like, and [values of any type](Self::create). A proxy is a
+/// serde value: send it to other processes as an argument, or through a queue. Programs that share no memory with the manager, also on
+/// other hosts, use it by [`connect`](Self::connect), if it is [bound](ManagerBuilder::bind) to an address.
 ///
 /// ```
 /// use multiprocess::{self as mp, Manager, Process, ListProxy};
@@ -65,6 +60,14 @@ const GRACE: Duration = Duration::from_secs(5);
 ///     })
 /// }
 /// ```
+///
+/// # Details
+/// - **End.** The manager ends by [`shutdown`](Self::shutdown), with the process that started it, or when no process has this handle or
+///   a proxy any more. Dropping this handle leaves the manager to the proxies.
+/// - **Death.** If the manager is killed, each pending call fails with `Closed` at once. If a client is killed, the manager
+///   releases all that it held.
+/// - **Cost.** One process with two threads, of which one wakes each millisecond while there are calls, and none while there are
+///   not; and two pipes and an eventfd for each process that uses the manager.
 pub struct Manager {
     link: Arc<Link>,
     pid: u32,
@@ -72,7 +75,7 @@ pub struct Manager {
     process: Option<Arc<Running>>,
 }
 
-/// How a [`Manager`] is to be.
+/// Configures and starts a [`Manager`]. Created by [`Manager::builder`].
 ///
 /// ```
 /// use multiprocess::{self as mp, Manager};
@@ -94,33 +97,35 @@ pub struct ManagerBuilder {
 }
 
 impl ManagerBuilder {
-    /// What its process is called; by default `Manager`.
+    /// Sets the name of the process. The default is `Manager`.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = Some(name.into());
         self
     }
 
-    /// Lets clients call these functions only; by default all of this program. The lists, dictionaries and
-    /// namespaces of this crate are functions too, and not among them. May be called again: the sum counts.
+    /// Lets clients call these functions only. The default is all functions of this program.
+    ///
+    /// Called several times, it adds up. The methods of the lists, dictionaries and namespaces of this crate are functions too, which
+    /// clients can call only if they are exposed.
     pub fn expose(mut self, functions: impl IntoIterator<Item = Exposed>) -> Self {
         let entries = functions.into_iter().flat_map(|Exposed(entries)| entries);
         self.exposed.get_or_insert_default().extend(entries);
         self
     }
 
-    /// Lets programs of the same build that share no memory with this one [connect](Manager::connect), also from other
-    /// hosts, at `address`: see [`connection`](crate::connection#addresses) for what that may be. It needs an
-    /// [`authkey`](Self::authkey).
+    /// Lets programs of the same build [connect](Manager::connect) at `address`, also from other hosts.
+    ///
+    /// See [`connection`](crate::connection#addresses) for the form of an address. An [`authkey`](Self::authkey) is required.
     pub fn bind(mut self, address: impl Into<String>) -> Self {
         self.address = Some(address.into());
         self
     }
 
-    /// The key that who connects must know, and that the manager proves to know.
+    /// Sets the key that a program must know to connect. Both sides prove to each other that they know it.
     ///
-    /// **It is full trust.** Who knows it can call, with any arguments, every function that this program calls on a
-    /// manager anywhere, on any object; nothing else, whatever bytes it sends. [`expose`](Self::expose) narrows this.
-    /// The key does not travel, and nothing is encrypted, except by `tls` (of the feature `tls`).
+    /// **The key grants full trust.** A program that knows it can call each function that this program calls on a manager anywhere, on any object,
+    /// with any arguments. It can do nothing else, whatever bytes it sends. [`expose`](Self::expose) restricts the functions.
+    /// The key itself is not sent. Messages are not encrypted, except by `tls` (with the feature `tls`).
     pub fn authkey(mut self, key: impl AsRef<[u8]>) -> Self {
         self.key = Some(Zeroizing::new(key.as_ref().into()));
         self
@@ -158,13 +163,14 @@ impl ManagerBuilder {
         }
     }
 
-    /// Starts the process, and returns when it answers.
+    /// Starts the manager, and returns when it answers. Dropped, it leaves no manager behind.
     ///
     /// # Errors
-    /// `NotInitialized` if neither `run` nor `init` was called, `Spawn` if the process cannot be started, `Io` if
-    /// there is no memory or descriptor left, the address is not to be had, or there is no tokio runtime here with its I/O
-    /// and its timer (`enable_all`); `Other` for an address that is none, or
-    /// without a key.
+    /// - `NotInitialized` if neither `run` nor `init` was called.
+    /// - `Spawn` if the process cannot be started.
+    /// - `Io` if the address is in use or not permitted, if there is no memory or descriptor left, or outside a tokio runtime with
+    ///   I/O and timer (`enable_all`).
+    /// - `Other` if the address cannot be parsed or has no key, or there is a key without an address.
     pub async fn start(mut self) -> Result<Manager> {
         let bind = self.bound()?;
         let failed = |error| Error::io("cannot start a manager", error);
@@ -197,7 +203,7 @@ fn serve(setup: Setup) -> Result<()> {
 }
 
 impl Manager {
-    /// Starts a manager. See [`ManagerBuilder::start`].
+    /// Starts a manager with default settings. See [`ManagerBuilder::start`].
     ///
     /// # Errors
     /// As [`ManagerBuilder::start`].
@@ -205,26 +211,15 @@ impl Manager {
         Self::builder().start().await
     }
 
-    /// The options.
+    /// Returns a builder, to start a manager with other settings.
     pub fn builder() -> ManagerBuilder {
         ManagerBuilder::default()
     }
 
-    /// Connects to a manager that was started with [`bind`](ManagerBuilder::bind), on this host or another, by a
-    /// program of the same build; `key` is its [`authkey`](ManagerBuilder::authkey). Await it, or set options first.
+    /// Connects to a manager that was started with [`bind`](ManagerBuilder::bind), on this host or another.
     ///
-    /// What there is to be found, others have put into [`names`](Self::names). Handles are references that this
-    /// connection counts: they travel to the manager and back, and not to other processes, which connect themselves.
-    /// If the connection is lost, every pending call fails with `Closed` at once, and its handles are of no use any
-    /// more; the manager lets go of what they held. Connecting again is up to you.
-    ///
-    /// The connection lives in the runtime it was made in: once that has ended, every call fails with `Closed`. Dropped,
-    /// it has not connected.
-    ///
-    /// # Errors
-    /// `Io` if nobody listens there, `Authentication` if the other end has another key or does not answer in time,
-    /// `Decode` if it is another build of this program, or no manager; `Timeout` if there is no connection in
-    /// time; `Other` if `address` is none.
+    /// Both programs must be of the same build. `key` is the [`authkey`](ManagerBuilder::authkey) of the manager. Await the result,
+    /// or set options first. Objects are found in [`names`](Self::names), where others have put them.
     ///
     /// ```
     /// use multiprocess::{self as mp, ListProxy, Manager};
@@ -245,12 +240,26 @@ impl Manager {
     ///     })
     /// }
     /// ```
+    ///
+    /// # Details
+    /// - **Handles** that come through this connection can be sent to the manager and back, and not to other processes, which connect
+    ///   themselves.
+    /// - **Loss.** If the connection is lost, each pending call fails with `Closed` at once, the handles are of no use any more, and
+    ///   the manager releases what they held. It does not connect again by itself.
+    /// - **Runtime.** The connection lives in the runtime in which it was made. Once that has ended, each call fails with `Closed`.
+    /// - **Dropped** before it is ready, the future has not connected.
+    ///
+    /// # Errors
+    /// - `Io` if nothing listens at `address`, `Timeout` if there is no connection in time.
+    /// - `Authentication` if the other end has another key, or does not answer in time.
+    /// - `Decode` if the other end is another build of this program, or no manager.
+    /// - `Other` if `address` cannot be parsed.
     pub fn connect(address: &str, key: &[u8]) -> ManagerConnect {
         ManagerConnect(connection::connect(address, Some(key)).allow_md5(false))
     }
 
-    /// Where programs that share no memory with the manager connect, as [`connect`](Self::connect) wants it: with the
-    /// port, if port 0 was asked for. `None` if it was started without [`bind`](ManagerBuilder::bind).
+    /// Returns the address for [`connect`](Self::connect), with the actual port if it was bound to port 0. `None` if the manager was
+    /// started without [`bind`](ManagerBuilder::bind).
     ///
     /// # Errors
     /// `Closed` if the manager is gone.
@@ -258,20 +267,21 @@ impl Manager {
         self.link.ask(self.link.request(messages::WHERE)).await?.part()
     }
 
-    /// The namespace that every manager has from the start: where those who connect find what others have put there.
-    /// What it holds stays until it is removed, or the manager ends.
+    /// Returns the namespace that each manager has from the start, in which programs that connect find objects.
+    ///
+    /// Its values stay until they are removed, or the manager ends.
     pub fn names(&self) -> Namespace {
         // It is there as long as the manager, so it does not matter when the claim arrives.
         let handle = Handle::claimed(&self.link, messages::NAMES);
         Namespace(Proxy::new(handle))
     }
 
-    /// The id of the manager's process.
+    /// Returns the id of the manager's process.
     pub fn pid(&self) -> u32 {
         self.pid
     }
 
-    /// A new, empty list.
+    /// Creates an empty list.
     ///
     /// # Errors
     /// `Closed` if the manager is gone.
@@ -279,7 +289,7 @@ impl Manager {
         Ok(ListProxy(self.create(Vec::<T>::new, ()).await?))
     }
 
-    /// A new, empty dictionary.
+    /// Creates an empty dictionary.
     ///
     /// # Errors
     /// `Closed` if the manager is gone.
@@ -291,7 +301,7 @@ impl Manager {
         Ok(DictProxy(self.create(HashMap::<K, V>::new, ()).await?))
     }
 
-    /// A new, empty namespace.
+    /// Creates an empty namespace.
     ///
     /// # Errors
     /// `Closed` if the manager is gone.
@@ -299,7 +309,7 @@ impl Manager {
         Ok(Namespace(self.create(Names::new, ()).await?))
     }
 
-    /// A new queue of so many items at most, at least one; `None` is as many as come.
+    /// Creates an empty queue of at most `capacity` items. `None` is no limit; 0 counts as 1.
     ///
     /// # Errors
     /// `Closed` if the manager is gone.
@@ -308,7 +318,7 @@ impl Manager {
         Ok(QueueProxy(self.create(Items::<T>::new, (capacity,)).await?))
     }
 
-    /// A new lock.
+    /// Creates a lock.
     ///
     /// # Errors
     /// `Closed` if the manager is gone.
@@ -316,7 +326,7 @@ impl Manager {
         Ok(LockProxy(self.create(Held::default, ()).await?))
     }
 
-    /// A new semaphore with so many permits.
+    /// Creates a semaphore with this number of permits.
     ///
     /// # Errors
     /// `Closed` if the manager is gone.
@@ -324,7 +334,7 @@ impl Manager {
         Ok(SemaphoreProxy(self.create(Permits::new, (permits,)).await?))
     }
 
-    /// A new event, which is not set.
+    /// Creates an event, which is not set.
     ///
     /// # Errors
     /// `Closed` if the manager is gone.
@@ -332,7 +342,7 @@ impl Manager {
         Ok(EventProxy(self.create(Flag::default, ()).await?))
     }
 
-    /// A new barrier for so many.
+    /// Creates a barrier for this number of parties.
     ///
     /// # Errors
     /// `Closed` if the manager is gone.
@@ -340,7 +350,7 @@ impl Manager {
         Ok(BarrierProxy(self.create(Parties::new, (parties,)).await?))
     }
 
-    /// A new condition and its lock.
+    /// Creates a condition variable with its lock.
     ///
     /// # Errors
     /// `Closed` if the manager is gone.
@@ -348,7 +358,7 @@ impl Manager {
         Ok(ConditionProxy(self.create(Waiters::default, ()).await?))
     }
 
-    /// A new value.
+    /// Creates a value.
     ///
     /// # Errors
     /// `Closed` if the manager is gone.
@@ -356,7 +366,7 @@ impl Manager {
         Ok(ValueProxy(self.create(One::<T>, (value,)).await?))
     }
 
-    /// New values in a row.
+    /// Creates an array of these values. Its length is fixed.
     ///
     /// # Errors
     /// `Closed` if the manager is gone.
@@ -364,12 +374,14 @@ impl Manager {
         Ok(ArrayProxy(self.create(|values: Vec<T>| Row(values.into()), (values,)).await?))
     }
 
-    /// Makes an object by `f` in the manager's process. Cancel-safe: dropped, no object is left behind. See [`Proxy`]
-    /// for an example.
+    /// Calls `f` in the manager's process to create an object, and returns a handle of it. See [`Proxy`] for an example.
+    ///
+    /// Dropped, it leaves no object behind.
     ///
     /// # Errors
-    /// `Panicked` if `f` panicked, `Closed` if the manager is gone, `Encode` or `Decode` if an argument cannot travel,
-    /// `Other` if the manager does not expose `f`.
+    /// - `Panicked` if `f` panicked, `Closed` if the manager is gone.
+    /// - `Encode` if an argument cannot be serialised, `Decode` if it cannot be deserialised.
+    /// - `Other` if the manager does not [expose](ManagerBuilder::expose) `f`.
     pub async fn create<F, A>(&self, f: F, args: A) -> Result<Proxy<F::Object>>
     where
         F: Maker<A>,
@@ -379,7 +391,7 @@ impl Manager {
         proxy::create(&self.link, f, args).await
     }
 
-    /// How many objects there are.
+    /// Returns the number of objects, without [`names`](Self::names).
     ///
     /// # Errors
     /// `Closed` if the manager is gone.
@@ -388,12 +400,14 @@ impl Manager {
         Ok(count as usize)
     }
 
-    /// Ends the manager and waits for its process. What its objects hold is dropped with the process; calls under way
-    /// fail with kind `Closed`. A second time is fine. Cancel-safe: called again, it goes on.
+    /// Ends the manager and waits for its process. Pending calls fail with `Closed`.
+    ///
+    /// A manager that does not end within 5 seconds is killed. Called again, it returns at once. Dropped, the manager may go on; call it
+    /// again to continue.
     ///
     /// # Errors
-    /// `Io` if its exit cannot be seen. `Other` on a handle that was made by [`connect`](Self::connect): ending a
-    /// manager is for the process that started it.
+    /// `Other` on a handle that was made by [`connect`](Self::connect): only the process that started a manager can end it. `Io` if
+    /// the exit of the process cannot be observed.
     pub async fn shutdown(&self) -> Result<()> {
         let of_another = || Error::other("only the process that started a manager can shut it down");
         let mut process = self.process.as_ref().ok_or_else(of_another)?.lock().await;
@@ -413,28 +427,29 @@ impl Manager {
     }
 }
 
-/// What [`Manager::connect`] does once it is awaited, and its options. See there for an example.
+/// A connection that is being made, and its options. Created by [`Manager::connect`]; await it to connect.
 #[must_use = "it does nothing unless awaited"]
 pub struct ManagerConnect(Connect);
 
 impl ManagerConnect {
-    /// Whose a Unix socket may be besides this process's user; see [`Connect::owner`].
+    /// Accepts a Unix socket that belongs to this user, besides that of this process; see [`Connect::owner`].
     pub fn owner(self, uid: u32) -> Self {
         Self(self.0.owner(uid))
     }
 
-    /// What connecting may take, and then the handshake; 10 seconds unless set.
-    /// Counted in real time: see [Timeouts](crate#timeouts).
+    /// Sets the time limit for connecting, and then for the handshake. The default is 10 seconds.
+    ///
+    /// Time is real time: see [Timeouts](crate#timeouts).
     pub fn handshake_timeout(self, timeout: Duration) -> Self {
         Self(self.0.handshake_timeout(timeout))
     }
 
-    /// The longest answer that is received, in bytes; 256 MiB unless set.
+    /// Sets the length of the longest answer that is received, in bytes. The default is 256 MiB.
     pub fn max_message(self, bytes: usize) -> Self {
         Self(self.0.max_message(bytes))
     }
 
-    /// Encrypts the connection, which must be TCP; `name` is whom the manager's certificate must be for.
+    /// Encrypts the connection, which must be TCP. `name` is the name that the manager's certificate must be for.
     ///
     /// ```no_run
     /// # use multiprocess::{self as mp, Manager, connection::rustls};

@@ -10,12 +10,9 @@ use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::hash::Hash;
 
-/// A dictionary that lives in a manager's process; made by [`Manager::dict`](crate::Manager::dict).
+/// A handle of a dictionary that lives in a manager's process.
 ///
-/// Its values are values: what comes out is a copy, and changing it changes nothing here. To change one in place, say
-/// how with [`update`](Self::update), or let the value be a proxy itself. The order of its items is any. See
-/// [`Proxy`] for what a handle promises: a call waits for its answer, is made whole or not at all, and fails with
-/// `Closed` once the manager is gone.
+/// Created by [`Manager::dict`](crate::Manager::dict). Any process that has a handle can read and change the dictionary.
 ///
 /// ```
 /// use multiprocess::{self as mp, DictProxy, Manager, Process};
@@ -35,6 +32,14 @@ use std::hash::Hash;
 ///     })
 /// }
 /// ```
+///
+/// # Values are copies
+/// A method returns a copy of a value. Changing the copy does not change the dictionary. To change a value in place, pass a
+/// function to [`update`](Self::update), or let the value be a proxy itself.
+///
+/// # Details
+/// The order of keys, values and items is arbitrary. Each method is one call: see [`Proxy`] for waiting, dropped futures,
+/// deaths and cost.
 #[derive(Serialize, Deserialize)]
 #[serde(bound = "")]
 pub struct DictProxy<K, V>(pub(crate) Proxy<HashMap<K, V>>);
@@ -42,12 +47,12 @@ pub struct DictProxy<K, V>(pub(crate) Proxy<HashMap<K, V>>);
 proxies!(DictProxy<K, V>);
 
 impl<K: Eq + Hash + Item, V: Item> DictProxy<K, V> {
-    /// The dictionary as an object, for [`Proxy::call`] and [`Batch`](crate::Batch).
+    /// Returns the dictionary as an object, for [`Proxy::call`] and [`Batch`](crate::Batch).
     pub fn proxy(&self) -> &Proxy<HashMap<K, V>> {
         &self.0
     }
 
-    /// Sets a key and returns what it was before.
+    /// Inserts a key and its value. Returns the value that the key had before, if it had one.
     ///
     /// # Errors
     /// As [`Proxy::call`].
@@ -55,7 +60,7 @@ impl<K: Eq + Hash + Item, V: Item> DictProxy<K, V> {
         self.0.call(HashMap::insert, (key, value)).await
     }
 
-    /// A copy of a key's value.
+    /// Returns a copy of the value of a key, or `None` if there is no such key.
     ///
     /// # Errors
     /// As [`Proxy::call`].
@@ -67,7 +72,7 @@ impl<K: Eq + Hash + Item, V: Item> DictProxy<K, V> {
         self.0.lend(|dict, Lend(key): Lend<K>| wire::encode_by_serde(&dict.get::<K>(&key)), key).await
     }
 
-    /// Takes a key out and returns its value.
+    /// Removes a key and returns its value, or `None` if there is no such key.
     ///
     /// # Errors
     /// As [`Proxy::call`].
@@ -79,7 +84,7 @@ impl<K: Eq + Hash + Item, V: Item> DictProxy<K, V> {
         self.0.lend(|dict, Lend(key): Lend<K>| wire::encode_by_serde(&dict.remove::<K>(&key)), key).await
     }
 
-    /// Whether there is such a key.
+    /// Returns `true` if there is such a key.
     ///
     /// # Errors
     /// As [`Proxy::call`].
@@ -94,7 +99,7 @@ impl<K: Eq + Hash + Item, V: Item> DictProxy<K, V> {
         Ok(contains)
     }
 
-    /// How many keys there are.
+    /// Returns the number of keys.
     ///
     /// # Errors
     /// As [`Proxy::call`].
@@ -102,7 +107,7 @@ impl<K: Eq + Hash + Item, V: Item> DictProxy<K, V> {
         self.0.call(|dict: &mut HashMap<K, V>| dict.len(), ()).await
     }
 
-    /// Whether there is no key.
+    /// Returns `true` if the dictionary is empty.
     ///
     /// # Errors
     /// As [`Proxy::call`].
@@ -110,7 +115,7 @@ impl<K: Eq + Hash + Item, V: Item> DictProxy<K, V> {
         Ok(self.len().await? == 0)
     }
 
-    /// A copy of all keys, as they are at one moment.
+    /// Returns a copy of all keys, as they are at one moment.
     ///
     /// # Errors
     /// As [`Proxy::call`].
@@ -122,7 +127,7 @@ impl<K: Eq + Hash + Item, V: Item> DictProxy<K, V> {
         Ok(keys)
     }
 
-    /// A copy of all values, as they are at one moment.
+    /// Returns a copy of all values, as they are at one moment.
     ///
     /// # Errors
     /// As [`Proxy::call`].
@@ -134,7 +139,7 @@ impl<K: Eq + Hash + Item, V: Item> DictProxy<K, V> {
         Ok(values)
     }
 
-    /// A copy of all keys and values, as they are at one moment.
+    /// Returns a copy of all keys and values, as they are at one moment.
     ///
     /// # Errors
     /// As [`Proxy::call`].
@@ -146,7 +151,7 @@ impl<K: Eq + Hash + Item, V: Item> DictProxy<K, V> {
         Ok(items)
     }
 
-    /// Drops all keys and values.
+    /// Removes all keys and values.
     ///
     /// # Errors
     /// As [`Proxy::call`].
@@ -154,7 +159,7 @@ impl<K: Eq + Hash + Item, V: Item> DictProxy<K, V> {
         self.0.call(HashMap::clear, ()).await
     }
 
-    /// Sets many keys in one step.
+    /// Inserts several keys and their values in one step.
     ///
     /// # Errors
     /// As [`Proxy::call`].
@@ -162,8 +167,9 @@ impl<K: Eq + Hash + Item, V: Item> DictProxy<K, V> {
         self.0.call(|dict: &mut HashMap<K, V>, items: Vec<(K, V)>| dict.extend(items), (items,)).await
     }
 
-    /// Runs `f` on the dictionary, in the manager's process, as one step that no other call comes into. For a function
-    /// that needs arguments, [`proxy`](Self::proxy) and [`Proxy::call`].
+    /// Runs `f` on the dictionary in the manager's process, as one step: no other call sees the dictionary in between.
+    ///
+    /// `f` captures nothing. To pass arguments, use [`proxy`](Self::proxy) and [`Proxy::call`].
     ///
     /// # Errors
     /// As [`Proxy::call`].

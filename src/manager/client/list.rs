@@ -11,12 +11,9 @@ use serde::{Deserialize, Serialize};
 /// How many elements a stream fetches at a time.
 const CHUNK: usize = 256;
 
-/// A list that lives in a manager's process; made by [`Manager::list`](crate::Manager::list).
+/// A handle of a list that lives in a manager's process.
 ///
-/// Its elements are values: what comes out is a copy, and changing it changes nothing here. To change an element in
-/// place, say how with [`update`](Self::update), or let the element be a proxy itself. See [`Proxy`] for what a handle
-/// promises: a call waits for its answer, is made whole or not at all, and fails with `Closed` once the manager is
-/// gone.
+/// Created by [`Manager::list`](crate::Manager::list). Any process that has a handle can read and change the list.
 ///
 /// ```
 /// use multiprocess::{self as mp, ListProxy, Manager, Process};
@@ -35,6 +32,13 @@ const CHUNK: usize = 256;
 ///     })
 /// }
 /// ```
+///
+/// # Elements are copies
+/// A method returns a copy of an element. Changing the copy does not change the list. To change an element in place, pass a
+/// function to [`update`](Self::update), or let the element be a proxy itself.
+///
+/// # Details
+/// Each method is one call: see [`Proxy`] for waiting, dropped futures, deaths and cost.
 #[derive(Serialize, Deserialize)]
 #[serde(bound = "")]
 pub struct ListProxy<T>(pub(crate) Proxy<Vec<T>>);
@@ -46,7 +50,7 @@ fn beyond(doing: &str, at: usize, len: usize) -> Error {
 }
 
 impl<T: Item> ListProxy<T> {
-    /// The list as an object, for [`Proxy::call`] and [`Batch`](crate::Batch).
+    /// Returns the list as an object, for [`Proxy::call`] and [`Batch`](crate::Batch).
     pub fn proxy(&self) -> &Proxy<Vec<T>> {
         &self.0
     }
@@ -59,7 +63,7 @@ impl<T: Item> ListProxy<T> {
         self.0.call(|list: &mut Vec<T>, value: T| list.push(value), (value,)).await
     }
 
-    /// Appends many, in one step.
+    /// Appends several elements in one step.
     ///
     /// # Errors
     /// As [`Proxy::call`].
@@ -67,7 +71,7 @@ impl<T: Item> ListProxy<T> {
         self.0.call(|list: &mut Vec<T>, values: Vec<T>| list.extend(values), (values,)).await
     }
 
-    /// Inserts an element before the one at `at`.
+    /// Inserts an element at index `at`, and shifts all elements after it to the right.
     ///
     /// # Errors
     /// `Other` if `at` is greater than the length; else as [`Proxy::call`].
@@ -82,7 +86,7 @@ impl<T: Item> ListProxy<T> {
         self.0.call(insert, (at, value)).await?
     }
 
-    /// The element at `at`, or `None` beyond the end.
+    /// Returns a copy of the element at index `at`, or `None` if `at` is out of bounds.
     ///
     /// # Errors
     /// As [`Proxy::call`].
@@ -90,10 +94,10 @@ impl<T: Item> ListProxy<T> {
         self.0.lend(|list, Lend(at): Lend<usize>| wire::encode_by_serde(&list.get(at)), &at).await
     }
 
-    /// Replaces the element at `at`.
+    /// Replaces the element at index `at`.
     ///
     /// # Errors
-    /// `Other` beyond the end; else as [`Proxy::call`].
+    /// `Other` if `at` is out of bounds; else as [`Proxy::call`].
     pub async fn set(&self, at: usize, value: T) -> Result<()> {
         let set = |list: &mut Vec<T>, at: usize, value: T| {
             let len = list.len();
@@ -102,7 +106,7 @@ impl<T: Item> ListProxy<T> {
         self.0.call(set, (at, value)).await?
     }
 
-    /// Takes the last element.
+    /// Removes the last element and returns it, or `None` if the list is empty.
     ///
     /// # Errors
     /// As [`Proxy::call`].
@@ -110,10 +114,10 @@ impl<T: Item> ListProxy<T> {
         self.0.call(Vec::pop, ()).await
     }
 
-    /// Takes the element at `at` out; those behind it move up.
+    /// Removes the element at index `at` and returns it; all elements after it shift to the left.
     ///
     /// # Errors
-    /// `Other` beyond the end; else as [`Proxy::call`].
+    /// `Other` if `at` is out of bounds; else as [`Proxy::call`].
     pub async fn remove(&self, at: usize) -> Result<T> {
         let remove = |list: &mut Vec<T>, at: usize| match at < list.len() {
             true => Ok(list.remove(at)),
@@ -122,7 +126,7 @@ impl<T: Item> ListProxy<T> {
         self.0.call(remove, (at,)).await?
     }
 
-    /// Drops all elements.
+    /// Removes all elements.
     ///
     /// # Errors
     /// As [`Proxy::call`].
@@ -130,7 +134,7 @@ impl<T: Item> ListProxy<T> {
         self.0.call(Vec::clear, ()).await
     }
 
-    /// How many elements there are.
+    /// Returns the number of elements.
     ///
     /// # Errors
     /// As [`Proxy::call`].
@@ -138,7 +142,7 @@ impl<T: Item> ListProxy<T> {
         self.0.call(|list: &mut Vec<T>| list.len(), ()).await
     }
 
-    /// Whether there is no element.
+    /// Returns `true` if the list has no elements.
     ///
     /// # Errors
     /// As [`Proxy::call`].
@@ -146,7 +150,7 @@ impl<T: Item> ListProxy<T> {
         Ok(self.len().await? == 0)
     }
 
-    /// Sorts, keeping equal elements in their order.
+    /// Sorts the list. Equal elements keep their order.
     ///
     /// # Errors
     /// As [`Proxy::call`].
@@ -157,7 +161,7 @@ impl<T: Item> ListProxy<T> {
         self.0.call(|list: &mut Vec<T>| list.sort(), ()).await
     }
 
-    /// A copy of all elements, as they are at one moment.
+    /// Returns a copy of all elements, as they are at one moment.
     ///
     /// # Errors
     /// As [`Proxy::call`].
@@ -165,7 +169,7 @@ impl<T: Item> ListProxy<T> {
         self.slice(0, usize::MAX).await
     }
 
-    /// A copy of at most `len` elements from `at` on; beyond the end there are none.
+    /// Returns a copy of up to `len` elements from index `at` on; there are fewer, or none, at the end of the list.
     ///
     /// # Errors
     /// As [`Proxy::call`].
@@ -178,7 +182,7 @@ impl<T: Item> ListProxy<T> {
         Ok(slice)
     }
 
-    /// Runs `f` on the list, in the manager's process, as one step that no other call comes into.
+    /// Runs `f` on the list in the manager's process, as one step: no other call sees the list in between.
     ///
     /// # Errors
     /// As [`Proxy::call`].
@@ -197,8 +201,13 @@ impl<T: Item> ListProxy<T> {
         self.0.call(f, ()).await
     }
 
-    /// The elements one after the other, fetched some at a time: what is pushed meanwhile is seen, and a change before
-    /// the place where the stream stands moves what it sees. Ends at the end of the list, or after an error.
+    /// Returns a stream of copies of the elements, which it fetches 256 at a time.
+    ///
+    /// The stream is no snapshot. It yields elements that are pushed while it runs; if elements before its position are
+    /// inserted or removed meanwhile, it repeats or skips some. It ends at the end of the list, or after an error.
+    ///
+    /// # Errors
+    /// An item is an error as of [`Proxy::call`].
     ///
     /// ```
     /// use futures::TryStreamExt;

@@ -10,10 +10,10 @@ use serde::{Deserialize, Serialize};
 use std::any::{Any, type_name};
 use std::collections::BTreeMap;
 
-/// Names and values, of any types, in a manager's process; made by [`Manager::namespace`](crate::Manager::namespace).
+/// A handle of a namespace that lives in a manager's process: names, each with a value of any type.
 ///
-/// See [`Proxy`] for what a handle promises: a call waits for its answer, is made whole or not at all, and fails with
-/// `Closed` once the manager is gone.
+/// Created by [`Manager::namespace`](crate::Manager::namespace). Every manager has one from the start,
+/// [`Manager::names`](crate::Manager::names), in which programs that connect find what others have put there.
 ///
 /// ```
 /// use multiprocess::{self as mp, Manager, Namespace, Process};
@@ -34,6 +34,10 @@ use std::collections::BTreeMap;
 ///     })
 /// }
 /// ```
+///
+/// # Details
+/// A value is read as the type that it was set with. Each method is one call: see [`Proxy`] for waiting, dropped futures, deaths and
+/// cost.
 #[derive(Serialize, Deserialize)]
 pub struct Namespace(pub(crate) Proxy<Names>);
 
@@ -48,7 +52,7 @@ pub(crate) struct Named {
 proxies!(Namespace);
 
 impl Namespace {
-    /// Gives a name a value, whatever it was before.
+    /// Sets the value of a name. A value that it had before, of whatever type, is dropped.
     ///
     /// # Errors
     /// As [`Proxy::call`].
@@ -56,15 +60,15 @@ impl Namespace {
         self.0.call(set::<T>, (name.to_string(), value)).await
     }
 
-    /// A copy of the value of a name.
+    /// Returns a copy of the value of a name, or `None` if there is no such name.
     ///
     /// # Errors
-    /// `Decode` if the value is of another type; else as [`Proxy::call`].
+    /// `Decode` if the value was set as another type than `T`; else as [`Proxy::call`].
     pub async fn get<T: Item>(&self, name: &str) -> Result<Option<T>> {
         self.0.lend(get::<T>, name).await
     }
 
-    /// Drops a name; true if there was such a one.
+    /// Removes a name and its value. Returns `true` if there was such a name.
     ///
     /// # Errors
     /// As [`Proxy::call`].
@@ -72,7 +76,7 @@ impl Namespace {
         self.0.call(remove, (name.to_string(),)).await
     }
 
-    /// All names, in the order of the alphabet.
+    /// Returns all names, sorted.
     ///
     /// # Errors
     /// As [`Proxy::call`].
@@ -103,7 +107,7 @@ fn list(names: &mut Names) -> Vec<String> {
 }
 
 impl Exposed {
-    /// What a [`Namespace`] does with values of type `T`.
+    /// Exposes all that a [`Namespace`] does with values of type `T`, and creating one.
     pub fn namespace<T: Item>() -> Self {
         let lent = call_op::<_, Names, Lend<String>, Lent>(0, get::<T>).entry;
         let owned = [Self::method(set::<T>), Self::method(remove), Self::method(list)];

@@ -1,4 +1,4 @@
-//! Locks, semaphores, events, barriers, conditions in a manager, for those who share no memory.
+//! Locks, semaphores, events, barriers and conditions in a manager, for programs that share no memory.
 
 use crate::error::{Error, ErrorKind, LockError, Result};
 use crate::manager::client::proxy::{Proxy, proxies};
@@ -57,14 +57,15 @@ impl Waits for Held {
     }
 }
 
-/// A lock, or a permit, of a manager; given back when dropped, or when the connection it came through is lost.
+/// A lock or a permit of a manager that this process holds. Dropping it releases it.
 ///
-/// See [`LockProxy`] and [`SemaphoreProxy`] for examples.
+/// If the connection to the manager is lost, the manager releases it too. See [`LockProxy`] and [`SemaphoreProxy`] for examples.
 #[must_use = "what is dropped at once protects nothing"]
 pub struct Grant(Asked);
 
 impl Grant {
-    /// Keeps the permit of a semaphore for good: it is not given back by anybody. A lock cannot be kept like this.
+    /// Keeps the permit of a semaphore for good: nothing releases it. A lock is released all the same, without
+    /// [`OwnerDied`](ErrorKind::OwnerDied).
     pub fn forget(self) {
         self.0.take();
     }
@@ -87,13 +88,10 @@ fn granted<G>(answer: Result<(bool, Asked)>, grant: impl FnOnce(Asked) -> G) -> 
     }
 }
 
-/// A lock that lives in a manager's process, for those who share no memory; made by
-/// [`Manager::lock`](crate::Manager::lock). Within a family [`Lock`](crate::Lock) is faster.
+/// A handle of a mutual exclusion lock that lives in a manager's process.
 ///
-/// **Order.** First come, first served. **Cancel.** A dropped `acquire` has not acquired it.
-/// **Death.** The lock of a process that is killed or cut off is free at once; the next holder gets `OwnerDied` with the
-/// lock inside. Who is cut off from the manager may not know of it until its next call: what must not be done by
-/// two at a time is done through the manager itself.
+/// Created by [`Manager::lock`](crate::Manager::lock). It is for programs that share no memory, such as those on several
+/// hosts; among processes of one program, [`Lock`](crate::Lock) is faster.
 ///
 /// ```
 /// use multiprocess::{self as mp, Manager};
@@ -110,30 +108,39 @@ fn granted<G>(answer: Result<(bool, Asked)>, grant: impl FnOnce(Asked) -> G) -> 
 ///     })
 /// }
 /// ```
+///
+/// # Details
+/// - **Waiting.** First come, first served. A call that waits holds no thread of the manager.
+/// - **Death.** If the holder is killed or disconnected, the lock is free at once. The next holder gets
+///   [`OwnerDied`](ErrorKind::OwnerDied), with the grant inside the error.
+/// - **Disconnection.** A holder on another host may notice only at its next call that it is disconnected, while another holds the lock
+///   already. Do what the lock protects through the manager itself where that matters.
+/// - **Cost.** One call to acquire the lock, and one message to release it.
 #[derive(Serialize, Deserialize)]
 pub struct LockProxy(pub(crate) Proxy<Held>);
 
 impl LockProxy {
-    /// Waits until the lock is this caller's.
+    /// Acquires the lock. Waits while another caller holds it. Dropped, it has not acquired the lock.
     ///
     /// # Errors
-    /// `OwnerDied`, and then the lock is taken: the grant is inside. Else as [`Proxy::call`].
+    /// `OwnerDied` if the previous holder was killed or disconnected: the lock is acquired, and the grant is inside the error. Else as
+    /// [`Proxy::call`].
     pub async fn acquire(&self) -> Result<Grant, LockError<Grant>> {
         granted(self.0.wait(None, Held::acquire, (true,)).await, Grant)
     }
 
-    /// Takes the lock if it is free.
+    /// Acquires the lock if it is free.
     ///
     /// # Errors
-    /// `WouldBlock` if it is held; else as [`acquire`](Self::acquire).
+    /// `WouldBlock` if another caller holds it; else as [`acquire`](Self::acquire).
     pub async fn try_acquire(&self) -> Result<Grant, LockError<Grant>> {
         granted(self.0.wait(None, Held::acquire, (false,)).await, Grant)
     }
 
-    /// [`acquire`](Self::acquire) that gives up after `timeout`. Counted in real time: see [Timeouts](crate#timeouts).
+    /// Like [`acquire`](Self::acquire), but gives up after `timeout`. Time is real time: see [Timeouts](crate#timeouts).
     ///
     /// # Errors
-    /// `Timeout`; else as [`acquire`](Self::acquire).
+    /// `Timeout` if the lock was not free in time; else as [`acquire`](Self::acquire).
     pub async fn acquire_timeout(&self, timeout: Duration) -> Result<Grant, LockError<Grant>> {
         let waiting = self.0.wait(None, Held::acquire, (true,));
         granted(in_time(timeout, waiting, "the lock was not free").await, Grant)
@@ -172,11 +179,10 @@ impl Waits for Permits {
     }
 }
 
-/// A semaphore that lives in a manager's process, for those who share no memory; made by
-/// [`Manager::semaphore`](crate::Manager::semaphore). Within a family [`Semaphore`](crate::Semaphore) is faster.
+/// A handle of a counting semaphore that lives in a manager's process.
 ///
-/// **Order.** First come, first served. **Cancel.** A dropped `acquire` has no permit, and loses none. **Death.** The
-/// permits of a process that is killed or cut off are available again at once.
+/// Created by [`Manager::semaphore`](crate::Manager::semaphore). It is for programs that share no memory, such as those on
+/// several hosts; among processes of one program, [`Semaphore`](crate::Semaphore) is faster.
 ///
 /// ```
 /// use multiprocess::{self as mp, Manager};
@@ -193,11 +199,16 @@ impl Waits for Permits {
 ///     })
 /// }
 /// ```
+///
+/// # Details
+/// - **Waiting.** First come, first served. A call that waits holds no thread of the manager.
+/// - **Death.** The permits of a process that is killed or disconnected are available again at once.
+/// - **Cost.** One call to acquire a permit, and one message to release it.
 #[derive(Serialize, Deserialize)]
 pub struct SemaphoreProxy(pub(crate) Proxy<Permits>);
 
 impl SemaphoreProxy {
-    /// Waits for a permit.
+    /// Acquires a permit. Waits while there is none. Dropped, it has acquired none, and none is lost.
     ///
     /// # Errors
     /// As [`Proxy::call`].
@@ -206,7 +217,7 @@ impl SemaphoreProxy {
         Ok(Grant(asked))
     }
 
-    /// Takes a permit if there is one.
+    /// Acquires a permit if one is available.
     ///
     /// # Errors
     /// `WouldBlock` if there is none; else as [`Proxy::call`].
@@ -215,15 +226,15 @@ impl SemaphoreProxy {
         Ok(Grant(asked))
     }
 
-    /// [`acquire`](Self::acquire) that gives up after `timeout`. Counted in real time: see [Timeouts](crate#timeouts).
+    /// Like [`acquire`](Self::acquire), but gives up after `timeout`. Time is real time: see [Timeouts](crate#timeouts).
     ///
     /// # Errors
-    /// `Timeout`; else as [`acquire`](Self::acquire).
+    /// `Timeout` if there was no permit in time; else as [`acquire`](Self::acquire).
     pub async fn acquire_timeout(&self, timeout: Duration) -> Result<Grant> {
         in_time(timeout, self.acquire(), "there was no permit").await
     }
 
-    /// Adds a permit, beyond those that are held.
+    /// Adds a permit, beside those that are held.
     ///
     /// # Errors
     /// As [`Proxy::call`].
@@ -232,7 +243,7 @@ impl SemaphoreProxy {
         self.0.call(release, ()).await
     }
 
-    /// How many permits there are to be had.
+    /// Returns the number of permits that are available.
     ///
     /// # Errors
     /// As [`Proxy::call`].
@@ -249,11 +260,10 @@ impl Waits for Flag {
     fn settle(&mut self, _: Ticket, _: End) {}
 }
 
-/// An event that lives in a manager's process, for those who share no memory; made by
-/// [`Manager::event`](crate::Manager::event). Within a family [`Event`](crate::Event) is faster.
+/// A handle of an event that lives in a manager's process: a flag that tasks wait for.
 ///
-/// **Order.** Setting wakes everybody who waits, also if it is cleared at once. **Cancel.** A dropped `wait` leaves
-/// nothing behind. **Death.** Nobody holds anything; if the manager ends, every call fails with kind `Closed`.
+/// Created by [`Manager::event`](crate::Manager::event), not set. It is for programs that share no memory, such as those on
+/// several hosts; among processes of one program, [`Event`](crate::Event) is faster.
 ///
 /// ```
 /// use multiprocess::{self as mp, Manager};
@@ -268,11 +278,16 @@ impl Waits for Flag {
 ///     })
 /// }
 /// ```
+///
+/// # Details
+/// - **Waiting.** [`set`](Self::set) wakes all callers that wait, also if the event is cleared right after.
+/// - **Death.** Nobody holds anything. If the manager ends, each call fails with `Closed`.
+/// - **Cost.** One call for each method.
 #[derive(Serialize, Deserialize)]
 pub struct EventProxy(pub(crate) Proxy<Flag>);
 
 impl EventProxy {
-    /// Sets it, and wakes all who wait.
+    /// Sets the event and wakes all callers that wait for it.
     ///
     /// # Errors
     /// As [`Proxy::call`].
@@ -280,7 +295,7 @@ impl EventProxy {
         self.0.call(|flag: &mut Flag| flag.0 = true, ()).await
     }
 
-    /// Clears it.
+    /// Clears the event.
     ///
     /// # Errors
     /// As [`Proxy::call`].
@@ -288,7 +303,7 @@ impl EventProxy {
         self.0.call(|flag: &mut Flag| flag.0 = false, ()).await
     }
 
-    /// Whether it is set.
+    /// Returns `true` if the event is set.
     ///
     /// # Errors
     /// As [`Proxy::call`].
@@ -296,7 +311,7 @@ impl EventProxy {
         self.0.call(|flag: &mut Flag| flag.0, ()).await
     }
 
-    /// Waits until it is set.
+    /// Waits until the event is set. Dropped, it leaves nothing behind.
     ///
     /// # Errors
     /// As [`Proxy::call`].
@@ -305,10 +320,10 @@ impl EventProxy {
         self.0.wait_and_take(None, wait, ()).await
     }
 
-    /// [`wait`](Self::wait) that gives up after `timeout`. Counted in real time: see [Timeouts](crate#timeouts).
+    /// Like [`wait`](Self::wait), but gives up after `timeout`. Time is real time: see [Timeouts](crate#timeouts).
     ///
     /// # Errors
-    /// `Timeout`; else as [`Proxy::call`].
+    /// `Timeout` if the event was not set in time; else as [`Proxy::call`].
     pub async fn wait_timeout(&self, timeout: Duration) -> Result<()> {
         in_time(timeout, self.wait(), "the event was not set").await
     }
@@ -376,11 +391,10 @@ impl Waits for Parties {
     }
 }
 
-/// A barrier that lives in a manager's process, for those who share no memory; made by
-/// [`Manager::barrier`](crate::Manager::barrier). Within a family [`Barrier`](crate::Barrier) is faster.
+/// A handle of a barrier that lives in a manager's process: a fixed number of parties wait for each other.
 ///
-/// **Cancel.** A `wait` that is dropped breaks it: those who wait fail with kind `BrokenBarrier`, and those who come,
-/// until it is reset. **Death.** So does one of a process that is killed or cut off.
+/// Created by [`Manager::barrier`](crate::Manager::barrier). It is for programs that share no memory, such as those on
+/// several hosts; among processes of one program, [`Barrier`](crate::Barrier) is faster.
 ///
 /// ```
 /// use multiprocess::{self as mp, Manager};
@@ -395,28 +409,37 @@ impl Waits for Parties {
 ///     })
 /// }
 /// ```
+///
+/// # Details
+/// - **Death.** If a process that waits is killed or disconnected, or a [`wait`](Self::wait) is dropped, the barrier breaks: all that
+///   wait fail with [`BrokenBarrier`](ErrorKind::BrokenBarrier), and all that come, until it is [reset](Self::reset).
+/// - **Cost.** One call for each method.
 #[derive(Serialize, Deserialize)]
 pub struct BarrierProxy(pub(crate) Proxy<Parties>);
 
 impl BarrierProxy {
-    /// Waits until all parties wait, and returns which of them this is: 0 is one of them.
+    /// Waits until all parties wait. Returns a different number for each of them, from 0 on.
+    ///
+    /// Dropping it before all parties wait breaks the barrier.
     ///
     /// # Errors
-    /// `BrokenBarrier` if it is broken, or breaks or is reset meanwhile; else as [`Proxy::call`].
+    /// `BrokenBarrier` if the barrier is broken, or breaks or is reset meanwhile; else as [`Proxy::call`].
     pub async fn wait(&self) -> Result<usize> {
         self.0.wait_and_take(None, Parties::wait, ()).await
     }
 
-    /// [`wait`](Self::wait) that gives up after `timeout`, and so breaks the barrier, unless the last came just then, which
-    /// is the manager's word, or that could not even be asked. Counted in real time: see [Timeouts](crate#timeouts).
+    /// Like [`wait`](Self::wait), but gives up after `timeout`.
+    ///
+    /// Giving up breaks the barrier, unless the last party has arrived or the request was never sent. The manager decides, and this
+    /// call waits for its answer. Time is real time: see [Timeouts](crate#timeouts).
     ///
     /// # Errors
-    /// `Timeout`; else as [`wait`](Self::wait).
+    /// `Timeout` if not all parties arrived in time; else as [`wait`](Self::wait).
     pub async fn wait_timeout(&self, timeout: Duration) -> Result<usize> {
         self.0.wait_and_take(Some(timeout), Parties::wait, ()).await
     }
 
-    /// Breaks it.
+    /// Breaks the barrier: all that wait fail, and all that come, until it is [reset](Self::reset).
     ///
     /// # Errors
     /// As [`Proxy::call`].
@@ -428,7 +451,7 @@ impl BarrierProxy {
         self.0.call(abort, ()).await
     }
 
-    /// Makes it whole; those who wait fail with kind `BrokenBarrier`.
+    /// Makes the barrier usable again. Callers that wait fail with `BrokenBarrier`.
     ///
     /// # Errors
     /// As [`Proxy::call`].
@@ -440,7 +463,7 @@ impl BarrierProxy {
         self.0.call(reset, ()).await
     }
 
-    /// How many it waits for.
+    /// Returns the number of parties.
     ///
     /// # Errors
     /// As [`Proxy::call`].
@@ -448,7 +471,7 @@ impl BarrierProxy {
         self.0.call(|parties: &mut Parties| parties.count, ()).await
     }
 
-    /// How many wait.
+    /// Returns the number of parties that wait.
     ///
     /// # Errors
     /// As [`Proxy::call`].
@@ -456,7 +479,7 @@ impl BarrierProxy {
         self.0.call(|parties: &mut Parties| parties.waiting.len(), ()).await
     }
 
-    /// Whether it is broken.
+    /// Returns `true` if the barrier is broken.
     ///
     /// # Errors
     /// As [`Proxy::call`].
@@ -526,12 +549,10 @@ impl Waits for Waiters {
     }
 }
 
-/// A condition, with the lock that belongs to it, that lives in a manager's process, for those who share no memory; made
-/// by [`Manager::condition`](crate::Manager::condition). Within a family [`Condition`](crate::Condition) is faster.
+/// A handle of a condition variable with its lock that lives in a manager's process.
 ///
-/// **Order.** Those who wait are noticed in the order they came in. **Cancel.** A dropped `wait` leaves the lock free and
-/// no waiter behind; a notice that had come, but not to its caller, goes to the next. **Death.** As for [`LockProxy`]; a
-/// notice of one who is killed with the lock it got by it goes to the next too.
+/// Created by [`Manager::condition`](crate::Manager::condition). It is for programs that share no memory, such as those on
+/// several hosts; among processes of one program, [`Condition`](crate::Condition) is faster.
 ///
 /// ```
 /// use multiprocess::{self as mp, Manager};
@@ -551,11 +572,17 @@ impl Waits for Waiters {
 ///     })
 /// }
 /// ```
+///
+/// # Details
+/// - **Waiting.** Callers are notified in the order in which they began to wait.
+/// - **Death.** As for [`LockProxy`]. The notification of a process that is killed before it has released the lock goes to the next
+///   waiter.
+/// - **Cost.** One call for each method.
 #[derive(Serialize, Deserialize)]
 pub struct ConditionProxy(pub(crate) Proxy<Waiters>);
 
 impl ConditionProxy {
-    /// Waits until the lock is this caller's.
+    /// Acquires the lock of the condition. Dropped, it has not acquired it.
     ///
     /// # Errors
     /// As [`LockProxy::acquire`].
@@ -563,7 +590,9 @@ impl ConditionProxy {
         granted(self.0.wait(None, Waiters::lock, ()).await, Grant)
     }
 
-    /// Lets the lock go, waits for a notice, and takes the lock again.
+    /// Releases the lock, waits for a notification, and acquires the lock again.
+    ///
+    /// Dropped, it leaves the lock free and no waiter behind. A notification that had come goes to the next waiter.
     ///
     /// # Errors
     /// `Other` if `held` is not this condition's lock; else as [`LockProxy::acquire`].
@@ -571,11 +600,12 @@ impl ConditionProxy {
         self.wait_until(held, None).await
     }
 
-    /// [`wait`](Self::wait) that waits for a notice for `timeout` at most. The lock is taken again in any case, however
-    /// long that takes. Counted in real time: see [Timeouts](crate#timeouts).
+    /// Like [`wait`](Self::wait), but waits for a notification for `timeout` at most.
+    ///
+    /// The lock is acquired again in any case, however long that takes. Time is real time: see [Timeouts](crate#timeouts).
     ///
     /// # Errors
-    /// `Timeout` if no notice came in time: the grant is inside. Else as [`wait`](Self::wait).
+    /// `Timeout` if no notification came in time: the grant is inside the error. Else as [`wait`](Self::wait).
     pub async fn wait_timeout(&self, held: Grant, timeout: Duration) -> Result<Grant, LockError<Grant>> {
         self.wait_until(held, Some(timeout)).await
     }
@@ -596,12 +626,12 @@ impl ConditionProxy {
         Err(LockError::new(too_late("the condition was not notified"), Some(grant)))
     }
 
-    /// Waits until `is_so`, which is asked with the lock held: at once, and at each notice.
+    /// Waits until `is_so` returns `true`. It is called with the lock held: at once, and after each notification.
     ///
     /// Dropped, it leaves the lock free and no waiter behind.
     ///
     /// # Errors
-    /// What `is_so` says; else as [`wait`](Self::wait).
+    /// The error of `is_so`, with the grant inside; else as [`wait`](Self::wait).
     pub async fn wait_for(
         &self,
         mut held: Grant,
@@ -616,7 +646,7 @@ impl ConditionProxy {
         }
     }
 
-    /// Wakes who has waited longest.
+    /// Wakes the caller that has waited longest.
     ///
     /// # Errors
     /// As [`Proxy::call`].
@@ -624,7 +654,7 @@ impl ConditionProxy {
         self.notify(1).await
     }
 
-    /// Wakes up to `count` who have waited longest.
+    /// Wakes up to `count` callers, those that have waited longest.
     ///
     /// # Errors
     /// As [`Proxy::call`].
@@ -632,7 +662,7 @@ impl ConditionProxy {
         self.0.call(Waiters::notify, (count,)).await
     }
 
-    /// Wakes all who wait.
+    /// Wakes all callers that wait.
     ///
     /// # Errors
     /// As [`Proxy::call`].
@@ -640,7 +670,7 @@ impl ConditionProxy {
         self.notify(usize::MAX).await
     }
 
-    /// How many wait for a notice.
+    /// Returns the number of callers that wait for a notification.
     ///
     /// # Errors
     /// As [`Proxy::call`].

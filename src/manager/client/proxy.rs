@@ -17,20 +17,10 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 /// Where a batch says how many operations it has.
 const COUNT_AT: usize = 9;
 
-/// A handle of an object that lives in a manager's process.
+/// A handle of an object of any type that lives in a manager's process.
 ///
-/// Calls on one object run there one at a time, each whole, in the order in which they arrive; a slow object delays no
-/// other. The handle is a serde value: it travels to other processes, in arguments, results, queues and inside other
-/// objects of the manager. The object lives as long as any handle does, or one is on its way; it goes with the
-/// last, also when that one's process is killed. An object must not wait for a call on itself. A handle that came through
-/// [`Manager::connect`](crate::Manager::connect) travels to that manager and back only, and goes with its connection.
-/// Objects that have handles of each other go, too, once nobody else has any; but a handle that was decoded in the
-/// manager by a thread that an object has started itself is that thread's, and holds like anybody's.
-///
-/// **Waiting.** A call waits for its answer; if the pipe to the manager is full, first for room. The first of a process
-/// also says hello, for which its thread waits if the manager is stopped and its door is full of others: 10 seconds at
-/// most, and it fails with kind `Timeout` then. **Cancel.** A dropped call was made whole or not at all. **Death.** If the manager's process ends, every pending call fails
-/// with kind `Closed` at once.
+/// Created by [`Manager::create`](crate::Manager::create). [`call`](Self::call) runs a function on the object, where the object is. Calls
+/// on one object run one at a time, in the order in which they arrive. A slow call delays no other object.
 ///
 /// ```
 /// use multiprocess::{self as mp, Manager, Process, Proxy};
@@ -55,18 +45,41 @@ const COUNT_AT: usize = 9;
 ///     })
 /// }
 /// ```
+///
+/// # Handles
+/// A handle is cheap to clone and is a serde value. It can be an argument, a result, part of a value in a queue, or part of another
+/// object of the manager. The object exists as long as any handle of it does, or one is on its way. It is dropped with the last
+/// handle, also if that one's process is killed. Objects that hold handles of each other in a circle are dropped once nothing
+/// else holds one.
+///
+/// - A handle that came through [`Manager::connect`](crate::Manager::connect) can be sent to that manager and back only, and is of no
+///   use once the connection is lost.
+/// - A handle that is decoded in the manager's process by a thread that an object has started belongs to that thread, not to the
+///   object.
+///
+/// # Details
+/// - **Waiting.** A call waits for its answer; if 1 MiB is under way to the manager, first for room. The first call of a process
+///   connects it. If the manager is stopped and too many others are connecting, that blocks the thread for up to 10 seconds, and
+///   then the call fails with `Timeout`. An object must not wait for a call on itself: that call begins when the object is done.
+/// - **Dropped futures.** A call that is dropped was made as a whole or not at all.
+/// - **Death.** If the manager's process ends, each pending call fails with `Closed` at once. If a client is killed, the calls that
+///   it has sent are made.
+/// - **Cost.** One message to the manager and one back, without a system call while both sides are busy.
 pub struct Proxy<T> {
     pub(crate) handle: Arc<Handle>,
     object: PhantomData<fn(T) -> T>,
 }
 
 impl<T: Send + 'static> Proxy<T> {
-    /// Calls `g` on the object, with `args` after it. Cancel-safe: dropped, the call was made whole or not at all.
+    /// Calls `g` with the object and `args`, and returns its result. Dropped, the call was made as a whole or not at all.
     ///
     /// # Errors
-    /// `Panicked` if `g` panicked: the object stays, as `g` left it. `Closed` if the manager is gone. `Encode` and
-    /// `Decode` if an argument or the result cannot travel, or this build is not the manager's. `Other` if the
-    /// manager does not expose `g`.
+    /// - `Panicked` if `g` panicked. The object stays, as `g` left it.
+    /// - `Closed` if the manager is gone.
+    /// - `Encode` if an argument or the result cannot be serialised, `Decode` if it cannot be deserialised, or if the manager runs
+    ///   another build of the program.
+    /// - `Other` if the manager does not [expose](crate::ManagerBuilder::expose) `g`.
+    /// - `Timeout` if the manager accepted no connection, `Io` if there is no memory or descriptor left.
     pub async fn call<F, A>(&self, g: F, args: A) -> Result<F::Output>
     where
         F: Method<T, A>,
@@ -103,12 +116,12 @@ impl<T> Proxy<T> {
         Self { handle: Arc::new(handle), object: PhantomData }
     }
 
-    /// Several calls that go to this object's manager in one message. See [`Batch`].
+    /// Returns an empty [`Batch`] of calls for this object's manager.
     pub fn batch(&self) -> Batch {
         Batch::new(self.handle.link.clone())
     }
 
-    /// Whether both are handles of one object.
+    /// Returns `true` if both are handles of one object.
     pub fn is_same_object(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.handle.link, &other.handle.link) && self.handle.object == other.handle.object
     }
@@ -179,10 +192,11 @@ impl<'de, T> Deserialize<'de> for Proxy<T> {
     }
 }
 
-/// Several calls in one message, so that they cost one round trip together.
+/// Several calls in one message, which cost one round trip together.
 ///
-/// They are made in order, each on its own as [`Proxy::call`] would; other clients' calls may come between them. One
-/// that fails does not keep the next from being made. Dropped before [`send`](Self::send), nothing is made.
+/// Created by [`Proxy::batch`]. [`call`](Self::call) adds a call and returns a [`Ticket`]; [`send`](Self::send) makes the calls and
+/// returns the [`Replies`], in which a ticket finds its result. The calls are made in order, each as by [`Proxy::call`]. Calls of
+/// other clients can come between them. If one fails, the next are made all the same.
 ///
 /// ```
 /// use multiprocess::{self as mp, Manager};
@@ -217,7 +231,7 @@ pub struct Batch {
 
 static BATCHES: AtomicU64 = AtomicU64::new(0);
 
-/// Which reply of a batch is meant, and of what type it is.
+/// The place of one result among the [`Replies`] to a [`Batch`], and its type.
 #[derive(Debug)]
 pub struct Ticket<R> {
     batch: u64,
@@ -236,7 +250,7 @@ impl Batch {
     /// Adds a call of `g` on the object of `proxy`.
     ///
     /// # Errors
-    /// `Encode` if an argument cannot be serialised, `Other` if the object is another manager's; the batch is as before.
+    /// `Encode` if an argument cannot be serialised, `Other` if the object lives in another manager. The batch is as before.
     pub fn call<T, F, A>(&mut self, proxy: &Proxy<T>, g: F, args: A) -> Result<Ticket<F::Output>>
     where
         T: Send + 'static,
@@ -258,20 +272,20 @@ impl Batch {
         Ok(Ticket { batch: self.number, at: self.count - 1, result: PhantomData })
     }
 
-    /// How many calls it has.
+    /// Returns the number of calls in the batch.
     pub fn len(&self) -> usize {
         self.count
     }
 
-    /// Whether it has no call.
+    /// Returns `true` if the batch has no calls.
     pub fn is_empty(&self) -> bool {
         self.count == 0
     }
 
-    /// Makes the calls and waits for all replies. Cancel-safe: dropped, all calls were made, or none.
+    /// Makes the calls and waits for their results. Dropped, all calls were made, or none.
     ///
     /// # Errors
-    /// `Closed` if the manager is gone. What became of each call is in the replies.
+    /// `Closed` if the manager is gone. The error of a single call is in the [`Replies`].
     pub async fn send(mut self) -> Result<Replies> {
         self.request.truncate(self.end);
         self.request.amend(COUNT_AT, self.count as u64);
@@ -286,7 +300,7 @@ impl fmt::Debug for Batch {
     }
 }
 
-/// What came of the calls of a [`Batch`].
+/// The results of the calls of a [`Batch`].
 pub struct Replies {
     reader: Reader,
     /// Where the replies begin that have been passed.
@@ -295,10 +309,10 @@ pub struct Replies {
 }
 
 impl Replies {
-    /// The result of one call. Taken in the order of the calls it costs least.
+    /// Returns the result of one call. It costs least in the order of the calls.
     ///
     /// # Errors
-    /// As the call by itself; `Other` if the ticket is of another batch.
+    /// As [`Proxy::call`]; `Other` if the ticket belongs to another batch.
     pub fn take<R: DeserializeOwned + 'static>(&mut self, ticket: Ticket<R>) -> Result<R> {
         if ticket.batch != self.number {
             return Err(Error::other("this ticket is of another batch"));

@@ -11,14 +11,10 @@ use std::collections::{HashMap, VecDeque};
 use std::task::Poll;
 use std::time::Duration;
 
-/// A queue that lives in a manager's process, for those who share no memory; made by
-/// [`Manager::queue`](crate::Manager::queue). Within a family [`Queue`](crate::Queue) is faster.
+/// A handle of a queue that lives in a manager's process: several producers, several consumers, first in, first out.
 ///
-/// **Order.** First in, first out, and those who wait are served in the order they came in.
-/// **Cancel.** A dropped `get` loses no item: one that was on its way is the first again. A dropped `put` has put its
-/// item or not. **Death.** An item is its receiver's once `get` returned; one on its way to a process that is
-/// killed goes back to its place, and so could be seen twice only by who was killed. If the manager ends, every
-/// call fails with kind `Closed`.
+/// Created by [`Manager::queue`](crate::Manager::queue). It is for programs that share no memory, such as those on several
+/// hosts; among processes of one program, [`Queue`](crate::Queue) is faster.
 ///
 /// ```
 /// use multiprocess::{self as mp, Manager, QueueProxy};
@@ -38,6 +34,13 @@ use std::time::Duration;
 ///     })
 /// }
 /// ```
+///
+/// # Details
+/// - **Order.** First in, first out. Calls that wait are served in the order in which they arrived at the manager.
+/// - **Waiting.** A call that waits holds no thread of the manager. See [`Proxy`] for what else a call waits for.
+/// - **Death.** An item is received once [`get`](Self::get) has returned it. An item on its way to a process that is killed or
+///   disconnected goes back to its place in the queue. If the manager ends, each call fails with `Closed`.
+/// - **Cost.** One call for each method; `put` and `get` send one message more, which is not answered.
 #[derive(Serialize, Deserialize)]
 #[serde(bound = "")]
 pub struct QueueProxy<T>(pub(crate) Proxy<Items<T>>);
@@ -120,19 +123,20 @@ fn join<T>(queue: &mut Items<T>, _: &mut Option<()>, _: Try) -> Poll<Result<Mess
 }
 
 impl<T: Item> QueueProxy<T> {
-    /// Appends an item; waits while the queue is full. Dropped while it waits for room, it puts nothing; dropped once
-    /// the manager has put the item, it has put it.
+    /// Appends an item. Waits while the queue is full.
+    ///
+    /// Dropped while the queue is full, it puts nothing. Dropped later, the item has been put.
     ///
     /// # Errors
-    /// `Closed` if the queue was closed; else as [`Proxy::call`].
+    /// `Closed` if the queue was closed; else as [`Proxy::call`]. The item is lost.
     pub async fn put(&self, item: T) -> Result<()> {
         self.0.wait_and_take(None, put::<T>, (item,)).await
     }
 
-    /// Appends an item if there is room.
+    /// Appends an item if the queue is not full.
     ///
     /// # Errors
-    /// `Full`; `Closed` if the queue was closed; else as [`Proxy::call`].
+    /// `Full` if the queue is full; `Closed` if the queue was closed; else as [`Proxy::call`].
     pub async fn try_put(&self, item: T) -> Result<()> {
         let put = |queue: &mut Items<T>, item: T| {
             if queue.is_closed {
@@ -147,43 +151,47 @@ impl<T: Item> QueueProxy<T> {
         self.0.call(put, (item,)).await?
     }
 
-    /// Takes the first item; waits while there is none.
+    /// Removes the first item and returns it. Waits while the queue is empty.
+    ///
+    /// Dropped, it has removed nothing: an item that was on its way is the first again.
     ///
     /// # Errors
-    /// `Closed` if the queue was closed and is empty; `Decode` if the item cannot be read, which is the first again
-    /// then; else as [`Proxy::call`].
+    /// `Closed` if the queue was closed and is empty; `Decode` if the item cannot be read, which stays the first; else as
+    /// [`Proxy::call`].
     pub async fn get(&self) -> Result<T> {
         self.0.wait_and_take(None, get::<T>, (true,)).await
     }
 
-    /// Takes the first item if there is one.
+    /// Removes the first item and returns it, if there is one.
     ///
     /// # Errors
-    /// `Empty`; else as [`get`](Self::get).
+    /// `Empty` if the queue is empty; else as [`get`](Self::get).
     pub async fn try_get(&self) -> Result<T> {
         self.0.wait_and_take(None, get::<T>, (false,)).await
     }
 
-    /// [`put`](Self::put) that gives up after `timeout`, and then has put nothing: whether the item was in time is the
-    /// manager's word, which is waited for, so that a manager that does not answer at all is waited for as in every call.
-    /// Counted in real time: see [Timeouts](crate#timeouts).
+    /// Like [`put`](Self::put), but gives up if the queue is full for `timeout`.
+    ///
+    /// The manager decides whether the item was in time, and this call waits for its answer. So it can take longer if the manager
+    /// is stopped. Time is real time: see [Timeouts](crate#timeouts).
     ///
     /// # Errors
-    /// `Timeout`: the item was not put. Else as [`put`](Self::put).
+    /// `Timeout` if the queue had no room in time: the item was not put. Else as [`put`](Self::put).
     pub async fn put_timeout(&self, item: T, timeout: Duration) -> Result<()> {
         self.0.wait_and_take(Some(timeout), put::<T>, (item,)).await
     }
 
-    /// [`get`](Self::get) that gives up after `timeout`, and then has taken nothing.
-    /// Counted in real time: see [Timeouts](crate#timeouts).
+    /// Like [`get`](Self::get), but gives up after `timeout`, and has removed nothing then.
+    ///
+    /// Time is real time: see [Timeouts](crate#timeouts).
     ///
     /// # Errors
-    /// `Timeout`; else as [`get`](Self::get).
+    /// `Timeout` if there was no item in time; else as [`get`](Self::get).
     pub async fn get_timeout(&self, timeout: Duration) -> Result<T> {
         in_time(timeout, self.get(), "the queue had no item").await
     }
 
-    /// How many items there are.
+    /// Returns the number of items.
     ///
     /// # Errors
     /// As [`Proxy::call`].
@@ -191,7 +199,7 @@ impl<T: Item> QueueProxy<T> {
         self.0.call(|queue: &mut Items<T>| queue.items.len(), ()).await
     }
 
-    /// Whether there is no item.
+    /// Returns `true` if the queue has no items.
     ///
     /// # Errors
     /// As [`Proxy::call`].
@@ -199,7 +207,7 @@ impl<T: Item> QueueProxy<T> {
         Ok(self.len().await? == 0)
     }
 
-    /// Whether a `put` would wait.
+    /// Returns `true` if [`put`](Self::put) would wait.
     ///
     /// # Errors
     /// As [`Proxy::call`].
@@ -207,7 +215,7 @@ impl<T: Item> QueueProxy<T> {
         self.0.call(|queue: &mut Items<T>| queue.is_full(), ()).await
     }
 
-    /// Ends putting: every `put` fails from now on, and every `get` once the queue is empty.
+    /// Closes the queue: from now on each `put` fails, and each `get` fails once the queue is empty.
     ///
     /// # Errors
     /// As [`Proxy::call`].
@@ -215,10 +223,10 @@ impl<T: Item> QueueProxy<T> {
         self.0.call(|queue: &mut Items<T>| queue.is_closed = true, ()).await
     }
 
-    /// Says that an item is worked off, for [`join`](Self::join).
+    /// Marks an item as done, for [`join`](Self::join).
     ///
     /// # Errors
-    /// `Other` if that was said for every item already; else as [`Proxy::call`].
+    /// `Other` if all items that were put are done already; else as [`Proxy::call`].
     pub async fn task_done(&self) -> Result<()> {
         let done = |queue: &mut Items<T>| match queue.unfinished.checked_sub(1) {
             Some(left) => {
@@ -230,7 +238,7 @@ impl<T: Item> QueueProxy<T> {
         self.0.call(done, ()).await?
     }
 
-    /// Waits until [`task_done`](Self::task_done) was said for every item that was ever put.
+    /// Waits until [`task_done`](Self::task_done) was called for each item that was ever put. Dropped, it leaves nothing behind.
     ///
     /// # Errors
     /// As [`Proxy::call`].

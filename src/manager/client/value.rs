@@ -8,11 +8,10 @@ use crate::sync::{Integer, of_word, to_word};
 use crate::wire;
 use serde::{Deserialize, Serialize};
 
-/// A value that lives in a manager's process, for those who share no memory; made by
-/// [`Manager::value`](crate::Manager::value). Within a family [`Value`](crate::Value) is faster.
+/// A handle of a value that lives in a manager's process.
 ///
-/// See [`Proxy`] for what a handle promises: a call waits for its answer, is made whole or not at all, and fails with
-/// `Closed` once the manager is gone.
+/// Created by [`Manager::value`](crate::Manager::value). It is for programs that share no memory, such as those on several
+/// hosts; among processes of one program, [`Value`](crate::Value) is faster.
 ///
 /// ```
 /// use multiprocess::{self as mp, Manager};
@@ -27,6 +26,9 @@ use serde::{Deserialize, Serialize};
 ///     })
 /// }
 /// ```
+///
+/// # Details
+/// Each method is one call: see [`Proxy`] for waiting, dropped futures, deaths and cost.
 #[derive(Serialize, Deserialize)]
 #[serde(bound = "")]
 pub struct ValueProxy<T>(pub(crate) Proxy<One<T>>);
@@ -35,7 +37,7 @@ pub struct ValueProxy<T>(pub(crate) Proxy<One<T>>);
 pub(crate) struct One<T>(pub(crate) T);
 
 impl<T: Item> ValueProxy<T> {
-    /// A copy of it.
+    /// Returns a copy of the value.
     ///
     /// # Errors
     /// As [`Proxy::call`].
@@ -45,7 +47,7 @@ impl<T: Item> ValueProxy<T> {
         Ok(value)
     }
 
-    /// Replaces it.
+    /// Replaces the value.
     ///
     /// # Errors
     /// As [`Proxy::call`].
@@ -53,7 +55,7 @@ impl<T: Item> ValueProxy<T> {
         self.0.call(|one: &mut One<T>, value: T| one.0 = value, (value,)).await
     }
 
-    /// Replaces it, and returns what it was.
+    /// Replaces the value and returns the previous one.
     ///
     /// # Errors
     /// As [`Proxy::call`].
@@ -61,7 +63,7 @@ impl<T: Item> ValueProxy<T> {
         self.0.call(|one: &mut One<T>, value: T| std::mem::replace(&mut one.0, value), (value,)).await
     }
 
-    /// Runs `f` on it, in the manager's process, as one step that no other call comes into.
+    /// Runs `f` on the value in the manager's process, as one step: no other call sees the value in between.
     ///
     /// # Errors
     /// As [`Proxy::call`].
@@ -70,8 +72,8 @@ impl<T: Item> ValueProxy<T> {
     }
 }
 
-/// Integers: changed in one step, which is one call. All wrap around at their ends, as std's atomics do, and return the
-/// value from before, as those of [`Value`](crate::Value) do.
+/// Integers can be changed in one step, which is one call. As with std's atomics, arithmetic wraps around, and each method
+/// returns the previous value.
 ///
 /// ```
 /// use multiprocess::{self as mp, Manager};
@@ -92,7 +94,7 @@ impl<T: Item> ValueProxy<T> {
 /// }
 /// ```
 impl<T: Integer + Item> ValueProxy<T> {
-    /// Adds, and returns the value from before.
+    /// Adds to the value and returns the previous one. It wraps around on overflow.
     ///
     /// # Errors
     /// As [`Proxy::call`].
@@ -104,7 +106,7 @@ impl<T: Integer + Item> ValueProxy<T> {
         self.0.call(add, (more,)).await
     }
 
-    /// Subtracts, and returns the value from before.
+    /// Subtracts from the value and returns the previous one. It wraps around on overflow.
     ///
     /// # Errors
     /// As [`Proxy::call`].
@@ -116,7 +118,7 @@ impl<T: Integer + Item> ValueProxy<T> {
         self.0.call(subtract, (less,)).await
     }
 
-    /// Replaces it by the greater of both, and returns the value from before.
+    /// Sets the value to the maximum of itself and `other`, and returns the previous one.
     ///
     /// # Errors
     /// As [`Proxy::call`].
@@ -128,7 +130,7 @@ impl<T: Integer + Item> ValueProxy<T> {
         self.0.call(max, (other,)).await
     }
 
-    /// Replaces it by the lesser of both, and returns the value from before.
+    /// Sets the value to the minimum of itself and `other`, and returns the previous one.
     ///
     /// # Errors
     /// As [`Proxy::call`].
@@ -140,10 +142,11 @@ impl<T: Integer + Item> ValueProxy<T> {
         self.0.call(min, (other,)).await
     }
 
-    /// Replaces it by `new` if it is `current`: `Ok` of what it was; `Err` of what it is otherwise.
+    /// Replaces the value by `new` if it equals `current`. Returns `Ok` with the previous value if it was replaced, and `Err` with
+    /// the value if not.
     ///
     /// # Errors
-    /// The outer ones as [`Proxy::call`].
+    /// The outer result: as [`Proxy::call`].
     pub async fn compare_exchange(&self, current: T, new: T) -> Result<Result<T, T>> {
         let exchange = |one: &mut One<T>, current: T, new: T| match one.0 == current {
             true => Ok(std::mem::replace(&mut one.0, new)),
@@ -153,11 +156,10 @@ impl<T: Integer + Item> ValueProxy<T> {
     }
 }
 
-/// Values in a row, as many as there were at first, that live in a manager's process, for those who share no memory; made
-/// by [`Manager::array`](crate::Manager::array). Within a family [`Array`](crate::Array) is faster.
+/// A handle of an array of fixed length that lives in a manager's process.
 ///
-/// See [`Proxy`] for what a handle promises: a call waits for its answer, is made whole or not at all, and fails with
-/// `Closed` once the manager is gone.
+/// Created by [`Manager::array`](crate::Manager::array). It is for programs that share no memory, such as those on several
+/// hosts; among processes of one program, [`Array`](crate::Array) is faster.
 ///
 /// ```
 /// use multiprocess::{self as mp, Manager};
@@ -174,6 +176,9 @@ impl<T: Integer + Item> ValueProxy<T> {
 ///     })
 /// }
 /// ```
+///
+/// # Details
+/// Each method is one call: see [`Proxy`] for waiting, dropped futures, deaths and cost.
 #[derive(Serialize, Deserialize)]
 #[serde(bound = "")]
 pub struct ArrayProxy<T>(pub(crate) Proxy<Row<T>>);
@@ -182,7 +187,7 @@ pub struct ArrayProxy<T>(pub(crate) Proxy<Row<T>>);
 pub(crate) struct Row<T>(pub(crate) Box<[T]>);
 
 impl<T: Item> ArrayProxy<T> {
-    /// A copy of an element; `None` beyond the end.
+    /// Returns a copy of the element at `index`, or `None` if `index` is out of bounds.
     ///
     /// # Errors
     /// As [`Proxy::call`].
@@ -192,10 +197,10 @@ impl<T: Item> ArrayProxy<T> {
         Ok(value)
     }
 
-    /// Replaces an element.
+    /// Replaces the element at `index`.
     ///
     /// # Errors
-    /// `Other` beyond the end; else as [`Proxy::call`].
+    /// `Other` if `index` is out of bounds; else as [`Proxy::call`].
     pub async fn set(&self, index: usize, value: T) -> Result<()> {
         let set = |row: &mut Row<T>, index: usize, value: T| {
             let len = row.0.len();
@@ -206,7 +211,7 @@ impl<T: Item> ArrayProxy<T> {
         self.0.call(set, (index, value)).await?
     }
 
-    /// How many elements there are.
+    /// Returns the number of elements.
     ///
     /// # Errors
     /// As [`Proxy::call`].
@@ -214,7 +219,7 @@ impl<T: Item> ArrayProxy<T> {
         self.0.call(|row: &mut Row<T>| row.0.len(), ()).await
     }
 
-    /// Whether there is no element.
+    /// Returns `true` if the array has no elements.
     ///
     /// # Errors
     /// As [`Proxy::call`].
@@ -222,7 +227,7 @@ impl<T: Item> ArrayProxy<T> {
         Ok(self.len().await? == 0)
     }
 
-    /// A copy of all elements, as they are at one moment.
+    /// Returns a copy of all elements, as they are at one moment.
     ///
     /// # Errors
     /// As [`Proxy::call`].
@@ -232,7 +237,7 @@ impl<T: Item> ArrayProxy<T> {
         Ok(values)
     }
 
-    /// Runs `f` on all elements, in the manager's process, as one step that no other call comes into.
+    /// Runs `f` on all elements in the manager's process, as one step: no other call sees the array in between.
     ///
     /// # Errors
     /// As [`Proxy::call`].

@@ -15,8 +15,10 @@ use std::hash::{BuildHasherDefault, Hash, Hasher};
 use std::marker::PhantomData;
 use std::task::Poll;
 
-/// What can make an object: a function (or a closure that captures nothing) of up to 11 arguments. `Args` is their
-/// tuple. Implemented for all of them; not to be implemented by hand.
+/// A function that creates an object, for [`Manager::create`](crate::Manager::create).
+///
+/// It is implemented for all functions of up to 11 arguments, and for closures that capture nothing. `Args` is the tuple of the
+/// arguments. It cannot be implemented by hand.
 ///
 /// ```
 /// fn makes<F: multiprocess::Maker<Args>, Args>(_: F) {}
@@ -30,15 +32,17 @@ use std::task::Poll;
     note = "it must be a `fn` or a closure that captures nothing, called with one tuple of all arguments"
 )]
 pub trait Maker<Args>: Copy + Send + 'static {
-    /// What it makes. It stays in the manager's process, so it need not be a serde value.
+    /// The type of the object. The object stays in the manager's process, so it need not be a serde value.
     type Object: Send + 'static;
 
     #[doc(hidden)]
     fn make(self, args: Args) -> Self::Object;
 }
 
-/// What can work on an object of type `T`: a function of `&mut T` and up to 11 more arguments, whose tuple is `Args`.
-/// Implemented for all of them; not to be implemented by hand.
+/// A function that can be called on an object of type `T`, by [`Proxy::call`](crate::Proxy::call).
+///
+/// It is implemented for all functions of `&mut T` and up to 11 more arguments, and for closures that capture nothing. `Args` is the
+/// tuple of the other arguments. It cannot be implemented by hand.
 ///
 /// ```
 /// fn works_on<T, F: multiprocess::Method<T, Args>, Args>(_: F) {}
@@ -56,7 +60,7 @@ pub trait Maker<Args>: Copy + Send + 'static {
     note = "its arguments and its result must be `Serialize + DeserializeOwned + Send + 'static`"
 )]
 pub trait Method<T, Args>: Copy + Send + 'static {
-    /// What it returns.
+    /// The type of the result.
     type Output: Serialize + DeserializeOwned + Send + 'static;
 
     #[doc(hidden)]
@@ -392,7 +396,7 @@ impl Dispatch {
 pub struct Exposed(pub(crate) Vec<u64>);
 
 impl Exposed {
-    /// A function that makes objects.
+    /// Exposes a function that creates objects.
     pub fn maker<F, A>(f: F) -> Self
     where
         F: Maker<A>,
@@ -402,7 +406,7 @@ impl Exposed {
         Self(vec![make_op(f).entry])
     }
 
-    /// A function that works on objects.
+    /// Exposes a function that is called on objects.
     pub fn method<F, T, A>(f: F) -> Self
     where
         F: Method<T, A>,
