@@ -344,15 +344,53 @@ fn each_single_fault_in_this_process() {
     assert!(control.refused() > 0, "nothing was refused");
 }
 
+/// A handle arrives, and the end of its lease is refused; nothing else is sent from here to the manager.
+async fn refuse_the_end_of_a_lease(control: &Control) -> mp::Result<()> {
+    let manager = Manager::builder().bind("127.0.0.1:0").authkey(b"key").start().await?;
+    let there = Manager::connect(&manager.address().await?.unwrap_or_default(), b"key").await?;
+    let queue = Queue::unbounded()?;
+    queue.put(manager.list::<u32>().await?).await?;
+    assert_eq!(there.object_count().await?, 1);
+    let before = control.refused();
+    control.arm("sendmsg", Errno::NOBUFS, 1);
+    let list = queue.get().await?;
+    assert_eq!(control.refused(), before + 1, "the end of the lease was refused");
+    drop(list);
+    let start = std::time::Instant::now();
+    while there.object_count().await? > 0 {
+        assert!(start.elapsed() < LIMIT, "it is not sent again");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    manager.shutdown().await
+}
+
+#[test]
+#[ignore = "the other test runs it, in a process of its own"]
+fn refused_descriptors_in_this_process() {
+    let path = PathBuf::from(std::env::var_os("MULTIPROCESS_REFUSE").expect("run by the other test"));
+    let control = Control(std::fs::File::options().read(true).write(true).open(path).unwrap());
+    run(refuse_the_end_of_a_lease(&control)).unwrap();
+}
+
+#[test]
+fn descriptors_refused_by_the_kernel_are_sent_again_without_another_call() {
+    in_process_of_its_own("refused_descriptors_in_this_process");
+}
+
 #[test]
 fn each_single_fault_ends_in_a_result_or_an_error_in_time() {
+    in_process_of_its_own("each_single_fault_in_this_process");
+}
+
+/// Runs an ignored test of this file in a process, whose family shares a control.
+fn in_process_of_its_own(test: &str) {
     if !cfg!(debug_assertions) {
         return eprintln!("SKIPPED: calls are refused in debug builds only");
     }
-    let path = std::env::temp_dir().join(format!("multiprocess-refuse-{}", std::process::id()));
+    let path = std::env::temp_dir().join(format!("multiprocess-refuse-{}-{test}", std::process::id()));
     std::fs::write(&path, [0; 4096]).unwrap();
     let mut inner = std::process::Command::new(std::env::current_exe().unwrap());
-    inner.args(["each_single_fault_in_this_process", "--exact", "--ignored", "--nocapture"]);
+    inner.args([test, "--exact", "--ignored", "--nocapture"]);
     let output = inner.env("MULTIPROCESS_REFUSE", &path).output().unwrap();
     std::fs::remove_file(&path).unwrap();
     let (said, told) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));

@@ -1107,6 +1107,58 @@ async fn use_a_doomed_manager(far: bool) -> Result<usize, String> {
     Err("it was not killed".to_string())
 }
 
+/// Pushes numbers without end, and notes before each how many it has begun.
+async fn push_on(list: ListProxy<u32>, begun: mp::Value<usize>) {
+    for n in 1.. {
+        begun.set(n);
+        list.push(n as u32).await.unwrap();
+    }
+}
+
+/// `manager/wire/ready`: what a client had sent is done, whether its bit was set or not.
+#[tokio::test]
+async fn client_killed_between_request_and_wake_has_made_its_call() {
+    let _alone = alone().await;
+    let manager = Manager::start().await.unwrap();
+    for point in ["manager.put:40", "manager.marked:40"] {
+        let (list, begun) = (manager.list::<u32>().await.unwrap(), mp::Value::new(0).unwrap());
+        death(doomed!(point, push_on, (list.clone(), begun.clone())), point).await;
+        let all = begun.get();
+        within(async {
+            while list.len().await.unwrap() < all {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        assert_eq!(list.len().await.unwrap(), all, "{point}");
+    }
+    manager.shutdown().await.unwrap();
+}
+
+/// `manager/wire/ready`: a client that is stopped before it wakes the manager delays its own request only.
+#[tokio::test]
+async fn client_stopped_before_it_wakes_the_manager_delays_no_other() {
+    let _alone = alone().await;
+    let manager = Manager::start().await.unwrap();
+    let (list, begun) = (manager.list::<u32>().await.unwrap(), mp::Value::new(0).unwrap());
+    let stopping = Process::builder().env("MULTIPROCESS_STOP_AT", "manager.marked:40");
+    let client = stopping.spawn(push_on, (list.clone(), begun.clone())).unwrap();
+    let is_stopped =
+        || std::fs::read_to_string(format!("/proc/{}/stat", client.pid())).is_ok_and(|stat| stat.contains(") T "));
+    eventually("it is stopped", is_stopped).await;
+    for n in 0..100 {
+        within(list.len()).await.unwrap();
+        // The manager falls asleep in between.
+        tokio::time::sleep(Duration::from_micros(100 * (n % 5))).await;
+    }
+    let before = begun.get();
+    let pid = rustix::process::Pid::from_raw(client.pid() as i32).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
+    eventually("it goes on", || begun.get() > before + 100).await;
+    client.kill().unwrap();
+    manager.shutdown().await.unwrap();
+}
+
 /// `manager/server`: every pending call fails.
 #[tokio::test]
 async fn a_manager_killed_at_any_step_fails_all_who_call() {

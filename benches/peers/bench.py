@@ -177,6 +177,17 @@ WORKLOADS = {
         [Metric("one_client_ops_per_s", "1 client, ops/s", MORE), Metric("four_clients_ops_per_s", "4 clients, ops/s", MORE)],
         "mp/manager_dict",
     ),
+    "W11n": Workload(
+        "Manager dict set and get by 4 to 256 clients",
+        [
+            Metric("rate_256", "ops/s of 256 clients by those of 4", MORE),
+            Metric("cpu_growth", "CPU of the manager per operation, 256 clients by 4", LESS),
+            *[Metric(f"ops_per_s_{clients}", f"{clients} clients, ops/s", MORE) for clients in (4, 16, 64, 256)],
+            Metric("cpu_us_4", "CPU µs of the manager per operation, 4 clients", LESS),
+            Metric("cpu_us_256", "256 clients", LESS),
+        ],
+        "multiprocess/manager",
+    ),
     "W11s": Workload(
         "Manager dict set with a pause of 1 ms before each, so that the other side sleeps",
         [Metric("p50_us", "p50 µs", LESS)],

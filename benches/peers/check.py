@@ -76,6 +76,8 @@ GOALS = [
     Goal("W11", "one_client_ops_per_s", ["manager"], 8.0, ["mp/manager_dict"]),
     Goal("W11", "four_clients_ops_per_s", ["manager"], 4.0, ["mp/manager_dict"]),
     Goal("W11", "one_client_ops_per_s", ["manager_batches"], 27.0, ["mp/manager_dict"]),
+    Goal("W11n", "rate_256", ["manager"], 0.5, []),
+    Goal("W11n", "cpu_growth", ["manager"], 2.0, []),
     Goal("W11s", "p50_us", ["manager"], 1.2, ["limits/stream_tokio"]),
     Goal("W12", "private_kib", ["pool"], 256.0, []),
     Goal("W12", "pss_kib", ["pool"], 512.0, []),

@@ -32,7 +32,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use zeroize::Zeroizing;
 
-/// How long a manager that was told to end may take before it is killed.
+/// How long a manager that was asked to end may take before it is killed.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// A process that owns objects, which other processes use through proxies.
@@ -186,7 +186,7 @@ impl ManagerBuilder {
         link.know_process(&running);
         let manager = Manager { link, pid: process.pid(), process: Some(running.clone()) };
         if let Err(error) = manager.object_count().await {
-            // Why it ended says more than that it is gone.
+            // The reason of its end says more than that it is gone.
             let ended = match error.kind() {
                 ErrorKind::Closed => timer::within(GRACE, process.join()).await.ok(),
                 _ => None,
@@ -414,7 +414,7 @@ impl Manager {
         let Some(running) = process.as_mut() else { return Ok(()) };
         let failed = |error| Error::io("cannot wait for the end of a manager", error);
         match timer::limited(GRACE, self.link.ask(self.link.request(messages::END))).map_err(failed)?.await {
-            // Whom it cannot be told, by damage or because it has ended, is killed if need be.
+            // A manager that cannot be asked, by damage or because it has ended, is killed if need be.
             Ok(Err(error)) if !matches!(error.kind(), ErrorKind::Closed | ErrorKind::Corrupt) => return Err(error),
             _ => {}
         }
@@ -465,7 +465,8 @@ impl ManagerConnect {
     async fn run(self) -> Result<Manager> {
         let connection = self.0.await?;
         let greeted = timer::within(GREETING_TIME, Self::greet(&connection)).await;
-        let welcome = greeted.unwrap_or_else(|_| Err(Error::new(ErrorKind::Timeout, "no word from the manager")))?;
+        let welcome =
+            greeted.unwrap_or_else(|_| Err(Error::new(ErrorKind::Timeout, "the manager sent no greeting")))?;
         let link = Link::over(welcome.id, welcome.pid, connection);
         Ok(Manager { link, pid: welcome.pid, process: None })
     }

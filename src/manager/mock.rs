@@ -9,6 +9,7 @@ use crate::manager::server::leader::{HERE, serve};
 use crate::manager::server::state::Server;
 use crate::manager::wire::greeting::Setup;
 use crate::manager::wire::messages::{COUNT, Writer};
+use crate::manager::wire::ready::ReadyMap;
 use crate::os::socket::{Wait, packet_pair};
 use crate::os::sync::lock;
 use crate::wire::{self, EncodedMessage, Fd, frame};
@@ -32,9 +33,9 @@ pub(crate) fn linked() -> (Arc<Link>, Played) {
     let (door, intake) = packet_pair().unwrap();
     let link = Link::to((77, LAST.fetch_add(1, Relaxed)), 1, door).unwrap();
     link.transport().unwrap();
-    let hello = frame::recv(intake.as_fd(), Wait::No).unwrap().unwrap();
-    let (requests, answers, bell): (_, Sender<EncodedMessage>, Fd<OwnedFd>) = wire::decode(hello).unwrap();
-    answers.items().set_own_doorbell(Arc::new(bell.into_inner()));
+    let ends = frame::recv(intake.as_fd(), Wait::No).unwrap().unwrap();
+    let (requests, answers, doorbell): (_, Sender<EncodedMessage>, Fd<OwnedFd>) = wire::decode(ends).unwrap();
+    answers.items().set_own_doorbell(Arc::new(doorbell.into_inner()));
     (link, Played { requests, answers })
 }
 
@@ -68,6 +69,16 @@ impl Played {
         self.answers.send(answer.into_encoded()).await.unwrap();
     }
 
+    /// Sends the first message, which gives the client this bit of the map.
+    pub(crate) async fn greet(&mut self, bit: u64) -> ReadyMap {
+        let map = ReadyMap::create().unwrap();
+        let mut greeting = Writer::default();
+        greeting.number(0).number(bit);
+        map.fds().into_iter().for_each(|fd| _ = greeting.attach(fd));
+        self.answers.send(greeting.into_encoded()).await.unwrap();
+        map
+    }
+
     /// How many answers the client has not read.
     pub(crate) fn unread_answers(&self) -> usize {
         self.answers.under_way()
@@ -86,7 +97,7 @@ impl Played {
 pub(crate) struct Beside {
     door: &'static OwnedFd,
     pub(crate) server: &'static Arc<Server>,
-    /// To it as another process would have it.
+    /// The link of another process to it.
     pub(crate) client: Arc<Link>,
     _alone: MutexGuard<'static, ()>,
 }
@@ -122,12 +133,12 @@ async fn count(link: &Arc<Link>) -> u64 {
 }
 
 impl Beside {
-    /// As who runs in the manager has it.
+    /// The link of a handle in the manager.
     pub(crate) fn here(&self) -> Arc<Link> {
         Link::here().unwrap()
     }
 
-    /// To it as one more process would have it.
+    /// The link of one more process to it.
     pub(crate) fn another(&self) -> Arc<Link> {
         link(self.door)
     }

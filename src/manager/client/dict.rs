@@ -3,8 +3,7 @@
 use crate::channel::Item;
 use crate::error::Result;
 use crate::manager::client::proxy::{Proxy, proxies};
-use crate::manager::wire::messages::Lend;
-use crate::wire;
+use crate::manager::wire::messages::lent;
 use serde::{Deserialize, Serialize};
 use std::borrow::Borrow;
 use std::collections::HashMap;
@@ -69,7 +68,7 @@ impl<K: Eq + Hash + Item, V: Item> DictProxy<K, V> {
         K: Borrow<Q>,
         Q: Serialize + ?Sized,
     {
-        self.0.lend(|dict, Lend(key): Lend<K>| wire::encode_by_serde(&dict.get::<K>(&key)), key).await
+        self.0.lend(|dict, key: K| lent(&dict.get::<K>(&key)), key).await
     }
 
     /// Removes a key and returns its value, or `None` if there is no such key.
@@ -81,7 +80,7 @@ impl<K: Eq + Hash + Item, V: Item> DictProxy<K, V> {
         K: Borrow<Q>,
         Q: Serialize + ?Sized,
     {
-        self.0.lend(|dict, Lend(key): Lend<K>| wire::encode_by_serde(&dict.remove::<K>(&key)), key).await
+        self.0.lend(|dict, key: K| lent(&dict.remove::<K>(&key)), key).await
     }
 
     /// Returns `true` if there is such a key.
@@ -93,10 +92,7 @@ impl<K: Eq + Hash + Item, V: Item> DictProxy<K, V> {
         K: Borrow<Q>,
         Q: Serialize + ?Sized,
     {
-        let contains =
-            |dict: &mut HashMap<K, V>, Lend(key): Lend<K>| wire::encode_by_serde(&Lend(dict.contains_key::<K>(&key)));
-        let Lend(contains) = self.0.lend(contains, key).await?;
-        Ok(contains)
+        self.0.lend(|dict, key: K| lent(&dict.contains_key::<K>(&key)), key).await
     }
 
     /// Returns the number of keys.
@@ -120,11 +116,7 @@ impl<K: Eq + Hash + Item, V: Item> DictProxy<K, V> {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn keys(&self) -> Result<Vec<K>> {
-        let keys = |dict: &mut HashMap<K, V>, Lend(()): Lend<()>| {
-            wire::encode_by_serde(&Lend(dict.keys().collect::<Vec<_>>()))
-        };
-        let Lend(keys) = self.0.lend(keys, &()).await?;
-        Ok(keys)
+        self.0.lend(|dict, ()| lent(&dict.keys().collect::<Vec<_>>()), &()).await
     }
 
     /// Returns a copy of all values, as they are at one moment.
@@ -132,11 +124,7 @@ impl<K: Eq + Hash + Item, V: Item> DictProxy<K, V> {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn values(&self) -> Result<Vec<V>> {
-        let values = |dict: &mut HashMap<K, V>, Lend(()): Lend<()>| {
-            wire::encode_by_serde(&Lend(dict.values().collect::<Vec<_>>()))
-        };
-        let Lend(values) = self.0.lend(values, &()).await?;
-        Ok(values)
+        self.0.lend(|dict, ()| lent(&dict.values().collect::<Vec<_>>()), &()).await
     }
 
     /// Returns a copy of all keys and values, as they are at one moment.
@@ -144,11 +132,7 @@ impl<K: Eq + Hash + Item, V: Item> DictProxy<K, V> {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn items(&self) -> Result<Vec<(K, V)>> {
-        let items = |dict: &mut HashMap<K, V>, Lend(()): Lend<()>| {
-            wire::encode_by_serde(&Lend(dict.iter().collect::<Vec<_>>()))
-        };
-        let Lend(items) = self.0.lend(items, &()).await?;
-        Ok(items)
+        self.0.lend(|dict, ()| lent(&dict.iter().collect::<Vec<_>>()), &()).await
     }
 
     /// Removes all keys and values.

@@ -125,7 +125,7 @@ impl Link {
         process.as_ref()?.cause()
     }
 
-    /// An error of its transport, which says what has ended if the connection has.
+    /// An error of its transport; if the connection has ended, with the reason.
     pub(crate) fn explain(&self, error: Error) -> Error {
         if error.kind() != ErrorKind::Closed {
             return error;
@@ -202,7 +202,7 @@ impl Link {
     /// Reads, and has the reader come for what is still to be read and nobody looks for.
     fn read_for_sleepers(self: &Arc<Self>) {
         self.read();
-        // Who waits for room waits for answers, too, that nobody else need read: the manager takes no more before they are.
+        // A call that waits for room waits for answers, too, which nobody else need read: the manager takes no more before they are.
         let someone_sleeps = self.calls.has_sleepers() || self.waiting.load(SeqCst) > 0;
         if someone_sleeps && let Some(queue) = self.transport.get().and_then(|transport| transport.queue()) {
             // It fails outside a runtime, where those that have listened before go on.
@@ -261,7 +261,7 @@ impl Link {
         loop {
             let mut noticed = pin!(self.has_room.notified());
             noticed.as_mut().enable();
-            // In the runtimes that listen it is told, and so is the other end's going.
+            // The runtimes that listen notice room, and the end of the connection.
             transport.arm().map_err(|error| Error::io("cannot wait for room in the pipe to a manager", error))?;
             if transport.has_room() {
                 return Ok(());
@@ -273,7 +273,7 @@ impl Link {
 
     /// Tells the manager something that has no answer. If it is gone, it need not know.
     pub(crate) fn tell(&self, request: Writer) {
-        // What the process that this one was forked from holds is no business of this one.
+        // What the process holds that this one was forked from is not for this one to release.
         if !fork::is_forked()
             && let Some(transport) = self.transport.get()
         {
@@ -405,7 +405,7 @@ mod tests {
         drop(dropped);
         link.count(RELEASE, 2, CONNECTION);
         let answers = async {
-            // What was told goes past those who wait, and the first is not polled.
+            // What was posted passes calls that wait, and the first is not polled.
             assert_eq!(manager.next().await, (RELEASE, 2));
             let (kind, id) = manager.next().await;
             assert_eq!(kind, COUNT);
@@ -423,7 +423,22 @@ mod tests {
         }
     }
 
-    /// The manager takes no request of who does not read its answers.
+    #[tokio::test]
+    async fn bit_that_another_thread_finds_announces_what_was_put_before() {
+        let (link, mut manager) = linked();
+        link.count(RELEASE, 1, CONNECTION);
+        let map = manager.greet(5).await;
+        std::thread::scope(|scope| scope.spawn(|| link.read()).join().unwrap());
+        let mut bits = Vec::new();
+        map.take(64, |bit| bits.push(bit));
+        assert_eq!(bits, [5]);
+        // It is known from now on.
+        link.count(RELEASE, 1, CONNECTION);
+        map.take(64, |bit| bits.push(bit));
+        assert_eq!(bits, [5, 5]);
+    }
+
+    /// The manager takes no request of a client that does not read its answers.
     #[tokio::test]
     async fn who_waits_for_room_reads_answers_that_nobody_else_reads() {
         let (link, mut manager) = linked();

@@ -3,8 +3,7 @@
 use crate::channel::Item;
 use crate::error::{Error, Result};
 use crate::manager::client::proxy::{Proxy, proxies};
-use crate::manager::wire::messages::Lend;
-use crate::wire::{self, Message};
+use crate::manager::wire::messages::lent;
 use futures_util::{Stream, StreamExt, stream};
 use serde::{Deserialize, Serialize};
 
@@ -91,7 +90,7 @@ impl<T: Item> ListProxy<T> {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn get(&self, at: usize) -> Result<Option<T>> {
-        self.0.lend(|list, Lend(at): Lend<usize>| wire::encode_by_serde(&list.get(at)), &at).await
+        self.0.lend(|list, at: usize| lent(&list.get(at)), &at).await
     }
 
     /// Replaces the element at index `at`.
@@ -174,12 +173,11 @@ impl<T: Item> ListProxy<T> {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn slice(&self, at: usize, len: usize) -> Result<Vec<T>> {
-        let slice = |list: &mut Vec<T>, Lend((at, len)): Lend<(usize, usize)>| -> Result<Message> {
+        let slice = |list: &mut Vec<T>, (at, len): (usize, usize)| {
             let end = at.saturating_add(len).min(list.len());
-            wire::encode_by_serde(&Lend(list.get(at..end).unwrap_or_default()))
+            lent(list.get(at..end).unwrap_or_default())
         };
-        let Lend(slice): Lend<Vec<T>> = self.0.lend(slice, &(at, len)).await?;
-        Ok(slice)
+        self.0.lend(slice, &(at, len)).await
     }
 
     /// Runs `f` on the list in the manager's process, as one step: no other call sees the list in between.

@@ -3,9 +3,9 @@
 use crate::channel::Item;
 use crate::error::{Error, ErrorKind, Result};
 use crate::manager::client::proxy::{Proxy, proxies};
-use crate::manager::wire::messages::Lend;
+use crate::manager::wire::messages::{Lend, lent};
 use crate::manager::wire::method::{Exposed, Lent, call_op, make_op};
-use crate::wire::{self, Message};
+use crate::wire::Message;
 use serde::{Deserialize, Serialize};
 use std::any::{Any, type_name};
 use std::collections::BTreeMap;
@@ -89,13 +89,13 @@ fn set<T: Send + 'static>(names: &mut Names, name: String, value: T) {
     names.insert(name, Named { value: Box::new(value), type_name: type_name::<T>() });
 }
 
-fn get<T: Serialize + 'static>(names: &mut Names, Lend(name): Lend<String>) -> Result<Message> {
-    let Some(named) = names.get(&name) else { return wire::encode_by_serde(&None::<&T>) };
+fn get<T: Serialize + 'static>(names: &mut Names, name: String) -> Result<Message> {
+    let Some(named) = names.get(&name) else { return lent(&None::<&T>) };
     let value = named.value.downcast_ref::<T>().ok_or_else(|| {
         let why = format!("{name} is a {}, not a {}", named.type_name, type_name::<T>());
         Error::new(ErrorKind::Decode, why)
     })?;
-    wire::encode_by_serde(&Some(value))
+    lent(&Some(value))
 }
 
 fn remove(names: &mut Names, name: String) -> bool {

@@ -166,7 +166,7 @@ mod tests {
     use std::task::Wake;
     use std::time::Duration;
 
-    /// A task whose end looks at who waits.
+    /// A task whose end uses the list of calls.
     struct Looks(Arc<Link>);
 
     impl Wake for Looks {

@@ -13,13 +13,13 @@ use std::time::Duration;
 
 proxies!(LockProxy SemaphoreProxy EventProxy BarrierProxy ConditionProxy);
 
-/// Who holds a lock.
+/// What the manager keeps of a lock.
 #[derive(Default)]
 pub(crate) struct Held {
     holder: Option<Ticket>,
     /// The last holder was lost with it.
     is_orphaned: bool,
-    /// The present holder was told so.
+    /// The present holder has got `OwnerDied`.
     was_orphaned: bool,
 }
 
@@ -49,7 +49,7 @@ impl Waits for Held {
             self.holder = None;
             self.is_orphaned = match end {
                 End::Lost => true,
-                // Nobody has heard it.
+                // Nobody has read it.
                 End::Unread => self.was_orphaned,
                 End::Took | End::GaveBack => false,
             };
@@ -81,7 +81,8 @@ fn granted<G>(answer: Result<(bool, Asked)>, grant: impl FnOnce(Asked) -> G) -> 
     match answer {
         Ok((false, asked)) => Ok(grant(asked)),
         Ok((true, asked)) => {
-            let why = "who held the lock last is gone, killed or cut off: what it protects may be half changed";
+            let why =
+                "the last holder of the lock was killed or disconnected: what the lock protects may be half changed";
             Err(LockError::new(Error::new(ErrorKind::OwnerDied, why), Some(grant(asked))))
         }
         Err(error) => Err(LockError::new(error, None)),
@@ -366,7 +367,7 @@ impl Parties {
         }
     }
 
-    /// One who waits goes, and so breaks it.
+    /// A party that waits leaves, and so breaks it.
     fn leave(&mut self, ticket: Ticket) {
         if let Some(at) = self.waiting.iter().position(|waiting| *waiting == ticket) {
             self.waiting.swap_remove(at);
@@ -510,7 +511,7 @@ impl Waiters {
         let ticket = now.ticket;
         if let Some((guard,)) = guard.take() {
             if self.lock.holder != Some((ticket.0, guard)) {
-                return Poll::Ready(Err(Error::other("who waits at a condition must hold its lock")));
+                return Poll::Ready(Err(Error::other("a caller that waits at a condition must hold its lock")));
             }
             (self.lock.holder, self.used) = (None, None);
             self.waiting.push_back(ticket);
@@ -541,7 +542,7 @@ impl Waits for Waiters {
         self.lock.settle(ticket, end);
         self.waiting.retain(|waiting| *waiting != ticket);
         let was_used = self.used.take_if(|used| *used == ticket).is_some();
-        // Of the dead nobody knows whether they came to use it; the next is told that they are dead.
+        // It is not known whether a dead waiter has used it, so another is notified, which learns of the death.
         let is_unused = was_used && matches!(end, End::Unread | End::Lost);
         if self.woken.remove(&ticket) == Some(true) || is_unused {
             self.notify(1);

@@ -3,10 +3,10 @@
 use crate::error::{Error, Result};
 use crate::manager::client::handle::{self, Handle};
 use crate::manager::client::link::Link;
-use crate::manager::wire::messages::{self, Lend, Place, Reader, Writer};
+use crate::manager::wire::messages::{self, Lend, Place, Reader, Writer, lent};
 use crate::manager::wire::method::{self, Invoke, Lent, Maker, Method, Owned};
 use crate::process::function::{Arguments, captures_nothing};
-use crate::wire::{self, Message};
+use crate::wire::Message;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
@@ -14,7 +14,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// Where a batch says how many operations it has.
+/// Where the number of operations of a batch stands.
 const COUNT_AT: usize = 9;
 
 /// A handle of an object of any type that lives in a manager's process.
@@ -93,21 +93,24 @@ impl<T: Send + 'static> Proxy<T> {
         self.handle.link.ask(request).await?.part()
     }
 
-    /// Calls a function of ours whose result is lent by the object and read here as an `R`. `args` are those of `A` as
-    /// the caller has them, borrowed.
+    /// Calls a function of ours whose result is lent by the object and read here as an `R`. `args` are an `A` as the caller has
+    /// it, borrowed.
     pub(crate) fn lend<R, F, A>(&self, g: F, args: &(impl Serialize + ?Sized)) -> impl Future<Output = Result<R>>
     where
         R: DeserializeOwned + 'static,
-        F: Fn(&mut T, Lend<A>) -> Result<Message> + Copy + 'static,
+        F: Fn(&mut T, A) -> Result<Message> + Copy + 'static,
         A: DeserializeOwned + Send + 'static,
     {
         let mut request = self.handle.link.request(messages::CALL);
-        let request = request.encode(|| wire::encode_by_serde(&Lend(args))).map(|message| {
+        let request = request.encode(|| lent(args)).map(|message| {
             request.number(1);
             request.op(&method::call_op::<F, T, Lend<A>, Lent>(self.handle.object, g)).value(&message, &());
             request
         });
-        async move { self.handle.link.ask(request?).await?.part() }
+        async move {
+            let Lend(value) = self.handle.link.ask(request?).await?.part()?;
+            Ok(value)
+        }
     }
 }
 
@@ -149,7 +152,7 @@ where
     request.op(&method::call_op::<F, T, A, M>(handle.object, g)).append(args)
 }
 
-/// What handles of objects of a kind are, beside what they do.
+/// Implements what all proxies have in common.
 macro_rules! proxies {
     ($($name:ident $(<$($t:ident),*>)?)*) => {$(
         impl$(<$($t),*>)? Clone for $name$(<$($t),*>)? {

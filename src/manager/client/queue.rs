@@ -49,7 +49,7 @@ pub struct QueueProxy<T>(pub(crate) Proxy<Items<T>>);
 pub(crate) struct Items<T> {
     /// Each with its place in the order.
     items: VecDeque<(u64, T)>,
-    /// On their way to who got them.
+    /// On their way to their receivers.
     taken: HashMap<Ticket, (u64, T)>,
     last: u64,
     capacity: Option<usize>,

@@ -3,9 +3,8 @@
 use crate::channel::Item;
 use crate::error::{Error, Result};
 use crate::manager::client::proxy::{Proxy, proxies};
-use crate::manager::wire::messages::Lend;
+use crate::manager::wire::messages::lent;
 use crate::sync::{Integer, of_word, to_word};
-use crate::wire;
 use serde::{Deserialize, Serialize};
 
 /// A handle of a value that lives in a manager's process.
@@ -42,9 +41,7 @@ impl<T: Item> ValueProxy<T> {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn get(&self) -> Result<T> {
-        let get = |one: &mut One<T>, Lend(()): Lend<()>| wire::encode_by_serde(&Lend(&one.0));
-        let Lend(value) = self.0.lend(get, &()).await?;
-        Ok(value)
+        self.0.lend(|one, ()| lent(&one.0), &()).await
     }
 
     /// Replaces the value.
@@ -192,9 +189,7 @@ impl<T: Item> ArrayProxy<T> {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn get(&self, index: usize) -> Result<Option<T>> {
-        let get = |row: &mut Row<T>, Lend(index): Lend<usize>| wire::encode_by_serde(&Lend(row.0.get(index)));
-        let Lend(value) = self.0.lend(get, &index).await?;
-        Ok(value)
+        self.0.lend(|row, index: usize| lent(&row.0.get(index)), &index).await
     }
 
     /// Replaces the element at `index`.
@@ -232,9 +227,7 @@ impl<T: Item> ArrayProxy<T> {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn to_vec(&self) -> Result<Vec<T>> {
-        let all = |row: &mut Row<T>, Lend(()): Lend<()>| wire::encode_by_serde(&Lend(&row.0));
-        let Lend(values) = self.0.lend(all, &()).await?;
-        Ok(values)
+        self.0.lend(|row, ()| lent(&row.0), &()).await
     }
 
     /// Runs `f` on all elements in the manager's process, as one step: no other call sees the array in between.

@@ -1,13 +1,12 @@
 //! A client's part of waitable operations (see `wire/waiting.rs`).
 //!
 //! # Cancel
-//! A wait that is dropped gives back: its place, or what it got meanwhile. Its asker knows whether it has read the answer,
-//! and says so: what was not read was never had, and is given back as if nobody had got it. One that still waits for room in
-//! the pipe was never made.
+//! A wait that is dropped gives back its place in the queue, or what it got meanwhile. It reports whether the answer was read: what was
+//! not read goes back as if it had never been taken. A wait that still waits for room in the pipe was never made.
 //!
 //! # Death
-//! Of one who is killed nobody knows whether it had read: what it got is given back, and a lock that it got is told as left by
-//! the dead.
+//! Of a client that is killed it is not known whether it had read the answer. What it got goes back, and the next holder of a lock that
+//! it got learns that its holder died.
 
 use crate::channel::Item;
 use crate::error::{Error, ErrorKind, Result};
@@ -33,8 +32,8 @@ pub(crate) async fn in_time<R>(timeout: Duration, wait: impl Future<Output = Res
 }
 
 impl<T> Proxy<T> {
-    /// Runs `f` until it is ready. What it brought is held by what is returned with it. After `timeout`, `f` is told that it is late, and
-    /// decides what comes of it.
+    /// Runs `f` until it is ready. The [`Asked`] holds what it brought. After `timeout`, `f` runs once more as late, and decides the
+    /// outcome.
     pub(crate) async fn wait<R, F, A>(&self, timeout: Option<Duration>, f: F, args: A) -> Result<(R, Asked)>
     where
         T: Waits,
@@ -76,12 +75,12 @@ pub(crate) struct Asked {
 }
 
 impl Asked {
-    /// Asks by a request that may have to wait. After `timeout` the manager is told that it is too late, and answers what came
-    /// of it; only what was not even sent is over without its word.
+    /// Makes a request that may have to wait. After `timeout` the manager decides the outcome, and its answer is waited for; only a
+    /// request that was not sent ends without it.
     pub(crate) async fn ask(handle: Arc<Handle>, request: Writer, timeout: Option<Duration>) -> Result<(Reader, Self)> {
         let link = &handle.link;
         timeout.map_or(Ok(()), |_| reactor::has_timer()).map_err(no_timer)?;
-        // Dropped before its answer is taken, it says itself that nobody has read that.
+        // Dropped before its answer is taken, it reports itself that the answer was not read.
         let start = Instant::now();
         let sending = link.send(request, true);
         let late = || Error::new(ErrorKind::Timeout, "the manager could not be asked in time");

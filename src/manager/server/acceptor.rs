@@ -1,4 +1,4 @@
-//! The acceptor of clients from elsewhere.
+//! The acceptor: the first messages with a client from elsewhere, after the authentication.
 
 use crate::connection::ByteConnection;
 use crate::error::{Error, ErrorKind, Result};
@@ -23,5 +23,5 @@ pub(crate) async fn greet(id: Id, peer: &ByteConnection) -> Result<()> {
         }
     };
     let greeted = timer::within(GREETING_TIME, greeted).await;
-    greeted.unwrap_or_else(|_| Err(Error::new(ErrorKind::Timeout, "it did not say who it is")))
+    greeted.unwrap_or_else(|_| Err(Error::new(ErrorKind::Timeout, "it sent no greeting")))
 }

@@ -1,4 +1,4 @@
-//! One client of a server: what it asks for, holds and waits for.
+//! One client of a server: its requests, and what it holds and waits for.
 
 use super::objects::Lease;
 use super::state::{Connection, Job, Next, Server};
@@ -177,7 +177,7 @@ impl Server {
                     self.tell(object, Next::Expire((connection.number, id)));
                 }
             }
-            // Leases are for families, and ending the manager is for who started it.
+            // Leases are for families, and only the process that started the manager may end it.
             messages::LEASE_OPEN | messages::LEASE | messages::CLAIMED | messages::END
                 if !connection.carries_descriptors() =>
             {
@@ -269,7 +269,7 @@ mod tests {
         refuse_made(&beside, why);
         let error = proxy::create(&beside.client, String::new, ()).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Io);
-        // It is told after the error.
+        // It is released after the error is sent.
         beside.until(|| beside.server.objects.len() == before).await;
         proxy::create(&beside.client, String::new, ()).await.unwrap();
     }
@@ -301,7 +301,7 @@ mod tests {
                 Op { object, entry: 1, fingerprint: 1 },
             ]
         };
-        // END names no object, and ends the manager: that is for who started it.
+        // END names no object, and ends the manager.
         let kinds = (0..=messages::EXPIRE).filter(|kind| *kind != messages::END);
         for (kind, which) in kinds.flat_map(|kind| (0..5).map(move |which| (kind, which))) {
             let client = beside.another();

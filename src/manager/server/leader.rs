@@ -2,20 +2,20 @@
 //!
 //! One thread leads: it waits for requests on the runtime and runs them in place, so that a quick call meets no other
 //! thread. The main thread watches it: a leader that is still in the same call after a while is left behind with it,
-//! and another thread leads on. So a slow object delays nobody but its own callers, who wait in line at it.
+//! and another thread leads on. So a slow object delays only its own callers, which wait in its queue.
 //!
 //! # State
 //! `pulse`, of the present leader: how many calls it has begun, `RUNNING` while it is outside of the runtime, and
 //! `LEFT_BEHIND`. `is_dozing`: the watcher sleeps until it is called.
 //!
 //! # Moves
-//! | move | who | then |
+//! | move | by | then |
 //! |---|---|---|
 //! | idle -> RUNNING | the leader, with a request | it calls a dozing watcher |
 //! | RUNNING -> idle | the leader, done | it waits for the next request |
-//! | RUNNING -> RUNNING, LEFT_BEHIND | the watcher, after two looks at the same call | another thread leads |
+//! | RUNNING -> RUNNING, LEFT_BEHIND | the watcher, after two checks within the same call | another thread leads |
 //! | the leader finds LEFT_BEHIND when it is done | itself | it becomes a helper; a leader that has no thread yet is its next task |
-//! | no thread for another leader | the watcher, at each look | it tries again to start one |
+//! | no thread for another leader | the watcher, at each check | it tries again to start one |
 //!
 //! # Invariants
 //! 1. At most one thread waits on the runtime, and it is the leader.
@@ -26,9 +26,9 @@
 //! | killed | what happens |
 //! |---|---|
 //! | a client | its pipes or its socket hang up; what it had sent is done, then what it held is released |
-//! | a client that waits, or has got something and not said that it took it | its place goes, the item goes back |
-//! | a client that holds a lock or a permit | it is free for the next, who is told if it is a lock |
-//! | who carried a handle | the kernel closes its lease's other end |
+//! | a client that waits, or has got something and not acknowledged it | its place in the queue is free, the item goes back |
+//! | a client that holds a lock or a permit | it is free for the next; of a lock, the next learns that the holder died |
+//! | a process that carried a handle | the kernel closes the other end of its lease |
 //! | the server | every client's pipe hangs up: all its calls fail |
 //!
 //! # Cancel
@@ -67,7 +67,7 @@ use std::time::Instant;
 use tokio::io::Interest;
 use tokio::runtime::Builder;
 
-/// So many looks without a call, and the watcher dozes.
+/// So many checks without a call, and the watcher sleeps.
 const DOZE_AFTER: u32 = 50;
 /// Requests taken in place before the runtime looks around.
 const TURN: u32 = 32;
@@ -83,7 +83,7 @@ const INTAKE_FAILURES: u32 = 64;
 #[cfg(test)]
 pub(crate) static HERE: OnceLock<Arc<Server>> = OnceLock::new();
 
-/// Runs the server until it is told to end or nobody holds anything of it. `names` is the namespace that is always there.
+/// Runs the server until it is asked to end or nothing of it is held any more. `names` is the namespace that is always there.
 pub(crate) fn serve(setup: Setup, names: Box<dyn Any + Send>) -> Result<()> {
     let built = Builder::new_current_thread().enable_all().build();
     let runtime = built.map_err(|error| Error::io("cannot build a tokio runtime in the manager", error))?;
@@ -369,7 +369,7 @@ impl Server {
                 }
                 Ok(None) => return,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                // Nothing tells again of what is there, so it is tried again; ends that were lost are closed.
+                // What is there is not announced again, so it is tried again; ends that were lost are closed.
                 Err(error) if failures < INTAKE_FAILURES => {
                     tracing::warn!(%error, "a client of the manager could not be taken in");
                     failures += 1;

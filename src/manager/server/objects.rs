@@ -1,8 +1,8 @@
-//! The objects of a manager and who holds them.
+//! The objects of a manager and their holders.
 //!
 //! An object is held from *outside* by connections and by leases (handles on their way), and from *inside* by handles
-//! that are part of objects themselves. It goes when nobody holds it. Objects that hold each other in a circle, and
-//! that nobody outside leads to, are found by [`Objects::collect`].
+//! that are part of objects themselves. It is dropped when it has no holder. Objects that hold each other in a circle, and
+//! that are not reachable from outside, are found by [`Objects::collect`].
 
 use crate::manager::wire::waiting::Settle;
 use crate::os::sync::lock;
@@ -19,10 +19,10 @@ pub(crate) type Lease = (u64, u64);
 /// One object: its value, and whose turn it is.
 pub(crate) struct Object<J> {
     pub(crate) number: u64,
-    /// `None` only while a call has it in its hand.
+    /// `None` only while a call uses it.
     pub(crate) value: Mutex<Option<Box<dyn Any + Send>>>,
     turn: Mutex<Turn<J>>,
-    /// Jobs that had their turn and wait for a change. Only who has the turn looks here.
+    /// Jobs that had their turn and wait for a change. Only the job that has the turn uses this.
     pub(crate) parked: Mutex<Vec<J>>,
     /// How its waiting operations are ended; known once there was one.
     pub(crate) settle: OnceLock<Settle>,
@@ -45,7 +45,7 @@ impl<J> Object<J> {
         Some(job)
     }
 
-    /// Whether who has the turn may as well keep it.
+    /// Whether no job waits for the turn, so that the one that has it may keep it.
     pub(crate) fn is_nobody_waiting(&self) -> bool {
         lock(&self.turn).waiting.is_empty()
     }
@@ -68,14 +68,14 @@ struct State<J> {
     last: u64,
     /// Some object is held from inside only, since the last collection.
     has_lost_holders: bool,
-    /// And some was then, but a call had it in its hand.
+    /// And some was then, but a call used it.
     is_only_in_hand: bool,
 }
 
 struct Row<J> {
     object: Arc<Object<J>>,
     outside: u64,
-    /// Who holds it from inside, and how often. 0 is nobody's: a handle that is part of no object.
+    /// Its holders inside, and how often each holds it. 0 stands for handles that are part of no object.
     inside: Vec<(u64, u64)>,
 }
 
@@ -102,7 +102,7 @@ impl<J: Send + 'static> Objects<J> {
         number
     }
 
-    /// The number of an object that is yet to be made. Who holds something for it holds it for good until then.
+    /// The number of an object that is yet to be made. What is held for it meanwhile counts as reachable.
     pub(crate) fn reserve(&self) -> u64 {
         let mut state = lock(&self.0);
         state.last += 1;
@@ -138,7 +138,7 @@ impl<J: Send + 'static> Objects<J> {
     /// One more handle inside `owner`.
     pub(crate) fn hold_inside(&self, owner: u64, number: u64) {
         if let Some(entry) = lock(&self.0).entries.get_mut(&number) {
-            match entry.inside.iter_mut().find(|(who, _)| *who == owner) {
+            match entry.inside.iter_mut().find(|(other, _)| *other == owner) {
                 Some((_, count)) => *count += 1,
                 None => entry.inside.push((owner, 1)),
             }
@@ -149,7 +149,7 @@ impl<J: Send + 'static> Objects<J> {
     pub(crate) fn release_inside(&self, owner: u64, number: u64) {
         let mut state = lock(&self.0);
         let Some(entry) = state.entries.get_mut(&number) else { return };
-        if let Some(at) = entry.inside.iter().position(|(who, _)| *who == owner) {
+        if let Some(at) = entry.inside.iter().position(|(other, _)| *other == owner) {
             entry.inside[at].1 -= 1;
             if entry.inside[at].1 == 0 {
                 entry.inside.swap_remove(at);
@@ -191,19 +191,19 @@ impl<J: Send + 'static> Objects<J> {
         state.has_lost_holders || state.is_only_in_hand
     }
 
-    /// Whether it might, whatever calls have in their hands.
+    /// Whether it might, apart from what running calls use.
     pub(crate) fn has_lost_holders(&self) -> bool {
         lock(&self.0).has_lost_holders
     }
 
-    /// A call has let go of what it had in its hand. True if that may have been all that held a circle.
+    /// A call has ended. True if it may have been the last holder of a circle.
     pub(crate) fn look_again_if_in_hand(&self) -> bool {
         let mut state = lock(&self.0);
         state.has_lost_holders |= state.is_only_in_hand;
         state.is_only_in_hand
     }
 
-    /// Lets go of objects that only hold each other. One that a call has in its hand counts as held.
+    /// Drops objects that only hold each other. One that a call uses counts as held.
     pub(crate) fn collect(&self) {
         let mut state = lock(&self.0);
         let mut is_only_in_hand = false;
@@ -217,7 +217,7 @@ impl<J: Send + 'static> Objects<J> {
             if is_held || is_in_hand {
                 todo.push(*number);
             }
-            // Nobody tells of the end of that call.
+            // The end of that call is not announced.
             is_only_in_hand |= is_in_hand && !is_held;
             for (owner, _) in &entry.inside {
                 leads_to.entry(*owner).or_default().push(*number);

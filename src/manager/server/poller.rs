@@ -1,21 +1,21 @@
-//! The request poller: takes requests out of the pipes of this machine's clients, of those that have sent something.
+//! The request poller: takes requests from those clients that have sent some.
 //!
 //! # State
-//! An inbox is `ready`: it is looked into in its turn; or `idle`: it was found empty, or its client does not read its answers,
-//! and its bit (`ready.rs`) makes it ready; or in the hand of the thread that takes a request out of it. `is_asleep`: nobody looks; a bit, and who
-//! puts an inbox back, wakes the leader.
+//! A client is `ready`: it is polled in its turn; or `idle`: it had no request, or does not read its answers,
+//! and its bit (`ready.rs`) makes it ready; or taken by the thread that handles its request. `is_asleep`: the leader sleeps; a bit, and a
+//! client that is put back, wakes it.
 //!
 //! # Moves
-//! | move | who | then |
+//! | move | by | then |
 //! |---|---|---|
-//! | ready -> in hand, with a request | [`next`](Poller::next) | the request gets its place |
-//! | in hand -> ready | [`put_back`](Poller::put_back) | - |
-//! | ready -> idle | [`next`](Poller::next) that finds it empty | a bit that is set meanwhile makes it ready again |
-//! | idle -> ready | [`next`](Poller::next) that finds its bit | it is looked into |
+//! | ready -> taken, with a request | [`next`](Poller::next) | the request gets its place |
+//! | taken -> ready | [`put_back`](Poller::put_back) | - |
+//! | ready -> idle | [`next`](Poller::next) that finds no request | a bit that is set meanwhile makes it ready again |
+//! | idle -> ready | [`next`](Poller::next) that finds its bit | it is polled |
 //! | awake -> asleep | [`sleep`](Poller::sleep), announced to all clients | each bit is looked at once more |
 //!
 //! # Death
-//! A client that dies hangs up, which sets its bit; its inbox then yields what it had sent, and an error.
+//! A client that dies hangs up, which sets its bit; it then yields what it had sent, and an error.
 //!
 //! # Cancel
 //! Nothing here waits.
@@ -34,12 +34,12 @@ use std::sync::{Arc, Mutex};
 use tokio::io::Interest;
 use tokio::sync::Notify;
 
-/// The inboxes of clients, each of which is a `C`.
+/// The clients, each of which is a `C`.
 pub(crate) struct Poller<C> {
     map: Arc<ReadyMap>,
     state: Mutex<State<C>>,
     free: Arc<Mutex<Vec<u32>>>,
-    /// It is worth to look again, for who sleeps.
+    /// Wakes a leader that sleeps.
     pub(crate) changed: Arc<Notify>,
 }
 
@@ -50,7 +50,7 @@ struct State<C> {
     is_asleep: bool,
 }
 
-/// One client's inbox.
+/// One client.
 pub(crate) struct Open<C> {
     pub(crate) client: C,
     transport: Arc<dyn Transport>,
@@ -79,7 +79,7 @@ impl<C> Poller<C> {
     /// Has the runtime that is entered listen to the clients' doorbell.
     pub(crate) fn listen(&self) -> Result<()> {
         let watched = reactor::watch(self.map.doorbell.clone(), Interest::READABLE);
-        let doorbell = watched.map_err(|error| Error::io("the clients of a manager cannot be heard", error))?;
+        let doorbell = watched.map_err(|error| Error::io("the doorbell of a manager cannot be watched", error))?;
         let changed = self.changed.clone();
         tokio::spawn(async move {
             while let Ok(mut rung) = doorbell.readable().await {
@@ -90,8 +90,8 @@ impl<C> Poller<C> {
         Ok(())
     }
 
-    /// Takes in one more client, inside the runtime that is to listen to it: tells it which bit it has. After an error the
-    /// client has to be let go.
+    /// Takes in one more client, inside the runtime that is to listen to it: sends it the number of its bit. After an error the
+    /// client is disconnected.
     pub(crate) fn add(
         &self,
         open: impl FnOnce(Changed) -> Result<Arc<dyn Transport>>,
@@ -132,8 +132,7 @@ impl<C> Poller<C> {
         Ok(Bit { number, free: self.free.clone() })
     }
 
-    /// A request, or why there will be none any more, and the inbox it came by: to be put back when the request has
-    /// its place.
+    /// A request, or why there will be none any more, and its client: to be put back when the request is queued.
     pub(crate) fn next(&self) -> Option<(Open<C>, Result<EncodedMessage>)> {
         let state = &mut *lock(&self.state);
         if std::mem::take(&mut state.is_asleep) {
@@ -160,7 +159,7 @@ impl<C> Poller<C> {
         self.map.take(idle.len(), |bit| ready.extend(idle.get_mut(bit).and_then(Option::take)));
         while let Some(open) = ready.pop_front() {
             let transport = &open.transport;
-            // Of one that is gone the rest is taken, and its end. Room that comes after `arm` is told.
+            // Of one that is gone the rest is taken, and its end. Room that comes after `arm` sets the bit.
             let may_begin = transport.has_room() || transport.arm().is_err() || transport.has_room();
             if (may_begin || transport.has_hung_up())
                 && let Some(request) = transport.recv()

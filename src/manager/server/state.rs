@@ -18,7 +18,7 @@ use std::thread::Thread;
 use std::time::Duration;
 use tokio::runtime::Runtime;
 
-/// Between two looks at the leader. A call is left behind after one to two of them.
+/// Between two checks of the leader. A call is left behind after one to two of them.
 pub(crate) const LOOK: Duration = Duration::from_millis(1);
 
 pub(crate) struct Server {

@@ -1,4 +1,4 @@
-//! What a manager is started with, and the first words with clients from elsewhere.
+//! What a manager is started with, and the first messages with clients from elsewhere.
 
 use crate::connection::Listener;
 #[cfg(feature = "tls")]
@@ -22,7 +22,7 @@ pub(crate) type Id = (u64, u64);
 #[derive(serde::Serialize, serde::Deserialize)]
 pub(crate) struct Setup {
     pub(crate) id: Id,
-    /// Where clients say hello.
+    /// Where the ends of new clients arrive.
     pub(crate) intake: Fd<OwnedFd>,
     /// The clients' end, for handles that leave from here.
     pub(crate) door: Fd<OwnedFd>,
@@ -32,7 +32,7 @@ pub(crate) struct Setup {
     pub(crate) bind: Option<Bind>,
 }
 
-/// In which a client from elsewhere must have said who it is, and one of this machine must have been let in.
+/// The time limit for the greeting of a client from elsewhere, and for connecting on this machine.
 pub(crate) const GREETING_TIME: Duration = Duration::from_secs(10);
 
 /// Where and how clients from elsewhere connect.
@@ -104,13 +104,13 @@ fn tls(certificates: Vec<Vec<u8>>, key: &[u8]) -> Result<Arc<rustls::ServerConfi
     config.map(Arc::new).map_err(|why| unfit(why.to_string()))
 }
 
-/// What a client from elsewhere is told; the number of the build follows it, which tells a client of another one, whatever
-/// that makes of this.
+/// The answer to the greeting of a client from elsewhere. The number of the build follows it, which a client of another build
+/// can read even if it cannot read this.
 #[derive(serde::Serialize, serde::Deserialize)]
 pub(crate) struct Welcome {
     pub(crate) id: Id,
     pub(crate) pid: u32,
 }
 
-/// The first words of a client from elsewhere, and of the manager to it.
+/// The first bytes of a client from elsewhere, and of the manager to it.
 pub(crate) const GREETING: &[u8; 16] = b"multiprocess mgr";

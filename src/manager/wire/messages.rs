@@ -65,6 +65,11 @@ pub(crate) const CONNECTION: u64 = u64::MAX;
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Lend<A: ?Sized>(pub(crate) A);
 
+/// A value that an object lends, as a [`Lend`].
+pub(crate) fn lent<T: Serialize + ?Sized>(value: &T) -> Result<Message> {
+    wire::encode_by_serde(&Lend(value))
+}
+
 /// One operation of a call.
 pub(crate) struct Op {
     pub(crate) object: u64,

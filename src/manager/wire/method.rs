@@ -1,6 +1,6 @@
 //! Functions that make an object or work on one, and how they are entered where the object is.
 
-use super::messages::{MAKER, Op, Reader, Span, Writer, malformed};
+use super::messages::{Lend, MAKER, Op, Reader, Span, Writer, malformed};
 use super::waiting::{self, Settle, Ticket, Try, Waitable, Waits};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::image::{self, Enter};
@@ -136,12 +136,15 @@ impl<F: Method<T, A>, T, A> Invoke<T, A, Owned> for F {
     }
 }
 
-impl<F, T, A> Invoke<T, A, Lent> for F
-where
-    F: Fn(&mut T, A) -> Result<Message> + Copy + 'static,
-{
-    fn invoke(self, object: &mut T, args: &mut Option<A>, _: &mut Option<Attempt>, out: &mut Writer) -> Result<()> {
-        let args = args.take().ok_or_else(malformed)?;
+impl<F: Fn(&mut T, A) -> Result<Message> + Copy + 'static, T, A> Invoke<T, Lend<A>, Lent> for F {
+    fn invoke(
+        self,
+        object: &mut T,
+        args: &mut Option<Lend<A>>,
+        _: &mut Option<Attempt>,
+        out: &mut Writer,
+    ) -> Result<()> {
+        let Lend(args) = args.take().ok_or_else(malformed)?;
         let message = out.encode(|| self(object, args))?;
         out.part(&message, &());
         Ok(())
@@ -173,7 +176,7 @@ pub(crate) struct Attempt {
     pub(crate) ticket: Ticket,
     /// It is to be tried again.
     pub(crate) has_to_wait: bool,
-    /// Its asker's time is over.
+    /// Its caller's time is over.
     pub(crate) is_late: bool,
     /// How what it brings is settled.
     pub(crate) settle: Option<Settle>,
@@ -365,7 +368,7 @@ impl Dispatch {
             }
         };
         (frame.fingerprint, frame.result) = (op.fingerprint, None);
-        // All that is the user's may panic, also what decodes and drops arguments. The object stays, and its caller hears.
+        // All that is the user's may panic, also what decodes and drops arguments. The object stays, and its caller gets an error.
         let start = frame.out.len();
         let entered = catch_panic(|| {
             entry(frame);

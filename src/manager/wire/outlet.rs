@@ -32,7 +32,7 @@ impl Outlet {
         Self { sender: sender.beyond_limit(), sizes: VecDeque::new(), sum: 0, has_woken: true }
     }
 
-    /// Whether something may be begun. If not, [`room`](Self::room) tells when to ask again.
+    /// Whether something may be begun. If not, [`room`](Self::room) signals when to ask again.
     pub(crate) fn has_room(&mut self) -> bool {
         if self.sum >= MOST {
             self.forget_taken();
@@ -46,7 +46,7 @@ impl Outlet {
     }
 
     /// Sends at once. Otherwise the message comes back: with kind `Full` if its descriptors do not fit into the socket now, or the
-    /// other end is at the memory of the pipe, and then [`room`](Self::room) tells when to try again; with kind `Io` if the
+    /// other end is at the memory of the pipe, and then [`room`](Self::room) signals when to try again; with kind `Io` if the
     /// kernel has no memory.
     pub(crate) fn send(&mut self, message: EncodedMessage) -> Result<(), SendError<EncodedMessage>> {
         let size = message.bytes().len() + if message.has_attachments() { WITH_DESCRIPTORS } else { HEAD };
@@ -64,7 +64,7 @@ impl Outlet {
         self.has_woken
     }
 
-    /// Where it is told that there is room again.
+    /// Where it is signalled that there is room again.
     pub(crate) fn room(&self) -> &Arc<WaitQueue> {
         self.sender.room()
     }

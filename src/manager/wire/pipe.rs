@@ -3,9 +3,9 @@
 //! A call is begun when its pipe has room for it. One that waits for room has sent nothing, and holds nobody up: all that wait
 //! are woken, and each that is polled tries. A message that must not wait, such as the release of a handle, may exceed the limit.
 //!
-//! Memory of a pipe that is found damaged ends the connection: those who wait get an error that says so, and nothing is tried
+//! Memory of a pipe that is found damaged ends the connection: calls that wait get an error that says so, and nothing is tried
 //! again. So does a lack of memory for what must arrive: the manager then lets go of all that its client holds. Descriptors
-//! that the kernel does not take now are tried again after a while, and what was told after them follows.
+//! that the kernel does not take now are tried again after a while, and what was posted after them follows.
 //!
 //! # Cancel
 //! A call that is dropped before it is sent was never made.
@@ -39,12 +39,12 @@ pub(crate) struct Pipe {
     me: Weak<Self>,
     /// `None` once the connection has ended: the other end sees this one go.
     outlet: Mutex<Option<Outlet>>,
-    /// What was told, until the thread that has the outlet has sent it; or descriptors do not fit into the socket.
+    /// What was posted, until the thread that has the outlet has sent it; or descriptors do not fit into the socket.
     unsent: Mutex<VecDeque<EncodedMessage>>,
-    /// How often room was told.
+    /// How often room was signalled.
     rooms: AtomicU64,
     receiver: SharedReceiver<EncodedMessage>,
-    /// A client's: where it tells the manager that there is something in the pipe, by which bit; from its first message on.
+    /// A client's: how it signals that there is something in the pipe; from the manager's first message on.
     ready: OnceLock<Ready>,
     is_client: bool,
     has_ended: AtomicBool,
@@ -61,7 +61,7 @@ enum Flushed {
     NoRoom,
     /// The kernel takes no descriptors now; the rest is still there.
     Refused,
-    /// A message that was told is lost.
+    /// A message that was posted is lost.
     Lost(Error),
     /// The last one, which its sender knows of.
     Failed(Error),
@@ -161,7 +161,7 @@ impl Pipe {
         Ok(())
     }
 
-    /// Tells a manager that there is something in the pipe; true if it slept. Without a bit yet, this client has one in the
+    /// Signals to the manager that there is something in the pipe; true if it slept. Without a bit yet, this client has one in the
     /// pipe of answers, or the manager will look into the pipe by itself.
     fn ring(&self) -> bool {
         if self.ready.get().is_none() && self.is_client {
@@ -190,12 +190,12 @@ impl Pipe {
         }
     }
 
-    /// Sends what was told, in order, and then `last`.
+    /// Sends what was posted, in order, and then `last`.
     fn flush(&self, outlet: &mut Outlet, mut last: Option<EncodedMessage>) -> Flushed {
         loop {
-            let told = lock(&self.unsent).pop_front();
-            let was_told = told.is_some();
-            let Some(next) = told.or_else(|| last.take()) else { return Flushed::All };
+            let posted = lock(&self.unsent).pop_front();
+            let was_posted = posted.is_some();
+            let Some(next) = posted.or_else(|| last.take()) else { return Flushed::All };
             let has_descriptors = next.has_attachments();
             let Err(refused) = outlet.send(next) else { continue };
             let flushed = match refused.kind() {
@@ -203,7 +203,7 @@ impl Pipe {
                 ErrorKind::Full => Flushed::NoRoom,
                 // The kernel has no room for more descriptors, of whatever process.
                 ErrorKind::Io if has_descriptors => Flushed::Refused,
-                _ if was_told => return Flushed::Lost(refused.into_error()),
+                _ if was_posted => return Flushed::Lost(refused.into_error()),
                 _ => return Flushed::Failed(refused.into_error()),
             };
             let mut unsent = lock(&self.unsent);
@@ -213,7 +213,7 @@ impl Pipe {
         }
     }
 
-    /// Where room is told, as long as the connection stands. Kept, it would keep the other end from seeing this one go.
+    /// Where room is signalled, as long as the connection stands. Kept, it would keep the other end from seeing this one go.
     fn room(&self) -> Option<Arc<WaitQueue>> {
         lock(&self.outlet).as_ref().map(|outlet| outlet.room().clone())
     }
@@ -222,7 +222,7 @@ impl Pipe {
         !lock(&self.unsent).is_empty()
     }
 
-    /// Sends what was told. A thread that has the outlet in its hand comes here after it.
+    /// Sends what was posted. A thread that has used the outlet comes here after it.
     fn send_rest(&self) {
         let mut armed_at = None;
         while self.has_unsent() {
@@ -250,7 +250,7 @@ impl Pipe {
         }
     }
 
-    /// Nothing tells when the kernel takes descriptors again, and there may be no runtime here.
+    /// It is not announced when the kernel takes descriptors again, and there may be no runtime here.
     fn retry(&self) {
         if self.will_retry.swap(true, SeqCst) {
             return;
@@ -371,6 +371,52 @@ impl Transport for Pipe {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Instant;
+
+    /// The ends of a client and of a manager.
+    fn connected() -> [Arc<Pipe>; 2] {
+        let (door, intake) = socket::packet_pair().unwrap();
+        let client = Pipe::connect(&door, Box::new(|| ())).unwrap();
+        let ends = frame::recv(intake.as_fd(), Wait::No).unwrap().unwrap();
+        [client, Pipe::accept(ends, Box::new(|| ())).unwrap()]
+    }
+
+    fn message() -> EncodedMessage {
+        EncodedMessage::new(vec![1; 9], Vec::new())
+    }
+
+    #[tokio::test]
+    async fn connection_that_ends_while_a_thread_sends_is_closed_after_it() {
+        let [client, manager] = connected();
+        let sending = lock(&client.outlet);
+        client.close();
+        assert!(sending.is_some(), "it is not taken away");
+        drop(sending);
+        assert_eq!(client.send(message()).unwrap_err().kind(), ErrorKind::Closed);
+        let start = Instant::now();
+        let end = loop {
+            assert!(start.elapsed() < Duration::from_secs(20), "the manager does not see the end");
+            match manager.recv() {
+                Some(end) => break end,
+                None => tokio::task::yield_now().await,
+            }
+        };
+        assert_eq!(end.unwrap_err().kind(), ErrorKind::Closed);
+    }
+
+    #[tokio::test]
+    async fn press_returns_when_what_was_posted_beside_another_sender_is_in_the_pipe() {
+        let [client, manager] = connected();
+        let sending = lock(&client.outlet);
+        client.tell(message());
+        assert!(client.has_unsent() && manager.recv().is_none());
+        thread::scope(|scope| {
+            let pressing = scope.spawn(|| client.press());
+            drop(sending);
+            pressing.join().unwrap();
+        });
+        assert_eq!(manager.recv().unwrap().unwrap().bytes(), message().bytes());
+    }
 
     #[test]
     fn who_is_not_let_in_in_time_is_told() {

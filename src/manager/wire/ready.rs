@@ -117,10 +117,11 @@ impl Ready {
     /// Sets the client's bit and wakes the manager; true if it slept.
     #[inline]
     pub(crate) fn ring(&self) -> bool {
+        fault::point("manager.put");
         set(&self.bits, self.bit);
+        fault::point("manager.marked");
         let is_asleep = self.asleep.load(0) != 0;
         if is_asleep {
-            fault::point("manager.ring");
             eventfd::ring(self.doorbell.as_fd());
         }
         is_asleep

@@ -21,7 +21,7 @@ pub(crate) trait Transport: Send + Sync {
         false
     }
 
-    /// Whether something may be begun. If not, and [`arm`](Self::arm) was called, it tells when to ask again.
+    /// Whether something may be begun. If not, and [`arm`](Self::arm) was called, the change is signalled.
     fn has_room(&self) -> bool {
         true
     }
@@ -36,7 +36,7 @@ pub(crate) trait Transport: Send + Sync {
         let _ = self.send(message);
     }
 
-    /// Waits for a moment until what was told is on its way.
+    /// Waits for a moment until what was posted is on its way.
     fn press(&self) {}
 
     /// The next message, if one is there. An error is the last, and the end.
@@ -52,7 +52,7 @@ pub(crate) trait Transport: Send + Sync {
         None
     }
 
-    /// Sees to it that room is told. The caller asks once more afterwards.
+    /// Sees to it that room is signalled. The caller asks once more afterwards.
     fn arm(&self) -> io::Result<()> {
         Ok(())
     }

@@ -1,24 +1,24 @@
 //! Waitable operations: those that may have to wait at their object.
 //!
 //! Such an operation is tried in its object's turn. If it has to wait it is parked at the object, where it holds neither
-//! the turn nor a thread, and is tried again after every change. What it brings (an item, a permit) is the asker's under
-//! a ticket, until the asker says that it took it, or gives it back. Who disconnects gives everything back.
+//! the turn nor a thread, and is tried again after every change. What it brings (an item, a permit) belongs to the
+//! caller under a ticket, until the caller acknowledges it or gives it back. A client that disconnects gives everything back.
 
-use super::messages::Lend;
+use super::messages::lent;
 use crate::error::{Error, ErrorKind, Result};
-use crate::wire::{self, Message};
+use crate::wire::Message;
 use serde::Serialize;
 use std::any::Any;
 use std::task::Poll;
 
-/// Who asks: the connection, and the number of the request there.
+/// The caller: its connection, and the number of the request there.
 pub(crate) type Ticket = (u64, u64);
 
 /// One try of an operation that may have to wait.
 #[derive(Clone, Copy)]
 pub(crate) struct Try {
     pub(crate) ticket: Ticket,
-    /// The asker's time is over: what cannot be done at once is not done.
+    /// The caller's time is over: what cannot be done at once is not done.
     pub(crate) is_late: bool,
 }
 
@@ -30,16 +30,16 @@ pub(crate) trait Waitable<T, A>:
 
 impl<F: Fn(&mut T, &mut Option<A>, Try) -> Poll<Result<Message>> + Copy + 'static, T, A> Waitable<T, A> for F {}
 
-/// How an operation ends for its asker.
+/// How an operation ends for its caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
-    /// What it brought is the asker's for good.
+    /// The caller keeps what it brought.
     Took,
-    /// The asker needs it no more.
+    /// The caller needs it no more.
     GaveBack,
-    /// The asker is gone, and has not read what came of it.
+    /// The caller is gone, and has not read the answer.
     Unread,
-    /// The asker is gone.
+    /// The client is gone.
     Lost,
 }
 
@@ -59,7 +59,7 @@ pub(crate) fn settle<T: Waits>(object: &mut (dyn Any + Send), ticket: Ticket, en
 
 /// What a waiting operation answers.
 pub(crate) fn ready<R: Serialize>(value: &R) -> Poll<Result<Message>> {
-    Poll::Ready(wire::encode_by_serde(&Lend(value)))
+    Poll::Ready(lent(value))
 }
 
 pub(crate) fn too_late(what: &str) -> Error {

@@ -52,11 +52,20 @@ async fn batcher(dict: Dict, id: i64, ops: usize, ready: Queue<()>, go: Queue<()
     (start, now_ns())
 }
 
+/// Clients of [`many_clients`], and operations of all of them together.
+const MANY: [usize; 4] = [4, 16, 64, 256];
+const MANY_OPS: usize = 100_000;
+
 async fn rate(manager: &Manager, clients: usize, batched: bool) -> f64 {
+    rate_of(manager, clients, OPS, batched).await
+}
+
+/// Operations per second of all clients together, each of which makes `ops`.
+async fn rate_of(manager: &Manager, clients: usize, ops: usize, batched: bool) -> f64 {
     let dict: Dict = manager.dict().await.unwrap();
     let (ready, go) = (Queue::unbounded().unwrap(), Queue::unbounded().unwrap());
     let start = |id| {
-        let args = (dict.clone(), id as i64, OPS, ready.clone(), go.clone());
+        let args = (dict.clone(), id as i64, ops, ready.clone(), go.clone());
         if batched { Process::spawn(batcher, args).unwrap() } else { Process::spawn(client, args).unwrap() }
     };
     let children: Vec<_> = (0..clients).map(start).collect();
@@ -72,7 +81,7 @@ async fn rate(manager: &Manager, clients: usize, batched: bool) -> f64 {
     }
     let first = spans.iter().map(|span| span.0).min().unwrap_or_default();
     let last = spans.iter().map(|span| span.1).max().unwrap_or_default();
-    per_second(clients * OPS, Duration::from_nanos(last - first))
+    per_second(clients * ops, Duration::from_nanos(last - first))
 }
 
 async fn both_rates(batched: bool) -> Metrics {
@@ -93,6 +102,33 @@ pub fn manager_run() -> Metrics {
 
 pub fn batches() -> Metrics {
     block_on(both_rates(true))
+}
+
+/// CPU time of a process so far, all threads.
+fn cpu_ns(pid: u32) -> f64 {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let of = |thread: std::fs::DirEntry| std::fs::read_to_string(thread.path().join("schedstat")).unwrap_or_default();
+    threads.map(|thread| of(thread.unwrap()).split(' ').next().and_then(|ns| ns.parse().ok()).unwrap_or(0.0)).sum()
+}
+
+/// W11n: operations per second, and the manager's CPU time for one, with more and more clients.
+pub fn many_clients() -> Metrics {
+    block_on(async {
+        let (mut rates, mut costs) = (Vec::new(), Vec::new());
+        for clients in MANY {
+            let manager = Manager::start().await.unwrap();
+            let ops = MANY_OPS / clients / 2 * 2;
+            let before = cpu_ns(manager.pid());
+            rates.push(rate_of(&manager, clients, ops, false).await);
+            costs.push((cpu_ns(manager.pid()) - before) / (clients * ops) as f64 / 1e3);
+            manager.shutdown().await.unwrap();
+        }
+        let names = ["ops_per_s_4", "ops_per_s_16", "ops_per_s_64", "ops_per_s_256"];
+        let mut metrics = vec![("rate_256", rates[3] / rates[0]), ("cpu_growth", costs[3] / costs[0])];
+        metrics.extend(names.into_iter().zip(rates));
+        metrics.extend(["cpu_us_4", "cpu_us_256"].into_iter().zip([costs[0], costs[3]]));
+        metrics
+    })
 }
 
 /// W11s

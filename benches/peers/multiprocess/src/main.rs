@@ -646,6 +646,7 @@ fn main() {
             case("W11", "manager", dict::manager),
             case("W11", "manager_run", dict::manager_run),
             case("W11", "manager_batches", dict::batches),
+            case("W11n", "manager", dict::many_clients),
             case("W11s", "manager", dict::from_sleep),
             case("W12", "pool", || block_on(idle_workers())),
             case("W13", "pool", || block_on(killed_worker())),
