@@ -350,10 +350,15 @@ impl ChannelCore {
         }
     }
 
+    /// Whether the next take would yield neither an item nor the end, as far as is known here.
+    pub(super) fn has_nothing_known(&self) -> bool {
+        self.ring.is_empty_here() && !self.is_known_hung_up()
+    }
+
     /// The next item for somebody who is told when there may be one, in the only process that takes.
     pub(super) fn next_when_notified<T: DeserializeOwned + 'static>(&self) -> Option<Result<T>> {
         // Most looks find nothing: they need no lock.
-        if self.ring.is_empty_here() && !self.is_known_hung_up() {
+        if self.has_nothing_known() {
             return None;
         }
         let popped = self.pop::<T>(Self::is_known_hung_up).later()?;

@@ -307,6 +307,11 @@ impl<T: Item> SharedReceiver<T> {
         self.0.core.next_when_notified()
     }
 
+    /// Whether [`next`](Self::next) would yield nothing.
+    pub(crate) fn has_nothing(&self) -> bool {
+        self.0.core.has_nothing_known()
+    }
+
     /// Whether the other end is gone, for somebody who [listens](Self::listen).
     pub(crate) fn has_hung_up(&self) -> bool {
         self.0.core.is_known_hung_up()

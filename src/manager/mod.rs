@@ -2,18 +2,18 @@
 //!
 //! ```text
 //! manager.rs   Manager, ManagerBuilder: the public face
-//! client/      link.rs       one manager, and who holds what of it
-//!              pipe.rs stream.rs   the ways there          pending.rs   calls that wait for an answer
-//!              proxy.rs      the typed handle a client holds, and its forms: list.rs dict.rs namespace.rs queue.rs
-//!                            primitives.rs value.rs         waits.rs     operations that may have to wait
+//! client/      link.rs       the connection to one manager   pending.rs   calls that wait for an answer
+//!              handle.rs     a hold on an object             proxy.rs     the typed handle, and its forms: list.rs dict.rs
+//!                            namespace.rs queue.rs primitives.rs value.rs   waits.rs     operations that may have to wait
 //! server/      leader.rs     the thread that takes requests  executor.rs  calls, from object to object
-//!              overflow.rs   threads that take over          connection.rs  what a client holds, the way back to it
-//!              poller.rs     whose pipe is looked into       acceptor.rs  clients from elsewhere
-//!              objects.rs    the objects and who holds them  state.rs     all this as one
-//! wire/        messages.rs   what both say to each other     method.rs    function <-> address, with an object
+//!              overflow.rs   threads that take over          connection.rs what a client asks for and holds
+//!              poller.rs     requests of busy clients        acceptor.rs  clients from elsewhere
+//!              objects.rs    the objects and their holders   state.rs     all this as one
+//! wire/        transport.rs  what a way between both can do, and the three ways: pipe.rs stream.rs local.rs
+//!              messages.rs   their format                    method.rs    function <-> address, with an object
 //!              waiting.rs    waitable operations             marshal.rs   handles as references
 //!              ready.rs      which clients have sent something   outlet.rs   admission to a pipe
-//!              local.rs      the manager of this process     greeting.rs  first words
+//!              greeting.rs   first messages
 //! ```
 //!
 //! No file of one side imports one of the other; both use `wire`. `tests/layers.rs` checks it.

@@ -10,7 +10,7 @@ use crate::os::sync::lock;
 use crate::shm::family::Family;
 use std::cell::Cell;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::pin::pin;
 use std::sync::atomic::Ordering::*;
 use std::sync::{Arc, Mutex, Weak};
@@ -25,6 +25,16 @@ pub(crate) struct Watch<F: AsFd + AsRawFd> {
     react: Box<dyn Fn() + Send + Sync>,
     /// Turns this very watch.
     waker: Waker,
+}
+
+/// Calls `react` in the driver of the current runtime each time that `doorbell` is rung, until the result is dropped.
+pub(crate) fn watch(
+    doorbell: Arc<OwnedFd>,
+    react: impl Fn() + Send + Sync + 'static,
+) -> io::Result<Arc<Watch<Arc<OwnedFd>>>> {
+    let watch = Watch::new(doorbell, react)?;
+    watch.turn();
+    Ok(watch)
 }
 
 struct Rearm<F: AsFd + AsRawFd>(Weak<Watch<F>>);

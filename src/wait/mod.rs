@@ -13,6 +13,7 @@ pub(crate) mod sleepers;
 mod spin;
 mod until;
 
+pub(crate) use doorbell::{Watch, watch};
 pub(crate) use local_queue::{Hangup, Turn, WaitQueue};
 pub(crate) use spin::Spin;
 #[cfg(not(multiprocess_loom))]

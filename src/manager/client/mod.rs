@@ -1,4 +1,4 @@
-//! What a client has: proxies, pending calls, the ways to a manager. Knows nothing of `server`.
+//! The client's side: proxies, handles, pending calls, the connection to a manager. It does not use `server`.
 
 pub(crate) mod dict;
 pub(crate) mod handle;

@@ -1,4 +1,4 @@
-//! The process that owns the objects. Knows nothing of `client`.
+//! The manager's side: the process that owns the objects. It does not use `client`.
 
 mod acceptor;
 mod connection;

@@ -24,14 +24,14 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::manager::wire::messages::Writer;
 use crate::manager::wire::ready::{CLIENTS, ReadyMap};
 use crate::manager::wire::transport::{Changed, Transport};
-use crate::os::reactor;
 use crate::os::sync::lock;
 use crate::shm::atomic::fence;
+use crate::wait::{self, Watch};
 use crate::wire::EncodedMessage;
 use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering::SeqCst;
-use std::sync::{Arc, Mutex};
-use tokio::io::Interest;
+use std::sync::{Arc, Mutex, OnceLock};
 use tokio::sync::Notify;
 
 /// The clients, each of which is a `C`.
@@ -39,6 +39,7 @@ pub(crate) struct Poller<C> {
     map: Arc<ReadyMap>,
     state: Mutex<State<C>>,
     free: Arc<Mutex<Vec<u32>>>,
+    doorbell: OnceLock<Arc<Watch<Arc<OwnedFd>>>>,
     /// Wakes a leader that sleeps.
     pub(crate) changed: Arc<Notify>,
 }
@@ -73,20 +74,16 @@ impl<C> Poller<C> {
     pub(crate) fn new() -> Result<Self> {
         let map = ReadyMap::create().map_err(|error| Error::io("cannot make a manager's memory", error))?;
         let state = State { ready: VecDeque::new(), idle: Vec::new(), is_asleep: false };
-        Ok(Self { map: Arc::new(map), state: Mutex::new(state), free: Arc::default(), changed: Arc::default() })
+        let (free, doorbell, changed) = Default::default();
+        Ok(Self { map: Arc::new(map), state: Mutex::new(state), free, doorbell, changed })
     }
 
     /// Has the runtime that is entered listen to the clients' doorbell.
     pub(crate) fn listen(&self) -> Result<()> {
-        let watched = reactor::watch(self.map.doorbell.clone(), Interest::READABLE);
-        let doorbell = watched.map_err(|error| Error::io("the doorbell of a manager cannot be watched", error))?;
         let changed = self.changed.clone();
-        tokio::spawn(async move {
-            while let Ok(mut rung) = doorbell.readable().await {
-                rung.clear_ready();
-                changed.notify_one();
-            }
-        });
+        let watched = wait::watch(self.map.doorbell.clone(), move || changed.notify_one());
+        let watched = watched.map_err(|error| Error::io("the doorbell of a manager cannot be watched", error))?;
+        let _ = self.doorbell.set(watched);
         Ok(())
     }
 
@@ -174,6 +171,12 @@ impl<C> Poller<C> {
 
     pub(crate) fn put_back(&self, open: Open<C>) {
         let mut state = lock(&self.state);
+        // A request that comes later sets the bit, which is looked at when this is in its place.
+        if !open.transport.has_message() {
+            let bit = open.bit.number as usize;
+            state.idle[bit] = Some(open);
+            return;
+        }
         state.ready.push_back(open);
         if state.is_asleep {
             self.changed.notify_one();

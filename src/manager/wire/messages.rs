@@ -1,4 +1,4 @@
-//! What a client and the server of a manager say to each other: flat bytes, and descriptors that ride along.
+//! The messages between a client and a manager: flat bytes, and descriptors that ride along.
 //!
 //! ```text
 //! request   CALL id count (object entry fingerprint len fds bytes)*     object 0: make one
@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-/// Request: run these.
+/// Request: run these operations.
 pub(crate) const CALL: u8 = 0;
 /// Request: a lease begins; it ends when the other end of this descriptor is closed everywhere.
 pub(crate) const LEASE_OPEN: u8 = 1;
@@ -28,21 +28,21 @@ pub(crate) const LEASE: u8 = 2;
 pub(crate) const CLAIM: u8 = 3;
 /// Request: everything under the lease of this descriptor has been claimed.
 pub(crate) const CLAIMED: u8 = 4;
-/// Request: a handle has gone.
+/// Request: a handle was dropped.
 pub(crate) const RELEASE: u8 = 5;
-/// Request: how many objects are there?
+/// Request: answer the number of objects.
 pub(crate) const COUNT: u8 = 6;
-/// Request: end.
+/// Request: end the manager.
 pub(crate) const END: u8 = 7;
-/// Request: run this, which may have to wait.
+/// Request: run this operation, which may have to wait.
 pub(crate) const WAIT: u8 = 8;
-/// Request: what the answer to this request brought is the client's for good.
+/// Request: the client keeps what the answer to this request brought.
 pub(crate) const TOOK: u8 = 9;
-/// Request: what the answer to this request brought is not needed any more.
+/// Request: the client gives back what the answer to this request brought.
 pub(crate) const GIVE_BACK: u8 = 10;
-/// Request: where do clients from elsewhere connect?
+/// Request: answer the address for clients from elsewhere.
 pub(crate) const WHERE: u8 = 11;
-/// Request: whoever waits for this request is gone, and has not read what it may have got.
+/// Request: the caller of this request is gone, and has not read the answer.
 pub(crate) const UNREAD: u8 = 12;
 /// Request: the time of this request is over.
 pub(crate) const EXPIRE: u8 = 13;
@@ -51,6 +51,7 @@ pub(crate) const EXPIRE: u8 = 13;
 pub(crate) const VALUE: u8 = 0;
 /// An answer's part: an error.
 pub(crate) const ERROR: u8 = 1;
+
 /// Where the number of a request stands that has one.
 pub(crate) const ID_AT: usize = 1;
 

@@ -1,4 +1,4 @@
-//! What a client and a manager have in common: messages, the dispatch table, and how handles travel. Knows neither side.
+//! What both sides use: transports, messages, the dispatch table, handle marshalling. It uses neither side.
 
 pub(crate) mod greeting;
 pub(crate) mod local;

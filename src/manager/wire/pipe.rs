@@ -335,7 +335,9 @@ impl Transport for Pipe {
     }
 
     fn recv(&self) -> Option<Result<EncodedMessage>> {
-        if let Some(error) = lock(&self.lost).as_ref() {
+        if self.has_ended.load(SeqCst)
+            && let Some(error) = lock(&self.lost).as_ref()
+        {
             return Some(Err(Error::copy(error)));
         }
         let next = self.receiver.next()?;
@@ -345,6 +347,10 @@ impl Transport for Pipe {
             }
             next => Some(next),
         }
+    }
+
+    fn has_message(&self) -> bool {
+        !self.receiver.has_nothing()
     }
 
     fn has_hung_up(&self) -> bool {

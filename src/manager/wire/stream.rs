@@ -121,6 +121,10 @@ impl Transport for Stream {
         Some(message)
     }
 
+    fn has_message(&self) -> bool {
+        lock(&self.arrived).is_some()
+    }
+
     fn has_hung_up(&self) -> bool {
         lock(&self.arrived).as_ref().is_some_and(Result::is_err)
     }

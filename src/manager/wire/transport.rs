@@ -42,6 +42,11 @@ pub(crate) trait Transport: Send + Sync {
     /// The next message, if one is there. An error is the last, and the end.
     fn recv(&self) -> Option<Result<EncodedMessage>>;
 
+    /// Whether [`recv`](Self::recv) would yield something.
+    fn has_message(&self) -> bool {
+        true
+    }
+
     /// Whether [`recv`](Self::recv) will come to the end without anybody's doing.
     fn has_hung_up(&self) -> bool {
         false
