@@ -1161,7 +1161,7 @@ async fn client_stopped_before_it_wakes_the_manager_delays_no_other() {
 
 /// `manager/server`: every pending call fails.
 #[tokio::test]
-async fn a_manager_killed_at_any_step_fails_all_who_call() {
+async fn manager_killed_at_any_step_fails_every_call() {
     let _alone = alone().await;
     for point in ["manager.request:60", "manager.ran:60", "manager.answer:60"] {
         for far in [false, true] {
@@ -1192,7 +1192,7 @@ async fn get_of_manager(address: String, name: String) {
 
 /// `manager/server`, `manager/waits`: what a killed client had got and not taken goes back, what it held is free.
 #[tokio::test]
-async fn what_a_killed_client_got_of_a_manager_goes_back() {
+async fn grants_and_items_of_killed_client_go_back() {
     let _alone = alone().await;
     let manager = Manager::builder().bind("127.0.0.1:0").authkey(b"key").start().await.unwrap();
     let address = manager.address().await.unwrap().unwrap();

@@ -53,7 +53,7 @@ impl Tally {
 }
 
 #[tokio::test]
-async fn mgr_01_a_custom_object_is_made_used_and_its_manager_ends() {
+async fn mgr_01_custom_object_is_created_and_called_until_shutdown() {
     within(async {
         let manager = Manager::start().await.unwrap();
         let tally = manager.create(Tally::new, (10,)).await.unwrap();
@@ -123,7 +123,7 @@ async fn cont_01_a_list() {
 }
 
 #[tokio::test]
-async fn cont_02_a_list_is_iterated_by_a_stream_which_sees_what_is_pushed_meanwhile() {
+async fn cont_02_stream_of_a_list_yields_elements_pushed_meanwhile() {
     within(async {
         let manager = Manager::start().await.unwrap();
         let list = manager.list::<u32>().await.unwrap();
@@ -163,7 +163,7 @@ async fn cont_03_lists_in_a_list_are_references() {
 struct Nest(ListProxy<Nest>);
 
 #[tokio::test]
-async fn cont_04_a_list_that_contains_itself_goes_with_its_last_holder() {
+async fn cont_04_list_that_contains_itself_is_dropped_with_its_last_holder() {
     within(async {
         let manager = Manager::start().await.unwrap();
         let nest = Nest(manager.list().await.unwrap());
@@ -209,7 +209,7 @@ impl Drop for Node {
 }
 
 #[tokio::test]
-async fn cont_04_an_object_goes_with_the_list_that_it_was_made_with_and_is_in() {
+async fn cont_04_object_is_dropped_with_the_list_it_holds_and_is_in() {
     within(async {
         let manager = Manager::start().await.unwrap();
         let (list, gone) = (manager.list().await.unwrap(), Queue::unbounded().unwrap());
@@ -241,7 +241,7 @@ async fn comes_to_rest(pid: u32) {
 }
 
 #[tokio::test]
-async fn an_idle_manager_is_woken_by_nothing_and_still_finds_what_the_end_of_a_call_leaves() {
+async fn idle_manager_never_wakes_and_still_collects_circles_left_by_a_call() {
     within(async {
         let manager = Manager::start().await.unwrap();
         let (list, queues) = (manager.list().await.unwrap(), [(); 3].map(|()| Queue::unbounded().unwrap()));
@@ -297,7 +297,7 @@ async fn cont_05_a_dict() {
 }
 
 #[tokio::test]
-async fn cont_06_what_a_dict_yields_is_of_one_moment() {
+async fn cont_06_keys_values_and_items_are_of_one_moment() {
     within(async {
         let manager = Manager::start().await.unwrap();
         let dict = manager.dict::<u32, u32>().await.unwrap();
@@ -372,7 +372,7 @@ async fn cont_09_a_namespace() {
 }
 
 #[tokio::test]
-async fn cont_10_p26_a_change_in_place_is_said_where_the_value_is() {
+async fn cont_10_p26_update_changes_a_value_in_place() {
     within(async {
         let manager = Manager::start().await.unwrap();
         let dict = manager.dict::<String, Vec<u32>>().await.unwrap();
@@ -387,7 +387,7 @@ async fn cont_10_p26_a_change_in_place_is_said_where_the_value_is() {
 }
 
 #[tokio::test]
-async fn mgr_02_rmgr_06_use_after_the_end_is_an_error_and_ending_twice_is_fine() {
+async fn mgr_02_rmgr_06_call_after_shutdown_fails_and_second_shutdown_succeeds() {
     within(async {
         let manager = Manager::start().await.unwrap();
         let list = manager.list::<u32>().await.unwrap();
@@ -404,7 +404,7 @@ async fn mgr_02_rmgr_06_use_after_the_end_is_an_error_and_ending_twice_is_fine()
 }
 
 #[tokio::test]
-async fn mgr_02_a_manager_whose_handles_are_all_dropped_ends() {
+async fn mgr_02_manager_ends_with_its_last_handle() {
     within(async {
         let manager = Manager::start().await.unwrap();
         let (pid, list) = (manager.pid(), manager.list::<u32>().await.unwrap());
@@ -422,7 +422,7 @@ fn private(tally: &mut Tally) -> i64 {
 }
 
 #[tokio::test]
-async fn mgr_03_mgr_05_only_what_is_exposed_can_be_called() {
+async fn mgr_03_mgr_05_only_exposed_functions_can_be_called() {
     within(async {
         let exposed = [Exposed::maker(Tally::new), Exposed::method(Tally::add)];
         let manager = Manager::builder().name("narrow").expose(exposed).start().await.unwrap();
@@ -437,7 +437,7 @@ async fn mgr_03_mgr_05_only_what_is_exposed_can_be_called() {
 }
 
 #[tokio::test]
-async fn mgr_04_errors_and_panics_of_a_method_are_its_callers_alone() {
+async fn mgr_04_error_or_panic_of_a_method_reaches_its_caller_only() {
     within(async {
         let manager = Manager::start().await.unwrap();
         let tally = manager.create(Tally::new, (0,)).await.unwrap();
@@ -463,7 +463,7 @@ impl Drop for DropsBadly {
 }
 
 #[tokio::test]
-async fn a_panic_in_a_drop_harms_nobody() {
+async fn panic_in_a_drop_leaves_the_manager_usable() {
     within(async {
         let manager = Manager::start().await.unwrap();
         drop(manager.create(|| DropsBadly, ()).await.unwrap());
@@ -494,7 +494,7 @@ impl Drop for Touchy {
 }
 
 #[tokio::test]
-async fn a_panic_in_the_drop_of_what_a_wait_kept_fails_that_wait_only() {
+async fn panic_in_the_drop_of_a_waits_arguments_fails_that_wait_only() {
     within(async {
         let manager = Manager::start().await.unwrap();
         let queue = manager.queue::<Touchy>(1).await.unwrap();
@@ -515,7 +515,7 @@ async fn a_panic_in_the_drop_of_what_a_wait_kept_fails_that_wait_only() {
 
 /// What a generator is here: an object with a step.
 #[tokio::test]
-async fn mgr_06_a_generator_is_stepped_through_its_proxy() {
+async fn mgr_06_iterator_is_advanced_through_its_proxy() {
     within(async {
         let manager = Manager::start().await.unwrap();
         let squares = manager.create(|| (0..5u64).map(|n| n * n), ()).await.unwrap();
@@ -542,7 +542,7 @@ impl<'de> Deserialize<'de> for Unwritable {
 }
 
 #[tokio::test]
-async fn rmgr_02_what_cannot_be_serialised_is_an_error_where_it_is_and_nothing_else_suffers() {
+async fn rmgr_02_value_that_cannot_be_serialised_fails_its_call_only() {
     within(async {
         let manager = Manager::start().await.unwrap();
         let list = manager.list::<Unwritable>().await.unwrap();
@@ -565,7 +565,7 @@ impl<'de> Deserialize<'de> for Unreadable {
 }
 
 #[tokio::test]
-async fn mgr_04_a_panic_in_what_decodes_arguments_is_its_callers_alone() {
+async fn mgr_04_panic_while_decoding_arguments_reaches_the_caller_only() {
     within(async {
         let manager = Manager::start().await.unwrap();
         let tally = manager.create(Tally::new, (3,)).await.unwrap();
@@ -597,7 +597,7 @@ async fn use_everything((list, dict, names, tally): Everything) -> mp::Result<()
 }
 
 #[tokio::test]
-async fn smtypes_07_a_child_reads_and_writes_and_the_parent_sees() {
+async fn smtypes_07_parent_sees_what_a_child_writes() {
     within(async {
         let manager = Manager::start().await.unwrap();
         let list = manager.list().await.unwrap();
@@ -626,7 +626,7 @@ async fn make_and_return(manager_list: ListProxy<ListProxy<u32>>) -> mp::Result<
 }
 
 #[tokio::test]
-async fn smtypes_08_a_handle_on_its_way_keeps_its_object_and_a_handle_that_is_lost_on_it_does_not() {
+async fn smtypes_08_handle_on_its_way_keeps_its_object_until_it_is_lost() {
     within(async {
         let manager = Manager::start().await.unwrap();
         // In a queue, with no other handle anywhere.
@@ -665,7 +665,7 @@ fn pass_on_and_die(list: ListProxy<u32>, to: Queue<ListProxy<u32>>) {
 }
 
 #[tokio::test]
-async fn a_handle_outlives_a_sender_that_is_killed_once_it_is_sent() {
+async fn handle_survives_its_sender_killed_after_sending() {
     within(async {
         let manager = Manager::start().await.unwrap();
         let queue = Queue::unbounded().unwrap();
@@ -681,7 +681,7 @@ async fn a_handle_outlives_a_sender_that_is_killed_once_it_is_sent() {
 }
 
 #[tokio::test]
-async fn a_handle_outlives_a_sender_that_is_killed_before_the_manager_has_taken_it_in() {
+async fn handle_survives_its_sender_killed_while_the_manager_is_stopped() {
     within(async {
         let manager = Manager::start().await.unwrap();
         let queue = Queue::unbounded().unwrap();
@@ -705,7 +705,7 @@ async fn hold_many(list: ListProxy<ListProxy<u32>>, ready: Queue<usize>) {
 }
 
 #[tokio::test]
-async fn p26_a_client_killed_with_ten_thousand_proxies_leaves_no_object() {
+async fn p26_killed_client_with_ten_thousand_proxies_leaves_no_object() {
     within(async {
         let manager = Manager::start().await.unwrap();
         let (outer, ready) = (manager.list().await.unwrap(), Queue::unbounded().unwrap());
@@ -722,7 +722,7 @@ async fn p26_a_client_killed_with_ten_thousand_proxies_leaves_no_object() {
 }
 
 #[tokio::test]
-async fn a_killed_manager_fails_every_pending_call_at_once() {
+async fn killed_manager_fails_every_pending_call_at_once() {
     within(async {
         let manager = Manager::start().await.unwrap();
         let tally = manager.create(Tally::new, (0,)).await.unwrap();
@@ -748,7 +748,7 @@ async fn a_killed_manager_fails_every_pending_call_at_once() {
 }
 
 #[tokio::test]
-async fn a_slow_object_delays_no_other() {
+async fn slow_object_delays_no_other() {
     within(async {
         let manager = Manager::start().await.unwrap();
         let slow = manager.create(Tally::new, (0,)).await.unwrap();
@@ -774,7 +774,7 @@ async fn add_many(tally: Proxy<Tally>, n: usize) -> mp::Result<()> {
 }
 
 #[tokio::test]
-async fn calls_on_one_object_are_serial_whoever_makes_them() {
+async fn calls_of_many_clients_on_one_object_are_serial() {
     within(async {
         let manager = Manager::start().await.unwrap();
         let tally = manager.create(Tally::new, (0,)).await.unwrap();
@@ -793,7 +793,7 @@ async fn calls_on_one_object_are_serial_whoever_makes_them() {
 }
 
 #[tokio::test]
-async fn a_dropped_call_is_made_or_not_and_no_other_gets_its_answer() {
+async fn dropped_call_is_made_or_not_and_no_other_gets_its_answer() {
     within(async {
         let manager = Manager::start().await.unwrap();
         let tally = manager.create(Tally::new, (0,)).await.unwrap();
@@ -825,7 +825,7 @@ async fn a_dropped_call_is_made_or_not_and_no_other_gets_its_answer() {
 }
 
 #[tokio::test]
-async fn a_call_that_is_not_polled_any_more_holds_nobody_up() {
+async fn unpolled_call_blocks_no_other() {
     within(async {
         let manager = Manager::start().await.unwrap();
         let slow = manager.create(Tally::new, (0,)).await.unwrap();
@@ -847,7 +847,7 @@ async fn acquire_once(lock: mp::LockProxy, ready: Queue<()>) {
 }
 
 #[tokio::test]
-async fn what_is_told_to_a_full_pipe_arrives_without_another_call() {
+async fn releases_beyond_a_full_pipe_arrive_without_another_call() {
     within(async {
         let manager = Manager::start().await.unwrap();
         let (lock, ready) = (manager.lock().await.unwrap(), Queue::unbounded().unwrap());
@@ -893,7 +893,7 @@ fn one_connection_serves_runtimes_that_come_and_go() {
 }
 
 #[tokio::test]
-async fn large_values_and_a_client_that_does_not_read() {
+async fn large_answers_wait_for_a_client_that_does_not_read() {
     within(async {
         let manager = Manager::start().await.unwrap();
         let list = manager.list::<Vec<u8>>().await.unwrap();
@@ -919,7 +919,7 @@ async fn large_values_and_a_client_that_does_not_read() {
 }
 
 #[tokio::test]
-async fn a_batch_is_one_round_trip_and_its_calls_succeed_or_fail_each_on_its_own() {
+async fn batch_returns_result_or_error_of_each_call() {
     within(async {
         let manager = Manager::start().await.unwrap();
         let tally = manager.create(Tally::new, (0,)).await.unwrap();
@@ -952,7 +952,7 @@ async fn a_batch_is_one_round_trip_and_its_calls_succeed_or_fail_each_on_its_own
 struct Inner(ListProxy<u32>);
 
 #[tokio::test]
-async fn an_object_may_use_other_objects_of_its_manager() {
+async fn object_can_use_other_objects_of_its_manager() {
     within(async {
         let manager = Manager::start().await.unwrap();
         let list = manager.list::<u32>().await.unwrap();
@@ -994,7 +994,7 @@ fn a_proxy_can_be_held_and_used_anywhere() {
 }
 
 #[tokio::test]
-async fn a_handle_is_no_value_outside_of_a_message() {
+async fn handle_cannot_be_serialised_outside_of_a_message() {
     within(async {
         let manager = Manager::start().await.unwrap();
         let list = manager.list::<u32>().await.unwrap();
@@ -1025,12 +1025,12 @@ async fn holdings_are_steady() -> mp::Result<()> {
 }
 
 #[tokio::test]
-async fn a_manager_that_is_over_leaves_nothing_in_its_clients() {
+async fn ended_manager_leaves_nothing_in_its_clients() {
     in_child(holdings_are_steady, ()).await.unwrap();
 }
 
 #[tokio::test]
-async fn values_that_look_like_nothing_are_there() {
+async fn unit_none_and_null_values_are_stored() {
     async fn check<T>(value: T)
     where
         T: Serialize + serde::de::DeserializeOwned + Clone + PartialEq + std::fmt::Debug + Send + 'static,

@@ -65,7 +65,7 @@ async fn put_all(address: String) -> mp::Result<()> {
 }
 
 #[tokio::test]
-async fn rmgr_01_a_second_process_connects_and_what_it_puts_arrives_as_it_was() {
+async fn rmgr_01_values_of_a_connected_process_arrive_unchanged() {
     let path = std::env::temp_dir().join(format!("manager-{}", std::process::id()));
     for address in ["127.0.0.1:0", "[::1]:0", path.to_str().unwrap(), "\0multiprocess-manager-test"] {
         within(async {
@@ -85,7 +85,7 @@ async fn rmgr_01_a_second_process_connects_and_what_it_puts_arrives_as_it_was() 
 
 /// The connection is read in the runtime that it was made in.
 #[test]
-fn a_call_in_another_runtime_ends_with_the_runtime_of_its_connection() {
+fn call_fails_once_the_runtime_of_its_connection_has_ended() {
     let new = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let (first, second) = (tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap(), new());
     let manager_and_address = second.block_on(within(start_at("127.0.0.1:0")));
@@ -162,7 +162,7 @@ async fn rmgr_05_another_key_nobody_there_and_a_killed_manager() {
 }
 
 #[tokio::test]
-async fn p25_a_thousand_silent_peers_delay_no_other() {
+async fn p25_thousand_silent_peers_delay_no_client() {
     within(async {
         let (manager, address) = start().await;
         let before = resident_bytes(manager.pid());
@@ -194,7 +194,7 @@ async fn p25_a_thousand_silent_peers_delay_no_other() {
 }
 
 #[tokio::test]
-async fn p25_a_flood_and_wrong_keys_leave_the_manager_as_it_was() {
+async fn p25_flood_and_wrong_keys_leave_the_manager_unchanged() {
     within(async {
         let (manager, address) = start().await;
         let there = Manager::connect(&address, KEY).await.unwrap();
@@ -282,7 +282,7 @@ async fn another_program_is_refused() {
 }
 
 #[tokio::test]
-async fn cont_03_cont_07_handles_go_as_references_that_nest_and_are_counted() {
+async fn cont_03_cont_07_handles_travel_as_counted_references_that_nest() {
     within(async {
         let (manager, address) = start().await;
         let there = Manager::connect(&address, KEY).await.unwrap();
@@ -325,7 +325,7 @@ async fn cont_03_cont_07_handles_go_as_references_that_nest_and_are_counted() {
 }
 
 #[tokio::test]
-async fn cont_08_what_shares_memory_does_not_go_to_another_host() {
+async fn cont_08_shared_memory_cannot_be_sent_to_another_host() {
     within(async {
         let (manager, address) = start().await;
         let there = Manager::connect(&address, KEY).await.unwrap();
@@ -355,7 +355,7 @@ async fn cont_08_what_shares_memory_does_not_go_to_another_host() {
 }
 
 #[tokio::test]
-async fn mgr_03_expose_narrows_what_a_client_from_elsewhere_can_call() {
+async fn mgr_03_expose_restricts_clients_from_elsewhere() {
     within(async {
         let exposed = [Exposed::method(Tally::add), Exposed::namespace::<Proxy<Tally>>(), Exposed::maker(Tally::new)];
         let builder = Manager::builder().bind("127.0.0.1:0").authkey(KEY).expose(exposed);
@@ -375,7 +375,7 @@ async fn mgr_03_expose_narrows_what_a_client_from_elsewhere_can_call() {
 }
 
 #[tokio::test]
-async fn rmgr_05_a_killed_manager_fails_every_pending_call_at_once() {
+async fn rmgr_05_killed_manager_fails_every_pending_call_at_once() {
     within(async {
         let (manager, address) = start().await;
         let there = Manager::connect(&address, KEY).await.unwrap();
@@ -408,7 +408,7 @@ async fn hold_and_wait(address: String, count: usize, ready: Queue<usize>) {
 }
 
 #[tokio::test]
-async fn p26_references_die_with_their_connection() {
+async fn p26_references_end_with_their_connection() {
     within(async {
         let (manager, address) = start().await;
         let ready = Queue::unbounded().unwrap();
@@ -429,7 +429,7 @@ async fn p26_references_die_with_their_connection() {
 }
 
 #[tokio::test]
-async fn a_dropped_call_is_made_and_what_its_answer_brings_goes() {
+async fn dropped_call_is_made_and_its_answers_references_are_released() {
     within(async {
         let (manager, address) = start().await;
         let there = Manager::connect(&address, KEY).await.unwrap();
@@ -452,7 +452,7 @@ async fn a_dropped_call_is_made_and_what_its_answer_brings_goes() {
 }
 
 #[tokio::test]
-async fn large_values_and_a_client_from_elsewhere_that_does_not_read() {
+async fn large_answers_wait_for_a_client_from_elsewhere_that_does_not_read() {
     within(async {
         let (manager, address) = start().await;
         let there = Manager::connect(&address, KEY).await.unwrap();
@@ -557,7 +557,7 @@ async fn attack(address: &str, seed: u64) {
 }
 
 #[tokio::test]
-async fn requests_changed_at_random_harm_nobody_else() {
+async fn randomly_changed_requests_affect_their_client_only() {
     within(async {
         let (manager, address) = start().await;
         let witness = Manager::connect(&address, KEY).await.unwrap();
@@ -643,7 +643,7 @@ fn value_batch(list: &ListProxy<String>) -> mp::Result<(mp::Batch, mp::Ticket<us
 }
 
 #[tokio::test]
-async fn answers_changed_at_random_are_errors_and_nothing_else() {
+async fn randomly_changed_answers_are_errors() {
     within(async {
         let (manager, address) = start().await;
         let done = Queue::unbounded().unwrap();
@@ -683,7 +683,7 @@ async fn see_and_clear(address: String) {
 }
 
 #[tokio::test]
-async fn smtypes_01_an_event_set_here_is_seen_and_cleared_by_a_child() {
+async fn smtypes_01_child_sees_and_clears_an_event() {
     within(async {
         let (manager, address, there) = connected().await;
         let event = there.event().await.unwrap();
@@ -714,7 +714,7 @@ async fn hold_lock(address: String, ready: Queue<()>, go_on: Queue<()>) {
 }
 
 #[tokio::test]
-async fn smtypes_02_a_lock_held_by_a_child_is_free_when_it_lets_go_or_is_killed() {
+async fn smtypes_02_lock_is_free_once_its_holder_releases_it_or_is_killed() {
     within(async {
         let (manager, address, there) = connected().await;
         let lock = there.lock().await.unwrap();
@@ -815,7 +815,7 @@ async fn reset_and_wait(address: String) -> usize {
 }
 
 #[tokio::test]
-async fn smtypes_04_a_barrier_is_reset_by_a_child_and_breaks_when_a_wait_is_dropped() {
+async fn smtypes_04_barrier_breaks_by_a_dropped_wait_and_is_reset_by_a_child() {
     within(async {
         let (manager, address, there) = connected().await;
         let barrier = there.barrier(2).await.unwrap();
@@ -850,7 +850,7 @@ async fn agree_on_the_queue(address: String) {
 }
 
 #[tokio::test]
-async fn smtypes_06_a_queue_is_the_same_to_all_and_can_be_joined() {
+async fn smtypes_06_queue_is_shared_and_can_be_joined() {
     within(async {
         let (manager, address, there) = connected().await;
         let queue = there.queue::<String>(2).await.unwrap();
@@ -897,7 +897,7 @@ async fn smtypes_07_values_and_arrays() {
 }
 
 #[tokio::test]
-async fn a_dropped_get_loses_no_item_and_keeps_the_order() {
+async fn dropped_get_loses_no_item_and_keeps_the_order() {
     within(async {
         let (manager, _, there) = connected().await;
         // Through pipes and through a socket.
@@ -928,7 +928,7 @@ async fn a_dropped_get_loses_no_item_and_keeps_the_order() {
 }
 
 #[tokio::test]
-async fn smtypes_waits_with_a_timeout_end_with_it_and_leave_nothing_behind() {
+async fn smtypes_waits_with_a_timeout_end_in_time_and_leave_nothing_behind() {
     within(async {
         let (manager, _, there) = connected().await;
         let (short, long) = (Duration::from_millis(5), Duration::from_secs(20));
@@ -999,7 +999,7 @@ async fn hold_and_sit(address: String, ready: Queue<()>) {
 }
 
 #[tokio::test]
-async fn what_came_for_a_dropped_wait_that_had_not_read_it_is_as_if_it_had_never_left() {
+async fn unread_result_of_dropped_wait_goes_back_as_if_never_taken() {
     within(async {
         let (manager, address, there) = connected().await;
         // Through pipes and through a socket.
@@ -1052,7 +1052,7 @@ async fn what_came_for_a_dropped_wait_that_had_not_read_it_is_as_if_it_had_never
 }
 
 #[tokio::test]
-async fn what_a_wait_with_a_timeout_says_is_what_has_happened() {
+async fn wait_with_timeout_reports_what_happened() {
     within(async {
         let (manager, _, there) = connected().await;
         for one in [&manager, &there] {
@@ -1087,7 +1087,7 @@ async fn what_a_wait_with_a_timeout_says_is_what_has_happened() {
 }
 
 #[tokio::test]
-async fn what_a_thread_that_leads_no_more_leaves_to_be_sent_is_sent() {
+async fn answer_left_by_a_former_leader_is_sent() {
     within(async {
         let manager = Manager::start().await.unwrap();
         let (mut calls, done) = (Vec::new(), Queue::unbounded().unwrap());
@@ -1118,7 +1118,7 @@ async fn get_without_end(address: String) {
 }
 
 #[tokio::test]
-async fn a_killed_getter_takes_no_item_along_and_many_waiters_need_no_thread() {
+async fn killed_getter_takes_no_item_and_many_waiters_need_no_thread() {
     within(async {
         let (manager, address, there) = connected().await;
         let queue = there.queue::<u32>(None).await.unwrap();
@@ -1147,7 +1147,7 @@ async fn a_killed_getter_takes_no_item_along_and_many_waiters_need_no_thread() {
 }
 
 #[tokio::test]
-async fn a_lost_connection_fails_those_who_wait() {
+async fn lost_connection_fails_pending_waits() {
     within(async {
         let (manager, _, there) = connected().await;
         let (queue, lock) = (there.queue::<u32>(None).await.unwrap(), there.lock().await.unwrap());
@@ -1165,7 +1165,7 @@ async fn a_lost_connection_fails_those_who_wait() {
 }
 
 #[test]
-fn what_is_left_of_a_runtime_that_has_ended_says_so_or_goes_on_in_another() {
+fn call_of_an_ended_runtime_fails_or_goes_on_in_another() {
     let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let first = runtime();
     let (mut process, manager, list, far, client, server) = first.block_on(async {

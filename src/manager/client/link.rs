@@ -397,7 +397,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_waits_for_room_and_is_not_polled_holds_nobody_up() {
+    async fn call_that_waits_for_room_unpolled_blocks_no_other() {
         let (link, mut manager) = linked();
         fill(&link);
         let (mut first, mut dropped, mut third) = (Box::pin(ask(&link)), Box::pin(ask(&link)), Box::pin(ask(&link)));
@@ -440,7 +440,7 @@ mod tests {
 
     /// The manager takes no request of a client that does not read its answers.
     #[tokio::test]
-    async fn who_waits_for_room_reads_answers_that_nobody_else_reads() {
+    async fn call_that_waits_for_room_reads_answers_that_nobody_else_reads() {
         let (link, mut manager) = linked();
         let not_polled = link.send(link.request(COUNT), false).await.unwrap();
         fill(&link);

@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dropped_call_may_be_the_end_of_another_task() {
+    fn dropped_call_can_end_another_task() {
         let (done, is_done) = mpsc::channel();
         std::thread::spawn(move || {
             let (link, _manager) = linked();

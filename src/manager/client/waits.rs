@@ -140,7 +140,7 @@ mod tests {
     use futures_util::FutureExt;
 
     #[tokio::test]
-    async fn what_waits_for_room_and_is_dropped_is_never_asked_and_what_was_sent_is_given_back() {
+    async fn dropped_wait_is_never_made_if_unsent_and_given_back_if_sent() {
         let (link, mut manager) = linked();
         let lock = LockProxy(proxy::<Held>(&link));
         fill(&link);
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_object_made_for_a_call_that_was_sent_and_dropped_goes() {
+    async fn object_created_by_dropped_call_is_released() {
         let (link, mut manager) = linked();
         fill(&link);
         let mut making = Box::pin(proxy::create(&link, Held::default, ()));
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_cannot_ask_to_wait_at_a_condition_in_time_still_has_its_lock() {
+    async fn condition_wait_that_is_never_sent_keeps_the_lock() {
         let (link, mut manager) = linked();
         let condition = ConditionProxy(proxy::<Waiters>(&link));
         let answer = async {
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_put_is_not_sent_after_its_time_and_one_that_was_sent_is_the_managers_word() {
+    async fn put_timeout_sends_nothing_late_and_leaves_a_sent_put_to_the_manager() {
         let (link, mut manager) = linked();
         fill(&link);
         let queue = QueueProxy(proxy::<Items<u32>>(&link));

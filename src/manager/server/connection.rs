@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_made_for_an_answer_that_cannot_be_sent_goes() {
+    async fn object_of_answer_that_cannot_be_sent_is_released() {
         is_let_go([ErrorKind::Io]).await;
     }
 
@@ -285,7 +285,7 @@ mod tests {
 
     /// Every kind of request, with every kind of number for an object.
     #[tokio::test]
-    async fn no_request_on_any_object_harms_the_objects_of_others() {
+    async fn any_request_on_any_object_leaves_objects_of_others_intact() {
         let beside = beside().await;
         let names = Namespace(Proxy::new(Handle::claimed(&beside.client, messages::NAMES)));
         names.set("key", 7u32).await.unwrap();
@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_cannot_even_be_told_that_there_is_no_memory_hears_that_the_manager_is_gone() {
+    async fn client_that_cannot_even_get_the_error_is_disconnected() {
         let beside = beside().await;
         refuse_made(&beside, [ErrorKind::Io, ErrorKind::Io]);
         let error = proxy::create(&beside.client, String::new, ()).await.unwrap_err();

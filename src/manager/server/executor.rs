@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_made_in_the_manager_itself_for_a_call_that_was_dropped_goes() {
+    async fn object_created_within_the_manager_by_dropped_call_is_released() {
         let make = || {
             MADE.fetch_add(1, SeqCst);
             Counted

@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn an_object_lives_as_long_as_somebody_holds_it() {
+    fn object_lives_as_long_as_it_has_a_holder() {
         let objects = Arc::new(Objects::<()>::new());
         let one = objects.add(Box::new(()));
         assert!(objects.hold(one));
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_chain_goes_from_its_first_link_on_without_a_deep_stack() {
+    fn long_chain_of_objects_is_dropped_without_a_deep_stack() {
         let objects = Arc::new(Objects::<()>::new());
         let chain: Vec<u64> = (0..100_000).map(|_| objects.add(Box::new(()))).collect();
         for pair in chain.windows(2) {
@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn cont_04_a_circle_goes_once_nothing_outside_leads_to_it() {
+    fn cont_04_circle_is_dropped_once_unreachable_from_outside() {
         let objects = Arc::new(Objects::<()>::new());
         let [a, b, c] = [(); 3].map(|()| objects.add(Box::new(())));
         put_into(&objects, a, b);
@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn cont_04_a_circle_that_a_call_has_in_its_hand_goes_after_the_call() {
+    fn cont_04_circle_that_a_call_uses_is_dropped_after_the_call() {
         let objects = Arc::new(Objects::<()>::new());
         let [a, b] = [(); 2].map(|()| objects.add(Box::new(())));
         put_into(&objects, a, b);

@@ -131,7 +131,7 @@ mod tests {
 
     /// The leader is a thread, too, but waits for what comes by the pipes.
     #[tokio::test]
-    async fn a_call_that_no_thread_can_be_started_for_is_done_by_who_has_it() {
+    async fn call_without_a_thread_runs_on_its_callers_thread() {
         let beside = beside().await;
         let here = beside.here();
         beside.server.helpers.has_no_threads.store(true, Relaxed);
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_was_left_behind_and_finds_no_other_leader_leads_on() {
+    async fn thread_left_behind_leads_on_if_there_is_no_other_leader() {
         let beside = beside().await;
         let number = proxy::create(&beside.client, || 4u32, ()).await.unwrap();
         beside.server.helpers.has_no_threads.store(true, Relaxed);
@@ -157,7 +157,7 @@ mod tests {
     static MAY_END: AtomicBool = AtomicBool::new(false);
 
     #[tokio::test]
-    async fn a_leader_that_no_thread_could_be_started_for_gets_one_as_soon_as_there_is_one() {
+    async fn leader_without_a_thread_gets_the_next_one() {
         let beside = beside().await;
         let stuck = proxy::create(&beside.client, || 4u32, ()).await.unwrap();
         let free = proxy::create(&beside.client, || 5u32, ()).await.unwrap();

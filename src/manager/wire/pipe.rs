@@ -425,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_not_let_in_in_time_is_told() {
+    fn connecting_to_a_full_door_times_out() {
         let (door, _intake) = socket::packet_pair().unwrap();
         rustix::net::sockopt::set_socket_send_buffer_size(&door, 1).unwrap();
         limit_waiting(&door, Duration::from_millis(10)).unwrap();

@@ -133,7 +133,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bit_that_was_set_is_taken_once_and_by_who_looks_that_far() {
+    fn set_bit_is_taken_once_by_a_pass_that_covers_it() {
         let map = ReadyMap::create().unwrap();
         let taken = |end| {
             let mut bits = Vec::new();
