@@ -43,7 +43,7 @@ pub(crate) fn linked() -> (Arc<Link>, Played) {
 pub(crate) fn fill(link: &Arc<Link>) {
     let transport = link.transport().unwrap();
     while transport.has_room() {
-        transport.tell(EncodedMessage::new(vec![u8::MAX; LONG], Vec::new()));
+        transport.post(EncodedMessage::new(vec![u8::MAX; LONG], Vec::new()));
     }
 }
 

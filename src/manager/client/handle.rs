@@ -112,7 +112,7 @@ impl Drop for Arriving {
         if let Some(end) = self.end.take() {
             let mut request = Writer::plain(messages::CLAIMED);
             request.attach(Attachment::owned(end));
-            self.link.tell(request);
+            self.link.post(request);
         }
     }
 }

@@ -272,27 +272,27 @@ impl Link {
     }
 
     /// Tells the manager something that has no answer. If it is gone, it need not know.
-    pub(crate) fn tell(&self, request: Writer) {
+    pub(crate) fn post(&self, request: Writer) {
         // What the process holds that this one was forked from is not for this one to release.
         if !fork::is_forked()
             && let Some(transport) = self.transport.get()
         {
-            transport.tell(request.into_encoded());
+            transport.post(request.into_encoded());
         }
     }
 
     /// Tells the manager something of a request of this link.
-    pub(crate) fn tell_of(&self, what: u8, id: u64) {
+    pub(crate) fn post_of(&self, what: u8, id: u64) {
         let mut request = Writer::plain(what);
         request.number(id);
-        self.tell(request);
+        self.post(request);
     }
 
     /// Tells the manager of one handle more or less.
     pub(crate) fn count(&self, what: u8, object: u64, owner: u64) {
         let mut request = Writer::plain(what);
         request.number(object).number(owner);
-        self.tell(request);
+        self.post(request);
     }
 
     /// The owner of handles that are made on this thread.
@@ -306,14 +306,14 @@ impl Link {
         let lease = self.last_lease.fetch_add(1, Relaxed);
         let mut request = Writer::plain(messages::LEASE_OPEN);
         request.number(lease).attach(Attachment::owned(reader));
-        self.tell(request);
+        self.post(request);
         lease
     }
 
     pub(crate) fn lease(&self, lease: u64, object: u64) {
         let mut request = Writer::plain(messages::LEASE);
         request.number(lease).number(object);
-        self.tell(request);
+        self.post(request);
         // Should this process die at once, the manager must know of the handle that has left.
         self.transport.get().iter().for_each(|transport| transport.press());
     }
@@ -379,7 +379,7 @@ impl Drop for Pending<'_> {
             self.link.read_for_sleepers();
         }
         if self.is_sent && self.is_wait {
-            self.link.tell_of(messages::UNREAD, self.id);
+            self.link.post_of(messages::UNREAD, self.id);
         }
     }
 }

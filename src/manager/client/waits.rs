@@ -95,7 +95,7 @@ impl Asked {
             Some(timeout) => match timer::within(timeout.saturating_sub(start.elapsed()), &mut answer).await {
                 Ok(answer) => answer?,
                 Err(_) => {
-                    link.tell_of(messages::EXPIRE, id);
+                    link.post_of(messages::EXPIRE, id);
                     answer.await?
                 }
             },
@@ -118,7 +118,7 @@ impl Asked {
     fn settle(&mut self, how: u8) {
         let id = std::mem::take(&mut self.id);
         if id != 0 {
-            self.handle.link.tell_of(how, id);
+            self.handle.link.post_of(how, id);
         }
     }
 }

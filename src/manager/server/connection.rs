@@ -167,14 +167,14 @@ impl Server {
                         messages::GIVE_BACK => waiting::End::GaveBack,
                         _ => waiting::End::Unread,
                     };
-                    self.tell(object, Next::Settle((connection.number, id), end));
+                    self.enqueue(object, Next::Settle((connection.number, id), end));
                 }
             }
             messages::EXPIRE => {
                 let id = reader.number()?;
                 let object = lock(&connection.asked).get(&id).cloned();
                 if let Some(object) = object {
-                    self.tell(object, Next::Expire((connection.number, id)));
+                    self.enqueue(object, Next::Expire((connection.number, id)));
                 }
             }
             // Leases are for families, and only the process that started the manager may end it.
@@ -324,7 +324,7 @@ mod tests {
                         let asked = client.ask(request);
                         let _ = timeout(Duration::from_secs(20), asked).await.expect("an answer");
                     }
-                    false => client.tell(request),
+                    false => client.post(request),
                 }
             }
             drop((own, client));

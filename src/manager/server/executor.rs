@@ -42,7 +42,7 @@ impl Server {
     }
 
     /// Tells an object of what became of a request that may wait, after everything that came to it before.
-    pub(crate) fn tell(self: &Arc<Self>, object: Arc<Object<Box<Job>>>, what: Next) {
+    pub(crate) fn enqueue(self: &Arc<Self>, object: Arc<Object<Box<Job>>>, what: Next) {
         let mut job = Job::new(Reader::default(), 0, Writer::default(), None);
         (job.next, job.object) = (Some(what), Some(object.clone()));
         if let Some(job) = object.take_turn(job) {

@@ -318,7 +318,7 @@ impl Server {
         connection.transport.close();
         let asked = std::mem::take(&mut *lock(&connection.asked));
         for (id, object) in asked {
-            self.tell(object, Next::Settle((connection.number, id), End::Lost));
+            self.enqueue(object, Next::Settle((connection.number, id), End::Lost));
         }
         self.connections.fetch_sub(1, SeqCst);
         self.end_if_forgotten();

@@ -310,7 +310,7 @@ impl Transport for Pipe {
         }
     }
 
-    fn tell(&self, message: EncodedMessage) {
+    fn post(&self, message: EncodedMessage) {
         if !self.has_ended.load(SeqCst) {
             lock(&self.unsent).push_back(message);
             self.send_rest();
@@ -414,7 +414,7 @@ mod tests {
     async fn press_returns_when_what_was_posted_beside_another_sender_is_in_the_pipe() {
         let [client, manager] = connected();
         let sending = lock(&client.outlet);
-        client.tell(message());
+        client.post(message());
         assert!(client.has_unsent() && manager.recv().is_none());
         thread::scope(|scope| {
             let pressing = scope.spawn(|| client.press());

@@ -31,7 +31,7 @@ pub(crate) trait Transport: Send + Sync {
     fn send(&self, message: EncodedMessage) -> Result<bool>;
 
     /// Sends what must arrive as long as the connection stands, without waiting: perhaps later, and in order.
-    fn tell(&self, message: EncodedMessage) {
+    fn post(&self, message: EncodedMessage) {
         // It fails if the connection has ended, and then it need not arrive.
         let _ = self.send(message);
     }
