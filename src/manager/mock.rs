@@ -1,4 +1,4 @@
-//! A manager that a test plays, at the other end of a link, and one that runs beside the tests in their process.
+//! A manager that a test plays, at the other end of a link, and one that runs test_manager the tests in their process.
 
 use crate::channel::{Receiver, Sender};
 use crate::manager::client::handle::Handle;
@@ -23,12 +23,12 @@ use tokio::sync::{Mutex, MutexGuard, OnceCell};
 const LONG: usize = 1 << 18;
 
 /// The manager's ends of a link.
-pub(crate) struct Played {
+pub(crate) struct MockServer {
     requests: Receiver<EncodedMessage>,
     answers: Sender<EncodedMessage>,
 }
 
-pub(crate) fn linked() -> (Arc<Link>, Played) {
+pub(crate) fn linked() -> (Arc<Link>, MockServer) {
     static LAST: AtomicU64 = AtomicU64::new(0);
     let (door, intake) = packet_pair().unwrap();
     let link = Link::to((77, LAST.fetch_add(1, Relaxed)), 1, door).unwrap();
@@ -36,7 +36,7 @@ pub(crate) fn linked() -> (Arc<Link>, Played) {
     let ends = frame::recv(intake.as_fd(), Wait::No).unwrap().unwrap();
     let (requests, answers, doorbell): (_, Sender<EncodedMessage>, Fd<OwnedFd>) = wire::decode(ends).unwrap();
     answers.items().set_own_doorbell(Arc::new(doorbell.into_inner()));
-    (link, Played { requests, answers })
+    (link, MockServer { requests, answers })
 }
 
 /// Puts into the pipe until something has to wait for room.
@@ -51,7 +51,7 @@ pub(crate) fn proxy<T>(link: &Arc<Link>) -> Proxy<T> {
     Proxy::new(Handle::counted(link, 7))
 }
 
-impl Played {
+impl MockServer {
     /// The kind of the next request that is not there to fill the pipe, and its number.
     pub(crate) async fn next(&mut self) -> (u8, u64) {
         loop {
@@ -94,7 +94,7 @@ impl Played {
 }
 
 /// A manager in this process.
-pub(crate) struct Beside {
+pub(crate) struct TestManager {
     door: &'static OwnedFd,
     pub(crate) server: &'static Arc<Server>,
     /// The link of another process to it.
@@ -103,7 +103,7 @@ pub(crate) struct Beside {
 }
 
 /// One test has it at a time.
-pub(crate) async fn beside() -> Beside {
+pub(crate) async fn test_manager() -> TestManager {
     static ALONE: Mutex<()> = Mutex::const_new(());
     static FIRST: OnceCell<(OwnedFd, Arc<Link>)> = OnceCell::const_new();
     let start = || async {
@@ -120,7 +120,7 @@ pub(crate) async fn beside() -> Beside {
     let door = &FIRST.get_or_init(start).await.0;
     let client = link(door);
     count(&client).await;
-    Beside { door, server: HERE.get().unwrap(), client, _alone: alone }
+    TestManager { door, server: HERE.get().unwrap(), client, _alone: alone }
 }
 
 fn link(door: &OwnedFd) -> Arc<Link> {
@@ -132,7 +132,7 @@ async fn count(link: &Arc<Link>) -> u64 {
     link.ask(link.request(COUNT)).await.unwrap().part().unwrap()
 }
 
-impl Beside {
+impl TestManager {
     /// The link of a handle in the manager.
     pub(crate) fn here(&self) -> Arc<Link> {
         Link::here().unwrap()
@@ -152,9 +152,9 @@ impl Beside {
     }
 }
 
-impl Drop for Beside {
+impl Drop for TestManager {
     fn drop(&mut self) {
-        *lock(&self.server.meddler) = None;
+        *lock(&self.server.fault_injector) = None;
         self.server.helpers.has_no_threads.store(false, Relaxed);
     }
 }

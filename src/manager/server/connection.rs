@@ -63,7 +63,7 @@ impl Connection {
 
     fn send(&self, answer: EncodedMessage) -> Result<()> {
         #[cfg(test)]
-        if let Some(kind) = self.server.meddle(&answer) {
+        if let Some(kind) = self.server.inject_fault(&answer) {
             return Err(Error::new(kind, "a test refuses it"));
         }
         if !self.transport.send(answer)? {
@@ -105,8 +105,8 @@ impl Drop for Connection {
 
 #[cfg(test)]
 impl Server {
-    fn meddle(&self, answer: &EncodedMessage) -> Option<ErrorKind> {
-        lock(&self.meddler).as_mut().and_then(|meddler| meddler(answer))
+    fn inject_fault(&self, answer: &EncodedMessage) -> Option<ErrorKind> {
+        lock(&self.fault_injector).as_mut().and_then(|fault_injector| fault_injector(answer))
     }
 }
 
@@ -240,7 +240,7 @@ mod tests {
     use crate::manager::client::namespace::{Names, Namespace};
     use crate::manager::client::proxy::{self, Proxy};
     use crate::manager::client::queue::Items;
-    use crate::manager::mock::{Beside, beside};
+    use crate::manager::mock::{TestManager, test_manager};
     use crate::manager::wire::messages::Op;
     use crate::manager::wire::method::{Owned, Waiting, call_op, make_op};
     use crate::manager::wire::waiting::Try;
@@ -253,10 +253,10 @@ mod tests {
     use tokio::time::timeout;
 
     /// Has answers refused that say what was made, one after the other like this.
-    fn refuse_made(beside: &Beside, why: impl IntoIterator<Item = ErrorKind, IntoIter: Send + 'static>) {
+    fn refuse_made(test_manager: &TestManager, why: impl IntoIterator<Item = ErrorKind, IntoIter: Send + 'static>) {
         let mut why = why.into_iter();
         let is_begun = AtomicBool::new(false);
-        *lock(&beside.server.meddler) = Some(Box::new(move |answer| {
+        *lock(&test_manager.server.fault_injector) = Some(Box::new(move |answer| {
             let is_its = is_begun.load(SeqCst) || answer.bytes().last_chunk() == Some(&1u64.to_le_bytes());
             is_begun.store(is_its, SeqCst);
             if is_its { why.next() } else { None }
@@ -264,14 +264,14 @@ mod tests {
     }
 
     async fn is_let_go(why: impl IntoIterator<Item = ErrorKind, IntoIter: Send + 'static>) {
-        let beside = beside().await;
-        let before = beside.server.objects.len();
-        refuse_made(&beside, why);
-        let error = proxy::create(&beside.client, String::new, ()).await.unwrap_err();
+        let test_manager = test_manager().await;
+        let before = test_manager.server.objects.len();
+        refuse_made(&test_manager, why);
+        let error = proxy::create(&test_manager.client, String::new, ()).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Io);
         // It is released after the error is sent.
-        beside.until(|| beside.server.objects.len() == before).await;
-        proxy::create(&beside.client, String::new, ()).await.unwrap();
+        test_manager.until(|| test_manager.server.objects.len() == before).await;
+        proxy::create(&test_manager.client, String::new, ()).await.unwrap();
     }
 
     #[tokio::test]
@@ -286,11 +286,11 @@ mod tests {
     /// Every kind of request, with every kind of number for an object.
     #[tokio::test]
     async fn any_request_on_any_object_leaves_objects_of_others_intact() {
-        let beside = beside().await;
-        let names = Namespace(Proxy::new(Handle::claimed(&beside.client, messages::NAMES)));
+        let test_manager = test_manager().await;
+        let names = Namespace(Proxy::new(Handle::claimed(&test_manager.client, messages::NAMES)));
         names.set("key", 7u32).await.unwrap();
-        let others = proxy::create(&beside.here(), || vec![1u32], ()).await.unwrap();
-        let before = beside.server.objects.len();
+        let others = proxy::create(&test_manager.here(), || vec![1u32], ()).await.unwrap();
+        let before = test_manager.server.objects.len();
         let make = |n: u32| vec![n];
         let doors = |object| {
             [
@@ -304,7 +304,7 @@ mod tests {
         // END names no object, and ends the manager.
         let kinds = (0..=messages::EXPIRE).filter(|kind| *kind != messages::END);
         for (kind, which) in kinds.flat_map(|kind| (0..5).map(move |which| (kind, which))) {
-            let client = beside.another();
+            let client = test_manager.another();
             let own = proxy::create(&client, make, (1,)).await.unwrap();
             let number = [messages::MAKER, messages::NAMES, others.handle.object, own.handle.object, u64::MAX][which];
             for door in doors(number) {
@@ -331,18 +331,18 @@ mod tests {
             let case = format!("kind {kind}, object {number}");
             assert_eq!(names.get::<u32>("key").await.expect(&case), Some(7), "{case}");
             assert_eq!(others.call(|list: &mut Vec<u32>| list.clone(), ()).await.expect(&case), [1], "{case}");
-            beside.until(|| beside.server.objects.len() == before).await;
+            test_manager.until(|| test_manager.server.objects.len() == before).await;
         }
         names.remove("key").await.unwrap();
     }
 
     #[tokio::test]
     async fn client_that_cannot_even_get_the_error_is_disconnected() {
-        let beside = beside().await;
-        refuse_made(&beside, [ErrorKind::Io, ErrorKind::Io]);
-        let error = proxy::create(&beside.client, String::new, ()).await.unwrap_err();
+        let test_manager = test_manager().await;
+        refuse_made(&test_manager, [ErrorKind::Io, ErrorKind::Io]);
+        let error = proxy::create(&test_manager.client, String::new, ()).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Closed);
-        let error = beside.client.ask(beside.client.request(messages::COUNT)).await.map(drop).unwrap_err();
+        let error = test_manager.client.ask(test_manager.client.request(messages::COUNT)).await.map(drop).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Closed);
     }
 }

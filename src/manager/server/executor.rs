@@ -237,7 +237,7 @@ impl Job {
 #[cfg(test)]
 mod tests {
     use crate::manager::client::proxy;
-    use crate::manager::mock::beside;
+    use crate::manager::mock::test_manager;
     use futures_util::FutureExt;
     use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
@@ -258,16 +258,16 @@ mod tests {
             MADE.fetch_add(1, SeqCst);
             Counted
         };
-        let beside = beside().await;
-        let here = beside.here();
+        let test_manager = test_manager().await;
+        let here = test_manager.here();
         let mut before_it = Box::pin(proxy::create(&here, make, ()));
         assert!((&mut before_it).now_or_never().is_none() || GONE.load(SeqCst) == 1);
         drop(before_it);
-        beside.until(|| GONE.load(SeqCst) == 1).await;
+        test_manager.until(|| GONE.load(SeqCst) == 1).await;
         let mut after_it = Box::pin(proxy::create(&here, make, ()));
         let was_done = (&mut after_it).now_or_never().is_some();
-        beside.until(|| MADE.load(SeqCst) == 2).await;
+        test_manager.until(|| MADE.load(SeqCst) == 2).await;
         drop((after_it, was_done));
-        beside.until(|| GONE.load(SeqCst) == 2).await;
+        test_manager.until(|| GONE.load(SeqCst) == 2).await;
     }
 }

@@ -109,7 +109,7 @@ pub(crate) fn serve(setup: Setup, names: Box<dyn Any + Send>) -> Result<()> {
         has_slow: AtomicBool::new(false),
         connections: AtomicUsize::new(0),
         #[cfg(test)]
-        meddler: Mutex::default(),
+        fault_injector: Mutex::default(),
         last_connection: AtomicU64::new(0),
         has_ended: AtomicBool::new(false),
     });

@@ -122,7 +122,7 @@ impl Server {
 mod tests {
     use super::*;
     use crate::manager::client::proxy;
-    use crate::manager::mock::beside;
+    use crate::manager::mock::test_manager;
     use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
     async fn in_time<T>(future: impl Future<Output = T>) -> T {
@@ -132,18 +132,18 @@ mod tests {
     /// The leader is a thread, too, but waits for what comes by the pipes.
     #[tokio::test]
     async fn call_without_a_thread_runs_on_its_callers_thread() {
-        let beside = beside().await;
-        let here = beside.here();
-        beside.server.helpers.has_no_threads.store(true, Relaxed);
+        let test_manager = test_manager().await;
+        let here = test_manager.here();
+        test_manager.server.helpers.has_no_threads.store(true, Relaxed);
         let number = in_time(proxy::create(&here, || 4u32, ())).await.unwrap();
         assert_eq!(in_time(number.call(|n: &mut u32| *n, ())).await.unwrap(), 4);
     }
 
     #[tokio::test]
     async fn thread_left_behind_leads_on_if_there_is_no_other_leader() {
-        let beside = beside().await;
-        let number = proxy::create(&beside.client, || 4u32, ()).await.unwrap();
-        beside.server.helpers.has_no_threads.store(true, Relaxed);
+        let test_manager = test_manager().await;
+        let number = proxy::create(&test_manager.client, || 4u32, ()).await.unwrap();
+        test_manager.server.helpers.has_no_threads.store(true, Relaxed);
         let slow = |n: &mut u32| {
             std::thread::sleep(20 * LOOK);
             *n
@@ -158,10 +158,10 @@ mod tests {
 
     #[tokio::test]
     async fn leader_without_a_thread_gets_the_next_one() {
-        let beside = beside().await;
-        let stuck = proxy::create(&beside.client, || 4u32, ()).await.unwrap();
-        let free = proxy::create(&beside.client, || 5u32, ()).await.unwrap();
-        beside.server.helpers.has_no_threads.store(true, Relaxed);
+        let test_manager = test_manager().await;
+        let stuck = proxy::create(&test_manager.client, || 4u32, ()).await.unwrap();
+        let free = proxy::create(&test_manager.client, || 5u32, ()).await.unwrap();
+        test_manager.server.helpers.has_no_threads.store(true, Relaxed);
         let stay = |n: &mut u32| {
             while !MAY_END.load(SeqCst) {
                 std::thread::yield_now();
@@ -170,8 +170,8 @@ mod tests {
         };
         let call = stuck.call(stay, ());
         let others = async {
-            beside.until(|| beside.server.helpers.is_short()).await;
-            beside.server.helpers.has_no_threads.store(false, Relaxed);
+            test_manager.until(|| test_manager.server.helpers.is_short()).await;
+            test_manager.server.helpers.has_no_threads.store(false, Relaxed);
             let answer = tokio::time::timeout(Duration::from_secs(20), free.call(|n: &mut u32| *n, ())).await;
             MAY_END.store(true, SeqCst);
             answer.expect("another leads").unwrap()

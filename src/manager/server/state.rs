@@ -46,14 +46,14 @@ pub(crate) struct Server {
     pub(crate) has_slow: AtomicBool,
     pub(crate) connections: AtomicUsize,
     #[cfg(test)]
-    pub(crate) meddler: Mutex<Option<Meddler>>,
+    pub(crate) fault_injector: Mutex<Option<FaultInjector>>,
     pub(crate) last_connection: AtomicU64,
     pub(crate) has_ended: AtomicBool,
 }
 
 /// Is there whenever an answer is sent, and may have it refused.
 #[cfg(test)]
-pub(crate) type Meddler = Box<dyn FnMut(&EncodedMessage) -> Option<crate::error::ErrorKind> + Send>;
+pub(crate) type FaultInjector = Box<dyn FnMut(&EncodedMessage) -> Option<crate::error::ErrorKind> + Send>;
 
 /// What there is to do outside of the runtime.
 pub(crate) enum Event {
