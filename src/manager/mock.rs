@@ -155,6 +155,6 @@ impl TestManager {
 impl Drop for TestManager {
     fn drop(&mut self) {
         *lock(&self.server.fault_injector) = None;
-        self.server.helpers.has_no_threads.store(false, Relaxed);
+        self.server.overflow.has_no_threads.store(false, Relaxed);
     }
 }

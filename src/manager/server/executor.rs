@@ -22,7 +22,7 @@ thread_local! {
 
 /// Calls.
 impl Server {
-    /// Works off `job` and all that this lets go on, unless it has to wait, or is better left to a helper.
+    /// Works off `job` and all that this lets go on, unless it has to wait, or is better left to an overflow thread.
     pub(crate) fn work(self: &Arc<Self>, job: Box<Job>) {
         if self.has_slow.load(Relaxed) && self.is_slow(&job) {
             self.delegate(job);
@@ -32,7 +32,7 @@ impl Server {
     }
 
     pub(crate) fn delegate(self: &Arc<Self>, job: Box<Job>) {
-        if let Some(Task::Work(job)) = self.helpers.run(self, Task::Work(job)) {
+        if let Some(Task::Work(job)) = self.overflow.run(self, Task::Work(job)) {
             self.work_here(job);
         }
     }

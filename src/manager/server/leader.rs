@@ -14,7 +14,7 @@
 //! | idle -> RUNNING | the leader, with a request | it calls a dozing watcher |
 //! | RUNNING -> idle | the leader, done | it waits for the next request |
 //! | RUNNING -> RUNNING, LEFT_BEHIND | the watcher, after two checks within the same call | another thread leads |
-//! | the leader finds LEFT_BEHIND when it is done | itself | it becomes a helper; a leader that has no thread yet is its next task |
+//! | the leader finds LEFT_BEHIND when it is done | itself | it becomes an overflow thread; a leader that has no thread yet is its next task |
 //! | no thread for another leader | the watcher, at each check | it tries again to start one |
 //!
 //! # Invariants
@@ -39,7 +39,7 @@ use super::acceptor::greet;
 use super::executor::LAST_ENTRY;
 use super::objects::Objects;
 use super::poller::Poller;
-use super::state::{Connection, Event, Helpers, LOOK, Next, Server, Task};
+use super::state::{Connection, Event, LOOK, Next, Overflow, Server, Task};
 use crate::connection::{ByteConnection, Listener};
 use crate::error::{Error, Result};
 use crate::manager::wire::greeting::{Id, Setup};
@@ -104,7 +104,7 @@ pub(crate) fn serve(setup: Setup, names: Box<dyn Any + Send>) -> Result<()> {
         pulse: Mutex::default(),
         is_dozing: AtomicBool::new(false),
         watcher: std::thread::current(),
-        helpers: Helpers::default(),
+        overflow: Overflow::default(),
         slow: Mutex::default(),
         has_slow: AtomicBool::new(false),
         connections: AtomicUsize::new(0),
@@ -138,7 +138,7 @@ pub(crate) fn serve(setup: Setup, names: Box<dyn Any + Send>) -> Result<()> {
         }
     });
     let pulse = lock(&server.pulse).clone();
-    if server.helpers.run(&server, Task::Lead(pulse)).is_some() {
+    if server.overflow.run(&server, Task::Lead(pulse)).is_some() {
         return Err(Error::other("the manager cannot start a thread"));
     }
     server.watch();
@@ -158,10 +158,10 @@ impl Server {
             if seen & RUNNING != 0 && seen == last {
                 self.leave_behind(&pulse, seen);
             }
-            if self.helpers.is_short() {
-                self.helpers.try_again(self);
+            if self.overflow.is_short() {
+                self.overflow.try_again(self);
             }
-            let is_calm = seen & RUNNING == 0 && seen == last && !self.helpers.is_short();
+            let is_calm = seen & RUNNING == 0 && seen == last && !self.overflow.is_short();
             calm = if is_calm { calm + 1 } else { 0 };
             last = seen;
             if self.objects.may_have_circles() && Instant::now() >= next_collection {
@@ -181,7 +181,7 @@ impl Server {
             let new = Arc::<AtomicU64>::default();
             *lock(&self.pulse) = new.clone();
             // At least one can, once it is done: that which is left behind.
-            let _ = self.helpers.run(self, Task::Lead(new));
+            let _ = self.overflow.run(self, Task::Lead(new));
         }
     }
 

@@ -1,16 +1,16 @@
 //! Threads that take over: from a leader that was left behind, or a call that is known to be slow.
 
-use super::state::{Helpers, LOOK, Server, Task};
+use super::state::{LOOK, Overflow, Server, Task};
 use crate::os::sync::lock;
 use crate::process::entry::survive;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-/// A helper without work ends after this.
-const HELPER_IDLE: Duration = Duration::from_secs(10);
+/// An overflow thread without work ends after this.
+const THREAD_IDLE: Duration = Duration::from_secs(10);
 
-impl Helpers {
+impl Overflow {
     /// Has a thread do `task`. A call comes back if no thread is free and none can be started. A leader then waits for one
     /// of those at work, or for [`try_again`](Self::try_again), and comes back only if there is none at all.
     #[must_use]
@@ -47,8 +47,8 @@ impl Helpers {
 
     fn start(&self, server: &Arc<Server>) -> std::io::Result<()> {
         lock(&self.state).threads += 1;
-        let helper = server.clone();
-        let spawned = self.spawn(move || helper.help());
+        let server = server.clone();
+        let spawned = self.spawn(move || server.run_tasks());
         if spawned.is_err() {
             lock(&self.state).threads -= 1;
         }
@@ -78,7 +78,7 @@ impl Helpers {
 }
 
 impl Server {
-    fn help(self: Arc<Self>) {
+    fn run_tasks(self: Arc<Self>) {
         while let Some(task) = self.next_task() {
             match task {
                 Task::Lead(pulse) => self.lead(&pulse),
@@ -100,13 +100,13 @@ impl Server {
     }
 
     fn next_task(&self) -> Option<Task> {
-        let mut state = lock(&self.helpers.state);
+        let mut state = lock(&self.overflow.state);
         loop {
             if let Some((_, task)) = state.tasks.pop_front() {
                 return Some(task);
             }
             state.idle += 1;
-            let waited = self.helpers.called.wait_timeout(state, HELPER_IDLE);
+            let waited = self.overflow.called.wait_timeout(state, THREAD_IDLE);
             let (guard, timeout) = waited.unwrap_or_else(std::sync::PoisonError::into_inner);
             state = guard;
             state.idle -= 1;
@@ -134,7 +134,7 @@ mod tests {
     async fn call_without_a_thread_runs_on_its_callers_thread() {
         let test_manager = test_manager().await;
         let here = test_manager.here();
-        test_manager.server.helpers.has_no_threads.store(true, Relaxed);
+        test_manager.server.overflow.has_no_threads.store(true, Relaxed);
         let number = in_time(proxy::create(&here, || 4u32, ())).await.unwrap();
         assert_eq!(in_time(number.call(|n: &mut u32| *n, ())).await.unwrap(), 4);
     }
@@ -143,7 +143,7 @@ mod tests {
     async fn thread_left_behind_leads_on_if_there_is_no_other_leader() {
         let test_manager = test_manager().await;
         let number = proxy::create(&test_manager.client, || 4u32, ()).await.unwrap();
-        test_manager.server.helpers.has_no_threads.store(true, Relaxed);
+        test_manager.server.overflow.has_no_threads.store(true, Relaxed);
         let slow = |n: &mut u32| {
             std::thread::sleep(20 * LOOK);
             *n
@@ -161,7 +161,7 @@ mod tests {
         let test_manager = test_manager().await;
         let stuck = proxy::create(&test_manager.client, || 4u32, ()).await.unwrap();
         let free = proxy::create(&test_manager.client, || 5u32, ()).await.unwrap();
-        test_manager.server.helpers.has_no_threads.store(true, Relaxed);
+        test_manager.server.overflow.has_no_threads.store(true, Relaxed);
         let stay = |n: &mut u32| {
             while !MAY_END.load(SeqCst) {
                 std::thread::yield_now();
@@ -170,8 +170,8 @@ mod tests {
         };
         let call = stuck.call(stay, ());
         let others = async {
-            test_manager.until(|| test_manager.server.helpers.is_short()).await;
-            test_manager.server.helpers.has_no_threads.store(false, Relaxed);
+            test_manager.until(|| test_manager.server.overflow.is_short()).await;
+            test_manager.server.overflow.has_no_threads.store(false, Relaxed);
             let answer = tokio::time::timeout(Duration::from_secs(20), free.call(|n: &mut u32| *n, ())).await;
             MAY_END.store(true, SeqCst);
             answer.expect("another leads").unwrap()

@@ -40,7 +40,7 @@ pub(crate) struct Server {
     pub(crate) pulse: Mutex<Arc<AtomicU64>>,
     pub(crate) is_dozing: AtomicBool,
     pub(crate) watcher: Thread,
-    pub(crate) helpers: Helpers,
+    pub(crate) overflow: Overflow,
     /// Functions that have kept a leader too long.
     pub(crate) slow: Mutex<HashSet<u64>>,
     pub(crate) has_slow: AtomicBool,
@@ -116,8 +116,8 @@ pub(crate) enum Task {
 }
 
 #[derive(Default)]
-pub(crate) struct Helpers {
-    pub(crate) state: Mutex<HelpersState>,
+pub(crate) struct Overflow {
+    pub(crate) state: Mutex<OverflowState>,
     pub(crate) called: Condvar,
     /// A leader waits for a thread that could not be started.
     pub(crate) is_short: AtomicBool,
@@ -127,7 +127,7 @@ pub(crate) struct Helpers {
 }
 
 #[derive(Default)]
-pub(crate) struct HelpersState {
+pub(crate) struct OverflowState {
     /// Each under its number.
     pub(crate) tasks: VecDeque<(u64, Task)>,
     pub(crate) last: u64,
