@@ -79,7 +79,7 @@ struct Row<J> {
     inside: Vec<(u64, u64)>,
 }
 
-type Dead<J> = Vec<Arc<Object<J>>>;
+type Unheld<J> = Vec<Arc<Object<J>>>;
 
 impl<J: Send + 'static> Objects<J> {
     pub(crate) fn new() -> Self {
@@ -130,9 +130,10 @@ impl<J: Send + 'static> Objects<J> {
     /// `count` holders outside fewer.
     pub(crate) fn release(&self, numbers: impl IntoIterator<Item = (u64, u64)>) {
         let mut state = lock(&self.0);
-        let dead: Dead<J> = numbers.into_iter().filter_map(|(number, count)| state.release(number, count)).collect();
+        let unheld: Unheld<J> =
+            numbers.into_iter().filter_map(|(number, count)| state.release(number, count)).collect();
         drop(state);
-        bury(dead);
+        drop_in_turn(unheld);
     }
 
     /// One more handle inside `owner`.
@@ -155,9 +156,9 @@ impl<J: Send + 'static> Objects<J> {
                 entry.inside.swap_remove(at);
             }
         }
-        let dead: Dead<J> = state.remove_unheld(number).into_iter().collect();
+        let unheld: Unheld<J> = state.remove_unheld(number).into_iter().collect();
         drop(state);
-        bury(dead);
+        drop_in_turn(unheld);
     }
 
     /// False if there is such a lease, which stays as it is.
@@ -229,10 +230,10 @@ impl<J: Send + 'static> Objects<J> {
             }
         }
         (state.has_lost_holders, state.is_only_in_hand) = (false, is_only_in_hand);
-        let dead: Vec<u64> = state.entries.keys().filter(|number| !reached.contains_key(number)).copied().collect();
-        let dead: Dead<J> = dead.iter().filter_map(|number| Some(state.entries.remove(number)?.object)).collect();
+        let unreached: Vec<u64> = state.entries.keys().filter(|number| !reached.contains_key(number)).copied().collect();
+        let unheld: Unheld<J> = unreached.iter().filter_map(|number| Some(state.entries.remove(number)?.object)).collect();
         drop(state);
-        bury(dead);
+        drop_in_turn(unheld);
     }
 }
 
@@ -254,24 +255,25 @@ impl<J> State<J> {
 }
 
 thread_local! {
-    static BURYING: Cell<bool> = const { Cell::new(false) };
-    static GRAVES: RefCell<VecDeque<Box<dyn Any>>> = const { RefCell::new(VecDeque::new()) };
+    static IS_DROPPING: Cell<bool> = const { Cell::new(false) };
+    static TO_DROP: RefCell<VecDeque<Box<dyn Any>>> = const { RefCell::new(VecDeque::new()) };
 }
 
 /// Drops objects one after the other: each may hold the last handle of the next, a thousand deep.
-fn bury<J: Send + 'static>(dead: Dead<J>) {
-    if dead.is_empty() {
+fn drop_in_turn<J: Send + 'static>(unheld: Unheld<J>) {
+    if unheld.is_empty() {
         return;
     }
-    GRAVES.with_borrow_mut(|graves| graves.extend(dead.into_iter().map(|object| Box::new(object) as Box<dyn Any>)));
-    if BURYING.replace(true) {
+    TO_DROP
+        .with_borrow_mut(|to_drop| to_drop.extend(unheld.into_iter().map(|object| Box::new(object) as Box<dyn Any>)));
+    if IS_DROPPING.replace(true) {
         return;
     }
-    while let Some(object) = GRAVES.with_borrow_mut(VecDeque::pop_front) {
+    while let Some(object) = TO_DROP.with_borrow_mut(VecDeque::pop_front) {
         // A value whose drop panics is gone all the same.
         survive(|| drop(object));
     }
-    BURYING.set(false);
+    IS_DROPPING.set(false);
 }
 
 #[cfg(test)]
