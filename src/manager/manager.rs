@@ -9,11 +9,12 @@ use crate::manager::client::link::{Link, Running};
 use crate::manager::client::list::ListProxy;
 use crate::manager::client::namespace::{Names, Namespace};
 use crate::manager::client::primitives::{
-    BarrierProxy, ConditionProxy, EventProxy, Flag, Held, LockProxy, Parties, Permits, SemaphoreProxy, Waiters,
+    BarrierCore, BarrierProxy, ConditionCore, ConditionProxy, EventCore, EventProxy, LockCore, LockProxy,
+    SemaphoreCore, SemaphoreProxy,
 };
 use crate::manager::client::proxy::{self, Proxy};
-use crate::manager::client::queue::{Items, QueueProxy};
-use crate::manager::client::value::{ArrayProxy, One, Row, ValueProxy};
+use crate::manager::client::queue::{QueueCore, QueueProxy};
+use crate::manager::client::value::{ArrayCore, ArrayProxy, ValueCore, ValueProxy};
 use crate::manager::server::leader;
 use crate::manager::wire::greeting::{Bind, GREETING, GREETING_TIME, Setup, Welcome};
 use crate::manager::wire::messages;
@@ -315,7 +316,7 @@ impl Manager {
     /// `Closed` if the manager is gone.
     pub async fn queue<T: Item>(&self, capacity: impl Into<Option<usize>>) -> Result<QueueProxy<T>> {
         let capacity = capacity.into().map(|capacity| capacity.max(1));
-        Ok(QueueProxy(self.create(Items::<T>::new, (capacity,)).await?))
+        Ok(QueueProxy(self.create(QueueCore::<T>::new, (capacity,)).await?))
     }
 
     /// Creates a lock.
@@ -323,7 +324,7 @@ impl Manager {
     /// # Errors
     /// `Closed` if the manager is gone.
     pub async fn lock(&self) -> Result<LockProxy> {
-        Ok(LockProxy(self.create(Held::default, ()).await?))
+        Ok(LockProxy(self.create(LockCore::default, ()).await?))
     }
 
     /// Creates a semaphore with this number of permits.
@@ -331,7 +332,7 @@ impl Manager {
     /// # Errors
     /// `Closed` if the manager is gone.
     pub async fn semaphore(&self, permits: usize) -> Result<SemaphoreProxy> {
-        Ok(SemaphoreProxy(self.create(Permits::new, (permits,)).await?))
+        Ok(SemaphoreProxy(self.create(SemaphoreCore::new, (permits,)).await?))
     }
 
     /// Creates an event, which is not set.
@@ -339,7 +340,7 @@ impl Manager {
     /// # Errors
     /// `Closed` if the manager is gone.
     pub async fn event(&self) -> Result<EventProxy> {
-        Ok(EventProxy(self.create(Flag::default, ()).await?))
+        Ok(EventProxy(self.create(EventCore::default, ()).await?))
     }
 
     /// Creates a barrier for this number of parties.
@@ -347,7 +348,7 @@ impl Manager {
     /// # Errors
     /// `Closed` if the manager is gone.
     pub async fn barrier(&self, parties: usize) -> Result<BarrierProxy> {
-        Ok(BarrierProxy(self.create(Parties::new, (parties,)).await?))
+        Ok(BarrierProxy(self.create(BarrierCore::new, (parties,)).await?))
     }
 
     /// Creates a condition variable with its lock.
@@ -355,7 +356,7 @@ impl Manager {
     /// # Errors
     /// `Closed` if the manager is gone.
     pub async fn condition(&self) -> Result<ConditionProxy> {
-        Ok(ConditionProxy(self.create(Waiters::default, ()).await?))
+        Ok(ConditionProxy(self.create(ConditionCore::default, ()).await?))
     }
 
     /// Creates a value.
@@ -363,7 +364,7 @@ impl Manager {
     /// # Errors
     /// `Closed` if the manager is gone.
     pub async fn value<T: Item>(&self, value: T) -> Result<ValueProxy<T>> {
-        Ok(ValueProxy(self.create(One::<T>, (value,)).await?))
+        Ok(ValueProxy(self.create(ValueCore::<T>, (value,)).await?))
     }
 
     /// Creates an array of these values. Its length is fixed.
@@ -371,7 +372,7 @@ impl Manager {
     /// # Errors
     /// `Closed` if the manager is gone.
     pub async fn array<T: Item>(&self, values: Vec<T>) -> Result<ArrayProxy<T>> {
-        Ok(ArrayProxy(self.create(|values: Vec<T>| Row(values.into()), (values,)).await?))
+        Ok(ArrayProxy(self.create(|values: Vec<T>| ArrayCore(values.into()), (values,)).await?))
     }
 
     /// Calls `f` in the manager's process to create an object, and returns a handle of it. See [`Proxy`] for an example.

@@ -15,7 +15,7 @@ proxies!(LockProxy SemaphoreProxy EventProxy BarrierProxy ConditionProxy);
 
 /// What the manager keeps of a lock.
 #[derive(Default)]
-pub(crate) struct Held {
+pub(crate) struct LockCore {
     holder: Option<Ticket>,
     /// The last holder was lost with it.
     is_orphaned: bool,
@@ -23,7 +23,7 @@ pub(crate) struct Held {
     was_orphaned: bool,
 }
 
-impl Held {
+impl LockCore {
     /// True if the last holder was lost.
     fn take(&mut self, ticket: Ticket) -> Option<bool> {
         if self.holder.is_some() {
@@ -43,7 +43,7 @@ impl Held {
     }
 }
 
-impl Waits for Held {
+impl Waits for LockCore {
     fn settle(&mut self, ticket: Ticket, end: End) {
         if self.holder == Some(ticket) {
             self.holder = None;
@@ -118,7 +118,7 @@ fn granted<G>(answer: Result<(bool, Asked)>, grant: impl FnOnce(Asked) -> G) -> 
 ///   already. Do what the lock protects through the manager itself where that matters.
 /// - **Cost.** One call to acquire the lock, and one message to release it.
 #[derive(Serialize, Deserialize)]
-pub struct LockProxy(pub(crate) Proxy<Held>);
+pub struct LockProxy(pub(crate) Proxy<LockCore>);
 
 impl LockProxy {
     /// Acquires the lock. Waits while another caller holds it. Dropped, it has not acquired the lock.
@@ -127,7 +127,7 @@ impl LockProxy {
     /// `OwnerDied` if the previous holder was killed or disconnected: the lock is acquired, and the grant is inside the error. Else as
     /// [`Proxy::call`].
     pub async fn acquire(&self) -> Result<Grant, LockError<Grant>> {
-        granted(self.0.wait(None, Held::acquire, (true,)).await, Grant)
+        granted(self.0.wait(None, LockCore::acquire, (true,)).await, Grant)
     }
 
     /// Acquires the lock if it is free.
@@ -135,7 +135,7 @@ impl LockProxy {
     /// # Errors
     /// `WouldBlock` if another caller holds it; else as [`acquire`](Self::acquire).
     pub async fn try_acquire(&self) -> Result<Grant, LockError<Grant>> {
-        granted(self.0.wait(None, Held::acquire, (false,)).await, Grant)
+        granted(self.0.wait(None, LockCore::acquire, (false,)).await, Grant)
     }
 
     /// Like [`acquire`](Self::acquire), but gives up after `timeout`. Time is real time: see [Timeouts](crate#timeouts).
@@ -143,18 +143,18 @@ impl LockProxy {
     /// # Errors
     /// `Timeout` if the lock was not free in time; else as [`acquire`](Self::acquire).
     pub async fn acquire_timeout(&self, timeout: Duration) -> Result<Grant, LockError<Grant>> {
-        let waiting = self.0.wait(None, Held::acquire, (true,));
+        let waiting = self.0.wait(None, LockCore::acquire, (true,));
         granted(in_time(timeout, waiting, "the lock was not free").await, Grant)
     }
 }
 
 /// What the manager keeps of a semaphore.
-pub(crate) struct Permits {
+pub(crate) struct SemaphoreCore {
     available: usize,
     held: HashSet<Ticket>,
 }
 
-impl Permits {
+impl SemaphoreCore {
     pub(crate) fn new(available: usize) -> Self {
         Self { available, held: HashSet::new() }
     }
@@ -172,7 +172,7 @@ impl Permits {
     }
 }
 
-impl Waits for Permits {
+impl Waits for SemaphoreCore {
     fn settle(&mut self, ticket: Ticket, end: End) {
         if self.held.remove(&ticket) && end != End::Took {
             self.available = self.available.saturating_add(1);
@@ -206,7 +206,7 @@ impl Waits for Permits {
 /// - **Death.** The permits of a process that is killed or disconnected are available again at once.
 /// - **Cost.** One call to acquire a permit, and one message to release it.
 #[derive(Serialize, Deserialize)]
-pub struct SemaphoreProxy(pub(crate) Proxy<Permits>);
+pub struct SemaphoreProxy(pub(crate) Proxy<SemaphoreCore>);
 
 impl SemaphoreProxy {
     /// Acquires a permit. Waits while there is none. Dropped, it has acquired none, and none is lost.
@@ -214,7 +214,7 @@ impl SemaphoreProxy {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn acquire(&self) -> Result<Grant> {
-        let ((), asked) = self.0.wait(None, Permits::acquire, (true,)).await?;
+        let ((), asked) = self.0.wait(None, SemaphoreCore::acquire, (true,)).await?;
         Ok(Grant(asked))
     }
 
@@ -223,7 +223,7 @@ impl SemaphoreProxy {
     /// # Errors
     /// `WouldBlock` if there is none; else as [`Proxy::call`].
     pub async fn try_acquire(&self) -> Result<Grant> {
-        let ((), asked) = self.0.wait(None, Permits::acquire, (false,)).await?;
+        let ((), asked) = self.0.wait(None, SemaphoreCore::acquire, (false,)).await?;
         Ok(Grant(asked))
     }
 
@@ -240,7 +240,7 @@ impl SemaphoreProxy {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn release(&self) -> Result<()> {
-        let release = |permits: &mut Permits| permits.available = permits.available.saturating_add(1);
+        let release = |permits: &mut SemaphoreCore| permits.available = permits.available.saturating_add(1);
         self.0.call(release, ()).await
     }
 
@@ -249,15 +249,15 @@ impl SemaphoreProxy {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn available(&self) -> Result<usize> {
-        self.0.call(|permits: &mut Permits| permits.available, ()).await
+        self.0.call(|permits: &mut SemaphoreCore| permits.available, ()).await
     }
 }
 
 /// What the manager keeps of an event.
 #[derive(Default)]
-pub(crate) struct Flag(bool);
+pub(crate) struct EventCore(bool);
 
-impl Waits for Flag {
+impl Waits for EventCore {
     fn settle(&mut self, _: Ticket, _: End) {}
 }
 
@@ -285,7 +285,7 @@ impl Waits for Flag {
 /// - **Death.** Nobody holds anything. If the manager ends, each call fails with `Closed`.
 /// - **Cost.** One call for each method.
 #[derive(Serialize, Deserialize)]
-pub struct EventProxy(pub(crate) Proxy<Flag>);
+pub struct EventProxy(pub(crate) Proxy<EventCore>);
 
 impl EventProxy {
     /// Sets the event and wakes all callers that wait for it.
@@ -293,7 +293,7 @@ impl EventProxy {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn set(&self) -> Result<()> {
-        self.0.call(|flag: &mut Flag| flag.0 = true, ()).await
+        self.0.call(|flag: &mut EventCore| flag.0 = true, ()).await
     }
 
     /// Clears the event.
@@ -301,7 +301,7 @@ impl EventProxy {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn clear(&self) -> Result<()> {
-        self.0.call(|flag: &mut Flag| flag.0 = false, ()).await
+        self.0.call(|flag: &mut EventCore| flag.0 = false, ()).await
     }
 
     /// Returns `true` if the event is set.
@@ -309,7 +309,7 @@ impl EventProxy {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn is_set(&self) -> Result<bool> {
-        self.0.call(|flag: &mut Flag| flag.0, ()).await
+        self.0.call(|flag: &mut EventCore| flag.0, ()).await
     }
 
     /// Waits until the event is set. Dropped, it leaves nothing behind.
@@ -317,7 +317,7 @@ impl EventProxy {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn wait(&self) -> Result<()> {
-        let wait = |flag: &mut Flag, _: &mut Option<()>, _: Try| if flag.0 { ready(&()) } else { Poll::Pending };
+        let wait = |flag: &mut EventCore, _: &mut Option<()>, _: Try| if flag.0 { ready(&()) } else { Poll::Pending };
         self.0.wait_and_take(None, wait, ()).await
     }
 
@@ -331,7 +331,7 @@ impl EventProxy {
 }
 
 /// What the manager keeps of a barrier.
-pub(crate) struct Parties {
+pub(crate) struct BarrierCore {
     count: usize,
     waiting: Vec<Ticket>,
     /// Who may go on, and as which; or may not.
@@ -339,7 +339,7 @@ pub(crate) struct Parties {
     is_broken: bool,
 }
 
-impl Parties {
+impl BarrierCore {
     pub(crate) fn new(count: usize) -> Self {
         Self { count, waiting: Vec::new(), released: HashMap::new(), is_broken: false }
     }
@@ -385,7 +385,7 @@ fn broken() -> Error {
     Error::new(ErrorKind::BrokenBarrier, "the barrier is broken: somebody left it, or broke it; reset it")
 }
 
-impl Waits for Parties {
+impl Waits for BarrierCore {
     fn settle(&mut self, ticket: Ticket, _: End) {
         self.leave(ticket);
         self.released.remove(&ticket);
@@ -416,7 +416,7 @@ impl Waits for Parties {
 ///   wait fail with [`BrokenBarrier`](ErrorKind::BrokenBarrier), and all that come, until it is [reset](Self::reset).
 /// - **Cost.** One call for each method.
 #[derive(Serialize, Deserialize)]
-pub struct BarrierProxy(pub(crate) Proxy<Parties>);
+pub struct BarrierProxy(pub(crate) Proxy<BarrierCore>);
 
 impl BarrierProxy {
     /// Waits until all parties wait. Returns a different number for each of them, from 0 on.
@@ -426,7 +426,7 @@ impl BarrierProxy {
     /// # Errors
     /// `BrokenBarrier` if the barrier is broken, or breaks or is reset meanwhile; else as [`Proxy::call`].
     pub async fn wait(&self) -> Result<usize> {
-        self.0.wait_and_take(None, Parties::wait, ()).await
+        self.0.wait_and_take(None, BarrierCore::wait, ()).await
     }
 
     /// Like [`wait`](Self::wait), but gives up after `timeout`.
@@ -437,7 +437,7 @@ impl BarrierProxy {
     /// # Errors
     /// `Timeout` if not all parties arrived in time; else as [`wait`](Self::wait).
     pub async fn wait_timeout(&self, timeout: Duration) -> Result<usize> {
-        self.0.wait_and_take(Some(timeout), Parties::wait, ()).await
+        self.0.wait_and_take(Some(timeout), BarrierCore::wait, ()).await
     }
 
     /// Breaks the barrier: all that wait fail, and all that come, until it is [reset](Self::reset).
@@ -445,7 +445,7 @@ impl BarrierProxy {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn abort(&self) -> Result<()> {
-        let abort = |parties: &mut Parties| {
+        let abort = |parties: &mut BarrierCore| {
             parties.is_broken = true;
             parties.dismiss();
         };
@@ -457,7 +457,7 @@ impl BarrierProxy {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn reset(&self) -> Result<()> {
-        let reset = |parties: &mut Parties| {
+        let reset = |parties: &mut BarrierCore| {
             parties.is_broken = false;
             parties.dismiss();
         };
@@ -469,7 +469,7 @@ impl BarrierProxy {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn parties(&self) -> Result<usize> {
-        self.0.call(|parties: &mut Parties| parties.count, ()).await
+        self.0.call(|parties: &mut BarrierCore| parties.count, ()).await
     }
 
     /// Returns the number of parties that wait.
@@ -477,7 +477,7 @@ impl BarrierProxy {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn waiting(&self) -> Result<usize> {
-        self.0.call(|parties: &mut Parties| parties.waiting.len(), ()).await
+        self.0.call(|parties: &mut BarrierCore| parties.waiting.len(), ()).await
     }
 
     /// Returns `true` if the barrier is broken.
@@ -485,14 +485,14 @@ impl BarrierProxy {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn is_broken(&self) -> Result<bool> {
-        self.0.call(|parties: &mut Parties| parties.is_broken, ()).await
+        self.0.call(|parties: &mut BarrierCore| parties.is_broken, ()).await
     }
 }
 
 /// What the manager keeps of a condition.
 #[derive(Default)]
-pub(crate) struct Waiters {
-    lock: Held,
+pub(crate) struct ConditionCore {
+    lock: LockCore,
     waiting: VecDeque<Ticket>,
     /// Noticed, or too late for it, and not holding the lock again.
     woken: HashMap<Ticket, bool>,
@@ -500,7 +500,7 @@ pub(crate) struct Waiters {
     used: Option<Ticket>,
 }
 
-impl Waiters {
+impl ConditionCore {
     fn lock(&mut self, _: &mut Option<()>, now: Try) -> Poll<Result<Message>> {
         self.lock.take(now.ticket).map_or(Poll::Pending, |is_orphaned| ready(&is_orphaned))
     }
@@ -537,7 +537,7 @@ impl Waiters {
     }
 }
 
-impl Waits for Waiters {
+impl Waits for ConditionCore {
     fn settle(&mut self, ticket: Ticket, end: End) {
         self.lock.settle(ticket, end);
         self.waiting.retain(|waiting| *waiting != ticket);
@@ -580,7 +580,7 @@ impl Waits for Waiters {
 ///   waiter.
 /// - **Cost.** One call for each method.
 #[derive(Serialize, Deserialize)]
-pub struct ConditionProxy(pub(crate) Proxy<Waiters>);
+pub struct ConditionProxy(pub(crate) Proxy<ConditionCore>);
 
 impl ConditionProxy {
     /// Acquires the lock of the condition. Dropped, it has not acquired it.
@@ -588,7 +588,7 @@ impl ConditionProxy {
     /// # Errors
     /// As [`LockProxy::acquire`].
     pub async fn lock(&self) -> Result<Grant, LockError<Grant>> {
-        granted(self.0.wait(None, Waiters::lock, ()).await, Grant)
+        granted(self.0.wait(None, ConditionCore::lock, ()).await, Grant)
     }
 
     /// Releases the lock, waits for a notification, and acquires the lock again.
@@ -613,7 +613,7 @@ impl ConditionProxy {
 
     async fn wait_until(&self, held: Grant, timeout: Option<Duration>) -> Result<Grant, LockError<Grant>> {
         // While it waits, `held` is the manager's word for nothing any more, and so is its drop.
-        let waited = self.0.wait(timeout, Waiters::wait, (held.0.id(),)).await;
+        let waited = self.0.wait(timeout, ConditionCore::wait, (held.0.id(),)).await;
         let ((is_orphaned, is_noticed), asked) = match waited {
             Ok(waited) => waited,
             // The manager was not asked, so it is still the lock.
@@ -660,7 +660,7 @@ impl ConditionProxy {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn notify(&self, count: usize) -> Result<()> {
-        self.0.call(Waiters::notify, (count,)).await
+        self.0.call(ConditionCore::notify, (count,)).await
     }
 
     /// Wakes all callers that wait.
@@ -676,6 +676,6 @@ impl ConditionProxy {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn waiting(&self) -> Result<usize> {
-        self.0.call(|waiters: &mut Waiters| waiters.waiting.len(), ()).await
+        self.0.call(|waiters: &mut ConditionCore| waiters.waiting.len(), ()).await
     }
 }

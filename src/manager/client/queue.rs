@@ -43,10 +43,10 @@ use std::time::Duration;
 /// - **Cost.** One call for each method; `put` and `get` send one message more, which is not answered.
 #[derive(Serialize, Deserialize)]
 #[serde(bound = "")]
-pub struct QueueProxy<T>(pub(crate) Proxy<Items<T>>);
+pub struct QueueProxy<T>(pub(crate) Proxy<QueueCore<T>>);
 
 /// What the manager keeps of a queue.
-pub(crate) struct Items<T> {
+pub(crate) struct QueueCore<T> {
     /// Each with its place in the order.
     items: VecDeque<(u64, T)>,
     /// On their way to their receivers.
@@ -57,7 +57,7 @@ pub(crate) struct Items<T> {
     is_closed: bool,
 }
 
-impl<T> Items<T> {
+impl<T> QueueCore<T> {
     pub(crate) fn new(capacity: Option<usize>) -> Self {
         let (items, taken) = (VecDeque::new(), HashMap::new());
         Self { items, taken, last: 0, capacity, unfinished: 0, is_closed: false }
@@ -73,7 +73,7 @@ impl<T> Items<T> {
     }
 }
 
-impl<T: Send + 'static> Waits for Items<T> {
+impl<T: Send + 'static> Waits for QueueCore<T> {
     fn settle(&mut self, ticket: Ticket, end: End) {
         if let Some(item) = self.taken.remove(&ticket)
             && end != End::Took
@@ -84,7 +84,7 @@ impl<T: Send + 'static> Waits for Items<T> {
     }
 }
 
-fn put<T>(queue: &mut Items<T>, item: &mut Option<(T,)>, now: Try) -> Poll<Result<Message>> {
+fn put<T>(queue: &mut QueueCore<T>, item: &mut Option<(T,)>, now: Try) -> Poll<Result<Message>> {
     if queue.is_closed {
         return Poll::Ready(Err(Error::closed("queue")));
     }
@@ -95,7 +95,7 @@ fn put<T>(queue: &mut Items<T>, item: &mut Option<(T,)>, now: Try) -> Poll<Resul
     ready(&())
 }
 
-fn try_put<T>(queue: &mut Items<T>, item: &mut Option<(T,)>) {
+fn try_put<T>(queue: &mut QueueCore<T>, item: &mut Option<(T,)>) {
     if let Some((item,)) = item.take() {
         queue.last += 1;
         queue.unfinished += 1;
@@ -103,7 +103,7 @@ fn try_put<T>(queue: &mut Items<T>, item: &mut Option<(T,)>) {
     }
 }
 
-fn get<T: Serialize>(queue: &mut Items<T>, may_wait: &mut Option<(bool,)>, now: Try) -> Poll<Result<Message>> {
+fn get<T: Serialize>(queue: &mut QueueCore<T>, may_wait: &mut Option<(bool,)>, now: Try) -> Poll<Result<Message>> {
     let Some(item) = queue.items.pop_front() else {
         return match (queue.is_over(), *may_wait) {
             (true, _) => Poll::Ready(Err(Error::closed("queue"))),
@@ -118,7 +118,7 @@ fn get<T: Serialize>(queue: &mut Items<T>, may_wait: &mut Option<(bool,)>, now: 
     answer
 }
 
-fn join<T>(queue: &mut Items<T>, _: &mut Option<()>, _: Try) -> Poll<Result<Message>> {
+fn join<T>(queue: &mut QueueCore<T>, _: &mut Option<()>, _: Try) -> Poll<Result<Message>> {
     if queue.unfinished == 0 { ready(&()) } else { Poll::Pending }
 }
 
@@ -138,7 +138,7 @@ impl<T: Item> QueueProxy<T> {
     /// # Errors
     /// `Full` if the queue is full; `Closed` if the queue was closed; else as [`Proxy::call`].
     pub async fn try_put(&self, item: T) -> Result<()> {
-        let put = |queue: &mut Items<T>, item: T| {
+        let put = |queue: &mut QueueCore<T>, item: T| {
             if queue.is_closed {
                 return Err(Error::closed("queue"));
             }
@@ -196,7 +196,7 @@ impl<T: Item> QueueProxy<T> {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn len(&self) -> Result<usize> {
-        self.0.call(|queue: &mut Items<T>| queue.items.len(), ()).await
+        self.0.call(|queue: &mut QueueCore<T>| queue.items.len(), ()).await
     }
 
     /// Returns `true` if the queue has no items.
@@ -212,7 +212,7 @@ impl<T: Item> QueueProxy<T> {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn is_full(&self) -> Result<bool> {
-        self.0.call(|queue: &mut Items<T>| queue.is_full(), ()).await
+        self.0.call(|queue: &mut QueueCore<T>| queue.is_full(), ()).await
     }
 
     /// Closes the queue: from now on each `put` fails, and each `get` fails once the queue is empty.
@@ -220,7 +220,7 @@ impl<T: Item> QueueProxy<T> {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn close(&self) -> Result<()> {
-        self.0.call(|queue: &mut Items<T>| queue.is_closed = true, ()).await
+        self.0.call(|queue: &mut QueueCore<T>| queue.is_closed = true, ()).await
     }
 
     /// Marks an item as done, for [`join`](Self::join).
@@ -228,7 +228,7 @@ impl<T: Item> QueueProxy<T> {
     /// # Errors
     /// `Other` if all items that were put are done already; else as [`Proxy::call`].
     pub async fn task_done(&self) -> Result<()> {
-        let done = |queue: &mut Items<T>| match queue.unfinished.checked_sub(1) {
+        let done = |queue: &mut QueueCore<T>| match queue.unfinished.checked_sub(1) {
             Some(left) => {
                 queue.unfinished = left;
                 Ok(())

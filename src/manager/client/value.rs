@@ -30,10 +30,10 @@ use serde::{Deserialize, Serialize};
 /// Each method is one call: see [`Proxy`] for waiting, dropped futures, deaths and cost.
 #[derive(Serialize, Deserialize)]
 #[serde(bound = "")]
-pub struct ValueProxy<T>(pub(crate) Proxy<One<T>>);
+pub struct ValueProxy<T>(pub(crate) Proxy<ValueCore<T>>);
 
 /// What the manager keeps of a value.
-pub(crate) struct One<T>(pub(crate) T);
+pub(crate) struct ValueCore<T>(pub(crate) T);
 
 impl<T: Item> ValueProxy<T> {
     /// Returns a copy of the value.
@@ -49,7 +49,7 @@ impl<T: Item> ValueProxy<T> {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn set(&self, value: T) -> Result<()> {
-        self.0.call(|one: &mut One<T>, value: T| one.0 = value, (value,)).await
+        self.0.call(|one: &mut ValueCore<T>, value: T| one.0 = value, (value,)).await
     }
 
     /// Replaces the value and returns the previous one.
@@ -57,7 +57,7 @@ impl<T: Item> ValueProxy<T> {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn swap(&self, value: T) -> Result<T> {
-        self.0.call(|one: &mut One<T>, value: T| std::mem::replace(&mut one.0, value), (value,)).await
+        self.0.call(|one: &mut ValueCore<T>, value: T| std::mem::replace(&mut one.0, value), (value,)).await
     }
 
     /// Runs `f` on the value in the manager's process, as one step: no other call sees the value in between.
@@ -65,7 +65,7 @@ impl<T: Item> ValueProxy<T> {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn update<F: Fn(&mut T) -> R + Copy + Send + 'static, R: Item>(&self, f: F) -> Result<R> {
-        self.0.call(move |one: &mut One<T>| f(&mut one.0), ()).await
+        self.0.call(move |one: &mut ValueCore<T>| f(&mut one.0), ()).await
     }
 }
 
@@ -96,7 +96,7 @@ impl<T: Integer + Item> ValueProxy<T> {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn fetch_add(&self, more: T) -> Result<T> {
-        let add = |one: &mut One<T>, more: T| {
+        let add = |one: &mut ValueCore<T>, more: T| {
             let sum = of_word(to_word(&one.0).wrapping_add(to_word(&more)));
             std::mem::replace(&mut one.0, sum)
         };
@@ -108,7 +108,7 @@ impl<T: Integer + Item> ValueProxy<T> {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn fetch_sub(&self, less: T) -> Result<T> {
-        let subtract = |one: &mut One<T>, less: T| {
+        let subtract = |one: &mut ValueCore<T>, less: T| {
             let rest = of_word(to_word(&one.0).wrapping_sub(to_word(&less)));
             std::mem::replace(&mut one.0, rest)
         };
@@ -120,7 +120,7 @@ impl<T: Integer + Item> ValueProxy<T> {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn fetch_max(&self, other: T) -> Result<T> {
-        let max = |one: &mut One<T>, other: T| {
+        let max = |one: &mut ValueCore<T>, other: T| {
             let max = one.0.max(other);
             std::mem::replace(&mut one.0, max)
         };
@@ -132,7 +132,7 @@ impl<T: Integer + Item> ValueProxy<T> {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn fetch_min(&self, other: T) -> Result<T> {
-        let min = |one: &mut One<T>, other: T| {
+        let min = |one: &mut ValueCore<T>, other: T| {
             let min = one.0.min(other);
             std::mem::replace(&mut one.0, min)
         };
@@ -145,7 +145,7 @@ impl<T: Integer + Item> ValueProxy<T> {
     /// # Errors
     /// The outer result: as [`Proxy::call`].
     pub async fn compare_exchange(&self, current: T, new: T) -> Result<Result<T, T>> {
-        let exchange = |one: &mut One<T>, current: T, new: T| match one.0 == current {
+        let exchange = |one: &mut ValueCore<T>, current: T, new: T| match one.0 == current {
             true => Ok(std::mem::replace(&mut one.0, new)),
             false => Err(one.0),
         };
@@ -178,10 +178,10 @@ impl<T: Integer + Item> ValueProxy<T> {
 /// Each method is one call: see [`Proxy`] for waiting, dropped futures, deaths and cost.
 #[derive(Serialize, Deserialize)]
 #[serde(bound = "")]
-pub struct ArrayProxy<T>(pub(crate) Proxy<Row<T>>);
+pub struct ArrayProxy<T>(pub(crate) Proxy<ArrayCore<T>>);
 
 /// What the manager keeps of an array.
-pub(crate) struct Row<T>(pub(crate) Box<[T]>);
+pub(crate) struct ArrayCore<T>(pub(crate) Box<[T]>);
 
 impl<T: Item> ArrayProxy<T> {
     /// Returns a copy of the element at `index`, or `None` if `index` is out of bounds.
@@ -197,7 +197,7 @@ impl<T: Item> ArrayProxy<T> {
     /// # Errors
     /// `Other` if `index` is out of bounds; else as [`Proxy::call`].
     pub async fn set(&self, index: usize, value: T) -> Result<()> {
-        let set = |row: &mut Row<T>, index: usize, value: T| {
+        let set = |row: &mut ArrayCore<T>, index: usize, value: T| {
             let len = row.0.len();
             let element = row.0.get_mut(index);
             *element.ok_or_else(|| Error::other(format!("no element {index}: there are {len} elements")))? = value;
@@ -211,7 +211,7 @@ impl<T: Item> ArrayProxy<T> {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn len(&self) -> Result<usize> {
-        self.0.call(|row: &mut Row<T>| row.0.len(), ()).await
+        self.0.call(|row: &mut ArrayCore<T>| row.0.len(), ()).await
     }
 
     /// Returns `true` if the array has no elements.
@@ -235,7 +235,7 @@ impl<T: Item> ArrayProxy<T> {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn update<F: Fn(&mut [T]) -> R + Copy + Send + 'static, R: Item>(&self, f: F) -> Result<R> {
-        self.0.call(move |row: &mut Row<T>| f(&mut row.0), ()).await
+        self.0.call(move |row: &mut ArrayCore<T>| f(&mut row.0), ()).await
     }
 }
 

@@ -239,7 +239,7 @@ mod tests {
     use crate::manager::client::handle::Handle;
     use crate::manager::client::namespace::{Names, Namespace};
     use crate::manager::client::proxy::{self, Proxy};
-    use crate::manager::client::queue::Items;
+    use crate::manager::client::queue::QueueCore;
     use crate::manager::mock::{TestManager, test_manager};
     use crate::manager::wire::messages::Op;
     use crate::manager::wire::method::{Owned, Waiting, call_op, make_op};
@@ -279,7 +279,7 @@ mod tests {
         is_let_go([ErrorKind::Io]).await;
     }
 
-    fn waits(_: &mut Items<u32>, _: &mut Option<(u32,)>, _: Try) -> Poll<Result<Message>> {
+    fn waits(_: &mut QueueCore<u32>, _: &mut Option<(u32,)>, _: Try) -> Poll<Result<Message>> {
         Poll::Pending
     }
 

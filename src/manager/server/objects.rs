@@ -230,8 +230,10 @@ impl<J: Send + 'static> Objects<J> {
             }
         }
         (state.has_lost_holders, state.is_only_in_hand) = (false, is_only_in_hand);
-        let unreached: Vec<u64> = state.entries.keys().filter(|number| !reached.contains_key(number)).copied().collect();
-        let unheld: Unheld<J> = unreached.iter().filter_map(|number| Some(state.entries.remove(number)?.object)).collect();
+        let unreached: Vec<u64> =
+            state.entries.keys().filter(|number| !reached.contains_key(number)).copied().collect();
+        let unheld: Unheld<J> =
+            unreached.iter().filter_map(|number| Some(state.entries.remove(number)?.object)).collect();
         drop(state);
         drop_in_turn(unheld);
     }
