@@ -176,14 +176,14 @@ impl ManagerBuilder {
         let bind = self.bound()?;
         let failed = |error| Error::io("cannot start a manager", error);
         reactor::has_io().and_then(|()| reactor::has_timer()).map_err(failed)?;
-        let (intake, door) = socket::packet_pair().map_err(failed)?;
-        pipe::limit_waiting(&door, GREETING_TIME).map_err(failed)?;
+        let (intake, connector) = socket::packet_pair().map_err(failed)?;
+        pipe::limit_waiting(&connector, GREETING_TIME).map_err(failed)?;
         let id = (RandomState::new().hash_one(std::process::id()), RandomState::new().hash_one(&self.name));
-        let theirs = Fd::new(door.try_clone().map_err(failed)?);
-        let setup = Setup { id, intake: Fd::new(intake), door: theirs, exposed: self.exposed, bind };
+        let theirs = Fd::new(connector.try_clone().map_err(failed)?);
+        let setup = Setup { id, intake: Fd::new(intake), connector: theirs, exposed: self.exposed, bind };
         let name = self.name.unwrap_or_else(|| "Manager".into());
         let mut process = Process::builder().name(name).daemon(true).shield_signals(true).spawn(serve, (setup,))?;
-        let (link, running) = (Link::to(id, process.pid(), door)?, Arc::<Running>::default());
+        let (link, running) = (Link::to(id, process.pid(), connector)?, Arc::<Running>::default());
         link.know_process(&running);
         let manager = Manager { link, pid: process.pid(), process: Some(running.clone()) };
         if let Err(error) = manager.object_count().await {

@@ -30,8 +30,8 @@ pub(crate) struct MockServer {
 
 pub(crate) fn linked() -> (Arc<Link>, MockServer) {
     static LAST: AtomicU64 = AtomicU64::new(0);
-    let (door, intake) = packet_pair().unwrap();
-    let link = Link::to((77, LAST.fetch_add(1, Relaxed)), 1, door).unwrap();
+    let (connector, intake) = packet_pair().unwrap();
+    let link = Link::to((77, LAST.fetch_add(1, Relaxed)), 1, connector).unwrap();
     link.transport().unwrap();
     let ends = frame::recv(intake.as_fd(), Wait::No).unwrap().unwrap();
     let (requests, answers, doorbell): (_, Sender<EncodedMessage>, Fd<OwnedFd>) = wire::decode(ends).unwrap();
@@ -95,7 +95,7 @@ impl MockServer {
 
 /// A manager in this process.
 pub(crate) struct TestManager {
-    door: &'static OwnedFd,
+    connector: &'static OwnedFd,
     pub(crate) server: &'static Arc<Server>,
     /// The link of another process to it.
     pub(crate) client: Arc<Link>,
@@ -107,25 +107,25 @@ pub(crate) async fn test_manager() -> TestManager {
     static ALONE: Mutex<()> = Mutex::const_new(());
     static FIRST: OnceCell<(OwnedFd, Arc<Link>)> = OnceCell::const_new();
     let start = || async {
-        let (intake, door) = packet_pair().unwrap();
-        let theirs = Fd::new(door.try_clone().unwrap());
-        let setup = Setup { id: (99, 0), intake: Fd::new(intake), door: theirs, exposed: None, bind: None };
+        let (intake, connector) = packet_pair().unwrap();
+        let theirs = Fd::new(connector.try_clone().unwrap());
+        let setup = Setup { id: (99, 0), intake: Fd::new(intake), connector: theirs, exposed: None, bind: None };
         std::thread::spawn(|| serve(setup, Box::new(Names::new())).unwrap());
         // It ends with its last client.
-        let first = link(&door);
+        let first = link(&connector);
         count(&first).await;
-        (door, first)
+        (connector, first)
     };
     let alone = ALONE.lock().await;
-    let door = &FIRST.get_or_init(start).await.0;
-    let client = link(door);
+    let connector = &FIRST.get_or_init(start).await.0;
+    let client = link(connector);
     count(&client).await;
-    TestManager { door, server: HERE.get().unwrap(), client, _alone: alone }
+    TestManager { connector, server: HERE.get().unwrap(), client, _alone: alone }
 }
 
-fn link(door: &OwnedFd) -> Arc<Link> {
+fn link(connector: &OwnedFd) -> Arc<Link> {
     static LAST: AtomicU64 = AtomicU64::new(0);
-    Link::to((88, LAST.fetch_add(1, Relaxed)), 1, door.try_clone().unwrap()).unwrap()
+    Link::to((88, LAST.fetch_add(1, Relaxed)), 1, connector.try_clone().unwrap()).unwrap()
 }
 
 async fn count(link: &Arc<Link>) -> u64 {
@@ -140,7 +140,7 @@ impl TestManager {
 
     /// The link of one more process to it.
     pub(crate) fn another(&self) -> Arc<Link> {
-        link(self.door)
+        link(self.connector)
     }
 
     pub(crate) async fn until(&self, is_so: impl Fn() -> bool) {

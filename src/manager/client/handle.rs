@@ -56,13 +56,14 @@ impl Handle {
     }
 
     fn lease(&self) -> Result<Leased, String> {
-        let door = self.link.door.as_ref();
-        let door = door.ok_or("it is of a manager on another host, to which its receiver must connect itself")?;
+        let connector = self.link.connector.as_ref();
+        let connector =
+            connector.ok_or("it is of a manager on another host, to which its receiver must connect itself")?;
         let is_it = |leaving: &Leaving| leaving.manager == self.link.id;
-        let leaving = attach::in_common(is_it, || Leaving::new(&self.link, door))?;
+        let leaving = attach::in_common(is_it, || Leaving::new(&self.link, connector))?;
         self.link.lease(leaving.lease, self.object);
-        let Leaving { manager, door, end, .. } = *leaving;
-        Ok(Leased { manager, pid: self.link.pid, object: self.object, door, end })
+        let Leaving { manager, connector, end, .. } = *leaving;
+        Ok(Leased { manager, pid: self.link.pid, object: self.object, connector, end })
     }
 }
 
@@ -77,13 +78,13 @@ impl Drop for Handle {
 /// What the handles in one message have in common when they leave under a lease.
 struct Leaving {
     manager: Id,
-    door: u32,
+    connector: u32,
     end: u32,
     lease: u64,
 }
 
 impl Leaving {
-    fn new(link: &Arc<Link>, door: &Arc<OwnedFd>) -> Result<Self, String> {
+    fn new(link: &Arc<Link>, connector: &Arc<OwnedFd>) -> Result<Self, String> {
         let pipe = || {
             refuse::at("pipe")?;
             std::io::pipe()
@@ -94,8 +95,8 @@ impl Leaving {
         let end = attach(Attachment::owned(writer.into()).of("proxy of a manager"))?;
         link.be_connected().map_err(|error| error.to_string())?;
         let lease = link.open_lease(reader.into());
-        let door = attach(Attachment::Shared(door.clone()))?;
-        Ok(Self { manager: link.id, door, end, lease })
+        let connector = attach(Attachment::Shared(connector.clone()))?;
+        Ok(Self { manager: link.id, connector, end, lease })
     }
 }
 
@@ -142,8 +143,8 @@ impl<'de> Deserialize<'de> for Handle {
             |arriving: &Arriving| arriving.manager == leased.manager,
             || {
                 let end = attach::take::<D>(leased.end)?;
-                let door = attach::take::<D>(leased.door)?;
-                let link = Link::to(leased.manager, leased.pid, door).map_err(D::Error::custom)?;
+                let connector = attach::take::<D>(leased.connector)?;
+                let link = Link::to(leased.manager, leased.pid, connector).map_err(D::Error::custom)?;
                 link.be_connected().map_err(D::Error::custom)?;
                 Ok::<_, D::Error>(Arriving { manager: leased.manager, link, end: Some(end) })
             },

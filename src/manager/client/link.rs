@@ -40,7 +40,7 @@ pub(crate) struct Link {
     pub(crate) id: Id,
     pub(crate) pid: u32,
     /// Where processes of the manager's machine connect, which handles bring along. No other can.
-    pub(crate) door: Option<Arc<OwnedFd>>,
+    pub(crate) connector: Option<Arc<OwnedFd>>,
     /// From the first use on.
     transport: OnceLock<Arc<dyn Transport>>,
     connecting: Mutex<()>,
@@ -70,8 +70,8 @@ impl Drop for Waits<'_> {
 }
 
 impl Link {
-    /// The link to the manager of this name, which has its door at `door`.
-    pub(crate) fn to(id: Id, pid: u32, door: OwnedFd) -> Result<Arc<Self>> {
+    /// The link to the manager of this name, which has its connector at `connector`.
+    pub(crate) fn to(id: Id, pid: u32, connector: OwnedFd) -> Result<Arc<Self>> {
         if local::host().is_some_and(|host| host.id() == id) {
             return Self::here();
         }
@@ -80,7 +80,7 @@ impl Link {
         if let Some(link) = links.get(&id).and_then(Weak::upgrade) {
             return Ok(link);
         }
-        let link = Self::new(id, pid, Some(Arc::new(door)));
+        let link = Self::new(id, pid, Some(Arc::new(connector)));
         links.retain(|_, link| link.strong_count() > 0);
         links.insert(id, Arc::downgrade(&link));
         Ok(link)
@@ -91,7 +91,7 @@ impl Link {
         static HERE: OnceLock<Arc<Link>> = OnceLock::new();
         let host = local::host().ok_or_else(messages::malformed)?;
         let new = || {
-            let link = Self::new(host.id(), std::process::id(), Some(host.door().clone()));
+            let link = Self::new(host.id(), std::process::id(), Some(host.connector().clone()));
             link.transport.get_or_init(|| local::ClientEnd::open(host, link.changed()));
             link
         };
@@ -105,11 +105,11 @@ impl Link {
         link
     }
 
-    fn new(id: Id, pid: u32, door: Option<Arc<OwnedFd>>) -> Arc<Self> {
+    fn new(id: Id, pid: u32, connector: Option<Arc<OwnedFd>>) -> Arc<Self> {
         let (transport, connecting, calls) = (OnceLock::new(), Mutex::default(), PendingCalls::default());
         let (has_room, waiting, last_lease) = (Notify::new(), AtomicUsize::new(0), AtomicU64::new(0));
         let process = OnceLock::new();
-        Arc::new(Self { id, pid, door, transport, connecting, calls, has_room, waiting, last_lease, process })
+        Arc::new(Self { id, pid, connector, transport, connecting, calls, has_room, waiting, last_lease, process })
     }
 
     /// In the process that started the manager: from now on errors say why that has ended, if it could tell.
@@ -165,10 +165,10 @@ impl Link {
             return Ok(transport);
         }
         let _one = lock(&self.connecting);
-        let Some(door) = self.door.as_ref().filter(|_| self.transport.get().is_none()) else {
+        let Some(connector) = self.connector.as_ref().filter(|_| self.transport.get().is_none()) else {
             return self.transport.get().ok_or_else(messages::malformed);
         };
-        let made = Pipe::connect(door, self.changed()).map_err(|error| self.explain(error))?;
+        let made = Pipe::connect(connector, self.changed()).map_err(|error| self.explain(error))?;
         Ok(self.transport.get_or_init(|| made))
     }
 
@@ -193,7 +193,7 @@ impl Link {
 
     /// There will be no answer any more, and nothing more is sent.
     fn end(&self, why: Error) {
-        let says_why = why.kind() != ErrorKind::Closed || self.door.is_none();
+        let says_why = why.kind() != ErrorKind::Closed || self.connector.is_none();
         self.calls.fail(says_why.then_some(why));
         self.transport.get().iter().for_each(|transport| transport.close());
         self.has_room.notify_waiters();
@@ -321,7 +321,7 @@ impl Link {
 
 impl End for Link {
     fn carries_descriptors(&self) -> bool {
-        self.door.is_some()
+        self.connector.is_some()
     }
 
     fn give(&self, _: Id, _: u64, link: *const ()) -> bool {

@@ -292,7 +292,7 @@ mod tests {
         let others = proxy::create(&test_manager.here(), || vec![1u32], ()).await.unwrap();
         let before = test_manager.server.objects.len();
         let make = |n: u32| vec![n];
-        let doors = |object| {
+        let ops = |object| {
             [
                 Op { object, ..make_op(make) },
                 Op { object, ..make_op(Names::new) },
@@ -307,13 +307,13 @@ mod tests {
             let client = test_manager.another();
             let own = proxy::create(&client, make, (1,)).await.unwrap();
             let number = [messages::MAKER, messages::NAMES, others.handle.object, own.handle.object, u64::MAX][which];
-            for door in doors(number) {
+            for op in ops(number) {
                 let mut request = Writer::request(kind, client.clone());
                 let has_answer = matches!(kind, messages::CALL | messages::WAIT | messages::COUNT | messages::WHERE);
                 request.number(number);
                 match kind {
-                    messages::CALL => request.number(1).op(&door).append(&(5u32,)).unwrap(),
-                    messages::WAIT => request.op(&door).append(&(5u32,)).unwrap(),
+                    messages::CALL => request.number(1).op(&op).append(&(5u32,)).unwrap(),
+                    messages::WAIT => request.op(&op).append(&(5u32,)).unwrap(),
                     messages::LEASE | messages::CLAIM | messages::RELEASE => drop(request.number(number)),
                     messages::LEASE_OPEN => drop(request.attach(Attachment::owned(packet_pair().unwrap().0))),
                     _ => {}

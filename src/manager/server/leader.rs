@@ -92,7 +92,7 @@ pub(crate) fn serve(setup: Setup, names: Box<dyn Any + Send>) -> Result<()> {
     let server = Arc::new(Server {
         id: setup.id,
         intake: Arc::new(setup.intake.into_inner()),
-        door: Arc::new(setup.door.into_inner()),
+        connector: Arc::new(setup.connector.into_inner()),
         exposed: setup.exposed,
         address: listener.as_ref().map(|listener| listener.local_addr()),
         objects: Objects::new(),
@@ -399,8 +399,8 @@ impl Host for Arc<Server> {
         self.id
     }
 
-    fn door(&self) -> &Arc<OwnedFd> {
-        &self.door
+    fn connector(&self) -> &Arc<OwnedFd> {
+        &self.connector
     }
 
     fn take(&self, request: EncodedMessage) -> Result<()> {

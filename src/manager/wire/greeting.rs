@@ -25,7 +25,7 @@ pub(crate) struct Setup {
     /// Where the ends of new clients arrive.
     pub(crate) intake: Fd<OwnedFd>,
     /// The clients' end, for handles that leave from here.
-    pub(crate) door: Fd<OwnedFd>,
+    pub(crate) connector: Fd<OwnedFd>,
     /// The entries that may be called; `None` is all.
     pub(crate) exposed: Option<HashSet<u64>>,
     /// Where clients from elsewhere connect.

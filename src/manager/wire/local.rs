@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 pub(crate) trait Host: Send + Sync {
     fn id(&self) -> Id;
     /// Where clients of this machine connect.
-    fn door(&self) -> &Arc<OwnedFd>;
+    fn connector(&self) -> &Arc<OwnedFd>;
     /// Takes a request; a call runs on another thread.
     fn take(&self, request: EncodedMessage) -> Result<()>;
 }

@@ -21,13 +21,13 @@ pub(crate) enum Travelling {
     Leased(Leased),
 }
 
-/// A handle under a lease. The descriptors of its manager's door and of the lease ride along.
+/// A handle under a lease. The descriptors of its manager's connector and of the lease ride along.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Leased {
     pub(crate) manager: Id,
     pub(crate) pid: u32,
     pub(crate) object: u64,
-    pub(crate) door: u32,
+    pub(crate) connector: u32,
     pub(crate) end: u32,
 }
 

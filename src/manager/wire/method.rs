@@ -196,7 +196,7 @@ where
     F: Maker<A>,
     A: DeserializeOwned + 'static,
 {
-    let entry = image::offset_of::<MakerDoor<F, A>>(f);
+    let entry = image::offset_of::<MakerEntry<F, A>>(f);
     Op { object: MAKER, entry, fingerprint: fingerprint::<F, A, F::Object>() }
 }
 
@@ -208,7 +208,7 @@ where
     A: DeserializeOwned + Send + 'static,
     M: 'static,
 {
-    let entry = image::offset_of::<MethodDoor<F, T, A, M>>(f);
+    let entry = image::offset_of::<MethodEntry<F, T, A, M>>(f);
     Op { object, entry, fingerprint: fingerprint::<F, A, T>() }
 }
 
@@ -245,7 +245,7 @@ impl Hasher for Plainly {
     }
 }
 
-/// What a door is entered with, and what is found there afterwards.
+/// What an entry is called with, and what it leaves there.
 pub(crate) struct Frame {
     fingerprint: u64,
     /// What is called, or was made.
@@ -257,14 +257,14 @@ pub(crate) struct Frame {
     pub(crate) out: Writer,
     /// If the call may have to wait.
     pub(crate) wait: Option<Attempt>,
-    /// `None` until a door of ours was entered.
+    /// `None` until an entry of ours was called.
     result: Option<Result<()>>,
 }
 
-struct MakerDoor<F, A>(PhantomData<(F, A)>);
-struct MethodDoor<F, T, A, M>(PhantomData<(F, T, A, M)>);
+struct MakerEntry<F, A>(PhantomData<(F, A)>);
+struct MethodEntry<F, T, A, M>(PhantomData<(F, T, A, M)>);
 
-impl<F, A> Enter for MakerDoor<F, A>
+impl<F, A> Enter for MakerEntry<F, A>
 where
     F: Maker<A>,
     A: DeserializeOwned + 'static,
@@ -286,7 +286,7 @@ where
     }
 }
 
-impl<F, T, A, M> Enter for MethodDoor<F, T, A, M>
+impl<F, T, A, M> Enter for MethodEntry<F, T, A, M>
 where
     F: Invoke<T, A, M>,
     T: Send + 'static,

@@ -76,14 +76,14 @@ fn free(outlet: &Mutex<Option<Outlet>>) -> Option<MutexGuard<'_, Option<Outlet>>
     }
 }
 
-/// Lets nobody wait longer at the door of a manager.
-pub(crate) fn limit_waiting(door: &OwnedFd, time: Duration) -> io::Result<()> {
-    socket::limit_sends(door.as_fd(), time)
+/// Lets nobody wait longer at the connector of a manager.
+pub(crate) fn limit_waiting(connector: &OwnedFd, time: Duration) -> io::Result<()> {
+    socket::limit_sends(connector.as_fd(), time)
 }
 
 impl Pipe {
-    /// A client's end. The thread waits while more are at the door than it holds, as long as [`limit_waiting`] allows.
-    pub(crate) fn connect(door: &OwnedFd, changed: Changed) -> Result<Arc<Self>> {
+    /// A client's end. The thread waits while more are at the connector than it holds, as long as [`limit_waiting`] allows.
+    pub(crate) fn connect(connector: &OwnedFd, changed: Changed) -> Result<Arc<Self>> {
         let ((tx, theirs), (back, rx)) = (channel::simplex::<EncodedMessage>()?, channel::simplex::<EncodedMessage>()?);
         let failed = |error| Error::io("cannot connect to the manager", error);
         let doorbell = eventfd::create().map_err(failed)?;
@@ -91,13 +91,15 @@ impl Pipe {
         let ends = (theirs, back, theirs_of_doorbell);
         let message = wire::encode(&ends)?;
         let fds: Vec<_> = message.attachments.iter().map(AsFd::as_fd).collect();
-        frame::send(door.as_fd(), &[message.payload(&ends)], &fds, Wait::Yes).map_err(|error| match error.kind() {
-            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Error::closed("manager"),
-            io::ErrorKind::WouldBlock => {
-                let why = "the manager takes no clients in: it is stopped, or has more to do than it can";
-                Error::new(ErrorKind::Timeout, why)
+        frame::send(connector.as_fd(), &[message.payload(&ends)], &fds, Wait::Yes).map_err(|error| {
+            match error.kind() {
+                io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Error::closed("manager"),
+                io::ErrorKind::WouldBlock => {
+                    let why = "the manager takes no clients in: it is stopped, or has more to do than it can";
+                    Error::new(ErrorKind::Timeout, why)
+                }
+                _ => failed(error),
             }
-            _ => failed(error),
         })?;
         let pipe = Self::new(tx, rx, true, changed);
         pipe.receiver.wait_queue().set_own_doorbell(Arc::new(doorbell));
@@ -381,8 +383,8 @@ mod tests {
 
     /// The ends of a client and of a manager.
     fn connected() -> [Arc<Pipe>; 2] {
-        let (door, intake) = socket::packet_pair().unwrap();
-        let client = Pipe::connect(&door, Box::new(|| ())).unwrap();
+        let (connector, intake) = socket::packet_pair().unwrap();
+        let client = Pipe::connect(&connector, Box::new(|| ())).unwrap();
         let ends = frame::recv(intake.as_fd(), Wait::No).unwrap().unwrap();
         [client, Pipe::accept(ends, Box::new(|| ())).unwrap()]
     }
@@ -425,11 +427,11 @@ mod tests {
     }
 
     #[test]
-    fn connecting_to_a_full_door_times_out() {
-        let (door, _intake) = socket::packet_pair().unwrap();
-        rustix::net::sockopt::set_socket_send_buffer_size(&door, 1).unwrap();
-        limit_waiting(&door, Duration::from_millis(10)).unwrap();
-        let refused = (0..1_000).find_map(|_| Pipe::connect(&door, Box::new(|| ())).err()).unwrap();
+    fn connecting_to_a_full_connector_times_out() {
+        let (connector, _intake) = socket::packet_pair().unwrap();
+        rustix::net::sockopt::set_socket_send_buffer_size(&connector, 1).unwrap();
+        limit_waiting(&connector, Duration::from_millis(10)).unwrap();
+        let refused = (0..1_000).find_map(|_| Pipe::connect(&connector, Box::new(|| ())).err()).unwrap();
         assert_eq!(refused.kind(), ErrorKind::Timeout, "{refused}");
     }
 }
