@@ -199,7 +199,7 @@ impl Link {
         self.has_room.notify_waiters();
     }
 
-    /// Reads, and has the reader come for what is still to be read and nobody looks for.
+    /// Reads, and has the reader come for what is still to be read and no task polls for.
     fn read_for_sleepers(self: &Arc<Self>) {
         self.read();
         // A call that waits for room waits for answers, too, which nobody else need read: the manager takes no more before they are.

@@ -68,7 +68,7 @@ impl Connection {
         }
         if !self.transport.send(answer)? {
             // It may ask again at once.
-            self.server.look.encourage();
+            self.server.spin.encourage();
         }
         Ok(())
     }

@@ -6,12 +6,12 @@
 //!
 //! # State
 //! `pulse`, of the present leader: how many calls it has begun, `RUNNING` while it is outside of the runtime, and
-//! `LEFT_BEHIND`. `is_dozing`: the watcher sleeps until it is called.
+//! `LEFT_BEHIND`. `is_watcher_asleep`: the watcher sleeps until it is called.
 //!
 //! # Moves
 //! | move | by | then |
 //! |---|---|---|
-//! | idle -> RUNNING | the leader, with a request | it calls a dozing watcher |
+//! | idle -> RUNNING | the leader, with a request | it calls a sleeping watcher |
 //! | RUNNING -> idle | the leader, done | it waits for the next request |
 //! | RUNNING -> RUNNING, LEFT_BEHIND | the watcher, after two checks within the same call | another thread leads |
 //! | the leader finds LEFT_BEHIND when it is done | itself | it becomes an overflow thread; a leader that has no thread yet is its next task |
@@ -39,7 +39,7 @@ use super::acceptor::greet;
 use super::executor::LAST_ENTRY;
 use super::objects::Objects;
 use super::poller::Poller;
-use super::state::{Connection, Event, LOOK, Next, Overflow, Server, Task};
+use super::state::{CHECK_EVERY, Connection, Event, Next, Overflow, Server, Task};
 use crate::connection::{ByteConnection, Listener};
 use crate::error::{Error, Result};
 use crate::manager::wire::greeting::{Id, Setup};
@@ -68,8 +68,8 @@ use tokio::io::Interest;
 use tokio::runtime::Builder;
 
 /// So many checks without a call, and the watcher sleeps.
-const DOZE_AFTER: u32 = 50;
-/// Requests taken in place before the runtime looks around.
+const SLEEP_AFTER: u32 = 50;
+/// Requests taken in place before the runtime polls its tasks.
 const TURN: u32 = 32;
 
 const RUNNING: u64 = 1;
@@ -98,11 +98,11 @@ pub(crate) fn serve(setup: Setup, names: Box<dyn Any + Send>) -> Result<()> {
         objects: Objects::new(),
         runtime,
         poller,
-        look: Spin::default(),
+        spin: Spin::default(),
         ended: Mutex::default(),
         inside: OnceLock::new(),
         pulse: Mutex::default(),
-        is_dozing: AtomicBool::new(false),
+        is_watcher_asleep: AtomicBool::new(false),
         watcher: std::thread::current(),
         overflow: Overflow::default(),
         slow: Mutex::default(),
@@ -152,7 +152,7 @@ impl Server {
     fn watch(self: &Arc<Self>) {
         let (mut last, mut calm, mut next_collection) = (0, 0, Instant::now());
         while !self.has_ended.load(SeqCst) {
-            std::thread::park_timeout(LOOK);
+            std::thread::park_timeout(CHECK_EVERY);
             let pulse = lock(&self.pulse).clone();
             let seen = pulse.load(SeqCst);
             if seen & RUNNING != 0 && seen == last {
@@ -168,9 +168,9 @@ impl Server {
                 let start = Instant::now();
                 self.objects.collect();
                 // A twentieth of the time at most.
-                next_collection = Instant::now() + 20 * start.elapsed() + LOOK;
-            } else if calm >= DOZE_AFTER && !self.objects.has_lost_holders() {
-                self.doze(&pulse, seen);
+                next_collection = Instant::now() + 20 * start.elapsed() + CHECK_EVERY;
+            } else if calm >= SLEEP_AFTER && !self.objects.has_lost_holders() {
+                self.sleep_until_called(&pulse, seen);
                 calm = 0;
             }
         }
@@ -185,14 +185,14 @@ impl Server {
         }
     }
 
-    fn doze(&self, pulse: &AtomicU64, seen: u64) {
-        self.is_dozing.store(true, SeqCst);
+    fn sleep_until_called(&self, pulse: &AtomicU64, seen: u64) {
+        self.is_watcher_asleep.store(true, SeqCst);
         // A leader that began just before has not seen it.
         let is_calm = || pulse.load(SeqCst) == seen && !self.objects.has_lost_holders();
-        while self.is_dozing.load(SeqCst) && is_calm() && !self.has_ended.load(SeqCst) {
+        while self.is_watcher_asleep.load(SeqCst) && is_calm() && !self.has_ended.load(SeqCst) {
             std::thread::park();
         }
-        self.is_dozing.store(false, SeqCst);
+        self.is_watcher_asleep.store(false, SeqCst);
     }
 
     /// A thread that does not lead has done what may have kept objects in its hand.
@@ -203,8 +203,8 @@ impl Server {
     }
 
     fn wake_watcher(&self) {
-        if self.is_dozing.load(SeqCst) {
-            self.is_dozing.store(false, SeqCst);
+        if self.is_watcher_asleep.load(SeqCst) {
+            self.is_watcher_asleep.store(false, SeqCst);
             self.watcher.unpark();
         }
     }
@@ -238,7 +238,7 @@ impl Server {
             return event;
         }
         let mut spinner = Spinner::default();
-        if !is_turn && let Spun::Found(event) = spinner.spin_with(&self.look, &mut || self.ready_event()) {
+        if !is_turn && let Spun::Found(event) = spinner.spin_with(&self.spin, &mut || self.ready_event()) {
             return event;
         }
         self.runtime.block_on(async {
@@ -251,7 +251,7 @@ impl Server {
                 while changed.as_mut().poll(cx).is_ready() {
                     changed.set(self.poller.changed.notified());
                 }
-                match spinner.spin_with(&self.look, &mut || self.ready_event()) {
+                match spinner.spin_with(&self.spin, &mut || self.ready_event()) {
                     Spun::Found(event) => return Poll::Ready(event),
                     Spun::Again => cx.waker().wake_by_ref(),
                     Spun::Over => {

@@ -1,6 +1,6 @@
 //! Threads that take over: from a leader that was left behind, or a call that is known to be slow.
 
-use super::state::{LOOK, Overflow, Server, Task};
+use super::state::{CHECK_EVERY, Overflow, Server, Task};
 use crate::os::sync::lock;
 use crate::process::entry::survive;
 use std::sync::Arc;
@@ -87,7 +87,7 @@ impl Server {
                     let start = Instant::now();
                     survive(|| self.work_here(job));
                     self.let_go();
-                    if start.elapsed() < LOOK
+                    if start.elapsed() < CHECK_EVERY
                         && let Some(entry) = entry
                     {
                         let mut slow = lock(&self.slow);
@@ -145,7 +145,7 @@ mod tests {
         let number = proxy::create(&test_manager.client, || 4u32, ()).await.unwrap();
         test_manager.server.overflow.has_no_threads.store(true, Relaxed);
         let slow = |n: &mut u32| {
-            std::thread::sleep(20 * LOOK);
+            std::thread::sleep(20 * CHECK_EVERY);
             *n
         };
         for _ in 0..3 {

@@ -135,7 +135,7 @@ impl<C> Poller<C> {
         if std::mem::take(&mut state.is_asleep) {
             self.map.set_asleep(false);
         }
-        self.look(state)
+        self.poll(state)
     }
 
     /// The same before a sleep: if there is nothing, `changed` is notified once there is.
@@ -143,7 +143,7 @@ impl<C> Poller<C> {
         let state = &mut *lock(&self.state);
         self.map.set_asleep(true);
         state.is_asleep = true;
-        let found = self.look(state);
+        let found = self.poll(state);
         if found.is_some() {
             state.is_asleep = false;
             self.map.set_asleep(false);
@@ -151,7 +151,7 @@ impl<C> Poller<C> {
         found
     }
 
-    fn look(&self, state: &mut State<C>) -> Option<(Open<C>, Result<EncodedMessage>)> {
+    fn poll(&self, state: &mut State<C>) -> Option<(Open<C>, Result<EncodedMessage>)> {
         let State { ready, idle, .. } = state;
         self.map.take(idle.len(), |bit| ready.extend(idle.get_mut(bit).and_then(Option::take)));
         while let Some(open) = ready.pop_front() {

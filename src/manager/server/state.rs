@@ -19,7 +19,7 @@ use std::time::Duration;
 use tokio::runtime::Runtime;
 
 /// Between two checks of the leader. A call is left behind after one to two of them.
-pub(crate) const LOOK: Duration = Duration::from_millis(1);
+pub(crate) const CHECK_EVERY: Duration = Duration::from_millis(1);
 
 pub(crate) struct Server {
     pub(crate) id: Id,
@@ -32,13 +32,13 @@ pub(crate) struct Server {
     pub(crate) runtime: Runtime,
     /// Takes in requests; and how long it pays to spin for them.
     pub(crate) poller: Poller<Arc<Connection>>,
-    pub(crate) look: Spin,
+    pub(crate) spin: Spin,
     /// Leases that have ended.
     pub(crate) ended: Mutex<VecDeque<Lease>>,
     /// Of handles in this process.
     pub(crate) inside: OnceLock<Arc<Connection>>,
     pub(crate) pulse: Mutex<Arc<AtomicU64>>,
-    pub(crate) is_dozing: AtomicBool,
+    pub(crate) is_watcher_asleep: AtomicBool,
     pub(crate) watcher: Thread,
     pub(crate) overflow: Overflow,
     /// Functions that have kept a leader too long.

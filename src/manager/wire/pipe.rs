@@ -164,7 +164,7 @@ impl Pipe {
     }
 
     /// Signals to the manager that there is something in the pipe; true if it slept. Without a bit yet, this client has one in the
-    /// pipe of answers, or the manager will look into the pipe by itself.
+    /// pipe of answers, or the manager will poll the pipe by itself.
     fn ring(&self) -> bool {
         if self.ready.get().is_none() && self.is_client {
             fence(SeqCst);

@@ -10,19 +10,19 @@
 //! |---|---|---|---|
 //! | bit 0 -> 1 | a client that has put a request into its pipe, or whose pipe is damaged | SeqCst, then it reads the word | the manager, if the word is 1 |
 //! | bit 0 -> 1 | the manager itself, about a client that has hung up or has read its answers | SeqCst | - |
-//! | bits -> 0 | the manager, which then looks into the pipes | SeqCst | - |
+//! | bits -> 0 | the manager, which then polls the pipes | SeqCst | - |
 //! | word 0 -> 1 | the manager, which then makes one more pass over the bits before it sleeps | SeqCst | - |
 //! | word 1 -> 0 | the manager, awake | SeqCst | - |
 //!
 //! # Invariants
-//! 1. A request is put before its bit is set, and a bit is cleared before its pipe is looked into: so a request whose bit
+//! 1. A request is put before its bit is set, and a bit is cleared before its pipe is polled: so a request whose bit
 //!    was cleared is found, and one whose bit was set later is found by the next pass.
 //! 2. The manager announces its sleep and then makes one more pass; a client sets its bit and then reads the word. One of
 //!    them sees the other.
-//! 3. A client without its bit looks for it after it has put a request. The manager hands the bit out and then looks into
+//! 3. A client without its bit reads for it after it has put a request. The manager hands the bit out and then looks into
 //!    the pipe, with a fence between on both sides: one of them sees the other. The thread that finds the bit sets it once, for
 //!    requests that other threads have put meanwhile.
-//! 4. A bit is a claim: one that is set for no reason costs a look into an empty pipe. Damage that clears a bit delays the
+//! 4. A bit is a claim: one that is set for no reason costs one poll of an empty pipe. Damage that clears a bit delays the
 //!    requests of one client until its next. No client can damage the word, so none keeps the manager asleep for the others.
 //!
 //! # Death
