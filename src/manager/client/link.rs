@@ -375,7 +375,7 @@ impl Drop for Pending<'_> {
         let Some(answer) = self.link.calls.leave(self.id, is_abandoned) else { return };
         answer.into_iter().for_each(|answer| self.link.discard(answer));
         if is_abandoned {
-            // It may have been the last that looked.
+            // It may have been the last that polled.
             self.link.read_for_sleepers();
         }
         if self.is_sent && self.is_wait {

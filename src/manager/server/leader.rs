@@ -19,7 +19,7 @@
 //!
 //! # Invariants
 //! 1. At most one thread waits on the runtime, and it is the leader.
-//! 2. A call that holds an object's turn is in one thread's hand; others for that object wait in its line.
+//! 2. A call that holds an object's turn is in one thread's hand; others for that object wait in its queue.
 //! 3. What a client sent is taken in order; what it releases is released after everything it sent before.
 //!
 //! # Death
@@ -197,7 +197,7 @@ impl Server {
 
     /// A thread that does not lead has done what may have kept objects in its hand.
     pub(crate) fn let_go(&self) {
-        if self.objects.look_again_if_in_hand() {
+        if self.objects.may_hold_a_circle() {
             self.wake_watcher();
         }
     }

@@ -198,7 +198,7 @@ impl<J: Send + 'static> Objects<J> {
     }
 
     /// A call has ended. True if it may have been the last holder of a circle.
-    pub(crate) fn look_again_if_in_hand(&self) -> bool {
+    pub(crate) fn may_hold_a_circle(&self) -> bool {
         let mut state = lock(&self.0);
         state.has_lost_holders |= state.is_only_in_hand;
         state.is_only_in_hand
@@ -350,7 +350,7 @@ mod tests {
         objects.release([(a, 1), (b, 1)]);
         objects.collect();
         assert_eq!(objects.len(), 2);
-        assert!(objects.may_have_circles(), "it is looked for again");
+        assert!(objects.may_have_circles(), "it will be collected again");
         drop(in_hand);
         objects.collect();
         assert_eq!((objects.len(), objects.may_have_circles()), (0, false));

@@ -12,7 +12,7 @@
 //! | taken -> ready | [`put_back`](Poller::put_back) | - |
 //! | ready -> idle | [`next`](Poller::next) that finds no request | a bit that is set meanwhile makes it ready again |
 //! | idle -> ready | [`next`](Poller::next) that finds its bit | it is polled |
-//! | awake -> asleep | [`sleep`](Poller::sleep), announced to all clients | each bit is looked at once more |
+//! | awake -> asleep | [`sleep`](Poller::sleep), announced in `ready.rs` | each bit is checked once more |
 //!
 //! # Death
 //! A client that dies hangs up, which sets its bit; it then yields what it had sent, and an error.
@@ -110,7 +110,7 @@ impl<C> Poller<C> {
                 _ => {}
             }
         }
-        // Then its requests are looked for: see invariant 3 of `ready.rs`.
+        // Then its requests are polled: see invariant 3 of `ready.rs`.
         fence(SeqCst);
         self.put_back(Open { client: client(transport.clone()), transport, bit });
         Ok(())
@@ -171,7 +171,7 @@ impl<C> Poller<C> {
 
     pub(crate) fn put_back(&self, open: Open<C>) {
         let mut state = lock(&self.state);
-        // A request that comes later sets the bit, which is looked at when this is in its place.
+        // A request that comes later sets the bit, which is taken when this is in its place.
         if !open.transport.has_message() {
             let bit = open.bit.number as usize;
             state.idle[bit] = Some(open);
