@@ -46,7 +46,7 @@ impl End for Connection {
 impl Connection {
     /// Sends an answer, at once.
     pub(crate) fn reply(self: &Arc<Self>, answer: Writer) {
-        let (id, given) = (answer.id(), answer.references().to_vec());
+        let (id, given) = (answer.id(), answer.references());
         let Err(error) = self.send(answer.into_encoded()) else { return };
         if error.kind() == ErrorKind::Closed {
             return;

@@ -10,6 +10,7 @@ use crate::error::Result;
 use serde::{Deserialize, Serialize};
 use std::any::Any;
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 /// The form in which a handle travels.
@@ -52,13 +53,13 @@ pub(crate) trait End: Any + Send + Sync {
 pub(crate) struct Marshal {
     pub(crate) end: Option<Arc<dyn End>>,
     /// Given, or not taken yet.
-    pub(crate) references: Vec<u64>,
+    pub(crate) references: VecDeque<u64>,
     pub(crate) kept: Vec<Kept>,
 }
 
 thread_local! {
     /// Of the value that is encoded or decoded on this thread.
-    static CURRENT: RefCell<Marshal> = const { RefCell::new(Marshal { end: None, references: Vec::new(), kept: Vec::new() }) };
+    static CURRENT: RefCell<Marshal> = const { RefCell::new(Marshal { end: None, references: VecDeque::new(), kept: Vec::new() }) };
 }
 
 /// Puts the outer one back, also when user code panics.
@@ -96,7 +97,7 @@ pub(crate) fn leave(
     CURRENT.with_borrow_mut(|current| {
         let Some(end) = &current.end else { return Ok(false) };
         if end.give(manager, object, link) {
-            current.references.push(object);
+            current.references.push_back(object);
             current.kept.push(handle());
             return Ok(true);
         }
@@ -110,9 +111,10 @@ pub(crate) fn leave(
 /// Takes a reference that arrived in this message, or a copy of it if the value may be read again; by which end.
 pub(crate) fn take(object: u64, is_read_once: bool) -> Option<Arc<dyn End>> {
     let end = CURRENT.with_borrow_mut(|current| {
+        // Mostly the first: they are listed in the order in which they are read.
         let at = current.references.iter().position(|reference| *reference == object)?;
         if is_read_once {
-            current.references.swap_remove(at);
+            current.references.remove(at);
         }
         current.end.clone()
     })?;

@@ -159,8 +159,8 @@ impl Writer {
     }
 
     /// The references given in it.
-    pub(crate) fn references(&self) -> &[u64] {
-        &self.marshal.references
+    pub(crate) fn references(&self) -> Vec<u64> {
+        self.marshal.references.iter().copied().collect()
     }
 
     pub(crate) fn number(&mut self, number: u64) -> &mut Self {
@@ -200,7 +200,7 @@ impl Writer {
 
     /// Appends an answer's part: a handle of an object that the connection holds for it.
     pub(crate) fn reference(&mut self, object: u64) -> Result<()> {
-        self.marshal.references.push(object);
+        self.marshal.references.push_back(object);
         self.append_part(&Travelling::Reference(object))
     }
 
@@ -274,12 +274,14 @@ impl Reader {
         let Parcel { bytes, fds } = encoded.open()?;
         let (fds, marshal) = (fds.into_iter().map(Some).collect(), Marshal { end: end.clone(), ..Marshal::default() });
         let mut reader = Self { bytes, at: 0, fds, fds_at: 0, marshal };
-        for _ in 0..reader.last_number()? {
-            let object = reader.last_number()?;
+        let len = usize::try_from(reader.last_number()?).ok().and_then(|count| count.checked_mul(8));
+        let start = len.and_then(|len| reader.bytes.len().checked_sub(len)).ok_or_else(malformed)?;
+        for object in reader.bytes.split_off(start).chunks_exact(8) {
+            let object = id_of(object).ok_or_else(malformed)?;
             if !end.as_ref().is_some_and(|end| end.accept(object)) {
                 return Err(malformed());
             }
-            reader.marshal.references.push(object);
+            reader.marshal.references.push_back(object);
         }
         Ok(reader)
     }
