@@ -75,7 +75,7 @@ async fn what_a_killed_host_had_is_run_by_another_a_lease_later() {
     let killed = Instant::now();
     within(call).await.unwrap();
     // One lease, the run, and what a busy machine takes.
-    assert!(killed.elapsed() < LEASE + 600 * MS + Duration::from_secs(4), "{:?}", killed.elapsed());
+    assert!(killed.elapsed() < LEASE + 600 * MS + Duration::from_secs(8), "{:?}", killed.elapsed());
     assert_eq!((notes(&file), pool.stats().redelivered), (2, 1));
     until("it is struck out", async || pool.hosts().len() == 1).await;
     server.is_empty().await;
@@ -133,7 +133,7 @@ async fn an_item_that_outlasts_its_lease_runs_once() {
     let pool = cluster::pool(&server);
     let file = server.dir().join("notes");
     let _hosts = [Host::start(&server, 1), Host::start(&server, 1)];
-    within(pool.apply(note, (file.clone(), 4 * LEASE))).await.unwrap();
+    within(pool.apply(note, (file.clone(), 3 * LEASE))).await.unwrap();
     assert_eq!((notes(&file), pool.stats().redelivered), (1, 0));
     server.is_empty().await;
 }
@@ -144,7 +144,7 @@ async fn a_host_that_was_frozen_beyond_its_lease_stops_what_it_runs_and_serves_a
     let pool = cluster::pool(&server);
     let file = server.dir().join("notes");
     let host = Host::start(&server, 1);
-    let call = pool.apply_async(note, (file.clone(), 5 * LEASE));
+    let call = pool.apply_async(note, (file.clone(), 4 * LEASE));
     until("it runs", async || notes(&file) == 1).await;
     tokio::time::sleep(100 * MS).await;
     // Its worker goes on, the process that serves does not.
@@ -194,7 +194,7 @@ async fn the_first_answer_after_a_restart_comes_soon() {
     server.run();
     let listens = Instant::now();
     assert_eq!(within(call).await.unwrap(), 16);
-    assert!(listens.elapsed() < Duration::from_secs(3), "{:?}", listens.elapsed());
+    assert!(listens.elapsed() < Duration::from_secs(8), "{:?}", listens.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -216,7 +216,7 @@ async fn what_waits_in_a_stream_that_is_purged_or_deleted_or_comes_back_empty_is
         for (n, call) in calls.into_iter().enumerate() {
             assert_eq!(within(call).await.unwrap(), (n * n) as u64, "{what}");
         }
-        assert!(began.elapsed() < 3 * LEASE + Duration::from_secs(4), "{what}: {:?}", began.elapsed());
+        assert!(began.elapsed() < 3 * LEASE + Duration::from_secs(8), "{what}: {:?}", began.elapsed());
         serving.drain(Duration::from_secs(5));
         within(serving).await.unwrap();
         server.is_empty().await;
@@ -244,7 +244,7 @@ async fn a_server_with_memory_storage_may_forget_everything_under_load() {
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_server_for_long_calls_are_unavailable_until_it_is_back() {
     let mut server = server!();
-    let address = server.address().offline_timeout(700 * MS);
+    let address = server.address().offline_timeout(3 * LEASE / 2);
     let pool = Pool::builder().cluster(&address).build().unwrap();
     let _host = Host::start(&server, 1);
     assert_eq!(within(pool.apply(square, (3,))).await.unwrap(), 9);
@@ -254,10 +254,10 @@ async fn without_a_server_for_long_calls_are_unavailable_until_it_is_back() {
     let began = Instant::now();
     let error = within(pool.apply(square, (4,))).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
-    assert!(began.elapsed() >= 600 * MS, "{:?}", began.elapsed());
+    assert!(began.elapsed() >= LEASE, "{:?}", began.elapsed());
     let began = Instant::now();
     assert_eq!(within(pool.apply(square, (4,))).await.unwrap_err().kind(), ErrorKind::Unavailable);
-    assert!(began.elapsed() < 500 * MS, "what is asked meanwhile fails at once");
+    assert!(began.elapsed() < LEASE, "what is asked meanwhile fails at once");
     server.run();
     until("it is back", async || pool.apply(square, (5,)).await.is_ok_and(|n| n == 25)).await;
     server.is_empty().await;
@@ -292,7 +292,7 @@ async fn what_a_killed_submitter_asked_is_stopped_and_removed_and_hosts_go_on() 
     submitter.kill().unwrap();
     let killed = Instant::now();
     until("all of it is removed", async || server.messages().await == 0).await;
-    assert!(killed.elapsed() < Duration::from_secs(8), "{:?}", killed.elapsed());
+    assert!(killed.elapsed() < Duration::from_secs(12), "{:?}", killed.elapsed());
     let pool = cluster::pool(&server);
     assert_eq!(within(pool.apply(square, (3,))).await.unwrap(), 9);
     assert_eq!((notes(&file), notes(&file.with_extension("ended"))), (1, 0));

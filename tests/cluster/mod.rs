@@ -196,7 +196,8 @@ impl Drop for Server {
     }
 }
 
-pub const LEASE: Duration = Duration::from_millis(1000);
+/// Long enough for a busy machine, on which a process may not run for a second.
+pub const LEASE: Duration = Duration::from_millis(2000);
 
 /// What a host process is to be.
 #[derive(Clone, Serialize, Deserialize)]
