@@ -91,10 +91,14 @@ async fn a_dropped_call_with_a_predicate_is_not_made_again() {
     let always = |_: &mp::Result<u32>| true;
     {
         let call = pool.apply(count, (calls.clone(),)).retries(1_000_000).back_off(SHORT).retry_if(always);
-        let _ = tokio::time::timeout(Duration::from_millis(120), call).await;
+        tokio::select! {
+            _ = call => unreachable!("it is made again and again"),
+            () = eventually("it was made", || calls.get() >= 1) => {}
+        }
     }
+    // The attempt that was at work may still have counted.
+    tokio::time::sleep(SHORT).await;
     let seen = calls.get();
-    assert!(seen >= 1);
     tokio::time::sleep(3 * SHORT).await;
     assert_eq!(calls.get(), seen);
 }
@@ -155,7 +159,7 @@ async fn at_three_times_the_load_the_accepted_calls_keep_their_latency() {
     let median = accepted[accepted.len() / 2];
     println!("{} accepted, median {median:?}; {refused} refused", accepted.len());
     // An open loop without refusals would end with a wait of hundreds of milliseconds.
-    assert!(refused > 0 && median < Duration::from_millis(100), "{median:?}");
+    assert!(refused > 0 && median < Duration::from_millis(250), "{median:?}");
     assert_eq!(pool.stats().totals.rejected, refused);
 }
 
@@ -237,4 +241,71 @@ async fn tasks_run_in_pools_with_all_options_of_a_call() {
     assert_eq!(sum, 55);
     let error = within(pool.run(Task::of(|| -> u8 { panic!("no") }, ()))).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Panicked);
+}
+
+mod state {
+    use super::*;
+
+    /// Not a serde value; tells when it goes.
+    struct Tally {
+        count: u32,
+        gone: Queue<u32>,
+    }
+
+    impl Drop for Tally {
+        fn drop(&mut self) {
+            let _ = self.gone.try_put(self.count);
+        }
+    }
+
+    fn open(start: u32, gone: Queue<u32>) -> Tally {
+        Tally { count: start, gone }
+    }
+
+    fn add(tally: &mut Tally, n: u32) -> u32 {
+        tally.count += n;
+        tally.count
+    }
+
+    #[tokio::test]
+    async fn tasks_get_the_state_of_their_worker_and_it_is_dropped_in_order() {
+        let gone = Queue::unbounded().unwrap();
+        let pool = Pool::builder().workers(1).state(open, (100, gone.clone())).build().unwrap();
+        assert_eq!(within(pool.with_state().apply(add, (1,))).await.unwrap(), 101);
+        assert_eq!(within(pool.with_state().map(add, [1, 1, 1])).await.unwrap(), [102, 103, 104]);
+        assert_eq!(within(pool.with_state().apply_async(|tally: &mut Tally| tally.count, ())).await.unwrap(), 104);
+        // A panic leaves the state to the next.
+        let fails = |tally: &mut Tally| {
+            tally.count += 1;
+            assert!(tally.count == 0, "no");
+        };
+        assert_eq!(within(pool.with_state().apply(fails, ())).await.unwrap_err().kind(), ErrorKind::Panicked);
+        assert_eq!(within(pool.with_state().apply(add, (0,))).await.unwrap(), 105);
+        assert_eq!(within(pool.apply(|n: u32| n, (7,))).await.unwrap(), 7);
+        pool.close();
+        within(pool.join()).await.unwrap();
+        assert_eq!(gone.try_get().unwrap(), 105);
+    }
+
+    #[tokio::test]
+    async fn each_worker_has_a_state_of_its_own_and_a_new_worker_a_new_one() {
+        let gone = Queue::unbounded().unwrap();
+        let pool = Pool::builder().workers(1).state(open, (0, gone.clone())).build().unwrap();
+        assert_eq!(within(pool.with_state().apply(add, (5,))).await.unwrap(), 5);
+        let dies = |_: &mut Tally| -> u32 { std::process::abort() };
+        within(pool.with_state().apply(dies, ())).await.unwrap_err();
+        assert_eq!(within(pool.with_state().apply(add, (1,))).await.unwrap(), 1);
+        assert!(gone.is_empty(), "who is killed drops nothing");
+    }
+
+    #[tokio::test]
+    async fn a_state_that_cannot_be_made_is_reported_as_a_failing_initializer() {
+        let fails = || -> Vec<u8> { panic!("no state") };
+        let pool = Pool::builder().workers(1).state(fails, ()).build().unwrap();
+        let error = within(pool.with_state().apply(|bytes: &mut Vec<u8>| bytes.len(), ())).await.unwrap_err();
+        assert!(error.to_string().contains("initializer") && error.to_string().contains("no state"), "{error}");
+        assert!(pool.broken().is_some());
+        let both = Pool::builder().workers(1).initializer(|| (), ()).state(|| 1_u8, ()).build();
+        assert!(both.map(|_| ()).unwrap_err().to_string().contains("initializer"));
+    }
 }

@@ -425,6 +425,10 @@ impl PoolBuilder {
         self
     }
 
+    pub(super) fn has_initializer(&self) -> bool {
+        self.config.initializer.is_some()
+    }
+
     fn task<A: Arguments>(&mut self, call: entry::Call, args: &A) -> Option<Task> {
         EncodedMessage::of(args)
             .map(|arguments| Task { call, arguments })

@@ -35,6 +35,7 @@ mod protocol;
 mod retry;
 mod scheduler;
 mod side_channel;
+mod state;
 mod stats;
 mod taker;
 #[cfg(all(test, not(multiprocess_loom)))]
@@ -55,6 +56,7 @@ pub use pool::{Pool, PoolStreamExt, Shutdown};
 #[cfg_attr(not(feature = "cluster"), allow(unused_imports))] // For the room above.
 pub(crate) use protocol::Origin;
 pub use retry::{Retry, RetryIf};
+pub use state::{StateFunction, StatePool, StatePoolBuilder, WithState};
 pub use stats::{Histogram, PoolStats, PoolTotals, WorkerStats};
 #[allow(unused_imports)]
 pub(crate) use taker::{EncodedResults, External, Limits, Order, Orders, Start, Taker};

@@ -1,0 +1,341 @@
+//! State of a worker: made in each worker by a function, lent to the tasks that ask for it.
+
+use super::config::PoolBuilder;
+use super::handle::{AsyncResult, Call, Map, MapAsync, Results};
+use super::pool::Pool;
+use crate::error::{Error, Result};
+use crate::process::Function;
+use crate::process::entry::Executor;
+use crate::process::function::{Arguments, Callable, captures_nothing, up_to_eleven};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::any::Any;
+use std::cell::RefCell;
+use std::marker::PhantomData;
+use std::ops::Deref;
+
+thread_local! {
+    /// The state of this worker: on the thread that runs its items.
+    static STATE: RefCell<Option<Box<dyn Any>>> = const { RefCell::new(None) };
+}
+
+/// The worker ends in order: its state is dropped.
+pub(super) fn drop_state() {
+    let state = STATE.take();
+    crate::process::entry::survive(|| drop(state));
+}
+
+/// A function that makes the state of a worker, as one that a worker can run.
+#[doc(hidden)]
+pub struct Making<F, S>(F, PhantomData<fn() -> S>);
+
+/// A function that takes the state of its worker first, as one that a worker can run.
+#[doc(hidden)]
+pub struct WithWorkerState<F, S>(F, PhantomData<fn(&mut S)>);
+
+impl<F: Copy, S> Clone for Making<F, S> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<F: Copy, S> Copy for Making<F, S> {}
+impl<F: Copy, S> Clone for WithWorkerState<F, S> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<F: Copy, S> Copy for WithWorkerState<F, S> {}
+
+/// Marks a function that makes state.
+#[doc(hidden)]
+pub struct MakesState<B>(B);
+
+/// Marks a function that takes state.
+#[doc(hidden)]
+pub struct TakesState;
+
+impl<F, S, A, B> Function<A, MakesState<B>> for Making<F, S>
+where
+    F: Callable<A, B, Returned = S> + Copy + Send + 'static,
+    S: 'static,
+{
+    type Output = ();
+
+    fn call(self, args: A, _: &mut Executor) -> Result<()> {
+        let state = self.0.call_with(args);
+        STATE.set(Some(Box::new(state)));
+        Ok(())
+    }
+}
+
+/// A function that can be called with the state of a worker and these arguments: a `fn(&mut S, A, ..) -> R`.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be called with the state `{S}` of a worker and `{Args}`",
+    label = "does not take `&mut {S}` and then `{Args}`",
+    note = "it must be a plain `fn`, or a closure that captures nothing, that takes the state by `&mut` first and then at most 11 arguments, passed as one tuple: `(a, b)`, `(a,)` or `()`"
+)]
+pub trait StateFunction<S, Args>: Copy + Send + 'static {
+    /// What it returns.
+    type Output: Serialize + DeserializeOwned + Send + 'static;
+
+    #[doc(hidden)]
+    fn call_with_state(self, state: &mut S, args: Args) -> Self::Output;
+}
+
+macro_rules! state_function {
+    ($($arg:ident)*) => {
+        #[diagnostic::do_not_recommend]
+        impl<F, S, R, $($arg),*> StateFunction<S, ($($arg,)*)> for F
+        where
+            F: Fn(&mut S, $($arg),*) -> R + Copy + Send + 'static,
+            R: Serialize + DeserializeOwned + Send + 'static,
+        {
+            type Output = R;
+
+            #[inline]
+            #[allow(non_snake_case)]
+            fn call_with_state(self, state: &mut S, ($($arg,)*): ($($arg,)*)) -> R {
+                self(state, $($arg),*)
+            }
+        }
+    };
+}
+
+up_to_eleven!(state_function);
+
+impl<F, S, A> Function<A, TakesState> for WithWorkerState<F, S>
+where
+    F: StateFunction<S, A>,
+    S: 'static,
+{
+    type Output = F::Output;
+
+    #[inline]
+    fn call(self, args: A, _: &mut Executor) -> Result<F::Output> {
+        STATE.with_borrow_mut(|state| match state.as_mut().and_then(|state| state.downcast_mut::<S>()) {
+            Some(state) => Ok(self.0.call_with_state(state, args)),
+            None => Err(Error::other(format!("this worker has no state of type {}", std::any::type_name::<S>()))),
+        })
+    }
+}
+
+impl PoolBuilder {
+    /// Has each worker make a state by `f(args..)` first, which tasks get by `&mut` that ask for it
+    /// ([`with_state`](StatePool::with_state)): a connection, a model, a cache. It need not be a serde value, for it stays in its
+    /// worker. The last option: the others come before it.
+    ///
+    /// If `f` panics, the pool is of no use, as with an [`initializer`](Self::initializer), whose place this takes; a pool cannot have
+    /// both. The [`initializer_timeout`](Self::initializer_timeout) holds for it. The state is dropped when its worker ends in order,
+    /// after the [`finalizer`](Self::finalizer); not in a worker that is killed. A task that panics leaves the state as it was at the
+    /// panic to the next.
+    ///
+    /// ```
+    /// use multiprocess::{self as mp, Pool};
+    /// use std::collections::HashMap;
+    ///
+    /// struct Cache {
+    ///     squares: HashMap<u64, u64>,
+    /// }
+    ///
+    /// fn open(room: usize) -> Cache {
+    ///     Cache { squares: HashMap::with_capacity(room) }
+    /// }
+    ///
+    /// fn square(cache: &mut Cache, n: u64) -> u64 {
+    ///     *cache.squares.entry(n).or_insert_with(|| n * n)
+    /// }
+    ///
+    /// fn main() -> mp::Result<()> {
+    ///     mp::run(async {
+    ///         let pool = Pool::builder().workers(2).state(open, (100,)).build()?;
+    ///         assert_eq!(pool.with_state().apply(square, (7,)).await?, 49);
+    ///         assert_eq!(pool.with_state().map(square, [1, 2, 3]).await?, [1, 4, 9]);
+    ///         assert_eq!(pool.apply(|n: u64| n + 1, (1,)).await?, 2); // Others run there too.
+    ///         Ok(())
+    ///     })
+    /// }
+    /// ```
+    ///
+    /// A task for another state does not compile:
+    ///
+    /// ```compile_fail
+    /// # use multiprocess::{self as mp, Pool};
+    /// # async fn wrong() -> mp::Result<()> {
+    /// let pool = Pool::builder().state(|| String::new(), ()).build()?;
+    /// pool.with_state().apply(|numbers: &mut Vec<u64>| numbers.len(), ()).await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn state<F, A, B>(self, f: F, args: A) -> StatePoolBuilder<F::Returned>
+    where
+        F: Callable<A, B> + Copy + Send + 'static,
+        F::Returned: 'static,
+        A: Arguments,
+        B: 'static,
+    {
+        const { captures_nothing::<F>() };
+        let is_taken = self.has_initializer();
+        let builder = self.initializer::<_, A, MakesState<B>>(Making::<F, F::Returned>(f, PhantomData), args);
+        StatePoolBuilder { builder, is_taken, state: PhantomData }
+    }
+}
+
+/// The options of a pool whose workers have a state; made by [`PoolBuilder::state`].
+#[must_use = "a pool starts when it is built"]
+pub struct StatePoolBuilder<S> {
+    builder: PoolBuilder,
+    /// There was an initializer.
+    is_taken: bool,
+    state: PhantomData<fn() -> S>,
+}
+
+impl<S: 'static> StatePoolBuilder<S> {
+    /// Starts the pool; see [`PoolBuilder::build`].
+    ///
+    /// # Errors
+    /// As [`PoolBuilder::build`]; `Other` if there is an initializer too.
+    pub fn build(self) -> Result<StatePool<S>> {
+        if self.is_taken {
+            let why = "a pool has an initializer or a state: have the function that makes the state do what the initializer does";
+            return Err(Error::other(why));
+        }
+        Ok(StatePool { pool: self.builder.build()?, state: PhantomData })
+    }
+}
+
+/// A [`Pool`] whose workers each have a state of type `S`; made by [`PoolBuilder::state`]. It derefs to the pool.
+pub struct StatePool<S> {
+    pool: Pool,
+    state: PhantomData<fn() -> S>,
+}
+
+impl<S> Clone for StatePool<S> {
+    fn clone(&self) -> Self {
+        Self { pool: self.pool.clone(), state: PhantomData }
+    }
+}
+
+impl<S> std::fmt::Debug for StatePool<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.pool.fmt(f)
+    }
+}
+
+impl<S> Deref for StatePool<S> {
+    type Target = Pool;
+
+    fn deref(&self) -> &Pool {
+        &self.pool
+    }
+}
+
+impl<S: 'static> StatePool<S> {
+    /// The calls of the pool for functions that take the state of their worker first, by `&mut`.
+    pub fn with_state(&self) -> WithState<'_, S> {
+        WithState { pool: &self.pool, state: PhantomData }
+    }
+}
+
+/// The calls of a [`StatePool`] for functions that take the state of their worker first; made by [`StatePool::with_state`].
+///
+/// Functions are plain: an async function cannot hold the state while it waits. What is returned has all options of the pool's own
+/// calls.
+pub struct WithState<'a, S> {
+    pool: &'a Pool,
+    state: PhantomData<fn() -> S>,
+}
+
+impl<S: 'static> WithState<'_, S> {
+    /// [`Pool::apply`] of `g(&mut state, args..)`.
+    pub fn apply<G, A>(&self, g: G, args: A) -> Call<G::Output>
+    where
+        G: StateFunction<S, A>,
+        A: Arguments,
+    {
+        const { captures_nothing::<G>() };
+        self.pool.apply::<_, A, TakesState>(WithWorkerState::<G, S>(g, PhantomData), args)
+    }
+
+    /// [`Pool::apply_async`] of `g(&mut state, args..)`.
+    pub fn apply_async<G, A>(&self, g: G, args: A) -> AsyncResult<G::Output>
+    where
+        G: StateFunction<S, A>,
+        A: Arguments,
+    {
+        const { captures_nothing::<G>() };
+        self.pool.apply_async::<_, A, TakesState>(WithWorkerState::<G, S>(g, PhantomData), args)
+    }
+
+    /// [`Pool::try_apply`] of `g(&mut state, args..)`.
+    ///
+    /// # Errors
+    /// As [`Pool::try_apply`].
+    pub fn try_apply<G, A>(&self, g: G, args: A) -> Result<AsyncResult<G::Output>>
+    where
+        G: StateFunction<S, A>,
+        A: Arguments,
+    {
+        const { captures_nothing::<G>() };
+        self.pool.try_apply::<_, A, TakesState>(WithWorkerState::<G, S>(g, PhantomData), args)
+    }
+
+    /// [`Pool::map`] with `g(&mut state, item)`.
+    pub fn map<G, T, I>(&self, g: G, items: I) -> Map<G::Output>
+    where
+        G: StateFunction<S, (T,)>,
+        T: Arguments,
+        I: IntoIterator<Item = T>,
+        I::IntoIter: Send + 'static,
+    {
+        const { captures_nothing::<G>() };
+        self.pool.map::<_, T, TakesState, I>(WithWorkerState::<G, S>(g, PhantomData), items)
+    }
+
+    /// [`Pool::starmap`] with `g(&mut state, item..)`.
+    pub fn starmap<G, A, I>(&self, g: G, items: I) -> Map<G::Output>
+    where
+        G: StateFunction<S, A>,
+        A: Arguments,
+        I: IntoIterator<Item = A>,
+        I::IntoIter: Send + 'static,
+    {
+        const { captures_nothing::<G>() };
+        self.pool.starmap::<_, A, TakesState, I>(WithWorkerState::<G, S>(g, PhantomData), items)
+    }
+
+    /// [`Pool::map_async`] with `g(&mut state, item)`.
+    pub fn map_async<G, T, I>(&self, g: G, items: I) -> MapAsync<G::Output>
+    where
+        G: StateFunction<S, (T,)>,
+        G::Output: Unpin,
+        T: Arguments,
+        I: IntoIterator<Item = T>,
+        I::IntoIter: Send + 'static,
+    {
+        const { captures_nothing::<G>() };
+        self.pool.map_async::<_, T, TakesState, I>(WithWorkerState::<G, S>(g, PhantomData), items)
+    }
+
+    /// [`Pool::imap`] with `g(&mut state, item)`.
+    pub fn imap<G, T, I>(&self, g: G, items: I) -> Results<G::Output>
+    where
+        G: StateFunction<S, (T,)>,
+        T: Arguments,
+        I: IntoIterator<Item = T>,
+        I::IntoIter: Send + 'static,
+    {
+        const { captures_nothing::<G>() };
+        self.pool.imap::<_, T, TakesState, I>(WithWorkerState::<G, S>(g, PhantomData), items)
+    }
+
+    /// [`Pool::imap_unordered`] with `g(&mut state, item)`.
+    pub fn imap_unordered<G, T, I>(&self, g: G, items: I) -> Results<G::Output>
+    where
+        G: StateFunction<S, (T,)>,
+        T: Arguments,
+        I: IntoIterator<Item = T>,
+        I::IntoIter: Send + 'static,
+    {
+        const { captures_nothing::<G>() };
+        self.pool.imap_unordered::<_, T, TakesState, I>(WithWorkerState::<G, S>(g, PhantomData), items)
+    }
+}
