@@ -213,7 +213,7 @@ impl<R> Process<R> {
         self.child.info.pid
     }
 
-    /// Returns the name from [`ProcessBuilder::name`], or `Process-` and a number.
+    /// Returns the name from [`ProcessBuilder::name`](crate::ProcessBuilder::name), or `Process-` and a number.
     pub fn name(&self) -> &str {
         &self.child.info.name
     }
