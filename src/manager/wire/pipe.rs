@@ -396,10 +396,11 @@ mod tests {
     #[tokio::test]
     async fn connection_that_ends_while_a_thread_sends_is_closed_after_it() {
         let [client, manager] = connected();
-        let sending = lock(&client.outlet);
-        client.close();
-        assert!(sending.is_some(), "it is not taken away");
-        drop(sending);
+        {
+            let sending = lock(&client.outlet);
+            client.close();
+            assert!(sending.is_some(), "it is not taken away");
+        }
         assert_eq!(client.send(message()).unwrap_err().kind(), ErrorKind::Closed);
         let start = Instant::now();
         let end = loop {
