@@ -54,6 +54,8 @@ pub struct MakesState<B>(B);
 #[doc(hidden)]
 pub struct TakesState;
 
+// A mistake in a user's function is not to list this.
+#[diagnostic::do_not_recommend]
 impl<F, S, A, B> Function<A, MakesState<B>> for Making<F, S>
 where
     F: Callable<A, B, Returned = S> + Copy + Send + 'static,
@@ -103,6 +105,8 @@ macro_rules! state_function {
 
 up_to_eleven!(state_function);
 
+// A mistake in a user's function is not to list this.
+#[diagnostic::do_not_recommend]
 impl<F, S, A> Function<A, TakesState> for WithWorkerState<F, S>
 where
     F: StateFunction<S, A>,
