@@ -421,7 +421,7 @@ async fn pass_on_with_drops(lock: &Lock, seed: u32) {
                     }
                     // With an odd number of polls the wait is given up here.
                     let guard = match taken {
-                        None if polls % 2 == 0 => acquire.await.unwrap(),
+                        None if polls.is_multiple_of(2) => acquire.await.unwrap(),
                         None => continue,
                         Some(guard) => guard,
                     };

@@ -321,7 +321,7 @@ impl Server {
             Fork::Parent(pid) => Ok(Unordered { pid, pidfd: pidfd::open(pid)?, socket: ours }),
             Fork::Child => {
                 let directory = self.connections[at].directory.as_ref();
-                let moved = directory.map_or(Ok(()), |directory| directory::enter(directory));
+                let moved = directory.map_or(Ok(()), directory::enter);
                 self.private(&mut private);
                 private.push(ours);
                 let is_ordered = order.is_some();

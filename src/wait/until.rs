@@ -288,11 +288,11 @@ pub(crate) fn until_blocking_in_turn<T>(
     let turn = turn.unwrap_or_else(|| line.join());
     let parker = Parker::of_thread(line.family(), line.hangup())?;
     loop {
-        if turn.is_front(&parker.waker) {
-            if let Some(value) = try_before_sleep(&turn, &parker.waker, &mut attempt, || Ok(()))? {
-                turn.succeed(attempt.is_local());
-                return Ok(Some(value));
-            }
+        if turn.is_front(&parker.waker)
+            && let Some(value) = try_before_sleep(&turn, &parker.waker, &mut attempt, || Ok(()))?
+        {
+            turn.succeed(attempt.is_local());
+            return Ok(Some(value));
         }
         if !parker.until(deadline)? {
             return Ok(None);
