@@ -1322,7 +1322,8 @@ async fn chaos_of(round: impl AsyncFn(&Pool, &mut Random, &AtomicU32)) -> mp::Re
         assert!(resident() < had + (16 << 20), "{} KiB, then {} KiB", had >> 10, resident() >> 10);
     }
     eprintln!("{rounds} rounds, {kills} kills");
-    assert!(u128::from(kills) > chaos().as_millis() / 100, "{kills} kills");
+    // On a busy machine a round, and so the time between kills, takes longer.
+    assert!(u128::from(kills) > chaos().as_millis() / 300, "{kills} kills");
     Ok(())
 }
 
