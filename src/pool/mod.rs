@@ -43,6 +43,7 @@ mod taker_tests;
 mod task;
 mod trace;
 mod worker;
+mod worker_state;
 
 pub use checkout::Checkout;
 pub use config::{PoolBuilder, Workers};

@@ -3,27 +3,15 @@
 use super::config::PoolBuilder;
 use super::handle::{AsyncResult, Call, Map, MapAsync, Results};
 use super::pool::Pool;
+use super::worker_state;
 use crate::error::{Error, Result};
 use crate::process::Function;
 use crate::process::entry::Executor;
 use crate::process::function::{Arguments, Callable, captures_nothing, up_to_eleven};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::any::Any;
-use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::ops::Deref;
-
-thread_local! {
-    /// The state of this worker: on the thread that runs its items.
-    static STATE: RefCell<Option<Box<dyn Any>>> = const { RefCell::new(None) };
-}
-
-/// The worker ends in order: its state is dropped.
-pub(super) fn drop_state() {
-    let state = STATE.take();
-    crate::process::entry::survive(|| drop(state));
-}
 
 /// A function that makes the state of a worker, as one that a worker can run.
 #[doc(hidden)]
@@ -65,7 +53,7 @@ where
 
     fn call(self, args: A, _: &mut Executor) -> Result<()> {
         let state = self.0.call_with(args);
-        STATE.set(Some(Box::new(state)));
+        worker_state::set(Box::new(state));
         Ok(())
     }
 }
@@ -116,7 +104,7 @@ where
 
     #[inline]
     fn call(self, args: A, _: &mut Executor) -> Result<F::Output> {
-        STATE.with_borrow_mut(|state| match state.as_mut().and_then(|state| state.downcast_mut::<S>()) {
+        worker_state::lend(|state| match state.and_then(|state| state.downcast_mut::<S>()) {
             Some(state) => Ok(self.0.call_with_state(state, args)),
             None => Err(Error::other(format!("this worker has no state of type {}", std::any::type_name::<S>()))),
         })

@@ -1,7 +1,7 @@
 //! The loop of a worker process: it runs items on its main thread, one at a time.
 
 use super::protocol::{Conditions, Contract, Header, IN_PIPE, LATE, TRACE, Task};
-use super::{state, task, trace};
+use super::{task, trace, worker_state};
 use crate::channel::lane::{self, Order, WorkerEnd};
 use crate::channel::{Receiver, Sender, spsc};
 use crate::error::{Error, ErrorKind, Result};
@@ -63,7 +63,7 @@ pub(super) fn work(contract: Contract) -> Result<()> {
         let outcome = call.run(arguments.open()?, &mut executor);
         drop(outcome);
     }
-    state::drop_state();
+    worker_state::drop_state();
     Ok(())
 }
 
