@@ -29,6 +29,7 @@ const SCENARIOS: &[Scenario] = scenarios! {
     a_task_of_a_pool_that_forks_and_returns_in_both_has_one_result
     a_preload_that_forks_and_returns_in_both_leaves_one_server
     drop_of_connections_in_a_forked_process_takes_nothing_from_its_parent
+    drop_of_a_guard_in_a_forked_process_cancels_nothing
     a_result_with_hundreds_of_descriptors_arrives_whole_though_it_is_awaited
     #[late] a_handler_that_main_has_set_before_init_stays_in_started_processes
     #[late] descriptors_that_main_has_opened_before_init_stay_in_started_processes
@@ -223,6 +224,16 @@ fn in_fork(f: impl FnOnce()) {
         unsafe { libc::waitpid(pid, &mut status, libc::WNOHANG) == pid }
     });
     assert_eq!(status, 0);
+}
+
+fn drop_of_a_guard_in_a_forked_process_cancels_nothing() {
+    let token = mp::CancellationToken::new().unwrap();
+    let guard = token.clone().drop_guard();
+    // SAFETY: it is read once here, in another process, and the original is not touched in it.
+    in_fork(|| drop(unsafe { std::ptr::read(&guard) }));
+    assert!(!token.is_cancelled());
+    drop(guard);
+    assert!(token.is_cancelled());
 }
 
 fn drop_of_connections_in_a_forked_process_takes_nothing_from_its_parent() {

@@ -4,7 +4,7 @@ use super::queue::Item;
 use super::recent::{self, Alive, Recent, Shape};
 use crate::error::{Error, ErrorKind, Result, SendError};
 use crate::os::timer;
-use crate::wait::{refuse_inside_async, until, until_blocking};
+use crate::wait::refuse_inside_async;
 use futures_util::{Stream, StreamExt};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
@@ -139,7 +139,7 @@ impl<T: Item> BroadcastReceiver<T> {
     /// value cannot be read as `T`: it is passed over.
     pub async fn recv(&mut self) -> Result<T> {
         let (core, next) = (&self.core, self.next);
-        let received = until(core.line(), || core.next(next)).await.map_err(|error| core.failed(error))?;
+        let received = core.waiters().until(|| core.next(next)).await.map_err(|error| core.failed(error))?;
         self.take(received)
     }
 
@@ -188,7 +188,7 @@ impl<T: Item> BroadcastReceiver<T> {
     pub fn blocking_recv(&mut self) -> Result<T> {
         refuse_inside_async();
         let (core, next) = (&self.core, self.next);
-        let waited = until_blocking(core.line(), None, || core.next(next)).map_err(|error| core.failed(error))?;
+        let waited = core.waiters().until_blocking(None, || core.try_next(next)).map_err(|error| core.failed(error))?;
         let received = waited.unwrap_or_else(|| Err(core.timed_out()));
         self.take(received)
     }
@@ -223,10 +223,13 @@ impl<T: Item> BroadcastReceiver<T> {
     /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
     /// ```
     pub fn into_stream(self) -> impl Stream<Item = Result<T>> + Send + Unpin {
-        let values = futures_util::stream::unfold(self, |mut receiver| async {
+        let values = futures_util::stream::unfold(Some(self), |receiver| async {
+            let mut receiver = receiver?;
             match receiver.recv().await {
                 Err(error) if error.kind() == ErrorKind::Closed => None,
-                value => Some((value, receiver)),
+                // What it needs is not there, and will not be there at once.
+                Err(error) if matches!(error.kind(), ErrorKind::Io | ErrorKind::Corrupt) => Some((Err(error), None)),
+                value => Some((value, Some(receiver))),
             }
         });
         Box::pin(values.fuse())

@@ -29,7 +29,7 @@
 //! # Cancel
 //! A send awaits nothing. A dropped wait has taken nothing.
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Damage, Error, ErrorKind, Result};
 use crate::os::sync::lock;
 use crate::os::{fault, memfd, named, socket};
 use crate::shm::atomic::{AtomicU64, fence};
@@ -37,7 +37,7 @@ use crate::shm::family::Family;
 use crate::shm::mapped::Mapped;
 use crate::shm::region::{PAGE, Region};
 use crate::shm::robust_lock::RobustLock;
-use crate::wait::{Hangup, WaitQueue, sleepers};
+use crate::wait::{Hangup, WaitQueue, Waiters, sleepers};
 use crate::wire::{self, Attachment, Parcel, attach};
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -100,7 +100,7 @@ pub(super) enum Found {
 
 pub(super) struct Recent {
     region: Arc<Region>,
-    line: Arc<WaitQueue>,
+    waiters: Waiters,
     hangup: Arc<Hangup>,
     /// Hangs up when no sender is left.
     senders: Arc<OwnedFd>,
@@ -146,8 +146,8 @@ impl Recent {
         let hangup = Hangup::new(senders.clone());
         let line = WaitQueue::new(region.clone(), word::LINE, Some(hangup.clone()))?;
         hangup.concerns(&[&line]);
-        let (family, turn) = (Family::get()?, Mutex::default());
-        Ok(Arc::new(Self { region, line, hangup, senders, family, shape, slots, turn }))
+        let (family, turn, waiters) = (Family::get()?, Mutex::default(), Waiters::new(line));
+        Ok(Arc::new(Self { region, waiters, hangup, senders, family, shape, slots, turn }))
     }
 
     fn open(memory: OwnedFd, senders: OwnedFd, (shape, slots): Facts) -> io::Result<Arc<Self>> {
@@ -169,8 +169,8 @@ impl Recent {
         (self.shape, self.slots)
     }
 
-    pub(super) fn line(&self) -> &Arc<WaitQueue> {
-        &self.line
+    pub(super) fn waiters(&self) -> &Waiters {
+        &self.waiters
     }
 
     fn word(&self, index: usize) -> &AtomicU64 {
@@ -205,7 +205,7 @@ impl Recent {
         }
         let failed = |error| Error::io(format_args!("cannot send to a {}", self.shape.name()), error);
         self.push(message.payload(value)).map_err(failed)?;
-        self.line.notify_all();
+        self.waiters.notify_all();
         Ok(())
     }
 
@@ -241,7 +241,7 @@ impl Recent {
         if row[ROOM].load(Acquire) < len {
             self.make_room(row, len)?;
         }
-        named::write(self.region.fd().as_fd(), row[OFFSET].load(Acquire), bytes)?;
+        named::write(self.region.fd().as_fd(), self.place(row)?, bytes)?;
         row[LEN].store(len, Release);
         fault::point("send.written");
         self.word(word::SENT).store(number.wrapping_add(1), SeqCst);
@@ -249,14 +249,31 @@ impl Recent {
         Ok(())
     }
 
+    /// Where the slot lies, if it lies within what is made for slots.
+    fn place(&self, row: &[AtomicU64]) -> io::Result<u64> {
+        let (offset, room) = (row[OFFSET].load(Acquire), row[ROOM].load(Acquire));
+        let (first, end) = (head_len(self.slots), self.word(word::END).load(Acquire));
+        let is_inside = room == 0 || offset >= first && offset.checked_add(room).is_some_and(|past| past <= end);
+        if is_inside { Ok(offset) } else { Err(self.damaged("a value beyond its memory")) }
+    }
+
+    #[cold]
+    fn damaged(&self, why: &'static str) -> io::Error {
+        Damage::error(self.shape.name(), self.region.identity(), why)
+    }
+
     /// Gives a slot a larger place. A death in here leaves the old place or the new one, with room for no more than it has.
     fn make_room(&self, row: &[AtomicU64], len: u64) -> io::Result<()> {
         let room = len.max(LEAST_ROOM).next_power_of_two();
         // What fills pages begins with one, so that it can be given back.
         let grain = if room >= PAGE { PAGE } else { LEAST_ROOM };
-        let offset = self.word(word::END).load(Acquire).next_multiple_of(grain);
+        let end = self.word(word::END).load(Acquire);
+        self.region.check_extent(0, end).map_err(|_| self.damaged("where its memory ends"))?;
+        let offset = end.checked_next_multiple_of(grain);
+        let past = offset.and_then(|offset| offset.checked_add(room));
+        let (Some(offset), Some(past)) = (offset, past) else { return Err(self.damaged("where its memory ends")) };
         self.region.reserve(offset, room)?;
-        self.word(word::END).store(offset + room, Release);
+        self.word(word::END).store(past, Release);
         let (old, old_room) = (row[OFFSET].load(Acquire), row[ROOM].load(Acquire));
         row[OFFSET].store(offset, Release);
         row[ROOM].store(room, Release);
@@ -282,16 +299,23 @@ impl Recent {
             if self.word(word::BEGUN).load(SeqCst) <= number.saturating_add(self.slots) {
                 return copied.map(Found::Value);
             }
+            // What was begun since was not before all others were sent.
+            if self.oldest() <= number {
+                return Err(self.damaged("how many values were begun"));
+            }
         }
     }
 
     fn copy(&self, row: &[AtomicU64]) -> io::Result<Vec<u8>> {
         let (offset, len) = (row[OFFSET].load(Acquire), row[LEN].load(Acquire));
         if len >= LARGE {
-            self.region.check_extent(offset, len)?;
+            self.region.check_extent(offset, len).map_err(|_| self.damaged("a value beyond its memory"))?;
         }
         let mut bytes = vec![0; len as usize];
-        named::read(self.region.fd().as_fd(), offset, &mut bytes)?;
+        named::read(self.region.fd().as_fd(), offset, &mut bytes).map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidInput => self.damaged("a value beyond its memory"),
+            _ => error,
+        })?;
         Ok(bytes)
     }
 
@@ -330,6 +354,11 @@ impl Recent {
 
     pub(super) fn closed(&self) -> Error {
         Error::new(ErrorKind::Closed, format!("all senders of the {} are gone", self.shape.name()))
+    }
+
+    /// A watch without a value, which it has from the beginning.
+    pub(super) fn without_value(&self) -> Error {
+        self.failed(self.damaged("how many values were sent"))
     }
 
     pub(super) fn failed(&self, error: io::Error) -> Error {
@@ -439,13 +468,46 @@ mod tests {
     }
 
     #[test]
+    fn words_that_cannot_be_are_an_error_and_no_endless_loop() {
+        for (index, bits, is_read) in [
+            (word::BEGUN, u64::MAX, true),
+            (word::BEGUN, 1 << 40, true),
+            (word::END, u64::MAX, false),
+            (word::END, u64::MAX - 63, false),
+            (word::END, 1 << 45, false),
+            (word::END, 0, false),
+        ] {
+            let (recent, _alive) = Recent::create(Shape::Broadcast, 1).unwrap();
+            recent.send(&"a".to_string()).unwrap();
+            recent.word(index).store(bits, SeqCst);
+            let error = match is_read {
+                true => recent.try_next(0).unwrap().unwrap_err(),
+                false => recent.send(&"b".repeat(100_000)).unwrap_err(),
+            };
+            assert_eq!(error.kind(), ErrorKind::Corrupt, "{index} {bits}: {error}");
+            assert_eq!(recent.word(word::LOCK).load(SeqCst), 0, "the lock is free");
+        }
+    }
+
+    #[test]
+    fn a_row_that_leads_out_of_the_memory_is_not_written_to() {
+        let (recent, _alive) = Recent::create(Shape::Broadcast, 1).unwrap();
+        recent.send(&"a".to_string()).unwrap();
+        for (offset, room) in [(1 << 50, 64), (0, 64), (8192, u64::MAX >> 2)] {
+            recent.row(1)[OFFSET].store(offset, SeqCst);
+            recent.row(1)[ROOM].store(room, SeqCst);
+            assert_eq!(recent.send(&"b".to_string()).unwrap_err().kind(), ErrorKind::Corrupt, "{offset} {room}");
+        }
+    }
+
+    #[test]
     fn a_row_that_leads_out_of_the_file_is_an_error() {
         let (recent, _alive) = Recent::create(Shape::Broadcast, 1).unwrap();
         recent.send(&"a".to_string()).unwrap();
         for (offset, len) in [(1 << 50, 5), (1 << 62, 1 << 32), (8192, u64::MAX >> 2)] {
             recent.row(0)[OFFSET].store(offset, SeqCst);
             recent.row(0)[LEN].store(len, SeqCst);
-            assert!(recent.find(0).is_err(), "{offset} {len}");
+            assert_eq!(recent.try_next(0).unwrap().unwrap_err().kind(), ErrorKind::Corrupt, "{offset} {len}");
         }
     }
 }

@@ -4,7 +4,7 @@ use super::queue::Item;
 use super::recent::{self, Alive, Recent, Shape};
 use crate::error::{ErrorKind, Result, SendError};
 use crate::os::timer;
-use crate::wait::{refuse_inside_async, until, until_blocking};
+use crate::wait::refuse_inside_async;
 use futures_util::{Stream, StreamExt};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
@@ -109,7 +109,7 @@ fn last(core: &Recent) -> Result<(u64, Vec<u8>)> {
             // Another one has come.
             Some(Err(error)) if error.kind() == ErrorKind::Lagged => {}
             Some(Err(error)) => return Err(error),
-            None => return Err(core.closed()),
+            None => return Err(core.without_value()),
         }
     }
 }
@@ -189,12 +189,10 @@ impl<T: Item> WatchReceiver<T> {
     }
 
     /// The attempt of a wait for a change: how many values there are then.
-    fn attempt(&self) -> impl FnMut() -> Option<Result<u64>> + '_ {
+    fn attempt(&self, is_closed: fn(&Recent) -> bool) -> impl FnMut() -> Option<Result<u64>> + '_ {
         let changed = || Some(self.core.sent()).filter(|sent| *sent != self.seen).map(Ok);
         move || {
-            changed().or_else(|| {
-                if self.core.is_known_closed() { changed().or(Some(Err(self.core.closed()))) } else { None }
-            })
+            changed().or_else(|| if is_closed(&self.core) { changed().or(Some(Err(self.core.closed()))) } else { None })
         }
     }
 
@@ -217,7 +215,7 @@ impl<T: Item> WatchReceiver<T> {
     /// # Errors
     /// `Closed` if it was not, and all senders are gone. `Io` if the system refuses a resource that waiting needs.
     pub async fn changed(&mut self) -> Result<()> {
-        let waited = until(self.core.line(), self.attempt()).await;
+        let waited = self.core.waiters().until(self.attempt(Recent::is_known_closed)).await;
         self.seen = waited.map_err(|error| self.core.failed(error))??;
         Ok(())
     }
@@ -242,7 +240,8 @@ impl<T: Item> WatchReceiver<T> {
     #[track_caller]
     pub fn blocking_changed(&mut self) -> Result<()> {
         refuse_inside_async();
-        let waited = until_blocking(self.core.line(), None, self.attempt()).map_err(|error| self.core.failed(error))?;
+        let waited = self.core.waiters().until_blocking(None, self.attempt(Recent::is_closed));
+        let waited = waited.map_err(|error| self.core.failed(error))?;
         self.seen = waited.unwrap_or_else(|| Err(self.core.timed_out()))?;
         Ok(())
     }
@@ -281,11 +280,14 @@ impl<T: Item> WatchReceiver<T> {
     /// ```
     pub fn into_stream(mut self) -> impl Stream<Item = Result<T>> + Send + Unpin {
         self.mark_changed();
-        let values = futures_util::stream::unfold(self, |mut receiver| async {
-            match receiver.changed().await {
+        let values = futures_util::stream::unfold(Some(self), |receiver| async {
+            let mut receiver = receiver?;
+            let changed = receiver.changed().await;
+            match changed.and_then(|()| receiver.get_and_update()) {
                 Err(error) if error.kind() == ErrorKind::Closed => None,
-                Err(error) => Some((Err(error), receiver)),
-                Ok(()) => Some((receiver.get_and_update(), receiver)),
+                // What it needs is not there, and will not be there at once.
+                Err(error) if matches!(error.kind(), ErrorKind::Io | ErrorKind::Corrupt) => Some((Err(error), None)),
+                value => Some((value, Some(receiver))),
             }
         });
         Box::pin(values.fuse())

@@ -12,6 +12,7 @@
 //! # Invariants
 //! 1. A waiter is done when the flag is set, or was set since it began to wait: a `clear` right after a `set` keeps no waiter
 //!    from continuing.
+//! 2. Waiters are in no queue: one that is not polled delays no other.
 //!
 //! # Death
 //! | killed | survivors see |
@@ -29,7 +30,7 @@ use crate::shm::atomic::AtomicU64;
 use crate::shm::family::Family;
 use crate::shm::mapped::Mapped;
 use crate::shm::region::Region;
-use crate::wait::{self, WaitQueue, sleepers, until, until_blocking};
+use crate::wait::{self, WaitQueue, Waiters, sleepers};
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -76,7 +77,7 @@ impl Word<'_> {
 /// An event as this process sees it.
 pub(super) struct EventCore {
     region: Arc<Region>,
-    line: Arc<WaitQueue>,
+    waiters: Waiters,
     family: &'static Family,
 }
 
@@ -101,7 +102,7 @@ impl Core for EventCore {
 
     fn view(region: Arc<Region>) -> io::Result<Self> {
         let line = WaitQueue::new(region.clone(), LINE, None)?;
-        Ok(Self { region, line, family: Family::get()? })
+        Ok(Self { region, waiters: Waiters::new(line), family: Family::get()? })
     }
 }
 
@@ -116,7 +117,7 @@ impl EventCore {
         // A process that sets needs a slot, so that its death is noticed. If no slot is left it continues all the same.
         let _ = self.family.me();
         self.word().set();
-        self.line.notify_all();
+        self.waiters.notify_all();
     }
 
     /// The attempt of a waiter that begins now.
@@ -129,7 +130,7 @@ impl EventCore {
     fn block(&self, timeout: Option<Duration>) -> Result<()> {
         wait::refuse_inside_async();
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        until_blocking(&self.line, deadline, self.attempt()).map_err(failed)?.ok_or_else(timed_out)
+        self.waiters.until_blocking(deadline, self.attempt()).map_err(failed)?.ok_or_else(timed_out)
     }
 }
 
@@ -210,7 +211,7 @@ impl Event {
     /// # Errors
     /// `Io` if the system refuses a resource that waiting needs, such as a descriptor.
     pub async fn wait(&self) -> Result<()> {
-        until(&self.core.line, self.core.attempt()).await.map_err(failed)
+        self.core.waiters.until(self.core.attempt()).await.map_err(failed)
     }
 
     /// Waits until the flag is set, for at most `timeout`.

@@ -5,7 +5,7 @@
 
 use super::event::Event;
 use crate::error::{Error, ErrorKind, Result};
-use crate::os::timer;
+use crate::os::{fork, timer};
 use crate::wait;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -323,7 +323,7 @@ impl fmt::Debug for CancellationToken {
 
 /// Cancels its token when it is dropped; made by [`CancellationToken::drop_guard`].
 ///
-/// It does not run in a process that is killed.
+/// It does not run in a process that is killed, and does nothing in one that was forked from its own.
 ///
 /// ```
 /// # multiprocess::init();
@@ -348,6 +348,9 @@ impl CancellationGuard {
 
 impl Drop for CancellationGuard {
     fn drop(&mut self) {
-        self.0.take().iter().for_each(CancellationToken::cancel);
+        // A forked process cannot cancel, and the guard of the original is still there.
+        if !fork::is_forked() {
+            self.0.take().iter().for_each(CancellationToken::cancel);
+        }
     }
 }

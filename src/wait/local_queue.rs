@@ -205,6 +205,13 @@ impl WaitQueue {
         heard
     }
 
+    /// [`arm`](Self::arm) for a thread that answers the doorbell itself, by its parker.
+    pub(super) fn arm_parked(self: &Arc<Self>) -> io::Result<()> {
+        let me = self.family.me()?;
+        self.take_place(&mut lock(&self.local), me);
+        Ok(())
+    }
+
     /// Whether it is armed, and no notice has come since.
     #[cfg(not(multiprocess_loom))]
     pub(crate) fn is_armed(&self) -> bool {

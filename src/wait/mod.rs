@@ -1,7 +1,7 @@
 //! Waiting, from "a shared word changed" to "a task runs".
 //!
 //! [`sleepers`] is the list of waiting processes in shared memory, `local_queue` the queue of waiting tasks of this process,
-//! `spin` adaptive spinning before sleeping, [`doorbell`] the wake of a sleeping process, and [`until`] the one loop that
+//! `waiters` those of this process that a notification wakes all at once, `spin` adaptive spinning before sleeping, [`doorbell`] the wake of a sleeping process, and [`until`] the one loop that
 //! suspends.
 #![forbid(unsafe_code)]
 
@@ -12,6 +12,7 @@ mod models;
 pub(crate) mod sleepers;
 mod spin;
 mod until;
+mod waiters;
 
 pub(crate) use doorbell::{Watch, watch};
 pub(crate) use local_queue::{Hangup, Turn, WaitQueue};
@@ -22,3 +23,4 @@ pub(crate) use until::{
     Attempt, Spinner, Spun, at_once, refuse_inside_async, until, until_blocking, until_blocking_in_turn, until_in_turn,
     until_read,
 };
+pub(crate) use waiters::Waiters;
