@@ -141,10 +141,8 @@ impl Extents {
                 if !self.is_end_possible() {
                     return Err(corrupt("where its memory ends"));
                 }
-                if self.word(word::END).load(Acquire).saturating_add(len) > OFFSET_MASK {
-                    return Err(full("a queue of more extents than it has addresses for"));
-                }
-                let offset = self.word(word::END).fetch_add(len, AcqRel);
+                let offset = self.raise_end(len);
+                let offset = offset.ok_or_else(|| full("a queue of more extents than it has addresses for"))?;
                 row.store(offset, Release);
                 (offset, state)
             }
@@ -164,10 +162,22 @@ impl Extents {
         if !self.is_end_possible() {
             return Err(corrupt("where its memory ends"));
         }
-        if self.word(word::END).load(Acquire).saturating_add(len) > OFFSET_MASK {
-            return Err(io::Error::new(io::ErrorKind::OutOfMemory, "a queue has no addresses left for a leased item"));
-        }
-        Ok(self.word(word::END).fetch_add(len, AcqRel))
+        let full = || io::Error::new(io::ErrorKind::OutOfMemory, "a queue has no addresses left for a leased item");
+        self.raise_end(len).ok_or_else(full)
+    }
+
+    /// Whether a [place](Self::place) may lie there.
+    #[cfg(not(multiprocess_loom))]
+    pub(super) fn may_have(&self, offset: u64, len: u64) -> bool {
+        let past = offset.checked_add(len);
+        let end = self.word(word::END).load(Acquire).min(OFFSET_MASK);
+        offset.is_multiple_of(PAGE) && offset >= Self::first_len() && past.is_some_and(|past| past <= end)
+    }
+
+    /// Takes `len` bytes of addresses at the end, if there are so many.
+    fn raise_end(&self, len: u64) -> Option<u64> {
+        let raised = |end: u64| end.checked_add(len).filter(|end| *end <= OFFSET_MASK);
+        self.word(word::END).fetch_update(AcqRel, Acquire, raised).ok()
     }
 
     /// Reserves and maps a part of a new extent: `len` bytes of the space for records, from `at` on.
@@ -179,13 +189,18 @@ impl Extents {
 
     /// Whether a new extent, made where the last one is said to end, would lie upon none.
     fn is_end_possible(&self) -> bool {
-        let end = self.word(word::END).load(Acquire);
-        let ends_before = |(offset, state): (&AtomicU64, &AtomicU64)| {
+        let past = |(offset, state): (&AtomicU64, &AtomicU64)| {
             let (offset, state) = (offset.load(Acquire), state.load(Acquire));
-            let len = (state >> 8).checked_mul(8).and_then(|bytes| bytes.checked_add(segment::HEAD_LEN));
-            state == EMPTY || len.and_then(|len| offset.checked_add(len)).is_some_and(|past| past <= end)
+            if state == EMPTY {
+                return Some(0);
+            }
+            let len = (state >> 8).checked_mul(8)?.checked_add(segment::HEAD_LEN)?;
+            offset.checked_add(len)
         };
-        end.is_multiple_of(PAGE) && end >= Self::first_len() && self.rows().all(ends_before)
+        let Some(last) = self.rows().try_fold(0, |last, row| Some(past(row)?.max(last))) else { return false };
+        // After the rows: the other side may be making an extent, and raises the end before it stores the row.
+        let end = self.word(word::END).load(Acquire);
+        end.is_multiple_of(PAGE) && end >= Self::first_len() && last <= end
     }
 
     /// A row for a new extent. If there is none, a free extent of another size is forgotten: nobody will come to it any
