@@ -177,6 +177,10 @@ impl ChannelCore {
         if requests.all || requests.joiners {
             self.joined.notify_all();
         }
+        #[cfg(not(multiprocess_loom))]
+        if requests.one_less || requests.joiners {
+            self.one_less();
+        }
     }
 
     /// One push, with its notices. `is_hung_up`: asked now, or not here. Done, it tells whether a taker had to be woken.

@@ -84,7 +84,7 @@ const MEMBER: u64 = (1 << 48) - 1;
 
 /// A count that no entry of a ring is compared with.
 const COMMITTED: u64 = u64::MAX;
-/// More room than this is given back when an entry is free.
+/// The memory of an item larger than this is given back when its entry is free. The entry keeps the addresses.
 const KEEP: u64 = 64 << 10;
 /// From this size on a length that is read is checked against the file before memory is taken for it.
 const LARGE: u64 = 1 << 20;
@@ -212,11 +212,15 @@ impl<'a> Leases<'a> {
         }
     }
 
-    /// An entry for one more, if there is one. Under the get lock.
-    pub(super) fn free(&self) -> Option<Entry<'a>> {
-        let free = (0..ENTRIES).map(|index| self.entry(index)).find(|entry| entry.state() == FREE)?;
-        free.give_back();
-        Some(free)
+    /// An entry for one more of `len` bytes, if there is one. Under the get lock.
+    pub(super) fn free(&self, len: u64) -> Option<Entry<'a>> {
+        let mut free = (0..ENTRIES).map(|index| self.entry(index)).filter(|entry| entry.state() == FREE);
+        let first = free.next()?;
+        // A large item goes where one has been: addresses are taken as for the most that were leased at one time.
+        let fits = |entry: &Entry<'a>| entry.load(ROOM) >= len;
+        let entry = if len <= KEEP || fits(&first) { first } else { free.find(fits).unwrap_or(first) };
+        entry.give_back();
+        Some(entry)
     }
 
     /// The oldest dead letter. Under the get lock.
@@ -236,15 +240,22 @@ impl<'a> Leases<'a> {
     /// Fills a free entry. Under the get lock.
     pub(super) fn fill(&self, entry: Entry<'a>, extents: &Extents, item: &Item<'_>) -> io::Result<()> {
         let len = item.bytes.len() as u64;
+        memfd::check_room(len)?;
         if entry.load(ROOM) < len {
-            let room = len.next_multiple_of(crate::shm::region::PAGE);
+            // Sizes that double take twice the addresses of the largest, and no memory before it is written.
+            let room = len.next_power_of_two().max(crate::shm::region::PAGE);
             let offset = extents.place(room)?;
+            entry.punch();
             entry.store(OFFSET, offset);
             entry.store(ROOM, room);
         }
-        memfd::check_room(len)?;
-        named::write(self.region.fd().as_fd(), entry.load(OFFSET), item.bytes)?;
+        let offset = entry.load(OFFSET);
+        if !extents.may_have(offset, entry.load(ROOM)) && len > 0 {
+            return Err(corrupt("a leased item beyond its memory"));
+        }
+        // Before the bytes: what a death leaves of them is given back.
         entry.store(LEN, len);
+        named::write(self.region.fd().as_fd(), offset, item.bytes)?;
         entry.store(DELIVERIES, 0);
         entry.store(FDS, u64::from(item.fds));
         entry.store(NUMBER, item.number);
@@ -351,9 +362,16 @@ impl Entry<'_> {
 
     /// Gives the memory of a large item back. It is free, and this is under the get lock.
     fn give_back(&self) {
+        if self.is_large() {
+            self.punch();
+            self.store(LEN, 0);
+        }
+    }
+
+    /// Gives all memory back, and keeps the addresses.
+    fn punch(&self) {
         let (offset, room) = (self.load(OFFSET), self.load(ROOM));
-        if room > KEEP {
-            self.store(ROOM, 0);
+        if room != 0 {
             // Failing to give memory back costs memory, nothing else.
             let _ = memfd::give_back(self.region.fd().as_fd(), offset, room);
         }
@@ -367,7 +385,7 @@ impl Entry<'_> {
     }
 
     pub(super) fn is_large(&self) -> bool {
-        self.load(ROOM) > KEEP
+        self.load(LEN) > KEEP
     }
 
     /// Appends the bytes of the item to `to`.

@@ -137,6 +137,8 @@ pub(super) struct WakeRequests {
     pub(super) all: bool,
     /// An item became a dead letter: who waits for those, or joins.
     pub(super) joiners: bool,
+    /// A leased item is gone, or an item without being leased: who takes from a closed queue, or joins, may be at the end.
+    pub(super) one_less: bool,
 }
 
 pub(super) struct Ring {
@@ -581,7 +583,10 @@ impl Ring {
         let is_awaited = match self.has_leases() {
             false => false,
             true => match self.scan(found.map(|(head, _)| head), requests)? {
-                Scan::Again(entry) => return pop_again(entry, payload, take_fds, commit),
+                Scan::Again(entry) => {
+                    requests.one_less = true;
+                    return pop_again(entry, payload, take_fds, commit);
+                }
                 Scan::Held => true,
                 Scan::Nothing => false,
             },

@@ -31,6 +31,15 @@ impl Descriptors for Sockets<'_> {
     }
 }
 
+/// An item on lease that is being decoded: dropped, it is given back.
+struct Unread<'a>(&'a ChannelCore, Option<Held>);
+
+impl Drop for Unread<'_> {
+    fn drop(&mut self) {
+        self.1.iter().for_each(|held| self.0.give_back(held));
+    }
+}
+
 impl ChannelCore {
     /// The descriptors of an item, wherever they wait.
     pub(super) fn take_descriptors(&self, number: u64, count: usize) -> io::Result<Vec<OwnedFd>> {
@@ -70,14 +79,18 @@ impl ChannelCore {
     }
 
     fn decode_lease<T: DeserializeOwned + 'static>(&self, (held, parcel): (Held, Parcel)) -> Result<(Held, T)> {
-        match wire::decode(parcel) {
-            Ok(value) => Ok((held, value)),
+        // A panic while it is decoded gives it back.
+        let mut unread = Unread(self, Some(held));
+        let decoded = wire::decode(parcel);
+        let Some(held) = unread.1.take() else { unreachable!("it was put there just now") };
+        match &decoded {
+            Ok(_) => {}
+            // It ends among the dead letters.
+            Err(_) if self.has_max_deliveries() => self.give_back(&held),
             // It cannot be read by the next one either.
-            Err(error) => {
-                self.commit(&held);
-                Err(error)
-            }
+            Err(_) => self.commit(&held),
         }
+        decoded.map(|value| (held, value))
     }
 
     pub(in crate::channel) async fn lease<T: DeserializeOwned + 'static>(&self) -> Result<(Held, T)> {
@@ -153,7 +166,7 @@ impl ChannelCore {
     }
 
     /// One item less is leased: who takes from a closed queue, or joins, may be at the end.
-    fn one_less(&self) {
+    pub(super) fn one_less(&self) {
         // Of two that finish the last two items at once, one sees both done.
         fence(SeqCst);
         if self.ring.is_closed() {
@@ -163,6 +176,10 @@ impl ChannelCore {
         if self.is_joinable && self.is_finished().unwrap_or(true) {
             self.joined.notify_all();
         }
+    }
+
+    fn has_max_deliveries(&self) -> bool {
+        self.ring.region().words()[word::MOST_DELIVERIES].load(Acquire) != 0
     }
 
     pub(in crate::channel) fn set_max_deliveries(&self, most: u32) {

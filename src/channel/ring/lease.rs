@@ -88,6 +88,7 @@ impl Ring {
                     let taken = if count > 0 { fds.take(number, count) } else { Ok(Vec::new()) };
                     if taken.is_err() {
                         entry.set_free();
+                        requests.one_less = true;
                     }
                     let taken = taken?;
                     if count > 0 {
@@ -109,17 +110,17 @@ impl Ring {
         }
         let Some((head, tail)) = found else { return Ok(Leasing::Empty) };
         let leases = self.table(true)?.ok_or_else(|| corrupt("leases without a table"))?;
-        let Some(entry) = leases.free() else {
+        let segment = side.segment()?;
+        let Some(record) = segment.record(head, tail) else {
+            return Err(corrupt("no item where one should be"));
+        };
+        let Some(entry) = leases.free(record.len.into()) else {
             let why = format!(
                 "{} items of the {} are leased or dead letters, which is the limit: commit some, or take the dead letters",
                 leases::ENTRIES,
                 self.what
             );
             return Err(io::Error::new(io::ErrorKind::QuotaExceeded, why));
-        };
-        let segment = side.segment()?;
-        let Some(record) = segment.record(head, tail) else {
-            return Err(corrupt("no item where one should be"));
         };
         let mut payload = payload();
         segment.read_payload(head, record, &mut payload);
@@ -143,7 +144,10 @@ impl Ring {
         }
         match held {
             Some(held) => Ok(Leasing::Leased(held, payload, taken?)),
-            None => taken.map(|_| Leasing::Empty),
+            None => {
+                requests.one_less = true;
+                taken.map(|_| Leasing::Empty)
+            }
         }
     }
 
