@@ -56,15 +56,20 @@ impl Restart {
 #[derive(Default)]
 pub(super) struct History {
     /// When it was restarted, within the last span, and why.
-    restarts: VecDeque<(Instant, String)>,
+    restarts: VecDeque<Instant>,
+    /// Those of the last restarts.
+    causes: VecDeque<String>,
     /// Since the last time that it ran long.
     in_a_row: u32,
 }
 
+/// So many causes are kept at most.
+const MOST_CAUSES: usize = 16;
+
 impl History {
     /// It has ended, after it ran for `ran`: how long to wait before the next start, or `None` if it is to be given up.
     pub(super) fn next(&mut self, restart: &Restart, now: Instant, ran: Duration, cause: String) -> Option<Duration> {
-        let is_old = |(at, _): &(Instant, String)| now.duration_since(*at) > restart.within;
+        let is_old = |at: &Instant| now.duration_since(*at) > restart.within;
         while self.restarts.front().is_some_and(is_old) {
             self.restarts.pop_front();
         }
@@ -72,7 +77,11 @@ impl History {
             self.in_a_row = 0;
         }
         let is_over = self.restarts.len() >= restart.most;
-        self.restarts.push_back((now, cause));
+        self.restarts.push_back(now);
+        self.causes.push_back(cause);
+        while self.causes.len() > self.restarts.len().min(MOST_CAUSES) {
+            self.causes.pop_front();
+        }
         if is_over {
             return None;
         }
@@ -82,8 +91,13 @@ impl History {
     }
 
     /// Why it ended the last times, the last one last.
+    /// How many ends there were, this one included, that counted last.
+    pub(super) fn len(&self) -> usize {
+        self.restarts.len()
+    }
+
     pub(super) fn causes(&self) -> impl Iterator<Item = &str> {
-        self.restarts.iter().map(|(_, cause)| &**cause)
+        self.causes.iter().map(|cause| &**cause)
     }
 }
 
@@ -110,6 +124,16 @@ mod tests {
         assert_eq!([next(0, "a"), next(8, "b"), next(11, "c")], [Some(Duration::ZERO); 3]);
         assert_eq!(next(12, "d"), None);
         assert_eq!(history.causes().collect::<Vec<_>>(), ["b", "c", "d"]);
+    }
+
+    #[test]
+    fn the_last_causes_are_kept_and_all_ends_are_counted() {
+        let restart = Restart::on_failure().max(100, 10 * SECOND);
+        let (mut history, now) = (History::default(), Instant::now());
+        for n in 0..50 {
+            assert!(history.next(&restart, now, SECOND, n.to_string()).is_some());
+        }
+        assert_eq!((history.len(), history.causes().count(), history.causes().last()), (50, MOST_CAUSES, Some("49")));
     }
 
     #[test]

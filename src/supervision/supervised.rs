@@ -1,6 +1,6 @@
 //! The face of a supervised child, and the task that keeps it up.
 //!
-//! The task owns the process, one after the other. It ends with the last result, when it is told to stop, or when its handle is
+//! The task owns the processes, one after the other, each until it has ended. It ends with the last result, when it is told to stop, or when its handle is
 //! dropped, which aborts it and so kills the process.
 
 use super::restart::{History, Restart};
@@ -268,10 +268,13 @@ impl Supervision {
         let (mut history, mut started, mut next) = (History::default(), Instant::now(), Ok(first));
         loop {
             let ended = match next {
-                Ok(mut process) => tokio::select! {
-                    ended = process.join() => ended,
-                    grace = asked(stopped) => return Ok(stop(process, grace).await),
-                },
+                Ok(process) => {
+                    let mut ending = Ending { process, result: None };
+                    tokio::select! {
+                        () = ending.wait() => ending.result(),
+                        grace = asked(stopped) => return Ok(ending.stop(grace).await),
+                    }
+                }
                 Err(error) => Err(error),
             };
             self.shared.pid.store(0, Relaxed);
@@ -313,7 +316,7 @@ impl Supervision {
         let why = format!(
             "process {} is not started again: it has ended {} times in too short a time (see Restart::max):{}",
             self.options.name_or_default(),
-            causes.len(),
+            history.len(),
             causes.concat()
         );
         let error = Error::new(ErrorKind::RestartLimit, why);
@@ -334,23 +337,45 @@ async fn asked(stopped: &mut Stopped) -> Duration {
     }
 }
 
-/// Asks the process to end and kills it after `grace`: what its function returned, if it did.
-async fn stop<R: DeserializeOwned + 'static>(mut process: Process<R>, grace: Duration) -> Option<R> {
-    // Signals fail for what has ended.
-    let _ = process.terminate();
-    let limit = Instant::now().checked_add(grace);
-    let in_time = match limit {
-        Some(limit) => timer::by(limit, process.join()).await.ok(),
-        None => Some(process.join().await),
-    };
-    let ended = match in_time {
-        Some(ended) => ended,
-        None => {
-            let _ = process.kill();
-            process.join().await
+/// A process on its way to its end, and what its function returned.
+struct Ending<R> {
+    process: Process<R>,
+    result: Option<Result<R>>,
+}
+
+impl<R: DeserializeOwned + 'static> Ending<R> {
+    /// Waits for the result, and then for the end of the process: its function may have left blocking tasks behind, and dropping the
+    /// process would kill it. Cancel-safe.
+    async fn wait(&mut self) {
+        if self.result.is_none() {
+            self.result = Some(self.process.join().await);
         }
-    };
-    // It goes when it has ended altogether.
-    let _ = process.wait().await;
-    ended.ok()
+        // An error is an end that cannot be waited for.
+        let _ = self.process.wait().await;
+    }
+
+    fn result(self) -> Result<R> {
+        match self.result {
+            Some(result) => result,
+            None => unreachable!("it was waited for"),
+        }
+    }
+
+    /// Asks the process to end and kills it after `grace`: what its function returned, if it did.
+    async fn stop(mut self, grace: Duration) -> Option<R> {
+        // Signals fail for what has ended.
+        let _ = self.process.terminate();
+        let has_ended = match Instant::now().checked_add(grace) {
+            Some(limit) => timer::by(limit, self.wait()).await.is_ok(),
+            None => {
+                self.wait().await;
+                true
+            }
+        };
+        if !has_ended {
+            let _ = self.process.kill();
+            self.wait().await;
+        }
+        self.result().ok()
+    }
 }
