@@ -201,6 +201,72 @@ mod tokens {
         };
         in_child(nothing_is_left, ()).await;
     }
+
+    #[tokio::test]
+    async fn a_waiter_that_is_not_polled_delays_no_other() {
+        let token = CancellationToken::new().unwrap();
+        let (child, event) = (token.child_token().unwrap(), mp::Event::new().unwrap());
+        let (mut first, mut of_child, mut of_event) =
+            (pin!(token.cancelled()), pin!(child.cancelled()), pin!(event.wait()));
+        assert!(
+            poll!(&mut first).is_pending() && poll!(&mut of_child).is_pending() && poll!(&mut of_event).is_pending()
+        );
+        let mut later = pin!(token.cancelled());
+        falls_asleep(later.as_mut()).await;
+        let thread = std::thread::spawn({
+            let (token, event) = (token.clone(), event.clone());
+            move || (token.blocking_cancelled().is_ok(), event.blocking_wait().is_ok())
+        });
+        token.cancel();
+        event.set();
+        within(later).await;
+        within(token.cancelled()).await;
+        within(child.cancelled()).await;
+        within(event.wait()).await.unwrap();
+        assert_eq!(within(tokio::task::spawn_blocking(|| thread.join().unwrap())).await.unwrap(), (true, true));
+        within(async { (first.await, of_child.await, of_event.await.unwrap()) }).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn waiters_of_several_runtimes_and_threads_are_woken_by_another_process() {
+        for round in 0..20 {
+            let event = mp::Event::new().unwrap();
+            let tasks: Vec<_> = (0..20)
+                .map(|_| {
+                    tokio::spawn({
+                        let event = event.clone();
+                        async move { event.wait().await.unwrap() }
+                    })
+                })
+                .collect();
+            let threads: Vec<_> = (0..3)
+                .map(|n| {
+                    std::thread::spawn({
+                        let event = event.clone();
+                        move || match n {
+                            0 => tokio::runtime::Builder::new_current_thread()
+                                .enable_all()
+                                .build()
+                                .unwrap()
+                                .block_on(event.wait()),
+                            _ => event.blocking_wait_timeout(Duration::from_secs(60)),
+                        }
+                    })
+                })
+                .collect();
+            if round % 2 == 0 {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            let setter = Process::spawn(|event: mp::Event| event.set(), (event,)).unwrap();
+            for task in tasks {
+                within(task).await.unwrap();
+            }
+            for thread in threads {
+                within(tokio::task::spawn_blocking(|| thread.join().unwrap())).await.unwrap().unwrap();
+            }
+            within(setter).await.unwrap();
+        }
+    }
 }
 
 mod oneshots {
@@ -463,6 +529,37 @@ mod watches {
         drop(sender);
         assert_eq!(thread.join().unwrap(), (2, ErrorKind::Closed));
     }
+
+    #[tokio::test]
+    async fn a_receiver_that_waits_delays_no_other_of_its_process() {
+        let (sender, mut seen) = mp::watch(1).unwrap();
+        let mut new = seen.clone();
+        new.mark_changed();
+        let values = seen.clone();
+        let mut waits = pin!(seen.changed());
+        assert!(poll!(&mut waits).is_pending());
+        within(new.changed()).await.unwrap();
+        let mut values = values.into_stream();
+        assert_eq!(within(values.next()).await.unwrap().unwrap(), 1);
+        let mut next = pin!(values.next());
+        falls_asleep(next.as_mut()).await;
+        sender.send(2).unwrap();
+        assert_eq!(within(next).await.unwrap().unwrap(), 2);
+        within(waits).await.unwrap();
+    }
+
+    #[test]
+    fn a_plain_thread_sees_that_the_senders_are_gone_also_after_a_runtime() {
+        let _deadline = Deadline::start();
+        let (sender, mut receiver) = mp::watch(1).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async { falls_asleep(pin!(receiver.changed())).await });
+        drop(runtime);
+        let thread = std::thread::spawn(move || receiver.blocking_changed().unwrap_err().kind());
+        std::thread::sleep(Duration::from_millis(5));
+        drop(sender);
+        assert_eq!(thread.join().unwrap(), ErrorKind::Closed);
+    }
 }
 
 mod broadcasts {
@@ -627,6 +724,35 @@ mod broadcasts {
         let queue = Queue::unbounded().unwrap();
         queue.try_put(error).unwrap();
         assert_eq!(queue.try_get().unwrap().lagged(), Some(2));
+    }
+
+    #[tokio::test]
+    async fn a_receiver_that_waits_delays_no_other_of_its_process() {
+        let (sender, mut first) = mp::broadcast(4).unwrap();
+        let mut second = sender.subscribe();
+        sender.send(1).unwrap();
+        assert_eq!(within(first.recv()).await.unwrap(), 1);
+        let mut waits = pin!(first.recv());
+        assert!(poll!(&mut waits).is_pending());
+        assert_eq!(within(second.recv()).await.unwrap(), 1);
+        let mut next = pin!(second.recv());
+        falls_asleep(next.as_mut()).await;
+        sender.send(2).unwrap();
+        assert_eq!(within(next).await.unwrap(), 2);
+        assert_eq!(within(waits).await.unwrap(), 2);
+    }
+
+    #[test]
+    fn a_plain_thread_sees_that_the_senders_are_gone_also_after_a_runtime() {
+        let _deadline = Deadline::start();
+        let (sender, mut receiver) = mp::broadcast::<u8>(2).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async { falls_asleep(pin!(receiver.recv())).await });
+        drop(runtime);
+        let thread = std::thread::spawn(move || receiver.blocking_recv().unwrap_err().kind());
+        std::thread::sleep(Duration::from_millis(5));
+        drop(sender);
+        assert_eq!(thread.join().unwrap(), ErrorKind::Closed);
     }
 }
 
@@ -1197,6 +1323,112 @@ mod leases {
         queue.try_put(5).unwrap();
         assert_eq!(thread.join().unwrap(), 5);
     }
+
+    #[tokio::test]
+    async fn others_learn_that_the_last_leased_item_of_a_closed_queue_was_taken_by_a_get() {
+        let queue = Queue::unbounded().unwrap();
+        queue.put(1).await.unwrap();
+        let lease = queue.lease().await.unwrap();
+        queue.close();
+        let get = async |queue: Queue<i32>| queue.get().await.map_err(|error| error.kind());
+        let waits = async |queue: Queue<i32>| {
+            let mut set = QueueSet::new();
+            set.insert((), &queue).unwrap();
+            set.get().await.map(|((), item)| item).map_err(|error| error.kind())
+        };
+        let getters = [Process::spawn(get, (queue.clone(),)).unwrap(), Process::spawn(get, (queue.clone(),)).unwrap()];
+        let set = Process::spawn(waits, (queue.clone(),)).unwrap();
+        for process in getters.iter().chain([&set]) {
+            asleep(process).await;
+        }
+        drop(lease);
+        let [first, second] = getters;
+        let mut results = vec![within(first).await.unwrap(), within(second).await.unwrap(), within(set).await.unwrap()];
+        results.sort_by_key(Result::is_ok);
+        assert_eq!(results, [Err(ErrorKind::Closed), Err(ErrorKind::Closed), Ok(1)]);
+    }
+
+    #[tokio::test]
+    async fn leases_of_growing_items_take_bounded_memory_and_addresses() {
+        let alone = async || {
+            let queue = Queue::unbounded().unwrap();
+            let file = || {
+                let links = std::fs::read_dir("/proc/self/fd").unwrap().map(|entry| entry.unwrap().path());
+                let is_ring = |path: &std::path::PathBuf| {
+                    std::fs::read_link(path).is_ok_and(|target| target.to_string_lossy().contains("multiprocess-ring"))
+                };
+                use std::os::unix::fs::MetadataExt;
+                let metadata = links.filter(is_ring).map(|path| std::fs::metadata(path).unwrap());
+                metadata.fold((0, 0), |(len, memory), file| (len + file.len(), memory + file.blocks() * 512))
+            };
+            for round in 0..3000 {
+                let size = 1000 + round % 1000 * 600;
+                queue.put(vec![7_u8; size]).await.unwrap();
+                // Another item that is leased meanwhile has another place.
+                let lease = queue.lease().await.unwrap();
+                assert_eq!(lease.len(), size);
+                match round % 3 {
+                    0 => drop(lease.commit().unwrap()),
+                    1 => {
+                        drop(lease);
+                        queue.get().await.unwrap();
+                    }
+                    _ => {
+                        drop(lease);
+                        queue.lease().await.unwrap().commit().unwrap();
+                    }
+                }
+            }
+            file()
+        };
+        let (len, memory) = in_child(alone, ()).await;
+        assert!(len < 64 << 20 && memory < 32 << 20, "{len} bytes of addresses, {memory} bytes of memory");
+    }
+
+    #[test]
+    fn leases_and_a_queue_that_grows_at_the_same_time_damage_nothing() {
+        let _deadline = Deadline::start();
+        for _ in 0..2000 {
+            let queue = Queue::unbounded().unwrap();
+            queue.try_put(vec![0_u8; 10]).unwrap();
+            let start = std::sync::Barrier::new(2);
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    start.wait();
+                    for _ in 0..3 {
+                        queue.try_put(vec![1; 80_000]).unwrap();
+                    }
+                });
+                start.wait();
+                let leases: Vec<_> = (0..4).map(|_| queue.blocking_lease().unwrap()).collect();
+                leases.into_iter().for_each(|lease| drop(lease.commit().unwrap()));
+            });
+        }
+    }
+
+    #[derive(serde::Serialize)]
+    struct Fragile(u8);
+
+    impl<'de> serde::Deserialize<'de> for Fragile {
+        fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            let fragile = u8::deserialize(deserializer).map(Self)?;
+            assert!(fragile.0 != 1, "it cannot be read");
+            Ok(fragile)
+        }
+    }
+
+    #[tokio::test]
+    async fn an_item_that_panics_when_it_is_read_is_given_back_and_ends_among_the_dead_letters() {
+        let queue = Queue::unbounded().unwrap().max_deliveries(2);
+        queue.put(Fragile(1)).await.unwrap();
+        queue.put(Fragile(2)).await.unwrap();
+        for _ in 0..2 {
+            let panics = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| queue.try_lease().map(drop)));
+            assert!(panics.is_err());
+        }
+        assert_eq!(within(queue.lease()).await.unwrap().commit().unwrap().0, 2);
+        assert_eq!((queue.len(), queue.dead_letters().len()), (0, 1));
+    }
 }
 
 mod tasks {
@@ -1577,6 +1809,41 @@ mod supervision {
         let mut bytes = [0; 3];
         std::io::Read::read_exact(&mut reader, &mut bytes).unwrap();
         assert_eq!(&bytes, b"xxx");
+    }
+
+    #[tokio::test]
+    async fn blocking_tasks_that_the_function_leaves_behind_run_to_their_end() {
+        let done = Value::new(0_u32).unwrap();
+        let leaves = async |done: Value<u32>| {
+            tokio::task::spawn_blocking(move || {
+                std::thread::sleep(4 * SHORT);
+                done.set(1);
+            });
+            7
+        };
+        let mut child = Process::builder().restart(Restart::on_failure()).spawn(leaves, (done.clone(),)).unwrap();
+        assert_eq!((within(child.wait()).await.unwrap(), done.get()), (7, 1));
+    }
+
+    #[tokio::test]
+    async fn stop_kills_a_child_whose_blocking_tasks_do_not_end() {
+        let ready = mp::Event::new().unwrap();
+        let leaves = async |ready: mp::Event| {
+            tokio::task::spawn_blocking(move || {
+                ready.set();
+                loop {
+                    std::thread::park();
+                }
+            });
+            7
+        };
+        let builder = Process::builder().shield_signals(true).restart(Restart::on_failure());
+        let mut child = builder.spawn(leaves, (ready.clone(),)).unwrap();
+        within(ready.wait()).await.unwrap();
+        let pid = child.pid().unwrap();
+        // It may be stopped before its result has come.
+        assert!(matches!(within(child.stop(4 * SHORT)).await.unwrap(), Some(7) | None));
+        assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists(), "it is reaped");
     }
 
     #[test]
