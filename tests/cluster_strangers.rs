@@ -228,3 +228,39 @@ async fn certificates_that_are_not_trusted_and_plain_servers_are_errors_that_say
     is_refused(secure, &["tls"]).await;
     let _ = std::fs::remove_dir_all(dir);
 }
+
+/// The configuration of `examples/cluster`, for the pool of these tests.
+fn roles() -> String {
+    let config = include_str!("../examples/cluster/nats.conf").replace("POOL", "pool");
+    let lines = config.lines().filter(|line| !line.starts_with("listen") && !line.starts_with("jetstream"));
+    let config = lines.filter(|line| !line.trim_start().starts_with('#')).collect::<Vec<_>>().join("\n");
+    let passwords = [("$ADMIN_PASSWORD", "a"), ("$SUBMIT_PASSWORD", "b"), ("$SERVE_PASSWORD", "c")];
+    passwords.iter().fold(config, |config, (name, password)| config.replace(name, password))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_role_of_the_example_may_do_what_it_has_to_and_not_what_others_do() {
+    let server = server!(&roles());
+    let (admin, submit, serve) = (
+        server.address().user("admin", "a"),
+        server.address().user("submit", "b"),
+        server.address().user("serve", "c"),
+    );
+    // Makes the stream.
+    let pool = Pool::builder().cluster(&admin).build().unwrap();
+    let error = within(pool.apply(square, (1,)).queue_timeout(1000 * MS)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+    let local = Pool::new(2).unwrap();
+    let _serving = local.serve(&serve);
+    let pool = Pool::builder().cluster(&submit).build().unwrap();
+    assert_eq!(within(pool.apply(square, (3,))).await.unwrap(), 9);
+    assert_eq!(within(pool.apply(|bytes: Vec<u8>| bytes.len(), (vec![7; 3 << 20],))).await.unwrap(), 3 << 20);
+    assert!(tokio::time::timeout(300 * MS, pool.apply(forever, ())).await.is_err());
+    assert_eq!(within(pool.apply(square, (4,))).await.unwrap(), 16);
+    // The other way round.
+    let error = within(local.serve(&submit)).await.unwrap_err();
+    assert!(error.kind() == ErrorKind::Unavailable && error.to_string().contains("serve"), "{error}");
+    let pool = Pool::builder().cluster(&serve).build().unwrap();
+    let error = within(pool.apply(square, (1,))).await.unwrap_err();
+    assert!(error.kind() == ErrorKind::Unavailable && error.to_string().contains("submit"), "{error}");
+}
