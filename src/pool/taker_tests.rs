@@ -223,6 +223,7 @@ async fn the_first_result_of_an_item_counts_and_records_that_are_not_whole_settl
     for bad in [cut, more, endless, strange, encoded(3, 0), encoded(u64::MAX, 0)] {
         assert_eq!(order.settle(bad).unwrap_err().kind(), ErrorKind::Decode);
     }
+    order.settle(EncodedResults { first: 2, count: 0, records: Vec::new() }).unwrap();
     order.settle(good).unwrap();
     order.settle(encoded(0, 7)).unwrap();
     assert_eq!(within(map).await.unwrap().unwrap(), [1, 20, 3]);
