@@ -4,14 +4,13 @@
 
 mod common;
 
-use common::{eventually, falls_asleep_in_line, is_asleep, within};
+use common::{eventually, falls_asleep_in_line, is_asleep, ring_memory, within};
 use futures::poll;
 use multiprocess::{
     self as mp, Barrier, Condition, ErrorKind, Event, Fd, JoinableQueue, ListProxy, Lock, Manager, Process, Queue,
     RwLock, Semaphore,
 };
 use serde::{Deserialize, Serialize};
-use std::os::linux::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::pin::pin;
 use std::time::{Duration, Instant};
@@ -96,15 +95,6 @@ async fn drain(queue: &Queue<Item>) -> Vec<u32> {
             }
         }
     }
-}
-
-/// The bytes of memory behind all rings that this process has open.
-fn ring_memory() -> u64 {
-    let links = std::fs::read_dir("/proc/self/fd").unwrap().map(|entry| entry.unwrap().path());
-    let rings = links.filter(|path| {
-        std::fs::read_link(path).is_ok_and(|target| target.to_string_lossy().contains("memfd:multiprocess-ring"))
-    });
-    rings.map(|path| std::fs::metadata(path).unwrap().st_blocks() * 512).sum()
 }
 
 /// `family`: killed while claiming a slot, of which the supervisor does not know yet. Others wait and are woken all the same,
@@ -204,7 +194,7 @@ async fn killed_while_getting() {
     }
 }
 
-/// `link`: the descriptors died with who took them; the item is an error, once, and the next one is whole.
+/// `channel_core`: the descriptors died with who took them; the item is an error, once, and the next one is whole.
 #[tokio::test]
 async fn killed_after_taking_the_descriptors() {
     let _alone = alone().await;
@@ -234,14 +224,18 @@ async fn killed_while_leaving_a_segment() {
     assert_eq!(drain(&queue).await, (21 - left..=21).collect::<Vec<_>>());
 }
 
-/// `ring`: killed while a large drained segment is replaced by the base.
+/// `ring`: killed while a large drained segment is replaced by the base: by `reclaim` after a time, or at once.
 #[tokio::test]
 async fn killed_while_giving_a_large_segment_back() {
     let _alone = alone().await;
-    for point in ["grow.begun", "grow.linked"] {
+    let get_and_stay = async |queue: Queue<Item>| {
+        // The next one never comes, so the handle stays.
+        get(queue, 2).await;
+    };
+    for (point, size) in [("grow.begun", 9 << 20), ("grow.linked", 9 << 20), ("grow.linked", 40 << 20)] {
         let queue = Queue::unbounded().unwrap();
-        queue.put(Item::new(1, 9 << 20, 0)).await.unwrap();
-        death(doomed!(point, get, (queue.clone(), 1)), point).await;
+        queue.put(Item::new(1, size, 0)).await.unwrap();
+        death(doomed!(point, get_and_stay, (queue.clone(),)), point).await;
         assert_eq!(queue.len(), 0, "{point}");
         for number in 2..=3 {
             within(queue.put(Item::new(number, 100_000, 0))).await.unwrap();
@@ -250,7 +244,7 @@ async fn killed_while_giving_a_large_segment_back() {
     }
 }
 
-/// `link`: what a dead consumer had taken and not finished counts as done, and what it had not taken is still to do.
+/// `channel_core`: what a dead consumer had taken and not finished counts as done, and what it had not taken is still to do.
 #[tokio::test]
 async fn killed_holding_an_item_of_a_joinable_queue() {
     let _alone = alone().await;
@@ -363,7 +357,7 @@ fn left_after_join(queue: JoinableQueue<u32>) -> usize {
     queue.len()
 }
 
-/// `link`: who looks whether all is done is stopped in the middle, and meanwhile an item is followed up by another.
+/// `channel_core`: who looks whether all is done is stopped in the middle, and meanwhile an item is followed up by another.
 #[tokio::test]
 async fn stopped_looking_whether_all_is_done() {
     let _alone = alone().await;

@@ -7,7 +7,7 @@ use std::fs;
 use std::time::Duration;
 
 mod common;
-use common::Deadline;
+use common::{Deadline, ring_memory};
 
 multiprocess::test_support!();
 
@@ -170,4 +170,74 @@ async fn a_large_value_takes_no_more_memory_than_the_documentation_says() -> mp:
     check_peaks_of::<(i32, Vec<u8>)>().await?;
     check_peaks_of::<Vec<f64>>().await?;
     check_peaks_of::<Holds>().await
+}
+
+/// Puts and gets `count` items of `mib` MiB through as many queues, which stay; the memory that the queues had at most, and
+/// whether it goes.
+async fn fill_and_drain(count: usize, mib: usize) -> mp::Result<(u64, bool)> {
+    let (mut queues, mut most) = (Vec::new(), 0);
+    for _ in 0..count {
+        let queue = Queue::unbounded()?;
+        queue.put(vec![1u8; mib * MIB]).await.map_err(mp::Error::other)?;
+        assert_eq!(queue.get().await?.len(), mib * MIB);
+        queues.push(queue);
+        most = most.max(ring_memory());
+    }
+    let start = std::time::Instant::now();
+    while ring_memory() > (count * MIB) as u64 && start.elapsed() < Duration::from_secs(60) {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    for queue in &queues {
+        queue.put(vec![2; 10]).await.map_err(mp::Error::other)?;
+        assert_eq!(queue.get().await?, [2; 10]);
+    }
+    Ok((most, ring_memory() <= (count * MIB) as u64))
+}
+
+/// `reclaim`: what a drained queue keeps is bounded, and goes after a time.
+#[tokio::test]
+async fn drained_queue_keeps_little_memory_and_gives_it_back() -> mp::Result<()> {
+    let _deadline = Deadline::after(Duration::from_secs(300));
+    if !has_memory(3 << 10) {
+        return Ok(());
+    }
+    // In a process of its own: other tests have queues too.
+    for (count, mib, bound) in [(1, 40, 50), (1, 560, 4)] {
+        let (most, is_given_back) = Process::spawn(fill_and_drain, (count, mib))?.join().await??;
+        assert!(most <= (bound + 2 * count) as u64 * MIB as u64, "{} MiB of {count} x {mib}", most / MIB as u64);
+        assert!(is_given_back, "{count} x {mib}");
+    }
+    Ok(())
+}
+
+fn get_and_end(queue: Queue<Vec<u8>>) {
+    assert_eq!(queue.blocking_get().unwrap().len(), 40 * MIB);
+    // Before it has given anything back.
+    std::process::abort();
+}
+
+/// `reclaim`: whoever waits for an item takes over from a keeper that was killed.
+#[tokio::test]
+async fn waiting_taker_gives_back_what_a_killed_one_kept() -> mp::Result<()> {
+    let _deadline = Deadline::after(Duration::from_secs(180));
+    let other = async || -> mp::Result<bool> {
+        let queue = Queue::<Vec<u8>>::unbounded()?;
+        queue.put(vec![1; 40 * MIB]).await.map_err(mp::Error::other)?;
+        assert!(ring_memory() >= 40 << 20);
+        assert!(Process::spawn(get_and_end, (queue.clone(),))?.join().await.is_err());
+        let waits = tokio::spawn({
+            let queue = queue.clone();
+            async move { queue.get().await }
+        });
+        let start = std::time::Instant::now();
+        while ring_memory() > 2 << 20 && start.elapsed() < Duration::from_secs(60) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let is_given_back = ring_memory() <= 2 << 20;
+        queue.put(vec![7]).await.map_err(mp::Error::other)?;
+        assert_eq!(waits.await.map_err(mp::Error::other)??, [7]);
+        Ok(is_given_back)
+    };
+    assert!(Process::spawn(other, ())?.join().await??);
+    Ok(())
 }

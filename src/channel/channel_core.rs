@@ -37,10 +37,11 @@
 use super::descriptors::send_fds;
 #[cfg(multiprocess_loom)]
 use super::descriptors::take_fds;
+use super::reclaim::{self, Kept, Reclaim};
 use super::ring::{Pop, Push, Ring, WakeRequests, word};
 use super::unfinished::Unfinished;
 use crate::error::{Damage, Error, ErrorKind, Result};
-use crate::os::{fault, timer};
+use crate::os::{fault, memory, timer};
 use crate::shm::atomic::fence;
 use crate::wait::{Hangup, WaitQueue, refuse_inside_async, until, until_blocking};
 use crate::wire::{self, Attachment, Message, Parcel, Payload};
@@ -48,10 +49,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
 #[cfg(not(multiprocess_loom))]
 use std::sync::OnceLock;
-use std::sync::atomic::Ordering::*;
+use std::sync::atomic::{AtomicU64, Ordering::*};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 #[cfg(not(multiprocess_loom))]
@@ -70,6 +71,9 @@ pub(super) struct ChannelCore {
     hangup: Option<Arc<Hangup>>,
     is_joinable: bool,
     what: &'static str,
+    /// See `reclaim`.
+    watched: AtomicU64,
+    this: Weak<Self>,
 }
 
 /// Why a put, or a try of one, took nothing.
@@ -86,7 +90,8 @@ impl ChannelCore {
         ring.is_called(what);
         let wait_queue = |first| WaitQueue::new(ring.region().clone(), first, hangup.clone());
         let (room, items, joined) = (wait_queue(word::ROOM)?, wait_queue(word::ITEMS)?, wait_queue(word::JOINED)?);
-        Ok(Arc::new(Self {
+        let watched = AtomicU64::new(0);
+        let core = |this: &Weak<Self>| Self {
             ring,
             room,
             items,
@@ -98,7 +103,10 @@ impl ChannelCore {
             hangup,
             is_joinable,
             what,
-        }))
+            watched,
+            this: this.clone(),
+        };
+        Ok(Arc::new_cyclic(core))
     }
 
     pub(super) fn wait_queues(&self) -> [&Arc<WaitQueue>; 2] {
@@ -106,7 +114,7 @@ impl ChannelCore {
     }
 
     /// See [`Ring::ignore_byte_limit`].
-    pub(super) fn ignore_byte_limit(&mut self) {
+    pub(super) fn ignore_byte_limit(&self) {
         self.ring.ignore_byte_limit();
     }
 
@@ -183,6 +191,16 @@ impl ChannelCore {
         }
     }
 
+    /// After something was taken, or nothing was there: the ring may keep memory that is to be given back some time.
+    #[inline]
+    fn watch_idle(&self) {
+        if self.ring.take_idle()
+            && let Some(this) = self.this.upgrade()
+        {
+            reclaim::watch(&this);
+        }
+    }
+
     /// One push, with its notices. `is_hung_up`: asked now, or not here. Done, it tells whether a taker had to be woken.
     fn push(
         &self,
@@ -207,6 +225,11 @@ impl ChannelCore {
             let send = |number| send_fds(self.tx.as_fd(), number, attachments);
             let (result, requests) = self.ring.push(&mut payload, attachments.len(), send);
             self.notify(requests);
+            let is_short = result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::OutOfMemory);
+            // Of one that is discarded a part is gone.
+            if is_short && matches!(payload, Payload::Borrowed(_)) && reclaim::give_back_all() {
+                continue;
+            }
             if result.as_ref().is_err_and(|error| !Damage::is_in(error)) {
                 // The room is still there.
                 self.room.notify_one();
@@ -233,6 +256,7 @@ impl ChannelCore {
     /// One pop of a `T`, with its notices. `is_hung_up`: asked now, or told when it happens.
     fn pop<T: 'static>(&self, is_hung_up: fn(&Self) -> bool) -> Result<Tried<Parcel>> {
         let buffer = || if wire::takes_buffer::<T>() { Vec::new() } else { wire::spare() };
+        let payload = |len: usize| (memory::with_room(buffer(), len), !wire::needs_memory::<T>(len));
         if !self.is_joinable {
             let mut bytes = buffer();
             let (done, requests) = self.ring.pop_here(&mut bytes);
@@ -255,8 +279,9 @@ impl ChannelCore {
                     is_held = true;
                 }
             };
-            let (result, requests) = self.ring.pop(buffer, take, commit);
+            let (result, requests) = self.ring.pop(payload, take, commit);
             self.notify(requests);
+            self.watch_idle();
             if is_held && result.is_err() {
                 self.forget();
             }
@@ -507,6 +532,29 @@ impl ChannelCore {
     pub(super) fn blocking_join(&self) -> Result<()> {
         refuse_inside_async();
         self.block(&self.joined, None, || self.finished())
+    }
+}
+
+/// The last handle of this process goes: it can be no keeper any more.
+impl Drop for ChannelCore {
+    fn drop(&mut self) {
+        if self.watched.load(Acquire) > 0 {
+            self.notify(self.ring.give_back_kept());
+        }
+    }
+}
+
+impl Reclaim for ChannelCore {
+    fn kept(&self) -> Option<Kept> {
+        self.ring.kept().map(|(bytes, passed)| Kept { bytes, passed })
+    }
+
+    fn give_back(&self) {
+        self.notify(self.ring.give_back_kept());
+    }
+
+    fn watched(&self) -> &AtomicU64 {
+        &self.watched
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! # State
 //! Words of the region's head: `GENERATION` counts the lives of extents, `END` is where the next new one begins, and
-//! `LIST` has a pair for every extent: its offset, and `capacity | state`. A life of an extent is named
+//! `LIST` has a pair for every extent: its offset, and `capacity | state`. An extent begins with no memory but that of its
+//! head, and gets more as it is filled (`missing` of its segment). A life of an extent is named
 //! `generation:24 | offset:40`. The first one, the base, is made with the region and never given back.
 //!
 //! # Moves
@@ -30,6 +31,7 @@
 //! Nothing here waits.
 
 use super::segment::{self, Bytes, Segment};
+use crate::os::memfd;
 use crate::shm::atomic::AtomicU64;
 #[cfg(multiprocess_loom)]
 use crate::shm::region as view;
@@ -128,9 +130,9 @@ impl Extents {
         generation << 40 | offset
     }
 
-    /// An extent of this capacity, in use and in no chain; of its memory, the first `later` bytes that segments have for
-    /// records are still to be [`prepare`](Self::prepare)d. Only under the put lock.
-    pub(super) fn allocate(&self, capacity: u64, later: u64) -> io::Result<u64> {
+    /// An extent of this capacity, in use and in no chain. Only its head has memory: see [`back`](Self::back). Only under the
+    /// put lock.
+    pub(super) fn allocate(&self, capacity: u64) -> io::Result<u64> {
         let len = segment::HEAD_LEN + capacity * 8;
         let reusable = self.rows().find(|(_, state)| state.load(Acquire) == capacity << 8 | FREE);
         let (offset, state) = match reusable {
@@ -141,6 +143,7 @@ impl Extents {
                 if !self.is_end_possible() {
                     return Err(corrupt("where its memory ends"));
                 }
+                memfd::check_file_size(self.word(word::END).load(Acquire).saturating_add(len))?;
                 let offset = self.raise_end(len);
                 let offset = offset.ok_or_else(|| full("a queue of more extents than it has addresses for"))?;
                 row.store(offset, Release);
@@ -148,10 +151,7 @@ impl Extents {
             }
         };
         state.store(capacity << 8 | IN_USE, Release);
-        let reserved = match later {
-            0 => self.region.reserve(offset, len),
-            _ => self.region.reserve_around(offset, len, segment::HEAD_LEN, later),
-        };
+        let reserved = self.region.reserve_around(offset, len, segment::HEAD_LEN, capacity * 8);
         reserved.inspect_err(|_| self.retire(offset))?;
         Ok(self.live(offset))
     }
@@ -180,10 +180,10 @@ impl Extents {
         self.word(word::END).fetch_update(AcqRel, Acquire, raised).ok()
     }
 
-    /// Reserves and maps a part of a new extent: `len` bytes of the space for records, from `at` on.
-    pub(super) fn prepare(&self, name: u64, extent: &Extent, at: u64, len: u64) -> io::Result<()> {
-        self.region.reserve_more((name & OFFSET_MASK) + segment::HEAD_LEN + at, len)?;
-        extent.map.populate_part((segment::HEAD_LEN + at) as usize, len as usize);
+    /// Gives memory to the bytes `from..to` of the room for records, and maps it: one call costs less than a fault for each page.
+    pub(super) fn back(&self, name: u64, extent: &Extent, from: u64, to: u64) -> io::Result<()> {
+        self.region.reserve((name & OFFSET_MASK) + segment::HEAD_LEN + from, to - from)?;
+        extent.map.populate_part((segment::HEAD_LEN + from) as usize, (to - from) as usize);
         Ok(())
     }
 
@@ -302,15 +302,5 @@ impl Extent {
     #[inline]
     pub(super) fn size(&self) -> u64 {
         u64::from(self.capacity) * 8
-    }
-
-    /// Units of eight bytes.
-    pub(super) fn capacity(&self) -> u64 {
-        self.capacity.into()
-    }
-
-    /// Maps the first bytes of it, which are about to be written: one call costs less than a fault per page.
-    pub(super) fn populate(&self, bytes: u64) {
-        self.map.populate_first(bytes as usize);
     }
 }

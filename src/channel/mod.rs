@@ -28,6 +28,7 @@ mod queue;
 mod queue_set;
 #[cfg(not(multiprocess_loom))]
 mod recent;
+mod reclaim;
 mod result_notification;
 #[cfg(all(test, multiprocess_loom))]
 mod result_notification_models;

@@ -75,14 +75,24 @@ fn ring(region: &Arc<Region>) -> Ring {
     Ring::of_model(region.clone()).unwrap()
 }
 
+/// The memory of payloads of this length is given back piece by piece.
+const DISCARDED: usize = 14 * 8;
+
 fn push(ring: &Ring, n: u8, len: usize) -> Option<Push> {
-    let pushed = ring.push(&mut Payload::Borrowed(&vec![n; len]), 0, |_| Ok(true)).0.unwrap();
+    let mut bytes = vec![n; len];
+    let mut payload = if len == DISCARDED { Payload::Discardable(&mut bytes) } else { Payload::Borrowed(&bytes) };
+    let pushed = ring.push(&mut payload, 0, |_| Ok(true)).0.unwrap();
     (pushed != Push::Busy).then_some(pushed)
 }
 
 /// `None` if somebody else is taking.
 fn pop(ring: &Ring) -> Option<Result<u8, Pop>> {
-    match ring.pop(Vec::new, |_, _| Ok(Vec::new()), |_| ()).0.unwrap() {
+    let popped = ring.pop(|_| (Vec::new(), true), |_, _| Ok(Vec::new()), |_| ()).0.unwrap();
+    if ring.take_idle() {
+        // In life some time later.
+        let _ = ring.give_back_kept();
+    }
+    match popped {
         Pop::Got(bytes, _) => {
             assert!(bytes.iter().all(|byte| *byte == bytes[0]) && bytes.len() >= 8, "a torn record: {bytes:?}");
             Some(Ok(bytes[0]))
@@ -176,6 +186,16 @@ fn models_a_ring_that_gives_a_large_segment_back() {
         pair(&format!("large, putter {at}"), 1, 15, Some(at), None);
         pair(&format!("large, taker {at}"), 1, 15, None, Some(at));
     }
+}
+
+#[test]
+fn models_a_ring_that_is_given_payloads_to_discard() {
+    let long = DISCARDED / 8;
+    pair("discarding", 1, long, None, None);
+    for at in ["put.piece", "put.written", "grow.begun", "grow.linked", "put.published"] {
+        pair(&format!("discarding, {at}"), 1, long, Some(at), None);
+    }
+    pair("discarding, get.consumed", 1, long, None, Some("get.consumed"));
 }
 
 #[test]

@@ -177,9 +177,8 @@ impl<T: Item> Sender<T> {
     }
 
     /// This end for a sender that counts what is under way itself, and may exceed the limit of the pipe with messages that must not wait.
-    pub(crate) fn beyond_limit(mut self) -> Self {
-        // Nobody else has it yet: it comes from a message, or was just made.
-        Arc::get_mut(&mut self.half.core).iter_mut().for_each(|core| core.ignore_byte_limit());
+    pub(crate) fn beyond_limit(self) -> Self {
+        self.half.core.ignore_byte_limit();
         self
     }
 

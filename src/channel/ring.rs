@@ -61,7 +61,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 #[cfg(not(multiprocess_loom))]
 use std::sync::OnceLock;
-use std::sync::atomic::Ordering::*;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::*};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -100,12 +100,14 @@ const MAGIC: u64 = u64::from_be_bytes(*b"mpRing01");
 const DAMAGED: u64 = u64::from_be_bytes(*b"mpDamage");
 /// Nobody holds a lock for so long: a copy takes less, so who has it is stopped, or it is damaged.
 const LONG: Duration = Duration::from_secs(5);
-/// A drained segment larger than this is given back at once.
-const KEEP: u64 = if IS_MODEL { 64 } else { 8 << 20 };
-/// Bytes that are mapped beyond those of the record that a segment was made for.
-const AHEAD: u64 = 4 << 20;
-/// A segment made for one large message has room for some more of its kind, up to this.
+/// A drained segment with more memory than this is kept for a time only (`reclaim`).
+const KEEP: u64 = if IS_MODEL { 64 } else { 1 << 20 };
+/// A segment gets at least as many bytes of memory at a time.
+const AHEAD: u64 = if IS_MODEL { 8 } else { 4 << 20 };
+/// A segment made for a large message has room for some more of its kind, up to this; for one more in any case.
 const SEVERAL: u64 = if IS_MODEL { 64 } else { 16 << 20 };
+/// Units that a segment has at most.
+const MOST_UNITS: u64 = 1 << 31;
 
 /// What a putter finds.
 #[derive(Debug, PartialEq, Eq)]
@@ -145,11 +147,13 @@ pub(super) struct Ring {
     family: &'static Family,
     extents: Extents,
     item_limit: u64,
-    byte_limit: u64,
+    byte_limit: AtomicU64,
     /// What errors call it.
     what: &'static str,
     put: Mutex<Side>,
     get: Mutex<Side>,
+    /// It was found drained, with a large segment that nobody else here has to give back.
+    is_idle: AtomicBool,
     /// The table of leased items, once one was leased.
     #[cfg(not(multiprocess_loom))]
     leases: OnceLock<Arc<Map>>,
@@ -170,40 +174,18 @@ impl Side {
 }
 
 /// So many bytes of a payload are copied before their memory is given back.
-const PIECE: usize = 4 << 20;
-
-/// Writes a record beyond `tail` and gives the memory of its payload back. `prepare` is told of each piece of the segment
-/// before it is written, as an offset and a length.
-fn write_and_discard(
-    segment: &Segment<'_, Extent>,
-    tail: Mark,
-    record: RecordHead,
-    payload: &mut [u8],
-    prepare: impl Fn(u64, u64) -> io::Result<()>,
-) -> io::Result<()> {
-    let (before, mut skip) = (record.len(), 0);
-    for piece in payload.chunks_mut(PIECE) {
-        let (at, len) = if skip == 0 { (0, before + piece.len()) } else { (before + skip, piece.len()) };
-        prepare(at as u64, len as u64)?;
-        segment.write_part(tail, record, skip, piece);
-        fault::point("put.piece");
-        memory::discard(piece);
-        skip += piece.len();
-    }
-    segment.write_head(tail, record);
-    Ok(())
-}
+const PIECE: usize = if IS_MODEL { 8 } else { 4 << 20 };
 
 /// Takes an item that came back: [`Ring::pop`] of it.
 #[cfg(not(multiprocess_loom))]
 #[cold]
 fn pop_again(
     entry: Entry<'_>,
-    payload: impl FnOnce() -> Vec<u8>,
+    payload: impl FnOnce(usize) -> (Vec<u8>, bool),
     take_fds: impl FnOnce(u64, usize) -> io::Result<Vec<OwnedFd>>,
     commit: impl FnOnce(),
 ) -> io::Result<Pop> {
-    let mut payload = payload();
+    let (mut payload, _) = payload(0);
     entry.read(&mut payload)?;
     let (number, count) = entry.fds();
     let fds = if count > 0 { take_fds(number, count) } else { Ok(Vec::new()) };
@@ -242,16 +224,17 @@ impl Ring {
             return Err(corrupt("it is no ring"));
         }
         let (item_limit, byte_limit) = (words[word::ITEM_LIMIT].load(Relaxed), words[word::BYTE_LIMIT].load(Relaxed));
-        let (put, get) = (Mutex::default(), Mutex::default());
+        let (put, get, is_idle) = Default::default();
         let what = "queue";
         Ok(Self {
             family: Family::get()?,
             extents: Extents::of(region),
             item_limit,
-            byte_limit,
+            byte_limit: byte_limit.into(),
             what,
             put,
             get,
+            is_idle,
             #[cfg(not(multiprocess_loom))]
             leases: OnceLock::new(),
         })
@@ -296,12 +279,17 @@ impl Ring {
     /// Whether a put may have to wait for records to be taken.
     #[inline]
     pub(super) fn is_limited(&self) -> bool {
-        self.item_limit != 0 || self.byte_limit != 0
+        self.item_limit != 0 || self.byte_limit() != 0
     }
 
-    /// From now on this end puts beyond the limit in bytes. The other end tells of room as before.
-    pub(super) fn ignore_byte_limit(&mut self) {
-        self.byte_limit = 0;
+    /// From now on this end puts beyond the limit in bytes. The other end notifies of room as before.
+    pub(super) fn ignore_byte_limit(&self) {
+        self.byte_limit.store(0, Relaxed);
+    }
+
+    #[inline]
+    fn byte_limit(&self) -> u64 {
+        self.byte_limit.load(Relaxed)
     }
 
     pub(super) fn item_limit(&self) -> Option<usize> {
@@ -359,7 +347,7 @@ impl Ring {
         let segment = extent.segment();
         let is_here = self.word(word::PUT_SEGMENT).load(Acquire) == name && segment.next() == 0;
         let Ok(len) = u32::try_from(payload.len()) else { return false };
-        let (tail, record) = (segment.tail(), RecordHead { len, fds: 0, number: 0 });
+        let (tail, record) = (segment.tail(), RecordHead::new(len, 0));
         let taken = self.word(word::KNOWN_TAKEN).load(Acquire) as u32;
         let is_full = self.item_limit != 0 && u64::from(tail.count.wrapping_sub(taken)) >= self.item_limit;
         if !is_here || is_full || self.is_closed() || !segment.write_here(tail, record, payload) {
@@ -415,17 +403,25 @@ impl Ring {
         if self.item_limit != 0 && !self.has_room_for_one(tail)? {
             return Ok(Push::Full);
         }
-        let mut record = RecordHead { len, fds: fds as u32, number: 0 };
+        let mut record = RecordHead::new(len, fds as u32);
         let segment = side.segment()?;
         if !segment.has_room(tail, record.units()) {
             if !segment.is_possible(segment.head(), tail) {
                 return Err(corrupt("a segment with an impossible tail"));
             }
             if let Payload::Discardable(payload) = payload {
+                debug_assert_eq!(fds, 0, "whose payload is discarded brings no descriptors");
                 return self.push_discarding(side, tail, record, payload);
             }
-            let Some(grown) = self.grow(side, tail, record.units())? else { return Ok(Push::Full) };
+            let Some(grown) = self.grow(side, tail, record)? else { return Ok(Push::Full) };
             tail = grown;
+        } else {
+            let Some(placed) = self.place(side, tail, record)? else { return Ok(Push::Full) };
+            record = placed;
+        }
+        let Side { name, extent: Some(extent) } = side else { return Err(corrupt("no segment")) };
+        if let Payload::Borrowed(_) = payload {
+            self.back(*name, extent, extent.segment().reach(tail, record))?;
         }
         if fds > 0 {
             record.number = self.word(word::NUMBER).fetch_add(1, Relaxed).wrapping_add(1);
@@ -434,10 +430,10 @@ impl Ring {
             }
             fault::point("put.sent");
         }
-        let segment = side.segment()?;
+        let segment = extent.segment();
         match payload {
             Payload::Borrowed(payload) => segment.write_record(tail, record, payload),
-            Payload::Discardable(payload) => write_and_discard(&segment, tail, record, payload, |_, _| Ok(()))?,
+            Payload::Discardable(payload) => self.write_and_discard((*name, extent), tail, record, payload)?,
         }
         fault::point("put.written");
         segment.publish(tail, record);
@@ -445,27 +441,43 @@ impl Ring {
         Ok(Push::Done)
     }
 
-    /// Puts a record into a segment of its own, which is linked when it is all there: its memory is taken piece by piece, as
+    /// Puts a record into a new segment, which is linked when it is all there: its memory is taken piece by piece, as
     /// that of the payload is given back. After an error nothing was put.
     fn push_discarding(&self, side: &mut Side, tail: Mark, record: RecordHead, payload: &mut [u8]) -> io::Result<Push> {
-        let Some((old, name)) = self.extent_for(side, tail, record.units(), record.bytes())? else {
-            return Ok(Push::Full);
-        };
-        let mut fill = || {
-            let extent = self.extents.open(name)?;
-            let prepare = |at, len| self.extents.prepare(name, &extent, at, len);
-            write_and_discard(&extent.segment(), Mark::default(), record, payload, prepare)?;
-            fault::point("put.written");
-            // It took long, and a close that waits for a putter gives up after a while.
-            if self.check_closed()? { Ok(None) } else { self.link(side, &old, name, tail.count).map(Some) }
-        };
-        let Some(tail) = fill().inspect_err(|_| self.extents.retire(name))? else {
-            self.extents.retire(name);
+        let Some(next) = self.next_segment(side, tail, record.units())? else { return Ok(Push::Full) };
+        let tail = next.extent.segment().tail();
+        let filled = self.write_and_discard((next.name, &next.extent), tail, record, payload);
+        fault::point("put.written");
+        // It took long, and a close that waits for a putter gives up after a while.
+        if filled.and_then(|()| self.check_closed()).inspect_err(|_| self.extents.retire(next.name))? {
+            self.extents.retire(next.name);
             return Ok(Push::Closed);
-        };
+        }
+        self.link(side, next);
         side.segment()?.publish(tail, record);
         fault::point("put.published");
         Ok(Push::Done)
+    }
+
+    /// Writes a record beyond `tail`, and gives the memory of its payload back as the segment gets its own.
+    fn write_and_discard(
+        &self,
+        (name, extent): (u64, &Extent),
+        tail: Mark,
+        record: RecordHead,
+        payload: &mut [u8],
+    ) -> io::Result<()> {
+        let (segment, mut written) = (extent.segment(), 0);
+        for piece in payload.chunks_mut(PIECE) {
+            let end = written + piece.len();
+            self.back(name, extent, segment.reach(tail, record.of_len(end as u32)))?;
+            segment.write_part(tail, record, written, piece);
+            fault::point("put.piece");
+            memory::discard(piece);
+            written = end;
+        }
+        segment.write_head(tail, record);
+        Ok(())
     }
 
     /// Whether the limit in items allows for one more.
@@ -493,7 +505,7 @@ impl Ring {
         };
         let Some(extent) = &side.extent else { return (false, WakeRequests::default()) };
         let robust_lock = self.get_lock();
-        if extent.size() > KEEP || !robust_lock.try_take_free(me) {
+        if !robust_lock.try_take_free(me) {
             return (false, WakeRequests::default());
         }
         fault::point("get.taken");
@@ -512,6 +524,10 @@ impl Ring {
         let segment = extent.segment();
         let head = segment.head();
         let Some(tail) = segment.tail_beyond(head) else { return false };
+        // The last record of a large segment drains it, which is seen to elsewhere.
+        if extent.size() > KEEP && tail.count.wrapping_sub(head.count) == 1 {
+            return false;
+        }
         let Some(record) = segment.read_here(head, tail, to) else { return false };
         fault::point("get.read");
         fault::point("get.noted");
@@ -530,11 +546,12 @@ impl Ring {
         is_here && segment.tail() == segment.head() && !self.is_closed() && !self.has_leases()
     }
 
-    /// Takes one record, whole. `take_fds` gets its number and how many, just before the commit; `commit` is called
-    /// at the very last.
+    /// Takes one record, whole. `payload` makes a buffer for so many bytes, and says whether the memory of the segment may be
+    /// kept when it is drained. `take_fds` gets the record's number and how many, just before the commit; `commit` is
+    /// called at the very last.
     pub(super) fn pop(
         &self,
-        payload: impl FnOnce() -> Vec<u8>,
+        payload: impl FnOnce(usize) -> (Vec<u8>, bool),
         take_fds: impl FnOnce(u64, usize) -> io::Result<Vec<OwnedFd>>,
         commit: impl FnOnce(Member),
     ) -> (io::Result<Pop>, WakeRequests) {
@@ -574,7 +591,7 @@ impl Ring {
         &self,
         side: &mut Side,
         requests: &mut WakeRequests,
-        payload: impl FnOnce() -> Vec<u8>,
+        payload: impl FnOnce(usize) -> (Vec<u8>, bool),
         take_fds: impl FnOnce(u64, usize) -> io::Result<Vec<OwnedFd>>,
         commit: impl FnOnce(),
     ) -> io::Result<Pop> {
@@ -595,7 +612,10 @@ impl Ring {
         let is_awaited = false;
         let (head, tail) = match found {
             Some(found) => found,
-            None if !self.check_closed()? => return Ok(Pop::Empty),
+            None if !self.check_closed()? => {
+                self.note_idle(side);
+                return Ok(Pop::Empty);
+            }
             // Closed is said after the last put: look once more.
             None => match self.settle_taker(side)? {
                 Some(found) => found,
@@ -608,7 +628,7 @@ impl Ring {
         let Some(record) = segment.record(head, tail) else {
             return Err(corrupt("no item where one should be"));
         };
-        let mut payload = payload();
+        let (mut payload, keeps) = payload(record.len as usize);
         segment.read_payload(head, record, &mut payload);
         let fds = if record.fds > 0 { take_fds(record.number, record.fds as usize) } else { Ok(Vec::new()) };
         fault::point("get.read");
@@ -616,12 +636,66 @@ impl Ring {
         fault::point("get.noted");
         segment.consume(head, record);
         fault::point("get.consumed");
-        let is_drained = head.position.wrapping_add(record.units()) == tail.position;
-        let large = side.extent.as_ref().filter(|extent| is_drained && extent.size() > KEEP).cloned();
-        if let Some(large) = large {
-            requests.putters |= self.give_back(side, &large);
+        if head.position.wrapping_add(record.units()) == tail.position {
+            self.drained(side, requests, keeps);
         }
         Ok(Pop::Got(payload, fds?))
+    }
+
+    /// Whether this is a segment whose memory is given back some time after it is drained.
+    fn is_large(&self, side: &Side) -> bool {
+        side.segment().is_ok_and(|segment| segment.size() > KEEP && segment.backed() > KEEP)
+    }
+
+    /// The last record was taken: the memory of a large segment is kept for now, or given back.
+    fn drained(&self, side: &mut Side, requests: &mut WakeRequests, keeps: bool) {
+        if !keeps && self.is_large(side) {
+            requests.putters |= self.give_back(side);
+        }
+        self.note_idle(side);
+    }
+
+    #[inline]
+    fn note_idle(&self, side: &Side) {
+        if self.is_large(side) {
+            self.is_idle.store(true, Release);
+        }
+    }
+
+    /// Whether it was found drained since this was asked last, with memory that is to be given back some time.
+    #[inline]
+    pub(super) fn take_idle(&self) -> bool {
+        self.is_idle.load(Relaxed) && self.is_idle.swap(false, AcqRel)
+    }
+
+    /// The bytes of memory of a drained large segment, and how many bytes have passed it.
+    pub(super) fn kept(&self) -> Option<(u64, u64)> {
+        let name = self.word(word::GET_SEGMENT).load(Acquire);
+        let extent = self.extents.open(name).ok().filter(|extent| extent.size() > KEEP)?;
+        let segment = extent.segment();
+        let (head, tail) = (segment.head(), segment.tail());
+        let is_last = self.word(word::PUT_SEGMENT).load(Acquire) == name && segment.next() == 0;
+        let is_kept = is_last && head == tail && segment.backed() > KEEP;
+        is_kept.then(|| (segment.backed(), u64::from(tail.position) * 8))
+    }
+
+    /// Gives the memory of a drained large segment back, unless somebody is at work.
+    pub(super) fn give_back_kept(&self) -> WakeRequests {
+        let mut requests = WakeRequests::default();
+        let (Ok(me), Ok(mut side)) = (self.family.me(), self.get.try_lock()) else { return requests };
+        let robust_lock = self.get_lock();
+        match robust_lock.try_take(me, self.family) {
+            None => return requests,
+            Some(Taken::Free) => {}
+            Some(Taken::OwnerDied) => requests.putters |= self.repair_beside(self.put_lock(), me),
+        }
+        if let Ok(None) = self.settle_taker(&mut side)
+            && self.is_large(&side)
+        {
+            requests.putters |= self.give_back(&mut side);
+        }
+        requests.takers = robust_lock.release();
+        requests
     }
 
     /// Whether any item may be leased, or wait to be delivered again.

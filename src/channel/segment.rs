@@ -4,7 +4,12 @@
 //! `tail` and `head`: `count:32 | position:32`, positions in units of 8 bytes, free-running. Counts go on from
 //! segment to segment, so that the difference of any tail and any head is a number of records. `next`: the
 //! offset of the segment that follows, 0 while this is the last. `known_head` and `known_tail`: the other side's
-//! mark as the holders of a lock last saw it, beside their own.
+//! mark as the holders of a lock last saw it, beside their own. `missing`: how many bytes at the end of the segment have no
+//! memory yet, for a segment gets its memory as records come to it.
+//!
+//! A record is a head and a payload. The payload follows the head, or it begins at the start of the segment
+//! (`REWOUND`): then the units between belong to the record and hold nothing. A putter does that where it needs less
+//! memory than to go on.
 //!
 //! # Moves
 //! | from -> to | who | ordering | wakes |
@@ -13,18 +18,21 @@
 //! | tail -> tail + record | the holder of the put lock | Release: publishes the bytes | a taker |
 //! | head -> head + record | the holder of the get lock, after copying out | Release: gives the room back | a putter |
 //! | next 0 -> offset | the holder of the put lock | Release: no record follows here | - |
+//! | missing -> less, once there is memory | the holder of the put lock | Release | - |
 //! | known_head, known_tail -> the other's mark | the holder of the lock of that side | Release: hands on what it saw | - |
 //!
 //! # Invariants
 //! 1. Bytes from head to tail are whole records and change for nobody.
 //! 2. Once `next` is set, tail does not change.
-//! 3. A known mark is at most one round behind, for whoever would pass it looks anew. It is shared because what one
+//! 3. No byte is written before it has memory: its put found `missing` low enough, or made it so.
+//! 4. A known mark is at most one round behind, for whoever would pass it looks anew. It is shared because what one
 //!    process remembers may be any number of rounds old, and marks wrap around.
 //!
 //! # Death
 //! | killed | survivors see |
 //! |---|---|
 //! | before tail is stored | nothing: the bytes beyond tail are garbage |
+//! | before missing is stored | memory that is asked for once more, which changes nothing |
 //! | after tail is stored | the record |
 //! | before head is stored | the record, still there |
 //!
@@ -37,6 +45,8 @@ use std::sync::atomic::Ordering::*;
 /// Words of a segment's head, apart so that the two sides share no cache line.
 pub(super) const TAIL: usize = 0;
 const KNOWN_HEAD: usize = 1;
+/// Bytes at the end of the room for records that have no memory yet.
+const MISSING: usize = 2;
 pub(super) const HEAD: usize = 16;
 const KNOWN_TAIL: usize = 17;
 pub(super) const NEXT: usize = 32;
@@ -76,29 +86,51 @@ pub(super) trait Bytes {
 }
 
 /// What precedes each record: its length, how many descriptors ride along, and under which number.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) struct RecordHead {
     pub(super) len: u32,
     pub(super) fds: u32,
     pub(super) number: u64,
+    /// Units from the head to the start of the segment, where the payload is; 0: it follows the head.
+    gap: u32,
 }
+
+/// The bit of a record's first word which says that its payload begins at the start of the segment.
+const REWOUND: u64 = 1 << 63;
 
 impl RecordHead {
     const LEN: usize = 8;
     const LEN_WITH_FDS: usize = 16;
+    /// Bytes that a head has at most.
+    pub(super) const MOST_LEN: u64 = Self::LEN_WITH_FDS as u64;
+
+    pub(super) fn new(len: u32, fds: u32) -> Self {
+        Self { len, fds, ..Self::default() }
+    }
+
+    /// The same in the same place with a payload of so many bytes.
+    pub(super) fn of_len(self, len: u32) -> Self {
+        Self { len, ..self }
+    }
 
     pub(super) fn len(&self) -> usize {
         if self.fds == 0 { Self::LEN } else { Self::LEN_WITH_FDS }
     }
 
-    /// Bytes that the whole record takes.
-    pub(super) fn bytes(&self) -> u64 {
-        u64::from(self.units()) * UNIT as u64
-    }
-
     /// Units that the whole record takes.
     pub(super) fn units(&self) -> u32 {
-        (self.len() + self.len as usize).div_ceil(UNIT) as u32
+        match self.gap {
+            0 => (self.len() + self.len as usize).div_ceil(UNIT) as u32,
+            gap => gap + self.len.div_ceil(UNIT as u32),
+        }
+    }
+
+    /// Where the payload is, given where the record is: a position, and how many bytes after that.
+    fn payload(&self, position: u32) -> (u32, usize) {
+        match self.gap {
+            0 => (position, self.len()),
+            gap => (position.wrapping_add(gap), 0),
+        }
     }
 }
 
@@ -120,6 +152,52 @@ impl<B: Bytes> Segment<'_, B> {
 
     pub(super) fn next(&self) -> u64 {
         self.words[NEXT].load(Acquire)
+    }
+
+    /// Bytes of room for records.
+    pub(super) fn size(&self) -> u64 {
+        u64::from(self.capacity) * UNIT as u64
+    }
+
+    /// How many of them, from the first on, have memory. Under the put lock.
+    #[inline]
+    pub(super) fn backed(&self) -> u64 {
+        self.size().saturating_sub(self.words[MISSING].load(Acquire))
+    }
+
+    /// The first `bytes` have memory now. Under the put lock.
+    pub(super) fn set_backed(&self, bytes: u64) {
+        self.words[MISSING].store(self.size().saturating_sub(bytes), Release);
+    }
+
+    /// Units from the start of the segment to `position`.
+    #[inline]
+    fn offset(&self, position: u32) -> u32 {
+        position & (self.capacity - 1)
+    }
+
+    /// How many bytes, from the first on, must have memory for a record at `tail`.
+    pub(super) fn reach(&self, tail: Mark, record: RecordHead) -> u64 {
+        let at = u64::from(self.offset(tail.position)) * UNIT as u64;
+        match record.gap {
+            0 => (at + (record.len() + record.len as usize) as u64).min(self.size()),
+            _ => (at + record.len() as u64).max(record.len.into()),
+        }
+    }
+
+    /// Bytes between the taker and `tail`.
+    pub(super) fn used(&self, tail: Mark) -> u64 {
+        u64::from(tail.position.wrapping_sub(self.head().position)) * UNIT as u64
+    }
+
+    /// The same record with its payload at the start of the segment, if that is free, and if it leaves room for another of its
+    /// kind and for what is under way: the gap counts as used until the record is taken. Under the put lock.
+    pub(super) fn rewound(&self, tail: Mark, record: RecordHead) -> Option<RecordHead> {
+        let at = self.offset(tail.position);
+        let rewound = RecordHead { gap: self.capacity - at, ..record };
+        let has_place = at >= record.len.div_ceil(UNIT as u32) + record.units();
+        let fits = rewound.gap as usize * UNIT >= record.len() && self.has_room(tail, rewound.units());
+        (has_place && fits && self.used(tail) * 2 <= self.backed()).then_some(rewound)
     }
 
     /// Whether `units` beyond `tail` are free. Under the put lock.
@@ -159,7 +237,7 @@ impl<B: Bytes> Segment<'_, B> {
 
     fn write(&self, position: u32, skip: usize, from: &[u8]) {
         let size = self.capacity as usize * UNIT;
-        let at = ((position & (self.capacity - 1)) as usize * UNIT + skip) & (size - 1);
+        let at = (self.offset(position) as usize * UNIT + skip) & (size - 1);
         let (first, rest) = from.split_at(from.len().min(size - at));
         self.bytes.write(at, first);
         if !rest.is_empty() {
@@ -169,7 +247,7 @@ impl<B: Bytes> Segment<'_, B> {
 
     fn read(&self, position: u32, skip: usize, len: usize, to: &mut Vec<u8>) {
         let size = self.capacity as usize * UNIT;
-        let at = ((position & (self.capacity - 1)) as usize * UNIT + skip) & (size - 1);
+        let at = (self.offset(position) as usize * UNIT + skip) & (size - 1);
         let first = len.min(size - at);
         self.bytes.read(at, first, to);
         if first < len {
@@ -186,23 +264,25 @@ impl<B: Bytes> Segment<'_, B> {
     /// Writes what precedes a record.
     pub(super) fn write_head(&self, tail: Mark, record: RecordHead) {
         let mut head = [0; RecordHead::LEN_WITH_FDS];
-        head[..8].copy_from_slice(&(u64::from(record.fds) << 32 | u64::from(record.len)).to_ne_bytes());
+        let rewound = if record.gap > 0 { REWOUND } else { 0 };
+        head[..8].copy_from_slice(&(rewound | u64::from(record.fds) << 32 | u64::from(record.len)).to_ne_bytes());
         head[8..].copy_from_slice(&record.number.to_ne_bytes());
         self.write(tail.position, 0, &head[..record.len()]);
     }
 
     /// Writes a part of a record, from the `skip`th byte of its payload on.
     pub(super) fn write_part(&self, tail: Mark, record: RecordHead, skip: usize, part: &[u8]) {
-        self.write(tail.position, record.len() + skip, part);
+        let (position, before) = record.payload(tail.position);
+        self.write(position, before + skip, part);
     }
 
     /// Writes a record beyond `tail`, if it is known that it fits, in one piece. Under the put lock.
     #[inline]
     pub(super) fn write_here(&self, tail: Mark, record: RecordHead, payload: &[u8]) -> bool {
         let known = Mark::from_bits(self.words[KNOWN_HEAD].load(Acquire));
-        let at = (tail.position & (self.capacity - 1)) as usize * UNIT;
+        let at = self.offset(tail.position) as usize * UNIT;
         let end = at + RecordHead::LEN + payload.len();
-        let fits = record.units() <= self.room(tail, known) && end <= self.capacity as usize * UNIT;
+        let fits = record.units() <= self.room(tail, known) && end as u64 <= self.backed();
         if fits {
             self.bytes.write(at, &u64::from(record.len).to_ne_bytes());
             self.bytes.write(at + RecordHead::LEN, payload);
@@ -214,8 +294,8 @@ impl<B: Bytes> Segment<'_, B> {
     /// appended to `to`. Under the get lock.
     #[inline]
     pub(super) fn read_here(&self, head: Mark, tail: Mark, to: &mut Vec<u8>) -> Option<RecordHead> {
-        let record = self.record(head, tail).filter(|record| record.fds == 0)?;
-        let at = (head.position & (self.capacity - 1)) as usize * UNIT + RecordHead::LEN;
+        let record = self.record(head, tail).filter(|record| record.fds == 0 && record.gap == 0)?;
+        let at = self.offset(head.position) as usize * UNIT + RecordHead::LEN;
         (at + record.len as usize <= self.capacity as usize * UNIT).then(|| {
             self.bytes.read(at, record.len as usize, to);
             record
@@ -232,9 +312,12 @@ impl<B: Bytes> Segment<'_, B> {
     /// The record at `head`, which is before `tail`; `None` if the bytes there make no record.
     pub(super) fn record(&self, head: Mark, tail: Mark) -> Option<RecordHead> {
         let available = tail.position.wrapping_sub(head.position);
-        let word = |position: u32| self.bytes.word((position & (self.capacity - 1)) as usize * UNIT);
+        let word = |position: u32| self.bytes.word(self.offset(position) as usize * UNIT);
         let first = word(head.position);
-        let mut record = RecordHead { len: first as u32, fds: (first >> 32) as u32, number: 0 };
+        let mut record = RecordHead::new(first as u32, ((first & !REWOUND) >> 32) as u32);
+        if first & REWOUND != 0 {
+            record.gap = self.capacity - self.offset(head.position);
+        }
         if available > self.capacity || record.units() > available {
             return None;
         }
@@ -250,7 +333,8 @@ impl<B: Bytes> Segment<'_, B> {
 
     /// The payload of the record at `head`.
     pub(super) fn read_payload(&self, head: Mark, record: RecordHead, to: &mut Vec<u8>) {
-        self.read(head.position, record.len(), record.len as usize, to);
+        let (position, before) = record.payload(head.position);
+        self.read(position, before, record.len as usize, to);
     }
 
     /// The commit of a get.
@@ -263,8 +347,9 @@ impl<B: Bytes> Segment<'_, B> {
         self.words[NEXT].store(next, Release);
     }
 
-    /// Makes this an empty segment whose counts go on from `count`.
-    pub(super) fn begin(&self, count: u32) {
+    /// Makes this an empty segment whose counts go on from `count`, and of whose room the first `backed` bytes have memory.
+    pub(super) fn begin(&self, count: u32, backed: u64) {
+        self.set_backed(backed);
         self.begin_at(Mark { count, position: 0 });
     }
 

@@ -1,9 +1,12 @@
 //! [memfd_create(2)](https://man7.org/linux/man-pages/man2/memfd_create.2.html): memory that travels as a descriptor and has no name to leak.
 
 use super::refuse;
+use super::sync::lock;
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 /// `len` bytes of zeros, reserved now, so that touching them later cannot raise SIGBUS.
 /// Nobody can shrink it; only a growable one can grow.
@@ -63,13 +66,27 @@ const LARGE: u64 = 16 << 20;
 /// Refuses a size that the machine or the control group does not have: the kernel would reclaim page by page, and kill
 /// processes, before it failed.
 pub(crate) fn check_room(len: u64) -> io::Result<()> {
-    if len > i64::MAX as u64 || len >= LARGE && available().is_some_and(|available| len > available) {
+    if len > i64::MAX as u64 || len >= LARGE && !has_room(len) {
         return Err(rustix::io::Errno::NOMEM.into());
     }
     Ok(())
 }
 
-/// The bytes of available memory, if they are known.
+/// When the kernel was last asked, and how much there was, less what was taken since.
+static ROOM: Mutex<Option<(Instant, u64)>> = Mutex::new(None);
+/// For so long its answer is used.
+const FRESH: Duration = Duration::from_millis(100);
+
+/// Whether there are `len` bytes, which are then taken for taken.
+fn has_room(len: u64) -> bool {
+    let mut room = lock(&ROOM);
+    let known = room.filter(|(asked, left)| asked.elapsed() < FRESH && *left >= len);
+    let Some((asked, left)) = known.or_else(|| Some((Instant::now(), available()?))) else { return true };
+    *room = Some((asked, left.saturating_sub(len)));
+    left >= len
+}
+
+/// The bytes of memory that can be had, where the kernel tells.
 fn available() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let kib = |name: &str| -> Option<u64> {

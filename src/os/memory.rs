@@ -36,6 +36,25 @@ pub(crate) fn discard(bytes: &mut [u8]) {
     }
 }
 
+/// From this size on a buffer is asked for in large pages.
+const LARGE: usize = 4 << 20;
+
+/// `buffer` with room for `len` bytes more, in large pages if that is much and the kernel has such: a page fault for each
+/// small one takes as long as the copy that fills it.
+pub(crate) fn with_room(mut buffer: Vec<u8>, len: usize) -> Vec<u8> {
+    buffer.reserve_exact(len);
+    if len >= LARGE {
+        let page = rustix::param::page_size();
+        let room = buffer.spare_capacity_mut();
+        let skip = room.as_ptr().align_offset(page).min(room.len());
+        let len = (room.len() - skip) / page * page;
+        let start = room[skip..].as_mut_ptr();
+        // SAFETY: the range lies in the buffer's own memory, of which no byte changes.
+        let _ = unsafe { rustix::mm::madvise(start.cast(), len, rustix::mm::Advice::LinuxHugepage) };
+    }
+    buffer
+}
+
 /// The limit of this process's address space, if there is one.
 pub(crate) fn limit() -> Option<u64> {
     getrlimit(Resource::As).current

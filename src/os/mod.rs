@@ -3,6 +3,7 @@
 //! `unsafe` lives here for calls that the safe wrappers of nix and rustix lack.
 
 pub(crate) mod attributes;
+pub(crate) mod background;
 pub(crate) mod clock;
 pub(crate) mod cpu;
 pub(crate) mod credentials;

@@ -50,7 +50,10 @@ pub(crate) fn fork(_: SingleThreaded) -> io::Result<Fork> {
     // SAFETY: this process has one thread, so no other can hold a lock that would stay locked in the child.
     match super::fork::ours(|| unsafe { libc::fork() }) {
         -1 => Err(io::Error::last_os_error()),
-        0 => Ok(Fork::Child),
+        0 => {
+            super::background::permit();
+            Ok(Fork::Child)
+        }
         pid => Ok(Fork::Parent(pid as u32)),
     }
 }

@@ -47,6 +47,7 @@ use crate::os::spawn::{self, Fork, SingleThreaded};
 use crate::os::sync::lock;
 use crate::os::{
     attributes::{Attributes, Kept},
+    background,
     credentials::{self, Credentials},
     directory, eventfd, exec, pidfd, poll, profile, self_pipe, signal, socket,
     socket::{Sender, Wait},
@@ -145,6 +146,7 @@ impl Server {
         let gone = || Error::new(ErrorKind::Spawn, "the root process is gone");
         let lifeline = origin::origin()?.root_lifeline.as_ref().ok_or_else(gone)?;
         let tie = signal::reopen(lifeline.as_fd()).and_then(signal::die_with).map_err(failed)?.ok_or_else(gone)?;
+        background::forbid();
         origin::set_preloading(true);
         let mut has_preloaded = !preloads.is_empty();
         preload::run_for(starter, preloads)?;

@@ -187,16 +187,13 @@ impl Region {
         Ok(map)
     }
 
-    pub(crate) fn reserve(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.extents.lock().unwrap().entry(offset).or_insert_with(|| Map::of(len));
+    /// A model has memory from the start.
+    pub(crate) fn reserve(&self, _offset: u64, _len: u64) -> io::Result<()> {
         Ok(())
     }
 
     pub(crate) fn reserve_around(&self, offset: u64, len: u64, _skip: u64, _later: u64) -> io::Result<()> {
-        self.reserve(offset, len)
-    }
-
-    pub(crate) fn reserve_more(&self, _offset: u64, _len: u64) -> io::Result<()> {
+        self.extents.lock().unwrap().entry(offset).or_insert_with(|| Map::of(len));
         Ok(())
     }
 

@@ -128,18 +128,11 @@ impl Region {
         memfd::reserve(self.fd.as_fd(), offset, len)
     }
 
-    /// [`reserve`](Self::reserve), but for `later` bytes from `skip` on, which [`reserve_more`](Self::reserve_more) is for.
-    /// The last page is reserved in any case.
+    /// [`reserve`](Self::reserve), but for `later` bytes from `skip` on. The last page is reserved in any case.
     pub(crate) fn reserve_around(&self, offset: u64, len: u64, skip: u64, later: u64) -> io::Result<()> {
-        memfd::check_room(len)?;
         let rest = len.saturating_sub(skip.saturating_add(later)).max(PAGE).min(len);
         memfd::reserve(self.fd.as_fd(), offset, skip)?;
         memfd::reserve(self.fd.as_fd(), offset + len - rest, rest)
-    }
-
-    /// Reserves a part of the region, which is known to be there.
-    pub(crate) fn reserve_more(&self, offset: u64, len: u64) -> io::Result<()> {
-        memfd::reserve(self.fd.as_fd(), offset, len)
     }
 
     /// Unmaps the extent at `offset` here and gives `len` bytes of it, from `skip` on, back, for all processes.

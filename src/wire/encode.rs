@@ -49,6 +49,12 @@ pub(crate) fn takes_buffer<T: 'static>() -> bool {
     TypeId::of::<T>() == TypeId::of::<EncodedMessage>() || plain::takes_buffer::<T>()
 }
 
+/// Whether a large value of `T` is decoded into memory beside that of its `len` bytes, so that what the sender's memory took
+/// is to be given back first.
+pub(crate) fn needs_memory<T: 'static>(len: usize) -> bool {
+    len >= DISCARD_FROM && !plain::takes_buffer::<T>()
+}
+
 /// The bytes of a value that needs no encoding.
 fn as_it_is<T: 'static>(value: &T) -> Option<&[u8]> {
     as_encoded(value).map(EncodedMessage::bytes).or_else(|| plain::bytes(value))

@@ -57,6 +57,7 @@ impl ChannelCore {
         loop {
             let (result, requests) = self.ring.lease(buffer, &Sockets(self));
             self.notify(requests);
+            self.watch_idle();
             let made_room = match &result {
                 Ok(Leasing::Empty | Leasing::Closed | Leasing::Busy) => false,
                 Ok(Leasing::Leased(_, _, fds)) => self.ring.is_limited() || !fds.is_empty(),

@@ -1,14 +1,22 @@
 //! The chain of a ring's segments: where to put and to take, how it grows, and what is given back. Its state and its moves
 //! stand at the top of [`ring`](super).
 
-use super::{AHEAD, Ring, SEVERAL, Side, word};
+use super::{AHEAD, MOST_UNITS, Ring, SEVERAL, Side, word};
 use crate::channel::extents::{self, BASE, Extent, corrupt};
-use crate::channel::segment::Mark;
+use crate::channel::segment::{Mark, RecordHead};
 use crate::os::fault;
 use crate::shm::family::Member;
+use crate::shm::region::PAGE;
 use crate::shm::robust_lock::{RobustLock, Taken};
 use std::io;
 use std::sync::atomic::Ordering::*;
+
+/// A segment that has begun and is not in the chain yet.
+pub(super) struct Next {
+    pub(super) old: Extent,
+    pub(super) name: u64,
+    pub(super) extent: Extent,
+}
 
 impl Ring {
     /// Finds the segment to put into, and where.
@@ -34,60 +42,87 @@ impl Ring {
         Ok(())
     }
 
-    /// Links a segment with room for `units`; `None` if the limit in bytes forbids it.
-    pub(super) fn grow(&self, side: &mut Side, tail: Mark, units: u32) -> io::Result<Option<Mark>> {
-        let Some((old, name)) = self.extent_for(side, tail, units, 0)? else { return Ok(None) };
-        let linked = self.link(side, &old, name, tail.count);
-        if let (Ok(_), Some(extent)) = (&linked, &side.extent) {
-            extent.populate(u64::from(units) * 8 + AHEAD);
-        }
-        linked.inspect_err(|_| self.extents.retire(name)).map(Some)
+    /// Links a segment with room for `record`, whose memory is there; where to put the record. `None` if the limit in bytes
+    /// forbids it. After an error nothing has changed.
+    pub(super) fn grow(&self, side: &mut Side, tail: Mark, record: RecordHead) -> io::Result<Option<Mark>> {
+        let Some(next) = self.next_segment(side, tail, record.units())? else { return Ok(None) };
+        let segment = next.extent.segment();
+        let tail = segment.tail();
+        self.back(next.name, &next.extent, segment.reach(tail, record))
+            .inspect_err(|_| self.extents.retire(next.name))?;
+        self.link(side, next);
+        Ok(Some(tail))
     }
 
-    /// The last segment, and an extent to follow it with room for `units`; the first `later` bytes of that are without
-    /// memory. `None` if the limit in bytes forbids it.
-    pub(super) fn extent_for(
-        &self,
-        side: &Side,
-        tail: Mark,
-        units: u32,
-        later: u64,
-    ) -> io::Result<Option<(Extent, u64)>> {
+    /// A new segment to follow the last one, with room for `units`; it has no memory yet. `None` if the limit in bytes
+    /// forbids it.
+    pub(super) fn next_segment(&self, side: &Side, tail: Mark, units: u32) -> io::Result<Option<Next>> {
         let Some(old) = side.extent.clone() else { return Ok(None) };
         let is_empty = self.head()?.count == tail.count;
-        if self.byte_limit != 0 && !is_empty && old.size() >= self.byte_limit {
+        if self.byte_limit() != 0 && !is_empty && old.size() >= self.byte_limit() {
             return Ok(None);
         }
+        // Room costs addresses, not memory. With room for two a record can be put while the one before it is taken.
         let alone = u64::from(units).next_power_of_two();
-        let several = (u64::from(units) * 4).next_power_of_two().min(SEVERAL / 8).max(alone);
-        let doubled = if is_empty { 0 } else { old.capacity() * 2 };
+        let two = (u64::from(units) * 2).next_power_of_two();
+        let several = (u64::from(units) * 4).next_power_of_two().min(SEVERAL / 8).max(two);
+        let doubled = if is_empty { 0 } else { (old.segment().backed() / 4).next_power_of_two() };
         // Never less than the base: whole pages, so that the extent after it begins at one.
-        let capacity = several.max(doubled).max(BASE / 8);
-        if capacity > 1 << 31 {
+        let least = alone.max(BASE / 8);
+        if least.max(doubled) > MOST_UNITS {
             return Err(io::Error::new(io::ErrorKind::OutOfMemory, "a queue of more than 16 GiB"));
         }
-        let least = alone.max(BASE / 8);
-        let name = match self.extents.allocate(capacity, later) {
-            // Twice as much as before is more than there is: just what is needed, then.
-            Err(error) if error.kind() == io::ErrorKind::OutOfMemory && least < capacity => {
-                self.extents.allocate(least, later)?
-            }
-            allocated => allocated?,
+        let capacity = several.max(doubled).max(least).min(MOST_UNITS);
+        let (name, extent) = match self.begin_extent(capacity, tail.count) {
+            // More addresses than there are, or a longer file than may be: just what is needed, then.
+            Err(error) if least < capacity && is_too_much(&error) => self.begin_extent(least, tail.count)?,
+            begun => begun?,
         };
-        Ok(Some((old, name)))
+        Ok(Some(Next { old, name, extent }))
     }
 
-    /// Begins the segment `name` and makes it the one to put into. If this fails, nothing has happened.
-    pub(super) fn link(&self, side: &mut Side, old: &Extent, name: u64, count: u32) -> io::Result<Mark> {
-        let extent = self.extents.open(name)?;
-        extent.segment().begin(count);
+    fn begin_extent(&self, capacity: u64, count: u32) -> io::Result<(u64, Extent)> {
+        let name = self.extents.allocate(capacity)?;
+        let extent = self.extents.open(name).inspect_err(|_| self.extents.retire(name))?;
+        extent.segment().begin(count, 0);
+        Ok((name, extent))
+    }
+
+    /// Sees to it that the first `reach` bytes of a segment have memory.
+    pub(super) fn back(&self, name: u64, extent: &Extent, reach: u64) -> io::Result<()> {
+        let segment = extent.segment();
+        let (backed, size) = (segment.backed(), segment.size());
+        if reach <= backed {
+            return Ok(());
+        }
+        let back = |to| self.extents.back(name, extent, backed, to).map(|()| segment.set_backed(to));
+        // With the head of the next record, which may be the start of one whose payload is elsewhere.
+        let least = (reach + RecordHead::MOST_LEN).next_multiple_of(PAGE).min(size);
+        let ahead = (backed + AHEAD).min(size);
+        if ahead > least && back(ahead).is_ok() { Ok(()) } else { back(least) }
+    }
+
+    /// Where in its segment a record goes for which there is room: at `tail`, or with its payload at the start of the segment
+    /// rather than in memory that is not there yet. `None` if the limit in bytes forbids it.
+    pub(super) fn place(&self, side: &Side, tail: Mark, record: RecordHead) -> io::Result<Option<RecordHead>> {
+        let segment = side.segment()?;
+        if segment.reach(tail, record) <= segment.backed() {
+            return Ok(Some(record));
+        }
+        let limit = self.byte_limit().max(u64::from(record.units()) * 8);
+        if self.byte_limit() != 0 && segment.used(tail) > limit {
+            return Ok(None);
+        }
+        Ok(Some(segment.rewound(tail, record).unwrap_or(record)))
+    }
+
+    /// Makes a segment that has begun the one to put into.
+    pub(super) fn link(&self, side: &mut Side, Next { old, name, extent }: Next) {
         fault::point("grow.begun");
         old.segment().link(name);
         fault::point("grow.linked");
         self.word(word::PUT_SEGMENT).store(name, Release);
-        let tail = extent.segment().tail();
         *side = Side { name, extent: Some(extent) };
-        Ok(tail)
     }
 
     /// Finds the segment to take from: its head and a tail beyond it, if there is anything.
@@ -112,11 +147,13 @@ impl Ring {
         Err(corrupt("a chain without an end"))
     }
 
-    /// Replaces a large segment that has just been drained by the base, if no putter is at work.
-    /// True if a putter asked for a wake meanwhile.
+    /// Replaces a large segment that is drained by the base, if no putter is at work. Under the get lock. True if a putter
+    /// asked for a wake meanwhile.
     #[cold]
-    pub(super) fn give_back(&self, side: &mut Side, large: &Extent) -> bool {
-        let (Ok(me), Ok(mut put)) = (self.family.me(), self.put.try_lock()) else { return false };
+    pub(super) fn give_back(&self, side: &mut Side) -> bool {
+        let (Ok(me), Ok(mut put), Some(large)) = (self.family.me(), self.put.try_lock(), side.extent.clone()) else {
+            return false;
+        };
         let robust_lock = self.put_lock();
         match robust_lock.try_take(me, self.family) {
             None => return false,
@@ -126,12 +163,15 @@ impl Ring {
         let name = self.word(word::GET_SEGMENT).load(Acquire);
         let (head, tail) = (large.segment().head(), large.segment().tail());
         let is_last = self.word(word::PUT_SEGMENT).load(Acquire) == name && large.segment().next() == 0;
-        if is_last
+        if name == side.name
+            && is_last
             && head == tail
             && let Some(base) = self.extents.reuse_base()
         {
-            match self.link(&mut put, large, base, tail.count) {
-                Ok(_) => {
+            match self.extents.open(base) {
+                Ok(extent) => {
+                    extent.segment().begin(tail.count, BASE);
+                    self.link(&mut put, Next { old: large, name: base, extent });
                     self.word(word::GET_SEGMENT).store(base, Release);
                     self.extents.retire(name);
                     *side = Side::default();
@@ -171,4 +211,8 @@ impl Ring {
         self.extents.free_all_but(&chain);
         self.word(word::REPAIR).store(0, Release);
     }
+}
+
+fn is_too_much(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::OutOfMemory | io::ErrorKind::FileTooLarge)
 }

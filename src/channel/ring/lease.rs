@@ -1,7 +1,7 @@
 //! Items that are taken on lease, and those that come back. Their table, its moves and deaths stand at the top of
 //! [`leases`](crate::channel::leases).
 
-use super::{KEEP, Pop, Ring, Side, WakeRequests};
+use super::{Pop, Ring, Side, WakeRequests};
 use crate::channel::extents::corrupt;
 use crate::channel::leases::{self, Held, Item, Leases, Scan};
 use crate::channel::segment::Mark;
@@ -137,10 +137,8 @@ impl Ring {
         segment.consume(head, record);
         fault::point("lease.consumed");
         entry.is_committed();
-        let is_drained = head.position.wrapping_add(record.units()) == tail.position;
-        let large = side.extent.as_ref().filter(|extent| is_drained && extent.size() > KEEP).cloned();
-        if let Some(large) = large {
-            requests.putters |= self.give_back(side, &large);
+        if head.position.wrapping_add(record.units()) == tail.position {
+            self.drained(side, requests, true);
         }
         match held {
             Some(held) => Ok(Leasing::Leased(held, payload, taken?)),
