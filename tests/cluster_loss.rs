@@ -325,7 +325,7 @@ fn random(below: u64) -> u64 {
 /// At random: a worker, a host or the server is killed, or a host is frozen beyond its lease.
 async fn soak(server: &mut Server, count: u64) {
     let pool = Pool::builder().cluster(server.address().redeliver(1000)).build().unwrap();
-    let mut hosts = vec![Host::start(server, 2), Host::start(server, 2)];
+    let mut hosts = [Host::start(server, 2), Host::start(server, 2)];
     let (over, mut is_over) = tokio::sync::oneshot::channel();
     let meddle = async {
         loop {
