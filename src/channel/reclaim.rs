@@ -79,6 +79,8 @@ pub(super) fn give_back_all() -> bool {
     !channels.is_empty()
 }
 
+type Channels = Vec<Arc<dyn Reclaim>>;
+
 impl Keeper {
     fn admit(&mut self, channel: &Arc<impl Reclaim + 'static>, kept: Kept) -> bool {
         let weak: Weak<dyn Reclaim> = Arc::downgrade(&(channel.clone() as Arc<dyn Reclaim>));
@@ -101,7 +103,7 @@ impl Keeper {
     }
 
     /// Takes what has not been used since, which is to be given back, and what is in use: whoever drains that watches it again.
-    fn take_due(&mut self) -> (Vec<Arc<dyn Reclaim>>, Vec<Arc<dyn Reclaim>>) {
+    fn take_due(&mut self) -> (Channels, Channels) {
         let (mut due, mut in_use) = (Vec::new(), Vec::new());
         self.watched.retain_mut(|watched| {
             let Some(channel) = watched.channel.upgrade() else { return false };
