@@ -1,38 +1,38 @@
-//! A ring joined with those who wait for it, and with the socket that its descriptors take.
+//! One channel as all its faces use it: a ring, the wait queues of its putters and takers, and a socket for descriptors.
 //!
 //! # State
-//! The ring's region; two lines (and a third for `join`); a packet socket per direction. A joinable queue also
-//! has `HOLDERS`: pairs of a [`Member`] and how many items it took and has not called `task_done` for.
+//! The ring's region; a wait queue for room and one for items (and one for `join`); a packet socket for each direction. A joinable
+//! queue also has `HOLDERS`: pairs of a process and the number of items that it took and has not finished (`unfinished`).
 //!
 //! # Moves
 //! | move | then |
 //! |---|---|
-//! | push done | the longest waiting taker is notified |
-//! | pop done | the longest waiting putter is notified |
-//! | side found busy | the holder is asked for a wake, then as if full or empty |
-//! | closed | everybody is notified |
-//! | found damaged | everybody is notified: the ring is closed |
-//! | popped, but not readable | of a joinable queue: done at once |
+//! | put | the taker that has waited longest is notified |
+//! | taken | the putter that has waited longest is notified |
+//! | the lock of a side is held | its holder is asked for a wake, and the caller waits as for room or an item |
+//! | closed | all waiters are notified |
+//! | found damaged | all waiters are notified: the ring is closed |
+//! | taken from a joinable queue, and not readable | the item counts as finished |
 //! | descriptors sent ahead under a number, then the push | - |
 //!
 //! # Invariants
 //! 1. Descriptors are sent under the put lock, so their order in the socket is that of their records.
 //! 2. A record has one packet at most, so a socket full of packets has records that make takers clear it.
 //! 3. A taker takes exactly the packet of its record's number; lower numbers are orphans of the dead.
-//! 4. All is done if at one moment nothing is left and nobody holds an item. Who holds what is looked at one after the other,
-//!    so nothing may have been put since the ring was seen empty: it may be of one whose last item is done by now.
-//! 5. A try that fails with an error has used up no notice: it notifies the next.
+//! 4. A joinable queue is finished if at one moment the ring is empty and no process holds an item. The holders are read one after
+//!    the other, so the ring must still be as it was after that: a holder may have put an item before it finished its last.
+//! 5. An attempt that fails with an error passes its notification on.
 //!
 //! # Death
 //! | killed | survivors see |
 //! |---|---|
-//! | between the descriptors and the push | orphans in the socket, dropped by the next taker of descriptors; until then they keep open what they are of |
-//! | between taking descriptors and the pop | a record without descriptors: an error for the next taker, once |
+//! | between the descriptors and the put | orphans in the socket, which the next taker of descriptors drops; until then their files stay open |
+//! | between taking descriptors and taking the record | a record without descriptors: one error for the next taker |
 //! | with a lease | an item that is there again, at the front: see [`leases`](super::leases) |
-//! | between the pop and `task_done` | a holder that is not listed: its items count as done |
+//! | between taking an item and `task_done` | a holder that is not listed: its items count as finished |
 //!
 //! # Cancel
-//! A dropped put has not put, a dropped get has not taken; neither has an await point after its commit.
+//! A dropped put has put nothing, and a dropped get has taken nothing: neither has an await point after its commit.
 
 use super::descriptors::send_fds;
 #[cfg(multiprocess_loom)]

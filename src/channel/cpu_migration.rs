@@ -1,12 +1,12 @@
-//! Getting off the CPU of who wakes us.
+//! Moves a worker off the CPU of the process that wakes it.
 //!
-//! The scheduler leaves who is woken where it was, and on a virtual machine it takes an idle CPU for one that the host
-//! has taken away. Two that wake each other in turn are no more load than one, so they stay on one CPU though another
-//! is idle. Tasks given one by one go twice as fast apart (`./check.py --only W3` in `benches/peers`). A single call at
-//! a time gains nothing: both sides sleep in between, and who sleeps is brought back to its waker.
+//! The scheduler leaves a woken thread where it was, and on a virtual machine it takes a CPU for idle that the host has taken away.
+//! Two processes that wake each other in turn are no more load than one, so they stay on one CPU though another is idle. Tasks
+//! given one by one go twice as fast on two CPUs (`./check.py --only W3` in `benches/peers`). A single call at a time gains
+//! nothing: both sides sleep in between, and the scheduler brings a sleeper back to its waker.
 //!
-//! Who finds again and again that it was woken from its own CPU leaves that. If it was in vain, because no other CPU
-//! has time for it, it tries more and more rarely.
+//! A worker that finds repeatedly that it was woken from its own CPU leaves that CPU once. If that did not help, because no other
+//! CPU has time for it, it tries more and more rarely.
 
 use crate::os::cpu;
 
@@ -16,10 +16,10 @@ pub(super) struct CpuMigration {
     in_step: u32,
 }
 
-/// Woken so often from its own CPU somebody leaves that for the first time.
+/// A worker leaves its CPU for the first time after so many wakes from it.
 const FIRST: u32 = 8;
 const RAREST: u32 = 1 << 20;
-/// Who was found awake so often in a row is not alone on its CPU in vain.
+/// A worker that was found awake so often in a row has a CPU of its own.
 const STEADY: u32 = 64;
 
 impl Default for CpuMigration {

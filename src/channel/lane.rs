@@ -9,7 +9,7 @@
 //! lane, its mark, which says that the pool should look into that lane.
 //!
 //! # Moves
-//! | from -> to | who | ordering | wakes |
+//! | from -> to | by | ordering | wakes |
 //! |---|---|---|---|
 //! | a row is made, then the order put | the pool | Release, by the ring | the worker, if it sleeps |
 //! | next -> next + 1: an item starts, if next was below end | the worker | SeqCst | the pool, as `result_notification` says |
@@ -18,29 +18,29 @@
 //! | a mark 0 -> 1 | the worker, with the start after a result, and before each wake | SeqCst | - |
 //! | all marks of a word -> 0 | the pool, which then looks into those lanes | SeqCst | - |
 //! | the time that an order took | the worker, before the result of its last item | Relaxed: published with that result | - |
-//! | what an item says before its result is put | the worker | Release, by the ring | the pool, if it sleeps |
-//! | `WAKER` is set before a wake, and cleared by who was woken | both | Relaxed: a hint, see `cpu_migration` | - |
+//! | a trace event of an item is put, before its result | the worker | Release, by the ring | the pool, if it sleeps |
+//! | `WAKER` is set before a wake, and cleared by the woken worker | both | Relaxed: a hint, see `cpu_migration` | - |
 //! | results are taken | the pool | Release, by the ring | the worker, if it waits for room |
-//! | an order is given up, after its last item | the worker | Release, by the ring | the pool, if no item of it was started, or some were taken back since the worker came to it: no result tells that it goes on |
+//! | an order is given up, after its last item | the worker | Release, by the ring | the pool, if no item of it was started, or some were taken back since the worker came to it: no result shows that the worker goes on |
 //! | `READY`: the worker looks for its first order | the worker | Release | - |
-//! | `ASKED` -> an item that should stop | the pool | Release | who waits for it in the worker |
+//! | `ASKED` -> an item that should stop | the pool | Release | the threads of the worker that wait for it |
 //! | `CLOSED` | the pool | Release | the worker |
 //! | `WATCHED` -> the item at work, and to 0 after it | the worker | Release | with 0: its threads that wait for `ASKED` |
 //! | `RESIDENT`, `PEAK` | the worker | Release | - |
 //!
 //! # Invariants
 //! 1. An item is started by the worker or taken back by the pool, never both: both change one word.
-//! 2. Results come in the order of starts, one for each item that was started, so counting them tells whose they are.
-//!    What an item says comes before its result and is of another kind.
+//! 2. Results come in the order of starts, one for each item that was started, so their count identifies the item of each.
+//!    Trace events of an item come before its result and are of another kind.
 //! 3. A row is used again only after the order that had it was given up.
-//! 4. What the worker's process stored is a claim. The pool remembers how far each order went when it last looked: a claim
-//!    can only have become shorter, and less than its end have been started. What cannot be makes the lane damaged, which
-//!    shows as results that cannot be read: the pool kills the worker and gives the next one a lane of its own.
+//! 4. Any word that the worker stores may be damaged. The pool remembers the end of each order as it last read it: an end only
+//!    becomes lower, and no more items than that start. An impossible word makes the lane damaged, and reading its results
+//!    fails: the pool kills the worker and gives the next one a new lane.
 //!
 //! # Death
 //! | the worker is killed | the pool sees |
 //! |---|---|
-//! | before it starts an item | all items of the order may go to somebody else |
+//! | before it starts an item | all items of the order may go to another worker |
 //! | between an item's start and its result | one item started beyond the results: that one, and no other, was running |
 //! | after the result | the result, which counts |
 //! | between a result and its mark, or its notice | the exit of the worker: the pool looks into that lane, marked or not |

@@ -1,8 +1,8 @@
 //! Values between processes: queues, pipes, and channels of other shapes.
 //!
 //! The faces ([`queue`], [`pipe`], `oneshot`, `watch`, `broadcast`, `queue_set`) know `T`; [`channel_core`] joins a ring, its
-//! lines and its side socket; [`ring`], [`extents`], [`segment`] and `recent` know bytes and words, have no async and wait for
-//! nobody.
+//! wait queues and its socket; [`ring`], [`extents`], [`segment`] and `recent` know bytes and words, have no async and never
+//! wait.
 #![forbid(unsafe_code)]
 
 #[cfg(not(multiprocess_loom))]

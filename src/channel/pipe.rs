@@ -23,12 +23,7 @@ use std::time::Duration;
 /// A pipe that is not empty holds about this many bytes before a send waits.
 const BYTES: u64 = 1 << 20;
 
-/// A duplex pipe: what one end sends, the other receives.
-///
-/// Costs eight descriptors and about 150 KiB of shared memory.
-///
-/// # Errors
-/// `Io` if there is no memory or descriptor left.
+/// Creates a two-way pipe: what one end sends, the other end receives.
 ///
 /// ```
 /// # multiprocess::init();
@@ -40,6 +35,11 @@ const BYTES: u64 = 1 << 20;
 /// assert_eq!(left.recv().await?, 5);
 /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
 /// ```
+///
+/// A pipe is eight descriptors and about 150 KiB of shared memory.
+///
+/// # Errors
+/// `Io` if there is not enough memory, or no descriptor is left.
 pub fn pipe<S: Item, R: Item>() -> Result<(Connection<S, R>, Connection<R, S>)> {
     let create = || {
         // A socket for each direction, so that halves may part and each still tells when it is gone.
@@ -49,10 +49,7 @@ pub fn pipe<S: Item, R: Item>() -> Result<(Connection<S, R>, Connection<R, S>)> 
     create().map_err(|error: io::Error| Error::io("cannot create a pipe", error))
 }
 
-/// A one-way pipe. Costs about half of a [`pipe`].
-///
-/// # Errors
-/// `Io` if there is no memory or descriptor left.
+/// Creates a one-way pipe.
 ///
 /// ```
 /// use multiprocess::{self as mp, Process, Sender};
@@ -77,6 +74,11 @@ pub fn pipe<S: Item, R: Item>() -> Result<(Connection<S, R>, Connection<R, S>)> 
 ///     })
 /// }
 /// ```
+///
+/// It costs about half of a [`pipe`].
+///
+/// # Errors
+/// `Io` if there is not enough memory, or no descriptor is left.
 pub fn simplex<T: Item>() -> Result<(Sender<T>, Receiver<T>)> {
     direction().map_err(|error| Error::io("cannot create a pipe", error))
 }
@@ -96,10 +98,34 @@ fn attachments(core: &ChannelCore) -> [Attachment; 2] {
 
 /// The sending end of a one-way pipe, or the sending half of a [`Connection`].
 ///
-/// It is a serde value and travels to other processes; it is not `Clone`: one process has it at a time. The pipe
-/// tells at once when the other end is gone, however its process ended. As a [`Sink`] it may hold an item that waits for
-/// room: dropping it drops that item, travelling with it is an error, and closing it (`SinkExt::close`) sends that item, no
-/// more; the pipe ends when the sender is dropped. See [`simplex`] for an example.
+/// It is a serde value and can be sent to another process. It is not `Clone`: one process has it at a time. For several
+/// producers use a [`Queue`](crate::Queue).
+///
+/// ```
+/// # multiprocess::init();
+/// let (mut sender, mut receiver) = multiprocess::simplex()?;
+/// sender.try_send(1)?;
+/// drop(sender);
+/// assert_eq!(receiver.try_recv()?, 1);
+/// assert_eq!(receiver.try_recv().unwrap_err().kind(), multiprocess::ErrorKind::Closed);
+/// # Ok::<(), multiprocess::Error>(())
+/// ```
+///
+/// # Waiting
+/// [`send`](Self::send) waits while about 1 MiB is under way, or two values if they are larger. It is cancel-safe.
+///
+/// # Death
+/// - If the receiving end is dropped, or its process ends in any way, [`send`](Self::send) fails with `Closed`, also if it waits.
+/// - If this end is dropped, or its process ends, the receiver gets what was sent, and then `Closed`.
+/// - A process killed during a send has sent the value as a whole or not at all.
+///
+/// # Cost
+/// A send that need not wait is one copy, a few atomic operations, and a system call that checks whether the receiver exists.
+/// The memory of large values is kept for the next ones, and given back, as that of a [`Queue`](crate::Queue).
+///
+/// # As a sink
+/// A `Sender` is a [`Sink`] and may then hold a value that waits for room. Dropping the sender drops that value, and sending the
+/// end elsewhere is an error meanwhile. Closing the sink (`SinkExt::close`) sends the value and leaves the pipe open.
 pub struct Sender<T> {
     half: Half<T>,
     sink: Option<QueueSink<T>>,
@@ -107,8 +133,15 @@ pub struct Sender<T> {
 
 /// The receiving end of a one-way pipe, or the receiving half of a [`Connection`].
 ///
-/// It is a serde value and travels to other processes; it is not `Clone`: one process has it at a time. What was
-/// sent before the other end went away is received before `Closed` is. See [`simplex`] for an example.
+/// It is a serde value and can be sent to another process. It is not `Clone`: one process has it at a time. It is also a
+/// [`Stream`] of the values. See [`simplex`] for an example.
+///
+/// # Waiting
+/// [`recv`](Self::recv) waits while there is no value. It is cancel-safe.
+///
+/// # Death
+/// If the sender is dropped, or its process ends in any way, what it has sent is received first, and then `Closed`. If this
+/// end is dropped, values that were not received are lost, and the sender fails with `Closed`.
 pub struct Receiver<T> {
     half: Half<T>,
     stream: Option<QueueStream<T>>,
@@ -143,10 +176,24 @@ impl<T> Receiver<T> {
 }
 
 impl<T: Item> Sender<T> {
-    /// Sends `value`; waits while about 1 MiB is under way. Cancel-safe at any size: dropped, it has sent nothing.
+    /// Sends `value`, and waits while about 1 MiB is under way.
+    ///
+    /// Cancel-safe at any size: a dropped future has sent nothing.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// let (mut sender, mut receiver) = multiprocess::simplex()?;
+    /// sender.send(1).await?;
+    /// assert_eq!(receiver.recv().await?, 1);
+    /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+    /// ```
     ///
     /// # Errors
-    /// `Closed` if the other end is gone, `Encode` if `value` cannot be serialised; the value comes back.
+    /// All of them return the value.
+    /// - `Closed` if the receiver is gone.
+    /// - `Encode` if `value` cannot be serialised, or is too large.
+    /// - `Io` if there is not enough memory.
     pub async fn send(&mut self, value: T) -> Result<(), SendError<T>> {
         // What the sink was given comes first.
         if let Some(sink) = &mut self.sink
@@ -157,11 +204,19 @@ impl<T: Item> Sender<T> {
         self.half.core.put(value).await.map_err(|(error, value)| SendError::new(error, value))
     }
 
-    /// Sends `value` if it need not wait.
+    /// Sends `value` if that need not wait.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// let (mut sender, mut receiver) = multiprocess::simplex()?;
+    /// sender.try_send(1)?;
+    /// assert_eq!(receiver.try_recv()?, 1);
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
     ///
     /// # Errors
-    /// `Full`, also while an item that this end took as a [`Sink`] still waits for room; else as
-    /// [`send`](Self::send); the value comes back.
+    /// `Full` if there is no room, or an item that this end took as a [`Sink`] still waits for room. Otherwise as
+    /// [`send`](Self::send). The error returns the value.
     pub fn try_send(&mut self, value: T) -> Result<(), SendError<T>> {
         if let Err(error) = self.try_flush() {
             return Err(SendError::new(error, value));
@@ -209,14 +264,22 @@ impl<T: Item> Sender<T> {
         self.half.core.is_hung_up()
     }
 
-    /// [`send`](Self::send) for plain functions: blocks this thread.
+    /// Sends `value`, blocking this thread while about 1 MiB is under way.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// let (mut sender, mut receiver) = multiprocess::simplex()?;
+    /// sender.blocking_send(1)?;
+    /// assert_eq!(receiver.try_recv()?, 1);
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
     ///
     /// # Panics
     /// Inside async code, as tokio's blocking calls do.
     ///
     /// # Errors
-    /// As [`send`](Self::send), and `Full` while an item that this end took as a [`Sink`] still waits for room: only
-    /// a runtime can send that.
+    /// `Full` if an item that this end took as a [`Sink`] still waits for room, which only a runtime can send. Otherwise as
+    /// [`send`](Self::send).
     #[track_caller]
     pub fn blocking_send(&mut self, value: T) -> Result<(), SendError<T>> {
         if let Err(error) = self.try_flush() {
@@ -237,26 +300,55 @@ impl<T: Item> Sender<T> {
 }
 
 impl<T: Item> Receiver<T> {
-    /// Receives the next value; waits while there is none. Cancel-safe at any size: dropped, it has taken nothing.
+    /// Receives the next value, and waits while there is none.
+    ///
+    /// Cancel-safe at any size: a dropped future has taken nothing.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// let (mut sender, mut receiver) = multiprocess::simplex()?;
+    /// sender.send("hello".to_string()).await?;
+    /// assert_eq!(receiver.recv().await?, "hello");
+    /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+    /// ```
     ///
     /// # Errors
-    /// `Closed` once the other end is gone and everything it sent is received; `Decode` if a value cannot be read
-    /// as `T` or its descriptors do not fit into this process: that value is gone, the pipe goes on.
+    /// - `Closed` if the sender is gone and all that it sent is received.
+    /// - `Decode` if the value cannot be read as `T`, or its descriptors do not fit into this process. The value is lost; the pipe
+    ///   can still be used.
     pub async fn recv(&mut self) -> Result<T> {
         self.stream = None;
         self.half.core.get().await
     }
 
-    /// Receives a value if there is one.
+    /// Receives a value if there is one now.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// let (mut sender, mut receiver) = multiprocess::simplex()?;
+    /// assert_eq!(receiver.try_recv().unwrap_err().kind(), multiprocess::ErrorKind::Empty);
+    /// sender.try_send(1)?;
+    /// assert_eq!(receiver.try_recv()?, 1);
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
     ///
     /// # Errors
-    /// `Empty`, else as [`recv`](Self::recv).
+    /// `Empty` if there is none. Otherwise as [`recv`](Self::recv).
     pub fn try_recv(&mut self) -> Result<T> {
         self.stream = None;
         self.half.core.try_get()
     }
 
-    /// [`recv`](Self::recv) for plain functions: blocks this thread.
+    /// Receives the next value, blocking this thread while there is none.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// let (mut sender, mut receiver) = multiprocess::simplex()?;
+    /// sender.blocking_send(1)?;
+    /// assert_eq!(receiver.blocking_recv()?, 1);
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
     ///
     /// # Panics
     /// Inside async code, as tokio's blocking calls do.
@@ -269,21 +361,45 @@ impl<T: Item> Receiver<T> {
         self.half.core.blocking_get()
     }
 
-    /// [`recv`](Self::recv) that gives up after `timeout`, and then has taken nothing.
-    /// Counted in real time: see [Timeouts](crate#timeouts).
+    /// Receives the next value, and waits at most `timeout` for it.
+    ///
+    /// Cancel-safe: after a timeout, too, it has taken nothing. The timeout is real time: see [Timeouts](crate#timeouts).
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// let (mut sender, mut receiver) = multiprocess::simplex()?;
+    /// sender.send(1).await?;
+    /// assert_eq!(receiver.recv_timeout(std::time::Duration::from_secs(5)).await?, 1);
+    /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+    /// ```
     ///
     /// # Errors
-    /// `Timeout`, `Io` where there is no tokio timer, else as [`recv`](Self::recv).
+    /// - `Timeout` if there was no value in time.
+    /// - `Io` if the runtime has no timer.
+    /// - Otherwise as [`recv`](Self::recv).
     pub async fn recv_timeout(&mut self, timeout: Duration) -> Result<T> {
         self.stream = None;
         self.half.core.get_timeout(timeout).await
     }
 
-    /// Waits up to `timeout` until there is something to receive, which it leaves where it is. True also at the
-    /// end of the pipe, where `recv` says `Closed` at once. Counted in real time: see [Timeouts](crate#timeouts).
+    /// Waits at most `timeout` until there is something to receive, and takes nothing.
+    ///
+    /// Returns whether there is. That includes the end of the pipe, at which [`recv`](Self::recv) fails with `Closed` without
+    /// waiting. The timeout is real time: see [Timeouts](crate#timeouts).
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// let (mut sender, mut receiver) = multiprocess::simplex()?;
+    /// sender.send(1).await?;
+    /// assert!(receiver.poll(std::time::Duration::ZERO).await?);
+    /// assert_eq!(receiver.recv().await?, 1);
+    /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+    /// ```
     ///
     /// # Errors
-    /// `Io` outside a tokio runtime, or in one without a timer.
+    /// `Io` outside a tokio runtime, or if the runtime has no timer.
     pub async fn poll(&mut self, timeout: Duration) -> Result<bool> {
         self.stream = None;
         self.half.core.poll(timeout).await
@@ -362,45 +478,45 @@ impl<T: Item> Sink<T> for Sender<T> {
     }
 }
 
-/// One end of a duplex pipe: sends `S`, receives `R`.
+/// One end of a two-way pipe: it sends `S` and receives `R`.
 ///
-/// It is a serde value and travels to other processes; it is not `Clone`: one process has it at a time. See
-/// [`pipe`] for an example.
+/// It is a serde value and can be sent to another process. It is not `Clone`: one process has it at a time. Waiting, death and
+/// cost of its directions are those of [`Sender`] and [`Receiver`]. See [`pipe`] for an example.
 pub struct Connection<S, R> {
     sender: Sender<S>,
     receiver: Receiver<R>,
 }
 
 impl<S: Item, R: Item> Connection<S, R> {
-    /// As [`Sender::send`].
+    /// Sends a value: see [`Sender::send`].
     ///
     /// # Errors
-    /// As [`Sender::send`]; the value comes back.
+    /// As [`Sender::send`].
     pub async fn send(&mut self, value: S) -> Result<(), SendError<S>> {
         self.sender.send(value).await
     }
 
-    /// As [`Sender::try_send`].
+    /// Sends a value if that need not wait: see [`Sender::try_send`].
     ///
     /// # Errors
-    /// As [`Sender::try_send`]; the value comes back.
+    /// As [`Sender::try_send`].
     pub fn try_send(&mut self, value: S) -> Result<(), SendError<S>> {
         self.sender.try_send(value)
     }
 
-    /// As [`Sender::blocking_send`].
+    /// Sends a value, blocking this thread: see [`Sender::blocking_send`].
     ///
     /// # Panics
     /// Inside async code.
     ///
     /// # Errors
-    /// As [`Sender::send`]; the value comes back.
+    /// As [`Sender::blocking_send`].
     #[track_caller]
     pub fn blocking_send(&mut self, value: S) -> Result<(), SendError<S>> {
         self.sender.blocking_send(value)
     }
 
-    /// As [`Receiver::recv`].
+    /// Receives the next value: see [`Receiver::recv`].
     ///
     /// # Errors
     /// As [`Receiver::recv`].
@@ -408,7 +524,7 @@ impl<S: Item, R: Item> Connection<S, R> {
         self.receiver.recv().await
     }
 
-    /// As [`Receiver::try_recv`].
+    /// Receives a value if there is one now: see [`Receiver::try_recv`].
     ///
     /// # Errors
     /// As [`Receiver::try_recv`].
@@ -416,19 +532,19 @@ impl<S: Item, R: Item> Connection<S, R> {
         self.receiver.try_recv()
     }
 
-    /// As [`Receiver::blocking_recv`].
+    /// Receives the next value, blocking this thread: see [`Receiver::blocking_recv`].
     ///
     /// # Panics
     /// Inside async code.
     ///
     /// # Errors
-    /// As [`Receiver::recv`].
+    /// As [`Receiver::blocking_recv`].
     #[track_caller]
     pub fn blocking_recv(&mut self) -> Result<R> {
         self.receiver.blocking_recv()
     }
 
-    /// As [`Receiver::recv_timeout`]. Counted in real time: see [Timeouts](crate#timeouts).
+    /// Receives the next value, and waits at most `timeout`: see [`Receiver::recv_timeout`].
     ///
     /// # Errors
     /// As [`Receiver::recv_timeout`].
@@ -436,7 +552,7 @@ impl<S: Item, R: Item> Connection<S, R> {
         self.receiver.recv_timeout(timeout).await
     }
 
-    /// As [`Receiver::poll`]. Counted in real time: see [Timeouts](crate#timeouts).
+    /// Waits until there is something to receive: see [`Receiver::poll`].
     ///
     /// # Errors
     /// As [`Receiver::poll`].
@@ -444,7 +560,19 @@ impl<S: Item, R: Item> Connection<S, R> {
         self.receiver.poll(timeout).await
     }
 
-    /// The two directions of this end, for two tasks or two processes. A half that goes ends its direction.
+    /// Splits this end into its two directions, for two tasks or two processes.
+    ///
+    /// The drop of a half ends its direction only.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// let (left, mut right) = multiprocess::pipe::<u8, u8>()?;
+    /// let (sender, mut receiver) = left.split();
+    /// right.try_send(1)?;
+    /// drop(sender);
+    /// assert_eq!(receiver.try_recv()?, 1);
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
     pub fn split(self) -> (Sender<S>, Receiver<R>) {
         (self.sender, self.receiver)
     }

@@ -21,25 +21,17 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-/// What a queue of `T` needs of `T`.
+/// A value that queues and pipes carry: a serde value that owns what it holds.
+///
+/// It is implemented for all such types.
 pub trait Item: Serialize + DeserializeOwned + Send + 'static {}
 impl<T: Serialize + DeserializeOwned + Send + 'static> Item for T {}
 
-/// A queue across processes: many producers, many consumers, first in, first out.
+/// A first-in, first-out queue between processes, for any number of producers and consumers.
 ///
-/// A handle is cheap to clone and is itself a serde value: it travels as an argument, in a result, inside other
-/// values, through other queues. The queue lives as long as any process has a handle, or one is on its way.
-///
-/// **Waiting.** [`put`](Queue::put) waits only if the queue is bounded and full, [`get`](Queue::get) while it is
-/// empty. Both are cancel-safe: a dropped future has put or taken nothing. A future takes its place in line at its
-/// first poll. **Death.** A process killed in the middle of an operation harms nobody else: its put has happened
-/// whole or not at all. A process that is only stopped (SIGSTOP) keeps the wake that it was given, so that an item may wait for
-/// it while others sleep, until the next put or get; stopped in the middle of a copy, it holds up all others that put,
-/// or get, until it goes on or is killed: they wait, [`try_put`](Queue::try_put) says `Full` after a tenth of a second,
-/// [`try_get`](Queue::try_get) `Empty`, and [`close`](Queue::close) blocks until puts are possible. **Cost.** An operation that need not wait is a copy and a few atomics, with no system call
-/// unless it wakes somebody; a queue is three descriptors and 72 KiB, and a backlog is given back when it is drained.
-/// **Limits.** A message is smaller than 4 GiB. Some 270 undelivered messages that carry descriptors fill the
-/// kernel's socket; then a put of one more such message waits, in an unbounded queue too.
+/// A handle is cheap to clone and is itself a serde value: send it as an argument, in a result, inside another value, or
+/// through another queue. All handles, in all processes, stand for the same queue. It exists as long as any process has a
+/// handle or one is on its way.
 ///
 /// ```
 /// use multiprocess::{self as mp, Process, Queue};
@@ -66,6 +58,37 @@ impl<T: Serialize + DeserializeOwned + Send + 'static> Item for T {}
 ///     })
 /// }
 /// ```
+///
+/// # Usual calls
+/// - [`put`](Queue::put) and [`get`](Queue::get) wait if they must; [`try_put`](Queue::try_put) and
+///   [`try_get`](Queue::try_get) never do; [`blocking_put`](Queue::blocking_put) and
+///   [`blocking_get`](Queue::blocking_get) are for plain functions.
+/// - [`close`](Queue::close) ends the queue for all processes. Items that are in it can still be taken.
+/// - [`lease`](Queue::lease) takes an item that comes back unless the consumer commits it.
+/// - [`stream`](Queue::stream) and [`sink`](Queue::sink) connect it to the combinators of `futures`.
+///
+/// # Waiting
+/// - `put` waits only if the queue is bounded and full. `get` waits while the queue is empty.
+/// - Both are cancel-safe: a dropped future has put or taken nothing.
+/// - The waiters of a process are served in the order of their first poll.
+///
+/// # Death
+/// - A process killed during an operation harms no other process. Its put has happened as a whole or not at all.
+/// - A process stopped by SIGSTOP counts as alive. An item for which it was woken may wait until the next `put` or `get`. If
+///   it is stopped in the middle of a copy, it blocks other producers or consumers until it resumes or dies. Meanwhile
+///   `try_put` fails with `Full` and `try_get` with `Empty` after a tenth of a second, and `close` blocks for up to 5 s.
+///
+/// # Cost
+/// - An operation that need not wait is one copy and a few atomic operations. It makes a system call only to wake a process.
+/// - A queue is three descriptors and 72 KiB of shared memory.
+/// - Items in the queue take memory as they come. A drained queue keeps up to 1 MiB. What it has beyond that is kept for the
+///   next large item, up to 544 MiB for a queue and 1 GiB for all queues and pipes that a process drains, and given back after
+///   one to two seconds without use.
+///
+/// # Limits
+/// - An encoded item is smaller than 4 GiB.
+/// - Some 270 undelivered items that carry descriptors fill the kernel's socket. Then a put of another such item waits, in an
+///   unbounded queue too.
 pub struct Queue<T> {
     core: Arc<ChannelCore>,
     item: PhantomData<fn(T) -> T>,
@@ -108,18 +131,35 @@ fn put_error<T>((error, value): Refused<T>) -> PutError<T> {
 }
 
 impl<T: Item> Queue<T> {
-    /// A queue without a limit: `put` never waits for room.
+    /// Creates a queue without a limit: [`put`](Self::put) never waits for room.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// let queue = multiprocess::Queue::unbounded()?;
+    /// assert_eq!(queue.capacity(), None);
+    /// # queue.try_put(1)?;
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
     ///
     /// # Errors
-    /// `Io` if there is no memory or descriptor left.
+    /// `Io` if there is not enough memory, or no descriptor is left.
     pub fn unbounded() -> Result<Self> {
         Ok(Self { core: create(0, false)?, item: PhantomData })
     }
 
-    /// A queue of at most `capacity` items, of any size each.
+    /// Creates a queue of at most `capacity` items, of any size each.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// let queue = multiprocess::Queue::bounded(1)?;
+    /// queue.try_put("first".to_string())?;
+    /// assert!(queue.is_full());
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
     ///
     /// # Errors
-    /// `Other` for a capacity of 0 or beyond 2^31, `Io` if there is no memory or descriptor left.
+    /// - `Other` if `capacity` is 0, or 2^31 or more.
+    /// - `Io` if there is not enough memory, or no descriptor is left.
     pub fn bounded(capacity: usize) -> Result<Self> {
         Ok(Self { core: create(check_capacity(capacity)?, false)?, item: PhantomData })
     }
@@ -138,40 +178,89 @@ fn check_capacity(capacity: usize) -> Result<u64> {
 macro_rules! queue_methods {
     ($name:ident) => {
         impl<T: Item> $name<T> {
-            /// Puts `value` at the end; waits while the queue is full. Cancel-safe: dropped, it has put nothing.
+            /// Puts `value` at the end, and waits while the queue is full.
+            ///
+            /// Cancel-safe: a dropped future has put nothing.
+            ///
+            /// ```
+            /// # multiprocess::init();
+            /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+            /// let queue = multiprocess::Queue::bounded(2)?;
+            /// queue.put(1).await?;
+            /// assert_eq!(queue.len(), 1);
+            /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+            /// ```
             ///
             /// # Errors
-            /// `Closed`, `Encode` if `value` cannot be serialised, `Io` if memory runs out; the value comes back.
+            /// All of them return the value.
+            /// - `Closed` if the queue is closed.
+            /// - `Encode` if `value` cannot be serialised, or is too large.
+            /// - `Io` if there is not enough memory.
             pub async fn put(&self, value: T) -> Result<(), PutError<T>> {
                 self.core.put(value).await.map_err(put_error)
             }
 
-            /// Takes the first item; waits while there is none. Cancel-safe: dropped, it has taken nothing.
+            /// Takes the first item, and waits while there is none.
+            ///
+            /// Cancel-safe: a dropped future has taken nothing.
+            ///
+            /// ```
+            /// # multiprocess::init();
+            /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+            /// let queue = multiprocess::Queue::unbounded()?;
+            /// queue.put(7).await?;
+            /// assert_eq!(queue.get().await?, 7);
+            /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+            /// ```
             ///
             /// # Errors
-            /// `Closed` once the queue is closed and drained; `Decode` if the item cannot be read as `T`, or its
-            /// descriptors do not fit into this process: that item is then gone, the queue goes on.
+            /// - `Closed` if the queue is closed and drained.
+            /// - `Decode` if the item cannot be read as `T`, or its descriptors do not fit into this process. The item is lost; the queue
+            ///   can still be used.
             pub async fn get(&self) -> Result<T> {
                 self.core.get().await
             }
 
             /// Puts `value` if there is room now.
             ///
+            /// ```
+            /// # multiprocess::init();
+            /// let queue = multiprocess::Queue::bounded(1)?;
+            /// queue.try_put(1)?;
+            /// assert_eq!(queue.try_put(2).unwrap_err().kind(), multiprocess::ErrorKind::Full);
+            /// # Ok::<(), multiprocess::Error>(())
+            /// ```
+            ///
             /// # Errors
-            /// `Full`, else as [`put`](Self::put); the value comes back.
+            /// `Full` if there is none. Otherwise as [`put`](Self::put). The error returns the value.
             pub fn try_put(&self, value: T) -> Result<(), TryPutError<T>> {
                 self.core.try_put(value).map_err(|(error, value)| TryPutError::new(error, value))
             }
 
             /// Takes the first item if there is one now.
             ///
+            /// ```
+            /// # multiprocess::init();
+            /// let queue = multiprocess::Queue::<u8>::unbounded()?;
+            /// assert_eq!(queue.try_get().unwrap_err().kind(), multiprocess::ErrorKind::Empty);
+            /// # Ok::<(), multiprocess::Error>(())
+            /// ```
+            ///
             /// # Errors
-            /// `Empty`, else as [`get`](Self::get).
+            /// `Empty` if there is none. Otherwise as [`get`](Self::get).
             pub fn try_get(&self) -> Result<T> {
                 self.core.try_get()
             }
 
-            /// [`put`](Self::put) for plain functions: blocks this thread.
+            /// Puts `value` at the end, blocking this thread while the queue is full.
+            ///
+            /// ```
+            /// # multiprocess::init();
+            /// let queue = multiprocess::Queue::unbounded()?;
+            /// queue.blocking_put(1)?;
+            /// assert_eq!(queue.len(), 1);
+            /// # Ok::<(), multiprocess::Error>(())
+            /// ```
             ///
             /// # Panics
             /// Inside async code, as tokio's blocking calls do.
@@ -183,7 +272,15 @@ macro_rules! queue_methods {
                 self.core.blocking_put(value).map_err(put_error)
             }
 
-            /// [`get`](Self::get) for plain functions: blocks this thread.
+            /// Takes the first item, blocking this thread while there is none.
+            ///
+            /// ```
+            /// # multiprocess::init();
+            /// let queue = multiprocess::Queue::unbounded()?;
+            /// queue.blocking_put(1)?;
+            /// assert_eq!(queue.blocking_get()?, 1);
+            /// # Ok::<(), multiprocess::Error>(())
+            /// ```
             ///
             /// # Panics
             /// Inside async code, as tokio's blocking calls do.
@@ -195,19 +292,45 @@ macro_rules! queue_methods {
                 self.core.blocking_get()
             }
 
-            /// [`put`](Self::put) that gives up after `timeout`. Counted in real time: see [Timeouts](crate#timeouts).
+            /// Puts `value` at the end, and waits at most `timeout` while the queue is full.
+            ///
+            /// Cancel-safe. The timeout is real time: see [Timeouts](crate#timeouts).
+            ///
+            /// ```
+            /// # multiprocess::init();
+            /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+            /// let queue = multiprocess::Queue::bounded(1)?;
+            /// queue.put(1).await?;
+            /// let late = queue.put_timeout(2, std::time::Duration::from_millis(1)).await;
+            /// assert_eq!(late.unwrap_err().into_inner(), 2);
+            /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+            /// ```
             ///
             /// # Errors
-            /// `Timeout`, `Io` where there is no tokio timer, else as [`put`](Self::put); the value comes back.
+            /// - `Timeout` if there was no room in time.
+            /// - `Io` if the runtime has no timer.
+            /// - Otherwise as [`put`](Self::put). The error returns the value.
             pub async fn put_timeout(&self, value: T, timeout: Duration) -> Result<(), PutError<T>> {
                 self.core.put_timeout(value, timeout).await.map_err(put_error)
             }
 
-            /// [`get`](Self::get) that gives up after `timeout`, and then has taken nothing.
-            /// Counted in real time: see [Timeouts](crate#timeouts).
+            /// Takes the first item, and waits at most `timeout` for one.
+            ///
+            /// Cancel-safe: after a timeout, too, it has taken nothing. The timeout is real time: see [Timeouts](crate#timeouts).
+            ///
+            /// ```
+            /// # multiprocess::init();
+            /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+            /// let queue = multiprocess::Queue::<u8>::unbounded()?;
+            /// let late = queue.get_timeout(std::time::Duration::from_millis(1)).await;
+            /// assert_eq!(late.unwrap_err().kind(), multiprocess::ErrorKind::Timeout);
+            /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+            /// ```
             ///
             /// # Errors
-            /// `Timeout`, `Io` where there is no tokio timer, else as [`get`](Self::get).
+            /// - `Timeout` if there was no item in time.
+            /// - `Io` if the runtime has no timer.
+            /// - Otherwise as [`get`](Self::get).
             pub async fn get_timeout(&self, timeout: Duration) -> Result<T> {
                 self.core.get_timeout(timeout).await
             }
@@ -276,43 +399,115 @@ macro_rules! queue_methods {
                 DeadLetters::of(&self.core)
             }
 
-            /// How many items there are, those on lease included: exact while nobody puts or takes.
+            /// Returns the number of items, including those on lease. It is exact while no process puts or takes.
+            ///
+            /// ```
+            /// # multiprocess::init();
+            /// let queue = multiprocess::Queue::unbounded()?;
+            /// queue.try_put(1)?;
+            /// assert_eq!(queue.len(), 1);
+            /// # Ok::<(), multiprocess::Error>(())
+            /// ```
             pub fn len(&self) -> usize {
                 self.core.len()
             }
 
-            /// Whether there is no item.
+            /// Returns whether there is no item.
+            ///
+            /// ```
+            /// # multiprocess::init();
+            /// let queue = multiprocess::Queue::<u8>::unbounded()?;
+            /// assert!(queue.is_empty());
+            /// # Ok::<(), multiprocess::Error>(())
+            /// ```
             pub fn is_empty(&self) -> bool {
                 self.len() == 0
             }
 
-            /// Whether a bounded queue has no room.
+            /// Returns whether a bounded queue has no room. An unbounded queue is never full.
+            ///
+            /// ```
+            /// # multiprocess::init();
+            /// let queue = multiprocess::Queue::bounded(1)?;
+            /// queue.try_put(1)?;
+            /// assert!(queue.is_full());
+            /// # Ok::<(), multiprocess::Error>(())
+            /// ```
             pub fn is_full(&self) -> bool {
                 self.capacity().is_some_and(|capacity| self.core.waiting() >= capacity)
             }
 
-            /// How many items fit, or `None` if the queue is unbounded.
+            /// Returns how many items fit, or `None` if the queue is unbounded.
+            ///
+            /// ```
+            /// # multiprocess::init();
+            /// let queue = multiprocess::Queue::<u8>::bounded(3)?;
+            /// assert_eq!(queue.capacity(), Some(3));
+            /// # Ok::<(), multiprocess::Error>(())
+            /// ```
             pub fn capacity(&self) -> Option<usize> {
                 self.core.ring().item_limit()
             }
 
-            /// Closes the queue for everybody: puts fail from now on, gets drain it and then say `Closed`. Wakes
-            /// all who wait, in every process. Closing twice is fine.
+            /// Closes the queue for all processes.
+            ///
+            /// From then on each put fails, and a get fails once the queue is drained. All waiting processes are woken. To close a closed
+            /// queue does nothing.
+            ///
+            /// ```
+            /// # multiprocess::init();
+            /// let queue = multiprocess::Queue::unbounded()?;
+            /// queue.try_put(1)?;
+            /// queue.close();
+            /// assert_eq!(queue.try_put(2).unwrap_err().kind(), multiprocess::ErrorKind::Closed);
+            /// assert_eq!(queue.try_get()?, 1);
+            /// assert_eq!(queue.try_get().unwrap_err().kind(), multiprocess::ErrorKind::Closed);
+            /// # Ok::<(), multiprocess::Error>(())
+            /// ```
             pub fn close(&self) {
                 self.core.close();
             }
 
-            /// Whether the queue is closed.
+            /// Returns whether the queue is closed.
+            ///
+            /// ```
+            /// # multiprocess::init();
+            /// let queue = multiprocess::Queue::<u8>::unbounded()?;
+            /// queue.close();
+            /// assert!(queue.is_closed());
+            /// # Ok::<(), multiprocess::Error>(())
+            /// ```
             pub fn is_closed(&self) -> bool {
                 self.core.ring().is_closed()
             }
 
-            /// The items as a stream that ends when the queue is closed and drained. Dropping it loses nothing.
+            /// Returns a stream of the items, which ends when the queue is closed and drained. Dropping the stream loses no item.
+            ///
+            /// ```
+            /// # multiprocess::init();
+            /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+            /// use futures::StreamExt;
+            /// let queue = multiprocess::Queue::unbounded()?;
+            /// queue.put(1).await?;
+            /// queue.close();
+            /// assert_eq!(queue.stream().count().await, 1);
+            /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+            /// ```
             pub fn stream(&self) -> QueueStream<T> {
                 QueueStream::new(self.core.clone())
             }
 
-            /// A sink that puts what it is sent.
+            /// Returns a sink that puts each value it is given.
+            ///
+            /// ```
+            /// # multiprocess::init();
+            /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+            /// use futures::SinkExt;
+            /// let queue = multiprocess::Queue::unbounded()?;
+            /// queue.sink().send(1).await?;
+            /// assert_eq!(queue.len(), 1);
+            /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+            /// ```
             pub fn sink(&self) -> QueueSink<T> {
                 QueueSink::new(self.core.clone())
             }
@@ -344,11 +539,11 @@ macro_rules! queue_methods {
 queue_methods!(Queue);
 queue_methods!(JoinableQueue);
 
-/// A [`Queue`] that knows when everything taken from it has been dealt with.
+/// A [`Queue`] that counts unfinished items, so that a producer can wait until all of them are processed.
 ///
-/// Each `get` that yields an item is to be followed by one [`task_done`](JoinableQueue::task_done); [`join`](JoinableQueue::join) waits
-/// until nothing is left to take or to finish. What a process took and did not finish before it died or exited
-/// counts as finished, so a killed consumer makes nobody wait for ever.
+/// A consumer calls [`task_done`](JoinableQueue::task_done) once for each item that it has taken and processed.
+/// [`join`](JoinableQueue::join) waits until the queue is empty and no item is unfinished. All other methods are those of
+/// [`Queue`], and so are waiting, cost and limits.
 ///
 /// ```
 /// use multiprocess::{self as mp, JoinableQueue, Process};
@@ -373,37 +568,81 @@ queue_methods!(JoinableQueue);
 ///     })
 /// }
 /// ```
+///
+/// # Death
+/// Items that a process took and did not finish count as finished when it is killed or exits, so a killed consumer makes no
+/// process wait for ever.
 pub struct JoinableQueue<T> {
     core: Arc<ChannelCore>,
     item: PhantomData<fn(T) -> T>,
 }
 
 impl<T: Item> JoinableQueue<T> {
-    /// As [`Queue::unbounded`].
+    /// Creates a queue without a limit: [`put`](Self::put) never waits for room.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// let queue = multiprocess::JoinableQueue::unbounded()?;
+    /// assert_eq!(queue.capacity(), None);
+    /// # queue.try_put(1)?;
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
     ///
     /// # Errors
-    /// `Io` if there is no memory or descriptor left.
+    /// `Io` if there is not enough memory, or no descriptor is left.
     pub fn unbounded() -> Result<Self> {
         Ok(Self { core: create(0, true)?, item: PhantomData })
     }
 
-    /// As [`Queue::bounded`].
+    /// Creates a queue of at most `capacity` items, of any size each.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// let queue = multiprocess::JoinableQueue::bounded(1)?;
+    /// queue.try_put("first".to_string())?;
+    /// assert!(queue.is_full());
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
     ///
     /// # Errors
-    /// `Other` for a capacity of 0 or beyond 2^31, `Io` if there is no memory or descriptor left.
+    /// - `Other` if `capacity` is 0, or 2^31 or more.
+    /// - `Io` if there is not enough memory, or no descriptor is left.
     pub fn bounded(capacity: usize) -> Result<Self> {
         Ok(Self { core: create(check_capacity(capacity)?, true)?, item: PhantomData })
     }
 
-    /// Says that one item taken from this queue has been dealt with: by this process, or else by another.
+    /// Marks one taken item as finished: one that this process took, or else one of another process.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// let queue = multiprocess::JoinableQueue::unbounded()?;
+    /// queue.try_put(1)?;
+    /// queue.try_get()?;
+    /// queue.task_done()?;
+    /// assert!(queue.task_done().is_err());
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
     ///
     /// # Errors
-    /// `Other` if no taken item is unfinished.
+    /// `Other` if no item is unfinished.
     pub fn task_done(&self) -> Result<()> {
         self.core.task_done()
     }
 
-    /// Waits until the queue is empty and every item taken is done. Cancel-safe.
+    /// Waits until the queue is empty and no item is unfinished.
+    ///
+    /// Cancel-safe: a dropped future changes nothing.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// let queue = multiprocess::JoinableQueue::unbounded()?;
+    /// queue.put(1).await?;
+    /// queue.get().await?;
+    /// queue.task_done()?;
+    /// queue.join().await?;
+    /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+    /// ```
     ///
     /// # Errors
     /// `Io` outside a tokio runtime.
@@ -411,13 +650,20 @@ impl<T: Item> JoinableQueue<T> {
         self.core.join().await
     }
 
-    /// [`join`](Self::join) for plain functions: blocks this thread.
+    /// Blocks this thread until the queue is empty and no item is unfinished.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// let queue = multiprocess::JoinableQueue::<u8>::unbounded()?;
+    /// queue.blocking_join()?;
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
     ///
     /// # Panics
     /// Inside async code, as tokio's blocking calls do.
     ///
     /// # Errors
-    /// `Io` if this process cannot wait.
+    /// `Io` if the system refuses a resource that waiting needs, such as a descriptor.
     #[track_caller]
     pub fn blocking_join(&self) -> Result<()> {
         self.core.blocking_join()
@@ -448,10 +694,10 @@ impl<'de, T> Deserialize<'de> for JoinableQueue<T> {
     }
 }
 
-/// The items of a queue as they come; made by [`Queue::stream`].
+/// A stream of the items of a queue, returned by [`Queue::stream`].
 ///
-/// Once it has been polled in vain it has its place in line, as a `get` has: others of this process that wait for the
-/// queue come after it, so poll it again or drop it.
+/// It ends when the queue is closed and drained. Dropping it loses no item. Once a poll has found no item the stream has a place
+/// in the order of waiters: other waiters of this process come after it until it is polled again or dropped.
 ///
 /// ```
 /// use futures::StreamExt;
@@ -489,11 +735,11 @@ impl<T> Stream for QueueStream<T> {
     }
 }
 
-/// Puts what it is sent into a queue; made by [`Queue::sink`]. Dropping it drops an item that was not yet put; closing it
-/// (`SinkExt::close`, or the end of `forward`) flushes it and leaves the queue open.
+/// A sink that puts values into a queue, returned by [`Queue::sink`].
 ///
-/// While it holds an item for which there is no room it has its place in line, as a `put` has: others of this process
-/// that wait for room come after it, so flush it or drop it.
+/// Closing it (`SinkExt::close`, or the end of `forward`) flushes it and leaves the queue open. Dropping it drops a value that
+/// is not put yet. While it holds such a value it has a place in the order of waiters: other waiters of this process come
+/// after it until it is flushed or dropped.
 ///
 /// ```
 /// use futures::SinkExt;

@@ -1,38 +1,39 @@
-//! When a worker tells the pool of its results: with the next start, or, of many quick ones, when its last order begins.
+//! When a worker notifies the pool of its results: with the start of the next item, or, in an order of brief items, when its last
+//! order begins.
 //!
 //! # State
-//! In the worker: whether something was put that the pool has not been told of, and whether it is quiet about the order
-//! that it is at. Shared: `NOTIFY_EACH`, the top bit of an order's claim, and how many of its items were started; and the mark of
-//! the worker's lane, a bit that says that the pool should look into it.
+//! In the worker: whether a result is pending, that is, was put after the pool was last notified; and whether notification is
+//! deferred for the current order. Shared: `NOTIFY_EACH`, the top bit of an order's claim; the number of its started items; and
+//! the mark of the worker's lane, a bit that asks the pool to look into that lane.
 //!
 //! # Moves
-//! | from -> to | who | ordering | wakes |
+//! | from -> to | by | ordering | wakes |
 //! |---|---|---|---|
-//! | an order of quick items begins -> quiet | a worker that has another one behind it | - | - |
-//! | the last of such orders begins -> untold, if there are results in the ring | the worker | Acquire | - |
-//! | next -> next + 1 in the claim | the worker | SeqCst, also the fence between the results before it and the look for sleepers | the pool, if it sleeps and the worker is not quiet, or the claim is loud |
-//! | mark 0 -> 1, if it is not 1 | the worker, after that start if a result came before it, quiet or not | SeqCst, before the look for sleepers | - |
+//! | an order of brief items begins -> deferred | a worker that has another order behind it | - | - |
+//! | the last of such orders begins -> pending, if there are results in the ring | the worker | Acquire | - |
+//! | next -> next + 1 in the claim | the worker | SeqCst, also the fence between the results before it and the check for sleepers | the pool, if it sleeps, and notification is not deferred or the claim has `NOTIFY_EACH` |
+//! | mark 0 -> 1, if it is not 1 | the worker, after that start if a result came before it, deferred or not | SeqCst, before the check for sleepers | - |
 //! | marks -> 0 | the pool, awake, or after it has armed its alarm | SeqCst, then it looks into the lanes | - |
-//! | claim -> loud | a pool that has slept for a while | SeqCst, then it looks for results | - |
+//! | claim -> `NOTIFY_EACH` | a pool that has slept for a while | SeqCst, then it looks for results | - |
 //!
 //! # Invariants
-//! 1. A pool that has an alarm armed, and then finds the last order that it gave not begun, and that one of quick items,
-//!    will be told when that begins: of all results before, also of such as came when it was awake. If that has begun, a look now finds the results that were put before; of those put later
-//!    the worker tells, as it is quiet about no last order.
-//! 2. A start that comes after the claim became loud tells of all results before. One that came earlier is seen, with them.
-//! 3. A result that was put before a start is taken by a look that the mark leads to: the worker finds the mark set, and
-//!    the pool takes it away later and looks then, or sets it. So a pool need not look into lanes that are not marked, but
-//!    for that of a worker that has ended, and those of which it has just made the claims loud.
+//! 1. The pool arms an alarm and then finds that the last order it gave, of brief items, has not begun. Then it is notified when
+//!    that order begins: of all results before it, including those that came while the pool was awake. If the order has begun, the
+//!    pool finds the results that were put before that, and is notified of those put later, as a last order is never deferred.
+//! 2. A start after the claim got `NOTIFY_EACH` notifies of all results before it. The pool finds the results of earlier starts.
+//! 3. The pool takes a result that was put before a start when it follows the mark: the worker finds the mark set, and the pool
+//!    clears it later and looks then, or the worker sets it. So a pool need not look into unmarked lanes, except that of a worker
+//!    that has ended and those whose claims just got `NOTIFY_EACH`.
 //!
 //! # Death
-//! | the worker is killed | the pool hears |
+//! | the worker is killed | the pool |
 //! |---|---|
-//! | quiet, with results that it has not told of | of its burial, which rings the doorbell: the results count |
-//! | between a start and its mark, or its look for sleepers | of its exit, and then looks into its lane, marked or not |
+//! | deferring, with pending results | is woken by the recovery, which rings its doorbell: the results count |
+//! | between a start and its mark, or its check for sleepers | notices the exit, and then looks into the lane, marked or not |
 //!
 //! # Cancel
-//! No move awaits. An order taken back while the worker is quiet, so that there is no other behind it, is begun all the
-//! same, and with that told.
+//! No move awaits. If the order behind is taken back while the worker defers, the worker begins that order all the same, and
+//! notifies with that.
 
 use crate::os::fault;
 use crate::shm::atomic::AtomicU64;
@@ -43,21 +44,21 @@ use std::sync::atomic::Ordering::*;
 
 const NOTIFY_EACH: u64 = 1 << 63;
 
-/// Whom a worker tells.
+/// The pool, as its workers notify it.
 pub(super) trait NotifyTarget {
     /// The word and the bit that say that this lane has something.
     fn mark(&self) -> (&AtomicU64, u64);
-    /// For who has just made its change, and after it a SeqCst read-modify-write.
+    /// Whether it may sleep. The caller has made its change, and a SeqCst read-modify-write after that.
     fn may_sleep(&self) -> bool;
     fn wake(&self);
 }
 
-/// What the pool has not been told of.
+/// Which results the pool has not been notified of.
 #[derive(Default)]
 pub(super) struct ResultNotifier {
     is_pending: Cell<bool>,
     is_deferred: Cell<bool>,
-    /// The pool was awake when it was told last.
+    /// The pool was awake when it was last notified.
     was_awake: Cell<bool>,
 }
 
@@ -68,13 +69,13 @@ impl ResultNotifier {
         self.is_pending.set(true);
     }
 
-    /// An order begins: each of its results is to be told of.
+    /// An order begins: the pool is to be notified of each of its results.
     pub(super) fn notify_each(&self) {
         self.is_deferred.set(false);
     }
 
-    /// The results of the order that begins need not be told of one by one if it `has_more` behind it. About the last one
-    /// the pool relies on being told when it begins, also of what it knew of and has not taken.
+    /// An order of brief items begins: notification is deferred if it `has_more` behind it. The pool relies on being notified when
+    /// the last one begins, also of results that it knew of and has not taken.
     pub(super) fn defer(&self, has_more: bool, has_untaken: impl FnOnce() -> bool) {
         self.is_deferred.set(has_more);
         if !has_more && has_untaken() {
@@ -82,7 +83,7 @@ impl ResultNotifier {
         }
     }
 
-    /// Starts the next item, if there is one; either way the pool is told, unless it need not be.
+    /// Starts the next item, if there is one. Notifies the pool of pending results, unless that is deferred.
     #[inline]
     pub(super) fn start(&self, claim: &AtomicU64, pool: &impl NotifyTarget) -> Option<u32> {
         let (started, is_each) = start(claim);
@@ -103,7 +104,7 @@ impl ResultNotifier {
         started
     }
 
-    /// Tells of what no start has followed.
+    /// Notifies the pool of results that no start has followed.
     pub(super) fn notify_pending(&self, pool: &impl NotifyTarget) {
         if self.is_pending.replace(false) {
             let (word, bit) = pool.mark();
@@ -112,16 +113,16 @@ impl ResultNotifier {
         }
     }
 
-    /// Whether the pool was awake when it was last told; says so once.
+    /// Returns, once, whether the pool was awake when it was last notified.
     pub(super) fn found_pool_awake(&self) -> bool {
         self.was_awake.replace(false)
     }
 }
 
-/// The worker's move: starts the next item, if there is one; whether the pool wants to know of each result.
+/// The worker's move: starts the next item, if there is one. Returns also whether the pool wants each result notified.
 #[inline]
 fn start(claim: &AtomicU64) -> (Option<u32>, bool) {
-    // SeqCst: the look for sleepers that follows relies on it.
+    // SeqCst: the check for sleepers that follows relies on it.
     let before = claim.fetch_add(1 << 16, SeqCst);
     let (next, end) = (before as u32 >> 16, before as u32 & 0xffff);
     fault::point("lane.started");
@@ -155,14 +156,13 @@ pub(super) fn take_marks(word: &AtomicU64) -> u64 {
     marks
 }
 
-/// Whether the worker will tell of all it has put when it begins the order of this claim, the last that was given. For
-/// who has armed an alarm before: between that and this look, and the worker's start and its look for sleepers, there is
-/// an order that all agree on.
+/// Whether the worker will notify of all results when it begins the order of this claim, the last that was given. The caller has
+/// armed an alarm before: that, this load, the worker's start and its check for sleepers have one order in all processes.
 pub(super) fn will_notify(claim: &AtomicU64) -> bool {
     claim.load(SeqCst) as u32 >> 16 == 0
 }
 
-/// The pool's move: wants to know of each result from now on. It looks for what was put before, after this.
+/// The pool's move: it is notified of each result from now on, and looks after this for results that were put before.
 pub(super) fn enable_notification(claim: &AtomicU64) {
     claim.fetch_or(NOTIFY_EACH, SeqCst);
 }

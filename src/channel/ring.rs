@@ -5,16 +5,17 @@
 //! `GET_SEGMENT` over `next` to `PUT_SEGMENT`; all hold names of extents (`extents`).
 //!
 //! # Moves
-//! | from -> to | who | commits by | wakes |
+//! | from -> to | under | commits by | wakes |
 //! |---|---|---|---|
 //! | a record is put | put lock | the store of `tail` | a taker |
 //! | a record is got | get lock | the store of `head` | a putter |
 //! | the chain grows: extent made, begun, linked, `PUT_SEGMENT` moved | put lock | the store of `next` | - |
-//! | the chain grows by a very large record, which is written before its extent is linked | put lock | the stores of `next`, then `tail` | a taker |
+//! | the chain grows by a record whose payload is discarded, which is written before its extent is linked | put lock | the stores of `next`, then `tail` | a taker |
+//! | a segment gets memory for a record (`missing` in [`segment`](super::segment)) | put lock | the store of `missing` | - |
 //! | a drained segment is left: `GET_SEGMENT` moved, extent given back | get lock | the store of `GET_SEGMENT` | - |
-//! | a drained large segment is replaced by the base | both locks | the store of `next` | - |
+//! | a drained large segment is replaced by the base, at once or after a time ([`reclaim`](super::reclaim)) | both locks | the store of `next` | - |
 //! | closed | put lock | the store of `CLOSED` | all |
-//! | closed for good, as [`DAMAGED`] | who finds words that cannot be | the store of `CLOSED` | all |
+//! | closed for good, as [`DAMAGED`], by a process that finds an impossible word | - | the store of `CLOSED` | all |
 //!
 //! # Invariants
 //! 1. Each move is committed by one store; before it nothing has happened, after it the rest can be redone.
@@ -23,18 +24,19 @@
 //! 4. After `CLOSED` no tail moves: it is stored under the put lock.
 //! 5. A segment that left the chain keeps its tail and its `next` until it is begun anew, which takes the put lock:
 //!    so a putter finds the chain again from a `PUT_SEGMENT` that lags.
-//! 6. Every word here is a claim. What would lead out of the region, or cannot be, closes the ring for good, with an error
-//!    of its own kind; what merely looks like a full or an empty ring, or a living holder, is taken for that. No walk is
-//!    longer than the list of extents.
+//! 6. Any word may be damaged. A word that leads out of the region, or is impossible, closes the ring for good, with an error
+//!    of its own kind. A word that looks like a full or an empty ring, or a living holder, counts as that. No walk is longer
+//!    than the list of extents.
 //!
 //! # Death
 //! | killed | survivors see | repaired by |
 //! |---|---|---|
-//! | putting, before `tail` | nothing; descriptors sent ahead are orphans | the taker of the next descriptors drops them by number |
-//! | getting, before `head` | the record, still there, perhaps without its descriptors | the next taker: an error if they are gone |
+//! | putting, before `tail` | nothing; descriptors sent ahead are orphans; the segment may have more memory than before | the taker of the next descriptors drops them by number |
+//! | getting, before `head` | the record, still there, perhaps without its descriptors | the next taker gets an error if they are gone |
 //! | growing, before `next` | an extent in use that is in no chain, perhaps without all its memory | the process that takes the lock over ([`Ring::repair`]), or the next one if the other side is at work then |
 //! | growing, after `next` | `PUT_SEGMENT` lags | the next putter |
 //! | leaving, after `GET_SEGMENT` | an extent in use that is in no chain | the process that takes the lock over |
+//! | with a drained large segment, before its memory is given back | the segment, in the chain | the next taker, also one that waits ([`reclaim`](super::reclaim)) |
 //!
 //! # Cancel
 //! No move awaits: a dropped future has moved nothing, or everything.

@@ -118,8 +118,6 @@ impl Map {
 
     pub(crate) fn populate(&self) {}
 
-    pub(crate) fn populate_first(&self, _bytes: usize) {}
-
     pub(crate) fn populate_part(&self, _at: usize, _len: usize) {}
 
     fn unit(&self, at: usize) -> &Plain<[u8; 8]> {
