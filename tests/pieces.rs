@@ -1029,7 +1029,8 @@ mod leases {
         };
         for (point, job, is_there, deliveries) in [
             ("lease.filled", 0, true, 1),
-            ("lease.held", 0, true, 1),
+            ("lease.held", 0, true, 2),
+            ("lease.kept", 0, true, 2),
             ("lease.consumed", 0, true, 2),
             ("commit.begun", 0, true, 2),
             ("commit.done", 0, false, 0),
@@ -1189,6 +1190,97 @@ mod leases {
         }
     }
 
+    /// `leases`: the rows of its Death page about descriptors.
+    #[cfg(debug_assertions)]
+    #[tokio::test]
+    async fn killed_at_any_move_no_descriptor_is_lost_or_kept_open() {
+        let leases = async |queue: Queue<WithPipe>| drop(queue.lease().await.unwrap());
+        let again = async |queue: Queue<WithPipe>| {
+            drop(queue.lease().await.unwrap());
+            let _lease = queue.lease().await.unwrap();
+        };
+        for (point, twice) in [
+            ("lease.filled", false),
+            ("lease.held", false),
+            ("lease.kept", false),
+            ("lease.consumed", false),
+            ("return.done", false),
+            ("lease.again", true),
+        ] {
+            for gets in [false, true] {
+                let queue = Queue::<WithPipe>::unbounded().unwrap();
+                let mut readers = Vec::new();
+                for n in 0..3 {
+                    let (reader, writer) = std::io::pipe().unwrap();
+                    queue.put((n, Fd::new(writer))).await.unwrap();
+                    readers.push(reader);
+                }
+                // Another item's descriptors are kept meanwhile.
+                let other = queue.lease().await.unwrap();
+                match twice {
+                    false => death(doomed!(point, leases, (queue.clone(),)), point).await,
+                    true => death(doomed!(point, again, (queue.clone(),)), point).await,
+                }
+                assert_eq!(queue.len(), 3, "{point}");
+                let mut items = Vec::new();
+                for _ in 0..2 {
+                    items.push(match gets {
+                        true => within(queue.get()).await.unwrap(),
+                        false => within(queue.lease()).await.unwrap().commit().unwrap(),
+                    });
+                }
+                items.push(other.commit().unwrap());
+                items.rotate_right(1);
+                for (n, (mut reader, item)) in readers.into_iter().zip(items).enumerate() {
+                    let (number, mut writer) = item;
+                    assert_eq!(number, n as u32, "{point}");
+                    writer.write_all(b"mine").unwrap();
+                    drop(writer);
+                    let mut text = String::new();
+                    let read = tokio::task::spawn_blocking(move || reader.read_to_string(&mut text).map(|_| text));
+                    // The end comes only if nobody else has the other end any more.
+                    assert_eq!(within(read).await.unwrap().unwrap(), "mine", "{point} {n}");
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn an_item_whose_descriptors_do_not_fit_stays_in_the_queue() {
+        let alone = async || {
+            use rustix::process::{Resource, getrlimit, setrlimit};
+            let queue = Queue::<WithPipe>::unbounded().unwrap();
+            let mut readers = Vec::new();
+            for n in 0..3 {
+                let (reader, writer) = std::io::pipe().unwrap();
+                queue.put((n, Fd::new(writer))).await.unwrap();
+                readers.push(reader);
+            }
+            for n in 0..3 {
+                drop(queue.lease().await.unwrap());
+                // That of an item that was leased before has to come past the others.
+                let kept = (n == 0).then(|| queue.try_lease().unwrap());
+                drop(queue.lease().await.unwrap());
+                drop(kept);
+                let before = getrlimit(Resource::Nofile);
+                common::limit_descriptors(0);
+                for _ in 0..10 {
+                    assert_eq!(queue.try_lease().map(drop).unwrap_err().kind(), ErrorKind::Io);
+                }
+                setrlimit(Resource::Nofile, before).unwrap();
+                assert_eq!(queue.len(), 3 - n);
+                let (number, mut writer) = queue.try_lease().unwrap().commit().unwrap();
+                assert_eq!(number, n as u32);
+                writer.write_all(b"mine").unwrap();
+                drop(writer);
+                let mut text = String::new();
+                readers[n].read_to_string(&mut text).unwrap();
+                assert_eq!(text, "mine");
+            }
+        };
+        in_child(alone, ()).await;
+    }
+
     #[tokio::test]
     async fn more_leases_than_there_are_places_for_are_an_error() {
         let queue = Queue::unbounded().unwrap();
@@ -1330,22 +1422,33 @@ mod leases {
         queue.put(1).await.unwrap();
         let lease = queue.lease().await.unwrap();
         queue.close();
-        let get = async |queue: Queue<i32>| queue.get().await.map_err(|error| error.kind());
-        let waits = async |queue: Queue<i32>| {
+        // They stay: the end of a process makes all others look.
+        let get = async |queue: Queue<i32>, results: Queue<Result<i32, ErrorKind>>| {
+            results.put(queue.get().await.map_err(|error| error.kind())).await.unwrap();
+            std::future::pending::<()>().await;
+        };
+        let waits = async |queue: Queue<i32>, results: Queue<Result<i32, ErrorKind>>| {
             let mut set = QueueSet::new();
             set.insert((), &queue).unwrap();
-            set.get().await.map(|((), item)| item).map_err(|error| error.kind())
+            results.put(set.get().await.map(|((), item)| item).map_err(|error| error.kind())).await.unwrap();
+            std::future::pending::<()>().await;
         };
-        let getters = [Process::spawn(get, (queue.clone(),)).unwrap(), Process::spawn(get, (queue.clone(),)).unwrap()];
-        let set = Process::spawn(waits, (queue.clone(),)).unwrap();
-        for process in getters.iter().chain([&set]) {
-            asleep(process).await;
+        let ended = Queue::unbounded().unwrap();
+        let start = || Process::builder().kill_on_drop(true);
+        let mut processes = Vec::new();
+        for _ in 0..3 {
+            processes.push(start().spawn(get, (queue.clone(), ended.clone())).unwrap());
+            asleep(&processes[processes.len() - 1]).await;
         }
+        processes.push(start().spawn(waits, (queue.clone(), ended.clone())).unwrap());
+        asleep(&processes[3]).await;
         drop(lease);
-        let [first, second] = getters;
-        let mut results = vec![within(first).await.unwrap(), within(second).await.unwrap(), within(set).await.unwrap()];
+        let mut results = Vec::new();
+        for _ in 0..4 {
+            results.push(within(ended.get()).await.unwrap());
+        }
         results.sort_by_key(Result::is_ok);
-        assert_eq!(results, [Err(ErrorKind::Closed), Err(ErrorKind::Closed), Ok(1)]);
+        assert_eq!(results, [Err(ErrorKind::Closed), Err(ErrorKind::Closed), Err(ErrorKind::Closed), Ok(1)]);
     }
 
     #[tokio::test]

@@ -36,21 +36,83 @@ fn bundle(fds: &[BorrowedFd<'_>]) -> io::Result<OwnedFd> {
     Ok(outlet)
 }
 
+/// The number of the packet at the front; `None` if there is none.
+fn front(socket: BorrowedFd<'_>) -> Option<u64> {
+    let mut bytes = [0; 8];
+    socket::peek(socket, &mut bytes).is_ok_and(|len| len == 8).then(|| u64::from_ne_bytes(bytes))
+}
+
 /// Takes the `count` descriptors of record `number` and drops those of earlier numbers: their senders died.
 pub(super) fn take_fds(socket: BorrowedFd<'_>, number: u64, count: usize) -> io::Result<Vec<OwnedFd>> {
+    match comes_to(socket, number) {
+        true => take_front(socket, count),
+        false => Err(lost()),
+    }
+}
+
+/// Whether the packet of this number is at the front. Those of earlier numbers are dropped: their senders died.
+fn comes_to(socket: BorrowedFd<'_>, number: u64) -> bool {
     loop {
-        let mut bytes = [0; 8];
-        let next = socket::peek(socket, &mut bytes).is_ok_and(|len| len == 8).then(|| u64::from_ne_bytes(bytes));
-        if next.is_none_or(|next| next > number) {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "the descriptors of this item were lost: the process that was taking it died",
-            ));
+        match front(socket) {
+            Some(next) if next < number => {
+                if socket::discard(socket).is_err() {
+                    return false;
+                }
+            }
+            next => return next == Some(number),
         }
-        let packet = socket::recv(socket, &mut bytes, Wait::No)?;
-        if next == Some(number) {
-            return if count > MAX_FDS { unbundle(packet, count) } else { all_of(count, packet.fds) };
-        }
+    }
+}
+
+fn take_front(socket: BorrowedFd<'_>, count: usize) -> io::Result<Vec<OwnedFd>> {
+    let packet = socket::recv(socket, &mut [0; 8], Wait::No)?;
+    if count > MAX_FDS { unbundle(packet, count) } else { all_of(count, packet.fds) }
+}
+
+#[cold]
+pub(super) fn lost() -> io::Error {
+    let why = "the descriptors of this item were lost: the process that was taking it died, or too many were leased";
+    io::Error::new(io::ErrorKind::InvalidData, why)
+}
+
+/// Copies the descriptors of the packet at the front, which stays. A bundle is taken, as it can be unpacked once.
+#[cfg(not(multiprocess_loom))]
+fn copy_front(socket: BorrowedFd<'_>, count: usize) -> io::Result<Vec<OwnedFd>> {
+    if count > MAX_FDS {
+        return take_front(socket, count);
+    }
+    let packet = socket::copy(socket, &mut [0; 8])?;
+    all_copied(&packet)?;
+    all_of(count, packet.fds)
+}
+
+/// That some are missing is the fault of this process, and the packet is still there.
+#[cfg(not(multiprocess_loom))]
+fn all_copied(packet: &Packet) -> io::Result<()> {
+    if !packet.fds_lost {
+        return Ok(());
+    }
+    let limit = socket::descriptor_limit();
+    let why = format!(
+        "the descriptors of the item do not fit into this process, whose limit is {limit} (RLIMIT_NOFILE); the item is \
+         still in the queue"
+    );
+    Err(io::Error::other(why))
+}
+
+/// Copies the `count` descriptors of record `number`, which stay in the socket until [`drop_fds`]; `None` if they are lost. An error
+/// has changed nothing. Those of earlier numbers are dropped.
+#[cfg(not(multiprocess_loom))]
+pub(super) fn copy_fds(socket: BorrowedFd<'_>, number: u64, count: usize) -> io::Result<Option<Vec<OwnedFd>>> {
+    if comes_to(socket, number) { copy_front(socket, count).map(Some) } else { Ok(None) }
+}
+
+/// Drops the descriptors of record `number`, if they are there, and of earlier ones.
+#[cfg(not(multiprocess_loom))]
+pub(super) fn drop_fds(socket: BorrowedFd<'_>, number: u64) {
+    if comes_to(socket, number) {
+        // What stays is dropped by the next who looks for descriptors.
+        let _ = socket::discard(socket);
     }
 }
 
@@ -61,40 +123,82 @@ pub(super) fn keep_fds(socket: BorrowedFd<'_>, number: u64, fds: &[OwnedFd]) -> 
     send(socket, number, &fds)
 }
 
-/// Takes the `count` descriptors that were kept under `number`, wherever in the socket they are. Those of other numbers go to its
-/// end, or are dropped if they are not `wanted` any more.
+/// The descriptors of leased items: those that come out of `outlet` were sent into `inlet`.
 #[cfg(not(multiprocess_loom))]
-pub(super) fn take_kept_fds(
-    outlet: BorrowedFd<'_>,
-    inlet: BorrowedFd<'_>,
-    number: u64,
-    count: usize,
-    wanted: impl Fn(u64) -> bool,
-) -> io::Result<Vec<OwnedFd>> {
-    let lost = || {
-        let why =
-            "the descriptors of this item were lost: the process that had it on lease died, or too many were leased";
-        io::Error::new(io::ErrorKind::InvalidData, why)
-    };
-    let mut first = None;
-    loop {
-        let mut bytes = [0; 8];
-        let packet = match socket::recv(outlet, &mut bytes, Wait::No) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(lost()),
-            packet => packet?,
-        };
-        let next = u64::from_ne_bytes(bytes);
-        if next == number {
-            return if count > MAX_FDS { unbundle(packet, count) } else { all_of(count, packet.fds) };
-        }
-        if wanted(next) {
-            let fds: Vec<BorrowedFd<'_>> = packet.fds.iter().map(AsFd::as_fd).collect();
-            socket::send(inlet, &[IoSlice::new(&bytes)], &fds, Wait::No)?;
-            if first == Some(next) {
-                return Err(lost());
+pub(super) struct Kept<'a> {
+    pub(super) outlet: BorrowedFd<'a>,
+    pub(super) inlet: BorrowedFd<'a>,
+}
+
+#[cfg(not(multiprocess_loom))]
+impl Kept<'_> {
+    /// Turns the socket until the packet of this number is at the front; false if there is none. Those that are not `wanted` any
+    /// more are dropped. An error has lost nothing.
+    fn comes_to(&self, number: u64, wanted: impl Fn(u64) -> bool) -> io::Result<bool> {
+        let (mut first, mut rounds) = (None, 0);
+        loop {
+            let Some(next) = front(self.outlet) else { return Ok(false) };
+            if next == number {
+                return Ok(true);
             }
-            first.get_or_insert(next);
+            if !wanted(next) {
+                socket::discard(self.outlet)?;
+                continue;
+            }
+            // More than once, for a death in here leaves a packet twice.
+            rounds += u32::from(*first.get_or_insert(next) == next);
+            if rounds > 4 {
+                return Ok(false);
+            }
+            self.turn(next)?;
         }
+    }
+
+    /// Sends a copy of the packet at the front to the end, and then drops it: a death in here loses nothing.
+    fn turn(&self, number: u64) -> io::Result<()> {
+        let packet = socket::copy(self.outlet, &mut [0; 8])?;
+        all_copied(&packet)?;
+        let fds: Vec<BorrowedFd<'_>> = packet.fds.iter().map(AsFd::as_fd).collect();
+        let send = || socket::send(self.inlet, &[IoSlice::new(&number.to_ne_bytes())], &fds, Wait::No);
+        match send() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                socket::discard(self.outlet)?;
+                send()
+            }
+            sent => sent.and_then(|()| socket::discard(self.outlet)),
+        }
+    }
+
+    /// Takes the `count` descriptors that are kept under `number`; `None` if they are not there.
+    pub(super) fn take(
+        &self,
+        number: u64,
+        count: usize,
+        wanted: impl Fn(u64) -> bool,
+    ) -> io::Result<Option<Vec<OwnedFd>>> {
+        if self.comes_to(number, wanted)? { take_front(self.outlet, count).map(Some) } else { Ok(None) }
+    }
+
+    /// Copies them, and keeps them.
+    pub(super) fn copy(
+        &self,
+        number: u64,
+        count: usize,
+        wanted: impl Fn(u64) -> bool,
+    ) -> io::Result<Option<Vec<OwnedFd>>> {
+        if !self.comes_to(number, wanted)? {
+            return Ok(None);
+        }
+        let fds = copy_front(self.outlet, count)?;
+        if count > MAX_FDS {
+            keep_fds(self.inlet, number, &fds)?;
+        }
+        Ok(Some(fds))
+    }
+
+    /// Drops them.
+    pub(super) fn drop(&self, number: u64, wanted: impl Fn(u64) -> bool) -> io::Result<()> {
+        if self.comes_to(number, wanted)? { socket::discard(self.outlet) } else { Ok(()) }
     }
 }
 

@@ -31,11 +31,13 @@
 //! | killed | survivors see | repaired by |
 //! |---|---|---|
 //! | leasing, before `held` | the item in the ring | - |
-//! | leasing, after `held` and before `head` | the item in the ring, and an entry whose `count` is that of the ring | the next taker frees the entry |
+//! | leasing, after `held` and before `head` | the item in the ring, and an entry whose `count` is that of the ring | the next taker completes the move; descriptors that were not kept yet are still with those of the ring |
+//! | leasing, after `head`, with descriptors | a copy of them with those of the ring | the next who looks for descriptors |
 //! | leasing, after `head`, or with a lease | an entry held by the dead: its recovery makes all takers try | the next taker |
 //! | committing, before the CAS | the same | the next taker |
 //! | committing, after it | nothing of the item; its descriptors may be kept open until the next item with descriptors is looked for | - |
-//! | looking for the descriptors of an item | another item whose descriptors are gone: an error for its next taker | - |
+//! | looking for the descriptors of an item | those of another item twice, of which one copy may be kept open until the next item with descriptors is looked for | - |
+//! | leasing an item of more descriptors than a packet takes, before they are kept | an item whose descriptors are gone: an error for its next taker | - |
 //!
 //! # Cancel
 //! Nothing here waits.
@@ -99,6 +101,8 @@ pub(super) enum Scan<'a> {
     Held,
     /// None is left.
     Nothing,
+    /// Its holder died before the ring had let go of the item: the move is to be completed.
+    InBoth(Entry<'a>),
 }
 
 /// An item that is about to be leased.
@@ -162,8 +166,12 @@ impl<'a> Leases<'a> {
     }
 
     /// How many items are leased, or wait to be delivered again.
-    pub(super) fn len(&self) -> usize {
-        let counts = |entry: &Entry<'_>| entry.state() & (HELD | RETURNED) != 0 && !self.is_spent(entry);
+    ///
+    /// `next`: the ring's count. An item that is in the ring as well counts there.
+    pub(super) fn len(&self, next: Option<u32>) -> usize {
+        let is_in_ring = |entry: &Entry<'_>| next.is_some_and(|next| entry.load(COUNT) == u64::from(next));
+        let counts =
+            |entry: &Entry<'_>| entry.state() & (HELD | RETURNED) != 0 && !self.is_spent(entry) && !is_in_ring(entry);
         self.in_use().filter(counts).count()
     }
 
@@ -186,8 +194,7 @@ impl<'a> Leases<'a> {
                     continue;
                 }
                 HELD if count.is_some_and(|count| entry.load(COUNT) == u64::from(count)) => {
-                    entry.set_state(FREE);
-                    continue;
+                    return Scan::InBoth(entry);
                 }
                 HELD | RETURNED => {}
                 _ => continue,

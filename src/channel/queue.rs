@@ -340,7 +340,8 @@ macro_rules! queue_methods {
             /// nothing.
             ///
             /// # Errors
-            /// As [`get`](Self::get); `Full` if 1024 items are leased or dead letters.
+            /// As [`get`](Self::get); `Full` if 1024 items are leased or dead letters; `Io` if the descriptors of the item do not fit
+            /// into this process: the item is still in the queue.
             #[cfg(not(multiprocess_loom))]
             pub async fn lease(&self) -> Result<Lease<T>> {
                 Ok(Lease::of(&self.core, self.core.lease().await?))

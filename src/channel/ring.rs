@@ -597,17 +597,21 @@ impl Ring {
         take_fds: impl FnOnce(u64, usize) -> io::Result<Vec<OwnedFd>>,
         commit: impl FnOnce(),
     ) -> io::Result<Pop> {
-        let found = self.settle_taker(side)?;
+        #[cfg_attr(multiprocess_loom, expect(unused_mut, reason = "models have no leases"))]
+        let mut found = self.settle_taker(side)?;
         #[cfg(not(multiprocess_loom))]
         let is_awaited = match self.has_leases() {
             false => false,
-            true => match self.scan(found.map(|(head, _)| head), requests)? {
+            true => match self.scan(side, found, requests).map(|(scan, next)| {
+                found = next;
+                scan
+            })? {
                 Scan::Again(entry) => {
                     requests.one_less = true;
                     return pop_again(entry, payload, take_fds, commit);
                 }
                 Scan::Held => true,
-                Scan::Nothing => false,
+                Scan::Nothing | Scan::InBoth(_) => false,
             },
         };
         #[cfg(multiprocess_loom)]

@@ -188,10 +188,30 @@ pub(crate) struct Packet {
 
 /// Receives one packet. Its descriptors are owned before anything else can fail.
 pub(crate) fn recv(socket: BorrowedFd<'_>, buffer: &mut [u8], wait: Wait) -> io::Result<Packet> {
+    recv_by(socket, buffer, wait, RecvFlags::empty())
+}
+
+/// Copies the next packet, which stays where it is, with its descriptors.
+pub(crate) fn copy(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Packet> {
+    recv_by(socket, buffer, Wait::No, RecvFlags::PEEK)
+}
+
+/// Drops the next packet, and its descriptors.
+pub(crate) fn discard(socket: BorrowedFd<'_>) -> io::Result<()> {
+    let mut byte = [0_u8];
+    let recv = || {
+        refuse::at_waiting("recv", false)?;
+        rustix::net::recv(socket, &mut byte[..], RecvFlags::DONTWAIT)
+    };
+    rustix::io::retry_on_intr(recv).map(drop).map_err(io::Error::from)
+}
+
+fn recv_by(socket: BorrowedFd<'_>, buffer: &mut [u8], wait: Wait, more: RecvFlags) -> io::Result<Packet> {
     // With room for the sender, which comes first if it was asked for.
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS), ScmCredentials(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let flags = RecvFlags::CMSG_CLOEXEC | if wait == Wait::No { RecvFlags::DONTWAIT } else { RecvFlags::empty() };
+    let flags =
+        more | RecvFlags::CMSG_CLOEXEC | if wait == Wait::No { RecvFlags::DONTWAIT } else { RecvFlags::empty() };
     let mut slices = [IoSliceMut::new(buffer)];
     let message = rustix::io::retry_on_intr(|| {
         refuse::at_waiting("recvmsg", wait == Wait::Yes)?;

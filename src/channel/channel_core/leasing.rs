@@ -1,7 +1,7 @@
 //! Items on lease: taken, given back, done with.
 
 use super::{ChannelCore, Later, Tried, flatten, when_not_busy};
-use crate::channel::descriptors;
+use crate::channel::descriptors::{self, Kept};
 use crate::channel::leases::{Back, Held, KEPT, word};
 use crate::channel::ring::Pop;
 use crate::channel::ring::lease::{Descriptors, Leasing};
@@ -25,6 +25,31 @@ impl Descriptors for Sockets<'_> {
         self.0.take_descriptors(number, count)
     }
 
+    fn copy(&self, number: u64, count: usize) -> io::Result<Option<Vec<OwnedFd>>> {
+        if number & KEPT == 0 {
+            return descriptors::copy_fds(self.0.rx.as_fd(), number, count);
+        }
+        let number = number & !KEPT;
+        if let Some(fds) = self.0.kept().copy(number, count, self.0.is_kept()?)? {
+            return Ok(Some(fds));
+        }
+        // Its holder died before it had moved them.
+        let fds = descriptors::copy_fds(self.0.rx.as_fd(), number, count)?;
+        if let Some(fds) = &fds {
+            self.keep(number, fds)?;
+            self.drop(number);
+        }
+        Ok(fds)
+    }
+
+    fn drop(&self, number: u64) {
+        match number & KEPT {
+            0 => descriptors::drop_fds(self.0.rx.as_fd(), number),
+            // What stays is dropped by the next who looks for descriptors.
+            _ => _ = self.0.is_kept().and_then(|wanted| self.0.kept().drop(number & !KEPT, wanted)),
+        }
+    }
+
     fn keep(&self, number: u64, fds: &[OwnedFd]) -> io::Result<()> {
         // Without room the item has none when it comes back: an error for its taker, as if they were lost.
         descriptors::keep_fds(self.0.rx.as_fd(), number & !KEPT, fds).map(drop)
@@ -46,9 +71,22 @@ impl ChannelCore {
         if number & KEPT == 0 {
             return descriptors::take_fds(self.rx.as_fd(), number, count);
         }
+        let number = number & !KEPT;
+        match self.kept().take(number, count, self.is_kept()?)? {
+            Some(fds) => Ok(fds),
+            // Its holder died before it had moved them.
+            None => descriptors::take_fds(self.rx.as_fd(), number, count),
+        }
+    }
+
+    fn kept(&self) -> Kept<'_> {
+        Kept { outlet: self.tx.as_fd(), inlet: self.rx.as_fd() }
+    }
+
+    /// Whether descriptors that are kept under a number are still those of an item.
+    fn is_kept(&self) -> io::Result<impl Fn(u64) -> bool> {
         let leases = self.ring.leases()?;
-        let is_wanted = |number| leases.as_ref().is_some_and(|leases| leases.has_number(number));
-        descriptors::take_kept_fds(self.tx.as_fd(), self.rx.as_fd(), number & !KEPT, count, is_wanted)
+        Ok(move |number| leases.as_ref().is_some_and(|leases| leases.has_number(number)))
     }
 
     /// One try to take an item on lease, with its notices.

@@ -2,6 +2,7 @@
 //! [`leases`](crate::channel::leases).
 
 use super::{Pop, Ring, Side, WakeRequests};
+use crate::channel::descriptors::lost;
 use crate::channel::extents::corrupt;
 use crate::channel::leases::{self, Held, Item, Leases, Scan};
 use crate::channel::segment::Mark;
@@ -23,6 +24,10 @@ pub(in crate::channel) enum Leasing {
 pub(in crate::channel) trait Descriptors {
     /// Takes those of the record of this number.
     fn take(&self, number: u64, count: usize) -> io::Result<Vec<OwnedFd>>;
+    /// Copies those of the record of this number, which stay where they are; `None` if they are lost. An error has lost nothing.
+    fn copy(&self, number: u64, count: usize) -> io::Result<Option<Vec<OwnedFd>>>;
+    /// Drops those of this number, if they are there.
+    fn drop(&self, number: u64);
     /// Keeps a copy of those of a leased item, as far as there is room.
     fn keep(&self, number: u64, fds: &[OwnedFd]) -> io::Result<()>;
 }
@@ -49,14 +54,34 @@ impl Ring {
         if !self.has_leases() {
             return 0;
         }
-        self.leases().ok().flatten().map_or(0, |leases| leases.len())
+        let next = self.head().ok().map(|head| head.count);
+        self.leases().ok().flatten().map_or(0, |leases| leases.len(next))
     }
 
     /// An item that is to be delivered again, in place of the ring's next.
     #[cold]
-    pub(super) fn scan(&self, next: Option<Mark>, requests: &mut WakeRequests) -> io::Result<Scan<'_>> {
+    pub(super) fn scan(
+        &self,
+        side: &mut Side,
+        mut next: Option<(Mark, Mark)>,
+        requests: &mut WakeRequests,
+    ) -> io::Result<(Scan<'_>, Option<(Mark, Mark)>)> {
         let leases = self.leases()?.ok_or_else(|| corrupt("leases without a table"))?;
-        Ok(leases.scan(next.map(|head| head.count), &mut requests.joiners))
+        // No more of them than entries.
+        for _ in 0..=leases::ENTRIES {
+            match (leases.scan(next.map(|(head, _)| head.count), &mut requests.joiners), next) {
+                (Scan::InBoth(entry), Some((head, tail))) => {
+                    let segment = side.segment()?;
+                    let record = segment.record(head, tail).ok_or_else(|| corrupt("no item where one should be"))?;
+                    segment.consume(head, record);
+                    entry.is_committed();
+                    requests.putters = true;
+                    next = self.settle_taker(side)?;
+                }
+                (scan, _) => return Ok((scan, next)),
+            }
+        }
+        Err(corrupt("leases of items that are not leased"))
     }
 
     /// Takes one item on lease: one that came back, or else the ring's next.
@@ -79,26 +104,25 @@ impl Ring {
         let mut found = self.settle_taker(side)?;
         let mut is_awaited = false;
         if self.has_leases() {
-            match self.scan(found.map(|(head, _)| head), requests)? {
+            let (scan, next) = self.scan(side, found, requests)?;
+            found = next;
+            match scan {
                 Scan::Again(entry) => {
                     let leases = self.leases()?.ok_or_else(|| corrupt("leases without a table"))?;
                     let mut payload = payload();
                     entry.read(&mut payload)?;
                     let (number, count) = entry.fds();
-                    let taken = if count > 0 { fds.take(number, count) } else { Ok(Vec::new()) };
-                    if taken.is_err() {
+                    let copied = if count > 0 { fds.copy(number, count)? } else { Some(Vec::new()) };
+                    let Some(copied) = copied else {
                         entry.set_free();
                         requests.one_less = true;
-                    }
-                    let taken = taken?;
-                    if count > 0 {
-                        fds.keep(number, &taken)?;
-                    }
+                        return Err(lost());
+                    };
                     fault::point("lease.again");
-                    return Ok(Leasing::Leased(leases.hold(entry, me), payload, taken));
+                    return Ok(Leasing::Leased(leases.hold(entry, me), payload, copied));
                 }
                 Scan::Held => is_awaited = true,
-                Scan::Nothing => {}
+                Scan::Nothing | Scan::InBoth(_) => {}
             }
         }
         if found.is_none() && self.check_closed()? {
@@ -126,25 +150,35 @@ impl Ring {
         segment.read_payload(head, record, &mut payload);
         let item = Item { bytes: &payload, fds: record.fds, number: record.number, count: head.count };
         leases.fill(entry, &self.extents, &item)?;
-        let taken = if record.fds > 0 { fds.take(record.number, record.fds as usize) } else { Ok(Vec::new()) };
-        if let (Ok(taken), true) = (&taken, record.fds > 0) {
-            fds.keep(record.number, taken)?;
-        }
         fault::point("lease.filled");
-        // Descriptors that are lost are told of once, and the item is gone, as by a get.
-        let held = taken.is_ok().then(|| leases.hold(entry, me));
+        let held = leases.hold(entry, me);
         fault::point("lease.held");
+        // In this order a death loses nothing: whoever finds the item in the ring and in the entry completes the move.
+        let copied = match record.fds {
+            0 => Ok(Some(Vec::new())),
+            count => fds.copy(record.number, count as usize).and_then(|copied| {
+                copied.iter().try_for_each(|copied| fds.keep(record.number, copied))?;
+                Ok(copied)
+            }),
+        };
+        let copied = copied.inspect_err(|_| entry.set_free())?;
+        fault::point("lease.kept");
         segment.consume(head, record);
         fault::point("lease.consumed");
         entry.is_committed();
+        if record.fds > 0 {
+            fds.drop(record.number);
+        }
         if head.position.wrapping_add(record.units()) == tail.position {
             self.drained(side, requests, true);
         }
-        match held {
-            Some(held) => Ok(Leasing::Leased(held, payload, taken?)),
+        match copied {
+            Some(copied) => Ok(Leasing::Leased(held, payload, copied)),
+            // Reported once, and the item is gone, as by a get.
             None => {
+                entry.set_free();
                 requests.one_less = true;
-                taken.map(|_| Leasing::Empty)
+                Err(lost())
             }
         }
     }
@@ -155,7 +189,7 @@ impl Ring {
             let found = self.settle_taker(side)?;
             // One may become a dead letter just now: nobody else may look at it any more.
             if self.has_leases() {
-                let _ = self.scan(found.map(|(head, _)| head), requests)?;
+                let _ = self.scan(side, found, requests)?;
             }
             let Some(leases) = self.leases()? else { return Ok(Pop::Empty) };
             let Some(entry) = leases.dead_letter() else { return Ok(Pop::Empty) };
@@ -175,8 +209,8 @@ impl Ring {
         fds: &impl Descriptors,
     ) -> (io::Result<bool>, WakeRequests) {
         self.take_locked(false, |_, _, _| {
-            let (number, count) = held.fds();
-            fds.take(number, count).map(|_| true)
+            fds.drop(held.fds().0);
+            Ok(true)
         })
     }
 
