@@ -1091,6 +1091,20 @@ mod leases {
     }
 
     #[tokio::test]
+    async fn a_join_that_is_not_polled_delays_no_other() {
+        let queue = JoinableQueue::unbounded().unwrap();
+        queue.put(1).await.unwrap();
+        let (mut first, mut second) = (pin!(queue.join()), pin!(queue.join()));
+        falls_asleep(first.as_mut()).await;
+        falls_asleep(second.as_mut()).await;
+        queue.get().await.unwrap();
+        queue.task_done().unwrap();
+        within(second).await.unwrap();
+        within(queue.join()).await.unwrap();
+        within(first).await.unwrap();
+    }
+
+    #[tokio::test]
     async fn join_waits_for_commits_and_not_for_dead_letters() {
         let queue = JoinableQueue::unbounded().unwrap();
         queue.put(1).await.unwrap();
@@ -1322,10 +1336,10 @@ mod leases {
                     queue.get().await.unwrap();
                 }
             }
-            memory()
+            // A drained segment keeps its memory for a time.
+            eventually("the memory is given back", || memory() < 2 << 20).await;
         };
-        let left = in_child(alone, ()).await;
-        assert!(left < 17 << 20, "{left} bytes");
+        in_child(alone, ()).await;
     }
 
     #[tokio::test]
@@ -1628,6 +1642,26 @@ mod tasks {
         tokio::time::sleep(Duration::from_millis(5)).await;
         run.abort();
         within(dropped.wait()).await.unwrap();
+    }
+
+    #[test]
+    fn a_dropped_run_that_has_not_begun_runs_nothing() {
+        let _deadline = Deadline::start();
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build().unwrap();
+        runtime.block_on(async {
+            let (release, released) = std::sync::mpsc::channel::<()>();
+            let busy = tokio::task::spawn_blocking(move || released.recv());
+            let runs = Value::new(0_u32).unwrap();
+            let count = |runs: Value<u32>| drop(runs.fetch_add(1));
+            let dropped = Task::of(count, (runs.clone(),)).run();
+            assert!(dropped.now_or_never().is_none());
+            release.send(()).unwrap();
+            busy.await.unwrap().unwrap();
+            // The one thread has come past it when it has run another.
+            Task::of(|runs: Value<u32>| drop(runs.fetch_add(10)), (runs.clone(),)).run().await.unwrap();
+            assert_eq!(runs.get(), 10);
+        });
     }
 
     #[test]

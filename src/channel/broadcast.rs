@@ -14,7 +14,7 @@ use std::time::Duration;
 
 /// A broadcast: each receiver gets every value that is sent after it was made. The last `capacity` values are kept.
 ///
-/// It is what `tokio::sync::broadcast` is within one process. A sender never waits; a receiver that falls further behind than
+/// It is what `tokio::sync::broadcast` is within one process. A sender waits for no receiver; a receiver that falls further behind than
 /// `capacity` values gets one error of kind `Lagged`, with the number of values that it missed, and goes on with the oldest that
 /// is kept.
 ///
@@ -78,7 +78,7 @@ pub struct BroadcastSender<T> {
 }
 
 impl<T: Item> BroadcastSender<T> {
-    /// Sends `value` to all receivers. Never waits, and succeeds also if there is no receiver: one may be on its way.
+    /// Sends `value` to all receivers. It waits for no receiver, for another sender as long as a copy takes, and succeeds also if there is no receiver: one may be on its way.
     ///
     /// ```
     /// # multiprocess::init();

@@ -43,7 +43,7 @@ use super::unfinished::Unfinished;
 use crate::error::{Damage, Error, ErrorKind, Result};
 use crate::os::{fault, memory, timer};
 use crate::shm::atomic::fence;
-use crate::wait::{Hangup, WaitQueue, refuse_inside_async, until, until_blocking};
+use crate::wait::{Hangup, WaitQueue, Waiters, refuse_inside_async, until, until_blocking};
 use crate::wire::{self, Attachment, Message, Parcel, Payload};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -62,7 +62,7 @@ pub(super) struct ChannelCore {
     ring: Ring,
     room: Arc<WaitQueue>,
     items: Arc<WaitQueue>,
-    joined: Arc<WaitQueue>,
+    joined: Waiters,
     #[cfg(not(multiprocess_loom))]
     dead_letters: OnceLock<Arc<WaitQueue>>,
     tx: Arc<OwnedFd>,
@@ -95,7 +95,7 @@ impl ChannelCore {
             ring,
             room,
             items,
-            joined,
+            joined: Waiters::new(joined),
             #[cfg(not(multiprocess_loom))]
             dead_letters: OnceLock::new(),
             tx,
@@ -182,7 +182,8 @@ impl ChannelCore {
         if requests.takers || requests.all {
             self.items.notify_all();
         }
-        if requests.all || requests.joiners {
+        // Those who wait for dead letters take as well.
+        if requests.all || requests.joiners || requests.takers {
             self.joined.notify_all();
         }
         #[cfg(not(multiprocess_loom))]
@@ -373,10 +374,14 @@ impl ChannelCore {
     }
 
     pub(super) fn try_get<T: DeserializeOwned + 'static>(&self) -> Result<T> {
-        match when_not_busy(|| self.pop::<T>(Self::is_hung_up))? {
-            Some(parcel) => self.decode(parcel),
-            None => Err(Error::new(ErrorKind::Empty, format!("the {} is empty", self.what))),
-        }
+        let empty = || Err(Error::new(ErrorKind::Empty, format!("the {} is empty", self.what)));
+        self.next_now().unwrap_or_else(empty)
+    }
+
+    /// The next item, if there is one now.
+    pub(super) fn next_now<T: DeserializeOwned + 'static>(&self) -> Option<Result<T>> {
+        let popped = when_not_busy(|| self.pop::<T>(Self::is_hung_up)).transpose()?;
+        Some(popped.and_then(|parcel| self.decode(parcel)))
     }
 
     /// Whether the next take would yield neither an item nor the end, as far as is known here.
@@ -384,7 +389,7 @@ impl ChannelCore {
         self.ring.is_empty_here() && !self.is_known_hung_up()
     }
 
-    /// The next item for somebody who is told when there may be one, in the only process that takes.
+    /// The next item for a caller that is notified when there may be one, and then asks again.
     pub(super) fn next_when_notified<T: DeserializeOwned + 'static>(&self) -> Option<Result<T>> {
         // Most looks find nothing: they need no lock.
         if self.has_nothing_known() {
@@ -460,7 +465,8 @@ impl ChannelCore {
     pub(super) fn close(&self) {
         // It fails only in a process that is one too many to wait or lock (`family`), which has put nothing either.
         let _ = self.ring.close();
-        self.wait_queues().into_iter().chain([&self.joined]).for_each(|queue| queue.notify_all());
+        self.wait_queues().into_iter().for_each(|queue| queue.notify_all());
+        self.joined.notify_all();
     }
 
     pub(super) fn len(&self) -> usize {
@@ -525,13 +531,14 @@ impl ChannelCore {
     }
 
     pub(super) async fn join(&self) -> Result<()> {
-        flatten(until(&self.joined, || self.finished()).await.map_err(|error| self.failed("wait for", error)))
+        flatten(self.joined.until(|| self.finished()).await.map_err(|error| self.failed("wait for", error)))
     }
 
     #[track_caller]
     pub(super) fn blocking_join(&self) -> Result<()> {
         refuse_inside_async();
-        self.block(&self.joined, None, || self.finished())
+        let waited = self.joined.until_blocking(None, || self.finished());
+        waited.map_err(|error| self.failed("wait for", error))?.unwrap_or_else(|| Err(self.timed_out()))
     }
 }
 

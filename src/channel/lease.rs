@@ -56,6 +56,7 @@ use std::time::Duration;
 /// ```
 ///
 /// # Details
+/// - **Exec.** A process that replaces its program (exec) is the same process and keeps its leases until it ends.
 /// - **Order.** Items that came back come before all others, the oldest first, also for a plain `get`.
 /// - **Counting.** Until the commit the item counts as not done: for `len`, for a closed queue, which is at its end only when nothing
 ///   is leased any more, and for [`JoinableQueue::join`](crate::JoinableQueue::join), to which a commit is the item's `task_done`.
@@ -76,7 +77,8 @@ impl<T> Lease<T> {
         Self { core: core.clone(), held: Some(held), value: Some(value) }
     }
 
-    /// Takes the item out of the queue for good, and returns it. Never waits.
+    /// Takes the item out of the queue for good, and returns it. It waits for nothing but the copy of another
+    /// process that takes, if the item has descriptors or is large, and for that a tenth of a second at most.
     ///
     /// A process that is killed in the middle has committed or not.
     ///

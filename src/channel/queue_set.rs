@@ -246,12 +246,13 @@ impl<K: Clone + Eq + Hash, T: Item> QueueSet<K, T> {
     /// # Errors
     /// `Io` if the system refuses a resource.
     pub fn insert(&mut self, key: K, queue: &impl QueueOf<T>) -> Result<()> {
-        self.remove(&key);
-        let free = self.entries.iter().position(Option::is_none).filter(|_| self.keys.len() < self.entries.len());
-        let index = free.unwrap_or(self.entries.len());
         let core = queue.source().0;
         let alarm = WaitQueue::new(core.ring().region().clone(), word::ITEMS, None)
             .map_err(|error| Error::io("cannot add a queue to a set", error))?;
+        // Nothing can fail any more.
+        self.remove(&key);
+        let free = self.entries.iter().position(Option::is_none).filter(|_| self.keys.len() < self.entries.len());
+        let index = free.unwrap_or(self.entries.len());
         let (shared, weak, looked_into) = (Arc::downgrade(&self.shared), Arc::downgrade(&alarm), core.clone());
         alarm.set_reader(move || {
             if let (Some(shared), Some(alarm)) = (shared.upgrade(), weak.upgrade()) {
@@ -308,7 +309,7 @@ impl<K: Clone + Eq + Hash, T: Item> QueueSet<K, T> {
             .for_each(|index| self.shared.make_ready(index));
         for _ in 0..self.entries.len() {
             let Some(index) = self.shared.next_ready() else { break };
-            let tried = self.take(index);
+            let tried = self.take_by(index, ChannelCore::next_now);
             self.shared.make_ready(index);
             if let Some(taken) = tried {
                 return taken;
@@ -420,8 +421,12 @@ impl<K: Clone + Eq + Hash, T: Item> QueueSet<K, T> {
 
     /// The next item of one queue, if it has one; a queue that has come to its end leaves the set.
     fn take(&mut self, index: usize) -> Option<Result<(K, T)>> {
+        self.take_by(index, ChannelCore::next_when_notified)
+    }
+
+    fn take_by(&mut self, index: usize, next: fn(&ChannelCore) -> Option<Result<T>>) -> Option<Result<(K, T)>> {
         let entry = self.entries.get(index)?.as_ref()?;
-        match entry.core.next_when_notified::<T>()? {
+        match next(&entry.core)? {
             Ok(item) => Some(Ok((entry.key.clone(), item))),
             Err(error) => {
                 let key = entry.key.clone();

@@ -538,7 +538,11 @@ impl Ring {
         true
     }
 
-    /// Whether there is surely no record: a look without the lock, for the only process that takes.
+    /// Whether there is no record: a look without the lock, for a caller that is notified of each put after it, and looks again.
+    ///
+    /// With several processes that take it may come to a wrong yes, and only by a put that begins after the look: the tail is read
+    /// before the head, so if a record is beyond this tail it was put after the look began; and a segment that is not the last one,
+    /// or that has left the chain, got its successor after `next` was read. Its head and tail stay readable in any case.
     #[inline]
     pub(super) fn is_empty_here(&self) -> bool {
         let Ok(side) = self.get.try_lock() else { return false };

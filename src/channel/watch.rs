@@ -63,7 +63,7 @@ pub struct WatchSender<T> {
 }
 
 impl<T: Item> WatchSender<T> {
-    /// Replaces the value and wakes all receivers that wait for a change. Never waits, and succeeds also if there is no receiver.
+    /// Replaces the value and wakes all receivers that wait for a change. It waits for no receiver, for another sender as long as a copy takes, and succeeds also if there is no receiver.
     ///
     /// ```
     /// # multiprocess::init();

@@ -95,13 +95,21 @@ impl<R> Task<R> {
     }
 }
 
+struct AbortOnDrop(tokio::task::AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 impl<R: DeserializeOwned + 'static> Task<R> {
     /// Runs the function in this process and returns its result.
     ///
     /// It runs on a blocking thread of the current runtime, so that a plain function that takes long holds up no other task; an
     /// async function is driven there, and uses the timers and sockets of this runtime.
     ///
-    /// Dropping the future cancels an async function at its next await. A plain function cannot be stopped: it runs to its end, and
+    /// Dropping the future cancels an async function at its next await. A plain function that has begun cannot be stopped: it runs to its end, and
     /// its result is dropped. To be able to stop one, run the task in a process or a pool.
     ///
     /// # Errors
@@ -116,7 +124,10 @@ impl<R: DeserializeOwned + 'static> Task<R> {
         let _cancels = cancelled.clone().drop_guard();
         let mut executor = Executor::inside(runtime.clone(), cancelled);
         let run = move || call.run(parcel, &mut executor).into_parcel();
-        match runtime.spawn_blocking(run).await {
+        let running = runtime.spawn_blocking(run);
+        // What has not begun when this future is dropped does not begin.
+        let _aborts = AbortOnDrop(running.abort_handle());
+        match running.await {
             Ok(outcome) => Outcome::read(outcome?),
             Err(_) => Err(Error::new(ErrorKind::Cancelled, "the runtime ended before the task was run")),
         }

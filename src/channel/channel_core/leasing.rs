@@ -253,11 +253,8 @@ impl ChannelCore {
 
     pub(in crate::channel) async fn dead_letter<T: DeserializeOwned + 'static>(&self) -> Result<T> {
         let queue = self.dead_letters_queue()?;
-        let attempt = || match self.pop_dead_letter() {
-            // Who takes asks its waiters, and not those.
-            Ok(Tried::Busy) => when_not_busy(|| self.pop_dead_letter()).transpose(),
-            tried => tried.later(),
-        };
+        // Who takes wakes those who found it at work.
+        let attempt = || self.pop_dead_letter().later();
         let waited = until(queue, attempt).await.map_err(|error| self.failed("wait for a dead letter of", error));
         wire::decode(flatten(waited)?)
     }
