@@ -391,6 +391,16 @@ mod trial {
         ("pool", "lane", 48, Change::To(u64::MAX)),
         ("pool", "lane", 96, Change::Flip(0x7fff)),
         ("pool", "lane", 224, Change::To(0)),
+        // Values that were begun and never sent, memory that ends beyond all addresses, and a latch that looks held.
+        ("broadcast", "recent", 3, Change::To(u64::MAX)),
+        ("broadcast", "recent", 5, Change::To(u64::MAX)),
+        ("watch", "recent", 3, Change::To(1 << 40)),
+        ("watch", "recent", 4, Change::To(0)),
+        ("watch", "recent", 2, Change::To(1 << 50)),
+        // More leases than there are, and a table of them elsewhere.
+        ("leased", "ring", 34, Change::To(u64::MAX)),
+        ("leased", "ring", 35, Change::To(12345 << 12)),
+        ("leased", "ring", 38, Change::To(1)),
         // This process's own place in its family.
         ("family", "family", 0, Change::To(0)),
         ("family", "family", 0, Change::To(u64::MAX)),
@@ -524,6 +534,12 @@ mod trial {
         let wide = owners.made("wide", mp::Value::new([3_u64; 5]).unwrap());
         let huge = owners.made("huge", mp::Value::new([4_u64; 700]).unwrap());
         let array = owners.made("array", mp::Array::from_slice(&[1_u64; 64]).unwrap());
+        let (state, mut watcher) = owners.made("watch", mp::watch(PAYLOAD).unwrap());
+        let (news, mut listener) = owners.made("broadcast", mp::broadcast::<u64>(4).unwrap());
+        let leased = owners.made("leased", mp::Queue::<u64>::unbounded().unwrap());
+        (0..6).for_each(|n| leased.try_put(PAYLOAD + n).unwrap());
+        let lease = leased.try_lease().unwrap();
+        drop(leased.try_lease().unwrap());
         let manager = mp::Manager::start().await.unwrap();
         let dict = manager.dict::<u64, u64>().await.unwrap();
         dict.insert(PAYLOAD, PAYLOAD).await.unwrap();
@@ -618,6 +634,35 @@ mod trial {
                 .await;
             }
             uses!("joinable", "join", joinable.join().await.map(|()| true)).await;
+        };
+        let sent = async {
+            for n in 0..3 {
+                uses!("watch", "send and see", {
+                    state.send(PAYLOAD + n)?;
+                    watcher.changed().await?;
+                    Ok(watcher.get()? == PAYLOAD + n)
+                })
+                .await;
+                uses!("broadcast", "send and receive", {
+                    news.send(PAYLOAD + n)?;
+                    Ok(listener.recv().await? == PAYLOAD + n)
+                })
+                .await;
+            }
+            drop((state, news));
+            uses!("watch", "end", Ok(watcher.changed().await.is_err_and(|error| error.kind() == ErrorKind::Closed)))
+                .await;
+            uses!("broadcast", "end", Ok(listener.recv().await.is_err_and(|error| error.kind() == ErrorKind::Closed)))
+                .await;
+        };
+        let leases = async {
+            uses!("leased", "commit", Ok(lease.commit()? == PAYLOAD)).await;
+            for n in 1..6 {
+                uses!("leased", "lease", Ok(leased.lease().await?.commit()? == PAYLOAD + n)).await;
+            }
+            leased.close();
+            uses!("leased", "end", Ok(leased.lease().await.is_err_and(|error| error.kind() == ErrorKind::Closed)))
+                .await;
         };
         let served = async {
             uses!("served", "request and reply", {
@@ -775,7 +820,7 @@ mod trial {
             .await;
             recovers(judge, &pool).await;
         };
-        tokio::join!(queues, limits, served, locks, signals, values, managed, pooled);
+        tokio::join!(queues, limits, sent, leases, served, locks, signals, values, managed, pooled);
         let (item, _) = waits.await.unwrap();
         println!("end idle {:?}", item.map_err(|error| error.kind()));
         std::hint::black_box(mp::debug::dump());
