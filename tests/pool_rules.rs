@@ -430,7 +430,7 @@ async fn cancelled_item_that_stops_in_time_keeps_its_worker() -> mp::Result<()> 
     let before = pool.apply(pid, ()).await?;
     let patient = || {
         let task = mp::current_task().expect("in a worker");
-        assert!(task.label().contains("who_is_asked") && task.attempt() == 0);
+        assert!(task.label().contains("cancelled_item_that_stops") && task.attempt() == 0);
         while !task.is_cancelled() {
             std::thread::sleep(MS);
         }
