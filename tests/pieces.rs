@@ -1270,7 +1270,7 @@ mod leases {
                 queue.put((n, Fd::new(writer))).await.unwrap();
                 readers.push(reader);
             }
-            for n in 0..3 {
+            for (n, mut reader) in readers.into_iter().enumerate() {
                 drop(queue.lease().await.unwrap());
                 // That of an item that was leased before has to come past the others.
                 let kept = (n == 0).then(|| queue.try_lease().unwrap());
@@ -1288,7 +1288,7 @@ mod leases {
                 writer.write_all(b"mine").unwrap();
                 drop(writer);
                 let mut text = String::new();
-                readers[n].read_to_string(&mut text).unwrap();
+                reader.read_to_string(&mut text).unwrap();
                 assert_eq!(text, "mine");
             }
         };
@@ -1653,13 +1653,13 @@ mod tasks {
             let (release, released) = std::sync::mpsc::channel::<()>();
             let busy = tokio::task::spawn_blocking(move || released.recv());
             let runs = Value::new(0_u32).unwrap();
-            let count = |runs: Value<u32>| drop(runs.fetch_add(1));
+            let count = |runs: Value<u32>| runs.fetch_add(1);
             let dropped = Task::of(count, (runs.clone(),)).run();
             assert!(dropped.now_or_never().is_none());
             release.send(()).unwrap();
             busy.await.unwrap().unwrap();
             // The one thread has come past it when it has run another.
-            Task::of(|runs: Value<u32>| drop(runs.fetch_add(10)), (runs.clone(),)).run().await.unwrap();
+            Task::of(|runs: Value<u32>| runs.fetch_add(10), (runs.clone(),)).run().await.unwrap();
             assert_eq!(runs.get(), 10);
         });
     }
