@@ -277,3 +277,16 @@ pub(crate) fn explore(what: &str, preemptions: usize, model: impl Fn() + Send + 
     let schedules = schedules.load(Relaxed);
     println!("{what}: {schedules} schedules, {} so far", ALL.fetch_add(schedules, Relaxed) + schedules);
 }
+
+/// The head of a region in a process that only reads it. Models have none.
+pub(crate) struct ReadOnly(Region);
+
+impl ReadOnly {
+    pub(crate) fn open(fd: OwnedFd, len: usize) -> io::Result<Self> {
+        Region::open(fd, len).map(Self)
+    }
+
+    pub(crate) fn load(&self, at: usize) -> u64 {
+        self.0.words()[at].load(SeqCst)
+    }
+}
