@@ -350,7 +350,9 @@ impl EncodedResults {
         while let Some((tag, payload, len)) = spsc::first(rest) {
             let record = &rest[..len];
             rest = &rest[len..];
-            match (tag == entry::IS_ERROR).then(|| wire::decode_bytes::<Error>(payload, Vec::new())) {
+            match matches!(tag, entry::IS_ERROR | entry::IS_PANIC)
+                .then(|| wire::decode_bytes::<Error>(payload, Vec::new()))
+            {
                 Some(Ok(error)) => {
                     let (tag, payload) = entry::encode_error(&change(error));
                     // An error is made of texts, far shorter than the longest record.

@@ -60,7 +60,10 @@ pub struct Gate(PathBuf);
 
 impl Gate {
     pub fn new(name: &str) -> Self {
-        Self(std::env::temp_dir().join(format!("multiprocess-gate-{name}-{}", pid())))
+        let path = std::env::temp_dir().join(format!("multiprocess-gate-{name}-{}", pid()));
+        // In a pid namespace an earlier run may have had this pid.
+        let _ = std::fs::remove_file(&path);
+        Self(path)
     }
 
     pub fn open(&self) {
