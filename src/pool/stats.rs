@@ -43,7 +43,7 @@ pub struct PoolStats {
 /// # fn main() -> mp::Result<()> { mp::run(async {
 /// let pool = Pool::new(1)?;
 /// pool.map(|x: u64| x + 1, 0..10).await?;
-/// let _ = pool.apply(|| panic!("no"), ()).await as mp::Result<()>;
+/// assert!(pool.apply(|n: u64| assert_eq!(n, 1), (0,)).await.is_err());
 /// let totals = pool.stats().totals;
 /// assert_eq!((totals.done, totals.panicked, totals.died), (10, 1, 0));
 /// # Ok(()) }) }
