@@ -95,7 +95,7 @@ impl<T: Item> BroadcastSender<T> {
         self.core.send(&value).map_err(|error| SendError::new(error, value))
     }
 
-    /// Makes a receiver of what is sent from now on.
+    /// Makes a receiver of all values sent from now on.
     ///
     /// ```
     /// # multiprocess::init();
@@ -193,7 +193,7 @@ impl<T: Item> BroadcastReceiver<T> {
         self.take(received)
     }
 
-    /// Makes another receiver, of what is sent from now on.
+    /// Makes another receiver, of all values sent from now on.
     pub fn resubscribe(&self) -> Self {
         Self { core: self.core.clone(), next: self.core.sent(), item: PhantomData }
     }
@@ -227,7 +227,7 @@ impl<T: Item> BroadcastReceiver<T> {
             let mut receiver = receiver?;
             match receiver.recv().await {
                 Err(error) if error.kind() == ErrorKind::Closed => None,
-                // What it needs is not there, and will not be there at once.
+                // A resource is missing, and will not be there at once.
                 Err(error) if matches!(error.kind(), ErrorKind::Io | ErrorKind::Corrupt) => Some((Err(error), None)),
                 value => Some((value, Some(receiver))),
             }

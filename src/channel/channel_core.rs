@@ -14,6 +14,9 @@
 //! | found damaged | all waiters are notified: the ring is closed |
 //! | taken from a joinable queue, and not readable | the item counts as finished |
 //! | descriptors sent ahead under a number, then the push | - |
+//! | row of `HOLDERS` empty or of the dead -> 0, count 1, then this process | a taker of a joinable queue, under the get lock; a row that is its own: count + 1 |
+//! | all other rows taken: the last row is anybody's, count + 1 | likewise; it stays when the processes end |
+//! | count of a row - 1 | `task_done`, also for another process's item |
 //!
 //! # Invariants
 //! 1. Descriptors are sent under the put lock, so their order in the socket is that of their records.
@@ -513,7 +516,7 @@ impl ChannelCore {
         // In this order: a taker notes what it holds before it commits.
         while let Some(at) = drained_at()? {
             fault::point("join.empty");
-            // What is leased first: who gets it after it came back notes that it holds it, and then frees it.
+            // Leased items first: a process that gets one after it came back notes that it holds it, and then frees it.
             if self.leased() > 0 || self.unfinished().has_any() {
                 return Ok(false);
             }

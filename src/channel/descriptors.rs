@@ -111,7 +111,7 @@ pub(super) fn copy_fds(socket: BorrowedFd<'_>, number: u64, count: usize) -> io:
 #[cfg(not(multiprocess_loom))]
 pub(super) fn drop_fds(socket: BorrowedFd<'_>, number: u64) {
     if comes_to(socket, number) {
-        // What stays is dropped by the next who looks for descriptors.
+        // The next process that looks for descriptors drops those that stay.
         let _ = socket::discard(socket);
     }
 }

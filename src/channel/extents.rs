@@ -24,7 +24,7 @@
 //! |---|---|---|
 //! | making, after the offset was taken | a part of the region that nobody uses, without memory | nobody: it costs addresses only |
 //! | making, after another was forgotten for it | a row without an extent | the next that makes one |
-//! | making, after the list | an extent in use that is in no chain | who takes a lock over ([`Extents::free_all_but`]) |
+//! | making, after the list | an extent in use that is in no chain | the process that takes a lock over ([`Extents::free_all_but`]) |
 //! | giving back, before its state | an extent in use, without memory, in no chain | likewise |
 //!
 //! # Cancel

@@ -14,16 +14,16 @@
 //! | free -> held | get lock, before the ring's `head` is stored | Release | - |
 //! | held -> free | its holder: the commit | AcqRel CAS | who joins; of a closed queue, all that take |
 //! | held -> returned | its holder: the lease is dropped | AcqRel CAS | a taker |
-//! | held -> dead letter | its holder: the lease is dropped, and the item was delivered often enough | AcqRel CAS | who waits for dead letters, or joins |
+//! | held -> dead letter | its holder: the lease is dropped, and the item was delivered often enough | AcqRel CAS | waiters for dead letters, and joins |
 //! | returned, or held by the dead -> held by me | get lock, by a lease | Release | - |
 //! | returned, or held by the dead -> free | get lock, by a get | Release | - |
-//! | returned, or held by the dead -> dead letter | get lock, delivered often enough | Release | who waits for dead letters, or joins |
+//! | returned, or held by the dead -> dead letter | get lock, delivered often enough | Release | waiters for dead letters, and joins |
 //! | dead letter -> free | get lock | Release | - |
 //!
 //! # Invariants
 //! 1. An item is in the ring or in an entry, and for a moment in both: until the `head` is stored that follows. `count` tells.
 //! 2. Bytes and words of an entry change under the get lock, while it is free.
-//! 3. An entry that is held by a living process is changed by that process alone. All other states but free by who has the get lock.
+//! 3. An entry that is held by a living process is changed by that process alone. All other states but free are changed under the get lock.
 //! 4. `LEASED` is stored before the entry that it covers is held, and set back only under the get lock.
 //! 5. Words here are claims, as those of the ring: what leads out of the file is an error.
 //!
@@ -32,7 +32,7 @@
 //! |---|---|---|
 //! | leasing, before `held` | the item in the ring | - |
 //! | leasing, after `held` and before `head` | the item in the ring, and an entry whose `count` is that of the ring | the next taker completes the move; descriptors that were not kept yet are still with those of the ring |
-//! | leasing, after `head`, with descriptors | a copy of them with those of the ring | the next who looks for descriptors |
+//! | leasing, after `head`, with descriptors | a copy of them with those of the ring | the next process that looks for descriptors |
 //! | leasing, after `head`, or with a lease | an entry held by the dead: its recovery makes all takers try | the next taker |
 //! | committing, before the CAS | the same | the next taker |
 //! | committing, after it | nothing of the item; its descriptors may be kept open until the next item with descriptors is looked for | - |
@@ -93,7 +93,7 @@ const LARGE: u64 = 1 << 20;
 /// In the number of an item's descriptors: they are kept for a lease, in the socket's other direction.
 pub(super) const KEPT: u64 = 1 << 63;
 
-/// What there is among the leased items for a taker.
+/// The leased item that a taker can get.
 pub(super) enum Scan<'a> {
     /// This one is to be delivered again.
     Again(Entry<'a>),
@@ -182,7 +182,7 @@ impl<'a> Leases<'a> {
         most != 0 && is_free && entry.load(DELIVERIES) >= most
     }
 
-    /// What there is for a taker. `count`: that of the ring's next record. `found_dead`: an item became a dead letter. Under the get
+    /// Finds the item that a taker can get. `count`: that of the ring's next record. `found_dead`: an item became a dead letter. Under the get
     /// lock.
     pub(super) fn scan(&self, count: Option<u32>, found_dead: &mut bool) -> Scan<'a> {
         let (mut oldest, mut is_held): (Option<Entry<'a>>, bool) = (None, false);

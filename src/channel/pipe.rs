@@ -417,7 +417,7 @@ impl<T: Item> Receiver<T> {
 pub(crate) struct SharedReceiver<T>(Half<T>);
 
 impl<T: Item> SharedReceiver<T> {
-    /// What there is to receive, for somebody who is told by [`wait_queue`](Self::wait_queue) when that changes.
+    /// The message to receive, for a caller that [`wait_queue`](Self::wait_queue) notifies when that changes.
     pub(crate) fn next(&self) -> Option<Result<T>> {
         self.0.core.next_when_notified()
     }

@@ -209,7 +209,7 @@ mod sealed {
         fn source(&self) -> Source;
     }
 
-    /// What a queue is within this crate.
+    /// A queue as the rest of this crate sees it.
     pub struct Source(pub(in crate::channel) std::sync::Arc<super::ChannelCore>);
 }
 

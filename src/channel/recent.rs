@@ -16,7 +16,7 @@
 //! 1. Value `n` lies whole in its slot from SENT > n until BEGUN > n + slots. A reader copies it, looks at BEGUN, and throws away a
 //!    copy that came too late. So a reader holds up nobody, and a sender no reader.
 //! 2. One more slot than values that may be asked for: while a value is written, all those can be read.
-//! 3. Rows are claims: a copy of what they say is bounded by the file, and is thrown away if they changed meanwhile.
+//! 3. Rows are not trusted: a copy by them is bounded by the file, and is thrown away if they changed meanwhile.
 //!
 //! # Death
 //! | killed | survivors see | repaired by |
@@ -74,7 +74,7 @@ const LEAST_ROOM: u64 = 64;
 /// From this size on a length that is read is checked against the file before memory is taken for it.
 const LARGE: u64 = 1 << 20;
 
-/// What it is for its users, and so how it is read.
+/// The channel that it serves, and so how it is read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(super) enum Shape {
     Watch,
@@ -90,7 +90,7 @@ impl Shape {
     }
 }
 
-/// What a reader finds.
+/// The outcome of reading.
 pub(super) enum Found {
     Value(Vec<u8>),
     NotYet,
@@ -117,7 +117,7 @@ static MAPPED: Mapped<Recent> = Mapped::new();
 #[derive(Clone)]
 pub(super) struct Alive(Arc<OwnedFd>);
 
-/// What a handle tells beside its descriptors.
+/// The facts that a handle carries beside its descriptors.
 type Facts = (Shape, u64);
 
 fn head_len(slots: u64) -> u64 {
@@ -299,7 +299,7 @@ impl Recent {
             if self.word(word::BEGUN).load(SeqCst) <= number.saturating_add(self.slots) {
                 return copied.map(Found::Value);
             }
-            // What was begun since was not before all others were sent.
+            // A value that was begun since did not come before all others were sent.
             if self.oldest() <= number {
                 return Err(self.damaged("how many values were begun"));
             }
@@ -338,7 +338,7 @@ impl Recent {
             Ok(Found::Lagged(skipped)) => Some(Err(Error::lagged_by(skipped))),
             Err(error) => Some(Err(failed(error))),
         };
-        // What was sent before the last sender went comes first: look once more.
+        // Values sent before the last sender went come first: try once more.
         found(find()).or_else(|| if is_gone(&self.hangup) { found(find()).or(Some(Err(self.closed()))) } else { None })
     }
 

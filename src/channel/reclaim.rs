@@ -30,7 +30,7 @@ pub(super) const MOST_KEPT: u64 = 544 << 20;
 const MOST_KEPT_IN_ALL: u64 = 1 << 30;
 const IDLE: Duration = Duration::from_secs(1);
 
-/// What a drained channel keeps.
+/// The memory that a drained channel keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Kept {
     pub(super) bytes: u64,
@@ -40,7 +40,7 @@ pub(super) struct Kept {
 
 /// A channel that may have memory to give back.
 pub(super) trait Reclaim: Send + Sync {
-    /// What it keeps, if it is drained.
+    /// The memory that it keeps, if it is drained.
     fn kept(&self) -> Option<Kept>;
     /// Gives it back, if it is still drained.
     fn give_back(&self);

@@ -100,7 +100,7 @@ pub(super) mod word {
 const MAGIC: u64 = u64::from_be_bytes(*b"mpRing01");
 /// What `CLOSED` says of a ring whose memory was found damaged.
 const DAMAGED: u64 = u64::from_be_bytes(*b"mpDamage");
-/// Nobody holds a lock for so long: a copy takes less, so who has it is stopped, or it is damaged.
+/// Nobody holds a lock for so long: a copy takes less, so its holder is stopped, or it is damaged.
 const LONG: Duration = Duration::from_secs(5);
 /// A drained segment with more memory than this is kept for a time only (`reclaim`).
 const KEEP: u64 = if IS_MODEL { 64 } else { 1 << 20 };
@@ -139,9 +139,9 @@ pub(super) struct WakeRequests {
     pub(super) takers: bool,
     /// The ring was found damaged just now, which concerns everybody.
     pub(super) all: bool,
-    /// An item became a dead letter: who waits for those, or joins.
+    /// An item became a dead letter: waiters for those, and joins.
     pub(super) joiners: bool,
-    /// A leased item is gone, or an item without being leased: who takes from a closed queue, or joins, may be at the end.
+    /// An item is gone, leased or not: a taker of a closed queue, or a join, may be at the end.
     pub(super) one_less: bool,
 }
 
@@ -519,7 +519,7 @@ impl Ring {
 
     #[inline]
     fn pop_locked_here(&self, name: u64, extent: &Extent, to: &mut Vec<u8>) -> bool {
-        // What was leased comes first, if it came back.
+        // A leased item that came back comes first.
         if self.word(word::GET_SEGMENT).load(Acquire) != name || self.has_leases() {
             return false;
         }
@@ -629,7 +629,7 @@ impl Ring {
             // Closed is said after the last put: look once more.
             None => match self.settle_taker(side)? {
                 Some(found) => found,
-                // What is leased may come back.
+                // A leased item may come back.
                 None if is_awaited => return Ok(Pop::Empty),
                 None => return Ok(Pop::Closed),
             },

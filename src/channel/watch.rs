@@ -285,7 +285,7 @@ impl<T: Item> WatchReceiver<T> {
             let changed = receiver.changed().await;
             match changed.and_then(|()| receiver.get_and_update()) {
                 Err(error) if error.kind() == ErrorKind::Closed => None,
-                // What it needs is not there, and will not be there at once.
+                // A resource is missing, and will not be there at once.
                 Err(error) if matches!(error.kind(), ErrorKind::Io | ErrorKind::Corrupt) => Some((Err(error), None)),
                 value => Some((value, Some(receiver))),
             }

@@ -124,7 +124,7 @@ impl Address {
         self
     }
 
-    /// What a host holds is handed out again when nothing was heard of that host for this long; by default 5 s, from 500 ms to
+    /// The items of a host are handed out again when nothing was heard of that host for this long; by default 5 s, from 500 ms to
     /// 10 min. Hosts renew their leases every third of it, however long an item takes; the cost is a message for each chunk
     /// that a host holds.
     #[must_use]

@@ -37,7 +37,7 @@ use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::{sleep, sleep_until, timeout};
 
-/// A submitter hears of what is still held after this.
+/// A submitter is told of the items still held after this.
 const STILL_HELD: Duration = Duration::from_millis(50);
 /// Submitters that are not heard of are looked for this often, while the host is busy.
 const LOOK: Duration = Duration::from_secs(2);
@@ -99,7 +99,7 @@ async fn ready(
             }
             Err(failure) => tracing::debug!(error = %failure.error, "a host waits for its stream"),
         }
-        // What a user may not do is not answered.
+        // A request that the user has no right to is not answered.
         while let Ok(notice) = noticed.try_recv() {
             if let Notice::Denied(why) = notice {
                 return Err(denied(names, &why));
@@ -141,7 +141,7 @@ struct HeldJob {
     /// Its items have been executed; what is left is to have the answer confirmed.
     is_executed: bool,
     items: u64,
-    /// What to say of it instead of what it says itself.
+    /// The text that replaces its own.
     verdict: Option<Verdict>,
 }
 
@@ -308,7 +308,7 @@ impl Service {
         }
     }
 
-    // What comes with time.
+    // The work that time brings.
 
     fn next_due(&self) -> Instant {
         let Due { beat, renewal, report, look } = self.due;
@@ -395,7 +395,7 @@ impl Service {
         }
     }
 
-    /// What was held for longer than its lease without a word from the server is somebody else's.
+    /// A job held for longer than its lease without a word from the server belongs to another host.
     fn check_lease(&mut self, now: Instant) {
         if self.jobs.is_empty() || now.saturating_duration_since(self.contact) <= self.address.lease {
             return;
@@ -484,7 +484,7 @@ impl Service {
         });
     }
 
-    // What comes from others.
+    // The messages of others.
 
     async fn arrived(&mut self, message: Arrived) {
         let prefix = self.names().of('h', self.host.id, "");
@@ -578,7 +578,7 @@ impl Service {
         self.unreported.push_back((Instant::now(), key));
     }
 
-    /// Tells of what is no message, now and then.
+    /// Warns of bytes that are no message, once in a while.
     fn complain(&mut self, why: &str) {
         let now = Instant::now();
         if self.complained.is_none_or(|last| now - last >= QUIET) {

@@ -52,7 +52,7 @@ impl Host {
     }
 }
 
-/// What is to be done with a job.
+/// The next step of a job.
 #[derive(Debug)]
 pub(super) enum Word {
     /// Nobody wants the order at this place of its message.
@@ -65,7 +65,7 @@ pub(super) enum Word {
     Kill,
 }
 
-/// What has become of a job.
+/// The outcome of a job.
 #[derive(Debug, PartialEq)]
 pub(super) enum End {
     /// Answered, and the answer was confirmed: so many items.
@@ -273,7 +273,7 @@ impl Job {
                 None => Body::Here(bytes.into()),
             };
             let answer = Answer { number, host: host.id, is_last, parts, ran, body }.encode();
-            // What is fetched in pieces takes its time before it is confirmed.
+            // An answer that is fetched in pieces is confirmed later.
             let wait = PATIENCE + Duration::from_millis(len / 5_000);
             let reply = ask_until_answered(host.clone(), submitter, subject, answer, wait).await?;
             match Wanted::decode(&reply) {

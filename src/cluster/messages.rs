@@ -10,7 +10,7 @@
 //! | `mp.P.s.SUBMITTER.r` | host to submitter, who confirms | [`Answer`] |
 //! | `mp.P.s.SUBMITTER.q` | host to submitter, who answers [`Wanted`] | [`Ask`]: is it wanted? |
 //! | `mp.P.s.SUBMITTER.h` | host to submitter, who answers [`Numbers`] that it does not want | [`Held`] |
-//! | `mp.P.s.SUBMITTER.b` | host to submitter | [`Held`], of what was given back |
+//! | `mp.P.s.SUBMITTER.b` | host to submitter | [`Held`], of the items that were given back |
 //! | `mp.P.s.SUBMITTER.p`, `mp.P.h.HOST.p` | to the owner of a large value, who answers with it | [`Piece`] |
 //! | `mp.P.h.HOST.in`, `mp.P.h.HOST.n.SUBMITTER` | what a host gets for its requests | |
 //! | `mp.P.c` | submitter to all hosts | [`Cancel`] |
@@ -405,7 +405,7 @@ impl Message for Wanted {
     }
 }
 
-/// What a host holds of one submitter's.
+/// The items of one submitter that a host holds.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Held {
     pub(super) host: u64,

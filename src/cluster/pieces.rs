@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures_util::stream::{self, StreamExt};
 use std::time::Duration;
 
-/// What is no larger travels inside its message.
+/// A value of at most this size travels inside its message.
 pub(super) const INLINE: usize = 256 << 10;
 const PIECE: usize = 512 << 10;
 /// So many pieces are on their way at the same time.

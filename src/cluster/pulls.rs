@@ -76,7 +76,7 @@ impl Pulls {
 
     /// The items of a message have taken so long.
     pub(super) fn learn(&mut self, time: Duration) {
-        // What was long may be long again: to have asked for too much keeps others waiting.
+        // Items that were long may be long again: asking for too many keeps others waiting.
         self.usual = Some(match self.usual {
             Some(usual) if time < usual => (usual * 7 + time) / 8,
             _ => time,
@@ -134,7 +134,7 @@ mod tests {
         assert_eq!(pulls.wanted(7, 0, now + EXPIRES + SLACK), 7);
         pulls.asked(7, now);
         pulls.forget();
-        // What comes in spite of that counts for nothing.
+        // A message that comes all the same is not counted.
         pulls.arrived();
         pulls.ended(None);
         assert_eq!(pulls.wanted(7, 0, now), 7);

@@ -42,7 +42,7 @@ pub struct HostInfo {
     pub age: Duration,
     /// Since it was heard of last.
     pub last_heard: Duration,
-    /// Whether it is of the same build as this program. Others take nothing of what is asked here.
+    /// Whether it is of the same build as this program. Others take no item of this submitter.
     pub build_matches: bool,
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::JoinHandle;
 
-/// What a service is told.
+/// The commands to a service.
 pub(super) enum Command {
     Drain(Duration),
     /// To give everything back at once.
@@ -39,7 +39,7 @@ pub struct Serving {
     commands: UnboundedSender<Command>,
 }
 
-/// What a service did; the outcome of a [`Serving`].
+/// The work that a service did; the outcome of a [`Serving`].
 ///
 /// ```
 /// # use multiprocess::cluster::Served;

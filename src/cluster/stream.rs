@@ -43,7 +43,7 @@ impl Names {
         format!("mp.{}.{role}.{id:016x}.{what}", self.pool)
     }
 
-    /// What is for all.
+    /// The limits for all.
     pub(super) fn all(&self, what: &str) -> String {
         format!("mp.{}.{what}", self.pool)
     }
@@ -133,7 +133,7 @@ fn wanted_consumer(address: &Address, names: &Names) -> Value {
     })
 }
 
-/// What of a configuration differs from what was wanted: the first such property, with both values.
+/// The first property of a configuration that differs from the wanted one, with both values.
 fn difference(wanted: &Value, there: &Value, properties: &[(&str, &str)]) -> Option<String> {
     let found = properties.iter().find(|(pointer, _)| wanted.pointer(pointer) != there.pointer(pointer));
     let value = |of: &Value, pointer| of.pointer(pointer).map_or_else(|| "nothing".into(), Value::to_string);

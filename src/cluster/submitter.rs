@@ -329,7 +329,7 @@ impl Session {
             tokio::select! {
                 Some(message) = inbox.next() => {
                     self.arrived(message).await;
-                    // What has come meanwhile as well, before anything else is looked at.
+                    // Take the messages that have come meanwhile, before anything else.
                     for _ in 0..64 {
                         let Some(Some(message)) = inbox.next().now_or_never() else { break };
                         self.arrived(message).await;
@@ -343,7 +343,7 @@ impl Session {
                 () = at(next) => self.look().await,
             }
         }
-        // What was just said is to be gone when the process ends.
+        // The last messages must have left before the process ends.
         let _ = timeout(Duration::from_millis(500), self.client.flush()).await;
     }
 
@@ -493,7 +493,7 @@ impl Session {
         }
     }
 
-    /// What is asked has no prospect.
+    /// The pending items cannot be answered.
     async fn fail_all(&mut self, error: &Error) {
         let numbers: Vec<_> = self.messages.keys().copied().collect();
         for number in numbers {
@@ -797,7 +797,7 @@ impl Session {
         }
     }
 
-    /// What a number stands for now.
+    /// The item or chunk behind a number.
     fn current(&self, number: u64) -> u64 {
         self.aliases.get(&number).copied().unwrap_or(number)
     }
@@ -930,7 +930,7 @@ impl Session {
     async fn asked_for_piece(&mut self, message: &Arrived) {
         let Ok(piece) = Piece::decode(&message.payload) else { return };
         let sent = self.messages.get(&self.current(piece.key));
-        // What is large travels alone.
+        // A large value travels alone.
         let order = sent.and_then(|sent| sent.orders.first()).and_then(Option::as_ref);
         let bytes = order.map_or_else(Bytes::new, |order| pieces::cut(&self.client, order.records(), &piece));
         if let Some(reply) = &message.reply {
@@ -956,7 +956,7 @@ impl Session {
         }
     }
 
-    // What is not believed.
+    // Claims that are not believed.
 
     /// Looks for messages of which nothing was heard for two leases.
     fn seek(&mut self, now: Instant) {

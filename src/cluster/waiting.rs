@@ -1,10 +1,10 @@
-//! What a loop waits for that may not be there.
+//! Waiting for a future that may be absent.
 
 use std::time::Instant;
 use tokio::task::JoinHandle;
 use tokio::time::sleep_until;
 
-/// What a task has come to, of which there may be one.
+/// Resolves to the outcome of a task, if there is one.
 pub(super) async fn finished<T>(task: &mut Option<JoinHandle<T>>) -> Option<T> {
     let outcome = match task {
         Some(task) => task.await.ok(),

@@ -114,11 +114,11 @@ fn streams() -> Vec<RawFd> {
     spawn::open_descriptors().into_iter().filter(|fd| spawn::look_at(*fd, is_stream) == Some(true)).collect()
 }
 
-/// What a socket holds.
+/// The bytes in a socket.
 struct Traffic {
     /// Bytes that can be read from it.
     unread: libc::c_int,
-    /// Memory of what was sent over it and has not been read.
+    /// Memory of the bytes that were sent over it and have not been read.
     unsent: libc::c_int,
 }
 

@@ -32,7 +32,7 @@ impl ResultBatch {
         Self::One(index, Some(Err(error)))
     }
 
-    /// How one item ended that did not come as a record: the tag of what it reported, or the kind of its error.
+    /// The end of an item that did not come as a record: the tag of its report, or the kind of its error.
     pub(super) fn outcome_of_one(&self) -> Option<std::result::Result<u8, ErrorKind>> {
         match self {
             ResultBatch::One(_, Some(Ok((tag, _)))) => Some(Ok(*tag)),

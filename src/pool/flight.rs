@@ -352,7 +352,7 @@ impl Plan {
 }
 
 impl Stage {
-    /// What it takes to make this call again, if it has not begun.
+    /// The parts for making this call again, if it has not begun.
     pub(super) fn plan(&self) -> Option<Plan> {
         let Stage::Planned { pool, target, options, input, .. } = self else { return None };
         Some(Plan { pool: pool.clone(), target: *target, options: options.clone(), input: input.again()? })

@@ -120,7 +120,7 @@ pub struct Call<R> {
     result: PhantomData<fn() -> R>,
 }
 
-/// What a call needs to be made again after its result.
+/// The parts for making a call again after its result.
 struct Again<R> {
     condition: Predicate<R>,
     tried: u32,

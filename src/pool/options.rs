@@ -14,7 +14,7 @@ pub(super) struct Options {
     pub(super) queue_timeout: Option<Duration>,
     /// How often an item that killed its worker, or was killed for its time, is tried again.
     pub(super) retries: u32,
-    /// What is tried again.
+    /// The failures that are retried.
     pub(super) retry_on: Retry,
     /// How long the first retry waits; each further one twice as long.
     pub(super) back_off: Duration,

@@ -27,7 +27,7 @@ pub(super) struct SideResults {
 
 /// A call, as far as results that are fetched for it go.
 pub(super) trait Recipient: Send + Sync {
-    /// What was announced has been fetched.
+    /// The announced result has been fetched.
     fn fetched(&self, batch: ResultBatch);
 }
 

@@ -65,7 +65,7 @@ where
     note = "it must be a plain `fn`, or a closure that captures nothing, that takes the state by `&mut` first and then at most 11 arguments, passed as one tuple: `(a, b)`, `(a,)` or `()`"
 )]
 pub trait StateFunction<S, Args>: Copy + Send + 'static {
-    /// What it returns.
+    /// Its result.
     type Output: Serialize + DeserializeOwned + Send + 'static;
 
     #[doc(hidden)]

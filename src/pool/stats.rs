@@ -20,7 +20,7 @@ pub struct PoolStats {
     pub runs: Histogram,
     /// Workers that were killed because they did not end in time; see [`exit_timeout`](crate::PoolBuilder::exit_timeout).
     pub late: u64,
-    /// What has become of items and workers since the start of the pool.
+    /// Counts of finished items and of workers since the start of the pool.
     pub totals: PoolTotals,
     /// Of a cluster pool: how often items were handed out again, because the host that had them was lost.
     #[cfg(feature = "cluster")]
@@ -33,7 +33,7 @@ pub struct PoolStats {
     pub round_trip: Histogram,
 }
 
-/// What has become of items and workers since the start of a pool: numbers that only grow, for counters of Prometheus or
+/// Counts of finished items and of workers since the start of a pool: numbers that only grow, for counters of Prometheus or
 /// OpenTelemetry. They stay when the pool is closed.
 ///
 /// Each item ends as one of `done`, `panicked`, `died`, `timed_out`, `cancelled` and `failed`.

@@ -178,7 +178,7 @@ async fn cancelled_order_is_reported_to_the_taker_and_its_later_results_are_drop
     assert!(!second.is_cancelled());
     second.settle(results(&second)).unwrap();
     assert_eq!(within(kept).await.unwrap(), 3);
-    // It ends when the taker has let go of what it took.
+    // It ends when the taker has given up its orders.
     pool.close();
     drop(second);
     let join = pool.join();

@@ -1,4 +1,4 @@
-//! What a process needs in order to start others: the program, the lifeline of the root, and the fork server that it descends from.
+//! The means by which a process starts others: the program, the lifeline of the root, and the fork server that it descends from.
 #![forbid(unsafe_code)]
 
 use super::entry::Call;

@@ -62,7 +62,7 @@ pub struct Task<R> {
     result: PhantomData<fn() -> R>,
 }
 
-/// What a task is, as it travels.
+/// A task as it travels.
 #[derive(Clone, Serialize, Deserialize)]
 pub(crate) struct Work {
     pub(crate) call: Call,
@@ -125,7 +125,7 @@ impl<R: DeserializeOwned + 'static> Task<R> {
         let mut executor = Executor::inside(runtime.clone(), cancelled);
         let run = move || call.run(parcel, &mut executor).into_parcel();
         let running = runtime.spawn_blocking(run);
-        // What has not begun when this future is dropped does not begin.
+        // A function that has not begun when this future is dropped does not begin.
         let _aborts = AbortOnDrop(running.abort_handle());
         match running.await {
             Ok(outcome) => Outcome::read(outcome?),

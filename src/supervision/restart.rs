@@ -52,7 +52,7 @@ impl Restart {
     }
 }
 
-/// What has come of a supervision so far.
+/// The ends of the children so far.
 #[derive(Default)]
 pub(super) struct History {
     /// When it was restarted, within the last span, and why.

@@ -89,7 +89,7 @@ impl SupervisedBuilder {
     }
 }
 
-/// What a supervised child is at.
+/// The state of a supervised child.
 ///
 /// ```
 /// use multiprocess::{self as mp, Process, Restart, SupervisedState};

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Instant;
 
-/// What a wait tries again and again.
+/// An attempt that a wait repeats.
 pub(crate) trait Attempt<T> {
     /// Tries once, from the local queue or ahead of it.
     fn attempt(&mut self, in_line: bool) -> Option<T>;

@@ -45,7 +45,7 @@ impl Descriptors for Sockets<'_> {
     fn drop(&self, number: u64) {
         match number & KEPT {
             0 => descriptors::drop_fds(self.0.rx.as_fd(), number),
-            // What stays is dropped by the next who looks for descriptors.
+            // The next process that looks for descriptors drops those that stay.
             _ => _ = self.0.is_kept().and_then(|wanted| self.0.kept().drop(number & !KEPT, wanted)),
         }
     }
@@ -204,14 +204,14 @@ impl ChannelCore {
         }
     }
 
-    /// One item less is leased: who takes from a closed queue, or joins, may be at the end.
+    /// One item less is leased: a taker of a closed queue, or a join, may be at the end.
     pub(super) fn one_less(&self) {
         // Of two that finish the last two items at once, one sees both done.
         fence(SeqCst);
         if self.ring.is_closed() {
             self.items.notify_all();
         }
-        // What was found damaged, those who wait find as well.
+        // The waiters find the damage as well.
         if self.is_joinable && self.is_finished().unwrap_or(true) {
             self.joined.notify_all();
         }
@@ -253,7 +253,7 @@ impl ChannelCore {
 
     pub(in crate::channel) async fn dead_letter<T: DeserializeOwned + 'static>(&self) -> Result<T> {
         let queue = self.dead_letters_queue()?;
-        // Who takes wakes those who found it at work.
+        // The process that takes wakes those that found it at work.
         let attempt = || self.pop_dead_letter().later();
         let waited = until(queue, attempt).await.map_err(|error| self.failed("wait for a dead letter of", error));
         wire::decode(flatten(waited)?)

@@ -142,8 +142,8 @@ impl PoolEnd {
         claim
     }
 
-    /// Whether the worker will tell of what it has put when it begins order `number`, the last that was given, about which
-    /// it may be quiet, and which has [`MANY`] items. For who has armed its alarm before.
+    /// Whether the worker will announce its results when it begins order `number`, the last that was given, about which
+    /// it may be quiet, and which has [`MANY`] items. The caller has armed its alarm before.
     pub(crate) fn will_notify(&self, number: u32) -> bool {
         result_notification::will_notify(row(&self.region, number).0)
     }

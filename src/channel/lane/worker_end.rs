@@ -85,7 +85,7 @@ impl WorkerEnd {
         let attempt = || match reader.peek(orders(region), to) {
             Ok(Some(kind)) => Some(Ok(Some(kind))),
             Ok(None) if region.words()[word::CLOSED].load(Acquire) == 0 => None,
-            // What was given before the close comes first.
+            // Orders from before the close come first.
             Ok(None) if reader.has_any(orders(region)) => None,
             Ok(None) => Some(Ok(None)),
             Err(Corrupt) => Some(Err(corrupt("orders"))),

@@ -11,7 +11,7 @@ use crate::shm::family::Member;
 use std::io;
 use std::os::fd::OwnedFd;
 
-/// What a lease finds.
+/// The outcome of a try to lease.
 pub(in crate::channel) enum Leasing {
     Leased(Held, Vec<u8>, Vec<OwnedFd>),
     Empty,

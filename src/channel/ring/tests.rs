@@ -135,7 +135,7 @@ fn closed_lets_nothing_in_and_everything_out() {
     assert!(matches!(ring.pop(|_| (Vec::new(), true), |_, _| Ok(Vec::new()), |_| ()).0.unwrap(), Pop::Closed));
 }
 
-/// What a putter leaves that dies before the link.
+/// The memory that a putter leaves if it dies before the link.
 fn lose_8_mib(ring: &Ring) {
     let name = ring.extents.allocate(1 << 20).unwrap();
     ring.extents.back(name, &ring.extents.open(name).unwrap(), 0, 8 << 20).unwrap();
@@ -238,7 +238,7 @@ fn death_holding_the_get_lock_the_record_is_still_there() {
     assert_eq!(pop(&ring).unwrap(), b"still");
 }
 
-/// What a second process would see of the same memory.
+/// The same memory as a second process sees it.
 fn another(ring: &Ring) -> Ring {
     Ring::open(ring.region().fd().try_clone().unwrap()).unwrap()
 }

@@ -405,7 +405,7 @@ mod tests {
         drop(dropped);
         link.count(RELEASE, 2, CONNECTION);
         let answers = async {
-            // What was posted passes calls that wait, and the first is not polled.
+            // A posted message passes calls that wait, as the first may not be polled.
             assert_eq!(manager.next().await, (RELEASE, 2));
             let (kind, id) = manager.next().await;
             assert_eq!(kind, COUNT);

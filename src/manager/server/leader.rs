@@ -222,7 +222,7 @@ impl Server {
 
 /// The leader's part.
 impl Server {
-    /// What is there to do.
+    /// Finds work.
     fn ready_event(&self) -> Option<Event> {
         if let Some(lease) = lock(&self.ended).pop_front() {
             return Some(Event::LeaseEnded(lease));
@@ -231,7 +231,7 @@ impl Server {
         Some(Event::Request(open, request))
     }
 
-    /// What is next to do. It spins for it, for a while, before it sleeps.
+    /// Waits for work: it spins for a while before it sleeps.
     fn next_event(&self, taken: u32) -> Event {
         let is_turn = taken.is_multiple_of(TURN);
         if !is_turn && let Some(event) = self.ready_event() {
@@ -369,7 +369,7 @@ impl Server {
                 }
                 Ok(None) => return,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                // What is there is not announced again, so it is tried again; ends that were lost are closed.
+                // Messages that are there are not announced again, so they are tried again; ends that were lost are closed.
                 Err(error) if failures < INTAKE_FAILURES => {
                     tracing::warn!(%error, "a client of the manager could not be taken in");
                     failures += 1;

@@ -55,7 +55,7 @@ pub(crate) struct Server {
 #[cfg(test)]
 pub(crate) type FaultInjector = Box<dyn FnMut(&EncodedMessage) -> Option<crate::error::ErrorKind> + Send>;
 
-/// What there is to do outside of the runtime.
+/// The work outside of the runtime.
 pub(crate) enum Event {
     /// A request, or why there will be none any more.
     Request(Open<Arc<Connection>>, Result<EncodedMessage>),

@@ -1,4 +1,4 @@
-//! What a manager is started with, and the first messages with clients from elsewhere.
+//! The arguments of a manager's process, and the first messages with clients from elsewhere.
 
 use crate::connection::Listener;
 #[cfg(feature = "tls")]

@@ -245,7 +245,7 @@ impl Hasher for Plainly {
     }
 }
 
-/// What an entry is called with, and what it leaves there.
+/// The input and output of an entry.
 pub(crate) struct Frame {
     fingerprint: u64,
     /// What is called, or was made.

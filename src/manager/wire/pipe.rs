@@ -39,7 +39,7 @@ pub(crate) struct Pipe {
     me: Weak<Self>,
     /// `None` once the connection has ended: the other end sees this one go.
     outlet: Mutex<Option<Outlet>>,
-    /// What was posted, until the thread that has the outlet has sent it; or descriptors do not fit into the socket.
+    /// Posted messages, until the thread that has the outlet has sent them; also those whose descriptors do not fit into the socket.
     unsent: Mutex<VecDeque<EncodedMessage>>,
     /// How often room was signalled.
     rooms: AtomicU64,

@@ -72,7 +72,7 @@ pub(in crate::pool) struct Effects {
     pub(in crate::pool) trace_sinks: Vec<Arc<TraceSink>>,
     /// Unsettled items of the callers that are woken.
     pub(super) woken: usize,
-    /// What has become of items and workers.
+    /// The fates of items and workers, counted.
     pub(super) totals: PoolTotals,
     /// Workers that were killed because they did not end within their time.
     pub(in crate::pool) late: Vec<(String, Duration)>,
