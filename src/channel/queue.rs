@@ -572,7 +572,8 @@ queue_methods!(JoinableQueue);
 ///
 /// # Death
 /// Items that a process took and did not finish count as finished when it is killed or exits, so a killed consumer makes no
-/// process wait for ever.
+/// process wait for ever. This holds for up to 95 processes with unfinished items at a time; items that further processes took must be
+/// finished by a [`task_done`](JoinableQueue::task_done) of any process.
 pub struct JoinableQueue<T> {
     core: Arc<ChannelCore>,
     item: PhantomData<fn(T) -> T>,
