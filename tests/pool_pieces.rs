@@ -60,6 +60,48 @@ async fn retries_are_for_the_failures_that_were_named() {
 }
 
 #[tokio::test]
+async fn attempts_by_a_predicate_are_one_call_for_close_rejection_and_the_id_of_the_task() {
+    let count = |calls: Value<u32>| (calls.fetch_add(1), mp::current_task().unwrap().task_id());
+    let is_first = |result: &mp::Result<(u32, String)>| result.as_ref().is_ok_and(|(n, _)| *n == 0);
+    // A pool that is closed between two attempts completes the call, and ends.
+    let pool = Pool::new(1).unwrap();
+    let first = std::sync::Arc::new(std::sync::Mutex::new(None));
+    let (closing, seen) = (pool.clone(), first.clone());
+    let call = pool.apply(count, (Value::new(0_u32).unwrap(),)).retries(3).retry_if(move |result: &mp::Result<_>| {
+        closing.close();
+        if let Ok((0, id)) = result {
+            *seen.lock().unwrap() = Some(String::clone(id));
+        }
+        is_first(result)
+    });
+    let (n, id) = within(call).await.unwrap();
+    assert_eq!((n, Some(id)), (1, first.lock().unwrap().take()), "both attempts have the id of the one task");
+    within(pool.join()).await.unwrap();
+    // A queue that is full by then refuses no further attempt of an accepted call.
+    let pool = Pool::builder().workers(1).max_waiting(1).build().unwrap();
+    let filling = (pool.clone(), std::sync::Mutex::new(Vec::new()));
+    let call = pool.apply(count, (Value::new(0_u32).unwrap(),)).retries(3).reject_when_full();
+    let call = call.retry_if(move |result: &mp::Result<_>| {
+        let (pool, filled) = &filling;
+        while let Ok(waiting) = pool.try_apply(|| std::thread::sleep(SHORT), ()) {
+            filled.lock().unwrap().push(waiting);
+        }
+        is_first(result)
+    });
+    assert_eq!(within(call).await.unwrap().0, 1);
+    // A call that is refused is not asked again, however often it may be tried.
+    pool.terminate();
+    let asked = std::sync::Arc::new(std::sync::atomic::AtomicU32::new(0));
+    let counted = asked.clone();
+    let call = pool.apply(count, (Value::new(0_u32).unwrap(),)).retries(u32::MAX).retry_if(move |_: &mp::Result<_>| {
+        counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        true
+    });
+    assert_eq!(within(call).await.unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(asked.load(std::sync::atomic::Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
 async fn a_predicate_decides_by_the_result_and_no_longer_than_the_retries_go() {
     let pool = Pool::new(1).unwrap();
     let count = |calls: Value<u32>| calls.fetch_add(1);

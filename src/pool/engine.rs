@@ -137,6 +137,11 @@ impl Shared {
         self.scheduler().opened(checkout)
     }
 
+    /// Another attempt of a call that is open.
+    pub(super) fn open_again(&self) {
+        self.scheduler().opened_again();
+    }
+
     /// It adds no more.
     pub(super) fn finish(&self) {
         self.event(Scheduler::finished);

@@ -3,7 +3,7 @@
 use super::batch::ResultBatch;
 use super::chunk::Chunk;
 use super::engine::{Handle, Shared, check_forked};
-use super::group::Group;
+use super::group::{Group, next_number};
 use super::input::{Input, Most, Stop};
 use super::options::Options;
 use crate::error::{Error, Result};
@@ -40,6 +40,12 @@ impl Ticket {
     pub(super) fn of(pool: &Handle, checkout: u64) -> Result<Self> {
         pool.shared().open(checkout)?;
         Ok(Self(pool.shared().clone()))
+    }
+
+    /// One more for the same call.
+    fn again(&self) -> Self {
+        self.0.open_again();
+        Self(self.0.clone())
     }
 }
 
@@ -340,6 +346,8 @@ pub(super) struct Plan {
     target: Target,
     pub(super) options: Options,
     input: Box<dyn Input>,
+    /// The call stays open between its attempts. `None` if the pool was closed before the first.
+    ticket: Option<Ticket>,
 }
 
 impl Plan {
@@ -347,15 +355,19 @@ impl Plan {
     pub(super) fn stage(&self, attempt: u32) -> Option<Stage> {
         let (pool, target, input) = (self.pool.clone(), self.target, self.input.again()?);
         let options = Options { first_attempt: attempt, ..self.options.clone() };
-        Some(Stage::Planned { pool, target, options, input, ticket: None })
+        let ticket = Some(self.ticket.as_ref()?.again());
+        Some(Stage::Planned { pool, target, options, input, ticket })
     }
 }
 
 impl Stage {
     /// The parts for making this call again, if it has not begun.
-    pub(super) fn plan(&self) -> Option<Plan> {
+    pub(super) fn plan(&mut self) -> Option<Plan> {
         let Stage::Planned { pool, target, options, input, .. } = self else { return None };
-        Some(Plan { pool: pool.clone(), target: *target, options: options.clone(), input: input.again()? })
+        options.number.get_or_insert_with(next_number);
+        let (options, input) = (options.clone(), input.again()?);
+        let ticket = Ticket::of(pool, options.checkout).ok();
+        Some(Plan { pool: pool.clone(), target: *target, options, input, ticket })
     }
 
     pub(super) fn options(&mut self) -> Option<&mut Options> {

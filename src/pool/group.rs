@@ -126,10 +126,16 @@ const BRIEF_NS: u64 = if cfg!(debug_assertions) { 200_000 } else { 20_000 };
 /// An item that takes no longer is one of a bulk. Unoptimised builds are slower, and are to go the same ways.
 const BULK_NS: u64 = if cfg!(debug_assertions) { 200_000 } else { 1000 };
 
+/// The number of a new call of this process.
+pub(super) fn next_number() -> u64 {
+    static NUMBERS: AtomicU64 = AtomicU64::new(0);
+    NUMBERS.fetch_add(1, Relaxed)
+}
+
 impl Group {
     pub(super) fn new(call: entry::Call, label: &'static str, options: Options) -> Self {
-        static NUMBERS: AtomicU64 = AtomicU64::new(0);
-        let (caller, items, number) = (Caller::here(), Mutex::default(), NUMBERS.fetch_add(1, Relaxed));
+        let number = options.number.unwrap_or_else(next_number);
+        let (caller, items) = (Caller::here(), Mutex::default());
         Self { number, call, label, options, caller, items, item_ns: AtomicU64::new(0), usual_time: OnceLock::new() }
     }
 

@@ -155,7 +155,7 @@ impl<R> Call<R> {
 
     /// What [`retries`](Self::retries) is for: failures of a kind, which are by default deaths of workers and overruns, or
     /// results for which a predicate holds. A predicate is asked in this process, with the decoded result; failures of workers
-    /// that were tried again meanwhile do not count for it.
+    /// that were tried again meanwhile do not count for it. A call that was cancelled or refused is not tried again.
     ///
     /// ```
     /// use multiprocess::{self as mp, Pool, Value};
@@ -249,12 +249,17 @@ impl<R: DeserializeOwned + 'static> Future for Call<R> {
                 ready!(rest.as_mut().poll(cx));
                 this.again.iter_mut().for_each(|again| again.rest = None);
             }
-            if this.rejects && matches!(this.stage, Stage::Planned { .. }) {
+            // Another attempt of a call that was accepted waits for room as ever.
+            if matches!(this.stage, Stage::Planned { .. }) && std::mem::take(&mut this.rejects) {
                 this.begin_or_reject()?;
             }
             let result = ready!(poll_one(&mut this.stage, cx));
             match this.again.as_mut().and_then(|again| again.next(&result)) {
-                Some(stage) => this.stage = stage,
+                Some(stage) => {
+                    this.stage = stage;
+                    // Attempts that end at once leave other tasks their turns.
+                    ready!(tokio::task::coop::poll_proceed(cx)).made_progress();
+                }
                 None => {
                     this.again = None;
                     return Poll::Ready(result);
@@ -268,7 +273,9 @@ impl<R> Again<R> {
     /// The call once more, if its result is one to be tried again.
     fn next(&mut self, result: &Result<R>) -> Option<Stage> {
         let plan = self.plan.as_ref()?;
-        if self.tried >= plan.options.retries || !(self.condition)(result) {
+        let is_over =
+            |error: &Error| matches!(error.kind(), ErrorKind::Cancelled | ErrorKind::Closed | ErrorKind::Full);
+        if self.tried >= plan.options.retries || result.as_ref().is_err_and(is_over) || !(self.condition)(result) {
             return None;
         }
         let stage = plan.stage(self.tried + 1)?;

@@ -32,6 +32,8 @@ pub(super) struct Options {
     /// The index of the first item, and how often the items were tried before: for an order from elsewhere.
     pub(super) first_index: u64,
     pub(super) first_attempt: u32,
+    /// The number of the call, if it has one already: attempts of one call share it.
+    pub(super) number: Option<u64>,
     /// Of an order from another host: the call that it is of.
     pub(super) origin: Option<Origin>,
 }
@@ -67,6 +69,7 @@ impl Default for Options {
             limits: ChunkLimits::LOCAL,
             first_index: 0,
             first_attempt: 0,
+            number: None,
             origin: None,
         }
     }

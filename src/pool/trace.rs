@@ -397,7 +397,8 @@ impl Drop for TraceSink {
     fn drop(&mut self) {
         let spans = unpoisoned(self.spans.get_mut());
         for (_, (caller, id, _)) in spans.drain() {
-            caller.dispatch.try_close(id);
+            // A subscriber that panics must not end the driver.
+            let _ = catch_unwind(AssertUnwindSafe(|| caller.dispatch.try_close(id)));
         }
     }
 }

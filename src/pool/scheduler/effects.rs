@@ -70,6 +70,9 @@ pub(in crate::pool) struct Effects {
     pub(super) late_items: Vec<(Arc<Group>, Chunk, String)>,
     /// Trace sinks with new messages.
     pub(in crate::pool) trace_sinks: Vec<Arc<TraceSink>>,
+    /// Groups that may be at their end. They are dropped without the lock, as the spans and progress receivers of their callers
+    /// run code of the user then.
+    pub(super) groups: Vec<Arc<Group>>,
     /// Unsettled items of the callers that are woken.
     pub(super) woken: usize,
     /// The fates of items and workers, counted.

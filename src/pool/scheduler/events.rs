@@ -36,6 +36,11 @@ impl Scheduler {
         Ok(())
     }
 
+    /// A call that is open will add items as another attempt, also if the pool is closed by now.
+    pub(in crate::pool) fn opened_again(&mut self) {
+        self.open += 1;
+    }
+
     /// It adds no more.
     pub(in crate::pool) fn finished(&mut self, effects: &mut Effects) {
         self.open -= 1;

@@ -237,19 +237,20 @@ impl Worker {
             }
         }
         self.pop_complete(Some(now), &mut effects.ended);
-        teach(&mut effects.ended, since.map_or(Duration::ZERO, |since| now.duration_since(since)), runs);
+        teach(&effects.ended, since.map_or(Duration::ZERO, |since| now.duration_since(since)), runs);
+        effects.groups.extend(effects.ended.drain(..).map(|(group, ..)| group));
         Ok(begun)
     }
 }
 
 /// Has groups learn from items that one worker has done in `time`, where it has not measured them; items that came
 /// together is taken to have taken equally long.
-fn teach(ended: &mut Vec<(Arc<Group>, u32, Option<Duration>)>, time: Duration, runs: &mut Histogram) {
+fn teach(ended: &[(Arc<Group>, u32, Option<Duration>)], time: Duration, runs: &mut Histogram) {
     let total = ended.iter().map(|(_, count, _)| *count).sum::<u32>().max(1);
-    for (group, count, took) in ended.drain(..).filter(|(_, count, _)| *count > 0) {
-        let time = took.unwrap_or(time / total * count);
-        group.learn(time, count);
-        runs.add(time / count, u64::from(count));
+    for (group, count, took) in ended.iter().filter(|(_, count, _)| *count > 0) {
+        let time = took.unwrap_or(time / total * *count);
+        group.learn(time, *count);
+        runs.add(time / *count, u64::from(*count));
     }
 }
 

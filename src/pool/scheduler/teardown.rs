@@ -98,7 +98,10 @@ impl Scheduler {
                 };
                 self.fail_or_retry(&group, &chunk, item, error, effects);
             }
+            effects.groups.push(group);
         }
+        // Its open spans are closed without the lock, too.
+        effects.trace_sinks.push(worker.trace_sink.clone());
         let is_wanted = seat < *self.workers.start() || seat < *self.workers.end() && !self.queue.is_empty();
         if !self.needs_workers(effects) || !is_wanted {
             return;
