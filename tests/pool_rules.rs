@@ -1226,7 +1226,7 @@ async fn many_tasks_share_one_pool() -> mp::Result<()> {
                 assert_eq!(pool.apply(square, (n * i,)).await?, square(n * i));
             }
             let sum: i64 = pool.imap_unordered(square, 0..300).try_fold(0, async |sum, x| Ok(sum + x)).await?;
-            assert_eq!(sum, (0..300).map(square).sum());
+            assert_eq!(sum, (0..300).map(square).sum::<i64>());
             Ok::<_, mp::Error>(())
         })
     });

@@ -378,7 +378,8 @@ impl Entry<'_> {
     /// Gives all memory back, and keeps the addresses.
     fn punch(&self) {
         let (offset, room) = (self.load(OFFSET), self.load(ROOM));
-        if room != 0 {
+        // Damaged words must not give away memory of the ring itself.
+        if room != 0 && offset >= Extents::first_len() {
             // Failing to give memory back costs memory, nothing else.
             let _ = memfd::give_back(self.region.fd().as_fd(), offset, room);
         }

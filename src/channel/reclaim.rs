@@ -18,6 +18,7 @@
 //! to: a taker that finds it empty becomes the keeper. Whoever waits for an item tries as soon as the death is noticed.
 
 use crate::os::background;
+use crate::os::fork;
 use crate::os::sync::lock;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering::*};
@@ -62,6 +63,9 @@ static KEEPER: Mutex<Keeper> = Mutex::new(Keeper { watched: Vec::new(), has_thre
 
 /// This process drained a channel, or found it drained: gives back what it keeps, later if that is within the limits.
 pub(super) fn watch(channel: &Arc<impl Reclaim + 'static>) {
+    if fork::is_forked() {
+        return;
+    }
     let Some(kept) = channel.kept() else { return };
     if channel.watched().load(Acquire) < kept.bytes && !lock(&KEEPER).admit(channel, kept) {
         channel.give_back();

@@ -223,6 +223,7 @@ impl Address {
     fn shown(&self) -> String {
         match (self.text.split_once("://"), self.text.rsplit_once('@')) {
             (Some((scheme, _)), Some((_, rest))) => format!("{scheme}://...@{rest}"),
+            (None, Some((_, rest))) => format!("...@{rest}"),
             _ => self.text.clone(),
         }
     }

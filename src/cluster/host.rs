@@ -256,6 +256,8 @@ impl Service {
         mut noticed: UnboundedReceiver<Notice>,
         mut commands: UnboundedReceiver<Command>,
     ) -> Result<Served> {
+        // The last word of a `Serving` that is dropped is said once.
+        let mut has_commander = true;
         loop {
             let now = Instant::now();
             self.check_lease(now);
@@ -288,7 +290,10 @@ impl Service {
                     self.give_all_back().await;
                     return Err(failed);
                 },
-                command = commands.recv() => self.commanded(command.unwrap_or(Command::GiveUp)),
+                command = commands.recv(), if has_commander => {
+                    has_commander = command.is_some();
+                    self.commanded(command.unwrap_or(Command::GiveUp));
+                }
                 Some(provided) = finished(&mut self.providing) => drop(self.events.send(Event::Provided(provided))),
                 () = sleep_until(next.into()) => {}
             }
@@ -763,7 +768,7 @@ impl Service {
             let running =
                 self.jobs.values().filter(|job| !job.is_executed).map(|job| job.items as usize).sum::<usize>();
             self.served.killed += running;
-            self.jobs.values().filter(|job| !job.is_executed).for_each(|job| _ = job.words.send(Word::Kill));
+            self.jobs.values().for_each(|job| _ = job.words.send(Word::Kill));
         }
         self.jobs.is_empty()
     }

@@ -211,8 +211,9 @@ impl Job {
                 if has_last {
                     return End::Answered(answered);
                 }
-                if runs.is_empty() && !is_wanted && results.parts.is_empty() {
-                    return if answered > 0 { End::Answered(answered) } else { End::Unwanted };
+                // A submitter that was answered in part waits for the last answer, though nothing is left to say.
+                if runs.is_empty() && !is_wanted && results.parts.is_empty() && answered == 0 {
+                    return End::Unwanted;
                 }
                 let is_due = results.since.is_some_and(|since| since.elapsed() >= PARTIAL);
                 if runs.is_empty() || is_due {
@@ -231,7 +232,8 @@ impl Job {
                     // What the submitter says to the last answer decides.
                     Some(Word::GiveBack | Word::Stop) if has_last => {}
                     Some(Word::GiveBack) => {
-                        if runs.iter().all(|run| !run.run.has_begun()) && results.parts.is_empty() && answered == 0 {
+                        let has_results = !results.parts.is_empty() || answering.is_some() || answered > 0;
+                        if runs.iter().all(|run| !run.run.has_begun()) && !has_results {
                             return End::GivenBack;
                         }
                     }

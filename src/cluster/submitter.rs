@@ -282,6 +282,8 @@ struct Session {
     event: UnboundedReceiver<Event>,
     /// Since when hosts of other builds only have been there, while something waits.
     strangers_since: Option<Instant>,
+    /// When to look after the messages next, however many events come before.
+    tick: Instant,
     has_warned: bool,
 }
 
@@ -307,6 +309,7 @@ impl Session {
             events,
             event,
             strangers_since: None,
+            tick: Instant::now(),
             has_warned: false,
         }
     }
@@ -449,8 +452,10 @@ impl Session {
     fn next_look(&self) -> Option<Instant> {
         let now = Instant::now();
         let is_busy = !self.messages.is_empty() || !self.hand.is_empty();
-        let tick = is_busy.then(|| now + TICK);
-        let start_by = self.messages.values().filter_map(|message| message.start_by).min();
+        let tick = is_busy.then_some(self.tick);
+        // A message that a host has does not expire.
+        let waiting = self.messages.values().filter(|message| message.holder.is_none());
+        let start_by = waiting.filter_map(|message| message.start_by).min();
         let silence = lock(&self.work.submitter.view).roster.until();
         let offline = self.work.outage.until(self.work.address.offline_timeout).filter(|until| *until > now);
         [tick, start_by, silence, offline].into_iter().flatten().min()
@@ -458,6 +463,7 @@ impl Session {
 
     async fn look(&mut self) {
         let now = Instant::now();
+        self.tick = now + TICK;
         self.reconnected();
         let (slots, strangers) = {
             let mut view = lock(&self.work.submitter.view);
@@ -875,6 +881,8 @@ impl Session {
         let losses = sent.losses_before + delivered.saturating_sub(1).saturating_sub(sent.given_back);
         if losses > sent.losses {
             sent.losses = losses;
+            // It has begun, as far as anybody knows, and is tried again: as on this machine, it has no time to begin by any more.
+            sent.start_by = None;
             let mut view = lock(&self.work.submitter.view);
             let lost = sent.holder.map_or_else(|| "a host that was lost at once".into(), |host| view.roster.name(host));
             sent.lost.push(lost);

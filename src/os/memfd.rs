@@ -61,7 +61,7 @@ pub(crate) fn check_file_size(end: u64) -> io::Result<()> {
 }
 
 /// From this size on, the available memory is checked before reserving.
-const LARGE: u64 = 16 << 20;
+const LARGE: u64 = 4 << 20;
 
 /// Refuses a size that the machine or the control group does not have: the kernel would reclaim page by page, and kill
 /// processes, before it failed.

@@ -4,7 +4,7 @@
 use super::{AHEAD, MOST_UNITS, Ring, SEVERAL, Side, word};
 use crate::channel::extents::{self, BASE, Extent, corrupt};
 use crate::channel::segment::{Mark, RecordHead};
-use crate::os::fault;
+use crate::os::{fault, memfd};
 use crate::shm::family::Member;
 use crate::shm::region::PAGE;
 use crate::shm::robust_lock::{RobustLock, Taken};
@@ -99,6 +99,10 @@ impl Ring {
         // With the head of the next record, which may be the start of one whose payload is elsewhere.
         let least = (reach + RecordHead::MOST_LEN).next_multiple_of(PAGE).min(size);
         let ahead = (backed + AHEAD).min(size);
+        if backed >= AHEAD {
+            // A queue that fills ends in an error of its put, and not in the kernel's choice of a process to kill.
+            memfd::check_room(AHEAD)?;
+        }
         if ahead > least && back(ahead).is_ok() { Ok(()) } else { back(least) }
     }
 

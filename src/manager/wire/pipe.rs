@@ -280,7 +280,12 @@ impl Transport for Pipe {
     fn has_room(&self) -> bool {
         // While another thread copies a message, however large, nobody waits for that: one more is begun meanwhile.
         let Some(mut outlet) = free(&self.outlet) else { return true };
-        outlet.as_mut().is_none_or(|open| !self.has_unsent() && open.has_room())
+        let has_room = outlet.as_mut().is_none_or(Outlet::has_room);
+        drop(outlet);
+        // Others may have come meanwhile, and found the outlet taken.
+        self.shut_if_ended();
+        self.send_rest();
+        has_room && !self.has_unsent()
     }
 
     fn send(&self, message: EncodedMessage) -> Result<bool> {
