@@ -1074,3 +1074,43 @@ async fn unit_none_and_null_values_are_stored() {
     })
     .await;
 }
+
+/// A value whose own code puts a proxy into a queue while it is encoded.
+#[derive(Clone)]
+struct PutsAside(Option<(mp::ListProxy<u32>, Queue<mp::ListProxy<u32>>)>);
+
+impl serde::Serialize for PutsAside {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if let Some((list, queue)) = &self.0 {
+            queue.try_put(list.clone()).map_err(serde::ser::Error::custom)?;
+        }
+        serializer.serialize_none()
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for PutsAside {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        <Option<()> as serde::Deserialize>::deserialize(deserializer).map(|_| Self(None))
+    }
+}
+
+#[tokio::test]
+async fn proxy_put_into_a_queue_while_an_argument_is_encoded_arrives_there() {
+    within(async {
+        let manager = Manager::start().await.unwrap();
+        let tally = manager.create(Tally::new, (0,)).await.unwrap();
+        let queue = Queue::unbounded().unwrap();
+        for n in 0..10 {
+            let list = manager.list().await.unwrap();
+            list.push(n).await.unwrap();
+            let aside = PutsAside(Some((list, queue.clone())));
+            let call = |tally: &mut Tally, aside: PutsAside| (tally.total(), aside.0.is_none());
+            assert_eq!(tally.call(call, (aside,)).await.unwrap(), (0, true));
+            let list: mp::ListProxy<u32> = queue.try_get().unwrap();
+            assert_eq!(list.to_vec().await.unwrap(), [n]);
+        }
+        objects_go(&manager, 1).await;
+        manager.shutdown().await.unwrap();
+    })
+    .await;
+}

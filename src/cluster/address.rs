@@ -389,6 +389,12 @@ mod tests {
         let address = Address::new("nats://me:secret@h:4222/pool");
         let error = address.parse().unwrap_err().to_string();
         assert!(error.contains("Address::user") && error.contains("h:4222/pool") && !error.contains("secret"));
+        let without_scheme = Address::new("me:secret@h:4222/pool");
+        let error = without_scheme.parse().err().unwrap().to_string();
+        assert!(
+            !error.contains("secret") && !format!("{without_scheme:?} {without_scheme}").contains("secret"),
+            "{error}"
+        );
         let address = Address::new("nats://h/p").user("me", "secret").token("secret");
         assert!(!format!("{address:?} {address}").contains("secret"));
     }

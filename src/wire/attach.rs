@@ -81,6 +81,8 @@ enum Context {
 thread_local! {
     static CONTEXT: Cell<Context> = const { Cell::new(Context::None) };
     static ATTACHED: Cell<usize> = const { Cell::new(0) };
+    /// How many values are being encoded or decoded on this thread, each by the code of the one around it.
+    static DEPTH: Cell<u32> = const { Cell::new(0) };
     static LEAVING: RefCell<Vec<Attachment>> = const { RefCell::new(Vec::new()) };
     static ARRIVED: RefCell<Vec<Option<OwnedFd>>> = const { RefCell::new(Vec::new()) };
     /// What handles of one value have in common; those of the current value begin at `SHARED_FROM`.
@@ -97,12 +99,14 @@ struct Inside {
 
 impl Inside {
     fn enter(context: Context) -> Self {
+        DEPTH.set(DEPTH.get() + 1);
         Self { outer: CONTEXT.replace(context), outer_shared: SHARED_FROM.replace(SHARED_LEN.get()) }
     }
 }
 
 impl Drop for Inside {
     fn drop(&mut self) {
+        DEPTH.set(DEPTH.get() - 1);
         if let Context::Encoding(from) = CONTEXT.replace(self.outer)
             && ATTACHED.replace(from) > from
         {
@@ -114,6 +118,11 @@ impl Drop for Inside {
             drop(SHARED.with_borrow_mut(|shared| shared.split_off(from)));
         }
     }
+}
+
+/// How deep the current value lies in others: the code of a value may encode or decode one of its own, such as an item of a queue.
+pub(crate) fn depth() -> u32 {
+    DEPTH.get()
 }
 
 /// What handles of the value being encoded or decoded on this thread have in common: made by the first of them,

@@ -7,6 +7,7 @@
 
 use super::greeting::Id;
 use crate::error::Result;
+use crate::wire::attach;
 use serde::{Deserialize, Serialize};
 use std::any::Any;
 use std::cell::RefCell;
@@ -55,11 +56,13 @@ pub(crate) struct Marshal {
     /// Given, or not taken yet.
     pub(crate) references: VecDeque<u64>,
     pub(crate) kept: Vec<Kept>,
+    /// How deep the parts of the message lie: what their code encodes for elsewhere is no part of it.
+    depth: u32,
 }
 
 thread_local! {
     /// Of the value that is encoded or decoded on this thread.
-    static CURRENT: RefCell<Marshal> = const { RefCell::new(Marshal { end: None, references: VecDeque::new(), kept: Vec::new() }) };
+    static CURRENT: RefCell<Marshal> = const { RefCell::new(Marshal { end: None, references: VecDeque::new(), kept: Vec::new(), depth: 0 }) };
 }
 
 /// Puts the outer one back, also when user code panics.
@@ -75,12 +78,18 @@ impl Drop for Inside<'_> {
 
 impl Marshal {
     pub(crate) fn of(end: Arc<dyn End>) -> Self {
-        Self { end: Some(end), ..Self::default() }
+        Self::at(Some(end))
+    }
+
+    /// For a message that arrived, by which end if it has one.
+    pub(crate) fn at(end: Option<Arc<dyn End>>) -> Self {
+        Self { end, ..Self::default() }
     }
 
     /// Encodes or decodes a part of its message.
     #[inline]
     pub(crate) fn run<T>(&mut self, code: impl FnOnce() -> T) -> T {
+        self.depth = attach::depth() + 1;
         CURRENT.with_borrow_mut(|current| std::mem::swap(current, self));
         let _inside = Inside { ours: self };
         code()
@@ -95,7 +104,7 @@ pub(crate) fn leave(
     handle: impl FnOnce() -> Kept,
 ) -> Result<bool, &'static str> {
     CURRENT.with_borrow_mut(|current| {
-        let Some(end) = &current.end else { return Ok(false) };
+        let Some(end) = current.end.as_ref().filter(|_| current.depth == attach::depth()) else { return Ok(false) };
         if end.give(manager, object, link) {
             current.references.push_back(object);
             current.kept.push(handle());
@@ -111,6 +120,9 @@ pub(crate) fn leave(
 /// Takes a reference that arrived in this message, or a copy of it if the value may be read again; by which end.
 pub(crate) fn take(object: u64, is_read_once: bool) -> Option<Arc<dyn End>> {
     let end = CURRENT.with_borrow_mut(|current| {
+        if current.depth != attach::depth() {
+            return None;
+        }
         // Mostly the first: they are listed in the order in which they are read.
         let at = current.references.iter().position(|reference| *reference == object)?;
         if is_read_once {

@@ -272,7 +272,7 @@ impl Reader {
     /// A message that came to this `end`; without one it has no references.
     pub(crate) fn new(encoded: EncodedMessage, end: Option<Arc<dyn End>>) -> Result<Self> {
         let Parcel { bytes, fds } = encoded.open()?;
-        let (fds, marshal) = (fds.into_iter().map(Some).collect(), Marshal { end: end.clone(), ..Marshal::default() });
+        let (fds, marshal) = (fds.into_iter().map(Some).collect(), Marshal::at(end.clone()));
         let mut reader = Self { bytes, at: 0, fds, fds_at: 0, marshal };
         let len = usize::try_from(reader.last_number()?).ok().and_then(|count| count.checked_mul(8));
         let start = len.and_then(|len| reader.bytes.len().checked_sub(len)).ok_or_else(malformed)?;
