@@ -703,7 +703,7 @@ fn a_preload_that_fails_slowly_is_an_error_of_each_waiter() {
 /// A file that preloads write to, and the program that they are of: made and named by the first call, in the environment.
 fn journal() -> std::path::PathBuf {
     let path = std::env::var_os("JOURNAL").map(std::path::PathBuf::from).unwrap_or_else(|| {
-        let path = std::env::temp_dir().join(format!("multiprocess-preload-{}", std::process::id()));
+        let path = std::env::temp_dir().join(format!("multiprocess-preload-{}", alone::unique()));
         std::fs::write(&path, "").unwrap();
         // SAFETY: no other thread of this process reads the environment yet.
         unsafe { std::env::set_var("JOURNAL", &path) };
@@ -956,7 +956,7 @@ extern "C" fn __gcov_dump() {
 }
 
 fn counters_of_an_instrumented_program_are_written_by_children_that_end() {
-    let path = std::env::temp_dir().join(format!("multiprocess-counts-{}", std::process::id()));
+    let path = std::env::temp_dir().join(format!("multiprocess-counts-{}", alone::unique()));
     block_on(async {
         let mut child = Process::builder().env("COUNTS", &path).spawn(std::process::id, ()).unwrap();
         let pid = within(child.join()).await.unwrap();

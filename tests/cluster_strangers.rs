@@ -206,7 +206,7 @@ fn certificates(dir: &std::path::Path) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn certificates_that_are_not_trusted_and_plain_servers_are_errors_that_say_so() {
-    let dir = std::env::temp_dir().join(format!("mp-nats-tls-{}", std::process::id()));
+    let dir = std::env::temp_dir().join(format!("mp-nats-tls-{}", common::alone::unique()));
     std::fs::create_dir_all(&dir).unwrap();
     if !certificates(&dir) {
         eprintln!("SKIPPED: no openssl that makes certificates");

@@ -32,12 +32,12 @@ fn number() -> u32 {
 }
 
 fn path() -> String {
-    let name = format!("multiprocess-test-{}-{}", std::process::id(), number());
+    let name = format!("multiprocess-test-{}-{}", common::alone::unique(), number());
     std::env::temp_dir().join(name).to_str().unwrap().to_string()
 }
 
 fn abstract_name() -> String {
-    format!("\0multiprocess-test-{}-{}", std::process::id(), number())
+    format!("\0multiprocess-test-{}-{}", common::alone::unique(), number())
 }
 
 /// One address of each family that CPython's client can connect to.

@@ -16,6 +16,9 @@ use std::path::PathBuf;
 use std::sync::mpsc;
 use std::time::Duration;
 
+#[path = "common/alone.rs"]
+mod alone;
+
 mp::test_support!();
 
 /// In which every use must have ended, one way or another.
@@ -239,7 +242,7 @@ async fn managers() -> mp::Result<()> {
 async fn memory() -> mp::Result<()> {
     let memory = SharedMemory::anonymous(10_000)?;
     memory.write(5_000, b"anonymous")?;
-    let name = format!("multiprocess-fault-{}", std::process::id());
+    let name = format!("multiprocess-fault-{}", alone::unique());
     let named = SharedMemory::create(&name, 10_000)?;
     named.write(0, b"named")?;
     let mut text = [0; 5];
@@ -249,7 +252,7 @@ async fn memory() -> mp::Result<()> {
 }
 
 async fn connections() -> mp::Result<()> {
-    let path = std::env::temp_dir().join(format!("multiprocess-fault-{}", std::process::id()));
+    let path = std::env::temp_dir().join(format!("multiprocess-fault-{}", alone::unique()));
     let listener = Listener::bind(path.to_str().unwrap()).authkey(b"key").await?;
     let connecting = connect(path.to_str().unwrap(), Some(b"key")).handshake_timeout(Duration::from_secs(3));
     let (there, here) = tokio::join!(connecting.into_future(), listener.accept());
@@ -387,7 +390,7 @@ fn in_process_of_its_own(test: &str) {
     if !cfg!(debug_assertions) {
         return eprintln!("SKIPPED: calls are refused in debug builds only");
     }
-    let path = std::env::temp_dir().join(format!("multiprocess-refuse-{}-{test}", std::process::id()));
+    let path = std::env::temp_dir().join(format!("multiprocess-refuse-{}-{test}", alone::unique()));
     std::fs::write(&path, [0; 4096]).unwrap();
     let mut inner = std::process::Command::new(std::env::current_exe().unwrap());
     inner.args([test, "--exact", "--ignored", "--nocapture"]);

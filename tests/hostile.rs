@@ -48,7 +48,7 @@ fn main() -> ExitCode {
 }
 
 fn temporary(name: &str) -> PathBuf {
-    std::env::temp_dir().join(format!("multiprocess-hostile-{name}-{}", std::process::id()))
+    std::env::temp_dir().join(format!("multiprocess-hostile-{name}-{}", alone::unique()))
 }
 
 fn add(a: u64, b: u64) -> u64 {
@@ -239,7 +239,7 @@ fn drop_of_a_guard_in_a_forked_process_cancels_nothing() {
 fn drop_of_connections_in_a_forked_process_takes_nothing_from_its_parent() {
     block_on(async {
         let path = temporary("socket");
-        for address in ["127.0.0.1:0", path.to_str().unwrap(), &format!("\0hostile-{}", std::process::id())] {
+        for address in ["127.0.0.1:0", path.to_str().unwrap(), &format!("\0hostile-{}", alone::unique())] {
             let child = Process::builder().kill_on_drop(true).spawn(hang, ()).unwrap();
             let listener = Listener::bind(address).authkey(b"key").await.unwrap();
             let at = listener.local_addr();

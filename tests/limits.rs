@@ -149,7 +149,7 @@ fn gives_names_though_their_remover_is_stopped(names: Vec<String>) {
 
 #[tokio::test]
 async fn a_stopped_name_cleaner_blocks_no_call_and_the_names_are_removed() {
-    let names = ["first", "kept", "third"].map(|what| format!("multiprocess-{}-{what}", std::process::id()));
+    let names = ["first", "kept", "third"].map(|what| format!("multiprocess-{}-{what}", common::alone::unique()));
     let path = |at: usize| format!("/dev/shm/{}", names[at]);
     let child = Process::spawn(gives_names_though_their_remover_is_stopped, (names.to_vec(),)).unwrap();
     let error = common::within(child).await.unwrap_err();
@@ -233,7 +233,7 @@ fn loader() -> Option<String> {
 #[tokio::test]
 #[ignore = "the next test runs it, through the dynamic loader"]
 async fn under_the_loader() {
-    let name = format!("multiprocess-loader-{}", std::process::id());
+    let name = format!("multiprocess-loader-{}", common::alone::unique());
     if std::env::var_os("AWAY").is_none() {
         assert_eq!(SharedMemory::create(&name, 10).unwrap().len(), 10);
         assert_eq!(Process::spawn(|| 1, ()).unwrap().await.unwrap(), 1);

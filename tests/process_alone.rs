@@ -153,7 +153,7 @@ fn init_after_threads_started_works_slowly_and_warns() {
 }
 
 fn temporary(name: &str) -> PathBuf {
-    let directory = std::env::temp_dir().join(format!("multiprocess-test-{}", std::process::id()));
+    let directory = std::env::temp_dir().join(format!("multiprocess-test-{}", alone::unique()));
     std::fs::create_dir_all(&directory).unwrap();
     directory.join(name)
 }

@@ -66,7 +66,7 @@ async fn put_all(address: String) -> mp::Result<()> {
 
 #[tokio::test]
 async fn rmgr_01_values_of_a_connected_process_arrive_unchanged() {
-    let path = std::env::temp_dir().join(format!("manager-{}", std::process::id()));
+    let path = std::env::temp_dir().join(format!("manager-{}", common::alone::unique()));
     for address in ["127.0.0.1:0", "[::1]:0", path.to_str().unwrap(), "\0multiprocess-manager-test"] {
         within(async {
             let (manager, address) = start_at(address).await;
@@ -108,7 +108,7 @@ fn call_fails_once_the_runtime_of_its_connection_has_ended() {
 
 #[tokio::test]
 async fn rmgr_03_a_new_manager_on_the_address_of_one_just_closed() {
-    let path = std::env::temp_dir().join(format!("manager-again-{}", std::process::id()));
+    let path = std::env::temp_dir().join(format!("manager-again-{}", common::alone::unique()));
     within(async {
         for first in ["127.0.0.1:0", path.to_str().unwrap()] {
             let (manager, address) = start_at(first).await;

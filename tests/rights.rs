@@ -349,7 +349,7 @@ fn a_child_has_the_root_directory_and_the_namespaces_of_its_parent() {
                 }
             }
         }
-        let place = std::env::temp_dir().join(format!("multiprocess-rights-{}", std::process::id()));
+        let place = std::env::temp_dir().join(format!("multiprocess-rights-{}", alone::unique()));
         std::fs::create_dir(&place).unwrap();
         let changed = change_root(&place);
         if can("changing the root directory", changed.is_ok()) {
@@ -734,7 +734,7 @@ async fn children_are_where_this_process_is() {
 
 /// In a directory of its own, which it makes.
 fn enter(name: &str) -> std::path::PathBuf {
-    let place = std::env::temp_dir().join(format!("multiprocess-{name}-{}", std::process::id()));
+    let place = std::env::temp_dir().join(format!("multiprocess-{name}-{}", alone::unique()));
     std::fs::create_dir(&place).unwrap();
     std::env::set_current_dir(&place).unwrap();
     place

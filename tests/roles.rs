@@ -15,6 +15,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
+#[path = "common/alone.rs"]
+mod alone;
+
 /// A program: what its `main` does, given the number of its marks, and how many of them there are in the end.
 struct Scenario {
     name: &'static str,
@@ -233,7 +236,7 @@ struct Place(PathBuf);
 
 impl Place {
     fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("multiprocess-roles-{}-{name}", std::process::id()));
+        let path = std::env::temp_dir().join(format!("multiprocess-roles-{}-{name}", alone::unique()));
         std::fs::create_dir_all(&path).unwrap();
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
         Self(path)
@@ -509,7 +512,7 @@ fn a_name_cleaner_that_cannot_take_its_role_reports_why(main: Main) {
         close_from(3);
     }
     mp::init();
-    let name = format!("multiprocess-roles-{}", std::process::id());
+    let name = format!("multiprocess-roles-{}", alone::unique());
     let error = SharedMemory::create(&name, 100).unwrap_err();
     assert!(error.to_string().contains("the socket that its role comes over is closed"), "{error}");
     passed();

@@ -13,7 +13,7 @@ use std::process::Command;
 mp::test_support!();
 
 fn name(what: &str) -> String {
-    format!("test-{}-{what}", std::process::id())
+    format!("test-{}-{what}", common::alone::unique())
 }
 
 fn is_there(name: &str) -> bool {

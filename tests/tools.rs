@@ -65,7 +65,7 @@ async fn what_runs_under_valgrind() -> mp::Result<()> {
 /// Compiles `source` against the library that was built for the tests.
 fn compile(source: &str, name: &str, flags: &[&str]) -> PathBuf {
     let libraries = std::env::current_exe().unwrap().parent().unwrap().to_path_buf();
-    let folder = std::env::temp_dir().join(format!("multiprocess-{name}-{}", std::process::id()));
+    let folder = std::env::temp_dir().join(format!("multiprocess-{name}-{}", common::alone::unique()));
     std::fs::create_dir_all(&folder).unwrap();
     std::fs::write(folder.join("main.rs"), source).unwrap();
     let mut candidates: Vec<PathBuf> =
@@ -152,4 +152,22 @@ fn what_each_kind_of_child_has_counted_is_in_a_file_of_its_own() {
         }
     }
     std::fs::remove_dir_all(folder).unwrap();
+}
+
+/// The compiler names one file for all processes (`default_%m.profraw`), into which each adds what it has counted.
+#[test]
+fn what_each_kind_of_child_has_counted_for_profile_guided_optimisation_is_in_one_file() {
+    let _deadline = Deadline::after(LIMIT);
+    let place = std::env::temp_dir().join(format!("multiprocess-profile-{}", common::alone::unique()));
+    let program = compile(COUNTED, "merged", &["-C", &format!("profile-generate={}", place.display())]);
+    let output = Command::new(&program).env_remove("LLVM_PROFILE_FILE").output().unwrap();
+    assert!(output.status.success(), "{}", text_of(&output));
+    let of_each = [500_009, 500_029, 500_041, 500_057 + 600_011, 500_069_u64];
+    let files: Vec<PathBuf> = std::fs::read_dir(&place).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(files.len(), 1, "{files:?}");
+    let bytes = std::fs::read(&files[0]).unwrap();
+    let all = of_each.iter().sum::<u64>().to_le_bytes();
+    assert!(bytes.chunks_exact(8).any(|word| word == all), "the counts of some are not in {files:?}");
+    std::fs::remove_dir_all(program.parent().unwrap()).unwrap();
+    std::fs::remove_dir_all(place).unwrap();
 }

@@ -63,7 +63,7 @@ fn free_port() -> u16 {
 impl Server {
     pub fn start(binary: PathBuf, config: &str) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("mp-nats-{}-{}", std::process::id(), COUNT.fetch_add(1, Relaxed));
+        let name = format!("mp-nats-{}-{}", crate::common::alone::unique(), COUNT.fetch_add(1, Relaxed));
         let dir = std::env::temp_dir().join(name);
         std::fs::create_dir_all(&dir).unwrap();
         let mut server = Self { binary, dir, port: free_port(), config: config.into(), child: None };

@@ -7,6 +7,15 @@ use std::process::{Command, ExitCode};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+/// A part of a name that no other process has, not even one of an earlier run or of another pid namespace with its pid.
+pub fn unique() -> &'static str {
+    static UNIQUE: std::sync::OnceLock<String> = std::sync::OnceLock::new();
+    UNIQUE.get_or_init(|| {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        format!("{}-{:x}", std::process::id(), now.as_nanos())
+    })
+}
+
 /// A test: its name, and what it does in a process of its own, before which `main` has called `init` or not.
 pub struct Scenario {
     pub name: &'static str,
