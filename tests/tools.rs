@@ -2,7 +2,8 @@
 
 use multiprocess::{self as mp, ErrorKind, Event, Manager, Pool, Process, Queue};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::pin::Pin;
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 mod common;
@@ -60,6 +61,109 @@ async fn what_runs_under_valgrind() -> mp::Result<()> {
     manager.shutdown().await?;
     println!("all of it has run");
     Ok(())
+}
+
+/// Calls whose failure the crate sees, unlike `tests/faults.rs` by the kernel's interface: also those that its dependencies make.
+const INJECTED: [(&str, &str); 16] = [
+    ("poll", "ENOMEM"),
+    ("ppoll", "ENOMEM"),
+    ("memfd_create", "EMFILE"),
+    ("fallocate", "ENOSPC"),
+    ("socketpair", "EMFILE"),
+    ("sendmsg", "ENOBUFS"),
+    ("recvmsg", "ENOMEM"),
+    ("recvfrom", "ENOMEM"),
+    ("eventfd2", "EMFILE"),
+    ("epoll_ctl", "ENOMEM"),
+    ("pidfd_open", "EMFILE"),
+    ("pidfd_send_signal", "EAGAIN"),
+    ("clone", "EAGAIN"),
+    ("clone3", "EAGAIN"),
+    ("fcntl", "EMFILE"),
+    ("execve", "ENOMEM"),
+];
+
+/// The first `execve` is that of the program itself.
+#[test]
+fn single_calls_that_strace_lets_fail_end_in_a_result_or_an_error() {
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+    let can_trace = Command::new("strace").args(["-f", "-o", "/dev/null", "true"]).status();
+    if !can_trace.is_ok_and(|status| status.success()) {
+        return eprintln!("SKIPPED: there is no strace here, or it may not trace");
+    }
+    let _deadline = Deadline::after(2 * LIMIT);
+    let cases: Vec<_> = (2..=6).flat_map(|when| INJECTED.map(|(call, errno)| (call, errno, when))).collect();
+    let (next, injected) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        let one_after_the_other = || {
+            while let Some(case) = cases.get(next.fetch_add(1, Relaxed)) {
+                injected.fetch_add(fails_by_strace(*case), Relaxed);
+            }
+        };
+        (0..4).for_each(|_| drop(scope.spawn(one_after_the_other)));
+    });
+    let injected = injected.into_inner();
+    println!("{} cases, {injected} calls failed", cases.len());
+    assert!(injected > cases.len() / 2, "{injected} of {} calls failed", cases.len());
+}
+
+/// The `when`-th such call of each thread fails; returns how many did. strace ends when all that it traces have ended.
+fn fails_by_strace((call, errno, when): (&str, &str, u32)) -> usize {
+    let case = format!("{call} number {when} fails with {errno}");
+    let log = std::env::temp_dir().join(format!("multiprocess-strace-{}-{call}-{when}", common::alone::unique()));
+    let mut command = Command::new("strace");
+    command.args(["-f", "-qq", "-e", &format!("trace={call}"), "-o"]).arg(&log);
+    command.args(["-e", &format!("inject={call}:error={errno}:when={when}")]).arg(std::env::current_exe().unwrap());
+    command.args(["what_runs_under_strace", "--exact", "--ignored", "--nocapture"]);
+    // It ends itself long before.
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    let text = text_of(&output);
+    assert!(output.status.success() && text.contains("each use has ended"), "{case}: {text}");
+    let log_text = std::fs::read_to_string(&log).unwrap();
+    std::fs::remove_file(log).unwrap();
+    log_text.matches("(INJECTED)").count()
+}
+
+#[test]
+#[ignore = "the other test runs it, under strace"]
+fn what_runs_under_strace() {
+    let _deadline = Deadline::after(Duration::from_secs(50));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let Ok(runtime) = runtime else { return println!("no runtime; each use has ended") };
+    runtime.block_on(async {
+        // Each by itself: the failure of one is no reason to leave the others out.
+        let uses: [Pin<Box<dyn Future<Output = mp::Result<()>>>>; 4] = [
+            Box::pin(async { Process::spawn(|a: u32, b: u32| a + b, (1, 2))?.await.map(|sum| assert_eq!(sum, 3)) }),
+            Box::pin(async {
+                let queue = Queue::bounded(2)?;
+                let put = async |queue: Queue<Vec<u8>>| queue.put(vec![7; 100_000]).await.is_ok();
+                let mut child = Process::spawn(put, (queue.clone(),))?;
+                child.wait().await?;
+                queue.close();
+                queue.get().await.map(|bytes| assert_eq!(bytes, vec![7; 100_000]))
+            }),
+            Box::pin(async {
+                let pool = Pool::new(1)?;
+                pool.map(|n: u32| 2 * n, 0..5).await.map(|all| assert_eq!(all, [0, 2, 4, 6, 8]))?;
+                pool.shutdown(Duration::from_secs(5)).await;
+                Ok(())
+            }),
+            Box::pin(async {
+                let manager = Manager::start().await?;
+                let list = manager.list::<u32>().await?;
+                list.extend(vec![1, 2]).await?;
+                list.to_vec().await.map(|all| assert_eq!(all, [1, 2]))?;
+                manager.shutdown().await
+            }),
+        ];
+        for this in uses {
+            // 10 s on a machine that has nothing else to do.
+            let this = tokio::time::timeout(Duration::from_secs(20), this).await.expect("it ends in time");
+            println!("{:?}", this.map_err(|error| error.to_string()));
+        }
+    });
+    drop(runtime);
+    println!("each use has ended");
 }
 
 /// Compiles `source` against the library that was built for the tests.

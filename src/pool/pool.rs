@@ -147,9 +147,15 @@ impl Pool {
     ///
     /// # Errors
     /// When awaited:
-    /// - `Panicked` if the function panics; `ProcessDied` or `MemoryLimit` if its worker dies; `Timeout` as the call's options say.
-    /// - `Encode` if an argument cannot be serialised, and `Decode` if an argument or the result cannot be read.
-    /// - `Closed` after [`close`](Self::close), and once the runtime that the pool was made in has ended; `Cancelled` if the pool is terminated.
+    /// - `Panicked` if the function panics.
+    /// - `ProcessDied` if its worker dies, `MemoryLimit` if that was for its [`memory_limit`](PoolBuilder::memory_limit).
+    /// - `Timeout` after [`timeout`](Call::timeout) or [`queue_timeout`](Call::queue_timeout); `Full` with [`reject_when_full`](Call::reject_when_full).
+    /// - `Encode` if an argument or the result cannot be serialised, `Decode` if either cannot be read.
+    /// - `Cancelled` if the pool is terminated or shut down first, `Closed` after [`close`](Self::close).
+    /// - `Closed` if the runtime that the pool was made in had ended before the call, `Cancelled` if it ends during the call.
+    /// - `Io` if the memory for the argument or the result cannot be had.
+    /// - `Corrupt` if the memory that the pool shares with the worker is damaged. The worker is replaced.
+    /// - `Forked` in a process forked from the one that made the pool.
     /// - `Other` if the pool is [`broken`](Self::broken).
     pub fn apply<F, A, M>(&self, f: F, args: A) -> Call<F::Output>
     where
@@ -294,6 +300,9 @@ impl Pool {
     ///
     /// Items are taken from the iterator as results are taken from the stream, some chunks per worker ahead. An item that fails is an `Err` in the
     /// stream, which goes on. Dropping the stream cancels the rest.
+    ///
+    /// # Errors
+    /// In the stream, as [`apply`](Self::apply) for each item. The stream ends after `Closed`, and after `Panicked` if the iterator panics.
     pub fn imap<F, T, M, I>(&self, f: F, items: I) -> Results<F::Output>
     where
         F: Function<(T,), M>, // of one argument: for tuples of several there is `starmap`
@@ -309,6 +318,9 @@ impl Pool {
     /// Runs `f` on each item and returns the results as a stream, each as soon as it is made, in any order.
     ///
     /// Otherwise as [`imap`](Self::imap).
+    ///
+    /// # Errors
+    /// As [`imap`](Self::imap).
     pub fn imap_unordered<F, T, M, I>(&self, f: F, items: I) -> Results<F::Output>
     where
         F: Function<(T,), M>, // of one argument: for tuples of several there is `starmap`
@@ -324,6 +336,9 @@ impl Pool {
     /// Runs `f` on each item of a stream and returns the results as a stream, in order.
     ///
     /// Otherwise as [`imap`](Self::imap).
+    ///
+    /// # Errors
+    /// As [`imap`](Self::imap).
     pub fn imap_stream<F, T, M, S>(&self, f: F, items: S) -> Results<F::Output>
     where
         F: Function<(T,), M>, // of one argument: for tuples of several there is `starmap`
