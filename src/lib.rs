@@ -35,9 +35,9 @@ pub use manager::{
 };
 pub use memory::SharedMemory;
 pub use pool::{
-    AsyncResult, Call, Checkout, CurrentTask, Histogram, Map, MapAsync, Pool, PoolBuilder, PoolStats, PoolStreamExt,
-    PoolTotals, Progress, Results, Retry, RetryIf, Shutdown, StateFunction, StatePool, StatePoolBuilder, WithState,
-    WorkerStats, Workers, current_task,
+    AsyncResult, Call, Checkout, CurrentTask, Events, Histogram, Map, MapAsync, Pool, PoolBuilder, PoolStats,
+    PoolStreamExt, PoolTotals, Progress, Results, Retry, RetryIf, Shutdown, StateFunction, StatePool, StatePoolBuilder,
+    WithState, WorkerStats, Workers, current_task,
 };
 pub use process::{
     Function, Group, ParentProcess, Process, ProcessBuilder, ProcessInfo, ShutdownSignal, StartMethod, Stdio, Task,

@@ -107,6 +107,19 @@ async fn what_befalls_an_item_is_its_own_and_names_the_host() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn events_are_refused_and_a_task_that_sends_some_is_unharmed() {
+    let server = server!();
+    let pool = cluster::pool(&server);
+    let _host = Host::start(&server, 1);
+    let tells = |n: u64| mp::current_task().unwrap().blocking_emit(n).is_ok();
+    assert!(within(pool.apply(tells, (1,))).await.unwrap(), "it is discarded");
+    let mut call = pool.apply(tells, (1,));
+    let events: Vec<_> = within(call.events::<u64>().collect()).await;
+    assert_eq!((events.len(), events[0].as_ref().unwrap_err().kind()), (1, ErrorKind::Unsupported));
+    assert_eq!(within(call).await.unwrap_err().kind(), ErrorKind::Unsupported);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn retries_happen_at_the_host_and_attempts_are_counted() {
     let server = server!();
     let pool = cluster::pool(&server);

@@ -6,7 +6,7 @@ use programs::{example, finish, start};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::ExitStatusExt;
@@ -163,11 +163,28 @@ fn a_killed_worker_costs_nothing_but_time() {
     assert!(output.stdout.starts_with(b"a6d72ac7690f53be6ae46ba88506bd97302a093f7108472bd9efc3cefda06484  "));
 }
 
+#[test]
+fn progress_goes_on_within_one_large_file() {
+    let place = Place::new("large-file");
+    place.hole(1 << 40);
+    let mut child = place.start(&[place.tree().as_ref()]);
+    let lines = BufReader::new(child.stderr.take().unwrap()).lines().map(|line| line.unwrap());
+    let (sender, received) = std::sync::mpsc::channel();
+    std::thread::spawn(move || lines.take(2).try_for_each(|line| sender.send(line)));
+    let shown: Vec<_> = (0..2).map(|_| received.recv_timeout(DEADLINE).expect("a line of progress")).collect();
+    let summed =
+        |line: &str| line.split(", ").nth(1).and_then(|part| part.split_once('/')).map(|(now, _)| now.to_owned());
+    assert!(shown.iter().all(|line| line.contains("0/1 files") && line.contains("/1024.00 GiB")), "{shown:?}");
+    assert_ne!(summed(&shown[0]), summed(&shown[1]), "{shown:?}");
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    assert_eq!(finish(child, DEADLINE).status.code(), Some(130));
+}
+
 /// Runs something that would take hours, ends it, and returns how it ended, after looking at what it left.
 fn interrupted(name: &str, end: impl FnOnce(Pid)) -> Output {
     let place = Place::new(name);
     let hole = place.hole(1 << 40);
-    let child = place.start(&["-j".as_ref(), "2".as_ref(), place.tree().as_ref()]);
+    let child = place.start(&["-q".as_ref(), "-j".as_ref(), "2".as_ref(), place.tree().as_ref()]);
     place.worker_at(&hole);
     let started = Instant::now();
     end(Pid::from_child(&child));

@@ -4,6 +4,7 @@
 //!
 //! ```text
 //! walk: a stream of batches --> pool.apply, a few per worker at once --> sort --> stdout
+//!                                  '-- events: how far a large file is --> progress
 //! ```
 //!
 //! Dropping that stream cancels what runs in the workers. Ctrl-C and SIGTERM do nothing else here.
@@ -65,7 +66,7 @@ async fn treesum(options: Options) -> mp::Result<ExitCode> {
     // Three batches per worker keep it busy while answers are on their way.
     let answers = news
         .filter_map(|batch| ready(batch.map_err(|(path, error)| progress.complain(&path, error)).ok()))
-        .map(async |batch| (pool.apply(sum_files, (batch.paths.clone(),)).retries(1).await, batch))
+        .map(async |batch| (sums_of(&pool, &batch, &progress).await, batch))
         .buffer_unordered(3 * options.workers);
     let mut answers = std::pin::pin!(answers);
     let mut tick = tokio::time::interval(progress.period());
@@ -102,6 +103,23 @@ async fn treesum(options: Options) -> mp::Result<ExitCode> {
     Ok(if progress.failures.get() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// The sums of a batch, and meanwhile the progress of one that takes a while.
+async fn sums_of(pool: &Pool, batch: &Batch, progress: &Progress) -> mp::Result<Sums> {
+    let mut call = pool.apply(sum_files, (batch.paths.clone(),)).retries(1);
+    if batch.bytes < 2 * NEWS {
+        return call.await;
+    }
+    let mut news = call.events::<u64>();
+    let watch = async {
+        let mut part = progress.part();
+        // What an attempt says that is tried again is too much for a while, as its successor begins at 0.
+        while let Some(Ok(summed)) = news.next().await {
+            part.is(summed);
+        }
+    };
+    tokio::join!(call, watch).0
+}
+
 // ---- what runs in the workers
 
 #[derive(Serialize, Deserialize)]
@@ -111,15 +129,37 @@ struct Sums {
     busy: Duration,
 }
 
+/// After so many bytes a worker tells how far it is.
+const NEWS: u64 = 8 << 20;
+
+/// Counts the bytes that are summed, and tells now and then.
+#[derive(Default)]
+struct Meter {
+    summed: u64,
+    told: u64,
+}
+
+impl Meter {
+    fn add(&mut self, bytes: usize) {
+        self.summed += bytes as u64;
+        if self.summed - self.told >= NEWS {
+            self.told = self.summed;
+            // Progress that finds no room may be left out.
+            mp::current_task().map(|task| task.try_emit(self.summed));
+        }
+    }
+}
+
 fn sum_files(paths: Vec<OsString>) -> Sums {
     let (started, waited) = (Instant::now(), waited_for_a_cpu());
     let mut buffer = vec![0; 64 << 10];
-    let outcomes = paths.iter().map(|path| sum_file(path, &mut buffer).map_err(|error| error.to_string()));
+    let mut meter = Meter::default();
+    let outcomes = paths.iter().map(|path| sum_file(path, &mut buffer, &mut meter).map_err(|error| error.to_string()));
     let outcomes = outcomes.collect();
     Sums { outcomes, busy: started.elapsed().saturating_sub(waited_for_a_cpu().saturating_sub(waited)) }
 }
 
-fn sum_file(path: &OsStr, buffer: &mut [u8]) -> io::Result<[u8; 32]> {
+fn sum_file(path: &OsStr, buffer: &mut [u8], meter: &mut Meter) -> io::Result<[u8; 32]> {
     // The walk saw a regular file. If a FIFO has taken its place, opening it must not wait for a writer.
     let mut file = fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
     if !file.metadata()?.is_file() {
@@ -129,7 +169,10 @@ fn sum_file(path: &OsStr, buffer: &mut [u8]) -> io::Result<[u8; 32]> {
     loop {
         match file.read(buffer) {
             Ok(0) => return Ok(hasher.finalize().into()),
-            Ok(n) => hasher.update(&buffer[..n]),
+            Ok(n) => {
+                hasher.update(&buffer[..n]);
+                meter.add(n);
+            }
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
@@ -257,14 +300,41 @@ struct Progress {
     started: Instant,
     found: watch::Receiver<Count>,
     done: Cell<Count>,
+    /// Bytes of the batches at work that are summed.
+    begun: Cell<u64>,
     failures: Cell<u64>,
+}
+
+/// The part of one batch at work.
+struct Part<'a> {
+    progress: &'a Progress,
+    bytes: u64,
+}
+
+impl Part<'_> {
+    fn is(&mut self, bytes: u64) {
+        let begun = &self.progress.begun;
+        begun.set(begun.get() - self.bytes + bytes);
+        self.bytes = bytes;
+    }
+}
+
+/// The batch is done, and counts as that.
+impl Drop for Part<'_> {
+    fn drop(&mut self) {
+        self.is(0);
+    }
 }
 
 impl Progress {
     fn new(quiet: bool, found: watch::Receiver<Count>) -> Self {
         let is_terminal = !quiet && io::stderr().is_terminal();
-        let (done, failures) = Default::default();
-        Self { is_terminal, quiet, started: Instant::now(), found, done, failures }
+        let (done, begun, failures) = Default::default();
+        Self { is_terminal, quiet, started: Instant::now(), found, done, begun, failures }
+    }
+
+    fn part(&self) -> Part<'_> {
+        Part { progress: self, bytes: 0 }
     }
 
     fn period(&self) -> Duration {
@@ -283,8 +353,9 @@ impl Progress {
     }
 
     fn show(&self) {
-        let (found, done, elapsed) = (*self.found.borrow(), self.done.get(), self.started.elapsed());
-        if self.quiet || done.files == 0 {
+        let (found, mut done, elapsed) = (*self.found.borrow(), self.done.get(), self.started.elapsed());
+        done.bytes += self.begun.get();
+        if self.quiet || done.work() == 0 {
             return;
         }
         let share = done.work() as f64 / found.work() as f64;

@@ -412,6 +412,31 @@ impl ChannelCore {
         tried.map_err(|error| (error, value))
     }
 
+    /// The same, until `gives_up` says so, which is asked at each `interval`. Whether it was put.
+    #[cfg(not(multiprocess_loom))]
+    #[track_caller]
+    pub(super) fn blocking_put_unless<T: Serialize + 'static>(
+        &self,
+        value: T,
+        interval: Duration,
+        gives_up: impl Fn() -> bool,
+    ) -> Result<bool> {
+        refuse_inside_async();
+        let mut message = wire::encode(&value)?;
+        loop {
+            let attempt = || self.push(message.parts(&value), Self::is_hung_up).later();
+            // Asked at a deadline that is over, it tries once.
+            let gives_up = gives_up();
+            let deadline = if gives_up { Instant::now() } else { Instant::now() + interval };
+            match self.block(&self.room, Some(deadline), attempt) {
+                Ok(_) => return Ok(true),
+                Err(error) if error.kind() == ErrorKind::Timeout && !gives_up => {}
+                Err(error) if error.kind() == ErrorKind::Timeout => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
     #[track_caller]
     pub(super) fn blocking_get<T: DeserializeOwned + 'static>(&self) -> Result<T> {
         refuse_inside_async();

@@ -98,8 +98,12 @@ pub struct Queue<T> {
 static MAPPED: Mapped<ChannelCore> = Mapped::new();
 
 fn create(item_limit: u64, is_joinable: bool) -> Result<Arc<ChannelCore>> {
+    create_limited(item_limit, 0, is_joinable)
+}
+
+fn create_limited(item_limit: u64, byte_limit: u64, is_joinable: bool) -> Result<Arc<ChannelCore>> {
     let create = || {
-        let ring = Ring::create(item_limit, 0)?;
+        let ring = Ring::create(item_limit, byte_limit)?;
         let (tx, rx) = socket::packet_pair()?;
         let core = ChannelCore::new(ring, (Arc::new(tx), Arc::new(rx)), None, is_joinable, "queue")?;
         MAPPED.or_make(core.ring().region().identity(), || Ok(core.clone()))
@@ -162,6 +166,34 @@ impl<T: Item> Queue<T> {
     /// - `Io` if there is not enough memory, or no descriptor is left.
     pub fn bounded(capacity: usize) -> Result<Self> {
         Ok(Self { core: create(check_capacity(capacity)?, false)?, item: PhantomData })
+    }
+}
+
+#[cfg(not(multiprocess_loom))]
+impl<T: Item> Queue<T> {
+    /// A queue of at most `items` items, and of about so many bytes, or two items if they are larger.
+    pub(crate) fn limited(items: usize, bytes: u64) -> Result<Self> {
+        Ok(Self { core: create_limited(check_capacity(items)?, bytes, false)?, item: PhantomData })
+    }
+
+    /// [`blocking_put`](Self::blocking_put) that gives up once `gives_up` says so, which it is asked before the wait for room and
+    /// then at each `interval`. Returns whether the value was put.
+    #[track_caller]
+    pub(crate) fn blocking_put_unless(
+        &self,
+        value: T,
+        interval: Duration,
+        gives_up: impl Fn() -> bool,
+    ) -> Result<bool> {
+        self.core.blocking_put_unless(value, interval, gives_up)
+    }
+}
+
+#[cfg(not(multiprocess_loom))]
+impl<T> Queue<T> {
+    /// [`close`](Self::close), whatever the items are.
+    pub(crate) fn shut(&self) {
+        self.core.close();
     }
 }
 

@@ -71,6 +71,10 @@ impl Taker for Submitter {
         unsupported(&format!("cannot be {what}"))
     }
 
+    fn is_here(&self) -> bool {
+        false
+    }
+
     fn add_stats(&self, stats: &mut PoolStats) {
         let view = lock(&self.view);
         (stats.redelivered, stats.duplicates) = (view.redelivered, view.duplicates);

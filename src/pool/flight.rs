@@ -3,9 +3,11 @@
 use super::batch::ResultBatch;
 use super::chunk::Chunk;
 use super::engine::{Handle, Shared, check_forked};
+use super::events::{self, EndOfEvents, Events};
 use super::group::{Group, next_number};
 use super::input::{Input, Most, Stop};
 use super::options::Options;
+use crate::channel::Item;
 use crate::error::{Error, Result};
 use crate::os::fork;
 use crate::process::{Function, entry};
@@ -368,6 +370,27 @@ impl Stage {
         let (options, input) = (options.clone(), input.again()?);
         let ticket = Ticket::of(pool, options.checkout).ok();
         Some(Plan { pool: pool.clone(), target: *target, options, input, ticket })
+    }
+
+    /// Gives this call a listener for the events of its items, if it has not begun and has none.
+    pub(super) fn listen<E: Item>(&mut self) -> (Events<E>, Option<EndOfEvents>) {
+        let (pool, options, input) = match self {
+            Stage::Planned { pool, options, input, .. } if !options.has_events => (pool, options, input),
+            Stage::Failed(error) => return (Events::failed(Error::copy(error)), None),
+            _ => return (Events::late(), None),
+        };
+        let is_here = pool.shared().taker().is_none_or(|taker| taker.is_here());
+        let made = if is_here { events::listen(input) } else { Err(events::elsewhere()) };
+        match made {
+            Ok((events, end)) => {
+                options.has_events = true;
+                (events, Some(end))
+            }
+            Err(error) => {
+                *self = Stage::Failed(Error::copy(&error));
+                (Events::failed(error), None)
+            }
+        }
     }
 
     pub(super) fn options(&mut self) -> Option<&mut Options> {

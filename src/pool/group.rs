@@ -173,7 +173,8 @@ impl Group {
         });
         let level = if self.caller.is_some() { Caller::level() } else { 0 };
         let (is_bulk, is_remote, origin) = (self.is_bulk(), self.options.origin.is_some(), self.origin());
-        Header { call, attempt, limit, level, is_bulk, is_remote, origin, first: chunk.first }.to_bytes()
+        let has_events = self.options.has_events;
+        Header { call, attempt, limit, level, is_bulk, is_remote, has_events, origin, first: chunk.first }.to_bytes()
     }
 
     /// How many items a chunk should have now.

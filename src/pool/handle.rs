@@ -2,6 +2,7 @@
 
 use super::batch::ResultBatch;
 use super::engine::Handle;
+use super::events::{EndOfEvents, Events};
 use super::flight::{Flight, Plan, Stage, Target, Ticket};
 use super::input::{Input, One};
 use super::options::{Options, Progress};
@@ -12,6 +13,7 @@ use crate::os::timer;
 use crate::process::Function;
 use crate::process::function::Arguments;
 use futures_util::Stream;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
@@ -60,6 +62,22 @@ macro_rules! options {
             pub fn grace(mut self, grace: Duration) -> Self {
                 self.stage.options().into_iter().for_each(|options| options.grace = Some(grace));
                 self
+            }
+
+            /// Returns a stream of the events of type `E` that the functions of this call send by
+            /// [`CurrentTask::emit`](crate::CurrentTask::emit) while they run, such as progress or partial results.
+            ///
+            /// Ask for it once, and before the first poll. Poll the stream beside this, or drop it: with 1024 events or some MiB that were
+            /// not received a task waits. See [`Events`] for an example, the errors, and what happens on drop and death.
+            pub fn events<E>(&mut self) -> Events<E>
+            where
+                E: Serialize + DeserializeOwned + Send + 'static,
+            {
+                let (events, end) = self.stage.listen();
+                if end.is_some() {
+                    self.events = end;
+                }
+                events
             }
         }
     };
@@ -117,6 +135,8 @@ pub struct Call<R> {
     stage: Stage,
     again: Option<Again<R>>,
     rejects: bool,
+    /// After the stage, which is cancelled first.
+    events: Option<EndOfEvents>,
     result: PhantomData<fn() -> R>,
 }
 
@@ -150,7 +170,7 @@ impl<R> Call<R> {
     }
 
     pub(super) fn new(pool: Arc<Handle>, target: Target, input: Result<Box<dyn Input>>) -> Self {
-        Self { stage: planned_one(pool, target, input), again: None, rejects: false, result: PhantomData }
+        Self { stage: planned_one(pool, target, input), again: None, rejects: false, events: None, result: PhantomData }
     }
 
     /// What [`retries`](Self::retries) is for: failures of a kind, which are by default deaths of workers and overruns, or
@@ -251,7 +271,7 @@ impl<R: DeserializeOwned + 'static> Future for Call<R> {
             }
             // Another attempt of a call that was accepted waits for room as ever.
             if matches!(this.stage, Stage::Planned { .. }) && std::mem::take(&mut this.rejects) {
-                this.begin_or_reject()?;
+                this.begin_or_reject().inspect_err(|_| this.events = None)?;
             }
             let result = ready!(poll_one(&mut this.stage, cx));
             match this.again.as_mut().and_then(|again| again.next(&result)) {
@@ -261,7 +281,7 @@ impl<R: DeserializeOwned + 'static> Future for Call<R> {
                     ready!(tokio::task::coop::poll_proceed(cx)).made_progress();
                 }
                 None => {
-                    this.again = None;
+                    (this.again, this.events) = (None, None);
                     return Poll::Ready(result);
                 }
             }
@@ -395,6 +415,7 @@ pub struct Map<R> {
     stage: Stage,
     results: Vec<R>,
     early: Early,
+    events: Option<EndOfEvents>,
 }
 
 options!(Map);
@@ -403,7 +424,7 @@ chunksize!(Map);
 impl<R> Map<R> {
     pub(super) fn new(pool: Arc<Handle>, target: Target, input: Box<dyn Input>) -> Self {
         let stage = Stage::Planned { pool, target, options: Options::default(), input, ticket: None };
-        Self { stage, results: Vec::new(), early: Early::default() }
+        Self { stage, results: Vec::new(), early: Early::default(), events: None }
     }
 }
 
@@ -425,6 +446,12 @@ impl<R: DeserializeOwned + Unpin + 'static> Map<R> {
         Ok(())
     }
 
+    /// Cancels what is left, and ends the events.
+    fn end(&mut self) {
+        self.stage = Stage::Over;
+        self.events = None;
+    }
+
     fn add(&mut self, mut batch: ResultBatch) -> Result<()> {
         self.results.reserve(batch.count() as usize);
         batch.drain(|result| result.map(|result| self.results.push(result)))
@@ -441,12 +468,12 @@ impl<R: DeserializeOwned + Unpin + 'static> Future for Map<R> {
             let taken = match ready!(this.stage.poll_next(0, cx)) {
                 Some(batch) => this.take(batch),
                 None => {
-                    this.stage = Stage::Over;
+                    this.end();
                     return Poll::Ready(Ok(std::mem::take(&mut this.results)));
                 }
             };
             if let Err(error) = taken {
-                this.stage = Stage::Over;
+                this.end();
                 return Poll::Ready(Err(error));
             }
         }
@@ -551,6 +578,7 @@ pub struct Results<R> {
     next: u64,
     current: Option<ResultBatch>,
     early: Early,
+    events: Option<EndOfEvents>,
     result: PhantomData<fn() -> R>,
 }
 
@@ -564,7 +592,7 @@ impl<R> Results<R> {
             Err(error) => Stage::Failed(error),
         };
         let (current, early) = (None, Early::default());
-        Self { stage, is_ordered, next: 0, current, early, result: PhantomData }
+        Self { stage, is_ordered, next: 0, current, early, events: None, result: PhantomData }
     }
 }
 
@@ -592,6 +620,7 @@ impl<R: DeserializeOwned + 'static> Stream for Results<R> {
                 Some(batch) => this.current = Some(batch),
                 None => {
                     this.stage = Stage::Over;
+                    this.events = None;
                     return Poll::Ready(None);
                 }
             }

@@ -1,6 +1,8 @@
 //! The taker of a pool within this process: a thread that executes orders, one item at a time.
 
+use super::events;
 use super::taker::{Order, Orders, Taker};
+use super::task::{RunsHere, StopHere};
 use crate::channel::spsc;
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::sync::lock;
@@ -14,20 +16,32 @@ use std::time::Instant;
 /// Starts the thread, which ends with the pool.
 pub(super) fn start(orders: Orders) -> Result<Arc<dyn Taker>> {
     let (sender, receiver) = mpsc::channel();
+    let at_work = AtWork::default();
+    let shown = at_work.clone();
     let thread = std::thread::Builder::new().name("mp-in-process".into());
     orders.set_slots(1);
-    let started = thread.spawn(move || work(&orders, &receiver));
+    let started = thread.spawn(move || work(&orders, &receiver, &shown));
     started.map_err(|error| Error::io("cannot start the thread of a pool", error))?;
-    Ok(Arc::new(Thread(Mutex::new(sender))))
+    Ok(Arc::new(Thread { notices: Mutex::new(sender), at_work }))
 }
 
-/// How the pool reaches the thread: each message has it look for work, and without a sender it ends.
-struct Thread(Mutex<Sender<()>>);
+/// The item that the thread runs.
+type AtWork = Arc<Mutex<Option<Arc<StopHere>>>>;
+
+/// How the pool reaches the thread.
+struct Thread {
+    /// Each message has it look for work, and without a sender it ends.
+    notices: Mutex<Sender<()>>,
+    at_work: AtWork,
+}
 
 impl Taker for Thread {
     fn notify(&self) {
         // A thread that has ended needs no notice.
-        let _ = lock(&self.0).send(());
+        let _ = lock(&self.notices).send(());
+        // An item that waits for its cancellation sees it.
+        let at_work = lock(&self.at_work).clone();
+        at_work.iter().for_each(|item| item.pass_on());
     }
 
     fn refuse(&self, what: &str) -> Error {
@@ -35,12 +49,13 @@ impl Taker for Thread {
     }
 }
 
-fn work(orders: &Orders, notices: &Receiver<()>) {
+fn work(orders: &Orders, notices: &Receiver<()>, at_work: &AtWork) {
     let mut executor = Executor::default();
     while notices.recv().is_ok() {
         while let Some(order) = orders.take() {
             let call = order.call();
-            let run = Run { order, next: 0, at: 0, began: Instant::now() };
+            let (label, at_work) = (order.label(), at_work.clone());
+            let run = Run { order, next: 0, at: 0, began: Instant::now(), label, runs: None, at_work };
             let (batch, entered) = call.run_batch(Box::new(run), &mut executor);
             let Ok(mut run) = (batch as Box<dyn Any>).downcast::<Run>() else { return };
             if let Err(error) = entered {
@@ -61,6 +76,10 @@ struct Run {
     next: u32,
     at: usize,
     began: Instant,
+    label: &'static str,
+    /// As `current_task` sees the item at work.
+    runs: Option<RunsHere>,
+    at_work: AtWork,
 }
 
 impl Run {
@@ -73,21 +92,39 @@ impl Run {
         self.order.first() + u64::from(self.next) - 1
     }
 
-    /// Those of the item that begins there.
-    fn arguments(&self, start: usize) -> Result<Arguments<'_>> {
+    /// Those of the item that begins there, which starts.
+    fn arguments(&mut self, start: usize) -> Result<Arguments<'_>> {
         let Some((_, bytes, _)) = spsc::first(self.order.records().get(start..).unwrap_or_default()) else {
             return Err(Error::new(ErrorKind::Decode, "an order with fewer items than it says"));
         };
         // Descriptors travel as they would to a process.
-        let parcel = EncodedMessage::new(Vec::new(), self.order.attachments().to_vec()).open()?;
-        Ok(Arguments { bytes, fds: parcel.fds })
+        let mut fds = EncodedMessage::new(Vec::new(), self.order.attachments().to_vec()).open()?.fds;
+        let (bytes, emitter) = match self.order.has_events() {
+            true => events::split(bytes, &mut fds).map(|(bytes, emitter)| (bytes, Some(emitter)))?,
+            false => (bytes, None),
+        };
+        let item = (self.label, self.order.attempt(), self.order.origin(), self.index());
+        let runs = RunsHere::start(item, self.order.cancel_flag(), emitter);
+        *lock(&self.at_work) = Some(runs.stop().clone());
+        self.runs = Some(runs);
+        Ok(Arguments { bytes, fds })
+    }
+
+    /// The item at work is done.
+    fn end(&mut self) {
+        if self.runs.take().is_some() {
+            *lock(&self.at_work) = None;
+        }
     }
 }
 
 impl Batch for Run {
-    fn begin(&mut self, _: &'static str) {}
+    fn begin(&mut self, label: &'static str) {
+        self.label = label;
+    }
 
     fn next(&mut self) -> Option<Result<Arguments<'_>>> {
+        self.end();
         while self.next < self.order.count() && !self.order.is_cancelled() {
             let is_late = self.is_late();
             let start = self.at;
@@ -106,6 +143,7 @@ impl Batch for Run {
     }
 
     fn report(&mut self, tag: u8, payload: &[u8], attachments: &[Attachment]) -> bool {
+        self.end();
         self.order.ran(self.began.elapsed(), 1);
         let index = self.index();
         self.order.settle_encoded(index, tag, EncodedMessage::new(payload.to_vec(), attachments.to_vec()));

@@ -13,6 +13,7 @@
 //! worker.rs        the loop of a worker process                  task.rs      `current_task`
 //! protocol.rs      orders and contracts, as workers get them     trace.rs     spans and events of tasks
 //! stats.rs         figures of a pool                             retry.rs     failures that are tried again
+//! events.rs        values that a task sends before its result
 //! ```
 #![forbid(unsafe_code)]
 
@@ -23,6 +24,7 @@ mod config;
 mod driver;
 mod encoded;
 mod engine;
+mod events;
 mod flight;
 mod group;
 mod handle;
@@ -49,6 +51,7 @@ pub use checkout::Checkout;
 pub use config::{PoolBuilder, Workers};
 #[allow(unused_imports)] // For rooms above.
 pub(crate) use encoded::{EncodedItems, EncodedRun};
+pub use events::Events;
 pub use handle::{AsyncResult, Call, Map, MapAsync, Results};
 #[allow(unused_imports)]
 pub(crate) use options::ChunkLimits;

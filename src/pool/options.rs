@@ -27,6 +27,8 @@ pub(super) struct Options {
     /// This is the call that takes a worker for the checkout.
     pub(super) acquires: bool,
     pub(super) progress: Option<watch::Sender<Progress>>,
+    /// Each item brings the queue for its events.
+    pub(super) has_events: bool,
     /// Those of the pool.
     pub(super) limits: ChunkLimits,
     /// The index of the first item, and how often the items were tried before: for an order from elsewhere.
@@ -66,6 +68,7 @@ impl Default for Options {
             checkout: 0,
             acquires: false,
             progress: None,
+            has_events: false,
             limits: ChunkLimits::LOCAL,
             first_index: 0,
             first_attempt: 0,

@@ -126,7 +126,7 @@ impl Pool {
     ///
     /// - An item that has begun is not stopped by a timeout or a cancellation.
     /// - An item that crashes takes this process along.
-    /// - There is no [`current_task`](crate::current_task), [`checkout`](Self::checkout) or [`resize`](Self::resize).
+    /// - There is no [`checkout`](Self::checkout) or [`resize`](Self::resize).
     ///
     /// # Errors
     /// As [`PoolBuilder::build`].

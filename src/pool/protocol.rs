@@ -26,6 +26,8 @@ pub(super) struct Header {
     pub(super) is_bulk: bool,
     /// Its results go to another host: what is or holds a handle cannot be one.
     pub(super) is_remote: bool,
+    /// Its one item brings the queue for its events.
+    pub(super) has_events: bool,
     pub(super) origin: Origin,
     /// The index of its first item in its call.
     pub(super) first: u64,
@@ -44,6 +46,7 @@ impl Header {
     pub(super) fn to_bytes(self) -> [u8; Self::LEN] {
         let [offset, fingerprint] = self.call.to_words();
         let rest = u64::from(self.attempt) << 32
+            | u64::from(self.has_events) << 6
             | u64::from(self.is_remote) << 5
             | u64::from(self.is_bulk) << 4
             | u64::from(self.level) << 1;
@@ -72,8 +75,9 @@ impl Header {
         let (origin, first) = (Origin { submitter: words.next()?, call: words.next()? }, words.next()?);
         let call = entry::Call::from_words([offset, fingerprint]);
         let (limit, level) = (Some(limit).filter(|limit| *limit < u64::MAX), (rest >> 1) as u8 & 7);
-        let (is_bulk, is_remote) = (rest & 16 != 0, rest & 32 != 0);
-        Some(Self { call, attempt: (rest >> 32) as u32, limit, level, is_bulk, is_remote, origin, first })
+        let (is_bulk, is_remote, has_events) = (rest & 16 != 0, rest & 32 != 0, rest & 64 != 0);
+        let attempt = (rest >> 32) as u32;
+        Some(Self { call, attempt, limit, level, is_bulk, is_remote, has_events, origin, first })
     }
 }
 

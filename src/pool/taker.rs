@@ -58,6 +58,11 @@ pub(crate) trait Taker: Any + Send + Sync {
     /// The error of an operation that needs worker processes of the pool's own: `what` is "resized", "checked out" or "revived".
     fn refuse(&self, what: &str) -> Error;
 
+    /// Whether it executes items on this machine, so that they may bring descriptors.
+    fn is_here(&self) -> bool {
+        true
+    }
+
     /// Adds what it knows to the figures of its pool.
     fn add_stats(&self, _stats: &mut PoolStats) {}
 }
@@ -165,6 +170,16 @@ impl Order {
     /// The function to call.
     pub(crate) fn call(&self) -> entry::Call {
         self.group.call
+    }
+
+    /// Whether its item brings the queue for its events; see `events`.
+    pub(super) fn has_events(&self) -> bool {
+        self.group.options.has_events
+    }
+
+    /// The flag that [`is_cancelled`](Self::is_cancelled) reads.
+    pub(super) fn cancel_flag(&self) -> Arc<AtomicBool> {
+        self.is_cancelled.clone()
     }
 
     /// The function's name, as the compiler spells it.

@@ -1,10 +1,15 @@
 //! `current_task`: the task that runs in this worker, for the task itself.
 
+use super::events::{self, Emitter};
 use super::protocol::{Header, Origin};
 use crate::channel::lane::StopSign;
+use crate::error::Result;
 use crate::os::sync::lock;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
-use std::sync::{Mutex, MutexGuard};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::cell::RefCell;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::*};
+use std::sync::{Arc, Mutex, MutexGuard};
 use tokio_util::sync::CancellationToken;
 
 /// The task that runs in this worker; see [`current_task`].
@@ -15,7 +20,25 @@ pub struct CurrentTask {
     origin: Origin,
     /// The index in its call.
     index: u64,
-    stop: StopSign,
+    stop: Stop,
+    /// If its caller listens.
+    emitter: Option<Arc<Emitter>>,
+}
+
+/// Where a task learns that it should stop, and that it is over.
+#[derive(Clone)]
+enum Stop {
+    /// In a worker process.
+    Sign(StopSign),
+    /// In a pool within this process.
+    Here(Arc<StopHere>),
+}
+
+/// Of an item that a thread of this process runs.
+pub(super) struct StopHere {
+    is_asked: Arc<AtomicBool>,
+    is_over: AtomicBool,
+    token: CancellationToken,
 }
 
 struct Running {
@@ -24,16 +47,21 @@ struct Running {
     token: Option<CancellationToken>,
 }
 
+thread_local! {
+    /// The item that this thread runs for a pool within this process.
+    static HERE: RefCell<Option<CurrentTask>> = const { RefCell::new(None) };
+}
 static RUNNING: Mutex<Option<Running>> = Mutex::new(None);
 static INDEX: AtomicU32 = AtomicU32::new(0);
-/// The item at work, or the one before it, has a token.
-static HAS_TOKEN: AtomicBool = AtomicBool::new(false);
+/// The item at work, or the one before it, has a token or a listener.
+static HAS_MORE: AtomicBool = AtomicBool::new(false);
 
 fn running() -> MutexGuard<'static, Option<Running>> {
     lock(&RUNNING)
 }
 
-/// Returns the pool's task that this worker process runs now, and `None` in any other process and between tasks.
+/// Returns the pool's task that this worker process runs now, and `None` in any other process and between tasks. In a pool
+/// [within this process](crate::Pool::in_process) only the thread that runs the task sees it.
 ///
 /// ```
 /// use multiprocess::{self as mp, Pool};
@@ -56,10 +84,36 @@ fn running() -> MutexGuard<'static, Option<Running>> {
 /// # Ok(()) }) }
 /// ```
 pub fn current_task() -> Option<CurrentTask> {
+    if let Ok(Some(task)) = HERE.try_with(|task| task.borrow().clone()) {
+        return Some(task);
+    }
     let running = running();
     let task = &running.as_ref()?.task;
     let item = INDEX.load(Relaxed);
     Some(CurrentTask { stop: task.stop.of_item(item), index: task.index + u64::from(item), ..task.clone() })
+}
+
+impl Stop {
+    fn of_item(&self, index: u32) -> Self {
+        match self {
+            Self::Sign(sign) => Self::Sign(sign.of_item(index)),
+            Self::Here(_) => self.clone(),
+        }
+    }
+
+    fn is_shown(&self) -> bool {
+        match self {
+            Self::Sign(sign) => sign.is_shown(),
+            Self::Here(here) => here.is_asked.load(Acquire),
+        }
+    }
+}
+
+impl Running {
+    /// Whether `stop` is of the item at work.
+    fn is_at(&self, stop: &StopSign) -> bool {
+        matches!(&self.task.stop, Stop::Sign(order) if order.of_item(INDEX.load(Relaxed)).is(stop))
+    }
 }
 
 impl CurrentTask {
@@ -94,6 +148,127 @@ impl CurrentTask {
         format!("{submitter:016x}-{call}-{}", self.index)
     }
 
+    /// Returns the number of this item in its call, from 0: 7 for the eighth item of a [`map`](crate::Pool::map).
+    pub fn index(&self) -> u64 {
+        self.index
+    }
+
+    /// Sends an event to the caller of this task, who receives it by [`Call::events`](crate::Call::events) while the task goes on. Waits while
+    /// 1024 events or some MiB were not received.
+    ///
+    /// - An event for which nobody listens is discarded before it is encoded: the caller did not ask for events, or has dropped
+    ///   the stream.
+    /// - An event that was sent is received before the result of the task, also if its worker dies at once.
+    /// - Cancel-safe: a dropped future has sent nothing.
+    ///
+    /// ```
+    /// use futures::StreamExt;
+    /// use multiprocess::{self as mp, Pool};
+    ///
+    /// async fn work(steps: u32) -> mp::Result<()> {
+    ///     let task = mp::current_task().expect("in a pool");
+    ///     for step in 0..steps {
+    ///         task.emit((step, format!("step {step}"))).await?;
+    ///     }
+    ///     Ok(())
+    /// }
+    ///
+    /// # fn main() -> mp::Result<()> { mp::run(async {
+    /// let pool = Pool::new(1)?;
+    /// let mut call = pool.apply(work, (3,));
+    /// let events = call.events::<(u32, String)>();
+    /// let (done, events) = tokio::join!(call, events.collect::<Vec<_>>());
+    /// done??;
+    /// assert_eq!(events.len(), 3);
+    /// # Ok(()) }) }
+    /// ```
+    ///
+    /// # Errors
+    /// - `Encode` if the caller listens for events of another type: the error names both. Also if the event cannot be serialised.
+    /// - `Cancelled` if the task was asked to stop, and the event waits for room, or its caller has dropped the call.
+    /// - `Closed` if this task is over, and the value was kept by something that it has left behind.
+    /// - `Io` if memory or a descriptor runs out.
+    pub async fn emit<E>(&self, event: E) -> Result<()>
+    where
+        E: Serialize + DeserializeOwned + Send + 'static,
+    {
+        match self.emitter()? {
+            Some(emitter) => emitter.emit(self.label, event, || self.is_cancelled()).await,
+            None => Ok(()),
+        }
+    }
+
+    /// [`emit`](Self::emit) for plain functions: blocks this thread while it waits. It does not block for longer than the task may run: once
+    /// the task is asked to stop, or its caller is gone, it returns.
+    ///
+    /// ```
+    /// use futures::StreamExt;
+    /// use multiprocess::{self as mp, Pool};
+    ///
+    /// # fn main() -> mp::Result<()> { mp::run(async {
+    /// let pool = Pool::new(1)?;
+    /// let mut call = pool.apply(|| mp::current_task().expect("in a pool").blocking_emit(7_u8), ());
+    /// let mut events = call.events::<u8>();
+    /// let (sent, event) = tokio::join!(call, events.next());
+    /// sent??;
+    /// assert_eq!(event.expect("an event")?, 7);
+    /// # Ok(()) }) }
+    /// ```
+    ///
+    /// # Panics
+    /// Inside async code, as tokio's blocking calls do, if anybody listens.
+    ///
+    /// # Errors
+    /// As [`emit`](Self::emit).
+    #[track_caller]
+    pub fn blocking_emit<E>(&self, event: E) -> Result<()>
+    where
+        E: Serialize + DeserializeOwned + Send + 'static,
+    {
+        match self.emitter()? {
+            Some(emitter) => emitter.blocking_emit(self.label, event, || self.is_cancelled()),
+            None => Ok(()),
+        }
+    }
+
+    /// [`emit`](Self::emit) that never waits, for events that may be left out, such as progress.
+    ///
+    /// ```
+    /// use multiprocess::{self as mp, Pool};
+    ///
+    /// # fn main() -> mp::Result<()> { mp::run(async {
+    /// let pool = Pool::new(1)?;
+    /// // Nobody listens: that costs next to nothing, and is no error.
+    /// pool.apply(|| mp::current_task().expect("in a pool").try_emit("progress".to_string()), ()).await??;
+    /// # Ok(()) }) }
+    /// ```
+    ///
+    /// # Errors
+    /// `Full` if it would have to wait, else as [`emit`](Self::emit).
+    pub fn try_emit<E>(&self, event: E) -> Result<()>
+    where
+        E: Serialize + DeserializeOwned + Send + 'static,
+    {
+        self.emitter()?.map_or(Ok(()), |emitter| emitter.try_emit(self.label, event, || self.is_cancelled()))
+    }
+
+    /// Returns whether the caller of this task listens for events, so that an event that is expensive to make need not be made. A
+    /// stream that was dropped before this task has sent an event may still count.
+    pub fn has_listener(&self) -> bool {
+        self.emitter.as_ref().is_some_and(|emitter| emitter.has_listener())
+    }
+
+    /// Where events go; `None` if nobody has asked for them.
+    fn emitter(&self) -> Result<Option<&Emitter>> {
+        // One with a listener is told when it is over.
+        let is_over = self.emitter.is_none()
+            && match &self.stop {
+                Stop::Sign(sign) => running().as_ref().is_none_or(|running| !running.is_at(sign)),
+                Stop::Here(here) => here.is_over.load(Acquire),
+            };
+        if is_over { Err(events::is_over(self.label)) } else { Ok(self.emitter.as_deref()) }
+    }
+
     /// Returns whether this task should stop: its call was cancelled, or its time is over. If it does not, its worker is killed after
     /// the grace.
     ///
@@ -107,9 +282,17 @@ impl CurrentTask {
     /// The first call in a task starts a thread, which sleeps until then and ends with the task. If no thread can be started, the token is never
     /// cancelled; [`is_cancelled`](Self::is_cancelled) still works.
     pub fn cancellation(&self) -> CancellationToken {
+        let sign = match &self.stop {
+            Stop::Sign(sign) => sign,
+            Stop::Here(here) => {
+                if self.is_cancelled() {
+                    here.token.cancel();
+                }
+                return here.token.clone();
+            }
+        };
         let mut running = running();
-        let at_work = |running: &&mut Running| running.task.stop.of_item(INDEX.load(Relaxed)).is(&self.stop);
-        let Some(running) = running.as_mut().filter(at_work) else {
+        let Some(running) = running.as_mut().filter(|running| running.is_at(sign)) else {
             // Of one that is over nothing is received any more.
             let token = CancellationToken::new();
             if self.is_cancelled() {
@@ -119,9 +302,9 @@ impl CurrentTask {
         };
         let watch = || {
             let token = CancellationToken::new();
-            let (stop, shown) = (self.stop.clone(), token.clone());
+            let (stop, shown) = (sign.clone(), token.clone());
             stop.watch();
-            HAS_TOKEN.store(true, Relaxed);
+            HAS_MORE.store(true, Relaxed);
             let watch = move || {
                 if stop.blocking_wait().is_ok_and(|shown| shown) {
                     shown.cancel();
@@ -153,13 +336,23 @@ pub(super) fn label() -> Option<&'static str> {
 /// An order begins.
 pub(super) fn begin(label: &'static str, header: &Header, stop: StopSign) {
     let Header { attempt, origin, first, .. } = *header;
-    *running() = Some(Running { task: CurrentTask { label, attempt, origin, index: first, stop }, token: None });
+    let (stop, emitter) = (Stop::Sign(stop), None);
+    *running() =
+        Some(Running { task: CurrentTask { label, attempt, origin, index: first, stop, emitter }, token: None });
+}
+
+/// The caller of the item that has just started listens for its events.
+pub(super) fn has_listener(emitter: Emitter) {
+    HAS_MORE.store(true, Relaxed);
+    if let Some(running) = running().as_mut() {
+        running.task.emitter = Some(Arc::new(emitter));
+    }
 }
 
 /// An item of it starts.
 #[inline]
 pub(super) fn starts(index: u32) {
-    if HAS_TOKEN.load(Relaxed) {
+    if HAS_MORE.load(Relaxed) {
         dismiss(&mut running());
     }
     INDEX.store(index, Relaxed);
@@ -172,13 +365,52 @@ pub(super) fn end() {
     *running = None;
 }
 
-/// The thread that waits for a stop sign goes: its item is done.
+/// An item is done: the thread that waits for its stop sign goes, and it sends no more events.
 #[cold]
 fn dismiss(running: &mut Option<Running>) {
-    HAS_TOKEN.store(false, Relaxed);
-    if let Some(Running { task, token }) = running
-        && token.take().is_some()
-    {
-        task.stop.dismiss();
+    HAS_MORE.store(false, Relaxed);
+    let Some(Running { task, token }) = running else { return };
+    task.emitter.take().into_iter().for_each(|emitter| emitter.end());
+    if let (Some(_), Stop::Sign(sign)) = (token.take(), &task.stop) {
+        sign.dismiss();
+    }
+}
+
+/// An item that this thread runs for a pool within this process, until this is dropped.
+pub(super) struct RunsHere(Arc<StopHere>);
+
+impl RunsHere {
+    pub(super) fn start(
+        (label, attempt, origin, index): (&'static str, u32, Origin, u64),
+        is_asked: Arc<AtomicBool>,
+        emitter: Option<Emitter>,
+    ) -> Self {
+        let here = Arc::new(StopHere { is_asked, is_over: AtomicBool::new(false), token: CancellationToken::new() });
+        let (stop, emitter) = (Stop::Here(here.clone()), emitter.map(Arc::new));
+        HERE.set(Some(CurrentTask { label, attempt, origin, index, stop, emitter }));
+        Self(here)
+    }
+
+    /// For those that may ask it to stop.
+    pub(super) fn stop(&self) -> &Arc<StopHere> {
+        &self.0
+    }
+}
+
+impl Drop for RunsHere {
+    fn drop(&mut self) {
+        self.0.is_over.store(true, Release);
+        if let Ok(Some(task)) = HERE.try_with(|task| task.borrow_mut().take()) {
+            task.emitter.iter().for_each(|emitter| emitter.end());
+        }
+    }
+}
+
+impl StopHere {
+    /// Cancels the token of the item, if it is to stop.
+    pub(super) fn pass_on(&self) {
+        if self.is_asked.load(Acquire) {
+            self.token.cancel();
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! The loop of a worker process: it runs items on its main thread, one at a time.
 
 use super::protocol::{Conditions, Contract, Header, IN_PIPE, LATE, TRACE, Task};
-use super::{task, trace, worker_state};
+use super::{events, task, trace, worker_state};
 use crate::channel::lane::{self, Order, WorkerEnd};
 use crate::channel::{Receiver, Sender, spsc};
 use crate::error::{Error, ErrorKind, Result};
@@ -237,7 +237,14 @@ impl Batch for Context {
             return Some(Err(Error::new(ErrorKind::Decode, "an order with fewer items than it says")));
         };
         self.at += len;
-        Some(Ok(Arguments { bytes, fds: std::mem::take(&mut self.fds) }))
+        let mut fds = std::mem::take(&mut self.fds);
+        if !self.header.is_some_and(|header| header.has_events) {
+            return Some(Ok(Arguments { bytes, fds }));
+        }
+        Some(events::split(bytes, &mut fds).map(|(bytes, emitter)| {
+            task::has_listener(emitter);
+            Arguments { bytes, fds }
+        }))
     }
 
     #[inline]
