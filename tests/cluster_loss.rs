@@ -263,6 +263,21 @@ async fn without_a_server_for_long_calls_are_unavailable_until_it_is_back() {
     server.is_empty().await;
 }
 
+/// Its connections stay, and nothing comes by them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_stopped_makes_calls_unavailable_until_it_goes_on() {
+    let server = server!();
+    let _host = Host::start(&server, 1);
+    let address = server.address().offline_timeout(1000 * MS);
+    let pool = Pool::builder().cluster(address).build().unwrap();
+    assert_eq!(within(pool.apply(square, (2,))).await.unwrap(), 4);
+    server.signal("STOP");
+    let error = within(pool.apply(square, (3,))).await.unwrap_err();
+    server.signal("CONT");
+    assert!(error.kind() == ErrorKind::Unavailable && error.to_string().contains("has not answered"), "{error}");
+    until("it works again", async || pool.apply(square, (4,)).await.is_ok_and(|four| four == 16)).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_never_was_there_makes_calls_unavailable_and_is_found_when_it_comes() {
     let mut server = server!();

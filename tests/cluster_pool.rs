@@ -264,6 +264,27 @@ async fn what_runs_longer_than_the_grace_of_a_drain_is_killed_and_runs_elsewhere
     server.is_empty().await;
 }
 
+/// `queue_timeout` bounds the wait for its first beginning, as on one machine.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_item_that_had_begun_and_was_given_back_does_not_fail_by_its_queue_timeout() {
+    let server = server!();
+    let pool = cluster::pool(&server);
+    let file = server.dir().join("notes");
+    let local = Pool::new(1).unwrap();
+    let serving = local.serve(server.address());
+    until("a host that is known", async || pool.workers() == 1).await;
+    let limit = Duration::from_secs(2);
+    let asked = Instant::now();
+    let call = tokio::spawn(pool.apply(note, (file.clone(), 1000 * MS)).queue_timeout(limit).into_future());
+    until("it runs", async || notes(&file) == 1).await;
+    serving.drain(Duration::ZERO);
+    assert_eq!(within(serving).await.unwrap().killed, 1);
+    until("its time to begin is over", async || asked.elapsed() > limit + 300 * MS).await;
+    let _host = Host::start(&server, 1);
+    within(call).await.unwrap().unwrap();
+    assert_eq!(notes(&file), 2);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_that_is_dropped_gives_everything_back() {
     let server = server!();
@@ -299,6 +320,12 @@ async fn large_values_cross(server: &cluster::Server) {
     }
     let sizes = within(pool.map(count, (0..20).map(|n| vec![7; n * 30_000]))).await.unwrap();
     assert!(sizes.iter().enumerate().all(|(n, size)| *size == n * 30_000));
+    // What is known to be quick travels together: the heads of all are larger than some servers let through.
+    for len in [1, 200] {
+        let quick = (0..2000).map(|_| pool.apply_async(count, (vec![7; len],)));
+        let sizes = within(futures::future::try_join_all(quick)).await.unwrap();
+        assert!(sizes.iter().all(|size| *size == len));
+    }
     server.is_empty().await;
 }
 

@@ -209,8 +209,9 @@ async fn certificates_that_are_not_trusted_and_plain_servers_are_errors_that_say
     let dir = std::env::temp_dir().join(format!("mp-nats-tls-{}", common::alone::unique()));
     std::fs::create_dir_all(&dir).unwrap();
     if !certificates(&dir) {
-        eprintln!("SKIPPED: no openssl that makes certificates");
-        return;
+        assert!(std::env::var_os("CI").is_none(), "there is no openssl that makes certificates");
+        let _ = std::fs::remove_dir_all(dir);
+        return eprintln!("SKIPPED: no openssl that makes certificates");
     }
     let tls = format!("tls {{ cert_file: {:?}, key_file: {:?} }}\n", dir.join("server.pem"), dir.join("server.key"));
     let server = server!(&tls);

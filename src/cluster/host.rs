@@ -41,6 +41,8 @@ use tokio::time::{sleep, sleep_until, timeout};
 const STILL_HELD: Duration = Duration::from_millis(50);
 /// Submitters that are not heard of are looked for this often, while the host is busy.
 const LOOK: Duration = Duration::from_secs(2);
+/// So many messages are named in one report, whatever size of message the server lets through.
+const MOST_REPORTED: usize = 4096;
 /// Garbage is told of this often at most.
 const QUIET: Duration = Duration::from_secs(1);
 
@@ -337,6 +339,7 @@ impl Service {
         if self.jobs.is_empty() {
             (self.due.renewal, self.due.report, self.due.look) = (now, now + BEAT, now + LOOK);
             self.unreported.clear();
+            self.missing.clear();
             return None;
         }
         if now >= self.due.renewal {
@@ -423,7 +426,11 @@ impl Service {
     async fn report(&self, held: Vec<(u64, u64)>) {
         let mut by_submitter = HashMap::<u64, Vec<u64>>::new();
         held.into_iter().for_each(|(submitter, number)| by_submitter.entry(submitter).or_default().push(number));
+        let mut parts = Vec::new();
         for (submitter, numbers) in by_submitter {
+            parts.extend(numbers.chunks(MOST_REPORTED).map(|numbers| (submitter, numbers.to_vec())));
+        }
+        for (submitter, numbers) in parts {
             let held = Held { host: self.host.id, numbers };
             let reply = self.names().of('h', self.host.id, &format!("n.{submitter:016x}"));
             let subject = self.names().of('s', submitter, "h");
@@ -511,7 +518,11 @@ impl Service {
 
     async fn asked_for_piece(&self, message: &Arrived) {
         let (Ok(piece), Some(reply)) = (Piece::decode(&message.payload), &message.reply) else { return };
-        let whole = lock(&self.host.large).get(&piece.key).cloned().unwrap_or_default();
+        let whole = lock(&self.host.large).get_mut(&piece.key).map(|(whole, asked)| {
+            *asked = Instant::now();
+            whole.clone()
+        });
+        let whole = whole.unwrap_or_default();
         self.say(reply.clone(), pieces::cut(&self.host.client, &whole, &piece)).await;
     }
 
@@ -655,13 +666,13 @@ impl Service {
                 self.say(job.reply.clone(), "+TERM".into()).await;
                 self.bury(key.0).await;
             }
-            End::GivenBack => {
-                self.say_given_back(key).await;
+            End::GivenBack { has_begun } => {
+                self.say_given_back(key, has_begun).await;
                 self.served.given_back += job.items as usize;
                 self.say(job.reply.clone(), "-NAK".into()).await;
             }
             End::Closed(why) => {
-                self.say_given_back(key).await;
+                self.say_given_back(key, false).await;
                 self.served.given_back += job.items as usize;
                 self.say(job.reply.clone(), "-NAK".into()).await;
                 return Some(Error::closed("pool that serves").with_source(why));
@@ -671,14 +682,14 @@ impl Service {
     }
 
     /// Nobody was lost with it.
-    async fn say_given_back(&self, (submitter, number): (u64, u64)) {
+    async fn say_given_back(&self, (submitter, number): (u64, u64), has_begun: bool) {
         let held = Held { host: self.host.id, numbers: vec![number] };
-        self.say(self.names().of('s', submitter, "b"), held.encode()).await;
+        self.say(self.names().of('s', submitter, if has_begun { "k" } else { "b" }), held.encode()).await;
     }
 
     async fn give_back(&mut self, payload: &Bytes, reply: &Subject) {
         if let Ok(tasks) = Tasks::decode(payload) {
-            self.say_given_back((tasks.submitter, tasks.number)).await;
+            self.say_given_back((tasks.submitter, tasks.number), false).await;
             self.served.given_back += tasks.orders.iter().map(|order| order.count as usize).sum::<usize>();
         }
         self.say(reply.clone(), "-NAK".into()).await;
@@ -777,7 +788,7 @@ impl Service {
     async fn give_all_back(&mut self) {
         for (key, job) in std::mem::take(&mut self.jobs) {
             job.task.abort();
-            self.say_given_back(key).await;
+            self.say_given_back(key, true).await;
             self.say(job.reply.clone(), "-NAK".into()).await;
         }
         self.beat(true).await;

@@ -25,6 +25,11 @@ const PARTIAL: Duration = Duration::from_millis(20);
 pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 /// A submitter that does not answer for so many leases is as good as dead; somebody else may try.
 const MOST_SILENT_LEASES: u32 = 10;
+/// An answer has no more parts than this: each has a head.
+const MOST_PARTS: usize = 512;
+/// Submitters that were not heard of for so long are forgotten, once there are many.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(60);
+const MANY_SUBMITTERS: usize = 1024;
 
 /// What all jobs of a host share.
 pub(super) struct Host {
@@ -35,8 +40,8 @@ pub(super) struct Host {
     /// As errors name it.
     pub(super) name: String,
     pub(super) lease: Duration,
-    /// Results that are fetched in pieces, by their keys.
-    pub(super) large: Mutex<HashMap<u64, Bytes>>,
+    /// Results that are fetched in pieces, by their keys, and when a piece was last asked for.
+    pub(super) large: Mutex<HashMap<u64, (Bytes, Instant)>>,
     pub(super) next_key: AtomicU64,
     /// When each submitter was heard of last.
     pub(super) heard: Mutex<HashMap<u64, Instant>>,
@@ -44,7 +49,11 @@ pub(super) struct Host {
 
 impl Host {
     pub(super) fn has_heard(&self, submitter: u64) {
-        lock(&self.heard).insert(submitter, Instant::now());
+        let mut heard = lock(&self.heard);
+        if heard.len() >= MANY_SUBMITTERS {
+            heard.retain(|_, last| last.elapsed() < FORGOTTEN_AFTER);
+        }
+        heard.insert(submitter, Instant::now());
     }
 
     pub(super) fn heard_within(&self, submitter: u64, time: Duration) -> bool {
@@ -77,7 +86,7 @@ pub(super) enum End {
     /// Its submitter is dead.
     Orphaned,
     /// It was not executed, or not all of it.
-    GivenBack,
+    GivenBack { has_begun: bool },
     /// The local pool takes nothing any more.
     Closed(String),
 }
@@ -129,41 +138,48 @@ impl Job {
         self.host.names.of('s', self.tasks.submitter, what)
     }
 
-    /// Asks the submitter something until it answers, is found to be dead, or this job is called off.
-    async fn request(&mut self, what: &str, payload: Bytes, wait: Duration) -> Result<Bytes, End> {
-        let (subject, host, submitter) = (self.subject(what), self.host.clone(), self.tasks.submitter);
-        let mut asking = Box::pin(ask_until_answered(host, submitter, subject, payload, wait));
+    /// Does something before the items begin, unless this job is called off meanwhile.
+    async fn unless_called_off<T>(&mut self, this: impl Future<Output = Result<T, End>>) -> Result<T, End> {
+        let mut this = std::pin::pin!(this);
         loop {
             tokio::select! {
-                answered = &mut asking => return answered,
+                done = &mut this => return done,
                 word = self.words.recv() => match word {
-                    Some(Word::Cancel(place)) => self.cancelled.push(place),
-                    Some(Word::GiveBack | Word::Kill) => return Err(End::GivenBack),
+                    Some(Word::Cancel(place)) => {
+                        self.cancelled.push(place);
+                        if self.tasks.orders.iter().all(|order| self.cancelled.contains(&order.place)) {
+                            return Err(End::Unwanted);
+                        }
+                    }
+                    Some(Word::GiveBack | Word::Kill) => return Err(End::GivenBack { has_begun: false }),
                     Some(Word::Stop) | None => return Err(End::Unwanted),
                 }
             }
         }
     }
 
+    /// Asks the submitter whether the message is wanted, until it answers or is found to be dead.
     async fn ask(&mut self) -> Result<Wanted, End> {
-        let ask = Ask { number: self.tasks.number, host: self.host.id, delivered: self.delivered };
-        let reply = self.request("q", ask.encode(), PATIENCE).await?;
+        let ask = Ask { number: self.tasks.number, host: self.host.id, delivered: self.delivered }.encode();
+        let (subject, host, submitter) = (self.subject("q"), self.host.clone(), self.tasks.submitter);
+        let reply = self.unless_called_off(ask_until_answered(host, submitter, subject, ask, PATIENCE, None)).await?;
         Wanted::decode(&reply).map_err(|why| End::Malformed(why.to_string()))
     }
 
     async fn body(&mut self) -> Result<Bytes, End> {
-        match &self.tasks.body {
-            Body::Here(bytes) => Ok(bytes.clone()),
-            Body::There { key, len } => {
-                let (subject, client) = (self.subject("p"), self.host.client.clone());
-                let fetched = pieces::fetch(&client, &subject, *key, *len).await;
-                fetched.map_err(|missing| match missing {
-                    Missing::Gone => End::Unwanted,
-                    Missing::NoOwner => End::Orphaned,
-                    Missing::Late => End::GivenBack,
-                })
-            }
-        }
+        let (key, len) = match &self.tasks.body {
+            Body::Here(bytes) => return Ok(bytes.clone()),
+            Body::There { key, len } => (*key, *len),
+        };
+        let (subject, client) = (self.subject("p"), self.host.client.clone());
+        let fetching = async move {
+            pieces::fetch(&client, &subject, key, len).await.map_err(|missing| match missing {
+                Missing::Gone => End::Unwanted,
+                Missing::NoOwner => End::Orphaned,
+                Missing::Late => End::GivenBack { has_begun: false },
+            })
+        };
+        self.unless_called_off(fetching).await
     }
 
     fn start(&self, body: &Bytes, start_in: Option<Duration>) -> Result<Vec<Run>, End> {
@@ -215,7 +231,8 @@ impl Job {
                 if runs.is_empty() && !is_wanted && results.parts.is_empty() && answered == 0 {
                     return End::Unwanted;
                 }
-                let is_due = results.since.is_some_and(|since| since.elapsed() >= PARTIAL);
+                let is_due =
+                    results.since.is_some_and(|since| since.elapsed() >= PARTIAL) || results.parts.len() >= MOST_PARTS;
                 if runs.is_empty() || is_due {
                     has_last = runs.is_empty();
                     answering = Some(self.answer(results.take(), has_last));
@@ -234,10 +251,10 @@ impl Job {
                     Some(Word::GiveBack) => {
                         let has_results = !results.parts.is_empty() || answering.is_some() || answered > 0;
                         if runs.iter().all(|run| !run.run.has_begun()) && !has_results {
-                            return End::GivenBack;
+                            return End::GivenBack { has_begun: false };
                         }
                     }
-                    Some(Word::Kill) => return End::GivenBack,
+                    Some(Word::Kill) => return End::GivenBack { has_begun: true },
                     Some(Word::Stop) | None => return End::Unwanted,
                 },
                 done = async { answering.as_mut().expect("it is there").await }, if answering.is_some() => {
@@ -268,8 +285,8 @@ impl Job {
         Box::pin(async move {
             let Taken { parts, ran, bytes } = results;
             let (items, len) = (parts.iter().map(|part| u64::from(part.count)).sum(), bytes.len() as u64);
-            let large =
-                (bytes.len() > pieces::most_inline(&host.client)).then(|| Large::keep(&host, bytes.clone().into()));
+            let is_large = bytes.len() > pieces::most_inline(&host.client);
+            let large = is_large.then(|| Large::keep(&host, bytes.clone().into()));
             let body = match &large {
                 Some(large) => Body::There { key: large.key, len },
                 None => Body::Here(bytes.into()),
@@ -277,7 +294,8 @@ impl Job {
             let answer = Answer { number, host: host.id, is_last, parts, ran, body }.encode();
             // An answer that is fetched in pieces is confirmed later.
             let wait = PATIENCE + Duration::from_millis(len / 5_000);
-            let reply = ask_until_answered(host.clone(), submitter, subject, answer, wait).await?;
+            let key = large.as_ref().map(|large| large.key);
+            let reply = ask_until_answered(host.clone(), submitter, subject, answer, wait, key).await?;
             match Wanted::decode(&reply) {
                 Ok(Wanted { is_wanted: true, .. }) => Ok(items),
                 Ok(_) => Err(End::Unwanted),
@@ -287,14 +305,17 @@ impl Job {
     }
 }
 
+/// Asks a submitter something until it answers, or is found to be dead. One that fetches the value `large` is not silent.
 async fn ask_until_answered(
     host: Arc<Host>,
     submitter: u64,
     subject: String,
     payload: Bytes,
     wait: Duration,
+    large: Option<u64>,
 ) -> Result<Bytes, End> {
     let (began, mut nobody_since) = (Instant::now(), None::<Instant>);
+    let last_piece = |host: &Host| large.and_then(|key| Some(lock(&host.large).get(&key)?.1));
     loop {
         let request = Request::new().payload(payload.clone()).timeout(Some(wait));
         match host.client.send_request(subject.clone(), request).await {
@@ -313,8 +334,9 @@ async fn ask_until_answered(
             }
             Err(_) => {
                 nobody_since = None;
-                if began.elapsed() >= host.lease * MOST_SILENT_LEASES {
-                    return Err(End::GivenBack);
+                let heard = last_piece(&host).map_or(began, |piece| piece.max(began));
+                if heard.elapsed() >= host.lease * MOST_SILENT_LEASES {
+                    return Err(End::GivenBack { has_begun: true });
                 }
                 sleep(Duration::from_millis(50)).await;
             }
@@ -358,7 +380,7 @@ struct Large {
 impl Large {
     fn keep(host: &Arc<Host>, bytes: Bytes) -> Self {
         let key = host.next_key.fetch_add(1, Relaxed);
-        lock(&host.large).insert(key, bytes);
+        lock(&host.large).insert(key, (bytes, Instant::now()));
         Self { host: host.clone(), key }
     }
 }

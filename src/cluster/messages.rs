@@ -10,7 +10,8 @@
 //! | `mp.P.s.SUBMITTER.r` | host to submitter, who confirms | [`Answer`] |
 //! | `mp.P.s.SUBMITTER.q` | host to submitter, who answers [`Wanted`] | [`Ask`]: is it wanted? |
 //! | `mp.P.s.SUBMITTER.h` | host to submitter, who answers [`Numbers`] that it does not want | [`Held`] |
-//! | `mp.P.s.SUBMITTER.b` | host to submitter | [`Held`], of the items that were given back |
+//! | `mp.P.s.SUBMITTER.b` | host to submitter | [`Held`], of the items that were given back before they began |
+//! | `mp.P.s.SUBMITTER.k` | host to submitter | [`Held`], of the items that were given back and may have begun |
 //! | `mp.P.s.SUBMITTER.p`, `mp.P.h.HOST.p` | to the owner of a large value, who answers with it | [`Piece`] |
 //! | `mp.P.h.HOST.in`, `mp.P.h.HOST.n.SUBMITTER` | what a host gets for its requests | |
 //! | `mp.P.c` | submitter to all hosts | [`Cancel`] |

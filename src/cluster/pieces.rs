@@ -13,10 +13,9 @@ const PIECE: usize = 512 << 10;
 const AT_ONCE: usize = 4;
 /// Beside what it carries, a message has a subject, headers and the numbers of orders.
 const HEADROOM: usize = 8 << 10;
-const PATIENCE: Duration = Duration::from_secs(5);
-const ATTEMPTS: usize = 5;
-/// The first allocation for a value, whose length is only what somebody says.
-const FIRST: usize = 16 << 20;
+/// Four pieces at a time come through a link of 100 KiB/s within this.
+const PATIENCE: Duration = Duration::from_secs(20);
+const ATTEMPTS: usize = 3;
 
 /// How large a value may be that travels inside its message, by what the server lets through.
 pub(super) fn most_inline(client: &Client) -> usize {
@@ -54,7 +53,8 @@ pub(super) async fn fetch(client: &Client, subject: &str, key: u64, len: u64) ->
         fetch_piece(client, subject, piece)
     };
     let mut pieces = stream::iter((0..count).map(|number| ask(number * most))).buffered(AT_ONCE);
-    let mut whole = Vec::with_capacity(FIRST.min(len as usize));
+    // The length is only what somebody says: memory comes with the pieces.
+    let mut whole = Vec::new();
     while let Some(piece) = pieces.next().await {
         whole.extend_from_slice(&piece?);
     }
@@ -65,7 +65,7 @@ async fn fetch_piece(client: &Client, subject: &str, piece: Piece) -> Result<Byt
     let mut missing = Missing::Late;
     for attempt in 0..ATTEMPTS {
         if attempt > 0 {
-            tokio::time::sleep(Duration::from_millis(400)).await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
         }
         let request = Request::new().payload(piece.encode()).timeout(Some(PATIENCE));
         missing = match client.send_request(subject.to_string(), request).await {

@@ -233,8 +233,11 @@ pub(super) async fn ensure_consumer(
 
 /// Deletes message `number` of a submitter, wherever it is; one that is gone is deleted.
 pub(super) async fn delete(client: &Client, names: &Names, sequence: u64, message: (u64, u64)) -> Result<(), Refusal> {
-    if has(client, names, sequence, message).await == Some(false) {
-        return Ok(());
+    match has(client, names, sequence, message).await {
+        Some(true) => {}
+        Some(false) => return Ok(()),
+        // Another message may be there.
+        None => return Err(Refusal::Silence("it does not say whether the message is there")),
     }
     let body = json!({ "seq": sequence, "no_erase": true });
     match api(client, format!("$JS.API.STREAM.MSG.DELETE.{}", names.stream), &body).await {

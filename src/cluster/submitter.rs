@@ -41,6 +41,10 @@ const QUICK: Duration = Duration::from_millis(1);
 /// So much work of them at most.
 const TOGETHER: Duration = Duration::from_millis(2);
 const MOST_TOGETHER: usize = 256;
+/// Bytes of a message beside the arguments of an order.
+const ORDER_HEAD: usize = 160;
+/// So many orders are named in one message to all hosts, whatever size of message the server lets through.
+const MOST_CANCELLED: usize = 2048;
 /// A publish that was not acknowledged is repeated after this.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(2);
 /// While something is out it is looked after this often.
@@ -242,10 +246,16 @@ struct Sent {
 }
 
 enum State {
-    /// Not published, or not acknowledged; published again at this time.
-    Unacknowledged { again: Instant, refused: Option<(Instant, String)>, attempts: usize },
+    /// Not published, or not acknowledged; published again at this time. The stream has said nothing of it since then.
+    Unacknowledged { again: Instant, silent_since: Instant, refused: Option<(Instant, String)>, attempts: usize },
     /// The stream has it, or had it.
     Stored(u64),
+}
+
+impl State {
+    fn unacknowledged(now: Instant) -> Self {
+        Self::Unacknowledged { again: now, silent_since: now, refused: None, attempts: 0 }
+    }
 }
 
 /// What helpers of the session have to tell.
@@ -397,9 +407,9 @@ impl Session {
     fn noticed(&mut self, notice: Notice) {
         match notice {
             Notice::Connected => self.reconnected(),
-            Notice::Disconnected => {
-                self.work.outage.since.get_or_insert_with(Instant::now);
-            }
+            // It may be late, and tell of a connection before this one.
+            Notice::Disconnected if self.is_connected() => {}
+            Notice::Disconnected => _ = self.work.outage.since.get_or_insert_with(Instant::now),
             Notice::Refused(why) => {
                 let text =
                     format!("the server of the cluster pool {} takes this user no more: {why}", self.names().pool);
@@ -484,6 +494,7 @@ impl Session {
             return self.fail_all(&error).await;
         }
         self.expire(now).await;
+        self.fail_unanswered(now).await;
         self.publish_due(false).await;
         self.seek(now);
     }
@@ -535,8 +546,7 @@ impl Session {
         let all = (0..message.orders.len() as u32).map(|order| (number, order));
         let earlier =
             message.earlier.iter().flat_map(|number| (0..message.orders.len() as u32).map(|order| (*number, order)));
-        let cancel = Cancel { submitter: self.id, orders: all.chain(earlier).collect() };
-        self.say(self.names().all("c"), cancel.encode()).await;
+        self.cancel(&all.chain(earlier).collect::<Vec<_>>()).await;
         match message.state {
             State::Stored(sequence) => self.delete(number, sequence),
             State::Unacknowledged { .. } => _ = self.unwanted.insert(number),
@@ -574,6 +584,30 @@ impl Session {
         }
     }
 
+    /// Fails what the stream has said nothing about for too long, though its server is there.
+    async fn fail_unanswered(&mut self, now: Instant) {
+        let limit = self.work.address.offline_timeout;
+        let is_unanswered = |message: &Sent| matches!(message.state, State::Unacknowledged { silent_since, .. } if now.saturating_duration_since(silent_since) >= limit);
+        if !self.is_ready || !self.is_connected() {
+            return;
+        }
+        let numbers: Vec<_> =
+            self.messages.iter().filter(|(_, message)| is_unanswered(message)).map(|(number, _)| *number).collect();
+        for number in numbers {
+            let pool = &self.names().pool;
+            let text = format!("the stream of the cluster pool {pool} has not answered for {limit:?}");
+            self.fail(number, &Error::new(ErrorKind::Unavailable, text)).await;
+        }
+    }
+
+    /// Has all hosts stop orders, by their messages and their places in these.
+    async fn cancel(&self, orders: &[(u64, u32)]) {
+        for orders in orders.chunks(MOST_CANCELLED) {
+            let cancel = Cancel { submitter: self.id, orders: orders.to_vec() };
+            self.say(self.names().all("c"), cancel.encode()).await;
+        }
+    }
+
     // Orders on their way out.
 
     async fn drop_cancelled(&mut self) {
@@ -594,10 +628,7 @@ impl Session {
                 self.call_off(number, &message).await;
             }
         }
-        if !told.is_empty() {
-            let cancel = Cancel { submitter: self.id, orders: told };
-            self.say(self.names().all("c"), cancel.encode()).await;
-        }
+        self.cancel(&told).await;
     }
 
     async fn take_orders(&mut self) {
@@ -636,7 +667,7 @@ impl Session {
 
     fn hand_is_full(&self) -> bool {
         let work: Duration = self.hand.iter().map(work_of).sum();
-        let bytes: usize = self.hand.iter().map(|order| order.records().len()).sum();
+        let bytes: usize = self.hand.iter().map(|order| order.records().len() + ORDER_HEAD).sum();
         self.hand.len() >= MOST_TOGETHER || work >= TOGETHER || bytes >= pieces::most_inline(&self.client) / 2
     }
 
@@ -655,7 +686,7 @@ impl Session {
             items: orders.iter().map(Order::count).sum(),
             start_by: orders.iter().filter_map(Order::start_by).min(),
             orders: orders.into_iter().map(Some).collect(),
-            state: State::Unacknowledged { again: now, refused: None, attempts: 0 },
+            state: State::unacknowledged(now),
             since: now,
             tried: now,
             holder: None,
@@ -730,6 +761,12 @@ impl Session {
             self.messages.iter().filter(|(_, message)| is_due(message)).map(|(number, _)| *number).collect();
         due.sort_unstable();
         for number in due {
+            if is_new
+                && let Some(Sent { state: State::Unacknowledged { silent_since, .. }, .. }) =
+                    self.messages.get_mut(&number)
+            {
+                *silent_since = now;
+            }
             self.publish(number).await;
         }
         self.is_full = false;
@@ -753,8 +790,9 @@ impl Session {
             }
             return;
         };
-        let State::Unacknowledged { again, refused, attempts } = &mut sent.state else { return };
+        let State::Unacknowledged { again, silent_since, refused, attempts } = &mut sent.state else { return };
         *attempts += 1;
+        *silent_since = now;
         match stored {
             Stored::At(sequence) => {
                 (sent.state, sent.heard) = (State::Stored(sequence), now);
@@ -795,7 +833,8 @@ impl Session {
             "r" => self.answered(message).await,
             "q" => self.asked(&message).await,
             "h" => self.told_what_is_held(&message).await,
-            "b" => self.told_what_is_given_back(&message),
+            "b" => self.told_what_is_given_back(&message, false),
+            "k" => self.told_what_is_given_back(&message, true),
             "p" => self.asked_for_piece(&message).await,
             _ => {}
         }
@@ -915,23 +954,32 @@ impl Session {
 
     async fn told_what_is_held(&mut self, message: &Arrived) {
         let Ok(Held { host, numbers }) = Held::decode(&message.payload) else { return };
-        let (now, mut unwanted) = (Instant::now(), Vec::new());
+        let (now, mut unwanted, mut cancelled) = (Instant::now(), Vec::new(), Vec::new());
         for number in numbers {
-            match self.messages.get_mut(&self.current(number)) {
-                Some(sent) => (sent.holder, sent.heard, sent.ignored) = (Some(host), now, 0),
-                None => unwanted.push(number),
-            }
+            let Some(sent) = self.messages.get_mut(&self.current(number)) else {
+                unwanted.push(number);
+                continue;
+            };
+            (sent.holder, sent.heard, sent.ignored) = (Some(host), now, 0);
+            let places = (0..).zip(&sent.orders).filter(|(_, order)| order.is_none()).map(|(place, _)| (number, place));
+            cancelled.extend(places);
         }
         self.reply(message.reply.clone(), &Numbers(unwanted)).await;
+        // The message that said so first may have been lost.
+        self.cancel(&cancelled).await;
     }
 
-    fn told_what_is_given_back(&mut self, message: &Arrived) {
+    fn told_what_is_given_back(&mut self, message: &Arrived, has_begun: bool) {
         let Ok(Held { host, numbers }) = Held::decode(&message.payload) else { return };
         for number in numbers {
             let current = self.current(number);
             if let Some(sent) = self.messages.get_mut(&current) {
                 sent.given_back += 1;
                 sent.heard = Instant::now();
+                if has_begun {
+                    // The limit was for its first beginning.
+                    sent.start_by = None;
+                }
                 if sent.holder == Some(host) {
                     sent.holder = None;
                 }
@@ -1032,7 +1080,7 @@ impl Session {
         }
         sent.earlier.push(number);
         sent.earlier.iter().for_each(|earlier| _ = self.aliases.insert(*earlier, new));
-        (sent.state, sent.heard) = (State::Unacknowledged { again: now, refused: None, attempts: 0 }, now);
+        (sent.state, sent.heard) = (State::unacknowledged(now), now);
         (sent.holder, sent.given_back, sent.ignored, sent.losses_before) = (None, 0, 0, sent.losses);
         self.messages.insert(new, sent);
         self.publish(new).await;

@@ -120,6 +120,10 @@ impl Server {
         }
     }
 
+    pub fn signal(&self, signal: &str) {
+        kill(self.child.as_ref().unwrap().id(), signal);
+    }
+
     /// Killed, and started again with what it has in its folder.
     pub fn restart(&mut self) {
         self.kill();
