@@ -1,57 +1,78 @@
-#![doc = include_str!("../README.md")]
+//! Process-based parallelism for async Rust on Linux: what Python's `multiprocessing` does, as futures and streams on tokio.
+//!
+//! A function runs in another process with its own memory. A panic, a crash or a leak there stays there.
+//!
+//! ```
+//! use multiprocess::{self as mp, Pool, Process};
+//!
+//! fn square(n: i64) -> i64 {
+//!     n * n
+//! }
+//!
+//! fn main() -> mp::Result<()> {
+//!     mp::run(async {
+//!         let child = Process::spawn(square, (7,))?; // one function in one process
+//!         assert_eq!(child.await?, 49);
+//!
+//!         let pool = Pool::new(4)?; // many tasks on a few processes
+//!         assert_eq!(pool.map(square, 1..=5).await?, [1, 4, 9, 16, 25]);
+//!         Ok(())
+//!     })
+//! }
+//! ```
+//!
+//! Any `fn`, `async fn` or closure that captures nothing can run in another process, without an attribute or a registration. Arguments and
+//! results are serde values. Queues, pipe ends, locks and the other handles are values too.
+//!
+//! [`run`] is the first call of `main`; a program with a runtime of its own calls [`init`] there, and a test crate has
+//! [`test_support!`] once.
+//!
+//! # Where to read on
+//!
+//! The **[guide]** begins with [a first program](guide::first_program) and [which type to take](guide::which_one); it has a page
+//! for those who come [from Python](guide::from_python), and one that goes [from a symptom to its cause](guide::troubleshooting).
+//! The reference is in the modules below. All their names stand at the root as well: `multiprocess::Pool` is
+//! [`multiprocess::pool::Pool`](pool::Pool).
+//!
+//! # Timeouts
+//!
+//! Each timeout of this crate counts real time, because other processes do not run on tokio's clock, also in a test that pauses that clock:
+//! see [testing](guide::testing#paused-time).
 // A panic outside tests needs the proof that it cannot happen.
 #![cfg_attr(not(test), deny(clippy::unwrap_used))]
-// Where `main` begins is what the README shows.
+// Where `main` begins is what the examples show.
 #![allow(clippy::needless_doctest_main)]
 
-mod channel;
+pub mod channel;
 #[cfg(feature = "cluster")]
 pub mod cluster;
 pub mod connection;
-mod error;
-mod manager;
-mod memory;
+pub mod error;
+// The pages of docs/guide, so that their examples are compiled and run. No other build reads them.
+#[cfg(any(doc, doctest))]
+pub mod guide;
+pub mod manager;
+pub mod memory;
 mod os;
-mod pool;
-mod process;
+pub mod pool;
+pub mod process;
 mod shm;
 #[cfg(not(multiprocess_loom))]
-mod supervision;
-mod sync;
+pub mod supervision;
+pub mod sync;
 mod wait;
-mod wire;
+pub mod wire;
 
+// Each public name of these rooms stands at the root too.
 #[cfg(not(multiprocess_loom))]
-pub use channel::{
-    BroadcastReceiver, BroadcastSender, DeadLetters, Lease, OneshotReceiver, OneshotSender, QueueOf, QueueSet,
-    WatchReceiver, WatchSender, broadcast, oneshot, watch,
-};
-pub use channel::{Connection, JoinableQueue, Queue, QueueSink, QueueStream, Receiver, Sender, pipe, simplex};
-pub use error::{Error, ErrorKind, LockError, PanicInfo, PutError, Result, SendError, TryPutError};
-pub use manager::{
-    ArrayProxy, BarrierProxy, Batch, ConditionProxy, DictProxy, EventProxy, Exposed, Grant, ListProxy, LockProxy,
-    Maker, Manager, ManagerBuilder, ManagerConnect, Method, Namespace, Proxy, QueueProxy, Replies, SemaphoreProxy,
-    Ticket, ValueProxy,
-};
-pub use memory::SharedMemory;
-pub use pool::{
-    AsyncResult, Call, Checkout, CurrentTask, Events, Histogram, Map, MapAsync, Pool, PoolBuilder, PoolStats,
-    PoolStreamExt, PoolTotals, Progress, Results, Retry, RetryIf, Shutdown, StateFunction, StatePool, StatePoolBuilder,
-    WithState, WorkerStats, Workers, current_task,
-};
-pub use process::{
-    Function, Group, ParentProcess, Process, ProcessBuilder, ProcessInfo, ShutdownSignal, StartMethod, Stdio, Task,
-    active_children, cpu_count, current_process, init, parent_process, preload, preloaded, run, shutdown_signal,
-};
-#[cfg(not(multiprocess_loom))]
-pub use supervision::{Restart, Supervised, SupervisedBuilder, SupervisedState};
-#[cfg(not(multiprocess_loom))]
-pub use sync::{Array, ArrayGuard, CancellationGuard, CancellationToken};
-pub use sync::{
-    Barrier, BarrierWaitResult, BoundedSemaphore, Condition, ConditionGuard, Event, Integer, Lock, LockGuard, Permit,
-    RLock, RLockGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, Semaphore, Value, ValueGuard, debug,
-};
-pub use wire::{Deep, Fd, with_depth_limit, with_depth_limit_async};
+#[doc(no_inline)]
+pub use supervision::*;
+#[doc(no_inline)]
+pub use {channel::*, error::*, manager::*, memory::*, pool::*, process::*, sync::*, wire::*};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
 
 #[doc(hidden)]
 pub use process::private;

@@ -878,7 +878,7 @@ fn at_a_low_limit_a_program_has_children_or_an_error_that_names_the_need() {
     assert!(limit.status.success(), "{text} {}", String::from_utf8_lossy(&limit.stderr));
     let first: u64 = text.trim().parse().unwrap();
     println!("the first child was there at a limit of {first}");
-    assert!(first <= 32, "the README says 32");
+    assert!(first <= 32, "the guide says 32");
 }
 
 /// Prints the lowest limit at which there is a child.

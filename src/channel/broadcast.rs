@@ -14,6 +14,8 @@ use std::time::Duration;
 
 /// A broadcast: each receiver gets every value that is sent after it was made. The last `capacity` values are kept.
 ///
+/// If each value is for one receiver take a [`Queue`](crate::Queue), if only the newest counts a [`watch`](crate::watch()).
+///
 /// It is what `tokio::sync::broadcast` is within one process. A sender waits for no receiver; a receiver that falls further behind than
 /// `capacity` values gets one error of kind `Lagged`, with the number of values that it missed, and goes on with the oldest that
 /// is kept.

@@ -15,6 +15,8 @@ use std::time::Duration;
 
 /// An item of a queue on lease: it leaves the queue when the lease is [committed](Self::commit).
 ///
+/// If an item may be lost with its consumer, plain [`Queue::get`](crate::Queue::get) costs less.
+///
 /// Dropped without a commit, or when its process ends, however it ends, the item is in the queue again, at the front. So an item
 /// is not lost with its consumer; it may be worked on more than once, and [`deliveries`](Self::deliveries) tells.
 /// [`Queue::max_deliveries`](crate::Queue::max_deliveries) sets a limit, after which an item that its consumers do not survive goes to

@@ -1,8 +1,21 @@
 //! Values between processes: queues, pipes, and channels of other shapes.
 //!
-//! The faces ([`queue`], [`pipe`], `oneshot`, `watch`, `broadcast`, `queue_set`) know `T`; [`channel_core`] joins a ring, its
-//! wait queues and its socket; [`ring`], [`extents`], [`segment`] and `recent` know bytes and words, have no async and never
-//! wait.
+//! | to send | take |
+//! |---|---|
+//! | values from many processes to many | [`Queue`]; to put until all is processed, [`JoinableQueue`]; an item that returns if its consumer dies, [`Queue::lease`] |
+//! | values from one process to one other | [`simplex`]; both ways, [`pipe`] |
+//! | one answer | [`oneshot`] |
+//! | each value to every receiver | [`broadcast`] |
+//! | the newest value only | [`watch`] |
+//!
+//! [`QueueSet`] waits for many queues at once. All handles are values: they travel as arguments, in results and through each other. The same
+//! names stand at the root of the crate. See also the guide's pages on [pipelines](crate::guide::pipelines) and
+//! [which one to take](crate::guide::which_one).
+// In this room:
+//
+// The faces ([`queue`], [`pipe`], `oneshot`, `watch`, `broadcast`, `queue_set`) know `T`; [`channel_core`] joins a ring, its
+// wait queues and its socket; [`ring`], [`extents`], [`segment`] and `recent` know bytes and words, have no async and never
+// wait.
 #![forbid(unsafe_code)]
 
 #[cfg(not(multiprocess_loom))]

@@ -11,6 +11,8 @@ use std::task::{Context, Poll, ready};
 
 /// A channel for one value, such as the answer to a request that went through a queue.
 ///
+/// For more than one value take [`simplex`](crate::simplex) or a [`Queue`](crate::Queue). The result of a child needs no channel: its handle is a future of it.
+///
 /// It is what `tokio::sync::oneshot` is within one process. Both ends travel: a request can bring the sender along.
 ///
 /// ```

@@ -25,6 +25,9 @@ const BYTES: u64 = 1 << 20;
 
 /// Creates a two-way pipe: what one end sends, the other end receives.
 ///
+/// For one direction take [`simplex`], for several producers or consumers a [`Queue`](crate::Queue), to talk with another program
+/// [`connection`](crate::connection).
+///
 /// ```
 /// # multiprocess::init();
 /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
@@ -50,6 +53,8 @@ pub fn pipe<S: Item, R: Item>() -> Result<(Connection<S, R>, Connection<R, S>)> 
 }
 
 /// Creates a one-way pipe.
+///
+/// For both directions take [`pipe`], for several producers or consumers a [`Queue`](crate::Queue), for one value [`oneshot`](crate::oneshot()).
 ///
 /// ```
 /// use multiprocess::{self as mp, Process, Sender};

@@ -29,6 +29,9 @@ impl<T: Serialize + DeserializeOwned + Send + 'static> Item for T {}
 
 /// A first-in, first-out queue between processes, for any number of producers and consumers.
 ///
+/// To wait until all items are processed take a [`JoinableQueue`]; between two processes that should notice each other's end a [`pipe`](crate::pipe); for each value
+/// to reach every receiver a [`broadcast`](crate::broadcast()); for calls with results a [`Pool`](crate::Pool).
+///
 /// A handle is cheap to clone and is itself a serde value: send it as an argument, in a result, inside another value, or
 /// through another queue. All handles, in all processes, stand for the same queue. It exists as long as any process has a
 /// handle or one is on its way.
@@ -573,6 +576,8 @@ queue_methods!(Queue);
 queue_methods!(JoinableQueue);
 
 /// A [`Queue`] that counts unfinished items, so that a producer can wait until all of them are processed.
+///
+/// If nobody waits for the end, a [`Queue`] is simpler; if the producer needs the results too, so is a [`Pool`](crate::Pool).
 ///
 /// A consumer calls [`task_done`](JoinableQueue::task_done) once for each item that it has taken and processed.
 /// [`join`](JoinableQueue::join) waits until the queue is empty and no item is unfinished. All other methods are those of

@@ -40,6 +40,8 @@ use std::time::Duration;
 
 /// Many queues as one: the next item of any of them, with the key of its queue.
 ///
+/// For two or three queues `tokio::select!` over their `get`s does as well.
+///
 /// It waits for thousands of queues as cheaply as for one: what a `get` costs depends on how many of them have items. Queues take
 /// turns, so that a busy one does not keep the others waiting. Others may get from the same queues meanwhile.
 ///

@@ -14,6 +14,9 @@ use std::time::Duration;
 
 /// A value that senders replace and receivers look at, beginning with `value`.
 ///
+/// If no value may be missed take a [`broadcast`](crate::broadcast()), or a [`Queue`](crate::Queue) if each has one receiver; for a number without waiting, a
+/// [`Value`](crate::Value).
+///
 /// It is what `tokio::sync::watch` is within one process: a receiver can look at any time, and wait until the value has changed; of
 /// several changes it may see only the last. Use it for a configuration, a state, or how far something has come.
 ///

@@ -1,7 +1,7 @@
 //! A pool on many machines: a program asks, and every host that serves takes part.
 //!
 //! An item runs at least once; it runs twice only if a host was lost or cut off; its caller is answered exactly once; side
-//! effects are not undone. The guide is `docs/cluster.md`. Needs the feature `cluster`, and Rust 1.89.
+//! effects are not undone. The guide's page is [a pool on many machines](crate::guide::many_machines). Needs the feature `cluster`, and Rust 1.89.
 //!
 //! ```
 //! use multiprocess::{self as mp, Pool, cluster::Address};

@@ -1,4 +1,7 @@
 //! The crate's one error type: a kind, a message that names the object or process, and the facts of the kind.
+//!
+//! [`Error::kind`] is what to match on. The guide's page on [troubleshooting](crate::guide::troubleshooting) goes from what an error says to its cause.
+//! The same names stand at the root of the crate.
 #![forbid(unsafe_code)]
 
 mod cause;

@@ -38,6 +38,9 @@ const GRACE: Duration = Duration::from_secs(5);
 
 /// A process that owns objects, which other processes use through proxies.
 ///
+/// For plain numbers take a [`Value`](crate::Value) or an [`Array`](crate::Array), and for values that are passed on a [`Queue`](crate::Queue): they cost no message to
+/// another process.
+///
 /// The objects are lists, dictionaries, namespaces, queues, locks and the like, and [values of any type](Self::create). A proxy is a
 /// serde value: send it to other processes as an argument, or through a queue. Programs that share no memory with the manager, also on
 /// other hosts, use it by [`connect`](Self::connect), if it is [bound](ManagerBuilder::bind) to an address.

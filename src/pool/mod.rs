@@ -1,20 +1,27 @@
 //! Worker processes with one task queue.
 //!
-//! ```text
-//! pool.rs          Pool: apply, map, imap; the public face       config.rs    options of a pool
-//! handle.rs        futures and streams that callers await        options.rs   options of a call, its progress
-//! flight.rs        the items of one call, pulled and waited for  input.rs     sources of items
-//! chunk.rs         encoded items on their way out                batch.rs     encoded results on their way back
-//! group.rs         the items of one call, for the scheduler      side_channel.rs  large payloads, beside the lanes
-//! engine.rs        the scheduler's lock, and the work outside it scheduler/   the state machine
-//! driver.rs        starts workers, keeps time                    checkout.rs  one worker for a run of calls
-//! taker.rs         the seam for executors that are no workers    local.rs     a thread of this process as one
-//! encoded.rs       items and results that stay encoded
-//! worker.rs        the loop of a worker process                  task.rs      `current_task`
-//! protocol.rs      orders and contracts, as workers get them     trace.rs     spans and events of tasks
-//! stats.rs         figures of a pool                             retry.rs     failures that are tried again
-//! events.rs        values that a task sends before its result
-//! ```
+//! [`Pool`] runs functions: [`apply`](Pool::apply) for one, [`map`](Pool::map) for all items of a collection, [`imap`](Pool::imap) for a stream of
+//! results. What these return ([`Call`], [`Map`], [`Results`], [`AsyncResult`]) has the options of a call: timeouts, retries, chunks, progress.
+//! [`PoolBuilder`] has those of the pool. [`StatePool`] lends each task a state that its worker has made, [`Checkout`] keeps one worker for a run of calls,
+//! and [`current_task`] is a task's view of itself. [`PoolStats`] shows what a pool does.
+//!
+//! For one function take [`Process`](crate::Process), for several that end together [`Group`](crate::Group). The same names stand at the root of the crate.
+//! See also the guide's page on [pools](crate::guide::pools).
+// In this room:
+//
+// pool.rs          Pool: apply, map, imap; the public face       config.rs    options of a pool
+// handle.rs        futures and streams that callers await        options.rs   options of a call, its progress
+// flight.rs        the items of one call, pulled and waited for  input.rs     sources of items
+// chunk.rs         encoded items on their way out                batch.rs     encoded results on their way back
+// group.rs         the items of one call, for the scheduler      side_channel.rs  large payloads, beside the lanes
+// engine.rs        the scheduler's lock, and the work outside it scheduler/   the state machine
+// driver.rs        starts workers, keeps time                    checkout.rs  one worker for a run of calls
+// taker.rs         the seam for executors that are no workers    local.rs     a thread of this process as one
+// encoded.rs       items and results that stay encoded
+// worker.rs        the loop of a worker process                  task.rs      `current_task`
+// protocol.rs      orders and contracts, as workers get them     trace.rs     spans and events of tasks
+// stats.rs         figures of a pool                             retry.rs     failures that are tried again
+// events.rs        values that a task sends before its result
 #![forbid(unsafe_code)]
 
 mod batch;

@@ -25,6 +25,9 @@ use tokio::runtime;
 
 /// A pool of worker processes that run functions. Cheap to clone: all clones are one pool.
 ///
+/// For one function that runs long take a [`Process`](crate::Process), for several children that end together a [`Group`](crate::Group), for work that needs no process
+/// `tokio::task::spawn_blocking`.
+///
 /// ```
 /// use futures::TryStreamExt;
 /// use multiprocess::{self as mp, Pool};

@@ -195,6 +195,9 @@ impl<S: 'static> StatePoolBuilder<S> {
 }
 
 /// A [`Pool`] whose workers each have a state of type `S`; made by [`PoolBuilder::state`]. It derefs to the pool.
+///
+/// For a run of calls that must meet the same worker take [`Pool::checkout`](crate::Pool::checkout); for data that all workers read, [`preload`](crate::preload) or an
+/// [`Array`](crate::Array).
 pub struct StatePool<S> {
     pool: Pool,
     state: PhantomData<fn() -> S>,

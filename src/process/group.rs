@@ -18,6 +18,8 @@ use std::time::{Duration, Instant};
 
 /// Child processes that belong together: what `tokio::task::JoinSet` is for tasks.
 ///
+/// For many short tasks take a [`Pool`](crate::Pool), which keeps its processes; for one child, or children that outlive their handles, a [`Process`](crate::Process).
+///
 /// Their results come in the order in which they end. When the group is dropped, all of them end.
 ///
 /// ```

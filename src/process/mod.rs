@@ -1,26 +1,32 @@
 //! One child process: how it is started, what it runs, how it ends.
 //!
-//! ```text
-//! the public face
-//!   process.rs         Process: a child, and the future of its result      info.rs       name and pid of this process and its parent
-//!   builder.rs         ProcessBuilder: options, and the start              shutdown.rs   SIGTERM and Ctrl-C as a future
-//!   boot.rs            init, run, preload; takes the role of the process   stdio.rs      where standard streams go
-//!   function.rs        the functions that can run in another process       group.rs      children that belong together
-//!   task.rs            a function and its arguments as a value
-//! in the process that starts children
-//!   client.rs          this process and its fork server                    children.rs   the list of children that run
-//!   server_start.rs    a fork server until it serves                       reports.rs    what a child sends back
-//!   server_link.rs     orders to a fork server and to its spare children   watch.rs      a descriptor of a child, watched
-//!   spares.rs          how many spare children there shall be              lifeline.rs   kills the children with this process
-//! in the processes that are started
-//!   server.rs          the loop of the fork server                         child.rs      a child from its fork to its exit
-//!   preload.rs         runs preload functions                              name_cleaner.rs  removes names from /dev/shm
-//! in all of them
-//!   origin.rs          what a process starts others from                   role.rs       hands a role to a new process
-//!   protocol.rs, order.rs, variables.rs  the messages                      entry.rs      function <-> address
-//!   executor.rs        the runtime of async functions                      outcome.rs    an encoded result
-//!   panics.rs          panics as errors
-//! ```
+//! [`run`] or [`init`] is the first line of `main`. [`Process`] runs a function in a child, with options by [`ProcessBuilder`]; [`Group`] holds
+//! children that belong together; [`Task`] is a function with its arguments as a value. [`preload`] runs functions once for all children, and
+//! [`shutdown_signal`] is SIGTERM or Ctrl-C as a future.
+//!
+//! For many short tasks take a [`Pool`](crate::Pool), for a child that is started again when it fails [`ProcessBuilder::restart`]. The same names
+//! stand at the root of the crate. See also the guide's page on [processes](crate::guide::processes).
+// In this room:
+//
+// the public face
+//   process.rs         Process: a child, and the future of its result      info.rs       name and pid of this process and its parent
+//   builder.rs         ProcessBuilder: options, and the start              shutdown.rs   SIGTERM and Ctrl-C as a future
+//   boot.rs            init, run, preload; takes the role of the process   stdio.rs      where standard streams go
+//   function.rs        the functions that can run in another process       group.rs      children that belong together
+//   task.rs            a function and its arguments as a value
+// in the process that starts children
+//   client.rs          this process and its fork server                    children.rs   the list of children that run
+//   server_start.rs    a fork server until it serves                       reports.rs    what a child sends back
+//   server_link.rs     orders to a fork server and to its spare children   watch.rs      a descriptor of a child, watched
+//   spares.rs          how many spare children there shall be              lifeline.rs   kills the children with this process
+// in the processes that are started
+//   server.rs          the loop of the fork server                         child.rs      a child from its fork to its exit
+//   preload.rs         runs preload functions                              name_cleaner.rs  removes names from /dev/shm
+// in all of them
+//   origin.rs          what a process starts others from                   role.rs       hands a role to a new process
+//   protocol.rs, order.rs, variables.rs  the messages                      entry.rs      function <-> address
+//   executor.rs        the runtime of async functions                      outcome.rs    an encoded result
+//   panics.rs          panics as errors
 #![forbid(unsafe_code)]
 
 mod boot;

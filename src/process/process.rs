@@ -25,6 +25,9 @@ use tokio::io::Interest;
 
 /// A child process that runs a function: a handle to it, and a future of the function's result.
 ///
+/// For many short tasks take a [`Pool`](crate::Pool), for children that belong together a [`Group`](crate::Group), and for a child that is started again when
+/// it fails [`ProcessBuilder::restart`](crate::ProcessBuilder::restart).
+///
 /// [`spawn`](Self::spawn) starts one. Awaiting the handle is the same as [`join`](Self::join).
 ///
 /// ```

@@ -257,7 +257,7 @@ fn read<T: DeserializeOwned>(parcel: Option<Parcel>) -> io::Result<Option<(T, Pa
 }
 
 /// The descriptors that a program needs at a low limit: streams, the program, the family with its least number of doorbells,
-/// the connection, the lifeline, and some for a moment during a start. See `README.md`.
+/// the connection, the lifeline, and some for a moment during a start. See `docs/guide/limits.md`.
 const FIRST_DESCRIPTORS: usize = 32;
 
 /// The pidfd and the report socket; three more if streams are piped.
@@ -278,7 +278,7 @@ pub(super) fn spawn_error(what: impl std::fmt::Display, error: io::Error) -> Err
         }
         _ => String::new(),
     };
-    Error::new(crate::ErrorKind::Spawn, format!("{what}: {error}{hint}")).with_source(error)
+    Error::new(crate::error::ErrorKind::Spawn, format!("{what}: {error}{hint}")).with_source(error)
 }
 
 pub(super) type Answer<T> = Result<T, Error>;

@@ -18,6 +18,8 @@ use tokio_util::sync::CancellationToken;
 
 /// A function together with its arguments, as a value: to be sent through a queue, kept in a list, and run where it arrives.
 ///
+/// To run one function elsewhere no task is needed: [`Process::spawn`](crate::Process::spawn) and [`Pool::apply`](crate::Pool::apply) take the function itself.
+///
 /// Any function that [`Process::spawn`](crate::Process::spawn) takes can be in it, with the same checks when it is made, and
 /// when it is run: a task names a function of this program's image, and runs nothing else. Tasks of different functions and
 /// arguments have the same type if their results have.

@@ -1,6 +1,10 @@
 //! Children that are kept up: started again when they fail, within limits.
 //!
-//! `restart` says when and how often, and decides; `supervised` is the face, and the task that starts, waits and stops.
+//! [`ProcessBuilder::restart`](crate::ProcessBuilder::restart) takes a [`Restart`], which says when, how often and after which time, and makes a
+//! [`SupervisedBuilder`]; [`Supervised`] is the child that it keeps up. A pool replaces its workers by itself and needs none of this.
+// In this room:
+//
+// `restart` says when and how often, and decides; `supervised` is the face, and the task that starts, waits and stops.
 #![forbid(unsafe_code)]
 
 mod restart;

@@ -142,6 +142,8 @@ struct Shared {
 
 /// A child that is started again when it fails; made by [`ProcessBuilder::restart`].
 ///
+/// For a child that runs once take a [`Process`](crate::Process). A [`Pool`](crate::Pool) replaces its workers by itself.
+///
 /// # Details
 /// - **Drop.** Dropping it kills the child (SIGKILL), which is not started again. [`stop`](Self::stop) asks it first.
 /// - **Death.** When the process that supervises ends, however it ends, the child ends too, as any child does.

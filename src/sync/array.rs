@@ -60,6 +60,9 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 
 /// An array of plain values (`T: bytemuck::Pod`) in shared memory, which processes use in place.
 ///
+/// For one number or struct take a [`Value`](crate::Value), for bytes of another layout or with a name [`SharedMemory`](crate::SharedMemory), for a list that grows a
+/// [`Manager`](crate::Manager).
+///
 /// [`lock`](Array::lock) waits for its turn and derefs to the elements themselves, a `[T]`. For single elements there are
 /// [`get`](Array::get), which never waits, and [`set`](Array::set), which holds the lock while it writes.
 ///

@@ -247,6 +247,8 @@ impl BarrierWaitResult {
 
 /// A barrier between processes: a number of parties wait for each other, again and again.
 ///
+/// To wait for one of them take an [`Event`](crate::Event); for the end of processes, join them.
+///
 /// Use it to separate the phases of a computation. A party is any caller of [`wait`](Barrier::wait): a process, a task or a
 /// thread. When the last party of a generation arrives, all continue, and the next generation begins.
 ///

@@ -20,6 +20,8 @@ use std::time::{Duration, Instant};
 
 /// A condition variable between processes, together with the lock that it releases.
 ///
+/// For a flag take an [`Event`](crate::Event), to hand values on a [`Queue`](crate::Queue).
+///
 /// Use it to wait until data that the lock protects has changed. [`lock`](Condition::lock) returns a guard.
 /// [`wait`](Condition::wait) takes the guard, releases the lock while it waits for a notification, and returns the guard.
 /// Any number of tasks in any process may wait.

@@ -144,6 +144,9 @@ fn timed_out() -> Error {
 
 /// A flag that processes set, clear and wait for.
 ///
+/// To wait for more than a flag take a [`Condition`](crate::Condition), for a value that changes a [`watch`](crate::watch()), to stop work a
+/// [`CancellationToken`](crate::CancellationToken).
+///
 /// Use it to announce something once to any number of waiters: that a service is ready, or that all should stop.
 ///
 /// ```

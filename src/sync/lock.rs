@@ -14,6 +14,9 @@ use std::time::Duration;
 
 /// A mutual exclusion lock between processes.
 ///
+/// If readers need not exclude each other take an [`RwLock`](crate::RwLock), for n at a time a [`Semaphore`](crate::Semaphore), for a holder that acquires it again an
+/// [`RLock`](crate::RLock). [`Value`](crate::Value) and [`Array`](crate::Array) have their lock inside.
+///
 /// It protects anything that processes share: a file, a device, a step that only one of them may do at a time. Tasks and
 /// threads of one process exclude each other as processes do. [`acquire`](Lock::acquire) returns a guard; dropping the
 /// guard releases the lock.

@@ -1,7 +1,23 @@
-//! Locks, signals and data in shared memory.
+//! Locks, signals and plain data in shared memory.
 //!
-//! One file per primitive, and one for the shared words of each that has more than one. `acquire` has the five ways to
-//! acquire a primitive, `object` the memory and the descriptor of any of them. Waiting is [`crate::wait::until`].
+//! | to | take |
+//! |---|---|
+//! | let one at a time do something | [`Lock`]; one that its holder may take again, [`RLock`] |
+//! | let many read, or one write | [`RwLock`] |
+//! | let at most n at a time do something | [`Semaphore`]; one that never gets more permits, [`BoundedSemaphore`] |
+//! | say that something has happened | [`Event`] |
+//! | wait until shared data are as wanted | [`Condition`] |
+//! | wait until n have arrived | [`Barrier`] |
+//! | cancel work in all processes | [`CancellationToken`] |
+//! | share a number or a plain struct | [`Value`] |
+//! | share plain elements, used in place | [`Array`] |
+//!
+//! All can be awaited, and have `try_*`, `blocking_*` and `*_timeout` forms. [`debug::dump`] lists holders and waiters. The same names stand at the
+//! root of the crate. See also the guide's page on [sharing](crate::guide::sharing).
+// In this room:
+//
+// One file per primitive, and one for the shared words of each that has more than one. `acquire` has the five ways to
+// acquire a primitive, `object` the memory and the descriptor of any of them. Waiting is [`crate::wait::until`].
 #![forbid(unsafe_code)]
 
 mod acquire;

@@ -271,6 +271,9 @@ impl fmt::Debug for Permit {
 
 /// A counting semaphore between processes: it admits as many holders at a time as it has permits.
 ///
+/// For one at a time take a [`Lock`](crate::Lock), whose next holder hears of a killed one; if permits are released by hand, a [`BoundedSemaphore`], which notices one too many;
+/// to bound the tasks of a pool, its [workers](crate::PoolBuilder::workers).
+///
 /// Use it to bound how many processes do something at once, such as downloads or builds. [`acquire`](Semaphore::acquire)
 /// returns a [`Permit`]; dropping the permit returns it.
 ///

@@ -15,6 +15,9 @@ use tokio::runtime::Handle;
 
 /// A token by which work is cancelled, in whichever processes it runs.
 ///
+/// For a flag that can be cleared again take an [`Event`](crate::Event). A task of a pool is cancelled by dropping its call, and asks
+/// [`current_task`](crate::current_task).
+///
 /// All clones of a token are one token, in every process: [`cancel`](CancellationToken::cancel) on any of them cancels all, for
 /// good, and wakes all that wait for it. It is what [`tokio_util::sync::CancellationToken`] is within one process.
 ///

@@ -54,6 +54,8 @@ use std::time::{Duration, Instant};
 
 /// A value in shared memory: an integer, a float, or any plain struct (`T: bytemuck::Pod`) of any size.
 ///
+/// For many elements take an [`Array`](crate::Array), for values with a heap (`String`, `Vec`) or methods a [`Manager`](crate::Manager), to wait for a change a [`watch`](crate::watch()).
+///
 /// - [`get`](Value::get) and [`set`](Value::set) copy the whole value.
 /// - Integers have [`fetch_add`](Value::fetch_add) and similar operations, which are atomic.
 /// - Any other change that depends on the old value needs a guard: [`lock`](Value::lock) waits for its turn and derefs to a

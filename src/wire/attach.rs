@@ -238,6 +238,8 @@ pub(crate) fn take<'de, D: Deserializer<'de>>(index: u32) -> Result<OwnedFd, D::
 
 /// Lets anything made of one descriptor travel: `OwnedFd`, `File`, `TcpStream`, `UnixStream` and their like.
 ///
+/// The handles of this crate need none: they are values themselves.
+///
 /// The receiver gets a descriptor of its own for the same open file. The sender's stays open until dropped;
 /// a value that is moved away (an argument, a `put`) drops it once it is sent. tokio's types travel as their
 /// std twins (`into_std`, `from_std`); both processes then share one file status, such as O_NONBLOCK.

@@ -121,6 +121,8 @@ pub async fn with_depth_limit_async<F: Future>(levels: usize, future: F) -> F::O
 
 /// A value that may be nested as deeply as can be read at all; see [`with_depth_limit`].
 ///
+/// To send a deep value take [`with_depth_limit`]; this is for results.
+///
 /// It is for results, which are encoded after the function that made them has returned.
 ///
 /// ```

@@ -1,4 +1,7 @@
-//! Values <-> bytes, and what rides along with them.
+//! How values travel: file descriptors, and the depth of nested values.
+//!
+//! Any serde value can be sent; the guide's page on [values](crate::guide::values) says what arrives. [`Fd`] carries an open file or socket.
+//! Values nested deeper than 1024 levels are sent within [`with_depth_limit`], and returned as [`Deep`].
 #![forbid(unsafe_code)]
 
 pub(crate) mod attach;

@@ -1,4 +1,4 @@
-//! Values that no serde format carries, because what their own serde code hands over lacks something. `docs/values.md`
+//! Values that no serde format carries, because what their own serde code hands over lacks something. `docs/guide/values.md`
 //! lists them; one that arrives unchanged after all makes the test fail.
 
 use super::Ways;

@@ -3,7 +3,7 @@
 //! The zoo has a value for each class of types that serde formats confuse, and for the crates whose types people pass
 //! around. Each goes through a queue alone, and with some others (so that the compiler has less to do) as an argument and
 //! as the result of a process, through a queue, as an item of `Pool::map`, and into and out of a manager's dictionary and
-//! list. `docs/values.md` says in words what the same classes do.
+//! list. `docs/guide/values.md` says in words what the same classes do.
 #![allow(clippy::unwrap_used, clippy::type_complexity, reason = "tests fail by it; the types are what is tested")]
 
 mod attributes;

@@ -1,0 +1,65 @@
+//! The guide: from a first program to a service on many machines.
+//!
+//! Begin with [a first program](first_program), then find out [which one you need](which_one), or how it is called if you come [from Python](from_python). By
+//! task: [processes], [pools], [services], [pipelines], [sharing memory](sharing), [crashing and hostile libraries](hostile),
+//! [many machines](many_machines), [testing], [observing]. To look up: [values], [costs], [limits],
+//! [where it runs](where_it_runs), [troubleshooting].
+//!
+//! Each page stands in `docs/guide` of the repository too, as a book for mdBook. Its examples are compiled and run as tests.
+#![forbid(unsafe_code)]
+
+/// A page: its links lead to other pages here, and to other files in the book. The first definition of a link counts.
+macro_rules! pages {
+    ($($(#[$what:meta])* $name:ident = $file:literal;)*) => {$(
+        $(#[$what])*
+        #[doc = ""]
+        #[doc = include_str!("links.md")]
+        #[doc = ""]
+        #[doc = include_str!(concat!("../../docs/guide/", $file))]
+        pub mod $name {}
+    )*};
+}
+
+pages! {
+    /// A program with a child process and a pool, in five minutes.
+    first_program = "first-program.md";
+    /// From what you have to the type to take.
+    which_one = "which-one.md";
+    /// Each public name of Python's `multiprocessing`, of `concurrent.futures` and of joblib, beside ours.
+    from_python = "from-python.md";
+    /// One function in one child: [`Process`](crate::Process), [`ProcessBuilder`](crate::ProcessBuilder), [`Group`](crate::Group), [`preload`](crate::preload).
+    processes = "processes.md";
+    /// Many tasks on a few processes: [`Pool`](crate::Pool), [`PoolBuilder`](crate::PoolBuilder), [`Checkout`](crate::Checkout), [`StatePool`](crate::StatePool).
+    pools = "pools.md";
+    /// Deadlines, shedding load, and a graceful stop under systemd, Kubernetes and Ctrl-C.
+    services = "services.md";
+    /// Values that flow from process to process: [`Queue`](crate::Queue), [`simplex`](crate::simplex), [`PoolStreamExt`](crate::PoolStreamExt).
+    pipelines = "pipelines.md";
+    /// What moves and what is copied: [`Value`](crate::Value), [`Array`](crate::Array), [`SharedMemory`](crate::SharedMemory), [`Manager`](crate::Manager).
+    sharing = "sharing.md";
+    /// How values travel, with every serde attribute.
+    values = "values.md";
+    /// Libraries that crash, hang, leak, or should not be trusted.
+    hostile = "hostile.md";
+    /// `test_support!`, nextest, coverage, and tokio's paused time.
+    testing = "testing.md";
+    /// What a running program shows: [`Pool::stats`](crate::Pool::stats), progress, `tracing`, [`debug::dump`](crate::debug::dump).
+    observing = "observing.md";
+    /// What each thing costs, and how to measure it.
+    costs = "costs.md";
+    /// How much, how many, how deep, and what cannot be done.
+    limits = "limits.md";
+    /// What the crate was tried in and what it needs.
+    where_it_runs = "where-it-runs.md";
+    /// What you see, why, and what to do.
+    troubleshooting = "troubleshooting.md";
+}
+
+/// A pool on many machines, by the feature `cluster`.
+///
+#[doc = include_str!("links.md")]
+///
+// Its program needs the feature.
+#[cfg_attr(feature = "cluster", doc = include_str!("../../docs/guide/many-machines.md"))]
+#[cfg_attr(not(feature = "cluster"), doc = "This page needs the feature: `cargo doc --features cluster`.")]
+pub mod many_machines {}
