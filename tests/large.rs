@@ -87,6 +87,21 @@ impl Since {
     }
 }
 
+/// A worker that is idle must not take over what another one only has not received yet.
+#[tokio::test]
+async fn large_argument_is_sent_to_one_worker() -> mp::Result<()> {
+    let _deadline = Deadline::after(Duration::from_secs(60));
+    if !has_memory(2 << 10) {
+        return Ok(());
+    }
+    let pool = Pool::new(2)?;
+    assert_eq!(pool.map(|n: u8| n, 0..10).await?.len(), 10);
+    assert_eq!(pool.apply(len_of, (vec![1; 2 * LARGE * MIB],)).await?, 2 * LARGE * MIB);
+    let peaks: Vec<u64> = pool.stats().workers.iter().map(|worker| worker.peak).collect();
+    assert_eq!(peaks.iter().filter(|peak| **peak > (LARGE * MIB) as u64).count(), 1, "{peaks:?}");
+    Ok(())
+}
+
 fn put<T: Large>(queue: Queue<T>) -> mp::Result<usize> {
     let value = T::make();
     let since = Since::now();

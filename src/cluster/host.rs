@@ -18,7 +18,7 @@ use super::link::{self, Failure, Notice};
 use super::messages::{Ask, Beat, Cancel, Held, Message, Numbers, Piece, Tasks};
 use super::pieces;
 use super::pulls::{EXPIRES, Pulls};
-use super::roster::BEAT;
+use super::roster::{BEAT, IDLE_BEAT};
 use super::serving::{Command, Served};
 use super::stream::{self, Names};
 use super::waiting::finished;
@@ -328,7 +328,7 @@ impl Service {
     /// Does what is due; why it cannot go on, if that is so.
     async fn tend(&mut self, now: Instant) -> Option<Error> {
         if now >= self.due.beat {
-            self.due.beat = now + BEAT;
+            self.due.beat = now + if self.jobs.is_empty() { IDLE_BEAT } else { BEAT };
             let is_leaving = self.drains_until.is_some();
             self.beat(is_leaving).await;
             self.reconnected();
@@ -567,6 +567,7 @@ impl Service {
         if self.jobs.is_empty() {
             // The server was there just now.
             self.contact = Instant::now();
+            self.due.beat = self.due.beat.min(self.contact + BEAT);
             (self.due.renewal, self.due.report, self.due.look) =
                 (self.contact + self.address.lease / 3, self.contact + BEAT, self.contact + LOOK);
         }

@@ -4,10 +4,12 @@ use super::messages::Beat;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-/// A host tells that it is there this often.
+/// A host that has something to do tells that it is there this often.
 pub(super) const BEAT: Duration = Duration::from_secs(1);
-/// One that was not heard of for this long is not there.
-const SILENT: Duration = Duration::from_millis(3500);
+/// And one that has nothing to do this often.
+pub(super) const IDLE_BEAT: Duration = Duration::from_secs(2);
+/// One that was not heard of for this long is not there: a beat may be lost.
+const SILENT: Duration = Duration::from_millis(4500);
 /// Hosts that are not listed; strangers may send as many names as they like.
 const MOST: usize = 10_000;
 const LONGEST_NAME: usize = 256;

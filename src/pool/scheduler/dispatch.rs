@@ -35,6 +35,8 @@ const SHARE_AFTER: Duration = Duration::from_millis(2);
 const MOST_BOOST: u32 = 12;
 /// An item that its worker does not begin is given to an idle one after this: longer than a wake takes on a busy machine.
 const TAKE_OVER_AFTER: Duration = Duration::from_millis(10);
+/// And after the time in which its arguments come, at 100 MB/s: given to another, they would have to come once more.
+const TRANSFER_PER_KIB: Duration = Duration::from_micros(10);
 
 impl Scheduler {
     /// Where `group` waits; `None` for the calls of a checkout that is over.
@@ -471,8 +473,9 @@ impl Worker {
             running.begun = Some(running.done);
         }
         let has_begun = running.begun == Some(running.done);
+        let transfer = TRANSFER_PER_KIB * (running.chunk.bytes().len() >> 10).try_into().unwrap_or(u32::MAX);
         has_more && now.saturating_duration_since(running.since) >= SHARE_AFTER
-            || !has_begun && now.saturating_duration_since(running.since.max(moved)) >= TAKE_OVER_AFTER
+            || !has_begun && now.saturating_duration_since(running.since.max(moved)) >= TAKE_OVER_AFTER + transfer
     }
 
     /// Whether it is at items that should long be over.

@@ -1,0 +1,419 @@
+//! A cluster pool beside raw JetStream, both by one server with file storage, and beside the pool of one machine.
+//!
+//!     NATS_SERVER=/path/to/nats-server cargo run --release [ROUNDS]
+//!
+//! Each round does all of it, one thing after the other; the table has medians, and ratios formed within a round.
+//! Raw JetStream is written as its users would: each task is published and that acknowledged, one process pulls by a loop of
+//! its own, publishes each answer, and acknowledges the task.
+
+use async_nats::jetstream::{self, consumer::pull, object_store, stream};
+use futures::{StreamExt, TryStreamExt, stream as items};
+use multiprocess::cluster::Address;
+use multiprocess::{self as mp, Pool, Process};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+const LEASE: Duration = Duration::from_secs(2);
+const ONE_BY_ONE: u64 = 300;
+const AT_ONCE: usize = 64;
+const CALLS: u64 = 20_000;
+const RAW_TASKS: u64 = 10_000;
+const MAP: u64 = 100_000;
+const BUSY: u64 = 3000;
+const LARGE: usize = 64 << 20;
+const IDLE: Duration = Duration::from_secs(5);
+
+type Failed = Box<dyn std::error::Error + Send + Sync>;
+
+fn main() -> Result<(), Failed> {
+    mp::run(async {
+        let rounds = std::env::args().nth(1).map_or(Ok(3), |rounds| rounds.parse())?;
+        let binary = std::env::var_os("NATS_SERVER").map_or_else(|| "nats-server".into(), PathBuf::from);
+        let mut table = Vec::new();
+        for round in 1..=rounds {
+            table.push(measured(&binary).await?);
+            eprintln!("round {round} of {rounds}");
+        }
+        print(&table);
+        Ok(())
+    })
+}
+
+/// A figure: what it is, its value, and the goal that it is to keep.
+struct Figure {
+    name: &'static str,
+    value: f64,
+    unit: &'static str,
+    goal: Goal,
+}
+
+#[derive(Clone, Copy)]
+enum Goal {
+    None,
+    Most(f64),
+    Least(f64),
+}
+
+fn print(rounds: &[Vec<Figure>]) {
+    println!("| what | median (least to most) | goal |\n|---|---|---|");
+    for (at, Figure { name, unit, goal, .. }) in rounds[0].iter().enumerate() {
+        let mut values: Vec<f64> = rounds.iter().map(|round| round[at].value).collect();
+        values.sort_by(f64::total_cmp);
+        let (middle, least, most) = (values[values.len() / 2], values[0], values[values.len() - 1]);
+        let goal = match goal {
+            Goal::None => "".into(),
+            Goal::Most(most) => format!("<= {most}{}", if middle <= *most { "" } else { " MISSED" }),
+            Goal::Least(least) => format!(">= {least}{}", if middle >= *least { "" } else { " MISSED" }),
+        };
+        println!("| {name} | {middle:.2} ({least:.2} to {most:.2}) {unit} | {goal} |");
+    }
+}
+
+/// All figures of one round, by a server of its own.
+async fn measured(binary: &PathBuf) -> Result<Vec<Figure>, Failed> {
+    let mut server = Server::start(binary)?;
+    let mut figures = Vec::new();
+    let mut add = |name, value, unit, goal| figures.push(Figure { name, value, unit, goal });
+
+    let raw = Raw::start(&server).await?;
+    let (raw_p50, raw_rate) = (raw.one_by_one().await?, raw.at_once().await?);
+    drop(raw);
+
+    let pool = server.pool()?;
+    let mut host = server.host()?;
+    pool.apply(tiny, (1,)).await?;
+    let mut times = Vec::new();
+    for n in 0..ONE_BY_ONE {
+        let start = Instant::now();
+        assert_eq!(pool.apply(tiny, (n,)).await?, n + 1);
+        times.push(start.elapsed());
+    }
+    let p50 = middle(times);
+    add("raw JetStream: one task by one, p50", raw_p50 * 1e3, "ms", Goal::None);
+    add("`apply` one by one, p50, by raw", p50 / raw_p50, "x", Goal::Most(1.5));
+
+    let start = Instant::now();
+    let calls = items::iter(0..CALLS).map(|n| pool.apply(tiny, (n,))).buffer_unordered(AT_ONCE);
+    let sum = calls.try_fold(0, async |sum, n| Ok(sum + n)).await?;
+    assert_eq!(sum, CALLS * (CALLS + 1) / 2);
+    let rate = CALLS as f64 / start.elapsed().as_secs_f64();
+    add("raw JetStream: 64 tasks in flight", raw_rate, "tasks/s", Goal::None);
+    add("`apply`, 64 in flight, by raw", rate / raw_rate, "x", Goal::Least(0.6));
+
+    let before = server.published().await?;
+    let start = Instant::now();
+    assert_eq!(pool.map(tiny, 0..MAP).await?.len() as u64, MAP);
+    let rate = MAP as f64 / start.elapsed().as_secs_f64();
+    add("`map` of 100,000 tiny items, by raw", rate / raw_rate, "x", Goal::Least(50.0));
+    add("its messages", (server.published().await? - before) as f64, "", Goal::Most(200.0));
+
+    let start = Instant::now();
+    pool.map(busy, 0..BUSY).await?;
+    let here = start.elapsed();
+    let local = Pool::new(2)?;
+    local.map(busy, 0..100).await?;
+    let start = Instant::now();
+    local.map(busy, 0..BUSY).await?;
+    let ratio = here.as_secs_f64() / start.elapsed().as_secs_f64();
+    local.close();
+    local.join().await?;
+    add("`map` of 3000 items of 1 ms, time by that of a local pool", ratio, "x", Goal::Most(1.15));
+
+    let stored = server.store_and_load().await?;
+    let bytes = vec![7_u8; LARGE];
+    pool.apply(echo, (vec![1; 1 << 20],)).await?;
+    let start = Instant::now();
+    assert_eq!(pool.apply(echo, (bytes,)).await?.len(), LARGE);
+    let crossed = 2.0 * LARGE as f64 / start.elapsed().as_secs_f64();
+    add("object store: 64 MiB put and got", stored / f64::from(1 << 20), "MiB/s", Goal::None);
+    add("argument and result of 64 MiB, by that", crossed / stored, "x", Goal::Least(1.0));
+
+    let (wakes, host_wakes, messages) = server.idle(host.pid()).await?;
+    add("idle: this process wakes", wakes, "/s", Goal::Most(2.0));
+    add("idle: its host wakes", host_wakes, "/s", Goal::Most(2.0));
+    add("idle: messages", messages, "/s", Goal::Most(4.0));
+
+    let others = server.host()?;
+    while pool.workers() < 4 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let mut results = pool.imap_unordered(slow, 0..2000);
+    for _ in 0..200 {
+        results.next().await.ok_or("no result")??;
+    }
+    host.kill()?;
+    // The others go on meanwhile: the last of all is of those that were lost, or later.
+    let killed = Instant::now();
+    let mut longest = Duration::ZERO;
+    while let Some(result) = results.next().await {
+        result?;
+        longest = killed.elapsed();
+    }
+    let alone = Duration::from_millis(5) * 1800 / 2;
+    let beyond = longest.saturating_sub(alone.saturating_sub(LEASE)).as_secs_f64();
+    add("a host is killed: its items are answered within", beyond.min(longest.as_secs_f64()), "s", Goal::Most(3.0));
+
+    let mut results = pool.imap_unordered(slow, 0..100_000);
+    for _ in 0..100 {
+        results.next().await.ok_or("no result")??;
+    }
+    server.kill();
+    // What hosts had answered already.
+    while let Ok(Some(result)) = tokio::time::timeout(Duration::from_millis(300), results.next()).await {
+        result?;
+    }
+    server.run()?;
+    let listens = Instant::now();
+    results.next().await.ok_or("no result")??;
+    add("the server is killed: first answer after it listens", listens.elapsed().as_secs_f64(), "s", Goal::Most(1.5));
+    drop(results);
+    pool.terminate();
+    drop(others);
+    Ok(figures)
+}
+
+fn middle(mut times: Vec<Duration>) -> f64 {
+    times.sort();
+    times[times.len() / 2].as_secs_f64()
+}
+
+fn tiny(n: u64) -> u64 {
+    n + 1
+}
+
+fn busy(n: u64) -> u64 {
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_millis(1) {
+        std::hint::spin_loop();
+    }
+    n
+}
+
+fn slow(n: u64) -> u64 {
+    std::thread::sleep(Duration::from_millis(5));
+    n
+}
+
+fn echo(bytes: Vec<u8>) -> Vec<u8> {
+    bytes
+}
+
+async fn serve(url: String) -> mp::Result<()> {
+    Pool::new(2)?.serve(Address::new(&url).lease(LEASE)).await.map(drop)
+}
+
+struct Server {
+    binary: PathBuf,
+    dir: PathBuf,
+    port: u16,
+    monitor: u16,
+    child: Option<Child>,
+}
+
+impl Server {
+    fn start(binary: &PathBuf) -> Result<Self, Failed> {
+        let free = || Ok::<_, std::io::Error>(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port());
+        let dir = std::env::temp_dir().join(format!("cluster-figures-{}", std::process::id()));
+        let mut server = Self { binary: binary.clone(), dir, port: free()?, monitor: free()?, child: None };
+        server.run()?;
+        Ok(server)
+    }
+
+    fn run(&mut self) -> Result<(), Failed> {
+        let mut command = Command::new(&self.binary);
+        command.args(["-js", "-a", "127.0.0.1", "-p", &self.port.to_string(), "-m", &self.monitor.to_string(), "-sd"]);
+        self.child = Some(command.arg(&self.dir).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?);
+        let start = Instant::now();
+        while TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).is_err() {
+            if start.elapsed() > Duration::from_secs(10) {
+                return Err(format!("{} does not listen", self.binary.display()).into());
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Ok(())
+    }
+
+    fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    fn pool(&self) -> Result<Pool, Failed> {
+        Ok(Pool::builder().cluster(Address::new(format!("{}/figures", self.url())).lease(LEASE)).build()?)
+    }
+
+    fn host(&self) -> Result<Process<mp::Result<()>>, Failed> {
+        Ok(Process::builder().daemon(true).spawn(serve, (format!("{}/figures", self.url()),))?)
+    }
+
+    async fn jetstream(&self) -> Result<jetstream::Context, Failed> {
+        Ok(jetstream::new(async_nats::connect(self.url()).await?))
+    }
+
+    /// How many messages were ever put into the pool's stream.
+    async fn published(&self) -> Result<u64, Failed> {
+        let stream = self.jetstream().await?.get_stream("MP_figures").await?;
+        Ok(stream.cached_info().state.last_sequence)
+    }
+
+    /// Bytes per second through an object store, there and back.
+    async fn store_and_load(&self) -> Result<f64, Failed> {
+        let config = object_store::Config { bucket: "figures".into(), ..Default::default() };
+        let store = self.jetstream().await?.create_object_store(config).await?;
+        let bytes = vec![7_u8; LARGE];
+        let start = Instant::now();
+        store.put("value", &mut &bytes[..]).await?;
+        let mut back = Vec::with_capacity(LARGE);
+        store.get("value").await?.read_to_end(&mut back).await?;
+        let rate = 2.0 * LARGE as f64 / start.elapsed().as_secs_f64();
+        assert_eq!(back.len(), LARGE);
+        Ok(rate)
+    }
+
+    /// Of an idle pool and an idle host: how often each wakes, and how many messages the server passes on, per second.
+    async fn idle(&self, host: u32) -> Result<(f64, f64, f64), Failed> {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let here = std::process::id();
+        let (before, sent) = ((switches(here), switches(host)), self.sent().await?);
+        tokio::time::sleep(IDLE).await;
+        let (after, sent) = ((switches(here), switches(host)), self.sent().await? - sent);
+        let rate = |before: u64, after: u64| after.saturating_sub(before) as f64 / IDLE.as_secs_f64();
+        Ok((rate(before.0, after.0), rate(before.1, after.1), sent as f64 / IDLE.as_secs_f64()))
+    }
+
+    /// Messages that have come to the server and left it.
+    async fn sent(&self) -> Result<u64, Failed> {
+        let mut stream = tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, self.monitor)).await?;
+        stream.write_all(b"GET /varz HTTP/1.0\r\n\r\n").await?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await?;
+        let number = |name: &str| {
+            let rest = text.split(&format!("\"{name}\":")).nth(1)?.trim_start();
+            rest.split(|c: char| !c.is_ascii_digit()).next()?.parse::<u64>().ok()
+        };
+        Ok(number("in_msgs").ok_or("no in_msgs")? + number("out_msgs").ok_or("no out_msgs")?)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// How often the threads of a process have gone to sleep.
+fn switches(pid: u32) -> u64 {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let of = |task: std::fs::DirEntry| {
+        let status = std::fs::read_to_string(task.path().join("status")).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?;
+        line.trim().parse::<u64>().ok()
+    };
+    tasks.filter_map(of).sum()
+}
+
+/// A stream, a process that works, and a connection that asks.
+struct Raw {
+    context: jetstream::Context,
+    client: async_nats::Client,
+    _host: Process<Result<(), String>>,
+}
+
+/// Tasks that the worker asks for at a time.
+const BATCH: usize = 256;
+
+impl Raw {
+    async fn start(server: &Server) -> Result<Self, Failed> {
+        let context = server.jetstream().await?;
+        let client = async_nats::connect(server.url()).await?;
+        let config = stream::Config {
+            name: "RAW".into(),
+            subjects: vec!["raw.tasks".into()],
+            retention: stream::RetentionPolicy::WorkQueue,
+            ..Default::default()
+        };
+        let stream = context.create_stream(config).await?;
+        let consumer = pull::Config { durable_name: Some("worker".into()), ..Default::default() };
+        stream.create_consumer(consumer).await?;
+        let host = Process::builder().daemon(true).spawn(raw_worker, (server.url(),))?;
+        Ok(Self { context, client, _host: host })
+    }
+
+    async fn one_by_one(&self) -> Result<f64, Failed> {
+        let mut answers = self.client.subscribe("raw.answers").await?;
+        let mut times = Vec::new();
+        for n in 0..ONE_BY_ONE + 20 {
+            let start = Instant::now();
+            self.context.publish("raw.tasks", n.to_le_bytes().to_vec().into()).await?.await?;
+            let answer = answers.next().await.ok_or("no answer")?;
+            assert_eq!(answer.payload[..], (n + 1).to_le_bytes());
+            times.push(start.elapsed());
+        }
+        Ok(middle(times.split_off(20)))
+    }
+
+    async fn at_once(&self) -> Result<f64, Failed> {
+        let mut answers = self.client.subscribe("raw.answers").await?;
+        let room = tokio::sync::Semaphore::new(AT_ONCE);
+        let start = Instant::now();
+        let publishing = items::iter(0..RAW_TASKS).map(Ok::<_, Failed>).try_for_each_concurrent(AT_ONCE, |n| {
+            let room = &room;
+            async move {
+                room.acquire().await?.forget();
+                self.context.publish("raw.tasks", n.to_le_bytes().to_vec().into()).await?.await?;
+                Ok(())
+            }
+        });
+        let answered = async {
+            let mut sum = 0;
+            for _ in 0..RAW_TASKS {
+                let answer = answers.next().await.ok_or("no answer")?;
+                sum += u64::from_le_bytes(answer.payload[..].try_into()?);
+                room.add_permits(1);
+            }
+            Ok::<_, Failed>(sum)
+        };
+        let ((), sum) = tokio::try_join!(publishing, answered)?;
+        assert_eq!(sum, RAW_TASKS * (RAW_TASKS + 1) / 2);
+        Ok(RAW_TASKS as f64 / start.elapsed().as_secs_f64())
+    }
+}
+
+async fn raw_worker(url: String) -> Result<(), String> {
+    work(&url).await.map_err(|error| error.to_string())
+}
+
+/// Asks for tasks when half of what it asked for has come; there are always some to come.
+async fn work(url: &str) -> Result<(), Failed> {
+    let client = async_nats::connect(url).await?;
+    let mut inbox = client.subscribe("raw.inbox").await?;
+    let mut outstanding = 0;
+    loop {
+        if outstanding <= BATCH / 2 {
+            let request = format!("{{\"batch\":{BATCH},\"expires\":30000000000}}");
+            let next = "$JS.API.CONSUMER.MSG.NEXT.RAW.worker";
+            client.publish_with_reply(next, "raw.inbox", request.into()).await?;
+            outstanding += BATCH;
+        }
+        let message = inbox.next().await.ok_or("the connection has ended")?;
+        let Some(reply) = message.reply.filter(|_| message.payload.len() == 8) else {
+            // The request is over.
+            outstanding = 0;
+            continue;
+        };
+        outstanding = outstanding.saturating_sub(1);
+        let n = u64::from_le_bytes(message.payload[..].try_into()?);
+        client.publish("raw.answers", tiny(n).to_le_bytes().to_vec().into()).await?;
+        client.publish(reply, "+ACK".into()).await?;
+    }
+}
