@@ -120,6 +120,26 @@ async fn events_are_refused_and_a_task_that_sends_some_is_unharmed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn totals_tell_apart_how_items_failed() {
+    let server = server!();
+    let pool = cluster::pool(&server);
+    let _host = Host::start(&server, 2);
+    let results: Vec<_> = within(pool.imap(perilous, 0..10).chunksize(5).collect()).await;
+    assert_eq!(results.iter().filter(|result| result.is_err()).count(), 2);
+    within(pool.apply(forever, ()).timeout(100 * MS)).await.unwrap_err();
+    let running = pool.apply_async(forever, ());
+    until("it runs", async || pool.stats().running > 0).await;
+    running.cancel();
+    within(running).await.unwrap_err();
+    let counted = async || {
+        let totals = pool.stats().totals;
+        let ended = (totals.done, totals.died, totals.panicked, totals.timed_out, totals.cancelled, totals.failed);
+        ended == (8, 1, 1, 1, 1, 0)
+    };
+    until("each is counted as what it is", counted).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn retries_happen_at_the_host_and_attempts_are_counted() {
     let server = server!();
     let pool = cluster::pool(&server);

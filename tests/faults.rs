@@ -375,6 +375,35 @@ fn refused_descriptors_in_this_process() {
     run(refuse_the_end_of_a_lease(&control)).unwrap();
 }
 
+/// A child of a group that cannot be watched at first is joined all the same.
+async fn refuse_to_watch_a_member(control: &Control) -> mp::Result<()> {
+    let (mut group, go_on) = (mp::Group::new(), mp::Event::new()?);
+    let waits = async |go_on: mp::Event| go_on.wait().await.is_ok();
+    group.spawn(waits, (go_on.clone(),))?;
+    let before = control.refused();
+    control.arm("epoll_ctl", Errno::NOMEM, 1);
+    let early = tokio::time::timeout(Duration::from_millis(100), group.join_next()).await;
+    assert!(early.is_err() && group.len() == 1, "{early:?}");
+    assert_eq!(control.refused(), before + 1, "it could not be watched");
+    go_on.set();
+    let ended = tokio::time::timeout(LIMIT, group.join_next()).await.expect("in time");
+    assert!(ended.expect("a member")?, "it was not killed, and its result has come");
+    Ok(())
+}
+
+#[test]
+#[ignore = "the other test runs it, in a process of its own"]
+fn unwatched_members_in_this_process() {
+    let path = PathBuf::from(std::env::var_os("MULTIPROCESS_REFUSE").expect("run by the other test"));
+    let control = Control(std::fs::File::options().read(true).write(true).open(path).unwrap());
+    run(refuse_to_watch_a_member(&control)).unwrap();
+}
+
+#[test]
+fn a_member_of_a_group_that_cannot_be_watched_for_a_while_is_not_lost() {
+    in_process_of_its_own("unwatched_members_in_this_process");
+}
+
 #[test]
 fn descriptors_refused_by_the_kernel_are_sent_again_without_another_call() {
     in_process_of_its_own("refused_descriptors_in_this_process");

@@ -4,6 +4,7 @@
 mod common;
 
 use common::{eventually, within};
+use futures::{StreamExt, TryStreamExt};
 use multiprocess::{self as mp, ErrorKind, Event, Histogram, Pool, Queue, Retry, Task, Value};
 use std::time::Duration;
 
@@ -171,38 +172,178 @@ async fn a_call_that_finds_no_room_is_refused_at_once_and_counted() {
     within(Pool::new(1).unwrap().apply(|| (), ()).reject_when_full()).await.unwrap();
 }
 
-/// A call takes a millisecond and there is one worker: callers come at three times the rate that it can serve.
-#[tokio::test]
-async fn at_three_times_the_load_the_accepted_calls_keep_their_latency() {
-    let work = || std::thread::sleep(Duration::from_millis(2));
-    let pool = Pool::builder().workers(1).max_waiting(4).build().unwrap();
-    within(pool.apply(work, ())).await.unwrap();
-    let mut calls = Vec::new();
-    for _ in 0..300 {
-        let call = pool.apply(work, ()).reject_when_full();
-        calls.push(tokio::spawn(async move {
-            let start = std::time::Instant::now();
-            call.await.map(|()| start.elapsed())
-        }));
-        tokio::time::sleep(Duration::from_micros(700)).await;
+/// How long a call of a loaded pool takes.
+const SERVICE: Duration = Duration::from_millis(6);
+const CLIENTS: usize = 6;
+
+fn serve() {
+    std::thread::sleep(SERVICE);
+}
+
+/// Two workers and room for four: six clients keep it full.
+fn shedding() -> Pool {
+    Pool::builder().workers(2).max_waiting(CLIENTS - 2).build().unwrap()
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times[times.len() / 2]
+}
+
+/// One call, in either way that a service has: how long it took if it was accepted.
+async fn ask(pool: &Pool, tries: bool) -> mp::Result<Duration> {
+    let start = std::time::Instant::now();
+    match tries {
+        true => pool.try_apply(serve, ())?.await?,
+        false => pool.apply(serve, ()).reject_when_full().await?,
     }
-    let mut accepted = Vec::new();
-    let mut refused = 0;
-    for call in calls {
-        match within(call).await.unwrap() {
-            Ok(took) => accepted.push(took),
-            Err(error) => {
-                assert_eq!(error.kind(), ErrorKind::Full);
-                refused += 1;
+    Ok(start.elapsed())
+}
+
+/// So many clients that each ask again once they are answered: the median time of accepted calls, and how many were refused.
+async fn closed_loop(pool: &Pool, clients: usize, tries: bool) -> (Duration, u64) {
+    let client = async || {
+        let (mut accepted, mut refused) = (Vec::new(), 0);
+        while accepted.len() < 20 {
+            match ask(pool, tries).await {
+                Ok(took) => accepted.push(took),
+                Err(error) => {
+                    assert_eq!(error.kind(), ErrorKind::Full);
+                    refused += 1;
+                    tokio::time::sleep(SERVICE).await;
+                }
             }
         }
+        (accepted, refused)
+    };
+    let clients = futures::future::join_all((0..clients).map(|_| client())).await;
+    let refused = clients.iter().map(|(_, refused)| refused).sum();
+    (median(clients.into_iter().flat_map(|(accepted, _)| accepted).collect()), refused)
+}
+
+/// Calls that come at a rate, whatever becomes of those before.
+async fn open_loop(
+    pool: &Pool,
+    each: Duration,
+    calls: u32,
+    ask: impl AsyncFn() -> mp::Result<Duration>,
+) -> (Vec<Duration>, u64) {
+    let start = tokio::time::Instant::now();
+    let call = async |n: u32| {
+        tokio::time::sleep_until(start + each * n).await;
+        ask().await
+    };
+    let results = futures::future::join_all((0..calls).map(call)).await;
+    let refused =
+        results.iter().flat_map(|result| result.as_ref().err()).filter(|error| error.kind() == ErrorKind::Full);
+    let refused = refused.count() as u64;
+    let accepted: Vec<_> = results.into_iter().filter_map(Result::ok).collect();
+    assert_eq!(accepted.len() as u64 + refused, u64::from(calls));
+    assert!(pool.stats().totals.rejected >= refused);
+    (accepted, refused)
+}
+
+#[tokio::test]
+async fn at_three_times_the_load_accepted_calls_of_a_closed_loop_keep_their_latency() {
+    for tries in [false, true] {
+        let pool = shedding();
+        within(pool.map(|_: u8| serve(), 0..4)).await.unwrap();
+        let (full, refused) = within(closed_loop(&pool, CLIENTS, tries)).await;
+        assert_eq!(refused, 0, "as many clients as it has room for");
+        let (loaded, refused) = within(closed_loop(&pool, 3 * CLIENTS, tries)).await;
+        println!("full: median {full:?}; three times as many clients: median {loaded:?}, {refused} refused");
+        assert!(refused > 0 && loaded < 2 * full + 3 * SERVICE, "{full:?} {loaded:?}");
+        assert_eq!(pool.stats().totals.rejected, refused);
     }
-    accepted.sort();
-    let median = accepted[accepted.len() / 2];
-    println!("{} accepted, median {median:?}; {refused} refused", accepted.len());
-    // An open loop without refusals would end with a wait of hundreds of milliseconds.
-    assert!(refused > 0 && median < Duration::from_millis(250), "{median:?}");
-    assert_eq!(pool.stats().totals.rejected, refused);
+}
+
+#[tokio::test]
+async fn at_three_times_the_load_accepted_calls_of_an_open_loop_keep_their_latency() {
+    // Two workers serve one call in each half of the service time.
+    let (each, calls) = (SERVICE / 6, 400);
+    for tries in [false, true] {
+        let pool = shedding();
+        within(pool.map(|_: u8| serve(), 0..4)).await.unwrap();
+        let (full, _) = within(closed_loop(&pool, CLIENTS, tries)).await;
+        let (accepted, refused) = within(open_loop(&pool, each, calls, async || ask(&pool, tries).await)).await;
+        let (count, loaded) = (accepted.len(), median(accepted));
+        println!("full: median {full:?}; open loop: {count} accepted, median {loaded:?}, {refused} refused");
+        assert!(refused > 0 && loaded < 2 * full + 3 * SERVICE, "{full:?} {loaded:?}");
+    }
+    // Without refusals the last calls wait for all of the surplus.
+    let pool = Pool::new(2).unwrap();
+    within(pool.map(|_: u8| serve(), 0..4)).await.unwrap();
+    let waits = async || {
+        let start = std::time::Instant::now();
+        pool.apply(serve, ()).await.map(|()| start.elapsed())
+    };
+    let (accepted, _) = within(open_loop(&pool, each, calls, waits)).await;
+    let longest = accepted.iter().max().unwrap();
+    assert!(*longest > 30 * SERVICE, "{longest:?}");
+}
+
+#[tokio::test]
+async fn a_predicate_decides_for_each_item_of_maps_and_streams() {
+    let pool = Pool::new(2).unwrap();
+    // An odd item is done at its third attempt, an even one at its first.
+    let attempts = |n: u32| (n, mp::current_task().unwrap().attempt(), mp::current_task().unwrap().index());
+    let too_early =
+        |result: &mp::Result<(u32, u32, u64)>| result.as_ref().is_ok_and(|(n, attempt, _)| attempt / 2 < n % 2);
+    let expected: Vec<_> = (0..100).map(|n| (n, 2 * (n % 2), u64::from(n))).collect();
+    let mut map = pool.map(attempts, 0..100).retries(5).retry_if(too_early);
+    let progress = map.progress();
+    assert_eq!(within(map).await.unwrap(), expected);
+    assert_eq!((progress.borrow().done, progress.borrow().total), (100, 100));
+    let ordered = pool.imap(attempts, 0..100).retries(5).retry_if(too_early);
+    assert_eq!(within(ordered.try_collect::<Vec<_>>()).await.unwrap(), expected);
+    let any = pool.imap_unordered(attempts, 0..100).retries(5).retry_if(too_early);
+    let mut any = within(any.try_collect::<Vec<_>>()).await.unwrap();
+    any.sort_unstable();
+    assert_eq!(any, expected);
+    let stream = pool.imap_stream(attempts, futures::stream::iter(0..100)).retries(5).retry_if(too_early);
+    assert_eq!(within(stream.try_collect::<Vec<_>>()).await.unwrap(), expected);
+    // No longer than the retries go; and by kinds, as before.
+    let map = pool.map(attempts, 0..4).retries(1).retry_if(too_early);
+    assert_eq!(within(map).await.unwrap().iter().map(|(_, attempt, _)| *attempt).collect::<Vec<_>>(), [0, 1, 0, 1]);
+    let dies_first =
+        |n: u32| if n == 1 && mp::current_task().unwrap().attempt() == 0 { std::process::abort() } else { n };
+    assert_eq!(within(pool.map(dies_first, 0..3).retries(1).retry_if(Retry::DIED)).await.unwrap(), [0, 1, 2]);
+    // Failures, in their places; the first ends a map.
+    let panics = |n: u32| assert_ne!(n, 2, "two");
+    let never = |_: &mp::Result<()>| false;
+    let results: Vec<_> = within(pool.imap(panics, 0..5).retries(2).retry_if(never).collect()).await;
+    assert_eq!(results.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, true, false, true, true]);
+    let error = within(pool.map(panics, 0..u32::MAX).retries(2).retry_if(never)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Panicked);
+    let source = (0..3).map(|n| if n < 2 { n } else { panic!("no more") });
+    let results: Vec<_> = within(pool.imap(|_: u32| (), source).retries(2).retry_if(never).collect()).await;
+    assert_eq!(results.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, true, false]);
+    // A stream that was made before a close is completed, attempts included.
+    let left = pool.imap(attempts, 0..10).retries(5).retry_if(too_early);
+    pool.close();
+    assert_eq!(within(left.try_collect::<Vec<_>>()).await.unwrap(), expected[..10]);
+    within(pool.join()).await.unwrap();
+    let error = within(pool.map(attempts, 0..4).retries(1).retry_if(too_early)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Closed);
+}
+
+#[tokio::test]
+async fn a_dropped_stream_with_a_predicate_takes_no_more_items() {
+    let pool = Pool::new(2).unwrap();
+    let (taken, always) = (std::sync::Arc::new(std::sync::atomic::AtomicU32::new(0)), |_: &mp::Result<u32>| true);
+    let counted = taken.clone();
+    let source = (0..u32::MAX).inspect(move |_| {
+        counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    });
+    let mut results = pool.imap(|n: u32| n, source).retries(2).retry_if(always);
+    for n in 0..10 {
+        assert_eq!(within(results.next()).await.unwrap().unwrap(), n);
+    }
+    // Items are taken as results are: four for each worker ahead.
+    assert!(taken.load(std::sync::atomic::Ordering::Relaxed) <= 10 + 8, "{taken:?}");
+    drop(results);
+    eventually("nothing runs", || pool.stats().running == 0 && pool.stats().queued == 0).await;
+    within(pool.map(|n: u32| n, 0..10)).await.unwrap();
 }
 
 #[tokio::test]

@@ -12,6 +12,8 @@ pub(super) struct Records {
     count: u32,
     /// How many of them are no values.
     failures: u32,
+    /// What these are, by their items, if that is known.
+    kinds: Vec<(u64, ErrorKind)>,
     bytes: Vec<u8>,
     at: usize,
 }
@@ -25,7 +27,23 @@ pub(super) enum ResultBatch {
 
 impl ResultBatch {
     pub(super) fn records(first: u64, count: u32, failures: u32, bytes: Vec<u8>) -> Self {
-        Self::Records(Records { first, count, failures, bytes, at: 0 })
+        Self::Records(Records { first, count, failures, kinds: Vec::new(), bytes, at: 0 })
+    }
+
+    /// The same of a pool elsewhere, whose failures are of these kinds.
+    pub(super) fn with_kinds(mut self, of: Vec<(u64, ErrorKind)>) -> Self {
+        if let Self::Records(Records { kinds, .. }) = &mut self {
+            *kinds = of;
+        }
+        self
+    }
+
+    /// What its failures are, if they are records and that is known.
+    pub(super) fn kinds(&self) -> &[(u64, ErrorKind)] {
+        match self {
+            ResultBatch::Records(records) => &records.kinds,
+            ResultBatch::One(..) => &[],
+        }
     }
 
     pub(super) fn failed(index: u64, error: Error) -> Self {
@@ -81,13 +99,15 @@ impl ResultBatch {
         let (first, count) = (self.first(), self.count());
         match self {
             _ if (0..count).all(|at| wanted(first + u64::from(at))) => vec![self],
-            ResultBatch::Records(Records { bytes, mut at, .. }) => {
+            ResultBatch::Records(Records { bytes, mut at, kinds, .. }) => {
                 let mut batches = Vec::new();
                 for index in first..first + u64::from(count) {
                     let Some((tag, _, len)) = spsc::first(bytes.get(at..).unwrap_or_default()) else { break };
                     let record = bytes.get(at..at + len).unwrap_or_default();
                     if wanted(index) {
-                        batches.push(Self::records(index, 1, u32::from(tag != IS_VALUE), record.to_vec()));
+                        let kinds = kinds.iter().filter(|(of, _)| *of == index).copied().collect();
+                        let batch = Self::records(index, 1, u32::from(tag != IS_VALUE), record.to_vec());
+                        batches.push(batch.with_kinds(kinds));
                     }
                     at += len;
                 }

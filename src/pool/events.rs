@@ -28,7 +28,7 @@ use super::input::{Input, Most, Stop};
 use crate::channel::{Item, Queue, QueueStream, spsc};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::sync::lock;
-use crate::os::{fork, timer};
+use crate::os::{fork, reactor, timer};
 use crate::wire::{self, Attachment, EncodedMessage};
 use futures_util::{Stream, StreamExt};
 use serde::{Deserialize, Serialize};
@@ -345,6 +345,9 @@ impl Emitter {
     pub(super) async fn emit<E: Item>(&self, label: &str, event: E, should_stop: impl Fn() -> bool) -> Result<()> {
         let Some(queue) = self.queue::<E>(label)? else { return discarded(label, should_stop()) };
         let stopped = async {
+            if reactor::has_timer().is_err() {
+                std::future::pending::<()>().await;
+            }
             while !should_stop() {
                 timer::sleep(STOP_EVERY).await;
             }

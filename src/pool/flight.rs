@@ -45,7 +45,7 @@ impl Ticket {
     }
 
     /// One more for the same call.
-    fn again(&self) -> Self {
+    pub(super) fn again(&self) -> Self {
         self.0.open_again();
         Self(self.0.clone())
     }
@@ -365,10 +365,13 @@ impl Plan {
 impl Stage {
     /// The parts for making this call again, if it has not begun.
     pub(super) fn plan(&mut self) -> Option<Plan> {
-        let Stage::Planned { pool, target, options, input, .. } = self else { return None };
+        let Stage::Planned { pool, target, options, input, ticket } = self else { return None };
         options.number.get_or_insert_with(next_number);
         let (options, input) = (options.clone(), input.again()?);
-        let ticket = Ticket::of(pool, options.checkout).ok();
+        let ticket = match ticket {
+            Some(ticket) => Some(ticket.again()),
+            None => Ticket::of(pool, options.checkout).ok(),
+        };
         Some(Plan { pool: pool.clone(), target: *target, options, input, ticket })
     }
 

@@ -1,15 +1,15 @@
 //! The futures and streams that callers await. Encoding and decoding happen here, in the caller's task.
 
+use super::attempts::{Again, Singles, poll_one};
 use super::batch::ResultBatch;
 use super::engine::Handle;
 use super::events::{EndOfEvents, Events};
-use super::flight::{Flight, Plan, Stage, Target, Ticket};
+use super::flight::{Flight, Stage, Target, Ticket};
 use super::input::{Input, One};
 use super::options::{Options, Progress};
-use super::retry::{Condition, Predicate, Retry, RetryIf};
+use super::retry::{Condition, Predicate, RetryIf};
 use super::scheduler::stranded;
 use crate::error::{Error, ErrorKind, Result};
-use crate::os::timer;
 use crate::process::Function;
 use crate::process::function::Arguments;
 use futures_util::Stream;
@@ -86,9 +86,28 @@ macro_rules! options {
 macro_rules! chunksize {
     ($name:ident) => {
         impl<R> $name<R> {
-            /// Which failures [`retries`](Self::retries) is for; by default all that it names: deaths of workers and overruns.
-            pub fn retry_if(mut self, which: Retry) -> Self {
-                self.stage.options().into_iter().for_each(|options| options.retry_on = which);
+            /// What [`retries`](Self::retries) is for, of each item: failures of a kind, which are by default deaths of workers and
+            /// overruns, or results for which a predicate holds; see [`Call::retry_if`].
+            ///
+            /// With a predicate each item travels alone, whatever the [`chunksize`](Self::chunksize): it is asked in this process,
+            /// before the next attempt.
+            ///
+            /// ```
+            /// use multiprocess::{self as mp, Pool};
+            /// # fn main() -> mp::Result<()> { mp::run(async {
+            /// let pool = Pool::new(2)?;
+            /// let attempt = |_: u8| mp::current_task().expect("in a worker").attempt();
+            /// let is_first = |result: &mp::Result<u32>| result.as_ref().is_ok_and(|attempt| *attempt == 0);
+            /// assert_eq!(pool.map(attempt, [7, 8, 9]).retries(3).retry_if(is_first).await?, [1, 1, 1]);
+            /// # Ok(()) }) }
+            /// ```
+            pub fn retry_if(mut self, condition: impl RetryIf<R>) -> Self {
+                match condition.condition() {
+                    Condition::Kinds(which) => {
+                        self.stage.options().into_iter().for_each(|options| options.retry_on = which);
+                    }
+                    Condition::Result(condition) => self.condition = Some(condition),
+                }
                 self
             }
 
@@ -140,16 +159,6 @@ pub struct Call<R> {
     result: PhantomData<fn() -> R>,
 }
 
-/// The parts for making a call again after its result.
-struct Again<R> {
-    condition: Predicate<R>,
-    tried: u32,
-    /// The call as it was handed in; made when it begins.
-    plan: Option<Plan>,
-    /// The time before the next attempt.
-    rest: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
-}
-
 options!(Call);
 
 impl<R> Call<R> {
@@ -193,7 +202,7 @@ impl<R> Call<R> {
                 self.stage.options().into_iter().for_each(|options| options.retry_on = which);
             }
             Condition::Result(condition) => {
-                self.again = Some(Again { condition, tried: 0, plan: None, rest: None });
+                self.again = Some(Again::new(condition));
             }
         }
         self
@@ -247,27 +256,14 @@ fn planned_one(pool: Arc<Handle>, target: Target, input: Result<Box<dyn Input>>)
     }
 }
 
-fn poll_one<R: DeserializeOwned + 'static>(stage: &mut Stage, cx: &mut Context<'_>) -> Poll<Result<R>> {
-    let done = ready!(stage.poll_next(0, cx));
-    *stage = Stage::Over;
-    Poll::Ready(match done {
-        Some(mut batch) => batch.next().unwrap_or_else(|| Err(Error::other("a result is missing"))),
-        None => Err(Error::other("the result of this call has already been taken")),
-    })
-}
-
 impl<R: DeserializeOwned + 'static> Future for Call<R> {
     type Output = Result<R>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<R>> {
         let this = &mut *self;
         loop {
-            if let Some(Again { plan: plan @ None, .. }) = &mut this.again {
-                *plan = this.stage.plan();
-            }
-            if let Some(rest) = this.again.as_mut().and_then(|again| again.rest.as_mut()) {
-                ready!(rest.as_mut().poll(cx));
-                this.again.iter_mut().for_each(|again| again.rest = None);
+            if let Some(again) = &mut this.again {
+                ready!(again.poll_ready(&mut this.stage, cx));
             }
             // Another attempt of a call that was accepted waits for room as ever.
             if matches!(this.stage, Stage::Planned { .. }) && std::mem::take(&mut this.rejects) {
@@ -286,23 +282,6 @@ impl<R: DeserializeOwned + 'static> Future for Call<R> {
                 }
             }
         }
-    }
-}
-
-impl<R> Again<R> {
-    /// The call once more, if its result is one to be tried again.
-    fn next(&mut self, result: &Result<R>) -> Option<Stage> {
-        let plan = self.plan.as_ref()?;
-        let is_over =
-            |error: &Error| matches!(error.kind(), ErrorKind::Cancelled | ErrorKind::Closed | ErrorKind::Full);
-        if self.tried >= plan.options.retries || result.as_ref().is_err_and(is_over) || !(self.condition)(result) {
-            return None;
-        }
-        let stage = plan.stage(self.tried + 1)?;
-        let wait = plan.options.back_off.saturating_mul(1 << self.tried.min(16));
-        self.rest = (!wait.is_zero()).then(|| Box::pin(timer::sleep(wait)) as _);
-        self.tried += 1;
-        Some(stage)
     }
 }
 
@@ -415,6 +394,10 @@ pub struct Map<R> {
     stage: Stage,
     results: Vec<R>,
     early: Early,
+    /// Results that are made again are made so here.
+    condition: Option<Predicate<R>>,
+    singles: Option<Box<Singles<R>>>,
+    /// After the items, which are cancelled first.
     events: Option<EndOfEvents>,
 }
 
@@ -424,7 +407,8 @@ chunksize!(Map);
 impl<R> Map<R> {
     pub(super) fn new(pool: Arc<Handle>, target: Target, input: Box<dyn Input>) -> Self {
         let stage = Stage::Planned { pool, target, options: Options::default(), input, ticket: None };
-        Self { stage, results: Vec::new(), early: Early::default(), events: None }
+        let (condition, singles, events) = (None, None, None);
+        Self { stage, results: Vec::new(), early: Early::default(), condition, singles, events }
     }
 }
 
@@ -448,8 +432,19 @@ impl<R: DeserializeOwned + Unpin + 'static> Map<R> {
 
     /// Cancels what is left, and ends the events.
     fn end(&mut self) {
-        self.stage = Stage::Over;
+        (self.stage, self.singles) = (Stage::Over, None);
         self.events = None;
+    }
+
+    /// The same for items that are made again by a predicate.
+    fn poll_singles(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<R>>> {
+        if let Some(condition) = self.condition.take() {
+            self.singles = Singles::start(&mut self.stage, condition)?.map(Box::new);
+        }
+        match &mut self.singles {
+            Some(singles) => singles.poll_failing_first(cx),
+            None => Poll::Ready(None),
+        }
     }
 
     fn add(&mut self, mut batch: ResultBatch) -> Result<()> {
@@ -463,6 +458,19 @@ impl<R: DeserializeOwned + Unpin + 'static> Future for Map<R> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
+        while this.condition.is_some() || this.singles.is_some() {
+            match ready!(this.poll_singles(cx)) {
+                Some(Ok(result)) => this.results.push(result),
+                Some(Err(error)) => {
+                    this.end();
+                    return Poll::Ready(Err(error));
+                }
+                None => {
+                    this.end();
+                    return Poll::Ready(Ok(std::mem::take(&mut this.results)));
+                }
+            }
+        }
         loop {
             // Results that wait for their turn count as taken: all of them are wanted.
             let taken = match ready!(this.stage.poll_next(0, cx)) {
@@ -578,6 +586,8 @@ pub struct Results<R> {
     next: u64,
     current: Option<ResultBatch>,
     early: Early,
+    condition: Option<Predicate<R>>,
+    singles: Option<Box<Singles<R>>>,
     events: Option<EndOfEvents>,
     result: PhantomData<fn() -> R>,
 }
@@ -592,7 +602,8 @@ impl<R> Results<R> {
             Err(error) => Stage::Failed(error),
         };
         let (current, early) = (None, Early::default());
-        Self { stage, is_ordered, next: 0, current, early, events: None, result: PhantomData }
+        let (condition, singles, events) = (None, None, None);
+        Self { stage, is_ordered, next: 0, current, early, condition, singles, events, result: PhantomData }
     }
 }
 
@@ -601,6 +612,22 @@ impl<R: DeserializeOwned + 'static> Stream for Results<R> {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<R>>> {
         let this = &mut *self;
+        if let Some(condition) = this.condition.take() {
+            match Singles::start(&mut this.stage, condition) {
+                Ok(singles) => this.singles = singles.map(Box::new),
+                Err(error) => return Poll::Ready(Some(Err(error))),
+            }
+        }
+        if let Some(singles) = &mut this.singles {
+            let next = match this.is_ordered {
+                true => ready!(singles.poll_in_order(cx)),
+                false => ready!(singles.poll_any(cx)).map(|(_, result)| result),
+            };
+            if next.is_none() {
+                (this.singles, this.events) = (None, None);
+            }
+            return Poll::Ready(next);
+        }
         loop {
             if let Some(batch) = &mut this.current {
                 if let Some(result) = batch.next() {

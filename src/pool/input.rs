@@ -179,6 +179,12 @@ impl One {
         Ok(Self(Some(Alone { record, attachments: arguments.attachments().to_vec() })))
     }
 
+    /// The one item of a chunk.
+    pub(super) fn of_chunk(chunk: Chunk) -> Self {
+        let Chunk { body: record, attachments, .. } = chunk;
+        Self(Some(Alone { record, attachments }))
+    }
+
     pub(super) fn input<A: Serialize + 'static>(arguments: &A) -> Result<Box<dyn Input>> {
         let mut chunk = Chunk::new(0);
         let attachments = pack(&mut chunk, arguments)?;

@@ -21,9 +21,10 @@
 // worker.rs        the loop of a worker process                  task.rs      `current_task`
 // protocol.rs      orders and contracts, as workers get them     trace.rs     spans and events of tasks
 // stats.rs         figures of a pool                             retry.rs     failures that are tried again
-// events.rs        values that a task sends before its result
+// events.rs        values that a task sends before its result    attempts.rs  items that are made again by a predicate
 #![forbid(unsafe_code)]
 
+mod attempts;
 mod batch;
 mod checkout;
 mod chunk;

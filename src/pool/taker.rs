@@ -280,8 +280,9 @@ impl Order {
             let text = format!("results of items {} of {} that were not asked for", results.first, self.label());
             return Err(Error::new(ErrorKind::Decode, text));
         }
+        let kinds = if failures > 0 { results.kinds() } else { Vec::new() };
         let EncodedResults { first, count, records } = results;
-        self.settle_batch(ResultBatch::records(first, count, failures, records));
+        self.settle_batch(ResultBatch::records(first, count, failures, records).with_kinds(kinds));
         Ok(())
     }
 
@@ -377,6 +378,25 @@ impl EncodedResults {
             }
         }
         Self { records, ..self }
+    }
+
+    /// What those are that are no values, by their items.
+    fn kinds(&self) -> Vec<(u64, ErrorKind)> {
+        let (mut rest, mut kinds) = (&self.records[..], Vec::new());
+        for index in self.first.. {
+            let Some((tag, payload, len)) = spsc::first(rest) else { break };
+            rest = rest.get(len..).unwrap_or_default();
+            match tag {
+                IS_VALUE => {}
+                entry::IS_PANIC => kinds.push((index, ErrorKind::Panicked)),
+                entry::IS_ERROR => {
+                    let error = wire::decode_bytes::<Error>(payload, Vec::new());
+                    kinds.push((index, error.map_or(ErrorKind::Other, |error| error.kind())));
+                }
+                _ => kinds.push((index, ErrorKind::Other)),
+            }
+        }
+        kinds
     }
 
     /// How many of them are no values.

@@ -5,8 +5,8 @@ use super::builder::ProcessBuilder;
 use super::function::{Arguments, Function, captures_nothing};
 use super::info::ProcessInfo;
 use super::process::Process;
-use crate::error::Result;
-use crate::os::timer;
+use crate::error::{Error, ErrorKind, Result};
+use crate::os::{reactor, timer};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use serde::de::DeserializeOwned;
@@ -45,6 +45,8 @@ use std::time::{Duration, Instant};
 /// - **Drop.** Dropping the group kills (SIGKILL) the children that still run, and does not wait for their end.
 ///   [`shutdown`](Self::shutdown) asks them first.
 /// - **Death.** A child that is killed is an error for itself only. The children of a process that is killed end with it.
+/// - **Limits.** While this process has no descriptor left to watch a child with, the child stays in the group, and is looked after
+///   every 20 ms.
 /// - **Cancel.** A dropped [`join_next`](Self::join_next) or [`shutdown`](Self::shutdown) loses no result.
 pub struct Group<R> {
     running: FuturesUnordered<Member<R>>,
@@ -56,20 +58,54 @@ pub struct Group<R> {
 struct Member<R> {
     process: Process<R>,
     result: Option<Result<R>>,
+    /// A failure to receive the result, and a pause until it is tried again.
+    failed: Option<Error>,
+    pause: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
 
+/// Until a child that could not be watched is waited for again.
+const PAUSE: Duration = Duration::from_millis(20);
+
 impl<R> Unpin for Member<R> {}
+
+impl<R> Member<R> {
+    /// Whether this keeps it from being waited for now, and need not later: it cannot be watched for want of memory or of a
+    /// descriptor. The first such failure is tried again in any case, later ones as long as it runs.
+    fn is_passing(&self, error: &Error) -> bool {
+        let again = self.failed.is_none() || self.process.is_alive();
+        error.kind() == ErrorKind::Io && again && reactor::has_timer().is_ok()
+    }
+}
 
 impl<R: DeserializeOwned + 'static> Future for Member<R> {
     type Output = (ProcessInfo, Result<R>);
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        if self.result.is_none() {
-            let result = ready!(Pin::new(&mut self.process).poll(cx));
-            self.result = Some(result);
+        loop {
+            if let Some(pause) = &mut self.pause {
+                ready!(pause.as_mut().poll(cx));
+                self.pause = None;
+            }
+            if self.result.is_none() {
+                let result = ready!(Pin::new(&mut self.process).poll(cx));
+                if result.as_ref().is_err_and(|error| self.is_passing(error)) {
+                    self.failed = self.failed.take().or(result.err());
+                    self.pause = Some(Box::pin(timer::sleep(PAUSE)));
+                    continue;
+                }
+                self.result = Some(match (result, self.failed.take()) {
+                    // What could not be received is not there the second time.
+                    (Err(error), Some(failed)) if error.kind() == ErrorKind::Other => Err(failed),
+                    (result, _) => result,
+                });
+            }
+            // One that goes on after its result would be killed when it is dropped. A lost exit status is no matter here.
+            let waited = ready!(pin!(self.process.wait()).poll(cx));
+            match waited {
+                Err(error) if self.is_passing(&error) => self.pause = Some(Box::pin(timer::sleep(PAUSE))),
+                _ => break,
+            }
         }
-        // One that goes on after its result would be killed when it is dropped. A lost exit status is no matter here.
-        let _ = ready!(pin!(self.process.wait()).poll(cx));
         let info = self.process.info().clone();
         match self.result.take() {
             Some(result) => Poll::Ready((info, result)),
@@ -125,7 +161,7 @@ impl<R: DeserializeOwned + 'static> Group<R> {
         const { captures_nothing::<F>() };
         let process = options.kill_on_drop(true).spawn(f, args)?;
         let info = process.info().clone();
-        self.running.push(Member { process, result: None });
+        self.running.push(Member { process, result: None, failed: None, pause: None });
         Ok(info)
     }
 

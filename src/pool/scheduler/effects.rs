@@ -95,7 +95,9 @@ impl Effects {
         match batch.outcome_of_one() {
             None => {
                 self.totals.done += u64::from(batch.count() - batch.failures());
-                self.totals.failed += u64::from(batch.failures());
+                let kinds = batch.kinds();
+                self.totals.failed += u64::from(batch.failures()).saturating_sub(kinds.len() as u64);
+                kinds.iter().for_each(|(_, kind)| self.totals.count(*kind));
             }
             Some(Ok(tag)) => self.totals.count_tag(tag),
             Some(Err(kind)) => self.totals.count(kind),
