@@ -523,7 +523,8 @@ impl Service {
             whole.clone()
         });
         let whole = whole.unwrap_or_default();
-        self.say(reply.clone(), pieces::cut(&self.host.client, &whole, &piece)).await;
+        let place = pieces::place(&self.host.client, whole.len(), &piece);
+        self.say(reply.clone(), whole.slice(place)).await;
     }
 
     /// The server has ended a request for messages.

@@ -286,10 +286,13 @@ impl Job {
             let Taken { parts, ran, bytes } = results;
             let (items, len) = (parts.iter().map(|part| u64::from(part.count)).sum(), bytes.len() as u64);
             let is_large = bytes.len() > pieces::most_inline(&host.client);
-            let large = is_large.then(|| Large::keep(&host, bytes.clone().into()));
-            let body = match &large {
-                Some(large) => Body::There { key: large.key, len },
-                None => Body::Here(bytes.into()),
+            let (large, body) = match is_large {
+                true => {
+                    let large = Large::keep(&host, bytes.into());
+                    let key = large.key;
+                    (Some(large), Body::There { key, len })
+                }
+                false => (None, Body::Here(bytes.into())),
             };
             let answer = Answer { number, host: host.id, is_last, parts, ran, body }.encode();
             // An answer that is fetched in pieces is confirmed later.

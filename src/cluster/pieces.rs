@@ -4,16 +4,19 @@ use super::messages::{Message, Piece};
 use async_nats::{Client, Request, RequestErrorKind};
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt};
+use std::ops::Range;
 use std::time::Duration;
 
 /// A value of at most this size travels inside its message.
 pub(super) const INLINE: usize = 256 << 10;
 const PIECE: usize = 512 << 10;
 /// So many pieces are on their way at the same time.
-const AT_ONCE: usize = 4;
+const AT_ONCE: usize = 8;
+/// More than any value has.
+const LARGEST: u64 = 4 << 30;
 /// Beside what it carries, a message has a subject, headers and the numbers of orders.
 const HEADROOM: usize = 8 << 10;
-/// Four pieces at a time come through a link of 100 KiB/s within this.
+/// All pieces that are asked for at a time come through a link of 200 KiB/s within this.
 const PATIENCE: Duration = Duration::from_secs(20);
 const ATTEMPTS: usize = 3;
 
@@ -26,11 +29,11 @@ fn most_of_a_piece(client: &Client) -> usize {
     PIECE.min(client.max_payload().saturating_sub(64).max(1 << 10))
 }
 
-/// The piece of `whole` that is asked for, to be sent by this client.
-pub(super) fn cut(client: &Client, whole: &[u8], piece: &Piece) -> Bytes {
-    let from = usize::try_from(piece.at).unwrap_or(usize::MAX).min(whole.len());
-    let len = (piece.len as usize).min(most_of_a_piece(client)).min(whole.len() - from);
-    Bytes::copy_from_slice(&whole[from..from + len])
+/// Where the piece is that is asked for, of a value of `whole` bytes, to be sent by this client.
+pub(super) fn place(client: &Client, whole: usize, piece: &Piece) -> Range<usize> {
+    let from = usize::try_from(piece.at).unwrap_or(usize::MAX).min(whole);
+    let len = (piece.len as usize).min(most_of_a_piece(client)).min(whole - from);
+    from..from + len
 }
 
 /// Why a value has not come.
@@ -53,10 +56,14 @@ pub(super) async fn fetch(client: &Client, subject: &str, key: u64, len: u64) ->
         fetch_piece(client, subject, piece)
     };
     let mut pieces = stream::iter((0..count).map(|number| ask(number * most))).buffered(AT_ONCE);
-    // The length is only what somebody says: memory comes with the pieces.
+    // The length is only what somebody says, until the first piece is there; what is reserved becomes memory with the others.
     let mut whole = Vec::new();
     while let Some(piece) = pieces.next().await {
-        whole.extend_from_slice(&piece?);
+        let piece = piece?;
+        if whole.is_empty() && (len > LARGEST || whole.try_reserve_exact(len as usize).is_err()) {
+            return Err(Missing::Gone);
+        }
+        whole.extend_from_slice(&piece);
     }
     Ok(whole.into())
 }

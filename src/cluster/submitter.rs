@@ -864,7 +864,7 @@ impl Session {
         match &answer.body {
             Body::Here(bytes) => {
                 let bytes = bytes.clone();
-                self.settle(&answer, &bytes).await;
+                self.settle(&answer, bytes).await;
                 self.reply(message.reply, &confirmed(true)).await;
             }
             Body::There { key, len } => {
@@ -882,16 +882,20 @@ impl Session {
         }
     }
 
-    async fn settle(&mut self, answer: &Answer, bytes: &Bytes) {
+    async fn settle(&mut self, answer: &Answer, bytes: Bytes) {
         let (number, now) = (self.current(answer.number), Instant::now());
         let Some(message) = self.messages.get_mut(&number) else { return };
         (message.holder, message.heard) = (Some(answer.host), now);
-        let mut rest = bytes.clone();
+        let mut rest = bytes;
         for Part { order, first, count, len } in &answer.parts {
             if *len > rest.len() as u64 {
                 return tracing::warn!("an answer whose parts are longer than itself");
             }
-            let records = rest.split_to(*len as usize);
+            // The last part takes the memory as it is, if nobody else has it.
+            let records = match *len as usize {
+                len if len == rest.len() => std::mem::take(&mut rest),
+                len => rest.split_to(len),
+            };
             if let Some(order) = message.orders.get_mut(*order as usize).and_then(Option::as_mut) {
                 let results = EncodedResults { first: *first, count: *count, records: records.into() };
                 if let Err(error) = order.settle(results) {
@@ -992,7 +996,8 @@ impl Session {
         let sent = self.messages.get(&self.current(piece.key));
         // A large value travels alone.
         let order = sent.and_then(|sent| sent.orders.first()).and_then(Option::as_ref);
-        let bytes = order.map_or_else(Bytes::new, |order| pieces::cut(&self.client, order.records(), &piece));
+        let whole = order.map_or(&[][..], Order::records);
+        let bytes = Bytes::copy_from_slice(&whole[pieces::place(&self.client, whole.len(), &piece)]);
         if let Some(reply) = &message.reply {
             self.say(reply.to_string(), bytes).await;
         }
@@ -1005,7 +1010,7 @@ impl Session {
                 let reply = self.fetching.remove(&(answer.host, key)).flatten();
                 match outcome {
                     Ok(bytes) => {
-                        self.settle(&answer, &bytes).await;
+                        self.settle(&answer, bytes).await;
                         self.reply(reply, &confirmed(true)).await;
                     }
                     // Its host tries again, or is lost, and with it its lease.
