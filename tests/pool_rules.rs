@@ -1526,6 +1526,35 @@ async fn rule_11_a_worker_at_its_memory_limit_ends_with_an_error_that_names_the_
     Ok(())
 }
 
+#[tokio::test]
+async fn rule_11_a_caught_panic_leaves_a_worker_its_memory_limit() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    const LIMIT: usize = 4 << 30;
+    fn panics() {
+        panic!("on purpose")
+    }
+    async fn panics_in_a_task() {
+        tokio::spawn(async { panic!("on purpose") }).await.unwrap_err();
+    }
+    /// Takes 16 MiB more than it may have.
+    fn goes_beyond() -> usize {
+        let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+        let pages: usize = statm.split(' ').next().unwrap().parse().unwrap();
+        let size = LIMIT - pages * rustix::param::page_size() + (16 << 20);
+        std::hint::black_box(Vec::<u8>::with_capacity(size)).capacity()
+    }
+    for is_in_a_task in [false, true] {
+        let pool = Pool::builder().workers(1).memory_limit(LIMIT as u64).env("RUST_BACKTRACE", "0").build()?;
+        match is_in_a_task {
+            true => within(pool.apply(panics_in_a_task, ())).await?,
+            false => assert_eq!(within(pool.apply(panics, ())).await.unwrap_err().kind(), ErrorKind::Panicked),
+        }
+        let error = within(pool.apply(goes_beyond, ())).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::MemoryLimit, "{error}");
+    }
+    Ok(())
+}
+
 /// A pool of one worker, which waits at `gate`, of which `most` items may wait.
 async fn bounded(most: usize, gate: &Gate) -> mp::Result<(Pool, mp::AsyncResult<()>)> {
     let pool = Pool::builder().workers(1).max_waiting(most).build()?;

@@ -101,10 +101,12 @@ impl Attributes {
         Some(self).filter(|these| *these != Self::default())
     }
 
-    /// Limits both the soft and the hard value of a resource.
+    /// Limits both the soft and the hard value of a resource. That of the address space has a higher hard value, for the text
+    /// of a panic.
     pub(crate) fn limit(&mut self, resource: Resource, value: u64) {
         if let Some(at) = RESOURCES.iter().position(|other| *other == resource) {
-            self.limits.push((at, Some(value), Some(value)));
+            let spare = if resource == Resource::As { super::memory::spare() } else { 0 };
+            self.limits.push((at, Some(value), Some(value.saturating_add(spare))));
         }
     }
 

@@ -1,8 +1,11 @@
 //! [proc(5)](https://man7.org/linux/man-pages/man5/proc_pid_status.5.html) and
 //! [cgroup v2](https://docs.kernel.org/admin-guide/cgroup-v2.html): how much memory a process has, and whether it ran out of it.
 
+use super::sync::lock;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::fs::read_to_string;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 /// Bytes of this process that are in memory, now and at most; 0 if they are not known.
 pub(crate) fn resident() -> (u64, u64) {
@@ -67,13 +70,74 @@ pub(crate) fn spare() -> u64 {
     program.saturating_mul(4).saturating_add(64 << 20)
 }
 
-/// Lets this process use the address space kept for its end: a panic is about to be reported.
-pub(crate) fn use_spare() {
-    let Rlimit { current, maximum } = getrlimit(Resource::As);
-    if current.is_some() && current != maximum {
-        // Where it is refused there is no more than there was.
-        let _ = setrlimit(Resource::As, Rlimit { current: maximum, maximum });
+/// Whether reports of panics use the spare address space now, and the soft limit to which this process goes back.
+static SPARE: Mutex<SpareUse> = Mutex::new(SpareUse { reports: 0, soft: None });
+
+/// The soft limit is raised.
+static IS_RAISED: AtomicBool = AtomicBool::new(false);
+
+struct SpareUse {
+    reports: usize,
+    soft: Option<u64>,
+}
+
+/// While it lives, the spare address space is not taken away.
+pub(crate) struct UsesSpare(());
+
+impl Drop for UsesSpare {
+    fn drop(&mut self) {
+        lock(&SPARE).reports -= 1;
     }
+}
+
+/// Lets this process use its [`spare`] address space, up to the hard limit: a panic is about to be reported.
+pub(crate) fn use_spare() -> UsesSpare {
+    let mut spare = lock(&SPARE);
+    spare.reports += 1;
+    let Rlimit { current, maximum } = getrlimit(Resource::As);
+    // Where it is refused there is no more than there was.
+    if current.is_some() && current != maximum && setrlimit(Resource::As, Rlimit { current: maximum, maximum }).is_ok()
+    {
+        spare.soft = current;
+        IS_RAISED.store(true, Relaxed);
+    }
+    UsesSpare(())
+}
+
+/// Sets the limit back after [`use_spare`], unless a panic of another thread is being reported.
+#[inline]
+pub(crate) fn return_spare() {
+    if IS_RAISED.load(Relaxed) {
+        take_spare_away();
+    }
+}
+
+#[cold]
+fn take_spare_away() {
+    let mut spare = lock(&SPARE);
+    if spare.reports > 0 {
+        return;
+    }
+    IS_RAISED.store(false, Relaxed);
+    let Rlimit { current, maximum } = getrlimit(Resource::As);
+    // Another limit is one that the program has set meanwhile.
+    if let Some(soft) = spare.soft.take().filter(|_| current == maximum) {
+        let _ = setrlimit(Resource::As, Rlimit { current: Some(soft), maximum });
+    }
+}
+
+/// Whether there is room for the stack of a panic. Always true without a limit.
+pub(crate) fn has_spare() -> bool {
+    use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+    let (None, None) = (limit(), getrlimit(Resource::Data).current) else {
+        let (len, flags) = (spare() as usize, ProtFlags::READ | ProtFlags::WRITE);
+        // SAFETY: a new mapping at an address of the kernel's choice aliases nothing; nobody else knows it when it goes.
+        return unsafe {
+            mmap_anonymous(std::ptr::null_mut(), len, flags, MapFlags::PRIVATE)
+                .is_ok_and(|map| munmap(map, len).is_ok())
+        };
+    };
+    true
 }
 
 /// How many processes of this control group the kernel has killed for want of memory; `None` if that is not known.

@@ -205,7 +205,9 @@ impl PoolBuilder {
     /// Limits the address space of each worker to `bytes`.
     ///
     /// An allocation beyond that fails in the worker, and usually aborts it: its item then fails with kind
-    /// [`MemoryLimit`](crate::ErrorKind::MemoryLimit), or is retried. The hard limit is 64 MiB higher, for the text of a panic.
+    /// [`MemoryLimit`](crate::ErrorKind::MemoryLimit), or is retried. The hard limit is higher by
+    /// 64 MiB and four times the program's file: a panic uses that much while it is reported, because its stack may be asked for.
+    /// An allocation after that has the limit again.
     #[must_use]
     pub fn memory_limit(mut self, bytes: u64) -> Self {
         self.of_workers.push("memory_limit");

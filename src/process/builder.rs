@@ -149,7 +149,8 @@ impl ProcessBuilder {
     }
 
     /// Limits the address space to `bytes` (`RLIMIT_AS`). A larger allocation fails, which usually aborts the process; that is
-    /// an error of kind `MemoryLimit`. Default: the limit of this process at the spawn, as for all other limits.
+    /// an error of kind `MemoryLimit`. The hard limit is higher by 64 MiB and four times the program's file: a panic uses that
+    /// much while it is reported, because its stack may be asked for. Default: the limit of this process at the spawn, as for all other limits.
     pub fn memory_limit(mut self, bytes: u64) -> Self {
         self.attributes.limit(Resource::As, bytes);
         self

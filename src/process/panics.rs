@@ -3,11 +3,11 @@
 
 use super::info::current_process;
 use crate::error::{Error, ErrorKind, PanicInfo, Result};
-use crate::os::memory;
 use crate::os::sync::unpoisoned;
+use crate::os::{memory, spawn};
 use std::any::Any;
 use std::cell::RefCell;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
 use std::sync::RwLock;
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
@@ -20,11 +20,16 @@ thread_local! {
 pub(crate) fn note_panics() {
     let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        memory::use_spare();
-        print(panic);
+        let _spare = memory::use_spare();
         let message = text_of(panic.payload());
+        // The standard library hangs where there is no room for the stack that it is to show.
+        let has_room = !wants_backtraces() || memory::has_spare();
+        match has_room {
+            true => print(panic),
+            false => print_without_stack(panic, &message),
+        }
         let is_fatal = cfg!(panic = "abort") || CANNOT_UNWIND.contains(&&*message);
-        let backtrace = match wants_backtraces() {
+        let backtrace = match has_room && wants_backtraces() {
             true => std::backtrace::Backtrace::force_capture().to_string(),
             false => String::new(),
         };
@@ -38,6 +43,16 @@ pub(crate) fn note_panics() {
         // A panic while the thread ends, or inside this hook, is printed and not noted.
         let _ = LAST_PANIC.try_with(|last| last.try_borrow_mut().map(|mut last| *last = Some(noted)));
     }));
+}
+
+fn print_without_stack(panic: &PanicHookInfo<'_>, message: &str) {
+    let (current, place) = (std::thread::current(), panic.location().map(|place| format!(" at {place}")));
+    spawn::print_line(&format!(
+        "thread '{}' (pid {}) panicked{}: {message} (at the limit of the address space there is no room to find out its stack)",
+        current.name().unwrap_or("<unnamed>"),
+        std::process::id(),
+        place.unwrap_or_default()
+    ));
 }
 
 /// Messages of the second panic where a panic reaches a place that it must not leave, and the process aborts.
@@ -88,6 +103,7 @@ pub(crate) fn catch_panic<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
 pub(crate) fn survive(work: impl FnOnce()) {
     if let Err(payload) = catch_unwind(AssertUnwindSafe(work)) {
         discard(payload);
+        memory::return_spare();
     }
 }
 
@@ -102,6 +118,7 @@ fn discard(payload: Box<dyn Any + Send>) {
 /// Like [`catch_panic`], where no panic was noted since the last one became an error.
 #[inline]
 pub(super) fn catch_next_panic<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    memory::return_spare(); // After a panic that was caught elsewhere: in a task, or by the function itself.
     // State that a panic leaves half changed belongs to the function, or ends with the process.
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| {
         let noted = LAST_PANIC.take().unwrap_or_else(|| {
@@ -113,6 +130,8 @@ pub(super) fn catch_next_panic<T>(work: impl FnOnce() -> Result<T>) -> Result<T>
         let place = noted.location().map(|place| format!(" at {place}")).unwrap_or_default();
         let (name, pid) = (who.name(), who.pid());
         let message = format!("{name} (pid {pid}) panicked{place}: {}", noted.message());
-        Err(Error::new(ErrorKind::Panicked, message).with_panic(noted))
+        let error = Error::new(ErrorKind::Panicked, message).with_panic(noted);
+        memory::return_spare();
+        Err(error)
     })
 }
