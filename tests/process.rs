@@ -439,6 +439,18 @@ async fn subp_04_exit_codes() {
     }
 }
 
+/// 88 is also that of a process that cannot take its role, because its `main` forks.
+#[tokio::test]
+async fn subp_04_exit_code_of_the_function_is_not_explained() {
+    for method in [StartMethod::ForkServer, StartMethod::Spawn] {
+        for code in 86..=91 {
+            let mut child = Process::builder().start_method(method).spawn(exits, (code,)).unwrap();
+            let error = within(child.join()).await.unwrap_err();
+            assert!(error.to_string().ends_with(&format!("exit status: {code}")), "{error}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn subp_05_only_8_bits_of_an_exit_code_survive() {
     assert_eq!(exit_code(-1).await, Some(255));

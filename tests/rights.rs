@@ -19,6 +19,8 @@ const SCENARIOS: &[Scenario] = scenarios! {
     process_that_gives_up_root_gets_children_without_it
     process_that_takes_root_back_gets_children_with_it
     a_thread_that_is_another_user_gets_children_of_that_user
+    a_kill_by_a_process_that_is_another_user_for_a_while_costs_no_later_child
+    a_kill_by_a_thread_that_is_another_user_costs_no_later_child
     threads_of_two_users_that_spawn_in_turn_take_no_more_descriptors_each_time
     a_child_that_gives_up_root_gets_no_child_with_it
     a_child_has_exactly_the_capabilities_of_its_parent
@@ -36,6 +38,8 @@ const SCENARIOS: &[Scenario] = scenarios! {
     umask_nice_value_cpus_and_limits_are_those_of_the_parent_at_the_spawn
     a_builder_gives_a_child_umask_nice_value_cpus_and_limits
     option_that_cannot_be_granted_is_an_error_that_names_it
+    a_panic_at_the_memory_limit_of_a_builder_is_an_error
+    a_panic_at_a_memory_limit_without_spare_is_an_error_and_a_line
     a_working_directory_that_the_user_may_not_search_is_no_hindrance
     a_working_directory_that_is_closed_later_is_no_hindrance
     a_working_directory_that_was_removed_is_no_hindrance
@@ -179,6 +183,53 @@ fn a_thread_that_is_another_user_gets_children_of_that_user() {
     });
     assert_eq!(theirs.0, theirs.1);
     assert_eq!(ours, [0; 6]);
+}
+
+async fn sleeps() {
+    std::future::pending::<()>().await;
+}
+
+fn a_kill_by_a_process_that_is_another_user_for_a_while_costs_no_later_child() {
+    if !is_root() {
+        return;
+    }
+    block_on(async {
+        let (root, nobody) = (Uid::from_raw(0), Uid::from_raw(NOBODY));
+        with_spares().await;
+        for _ in 0..3 {
+            let mut child = Process::spawn(sleeps, ()).unwrap();
+            setresuid(nobody, nobody, root).unwrap();
+            child.kill().unwrap();
+            setresuid(root, root, root).unwrap();
+            for _ in 0..5 {
+                assert_eq!(Process::spawn(users, ()).unwrap().await.unwrap(), [0; 6]);
+            }
+            assert_eq!(child.wait().await.unwrap().signal(), Some(libc::SIGKILL));
+        }
+    });
+}
+
+fn a_kill_by_a_thread_that_is_another_user_costs_no_later_child() {
+    if !is_root() {
+        return;
+    }
+    block_on(async {
+        with_spares().await;
+        let mut child = Process::spawn(sleeps, ()).unwrap();
+        std::thread::scope(|scope| {
+            let other = scope.spawn(|| {
+                // By the bare system call, so for this thread alone.
+                let nobody = rustix::process::Uid::from_raw(NOBODY);
+                rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
+                child.kill().unwrap();
+            });
+            other.join().unwrap();
+        });
+        for _ in 0..5 {
+            assert_eq!(Process::spawn(users, ()).unwrap().await.unwrap(), [0; 6]);
+        }
+        assert_eq!(child.wait().await.unwrap().signal(), Some(libc::SIGKILL));
+    });
 }
 
 fn threads_of_two_users_that_spawn_in_turn_take_no_more_descriptors_each_time() {
@@ -694,7 +745,9 @@ fn a_builder_gives_a_child_umask_nice_value_cpus_and_limits() {
                 let child = builder.spawn(likeness, ()).unwrap().await.unwrap();
                 assert_eq!((child.umask.as_str(), child.nice), ("0123", 7));
                 assert_eq!(child.limits[1], (Some(321), Some(321)));
-                assert_eq!(child.limits[3], (Some(6 << 30), Some(6 << 30)));
+                let (soft, hard) = child.limits[3];
+                assert_eq!(soft, Some(6 << 30));
+                assert!(hard.is_none_or(|hard| (6 << 30..8 << 30).contains(&hard)), "{hard:?}");
                 let others = Process::spawn(likeness, ()).unwrap().await.unwrap();
                 assert_eq!(others, likeness());
             }
@@ -717,6 +770,63 @@ fn option_that_cannot_be_granted_is_an_error_that_names_it() {
             let error = Process::builder().nice(-5).spawn(likeness, ()).unwrap().await.unwrap_err();
             assert!(error.kind() == ErrorKind::Spawn && error.to_string().contains("nice value"), "{error}");
         }
+    });
+}
+
+/// Takes all the memory that it gets.
+fn fill() {
+    let (mut all, mut size) = (Vec::new(), 64 << 20);
+    while size > 16 {
+        let mut block = Vec::<u8>::new();
+        match all.try_reserve(1).is_ok() && block.try_reserve_exact(size).is_ok() {
+            true => all.push(block),
+            false => size /= 2,
+        }
+    }
+    std::mem::forget(all);
+}
+
+fn panics_when_full() {
+    fill();
+    panic!("it is full")
+}
+
+async fn is_an_error_in_time(child: Process<()>) {
+    let error = alone::within(child).await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Panicked | ErrorKind::MemoryLimit), "{error}");
+    if let Some(panic) = error.panic() {
+        assert_eq!(panic.message(), "it is full");
+    }
+}
+
+fn a_panic_at_the_memory_limit_of_a_builder_is_an_error() {
+    block_on(async {
+        for method in [mp::StartMethod::ForkServer, mp::StartMethod::Spawn] {
+            let builder = Process::builder().start_method(method).memory_limit(4 << 30).env("RUST_BACKTRACE", "1");
+            is_an_error_in_time(builder.spawn(panics_when_full, ()).unwrap()).await;
+        }
+    });
+}
+
+/// As after `ulimit -v`.
+fn a_panic_at_a_memory_limit_without_spare_is_an_error_and_a_line() {
+    fn at_a_hard_limit() {
+        let limit = rustix::process::Rlimit { current: Some(4 << 30), maximum: Some(4 << 30) };
+        rustix::process::setrlimit(rustix::process::Resource::As, limit).unwrap();
+        // A few pages stay, as what is said needs some.
+        let some = vec![1_u8; 256 << 10];
+        fill();
+        drop(std::hint::black_box(some));
+        panic!("it is full")
+    }
+    block_on(async {
+        let builder = Process::builder().env("RUST_BACKTRACE", "1").stderr(mp::Stdio::piped());
+        let mut child = builder.spawn(at_a_hard_limit, ()).unwrap();
+        let mut said = child.take_stderr().unwrap();
+        is_an_error_in_time(child).await;
+        let mut text = String::new();
+        std::io::Read::read_to_string(&mut said, &mut text).unwrap();
+        assert!(text.contains("it is full") && text.contains("no room to find out its stack"), "{text}");
     });
 }
 

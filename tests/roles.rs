@@ -77,6 +77,13 @@ const SCENARIOS: &[Scenario] = scenarios! {
     a_main_that_ends_is_an_error_with_its_status 2 Plainly
     a_main_that_is_killed_is_an_error_with_its_status 5 Plainly
     a_main_that_executes_itself_again_has_children 4 Plainly
+    a_main_that_starts_its_program_again_is_an_error_there 3 Plainly
+    a_main_that_closes_descriptors_and_executes_itself_is_an_error 3 Plainly
+    a_main_that_has_them_closed_and_executes_itself_is_an_error 3 Plainly
+    a_main_that_closes_descriptors_and_starts_its_program_again_is_an_error 3 Plainly
+    a_main_that_starts_another_program_first_has_children 2 Plainly
+    children_start_this_program_as_one_of_its_own 0 Plainly
+    children_in_a_multi_thread_runtime_start_this_program_as_one_of_its_own 0 Plainly
     a_program_run_by_the_loaders_name_has_children 3 ByLoader
     an_executed_child_that_cannot_take_its_role_reports_why 3 Plainly
     a_name_cleaner_that_cannot_take_its_role_reports_why 2 Plainly
@@ -480,6 +487,112 @@ fn a_main_that_executes_itself_again_has_children(_: Main) {
     // SAFETY: `main` has started no thread.
     unsafe { std::env::remove_var("AGAIN") };
     children_start();
+}
+
+/// This program once more, for the same scenario.
+fn again() -> Command {
+    let mut again = Command::new(std::env::current_exe().unwrap());
+    again.args(std::env::args_os().skip(1)).env("AGAIN", "1");
+    again
+}
+
+/// Whether this is such a process. Nothing shows it later.
+fn is_again() -> bool {
+    let is_again = std::env::var_os("AGAIN").is_some();
+    // SAFETY: `main` has started no thread.
+    unsafe { std::env::remove_var("AGAIN") };
+    is_again
+}
+
+const REFUSED: Option<i32> = Some(91);
+
+/// The program, the process that it starts, and what that starts.
+fn a_main_that_starts_its_program_again_is_an_error_there(main: Main) {
+    let is_again = is_again();
+    if !main.is_first() && is_again {
+        mp::init();
+        unreachable!("it takes no role, and is not the program");
+    }
+    if main.is_first() {
+        return children_start();
+    }
+    let output = again().output().unwrap();
+    assert_eq!(output.status.code(), REFUSED, "{output:?}");
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(text.lines().count(), 1, "{text}");
+    assert!(text.contains("before it calls `multiprocess::run` or `init`"), "{text}");
+    children_start();
+}
+
+fn closes_and_executes_itself(main: Main, close: fn()) {
+    if !main.is_first() && !is_again() {
+        close();
+        panic!("{}", again().exec());
+    }
+    no_child_starts("started or executed once more");
+}
+
+fn a_main_that_closes_descriptors_and_executes_itself_is_an_error(main: Main) {
+    closes_and_executes_itself(main, || close_from(3));
+}
+
+fn a_main_that_has_them_closed_and_executes_itself_is_an_error(main: Main) {
+    closes_and_executes_itself(main, || {
+        // SAFETY: the call takes numbers, and sets a flag of descriptors.
+        let done = unsafe { libc::close_range(3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC as i32) };
+        assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+    });
+}
+
+fn a_main_that_closes_descriptors_and_starts_its_program_again_is_an_error(main: Main) {
+    if main.is_first() {
+        return no_child_starts("the socket that its role comes over is closed");
+    }
+    if !is_again() {
+        close_from(3);
+        assert_eq!(again().status().unwrap().code(), REFUSED);
+    }
+    mp::init();
+    unreachable!("it takes no role");
+}
+
+fn a_main_that_starts_another_program_first_has_children(_: Main) {
+    assert!(Command::new("/bin/true").status().unwrap().success());
+    children_start();
+}
+
+/// In a child: this program, with children of its own, as any other program has them.
+fn starts_the_program() -> String {
+    let output = again().output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let shown = std::env::var_os("MULTIPROCESS_STARTED").is_some_and(|value| !value.is_empty());
+    assert!(!shown, "a child shows how it was started");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+async fn children_start_the_program() {
+    for method in [StartMethod::ForkServer, StartMethod::Spawn] {
+        let said = Process::builder().start_method(method).spawn(starts_the_program, ()).unwrap().await.unwrap();
+        assert!(said.contains(PASSED), "{said}");
+    }
+    passed();
+}
+
+fn children_start_this_program_as_one_of_its_own(_: Main) {
+    let is_again = is_again();
+    mp::init();
+    if is_again {
+        return children_start();
+    }
+    block_on(children_start_the_program());
+}
+
+fn children_in_a_multi_thread_runtime_start_this_program_as_one_of_its_own(_: Main) {
+    let is_again = is_again();
+    if is_again {
+        return children_start();
+    }
+    in_many_threads(|| Box::pin(children_start_the_program()));
 }
 
 fn a_program_run_by_the_loaders_name_has_children(_: Main) {

@@ -4,6 +4,9 @@
 //! The mark is the path of the exec, which the kernel writes into the memory of the process (AT_EXECFN): an unusual spelling of
 //! `/proc/self/fd/N`. No argument parser sees it, no change of the environment, the descriptors or the mounts removes it,
 //! and programs that the process executes do not have it. The role is received over the descriptor after N.
+//!
+//! A second mark, a variable of its environment, is for the programs that it executes before it has its role. It goes when the
+//! role is taken.
 
 use super::{pidfd, rights, spawn};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
@@ -11,6 +14,7 @@ use std::ffi::{CStr, CString, c_char};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::process::ExitStatus;
+use std::sync::atomic::{AtomicPtr, AtomicU8, Ordering::Relaxed};
 use std::time::Duration;
 
 const MARK: &str = "/proc/self/./fd/./";
@@ -18,6 +22,45 @@ const MARK: &str = "/proc/self/./fd/./";
 extern "C" fn note() {
     if mark().is_some() {
         spawn::note_inherited();
+    }
+    // SAFETY: the name ends with a null byte; no thread has begun that could change the environment.
+    STARTED_VALUE.store(unsafe { libc::getenv(STARTED.as_ptr()) }, Relaxed);
+}
+
+/// The variable that is the second mark.
+const STARTED: &CStr = c"MULTIPROCESS_STARTED";
+
+/// Its value as it was before `main`.
+static STARTED_VALUE: AtomicPtr<c_char> = AtomicPtr::new(std::ptr::null_mut());
+
+/// The second mark of this process, as [`start`] was given it.
+pub(crate) fn second_mark() -> Option<String> {
+    std::env::var(STARTED.to_str().ok()?).ok().filter(|value| !value.is_empty())
+}
+
+/// Whether a variable is the second mark.
+pub(crate) fn is_second_mark(name: &std::ffi::OsStr) -> bool {
+    name.as_encoded_bytes() == STARTED.to_bytes()
+}
+
+/// Takes the second mark away, so that programs that this process executes from now on do not have it.
+pub(crate) fn forget_second_mark(single: Option<spawn::SingleThreaded>) {
+    if let (Some(single), Ok(name)) = (single, STARTED.to_str()) {
+        return spawn::remove_variable(single, name.as_ref());
+    }
+    // Other threads may be reading the environment, so its list stays as it is, and the value becomes empty.
+    let value = STARTED_VALUE.load(Relaxed);
+    let name = STARTED.to_bytes();
+    if value.is_null() {
+        return;
+    }
+    // SAFETY: the kernel laid this string down where the process began, and nothing frees it; the name and `=` stand before it.
+    // It is looked at again, as a program may have written over all of it, and what is changed is one byte, to an end.
+    unsafe {
+        let before = std::slice::from_raw_parts(value.sub(name.len() + 1).cast::<u8>(), name.len() + 1);
+        if before.strip_suffix(b"=") == Some(name) {
+            AtomicU8::from_ptr(value.cast()).store(0, Relaxed);
+        }
     }
 }
 
@@ -84,6 +127,9 @@ fn kernels_table() -> Option<Vec<libc::c_ulong>> {
     Some(words.filter_map(|word| word.try_into().ok().map(libc::c_ulong::from_ne_bytes)).collect())
 }
 
+/// How long [`Process::end`] waits.
+const END_LIMIT: Duration = Duration::from_secs(10);
+
 /// A process that this one has started.
 pub(crate) struct Process {
     pid: u32,
@@ -128,10 +174,10 @@ impl Process {
         has_ended
     }
 
-    /// Ends it, waits for that, and leaves no zombie.
+    /// Ends it, waits for that, and leaves no zombie; unless this process may not, or the kernel cannot end it soon.
     pub(crate) fn end(&self) {
         self.kill();
-        let _ = self.wait(None);
+        let _ = self.wait(Some(END_LIMIT));
     }
 
     /// Sends it SIGKILL, if this process may.
@@ -143,7 +189,7 @@ impl Process {
                 kill_process(pid, Signal::KILL).map_err(io::Error::from)
             }
             WaitId::Pid(_) => Ok(()),
-            _ => pidfd::signal(self.pidfd(), Signal::KILL),
+            _ => pidfd::signal_child(self.pidfd(), self.pid, Signal::KILL),
         };
     }
 
@@ -170,8 +216,8 @@ pub(crate) enum Watch {
     Anyhow,
 }
 
-/// Starts `program` with these arguments and variables (`NAME=value`) in a process that is marked. It has `role` as the
-/// socket that the mark names, nothing to read as its standard input, and this process's other streams (but for its
+/// Starts `program` with these arguments and variables (`NAME=value`) in a process that is marked. Its second mark is
+/// `second`. It has `role` as the socket that the mark names, nothing to read as its standard input, and this process's other streams (but for its
 /// output, if it `is_silent`), directory and signal mask.
 ///
 /// An exec gives it no rights that this process has not: where the program's file could, it is started under
@@ -179,12 +225,14 @@ pub(crate) enum Watch {
 pub(crate) fn start(
     program: BorrowedFd<'_>,
     arguments: &[CString],
-    variables: &[CString],
+    (variables, second): (Vec<CString>, &str),
     role: BorrowedFd<'_>,
     is_silent: bool,
     watch: Watch,
 ) -> io::Result<Process> {
-    let start = || start_with_the_rights_of_this_thread(program, arguments, variables, role, is_silent, watch);
+    let mut variables = variables;
+    variables.push(CString::new([STARTED.to_bytes(), b"=", second.as_bytes()].concat())?);
+    let start = || start_with_the_rights_of_this_thread(program, arguments, &variables, role, is_silent, watch);
     if !rights::may_come_from(program) || rights::are_final() {
         return start();
     }

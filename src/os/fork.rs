@@ -20,9 +20,47 @@ static IS_OURS: AtomicBool = AtomicBool::new(false);
 /// The identity of this process in the family; 0 is none.
 static IDENTITY: AtomicPtr<AtomicU64> = AtomicPtr::new(std::ptr::null_mut());
 
-/// Descriptors that no other process may hold, or -1. There are a lifeline, a connection and a name cleaner;
-/// more come only with a change of rights.
-static PRIVATE: [AtomicI32; 32] = [const { AtomicI32::new(-1) }; 32];
+/// Descriptors that no other process may hold, or -1. There are a lifeline, a connection and a name cleaner as a rule;
+/// more come with each change of rights. A forked process of many threads may neither lock nor free, so places are only added.
+static PRIVATE: Places = Places::new();
+
+struct Places {
+    fds: [AtomicI32; 32],
+    next: AtomicPtr<Places>,
+}
+
+impl Places {
+    const fn new() -> Self {
+        Self { fds: [const { AtomicI32::new(-1) }; 32], next: AtomicPtr::new(std::ptr::null_mut()) }
+    }
+
+    /// All places that there are.
+    fn all(&'static self) -> impl Iterator<Item = &'static AtomicI32> {
+        std::iter::successors(Some(self), |places| places.next()).flat_map(|places| &places.fds)
+    }
+
+    fn next(&self) -> Option<&'static Places> {
+        // SAFETY: null, or what `add` has leaked.
+        unsafe { self.next.load(Acquire).as_ref() }
+    }
+
+    fn replace(&'static self, old: RawFd, new: RawFd) -> bool {
+        self.all().any(|place| place.compare_exchange(old, new, AcqRel, Relaxed).is_ok())
+    }
+
+    #[cold]
+    fn add(&'static self) {
+        let mut last = self;
+        while let Some(next) = last.next() {
+            last = next;
+        }
+        let more = Box::into_raw(Box::new(Self::new()));
+        if last.next.compare_exchange(std::ptr::null_mut(), more, AcqRel, Relaxed).is_err() {
+            // SAFETY: from the box above, and nobody else has seen it: another thread has added some.
+            drop(unsafe { Box::from_raw(more) });
+        }
+    }
+}
 
 /// Whether this process was forked by other code from one that had used the crate.
 #[inline]
@@ -84,7 +122,7 @@ extern "C" fn in_forked_process() {
     }
     // SAFETY: the path is a C string that lives for ever.
     let null = unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC) };
-    for fd in PRIVATE.iter().map(|fd| fd.load(Acquire)).filter(|fd| *fd >= 0) {
+    for fd in PRIVATE.all().map(|fd| fd.load(Acquire)).filter(|fd| *fd >= 0) {
         // The number stays taken: its owner in this process does not know that it is another file now.
         // SAFETY: the descriptor is open, as it is marked, and in this process nobody uses it from here on.
         if unsafe { libc::dup3(null, fd, libc::O_CLOEXEC) } == -1 {
@@ -105,17 +143,17 @@ impl Private {
     pub(crate) fn mark(fd: BorrowedFd<'_>) -> Self {
         register();
         let fd = fd.as_raw_fd();
-        let taken = PRIVATE.iter().any(|place| place.compare_exchange(-1, fd, AcqRel, Relaxed).is_ok());
-        debug_assert!(taken, "a place for each private descriptor");
+        while !PRIVATE.replace(-1, fd) {
+            PRIVATE.add();
+        }
         Self(fd)
     }
 }
 
 impl Drop for Private {
     fn drop(&mut self) {
-        let mut places = PRIVATE.iter();
         // In a forked process the marks are of no use any more.
-        let _ = places.any(|place| place.compare_exchange(self.0, -1, AcqRel, Relaxed).is_ok());
+        PRIVATE.replace(self.0, -1);
     }
 }
 
@@ -151,5 +189,46 @@ impl<T> Drop for Own<T> {
             // SAFETY: here is the only place that drops it, once, and nobody can use it afterwards.
             unsafe { ManuallyDrop::drop(&mut self.0) };
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+    #[test]
+    fn forked_process_keeps_none_of_any_number_of_private_descriptors() {
+        let pipes: Vec<(OwnedFd, OwnedFd)> =
+            (0..100).map(|_| std::io::pipe().map(|(read, write)| (read.into(), write.into())).unwrap()).collect();
+        let mut marks: Vec<_> = pipes.iter().map(|(_, write)| Private::mark(write.as_fd())).collect();
+        let forked_process_keeps = || {
+            // SAFETY: the child only makes system calls.
+            match unsafe { libc::fork() } {
+                0 => {
+                    let kept = pipes.iter().filter(|(_, write)| {
+                        // SAFETY: `fstat` fills the structure that it is given.
+                        let mut stat: libc::stat = unsafe { std::mem::zeroed() };
+                        let done = unsafe { libc::fstat(write.as_raw_fd(), &mut stat) };
+                        done == 0 && stat.st_mode & libc::S_IFMT == libc::S_IFIFO
+                    });
+                    let kept = kept.count() as i32;
+                    // SAFETY: it takes no pointer.
+                    unsafe { libc::_exit(kept) }
+                }
+                pid => {
+                    let mut status = 0;
+                    // SAFETY: the number is ours.
+                    assert_eq!(unsafe { libc::waitpid(pid, &mut status, 0) }, pid);
+                    libc::WEXITSTATUS(status)
+                }
+            }
+        };
+        assert_eq!(forked_process_keeps(), 0);
+        marks.truncate(90);
+        assert_eq!(forked_process_keeps(), 10);
+        let places = PRIVATE.all().count();
+        marks.extend(pipes[90..].iter().map(|(_, write)| Private::mark(write.as_fd())));
+        assert_eq!((forked_process_keeps(), PRIVATE.all().count()), (0, places));
     }
 }

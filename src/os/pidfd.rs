@@ -54,6 +54,19 @@ pub(crate) fn signal(pidfd: BorrowedFd<'_>, signal: Signal) -> io::Result<()> {
     }
 }
 
+/// [`signal`] for a child of this process, also where that call is refused or missing. `pid` is the child's: as long as it has
+/// not been reaped no other process has that.
+pub(crate) fn signal_child(pidfd: BorrowedFd<'_>, pid: u32, by: Signal) -> io::Result<()> {
+    let refused = match signal(pidfd, by) {
+        Err(error) => error,
+        done => return done,
+    };
+    match i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        Some(pid) if is_child(pidfd) => rustix::process::kill_process(pid, by).map_err(|_| refused),
+        _ => Err(refused),
+    }
+}
+
 /// Reaps the process if it is a child of this one and has ended.
 pub(crate) fn reap(pidfd: BorrowedFd<'_>) -> Option<ExitStatus> {
     reap_by(WaitId::PidFd(pidfd))
@@ -75,6 +88,11 @@ pub(crate) fn is_child(pidfd: BorrowedFd<'_>) -> bool {
 pub(crate) fn is_child_by(id: WaitId<'_>) -> bool {
     let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
     waitid(id, look).is_ok()
+}
+
+/// The same for a pid of any value.
+pub(crate) fn is_child_of_pid(pid: u32) -> bool {
+    i32::try_from(pid).ok().and_then(Pid::from_raw).is_some_and(|pid| is_child_by(WaitId::Pid(pid)))
 }
 
 /// The kernel's knowledge of the exit of a process that is not a child of this one.

@@ -33,6 +33,14 @@ pub(crate) fn memfds(pid: u32, prefix: &str) -> Vec<Memfd> {
     entries.filter_map(|entry| of_entry(entry.path())).collect()
 }
 
+/// When a process started, in a unit of the kernel: distinguishes it from a later one with its pid. `None` if there is none,
+/// or this one may not know.
+pub(crate) fn start_time(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name, which may contain anything, is the second field and ends with the last parenthesis; this is the 22nd.
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
 /// Whether a process has a CPU or waits for one: it is neither asleep nor stopped.
 pub(crate) fn is_runnable(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
@@ -69,4 +77,17 @@ impl Activity {
 /// The name of a process in `ps`: at most 15 bytes.
 pub(crate) fn name(pid: u32) -> Option<String> {
     Some(fs::read_to_string(format!("/proc/{pid}/comm")).ok()?.trim_end().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_has_a_start_time_and_none_once_it_is_gone() {
+        let me = std::process::id();
+        assert!(start_time(me).unwrap() > 0);
+        assert_eq!(start_time(me), start_time(me));
+        assert_eq!(start_time(1 << 30), None);
+    }
 }

@@ -12,7 +12,7 @@ use super::{child, children, client, name_cleaner, panics, role, server};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::spawn::{self, SingleThreaded};
 use crate::os::sync::lock;
-use crate::os::{attributes, image, rights, signal};
+use crate::os::{attributes, exec, image, rights, signal};
 use crate::shm::family::Family;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -59,8 +59,9 @@ use std::sync::Mutex;
 ///
 /// - Harmless: reading arguments and environment; changing the environment, the directory, and descriptors that
 ///   `main` itself has opened. Standard input is empty. Each started process has its own copy of a descriptor opened here.
-/// - An error: closing or replacing descriptors that `main` has not opened, and forking. A started process that cannot take
-///   its role writes one line to stderr and ends with an exit code from 86 to 90; the spawn is an error that names the cause.
+/// - An error: closing or replacing descriptors that `main` has not opened, forking, and starting this very program, for
+///   example with other arguments. Executing it in place of itself works while the descriptors are left alone. A started process that cannot take
+///   its role writes one line to stderr and ends with an exit code from 86 to 91; the spawn is an error that names the cause.
 /// - Such processes are started by the first spawn, by the first name in `/dev/shm`, and for each child with
 ///   [`StartMethod::Spawn`](crate::StartMethod).
 ///
@@ -223,6 +224,7 @@ fn take_role(socket: OwnedFd) -> ! {
         Ok(None) => spawn::exit_now(1), // The starter is gone.
         Err(refusal) => refusal.report(socket.as_fd()).end(),
     };
+    exec::forget_second_mark(single);
     role::note_arguments();
     panics::note_panics();
     let refusal = (image != image::fingerprint()).then(other_image);

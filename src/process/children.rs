@@ -6,9 +6,8 @@ use super::protocol::{self, Request};
 use super::shutdown;
 use crate::error::{Error, Result};
 use crate::os::sync::lock;
-use crate::os::{fork, pidfd, refuse, socket, socket::Wait, timer};
+use crate::os::{fork, pidfd, refuse, socket, spawn, timer};
 use crate::shm::family::Family;
-use crate::wire::frame;
 use rustix::process::Signal;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -25,6 +24,8 @@ pub(super) struct Child {
     pub(super) reports_exit: bool,
     /// The connection over which it was ordered: hangs up when the server, which reaps the child, is gone.
     server: Arc<OwnedFd>,
+    /// It has had its role: how it ended is its own affair. Otherwise its report may still show that.
+    is_born: bool,
     status: OnceLock<ExitStatus>,
     /// Never becomes false again.
     has_ended: AtomicBool,
@@ -33,9 +34,15 @@ pub(super) struct Child {
 }
 
 impl Child {
-    pub(super) fn new(info: ProcessInfo, pidfd: OwnedFd, reports_exit: bool, server: Arc<OwnedFd>) -> Self {
+    pub(super) fn new(
+        info: ProcessInfo,
+        pidfd: OwnedFd,
+        reports_exit: bool,
+        server: Arc<OwnedFd>,
+        is_born: bool,
+    ) -> Self {
         let (status, has_ended, leaves_by) = (OnceLock::new(), AtomicBool::new(false), OnceLock::new());
-        Self { info, pidfd: Arc::new(pidfd), reports_exit, server, status, has_ended, leaves_by }
+        Self { info, pidfd: Arc::new(pidfd), reports_exit, server, is_born, status, has_ended, leaves_by }
     }
 
     /// Notes that it was asked to end, and how long this process waits for that at its own end.
@@ -62,8 +69,8 @@ impl Child {
     pub(super) fn signal(&self, signal: Signal) -> io::Result<()> {
         match pidfd::signal(self.pidfd.as_fd(), signal) {
             Err(error) if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::Unsupported) => {
-                let request = protocol::to_bytes(&Request::Signal(signal.as_raw()))?;
-                frame::send(self.server.as_fd(), &[&request], &[self.pidfd.as_fd()], Wait::No).map_err(|_| error)
+                let request = Request::Signal { pid: self.info.pid, signal: signal.as_raw() };
+                protocol::try_send(self.server.as_fd(), &request).map_err(|_| error)
             }
             done => done,
         }
@@ -83,6 +90,10 @@ impl Child {
     pub(super) fn copy_of_connection(&self) -> io::Result<OwnedFd> {
         refuse::at("dup")?;
         self.server.try_clone()
+    }
+
+    pub(super) fn is_born(&self) -> bool {
+        self.is_born
     }
 
     pub(super) fn status(&self) -> Option<ExitStatus> {
@@ -207,9 +218,23 @@ pub(super) async fn wait_for_children() -> Result<()> {
     }
     for child in live_children() {
         child.signal(Signal::KILL)?;
-        until_exit(child.pidfd.as_fd().try_clone_to_owned()?).await?;
+        match timer::within(KILL_LIMIT, until_exit(child.pidfd.as_fd().try_clone_to_owned()?)).await {
+            Ok(ended) => ended?,
+            Err(_) => warn_of_survivor(&child),
+        }
     }
     Ok(())
+}
+
+/// How long this process waits at its end for one that it has killed.
+const KILL_LIMIT: Duration = Duration::from_secs(10);
+
+fn warn_of_survivor(child: &Child) {
+    let (name, pid, seconds) = (&child.info.name, child.info.pid, KILL_LIMIT.as_secs());
+    spawn::print_line(&format!(
+        "{name} (pid {pid}) was to be killed and still runs after {seconds} s; nobody waits for it any longer (may this process, or \
+         its fork server, send signals?)"
+    ));
 }
 
 /// [`wait_for_children`] for a process without a runtime.
@@ -231,6 +256,8 @@ pub(super) fn blocking_wait_for_children() {
     for child in live_children() {
         // It fails only for one that has ended.
         let _ = child.signal(Signal::KILL);
-        pidfd::wait(child.pidfd.as_fd(), false, None);
+        if !pidfd::wait(child.pidfd.as_fd(), false, Some(KILL_LIMIT)) {
+            warn_of_survivor(&child);
+        }
     }
 }

@@ -343,6 +343,8 @@ impl<R> Process<R> {
 
     fn died(&self, status: Option<ExitStatus>) -> Error {
         let how = match status {
+            // An exit code of the function has no meaning for this crate.
+            Some(status) if self.child.is_born() || self.reports().is_born => status.to_string(),
             Some(status) => role::how_it_ended(status),
             None => "its exit status is not known, because the fork server was killed before it could tell".into(),
         };

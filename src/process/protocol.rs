@@ -5,7 +5,7 @@
 //! starter -> server   Hello::Server, then Preparation::Preload, any number, then Preparation::Serve, answered by Ready;
 //!                     or an error in place of Ready, at any time  over the socket that the server was started with
 //! member  -> server   one empty frame with a socket in it        over the intake: a new connection
-//! member  -> server   Request::Child + Order + arguments, answered by Reply::Child      over its connection
+//! member  -> server   Request::Child + Order + arguments, answered by Reply::Child or Refused  over its connection
 //! member  -> server   Request::Spares, answered by a Reply::Spare for each              over its connection
 //! member  -> server   Request::Signal, Request::Retire                                  over its connection
 //! starter -> spare    the Order, answered by Report::Outcome     over the socket that came with the spare
@@ -34,7 +34,7 @@ use std::os::fd::BorrowedFd;
 /// The first message to a process that was exec'd to take a role.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Hello {
-    /// Distinguishes it from other messages that may wait in a socket.
+    /// Distinguishes it from other messages that may wait in a socket, and from those of other programs: [`HELLO`] and `image`.
     tag: String,
     /// [`crate::os::image::fingerprint`] of the sender.
     pub(super) image: u64,
@@ -43,16 +43,17 @@ pub(super) struct Hello {
     pub(super) role: Role,
 }
 
-const HELLO: &str = "multiprocess: a role";
+const HELLO: &str = "multiprocess: a role of ";
 
 impl Hello {
     pub(super) fn new(image: u64, role: Role) -> Self {
-        Self { tag: HELLO.into(), image, ignored: signal::ignored_at_start(), role }
+        Self { tag: format!("{HELLO}{image:016x}"), image, ignored: signal::ignored_at_start(), role }
     }
 
-    /// Whether `bytes` are the beginning of an encoded one.
-    pub(super) fn is_in(bytes: &[u8]) -> bool {
-        bytes.windows(HELLO.len()).any(|window| window == HELLO.as_bytes())
+    /// The image of the sender, if `bytes` are the beginning of an encoded one.
+    pub(super) fn image_in(bytes: &[u8]) -> Option<u64> {
+        let at = bytes.windows(HELLO.len()).position(|window| window == HELLO.as_bytes())? + HELLO.len();
+        u64::from_str_radix(std::str::from_utf8(bytes.get(at..at + 16)?).ok()?, 16).ok()
     }
 }
 
@@ -120,8 +121,8 @@ pub(super) enum Request {
     Child { number: u64 },
     /// Make so many spare children, with the environment and directory of the last order.
     Spares { count: u32, generation: u64 },
-    /// Send this signal to the child with the attached pidfd: its starter may not do so any more. No answer.
-    Signal(i32),
+    /// Send this signal to a child that was ordered over this connection: its starter may not do so any more. No answer.
+    Signal { pid: u32, signal: i32 },
     /// Take no more orders over this connection. No answer.
     Retire,
 }
@@ -131,6 +132,8 @@ pub(super) enum Request {
 pub(super) enum Reply {
     /// The pidfd is attached. Number 0 stands for an order that could not be read.
     Child { number: u64, answer: Answer<Born> },
+    /// The order is not executed: its sender is another user than the server, or the connection is retired.
+    Refused { number: u64 },
     /// A pidfd and the socket for the order are attached, unless there is no spare now, or never will be.
     Spare { pid: Option<u32>, generation: u64, never: bool },
 }

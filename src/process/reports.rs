@@ -16,6 +16,8 @@ pub(super) struct Reports {
     pub(super) socket: Option<Arc<OwnedFd>>,
     /// The received part of a report that is still on its way.
     pub(super) begun: Option<Begun>,
+    /// The child has had its role.
+    pub(super) is_born: bool,
     pub(super) outcome: Inbox,
     /// The child goes on after its outcome.
     pub(super) lingers: bool,
@@ -77,7 +79,14 @@ fn in_units(bytes: u64) -> String {
 
 impl Reports {
     pub(super) fn over(socket: OwnedFd) -> Self {
-        Self { socket: Some(Arc::new(socket)), begun: None, outcome: Inbox::Empty, lingers: false, cause: None }
+        Self {
+            socket: Some(Arc::new(socket)),
+            begun: None,
+            is_born: false,
+            outcome: Inbox::Empty,
+            lingers: false,
+            cause: None,
+        }
     }
 
     /// Reads all reports that are there; returns the exit status if it is among them.
@@ -85,7 +94,7 @@ impl Reports {
         let mut was_reset = false;
         while let Some(socket) = &self.socket {
             match Report::recv(socket.as_fd(), &mut self.begun) {
-                Ok(Some(Report::Born(_))) => {}
+                Ok(Some(Report::Born(_))) => self.is_born = true,
                 Ok(Some(Report::Outcome(parcel))) => {
                     self.outcome = Inbox::Arrived(parcel);
                 }

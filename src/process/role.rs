@@ -5,14 +5,20 @@
 //! descriptor over which the role comes: one end of a socket pair. The first two messages there are [`Hello`], which is sent
 //! before the process starts, and [`Addressed`], which names the process and follows at once.
 //!
+//! The second mark (`os::exec`) is a variable: the image, the pid and the start time of the starter. Every program has it that
+//! the process executes before it has taken its role, and none that it executes later.
+//!
 //! # Moves
 //! The starter: [`start`], then the messages of the role, then [`wait_until_ready`] or the report of a child. The started
 //! process: [`inherited_socket`] and [`receive`] in `init`, after whatever `main` does before, for however long.
 //!
 //! # Invariants
 //! 1. A marked process takes its role or ends with a line and an exit code that give the reason: it never goes on in `main`.
+//!    Neither does a process of the same image that was started by a marked one before that took its role: it has inherited the
+//!    role's socket, or has the second mark while the starter named there runs. It would start processes that do the same again.
 //! 2. A role is taken by the very process that was started, from its living parent, which made the socket with the same
-//!    effective user and group. A program that got rights from its exec takes none.
+//!    effective user and group. Its other ids are those of the thread that started it, as no exec gave it any: a program that
+//!    got rights from its exec takes none.
 //!
 //! # Death
 //! The started process ends: its starter learns that from the pidfd, whatever else holds the socket, and reads the cause
@@ -26,11 +32,11 @@ use super::origin;
 use super::protocol::{self, Addressed, Answer, Hello, Ready, Role};
 use super::variables::Variables;
 use crate::error::{Error, ErrorKind, Result};
-use crate::os::{exec, exec::Watch, image, pidfd, poll, rights, signal, socket, spawn};
+use crate::os::{exec, exec::Watch, image, pidfd, poll, proc, rights, signal, socket, spawn};
 use crate::wire::Parcel;
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::sync::OnceLock;
@@ -44,6 +50,7 @@ pub(super) enum Refusal {
     Forked = 88,
     Stranger = 89,
     GivenRights = 90,
+    StartedAgain = 91,
 }
 
 const FORKS: &str = "it is a fork of the process that was started: `main` forks or daemonizes before it calls \
@@ -51,7 +58,8 @@ const FORKS: &str = "it is a fork of the process that was started: `main` forks 
                      started";
 
 impl Refusal {
-    const ALL: [Self; 5] = [Self::Closed, Self::Replaced, Self::Forked, Self::Stranger, Self::GivenRights];
+    const ALL: [Self; 6] =
+        [Self::Closed, Self::Replaced, Self::Forked, Self::Stranger, Self::GivenRights, Self::StartedAgain];
 
     fn why(self) -> &'static str {
         match self {
@@ -68,6 +76,11 @@ impl Refusal {
             Self::GivenRights => {
                 "its program's file gave it rights (set-user-ID, set-group-ID or file capabilities), and whoever started \
                  it may not have them"
+            }
+            Self::StartedAgain => {
+                "it is this program started or executed once more, and its role was for the process that did so: `main` starts \
+                 its own program, or closes descriptors and executes it, before it calls `multiprocess::run` or `init`; call that \
+                 first"
             }
         }
     }
@@ -104,19 +117,49 @@ pub(super) fn inherited_socket() -> Result<Option<OwnedFd>, Refusal> {
             Some(true) => spawn::take_inherited(number).map(Some).map_err(|_| Refusal::Closed),
         },
         None if rights::came_by_exec() => Ok(None),
-        None => Ok(find_without_mark()),
+        None => find_without_mark(),
     }
 }
 
 /// The socket of a process that has executed itself again, or that a tool executed by another path, and so has no mark.
-fn find_without_mark() -> Option<OwnedFd> {
-    let is_role = |fd: BorrowedFd<'_>| {
-        let is_parents = socket::maker_of_pair(fd).is_some_and(|maker| maker.pid == spawn::parent());
-        let mut room = [0; 96];
-        is_parents && socket::peek(fd, &mut room).is_ok_and(|len| Hello::is_in(&room[..len.min(room.len())]))
-    };
-    let found = |fd: &RawFd| spawn::look_at(*fd, is_role) == Some(true);
-    spawn::inherited().into_iter().find(found).and_then(|fd| spawn::take_inherited(fd).ok())
+fn find_without_mark() -> Result<Option<OwnedFd>, Refusal> {
+    let found = spawn::inherited().into_iter().find_map(|fd| Some((fd, spawn::look_at(fd, look_for_role)??)));
+    match found {
+        Some((fd, true)) => Ok(spawn::take_inherited(fd).ok()),
+        Some((_, false)) => Err(Refusal::StartedAgain),
+        None if exec::second_mark().is_some_and(|mark| is_of_running_starter(&mark)) => Err(Refusal::StartedAgain),
+        None => Ok(None),
+    }
+}
+
+/// `None` if this is not a socket over which a role of this program comes; otherwise whether the parent made it.
+fn look_for_role(socket: BorrowedFd<'_>) -> Option<bool> {
+    let maker = socket::maker_of_pair(socket)?;
+    let mut room = [0; 96];
+    let len = socket::peek(socket, &mut room).ok()?;
+    let image = Hello::image_in(&room[..len.min(room.len())])?;
+    // From the parent also one of another build is taken, and refused with that reason.
+    if maker.pid == spawn::parent() { Some(true) } else { (image == image::fingerprint()).then_some(false) }
+}
+
+/// What [`is_of_running_starter`] understands.
+fn second_mark() -> String {
+    let pid = std::process::id();
+    format!("{:016x}:{pid}:{}", image::fingerprint(), proc::start_time(pid).unwrap_or(0))
+}
+
+/// Whether the second mark is of this program, and the process that it names still runs.
+fn is_of_running_starter(mark: &str) -> bool {
+    let mut parts = mark.split(':');
+    let image = parts.next().and_then(|part| u64::from_str_radix(part, 16).ok());
+    let (pid, began) = (
+        parts.next().and_then(|part| part.parse::<u32>().ok()),
+        parts.next().and_then(|part| part.parse::<u64>().ok()),
+    );
+    let (Some(pid), Some(began)) = (pid, began) else { return false };
+    // Where /proc does not show when it began, it may be that one.
+    image == Some(image::fingerprint())
+        && proc::start_time(pid).map_or_else(|| pidfd::open(pid).is_ok(), |time| time == began || began == 0)
 }
 
 /// Receives the role, if it is for this process and from a process that may give it one. `None`: the starter is gone.
@@ -150,7 +193,8 @@ pub(super) fn start(
     // A child's pidfd is its starter's, and the fork server, which gets it, has one thread only.
     let watch = if matches!(role, Role::Child { .. }) { Watch::ByPidfd } else { Watch::Anyhow };
     protocol::send(ours.as_fd(), &Hello::new(image::fingerprint(), role), &[], fds)?;
-    let process = exec::start(program, arguments(), &variables.for_exec(), theirs.as_fd(), is_silent, watch)?;
+    let variables = (variables.for_exec(), &*second_mark());
+    let process = exec::start(program, arguments(), variables, theirs.as_fd(), is_silent, watch)?;
     drop(theirs);
     match protocol::send(ours.as_fd(), &Addressed { pid: process.pid() }, &[], &[]) {
         Err(error) if !is_gone(&error) => {
@@ -286,4 +330,20 @@ pub(super) fn is_gone(error: &io::Error) -> bool {
             | io::ErrorKind::NotConnected
             | io::ErrorKind::ConnectionRefused
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn second_mark_counts_for_this_image_while_its_starter_runs() {
+        let mark = second_mark();
+        assert!(is_of_running_starter(&mark));
+        let pid = std::process::id().to_string();
+        assert!(!is_of_running_starter(&mark.replacen(&format!(":{pid}:"), ":1073741824:", 1)));
+        assert!(!is_of_running_starter(&format!("{mark}1")), "a later process with this pid");
+        assert!(!is_of_running_starter(&format!("0000{}", &mark[4..])) || mark.starts_with("0000"));
+        assert!(!is_of_running_starter("") && !is_of_running_starter("1:2"));
+    }
 }

@@ -17,8 +17,9 @@
 //!
 //! # Invariants
 //! 1. There is one thread, or (`single` is `None`) no fork without exec.
-//! 2. It has no more rights than its starter had. It gives children to processes of its own user and group only, and after
-//!    [`Request::Retire`] to none over that connection. It signals its own children only.
+//! 2. It has no more rights than its starter had. It gives children to processes of its own user and group only; after
+//!    [`Request::Retire`], or a request for a child by another user, to none over that connection. It signals a child only for
+//!    the connection over which that child was ordered, whoever its user is by then.
 //! 3. A child never runs on with a descriptor of the server: `private` lists them all.
 //!
 //! # Death
@@ -69,6 +70,8 @@ struct Server {
     /// Rung when a process has claimed a slot in the family table.
     claims: BorrowedFd<'static>,
     connections: Vec<Connection>,
+    /// How many there have been.
+    connected: u64,
     /// Pid and pidfd of each process with a slot in the family table, and of each child where other threads could take SIGCHLD.
     watched: Vec<(u32, OwnedFd)>,
     /// A process in the family table cannot be watched, for want of a descriptor for example: the table is checked repeatedly.
@@ -78,6 +81,30 @@ struct Server {
     /// The environment that this process has at the moment. It never changes its directory, as it might not be able to
     /// return.
     environment: Option<Variables>,
+    orderers: Orderers,
+}
+
+/// The connection over which each child was ordered, by the child's pid.
+#[derive(Default)]
+struct Orderers {
+    of: BTreeMap<u32, u64>,
+    /// The length at which ended children are removed: twice the number that was left the last time.
+    sweep_at: usize,
+}
+
+impl Orderers {
+    /// Notes a child that was just made. An earlier one with its pid has ended and been reaped.
+    fn note(&mut self, pid: u32, connection: u64) {
+        if self.of.len() >= self.sweep_at {
+            self.of.retain(|pid, _| pidfd::is_child_of_pid(*pid));
+            self.sweep_at = 2 * self.of.len() + 64;
+        }
+        self.of.insert(pid, connection);
+    }
+
+    fn ordered(&self, pid: u32, connection: u64) -> bool {
+        self.of.get(&pid) == Some(&connection)
+    }
 }
 
 /// A child that waits for its order at the other end of `socket`.
@@ -101,6 +128,8 @@ const UNWATCHED: Duration = Duration::from_millis(100);
 const STARTER_LIMIT: Duration = Duration::from_secs(2);
 
 struct Connection {
+    /// No other connection of this server has or had it.
+    number: u64,
     socket: OwnedFd,
     environment: Variables,
     /// The directory in which its children start, if not the one of this process.
@@ -192,10 +221,12 @@ impl Server {
             own: vec![signals, intake, tie],
             claims: Family::get().map_err(failed)?.claims(),
             connections: Vec::new(),
+            connected: 0,
             watched: Vec::new(),
             has_unwatched: false,
             exits: reports_exit.then(BTreeMap::new),
             environment: None,
+            orderers: Orderers::default(),
         };
         let (credentials, umask) = Credentials::look(&mut credentials::Kept::default()).map_err(failed)?;
         let attributes = Attributes::of_this_process(&mut Kept::default(), umask);
@@ -234,7 +265,9 @@ impl Server {
     fn connect(&mut self, socket: OwnedFd) {
         // Without the limit a stopped starter could stop the server.
         let _ = socket::limit_waits(socket.as_fd(), STARTER_LIMIT);
+        self.connected += 1;
         self.connections.push(Connection {
+            number: self.connected,
             socket,
             environment: Variables::default(),
             directory: None,
@@ -320,7 +353,11 @@ impl Server {
         );
         match spawn::fork(single)? {
             // It has no order, so it ends only if it is killed; its pid can hardly be another process's yet.
-            Fork::Parent(pid) => Ok(Unordered { pid, pidfd: pidfd::open(pid)?, socket: ours }),
+            Fork::Parent(pid) => {
+                let pidfd = pidfd::open(pid)?;
+                self.orderers.note(pid, self.connections[at].number);
+                Ok(Unordered { pid, pidfd, socket: ours })
+            }
             Fork::Child => {
                 let directory = self.connections[at].directory.as_ref();
                 let moved = directory.map_or(Ok(()), directory::enter);
@@ -344,27 +381,35 @@ impl Server {
 
     /// Handles one request of the connection at `at`; `false` if the connection is over.
     fn take_request(&mut self, at: usize) -> bool {
-        match socket::sender(self.connections[at].socket.as_fd()) {
+        let is_other = match socket::sender(self.connections[at].socket.as_fd()) {
             // A message that comes from now on is handled the next time.
             Sender::Nobody => return true,
-            Sender::SameUser => {}
-            // A starter that changes its user retires the connection itself; one that has not done so gets no children.
-            Sender::Other => self.connections[at].is_retired = true,
-        }
-        let (number, answer) = match protocol::try_recv::<Request>(self.connections[at].socket.as_fd()) {
-            Ok(Some((Request::Signal(signal), parcel))) => {
-                parcel.fds.iter().for_each(|child| pass_on(signal, child));
+            Sender::SameUser => false,
+            Sender::Other => true,
+        };
+        let request = protocol::try_recv::<Request>(self.connections[at].socket.as_fd());
+        // A starter that changes its user retires the connection itself; one that has not done so gets no children. A signal is
+        // no reason: a process, or one thread of it, may be another user only for a while.
+        let connection = &mut self.connections[at];
+        connection.is_retired |=
+            is_other && matches!(request, Ok(Some((Request::Child { .. } | Request::Spares { .. }, _))));
+        let is_retired = connection.is_retired;
+        let (number, answer) = match request {
+            Ok(Some((Request::Signal { pid, signal }, _))) => {
+                self.pass_on(signal, pid, at);
                 return true;
             }
             Ok(Some((Request::Retire, _))) => {
                 self.connections[at].is_retired = true;
                 return true;
             }
-            Ok(Some((Request::Child { number, .. }, _))) if self.connections[at].is_retired => {
-                let why = "the process that asks for a child has other rights than the fork server";
-                (number, Err(Error::new(ErrorKind::Spawn, why)))
+            Ok(Some((Request::Child { number, .. }, _))) if is_retired => {
+                return self.reply(at, &Reply::Refused { number }, &[]);
             }
-            Ok(Some((Request::Spares { .. }, _))) if self.connections[at].is_retired => return true,
+            Ok(Some((Request::Spares { count, generation }, _))) if is_retired => {
+                let none = Reply::Spare { pid: None, generation, never: true };
+                return (0..count).all(|_| self.reply(at, &none, &[]));
+            }
             Ok(Some((Request::Child { number }, parcel))) => (number, self.start_child(at, parcel)),
             Ok(Some((Request::Spares { count, generation }, _))) => {
                 return (0..count).all(|_| self.send_spare(at, generation));
@@ -380,6 +425,18 @@ impl Server {
             Err(error) => (Err(error), None),
         };
         self.reply(at, &Reply::Child { number, answer }, &pidfd.iter().map(AsFd::as_fd).collect::<Vec<_>>())
+    }
+
+    /// Sends `signal` to a child that was ordered over the connection at `at`, and to no other process.
+    fn pass_on(&self, signal: i32, pid: u32, at: usize) {
+        if let Some(signal) = Signal::from_named_raw(signal)
+            && self.orderers.ordered(pid, self.connections[at].number)
+            && let Ok(child) = pidfd::open(pid)
+            && pidfd::is_child(child.as_fd())
+        {
+            // The child may have ended meanwhile. A signal that this process may not send, its starter may not either.
+            let _ = pidfd::signal_child(child.as_fd(), pid, signal);
+        }
     }
 
     /// Sends a reply; `false` if the other end is gone.
@@ -433,14 +490,18 @@ impl Server {
                 child::send_order(&child.socket, &order, &arguments, &held).map_err(failed)?;
                 (child.pid, child.pidfd, held.report)
             }
-            _ => self.exec(at, order, &arguments, fds).map_err(failed)?,
+            _ => {
+                let child = self.exec(at, order, &arguments, fds).map_err(failed)?;
+                self.orderers.note(child.0, self.connections[at].number);
+                child
+            }
         };
         if self.single.is_none() {
             match pidfd.try_clone() {
                 Ok(watched) => self.watched.push((pid, watched)),
                 Err(error) => {
-                    let _ = pidfd::signal(pidfd.as_fd(), Signal::KILL);
-                    pidfd::wait(pidfd.as_fd(), false, None);
+                    let _ = pidfd::signal_child(pidfd.as_fd(), pid, Signal::KILL);
+                    pidfd::wait(pidfd.as_fd(), false, Some(STARTER_LIMIT));
                     pidfd::reap(pidfd.as_fd());
                     return Err(failed(error));
                 }
@@ -568,16 +629,6 @@ impl Server {
     }
 }
 
-/// Sends `signal` to a child of this process, and to no other process.
-fn pass_on(signal: i32, child: &OwnedFd) {
-    if let Some(signal) = Signal::from_named_raw(signal)
-        && pidfd::is_child(child.as_fd())
-    {
-        // The child may have ended meanwhile. A signal that this process may not send, its starter may not either.
-        let _ = pidfd::signal(child.as_fd(), signal);
-    }
-}
-
 fn recover(pid: u32, pidfd: &OwnedFd) {
     if let Ok(family) = Family::get() {
         family.recover(pid, pidfd.as_fd());
@@ -592,4 +643,26 @@ fn kernel_reports_exits(single: Option<SingleThreaded>) -> bool {
     pidfd::wait(pidfd.as_fd(), false, None);
     while spawn::reap().is_some() {}
     matches!(pidfd::exit(pidfd.as_fd()), pidfd::Exit::Known(_))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn child_belongs_to_the_connection_that_ordered_it_last() {
+        let mut orderers = Orderers::default();
+        orderers.note(7, 1);
+        assert!(orderers.ordered(7, 1) && !orderers.ordered(7, 2) && !orderers.ordered(8, 1));
+        orderers.note(7, 2); // It had ended, and its pid was given again.
+        assert!(orderers.ordered(7, 2) && !orderers.ordered(7, 1));
+    }
+
+    #[test]
+    fn children_that_have_ended_are_forgotten() {
+        let mut orderers = Orderers::default();
+        // No children of this process.
+        (1 << 22..(1 << 22) + 100_000).for_each(|pid| orderers.note(pid, 1));
+        assert!(orderers.of.len() <= 65, "{}", orderers.of.len());
+    }
 }

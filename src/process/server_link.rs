@@ -69,6 +69,8 @@ pub(super) type Started = (Arc<Child>, OwnedFd);
 /// A message from the server.
 enum Received {
     Answer(Answer<Born>, Option<OwnedFd>),
+    /// The server takes no order from this user, or none over this connection.
+    Refused,
     Spare {
         pid: u32,
         pidfd: OwnedFd,
@@ -183,7 +185,8 @@ impl Connection {
                 // A spare that was killed, or had waited too long when the order came, has not begun.
                 if let_begin(&report, &attributes).map_err(failed)? {
                     self.ask_for_spares();
-                    return Ok(Ordered::Started(self.started(start, Born { pid, reports_exit: false }, pidfd, report)));
+                    let born = Born { pid, reports_exit: false };
+                    return Ok(Ordered::Started(self.started(start, born, pidfd, report, true)));
                 }
             }
         }
@@ -216,11 +219,12 @@ impl Connection {
                 Ok(Received::Answer(answer, pidfd)) => break Ok((answer?, pidfd)),
                 // A spare that comes now was meant for this order.
                 Ok(Received::Spare { .. } | Received::Nothing) => {}
+                Ok(Received::Refused) => return Ok(Ordered::Elsewhere("the fork server refuses its orders".into())),
                 Err(error) => break Err(error),
             }
         };
-        let (born, pidfd) = match answer {
-            Ok((born, Some(pidfd))) => (born, pidfd),
+        let (born, pidfd, is_born) = match answer {
+            Ok((born, Some(pidfd))) => (born, pidfd, false),
             Ok((_, None)) => return Err(failed(io::Error::other("it came without a pidfd"))),
             // A stopped server holds the other end of the report socket: nothing need ever come.
             Err(error) => {
@@ -229,7 +233,7 @@ impl Connection {
                 match Report::recv(report.as_fd(), &mut None) {
                     // The child lives, though the server has not answered.
                     Ok(Some(Report::Born(pid))) => {
-                        (Born { pid, reports_exit: false }, pidfd::open(pid).map_err(failed)?)
+                        (Born { pid, reports_exit: false }, pidfd::open(pid).map_err(failed)?, true)
                     }
                     _ if is_gone(&error) => return Ok(Ordered::ServerGone(error)),
                     _ => return Err(failed(error)),
@@ -245,13 +249,13 @@ impl Connection {
             self.directory = Some(identity);
         }
         self.ask_for_spares();
-        Ok(Ordered::Started(self.started(start, born, pidfd, report)))
+        Ok(Ordered::Started(self.started(start, born, pidfd, report, is_born)))
     }
 
-    fn started(&self, start: &Start<'_>, born: Born, pidfd: OwnedFd, report: OwnedFd) -> Started {
+    fn started(&self, start: &Start<'_>, born: Born, pidfd: OwnedFd, report: OwnedFd, is_born: bool) -> Started {
         let (name, daemon, start_method) = (start.name.to_string(), start.daemon, Some(start.start_method));
         let info = ProcessInfo { name, pid: born.pid, daemon, start_method };
-        (Arc::new(Child::new(info, pidfd, born.reports_exit, self.socket.clone())), report)
+        (Arc::new(Child::new(info, pidfd, born.reports_exit, self.socket.clone(), is_born)), report)
     }
 
     /// Sends an order to the spare child that has waited longest, and returns the socket over which it reports; `None` if
@@ -347,6 +351,7 @@ impl Connection {
             Reply::Child { number, answer } if number == 0 || number == self.number => {
                 Ok(Received::Answer(answer, fds.next()))
             }
+            Reply::Refused { number } if number == self.number => Ok(Received::Refused),
             Reply::Spare { pid, generation, never } if generation == self.spares.generation => {
                 self.spares.coming = self.spares.coming.saturating_sub(1);
                 self.spares.are_refused |= never;

@@ -1,6 +1,7 @@
 //! Environment variables as they travel.
 #![forbid(unsafe_code)]
 
+use crate::os::exec;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::ffi::{CString, OsStr, OsString};
@@ -20,7 +21,8 @@ impl Variables {
     }
 
     pub(super) fn of_this_process() -> Self {
-        std::env::vars_os().collect()
+        // One that is executed has a second mark of its own.
+        std::env::vars_os().filter(|(name, _)| !exec::is_second_mark(name)).collect()
     }
 
     /// As an exec takes them.
