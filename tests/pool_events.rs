@@ -344,6 +344,12 @@ async fn the_death_of_a_worker_ends_the_events_of_its_task_and_of_no_other() {
     let events = call.events::<u32>();
     let (result, events) = within(async { tokio::join!(call, all(events)) }).await;
     assert_eq!((result.unwrap().unwrap(), events), (2, vec![0, 1, 2]));
+    let tells = |_: u8| task().blocking_emit(task().attempt()).map(|()| task().attempt());
+    let mut map = pool.map(tells, 0..3).retries(5).retry_if(again);
+    let events = map.events::<u32>();
+    let (results, mut events) = within(async { tokio::join!(map, all(events)) }).await;
+    events.sort_unstable();
+    assert_eq!((results.unwrap().len(), events), (3, vec![0, 0, 0, 1, 1, 1, 2, 2, 2]));
 }
 
 /// Killed at each step of sending an event: the event is whole or not there, those before it are there, and the stream ends.

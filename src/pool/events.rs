@@ -98,7 +98,8 @@ const STOP_EVERY: Duration = Duration::from_millis(50);
 /// sent: a task that is retried may send an event again ([`CurrentTask::attempt`](crate::CurrentTask::attempt) tells).
 ///
 /// # Drop
-/// From then on events are discarded before they are encoded, and the call goes on.
+/// From then on events are discarded before they are encoded, and the call goes on. The drop waits for an event that is just being copied, as
+/// [`Queue::close`] does.
 ///
 /// # Cost
 /// That of a [`Queue`] for each call that is listened to. Each of its items travels alone and brings three descriptors, which takes some tens of

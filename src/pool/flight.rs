@@ -386,7 +386,8 @@ impl Stage {
         let made = if is_here { events::listen(input) } else { Err(events::elsewhere()) };
         match made {
             Ok((events, end)) => {
-                options.has_events = true;
+                // Items that travel alone are pulled ahead as such.
+                (options.has_events, options.chunk) = (true, 1);
                 (events, Some(end))
             }
             Err(error) => {

@@ -68,7 +68,8 @@ macro_rules! options {
             /// [`CurrentTask::emit`](crate::CurrentTask::emit) while they run, such as progress or partial results.
             ///
             /// Ask for it once, and before the first poll. Poll the stream beside this, or drop it: with 1024 events or some MiB that were
-            /// not received a task waits. See [`Events`] for an example, the errors, and what happens on drop and death.
+            /// not received a task waits. A call that is to run at once is spawned: `tokio::spawn(call)`; one of `apply_async` has no
+            /// events. See [`Events`] for an example, the errors, and what happens on drop and death.
             pub fn events<E>(&mut self) -> Events<E>
             where
                 E: Serialize + DeserializeOwned + Send + 'static,
