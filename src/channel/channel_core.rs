@@ -413,7 +413,6 @@ impl ChannelCore {
     }
 
     /// The same, until `gives_up` says so, which is asked at each `interval`. Whether it was put.
-    #[cfg(not(multiprocess_loom))]
     #[track_caller]
     pub(super) fn blocking_put_unless<T: Serialize + 'static>(
         &self,

@@ -172,7 +172,6 @@ impl<T: Item> Queue<T> {
     }
 }
 
-#[cfg(not(multiprocess_loom))]
 impl<T: Item> Queue<T> {
     /// A queue of at most `items` items, and of about so many bytes, or two items if they are larger.
     pub(crate) fn limited(items: usize, bytes: u64) -> Result<Self> {
@@ -192,7 +191,6 @@ impl<T: Item> Queue<T> {
     }
 }
 
-#[cfg(not(multiprocess_loom))]
 impl<T> Queue<T> {
     /// [`close`](Self::close), whatever the items are.
     pub(crate) fn shut(&self) {
