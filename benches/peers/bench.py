@@ -226,6 +226,34 @@ WORKLOADS = {
         "multiprocess/pair_bytes_1_mib",
         3,
     ),
+    "W22": Workload(
+        "Tasks of 10 to 1000 µs, by the time of one alone times their number, over the workers",
+        [
+            Metric(f"us_{us}_kib_{kib}", f"{us} µs, {kib} KiB", LESS)
+            for kib in (0, 1, 64)
+            for us in (10, 30, 100, 300, 1000)
+        ]
+        + [
+            Metric("caller_cpu_us", "CPU µs of the calling process per task of 100 µs, 1 KiB", LESS),
+            Metric("late_p50_ms", "p50 ms from a result's making to its stream", LESS),
+            Metric("late_p90_ms", "p90", LESS),
+            Metric("late_p99_ms", "p99", LESS),
+            Metric("beside_p50_ms", "p50 ms of an apply beside a map of 1 ms", LESS),
+            Metric("beside_max_ms", "longest", LESS),
+        ],
+        "inprocess/rayon",
+        3,
+    ),
+    "W18": Workload(
+        "Latency of tasks of 100 µs that arrive at set times",
+        [
+            Metric(f"load_{load}_{q}_us", f"{load} % load, {q} µs", LESS)
+            for load in (50, 60)
+            for q in ("p50", "p90", "p99", "p999")
+        ],
+        "inprocess/tokio_spawn_blocking",
+        3,
+    ),
     "W21": Workload(
         "A lock that goes from task to task of one process, by the time of tokio's mutex",
         [
@@ -400,7 +428,7 @@ def render(result, against=None):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("workload", nargs="?", help="W0 ... W21, or all")
+    parser.add_argument("workload", nargs="?", help="W0 ... W22, or all")
     parser.add_argument("--rounds", type=int, help="interleaved repeats")
     parser.add_argument("--only", default=",".join(PROGRAMS), help="programs, comma-separated")
     parser.add_argument("--against", help="the contender that ratios refer to")

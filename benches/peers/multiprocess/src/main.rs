@@ -5,6 +5,7 @@
 mod dict;
 mod locks;
 mod memory;
+mod tasks;
 mod values;
 
 #[path = "../../../../src/os"]
@@ -650,6 +651,11 @@ fn main() {
             case("W11s", "manager", dict::from_sleep),
             case("W12", "pool", || block_on(idle_workers())),
             case("W13", "pool", || block_on(killed_worker())),
+            case("W22", "map", tasks::map),
+            case("W22", "imap_unordered", tasks::stream),
+            case("W22", "apply_64", tasks::apply),
+            case("W22", "apply_beside_map", tasks::beside_map),
+            case("W18", "apply", tasks::as_they_arrive),
             case("W17", "pair_bytes_1_mib", values::pair_bytes::<1>),
             case("W17", "pair_bytes_16_mib", values::pair_bytes::<16>),
             case("W17", "pair_f64_1_mib", values::pair_f64::<1>),
