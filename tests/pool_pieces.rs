@@ -482,6 +482,18 @@ mod state {
     }
 
     #[tokio::test]
+    async fn worker_whose_state_function_returns_an_error_fails_as_by_its_initializer() {
+        let make = |n: u32| if n == 0 { Err(mp::Error::other("no such thing")) } else { Ok(vec![n]) };
+        let len = |numbers: &mut Vec<u32>| numbers.len();
+        let pool = Pool::builder().workers(1).try_state(make, (3,)).build().unwrap();
+        assert_eq!(within(pool.with_state().apply(len, ())).await.unwrap(), 1);
+        let pool = Pool::builder().workers(1).try_state(make, (0,)).build().unwrap();
+        let error = within(pool.with_state().apply(len, ())).await.unwrap_err();
+        assert!(error.to_string().contains("initializer") && error.to_string().contains("no such thing"), "{error}");
+        assert!(pool.broken().is_some());
+    }
+
+    #[tokio::test]
     async fn a_state_that_cannot_be_made_is_reported_as_a_failing_initializer() {
         let fails = || -> Vec<u8> { panic!("no state") };
         let pool = Pool::builder().workers(1).state(fails, ()).build().unwrap();

@@ -435,8 +435,8 @@ impl Source for Shared {
         Some(Handed { id, group, chunk, is_cancelled, grace: self.config.grace })
     }
 
-    fn settle(&self, order: u64, batch: ResultBatch) {
-        self.event(|scheduler, effects| scheduler.items_settled(order, batch, effects));
+    fn settle(&self, order: u64, batch: ResultBatch, ran: Option<Duration>) {
+        self.event(|scheduler, effects| scheduler.items_settled(order, batch, ran, effects));
     }
 
     fn ran(&self, group: &Group, time: Duration, items: u32) {

@@ -144,9 +144,8 @@ impl Batch for Run {
 
     fn report(&mut self, tag: u8, payload: &[u8], attachments: &[Attachment]) -> bool {
         self.end();
-        self.order.ran(self.began.elapsed(), 1);
-        let index = self.index();
-        self.order.settle_encoded(index, tag, EncodedMessage::new(payload.to_vec(), attachments.to_vec()));
+        let (index, time) = (self.index(), self.began.elapsed());
+        self.order.settle_encoded(index, tag, EncodedMessage::new(payload.to_vec(), attachments.to_vec()), time);
         !self.order.is_cancelled()
     }
 }

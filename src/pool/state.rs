@@ -17,6 +17,10 @@ use std::ops::Deref;
 #[doc(hidden)]
 pub struct Making<F, S>(F, PhantomData<fn() -> S>);
 
+/// A function that makes the state of a worker or fails, as one that a worker can run.
+#[doc(hidden)]
+pub struct TryMaking<F, S>(F, PhantomData<fn() -> S>);
+
 /// A function that takes the state of its worker first, as one that a worker can run.
 #[doc(hidden)]
 pub struct WithWorkerState<F, S>(F, PhantomData<fn(&mut S)>);
@@ -27,6 +31,12 @@ impl<F: Copy, S> Clone for Making<F, S> {
     }
 }
 impl<F: Copy, S> Copy for Making<F, S> {}
+impl<F: Copy, S> Clone for TryMaking<F, S> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<F: Copy, S> Copy for TryMaking<F, S> {}
 impl<F: Copy, S> Clone for WithWorkerState<F, S> {
     fn clone(&self) -> Self {
         *self
@@ -53,6 +63,21 @@ where
 
     fn call(self, args: A, _: &mut Executor) -> Result<()> {
         let state = self.0.call_with(args);
+        worker_state::set(Box::new(state));
+        Ok(())
+    }
+}
+
+#[diagnostic::do_not_recommend]
+impl<F, S, A, B> Function<A, MakesState<B>> for TryMaking<F, S>
+where
+    F: Callable<A, B, Returned = Result<S>> + Copy + Send + 'static,
+    S: 'static,
+{
+    type Output = ();
+
+    fn call(self, args: A, _: &mut Executor) -> Result<()> {
+        let state = self.0.call_with(args)?;
         worker_state::set(Box::new(state));
         Ok(())
     }
@@ -116,6 +141,7 @@ impl PoolBuilder {
     /// ([`with_state`](StatePool::with_state)): a connection, a model, a cache. It need not be a serde value, for it stays in its
     /// worker. The last option: the others come before it.
     ///
+    /// What `f` returns is the state, a `Result` too; for a function that may fail there is [`try_state`](Self::try_state).
     /// If `f` panics, the pool is of no use, as with an [`initializer`](Self::initializer), whose place this takes; a pool cannot have
     /// both. The [`initializer_timeout`](Self::initializer_timeout) holds for it. The state is dropped when its worker ends in order,
     /// after the [`finalizer`](Self::finalizer); not in a worker that is killed. A task that panics leaves the state as it was at the
@@ -167,6 +193,38 @@ impl PoolBuilder {
         const { captures_nothing::<F>() };
         let is_taken = self.has_initializer();
         let builder = self.initializer::<_, A, MakesState<B>>(Making::<F, F::Returned>(f, PhantomData), args);
+        StatePoolBuilder { builder, is_taken, state: PhantomData }
+    }
+
+    /// The same with a function that may fail: tasks get what is in its `Ok`. If it returns `Err`, the pool is
+    /// [`broken`](Pool::broken), and all calls fail with that reason.
+    ///
+    /// ```
+    /// use multiprocess::{self as mp, Pool};
+    /// # fn main() -> mp::Result<()> { mp::run(async {
+    /// fn connect(port: u16) -> mp::Result<Vec<u16>> {
+    ///     if port == 0 { Err(mp::Error::other("no such port")) } else { Ok(vec![port]) }
+    /// }
+    /// fn first(connection: &mut Vec<u16>) -> u16 {
+    ///     connection[0]
+    /// }
+    /// let pool = Pool::builder().workers(1).try_state(connect, (80,)).build()?;
+    /// assert_eq!(pool.with_state().apply(first, ()).await?, 80);
+    /// let pool = Pool::builder().workers(1).try_state(connect, (0,)).build()?;
+    /// let error = pool.with_state().apply(first, ()).await.unwrap_err();
+    /// assert!(error.to_string().contains("no such port"), "{error}");
+    /// # Ok(()) }) }
+    /// ```
+    pub fn try_state<F, S, A, B>(self, f: F, args: A) -> StatePoolBuilder<S>
+    where
+        F: Callable<A, B, Returned = Result<S>> + Copy + Send + 'static,
+        S: 'static,
+        A: Arguments,
+        B: 'static,
+    {
+        const { captures_nothing::<F>() };
+        let is_taken = self.has_initializer();
+        let builder = self.initializer::<_, A, MakesState<B>>(TryMaking::<F, S>(f, PhantomData), args);
         StatePoolBuilder { builder, is_taken, state: PhantomData }
     }
 }

@@ -79,7 +79,7 @@ pub(crate) struct External {
 /// The pool, as the seam sees it.
 pub(super) trait Source: Send + Sync {
     fn take(&self) -> Option<Handed>;
-    fn settle(&self, order: u64, batch: ResultBatch);
+    fn settle(&self, order: u64, batch: ResultBatch, ran: Option<Duration>);
     fn ran(&self, group: &Group, time: Duration, items: u32);
     fn give_back(&self, order: u64, chunk: Chunk);
     fn dropped(&self, order: u64, why: &dyn Fn() -> Error);
@@ -286,9 +286,11 @@ impl Order {
         Ok(())
     }
 
-    /// Settles one item with an outcome that may bring descriptors.
-    pub(crate) fn settle_encoded(&mut self, index: u64, tag: u8, outcome: EncodedMessage) {
-        self.settle_batch(ResultBatch::One(index, Some(Ok((tag, outcome)))));
+    /// Settles one item, which took `time`, with an outcome that may bring descriptors; includes [`ran`](Self::ran).
+    pub(crate) fn settle_encoded(&mut self, index: u64, tag: u8, outcome: EncodedMessage, time: Duration) {
+        if let Some(source) = self.source.upgrade() {
+            source.settle(self.id, ResultBatch::One(index, Some(Ok((tag, outcome)))), Some(time));
+        }
     }
 
     /// Settles one item with an error of the taker's.
@@ -306,7 +308,7 @@ impl Order {
 
     fn settle_batch(&mut self, batch: ResultBatch) {
         if let Some(source) = self.source.upgrade() {
-            source.settle(self.id, batch);
+            source.settle(self.id, batch, None);
         }
     }
 

@@ -102,6 +102,36 @@ async fn within<F: Future>(future: F) -> F::Output {
 }
 
 #[tokio::test]
+async fn order_that_is_given_back_after_its_time_to_start_fails_for_that() {
+    let (pool, fake) = pool(ChunkLimits::LOCAL);
+    fake.orders().set_slots(1);
+    let call = pool.apply(plus_one, (1,)).queue_timeout(20 * MS);
+    let give_back = async {
+        let order = fake.next().await;
+        // The timer of the call finds nothing that waits meanwhile.
+        tokio::time::sleep(100 * MS).await;
+        order.give_back();
+    };
+    let (result, ()) = within(async { tokio::join!(call, give_back) }).await;
+    assert_eq!(result.unwrap_err().kind(), ErrorKind::Timeout);
+}
+
+#[tokio::test]
+async fn order_that_is_given_back_to_a_pool_that_was_shut_down_is_given_up() {
+    let (pool, fake) = pool(ChunkLimits::LOCAL);
+    fake.orders().set_slots(1);
+    let call = pool.apply_async(plus_one, (1,));
+    let order = fake.next().await;
+    let shutdown = async {
+        pool.shutdown(LIMIT).await;
+    };
+    // Polled after the shutdown has begun.
+    let give_back = async { order.give_back() };
+    let (result, (), ()) = within(async { tokio::join!(call, shutdown, give_back) }).await;
+    assert_eq!(result.unwrap_err().kind(), ErrorKind::Cancelled);
+}
+
+#[tokio::test]
 async fn order_names_its_function_and_its_results_reach_the_call() {
     let (pool, fake) = pool(ChunkLimits::LOCAL);
     let call = pool.apply_async(plus_one, (41,));

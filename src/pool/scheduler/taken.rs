@@ -146,8 +146,20 @@ impl Scheduler {
     }
 
     /// Some items have their outcomes. Items that are settled already are passed over.
-    pub(in crate::pool) fn items_settled(&mut self, id: u64, batch: ResultBatch, effects: &mut Effects) {
+    ///
+    /// `ran` is how long they took, if the taker has measured that.
+    pub(in crate::pool) fn items_settled(
+        &mut self,
+        id: u64,
+        batch: ResultBatch,
+        ran: Option<Duration>,
+        effects: &mut Effects,
+    ) {
         let Some(taken) = self.taken.held.get_mut(&id) else { return };
+        if let Some(time) = ran.filter(|_| batch.count() > 0) {
+            taken.group.learn(time, batch.count());
+            self.runs.add(time / batch.count(), batch.count().into());
+        }
         for batch in batch.only(|index| taken.is_open(index)) {
             taken.settle(batch.first(), batch.count());
             if taken.left == 0 {
@@ -171,8 +183,16 @@ impl Scheduler {
         let Some(mut taken) = self.taken.held.remove(&id).filter(|taken| taken.left > 0) else { return };
         let parts = taken.open_runs().into_iter().map(|(from, to)| chunk.part(from, to)).collect::<Vec<_>>();
         taken.end(id);
-        self.enqueue(&taken.group, parts.into_iter(), true);
         effects.nudge |= self.is_closed;
+        if let Some(error) = self.gave_up() {
+            // What was not begun then is given up, also what a taker had.
+            parts.iter().for_each(|part| effects.fail(&taken.group, part, (0, part.count), || Error::copy(&error)));
+            return self.end_if_done(effects);
+        }
+        // While it was taken, nothing watched how long it waits.
+        let queued = parts.iter().filter_map(|part| part.queued).min();
+        self.enqueue(&taken.group, parts.into_iter(), true);
+        queued.into_iter().for_each(|queued| self.watch_queue(&taken.group, queued, effects));
     }
 
     /// The taker has dropped an order. Items that it has not settled fail.

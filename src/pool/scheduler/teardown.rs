@@ -106,7 +106,9 @@ impl Scheduler {
         if !self.needs_workers(effects) || !is_wanted {
             return;
         }
-        match was_planned {
+        // It may have died on its way out.
+        let ended_in_order = worker.phase == Phase::Leaving && status.as_ref().is_ok_and(ExitStatus::success);
+        match ended_in_order {
             true => effects.totals.recycled += 1,
             false => effects.totals.restarted += 1,
         }
