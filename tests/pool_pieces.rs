@@ -126,6 +126,32 @@ async fn a_predicate_decides_by_the_result_and_no_longer_than_the_retries_go() {
     assert_eq!(pool.stats().totals.panicked, 2);
 }
 
+/// Waits for `gate`; returns how often it was called before.
+fn counts(calls: Value<u32>, gate: Event) -> u32 {
+    gate.blocking_wait().unwrap();
+    calls.fetch_add(1)
+}
+
+#[tokio::test]
+async fn attempts_by_a_predicate_do_not_wait_for_room_behind_calls_that_came_later() {
+    let pool = Pool::builder().workers(1).max_waiting(1).build().unwrap();
+    let (first, then) = (Event::new().unwrap(), Event::new().unwrap());
+    let one = (Value::new(0_u32).unwrap(), first.clone());
+    let is_zero = |result: &mp::Result<u32>| matches!(result, Ok(0));
+    let call = pool.apply(counts, one).retries(1).retry_if(is_zero);
+    let other = || pool.apply(counts, (Value::new(5_u32).unwrap(), then.clone()));
+    let all = async { tokio::join!(call, other(), other()) };
+    let watch = async {
+        // One runs, one waits, and one waits for room; then the second runs, and the third and the attempt wait.
+        eventually("two handed in", || pool.stats().queued == 1).await;
+        first.set();
+        eventually("the attempt waits", || pool.stats().queued == 2).await;
+        then.set();
+    };
+    let ((call, second, third), ()) = within(async { tokio::join!(all, watch) }).await;
+    assert_eq!((call.unwrap(), second.unwrap(), third.unwrap()), (1, 5, 5));
+}
+
 #[tokio::test]
 async fn a_dropped_call_with_a_predicate_is_not_made_again() {
     let pool = Pool::new(1).unwrap();

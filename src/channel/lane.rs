@@ -57,6 +57,7 @@ mod pool_end;
 mod stop_sign;
 mod worker_end;
 
+pub(crate) use super::result_notification::Pace;
 pub(crate) use board::{Board, Marker};
 pub(crate) use pool_end::{PoolEnd, create};
 pub(crate) use stop_sign::StopSign;

@@ -146,7 +146,7 @@ fn claims(what: &str, dies: Option<&'static str>, keep: u32) {
                         return false;
                     }
                     let (notifier, nobody) = (ResultNotifier::default(), Nobody(AtomicU64::new(0)));
-                    while let Some(item) = notifier.start(&claim, &nobody) {
+                    while let Some(item) = notifier.start(&claim, &nobody, || false) {
                         assert!(results.put(&mut writer, item as u8), "there is room for all");
                     }
                     true

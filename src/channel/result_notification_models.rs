@@ -3,7 +3,7 @@
 
 use super::lane::{claimable, take_back};
 use super::lane_models::Ring;
-use super::result_notification::{NotifyTarget, ResultNotifier, enable_notification, take_marks, will_notify};
+use super::result_notification::{NotifyTarget, Pace, ResultNotifier, enable_notification, take_marks, will_notify};
 use crate::shm::atomic::{AtomicU64, fence};
 use crate::shm::family::Member;
 use crate::shm::region::{Members, explore, play};
@@ -68,8 +68,8 @@ impl World {
                 thread::yield_now();
             }
             let has_untaken = || writer.under_way(self.results.words()) > 0;
-            notifier.defer(reader.has_more(self.orders.words()), has_untaken);
-            while notifier.start(claim, self).is_some() {
+            notifier.defer(Pace::Last, reader.has_more(self.orders.words()), has_untaken);
+            while notifier.start(claim, self, || reader.has_more(self.orders.words())).is_some() {
                 if stuck == Some(item) {
                     return;
                 }
@@ -94,9 +94,12 @@ struct Plan {
     takes_back: bool,
     /// Whether it looks again while it sleeps, and wants to hear of each result then.
     enables: bool,
+    /// Whether it gives its second order only after it went to sleep.
+    gives_late: bool,
 }
 
-const PLAN: Plan = Plan { items: [1, 1], dies: None, stuck: None, takes_back: false, enables: false };
+const PLAN: Plan =
+    Plan { items: [1, 1], dies: None, stuck: None, takes_back: false, enables: false, gives_late: false };
 
 fn act(what: &str, plan: Plan) {
     explore(what, 2, move || {
@@ -114,11 +117,16 @@ fn act(what: &str, plan: Plan) {
             }
         });
         let (mut writer, mut reader) = (world.orders.writer(), world.results.reader());
-        for (claim, items) in world.claims.iter().zip(plan.items) {
-            claim.store(claimable(0, items), Relaxed);
+        let mut give = |at: usize| {
+            world.claims[at].store(claimable(0, plan.items[at]), Relaxed);
             assert!(world.orders.put(&mut writer, 9));
+        };
+        give(0);
+        let mut last = &world.claims[0];
+        if !plan.gives_late {
+            give(1);
+            last = &world.claims[1];
         }
-        let mut last = &world.claims[1];
         if plan.takes_back && take_back(last, 0).end == 0 {
             last = &world.claims[0];
         }
@@ -128,6 +136,9 @@ fn act(what: &str, plan: Plan) {
             true => Vec::new(),
             false => world.results.take(&mut reader),
         };
+        if plan.gives_late {
+            give(1);
+        }
         if plan.enables {
             world.claims.iter().for_each(enable_notification);
             got.extend(world.results.take(&mut reader));
@@ -162,6 +173,16 @@ fn models_of_result_notification_a_worker_dies_with_pending_results() {
 #[test]
 fn models_of_result_notification_the_order_behind_is_taken_back() {
     act("result notification, taken back", Plan { takes_back: true, ..PLAN });
+}
+
+#[test]
+fn models_of_result_notification_an_order_given_to_a_worker_at_its_last_is_begun_with_a_notice() {
+    act("result notification, given late", Plan { gives_late: true, ..PLAN });
+    act("result notification, given late, two items", Plan { items: [2, 1], gives_late: true, ..PLAN });
+    let slow = Plan { items: [2, 1], stuck: Some(2), gives_late: true, ..PLAN };
+    act("result notification, given late, and slow", slow);
+    let slow = Plan { items: [2, 1], stuck: Some(1), gives_late: true, enables: true, ..PLAN };
+    act("result notification, given late behind a slow item, enabled", slow);
 }
 
 #[test]

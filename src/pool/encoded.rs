@@ -102,6 +102,7 @@ impl EncodedRun {
             retries,
             back_off,
             chunk,
+            is_many: true,
             first_index: first,
             first_attempt: attempt,
             origin: Some(origin),

@@ -185,7 +185,7 @@ impl Shared {
         waker: Option<&Waker>,
     ) -> usize {
         match self.config.max_waiting {
-            Some(_) if group.is_bounded() => {
+            Some(_) if group.needs_room() => {
                 // Cloned and dropped without the lock: a waker is foreign code.
                 let mut waker = waker.cloned();
                 let room = self.scheduler().room_wanted(wanted, ticket, &mut waker);
@@ -198,7 +198,7 @@ impl Shared {
 
     /// There were so many items fewer than there was room for.
     pub(super) fn give_back(&self, group: &Group, items: usize) {
-        if self.config.max_waiting.is_some() && group.is_bounded() && items > 0 {
+        if self.config.max_waiting.is_some() && group.needs_room() && items > 0 {
             self.event(|scheduler, _| scheduler.room_left_over(items));
         }
     }

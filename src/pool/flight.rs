@@ -77,8 +77,11 @@ pub(super) struct Flight {
 const TOGETHER: usize = 16 << 10;
 /// Items in flight per worker, in chunks.
 const CHUNKS_AHEAD: usize = 4;
-/// So many items in a chunk are many.
+/// So many items in a chunk are many, and so are those that take so long together.
 const BULK: usize = 256;
+const WORTH_SLEEPING_NS: u64 = 20_000;
+/// In half of this workers do not run out of work before a caller that is woken has handed in more.
+const WORTH_HALVING_NS: u64 = 4_000_000;
 /// Bytes of arguments in flight, beyond which only one item is pulled.
 const BYTES_AHEAD: usize = 64 << 20;
 
@@ -155,7 +158,7 @@ impl Flight {
             }
             match stop {
                 Stop::Full => {}
-                Stop::NotYet => return,
+                Stop::NotYet => return self.group.wake_at(usize::MAX),
                 Stop::Failed(error) => {
                     self.group.settle_here(self.pulled, error);
                     self.pulled += 1;
@@ -168,6 +171,16 @@ impl Flight {
             }
         }
         self.submit(&mut chunks);
+        if self.group.options.gathers {
+            // With half of the items still out, workers have enough to do until more comes, unless that is over before we are awake.
+            // Without more, only the end matters.
+            let low = match &self.input {
+                Some(_) if self.group.order_ns(self.in_flight()) < WORTH_HALVING_NS => usize::MAX,
+                Some(_) => self.in_flight() / 2,
+                None => 0,
+            };
+            self.group.wake_at(low);
+        }
     }
 
     fn submit(&self, chunks: &mut Vec<Chunk>) {
@@ -287,7 +300,7 @@ impl Flight {
     /// Whether it is better to leave the CPU to the workers than to spin.
     fn is_bulk(&self) -> bool {
         let chunk = self.group.chunk_size();
-        if chunk < BULK || !self.group.is_bulk() {
+        if !self.group.is_bulk() || chunk < BULK && self.group.order_ns(chunk) < WORTH_SLEEPING_NS {
             return false;
         }
         let out = self.group.items().out;
@@ -356,7 +369,7 @@ impl Plan {
     /// The call, for the attempt of this number.
     pub(super) fn stage(&self, attempt: u32) -> Option<Stage> {
         let (pool, target, input) = (self.pool.clone(), self.target, self.input.again()?);
-        let options = Options { first_attempt: attempt, ..self.options.clone() };
+        let options = Options { first_attempt: attempt, is_admitted: true, ..self.options.clone() };
         let ticket = Some(self.ticket.as_ref()?.again());
         Some(Stage::Planned { pool, target, options, input, ticket })
     }

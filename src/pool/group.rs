@@ -6,12 +6,13 @@ use super::options::Options;
 use super::protocol::{Header, Origin};
 use super::side_channel::{Recipient, SideResults};
 use super::trace::Caller;
+use crate::channel::lane::Pace;
 use crate::error::{Error, ErrorKind};
 use crate::os::random;
 use crate::os::sync::lock;
 use crate::process::entry;
 use std::collections::{BTreeSet, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::task::{Context, Waker};
 use std::time::Duration;
@@ -28,6 +29,8 @@ pub(super) struct Group {
     items: Mutex<Items>,
     /// How long an item takes, smoothed; 0 while unknown.
     item_ns: AtomicU64,
+    /// A caller that gathers is not woken while more items than this are out.
+    low: AtomicUsize,
     /// How long items of this function take in this pool, known once something was submitted.
     usual_time: OnceLock<Arc<UsualTime>>,
 }
@@ -119,12 +122,17 @@ impl Items {
     }
 }
 
-/// Others may wait behind an item that takes no longer.
-const QUICK_NS: u64 = 200_000;
+/// A call may wait behind an item that takes no longer. Of a call with many items that take no longer, results are notified of together.
+const QUICK_NS: u64 = 2_000_000;
+/// To move an item that takes longer to an idle worker costs less than the item. Unoptimised builds go the same ways.
+const MOVE_NS: u64 = if cfg!(debug_assertions) { 250_000 } else { 50_000 };
+/// A look at the clock after an item that takes no longer would cost a part of it.
+const CLOCK_NS: u64 = 1000;
+/// So many microseconds a result of a stream may wait at its worker, and one of a call with one item, while there are others behind it.
+const STREAM_US: u16 = 400;
+const SINGLE_US: u16 = 200;
 /// An item that takes no longer is over before another worker could be woken for it. Unoptimised builds go the same ways.
 const BRIEF_NS: u64 = if cfg!(debug_assertions) { 200_000 } else { 20_000 };
-/// An item that takes no longer is one of a bulk. Unoptimised builds are slower, and are to go the same ways.
-const BULK_NS: u64 = if cfg!(debug_assertions) { 200_000 } else { 1000 };
 
 /// The number of a new call of this process.
 pub(super) fn next_number() -> u64 {
@@ -136,7 +144,8 @@ impl Group {
     pub(super) fn new(call: entry::Call, label: &'static str, options: Options) -> Self {
         let number = options.number.unwrap_or_else(next_number);
         let (caller, items) = (Caller::here(), Mutex::default());
-        Self { number, call, label, options, caller, items, item_ns: AtomicU64::new(0), usual_time: OnceLock::new() }
+        let (item_ns, low, usual_time) = (AtomicU64::new(0), AtomicUsize::new(usize::MAX), OnceLock::new());
+        Self { number, call, label, options, caller, items, item_ns, low, usual_time }
     }
 
     /// Which call it is, among those of all processes.
@@ -159,22 +168,44 @@ impl Group {
         self.options.checkout > 0 && !self.options.acquires
     }
 
+    /// Whether its items are handed in only once there is room for them.
+    pub(super) fn needs_room(&self) -> bool {
+        self.is_bounded() && !self.options.is_admitted
+    }
+
     /// Whether its items count among those of which only so many may wait.
     pub(super) fn is_bounded(&self) -> bool {
         self.options.checkout == 0
     }
 
+    /// Whether an item is known to be over so soon that a look at the clock would cost a part of it.
+    pub(super) fn is_tiny(&self) -> bool {
+        self.usual_ns() <= CLOCK_NS
+    }
+
+    /// When a worker is to notify of the results of an order. `is_alone` if it has no other orders.
+    pub(super) fn pace(&self, is_alone: bool) -> Pace {
+        let item_ns = self.item_ns.load(Relaxed);
+        match (self.options.is_many, self.usual_ns()) {
+            (true, _) if !(1..=QUICK_NS).contains(&item_ns) => Pace::Each,
+            (true, _) if self.options.gathers || item_ns <= CLOCK_NS => Pace::Last,
+            (true, _) => Pace::Within(STREAM_US),
+            (false, ns) if !is_alone && (BRIEF_NS..=QUICK_NS).contains(&ns) => Pace::Within(SINGLE_US),
+            (false, _) => Pace::Each,
+        }
+    }
+
     /// The header of an order with `chunk`; `grace` is that of the pool.
-    pub(super) fn header(&self, chunk: &Chunk, grace: Duration) -> [u8; Header::LEN] {
+    pub(super) fn header(&self, chunk: &Chunk, pace: Pace, grace: Duration) -> [u8; Header::LEN] {
         let (call, attempt) = (self.call, chunk.attempt);
         let limit = self.options.timeout.map(|timeout| {
             let limit = timeout.saturating_add(self.options.grace.unwrap_or(grace));
             limit.as_micros().try_into().unwrap_or(u64::MAX)
         });
         let level = if self.caller.is_some() { Caller::level() } else { 0 };
-        let (is_bulk, is_remote, origin) = (self.is_bulk(), self.options.origin.is_some(), self.origin());
+        let (is_remote, origin) = (self.options.origin.is_some(), self.origin());
         let has_events = self.options.has_events;
-        Header { call, attempt, limit, level, is_bulk, is_remote, has_events, origin, first: chunk.first }.to_bytes()
+        Header { call, attempt, limit, level, pace, is_remote, has_events, origin, first: chunk.first }.to_bytes()
     }
 
     /// How many items a chunk should have now.
@@ -190,6 +221,11 @@ impl Group {
     /// Whether an item is known to be over soon, so that others may wait behind it.
     pub(super) fn is_quick(&self) -> bool {
         (1..=QUICK_NS).contains(&self.usual_ns())
+    }
+
+    /// Whether an item is known to take so long that an idle worker should rather have it than that it waits behind another.
+    pub(super) fn is_worth_moving(&self) -> bool {
+        self.usual_ns() >= MOVE_NS
     }
 
     /// Whether an item is known to be over before another worker could be woken for it.
@@ -225,10 +261,15 @@ impl Group {
         }
     }
 
+    /// How long so many items take; 0 while unknown.
+    pub(super) fn order_ns(&self, items: usize) -> u64 {
+        self.item_ns.load(Relaxed).saturating_mul(items as u64)
+    }
+
     /// Whether it has many items, each too short to be waited for one by one: its caller sleeps until there
     /// is room for more.
     pub(super) fn is_bulk(&self) -> bool {
-        (1..=BULK_NS).contains(&self.item_ns.load(Relaxed))
+        self.options.is_many && (1..=QUICK_NS).contains(&self.item_ns.load(Relaxed))
     }
 
     /// `count` items took `time`.
@@ -250,8 +291,18 @@ impl Group {
         if items.is_cancelled {
             return None;
         }
+        // An error ends the call of one that gathers.
+        let is_enough = items.out <= self.low.load(Relaxed) || batch.failures() > 0;
         items.done.push_back(batch);
+        if !is_enough {
+            return None;
+        }
         items.waker.take().map(|waker| (waker, items.out))
+    }
+
+    /// From now on its caller is woken once no more than `low` items are out.
+    pub(super) fn wake_at(&self, low: usize) {
+        self.low.store(low, Relaxed);
     }
 
     /// A result is there, and is to be fetched from `side_results`; the rest as [`deliver`](Self::deliver).

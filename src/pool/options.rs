@@ -29,6 +29,12 @@ pub(super) struct Options {
     pub(super) progress: Option<watch::Sender<Progress>>,
     /// Each item brings the queue for its events.
     pub(super) has_events: bool,
+    /// It is another attempt of a call whose item was admitted: there is room for it.
+    pub(super) is_admitted: bool,
+    /// The call has many items, and not one.
+    pub(super) is_many: bool,
+    /// Its caller wants all results together: it need not be woken for each.
+    pub(super) gathers: bool,
     /// Those of the pool.
     pub(super) limits: ChunkLimits,
     /// The index of the first item, and how often the items were tried before: for an order from elsewhere.
@@ -69,6 +75,9 @@ impl Default for Options {
             acquires: false,
             progress: None,
             has_events: false,
+            is_admitted: false,
+            is_many: false,
+            gathers: false,
             limits: ChunkLimits::LOCAL,
             first_index: 0,
             first_attempt: 0,

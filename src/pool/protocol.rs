@@ -1,6 +1,6 @@
 //! The messages between the pool and a worker.
 
-use crate::channel::lane;
+use crate::channel::lane::{self, Pace};
 use crate::process::entry;
 use crate::wire::EncodedMessage;
 use serde::{Deserialize, Serialize};
@@ -22,8 +22,8 @@ pub(super) struct Header {
     pub(super) limit: Option<u64>,
     /// The level of traces that is of interest; 0 is none.
     pub(super) level: u8,
-    /// Its items are so quick that their results are notified of together; see [`lane::WorkerEnd::defer_notification`].
-    pub(super) is_bulk: bool,
+    /// When the pool is notified of its results; see [`lane::WorkerEnd::defer_notification`].
+    pub(super) pace: Pace,
     /// Its results go to another host: what is or holds a handle cannot be one.
     pub(super) is_remote: bool,
     /// Its one item brings the queue for its events.
@@ -40,15 +40,23 @@ pub(crate) struct Origin {
     pub(crate) call: u64,
 }
 
+/// Of a [`Pace`], in an order's head: until the last order begins. Less are microseconds.
+const LAST: u16 = u16::MAX;
+
 impl Header {
     pub(super) const LEN: usize = 56;
 
     pub(super) fn to_bytes(self) -> [u8; Self::LEN] {
         let [offset, fingerprint] = self.call.to_words();
+        let pace = match self.pace {
+            Pace::Each => 0,
+            Pace::Within(us) => us.clamp(1, LAST - 1),
+            Pace::Last => LAST,
+        };
         let rest = u64::from(self.attempt) << 32
             | u64::from(self.has_events) << 6
             | u64::from(self.is_remote) << 5
-            | u64::from(self.is_bulk) << 4
+            | u64::from(pace) << 8
             | u64::from(self.level) << 1;
         // A limit that is never reached is none.
         let limit = self.limit.unwrap_or(u64::MAX);
@@ -75,9 +83,14 @@ impl Header {
         let (origin, first) = (Origin { submitter: words.next()?, call: words.next()? }, words.next()?);
         let call = entry::Call::from_words([offset, fingerprint]);
         let (limit, level) = (Some(limit).filter(|limit| *limit < u64::MAX), (rest >> 1) as u8 & 7);
-        let (is_bulk, is_remote, has_events) = (rest & 16 != 0, rest & 32 != 0, rest & 64 != 0);
+        let (is_remote, has_events) = (rest & 32 != 0, rest & 64 != 0);
+        let pace = match (rest >> 8) as u16 {
+            0 => Pace::Each,
+            LAST => Pace::Last,
+            us => Pace::Within(us),
+        };
         let attempt = (rest >> 32) as u32;
-        Some(Self { call, attempt, limit, level, is_bulk, is_remote, has_events, origin, first })
+        Some(Self { call, attempt, limit, level, pace, is_remote, has_events, origin, first })
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::protocol::{Conditions, Contract, Header, IN_PIPE, LATE, TRACE, Task};
 use super::{events, task, trace, worker_state};
-use crate::channel::lane::{self, Order, WorkerEnd};
+use crate::channel::lane::{self, Order, Pace, WorkerEnd};
 use crate::channel::{Receiver, Sender, spsc};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::memory;
@@ -157,8 +157,8 @@ impl Context {
                     }
                 }
             }
-            if header.is_bulk {
-                self.lane.defer_notification(&order);
+            if header.pace != Pace::Each {
+                self.lane.defer_notification(&order, header.pace);
             }
             (self.order, self.header) = (Some(order), Some(header));
             self.begun = follows.unwrap_or_else(Instant::now);

@@ -7,7 +7,7 @@ use super::{
     word,
 };
 use crate::channel::cpu_migration::CpuMigration;
-use crate::channel::result_notification::ResultNotifier;
+use crate::channel::result_notification::{Pace, ResultNotifier};
 use crate::channel::spsc::{Corrupt, Reader, Writer};
 use crate::os::fault;
 use crate::shm::family::SLOTS;
@@ -108,16 +108,17 @@ impl WorkerEnd {
     /// the last order begins.
     #[inline]
     pub(crate) fn start(&self, order: &Order) -> Option<u32> {
-        self.notifier.start(row(&self.region, order.number).0, &self.pool)
+        let has_more = || self.orders.has_more(orders(&self.region));
+        self.notifier.start(row(&self.region, order.number).0, &self.pool, has_more)
     }
 
-    /// The pool wants to know of the results of this order not one by one, but when the last order that it has given
-    /// begins: it gives more then.
-    pub(crate) fn defer_notification(&self, order: &Order) {
+    /// The pool need not know of the results of this order one by one: it is notified at `pace`, and when the last order that it has
+    /// given begins. It gives more then.
+    pub(crate) fn defer_notification(&self, order: &Order, pace: Pace) {
         let claim = row(&self.region, order.number).0;
         let has_untaken =
             || Claim::of(claim.load(Acquire)).end >= MANY && self.results.under_way(results(&self.region)) > 0;
-        self.notifier.defer(self.orders.has_more(orders(&self.region)), has_untaken);
+        self.notifier.defer(pace, self.orders.has_more(orders(&self.region)), has_untaken);
     }
 
     /// Lets the pool know of results that no start has followed.

@@ -2,7 +2,7 @@
 
 use super::effects::{Effects, Place};
 use super::queue::Queue;
-use super::worker::{Phase, take_back};
+use super::worker::{Phase, Worker, take_back};
 use super::{AGAIN, RAREST_SWEEP, STARTS, SWEEP, Scheduler, later};
 use crate::error::{Error, ErrorKind};
 use crate::os::proc;
@@ -12,8 +12,9 @@ use std::cmp::Reverse;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Results of which a worker is quiet are looked for after this.
-const QUIET_CHECK_AFTER: Duration = Duration::from_millis(1);
+/// Results of which a worker is quiet are looked for after this; those of tiny items sooner.
+const QUIET_CHECK_AFTER: Duration = Duration::from_millis(2);
+const TINY_CHECK_AFTER: Duration = Duration::from_millis(1);
 
 /// A worker that had a deadline, and does not move for so long after its items went to others, is replaced.
 const STALLED: Duration = Duration::from_secs(1);
@@ -338,14 +339,28 @@ impl Scheduler {
     pub(super) fn plan_quiet_check(&mut self, effects: &mut Effects) {
         if !self.is_quiet_check_planned && !self.seats.index_mut().quiet.is_empty() {
             self.is_quiet_check_planned = true;
-            let at = effects.now() + QUIET_CHECK_AFTER;
+            let after = if self.has_tiny { TINY_CHECK_AFTER } else { QUIET_CHECK_AFTER };
+            let at = effects.now() + after;
             self.at(at, Event::CheckQuiet, effects);
         }
     }
 
-    /// Has workers tell of each result of the orders that they have by now, and takes in what came before.
+    /// Takes the results that quiet workers have put. If none has come since the last check, or items are tiny and their caller should
+    /// hand in more, workers notify of each result of the orders that they have by now.
     fn check_quiet(&mut self, effects: &mut Effects) {
         self.is_quiet_check_planned = false;
+        let quiet: Vec<usize> = self.seats.index_mut().quiet.iter().collect();
+        quiet.iter().for_each(|seat| self.seats.suspect(*seat));
+        self.collect(effects);
+        let has_come = std::mem::replace(&mut self.results_checked, self.results_taken) != self.results_taken;
+        if !std::mem::take(&mut self.has_tiny) && has_come {
+            for seat in quiet {
+                let is_quiet = |worker: &Worker| worker.running.iter().any(|running| running.is_quiet);
+                let is_quiet = self.seats.get(seat).is_some_and(is_quiet);
+                self.seats.index_mut().quiet.set(seat, is_quiet);
+            }
+            return self.plan_quiet_check(effects);
+        }
         while let Some(seat) = self.seats.index_mut().quiet.pop_first() {
             let Some(worker) = self.seats.worker(seat) else { continue };
             for running in worker.running.iter_mut().filter(|running| running.is_quiet) {

@@ -4,8 +4,13 @@
 //! | items of the call | worker that gets the order |
 //! |---|---|
 //! | of unknown length, or long | an idle one, in the lowest seat |
-//! | over soon (200 us) | the same; if none is idle, the one with the fewest orders, at most three behind the one that runs |
+//! | over soon (2 ms) | the same; if none is idle, the one with the fewest orders, at most three behind the one that runs. A call of one item is not put behind orders of calls with many |
 //! | brief (20 us): over before a worker could be woken | one that is awake with brief items, once as many are awake as there are CPUs; else as above |
+//!
+//! **An idle worker takes over.** If nothing waits and a worker is idle, it gets a part of what lies behind an item of 50 us or more at another.
+//!
+//! **A call that waits vacates a worker.** If no worker is free for a call, orders that a call with many items has ahead at some worker are taken
+//! back, and that worker gets nothing more until it is idle. So orders ahead never make another call wait for more than one item.
 //!
 //! **Brief items wake few workers.** More workers than CPUs do not get through brief items faster, and waking one costs as much as several of
 //! them. If the awake workers do not get on (an item is long after all, or another program has their CPUs), the number is doubled every
@@ -16,6 +21,7 @@ use super::effects::{Effects, Place};
 use super::queue::Queue;
 use super::worker::{Phase, Running, Worker, take_back};
 use super::{CheckedOut, DEPTH, Scheduler, later};
+use crate::channel::lane::Pace;
 use crate::error::Error;
 use crate::os::proc;
 use crate::pool::chunk::Chunk;
@@ -31,6 +37,8 @@ use std::time::{Duration, Instant};
 const SOON_COPIED: usize = 64 << 10;
 /// A chunk with items that have not started is shared with an idle worker after this.
 const SHARE_AFTER: Duration = Duration::from_millis(2);
+/// So many workers at most are asked for what they have ahead at a time.
+const MOST_ASKED: usize = 4;
 /// So often the number of workers that are kept awake is doubled.
 const MOST_BOOST: u32 = 12;
 /// An item that its worker does not begin is given to an idle one after this: longer than a wake takes on a busy machine.
@@ -130,18 +138,32 @@ impl Scheduler {
             // It is taken.
             return;
         }
+        let mut has_rotated = false;
         loop {
             self.seats.update();
             if let Some(checkout) = self.seats.changed_checkout() {
                 self.dispatch_checkout(checkout, effects);
                 continue;
             }
-            let Some(group) = self.queue.front().cloned() else { return };
+            let Some(group) = self.queue.front().cloned() else {
+                if !self.divide(effects) {
+                    return;
+                }
+                continue;
+            };
             let Some(len) = next_len(&group) else {
                 self.queue.pop_front();
                 continue;
             };
-            let Some(seat) = self.choose(&group, effects) else { return };
+            let Some(seat) = self.choose(&group, effects) else {
+                // A call of one item behind it may still have a worker vacated.
+                if has_rotated || !group.options.is_many || self.queue.len() < 2 {
+                    return;
+                }
+                has_rotated = true;
+                self.queue.rotate();
+                continue;
+            };
             let Some(worker) = self.seats.worker(seat) else { return };
             if !worker.takes(len) {
                 continue;
@@ -161,13 +183,57 @@ impl Scheduler {
         let lowest = |sets: &[super::SeatSet; DEPTH]| sets[1..].iter().find_map(super::SeatSet::first);
         let is_soon_over = !group.options.acquires && group.is_quick();
         if is_soon_over && group.is_brief() && index.awake.len() >= self.awake.saturating_mul(1 << self.boost) {
-            return lowest(&index.brief);
+            // A call of one item does not wait behind the many of another.
+            let mut levels = index.brief.iter().zip(&index.single).skip(1);
+            let brief = match group.options.is_many {
+                true => lowest(&index.brief),
+                false => levels.find_map(|(brief, single)| brief.iter().find(|seat| single.contains(*seat))),
+            };
+            return brief.or_else(|| self.vacate(group, effects));
         }
-        let busy = if idle.is_none() && is_soon_over { lowest(&index.open) } else { None };
+        let sets = if group.options.is_many { &index.open } else { &index.single };
+        let busy = if idle.is_none() && is_soon_over { lowest(sets) } else { None };
         if idle.is_none() {
             self.request_workers(self.waiting_chunks, effects);
         }
-        idle.or(busy)
+        idle.or(busy).or_else(|| self.vacate(group, effects))
+    }
+
+    /// Has one more worker become idle after the item that it runs, for `group`: the orders that a call with many items has ahead there
+    /// wait again. At most as many workers do so as calls wait. Returns a worker that has become idle at once.
+    fn vacate(&mut self, group: &Group, effects: &mut Effects) -> Option<usize> {
+        self.seats.update();
+        let index = self.seats.index();
+        if index.vacating.len() >= self.queue.len() {
+            return None;
+        }
+        let is_others = |running: &Running| running.is_many && !std::ptr::eq(&*running.group, group);
+        let may = |worker: &Worker| worker.has_started() && worker.running.iter().any(is_others);
+        let seat = index.reclaimable.iter().take(MOST_ASKED).find(|seat| self.seats.get(*seat).is_some_and(may))?;
+        self.seats.worker(seat)?.is_vacating = true;
+        self.reclaim(seat, 1, effects);
+        self.seats.update();
+        self.seats.index().open[0].first()
+    }
+
+    /// Nothing waits: an idle worker gets a part of what lies behind long items at others. Whether anything waits now.
+    fn divide(&mut self, effects: &mut Effects) -> bool {
+        let index = self.seats.index();
+        let idle = index.open[0].len() as u32;
+        if idle == 0 || index.divisible.is_empty() {
+            return false;
+        }
+        let seats: Vec<usize> = index.divisible.iter().take(MOST_ASKED).collect();
+        for seat in seats {
+            // It goes on with what it has started, so this is no sign that it is stopped.
+            if self.seats.get(seat).is_some_and(Worker::has_started) {
+                self.reclaim(seat, idle + 1, effects);
+            }
+            if !self.queue.is_empty() {
+                return true;
+            }
+        }
+        false
     }
 
     fn check_out(&mut self, seat: usize, checkout: u64) {
@@ -223,14 +289,18 @@ impl Scheduler {
             chunk = chunk.part(0, quota as u32);
             group.items().bytes += chunk.bytes().len();
         }
-        match worker.give(&group, &mut chunk, grace, effects) {
+        let pace = group.pace(worker.running.is_empty());
+        match worker.give(&group, &mut chunk, (pace, grace), effects) {
             Some(number) => {
                 worker.given += chunk.count as usize;
                 worker.idle_since = None;
                 let generation = worker.generation;
                 let now = effects.now();
                 note_wait(&mut self.waits, &mut chunk, now);
-                let (done, end, is_quiet, is_brief) = (0, chunk.count, group.is_bulk(), group.is_brief());
+                let (done, end, is_quiet, is_brief) = (0, chunk.count, pace != Pace::Each, group.is_brief());
+                // Large arguments would have to come once more.
+                let is_long = !is_brief && group.is_worth_moving() && chunk.bytes().len() <= SOON_COPIED;
+                let is_many = group.options.is_many;
                 let (begun, unnoted, since) = (None, None, now);
                 let group_there = group.clone();
                 worker.running.push_back(Running {
@@ -244,10 +314,13 @@ impl Scheduler {
                     unnoted,
                     is_quiet,
                     is_brief,
+                    is_long,
+                    is_many,
                 });
                 let is_last = worker.given >= worker.share && worker.checkout == 0;
                 if is_quiet {
                     self.seats.index_mut().quiet.insert(seat);
+                    self.has_tiny |= group.is_tiny();
                 }
                 if is_last {
                     self.close_lane(seat, effects);
@@ -449,6 +522,16 @@ impl Worker {
         unbegun.any(|(at, running)| running.end > running.done + u32::from(at == 0))
     }
 
+    /// Whether it has started its next item.
+    fn has_started(&self) -> bool {
+        self.running.front().is_some_and(|running| self.lane.claim(running.number).started > running.done)
+    }
+
+    /// Whether it has items behind the one that runs that take so long that others should rather have them.
+    pub(super) fn is_divisible(&self) -> bool {
+        self.running.iter().any(|running| running.is_long) && self.is_shared() && self.has_more()
+    }
+
     /// How many orders others might be given in its stead.
     fn orders_behind(&self) -> usize {
         if self.has_more() { (self.running.len() - 1).max(1) } else { 0 }
@@ -498,8 +581,14 @@ impl Worker {
 
     /// Gives an order for which there is room in the lane, or finds that there is none any more. What is large is sent when
     /// the lock is free.
-    fn give(&mut self, group: &Group, chunk: &mut Chunk, grace: Duration, effects: &mut Effects) -> Option<u32> {
-        let (header, items) = (group.header(chunk, grace), chunk.count as usize);
+    fn give(
+        &mut self,
+        group: &Group,
+        chunk: &mut Chunk,
+        (pace, grace): (Pace, Duration),
+        effects: &mut Effects,
+    ) -> Option<u32> {
+        let (header, items) = (group.header(chunk, pace, grace), chunk.count as usize);
         if chunk.attachments.is_empty() && self.lane.can_carry(chunk.bytes().len() + Header::LEN) {
             return self.lane.give(0, [&header, chunk.bytes()], items);
         }

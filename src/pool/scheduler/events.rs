@@ -52,7 +52,7 @@ impl Scheduler {
         let items = chunks.iter().map(|chunk| chunk.count as usize).sum::<usize>();
         group.items().out += items;
         self.out += items;
-        if group.is_bounded() {
+        if group.needs_room() {
             self.room.give_back(items);
         }
         group.set_usual_time(|| self.usual_time(group));
@@ -217,6 +217,7 @@ impl Scheduler {
             full: None,
             unsent: None,
             stalled: None,
+            is_vacating: false,
             is_lagging: false,
             moved: now,
             is_ready: false,

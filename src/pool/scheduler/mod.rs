@@ -134,6 +134,11 @@ pub(super) struct Scheduler {
     /// Damage to the marks costs time, but no caller waits for ever: the driver looks into all lanes after this.
     sweep_after: Duration,
     is_sweep_planned: bool,
+    /// Results that were taken in, and how many those were when quiet workers were last checked.
+    results_taken: u64,
+    results_checked: u64,
+    /// A quiet order of tiny items was given since that check.
+    has_tiny: bool,
 }
 
 /// A worker that is checked out.
@@ -190,6 +195,9 @@ impl Scheduler {
             taken: TakenOrders::default(),
             sweep_after: SWEEP,
             is_sweep_planned: false,
+            results_taken: 0,
+            results_checked: 0,
+            has_tiny: false,
         };
         scheduler.open_seats();
         scheduler

@@ -37,6 +37,11 @@ impl Queue {
         self.groups.iter()
     }
 
+    /// The first call goes behind the others.
+    pub(super) fn rotate(&mut self) {
+        self.groups.rotate_left(1.min(self.groups.len()));
+    }
+
     pub(super) fn len(&self) -> usize {
         self.groups.len()
     }

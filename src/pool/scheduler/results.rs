@@ -105,6 +105,7 @@ impl Scheduler {
         (worker.full, worker.is_lagging) = (None, false);
         let mut bytes = Vec::new();
         let taken = worker.lane.take_results(&mut bytes).map_err(|_| corrupt(&worker.name));
+        self.results_taken += taken.as_ref().map_or(0, |count| u64::from(*count));
         let mut has_side_results = std::mem::take(&mut effects.has_side_results);
         let delivered = taken.and_then(|count| worker.deliver(bytes, count, &mut self.runs, effects));
         if effects.has_side_results {

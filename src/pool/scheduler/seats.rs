@@ -98,6 +98,8 @@ pub(super) struct Seat {
 pub(super) struct Index {
     /// Workers that anybody may give another order, by how many they have. The first are idle.
     pub(super) open: [SeatSet; DEPTH],
+    /// Those of them that have only orders of calls with one item.
+    pub(super) single: [SeatSet; DEPTH],
     /// Those of them that are awake with items that are over soon, and at none for long.
     pub(super) brief: [SeatSet; DEPTH],
     /// All such workers, those included that may not be given more.
@@ -106,6 +108,12 @@ pub(super) struct Index {
     pub(super) lagging: SeatSet,
     /// Workers that have items behind the one that runs, which others could run.
     pub(super) behind: SeatSet,
+    /// Those of them that have it of calls with many items, and were not asked to give it back.
+    pub(super) reclaimable: SeatSet,
+    /// Workers whose orders ahead were taken back, so that they become idle.
+    pub(super) vacating: SeatSet,
+    /// Those of them whose items are so long that an idle worker should rather have them.
+    pub(super) divisible: SeatSet,
     /// Workers that are not known to have begun their first item.
     pub(super) unbegun: SeatSet,
     /// Workers whose results are announced together.
@@ -123,14 +131,20 @@ pub(super) struct Index {
 #[derive(Clone, Copy, Default, PartialEq)]
 struct Class {
     open: Option<usize>,
+    single: Option<usize>,
     brief: Option<usize>,
     /// In the order in which [`Index::change`] has them.
-    flags: [bool; 8],
+    flags: [bool; 11],
 }
 
 impl Index {
     fn change(&mut self, seat: usize, old: Class, new: Class) {
-        for (sets, old, new) in [(&mut self.open, old.open, new.open), (&mut self.brief, old.brief, new.brief)] {
+        let levels = [
+            (&mut self.open, old.open, new.open),
+            (&mut self.single, old.single, new.single),
+            (&mut self.brief, old.brief, new.brief),
+        ];
+        for (sets, old, new) in levels {
             if old != new {
                 old.into_iter().for_each(|orders| sets[orders].set(seat, false));
                 new.into_iter().for_each(|orders| sets[orders].set(seat, true));
@@ -140,6 +154,9 @@ impl Index {
             &mut self.awake,
             &mut self.lagging,
             &mut self.behind,
+            &mut self.reclaimable,
+            &mut self.vacating,
+            &mut self.divisible,
             &mut self.unbegun,
             &mut self.beginning,
             &mut self.serving,
@@ -272,13 +289,14 @@ impl Seats {
     fn classify(&mut self, seat: usize) {
         let Some(place) = self.all.get_mut(seat) else { return };
         let worker = place.worker.as_ref();
-        let (mut open, mut brief) = (None, false);
+        let (mut open, mut brief, mut is_single) = (None, false, false);
         if let Some(worker) = worker {
             let is_everybodys = worker.phase == Phase::Serving && worker.checkout == 0;
             let orders = worker.running.len();
             if is_everybodys && worker.given < worker.share && worker.full.is_none() && !worker.is_stalled() {
-                open = Some(orders).filter(|orders| *orders < DEPTH);
+                open = Some(orders).filter(|orders| *orders < DEPTH && (*orders == 0 || !worker.is_vacating));
             }
+            is_single = worker.has_only_single();
             brief = is_everybodys && worker.has_brief_items();
             if worker.checkout > 0 {
                 self.checkouts.push(worker.checkout);
@@ -293,13 +311,19 @@ impl Seats {
             brief,
             worker.is_some_and(|worker| worker.is_lagging && !worker.running.is_empty()),
             worker.is_some_and(|worker| worker.is_shared() && worker.has_more()),
+            !is_single
+                && worker.is_some_and(|worker| {
+                    worker.checkout == 0 && !worker.is_vacating && worker.phase == Phase::Serving && worker.has_more()
+                }),
+            worker.is_some_and(|worker| worker.is_vacating && !worker.running.is_empty()),
+            worker.is_some_and(Worker::is_divisible),
             worker.is_some_and(Worker::may_not_begin),
             is_beginning,
             worker.is_some_and(|worker| worker.phase == Phase::Serving),
             worker.is_some() || is_coming,
             is_coming || is_beginning,
         ];
-        let class = Class { open, brief: open.filter(|_| brief), flags };
+        let class = Class { open, single: open.filter(|_| is_single), brief: open.filter(|_| brief), flags };
         let old = std::mem::replace(&mut place.class, class);
         if old != class {
             self.index.change(seat, old, class);

@@ -90,6 +90,7 @@ enum Act {
     Deadline,
     Brief,
     Chunk,
+    Many,
     Retry,
     Step(usize),
     Collect,
@@ -208,6 +209,7 @@ impl World {
             }
             Act::Brief => self.submit(6, 1, true, options()),
             Act::Chunk => self.submit(4, 3, false, options()),
+            Act::Many => self.submit_many(5, MS),
             Act::Retry => self.submit(1, 1, false, Options { retries: 1, back_off: 3 * MS, ..options() }),
             Act::Step(seat) => {
                 let _ = self.mocks[seat].as_mut().is_some_and(MockWorker::step);
@@ -285,7 +287,8 @@ impl World {
             let level = (serves && worker.given < worker.share).then_some(worker.running.len());
             let found = index.open.iter().position(|set| set.contains(seat));
             // What it has done about orders that it was stopped at is known when its mark is seen.
-            let is_right = worker.stalled.is_some() || found == level.filter(|level| *level < DEPTH);
+            let is_right =
+                worker.stalled.is_some() || worker.is_vacating || found == level.filter(|level| *level < DEPTH);
             assert!(is_right, "a worker with {} orders is in set {found:?}", worker.running.len());
             assert!(index.taken.contains(seat));
             // No deadline is forgotten.
@@ -452,6 +455,115 @@ fn the_number_of_workers_kept_awake_stays_raised_while_one_still_lags() {
     world.finish();
 }
 
+impl World {
+    /// A call with `items` items, each in an order of its own, that are known to take `time`.
+    fn submit_many(&mut self, items: u32, time: Duration) {
+        self.submit(1, 1, false, Options { is_many: true, ..Options::default() });
+        let asked = self.asked.last_mut().unwrap();
+        let group = asked.group.clone();
+        group.learn(time, 1);
+        (asked.items, asked.settled) = (items, vec![0; items as usize]);
+        let chunks = (1..items).map(|first| {
+            let mut chunk = Chunk::new(first.into());
+            spsc::append_record(&mut chunk.body, &[1]).unwrap();
+            chunk.count = 1;
+            chunk
+        });
+        let chunks = chunks.collect();
+        self.event(|scheduler, effects| scheduler.submitted(&group, chunks, effects));
+    }
+
+    /// Items of the call `at` that no worker has.
+    fn pending(&self, at: usize) -> usize {
+        self.asked[at].group.items().pending.iter().map(|chunk| chunk.count as usize).sum()
+    }
+
+    /// Orders of each worker, without those that were taken back.
+    fn orders(&self) -> Vec<usize> {
+        let left = |worker: &Worker| worker.running.iter().filter(|running| running.done < running.end).count();
+        self.scheduler.seats.workers().map(|(_, worker)| left(worker)).collect()
+    }
+
+    /// The worker takes its first order, and starts an item.
+    fn start(&mut self, seat: usize) {
+        let worker = self.mocks[seat].as_mut().unwrap();
+        assert!(worker.step() && worker.step());
+    }
+}
+
+#[test]
+fn call_of_one_item_gets_the_first_worker_that_is_done_though_a_map_had_orders_ahead_there() {
+    let mut world = World::new(0);
+    world.submit_many(13, MS);
+    assert_eq!((world.orders(), world.pending(0)), (vec![DEPTH; 2], 13 - 2 * DEPTH), "orders lie ahead at both");
+    (0..2).for_each(|seat| world.start(seat));
+    world.act(Act::Apply);
+    assert_eq!((world.pending(0), world.pending(1)), (13 - DEPTH - 1, 1), "one worker has its item only");
+    let (seat, _) = world.scheduler.seats.workers().find(|(_, worker)| worker.is_vacating).unwrap();
+    assert!(world.mocks[seat].as_mut().unwrap().step(), "it ends that item");
+    world.act(Act::Collect);
+    assert_eq!(world.pending(1), 0, "the call is next there");
+    assert!(world.scheduler.seats.workers().all(|(_, worker)| !worker.is_vacating));
+    world.finish();
+}
+
+#[test]
+fn call_of_one_item_does_not_go_behind_a_map_whose_worker_has_room() {
+    let mut world = World::new(0);
+    world.submit_many(4, MS);
+    assert_eq!(world.orders(), [2, 2]);
+    (0..2).for_each(|seat| world.start(seat));
+    // It is known to be over soon.
+    world.submit(1, 1, true, Options::default());
+    assert_eq!(world.pending(1), 1);
+    world.finish();
+}
+
+#[test]
+fn idle_worker_takes_over_a_part_of_what_lies_behind_long_items_at_another() {
+    let mut world = World::new(0);
+    world.submit_many(8, MS);
+    world.start(0);
+    while world.mocks[1].as_mut().is_some_and(MockWorker::step) {}
+    world.act(Act::Collect);
+    assert_eq!(world.orders(), [1, 3]);
+    world.finish();
+}
+
+#[test]
+fn worker_that_dies_on_its_way_out_was_not_recycled() {
+    for (status, totals) in [(9, (0, 1)), (0, (1, 0)), (1 << 8, (0, 1))] {
+        let mut world = World::new(0);
+        world.event(|scheduler, effects| scheduler.retire(0, effects));
+        let mock = world.mocks[0].take().unwrap();
+        let status = Ok(ExitStatus::from_raw(status));
+        world.event(|scheduler, effects| {
+            scheduler.exited(0, mock.generation, &status, Circumstances::default(), effects);
+        });
+        assert_eq!((world.scheduler.totals.recycled, world.scheduler.totals.restarted), totals);
+    }
+}
+
+#[test]
+fn quiet_workers_stay_quiet_while_results_come() {
+    let mut world = World::new(0);
+    world.submit_many(7, MS / 2);
+    let quiet = |world: &World| {
+        let running = world.scheduler.seats.workers().flat_map(|(_, worker)| &worker.running);
+        running.filter(|running| running.is_quiet).count()
+    };
+    world.act(Act::Sleep);
+    let before = quiet(&world);
+    assert!(before > 2, "{before}");
+    let step = |world: &mut World| world.mocks[0].as_mut().is_some_and(MockWorker::step);
+    assert!(step(&mut world) && step(&mut world) && step(&mut world));
+    world.time(3);
+    assert!(quiet(&world) + 1 >= before, "a result has come");
+    world.time(3);
+    assert_eq!(quiet(&world), 0, "nothing has come since");
+    world.finish();
+}
+
 #[test]
 fn cancelled_items_that_never_started_do_not_count_as_given() {
     let mut world = World::new(0);
@@ -474,10 +586,19 @@ fn items_of_an_unsent_order_do_not_count_as_given() {
 
 #[test]
 fn short_sequences_of_events_settle_every_item_once_in_every_order() {
-    let acts =
-        [Act::Deadline, Act::Brief, Act::Step(0), Act::Collect, Act::Die(0), Act::Time(3), Act::Cancel, Act::Checkout];
+    let acts = [
+        Act::Deadline,
+        Act::Brief,
+        Act::Many,
+        Act::Step(0),
+        Act::Collect,
+        Act::Die(0),
+        Act::Time(3),
+        Act::Cancel,
+        Act::Checkout,
+    ];
     // A call first, else nothing happens.
-    for first in [Act::Apply, Act::Chunk] {
+    for first in [Act::Apply, Act::Chunk, Act::Many] {
         for sequence in 0..acts.len().pow(3) {
             let at = |digit: u32| acts[sequence / acts.len().pow(digit) % acts.len()];
             run(0, [first, at(0), at(1), at(2)].into_iter());
@@ -499,7 +620,7 @@ fn long_random_sequences_of_events_settle_every_item_once() {
         let mut acts = Vec::new();
         for _ in 0..len {
             let seat = next(SEATS);
-            acts.push(match next(32) {
+            acts.push(match next(34) {
                 0 | 1 => Act::Apply,
                 2 => Act::Deadline,
                 3 | 4 => Act::Brief,
@@ -516,6 +637,7 @@ fn long_random_sequences_of_events_settle_every_item_once() {
                 28 => Act::Release,
                 29 => Act::Resize(next(2), 1 + seat),
                 30 => Act::Sleep,
+                32 | 33 => Act::Many,
                 _ => Act::Step(seat),
             });
         }

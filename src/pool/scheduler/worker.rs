@@ -79,6 +79,8 @@ pub(super) struct Worker {
     /// Its items, of which it had begun none, went to others: it may be stopped. How far it was with giving orders up
     /// then, and since when.
     pub(super) stalled: Option<(u64, Instant)>,
+    /// Its orders ahead were taken back, as another call waits: it gets no more before it is idle.
+    pub(super) is_vacating: bool,
     /// Its items were expected to be over by now, and are not.
     pub(super) is_lagging: bool,
     /// When it last came to something, as far as the pool knows: an item at its front waits for nothing else since then.
@@ -123,9 +125,18 @@ pub(super) struct Running {
     pub(super) is_quiet: bool,
     /// Its items are expected to be over before another worker could be woken for them.
     pub(super) is_brief: bool,
+    /// They take so long that an idle worker should rather have them.
+    pub(super) is_long: bool,
+    /// Its call has many items, and not one.
+    pub(super) is_many: bool,
 }
 
 impl Worker {
+    /// Whether it has only orders of calls with one item.
+    pub(super) fn has_only_single(&self) -> bool {
+        self.running.iter().all(|running| !running.is_many)
+    }
+
     /// Whether its initializer is not known to have ended.
     pub(super) fn is_beginning(&self) -> bool {
         self.phase == Phase::Beginning && !self.has_reported
@@ -210,6 +221,7 @@ impl Worker {
                 self.running.front_mut().into_iter().for_each(|next| next.since = now);
             }
             if self.running.is_empty() {
+                self.is_vacating = false;
                 self.idle_since = Some(now.unwrap_or_else(Instant::now));
             }
         }
