@@ -56,11 +56,28 @@ const SCENARIOS: &[Scenario] = scenarios! {
     at_the_descriptor_limit_there_are_errors_and_no_hang
     a_server_at_its_descriptor_limit_starts_a_whole_child_or_none
     run_waits_for_children_and_ends_daemons
+    run_ends_though_a_preload_never_does
     run_ends_quickly_with_a_daemon_that_ignores_sigterm
 };
 
 fn main() -> ExitCode {
     alone::main_of(SCENARIOS)
+}
+
+fn never_ends() {
+    loop {
+        std::thread::park();
+    }
+}
+
+fn run_ends_though_a_preload_never_does() {
+    let waits = async || {
+        mp::preload(never_ends).unwrap();
+        let waiting = tokio::spawn(mp::preloaded());
+        tokio::time::timeout(Duration::from_millis(50), waiting).await.unwrap_err();
+    };
+    mp::run(waits());
+    until("the server is gone", || children_of(std::process::id()).iter().all(|(_, state)| *state == 'Z'));
 }
 
 fn add(a: u64, b: u64) -> u64 {

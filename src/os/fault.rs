@@ -2,6 +2,7 @@
 //!
 //! `MULTIPROCESS_KILL_AT=put.written` kills a process with SIGKILL when it gets to that point, `put.written:3` at the
 //! third time; `MULTIPROCESS_STOP_AT` stops it with SIGSTOP. In debug builds only: in others a point is nothing.
+//! A program whose file gives it rights ignores both.
 //! In models, and where threads play processes on heap memory, it ends the thread that plays the process.
 
 #[cfg(not(any(debug_assertions, test, multiprocess_loom)))]
@@ -77,7 +78,7 @@ impl Fault {
     }
 
     fn from_variable(variable: &str, signal: rustix::process::Signal) -> Option<Self> {
-        let value = std::env::var(variable).ok()?;
+        let value = std::env::var(variable).ok().filter(|_| !super::rights::is_secure())?;
         let (name, left) = match value.split_once(':') {
             Some((name, left)) => (name.to_owned(), left.parse().ok()?),
             None => (value, 1),

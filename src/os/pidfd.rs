@@ -117,7 +117,7 @@ pub(crate) fn exit(pidfd: BorrowedFd<'_>) -> Exit {
 /// For tests: behaves as on kernels that do not report it.
 fn is_old_kernel() -> bool {
     static IS_OLD: OnceLock<bool> = OnceLock::new();
-    *IS_OLD.get_or_init(|| std::env::var_os("MULTIPROCESS_OLD_KERNEL").is_some())
+    *IS_OLD.get_or_init(|| !super::rights::is_secure() && std::env::var_os("MULTIPROCESS_OLD_KERNEL").is_some())
 }
 
 fn ask(pidfd: BorrowedFd<'_>) -> Exit {

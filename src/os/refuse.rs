@@ -2,7 +2,7 @@
 //!
 //! `MULTIPROCESS_REFUSE` names a file of two words that every process of the family maps: which call fails, with which errno, and
 //! how many such calls are left until then; and how often that has happened. The first three are one word, so that no process
-//! takes a part of one fault for a part of another. In debug builds only: in others nothing is asked.
+//! takes a part of one fault for a part of another. In debug builds only: in others nothing is asked. A program whose file gives it rights ignores it.
 
 #[cfg(any(not(debug_assertions), multiprocess_loom))]
 #[inline(always)]
@@ -56,7 +56,7 @@ mod seam {
     fn control() -> Option<&'static Control> {
         static CONTROL: OnceLock<Option<&'static Control>> = OnceLock::new();
         *CONTROL.get_or_init(|| {
-            let path = std::env::var_os("MULTIPROCESS_REFUSE")?;
+            let path = std::env::var_os("MULTIPROCESS_REFUSE").filter(|_| !crate::os::rights::is_secure())?;
             let file = std::fs::File::options().read(true).write(true).open(path).ok()?;
             let (flags, len) = (ProtFlags::READ | ProtFlags::WRITE, size_of::<Control>());
             // SAFETY: a new mapping at an address of the kernel's choice aliases nothing of ours.

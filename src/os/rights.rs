@@ -33,15 +33,19 @@ static NOTE: extern "C" fn() = note;
 pub(crate) fn came_by_exec() -> bool {
     // The reference is what makes the linker keep the entry; called here, before `main`, it does what it did or will do.
     std::hint::black_box(&NOTE)();
-    // SAFETY: `getauxval` answers for any number.
-    let is_secure = unsafe { libc::getauxval(libc::AT_SECURE) } != 0;
     // Effective ids that are not the real ones have the same effect; without a file that gives some, they are the starter's.
     // Where neither explains it, a security module has given something.
     let is_explained = || {
         use rustix::process::{getegid, geteuid, getgid, getuid};
         (geteuid() != getuid() || getegid() != getgid()) && !may_come_from_file("/proc/self/exe")
     };
-    is_secure && WERE_FINAL.load(Relaxed) != YES && !is_explained()
+    is_secure() && WERE_FINAL.load(Relaxed) != YES && !is_explained()
+}
+
+/// Whether the kernel says that the environment of this process may be that of a user with other rights (AT_SECURE).
+pub(crate) fn is_secure() -> bool {
+    // SAFETY: `getauxval` answers for any number.
+    unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
 }
 
 /// Whether an exec of `program` by this thread could give rights. If that cannot be found out, it counts as yes.

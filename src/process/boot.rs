@@ -8,6 +8,7 @@ use super::entry::Call;
 use super::function::{Function, captures_nothing};
 use super::origin::{self, Origin};
 use super::protocol::{self, Answer, Ready, Role};
+use super::server_start::NoStarts;
 use super::{child, children, client, name_cleaner, panics, role, server};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::spawn::{self, SingleThreaded};
@@ -129,6 +130,7 @@ pub fn init() {
 /// - After two seconds it writes to stderr which children it waits for. A child may wait for something that never comes, for
 ///   example because `future` has failed.
 /// - Ctrl-C or SIGTERM kills the children and lets `run` return, also if the program has a handler for these signals.
+/// - A fork server that still runs preloads then is killed; whatever waits for it gets an error.
 /// - To start a child that nobody waits for, use [`daemon`](crate::ProcessBuilder::daemon), or
 ///   [`kill_on_drop`](crate::ProcessBuilder::kill_on_drop), which ends it with its handle.
 ///
@@ -150,13 +152,18 @@ pub fn run<F: Future>(future: F) -> F::Output {
     }
     let built = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = built.unwrap_or_else(|error| panic!("multiprocess::run cannot build a tokio runtime: {error}"));
-    runtime.block_on(async {
+    let output = runtime.block_on(async {
         let output = future.await;
         if let Err(error) = children::wait_for_children().await {
             tracing::warn!(%error, "cannot wait for the children that still run; they end with this process");
         }
         output
-    })
+    });
+    // The runtime waits for its threads, one of which may wait for a preload that never ends.
+    let no_starts = NoStarts::begin();
+    drop(runtime);
+    drop(no_starts);
+    output
 }
 
 /// For tests: makes this process one that lets an exec give it rights, as an attacker would.

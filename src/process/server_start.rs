@@ -8,11 +8,13 @@ use super::role::{self, is_gone};
 use super::server_link::{Connection, connection_pair};
 use super::variables::Variables;
 use crate::error::Result;
-use crate::os::{credentials::Credentials, directory, exec, fork, signal, spawn};
+use crate::os::sync::lock;
+use crate::os::{credentials::Credentials, directory, exec, fork, pidfd, signal, spawn};
 use crate::shm::family::Family;
+use rustix::process::Signal;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Once;
+use std::sync::{Mutex, Once};
 
 /// A server that was started and has not been asked to serve.
 pub(super) struct Starting {
@@ -63,6 +65,7 @@ impl Starting {
             process.end();
             return Err(protocol::spawn_error("the fork server cannot be told to serve", error));
         }
+        let _waited_for = WaitedFor::note(&process)?;
         // A server that is gone has reported why, or its exit status tells.
         let ready = role::wait_until_ready(&socket, &process, "the fork server")?;
         if ready.must_exec {
@@ -76,6 +79,58 @@ impl Starting {
     }
 }
 
+/// The pid and pidfd of each server for which a thread of this process waits, and whether that is over.
+static WAITED_FOR: Mutex<(Vec<(u32, OwnedFd)>, bool)> = Mutex::new((Vec::new(), false));
+
+struct WaitedFor(u32);
+
+impl WaitedFor {
+    /// An error, after which the server ends, while no server is waited for.
+    fn note(process: &exec::Process) -> Result<Self> {
+        let failed = |error| protocol::spawn_error("the fork server cannot be waited for", error);
+        let pidfd = process.pidfd().try_clone_to_owned().map_err(failed)?;
+        let mut waited_for = lock(&WAITED_FOR);
+        if waited_for.1 {
+            process.end();
+            return Err(failed(io::Error::other("the runtime of `multiprocess::run` ends")));
+        }
+        waited_for.0.push((process.pid(), pidfd));
+        Ok(Self(process.pid()))
+    }
+}
+
+impl Drop for WaitedFor {
+    fn drop(&mut self) {
+        lock(&WAITED_FOR).0.retain(|(pid, _)| *pid != self.0);
+    }
+}
+
+fn is_ending() -> bool {
+    lock(&WAITED_FOR).1
+}
+
+/// Until this is dropped no thread waits for a server to start: those that are waited for are killed, which is an error of
+/// whatever waits.
+pub(super) struct NoStarts(());
+
+impl NoStarts {
+    pub(super) fn begin() -> Self {
+        let mut waited_for = lock(&WAITED_FOR);
+        waited_for.1 = true;
+        for (pid, pidfd) in &waited_for.0 {
+            // It may be serving by now, and then the next spawn starts another one.
+            let _ = pidfd::signal_child(pidfd.as_fd(), *pid, Signal::KILL);
+        }
+        Self(())
+    }
+}
+
+impl Drop for NoStarts {
+    fn drop(&mut self) {
+        lock(&WAITED_FOR).1 = false;
+    }
+}
+
 /// How many servers in a row may be killed before they are ready.
 const STARTS: usize = 4;
 
@@ -85,7 +140,7 @@ pub(super) fn start_server(starting: Option<Starting>, credentials: &Credentials
     let mut made = begin(starting).and_then(Starting::serve);
     for _ in 1..STARTS {
         match &made {
-            Err(error) if role::was_killed_early(error) => made = begin(None).and_then(Starting::serve),
+            Err(error) if role::was_killed_early(error) && !is_ending() => made = begin(None).and_then(Starting::serve),
             _ => break,
         }
     }
