@@ -3,6 +3,7 @@
 //! It sleeps as long as there is nothing of this to do. Results do not pass through it.
 
 use super::engine::Shared;
+use super::group::submitter;
 use super::protocol::{Conditions, Contract};
 use super::scheduler::{Circumstances, Spawn};
 use super::worker;
@@ -186,6 +187,7 @@ fn start(shared: &Shared, spawn: &Spawn) -> Result<Process<Result<()>>> {
         results: worker_results,
         initializer: config.initializer.clone(),
         finalizer: config.finalizer.clone(),
+        submitter: submitter(),
         conditions: Conditions {
             cpu: config.cpus.get(spawn.seat % config.cpus.len().max(1)).copied(),
             ..config.conditions.clone()

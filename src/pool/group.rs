@@ -3,7 +3,7 @@
 use super::batch::ResultBatch;
 use super::chunk::Chunk;
 use super::options::Options;
-use super::protocol::{Header, Origin};
+use super::protocol::{Header, HeaderBytes, Origin};
 use super::side_channel::{Recipient, SideResults};
 use super::trace::Caller;
 use crate::channel::lane::Pace;
@@ -134,6 +134,13 @@ const SINGLE_US: u16 = 200;
 /// An item that takes no longer is over before another worker could be woken for it. Unoptimised builds go the same ways.
 const BRIEF_NS: u64 = if cfg!(debug_assertions) { 200_000 } else { 20_000 };
 
+/// This process, among all that submit calls.
+pub(super) fn submitter() -> u64 {
+    static SUBMITTER: OnceLock<u64> = OnceLock::new();
+    // Without random numbers the process id does: it is unique among those that share this machine.
+    *SUBMITTER.get_or_init(|| random::bytes().map_or(std::process::id().into(), u64::from_ne_bytes))
+}
+
 /// The number of a new call of this process.
 pub(super) fn next_number() -> u64 {
     static NUMBERS: AtomicU64 = AtomicU64::new(0);
@@ -150,12 +157,7 @@ impl Group {
 
     /// Which call it is, among those of all processes.
     pub(super) fn origin(&self) -> Origin {
-        static SUBMITTER: OnceLock<u64> = OnceLock::new();
-        self.options.origin.unwrap_or_else(|| {
-            // Without random numbers the process id does: it is unique among those that share this machine.
-            let new = || random::bytes().map_or(std::process::id().into(), u64::from_ne_bytes);
-            Origin { submitter: *SUBMITTER.get_or_init(new), call: self.number }
-        })
+        self.options.origin.unwrap_or_else(|| Origin { submitter: submitter(), call: self.number })
     }
 
     /// Locked after the pool's state, never before.
@@ -196,7 +198,7 @@ impl Group {
     }
 
     /// The header of an order with `chunk`; `grace` is that of the pool.
-    pub(super) fn header(&self, chunk: &Chunk, pace: Pace, grace: Duration) -> [u8; Header::LEN] {
+    pub(super) fn header(&self, chunk: &Chunk, pace: Pace, grace: Duration) -> HeaderBytes {
         let (call, attempt) = (self.call, chunk.attempt);
         let limit = self.options.timeout.map(|timeout| {
             let limit = timeout.saturating_add(self.options.grace.unwrap_or(grace));
@@ -205,7 +207,8 @@ impl Group {
         let level = if self.caller.is_some() { Caller::level() } else { 0 };
         let (is_remote, origin) = (self.options.origin.is_some(), self.origin());
         let has_events = self.options.has_events;
-        Header { call, attempt, limit, level, pace, is_remote, has_events, origin, first: chunk.first }.to_bytes()
+        Header { call, attempt, limit, level, pace, is_remote, has_events, origin, first: chunk.first }
+            .to_bytes(submitter())
     }
 
     /// How many items a chunk should have now.

@@ -4,6 +4,7 @@ use crate::channel::lane::{self, Pace};
 use crate::process::entry;
 use crate::wire::EncodedMessage;
 use serde::{Deserialize, Serialize};
+use std::ops::Deref;
 
 /// One function and its arguments.
 #[derive(Clone, Serialize, Deserialize)]
@@ -43,54 +44,85 @@ pub(crate) struct Origin {
 /// Of a [`Pace`], in an order's head: until the last order begins. Less are microseconds.
 const LAST: u16 = u16::MAX;
 
-impl Header {
-    pub(super) const LEN: usize = 56;
+/// Which words an order's head has behind the first four.
+const IS_WIDE: u64 = 1 << 24;
+const HAS_LIMIT: u64 = 1 << 25;
+const HAS_SUBMITTER: u64 = 1 << 26;
 
-    pub(super) fn to_bytes(self) -> [u8; Self::LEN] {
+impl Header {
+    /// Four words: the call's two, what fits into bits, and the numbers of the call and of the first item, if both are
+    /// below 2^32. Then those that most orders do not have.
+    pub(super) const LONGEST: usize = 56;
+
+    /// `submitter` is that of this process, which its workers know.
+    pub(super) fn to_bytes(self, submitter: u64) -> HeaderBytes {
         let [offset, fingerprint] = self.call.to_words();
         let pace = match self.pace {
             Pace::Each => 0,
             Pace::Within(us) => us.clamp(1, LAST - 1),
             Pace::Last => LAST,
         };
+        let is_wide = (self.origin.call | self.first) >> 32 != 0;
+        let is_others = self.origin.submitter != submitter;
+        // A limit that is never reached is none.
+        let limit = self.limit.filter(|limit| *limit < u64::MAX);
         let rest = u64::from(self.attempt) << 32
+            | if is_others { HAS_SUBMITTER } else { 0 }
+            | if limit.is_some() { HAS_LIMIT } else { 0 }
+            | if is_wide { IS_WIDE } else { 0 }
+            | u64::from(pace) << 8
             | u64::from(self.has_events) << 6
             | u64::from(self.is_remote) << 5
-            | u64::from(pace) << 8
             | u64::from(self.level) << 1;
-        // A limit that is never reached is none.
-        let limit = self.limit.unwrap_or(u64::MAX);
-        let mut bytes = [0; Self::LEN];
-        for (at, word) in bytes.chunks_exact_mut(8).zip([
-            offset,
-            fingerprint,
-            rest,
-            limit,
-            self.origin.submitter,
-            self.origin.call,
-            self.first,
-        ]) {
+        let place = if is_wide { self.origin.call } else { self.origin.call << 32 | self.first };
+        let more = [Some(self.first).filter(|_| is_wide), limit, is_others.then_some(self.origin.submitter)];
+        let words = [offset, fingerprint, rest, place].into_iter().chain(more.into_iter().flatten());
+        let mut head = HeaderBytes { bytes: [0; Self::LONGEST], len: 0 };
+        for (at, word) in head.bytes.chunks_exact_mut(8).zip(words) {
             at.copy_from_slice(&word.to_ne_bytes());
+            head.len += 8;
         }
-        bytes
+        head
     }
 
-    pub(super) fn read(bytes: &[u8]) -> Option<Self> {
-        let (head, _) = bytes.split_first_chunk::<{ Self::LEN }>()?;
-        let mut words = head.chunks_exact(8).map(|word| word.try_into().map_or(0, u64::from_ne_bytes));
-        let (offset, fingerprint) = (words.next()?, words.next()?);
-        let (rest, limit) = (words.next()?, words.next()?);
-        let (origin, first) = (Origin { submitter: words.next()?, call: words.next()? }, words.next()?);
-        let call = entry::Call::from_words([offset, fingerprint]);
-        let (limit, level) = (Some(limit).filter(|limit| *limit < u64::MAX), (rest >> 1) as u8 & 7);
-        let (is_remote, has_events) = (rest & 32 != 0, rest & 64 != 0);
+    /// And how many bytes it takes up.
+    pub(super) fn read(bytes: &[u8], submitter: u64) -> Option<(Self, usize)> {
+        let mut len = 0;
+        let mut word = || {
+            let word = bytes.get(len..len + 8)?.try_into().ok()?;
+            len += 8;
+            Some(u64::from_ne_bytes(word))
+        };
+        let call = entry::Call::from_words([word()?, word()?]);
+        let (rest, place) = (word()?, word()?);
+        let (number, first) = match rest & IS_WIDE {
+            0 => (place >> 32, place & u64::from(u32::MAX)),
+            _ => (place, word()?),
+        };
+        let limit = if rest & HAS_LIMIT != 0 { Some(word()?) } else { None };
+        let submitter = if rest & HAS_SUBMITTER != 0 { word()? } else { submitter };
+        let (level, is_remote, has_events) = ((rest >> 1) as u8 & 7, rest & 32 != 0, rest & 64 != 0);
         let pace = match (rest >> 8) as u16 {
             0 => Pace::Each,
             LAST => Pace::Last,
             us => Pace::Within(us),
         };
-        let attempt = (rest >> 32) as u32;
-        Some(Self { call, attempt, limit, level, pace, is_remote, has_events, origin, first })
+        let (attempt, origin) = ((rest >> 32) as u32, Origin { submitter, call: number });
+        Some((Self { call, attempt, limit, level, pace, is_remote, has_events, origin, first }, len))
+    }
+}
+
+/// An order's head as its worker gets it.
+pub(super) struct HeaderBytes {
+    bytes: [u8; Header::LONGEST],
+    len: usize,
+}
+
+impl Deref for HeaderBytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes[..self.len]
     }
 }
 
@@ -114,6 +146,8 @@ pub(super) struct Contract {
     pub(super) initializer: Option<Task>,
     pub(super) finalizer: Option<Task>,
     pub(super) conditions: Conditions,
+    /// That of most of its orders; see [`Origin`].
+    pub(super) submitter: u64,
 }
 
 /// Under which a worker works.
@@ -125,4 +159,40 @@ pub(super) struct Conditions {
     pub(super) memory: Option<u64>,
     /// Descriptors.
     pub(super) descriptors: Option<u64>,
+}
+
+#[cfg(all(test, not(multiprocess_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn header_of_an_order_has_words_for_what_is_rare_only_where_that_is_there() {
+        let origin = Origin { submitter: 7, call: u64::from(u32::MAX) };
+        let plain = Header {
+            call: entry::Call::of(|| ()),
+            attempt: u32::MAX,
+            limit: None,
+            level: 5,
+            pace: Pace::Within(400),
+            is_remote: false,
+            has_events: true,
+            origin,
+            first: u64::from(u32::MAX),
+        };
+        let rest = Header { pace: Pace::Last, is_remote: true, has_events: false, level: 0, ..plain };
+        let cases = [
+            (plain, 32),
+            (Header { limit: Some(u64::MAX - 1), ..plain }, 40),
+            (Header { first: 1 << 32, pace: Pace::Each, ..plain }, 40),
+            (Header { origin: Origin { submitter: 8, call: 1 }, ..rest }, 40),
+            (Header { limit: Some(1), first: u64::MAX, origin: Origin { submitter: 0, call: u64::MAX }, ..rest }, 56),
+        ];
+        for (header, len) in cases {
+            let mut bytes = header.to_bytes(7).to_vec();
+            assert_eq!(bytes.len(), len);
+            bytes.extend([1; 70]);
+            assert_eq!(Header::read(&bytes, 7), Some((header, len)));
+            assert_eq!(Header::read(&bytes[..len - 1], 7), None);
+        }
+    }
 }

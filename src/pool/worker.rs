@@ -19,7 +19,7 @@ use tracing::dispatcher::DefaultGuard;
 /// Runs orders until the pool closes the lane. The first result is the initializer's, if there is one.
 pub(super) fn work(contract: Contract) -> Result<()> {
     doorbell::keep_parker();
-    let Contract { lane, orders, results, initializer, finalizer, conditions } = contract;
+    let Contract { lane, orders, results, initializer, finalizer, conditions, submitter } = contract;
     conditions.apply()?;
     let mut executor = Executor::default();
     let mut context = Context {
@@ -28,6 +28,7 @@ pub(super) fn work(contract: Contract) -> Result<()> {
         results,
         bytes: Vec::new(),
         at: 0,
+        submitter,
         fds: Vec::new(),
         order: None,
         header: None,
@@ -75,6 +76,8 @@ struct Context {
     /// The order's bytes, and where the next item begins in them.
     bytes: Vec<u8>,
     at: usize,
+    /// That of orders whose heads name none.
+    submitter: u64,
     fds: Vec<OwnedFd>,
     order: Option<Order>,
     header: Option<Header>,
@@ -138,8 +141,8 @@ impl Context {
             let next = self.lane.next(&mut self.bytes).map_err(|error| Error::io("cannot take an order", error))?;
             let Some(order) = next else { return Ok(None) };
             let corrupt = || Error::new(ErrorKind::Decode, "an order without a head");
-            let header = Header::read(&self.bytes).ok_or_else(corrupt)?;
-            self.at = Header::LEN;
+            let (header, len) = Header::read(&self.bytes, self.submitter).ok_or_else(corrupt)?;
+            self.at = len;
             if order.kind == IN_PIPE {
                 // The order may be on its way for as long as the pool needs for results that it does not know of.
                 self.lane.notify_pending();

@@ -569,10 +569,10 @@ impl Worker {
 
     /// Whether there is room for an order of `len` bytes. If not, it has no more before it gives up one that it has.
     fn takes(&mut self, len: usize) -> bool {
-        let is_carried = self.lane.can_carry(len + Header::LEN);
+        let is_carried = self.lane.can_carry(len + Header::LONGEST);
         // Read before the look: an order given up after it is a change.
         let given_up = self.lane.given_up();
-        let takes = self.lane.takes(if is_carried { len } else { 0 } + Header::LEN);
+        let takes = self.lane.takes(if is_carried { len } else { 0 } + Header::LONGEST);
         if !takes {
             self.full = Some(given_up);
         }
@@ -589,10 +589,10 @@ impl Worker {
         effects: &mut Effects,
     ) -> Option<u32> {
         let (header, items) = (group.header(chunk, pace, grace), chunk.count as usize);
-        if chunk.attachments.is_empty() && self.lane.can_carry(chunk.bytes().len() + Header::LEN) {
+        if chunk.attachments.is_empty() && self.lane.can_carry(chunk.bytes().len() + Header::LONGEST) {
             return self.lane.give(0, [&header, chunk.bytes()], items);
         }
-        if !self.lane.takes(Header::LEN) {
+        if !self.lane.takes(Header::LONGEST) {
             return None;
         }
         // Read before it is sent: an order given up after that is a change.
