@@ -195,7 +195,7 @@ impl<T> Drop for Own<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+    use std::os::fd::{AsFd, OwnedFd};
 
     #[test]
     fn forked_process_keeps_none_of_any_number_of_private_descriptors() {
@@ -206,12 +206,11 @@ mod tests {
             // SAFETY: the child only makes system calls.
             match unsafe { libc::fork() } {
                 0 => {
-                    let kept = pipes.iter().filter(|(_, write)| {
-                        // SAFETY: `fstat` fills the structure that it is given.
-                        let mut stat: libc::stat = unsafe { std::mem::zeroed() };
-                        let done = unsafe { libc::fstat(write.as_raw_fd(), &mut stat) };
-                        done == 0 && stat.st_mode & libc::S_IFMT == libc::S_IFIFO
-                    });
+                    let is_pipe = |write: &OwnedFd| {
+                        let found = rustix::fs::fstat(write);
+                        found.is_ok_and(|found| rustix::fs::FileType::from_raw_mode(found.st_mode).is_fifo())
+                    };
+                    let kept = pipes.iter().filter(|(_, write)| is_pipe(write));
                     let kept = kept.count() as i32;
                     // SAFETY: it takes no pointer.
                     unsafe { libc::_exit(kept) }
