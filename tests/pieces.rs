@@ -1601,6 +1601,20 @@ mod tasks {
     }
 
     #[tokio::test]
+    async fn a_leased_task_is_run_as_a_clone_and_stays_for_another_consumer() {
+        let (tasks, calls) = (Queue::unbounded().unwrap(), Value::new(0_u32).unwrap());
+        tasks.put(Task::of(|calls: Value<u32>| calls.fetch_add(1), (calls.clone(),))).await.unwrap();
+        let lease: mp::Lease<Task<u32>> = within(tasks.lease()).await.unwrap();
+        assert_eq!((within(lease.clone().run()).await.unwrap(), within(lease.clone().run()).await.unwrap()), (0, 1));
+        drop(lease);
+        assert_eq!(within(within(tasks.lease()).await.unwrap().commit().unwrap().run()).await.unwrap(), 2);
+        assert_eq!(calls.get(), 3);
+        let broken = Task::of(|_: Refuses| (), (Refuses,));
+        let [error, same] = [broken.clone().run().await, broken.run().await].map(|result| result.unwrap_err());
+        assert_eq!((error.kind(), error.to_string()), (same.kind(), same.to_string()));
+    }
+
+    #[tokio::test]
     async fn a_panic_is_an_error() {
         let fails = |n: u32| -> u32 { panic!("no {n}") };
         let error = within(Task::of(fails, (3,)).run()).await.unwrap_err();

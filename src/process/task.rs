@@ -160,6 +160,17 @@ impl Outcome {
     }
 }
 
+/// The same call once more, with the same arguments; a descriptor or handle among them is shared, as when it is sent.
+impl<R> Clone for Task<R> {
+    fn clone(&self) -> Self {
+        let work = match &self.work {
+            Ok(work) => Ok(work.clone()),
+            Err(error) => Err(Error::copy(error)),
+        };
+        Self { work, result: PhantomData }
+    }
+}
+
 impl<R> Serialize for Task<R> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         self.work.as_ref().map_err(S::Error::custom)?.serialize(serializer)
