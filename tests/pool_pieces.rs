@@ -9,6 +9,7 @@ use multiprocess::{self as mp, ErrorKind, Event, Histogram, Pool, Queue, Retry, 
 use std::time::Duration;
 
 mp::test_support!();
+common::quiet::quiet_stderr!();
 
 const SHORT: Duration = Duration::from_millis(50);
 
@@ -44,10 +45,10 @@ async fn retries_are_for_the_failures_that_were_named() {
     assert_eq!(within(call).await.unwrap_err().kind(), ErrorKind::ProcessDied);
     let call = pool.apply(overruns, (calls(),)).timeout(SHORT).retries(5).retry_if(Retry::TIMED_OUT);
     assert_eq!(within(call).await.unwrap(), 1);
-    // Both, which is what `retries` alone means.
-    for both in [Some(Retry::DIED | Retry::TIMED_OUT), None] {
+    // All, which is what `retries` alone means.
+    for all in [Some(Retry::DIED | Retry::TIMED_OUT | Retry::MEMORY_LIMIT), None] {
         let call = pool.apply(dies, (calls(), 1)).retries(1);
-        let call = both.into_iter().fold(call, |call, both| call.retry_if(both));
+        let call = all.into_iter().fold(call, |call, all| call.retry_if(all));
         assert_eq!(within(call).await.unwrap(), 1);
     }
     // The items of a map.
@@ -150,6 +151,46 @@ async fn attempts_by_a_predicate_do_not_wait_for_room_behind_calls_that_came_lat
     };
     let ((call, second, third), ()) = within(async { tokio::join!(all, watch) }).await;
     assert_eq!((call.unwrap(), second.unwrap(), third.unwrap()), (1, 5, 5));
+}
+
+#[tokio::test]
+async fn what_does_not_fit_into_the_memory_of_a_worker_is_no_death_to_be_tried_again() {
+    let pool = Pool::builder().workers(1).memory_limit(1 << 30).env("RUST_BACKTRACE", "0").build().unwrap();
+    let takes = |calls: Value<u32>, bytes: usize| match calls.fetch_add(1) {
+        0 => vec![1_u8; bytes].len() as u32,
+        call => call,
+    };
+    let calls = || Value::new(0_u32).unwrap();
+    for (which, result) in [
+        (Retry::DIED | Retry::TIMED_OUT, Err(ErrorKind::MemoryLimit)),
+        (Retry::MEMORY_LIMIT, Ok(1)),
+        (Retry::DIED | Retry::MEMORY_LIMIT, Ok(1)),
+    ] {
+        let call = pool.apply(takes, (calls(), 4 << 30)).retries(1).retry_if(which);
+        assert_eq!(within(call).await.map_err(|error| error.kind()), result, "{which:?}");
+    }
+    assert_eq!(within(pool.apply(takes, (calls(), 4 << 30)).retries(1)).await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn a_predicate_alone_decides_about_deaths_and_overruns_too() {
+    let pool = Pool::new(1).unwrap();
+    let calls = || Value::new(0_u32).unwrap();
+    let died = |result: &mp::Result<u32>| result.as_ref().is_err_and(|error| error.kind() == ErrorKind::ProcessDied);
+    assert_eq!(within(pool.apply(dies, (calls(), 2)).retries(2).retry_if(died)).await.unwrap(), 2);
+    let call = pool.apply(overruns, (calls(),)).timeout(SHORT).retries(5).retry_if(died);
+    assert_eq!(within(call).await.unwrap_err().kind(), ErrorKind::Timeout);
+    // A death that the predicate refuses, and one that it permits: as often as `retries` says, and no more.
+    let all = calls();
+    let call = pool.apply(dies, (all.clone(), 9)).retries(5).retry_if(|_: &mp::Result<u32>| false);
+    assert_eq!(within(call).await.unwrap_err().kind(), ErrorKind::ProcessDied);
+    assert_eq!(all.get(), 1);
+    let call = pool.apply(dies, (all.clone(), 9)).retries(3).retry_if(died);
+    assert_eq!(within(call).await.unwrap_err().kind(), ErrorKind::ProcessDied);
+    assert_eq!(all.get(), 5);
+    // The last one counts.
+    let call = pool.apply(dies, (calls(), 1)).retries(1).retry_if(|_: &mp::Result<u32>| false).retry_if(Retry::DIED);
+    assert_eq!(within(call).await.unwrap(), 1);
 }
 
 #[tokio::test]

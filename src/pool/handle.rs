@@ -7,7 +7,7 @@ use super::events::{EndOfEvents, Events};
 use super::flight::{Flight, Stage, Target, Ticket};
 use super::input::{Input, One};
 use super::options::{Options, Progress};
-use super::retry::{Condition, Predicate, RetryIf};
+use super::retry::{Predicate, RetryIf};
 use super::scheduler::stranded;
 use crate::error::{Error, ErrorKind, Result};
 use crate::process::Function;
@@ -39,7 +39,8 @@ macro_rules! options {
                 self
             }
 
-            /// Runs an item again, up to `retries` times, if its worker died or it overran its timeout. By default 0.
+            /// Runs an item again, up to `retries` times, if its worker died or reached its limit of memory, or it overran its
+            /// timeout. By default 0.
             pub fn retries(mut self, retries: u32) -> Self {
                 self.stage.options().into_iter().for_each(|options| options.retries = retries);
                 self
@@ -87,8 +88,8 @@ macro_rules! options {
 macro_rules! chunksize {
     ($name:ident) => {
         impl<R> $name<R> {
-            /// What [`retries`](Self::retries) is for, of each item: failures of a kind, which are by default deaths of workers and
-            /// overruns, or results for which a predicate holds; see [`Call::retry_if`].
+            /// What [`retries`](Self::retries) is for, of each item: failures of a kind, by default all that it names, or results for
+            /// which a predicate holds, and no others; see [`Call::retry_if`].
             ///
             /// With a predicate each item travels alone, whatever the [`chunksize`](Self::chunksize): it is asked in this process,
             /// before the next attempt.
@@ -103,12 +104,9 @@ macro_rules! chunksize {
             /// # Ok(()) }) }
             /// ```
             pub fn retry_if(mut self, condition: impl RetryIf<R>) -> Self {
-                match condition.condition() {
-                    Condition::Kinds(which) => {
-                        self.stage.options().into_iter().for_each(|options| options.retry_on = which);
-                    }
-                    Condition::Result(condition) => self.condition = Some(condition),
-                }
+                let (which, condition) = condition.condition().parts();
+                self.stage.options().into_iter().for_each(|options| options.retry_on = which);
+                self.condition = condition;
                 self
             }
 
@@ -185,9 +183,9 @@ impl<R> Call<R> {
         Self { stage: planned_one(pool, target, input), again: None, rejects: false, events: None, result: PhantomData }
     }
 
-    /// What [`retries`](Self::retries) is for: failures of a kind, which are by default deaths of workers and overruns, or
-    /// results for which a predicate holds. A predicate is asked in this process, with the decoded result; failures of workers
-    /// that were tried again meanwhile do not count for it. A call that was cancelled or refused is not tried again.
+    /// What [`retries`](Self::retries) is for: failures of a kind, by default all that it names, or results for which
+    /// a predicate holds, and no others. A predicate is asked in this process, with the decoded result. The last
+    /// `retry_if` of a call counts. A call that was cancelled or refused is not tried again.
     ///
     /// ```
     /// use multiprocess::{self as mp, Pool, Value};
@@ -200,14 +198,9 @@ impl<R> Call<R> {
     /// # Ok(()) }) }
     /// ```
     pub fn retry_if(mut self, condition: impl RetryIf<R>) -> Self {
-        match condition.condition() {
-            Condition::Kinds(which) => {
-                self.stage.options().into_iter().for_each(|options| options.retry_on = which);
-            }
-            Condition::Result(condition) => {
-                self.again = Some(Again::new(condition));
-            }
-        }
+        let (which, condition) = condition.condition().parts();
+        self.stage.options().into_iter().for_each(|options| options.retry_on = which);
+        self.again = condition.map(Again::new);
         self
     }
 

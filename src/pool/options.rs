@@ -67,7 +67,7 @@ impl Default for Options {
             timeout: None,
             queue_timeout: None,
             retries: 0,
-            retry_on: Retry::DIED | Retry::TIMED_OUT,
+            retry_on: Retry::ALL,
             back_off: Duration::ZERO,
             grace: None,
             chunk: 0,

@@ -24,14 +24,23 @@ use std::sync::Arc;
 pub struct Retry(u8);
 
 impl Retry {
-    /// The worker died, or reached its limit of memory.
+    /// The worker died.
     pub const DIED: Self = Self(1);
     /// The item overran its time.
     pub const TIMED_OUT: Self = Self(2);
+    /// The worker reached its [`memory_limit`](crate::PoolBuilder::memory_limit): by this item alone, as it would again, or by what
+    /// earlier ones had left behind.
+    pub const MEMORY_LIMIT: Self = Self(4);
+
+    pub(super) const ALL: Self = Self(7);
+
+    /// None by the scheduler: a predicate decides.
+    pub(super) const NONE: Self = Self(0);
 
     pub(super) fn is_for(self, kind: ErrorKind) -> bool {
         let which = match kind {
-            ErrorKind::ProcessDied | ErrorKind::MemoryLimit => Self::DIED,
+            ErrorKind::ProcessDied => Self::DIED,
+            ErrorKind::MemoryLimit => Self::MEMORY_LIMIT,
             ErrorKind::Timeout => Self::TIMED_OUT,
             _ => return false,
         };
@@ -60,6 +69,16 @@ pub trait RetryIf<R> {
 pub enum Condition<R> {
     Kinds(Retry),
     Result(Predicate<R>),
+}
+
+impl<R> Condition<R> {
+    /// What the scheduler tries again, and what is asked of each result.
+    pub(super) fn parts(self) -> (Retry, Option<Predicate<R>>) {
+        match self {
+            Self::Kinds(which) => (which, None),
+            Self::Result(predicate) => (Retry::NONE, Some(predicate)),
+        }
+    }
 }
 
 pub(super) type Predicate<R> = Arc<dyn Fn(&Result<R>) -> bool + Send + Sync>;
