@@ -1,9 +1,12 @@
-//! Every example runs, ends in time and prints what it promises.
+//! Every example runs, ends in time and prints what it promises; those from Python, as their originals do.
 
 mod programs;
 
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
+use std::process::Child;
 use std::time::Duration;
 
 /// What an example prints.
@@ -73,6 +76,9 @@ const EXPECTED: &[(&str, &[&str], Prints)] = &[
     ("worker_process", &[], Exactly("Worker process\n")),
 ];
 
+/// Programs with tests of their own: below, and in `examples/heavy/tests`.
+const OTHERS: &[&str] = &["crawler", "log_aggregator", "log_listener", "primes", "sweep", "task_queue", "thumbnails"];
+
 #[test]
 fn every_example_prints_what_it_promises() {
     for (name, arguments, prints) in EXPECTED {
@@ -90,8 +96,7 @@ fn every_example_prints_what_it_promises() {
 
 #[test]
 fn the_web_service_ends_in_order_when_all_its_processes_are_terminated() {
-    use rustix::process::{Pid, Signal, kill_process_group};
-    use std::io::{BufRead, BufReader, Read, Write};
+    use std::io::{Read, Write};
     let mut service = programs::start(&programs::example("web_service"), ["127.0.0.1:0"]);
     let mut line = String::new();
     BufReader::new(service.stdout.take().unwrap()).read_line(&mut line).unwrap();
@@ -115,10 +120,108 @@ fn every_example_has_an_expectation() {
         sources.map(|path| path.file_stem().unwrap().to_str().unwrap().to_string()).collect::<Vec<_>>()
     };
     let mut there: BTreeSet<_> =
-        ["examples", "examples/heavy", "examples/treesum"].into_iter().flat_map(names).collect();
+        ["examples", "examples/heavy", "examples/treesum", "examples/tutorials"].into_iter().flat_map(names).collect();
     assert!(there.remove("picture"), "a test");
-    let expected: BTreeSet<_> = EXPECTED.iter().map(|(name, ..)| name.to_string()).collect();
+    let expected: BTreeSet<_> = EXPECTED.iter().map(|(name, ..)| *name).chain(OTHERS.iter().copied()).collect();
+    let expected: BTreeSet<_> = expected.into_iter().map(String::from).collect();
     assert_eq!(there, expected);
+}
+
+/// What the Python program prints of which an example is a port; nothing where there is no Python.
+fn original(name: &str, arguments: &[&str]) -> Option<String> {
+    let script = format!("{}/examples/{name}.py", env!("CARGO_MANIFEST_DIR"));
+    let Ok(_) = std::process::Command::new("python3").arg("--version").output() else {
+        eprintln!("NOT COMPARED: there is no python3 to run {script}");
+        return None;
+    };
+    let arguments = [&script[..]].into_iter().chain(arguments.iter().copied());
+    let output = programs::finish(programs::start(Path::new("python3"), arguments), Duration::from_secs(60));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Some(String::from_utf8(output.stdout).unwrap())
+}
+
+/// Without the process that did it.
+fn results(stdout: &str) -> Vec<&str> {
+    sorted(stdout.lines().map(|line| line.split_once(" says that ").map_or(line, |(_, result)| result)))
+}
+
+/// Kills a process of the program, if it has one of this name now: whether it had.
+fn kill_one(program: &Child, name: &str) -> bool {
+    // None ends meanwhile.
+    let group = Pid::from_child(program);
+    let is_running = kill_process_group(group, Signal::STOP).is_ok();
+    let victim = programs::processes(program, name).first().copied();
+    let is_killed = victim.is_some_and(|pid| kill_process(pid, Signal::KILL).is_ok());
+    assert!(!is_running || kill_process_group(group, Signal::CONT).is_ok());
+    is_killed
+}
+
+#[test]
+fn the_task_queue_does_what_its_original_does_and_without_a_worker_too() {
+    let program = programs::start(&programs::example("task_queue"), [""; 0]);
+    let output = programs::finish(program, Duration::from_secs(30));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    if let Some(python) = original("task_queue", &[]) {
+        assert_eq!(results(&stdout), results(&python));
+    }
+
+    let mut program = programs::start(&programs::example("task_queue"), [""; 0]);
+    let mut lines = BufReader::new(program.stdout.take().unwrap()).lines();
+    let first = lines.next().unwrap().unwrap();
+    let is_killed = kill_one(&program, "Process-2");
+    let without = [first].into_iter().chain(lines.map(Result::unwrap)).collect::<Vec<_>>().join("\n");
+    let output = programs::finish(program, Duration::from_secs(30));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() != is_killed && stderr.contains("Process-2") == is_killed, "{stderr}");
+    // A worker that was killed between the result and the commit leaves a task to be done twice; none is lost before that.
+    let (expected, got): (BTreeSet<_>, BTreeSet<_>) =
+        (results(&stdout).into_iter().collect(), results(&without).into_iter().collect());
+    assert!(results(&without).len() == 30 && got.len() >= 29 && got.is_subset(&expected), "{without}");
+}
+
+#[test]
+fn the_primes_are_those_of_the_original_though_workers_are_killed() {
+    let mut program = programs::start(&programs::example("primes"), [""; 0]);
+    for _ in 0..2 {
+        programs::until("it has workers, or has ended", || {
+            let is_there = !programs::processes(&program, "PoolWorker").is_empty();
+            (is_there || program.try_wait().unwrap().is_some()).then_some(())
+        });
+        kill_one(&program, "PoolWorker");
+    }
+    let output = programs::finish(program, Duration::from_secs(30));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    assert!(results(&stdout).contains(&"999999999989 is a prime") && results(&stdout).contains(&"42 is no prime"));
+    if let Some(python) = original("primes", &[]) {
+        assert_eq!(results(&stdout), results(&python));
+    }
+}
+
+#[test]
+fn the_log_has_each_record_of_each_process_though_the_listener_is_killed() {
+    let path = |name: &str| format!("{}/{}-{name}.log", env!("CARGO_TARGET_TMPDIR"), std::process::id());
+    let (own, pythons) = (path("listener"), path("listener-of-python"));
+    let program = programs::start(&programs::example("log_listener"), [&own]);
+    for count in [5, 30] {
+        let has_lines = || std::fs::read_to_string(&own).ok().filter(|log| log.lines().count() >= count);
+        programs::until("the log grows", has_lines);
+        kill_one(&program, "listener");
+    }
+    let output = programs::finish(program, Duration::from_secs(30));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let log = std::fs::read_to_string(&own).unwrap();
+    let mut lines = results(&log);
+    // A record that was written and not committed is written again: one for each time that the listener was killed.
+    assert!((80..=82).contains(&lines.len()), "{} lines", lines.len());
+    lines.dedup();
+    assert_eq!(lines.len(), 80);
+    if original("log_listener", &[&pythons]).is_some() {
+        assert_eq!(lines, results(&std::fs::read_to_string(&pythons).unwrap()));
+        std::fs::remove_file(&pythons).unwrap();
+    }
+    std::fs::remove_file(&own).unwrap();
 }
 
 fn sorted<'a>(lines: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
