@@ -3,6 +3,7 @@
 use super::refuse;
 use super::sync::lock;
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
+use rustix::io::Errno;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Mutex;
@@ -29,7 +30,7 @@ pub(crate) fn create_with(name: &str, first: &[u8], len: u64, growable: bool) ->
         rustix::io::pwrite(&fd, first, 0)
     };
     if !first.is_empty() && rustix::io::retry_on_intr(write)? < first.len() {
-        return Err(rustix::io::Errno::NOSPC.into());
+        return Err(shortage(Errno::NOSPC, len));
     }
     let seals = if growable { SealFlags::SHRINK } else { SealFlags::SHRINK | SealFlags::GROW };
     refuse::at("fcntl")?;
@@ -40,10 +41,23 @@ pub(crate) fn create_with(name: &str, first: &[u8], len: u64, growable: bool) ->
 /// Backs `offset..offset + len` with memory, growing the file where needed.
 pub(crate) fn reserve(fd: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<()> {
     check_file_size(offset.saturating_add(len))?;
-    Ok(rustix::io::retry_on_intr(|| {
+    let reserved = rustix::io::retry_on_intr(|| {
         refuse::at("fallocate")?;
         rustix::fs::fallocate(fd, FallocateFlags::empty(), offset, len)
-    })?)
+    });
+    reserved.map_err(|error| shortage(error, len))
+}
+
+/// An error of a call that takes shared memory. That is a file to the kernel, which speaks of space where memory is short.
+pub(super) fn shortage(error: Errno, len: u64) -> io::Error {
+    if error != Errno::NOSPC {
+        return error.into();
+    }
+    let why = format!(
+        "there is no room for {len} more bytes of shared memory (ENOSPC): memory is short, or the file system that it lies \
+         in is full (/dev/shm, for memory with a name)"
+    );
+    io::Error::new(io::ErrorKind::OutOfMemory, why)
 }
 
 /// Refuses a size beyond RLIMIT_FSIZE, for which the kernel would end this process by SIGXFSZ.
@@ -67,7 +81,7 @@ const LARGE: u64 = 4 << 20;
 /// processes, before it failed.
 pub(crate) fn check_room(len: u64) -> io::Result<()> {
     if len > i64::MAX as u64 || len >= LARGE && !has_room(len) {
-        return Err(rustix::io::Errno::NOMEM.into());
+        return Err(Errno::NOMEM.into());
     }
     Ok(())
 }
@@ -142,6 +156,14 @@ pub(crate) fn identity(fd: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn want_of_space_for_shared_memory_is_want_of_memory() {
+        let error = shortage(Errno::NOSPC, 4096);
+        assert_eq!(error.kind(), io::ErrorKind::OutOfMemory);
+        assert!(error.to_string().contains("4096 more bytes of shared memory"), "{error}");
+        assert_eq!(shortage(Errno::INTR, 1).raw_os_error(), Some(Errno::INTR.raw_os_error()));
+    }
 
     #[test]
     fn more_than_there_is_is_refused_before_any_of_it_is_taken() {

@@ -140,7 +140,9 @@ pub(crate) fn read(fd: BorrowedFd<'_>, mut offset: u64, mut to: &mut [u8]) -> io
 pub(crate) fn write(fd: BorrowedFd<'_>, mut offset: u64, mut from: &[u8]) -> io::Result<()> {
     memfd::check_file_size(offset.saturating_add(from.len() as u64))?;
     while !from.is_empty() {
-        match rustix::io::retry_on_intr(|| refuse::at("pwrite").and_then(|()| rustix::io::pwrite(fd, from, offset)))? {
+        let written =
+            rustix::io::retry_on_intr(|| refuse::at("pwrite").and_then(|()| rustix::io::pwrite(fd, from, offset)));
+        match written.map_err(|error| memfd::shortage(error, from.len() as u64))? {
             0 => return Err(io::ErrorKind::WriteZero.into()),
             n => (from, offset) = (&from[n..], offset + n as u64),
         }
