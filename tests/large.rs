@@ -116,6 +116,17 @@ fn send<T: Large>((mut sender, _receiver): (mp::Sender<T>, mp::Receiver<T>)) -> 
     Ok(since.peak())
 }
 
+/// The other end puts it there and goes.
+fn receive<T: Large>(mut receiver: mp::Receiver<T>) -> mp::Result<usize> {
+    let since = Since::now();
+    let _value = receiver.blocking_recv()?;
+    Ok(since.peak())
+}
+
+fn send_and_go<T: Large>(mut sender: mp::Sender<T>) -> mp::Result<()> {
+    sender.blocking_send(T::make()).map_err(mp::Error::other)
+}
+
 fn get<T: Large>(queue: Queue<T>) -> mp::Result<usize> {
     let since = Since::now();
     let _value = queue.blocking_get()?;
@@ -126,7 +137,7 @@ fn nothing() {}
 
 /// The peak of the process at the beginning of a call, which has its arguments.
 fn take<T: Large>(_: T) -> usize {
-    field("/proc/self/status", "VmHWM:") / 1024
+    peak()
 }
 
 /// Sends an argument and receives a result: the peaks here, and that of the child.
@@ -142,16 +153,25 @@ async fn through_a_process<T: Large>() -> mp::Result<[usize; 3]> {
     Ok([sender, receiver, since.peak()])
 }
 
-async fn through_a_pool<T: Large>() -> mp::Result<[usize; 3]> {
+fn peak() -> usize {
+    field("/proc/self/status", "VmHWM:") / 1024
+}
+
+/// The peaks of an argument, here and in the worker, and of a result.
+async fn through_a_pool<T: Large>() -> mp::Result<[usize; 4]> {
     let pool = Pool::new(1)?;
     pool.apply(nothing, ()).await?;
     let value = T::make();
     let since = Since::now();
     let receiver = pool.apply(take::<T>, (value,)).await?;
     let sender = since.peak();
+    // One whose memory no argument has been in.
+    let pool = Pool::new(1)?;
+    pool.apply(nothing, ()).await?;
     let since = Since::now();
     let _value = pool.apply(T::make, ()).await?;
-    Ok([sender, receiver, since.peak()])
+    let result = since.peak();
+    Ok([sender, receiver, result, pool.apply(peak, ()).await?])
 }
 
 /// Checks the peaks of each way: a sender needs the value's size beyond the value, and so does a receiver.
@@ -169,10 +189,16 @@ async fn check_peaks_of<T: Large>() -> mp::Result<()> {
     at_most("argument of a process", argument, 1);
     at_most("argument in a process", taken, 2);
     at_most("result of a process", result, 2);
-    let [argument, taken, result] = Process::spawn(through_a_pool::<T>, ())?.join().await??;
+    let (sender, receiver) = mp::simplex()?;
+    let mut sends = Process::spawn(send_and_go::<T>, (sender,))?;
+    at_most("receive", Process::spawn(receive::<T>, (receiver,))?.join().await??, 2);
+    sends.join().await??;
+    let [argument, taken, result, made] = Process::spawn(through_a_pool::<T>, ())?.join().await??;
     at_most("argument of a pool", argument, 1);
     at_most("argument in a worker", taken, 2);
     at_most("result of a worker", result, 2);
+    // The value itself is one of the two.
+    at_most("result in a worker", made, 2);
     Ok(())
 }
 
@@ -217,7 +243,7 @@ async fn drained_queue_keeps_little_memory_and_gives_it_back() -> mp::Result<()>
         return Ok(());
     }
     // In a process of its own: other tests have queues too.
-    for (count, mib, bound) in [(1, 40, 50), (1, 560, 4)] {
+    for (count, mib, bound) in [(1, 8, 13), (1, 40, 50), (1, 560, 4)] {
         let (most, is_given_back) = Process::spawn(fill_and_drain, (count, mib))?.join().await??;
         assert!(most <= (bound + 2 * count) as u64 * MIB as u64, "{} MiB of {count} x {mib}", most / MIB as u64);
         assert!(is_given_back, "{count} x {mib}");
@@ -231,28 +257,95 @@ fn get_and_end(queue: Queue<Vec<u8>>) {
     std::process::abort();
 }
 
+/// How somebody waits for the next item.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+enum Wait {
+    Get,
+    Lease,
+    Select,
+}
+
+/// Whether what a killed process kept is given back by a process that waits for an item.
+async fn waits_after_a_death(wait: Wait) -> mp::Result<bool> {
+    let queue = Queue::<Vec<u8>>::unbounded()?;
+    queue.put(vec![1; 40 * MIB]).await.map_err(mp::Error::other)?;
+    assert!(ring_memory() >= 40 << 20);
+    assert!(Process::spawn(get_and_end, (queue.clone(),))?.join().await.is_err());
+    let waits = tokio::spawn({
+        let queue = queue.clone();
+        async move {
+            match wait {
+                Wait::Get => queue.get().await,
+                Wait::Lease => queue.lease().await?.commit(),
+                Wait::Select => {
+                    let mut set = mp::QueueSet::new();
+                    set.insert((), &queue)?;
+                    set.get().await.map(|((), item)| item)
+                }
+            }
+        }
+    });
+    let start = std::time::Instant::now();
+    while ring_memory() > 2 << 20 && start.elapsed() < Duration::from_secs(60) {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let is_given_back = ring_memory() <= 2 << 20;
+    queue.put(vec![7]).await.map_err(mp::Error::other)?;
+    assert_eq!(waits.await.map_err(mp::Error::other)??, [7]);
+    Ok(is_given_back)
+}
+
 /// `reclaim`: whoever waits for an item takes over from a keeper that was killed.
 #[tokio::test]
 async fn waiting_taker_gives_back_what_a_killed_one_kept() -> mp::Result<()> {
     let _deadline = Deadline::after(Duration::from_secs(180));
-    let other = async || -> mp::Result<bool> {
-        let queue = Queue::<Vec<u8>>::unbounded()?;
-        queue.put(vec![1; 40 * MIB]).await.map_err(mp::Error::other)?;
-        assert!(ring_memory() >= 40 << 20);
-        assert!(Process::spawn(get_and_end, (queue.clone(),))?.join().await.is_err());
-        let waits = tokio::spawn({
-            let queue = queue.clone();
-            async move { queue.get().await }
-        });
-        let start = std::time::Instant::now();
-        while ring_memory() > 2 << 20 && start.elapsed() < Duration::from_secs(60) {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        let is_given_back = ring_memory() <= 2 << 20;
-        queue.put(vec![7]).await.map_err(mp::Error::other)?;
-        assert_eq!(waits.await.map_err(mp::Error::other)??, [7]);
-        Ok(is_given_back)
-    };
-    assert!(Process::spawn(other, ())?.join().await??);
+    for wait in [Wait::Get, Wait::Lease, Wait::Select] {
+        assert!(Process::spawn(waits_after_a_death, (wait,))?.join().await??, "{wait:?}");
+    }
+    Ok(())
+}
+
+/// The memory of a queue after an item of 40 MiB that is decoded, and a small one behind it.
+async fn memory_after_a_small_item(is_leased: bool) -> mp::Result<u64> {
+    let queue = Queue::unbounded()?;
+    for item in [(1, vec![1u8; 40 * MIB]), (2, vec![2; 10])] {
+        queue.put(item).await.map_err(mp::Error::other)?;
+    }
+    for (number, len) in [(1, 40 * MIB), (2, 10)] {
+        let item = if is_leased { queue.lease().await?.commit()? } else { queue.get().await? };
+        assert_eq!((item.0, item.1.len()), (number, len));
+    }
+    Ok(ring_memory())
+}
+
+/// `reclaim`: a sender that has no memory for a second copy finds none in the queue.
+#[tokio::test]
+async fn memory_of_a_large_item_goes_with_the_small_one_that_follows_it() -> mp::Result<()> {
+    let _deadline = Deadline::after(Duration::from_secs(180));
+    for is_leased in [false, true] {
+        let left = Process::spawn(memory_after_a_small_item, (is_leased,))?.join().await??;
+        assert!(left < 2 << 20, "{left} bytes are kept, leased: {is_leased}");
+    }
+    Ok(())
+}
+
+/// Gets an item of 64 MiB with addresses for 160 MiB more than it has: the value, and the item in the queue.
+fn get_within_a_limit(queue: Queue<Vec<u8>>) -> mp::Result<usize> {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    let limit = ((field("/proc/self/status", "VmSize:") << 10) + 160 * MIB) as u64;
+    setrlimit(Resource::As, Rlimit { current: Some(limit), maximum: Some(limit) }).map_err(mp::Error::other)?;
+    let len = queue.blocking_get()?.len();
+    assert_eq!((queue.blocking_get()?, queue.len()), (vec![7; 10], 0));
+    Ok(len)
+}
+
+#[tokio::test]
+async fn receiver_at_its_memory_limit_takes_an_item_of_less_than_half_of_it() -> mp::Result<()> {
+    let _deadline = Deadline::after(Duration::from_secs(180));
+    let queue = Queue::unbounded()?;
+    for item in [vec![1; LARGE * MIB], vec![7; 10]] {
+        queue.put(item).await.map_err(mp::Error::other)?;
+    }
+    assert_eq!(Process::spawn(get_within_a_limit, (queue,))?.join().await??, LARGE * MIB);
     Ok(())
 }

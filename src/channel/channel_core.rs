@@ -40,21 +40,21 @@
 use super::descriptors::send_fds;
 #[cfg(multiprocess_loom)]
 use super::descriptors::take_fds;
-use super::reclaim::{self, Kept, Reclaim};
+use super::reclaim;
 use super::ring::{Pop, Push, Ring, WakeRequests, word};
 use super::unfinished::Unfinished;
 use crate::error::{Damage, Error, ErrorKind, Result};
-use crate::os::{fault, memory, timer};
+use crate::os::{fault, timer};
 use crate::shm::atomic::fence;
 use crate::wait::{Hangup, WaitQueue, Waiters, refuse_inside_async, until, until_blocking};
-use crate::wire::{self, Attachment, Message, Parcel, Payload};
+use crate::wire::{self, Attachment, Buffer, Message, Payload};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 #[cfg(not(multiprocess_loom))]
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering::*};
+use std::sync::atomic::Ordering::*;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -62,7 +62,7 @@ use std::time::{Duration, Instant};
 mod leasing;
 
 pub(super) struct ChannelCore {
-    ring: Ring,
+    ring: Arc<Ring>,
     room: Arc<WaitQueue>,
     items: Arc<WaitQueue>,
     joined: Waiters,
@@ -74,10 +74,11 @@ pub(super) struct ChannelCore {
     hangup: Option<Arc<Hangup>>,
     is_joinable: bool,
     what: &'static str,
-    /// See `reclaim`.
-    watched: AtomicU64,
     this: Weak<Self>,
 }
+
+/// What was taken, and the descriptors that came with it.
+type Received = (Buffer, Vec<OwnedFd>);
 
 /// Why a put, or a try of one, took nothing.
 pub(super) type Refused<T> = (Error, T);
@@ -93,7 +94,7 @@ impl ChannelCore {
         ring.is_called(what);
         let wait_queue = |first| WaitQueue::new(ring.region().clone(), first, hangup.clone());
         let (room, items, joined) = (wait_queue(word::ROOM)?, wait_queue(word::ITEMS)?, wait_queue(word::JOINED)?);
-        let watched = AtomicU64::new(0);
+        let ring = Arc::new(ring);
         let core = |this: &Weak<Self>| Self {
             ring,
             room,
@@ -106,7 +107,6 @@ impl ChannelCore {
             hangup,
             is_joinable,
             what,
-            watched,
             this: this.clone(),
         };
         Ok(Arc::new_cyclic(core))
@@ -197,11 +197,9 @@ impl ChannelCore {
 
     /// After something was taken, or nothing was there: the ring may keep memory that is to be given back some time.
     #[inline]
-    fn watch_idle(&self) {
-        if self.ring.take_idle()
-            && let Some(this) = self.this.upgrade()
-        {
-            reclaim::watch(&this);
+    pub(super) fn watch_idle(&self) {
+        if self.ring.take_idle() {
+            reclaim::watch(&self.ring, &self.this);
         }
     }
 
@@ -258,18 +256,17 @@ impl ChannelCore {
     }
 
     /// One pop of a `T`, with its notices. `is_hung_up`: asked now, or told when it happens.
-    fn pop<T: 'static>(&self, is_hung_up: fn(&Self) -> bool) -> Result<Tried<Parcel>> {
-        let buffer = || if wire::takes_buffer::<T>() { Vec::new() } else { wire::spare() };
-        let payload = |len: usize| (memory::with_room(buffer(), len), !wire::needs_memory::<T>(len));
+    fn pop<T: 'static>(&self, is_hung_up: fn(&Self) -> bool) -> Result<Tried<Received>> {
+        let payload = |len: usize| (Buffer::of::<T>(len), wire::needs_memory::<T>(len));
         if !self.is_joinable {
-            let mut bytes = buffer();
-            let (done, requests) = self.ring.pop_here(&mut bytes);
+            let mut bytes = if wire::takes_buffer::<T>() { Vec::new() } else { wire::spare() };
+            let (done, requests) = self.ring.pop_here(wire::most_through_buffer::<T>(), &mut bytes);
             self.notify(requests);
             if done {
                 if self.ring.is_limited() {
                     self.room.notify_one_after_rmw();
                 }
-                return Ok(Tried::Done(Parcel { bytes, fds: Vec::new() }));
+                return Ok(Tried::Done((bytes.into(), Vec::new())));
             }
             wire::keep(bytes);
         }
@@ -303,7 +300,7 @@ impl ChannelCore {
                 self.items.notify_one();
             }
             match result.map_err(|error| self.failed("take from", error))? {
-                Pop::Got(bytes, fds) => return Ok(Tried::Done(Parcel { bytes, fds })),
+                Pop::Got(buffer, fds) => return Ok(Tried::Done((buffer, fds))),
                 Pop::Closed => return Err(self.closed()),
                 Pop::Empty if was_hung_up => return Err(self.closed()),
                 // What was put before the hang-up comes first: look once more.
@@ -384,12 +381,14 @@ impl ChannelCore {
     /// The next item, if there is one now.
     pub(super) fn next_now<T: DeserializeOwned + 'static>(&self) -> Option<Result<T>> {
         let popped = when_not_busy(|| self.pop::<T>(Self::is_hung_up)).transpose()?;
-        Some(popped.and_then(|parcel| self.decode(parcel)))
+        Some(popped.and_then(|received| self.decode(received)))
     }
 
     /// Whether the next take would yield neither an item nor the end, as far as is known here.
     pub(super) fn has_nothing_known(&self) -> bool {
-        self.ring.is_empty_here() && !self.is_known_hung_up()
+        let is_empty = self.ring.is_empty_here();
+        self.watch_idle();
+        is_empty && !self.is_known_hung_up()
     }
 
     /// The next item for a caller that is notified when there may be one, and then asks again.
@@ -399,7 +398,7 @@ impl ChannelCore {
             return None;
         }
         let popped = self.pop::<T>(Self::is_known_hung_up).later()?;
-        Some(popped.and_then(|parcel| self.decode(parcel)))
+        Some(popped.and_then(|received| self.decode(received)))
     }
 
     #[track_caller]
@@ -436,6 +435,12 @@ impl ChannelCore {
         }
     }
 
+    /// Puts an encoded message from where it lies. After an error it is lost.
+    pub(super) fn blocking_put_encoded(&self, mut payload: Payload<'_>, attachments: &[Attachment]) -> Result<()> {
+        let attempt = || self.push((payload.again(), attachments), Self::is_hung_up).later();
+        self.block(&self.room, None, attempt).map(drop)
+    }
+
     #[track_caller]
     pub(super) fn blocking_get<T: DeserializeOwned + 'static>(&self) -> Result<T> {
         refuse_inside_async();
@@ -456,8 +461,8 @@ impl ChannelCore {
         Error::new(ErrorKind::Timeout, format!("the {} was not ready in time", self.what))
     }
 
-    fn decode<T: DeserializeOwned + 'static>(&self, parcel: Parcel) -> Result<T> {
-        wire::decode(parcel).inspect_err(|_| {
+    fn decode<T: DeserializeOwned + 'static>(&self, (buffer, fds): Received) -> Result<T> {
+        buffer.decode(fds).inspect_err(|_| {
             if self.is_joinable {
                 self.forget();
             }
@@ -572,23 +577,22 @@ impl ChannelCore {
 /// The last handle of this process goes: it can be no keeper any more.
 impl Drop for ChannelCore {
     fn drop(&mut self) {
-        if self.watched.load(Acquire) > 0 {
+        if self.ring.watched() > 0 {
             self.notify(self.ring.give_back_kept());
         }
     }
 }
 
-impl Reclaim for ChannelCore {
-    fn kept(&self) -> Option<Kept> {
-        self.ring.kept().map(|(bytes, passed)| Kept { bytes, passed })
-    }
-
-    fn give_back(&self) {
-        self.notify(self.ring.give_back_kept());
-    }
-
-    fn watched(&self) -> &AtomicU64 {
-        &self.watched
+/// Wakes those who asked for it while this process worked on the memory of a channel, which it may have let go of since.
+pub(super) fn notify_of(ring: &Ring, core: &Weak<ChannelCore>, requests: WakeRequests) {
+    match core.upgrade() {
+        _ if requests == WakeRequests::default() => {}
+        Some(core) => core.notify(requests),
+        // Only other processes are left. One that waits for an end that is gone learns that as a hang-up.
+        None => [word::ROOM, word::ITEMS].iter().for_each(|first| {
+            let queue = WaitQueue::new(ring.region().clone(), *first, None);
+            queue.iter().for_each(|queue| queue.notify_all());
+        }),
     }
 }
 

@@ -16,7 +16,9 @@
 //! # Invariants
 //! 1. An extent is listed before it has memory, so no death leaves memory behind that is in no list.
 //! 2. Its head stays when its memory is given back: who comes late still finds where the chain went on.
-//! 3. Every word of the list is checked before it is used: where it leads, and how far (`is_possible`); what lies beyond the
+//! 3. A process that takes, and has not addresses enough for all of an extent, has mapped as much of it as had memory when it
+//!    last loaded a tail: no record lies beyond that.
+//! 4. Every word of the list is checked before it is used: where it leads, and how far (`is_possible`); what lies beyond the
 //!    file cannot be mapped.
 //!
 //! # Death
@@ -112,17 +114,52 @@ impl Extents {
         rows.find(|(offset, _)| offset.load(Acquire) == name & OFFSET_MASK).map(|(_, state)| state)
     }
 
+    /// The extent, all of it mapped.
     pub(super) fn open(&self, name: u64) -> io::Result<Extent> {
+        let (offset, capacity) = self.place_of(name)?;
+        let map = self.map(offset, segment::HEAD_LEN + capacity * 8)?;
+        Ok(Extent { map, capacity: capacity as u32 })
+    }
+
+    /// The same to be taken from. If there are not addresses enough (a `memory_limit`), only what has memory is mapped: the head,
+    /// and all records of which the tail was loaded before.
+    pub(super) fn open_to_take(&self, name: u64) -> io::Result<Extent> {
+        #[cfg(not(multiprocess_loom))]
+        {
+            let (offset, capacity) = self.place_of(name)?;
+            let of_map = |map| Extent { map, capacity: capacity as u32 };
+            let mapped = self.region().mapped(offset).map(of_map);
+            if let Some(extent) = mapped.filter(|extent| extent.maps(extent.segment().backed())) {
+                return Ok(extent);
+            }
+            match self.open(name) {
+                Err(error) if error.kind() == io::ErrorKind::OutOfMemory => {}
+                opened => return opened,
+            }
+            let backed = of_map(self.map(offset, segment::HEAD_LEN)?).segment().backed();
+            // Not both at once.
+            self.region().unmap(offset);
+            self.map(offset, segment::HEAD_LEN + backed.next_multiple_of(PAGE)).map(of_map)
+        }
+        #[cfg(multiprocess_loom)]
+        self.open(name)
+    }
+
+    fn map(&self, offset: u64, len: u64) -> io::Result<Arc<Map>> {
+        self.region.extent(offset, len).map_err(|error| match error.kind() {
+            io::ErrorKind::InvalidData => corrupt("a segment beyond its memory"),
+            _ => error,
+        })
+    }
+
+    /// Where an extent lies, and its capacity.
+    fn place_of(&self, name: u64) -> io::Result<(u64, u64)> {
         let offset = name & OFFSET_MASK;
         let capacity = self.row_of(name).ok_or_else(|| corrupt("a segment that is not listed"))?.load(Acquire) >> 8;
         if !is_possible(offset, capacity) {
             return Err(corrupt("an impossible segment"));
         }
-        let map = self.region.extent(offset, segment::HEAD_LEN + capacity * 8).map_err(|error| match error.kind() {
-            io::ErrorKind::InvalidData => corrupt("a segment beyond its memory"),
-            _ => error,
-        })?;
-        Ok(Extent { map, capacity: capacity as u32 })
+        Ok((offset, capacity))
     }
 
     fn live(&self, offset: u64) -> u64 {
@@ -284,7 +321,8 @@ impl Bytes for Extent {
 
     #[inline]
     fn word(&self, at: usize) -> u64 {
-        view::word(&self.map, segment::HEAD_LEN as usize + at)
+        // Beyond what is mapped there is no record.
+        if self.maps(at as u64 + 8) { view::word(&self.map, segment::HEAD_LEN as usize + at) } else { 0 }
     }
 
     #[inline]
@@ -302,5 +340,29 @@ impl Extent {
     #[inline]
     pub(super) fn size(&self) -> u64 {
         u64::from(self.capacity) * 8
+    }
+
+    /// Whether all of it is mapped.
+    #[cfg(not(multiprocess_loom))]
+    #[inline]
+    pub(super) fn is_whole(&self) -> bool {
+        self.map.len() as u64 >= segment::HEAD_LEN + self.size()
+    }
+
+    #[cfg(multiprocess_loom)]
+    pub(super) fn is_whole(&self) -> bool {
+        true
+    }
+
+    /// Whether the first `bytes` of the room for records are mapped.
+    #[cfg(not(multiprocess_loom))]
+    #[inline]
+    pub(super) fn maps(&self, bytes: u64) -> bool {
+        self.map.len() as u64 >= segment::HEAD_LEN + bytes
+    }
+
+    #[cfg(multiprocess_loom)]
+    pub(super) fn maps(&self, bytes: u64) -> bool {
+        bytes <= self.size()
     }
 }

@@ -87,7 +87,7 @@ fn push(ring: &Ring, n: u8, len: usize) -> Option<Push> {
 
 /// `None` if somebody else is taking.
 fn pop(ring: &Ring) -> Option<Result<u8, Pop>> {
-    let popped = ring.pop(|_| (Vec::new(), true), |_, _| Ok(Vec::new()), |_| ()).0.unwrap();
+    let popped = ring.pop(|_| (Vec::<u8>::new(), false), |_, _| Ok(Vec::new()), |_| ()).0.unwrap();
     if ring.take_idle() {
         // In life some time later.
         let _ = ring.give_back_kept();

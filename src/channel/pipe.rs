@@ -6,7 +6,7 @@ use super::ring::Ring;
 use crate::error::{Error, ErrorKind, Result, SendError};
 use crate::os::socket;
 use crate::wait::{Hangup, WaitQueue};
-use crate::wire::{Attachment, attach};
+use crate::wire::{Attachment, EncodedMessage, Payload, attach};
 use futures_util::{FutureExt, Sink, SinkExt, Stream, StreamExt};
 use serde::de::Error as _;
 use serde::ser::Error as _;
@@ -177,6 +177,13 @@ impl<T> Sender<T> {
 impl<T> Receiver<T> {
     fn of(ring: Ring, socket: OwnedFd) -> io::Result<Self> {
         Ok(Self { half: Half::of(ring, socket)?, stream: None })
+    }
+}
+
+impl Sender<EncodedMessage> {
+    /// Sends a message that is encoded, from where it lies; blocks this thread. After an error it is lost.
+    pub(crate) fn blocking_send_encoded(&mut self, payload: Payload<'_>, attachments: &[Attachment]) -> Result<()> {
+        self.half.core.blocking_put_encoded(payload, attachments)
     }
 }
 

@@ -158,6 +158,8 @@ impl Shared {
         let flags = state.flags[index];
         let is_noticed = flags.is_armed && !alarm.is_armed();
         if !is_noticed && (flags.is_ready || core.ring().is_empty_here()) {
+            drop(state);
+            core.watch_idle();
             return;
         }
         state.flags[index].is_armed = flags.is_armed && !is_noticed;

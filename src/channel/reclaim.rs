@@ -7,21 +7,24 @@
 //! |---|---|---|
 //! | a drained segment of up to 1 MiB (`ring::KEEP`) | by the channel | its last handle goes |
 //! | one of up to [`MOST_KEPT`] | by the process that drained it, of all its channels up to [`MOST_KEPT_IN_ALL`] | it has not been used for [`IDLE`]: between that and twice that after its last record; or that process drops its last handle |
-//! | one that is larger, or beyond these limits; in the fork server; a record that is decoded into more memory (`wire::needs_memory`) | - | it is drained |
+//! | one that is larger, or beyond these limits; in the fork server; one in which a record came that is decoded into more memory (`wire::needs_memory`) | - | it is drained |
+//! | one of these that somebody else is putting to or taking from just then | by the process that drained it | [`IDLE`] later it is tried once more |
 //! | a segment behind which there is another one | - | it is drained |
 //!
 //! "Used" means that at least half as many bytes as there is memory went through: small records alone do not keep it.
-//! A process that keeps something has a thread for that, which ends when there is nothing left.
+//! A process that keeps something has a thread for that, which ends when there is nothing left. It holds on to the memory of a
+//! channel alone: the other end of a pipe learns at once that this end was dropped.
 //!
 //! # Death
 //! If the keeper is killed first, what it kept stays with its channel until another process takes from the channel or tries
 //! to: a taker that finds it empty becomes the keeper. Whoever waits for an item tries as soon as the death is noticed.
 
+use super::channel_core::{ChannelCore, notify_of};
+use super::ring::Ring;
 use crate::os::background;
 use crate::os::fork;
 use crate::os::sync::lock;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering::*};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
@@ -40,18 +43,34 @@ pub(super) struct Kept {
 }
 
 /// A channel that may have memory to give back.
-pub(super) trait Reclaim: Send + Sync {
-    /// The memory that it keeps, if it is drained.
-    fn kept(&self) -> Option<Kept>;
-    /// Gives it back, if it is still drained.
-    fn give_back(&self);
-    /// Of how many bytes this process is the keeper.
-    fn watched(&self) -> &AtomicU64;
+#[derive(Clone)]
+struct Channel {
+    ring: Arc<Ring>,
+    core: Weak<ChannelCore>,
+}
+
+impl Channel {
+    /// Gives back what it keeps, unless somebody is at work there. Whether it keeps nothing now.
+    fn give_back(&self) -> bool {
+        notify_of(&self.ring, &self.core, self.ring.give_back_kept());
+        self.ring.kept().is_none()
+    }
+
+    fn is(&self, watched: &Watched) -> bool {
+        std::ptr::eq(Arc::as_ptr(&self.ring), watched.ring.as_ptr())
+    }
 }
 
 struct Watched {
-    channel: Weak<dyn Reclaim>,
+    ring: Weak<Ring>,
+    core: Weak<ChannelCore>,
     kept: Kept,
+}
+
+impl Watched {
+    fn upgrade(&self) -> Option<Channel> {
+        Some(Channel { ring: self.ring.upgrade()?, core: self.core.clone() })
+    }
 }
 
 struct Keeper {
@@ -62,40 +81,63 @@ struct Keeper {
 static KEEPER: Mutex<Keeper> = Mutex::new(Keeper { watched: Vec::new(), has_thread: false });
 
 /// This process drained a channel, or found it drained: gives back what it keeps, later if that is within the limits.
-pub(super) fn watch(channel: &Arc<impl Reclaim + 'static>) {
+pub(super) fn watch(ring: &Arc<Ring>, core: &Weak<ChannelCore>) {
     if fork::is_forked() {
         return;
     }
-    let Some(kept) = channel.kept() else { return };
-    if channel.watched().load(Acquire) < kept.bytes && !lock(&KEEPER).admit(channel, kept) {
-        channel.give_back();
+    let Some(kept) = ring.kept() else { return };
+    if ring.watched() >= kept.bytes {
+        return;
+    }
+    let channel = Channel { ring: ring.clone(), core: core.clone() };
+    let is_admitted = lock(&KEEPER).admit(&channel, kept);
+    if !is_admitted && !channel.give_back() {
+        watch_again(&channel);
     }
 }
 
-/// Gives back at once what all drained channels of this process keep, for memory is short. False if there is nothing.
+/// Gives back at once what all drained channels of this process keep, for memory is short. False if nothing could be.
 pub(super) fn give_back_all() -> bool {
     let watched = std::mem::take(&mut lock(&KEEPER).watched);
-    let channels: Vec<_> = watched.iter().filter_map(|watched| watched.channel.upgrade()).collect();
+    let channels: Vec<_> = watched.iter().filter_map(Watched::upgrade).collect();
+    let mut is_any_free = false;
     for channel in &channels {
-        channel.watched().store(0, Release);
-        channel.give_back();
+        channel.ring.set_watched(0);
+        match channel.give_back() {
+            true => is_any_free = true,
+            false => watch_again(channel),
+        }
     }
-    !channels.is_empty()
+    is_any_free
 }
 
-type Channels = Vec<Arc<dyn Reclaim>>;
+/// What the thread has to see to.
+#[derive(Default)]
+struct Due {
+    /// It was not used since.
+    unused: Vec<Channel>,
+    /// There is something in it: whoever drains it watches it again.
+    not_drained: Vec<Channel>,
+    /// It was used, and goes on being watched.
+    used: Vec<Channel>,
+}
 
 impl Keeper {
-    fn admit(&mut self, channel: &Arc<impl Reclaim + 'static>, kept: Kept) -> bool {
-        let weak: Weak<dyn Reclaim> = Arc::downgrade(&(channel.clone() as Arc<dyn Reclaim>));
-        self.watched.retain(|other| !Weak::ptr_eq(&other.channel, &weak));
+    fn admit(&mut self, channel: &Channel, kept: Kept) -> bool {
+        self.watched.retain(|other| !channel.is(other));
         let others: u64 = self.watched.iter().map(|other| other.kept.bytes).sum();
-        let is_admitted = kept.bytes <= MOST_KEPT && others + kept.bytes <= MOST_KEPT_IN_ALL && self.start().is_ok();
-        channel.watched().store(if is_admitted { kept.bytes } else { 0 }, Release);
+        let is_within = kept.bytes <= MOST_KEPT && others + kept.bytes <= MOST_KEPT_IN_ALL;
+        let is_admitted = is_within && self.start().is_ok();
+        channel.ring.set_watched(0);
         if is_admitted {
-            self.watched.push(Watched { channel: weak, kept });
+            self.add(channel, kept);
         }
         is_admitted
+    }
+
+    fn add(&mut self, channel: &Channel, kept: Kept) {
+        channel.ring.set_watched(kept.bytes);
+        self.watched.push(Watched { ring: Arc::downgrade(&channel.ring), core: channel.core.clone(), kept });
     }
 
     fn start(&mut self) -> io::Result<()> {
@@ -106,36 +148,37 @@ impl Keeper {
         Ok(())
     }
 
-    /// Takes what has not been used since, which is to be given back, and what is in use: whoever drains that watches it again.
-    fn take_due(&mut self) -> (Channels, Channels) {
-        let (mut due, mut in_use) = (Vec::new(), Vec::new());
+    fn take_due(&mut self) -> Due {
+        let mut due = Due::default();
         self.watched.retain_mut(|watched| {
-            let Some(channel) = watched.channel.upgrade() else { return false };
+            let Some(channel) = watched.upgrade() else { return false };
             let is_used = |now: &Kept| now.passed.wrapping_sub(watched.kept.passed) >= now.bytes / 2;
-            match channel.kept() {
-                Some(now) if is_used(&now) => {
-                    watched.kept = now;
-                    channel.watched().store(now.bytes, Release);
-                    return true;
-                }
-                Some(_) => due.push(channel.clone()),
-                None => in_use.push(channel.clone()),
+            let now = channel.ring.kept();
+            let goes_on = now.is_some_and(|now| is_used(&now));
+            if let Some(now) = now.filter(|_| goes_on) {
+                watched.kept = now;
             }
-            channel.watched().store(0, Release);
-            false
+            channel.ring.set_watched(if goes_on { watched.kept.bytes } else { 0 });
+            match now {
+                Some(_) if goes_on => due.used.push(channel),
+                Some(_) => due.unused.push(channel),
+                None => due.not_drained.push(channel),
+            }
+            goes_on
         });
-        (due, in_use)
+        due
     }
 }
 
 fn run() {
     loop {
         std::thread::sleep(IDLE);
-        let (due, in_use) = lock(&KEEPER).take_due();
-        due.iter().for_each(|channel| channel.give_back());
+        // Apart from the look, so that the last handle of a channel does not go under the lock.
+        let due = lock(&KEEPER).take_due();
+        due.unused.iter().for_each(|channel| _ = channel.give_back());
         // Somebody was at work there, or it was drained just before it was no longer watched.
-        due.iter().chain(&in_use).for_each(rewatch);
-        drop((due, in_use));
+        due.unused.iter().chain(&due.not_drained).for_each(watch_again);
+        drop(due);
         let mut keeper = lock(&KEEPER);
         if keeper.watched.is_empty() {
             keeper.has_thread = false;
@@ -144,13 +187,14 @@ fn run() {
     }
 }
 
-/// Looks at a channel once more after the next [`IDLE`].
-fn rewatch(channel: &Arc<dyn Reclaim>) {
+/// Has a channel that keeps something looked at after the next [`IDLE`], whatever the limits.
+fn watch_again(channel: &Channel) {
     let mut keeper = lock(&KEEPER);
-    let weak = Arc::downgrade(channel);
-    let is_watched = keeper.watched.iter().any(|other| Weak::ptr_eq(&other.channel, &weak));
-    if let Some(kept) = channel.kept().filter(|_| !is_watched) {
-        channel.watched().store(kept.bytes, Release);
-        keeper.watched.push(Watched { channel: weak, kept });
+    let is_watched = keeper.watched.iter().any(|other| channel.is(other));
+    // Without a thread the next taker tries.
+    if let Some(kept) = channel.ring.kept().filter(|_| !is_watched)
+        && keeper.start().is_ok()
+    {
+        keeper.add(channel, kept);
     }
 }

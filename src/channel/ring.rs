@@ -44,6 +44,7 @@
 use super::extents::{Extent, Extents, HEAD_LEN, IS_MODEL, Impossible, corrupt};
 #[cfg(not(multiprocess_loom))]
 use super::leases::{self, Entry, Scan};
+use super::reclaim::Kept;
 use super::segment::{Mark, RecordHead, Segment};
 use crate::error::Damage;
 use crate::os::sync::lock;
@@ -58,7 +59,7 @@ use crate::shm::region::Members as Family;
 use crate::shm::region::Region;
 use crate::shm::robust_lock::{RobustLock, Taken};
 use crate::wait::sleepers;
-use crate::wire::Payload;
+use crate::wire::{self, Buffer, Payload};
 use std::io;
 use std::os::fd::OwnedFd;
 #[cfg(not(multiprocess_loom))]
@@ -123,8 +124,8 @@ pub(super) enum Push {
 
 /// What a taker finds.
 #[derive(Debug)]
-pub(super) enum Pop {
-    Got(Vec<u8>, Vec<OwnedFd>),
+pub(super) enum Pop<V = Vec<u8>> {
+    Got(V, Vec<OwnedFd>),
     Empty,
     Closed,
     /// Somebody else is taking.
@@ -156,6 +157,8 @@ pub(super) struct Ring {
     get: Mutex<Side>,
     /// It was found drained, with a large segment that nobody else here has to give back.
     is_idle: AtomicBool,
+    /// Of how many bytes this process is the keeper (`reclaim`).
+    watched: AtomicU64,
     /// The table of leased items, once one was leased.
     #[cfg(not(multiprocess_loom))]
     leases: OnceLock<Arc<Map>>,
@@ -173,28 +176,65 @@ impl Side {
     fn segment(&self) -> io::Result<Segment<'_, Extent>> {
         self.extent.as_ref().map(Extent::segment).ok_or_else(|| corrupt("no segment"))
     }
+
+    /// The record at `head`, which is before `tail`, all of which is mapped.
+    fn record(&self, head: Mark, tail: Mark) -> io::Result<RecordHead> {
+        let (Some(extent), segment) = (&self.extent, self.segment()?) else { return Err(corrupt("no segment")) };
+        let record = segment.record(head, tail).filter(|record| extent.maps(segment.reach(head, *record)));
+        record.ok_or_else(|| corrupt("no item where one should be"))
+    }
 }
 
 /// So many bytes of a payload are copied before their memory is given back.
 const PIECE: usize = if IS_MODEL { 8 } else { 4 << 20 };
 
+/// What the payload of a record is received into.
+pub(super) trait Collect: From<Vec<u8>> {
+    /// Takes all of the record at `head`.
+    fn collect(&mut self, segment: &Segment<'_, Extent>, head: Mark, record: RecordHead);
+}
+
+impl Collect for Vec<u8> {
+    fn collect(&mut self, segment: &Segment<'_, Extent>, head: Mark, record: RecordHead) {
+        segment.read_payload(head, record, self);
+    }
+}
+
+/// Numbers are read through a buffer that stays in the cache: so many bytes at a time, which are whole numbers.
+const NUMBERS: usize = 32 << 10;
+
+impl Collect for Buffer {
+    fn collect(&mut self, segment: &Segment<'_, Extent>, head: Mark, record: RecordHead) {
+        let numbers = match self {
+            Self::Bytes(bytes) => return segment.read_payload(head, record, bytes),
+            Self::Numbers(numbers) => numbers,
+        };
+        let (len, mut piece) = (record.len as usize, wire::spare());
+        for skip in (0..len).step_by(NUMBERS) {
+            piece.clear();
+            segment.read_part(head, record, skip, NUMBERS.min(len - skip), &mut piece);
+            numbers.append(&piece);
+        }
+        wire::keep(piece);
+    }
+}
+
 /// Takes an item that came back: [`Ring::pop`] of it.
 #[cfg(not(multiprocess_loom))]
 #[cold]
-fn pop_again(
+fn pop_again<V: Collect>(
     entry: Entry<'_>,
-    payload: impl FnOnce(usize) -> (Vec<u8>, bool),
     take_fds: impl FnOnce(u64, usize) -> io::Result<Vec<OwnedFd>>,
     commit: impl FnOnce(),
-) -> io::Result<Pop> {
-    let (mut payload, _) = payload(0);
+) -> io::Result<Pop<V>> {
+    let mut payload = Vec::new();
     entry.read(&mut payload)?;
     let (number, count) = entry.fds();
     let fds = if count > 0 { take_fds(number, count) } else { Ok(Vec::new()) };
     commit();
     fault::point("again.noted");
     entry.set_free();
-    Ok(Pop::Got(payload, fds?))
+    Ok(Pop::Got(payload.into(), fds?))
 }
 
 impl Ring {
@@ -226,7 +266,7 @@ impl Ring {
             return Err(corrupt("it is no ring"));
         }
         let (item_limit, byte_limit) = (words[word::ITEM_LIMIT].load(Relaxed), words[word::BYTE_LIMIT].load(Relaxed));
-        let (put, get, is_idle) = Default::default();
+        let (put, get, is_idle, watched) = Default::default();
         let what = "queue";
         Ok(Self {
             family: Family::get()?,
@@ -237,6 +277,7 @@ impl Ring {
             put,
             get,
             is_idle,
+            watched,
             #[cfg(not(multiprocess_loom))]
             leases: OnceLock::new(),
         })
@@ -498,10 +539,10 @@ impl Ring {
         Ok(fits(taken))
     }
 
-    /// The usual get: no descriptors, nobody else at it, and a record at hand, which is appended to `to`. False: nothing
+    /// The usual get: no descriptors, nobody else at it, and a record of `most` bytes at hand, which is appended to `to`. False: nothing
     /// was done, and [`Ring::pop`] finds out why.
     #[inline]
-    pub(super) fn pop_here(&self, to: &mut Vec<u8>) -> (bool, WakeRequests) {
+    pub(super) fn pop_here(&self, most: usize, to: &mut Vec<u8>) -> (bool, WakeRequests) {
         let (Some(me), Ok(side)) = (self.family.me_if_claimed(), self.get.try_lock()) else {
             return (false, WakeRequests::default());
         };
@@ -511,14 +552,14 @@ impl Ring {
             return (false, WakeRequests::default());
         }
         fault::point("get.taken");
-        let done = self.pop_locked_here(side.name, extent, to);
+        let done = self.pop_locked_here((side.name, extent), most, to);
         let takers = robust_lock.release();
         fault::point("get.released");
         (done, WakeRequests { takers, ..WakeRequests::default() })
     }
 
     #[inline]
-    fn pop_locked_here(&self, name: u64, extent: &Extent, to: &mut Vec<u8>) -> bool {
+    fn pop_locked_here(&self, (name, extent): (u64, &Extent), most: usize, to: &mut Vec<u8>) -> bool {
         // A leased item that came back comes first.
         if self.word(word::GET_SEGMENT).load(Acquire) != name || self.has_leases() {
             return false;
@@ -526,16 +567,23 @@ impl Ring {
         let segment = extent.segment();
         let head = segment.head();
         let Some(tail) = segment.tail_beyond(head) else { return false };
-        // The last record of a large segment drains it, which is seen to elsewhere.
-        if extent.size() > KEEP && tail.count.wrapping_sub(head.count) == 1 {
+        if !extent.is_whole() || extent.size() > KEEP && !self.is_usual(&segment, head, tail) {
             return false;
         }
-        let Some(record) = segment.read_here(head, tail, to) else { return false };
+        let Some(record) = segment.read_here(head, tail, most, to) else { return false };
         fault::point("get.read");
         fault::point("get.noted");
         segment.consume(head, record);
         fault::point("get.consumed");
         true
+    }
+
+    /// Whether taking the record at `head` of a segment with room for large ones leaves nothing to see to: it is small, and does not
+    /// drain the segment, or this process has seen to its memory already.
+    fn is_usual(&self, segment: &Segment<'_, Extent>, head: Mark, tail: Mark) -> bool {
+        let is_small = segment.record(head, tail).is_some_and(|record| u64::from(record.len) <= KEEP);
+        let drains = tail.count.wrapping_sub(head.count) == 1;
+        is_small && !(drains && (segment.is_to_be_given_back() || self.has_idle(segment)))
     }
 
     /// Whether there is no record: a look without the lock, for a caller that is notified of each put after it, and looks again.
@@ -549,18 +597,22 @@ impl Ring {
         let Some(extent) = &side.extent else { return false };
         let segment = extent.segment();
         let is_here = self.word(word::GET_SEGMENT).load(Acquire) == side.name && segment.next() == 0;
-        is_here && segment.tail() == segment.head() && !self.is_closed() && !self.has_leases()
+        let is_empty = is_here && segment.tail() == segment.head();
+        if is_empty {
+            self.note_idle(&side);
+        }
+        is_empty && !self.is_closed() && !self.has_leases()
     }
 
-    /// Takes one record, whole. `payload` makes a buffer for so many bytes, and says whether the memory of the segment may be
-    /// kept when it is drained. `take_fds` gets the record's number and how many, just before the commit; `commit` is
+    /// Takes one record, whole. `payload` makes a buffer for so many bytes, and says whether their memory is needed, so that the
+    /// segment keeps none when it is drained. `take_fds` gets the record's number and how many, just before the commit; `commit` is
     /// called at the very last.
-    pub(super) fn pop(
+    pub(super) fn pop<V: Collect>(
         &self,
-        payload: impl FnOnce(usize) -> (Vec<u8>, bool),
+        payload: impl FnOnce(usize) -> (V, bool),
         take_fds: impl FnOnce(u64, usize) -> io::Result<Vec<OwnedFd>>,
         commit: impl FnOnce(Member),
-    ) -> (io::Result<Pop>, WakeRequests) {
+    ) -> (io::Result<Pop<V>>, WakeRequests) {
         let work = |side: &mut Side, requests: &mut WakeRequests, me| {
             self.pop_locked(side, requests, payload, take_fds, || commit(me))
         };
@@ -593,14 +645,14 @@ impl Ring {
         (result, requests)
     }
 
-    fn pop_locked(
+    fn pop_locked<V: Collect>(
         &self,
         side: &mut Side,
         requests: &mut WakeRequests,
-        payload: impl FnOnce(usize) -> (Vec<u8>, bool),
+        payload: impl FnOnce(usize) -> (V, bool),
         take_fds: impl FnOnce(u64, usize) -> io::Result<Vec<OwnedFd>>,
         commit: impl FnOnce(),
-    ) -> io::Result<Pop> {
+    ) -> io::Result<Pop<V>> {
         #[cfg_attr(multiprocess_loom, expect(unused_mut, reason = "models have no leases"))]
         let mut found = self.settle_taker(side)?;
         #[cfg(not(multiprocess_loom))]
@@ -612,7 +664,7 @@ impl Ring {
             })? {
                 Scan::Again(entry) => {
                     requests.one_less = true;
-                    return pop_again(entry, payload, take_fds, commit);
+                    return pop_again(entry, take_fds, commit);
                 }
                 Scan::Held => true,
                 Scan::Nothing | Scan::InBoth(_) => false,
@@ -634,20 +686,20 @@ impl Ring {
                 None => return Ok(Pop::Closed),
             },
         };
-        let segment = side.segment()?;
-        let Some(record) = segment.record(head, tail) else {
-            return Err(corrupt("no item where one should be"));
-        };
-        let (mut payload, keeps) = payload(record.len as usize);
-        segment.read_payload(head, record, &mut payload);
+        let (segment, record) = (side.segment()?, side.record(head, tail)?);
+        let (mut payload, needs_memory) = payload(record.len as usize);
+        payload.collect(&segment, head, record);
         let fds = if record.fds > 0 { take_fds(record.number, record.fds as usize) } else { Ok(Vec::new()) };
         fault::point("get.read");
         commit();
         fault::point("get.noted");
+        if needs_memory {
+            segment.give_back_when_drained();
+        }
         segment.consume(head, record);
         fault::point("get.consumed");
         if head.position.wrapping_add(record.units()) == tail.position {
-            self.drained(side, requests, keeps);
+            self.drained(side, requests);
         }
         Ok(Pop::Got(payload, fds?))
     }
@@ -657,9 +709,15 @@ impl Ring {
         side.segment().is_ok_and(|segment| segment.size() > KEEP && segment.backed() > KEEP)
     }
 
+    /// Whether this process has not yet seen to the memory of a large segment.
+    fn has_idle(&self, segment: &Segment<'_, Extent>) -> bool {
+        segment.backed() > self.watched().max(KEEP)
+    }
+
     /// The last record was taken: the memory of a large segment is kept for now, or given back.
-    fn drained(&self, side: &mut Side, requests: &mut WakeRequests, keeps: bool) {
-        if !keeps && self.is_large(side) {
+    fn drained(&self, side: &mut Side, requests: &mut WakeRequests) {
+        let is_to_be_given_back = side.segment().is_ok_and(|segment| segment.is_to_be_given_back());
+        if is_to_be_given_back && self.is_large(side) {
             requests.putters |= self.give_back(side);
         }
         self.note_idle(side);
@@ -667,9 +725,19 @@ impl Ring {
 
     #[inline]
     fn note_idle(&self, side: &Side) {
-        if self.is_large(side) {
+        if side.segment().is_ok_and(|segment| segment.size() > KEEP && self.has_idle(&segment)) {
             self.is_idle.store(true, Release);
         }
+    }
+
+    /// Of how many bytes this process is the keeper.
+    #[inline]
+    pub(super) fn watched(&self) -> u64 {
+        self.watched.load(Acquire)
+    }
+
+    pub(super) fn set_watched(&self, bytes: u64) {
+        self.watched.store(bytes, Release);
     }
 
     /// Whether it was found drained since this was asked last, with memory that is to be given back some time.
@@ -678,15 +746,15 @@ impl Ring {
         self.is_idle.load(Relaxed) && self.is_idle.swap(false, AcqRel)
     }
 
-    /// The bytes of memory of a drained large segment, and how many bytes have passed it.
-    pub(super) fn kept(&self) -> Option<(u64, u64)> {
+    /// The memory of a drained large segment.
+    pub(super) fn kept(&self) -> Option<Kept> {
         let name = self.word(word::GET_SEGMENT).load(Acquire);
-        let extent = self.extents.open(name).ok().filter(|extent| extent.size() > KEEP)?;
+        let extent = self.extents.open_to_take(name).ok().filter(|extent| extent.size() > KEEP)?;
         let segment = extent.segment();
         let (head, tail) = (segment.head(), segment.tail());
         let is_last = self.word(word::PUT_SEGMENT).load(Acquire) == name && segment.next() == 0;
         let is_kept = is_last && head == tail && segment.backed() > KEEP;
-        is_kept.then(|| (segment.backed(), u64::from(tail.position) * 8))
+        is_kept.then(|| Kept { bytes: segment.backed(), passed: u64::from(tail.position) * 8 })
     }
 
     /// Gives the memory of a drained large segment back, unless somebody is at work.
@@ -764,7 +832,7 @@ impl Ring {
     fn stable(&self, index: usize, read: impl Fn(Segment<'_, Extent>) -> Mark) -> io::Result<Mark> {
         loop {
             let name = self.word(index).load(Acquire);
-            let mark = self.extents.open(name).map(|extent| read(extent.segment()));
+            let mark = self.extents.open_to_take(name).map(|extent| read(extent.segment()));
             // If the segment is still the one, it was it when we read.
             if self.word(index).load(Acquire) == name {
                 return mark;

@@ -4,7 +4,8 @@
 //! `tail` and `head`: `count:32 | position:32`, positions in units of 8 bytes, free-running. Counts go on from
 //! segment to segment, so that the difference of any tail and any head is a number of records. `next`: the
 //! offset of the segment that follows, 0 while this is the last. `known_head` and `known_tail`: the other side's
-//! mark as the holders of a lock last saw it, beside their own. `missing`: how many bytes at the end of the segment have no
+//! mark as the holders of a lock last saw it, beside their own. `gives_back`: whether it keeps no memory when it is drained,
+//! for a record came whose taker needed that. `missing`: how many bytes at the end of the segment have no
 //! memory yet, for a segment gets its memory as records come to it.
 //!
 //! A record is a head and a payload. The payload follows the head, or it begins at the start of the segment
@@ -19,6 +20,7 @@
 //! | head -> head + record | the holder of the get lock, after copying out | Release: gives the room back | a putter |
 //! | next 0 -> offset | the holder of the put lock | Release: no record follows here | - |
 //! | missing -> less, once there is memory | the holder of the put lock | Release | - |
+//! | gives_back 0 -> 1 | the holder of the get lock, before `head` | Release | - |
 //! | known_head, known_tail -> the other's mark | the holder of the lock of that side | Release: hands on what it saw | - |
 //!
 //! # Invariants
@@ -49,6 +51,8 @@ const KNOWN_HEAD: usize = 1;
 const MISSING: usize = 2;
 pub(super) const HEAD: usize = 16;
 const KNOWN_TAIL: usize = 17;
+/// Whether a record came whose memory was needed elsewhere.
+const GIVES_BACK: usize = 18;
 pub(super) const NEXT: usize = 32;
 /// Bytes of a segment's head.
 pub(super) const HEAD_LEN: u64 = 4096;
@@ -290,11 +294,12 @@ impl<B: Bytes> Segment<'_, B> {
         fits
     }
 
-    /// The record without descriptors at `head`, which is before `tail`, if it lies there in one piece; its payload is
-    /// appended to `to`. Under the get lock.
+    /// The record without descriptors at `head`, which is before `tail`, if it lies there in one piece of `most` bytes; its payload
+    /// is appended to `to`. Under the get lock.
     #[inline]
-    pub(super) fn read_here(&self, head: Mark, tail: Mark, to: &mut Vec<u8>) -> Option<RecordHead> {
-        let record = self.record(head, tail).filter(|record| record.fds == 0 && record.gap == 0)?;
+    pub(super) fn read_here(&self, head: Mark, tail: Mark, most: usize, to: &mut Vec<u8>) -> Option<RecordHead> {
+        let is_usual = |record: &RecordHead| record.fds == 0 && record.gap == 0 && record.len as usize <= most;
+        let record = self.record(head, tail).filter(is_usual)?;
         let at = self.offset(head.position) as usize * UNIT + RecordHead::LEN;
         (at + record.len as usize <= self.capacity as usize * UNIT).then(|| {
             self.bytes.read(at, record.len as usize, to);
@@ -333,8 +338,13 @@ impl<B: Bytes> Segment<'_, B> {
 
     /// The payload of the record at `head`.
     pub(super) fn read_payload(&self, head: Mark, record: RecordHead, to: &mut Vec<u8>) {
+        self.read_part(head, record, 0, record.len as usize, to);
+    }
+
+    /// `len` bytes of that, from the `skip`th on.
+    pub(super) fn read_part(&self, head: Mark, record: RecordHead, skip: usize, len: usize, to: &mut Vec<u8>) {
         let (position, before) = record.payload(head.position);
-        self.read(position, before, record.len as usize, to);
+        self.read(position, before + skip, len, to);
     }
 
     /// The commit of a get.
@@ -358,6 +368,18 @@ impl<B: Bytes> Segment<'_, B> {
         for word in [TAIL, KNOWN_HEAD, HEAD, KNOWN_TAIL] {
             self.words[word].store(start, Relaxed);
         }
+        self.words[GIVES_BACK].store(0, Relaxed);
         self.words[NEXT].store(0, Release);
+    }
+
+    /// The record that is about to be taken needs its memory elsewhere: this segment is to keep none. Under the get lock.
+    pub(super) fn give_back_when_drained(&self) {
+        self.words[GIVES_BACK].store(1, Release);
+    }
+
+    /// Whether it is to keep no memory when it is drained. Under the get lock.
+    #[inline]
+    pub(super) fn is_to_be_given_back(&self) -> bool {
+        self.words[GIVES_BACK].load(Acquire) != 0
     }
 }

@@ -42,18 +42,18 @@ pub(crate) fn discard(bytes: &mut [u8]) {
 /// From this size on a buffer is asked for in large pages.
 const LARGE: usize = 4 << 20;
 
-/// `buffer` with room for `len` bytes more, in large pages if that is much and the kernel has such: a page fault for each
+/// `buffer` with room for `len` elements more, in large pages if that is much and the kernel has such: a page fault for each
 /// small one takes as long as the copy that fills it.
-pub(crate) fn with_room(mut buffer: Vec<u8>, len: usize) -> Vec<u8> {
+pub(crate) fn with_room<P>(mut buffer: Vec<P>, len: usize) -> Vec<P> {
     buffer.reserve_exact(len);
-    if len >= LARGE {
-        let page = rustix::param::page_size();
-        let room = buffer.spare_capacity_mut();
-        let skip = room.as_ptr().align_offset(page).min(room.len());
-        let len = (room.len() - skip) / page * page;
-        let start = room[skip..].as_mut_ptr();
+    let room = buffer.spare_capacity_mut();
+    let bytes = size_of_val(room);
+    if bytes >= LARGE {
+        let (page, start) = (rustix::param::page_size(), room.as_mut_ptr().cast::<u8>());
+        let skip = start.align_offset(page).min(bytes);
+        let len = (bytes - skip) / page * page;
         // SAFETY: the range lies in the buffer's own memory, of which no byte changes.
-        let _ = unsafe { rustix::mm::madvise(start.cast(), len, rustix::mm::Advice::LinuxHugepage) };
+        let _ = unsafe { rustix::mm::madvise(start.add(skip).cast(), len, rustix::mm::Advice::LinuxHugepage) };
     }
     buffer
 }

@@ -152,6 +152,5 @@ impl Records {
 }
 
 fn read_encoded<R: DeserializeOwned + 'static>((tag, encoded): (u8, EncodedMessage)) -> Result<R> {
-    let parcel = encoded.open()?;
-    Outcome::read_reported(tag, &parcel.bytes, parcel.fds)
+    Outcome::read_parcel(tag, encoded.open()?)
 }

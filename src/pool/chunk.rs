@@ -48,10 +48,14 @@ impl Chunk {
         if self.attachments.is_empty() { self.bytes().len() } else { usize::MAX / 2 }
     }
 
-    /// As it goes through a pipe; not copied.
+    /// As it goes through a pipe; not copied. A single item leaves the head of its record behind.
     pub(super) fn encoded(&mut self) -> EncodedMessage {
         let body = &mut self.body;
-        let bytes = self.sent.get_or_insert_with(|| std::mem::take(body).into()).clone();
+        let sent = self.sent.get_or_insert_with(|| std::mem::take(body).into());
+        let bytes = match spsc::first(sent) {
+            Some((_, payload, _)) if self.count == 1 => sent.slice_ref(payload),
+            _ => sent.clone(),
+        };
         EncodedMessage::new(bytes, self.attachments.clone())
     }
 

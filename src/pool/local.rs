@@ -7,7 +7,7 @@ use crate::channel::spsc;
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::sync::lock;
 use crate::process::entry::{Arguments, Batch, Executor, report_error};
-use crate::wire::{Attachment, EncodedMessage};
+use crate::wire::{Attachment, EncodedMessage, Payload};
 use std::any::Any;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
@@ -107,7 +107,7 @@ impl Run {
         let runs = RunsHere::start(item, self.order.cancel_flag(), emitter);
         *lock(&self.at_work) = Some(runs.stop().clone());
         self.runs = Some(runs);
-        Ok(Arguments { bytes, fds })
+        Ok(Arguments { bytes: bytes.into(), fds })
     }
 
     /// The item at work is done.
@@ -142,10 +142,15 @@ impl Batch for Run {
         None
     }
 
-    fn report(&mut self, tag: u8, payload: &[u8], attachments: &[Attachment]) -> bool {
+    fn report(&mut self, tag: u8, payload: Payload<'_>, attachments: &[Attachment]) -> bool {
         self.end();
         let (index, time) = (self.index(), self.began.elapsed());
-        self.order.settle_encoded(index, tag, EncodedMessage::new(payload.to_vec(), attachments.to_vec()), time);
+        self.order.settle_encoded(
+            index,
+            tag,
+            EncodedMessage::new(payload.bytes().to_vec(), attachments.to_vec()),
+            time,
+        );
         !self.order.is_cancelled()
     }
 }

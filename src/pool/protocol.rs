@@ -130,6 +130,10 @@ impl Deref for HeaderBytes {
 /// brings descriptors.
 pub(super) const IN_PIPE: u8 = 8;
 
+/// With [`IN_PIPE`], an order of one item, whose arguments lie there as they are, without the head of a record: the worker need
+/// not copy them out of it.
+pub(super) const BARE: u8 = 1;
+
 /// A record among the results that is none: a trace message of an item.
 pub(super) const TRACE: u8 = 4;
 

@@ -1,6 +1,6 @@
 //! The loop of a worker process: it runs items on its main thread, one at a time.
 
-use super::protocol::{Conditions, Contract, Header, IN_PIPE, LATE, TRACE, Task};
+use super::protocol::{BARE, Conditions, Contract, Header, IN_PIPE, LATE, TRACE, Task};
 use super::{events, task, trace, worker_state};
 use crate::channel::lane::{self, Order, Pace, WorkerEnd};
 use crate::channel::{Receiver, Sender, spsc};
@@ -9,7 +9,7 @@ use crate::os::memory;
 use crate::process::entry::{Arguments, Batch, Executor, IS_VALUE, encode_error, report_error};
 use crate::process::note_memory_limit;
 use crate::wait::doorbell;
-use crate::wire::{Attachment, EncodedMessage};
+use crate::wire::{Attachment, EncodedMessage, Payload};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::any::Any;
 use std::os::fd::OwnedFd;
@@ -41,7 +41,7 @@ pub(super) fn work(contract: Contract) -> Result<()> {
     };
     if let Some(Task { call, arguments }) = initializer {
         let outcome = call.run(arguments.open()?, &mut executor);
-        context.put(IN_PIPE, &outcome.parts().concat(), outcome.attachments());
+        context.put(IN_PIPE, Payload::Borrowed(&outcome.parts().concat()), outcome.attachments());
         context.lane.notify_pending();
     }
     let mut context = Box::new(context);
@@ -143,7 +143,7 @@ impl Context {
             let corrupt = || Error::new(ErrorKind::Decode, "an order without a head");
             let (header, len) = Header::read(&self.bytes, self.submitter).ok_or_else(corrupt)?;
             self.at = len;
-            if order.kind == IN_PIPE {
+            if order.kind & IN_PIPE != 0 {
                 // The order may be on its way for as long as the pool needs for results that it does not know of.
                 self.lane.notify_pending();
                 // An order that cannot be read is one whose items cannot.
@@ -172,7 +172,7 @@ impl Context {
     fn finish(&mut self) {
         task::end();
         self.listens = None;
-        if self.order.as_ref().is_some_and(|order| order.kind == IN_PIPE) {
+        if self.order.as_ref().is_some_and(|order| order.kind & IN_PIPE != 0) {
             // Its bytes and descriptors go with it, also if it was taken back before it was begun.
             (self.bytes, self.fds) = (Vec::new(), Vec::new());
         }
@@ -196,15 +196,15 @@ impl Context {
         }
     }
 
-    fn put(&mut self, tag: u8, payload: &[u8], attachments: &[Attachment]) -> bool {
+    fn put(&mut self, tag: u8, payload: Payload<'_>, attachments: &[Attachment]) -> bool {
         if tag < IN_PIPE && attachments.is_empty() && self.lane.can_carry(payload.len()) {
-            return self.lane.report(tag, [payload, &[]]).is_ok();
+            return self.lane.report(tag, [payload.bytes(), &[]]).is_ok();
         }
-        match self.results.blocking_send(EncodedMessage::new(payload.to_vec(), attachments.to_vec())) {
+        match self.results.blocking_send_encoded(payload, attachments) {
             Ok(()) => self.lane.report(tag | IN_PIPE, [&[], &[]]).is_ok(),
             Err(error) if error.kind() == ErrorKind::Closed => false,
             Err(error) => {
-                let error = Error::new(error.kind(), format!("a result cannot be sent: {}", error.into_error()));
+                let error = Error::new(error.kind(), format!("a result cannot be sent: {error}"));
                 report_error(self, error)
             }
         }
@@ -226,6 +226,7 @@ impl Batch for Context {
             // Before it is claimed: a worker that is stopped in between has begun it.
             self.started = lane::now_us();
         }
+        let is_bare = order.kind & BARE != 0;
         let index = self.lane.start(order)?;
         self.index = index;
         if has_limit {
@@ -235,23 +236,38 @@ impl Batch for Context {
         if self.listens.is_some() {
             trace::open();
         }
+        let mut fds = std::mem::take(&mut self.fds);
+        let has_events = self.header.is_some_and(|header| header.has_events);
+        if is_bare {
+            let mut bytes = std::mem::take(&mut self.bytes);
+            let listener =
+                has_events.then(|| events::split(&bytes, &mut fds).map(|(rest, emitter)| (rest.len(), emitter)));
+            if let Some(listener) = listener {
+                let (len, emitter) = match listener {
+                    Ok(listener) => listener,
+                    Err(error) => return Some(Err(error)),
+                };
+                bytes.truncate(len);
+                task::has_listener(emitter);
+            }
+            return Some(Ok(Arguments { bytes: bytes.into(), fds }));
+        }
         let rest = self.bytes.get(self.at..).unwrap_or_default();
         let Some((_, bytes, len)) = spsc::first(rest) else {
             return Some(Err(Error::new(ErrorKind::Decode, "an order with fewer items than it says")));
         };
         self.at += len;
-        let mut fds = std::mem::take(&mut self.fds);
-        if !self.header.is_some_and(|header| header.has_events) {
-            return Some(Ok(Arguments { bytes, fds }));
+        if !has_events {
+            return Some(Ok(Arguments { bytes: bytes.into(), fds }));
         }
         Some(events::split(bytes, &mut fds).map(|(bytes, emitter)| {
             task::has_listener(emitter);
-            Arguments { bytes, fds }
+            Arguments { bytes: bytes.into(), fds }
         }))
     }
 
     #[inline]
-    fn report(&mut self, tag: u8, payload: &[u8], attachments: &[Attachment]) -> bool {
+    fn report(&mut self, tag: u8, payload: Payload<'_>, attachments: &[Attachment]) -> bool {
         self.note_took();
         if self.listens.is_some() {
             trace::close();
@@ -265,7 +281,7 @@ impl Batch for Context {
             let (label, kind) = (task::label().unwrap_or("a function"), attachment.kind());
             let text = format!("a result of {label} is or holds {kind}, which cannot cross to another host");
             let (tag, payload) = encode_error(&Error::new(ErrorKind::Encode, text));
-            return self.put(tag, &payload, &[]);
+            return self.put(tag, Payload::Borrowed(&payload), &[]);
         }
         self.put(tag, payload, attachments)
     }

@@ -13,10 +13,11 @@ pub(crate) use super::panics::{catch_panic, survive, text_of};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::image::{self, Enter};
 use crate::os::{fork, spawn};
-use crate::wire::{self, Attachment, Parcel};
+use crate::wire::{self, Attachment, Parcel, Payload};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::any::{Any, TypeId};
+use std::borrow::Cow;
 use std::hash::{Hash, Hasher};
 use std::marker::PhantomData;
 
@@ -143,13 +144,23 @@ pub(crate) trait Batch: Any {
     /// Starts the next item: its arguments.
     fn next(&mut self) -> Option<Result<Arguments<'_>>>;
     /// Receives the encoded outcome of the item that was started last; false to stop.
-    fn report(&mut self, tag: u8, payload: &[u8], attachments: &[Attachment]) -> bool;
+    fn report(&mut self, tag: u8, payload: Payload<'_>, attachments: &[Attachment]) -> bool;
 }
 
-/// The arguments of one item.
+/// The arguments of one item. Bytes that are owned become the value, where it is bytes.
 pub(crate) struct Arguments<'a> {
-    pub(crate) bytes: &'a [u8],
+    pub(crate) bytes: Cow<'a, [u8]>,
     pub(crate) fds: Vec<std::os::fd::OwnedFd>,
+}
+
+impl Arguments<'_> {
+    #[inline]
+    fn decode<A: DeserializeOwned + 'static>(self) -> Result<A> {
+        match self.bytes {
+            Cow::Borrowed(bytes) => wire::decode_bytes(bytes, self.fds),
+            Cow::Owned(bytes) => wire::decode(Parcel { bytes, fds: self.fds }),
+        }
+    }
 }
 
 struct NoItems;
@@ -159,7 +170,7 @@ impl Batch for NoItems {
     fn next(&mut self) -> Option<Result<Arguments<'_>>> {
         None
     }
-    fn report(&mut self, _: u8, _: &[u8], _: &[Attachment]) -> bool {
+    fn report(&mut self, _: u8, _: Payload<'_>, _: &[Attachment]) -> bool {
         false
     }
 }
@@ -174,7 +185,7 @@ impl Batch for NameOnly {
     fn next(&mut self) -> Option<Result<Arguments<'_>>> {
         None
     }
-    fn report(&mut self, _: u8, _: &[u8], _: &[Attachment]) -> bool {
+    fn report(&mut self, _: u8, _: Payload<'_>, _: &[Attachment]) -> bool {
         false
     }
 }
@@ -182,7 +193,7 @@ impl Batch for NameOnly {
 /// Reports an error as the outcome of an item.
 pub(crate) fn report_error(batch: &mut dyn Batch, error: Error) -> bool {
     let (tag, payload) = encode_error(&error);
-    batch.report(tag, &payload, &[])
+    batch.report(tag, Payload::Borrowed(&payload), &[])
 }
 
 struct EntryPoint<F, A, M>(PhantomData<(F, A, M)>);
@@ -240,13 +251,13 @@ where
             goes_on = Some(false);
             return Ok(());
         };
-        let Arguments { bytes, fds } = arguments?;
-        let value = function.call(wire::decode_bytes(bytes, fds)?, executor);
+        let value = function.call(arguments?.decode()?, executor);
         here.end_others(0);
         let value = value?;
-        let message = wire::encode(&value)?;
+        let mut message = wire::encode(&value)?;
         let value = message.needed(value);
-        goes_on = Some(batch.report(VALUE[0], message.payload_of(value.as_ref()), &message.attachments));
+        let (payload, attachments) = message.parts_of(value.as_ref());
+        goes_on = Some(batch.report(VALUE[0], payload, attachments));
         Ok(())
     });
     here.end_others(PANICKED);

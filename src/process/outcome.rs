@@ -61,11 +61,17 @@ impl Outcome {
 
     /// Decodes the result from `parts` and `attachments`.
     pub(crate) fn read<R: DeserializeOwned + 'static>(mut parcel: Parcel) -> Result<R> {
-        match parcel.bytes.pop() {
-            Some(0) => wire::decode(parcel),
-            Some(1) => Err(wire::decode(parcel)?),
-            Some(_) => Err(Error::other(String::from_utf8_lossy(&parcel.bytes).into_owned())),
-            None => Err(Error::new(ErrorKind::Decode, "an outcome without content")),
+        let tag = parcel.bytes.pop();
+        let tag = tag.ok_or_else(|| Error::new(ErrorKind::Decode, "an outcome without content"))?;
+        Self::read_parcel(tag, parcel)
+    }
+
+    /// Decodes a result whose tag has come by itself. Its bytes become the value, where that is bytes.
+    pub(crate) fn read_parcel<R: DeserializeOwned + 'static>(tag: u8, parcel: Parcel) -> Result<R> {
+        match tag {
+            IS_VALUE => wire::decode(parcel),
+            IS_ERROR | IS_PANIC => Err(wire::decode(parcel)?),
+            _ => Err(Error::other(String::from_utf8_lossy(&parcel.bytes).into_owned())),
         }
     }
 }

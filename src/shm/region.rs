@@ -98,10 +98,20 @@ impl Region {
         view::words(&self.head)
     }
 
-    /// The map of an extent, made at the first call.
+    /// The map of what begins at `offset`, if this process has one.
+    pub(crate) fn mapped(&self, offset: u64) -> Option<Arc<Map>> {
+        lock(&self.extents).get(&offset).cloned()
+    }
+
+    /// Forgets that map, which goes when nobody uses it any more.
+    pub(crate) fn unmap(&self, offset: u64) {
+        drop(lock(&self.extents).remove(&offset));
+    }
+
+    /// The map of an extent, made at the first call; that of a longer one that begins there will do.
     pub(crate) fn extent(&self, offset: u64, len: u64) -> io::Result<Arc<Map>> {
         let mut extents = lock(&self.extents);
-        if let Some(map) = extents.get(&offset).filter(|map| map.len() as u64 == len) {
+        if let Some(map) = extents.get(&offset).filter(|map| map.len() as u64 >= len) {
             return Ok(map.clone());
         }
         self.check_extent(offset, len)?;

@@ -51,13 +51,6 @@ pub(crate) fn append(map: &Map, at: usize, len: usize, to: &mut Vec<u8>) {
     }
 }
 
-/// The `len` bytes at `at`.
-pub(crate) fn copy_out(map: &Map, at: usize, len: usize) -> Vec<u8> {
-    let mut out = Vec::new();
-    append(map, at, len, &mut out);
-    out
-}
-
 /// The unit in which elements of `size` bytes are read and written: each is whole, and so is an element that is one.
 pub(crate) const fn grain(size: usize) -> usize {
     match size {

@@ -4,8 +4,9 @@
 use super::attach::{self, Attachment};
 use super::format;
 use super::limits;
-use super::plain::{self, Read, Seen};
+use super::plain::{self, Numbers, Read, Seen};
 use crate::error::{Error, ErrorKind, Result};
+use crate::os::memory;
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -23,6 +24,46 @@ pub(crate) struct Message {
 pub(crate) struct Parcel {
     pub(crate) bytes: Vec<u8>,
     pub(crate) fds: Vec<OwnedFd>,
+}
+
+/// What a message is received into.
+pub(crate) enum Buffer {
+    Bytes(Vec<u8>),
+    /// The value itself, which is numbers.
+    Numbers(Box<dyn Numbers>),
+}
+
+/// From so many bytes on, numbers have no buffer beside them.
+pub(crate) const NUMBERS_FROM: usize = 64 << 10;
+
+impl Buffer {
+    /// For a `T` of `len` bytes.
+    pub(crate) fn of<T: 'static>(len: usize) -> Self {
+        if len >= NUMBERS_FROM
+            && let Some(numbers) = plain::numbers::<T>(len)
+        {
+            return Self::Numbers(numbers);
+        }
+        Self::Bytes(memory::with_room(if takes_buffer::<T>() { Vec::new() } else { spare() }, len))
+    }
+
+    /// What [`decode`] does.
+    pub(crate) fn decode<T: DeserializeOwned + 'static>(self, fds: Vec<OwnedFd>) -> Result<T> {
+        match self {
+            Self::Bytes(bytes) => decode(Parcel { bytes, fds }),
+            // They were made for this `T`.
+            Self::Numbers(numbers) => match numbers.into_any().downcast() {
+                Ok(value) => Ok(*value),
+                Err(_) => Err(unreadable::<T>("it was received as another type")),
+            },
+        }
+    }
+}
+
+impl From<Vec<u8>> for Buffer {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self::Bytes(bytes)
+    }
 }
 
 /// Encodes `value`. An error attaches nothing and leaks nothing.
@@ -43,6 +84,12 @@ fn as_encoded<T: 'static>(value: &T) -> Option<&EncodedMessage> {
     (value as &dyn Any).downcast_ref()
 }
 
+/// So many bytes of a `T` are received through a buffer at most.
+#[inline]
+pub(crate) fn most_through_buffer<T: 'static>() -> usize {
+    if plain::are_numbers::<T>() { NUMBERS_FROM - 1 } else { usize::MAX }
+}
+
 /// Whether values of `T` take over the buffer they arrive in.
 #[inline]
 pub(crate) fn takes_buffer<T: 'static>() -> bool {
@@ -52,7 +99,7 @@ pub(crate) fn takes_buffer<T: 'static>() -> bool {
 /// Whether a large value of `T` is decoded into memory beside that of its `len` bytes, so that what the sender's memory took
 /// is to be given back first.
 pub(crate) fn needs_memory<T: 'static>(len: usize) -> bool {
-    len >= DISCARD_FROM && !plain::takes_buffer::<T>()
+    len >= DISCARD_FROM && !plain::takes_buffer::<T>() && !plain::are_numbers::<T>()
 }
 
 /// The bytes of a value that needs no encoding.
@@ -121,10 +168,22 @@ pub(crate) enum Payload<'a> {
 }
 
 impl Payload<'_> {
-    pub(crate) fn len(&self) -> usize {
+    pub(crate) fn bytes(&self) -> &[u8] {
         match self {
-            Self::Borrowed(bytes) => bytes.len(),
-            Self::Discardable(bytes) => bytes.len(),
+            Self::Borrowed(bytes) => bytes,
+            Self::Discardable(bytes) => bytes,
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.bytes().len()
+    }
+
+    /// The same for one attempt of several.
+    pub(crate) fn again(&mut self) -> Payload<'_> {
+        match self {
+            Self::Borrowed(bytes) => Payload::Borrowed(bytes),
+            Self::Discardable(bytes) => Payload::Discardable(bytes),
         }
     }
 }
@@ -166,13 +225,19 @@ impl Message {
 
     /// What there is to send: [`payload`](Self::payload), to be copied once, and what is attached to it.
     pub(crate) fn parts<'a, T: 'static>(&'a mut self, value: &'a T) -> (Payload<'a>, &'a [Attachment]) {
+        self.parts_of(Some(value))
+    }
+
+    /// [`parts`](Self::parts) of what [`needed`](Self::needed) left of the value.
+    #[inline]
+    pub(crate) fn parts_of<'a, T: 'static>(&'a mut self, value: Option<&'a T>) -> (Payload<'a>, &'a [Attachment]) {
         let is_discardable = self.attachments.is_empty();
         let payload = match &mut self.encoded {
             Some(encoded) => match (is_discardable, encoded.len()) {
                 (true, DISCARD_FROM..) => Payload::Discardable(encoded),
                 _ => Payload::Borrowed(encoded),
             },
-            None => Payload::Borrowed(as_it_is(value).unwrap_or_default()),
+            None => Payload::Borrowed(value.and_then(as_it_is).unwrap_or_default()),
         };
         (payload, &self.attachments)
     }

@@ -5,7 +5,7 @@
 
 use super::Parcel;
 use crate::os::socket::{self, MAX_FDS, Packet, Wait};
-use crate::os::{memfd, mmap};
+use crate::os::{memfd, memory, mmap};
 use crate::shm::view;
 use std::cell::Cell;
 use std::io::{self, IoSlice};
@@ -13,6 +13,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// From here on a memfd costs less than the socket's copies.
 pub(crate) const INLINE: usize = 16 << 10;
+
+/// From here on pages are mapped by one call rather than by a fault for each.
+const LARGE: usize = 256 << 10;
 
 const HEADER: usize = 16;
 
@@ -66,6 +69,9 @@ pub(crate) fn packet(payload: &[u8]) -> Vec<u8> {
 pub(crate) fn in_memfd(parts: &[&[u8]], len: usize) -> io::Result<OwnedFd> {
     let fd = memfd::create("multiprocess-message", len as u64, false)?;
     let map = mmap::Map::shared(fd.as_fd(), 0, len)?;
+    if len >= LARGE {
+        map.populate();
+    }
     let mut at = 0;
     for part in parts {
         view::copy_in(&map, at, part);
@@ -207,6 +213,12 @@ pub(crate) fn out_of_memfd(fd: OwnedFd, len: u64) -> io::Result<Vec<u8>> {
     if memfd::sealed_len(fd.as_fd()).is_none_or(|actual| actual < len) {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "a large message whose memory is too small"));
     }
-    let map = mmap::Map::shared(fd.as_fd(), 0, len as usize)?;
-    Ok(view::copy_out(&map, 0, len as usize))
+    let len = len as usize;
+    let map = mmap::Map::shared(fd.as_fd(), 0, len)?;
+    if len >= LARGE {
+        map.populate();
+    }
+    let mut bytes = memory::with_room(Vec::new(), len);
+    view::append(&map, 0, len, &mut bytes);
+    Ok(bytes)
 }

@@ -4,6 +4,7 @@
 //! serde walks a `Vec<u8>` or `[f64; 8]` element by element. What a message is can be told by its type alone, and the
 //! comparisons of types below are settled when the program is compiled.
 
+use crate::os::memory;
 use bytes::Bytes;
 use std::any::{Any, TypeId};
 
@@ -186,6 +187,53 @@ pub(super) fn takes_buffer<T: 'static>() -> bool {
     }
     each_plain!(case);
     false
+}
+
+/// A list of numbers on its way in: bytes are appended as they come, so that there is no buffer beside it.
+pub(crate) trait Numbers: Send {
+    /// Appends whole numbers.
+    fn append(&mut self, bytes: &[u8]);
+    fn into_any(self: Box<Self>) -> Box<dyn Any>;
+}
+
+impl<N: bytemuck::Pod + Send> Numbers for Vec<N> {
+    fn append(&mut self, bytes: &[u8]) {
+        match bytemuck::try_cast_slice(bytes) {
+            Ok(numbers) => self.extend_from_slice(numbers),
+            Err(_) => self.extend(bytes.chunks_exact(size_of::<N>()).map(bytemuck::pod_read_unaligned::<N>)),
+        }
+    }
+
+    fn into_any(self: Box<Self>) -> Box<dyn Any> {
+        self
+    }
+}
+
+/// Room for a `T` of `len` bytes, if it is a list of numbers.
+pub(crate) fn numbers<T: 'static>(len: usize) -> Option<Box<dyn Numbers>> {
+    macro_rules! cases {
+        ($($number:ty)*) => {$(
+            if const { may_be::<T, Vec<$number>>() }
+                && TypeId::of::<T>() == TypeId::of::<Vec<$number>>()
+                && len.is_multiple_of(size_of::<$number>())
+            {
+                return Some(Box::new(memory::with_room::<$number>(Vec::new(), len / size_of::<$number>())));
+            }
+        )*};
+    }
+    cases!(i8 u16 i16 u32 i32 u64 i64 usize isize f32 f64);
+    None
+}
+
+/// Whether [`numbers`] are for `T`.
+#[inline]
+pub(crate) fn are_numbers<T: 'static>() -> bool {
+    macro_rules! cases {
+        ($($number:ty)*) => {
+            false $(|| const { may_be::<T, Vec<$number>>() } && TypeId::of::<T>() == TypeId::of::<Vec<$number>>())*
+        };
+    }
+    cases!(i8 u16 i16 u32 i32 u64 i64 usize isize f32 f64)
 }
 
 /// What became of a buffer.

@@ -6,7 +6,7 @@ use crate::channel::leases::{Back, Held, KEPT, word};
 use crate::channel::ring::Pop;
 use crate::channel::ring::lease::{Descriptors, Leasing};
 use crate::error::{Damage, Error, ErrorKind, Result};
-use crate::os::fault;
+use crate::os::{fault, memory};
 use crate::shm::atomic::fence;
 use crate::wait::{WaitQueue, refuse_inside_async, until};
 use crate::wire::{self, Parcel};
@@ -92,8 +92,9 @@ impl ChannelCore {
     /// One try to take an item on lease, with its notices.
     fn pop_lease<T: 'static>(&self) -> Result<Tried<(Held, Parcel)>> {
         let buffer = || if wire::takes_buffer::<T>() { Vec::new() } else { wire::spare() };
+        let payload = |len: usize| (memory::with_room(buffer(), len), wire::needs_memory::<T>(len));
         loop {
-            let (result, requests) = self.ring.lease(buffer, &Sockets(self));
+            let (result, requests) = self.ring.lease(payload, &Sockets(self));
             self.notify(requests);
             self.watch_idle();
             let made_room = match &result {

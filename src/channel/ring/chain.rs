@@ -22,7 +22,10 @@ impl Ring {
     /// Finds the segment to put into, and where.
     pub(super) fn settle_putter(&self, side: &mut Side) -> io::Result<Mark> {
         for _ in 0..=extents::MOST {
-            self.settle(side, self.word(word::PUT_SEGMENT).load(Acquire))?;
+            let name = self.word(word::PUT_SEGMENT).load(Acquire);
+            if side.name != name || side.extent.is_none() {
+                *side = Side { name, extent: Some(self.extents.open(name)?) };
+            }
             let segment = side.segment()?;
             match segment.next() {
                 0 => return Ok(segment.tail()),
@@ -33,12 +36,20 @@ impl Ring {
         Err(corrupt("a chain without an end"))
     }
 
-    /// Makes `side` be about the segment `name`.
+    /// Makes `side` be about the segment `name`, from which something is taken.
     #[inline]
     fn settle(&self, side: &mut Side, name: u64) -> io::Result<()> {
         if side.name != name || side.extent.is_none() {
-            *side = Side { name, extent: Some(self.extents.open(name)?) };
+            self.map_to_take(side, name)?;
         }
+        Ok(())
+    }
+
+    #[cold]
+    fn map_to_take(&self, side: &mut Side, name: u64) -> io::Result<()> {
+        // A map that is replaced goes first: there may be no addresses for both.
+        *side = Side::default();
+        *side = Side { name, extent: Some(self.extents.open_to_take(name)?) };
         Ok(())
     }
 
@@ -139,6 +150,10 @@ impl Ring {
             // Order matters: once `next` is seen, `tail` is final (segment invariant 2).
             let next = segment.next();
             if let Some(tail) = segment.tail_beyond(head) {
+                if side.extent.as_ref().is_some_and(|extent| !extent.is_whole()) {
+                    // Memory may have come to it since, and records.
+                    self.map_to_take(side, name)?;
+                }
                 return Ok(Some((head, tail)));
             }
             if next == 0 {
@@ -209,7 +224,7 @@ impl Ring {
         while name != 0 && chain.len() < extents::MOST {
             chain.push(name);
             // What follows an extent that cannot be mapped now is not lost; better to free nothing.
-            let Ok(extent) = self.extents.open(name) else { return };
+            let Ok(extent) = self.extents.open_to_take(name) else { return };
             name = extent.segment().next();
         }
         self.extents.free_all_but(&chain);

@@ -87,7 +87,7 @@ impl Ring {
     /// Takes one item on lease: one that came back, or else the ring's next.
     pub(in crate::channel) fn lease(
         &self,
-        payload: impl FnOnce() -> Vec<u8>,
+        payload: impl FnOnce(usize) -> (Vec<u8>, bool),
         fds: &impl Descriptors,
     ) -> (io::Result<Leasing>, WakeRequests) {
         self.take_locked(Leasing::Busy, |side, requests, me| self.lease_locked(side, requests, me, payload, fds))
@@ -98,7 +98,7 @@ impl Ring {
         side: &mut Side,
         requests: &mut WakeRequests,
         me: Member,
-        payload: impl FnOnce() -> Vec<u8>,
+        payload: impl FnOnce(usize) -> (Vec<u8>, bool),
         fds: &impl Descriptors,
     ) -> io::Result<Leasing> {
         let mut found = self.settle_taker(side)?;
@@ -109,7 +109,7 @@ impl Ring {
             match scan {
                 Scan::Again(entry) => {
                     let leases = self.leases()?.ok_or_else(|| corrupt("leases without a table"))?;
-                    let mut payload = payload();
+                    let (mut payload, _) = payload(0);
                     entry.read(&mut payload)?;
                     let (number, count) = entry.fds();
                     let copied = if count > 0 { fds.copy(number, count)? } else { Some(Vec::new()) };
@@ -132,12 +132,12 @@ impl Ring {
                 return Ok(if is_awaited { Leasing::Empty } else { Leasing::Closed });
             }
         }
-        let Some((head, tail)) = found else { return Ok(Leasing::Empty) };
-        let leases = self.table(true)?.ok_or_else(|| corrupt("leases without a table"))?;
-        let segment = side.segment()?;
-        let Some(record) = segment.record(head, tail) else {
-            return Err(corrupt("no item where one should be"));
+        let Some((head, tail)) = found else {
+            self.note_idle(side);
+            return Ok(Leasing::Empty);
         };
+        let leases = self.table(true)?.ok_or_else(|| corrupt("leases without a table"))?;
+        let (segment, record) = (side.segment()?, side.record(head, tail)?);
         let Some(entry) = leases.free(record.len.into()) else {
             let why = format!(
                 "{} items of the {} are leased or dead letters, which is the limit: commit some, or take the dead letters",
@@ -146,7 +146,7 @@ impl Ring {
             );
             return Err(io::Error::new(io::ErrorKind::QuotaExceeded, why));
         };
-        let mut payload = payload();
+        let (mut payload, needs_memory) = payload(record.len as usize);
         segment.read_payload(head, record, &mut payload);
         let item = Item { bytes: &payload, fds: record.fds, number: record.number, count: head.count };
         leases.fill(entry, &self.extents, &item)?;
@@ -163,6 +163,9 @@ impl Ring {
         };
         let copied = copied.inspect_err(|_| entry.set_free())?;
         fault::point("lease.kept");
+        if needs_memory {
+            segment.give_back_when_drained();
+        }
         segment.consume(head, record);
         fault::point("lease.consumed");
         entry.is_committed();
@@ -170,7 +173,7 @@ impl Ring {
             fds.drop(record.number);
         }
         if head.position.wrapping_add(record.units()) == tail.position {
-            self.drained(side, requests, true);
+            self.drained(side, requests);
         }
         match copied {
             Some(copied) => Ok(Leasing::Leased(held, payload, copied)),

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::channel::extents::{self, BASE};
+use crate::channel::reclaim;
 use crate::channel::segment::Bytes;
 
 fn ring(items: u64, bytes: u64) -> Ring {
@@ -13,7 +14,7 @@ fn push(ring: &Ring, payload: &[u8]) -> Push {
 }
 
 fn pop(ring: &Ring) -> Option<Vec<u8>> {
-    match ring.pop(|_| (Vec::new(), true), |_, _| Ok(Vec::new()), |_| ()).0.unwrap() {
+    match ring.pop(|_| (Vec::<u8>::new(), false), |_, _| Ok(Vec::new()), |_| ()).0.unwrap() {
         Pop::Got(bytes, _) => Some(bytes),
         Pop::Empty => None,
         other => panic!("{other:?}"),
@@ -98,6 +99,52 @@ fn segments_of_other_sizes_leave_room_for_one_that_is_needed() {
     }
 }
 
+/// A ring that keeps the memory of a large record.
+fn drained() -> Arc<Ring> {
+    let ring = Arc::new(ring(0, 0));
+    assert_eq!(push(&ring, &[1; 8 << 20]), Push::Done);
+    assert_eq!(pop(&ring).unwrap().len(), 8 << 20);
+    assert!(ring.take_idle() && ring.kept().is_some());
+    ring
+}
+
+#[test]
+fn memory_that_cannot_be_given_back_while_somebody_takes_is_watched_again() {
+    let ring = drained();
+    let wait_until = |what: &str, is_so: &dyn Fn() -> bool| {
+        let start = Instant::now();
+        while !is_so() {
+            assert!(start.elapsed() < Duration::from_secs(30), "{what}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    };
+    let taking = lock(&ring.get);
+    reclaim::watch(&ring, &std::sync::Weak::new());
+    reclaim::give_back_all();
+    wait_until("nobody watches it", &|| ring.watched() >= 8 << 20);
+    assert!(ring.kept().is_some());
+    drop(taking);
+    wait_until("nobody gives it back", &|| ring.kept().is_none() && ring.watched() == 0);
+}
+
+#[test]
+fn small_record_that_follows_a_large_one_takes_the_short_way() {
+    let ring = drained();
+    ring.set_watched(ring.kept().unwrap().bytes);
+    assert_eq!(push(&ring, b"small"), Push::Done);
+    let mut bytes = Vec::new();
+    assert!(ring.pop_here(usize::MAX, &mut bytes).0 && bytes == b"small" && !ring.take_idle());
+}
+
+#[test]
+fn record_whose_memory_was_needed_has_its_segment_give_all_back() {
+    let ring = ring(0, 0);
+    assert_eq!((push(&ring, &[1; 8 << 20]), push(&ring, b"small")), (Push::Done, Push::Done));
+    let (taken, _) = ring.pop(|_| (Vec::<u8>::new(), true), |_, _| Ok(Vec::new()), |_| ());
+    assert!(matches!(taken.unwrap(), Pop::Got(bytes, _) if bytes.len() == 8 << 20));
+    assert_eq!((pop(&ring).unwrap(), ring.kept(), ring.take_idle()), (b"small".to_vec(), None, false));
+}
+
 #[test]
 fn memory_of_a_large_backlog_is_given_back() {
     let ring = ring(0, 0);
@@ -105,7 +152,7 @@ fn memory_of_a_large_backlog_is_given_back() {
     (0..100).for_each(|_| assert_eq!(push(&ring, &[1; 1 << 20]), Push::Done));
     assert!(blocks() > 100 << 20);
     (0..100).for_each(|_| assert_eq!(pop(&ring).unwrap().len(), 1 << 20));
-    assert!(ring.take_idle() && !ring.take_idle() && ring.kept().is_some_and(|(bytes, _)| bytes < blocks()));
+    assert!(ring.take_idle() && !ring.take_idle() && ring.kept().is_some_and(|kept| kept.bytes < blocks()));
     assert_eq!(ring.give_back_kept(), WakeRequests::default());
     assert!(blocks() < KEEP && ring.kept().is_none(), "{} bytes kept", blocks());
     assert_eq!(push(&ring, b"and it goes on"), Push::Done);
@@ -132,7 +179,7 @@ fn closed_lets_nothing_in_and_everything_out() {
     ring.close().unwrap();
     assert_eq!(push(&ring, b"late"), Push::Closed);
     assert_eq!(pop(&ring).unwrap(), b"last");
-    assert!(matches!(ring.pop(|_| (Vec::new(), true), |_, _| Ok(Vec::new()), |_| ()).0.unwrap(), Pop::Closed));
+    assert!(matches!(ring.pop(|_| (Vec::<u8>::new(), false), |_, _| Ok(Vec::new()), |_| ()).0.unwrap(), Pop::Closed));
 }
 
 /// The memory that a putter leaves if it dies before the link.
@@ -227,7 +274,7 @@ fn a_chain_that_bites_its_tail_is_an_error() {
     let ring = ring(0, 0);
     ring.extents.open(HEAD_LEN as u64).unwrap().segment().link(HEAD_LEN as u64);
     assert!(ring.push(&mut Payload::Borrowed(b"x"), 0, |_| Ok(true)).0.is_err());
-    assert!(ring.pop(|_| (Vec::new(), true), |_, _| Ok(Vec::new()), |_| ()).0.is_err());
+    assert!(ring.pop(|_| (Vec::<u8>::new(), false), |_, _| Ok(Vec::new()), |_| ()).0.is_err());
 }
 
 #[test]
@@ -249,7 +296,7 @@ fn corrupt_bytes_are_an_error() {
     push(&ring, b"x");
     let base = ring.extents.open(HEAD_LEN as u64).unwrap();
     base.write(0, &u64::MAX.to_ne_bytes());
-    assert!(ring.pop(|_| (Vec::new(), true), |_, _| Ok(Vec::new()), |_| ()).0.is_err());
+    assert!(ring.pop(|_| (Vec::<u8>::new(), false), |_, _| Ok(Vec::new()), |_| ()).0.is_err());
 }
 
 #[test]
@@ -257,7 +304,7 @@ fn what_is_found_damaged_is_closed_for_all_and_told_once() {
     let ring = ring(0, 0);
     let other = another(&ring);
     ring.word(word::GET_SEGMENT).store(12345, Release);
-    let (error, requests) = ring.pop(|_| (Vec::new(), true), |_, _| Ok(Vec::new()), |_| ());
+    let (error, requests) = ring.pop(|_| (Vec::<u8>::new(), false), |_, _| Ok(Vec::new()), |_| ());
     assert!(Damage::is_in(&error.unwrap_err()) && requests.all);
     let (error, requests) = other.push(&mut Payload::Borrowed(b"x"), 0, |_| Ok(true));
     assert!(Damage::is_in(&error.unwrap_err()) && !requests.all, "the first has told everybody");
@@ -286,8 +333,9 @@ fn no_word_of_the_head_leads_to_a_panic_or_an_endless_loop() {
             for _ in 0..4 {
                 let _ = ring.push_here(&[1; 9]);
                 let _ = ring.push(&mut Payload::Borrowed(&[2; 70_000]), 0, |_| Ok(true));
-                let _ = (ring.pop_here(&mut Vec::new()), ring.is_empty_here(), ring.len(), ring.drained_at());
-                let _ = ring.pop(|_| (Vec::new(), true), |_, _| Ok(Vec::new()), |_| ());
+                let _ =
+                    (ring.pop_here(usize::MAX, &mut Vec::new()), ring.is_empty_here(), ring.len(), ring.drained_at());
+                let _ = ring.pop(|_| (Vec::<u8>::new(), false), |_, _| Ok(Vec::new()), |_| ());
             }
         }
     }

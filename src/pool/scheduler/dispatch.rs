@@ -26,7 +26,7 @@ use crate::error::Error;
 use crate::os::proc;
 use crate::pool::chunk::Chunk;
 use crate::pool::group::Group;
-use crate::pool::protocol::{Header, IN_PIPE};
+use crate::pool::protocol::{BARE, Header, IN_PIPE};
 use crate::pool::side_channel::{SideOrders, Unsent};
 use crate::pool::stats::Histogram;
 use std::collections::VecDeque;
@@ -607,6 +607,6 @@ impl Worker {
             self.unsent = Some(given_up);
             effects.side_orders.push(self.side_orders.clone());
         }
-        self.lane.give(IN_PIPE, [&header, &[]], items)
+        self.lane.give(if items == 1 { IN_PIPE | BARE } else { IN_PIPE }, [&header, &[]], items)
     }
 }

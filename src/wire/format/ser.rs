@@ -104,7 +104,7 @@ impl Writer<'_> {
     #[inline]
     fn blob(&mut self, tag: u8, bytes: &[u8]) -> Result<()> {
         self.check_size(bytes.len())?;
-        self.out.reserve(10 + bytes.len());
+        self.out.reserve(10 + bytes.len() + slack(bytes.len()));
         match u8::try_from(bytes.len()) {
             Ok(len) if len < 255 => self.out.extend_from_slice(&[tag, len]),
             _ => {
@@ -182,7 +182,7 @@ impl Writer<'_> {
 
     fn run(&mut self, kind: u8, width: u8, count: usize, bytes: &[u8]) -> Result<()> {
         self.check_size(bytes.len())?;
-        self.out.reserve(RUN_HEAD + bytes.len());
+        self.out.reserve(RUN_HEAD + bytes.len() + slack(bytes.len()));
         self.out.extend_from_slice(&[tag::RUN, kind, width]);
         self.out.extend_from_slice(&(count as u64).to_le_bytes());
         self.out.extend_from_slice(bytes);
@@ -190,6 +190,14 @@ impl Writer<'_> {
     }
 }
 
+/// Room behind something large, for what usually follows it: other fields, names, the end of a record. The whole would be copied
+/// to make room for that.
+#[inline]
+fn slack(len: usize) -> usize {
+    if len >= LARGE { LEAST_ROOM } else { 0 }
+}
+
+const LARGE: usize = 64 << 10;
 /// Tag, kind, width and count.
 const RUN_HEAD: usize = 11;
 /// Where the count of a run or a sequence stands, from its tag on.
