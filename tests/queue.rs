@@ -727,6 +727,17 @@ async fn a_receiver_at_its_descriptor_limit_gets_an_error_and_nothing_leaks() {
 }
 
 #[tokio::test]
+async fn a_list_of_descriptors_arrives_where_there_is_no_room_for_copies_of_them() {
+    let receive = |queue: Queue<Vec<Fd<std::fs::File>>>| {
+        limit_descriptors(150);
+        read_numbers(queue.blocking_get().unwrap())
+    };
+    let queue = Queue::unbounded().unwrap();
+    queue.put(descriptors(100)).await.unwrap();
+    assert!(in_child(receive, (queue,)).await.into_iter().eq(0..100));
+}
+
+#[tokio::test]
 async fn messages_with_descriptors_beyond_what_the_kernel_holds_wait_and_arrive() {
     // The kernel's socket takes some 270 packets; this must neither fail nor stall at its end.
     let queue = Queue::<Vec<Fd<std::fs::File>>>::unbounded().unwrap();

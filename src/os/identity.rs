@@ -92,6 +92,17 @@ pub(crate) fn list<A, P: Element>(list: Vec<P>) -> Option<A> {
     Some(unsafe { std::mem::transmute_copy::<ManuallyDrop<Vec<P>>, A>(&list) })
 }
 
+/// A second `seed`, if it is a marker and no more, as it is for every type that implements `Deserialize` itself.
+#[inline(always)]
+pub(crate) fn again<'de, S: serde::de::DeserializeSeed<'de>>(seed: &S) -> Option<S> {
+    if id_of::<S>() != id_of::<PhantomData<S::Value>>() {
+        return None;
+    }
+    // SAFETY: `S` is `PhantomData`, as just compared, up to lifetimes, which make no difference to its value: it has no
+    // bytes, is `Copy`, and drops nothing.
+    Some(unsafe { std::mem::transmute_copy::<S, S>(seed) })
+}
+
 /// A list of what lies in `bytes`; less than an element at their end is left out.
 #[inline]
 pub(crate) fn list_of<P: Element>(bytes: &[u8]) -> Vec<P> {

@@ -5,6 +5,8 @@ use std::io;
 
 /// Stacks up to this size are asked for without a rehearsal.
 const USUAL: usize = 8 << 20;
+/// So many times the stack that is asked for is mapped, up to the usual size, for whoever asks for as much again soon.
+const AHEAD: usize = 8;
 
 /// Runs `deep` with at least `bytes` of stack below it, on this thread: on its own stack if there is so much left, else
 /// on one that is mapped for the call. Memory of it that is not touched costs nothing.
@@ -16,7 +18,8 @@ pub(crate) fn with_room<R>(bytes: usize, deep: impl FnOnce() -> R) -> io::Result
     if bytes > USUAL {
         rehearse(bytes)?;
     }
-    Ok(stacker::grow(bytes, deep))
+    let ahead = bytes.saturating_mul(AHEAD).min(USUAL);
+    Ok(stacker::grow(bytes.max(ahead), deep))
 }
 
 /// Whether so much memory can be mapped: `stacker` would panic if not.

@@ -24,9 +24,12 @@ pub(crate) fn from_slice<'de, T: Deserialize<'de>>(message: &'de [u8]) -> Result
     let mut reader = Reader::<false>::new(rest);
     reader.take_trailer(message.len(), head)?;
     let value = match reader.depth {
-        SHALLOW => T::deserialize(&mut reader),
+        SHALLOW if size_of::<T>() <= LARGE => T::deserialize(&mut reader),
+        SHALLOW => reader.with_room(|reader| T::deserialize(reader)),
         depth => {
-            let room = STACK_TO_GO_ON + depth as usize * STACK_OF_LEVEL;
+            // Where serde's own buffer is read, the values in it are not seen here. They may be as large as the whole.
+            let of_values = (depth as usize).saturating_mul(stack_of_value::<T>()).min(MOST_STACK_OF_VALUES);
+            let room = STACK_TO_GO_ON + depth as usize * STACK_OF_LEVEL + of_values;
             stack::with_room(room, || T::deserialize(&mut reader)).unwrap_or_else(no_stack)
         }
     };
@@ -35,9 +38,23 @@ pub(crate) fn from_slice<'de, T: Deserialize<'de>>(message: &'de [u8]) -> Result
     if left == 0 { Ok(value) } else { fail("there are more bytes than the value has") }
 }
 
+/// Larger values are reckoned with where there must be stack enough: without optimisation, each level of code that reads one
+/// keeps some copies of it there.
+const LARGE: usize = 1 << 10;
+const COPIES: usize = if cfg!(debug_assertions) { 24 } else { 8 };
+const MOST_STACK_OF_VALUES: usize = 1 << 30;
+
+/// Stack that the copies of a value may take.
+const fn stack_of_value<T>() -> usize {
+    if size_of::<T>() > LARGE { COPIES.saturating_mul(size_of::<T>()) } else { 0 }
+}
+
 /// Whether `D` reads each part of a message once, from the message itself.
 pub(crate) fn reads_once<D>() -> bool {
-    identity::id_of::<D>() == identity::id_of::<&mut Reader<'_>>()
+    let reader = identity::id_of::<D>();
+    reader == identity::id_of::<&mut Reader<'_>>()
+        || reader == identity::id_of::<&mut Reader<'_, true>>()
+        || reader == identity::id_of::<&mut RowReader<'_, '_>>()
 }
 
 /// A row of the table.
@@ -254,16 +271,17 @@ impl<'de, const ROW: bool> Reader<'de, ROW> {
         }
         self.depth -= 1;
         let is_far = self.depth > 0 && self.depth.is_multiple_of(SHALLOW);
-        let read = if is_far { self.with_room(read) } else { read(self) };
+        let read = if is_far || size_of::<T>() > LARGE { self.with_room(read) } else { read(self) };
         self.depth += 1;
         read
     }
 
-    /// Code of users may need more stack than was reckoned with at the start.
+    /// Code of users, and a large value, may need more stack than was reckoned with at the start.
     #[cold]
     #[inline(never)]
     fn with_room<T>(&mut self, read: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
-        stack::with_room(STACK_TO_GO_ON, || read(self)).unwrap_or_else(no_stack)
+        let room = STACK_TO_GO_ON.saturating_add(stack_of_value::<T>());
+        stack::with_room(room, || read(self)).unwrap_or_else(no_stack)
     }
 
     #[inline(always)]
@@ -403,6 +421,16 @@ impl<'de, const ROW: bool> Reader<'de, ROW> {
         self.any(visitor)
     }
 
+    /// The key of a map that is read as a struct, where the key is an option. serde's buffer of keys keeps what is in the
+    /// option, but not the option: one of nothing would become nothing.
+    #[cold]
+    fn identifier_in_option<V: Visitor<'de>>(&mut self, visitor: V) -> Result<V::Value> {
+        match self.peek()? {
+            tag::NONE | tag::UNIT | tag::SOME => fail("a key of a flattened map is `Some` of nothing, or of an option"),
+            _ => self.deserialize_str(visitor),
+        }
+    }
+
     #[inline(never)]
     fn any<V: Visitor<'de>>(&mut self, visitor: V) -> Result<V::Value> {
         let [tag] = self.head()?;
@@ -444,7 +472,7 @@ impl<'de, const ROW: bool> Reader<'de, ROW> {
             tag::STR => visitor.visit_borrowed_str(self.text()?),
             // As a sequence they cannot be taken for a text by an untagged enum.
             tag::BYTES => match self.blob()? {
-                text if std::str::from_utf8(text).is_ok() => run::visit(tag::U8, text, visitor),
+                text if is_buffer::<V>() && std::str::from_utf8(text).is_ok() => run::visit(tag::U8, text, visitor),
                 bytes => visitor.visit_borrowed_bytes(bytes),
             },
             tag::SEQ8 => {
@@ -479,7 +507,7 @@ impl<'de, const ROW: bool> Reader<'de, ROW> {
 /// Whether serde derived the visitor `V`. Others are known to take a struct as a map, as text formats give it to them;
 /// whether also as a sequence is not. The name is serde's convention: were it to change, structs would be read by names.
 /// A visitor that wraps one of serde's is another.
-fn is_derived<V>() -> bool {
+pub(super) fn is_derived<V>() -> bool {
     let name = std::any::type_name::<V>();
     let mut depth = 0;
     let start_of_arguments = name.rfind(|char| {
@@ -488,6 +516,16 @@ fn is_derived<V>() -> bool {
     });
     let path = start_of_arguments.filter(|_| name.ends_with('>')).map_or(name, |at| &name[..at]);
     path.ends_with("::__Visitor")
+}
+
+/// Whether `V` is the visitor of serde's own buffer, or one of `erased-serde`, which may hide that one. The buffer
+/// offers bytes that are UTF-8 as a text to the variants of an untagged enum. The names are those crates' own: were
+/// they to change, such bytes could be taken for a text.
+fn is_buffer<V>() -> bool {
+    let name = std::any::type_name::<V>();
+    ["::content::ContentVisitor", "::content::TagOrContentVisitor", "erased_serde::de::Visitor"]
+        .iter()
+        .any(|buffer| name.contains(buffer))
 }
 
 macro_rules! leaves {
@@ -612,7 +650,7 @@ impl<'de, const ROW: bool> Deserializer<'de> for &mut Reader<'de, ROW> {
     #[inline]
     fn deserialize_newtype_struct<V: Visitor<'de>>(self, name: &'static str, visitor: V) -> Result<V::Value> {
         // Names of serde_json and others that mean something else, which only their visitors know.
-        if name.starts_with('$') { self.any(visitor) } else { visitor.visit_newtype_struct(self) }
+        if name.starts_with('$') && !is_derived::<V>() { self.any(visitor) } else { visitor.visit_newtype_struct(self) }
     }
 
     #[inline]
@@ -714,20 +752,32 @@ impl<'de, const ROW: bool> Deserializer<'de> for &mut Reader<'de, ROW> {
             tag::MAP => {
                 self.head::<1>()?;
                 let left = self.count()?;
-                self.down(|reader| visitor.visit_enum(MapAccessDeserializer::new(Elements { reader, left })))
+                self.down(|reader| {
+                    let mut entries = Elements { reader, left };
+                    let value = visitor.visit_enum(MapAccessDeserializer::new(&mut entries))?;
+                    all_taken(entries.left == 0, value)
+                })
             }
             tag::STRUCT => {
                 self.head::<1>()?;
                 let shape = self.shape()?;
                 let (names, left) = self.names(shape);
-                self.down(|reader| visitor.visit_enum(MapAccessDeserializer::new(Fields { reader, names, left })))
+                self.down(|reader| {
+                    let mut fields = Fields { reader, names, left };
+                    let value = visitor.visit_enum(MapAccessDeserializer::new(&mut fields))?;
+                    all_taken(fields.left == 0, value)
+                })
             }
             _ => self.any(visitor),
         }
     }
 
     fn deserialize_identifier<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value> {
-        self.deserialize_str(visitor)
+        if self.is_next(tag::SOME) {
+            return self.identifier_in_option(visitor);
+        }
+        // serde's buffer of keys takes nothing in this form only.
+        if self.is_next(tag::NONE) { visitor.visit_unit() } else { self.deserialize_str(visitor) }
     }
 
     fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value> {
@@ -788,6 +838,15 @@ struct Rows<'b, 'de> {
 }
 
 impl<'de> Rows<'_, 'de> {
+    /// Reads a row whose type asks for something else than the first row's did: it may look at one part before it asks for
+    /// the next. From here on, all rows are read by the template.
+    #[cold]
+    #[inline(never)]
+    fn otherwise<S: DeserializeSeed<'de>>(&mut self, row: &'de [u8], seed: S) -> Result<S::Value> {
+        self.exact = None;
+        self.by_template(row, seed)
+    }
+
     /// Reads a row part by part, as its template says.
     #[inline(never)]
     fn by_template<S: DeserializeSeed<'de>>(&mut self, row: &'de [u8], seed: S) -> Result<S::Value> {
@@ -806,10 +865,12 @@ impl<'de> SeqAccess<'de> for Rows<'_, 'de> {
     fn next_element_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>> {
         let Some((row, rest)) = self.rest.split_at_checked(self.layout.size) else { return Ok(None) };
         self.rest = rest;
-        if let Some(asked) = &self.exact {
+        if let Some(again) = identity::again(&seed)
+            && let Some(asked) = &self.exact
+        {
             let mut reader = RowReader::new(row, asked);
-            let value = seed.deserialize(&mut reader)?;
-            return reader.finish(value, asked).map(Some);
+            let read = seed.deserialize(&mut reader).and_then(|value| reader.finish(value, asked));
+            return read.or_else(|_| self.otherwise(row, again)).map(Some);
         }
         self.by_template(row, seed).map(Some)
     }

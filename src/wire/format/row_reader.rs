@@ -2,9 +2,10 @@
 //!
 //! The first row is read by its template, part by part, which shows whether that is so. The others are read by [`RowReader`]: it
 //! hands out the numbers as they are asked for, and compares all that was asked for with the template's parts in one word. Which
-//! parts a type asks for is known when the program is compiled, so little more than the copies is left of it. A type that
-//! asks for something else in a later row gets an error.
+//! parts a type asks for is known when the program is compiled, so little more than the copies is left of it. Where a
+//! type asks for something else in a later row, that is an error here, and the row is read again by the template.
 
+use super::de::is_derived;
 use super::rows::{self, with_part};
 use super::{Error, Result, fail, tag};
 use crate::os::identity;
@@ -147,7 +148,7 @@ impl<'de> Deserializer<'de> for &mut RowReader<'de, '_> {
 
     #[inline(always)]
     fn deserialize_newtype_struct<V: Visitor<'de>>(self, name: &'static str, visitor: V) -> Result<V::Value> {
-        if name.starts_with('$') { other() } else { visitor.visit_newtype_struct(self) }
+        if name.starts_with('$') && !is_derived::<V>() { other() } else { visitor.visit_newtype_struct(self) }
     }
 
     #[inline(always)]
