@@ -497,6 +497,16 @@ impl ChannelCore {
     pub(super) fn close(&self) {
         // It fails only in a process that is one too many to wait or lock (`family`), which has put nothing either.
         let _ = self.ring.close();
+        self.notify_of_close();
+    }
+
+    /// [`close`](Self::close), which does not wait for an item that is being copied.
+    pub(super) fn abandon(&self) {
+        let _ = self.ring.close_within(Duration::ZERO);
+        self.notify_of_close();
+    }
+
+    fn notify_of_close(&self) {
         self.wait_queues().into_iter().for_each(|queue| queue.notify_all());
         self.joined.notify_all();
     }

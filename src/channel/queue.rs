@@ -196,6 +196,11 @@ impl<T> Queue<T> {
     pub(crate) fn shut(&self) {
         self.core.close();
     }
+
+    /// The same without waiting for an item that is just being copied, which may be lost.
+    pub(crate) fn abandon(&self) {
+        self.core.abandon();
+    }
 }
 
 fn check_capacity(capacity: usize) -> Result<u64> {

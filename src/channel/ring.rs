@@ -787,13 +787,18 @@ impl Ring {
 
     /// Lets no further record in. Waits only for a putter at work, and not for ever.
     pub(super) fn close(&self) -> io::Result<()> {
+        self.close_within(LONG)
+    }
+
+    /// [`close`](Self::close), which waits for so long for an item that is being copied.
+    pub(super) fn close_within(&self, limit: Duration) -> io::Result<()> {
         let (mut rounds, start) = (0, Instant::now());
         while !self.try_close()? {
             rounds += 1;
             match rounds {
                 ..100 => std::thread::yield_now(),
                 // It copies something huge, or is stopped.
-                _ if start.elapsed() < LONG => std::thread::sleep(Duration::from_micros(100)),
+                _ if start.elapsed() < limit => std::thread::sleep(Duration::from_micros(100)),
                 _ => {
                     self.close_anyway();
                     break;

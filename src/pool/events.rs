@@ -20,7 +20,7 @@
 //! | dropped | what follows |
 //! |---|---|
 //! | the stream | the queue is closed: events are discarded, before they are encoded |
-//! | the call, or it is over | the task is asked to stop, then the queue is closed: what is in it can still be received, then the stream ends; an event of the task is an error |
+//! | the call, or it is over | the task is asked to stop, then the queue is closed: what is in it can still be received, then the stream ends; an event of the task is an error once it sees that it is to stop |
 //! | an `emit` that waits | its event is not sent |
 
 use super::chunk::Chunk;
@@ -46,7 +46,8 @@ const MOST: usize = 1024;
 /// With so many bytes under way an event waits for room, unless it is one of two.
 const BYTES: u64 = 1 << 20;
 /// A task that waits for room looks this often whether it should stop.
-const STOP_EVERY: Duration = Duration::from_millis(50);
+/// Shorter than the usual grace.
+const STOP_EVERY: Duration = Duration::from_millis(2);
 
 /// The events of the tasks of one call, as a stream; made by [`Call::events`](crate::Call::events) and its like.
 ///
@@ -80,8 +81,8 @@ const STOP_EVERY: Duration = Duration::from_millis(50);
 /// # Ok(()) }) }
 /// ```
 ///
-/// The stream ends when the call is over, however it ended, and all events were received. The events of one task come in the order in
-/// which it sent them, and before its result.
+/// The stream ends when the call is over, however it ended, and all events were received; the call of a stream of results is over when that has
+/// ended or is dropped. The events of one task come in the order in which it sent them, and are here before its result is.
 ///
 /// # Waiting
 /// Up to 1024 events or 1 to 2 MiB wait here, or two events if they are larger. A task with one more waits. So a slow listener slows
@@ -164,7 +165,8 @@ trait Ends: Send + Sync {
 
 impl<E> Ends for Queue<E> {
     fn end(&self) {
-        self.shut();
+        // Nobody waits for an event that is just being copied.
+        self.abandon();
     }
 }
 
@@ -345,6 +347,7 @@ impl Emitter {
 
     pub(super) async fn emit<E: Item>(&self, label: &str, event: E, should_stop: impl Fn() -> bool) -> Result<()> {
         let Some(queue) = self.queue::<E>(label)? else { return discarded(label, should_stop()) };
+        let should_stop = || should_stop() || self.is_over.load(Acquire);
         let stopped = async {
             if reactor::has_timer().is_err() {
                 std::future::pending::<()>().await;
@@ -364,6 +367,7 @@ impl Emitter {
     #[track_caller]
     pub(super) fn blocking_emit<E: Item>(&self, label: &str, event: E, should_stop: impl Fn() -> bool) -> Result<()> {
         let Some(queue) = self.queue::<E>(label)? else { return discarded(label, should_stop()) };
+        let should_stop = || should_stop() || self.is_over.load(Acquire);
         match queue.blocking_put_unless(event, STOP_EVERY, &should_stop) {
             Ok(true) => Ok(()),
             Ok(false) => Err(was_stopped(label)),
@@ -387,7 +391,8 @@ fn unless_closed(error: Error, label: &str, should_stop: bool) -> Result<()> {
 }
 
 fn was_stopped(label: &str) -> Error {
-    Error::new(ErrorKind::Cancelled, format!("{label} was asked to stop, and its event has no room or no receiver"))
+    let text = format!("{label} was asked to stop or is over, and its event has no room or no receiver");
+    Error::new(ErrorKind::Cancelled, text)
 }
 
 /// Of an event of a task that is done.

@@ -215,6 +215,8 @@ impl Group {
     pub(super) fn chunk_size(&self) -> usize {
         let limits = self.options.limits;
         match (self.options.chunk, self.item_ns.load(Relaxed)) {
+            // Each item brings the listener.
+            _ if self.options.has_events => 1,
             (0, 0) => 1,
             (0, ns) => (limits.time.as_nanos() as u64 / ns).clamp(1, limits.items.max(1) as u64) as usize,
             (chunk, _) => chunk.min(crate::channel::lane::MOST_ITEMS),

@@ -158,7 +158,7 @@ impl CurrentTask {
     ///
     /// - An event for which nobody listens is discarded before it is encoded: the caller did not ask for events, or has dropped
     ///   the stream.
-    /// - An event that was sent is received before the result of the task, also if its worker dies at once.
+    /// - An event that was sent is in the caller's stream before the result of the task is there, also if its worker dies at once.
     /// - Cancel-safe: a dropped future has sent nothing.
     ///
     /// ```
@@ -347,6 +347,13 @@ pub(super) fn has_listener(emitter: Emitter) {
     if let Some(running) = running().as_mut() {
         running.task.emitter = Some(Arc::new(emitter));
     }
+}
+
+/// The function has returned: an event that comes now would come after the result.
+pub(super) fn sends_no_more() {
+    let running = running();
+    let emitter = running.as_ref().and_then(|running| running.task.emitter.as_ref());
+    emitter.into_iter().for_each(|emitter| emitter.end());
 }
 
 /// An item of it starts.

@@ -269,6 +269,9 @@ impl Batch for Context {
     #[inline]
     fn report(&mut self, tag: u8, payload: Payload<'_>, attachments: &[Attachment]) -> bool {
         self.note_took();
+        if self.header.is_some_and(|header| header.has_events) {
+            task::sends_no_more();
+        }
         if self.listens.is_some() {
             trace::close();
             self.lane.catch_up();

@@ -152,18 +152,26 @@ pub fn run<F: Future>(future: F) -> F::Output {
     }
     let built = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = built.unwrap_or_else(|error| panic!("multiprocess::run cannot build a tokio runtime: {error}"));
-    let output = runtime.block_on(async {
+    // Also if the future panics.
+    let runtime = EndsWithoutStarts(Some(runtime));
+    runtime.0.as_ref().expect("it is there until the drop").block_on(async {
         let output = future.await;
         if let Err(error) = children::wait_for_children().await {
             tracing::warn!(%error, "cannot wait for the children that still run; they end with this process");
         }
         output
-    });
-    // The runtime waits for its threads, one of which may wait for a preload that never ends.
-    let no_starts = NoStarts::begin();
-    drop(runtime);
-    drop(no_starts);
-    output
+    })
+}
+
+/// A runtime whose drop waits for its threads, one of which may wait for a preload that never ends.
+struct EndsWithoutStarts(Option<tokio::runtime::Runtime>);
+
+impl Drop for EndsWithoutStarts {
+    fn drop(&mut self) {
+        let no_starts = NoStarts::begin();
+        drop(self.0.take());
+        drop(no_starts);
+    }
 }
 
 /// For tests: makes this process one that lets an exec give it rights, as an attacker would.
