@@ -297,6 +297,11 @@ fn name_of(errno: Errno) -> &'static str {
     ERRNOS.iter().position(|other| *other == errno).map_or("?", |at| names[at])
 }
 
+/// How many places of a use at which one kind of call is made are tried.
+fn places() -> u32 {
+    if std::env::var_os("MULTIPROCESS_FAULTS").is_some() { u32::MAX } else { 40 }
+}
+
 /// Every so many cases one runs; the others are for other errnos and places.
 fn is_chosen(number: usize, case: &str) -> bool {
     match std::env::var("MULTIPROCESS_FAULTS") {
@@ -321,7 +326,7 @@ fn each_single_fault_in_this_process() {
             in_time(*this).expect("in time").unwrap();
             let count = MANY - control.left();
             control.disarm();
-            for (at, errno) in (1..=count.min(40)).flat_map(|at| ERRNOS.map(|errno| (at, errno))) {
+            for (at, errno) in (1..=count.min(places())).flat_map(|at| ERRNOS.map(|errno| (at, errno))) {
                 cases += 1;
                 let case = format!("{name}: {call} number {at} of {count} fails with {}", name_of(errno));
                 if !is_chosen(cases, &case) {

@@ -21,6 +21,8 @@ const SCENARIOS: &[Scenario] = scenarios! {
     a_thread_that_is_another_user_gets_children_of_that_user
     a_kill_by_a_process_that_is_another_user_for_a_while_costs_no_later_child
     a_kill_by_a_thread_that_is_another_user_costs_no_later_child
+    a_thread_that_is_another_user_for_files_gets_no_child
+    a_process_made_without_fork_handlers_gets_no_child
     threads_of_two_users_that_spawn_in_turn_take_no_more_descriptors_each_time
     a_child_that_gives_up_root_gets_no_child_with_it
     a_child_has_exactly_the_capabilities_of_its_parent
@@ -229,6 +231,46 @@ fn a_kill_by_a_thread_that_is_another_user_costs_no_later_child() {
             assert_eq!(Process::spawn(users, ()).unwrap().await.unwrap(), [0; 6]);
         }
         assert_eq!(child.wait().await.unwrap().signal(), Some(libc::SIGKILL));
+    });
+}
+
+fn a_thread_that_is_another_user_for_files_gets_no_child() {
+    if !is_root() {
+        return;
+    }
+    block_on(async {
+        with_spares().await;
+        for _ in 0..2 {
+            nix::unistd::setfsuid(Uid::from_raw(NOBODY));
+            let error = Process::spawn(users, ()).unwrap_err();
+            assert!(error.kind() == ErrorKind::Spawn && error.to_string().contains("setfsuid"), "{error}");
+            nix::unistd::setfsuid(Uid::from_raw(0));
+            nix::unistd::setfsgid(Gid::from_raw(NOBODY));
+            let error = Process::spawn(users, ()).unwrap_err();
+            assert!(error.kind() == ErrorKind::Spawn && error.to_string().contains("setfsgid"), "{error}");
+            nix::unistd::setfsgid(Gid::from_raw(0));
+            assert_eq!(Process::spawn(users, ()).unwrap().await.unwrap(), [0; 6]);
+        }
+    });
+}
+
+/// As by `_Fork`.
+fn a_process_made_without_fork_handlers_gets_no_child() {
+    block_on(async {
+        with_spares().await;
+        // SAFETY: a fork by the bare system call, in a process that has no other thread of the program.
+        let pid = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) };
+        if pid == 0 {
+            let error = Process::spawn(users, ()).map(drop).unwrap_err();
+            let is_right = error.kind() == ErrorKind::Forked && Queue::<u8>::unbounded().is_err();
+            // SAFETY: it takes no pointer.
+            unsafe { libc::_exit(if is_right { 7 } else { 8 }) }
+        }
+        let mut status = 0;
+        // SAFETY: the number is ours.
+        assert_eq!(i64::from(unsafe { libc::waitpid(pid as i32, &mut status, 0) }), pid);
+        assert_eq!(std::process::ExitStatus::from_raw(status).code(), Some(7));
+        assert_eq!(Process::spawn(plus_one, (1,)).unwrap().await.unwrap(), 2);
     });
 }
 
@@ -661,6 +703,7 @@ fn a_refused_system_call_that_is_needed_is_an_error_that_names_it() {
         let text = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success(), "{name}: {text} {}", String::from_utf8_lossy(&output.stderr));
         println!("{name}: {text}");
+        assert!(text.contains(&format!("`{name}` is refused")), "{text}");
         assert!(text.contains("Operation not permitted") || text.contains("Permission denied"), "{name}: {text}");
     }
 }

@@ -106,6 +106,8 @@ struct Status {
     no_new_privs: bool,
     filters: u32,
     umask: Option<u32>,
+    /// User and group as the file system sees them: those of another one only after `setfsuid`, `setfsgid`.
+    for_files: [u32; 2],
 }
 
 impl Status {
@@ -116,13 +118,14 @@ impl Status {
         for (name, value) in text.lines().filter_map(|line| line.split_once(':')) {
             let value = value.trim();
             let ids = || value.split_ascii_whitespace().map(|id| id.parse().ok()).collect::<Option<Vec<u32>>>();
+            let with_files = |ids: Vec<u32>| Some((<[u32; 3]>::try_from(ids.get(..3)?).ok()?, *ids.get(3)?));
             let set = || u64::from_str_radix(value, 16).ok();
             match name {
                 "Umask" => status.umask = Some(u32::from_str_radix(value, 8).ok()?),
                 "Groups" => more_groups = Some(ids()?),
                 "Seccomp_filters" => filters = Some(value.parse().ok()?),
-                "Uid" => status.users = ids()?.get(..3)?.try_into().ok()?,
-                "Gid" => status.groups = ids()?.get(..3)?.try_into().ok()?,
+                "Uid" => (status.users, status.for_files[0]) = with_files(ids()?)?,
+                "Gid" => (status.groups, status.for_files[1]) = with_files(ids()?)?,
                 "CapInh" => status.capabilities.inheritable = set()?,
                 "CapPrm" => status.capabilities.permitted = set()?,
                 "CapEff" => status.capabilities.effective = set()?,
@@ -156,6 +159,11 @@ impl Status {
             no_new_privs: thread::no_new_privs()?,
             filters: filters(),
             umask: None,
+            // A number that is no user's changes nothing.
+            for_files: [
+                nix::unistd::setfsuid(nix::unistd::Uid::from_raw(u32::MAX)).as_raw(),
+                nix::unistd::setfsgid(nix::unistd::Gid::from_raw(u32::MAX)).as_raw(),
+            ],
         })
     }
 }
@@ -167,14 +175,21 @@ impl Credentials {
     }
 
     /// Those of the calling thread, and its umask where that can be found out. `kept` is kept between two calls of one
-    /// process, which makes the next one cheaper: some 10 us, and 20 us for a thread that may change namespaces.
+    /// process, which makes the next one cheaper: some 10 us, and 20 us for a thread that may change namespaces. It fails for a
+    /// thread whose user for files is not its effective one.
     pub(crate) fn look(kept: &mut Kept) -> io::Result<(Self, Option<u32>)> {
         let mut room = [0; STATUS];
         let status = kept.status(&mut room).and_then(Status::parse);
-        let Status { users, groups, more_groups, capabilities, no_new_privs, filters, umask } = match status {
+        let status = match status {
             Some(status) => status,
             None => Status::from_system_calls()?,
         };
+        let Status { users, groups, more_groups, capabilities, no_new_privs, filters, umask, for_files } = status;
+        if for_files != [users[1], groups[1]] {
+            let why = "this thread has another user or group for files than its effective one (setfsuid, setfsgid), which a child \
+                       would not have: set it back for the spawn";
+            return Err(io::Error::other(why));
+        }
         let secure_bits = thread::capabilities_secure_bits()?.bits();
         let mut namespaces = [0; NAMESPACES.len()];
         let may_change_all = capabilities.may(CapabilitySet::SYS_ADMIN);
@@ -391,7 +406,14 @@ mod tests {
         let from_calls = Status::from_system_calls().unwrap();
         assert!(from_proc.umask.is_some());
         let parts = |status: Status| {
-            (status.users, status.groups, status.more_groups, status.capabilities, status.no_new_privs, status.filters)
+            (
+                status.users,
+                status.groups,
+                status.more_groups,
+                status.capabilities,
+                status.no_new_privs,
+                (status.filters, status.for_files),
+            )
         };
         assert_eq!(parts(from_proc), parts(from_calls));
         assert!(Status::parse("Umask:\t0022\nUid:\t0\t0\t0\t0\n").is_none());

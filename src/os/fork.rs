@@ -10,7 +10,7 @@ use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::Once;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU64, Ordering::*};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering::*};
 
 static IS_FORKED: AtomicBool = AtomicBool::new(false);
 
@@ -74,6 +74,23 @@ pub(crate) fn check() -> io::Result<()> {
     if is_forked() { Err(refusal()) } else { Ok(()) }
 }
 
+/// The process that registered its handlers; 0 after a fork of this crate, until its child asks.
+static OWNER: AtomicU32 = AtomicU32::new(0);
+
+/// [`check`] where a system call costs nothing: also notices a process that was made by `_Fork` or `clone`, for which no handler
+/// runs. What such a process does before it comes to such a place is done as its parent.
+pub(crate) fn check_pid() -> io::Result<()> {
+    // Before that there is nothing that two processes could share.
+    if REGISTERED.is_completed() {
+        let me = std::process::id();
+        match OWNER.compare_exchange(0, me, AcqRel, Acquire) {
+            Err(owner) if owner != me && !is_forked() => in_forked_process(),
+            _ => {}
+        }
+    }
+    check()
+}
+
 #[cold]
 fn refusal() -> io::Error {
     io::Error::other(ForkedProcess)
@@ -94,12 +111,15 @@ pub(crate) fn watch(identity: &'static AtomicU64) {
     register();
 }
 
+/// Whether this process has something to hide from those that are forked from it.
+static REGISTERED: Once = Once::new();
+
 fn register() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
+    REGISTERED.call_once(|| {
         // SAFETY: the handler only does what is allowed after a fork of a process with threads: atomics, and system calls.
         // It fails only without memory; then a forked process cannot be distinguished from its parent.
         unsafe { libc::pthread_atfork(None, None, Some(in_forked_process)) };
+        OWNER.store(std::process::id(), Release);
     });
 }
 
@@ -107,6 +127,7 @@ fn register() {
 pub(super) fn ours<T>(fork: impl FnOnce() -> T) -> T {
     IS_OURS.store(true, Release);
     let forked = fork();
+    OWNER.store(0, Release);
     IS_OURS.store(false, Release);
     forked
 }

@@ -1,5 +1,6 @@
 //! [memfd_create(2)](https://man7.org/linux/man-pages/man2/memfd_create.2.html): memory that travels as a descriptor and has no name to leak.
 
+use super::call::named;
 use super::refuse;
 use super::sync::lock;
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
@@ -21,7 +22,8 @@ pub(crate) fn create_with(name: &str, first: &[u8], len: u64, growable: bool) ->
     check_room(len)?;
     check_file_size(len)?;
     refuse::at("memfd_create")?;
-    let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
+        .map_err(named("memfd_create"))?;
     if len > first.len() as u64 {
         reserve(rustix::fd::AsFd::as_fd(&fd), 0, len)?;
     }
@@ -45,7 +47,7 @@ pub(crate) fn reserve(fd: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<(
         refuse::at("fallocate")?;
         rustix::fs::fallocate(fd, FallocateFlags::empty(), offset, len)
     });
-    reserved.map_err(|error| shortage(error, len))
+    reserved.map_err(|error| named("fallocate")(shortage(error, len)))
 }
 
 /// An error of a call that takes shared memory. That is a file to the kernel, which speaks of space where memory is short.

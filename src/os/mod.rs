@@ -4,6 +4,7 @@
 
 pub(crate) mod attributes;
 pub(crate) mod background;
+pub(crate) mod call;
 pub(crate) mod clock;
 pub(crate) mod cpu;
 pub(crate) mod credentials;

@@ -1,5 +1,6 @@
 //! [pidfd_open(2)](https://man7.org/linux/man-pages/man2/pidfd_open.2.html): a process by descriptor, immune to pid reuse.
 
+use super::call::named;
 use super::poll::poll;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
@@ -22,7 +23,7 @@ pub(crate) fn open(pid: u32) -> io::Result<OwnedFd> {
                 "the kernel, or what this program runs under (valgrind up to 3.20, a sandbox), has no `pidfd_open`";
             Err(io::Error::new(io::ErrorKind::Unsupported, format!("{why}: {error}")))
         }
-        done => Ok(done?),
+        done => done.map_err(named("pidfd_open")),
     }
 }
 

@@ -14,8 +14,13 @@ pub(crate) fn block_all_but_children() -> io::Result<OwnedFd> {
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None)?;
     let mut child = SigSet::empty();
     child.add(nix::sys::signal::Signal::SIGCHLD);
-    let signals = SignalFd::with_flags(&child, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+    let signals = signalfd(&child)?;
     signals.as_fd().try_clone_to_owned()
+}
+
+fn signalfd(signals: &SigSet) -> io::Result<SignalFd> {
+    SignalFd::with_flags(signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+        .map_err(super::call::named("signalfd4"))
 }
 
 /// Empties the descriptor of [`block_all_but_children`], so that the next signal makes it readable again.
@@ -96,7 +101,7 @@ pub(crate) fn watch_stops() -> io::Result<(OwnedFd, SigSet)> {
     for signal in STOPS.into_iter().filter(|signal| !is_ignored(*signal)) {
         stops.add(nix::sys::signal::Signal::try_from(signal)?);
     }
-    let watch = SignalFd::with_flags(&stops, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+    let watch = signalfd(&stops)?;
     Ok((watch.as_fd().try_clone_to_owned()?, stops))
 }
 
@@ -259,6 +264,22 @@ pub(crate) fn reopen(pipe: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     Ok(rustix::fs::open(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?)
 }
 
+/// The number of the description that this process is tied by, and who is killed through it: its pid, or the negative
+/// number of its group.
+static TIE: AtomicI32 = AtomicI32::new(-1);
+static TIED: AtomicI32 = AtomicI32::new(0);
+
+/// Makes the tie of [`die_with`] anew after this process has become another user. The kernel lets a description send the signal
+/// only to a process of the user that armed it, unless that was its own root. Until this is called a tied process that has
+/// given up a root of a user namespace outlives its parent.
+pub(crate) fn renew_tie() {
+    let (tie, tied) = (TIE.load(SeqCst), TIED.load(SeqCst));
+    if tie >= 0 && tied.unsigned_abs() == std::process::id() {
+        // SAFETY: the command takes no pointer; of a number that is not open any more the kernel says so.
+        unsafe { libc::fcntl(tie, libc::F_SETOWN, tied) };
+    }
+}
+
 /// Ties this process to the holder of the write end of a pipe: when that closes, the kernel kills us, whatever we
 /// are doing. `own` is a description that only this process uses, because the tie belongs to the description.
 /// Gives it back, to be kept, or `None` if the holder is gone already.
@@ -279,6 +300,8 @@ pub(crate) fn die_with(own: OwnedFd) -> io::Result<Option<OwnedFd>> {
         fcntl(libc::F_SETOWN, std::process::id() as libc::c_int)?;
         fcntl(libc::F_SETFL, libc::O_ASYNC | libc::O_NONBLOCK)
     })?;
+    TIE.store(own.as_raw_fd(), SeqCst);
+    TIED.store(std::process::id() as i32, SeqCst);
     Ok((!super::socket::is_hung_up(own.as_fd())).then_some(own))
 }
 
@@ -295,6 +318,7 @@ pub(crate) fn die_as_group(tie: BorrowedFd<'_>) -> io::Result<bool> {
     if unsafe { libc::fcntl(tie.as_raw_fd(), libc::F_SETOWN, -(std::process::id() as libc::c_int)) } == -1 {
         return Err(io::Error::last_os_error());
     }
+    TIED.store(-(std::process::id() as i32), SeqCst);
     rustix::io::fcntl_setfd(tie, rustix::io::FdFlags::empty())?;
     Ok(!super::socket::is_hung_up(tie))
 }

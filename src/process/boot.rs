@@ -73,8 +73,10 @@ use std::sync::Mutex;
 ///   children of its own.
 /// - Forked after the first use: the new process cannot use the crate. Each call is an
 ///   error of kind [`Forked`](crate::ErrorKind::Forked), or a panic where a call returns no error (`Event::set`). Its drops do
-///   nothing to shared objects. It may exec. Its copies of pipe and queue handles stay open until it ends, so the other ends
+///   nothing to shared objects. It may exec, this program too, which is then a program of its own. Its copies of pipe and queue handles stay open until it ends, so the other ends
 ///   see a hang-up only then.
+/// - Made by `_Fork` or a bare `clone`, for which no fork handler runs: noticed at the next spawn, at the first use of a shared object and at the
+///   connection to a manager. Before that it acts as the process it was made from, and must not.
 /// - Forked by a child's function: the new process ends where that function returns or panics.
 ///
 /// # Rights that the program's file gives
@@ -208,7 +210,8 @@ pub fn let_an_exec_give_rights() {
 ///   before it starts workers.
 /// - A [`Process::spawn`](crate::Process::spawn) that comes earlier blocks its thread until then, because its child is
 ///   a copy of the process that runs the preloads. On a worker thread of a multi-thread runtime the other tasks of that
-///   thread move to another one ([`tokio::task::block_in_place`]). In a current-thread runtime all tasks wait.
+///   thread move to another one ([`tokio::task::block_in_place`]). In a current-thread runtime, and in a program built with
+///   `panic = "abort"`, the tasks of that thread wait.
 /// - Preloads run again, and are waited for again, if another fork server is needed: the first one was killed, or the
 ///   spawning thread has other rights than the one that called `preload`.
 ///

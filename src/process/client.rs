@@ -42,7 +42,7 @@ use super::server_start::{Starting, start_server};
 use super::{children, info, origin};
 use crate::error::{Error, Result};
 use crate::os::sync::lock;
-use crate::os::{credentials::Credentials, exec, fork, pidfd, reactor, rights, socket, socket::Wait};
+use crate::os::{credentials::Credentials, exec, fork, pidfd, reactor, rights, signal, socket, socket::Wait};
 use crate::wire::frame;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -75,7 +75,7 @@ pub(crate) fn must_preload() -> bool {
 /// Has the fork server run `call` before it makes children. Starts the server if need be, and waits for neither.
 pub(super) fn preload(call: Call) -> Result<()> {
     let failed = |error| protocol::spawn_error("nothing can be preloaded", error);
-    fork::check().map_err(failed)?;
+    fork::check_pid().map_err(failed)?;
     let is_late = || Err(Error::other("preload must be called before the first spawn: the fork server already runs"));
     if SERVES.load(Relaxed) {
         return is_late();
@@ -127,7 +127,8 @@ pub async fn preloaded() -> Result<()> {
 
 /// Starts a child through the fork server.
 pub(super) fn start(start: &Start<'_>) -> Result<Started> {
-    fork::check().map_err(|error| protocol::spawn_error(format!("process {} cannot be started", start.name), error))?;
+    fork::check_pid()
+        .map_err(|error| protocol::spawn_error(format!("process {} cannot be started", start.name), error))?;
     origin::origin()?;
     origin::refuse_in_preload()?;
     if must_preload() {
@@ -237,6 +238,7 @@ impl Client {
     fn retire(&mut self, why: &str) {
         let Some(mut connection) = self.connection.take() else { return };
         SERVES.store(false, Relaxed);
+        signal::renew_tie();
         tracing::info!(%why, "the children of this process come from another fork server from now on");
         if let Some(watcher) = self.watcher.take() {
             watcher.abort(); // It holds the connection, with which the server ends.
@@ -336,6 +338,7 @@ fn connect_to_running(credentials: &Credentials) -> Result<Option<Connection>> {
     let Some(intake) = &origin::origin()?.intake else { return Ok(None) };
     let base = origin::base().cloned().unwrap_or_default();
     if base.credentials != *credentials {
+        signal::renew_tie();
         let changed = credentials.difference(&base.credentials);
         tracing::info!(%changed, "this process has other rights than the fork server, and starts one of its own");
         return Ok(None);

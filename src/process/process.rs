@@ -52,7 +52,8 @@ use tokio::io::Interest;
 /// [`kill_on_drop`](crate::ProcessBuilder::kill_on_drop) the drop kills it.
 ///
 /// # Death
-/// - The child ends with the process that spawned it, however that ends, SIGKILL included.
+/// - The child ends with the process that spawned it, however that ends, SIGKILL included. One that closes all its descriptors, executes
+///   another program, or gives up the uid 0 of a user namespace goes on.
 /// - A child that is killed or aborts is an error of kind `ProcessDied`, with its exit status. Locks that it held are recovered.
 /// - If the fork server is killed, children go on. The next one is started at once, or at the next spawn.
 ///
@@ -63,8 +64,8 @@ use tokio::io::Interest;
 /// | umask, all resource limits | the spawn | [`umask`](crate::ProcessBuilder::umask), [`memory_limit`](crate::ProcessBuilder::memory_limit), [`descriptor_limit`](crate::ProcessBuilder::descriptor_limit) |
 /// | nice value, CPUs | the spawn, those of the parent's main thread | [`nice`](crate::ProcessBuilder::nice), [`cpus`](crate::ProcessBuilder::cpus) |
 /// | user, groups, capabilities and the other rights | the spawn, those of the thread that spawns | give them up before the spawn |
-/// | `oom_score_adj`, control group, scheduling policy, process group and session | the start of the fork server, at the first `preload` or spawn | the function itself |
-/// | open descriptors, memory, threads, timers, locks | never | arguments |
+/// | `oom_score_adj`, control group, scheduling policy, I/O priority, NUMA policy, personality, session keyring, process group and session | the start of the fork server, at the first `preload` or spawn | the function itself |
+/// | open descriptors, memory, threads, timers, locks, signal mask (nothing is blocked), `PR_SET_DUMPABLE` | never | arguments, the function itself |
 ///
 /// A value that the child may not set stays as it was when the fork server started: without a privilege no nice value can be
 /// lowered again. `oom_score_adj` is not passed on, because a program that protects itself means itself only. Nice value
@@ -79,6 +80,8 @@ use tokio::io::Interest;
 /// - `/proc` must be mounted, and the pid namespace must be the one of this process. Otherwise the spawn is an error.
 /// - A change of Landlock rules, or of the profile of another security module, is noticed if it forbids the thread to inspect
 ///   its fork server in `/proc`. A change of seccomp filters is noticed by their number.
+/// - The session keyring, and `PR_SET_MDWE` that was set after the first spawn, are not compared: a child has those of the fork server.
+/// - A thread whose user or group for files differs from its effective one (`setfsuid`) gets an error.
 /// - Threads of one process may differ (`capset`, `unshare`, a bare `setresuid`). A pool spawns from any thread of its
 ///   runtime.
 pub struct Process<R> {

@@ -176,7 +176,7 @@ impl Family {
 
     #[cold]
     fn claim(&self) -> io::Result<Member> {
-        fork::check()?;
+        fork::check_pid()?;
         let pid = std::process::id();
         OWN_PID.store(pid, Release);
         for slot in 0..SLOTS as u16 {

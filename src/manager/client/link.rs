@@ -164,6 +164,7 @@ impl Link {
         if let Some(transport) = self.transport.get() {
             return Ok(transport);
         }
+        fork::check_pid().map_err(|error| Error::io("cannot use a manager", error))?;
         let _one = lock(&self.connecting);
         let Some(connector) = self.connector.as_ref().filter(|_| self.transport.get().is_none()) else {
             return self.transport.get().ok_or_else(messages::malformed);
