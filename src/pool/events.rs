@@ -368,7 +368,7 @@ impl Emitter {
     pub(super) fn blocking_emit<E: Item>(&self, label: &str, event: E, should_stop: impl Fn() -> bool) -> Result<()> {
         let Some(queue) = self.queue::<E>(label)? else { return discarded(label, should_stop()) };
         let should_stop = || should_stop() || self.is_over.load(Acquire);
-        match queue.blocking_put_unless(event, STOP_EVERY, &should_stop) {
+        match queue.blocking_put_unless(event, STOP_EVERY, should_stop) {
             Ok(true) => Ok(()),
             Ok(false) => Err(was_stopped(label)),
             Err(error) => unless_closed(error, label, should_stop()),

@@ -60,6 +60,7 @@ use std::sync::Mutex;
 ///
 /// - Harmless: reading arguments and environment; changing the environment, the directory, and descriptors that
 ///   `main` itself has opened. Standard input is empty. Each started process has its own copy of a descriptor opened here.
+///   A copy of the environment that is kept has `MULTIPROCESS_STARTED`: leave that out where the copy is given to this program again.
 /// - An error: closing or replacing descriptors that `main` has not opened, forking, and starting this very program, for
 ///   example with other arguments. Executing it in place of itself works while the descriptors are left alone. A started process that cannot take
 ///   its role writes one line to stderr and ends with an exit code from 86 to 91; the spawn is an error that names the cause.
