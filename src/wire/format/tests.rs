@@ -1135,6 +1135,7 @@ mod depth {
         next: Option<Box<Square>>,
     }
 
+    #[allow(clippy::large_enum_variant, reason = "what is large on the stack is what is tested")]
     #[derive(Serialize, Deserialize)]
     #[serde(tag = "type")]
     enum TaggedWide {
