@@ -21,6 +21,14 @@ pub fn check(bytes: &[u8]) {
     fuzz::check(bytes);
 }
 
+/// Writes the messages to begin with, each to a file in `directory`.
+pub fn write_seeds(directory: &str) {
+    std::fs::create_dir_all(directory).expect("the directory can be made");
+    for (number, seed) in fuzz::seeds().iter().enumerate() {
+        std::fs::write(format!("{directory}/seed-{number}"), seed).expect("a seed can be written");
+    }
+}
+
 /// Reads `count` damaged messages, each as one type.
 pub fn check_many(count: usize, seed: u64) {
     let (seeds, mut random) = (fuzz::seeds(), fuzz::Random(seed));

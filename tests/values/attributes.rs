@@ -325,6 +325,20 @@ struct RemoteDuration {
     seconds: u64,
 }
 
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all_fields = "camelCase")]
+enum LastUntagged {
+    Unit,
+    Named {
+        first_field: u8,
+    },
+    #[serde(untagged)]
+    Other {
+        first_field: u8,
+        second: Option<()>,
+    },
+}
+
 pub(super) fn send(ways: &mut Ways) {
     shapes(ways);
     left_out(ways);
@@ -375,6 +389,8 @@ fn variants(ways: &mut Ways) {
         AnyScalar::List(vec![AnyScalar::Signed(-1), AnyScalar::Text("x".into())]); AnyScalar::Map(BTreeMap::from([("k".into(), AnyScalar::Float(1.5))]));
         TextOrBytes::Text("text".into()); TextOrBytes::Bytes(vec![0xff, 0]); TextOrBytes::Bytes(b"also a text".to_vec()); TextOrBytes::Bytes(vec![]);
         AddressOrName::Address(IpAddr::V4(Ipv4Addr::LOCALHOST)); AddressOrName::Name("host".into());
+        LastUntagged::Unit; LastUntagged::Named { first_field: 1 }; LastUntagged::Other { first_field: 1, second: None };
+        vec![LastUntagged::Other { first_field: 1, second: Some(()) }, LastUntagged::Unit, LastUntagged::Named { first_field: 2 }];
     }
 }
 

@@ -3,7 +3,12 @@
 
 use super::Ways;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::net::{Ipv6Addr, SocketAddrV6};
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
@@ -28,6 +33,12 @@ enum SkippedVariant {
     Stays,
     #[serde(skip_serializing)]
     StaysToo(u8),
+}
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+enum UnreadVariant {
+    Goes,
+    #[serde(skip_deserializing)]
+    Stays(u8),
 }
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct SkipsInTuple(
@@ -58,11 +69,30 @@ struct Forgets {
     forgotten: u8,
 }
 
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+enum FitsTheOther {
+    Byte(u8),
+    Wide(u32),
+}
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct FlatKeys<K: Ord> {
+    a: u8,
+    #[serde(flatten)]
+    rest: BTreeMap<K, u8>,
+}
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+enum Buffered {
+    Value(ciborium::Value),
+}
+
 pub(super) fn send(ways: &mut Ways) {
     ways.beyond("i128 beyond 64 bits in an untagged enum", WideUntagged::Number(i128::MIN), Some("128"));
     ways.beyond("u128 in a flattened struct", WideFlat { a: 1, rest: WideInner { n: u128::MAX } }, Some("128"));
     ways.beyond("a skipped variant", SkippedVariant::Stays, Some("SkippedVariant::Stays"));
     ways.beyond("a variant that is not serialised", SkippedVariant::StaysToo(1), Some("SkippedVariant::StaysToo"));
+    ways.beyond("a variant that is not deserialised", UnreadVariant::Stays(1), Some("`Stays`"));
     ways.beyond("a tuple struct that skips in the middle", SkipsInTuple(1, None, Some(3)), None);
     ways.beyond(
         "an untagged variant that has all fields of an earlier one",
@@ -73,7 +103,23 @@ pub(super) fn send(ways: &mut Ways) {
     ways.beyond("a field with two names", SplitRename { value: 1 }, Some("missing field `in`"));
     ways.beyond("a skipped field that is not its default", Forgets { kept: 1, forgotten: 2 }, None);
     ways.beyond("a flow label", SocketAddrV6::new(Ipv6Addr::LOCALHOST, 1, 5, 0), None);
+    of_crates(ways);
+    ways.beyond("an untagged variant whose content fits an earlier one", FitsTheOther::Wide(7), None);
+    let key = FlatKeys { a: 1, rest: BTreeMap::from([(Some(()), 1)]) };
+    ways.beyond("a key that is `Some(())` in what is flattened", key, Some("a key of a flattened map"));
+    let path = PathBuf::from(OsString::from_vec(vec![255]));
+    ways.beyond("a path that is not UTF-8", path, Some("UTF-8"));
+    let early = SystemTime::UNIX_EPOCH - Duration::from_secs(1);
+    ways.beyond("a time before 1970", early, Some("UNIX_EPOCH"));
     let mut exhausted = 0..=0_u8;
     exhausted.next();
     ways.beyond("an exhausted range", exhausted, None);
+}
+
+fn of_crates(ways: &mut Ways) {
+    let null = || Box::new(ciborium::Value::Null);
+    ways.beyond("a tag of CBOR", ciborium::Value::Tag(1, null()), None);
+    ways.beyond("an extension of MessagePack", rmpv::Value::Ext(3, vec![1, 2]), None);
+    let bytes = Buffered::Value(ciborium::Value::Bytes(b"abc".to_vec()));
+    ways.beyond("bytes that are UTF-8 as a value of any kind in an untagged enum", bytes, None);
 }

@@ -107,6 +107,50 @@ struct Decimals {
     plain: Decimal,
 }
 
+/// As the crate serde-untagged reads it.
+#[derive(Clone, Debug, PartialEq)]
+enum TextOrBytes {
+    Text(String),
+    Bytes(Vec<u8>),
+}
+impl Serialize for TextOrBytes {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Text(text) => serializer.serialize_str(text),
+            Self::Bytes(bytes) => serializer.serialize_bytes(bytes),
+        }
+    }
+}
+impl<'de> Deserialize<'de> for TextOrBytes {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        serde_untagged::UntaggedEnumVisitor::new()
+            .string(|text| Ok(Self::Text(text.to_string())))
+            .bytes(|bytes| Ok(Self::Bytes(bytes.to_vec())))
+            .deserialize(deserializer)
+    }
+}
+/// Bytes that serde's buffer could take for a text, behind a tag of typetag.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Named {
+    name: DerivedTextOrBytes,
+}
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+enum DerivedTextOrBytes {
+    Text(String),
+    #[serde(with = "serde_bytes")]
+    Bytes(Vec<u8>),
+}
+#[typetag::serde]
+impl Draw for Named {
+    fn area(&self) -> u32 {
+        0
+    }
+    fn again(&self) -> Box<dyn Draw> {
+        Box::new(self.clone())
+    }
+}
+
 pub(super) fn send(ways: &mut Ways) {
     documents(ways);
     times(ways);
@@ -128,7 +172,24 @@ fn documents(ways: &mut Ways) {
         "1979-05-27T00:32:00.999999-07:00".parse::<toml::value::Datetime>().unwrap();
     }
     ways.alike("RawValue", raw("{\"a\": [1,  2]}"), ToString::to_string);
+    others_formats(ways);
     ways.alike("RawValue between others", (1_u8, raw("  null "), 2_u8), |value| format!("{value:?}"));
+}
+
+/// What crates of other formats, which tell bytes from lists, take for a value of any kind.
+fn others_formats(ways: &mut Ways) {
+    use serde_value::Value as Any;
+    let packed = |bytes: &[u8]| rmpv::Value::Binary(bytes.to_vec());
+    let concise = |bytes: &[u8]| ciborium::Value::Bytes(bytes.to_vec());
+    equal! { ways:
+        packed(b"abc"); packed(b""); packed(&[255]); rmpv::Value::from("abc"); rmpv::Value::F32(0.1); rmpv::Value::Nil;
+        rmpv::Value::Map(vec![(rmpv::Value::Nil, packed(b"v")), (packed(b"k"), rmpv::Value::Array(vec![1_u8.into()]))]);
+        concise(b"abc"); concise(b""); concise(&[255]); ciborium::Value::Text("abc".into()); ciborium::Value::Null;
+        ciborium::Value::Map(vec![(concise(b"k"), ciborium::Value::Array(vec![concise(b"v"), u64::MAX.into()]))]);
+        Any::Bytes(b"abc".to_vec()); Any::Bytes(vec![255]); Any::String("abc".into()); Any::Char('x'); Any::Seq(vec![Any::U8(97)]);
+        Any::Option(Some(Box::new(Any::Unit))); Any::Option(None);
+        TextOrBytes::Bytes(b"abc".to_vec()); TextOrBytes::Bytes(vec![255]); TextOrBytes::Text("abc".into()); vec![TextOrBytes::Bytes(vec![]); 9];
+    }
 }
 
 fn times(ways: &mut Ways) {
@@ -189,6 +250,8 @@ fn others(ways: &mut Ways) {
         Box::new(Square { side: 3 }),
         Box::new(Rectangle { sides: (2, 3), name: None }),
         Box::new(Rectangle { sides: (4, 5), name: Some("r".into()) }),
+        Box::new(Named { name: DerivedTextOrBytes::Bytes(b"abc".to_vec()) }),
+        Box::new(Named { name: DerivedTextOrBytes::Text("abc".into()) }),
     ];
     let show = |shapes: &Vec<Box<dyn Draw>>| {
         format!("{shapes:?}, {:?}", shapes.iter().map(|shape| shape.area()).collect::<Vec<_>>())
