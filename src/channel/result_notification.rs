@@ -16,7 +16,8 @@
 //! | claim -> `NOTIFY_EACH` | a pool that has slept for a while | SeqCst, then it looks for results | - |
 //!
 //! A start defers notification if all pending results may wait, the claim has no `NOTIFY_EACH`, another order lies behind the current
-//! one, and the time of the pace has not passed since the first start that deferred.
+//! one, and the shortest time of the paces of the pending results and of the current order has not passed since the first start that
+//! deferred.
 //!
 //! # Invariants
 //! 1. The pool arms an alarm and then finds that the last order it gave, whose results may wait, has not begun. Then it is notified when
@@ -81,7 +82,9 @@ pub(super) struct ResultNotifier {
     /// That of the current order, and whether another lies behind it, if that is known: it stays there.
     pace: Cell<Pace>,
     has_more: Cell<bool>,
-    /// When notification was first deferred, in nanoseconds, if the pace has a limit; 0 is not.
+    /// For how long the pending results may wait, in nanoseconds: the shortest of their limits. `u64::MAX` is none.
+    limit_ns: Cell<u64>,
+    /// When notification was first deferred, in nanoseconds, if there is such a limit; 0 is not.
     deferred_ns: Cell<u64>,
     /// The pool was awake when it was last notified.
     was_awake: Cell<bool>,
@@ -92,6 +95,15 @@ impl ResultNotifier {
     #[inline]
     pub(super) fn note_result(&self) {
         self.pending.set(self.pending.get() | self.adds.get());
+        self.add_limit();
+    }
+
+    /// The results of the current order are among those that wait.
+    #[inline]
+    fn add_limit(&self) {
+        if let Pace::Within(us) = self.pace.get() {
+            self.limit_ns.set(self.limit_ns.get().min(u64::from(us) * 1000));
+        }
     }
 
     /// An order begins: the pool is to be notified of each of its results.
@@ -151,17 +163,21 @@ impl ResultNotifier {
     #[inline]
     fn clear(&self) {
         self.pending.set(0);
+        self.limit_ns.set(u64::MAX);
         self.deferred_ns.set(0);
     }
 
     /// Whether the pending results have waited for as long as they may.
     #[inline]
     fn is_due(&self) -> bool {
-        let limit = match self.pace.get() {
-            Pace::Each => return true,
-            Pace::Last => return false,
-            Pace::Within(us) => u64::from(us) * 1000,
-        };
+        if self.pace.get() == Pace::Each {
+            return true;
+        }
+        self.add_limit();
+        let limit = self.limit_ns.get();
+        if limit == u64::MAX {
+            return false;
+        }
         let now = clock::now_ns();
         match self.deferred_ns.get() {
             0 => self.deferred_ns.set(now),
@@ -189,7 +205,8 @@ impl ResultNotifier {
 impl Default for ResultNotifier {
     fn default() -> Self {
         let (pending, pace, has_more, deferred_ns, was_awake) = Default::default();
-        Self { pending, adds: Cell::new(MAY_WAIT | OWED), pace, has_more, deferred_ns, was_awake }
+        let (adds, limit_ns) = (Cell::new(MAY_WAIT | OWED), Cell::new(u64::MAX));
+        Self { pending, adds, pace, has_more, limit_ns, deferred_ns, was_awake }
     }
 }
 
@@ -298,5 +315,16 @@ mod tests {
         let at = clock::now_ns();
         while clock::now_ns() < at + 2000 {}
         assert_eq!(order(&notifier, &pool, Pace::Within(1), true), 1);
+    }
+
+    #[test]
+    fn limit_of_a_result_holds_though_the_orders_after_it_have_none() {
+        let (notifier, pool) = (ResultNotifier::default(), Asleep::default());
+        let paces = [Pace::Within(1), Pace::Last];
+        assert_eq!(paces.map(|pace| order(&notifier, &pool, pace, true)), [0, 0]);
+        let at = clock::now_ns();
+        while clock::now_ns() < at + 2000 {}
+        assert_eq!(order(&notifier, &pool, Pace::Last, true), 1);
+        assert_eq!(order(&notifier, &pool, Pace::Last, true), 0, "it is told");
     }
 }

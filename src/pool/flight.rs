@@ -118,12 +118,13 @@ impl Flight {
         let (limits, first_attempt) = (options.limits, options.first_attempt);
         // Their number may change meanwhile; waiting callers are then woken.
         let workers = self.pool.shared().slots(self.group.is_brief());
-        let mut chunks = Vec::new();
+        let (mut chunks, mut is_large_ahead) = (Vec::new(), false);
         while let Some((input, _)) = &mut self.input {
             let size = self.group.chunk_size().max(1);
             let in_flight = (self.pulled - self.returned) as usize;
             let is_enough = in_flight + held >= workers * size * CHUNKS_AHEAD;
-            if is_enough || in_flight > 0 && self.group.items().bytes >= BYTES_AHEAD {
+            is_large_ahead = !is_enough && in_flight > 0 && self.group.items().bytes >= BYTES_AHEAD;
+            if is_enough || is_large_ahead {
                 // A place in line whose turn has come goes to the next caller.
                 self.leave_line();
                 break;
@@ -175,7 +176,8 @@ impl Flight {
             // With half of the items still out, workers have enough to do until more comes, unless that is over before we are awake.
             // Without more, only the end matters.
             let low = match &self.input {
-                Some(_) if self.group.order_ns(self.in_flight()) < WORTH_HALVING_NS => usize::MAX,
+                // A few large items do not keep all workers busy until half of them are done.
+                Some(_) if is_large_ahead || self.group.order_ns(self.in_flight()) < WORTH_HALVING_NS => usize::MAX,
                 Some(_) => self.in_flight() / 2,
                 None => 0,
             };

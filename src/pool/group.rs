@@ -202,7 +202,8 @@ impl Group {
         let (call, attempt) = (self.call, chunk.attempt);
         let limit = self.options.timeout.map(|timeout| {
             let limit = timeout.saturating_add(self.options.grace.unwrap_or(grace));
-            limit.as_micros().try_into().unwrap_or(u64::MAX)
+            // The highest number is none, and the start of an item with a timeout is to be noted.
+            limit.as_micros().try_into().unwrap_or(u64::MAX).min(u64::MAX - 1)
         });
         let level = if self.caller.is_some() { Caller::level() } else { 0 };
         let (is_remote, origin) = (self.options.origin.is_some(), self.origin());
@@ -478,5 +479,16 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::Cancelled);
         side_results.fetch();
         assert!(group.take_done().is_none());
+    }
+
+    /// Without one its worker would not note the starts of its items, and a timeout would be found late.
+    #[test]
+    fn order_with_a_timeout_has_a_limit_however_long_the_grace_is() {
+        let options =
+            Options { timeout: Some(Duration::from_secs(1)), grace: Some(Duration::MAX), ..Options::default() };
+        let group = Group::new(entry::Call::of(|| ()), "f", options);
+        let bytes = group.header(&Chunk::new(0), Pace::Each, Duration::ZERO);
+        let (header, _) = Header::read(&bytes, submitter()).expect("a header");
+        assert_eq!(header.limit, Some(u64::MAX - 1));
     }
 }

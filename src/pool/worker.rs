@@ -200,6 +200,8 @@ impl Context {
         if tag < IN_PIPE && attachments.is_empty() && self.lane.can_carry(payload.len()) {
             return self.lane.report(tag, [payload.bytes(), &[]]).is_ok();
         }
+        // The pipe may be full until the pool takes results, so it is to hear of those that came before.
+        self.lane.notify_pending();
         match self.results.blocking_send_encoded(payload, attachments) {
             Ok(()) => self.lane.report(tag | IN_PIPE, [&[], &[]]).is_ok(),
             Err(error) if error.kind() == ErrorKind::Closed => false,

@@ -4,13 +4,14 @@
 //! | items of the call | worker that gets the order |
 //! |---|---|
 //! | of unknown length, or long | an idle one, in the lowest seat |
-//! | over soon (2 ms) | the same; if none is idle, the one with the fewest orders, at most three behind the one that runs. A call of one item is not put behind orders of calls with many |
-//! | brief (20 us): over before a worker could be woken | one that is awake with brief items, once as many are awake as there are CPUs; else as above |
+//! | over soon (2 ms) | the same; if none is idle, the one with the fewest orders, all of them over soon, at most three behind the one that runs. A call of one item is not put behind orders of calls with many |
+//! | brief (20 us): over before a worker could be woken | one that is awake with brief items, once as many are awake as there are CPUs; else as above. A call of one item gets an idle worker rather than wait for a call with many items |
 //!
 //! **An idle worker takes over.** If nothing waits and a worker is idle, it gets a part of what lies behind an item of 50 us or more at another.
 //!
-//! **A call that waits vacates a worker.** If no worker is free for a call, orders that a call with many items has ahead at some worker are taken
-//! back, and that worker gets nothing more until it is idle. So orders ahead never make another call wait for more than one item.
+//! **A call that waits vacates a worker.** If no worker is free for a call that has no order at any worker, orders that a call with many items has
+//! ahead at some worker are taken back, and that worker gets nothing more until it is idle. So orders ahead never make another call wait for more
+//! than one item, and calls that all have orders at workers do not take workers from each other.
 //!
 //! **Brief items wake few workers.** More workers than CPUs do not get through brief items faster, and waking one costs as much as several of
 //! them. If the awake workers do not get on (an item is long after all, or another program has their CPUs), the number is doubled every
@@ -39,6 +40,8 @@ const SOON_COPIED: usize = 64 << 10;
 const SHARE_AFTER: Duration = Duration::from_millis(2);
 /// So many workers at most are asked for what they have ahead at a time.
 const MOST_ASKED: usize = 4;
+/// So many waiting calls at most are looked at for one that a worker is free for, or that has no order at any.
+const MOST_TRIED: usize = 8;
 /// So often the number of workers that are kept awake is doubled.
 const MOST_BOOST: u32 = 12;
 /// An item that its worker does not begin is given to an idle one after this: longer than a wake takes on a busy machine.
@@ -138,7 +141,6 @@ impl Scheduler {
             // It is taken.
             return;
         }
-        let mut has_rotated = false;
         loop {
             self.seats.update();
             if let Some(checkout) = self.seats.changed_checkout() {
@@ -151,19 +153,15 @@ impl Scheduler {
                 }
                 continue;
             };
-            let Some(len) = next_len(&group) else {
+            if next_len(&group).is_none() {
                 self.queue.pop_front();
                 continue;
+            }
+            let chosen = self.choose(&group, effects).map(|seat| (seat, group.clone()));
+            let Some((seat, group)) = chosen.or_else(|| self.choose_for_others(&group, effects)) else {
+                return;
             };
-            let Some(seat) = self.choose(&group, effects) else {
-                // A call of one item behind it may still have a worker vacated.
-                if has_rotated || !group.options.is_many || self.queue.len() < 2 {
-                    return;
-                }
-                has_rotated = true;
-                self.queue.rotate();
-                continue;
-            };
+            let Some(len) = next_len(&group) else { continue };
             let Some(worker) = self.seats.worker(seat) else { return };
             if !worker.takes(len) {
                 continue;
@@ -176,8 +174,34 @@ impl Scheduler {
         }
     }
 
-    /// The seat that gets the next order of `group`. If there is none, no worker is free for the calls behind it either.
+    /// No worker is free for `first`, the first call that waits. The first of the next few calls that has one, or for which one will be
+    /// idle, goes before it. Returns that worker's seat, if there is one now.
+    fn choose_for_others(&mut self, first: &Group, effects: &mut Effects) -> Option<(usize, Arc<Group>)> {
+        self.seats.update();
+        let index = self.seats.index();
+        let vacating = index.vacating.len();
+        if index.open[0].is_empty() && !first.options.is_many {
+            // Those behind it wait for the same workers.
+            return None;
+        }
+        for at in 1..self.queue.len().min(MOST_TRIED) {
+            let group = self.queue.get(at)?.clone();
+            if !group.items().has_pending() {
+                continue;
+            }
+            let seat = self.choose(&group, effects);
+            self.seats.update();
+            if seat.is_some() || self.seats.index().vacating.len() > vacating {
+                self.queue.bring_forward(at);
+                return Some((seat?, group));
+            }
+        }
+        None
+    }
+
+    /// The seat that gets the next order of `group`.
     fn choose(&mut self, group: &Group, effects: &mut Effects) -> Option<usize> {
+        self.seats.update();
         let index = self.seats.index();
         let idle = index.open[0].first();
         let lowest = |sets: &[super::SeatSet; DEPTH]| sets[1..].iter().find_map(super::SeatSet::first);
@@ -189,7 +213,19 @@ impl Scheduler {
                 true => lowest(&index.brief),
                 false => levels.find_map(|(brief, single)| brief.iter().find(|seat| single.contains(*seat))),
             };
-            return brief.or_else(|| self.vacate(group, effects));
+            let has_many = |seat| self.seats.get(seat).is_some_and(|worker| !worker.has_only_single());
+            return match (brief, idle) {
+                // Those that are awake will not be free for it soon.
+                (None, Some(idle)) => {
+                    let is_for_it = match group.options.is_many {
+                        true => self.is_empty_handed(group),
+                        false => index.awake.iter().any(has_many),
+                    };
+                    is_for_it.then_some(idle)
+                }
+                (None, None) => self.vacate(group, effects),
+                (Some(_), _) => brief,
+            };
         }
         let sets = if group.options.is_many { &index.open } else { &index.single };
         let busy = if idle.is_none() && is_soon_over { lowest(sets) } else { None };
@@ -199,17 +235,36 @@ impl Scheduler {
         idle.or(busy).or_else(|| self.vacate(group, effects))
     }
 
+    /// Whether no worker has an order of `group`.
+    fn is_empty_handed(&self, group: &Group) -> bool {
+        let is_its = |running: &Running| std::ptr::eq(&*running.group, group);
+        let has_some = |seat: usize| self.seats.get(seat).is_some_and(|worker| worker.running.iter().any(is_its));
+        !group.options.is_many || !group.seats().into_iter().any(has_some)
+    }
+
     /// Has one more worker become idle after the item that it runs, for `group`: the orders that a call with many items has ahead there
-    /// wait again. At most as many workers do so as calls wait. Returns a worker that has become idle at once.
+    /// wait again. At most as many workers do so as calls wait that have no order at any. Returns a worker that has become idle at once.
     fn vacate(&mut self, group: &Group, effects: &mut Effects) -> Option<usize> {
         self.seats.update();
         let index = self.seats.index();
-        if index.vacating.len() >= self.queue.len() {
+        let vacating = index.vacating.len();
+        if !self.is_empty_handed(group) {
+            return None;
+        }
+        let wait = self
+            .queue
+            .iter()
+            .take(vacating + MOST_TRIED)
+            .filter(|group| group.items().has_pending() && self.is_empty_handed(group));
+        if wait.take(vacating + 1).count() <= vacating {
             return None;
         }
         let is_others = |running: &Running| running.is_many && !std::ptr::eq(&*running.group, group);
         let may = |worker: &Worker| worker.has_started() && worker.running.iter().any(is_others);
-        let seat = index.reclaimable.iter().take(MOST_ASKED).find(|seat| self.seats.get(*seat).is_some_and(may))?;
+        let asked = || index.reclaimable.iter().take(MOST_ASKED).filter(|seat| self.seats.get(*seat).is_some_and(may));
+        // One that will be idle soon.
+        let is_quick = |seat: &usize| self.seats.get(*seat).is_some_and(Worker::has_only_quick);
+        let seat = asked().find(is_quick).or_else(|| asked().next())?;
         self.seats.worker(seat)?.is_vacating = true;
         self.reclaim(seat, 1, effects);
         self.seats.update();
@@ -371,6 +426,9 @@ impl Scheduler {
     /// Takes back items of `group` that have not started, and asks those that run to stop.
     pub(super) fn revoke(&mut self, group: &Arc<Group>, effects: &mut Effects) {
         let grace = group.options.grace.unwrap_or(self.config.grace);
+        // What is done by now is not asked to stop.
+        group.seats().into_iter().for_each(|seat| self.seats.suspect(seat));
+        self.collect(effects);
         let mut asked = Vec::new();
         for seat in group.seats() {
             let Some(worker) = self.seats.worker(seat) else { continue };
@@ -529,7 +587,10 @@ impl Worker {
 
     /// Whether it has items behind the one that runs that take so long that others should rather have them.
     pub(super) fn is_divisible(&self) -> bool {
-        self.running.iter().any(|running| running.is_long) && self.is_shared() && self.has_more()
+        // Large arguments would have to come once more.
+        let is_small = |running: &Running| running.chunk.bytes().len() <= SOON_COPIED;
+        let has_long = self.running.iter().any(|running| running.is_long);
+        has_long && self.running.iter().all(is_small) && self.is_shared() && self.has_more()
     }
 
     /// How many orders others might be given in its stead.
@@ -557,7 +618,8 @@ impl Worker {
         }
         let has_begun = running.begun == Some(running.done);
         let transfer = TRANSFER_PER_KIB * (running.chunk.bytes().len() >> 10).try_into().unwrap_or(u32::MAX);
-        has_more && now.saturating_duration_since(running.since) >= SHARE_AFTER
+        let in_transfer = if has_begun { Duration::ZERO } else { transfer };
+        has_more && now.saturating_duration_since(running.since) >= SHARE_AFTER + in_transfer
             || !has_begun && now.saturating_duration_since(running.since.max(moved)) >= TAKE_OVER_AFTER + transfer
     }
 

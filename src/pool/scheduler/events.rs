@@ -243,6 +243,7 @@ impl Scheduler {
             self.retire(seat, effects);
         }
         self.advance(effects);
+        self.plan_quiet_check(effects);
     }
 
     /// A worker could not be started.
@@ -269,6 +270,8 @@ impl Scheduler {
             }
         }
         self.advance(effects);
+        // All callers may sleep by now.
+        self.plan_quiet_check(effects);
     }
 
     /// A worker has ended.
@@ -294,6 +297,7 @@ impl Scheduler {
     pub(in crate::pool) fn not_sent(&mut self, side_orders: &SideOrders, unsent: &Unsent, effects: &mut Effects) {
         self.was_unsent(side_orders, unsent, effects);
         self.advance(effects);
+        self.plan_quiet_check(effects);
     }
 
     /// A call was refused, because as many items wait as may.
@@ -379,17 +383,13 @@ impl Scheduler {
     pub(in crate::pool) fn time_passed(&mut self, effects: &mut Effects) -> Step {
         let now = effects.now();
         self.collect(effects);
-        let mut has_checked = false;
         while self.timers.peek().is_some_and(|Reverse(timer)| timer.at <= now) {
             let Some(Reverse(timer)) = self.timers.pop() else { break };
-            has_checked |= matches!(timer.event, Event::CheckQuiet);
             self.on(timer.event, now, effects);
         }
         self.advance(effects);
-        // Orders that were given just now may be slow, too; but a caller that submits all the time is awake.
-        if !has_checked {
-            self.plan_quiet_check(effects);
-        }
+        // Orders that were given just now may be slow, too, and all callers may sleep.
+        self.plan_quiet_check(effects);
         let spawns = self.spawns(now, effects);
         let begun = std::mem::take(&mut self.reports);
         self.alert = self.timers.peek().map(|Reverse(timer)| timer.at);

@@ -37,9 +37,14 @@ impl Queue {
         self.groups.iter()
     }
 
-    /// The first call goes behind the others.
-    pub(super) fn rotate(&mut self) {
-        self.groups.rotate_left(1.min(self.groups.len()));
+    pub(super) fn get(&self, at: usize) -> Option<&Arc<Group>> {
+        self.groups.get(at)
+    }
+
+    /// The call there goes before all others.
+    pub(super) fn bring_forward(&mut self, at: usize) {
+        let group = self.groups.remove(at);
+        group.into_iter().for_each(|group| self.groups.push_front(group));
     }
 
     pub(super) fn len(&self) -> usize {

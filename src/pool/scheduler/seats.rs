@@ -96,7 +96,7 @@ pub(super) struct Seat {
 /// A set of seats for each question.
 #[derive(Default)]
 pub(super) struct Index {
-    /// Workers that anybody may give another order, by how many they have. The first are idle.
+    /// Workers that anybody may give another order, by how many they have. The first are idle; all orders of the others are over soon.
     pub(super) open: [SeatSet; DEPTH],
     /// Those of them that have only orders of calls with one item.
     pub(super) single: [SeatSet; DEPTH],
@@ -294,7 +294,8 @@ impl Seats {
             let is_everybodys = worker.phase == Phase::Serving && worker.checkout == 0;
             let orders = worker.running.len();
             if is_everybodys && worker.given < worker.share && worker.full.is_none() && !worker.is_stalled() {
-                open = Some(orders).filter(|orders| *orders < DEPTH && (*orders == 0 || !worker.is_vacating));
+                let takes_more = orders == 0 || !worker.is_vacating && worker.has_only_quick();
+                open = Some(orders).filter(|orders| *orders < DEPTH && takes_more);
             }
             is_single = worker.has_only_single();
             brief = is_everybodys && worker.has_brief_items();

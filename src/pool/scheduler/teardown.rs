@@ -183,6 +183,9 @@ impl Scheduler {
 
     /// Settles everything there is.
     pub(super) fn fail_all(&mut self, effects: &mut Effects, error: impl Fn() -> Error) {
+        // Results that have come count.
+        (0..self.seats.len()).for_each(|seat| self.seats.suspect(seat));
+        self.collect(effects);
         self.fail_waiting(effects, &error);
         self.cancel_all_taken(effects, &error);
         for seat in 0..self.seats.len() {

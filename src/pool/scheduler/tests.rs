@@ -276,8 +276,8 @@ impl World {
         }
         assert_eq!((scheduler.out, scheduler.waiting, scheduler.waiting_chunks), (out, pending, chunks));
         // No item waits while a worker is idle, but for brief ones while enough are awake with such.
-        if let Some(first) = scheduler.queue.front().filter(|group| group.items().has_pending()) {
-            let enough = first.is_brief() && index.awake.len() >= scheduler.awake << scheduler.boost;
+        for waiting in scheduler.queue.iter().take(4).filter(|group| group.items().has_pending()) {
+            let enough = waiting.is_brief() && index.awake.len() >= scheduler.awake << scheduler.boost;
             assert!(index.open[0].is_empty() || enough, "an item waits, and a worker is idle");
             let is_planned = scheduler.is_share_planned || index.open[0].is_empty();
             assert!(is_planned, "nobody looks whether those that are awake get on");
@@ -287,8 +287,10 @@ impl World {
             let level = (serves && worker.given < worker.share).then_some(worker.running.len());
             let found = index.open.iter().position(|set| set.contains(seat));
             // What it has done about orders that it was stopped at is known when its mark is seen.
-            let is_right =
-                worker.stalled.is_some() || worker.is_vacating || found == level.filter(|level| *level < DEPTH);
+            // That its items are over soon may be known from another worker, and is seen when it comes to something.
+            let is_unseen = found.is_none() && !worker.running.is_empty();
+            let is_known = worker.stalled.is_some() || worker.is_vacating || is_unseen;
+            let is_right = is_known || found == level.filter(|level| *level < DEPTH);
             assert!(is_right, "a worker with {} orders is in set {found:?}", worker.running.len());
             assert!(index.taken.contains(seat));
             // No deadline is forgotten.
@@ -462,6 +464,8 @@ impl World {
         let asked = self.asked.last_mut().unwrap();
         let group = asked.group.clone();
         group.learn(time, 1);
+        // As if another worker had done one.
+        (0..SEATS).for_each(|seat| _ = self.scheduler.seats.worker(seat));
         (asked.items, asked.settled) = (items, vec![0; items as usize]);
         let chunks = (1..items).map(|first| {
             let mut chunk = Chunk::new(first.into());
@@ -527,6 +531,130 @@ fn idle_worker_takes_over_a_part_of_what_lies_behind_long_items_at_another() {
     while world.mocks[1].as_mut().is_some_and(MockWorker::step) {}
     world.act(Act::Collect);
     assert_eq!(world.orders(), [1, 3]);
+    world.finish();
+}
+
+#[test]
+fn two_maps_that_both_have_orders_at_workers_do_not_take_workers_from_each_other() {
+    let mut world = World::new(0);
+    (0..2).for_each(|_| world.submit_many(40, MS));
+    let (mut vacated, mut before) = (0, 0);
+    for round in 0.. {
+        if world.scheduler.out == 0 {
+            break;
+        }
+        assert!(round < 2000, "never settled: {}", world.unsettled());
+        for seat in 0..2 {
+            let _ = world.mocks[seat].as_mut().unwrap().step();
+            world.act(Act::Collect);
+            let now = world.scheduler.seats.workers().filter(|(_, worker)| worker.is_vacating).count();
+            vacated += now.saturating_sub(before);
+            before = now;
+        }
+    }
+    assert!(vacated <= 2, "a worker was vacated {vacated} times");
+}
+
+#[test]
+fn one_call_of_one_item_vacates_one_worker() {
+    let mut world = World::new(0);
+    world.submit_many(20, MS);
+    (0..2).for_each(|seat| world.start(seat));
+    world.act(Act::Apply);
+    (0..3).for_each(|_| world.act(Act::Sleep));
+    world.time(0);
+    assert_eq!(world.scheduler.seats.workers().filter(|(_, worker)| worker.is_vacating).count(), 1);
+    world.finish();
+}
+
+#[test]
+fn quick_call_of_one_item_does_not_go_behind_one_that_may_be_long() {
+    let mut world = World::new(0);
+    world.act(Act::Apply);
+    world.start(0);
+    world.submit_many(13, MS);
+    assert_eq!(world.orders(), [1, DEPTH], "the map does not go behind it either");
+    world.start(1);
+    // It is known to be over soon.
+    world.submit(1, 1, true, Options::default());
+    assert_eq!((world.orders(), world.pending(2)), (vec![1, 1], 1), "the worker of the map is next");
+    world.run_worker(1);
+    world.act(Act::Collect);
+    assert_eq!(world.pending(2), 0);
+    world.finish();
+}
+
+#[test]
+fn call_that_may_be_long_gets_the_idle_worker_though_brief_calls_wait_before_it() {
+    let mut world = World::new(0);
+    world.submit(DEPTH as u32, 1, true, Options::default());
+    assert_eq!(world.orders(), [DEPTH, 0]);
+    (0..2).for_each(|_| world.submit(1, 1, true, Options::default()));
+    world.act(Act::Apply);
+    assert_eq!((world.pending(1), world.pending(2), world.pending(3)), (1, 1, 0), "{:?}", world.orders());
+    world.finish();
+}
+
+#[test]
+fn brief_call_of_one_item_gets_an_idle_worker_rather_than_wait_for_a_map() {
+    let mut world = World::new(0);
+    // All of them brief, and one worker is enough for them.
+    world.submit_many(3, Duration::from_nanos(100));
+    world.finish();
+    let idle = world.orders().iter().filter(|orders| **orders == 0).count();
+    assert_eq!(idle, 2);
+    let usual_time = Arc::new(UsualTime::default());
+    usual_time.learn(100);
+    let group = Arc::new(Group::new(entry::Call::of(|| ()), "f", Options { is_many: true, ..Options::default() }));
+    group.set_usual_time(|| usual_time);
+    group.learn(Duration::from_nanos(100), 1);
+    world.asked.push(Asked { group: group.clone(), items: 1, settled: vec![0] });
+    let mut chunk = Chunk::new(0);
+    spsc::append_record(&mut chunk.body, &[1]).unwrap();
+    chunk.count = 1;
+    world.event(|scheduler, effects| scheduler.submitted(&group, vec![chunk], effects));
+    world.submit(1, 1, true, Options::default());
+    assert_eq!(world.orders(), [1, 1]);
+    world.finish();
+}
+
+#[test]
+fn order_with_large_arguments_is_not_taken_back_while_those_may_be_on_their_way() {
+    let mut world = World::new(0);
+    let large = |world: &mut World| {
+        let group = Arc::new(Group::new(entry::Call::of(|| ()), "f", Options::default()));
+        let usual_time = Arc::new(UsualTime::default());
+        usual_time.learn(100);
+        group.set_usual_time(|| usual_time);
+        world.asked.push(Asked { group: group.clone(), items: 1, settled: vec![0] });
+        let mut chunk = Chunk::new(0);
+        spsc::append_record(&mut chunk.body, &vec![1; 4 << 20]).unwrap();
+        chunk.count = 1;
+        world.event(|scheduler, effects| scheduler.submitted(&group, vec![chunk], effects));
+    };
+    (0..2).for_each(|_| large(&mut world));
+    assert_eq!(world.orders(), [2, 0]);
+    world.time(4);
+    assert_eq!(world.orders(), [2, 0], "4 MiB take 40 ms");
+    world.time(60);
+    assert_eq!(world.orders().iter().sum::<usize>(), 2);
+    assert_ne!(world.orders(), [2, 0], "it was stopped");
+}
+
+#[test]
+fn driver_checks_quiet_orders_that_a_worker_gets_when_its_initializer_has_ended() {
+    let mut world = World::new(0);
+    world.act(Act::Resize(1, 1));
+    world.finish();
+    let generation = world.mocks[0].as_ref().unwrap().generation;
+    world.scheduler.seats.worker(0).unwrap().phase = Phase::Beginning;
+    world.submit_many(8, MS);
+    assert_eq!(world.orders()[0], 0);
+    world.act(Act::Sleep);
+    world.time(0);
+    world.event(|scheduler, effects| scheduler.initialized(0, generation, Ok(()), effects));
+    assert!(!world.scheduler.seats.index_mut().quiet.is_empty(), "{:?}", world.orders());
+    assert!(world.scheduler.is_quiet_check_planned);
     world.finish();
 }
 

@@ -137,6 +137,11 @@ impl Worker {
         self.running.iter().all(|running| !running.is_many)
     }
 
+    /// Whether all its items are known to be over soon, so that others may wait behind them.
+    pub(super) fn has_only_quick(&self) -> bool {
+        self.running.iter().all(|running| running.group.is_quick())
+    }
+
     /// Whether its initializer is not known to have ended.
     pub(super) fn is_beginning(&self) -> bool {
         self.phase == Phase::Beginning && !self.has_reported
