@@ -303,7 +303,8 @@ async fn dropped_soon<T>(random: &mut Random, drops: &Value<u64>, future: impl F
 async fn p10_dropped_gets_and_puts_lose_and_double_nothing_in_a_million() {
     let put = async |queue: Queue<u64>, drops: Value<u64>| {
         let (mut random, mut number) = (Random::new(1), 0);
-        while drops.get() < DROPS {
+        // On one CPU most of them are dropped.
+        while drops.get() < DROPS || number <= DROPS / 1000 {
             number += u64::from(dropped_soon(&mut random, &drops, queue.put(number)).await.is_some());
         }
         queue.put(u64::MAX).await.unwrap();
@@ -333,7 +334,7 @@ async fn p10_dropped_gets_and_puts_lose_and_double_nothing_in_a_million() {
 async fn p10_dropped_acquires_leave_a_lock_that_works_in_a_million() {
     let turns = async |lock: Lock, drops: Value<u64>, inside: Value<u64>, seed: u64| {
         let (mut random, mut turns) = (Random::new(seed), 0u64);
-        while drops.get() < DROPS {
+        while drops.get() < DROPS || turns <= DROPS / 1000 {
             if let Some(guard) = dropped_soon(&mut random, &drops, lock.acquire()).await {
                 let _guard = guard.unwrap();
                 assert_eq!(inside.fetch_add(1), 0, "somebody else has the lock as well");
