@@ -40,7 +40,7 @@
 use super::descriptors::send_fds;
 #[cfg(multiprocess_loom)]
 use super::descriptors::take_fds;
-use super::reclaim;
+use super::reclaim::{self, Notifies};
 use super::ring::{Pop, Push, Ring, WakeRequests, word};
 use super::unfinished::Unfinished;
 use crate::error::{Damage, Error, ErrorKind, Result};
@@ -199,7 +199,7 @@ impl ChannelCore {
     #[inline]
     pub(super) fn watch_idle(&self) {
         if self.ring.take_idle() {
-            reclaim::watch(&self.ring, &self.this);
+            reclaim::watch(&self.ring, self.this.clone());
         }
     }
 
@@ -593,16 +593,9 @@ impl Drop for ChannelCore {
     }
 }
 
-/// Wakes those who asked for it while this process worked on the memory of a channel, which it may have let go of since.
-pub(super) fn notify_of(ring: &Ring, core: &Weak<ChannelCore>, requests: WakeRequests) {
-    match core.upgrade() {
-        _ if requests == WakeRequests::default() => {}
-        Some(core) => core.notify(requests),
-        // Only other processes are left. One that waits for an end that is gone learns that as a hang-up.
-        None => [word::ROOM, word::ITEMS].iter().for_each(|first| {
-            let queue = WaitQueue::new(ring.region().clone(), *first, None);
-            queue.iter().for_each(|queue| queue.notify_all());
-        }),
+impl Notifies for ChannelCore {
+    fn notify(&self, requests: WakeRequests) {
+        self.notify(requests);
     }
 }
 

@@ -19,11 +19,11 @@
 //! If the keeper is killed first, what it kept stays with its channel until another process takes from the channel or tries
 //! to: a taker that finds it empty becomes the keeper. Whoever waits for an item tries as soon as the death is noticed.
 
-use super::channel_core::{ChannelCore, notify_of};
-use super::ring::Ring;
+use super::ring::{Kept, Ring, WakeRequests, word};
 use crate::os::background;
 use crate::os::fork;
 use crate::os::sync::lock;
+use crate::wait::WaitQueue;
 use std::io;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
@@ -34,26 +34,38 @@ pub(super) const MOST_KEPT: u64 = 544 << 20;
 const MOST_KEPT_IN_ALL: u64 = 1 << 30;
 const IDLE: Duration = Duration::from_secs(1);
 
-/// The memory that a drained channel keeps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Kept {
-    pub(super) bytes: u64,
-    /// How far its records have come, in bytes that wrap around.
-    pub(super) passed: u64,
+/// A channel of this process, whose waiters it wakes.
+pub(super) trait Notifies: Send + Sync {
+    fn notify(&self, requests: WakeRequests);
 }
 
 /// A channel that may have memory to give back.
 #[derive(Clone)]
 struct Channel {
     ring: Arc<Ring>,
-    core: Weak<ChannelCore>,
+    core: Weak<dyn Notifies>,
 }
 
 impl Channel {
     /// Gives back what it keeps, unless somebody is at work there. Whether it keeps nothing now.
     fn give_back(&self) -> bool {
-        notify_of(&self.ring, &self.core, self.ring.give_back_kept());
+        let requests = self.ring.give_back_kept();
+        if requests != WakeRequests::default() {
+            self.notify(requests);
+        }
         self.ring.kept().is_none()
+    }
+
+    /// Wakes those who asked for it meanwhile. This process may have let go of the channel since.
+    fn notify(&self, requests: WakeRequests) {
+        match self.core.upgrade() {
+            Some(core) => core.notify(requests),
+            // Only other processes are left. One that waits for an end that is gone learns that as a hang-up.
+            None => [word::ROOM, word::ITEMS].iter().for_each(|first| {
+                let queue = WaitQueue::new(self.ring.region().clone(), *first, None);
+                queue.iter().for_each(|queue| queue.notify_all());
+            }),
+        }
     }
 
     fn is(&self, watched: &Watched) -> bool {
@@ -63,7 +75,7 @@ impl Channel {
 
 struct Watched {
     ring: Weak<Ring>,
-    core: Weak<ChannelCore>,
+    core: Weak<dyn Notifies>,
     kept: Kept,
 }
 
@@ -81,7 +93,7 @@ struct Keeper {
 static KEEPER: Mutex<Keeper> = Mutex::new(Keeper { watched: Vec::new(), has_thread: false });
 
 /// This process drained a channel, or found it drained: gives back what it keeps, later if that is within the limits.
-pub(super) fn watch(ring: &Arc<Ring>, core: &Weak<ChannelCore>) {
+pub(super) fn watch(ring: &Arc<Ring>, core: Weak<dyn Notifies>) {
     if fork::is_forked() {
         return;
     }
@@ -89,7 +101,7 @@ pub(super) fn watch(ring: &Arc<Ring>, core: &Weak<ChannelCore>) {
     if ring.watched() >= kept.bytes {
         return;
     }
-    let channel = Channel { ring: ring.clone(), core: core.clone() };
+    let channel = Channel { ring: ring.clone(), core };
     let is_admitted = lock(&KEEPER).admit(&channel, kept);
     if !is_admitted && !channel.give_back() {
         watch_again(&channel);

@@ -44,7 +44,6 @@
 use super::extents::{Extent, Extents, HEAD_LEN, IS_MODEL, Impossible, corrupt};
 #[cfg(not(multiprocess_loom))]
 use super::leases::{self, Entry, Scan};
-use super::reclaim::Kept;
 use super::segment::{Mark, RecordHead, Segment};
 use crate::error::Damage;
 use crate::os::sync::lock;
@@ -111,6 +110,14 @@ const AHEAD: u64 = if IS_MODEL { 8 } else { 4 << 20 };
 const SEVERAL: u64 = if IS_MODEL { 64 } else { 16 << 20 };
 /// Units that a segment has at most.
 const MOST_UNITS: u64 = 1 << 31;
+
+/// The memory that a drained channel keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Kept {
+    pub(super) bytes: u64,
+    /// How far its records have come, in bytes that wrap around.
+    pub(super) passed: u64,
+}
 
 /// What a putter finds.
 #[derive(Debug, PartialEq, Eq)]

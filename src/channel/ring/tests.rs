@@ -119,7 +119,7 @@ fn memory_that_cannot_be_given_back_while_somebody_takes_is_watched_again() {
         }
     };
     let taking = lock(&ring.get);
-    reclaim::watch(&ring, &std::sync::Weak::new());
+    reclaim::watch(&ring, std::sync::Weak::<crate::channel::channel_core::ChannelCore>::new());
     reclaim::give_back_all();
     wait_until("nobody watches it", &|| ring.watched() >= 8 << 20);
     assert!(ring.kept().is_some());

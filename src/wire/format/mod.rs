@@ -18,7 +18,7 @@
 //! - `Some` is always marked, so an option keeps its content apart from nothing, whatever the content is.
 //! - The fields of a struct lie in their order, and their names stand once for each message in the table. A reader that
 //!   asks for a struct of the same names gets the fields by position (only code that serde derived: see
-//!   `de::is_derived`); any other reader gets a map from names to values. A field that was skipped makes another shape.
+//!   `visitors::is_derived`); any other reader gets a map from names to values. A field that was skipped makes another shape.
 //! - Variants go by name, for `skip` shifts their indices.
 //! - Both sides are human-readable, because serde's own buffer (behind `flatten`, `tag` and `untagged`) is.
 //! - The sender writes how deep the value is nested, if that is more than [`SHALLOW`], so that the receiver can see to
@@ -33,6 +33,7 @@ mod row_reader;
 mod rows;
 mod run;
 mod ser;
+mod visitors;
 
 pub(super) use de::{from_slice, reads_once};
 pub(super) use ser::append;

@@ -5,8 +5,8 @@
 //! parts a type asks for is known when the program is compiled, so little more than the copies is left of it. Where a
 //! type asks for something else in a later row, that is an error here, and the row is read again by the template.
 
-use super::de::is_derived;
 use super::rows::{self, with_part};
+use super::visitors::is_derived;
 use super::{Error, Result, fail, tag};
 use crate::os::identity;
 use serde::de::{DeserializeSeed, Deserializer, SeqAccess, Visitor};

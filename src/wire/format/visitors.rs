@@ -1,0 +1,25 @@
+//! Which visitors serde and its companions have made, told by the names of their types.
+
+/// Whether serde derived the visitor `V`. Others are known to take a struct as a map, as text formats give it to them;
+/// whether also as a sequence is not. The name is serde's convention: were it to change, structs would be read by names.
+/// A visitor that wraps one of serde's is another.
+pub(super) fn is_derived<V>() -> bool {
+    let name = std::any::type_name::<V>();
+    let mut depth = 0;
+    let start_of_arguments = name.rfind(|char| {
+        depth += i32::from(char == '>') - i32::from(char == '<');
+        char == '<' && depth == 0
+    });
+    let path = start_of_arguments.filter(|_| name.ends_with('>')).map_or(name, |at| &name[..at]);
+    path.ends_with("::__Visitor")
+}
+
+/// Whether `V` is the visitor of serde's own buffer, or one of `erased-serde`, which may hide that one. The buffer
+/// offers bytes that are UTF-8 as a text to the variants of an untagged enum. The names are those crates' own: were
+/// they to change, such bytes could be taken for a text.
+pub(super) fn is_buffer<V>() -> bool {
+    let name = std::any::type_name::<V>();
+    ["::content::ContentVisitor", "::content::TagOrContentVisitor", "erased_serde::de::Visitor"]
+        .iter()
+        .any(|buffer| name.contains(buffer))
+}
