@@ -131,6 +131,8 @@ pub(super) struct Index {
 #[derive(Clone, Copy, Default, PartialEq)]
 struct Class {
     open: Option<usize>,
+    /// Others may wait behind its orders: as far as was known when this was made.
+    takes_more: bool,
     single: Option<usize>,
     brief: Option<usize>,
     /// In the order in which [`Index::change`] has them.
@@ -289,13 +291,13 @@ impl Seats {
     fn classify(&mut self, seat: usize) {
         let Some(place) = self.all.get_mut(seat) else { return };
         let worker = place.worker.as_ref();
-        let (mut open, mut brief, mut is_single) = (None, false, false);
+        let (mut open, mut takes_more, mut brief, mut is_single) = (None, false, false, false);
         if let Some(worker) = worker {
             let is_everybodys = worker.phase == Phase::Serving && worker.checkout == 0;
             let orders = worker.running.len();
+            takes_more = !worker.is_vacating && worker.has_only_quick();
             if is_everybodys && worker.given < worker.share && worker.full.is_none() && !worker.is_stalled() {
-                let takes_more = orders == 0 || !worker.is_vacating && worker.has_only_quick();
-                open = Some(orders).filter(|orders| *orders < DEPTH && takes_more);
+                open = Some(orders).filter(|orders| *orders < DEPTH && (*orders == 0 || takes_more));
             }
             is_single = worker.has_only_single();
             brief = is_everybodys && worker.has_brief_items();
@@ -324,11 +326,18 @@ impl Seats {
             worker.is_some() || is_coming,
             is_coming || is_beginning,
         ];
-        let class = Class { open, single: open.filter(|_| is_single), brief: open.filter(|_| brief), flags };
+        let (single, brief) = (open.filter(|_| is_single), open.filter(|_| brief));
+        let class = Class { open, takes_more, single, brief, flags };
         let old = std::mem::replace(&mut place.class, class);
         if old != class {
             self.index.change(seat, old, class);
         }
+    }
+
+    /// Whether others might wait behind the orders of a worker, when it was looked at last.
+    #[cfg(test)]
+    pub(super) fn takes_more(&self, seat: usize) -> bool {
+        self.all[seat].class.takes_more
     }
 
     /// Something waits for the worker of a checkout.

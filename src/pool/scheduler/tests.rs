@@ -286,11 +286,12 @@ impl World {
             let serves = worker.phase == Phase::Serving && worker.checkout == 0 && worker.full.is_none();
             let level = (serves && worker.given < worker.share).then_some(worker.running.len());
             let found = index.open.iter().position(|set| set.contains(seat));
+            // That its items are over soon may be known from another worker since, and is seen when it comes to something.
+            let takes_more = scheduler.seats.takes_more(seat);
+            assert!(!(takes_more && worker.is_vacating), "others might wait behind orders of a worker that is vacated");
+            let level = level.filter(|level| *level < DEPTH && (*level == 0 || takes_more));
             // What it has done about orders that it was stopped at is known when its mark is seen.
-            // That its items are over soon may be known from another worker, and is seen when it comes to something.
-            let is_unseen = found.is_none() && !worker.running.is_empty();
-            let is_known = worker.stalled.is_some() || worker.is_vacating || is_unseen;
-            let is_right = is_known || found == level.filter(|level| *level < DEPTH);
+            let is_right = worker.stalled.is_some() || found == level;
             assert!(is_right, "a worker with {} orders is in set {found:?}", worker.running.len());
             assert!(index.taken.contains(seat));
             // No deadline is forgotten.
