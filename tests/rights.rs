@@ -790,7 +790,7 @@ fn a_builder_gives_a_child_umask_nice_value_cpus_and_limits() {
                 assert_eq!(child.limits[1], (Some(321), Some(321)));
                 let (soft, hard) = child.limits[3];
                 assert_eq!(soft, Some(6 << 30));
-                assert!(hard.is_none_or(|hard| (6 << 30..8 << 30).contains(&hard)), "{hard:?}");
+                assert!(hard.is_some_and(|hard| (6 << 30..8 << 30).contains(&hard)), "{hard:?}");
                 let others = Process::spawn(likeness, ()).unwrap().await.unwrap();
                 assert_eq!(others, likeness());
             }
