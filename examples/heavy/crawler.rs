@@ -5,7 +5,7 @@
 //! ```
 //!
 //! A fetcher has its URL on lease. It may die over a page (this parser does if elements nest too deep): the URL is then in the queue
-//! again, and after the third time among the dead letters. The database knows what is to do, so the next run goes on with that.
+//! again, and after the third time among the dead letters. The database has the pages that are left to do, so the next run goes on with that.
 //!
 //! ```text
 //! cargo run --release -p multiprocess-heavy-examples --example crawler -- 127.0.0.1:8080 pages.db
@@ -87,7 +87,7 @@ fn words(tokens: &mut Split<'_, char>) -> u64 {
     count
 }
 
-// ---- what is kept
+// ---- the database
 
 /// Whether the URL is new.
 fn note(db: &Connection, url: &str) -> rusqlite::Result<bool> {

@@ -2,7 +2,7 @@
 //!
 //! The decoding is done by a pool of processes. A worker that dies costs nothing, as its request is tried again (`retry_if`). A
 //! picture that does not fit into memory (a decompression bomb) and one whose work does not end cost their own request only. More
-//! requests than may wait are refused at once. SIGTERM and Ctrl-C answer what has come and end the program with exit code 0.
+//! requests than may wait are refused at once. On SIGTERM and Ctrl-C it answers the requests that have come and ends the program with exit code 0.
 //!
 //! ```text
 //! cargo run --release -p multiprocess-heavy-examples --example thumbnails -- 127.0.0.1:8080

@@ -77,7 +77,7 @@ pub(super) struct ChannelCore {
     this: Weak<Self>,
 }
 
-/// What was taken, and the descriptors that came with it.
+/// An item and the descriptors that came with it.
 type Received = (Buffer, Vec<OwnedFd>);
 
 /// Why a put, or a try of one, took nothing.

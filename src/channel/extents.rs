@@ -121,7 +121,7 @@ impl Extents {
         Ok(Extent { map, capacity: capacity as u32 })
     }
 
-    /// The same to be taken from. If there are not addresses enough (a `memory_limit`), only what has memory is mapped: the head,
+    /// Opens one to take from it. If there are not addresses enough (a `memory_limit`), only the part with memory is mapped: the head,
     /// and all records of which the tail was loaded before.
     pub(super) fn open_to_take(&self, name: u64) -> io::Result<Extent> {
         #[cfg(not(multiprocess_loom))]
@@ -321,7 +321,7 @@ impl Bytes for Extent {
 
     #[inline]
     fn word(&self, at: usize) -> u64 {
-        // Beyond what is mapped there is no record.
+        // No record lies beyond the mapped part.
         if self.maps(at as u64 + 8) { view::word(&self.map, segment::HEAD_LEN as usize + at) } else { 0 }
     }
 

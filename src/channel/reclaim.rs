@@ -47,7 +47,7 @@ struct Channel {
 }
 
 impl Channel {
-    /// Gives back what it keeps, unless somebody is at work there. Whether it keeps nothing now.
+    /// Gives back what it keeps, unless somebody is at work there. Returns whether it keeps nothing now.
     fn give_back(&self) -> bool {
         let requests = self.ring.give_back_kept();
         if requests != WakeRequests::default() {
@@ -123,7 +123,7 @@ pub(super) fn give_back_all() -> bool {
     is_any_free
 }
 
-/// What the thread has to see to.
+/// Channels that the thread has to look at.
 #[derive(Default)]
 struct Due {
     /// It was not used since.

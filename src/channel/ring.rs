@@ -195,7 +195,7 @@ impl Side {
 /// So many bytes of a payload are copied before their memory is given back.
 const PIECE: usize = if IS_MODEL { 8 } else { 4 << 20 };
 
-/// What the payload of a record is received into.
+/// Receives the payload of a record.
 pub(super) trait Collect: From<Vec<u8>> {
     /// Takes all of the record at `head`.
     fn collect(&mut self, segment: &Segment<'_, Extent>, head: Mark, record: RecordHead);

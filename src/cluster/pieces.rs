@@ -56,7 +56,7 @@ pub(super) async fn fetch(client: &Client, subject: &str, key: u64, len: u64) ->
         fetch_piece(client, subject, piece)
     };
     let mut pieces = stream::iter((0..count).map(|number| ask(number * most))).buffered(AT_ONCE);
-    // The length is only what somebody says, until the first piece is there; what is reserved becomes memory with the others.
+    // The length is only what somebody says, until the first piece is there; the reserved room becomes memory with the others.
     let mut whole = Vec::new();
     while let Some(piece) = pieces.next().await {
         let piece = piece?;

@@ -584,7 +584,7 @@ impl Session {
         }
     }
 
-    /// Fails what the stream has said nothing about for too long, though its server is there.
+    /// Fails messages that the stream has not acknowledged for too long, though its server is there.
     async fn fail_unanswered(&mut self, now: Instant) {
         let limit = self.work.address.offline_timeout;
         let is_unanswered = |message: &Sent| matches!(message.state, State::Unacknowledged { silent_since, .. } if now.saturating_duration_since(silent_since) >= limit);

@@ -264,7 +264,7 @@ pub(crate) fn reopen(pipe: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     Ok(rustix::fs::open(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?)
 }
 
-/// The number of the description that this process is tied by, and who is killed through it: its pid, or the negative
+/// The number of the description that this process is tied by, and the target of its signal: its pid, or the negative
 /// number of its group.
 static TIE: AtomicI32 = AtomicI32::new(-1);
 static TIED: AtomicI32 = AtomicI32::new(0);

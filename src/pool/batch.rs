@@ -38,7 +38,7 @@ impl ResultBatch {
         self
     }
 
-    /// What its failures are, if they are records and that is known.
+    /// The kinds of its failures, if they are records and that is known.
     pub(super) fn kinds(&self) -> &[(u64, ErrorKind)] {
         match self {
             ResultBatch::Records(records) => &records.kinds,

@@ -20,7 +20,7 @@
 //! | dropped | what follows |
 //! |---|---|
 //! | the stream | the queue is closed: events are discarded, before they are encoded |
-//! | the call, or it is over | the task is asked to stop, then the queue is closed: what is in it can still be received, then the stream ends; an event of the task is an error once it sees that it is to stop |
+//! | the call, or it is over | the task is asked to stop, then the queue is closed: events in it can still be received, then the stream ends; an event of the task is an error once it sees that it is to stop |
 //! | an `emit` that waits | its event is not sent |
 
 use super::chunk::Chunk;
@@ -156,7 +156,7 @@ impl<E> std::fmt::Debug for Events<E> {
     }
 }
 
-/// What the call keeps: dropped, its stream ends after what is there.
+/// The call's end of its events: when it is dropped, the stream ends after the events that are in the queue.
 pub(super) struct EndOfEvents(Box<dyn Ends>);
 
 trait Ends: Send + Sync {
@@ -311,7 +311,7 @@ impl Emitter {
         Self { key, name, encoded, opened, is_over }
     }
 
-    /// The item is done: what it has left behind sends nothing more.
+    /// The item is done: threads that it has left behind send nothing more.
     pub(super) fn end(&self) {
         self.is_over.store(true, Release);
     }

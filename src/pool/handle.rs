@@ -427,7 +427,7 @@ impl<R: DeserializeOwned + Unpin + 'static> Map<R> {
         Ok(())
     }
 
-    /// Cancels what is left, and ends the events.
+    /// Cancels the rest, and ends the events.
     fn end(&mut self) {
         (self.stage, self.singles) = (Stage::Over, None);
         self.events = None;

@@ -72,7 +72,7 @@ pub enum Condition<R> {
 }
 
 impl<R> Condition<R> {
-    /// What the scheduler tries again, and what is asked of each result.
+    /// The kinds that the scheduler tries again, and the predicate for each result.
     pub(super) fn parts(self) -> (Retry, Option<Predicate<R>>) {
         match self {
             Self::Kinds(which) => (which, None),

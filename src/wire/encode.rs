@@ -26,7 +26,7 @@ pub(crate) struct Parcel {
     pub(crate) fds: Vec<OwnedFd>,
 }
 
-/// What a message is received into.
+/// Receives the bytes of a message.
 pub(crate) enum Buffer {
     Bytes(Vec<u8>),
     /// The value itself, which is numbers.

@@ -7,7 +7,7 @@
 //! | over soon (2 ms) | the same; if none is idle, the one with the fewest orders, all of them over soon, at most three behind the one that runs. A call of one item is not put behind orders of calls with many |
 //! | brief (20 us): over before a worker could be woken | one that is awake with brief items, once as many are awake as there are CPUs; else as above. A call of one item gets an idle worker rather than wait for a call with many items |
 //!
-//! **An idle worker takes over.** If nothing waits and a worker is idle, it gets a part of what lies behind an item of 50 us or more at another.
+//! **An idle worker takes over.** If nothing waits and a worker is idle, it gets a part of the orders that lie behind an item of 50 us or more at another.
 //!
 //! **A call that waits vacates a worker.** If no worker is free for a call that has no order at any worker, orders that a call with many items has
 //! ahead at some worker are taken back, and that worker gets nothing more until it is idle. So orders ahead never make another call wait for more
@@ -38,7 +38,7 @@ use std::time::{Duration, Instant};
 const SOON_COPIED: usize = 64 << 10;
 /// A chunk with items that have not started is shared with an idle worker after this.
 const SHARE_AFTER: Duration = Duration::from_millis(2);
-/// So many workers at most are asked for what they have ahead at a time.
+/// At most so many workers are asked for their orders ahead at a time.
 const MOST_ASKED: usize = 4;
 /// So many waiting calls at most are looked at for one that a worker is free for, or that has no order at any.
 const MOST_TRIED: usize = 8;
@@ -271,7 +271,7 @@ impl Scheduler {
         self.seats.index().open[0].first()
     }
 
-    /// Nothing waits: an idle worker gets a part of what lies behind long items at others. Whether anything waits now.
+    /// Nothing waits: an idle worker gets a part of the orders that lie behind long items at others. Returns whether anything waits now.
     fn divide(&mut self, effects: &mut Effects) -> bool {
         let index = self.seats.index();
         let idle = index.open[0].len() as u32;
@@ -426,7 +426,7 @@ impl Scheduler {
     /// Takes back items of `group` that have not started, and asks those that run to stop.
     pub(super) fn revoke(&mut self, group: &Arc<Group>, effects: &mut Effects) {
         let grace = group.options.grace.unwrap_or(self.config.grace);
-        // What is done by now is not asked to stop.
+        // An item that is done by now is not asked to stop.
         group.seats().into_iter().for_each(|seat| self.seats.suspect(seat));
         self.collect(effects);
         let mut asked = Vec::new();

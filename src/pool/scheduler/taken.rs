@@ -181,13 +181,13 @@ impl Scheduler {
     /// The items of an order that are not settled wait again.
     pub(in crate::pool) fn order_given_back(&mut self, id: u64, chunk: &Chunk, effects: &mut Effects) {
         let taken = self.taken.held.remove(&id);
-        // This may be what the end of the pool waits for.
+        // The end of the pool may wait for this.
         effects.nudge |= self.is_closed;
         let Some(mut taken) = taken.filter(|taken| taken.left > 0) else { return self.end_if_done(effects) };
         let parts = taken.open_runs().into_iter().map(|(from, to)| chunk.part(from, to)).collect::<Vec<_>>();
         taken.end(id);
         if let Some(error) = self.gave_up() {
-            // What was not begun then is given up, also what a taker had.
+            // Items that had not begun then are given up, also those of a taker.
             parts.iter().for_each(|part| effects.fail(&taken.group, part, (0, part.count), || Error::copy(&error)));
             return self.end_if_done(effects);
         }
