@@ -306,6 +306,21 @@ async fn an_item_that_had_begun_and_was_given_back_does_not_fail_by_its_queue_ti
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_item_that_was_given_back_before_it_began_keeps_its_queue_timeout() {
+    let server = server!();
+    let pool = cluster::pool(&server);
+    let local = Pool::new(1).unwrap();
+    let running = local.apply_async(forever, ());
+    let serving = local.serve(server.address());
+    until("a host that is known", async || pool.workers() == 1).await;
+    let call = tokio::spawn(pool.apply(square, (3,)).queue_timeout(Duration::from_secs(3)).into_future());
+    until("the host has it", async || pool.hosts().iter().any(|host| host.busy == 1)).await;
+    drop(serving);
+    assert_eq!(within(call).await.unwrap().unwrap_err().kind(), ErrorKind::Timeout);
+    running.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_service_that_is_dropped_gives_everything_back() {
     let server = server!();
     let pool = cluster::pool(&server);

@@ -35,7 +35,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::task::{AbortHandle, JoinHandle};
-use tokio::time::{sleep, sleep_until, timeout};
+use tokio::time::{sleep, sleep_until, timeout, timeout_at};
 
 /// A submitter is told of the items still held after this.
 const STILL_HELD: Duration = Duration::from_millis(50);
@@ -43,6 +43,8 @@ const STILL_HELD: Duration = Duration::from_millis(50);
 const LOOK: Duration = Duration::from_secs(2);
 /// So many messages are named in one report, whatever size of message the server lets through.
 const MOST_REPORTED: usize = 4096;
+/// Within this all jobs say how far they are.
+const GIVES_BACK: Duration = Duration::from_millis(500);
 /// Garbage is told of this often at most.
 const QUIET: Duration = Duration::from_secs(1);
 
@@ -788,6 +790,16 @@ impl Service {
 
     /// It cannot go on: others may.
     async fn give_all_back(&mut self) {
+        // Each knows whether it has begun.
+        self.jobs.values().for_each(|job| _ = job.words.send(Word::Kill));
+        let deadline = tokio::time::Instant::now() + GIVES_BACK;
+        while !self.jobs.is_empty()
+            && let Ok(Some(event)) = timeout_at(deadline, self.event.recv()).await
+        {
+            if let Event::Ended(key, end) = event {
+                let _ = self.ended(key, end).await;
+            }
+        }
         for (key, job) in std::mem::take(&mut self.jobs) {
             job.task.abort();
             self.say_given_back(key, true).await;

@@ -25,8 +25,9 @@ const PARTIAL: Duration = Duration::from_millis(20);
 pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 /// A submitter that does not answer for so many leases is as good as dead; somebody else may try.
 const MOST_SILENT_LEASES: u32 = 10;
-/// An answer has no more parts than this: each has a head.
-const MOST_PARTS: usize = 512;
+/// An answer has no more parts than this: each has a head of so many bytes at most.
+const MOST_PARTS: usize = 256;
+const PART_HEAD: usize = 24;
 /// Submitters that were not heard of for so long are forgotten, once there are many.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(60);
 const MANY_SUBMITTERS: usize = 1024;
@@ -162,7 +163,14 @@ impl Job {
     async fn ask(&mut self) -> Result<Wanted, End> {
         let ask = Ask { number: self.tasks.number, host: self.host.id, delivered: self.delivered }.encode();
         let (subject, host, submitter) = (self.subject("q"), self.host.clone(), self.tasks.submitter);
-        let reply = self.unless_called_off(ask_until_answered(host, submitter, subject, ask, PATIENCE, None)).await?;
+        let asking = async {
+            let answered = ask_until_answered(host, submitter, subject, ask, PATIENCE, None).await;
+            answered.map_err(|end| match end {
+                End::GivenBack { .. } => End::GivenBack { has_begun: false },
+                end => end,
+            })
+        };
+        let reply = self.unless_called_off(asking).await?;
         Wanted::decode(&reply).map_err(|why| End::Malformed(why.to_string()))
     }
 
@@ -176,7 +184,7 @@ impl Job {
             pieces::fetch(&client, &subject, key, len).await.map_err(|missing| match missing {
                 Missing::Gone => End::Unwanted,
                 Missing::NoOwner => End::Orphaned,
-                Missing::Late => End::GivenBack { has_begun: false },
+                Missing::Late | Missing::NoMemory => End::GivenBack { has_begun: false },
             })
         };
         self.unless_called_off(fetching).await
@@ -234,8 +242,9 @@ impl Job {
                 let is_due =
                     results.since.is_some_and(|since| since.elapsed() >= PARTIAL) || results.parts.len() >= MOST_PARTS;
                 if runs.is_empty() || is_due {
-                    has_last = runs.is_empty();
-                    answering = Some(self.answer(results.take(), has_last));
+                    let next = results.take();
+                    has_last = runs.is_empty() && results.parts.is_empty();
+                    answering = Some(self.answer(next, has_last));
                 }
             }
             let due = results.since.map(|since| since + PARTIAL).filter(|_| answering.is_none());
@@ -248,13 +257,13 @@ impl Job {
                     }
                     // What the submitter says to the last answer decides.
                     Some(Word::GiveBack | Word::Stop) if has_last => {}
-                    Some(Word::GiveBack) => {
+                    Some(word @ (Word::GiveBack | Word::Kill)) => {
                         let has_results = !results.parts.is_empty() || answering.is_some() || answered > 0;
-                        if runs.iter().all(|run| !run.run.has_begun()) && !has_results {
-                            return End::GivenBack { has_begun: false };
+                        let has_begun = has_results || runs.iter().any(|run| run.run.has_begun());
+                        if !has_begun || matches!(word, Word::Kill) {
+                            return End::GivenBack { has_begun };
                         }
                     }
-                    Some(Word::Kill) => return End::GivenBack { has_begun: true },
                     Some(Word::Stop) | None => return End::Unwanted,
                 },
                 done = async { answering.as_mut().expect("it is there").await }, if answering.is_some() => {
@@ -285,7 +294,8 @@ impl Job {
         Box::pin(async move {
             let Taken { parts, ran, bytes } = results;
             let (items, len) = (parts.iter().map(|part| u64::from(part.count)).sum(), bytes.len() as u64);
-            let is_large = bytes.len() > pieces::most_inline(&host.client);
+            let heads = parts.len() * PART_HEAD + ran.len() * PART_HEAD;
+            let is_large = bytes.len() + heads > pieces::most_inline(&host.client);
             let (large, body) = match is_large {
                 true => {
                     let large = Large::keep(&host, bytes.into());
@@ -422,9 +432,13 @@ impl Results {
         }
     }
 
+    /// The next of them: as many as one answer has.
     fn take(&mut self) -> Taken {
-        self.since = None;
-        let (parts, ran) = (std::mem::take(&mut self.parts), std::mem::take(&mut self.ran));
-        Taken { parts, ran, bytes: std::mem::take(&mut self.bytes) }
+        let rest = self.parts.split_off(self.parts.len().min(MOST_PARTS));
+        let parts = std::mem::replace(&mut self.parts, rest);
+        let len = parts.iter().map(|part| part.len as usize).sum();
+        let rest = self.bytes.split_off(len);
+        self.since = self.since.filter(|_| !self.parts.is_empty());
+        Taken { parts, ran: std::mem::take(&mut self.ran), bytes: std::mem::replace(&mut self.bytes, rest) }
     }
 }

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use futures_util::stream::{self, StreamExt};
 use std::ops::Range;
 use std::time::Duration;
+use tokio::sync::Semaphore;
 
 /// A value of at most this size travels inside its message.
 pub(super) const INLINE: usize = 256 << 10;
@@ -16,7 +17,9 @@ const AT_ONCE: usize = 8;
 const LARGEST: u64 = 4 << 30;
 /// Beside what it carries, a message has a subject, headers and the numbers of orders.
 const HEADROOM: usize = 8 << 10;
-/// All pieces that are asked for at a time come through a link of 200 KiB/s within this.
+/// So many come to this process, of all values: servers cut off a client with more than 64 MiB under way.
+static ON_THEIR_WAY: Semaphore = Semaphore::const_new(24);
+/// All of them come through a link of 600 KiB/s within this.
 const PATIENCE: Duration = Duration::from_secs(20);
 const ATTEMPTS: usize = 3;
 
@@ -45,6 +48,8 @@ pub(super) enum Missing {
     NoOwner,
     /// It did not come in time.
     Late,
+    /// This process has no memory for it.
+    NoMemory,
 }
 
 /// All of the `len` bytes that their owner has under `key`.
@@ -60,8 +65,15 @@ pub(super) async fn fetch(client: &Client, subject: &str, key: u64, len: u64) ->
     let mut whole = Vec::new();
     while let Some(piece) = pieces.next().await {
         let piece = piece?;
-        if whole.is_empty() && (len > LARGEST || whole.try_reserve_exact(len as usize).is_err()) {
-            return Err(Missing::Gone);
+        if whole.is_empty() {
+            if len > LARGEST {
+                return Err(Missing::Gone);
+            }
+            if whole.try_reserve_exact(len as usize).is_err() {
+                // Whoever asks again does not do so at once.
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                return Err(Missing::NoMemory);
+            }
         }
         whole.extend_from_slice(&piece);
     }
@@ -74,6 +86,8 @@ async fn fetch_piece(client: &Client, subject: &str, piece: Piece) -> Result<Byt
         if attempt > 0 {
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
+        // Never closed.
+        let _permit = ON_THEIR_WAY.acquire().await;
         let request = Request::new().payload(piece.encode()).timeout(Some(PATIENCE));
         missing = match client.send_request(subject.to_string(), request).await {
             Ok(reply) if reply.payload.len() == piece.len as usize => return Ok(reply.payload),

@@ -246,15 +246,20 @@ struct Sent {
 }
 
 enum State {
-    /// Not published, or not acknowledged; published again at this time. The stream has said nothing of it since then.
-    Unacknowledged { again: Instant, silent_since: Instant, refused: Option<(Instant, String)>, attempts: usize },
+    /// Not published, or not acknowledged; published again at this time. The stream was asked then, and has said nothing of it since.
+    Unacknowledged {
+        again: Instant,
+        silent_since: Option<Instant>,
+        refused: Option<(Instant, String)>,
+        attempts: usize,
+    },
     /// The stream has it, or had it.
     Stored(u64),
 }
 
 impl State {
     fn unacknowledged(now: Instant) -> Self {
-        Self::Unacknowledged { again: now, silent_since: now, refused: None, attempts: 0 }
+        Self::Unacknowledged { again: now, silent_since: None, refused: None, attempts: 0 }
     }
 }
 
@@ -477,6 +482,10 @@ impl Session {
 
     async fn look(&mut self) {
         let now = Instant::now();
+        if now.saturating_duration_since(self.tick) > UNACKNOWLEDGED {
+            // This process was stopped meanwhile, and may not have read the answers that have come.
+            self.forgive_silence();
+        }
         self.tick = now + TICK;
         self.reconnected();
         let (slots, strangers) = {
@@ -587,7 +596,11 @@ impl Session {
     /// Fails messages that the stream has not acknowledged for too long, though its server is there.
     async fn fail_unanswered(&mut self, now: Instant) {
         let limit = self.work.address.offline_timeout;
-        let is_unanswered = |message: &Sent| matches!(message.state, State::Unacknowledged { silent_since, .. } if now.saturating_duration_since(silent_since) >= limit);
+        let is_over = |since: Instant| now.saturating_duration_since(since) >= limit;
+        let is_unanswered = |message: &Sent| match message.state {
+            State::Unacknowledged { silent_since, .. } => silent_since.is_some_and(is_over),
+            State::Stored(_) => false,
+        };
         if !self.is_ready || !self.is_connected() {
             return;
         }
@@ -597,6 +610,15 @@ impl Session {
             let pool = &self.names().pool;
             let text = format!("the stream of the cluster pool {pool} has not answered for {limit:?}");
             self.fail(number, &Error::new(ErrorKind::Unavailable, text)).await;
+        }
+    }
+
+    /// The stream is asked again before its silence counts.
+    fn forgive_silence(&mut self) {
+        for message in self.messages.values_mut() {
+            if let State::Unacknowledged { silent_since, .. } = &mut message.state {
+                *silent_since = None;
+            }
         }
     }
 
@@ -741,8 +763,9 @@ impl Session {
         headers.insert("Nats-Msg-Id", format!("{:016x}.{number:x}", self.id));
         let Some(message) = self.messages.get_mut(&number) else { return };
         message.tried = now;
-        if let State::Unacknowledged { again, .. } = &mut message.state {
+        if let State::Unacknowledged { again, silent_since, .. } = &mut message.state {
             *again = now + UNACKNOWLEDGED;
+            silent_since.get_or_insert(now);
         }
         let publish = self.client.publish_with_reply_and_headers(subject, reply, headers, payload);
         // Without a connection it stays as it is, to be published later.
@@ -754,6 +777,9 @@ impl Session {
         if !self.is_ready || !self.is_connected() {
             return;
         }
+        if is_new {
+            self.forgive_silence();
+        }
         let now = Instant::now();
         let is_due =
             |message: &Sent| matches!(&message.state, State::Unacknowledged { again, .. } if is_new || *again <= now);
@@ -761,12 +787,6 @@ impl Session {
             self.messages.iter().filter(|(_, message)| is_due(message)).map(|(number, _)| *number).collect();
         due.sort_unstable();
         for number in due {
-            if is_new
-                && let Some(Sent { state: State::Unacknowledged { silent_since, .. }, .. }) =
-                    self.messages.get_mut(&number)
-            {
-                *silent_since = now;
-            }
             self.publish(number).await;
         }
         self.is_full = false;
@@ -792,7 +812,7 @@ impl Session {
         };
         let State::Unacknowledged { again, silent_since, refused, attempts } = &mut sent.state else { return };
         *attempts += 1;
-        *silent_since = now;
+        *silent_since = None;
         match stored {
             Stored::At(sequence) => {
                 (sent.state, sent.heard) = (State::Stored(sequence), now);
@@ -978,7 +998,8 @@ impl Session {
         for number in numbers {
             let current = self.current(number);
             if let Some(sent) = self.messages.get_mut(&current) {
-                sent.given_back += 1;
+                // Deliveries under an earlier number are not counted any more.
+                sent.given_back += u32::from(current == number);
                 sent.heard = Instant::now();
                 if has_begun {
                     // The limit was for its first beginning.
@@ -1012,6 +1033,11 @@ impl Session {
                     Ok(bytes) => {
                         self.settle(&answer, bytes).await;
                         self.reply(reply, &confirmed(true)).await;
+                    }
+                    Err(Missing::NoMemory) => {
+                        let (number, pool) = (self.current(answer.number), &self.names().pool);
+                        let text = format!("there is no memory here for a result of the cluster pool {pool}");
+                        self.fail(number, &Error::new(ErrorKind::Io, text)).await;
                     }
                     // Its host tries again, or is lost, and with it its lease.
                     Err(missing) => tracing::debug!(?missing, "a large answer did not come"),
