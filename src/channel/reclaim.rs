@@ -61,7 +61,7 @@ impl Channel {
         match self.core.upgrade() {
             Some(core) => core.notify(requests),
             // Only other processes are left. One that waits for an end that is gone learns that as a hang-up.
-            None => [word::ROOM, word::ITEMS].iter().for_each(|first| {
+            None => [word::ROOM, word::ITEMS, word::JOINED].iter().for_each(|first| {
                 let queue = WaitQueue::new(self.ring.region().clone(), *first, None);
                 queue.iter().for_each(|queue| queue.notify_all());
             }),
@@ -162,11 +162,15 @@ impl Keeper {
 
     fn take_due(&mut self) -> Due {
         let mut due = Due::default();
+        let mut all: u64 = self.watched.iter().map(|watched| watched.kept.bytes).sum();
         self.watched.retain_mut(|watched| {
             let Some(channel) = watched.upgrade() else { return false };
             let is_used = |now: &Kept| now.passed.wrapping_sub(watched.kept.passed) >= now.bytes / 2;
             let now = channel.ring.kept();
-            let goes_on = now.is_some_and(|now| is_used(&now));
+            // One that could only not be given back before is beyond the limits.
+            let is_within = |now: &Kept| now.bytes <= MOST_KEPT && all <= MOST_KEPT_IN_ALL;
+            let goes_on = now.is_some_and(|now| is_used(&now) && is_within(&now));
+            all -= if goes_on { 0 } else { watched.kept.bytes };
             if let Some(now) = now.filter(|_| goes_on) {
                 watched.kept = now;
             }

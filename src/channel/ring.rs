@@ -483,7 +483,13 @@ impl Ring {
         let segment = extent.segment();
         match payload {
             Payload::Borrowed(payload) => segment.write_record(tail, record, payload),
-            Payload::Discardable(payload) => self.write_and_discard((*name, extent), tail, record, payload)?,
+            Payload::Discardable(payload) => {
+                self.write_and_discard((*name, extent), tail, record, payload)?;
+                // It took long, and a close that waits for a putter gives up after a while.
+                if self.check_closed()? {
+                    return Ok(Push::Closed);
+                }
+            }
         }
         fault::point("put.written");
         segment.publish(tail, record);

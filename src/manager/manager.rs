@@ -97,8 +97,11 @@ pub struct ManagerBuilder {
     address: Option<String>,
     key: Option<Zeroizing<Vec<u8>>>,
     #[cfg(feature = "tls")]
-    tls: Option<(Vec<Vec<u8>>, Zeroizing<Vec<u8>>)>,
+    tls: Option<CertificatesAndKey>,
 }
+
+#[cfg(feature = "tls")]
+type CertificatesAndKey = (Vec<Vec<u8>>, Zeroizing<Vec<u8>>);
 
 impl ManagerBuilder {
     /// Sets the name of the process. The default is `Manager`.

@@ -99,7 +99,12 @@ pub(crate) fn takes_buffer<T: 'static>() -> bool {
 /// Whether a large value of `T` is decoded into memory beside that of its `len` bytes, so that what the sender's memory took
 /// is to be given back first.
 pub(crate) fn needs_memory<T: 'static>(len: usize) -> bool {
-    len >= DISCARD_FROM && !plain::takes_buffer::<T>() && !plain::are_numbers::<T>()
+    needs_memory_beside_buffer::<T>(len) && !plain::are_numbers::<T>()
+}
+
+/// The same for a value that is received into a buffer as a whole, as numbers on lease are.
+pub(crate) fn needs_memory_beside_buffer<T: 'static>(len: usize) -> bool {
+    len >= DISCARD_FROM && !plain::takes_buffer::<T>()
 }
 
 /// The bytes of a value that needs no encoding.

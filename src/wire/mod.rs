@@ -15,6 +15,6 @@ pub(crate) use attach::Attachment;
 pub use attach::Fd;
 pub(crate) use encode::{
     Buffer, EncodedMessage, Message, Parcel, Payload, append, as_plain, decode, decode_bytes, encode, encode_by_serde,
-    from_bytes, keep, most_through_buffer, needs_memory, spare, takes_buffer, to_bytes,
+    from_bytes, keep, most_through_buffer, needs_memory, needs_memory_beside_buffer, spare, takes_buffer, to_bytes,
 };
 pub use limits::{Deep, with_depth_limit, with_depth_limit_async};

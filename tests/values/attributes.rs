@@ -304,6 +304,13 @@ struct SerdeAs {
     #[serde_as(as = "Option<serde_with::DurationSecondsWithFrac<f64>>")]
     time: Option<std::time::Duration>,
 }
+/// Its values go through the buffer of `serde_with`, and then through serde's.
+#[serde_with::serde_as]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct OneOrMany {
+    #[serde_as(as = "serde_with::OneOrMany<_>")]
+    values: Vec<TextOrBytes>,
+}
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct DoubleOptionSkipped {
     #[serde(default, skip_serializing_if = "Option::is_none", with = "serde_with::rust::double_option")]
@@ -417,6 +424,8 @@ fn conversions(ways: &mut Ways) {
         ByText(42); vec![ByText(1), ByText(2)]; WithBytes { before: 1, bytes: vec![1, 2, 3], number: 0xbeef, after: 2 };
         SerdeAs { number: u64::MAX, map: BTreeMap::from([((1, 2), "x".into())]), time: Some(std::time::Duration::from_millis(1500)) };
         SerdeAs { number: 0, map: BTreeMap::new(), time: None };
+        OneOrMany { values: vec![TextOrBytes::Bytes(b"also a text".to_vec())] }; OneOrMany { values: vec![TextOrBytes::Text("text".into())] };
+        OneOrMany { values: vec![TextOrBytes::Bytes(b"two".to_vec()), TextOrBytes::Text("texts".into())] };
         WithGetter { time: Remote { seconds: 5 } };
     }
 }

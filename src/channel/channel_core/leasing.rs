@@ -92,7 +92,7 @@ impl ChannelCore {
     /// One try to take an item on lease, with its notices.
     fn pop_lease<T: 'static>(&self) -> Result<Tried<(Held, Parcel)>> {
         let buffer = || if wire::takes_buffer::<T>() { Vec::new() } else { wire::spare() };
-        let payload = |len: usize| (memory::with_room(buffer(), len), wire::needs_memory::<T>(len));
+        let payload = |len: usize| (memory::with_room(buffer(), len), wire::needs_memory_beside_buffer::<T>(len));
         loop {
             let (result, requests) = self.ring.lease(payload, &Sockets(self));
             self.notify(requests);

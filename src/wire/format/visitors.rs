@@ -14,12 +14,16 @@ pub(super) fn is_derived<V>() -> bool {
     path.ends_with("::__Visitor")
 }
 
-/// Whether `V` is the visitor of serde's own buffer, or one of `erased-serde`, which may hide that one. The buffer
+/// Whether `V` is the visitor of serde's own buffer, of its copy in `serde_with`, or one of `erased-serde`, which may hide the first. The buffer
 /// offers bytes that are UTF-8 as a text to the variants of an untagged enum. The names are those crates' own: were
 /// they to change, such bytes could be taken for a text.
 pub(super) fn is_buffer<V>() -> bool {
     let name = std::any::type_name::<V>();
-    ["::content::ContentVisitor", "::content::TagOrContentVisitor", "erased_serde::de::Visitor"]
-        .iter()
-        .any(|buffer| name.contains(buffer))
+    const BUFFERS: [&str; 4] = [
+        "::content::ContentVisitor",
+        "::content::TagOrContentVisitor",
+        "serde_with::content::de::ContentVisitor",
+        "erased_serde::de::Visitor",
+    ];
+    BUFFERS.iter().any(|buffer| name.contains(buffer))
 }
