@@ -404,6 +404,39 @@ fn unwatched_members_in_this_process() {
     run(refuse_to_watch_a_member(&control)).unwrap();
 }
 
+/// The worker of an order that cannot be sent must not run the function with something else.
+async fn refuse_a_large_argument(control: &Control) -> mp::Result<()> {
+    let mut refused = 0;
+    for _ in 0..20 {
+        let pool = Pool::new(1)?;
+        assert_eq!(pool.apply(|n: u32| n, (1,)).await?, 1);
+        control.arm("fallocate", Errno::MFILE, 1);
+        let len = pool.apply(|bytes: Vec<u8>| bytes.len(), (vec![1; 500_000],)).await;
+        refused += u32::from(control.left() == 0);
+        control.disarm();
+        match len {
+            Ok(len) => assert_eq!(len, 500_000, "an argument that was not sent"),
+            Err(error) => assert_eq!(error.kind(), mp::ErrorKind::Io, "{error}"),
+        }
+        assert_eq!(pool.apply(|bytes: Vec<u8>| bytes.len(), (vec![1; 600_000],)).await?, 600_000);
+    }
+    assert!(refused > 0, "no memory was refused");
+    Ok(())
+}
+
+#[test]
+#[ignore = "the other test runs it, in a process of its own"]
+fn unsent_arguments_in_this_process() {
+    let path = PathBuf::from(std::env::var_os("MULTIPROCESS_REFUSE").expect("run by the other test"));
+    let control = Control(std::fs::File::options().read(true).write(true).open(path).unwrap());
+    run(refuse_a_large_argument(&control)).unwrap();
+}
+
+#[test]
+fn an_argument_that_cannot_be_sent_is_an_error_and_runs_no_function() {
+    in_process_of_its_own("unsent_arguments_in_this_process");
+}
+
 #[test]
 fn a_member_of_a_group_that_cannot_be_watched_for_a_while_is_not_lost() {
     in_process_of_its_own("unwatched_members_in_this_process");

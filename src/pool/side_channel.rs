@@ -110,6 +110,12 @@ pub(super) struct SideOrders {
     is_wanted: AtomicBool,
 }
 
+/// What goes through the pipe in the place of an order that was taken back or cannot be sent. No order is empty: its worker
+/// starts no item of it.
+fn nothing() -> EncodedMessage {
+    EncodedMessage::new(Vec::new(), Vec::new())
+}
+
 /// An order that cannot be sent.
 pub(super) struct Unsent {
     pub(super) number: u32,
@@ -141,15 +147,15 @@ impl SideOrders {
         self.change(|waiting| waiting.push_back((number, order)));
     }
 
-    /// Nothing of order `number` is wanted any more, and if it is not on its way already an empty one does.
+    /// Nothing of order `number` is wanted any more, and if it is not on its way already a [`nothing`] does.
     pub(super) fn forget(&self, number: u32) {
         if !self.is_empty() {
-            let nothing = |(of, order): &mut (u32, EncodedMessage)| {
+            let clear = |(of, order): &mut (u32, EncodedMessage)| {
                 if *of == number {
-                    *order = EncodedMessage::new(Vec::new(), Vec::new());
+                    *order = nothing();
                 }
             };
-            self.change(|waiting| waiting.iter_mut().for_each(nothing));
+            self.change(|waiting| waiting.iter_mut().for_each(clear));
         }
     }
 
@@ -187,7 +193,6 @@ impl SideOrders {
 
     /// An order that is being sent keeps its place, empty, so that the queue does not look empty.
     fn take_first(&self) -> Option<(u32, EncodedMessage)> {
-        let nothing = || EncodedMessage::new(Vec::new(), Vec::new());
         let mut waiting = lock(&self.waiting);
         waiting.front_mut().map(|(number, order)| (*number, std::mem::replace(order, nothing())))
     }

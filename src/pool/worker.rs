@@ -149,6 +149,11 @@ impl Context {
                 // An order that cannot be read is one whose items cannot.
                 let parcel = self.orders.blocking_recv().and_then(EncodedMessage::open);
                 match parcel {
+                    // All was taken back, or the pool fails what it could not send: nothing is started without arguments.
+                    Ok(parcel) if parcel.bytes.is_empty() && parcel.fds.is_empty() => {
+                        self.lane.finish(order);
+                        continue;
+                    }
                     Ok(parcel) => (self.bytes, self.fds, self.at) = (parcel.bytes, parcel.fds, 0),
                     Err(error) if error.kind() == ErrorKind::Closed => return Ok(None),
                     Err(error) => {
