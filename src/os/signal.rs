@@ -1,4 +1,5 @@
-//! Signals that the processes of this crate block, inherit and die of.
+//! Signals of this crate's processes: those that are blocked, inherited or ignored; the signal by which a child is killed when
+//! its starter ends; and the last report of a process that aborts for want of memory.
 
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -9,8 +10,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI32, AtomicPtr, Ordering::SeqCst};
 
-/// Blocks every signal for this process and makes SIGCHLD readable instead.
-pub(crate) fn block_all_but_children() -> io::Result<OwnedFd> {
+/// Blocks every signal and returns a descriptor that is readable after a SIGCHLD.
+pub(crate) fn block_all_and_watch_children() -> io::Result<OwnedFd> {
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None)?;
     let mut child = SigSet::empty();
     child.add(nix::sys::signal::Signal::SIGCHLD);
@@ -23,7 +24,7 @@ fn signalfd(signals: &SigSet) -> io::Result<SignalFd> {
         .map_err(super::call::named("signalfd4"))
 }
 
-/// Empties the descriptor of [`block_all_but_children`], so that the next signal makes it readable again.
+/// Empties the descriptor of [`block_all_and_watch_children`], so that the next signal makes it readable again.
 pub(crate) fn drain(signals: BorrowedFd<'_>) {
     let mut buffer = [0; 128];
     while rustix::io::read(signals, &mut buffer).is_ok_and(|n| n > 0) {}
@@ -107,7 +108,7 @@ pub(crate) fn watch_stops() -> io::Result<(OwnedFd, SigSet)> {
 
 extern "C" fn do_nothing(_: libc::c_int) {}
 
-/// The disposition of a signal: the address of its handler, SIG_IGN or SIG_DFL. `None` for a number that the C library
+/// Returns the disposition of a signal: the address of its handler, SIG_IGN or SIG_DFL. `None` for a number that the C library
 /// keeps for itself.
 fn disposition(signal: libc::c_int) -> Option<libc::sighandler_t> {
     // SAFETY: the structure is ours, valid when zeroed, and the kernel fills it.
@@ -118,7 +119,7 @@ fn disposition(signal: libc::c_int) -> Option<libc::sighandler_t> {
 }
 
 /// Sets a disposition: SIG_IGN, SIG_DFL or [`do_nothing`]. Numbers that cannot be set are left alone.
-fn dispose(signal: libc::c_int, disposition: libc::sighandler_t) {
+fn set_disposition(signal: libc::c_int, disposition: libc::sighandler_t) {
     // SAFETY: the structure is ours; its handler is none, or one that touches nothing.
     unsafe {
         let mut new: libc::sigaction = std::mem::zeroed();
@@ -128,12 +129,12 @@ fn dispose(signal: libc::c_int, disposition: libc::sighandler_t) {
     }
 }
 
-/// Whether this process ignores `signal`.
+/// Returns `true` if this process ignores `signal`.
 pub(crate) fn is_ignored(signal: libc::c_int) -> bool {
     disposition(signal) == Some(libc::SIG_IGN)
 }
 
-/// Whether this process has a handler for `signal`.
+/// Returns `true` if this process has a handler for `signal`.
 pub(crate) fn has_handler(signal: libc::c_int) -> bool {
     disposition(signal).is_some_and(|now| now != libc::SIG_IGN && now != libc::SIG_DFL)
 }
@@ -142,7 +143,7 @@ pub(crate) fn has_handler(signal: libc::c_int) -> bool {
 /// because a program that is exec'd from here starts with the default action again, and would go on ignoring.
 pub(crate) fn shield() {
     for signal in STOPS.into_iter().filter(|signal| !is_ignored(*signal)) {
-        dispose(signal, do_nothing as *const () as libc::sighandler_t);
+        set_disposition(signal, do_nothing as *const () as libc::sighandler_t);
     }
 }
 
@@ -150,7 +151,7 @@ pub(crate) fn shield() {
 pub(crate) fn unshield() {
     let ours = do_nothing as *const () as libc::sighandler_t;
     for signal in STOPS.into_iter().filter(|signal| disposition(*signal) == Some(ours)) {
-        dispose(signal, libc::SIG_DFL);
+        set_disposition(signal, libc::SIG_DFL);
     }
 }
 
@@ -179,8 +180,8 @@ pub(crate) fn ignore_only(ignored: u64) {
     for signal in (1..=64).filter(|signal| *signal != libc::SIGCHLD) {
         let shall_be = signal == libc::SIGPIPE || ignored & bit(signal) != 0;
         match disposition(signal) {
-            Some(libc::SIG_DFL) if shall_be => dispose(signal, libc::SIG_IGN),
-            Some(libc::SIG_IGN) if !shall_be => dispose(signal, libc::SIG_DFL),
+            Some(libc::SIG_DFL) if shall_be => set_disposition(signal, libc::SIG_IGN),
+            Some(libc::SIG_IGN) if !shall_be => set_disposition(signal, libc::SIG_DFL),
             _ => {}
         }
     }
@@ -196,41 +197,41 @@ pub(crate) fn ignore_children_as_at_start() {
     }
 }
 
-/// The socket and the packet that is sent over it when this process aborts because an allocation failed.
-static FAREWELL: AtomicI32 = AtomicI32::new(-1);
-static FAREWELL_PACKET: AtomicPtr<Vec<u8>> = AtomicPtr::new(std::ptr::null_mut());
+/// The socket of the last report, which is sent when this process aborts because an allocation failed, and its packet.
+static LAST_REPORT: AtomicI32 = AtomicI32::new(-1);
+static LAST_PACKET: AtomicPtr<Vec<u8>> = AtomicPtr::new(std::ptr::null_mut());
 
-/// Has `packet` sent over `socket` if this process aborts because memory could not be allocated. The socket stays open until
-/// [`no_farewell`].
+/// Sends `packet` over `socket` if this process aborts because memory could not be allocated. The socket stays open until
+/// [`cancel_last_report`].
 pub(crate) fn send_when_out_of_memory(socket: BorrowedFd<'_>, packet: Vec<u8>) {
-    // For life, because a handler may read it at any time; there is one for each limit that a process is given.
-    FAREWELL_PACKET.store(Box::into_raw(Box::new(packet)), SeqCst);
-    FAREWELL.store(socket.as_raw_fd(), SeqCst);
+    // Never freed, because a handler may read it at any time; there is one for each limit that a process is given.
+    LAST_PACKET.store(Box::into_raw(Box::new(packet)), SeqCst);
+    LAST_REPORT.store(socket.as_raw_fd(), SeqCst);
     if disposition(libc::SIGABRT) == Some(libc::SIG_DFL) {
-        dispose(libc::SIGABRT, on_abort as *const () as libc::sighandler_t);
+        set_disposition(libc::SIGABRT, on_abort as *const () as libc::sighandler_t);
     }
 }
 
-pub(crate) fn no_farewell() {
-    FAREWELL.store(-1, SeqCst);
+pub(crate) fn cancel_last_report() {
+    LAST_REPORT.store(-1, SeqCst);
 }
 
 /// `abort` raises SIGABRT and, once this has returned, ends the process. An allocation that failed has left ENOMEM in
 /// `errno`, unless a backtrace was printed since; then Rust's function for such failures is on the stack. Nothing here
 /// allocates.
 extern "C" fn on_abort(_: libc::c_int) {
-    let (socket, error) = (FAREWELL.load(SeqCst), io::Error::last_os_error().raw_os_error());
-    dispose(libc::SIGABRT, libc::SIG_DFL); // Whatever goes wrong here ends the process.
+    let (socket, error) = (LAST_REPORT.load(SeqCst), io::Error::last_os_error().raw_os_error());
+    set_disposition(libc::SIGABRT, libc::SIG_DFL); // Whatever goes wrong here ends the process.
     let is_out_of_memory = error == Some(libc::ENOMEM) || has_failed_to_allocate();
     // SAFETY: null, or a packet that was never freed.
-    let packet = unsafe { FAREWELL_PACKET.load(SeqCst).as_ref() };
+    let packet = unsafe { LAST_PACKET.load(SeqCst).as_ref() };
     if let Some(packet) = packet.filter(|_| socket >= 0 && is_out_of_memory) {
         // SAFETY: the packet lives for ever; a number that is no socket is an error that nobody reads.
         unsafe { libc::send(socket, packet.as_ptr().cast(), packet.len(), libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT) };
     }
 }
 
-/// Whether `handle_alloc_error` is one of the functions that led here.
+/// Returns `true` if `handle_alloc_error` is on the stack.
 fn has_failed_to_allocate() -> bool {
     use libc::c_void;
     unsafe extern "C" {
@@ -257,32 +258,32 @@ fn has_failed_to_allocate() -> bool {
     found
 }
 
-/// A second description of the read end of `pipe`, for one process to [`die_with`].
+/// Opens a second description of the read end of `pipe`, for one process to [`die_with`].
 pub(crate) fn reopen(pipe: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let path = format!("/proc/self/fd/{}", pipe.as_raw_fd());
     super::refuse::at("open")?;
     Ok(rustix::fs::open(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?)
 }
 
-/// The number of the description that this process is tied by, and the target of its signal: its pid, or the negative
-/// number of its group.
+/// The descriptor whose hang-up kills this process (its tie), and the target of that signal: its pid, or the negative number of
+/// its group.
 static TIE: AtomicI32 = AtomicI32::new(-1);
-static TIED: AtomicI32 = AtomicI32::new(0);
+static TIE_TARGET: AtomicI32 = AtomicI32::new(0);
 
-/// Makes the tie of [`die_with`] anew after this process has become another user. The kernel lets a description send the signal
-/// only to a process of the user that armed it, unless that was its own root. Until this is called a tied process that has
-/// given up a root of a user namespace outlives its parent.
+/// Renews the tie of [`die_with`] after this process has become another user. The kernel lets a description send the signal
+/// only to a process of the user that armed it, unless that was its own root. Until this is called, a tied process that has
+/// given up the root of a user namespace outlives its parent.
 pub(crate) fn renew_tie() {
-    let (tie, tied) = (TIE.load(SeqCst), TIED.load(SeqCst));
+    let (tie, tied) = (TIE.load(SeqCst), TIE_TARGET.load(SeqCst));
     if tie >= 0 && tied.unsigned_abs() == std::process::id() {
-        // SAFETY: the command takes no pointer; of a number that is not open any more the kernel says so.
+        // SAFETY: the command takes no pointer; for a number that is not open any more the kernel returns an error.
         unsafe { libc::fcntl(tie, libc::F_SETOWN, tied) };
     }
 }
 
-/// Ties this process to the holder of the write end of a pipe: when that closes, the kernel kills us, whatever we
-/// are doing. `own` is a description that only this process uses, because the tie belongs to the description.
-/// Gives it back, to be kept, or `None` if the holder is gone already.
+/// Ties this process to the holder of the write end of a pipe: when that end closes, the kernel kills this process, whatever it
+/// is doing. `own` is a description that only this process uses, because the tie belongs to the description.
+/// Returns it, to be kept open, or `None` if the holder is gone already.
 /// See [fcntl(2)](https://man7.org/linux/man-pages/man2/fcntl.2.html), F_SETSIG.
 pub(crate) fn die_with(own: OwnedFd) -> io::Result<Option<OwnedFd>> {
     const F_SETSIG: libc::c_int = 10;
@@ -293,7 +294,7 @@ pub(crate) fn die_with(own: OwnedFd) -> io::Result<Option<OwnedFd>> {
             _ => Ok(()),
         }
     };
-    // Without the tie a process cannot do its work, so a passing lack of memory is waited out.
+    // Without the tie a process cannot do its work, so it is tried again while memory is short.
     super::poll::again(|| {
         super::refuse::at("fcntl")?;
         fcntl(F_SETSIG, libc::SIGKILL)?;
@@ -301,14 +302,14 @@ pub(crate) fn die_with(own: OwnedFd) -> io::Result<Option<OwnedFd>> {
         fcntl(libc::F_SETFL, libc::O_ASYNC | libc::O_NONBLOCK)
     })?;
     TIE.store(own.as_raw_fd(), SeqCst);
-    TIED.store(std::process::id() as i32, SeqCst);
+    TIE_TARGET.store(std::process::id() as i32, SeqCst);
     Ok((!super::socket::is_hung_up(own.as_fd())).then_some(own))
 }
 
 /// Makes this process the leader of a group of its own, which as a whole has the tie that [`die_with`] made. Programs that
 /// are executed keep it: it is not closed for them. `false` if the holder is gone already.
 pub(crate) fn die_as_group(tie: BorrowedFd<'_>) -> io::Result<bool> {
-    // Refused to the leader of a session, who leads its group anyway.
+    // Refused to the leader of a session, which leads its group anyway.
     match rustix::process::setpgid(None, None) {
         Err(rustix::io::Errno::PERM) | Ok(()) => {}
         Err(error) => return Err(error.into()),
@@ -318,7 +319,7 @@ pub(crate) fn die_as_group(tie: BorrowedFd<'_>) -> io::Result<bool> {
     if unsafe { libc::fcntl(tie.as_raw_fd(), libc::F_SETOWN, -(std::process::id() as libc::c_int)) } == -1 {
         return Err(io::Error::last_os_error());
     }
-    TIED.store(-(std::process::id() as i32), SeqCst);
+    TIE_TARGET.store(-(std::process::id() as i32), SeqCst);
     rustix::io::fcntl_setfd(tie, rustix::io::FdFlags::empty())?;
     Ok(!super::socket::is_hung_up(tie))
 }
@@ -328,7 +329,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tie_to_a_dead_holder_is_refused() {
+    fn reopened_pipe_hangs_up_when_its_holder_is_gone() {
         let (read, write) = std::io::pipe().unwrap();
         let tied = die_with(reopen(read.as_fd()).unwrap()).unwrap();
         assert!(tied.is_some());

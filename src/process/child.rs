@@ -304,7 +304,7 @@ pub(crate) fn note_memory_limit() {
 fn hang_up() {
     let report = lock(&REPORT).take();
     if let Some(report) = report {
-        signal::no_farewell();
+        signal::cancel_last_report();
         let _ = Report::send_lingers(report.socket.as_fd());
     }
 }

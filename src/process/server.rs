@@ -200,7 +200,7 @@ impl Server {
             signal::ignore_group_signals();
         }
         spawn::set_name(c"mp-server");
-        let signals = signal::block_all_but_children().map_err(failed)?;
+        let signals = signal::block_all_and_watch_children().map_err(failed)?;
         signal::unshield();
         let intake = lock(&PREPARED).take().ok_or_else(gone)?;
         // An action for SIGCHLD that a preload has set is for the children; here the kernel or the server reaps.
