@@ -391,7 +391,7 @@ mod trial {
         ("pool", "lane", 48, Change::To(u64::MAX)),
         ("pool", "lane", 96, Change::Flip(0x7fff)),
         ("pool", "lane", 224, Change::To(0)),
-        // Values that were begun and never sent, memory that ends beyond all addresses, and a latch that looks held.
+        // Values that were begun and never sent, memory that ends beyond all addresses, and a robust lock that looks held.
         ("broadcast", "recent", 3, Change::To(u64::MAX)),
         ("broadcast", "recent", 5, Change::To(u64::MAX)),
         ("watch", "recent", 3, Change::To(1 << 40)),

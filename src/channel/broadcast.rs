@@ -14,11 +14,13 @@ use std::time::Duration;
 
 /// A broadcast: each receiver gets every value that is sent after it was made. The last `capacity` values are kept.
 ///
-/// If each value is for one receiver take a [`Queue`](crate::Queue), if only the newest counts a [`watch`](crate::watch()).
+/// Use instead:
+/// - [`Queue`](crate::Queue) if each value is for one receiver;
+/// - [`watch`](crate::watch()) if only the newest value counts.
 ///
-/// It is what `tokio::sync::broadcast` is within one process. A sender waits for no receiver; a receiver that falls further behind than
-/// `capacity` values gets one error of kind `Lagged`, with the number of values that it missed, and goes on with the oldest that
-/// is kept.
+/// It corresponds to `tokio::sync::broadcast` within one process. A sender waits for no receiver. A receiver that falls more than
+/// `capacity` values behind gets one error of kind `Lagged`, with the number of values that it missed, and continues with the
+/// oldest value that is kept.
 ///
 /// ```
 /// use multiprocess::{self as mp, BroadcastReceiver, ErrorKind, Process};
@@ -50,7 +52,8 @@ use std::time::Duration;
 /// ```
 ///
 /// # Errors
-/// `Other` for a capacity of 0 or beyond 2^20, `Io` if no memory or descriptor is left.
+/// - `Other` if `capacity` is 0 or greater than 2^20.
+/// - `Io` if no memory or descriptor is left.
 pub fn broadcast<T: Item>(capacity: usize) -> Result<(BroadcastSender<T>, BroadcastReceiver<T>)> {
     if !(1..=recent::MOST).contains(&capacity) {
         return Err(Error::other(format!("a broadcast of {capacity} values: it can keep 1 to {}", recent::MOST)));
@@ -63,7 +66,7 @@ pub fn broadcast<T: Item>(capacity: usize) -> Result<(BroadcastSender<T>, Broadc
 
 /// The sending handle of a [`broadcast`].
 ///
-/// A handle is cheap to clone and is a serde value: it travels to other processes, and so there may be many senders.
+/// A handle is cheap to clone and is a serde value: send it to other processes to have many senders.
 ///
 /// # Details
 /// - **Waiting.** [`send`](Self::send) never waits for receivers.
@@ -80,7 +83,10 @@ pub struct BroadcastSender<T> {
 }
 
 impl<T: Item> BroadcastSender<T> {
-    /// Sends `value` to all receivers. It waits for no receiver, for another sender as long as a copy takes, and succeeds also if there is no receiver: one may be on its way.
+    /// Sends `value` to all receivers.
+    ///
+    /// It waits for no receiver, and for another sender only as long as a copy takes. It succeeds also if there is no receiver, as
+    /// one may be inside a message.
     ///
     /// ```
     /// # multiprocess::init();
@@ -91,13 +97,14 @@ impl<T: Item> BroadcastSender<T> {
     /// ```
     ///
     /// # Errors
-    /// `Encode` if `value` cannot be serialised, or has a handle in it. `Io` if memory runs out, or another process has been
-    /// stopped (SIGSTOP) in the middle of a send. The value comes back.
+    /// All of them return the value.
+    /// - `Encode` if `value` cannot be serialised, or has a handle in it.
+    /// - `Io` if memory runs out, or another process has been stopped (SIGSTOP) in the middle of a send.
     pub fn send(&self, value: T) -> Result<(), SendError<T>> {
         self.core.send(&value).map_err(|error| SendError::new(error, value))
     }
 
-    /// Makes a receiver of all values sent from now on.
+    /// Creates a receiver of all values sent from now on.
     ///
     /// ```
     /// # multiprocess::init();
@@ -121,11 +128,12 @@ impl<T> Clone for BroadcastSender<T> {
 
 /// A receiver of a [`broadcast`], with its place among the values.
 ///
-/// It is a serde value and travels with its place. It is not `Clone`; [`resubscribe`](Self::resubscribe) makes another one.
+/// It is a serde value: sent to another process, it continues there. It is not `Clone`; [`resubscribe`](Self::resubscribe) creates another one.
 ///
 /// # Details
-/// - **Waiting.** [`recv`](Self::recv) waits for the next value. Cancel-safe: dropped, it has taken nothing.
-/// - **Death.** A killed receiver harms nobody. When all senders are gone, what they sent is received before `Closed` is.
+/// - **Waiting.** [`recv`](Self::recv) waits for the next value. Cancel safe: a dropped future has taken nothing.
+/// - **Death.** A killed receiver harms no other process. When all senders are gone, receivers get the remaining values and then
+///   `Closed`.
 pub struct BroadcastReceiver<T> {
     core: Arc<Recent>,
     next: u64,
@@ -133,12 +141,16 @@ pub struct BroadcastReceiver<T> {
 }
 
 impl<T: Item> BroadcastReceiver<T> {
-    /// Receives the next value; waits while there is none. Cancel-safe: dropped, it has taken nothing.
+    /// Receives the next value, and waits while there is none.
+    ///
+    /// Cancel safe: a dropped future has taken nothing.
     ///
     /// # Errors
-    /// `Lagged` if values were sent faster than received, so that some are not kept any more: [`Error::lagged`] tells how many, and
-    /// the next call returns the oldest that is kept. `Closed` once all senders are gone and everything is received. `Decode` if a
-    /// value cannot be read as `T`: it is passed over.
+    /// - `Lagged` if the next value is not kept any more, because values were sent faster than received. [`Error::lagged`] returns
+    ///   how many were missed. The next call returns the oldest that is kept.
+    /// - `Closed` once all senders are gone and everything is received.
+    /// - `Decode` if a value cannot be read as `T`. The next call returns the value after it.
+    /// - `Io` if it must wait outside a tokio runtime, or if the system refuses a resource that waiting needs.
     pub async fn recv(&mut self) -> Result<T> {
         let (core, next) = (&self.core, self.next);
         let received = core.waiters().until(|| core.next(next)).await.map_err(|error| core.failed(error))?;
@@ -158,28 +170,31 @@ impl<T: Item> BroadcastReceiver<T> {
         }
     }
 
-    /// Receives the next value if there is one.
+    /// Receives the next value if there is one now.
     ///
     /// # Errors
-    /// `Empty`, else as [`recv`](Self::recv).
+    /// `Empty` if there is none. Otherwise as [`recv`](Self::recv).
     pub fn try_recv(&mut self) -> Result<T> {
         let empty = || Err(Error::new(ErrorKind::Empty, "nothing new was sent to the broadcast"));
         let received = self.core.try_next(self.next).unwrap_or_else(empty);
         self.take(received)
     }
 
-    /// [`recv`](Self::recv) that gives up after `timeout`, and then has taken nothing.
-    /// Counted in real time: see [Timeouts](crate#timeouts).
+    /// Receives the next value, waiting at most `timeout`.
+    ///
+    /// Cancel safe: a dropped future has taken nothing, and so has a call that timed out. The timeout is real time: see [Timeouts](crate#timeouts).
     ///
     /// # Errors
-    /// `Timeout`, `Io` where there is no tokio timer, else as [`recv`](Self::recv).
+    /// - `Timeout` if there was no value in time.
+    /// - `Io` if the runtime has no timer.
+    /// - Otherwise as [`recv`](Self::recv).
     pub async fn recv_timeout(&mut self, timeout: Duration) -> Result<T> {
         let core = self.core.clone();
         let limited = timer::limited(timeout, self.recv()).map_err(|error| core.failed(error))?;
         limited.await.unwrap_or_else(|_| Err(core.timed_out()))
     }
 
-    /// [`recv`](Self::recv) for plain functions: blocks this thread.
+    /// Receives the next value, blocking this thread while there is none.
     ///
     /// # Panics
     /// Inside async code, as tokio's blocking calls do.
@@ -195,22 +210,26 @@ impl<T: Item> BroadcastReceiver<T> {
         self.take(received)
     }
 
-    /// Makes another receiver, of all values sent from now on.
+    /// Creates another receiver, of all values sent from now on.
     pub fn resubscribe(&self) -> Self {
         Self { core: self.core.clone(), next: self.core.sent(), item: PhantomData }
     }
 
-    /// How many values there are to receive without waiting, those that are not kept any more included.
+    /// Returns the number of values not yet received, including those already overwritten.
     pub fn len(&self) -> u64 {
         self.core.sent().saturating_sub(self.next)
     }
 
-    /// Whether there is nothing to receive at the moment.
+    /// Returns `true` if there is no value to receive now.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The values as a stream, which ends when all senders are gone. A lag is an item of it, an error.
+    /// Returns a stream of the values, which ends when all senders are gone.
+    ///
+    /// # Errors
+    /// Each item of the stream as [`recv`](Self::recv). After an error of kind `Lagged` or `Decode` the stream goes on; after `Io` or
+    /// `Corrupt` it ends.
     ///
     /// ```
     /// use futures::StreamExt;

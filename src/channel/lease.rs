@@ -1,4 +1,4 @@
-//! The face of a lease: an item that outlives its consumer.
+//! The public types of leases: an item that outlives its consumer.
 
 use super::channel_core::ChannelCore;
 use super::leases::Held;
@@ -15,12 +15,12 @@ use std::time::Duration;
 
 /// An item of a queue on lease: it leaves the queue when the lease is [committed](Self::commit).
 ///
-/// If an item may be lost with its consumer, plain [`Queue::get`](crate::Queue::get) costs less.
-///
-/// Dropped without a commit, or when its process ends, however it ends, the item is in the queue again, at the front. So an item
-/// is not lost with its consumer; it may be worked on more than once, and [`deliveries`](Self::deliveries) tells.
-/// [`Queue::max_deliveries`](crate::Queue::max_deliveries) sets a limit, after which an item that its consumers do not survive goes to
+/// If the lease is dropped without a commit, or its process ends in any way, the item is the first of the queue again. So no item
+/// is lost with its consumer, but an item may be processed more than once: [`deliveries`](Self::deliveries) returns how often it
+/// was delivered. [`Queue::max_deliveries`](crate::Queue::max_deliveries) sets a limit. An item that reaches it goes to
 /// [`Queue::dead_letters`](crate::Queue::dead_letters).
+///
+/// Use [`Queue::get`](crate::Queue::get) instead if an item may be lost with its consumer: it costs less.
 ///
 /// ```
 /// use multiprocess::{self as mp, Process, Queue};
@@ -58,15 +58,15 @@ use std::time::Duration;
 /// ```
 ///
 /// # Details
+/// - **Counting.** Until the commit the item counts as not done: for `len`; for a closed queue, which is at its end only when
+///   no item is on lease; and for [`JoinableQueue::join`](crate::JoinableQueue::join). A commit counts as `task_done`.
+///   The item takes no room in a bounded queue.
+/// - **Order.** Items that came back come before all others, the oldest first, also for `get`.
+/// - **Limits.** At most 1024 items of a queue can be on lease or dead letters at one time; beyond that a lease fails with
+///   `Full`. Descriptors of some 250 leased items are kept; an item beyond those that comes back fails with `Decode`.
+/// - **Cost.** One more copy of the item into shared memory, by a system call. While a process has leases, each `get` of the queue
+///   also reads the table of leases. The first lease of a queue takes 96 KiB.
 /// - **Exec.** A process that replaces its program (exec) is the same process and keeps its leases until it ends.
-/// - **Order.** Items that came back come before all others, the oldest first, also for a plain `get`.
-/// - **Counting.** Until the commit the item counts as not done: for `len`, for a closed queue, which is at its end only when nothing
-///   is leased any more, and for [`JoinableQueue::join`](crate::JoinableQueue::join), to which a commit is the item's `task_done`.
-///   It takes no room in a bounded queue.
-/// - **Cost.** One more copy of the item into shared memory, by a system call. A process that has leases makes each `get` of the queue
-///   look at the table of them. The first lease of a queue takes 96 KiB.
-/// - **Limits.** At most 1024 items of a queue can be leased or dead letters at one time; beyond that a lease is an error of kind
-///   `Full`. Descriptors of some 250 leased items are kept; an item beyond those that comes back is an error of kind `Decode`.
 #[must_use = "dropped at once, the item goes back to the queue at once"]
 pub struct Lease<T> {
     core: Arc<ChannelCore>,
@@ -79,10 +79,10 @@ impl<T> Lease<T> {
         Self { core: core.clone(), held: Some(held), value: Some(value) }
     }
 
-    /// Takes the item out of the queue for good, and returns it. It waits for nothing but the copy of another
-    /// process that takes, if the item has descriptors or is large, and for that a tenth of a second at most.
+    /// Takes the item out of the queue for good, and returns it.
     ///
-    /// A process that is killed in the middle has committed or not.
+    /// Blocks for up to 100 ms if the item is large or has descriptors and another process is taking from the queue. If this
+    /// process is killed meanwhile, the item is either committed or back in the queue.
     ///
     /// # Errors
     /// `Forked` in a process that was forked from the one that has the lease.
@@ -97,7 +97,7 @@ impl<T> Lease<T> {
         }
     }
 
-    /// How often the item was delivered, this time included: 1 for the first time.
+    /// Returns how often the item was delivered, this time included: 1 for the first time.
     pub fn deliveries(&self) -> u32 {
         self.held.as_ref().map_or(0, |held| held.deliveries)
     }
@@ -130,7 +130,7 @@ impl<T: fmt::Debug> fmt::Debug for Lease<T> {
     }
 }
 
-/// The leases of a queue as a stream; see [`Queue::leases`](crate::Queue::leases).
+/// Returns the leases of a queue as a stream; see [`Queue::leases`](crate::Queue::leases).
 pub(super) fn leases<T: DeserializeOwned + Send + 'static>(
     core: Arc<ChannelCore>,
 ) -> impl Stream<Item = Result<Lease<T>>> + Send + Unpin {
@@ -174,28 +174,33 @@ impl<T: DeserializeOwned + Send + 'static> DeadLetters<T> {
         Self { core: core.clone(), item: PhantomData }
     }
 
-    /// Takes the oldest; waits while there is none. Cancel-safe: dropped, it has taken nothing.
+    /// Takes the oldest dead letter, and waits while there is none. It waits in a closed queue, too.
+    ///
+    /// Cancel safe: a dropped future has taken nothing.
     ///
     /// # Errors
-    /// `Decode` if the item cannot be read as `T`, or its descriptors are gone: it is gone then. `Io` if the system refuses a resource
-    /// that waiting needs. A queue that is closed can still get dead letters, so there is no `Closed`.
+    /// - `Decode` if the item cannot be read as `T`, or its descriptors were not kept. The item is lost.
+    /// - `Io` if it must wait outside a tokio runtime, or if the system refuses a resource that waiting needs.
     pub async fn get(&self) -> Result<T> {
         self.core.dead_letter().await
     }
 
-    /// Takes the oldest if there is one now.
+    /// Takes the oldest dead letter if there is one now.
     ///
     /// # Errors
-    /// `Empty`, else as [`get`](Self::get).
+    /// `Empty` if there is none. Otherwise as [`get`](Self::get).
     pub fn try_get(&self) -> Result<T> {
         self.core.try_dead_letter()
     }
 
-    /// [`get`](Self::get) that gives up after `timeout`, and then has taken nothing. Counted in real time: see
-    /// [Timeouts](crate#timeouts).
+    /// Takes the oldest dead letter, and waits at most `timeout` for one.
+    ///
+    /// Cancel safe: a dropped future has taken nothing, and so has a call that timed out. The timeout is real time: see [Timeouts](crate#timeouts).
     ///
     /// # Errors
-    /// `Timeout`, `Io` where there is no tokio timer, else as [`get`](Self::get).
+    /// - `Timeout` if there was none in time.
+    /// - `Io` if the runtime has no timer.
+    /// - Otherwise as [`get`](Self::get).
     pub async fn get_timeout(&self, timeout: Duration) -> Result<T> {
         let failed = |error| Error::io("cannot wait for a dead letter", error);
         let limited = timer::limited(timeout, self.get()).map_err(failed)?;
@@ -203,12 +208,12 @@ impl<T: DeserializeOwned + Send + 'static> DeadLetters<T> {
         limited.await.unwrap_or_else(|_| late())
     }
 
-    /// How many there are.
+    /// Returns the number of dead letters.
     pub fn len(&self) -> usize {
         self.core.dead_letters_len()
     }
 
-    /// Whether there is none.
+    /// Returns `true` if there is no dead letter.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

@@ -53,10 +53,10 @@ fn lock(what: &str, dies_at: Option<&'static str>) {
         });
         let mine = play(3, None, || guarded.work()).unwrap();
         let (other, third) = (other.join().unwrap(), third.join().unwrap());
-        // Whoever was refused is woken: by a release, or by the burial, or finds the lock taken from the dead.
+        // A refused process is woken: by a release, or by the recovery, or it finds the lock taken from the dead.
         if [other == Some(false), !third, !mine].contains(&true) {
             let held = guarded.word.load(Acquire) != 0;
-            assert!(guarded.requests.load(Acquire) > 0 || other.is_none(), "nobody wakes who was refused");
+            assert!(guarded.requests.load(Acquire) > 0 || other.is_none(), "nobody wakes the refused process");
             assert!(!held || other.is_none(), "held by nobody");
         }
         assert!(play(3, None, || guarded.work()).unwrap(), "free, or taken from the dead");
@@ -64,7 +64,7 @@ fn lock(what: &str, dies_at: Option<&'static str>) {
 }
 
 #[test]
-fn models_a_latch_is_held_by_one_and_who_is_refused_is_woken() {
+fn models_robust_lock_has_one_holder_and_wakes_refused_processes() {
     lock("lock", None);
     for at in ["taken", "changed", "released"] {
         lock(at, Some(at));
@@ -89,7 +89,7 @@ fn push(ring: &Ring, n: u8, len: usize) -> Option<Push> {
 fn pop(ring: &Ring) -> Option<Result<u8, Pop>> {
     let popped = ring.pop(|_| (Vec::<u8>::new(), false), |_, _| Ok(Vec::new()), |_| ()).0.unwrap();
     if ring.take_idle() {
-        // In life some time later.
+        // In a real queue this happens some time later.
         let _ = ring.give_back_kept();
     }
     match popped {

@@ -11,16 +11,18 @@ use std::task::{Context, Poll, ready};
 
 /// A channel for one value, such as the answer to a request that went through a queue.
 ///
-/// For more than one value take [`simplex`](crate::simplex) or a [`Queue`](crate::Queue). The result of a child needs no channel: its handle is a future of it.
+/// Use instead:
+/// - [`simplex`](crate::simplex) or a [`Queue`](crate::Queue) for more than one value;
+/// - the handle of a child, which is a future of its result.
 ///
-/// It is what `tokio::sync::oneshot` is within one process. Both ends travel: a request can bring the sender along.
+/// It corresponds to `tokio::sync::oneshot` within one process. Both ends can be sent: a request can contain the sender for its answer.
 ///
 /// ```
 /// use multiprocess::{self as mp, OneshotSender, Process, Queue};
 ///
 /// async fn serve(requests: Queue<(u32, OneshotSender<u32>)>) -> mp::Result<()> {
 ///     while let Ok((number, answer)) = requests.get().await {
-///         let _ = answer.send(2 * number); // Who asked may be gone.
+///         let _ = answer.send(2 * number); // The process that asked may be gone.
 ///     }
 ///     Ok(())
 /// }
@@ -47,8 +49,8 @@ pub fn oneshot<T: Item>() -> Result<(OneshotSender<T>, OneshotReceiver<T>)> {
 
 /// The sending end of a [`oneshot`].
 ///
-/// It is a serde value and travels to other processes; it is not `Clone`: one process has it at a time. Dropping it without a
-/// value, or the end of its process, is `Closed` for the receiver.
+/// It is a serde value and can be sent to other processes. It is not `Clone`: one process has it at a time. If it is dropped
+/// without a value, or its process ends, the receiver fails with `Closed`.
 ///
 /// **Cost.** That of a one-way pipe: four descriptors and about 75 KiB of shared memory, while it is there.
 #[derive(Serialize, Deserialize)]
@@ -56,17 +58,22 @@ pub fn oneshot<T: Item>() -> Result<(OneshotSender<T>, OneshotReceiver<T>)> {
 pub struct OneshotSender<T>(Sender<T>);
 
 impl<T: Item> OneshotSender<T> {
-    /// Sends the value. Never waits.
+    /// Sends the value, without waiting.
     ///
-    /// A value that was sent is received, also if this process ends at once.
+    /// A value that was sent can be received even if this process ends at once.
     ///
     /// # Errors
-    /// `Closed` if the receiver is gone, `Encode` if `value` cannot be serialised, `Io` if memory runs out; the value comes back.
+    /// All of them return the value.
+    /// - `Closed` if the receiver is gone.
+    /// - `Encode` if `value` cannot be serialised.
+    /// - `Io` if memory runs out.
     pub fn send(mut self, value: T) -> Result<(), SendError<T>> {
         self.0.try_send(value)
     }
 
-    /// Waits until the receiver is gone: what it asked for is wanted no more. Cancel-safe.
+    /// Waits until the receiver is gone, so that no value is needed any more.
+    ///
+    /// Cancel safe: dropping the future changes nothing.
     ///
     /// ```
     /// # multiprocess::init();
@@ -85,7 +92,7 @@ impl<T: Item> OneshotSender<T> {
         self.0.closed().await
     }
 
-    /// Whether the receiver is gone.
+    /// Returns `true` if the receiver is gone.
     pub fn is_closed(&self) -> bool {
         self.0.is_closed()
     }
@@ -93,19 +100,20 @@ impl<T: Item> OneshotSender<T> {
 
 /// The receiving end of a [`oneshot`]: a future of the value.
 ///
-/// It is a serde value and travels to other processes; it is not `Clone`: one process has it at a time. Polled, it waits;
-/// cancel-safe by reference: `&mut receiver` in a `select!` that it does not win has taken nothing. Dropping it is `Closed` for
-/// the sender.
+/// It is a serde value and can be sent to other processes. It is not `Clone`: one process has it at a time. If it is dropped, the
+/// sender fails with `Closed`. Cancel safe by reference: `&mut receiver` in a `select!` that takes another branch has taken nothing.
 ///
 /// # Errors of the awaited result
-/// `Closed` if the sender went without a value, however its process ended. `Decode` if the value cannot be read as `T`.
+/// - `Closed` if the sender is gone without a value, however its process ended.
+/// - `Decode` if the value cannot be read as `T`.
+/// - `Io` if it must wait outside a tokio runtime, or if the system refuses a resource that waiting needs.
 #[derive(Serialize, Deserialize)]
 #[serde(bound = "")]
 #[must_use = "a future does nothing unless polled"]
 pub struct OneshotReceiver<T>(Receiver<T>);
 
 impl<T: Item> OneshotReceiver<T> {
-    /// The value, if it is there.
+    /// Receives the value if it is there now.
     ///
     /// ```
     /// # multiprocess::init();
@@ -117,18 +125,18 @@ impl<T: Item> OneshotReceiver<T> {
     /// ```
     ///
     /// # Errors
-    /// `Empty` if it may still come, else as the future.
+    /// `Empty` if it may still come. Otherwise as the awaited result.
     pub fn try_recv(&mut self) -> Result<T> {
         self.0.try_recv().map_err(renamed)
     }
 
-    /// Waits for the value on a plain thread.
+    /// Receives the value, blocking this thread until it is there.
     ///
     /// # Panics
     /// Inside async code, as tokio's blocking calls do.
     ///
     /// # Errors
-    /// As the future.
+    /// As the awaited result.
     #[track_caller]
     pub fn blocking_recv(mut self) -> Result<T> {
         self.0.blocking_recv().map_err(renamed)
@@ -148,7 +156,7 @@ fn closed() -> Error {
     Error::new(ErrorKind::Closed, "the sender of the oneshot went without a value, or its value was received before")
 }
 
-/// An error of the pipe as one of the oneshot.
+/// Turns an error of the pipe into one of the oneshot.
 fn renamed(error: Error) -> Error {
     match error.kind() {
         ErrorKind::Closed => closed(),

@@ -117,7 +117,7 @@ fn attachments(core: &ChannelCore) -> [Attachment; 2] {
 /// ```
 ///
 /// # Waiting
-/// [`send`](Self::send) waits while about 1 MiB is under way, or two values if they are larger. It is cancel-safe.
+/// [`send`](Self::send) waits while about 1 MiB is under way, or two values if they are larger. It is cancel safe.
 ///
 /// # Death
 /// - If the receiving end is dropped, or its process ends in any way, [`send`](Self::send) fails with `Closed`, also if it waits.
@@ -142,7 +142,7 @@ pub struct Sender<T> {
 /// [`Stream`] of the values. See [`simplex`] for an example.
 ///
 /// # Waiting
-/// [`recv`](Self::recv) waits while there is no value. It is cancel-safe.
+/// [`recv`](Self::recv) waits while there is no value. It is cancel safe.
 ///
 /// # Death
 /// If the sender is dropped, or its process ends in any way, what it has sent is received first, and then `Closed`. If this
@@ -190,7 +190,7 @@ impl Sender<EncodedMessage> {
 impl<T: Item> Sender<T> {
     /// Sends `value`, and waits while about 1 MiB is under way.
     ///
-    /// Cancel-safe at any size: a dropped future has sent nothing.
+    /// Cancel safe at any size: a dropped future has sent nothing.
     ///
     /// ```
     /// # multiprocess::init();
@@ -314,7 +314,7 @@ impl<T: Item> Sender<T> {
 impl<T: Item> Receiver<T> {
     /// Receives the next value, and waits while there is none.
     ///
-    /// Cancel-safe at any size: a dropped future has taken nothing.
+    /// Cancel safe at any size: a dropped future has taken nothing.
     ///
     /// ```
     /// # multiprocess::init();
@@ -375,7 +375,7 @@ impl<T: Item> Receiver<T> {
 
     /// Receives the next value, and waits at most `timeout` for it.
     ///
-    /// Cancel-safe: after a timeout, too, it has taken nothing. The timeout is real time: see [Timeouts](crate#timeouts).
+    /// Cancel safe: after a timeout, too, it has taken nothing. The timeout is real time: see [Timeouts](crate#timeouts).
     ///
     /// ```
     /// # multiprocess::init();

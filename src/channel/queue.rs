@@ -29,8 +29,11 @@ impl<T: Serialize + DeserializeOwned + Send + 'static> Item for T {}
 
 /// A first-in, first-out queue between processes, for any number of producers and consumers.
 ///
-/// To wait until all items are processed take a [`JoinableQueue`]; between two processes that should notice each other's end a [`pipe`](crate::pipe); for each value
-/// to reach every receiver a [`broadcast`](crate::broadcast()); for calls with results a [`Pool`](crate::Pool).
+/// Use instead:
+/// - [`JoinableQueue`] to wait until all items are processed;
+/// - [`pipe`](crate::pipe()) between two processes that should notice each other's end;
+/// - [`broadcast`](crate::broadcast()) if every receiver should get each value;
+/// - [`Pool`](crate::Pool) for calls with results.
 ///
 /// A handle is cheap to clone and is itself a serde value: send it as an argument, in a result, inside another value, or
 /// through another queue. All handles, in all processes, stand for the same queue. It exists as long as any process has a
@@ -65,28 +68,27 @@ impl<T: Serialize + DeserializeOwned + Send + 'static> Item for T {}
 /// # Usual calls
 /// - [`put`](Queue::put) and [`get`](Queue::get) wait if they must; [`try_put`](Queue::try_put) and
 ///   [`try_get`](Queue::try_get) never do; [`blocking_put`](Queue::blocking_put) and
-///   [`blocking_get`](Queue::blocking_get) are for plain functions.
+///   [`blocking_get`](Queue::blocking_get) are for synchronous code.
 /// - [`close`](Queue::close) ends the queue for all processes. Items that are in it can still be taken.
 /// - [`lease`](Queue::lease) takes an item that comes back unless the consumer commits it.
 /// - [`stream`](Queue::stream) and [`sink`](Queue::sink) connect it to the combinators of `futures`.
 ///
 /// # Waiting
 /// - `put` waits only if the queue is bounded and full. `get` waits while the queue is empty.
-/// - Both are cancel-safe: a dropped future has put or taken nothing.
+/// - Both are cancel safe: a dropped future has put or taken nothing.
 /// - The waiters of a process are served in the order of their first poll.
 ///
 /// # Death
 /// - A process killed during an operation harms no other process. Its put has happened as a whole or not at all.
-/// - A process stopped by SIGSTOP counts as alive. An item for which it was woken may wait until the next `put` or `get`. If
-///   it is stopped in the middle of a copy, it blocks other producers or consumers until it resumes or dies. Meanwhile
+/// - A process stopped by SIGSTOP counts as alive. If it is stopped right after it was woken for an item, that item stays in
+///   the queue until the next `put` or `get`. If it is stopped in the middle of a copy, it blocks other producers or consumers until it resumes or dies. Meanwhile
 ///   `try_put` fails with `Full` and `try_get` with `Empty` after a tenth of a second, and `close` blocks for up to 5 s.
 ///
 /// # Cost
 /// - An operation that need not wait is one copy and a few atomic operations. It makes a system call only to wake a process.
 /// - A queue is three descriptors and 72 KiB of shared memory.
-/// - Items in the queue take memory as they come. A drained queue keeps up to 1 MiB. What it has beyond that is kept for the
-///   next large item, up to 544 MiB for a queue and 1 GiB for all queues and pipes that a process drains, and given back after
-///   one to two seconds without use.
+/// - Items in the queue take memory as they come. A drained queue keeps up to 1 MiB. The process that drained it keeps more
+///   for one to two seconds, for the next large item: up to 544 MiB for each queue, and 1 GiB in all.
 ///
 /// # Limits
 /// - An encoded item is smaller than 4 GiB.
@@ -178,8 +180,8 @@ impl<T: Item> Queue<T> {
         Ok(Self { core: create_limited(check_capacity(items)?, bytes, false)?, item: PhantomData })
     }
 
-    /// [`blocking_put`](Self::blocking_put) that gives up once `gives_up` says so, which it is asked before the wait for room and
-    /// then at each `interval`. Returns whether the value was put.
+    /// Puts `value` as [`blocking_put`](Self::blocking_put), but gives up once `gives_up` returns `true`. It is called before the
+    /// wait for room and then after each `interval`. Returns whether the value was put.
     #[track_caller]
     pub(crate) fn blocking_put_unless(
         &self,
@@ -192,12 +194,12 @@ impl<T: Item> Queue<T> {
 }
 
 impl<T> Queue<T> {
-    /// [`close`](Self::close), whatever the items are.
+    /// Closes the queue as [`close`](Self::close), for items of any type.
     pub(crate) fn shut(&self) {
         self.core.close();
     }
 
-    /// The same without waiting for an item that is just being copied, which may be lost.
+    /// Closes the queue without waiting for an item that is just being copied, which may be lost.
     pub(crate) fn abandon(&self) {
         self.core.abandon();
     }
@@ -218,7 +220,7 @@ macro_rules! queue_methods {
         impl<T: Item> $name<T> {
             /// Puts `value` at the end, and waits while the queue is full.
             ///
-            /// Cancel-safe: a dropped future has put nothing.
+            /// Cancel safe: a dropped future has put nothing.
             ///
             /// ```
             /// # multiprocess::init();
@@ -233,14 +235,14 @@ macro_rules! queue_methods {
             /// All of them return the value.
             /// - `Closed` if the queue is closed.
             /// - `Encode` if `value` cannot be serialised, or is too large.
-            /// - `Io` if there is not enough memory.
+            /// - `Io` if there is not enough memory, or if it must wait outside a tokio runtime, or without a resource that waiting needs.
             pub async fn put(&self, value: T) -> Result<(), PutError<T>> {
                 self.core.put(value).await.map_err(put_error)
             }
 
             /// Takes the first item, and waits while there is none.
             ///
-            /// Cancel-safe: a dropped future has taken nothing.
+            /// Cancel safe: a dropped future has taken nothing.
             ///
             /// ```
             /// # multiprocess::init();
@@ -255,6 +257,7 @@ macro_rules! queue_methods {
             /// - `Closed` if the queue is closed and drained.
             /// - `Decode` if the item cannot be read as `T`, or its descriptors do not fit into this process. The item is lost; the queue
             ///   can still be used.
+            /// - `Io` if it must wait outside a tokio runtime, or if the system refuses a resource that waiting needs.
             pub async fn get(&self) -> Result<T> {
                 self.core.get().await
             }
@@ -332,7 +335,7 @@ macro_rules! queue_methods {
 
             /// Puts `value` at the end, and waits at most `timeout` while the queue is full.
             ///
-            /// Cancel-safe. The timeout is real time: see [Timeouts](crate#timeouts).
+            /// Cancel safe: a dropped future has put nothing. The timeout is real time: see [Timeouts](crate#timeouts).
             ///
             /// ```
             /// # multiprocess::init();
@@ -354,7 +357,7 @@ macro_rules! queue_methods {
 
             /// Takes the first item, and waits at most `timeout` for one.
             ///
-            /// Cancel-safe: after a timeout, too, it has taken nothing. The timeout is real time: see [Timeouts](crate#timeouts).
+            /// Cancel safe: a dropped future has taken nothing, and so has a call that timed out. The timeout is real time: see [Timeouts](crate#timeouts).
             ///
             /// ```
             /// # multiprocess::init();
@@ -373,13 +376,17 @@ macro_rules! queue_methods {
                 self.core.get_timeout(timeout).await
             }
 
-            /// Takes the first item on lease: it leaves the queue when the [`Lease`] is committed, and is there again, at the front,
-            /// if the lease is dropped or its process ends. Waits while there is no item. Cancel-safe: dropped, it has taken
-            /// nothing.
+            /// Takes the first item on lease, and waits while there is none.
+            ///
+            /// The item leaves the queue when the [`Lease`] is committed. If the lease is dropped, or its process ends, the item is the
+            /// first of the queue again.
+            ///
+            /// Cancel safe: a dropped future has taken nothing.
             ///
             /// # Errors
-            /// As [`get`](Self::get); `Full` if 1024 items are leased or dead letters; `Io` if the descriptors of the item do not fit
-            /// into this process: the item is still in the queue.
+            /// - `Closed` and `Decode` as [`get`](Self::get).
+            /// - `Full` if 1024 items are on lease or dead letters.
+            /// - `Io` as [`get`](Self::get), and if the descriptors of the item do not fit into this process: the item stays in the queue.
             #[cfg(not(multiprocess_loom))]
             pub async fn lease(&self) -> Result<Lease<T>> {
                 Ok(Lease::of(&self.core, self.core.lease().await?))
@@ -388,13 +395,13 @@ macro_rules! queue_methods {
             /// Takes the first item on lease if there is one now.
             ///
             /// # Errors
-            /// `Empty`, else as [`lease`](Self::lease).
+            /// `Empty` if there is none. Otherwise as [`lease`](Self::lease).
             #[cfg(not(multiprocess_loom))]
             pub fn try_lease(&self) -> Result<Lease<T>> {
                 Ok(Lease::of(&self.core, self.core.try_lease()?))
             }
 
-            /// [`lease`](Self::lease) for plain functions: blocks this thread.
+            /// Takes the first item on lease, blocking this thread while there is none.
             ///
             /// # Panics
             /// Inside async code, as tokio's blocking calls do.
@@ -407,38 +414,48 @@ macro_rules! queue_methods {
                 Ok(Lease::of(&self.core, self.core.blocking_lease()?))
             }
 
-            /// [`lease`](Self::lease) that gives up after `timeout`, and then has taken nothing.
-            /// Counted in real time: see [Timeouts](crate#timeouts).
+            /// Takes the first item on lease, and waits at most `timeout` for one.
+            ///
+            /// Cancel safe: a dropped future has taken nothing, and so has a call that timed out. The timeout is real time: see [Timeouts](crate#timeouts).
             ///
             /// # Errors
-            /// `Timeout`, `Io` where there is no tokio timer, else as [`lease`](Self::lease).
+            /// - `Timeout` if there was no item in time.
+            /// - `Io` if the runtime has no timer.
+            /// - Otherwise as [`lease`](Self::lease).
             #[cfg(not(multiprocess_loom))]
             pub async fn lease_timeout(&self, timeout: Duration) -> Result<Lease<T>> {
                 Ok(Lease::of(&self.core, self.core.lease_timeout(timeout).await?))
             }
 
-            /// Leases as a stream, which ends when the queue is closed and nothing in it is left or leased. Dropping it loses
-            /// nothing.
+            /// Returns a stream of leases.
+            ///
+            /// It ends when the queue is closed, and no item is in it or on lease. Dropping the stream loses no item.
+            ///
+            /// # Errors
+            /// Each lease in the stream as [`lease`](Self::lease). The stream ends after an error of kind `Corrupt`, `Full` or `Io`.
             #[cfg(not(multiprocess_loom))]
             pub fn leases(&self) -> impl Stream<Item = Result<Lease<T>>> + Send + Unpin + use<T> {
                 lease::leases(self.core.clone())
             }
 
-            /// From now on an item that was leased `most` times without a commit goes to the
-            /// [`dead_letters`](Self::dead_letters), for all who lease; 0 is no limit, as at the beginning. Returns this queue.
+            /// Sets how often an item may be delivered.
+            ///
+            /// An item that was leased `most` times without a commit becomes a [dead letter](Self::dead_letters). The limit holds for all
+            /// processes. 0, the default, is no limit. Returns another handle of this queue.
             #[cfg(not(multiprocess_loom))]
             pub fn max_deliveries(&self, most: u32) -> Self {
                 self.core.set_max_deliveries(most);
                 self.clone()
             }
 
-            /// The items that were leased too often; see [`max_deliveries`](Self::max_deliveries). They count for nothing else.
+            /// Returns a handle of the dead letters: the items that were leased as often as [`max_deliveries`](Self::max_deliveries)
+            /// permits, without a commit. `len` and `join` do not count them.
             #[cfg(not(multiprocess_loom))]
             pub fn dead_letters(&self) -> DeadLetters<T> {
                 DeadLetters::of(&self.core)
             }
 
-            /// Returns the number of items, including those on lease. It is exact while no process puts or takes.
+            /// Returns the number of items, including those on lease. It is exact while no process puts or gets.
             ///
             /// ```
             /// # multiprocess::init();
@@ -451,7 +468,7 @@ macro_rules! queue_methods {
                 self.core.len()
             }
 
-            /// Returns whether there is no item.
+            /// Returns `true` if there is no item.
             ///
             /// ```
             /// # multiprocess::init();
@@ -463,7 +480,7 @@ macro_rules! queue_methods {
                 self.len() == 0
             }
 
-            /// Returns whether a bounded queue has no room. An unbounded queue is never full.
+            /// Returns `true` if a bounded queue has no room. An unbounded queue is never full.
             ///
             /// ```
             /// # multiprocess::init();
@@ -476,7 +493,7 @@ macro_rules! queue_methods {
                 self.capacity().is_some_and(|capacity| self.core.waiting() >= capacity)
             }
 
-            /// Returns how many items fit, or `None` if the queue is unbounded.
+            /// Returns the number of items that fit, or `None` if the queue is unbounded.
             ///
             /// ```
             /// # multiprocess::init();
@@ -507,7 +524,7 @@ macro_rules! queue_methods {
                 self.core.close();
             }
 
-            /// Returns whether the queue is closed.
+            /// Returns `true` if the queue is closed.
             ///
             /// ```
             /// # multiprocess::init();
@@ -521,6 +538,9 @@ macro_rules! queue_methods {
             }
 
             /// Returns a stream of the items, which ends when the queue is closed and drained. Dropping the stream loses no item.
+            ///
+            /// # Errors
+            /// Each item of the stream as [`get`](Self::get).
             ///
             /// ```
             /// # multiprocess::init();
@@ -580,7 +600,9 @@ queue_methods!(JoinableQueue);
 
 /// A [`Queue`] that counts unfinished items, so that a producer can wait until all of them are processed.
 ///
-/// If nobody waits for the end, a [`Queue`] is simpler; if the producer needs the results too, so is a [`Pool`](crate::Pool).
+/// Use instead:
+/// - [`Queue`] if no process waits until all items are processed;
+/// - [`Pool`](crate::Pool) if the producer needs the results too.
 ///
 /// A consumer calls [`task_done`](JoinableQueue::task_done) once for each item that it has taken and processed.
 /// [`join`](JoinableQueue::join) waits until the queue is empty and no item is unfinished. All other methods are those of
@@ -653,7 +675,7 @@ impl<T: Item> JoinableQueue<T> {
         Ok(Self { core: create(check_capacity(capacity)?, true)?, item: PhantomData })
     }
 
-    /// Marks one taken item as finished: one that this process took, or else one of another process.
+    /// Counts one item as finished: one that this process took, or, if it has none unfinished, one that another process took.
     ///
     /// ```
     /// # multiprocess::init();
@@ -673,7 +695,7 @@ impl<T: Item> JoinableQueue<T> {
 
     /// Waits until the queue is empty and no item is unfinished.
     ///
-    /// Cancel-safe: a dropped future changes nothing.
+    /// Cancel safe: a dropped future changes nothing.
     ///
     /// ```
     /// # multiprocess::init();
@@ -687,7 +709,7 @@ impl<T: Item> JoinableQueue<T> {
     /// ```
     ///
     /// # Errors
-    /// `Io` outside a tokio runtime.
+    /// `Io` if it must wait outside a tokio runtime, or if the system refuses a resource that waiting needs.
     pub async fn join(&self) -> Result<()> {
         self.core.join().await
     }
@@ -738,7 +760,7 @@ impl<'de, T> Deserialize<'de> for JoinableQueue<T> {
 
 /// A stream of the items of a queue, returned by [`Queue::stream`].
 ///
-/// It ends when the queue is closed and drained. Dropping it loses no item. Once a poll has found no item the stream has a place
+/// It ends when the queue is closed and drained. Dropping it loses no item. Once a poll has found no item the stream has its turn
 /// in the order of waiters: other waiters of this process come after it until it is polled again or dropped.
 ///
 /// ```
@@ -764,7 +786,7 @@ impl<T: Item> QueueStream<T> {
                 item => Some((item, Some(core))),
             }
         });
-        // Whoever asks again after the end hears again that it is the end.
+        // Polled after the end, it returns the end again.
         Self(Box::pin(items.fuse()))
     }
 }
@@ -805,7 +827,7 @@ impl<T: Item> QueueSink<T> {
 }
 
 impl<T> QueueSink<T> {
-    /// Whether it holds an item that is not yet put.
+    /// Returns `true` if it holds an item that is not yet put.
     pub(super) fn holds_one(&self) -> bool {
         self.putting.is_some()
     }

@@ -8,13 +8,13 @@
 //! | move | then |
 //! |---|---|
 //! | a ready queue is found empty | its alarm is armed, it is tried once more, and is ready no longer |
-//! | an alarm goes off | its queue is ready; the `get` that waits is woken, or else the next sleeper of the queue |
+//! | an alarm is notified | its queue is ready; the `get` that waits is woken, or else the next sleeper of the queue |
 //! | an item is taken | its queue is the last of those that are ready |
 //! | a queue is found closed and drained | it leaves the set |
 //!
 //! # Invariants
 //! 1. A queue that is not ready has its alarm armed, and was found empty after that.
-//! 2. A notification that a `get` did not come to use is passed on to the next sleeper of its queue when the `get` ends.
+//! 2. A notification that a `get` has not used is passed on to the next sleeper of its queue when the `get` ends.
 //!
 //! # Death
 //! An alarm is a sleeper like any other: see `wait::sleepers`.
@@ -40,10 +40,9 @@ use std::time::Duration;
 
 /// Many queues as one: the next item of any of them, with the key of its queue.
 ///
-/// For two or three queues `tokio::select!` over their `get`s does as well.
-///
-/// It waits for thousands of queues as cheaply as for one: what a `get` costs depends on how many of them have items. Queues take
-/// turns, so that a busy one does not keep the others waiting. Others may get from the same queues meanwhile.
+/// For two or three queues, `tokio::select!` over their `get`s is enough. A set waits for thousands of queues as cheaply as for
+/// one: the cost of a `get` depends on the number of queues that have items. Queues take turns, so a busy one does not keep the
+/// others waiting. Other processes and tasks may get from the same queues meanwhile.
 ///
 /// ```
 /// use multiprocess::{self as mp, Process, Queue, QueueSet};
@@ -73,10 +72,10 @@ use std::time::Duration;
 ///
 /// # Details
 /// - **Order.** The items of one queue come in order. Among queues that have items, the one that was served last is the last.
-/// - **Closing.** A queue that is closed and drained leaves the set. `get` of a set without queues is `Closed`.
+/// - **Closing.** A queue that is closed and drained leaves the set. `get` of a set without queues fails with `Closed`.
 /// - **Death.** A process that is killed with a set harms nobody, as with the queues themselves.
-/// - **Cost.** 64 places for sleepers are in each queue; a set takes one of them in each of its queues while they are empty. A set
-///   stays in its process; the queues travel.
+/// - **Cost.** A queue keeps up to 61 sleeping processes and sets in order; further ones are woken all at once. A set is one of
+///   them in each of its queues while these are empty. A set stays in its process; the queues can be sent.
 pub struct QueueSet<K, T> {
     entries: Vec<Option<Entry<K>>>,
     keys: HashMap<K, usize>,
@@ -115,18 +114,18 @@ struct Flags {
     is_ready: bool,
     /// Its alarm was armed, and no notification was seen since.
     is_armed: bool,
-    /// A notification came, which a `get` has not come to use.
-    is_noticed: bool,
+    /// A notification came that no `get` has used.
+    has_unused_notification: bool,
 }
 
 impl Shared {
-    /// Has the queue at `index` be looked into.
+    /// The next `get` tries the queue at `index`.
     fn make_ready(&self, index: usize) {
         lock(&self.0).make_ready(index);
     }
 
-    /// The alarm of the queue at `index` is a new one.
-    fn begin(&self, index: usize) {
+    /// The queue at `index` has a new alarm: forgets what was known of the old one.
+    fn reset(&self, index: usize) {
         let mut state = lock(&self.0);
         if state.flags.len() <= index {
             state.flags.resize(index + 1, Flags::default());
@@ -136,11 +135,11 @@ impl Shared {
     }
 
     /// The alarm was just armed, in a `get`.
-    fn armed(&self, index: usize, alarm: &WaitQueue) {
+    fn on_armed(&self, index: usize, alarm: &WaitQueue) {
         let mut state = lock(&self.0);
         state.flags[index].is_armed = alarm.is_armed();
         if !state.flags[index].is_armed {
-            state.flags[index].is_noticed = true;
+            state.flags[index].has_unused_notification = true;
             state.make_ready(index);
         }
     }
@@ -148,31 +147,32 @@ impl Shared {
     fn next_ready(&self) -> Option<usize> {
         let mut state = lock(&self.0);
         let index = state.ready.pop_front()?;
-        (state.flags[index].is_ready, state.flags[index].is_noticed) = (false, false);
+        (state.flags[index].is_ready, state.flags[index].has_unused_notification) = (false, false);
         Some(index)
     }
 
-    /// The reaction to an alarm.
-    fn alarmed(&self, index: usize, alarm: &WaitQueue, core: &ChannelCore) {
+    /// The doorbell was rung for this queue. If that was no notification of the alarm and the queue is empty, other processes have
+    /// drained it: its memory is given back after a time.
+    fn on_notification(&self, index: usize, alarm: &WaitQueue, core: &ChannelCore) {
         let mut state = lock(&self.0);
         let flags = state.flags[index];
-        let is_noticed = flags.is_armed && !alarm.is_armed();
-        if !is_noticed && (flags.is_ready || core.ring().is_empty_here()) {
+        let has_unused_notification = flags.is_armed && !alarm.is_armed();
+        if !has_unused_notification && (flags.is_ready || core.ring().is_empty_here()) {
             drop(state);
             core.watch_idle();
             return;
         }
-        state.flags[index].is_armed = flags.is_armed && !is_noticed;
+        state.flags[index].is_armed = flags.is_armed && !has_unused_notification;
         state.make_ready(index);
         let waker = state.waker.take();
         if waker.is_some() {
-            state.flags[index].is_noticed |= is_noticed;
+            state.flags[index].has_unused_notification |= has_unused_notification;
         }
         drop(state);
         match waker {
             Some(waker) => waker.wake(),
-            // Nobody waits here at the moment.
-            None if is_noticed => alarm.notify_one(),
+            // No `get` of this set waits.
+            None if has_unused_notification => alarm.notify_one(),
             None => {}
         }
     }
@@ -187,12 +187,12 @@ impl Shared {
         sleeps
     }
 
-    /// A `get` has ended: returns whose notifications it has not come to use.
+    /// A `get` has ended: returns the queues whose notifications it has not used.
     fn stop_waiting(&self) -> Vec<usize> {
         let mut state = lock(&self.0);
         let waker = state.waker.take();
         let State { ready, flags, .. } = &mut *state;
-        let unused = |index: &usize| std::mem::take(&mut flags[*index].is_noticed);
+        let unused = |index: &usize| std::mem::take(&mut flags[*index].has_unused_notification);
         let unused = ready.iter().copied().filter(unused).collect();
         drop(state);
         drop(waker);
@@ -217,7 +217,7 @@ mod sealed {
     pub struct Source(pub(in crate::channel) std::sync::Arc<super::ChannelCore>);
 }
 
-/// A [`Queue`] or a [`JoinableQueue`] of `T`: what a [`QueueSet`] takes.
+/// A [`Queue`] or a [`JoinableQueue`] of `T`, as [`QueueSet::insert`] accepts it.
 pub trait QueueOf<T>: sealed::Sealed {}
 
 impl<T> sealed::Sealed for Queue<T> {
@@ -260,7 +260,7 @@ impl<K: Clone + Eq + Hash, T: Item> QueueSet<K, T> {
         let (shared, weak, looked_into) = (Arc::downgrade(&self.shared), Arc::downgrade(&alarm), core.clone());
         alarm.set_reader(move || {
             if let (Some(shared), Some(alarm)) = (shared.upgrade(), weak.upgrade()) {
-                shared.alarmed(index, &alarm, &looked_into);
+                shared.on_notification(index, &alarm, &looked_into);
             }
         });
         let entry = Some(Entry { key: key.clone(), core, alarm });
@@ -269,21 +269,24 @@ impl<K: Clone + Eq + Hash, T: Item> QueueSet<K, T> {
             None => self.entries.push(entry),
         }
         self.keys.insert(key, index);
-        self.shared.begin(index);
+        self.shared.reset(index);
         Ok(())
     }
 
-    /// Takes a queue out of the set; returns whether there was one with this key. Its items stay in it.
+    /// Removes a queue from the set, and returns `true` if there was one with this key. Its items stay in the queue.
     pub fn remove(&mut self, key: &K) -> bool {
         let index = self.keys.remove(key);
         index.is_some_and(|index| self.entries[index].take().is_some())
     }
 
-    /// Takes the next item of any queue, with the key of that; waits while there is none. Cancel-safe: dropped, it has taken nothing.
+    /// Takes the next item of any queue, with the key of the queue, and waits while there is none.
+    ///
+    /// Cancel safe: a dropped future has taken nothing.
     ///
     /// # Errors
-    /// `Closed` if there is no queue (any more), `Decode` if an item cannot be read as `T`: that item is gone, the set goes on. `Io`
-    /// outside a tokio runtime, or if the system refuses a resource that waiting needs.
+    /// - `Closed` if no queue is in the set, or all are closed and drained.
+    /// - `Decode` if an item cannot be read as `T`. The item is lost; the set can still be used.
+    /// - `Io` if it must wait outside a tokio runtime, or if the system refuses a resource that waiting needs.
     pub async fn get(&mut self) -> Result<(K, T)> {
         let waiting = Waiting(self);
         std::future::poll_fn(|cx| waiting.0.poll(cx)).await
@@ -305,9 +308,9 @@ impl<K: Clone + Eq + Hash, T: Item> QueueSet<K, T> {
     /// ```
     ///
     /// # Errors
-    /// `Empty`, else as [`get`](Self::get).
+    /// `Empty` if there is none. Otherwise as [`get`](Self::get).
     pub fn try_get(&mut self) -> Result<(K, T)> {
-        // An alarm is heard in a runtime only, and there is none perhaps.
+        // An alarm is received in a runtime only, and perhaps there is none.
         (0..self.entries.len())
             .filter(|index| self.entries[*index].is_some())
             .for_each(|index| self.shared.make_ready(index));
@@ -325,18 +328,21 @@ impl<K: Clone + Eq + Hash, T: Item> QueueSet<K, T> {
         }
     }
 
-    /// [`get`](Self::get) that gives up after `timeout`, and then has taken nothing. Counted in real time: see
-    /// [Timeouts](crate#timeouts).
+    /// Takes the next item of any queue, and waits at most `timeout` for one.
+    ///
+    /// Cancel safe: a dropped future has taken nothing, and so has a call that timed out. The timeout is real time: see [Timeouts](crate#timeouts).
     ///
     /// # Errors
-    /// `Timeout`, `Io` where there is no tokio timer, else as [`get`](Self::get).
+    /// - `Timeout` if there was no item in time.
+    /// - `Io` if the runtime has no timer.
+    /// - Otherwise as [`get`](Self::get).
     pub async fn get_timeout(&mut self, timeout: Duration) -> Result<(K, T)> {
         let failed = |error| Error::io("cannot wait for a set of queues", error);
         let late = || Err(Error::new(ErrorKind::Timeout, "no queue of the set had an item in time"));
         timer::limited(timeout, self.get()).map_err(failed)?.await.unwrap_or_else(|_| late())
     }
 
-    /// [`get`](Self::get) for plain functions: blocks this thread.
+    /// Takes the next item of any queue, blocking this thread while there is none.
     ///
     /// # Panics
     /// Inside async code, as tokio's blocking calls do.
@@ -349,7 +355,10 @@ impl<K: Clone + Eq + Hash, T: Item> QueueSet<K, T> {
         wait::block_on(self.get()).map_err(|error| Error::io("cannot wait for a set of queues", error))?
     }
 
-    /// The items with their keys as a stream, which ends when all queues are closed and drained. Dropping it loses nothing.
+    /// Returns a stream of the items with their keys, which ends when all queues are closed and drained. Dropping it loses no item.
+    ///
+    /// # Errors
+    /// Each item of the stream as [`get`](Self::get). The stream ends after an error of kind `Io`.
     ///
     /// ```
     /// use futures::TryStreamExt;
@@ -369,7 +378,7 @@ impl<K: Clone + Eq + Hash, T: Item> QueueSet<K, T> {
             let set = set?;
             match set.get().await {
                 Err(error) if error.kind() == ErrorKind::Closed => None,
-                // What waiting needs is not there, and will not be there at once.
+                // Waiting needs a resource that is missing, and will not be there at once.
                 Err(error) if error.kind() == ErrorKind::Io => Some((Err(error), None)),
                 item => Some((item, Some(set))),
             }
@@ -377,17 +386,17 @@ impl<K: Clone + Eq + Hash, T: Item> QueueSet<K, T> {
         Box::pin(items)
     }
 
-    /// How many queues there are.
+    /// Returns the number of queues.
     pub fn len(&self) -> usize {
         self.keys.len()
     }
 
-    /// Whether there is no queue.
+    /// Returns `true` if there is no queue.
     pub fn is_empty(&self) -> bool {
         self.keys.is_empty()
     }
 
-    /// The keys of the queues, in no order.
+    /// Returns the keys of the queues, in no order.
     pub fn keys(&self) -> impl Iterator<Item = &K> {
         self.keys.keys()
     }
@@ -423,7 +432,7 @@ impl<K: Clone + Eq + Hash, T: Item> QueueSet<K, T> {
         }
     }
 
-    /// The next item of one queue, if it has one; a queue that has come to its end leaves the set.
+    /// Takes the next item of one queue, if it has one. A queue that is closed and drained leaves the set.
     fn take(&mut self, index: usize) -> Option<Result<(K, T)>> {
         self.take_by(index, ChannelCore::next_when_notified)
     }
@@ -448,7 +457,7 @@ impl<K: Clone + Eq + Hash, T: Item> QueueSet<K, T> {
         let entry = self.entries.get(index)?.as_ref()?;
         match entry.alarm.arm() {
             Ok(()) => {
-                self.shared.armed(index, &entry.alarm);
+                self.shared.on_armed(index, &entry.alarm);
                 self.take(index)
             }
             Err(error) => Some(Err(failed(error))),

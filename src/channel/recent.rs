@@ -212,9 +212,9 @@ impl Recent {
     fn push(&self, bytes: &[u8]) -> io::Result<()> {
         let me = self.family.me()?;
         let _turn = lock(&self.turn);
-        let latch = RobustLock(self.word(word::LOCK));
+        let lock_word = RobustLock(self.word(word::LOCK));
         let mut tries = 0;
-        while latch.try_take(me, self.family).is_none() {
+        while lock_word.try_take(me, self.family).is_none() {
             tries += 1;
             match tries {
                 ..100 => std::thread::yield_now(),
@@ -227,8 +227,8 @@ impl Recent {
         }
         fault::point("send.taken");
         let pushed = self.push_locked(bytes);
-        // Who waits for the lock looks again by itself.
-        let _ = latch.release();
+        // A process that waits for the lock tries again by itself.
+        let _ = lock_word.release();
         fault::point("send.released");
         pushed
     }

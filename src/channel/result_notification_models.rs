@@ -109,7 +109,7 @@ fn act(what: &str, plan: Plan) {
             move || {
                 let lives = play(WORKER.slot, plan.dies, || world.work(plan.stuck)).is_some();
                 if !lives {
-                    // What burying does.
+                    // Recovers the row, as the fork server does.
                     fence(SeqCst);
                     world.doorbell.fetch_or(1, AcqRel);
                 }

@@ -1,4 +1,4 @@
-//! A watch: the last value that was sent, for all who look.
+//! A watch: the last value that was sent, for any number of receivers.
 
 use super::queue::Item;
 use super::recent::{self, Alive, Recent, Shape};
@@ -14,11 +14,13 @@ use std::time::Duration;
 
 /// A value that senders replace and receivers look at, beginning with `value`.
 ///
-/// If no value may be missed take a [`broadcast`](crate::broadcast()), or a [`Queue`](crate::Queue) if each has one receiver; for a number without waiting, a
-/// [`Value`](crate::Value).
+/// Use instead:
+/// - [`broadcast`](crate::broadcast()) if no value may be missed;
+/// - [`Queue`](crate::Queue) if each value is for one receiver;
+/// - [`Value`](crate::Value) for a number that nobody waits for.
 ///
-/// It is what `tokio::sync::watch` is within one process: a receiver can look at any time, and wait until the value has changed; of
-/// several changes it may see only the last. Use it for a configuration, a state, or how far something has come.
+/// It corresponds to `tokio::sync::watch` within one process: a receiver can read the value at any time, and wait until it has
+/// changed. Of several changes it may see only the last. Use it for a configuration, a state, or progress.
 ///
 /// ```
 /// use multiprocess::{self as mp, Process, WatchReceiver};
@@ -39,7 +41,8 @@ use std::time::Duration;
 /// ```
 ///
 /// # Errors
-/// `Encode` if `value` cannot be serialised or has a handle in it; `Io` if no memory or descriptor is left.
+/// - `Encode` if `value` cannot be serialised or has a handle in it.
+/// - `Io` if no memory or descriptor is left.
 pub fn watch<T: Item>(value: T) -> Result<(WatchSender<T>, WatchReceiver<T>)> {
     let (core, alive) = Recent::create(Shape::Watch, 1)?;
     core.send(&value)?;
@@ -50,13 +53,13 @@ pub fn watch<T: Item>(value: T) -> Result<(WatchSender<T>, WatchReceiver<T>)> {
 
 /// The sending handle of a [`watch`].
 ///
-/// A handle is cheap to clone and is a serde value: it travels to other processes, and so there may be many senders.
+/// A handle is cheap to clone and is a serde value: send it to other processes to have many senders.
 ///
 /// # Details
 /// - **Waiting.** [`send`](Self::send) never waits for receivers.
 /// - **Death.** A process killed in the middle of a send has replaced the value or left the old one. When the last sender is gone,
-///   however its process ended, receivers can still look, and waiting for a change is `Closed`.
-/// - **Cost.** A send is two system calls, and one for each process that sleeps; a look is one, a copy and a decoding. A watch is
+///   however its process ended, receivers can still read the value, and waiting for a change fails with `Closed`.
+/// - **Cost.** A send is two system calls, and one for each process that sleeps; reading the value is one, a copy and a decoding. A watch is
 ///   three descriptors, a page, and twice the largest value, rounded up to a power of two.
 /// - **Limits.** A value must have no handle in it: its receivers are not known.
 pub struct WatchSender<T> {
@@ -66,7 +69,10 @@ pub struct WatchSender<T> {
 }
 
 impl<T: Item> WatchSender<T> {
-    /// Replaces the value and wakes all receivers that wait for a change. It waits for no receiver, for another sender as long as a copy takes, and succeeds also if there is no receiver.
+    /// Replaces the value and wakes all receivers that wait for a change.
+    ///
+    /// It waits for no receiver, and for another sender only as long as a copy takes. It succeeds also if there is no receiver, as
+    /// one may be inside a message.
     ///
     /// ```
     /// # multiprocess::init();
@@ -77,13 +83,14 @@ impl<T: Item> WatchSender<T> {
     /// ```
     ///
     /// # Errors
-    /// `Encode` if `value` cannot be serialised, or has a handle in it. `Io` if memory runs out, or another process has been
-    /// stopped (SIGSTOP) in the middle of a send. The value comes back, and the old one stays.
+    /// All of them return the value, and the old one stays.
+    /// - `Encode` if `value` cannot be serialised, or has a handle in it.
+    /// - `Io` if memory runs out, or another process has been stopped (SIGSTOP) in the middle of a send.
     pub fn send(&self, value: T) -> Result<(), SendError<T>> {
         self.core.send(&value).map_err(|error| SendError::new(error, value))
     }
 
-    /// Returns a copy of the value.
+    /// Returns a copy of the present value.
     ///
     /// # Errors
     /// `Decode` if it cannot be read as `T`.
@@ -91,7 +98,7 @@ impl<T: Item> WatchSender<T> {
         last(&self.core).and_then(|(_, bytes)| recent::decode(bytes))
     }
 
-    /// Makes a receiver, for which the present value is not new.
+    /// Creates a receiver that has seen the present value.
     pub fn subscribe(&self) -> WatchReceiver<T> {
         WatchReceiver { core: self.core.clone(), seen: self.core.sent(), item: PhantomData }
     }
@@ -103,7 +110,7 @@ impl<T> Clone for WatchSender<T> {
     }
 }
 
-/// The last value, and how many there had been with it.
+/// Returns the last value, and the number of values that had been sent with it.
 fn last(core: &Recent) -> Result<(u64, Vec<u8>)> {
     loop {
         let count = core.sent();
@@ -119,15 +126,15 @@ fn last(core: &Recent) -> Result<(u64, Vec<u8>)> {
 
 /// A receiver of a [`watch`].
 ///
-/// A handle is cheap to clone and is a serde value: it travels to other processes. Each knows which value it has seen last.
+/// A handle is cheap to clone and is a serde value: send it to other processes. Each handle keeps which value it has seen last.
 ///
 /// # Details
-/// - **Waiting.** [`changed`](Self::changed) and [`wait_for`](Self::wait_for) wait. Cancel-safe: dropped, they have changed nothing.
-/// - **Death.** A killed receiver harms nobody. When all senders are gone, the last value is still there to look at; a change that
-///   was not seen is seen first, then waiting is `Closed`.
+/// - **Waiting.** [`changed`](Self::changed) and [`wait_for`](Self::wait_for) wait. Cancel safe: see there.
+/// - **Death.** A killed receiver harms no other process. When all senders are gone, the last value can still be read. If it was
+///   not seen yet, `changed` returns once more; then waiting fails with `Closed`.
 pub struct WatchReceiver<T> {
     core: Arc<Recent>,
-    /// How many values there had been when it last looked.
+    /// The number of values that had been sent when it last read one.
     seen: u64,
     item: PhantomData<fn() -> T>,
 }
@@ -158,7 +165,7 @@ impl<T: Item> WatchReceiver<T> {
         recent::decode(bytes)
     }
 
-    /// Returns whether the value was replaced since it was last seen.
+    /// Returns `true` if the value was replaced since it was last seen.
     ///
     /// ```
     /// # multiprocess::init();
@@ -172,7 +179,7 @@ impl<T: Item> WatchReceiver<T> {
     /// ```
     ///
     /// # Errors
-    /// `Closed` if it was not, and all senders are gone.
+    /// `Closed` if it was not replaced, and all senders are gone.
     pub fn has_changed(&self) -> Result<bool> {
         let has_changed = || self.core.sent() != self.seen;
         if !has_changed() && self.core.is_closed() && !has_changed() {
@@ -181,17 +188,17 @@ impl<T: Item> WatchReceiver<T> {
         Ok(has_changed())
     }
 
-    /// Has the present value count as new.
+    /// Marks the present value as not seen, so that [`changed`](Self::changed) returns at once.
     pub fn mark_changed(&mut self) {
         self.seen = self.core.sent().wrapping_sub(1);
     }
 
-    /// Has the present value count as seen.
+    /// Marks the present value as seen.
     pub fn mark_unchanged(&mut self) {
         self.seen = self.core.sent();
     }
 
-    /// The attempt of a wait for a change: how many values there are then.
+    /// Returns the attempt of a wait for a change, which yields the number of values that were sent.
     fn attempt(&self, is_closed: fn(&Recent) -> bool) -> impl FnMut() -> Option<Result<u64>> + '_ {
         let changed = || Some(self.core.sent()).filter(|sent| *sent != self.seen).map(Ok);
         move || {
@@ -199,9 +206,9 @@ impl<T: Item> WatchReceiver<T> {
         }
     }
 
-    /// Waits until the value was replaced since it was last seen; the present one counts as seen then.
+    /// Waits until the value has been replaced since it was last seen, and marks the present one as seen.
     ///
-    /// Cancel-safe: dropped, it has changed nothing.
+    /// Cancel safe: a dropped future has marked nothing.
     ///
     /// ```
     /// # multiprocess::init();
@@ -216,24 +223,29 @@ impl<T: Item> WatchReceiver<T> {
     /// ```
     ///
     /// # Errors
-    /// `Closed` if it was not, and all senders are gone. `Io` if the system refuses a resource that waiting needs.
+    /// - `Closed` if it was not replaced, and all senders are gone.
+    /// - `Io` if it must wait outside a tokio runtime, or if the system refuses a resource that waiting needs.
     pub async fn changed(&mut self) -> Result<()> {
         let waited = self.core.waiters().until(self.attempt(Recent::is_known_closed)).await;
         self.seen = waited.map_err(|error| self.core.failed(error))??;
         Ok(())
     }
 
-    /// [`changed`](Self::changed) that gives up after `timeout`. Counted in real time: see [Timeouts](crate#timeouts).
+    /// Waits until the value has been replaced since it was last seen, at most `timeout`.
+    ///
+    /// Cancel safe: a dropped future has marked nothing, and so has a call that timed out. The timeout is real time: see [Timeouts](crate#timeouts).
     ///
     /// # Errors
-    /// `Timeout`, `Io` where there is no tokio timer, else as [`changed`](Self::changed).
+    /// - `Timeout` if it was not replaced in time.
+    /// - `Io` if the runtime has no timer.
+    /// - Otherwise as [`changed`](Self::changed).
     pub async fn changed_timeout(&mut self, timeout: Duration) -> Result<()> {
         let core = self.core.clone();
         let limited = timer::limited(timeout, self.changed()).map_err(|error| core.failed(error))?;
         limited.await.unwrap_or_else(|_| Err(core.timed_out()))
     }
 
-    /// [`changed`](Self::changed) for plain functions: blocks this thread.
+    /// Blocks this thread until the value has been replaced since it was last seen, and marks the present one as seen.
     ///
     /// # Panics
     /// Inside async code, as tokio's blocking calls do.
@@ -249,12 +261,14 @@ impl<T: Item> WatchReceiver<T> {
         Ok(())
     }
 
-    /// Waits until the value is one for which `condition` holds, beginning with the present one, and returns it.
+    /// Waits until `condition` returns `true` for a value, beginning with the present one, and returns that value.
     ///
-    /// Cancel-safe. What it has looked at counts as seen.
+    /// Cancel safe: a dropped future has only marked the values that `condition` was called with as seen.
     ///
     /// # Errors
-    /// `Closed` if all senders are gone and it does not hold for the last value. `Decode` if a value cannot be read as `T`.
+    /// - `Closed` if all senders are gone and `condition` returns `false` for the last value.
+    /// - `Decode` if a value cannot be read as `T`.
+    /// - `Io` as [`changed`](Self::changed).
     pub async fn wait_for(&mut self, mut condition: impl FnMut(&T) -> bool) -> Result<T> {
         loop {
             let value = self.get_and_update()?;
@@ -265,8 +279,12 @@ impl<T: Item> WatchReceiver<T> {
         }
     }
 
-    /// The present value and those that replace it, as a stream that ends when all senders are gone. Of several that come fast it
-    /// has the last.
+    /// Returns a stream of the present value and those that replace it, which ends when all senders are gone.
+    ///
+    /// Of several values that are sent quickly it may yield only the last.
+    ///
+    /// # Errors
+    /// Each item of the stream as [`changed`](Self::changed) and [`get`](Self::get). After `Io` or `Corrupt` the stream ends.
     ///
     /// ```
     /// use futures::StreamExt;

@@ -9,9 +9,8 @@ use std::time::Duration;
 /// The address of a cluster pool: `nats://host:port/pool`, or `tls://`.
 ///
 /// Several servers of one NATS cluster are given with commas: `nats://a:4222,b:4222,c:4222/pool`. Without a port it is 4222.
-/// The name of a pool has 1 to 64 of the characters `a-z A-Z 0-9 _ -`. A string converts into an address; what is wrong with
-/// one is an error of [`PoolBuilder::build`](crate::PoolBuilder::build), and of [`Pool::serve`](crate::Pool::serve) when that is
-/// awaited.
+/// The name of a pool has 1 to 64 of the characters `a-z A-Z 0-9 _ -`. A string converts into an address. An invalid address is
+/// an error of [`PoolBuilder::build`](crate::PoolBuilder::build), and of an awaited [`Pool::serve`](crate::Pool::serve).
 ///
 /// Hosts and submitters of a pool must agree in [`lease`](Self::lease), [`storage`](Self::storage),
 /// [`replicas`](Self::replicas) and [`most_waiting`](Self::most_waiting): these belong to the pool's stream, which is made by
@@ -43,7 +42,7 @@ pub struct Address {
     pub(super) offline_timeout: Duration,
 }
 
-/// How a client proves who it is.
+/// How a client authenticates itself.
 #[derive(Clone)]
 pub(super) enum Credentials {
     User(String, String),
@@ -51,7 +50,7 @@ pub(super) enum Credentials {
     File(PathBuf),
 }
 
-/// Where the stream of a cluster pool keeps the messages that wait.
+/// Where the stream of a cluster pool stores the messages that wait.
 ///
 /// ```
 /// use multiprocess::cluster::{Address, Storage};
@@ -63,7 +62,7 @@ pub(super) enum Credentials {
 pub enum Storage {
     /// In files: a server that is restarted still has them. The default.
     File,
-    /// In memory: quicker; a server that is restarted has lost them, and submitters ask again what they still want.
+    /// In memory. This is faster. A server that is restarted has lost them, and submitters send them again.
     Memory,
 }
 
@@ -72,7 +71,7 @@ const LONGEST_NAME: usize = 64;
 const DEFAULT_PORT: u16 = 4222;
 
 impl Address {
-    /// Servers and pool as text.
+    /// Creates an address from the text of its servers and pool.
     pub fn new(url: impl Into<String>) -> Self {
         Self {
             text: url.into(),
@@ -117,61 +116,65 @@ impl Address {
         self
     }
 
-    /// Shows the server this certificate (a PEM file, and one with its key).
+    /// Authenticates by this certificate (a PEM file, and one with its key).
     #[must_use]
     pub fn client_certificate(mut self, certificate: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
         self.client_certificate = Some((certificate.into(), key.into()));
         self
     }
 
-    /// The items of a host are handed out again when nothing was heard of that host for this long; by default 5 s, from 500 ms to
-    /// 10 min. Hosts renew their leases every third of it, however long an item takes; the cost is a message for each chunk
-    /// that a host holds.
+    /// Sets the lease: how long a host may be silent before its items are handed out again.
+    ///
+    /// 500 ms to 10 min; by default 5 s. Hosts renew it every third of that time, however long an item takes, at the cost of one
+    /// message for each message that they hold.
     #[must_use]
     pub fn lease(mut self, lease: Duration) -> Self {
         self.lease = lease;
         self
     }
 
-    /// How often an item is handed out again because its host was lost; by default 3. Then it fails with kind `ProcessDied`,
-    /// naming the hosts. With 0 it does so the first time.
+    /// Sets how often an item is handed out again because its host was lost; by default 3.
+    ///
+    /// After that it fails with kind `ProcessDied`, and the error names the hosts. With 0 it fails the first time.
     #[must_use]
     pub fn redeliver(mut self, times: u32) -> Self {
         self.redeliver = times;
         self
     }
 
-    /// Where the stream keeps what waits; by default in files.
+    /// Sets where the stream is stored; by default in files.
     #[must_use]
     pub fn storage(mut self, storage: Storage) -> Self {
         self.storage = storage;
         self
     }
 
-    /// How many servers keep a copy of the stream: 1, the default, or 3.
+    /// Sets the number of servers that keep a copy of the stream: 1, the default, or 3.
     #[must_use]
     pub fn replicas(mut self, servers: usize) -> Self {
         self.replicas = servers;
         self
     }
 
-    /// How many messages, and how many bytes of them, may wait in the stream; by default 100 000 and 1 GiB. While it is full
-    /// submitters wait; nothing is dropped and nothing fails.
+    /// Sets how many messages, and how many bytes of them, may wait in the stream; by default 100 000 and 1 GiB.
+    ///
+    /// While it is full submitters wait; no item is dropped or fails.
     #[must_use]
     pub fn most_waiting(mut self, messages: u64, bytes: u64) -> Self {
         (self.most_messages, self.most_bytes) = (messages, bytes);
         self
     }
 
-    /// Without a server for longer than this, what is pending fails with kind `Unavailable`, and so does what is asked until the
-    /// server is back; by default 30 s.
+    /// Sets how long the server may be away; by default 30 s.
+    ///
+    /// After that, pending and new calls fail with kind `Unavailable` until the server is back.
     #[must_use]
     pub fn offline_timeout(mut self, timeout: Duration) -> Self {
         self.offline_timeout = timeout;
         self
     }
 
-    /// What the text says, if all of it is possible.
+    /// Parses the text and checks the properties.
     pub(super) fn parse(&self) -> Result<Target> {
         let wrong = |why: String| Error::other(format!("the cluster address {:?} {why}", self.shown()));
         let (scheme, rest) = self.text.split_once("://").ok_or_else(|| {
@@ -219,7 +222,7 @@ impl Address {
         Ok(())
     }
 
-    /// The text without credentials that do not belong there.
+    /// Returns the text without credentials that do not belong there.
     fn shown(&self) -> String {
         match (self.text.split_once("://"), self.text.rsplit_once('@')) {
             (Some((scheme, _)), Some((_, rest))) => format!("{scheme}://...@{rest}"),
@@ -265,7 +268,7 @@ impl From<&Address> for Address {
     }
 }
 
-/// An address as it was read.
+/// A parsed address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Target {
     pub(super) is_tls: bool,
@@ -313,19 +316,19 @@ impl fmt::Display for Server {
 }
 
 impl Target {
-    /// For the client.
+    /// Returns the URLs of the servers, for the client.
     pub(super) fn urls(&self) -> Vec<String> {
         let scheme = if self.is_tls { "tls" } else { "nats" };
         self.servers.iter().map(|server| format!("{scheme}://{server}")).collect()
     }
 
-    /// For errors.
+    /// Returns the servers as text, for errors.
     pub(super) fn named(&self) -> String {
         self.servers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
     }
 }
 
-/// Of an operation that the pool of other hosts does not have.
+/// Returns the error of an operation that a cluster pool does not have.
 pub(super) fn unsupported(what: &str) -> Error {
     let text =
         format!("a cluster pool {what}: its workers are those of the hosts that serve it; do so with their pools");
@@ -349,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_is_an_error_that_quotes_it() {
+    fn invalid_address_is_refused_and_quoted() {
         let long = format!("nats://h/{}", "x".repeat(65));
         let wrong = [
             ("", "no scheme"),
@@ -400,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn properties_that_cannot_be_are_errors_that_say_which_can() {
+    fn impossible_property_is_refused_with_the_allowed_values() {
         let address = || Address::new("nats://h/p");
         assert!(address().parse().is_ok());
         let wrong = [

@@ -447,7 +447,7 @@ impl Service {
         if message.status == Some(StatusCode::NO_RESPONDERS) {
             let since = *self.missing.entry(submitter).or_insert_with(Instant::now);
             if since.elapsed() >= PATIENCE {
-                self.bury(submitter).await;
+                self.forget_submitter(submitter).await;
             } else {
                 self.due.report = self.due.report.min(Instant::now() + PATIENCE / 4);
             }
@@ -463,7 +463,7 @@ impl Service {
     }
 
     /// Nobody wants what a dead submitter has asked for.
-    async fn bury(&mut self, submitter: u64) {
+    async fn forget_submitter(&mut self, submitter: u64) {
         self.missing.remove(&submitter);
         for ((_, _), job) in self.jobs.iter_mut().filter(|((of, _), _)| *of == submitter) {
             job.verdict = Some(Verdict::Orphaned);
@@ -638,7 +638,7 @@ impl Service {
                 None
             }
             Event::Dead(submitter) => {
-                self.bury(submitter).await;
+                self.forget_submitter(submitter).await;
                 None
             }
             Event::Looked => {
@@ -668,7 +668,7 @@ impl Service {
             }
             End::Orphaned => {
                 self.say(job.reply.clone(), "+TERM".into()).await;
-                self.bury(key.0).await;
+                self.forget_submitter(key.0).await;
             }
             End::GivenBack { has_begun } => {
                 self.say_given_back(key, has_begun).await;

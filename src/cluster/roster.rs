@@ -1,16 +1,16 @@
-//! The hosts that a submitter has heard of.
+//! The hosts that a submitter has received messages of.
 
 use super::messages::Beat;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-/// A host that has something to do tells that it is there this often.
+/// A host that has items sends a beat this often.
 pub(super) const BEAT: Duration = Duration::from_secs(1);
-/// And one that has nothing to do this often.
+/// A host without items sends a beat this often.
 pub(super) const IDLE_BEAT: Duration = Duration::from_secs(2);
-/// One that was not heard of for this long is not there: a beat may be lost.
+/// A host that has been silent for this long counts as gone; one beat may be lost.
 const SILENT: Duration = Duration::from_millis(4500);
-/// Hosts that are not listed; strangers may send as many names as they like.
+/// The most hosts that are listed. Anybody on the network may send names, so the number is bounded.
 const MOST: usize = 10_000;
 const LONGEST_NAME: usize = 256;
 
@@ -34,21 +34,21 @@ pub struct HostInfo {
     pub pid: u32,
     /// The machine's name.
     pub hostname: String,
-    /// How many items it runs at the same time.
+    /// The number of messages that it runs at the same time. A message is one or more items.
     pub slots: usize,
-    /// How many messages it is at, or has waiting.
+    /// The number of messages that it holds: those that run and those that wait.
     pub busy: usize,
-    /// Items that it has answered.
+    /// The number of items that it has answered.
     pub tasks: u64,
-    /// Since it began to serve.
+    /// The time since it began to serve.
     pub age: Duration,
-    /// Since it was heard of last.
+    /// The time since its last message arrived.
     pub last_heard: Duration,
-    /// Whether it is of the same build as this program. Others take no item of this submitter.
+    /// `true` if it is of the same build as this program. Hosts of other builds take no item of this submitter.
     pub build_matches: bool,
 }
 
-/// Who is there.
+/// The hosts that are there.
 pub(super) struct Roster {
     build: u64,
     hosts: HashMap<u64, (Beat, Instant)>,
@@ -77,22 +77,22 @@ impl Roster {
         }
     }
 
-    /// Strikes out who was not heard of for long.
+    /// Removes the hosts that have been silent for too long.
     pub(super) fn strike_out(&mut self, now: Instant) {
         self.hosts.retain(|_, (_, heard)| now.saturating_duration_since(*heard) < SILENT);
     }
 
-    /// Nobody was heard while there was no connection.
+    /// Restarts the time of silence of all hosts: no message could arrive while there was no connection.
     pub(super) fn excuse(&mut self, now: Instant) {
         self.hosts.values_mut().for_each(|(_, heard)| *heard = now);
     }
 
-    /// When to strike somebody out next.
+    /// Returns when the next host may have to be removed.
     pub(super) fn until(&self) -> Option<Instant> {
         self.hosts.values().map(|(_, heard)| *heard + SILENT).min()
     }
 
-    /// Slots of all hosts of this build.
+    /// Returns the slots of all hosts of this build.
     pub(super) fn slots(&self) -> usize {
         self.own().map(|(beat, _)| beat.slots as usize).fold(0, usize::saturating_add)
     }
@@ -101,12 +101,12 @@ impl Roster {
         self.hosts.values().filter(|(beat, _)| beat.build == self.build)
     }
 
-    /// Whether some host of this build says that it has a slot free.
+    /// Returns `true` if a host of this build reports a free slot.
     pub(super) fn has_free(&self) -> bool {
         self.own().any(|(beat, _)| beat.busy < beat.slots)
     }
 
-    /// How many hosts there are, all of other builds than this one; 0 if one is of this.
+    /// Returns the number of hosts if all are of other builds than this one, else 0.
     pub(super) fn strangers(&self) -> usize {
         if self.own().next().is_some() { 0 } else { self.hosts.len() }
     }

@@ -1,4 +1,4 @@
-//! A manager that a test plays, at the other end of a link, and one that runs test_manager the tests in their process.
+//! A manager that a test plays, at the other end of a link, and one that runs in the process of the tests, beside them.
 
 use crate::channel::{Receiver, Sender};
 use crate::manager::client::handle::Handle;

@@ -38,7 +38,7 @@ impl Target {
 pub(super) struct Ticket(Arc<Shared>);
 
 impl Ticket {
-    /// For a call of checkout `checkout`, which has a ticket itself; 0 is none.
+    /// The checkout that this call belongs to, by its number; the checkout has the ticket. 0 is none.
     pub(super) fn of(pool: &Handle, checkout: u64) -> Result<Self> {
         pool.shared().open(checkout)?;
         Ok(Self(pool.shared().clone()))

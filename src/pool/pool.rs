@@ -570,7 +570,7 @@ impl Pool {
         self.handle.shared().revive();
     }
 
-    /// Waits until all workers have ended, after [`close`](Self::close) or [`terminate`](Self::terminate). Cancel-safe.
+    /// Waits until all workers have ended, after [`close`](Self::close) or [`terminate`](Self::terminate). Cancel safe.
     ///
     /// After a `close` that includes the calls made before it: a stream that is neither read nor dropped, or a [`Checkout`] that is held,
     /// keeps this waiting.

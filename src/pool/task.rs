@@ -159,7 +159,7 @@ impl CurrentTask {
     /// - An event for which nobody listens is discarded before it is encoded: the caller did not ask for events, or has dropped
     ///   the stream.
     /// - An event that was sent is in the caller's stream before the result of the task is there, also if its worker dies at once.
-    /// - Cancel-safe: a dropped future has sent nothing.
+    /// - Cancel safe: a dropped future has sent nothing.
     ///
     /// ```
     /// use futures::StreamExt;
@@ -293,7 +293,7 @@ impl CurrentTask {
         };
         let mut running = running();
         let Some(running) = running.as_mut().filter(|running| running.is_at(sign)) else {
-            // Of one that is over nothing is received any more.
+            // Nothing more is received from a task that is over.
             let token = CancellationToken::new();
             if self.is_cancelled() {
                 token.cancel();

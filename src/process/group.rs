@@ -167,7 +167,7 @@ impl<R: DeserializeOwned + 'static> Group<R> {
 
     /// Waits until the next child has ended, and returns what its function returned; `None` if there is no child.
     ///
-    /// Cancel-safe: dropped, it has taken no result. A child whose function has returned, and that still waits for blocking tasks or
+    /// Cancel safe: a dropped future has taken no result. A child whose function has returned, and that still waits for blocking tasks or
     /// children of its own, has not ended.
     pub async fn join_next(&mut self) -> Option<Result<R>> {
         Some(self.join_next_with_info().await?.1)
@@ -193,7 +193,7 @@ impl<R: DeserializeOwned + 'static> Group<R> {
 
     /// Waits until all have ended, and returns what their functions returned, in the order in which they ended.
     ///
-    /// Cancel-safe: dropped, it has taken no result.
+    /// Cancel safe: a dropped future has taken no result.
     ///
     /// ```
     /// use multiprocess::{self as mp, Group};

@@ -55,7 +55,7 @@ impl ProcessInfo {
         self.pid
     }
 
-    /// Returns whether it is a daemon: its starter kills a daemon at its own end, and waits for any other child.
+    /// Returns `true` if it is a daemon: its starter kills a daemon at its own end, and waits for any other child.
     pub fn is_daemon(&self) -> bool {
         self.daemon
     }
@@ -107,7 +107,7 @@ impl ParentProcess {
         self.info.is_daemon()
     }
 
-    /// Returns whether it still runs.
+    /// Returns `true` if it still runs.
     pub fn is_alive(&self) -> bool {
         match &self.watch {
             Watch::Open(pidfd) => !pidfd::has_exited(pidfd.as_fd()),
@@ -117,10 +117,13 @@ impl ParentProcess {
         }
     }
 
-    /// Waits until it has ended. Dropping the future changes nothing.
+    /// Waits until it has ended.
+    ///
+    /// Cancel safe: dropping the future changes nothing.
     ///
     /// # Errors
-    /// `Io` outside a tokio runtime with I/O enabled, or if this process has no descriptor left.
+    /// - `Other` outside a tokio runtime.
+    /// - `Io` if the runtime has no I/O driver, or if this process has no descriptor left.
     pub async fn wait(&self) -> Result<()> {
         match &self.watch {
             Watch::Open(pidfd) => until_exit(pidfd.as_fd().try_clone_to_owned()?).await,

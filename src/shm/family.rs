@@ -42,7 +42,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*, fence};
 
 /// Members that can wait or hold locks at the same time.
 pub(crate) const SLOTS: usize = 4096;
-/// Doorbells; slots beyond share by modulo, and a shared doorbell only means a spurious look. At a low limit of descriptors
+/// Doorbells; slots beyond share by modulo, and a shared doorbell only means a spurious wake. At a low limit of descriptors
 /// there are fewer, and more of them are shared: each process of the family has them all.
 pub(crate) const DOORBELLS: usize = 64;
 /// The part of its descriptors that a process may have as doorbells, and as many it has in any case.

@@ -180,7 +180,7 @@ impl<R> Supervised<R> {
 
     /// Waits until the child is started no more, and returns what its function returned.
     ///
-    /// Cancel-safe: dropped, it has changed nothing. A result can be had once.
+    /// Cancel safe: a dropped future has changed nothing. A result can be had once.
     ///
     /// # Errors
     /// `RestartLimit` if it failed too often; the message has the last causes, and `source()` is the last one. `Cancelled` if it was
@@ -347,7 +347,7 @@ struct Ending<R> {
 
 impl<R: DeserializeOwned + 'static> Ending<R> {
     /// Waits for the result, and then for the end of the process: its function may have left blocking tasks behind, and dropping the
-    /// process would kill it. Cancel-safe.
+    /// process would kill it. Cancel safe.
     async fn wait(&mut self) {
         if self.result.is_none() {
             self.result = Some(self.process.join().await);

@@ -409,7 +409,7 @@ impl<T: Pod> Array<T> {
 
     /// Acquires the lock of the array, waiting until it is free.
     ///
-    /// The guard derefs to the elements. Cancel-safe: a dropped future has not taken the lock.
+    /// The guard derefs to the elements. Cancel safe: a dropped future has not acquired the lock.
     ///
     /// ```
     /// # multiprocess::init();
@@ -445,7 +445,7 @@ impl<T: Pod> Array<T> {
 
     /// Acquires the lock of the array, waiting at most `timeout`.
     ///
-    /// Cancel-safe: a dropped future has not taken the lock. The timeout is real time: see [Timeouts](crate#timeouts).
+    /// Cancel safe: a dropped future has not acquired the lock. The timeout is real time: see [Timeouts](crate#timeouts).
     ///
     /// ```
     /// # multiprocess::init();

@@ -59,7 +59,7 @@ const USED: usize = 2;
 pub(super) const EVENT: usize = 8;
 pub(super) const TABLE: usize = EVENT + sleepers::LEN;
 const ORDER: usize = TABLE + ROWS;
-/// Words that a room of waiters takes up; zeros are an empty one.
+/// Words that the state of a condition takes up; all zeros is a condition without waiters.
 pub(super) const LEN: usize = ORDER + ROWS;
 
 const COUNT_BITS: u32 = 21;

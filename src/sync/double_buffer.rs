@@ -162,7 +162,7 @@ mod models {
             let written = (one.join().unwrap(), two.join().unwrap());
             let last = play(3, None, || memory.read()).unwrap();
             assert!(first == 0 || second != 0, "a write that was seen is seen from then on");
-            assert!(written != (false, false) && last != 0, "one of two has the latch");
+            assert!(written != (false, false) && last != 0, "one of two has the lock");
             assert!(written.0 || last == 2);
             assert!(written.1 || last == 1);
         });
@@ -194,7 +194,7 @@ mod models {
                 assert!(victim.join().unwrap().is_none_or(|written| !written));
                 let last = play(3, None, || memory.read()).unwrap();
                 assert!(last == after || mine && last == 9, "{last}");
-                assert!(play(3, None, || memory.write(11)).unwrap(), "the next writer takes the latch over");
+                assert!(play(3, None, || memory.write(11)).unwrap(), "the next writer takes the lock over");
                 assert_eq!(play(3, None, || memory.read()).unwrap(), 11);
             });
         }

@@ -209,7 +209,7 @@ impl Event {
 
     /// Waits until the flag is set.
     ///
-    /// Cancel-safe: dropping the future changes nothing.
+    /// Cancel safe: dropping the future changes nothing.
     ///
     /// # Errors
     /// `Io` if the system refuses a resource that waiting needs, such as a descriptor.
@@ -219,7 +219,7 @@ impl Event {
 
     /// Waits until the flag is set, for at most `timeout`.
     ///
-    /// Cancel-safe: dropping the future changes nothing. The timeout is real time: see [Timeouts](crate#timeouts).
+    /// Cancel safe: dropping the future changes nothing. The timeout is real time: see [Timeouts](crate#timeouts).
     ///
     /// # Errors
     /// `Timeout` if the flag was not set in time. Otherwise as [`wait`](Self::wait).

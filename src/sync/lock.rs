@@ -46,7 +46,7 @@ use std::time::Duration;
 ///
 /// # Details
 /// - **Waiting.** A running task may take a free lock ahead of tasks that sleep. About once in a millisecond, a task
-///   that has waited so long gets a reservation for the next release, which lapses if it does not run within 5 ms. Dropping a future that waits is safe: it has not taken the lock.
+///   that has waited so long gets a reservation for the next release, which lapses if it does not run within 5 ms. Dropping a future that waits is safe: it has not acquired the lock.
 /// - **Death.** If the holder is killed, or ends with its guard leaked, the next holder gets
 ///   [`OwnerDied`](crate::ErrorKind::OwnerDied) at once, with the guard inside the error.
 /// - **Stopped processes.** A process stopped by SIGSTOP still holds the lock. If it is the one that was woken for the
@@ -111,7 +111,7 @@ impl Lock {
 
     /// Acquires the lock, waiting until it is free.
     ///
-    /// Cancel-safe: a dropped future has not taken the lock.
+    /// Cancel safe: a dropped future has not acquired the lock.
     ///
     /// # Errors
     /// - `OwnerDied` if the last holder died. The lock is acquired: the guard is inside the error.
@@ -132,7 +132,7 @@ impl Lock {
 
     /// Acquires the lock, waiting at most `timeout`.
     ///
-    /// Cancel-safe: a dropped future has not taken the lock. The timeout is real time: see [Timeouts](crate#timeouts).
+    /// Cancel safe: a dropped future has not acquired the lock. The timeout is real time: see [Timeouts](crate#timeouts).
     ///
     /// # Errors
     /// `Timeout` if the lock was not released in time. Otherwise as [`acquire`](Self::acquire).

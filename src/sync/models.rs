@@ -12,7 +12,7 @@ use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::*;
 
-/// A doorbell that was rung for one sleepers, and one that was rung for all.
+/// A doorbell that was rung for one list of sleepers, and one that was rung for all.
 const RUNG: u64 = 1;
 const FOR_ALL: u64 = 2;
 

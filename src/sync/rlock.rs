@@ -135,7 +135,7 @@ impl RLock {
 
     /// Acquires the lock, waiting until no other owner holds it.
     ///
-    /// Cancel-safe: a dropped future has not taken the lock.
+    /// Cancel safe: a dropped future has not acquired the lock.
     ///
     /// # Errors
     /// - `OwnerDied` if the last holder died. The lock is acquired: the guard is inside the error.
@@ -155,7 +155,7 @@ impl RLock {
 
     /// Acquires the lock, waiting at most `timeout`.
     ///
-    /// Cancel-safe: a dropped future has not taken the lock. The timeout is real time: see [Timeouts](crate#timeouts).
+    /// Cancel safe: a dropped future has not acquired the lock. The timeout is real time: see [Timeouts](crate#timeouts).
     ///
     /// # Errors
     /// `Timeout` if the lock was not released in time. Otherwise as [`acquire`](Self::acquire).

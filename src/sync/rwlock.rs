@@ -396,7 +396,7 @@ impl RwLock {
 
     /// Acquires shared access, waiting until no process writes or waits to write.
     ///
-    /// Cancel-safe: a dropped future has taken nothing.
+    /// Cancel safe: a dropped future has taken nothing.
     ///
     /// # Errors
     /// - `OwnerDied` if a writer was killed and none has acquired the lock since. The guard is inside the error.
@@ -407,7 +407,7 @@ impl RwLock {
 
     /// Acquires exclusive access, waiting until no process reads or writes.
     ///
-    /// Cancel-safe: a dropped future has taken nothing, and readers that waited behind it continue.
+    /// Cancel safe: a dropped future has taken nothing, and readers that waited behind it continue.
     ///
     /// # Errors
     /// - `OwnerDied` if the last writer was killed. The guard is inside the error.
@@ -434,7 +434,7 @@ impl RwLock {
 
     /// Acquires shared access, waiting at most `timeout`.
     ///
-    /// Cancel-safe: a dropped future has taken nothing. The timeout is real time: see [Timeouts](crate#timeouts).
+    /// Cancel safe: a dropped future has taken nothing. The timeout is real time: see [Timeouts](crate#timeouts).
     ///
     /// # Errors
     /// `Timeout` if the lock was not free in time. Otherwise as [`read`](Self::read).
@@ -444,7 +444,7 @@ impl RwLock {
 
     /// Acquires exclusive access, waiting at most `timeout`.
     ///
-    /// Cancel-safe: a dropped future has taken nothing. The timeout is real time: see [Timeouts](crate#timeouts).
+    /// Cancel safe: a dropped future has taken nothing. The timeout is real time: see [Timeouts](crate#timeouts).
     ///
     /// # Errors
     /// `Timeout` if the lock was not free in time. Otherwise as [`write`](Self::write).

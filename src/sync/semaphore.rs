@@ -354,7 +354,7 @@ macro_rules! semaphore {
 
             /// Acquires a permit, waiting until one is free.
             ///
-            /// Cancel-safe: a dropped future has taken nothing.
+            /// Cancel safe: a dropped future has taken nothing.
             ///
             /// # Errors
             /// `Io` if the system refuses a resource that waiting needs, such as a descriptor.
@@ -372,7 +372,7 @@ macro_rules! semaphore {
 
             /// Acquires a permit, waiting at most `timeout`.
             ///
-            /// Cancel-safe: a dropped future has taken nothing. The timeout is real time: see
+            /// Cancel safe: a dropped future has taken nothing. The timeout is real time: see
             /// [Timeouts](crate#timeouts).
             ///
             /// # Errors

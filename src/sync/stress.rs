@@ -25,7 +25,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 const PROCESSES: u16 = 4;
 const ROUNDS: u32 = if cfg!(debug_assertions) { 5_000 } else { 20_000 };
 
-/// A doorbell that was rung for one sleepers, and one that was rung for all.
+/// A doorbell that was rung for one list of sleepers, and one that was rung for all.
 const RUNG: u64 = 1;
 const FOR_ALL: u64 = 2;
 
@@ -51,7 +51,7 @@ impl World {
         }
     }
 
-    /// What the guardian does, and then another process gets the slot.
+    /// Recovers a slot, as the fork server does; another process then gets it.
     fn recover(&self, slot: u16) {
         self.deaths.fetch_add(1, Relaxed);
         self.members.recover(slot);
@@ -250,7 +250,7 @@ impl Mutex<'_> {
                 ToWake::Nobody => {}
                 ToWake::All => panic!("nobody has damaged it"),
                 ToWake::Longest => process.notify_one(sleepers),
-                ToWake::Handoff(heir) => sleepers.notify_sleeper(heir.into(), |wake| process.world.ring(wake)),
+                ToWake::Handoff(next) => sleepers.notify_sleeper(next.into(), |wake| process.world.ring(wake)),
             }
         }
     }
@@ -577,7 +577,7 @@ fn double_buffer_publishes_whole_values_on_the_heap() {
     double_buffer(true);
 }
 
-fn a_latch(are_mortal: bool) {
+fn robust_lock_trial(are_mortal: bool) {
     let (word, value, done) = (AtomicU64::new(0), Plain::new(0_u64), AtomicU64::new(0));
     let deaths = play(ROUNDS, are_mortal, |process, ()| {
         while RobustLock(&word).try_take(process.me, &process.world.members).is_none() {
@@ -594,6 +594,6 @@ fn a_latch(are_mortal: bool) {
 
 #[test]
 fn robust_lock_excludes_on_the_heap() {
-    a_latch(false);
-    a_latch(true);
+    robust_lock_trial(false);
+    robust_lock_trial(true);
 }

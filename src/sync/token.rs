@@ -130,7 +130,7 @@ impl CancellationToken {
 
     /// Waits until the token, or one that it is a child of, is cancelled.
     ///
-    /// Cancel-safe: dropping the future changes nothing. Where the system refuses a descriptor that waiting needs, it tries
+    /// Cancel safe: dropping the future changes nothing. Where the system refuses a descriptor that waiting needs, it tries
     /// again every 10 ms.
     ///
     /// ```
@@ -164,7 +164,7 @@ impl CancellationToken {
 
     /// Waits until the token is cancelled, for at most `timeout`.
     ///
-    /// Cancel-safe. The timeout is real time: see [Timeouts](crate#timeouts).
+    /// Cancel safe. The timeout is real time: see [Timeouts](crate#timeouts).
     ///
     /// ```
     /// # multiprocess::init();

@@ -322,8 +322,8 @@ impl<T: Pod> Value<T> {
 
     /// Acquires the lock of the value, waiting until it is free.
     ///
-    /// The guard derefs to a copy of the value. Dropping the guard stores the copy, if it was written to. Cancel-safe: a
-    /// dropped future has not taken the lock.
+    /// The guard derefs to a copy of the value. Dropping the guard stores the copy, if it was written to. Cancel safe: a
+    /// dropped future has not acquired the lock.
     ///
     /// ```
     /// # multiprocess::init();
@@ -361,7 +361,7 @@ impl<T: Pod> Value<T> {
 
     /// Acquires the lock of the value, waiting at most `timeout`.
     ///
-    /// Cancel-safe: a dropped future has not taken the lock. The timeout is real time: see [Timeouts](crate#timeouts).
+    /// Cancel safe: a dropped future has not acquired the lock. The timeout is real time: see [Timeouts](crate#timeouts).
     ///
     /// ```
     /// # multiprocess::init();

@@ -51,7 +51,7 @@ const TICKET: usize = 1;
 const OVERFLOW: usize = 2;
 const FIRST: usize = 3;
 
-/// Words that an sleepers takes up; zeros are a fresh one.
+/// Words that a list of sleepers takes up; all zeros is an empty list.
 pub(crate) const LEN: usize = FIRST + ENTRIES;
 
 const CROWD: u64 = 1 << 63;

@@ -24,13 +24,13 @@ const ENCOURAGED_NS: u32 = 10_000;
 const MOST_IGNORED: u32 = 64;
 /// The part spent without letting other tasks run.
 const IN_PLACE: Duration = Duration::from_micros(4);
-/// Of so many waits that go straight to sleep, one tries whether run pays again.
+/// Of so many waits that go straight to sleep, one tries whether spinning pays again.
 const TRY_ONE_IN: u32 = 32;
 
 pub(crate) struct Spin {
     window_ns: AtomicU32,
     skipped: AtomicU32,
-    /// The last answer that run found came from a peer that had been asleep.
+    /// The last answer that spinning found came from a peer that had been asleep.
     was_asleep: AtomicBool,
     /// Encouragements to be ignored, and how many it will be after the next that was in vain.
     ignored: AtomicU32,
@@ -58,7 +58,7 @@ fn has_spare_cpu() -> bool {
     *CPUS.get_or_init(|| std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1))
 }
 
-/// One while of run.
+/// One spell of spinning.
 pub(super) struct SpinWindow {
     started: Instant,
     window: Duration,
@@ -93,7 +93,7 @@ impl Spin {
         Some(SpinWindow { started: Instant::now(), window: Duration::from_nanos(window.into()) })
     }
 
-    /// Looks without a break for a while; `Some` if it was worth it.
+    /// Spins without a break for a while; `Some` if the attempt succeeded.
     pub(super) fn in_place<T>(&self, run: &SpinWindow, attempt: &mut impl FnMut() -> Option<T>) -> Option<T> {
         let end = Instant::now() + run.window.min(IN_PLACE);
         loop {

@@ -235,7 +235,7 @@ impl SemaphoreProxy {
         in_time(timeout, self.acquire(), "there was no permit").await
     }
 
-    /// Adds a permit, test_manager those that are held.
+    /// Adds a permit. Permits that are held stay held.
     ///
     /// # Errors
     /// As [`Proxy::call`].

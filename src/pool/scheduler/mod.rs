@@ -8,7 +8,7 @@
 //! # Invariants
 //! 1. Each item is settled once: by its result, or by what happened to its worker, its call or the pool.
 //! 2. When an event is over no item waits while a worker is idle, but for items that are over before another worker
-//!    could be woken for them, as long as as many workers as there are CPUs are awake with such items (see `dispatch`).
+//!    could be woken for them, while one worker for each CPU is awake with such items with such items (see `dispatch`).
 //! 3. No event walks over seats or calls on the path of an item: `seats` has a set for each question.
 //! 4. An item with a deadline has a timer, as long as it matters.
 

@@ -74,7 +74,7 @@ pub(super) struct Worker {
     pub(super) is_awaited: bool,
     /// There was no room for an order in its lane; how far it was with giving orders up then.
     pub(super) full: Option<u64>,
-    /// The same for when something was put into its side_orders, as long as that may be there.
+    /// When something was put into its `side_orders`, as long as it may still lie there.
     pub(super) unsent: Option<u64>,
     /// Its items, of which it had begun none, went to others: it may be stopped. How far it was with giving orders up
     /// then, and since when.
