@@ -29,9 +29,9 @@
 //!
 //! # Where to read on
 //!
-//! The **[guide]** begins with [a first program](guide::first_program) and [which type to take](guide::which_one); it has a page
-//! for those who come [from Python](guide::from_python), and one that goes [from a symptom to its cause](guide::troubleshooting).
-//! The reference is in the modules below. All their names stand at the root as well: `multiprocess::Pool` is
+//! The **[guide]** begins with [a first program](guide::first_program) and [which type to use](guide::which_one); it has a page
+//! for programmers who come [from Python](guide::from_python), and one that goes [from a symptom to its cause](guide::troubleshooting).
+//! The reference is in the modules below. All their names are re-exported at the root: `multiprocess::Pool` is
 //! [`multiprocess::pool::Pool`](pool::Pool).
 //!
 //! # Timeouts
@@ -63,7 +63,7 @@ pub mod sync;
 mod wait;
 pub mod wire;
 
-// Each public name of these rooms stands at the root too.
+// Each public name of these modules is re-exported at the root.
 #[cfg(not(multiprocess_loom))]
 #[doc(no_inline)]
 pub use supervision::*;

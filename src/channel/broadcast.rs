@@ -12,7 +12,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A broadcast: each receiver gets every value that is sent after it was made. The last `capacity` values are kept.
+/// Creates a broadcast: each receiver gets every value that is sent after it was made. The last `capacity` values are kept.
 ///
 /// Use instead:
 /// - [`Queue`](crate::Queue) if each value is for one receiver;

@@ -384,7 +384,7 @@ impl ChannelCore {
         Some(popped.and_then(|received| self.decode(received)))
     }
 
-    /// Whether the next take would yield neither an item nor the end, as far as is known here.
+    /// Returns `true` if the next take would yield neither an item nor the end, as far as is known here.
     pub(super) fn has_nothing_known(&self) -> bool {
         let is_empty = self.ring.is_empty_here();
         self.watch_idle();
@@ -515,12 +515,12 @@ impl ChannelCore {
         self.waiting() + self.leased()
     }
 
-    /// How many items are in the ring.
+    /// Returns how many items are in the ring.
     pub(super) fn waiting(&self) -> usize {
         self.ring.len().unwrap_or(0)
     }
 
-    /// How many items are leased, or wait to be delivered again.
+    /// Returns how many items are leased, or wait to be delivered again.
     fn leased(&self) -> usize {
         #[cfg(not(multiprocess_loom))]
         return self.ring.leased();

@@ -50,7 +50,7 @@ pub(super) fn take_fds(socket: BorrowedFd<'_>, number: u64, count: usize) -> io:
     }
 }
 
-/// Whether the packet of this number is at the front. Those of earlier numbers are dropped: their senders died.
+/// Returns `true` if the packet of this number is at the front. Those of earlier numbers are dropped: their senders died.
 fn comes_to(socket: BorrowedFd<'_>, number: u64) -> bool {
     loop {
         match front(socket) {

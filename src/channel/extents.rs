@@ -203,7 +203,7 @@ impl Extents {
         self.raise_end(len).ok_or_else(full)
     }
 
-    /// Whether a [place](Self::place) may lie there.
+    /// Returns `true` if a [place](Self::place) may lie there.
     #[cfg(not(multiprocess_loom))]
     pub(super) fn may_have(&self, offset: u64, len: u64) -> bool {
         let past = offset.checked_add(len);
@@ -224,7 +224,7 @@ impl Extents {
         Ok(())
     }
 
-    /// Whether a new extent, made where the last one is said to end, would lie upon none.
+    /// Returns `true` if a new extent, made where the last one is said to end, would lie upon none.
     fn is_end_possible(&self) -> bool {
         let past = |(offset, state): (&AtomicU64, &AtomicU64)| {
             let (offset, state) = (offset.load(Acquire), state.load(Acquire));
@@ -290,7 +290,7 @@ impl Extents {
     }
 }
 
-/// Whether there can be an extent of so many units there.
+/// Returns `true` if there can be an extent of so many units there.
 fn is_possible(offset: u64, capacity: u64) -> bool {
     let is_place = offset.is_multiple_of(PAGE) && (HEAD_LEN as u64..=OFFSET_MASK).contains(&offset);
     is_place && capacity.is_power_of_two() && capacity <= 1 << 31
@@ -342,7 +342,7 @@ impl Extent {
         u64::from(self.capacity) * 8
     }
 
-    /// Whether all of it is mapped.
+    /// Returns `true` if all of it is mapped.
     #[cfg(not(multiprocess_loom))]
     #[inline]
     pub(super) fn is_whole(&self) -> bool {
@@ -354,7 +354,7 @@ impl Extent {
         true
     }
 
-    /// Whether the first `bytes` of the room for records are mapped.
+    /// Returns `true` if the first `bytes` of the room for records are mapped.
     #[cfg(not(multiprocess_loom))]
     #[inline]
     pub(super) fn maps(&self, bytes: u64) -> bool {

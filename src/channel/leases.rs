@@ -165,7 +165,7 @@ impl<'a> Leases<'a> {
         self.family.is_listed(Member::from_bits(state & MEMBER))
     }
 
-    /// How many items are leased, or wait to be delivered again.
+    /// Returns how many items are leased, or wait to be delivered again.
     ///
     /// `next`: the ring's count. An item that is in the ring as well counts there.
     pub(super) fn len(&self, next: Option<u32>) -> usize {
@@ -175,7 +175,7 @@ impl<'a> Leases<'a> {
         self.in_use().filter(counts).count()
     }
 
-    /// Whether an item that nobody holds was delivered often enough: the next that scans makes it a dead letter.
+    /// Returns `true` if an item that nobody holds was delivered often enough: the next that scans makes it a dead letter.
     fn is_spent(&self, entry: &Entry<'_>) -> bool {
         let (most, state) = (self.word(word::MOST_DELIVERIES).load(Acquire), entry.state());
         let is_free = state == RETURNED || state & HELD != 0 && !self.holder_lives(state);
@@ -297,7 +297,7 @@ impl<'a> Leases<'a> {
         if is_spent { Back::DeadLetter } else { Back::Again }
     }
 
-    /// Whether descriptors are those of an item that is not done with.
+    /// Returns `true` if descriptors are those of an item that is not done with.
     pub(super) fn has_number(&self, number: u64) -> bool {
         let mut all = (0..ENTRIES).map(|index| self.entry(index));
         all.any(|entry| entry.state() != FREE && entry.load(FDS) != 0 && entry.load(NUMBER) == number)
@@ -351,7 +351,7 @@ impl Entry<'_> {
         self.words[STATE].compare_exchange(from, to, AcqRel, Acquire).is_ok()
     }
 
-    /// How many descriptors the item has, and under which number they are kept.
+    /// Returns how many descriptors the item has, and under which number they are kept.
     pub(super) fn fds(&self) -> (u64, usize) {
         (self.load(NUMBER) | KEPT, self.load(FDS) as usize)
     }

@@ -9,7 +9,7 @@
 //! | the newest value only | [`watch`] |
 //!
 //! [`QueueSet`] waits for many queues at once. All handles are values: they travel as arguments, in results and through each other. The same
-//! names stand at the root of the crate. See also the guide's pages on [pipelines](crate::guide::pipelines) and
+//! names are re-exported at the root of the crate. See also the guide's pages on [pipelines](crate::guide::pipelines) and
 //! [which one to take](crate::guide::which_one).
 // In this room:
 //

@@ -9,7 +9,7 @@ use std::fmt;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-/// A channel for one value, such as the answer to a request that went through a queue.
+/// Creates a channel for one value, such as the answer to a request that went through a queue.
 ///
 /// Use instead:
 /// - [`simplex`](crate::simplex) or a [`Queue`](crate::Queue) for more than one value;

@@ -25,8 +25,10 @@ const BYTES: u64 = 1 << 20;
 
 /// Creates a two-way pipe: what one end sends, the other end receives.
 ///
-/// For one direction take [`simplex`], for several producers or consumers a [`Queue`](crate::Queue), to talk with another program
-/// [`connection`](crate::connection).
+/// Use instead:
+/// - [`simplex`] for one direction;
+/// - [`Queue`](crate::Queue) for several producers or consumers;
+/// - [`connection`](crate::connection) to talk with another program.
 ///
 /// ```
 /// # multiprocess::init();
@@ -54,7 +56,10 @@ pub fn pipe<S: Item, R: Item>() -> Result<(Connection<S, R>, Connection<R, S>)> 
 
 /// Creates a one-way pipe.
 ///
-/// For both directions take [`pipe`], for several producers or consumers a [`Queue`](crate::Queue), for one value [`oneshot`](crate::oneshot()).
+/// Use instead:
+/// - [`pipe`] for both directions;
+/// - [`Queue`](crate::Queue) for several producers or consumers;
+/// - [`oneshot`](crate::oneshot()) for one value.
 ///
 /// ```
 /// use multiprocess::{self as mp, Process, Sender};
@@ -249,7 +254,7 @@ impl<T: Item> Sender<T> {
         self
     }
 
-    /// How many values are under way.
+    /// Returns how many values are under way.
     pub(crate) fn under_way(&self) -> usize {
         self.half.core.len()
     }
@@ -270,7 +275,7 @@ impl<T: Item> Sender<T> {
         self.half.core.hung_up().await
     }
 
-    /// Whether the other end is gone.
+    /// Returns `true` if the other end is gone.
     #[cfg(not(multiprocess_loom))]
     pub(super) fn is_closed(&self) -> bool {
         self.half.core.is_hung_up()
@@ -395,10 +400,12 @@ impl<T: Item> Receiver<T> {
         self.half.core.get_timeout(timeout).await
     }
 
-    /// Waits at most `timeout` until there is something to receive, and takes nothing.
+    /// Waits at most `timeout` until there is a value to receive, and returns `true` if there is one.
     ///
-    /// Returns whether there is. That includes the end of the pipe, at which [`recv`](Self::recv) fails with `Closed` without
-    /// waiting. The timeout is real time: see [Timeouts](crate#timeouts).
+    /// It takes no value. At the end of the pipe it also returns `true`: then [`recv`](Self::recv) fails with `Closed` without
+    /// waiting.
+    ///
+    /// Cancel safe: dropping the future changes nothing. The timeout is real time: see [Timeouts](crate#timeouts).
     ///
     /// ```
     /// # multiprocess::init();
@@ -419,13 +426,13 @@ impl<T: Item> Receiver<T> {
 }
 
 impl<T: Item> Receiver<T> {
-    /// This end for many who read it at once.
+    /// Returns this end for many readers at once.
     pub(crate) fn into_shared(self) -> SharedReceiver<T> {
         SharedReceiver(self.half)
     }
 }
 
-/// A receiving end that is read by whoever looks, and by its line's reader.
+/// A receiving end that is read by any caller, and by the reader of its wait queue.
 pub(crate) struct SharedReceiver<T>(Half<T>);
 
 impl<T: Item> SharedReceiver<T> {
@@ -434,12 +441,12 @@ impl<T: Item> SharedReceiver<T> {
         self.0.core.next_when_notified()
     }
 
-    /// Whether [`next`](Self::next) would yield nothing.
+    /// Returns `true` if [`next`](Self::next) would yield nothing.
     pub(crate) fn has_nothing(&self) -> bool {
         self.0.core.has_nothing_known()
     }
 
-    /// Whether the other end is gone, for somebody who [listens](Self::listen).
+    /// Returns `true` if the other end is gone, for somebody who [listens](Self::listen).
     pub(crate) fn has_hung_up(&self) -> bool {
         self.0.core.is_known_hung_up()
     }
@@ -500,7 +507,7 @@ pub struct Connection<S, R> {
 }
 
 impl<S: Item, R: Item> Connection<S, R> {
-    /// Sends a value: see [`Sender::send`].
+    /// Sends a value; waits and drops as [`Sender::send`].
     ///
     /// # Errors
     /// As [`Sender::send`].
@@ -528,7 +535,7 @@ impl<S: Item, R: Item> Connection<S, R> {
         self.sender.blocking_send(value)
     }
 
-    /// Receives the next value: see [`Receiver::recv`].
+    /// Receives the next value; waits and drops as [`Receiver::recv`].
     ///
     /// # Errors
     /// As [`Receiver::recv`].
@@ -556,7 +563,7 @@ impl<S: Item, R: Item> Connection<S, R> {
         self.receiver.blocking_recv()
     }
 
-    /// Receives the next value, and waits at most `timeout`: see [`Receiver::recv_timeout`].
+    /// Receives the next value, and waits at most `timeout`; drops as [`Receiver::recv_timeout`].
     ///
     /// # Errors
     /// As [`Receiver::recv_timeout`].
@@ -564,7 +571,7 @@ impl<S: Item, R: Item> Connection<S, R> {
         self.receiver.recv_timeout(timeout).await
     }
 
-    /// Waits until there is something to receive: see [`Receiver::poll`].
+    /// Waits until there is a value to receive; drops as [`Receiver::poll`].
     ///
     /// # Errors
     /// As [`Receiver::poll`].

@@ -182,7 +182,7 @@ impl Recent {
         &self.region.words()[first..first + ROW]
     }
 
-    /// How many values have been sent.
+    /// Returns how many values have been sent.
     pub(super) fn sent(&self) -> u64 {
         self.word(word::SENT).load(SeqCst)
     }
@@ -342,7 +342,7 @@ impl Recent {
         found(find()).or_else(|| if is_gone(&self.hangup) { found(find()).or(Some(Err(self.closed()))) } else { None })
     }
 
-    /// Whether all senders are gone, as of now.
+    /// Returns `true` if all senders are gone, as of now.
     pub(super) fn is_closed(&self) -> bool {
         self.hangup.has_happened()
     }

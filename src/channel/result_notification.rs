@@ -53,7 +53,7 @@ const NOTIFY_EACH: u64 = 1 << 63;
 pub(super) trait NotifyTarget {
     /// The word and the bit that say that this lane has something.
     fn mark(&self) -> (&AtomicU64, u64);
-    /// Whether it may sleep. The caller has made its change, and a SeqCst read-modify-write after that.
+    /// Returns `true` if it may sleep. The caller has made its change, and a SeqCst read-modify-write after that.
     fn may_sleep(&self) -> bool;
     fn wake(&self);
 }
@@ -167,7 +167,7 @@ impl ResultNotifier {
         self.deferred_ns.set(0);
     }
 
-    /// Whether the pending results have waited for as long as they may.
+    /// Returns `true` if the pending results have waited for as long as they may.
     #[inline]
     fn is_due(&self) -> bool {
         if self.pace.get() == Pace::Each {
@@ -247,7 +247,7 @@ pub(super) fn take_marks(word: &AtomicU64) -> u64 {
     marks
 }
 
-/// Whether the worker will notify of all results when it begins the order of this claim, the last that was given. The caller has
+/// Returns `true` if the worker will notify of all results when it begins the order of this claim, the last that was given. The caller has
 /// armed an alarm before: that, this load, the worker's start and its check for sleepers have one order in all processes.
 pub(super) fn will_notify(claim: &AtomicU64) -> bool {
     claim.load(SeqCst) as u32 >> 16 == 0

@@ -326,7 +326,7 @@ impl Ring {
         self.family
     }
 
-    /// Whether a put may have to wait for records to be taken.
+    /// Returns `true` if a put may have to wait for records to be taken.
     #[inline]
     pub(super) fn is_limited(&self) -> bool {
         self.item_limit != 0 || self.byte_limit() != 0
@@ -591,7 +591,7 @@ impl Ring {
         true
     }
 
-    /// Whether taking the record at `head` of a segment with room for large ones leaves nothing to see to: it is small, and does not
+    /// Returns `true` if taking the record at `head` of a segment with room for large ones leaves nothing to see to: it is small, and does not
     /// drain the segment, or this process has seen to its memory already.
     fn is_usual(&self, segment: &Segment<'_, Extent>, head: Mark, tail: Mark) -> bool {
         let is_small = segment.record(head, tail).is_some_and(|record| u64::from(record.len) <= KEEP);
@@ -599,7 +599,7 @@ impl Ring {
         is_small && !(drains && (segment.is_to_be_given_back() || self.has_idle(segment)))
     }
 
-    /// Whether there is no record: a look without the lock, for a caller that is notified of each put after it, and looks again.
+    /// Returns `true` if there is no record: a look without the lock, for a caller that is notified of each put after it, and looks again.
     ///
     /// With several processes that take it may come to a wrong yes, and only by a put that begins after the look: the tail is read
     /// before the head, so if a record is beyond this tail it was put after the look began; and a segment that is not the last one,
@@ -717,12 +717,12 @@ impl Ring {
         Ok(Pop::Got(payload, fds?))
     }
 
-    /// Whether this is a segment whose memory is given back some time after it is drained.
+    /// Returns `true` if this is a segment whose memory is given back some time after it is drained.
     fn is_large(&self, side: &Side) -> bool {
         side.segment().is_ok_and(|segment| segment.size() > KEEP && segment.backed() > KEEP)
     }
 
-    /// Whether this process has not yet seen to the memory of a large segment.
+    /// Returns `true` if this process has not yet seen to the memory of a large segment.
     fn has_idle(&self, segment: &Segment<'_, Extent>) -> bool {
         segment.backed() > self.watched().max(KEEP)
     }
@@ -753,7 +753,7 @@ impl Ring {
         self.watched.store(bytes, Release);
     }
 
-    /// Whether it was found drained since this was asked last, with memory that is to be given back some time.
+    /// Returns `true` if it was found drained since this was asked last, with memory that is to be given back some time.
     #[inline]
     pub(super) fn take_idle(&self) -> bool {
         self.is_idle.load(Relaxed) && self.is_idle.swap(false, AcqRel)
@@ -789,7 +789,7 @@ impl Ring {
         requests
     }
 
-    /// Whether any item may be leased, or wait to be delivered again.
+    /// Returns `true` if any item may be leased, or wait to be delivered again.
     #[inline]
     pub(super) fn has_leases(&self) -> bool {
         #[cfg(not(multiprocess_loom))]
@@ -858,13 +858,13 @@ impl Ring {
         }
     }
 
-    /// How many records there are.
+    /// Returns how many records there are.
     pub(super) fn len(&self) -> io::Result<usize> {
         let (head, tail) = self.ends().map_err(|error| self.describe(error))?;
         Ok(tail.count.wrapping_sub(head.count) as usize)
     }
 
-    /// How many records there ever were, if none of them is left.
+    /// Returns how many records there ever were, if none of them is left.
     pub(super) fn drained_at(&self) -> io::Result<Option<u32>> {
         let ends = self.check_closed().and_then(|_| self.ends());
         let (head, tail) = ends.map_err(|error| self.describe(error))?;

@@ -163,7 +163,7 @@ impl<B: Bytes> Segment<'_, B> {
         u64::from(self.capacity) * UNIT as u64
     }
 
-    /// How many of them, from the first on, have memory. Under the put lock.
+    /// Returns how many of them, from the first on, have memory. Under the put lock.
     #[inline]
     pub(super) fn backed(&self) -> u64 {
         self.size().saturating_sub(self.words[MISSING].load(Acquire))
@@ -180,7 +180,7 @@ impl<B: Bytes> Segment<'_, B> {
         position & (self.capacity - 1)
     }
 
-    /// How many bytes, from the first on, must have memory for a record at `tail`.
+    /// Returns how many bytes, from the first on, must have memory for a record at `tail`.
     pub(super) fn reach(&self, tail: Mark, record: RecordHead) -> u64 {
         let at = u64::from(self.offset(tail.position)) * UNIT as u64;
         match record.gap {
@@ -204,7 +204,7 @@ impl<B: Bytes> Segment<'_, B> {
         (has_place && fits && self.used(tail) * 2 <= self.backed()).then_some(rewound)
     }
 
-    /// Whether `units` beyond `tail` are free. Under the put lock.
+    /// Returns `true` if `units` beyond `tail` are free. Under the put lock.
     #[inline]
     pub(super) fn has_room(&self, tail: Mark, units: u32) -> bool {
         units <= self.room(tail, Mark::from_bits(self.words[KNOWN_HEAD].load(Acquire))) || {
@@ -214,7 +214,7 @@ impl<B: Bytes> Segment<'_, B> {
         }
     }
 
-    /// Whether a segment may have these two at one moment, or `head` at an earlier one.
+    /// Returns `true` if a segment may have these two at one moment, or `head` at an earlier one.
     pub(super) fn is_possible(&self, head: Mark, tail: Mark) -> bool {
         let (units, count) = (tail.position.wrapping_sub(head.position), tail.count.wrapping_sub(head.count));
         units <= self.capacity && count <= units && (count == 0) == (units == 0)
@@ -377,7 +377,7 @@ impl<B: Bytes> Segment<'_, B> {
         self.words[GIVES_BACK].store(1, Release);
     }
 
-    /// Whether it is to keep no memory when it is drained. Under the get lock.
+    /// Returns `true` if it is to keep no memory when it is drained. Under the get lock.
     #[inline]
     pub(super) fn is_to_be_given_back(&self) -> bool {
         self.words[GIVES_BACK].load(Acquire) != 0

@@ -162,7 +162,7 @@ fn read_at<B: Bytes>(bytes: &B, size: u32, position: u32, len: usize, to: &mut V
     }
 }
 
-/// Whether a reader at `head` may find a writer at `tail`.
+/// Returns `true` if a reader at `head` may find a writer at `tail`.
 fn is_possible(head: Mark, tail: Mark, size: u32) -> bool {
     let (count, len) = (tail.count.wrapping_sub(head.count), tail.position.wrapping_sub(head.position));
     len <= size && len.is_multiple_of(ALIGN) && count <= len / HEAD as u32 && (count == 0) == (len == 0)
@@ -188,7 +188,7 @@ impl<B: Bytes> Writer<B> {
         self.known_head = Mark::from_bits(words.head.load(Acquire));
     }
 
-    /// Whether a record of `len` bytes fits into the ring when that is empty.
+    /// Returns `true` if a record of `len` bytes fits into the ring when that is empty.
     #[inline]
     pub(super) fn can_hold(&self, len: usize) -> bool {
         len <= self.size as usize - HEAD - ALIGN as usize
@@ -206,7 +206,7 @@ impl<B: Bytes> Writer<B> {
         fits
     }
 
-    /// Whether a record of `len` bytes fits now.
+    /// Returns `true` if a record of `len` bytes fits now.
     pub(super) fn has_room_for(&mut self, words: Words<'_>, len: usize) -> bool {
         self.has_room(words, room_for(len))
     }
@@ -232,7 +232,7 @@ impl<B: Bytes> Writer<B> {
         true
     }
 
-    /// Whether what the reader has said can be.
+    /// Returns `true` if the position that the reader has stored is possible.
     pub(super) fn is_sound(&self, words: Words<'_>) -> bool {
         is_possible(Mark::from_bits(words.head.load(Acquire)), self.tail, self.size)
     }
@@ -259,13 +259,13 @@ impl<B: Bytes> Reader<B> {
         Self { bytes, size, head: Mark::default() }
     }
 
-    /// Whether there is anything to read.
+    /// Returns `true` if there is anything to read.
     #[inline]
     pub(super) fn has_any(&self, words: Words<'_>) -> bool {
         words.tail.load(Acquire) != self.head.to_bits()
     }
 
-    /// Whether there is more than one record to read.
+    /// Returns `true` if there is more than one record to read.
     pub(super) fn has_more(&self, words: Words<'_>) -> bool {
         Mark::from_bits(words.tail.load(Acquire)).count.wrapping_sub(self.head.count) > 1
     }

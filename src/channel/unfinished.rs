@@ -57,7 +57,7 @@ impl Unfinished<'_> {
         mine || others.any(|(_, count)| finish(count))
     }
 
-    /// Whether a living process holds one.
+    /// Returns `true` if a living process holds one.
     pub(super) fn has_any(&self) -> bool {
         self.rows().any(|(holder, count)| count.load(Acquire) != 0 && self.is_listed(holder.load(Acquire)))
     }

@@ -12,7 +12,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A value that senders replace and receivers look at, beginning with `value`.
+/// Creates a value that senders replace and receivers read, beginning with `value`.
 ///
 /// Use instead:
 /// - [`broadcast`](crate::broadcast()) if no value may be missed;

@@ -775,7 +775,7 @@ impl Service {
         self.due.beat = now;
     }
 
-    /// Whether nothing is held any more, after a drain. What still runs when its grace is over is stopped.
+    /// Returns `true` if nothing is held any more, after a drain. What still runs when its grace is over is stopped.
     async fn has_drained(&mut self, now: Instant) -> bool {
         let Some(until) = self.drains_until else { return false };
         if until.is_some_and(|until| until <= now) && !self.jobs.is_empty() {
@@ -819,7 +819,7 @@ fn deliveries(reply: &Subject) -> Option<u32> {
     tokens.get(at)?.parse().ok()
 }
 
-/// Whether nobody answers for a submitter, now and after a while.
+/// Returns `true` if nobody answers for a submitter, now and after a while.
 async fn is_dead(host: &Host, submitter: u64) -> bool {
     let subject = host.names.of('s', submitter, "q");
     for attempt in 0..2 {

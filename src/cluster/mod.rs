@@ -1,6 +1,6 @@
-//! A pool on many machines: a program asks, and every host that serves takes part.
+//! A pool on many machines: a program submits items, and every host that serves the pool runs some of them.
 //!
-//! An item runs at least once; it runs twice only if a host was lost or cut off; its caller is answered exactly once; side
+//! An item runs at least once. It runs twice only if a host was lost or cut off. Its caller gets exactly one result. Side
 //! effects are not undone. The guide's page is [a pool on many machines](crate::guide::many_machines). Needs the feature `cluster`, and Rust 1.89.
 //!
 //! ```
@@ -69,7 +69,7 @@ impl PoolBuilder {
     /// use multiprocess::{self as mp, Pool};
     /// # fn main() -> mp::Result<()> { mp::run(async {
     /// let pool = Pool::builder().cluster("nats://queue.example:4222/thumbs").build()?;
-    /// assert_eq!(pool.workers(), 0); // so far no host was heard of
+    /// assert_eq!(pool.workers(), 0); // no host has been seen yet
     /// # Ok(()) }) }
     /// ```
     #[must_use]
@@ -84,8 +84,8 @@ impl PoolBuilder {
 }
 
 impl Pool {
-    /// Lends this pool's workers to a cluster pool: what submitters ask at this address is run here as if it had been asked
-    /// here, beside local calls. Starts at once, and goes on until it is [drained](Serving::drain) or dropped.
+    /// Lends this pool's workers to a cluster pool: items that submitters send to this address run here, beside local calls. Starts
+    /// at once, and goes on until it is [drained](Serving::drain) or dropped.
     ///
     /// ```
     /// use multiprocess::{self as mp, Pool};
@@ -97,15 +97,18 @@ impl Pool {
     /// ```
     ///
     /// # Errors
-    /// When awaited: `Other` for an address that is none; `Unavailable` if the server refuses this user, is too old or has no
-    /// JetStream, or if the pool's stream was made with other properties; `Closed` if this pool is.
+    /// When awaited:
+    /// - `Other` if the address is invalid.
+    /// - `Unavailable` if the server refuses this user, is too old or has no JetStream, or if the pool's stream was made with other
+    ///   properties.
+    /// - `Closed` if this pool is closed.
     pub fn serve(&self, address: impl Into<Address>) -> Serving {
         let (commands, commanded) = mpsc::unbounded_channel();
         let service = host::serve(self.clone(), address.into(), image::fingerprint(), commanded);
         Serving::new(self.runtime().spawn(service), commands)
     }
 
-    /// The hosts that serve this cluster pool, as far as they were heard of; none for any other pool.
+    /// Returns the hosts that serve this cluster pool and have been seen lately; none for any other pool.
     ///
     /// ```
     /// use multiprocess::{self as mp, Pool};

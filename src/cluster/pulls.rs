@@ -25,7 +25,7 @@ pub(super) struct Pulls {
 }
 
 impl Pulls {
-    /// How many messages to ask for now, by a host with so many slots that is at so many messages.
+    /// Returns how many messages to ask for now, by a host with so many slots that is at so many messages.
     pub(super) fn wanted(&mut self, slots: usize, busy: usize, now: Instant) -> usize {
         while let Some((left, _)) = self.requests.front().filter(|(left, until)| *left == 0 || *until <= now).copied() {
             self.outstanding -= left;

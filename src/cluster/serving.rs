@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 /// The commands to a service.
 pub(super) enum Command {
     Drain(Duration),
-    /// To give everything back at once.
+    /// Gives everything back at once.
     GiveUp,
 }
 
@@ -19,7 +19,7 @@ pub(super) enum Command {
 /// [`drain`](Self::drain), or on an error that will not pass.
 ///
 /// # Drop
-/// Everything is given back at once; items that run are stopped, and others run them.
+/// All items are given back at once. Running items are killed, and other hosts run them.
 ///
 /// ```
 /// use multiprocess::{self as mp, Pool};
@@ -51,9 +51,9 @@ pub struct Serving {
 pub struct Served {
     /// Items that were answered.
     pub items: usize,
-    /// Items that were taken and given back, for others to run: those not begun at a drain, and those killed.
+    /// Items that were taken and given back, for other hosts to run: those not begun at a drain, and those killed.
     pub given_back: usize,
-    /// Items that were stopped while they ran: at the end of a drain's grace, or as the server was not reached for a lease.
+    /// Items that were killed while they ran: at the end of a drain's grace, or because the server was away for longer than a lease.
     pub killed: usize,
 }
 
@@ -62,8 +62,8 @@ impl Serving {
         Self { task, commands }
     }
 
-    /// Takes no more, gives back what has not begun, and lets what runs go on for at most `grace`; what then still runs is
-    /// killed and given back. Does not wait: the `Serving` itself is ready when all of that is done.
+    /// Takes no more items, gives back those that have not begun, and lets running items go on for at most `grace`; then they are
+    /// killed and given back. Returns at once: the `Serving` itself is ready when all of that is done.
     pub fn drain(&self, grace: Duration) {
         // If it has ended there is nothing to drain.
         let _ = self.commands.send(Command::Drain(grace));

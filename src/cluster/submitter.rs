@@ -1127,7 +1127,7 @@ fn work_of(order: &Order) -> Duration {
     order.item_time().unwrap_or(TOGETHER) * order.count()
 }
 
-/// Whether an order may travel with others: it is known to be over soon.
+/// Returns `true` if an order may travel with others: it is known to be over soon.
 fn is_quick(order: &Order) -> bool {
     work_of(order) < QUICK
         && order.start_by().is_none()

@@ -88,7 +88,7 @@ where
     }
 }
 
-/// Whether a message is the first one of a listener with a key.
+/// Returns `true` if a message is the first one of a listener with a key.
 pub(crate) fn is_challenge(message: &[u8]) -> bool {
     let body = message.strip_prefix(CHALLENGE);
     body.is_some_and(|body| message.len() as u64 <= LONGEST && (body.len() == LEGACY || Digest::named(body).is_some()))
@@ -236,7 +236,7 @@ impl Asked {
         Ok(Self { role, random })
     }
 
-    /// Whether this process waits, in this role, for a response to `challenge`, under any prefix.
+    /// Returns `true` if this process waits, in this role, for a response to `challenge`, under any prefix.
     fn is_open(role: Role, challenge: &[u8]) -> bool {
         let open = lock(&OPEN);
         let Some(open) = open.as_ref() else { return false };

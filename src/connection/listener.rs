@@ -373,7 +373,7 @@ async fn drive(driving: Driving, terms: Arc<Terms>) {
     }
 }
 
-/// Whether the next accept may succeed.
+/// Returns `true` if the next accept may succeed.
 fn is_of_one_peer(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
@@ -401,7 +401,7 @@ impl Handshakes {
         self.by_age.push_back((Instant::now(), task));
     }
 
-    /// How many are under way.
+    /// Returns how many are under way.
     fn count(&mut self) -> usize {
         while self.tasks.try_join_next().is_some() {}
         while self.by_age.front().is_some_and(|(_, task)| task.is_finished()) {

@@ -196,7 +196,7 @@ impl Raw {
 }
 
 impl ByteSender {
-    /// Sends one message; see [`ByteConnection::send_bytes`].
+    /// Sends one message; waits and drops as [`ByteConnection::send_bytes`].
     ///
     /// # Errors
     /// As [`ByteConnection::send_bytes`].
@@ -212,7 +212,7 @@ impl ByteSender {
 }
 
 impl ByteReceiver {
-    /// Receives one message; see [`ByteConnection::recv_bytes`].
+    /// Receives one message; waits and drops as [`ByteConnection::recv_bytes`].
     ///
     /// # Errors
     /// As [`ByteConnection::recv_bytes`].
@@ -222,7 +222,7 @@ impl ByteReceiver {
         self.refuse_challenge(received)
     }
 
-    /// Waits until a message can be received; see [`ByteConnection::poll`].
+    /// Waits until a message can be received; drops as [`ByteConnection::poll`].
     ///
     /// # Errors
     /// `Io` outside a tokio runtime, and in one without its timer.

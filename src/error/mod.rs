@@ -1,7 +1,11 @@
 //! The crate's one error type: a kind, a message that names the object or process, and the facts of the kind.
 //!
 //! [`Error::kind`] is what to match on. The guide's page on [troubleshooting](crate::guide::troubleshooting) goes from what an error says to its cause.
-//! The same names stand at the root of the crate.
+//! All names are re-exported at the root of the crate.
+//!
+//! Two kinds are not listed at each method: every method of a shared object can also fail with
+//! [`Corrupt`](ErrorKind::Corrupt) (its memory is damaged) and [`Forked`](ErrorKind::Forked) (this process was forked from one
+//! that had used the crate).
 #![forbid(unsafe_code)]
 
 mod cause;

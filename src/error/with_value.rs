@@ -138,7 +138,7 @@ impl<G> LockError<G> {
         self.error.kind()
     }
 
-    /// Returns whether the lock was acquired: always for `OwnerDied`, never for `WouldBlock`.
+    /// Returns `true` if the lock was acquired: always for `OwnerDied`, never for `WouldBlock`.
     pub fn has_guard(&self) -> bool {
         self.guard.is_some()
     }

@@ -17,7 +17,9 @@ use std::sync::{Arc, OnceLock};
 
 /// A block of bytes in shared memory, anonymous or with a name that any program can open.
 ///
-/// For typed elements, used in place under a lock, take an [`Array`](crate::Array); to pass bytes on, a [`Queue`](crate::Queue).
+/// Use instead:
+/// - [`Array`](crate::Array) for typed elements, used in place under a lock;
+/// - [`Queue`](crate::Queue) to pass bytes on.
 ///
 /// [`read`](Self::read) and [`write`](Self::write) copy bytes out and in. A named block is exactly the shared memory of
 /// Python's `multiprocessing.shared_memory` and of C's `shm_open`, so those programs can use it too. For typed data prefer

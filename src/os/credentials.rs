@@ -221,7 +221,7 @@ impl Credentials {
         names.join(", ")
     }
 
-    /// Whether the kernel gives the children of this thread pids that differ from those that this process sees.
+    /// Returns `true` if the kernel gives the children of this thread pids that differ from those that this process sees.
     pub(crate) fn counts_children_elsewhere(&self) -> bool {
         self.namespaces[0] != 0
             && self.capabilities.may(CapabilitySet::SYS_ADMIN)

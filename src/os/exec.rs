@@ -38,7 +38,7 @@ pub(crate) fn second_mark() -> Option<String> {
     std::env::var(STARTED.to_str().ok()?).ok().filter(|value| !value.is_empty())
 }
 
-/// Whether a variable is the second mark.
+/// Returns `true` if a variable is the second mark.
 pub(crate) fn is_second_mark(name: &std::ffi::OsStr) -> bool {
     name.as_encoded_bytes() == STARTED.to_bytes()
 }
@@ -152,7 +152,7 @@ impl Process {
         self.pidfd
     }
 
-    /// Whether a signal has stopped it.
+    /// Returns `true` if a signal has stopped it.
     pub(crate) fn is_stopped(&self) -> bool {
         let options = WaitIdOptions::STOPPED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         waitid(self.id(), options).is_ok_and(|status| status.is_some())
@@ -165,7 +165,7 @@ impl Process {
         }
     }
 
-    /// Whether it has ended. If it has, it is no zombie any more.
+    /// Returns `true` if it has ended. If it has, it is no zombie any more.
     pub(crate) fn has_ended(&self) -> bool {
         let has_ended = pidfd::has_exited(self.pidfd());
         if has_ended {

@@ -62,7 +62,7 @@ impl Places {
     }
 }
 
-/// Whether this process was forked by other code from one that had used the crate.
+/// Returns `true` if this process was forked by other code from one that had used the crate.
 #[inline]
 pub(crate) fn is_forked() -> bool {
     IS_FORKED.load(Relaxed)

@@ -115,7 +115,7 @@ pub(crate) fn why_unknown(offset: u64) -> String {
     }
 }
 
-/// Whether `address` is in the program or library that this crate is linked into.
+/// Returns `true` if `address` is in the program or library that this crate is linked into.
 fn is_in_this_object(address: usize) -> bool {
     static OBJECT: OnceLock<(usize, usize)> = OnceLock::new();
     let (start, end) = *OBJECT.get_or_init(|| this_object().unwrap_or((0, usize::MAX)));

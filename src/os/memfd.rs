@@ -93,7 +93,7 @@ static ROOM: Mutex<Option<(Instant, u64)>> = Mutex::new(None);
 /// For so long its answer is used.
 const FRESH: Duration = Duration::from_millis(100);
 
-/// Whether there are `len` bytes, which are then taken for taken.
+/// Returns `true` if there are `len` bytes, which are then taken for taken.
 fn has_room(len: u64) -> bool {
     let mut room = lock(&ROOM);
     let known = room.filter(|(asked, left)| asked.elapsed() < FRESH && *left >= len);

@@ -126,7 +126,7 @@ fn take_spare_away() {
     }
 }
 
-/// Whether there is room for the stack of a panic. Always true without a limit.
+/// Returns `true` if there is room for the stack of a panic. Always true without a limit.
 pub(crate) fn has_spare() -> bool {
     use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
     let (None, None) = (limit(), getrlimit(Resource::Data).current) else {
@@ -140,7 +140,7 @@ pub(crate) fn has_spare() -> bool {
     true
 }
 
-/// How many processes of this control group the kernel has killed for want of memory; `None` if that is not known.
+/// Returns how many processes of this control group the kernel has killed for want of memory; `None` if that is not known.
 pub(crate) fn oom_kills() -> Option<u64> {
     let groups = read_to_string("/proc/self/cgroup").ok()?;
     let group = groups.lines().find_map(|line| line.strip_prefix("0::"))?;

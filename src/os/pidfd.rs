@@ -27,7 +27,7 @@ pub(crate) fn open(pid: u32) -> io::Result<OwnedFd> {
     }
 }
 
-/// Whether the process has ended, reaped or not.
+/// Returns `true` if the process has ended, reaped or not.
 pub(crate) fn has_exited(pidfd: BorrowedFd<'_>) -> bool {
     let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
     poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|n| n > 0)
@@ -80,7 +80,7 @@ pub(crate) fn reap_by(id: WaitId<'_>) -> Option<ExitStatus> {
     status.exit_status().map(|code| code << 8).or_else(signal).map(ExitStatus::from_raw)
 }
 
-/// Whether the process is a child of this one that has not been reaped.
+/// Returns `true` if the process is a child of this one that has not been reaped.
 pub(crate) fn is_child(pidfd: BorrowedFd<'_>) -> bool {
     is_child_by(WaitId::PidFd(pidfd))
 }

@@ -41,7 +41,7 @@ pub(crate) fn start_time(pid: u32) -> Option<u64> {
     stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
-/// Whether a process has a CPU or waits for one: it is neither asleep nor stopped.
+/// Returns `true` if a process has a CPU or waits for one: it is neither asleep nor stopped.
 pub(crate) fn is_runnable(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('R'))

@@ -144,7 +144,7 @@ fn driven<T>(
     }
 }
 
-/// Whether the current runtime is known to have it.
+/// Returns `true` if the current runtime is known to have it.
 fn has_been_found(driver: Driver) -> bool {
     let Ok(id) = Handle::try_current().map(|runtime| runtime.id()) else { return false };
     LAST.with(|last| last[driver as usize].get()) == Some(id) || known(|known| known.contains(&(id, driver)))

@@ -29,7 +29,7 @@ extern "C" fn note() {
 #[unsafe(link_section = ".init_array")]
 static NOTE: extern "C" fn() = note;
 
-/// Whether the exec that began this program gave it rights that its starter may not have had.
+/// Returns `true` if the exec that began this program gave it rights that its starter may not have had.
 pub(crate) fn came_by_exec() -> bool {
     // The reference is what makes the linker keep the entry; called here, before `main`, it does what it did or will do.
     std::hint::black_box(&NOTE)();
@@ -42,19 +42,19 @@ pub(crate) fn came_by_exec() -> bool {
     is_secure() && WERE_FINAL.load(Relaxed) != YES && !is_explained()
 }
 
-/// Whether the kernel says that the environment of this process may be that of a user with other rights (AT_SECURE).
+/// Returns `true` if the kernel says that the environment of this process may be that of a user with other rights (AT_SECURE).
 pub(crate) fn is_secure() -> bool {
     // SAFETY: `getauxval` answers for any number.
     unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
 }
 
-/// Whether an exec of `program` by this thread could give rights. If that cannot be found out, it counts as yes.
+/// Returns `true` if an exec of `program` by this thread could give rights. If that cannot be found out, it counts as yes.
 pub(crate) fn may_come_from(program: BorrowedFd<'_>) -> bool {
     !MAY_BE_GIVEN.load(Relaxed)
         && (come_back_to_root() || may_come_from_file(&format!("/proc/self/fd/{}", program.as_raw_fd())))
 }
 
-/// Whether an exec gives this thread capabilities that it has dropped: those of the user 0 are permitted again, as far as
+/// Returns `true` if an exec gives this thread capabilities that it has dropped: those of the user 0 are permitted again, as far as
 /// the bounding set goes, and so are inheritable ones.
 fn come_back_to_root() -> bool {
     use rustix::process::{geteuid, getuid};
@@ -97,7 +97,7 @@ pub(crate) fn may_look_at(pid: u32) -> Option<bool> {
     }
 }
 
-/// Whether this process permits processes of its user to inspect it. Processes forked from it are like it.
+/// Returns `true` if this process permits processes of its user to inspect it. Processes forked from it are like it.
 pub(crate) fn can_be_looked_at() -> bool {
     use rustix::process::{DumpableBehavior, dumpable_behavior};
     dumpable_behavior().is_ok_and(|behavior| behavior == DumpableBehavior::Dumpable)
@@ -113,7 +113,7 @@ pub(crate) fn effective_user() -> (u32, u32) {
     (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw())
 }
 
-/// Whether no exec gives this thread rights any more.
+/// Returns `true` if no exec gives this thread rights any more.
 pub(crate) fn are_final() -> bool {
     rustix::thread::no_new_privs().unwrap_or(false)
 }

@@ -79,7 +79,7 @@ fn ends_among(streams: &[RawFd], mut send: impl FnMut() -> io::Result<()>) -> io
     }
 }
 
-/// Whether all of `fds`, and at least one, are descriptors of the same socket.
+/// Returns `true` if all of `fds`, and at least one, are descriptors of the same socket.
 fn is_one_socket(fds: &[RawFd]) -> bool {
     let identity =
         |fd: &RawFd| spawn::look_at(*fd, |fd| rustix::fs::fstat(fd).ok().map(|stat| (stat.st_dev, stat.st_ino)));

@@ -99,7 +99,7 @@ fn too_many_on_their_way(more: usize) -> io::Error {
     ))
 }
 
-/// How many descriptors this process may have, in words.
+/// Returns how many descriptors this process may have, in words.
 pub(crate) fn descriptor_limit() -> String {
     use rustix::process::{Resource, getrlimit};
     getrlimit(Resource::Nofile).current.map_or_else(|| "unlimited".into(), |limit| limit.to_string())
@@ -296,7 +296,7 @@ pub(crate) fn watch_host(socket: BorrowedFd<'_>) -> io::Result<()> {
     Ok(sockopt::set_socket_keepalive(socket, true)?)
 }
 
-/// Whether every holder of the other end has closed it or died.
+/// Returns `true` if every holder of the other end has closed it or died.
 pub(crate) fn is_hung_up(socket: BorrowedFd<'_>) -> bool {
     use rustix::event::{PollFd, PollFlags, Timespec};
     let mut fds = [PollFd::new(&socket, PollFlags::empty())];

@@ -111,7 +111,7 @@ pub(crate) fn process_group() -> Option<rustix::process::Pid> {
     rustix::process::Pid::from_raw(nix::unistd::getpgrp().as_raw())
 }
 
-/// Whether processes whose parent has ended become children of this one.
+/// Returns `true` if processes whose parent has ended become children of this one.
 pub(crate) fn inherits_orphans() -> bool {
     std::process::id() == 1 || rustix::process::child_subreaper().is_ok_and(|pid| pid.is_some())
 }
@@ -140,7 +140,7 @@ pub(crate) fn close_all(fds: Vec<OwnedFd>) {
     }
 }
 
-/// Whether `fd` is open here and in programs that this process executes.
+/// Returns `true` if `fd` is open here and in programs that this process executes.
 fn is_inheritable(fd: RawFd) -> bool {
     // SAFETY: `fcntl` answers for any number.
     let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
@@ -226,7 +226,7 @@ pub(crate) fn above_standard(fd: OwnedFd) -> io::Result<OwnedFd> {
     if fd.as_raw_fd() > 2 { Ok(fd) } else { Ok(rustix::io::fcntl_dupfd_cloexec(fd.as_fd(), 3)?) }
 }
 
-/// Whether the C library takes this as a variable.
+/// Returns `true` if the C library takes this as a variable.
 pub(crate) fn is_variable(key: &OsStr, value: &OsStr) -> bool {
     use std::os::unix::ffi::OsStrExt;
     let (key, value) = (key.as_bytes(), value.as_bytes());

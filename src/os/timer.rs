@@ -89,7 +89,7 @@ async fn passes(at: Instant, sleep: Sleep) {
     }
 }
 
-/// Whether tokio's clock is neither paused nor was.
+/// Returns `true` if tokio's clock is neither paused nor was.
 fn shows_real_time() -> bool {
     let before = Instant::now();
     let shown = tokio::time::Instant::now().into_std();

@@ -73,7 +73,7 @@ impl ResultBatch {
         }
     }
 
-    /// How many items in it failed, as far as their tags show.
+    /// Returns how many items in it failed, as far as their tags show.
     pub(super) fn failures(&self) -> u32 {
         match self {
             ResultBatch::One(_, outcome) => u32::from(!matches!(outcome, Some(Ok((IS_VALUE, _))))),

@@ -11,9 +11,9 @@ use std::sync::Arc;
 
 /// A worker that only this value uses; made by [`Pool::checkout`](crate::Pool::checkout).
 ///
-/// For a connection or a cache that every worker has take [`PoolBuilder::state`](crate::PoolBuilder::state), which keeps no worker to itself.
+/// Use [`PoolBuilder::state`](crate::PoolBuilder::state) instead for a connection or a cache that every worker has: it keeps no worker to itself.
 ///
-/// Dropping it gives the worker back to the pool, with whatever state its calls have left in it. A call that has not reached the worker by then fails with kind `ProcessDied`.
+/// Dropping it gives the worker back to the pool, with the state that its calls have left in it. A call that has not reached the worker by then fails with kind `ProcessDied`.
 pub struct Checkout {
     pool: Arc<Handle>,
     number: u64,

@@ -100,7 +100,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Whether there can be such a pool.
+    /// Fails if a pool cannot have these options.
     fn check(&self) -> Result<()> {
         if !self.is_external {
             checked(self.workers.clone())?;
@@ -158,7 +158,7 @@ pub(super) fn checked(workers: impl Workers) -> Result<RangeInclusive<usize>> {
 }
 
 impl PoolBuilder {
-    /// Sets how many workers there are, at most 4096. By default [`cpu_count`].
+    /// Sets the number of workers, at most 4096. By default [`cpu_count`].
     ///
     /// With a range such as `1..=8`, workers start when they are needed, all at once if need be, and end when they have been idle for the
     /// [`idle_timeout`](Self::idle_timeout).
@@ -205,9 +205,8 @@ impl PoolBuilder {
     /// Limits the address space of each worker to `bytes`.
     ///
     /// An allocation beyond that fails in the worker, and usually aborts it: its item then fails with kind
-    /// [`MemoryLimit`](crate::ErrorKind::MemoryLimit), or is retried. The hard limit is higher by
-    /// 64 MiB and four times the program's file: a panic uses that much while it is reported, because its stack may be asked for.
-    /// An allocation after that has the limit again.
+    /// [`MemoryLimit`](crate::ErrorKind::MemoryLimit), or is retried. `bytes` is the soft limit. The hard limit is 64 MiB plus four
+    /// times the size of the program's file above it, because the report of a panic may need that much for its backtrace.
     #[must_use]
     pub fn memory_limit(mut self, bytes: u64) -> Self {
         self.of_workers.push("memory_limit");
@@ -231,7 +230,7 @@ impl PoolBuilder {
         self
     }
 
-    /// Binds the workers to these CPUs, in turn.
+    /// Binds each worker to one of these CPUs, in turn.
     #[must_use]
     pub fn cpus(mut self, cpus: impl IntoIterator<Item = usize>) -> Self {
         self.of_workers.push("cpus");
@@ -272,10 +271,10 @@ impl PoolBuilder {
         self
     }
 
-    /// Runs `f(args..)` last in every worker that ends in order.
+    /// Runs `f(args..)` last in every worker that exits normally.
     ///
-    /// That is at the end of the pool, when the worker is replaced, and when the pool is dropped while the worker is idle. A worker that is killed does not
-    /// run it. What it returns is dropped.
+    /// It runs when the pool ends, when the worker is replaced, and when the pool is dropped while the worker is idle. A worker that
+    /// is killed does not run it. Its result is dropped.
     #[must_use]
     pub fn finalizer<F, A, M>(mut self, f: F, args: A) -> Self
     where
@@ -356,7 +355,7 @@ impl PoolBuilder {
         self
     }
 
-    /// Has the error of a worker that died quote the last `lines` that it wrote to its stderr, up to 4 KiB. By default 0.
+    /// Adds the last `lines` lines that a worker wrote to stderr, up to 4 KiB, to the error of its death. By default 0.
     ///
     /// ```
     /// use multiprocess::{self as mp, Pool};
@@ -372,8 +371,8 @@ impl PoolBuilder {
     /// ```
     ///
     /// With 0, workers write to this process's own stderr. With more, each writes into a pipe, and the pool copies that here: one wake-up of this
-    /// process per write, once the pool's runtime gets to run. A worker that is 64 KiB ahead of that waits. Its stderr is then no terminal, so
-    /// programs that check leave out colours.
+    /// process per write, once the pool's runtime gets to run. A worker blocks while 64 KiB of its stderr have not been copied. Its stderr
+    /// is then no terminal, so programs that check this write no colours.
     #[must_use]
     pub fn keep_stderr(mut self, lines: usize) -> Self {
         self.of_workers.push("keep_stderr");
@@ -402,17 +401,17 @@ impl PoolBuilder {
     /// # Ok(()) }) }
     /// ```
     ///
-    /// An item waits when it was handed in and no worker has it. While as many wait as may:
+    /// An item waits when it was submitted and no worker has it. While the limit is reached:
     ///
-    /// - [`apply`](crate::Pool::apply), and the result of [`apply_async`](crate::Pool::apply_async), hand their item in once there is room,
-    ///   first come, first served, while they are awaited.
+    /// - [`apply`](crate::Pool::apply), and the result of [`apply_async`](crate::Pool::apply_async), submit their item once there is
+    ///   room, first come, first served, while they are awaited.
     /// - `map` and `imap` take no more from their source.
     /// - [`try_apply`](crate::Pool::try_apply) fails at once.
     ///
-    /// An item that waits for room has not been handed in: dropping its future forgets it, even that of `apply_async`, and its
+    /// An item that waits for room is not submitted yet: dropping its future cancels it, even that of `apply_async`, and its
     /// [`queue_timeout`](crate::Call::queue_timeout) does not count yet. A future that has waited for room and is kept without being polled
-    /// keeps its place; drop it instead. Chunks have no more items than may wait. Calls of a [`Checkout`](crate::Checkout) and retries
-    /// are not held back.
+    /// keeps its turn; drop it instead. A chunk has no more items than may wait. Calls of a [`Checkout`](crate::Checkout) and retries
+    /// do not wait for room.
     #[must_use]
     pub fn max_waiting(mut self, items: usize) -> Self {
         self.config.max_waiting = Some(items);
@@ -460,7 +459,7 @@ impl PoolBuilder {
     }
 }
 
-/// Whether an initializer that returns `R` has worked.
+/// Returns `true` if an initializer that returns `R` has succeeded.
 pub(super) fn read_initialized<R: DeserializeOwned + 'static>(parcel: Parcel) -> Result<()> {
     let returned: R = Outcome::read(parcel)?;
     match (&mut Some(returned) as &mut dyn Any).downcast_mut::<Option<Result<()>>>() {

@@ -124,7 +124,7 @@ impl EncodedRun {
         std::future::poll_fn(|cx| self.poll_next(cx)).await
     }
 
-    /// Whether some of them were given to a worker.
+    /// Returns `true` if some of them were given to a worker.
     pub(crate) fn has_begun(&self) -> bool {
         !self.flight.group.seats().is_empty()
     }

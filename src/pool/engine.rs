@@ -228,7 +228,7 @@ impl Shared {
         self.config.chunks
     }
 
-    /// How many orders can be executed at the same time, at least 1; fewer workers get `brief` items.
+    /// Returns how many orders can be executed at the same time, at least 1; fewer workers get `brief` items.
     pub(super) fn slots(&self, brief: bool) -> usize {
         self.slots[usize::from(brief)].load(Relaxed)
     }
@@ -304,7 +304,7 @@ impl Shared {
         self.event(Scheduler::about_to_sleep_in_bulk);
     }
 
-    /// Whether to collect results now, for a caller with many quick items out.
+    /// Returns `true` if results should be collected now, for a caller with many quick items out.
     pub(super) fn should_collect(&self) -> bool {
         self.scheduler().should_collect()
     }

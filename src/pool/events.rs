@@ -86,7 +86,7 @@ const STOP_EVERY: Duration = Duration::from_millis(2);
 ///
 /// # Waiting
 /// Up to 1024 events or 1 to 2 MiB wait here, or two events if they are larger. A task with one more waits. So a slow listener slows
-/// the tasks of its own call, and no others. Poll the stream beside the call, or drop it: a call is not over while a task waits for room.
+/// the tasks of its own call, and no others. Poll the stream together with the call, or drop it: a call is not over while a task waits for room.
 ///
 /// # Errors
 /// - `Decode` for an event that cannot be read. The stream goes on.
@@ -95,16 +95,16 @@ const STOP_EVERY: Duration = Duration::from_millis(2);
 ///   is left.
 ///
 /// # Death
-/// The events that a task had sent before its worker died are received. What an earlier attempt of a task has sent stays
-/// sent: a task that is retried may send an event again ([`CurrentTask::attempt`](crate::CurrentTask::attempt) tells).
+/// The events that a task had sent before its worker died are received. A task that is retried may send an event again;
+/// [`CurrentTask::attempt`](crate::CurrentTask::attempt) returns the number of the attempt.
 ///
 /// # Drop
 /// From then on events are discarded before they are encoded, and the call goes on. The drop waits for an event that is just being copied, as
 /// [`Queue::close`] does.
 ///
 /// # Cost
-/// That of a [`Queue`] for each call that is listened to. Each of its items travels alone and brings three descriptors, which takes some tens of
-/// microseconds: events are for tasks that take longer. A call without a listener pays nothing.
+/// A call with events has a [`Queue`] of its own. Each of its items is sent alone, with three descriptors, which takes some tens of
+/// microseconds: events are for tasks that take longer. A call without events pays nothing.
 #[must_use = "a task waits once some events were not received: poll this, or drop it"]
 pub struct Events<E> {
     stream: Option<QueueStream<E>>,
@@ -338,7 +338,7 @@ impl Emitter {
         Ok(queue.filter(|queue| !queue.is_closed()))
     }
 
-    /// Whether an event would be received, as far as is known without opening the queue.
+    /// Returns `true` if an event would be received, as far as is known without opening the queue.
     pub(super) fn has_listener(&self) -> bool {
         let is_closed = |queue: &Opened| (queue.is_closed)(queue.queue.as_ref());
         let is_closed = self.opened.get().and_then(|opened| opened.as_ref().ok()).is_some_and(is_closed);

@@ -299,7 +299,7 @@ impl Flight {
         }
     }
 
-    /// Whether it is better to leave the CPU to the workers than to spin.
+    /// Returns `true` if it is better to leave the CPU to the workers than to spin.
     fn is_bulk(&self) -> bool {
         let chunk = self.group.chunk_size();
         if !self.group.is_bulk() || chunk < BULK && self.group.order_ns(chunk) < WORTH_SLEEPING_NS {
@@ -309,7 +309,7 @@ impl Flight {
         out >= 2 * chunk && self.pool.shared().out() <= out
     }
 
-    /// Whether its source has something that was not handed in.
+    /// Returns `true` if its source has something that was not handed in.
     pub(super) fn is_held_back(&self) -> bool {
         self.input.is_some()
     }

@@ -165,22 +165,22 @@ impl Group {
         lock(&self.items)
     }
 
-    /// Whether its items are for one certain worker.
+    /// Returns `true` if its items are for one certain worker.
     pub(super) fn is_certain(&self) -> bool {
         self.options.checkout > 0 && !self.options.acquires
     }
 
-    /// Whether its items are handed in only once there is room for them.
+    /// Returns `true` if its items are handed in only once there is room for them.
     pub(super) fn needs_room(&self) -> bool {
         self.is_bounded() && !self.options.is_admitted
     }
 
-    /// Whether its items count among those of which only so many may wait.
+    /// Returns `true` if its items count among those of which only so many may wait.
     pub(super) fn is_bounded(&self) -> bool {
         self.options.checkout == 0
     }
 
-    /// Whether an item is known to be over so soon that a look at the clock would cost a part of it.
+    /// Returns `true` if an item is known to be over so soon that a look at the clock would cost a part of it.
     pub(super) fn is_tiny(&self) -> bool {
         self.usual_ns() <= CLOCK_NS
     }
@@ -212,7 +212,7 @@ impl Group {
             .to_bytes(submitter())
     }
 
-    /// How many items a chunk should have now.
+    /// Returns how many items a chunk should have now.
     pub(super) fn chunk_size(&self) -> usize {
         let limits = self.options.limits;
         match (self.options.chunk, self.item_ns.load(Relaxed)) {
@@ -224,17 +224,17 @@ impl Group {
         }
     }
 
-    /// Whether an item is known to be over soon, so that others may wait behind it.
+    /// Returns `true` if an item is known to be over soon, so that others may wait behind it.
     pub(super) fn is_quick(&self) -> bool {
         (1..=QUICK_NS).contains(&self.usual_ns())
     }
 
-    /// Whether an item is known to take so long that an idle worker should rather have it than that it waits behind another.
+    /// Returns `true` if an item is known to take so long that an idle worker should rather have it than that it waits behind another.
     pub(super) fn is_worth_moving(&self) -> bool {
         self.usual_ns() >= MOVE_NS
     }
 
-    /// Whether an item is known to be over before another worker could be woken for it.
+    /// Returns `true` if an item is known to be over before another worker could be woken for it.
     pub(super) fn is_brief(&self) -> bool {
         let usual = self.usual_time.get().map_or(0, |usual_time| usual_time.ns());
         (1..=BRIEF_NS).contains(&usual)
@@ -272,7 +272,7 @@ impl Group {
         self.item_ns.load(Relaxed).saturating_mul(items as u64)
     }
 
-    /// Whether it has many items, each too short to be waited for one by one: its caller sleeps until there
+    /// Returns `true` if it has many items, each too short to be waited for one by one: its caller sleeps until there
     /// is room for more.
     pub(super) fn is_bulk(&self) -> bool {
         self.options.is_many && (1..=QUICK_NS).contains(&self.item_ns.load(Relaxed))
@@ -359,7 +359,7 @@ impl Group {
         items.bytes = items.bytes.saturating_sub(chunk.bytes().len());
     }
 
-    /// Whether a result is there, fetched or not.
+    /// Returns `true` if a result is there, fetched or not.
     pub(super) fn has_done(&self) -> bool {
         let items = self.items();
         !items.done.is_empty() || items.announced > 0

@@ -32,7 +32,7 @@ macro_rules! options {
             ///   touched.
             /// - The worker checks the time itself as well: an item that ends too late fails even if the pool looks later.
             /// - If the worker does not begin the item although nothing is before it (it is stopped or frozen), the time counts from when
-            ///   the item was handed to it. An idle worker takes such an item over before that.
+            ///   the worker was given the item. An idle worker takes such an item over before that.
             /// - The time is real time: see [Timeouts](crate#timeouts).
             pub fn timeout(mut self, timeout: Duration) -> Self {
                 self.stage.options().into_iter().for_each(|options| options.timeout = Some(timeout));
@@ -52,7 +52,7 @@ macro_rules! options {
                 self
             }
 
-            /// Fails an item with kind `Timeout` if it has not started within `timeout` after it was handed to the pool.
+            /// Fails an item with kind `Timeout` if it has not started within `timeout` after it was submitted.
             pub fn queue_timeout(mut self, timeout: Duration) -> Self {
                 self.stage.options().into_iter().for_each(|options| options.queue_timeout = Some(timeout));
                 self
@@ -68,9 +68,11 @@ macro_rules! options {
             /// Returns a stream of the events of type `E` that the functions of this call send by
             /// [`CurrentTask::emit`](crate::CurrentTask::emit) while they run, such as progress or partial results.
             ///
-            /// Ask for it once, and before the first poll. Poll the stream beside this, or drop it: with 1024 events or some MiB that were
-            /// not received a task waits. A call that is to run at once is spawned: `tokio::spawn(call)`; one of `apply_async` has no
-            /// events. See [`Events`] for an example, the errors, and what happens on drop and death.
+            /// - Call it at most once, before the first poll.
+            /// - Poll the stream together with the call, or drop it: a task waits while 1024 events, or 1 to 2 MiB, are unread.
+            /// - To start the call at once, pass it to `tokio::spawn`. A call of `apply_async` has no events.
+            ///
+            /// See [`Events`] for an example, the errors, and what happens on drop and death.
             pub fn events<E>(&mut self) -> Events<E>
             where
                 E: Serialize + DeserializeOwned + Send + 'static,
@@ -88,10 +90,10 @@ macro_rules! options {
 macro_rules! chunksize {
     ($name:ident) => {
         impl<R> $name<R> {
-            /// What [`retries`](Self::retries) is for, of each item: failures of a kind, by default all that it names, or results for
-            /// which a predicate holds, and no others; see [`Call::retry_if`].
+            /// Sets which results of an item are retried: failures of a kind, or results for which a predicate returns `true`. By default
+            /// the failures listed at [`retries`](Self::retries). See [`Call::retry_if`].
             ///
-            /// With a predicate each item travels alone, whatever the [`chunksize`](Self::chunksize): it is asked in this process,
+            /// With a predicate each item is sent alone, whatever the [`chunksize`](Self::chunksize). The predicate runs in this process,
             /// before the next attempt.
             ///
             /// ```
@@ -148,8 +150,9 @@ macro_rules! chunksize {
 /// ```
 ///
 /// # Drop
-/// Cancels the call. If it has not begun it never does; if it runs it is asked to stop, and its worker is killed and replaced after
-/// the [`grace`](Self::grace).
+/// Cancels the call. An item that has not started never starts. A running item is asked to stop
+/// ([`CurrentTask::is_cancelled`](crate::CurrentTask::is_cancelled)), and its worker is killed and replaced after the
+/// [`grace`](Self::grace).
 #[must_use = "a call runs when it is awaited"]
 pub struct Call<R> {
     stage: Stage,
@@ -183,9 +186,11 @@ impl<R> Call<R> {
         Self { stage: planned_one(pool, target, input), again: None, rejects: false, events: None, result: PhantomData }
     }
 
-    /// What [`retries`](Self::retries) is for: failures of a kind, by default all that it names, or results for which
-    /// a predicate holds, and no others. A predicate is asked in this process, with the decoded result. The last
-    /// `retry_if` of a call counts. A call that was cancelled or refused is not tried again.
+    /// Sets which results are retried: failures of a kind, or results for which a predicate returns `true`. By default the failures
+    /// listed at [`retries`](Self::retries).
+    ///
+    /// The predicate runs in this process, with the decoded result. The last `retry_if` of a call counts. A call that was cancelled
+    /// or refused is not retried.
     ///
     /// ```
     /// use multiprocess::{self as mp, Pool, Value};
@@ -204,8 +209,8 @@ impl<R> Call<R> {
         self
     }
 
-    /// Fails at once with kind `Full` if as many items wait as may ([`max_waiting`](crate::PoolBuilder::max_waiting)), instead of
-    /// waiting for room. A service sheds load so, and what it has accepted keeps its latency.
+    /// Fails at once with kind `Full` if the limit of waiting items ([`max_waiting`](crate::PoolBuilder::max_waiting)) is reached,
+    /// instead of waiting for room. So a service sheds load, and the calls that it has accepted keep their latency.
     ///
     /// ```
     /// use multiprocess::{self as mp, ErrorKind, Pool};
@@ -222,7 +227,7 @@ impl<R> Call<R> {
         self
     }
 
-    /// Hands it in, or not at all.
+    /// Submits the call, or fails if there is no room.
     fn begin_or_reject(&mut self) -> Result<()> {
         self.stage = started(std::mem::replace(&mut self.stage, Stage::Over));
         match &self.stage {
@@ -236,7 +241,7 @@ impl<R> Call<R> {
     }
 }
 
-/// Of a call that found no room.
+/// Returns the error of a call that found no room.
 fn rejected(flight: &Flight) -> Error {
     let shared = flight.pool.shared();
     shared.rejected();
@@ -294,7 +299,7 @@ impl<R: DeserializeOwned + 'static> Future for Call<R> {
 /// ```
 ///
 /// # Drop
-/// Lets the call go on. Only a call that still waits for room, in a pool with [`max_waiting`](crate::PoolBuilder::max_waiting), is forgotten.
+/// Does not cancel the call, unless it still waits for room in a pool with [`max_waiting`](crate::PoolBuilder::max_waiting).
 pub struct AsyncResult<R> {
     stage: Stage,
     result: PhantomData<fn() -> R>,
@@ -305,7 +310,7 @@ impl<R> AsyncResult<R> {
         Self { stage: started(planned_one(pool, target, input)), result: PhantomData }
     }
 
-    /// The same if there is room for it.
+    /// Starts the call if there is room for it.
     pub(super) fn try_start(pool: Arc<Handle>, target: Target, input: Result<Box<dyn Input>>) -> Result<Self> {
         let mut call = Self::start(pool, target, input);
         match std::mem::replace(&mut call.stage, Stage::Over) {
@@ -318,7 +323,7 @@ impl<R> AsyncResult<R> {
         }
     }
 
-    /// Returns whether awaiting this would return at once.
+    /// Returns `true` if awaiting this would return at once.
     pub fn ready(&self) -> bool {
         match &self.stage {
             Stage::Flying(flight) => flight.group.has_done(),
@@ -327,7 +332,8 @@ impl<R> AsyncResult<R> {
         }
     }
 
-    /// Cancels the call. If it has not begun it never does; if it runs it is asked to stop, and its worker is killed after the grace.
+    /// Cancels the call. An item that has not started never starts. A running item is asked to stop
+    /// ([`CurrentTask::is_cancelled`](crate::CurrentTask::is_cancelled)), and its worker is killed after the grace.
     ///
     /// The result is then an error of kind `Cancelled`, unless it was there already.
     pub fn cancel(&self) {
@@ -341,7 +347,7 @@ impl<R> AsyncResult<R> {
     }
 }
 
-/// Hands everything the source has to the pool now.
+/// Submits everything the source has now.
 fn started(mut stage: Stage) -> Stage {
     match stage.flight() {
         Ok(Some(flight)) => {
@@ -384,7 +390,7 @@ impl<R: DeserializeOwned + 'static> Future for AsyncResult<R> {
 /// The first item that fails ends the map with its error, and cancels the rest.
 ///
 /// # Drop
-/// Cancels what is left: items that have not begun never do, and items that run are asked to stop and then killed.
+/// Cancels the rest: items that have not started never start, and running items are asked to stop and then killed.
 #[must_use = "a map runs when it is awaited"]
 pub struct Map<R> {
     stage: Stage,
@@ -433,7 +439,7 @@ impl<R: DeserializeOwned + Unpin + 'static> Map<R> {
         self.events = None;
     }
 
-    /// The same for items that are made again by a predicate.
+    /// Polls items that are made again by a predicate.
     fn poll_singles(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<R>>> {
         if let Some(condition) = self.condition.take() {
             self.singles = Singles::start(&mut self.stage, condition)?.map(Box::new);
@@ -522,7 +528,7 @@ impl Early {
 /// ```
 ///
 /// # Drop
-/// Lets the items go on.
+/// Does not cancel the items.
 pub struct MapAsync<R>(tokio::task::JoinHandle<Result<Vec<R>>>);
 
 impl<R: DeserializeOwned + Send + Unpin + 'static> MapAsync<R> {
@@ -578,7 +584,7 @@ impl<R> Future for MapAsync<R> {
 /// worker gets on. This costs the stream fewer wakes than items.
 ///
 /// # Drop
-/// Cancels what is left, as the drop of a [`Map`].
+/// Cancels the rest, as the drop of a [`Map`].
 #[must_use = "a stream does nothing unless it is polled"]
 pub struct Results<R> {
     stage: Stage,

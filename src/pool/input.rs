@@ -33,7 +33,7 @@ pub(super) struct Most {
 }
 
 impl Most {
-    /// Whether one more item may go into `chunk`. The first always may.
+    /// Returns `true` if one more item may go into `chunk`. The first always may.
     pub(super) fn has_room(self, chunk: &Chunk) -> bool {
         (chunk.count as usize) < self.items && (chunk.count == 0 || chunk.body.len() < self.bytes)
     }

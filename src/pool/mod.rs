@@ -5,7 +5,8 @@
 //! [`PoolBuilder`] has those of the pool. [`StatePool`] lends each task a state that its worker has made, [`Checkout`] keeps one worker for a run of calls,
 //! and [`current_task`] is a task's view of itself. [`PoolStats`] shows what a pool does.
 //!
-//! For one function take [`Process`](crate::Process), for several that end together [`Group`](crate::Group). The same names stand at the root of the crate.
+//! Use [`Process`](crate::Process) instead for one function, [`Group`](crate::Group) for several that end together. All names are
+//! re-exported at the root of the crate.
 //! See also the guide's page on [pools](crate::guide::pools).
 // In this room:
 //

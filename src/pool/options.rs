@@ -87,7 +87,7 @@ impl Default for Options {
     }
 }
 
-/// How far a [`Map`](crate::Map) or a stream of [`Results`](crate::Results) is.
+/// The progress of a [`Map`](crate::Map) or a stream of [`Results`](crate::Results).
 ///
 /// ```
 /// use multiprocess::{self as mp, Pool};

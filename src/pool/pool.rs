@@ -25,8 +25,10 @@ use tokio::runtime;
 
 /// A pool of worker processes that run functions. Cheap to clone: all clones are one pool.
 ///
-/// For one function that runs long take a [`Process`](crate::Process), for several children that end together a [`Group`](crate::Group), for work that needs no process
-/// `tokio::task::spawn_blocking`.
+/// Use instead:
+/// - [`Process`](crate::Process) for one function that runs long;
+/// - [`Group`](crate::Group) for several children that end together;
+/// - `tokio::task::spawn_blocking` for work that needs no process.
 ///
 /// ```
 /// use futures::TryStreamExt;
@@ -47,33 +49,37 @@ use tokio::runtime;
 /// }
 /// ```
 ///
+/// An *item* is one call of a function: `apply` has one, `map` has one for each value. (Options and counts with `tasks` in their
+/// name mean the same.) An item is *submitted* when the pool accepts it: at once, or, with
+/// [`max_waiting`](PoolBuilder::max_waiting), when there is room.
+///
 /// The workers start with the pool and live until it is closed, terminated or dropped. A function that panics, a worker that is
 /// killed and an item that overruns its time fail their own item and no other; the pool replaces a worker that is gone.
 ///
 /// A pool must be made inside a tokio runtime. That runtime starts the workers and keeps the deadlines of all calls, so the pool ends
-/// with it: whatever is pending then fails with kind `Cancelled`, and new calls with kind `Closed`.
+/// with it: pending calls then fail with kind `Cancelled`, and new calls with kind `Closed`.
 ///
 /// # Waiting
 /// - [`apply`](Self::apply), [`map`](Self::map) and [`imap`](Self::imap) run when they are awaited or polled, their `_async` forms at once.
 /// - Each result wakes its own caller; there is no task in between, and callers do not depend on each other.
-/// - In a pool with [`max_waiting`](PoolBuilder::max_waiting), calls wait for room before they are handed in.
+/// - In a pool with [`max_waiting`](PoolBuilder::max_waiting), a call waits for room before its item is submitted.
 ///
 /// # Death
 /// - A worker that dies fails the one item that it ran, with kind `ProcessDied`; [`retries`](Call::retries) run it again. Items it had not
 ///   begun go to other workers.
-/// - Workers that die one after the other before they have done anything make the pool [`broken`](Self::broken).
+/// - If several workers die one after the other before they have done anything, the pool is [`broken`](Self::broken).
 /// - Workers never outlive this process: the kernel kills them with it.
 ///
 /// # Cost
 /// - An `apply` on a worker that is awake takes a few µs and no system call; one that has to wake the worker takes some tens of µs.
-/// - Items of a `map` travel in chunks of about a millisecond of work: small ones cost about 0.1 µs each.
+/// - Items of a `map` are sent in chunks of about a millisecond of work: small ones cost about 0.1 µs each.
 /// - Arguments and results above 16 KiB are copied once more than small ones, through a pipe beside the worker's ring.
 ///
 /// # Drop
-/// Dropping the last holder of a pool (`Pool`s and what they returned) ends it. Workers without work end in order: they run their
+/// The pool ends when the last `Pool`, call and stream of it is dropped. Workers without work exit normally: they run their
 /// [`finalizer`](PoolBuilder::finalizer) and exit within the [`exit_timeout`](PoolBuilder::exit_timeout). Workers that still run an item or
-/// their initializer are killed. The drop itself does not wait. [`run`](crate::run) waits for workers that end in order, and so does a
-/// child process at its end; a `main` that uses neither does not: [`close`](Self::close) and [`join`](Self::join) the pool there.
+/// their initializer are killed. The drop itself does not wait. [`run`](crate::run) waits for workers that exit normally, and so does a
+/// child process at its end. A `main` that uses neither does not: [`close`](Self::close) and [`join`](Self::join) the pool there.
 #[derive(Clone)]
 pub struct Pool {
     handle: Arc<Handle>,
@@ -84,7 +90,7 @@ impl PoolBuilder {
     ///
     /// # Errors
     /// - `Other` for 0 workers or tasks, or outside a tokio runtime.
-    /// - `Io` in a runtime without its I/O or its timer, or if the memory that the workers share cannot be had.
+    /// - `Io` in a runtime without its I/O or its timer, or if there is no memory for what the workers share.
     /// - `Encode` if an argument of the initializer or the finalizer cannot be serialised.
     /// - `NotInitialized` as for [`Process::spawn`](crate::Process::spawn).
     pub fn build(self) -> Result<Pool> {
@@ -125,10 +131,10 @@ impl Pool {
     /// ```
     ///
     /// All calls work as in any pool: arguments and results are encoded and decoded, and a panic is an error of its item. The thread runs one
-    /// item at a time. It cannot keep what takes a process to keep:
+    /// item at a time. Guarantees that need a process do not hold:
     ///
     /// - An item that has begun is not stopped by a timeout or a cancellation.
-    /// - An item that crashes takes this process along.
+    /// - An item that crashes ends this process.
     /// - There is no [`checkout`](Self::checkout) or [`resize`](Self::resize).
     ///
     /// # Errors
@@ -145,18 +151,18 @@ impl Pool {
 
     /// Runs `f(args..)` on a worker and returns its result, when awaited.
     ///
-    /// Dropping the call cancels it: if it has not begun it never does, and if it runs it is asked to stop and its worker is killed after
-    /// the [`grace`](PoolBuilder::grace).
+    /// Dropping the call cancels it. An item that has not started never starts. A running item is asked to stop
+    /// ([`CurrentTask::is_cancelled`](crate::CurrentTask::is_cancelled)), and its worker is killed after the [`grace`](PoolBuilder::grace).
     ///
     /// # Errors
     /// When awaited:
     /// - `Panicked` if the function panics.
-    /// - `ProcessDied` if its worker dies, `MemoryLimit` if that was for its [`memory_limit`](PoolBuilder::memory_limit).
+    /// - `ProcessDied` if its worker dies, `MemoryLimit` if the worker died because it reached its [`memory_limit`](PoolBuilder::memory_limit).
     /// - `Timeout` after [`timeout`](Call::timeout) or [`queue_timeout`](Call::queue_timeout); `Full` with [`reject_when_full`](Call::reject_when_full).
     /// - `Encode` if an argument or the result cannot be serialised, `Decode` if either cannot be read.
     /// - `Cancelled` if the pool is terminated or shut down first, `Closed` after [`close`](Self::close).
     /// - `Closed` if the runtime that the pool was made in had ended before the call, `Cancelled` if it ends during the call.
-    /// - `Io` if the memory for the argument or the result cannot be had.
+    /// - `Io` if there is no memory for the argument or the result.
     /// - `Corrupt` if the memory that the pool shares with the worker is damaged. The worker is replaced.
     /// - `Forked` in a process forked from the one that made the pool.
     /// - `Other` if the pool is [`broken`](Self::broken).
@@ -196,9 +202,9 @@ impl Pool {
         Call::new(self.handle.clone(), target, input)
     }
 
-    /// Runs `f(args..)` on a worker from now on. Await what it returns for the result.
+    /// Starts `f(args..)` on a worker now, and returns a future of the result.
     ///
-    /// Dropping that lets the call go on; [`AsyncResult::cancel`] cancels it.
+    /// Dropping the future does not cancel the call; [`AsyncResult::cancel`] cancels it.
     ///
     /// # Errors
     /// When awaited, as [`apply`](Self::apply).
@@ -211,7 +217,7 @@ impl Pool {
         AsyncResult::start(self.handle.clone(), Target::of(f), One::input(&args))
     }
 
-    /// Runs `f(args..)` on a worker from now on if the pool has room for one more waiting item. Never waits.
+    /// Starts `f(args..)` on a worker now, if the pool has room for one more waiting item. Never waits.
     ///
     /// The same as [`apply_async`](Self::apply_async) for a pool without [`max_waiting`](PoolBuilder::max_waiting).
     ///
@@ -224,8 +230,8 @@ impl Pool {
     /// ```
     ///
     /// # Errors
-    /// - `Full` if as many items wait as may, or other callers wait for room.
-    /// - `Closed` and `Encode` as [`apply`](Self::apply). Other errors come when the result is awaited.
+    /// - `Full` if the limit of waiting items is reached, or other callers wait for room.
+    /// - `Closed` and `Encode` as [`apply`](Self::apply). The awaited result has the other errors.
     pub fn try_apply<F, A, M>(&self, f: F, args: A) -> Result<AsyncResult<F::Output>>
     where
         F: Function<A, M>,
@@ -240,7 +246,7 @@ impl Pool {
     /// The first item that fails ends the map with its error and cancels the rest. Dropping the map cancels what is left of it.
     ///
     /// # Errors
-    /// When awaited, that of the first item that fails; see [`apply`](Self::apply). `Panicked` if the iterator panics.
+    /// When awaited, the error of the first item that fails; see [`apply`](Self::apply). `Panicked` if the iterator panics.
     pub fn map<F, T, M, I>(&self, f: F, items: I) -> Map<F::Output>
     where
         F: Function<(T,), M>, // of one argument: for tuples of several there is `starmap`
@@ -252,7 +258,7 @@ impl Pool {
         Map::new(self.handle.clone(), Target::of(f), tuples(items.into_iter().map(|item| (item,))))
     }
 
-    /// Runs `f`, a function of several arguments, on each tuple of them; otherwise [`map`](Self::map).
+    /// Runs `f` on each tuple of arguments. Apart from that it behaves as [`map`](Self::map).
     ///
     /// # Errors
     /// As [`map`](Self::map).
@@ -267,7 +273,7 @@ impl Pool {
         Map::new(self.handle.clone(), Target::of(f), tuples(items.into_iter()))
     }
 
-    /// Begins a [`map`](Self::map) now. Dropping what it returns lets the map go on.
+    /// Starts a [`map`](Self::map) now, and returns a future of its results. Dropping the future does not cancel the map.
     ///
     /// # Errors
     /// As [`map`](Self::map).
@@ -283,7 +289,7 @@ impl Pool {
         MapAsync::start(self.map(f, items))
     }
 
-    /// Begins a [`starmap`](Self::starmap) now. Dropping what it returns lets it go on.
+    /// Starts a [`starmap`](Self::starmap) now, and returns a future of its results. Dropping the future does not cancel it.
     ///
     /// # Errors
     /// As [`map`](Self::map).
@@ -305,7 +311,7 @@ impl Pool {
     /// stream, which goes on. Dropping the stream cancels the rest.
     ///
     /// # Errors
-    /// In the stream, as [`apply`](Self::apply) for each item. The stream ends after `Closed`, and after `Panicked` if the iterator panics.
+    /// Each item of the stream as [`apply`](Self::apply). The stream ends after `Closed`, and after `Panicked` if the iterator panics.
     pub fn imap<F, T, M, I>(&self, f: F, items: I) -> Results<F::Output>
     where
         F: Function<(T,), M>, // of one argument: for tuples of several there is `starmap`
@@ -318,9 +324,9 @@ impl Pool {
         Results::new(self.handle.clone(), Target::of(f), source, true)
     }
 
-    /// Runs `f` on each item and returns the results as a stream, each as soon as it is made, in any order.
+    /// Runs `f` on each item and returns the results as a stream, each as soon as it is there, in any order.
     ///
-    /// Otherwise as [`imap`](Self::imap).
+    /// Apart from that it behaves as [`imap`](Self::imap).
     ///
     /// # Errors
     /// As [`imap`](Self::imap).
@@ -338,7 +344,7 @@ impl Pool {
 
     /// Runs `f` on each item of a stream and returns the results as a stream, in order.
     ///
-    /// Otherwise as [`imap`](Self::imap).
+    /// Apart from that it behaves as [`imap`](Self::imap).
     ///
     /// # Errors
     /// As [`imap`](Self::imap).
@@ -353,7 +359,8 @@ impl Pool {
         Results::new(self.handle.clone(), Target::of(f), source, true)
     }
 
-    /// Closes the pool: calls made from now on fail with kind `Closed`. Calls made before complete; then the workers end.
+    /// Closes the pool: calls made from now on fail with kind `Closed`. Calls made before complete; then the workers end. Returns at
+    /// once; [`join`](Self::join) waits.
     ///
     /// ```
     /// use futures::TryStreamExt;
@@ -375,7 +382,7 @@ impl Pool {
         self.handle.shared().close();
     }
 
-    /// Stops everything: kills the workers, and fails all pending items with kind `Cancelled`.
+    /// Kills the workers, and fails all pending items with kind `Cancelled`. Returns at once; [`join`](Self::join) waits.
     pub fn terminate(&self) {
         self.handle.shared().terminate();
     }
@@ -383,7 +390,9 @@ impl Pool {
     /// Changes the number of workers, and waits until those beyond it have ended.
     ///
     /// Surplus workers end after the item that they run; new workers start in the background. The wait ends early if a later `resize` asks
-    /// for more. Dropping the future leaves the new size in force.
+    /// for more.
+    ///
+    /// Cancel safe: dropping the future leaves the new size in force.
     ///
     /// ```
     /// use multiprocess::{self as mp, Pool};
@@ -396,6 +405,7 @@ impl Pool {
     ///
     /// # Errors
     /// - `Other` for 0 workers or more than 4096, and for a pool without worker processes.
+    /// - `Forked` in a process forked from the one that made the pool.
     pub async fn resize(&self, workers: impl Workers) -> Result<()> {
         check_forked()?;
         self.has_processes("resized")?;
@@ -425,7 +435,7 @@ impl Pool {
         self.handle.runtime()
     }
 
-    /// How many items it may run at the same time.
+    /// Returns how many items it may run at the same time.
     #[cfg(feature = "cluster")]
     pub(crate) fn slots(&self) -> usize {
         self.handle.shared().slots(false)
@@ -441,7 +451,7 @@ impl Pool {
         EncodedRun::start(self.handle.clone(), items)
     }
 
-    /// Takes one worker out of the pool, for a run of calls that share state in it, such as a connection or a cache in a `static`.
+    /// Takes one worker out of the pool, for several calls that share state in it, such as a connection or a cache in a `static`.
     ///
     /// ```
     /// use multiprocess::{self as mp, Pool};
@@ -459,7 +469,9 @@ impl Pool {
     /// ```
     ///
     /// Waits until a worker is free, first come, first served. Until the [`Checkout`] is dropped no other call uses that worker, and it is not replaced for its
-    /// age, size or number of tasks. If it dies, the calls of the checkout fail. Dropping the future takes no worker.
+    /// age, size or number of tasks. If it dies, the calls of the checkout fail.
+    ///
+    /// Cancel safe: a dropped future has taken no worker.
     ///
     /// A worker stopped by SIGSTOP or a debugger is passed over as soon as another one is free. If all free workers are stopped, `checkout` waits
     /// until one of them goes on or another becomes free; put a timeout around it to limit that.
@@ -467,6 +479,7 @@ impl Pool {
     /// # Errors
     /// - `Closed` after [`close`](Self::close), and once the pool's runtime has ended.
     /// - `Other` for a pool that is [`broken`](Self::broken) or has no worker processes.
+    /// - `Forked` in a process forked from the one that made the pool.
     pub async fn checkout(&self) -> Result<Checkout> {
         self.has_processes("checked out")?;
         Checkout::take(self.handle.clone()).await
@@ -481,7 +494,7 @@ impl Pool {
         }
     }
 
-    /// Shuts the pool down: gives up what has not begun, lets running items go on for at most `grace`, then kills the workers.
+    /// Shuts the pool down: cancels items that have not started, lets running items go on for at most `grace`, then kills the workers.
     ///
     /// ```
     /// use multiprocess::{self as mp, Pool};
@@ -495,8 +508,9 @@ impl Pool {
     /// # Ok(()) }) }
     /// ```
     ///
-    /// New calls fail with kind `Closed`, and items that are given up with kind `Cancelled`. Returns how many items were lost. If the future is
-    /// dropped, the pool goes on ending, but running items are not killed.
+    /// New calls fail with kind `Closed`, and cancelled items with kind `Cancelled`. Returns the number of items that were lost.
+    ///
+    /// Cancel safe: if the future is dropped, the pool still closes, but running items are not killed.
     pub async fn shutdown(&self, grace: Duration) -> Shutdown {
         if fork::is_forked() {
             return Shutdown { not_begun: 0, killed: 0 };
@@ -556,7 +570,7 @@ impl Pool {
         stats
     }
 
-    /// Returns why the pool has no working worker and gets none, if that is so.
+    /// Returns the reason if the pool has no working worker and starts none, and `None` otherwise.
     ///
     /// A pool breaks when its initializer fails, or when several workers in a row die before they have done anything or cannot be started, and no
     /// other worker serves. All calls then fail with this reason. As long as one worker serves, missing ones are tried again, in the end every few
@@ -570,13 +584,16 @@ impl Pool {
         self.handle.shared().revive();
     }
 
-    /// Waits until all workers have ended, after [`close`](Self::close) or [`terminate`](Self::terminate). Cancel safe.
+    /// Waits until all workers have ended, after [`close`](Self::close) or [`terminate`](Self::terminate).
     ///
-    /// After a `close` that includes the calls made before it: a stream that is neither read nor dropped, or a [`Checkout`] that is held,
-    /// keeps this waiting.
+    /// After a `close` it waits for the calls made before, too: also for a stream that is neither read nor dropped, and for a
+    /// [`Checkout`] that is held.
+    ///
+    /// Cancel safe: dropping the future changes nothing.
     ///
     /// # Errors
-    /// `Other` if the pool is neither closed nor terminated.
+    /// - `Other` if the pool is neither closed nor terminated.
+    /// - `Forked` in a process forked from the one that made the pool.
     pub async fn join(&self) -> Result<()> {
         check_forked()?;
         if !self.handle.shared().is_closed() {
@@ -601,7 +618,12 @@ impl Pool {
 /// # Ok(()) }) }
 /// ```
 pub trait PoolStreamExt: Stream + Sized {
-    /// Runs `f` on each item and returns the results as a stream, in order: [`Pool::imap_stream`].
+    /// Runs `f` on each item in the pool, and returns the results as a stream, in order. The same as [`Pool::imap_stream`].
+    ///
+    /// Dropping the stream cancels the rest.
+    ///
+    /// # Errors
+    /// As [`Pool::imap_stream`].
     fn map_in_pool<F, M>(self, pool: &Pool, f: F) -> Results<F::Output>
     where
         F: Function<(Self::Item,), M>,
@@ -623,12 +645,12 @@ pub struct Shutdown {
 }
 
 impl Shutdown {
-    /// Returns how many items were handed in and never started.
+    /// Returns the number of items that were submitted and never started.
     pub fn not_begun(&self) -> usize {
         self.not_begun
     }
 
-    /// Returns how many items ran, and were killed when the grace was over.
+    /// Returns the number of items that ran, and were killed when the grace was over.
     pub fn killed(&self) -> usize {
         self.killed
     }

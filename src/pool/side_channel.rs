@@ -163,7 +163,7 @@ impl SideOrders {
         self.count.load(Acquire) == 0
     }
 
-    /// Whether order `number` is still to be sent, or is being sent.
+    /// Returns `true` if order `number` is still to be sent, or is being sent.
     pub(super) fn has(&self, number: u32) -> bool {
         !self.is_empty() && self.change(|waiting| waiting.iter().any(|(of, _)| *of == number))
     }

@@ -137,15 +137,17 @@ where
 }
 
 impl PoolBuilder {
-    /// Has each worker make a state by `f(args..)` first, which tasks get by `&mut` that ask for it
-    /// ([`with_state`](StatePool::with_state)): a connection, a model, a cache. It need not be a serde value, for it stays in its
-    /// worker. The last option: the others come before it.
+    /// Gives each worker a state, made by `f(args..)` first. Functions called through [`with_state`](StatePool::with_state) get it
+    /// by `&mut`.
     ///
-    /// What `f` returns is the state, a `Result` too; for a function that may fail there is [`try_state`](Self::try_state).
-    /// If `f` panics, the pool is of no use, as with an [`initializer`](Self::initializer), whose place this takes; a pool cannot have
-    /// both. The [`initializer_timeout`](Self::initializer_timeout) holds for it. The state is dropped when its worker ends in order,
-    /// after the [`finalizer`](Self::finalizer); not in a worker that is killed. A task that panics leaves the state as it was at the
-    /// panic to the next.
+    /// The state can be a connection, a model or a cache. It need not be a serde value, as it stays in its worker. This is the last
+    /// option of a builder: set the others before it.
+    ///
+    /// - The state is the result of `f`, also if that is a `Result`. For a function that may fail use [`try_state`](Self::try_state).
+    /// - If `f` panics, the pool is [`broken`](Pool::broken), as with an [`initializer`](Self::initializer). A pool cannot have both.
+    ///   The [`initializer_timeout`](Self::initializer_timeout) applies to `f`.
+    /// - The state is dropped when its worker exits normally, after the [`finalizer`](Self::finalizer), and not in a worker that is killed.
+    /// - A task that panics leaves the state as it was at the panic to the next task.
     ///
     /// ```
     /// use multiprocess::{self as mp, Pool};
@@ -196,8 +198,8 @@ impl PoolBuilder {
         StatePoolBuilder { builder, is_taken, state: PhantomData }
     }
 
-    /// The same with a function that may fail: tasks get what is in its `Ok`. If it returns `Err`, the pool is
-    /// [`broken`](Pool::broken), and all calls fail with that reason.
+    /// Gives each worker a state, made by a function that may fail: tasks get the value of its `Ok`. If it returns `Err`, the pool is
+    /// [`broken`](Pool::broken), and all calls fail with that reason. Apart from that it behaves as [`state`](Self::state).
     ///
     /// ```
     /// use multiprocess::{self as mp, Pool};
@@ -242,7 +244,7 @@ impl<S: 'static> StatePoolBuilder<S> {
     /// Starts the pool; see [`PoolBuilder::build`].
     ///
     /// # Errors
-    /// As [`PoolBuilder::build`]; `Other` if there is an initializer too.
+    /// As [`PoolBuilder::build`], and `Other` if there is an initializer too.
     pub fn build(self) -> Result<StatePool<S>> {
         if self.is_taken {
             let why = "a pool has an initializer or a state: have the function that makes the state do what the initializer does";
@@ -254,8 +256,9 @@ impl<S: 'static> StatePoolBuilder<S> {
 
 /// A [`Pool`] whose workers each have a state of type `S`; made by [`PoolBuilder::state`]. It derefs to the pool.
 ///
-/// For a run of calls that must meet the same worker take [`Pool::checkout`](crate::Pool::checkout); for data that all workers read, [`preload`](crate::preload) or an
-/// [`Array`](crate::Array).
+/// Use instead:
+/// - [`Pool::checkout`](crate::Pool::checkout) for several calls that must run on the same worker;
+/// - [`preload`](crate::preload) or an [`Array`](crate::Array) for data that all workers read.
 pub struct StatePool<S> {
     pool: Pool,
     state: PhantomData<fn() -> S>,
@@ -282,7 +285,7 @@ impl<S> Deref for StatePool<S> {
 }
 
 impl<S: 'static> StatePool<S> {
-    /// The calls of the pool for functions that take the state of their worker first, by `&mut`.
+    /// Returns the calls of the pool for functions that take the state of their worker first, by `&mut`.
     pub fn with_state(&self) -> WithState<'_, S> {
         WithState { pool: &self.pool, state: PhantomData }
     }
@@ -290,15 +293,15 @@ impl<S: 'static> StatePool<S> {
 
 /// The calls of a [`StatePool`] for functions that take the state of their worker first; made by [`StatePool::with_state`].
 ///
-/// Functions are plain: an async function cannot hold the state while it waits. What is returned has all options of the pool's own
-/// calls.
+/// The functions are synchronous: an async function cannot hold the state while it waits. The calls and streams have all options of
+/// the pool's own.
 pub struct WithState<'a, S> {
     pool: &'a Pool,
     state: PhantomData<fn() -> S>,
 }
 
 impl<S: 'static> WithState<'_, S> {
-    /// [`Pool::apply`] of `g(&mut state, args..)`.
+    /// Runs `g(&mut state, args..)` on a worker when awaited, as [`Pool::apply`].
     pub fn apply<G, A>(&self, g: G, args: A) -> Call<G::Output>
     where
         G: StateFunction<S, A>,
@@ -308,7 +311,10 @@ impl<S: 'static> WithState<'_, S> {
         self.pool.apply::<_, A, TakesState>(WithWorkerState::<G, S>(g, PhantomData), args)
     }
 
-    /// [`Pool::apply_async`] of `g(&mut state, args..)`.
+    /// Starts `g(&mut state, args..)` on a worker now, as [`Pool::apply_async`].
+    ///
+    /// # Errors
+    /// When awaited, as [`Pool::apply`].
     pub fn apply_async<G, A>(&self, g: G, args: A) -> AsyncResult<G::Output>
     where
         G: StateFunction<S, A>,
@@ -318,7 +324,7 @@ impl<S: 'static> WithState<'_, S> {
         self.pool.apply_async::<_, A, TakesState>(WithWorkerState::<G, S>(g, PhantomData), args)
     }
 
-    /// [`Pool::try_apply`] of `g(&mut state, args..)`.
+    /// Starts `g(&mut state, args..)` on a worker now if the pool has room, as [`Pool::try_apply`].
     ///
     /// # Errors
     /// As [`Pool::try_apply`].
@@ -331,7 +337,7 @@ impl<S: 'static> WithState<'_, S> {
         self.pool.try_apply::<_, A, TakesState>(WithWorkerState::<G, S>(g, PhantomData), args)
     }
 
-    /// [`Pool::map`] with `g(&mut state, item)`.
+    /// Runs `g(&mut state, item)` for each item when awaited, as [`Pool::map`].
     pub fn map<G, T, I>(&self, g: G, items: I) -> Map<G::Output>
     where
         G: StateFunction<S, (T,)>,
@@ -343,7 +349,7 @@ impl<S: 'static> WithState<'_, S> {
         self.pool.map::<_, T, TakesState, I>(WithWorkerState::<G, S>(g, PhantomData), items)
     }
 
-    /// [`Pool::starmap`] with `g(&mut state, item..)`.
+    /// Runs `g(&mut state, item..)` for each tuple when awaited, as [`Pool::starmap`].
     pub fn starmap<G, A, I>(&self, g: G, items: I) -> Map<G::Output>
     where
         G: StateFunction<S, A>,
@@ -355,7 +361,7 @@ impl<S: 'static> WithState<'_, S> {
         self.pool.starmap::<_, A, TakesState, I>(WithWorkerState::<G, S>(g, PhantomData), items)
     }
 
-    /// [`Pool::map_async`] with `g(&mut state, item)`.
+    /// Starts `g(&mut state, item)` for each item now, as [`Pool::map_async`].
     pub fn map_async<G, T, I>(&self, g: G, items: I) -> MapAsync<G::Output>
     where
         G: StateFunction<S, (T,)>,
@@ -368,7 +374,7 @@ impl<S: 'static> WithState<'_, S> {
         self.pool.map_async::<_, T, TakesState, I>(WithWorkerState::<G, S>(g, PhantomData), items)
     }
 
-    /// [`Pool::imap`] with `g(&mut state, item)`.
+    /// Runs `g(&mut state, item)` for each item and returns the results as a stream, in order, as [`Pool::imap`].
     pub fn imap<G, T, I>(&self, g: G, items: I) -> Results<G::Output>
     where
         G: StateFunction<S, (T,)>,
@@ -380,7 +386,7 @@ impl<S: 'static> WithState<'_, S> {
         self.pool.imap::<_, T, TakesState, I>(WithWorkerState::<G, S>(g, PhantomData), items)
     }
 
-    /// [`Pool::imap_unordered`] with `g(&mut state, item)`.
+    /// Runs `g(&mut state, item)` for each item and returns the results as a stream, in any order, as [`Pool::imap_unordered`].
     pub fn imap_unordered<G, T, I>(&self, g: G, items: I) -> Results<G::Output>
     where
         G: StateFunction<S, (T,)>,

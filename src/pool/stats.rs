@@ -10,7 +10,7 @@ use std::time::Duration;
 pub struct PoolStats {
     /// The workers. Empty for a pool without worker processes.
     pub workers: Vec<WorkerStats>,
-    /// Items that were handed in and have not begun, including those that wait for a retry.
+    /// Items that were submitted and have not started, including those that wait for a retry.
     pub queued: usize,
     /// Items that run now.
     pub running: usize,
@@ -65,11 +65,11 @@ pub struct PoolTotals {
     pub failed: u64,
     /// How often an item was tried again.
     pub retried: u64,
-    /// Workers that ended in order after their share, their age or for their size, and were replaced.
+    /// Workers that exited normally after `max_tasks_per_worker`, for their age or for their size, and were replaced.
     pub recycled: u64,
     /// Workers that died or were killed, and were replaced.
     pub restarted: u64,
-    /// Calls that were refused, because as many items waited as may.
+    /// Calls that were refused because the limit of waiting items was reached.
     pub rejected: u64,
 }
 
@@ -122,7 +122,7 @@ pub struct WorkerStats {
     pub age: Duration,
     /// Items that it has completed.
     pub tasks: u64,
-    /// Whether it runs an item.
+    /// `true` if it runs an item.
     pub is_busy: bool,
     /// The name of the function that it runs, as the compiler spells it.
     pub task: Option<&'static str>,
@@ -134,7 +134,7 @@ pub struct WorkerStats {
 
 const BUCKETS: usize = 64;
 
-/// How often something took how long, to within a factor of two.
+/// A histogram of times, with buckets that double.
 ///
 /// ```
 /// use multiprocess::{self as mp, Pool};
@@ -160,7 +160,7 @@ impl Default for Histogram {
     }
 }
 
-/// The time that all in a bucket stayed below, or none at all.
+/// The upper limit of a bucket, exclusive.
 fn limit(bucket: usize) -> Duration {
     if bucket == 0 { Duration::ZERO } else { Duration::from_nanos(1 << bucket) }
 }
@@ -174,12 +174,12 @@ impl Histogram {
         self.sum_ns += u128::from(ns) * u128::from(count);
     }
 
-    /// The sum of all times.
+    /// Returns the sum of all times.
     pub fn sum(&self) -> Duration {
         Duration::new((self.sum_ns / 1_000_000_000) as u64, (self.sum_ns % 1_000_000_000) as u32)
     }
 
-    /// All buckets, in order, also those that are empty: the time that all in it stayed below, and how many there are. The limits
+    /// Returns all buckets in order, also those that are empty: the upper limit and the number of times in it. The limits
     /// are always the same, each twice the one before: add the numbers up for the cumulative buckets of Prometheus.
     ///
     /// ```
@@ -192,12 +192,12 @@ impl Histogram {
         self.buckets.iter().enumerate().map(|(bucket, count)| (limit(bucket), *count))
     }
 
-    /// How many there were.
+    /// Returns the number of times recorded.
     pub fn count(&self) -> u64 {
         self.buckets.iter().sum()
     }
 
-    /// What the given part of all, from 0 to 1, did not exceed: the limit of its bucket. Zero if there were none.
+    /// Returns an upper bound of the given quantile (0 to 1): the limit of its bucket, or zero if the histogram is empty.
     pub fn quantile(&self, part: f64) -> Duration {
         let wanted = ((self.count() as f64 * part.clamp(0.0, 1.0)).ceil() as u64).max(1);
         let mut seen = 0;
@@ -208,7 +208,7 @@ impl Histogram {
         bucket.map_or(Duration::ZERO, |(limit, _)| limit)
     }
 
-    /// The buckets that are not empty: the time that all in it stayed below (or none at all), and how many.
+    /// Returns the buckets that are not empty: the upper limit and the number of times in it.
     pub fn buckets(&self) -> impl Iterator<Item = (Duration, u64)> {
         self.fixed_buckets().filter(|(_, count)| *count > 0)
     }

@@ -58,7 +58,7 @@ pub(crate) trait Taker: Any + Send + Sync {
     /// The error of an operation that needs worker processes of the pool's own: `what` is "resized", "checked out" or "revived".
     fn refuse(&self, what: &str) -> Error;
 
-    /// Whether it executes items on this machine, so that they may bring descriptors.
+    /// Returns `true` if it executes items on this machine, so that they may bring descriptors.
     fn is_here(&self) -> bool {
         true
     }
@@ -125,7 +125,7 @@ impl Orders {
         self.0.upgrade().into_iter().for_each(|source| source.set_slots(slots));
     }
 
-    /// Whether no order will ever come any more: the pool has ended or is gone.
+    /// Returns `true` if no order will ever come any more: the pool has ended or is gone.
     pub(crate) fn is_over(&self) -> bool {
         self.0.upgrade().is_none_or(|source| source.is_over())
     }
@@ -172,7 +172,7 @@ impl Order {
         self.group.call
     }
 
-    /// Whether its item brings the queue for its events; see `events`.
+    /// Returns `true` if its item brings the queue for its events; see `events`.
     pub(super) fn has_events(&self) -> bool {
         self.group.options.has_events
     }
@@ -254,7 +254,7 @@ impl Order {
         self.group.item_time()
     }
 
-    /// Whether its results are not wanted any more: its call was cancelled, or the pool has ended.
+    /// Returns `true` if its results are not wanted any more: its call was cancelled, or the pool has ended.
     pub(crate) fn is_cancelled(&self) -> bool {
         self.is_cancelled.load(Acquire)
     }
@@ -401,7 +401,7 @@ impl EncodedResults {
         kinds
     }
 
-    /// How many of them are no values.
+    /// Returns how many of them are no values.
     ///
     /// # Errors
     /// `Decode` if there are not as many outcomes as it says, or something else among them or behind.

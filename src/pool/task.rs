@@ -110,7 +110,7 @@ impl Stop {
 }
 
 impl Running {
-    /// Whether `stop` is of the item at work.
+    /// Returns `true` if `stop` is of the item at work.
     fn is_at(&self, stop: &StopSign) -> bool {
         matches!(&self.task.stop, Stop::Sign(order) if order.of_item(INDEX.load(Relaxed)).is(stop))
     }
@@ -127,8 +127,9 @@ impl CurrentTask {
         self.attempt
     }
 
-    /// A text that is the same in each attempt of this item, and that no other item has, of whichever call, process or host:
-    /// for a function that must not do something twice.
+    /// Returns an id that is unique to this task, and the same in each of its attempts.
+    ///
+    /// No task of another call, process or host has it. Use it to make side effects idempotent.
     ///
     /// ```
     /// use multiprocess::{self as mp, Pool};
@@ -153,11 +154,10 @@ impl CurrentTask {
         self.index
     }
 
-    /// Sends an event to the caller of this task, who receives it by [`Call::events`](crate::Call::events) while the task goes on. Waits while
-    /// 1024 events or some MiB were not received.
+    /// Sends an event to the caller of this task, and waits while 1024 events, or 1 to 2 MiB, are unread. The caller receives it from
+    /// [`Call::events`](crate::Call::events) while the task runs.
     ///
-    /// - An event for which nobody listens is discarded before it is encoded: the caller did not ask for events, or has dropped
-    ///   the stream.
+    /// - If the caller did not ask for events, or has dropped the stream, the event is discarded before it is encoded.
     /// - An event that was sent is in the caller's stream before the result of the task is there, also if its worker dies at once.
     /// - Cancel safe: a dropped future has sent nothing.
     ///
@@ -186,7 +186,7 @@ impl CurrentTask {
     /// # Errors
     /// - `Encode` if the caller listens for events of another type: the error names both. Also if the event cannot be serialised.
     /// - `Cancelled` if the task was asked to stop, and the event waits for room, or its caller has dropped the call.
-    /// - `Closed` if this task is over, and the value was kept by something that it has left behind.
+    /// - `Closed` if this task is over, for example in a thread that it has left behind.
     /// - `Io` if memory or a descriptor runs out.
     pub async fn emit<E>(&self, event: E) -> Result<()>
     where
@@ -198,8 +198,8 @@ impl CurrentTask {
         }
     }
 
-    /// [`emit`](Self::emit) for plain functions: blocks this thread while it waits. It does not block for longer than the task may run: once
-    /// the task is asked to stop, or its caller is gone, it returns.
+    /// Sends an event, blocking this thread while 1024 events, or 1 to 2 MiB, are unread. It returns when the task is asked to stop,
+    /// or its caller is gone.
     ///
     /// ```
     /// use futures::StreamExt;
@@ -231,7 +231,7 @@ impl CurrentTask {
         }
     }
 
-    /// [`emit`](Self::emit) that never waits, for events that may be left out, such as progress.
+    /// Sends an event if there is room now, for events that may be left out, such as progress.
     ///
     /// ```
     /// use multiprocess::{self as mp, Pool};
@@ -244,7 +244,7 @@ impl CurrentTask {
     /// ```
     ///
     /// # Errors
-    /// `Full` if it would have to wait, else as [`emit`](Self::emit).
+    /// `Full` if it would have to wait. Otherwise as [`emit`](Self::emit).
     pub fn try_emit<E>(&self, event: E) -> Result<()>
     where
         E: Serialize + DeserializeOwned + Send + 'static,
@@ -252,7 +252,7 @@ impl CurrentTask {
         self.emitter()?.map_or(Ok(()), |emitter| emitter.try_emit(self.label, event, || self.is_cancelled()))
     }
 
-    /// Returns whether the caller of this task listens for events, so that an event that is expensive to make need not be made. A
+    /// Returns `true` if the caller of this task listens for events. If not, an event that is expensive to make need not be made. A
     /// stream that was dropped before this task has sent an event may still count.
     pub fn has_listener(&self) -> bool {
         self.emitter.as_ref().is_some_and(|emitter| emitter.has_listener())
@@ -269,8 +269,8 @@ impl CurrentTask {
         if is_over { Err(events::is_over(self.label)) } else { Ok(self.emitter.as_deref()) }
     }
 
-    /// Returns whether this task should stop: its call was cancelled, or its time is over. If it does not, its worker is killed after
-    /// the grace.
+    /// Returns `true` if this task should stop: its call was cancelled, or its time is over. If it does not stop, its worker is killed
+    /// after the grace.
     ///
     /// Costs one load, and no system call.
     pub fn is_cancelled(&self) -> bool {

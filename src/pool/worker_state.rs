@@ -19,7 +19,7 @@ pub(super) fn lend<R>(item: impl FnOnce(Option<&mut dyn Any>) -> R) -> R {
     STATE.with_borrow_mut(|state| item(state.as_mut().map(|state| &mut **state)))
 }
 
-/// The worker ends in order.
+/// The worker exits normally.
 pub(super) fn drop_state() {
     let state = STATE.take();
     entry::survive(|| drop(state));

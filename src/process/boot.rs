@@ -133,14 +133,14 @@ pub fn init() {
 /// - After two seconds it writes to stderr which children it waits for. A child may wait for something that never comes, for
 ///   example because `future` has failed.
 /// - Ctrl-C or SIGTERM kills the children and lets `run` return, also if the program has a handler for these signals.
-/// - A fork server that still runs preloads then is killed; whatever waits for it gets an error.
-/// - To start a child that nobody waits for, use [`daemon`](crate::ProcessBuilder::daemon), or
+/// - A fork server that still runs preloads then is killed; calls that wait for it fail.
+/// - To start a child that `run` does not wait for, use [`daemon`](crate::ProcessBuilder::daemon), or
 ///   [`kill_on_drop`](crate::ProcessBuilder::kill_on_drop), which ends it with its handle.
 ///
-/// [`shutdown_signal`](crate::shutdown_signal) tells `future` that the program is asked to end.
+/// Use [`shutdown_signal`](crate::shutdown_signal) in `future` to learn that the program is asked to end.
 ///
 /// # In started processes
-/// In a process that the program starts `run` never returns. [`init`] says which code may stand before it.
+/// In a process that the program starts `run` never returns. See [`init`] for code that may come before it.
 ///
 /// # Panics
 /// If the runtime cannot be built, or inside another runtime (`#[tokio::main]`).
@@ -183,7 +183,7 @@ pub fn let_an_exec_give_rights() {
     rights::let_an_exec_give_some();
 }
 
-/// Has the fork server run `f` before it makes children, so that all children share the result copy-on-write.
+/// Runs `f` in the fork server before it makes children, so that all children share the result copy-on-write.
 ///
 /// Call it before the first spawn. `f` typically fills a `static`. The fork server is started at once and runs `f` while the
 /// program goes on; further calls run in order after it.

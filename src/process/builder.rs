@@ -100,7 +100,7 @@ impl ProcessBuilder {
     }
 
     /// Sets whether the process is a daemon. When the spawning process ends, it kills its daemons and waits for its other
-    /// children. Default: whether the spawning process is one; the root is not.
+    /// children. Default: `true` in a daemon, `false` otherwise.
     pub fn daemon(mut self, daemon: bool) -> Self {
         self.daemon = Some(daemon);
         self
@@ -112,7 +112,8 @@ impl ProcessBuilder {
     /// With an own group:
     ///
     /// - Processes that the child starts by `fork` or `std::process::Command` end with the spawning process, too, and so does the
-    ///   child after it has executed another program. These programs inherit one more descriptor, by which the kernel knows.
+    ///   child after it has executed another program. These programs inherit one more descriptor: the kernel kills the group when
+    ///   the other end of it is closed.
     /// - A process goes on if it leaves the group (`setsid`, `setpgid`), becomes another user, or is the last one and has
     ///   closed that descriptor.
     /// - When only the child ends, the rest of its group goes on until the spawning process ends.
@@ -148,9 +149,11 @@ impl ProcessBuilder {
         self
     }
 
-    /// Limits the address space to `bytes` (`RLIMIT_AS`). A larger allocation fails, which usually aborts the process; that is
-    /// an error of kind `MemoryLimit`. The hard limit is higher by 64 MiB and four times the program's file: a panic uses that
-    /// much while it is reported, because its stack may be asked for. Default: the limit of this process at the spawn, as for all other limits.
+    /// Limits the address space to `bytes` (`RLIMIT_AS`). A larger allocation fails, which usually aborts the process; awaiting it
+    /// then fails with `MemoryLimit`. Default: the limit of this process at the spawn, as for all other limits.
+    ///
+    /// `bytes` is the soft limit. The hard limit is 64 MiB plus four times the size of the program's file above it, because the
+    /// report of a panic may need that much for its backtrace.
     pub fn memory_limit(mut self, bytes: u64) -> Self {
         self.attributes.limit(Resource::As, bytes);
         self
@@ -178,7 +181,7 @@ impl ProcessBuilder {
         self
     }
 
-    /// Ties the process to these CPUs. Default, also for an empty list: the CPUs of this process at the spawn.
+    /// Binds the process to these CPUs. Default, also for an empty list: the CPUs of this process at the spawn.
     pub fn cpus(mut self, cpus: impl IntoIterator<Item = usize>) -> Self {
         self.attributes.cpus = Some(cpus.into_iter().collect()).filter(|cpus: &Vec<usize>| !cpus.is_empty());
         self
@@ -273,7 +276,7 @@ impl ProcessBuilder {
     /// Starts the process; see [`Process::spawn`].
     ///
     /// # Errors
-    /// Those of [`Process::spawn`]. Kind `Spawn` also if a variable, a CPU or the directory cannot be used.
+    /// As [`Process::spawn`]. Kind `Spawn` also if a variable, a CPU or the directory cannot be used.
     pub fn spawn<F, A, M>(self, f: F, args: A) -> Result<Process<F::Output>>
     where
         F: Function<A, M>,

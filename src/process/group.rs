@@ -18,7 +18,9 @@ use std::time::{Duration, Instant};
 
 /// Child processes that belong together: what `tokio::task::JoinSet` is for tasks.
 ///
-/// For many short tasks take a [`Pool`](crate::Pool), which keeps its processes; for one child, or children that outlive their handles, a [`Process`](crate::Process).
+/// Use instead:
+/// - [`Pool`](crate::Pool) for many short tasks: it keeps its processes;
+/// - [`Process`](crate::Process) for one child, or for children that outlive their handles.
 ///
 /// Their results come in the order in which they end. When the group is dropped, all of them end.
 ///
@@ -44,8 +46,9 @@ use std::time::{Duration, Instant};
 /// # Details
 /// - **Drop.** Dropping the group kills (SIGKILL) the children that still run, and does not wait for their end.
 ///   [`shutdown`](Self::shutdown) asks them first.
-/// - **Death.** A child that is killed is an error for itself only. The children of a process that is killed end with it.
-/// - **Limits.** While this process has no descriptor left to watch a child with, the child stays in the group, and is looked after
+/// - **Death.** The result of a child that is killed is an error; the other children go on. The children of a process that is
+///   killed end with it.
+/// - **Limits.** While this process has no descriptor left to watch a child with, the child stays in the group, and is checked
 ///   every 20 ms.
 /// - **Cancel.** A dropped [`join_next`](Self::join_next) or [`shutdown`](Self::shutdown) loses no result.
 pub struct Group<R> {
@@ -69,7 +72,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 impl<R> Unpin for Member<R> {}
 
 impl<R> Member<R> {
-    /// Whether this keeps it from being waited for now, and need not later: it cannot be watched for want of memory or of a
+    /// Returns `true` if this keeps it from being waited for now, and need not later: it cannot be watched for want of memory or of a
     /// descriptor. The first such failure is tried again in any case, later ones as long as it runs.
     fn is_passing(&self, error: &Error) -> bool {
         let again = self.failed.is_none() || self.process.is_alive();
@@ -126,7 +129,7 @@ impl<R: DeserializeOwned + 'static> Group<R> {
         Self::default()
     }
 
-    /// Starts a child that runs `f(args..)`, as [`Process::spawn`] does, and tells who it is.
+    /// Starts a child that runs `f(args..)`, as [`Process::spawn`] does, and returns its info.
     ///
     /// # Errors
     /// As [`Process::spawn`].
@@ -139,7 +142,8 @@ impl<R: DeserializeOwned + 'static> Group<R> {
         self.spawn_with(ProcessBuilder::default(), f, args)
     }
 
-    /// The same with options. Whatever they say of `kill_on_drop`, the child ends with the group.
+    /// Starts a child with the options of a builder. `kill_on_drop` is ignored: the group always kills its children when it is
+    /// dropped.
     ///
     /// ```
     /// use multiprocess::{self as mp, Group, Process};
@@ -165,23 +169,29 @@ impl<R: DeserializeOwned + 'static> Group<R> {
         Ok(info)
     }
 
-    /// Waits until the next child has ended, and returns what its function returned; `None` if there is no child.
+    /// Waits until the next child has ended, and returns the result of its function; `None` if there is no child.
     ///
-    /// Cancel safe: a dropped future has taken no result. A child whose function has returned, and that still waits for blocking tasks or
-    /// children of its own, has not ended.
+    /// A child whose function has returned, and that still waits for blocking tasks or children of its own, has not ended.
+    ///
+    /// Cancel safe: a dropped future has taken no result.
+    ///
+    /// # Errors
+    /// The result of each child as [`Process::join`].
     pub async fn join_next(&mut self) -> Option<Result<R>> {
         Some(self.join_next_with_info().await?.1)
     }
 
-    /// The same, and who it was.
+    /// Waits as [`join_next`](Self::join_next), and returns the info of the child with its result.
+    ///
+    /// Cancel safe: a dropped future has taken no result.
     ///
     /// ```
     /// use multiprocess::{self as mp, Group};
     /// # fn main() -> mp::Result<()> { mp::run(async {
     /// let mut group = Group::new();
     /// let child = group.spawn(std::process::id, ())?;
-    /// let (who, pid) = group.join_next_with_info().await.expect("there is one");
-    /// assert_eq!((who.pid(), pid?), (child.pid(), child.pid()));
+    /// let (info, pid) = group.join_next_with_info().await.expect("there is one");
+    /// assert_eq!((info.pid(), pid?), (child.pid(), child.pid()));
     /// # Ok(()) }) }
     /// ```
     pub async fn join_next_with_info(&mut self) -> Option<(ProcessInfo, Result<R>)> {
@@ -191,9 +201,12 @@ impl<R: DeserializeOwned + 'static> Group<R> {
         }
     }
 
-    /// Waits until all have ended, and returns what their functions returned, in the order in which they ended.
+    /// Waits until all have ended, and returns the results of their functions, in the order in which they ended.
     ///
     /// Cancel safe: a dropped future has taken no result.
+    ///
+    /// # Errors
+    /// The result of each child as [`Process::join`].
     ///
     /// ```
     /// use multiprocess::{self as mp, Group};
@@ -218,10 +231,13 @@ impl<R: DeserializeOwned + 'static> Group<R> {
         std::mem::take(&mut self.ended).into_iter().map(|(_, result)| result).collect()
     }
 
-    /// Asks all children to end (SIGTERM), kills those that have not ended after `grace`, waits for them, and returns what they came
-    /// to, in the order in which they ended.
+    /// Asks all children to end (SIGTERM), kills those that have not ended after `grace`, and waits for them. Returns their results in
+    /// the order in which they ended.
     ///
-    /// A child that ended by one of these signals is an error of kind `ProcessDied`. Dropped, it has asked, and has lost no result.
+    /// Cancel safe: if the future is dropped, the children have been asked to end, and no result is lost; call `shutdown` again.
+    ///
+    /// # Errors
+    /// The result of each child as [`Process::join`]. That of a child that ended by one of these signals is `ProcessDied`.
     ///
     /// ```
     /// use multiprocess::{self as mp, Group};
@@ -251,12 +267,12 @@ impl<R: DeserializeOwned + 'static> Group<R> {
         self.take_results()
     }
 
-    /// How many children have not been joined.
+    /// Returns the number of children that have not been joined.
     pub fn len(&self) -> usize {
         self.running.len() + self.ended.len()
     }
 
-    /// Whether there is no child to join.
+    /// Returns `true` if there is no child to join.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -268,7 +284,7 @@ impl<R> Group<R> {
         self.running.iter().for_each(|member| drop(member.process.kill()));
     }
 
-    /// Lets all children go: they run on, and are not joined.
+    /// Detaches all children: they run on, and are not joined.
     pub fn detach_all(&mut self) {
         std::mem::take(&mut self.running).into_iter().for_each(|member| member.process.detach());
         self.ended.clear();

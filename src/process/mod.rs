@@ -5,7 +5,7 @@
 //! [`shutdown_signal`] is SIGTERM or Ctrl-C as a future.
 //!
 //! For many short tasks take a [`Pool`](crate::Pool), for a child that is started again when it fails [`ProcessBuilder::restart`]. The same names
-//! stand at the root of the crate. See also the guide's page on [processes](crate::guide::processes).
+//! are re-exported at the root of the crate. See also the guide's page on [processes](crate::guide::processes).
 // In this room:
 //
 // the public face

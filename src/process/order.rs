@@ -59,7 +59,7 @@ pub(super) struct Descriptors {
 }
 
 impl Descriptors {
-    /// How many there are.
+    /// Returns how many there are.
     pub(super) fn count(&self) -> usize {
         let Self { report: _, lifeline, streams, directory, own_directory, arguments, attachments } = self;
         let others = [lifeline, directory, own_directory, arguments];

@@ -29,7 +29,7 @@ pub(super) fn set_origin(origin: Origin) {
     let _ = ORIGIN.set(Ok(origin));
 }
 
-/// Whether this process is booted: `init` has nothing left to do.
+/// Returns `true` if this process is booted: `init` has nothing left to do.
 pub(super) fn is_known() -> bool {
     ORIGIN.get().is_some()
 }

@@ -23,10 +23,12 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 use tokio::io::Interest;
 
-/// A child process that runs a function: a handle to it, and a future of the function's result.
+/// A handle to a child process that runs a function, and a future of the function's result.
 ///
-/// For many short tasks take a [`Pool`](crate::Pool), for children that belong together a [`Group`](crate::Group), and for a child that is started again when
-/// it fails [`ProcessBuilder::restart`](crate::ProcessBuilder::restart).
+/// Use instead:
+/// - [`Pool`](crate::Pool) for many short tasks;
+/// - [`Group`](crate::Group) for children that belong together;
+/// - [`ProcessBuilder::restart`](crate::ProcessBuilder::restart) for a child that is started again when it fails.
 ///
 /// [`spawn`](Self::spawn) starts one. Awaiting the handle is the same as [`join`](Self::join).
 ///
@@ -52,9 +54,9 @@ use tokio::io::Interest;
 /// [`kill_on_drop`](crate::ProcessBuilder::kill_on_drop) the drop kills it.
 ///
 /// # Death
-/// - The child ends with the process that spawned it, however that ends, SIGKILL included. One that closes all its descriptors, executes
-///   another program, or gives up the uid 0 of a user namespace goes on.
-/// - A child that is killed or aborts is an error of kind `ProcessDied`, with its exit status. Locks that it held are recovered.
+/// - A child is killed when the process that spawned it ends for any reason, SIGKILL included. Exceptions: a child that closes
+///   all its descriptors, executes another program, or gives up the uid 0 of a user namespace.
+/// - Awaiting a child that is killed or aborts fails with `ProcessDied`; the error has its exit status. Locks that it held are recovered.
 /// - If the fork server is killed, children go on. The next one is started at once, or at the next spawn.
 ///
 /// # What a child inherits
@@ -68,8 +70,8 @@ use tokio::io::Interest;
 /// | open descriptors, memory, threads, timers, locks, signal mask (nothing is blocked), `PR_SET_DUMPABLE` | never | arguments, the function itself |
 ///
 /// A value that the child may not set stays as it was when the fork server started: without a privilege no nice value can be
-/// lowered again. `oom_score_adj` is not passed on, because a program that protects itself means itself only. Nice value
-/// and CPUs are the main thread's: a runtime that ties each thread to a CPU would otherwise tie a child to one of them.
+/// lowered again. `oom_score_adj` is not inherited: a program that protects itself from the OOM killer does not mean its
+/// children. Nice value and CPUs come from the main thread, because runtime threads may be pinned to single CPUs.
 ///
 /// # Rights
 /// A child has at most the rights that the spawning thread has at the spawn: user and group ids,
@@ -110,10 +112,10 @@ impl Drop for KillOnDrop {
 }
 
 impl<R: DeserializeOwned + 'static> Process<R> {
-    /// Waits until the process has ended and returns the result of its function.
+    /// Waits for the result of the function.
     ///
-    /// If the function leaves blocking tasks (`spawn_blocking`) or children of its own behind, the process lives on until
-    /// these are done, and `join` returns once the result has arrived. The result can be taken once.
+    /// Normally that is when the process ends. If the function leaves blocking tasks (`spawn_blocking`) or children behind, the
+    /// process waits for these, and `join` returns before it ends. The result is returned once; later calls fail with `Other`.
     ///
     /// Cancel safe: dropping the future changes nothing, and `join` can be called again.
     ///
@@ -123,8 +125,8 @@ impl<R: DeserializeOwned + 'static> Process<R> {
     /// - `MemoryLimit` if an allocation failed at its [`memory_limit`](crate::ProcessBuilder::memory_limit).
     /// - `Decode` if the arguments or the result cannot be read.
     /// - `Spawn` if the process cannot take on what its builder asked for, such as a nice value.
-    /// - `Io` if the result cannot be received, for want of a descriptor for example.
-    /// - `Other` if the result was taken before, or there is no tokio runtime with I/O enabled.
+    /// - `Io` if the result cannot be received, for example because the runtime has no I/O driver or no descriptor is left.
+    /// - `Other` if the result was taken before, or outside a tokio runtime.
     /// - `Forked` in a process that the program made by `fork`.
     ///
     /// The function's own error is not among these: it is inside the returned value.
@@ -159,8 +161,8 @@ impl<R: DeserializeOwned + 'static> Process<R> {
                 }
                 Outcome::read(parcel)
             }
-            Inbox::Failed(error) => Err(Error::io(format!("cannot receive the result of {}", self.who()), error)),
-            Inbox::Taken => Err(Error::other(format!("the result of {} was already taken", self.who()))),
+            Inbox::Failed(error) => Err(Error::io(format!("cannot receive the result of {}", self.label()), error)),
+            Inbox::Taken => Err(Error::other(format!("the result of {} was already taken", self.label()))),
             Inbox::Empty => {
                 let status = ready!(self.poll_status(context))?;
                 children::unlist_child(&self.child);
@@ -224,20 +226,19 @@ impl<R> Process<R> {
         &self.child.info.name
     }
 
-    /// Returns whether it is a [daemon](crate::ProcessBuilder::daemon).
+    /// Returns `true` if it is a [daemon](crate::ProcessBuilder::daemon).
     pub fn is_daemon(&self) -> bool {
         self.child.info.daemon
     }
 
-    /// Returns whether it still runs.
+    /// Returns `true` if it still runs.
     pub fn is_alive(&self) -> bool {
         self.child.is_alive()
     }
 
-    /// Returns how it ended.
+    /// Returns the exit status, or `None` while the process runs, or if the status is lost because the fork server was killed first.
     ///
-    /// `None` while it runs, and if the status is lost because the fork server was killed first. Right after the end of the
-    /// process it may block until that is reaped: for up to 50 ms, or 500 ms if this process inherits orphans.
+    /// **Blocks** right after the end of the process until it is reaped: for up to 50 ms, or 500 ms if this process inherits orphans.
     pub fn exit_status(&self) -> Option<ExitStatus> {
         if self.child.status().is_some() || fork::is_forked() || self.is_alive() {
             return self.child.status();
@@ -280,7 +281,7 @@ impl<R> Process<R> {
 
     fn signal(&self, signal: Signal) -> Result<()> {
         self.check_forked("signal")?;
-        self.child.signal(signal).map_err(|error| Error::io(format!("cannot signal {}", self.who()), error))
+        self.child.signal(signal).map_err(|error| Error::io(format!("cannot signal {}", self.label()), error))
     }
 
     /// Waits until the process has ended and returns its exit status.
@@ -289,9 +290,10 @@ impl<R> Process<R> {
     /// nothing.
     ///
     /// # Errors
-    /// `ProcessDied` if the exit status is lost because the fork server was killed first; `Other` without a tokio
-    /// runtime with I/O enabled; `Io` if this process has no descriptor left; `Forked` in a process forked from the one that
-    /// spawned it.
+    /// - `ProcessDied` if the exit status is lost because the fork server was killed first.
+    /// - `Other` outside a tokio runtime.
+    /// - `Io` if the runtime has no I/O driver, or if this process has no descriptor left.
+    /// - `Forked` in a process forked from the one that spawned it.
     pub async fn wait(&mut self) -> Result<ExitStatus> {
         std::future::poll_fn(|context| {
             self.check_forked("wait for")?;
@@ -305,7 +307,7 @@ impl<R> Process<R> {
 
     /// Takes the write end of the child's standard input; `None` if it is not [piped](crate::Stdio::piped) or was taken.
     ///
-    /// `tokio::net::unix::pipe::Sender::from_owned_fd` makes it a tokio writer. Dropping it gives the child end-of-file.
+    /// `tokio::net::unix::pipe::Sender::from_owned_fd` makes it a tokio writer. Drop the writer to send end-of-file.
     pub fn take_stdin(&mut self) -> Option<PipeWriter> {
         self.streams.stdin.take()
     }
@@ -335,12 +337,12 @@ impl<R> Process<R> {
         self.streams.stderr.take()
     }
 
-    /// Refuses in a process forked from the one that started the child: results are for that one.
+    /// Fails in a process forked from the one that started the child: only that one gets the result.
     fn check_forked(&self, doing: &str) -> Result<()> {
-        fork::check().map_err(|error| Error::io(format!("cannot {doing} {}", self.who()), error))
+        fork::check().map_err(|error| Error::io(format!("cannot {doing} {}", self.label()), error))
     }
 
-    fn who(&self) -> String {
+    fn label(&self) -> String {
         format!("process {} (pid {})", self.name(), self.pid())
     }
 
@@ -353,12 +355,12 @@ impl<R> Process<R> {
         };
         match self.cause() {
             Some(cause) => {
-                let message = format!("{} ended before its function returned: {cause} ({how})", self.who());
+                let message = format!("{} ended before its function returned: {cause} ({how})", self.label());
                 let error = Error::new(cause.kind(), message).with_exit_status(status);
                 cause.panic().cloned().into_iter().fold(error, Error::with_panic)
             }
             None => {
-                let message = format!("{} ended before its function returned: {how}", self.who());
+                let message = format!("{} ended before its function returned: {how}", self.label());
                 Error::new(ErrorKind::ProcessDied, message).with_exit_status(status)
             }
         }
@@ -377,7 +379,7 @@ impl<R> Process<R> {
         Poll::Ready(Ok(()))
     }
 
-    /// Ready when a process that has not ended has sent its outcome, and goes on.
+    /// Ready when a process that has sent its outcome has not ended.
     fn poll_lingers(&mut self, context: &mut Context<'_>) -> Poll<Result<()>> {
         let interest = self.report_interest();
         loop {
@@ -388,19 +390,19 @@ impl<R> Process<R> {
             if reports.lingers {
                 return Poll::Ready(Ok(()));
             }
-            // One that has hung up ends, and its end wakes us.
+            // A process that has hung up ends, and its end wakes us.
             let Some(socket) = &reports.socket else { return Poll::Pending };
             ready!(self.report_watch.poll(context, socket, interest))?;
         }
     }
 
-    /// A child that goes on after its outcome hangs up, which needs no wake-up for the outcome itself. But where the server
-    /// has the other end as well it says so.
+    /// If the child reports its own exit, it closes the socket after the outcome, and we wait for the hang-up only. If the fork
+    /// server also holds the other end, the child sends a message instead.
     fn report_interest(&self) -> Interest {
         if self.child.reports_exit { Interest::READABLE } else { Interest::PRIORITY }
     }
 
-    /// Why it ended, as far as it could tell. For one that has ended.
+    /// Returns the cause of its end, if it reported one before it ended.
     pub(crate) fn cause(&self) -> Option<Cause> {
         let mut reports = self.reports();
         reports.read_exit(&self.child);
@@ -423,11 +425,11 @@ impl<R> Process<R> {
                 let Some(socket) = &reports.socket else { return Poll::Ready(Ok(None)) };
                 ready!(self.report_watch.poll(context, socket, Interest::READABLE))?;
             } else {
-                // Only the process that reaps it makes the kernel tell; if that was the server and it is gone, init does it now.
+                // The kernel has the status once the process is reaped. If the server is gone, init reaps it.
                 if self.ask_kernel(Duration::ZERO) || !self.child.has_server() && self.ask_kernel(REAPED_SOON) {
                     return Poll::Ready(Ok(self.child.status()));
                 }
-                // The pidfd tells when it is reaped. A server that is killed first reaps nothing, and init need not.
+                // The pidfd is readable when it is reaped. A server that is killed first reaps nothing, and init need not.
                 let reaped = self.watch.poll(context, &self.child.pidfd, Interest::READABLE)?;
                 let gone = self.poll_server_gone(context)?;
                 if reaped.is_pending() && gone.is_pending() {
@@ -442,11 +444,11 @@ impl<R> Process<R> {
         let (line, watch) = &mut self.server_watch;
         let line = match line {
             Some(line) => line,
-            // A copy of its own, as the connection may be watched already, and no descriptor can be twice.
+            // A copy, as the connection may be watched already, and no descriptor can be registered twice.
             none => match self.child.copy_of_connection() {
                 Ok(copy) => none.insert(Arc::new(copy)),
                 Err(_) => {
-                    // Without a descriptor for that it looks again soon, after the other tasks.
+                    // Without a descriptor for that it polls again soon, after the other tasks.
                     pidfd::wait(self.child.pidfd.as_fd(), true, Some(LOOK_AGAIN));
                     context.waker().wake_by_ref();
                     return Poll::Pending;
@@ -456,7 +458,7 @@ impl<R> Process<R> {
         watch.poll(context, line, Interest::PRIORITY)
     }
 
-    /// Asks for the status of an ended process, and gives whoever reaps it `patience`. `true`: there is no more to ask.
+    /// Asks for the status of an ended process, and waits `patience` for it to be reaped. `true`: there is no more to ask.
     fn ask_kernel(&self, patience: Duration) -> bool {
         let pidfd = self.child.pidfd.as_fd();
         let inherits = spawn::inherits_orphans();
@@ -476,7 +478,7 @@ impl<R> Process<R> {
                     return true;
                 }
                 pidfd::Exit::Unknown => {
-                    // Such a kernel tells nobody but the parent, which may be this process by now.
+                    // This kernel gives the status only to the parent, which may be this process by now.
                     pidfd::reap(pidfd).into_iter().for_each(|status| self.child.set_status(status));
                     return true;
                 }
@@ -487,21 +489,21 @@ impl<R> Process<R> {
             if left.is_zero() {
                 return true;
             }
-            // A server closes its connections first and leaves its children to this process after that; nothing tells when.
+            // A server closes its connections first and leaves its children to this process after that, without a notification.
             pidfd::wait(pidfd, true, Some(if inherits { left.min(LOOK_AGAIN) } else { left }));
         }
     }
 }
 
-/// Far longer than a reaper needs, and short enough for who has none.
+/// Longer than a reaper needs; the longest wait if nobody reaps the child.
 const REAPED_SOON: Duration = Duration::from_millis(50);
 
-/// The same for a process that surely gets the children of a server that is ending, which may have no CPU at the moment.
+/// The longest wait in a process that inherits the children of a server that is ending, which may have no CPU at the moment.
 const INHERITED_SOON: Duration = Duration::from_millis(500);
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
-/// The server is gone before it has told how `child` ended, if the status is not known. As init of a container, or of its
-/// part of one, this process gets the child to reap: once the server, which has let go of its sockets, is gone altogether.
+/// Reaps `child` if the server is gone before it has reported its status. As init or subreaper, this process inherits the child
+/// once the server, which has closed its sockets, has ended.
 fn reap_inherited(child: &Child) {
     let deadline = Instant::now() + INHERITED_SOON;
     while child.status().is_none() {

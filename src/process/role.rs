@@ -148,7 +148,7 @@ fn second_mark() -> String {
     format!("{:016x}:{pid}:{}", image::fingerprint(), proc::start_time(pid).unwrap_or(0))
 }
 
-/// Whether the second mark is of this program, and the process that it names still runs.
+/// Returns `true` if the second mark is of this program, and the process that it names still runs.
 fn is_of_running_starter(mark: &str) -> bool {
     let mut parts = mark.split(':');
     let image = parts.next().and_then(|part| u64::from_str_radix(part, 16).ok());
@@ -312,7 +312,7 @@ fn ended(process: &exec::Process, what: &str) -> Error {
     Error::new(ErrorKind::Spawn, why).with_exit_status(status)
 }
 
-/// Whether a process was killed before it could take its role: by SIGKILL, or by a signal that a terminal sends to its whole
+/// Returns `true` if a process was killed before it could take its role: by SIGKILL, or by a signal that a terminal sends to its whole
 /// group, before it could block that. This process survived, so it starts another one.
 pub(super) fn was_killed_early(error: &Error) -> bool {
     error
@@ -321,7 +321,7 @@ pub(super) fn was_killed_early(error: &Error) -> bool {
         .is_some_and(|by| by == libc::SIGKILL || signal::STOPS.contains(&by))
 }
 
-/// Whether `error` means that the other end is closed.
+/// Returns `true` if `error` means that the other end is closed.
 pub(super) fn is_gone(error: &io::Error) -> bool {
     matches!(
         error.kind(),

@@ -635,7 +635,7 @@ fn recover(pid: u32, pidfd: &OwnedFd) {
     }
 }
 
-/// Whether a pidfd gives the exit status of a reaped process here: tried once, with a child that ends at once.
+/// Returns `true` if a pidfd gives the exit status of a reaped process here: tried once, with a child that ends at once.
 fn kernel_reports_exits(single: Option<SingleThreaded>) -> bool {
     let Some(Ok(fork)) = single.map(spawn::fork) else { return false };
     let Fork::Parent(pid) = fork else { spawn::exit_now(0) };

@@ -18,9 +18,9 @@ use tokio_util::sync::CancellationToken;
 
 /// A function together with its arguments, as a value: to be sent through a queue, kept in a list, and run where it arrives.
 ///
-/// To run one function elsewhere no task is needed: [`Process::spawn`](crate::Process::spawn) and [`Pool::apply`](crate::Pool::apply) take the function itself.
+/// Use [`Process::spawn`](crate::Process::spawn) or [`Pool::apply`](crate::Pool::apply) instead to run one function elsewhere: they take the function itself.
 ///
-/// Any function that [`Process::spawn`](crate::Process::spawn) takes can be in it, with the same checks when it is made, and
+/// Any function that [`Process::spawn`](crate::Process::spawn) accepts can be in it, with the same checks when it is made, and
 /// when it is run: a task names a function of this program's image, and runs nothing else. Tasks of different functions and
 /// arguments have the same type if their results have.
 ///
@@ -53,8 +53,8 @@ use tokio_util::sync::CancellationToken;
 /// ```
 ///
 /// # Details
-/// - **Arguments** are encoded when the task is made. If they cannot be, running or sending the task is an error of kind `Encode`.
-/// - **Panics.** One in the function is an error of kind `Panicked`, as in a child.
+/// - **Arguments** are encoded when the task is made. If they cannot be, running or sending the task fails with `Encode`.
+/// - **Panics.** If the function panics, the result is an error of kind `Panicked`, as in a child.
 /// - **Death.** A task is a value: it is gone with the process that has it, as any other value.
 /// - **Cost.** A task in a message takes its encoded arguments and some 20 bytes. Its result is encoded and decoded once more than
 ///   that of a direct call.
@@ -72,7 +72,7 @@ pub(crate) struct Work {
 }
 
 impl<R> Task<R> {
-    /// Makes a task of `f(args..)`. Nothing is run.
+    /// Creates a task of `f(args..)`, without running it.
     ///
     /// ```
     /// # multiprocess::init();
@@ -108,16 +108,18 @@ impl Drop for AbortOnDrop {
 impl<R: DeserializeOwned + 'static> Task<R> {
     /// Runs the function in this process and returns its result.
     ///
-    /// It runs on a blocking thread of the current runtime, so that a plain function that takes long holds up no other task; an
+    /// It runs on a blocking thread of the current runtime, so that a synchronous function that takes long delays no other task; an
     /// async function is driven there, and uses the timers and sockets of this runtime.
     ///
-    /// Dropping the future cancels an async function at its next await. A plain function that has begun cannot be stopped: it runs to its end, and
-    /// its result is dropped. To be able to stop one, run the task in a process or a pool.
+    /// Dropping the future cancels an async function at its next await. A synchronous function that has begun cannot be stopped: it runs to its end, and
+    /// its result is dropped. To be able to stop it, run the task in a process or a pool.
     ///
     /// # Errors
-    /// `Panicked` if the function panicked; `Encode` if the arguments could not be encoded, or the result; `Decode` if the arguments
-    /// cannot be read, or name a function that this program does not have; `Other` outside a tokio runtime; `Cancelled` if the
-    /// runtime ends first.
+    /// - `Panicked` if the function panicked.
+    /// - `Encode` if the arguments or the result cannot be encoded.
+    /// - `Decode` if the arguments cannot be read, or name a function that this program does not have.
+    /// - `Other` outside a tokio runtime.
+    /// - `Cancelled` if the runtime ends first.
     pub async fn run(self) -> Result<R> {
         let Work { call, arguments } = self.work?;
         let runtime = Handle::try_current().map_err(|_| info::needs_runtime("running a task"))?;
@@ -135,7 +137,7 @@ impl<R: DeserializeOwned + 'static> Task<R> {
         }
     }
 
-    /// [`run`](Self::run) on this thread, which it blocks. An async function gets a runtime of its own.
+    /// Runs the function on this thread and returns its result. An async function gets a runtime of its own.
     ///
     /// # Panics
     /// Inside async code, as tokio's blocking calls do.
@@ -151,7 +153,7 @@ impl<R: DeserializeOwned + 'static> Task<R> {
 }
 
 impl Outcome {
-    /// As it would arrive elsewhere.
+    /// Returns the task as another process would receive it.
     fn into_parcel(self) -> Result<Parcel> {
         let fds = self.attachments().iter().cloned().map(|attachment| attachment.into_owned());
         let fds = fds.collect::<std::io::Result<_>>();

@@ -146,14 +146,14 @@ impl Family {
         self.word(slot, HINTS)
     }
 
-    /// Whether the process with this identity may be the member that has `slot` in `epoch`.
+    /// Returns `true` if the process with this identity may be the member that has `slot` in `epoch`.
     fn may_be(&self, slot: u16, epoch: u32, identity: u64) -> bool {
         let said = self.word(slot, IDENTITY).load(Acquire);
         let expected = to_identity(epoch, identity);
         identity == 0 || said >> INODE_BITS != expected >> INODE_BITS || said == expected
     }
 
-    /// Whether the member that has `slot` in `epoch` has ended, by the kernel.
+    /// Returns `true` if the member that has `slot` in `epoch` has ended, by the kernel.
     fn is_gone(&self, slot: u16, epoch: u32, pid: u32) -> bool {
         match pidfd::open(pid) {
             Ok(pidfd) => pidfd::has_exited(pidfd.as_fd()) || !self.may_be(slot, epoch, pidfd::identity(pidfd.as_fd())),
@@ -287,13 +287,13 @@ impl Family {
         }
     }
 
-    /// Whether `member` still runs, as far as the table knows.
+    /// Returns `true` if `member` still runs, as far as the table knows.
     pub(crate) fn is_listed(&self, member: Member) -> bool {
         let word = self.state(member.slot).load(Acquire);
         (word >> 32) as u32 == member.epoch && word as u32 != 0
     }
 
-    /// Whether `member` still runs, by asking the kernel; recovers it if not.
+    /// Returns `true` if `member` still runs, by asking the kernel; recovers it if not.
     #[cold]
     pub(crate) fn is_alive(&self, member: Member) -> bool {
         let word = self.state(member.slot).load(Acquire);
@@ -366,7 +366,7 @@ impl Family {
     }
 }
 
-/// How many doorbells a family has whose founder may have so many descriptors.
+/// Returns how many doorbells a family has whose founder may have so many descriptors.
 fn doorbells_at(limit: Option<u64>) -> usize {
     limit.map_or(DOORBELLS, |limit| (limit / SHARE_OF_DOORBELLS).clamp(LEAST_DOORBELLS, DOORBELLS as u64) as usize)
 }

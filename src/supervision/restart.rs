@@ -25,27 +25,27 @@ pub struct Restart {
 }
 
 impl Restart {
-    /// Again whenever the child failed: it panicked, was killed, or ended before its function returned. A function that returned has
-    /// succeeded, whatever it returned: one that is to be started again after an error panics with it, or exits.
+    /// Restarts the child when it fails: when it panics, is killed, or ends before its function returns. A function that returns has
+    /// succeeded, whatever it returns: to be restarted after an error, let it panic or exit.
     pub fn on_failure() -> Self {
         let (first, longest) = (Duration::from_millis(100), Duration::from_secs(5));
         Self { also_success: false, most: 5, within: Duration::from_secs(10), first, longest }
     }
 
-    /// Again whenever it has ended, also when its function has returned.
+    /// Restarts the child whenever it has ended, also when its function has returned.
     pub fn always() -> Self {
         Self { also_success: true, ..Self::on_failure() }
     }
 
-    /// At most `restarts` within any span of `within`: the next one is given up with an error of kind `RestartLimit`. Default: 5
-    /// within 10 seconds.
+    /// Sets the most restarts within any period of `within`. Instead of one more, the child is given up with an error of kind
+    /// `RestartLimit`. Default: 5 within 10 seconds.
     pub fn max(mut self, restarts: usize, within: Duration) -> Self {
         (self.most, self.within) = (restarts, within);
         self
     }
 
-    /// How long to wait before a restart: `first`, and twice as long each time, up to `longest`. After a child has run for as long as
-    /// the span given to [`max`](Self::max), it is `first` again. Default: 100 ms to 5 s. With [`Duration::ZERO`] there is no wait.
+    /// Sets the wait before a restart: `first`, and twice as long each time, up to `longest`. After a child has run for as long as
+    /// the period given to [`max`](Self::max), it is `first` again. Default: 100 ms to 5 s. With [`Duration::ZERO`] there is no wait.
     pub fn back_off(mut self, first: Duration, longest: Duration) -> Self {
         (self.first, self.longest) = (first, longest.max(first));
         self

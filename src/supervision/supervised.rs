@@ -20,7 +20,7 @@ use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
 impl ProcessBuilder {
-    /// Has the child started again whenever it fails, within limits: a supervised child, as systemd and OTP have it.
+    /// Returns a builder of a supervised child: it is started again whenever it fails, within limits, as by systemd or OTP.
     ///
     /// ```
     /// use multiprocess::{self as mp, Process, Restart, Value};
@@ -59,13 +59,15 @@ pub struct SupervisedBuilder {
 impl SupervisedBuilder {
     /// Starts the child, and a task of the current runtime that keeps it up.
     ///
-    /// The arguments are encoded once, and each start gets a copy. What they refer to exists as long as the supervision: the other
-    /// end of a pipe, for example, is not told when only the child ends. Standard streams can be inherited, `/dev/null` or a file,
+    /// The arguments are encoded once, and each start gets a copy. Objects that they refer to exist as long as the supervision: the
+    /// other end of a pipe, for example, is not closed when only the child ends. Standard streams can be inherited, `/dev/null` or a file,
     /// and not a pipe to this process, which would belong to one of the starts.
     ///
     /// # Errors
-    /// As [`Process::spawn`], if the first start fails. `Other` outside a tokio runtime; `Spawn` for a stream that is
-    /// [`piped`](crate::Stdio::piped); `Io` if no memory or descriptor is left.
+    /// - As [`Process::spawn`], if the first start fails.
+    /// - `Other` outside a tokio runtime.
+    /// - `Spawn` for a stream that is [`piped`](crate::Stdio::piped).
+    /// - `Io` if no memory or descriptor is left.
     pub fn spawn<F, A, M>(self, f: F, args: A) -> Result<Supervised<F::Output>>
     where
         F: Function<A, M>,
@@ -142,11 +144,11 @@ struct Shared {
 
 /// A child that is started again when it fails; made by [`ProcessBuilder::restart`].
 ///
-/// For a child that runs once take a [`Process`](crate::Process). A [`Pool`](crate::Pool) replaces its workers by itself.
+/// Use [`Process`](crate::Process) instead for a child that runs once. A [`Pool`](crate::Pool) replaces its workers by itself.
 ///
 /// # Details
 /// - **Drop.** Dropping it kills the child (SIGKILL), which is not started again. [`stop`](Self::stop) asks it first.
-/// - **Death.** When the process that supervises ends, however it ends, the child ends too, as any child does.
+/// - **Death.** When the supervising process ends in any way, the child is killed, as any child.
 /// - **Cancel.** A dropped [`wait`](Self::wait) has changed nothing. A dropped [`stop`](Self::stop) has begun to stop the child.
 pub struct Supervised<R> {
     task: Option<JoinHandle<Result<Option<R>>>>,
@@ -158,33 +160,35 @@ pub struct Supervised<R> {
 }
 
 impl<R> Supervised<R> {
-    /// The name of the child: that of the builder, or `Process-` and a number.
+    /// Returns the name of the child: that of the builder, or `Process-` and a number.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The process id of the child; `None` while none runs.
+    /// Returns the process id of the child; `None` while none runs.
     pub fn pid(&self) -> Option<u32> {
         Some(self.shared.pid.load(Relaxed)).filter(|pid| *pid != 0)
     }
 
-    /// How often the child was started again.
+    /// Returns how often the child was started again.
     pub fn restarts(&self) -> u64 {
         self.shared.restarts.load(Relaxed)
     }
 
-    /// What the child is at, as a [`watch`]: its receiver can be sent to other processes.
+    /// Returns the state of the child as the receiver of a [`watch`](crate::watch()), which can be sent to other processes.
     pub fn states(&self) -> WatchReceiver<SupervisedState> {
         self.states.clone()
     }
 
-    /// Waits until the child is started no more, and returns what its function returned.
+    /// Waits until the child has ended and is not started again, and returns the result of its function. The result is returned once.
     ///
-    /// Cancel safe: a dropped future has changed nothing. A result can be had once.
+    /// Cancel safe: dropping the future changes nothing.
     ///
     /// # Errors
-    /// `RestartLimit` if it failed too often; the message has the last causes, and `source()` is the last one. `Cancelled` if it was
-    /// stopped, or the runtime that it was started in has ended. With [`Restart::on_failure`], that is all.
+    /// - `RestartLimit` if it failed too often. The message has the last causes, and `source()` is the last one.
+    /// - `Cancelled` if it was stopped, or the runtime that it was started in has ended.
+    ///
+    /// With [`Restart::on_failure`] there are no others.
     pub async fn wait(&mut self) -> Result<R> {
         let result = self.join().await?;
         result.ok_or_else(|| Error::new(ErrorKind::Cancelled, format!("process {} was stopped", self.name)))
@@ -202,8 +206,10 @@ impl<R> Supervised<R> {
         })
     }
 
-    /// Stops the child: it is asked to end (SIGTERM), killed after `grace`, and not started again. Returns what its function
-    /// returned, if it did, or had before; `None` if the child ended otherwise.
+    /// Stops the child: it is asked to end (SIGTERM), killed after `grace`, and not started again. Returns the result of its
+    /// function if that returned, then or before; `None` if the child ended otherwise.
+    ///
+    /// Cancel safe: if the future is dropped, the child is still being stopped; call `stop` again to wait for it.
     ///
     /// ```
     /// use multiprocess::{self as mp, Process, Restart};
@@ -237,7 +243,7 @@ impl<R> fmt::Debug for Supervised<R> {
 
 type Stopped = tokio::sync::watch::Receiver<Option<Duration>>;
 
-/// What the task works with.
+/// The state of the task.
 struct Supervision {
     options: ProcessBuilder,
     work: Work,
@@ -339,7 +345,7 @@ async fn asked(stopped: &mut Stopped) -> Duration {
     }
 }
 
-/// A process on its way to its end, and what its function returned.
+/// A process that is ending, and the result of its function.
 struct Ending<R> {
     process: Process<R>,
     result: Option<Result<R>>,

@@ -60,8 +60,10 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 
 /// An array of plain values (`T: bytemuck::Pod`) in shared memory, which processes use in place.
 ///
-/// For one number or struct take a [`Value`](crate::Value), for bytes of another layout or with a name [`SharedMemory`](crate::SharedMemory), for a list that grows a
-/// [`Manager`](crate::Manager).
+/// Use instead:
+/// - [`Value`](crate::Value) for one number or struct;
+/// - [`SharedMemory`](crate::SharedMemory) for bytes of another layout or with a name;
+/// - [`Manager`](crate::Manager) for a list that grows.
 ///
 /// [`lock`](Array::lock) waits for its turn and derefs to the elements themselves, a `[T]`. For single elements there are
 /// [`get`](Array::get), which never waits, and [`set`](Array::set), which holds the lock while it writes.
@@ -311,7 +313,7 @@ impl<T: Pod> Array<T> {
         self.0.len
     }
 
-    /// Returns whether the array has no elements.
+    /// Returns `true` if the array has no elements.
     ///
     /// ```
     /// # multiprocess::init();

@@ -247,7 +247,9 @@ impl BarrierWaitResult {
 
 /// A barrier between processes: a number of parties wait for each other, again and again.
 ///
-/// To wait for one of them take an [`Event`](crate::Event); for the end of processes, join them.
+/// Use instead:
+/// - [`Event`](crate::Event) to wait for one of them;
+/// - [`Process::join`](crate::Process::join) to wait for the end of a process.
 ///
 /// Use it to separate the phases of a computation. A party is any caller of [`wait`](Barrier::wait): a process, a task or a
 /// thread. When the last party of a generation arrives, all continue, and the next generation begins.
@@ -428,7 +430,7 @@ impl Barrier {
         self.core.state().waiting()
     }
 
-    /// Returns whether the barrier is broken.
+    /// Returns `true` if the barrier is broken.
     pub fn is_broken(&self) -> bool {
         self.core.state().is_broken()
     }

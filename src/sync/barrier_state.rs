@@ -145,7 +145,7 @@ impl<'a, L: Fn(Sleeper) -> bool, T: Fn()> BarrierState<'a, L, T> {
         Place(self.places[index].load(Acquire))
     }
 
-    /// How many have come in this generation. Those of it are a prefix.
+    /// Returns how many have come in this generation. Those of it are a prefix.
     fn come(&self, generation: u64) -> usize {
         let (mut low, mut high) = (0, self.places.len());
         while low < high {

@@ -20,7 +20,9 @@ use std::time::{Duration, Instant};
 
 /// A condition variable between processes, together with the lock that it releases.
 ///
-/// For a flag take an [`Event`](crate::Event), to hand values on a [`Queue`](crate::Queue).
+/// Use instead:
+/// - [`Event`](crate::Event) for a flag;
+/// - [`Queue`](crate::Queue) to pass values on.
 ///
 /// Use it to wait until data that the lock protects has changed. [`lock`](Condition::lock) returns a guard.
 /// [`wait`](Condition::wait) takes the guard, releases the lock while it waits for a notification, and returns the guard.
@@ -297,7 +299,7 @@ impl Condition {
         self.back(noticed.and_then(|noticed| noticed).map(Some), waiter).await
     }
 
-    /// Like [`wait`](Self::wait), but waits at most `timeout` for the notification.
+    /// Waits as [`wait`](Self::wait), but at most `timeout` for the notification.
     ///
     /// It then acquires the lock in any case, however long that takes. The timeout is real time: see
     /// [Timeouts](crate#timeouts). A dropped future behaves as with [`wait`](Self::wait).
@@ -365,7 +367,7 @@ impl Condition {
         }
     }
 
-    /// Like [`wait`](Self::wait), but blocks this thread.
+    /// Waits as [`wait`](Self::wait), but blocks this thread.
     ///
     /// # Panics
     /// Inside async code, as tokio's blocking calls do.
@@ -377,7 +379,7 @@ impl Condition {
         self.block(guard, None)
     }
 
-    /// Like [`wait_timeout`](Self::wait_timeout), but blocks this thread.
+    /// Waits as [`wait_timeout`](Self::wait_timeout), but blocks this thread.
     ///
     /// # Panics
     /// Inside async code, as tokio's blocking calls do.
@@ -448,7 +450,7 @@ impl Condition {
         Ok(guard)
     }
 
-    /// Like [`wait_for`](Self::wait_for), but blocks this thread.
+    /// Waits as [`wait_for`](Self::wait_for), but blocks this thread.
     ///
     /// # Panics
     /// Inside async code, as tokio's blocking calls do.

@@ -81,7 +81,7 @@ fn given(row: u64) -> u64 {
     row >> COUNT_BITS & COUNT
 }
 
-/// Whether a dead row has something that its process can no longer use.
+/// Returns `true` if a dead row has something that its process can no longer use.
 fn is_dirty(row: u64) -> bool {
     given(row) > 0 || row & NOTIFYING != 0
 }
@@ -297,7 +297,7 @@ impl LocalWaiters {
         self.say_order(state, me);
     }
 
-    /// Whether this process's row can be true: it counts those that we know of, and as many notices at most.
+    /// Returns `true` if this process's row can be true: it counts those that we know of, and as many notices at most.
     pub(super) fn is_sound<E: Fn(u16) -> Option<u32>, W: Fn(Member)>(
         &self,
         state: &ConditionState<'_, E, W>,

@@ -67,7 +67,7 @@ impl Word<'_> {
         self.0.load(Acquire) >> 1
     }
 
-    /// Whether a waiter that began then is done.
+    /// Returns `true` if a waiter that began then is done.
     fn is_over(self, since: u64) -> bool {
         let now = self.0.load(Acquire);
         now & SET != 0 || now >> 1 != since
@@ -144,8 +144,10 @@ fn timed_out() -> Error {
 
 /// A flag that processes set, clear and wait for.
 ///
-/// To wait for more than a flag take a [`Condition`](crate::Condition), for a value that changes a [`watch`](crate::watch()), to stop work a
-/// [`CancellationToken`](crate::CancellationToken).
+/// Use instead:
+/// - [`Condition`](crate::Condition) to wait for more than a flag;
+/// - [`watch`](crate::watch()) for a value that changes;
+/// - [`CancellationToken`](crate::CancellationToken) to stop work.
 ///
 /// Use it to announce something once to any number of waiters: that a service is ready, or that all should stop.
 ///
@@ -202,7 +204,7 @@ impl Event {
         self.core.word().clear();
     }
 
-    /// Returns whether the flag is set.
+    /// Returns `true` if the flag is set.
     pub fn is_set(&self) -> bool {
         self.core.word().is_set()
     }

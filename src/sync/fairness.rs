@@ -66,7 +66,7 @@ impl Fairness<'_> {
         }
     }
 
-    /// Whether a newcomer should let sleepers go first, for now.
+    /// Returns `true` if a newcomer should let sleepers go first, for now.
     #[inline]
     fn pauses_newcomers(&self) -> bool {
         let until = self.0.load(Relaxed);

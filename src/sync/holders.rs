@@ -117,7 +117,7 @@ impl Count {
         [Kind::TakeOne, Kind::TakeAll, Kind::GiveOne, Kind::Empty][(self.0 >> 41 & 3) as usize]
     }
 
-    /// Whether a row has had this move, given that it can lack no other.
+    /// Returns `true` if a row has had this move, given that it can lack no other.
     fn is_in(self, held_row: Row) -> bool {
         self.0 >> 43 & 1 == held_row.0 >> 31 & 1
     }
@@ -153,7 +153,7 @@ struct Plan {
 }
 
 impl Plan {
-    /// Whether the result can be counted. `held_row`: the row before the move.
+    /// Returns `true` if the result can be counted. `held_row`: the row before the move.
     #[inline]
     fn is_possible(&self, held_row: Row) -> bool {
         let is_row = match self.kind {
@@ -267,7 +267,7 @@ impl<'a, L: Liveness> Holders<'a, L> {
         self.change(NO_ROW, add).is_some()
     }
 
-    /// Whether it is closed for good.
+    /// Returns `true` if it is closed for good.
     pub(super) fn is_damaged(&self) -> bool {
         (ROWS..NO_ROW).contains(&self.count().row())
     }

@@ -14,8 +14,11 @@ use std::time::Duration;
 
 /// A mutual exclusion lock between processes.
 ///
-/// If readers need not exclude each other take an [`RwLock`](crate::RwLock), for n at a time a [`Semaphore`](crate::Semaphore), for a holder that acquires it again an
-/// [`RLock`](crate::RLock). [`Value`](crate::Value) and [`Array`](crate::Array) have their lock inside.
+/// Use instead:
+/// - [`RwLock`](crate::RwLock) if readers need not exclude each other;
+/// - [`Semaphore`](crate::Semaphore) for up to n holders at a time;
+/// - [`RLock`](crate::RLock) if a holder acquires it again;
+/// - the lock that is inside each [`Value`](crate::Value) and [`Array`](crate::Array) to protect these.
 ///
 /// It protects anything that processes share: a file, a device, a step that only one of them may do at a time. Tasks and
 /// threads of one process exclude each other as processes do. [`acquire`](Lock::acquire) returns a guard; dropping the
@@ -45,13 +48,14 @@ use std::time::Duration;
 /// pipe. All handles refer to the same lock, which exists as long as any process has a handle or one is on its way.
 ///
 /// # Details
-/// - **Waiting.** A running task may take a free lock ahead of tasks that sleep. About once in a millisecond, a task
-///   that has waited so long gets a reservation for the next release, which lapses if it does not run within 5 ms. Dropping a future that waits is safe: it has not acquired the lock.
+/// - **Waiting.** A running task may acquire a free lock before tasks that sleep. A task that has waited for 1 ms is handed the
+///   lock at its next release (a reservation), unless it does not run within 5 ms.
+/// - **Cancel.** Cancel safe: a dropped future has not acquired the lock.
 /// - **Death.** If the holder is killed, or ends with its guard leaked, the next holder gets
 ///   [`OwnerDied`](crate::ErrorKind::OwnerDied) at once, with the guard inside the error.
 /// - **Stopped processes.** A process stopped by SIGSTOP still holds the lock. If it is the one that was woken for the
 ///   lock, other sleepers are woken by the first release at least 5 ms later, or when it continues or is killed.
-/// - **Cost.** An uncontended lock is taken and released by a few atomic operations, without a system call or an
+/// - **Cost.** An uncontended lock is acquired and released by a few atomic operations, without a system call or an
 ///   allocation. A lock is one descriptor and a page of memory.
 #[derive(Clone)]
 pub struct Lock(Arc<LockCore>);
@@ -173,7 +177,7 @@ impl fmt::Debug for Lock {
 
 object::travels!(Lock, 0);
 
-/// A guard of a [`Lock`], which dropping it releases.
+/// A guard of a [`Lock`]. Dropping the guard releases the lock.
 ///
 /// It may be held across `.await` and dropped in another task or thread of its process. Dropping it never waits.
 ///

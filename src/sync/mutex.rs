@@ -205,7 +205,7 @@ impl Words<'_> {
         marked
     }
 
-    /// Whether this member holds it, and no other is to have it next.
+    /// Returns `true` if this member holds it, and no other is to have it next.
     #[inline]
     pub(super) fn is_held_alone_by(self, me: Member) -> bool {
         self.0[STATE].load(SeqCst) == me.to_bits()
@@ -256,7 +256,7 @@ impl Words<'_> {
         self.0[STATE].swap(DAMAGED, SeqCst) != DAMAGED
     }
 
-    /// Whether it is closed for good, or to be.
+    /// Returns `true` if it is closed for good, or to be.
     pub(super) fn is_damaged(self) -> bool {
         self.0[STATE].load(Acquire) & DAMAGED != 0
     }
@@ -467,7 +467,7 @@ impl Mutex {
         until_blocking_in_turn(&self.queue, None, deadline, acquisition)?.transpose()
     }
 
-    /// Whether a live process holds it, which may have changed by now.
+    /// Returns `true` if a live process holds it, which may have changed by now.
     pub(super) fn is_held(&self) -> bool {
         self.words().holder().is_some_and(|(holder, _)| self.family.is_listed(holder))
     }

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 /// A re-entrant lock between processes: its owner may acquire it again.
 ///
-/// If nobody acquires it twice take a [`Lock`](crate::Lock), which has no owner but its guard.
+/// Use [`Lock`](crate::Lock) instead if no holder acquires it twice: it has no owner but its guard.
 ///
 /// The owner is a tokio task, or a thread outside of tasks. Each acquisition has its own guard. The lock is free when the
 /// last of them is dropped.

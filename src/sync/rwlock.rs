@@ -334,7 +334,9 @@ impl Drop for RwLockWriteGuard {
 
 /// A read-write lock between processes: many readers at a time, or one writer.
 ///
-/// If most are writers, or hold it only shortly, take a [`Lock`](crate::Lock); for a value that is replaced as a whole a [`Value`](crate::Value), whose readers never wait.
+/// Use instead:
+/// - [`Lock`](crate::Lock) if most holders are writers, or hold it only briefly;
+/// - [`Value`](crate::Value) for a value that is replaced as a whole: its readers never wait.
 ///
 /// It protects anything that processes share, such as a file or an [`Array`](crate::Array). [`read`](RwLock::read) and
 /// [`write`](RwLock::write) return guards; dropping a guard releases the lock.

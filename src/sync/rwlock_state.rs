@@ -106,7 +106,7 @@ impl<'a, L: Liveness> RwLockState<'a, L> {
         wanted != 0 && self.lives.is_listed(Member::from_bits(wanted))
     }
 
-    /// Whether a reader that came in phase `since` lets a waiting writer go first.
+    /// Returns `true` if a reader that came in phase `since` lets a waiting writer go first.
     #[inline]
     fn stands_back(&self, since: u64) -> bool {
         let wanted = self.wanted().load(SeqCst);
@@ -181,7 +181,7 @@ impl<'a, L: Liveness> RwLockState<'a, L> {
         self.holders().give_all(row);
     }
 
-    /// Whether nothing can be taken or given any more.
+    /// Returns `true` if nothing can be taken or given any more.
     pub(super) fn is_damaged(&self) -> bool {
         self.holders().is_damaged()
     }

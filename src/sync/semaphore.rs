@@ -271,8 +271,10 @@ impl fmt::Debug for Permit {
 
 /// A counting semaphore between processes: it admits as many holders at a time as it has permits.
 ///
-/// For one at a time take a [`Lock`](crate::Lock), whose next holder hears of a killed one; if permits are released by hand, a [`BoundedSemaphore`], which notices one too many;
-/// to bound the tasks of a pool, its [workers](crate::PoolBuilder::workers).
+/// Use instead:
+/// - [`Lock`](crate::Lock) for one holder at a time: its next holder gets `OwnerDied` if the last one was killed;
+/// - [`BoundedSemaphore`] if permits are released by hand: it fails when one too many is released;
+/// - the number of [workers](crate::PoolBuilder::workers) to limit the tasks of a pool.
 ///
 /// Use it to bound how many processes do something at once, such as downloads or builds. [`acquire`](Semaphore::acquire)
 /// returns a [`Permit`]; dropping the permit returns it.

@@ -15,8 +15,9 @@ use tokio::runtime::Handle;
 
 /// A token by which work is cancelled, in whichever processes it runs.
 ///
-/// For a flag that can be cleared again take an [`Event`](crate::Event). A task of a pool is cancelled by dropping its call, and asks
-/// [`current_task`](crate::current_task).
+/// Use instead:
+/// - [`Event`](crate::Event) for a flag that can be cleared again;
+/// - [`current_task`](crate::current_task) in a task of a pool, which is cancelled by dropping its call.
 ///
 /// All clones of a token are one token, in every process: [`cancel`](CancellationToken::cancel) on any of them cancels all, for
 /// good, and wakes all that wait for it. It is what [`tokio_util::sync::CancellationToken`] is within one process.
@@ -122,7 +123,7 @@ impl CancellationToken {
         self.own.set();
     }
 
-    /// Returns whether the token, or one that it is a child of, is cancelled. Never waits.
+    /// Returns `true` if the token, or one that it is a child of, is cancelled. Never waits.
     #[inline]
     pub fn is_cancelled(&self) -> bool {
         self.own.is_set() || self.ancestors.iter().any(Event::is_set)
@@ -164,7 +165,7 @@ impl CancellationToken {
 
     /// Waits until the token is cancelled, for at most `timeout`.
     ///
-    /// Cancel safe. The timeout is real time: see [Timeouts](crate#timeouts).
+    /// Cancel safe: dropping the future changes nothing. The timeout is real time: see [Timeouts](crate#timeouts).
     ///
     /// ```
     /// # multiprocess::init();

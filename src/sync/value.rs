@@ -54,7 +54,10 @@ use std::time::{Duration, Instant};
 
 /// A value in shared memory: an integer, a float, or any plain struct (`T: bytemuck::Pod`) of any size.
 ///
-/// For many elements take an [`Array`](crate::Array), for values with a heap (`String`, `Vec`) or methods a [`Manager`](crate::Manager), to wait for a change a [`watch`](crate::watch()).
+/// Use instead:
+/// - [`Array`](crate::Array) for many elements;
+/// - [`Manager`](crate::Manager) for values with a heap (`String`, `Vec`) or methods;
+/// - [`watch`](crate::watch()) to wait for a change.
 ///
 /// - [`get`](Value::get) and [`set`](Value::set) copy the whole value.
 /// - Integers have [`fetch_add`](Value::fetch_add) and similar operations, which are atomic.

@@ -129,7 +129,7 @@ pub(super) fn listen(family: &'static Family, runtime: Id) -> io::Result<()> {
 }
 
 impl<F: AsFd + AsRawFd> Watch<F> {
-    /// Whether the runtime has ended. Asks for the write side, so that the armed read side stays as it is.
+    /// Returns `true` if the runtime has ended. Asks for the write side, so that the armed read side stays as it is.
     fn has_ended(&self) -> bool {
         let ask = std::future::poll_fn(|cx| Poll::Ready(matches!(self.fd.poll_write_ready(cx), Poll::Ready(Err(_)))));
         let ask = pin!(tokio::task::coop::unconstrained(ask));

@@ -152,7 +152,7 @@ impl WaitQueue {
         self.spin.encourage();
     }
 
-    /// Whether any process may sleep here, for a caller that has just made its change by a SeqCst read-modify-write.
+    /// Returns `true` if any process may sleep here, for a caller that has just made its change by a SeqCst read-modify-write.
     #[inline]
     pub(crate) fn has_sleepers_after_rmw(&self) -> bool {
         self.sleepers().has_sleepers_after_rmw()
@@ -212,7 +212,7 @@ impl WaitQueue {
         Ok(())
     }
 
-    /// Whether it is armed, and no notice has come since.
+    /// Returns `true` if it is armed, and no notice has come since.
     #[cfg(not(multiprocess_loom))]
     pub(crate) fn is_armed(&self) -> bool {
         lock(&self.local).place.is_some()
@@ -267,7 +267,7 @@ impl WaitQueue {
         self.hangup.as_ref().map(|hangup| hangup.fd.as_fd())
     }
 
-    /// Whether someone in this process already waits, so that a newcomer must queue.
+    /// Returns `true` if someone in this process already waits, so that a newcomer must queue.
     #[inline]
     pub(crate) fn has_waiters(&self) -> bool {
         self.waiting.load(Acquire) != 0
@@ -348,7 +348,7 @@ impl Hangup {
         let _ = self.lines.set(lines.iter().map(|line| Arc::downgrade(line)).collect());
     }
 
-    /// Whether the other end is gone, as of now: a system call unless it is known.
+    /// Returns `true` if the other end is gone, as of now: a system call unless it is known.
     pub(crate) fn has_happened(&self) -> bool {
         let gone = self.is_gone.load(Acquire) || socket::is_hung_up(self.fd.as_fd());
         if gone {
@@ -395,7 +395,7 @@ impl Drop for Turn {
 }
 
 impl Turn {
-    /// Whether it is this one's turn to try; if not, `waker` is called when it is.
+    /// Returns `true` if it is this one's turn to try; if not, `waker` is called when it is.
     pub(super) fn is_front(&self, waker: &Waker) -> bool {
         let mut local = lock(&self.line.local);
         if local.queue.front().is_some_and(|front| front.id == self.id) {

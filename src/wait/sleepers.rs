@@ -72,7 +72,7 @@ pub(crate) struct Sleeper {
 }
 
 impl Sleeper {
-    /// Whether a slot's epoch is this sleeper's.
+    /// Returns `true` if a slot's epoch is this sleeper's.
     pub(crate) fn has_epoch(self, epoch: u32) -> bool {
         epoch & ((1 << EPOCH_BITS) - 1) == self.epoch
     }
@@ -174,7 +174,7 @@ impl<'a> Sleepers<'a> {
         self.entry(index).store(0, Release);
     }
 
-    /// Whether the notice for `place` has come; if so the place is gone.
+    /// Returns `true` if the notice for `place` has come; if so the place is gone.
     pub(crate) fn take_notice(&self, place: Place) -> bool {
         match place {
             Place::Entry { index, .. } => {
@@ -189,7 +189,7 @@ impl<'a> Sleepers<'a> {
         }
     }
 
-    /// Whether `place` is still this sleeper's; if not its entry was damaged. A mark that was lost is set again.
+    /// Returns `true` if `place` is still this sleeper's; if not its entry was damaged. A mark that was lost is set again.
     pub(crate) fn keep(&self, place: Place, me: Sleeper) -> bool {
         let Place::Entry { index, ticket } = place else { return true };
         let entry = self.entry(index).load(Acquire);
@@ -232,7 +232,7 @@ impl<'a> Sleepers<'a> {
         }
     }
 
-    /// Whether any process may sleep here, for a caller that has just published its change by a SeqCst read-modify-write: between
+    /// Returns `true` if any process may sleep here, for a caller that has just published its change by a SeqCst read-modify-write: between
     /// that and a SeqCst load there is no need of a fence. The model checker knows only fences.
     #[inline]
     pub(crate) fn has_sleepers_after_rmw(&self) -> bool {
@@ -324,7 +324,7 @@ impl<'a> Sleepers<'a> {
         entries.filter(|entry| entry & MEMBER_MASK != 0).map(Sleeper::from_bits).collect()
     }
 
-    /// Whether the list is empty, as at the end of every test.
+    /// Returns `true` if the list is empty, as at the end of every test.
     #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
         self.words[FIRST..].iter().all(|entry| entry.load(Acquire) == 0) && self.words[OVERFLOW].load(Acquire) == 0

@@ -15,7 +15,7 @@ pub(crate) trait Attempt<T> {
     /// Tries once, from the local queue or ahead of it.
     fn attempt(&mut self, in_line: bool) -> Option<T>;
 
-    /// Whether a task of this process will make the next attempt succeed, and then call [`WaitQueue::wake_front`]: the front need not
+    /// Returns `true` if a task of this process will make the next attempt succeed, and then call [`WaitQueue::wake_front`]: the front need not
     /// spin, and no other process need know that it sleeps.
     ///
     /// After a success: whether the same holds for the attempt after it.

@@ -211,7 +211,7 @@ pub(crate) fn leave<E: serde::ser::Error>(attachment: Attachment) -> Result<u32,
     pushed.map_err(|_| E::custom("a thread that ends has no place for what rides along with a value"))
 }
 
-/// Whether `D` reads the message itself, so that each part of it is read once.
+/// Returns `true` if `D` reads the message itself, so that each part of it is read once.
 pub(crate) fn reads_once<D>() -> bool {
     format::reads_once::<D>()
 }
@@ -272,7 +272,7 @@ impl<T> Fd<T> {
         Self(inner)
     }
 
-    /// The wrapped value.
+    /// Returns the wrapped value.
     pub fn into_inner(self) -> T {
         self.0
     }

@@ -90,13 +90,13 @@ pub(crate) fn most_through_buffer<T: 'static>() -> usize {
     if plain::are_numbers::<T>() { NUMBERS_FROM - 1 } else { usize::MAX }
 }
 
-/// Whether values of `T` take over the buffer they arrive in.
+/// Returns `true` if values of `T` take over the buffer they arrive in.
 #[inline]
 pub(crate) fn takes_buffer<T: 'static>() -> bool {
     TypeId::of::<T>() == TypeId::of::<EncodedMessage>() || plain::takes_buffer::<T>()
 }
 
-/// Whether a large value of `T` is decoded into memory beside that of its `len` bytes, so that what the sender's memory took
+/// Returns `true` if a large value of `T` is decoded into memory beside that of its `len` bytes, so that what the sender's memory took
 /// is to be given back first.
 pub(crate) fn needs_memory<T: 'static>(len: usize) -> bool {
     needs_memory_beside_buffer::<T>(len) && !plain::are_numbers::<T>()

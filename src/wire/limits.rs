@@ -14,7 +14,7 @@ thread_local! {
     static LIMIT: Cell<u32> = const { Cell::new(DEFAULT) };
 }
 
-/// How many levels a value that is encoded on this thread may have.
+/// Returns how many levels a value that is encoded on this thread may have.
 #[inline]
 pub(super) fn depth() -> u32 {
     LIMIT.get()
@@ -95,7 +95,8 @@ pub fn with_depth_limit<R>(levels: usize, f: impl FnOnce() -> R) -> R {
     f()
 }
 
-/// [`with_depth_limit`] for a future: the limit counts for what it encodes itself, not for tasks that it spawns.
+/// Runs a future with a depth limit, as [`with_depth_limit`] runs a function. The limit holds for values that the future itself
+/// encodes, not for tasks that it spawns. Dropping the future ends it.
 ///
 /// ```
 /// use multiprocess as mp;
@@ -121,7 +122,7 @@ pub async fn with_depth_limit_async<F: Future>(levels: usize, future: F) -> F::O
 
 /// A value that may be nested as deeply as can be read at all; see [`with_depth_limit`].
 ///
-/// To send a deep value take [`with_depth_limit`]; this is for results.
+/// Use [`with_depth_limit`] instead to send a deep value; this is for results.
 ///
 /// It is for results, which are encoded after the function that made them has returned.
 ///

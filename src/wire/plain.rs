@@ -145,7 +145,7 @@ macro_rules! each_plain {
     )*};
 }
 
-/// Whether `T` has the layout of `P`, and so of `(P,)`. Where it has not, the compiler leaves out what is done for `P`,
+/// Returns `true` if `T` has the layout of `P`, and so of `(P,)`. Where it has not, the compiler leaves out what is done for `P`,
 /// without optimisation too: a program in which hundreds of types travel would take minutes to build.
 const fn may_be<T, P>() -> bool {
     size_of::<T>() == size_of::<P>()
@@ -173,7 +173,7 @@ pub(crate) fn bytes<T: 'static>(value: &T) -> Option<&[u8]> {
     None
 }
 
-/// Whether values of `T` take over the buffer they arrive in.
+/// Returns `true` if values of `T` take over the buffer they arrive in.
 #[inline]
 pub(super) fn takes_buffer<T: 'static>() -> bool {
     macro_rules! case {
@@ -225,7 +225,7 @@ pub(crate) fn numbers<T: 'static>(len: usize) -> Option<Box<dyn Numbers>> {
     None
 }
 
-/// Whether [`numbers`] are for `T`.
+/// Returns `true` if [`numbers`] are for `T`.
 #[inline]
 pub(crate) fn are_numbers<T: 'static>() -> bool {
     macro_rules! cases {

@@ -83,7 +83,7 @@ impl ChannelCore {
         Kept { outlet: self.tx.as_fd(), inlet: self.rx.as_fd() }
     }
 
-    /// Whether descriptors that are kept under a number are still those of an item.
+    /// Returns `true` if descriptors that are kept under a number are still those of an item.
     fn is_kept(&self) -> io::Result<impl Fn(u64) -> bool> {
         let leases = self.ring.leases()?;
         Ok(move |number| leases.as_ref().is_some_and(|leases| leases.has_number(number)))

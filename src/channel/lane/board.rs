@@ -32,7 +32,7 @@ impl Board {
         &self.0.words()[MARKS..MARKS + lanes.div_ceil(64).min(MARK_WORDS)]
     }
 
-    /// Whether any of the first `lanes` lanes is marked. One load for every 64 of them.
+    /// Returns `true` if any of the first `lanes` lanes is marked. One load for every 64 of them.
     #[inline]
     pub(crate) fn has_marks(&self, lanes: usize) -> bool {
         self.marks(lanes).iter().any(|word| word.load(SeqCst) != 0)

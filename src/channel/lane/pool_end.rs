@@ -48,13 +48,13 @@ pub(crate) fn create(board: &Board, lane: usize) -> io::Result<(PoolEnd, WorkerE
 }
 
 impl PoolEnd {
-    /// Whether an order of `len` bytes can travel through the ring at all.
+    /// Returns `true` if an order of `len` bytes can travel through the ring at all.
     pub(crate) fn can_carry(&self, len: usize) -> bool {
         // A quarter, so that prefetched ones find room.
         len <= ORDERS as usize / 4
     }
 
-    /// Whether an order of `len` bytes may be given now.
+    /// Returns `true` if an order of `len` bytes may be given now.
     pub(crate) fn takes(&mut self, len: usize) -> bool {
         let words = orders(&self.region);
         if !self.orders.is_sound(words) {
@@ -74,7 +74,7 @@ impl PoolEnd {
         orders(&self.region).head.load(Acquire)
     }
 
-    /// Whether the worker takes orders by now, or has ever.
+    /// Returns `true` if the worker takes orders by now, or has ever.
     pub(crate) fn is_ready(&self) -> bool {
         self.region.words()[word::READY].load(Acquire) != 0
     }
@@ -130,7 +130,7 @@ impl PoolEnd {
         (ns > 0).then(|| Duration::from_nanos(ns))
     }
 
-    /// Whether something was found that cannot be.
+    /// Returns `true` if something was found that cannot be.
     pub(crate) fn is_damaged(&self) -> bool {
         self.is_damaged.get()
     }
@@ -142,7 +142,7 @@ impl PoolEnd {
         claim
     }
 
-    /// Whether the worker will announce its results when it begins order `number`, the last that was given, about which
+    /// Returns `true` if the worker will announce its results when it begins order `number`, the last that was given, about which
     /// it may be quiet, and which has [`MANY`] items. The caller has armed its alarm before.
     pub(crate) fn will_notify(&self, number: u32) -> bool {
         result_notification::will_notify(row(&self.region, number).0)
@@ -153,7 +153,7 @@ impl PoolEnd {
         result_notification::enable_notification(row(&self.region, number).0);
     }
 
-    /// Whether results have come. No system call, no wake.
+    /// Returns `true` if results have come. No system call, no wake.
     #[inline]
     pub(crate) fn has_results(&self) -> bool {
         (self.results.has_any(results(&self.region)) || self.is_damaged.get()) && !self.is_over

@@ -25,7 +25,7 @@ impl StopSign {
         asked(self.number, self.index)
     }
 
-    /// Whether it is the same item's.
+    /// Returns `true` if it is the same item's.
     pub(crate) fn is(&self, other: &Self) -> bool {
         self.item() == other.item()
     }

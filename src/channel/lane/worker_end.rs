@@ -132,7 +132,7 @@ impl WorkerEnd {
         row(&self.region, order.number).1.store(note, Release);
     }
 
-    /// Whether item `index` is the last of an order, unless items were taken back since.
+    /// Returns `true` if item `index` is the last of an order, unless items were taken back since.
     #[inline]
     pub(crate) fn is_last(&self, order: &Order, index: u32) -> bool {
         index + 1 >= order.end
@@ -143,12 +143,12 @@ impl WorkerEnd {
         took(&self.region, order.number).store((time.as_nanos() as u64).max(1), Relaxed);
     }
 
-    /// Whether another order is there already.
+    /// Returns `true` if another order is there already.
     pub(crate) fn has_any(&self) -> bool {
         self.orders.has_any(orders(&self.region))
     }
 
-    /// Whether a result of `len` bytes can travel through the ring at all.
+    /// Returns `true` if a result of `len` bytes can travel through the ring at all.
     #[inline]
     pub(crate) fn can_carry(&self, len: usize) -> bool {
         len <= RESULTS as usize / 4 && self.results.can_hold(len)

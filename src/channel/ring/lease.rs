@@ -49,7 +49,7 @@ impl Ring {
         Ok(Some(Leases::new(self.region(), map, self.family)))
     }
 
-    /// How many items are leased, or wait to be delivered again.
+    /// Returns how many items are leased, or wait to be delivered again.
     pub(in crate::channel) fn leased(&self) -> usize {
         if !self.has_leases() {
             return 0;

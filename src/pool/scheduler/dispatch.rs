@@ -235,7 +235,7 @@ impl Scheduler {
         idle.or(busy).or_else(|| self.vacate(group, effects))
     }
 
-    /// Whether no worker has an order of `group`.
+    /// Returns `true` if no worker has an order of `group`.
     fn is_empty_handed(&self, group: &Group) -> bool {
         let is_its = |running: &Running| std::ptr::eq(&*running.group, group);
         let has_some = |seat: usize| self.seats.get(seat).is_some_and(|worker| worker.running.iter().any(is_its));
@@ -569,23 +569,23 @@ fn next_len(group: &Group) -> Option<usize> {
 }
 
 impl Worker {
-    /// Whether items it has not begun may go to others: it is not checked out, or only about to be.
+    /// Returns `true` if items it has not begun may go to others: it is not checked out, or only about to be.
     pub(super) fn is_shared(&self) -> bool {
         self.checkout == 0 || self.running.front().is_some_and(|running| running.group.options.acquires)
     }
 
-    /// Whether it has items behind the one that runs.
+    /// Returns `true` if it has items behind the one that runs.
     pub(super) fn has_more(&self) -> bool {
         let mut unbegun = self.running.iter().enumerate();
         unbegun.any(|(at, running)| running.end > running.done + u32::from(at == 0))
     }
 
-    /// Whether it has started its next item.
+    /// Returns `true` if it has started its next item.
     fn has_started(&self) -> bool {
         self.running.front().is_some_and(|running| self.lane.claim(running.number).started > running.done)
     }
 
-    /// Whether it has items behind the one that runs that take so long that others should rather have them.
+    /// Returns `true` if it has items behind the one that runs that take so long that others should rather have them.
     pub(super) fn is_divisible(&self) -> bool {
         // Large arguments would have to come once more.
         let is_small = |running: &Running| running.chunk.bytes().len() <= SOON_COPIED;
@@ -593,23 +593,23 @@ impl Worker {
         has_long && self.running.iter().all(is_small) && self.is_shared() && self.has_more()
     }
 
-    /// How many orders others might be given in its stead.
+    /// Returns how many orders others might be given in its stead.
     fn orders_behind(&self) -> usize {
         if self.has_more() { (self.running.len() - 1).max(1) } else { 0 }
     }
 
-    /// Whether it takes orders, has begun none of those that it has, and does not wait for a CPU either.
+    /// Returns `true` if it takes orders, has begun none of those that it has, and does not wait for a CPU either.
     fn is_stopped(&self) -> bool {
         let has_begun = self.running.front().is_none_or(|running| running.begun == Some(running.done));
         !has_begun && (self.is_ready || self.lane.is_ready()) && !proc::is_runnable(self.pid)
     }
 
-    /// Whether it is not known to have begun its first item.
+    /// Returns `true` if it is not known to have begun its first item.
     pub(super) fn may_not_begin(&self) -> bool {
         self.is_shared() && self.running.front().is_some_and(|running| running.begun != Some(running.done))
     }
 
-    /// Whether others should get the items that it has not begun.
+    /// Returns `true` if others should get the items that it has not begun.
     fn is_slow(&mut self, now: Instant) -> bool {
         let (has_more, moved) = (self.has_more(), self.moved);
         let Some(running) = self.running.front_mut() else { return false };
@@ -623,13 +623,13 @@ impl Worker {
             || !has_begun && now.saturating_duration_since(running.since.max(moved)) >= TAKE_OVER_AFTER + transfer
     }
 
-    /// Whether it is at items that should long be over.
+    /// Returns `true` if it is at items that should long be over.
     fn lags(&self, now: Instant) -> bool {
         let front = self.running.front();
         front.is_some_and(|front| now.saturating_duration_since(front.since.max(self.moved)) >= SHARE_AFTER)
     }
 
-    /// Whether there is room for an order of `len` bytes. If not, it has no more before it gives up one that it has.
+    /// Returns `true` if there is room for an order of `len` bytes. If not, it has no more before it gives up one that it has.
     fn takes(&mut self, len: usize) -> bool {
         let is_carried = self.lane.can_carry(len + Header::LONGEST);
         // Read before the look: an order given up after it is a change.

@@ -244,7 +244,7 @@ impl Scheduler {
         self.awake.min(self.most_workers()).max(1)
     }
 
-    /// How many workers run or are to run; 1 for a pool without worker processes that has not ended.
+    /// Returns how many workers run or are to run; 1 for a pool without worker processes that has not ended.
     pub(super) fn alive(&mut self) -> usize {
         let is_done = self.is_closed && (self.open == 0 || self.is_shut || self.is_terminated) && self.out == 0;
         self.seats.update();
@@ -260,7 +260,7 @@ impl Scheduler {
         self.taken.slots()
     }
 
-    /// How many orders can be executed at the same time, and how many of those workers get items that are over soon.
+    /// Returns how many orders can be executed at the same time, and how many of those workers get items that are over soon.
     pub(super) fn slots(&self) -> (usize, usize) {
         match self.config.is_external {
             true => (self.taken.slots().max(1), self.taken.slots().max(1)),

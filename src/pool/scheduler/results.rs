@@ -19,7 +19,7 @@ use std::time::Duration;
 const FETCH_AFTER: Duration = Duration::from_millis(5);
 
 impl Scheduler {
-    /// Whether some worker has something, or is to be looked at for another reason.
+    /// Returns `true` if some worker has something, or is to be looked at for another reason.
     #[inline]
     pub(in crate::pool) fn has_results(&self) -> bool {
         self.seats.has_suspects()
@@ -29,13 +29,13 @@ impl Scheduler {
             }
     }
 
-    /// Whether all lanes are looked into, and not only those that are marked: a mark is one more word that travels from
+    /// Returns `true` if all lanes are looked into, and not only those that are marked: a mark is one more word that travels from
     /// CPU to CPU.
     pub(super) fn looks_into_all(&self) -> bool {
         self.seats.len() <= self.few
     }
 
-    /// Whether some worker has put results that it may not tell of any more, or will soon have no orders.
+    /// Returns `true` if some worker has put results that it may not tell of any more, or will soon have no orders.
     pub(in crate::pool) fn should_collect(&self) -> bool {
         let tells = |worker: &Worker, last: &Running| {
             last.is_quiet && last.end >= lane::MANY && worker.lane.will_notify(last.number)
@@ -139,7 +139,7 @@ impl Worker {
             || self.side_results.is_damaged() && self.phase != Phase::Killed
     }
 
-    /// Whether it has given up an order since there was no room for another, in its lane or its pipe, or since it was taken
+    /// Returns `true` if it has given up an order since there was no room for another, in its lane or its pipe, or since it was taken
     /// for stopped.
     #[inline]
     fn has_room_again(&self) -> bool {

@@ -19,7 +19,7 @@ impl Scheduler {
         }
     }
 
-    /// Whether more workers may come than there are. The seats were updated.
+    /// Returns `true` if more workers may come than there are. The seats were updated.
     pub(super) fn may_grow(&self, effects: &Effects) -> bool {
         // Seats above the most are of workers that are on their way out.
         *self.workers.start() < *self.workers.end()

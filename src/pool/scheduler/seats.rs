@@ -188,7 +188,7 @@ pub(super) struct Seats {
 }
 
 impl Seats {
-    /// How many there are, with a worker or without.
+    /// Returns how many there are, with a worker or without.
     pub(super) fn len(&self) -> usize {
         self.all.len()
     }
@@ -334,7 +334,7 @@ impl Seats {
         }
     }
 
-    /// Whether others might wait behind the orders of a worker, when it was looked at last.
+    /// Returns `true` if others might wait behind the orders of a worker, when it was looked at last.
     #[cfg(test)]
     pub(super) fn takes_more(&self, seat: usize) -> bool {
         self.all[seat].class.takes_more

@@ -38,7 +38,7 @@ struct Taken {
 }
 
 impl Taken {
-    /// Whether that item is one of it, and neither settled nor cancelled.
+    /// Returns `true` if that item is one of it, and neither settled nor cancelled.
     fn is_open(&self, index: u64) -> bool {
         if self.left == 0 {
             return false;
@@ -91,7 +91,7 @@ impl TakenOrders {
         self.held.is_empty()
     }
 
-    /// How many items are at work, if as many are as can be.
+    /// Returns how many items are at work, if as many are as can be.
     pub(super) fn running(&self) -> usize {
         let left = self.held.values().map(|taken| taken.left as usize).sum::<usize>();
         left.min(self.slots)
@@ -218,7 +218,7 @@ impl Scheduler {
         }
     }
 
-    /// Whether the taker will never have another order.
+    /// Returns `true` if the taker will never have another order.
     pub(in crate::pool) fn has_ended(&mut self) -> bool {
         self.is_abandoned || self.is_closed && self.alive() == 0
     }

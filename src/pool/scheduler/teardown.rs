@@ -201,7 +201,7 @@ impl Scheduler {
         }
     }
 
-    /// Fails all items. Idle workers end in order, busy ones are killed.
+    /// Fails all items. Idle workers exit normally, busy ones are killed.
     pub(super) fn abandon_all(&mut self, effects: &mut Effects) {
         let error = if self.is_orphaned { stranded } else { terminated };
         self.fail_waiting(effects, error);

@@ -132,22 +132,22 @@ pub(super) struct Running {
 }
 
 impl Worker {
-    /// Whether it has only orders of calls with one item.
+    /// Returns `true` if it has only orders of calls with one item.
     pub(super) fn has_only_single(&self) -> bool {
         self.running.iter().all(|running| !running.is_many)
     }
 
-    /// Whether all its items are known to be over soon, so that others may wait behind them.
+    /// Returns `true` if all its items are known to be over soon, so that others may wait behind them.
     pub(super) fn has_only_quick(&self) -> bool {
         self.running.iter().all(|running| running.group.is_quick())
     }
 
-    /// Whether its initializer is not known to have ended.
+    /// Returns `true` if its initializer is not known to have ended.
     pub(super) fn is_beginning(&self) -> bool {
         self.phase == Phase::Beginning && !self.has_reported
     }
 
-    /// Whether it is awake with items that are over soon.
+    /// Returns `true` if it is awake with items that are over soon.
     pub(super) fn has_brief_items(&self) -> bool {
         !self.running.is_empty() && !self.is_lagging && self.running.iter().all(|running| running.is_brief)
     }
@@ -187,7 +187,7 @@ impl Worker {
         panic.cloned().into_iter().fold(error, Error::with_panic)
     }
 
-    /// Whether it has given up no order since its items went to others.
+    /// Returns `true` if it has given up no order since its items went to others.
     pub(super) fn is_stalled(&self) -> bool {
         self.stalled.is_some_and(|(then, _)| self.lane.given_up() == then)
     }

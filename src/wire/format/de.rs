@@ -50,7 +50,7 @@ const fn stack_of_value<T>() -> usize {
     if size_of::<T>() > LARGE { COPIES.saturating_mul(size_of::<T>()) } else { 0 }
 }
 
-/// Whether `D` reads each part of a message once, from the message itself.
+/// Returns `true` if `D` reads each part of a message once, from the message itself.
 pub(crate) fn reads_once<D>() -> bool {
     let reader = identity::id_of::<D>();
     reader == identity::id_of::<&mut Reader<'_>>()
@@ -119,7 +119,7 @@ fn cut_name<'de>(names: &mut &'de [u8]) -> Result<&'de str> {
     std::str::from_utf8(name).or_else(|_| fail("the name of a field is not UTF-8"))
 }
 
-/// Whether the name that `names` begin with is this one. It is taken off then.
+/// Returns `true` if the name that `names` begin with is this one. It is taken off then.
 #[inline(always)]
 fn cut_if(names: &mut &[u8], name: &[u8]) -> bool {
     let Some((len, rest)) = names.split_first_chunk() else { return false };
@@ -221,7 +221,7 @@ impl<'de, const ROW: bool> Reader<'de, ROW> {
         cut_array(self.tags())
     }
 
-    /// How many elements follow, of which each takes a byte at least.
+    /// Returns how many elements follow, of which each takes a byte at least.
     #[inline(always)]
     fn count(&mut self) -> Result<usize> {
         let count = u64::from_le_bytes(self.array()?);
@@ -305,7 +305,7 @@ impl<'de, const ROW: bool> Reader<'de, ROW> {
         if count == 1 { cut_name(&mut names) } else { fail("a variant that has no name") }
     }
 
-    /// Whether `V` can read the fields by position: whether it wants just the fields that are there.
+    /// Returns `true` if `V` can read the fields by position: whether it wants just the fields that are there.
     #[inline(always)]
     fn is_positional<V>(&mut self, shape: usize, fields: &'static [&'static str]) -> bool {
         let wanted = Some((identity::id_of::<V>(), fields.as_ptr() as usize));

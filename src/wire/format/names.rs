@@ -59,7 +59,7 @@ impl Default for Names {
 }
 
 impl Names {
-    /// Whether they are worth keeping for the next message.
+    /// Returns `true` if they are worth keeping for the next message.
     pub(super) fn are_few(&self) -> bool {
         self.nodes.len() <= MOST_LISTS
     }

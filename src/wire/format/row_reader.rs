@@ -39,7 +39,7 @@ impl Asked {
         self.parts = 0;
     }
 
-    /// Whether it asked for just the parts of this layout.
+    /// Returns `true` if it asked for just the parts of this layout.
     pub(super) fn is_exactly(&self, layout: &rows::Layout) -> bool {
         layout.parts != 0 && self.parts == layout.parts
     }

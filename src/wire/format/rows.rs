@@ -135,7 +135,7 @@ fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
     Some(*taken)
 }
 
-/// How many bytes the number of this tag takes.
+/// Returns how many bytes the number of this tag takes.
 fn size(tag: u8) -> Option<usize> {
     match tag {
         tag::U128 | tag::I128 => Some(16),

@@ -80,7 +80,7 @@ pub(super) fn append<T: ?Sized>(value: &T, to: &mut Vec<u8>) {
     each_number!(cases);
 }
 
-/// How many bytes a number takes.
+/// Returns how many bytes a number takes.
 pub(super) fn size(kind: u8) -> Result<usize> {
     match kind {
         tag::U8 | tag::I8 => Ok(1),

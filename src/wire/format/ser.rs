@@ -41,7 +41,7 @@ pub(crate) fn append<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>) -> Res
     written
 }
 
-/// Whether this thread keeps names for its next message.
+/// Returns `true` if this thread keeps names for its next message.
 #[cfg(test)]
 pub(super) fn has_kept() -> bool {
     let kept = KEPT.take();

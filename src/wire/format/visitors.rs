@@ -1,6 +1,6 @@
 //! Which visitors serde and its companions have made, told by the names of their types.
 
-/// Whether serde derived the visitor `V`. Others are known to take a struct as a map, as text formats give it to them;
+/// Returns `true` if serde derived the visitor `V`. Others are known to take a struct as a map, as text formats give it to them;
 /// whether also as a sequence is not. The name is serde's convention: were it to change, structs would be read by names.
 /// A visitor that wraps one of serde's is another.
 pub(super) fn is_derived<V>() -> bool {
@@ -14,7 +14,7 @@ pub(super) fn is_derived<V>() -> bool {
     path.ends_with("::__Visitor")
 }
 
-/// Whether `V` is the visitor of serde's own buffer, of its copy in `serde_with`, or one of `erased-serde`, which may hide the first. The buffer
+/// Returns `true` if `V` is the visitor of serde's own buffer, of its copy in `serde_with`, or one of `erased-serde`, which may hide the first. The buffer
 /// offers bytes that are UTF-8 as a text to the variants of an untagged enum. The names are those crates' own: were
 /// they to change, such bytes could be taken for a text.
 pub(super) fn is_buffer<V>() -> bool {
