@@ -7,7 +7,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
 use multiprocess::connection::{Listener, connect};
-use multiprocess::{self as mp, Lock, Manager, Pool, Process, Queue, SharedMemory};
+use multiprocess::{self as mp, Lock, Manager, Pool, Process, Queue, SharedMemory, Stdio};
 use rustix::io::Errno;
 use std::collections::BTreeSet;
 use std::future::IntoFuture;
@@ -24,7 +24,7 @@ mp::test_support!();
 /// In which every use must have ended, one way or another.
 const LIMIT: Duration = Duration::from_secs(10);
 /// Of what no use makes another kind of call is known.
-const CALLS: [&str; 31] = [
+const CALLS: [&str; 33] = [
     "posix_spawn",
     "memfd_create",
     "fallocate",
@@ -56,6 +56,8 @@ const CALLS: [&str; 31] = [
     "getrandom",
     "fork",
     "dup",
+    "pipe",
+    "clone",
 ];
 const ERRNOS: [Errno; 5] = [Errno::NOMEM, Errno::MFILE, Errno::AGAIN, Errno::NOBUFS, Errno::INTR];
 
@@ -262,13 +264,101 @@ async fn connections() -> mp::Result<()> {
     Ok(())
 }
 
+async fn streams() -> mp::Result<()> {
+    use std::io::{Read, Write};
+    let repeat =
+        || std::io::copy(&mut std::io::stdin(), &mut std::io::stdout()).map(drop).map_err(|error| error.to_string());
+    let piped = Process::builder().stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = piped.spawn(repeat, ())?;
+    let (mut there, mut back) = (child.take_stdin().unwrap(), child.take_stdout().unwrap());
+    there.write_all(b"hello").and_then(|()| there.flush()).map_err(|error| mp::Error::other(error.to_string()))?;
+    drop(there);
+    let mut text = String::new();
+    back.read_to_string(&mut text).map_err(|error| mp::Error::other(error.to_string()))?;
+    child.await?.map_err(mp::Error::other)?;
+    assert_eq!(text, "hello");
+    let pool = Pool::builder().workers(1).keep_stderr(3).build()?;
+    assert_eq!(pool.apply(|n: u32| n + 1, (1,)).await?, 2);
+    pool.shutdown(Duration::from_secs(2)).await;
+    Ok(())
+}
+
+/// Handles that go past their manager, under a lease.
+async fn leases() -> mp::Result<()> {
+    async fn push(lists: Queue<mp::ListProxy<u32>>) -> mp::Result<()> {
+        lists.get().await?.push(4).await
+    }
+    let (manager, lists) = (Manager::start().await?, Queue::unbounded()?);
+    let list = manager.list::<u32>().await?;
+    let mut child = Process::builder().daemon(true).spawn(push, (lists.clone(),))?;
+    unless_it_ends(&mut child, async { Ok(lists.put(list.clone()).await?) }).await?;
+    child.await??;
+    assert_eq!(list.to_vec().await?, [4]);
+    manager.shutdown().await
+}
+
+/// What starts threads.
+async fn tasks() -> mp::Result<()> {
+    mp::preloaded().await?;
+    assert_eq!(mp::Task::of(|n: u32| n + 1, (1,)).run().await?, 2);
+    assert_eq!(Pool::in_process()?.apply(|n: u32| n + 1, (1,)).await?, 2);
+    let pool = Pool::new(1)?;
+    // Their results are fetched by a thread, as nobody waits for them.
+    let results: Vec<_> = (0..3).map(|_| pool.apply_async(|len: usize| vec![1_u8; len], (500_000,))).collect();
+    let stopped = async || mp::current_task().unwrap().cancellation().cancelled().await;
+    drop(tokio::time::timeout(Duration::from_millis(50), pool.apply(stopped, ())).await);
+    for result in results {
+        assert_eq!(result.await?.len(), 500_000);
+    }
+    // A manager whose object blocks has another thread lead.
+    let manager = Manager::start().await?;
+    let (slow, quick) = (manager.create(|| 0_u32, ()).await?, manager.list::<u32>().await?);
+    let sleeping = slow.call(|_: &mut u32| std::thread::sleep(Duration::from_millis(30)), ());
+    let (slept, pushed) = tokio::join!(sleeping, quick.push(1));
+    slept.and(pushed)?;
+    manager.shutdown().await
+}
+
+/// The same in a process that begins: its first child, pool, manager and name.
+fn begins() -> mp::Result<()> {
+    let mut inner = std::process::Command::new(std::env::current_exe().unwrap());
+    inner.args(["first_uses_in_this_process", "--exact", "--ignored", "--nocapture"]);
+    let output = inner.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    match output.status.code() {
+        Some(0) => Ok(()),
+        Some(ERROR) => Err(mp::Error::other(said.trim())),
+        _ => panic!("{}: {said}", output.status),
+    }
+}
+
+/// How a process ends whose use has ended in an error value.
+const ERROR: i32 = 17;
+
+#[test]
+#[ignore = "another test runs it, in a process of its own"]
+fn first_uses_in_this_process() {
+    let done = run(async {
+        assert_eq!(Process::spawn(|| 1, ())?.await?, 1);
+        assert_eq!(Pool::new(1)?.apply(|| 2, ()).await?, 2);
+        let manager = Manager::start().await?;
+        manager.list::<u32>().await?.push(1).await?;
+        manager.shutdown().await?;
+        memory().await
+    });
+    if let Err(error) = done {
+        eprintln!("{error}");
+        std::process::exit(ERROR);
+    }
+}
+
 type Use = (&'static str, fn() -> mp::Result<()>);
 
 fn run(future: impl Future<Output = mp::Result<()>>) -> mp::Result<()> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(future)
 }
 
-const USES: [Use; 10] = [
+const USES: [Use; 14] = [
     ("spawns", || run(spawns())),
     ("queues", || run(queues())),
     ("handles", || run(handles())),
@@ -279,6 +369,10 @@ const USES: [Use; 10] = [
     ("managers", || run(managers())),
     ("memory", || run(memory())),
     ("connections", || run(connections())),
+    ("streams", || run(streams())),
+    ("leases", || run(leases())),
+    ("tasks", || run(tasks())),
+    ("begins", begins),
 ];
 
 /// `None` if it hangs.
@@ -306,7 +400,7 @@ fn places() -> u32 {
 fn is_chosen(number: usize, case: &str) -> bool {
     match std::env::var("MULTIPROCESS_FAULTS") {
         Ok(which) => which == "all" || case.starts_with(&which),
-        Err(_) => number.is_multiple_of(23),
+        Err(_) => number.is_multiple_of(61),
     }
 }
 

@@ -1,9 +1,12 @@
-//! Threads that do something later, in processes that may have such.
+//! Threads: all that the crate starts, but for those of its runtimes.
 
 use super::{fork, refuse};
 use nix::sys::signal::{SigSet, SigmaskHow};
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering::*};
+use std::thread::{Builder, JoinHandle, Scope, ScopedJoinHandle};
+use tokio::sync::oneshot;
 
 /// This process forks children, and has one thread for that.
 static IS_FORBIDDEN: AtomicBool = AtomicBool::new(false);
@@ -21,12 +24,61 @@ pub(super) fn permit() {
 /// Starts a thread that gets no signals. It fails in the fork server.
 pub(crate) fn start(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
     fork::check()?;
-    refuse::at("clone")?;
     if IS_FORBIDDEN.load(Relaxed) {
         return Err(io::Error::new(io::ErrorKind::Unsupported, "this process has one thread"));
     }
     let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
-    let started = std::thread::Builder::new().name(name.into()).stack_size(128 << 10).spawn(run);
+    let started = spawn(Builder::new().name(name.into()).stack_size(128 << 10), run);
     before.thread_set_mask()?;
     started.map(drop)
+}
+
+/// Starts a thread.
+pub(crate) fn spawn<T: Send + 'static>(
+    builder: Builder,
+    run: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<JoinHandle<T>> {
+    refuse::at("clone")?;
+    builder.spawn(run)
+}
+
+/// Starts a thread that ends before `scope` does.
+pub(crate) fn spawn_scoped<'scope, T: Send + 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    builder: Builder,
+    run: impl FnOnce() -> T + Send + 'scope,
+) -> io::Result<ScopedJoinHandle<'scope, T>> {
+    refuse::at("clone")?;
+    builder.spawn_scoped(scope, run)
+}
+
+/// Runs `work`, which may block, on a thread of its own inside the present runtime, and sends what it returns. Not by tokio's
+/// blocking pool: where no thread can be had, that panics, or keeps the work for ever.
+///
+/// # Errors
+/// No thread can be had, or there is no runtime here.
+pub(crate) fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<oneshot::Receiver<T>> {
+    let runtime = tokio::runtime::Handle::try_current().map_err(io::Error::other)?;
+    let (done, result) = oneshot::channel();
+    let run = move || {
+        let _inside = runtime.enter();
+        // Nobody may wait for it.
+        let _ = done.send(work());
+    };
+    spawn(Builder::new().name("mp-blocking".into()), run).map(|_| result)
+}
+
+/// Runs `work` on a thread of the runtime's blocking pool, to which the program gives its limit.
+///
+/// # Errors
+/// No thread can be had. tokio panics then, so with `panic = "abort"` the program ends.
+pub(crate) fn pooled<T: Send + 'static>(
+    runtime: &tokio::runtime::Handle,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<tokio::task::JoinHandle<T>> {
+    refuse::at("clone")?;
+    let spawned = catch_unwind(AssertUnwindSafe(|| runtime.spawn_blocking(work)));
+    spawned.map_err(|_| io::Error::other("no thread can be had for it"))
 }

@@ -5,11 +5,14 @@
 //! `/proc/self/fd/N`. No argument parser sees it, no change of the environment, the descriptors or the mounts removes it,
 //! and programs that the process executes do not have it. The role is received over the descriptor after N.
 //!
-//! A second mark, a variable of its environment, is for the programs that it executes before it has its role. It goes when the
-//! role is taken.
+//! A second mark, a variable of its environment, is for the programs that it executes before it has its role. A third, for a program
+//! that it executes in its own place with an empty environment, is the signal at the death of its parent
+//! ([prctl(2)](https://man7.org/linux/man-pages/man2/pr_set_pdeathsig.2const.html)): an exec keeps it, and a process that it forks has
+//! none. It is a signal that by default does nothing. Both go when the role is taken.
 
-use super::{pidfd, rights, spawn};
+use super::{background, pidfd, pipe, rights, spawn};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
+use rustix::process::{parent_process_death_signal, set_parent_process_death_signal};
 use std::ffi::{CStr, CString, c_char};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -22,6 +25,8 @@ const MARK: &str = "/proc/self/./fd/./";
 extern "C" fn note() {
     if mark().is_some() {
         spawn::note_inherited();
+        // Where it is not permitted, the other two marks must do.
+        let _ = set_parent_process_death_signal(Some(THIRD));
     }
     // SAFETY: the name ends with a null byte; no thread has begun that could change the environment.
     STARTED_VALUE.store(unsafe { libc::getenv(STARTED.as_ptr()) }, Relaxed);
@@ -36,6 +41,22 @@ static STARTED_VALUE: AtomicPtr<c_char> = AtomicPtr::new(std::ptr::null_mut());
 /// The second mark of this process, as [`start`] was given it.
 pub(crate) fn second_mark() -> Option<String> {
     std::env::var(STARTED.to_str().ok()?).ok().filter(|value| !value.is_empty())
+}
+
+/// The third mark.
+const THIRD: Signal = Signal::WINCH;
+
+/// Returns `true` if this process has the third mark. The kernel takes it away from one that becomes another user.
+pub(crate) fn has_third_mark() -> bool {
+    parent_process_death_signal() == Ok(Some(THIRD))
+}
+
+/// Takes the third mark away.
+pub(crate) fn forget_third_mark() {
+    if has_third_mark() {
+        // It was permitted before.
+        let _ = set_parent_process_death_signal(None);
+    }
 }
 
 /// Returns `true` if a variable is the second mark.
@@ -239,7 +260,7 @@ pub(crate) fn start(
     // `no_new_privs` holds for good, for a thread and the processes that it starts; this thread must stay without it.
     std::thread::scope(|scope| {
         let promise = || rights::make_final().and_then(|()| start());
-        let thread = std::thread::Builder::new().spawn_scoped(scope, promise)?;
+        let thread = background::spawn_scoped(scope, std::thread::Builder::new(), promise)?;
         thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread that starts a process panicked")))
     })
 }
@@ -293,13 +314,13 @@ fn see_end_of(pid: u32, watch: Watch) -> io::Result<(OwnedFd, bool)> {
 /// The read end of a pipe that a thread closes when this child has ended. It leaves the child to be reaped by others.
 fn end_by_thread(pid: u32) -> io::Result<OwnedFd> {
     let id = Pid::from_raw(pid as i32).map(WaitId::Pid).ok_or(io::ErrorKind::InvalidInput)?;
-    let (reader, writer) = io::pipe()?;
+    let (reader, writer) = pipe::pair()?;
     let watch = move || {
         let ended = || waitid(id.clone(), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT);
         while ended().is_err_and(|error| error == rustix::io::Errno::INTR) {}
         drop(writer);
     };
-    std::thread::Builder::new().name("mp-watch".into()).spawn(watch)?;
+    background::spawn(std::thread::Builder::new().name("mp-watch".into()), watch)?;
     spawn::above_standard(reader.into())
 }
 
@@ -407,12 +428,12 @@ fn side_by_side(program: BorrowedFd<'_>, role: BorrowedFd<'_>) -> io::Result<(Ow
 
 /// An empty standard input: `/dev/null`, or a pipe without a writer if that cannot be opened.
 pub(crate) fn nothing_to_read() -> io::Result<OwnedFd> {
-    null_device().or_else(|_| spawn::above_standard(io::pipe()?.0.into()))
+    null_device().or_else(|_| spawn::above_standard(pipe::pair()?.0.into()))
 }
 
 /// An output without a reader: `/dev/null`, or a pipe.
 fn nowhere_to_write() -> io::Result<OwnedFd> {
-    null_device().or_else(|_| spawn::above_standard(io::pipe()?.1.into()))
+    null_device().or_else(|_| spawn::above_standard(pipe::pair()?.1.into()))
 }
 
 /// Replaces standard output and error of this process by `/dev/null`.

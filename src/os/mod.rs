@@ -23,6 +23,7 @@ pub(crate) mod mmap;
 pub(crate) mod named;
 pub(crate) mod owner;
 pub(crate) mod pidfd;
+pub(crate) mod pipe;
 pub(crate) mod poll;
 pub(crate) mod proc;
 pub(crate) mod profile;

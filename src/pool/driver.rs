@@ -9,7 +9,7 @@ use super::scheduler::{Circumstances, Spawn};
 use super::worker;
 use crate::channel::{self, lane};
 use crate::error::{Error, Result};
-use crate::os::{fork, memory, timer};
+use crate::os::{background, fork, memory, timer};
 use crate::process::{self, Cause, Process, Stdio};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -59,8 +59,11 @@ async fn run(shared: &Arc<Shared>) {
             shared.initialized(seat, generation, report.and_then(|report| read(report.open()?)));
         }
         for side_results in step.unfetched {
-            // Not here: a large one would hold up the deadlines.
-            tokio::task::spawn_blocking(move || side_results.fetch());
+            // Not here, if there is a thread for it: a large one would hold up the deadlines.
+            let fetched = side_results.clone();
+            if background::blocking(move || fetched.fetch()).is_err() {
+                side_results.fetch();
+            }
         }
         spawns.extend(step.spawns);
         if step.is_unneeded {

@@ -5,6 +5,7 @@ use super::taker::{Order, Orders, Taker};
 use super::task::{RunsHere, StopHere};
 use crate::channel::spsc;
 use crate::error::{Error, ErrorKind, Result};
+use crate::os::background;
 use crate::os::sync::lock;
 use crate::process::entry::{Arguments, Batch, Executor, report_error};
 use crate::wire::{Attachment, EncodedMessage, Payload};
@@ -20,7 +21,7 @@ pub(super) fn start(orders: Orders) -> Result<Arc<dyn Taker>> {
     let shown = at_work.clone();
     let thread = std::thread::Builder::new().name("mp-in-process".into());
     orders.set_slots(1);
-    let started = thread.spawn(move || work(&orders, &receiver, &shown));
+    let started = background::spawn(thread, move || work(&orders, &receiver, &shown));
     started.map_err(|error| Error::io("cannot start the thread of a pool", error))?;
     Ok(Arc::new(Thread { notices: Mutex::new(sender), at_work }))
 }

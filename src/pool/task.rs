@@ -4,6 +4,7 @@ use super::events::{self, Emitter};
 use super::protocol::{Header, Origin};
 use crate::channel::lane::StopSign;
 use crate::error::Result;
+use crate::os::background;
 use crate::os::sync::lock;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -311,7 +312,7 @@ impl CurrentTask {
                 }
             };
             // Without a thread it still can ask.
-            let _ = std::thread::Builder::new().name("mp-stop".into()).spawn(watch);
+            let _ = background::spawn(std::thread::Builder::new().name("mp-stop".into()), watch);
             token
         };
         running.token.get_or_insert_with(watch).clone()

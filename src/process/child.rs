@@ -15,7 +15,7 @@ use crate::os::attributes::Attributes;
 use crate::os::socket::{self, Sender, Wait};
 use crate::os::spawn::{self, SingleThreaded};
 use crate::os::sync::lock;
-use crate::os::{directory, fork, memory, profile, self_pipe, signal};
+use crate::os::{background, directory, fork, memory, profile, self_pipe, signal};
 use crate::shm::family::Family;
 use crate::wire::{self, Parcel, frame};
 use rustix::process::Pid;
@@ -318,7 +318,7 @@ fn wait_for_blocking_tasks(executor: Executor) {
         return; // There is no thread that such a task could run on.
     }
     let (done, tasks) = mpsc::channel::<()>();
-    let waits = std::thread::Builder::new().spawn(move || {
+    let waits = background::spawn(std::thread::Builder::new(), move || {
         if tasks.recv_timeout(LINGER) == Err(mpsc::RecvTimeoutError::Timeout) {
             hang_up();
         }

@@ -42,7 +42,8 @@ use super::server_start::{Starting, start_server};
 use super::{children, info, origin};
 use crate::error::{Error, Result};
 use crate::os::sync::lock;
-use crate::os::{credentials::Credentials, exec, fork, pidfd, reactor, rights, signal, socket, socket::Wait};
+use crate::os::{background, credentials::Credentials, exec, fork, pidfd, reactor};
+use crate::os::{rights, signal, socket, socket::Wait, timer};
 use crate::wire::frame;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -104,7 +105,7 @@ pub(super) fn preload(call: Call) -> Result<()> {
 /// # Ok(()) }) }
 /// ```
 ///
-/// It starts the fork server if that does not run yet, and waits on a thread of tokio's blocking pool. Afterwards nothing more
+/// It starts the fork server if that does not run yet, and waits on a thread of its own. Afterwards nothing more
 /// can be preloaded. Dropping the future does not stop the preloads.
 ///
 /// # Errors
@@ -120,8 +121,7 @@ pub async fn preloaded() -> Result<()> {
     if SERVES.load(Relaxed) {
         return Ok(());
     }
-    let runtime = tokio::runtime::Handle::try_current().map_err(|error| failed(io::Error::other(error)))?;
-    let connected = runtime.spawn_blocking(|| Client::get().connected(false).map(drop)).await;
+    let connected = background::blocking(|| Client::get().connected(false).map(drop)).map_err(failed)?.await;
     connected.map_err(|error| failed(io::Error::other(error)))?
 }
 
@@ -263,8 +263,9 @@ impl Client {
         if let (Ok(pidfd), Ok(runtime)) = (pidfd, tokio::runtime::Handle::try_current()) {
             runtime.spawn(async move {
                 if info::until_exit(pidfd).await.is_ok() {
-                    // On a thread of its own: the holder of the lock may be waiting for the preloads of the next server.
-                    tokio::task::spawn_blocking(|| Client::get().reap_retired());
+                    // On a thread of its own: the holder of the lock may be waiting for the preloads of the next server. Without
+                    // one the next spawn reaps it.
+                    let _ = background::blocking(|| Client::get().reap_retired());
                 }
             });
         }
@@ -283,9 +284,9 @@ impl Client {
         let mut socket = connection.socket.clone();
         self.watcher = Some(runtime.spawn(async move {
             while hang_up(socket).await.is_ok() {
-                match tokio::task::spawn_blocking(restart).await {
-                    Ok(Some(next)) => socket = next,
-                    _ => return,
+                match restarted().await {
+                    Some(next) => socket = next,
+                    None => return,
                 }
             }
         }));
@@ -313,12 +314,25 @@ pub(super) fn watch_server() {
         // first case, which may take long, a later call starts the watch.
         Err(_) if must_preload() => {}
         Err(_) => {
-            if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-                runtime.spawn_blocking(|| Client::get().watch());
-            }
+            // Without a thread a later call starts the watch.
+            let _ = background::blocking(|| Client::get().watch());
         }
     }
 }
+
+/// [`restart`] on a thread of its own, as soon as one can be had.
+async fn restarted() -> Option<Arc<OwnedFd>> {
+    loop {
+        match background::blocking(restart) {
+            Ok(done) => return done.await.ok().flatten(),
+            Err(error) => tracing::warn!(%error, "no thread can be had that restarts the fork server; trying again"),
+        }
+        timer::sleep(NO_THREAD).await;
+    }
+}
+
+/// After this time another thread may be had.
+const NO_THREAD: Duration = Duration::from_millis(20);
 
 /// Replaces the server if it is gone, and returns the socket of the present connection.
 fn restart() -> Option<Arc<OwnedFd>> {

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::os::spawn;
+use crate::os::{background, spawn};
 use tokio_util::sync::CancellationToken;
 
 /// The runtime that async functions run on. It is made for the first one, so that plain functions cost nothing, and
@@ -54,7 +54,7 @@ pub(super) fn outside_runtime<R: Send>(work: impl FnOnce() -> R + Send) -> std::
     std::thread::scope(|scope| {
         // With the name and the stack size of the main thread, which it replaces.
         let builder = std::thread::Builder::new().name("main".into()).stack_size(spawn::main_stack());
-        let thread = builder.spawn_scoped(scope, work)?;
+        let thread = background::spawn_scoped(scope, builder, work)?;
         Ok(thread.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload)))
     })
 }

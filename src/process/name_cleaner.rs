@@ -222,16 +222,14 @@ pub(super) fn serve(owner: OwnedFd) -> ! {
     let _ = std::env::set_current_dir("/");
     signal::ignore_group_signals();
     spawn::set_name(c"mp-cleaner");
-    // An owner that is gone needs no answer, but may have left names.
     let answer = || {
-        _ = protocol::send(
-            owner.as_fd(),
-            &Answer::<Ready>::Ok(Ready { must_exec: false, attributes: Attributes::default() }),
-            &[],
-            &[],
-        )
+        let ready = Ready { must_exec: false, attributes: Attributes::default() };
+        protocol::send(owner.as_fd(), &Answer::<Ready>::Ok(ready), &[], &[])
     };
-    answer();
+    // An owner that is gone needs no answer, but may have left names. One that lives would wait for it for ever.
+    if answer().is_err_and(|error| !role::is_gone(&error)) {
+        spawn::exit_now(1);
+    }
     let (mut names, mut errors) = (Vec::new(), 0);
     loop {
         socket::until_readable(owner.as_fd());
@@ -239,7 +237,8 @@ pub(super) fn serve(owner: OwnedFd) -> ! {
         match protocol::recv::<CleanerRequest>(owner.as_fd()) {
             Ok(Some((CleanerRequest::Register(named), _))) if sender == Sender::SameUser => {
                 names.push(named);
-                answer();
+                // Without it the owner, which waits for a limited time, replaces this cleaner.
+                let _ = answer();
             }
             Ok(Some((CleanerRequest::Register(_), _))) => {
                 let other = Error::new(ErrorKind::Io, "a name of another user is not for this process to remove");

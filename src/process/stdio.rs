@@ -1,7 +1,7 @@
 //! The standard streams of a child.
 #![forbid(unsafe_code)]
 
-use crate::os::{exec, refuse, spawn};
+use crate::os::{exec, pipe, refuse, spawn};
 use std::fs::File;
 use std::io::{self, PipeReader, PipeWriter};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -102,11 +102,7 @@ impl Streams {
     pub(super) fn open([stdin, stdout, stderr]: [Stdio; 3]) -> io::Result<Self> {
         let mut streams = Self::default();
         let piped = |stdio: &Stdio| {
-            if matches!(stdio.0, Inner::Piped) {
-                refuse::at("pipe").map_err(io::Error::from).and_then(|()| io::pipe()).map(Some)
-            } else {
-                Ok(None)
-            }
+            if matches!(stdio.0, Inner::Piped) { pipe::pair().map(Some) } else { Ok(None) }
         };
         let pipes = [piped(&stdin)?, piped(&stdout)?, piped(&stderr)?];
         for (number, stdio) in [stdin, stdout, stderr].into_iter().enumerate() {

@@ -7,6 +7,7 @@ use super::function::{Arguments, Function, captures_nothing};
 use super::info;
 use super::outcome::Outcome;
 use crate::error::{Error, ErrorKind, Result};
+use crate::os::background;
 use crate::wire::{EncodedMessage, Parcel};
 use serde::de::DeserializeOwned;
 use serde::ser::Error as _;
@@ -120,6 +121,7 @@ impl<R: DeserializeOwned + 'static> Task<R> {
     /// - `Decode` if the arguments cannot be read, or name a function that this program does not have.
     /// - `Other` outside a tokio runtime.
     /// - `Cancelled` if the runtime ends first.
+    /// - `Io` if no thread can be had.
     pub async fn run(self) -> Result<R> {
         let Work { call, arguments } = self.work?;
         let runtime = Handle::try_current().map_err(|_| info::needs_runtime("running a task"))?;
@@ -128,7 +130,7 @@ impl<R: DeserializeOwned + 'static> Task<R> {
         let _cancels = cancelled.clone().drop_guard();
         let mut executor = Executor::inside(runtime.clone(), cancelled);
         let run = move || call.run(parcel, &mut executor).into_parcel();
-        let running = runtime.spawn_blocking(run);
+        let running = background::pooled(&runtime, run).map_err(|error| Error::io("cannot run a task", error))?;
         // A function that has not begun when this future is dropped does not begin.
         let _aborts = AbortOnDrop(running.abort_handle());
         match running.await {

@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::manager::wire::greeting::Id;
 use crate::manager::wire::marshal::{self, End, Kept, Leased, Travelling};
 use crate::manager::wire::messages::{self, CONNECTION, Writer};
-use crate::os::{fork, refuse};
+use crate::os::{fork, pipe};
 use crate::wire::{Attachment, attach};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -85,13 +85,9 @@ struct Leaving {
 
 impl Leaving {
     fn new(link: &Arc<Link>, connector: &Arc<OwnedFd>) -> Result<Self, String> {
-        let pipe = || {
-            refuse::at("pipe")?;
-            std::io::pipe()
-        };
         let attach =
             |attachment| attach::leave::<serde::de::value::Error>(attachment).map_err(|error| error.to_string());
-        let (reader, writer) = pipe().map_err(|error| error.to_string())?;
+        let (reader, writer) = pipe::pair().map_err(|error| error.to_string())?;
         let end = attach(Attachment::owned(writer.into()).of("proxy of a manager"))?;
         link.be_connected().map_err(|error| error.to_string())?;
         let lease = link.open_lease(reader.into());

@@ -32,7 +32,7 @@ impl Server {
     }
 
     pub(crate) fn delegate(self: &Arc<Self>, job: Box<Job>) {
-        if let Some(Task::Work(job)) = self.overflow.run(self, Task::Work(job)) {
+        if let Err((Task::Work(job), _)) = self.overflow.run(self, Task::Work(job)) {
             self.work_here(job);
         }
     }

@@ -138,9 +138,8 @@ pub(crate) fn serve(setup: Setup, names: Box<dyn Any + Send>) -> Result<()> {
         }
     });
     let pulse = lock(&server.pulse).clone();
-    if server.overflow.run(&server, Task::Lead(pulse)).is_some() {
-        return Err(Error::other("the manager cannot start a thread"));
-    }
+    let leads = server.overflow.run(&server, Task::Lead(pulse));
+    leads.map_err(|(_, error)| Error::io("the manager cannot start a thread", error))?;
     server.watch();
     // Its socket file goes.
     listener.iter().for_each(|listener| listener.close());

@@ -1,8 +1,10 @@
 //! Threads that take over: from a leader that was left behind, or a call that is known to be slow.
 
 use super::state::{CHECK_EVERY, Overflow, Server, Task};
+use crate::os::background;
 use crate::os::sync::lock;
 use crate::process::entry::survive;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -13,8 +15,7 @@ const THREAD_IDLE: Duration = Duration::from_secs(10);
 impl Overflow {
     /// Has a thread do `task`. A call comes back if no thread is free and none can be started. A leader then waits for one
     /// of those at work, or for [`try_again`](Self::try_again), and comes back only if there is none at all.
-    #[must_use]
-    pub(crate) fn run(&self, server: &Arc<Server>, task: Task) -> Option<Task> {
+    pub(crate) fn run(&self, server: &Arc<Server>, task: Task) -> Result<(), (Task, io::Error)> {
         let mut state = lock(&self.state);
         state.last += 1;
         let number = state.last;
@@ -22,19 +23,19 @@ impl Overflow {
         if self.may_wake() && state.idle >= state.tasks.len() {
             drop(state);
             self.called.notify_one();
-            return None;
+            return Ok(());
         }
         drop(state);
-        let error = self.start(server).err()?;
+        let Err(error) = self.start(server) else { return Ok(()) };
         tracing::warn!(%error, "the manager cannot start another thread");
         let mut state = lock(&self.state);
         // One that has just become free may have taken it.
-        let at = state.tasks.iter().position(|(other, _)| *other == number)?;
+        let Some(at) = state.tasks.iter().position(|(other, _)| *other == number) else { return Ok(()) };
         if matches!(state.tasks[at].1, Task::Lead(_)) && state.threads > 0 {
             self.is_short.store(true, Relaxed);
-            return None;
+            return Ok(());
         }
-        state.tasks.remove(at).map(|(_, task)| task)
+        state.tasks.remove(at).map_or(Ok(()), |(_, task)| Err((task, error)))
     }
 
     /// Not where a test wants nobody to be free.
@@ -45,7 +46,7 @@ impl Overflow {
         true
     }
 
-    fn start(&self, server: &Arc<Server>) -> std::io::Result<()> {
+    fn start(&self, server: &Arc<Server>) -> io::Result<()> {
         lock(&self.state).threads += 1;
         let server = server.clone();
         let spawned = self.spawn(move || server.run_tasks());
@@ -55,12 +56,12 @@ impl Overflow {
         spawned
     }
 
-    fn spawn(&self, run: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+    fn spawn(&self, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
         #[cfg(test)]
         if self.has_no_threads.load(Relaxed) {
-            return Err(std::io::ErrorKind::OutOfMemory.into());
+            return Err(io::ErrorKind::OutOfMemory.into());
         }
-        std::thread::Builder::new().name("mp-manager".into()).spawn(run).map(drop)
+        background::spawn(std::thread::Builder::new().name("mp-manager".into()), run).map(drop)
     }
 
     /// Whether a leader waits for a thread.

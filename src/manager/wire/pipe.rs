@@ -16,6 +16,7 @@ use super::ready::{CLIENTS, Ready};
 use super::transport::{Changed, Transport};
 use crate::channel::{self, Receiver, Sender, SharedReceiver};
 use crate::error::{Error, ErrorKind, Result};
+use crate::os::background;
 use crate::os::eventfd;
 use crate::os::socket::{self, Wait};
 use crate::os::sync::lock;
@@ -265,7 +266,7 @@ impl Pipe {
                 pipe.send_rest();
             }
         };
-        if thread::Builder::new().name("mp-retry".into()).spawn(again).is_err() {
+        if background::spawn(thread::Builder::new().name("mp-retry".into()), again).is_err() {
             // It goes with what is sent next.
             self.will_retry.store(false, SeqCst);
         }
