@@ -81,6 +81,8 @@ const SCENARIOS: &[Scenario] = scenarios! {
     a_main_that_closes_descriptors_and_executes_itself_is_an_error 3 Plainly
     a_main_that_has_them_closed_and_executes_itself_is_an_error 3 Plainly
     a_main_that_closes_descriptors_and_starts_its_program_again_is_an_error 3 Plainly
+    a_main_that_empties_its_environment_closes_descriptors_and_executes_itself_is_an_error 4 Plainly
+    a_main_that_does_so_by_the_loaders_name_is_an_error 4 ByLoader
     a_main_that_starts_another_program_first_has_children 2 Plainly
     children_start_this_program_as_one_of_its_own 0 Plainly
     children_in_a_multi_thread_runtime_start_this_program_as_one_of_its_own 0 Plainly
@@ -559,6 +561,28 @@ fn a_main_that_closes_descriptors_and_starts_its_program_again_is_an_error(main:
     }
     mp::init();
     unreachable!("it takes no role");
+}
+
+/// As a program does that will have no environment: nothing but that shows it whether it has executed itself.
+fn a_main_that_empties_its_environment_closes_descriptors_and_executes_itself_is_an_error(main: Main) {
+    if std::env::vars_os().next().is_some() {
+        close_from(if main.is_first() { 3 } else { 0 });
+        let mut again = Command::new("/proc/self/exe");
+        let mut arguments = std::env::args_os();
+        again.arg0(arguments.next().unwrap()).args(arguments).env_clear();
+        panic!("{}", again.exec());
+    }
+    no_child_starts("started or executed once more");
+}
+
+fn a_main_that_does_so_by_the_loaders_name_is_an_error(main: Main) {
+    if std::env::vars_os().next().is_some() {
+        close_from(if main.is_first() { 3 } else { 0 });
+        let mut again = Command::new(loader().unwrap());
+        again.args(std::env::args_os()).env_clear();
+        panic!("{}", again.exec());
+    }
+    no_child_starts("started or executed once more");
 }
 
 fn a_main_that_starts_another_program_first_has_children(_: Main) {

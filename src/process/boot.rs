@@ -244,6 +244,7 @@ fn take_role(socket: OwnedFd) -> ! {
         Err(refusal) => refusal.report(socket.as_fd()).end(),
     };
     exec::forget_second_mark(single);
+    exec::forget_third_mark();
     role::note_arguments();
     panics::note_panics();
     let refusal = (image != image::fingerprint()).then(other_image);

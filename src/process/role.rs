@@ -8,6 +8,8 @@
 //! The second mark (`os::exec`) is a variable: the image, the pid and the start time of the starter. Every program has it that
 //! the process executes before it has taken its role, and none that it executes later.
 //!
+//! The third mark (`os::exec`) is of this very process, whatever it executes, and goes when the role is taken.
+//!
 //! # Moves
 //! The starter: [`start`], then the messages of the role, then [`wait_until_ready`] or the report of a child. The started
 //! process: [`inherited_socket`] and [`receive`] in `init`, after whatever `main` does before, for however long.
@@ -15,7 +17,8 @@
 //! # Invariants
 //! 1. A marked process takes its role or ends with a line and an exit code that give the reason: it never goes on in `main`.
 //!    Neither does a process of the same image that was started by a marked one before that took its role: it has inherited the
-//!    role's socket, or has the second mark while the starter named there runs. It would start processes that do the same again.
+//!    role's socket, or has the second mark while the starter named there runs, or is
+//!    the same process and has the third one. It would start processes that do the same again.
 //! 2. A role is taken by the very process that was started, from its living parent, which made the socket with the same
 //!    effective user and group. Its other ids are those of the thread that started it, as no exec gave it any: a program that
 //!    got rights from its exec takes none.
@@ -128,6 +131,7 @@ fn find_without_mark() -> Result<Option<OwnedFd>, Refusal> {
         Some((fd, true)) => Ok(spawn::take_inherited(fd).ok()),
         Some((_, false)) => Err(Refusal::StartedAgain),
         None if exec::second_mark().is_some_and(|mark| is_of_running_starter(&mark)) => Err(Refusal::StartedAgain),
+        None if exec::has_third_mark() => Err(Refusal::StartedAgain),
         None => Ok(None),
     }
 }
