@@ -24,6 +24,9 @@ const SCENARIOS: &[Scenario] = scenarios! {
     a_thread_that_is_another_user_for_files_gets_no_child
     a_process_made_without_fork_handlers_gets_no_child
     threads_of_two_users_that_spawn_in_turn_take_no_more_descriptors_each_time
+    a_process_that_changes_its_user_again_and_again_takes_no_more_descriptors_each_time
+    a_process_that_becomes_many_users_keeps_no_descriptors_for_those_without_children
+    the_death_of_a_process_that_gave_up_root_ends_what_it_started_as_root
     a_child_that_gives_up_root_gets_no_child_with_it
     a_child_has_exactly_the_capabilities_of_its_parent
     capabilities_that_root_has_dropped_do_not_come_back_before_init
@@ -38,6 +41,7 @@ const SCENARIOS: &[Scenario] = scenarios! {
     preload_of_root_runs_again_for_the_user_that_it_becomes
     names_are_removed_by_a_process_of_the_user_that_gave_them
     umask_nice_value_cpus_and_limits_are_those_of_the_parent_at_the_spawn
+    the_score_for_the_end_of_memory_is_that_at_the_start_of_the_fork_server
     a_builder_gives_a_child_umask_nice_value_cpus_and_limits
     option_that_cannot_be_granted_is_an_error_that_names_it
     a_panic_at_the_memory_limit_of_a_builder_is_an_error
@@ -60,7 +64,7 @@ fn main() -> ExitCode {
     mp::init();
     alone::main_once_of(
         SCENARIOS,
-        scenarios! { gives_names_as_two_users spawns_with_a_refused_call spawns_at_a_limit spawns_at_this_limit },
+        scenarios! { gives_names_as_two_users spawns_with_a_refused_call spawns_at_a_limit spawns_at_this_limit gives_up_root_and_waits },
     )
 }
 
@@ -299,6 +303,130 @@ fn threads_of_two_users_that_spawn_in_turn_take_no_more_descriptors_each_time() 
     in_turn();
     in_turn();
     assert_eq!(pipes(), before);
+}
+
+fn open_descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+fn a_process_that_changes_its_user_again_and_again_takes_no_more_descriptors_each_time() {
+    if !is_root() {
+        return;
+    }
+    block_on(async {
+        let begun = Queue::bounded(8).unwrap();
+        // One that outlives all changes.
+        let mut child = Process::spawn(sleep_for_ever, (begun.clone(),)).unwrap();
+        begun.get().await.unwrap();
+        let change = async |to: u32| {
+            nix::unistd::seteuid(Uid::from_raw(to)).unwrap();
+            assert_eq!(Process::spawn(users, ()).unwrap().await.unwrap()[1], to);
+        };
+        let mut most_at_first = 0;
+        for round in 0..100 {
+            change(NOBODY).await;
+            change(0).await;
+            if round == 10 {
+                most_at_first = open_descriptors();
+            }
+        }
+        // Retired servers end a moment after their last child.
+        until("no more descriptors", || open_descriptors() <= most_at_first + 2).await;
+        until("the retired servers end, but for the first", || servers().len() == 2).await;
+        child.kill().unwrap();
+        child.wait().await.unwrap();
+    });
+}
+
+fn a_process_that_becomes_many_users_keeps_no_descriptors_for_those_without_children() {
+    if !is_root() {
+        return;
+    }
+    let pipes = || {
+        let fds = std::fs::read_dir("/proc/self/fd").unwrap();
+        let links = fds.filter_map(|fd| std::fs::read_link(fd.ok()?.path()).ok());
+        links.filter(|link| link.to_string_lossy().starts_with("pipe:")).count()
+    };
+    let before = pipes();
+    block_on(async {
+        for user in 20_000..20_030 {
+            nix::unistd::seteuid(Uid::from_raw(user)).unwrap();
+            assert_eq!(Process::spawn(users, ()).unwrap().await.unwrap()[1], user);
+            nix::unistd::seteuid(Uid::from_raw(0)).unwrap();
+        }
+        // Nobody of these is left, and there is one that nobody has been yet.
+        until("the servers end", || servers().len() <= 1).await;
+        nix::unistd::seteuid(Uid::from_raw(NOBODY)).unwrap();
+        Process::spawn(users, ()).unwrap().await.unwrap();
+        let kept = pipes() - before;
+        assert!(kept <= 2 * 4 + 2, "{kept} ends of pipes");
+    });
+}
+
+async fn is_a_worker() -> u32 {
+    std::process::id()
+}
+
+/// Has workers, a fork server and spare children of root, and some of nobody.
+fn gives_up_root_and_waits() {
+    block_on(async {
+        let pool = Pool::builder().workers(2).build().unwrap();
+        pool.map(|_: u32| (), 0..4_u32).await.unwrap();
+        pool.apply(is_a_worker, ()).await.unwrap();
+        with_spares().await;
+        let begun = Queue::bounded(8).unwrap();
+        let _of_root = Process::spawn(sleep_for_ever, (begun.clone(),)).unwrap();
+        begun.get().await.unwrap();
+        become_nobody();
+        let _of_nobody = Process::spawn(sleep_for_ever, (begun.clone(),)).unwrap();
+        begun.get().await.unwrap();
+        println!("ready");
+        std::future::pending::<()>().await;
+    });
+}
+
+/// It could not kill them, but the kernel does.
+fn the_death_of_a_process_that_gave_up_root_ends_what_it_started_as_root() {
+    use std::io::BufRead;
+    if !is_root() {
+        return;
+    }
+    rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1)).unwrap();
+    let mut inner = Command::new(std::env::current_exe().unwrap());
+    let mut inner =
+        inner.env("SCENARIO", "gives_up_root_and_waits").stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut lines = std::io::BufReader::new(inner.stdout.take().unwrap()).lines();
+    assert_eq!(lines.next().unwrap().unwrap(), "ready");
+    let all = || {
+        let pids =
+            std::fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        let parents = pids.filter_map(|pid: u32| {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+            let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+            Some((pid, parent.trim().parse::<u32>().ok()?))
+        });
+        let parents: std::collections::BTreeMap<u32, u32> = parents.collect();
+        let mut found = vec![inner.id()];
+        while let Some((pid, _)) = parents.iter().find(|(pid, parent)| found.contains(parent) && !found.contains(pid)) {
+            found.push(*pid);
+        }
+        found
+    };
+    let family = all();
+    assert!(family.len() >= 7, "two servers, two workers, two children: {family:?}");
+    inner.kill().unwrap();
+    inner.wait().unwrap();
+    // The orphans are ours now.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        match rustix::process::wait(rustix::process::WaitOptions::NOHANG) {
+            Err(rustix::io::Errno::CHILD) => break,
+            Ok(Some(_)) => continue,
+            _ => std::thread::sleep(Duration::from_millis(2)),
+        }
+        let left = servers();
+        assert!(Instant::now() < deadline, "they live on: {left:?} of {family:?}");
+    }
 }
 
 async fn gives_up_and_spawns(begins_with_a_child: bool) -> (Vec<String>, Vec<String>) {
@@ -775,6 +903,33 @@ fn umask_nice_value_cpus_and_limits_are_those_of_the_parent_at_the_spawn() {
         // A child that says it itself is asked, not this one.
         let mut other = Process::builder().umask(0o007).spawn(likeness, ()).unwrap();
         assert_eq!(other.join().await.unwrap().umask, "0007");
+    });
+}
+
+fn oom_score() -> i32 {
+    std::fs::read_to_string("/proc/self/oom_score_adj").unwrap().trim().parse().unwrap()
+}
+
+fn the_score_for_the_end_of_memory_is_that_at_the_start_of_the_fork_server() {
+    let set = |score: i32| std::fs::write("/proc/self/oom_score_adj", score.to_string()).unwrap();
+    block_on(async {
+        let of_children = async || {
+            let forked = Process::spawn(oom_score, ()).unwrap().await.unwrap();
+            let afresh = Process::builder().start_method(mp::StartMethod::Spawn).spawn(oom_score, ()).unwrap();
+            let grandchild = async || Process::spawn(oom_score, ()).unwrap().await.unwrap();
+            [forked, afresh.await.unwrap(), Process::spawn(grandchild, ()).unwrap().await.unwrap()]
+        };
+        let begin = oom_score() + 10;
+        set(begin);
+        assert_eq!(of_children().await, [begin; 3]);
+        set(begin + 10);
+        assert_eq!(of_children().await, [begin; 3], "it is not passed on");
+        // The child itself may take another.
+        let own = |score: i32| {
+            std::fs::write("/proc/self/oom_score_adj", score.to_string()).unwrap();
+            oom_score()
+        };
+        assert_eq!(Process::spawn(own, (begin + 30,)).unwrap().await.unwrap(), begin + 30);
     });
 }
 

@@ -296,6 +296,15 @@ pub(crate) fn watch_host(socket: BorrowedFd<'_>) -> io::Result<()> {
     Ok(sockopt::set_socket_keepalive(socket, true)?)
 }
 
+/// Returns `true` if every read end of a pipe is closed.
+pub(crate) fn has_no_reader(pipe: BorrowedFd<'_>) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec};
+    let mut fds = [PollFd::new(&pipe, PollFlags::empty())];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let found = poll(&mut fds, Some(&now));
+    found.is_ok_and(|n| n > 0) && fds[0].revents().contains(PollFlags::ERR)
+}
+
 /// Returns `true` if every holder of the other end has closed it or died.
 pub(crate) fn is_hung_up(socket: BorrowedFd<'_>) -> bool {
     use rustix::event::{PollFd, PollFlags, Timespec};
