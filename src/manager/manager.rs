@@ -96,6 +96,7 @@ pub struct ManagerBuilder {
     exposed: Option<HashSet<u64>>,
     address: Option<String>,
     key: Option<Zeroizing<Vec<u8>>>,
+    keeps_traces: bool,
     #[cfg(feature = "tls")]
     tls: Option<CertificatesAndKey>,
 }
@@ -135,6 +136,27 @@ impl ManagerBuilder {
     /// The key itself is not sent. Messages are not encrypted, except by `tls` (with the feature `tls`).
     pub fn authkey(mut self, key: impl AsRef<[u8]>) -> Self {
         self.key = Some(Zeroizing::new(key.as_ref().into()));
+        self
+    }
+
+    /// Sets whether the `tracing` spans and events of methods reach the subscriber of the process that starts the manager. Default: true.
+    ///
+    /// They appear under the span in which the manager is started, whichever process calls the method, with a field `process.pid`. So do those of the
+    /// manager itself, such as a client that is cut off. See
+    /// [`ProcessBuilder::forward_tracing`](crate::ProcessBuilder::forward_tracing) for the rules. They arrive soon after the answer to the call, and all before
+    /// [`shutdown`](Manager::shutdown) returns. A thread that a method starts takes no part.
+    ///
+    /// ```
+    /// use multiprocess::{self as mp, Manager};
+    /// # fn main() -> mp::Result<()> { mp::run(async {
+    /// fn add(total: &mut u32, n: u32) { tracing::debug!(n, "added"); *total += n; }
+    /// let manager = Manager::builder().forward_tracing(true).start().await?;
+    /// let total = manager.create(|| 0_u32, ()).await?;
+    /// total.call(add, (5,)).await?;
+    /// # manager.shutdown().await }) }
+    /// ```
+    pub fn forward_tracing(mut self, forward: bool) -> Self {
+        self.keeps_traces = !forward;
         self
     }
 
@@ -188,7 +210,9 @@ impl ManagerBuilder {
         let theirs = Fd::new(connector.try_clone().map_err(failed)?);
         let setup = Setup { id, intake: Fd::new(intake), connector: theirs, exposed: self.exposed, bind };
         let name = self.name.unwrap_or_else(|| "Manager".into());
-        let mut process = Process::builder().name(name).daemon(true).shield_signals(true).spawn(serve, (setup,))?;
+        let options =
+            Process::builder().name(name).daemon(true).shield_signals(true).forward_tracing(!self.keeps_traces);
+        let mut process = options.spawn(serve, (setup,))?;
         let (link, running) = (Link::to(id, process.pid(), connector)?, Arc::<Running>::default());
         link.know_process(&running);
         let manager = Manager { link, pid: process.pid(), process: Some(running.clone()) };

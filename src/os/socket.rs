@@ -252,7 +252,15 @@ pub(crate) fn is_readable_within(socket: BorrowedFd<'_>, limit: Duration) -> boo
     poll(&mut fds, limit.as_ref()).is_ok_and(|n| n > 0)
 }
 
-/// The same for a process that blocks signals and has no function yet: a signal that arrives meanwhile has its effect at
+/// Waits at most `limit` for room to send in, or for the other end to be gone.
+pub(crate) fn is_writable_within(socket: BorrowedFd<'_>, limit: Duration) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec};
+    let mut fds = [PollFd::new(&socket, PollFlags::OUT)];
+    let limit = Timespec::try_from(limit).ok();
+    poll(&mut fds, limit.as_ref()).is_ok_and(|n| n > 0)
+}
+
+/// The same as [`is_readable_within`] for a process that blocks signals and has no function yet: a signal that arrives meanwhile has its effect at
 /// once, and none on the function later. The signals that `stops` watches end the wait and stay pending: if something can be
 /// read, it is read before they take effect.
 pub(crate) fn is_readable_within_open_to_signals(

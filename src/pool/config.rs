@@ -66,6 +66,8 @@ pub(super) struct Config {
     /// How much of a dead worker's stderr its error quotes; with 0 the stream is not touched.
     pub(super) stderr_lines: usize,
     pub(super) backtraces: Option<bool>,
+    /// See [`PoolBuilder::forward_tracing`].
+    pub(super) keeps_traces: bool,
     /// It has no worker processes: its items are executed by a [`Taker`](super::taker::Taker).
     pub(super) is_external: bool,
     pub(super) chunks: ChunkLimits,
@@ -93,6 +95,7 @@ impl Default for Config {
             grace: Duration::from_millis(10),
             stderr_lines: 0,
             backtraces: None,
+            keeps_traces: false,
             is_external: false,
             chunks: ChunkLimits::LOCAL,
         }
@@ -343,6 +346,25 @@ impl PoolBuilder {
     #[must_use]
     pub fn grace(mut self, grace: Duration) -> Self {
         self.config.grace = grace;
+        self
+    }
+
+    /// Sets whether the `tracing` spans and events of tasks reach the subscriber of their caller. By default they do.
+    ///
+    /// They appear under the caller's span, with a field `worker.pid`. What an initializer or a finalizer records is not forwarded. A task waits while its
+    /// caller's process does not take them. Without a subscriber it costs one load for each call.
+    ///
+    /// ```
+    /// use multiprocess::{self as mp, Pool};
+    /// # fn main() -> mp::Result<()> { mp::run(async {
+    /// fn square(n: u64) -> u64 { tracing::trace!(n, "squared"); n * n }
+    /// let quiet = Pool::builder().workers(1).forward_tracing(false).build()?;
+    /// assert_eq!(quiet.apply(square, (3,)).await?, 9);
+    /// # Ok(()) }) }
+    /// ```
+    #[must_use]
+    pub fn forward_tracing(mut self, forward: bool) -> Self {
+        self.config.keeps_traces = !forward;
         self
     }
 

@@ -198,6 +198,8 @@ fn start(shared: &Shared, spawn: &Spawn) -> Result<Process<Result<()>>> {
     };
     let mut builder =
         Process::<()>::builder().name(&name).daemon(true).shield_signals(true).start_method(config.start_method);
+    // Tasks have a way of their own, and callers of their own.
+    builder = builder.forward_tracing(false);
     if let Some(keep) = config.backtraces {
         builder = builder.backtraces(keep);
     }

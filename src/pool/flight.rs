@@ -95,6 +95,7 @@ impl Flight {
     ) -> Result<Self> {
         let ticket = ticket.map_or_else(|| Ticket::of(&pool, options.checkout), Ok)?;
         options.limits = pool.shared().chunk_limits();
+        options.keeps_traces = pool.shared().config.keeps_traces;
         let first = options.first_index;
         let group = Arc::new(Group::new(target.call, target.label, options));
         let (input, spinner) = (Some((input, ticket)), Spinner::default());

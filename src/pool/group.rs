@@ -5,12 +5,12 @@ use super::chunk::Chunk;
 use super::options::Options;
 use super::protocol::{Header, HeaderBytes, Origin};
 use super::side_channel::{Recipient, SideResults};
-use super::trace::Caller;
 use crate::channel::lane::Pace;
 use crate::error::{Error, ErrorKind};
 use crate::os::random;
 use crate::os::sync::lock;
 use crate::process::entry;
+use crate::process::trace::Caller;
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
@@ -150,7 +150,8 @@ pub(super) fn next_number() -> u64 {
 impl Group {
     pub(super) fn new(call: entry::Call, label: &'static str, options: Options) -> Self {
         let number = options.number.unwrap_or_else(next_number);
-        let (caller, items) = (Caller::here(), Mutex::default());
+        let caller = if options.keeps_traces { None } else { Caller::here() };
+        let items = Mutex::default();
         let (item_ns, low, usual_time) = (AtomicU64::new(0), AtomicUsize::new(usize::MAX), OnceLock::new());
         Self { number, call, label, options, caller, items, item_ns, low, usual_time }
     }

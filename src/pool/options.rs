@@ -29,6 +29,8 @@ pub(super) struct Options {
     pub(super) progress: Option<watch::Sender<Progress>>,
     /// Each item brings the queue for its events.
     pub(super) has_events: bool,
+    /// Spans and events of its items are not forwarded.
+    pub(super) keeps_traces: bool,
     /// It is another attempt of a call whose item was admitted: there is room for it.
     pub(super) is_admitted: bool,
     /// The call has many items, and not one.
@@ -75,6 +77,7 @@ impl Default for Options {
             acquires: false,
             progress: None,
             has_events: false,
+            keeps_traces: false,
             is_admitted: false,
             is_many: false,
             gathers: false,

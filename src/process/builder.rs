@@ -10,6 +10,7 @@ use super::protocol;
 use super::server_link::Start;
 use super::stdio::{Stdio, Streams};
 use super::task::Work;
+use super::trace::{Caller, Traces};
 use super::variables::Variables;
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::attributes::{self, Attributes};
@@ -20,6 +21,7 @@ use serde::de::DeserializeOwned;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 impl<R: DeserializeOwned + 'static> Process<R> {
@@ -89,6 +91,8 @@ pub struct ProcessBuilder {
     backtraces: Option<bool>,
     kill_on_drop: bool,
     own_group: bool,
+    keeps_traces: bool,
+    caller: Option<Arc<Caller>>,
 }
 
 impl ProcessBuilder {
@@ -247,6 +251,41 @@ impl ProcessBuilder {
         self
     }
 
+    /// Sets whether the `tracing` spans and events of the process reach the subscriber of the spawning process. Default: true.
+    ///
+    /// They appear there under the span of the spawn, with their levels, targets, fields and places, and a field `process.pid`. All that the process
+    /// has recorded is there before its result is.
+    ///
+    /// ```
+    /// use multiprocess::{self as mp, Process};
+    /// # fn main() -> mp::Result<()> { mp::run(async {
+    /// let work = || tracing::info!(step = 1, "begun"); // Appears in this process's log, if it has one.
+    /// Process::spawn(work, ())?.await?;
+    /// Process::builder().forward_tracing(false).spawn(work, ())?.await?; // Is dropped, unless the child has a subscriber.
+    /// # Ok(()) }) }
+    /// ```
+    ///
+    /// - **Which.** What the main thread of the child records, that is its function and the async tasks of that, at the levels that the subscriber wanted at
+    ///   the spawn. Another thread takes part if it is given the subscriber: `tracing::dispatcher::get_default(Clone::clone)`, then `with_default`.
+    /// - **Own subscriber.** If the child's program sets a subscriber, in its function or before `init`, that one gets the records, and nothing is
+    ///   forwarded.
+    /// - **Waiting.** The child never waits for the reader. While that is behind, up to 1 MiB of records wait in the child; further ones
+    ///   are dropped, and a warning states their number. With records left the child stays up to 100 ms at its end.
+    /// - **Reading.** It is done by a task of the runtime in which `spawn` was called. Outside a runtime nothing is forwarded. It goes on when the
+    ///   [`Process`] is dropped, and ends with the runtime.
+    /// - **Death.** A child that is killed has sent whole records. Those that waited in it are lost, without a warning.
+    /// - **Cost.** Without a subscriber one load. With one, a descriptor in each of both processes, and some microseconds at the spawn and for each record.
+    pub fn forward_tracing(mut self, forward: bool) -> Self {
+        self.keeps_traces = !forward;
+        self
+    }
+
+    /// Sets the caller whose subscriber gets the records of the process, now instead of at the spawn.
+    pub(crate) fn traced_here(mut self) -> Self {
+        self.caller = if self.keeps_traces { None } else { Caller::here() };
+        self
+    }
+
     /// Sets whether the process ignores signals that are sent to whole groups, so that the spawning process can decide about its
     /// end; see [`shutdown_signal`](crate::shutdown_signal). Default: false. The workers of a pool and the process of a
     /// manager are shielded.
@@ -298,7 +337,8 @@ impl ProcessBuilder {
                        Stdio::inherit, Stdio::null or a file";
             *again = copied.ok_or_else(|| Error::new(ErrorKind::Spawn, why))?;
         }
-        let Self { daemon, start_method, is_shielded, backtraces, kill_on_drop, own_group, .. } = *self;
+        let Self { daemon, start_method, is_shielded, backtraces, kill_on_drop, own_group, keeps_traces, .. } = *self;
+        let caller = &self.caller;
         let (name, variables, directory) = (self.name.clone(), self.variables.clone(), self.directory.clone());
         let attributes = self.attributes.clone();
         Ok(Self {
@@ -313,6 +353,8 @@ impl ProcessBuilder {
             backtraces,
             kill_on_drop,
             own_group,
+            keeps_traces,
+            caller: caller.clone(),
         })
     }
 
@@ -350,6 +392,8 @@ impl ProcessBuilder {
         });
         let mut streams = Streams::open(self.stdio)
             .map_err(|error| protocol::spawn_error(format!("the standard streams of process {name}"), error))?;
+        let caller = if self.keeps_traces { None } else { self.caller.or_else(Caller::here) };
+        let traces = caller.and_then(Traces::open);
         let (child, socket) = client::start(&Start {
             call,
             name: &name,
@@ -362,11 +406,13 @@ impl ProcessBuilder {
             directory: directory.transpose()?,
             attributes: self.attributes,
             streams: streams.theirs(),
+            traces: traces.as_ref().map(Traces::theirs),
             arguments,
             attachments: attachments.iter().map(AsFd::as_fd).collect(),
         })?;
         streams.close_theirs();
-        Ok(Process::new(child, socket, streams, self.kill_on_drop))
+        let inbox = traces.map(|traces| traces.read(child.info.pid));
+        Ok(Process::new(child, socket, streams, self.kill_on_drop, inbox))
     }
 }
 

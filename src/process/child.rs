@@ -9,6 +9,7 @@ use super::order::{Descriptors, Order};
 use super::outcome::Outcome;
 use super::panics;
 use super::protocol::{self, Report};
+use super::trace;
 use super::variables::Variables;
 use crate::error::{Error, ErrorKind, PanicInfo, Result};
 use crate::os::attributes::Attributes;
@@ -137,6 +138,7 @@ pub(super) fn rehearse(sockets: Option<(OwnedFd, OwnedFd)>) -> Result<()> {
         backtraces: None,
         streams: [false; 3],
         arguments_in_memfd: None,
+        trace_level: 0,
     };
     let nothing = wire::encode(&())?;
     match sockets {
@@ -210,7 +212,8 @@ fn live_here(
     ready: Result<()>,
     exit: Exit,
 ) -> ! {
-    let Descriptors { report, lifeline, streams, directory, own_directory, arguments: memory, attachments } = fds;
+    let Descriptors { report, lifeline, streams, directory, own_directory, arguments: memory, traces, attachments } =
+        fds;
     let ready = ready.and_then(|()| {
         // A stream that is missing stays what it is: `/dev/null`.
         spawn::replace_streams(streams)?;
@@ -256,10 +259,17 @@ fn live_here(
     let _private = fork::Private::mark(report.as_fd());
     *lock(&REPORT) = Some(Arc::new(ReportSocket { _private, socket: report }));
     note_memory_limit();
+    let is_listened_to = traces.is_some();
+    if let Some(traces) = traces {
+        trace::begin(order.trace_level, traces);
+    }
     let outcome = match bytes {
         Ok(bytes) => order.call.run(Parcel { bytes, fds: attachments }, &mut executor),
         Err(error) => Outcome::error(Error::io("cannot read the arguments", error)),
     };
+    if is_listened_to {
+        trace::flush();
+    }
     if let Some(report) = report_socket() {
         send(&report.socket, &outcome);
     }
@@ -268,6 +278,9 @@ fn live_here(
         hang_up();
     }
     children::blocking_wait_for_children();
+    if is_listened_to {
+        finish_traces();
+    }
     drop(tie);
     leave(exit)
 }
@@ -306,6 +319,17 @@ fn hang_up() {
     if let Some(report) = report {
         signal::cancel_last_report();
         let _ = Report::send_lingers(report.socket.as_fd());
+    }
+}
+
+/// Sends the last records, and reports to a starter that still reads reports how many it does not get.
+fn finish_traces() {
+    let dropped = trace::finish();
+    if dropped > 0
+        && let Some(report) = report_socket()
+    {
+        // The starter may have dropped its handle.
+        let _ = Report::send_dropped_traces(report.socket.as_fd(), dropped);
     }
 }
 
@@ -383,9 +407,10 @@ fn apply_variables(variables: &Variables, single: SingleThreaded) {
 
 /// Passes an order on to a child.
 pub(super) fn send_order(socket: &OwnedFd, order: &Order, arguments: &[u8], fds: &Descriptors) -> io::Result<()> {
-    let Descriptors { report, lifeline, streams, directory, own_directory, arguments: memory, attachments } = fds;
+    let Descriptors { report, lifeline, streams, directory, own_directory, arguments: memory, traces, attachments } =
+        fds;
     let first = [Some(report), lifeline.as_ref()].into_iter().chain(streams.iter().map(Option::as_ref));
-    let then = [directory, own_directory, memory].into_iter().map(Option::as_ref);
+    let then = [directory, own_directory, memory, traces].into_iter().map(Option::as_ref);
     let all: Vec<_> = first.chain(then).flatten().chain(attachments).map(AsFd::as_fd).collect();
     order.send(socket.as_fd(), arguments, &all)
 }

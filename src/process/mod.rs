@@ -26,7 +26,7 @@
 //   origin.rs          what a process starts others from                   role.rs       hands a role to a new process
 //   protocol.rs, order.rs, variables.rs  the messages                      entry.rs      function <-> address
 //   executor.rs        the runtime of async functions                      outcome.rs    an encoded result
-//   panics.rs          panics as errors
+//   panics.rs          panics as errors                                    trace.rs      spans and events, to the starter
 #![forbid(unsafe_code)]
 
 mod boot;
@@ -58,6 +58,7 @@ mod shutdown;
 mod spares;
 mod stdio;
 mod task;
+pub(crate) mod trace;
 mod variables;
 mod watch;
 

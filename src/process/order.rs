@@ -44,6 +44,8 @@ pub(super) struct Order {
     pub(super) streams: [bool; 3],
     /// The length of arguments in an attached memfd; `None`: they follow the order.
     pub(super) arguments_in_memfd: Option<u64>,
+    /// The level of the spans and events that the starter wants, over the attached socket; 0 is none, and no socket.
+    pub(super) trace_level: u8,
 }
 
 /// The descriptors of an order, by purpose.
@@ -55,24 +57,34 @@ pub(super) struct Descriptors {
     pub(super) directory: Option<OwnedFd>,
     pub(super) own_directory: Option<OwnedFd>,
     pub(super) arguments: Option<OwnedFd>,
+    pub(super) traces: Option<OwnedFd>,
     pub(super) attachments: Vec<OwnedFd>,
 }
 
 impl Descriptors {
     /// Returns how many there are.
     pub(super) fn count(&self) -> usize {
-        let Self { report: _, lifeline, streams, directory, own_directory, arguments, attachments } = self;
-        let others = [lifeline, directory, own_directory, arguments];
+        let Self { report: _, lifeline, streams, directory, own_directory, arguments, traces, attachments } = self;
+        let others = [lifeline, directory, own_directory, arguments, traces];
         1 + attachments.len() + streams.iter().chain(others).flatten().count()
     }
 
     /// Moves all of them into `all`.
     pub(super) fn into_all(self, all: &mut Vec<OwnedFd>) {
-        let Self { report, lifeline, streams: [stdin, stdout, stderr], directory, own_directory, arguments, .. } = self;
+        let Self {
+            report,
+            lifeline,
+            streams: [stdin, stdout, stderr],
+            directory,
+            own_directory,
+            arguments,
+            traces,
+            ..
+        } = self;
         all.push(report);
         // No `flatten`: in a child its code would be one more page to enter.
         #[allow(clippy::manual_flatten)]
-        for fd in [lifeline, stdin, stdout, stderr, directory, own_directory, arguments] {
+        for fd in [lifeline, stdin, stdout, stderr, directory, own_directory, arguments, traces] {
             if let Some(fd) = fd {
                 all.push(fd);
             }
@@ -121,6 +133,8 @@ mod flag {
     pub(super) const ENVIRONMENT: u64 = 1 << 15;
     pub(super) const ATTRIBUTES: u64 = 1 << 16;
     pub(super) const ARGUMENTS_IN_MEMFD: u64 = 1 << 17;
+    /// Where the three bits of the level of traces begin.
+    pub(super) const TRACE_LEVEL: u32 = 18;
 }
 
 const HEAD: usize = 8 * (number::COUNT + text::COUNT);
@@ -170,7 +184,8 @@ impl Order {
             (flag::ATTRIBUTES, self.attributes.is_some()),
             (flag::ARGUMENTS_IN_MEMFD, self.arguments_in_memfd.is_some()),
         ];
-        streams.chain(others).filter(|(_, is_set)| *is_set).fold(0, |flags, (bit, _)| flags | bit)
+        let level = u64::from(self.trace_level & 7) << flag::TRACE_LEVEL;
+        streams.chain(others).filter(|(_, is_set)| *is_set).fold(level, |flags, (bit, _)| flags | bit)
     }
 
     /// Decodes the order at the beginning of `bytes`; returns it and its length, or `None` if there is none.
@@ -213,6 +228,7 @@ impl Order {
                 true => Some(number(number::LEN_IN_MEMFD)?),
                 false => None,
             },
+            trace_level: (flags >> flag::TRACE_LEVEL) as u8 & 7,
         };
         Some((order, bytes.len() - rest.len()))
     }
@@ -237,7 +253,7 @@ impl Order {
         Ok(order)
     }
 
-    /// Assigns the attached descriptors: report, lifeline, streams, directories, arguments, attachments. The
+    /// Assigns the attached descriptors: report, lifeline, streams, directories, arguments, traces, attachments. The
     /// first two are not attached if `report` is given.
     pub(super) fn split(&self, report: Option<OwnedFd>, fds: Vec<OwnedFd>) -> io::Result<Descriptors> {
         let mut fds = fds;
@@ -255,6 +271,7 @@ impl Order {
             directory: take(self.has_directory)?,
             own_directory: take(self.has_own_directory)?,
             arguments: take(self.arguments_in_memfd.is_some())?,
+            traces: take(self.trace_level > 0)?,
             attachments: {
                 fds.reverse();
                 fds
@@ -289,6 +306,7 @@ mod tests {
             backtraces: None,
             streams: [false, true, false],
             arguments_in_memfd: None,
+            trace_level: 0,
         };
         let full = Order {
             call: Call::of(|| ()),
@@ -307,6 +325,7 @@ mod tests {
             backtraces: Some(false),
             streams: [true, false, true],
             arguments_in_memfd: Some(u64::MAX),
+            trace_level: 5,
         };
         [plain, full]
     }

@@ -7,6 +7,7 @@ use super::outcome::Outcome;
 use super::reports::{Cause, Inbox, Reports};
 use super::role;
 use super::stdio::Streams;
+use super::trace::{Read, TraceInbox};
 use super::watch::Watch;
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::sync::{lock, unpoisoned};
@@ -95,6 +96,8 @@ pub struct Process<R> {
     server_watch: (Option<Arc<OwnedFd>>, Watch),
     streams: Streams,
     kill_on_drop: Option<KillOnDrop>,
+    /// The spans and events of the child, if somebody listens.
+    traces: Option<Arc<TraceInbox>>,
     result: PhantomData<fn() -> R>,
 }
 
@@ -147,6 +150,7 @@ impl<R: DeserializeOwned + 'static> Process<R> {
                 false
             }
         };
+        ready!(self.poll_traces(context));
         let inbox = {
             let mut reports = self.reports();
             match reports.outcome {
@@ -188,7 +192,13 @@ impl Killer {
 }
 
 impl<R> Process<R> {
-    pub(super) fn new(child: Arc<Child>, socket: OwnedFd, streams: Streams, kill_on_drop: bool) -> Self {
+    pub(super) fn new(
+        child: Arc<Child>,
+        socket: OwnedFd,
+        streams: Streams,
+        kill_on_drop: bool,
+        traces: Option<Arc<TraceInbox>>,
+    ) -> Self {
         Self {
             kill_on_drop: kill_on_drop.then(|| KillOnDrop(Some(child.clone()))),
             child,
@@ -197,6 +207,7 @@ impl<R> Process<R> {
             report_watch: Watch::UNWATCHED,
             server_watch: (None, Watch::UNWATCHED),
             streams,
+            traces,
             result: PhantomData,
         }
     }
@@ -298,6 +309,8 @@ impl<R> Process<R> {
         std::future::poll_fn(|context| {
             self.check_forked("wait for")?;
             ready!(self.poll_exit(context))?;
+            self.reports().read_exit(&self.child);
+            ready!(self.poll_traces(context));
             let status = ready!(self.poll_status(context))?;
             children::unlist_child(&self.child);
             Poll::Ready(status.ok_or_else(|| self.died(None)))
@@ -393,6 +406,19 @@ impl<R> Process<R> {
             // A process that has hung up ends, and its end wakes us.
             let Some(socket) = &reports.socket else { return Poll::Pending };
             ready!(self.report_watch.poll(context, socket, interest))?;
+        }
+    }
+
+    /// Ready when what the child has recorded by `tracing` until now is replayed.
+    fn poll_traces(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let Some(traces) = &self.traces else { return Poll::Ready(()) };
+        traces.add_dropped(std::mem::take(&mut unpoisoned(self.reports.get_mut()).dropped_traces));
+        match traces.read() {
+            Read::All | Read::Over => Poll::Ready(()),
+            Read::Some | Read::Busy => {
+                context.waker().wake_by_ref();
+                Poll::Pending
+            }
         }
     }
 

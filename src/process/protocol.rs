@@ -13,7 +13,8 @@
 //! starter -> child    the permission to begin: the Attributes that it shall have, or an empty frame for the usual ones
 //!                                                                over the socket over which it reports
 //! child   -> starter  Report::Born, then Report::Outcome         over the socket that came with the order
-//! child   -> starter  Report::Lingers, Panicked, OutOfMemory     over the same, where they apply
+//! child   -> starter  Report::Lingers, Panicked, OutOfMemory, DroppedTraces  over the same, where they apply
+//! child   -> starter  packets of spans and events (see `trace`)  over the socket for them that came with the order
 //! server  -> starter  Report::Exited, on older kernels           over the same
 //! owner   -> cleaner  Hello::NameCleaner and CleanerRequest, answered by Ready
 //!                                                                over the socket that the name cleaner was started with
@@ -160,6 +161,8 @@ pub(super) enum Report {
     Panicked(PanicInfo),
     /// The child is about to abort because an allocation failed, at this limit of its address space.
     OutOfMemory(u64),
+    /// So many spans and events of the child found no room, and are lost.
+    DroppedTraces(u64),
 }
 
 const BORN: u8 = 0;
@@ -168,6 +171,7 @@ const EXITED: u8 = 2;
 const LINGERS: u8 = 3;
 const PANICKED: u8 = 4;
 const OUT_OF_MEMORY: u8 = 5;
+const DROPPED_TRACES: u8 = 6;
 
 impl Report {
     pub(super) fn send_born(to: BorrowedFd<'_>, pid: u32) -> io::Result<()> {
@@ -185,6 +189,10 @@ impl Report {
     pub(super) fn send_panicked(to: BorrowedFd<'_>, panic: &PanicInfo) -> io::Result<()> {
         let panic = wire::to_bytes(panic)?;
         frame::send(to, &[&panic, &[PANICKED]], &[], Wait::No)
+    }
+
+    pub(super) fn send_dropped_traces(to: BorrowedFd<'_>, dropped: u64) -> io::Result<()> {
+        frame::send(to, &[&dropped.to_le_bytes(), &[DROPPED_TRACES]], &[], Wait::No)
     }
 
     /// The encoded [`Self::OutOfMemory`].
@@ -206,15 +214,14 @@ impl Report {
         let torn = || io::Error::new(io::ErrorKind::InvalidData, "a report that says nothing");
         let kind = parcel.bytes.pop().ok_or_else(torn)?;
         let number = || Some(u32::from_le_bytes(parcel.bytes.get(..4)?.try_into().ok()?));
+        let long = || Some(u64::from_le_bytes(parcel.bytes.get(..8)?.try_into().ok()?));
         match kind {
             BORN => Ok(Some(Self::Born(number().ok_or_else(torn)?))),
             EXITED => Ok(Some(Self::Exited(number().ok_or_else(torn)? as i32))),
             LINGERS => Ok(Some(Self::Lingers)),
             PANICKED => Ok(Some(Self::Panicked(wire::from_bytes(&parcel.bytes)?))),
-            OUT_OF_MEMORY => {
-                let limit = parcel.bytes.get(..8).and_then(|bytes| bytes.try_into().ok()).ok_or_else(torn)?;
-                Ok(Some(Self::OutOfMemory(u64::from_le_bytes(limit))))
-            }
+            OUT_OF_MEMORY => Ok(Some(Self::OutOfMemory(long().ok_or_else(torn)?))),
+            DROPPED_TRACES => Ok(Some(Self::DroppedTraces(long().ok_or_else(torn)?))),
             _ => Ok(Some(Self::Outcome(parcel))),
         }
     }

@@ -23,6 +23,8 @@ pub(super) struct Reports {
     pub(super) lingers: bool,
     /// Why it ended, if it could report that.
     pub(super) cause: Option<Cause>,
+    /// Spans and events that it could not send.
+    pub(super) dropped_traces: u64,
 }
 
 pub(super) enum Inbox {
@@ -86,6 +88,7 @@ impl Reports {
             outcome: Inbox::Empty,
             lingers: false,
             cause: None,
+            dropped_traces: 0,
         }
     }
 
@@ -100,6 +103,7 @@ impl Reports {
                 }
                 Ok(Some(Report::Lingers)) => self.lingers = true,
                 Ok(Some(Report::Panicked(panic))) => self.cause = Some(Cause::Panicked(panic)),
+                Ok(Some(Report::DroppedTraces(dropped))) => self.dropped_traces += dropped,
                 Ok(Some(Report::OutOfMemory(limit))) => self.cause = Some(Cause::OutOfMemory(limit)),
                 Ok(Some(Report::Exited(status))) => {
                     self.socket = None;

@@ -78,7 +78,8 @@ impl SupervisedBuilder {
         let outside =
             |_| Error::other("a supervised process needs a tokio runtime around it (multiprocess::run makes one)");
         let runtime = Handle::try_current().map_err(outside)?;
-        let options = self.process.kill_on_drop(true).named();
+        // Later starts are under the span of the first one.
+        let options = self.process.kill_on_drop(true).named().traced_here();
         let first = options.again()?.start_work(&work)?;
         let name = first.name().to_string();
         let running = SupervisedState::Running { pid: first.pid(), restarts: 0 };

@@ -4,6 +4,7 @@ use super::state::{CHECK_EVERY, Overflow, Server, Task};
 use crate::os::background;
 use crate::os::sync::lock;
 use crate::process::entry::survive;
+use crate::process::trace;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -61,6 +62,11 @@ impl Overflow {
         if self.has_no_threads.load(Relaxed) {
             return Err(io::ErrorKind::OutOfMemory.into());
         }
+        let run = || {
+            // What methods record is for the process that started the manager.
+            let _forwards = trace::on_this_thread();
+            run();
+        };
         background::spawn(std::thread::Builder::new().name("mp-manager".into()), run).map(drop)
     }
 

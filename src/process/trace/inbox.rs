@@ -1,0 +1,163 @@
+//! The starter's end: reads the records of a child and replays them.
+#![forbid(unsafe_code)]
+
+use super::outbox::{LONGEST, dropped_before, records};
+use super::replay::{Caller, Replay};
+use crate::os::reactor::{self, Watched};
+use crate::os::socket::{self, Wait};
+use std::cell::Cell;
+use std::io::ErrorKind;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, TryLockError};
+use tokio::io::Interest;
+use tokio::runtime::Handle;
+
+/// A way for the records of a child that is about to be started.
+pub(in crate::process) struct Traces {
+    runtime: Handle,
+    watched: Watched<Arc<OwnedFd>>,
+    ours: Arc<OwnedFd>,
+    theirs: OwnedFd,
+    caller: Arc<Caller>,
+}
+
+impl Traces {
+    /// Makes it for `caller`; `None` outside a runtime, which has nobody who could read. A child without descriptors for it starts all the same.
+    pub(in crate::process) fn open(caller: Arc<Caller>) -> Option<Self> {
+        let runtime = Handle::try_current().ok()?;
+        let opened = socket::packet_pair().and_then(|(ours, theirs)| {
+            let ours = Arc::new(ours);
+            Ok((reactor::watch(ours.clone(), Interest::READABLE)?, ours, theirs))
+        });
+        match opened {
+            Ok((watched, ours, theirs)) => Some(Self { runtime, watched, ours, theirs, caller }),
+            Err(error) => {
+                tracing::warn!(%error, "what a child records by tracing cannot be forwarded");
+                None
+            }
+        }
+    }
+
+    /// What goes with the order: the level that is of interest, and the child's end.
+    pub(in crate::process) fn theirs(&self) -> (u8, BorrowedFd<'_>) {
+        (Caller::level(), self.theirs.as_fd())
+    }
+
+    /// Reads from now on: the child has been started, as `pid`.
+    pub(in crate::process) fn read(self, pid: u32) -> Arc<TraceInbox> {
+        let Self { runtime, watched, ours, theirs, caller } = self;
+        drop(theirs);
+        let reading = Mutex::new(Reading { replay: Replay::of_child(pid), is_over: false });
+        let inbox = Arc::new(TraceInbox { pid, socket: ours, caller, reading, dropped: AtomicU64::new(0) });
+        runtime.spawn(inbox.clone().read_on(watched));
+        inbox
+    }
+}
+
+/// The records of a child that have arrived.
+pub(in crate::process) struct TraceInbox {
+    pid: u32,
+    socket: Arc<OwnedFd>,
+    caller: Arc<Caller>,
+    reading: Mutex<Reading>,
+    /// How many records the child has dropped since that was last reported.
+    dropped: AtomicU64,
+}
+
+struct Reading {
+    replay: Replay,
+    is_over: bool,
+}
+
+/// How a [`TraceInbox::read`] has ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(in crate::process) enum Read {
+    /// All that was there is replayed.
+    All,
+    /// There may be more.
+    Some,
+    /// Another thread reads at the moment.
+    Busy,
+    /// No more can come.
+    Over,
+}
+
+/// So many packets are replayed before other tasks have their turn.
+const PACKETS: usize = 64;
+
+thread_local! {
+    /// Room for any packet, cleared once.
+    static ROOM: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+impl TraceInbox {
+    async fn read_on(self: Arc<Self>, watched: Watched<Arc<OwnedFd>>) {
+        loop {
+            match self.read() {
+                Read::Over => return,
+                Read::Some | Read::Busy => tokio::task::yield_now().await,
+                Read::All => match watched.readable().await {
+                    Ok(mut event) => event.clear_ready(),
+                    Err(_) => return,
+                },
+            }
+        }
+    }
+
+    /// Replays packets that are here.
+    pub(in crate::process) fn read(&self) -> Read {
+        let mut reading = match self.reading.try_lock() {
+            Ok(reading) => reading,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return Read::Busy,
+        };
+        if reading.is_over {
+            self.warn();
+            return Read::Over;
+        }
+        // At the end of a thread there is nothing to keep it for.
+        let mut room = ROOM.try_with(Cell::take).unwrap_or_default();
+        room.resize(LONGEST, 0);
+        let read = reading.read(self, &mut room);
+        let _ = ROOM.try_with(|kept| kept.set(room));
+        read
+    }
+
+    /// Adds records that the child had to drop, to those that the next [`read`](Self::read) reports when it has come to the end.
+    pub(in crate::process) fn add_dropped(&self, dropped: u64) {
+        self.dropped.fetch_add(dropped, Relaxed);
+    }
+
+    fn warn(&self) {
+        let dropped = self.dropped.swap(0, Relaxed);
+        if dropped > 0 {
+            self.caller.warn_of_dropped(self.pid, dropped);
+        }
+    }
+}
+
+impl Reading {
+    fn read(&mut self, inbox: &TraceInbox, room: &mut [u8]) -> Read {
+        for _ in 0..PACKETS {
+            match socket::recv(inbox.socket.as_fd(), room, Wait::No) {
+                Ok(packet) if packet.len > 0 => {
+                    let (dropped, packet) = dropped_before(&room[..packet.len]);
+                    inbox.add_dropped(dropped);
+                    records(packet).for_each(|record| self.replay.tell(&inbox.caller, record));
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    inbox.warn();
+                    return Read::All;
+                }
+                _ => {
+                    inbox.warn();
+                    self.replay.end();
+                    self.is_over = true;
+                    return Read::Over;
+                }
+            }
+        }
+        Read::Some
+    }
+}
