@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Deadline, Random, assert_no_growth, eventually, holdings, holdings_of, in_child, within};
+use common::{Deadline, Random, assert_no_growth, eventually, holdings, holdings_of, in_child, ring_memory, within};
 use futures::{FutureExt, StreamExt, TryStreamExt};
 use multiprocess::{self as mp, Error, ErrorKind, Event, Events, Pool, Process, Queue, Retry, Value};
 use std::pin::pin;
@@ -273,6 +273,61 @@ async fn a_task_that_is_over_and_a_process_without_one_send_nothing() {
             assert!(within(all(events)).await.is_empty());
         }
     }
+}
+
+#[tokio::test]
+async fn thread_left_behind_sends_no_event_of_the_next_item_of_its_call() {
+    let pool = Pool::new(1).unwrap();
+    let leaves = |n: u8, told: Queue<Option<ErrorKind>>, go_on: Event, done: Event| -> mp::Result<()> {
+        if n == 0 {
+            let task = task();
+            let mine = task.clone();
+            std::thread::spawn(move || {
+                go_on.blocking_wait().unwrap();
+                let sent = [task.blocking_emit(100_u8), task.try_emit(101_u8)];
+                sent.into_iter().for_each(|sent| told.blocking_put(sent.err().map(|error| error.kind())).unwrap());
+                done.set();
+            });
+            return mine.blocking_emit(n);
+        }
+        // The thread of the first item sends while this one runs.
+        go_on.set();
+        done.blocking_wait()?;
+        task().blocking_emit(n)
+    };
+    let (told, go_on, done) = (Queue::unbounded().unwrap(), Event::new().unwrap(), Event::new().unwrap());
+    let items = (0..2).map(|n| (n, told.clone(), go_on.clone(), done.clone()));
+    let mut map = pool.starmap(leaves, items.collect::<Vec<_>>());
+    let events = map.events::<u8>();
+    let (results, events) = within(async { tokio::join!(map, all(events)) }).await;
+    results.unwrap().into_iter().for_each(|result| result.unwrap());
+    assert_eq!(events, [0, 1]);
+    for _ in 0..2 {
+        assert_eq!(within(told.get()).await.unwrap(), Some(ErrorKind::Closed));
+    }
+}
+
+#[tokio::test]
+async fn stream_that_is_dropped_frees_its_events_while_the_call_goes_on() {
+    let frees = async || {
+        let pool = Pool::new(1).unwrap();
+        let sends = |sent: Event, go_on: Event| -> mp::Result<()> {
+            (0..2).try_for_each(|_| task().blocking_emit((vec![7_u8; 8 << 20], Event::new()?)))?;
+            sent.set();
+            go_on.blocking_wait()
+        };
+        let (sent, go_on) = (Event::new().unwrap(), Event::new().unwrap());
+        let mut call = pool.apply(sends, (sent.clone(), go_on.clone()));
+        let events = call.events::<(Vec<u8>, Event)>();
+        let call = tokio::spawn(call);
+        within(sent.wait()).await.unwrap();
+        assert!(ring_memory() >= 16 << 20);
+        drop(events);
+        assert!(ring_memory() < 4 << 20, "at once, and not after a time without use");
+        go_on.set();
+        within(call).await.unwrap().unwrap().unwrap();
+    };
+    in_child(frees, ()).await;
 }
 
 #[tokio::test]

@@ -535,3 +535,31 @@ fn child_goes_on_when_the_runtime_that_reads_is_gone() {
     runtime().block_on(within(child.join())).unwrap();
     assert!(seen.count() > 100);
 }
+
+#[tokio::test]
+async fn record_of_a_thread_that_a_task_has_left_behind_stays_with_its_own_call() {
+    let _deadline = Deadline::start();
+    let (seen, _default) = Seen::begin();
+    let pool = Pool::new(1).unwrap();
+    let leaves = |go_on: Event, done: Event| {
+        let dispatch = tracing::dispatcher::get_default(Clone::clone);
+        let span = tracing::info_span!("left behind");
+        std::thread::spawn(move || {
+            go_on.blocking_wait().unwrap();
+            tracing::dispatcher::with_default(&dispatch, || span.in_scope(|| tracing::info!("late")));
+            done.set();
+        });
+    };
+    let meets = |go_on: Event, done: Event| {
+        go_on.set();
+        done.blocking_wait().unwrap();
+    };
+    let (go_on, done) = (Event::new().unwrap(), Event::new().unwrap());
+    let call = pool.apply(leaves, (go_on.clone(), done.clone()));
+    within(tracing::Instrument::instrument(call, tracing::info_span!("first"))).await.unwrap();
+    let call = pool.apply(meets, (go_on, done));
+    within(tracing::Instrument::instrument(call, tracing::info_span!("second"))).await.unwrap();
+    let told: Vec<_> = seen.take().into_iter().map(|told| (told.spans, told.text)).collect();
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!(told[0].0, "first/left behind");
+}

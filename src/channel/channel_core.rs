@@ -41,7 +41,7 @@ use super::descriptors::send_fds;
 #[cfg(multiprocess_loom)]
 use super::descriptors::take_fds;
 use super::reclaim::{self, Notifies};
-use super::ring::{Pop, Push, Ring, WakeRequests, word};
+use super::ring::{Pop, Push, Ring, Unread, WakeRequests, word};
 use super::unfinished::Unfinished;
 use crate::error::{Damage, Error, ErrorKind, Result};
 use crate::os::{fault, timer};
@@ -504,6 +504,22 @@ impl ChannelCore {
     pub(super) fn abandon(&self) {
         let _ = self.ring.close_within(Duration::ZERO);
         self.notify_of_close();
+    }
+
+    /// Drops the items that are there, with their memory and their descriptors, and reads none of them. It may leave some if another process
+    /// stays in the middle of taking one.
+    pub(super) fn discard(&self) {
+        let one = || {
+            let take = |number, count| self.take_descriptors(number, count);
+            let (popped, requests) = self.ring.pop(|_| (Unread, true), take, |_| {});
+            self.notify(requests);
+            Ok(match popped.map_err(|error| self.failed("take from", error))? {
+                Pop::Got(Unread, _) => Tried::Done(()),
+                Pop::Empty | Pop::Closed => Tried::NotNow,
+                Pop::Busy => Tried::Busy,
+            })
+        };
+        while let Ok(Some(())) = when_not_busy(one) {}
     }
 
     fn notify_of_close(&self) {

@@ -194,9 +194,10 @@ impl<T: Item> Queue<T> {
 }
 
 impl<T> Queue<T> {
-    /// Closes the queue as [`close`](Self::close), for items of any type.
+    /// Closes the queue as [`close`](Self::close), and drops its items unread.
     pub(crate) fn shut(&self) {
         self.core.close();
+        self.core.discard();
     }
 
     /// Closes the queue without waiting for an item that is just being copied, which may be lost.

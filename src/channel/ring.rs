@@ -207,6 +207,19 @@ impl Collect for Vec<u8> {
     }
 }
 
+/// Stands for a record that nobody reads.
+pub(super) struct Unread;
+
+impl From<Vec<u8>> for Unread {
+    fn from(_: Vec<u8>) -> Self {
+        Self
+    }
+}
+
+impl Collect for Unread {
+    fn collect(&mut self, _: &Segment<'_, Extent>, _: Mark, _: RecordHead) {}
+}
+
 /// Numbers are read through a buffer that stays in the cache: so many bytes at a time, which are whole numbers.
 const NUMBERS: usize = 32 << 10;
 

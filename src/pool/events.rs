@@ -19,7 +19,7 @@
 //! # Cancel
 //! | dropped | what follows |
 //! |---|---|
-//! | the stream | the queue is closed: events are discarded, before they are encoded |
+//! | the stream | the queue is closed, and the events in it are freed; later ones are discarded, before they are encoded |
 //! | the call, or it is over | the task is asked to stop, then the queue is closed: events in it can still be received, then the stream ends; an event of the task is an error once it sees that it is to stop |
 //! | an `emit` that waits | its event is not sent |
 
@@ -99,8 +99,13 @@ const STOP_EVERY: Duration = Duration::from_millis(2);
 /// [`CurrentTask::attempt`](crate::CurrentTask::attempt) returns the number of the attempt.
 ///
 /// # Drop
-/// From then on events are discarded before they are encoded, and the call goes on. The drop waits for an event that is just being copied, as
-/// [`Queue::close`] does.
+/// Events that were not received are freed at once. From then on events are discarded before they are encoded, and the call goes on. The drop waits for
+/// an event that is just being copied, as [`Queue::close`] does.
+///
+/// # Threads that a task leaves behind
+/// A thread that keeps the [`CurrentTask`](crate::CurrentTask) of its task sends nothing more once the task has returned: a further event is an error of
+/// kind `Closed`, also if it waits for room at that moment. It is never an event of a later task. A thread that asks for
+/// [`current_task`](crate::current_task) anew gets the task that its worker runs then, and sends events of that one.
 ///
 /// # Cost
 /// A call with events has a [`Queue`] of its own. Each of its items is sent alone, with three descriptors, which takes some tens of

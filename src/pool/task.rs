@@ -64,6 +64,9 @@ fn running() -> MutexGuard<'static, Option<Running>> {
 /// Returns the pool's task that this worker process runs now, and `None` in any other process and between tasks. In a pool
 /// [within this process](crate::Pool::in_process) only the thread that runs the task sees it.
 ///
+/// A thread that a task leaves behind gets the task that runs when it asks. It keeps the [`CurrentTask`] of its own task instead: that one knows that it is
+/// over.
+///
 /// ```
 /// use multiprocess::{self as mp, Pool};
 /// use std::time::Duration;

@@ -29,7 +29,7 @@ thread_local! {
 /// Writes messages among the results of the item that runs.
 #[derive(Default)]
 struct Forward {
-    /// Messages of other threads, and of the time between two items.
+    /// Messages of other threads, which are sent with the next message of the item that runs, and of the time between two items.
     late: Mutex<Vec<Message>>,
 }
 
@@ -56,6 +56,10 @@ pub(super) fn listen(level: u8, writer: EventWriter) -> Option<DefaultGuard> {
 
 /// From here on the function's own code runs.
 pub(super) fn open() {
+    if let Some((recorder, _)) = FORWARD.get() {
+        // What was recorded between two items, outside any span, belongs to neither.
+        lock(&recorder.sink.late).retain(|message| !message.is_event_without_span());
+    }
     IS_OPEN.set(true);
 }
 

@@ -22,6 +22,13 @@ pub(crate) enum Message {
     Close { id: u64 },
 }
 
+impl Message {
+    /// Returns `true` if nothing but its time says to which task it belongs.
+    pub(crate) fn is_event_without_span(&self) -> bool {
+        matches!(self, Self::Event { parent: None, .. })
+    }
+}
+
 /// Where in the program it is.
 #[derive(Clone, Serialize, Deserialize, PartialEq, Eq, Hash)]
 pub(crate) struct Place {

@@ -93,9 +93,12 @@ impl Replay {
         }
     }
 
-    fn parent_of(&self, parent: Option<u64>, caller: &Caller) -> Option<Id> {
-        let own = parent.and_then(|id| self.spans.get(&id)).map(|(_, id, _)| id.clone());
-        own.or_else(|| caller.span.id())
+    /// The span that is the parent of a record, and whose caller gets it: a record within a span belongs with that.
+    fn parent_of(&self, parent: Option<u64>, caller: &Arc<Caller>) -> (Arc<Caller>, Option<Id>) {
+        match parent.and_then(|id| self.spans.get(&id)) {
+            Some((caller, id, _)) => (caller.clone(), Some(id.clone())),
+            None => (caller.clone(), caller.span.id()),
+        }
     }
 
     /// The place of a record, if the caller wants what comes from there.
@@ -104,17 +107,17 @@ impl Replay {
     }
 
     fn tell_message(&mut self, caller: &Arc<Caller>, message: Message) {
-        let (dispatch, pid) = (&caller.dispatch, self.pid);
+        let pid = self.pid;
         match message {
             Message::Span { id, parent, site, values } => {
-                let Some(site) = self.wanted(caller, site) else { return };
-                let parent = self.parent_of(parent, caller);
-                let metadata = site.metadata();
+                let (caller, parent) = self.parent_of(parent, caller);
+                let Some(site) = self.wanted(&caller, site) else { return };
+                let (dispatch, metadata) = (&caller.dispatch, site.metadata());
                 let here = values.on(site, pid, |values| match parent {
                     Some(parent) => dispatch.new_span(&Attributes::child_of(parent, metadata, values)),
                     None => dispatch.new_span(&Attributes::new_root(metadata, values)),
                 });
-                self.spans.insert(id, (caller.clone(), here, site));
+                self.spans.insert(id, (caller, here, site));
             }
             Message::Record { id, values } => {
                 if let Some((caller, here, site)) = self.spans.get(&id) {
@@ -122,10 +125,10 @@ impl Replay {
                 }
             }
             Message::Event { parent, site, values } => {
-                let Some(site) = self.wanted(caller, site) else { return };
-                let parent = self.parent_of(parent, caller);
+                let (caller, parent) = self.parent_of(parent, caller);
+                let Some(site) = self.wanted(&caller, site) else { return };
                 values.on(site, pid, |values| {
-                    dispatch.event(&Event::new_child_of(parent, site.metadata(), values));
+                    caller.dispatch.event(&Event::new_child_of(parent, site.metadata(), values));
                 });
             }
             Message::Close { id } => {
