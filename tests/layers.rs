@@ -1,13 +1,13 @@
-//! Calls go down the page: every room uses only rooms below its own, `unsafe` stays in two of them, and a
-//! file that shares state between processes opens with the page that says how. No file of a room depends on itself by
+//! The top-level modules are layers: every layer uses only layers below its own, `unsafe` stays in two of them, and a
+//! file that shares state between processes opens with the page that says how. No file of a layer depends on itself by
 //! way of others.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Each room and what it may use. `error` is used by all and uses none; `lib` may use everything.
-const ROOMS: &[(&str, &[&str])] = &[
+/// Each layer and what it may use. `error` is used by all and uses none; `lib` may use everything.
+const LAYERS: &[(&str, &[&str])] = &[
     ("cluster", &["pool", "process", "os"]),
     ("manager", &["connection", "process", "channel", "sync", "wait", "wire", "shm", "os"]),
     ("pool", &["process", "channel", "wait", "wire", "shm", "os"]),
@@ -77,26 +77,26 @@ const ALONE: &[&str] = &[
 ];
 const PAGE: [&str; 5] = ["//! # State", "//! # Moves", "//! # Invariants", "//! # Death", "//! # Cancel"];
 
-/// What is wrong with one file, given its path below `src`. A room names what it uses by its room, not by the crate root's names.
+/// What is wrong with one file, given its path below `src`. A layer names what it uses by its layer, not by the crate root's names.
 fn complaints(file: &str, text: &str) -> Vec<String> {
     let path: Vec<_> = file.trim_end_matches(".rs").trim_end_matches("/mod").split('/').collect();
-    let (room, tokens, mut found) = (path[0], tokens(text), Vec::new());
-    let Some((_, below)) = ROOMS.iter().find(|(name, _)| *name == room) else {
-        return if room == "lib" { found } else { vec![format!("{room} has no place among the rooms")] };
+    let (layer, tokens, mut found) = (path[0], tokens(text), Vec::new());
+    let Some((_, below)) = LAYERS.iter().find(|(name, _)| *name == layer) else {
+        return if layer == "lib" { found } else { vec![format!("{layer} has no place among the layers")] };
     };
     for name in used(&tokens, path.len()) {
-        if name != room && name != "error" && !below.contains(&name) {
-            found.push(format!("{room} may not use {name}"));
+        if name != layer && name != "error" && !below.contains(&name) {
+            found.push(format!("{layer} may not use {name}"));
         }
     }
     // An attribute, `#[unsafe(..)]`, is left to the compiler: in a macro it lands in the caller's crate.
     let is_unsafe = |pair: &[&str]| pair[0] == "unsafe" && pair[1] != "(";
-    if !MAY_BE_UNSAFE.contains(&room) && tokens.windows(2).any(is_unsafe) {
+    if !MAY_BE_UNSAFE.contains(&layer) && tokens.windows(2).any(is_unsafe) {
         found.push(format!("unsafe belongs to {MAY_BE_UNSAFE:?}"));
     }
     let is_model = file.ends_with("/model.rs") || file.ends_with("models.rs");
     if !is_model
-        && ["wait", "channel", "sync", "shm"].contains(&room)
+        && ["wait", "channel", "sync", "shm"].contains(&layer)
         && tokens.iter().any(|token| token.starts_with("Atomic"))
     {
         let lacks = PAGE.iter().filter(|head| !text.lines().any(|line| line.starts_with(**head)));
@@ -140,8 +140,8 @@ fn used<'a>(tokens: &[&'a str], depth: usize) -> Vec<&'a str> {
         } else if path.starts_with(&["crate", ":", ":"]) {
             names.extend(path.get(3));
         } else if starts && path.starts_with(&climb) {
-            // From a module within the file this leads to a sibling, which only counts if it is called like a room.
-            names.extend(path.get(climb.len()).filter(|name| ROOMS.iter().any(|(room, _)| room == *name)));
+            // From a module within the file this leads to a sibling, which only counts if it is called like a layer.
+            names.extend(path.get(climb.len()).filter(|name| LAYERS.iter().any(|(layer, _)| layer == *name)));
         }
     }
     names
@@ -240,7 +240,7 @@ fn target<'a>(path: &[&'a str], modules: &Modules<'a>, exports: &HashMap<Vec<&'a
     }
 }
 
-/// For each module the others of its room that it needs.
+/// For each module the others of its layer that it needs.
 fn needs<'a>(modules: &Modules<'a>) -> BTreeMap<Vec<&'a str>, BTreeSet<Vec<&'a str>>> {
     let mut exports = HashMap::new();
     for (module, tokens) in modules {
@@ -268,7 +268,7 @@ fn needs<'a>(modules: &Modules<'a>) -> BTreeMap<Vec<&'a str>, BTreeSet<Vec<&'a s
     modules.iter().map(|(module, tokens)| (module.clone(), of(module, tokens))).collect()
 }
 
-/// For each room the modules that need themselves by way of others, each with a way.
+/// For each layer the modules that need themselves by way of others, each with a way.
 fn circles<'a>(modules: &Modules<'a>) -> BTreeMap<&'a str, Vec<String>> {
     let needs = needs(modules);
     let mut found = BTreeMap::<_, Vec<_>>::new();
@@ -307,14 +307,14 @@ fn files_of_a_room_import_each_other_in_one_direction() {
 
 #[test]
 fn circles_are_found_by_every_way_to_name_a_file() {
-    let room = ["room/mod.rs", "room/a.rs", "room/b.rs", "room/c.rs"];
+    let layer = ["layer/mod.rs", "layer/a.rs", "layer/b.rs", "layer/c.rs"];
     let count = |texts: [&'static str; 4]| {
-        let modules = room.into_iter().zip(texts).map(|(file, text)| (module_of(file), tokens(text)));
-        circles(&modules.collect()).get("room").map_or(0, Vec::len)
+        let modules = layer.into_iter().zip(texts).map(|(file, text)| (module_of(file), tokens(text)));
+        circles(&modules.collect()).get("layer").map_or(0, Vec::len)
     };
     let exports = "mod a; pub(crate) use b::{B, Bee};";
-    assert_eq!(count(["", "use super::b::B;", "use crate::room::{c, other};", "pub struct C;"]), 0);
-    assert_eq!(count(["", "use super::b::B;", "use crate::room::{c::C, other};", "use super::{a, b};"]), 3);
+    assert_eq!(count(["", "use super::b::B;", "use crate::layer::{c, other};", "pub struct C;"]), 0);
+    assert_eq!(count(["", "use super::b::B;", "use crate::layer::{c::C, other};", "use super::{a, b};"]), 3);
     assert_eq!(count(["", "fn f() { super::b::f() }", "use super::a;", ""]), 2);
     assert_eq!(count([exports, "use super::Bee;", "use super::a;", ""]), 2);
     assert_eq!(count([exports, "use super::b;", "", "use super::Bee;"]), 0, "a re-export needs nothing");
@@ -339,13 +339,13 @@ fn calls_go_down_the_page_and_unsafe_stays_in_its_rooms() {
     let (lib, mut found) = (read(&src.join("lib.rs")), Vec::new());
     for path in files_below(&src) {
         let file = path.strip_prefix(&src).unwrap().to_str().unwrap();
-        let room = file.split('/').next().unwrap();
+        let layer = file.split('/').next().unwrap();
         let of_file = complaints(file, &read(&path));
         found.extend(of_file.iter().map(|complaint| format!("{file}: {complaint}")));
         if file != "lib.rs"
-            && !MAY_BE_UNSAFE.contains(&room)
+            && !MAY_BE_UNSAFE.contains(&layer)
             && !forbids(&path)
-            && !forbids(&src.join(room).join("mod.rs"))
+            && !forbids(&src.join(layer).join("mod.rs"))
         {
             found.push(format!("{file}: neither it nor its mod.rs has #![forbid(unsafe_code)]"));
         }
@@ -361,11 +361,11 @@ fn without_tests(text: &str) -> &str {
     text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default()
 }
 
-/// The sides of the manager's room, and which of them each may use.
+/// The sides of the manager's layer, and which of them each may use.
 const SIDES: &[(&str, &[&str])] =
     &[("client", &["client", "wire"]), ("server", &["server", "wire"]), ("wire", &["wire"])];
 
-/// The files of the manager's room that a file of it imports, as `side/file`; those of its tests do not count.
+/// The files of the manager's layer that a file of it imports, as `side/file`; those of its tests do not count.
 fn imports_in_manager(file: &str, text: &str) -> Vec<String> {
     let (tokens, own) = (tokens(without_tests(text)), file.split('/').next().unwrap_or_default());
     let starts = (0..tokens.len()).filter(|at| tokens[*at] == "use");
@@ -379,7 +379,7 @@ fn imports_in_manager(file: &str, text: &str) -> Vec<String> {
     named.map(|(side, file)| format!("{side}/{file}")).collect()
 }
 
-/// What is wrong with the files of the manager's room, given what each imports.
+/// What is wrong with the files of the manager's layer, given what each imports.
 fn complaints_of_sides(imports: &HashMap<String, Vec<String>>) -> Vec<String> {
     let side = |file: &str| file.split('/').next().unwrap_or_default().to_string();
     let mut found = Vec::new();
@@ -396,10 +396,10 @@ fn complaints_of_sides(imports: &HashMap<String, Vec<String>>) -> Vec<String> {
 
 #[test]
 fn neither_side_of_the_manager_uses_the_other() {
-    let room = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/manager");
+    let layer = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/manager");
     let mut imports = HashMap::new();
-    for path in SIDES.iter().flat_map(|(side, _)| files_below(&room.join(side))) {
-        let file = path.strip_prefix(&room).unwrap().to_str().unwrap().trim_end_matches(".rs").to_string();
+    for path in SIDES.iter().flat_map(|(side, _)| files_below(&layer.join(side))) {
+        let file = path.strip_prefix(&layer).unwrap().to_str().unwrap().trim_end_matches(".rs").to_string();
         let used = imports_in_manager(&file, &fs::read_to_string(&path).unwrap());
         imports.insert(file, used);
     }

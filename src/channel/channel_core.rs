@@ -1,4 +1,4 @@
-//! One channel as all its faces use it: a ring, the wait queues of its putters and takers, and a socket for descriptors.
+//! One channel as all its public types use it: a ring, the wait queues of its putters and consumers, and a socket for descriptors.
 //!
 //! # State
 //! The ring's region; a wait queue for room and one for items (and one for `join`); a packet socket for each direction. A joinable
@@ -7,21 +7,21 @@
 //! # Moves
 //! | move | then |
 //! |---|---|
-//! | put | the taker that has waited longest is notified |
+//! | put | the consumer that has waited longest is notified |
 //! | taken | the putter that has waited longest is notified |
 //! | the lock of a side is held | its holder is asked for a wake, and the caller waits as for room or an item |
 //! | closed | all waiters are notified |
 //! | found damaged | all waiters are notified: the ring is closed |
 //! | taken from a joinable queue, and not readable | the item counts as finished |
 //! | descriptors sent ahead under a number, then the push | - |
-//! | row of `HOLDERS` empty or of the dead -> 0, count 1, then this process | a taker of a joinable queue, under the get lock; a row that is its own: count + 1 |
+//! | row of `HOLDERS` empty or of the dead -> 0, count 1, then this process | a consumer of a joinable queue, under the get lock; a row that is its own: count + 1 |
 //! | all other rows taken: the last row is anybody's, count + 1 | likewise; it stays when the processes end |
 //! | count of a row - 1 | `task_done`, also for another process's item |
 //!
 //! # Invariants
 //! 1. Descriptors are sent under the put lock, so their order in the socket is that of their records.
-//! 2. A record has one packet at most, so a socket full of packets has records that make takers clear it.
-//! 3. A taker takes exactly the packet of its record's number; lower numbers are orphans of the dead.
+//! 2. A record has one packet at most, so a socket full of packets has records that make consumers clear it.
+//! 3. A consumer takes exactly the packet of its record's number; lower numbers are orphans of the dead.
 //! 4. A joinable queue is finished if at one moment the ring is empty and no process holds an item. The holders are read one after
 //!    the other, so the ring must still be as it was after that: a holder may have put an item before it finished its last.
 //! 5. An attempt that fails with an error passes its notification on.
@@ -29,8 +29,8 @@
 //! # Death
 //! | killed | survivors see |
 //! |---|---|
-//! | between the descriptors and the put | orphans in the socket, which the next taker of descriptors drops; until then their files stay open |
-//! | between taking descriptors and taking the record | a record without descriptors: one error for the next taker |
+//! | between the descriptors and the put | orphans in the socket, which the next consumer of descriptors drops; until then their files stay open |
+//! | between taking descriptors and taking the record | a record without descriptors: one error for the next consumer |
 //! | with a lease | an item that is there again, at the front: see [`leases`](super::leases) |
 //! | between taking an item and `task_done` | a holder that is not listed: its items count as finished |
 //!
@@ -203,7 +203,7 @@ impl ChannelCore {
         }
     }
 
-    /// One push, with its notices. `is_hung_up`: asked now, or not here. Done, it tells whether a taker had to be woken.
+    /// One push, with its notices. `is_hung_up`: asked now, or not here. Done, it tells whether a consumer had to be woken.
     fn push(
         &self,
         (mut payload, attachments): (Payload<'_>, &[Attachment]),
@@ -356,7 +356,7 @@ impl ChannelCore {
     }
 
     /// [`try_put`](Self::try_put) by somebody who learns of the other end's going by another way, and not here. Tells
-    /// whether a taker had to be woken.
+    /// whether a consumer had to be woken.
     pub(super) fn try_put_blindly<T: Serialize + 'static>(&self, value: T) -> Result<bool, Refused<T>> {
         self.try_put_unless(|_| false, value)
     }
@@ -568,7 +568,7 @@ impl ChannelCore {
 
     fn is_finished(&self) -> Result<bool> {
         let drained_at = || self.ring.drained_at().map_err(|error| self.failed("wait for", error));
-        // In this order: a taker notes what it holds before it commits.
+        // In this order: a consumer notes what it holds before it commits.
         while let Some(at) = drained_at()? {
             fault::point("join.empty");
             // Leased items first: a process that gets one after it came back notes that it holds it, and then frees it.

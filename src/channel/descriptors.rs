@@ -22,7 +22,7 @@ fn send(socket: BorrowedFd<'_>, number: u64, fds: &[BorrowedFd<'_>]) -> io::Resu
 }
 
 /// More descriptors than one packet takes, as one: a socket that holds them. Sent one packet after the other they
-/// could fill the socket halfway, and no record would ever make a taker clear it.
+/// could fill the socket halfway, and no record would ever make a consumer clear it.
 fn bundle(fds: &[BorrowedFd<'_>]) -> io::Result<OwnedFd> {
     let (inlet, outlet) = socket::packet_pair()?;
     for chunk in fds.chunks(MAX_FDS) {

@@ -61,7 +61,7 @@ pub(crate) use super::result_notification::Pace;
 pub(crate) use board::{Board, Marker};
 pub(crate) use pool_end::{PoolEnd, create};
 pub(crate) use stop_sign::StopSign;
-pub(crate) use worker_end::{EventWriter, Order, WorkerEnd};
+pub(crate) use worker_end::{EventWriter, LaneOrder, WorkerEnd};
 
 use super::segment::Bytes;
 use super::spsc::Words;

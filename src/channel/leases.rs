@@ -13,7 +13,7 @@
 //! |---|---|---|---|
 //! | free -> held | get lock, before the ring's `head` is stored | Release | - |
 //! | held -> free | its holder: the commit | AcqRel CAS | who joins; of a closed queue, all that take |
-//! | held -> returned | its holder: the lease is dropped | AcqRel CAS | a taker |
+//! | held -> returned | its holder: the lease is dropped | AcqRel CAS | a consumer |
 //! | held -> dead letter | its holder: the lease is dropped, and the item was delivered often enough | AcqRel CAS | waiters for dead letters, and joins |
 //! | returned, or held by the dead -> held by me | get lock, by a lease | Release | - |
 //! | returned, or held by the dead -> free | get lock, by a get | Release | - |
@@ -31,13 +31,13 @@
 //! | killed | survivors see | repaired by |
 //! |---|---|---|
 //! | leasing, before `held` | the item in the ring | - |
-//! | leasing, after `held` and before `head` | the item in the ring, and an entry whose `count` is that of the ring | the next taker completes the move; descriptors that were not kept yet are still with those of the ring |
+//! | leasing, after `held` and before `head` | the item in the ring, and an entry whose `count` is that of the ring | the next consumer completes the move; descriptors that were not kept yet are still with those of the ring |
 //! | leasing, after `head`, with descriptors | a copy of them with those of the ring | the next process that looks for descriptors |
-//! | leasing, after `head`, or with a lease | an entry held by the dead: its recovery makes all takers try | the next taker |
-//! | committing, before the CAS | the same | the next taker |
+//! | leasing, after `head`, or with a lease | an entry held by the dead: its recovery makes all consumers try | the next consumer |
+//! | committing, before the CAS | the same | the next consumer |
 //! | committing, after it | nothing of the item; its descriptors may be kept open until the next item with descriptors is looked for | - |
 //! | looking for the descriptors of an item | those of another item twice, of which one copy may be kept open until the next item with descriptors is looked for | - |
-//! | leasing an item of more descriptors than a packet takes, before they are kept | an item whose descriptors are gone: an error for its next taker | - |
+//! | leasing an item of more descriptors than a packet takes, before they are kept | an item whose descriptors are gone: an error for its next consumer | - |
 //!
 //! # Cancel
 //! Nothing here waits.
@@ -93,7 +93,7 @@ const LARGE: u64 = 1 << 20;
 /// In the number of an item's descriptors: they are kept for a lease, in the socket's other direction.
 pub(super) const KEPT: u64 = 1 << 63;
 
-/// The leased item that a taker can get.
+/// The leased item that a consumer can get.
 pub(super) enum Scan<'a> {
     /// This one is to be delivered again.
     Again(Entry<'a>),
@@ -182,7 +182,7 @@ impl<'a> Leases<'a> {
         most != 0 && is_free && entry.load(DELIVERIES) >= most
     }
 
-    /// Finds the item that a taker can get. `count`: that of the ring's next record. `found_dead`: an item became a dead letter. Under the get
+    /// Finds the item that a consumer can get. `count`: that of the ring's next record. `found_dead`: an item became a dead letter. Under the get
     /// lock.
     pub(super) fn scan(&self, count: Option<u32>, found_dead: &mut bool) -> Scan<'a> {
         let (mut oldest, mut is_held): (Option<Entry<'a>>, bool) = (None, false);

@@ -11,9 +11,9 @@
 //! [`QueueSet`] waits for many queues at once. All handles are values: they travel as arguments, in results and through each other. The same
 //! names are re-exported at the root of the crate. See also the guide's pages on [pipelines](crate::guide::pipelines) and
 //! [which one to take](crate::guide::which_one).
-// In this room:
+// In this module:
 //
-// The faces ([`queue`], [`pipe`], `oneshot`, `watch`, `broadcast`, `queue_set`) know `T`; [`channel_core`] joins a ring, its
+// The public types ([`queue`], [`pipe`], `oneshot`, `watch`, `broadcast`, `queue_set`) know `T`; [`channel_core`] joins a ring, its
 // wait queues and its socket; [`ring`], [`extents`], [`segment`] and `recent` know bytes and words, have no async and never
 // wait.
 #![forbid(unsafe_code)]

@@ -106,7 +106,7 @@ fn drain(ring: &Ring) -> Vec<u8> {
     std::iter::from_fn(|| pop(ring).expect("nobody else is here").ok()).collect()
 }
 
-/// A putter of two records and a taker who tries twice, either of whom may die; then a third process goes on.
+/// A putter of two records and a consumer who tries twice, either of whom may die; then a third process goes on.
 /// Records of `long` units do not fit beside each other into the base segment: the chain grows.
 fn pair(what: &str, preemptions: usize, long: usize, putter: Option<&'static str>, taker: Option<&'static str>) {
     explore(what, preemptions, move || {
@@ -126,7 +126,7 @@ fn pair(what: &str, preemptions: usize, long: usize, putter: Option<&'static str
         let mut put = 0;
         let put_all = play(2, putter, || {
             for n in 1..=2 {
-                // Busy only for a taker that gives a segment back, for a moment.
+                // Busy only for a consumer that gives a segment back, for a moment.
                 if push(&puts, n, long * 8) == Some(Push::Done) { put = n } else { break }
             }
         });

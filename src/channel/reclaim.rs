@@ -17,7 +17,7 @@
 //!
 //! # Death
 //! If the keeper is killed first, what it kept stays with its channel until another process takes from the channel or tries
-//! to: a taker that finds it empty becomes the keeper. Whoever waits for an item tries as soon as the death is noticed.
+//! to: a consumer that finds it empty becomes the keeper. Whoever waits for an item tries as soon as the death is noticed.
 
 use super::ring::{Kept, Ring, WakeRequests, word};
 use crate::os::background;
@@ -207,7 +207,7 @@ fn run() {
 fn watch_again(channel: &Channel) {
     let mut keeper = lock(&KEEPER);
     let is_watched = keeper.watched.iter().any(|other| channel.is(other));
-    // Without a thread the next taker tries.
+    // Without a thread the next consumer tries.
     if let Some(kept) = channel.ring.kept().filter(|_| !is_watched)
         && keeper.start().is_ok()
     {

@@ -7,10 +7,10 @@
 //! # Moves
 //! | from -> to | under | commits by | wakes |
 //! |---|---|---|---|
-//! | a record is put | put lock | the store of `tail` | a taker |
+//! | a record is put | put lock | the store of `tail` | a consumer |
 //! | a record is got | get lock | the store of `head` | a putter |
 //! | the chain grows: extent made, begun, linked, `PUT_SEGMENT` moved | put lock | the store of `next` | - |
-//! | the chain grows by a record whose payload is discarded, which is written before its extent is linked | put lock | the stores of `next`, then `tail` | a taker |
+//! | the chain grows by a record whose payload is discarded, which is written before its extent is linked | put lock | the stores of `next`, then `tail` | a consumer |
 //! | a segment gets memory for a record (`missing` in [`segment`](super::segment)) | put lock | the store of `missing` | - |
 //! | a drained segment is left: `GET_SEGMENT` moved, extent given back | get lock | the store of `GET_SEGMENT` | - |
 //! | a drained large segment is replaced by the base, at once or after a time ([`reclaim`](super::reclaim)) | both locks | the store of `next` | - |
@@ -31,12 +31,12 @@
 //! # Death
 //! | killed | survivors see | repaired by |
 //! |---|---|---|
-//! | putting, before `tail` | nothing; descriptors sent ahead are orphans; the segment may have more memory than before | the taker of the next descriptors drops them by number |
-//! | getting, before `head` | the record, still there, perhaps without its descriptors | the next taker gets an error if they are gone |
+//! | putting, before `tail` | nothing; descriptors sent ahead are orphans; the segment may have more memory than before | the consumer of the next descriptors drops them by number |
+//! | getting, before `head` | the record, still there, perhaps without its descriptors | the next consumer gets an error if they are gone |
 //! | growing, before `next` | an extent in use that is in no chain, perhaps without all its memory | the process that takes the lock over ([`Ring::repair`]), or the next one if the other side is at work then |
 //! | growing, after `next` | `PUT_SEGMENT` lags | the next putter |
 //! | leaving, after `GET_SEGMENT` | an extent in use that is in no chain | the process that takes the lock over |
-//! | with a drained large segment, before its memory is given back | the segment, in the chain | the next taker, also one that waits ([`reclaim`](super::reclaim)) |
+//! | with a drained large segment, before its memory is given back | the segment, in the chain | the next consumer, also one that waits ([`reclaim`](super::reclaim)) |
 //!
 //! # Cancel
 //! No move awaits: a dropped future has moved nothing, or everything.
@@ -129,7 +129,7 @@ pub(super) enum Push {
     Busy,
 }
 
-/// What a taker finds.
+/// What a consumer finds.
 #[derive(Debug)]
 pub(super) enum Pop<V = Vec<u8>> {
     Got(V, Vec<OwnedFd>),
@@ -149,7 +149,7 @@ pub(super) struct WakeRequests {
     pub(super) all: bool,
     /// An item became a dead letter: waiters for those, and joins.
     pub(super) joiners: bool,
-    /// An item is gone, leased or not: a taker of a closed queue, or a join, may be at the end.
+    /// An item is gone, leased or not: a consumer of a closed queue, or a join, may be at the end.
     pub(super) one_less: bool,
 }
 
@@ -390,7 +390,7 @@ impl Ring {
     /// finds out why.
     #[inline]
     pub(super) fn push_here(&self, payload: &[u8]) -> (bool, WakeRequests) {
-        let (Some(me), Ok(side)) = (self.family.me_if_claimed(), self.put.try_lock()) else {
+        let (Some(me), Ok(side)) = (self.family.me_if_listed(), self.put.try_lock()) else {
             return (false, WakeRequests::default());
         };
         let Some(extent) = &side.extent else { return (false, WakeRequests::default()) };
@@ -569,7 +569,7 @@ impl Ring {
     /// was done, and [`Ring::pop`] finds out why.
     #[inline]
     pub(super) fn pop_here(&self, most: usize, to: &mut Vec<u8>) -> (bool, WakeRequests) {
-        let (Some(me), Ok(side)) = (self.family.me_if_claimed(), self.get.try_lock()) else {
+        let (Some(me), Ok(side)) = (self.family.me_if_listed(), self.get.try_lock()) else {
             return (false, WakeRequests::default());
         };
         let Some(extent) = &side.extent else { return (false, WakeRequests::default()) };

@@ -5,7 +5,7 @@
 //! segment to segment, so that the difference of any tail and any head is a number of records. `next`: the
 //! offset of the segment that follows, 0 while this is the last. `known_head` and `known_tail`: the other side's
 //! mark as the holders of a lock last saw it, beside their own. `gives_back`: whether it keeps no memory when it is drained,
-//! for a record came whose taker needed that. `missing`: how many bytes at the end of the segment have no
+//! for a record came whose consumer needed that. `missing`: how many bytes at the end of the segment have no
 //! memory yet, for a segment gets its memory as records come to it.
 //!
 //! A record is a head and a payload. The payload follows the head, or it begins at the start of the segment
@@ -16,7 +16,7 @@
 //! | from -> to | who | ordering | wakes |
 //! |---|---|---|---|
 //! | bytes beyond tail | the holder of the put lock | plain, nobody reads them yet | - |
-//! | tail -> tail + record | the holder of the put lock | Release: publishes the bytes | a taker |
+//! | tail -> tail + record | the holder of the put lock | Release: publishes the bytes | a consumer |
 //! | head -> head + record | the holder of the get lock, after copying out | Release: gives the room back | a putter |
 //! | next 0 -> offset | the holder of the put lock | Release: no record follows here | - |
 //! | missing -> less, once there is memory | the holder of the put lock | Release | - |
@@ -189,7 +189,7 @@ impl<B: Bytes> Segment<'_, B> {
         }
     }
 
-    /// Bytes between the taker and `tail`.
+    /// Bytes between the consumer and `tail`.
     pub(super) fn used(&self, tail: Mark) -> u64 {
         u64::from(tail.position.wrapping_sub(self.head().position)) * UNIT as u64
     }

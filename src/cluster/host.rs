@@ -13,7 +13,7 @@
 //! | the server | items go on for up to a lease; after a reconnect everything that was asked for is asked for again |
 
 use super::address::{Address, Target};
-use super::job::{End, Host, Job, PATIENCE, Word};
+use super::job::{Host, Job, JobCommand, JobOutcome, PATIENCE};
 use super::link::{self, Failure, Notice};
 use super::messages::{Ask, Beat, Cancel, Held, Message, Numbers, Piece, Tasks};
 use super::pieces;
@@ -140,7 +140,7 @@ fn hostname() -> String {
 /// A message at this host.
 struct HeldJob {
     reply: Subject,
-    words: UnboundedSender<Word>,
+    commands: UnboundedSender<JobCommand>,
     task: AbortHandle,
     /// Its items have been executed; what is left is to have the answer confirmed.
     is_executed: bool,
@@ -158,7 +158,7 @@ enum Verdict {
 /// What the service's helpers have to tell.
 enum Event {
     Executed((u64, u64), Duration),
-    Ended((u64, u64), End),
+    Ended((u64, u64), JobOutcome),
     /// The consumer is there again, or why it is not.
     Provided(Provision),
     /// A submitter is dead, and its messages are removed.
@@ -457,7 +457,7 @@ impl Service {
         self.host.has_heard(submitter);
         for number in Numbers::decode(&message.payload).map(|Numbers(numbers)| numbers).unwrap_or_default() {
             if let Some(job) = self.jobs.get(&(submitter, number)) {
-                let _ = job.words.send(Word::Stop);
+                let _ = job.commands.send(JobCommand::Stop);
             }
         }
     }
@@ -467,7 +467,7 @@ impl Service {
         self.missing.remove(&submitter);
         for ((_, _), job) in self.jobs.iter_mut().filter(|((of, _), _)| *of == submitter) {
             job.verdict = Some(Verdict::Orphaned);
-            let _ = job.words.send(Word::Stop);
+            let _ = job.commands.send(JobCommand::Stop);
         }
         let (client, names) = (self.host.client.clone(), self.names().clone());
         tracing::info!(pool = names.pool, "a submitter of the cluster pool has died; what it asked for is removed");
@@ -584,8 +584,8 @@ impl Service {
 
     fn begin(&mut self, key: (u64, u64), tasks: Tasks, delivered: u32, reply: Subject) {
         let items = tasks.orders.iter().map(|order| u64::from(order.count)).sum();
-        let (words, heard) = mpsc::unbounded_channel();
-        let job = Job { host: self.host.clone(), tasks, delivered, words: heard, cancelled: Vec::new() };
+        let (commands, received) = mpsc::unbounded_channel();
+        let job = Job { host: self.host.clone(), tasks, delivered, commands: received, cancelled: Vec::new() };
         let events = self.events.clone();
         let task = tokio::spawn(async move {
             let executed = |time| _ = events.send(Event::Executed(key, time));
@@ -593,7 +593,7 @@ impl Service {
             let _ = events.send(Event::Ended(key, end));
         });
         let (task, is_executed) = (task.abort_handle(), false);
-        self.jobs.insert(key, HeldJob { reply, words, task, is_executed, items, verdict: None });
+        self.jobs.insert(key, HeldJob { reply, commands, task, is_executed, items, verdict: None });
         self.busy += 1;
         self.unreported.push_back((Instant::now(), key));
     }
@@ -611,7 +611,7 @@ impl Service {
         let Ok(Cancel { submitter, orders }) = Cancel::decode(&message.payload) else { return };
         for (number, place) in orders {
             if let Some(job) = self.jobs.get(&(submitter, number)) {
-                let _ = job.words.send(Word::Cancel(place));
+                let _ = job.commands.send(JobCommand::Cancel(place));
             }
         }
     }
@@ -648,7 +648,7 @@ impl Service {
         }
     }
 
-    async fn ended(&mut self, key: (u64, u64), end: End) -> Option<Error> {
+    async fn ended(&mut self, key: (u64, u64), end: JobOutcome) -> Option<Error> {
         let job = self.jobs.remove(&key)?;
         tracing::trace!(number = key.1, items = job.items, ?end, "a message has come to its end here");
         self.busy -= usize::from(!job.is_executed);
@@ -657,25 +657,25 @@ impl Service {
             return None;
         }
         match end {
-            End::Answered(items) => {
+            JobOutcome::Answered(items) => {
                 self.served.items += items as usize;
                 self.say(job.reply.clone(), "+ACK".into()).await;
             }
-            End::Unwanted => self.say(job.reply.clone(), "+ACK".into()).await,
-            End::Malformed(why) => {
+            JobOutcome::Unwanted => self.say(job.reply.clone(), "+ACK".into()).await,
+            JobOutcome::Malformed(why) => {
                 self.complain(&why);
                 self.say(job.reply.clone(), "+TERM".into()).await;
             }
-            End::Orphaned => {
+            JobOutcome::Orphaned => {
                 self.say(job.reply.clone(), "+TERM".into()).await;
                 self.forget_submitter(key.0).await;
             }
-            End::GivenBack { has_begun } => {
+            JobOutcome::GivenBack { has_begun } => {
                 self.say_given_back(key, has_begun).await;
                 self.served.given_back += job.items as usize;
                 self.say(job.reply.clone(), "-NAK".into()).await;
             }
-            End::Closed(why) => {
+            JobOutcome::Closed(why) => {
                 self.say_given_back(key, false).await;
                 self.served.given_back += job.items as usize;
                 self.say(job.reply.clone(), "-NAK".into()).await;
@@ -768,7 +768,7 @@ impl Service {
         match command {
             Command::Drain(grace) => {
                 self.drains_until = Some(now.checked_add(grace));
-                self.jobs.values().for_each(|job| _ = job.words.send(Word::GiveBack));
+                self.jobs.values().for_each(|job| _ = job.commands.send(JobCommand::GiveBack));
             }
             Command::GiveUp => self.drains_until = Some(Some(now)),
         }
@@ -783,7 +783,7 @@ impl Service {
             let running =
                 self.jobs.values().filter(|job| !job.is_executed).map(|job| job.items as usize).sum::<usize>();
             self.served.killed += running;
-            self.jobs.values().for_each(|job| _ = job.words.send(Word::Kill));
+            self.jobs.values().for_each(|job| _ = job.commands.send(JobCommand::Kill));
         }
         self.jobs.is_empty()
     }
@@ -791,7 +791,7 @@ impl Service {
     /// It cannot go on: others may.
     async fn give_all_back(&mut self) {
         // Each knows whether it has begun.
-        self.jobs.values().for_each(|job| _ = job.words.send(Word::Kill));
+        self.jobs.values().for_each(|job| _ = job.commands.send(JobCommand::Kill));
         let deadline = tokio::time::Instant::now() + GIVES_BACK;
         while !self.jobs.is_empty()
             && let Ok(Some(event)) = timeout_at(deadline, self.event.recv()).await

@@ -1,6 +1,6 @@
 //! One message at a host: asked about, fetched, executed by the local pool, answered.
 
-use super::messages::{Answer, Ask, Body, Message, Part, Task, Tasks, Wanted};
+use super::messages::{Answer, Ask, Body, Message, MessageOrder, Part, Tasks, Wanted};
 use super::pieces::{self, Missing};
 use super::stream::Names;
 use super::waiting::at;
@@ -64,7 +64,7 @@ impl Host {
 
 /// The next step of a job.
 #[derive(Debug)]
-pub(super) enum Word {
+pub(super) enum JobCommand {
     /// Nobody wants the order at this place of its message.
     Cancel(u32),
     /// Nobody wants the rest.
@@ -77,7 +77,7 @@ pub(super) enum Word {
 
 /// The outcome of a job.
 #[derive(Debug, PartialEq)]
-pub(super) enum End {
+pub(super) enum JobOutcome {
     /// Answered, and the answer was confirmed: so many items.
     Answered(u64),
     /// Nobody wants it any more.
@@ -96,13 +96,13 @@ pub(super) struct Job {
     pub(super) host: Arc<Host>,
     pub(super) tasks: Tasks,
     pub(super) delivered: u32,
-    pub(super) words: UnboundedReceiver<Word>,
+    pub(super) commands: UnboundedReceiver<JobCommand>,
     /// Places of orders that nobody wants.
     pub(super) cancelled: Vec<u32>,
 }
 
 /// An order at work.
-struct Run {
+struct ActiveOrder {
     place: u32,
     run: EncodedRun,
     items: u32,
@@ -110,7 +110,7 @@ struct Run {
 
 impl Job {
     /// Does all of it; `executed` is called when the slots are free again.
-    pub(super) async fn run(mut self, executed: impl Fn(Duration)) -> End {
+    pub(super) async fn run(mut self, executed: impl Fn(Duration)) -> JobOutcome {
         let mut start_in = None;
         let is_known = self.host.heard_within(self.tasks.submitter, PATIENCE);
         if self.tasks.is_to_ask || self.delivered > 1 || !is_known {
@@ -119,7 +119,7 @@ impl Job {
                     start_in = within;
                     self.tasks.orders.iter_mut().for_each(|order| order.attempt = order.attempt.max(losses));
                 }
-                Ok(_) => return End::Unwanted,
+                Ok(_) => return JobOutcome::Unwanted,
                 Err(end) => return end,
             }
         }
@@ -140,41 +140,44 @@ impl Job {
     }
 
     /// Does something before the items begin, unless this job is called off meanwhile.
-    async fn unless_called_off<T>(&mut self, this: impl Future<Output = Result<T, End>>) -> Result<T, End> {
+    async fn unless_called_off<T>(
+        &mut self,
+        this: impl Future<Output = Result<T, JobOutcome>>,
+    ) -> Result<T, JobOutcome> {
         let mut this = std::pin::pin!(this);
         loop {
             tokio::select! {
                 done = &mut this => return done,
-                word = self.words.recv() => match word {
-                    Some(Word::Cancel(place)) => {
+                command = self.commands.recv() => match command {
+                    Some(JobCommand::Cancel(place)) => {
                         self.cancelled.push(place);
                         if self.tasks.orders.iter().all(|order| self.cancelled.contains(&order.place)) {
-                            return Err(End::Unwanted);
+                            return Err(JobOutcome::Unwanted);
                         }
                     }
-                    Some(Word::GiveBack | Word::Kill) => return Err(End::GivenBack { has_begun: false }),
-                    Some(Word::Stop) | None => return Err(End::Unwanted),
+                    Some(JobCommand::GiveBack | JobCommand::Kill) => return Err(JobOutcome::GivenBack { has_begun: false }),
+                    Some(JobCommand::Stop) | None => return Err(JobOutcome::Unwanted),
                 }
             }
         }
     }
 
     /// Asks the submitter whether the message is wanted, until it answers or is found to be dead.
-    async fn ask(&mut self) -> Result<Wanted, End> {
+    async fn ask(&mut self) -> Result<Wanted, JobOutcome> {
         let ask = Ask { number: self.tasks.number, host: self.host.id, delivered: self.delivered }.encode();
         let (subject, host, submitter) = (self.subject("q"), self.host.clone(), self.tasks.submitter);
         let asking = async {
             let answered = ask_until_answered(host, submitter, subject, ask, PATIENCE, None).await;
             answered.map_err(|end| match end {
-                End::GivenBack { .. } => End::GivenBack { has_begun: false },
+                JobOutcome::GivenBack { .. } => JobOutcome::GivenBack { has_begun: false },
                 end => end,
             })
         };
         let reply = self.unless_called_off(asking).await?;
-        Wanted::decode(&reply).map_err(|why| End::Malformed(why.to_string()))
+        Wanted::decode(&reply).map_err(|why| JobOutcome::Malformed(why.to_string()))
     }
 
-    async fn body(&mut self) -> Result<Bytes, End> {
+    async fn body(&mut self) -> Result<Bytes, JobOutcome> {
         let (key, len) = match &self.tasks.body {
             Body::Here(bytes) => return Ok(bytes.clone()),
             Body::There { key, len } => (*key, *len),
@@ -182,19 +185,19 @@ impl Job {
         let (subject, client) = (self.subject("p"), self.host.client.clone());
         let fetching = async move {
             pieces::fetch(&client, &subject, key, len).await.map_err(|missing| match missing {
-                Missing::Gone => End::Unwanted,
-                Missing::NoOwner => End::Orphaned,
-                Missing::Late | Missing::NoMemory => End::GivenBack { has_begun: false },
+                Missing::Gone => JobOutcome::Unwanted,
+                Missing::NoOwner => JobOutcome::Orphaned,
+                Missing::Late | Missing::NoMemory => JobOutcome::GivenBack { has_begun: false },
             })
         };
         self.unless_called_off(fetching).await
     }
 
-    fn start(&self, body: &Bytes, start_in: Option<Duration>) -> Result<Vec<Run>, End> {
+    fn start(&self, body: &Bytes, start_in: Option<Duration>) -> Result<Vec<ActiveOrder>, JobOutcome> {
         let mut at = 0;
         let mut runs = Vec::new();
         for task in &self.tasks.orders {
-            let Task { place, origin, first, count, attempt, limits, item_time, len, .. } = task.clone();
+            let MessageOrder { place, origin, first, count, attempt, limits, item_time, len, .. } = task.clone();
             // Their sum was compared with the length of the body.
             let records = body.slice(at.min(body.len())..(at + len as usize).min(body.len()));
             at += len as usize;
@@ -213,18 +216,20 @@ impl Job {
                 origin,
             };
             match self.host.pool.run_encoded(items) {
-                Ok(run) => runs.push(Run { place, run, items: count }),
-                Err(error) if error.kind() == ErrorKind::Decode => return Err(End::Malformed(error.to_string())),
-                Err(error) => return Err(End::Closed(error.to_string())),
+                Ok(run) => runs.push(ActiveOrder { place, run, items: count }),
+                Err(error) if error.kind() == ErrorKind::Decode => {
+                    return Err(JobOutcome::Malformed(error.to_string()));
+                }
+                Err(error) => return Err(JobOutcome::Closed(error.to_string())),
             }
         }
         Ok(runs)
     }
 
     /// Executes the orders and answers them: all at once if they are over soon, else as they come.
-    async fn execute(&mut self, runs: &mut Vec<Run>, executed: impl Fn(Duration)) -> End {
+    async fn execute(&mut self, runs: &mut Vec<ActiveOrder>, executed: impl Fn(Duration)) -> JobOutcome {
         let mut results = Results::default();
-        let mut answering: Option<BoxFuture<'static, Result<u64, End>>> = None;
+        let mut answering: Option<BoxFuture<'static, Result<u64, JobOutcome>>> = None;
         let (mut answered, mut has_last, mut was_told) = (0, false, false);
         let mut is_wanted = !runs.is_empty();
         loop {
@@ -233,11 +238,11 @@ impl Job {
             }
             if answering.is_none() {
                 if has_last {
-                    return End::Answered(answered);
+                    return JobOutcome::Answered(answered);
                 }
                 // A submitter that was answered in part waits for the last answer, though nothing is left to say.
                 if runs.is_empty() && !is_wanted && results.parts.is_empty() && answered == 0 {
-                    return End::Unwanted;
+                    return JobOutcome::Unwanted;
                 }
                 let is_due =
                     results.since.is_some_and(|since| since.elapsed() >= PARTIAL) || results.parts.len() >= MOST_PARTS;
@@ -250,21 +255,21 @@ impl Job {
             let due = results.since.map(|since| since + PARTIAL).filter(|_| answering.is_none());
             tokio::select! {
                 biased;
-                word = self.words.recv() => match word {
-                    Some(Word::Cancel(place)) => {
+                command = self.commands.recv() => match command {
+                    Some(JobCommand::Cancel(place)) => {
                         runs.retain(|run| run.place != place);
                         is_wanted = !runs.is_empty() || !results.parts.is_empty() || answering.is_some();
                     }
                     // What the submitter says to the last answer decides.
-                    Some(Word::GiveBack | Word::Stop) if has_last => {}
-                    Some(word @ (Word::GiveBack | Word::Kill)) => {
+                    Some(JobCommand::GiveBack | JobCommand::Stop) if has_last => {}
+                    Some(command @ (JobCommand::GiveBack | JobCommand::Kill)) => {
                         let has_results = !results.parts.is_empty() || answering.is_some() || answered > 0;
                         let has_begun = has_results || runs.iter().any(|run| run.run.has_begun());
-                        if !has_begun || matches!(word, Word::Kill) {
-                            return End::GivenBack { has_begun };
+                        if !has_begun || matches!(command, JobCommand::Kill) {
+                            return JobOutcome::GivenBack { has_begun };
                         }
                     }
-                    Some(Word::Stop) | None => return End::Unwanted,
+                    Some(JobCommand::Stop) | None => return JobOutcome::Unwanted,
                 },
                 done = async { answering.as_mut().expect("it is there").await }, if answering.is_some() => {
                     answering = None;
@@ -276,7 +281,7 @@ impl Job {
                 (at, next) = next_of(runs), if !runs.is_empty() => match next {
                     Some(block) => results.add(runs[at].place, named(&self.host.name, block)),
                     None => {
-                        let Run { place, run, items } = runs.swap_remove(at);
+                        let ActiveOrder { place, run, items } = runs.swap_remove(at);
                         let time = run.item_time().unwrap_or_default() * items;
                         results.time += time;
                         results.ran.push((place, time, items));
@@ -288,7 +293,7 @@ impl Job {
     }
 
     /// Hands results to the submitter, until it confirms them; how many items those were.
-    fn answer(&self, results: Taken, is_last: bool) -> BoxFuture<'static, Result<u64, End>> {
+    fn answer(&self, results: Taken, is_last: bool) -> BoxFuture<'static, Result<u64, JobOutcome>> {
         let (host, submitter, subject) = (self.host.clone(), self.tasks.submitter, self.subject("r"));
         let number = self.tasks.number;
         Box::pin(async move {
@@ -311,8 +316,8 @@ impl Job {
             let reply = ask_until_answered(host.clone(), submitter, subject, answer, wait, key).await?;
             match Wanted::decode(&reply) {
                 Ok(Wanted { is_wanted: true, .. }) => Ok(items),
-                Ok(_) => Err(End::Unwanted),
-                Err(why) => Err(End::Malformed(why.to_string())),
+                Ok(_) => Err(JobOutcome::Unwanted),
+                Err(why) => Err(JobOutcome::Malformed(why.to_string())),
             }
         })
     }
@@ -326,7 +331,7 @@ async fn ask_until_answered(
     payload: Bytes,
     wait: Duration,
     large: Option<u64>,
-) -> Result<Bytes, End> {
+) -> Result<Bytes, JobOutcome> {
     let (began, mut nobody_since) = (Instant::now(), None::<Instant>);
     let last_piece = |host: &Host| large.and_then(|key| Some(lock(&host.large).get(&key)?.1));
     loop {
@@ -338,18 +343,18 @@ async fn ask_until_answered(
             }
             Err(error) if error.kind() == RequestErrorKind::NoResponders => {
                 if nobody_since.get_or_insert_with(Instant::now).elapsed() >= PATIENCE {
-                    return Err(End::Orphaned);
+                    return Err(JobOutcome::Orphaned);
                 }
                 sleep(Duration::from_millis(250)).await;
             }
             Err(error) if error.kind() == RequestErrorKind::MaxPayloadExceeded => {
-                return Err(End::Malformed(error.to_string()));
+                return Err(JobOutcome::Malformed(error.to_string()));
             }
             Err(_) => {
                 nobody_since = None;
                 let heard = last_piece(&host).map_or(began, |piece| piece.max(began));
                 if heard.elapsed() >= host.lease * MOST_SILENT_LEASES {
-                    return Err(End::GivenBack { has_begun: true });
+                    return Err(JobOutcome::GivenBack { has_begun: true });
                 }
                 sleep(Duration::from_millis(50)).await;
             }
@@ -358,7 +363,7 @@ async fn ask_until_answered(
 }
 
 /// The next results of any order, and of which.
-async fn next_of(runs: &mut [Run]) -> (usize, Option<EncodedResults>) {
+async fn next_of(runs: &mut [ActiveOrder]) -> (usize, Option<EncodedResults>) {
     poll_fn(|cx: &mut Context<'_>| {
         for (at, run) in runs.iter_mut().enumerate() {
             if let Poll::Ready(next) = run.run.poll_next(cx) {

@@ -213,14 +213,14 @@ pub(super) struct Tasks {
     pub(super) number: u64,
     /// A host asks before it begins: there are limits that only its submitter can tell.
     pub(super) is_to_ask: bool,
-    pub(super) orders: Vec<Task>,
+    pub(super) orders: Vec<MessageOrder>,
     /// The arguments of all orders, one behind the other.
     pub(super) body: Body,
 }
 
 /// One order.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Task {
+pub(super) struct MessageOrder {
     /// Among the orders of its message, for answers and cancellations.
     pub(super) place: u32,
     pub(super) call: [u64; 2],
@@ -235,7 +235,7 @@ pub(super) struct Task {
     pub(super) len: u64,
 }
 
-impl Task {
+impl MessageOrder {
     fn write(to: &mut Writer, task: &Self) {
         let Self { place, call, origin, first, count, attempt, limits, item_time, len } = task;
         to.u32(*place);
@@ -293,13 +293,14 @@ impl Message for Tasks {
         to.u64(self.submitter);
         to.u64(self.number);
         to.u8(u8::from(self.is_to_ask));
-        to.list(&self.orders, Task::write);
+        to.list(&self.orders, MessageOrder::write);
         self.body.write(to);
     }
 
     fn read(from: &mut Reader) -> Option<Self> {
         let (submitter, number, is_to_ask) = (from.u64()?, from.u64()?, from.bool()?);
-        let tasks = Self { submitter, number, is_to_ask, orders: from.list(Task::read)?, body: Body::read(from)? };
+        let tasks =
+            Self { submitter, number, is_to_ask, orders: from.list(MessageOrder::read)?, body: Body::read(from)? };
         let len = match &tasks.body {
             Body::Here(bytes) => bytes.len() as u64,
             Body::There { len, .. } => *len,
@@ -538,7 +539,7 @@ impl Message for Piece {
 mod tests {
     use super::*;
 
-    fn task() -> Task {
+    fn task() -> MessageOrder {
         let limits = Limits {
             timeout: Some(Duration::from_millis(3)),
             grace: Duration::from_millis(10),
@@ -547,7 +548,7 @@ mod tests {
             chunk: 5,
         };
         let item_time = Some(Duration::from_nanos(9));
-        Task {
+        MessageOrder {
             place: 6,
             call: [1, u64::MAX],
             origin: Origin { submitter: 2, call: 3 },

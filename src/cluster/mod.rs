@@ -19,12 +19,12 @@
 //! assert_eq!(error.kind(), mp::ErrorKind::Unavailable);
 //! # Ok(()) }) }
 //! ```
-// In this room:
+// In this module:
 //
 // address.rs    servers, pool, credentials              link.rs      the connection, and what can be wrong with it
 // messages.rs   what submitters and hosts say           stream.rs    the pool's stream and its consumers
 // submitter.rs  takes a pool's orders, holds them       roster.rs    the hosts that it knows
-// serving.rs    the face of a host                      host.rs      pulls messages, keeps leases
+// serving.rs    the type of a host                      host.rs      pulls messages, keeps leases
 // job.rs        one message at a host                   pulls.rs     how many to ask for
 // pieces.rs     large values                            waiting.rs   for what may not be there
 #![forbid(unsafe_code)]

@@ -1,4 +1,4 @@
-//! The face of a host: a pool that serves.
+//! The public type of a host: a pool that serves.
 
 use crate::error::{Error, Result};
 use std::fmt;

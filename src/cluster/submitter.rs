@@ -15,7 +15,9 @@
 
 use super::address::{Address, Target, unsupported};
 use super::link::{self, Failure, Notice};
-use super::messages::{Answer, Ask, Beat, Body, Cancel, Held, Message, Numbers, Part, Piece, Task, Tasks, Wanted};
+use super::messages::{
+    Answer, Ask, Beat, Body, Cancel, Held, Message, MessageOrder, Numbers, Part, Piece, Tasks, Wanted,
+};
 use super::pieces::{self, Missing};
 use super::roster::{HostInfo, Roster};
 use super::stream::{self, Names, Stored};
@@ -463,7 +465,7 @@ impl Session {
             view.roster.strike_out(now);
             let slots = view.roster.slots();
             drop(view);
-            self.work.orders.set_slots(slots);
+            self.work.orders.set_capacity(slots);
         }
     }
 
@@ -497,7 +499,7 @@ impl Session {
             }
             (view.roster.slots(), view.roster.strangers())
         };
-        self.work.orders.set_slots(slots);
+        self.work.orders.set_capacity(slots);
         self.warn_of_strangers(strangers, now);
         if let Some(error) = self.work.outage.error(&self.names().pool, self.work.address.offline_timeout) {
             return self.fail_all(&error).await;
@@ -728,7 +730,7 @@ impl Session {
     /// As it goes into the stream.
     fn encode(&self, number: u64) -> Option<Bytes> {
         let message = self.messages.get(&number)?;
-        let task = |(place, order): (usize, &Order)| Task {
+        let task = |(place, order): (usize, &Order)| MessageOrder {
             place: place as u32,
             call: order.call().to_words(),
             origin: order.origin(),

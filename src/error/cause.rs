@@ -1,4 +1,4 @@
-//! Causes that rooms without this crate's error type put inside an [`std::io::Error`].
+//! Causes that modules without this crate's error type put inside an [`std::io::Error`].
 #![forbid(unsafe_code)]
 
 use super::{Error, ErrorKind};

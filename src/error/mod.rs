@@ -77,7 +77,7 @@ impl Error {
         Self(Box::new(Inner { kind: *kind, message, source: None, panic, exit_status, lagged: *lagged }))
     }
 
-    /// The error of a system call; or of damaged memory, which other rooms report as [`Damage`] inside an `io::Error`.
+    /// The error of a system call; or of damaged memory, which other modules report as [`Damage`] inside an `io::Error`.
     pub(crate) fn io(doing: impl fmt::Display, source: impl Into<std::io::Error>) -> Self {
         let source = source.into();
         if Damage::is_in(&source) {

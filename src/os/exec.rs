@@ -1,14 +1,14 @@
 //! Starts this program again by [posix_spawn(3)](https://man7.org/linux/man-pages/man3/posix_spawn.3.html), in a process
-//! that is marked for life as one that was started to take a role.
+//! that is tagged for life as one that was started to take a role.
 //!
-//! The mark is the path of the exec, which the kernel writes into the memory of the process (AT_EXECFN): an unusual spelling of
+//! The start tag is the path of the exec, which the kernel writes into the memory of the process (AT_EXECFN): an unusual spelling of
 //! `/proc/self/fd/N`. No argument parser sees it, no change of the environment, the descriptors or the mounts removes it,
 //! and programs that the process executes do not have it. The role is received over the descriptor after N.
 //!
-//! A second mark, a variable of its environment, is for the programs that it executes before it has its role. A third, for a program
-//! that it executes in its own place with an empty environment, is the signal at the death of its parent
-//! ([prctl(2)](https://man7.org/linux/man-pages/man2/pr_set_pdeathsig.2const.html)): an exec keeps it, and a process that it forks has
-//! none. It is a signal that by default does nothing. Both go when the role is taken.
+//! The starter variable is a variable of its environment, for the programs that it executes before it has its role. The death
+//! signal is for a program that it executes in its own place with an empty environment: the signal at the death of its parent
+//! ([prctl(2)](https://man7.org/linux/man-pages/man2/pr_set_pdeathsig.2const.html)). An exec keeps it, and a process that it forks
+//! has none. It is a signal that by default does nothing. Both are removed when the role is taken.
 
 use super::{background, pidfd, pipe, rights, spawn};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
@@ -20,52 +20,52 @@ use std::process::ExitStatus;
 use std::sync::atomic::{AtomicPtr, AtomicU8, Ordering::Relaxed};
 use std::time::Duration;
 
-const MARK: &str = "/proc/self/./fd/./";
+const TAG: &str = "/proc/self/./fd/./";
 
 extern "C" fn note() {
-    if mark().is_some() {
+    if start_tag().is_some() {
         spawn::note_inherited();
         // Where it is not permitted, the other two marks must do.
-        let _ = set_parent_process_death_signal(Some(THIRD));
+        let _ = set_parent_process_death_signal(Some(DEATH_SIGNAL));
     }
     // SAFETY: the name ends with a null byte; no thread has begun that could change the environment.
     STARTED_VALUE.store(unsafe { libc::getenv(STARTED.as_ptr()) }, Relaxed);
 }
 
-/// The variable that is the second mark.
+/// The name of the starter variable.
 const STARTED: &CStr = c"MULTIPROCESS_STARTED";
 
 /// Its value as it was before `main`.
 static STARTED_VALUE: AtomicPtr<c_char> = AtomicPtr::new(std::ptr::null_mut());
 
-/// The second mark of this process, as [`start`] was given it.
-pub(crate) fn second_mark() -> Option<String> {
+/// The starter variable of this process, as [`start`] was given it.
+pub(crate) fn starter_variable() -> Option<String> {
     std::env::var(STARTED.to_str().ok()?).ok().filter(|value| !value.is_empty())
 }
 
-/// The third mark.
-const THIRD: Signal = Signal::WINCH;
+/// The death signal.
+const DEATH_SIGNAL: Signal = Signal::WINCH;
 
-/// Returns `true` if this process has the third mark. The kernel takes it away from one that becomes another user.
-pub(crate) fn has_third_mark() -> bool {
-    parent_process_death_signal() == Ok(Some(THIRD))
+/// Returns `true` if this process has the death signal. The kernel removes it from one that becomes another user.
+pub(crate) fn has_death_signal() -> bool {
+    parent_process_death_signal() == Ok(Some(DEATH_SIGNAL))
 }
 
-/// Takes the third mark away.
-pub(crate) fn forget_third_mark() {
-    if has_third_mark() {
+/// Removes the death signal.
+pub(crate) fn forget_death_signal() {
+    if has_death_signal() {
         // It was permitted before.
         let _ = set_parent_process_death_signal(None);
     }
 }
 
-/// Returns `true` if a variable is the second mark.
-pub(crate) fn is_second_mark(name: &std::ffi::OsStr) -> bool {
+/// Returns `true` if a variable is the starter variable.
+pub(crate) fn is_starter_variable(name: &std::ffi::OsStr) -> bool {
     name.as_encoded_bytes() == STARTED.to_bytes()
 }
 
-/// Takes the second mark away, so that programs that this process executes from now on do not have it.
-pub(crate) fn forget_second_mark(single: Option<spawn::SingleThreaded>) {
+/// Takes the starter variable away, so that programs that this process executes from now on do not have it.
+pub(crate) fn forget_starter_variable(single: Option<spawn::SingleThreaded>) {
     if let (Some(single), Ok(name)) = (single, STARTED.to_str()) {
         return spawn::remove_variable(single, name.as_ref());
     }
@@ -91,14 +91,14 @@ pub(crate) fn forget_second_mark(single: Option<spawn::SingleThreaded>) {
 static NOTE: extern "C" fn() = note;
 
 /// The number of the socket that this process's role comes over; `None` if it was not started to take one.
-pub(crate) fn mark() -> Option<RawFd> {
+pub(crate) fn start_tag() -> Option<RawFd> {
     // The reference is what makes the linker keep the entry.
     std::hint::black_box(&NOTE);
-    marked(path_of_exec()).or_else(|| marked(kernels_path_of_exec()?))
+    tag_in(path_of_exec()).or_else(|| tag_in(kernels_path_of_exec()?))
 }
 
-fn marked(path: &CStr) -> Option<RawFd> {
-    let number: RawFd = path.to_str().ok()?.strip_prefix(MARK)?.parse().ok()?;
+fn tag_in(path: &CStr) -> Option<RawFd> {
+    let number: RawFd = path.to_str().ok()?.strip_prefix(TAG)?.parse().ok()?;
     number.checked_add(1)
 }
 
@@ -237,8 +237,8 @@ pub(crate) enum Watch {
     Anyhow,
 }
 
-/// Starts `program` with these arguments and variables (`NAME=value`) in a process that is marked. Its second mark is
-/// `second`. It has `role` as the socket that the mark names, nothing to read as its standard input, and this process's other streams (but for its
+/// Starts `program` with these arguments and variables (`NAME=value`) in a process that has the start tag. Its starter variable is
+/// `second`. It has `role` as the socket that the tag names, nothing to read as its standard input, and this process's other streams (but for its
 /// output, if it `is_silent`), directory and signal mask.
 ///
 /// An exec gives it no rights that this process has not: where the program's file could, it is started under
@@ -277,7 +277,7 @@ fn start_with_the_rights_of_this_thread(
     let nowhere = if is_silent { Some(nowhere_to_write()?) } else { None };
     // The copy keeps its number free here; in the new process the role's socket takes it.
     let (program, copy) = side_by_side(program, role)?;
-    let path = CString::new(format!("{MARK}{}", program.as_raw_fd()))?;
+    let path = CString::new(format!("{TAG}{}", program.as_raw_fd()))?;
     let mut actions = Actions::new()?;
     actions.duplicate(role.as_raw_fd(), copy.as_raw_fd())?;
     actions.duplicate(nothing.as_raw_fd(), 0)?;
@@ -461,11 +461,11 @@ mod tests {
 
     #[test]
     fn only_our_spelling_of_a_path_is_a_mark() {
-        assert_eq!(marked(c"/proc/self/./fd/./3"), Some(4));
+        assert_eq!(tag_in(c"/proc/self/./fd/./3"), Some(4));
         for other in [c"", c"/proc/self/fd/3", c"/dev/fd/3", c"/proc/self/./fd/./", c"/proc/self/./fd/./x", c"./a"] {
-            assert_eq!(marked(other), None, "{other:?}");
+            assert_eq!(tag_in(other), None, "{other:?}");
         }
-        assert_eq!(mark(), None);
+        assert_eq!(start_tag(), None);
     }
 
     #[test]

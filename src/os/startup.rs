@@ -25,7 +25,7 @@ unsafe extern "C" {
 /// The C library calls `own`, as one of the initialisers of this program, with `arguments`, and `own` calls this, once, and then
 /// `init`.
 pub unsafe fn run_initializers_after(own: Initializer, (count, arguments, variables): Arguments) {
-    if super::exec::mark().is_none() {
+    if super::exec::start_tag().is_none() {
         return;
     }
     // SAFETY: the linker places the two symbols around the list, which nothing writes any more.

@@ -1,10 +1,10 @@
 //! Calls that are made again after results for which a predicate holds. The predicate is asked in the caller's task, with the decoded
 //! result, so each item is a call of its own here.
 
+use super::call_items::next_number;
 use super::chunk::Chunk;
-use super::engine::Handle;
+use super::engine::PoolLifetime;
 use super::flight::{Plan, Stage, Target, Ticket};
-use super::group::next_number;
 use super::input::{Input, Most, One, Stop};
 use super::options::{Options, Progress};
 use super::retry::Predicate;
@@ -107,7 +107,7 @@ const AHEAD: usize = 4;
 
 /// The items of a call on many, each with its attempts.
 pub(super) struct Singles<R> {
-    pool: Arc<Handle>,
+    pool: Arc<PoolLifetime>,
     target: Target,
     options: Options,
     condition: Predicate<R>,

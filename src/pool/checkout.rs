@@ -1,6 +1,6 @@
 //! A worker that is checked out of its pool for a run of calls.
 
-use super::engine::Handle;
+use super::engine::PoolLifetime;
 use super::flight::Ticket;
 use super::handle::Call;
 use crate::error::Result;
@@ -15,14 +15,14 @@ use std::sync::Arc;
 ///
 /// Dropping it gives the worker back to the pool, with the state that its calls have left in it. A call that has not reached the worker by then fails with kind `ProcessDied`.
 pub struct Checkout {
-    pool: Arc<Handle>,
+    pool: Arc<PoolLifetime>,
     number: u64,
     /// Its calls go on after a `close`.
     _ticket: Ticket,
 }
 
 impl Checkout {
-    pub(super) async fn take(pool: Arc<Handle>) -> Result<Self> {
+    pub(super) async fn take(pool: Arc<PoolLifetime>) -> Result<Self> {
         let ticket = Ticket::of(&pool, 0)?;
         let number = pool.shared().new_checkout();
         // Made first: a drop of this future then gives the worker back.

@@ -1,7 +1,7 @@
 //! The options of a pool: an option is a field of [`Config`], a setter of [`PoolBuilder`], and its use.
 
 use super::options::ChunkLimits;
-use super::protocol::{Conditions, Task};
+use super::protocol::{Conditions, EncodedTask};
 use super::taker::{External, Start};
 use crate::error::{Error, Result};
 use crate::process::entry::{self, Outcome};
@@ -42,12 +42,12 @@ pub(super) struct Config {
     /// Workers beyond the least end when they have idled for this.
     pub(super) idle_timeout: Duration,
     pub(super) start_method: StartMethod,
-    pub(super) initializer: Option<Task>,
+    pub(super) initializer: Option<EncodedTask>,
     /// Reads the initializer's report.
     pub(super) read_initialized: fn(Parcel) -> Result<()>,
     /// From a worker's start to the end of its initializer.
     pub(super) initializer_timeout: Option<Duration>,
-    pub(super) finalizer: Option<Task>,
+    pub(super) finalizer: Option<EncodedTask>,
     /// From a worker's last item, or from when it was asked to end, to its end.
     pub(super) exit_timeout: Duration,
     pub(super) max_tasks_per_worker: Option<usize>,
@@ -452,9 +452,9 @@ impl PoolBuilder {
         self.config.initializer.is_some()
     }
 
-    fn task<A: Arguments>(&mut self, call: entry::Call, args: &A) -> Option<Task> {
+    fn task<A: Arguments>(&mut self, call: entry::Call, args: &A) -> Option<EncodedTask> {
         EncodedMessage::of(args)
-            .map(|arguments| Task { call, arguments })
+            .map(|arguments| EncodedTask { call, arguments })
             .map_err(|error| self.failed = Some(error))
             .ok()
     }

@@ -2,8 +2,8 @@
 //!
 //! It sleeps as long as there is nothing of this to do. Results do not pass through it.
 
+use super::call_items::submitter;
 use super::engine::Shared;
-use super::group::submitter;
 use super::protocol::{Conditions, Contract};
 use super::scheduler::{Circumstances, Spawn};
 use super::worker;

@@ -2,7 +2,7 @@
 
 use super::batch::ResultBatch;
 use super::chunk::Chunk;
-use super::engine::Handle;
+use super::engine::PoolLifetime;
 use super::flight::{Flight, Target};
 use super::input::{Input, Most, Stop};
 use super::options::Options;
@@ -90,7 +90,7 @@ pub(crate) struct EncodedRun {
 
 #[allow(dead_code)] // For the room above.
 impl EncodedRun {
-    pub(super) fn start(pool: Arc<Handle>, items: EncodedItems) -> Result<Self> {
+    pub(super) fn start(pool: Arc<PoolLifetime>, items: EncodedItems) -> Result<Self> {
         let label = items.check()?;
         let EncodedItems { call, first, count, attempt, records, limits, item_time, start_in, origin } = items;
         let Limits { timeout, grace, retries, back_off, chunk } = limits;

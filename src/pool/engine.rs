@@ -10,9 +10,9 @@
 //! | the driver | handles exits, deadlines and replacements |
 
 use super::batch::ResultBatch;
+use super::call_items::CallItems;
 use super::chunk::Chunk;
 use super::config::Config;
-use super::group::Group;
 use super::options::ChunkLimits;
 use super::scheduler::{Circumstances, Control, Effects, Scheduler, Spawn, Spawned, Step, TakenOrder};
 use super::side_channel::{SideOrders, SideResults, Unsent};
@@ -175,11 +175,11 @@ impl Shared {
         self.event(Scheduler::let_go);
     }
 
-    /// For how many of up to `wanted` items of `group` there is room. If for none, `waker` is woken when there is, and `ticket`
+    /// For how many of up to `wanted` items of `call_items` there is room. If for none, `waker` is woken when there is, and `ticket`
     /// keeps the place until then.
     pub(super) fn reserve(
         &self,
-        group: &Group,
+        group: &CallItems,
         wanted: usize,
         ticket: &mut Option<u64>,
         waker: Option<&Waker>,
@@ -197,7 +197,7 @@ impl Shared {
     }
 
     /// There were so many items fewer than there was room for.
-    pub(super) fn give_back(&self, group: &Group, items: usize) {
+    pub(super) fn give_back(&self, group: &CallItems, items: usize) {
         if self.config.max_waiting.is_some() && group.needs_room() && items > 0 {
             self.event(|scheduler, _| scheduler.room_left_over(items));
         }
@@ -210,7 +210,7 @@ impl Shared {
     }
 
     /// Hands chunks in, and on to workers that are free.
-    pub(super) fn submit(&self, group: &Arc<Group>, chunks: Vec<Chunk>) {
+    pub(super) fn submit(&self, group: &Arc<CallItems>, chunks: Vec<Chunk>) {
         self.event(|scheduler, effects| scheduler.submitted(group, chunks, effects));
     }
 
@@ -313,7 +313,7 @@ impl Shared {
         self.out.load(Acquire)
     }
 
-    pub(super) fn cancel(&self, group: &Arc<Group>) {
+    pub(super) fn cancel(&self, group: &Arc<CallItems>) {
         self.event(|scheduler, effects| scheduler.cancelled(group, effects));
     }
 
@@ -402,12 +402,12 @@ impl Shared {
 }
 
 /// Ends the pool with its last holder: `Pool`s, and the calls and results that they returned.
-pub(super) struct Handle {
+pub(super) struct PoolLifetime {
     shared: Arc<Shared>,
     runtime: runtime::Handle,
 }
 
-impl Handle {
+impl PoolLifetime {
     pub(super) fn new(shared: Arc<Shared>, runtime: runtime::Handle) -> Self {
         Self { shared, runtime }
     }
@@ -421,7 +421,7 @@ impl Handle {
     }
 }
 
-impl Drop for Handle {
+impl Drop for PoolLifetime {
     fn drop(&mut self) {
         if !fork::is_forked() && !self.shared.is_closed() {
             self.shared.let_go();
@@ -439,7 +439,7 @@ impl Source for Shared {
         self.event(|scheduler, effects| scheduler.items_settled(order, batch, ran, effects));
     }
 
-    fn ran(&self, group: &Group, time: Duration, items: u32) {
+    fn ran(&self, group: &CallItems, time: Duration, items: u32) {
         self.scheduler().items_ran(group, time, items);
     }
 
@@ -455,7 +455,7 @@ impl Source for Shared {
         self.scheduler().cancelled_orders()
     }
 
-    fn set_slots(&self, slots: usize) {
+    fn set_capacity(&self, slots: usize) {
         self.slots_changed(|scheduler, effects| scheduler.slots_changed(slots, effects));
     }
 

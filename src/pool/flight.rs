@@ -1,10 +1,10 @@
 //! The items of one call in flight: pulled from their input as far ahead as is useful, and waited for.
 
 use super::batch::ResultBatch;
+use super::call_items::{CallItems, next_number};
 use super::chunk::Chunk;
-use super::engine::{Handle, Shared, check_forked};
+use super::engine::{PoolLifetime, Shared, check_forked};
 use super::events::{self, EndOfEvents, Events};
-use super::group::{Group, next_number};
 use super::input::{Input, Most, Stop};
 use super::options::Options;
 use crate::channel::Item;
@@ -39,7 +39,7 @@ pub(super) struct Ticket(Arc<Shared>);
 
 impl Ticket {
     /// The checkout that this call belongs to, by its number; the checkout has the ticket. 0 is none.
-    pub(super) fn of(pool: &Handle, checkout: u64) -> Result<Self> {
+    pub(super) fn of(pool: &PoolLifetime, checkout: u64) -> Result<Self> {
         pool.shared().open(checkout)?;
         Ok(Self(pool.shared().clone()))
     }
@@ -59,8 +59,8 @@ impl Drop for Ticket {
 
 /// The items of one call in flight: pulls them in, hands them on, gives their outcomes back as they come.
 pub(super) struct Flight {
-    pub(super) pool: Arc<Handle>,
-    pub(super) group: Arc<Group>,
+    pub(super) pool: Arc<PoolLifetime>,
+    pub(super) group: Arc<CallItems>,
     input: Option<(Box<dyn Input>, Ticket)>,
     /// The place in line for room, if the pool lets only so many items wait and has none now.
     place: Option<u64>,
@@ -87,7 +87,7 @@ const BYTES_AHEAD: usize = 64 << 20;
 
 impl Flight {
     pub(super) fn start(
-        pool: Arc<Handle>,
+        pool: Arc<PoolLifetime>,
         target: Target,
         mut options: Options,
         input: Box<dyn Input>,
@@ -97,7 +97,7 @@ impl Flight {
         options.limits = pool.shared().chunk_limits();
         options.keeps_traces = pool.shared().config.keeps_traces;
         let first = options.first_index;
-        let group = Arc::new(Group::new(target.call, target.label, options));
+        let group = Arc::new(CallItems::new(target.call, target.label, options));
         let (input, spinner) = (Some((input, ticket)), Spinner::default());
         Ok(Self { pool, group, input, place: None, failed: None, pulled: first, returned: first, spinner, began: None })
     }
@@ -347,7 +347,7 @@ impl Drop for Flight {
 pub(super) enum Stage {
     /// With a ticket if it counts as asked for, and not only once it is begun.
     Planned {
-        pool: Arc<Handle>,
+        pool: Arc<PoolLifetime>,
         target: Target,
         options: Options,
         input: Box<dyn Input>,
@@ -360,7 +360,7 @@ pub(super) enum Stage {
 
 /// A call of one item, to be made again.
 pub(super) struct Plan {
-    pool: Arc<Handle>,
+    pool: Arc<PoolLifetime>,
     target: Target,
     pub(super) options: Options,
     input: Box<dyn Input>,

@@ -2,7 +2,7 @@
 
 use super::attempts::{Again, Singles, poll_one};
 use super::batch::ResultBatch;
-use super::engine::Handle;
+use super::engine::PoolLifetime;
 use super::events::{EndOfEvents, Events};
 use super::flight::{Flight, Stage, Target, Ticket};
 use super::input::{Input, One};
@@ -174,7 +174,7 @@ impl<R> Call<R> {
         self
     }
 
-    pub(super) fn of<F, A, M>(pool: Arc<Handle>, f: F, args: A) -> Self
+    pub(super) fn of<F, A, M>(pool: Arc<PoolLifetime>, f: F, args: A) -> Self
     where
         F: Function<A, M, Output = R>,
         A: Arguments,
@@ -182,7 +182,7 @@ impl<R> Call<R> {
         Self::new(pool, Target::of(f), One::input(&args))
     }
 
-    pub(super) fn new(pool: Arc<Handle>, target: Target, input: Result<Box<dyn Input>>) -> Self {
+    pub(super) fn new(pool: Arc<PoolLifetime>, target: Target, input: Result<Box<dyn Input>>) -> Self {
         Self { stage: planned_one(pool, target, input), again: None, rejects: false, events: None, result: PhantomData }
     }
 
@@ -250,7 +250,7 @@ fn rejected(flight: &Flight) -> Error {
     Error::new(ErrorKind::Full, text)
 }
 
-fn planned_one(pool: Arc<Handle>, target: Target, input: Result<Box<dyn Input>>) -> Stage {
+fn planned_one(pool: Arc<PoolLifetime>, target: Target, input: Result<Box<dyn Input>>) -> Stage {
     match input {
         Ok(input) => Stage::Planned { pool, target, options: Options::default(), input, ticket: None },
         Err(error) => Stage::Failed(error),
@@ -306,12 +306,12 @@ pub struct AsyncResult<R> {
 }
 
 impl<R> AsyncResult<R> {
-    pub(super) fn start(pool: Arc<Handle>, target: Target, input: Result<Box<dyn Input>>) -> Self {
+    pub(super) fn start(pool: Arc<PoolLifetime>, target: Target, input: Result<Box<dyn Input>>) -> Self {
         Self { stage: started(planned_one(pool, target, input)), result: PhantomData }
     }
 
     /// Starts the call if there is room for it.
-    pub(super) fn try_start(pool: Arc<Handle>, target: Target, input: Result<Box<dyn Input>>) -> Result<Self> {
+    pub(super) fn try_start(pool: Arc<PoolLifetime>, target: Target, input: Result<Box<dyn Input>>) -> Result<Self> {
         let mut call = Self::start(pool, target, input);
         match std::mem::replace(&mut call.stage, Stage::Over) {
             Stage::Failed(error) => Err(error),
@@ -407,7 +407,7 @@ options!(Map);
 chunksize!(Map);
 
 impl<R> Map<R> {
-    pub(super) fn new(pool: Arc<Handle>, target: Target, input: Box<dyn Input>) -> Self {
+    pub(super) fn new(pool: Arc<PoolLifetime>, target: Target, input: Box<dyn Input>) -> Self {
         let options = Options { is_many: true, gathers: true, ..Options::default() };
         let stage = Stage::Planned { pool, target, options, input, ticket: None };
         let (condition, singles, events) = (None, None, None);
@@ -602,7 +602,7 @@ options!(Results);
 chunksize!(Results);
 
 impl<R> Results<R> {
-    pub(super) fn new(pool: Arc<Handle>, target: Target, input: Box<dyn Input>, is_ordered: bool) -> Self {
+    pub(super) fn new(pool: Arc<PoolLifetime>, target: Target, input: Box<dyn Input>, is_ordered: bool) -> Self {
         let stage = match Ticket::of(&pool, 0) {
             Ok(ticket) => {
                 let options = Options { is_many: true, ..Options::default() };

@@ -20,7 +20,7 @@ pub(super) fn start(orders: Orders) -> Result<Arc<dyn Taker>> {
     let at_work = AtWork::default();
     let shown = at_work.clone();
     let thread = std::thread::Builder::new().name("mp-in-process".into());
-    orders.set_slots(1);
+    orders.set_capacity(1);
     let started = background::spawn(thread, move || work(&orders, &receiver, &shown));
     started.map_err(|error| Error::io("cannot start the thread of a pool", error))?;
     Ok(Arc::new(Thread { notices: Mutex::new(sender), at_work }))

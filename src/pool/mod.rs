@@ -8,13 +8,13 @@
 //! Use [`Process`](crate::Process) instead for one function, [`Group`](crate::Group) for several that end together. All names are
 //! re-exported at the root of the crate.
 //! See also the guide's page on [pools](crate::guide::pools).
-// In this room:
+// In this module:
 //
-// pool.rs          Pool: apply, map, imap; the public face       config.rs    options of a pool
+// pool.rs          Pool: apply, map, imap; the public type       config.rs    options of a pool
 // handle.rs        futures and streams that callers await        options.rs   options of a call, its progress
 // flight.rs        the items of one call, pulled and waited for  input.rs     sources of items
 // chunk.rs         encoded items on their way out                batch.rs     encoded results on their way back
-// group.rs         the items of one call, for the scheduler      side_channel.rs  large payloads, beside the lanes
+// call_items.rs    the items of one call, for the scheduler      side_channel.rs  large payloads, beside the lanes
 // engine.rs        the scheduler's lock, and the work outside it scheduler/   the state machine
 // driver.rs        starts workers, keeps time                    checkout.rs  one worker for a run of calls
 // taker.rs         the seam for executors that are no workers    local.rs     a thread of this process as one
@@ -27,6 +27,7 @@
 
 mod attempts;
 mod batch;
+mod call_items;
 mod checkout;
 mod chunk;
 mod config;
@@ -35,12 +36,11 @@ mod encoded;
 mod engine;
 mod events;
 mod flight;
-mod group;
 mod handle;
 mod input;
 mod local;
 mod options;
-#[allow(clippy::module_inception)] // The room's face carries the room's name.
+#[allow(clippy::module_inception)] // The file of the public type has the module's name.
 mod pool;
 mod protocol;
 mod retry;
@@ -58,7 +58,7 @@ mod worker_state;
 
 pub use checkout::Checkout;
 pub use config::{PoolBuilder, Workers};
-#[allow(unused_imports)] // For rooms above.
+#[allow(unused_imports)] // For modules above.
 pub(crate) use encoded::{EncodedItems, EncodedRun};
 pub use events::Events;
 pub use handle::{AsyncResult, Call, Map, MapAsync, Results};

@@ -1,10 +1,10 @@
-//! The public face: `Pool`, with `apply`, `map`, `imap` and the life of a pool.
+//! The public type `Pool`, with `apply`, `map`, `imap` and the life of a pool.
 
 use super::checkout::Checkout;
 use super::config::{PoolBuilder, Workers, checked};
 use super::driver;
 use super::encoded::{EncodedItems, EncodedRun};
-use super::engine::{Handle, Shared, check_forked};
+use super::engine::{PoolLifetime, Shared, check_forked};
 use super::flight::Target;
 use super::handle::{AsyncResult, Call, Map, MapAsync, Results};
 use super::input::{Input, OfIterator, OfStream, One, Packer};
@@ -82,7 +82,7 @@ use tokio::runtime;
 /// child process at its end. A `main` that uses neither does not: [`close`](Self::close) and [`join`](Self::join) the pool there.
 #[derive(Clone)]
 pub struct Pool {
-    handle: Arc<Handle>,
+    handle: Arc<PoolLifetime>,
 }
 
 impl PoolBuilder {
@@ -102,7 +102,7 @@ impl PoolBuilder {
         crate::process::check_initialized()?;
         let shared = Shared::new(config, start)?;
         runtime.spawn(driver::drive(shared.clone()));
-        Ok(Pool { handle: Arc::new(Handle::new(shared, runtime)) })
+        Ok(Pool { handle: Arc::new(PoolLifetime::new(shared, runtime)) })
     }
 }
 

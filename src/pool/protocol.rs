@@ -8,7 +8,7 @@ use std::ops::Deref;
 
 /// One function and its arguments.
 #[derive(Clone, Serialize, Deserialize)]
-pub(super) struct Task {
+pub(super) struct EncodedTask {
     pub(super) call: entry::Call,
     pub(super) arguments: EncodedMessage,
 }
@@ -147,8 +147,8 @@ pub(super) struct Contract {
     pub(super) orders: crate::channel::Receiver<EncodedMessage>,
     pub(super) results: crate::channel::Sender<EncodedMessage>,
     /// Its outcome is the first result, if there is one.
-    pub(super) initializer: Option<Task>,
-    pub(super) finalizer: Option<Task>,
+    pub(super) initializer: Option<EncodedTask>,
+    pub(super) finalizer: Option<EncodedTask>,
     pub(super) conditions: Conditions,
     /// That of most of its orders; see [`Origin`].
     pub(super) submitter: u64,

@@ -9,7 +9,7 @@
 //! | decision | by |
 //! |---|---|
 //! | how long, and how large, an order should be | [`ChunkLimits`], given with the [`External`] that makes the pool |
-//! | how many orders can be executed at the same time | [`Orders::set_slots`], at any time; it decides how far ahead items are pulled from their source |
+//! | how many orders can be executed at the same time | [`Orders::set_capacity`], at any time; it decides how far ahead items are pulled from their source |
 //! | when an order is taken, and when its items are settled | [`Orders::take`] and the methods of [`Order`] |
 //!
 //! # The life of an order
@@ -36,8 +36,8 @@
 //! with is final.
 
 use super::batch::ResultBatch;
+use super::call_items::CallItems;
 use super::chunk::Chunk;
-use super::group::Group;
 use super::options::ChunkLimits;
 use super::protocol::Origin;
 use super::stats::PoolStats;
@@ -80,18 +80,18 @@ pub(crate) struct External {
 pub(super) trait Source: Send + Sync {
     fn take(&self) -> Option<Handed>;
     fn settle(&self, order: u64, batch: ResultBatch, ran: Option<Duration>);
-    fn ran(&self, group: &Group, time: Duration, items: u32);
+    fn ran(&self, group: &CallItems, time: Duration, items: u32);
     fn give_back(&self, order: u64, chunk: Chunk);
     fn dropped(&self, order: u64, why: &dyn Fn() -> Error);
     fn cancelled(&self) -> Vec<u64>;
-    fn set_slots(&self, slots: usize);
+    fn set_capacity(&self, slots: usize);
     fn is_over(&self) -> bool;
 }
 
 /// An order that was taken just now.
 pub(super) struct Handed {
     pub(super) id: u64,
-    pub(super) group: Arc<Group>,
+    pub(super) group: Arc<CallItems>,
     pub(super) chunk: Chunk,
     pub(super) is_cancelled: Arc<AtomicBool>,
     pub(super) grace: Duration,
@@ -101,7 +101,7 @@ pub(super) struct Handed {
 #[derive(Clone)]
 pub(crate) struct Orders(Weak<dyn Source>);
 
-#[allow(dead_code)] // A part of it is for takers that are not of this room.
+#[allow(dead_code)] // A part of it is for takers of other modules.
 impl Orders {
     pub(super) fn of(source: Weak<dyn Source>) -> Self {
         Self(source)
@@ -121,8 +121,8 @@ impl Orders {
 
     /// From now on so many orders can be executed at the same time; 0, as at the start, if that is not known or none can.
     /// Calls then pull more, or fewer, items ahead.
-    pub(crate) fn set_slots(&self, slots: usize) {
-        self.0.upgrade().into_iter().for_each(|source| source.set_slots(slots));
+    pub(crate) fn set_capacity(&self, slots: usize) {
+        self.0.upgrade().into_iter().for_each(|source| source.set_capacity(slots));
     }
 
     /// Returns `true` if no order will ever come any more: the pool has ended or is gone.
@@ -149,14 +149,14 @@ pub(crate) struct Limits {
 pub(crate) struct Order {
     source: Weak<dyn Source>,
     id: u64,
-    group: Arc<Group>,
+    group: Arc<CallItems>,
     /// There until the order is given back.
     chunk: Option<Chunk>,
     is_cancelled: Arc<AtomicBool>,
     grace: Duration,
 }
 
-#[allow(dead_code)] // A part of it is for takers that are not of this room.
+#[allow(dead_code)] // A part of it is for takers of other modules.
 impl Order {
     fn chunk(&self) -> Option<&Chunk> {
         self.chunk.as_ref()
@@ -338,7 +338,7 @@ pub(crate) struct EncodedResults {
     pub(crate) records: Vec<u8>,
 }
 
-#[allow(dead_code)] // For takers that are not of this room.
+#[allow(dead_code)] // For takers of other modules.
 impl EncodedResults {
     /// The outcome of one item, as [`Batch::report`](entry::Batch::report) has it.
     ///

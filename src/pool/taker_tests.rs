@@ -104,7 +104,7 @@ async fn within<F: Future>(future: F) -> F::Output {
 #[tokio::test]
 async fn order_that_is_given_back_after_its_time_to_start_fails_for_that() {
     let (pool, fake) = pool(ChunkLimits::LOCAL);
-    fake.orders().set_slots(1);
+    fake.orders().set_capacity(1);
     let call = pool.apply(plus_one, (1,)).queue_timeout(20 * MS);
     let give_back = async {
         let order = fake.next().await;
@@ -119,7 +119,7 @@ async fn order_that_is_given_back_after_its_time_to_start_fails_for_that() {
 #[tokio::test]
 async fn order_that_is_given_back_to_a_pool_that_was_shut_down_is_given_up() {
     let (pool, fake) = pool(ChunkLimits::LOCAL);
-    fake.orders().set_slots(1);
+    fake.orders().set_capacity(1);
     let call = pool.apply_async(plus_one, (1,));
     let order = fake.next().await;
     let shutdown = async {
@@ -141,7 +141,7 @@ async fn order_names_its_function_and_its_results_reach_the_call() {
     assert_eq!((order.first(), order.count(), order.attempt(), order.is_cancelled()), (0, 1, 0, false));
     assert_eq!(order.items().map(|(index, bytes)| (index, argument(bytes))).collect::<Vec<_>>(), [(0, 41)]);
     assert_eq!((pool.stats().running, pool.stats().queued), (0, 1), "nothing can run without a slot");
-    fake.orders().set_slots(2);
+    fake.orders().set_capacity(2);
     assert_eq!((pool.stats().running, pool.workers()), (1, 2));
     order.settle(results(&order)).unwrap();
     assert_eq!(within(call).await.unwrap(), 42);
@@ -165,7 +165,7 @@ async fn order_names_its_function_and_its_results_reach_the_call() {
 async fn orders_grow_to_the_limits_of_the_taker_by_the_time_it_measures() {
     let limits = ChunkLimits { time: 20 * MS, items: 300, bytes: 256 << 10 };
     let (pool, fake) = pool(limits);
-    fake.orders().set_slots(1);
+    fake.orders().set_capacity(1);
     let map = tokio::spawn(pool.map(plus_one, 0..10_000));
     let (mut done, mut largest) = (0, 0);
     while done < 10_000 {
@@ -185,7 +185,7 @@ async fn more_slots_have_a_waiting_map_pull_more_items() {
     let map = tokio::spawn(pool.map(plus_one, 0..1000).chunksize(1));
     let mut held = Vec::new();
     for (slots, ahead) in [(1, 4), (3, 12)] {
-        fake.orders().set_slots(slots);
+        fake.orders().set_capacity(slots);
         while held.len() < ahead {
             held.push(fake.next().await);
         }
@@ -297,11 +297,11 @@ async fn an_item_that_is_not_taken_in_time_fails() {
 #[tokio::test]
 async fn a_place_in_line_that_is_not_used_any_more_goes_to_the_next_caller() {
     let (pool, fake) = pool_with(ChunkLimits::LOCAL, |builder| builder.max_waiting(5));
-    fake.orders().set_slots(2);
+    fake.orders().set_capacity(2);
     let mut stream = pool.imap(plus_one, 0..).chunksize(1);
     assert!(stream.next().now_or_never().is_none());
     // Five wait, and the stream waits for room. Now it may have fewer in flight than it has.
-    fake.orders().set_slots(1);
+    fake.orders().set_capacity(1);
     let _order = fake.next().await;
     assert!(stream.next().now_or_never().is_none());
     let mut apply = pool.apply(plus_one, (1,));

@@ -1,8 +1,8 @@
 //! The loop of a worker process: it runs items on its main thread, one at a time.
 
-use super::protocol::{BARE, Conditions, Contract, Header, IN_PIPE, LATE, TRACE, Task};
+use super::protocol::{BARE, Conditions, Contract, EncodedTask, Header, IN_PIPE, LATE, TRACE};
 use super::{events, task, trace, worker_state};
-use crate::channel::lane::{self, Order, Pace, WorkerEnd};
+use crate::channel::lane::{self, LaneOrder, Pace, WorkerEnd};
 use crate::channel::{Receiver, Sender, spsc};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::memory;
@@ -39,7 +39,7 @@ pub(super) fn work(contract: Contract) -> Result<()> {
         begun: Instant::now(),
         done: None,
     };
-    if let Some(Task { call, arguments }) = initializer {
+    if let Some(EncodedTask { call, arguments }) = initializer {
         let outcome = call.run(arguments.open()?, &mut executor);
         context.put(IN_PIPE, Payload::Borrowed(&outcome.parts().concat()), outcome.attachments());
         context.lane.notify_pending();
@@ -60,7 +60,7 @@ pub(super) fn work(contract: Contract) -> Result<()> {
         }
         context.finish();
     }
-    if let Some(Task { call, arguments }) = finalizer {
+    if let Some(EncodedTask { call, arguments }) = finalizer {
         let outcome = call.run(arguments.open()?, &mut executor);
         drop(outcome);
     }
@@ -79,7 +79,7 @@ struct Context {
     /// That of orders whose heads name none.
     submitter: u64,
     fds: Vec<OwnedFd>,
-    order: Option<Order>,
+    order: Option<LaneOrder>,
     header: Option<Header>,
     /// While traces of items are sent.
     listens: Option<DefaultGuard>,

@@ -1,6 +1,6 @@
 //! The entry points of a program: `init` and `run`, which find out whether this process is the program itself, and `preload`.
 //!
-//! A process that was started for a role (fork server, child, name cleaner) has a mark, and receives the role over a socket
+//! A process that was started for a role (fork server, child, name cleaner) has the start tag, and receives the role over a socket
 //! (`role`). In `init` it takes the role or ends; it never returns to `main`.
 #![forbid(unsafe_code)]
 
@@ -87,7 +87,7 @@ use std::sync::Mutex;
 /// either (`sudo` fails there), and some kernels take away effective ids that differ from the real ones.
 #[allow(clippy::needless_doctest_main)] // Where in `main` it stands is what the example shows.
 pub fn init() {
-    // The mark stays for life. A process that has taken its role, or is the program itself, may call this again.
+    // The start tag stays for life. A process that has taken its role, or is the program itself, may call this again.
     if origin::is_known() {
         return;
     }
@@ -243,8 +243,8 @@ fn take_role(socket: OwnedFd) -> ! {
         Ok(None) => spawn::exit_now(1), // The starter is gone.
         Err(refusal) => refusal.report(socket.as_fd()).end(),
     };
-    exec::forget_second_mark(single);
-    exec::forget_third_mark();
+    exec::forget_starter_variable(single);
+    exec::forget_death_signal();
     role::note_arguments();
     panics::note_panics();
     let refusal = (image != image::fingerprint()).then(other_image);

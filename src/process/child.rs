@@ -91,12 +91,12 @@ pub(super) fn after_fork(
         Ok(None) => spawn::exit_now(0),
         Err(error) => refuse(socket.as_fd(), error),
     };
-    let report = Some(socket).filter(|_| !order.is_passed_on);
-    let Ok(fds) = order.split(report, fds) else { spawn::exit_now(1) };
-    let told = if order.is_passed_on { report_birth(&fds.report) } else { Ok(()) };
+    let report = Some(socket).filter(|_| !order.goes_by_server);
+    let Ok(fds) = order.assign_descriptors(report, fds) else { spawn::exit_now(1) };
+    let told = if order.goes_by_server { report_birth(&fds.report) } else { Ok(()) };
     set_name(&order.name);
     signal::restore_child_action();
-    apply_variables(&order.variables, single);
+    apply_variables(&order.own_variables, single);
     live(order, bytes, fds, tie, told.and(moved).map_err(Error::from), Exit::Forked)
 }
 
@@ -127,12 +127,12 @@ pub(super) fn rehearse(sockets: Option<(OwnedFd, OwnedFd)>) -> Result<()> {
         daemon: false,
         start_method: StartMethod::ForkServer,
         parent: nobody,
-        is_passed_on: false,
-        environment: None,
+        goes_by_server: false,
+        starter_environment: None,
         has_directory: false,
         has_own_directory: false,
         attributes: None,
-        variables: Variables::default(),
+        own_variables: Variables::default(),
         is_shielded: false,
         leads_group: false,
         backtraces: None,
@@ -174,7 +174,7 @@ pub(super) fn after_exec(socket: OwnedFd, settled: Result<()>) -> ! {
         spawn::exit_now(1); // The server died while it sent the order.
     };
     drop(socket);
-    let Ok(fds) = order.split(None, fds) else { spawn::exit_now(1) };
+    let Ok(fds) = order.assign_descriptors(None, fds) else { spawn::exit_now(1) };
     set_name(&order.name);
     let told = report_birth(&fds.report).map_err(Error::from);
     live(order, bytes, fds, None, settled.and(told), Exit::Regular)

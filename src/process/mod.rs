@@ -6,9 +6,9 @@
 //!
 //! For many short tasks take a [`Pool`](crate::Pool), for a child that is started again when it fails [`ProcessBuilder::restart`]. The same names
 //! are re-exported at the root of the crate. See also the guide's page on [processes](crate::guide::processes).
-// In this room:
+// In this module:
 //
-// the public face
+// the public types
 //   process.rs         Process: a child, and the future of its result      info.rs       name and pid of this process and its parent
 //   builder.rs         ProcessBuilder: options, and the start              shutdown.rs   SIGTERM and Ctrl-C as a future
 //   boot.rs            init, run, preload; takes the role of the process   stdio.rs      where standard streams go
@@ -46,7 +46,7 @@ mod origin;
 mod outcome;
 mod panics;
 mod preload;
-#[allow(clippy::module_inception)] // The room's face carries the room's name.
+#[allow(clippy::module_inception)] // The file of the public type has the module's name.
 mod process;
 mod protocol;
 mod reports;

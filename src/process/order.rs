@@ -10,7 +10,7 @@ use crate::wire::{self, Parcel, frame};
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-/// The function and the options of a child. Its descriptors are attached in the order of [`Order::split`].
+/// The function and the options of a child. Its descriptors are attached in the order of [`Order::assign_descriptors`].
 ///
 /// It travels as a head of numbers and then the texts whose lengths the head holds. A new child reads it with code on few
 /// pages: each page that a general format would enter costs every child a page fault.
@@ -21,11 +21,11 @@ pub(super) struct Order {
     pub(super) daemon: bool,
     pub(super) start_method: StartMethod,
     pub(super) parent: ProcessInfo,
-    /// The server passes this order on, and may die before it has answered the starter. Otherwise the order goes to
-    /// a spare child, which reports over the same socket and is tied to the starter already.
-    pub(super) is_passed_on: bool,
+    /// The order goes by the fork server, which may die before it has answered the starter. `false`: it goes straight to a spare
+    /// child, which has its lifeline and report socket already.
+    pub(super) goes_by_server: bool,
     /// The starter's environment, if it has changed since its last order.
-    pub(super) environment: Option<Variables>,
+    pub(super) starter_environment: Option<Variables>,
     /// The starter's working directory is attached, because it has changed since its last order.
     pub(super) has_directory: bool,
     /// A directory for this child is attached.
@@ -33,7 +33,7 @@ pub(super) struct Order {
     /// Attributes from the builder, which replace the starter's.
     pub(super) attributes: Option<Attributes>,
     /// Environment variables from the builder.
-    pub(super) variables: Variables,
+    pub(super) own_variables: Variables,
     /// Signals that are sent to whole groups do nothing in this child.
     pub(super) is_shielded: bool,
     /// This child leads a process group, which ends with its starter.
@@ -62,7 +62,7 @@ pub(super) struct Descriptors {
 }
 
 impl Descriptors {
-    /// Returns how many there are.
+    /// Returns the number of descriptors.
     pub(super) fn count(&self) -> usize {
         let Self { report: _, lifeline, streams, directory, own_directory, arguments, traces, attachments } = self;
         let others = [lifeline, directory, own_directory, arguments, traces];
@@ -149,8 +149,8 @@ impl Order {
         let mut texts: [&[u8]; text::COUNT] = [&[]; text::COUNT];
         texts[text::NAME] = self.name.as_bytes();
         texts[text::NAME_OF_PARENT] = self.parent.name.as_bytes();
-        texts[text::ENVIRONMENT] = self.environment.as_ref().map_or(&[], Variables::as_bytes);
-        texts[text::OWN_VARIABLES] = self.variables.as_bytes();
+        texts[text::ENVIRONMENT] = self.starter_environment.as_ref().map_or(&[], Variables::as_bytes);
+        texts[text::OWN_VARIABLES] = self.own_variables.as_bytes();
         texts[text::ATTRIBUTES] = attributes.as_deref().unwrap_or_default();
         let mut numbers = [0; number::COUNT];
         [numbers[number::FUNCTION], numbers[number::FINGERPRINT]] = self.call.to_words();
@@ -170,7 +170,7 @@ impl Order {
         let others = [
             (flag::DAEMON, self.daemon),
             (flag::BY_EXEC, self.start_method == StartMethod::Spawn),
-            (flag::PASSED_ON, self.is_passed_on),
+            (flag::PASSED_ON, self.goes_by_server),
             (flag::DIRECTORY, self.has_directory),
             (flag::OWN_DIRECTORY, self.has_own_directory),
             (flag::SHIELDED, self.is_shielded),
@@ -180,7 +180,7 @@ impl Order {
             (flag::PARENT_WAS_STARTED, self.parent.start_method.is_some()),
             (flag::BACKTRACES, self.backtraces == Some(true)),
             (flag::BACKTRACES_ARE_SET, self.backtraces.is_some()),
-            (flag::ENVIRONMENT, self.environment.is_some()),
+            (flag::ENVIRONMENT, self.starter_environment.is_some()),
             (flag::ATTRIBUTES, self.attributes.is_some()),
             (flag::ARGUMENTS_IN_MEMFD, self.arguments_in_memfd.is_some()),
         ];
@@ -214,12 +214,12 @@ impl Order {
             daemon: is_set(flag::DAEMON),
             start_method: method_of(is_set(flag::BY_EXEC)),
             parent,
-            is_passed_on: is_set(flag::PASSED_ON),
-            environment: is_set(flag::ENVIRONMENT).then(|| variables(text::ENVIRONMENT)),
+            goes_by_server: is_set(flag::PASSED_ON),
+            starter_environment: is_set(flag::ENVIRONMENT).then(|| variables(text::ENVIRONMENT)),
             has_directory: is_set(flag::DIRECTORY),
             has_own_directory: is_set(flag::OWN_DIRECTORY),
             attributes,
-            variables: variables(text::OWN_VARIABLES),
+            own_variables: variables(text::OWN_VARIABLES),
             is_shielded: is_set(flag::SHIELDED),
             leads_group: is_set(flag::LEADS_GROUP),
             backtraces: is_set(flag::BACKTRACES_ARE_SET).then(|| is_set(flag::BACKTRACES)),
@@ -255,7 +255,7 @@ impl Order {
 
     /// Assigns the attached descriptors: report, lifeline, streams, directories, arguments, traces, attachments. The
     /// first two are not attached if `report` is given.
-    pub(super) fn split(&self, report: Option<OwnedFd>, fds: Vec<OwnedFd>) -> io::Result<Descriptors> {
+    pub(super) fn assign_descriptors(&self, report: Option<OwnedFd>, fds: Vec<OwnedFd>) -> io::Result<Descriptors> {
         let mut fds = fds;
         fds.reverse();
         let missing = || io::Error::new(io::ErrorKind::InvalidData, "an order without its descriptors");
@@ -295,12 +295,12 @@ mod tests {
             daemon: false,
             start_method: StartMethod::ForkServer,
             parent: ProcessInfo { name: "MainProcess".into(), pid: 1, daemon: false, start_method: None },
-            is_passed_on: true,
-            environment: None,
+            goes_by_server: true,
+            starter_environment: None,
             has_directory: false,
             has_own_directory: true,
             attributes: None,
-            variables: Variables::default(),
+            own_variables: Variables::default(),
             is_shielded: true,
             leads_group: false,
             backtraces: None,
@@ -314,12 +314,12 @@ mod tests {
             daemon: true,
             start_method: StartMethod::Spawn,
             parent,
-            is_passed_on: false,
-            environment: Some(Variables::default()),
+            goes_by_server: false,
+            starter_environment: Some(Variables::default()),
             has_directory: true,
             has_own_directory: false,
             attributes: Some(attributes),
-            variables: [("A".into(), "1".into())].into_iter().collect(),
+            own_variables: [("A".into(), "1".into())].into_iter().collect(),
             is_shielded: false,
             leads_group: true,
             backtraces: Some(false),

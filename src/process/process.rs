@@ -1,4 +1,4 @@
-//! The face: start a process, await what its function returns.
+//! The public type of a child: starts a process, awaits the result of its function.
 #![forbid(unsafe_code)]
 
 use super::children::{self, Child};

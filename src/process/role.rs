@@ -1,24 +1,27 @@
 //! Hands a role to a process of the same program that was started for it.
 //!
 //! # State
-//! The mark (`os::exec`): a process that was started to take a role has it for the whole of its life. It names the
+//! The start tag (`os::exec`): a process that was started to take a role has it for the whole of its life. It names the
 //! descriptor over which the role comes: one end of a socket pair. The first two messages there are [`Hello`], which is sent
 //! before the process starts, and [`Addressed`], which names the process and follows at once.
 //!
-//! The second mark (`os::exec`) is a variable: the image, the pid and the start time of the starter. Every program has it that
-//! the process executes before it has taken its role, and none that it executes later.
+//! The starter variable (`os::exec`): the image, the pid and the start time of the starter. Every program that the process
+//! executes before it has taken its role has it in its environment; programs that it executes later do not.
 //!
-//! The third mark (`os::exec`) is of this very process, whatever it executes, and goes when the role is taken.
+//! The death signal (`os::exec`) is a setting of the process itself, which every program that it executes keeps. It is removed when
+//! the role is taken.
 //!
 //! # Moves
-//! The starter: [`start`], then the messages of the role, then [`wait_until_ready`] or the report of a child. The started
-//! process: [`inherited_socket`] and [`receive`] in `init`, after whatever `main` does before, for however long.
+//! | move | by | then |
+//! |---|---|---|
+//! | [`start`], then the messages of the role | the starter | the messages wait in the socket |
+//! | [`inherited_socket`], then [`receive`], in `init` | the started process, after the part of `main` before `init` | it has its role, or ends |
+//! | [`wait_until_ready`], or the report of a child | the starter | it knows whether the role was taken |
 //!
 //! # Invariants
-//! 1. A marked process takes its role or ends with a line and an exit code that give the reason: it never goes on in `main`.
-//!    Neither does a process of the same image that was started by a marked one before that took its role: it has inherited the
-//!    role's socket, or has the second mark while the starter named there runs, or is
-//!    the same process and has the third one. It would start processes that do the same again.
+//! 1. A process with a start tag takes its role, or ends with a line on stderr and an exit code that give the reason: it never goes
+//!    on in `main`. Before it has its role, it may start the same program again. That process ends, too: it recognises the
+//!    inherited socket, or the starter variable while the starter runs, or has the death signal. Otherwise each such process would start another.
 //! 2. A role is taken by the very process that was started, from its living parent, which made the socket with the same
 //!    effective user and group. Its other ids are those of the thread that started it, as no exec gave it any: a program that
 //!    got rights from its exec takes none.
@@ -28,7 +31,7 @@
 //! from the exit code. The starter ends: the socket hangs up or belongs to a stranger, and the started process ends.
 //!
 //! # Cancel
-//! Nothing here is a future.
+//! No await point.
 #![forbid(unsafe_code)]
 
 use super::origin;
@@ -112,7 +115,7 @@ pub(super) fn how_it_ended(status: ExitStatus) -> String {
 
 /// The socket over which this process receives its role, if it was started to take one.
 pub(super) fn inherited_socket() -> Result<Option<OwnedFd>, Refusal> {
-    match exec::mark() {
+    match exec::start_tag() {
         Some(_) if rights::came_by_exec() => Err(Refusal::GivenRights),
         Some(number) => match spawn::look_at(number, |fd| socket::maker_of_pair(fd).is_some()) {
             None => Err(Refusal::Closed),
@@ -120,48 +123,60 @@ pub(super) fn inherited_socket() -> Result<Option<OwnedFd>, Refusal> {
             Some(true) => spawn::take_inherited(number).map(Some).map_err(|_| Refusal::Closed),
         },
         None if rights::came_by_exec() => Ok(None),
-        None => find_without_mark(),
+        None => find_without_tag(),
     }
 }
 
-/// The socket of a process that has executed itself again, or that a tool executed by another path, and so has no mark.
-fn find_without_mark() -> Result<Option<OwnedFd>, Refusal> {
+/// Finds the socket of a process without a start tag: it has executed itself again, or a tool executed it by another path.
+fn find_without_tag() -> Result<Option<OwnedFd>, Refusal> {
     let found = spawn::inherited().into_iter().find_map(|fd| Some((fd, spawn::look_at(fd, look_for_role)??)));
     match found {
-        Some((fd, true)) => Ok(spawn::take_inherited(fd).ok()),
-        Some((_, false)) => Err(Refusal::StartedAgain),
-        None if exec::second_mark().is_some_and(|mark| is_of_running_starter(&mark)) => Err(Refusal::StartedAgain),
-        None if exec::has_third_mark() => Err(Refusal::StartedAgain),
+        Some((fd, RoleSocket::FromParent)) => Ok(spawn::take_inherited(fd).ok()),
+        Some((_, RoleSocket::FromStranger)) => Err(Refusal::StartedAgain),
+        None if exec::starter_variable().is_some_and(|value| is_of_running_starter(&value)) => {
+            Err(Refusal::StartedAgain)
+        }
+        None if exec::has_death_signal() => Err(Refusal::StartedAgain),
         None => Ok(None),
     }
 }
 
-/// `None` if this is not a socket over which a role of this program comes; otherwise whether the parent made it.
-fn look_for_role(socket: BorrowedFd<'_>) -> Option<bool> {
-    let maker = socket::maker_of_pair(socket)?;
-    let mut room = [0; 96];
-    let len = socket::peek(socket, &mut room).ok()?;
-    let image = Hello::image_in(&room[..len.min(room.len())])?;
-    // From the parent also one of another build is taken, and refused with that reason.
-    if maker.pid == spawn::parent() { Some(true) } else { (image == image::fingerprint()).then_some(false) }
+/// An inherited socket over which a role of this program comes, by the process that made it.
+enum RoleSocket {
+    FromParent,
+    FromStranger,
 }
 
-/// What [`is_of_running_starter`] understands.
-fn second_mark() -> String {
+/// Returns how a role comes over this socket; `None` if it is another socket.
+fn look_for_role(socket: BorrowedFd<'_>) -> Option<RoleSocket> {
+    let maker = socket::maker_of_pair(socket)?;
+    let mut buffer = [0; 96];
+    let len = socket::peek(socket, &mut buffer).ok()?;
+    let image = Hello::image_in(&buffer[..len.min(buffer.len())])?;
+    // A role of another build is accepted here if the parent made the socket; `receive` refuses it and names the build.
+    if maker.pid == spawn::parent() {
+        Some(RoleSocket::FromParent)
+    } else {
+        (image == image::fingerprint()).then_some(RoleSocket::FromStranger)
+    }
+}
+
+/// Returns the value of the starter variable that names this process, for [`is_of_running_starter`].
+fn starter_variable() -> String {
     let pid = std::process::id();
     format!("{:016x}:{pid}:{}", image::fingerprint(), proc::start_time(pid).unwrap_or(0))
 }
 
-/// Returns `true` if the second mark is of this program, and the process that it names still runs.
-fn is_of_running_starter(mark: &str) -> bool {
-    let mut parts = mark.split(':');
+/// Returns `true` if the starter variable is of this program, and the process that it names still runs.
+fn is_of_running_starter(value: &str) -> bool {
+    let mut parts = value.split(':');
     let image = parts.next().and_then(|part| u64::from_str_radix(part, 16).ok());
     let (pid, began) = (
         parts.next().and_then(|part| part.parse::<u32>().ok()),
         parts.next().and_then(|part| part.parse::<u64>().ok()),
     );
     let (Some(pid), Some(began)) = (pid, began) else { return false };
-    // Where /proc does not show when it began, it may be that one.
+    // If /proc does not show when it began, it counts as that process.
     image == Some(image::fingerprint())
         && proc::start_time(pid).map_or_else(|| pidfd::open(pid).is_ok(), |time| time == began || began == 0)
 }
@@ -197,7 +212,7 @@ pub(super) fn start(
     // A child's pidfd is its starter's, and the fork server, which gets it, has one thread only.
     let watch = if matches!(role, Role::Child { .. }) { Watch::ByPidfd } else { Watch::Anyhow };
     protocol::send(ours.as_fd(), &Hello::new(image::fingerprint(), role), &[], fds)?;
-    let variables = (variables.for_exec(), &*second_mark());
+    let variables = (variables.for_exec(), &*starter_variable());
     let process = exec::start(program, arguments(), variables, theirs.as_fd(), is_silent, watch)?;
     drop(theirs);
     match protocol::send(ours.as_fd(), &Addressed { pid: process.pid() }, &[], &[]) {
@@ -341,13 +356,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn second_mark_counts_for_this_image_while_its_starter_runs() {
-        let mark = second_mark();
-        assert!(is_of_running_starter(&mark));
+    fn starter_variable_counts_for_this_image_while_its_starter_runs() {
+        let value = starter_variable();
+        assert!(is_of_running_starter(&value));
         let pid = std::process::id().to_string();
-        assert!(!is_of_running_starter(&mark.replacen(&format!(":{pid}:"), ":1073741824:", 1)));
-        assert!(!is_of_running_starter(&format!("{mark}1")), "a later process with this pid");
-        assert!(!is_of_running_starter(&format!("0000{}", &mark[4..])) || mark.starts_with("0000"));
+        assert!(!is_of_running_starter(&value.replacen(&format!(":{pid}:"), ":1073741824:", 1)));
+        assert!(!is_of_running_starter(&format!("{value}1")), "a later process with this pid");
+        assert!(!is_of_running_starter(&format!("0000{}", &value[4..])) || value.starts_with("0000"));
         assert!(!is_of_running_starter("") && !is_of_running_starter("1:2"));
     }
 }

@@ -11,7 +11,7 @@
 //! - Spares are requested: it forks them and sends them to their starter, tied to it, each with the socket for its order and
 //!   its report.
 //! - A child ends: the kernel reaps it, or the server does.
-//! - A process claims a slot in the family table: the server watches it, and recovers what it held when it ends.
+//! - A process takes a slot in the family table: the server watches it, and recovers what it held when it ends.
 //! - A connection hangs up: the server drops it, and ends with the last one.
 //! - The root ends: the kernel kills the server through the root's lifeline.
 //!
@@ -67,8 +67,8 @@ struct Server {
     single: Option<SingleThreaded>,
     /// Signals, intake, and what kills this process when the root ends.
     own: Vec<OwnedFd>,
-    /// Rung when a process has claimed a slot in the family table.
-    claims: BorrowedFd<'static>,
+    /// Rung when a process has taken a slot in the family table.
+    new_slots: BorrowedFd<'static>,
     connections: Vec<Connection>,
     /// How many there have been.
     connected: u64,
@@ -219,7 +219,7 @@ impl Server {
         let mut server = Self {
             single,
             own: vec![signals, intake, tie],
-            claims: Family::get().map_err(failed)?.claims(),
+            new_slots: Family::get().map_err(failed)?.new_slots(),
             connections: Vec::new(),
             connected: 0,
             watched: Vec::new(),
@@ -236,14 +236,14 @@ impl Server {
         protocol::send(starter, &ready, &[], &[]).map_err(failed)?;
         server.watch_family();
         // An earlier server may have died between a recovery and its doorbells.
-        Family::get().map_err(failed)?.ring_all();
+        Family::get().map_err(failed)?.wake_all();
         Ok(server)
     }
 
     /// Watches each process in the family table that it does not watch yet.
     fn watch_family(&mut self) {
         let Ok(family) = Family::get() else { return };
-        eventfd::drain(family.claims());
+        eventfd::drain(family.new_slots());
         self.has_unwatched = false;
         for pid in family.pids() {
             if self.watched.iter().any(|(watched, _)| *watched == pid) {
@@ -313,18 +313,18 @@ impl Server {
             }
             if self.connections.is_empty() {
                 // The child that started this server has ended, and so have all its children here. Another server may not
-                // have seen the latest claims.
-                eventfd::ring(self.claims);
+                // have seen the latest new slots.
+                eventfd::ring(self.new_slots);
                 profile::exit(0);
             }
         }
     }
 
-    /// Sleeps until something is ready: signals, intake, claims, connections, the watched, in this order.
+    /// Sleeps until something is ready: signals, intake, new slots, connections, the watched, in this order.
     fn wait(&self) -> Vec<bool> {
         let connections = self.connections.iter().map(|connection| connection.socket.as_fd());
         let watched = self.watched.iter().map(|(_, pidfd)| pidfd.as_fd());
-        let own = self.own[..=INTAKE].iter().map(AsFd::as_fd).chain([self.claims]);
+        let own = self.own[..=INTAKE].iter().map(AsFd::as_fd).chain([self.new_slots]);
         let all: Vec<_> = own.chain(connections).chain(watched).collect();
         poll::readable(&all, self.has_unwatched.then_some(UNWATCHED)).unwrap_or_else(|_| {
             // Out of kernel memory, or of descriptors that may be polled: check everything soon, which is slow and right,
@@ -467,20 +467,20 @@ impl Server {
         let failed = |error| protocol::spawn_error("a child cannot be started", error);
         let mut order = Order::take(&mut parcel).map_err(failed)?;
         let Parcel { bytes: arguments, fds } = parcel;
-        let mut fds = order.split(None, fds).map_err(failed)?;
+        let mut fds = order.assign_descriptors(None, fds).map_err(failed)?;
         let connection = &mut self.connections[at];
         if connection.lifeline.is_none() {
             // A description of its own: the other one is tied to the child. Without it there are no spares for now.
             connection.lifeline = fds.lifeline.as_ref().and_then(|lifeline| signal::reopen(lifeline.as_fd()).ok());
         }
-        if let Some(environment) = order.environment.take() {
+        if let Some(environment) = order.starter_environment.take() {
             connection.environment = environment;
         }
         if let Some(directory) = fds.directory.take() {
             connection.directory = Some(directory);
             order.has_directory = false; // A child inherits it.
         }
-        order.is_passed_on = true;
+        order.goes_by_server = true;
         let (pid, pidfd, report) = match (order.start_method, self.single) {
             (StartMethod::ForkServer, Some(single)) => {
                 self.become_like(at, single);
@@ -568,7 +568,7 @@ impl Server {
         let origin = origin::origin().map_err(io::Error::other)?;
         order.has_directory = connection.directory.is_some();
         fds.directory = connection.directory.as_ref().map(|directory| directory.try_clone()).transpose()?;
-        let variables = connection.environment.with(&order.variables);
+        let variables = connection.environment.with(&order.own_variables);
         let family = Family::get()?;
         let settle = [Some(&origin.program), origin.root_lifeline.as_ref(), origin.intake.as_ref()];
         let settle: Vec<_> = settle.into_iter().flatten().map(AsFd::as_fd).chain(family.descriptors()).collect();

@@ -1,4 +1,4 @@
-//! Environment variables as they travel.
+//! Environment variables in the form in which they are sent.
 #![forbid(unsafe_code)]
 
 use crate::os::exec;
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use std::ffi::{CString, OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
-/// Environment variables, as one run of bytes: cheap to compare, to send and to keep.
+/// Environment variables as `NAME=value` texts, each ended by a zero byte: cheap to compare, to send and to keep.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Variables(Bytes);
 
@@ -21,11 +21,11 @@ impl Variables {
     }
 
     pub(super) fn of_this_process() -> Self {
-        // One that is executed has a second mark of its own.
-        std::env::vars_os().filter(|(name, _)| !exec::is_second_mark(name)).collect()
+        // A program that is executed gets a starter variable of its own.
+        std::env::vars_os().filter(|(name, _)| !exec::is_starter_variable(name)).collect()
     }
 
-    /// As an exec takes them.
+    /// Returns the variables as `NAME=value` C strings for exec.
     pub(super) fn for_exec(&self) -> Vec<CString> {
         self.0
             .split(|byte| *byte == 0)
@@ -33,7 +33,7 @@ impl Variables {
             .collect()
     }
 
-    /// These, but for what `own` says otherwise.
+    /// Merges these with `own`; `own` wins.
     pub(super) fn with(&self, own: &Self) -> Self {
         let kept = self.iter().filter(|(key, _)| !own.iter().any(|(other, _)| other == *key));
         kept.chain(own.iter()).map(|(key, value)| (key.to_owned(), value.to_owned())).collect()

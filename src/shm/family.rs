@@ -1,15 +1,15 @@
 //! The family: a root process and all its descendants, and a table of those that have waited or locked.
 //!
 //! # State
-//! A table of [`SLOTS`] slots in one sealed memfd, and eventfds: at most [`DOORBELLS`], and one that tells the supervisor (the
-//! fork server) of each claimed slot. Every member has them from its birth. The first word of a slot is `epoch << 32 | pid`; pid
-//! 0 is a free slot. A member claims a slot when it first waits or locks; most children never do. `hints` is the set of wait queues
+//! A table of [`SLOTS`] slots in one sealed memfd, and eventfds: at most [`DOORBELLS`], and one that notifies the fork server of
+//! each slot that is taken. Every member has them from its birth. The first word of a slot is `epoch << 32 | pid`; pid 0 is a
+//! free slot. A member takes a slot when it first waits or locks; most children never do. `rung_for` is the set of wait queues
 //! that its doorbell was rung for. `IDENTITY` is `epoch:24 | inode:40` of the member's pidfd, once it has published it.
 //!
 //! # Moves
 //! | from -> to | by | ordering | wakes |
 //! |---|---|---|---|
-//! | free(e) -> (e+1, pid) | the member | AcqRel CAS | the supervisor |
+//! | free(e) -> (e+1, pid) | the member | AcqRel CAS | the fork server |
 //! | (e, pid) -> free(e) | a process that sees its death, also after a regular exit | AcqRel CAS | every doorbell |
 //!
 //! # Invariants
@@ -25,14 +25,14 @@
 //! | killed | survivors see | repaired by |
 //! |---|---|---|
 //! | before it published its identity | a later process of its pid counts as it | the end of that process |
-//! | before it told the supervisor of its claim | an unwatched slot | the next claim, or a waiter that checks the owner |
-//! | with a claimed slot | its slot | the supervisor, within one wake-up of its pidfd; earlier a waiter that checks ([`Family::is_alive`]) |
+//! | before it notified the fork server of its slot | an unwatched slot | the next notification, or a waiter that checks the owner |
+//! | with a slot | its slot | the fork server, within one wake-up of its pidfd; earlier a waiter that checks ([`Family::is_alive`]) |
 //! | after freeing a slot, before the doorbells | sleepers not woken | its own recovery, or the successor of a fork server |
 //!
 //! Every move is one compare-exchange.
 //!
 //! # Cancel
-//! Nothing here waits.
+//! No await point.
 
 use crate::os::{eventfd, fault, fork, memfd, mmap::Map, pidfd};
 use std::io;
@@ -49,7 +49,7 @@ pub(crate) const DOORBELLS: usize = 64;
 const SHARE_OF_DOORBELLS: u64 = 32;
 const LEAST_DOORBELLS: u64 = 4;
 
-/// Of a slot.
+/// Words of one slot.
 const WORDS: usize = 4;
 const HINTS: usize = 1;
 const IDENTITY: usize = 2;
@@ -79,7 +79,7 @@ pub(crate) struct Family {
     memory: OwnedFd,
     map: Map,
     doorbells: Vec<OwnedFd>,
-    claims: OwnedFd,
+    new_slots: OwnedFd,
 }
 
 static FAMILY: OnceLock<Family> = OnceLock::new();
@@ -88,26 +88,26 @@ static SELF: AtomicU64 = AtomicU64::new(0);
 static OWN_PID: AtomicU32 = AtomicU32::new(0);
 
 impl Family {
-    /// The family of this process; the root founds one at its first need.
+    /// Returns the family of this process; the root creates it at its first need.
     pub(crate) fn get() -> io::Result<&'static Family> {
         fork::check()?;
         if let Some(family) = FAMILY.get() {
             return Ok(family);
         }
-        let founded = Self::found()?;
-        Ok(FAMILY.get_or_init(|| founded))
+        let created = Self::create()?;
+        Ok(FAMILY.get_or_init(|| created))
     }
 
-    fn found() -> io::Result<Self> {
+    fn create() -> io::Result<Self> {
         let memory = memfd::create("multiprocess-family", LEN as u64, false)?;
         let doorbells = (0..doorbells_at(descriptor_limit())).map(|_| eventfd::create()).collect::<io::Result<_>>()?;
         Self::of(memory, doorbells, eventfd::create()?)
     }
 
-    fn of(memory: OwnedFd, doorbells: Vec<OwnedFd>, claims: OwnedFd) -> io::Result<Self> {
+    fn of(memory: OwnedFd, doorbells: Vec<OwnedFd>, new_slots: OwnedFd) -> io::Result<Self> {
         let map = Map::shared(memory.as_fd(), 0, LEN)?;
         fork::watch(&SELF);
-        Ok(Self { memory, map, doorbells, claims })
+        Ok(Self { memory, map, doorbells, new_slots })
     }
 
     /// Joins the family whose [`Family::descriptors`] these are: once, at birth, before any other call.
@@ -117,17 +117,17 @@ impl Family {
             return Err(invalid());
         }
         let doorbells = descriptors.split_off(2);
-        let claims = descriptors.pop().ok_or_else(invalid)?;
+        let new_slots = descriptors.pop().ok_or_else(invalid)?;
         let memory = descriptors.pop().ok_or_else(invalid)?;
         if memfd::sealed_len(memory.as_fd()).is_none_or(|len| len < LEN as u64) {
             return Err(invalid());
         }
-        FAMILY.set(Self::of(memory, doorbells, claims)?).map_err(|_| invalid())
+        FAMILY.set(Self::of(memory, doorbells, new_slots)?).map_err(|_| invalid())
     }
 
     /// The descriptors that a new member which does not inherit by fork must be given.
     pub(crate) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        [&self.memory, &self.claims].into_iter().chain(&self.doorbells).map(AsFd::as_fd)
+        [&self.memory, &self.new_slots].into_iter().chain(&self.doorbells).map(AsFd::as_fd)
     }
 
     fn word(&self, slot: u16, index: usize) -> &AtomicU64 {
@@ -141,8 +141,8 @@ impl Family {
         self.word(slot, 0)
     }
 
-    /// The hints that the doorbell of `slot` was last rung for.
-    pub(crate) fn hints(&self, slot: u16) -> &AtomicU64 {
+    /// Returns the set of wait queues that the doorbell of `slot` was rung for.
+    pub(crate) fn rung_for(&self, slot: u16) -> &AtomicU64 {
         self.word(slot, HINTS)
     }
 
@@ -165,17 +165,17 @@ impl Family {
         self.doorbells[slot as usize % DOORBELLS % self.doorbells.len()].as_fd()
     }
 
-    /// The member that this process is; claims a slot the first time.
+    /// The member that this process is; takes a slot the first time.
     #[inline]
     pub(crate) fn me(&self) -> io::Result<Member> {
         match SELF.load(Acquire) {
-            0 => self.claim(),
+            0 => self.take_slot(),
             bits => Ok(Member::from_bits(bits)),
         }
     }
 
     #[cold]
-    fn claim(&self) -> io::Result<Member> {
+    fn take_slot(&self) -> io::Result<Member> {
         fork::check_pid()?;
         let pid = std::process::id();
         OWN_PID.store(pid, Release);
@@ -199,7 +199,7 @@ impl Family {
                         self.word(slot, IDENTITY).store(to_identity(epoch, identity), Release);
                     }
                     fault::point("claim.named");
-                    eventfd::ring(self.claims.as_fd());
+                    eventfd::ring(self.new_slots.as_fd());
                     Ok(member)
                 }
                 Err(other) => {
@@ -211,19 +211,19 @@ impl Family {
         Err(io::Error::other(format!("more than {SLOTS} processes of one program wait at the same time")))
     }
 
-    /// Puts the words of this process's own slot right, if something else wrote there.
+    /// Repairs the words of this process's own slot, if something else wrote there.
     #[inline]
-    pub(crate) fn hold_slot(&self) {
-        let Some(me) = self.me_if_claimed() else { return };
+    pub(crate) fn repair_own_slot(&self) {
+        let Some(me) = self.me_if_listed() else { return };
         let mine = u64::from(me.epoch) << 32 | u64::from(OWN_PID.load(Relaxed));
         let seen = self.state(me.slot).load(Relaxed);
         if seen != mine {
-            self.hold_slot_again(me, seen, mine);
+            self.rewrite_own_slot(me, seen, mine);
         }
     }
 
     #[cold]
-    fn hold_slot_again(&self, me: Member, seen: u64, mine: u64) {
+    fn rewrite_own_slot(&self, me: Member, seen: u64, mine: u64) {
         let is_anothers = seen as u32 != 0 && {
             let member = Member { slot: me.slot, epoch: (seen >> 32) as u32 };
             self.is_alive(member)
@@ -231,19 +231,19 @@ impl Family {
         if !is_anothers && self.state(me.slot).compare_exchange(seen, mine, AcqRel, Relaxed).is_ok() {
             let identity = pidfd::open(std::process::id()).map_or(0, |pidfd| pidfd::identity(pidfd.as_fd()));
             self.word(me.slot, IDENTITY).store(to_identity(me.epoch, identity), Release);
-            eventfd::ring(self.claims.as_fd());
+            eventfd::ring(self.new_slots.as_fd());
         }
     }
 
-    /// The eventfd that tells the supervisor of each claimed slot.
-    pub(crate) fn claims(&self) -> BorrowedFd<'_> {
-        self.claims.as_fd()
+    /// Returns the eventfd that notifies the fork server of each slot that is taken.
+    pub(crate) fn new_slots(&self) -> BorrowedFd<'_> {
+        self.new_slots.as_fd()
     }
 
     fn release(&self, member: Member, pid: u32) -> bool {
-        let claimed = u64::from(member.epoch) << 32 | u64::from(pid);
+        let taken = u64::from(member.epoch) << 32 | u64::from(pid);
         let free = u64::from(member.epoch) << 32;
-        self.state(member.slot).compare_exchange(claimed, free, AcqRel, Relaxed).is_ok()
+        self.state(member.slot).compare_exchange(taken, free, AcqRel, Relaxed).is_ok()
     }
 
     /// Forgets the slot of the parent, in a process that was just forked.
@@ -251,9 +251,9 @@ impl Family {
         SELF.store(0, Release);
     }
 
-    /// The member that this process is, if it has claimed a slot.
+    /// The member that this process is, if it has taken a slot.
     #[inline]
-    pub(crate) fn me_if_claimed(&self) -> Option<Member> {
+    pub(crate) fn me_if_listed(&self) -> Option<Member> {
         match SELF.load(Acquire) {
             0 => None,
             bits => Some(Member::from_bits(bits)),
@@ -281,7 +281,7 @@ impl Family {
             let slots =
                 (doorbell..SLOTS as u16).step_by(DOORBELLS).take_while(|slot| self.state(*slot).load(Acquire) != 0);
             for slot in slots {
-                self.hints(slot).fetch_or(hint, AcqRel);
+                self.rung_for(slot).fetch_or(hint, AcqRel);
             }
             eventfd::ring(self.doorbell(doorbell));
         }
@@ -302,12 +302,12 @@ impl Family {
         }
         let gone = self.is_gone(member.slot, member.epoch, word as u32);
         if gone && self.release(member, word as u32) {
-            self.ring_all();
+            self.wake_all();
         }
         !gone
     }
 
-    /// Slot, epoch and pid of all members. Slots are claimed from the bottom, so none above an unused one was ever claimed.
+    /// Slot, epoch and pid of all members. Slots are taken from the bottom, so none above an unused one was ever taken.
     fn members(&self) -> impl Iterator<Item = (Member, u32)> {
         let words = (0..SLOTS as u16).map(|slot| (slot, self.state(slot).load(Acquire)));
         let used = words.take_while(|(_, word)| *word != 0).filter(|(_, word)| *word as u32 != 0);
@@ -319,12 +319,12 @@ impl Family {
         self.recover_those(|member, of| of == pid && self.may_be(member.slot, member.epoch, pidfd::identity(pidfd)));
     }
 
-    /// The same for a pid that no process has any more, or another one.
+    /// Recovers the slots of a pid that no process has any more, or that another process has.
     pub(crate) fn recover_if_gone(&self, pid: u32) {
         self.recover_those(|member, of| of == pid && self.is_gone(member.slot, member.epoch, pid));
     }
 
-    /// The same for earlier processes with the pid of this process.
+    /// Recovers the slots of earlier processes with the pid of this process.
     pub(crate) fn recover_predecessors(&self, pid: u32, pidfd: BorrowedFd<'_>) {
         self.recover_those(|member, of| of == pid && !self.may_be(member.slot, member.epoch, pidfd::identity(pidfd)));
     }
@@ -332,7 +332,7 @@ impl Family {
     fn recover_those(&self, has_ended: impl Fn(Member, u32) -> bool) {
         let ended = self.members().filter(|(member, pid)| has_ended(*member, *pid));
         if ended.filter(|(member, pid)| self.release(*member, *pid)).count() > 0 {
-            self.ring_all();
+            self.wake_all();
         }
     }
 
@@ -342,16 +342,16 @@ impl Family {
     }
 
     /// Rings `slot`'s doorbell for the events that `hint` stands for.
-    pub(crate) fn ring(&self, slot: u16, hint: u64) {
+    pub(crate) fn wake(&self, slot: u16, hint: u64) {
         if fork::is_forked() {
             return;
         }
-        self.hints(slot).fetch_or(hint, AcqRel);
+        self.rung_for(slot).fetch_or(hint, AcqRel);
         eventfd::ring(self.doorbell(slot));
     }
 
     /// Makes every member try again everything it waits for.
-    pub(crate) fn ring_all(&self) {
+    pub(crate) fn wake_all(&self) {
         if fork::is_forked() {
             return;
         }
@@ -359,7 +359,7 @@ impl Family {
         fence(SeqCst);
         let mut used = 0;
         for slot in (0..SLOTS as u16).take_while(|slot| self.state(*slot).load(Acquire) != 0) {
-            self.hints(slot).fetch_or(u64::MAX, AcqRel);
+            self.rung_for(slot).fetch_or(u64::MAX, AcqRel);
             used += 1;
         }
         self.doorbells[..used.min(self.doorbells.len())].iter().for_each(|doorbell| eventfd::ring(doorbell.as_fd()));
@@ -385,7 +385,7 @@ mod tests {
 
     #[test]
     fn member_is_listed_until_it_is_released_and_never_confused_with_its_successor() {
-        let family = Family::found().unwrap();
+        let family = Family::create().unwrap();
         let put = |epoch: u64, pid: u64| family.state(0).store(epoch << 32 | pid, Release);
         put(1, u64::from(std::process::id()));
         let first = Member { slot: 0, epoch: 1 };
@@ -394,12 +394,12 @@ mod tests {
         assert!(!family.is_listed(first) && !family.is_alive(first));
         put(2, u64::from(std::process::id()));
         assert!(!family.is_listed(first) && family.is_listed(Member { slot: 0, epoch: 2 }));
-        assert_eq!(family.hints(0).load(Acquire), u64::MAX);
+        assert_eq!(family.rung_for(0).load(Acquire), u64::MAX);
     }
 
     #[test]
     fn dead_pid_is_found_by_asking_the_kernel() {
-        let family = Family::found().unwrap();
+        let family = Family::create().unwrap();
         let mut child = std::process::Command::new("/bin/true").spawn().unwrap();
         let member = Member { slot: 0, epoch: 7 };
         family.state(0).store(7 << 32 | u64::from(child.id()), Release);
@@ -411,7 +411,7 @@ mod tests {
 
     #[test]
     fn pid_of_another_process_by_now_is_a_dead_member() {
-        let family = Family::found().unwrap();
+        let family = Family::create().unwrap();
         let me = std::process::id();
         let identity = pidfd::identity(pidfd::open(me).unwrap().as_fd());
         let other = pidfd::identity(

@@ -229,7 +229,7 @@ impl Members {
         Ok(Member { slot: SLOT.with(Cell::get), epoch: 1 })
     }
 
-    pub(crate) fn me_if_claimed(&self) -> Option<Member> {
+    pub(crate) fn me_if_listed(&self) -> Option<Member> {
         self.me().ok()
     }
 

@@ -6,27 +6,27 @@
 //! # Moves
 //! | from -> to | by | ordering | wakes |
 //! |---|---|---|---|
-//! | 0 -> me | a taker | Acquire CAS | - |
-//! | M -> M with CONTENDED | a taker that will sleep | AcqRel | - |
-//! | dead M -> me, CONTENDED kept | a taker that finds M dead | Acquire CAS | - |
+//! | 0 -> me | an acquirer | Acquire CAS | - |
+//! | M -> M with CONTENDED | an acquirer that will sleep | AcqRel | - |
+//! | dead M -> me, CONTENDED kept | an acquirer that finds M dead | Acquire CAS | - |
 //! | me -> 0 | the holder | SeqCst swap | if CONTENDED, all that wait on this side |
 //!
 //! # Invariants
 //! 1. The data is consistent after each single store, so a lock taken over from a dead holder guards consistent data.
 //! 2. A holder never waits: it holds the lock for a copy and a few stores.
-//! 3. A holder stopped by SIGSTOP is alive, and takers wait until it continues or is killed: it may be about to store. Data that
+//! 3. A holder stopped by SIGSTOP is alive, and acquirers wait until it continues or is killed: it may be about to store. Data that
 //!    must not wait for that has no robust lock (`sync::holders`, readers of `sync::double_buffer`).
 //! 4. A word that no member can be is damage, and is taken over like that of the dead. One that looks like a living holder is
-//!    waited for, up to the deadline of the taker.
+//!    waited for, up to the deadline of the acquirer.
 //!
 //! # Death
 //! | killed | survivors see | repaired by |
 //! |---|---|---|
-//! | holding | a word of an unlisted member | the next taker: it takes the lock over |
+//! | holding | a word of an unlisted member | the next acquirer: it takes the lock over |
 //! | between the swap and the wake | a free lock, sleepers not woken | recovery rings every doorbell |
 //!
 //! # Cancel
-//! A holder has no await point. A taker that is dropped while it waits leaves CONTENDED behind: one wake too many.
+//! A holder has no await point. An acquirer that is dropped while it waits leaves CONTENDED behind: one wake too many.
 
 use super::atomic::AtomicU64;
 use super::family::{Family, Member};
@@ -114,7 +114,7 @@ impl RobustLock<'_> {
         self.0.fetch_update(AcqRel, Relaxed, held).is_ok()
     }
 
-    /// Releases it; true if a taker asked for a wake. SeqCst: a caller that then reads the marks of sleepers needs no fence.
+    /// Releases it; true if an acquirer asked for a wake. SeqCst: a caller that then reads the marks of sleepers needs no fence.
     #[must_use]
     #[inline]
     pub(crate) fn release(self) -> bool {

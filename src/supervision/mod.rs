@@ -2,9 +2,9 @@
 //!
 //! [`ProcessBuilder::restart`](crate::ProcessBuilder::restart) takes a [`Restart`], which says when, how often and after which time, and makes a
 //! [`SupervisedBuilder`]; [`Supervised`] is the child that it keeps up. A pool replaces its workers by itself and needs none of this.
-// In this room:
+// In this module:
 //
-// `restart` says when and how often, and decides; `supervised` is the face, and the task that starts, waits and stops.
+// `restart` decides when and how often; `supervised` is the public type, and the task that starts, waits and stops.
 #![forbid(unsafe_code)]
 
 mod restart;

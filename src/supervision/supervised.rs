@@ -1,4 +1,4 @@
-//! The face of a supervised child, and the task that keeps it up.
+//! The public type of a supervised child, and the task that keeps it up.
 //!
 //! The task owns the processes, one after the other, each until it has ended. It ends with the last result, when it is told to stop, or when its handle is
 //! dropped, which aborts it and so kills the process.

@@ -100,13 +100,13 @@ impl Fairness<'_> {
     }
 }
 
-/// The waiting time of one taker.
+/// The waiting time of one acquirer.
 #[derive(Default)]
-pub(super) struct Taker {
+pub(super) struct Acquirer {
     since: Option<Instant>,
 }
 
-impl Taker {
+impl Acquirer {
     /// To be called after each attempt. `found`: it succeeded.
     pub(super) fn looked(&mut self, fairness: &Fairness<'_>, found: bool) {
         match self.since {

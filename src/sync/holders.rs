@@ -12,7 +12,7 @@
 //! | from -> to | by | ordering | wakes |
 //! |---|---|---|---|
 //! | owner 0 -> me, or a dead member with nothing held -> me | a process at its first take | AcqRel CAS | - |
-//! | COUNT: free-1, take one by row r | a taker, if any is free | AcqRel CAS | - |
+//! | COUNT: free-1, take one by row r | an acquirer, if any is free | AcqRel CAS | - |
 //! | COUNT: free MAX -> 0, take all by row r; not poisoned | a writer, if all are free | AcqRel CAS | - |
 //! | COUNT: free+1, give one by row r | the holder that drops a permit | AcqRel CAS | its caller, one |
 //! | COUNT: free as it was, give one by row r | the holder that forgets a permit | AcqRel CAS | - |

@@ -14,7 +14,7 @@
 //!
 //! All can be awaited, and have `try_*`, `blocking_*` and `*_timeout` forms. [`debug::dump`] lists holders and waiters. The same names stand at the
 //! root of the crate. See also the guide's page on [sharing](crate::guide::sharing).
-// In this room:
+// In this module:
 //
 // One file per primitive, and one for the shared words of each that has more than one. `acquire` has the five ways to
 // acquire a primitive, `object` the memory and the descriptor of any of them. Waiting is [`crate::wait::until`].

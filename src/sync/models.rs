@@ -46,7 +46,7 @@ impl Doorbells {
     }
 
     /// The effect of recovery after the slot is free.
-    fn ring_all(&self) {
+    fn wake_all(&self) {
         fence(SeqCst);
         for doorbell in &self.0 {
             doorbell.fetch_or(FOR_ALL, AcqRel);
@@ -177,14 +177,14 @@ struct Guarded {
     value: Plain<u64>,
 }
 
-struct Taker {
+struct Acquirer {
     world: Arc<Guarded>,
     me: u16,
     waited: u64,
     is_handoff: bool,
 }
 
-impl Taker {
+impl Acquirer {
     fn words(&self) -> Words<'_> {
         Words(&self.world.words)
     }
@@ -211,7 +211,7 @@ impl Taker {
     }
 }
 
-impl Waits for Taker {
+impl Waits for Acquirer {
     fn sleepers(&self) -> Sleepers<'_> {
         Sleepers::new(&self.world.words[mutex::EVENT..])
     }
@@ -270,39 +270,39 @@ fn exclusion(what: &str, preemptions: usize, roles: &[Role]) {
     explore(what, preemptions, move || {
         let doorbells = Doorbells(zeros(4));
         let world = Arc::new(Guarded { words: zeros(mutex::LEN), doorbells, value: Plain::new(0) });
-        let taker = |n: usize| {
+        let acquirer = |n: usize| {
             let waited = if roles[n].is_patient { FAIRNESS_NS } else { 0 };
-            Taker { world: world.clone(), me: n as u16, waited, is_handoff: false }
+            Acquirer { world: world.clone(), me: n as u16, waited, is_handoff: false }
         };
         let playing = |n: usize| {
             let recover = {
                 let world = world.clone();
-                move || world.doorbells.ring_all()
+                move || world.doorbells.wake_all()
             };
-            spawn(taker(n), roles[n].dies_at, roles[n].cancels, recover)
+            spawn(acquirer(n), roles[n].dies_at, roles[n].cancels, recover)
         };
         let others: Vec<_> = (1..roles.len()).map(playing).collect();
-        let mut first = taker(0);
+        let mut first = acquirer(0);
         let mine = play(0, roles[0].dies_at, || {
             let part = first.start();
             let part = first.look(part);
             if roles[0].cancels { first.cancel(part) } else { part }
         });
         if mine.is_none() {
-            world.doorbells.ring_all();
+            world.doorbells.wake_all();
         }
         let mut parts: Vec<_> = mine.map(|part| (first, part)).into_iter().collect();
         parts.extend(others.into_iter().filter_map(|other| other.join().unwrap()));
         let parts = settle(parts);
         let asleep: Vec<_> =
-            parts.iter().filter(|(_, part)| matches!(part, Part::Asleep(_))).map(|(taker, _)| taker.me).collect();
+            parts.iter().filter(|(_, part)| matches!(part, Part::Asleep(_))).map(|(acquirer, _)| acquirer.me).collect();
         assert!(asleep.is_empty(), "{asleep:?} asleep, the holder is {:x}", world.words[0].load(Acquire));
         let done = parts.iter().filter(|(_, part)| matches!(part, Part::Done)).count() as u64;
         let dead = (roles.len() - parts.len()) as u64;
         let value = world.value.read();
         assert!((done..=done + dead).contains(&value), "{value} changes by {done} and {dead} dead");
         // Whoever comes now gets it.
-        let mut last = Taker { world: world.clone(), me: 3, waited: 0, is_handoff: false };
+        let mut last = Acquirer { world: world.clone(), me: 3, waited: 0, is_handoff: false };
         assert!(play(3, None, || last.attempt(false)).unwrap());
     });
 }
@@ -441,7 +441,7 @@ fn notices(
         let asleep: Vec<_> = asleep.into_iter().map(start).collect();
         let play_role = |(waiter, role): (Waiter, &Role)| {
             let world = world.clone();
-            spawn(waiter, role.dies_at, role.cancels, move || world.doorbells.ring_all())
+            spawn(waiter, role.dies_at, role.cancels, move || world.doorbells.wake_all())
         };
         let playing: Vec<_> = moving.into_iter().map(play_role).collect();
         let notifier = play(3, dies_at, || {
@@ -453,7 +453,7 @@ fn notices(
             }
         });
         if notifier.is_none() {
-            world.doorbells.ring_all();
+            world.doorbells.wake_all();
         }
         let moved = playing.into_iter().filter_map(|part| part.join().unwrap());
         let parts = settle(moved.chain(asleep).collect());
@@ -532,12 +532,12 @@ fn models_death_during_a_recovery_is_recovered() {
         let [healing, looking] = asleep;
         play(3, None, || world.with_state(|state| state.notify(2)));
         assert!(play(0, Some("condition.taken"), || drop(first.start())).is_none(), "the first has a notice");
-        world.doorbells.ring_all();
+        world.doorbells.wake_all();
         let dying = {
             let world = world.clone();
             thread::spawn(move || {
                 assert!(play(1, Some("condition.taken"), || drop(second.start())).is_none(), "and so has the second");
-                world.doorbells.ring_all();
+                world.doorbells.wake_all();
             })
         };
         let healing = thread::spawn(move || {

@@ -12,23 +12,23 @@
 //! # Moves
 //! | from -> to | by | ordering | wakes |
 //! |---|---|---|---|
-//! | STATE 0 -> me | any taker, also ahead of sleepers | Acquire CAS | - |
-//! | STATE dead M -> me | a taker that finds M dead | Acquire CAS | - |
+//! | STATE 0 -> me | any acquirer, also ahead of sleepers | Acquire CAS | - |
+//! | STATE dead M -> me | an acquirer that finds M dead | Acquire CAS | - |
 //! | STATE me -> 0, IS_HANDOFF kept | the holder | SeqCst subtraction, then reads the sleepers' marks | see below |
 //! | WOKEN 0 -> now | a releaser that will notify | SeqCst CAS | the longest sleeper; none if a wake is fresh |
-//! | WOKEN -> 0 | a taker in the queue | AcqRel swap | - |
-//! | word HANDOFF 0 or dead -> me, then STATE with IS_HANDOFF | a taker that has waited [`FAIRNESS_NS`] and finds it held | AcqRel CAS | - |
+//! | WOKEN -> 0 | an acquirer in the queue | AcqRel swap | - |
+//! | word HANDOFF 0 or dead -> me, then STATE with IS_HANDOFF | an acquirer that has waited [`FAIRNESS_NS`] and finds it held | AcqRel CAS | - |
 //! | HANDOFF_SINCE -> now | a releaser that finds IS_HANDOFF | Relaxed | the hand-off waiter |
-//! | STATE IS_HANDOFF -> me, then word HANDOFF -> 0 | the hand-off waiter; any taker if that one is dead or late | Acquire CAS | - |
+//! | STATE IS_HANDOFF -> me, then word HANDOFF -> 0 | the hand-off waiter; any acquirer if that one is dead or late | Acquire CAS | - |
 //! | STATE without IS_HANDOFF, then word HANDOFF -> 0 | a hand-off waiter that gives up | AcqRel | the longest sleeper, if it was free |
 //! | impossible STATE -> DAMAGED, for good | the process that finds it | AcqRel | all |
 //!
 //! # Invariants
-//! 1. Only the holder, or a taker that has found it dead, changes the member in STATE.
+//! 1. Only the holder, or an acquirer that has found it dead, changes the member in STATE.
 //! 2. A sleeper enters the list, clears WOKEN, tries, then sleeps. A releaser frees STATE, sets WOKEN, then notifies. So if
 //!    WOKEN keeps a releaser from notifying, some sleeper has yet to try and will see its release.
 //! 3. Only the member in the word HANDOFF sets IS_HANDOFF. If the bit is lost to a race, that member sets it again.
-//! 4. A taker that overtakes a late hand-off waiter, or a late woken one, harms no other: it was only first. Late means
+//! 4. An acquirer that overtakes a late hand-off waiter, or a late woken one, harms no other: it was only first. Late means
 //!    stopped, or on a busy runtime.
 //! 5. While this process holds the mutex and no process sleeps in the list, the front of its local queue sleeps without an entry there.
 //!    A release reads the length of that queue after its change of STATE, and wakes such a front. The front counts itself, then
@@ -39,10 +39,10 @@
 //! # Death
 //! | killed | survivors see | repaired by |
 //! |---|---|---|
-//! | holding | STATE of an unlisted member | the next taker takes it and gets `OwnerDied`; recovery makes all sleepers try |
+//! | holding | STATE of an unlisted member | the next acquirer takes it and gets `OwnerDied`; recovery makes all sleepers try |
 //! | between release and notification, or between WOKEN and the notification | sleepers beside a free mutex | recovery: all try, which clears WOKEN |
 //! | woken, before it tried | WOKEN set | likewise |
-//! | as hand-off waiter, at any move | the word HANDOFF of an unlisted member | recovery: all try, and takers pass over it |
+//! | as hand-off waiter, at any move | the word HANDOFF of an unlisted member | recovery: all try, and acquirers pass over it |
 //!
 //! A process stopped by SIGSTOP keeps what it holds. If it was the one notified, newcomers can take the free mutex. Sleepers
 //! behind it are notified by the next release that is `LATE_NS` later, or when it continues or is killed.
@@ -391,7 +391,7 @@ impl Mutex {
         if self.words().close() {
             self.queue.notify_all();
             // Also those that sleep in the local queues of other processes.
-            self.family.ring_all();
+            self.family.wake_all();
         }
         Damage::error(self.what, self.region.identity(), why)
     }
@@ -476,7 +476,7 @@ impl Mutex {
     #[inline]
     pub(super) fn release(&self) {
         // A holder has a slot.
-        let Some(me) = self.family.me_if_claimed() else { return };
+        let Some(me) = self.family.me_if_listed() else { return };
         if self.words().release(me) | self.queue.has_sleepers_after_rmw() {
             self.wake_next();
         }

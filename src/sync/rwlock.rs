@@ -1,7 +1,7 @@
 //! A read-write lock. Its shared words are in [`super::rwlock_state`]; here are its waiters.
 
 use super::acquire::{self, Acquire, Held};
-use super::fairness::{Fairness, Taker};
+use super::fairness::{Acquirer, Fairness};
 use super::holders::Taken;
 use super::object::{self, Core, FIRST, Report};
 use super::rwlock_state::{self, Own, RwLockState};
@@ -120,24 +120,24 @@ impl RwLockCore {
     }
 
     fn read_attempt(self: &Arc<Self>) -> impl FnMut() -> Option<io::Result<Held<RwLockReadGuard>>> + '_ {
-        let (phase, mut taker) = (self.state().phase(), Taker::default());
+        let (phase, mut acquirer) = (self.state().phase(), Acquirer::default());
         move || {
             let got = self.take_read(phase).transpose();
-            taker.looked(&self.fairness(), got.is_some());
+            acquirer.looked(&self.fairness(), got.is_some());
             got
         }
     }
 
     fn write_attempt(self: &Arc<Self>) -> impl FnMut() -> Option<io::Result<Held<RwLockWriteGuard>>> + '_ {
-        let (mut wanting, mut taker) = (None::<WaitingWriter<'_>>, Taker::default());
+        let (mut wanting, mut acquirer) = (None::<WaitingWriter<'_>>, Acquirer::default());
         move || {
             let got = self.take_write().transpose().or_else(|| {
-                taker.looked(&self.fairness(), false);
+                acquirer.looked(&self.fairness(), false);
                 self.take_write_or_announce(&mut wanting).transpose()
             });
             if let (Some(Ok(_)), Some(wanting)) = (&got, &mut wanting) {
                 wanting.got_it = true;
-                taker.looked(&self.fairness(), true);
+                acquirer.looked(&self.fairness(), true);
             }
             got
         }

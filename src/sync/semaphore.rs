@@ -26,7 +26,7 @@
 //! A dropped acquire has taken nothing: there is no await point after the take.
 
 use super::acquire::{self, Acquire, Held};
-use super::fairness::{Fairness, Taker};
+use super::fairness::{Acquirer, Fairness};
 use super::holders::{self, Holders, MAX};
 use super::object::{self, Core, FIRST, Report};
 use crate::error::{Damage, Error, ErrorKind, LockError, Result};
@@ -143,10 +143,10 @@ impl SemaphoreCore {
 
     /// [`Self::take_permit`] for a caller that waits if there is none.
     fn attempt(self: &Arc<Self>) -> impl FnMut() -> Option<io::Result<Permit>> + '_ {
-        let mut taker = Taker::default();
+        let mut acquirer = Acquirer::default();
         move || {
             let taken = self.take_permit().transpose();
-            taker.looked(&self.fairness(), taken.is_some());
+            acquirer.looked(&self.fairness(), taken.is_some());
             taken
         }
     }

@@ -1,7 +1,7 @@
 //! How a sleeping process is reached: its eventfd, watched by every runtime in it that has a sleeper.
 //!
 //! An eventfd under EPOLLET fires on each write without being read. Tokio wakes our own waker right inside its
-//! driver. That reads which wait queues are concerned (`hints`) and wakes their tasks: no task of ours, no extra hop.
+//! driver. That reads which wait queues are concerned (`rung_for`) and wakes their tasks: no task of ours, no extra hop.
 
 use crate::os::epoll::{self, Epoll};
 use crate::os::eventfd;
@@ -140,11 +140,11 @@ impl<F: AsFd + AsRawFd> Watch<F> {
 /// Serves all wait queues that the doorbell may have been rung for.
 fn answer(family: &Family) {
     let Ok(me) = family.me() else { return };
-    let hints = family.hints(me.slot);
-    if hints.load(Relaxed) == 0 {
+    let rung_for = family.rung_for(me.slot);
+    if rung_for.load(Relaxed) == 0 {
         return;
     }
-    let rung = hints.swap(0, AcqRel);
+    let rung = rung_for.swap(0, AcqRel);
     let mut bits = rung;
     while bits != 0 {
         answer_hint(bits.trailing_zeros(), rung == u64::MAX);

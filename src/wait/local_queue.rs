@@ -124,7 +124,7 @@ impl WaitQueue {
             Wake::Sleeper(sleeper) if Some(sleeper) == mine => return true,
             Wake::Sleeper(sleeper) => match self.own_doorbell.get() {
                 Some((doorbell, _)) => eventfd::ring(doorbell.as_fd()),
-                None => self.family.ring(sleeper.slot, 1 << self.hint),
+                None => self.family.wake(sleeper.slot, 1 << self.hint),
             },
             Wake::Doorbells(doorbells) => self.family.ring_doorbells(doorbells, 1 << self.hint),
         }
@@ -134,7 +134,7 @@ impl WaitQueue {
     /// Wakes the process that has waited longest, if any. To be called after the change that it waits for.
     #[inline]
     pub(crate) fn notify_one(&self) {
-        let (mine, mut is_mine) = (self.family.me_if_claimed().map(Sleeper::from), false);
+        let (mine, mut is_mine) = (self.family.me_if_listed().map(Sleeper::from), false);
         self.sleepers().notify_one(mine, |sleeper| self.is_listed(sleeper), |wake| is_mine |= self.wake(wake, mine));
         if is_mine {
             doorbell::answer_here(self.hint);
@@ -169,7 +169,7 @@ impl WaitQueue {
 
     /// Wakes this process, if it sleeps here. To be called after the change that it waits for.
     pub(crate) fn notify_member(&self, member: Member) {
-        let (mine, mut is_mine) = (self.family.me_if_claimed().map(Sleeper::from), false);
+        let (mine, mut is_mine) = (self.family.me_if_listed().map(Sleeper::from), false);
         self.sleepers().notify_sleeper(member.into(), |wake| is_mine |= self.wake(wake, mine));
         if is_mine {
             doorbell::answer_here(self.hint);
@@ -178,7 +178,7 @@ impl WaitQueue {
 
     /// Wakes every process that waits.
     pub(crate) fn notify_all(&self) {
-        let (mine, mut is_mine) = (self.family.me_if_claimed().map(Sleeper::from), false);
+        let (mine, mut is_mine) = (self.family.me_if_listed().map(Sleeper::from), false);
         self.sleepers().notify_all(mine, |sleeper| self.is_listed(sleeper), |wake| is_mine |= self.wake(wake, mine));
         if is_mine {
             doorbell::answer_here(self.hint);
@@ -232,7 +232,7 @@ impl WaitQueue {
         if local.place.is_some_and(|place| self.sleepers().keep(place, me.into())) {
             return;
         }
-        self.family.hold_slot();
+        self.family.repair_own_slot();
         self.answer_doorbell(local);
         let doorbell = u32::from(me.slot) % crate::shm::family::DOORBELLS as u32;
         let place = self.sleepers().join(me.into(), doorbell, local.ticket, |sleeper| self.is_listed(sleeper));

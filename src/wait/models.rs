@@ -88,7 +88,7 @@ impl World {
     }
 
     /// The effect of recovery after the slot is free.
-    fn ring_all(&self) {
+    fn wake_all(&self) {
         fence(SeqCst);
         for doorbell in &self.doorbells {
             doorbell.fetch_or(FOR_ALL, AcqRel);
@@ -160,7 +160,7 @@ fn spawn<T: 'static>(
     thread::spawn(move || {
         let played = play(slot, dies_at, || part(&world));
         if played.is_none() {
-            world.ring_all();
+            world.wake_all();
         }
         played
     })
@@ -192,7 +192,7 @@ fn act(sleepers: &[(Option<&'static str>, bool)], putters: &[Option<&'static str
     // The last one plays in this thread: a thread less to schedule.
     let me = (sleepers.len() + n) as u16;
     if play(me, *dies_at, || world.put(me)).is_none() {
-        world.ring_all();
+        world.wake_all();
     }
     for other in others {
         other.join().unwrap();
@@ -268,7 +268,7 @@ fn models_crowd_loses_no_wake() {
             let third = spawn(&world, 2, sleeper, |world| world.sleep(2));
             for dies_at in [putter, None, None] {
                 if play(3, dies_at, || world.put(3)).is_none() {
-                    world.ring_all();
+                    world.wake_all();
                 }
             }
             parts.extend(third.join().unwrap().map(|part| (2, part)));
@@ -294,7 +294,7 @@ fn models_entries_of_the_dead_are_reused() {
             }
             let two = spawn(&world, 2, None, |world| world.sleep(2));
             if play(3, dies_at, || world.put(3)).is_none() {
-                world.ring_all();
+                world.wake_all();
             }
             let part = two.join().unwrap().unwrap();
             world.settle(vec![(2, part)]);

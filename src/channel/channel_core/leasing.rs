@@ -51,7 +51,7 @@ impl Descriptors for Sockets<'_> {
     }
 
     fn keep(&self, number: u64, fds: &[OwnedFd]) -> io::Result<()> {
-        // Without room the item has none when it comes back: an error for its taker, as if they were lost.
+        // Without room the item has none when it comes back: an error for its consumer, as if they were lost.
         descriptors::keep_fds(self.0.rx.as_fd(), number & !KEPT, fds).map(drop)
     }
 }
@@ -205,7 +205,7 @@ impl ChannelCore {
         }
     }
 
-    /// One item less is leased: a taker of a closed queue, or a join, may be at the end.
+    /// One item less is leased: a consumer of a closed queue, or a join, may be at the end.
     pub(super) fn one_less(&self) {
         // Of two that finish the last two items at once, one sees both done.
         fence(SeqCst);

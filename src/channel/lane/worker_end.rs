@@ -36,7 +36,7 @@ pub(crate) struct WorkerEnd {
 }
 
 /// An order as the worker finds it.
-pub(crate) struct Order {
+pub(crate) struct LaneOrder {
     pub(crate) number: u32,
     pub(crate) kind: u8,
     len: usize,
@@ -70,7 +70,7 @@ impl WorkerEnd {
     }
 
     /// Blocks until there is an order, whose bytes go to `to`; `None` after the last.
-    pub(crate) fn next(&mut self, to: &mut Vec<u8>) -> io::Result<Option<Order>> {
+    pub(crate) fn next(&mut self, to: &mut Vec<u8>) -> io::Result<Option<LaneOrder>> {
         self.notifier.notify_each();
         if self.next == 0 {
             self.region.words()[word::READY].store(1, Release);
@@ -101,20 +101,20 @@ impl WorkerEnd {
         let number = self.next;
         self.next = number.wrapping_add(1);
         let end = Claim::of(row(region, number).0.load(Acquire)).end;
-        Ok(Some(Order { number, kind, len: to.len(), end }))
+        Ok(Some(LaneOrder { number, kind, len: to.len(), end }))
     }
 
     /// Starts the next item of `order`, if there is one; either way the pool now knows of all results, or will when
     /// the last order begins.
     #[inline]
-    pub(crate) fn start(&self, order: &Order) -> Option<u32> {
+    pub(crate) fn start(&self, order: &LaneOrder) -> Option<u32> {
         let has_more = || self.orders.has_more(orders(&self.region));
         self.notifier.start(row(&self.region, order.number).0, &self.pool, has_more)
     }
 
     /// The pool need not know of the results of this order one by one: it is notified at `pace`, and when the last order that it has
     /// given begins. It gives more then.
-    pub(crate) fn defer_notification(&self, order: &Order, pace: Pace) {
+    pub(crate) fn defer_notification(&self, order: &LaneOrder, pace: Pace) {
         let claim = row(&self.region, order.number).0;
         let has_untaken =
             || Claim::of(claim.load(Acquire)).end >= MANY && self.results.under_way(results(&self.region)) > 0;
@@ -127,19 +127,19 @@ impl WorkerEnd {
     }
 
     /// Notes that an item started at `now_us`, for who counts its time.
-    pub(crate) fn note_start(&self, order: &Order, index: u32, now_us: u64) {
+    pub(crate) fn note_start(&self, order: &LaneOrder, index: u32, now_us: u64) {
         let note = now_us << INDEX_BITS | (u64::from(index) + 1) & INDEX;
         row(&self.region, order.number).1.store(note, Release);
     }
 
     /// Returns `true` if item `index` is the last of an order, unless items were taken back since.
     #[inline]
-    pub(crate) fn is_last(&self, order: &Order, index: u32) -> bool {
+    pub(crate) fn is_last(&self, order: &LaneOrder, index: u32) -> bool {
         index + 1 >= order.end
     }
 
     /// Says how long an order took, before the result of its last item is put.
-    pub(crate) fn note_took(&self, order: &Order, time: Duration) {
+    pub(crate) fn note_took(&self, order: &LaneOrder, time: Duration) {
         took(&self.region, order.number).store((time.as_nanos() as u64).max(1), Relaxed);
     }
 
@@ -191,7 +191,7 @@ impl WorkerEnd {
 
     /// Gives an order up: all its items are done, or were taken back. If all were, or some since it came to it, a pool that
     /// has taken this worker for stopped is told that it goes on.
-    pub(crate) fn finish(&mut self, order: Order) {
+    pub(crate) fn finish(&mut self, order: LaneOrder) {
         let claim = Claim::of(row(&self.region, order.number).0.load(Acquire));
         self.orders.consume(orders(&self.region), order.len);
         if claim.started == 0 || claim.end < order.end {
@@ -207,7 +207,7 @@ impl WorkerEnd {
         words[word::PEAK].store(peak, Release);
     }
 
-    pub(crate) fn stop_sign(&self, order: &Order, index: u32) -> StopSign {
+    pub(crate) fn stop_sign(&self, order: &LaneOrder, index: u32) -> StopSign {
         StopSign { region: self.region.clone(), number: order.number, index }
     }
 }

@@ -243,7 +243,7 @@ fn death_growing_after_the_link_a_drained_segment_leads_the_next_putter_on() {
     let ring = ring(0, 0);
     let name = ring.extents.allocate(1 << 14).unwrap();
     let next = ring.extents.allocate(1 << 15).unwrap();
-    // A putter died twice between a link and the move of `PUT_SEGMENT`, and a taker has left both segments.
+    // A putter died twice between a link and the move of `PUT_SEGMENT`, and a consumer has left both segments.
     for (name, next) in [(HEAD_LEN as u64, name), (name, next)] {
         ring.extents.open(next).unwrap().segment().begin(0, 0);
         ring.extents.open(name).unwrap().segment().link(next);

@@ -6,8 +6,8 @@ use super::worker::{Phase, Worker, take_back};
 use super::{AGAIN, RAREST_SWEEP, STARTS, SWEEP, Scheduler, later};
 use crate::error::{Error, ErrorKind};
 use crate::os::proc;
+use crate::pool::call_items::CallItems;
 use crate::pool::chunk::Chunk;
-use crate::pool::group::Group;
 use std::cmp::Reverse;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,9 +24,9 @@ pub(super) enum Event {
     Overrun(Place),
     /// An item that was asked to stop has had its grace.
     Kill(Place, u32),
-    Retry(Arc<Group>, Chunk),
+    Retry(Arc<CallItems>, Chunk),
     /// Something may have waited too long for its start.
-    Queued(Arc<Group>),
+    Queued(Arc<CallItems>),
     /// A worker is idle while another has items ahead.
     Share,
     /// A seat's back-off is over.
@@ -267,15 +267,15 @@ impl Scheduler {
         worker.kill(Some(kill_reason));
     }
 
-    /// Sees to it that nothing of `group` waits for too long, from `now` on: one timer at a time does for all of it.
-    pub(super) fn watch_queue(&mut self, group: &Arc<Group>, now: Instant, effects: &mut Effects) {
+    /// Sees to it that nothing of `call_items` waits for too long, from `now` on: one timer at a time does for all of it.
+    pub(super) fn watch_queue(&mut self, group: &Arc<CallItems>, now: Instant, effects: &mut Effects) {
         let Some(limit) = group.options.queue_timeout else { return };
         if !std::mem::replace(&mut group.items().is_watched, true) {
             self.at(later(now, limit), Event::Queued(group.clone()), effects);
         }
     }
 
-    fn queued_out(&mut self, group: &Arc<Group>, now: Instant, effects: &mut Effects) {
+    fn queued_out(&mut self, group: &Arc<CallItems>, now: Instant, effects: &mut Effects) {
         let Some(limit) = group.options.queue_timeout else { return };
         let is_late = |chunk: &Chunk| chunk.queued.is_some_and(|queued| now >= later(queued, limit));
         let (late, mut next, is_empty) = {
@@ -383,7 +383,7 @@ mod tests {
     fn many_waiting_items_of_a_call_share_one_timer() {
         let (mut state, mut effects) = (Scheduler::of_test(), Effects::default());
         let options = Options { queue_timeout: Some(Duration::from_secs(3600)), ..Options::default() };
-        let group = Arc::new(Group::new(entry::Call::of(|| ()), "f", options));
+        let group = Arc::new(CallItems::new(entry::Call::of(|| ()), "f", options));
         let now = Instant::now();
         for first in 0..1000 {
             group.items().out += 1;

@@ -25,8 +25,8 @@ use super::{CheckedOut, DEPTH, Scheduler, later};
 use crate::channel::lane::Pace;
 use crate::error::Error;
 use crate::os::proc;
+use crate::pool::call_items::CallItems;
 use crate::pool::chunk::Chunk;
-use crate::pool::group::Group;
 use crate::pool::protocol::{BARE, Header, IN_PIPE};
 use crate::pool::side_channel::{SideOrders, Unsent};
 use crate::pool::stats::Histogram;
@@ -50,8 +50,8 @@ const TAKE_OVER_AFTER: Duration = Duration::from_millis(10);
 const TRANSFER_PER_KIB: Duration = Duration::from_micros(10);
 
 impl Scheduler {
-    /// Where `group` waits; `None` for the calls of a checkout that is over.
-    pub(super) fn queue_of(&mut self, group: &Group) -> Option<&mut Queue> {
+    /// Where `call_items` waits; `None` for the calls of a checkout that is over.
+    pub(super) fn queue_of(&mut self, group: &CallItems) -> Option<&mut Queue> {
         match group.is_certain() {
             true => self.checkouts.get_mut(&group.options.checkout).map(|checked_out| &mut checked_out.queue),
             false => Some(&mut self.queue),
@@ -60,7 +60,7 @@ impl Scheduler {
 
     pub(super) fn enqueue(
         &mut self,
-        group: &Arc<Group>,
+        group: &Arc<CallItems>,
         chunks: impl DoubleEndedIterator<Item = Chunk>,
         in_front: bool,
     ) {
@@ -96,14 +96,14 @@ impl Scheduler {
         }
     }
 
-    /// All of `group` that no worker has. It stays where it is queued.
-    pub(super) fn take_pending(&mut self, group: &Group) -> VecDeque<Chunk> {
+    /// All of `call_items` that no worker has. It stays where it is queued.
+    pub(super) fn take_pending(&mut self, group: &CallItems) -> VecDeque<Chunk> {
         let pending = std::mem::take(&mut group.items().pending);
         self.no_longer_wait(group, pending.iter());
         pending
     }
 
-    pub(super) fn no_longer_wait<'a>(&mut self, group: &Group, chunks: impl Iterator<Item = &'a Chunk>) {
+    pub(super) fn no_longer_wait<'a>(&mut self, group: &CallItems, chunks: impl Iterator<Item = &'a Chunk>) {
         for chunk in chunks {
             self.waiting -= if group.is_bounded() { chunk.count as usize } else { 0 };
             self.waiting_chunks -= usize::from(!group.is_certain());
@@ -111,7 +111,7 @@ impl Scheduler {
     }
 
     /// The next chunk of the first group of a queue, for the worker at `seat` if it has one, and whether it has more.
-    pub(super) fn next_chunk(&mut self, group: &Group, seat: Option<usize>) -> (Option<Chunk>, bool) {
+    pub(super) fn next_chunk(&mut self, group: &CallItems, seat: Option<usize>) -> (Option<Chunk>, bool) {
         let mut items = group.items();
         seat.into_iter().for_each(|seat| items.note_seat(seat));
         let chunk = items.pending.pop_front();
@@ -124,7 +124,7 @@ impl Scheduler {
 
     /// The next chunk of the first call that waits, for the worker at `seat` if it has one: the one way by which orders are
     /// taken, by workers and takers alike. Calls take turns.
-    pub(super) fn next_order(&mut self, group: &Arc<Group>, seat: Option<usize>) -> Option<Chunk> {
+    pub(super) fn next_order(&mut self, group: &Arc<CallItems>, seat: Option<usize>) -> Option<Chunk> {
         let (chunk, has_more) = self.next_chunk(group, seat);
         if !has_more || self.queue.len() > 1 {
             self.queue.pop_front();
@@ -176,7 +176,7 @@ impl Scheduler {
 
     /// No worker is free for `first`, the first call that waits. The first of the next few calls that has one, or for which one will be
     /// idle, goes before it. Returns that worker's seat, if there is one now.
-    fn choose_for_others(&mut self, first: &Group, effects: &mut Effects) -> Option<(usize, Arc<Group>)> {
+    fn choose_for_others(&mut self, first: &CallItems, effects: &mut Effects) -> Option<(usize, Arc<CallItems>)> {
         self.seats.update();
         let index = self.seats.index();
         let vacating = index.vacating.len();
@@ -199,8 +199,8 @@ impl Scheduler {
         None
     }
 
-    /// The seat that gets the next order of `group`.
-    fn choose(&mut self, group: &Group, effects: &mut Effects) -> Option<usize> {
+    /// The seat that gets the next order of `call_items`.
+    fn choose(&mut self, group: &CallItems, effects: &mut Effects) -> Option<usize> {
         self.seats.update();
         let index = self.seats.index();
         let idle = index.open[0].first();
@@ -235,16 +235,16 @@ impl Scheduler {
         idle.or(busy).or_else(|| self.vacate(group, effects))
     }
 
-    /// Returns `true` if no worker has an order of `group`.
-    fn is_empty_handed(&self, group: &Group) -> bool {
+    /// Returns `true` if no worker has an order of `call_items`.
+    fn is_empty_handed(&self, group: &CallItems) -> bool {
         let is_its = |running: &Running| std::ptr::eq(&*running.group, group);
         let has_some = |seat: usize| self.seats.get(seat).is_some_and(|worker| worker.running.iter().any(is_its));
         !group.options.is_many || !group.seats().into_iter().any(has_some)
     }
 
-    /// Has one more worker become idle after the item that it runs, for `group`: the orders that a call with many items has ahead there
+    /// Has one more worker become idle after the item that it runs, for `call_items`: the orders that a call with many items has ahead there
     /// wait again. At most as many workers do so as calls wait that have no order at any. Returns a worker that has become idle at once.
-    fn vacate(&mut self, group: &Group, effects: &mut Effects) -> Option<usize> {
+    fn vacate(&mut self, group: &CallItems, effects: &mut Effects) -> Option<usize> {
         self.seats.update();
         let index = self.seats.index();
         let vacating = index.vacating.len();
@@ -334,7 +334,7 @@ impl Scheduler {
         }
     }
 
-    fn give(&mut self, seat: usize, group: Arc<Group>, mut chunk: Chunk, effects: &mut Effects) {
+    fn give(&mut self, seat: usize, group: Arc<CallItems>, mut chunk: Chunk, effects: &mut Effects) {
         let Some(worker) = self.seats.worker(seat) else { return };
         let quota = if worker.checkout > 0 { usize::MAX } else { worker.share - worker.given };
         let (mut rest, grace) = (None, self.config.grace);
@@ -415,7 +415,7 @@ impl Scheduler {
     }
 
     /// Runs an item again, unless its call was cancelled.
-    pub(super) fn again(&mut self, group: &Arc<Group>, chunk: Chunk, effects: &mut Effects) {
+    pub(super) fn again(&mut self, group: &Arc<CallItems>, chunk: Chunk, effects: &mut Effects) {
         let is_cancelled = group.items().is_cancelled;
         match is_cancelled {
             true => effects.fail(group, &chunk, (0, chunk.count), || group.was_cancelled()),
@@ -423,8 +423,8 @@ impl Scheduler {
         }
     }
 
-    /// Takes back items of `group` that have not started, and asks those that run to stop.
-    pub(super) fn revoke(&mut self, group: &Arc<Group>, effects: &mut Effects) {
+    /// Takes back items of `call_items` that have not started, and asks those that run to stop.
+    pub(super) fn revoke(&mut self, group: &Arc<CallItems>, effects: &mut Effects) {
         let grace = group.options.grace.unwrap_or(self.config.grace);
         // An item that is done by now is not asked to stop.
         group.seats().into_iter().for_each(|seat| self.seats.suspect(seat));
@@ -561,8 +561,8 @@ pub(super) fn note_wait(waits: &mut Histogram, chunk: &mut Chunk, now: Instant) 
     }
 }
 
-/// Bytes that the next chunk of `group` takes up in a ring, if there is one.
-fn next_len(group: &Group) -> Option<usize> {
+/// Bytes that the next chunk of `call_items` takes up in a ring, if there is one.
+fn next_len(group: &CallItems) -> Option<usize> {
     let mut items = group.items();
     items.is_queued = items.has_pending();
     items.pending.front().map(Chunk::len_in_ring)
@@ -645,7 +645,7 @@ impl Worker {
     /// the lock is free.
     fn give(
         &mut self,
-        group: &Group,
+        group: &CallItems,
         chunk: &mut Chunk,
         (pace, grace): (Pace, Duration),
         effects: &mut Effects,

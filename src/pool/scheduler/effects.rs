@@ -4,8 +4,8 @@ use super::worker::Control;
 use crate::channel::lane::PoolEnd;
 use crate::error::{Error, Result};
 use crate::pool::batch::ResultBatch;
+use crate::pool::call_items::CallItems;
 use crate::pool::chunk::Chunk;
-use crate::pool::group::Group;
 use crate::pool::side_channel::{SideOrders, SideResults, Unsent};
 use crate::pool::stats::PoolTotals;
 use crate::pool::trace::TraceSink;
@@ -67,12 +67,12 @@ pub(in crate::pool) struct Effects {
     /// Orders that could not be sent.
     pub(in crate::pool) unsent: Vec<(Arc<SideOrders>, Unsent)>,
     /// Items that ended after their time, each as a chunk of its own, with the name of the worker.
-    pub(super) late_items: Vec<(Arc<Group>, Chunk, String)>,
+    pub(super) late_items: Vec<(Arc<CallItems>, Chunk, String)>,
     /// Trace sinks with new messages.
     pub(in crate::pool) trace_sinks: Vec<Arc<TraceSink>>,
     /// Groups that may be at their end. They are dropped without the lock, as the spans and progress receivers of their callers
     /// run code of the user then.
-    pub(super) groups: Vec<Arc<Group>>,
+    pub(super) groups: Vec<Arc<CallItems>>,
     /// Unsettled items of the callers that are woken.
     pub(super) woken: usize,
     /// The fates of items and workers, counted.
@@ -81,7 +81,7 @@ pub(in crate::pool) struct Effects {
     pub(in crate::pool) late: Vec<(String, Duration)>,
     pub(super) now: Option<Instant>,
     /// Whose orders have come to their end, how many items those were, and how long they took if their worker says so.
-    pub(super) ended: Vec<(Arc<Group>, u32, Option<Duration>)>,
+    pub(super) ended: Vec<(Arc<CallItems>, u32, Option<Duration>)>,
 }
 
 impl Effects {
@@ -90,7 +90,7 @@ impl Effects {
         *self.now.get_or_insert_with(Instant::now)
     }
 
-    pub(super) fn deliver(&mut self, group: &Group, batch: ResultBatch) {
+    pub(super) fn deliver(&mut self, group: &CallItems, batch: ResultBatch) {
         self.settled += batch.count() as usize;
         match batch.outcome_of_one() {
             None => {
@@ -109,7 +109,7 @@ impl Effects {
     }
 
     /// The next result in a worker's pipe is that of an item.
-    pub(super) fn announce(&mut self, side_results: &Arc<SideResults>, group: &Arc<Group>, index: u64, tag: u8) {
+    pub(super) fn announce(&mut self, side_results: &Arc<SideResults>, group: &Arc<CallItems>, index: u64, tag: u8) {
         self.settled += 1;
         self.totals.count_tag(tag);
         self.has_side_results = true;
@@ -121,12 +121,12 @@ impl Effects {
     }
 
     /// Settles the items of `chunk` from `from` on, before `to`.
-    pub(super) fn fail(&mut self, group: &Group, chunk: &Chunk, (from, to): (u32, u32), error: impl Fn() -> Error) {
+    pub(super) fn fail(&mut self, group: &CallItems, chunk: &Chunk, (from, to): (u32, u32), error: impl Fn() -> Error) {
         (from..to).for_each(|at| self.deliver(group, ResultBatch::failed(chunk.first + u64::from(at), error())));
     }
 
     /// The same for all of a chunk that was never given out.
-    pub(super) fn fail_pending(&mut self, group: &Group, chunk: &Chunk, error: impl Fn() -> Error) {
+    pub(super) fn fail_pending(&mut self, group: &CallItems, chunk: &Chunk, error: impl Fn() -> Error) {
         self.fail(group, chunk, (0, chunk.count), error);
         group.forget(chunk);
     }

@@ -7,8 +7,8 @@ use super::queue::Queue;
 use super::worker::{Circumstances, Phase, Worker};
 use super::{Scheduler, later};
 use crate::error::{Error, Result};
+use crate::pool::call_items::{CallItems, UsualTime};
 use crate::pool::chunk::Chunk;
-use crate::pool::group::{Group, UsualTime};
 use crate::pool::side_channel::{SideOrders, Unsent};
 use crate::pool::trace::TraceSink;
 use std::cmp::Reverse;
@@ -48,7 +48,7 @@ impl Scheduler {
     }
 
     /// Chunks were handed in.
-    pub(in crate::pool) fn submitted(&mut self, group: &Arc<Group>, mut chunks: Vec<Chunk>, effects: &mut Effects) {
+    pub(in crate::pool) fn submitted(&mut self, group: &Arc<CallItems>, mut chunks: Vec<Chunk>, effects: &mut Effects) {
         let items = chunks.iter().map(|chunk| chunk.count as usize).sum::<usize>();
         group.items().out += items;
         self.out += items;
@@ -99,12 +99,12 @@ impl Scheduler {
         self.room.leave(ticket)
     }
 
-    fn usual_time(&mut self, group: &Group) -> Arc<UsualTime> {
+    fn usual_time(&mut self, group: &CallItems) -> Arc<UsualTime> {
         self.usual_times.entry(group.call.to_words()).or_default().clone()
     }
 
     /// The caller does not wait for these items any more: those that have not started never do, those that run are asked to stop, then killed.
-    pub(in crate::pool) fn cancelled(&mut self, group: &Arc<Group>, effects: &mut Effects) {
+    pub(in crate::pool) fn cancelled(&mut self, group: &Arc<CallItems>, effects: &mut Effects) {
         if std::mem::replace(&mut group.items().is_cancelled, true) {
             return;
         }

@@ -29,8 +29,8 @@ mod worker;
 #[cfg(all(test, not(multiprocess_loom)))]
 mod tests;
 
+use super::call_items::UsualTime;
 use super::config::Config;
-use super::group::UsualTime;
 use super::stats::{Histogram, PoolStats, PoolTotals, WorkerStats};
 use crate::channel::lane::Board;
 use crate::error::{Error, Result};

@@ -1,19 +1,19 @@
 //! The calls that have chunks to give out. Each is in the queue once, and they take turns.
 
-use crate::pool::group::Group;
+use crate::pool::call_items::CallItems;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 #[derive(Default)]
 pub(super) struct Queue {
-    groups: VecDeque<Arc<Group>>,
+    groups: VecDeque<Arc<CallItems>>,
     /// About so many have nothing left to give out.
     empty: usize,
 }
 
 impl IntoIterator for Queue {
-    type Item = Arc<Group>;
-    type IntoIter = std::collections::vec_deque::IntoIter<Arc<Group>>;
+    type Item = Arc<CallItems>;
+    type IntoIter = std::collections::vec_deque::IntoIter<Arc<CallItems>>;
 
     fn into_iter(self) -> Self::IntoIter {
         self.groups.into_iter()
@@ -21,23 +21,23 @@ impl IntoIterator for Queue {
 }
 
 impl Queue {
-    pub(super) fn front(&self) -> Option<&Arc<Group>> {
+    pub(super) fn front(&self) -> Option<&Arc<CallItems>> {
         self.groups.front()
     }
 
-    pub(super) fn pop_front(&mut self) -> Option<Arc<Group>> {
+    pub(super) fn pop_front(&mut self) -> Option<Arc<CallItems>> {
         self.groups.pop_front()
     }
 
-    pub(super) fn push_back(&mut self, group: Arc<Group>) {
+    pub(super) fn push_back(&mut self, group: Arc<CallItems>) {
         self.groups.push_back(group);
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<Group>> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<CallItems>> {
         self.groups.iter()
     }
 
-    pub(super) fn get(&self, at: usize) -> Option<&Arc<Group>> {
+    pub(super) fn get(&self, at: usize) -> Option<&Arc<CallItems>> {
         self.groups.get(at)
     }
 

@@ -7,7 +7,7 @@ use super::worker::{Phase, Running, Worker};
 use crate::channel::{lane, spsc};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pool::batch::ResultBatch;
-use crate::pool::group::Group;
+use crate::pool::call_items::CallItems;
 use crate::pool::protocol::{IN_PIPE, LATE, TRACE};
 use crate::pool::stats::Histogram;
 use crate::process::entry::{IS_PANIC, IS_VALUE};
@@ -246,7 +246,7 @@ impl Worker {
 
 /// Has groups learn from items that one worker has done in `time`, where it has not measured them; items that came
 /// together is taken to have taken equally long.
-fn teach(ended: &[(Arc<Group>, u32, Option<Duration>)], time: Duration, runs: &mut Histogram) {
+fn teach(ended: &[(Arc<CallItems>, u32, Option<Duration>)], time: Duration, runs: &mut Histogram) {
     let total = ended.iter().map(|(_, count, _)| *count).sum::<u32>().max(1);
     for (group, count, took) in ended.iter().filter(|(_, count, _)| *count > 0) {
         let time = took.unwrap_or(time / total * *count);

@@ -5,8 +5,8 @@ use super::dispatch::note_wait;
 use super::effects::Effects;
 use crate::error::Error;
 use crate::pool::batch::ResultBatch;
+use crate::pool::call_items::CallItems;
 use crate::pool::chunk::Chunk;
-use crate::pool::group::Group;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Release};
@@ -26,7 +26,7 @@ pub(super) struct TakenOrders {
 }
 
 struct Taken {
-    group: Arc<Group>,
+    group: Arc<CallItems>,
     first: u64,
     count: u32,
     /// Of the arguments.
@@ -114,7 +114,7 @@ impl TakenOrders {
 /// An order that was taken just now.
 pub(in crate::pool) struct TakenOrder {
     pub(in crate::pool) id: u64,
-    pub(in crate::pool) group: Arc<Group>,
+    pub(in crate::pool) group: Arc<CallItems>,
     pub(in crate::pool) chunk: Chunk,
     pub(in crate::pool) is_cancelled: Arc<AtomicBool>,
 }
@@ -171,7 +171,7 @@ impl Scheduler {
     }
 
     /// The taker has measured how long `items` items took.
-    pub(in crate::pool) fn items_ran(&mut self, group: &Group, time: Duration, items: u32) {
+    pub(in crate::pool) fn items_ran(&mut self, group: &CallItems, time: Duration, items: u32) {
         if items > 0 {
             group.learn(time, items);
             self.runs.add(time / items, items.into());
@@ -223,8 +223,8 @@ impl Scheduler {
         self.is_abandoned || self.is_closed && self.alive() == 0
     }
 
-    /// Settles the items of `group` that the taker has, and has it notified.
-    pub(super) fn cancel_taken(&mut self, group: &Group, effects: &mut Effects) {
+    /// Settles the items of `call_items` that the taker has, and has it notified.
+    pub(super) fn cancel_taken(&mut self, group: &CallItems, effects: &mut Effects) {
         let ids = std::mem::take(&mut group.items().taken);
         ids.into_iter().for_each(|id| self.cancel_order(id, || group.was_cancelled(), effects));
     }

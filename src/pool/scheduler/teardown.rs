@@ -6,8 +6,8 @@ use super::errors::{broken, stranded, terminated};
 use super::worker::{Phase, Running};
 use super::{Scheduler, later};
 use crate::error::{Error, ErrorKind, Result};
+use crate::pool::call_items::CallItems;
 use crate::pool::chunk::Chunk;
-use crate::pool::group::Group;
 use std::cmp::Reverse;
 use std::process::ExitStatus;
 use std::sync::Arc;
@@ -131,7 +131,7 @@ impl Scheduler {
     /// Item `item` of `chunk` has come to this end; it is tried again if it may be.
     pub(super) fn fail_or_retry(
         &mut self,
-        group: &Arc<Group>,
+        group: &Arc<CallItems>,
         chunk: &Chunk,
         item: u32,
         error: Error,
@@ -248,8 +248,8 @@ impl Scheduler {
         effects.nudge = true;
     }
 
-    /// Items of `group` that wait for a retry are not tried again.
-    pub(super) fn forget_retries(&mut self, group: &Arc<Group>, effects: &mut Effects) {
+    /// Items of `call_items` that wait for a retry are not tried again.
+    pub(super) fn forget_retries(&mut self, group: &Arc<CallItems>, effects: &mut Effects) {
         if std::mem::take(&mut group.items().resting) == 0 {
             return;
         }
@@ -287,7 +287,7 @@ mod tests {
     #[test]
     fn an_item_that_fails_when_the_pool_has_ended_is_not_tried_again() {
         let (mut state, mut effects) = (Scheduler::of_test(), Effects::default());
-        let group = Arc::new(Group::new(entry::Call::of(|| ()), "f", Options { retries: 3, ..Options::default() }));
+        let group = Arc::new(CallItems::new(entry::Call::of(|| ()), "f", Options { retries: 3, ..Options::default() }));
         group.items().out = 1;
         let mut chunk = Chunk::new(0);
         chunk.count = 1;

@@ -5,10 +5,10 @@
 use super::deadlines::Event;
 use super::worker::Phase;
 use super::*;
-use crate::channel::lane::{self, Order, WorkerEnd};
+use crate::channel::lane::{self, LaneOrder, WorkerEnd};
 use crate::channel::{self, spsc};
+use crate::pool::call_items::CallItems;
 use crate::pool::chunk::Chunk;
-use crate::pool::group::Group;
 use crate::pool::options::Options;
 use crate::pool::side_channel::{SideOrders, SideResults, Unsent};
 use crate::process::entry;
@@ -32,7 +32,7 @@ impl Control for Kill {
 struct MockWorker {
     generation: u64,
     lane: WorkerEnd,
-    order: Option<(Order, u32)>,
+    order: Option<(LaneOrder, u32)>,
     is_killed: Arc<AtomicBool>,
     _pipes: (channel::Receiver<EncodedMessage>, channel::Sender<EncodedMessage>),
 }
@@ -68,7 +68,7 @@ impl MockWorker {
 
 /// A call, and how often each of its items was settled.
 struct Asked {
-    group: Arc<Group>,
+    group: Arc<CallItems>,
     items: u32,
     settled: Vec<u32>,
 }
@@ -80,7 +80,7 @@ struct World {
     asked: Vec<Asked>,
     checkout: u64,
     /// The call that takes the worker of that.
-    acquires: Option<Arc<Group>>,
+    acquires: Option<Arc<CallItems>>,
     wakers: usize,
 }
 
@@ -178,7 +178,7 @@ impl World {
     }
 
     fn submit(&mut self, items: u32, chunk: u32, is_brief: bool, options: Options) {
-        let group = Arc::new(Group::new(entry::Call::of(|| ()), "f", options));
+        let group = Arc::new(CallItems::new(entry::Call::of(|| ()), "f", options));
         if is_brief {
             let usual_time = Arc::new(UsualTime::default());
             usual_time.learn(100);
@@ -606,7 +606,7 @@ fn brief_call_of_one_item_gets_an_idle_worker_rather_than_wait_for_a_map() {
     assert_eq!(idle, 2);
     let usual_time = Arc::new(UsualTime::default());
     usual_time.learn(100);
-    let group = Arc::new(Group::new(entry::Call::of(|| ()), "f", Options { is_many: true, ..Options::default() }));
+    let group = Arc::new(CallItems::new(entry::Call::of(|| ()), "f", Options { is_many: true, ..Options::default() }));
     group.set_usual_time(|| usual_time);
     group.learn(Duration::from_nanos(100), 1);
     world.asked.push(Asked { group: group.clone(), items: 1, settled: vec![0] });
@@ -623,7 +623,7 @@ fn brief_call_of_one_item_gets_an_idle_worker_rather_than_wait_for_a_map() {
 fn order_with_large_arguments_is_not_taken_back_while_those_may_be_on_their_way() {
     let mut world = World::new(0);
     let large = |world: &mut World| {
-        let group = Arc::new(Group::new(entry::Call::of(|| ()), "f", Options::default()));
+        let group = Arc::new(CallItems::new(entry::Call::of(|| ()), "f", Options::default()));
         let usual_time = Arc::new(UsualTime::default());
         usual_time.learn(100);
         group.set_usual_time(|| usual_time);

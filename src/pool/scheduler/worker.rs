@@ -3,8 +3,8 @@
 use super::{STARTS, later};
 use crate::channel::lane::{Claim, PoolEnd};
 use crate::error::{Error, ErrorKind, Result};
+use crate::pool::call_items::CallItems;
 use crate::pool::chunk::Chunk;
-use crate::pool::group::Group;
 use crate::pool::side_channel::{SideOrders, SideResults};
 use crate::pool::trace::TraceSink;
 use crate::process::{Cause, Killer};
@@ -111,7 +111,7 @@ pub(in crate::pool) struct Circumstances {
 
 /// An order at a worker.
 pub(super) struct Running {
-    pub(super) group: Arc<Group>,
+    pub(super) group: Arc<CallItems>,
     pub(super) chunk: Chunk,
     pub(super) number: u32,
     pub(super) done: u32,
@@ -208,7 +208,11 @@ impl Worker {
     }
 
     /// Lets go of orders that are done; `now` if they came to their end just now, and are to be counted among `ended`.
-    pub(super) fn pop_complete(&mut self, now: Option<Instant>, ended: &mut Vec<(Arc<Group>, u32, Option<Duration>)>) {
+    pub(super) fn pop_complete(
+        &mut self,
+        now: Option<Instant>,
+        ended: &mut Vec<(Arc<CallItems>, u32, Option<Duration>)>,
+    ) {
         while self.running.front().is_some_and(|running| running.done >= running.end) {
             let Some(running) = self.running.pop_front() else { return };
             running.group.forget(&running.chunk);

@@ -18,7 +18,7 @@ use std::task::{Context, Waker};
 use std::time::Duration;
 
 /// The items of one call, as the pool has them.
-pub(super) struct Group {
+pub(super) struct CallItems {
     /// Of the call, among all of this process.
     pub(super) number: u64,
     pub(super) call: entry::Call,
@@ -147,7 +147,7 @@ pub(super) fn next_number() -> u64 {
     NUMBERS.fetch_add(1, Relaxed)
 }
 
-impl Group {
+impl CallItems {
     pub(super) fn new(call: entry::Call, label: &'static str, options: Options) -> Self {
         let number = options.number.unwrap_or_else(next_number);
         let caller = if options.keeps_traces { None } else { Caller::here() };
@@ -442,7 +442,7 @@ impl Group {
     }
 }
 
-impl Recipient for Group {
+impl Recipient for CallItems {
     fn fetched(&self, batch: ResultBatch) {
         let mut items = self.items();
         items.announced = items.announced.saturating_sub(1);
@@ -468,7 +468,7 @@ mod tests {
     fn a_result_that_was_announced_and_is_not_fetched_leaves_a_cancelled_call_its_error() {
         let (mut sender, receiver) = channel::simplex::<EncodedMessage>().unwrap();
         let side_results = SideResults::new(receiver, lane::Board::create().unwrap().marker(0));
-        let group = Arc::new(Group::new(entry::Call::of(|| ()), "f", Options::default()));
+        let group = Arc::new(CallItems::new(entry::Call::of(|| ()), "f", Options::default()));
         group.items().out = 1;
         sender.try_send(EncodedMessage::new(vec![0], Vec::new())).unwrap();
         side_results.expect(group.clone(), 0, IS_VALUE);
@@ -487,7 +487,7 @@ mod tests {
     fn order_with_a_timeout_has_a_limit_however_long_the_grace_is() {
         let options =
             Options { timeout: Some(Duration::from_secs(1)), grace: Some(Duration::MAX), ..Options::default() };
-        let group = Group::new(entry::Call::of(|| ()), "f", options);
+        let group = CallItems::new(entry::Call::of(|| ()), "f", options);
         let bytes = group.header(&Chunk::new(0), Pace::Each, Duration::ZERO);
         let (header, _) = Header::read(&bytes, submitter()).expect("a header");
         assert_eq!(header.limit, Some(u64::MAX - 1));
