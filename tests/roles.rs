@@ -36,6 +36,7 @@ enum How {
     AsInit,
     /// From a copy that the user 12345 runs, and whose file gives rights.
     SetUser,
+    SetGroup,
     WithCapability,
     /// From a copy that the same user runs, and whose file gives none.
     AsUser,
@@ -94,10 +95,13 @@ const SCENARIOS: &[Scenario] = scenarios! {
     inside_a_current_thread_runtime_everything_runs 5 Plainly
     without_init_a_runtime_makes_no_difference 1 Plainly
     a_set_user_id_program_has_children_that_gain_nothing 0 SetUser
+    a_set_group_id_program_has_children_that_gain_nothing 0 SetGroup
     a_program_with_a_capability_has_children_that_gain_nothing 0 WithCapability
     a_set_user_id_program_takes_no_role_from_its_user 2 AsUser
+    a_set_group_id_program_takes_no_role_from_its_user 2 AsUser
     a_program_with_a_capability_takes_no_role_from_its_user 2 AsUser
     a_marked_set_user_id_program_ends_in_init 2 AsUser
+    a_marked_set_group_id_program_ends_in_init 2 AsUser
     a_set_user_id_program_ignores_the_variables_of_tests 1 SetUser
 };
 
@@ -258,7 +262,7 @@ impl Place {
 
     fn copy(&self, program: &Path, how: How) -> PathBuf {
         // Beside the one that is run, for those that start another one.
-        for (name, mode) in [("plain", 0o755), ("set-user", 0o4755), ("capable", 0o755)] {
+        for (name, mode) in [("plain", 0o755), ("set-user", 0o4755), ("set-group", 0o2755), ("capable", 0o755)] {
             let copy = self.0.join(name);
             std::fs::copy(program, &copy).unwrap();
             std::fs::set_permissions(&copy, PermissionsExt::from_mode(mode)).unwrap();
@@ -273,6 +277,7 @@ impl Place {
         }
         self.0.join(match how {
             How::SetUser => "set-user",
+            How::SetGroup => "set-group",
             How::WithCapability => "capable",
             _ => "plain",
         })
@@ -802,27 +807,30 @@ fn without_init_a_runtime_makes_no_difference(_: Main) {
 
 // With rights that a file gives.
 
-/// Real, effective and saved user, permitted capabilities.
+/// Real, effective and saved user and group, permitted capabilities.
 fn rights() -> (Vec<u32>, u64) {
-    let users = nix::unistd::getresuid().unwrap();
-    let users = [users.real, users.effective, users.saved].map(nix::unistd::Uid::as_raw).to_vec();
-    (users, rustix::thread::capabilities(None).unwrap().permitted.bits())
+    let (users, groups) = (nix::unistd::getresuid().unwrap(), nix::unistd::getresgid().unwrap());
+    let mut ids = [users.real, users.effective, users.saved].map(nix::unistd::Uid::as_raw).to_vec();
+    ids.extend([groups.real, groups.effective, groups.saved].map(nix::unistd::Gid::as_raw));
+    (ids, rustix::thread::capabilities(None).unwrap().permitted.bits())
 }
 
 /// Its children do their work, and none has what this process has not.
 fn children_gain_nothing() {
     mp::run(async {
-        let (users, capabilities) = rights();
+        let (ids, capabilities) = rights();
         for method in [StartMethod::ForkServer, StartMethod::Spawn] {
             for _ in 0..3 {
                 let child = Process::builder().start_method(method).spawn(rights, ()).unwrap();
                 let (theirs, more) = child.await.unwrap();
-                assert!(theirs.iter().all(|user| users.contains(user)), "{theirs:?} of {users:?}");
+                let is_mine = |at: usize| ids[at / 3 * 3..][..3].contains(&theirs[at]);
+                assert!((0..6).all(is_mine), "{theirs:?} of {ids:?}");
                 assert_eq!(more & !capabilities, 0, "{more:x} of {capabilities:x}");
             }
         }
         // Not even after this process has given everything up, whatever the file says.
-        let user = nix::unistd::Uid::from_raw(USER);
+        let (user, group) = (nix::unistd::Uid::from_raw(USER), nix::unistd::Gid::from_raw(USER));
+        nix::unistd::setresgid(group, group, group).unwrap();
         nix::unistd::setresuid(user, user, user).unwrap();
         rustix::thread::set_capabilities(
             None,
@@ -833,7 +841,7 @@ fn children_gain_nothing() {
             },
         )
         .unwrap();
-        assert_eq!(Process::spawn(rights, ()).unwrap().await.unwrap(), (vec![USER; 3], 0));
+        assert_eq!(Process::spawn(rights, ()).unwrap().await.unwrap(), (vec![USER; 6], 0));
     });
     passed();
 }
@@ -841,6 +849,13 @@ fn children_gain_nothing() {
 fn a_set_user_id_program_has_children_that_gain_nothing(main: Main) {
     if main.is_first() && !nix::unistd::geteuid().is_root() {
         return skipped("this file system ignores set-user-ID");
+    }
+    children_gain_nothing();
+}
+
+fn a_set_group_id_program_has_children_that_gain_nothing(main: Main) {
+    if main.is_first() && nix::unistd::getegid().as_raw() == USER {
+        return skipped("this file system ignores set-group-ID");
     }
     children_gain_nothing();
 }
@@ -867,16 +882,28 @@ fn a_set_user_id_program_takes_no_role_from_its_user(_: Main) {
     takes_no_role("set-user");
 }
 
+fn a_set_group_id_program_takes_no_role_from_its_user(_: Main) {
+    takes_no_role("set-group");
+}
+
 fn a_program_with_a_capability_takes_no_role_from_its_user(_: Main) {
     takes_no_role("capable");
 }
 
-fn a_marked_set_user_id_program_ends_in_init(main: Main) {
+fn marked_it_ends_in_init(main: Main, program: &str) {
     mp::init();
     assert!(main.is_first());
-    let output = marked(&beside("set-user")).output().unwrap();
+    let output = marked(&beside(program)).output().unwrap();
     assert_eq!(output.status.code(), Some(90), "{output:?}");
     passed();
+}
+
+fn a_marked_set_user_id_program_ends_in_init(main: Main) {
+    marked_it_ends_in_init(main, "set-user");
+}
+
+fn a_marked_set_group_id_program_ends_in_init(main: Main) {
+    marked_it_ends_in_init(main, "set-group");
 }
 
 /// Whoever starts it must not be able to kill it in the middle of what it does.
