@@ -1,9 +1,11 @@
 //! Programs under tools, and built for them: valgrind, and compilers that count what runs.
 
 use multiprocess::{self as mp, ErrorKind, Event, Manager, Pool, Process, Queue};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::process::{Command, Output, Stdio};
+use std::sync::Mutex;
 use std::time::Duration;
 
 mod common;
@@ -166,32 +168,264 @@ fn what_runs_under_strace() {
     println!("each use has ended");
 }
 
-/// Compiles `source` against the library that was built for the tests.
-fn compile(source: &str, name: &str, flags: &[&str]) -> PathBuf {
-    let libraries = std::env::current_exe().unwrap().parent().unwrap().to_path_buf();
-    let folder = std::env::temp_dir().join(format!("multiprocess-{name}-{}", common::alone::unique()));
-    std::fs::create_dir_all(&folder).unwrap();
-    std::fs::write(folder.join("main.rs"), source).unwrap();
-    let mut candidates: Vec<PathBuf> =
-        std::fs::read_dir(&libraries).unwrap().map(|entry| entry.unwrap().path()).collect();
-    candidates.retain(|path| {
+/// Where the libraries are that were built for the tests.
+fn libraries() -> PathBuf {
+    std::env::current_exe().unwrap().parent().unwrap().to_path_buf()
+}
+
+/// This crate as it was built for the tests, the newest first: one that is older may have been built beside other libraries
+/// than there are now.
+fn built_crates() -> Vec<PathBuf> {
+    let mut found: Vec<PathBuf> = std::fs::read_dir(libraries()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    found.retain(|path| {
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
         name.starts_with("libmultiprocess-") && name.ends_with(".rlib")
     });
-    candidates.sort_by_key(|path| std::cmp::Reverse(path.metadata().unwrap().modified().unwrap()));
+    found.sort_by_key(|path| std::cmp::Reverse(path.metadata().unwrap().modified().unwrap()));
+    found
+}
+
+fn rustc() -> Command {
+    let mut rustc = Command::new(Path::new(env!("CARGO")).with_file_name("rustc"));
+    rustc.args(["--edition", "2024", "-L"]).arg(format!("dependency={}", libraries().display()));
+    rustc
+}
+
+fn has_compiler() -> bool {
+    let has_one = rustc().arg("--version").output().is_ok_and(|output| output.status.success());
+    if !has_one {
+        eprintln!("SKIPPED: there is no rustc here");
+    }
+    has_one
+}
+
+fn new_folder(name: &str) -> PathBuf {
+    let folder = std::env::temp_dir().join(format!("multiprocess-{name}-{}", common::alone::unique()));
+    std::fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+/// Compiles `source` against the library that was built for the tests.
+fn compile_in(folder: &Path, name: &str, source: &str, flags: &[&str]) {
+    let file = format!("{name}.rs");
+    std::fs::write(folder.join(&file), source).unwrap();
     let mut said = String::new();
-    // One that is older may have been built beside other libraries than there are now.
-    for library in candidates {
-        let mut rustc = Command::new(Path::new(env!("CARGO")).with_file_name("rustc"));
-        rustc.args(["--edition", "2024", "main.rs", "-o", "main"]).args(flags).current_dir(&folder);
-        rustc.arg("-L").arg(format!("dependency={}", libraries.display()));
+    for library in built_crates() {
+        let mut rustc = rustc();
+        rustc.arg(&file).args(flags).current_dir(folder);
         let output = rustc.arg("--extern").arg(format!("multiprocess={}", library.display())).output().unwrap();
         if output.status.success() {
-            return folder.join("main");
+            return;
         }
         said += &text_of(&output);
     }
     panic!("{said}");
+}
+
+/// A program.
+fn compile(source: &str, name: &str, flags: &[&str]) -> PathBuf {
+    let folder = new_folder(name);
+    compile_in(&folder, "main", source, &[&["-o", "main"][..], flags].concat());
+    folder.join("main")
+}
+
+/// Runs a program, whose lines are `name: what it found`.
+fn found_by(program: &mut Command, name: &str) -> String {
+    let output = program.output().unwrap();
+    let text = text_of(&output);
+    assert!(output.status.success(), "{text}");
+    let found = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+    found.unwrap_or_else(|| panic!("no line of {name}: {text}")).to_string()
+}
+
+/// A library that holds the crate, and functions of its own.
+const LIBRARY: &str = r#"
+use multiprocess::{self as mp, Process};
+
+pub fn double(n: u32) -> u32 {
+    2 * n
+}
+
+pub fn start() -> mp::Result<Process<u32>> {
+    Process::spawn(double, (4,))
+}
+"#;
+
+const WITH_LIBRARY: &str = r#"
+use multiprocess::{self as mp, Manager, Pool, Process, StartMethod};
+
+fn one() -> u32 {
+    1
+}
+
+async fn forked() -> mp::Result<u32> {
+    Process::spawn(one, ())?.await
+}
+
+async fn executed() -> mp::Result<u32> {
+    Process::builder().start_method(StartMethod::Spawn).spawn(one, ())?.await
+}
+
+async fn pooled() -> mp::Result<u32> {
+    Pool::new(1)?.apply(one, ()).await
+}
+
+async fn managed() -> mp::Result<()> {
+    Manager::start().await?.create(one, ()).await.map(drop)
+}
+
+fn main() {
+    mp::run(async {
+        println!("library: {:?}", part::start().unwrap().await.unwrap());
+        println!("forked: {}", forked().await.unwrap_err());
+        println!("executed: {}", executed().await.unwrap_err());
+        println!("pooled: {}", pooled().await.unwrap_err());
+        println!("managed: {}", managed().await.unwrap_err());
+    })
+}
+"#;
+
+#[test]
+fn a_function_that_is_not_in_the_dynamic_library_of_the_crate_is_an_error_that_names_it() {
+    if !has_compiler() {
+        return;
+    }
+    let _deadline = Deadline::after(LIMIT);
+    let folder = new_folder("dylib");
+    let dynamic = ["-C", "prefer-dynamic"];
+    compile_in(&folder, "part", LIBRARY, &[&dynamic[..], &["--crate-type", "dylib"]].concat());
+    compile_in(&folder, "main", WITH_LIBRARY, &[&dynamic[..], &["-L", ".", "--extern", "part=libpart.so"]].concat());
+    let standard = rustc().args(["--print", "target-libdir"]).output().unwrap();
+    let path = format!("{}:{}", String::from_utf8(standard.stdout).unwrap().trim(), folder.display());
+    let found = |name: &str| found_by(Command::new(folder.join("main")).env("LD_LIBRARY_PATH", &path), name);
+    assert_eq!(found("library"), "8", "what is in the same library runs");
+    for name in ["forked", "executed", "pooled", "managed"] {
+        let error = found(name);
+        assert!(error.contains("lives in another dynamic library") && error.contains("`rlib`"), "{name}: {error}");
+    }
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+const ABORTS: &str = r#"
+use multiprocess::{self as mp, Pool, Process, StartMethod};
+
+fn fails() -> u32 {
+    panic!("the disk is full")
+}
+
+async fn fails_later() -> u32 {
+    fails()
+}
+
+fn main() {
+    mp::run(async {
+        let line = |name: &str, done: mp::Result<u32>| {
+            let error = done.unwrap_err();
+            println!("{name}: {:?} {error}", error.kind());
+        };
+        line("forked", Process::spawn(fails, ()).unwrap().await);
+        line("later", Process::spawn(fails_later, ()).unwrap().await);
+        let executed = Process::builder().start_method(StartMethod::Spawn);
+        line("executed", executed.spawn(fails, ()).unwrap().await);
+        let pool = Pool::new(1).unwrap();
+        line("pooled", pool.apply(fails, ()).await);
+        println!("after: {}", pool.apply(|| 5, ()).await.unwrap());
+    })
+}
+"#;
+
+const TWO_VERSIONS: &str = r#"
+use multiprocess as first;
+
+fn main() {
+    first::run(async {
+        println!("own: {}", first::Process::spawn(|| 1, ()).unwrap().await.unwrap());
+        println!("before: {}", second::Process::spawn(|| 1, ()).map(drop).unwrap_err());
+        second::init();
+        println!("after: {}", second::Process::spawn(|| 1, ()).map(drop).unwrap_err());
+        println!("still: {}", first::Process::spawn(|| 1, ()).unwrap().await.unwrap());
+    })
+}
+"#;
+
+/// The crate once more, as another version and for panics that abort, against the dependencies of the one that was built for
+/// the tests. It is kept for the next test.
+fn second_version() -> PathBuf {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _one = ONE_AT_A_TIME.lock();
+    let first = built_crates().remove(0);
+    let built = |path: &Path| path.metadata().and_then(|metadata| metadata.modified()).ok();
+    let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join("libmultiprocess-second.rlib");
+    if built(&kept) > built(&first) {
+        return kept;
+    }
+    // The library names the files of those that it uses.
+    let known = std::fs::read(first.with_extension("rmeta")).unwrap();
+    let names: HashSet<&[u8]> = known.windows(17).filter(|word| word[0] == b'-').map(|word| &word[1..]).collect();
+    let mut rustc = rustc();
+    rustc.args(["--crate-type", "rlib", "--crate-name", "multiprocess", "--cap-lints", "allow", "-C", "panic=abort"]);
+    rustc.args(["-C", "metadata=second", "-C", "extra-filename=-second"]).env("CARGO_PKG_VERSION", "0.0.1");
+    for entry in std::fs::read_dir(libraries()).unwrap() {
+        let path = entry.unwrap().path();
+        let file = path.file_name().unwrap().to_string_lossy().into_owned();
+        let parts = file.strip_prefix("lib").and_then(|file| file.strip_suffix(".rlib")?.rsplit_once('-'));
+        if let Some((name, _)) = parts.filter(|(_, hash)| names.contains(hash.as_bytes()))
+            && name != "multiprocess"
+        {
+            rustc.arg("--extern").arg(format!("{name}={}", path.display()));
+        }
+    }
+    let (source, folder) = (Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs"), new_folder("second"));
+    let output = rustc.arg(source).arg("--out-dir").arg(&folder).output().unwrap();
+    assert!(output.status.success(), "{}", text_of(&output));
+    std::fs::copy(folder.join(kept.file_name().unwrap()), &kept).unwrap();
+    std::fs::remove_dir_all(folder).unwrap();
+    kept
+}
+
+#[test]
+#[ignore = "it compiles the crate a second time, which takes a minute"]
+fn second_build_with_panics_that_abort_brings_the_message_of_each_panic() {
+    if !has_compiler() {
+        return;
+    }
+    let _deadline = Deadline::after(3 * LIMIT);
+    let folder = new_folder("abort");
+    std::fs::write(folder.join("main.rs"), ABORTS).unwrap();
+    let mut rustc = rustc();
+    rustc
+        .args(["main.rs", "-C", "panic=abort", "--extern"])
+        .arg(format!("multiprocess={}", second_version().display()));
+    let output = rustc.current_dir(&folder).output().unwrap();
+    assert!(output.status.success(), "{}", text_of(&output));
+    let found = |name: &str| found_by(&mut Command::new(folder.join("main")), name);
+    for name in ["forked", "later", "executed", "pooled"] {
+        let error = found(name);
+        assert!(error.starts_with("Panicked ") && error.contains("the disk is full"), "{name}: {error}");
+    }
+    assert_eq!(found("after"), "5", "another worker has taken its place");
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+#[ignore = "it compiles the crate a second time, which takes a minute"]
+fn second_build_in_one_program_is_named_as_the_cause_of_its_errors() {
+    if !has_compiler() {
+        return;
+    }
+    let _deadline = Deadline::after(3 * LIMIT);
+    let (folder, second) = (new_folder("versions"), format!("second={}", second_version().display()));
+    let flags = ["-o", "main", "-C", "panic=abort", "--extern", &second];
+    compile_in(&folder, "main", TWO_VERSIONS, &flags);
+    let found = |name: &str| found_by(&mut Command::new(folder.join("main")), name);
+    assert_eq!((found("own"), found("still")), ("1".into(), "1".into()));
+    for name in ["before", "after"] {
+        let error = found(name);
+        assert!(error.contains("2 copies of the crate") && error.contains("0.0.1"), "{name}: {error}");
+        assert!(error.contains("cargo tree -d") && !error.contains("same build"), "{name}: {error}");
+    }
+    assert!(found("after").starts_with("another version of the crate"), "{}", found("after"));
+    std::fs::remove_dir_all(folder).unwrap();
 }
 
 /// Each calls a function of its own so often that the number is found in what its process has written.
@@ -232,6 +466,9 @@ fn main() -> mp::Result<()> {
 /// What is in memory is what each process has counted, in words of 8 bytes.
 #[test]
 fn what_each_kind_of_child_has_counted_is_in_a_file_of_its_own() {
+    if !has_compiler() {
+        return;
+    }
     let _deadline = Deadline::after(LIMIT);
     let program = compile(COUNTED, "counters", &["-C", "instrument-coverage"]);
     let folder = program.parent().unwrap();
@@ -261,6 +498,9 @@ fn what_each_kind_of_child_has_counted_is_in_a_file_of_its_own() {
 /// The compiler names one file for all processes (`default_%m.profraw`), into which each adds what it has counted.
 #[test]
 fn what_each_kind_of_child_has_counted_for_profile_guided_optimisation_is_in_one_file() {
+    if !has_compiler() {
+        return;
+    }
     let _deadline = Deadline::after(LIMIT);
     let place = std::env::temp_dir().join(format!("multiprocess-profile-{}", common::alone::unique()));
     let program = compile(COUNTED, "merged", &["-C", &format!("profile-generate={}", place.display())]);

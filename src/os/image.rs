@@ -83,6 +83,11 @@ pub(crate) fn copies() -> Vec<&'static str> {
     std::str::from_utf8(texts).unwrap_or_default().split_ascii_whitespace().collect()
 }
 
+/// Returns `true` if this program has more than one.
+pub(crate) fn has_copies() -> bool {
+    copies().len() > 1
+}
+
 /// A hint for errors, if two copies of this crate in one program may be the cause; otherwise empty.
 pub(crate) fn copies_as_cause() -> String {
     let copies = copies();
@@ -103,15 +108,14 @@ const ELSEWHERE: u64 = u64::MAX;
 pub(crate) fn why_unknown(offset: u64) -> String {
     match offset {
         ELSEWHERE => {
-            "a function lives in another shared object than the crate `multiprocess`, where other processes cannot \
-                      find it: link both into the program itself (as `rlib`, not as `dylib`, and without \
-                      `-C prefer-dynamic`)"
+            "a function lives in another dynamic library or program than the crate `multiprocess`, where other processes \
+             cannot find it: link both into the program itself (as `rlib`, not as `dylib`, and without `-C prefer-dynamic`)"
                 .to_string()
         }
-        _ => format!(
-            "a call names a function that this program does not have; both sides must be the same build{}",
-            copies_as_cause()
-        ),
+        _ if has_copies() => {
+            format!("a call names a function of another version of the crate `multiprocess`{}", copies_as_cause())
+        }
+        _ => "a call names a function that this program does not have; both sides must be the same build".to_string(),
     }
 }
 
@@ -277,7 +281,7 @@ mod tests {
     fn functions_of_another_object_and_copies_of_the_crate_are_recognised() {
         assert_ne!(list(|| 3), ELSEWHERE);
         assert!(is_in_this_object(anchor()) && !is_in_this_object(libc::getpid as *const () as usize));
-        assert!(entry_at(ELSEWHERE).is_none() && why_unknown(ELSEWHERE).contains("shared object"));
+        assert!(entry_at(ELSEWHERE).is_none() && why_unknown(ELSEWHERE).contains("dynamic library"));
         assert_eq!((copies(), copies_as_cause()), (vec![env!("CARGO_PKG_VERSION")], String::new()));
     }
 

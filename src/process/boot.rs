@@ -275,11 +275,16 @@ fn take_role(socket: OwnedFd) -> ! {
 }
 
 fn other_image() -> Error {
-    let why = format!(
-        "the program that was started is not the same build as the one that started it, so no function can run there: was \
-         the executable replaced while it ran?{}",
-        image::copies_as_cause()
-    );
+    let why = match image::has_copies() {
+        true => format!(
+            "another version of the crate `multiprocess` took the role of the process that was started, so no function can run \
+             there{}",
+            image::copies_as_cause()
+        ),
+        false => "the program that was started is not the same build as the one that started it, so no function can run there: \
+                  was the executable replaced while it ran?"
+            .into(),
+    };
     Error::new(ErrorKind::Spawn, why)
 }
 
